@@ -1,0 +1,3 @@
+"""cnnrun: convolutional networks written as YAML."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,5 @@
+"""`python -m cnnrun`."""
+
+from cnnrun.cli import main
+
+main()

@@ -1,0 +1,146 @@
+"""The `blocks:` section: lists of layers with parameters, expanded where they are used, before anything is checked.
+
+    blocks:
+      bottleneck:
+        parameters: {width, stride: 1}        # without a value: must be given
+        layers:
+          - conv: {out_channels: $width, stride: $stride}
+    model:
+      - bottleneck: {width: 64}               # or `bottleneck: 64`: the first parameter
+
+`$name` stands for a whole value. There are no expressions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from cnnrun.spec import did_you_mean
+from cnnrun.yamlfile import MAX_NODES, Map, Mark, Problem, Seq, copy
+
+_AT_USE = ("name", "from")  # every layer may carry them, so a block where it is used may, too
+
+
+@dataclass(frozen=True)
+class Block:
+    name: str
+    parameters: Map
+    layers: Seq
+
+
+def expand(tree: Map, kinds: Collection[str]) -> list[Problem]:
+    """Replace, in place, every use of a block under `model:` by its layers, and remove `blocks:`."""
+    if "blocks" not in tree:
+        return []
+    expander = _Expander(kinds)
+    expander.define(tree.pop("blocks"), tree.marks["blocks"])
+    if isinstance(tree.get("model"), Seq | Map):
+        expander.walk(tree["model"], ())
+    return expander.problems
+
+
+class _Expander:
+    def __init__(self, kinds: Collection[str]) -> None:
+        self.problems: list[Problem] = []
+        self._kinds = kinds
+        self._blocks: dict[str, Block] = {}
+        self._nodes = 0
+
+    def define(self, section: Any, mark: Mark) -> None:
+        if not isinstance(section, Map):
+            return self._problem(mark, "blocks", "expected a mapping of block names to {parameters, layers}")
+        for name, body in section.items():
+            path, at = f"blocks.{name}", section.marks[name]
+            if name in self._kinds:
+                self._problem(section.key_marks[name], path, f"{name!r} is a layer of cnnrun; choose another name")
+            elif not isinstance(body, Map) or not isinstance(body.get("layers"), Seq):
+                self._problem(at, path, "expected {parameters: {...}, layers: [...]}")
+            elif unknown := [key for key in body if key not in ("parameters", "layers")]:
+                text = f"unknown key{did_you_mean(unknown[0], ('parameters', 'layers'))}"
+                self._problem(body.key_marks[unknown[0]], f"{path}.{unknown[0]}", text)
+            elif not isinstance(parameters := body.get("parameters", Map()), Map):
+                self._problem(body.marks["parameters"], f"{path}.parameters", "expected a mapping: {width, stride: 1}")
+            else:
+                self._blocks[name] = Block(name, parameters, body["layers"])
+        return None
+
+    def walk(self, node: Any, inside: tuple[str, ...]) -> None:
+        """Expand below `node`; `inside` are the blocks being expanded, outermost first."""
+        self._nodes += 1
+        if isinstance(node, Seq):
+            for number, item in enumerate(node):
+                if (name := self._block_used(item)) is not None:
+                    node[number] = self._use(self._blocks[name], item, node.marks[number], inside)
+                self.walk(node[number], (*inside, name) if name else inside)
+        elif isinstance(node, Map):
+            for value in node.values():
+                self.walk(value, inside)
+
+    def _block_used(self, item: Any) -> str | None:
+        word = item if isinstance(item, str) else next(iter(item)) if isinstance(item, Map) and len(item) == 1 else None
+        return word if word in self._blocks else None
+
+    def _use(self, block: Block, item: Any, mark: Mark, inside: tuple[str, ...]) -> Map:
+        if block.name in inside or self._nodes > MAX_NODES:
+            why = "contains itself" if block.name in inside else f"grows beyond {MAX_NODES} values"
+            self._problem(mark, f"blocks.{block.name}", f"the block {why}")
+            return Map()
+        given = self._arguments(block, item, mark)
+        body = Map()
+        body.put("layers", self._filled(copy(block.layers), given, block.name), mark, mark)
+        for key in _AT_USE:
+            if key in given:
+                body.put(key, given[key], given.key_marks[key], given.marks[key])
+        made = Map()
+        made.put("sequential", body, mark, mark)
+        made.alias = block.name
+        return made
+
+    def _arguments(self, block: Block, item: Any, mark: Mark) -> Map:
+        """The parameters' values for this use: given here, or the block's defaults."""
+        value = item[block.name] if isinstance(item, Map) else None
+        given = Map()
+        if isinstance(value, Map):
+            given = value
+        elif value is not None and block.parameters:
+            given.put(next(iter(block.parameters)), value, mark, item.marks[block.name])
+        elif value is not None:
+            self._problem(mark, block.name, "the block has no parameters")
+        made = Map()
+        for key, argument in given.items():
+            if key in block.parameters or key in _AT_USE:
+                made.put(key, argument, given.key_marks[key], given.marks[key])
+            else:
+                known = [*block.parameters, *_AT_USE]
+                self._problem(given.key_marks[key], f"{block.name}.{key}", f"unknown parameter{did_you_mean(key, known)}")
+        for key, default in block.parameters.items():
+            if key not in made and default is None:
+                self._problem(mark, block.name, f"needs {key!r}")
+                made.put(key, None, mark, mark)
+            elif key not in made:
+                made.put(key, default, block.parameters.key_marks[key], block.parameters.marks[key])
+        return made
+
+    def _filled(self, node: Any, given: Map, name: str) -> Any:
+        """`node` with every `$parameter` replaced; the value keeps the place where it was given."""
+        if isinstance(node, Seq | Map):
+            keys: Any = range(len(node)) if isinstance(node, Seq) else list(node)
+            for key in keys:
+                value = node[key]
+                if isinstance(value, str) and value.startswith("$"):
+                    parameter = value[1:]
+                    if parameter in given:
+                        node[key], node.marks[key] = copy(given[parameter]), given.marks[parameter]
+                    else:
+                        text = f"no parameter {value!r}{did_you_mean(parameter, given)}"
+                        self._problem(node.marks[key], f"blocks.{name}", text)
+                else:
+                    self._filled(value, given, name)
+        return node
+
+    def _problem(self, mark: Mark, path: str, message: str) -> None:
+        problem = Problem(mark, path, message)
+        if problem not in self.problems:
+            self.problems.append(problem)

@@ -1,0 +1,185 @@
+"""The command line. Each command is short: machinery is imported inside, so that --help needs no torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cnnrun import __version__
+from cnnrun.errors import UserError, printable
+
+app = typer.Typer(
+    name="cnnrun",
+    help="Train, evaluate and ship convolutional networks that are written down as YAML.",
+    epilog="Start: cnnrun train configs/digits.yaml   Then: cnnrun eval, cnnrun predict PICTURES, cnnrun export onnx",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Config = Annotated[Path, typer.Argument(help="The YAML file.", metavar="CONFIG")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings that replace the file's.", metavar="[KEY.PATH=VALUE]...")
+]
+Target = Annotated[
+    Path | None, typer.Argument(help="A run folder, a checkpoint or a config; by default the newest run.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Runs = Annotated[Path, typer.Option(help="The folder that holds the runs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+SplitName = Annotated[str | None, typer.Option(help="The split to use; by default test where there is one, else val.")]
+
+
+@app.command()
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with this config's newest unfinished run.")] = False,
+    device: Device = "auto",
+    runs: Runs = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Train a network. Example: cnnrun train configs/digits.yaml train.epochs=3"""
+    from cnnrun import assemble, report
+    from cnnrun.device import choose, keep_freed_memory
+    from cnnrun.experiment import load
+
+    experiment, chosen = load(config, overrides or []), choose(device)
+    keep_freed_memory()
+    result = assemble.train(experiment, runs, chosen, resume)
+    _print(result, as_json, report.training)
+
+
+@app.command("eval")
+def evaluate(
+    target: Target = None,
+    split: SplitName = None,
+    device: Device = "auto",
+    runs: Runs = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Measure a trained network on a split. Example: cnnrun eval runs/digits/1 --split val"""
+    from cnnrun import assemble, report
+    from cnnrun.device import choose
+
+    _print(assemble.evaluate(target, runs, choose(device), split), as_json, report.evaluation)
+
+
+@app.command()
+def predict(
+    paths: Annotated[list[Path], typer.Argument(help="Picture files and folders.")],
+    run: Annotated[Path | None, typer.Option(help="A run folder, a checkpoint or a config; by default the newest run.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 64,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    device: Device = "auto",
+    runs: Runs = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Results for pictures, one line each, as they come. Example: cnnrun predict photos/ --json"""
+    from cnnrun import assemble, report
+    from cnnrun.device import choose
+    from cnnrun.errors import DataError
+    from cnnrun.predict import files
+    from cnnrun.predict import predict as rows_of
+
+    _, trained = assemble.trained(run, runs, choose(device))
+    write = report.row_writer("json" if as_json else "csv" if csv else "text")
+    bad = 0
+    for row in rows_of(trained, files(paths), batch):
+        write(row)
+        bad += "error" in row
+    if bad:
+        raise DataError(f"{bad} file(s) could not be read")
+
+
+export_app = typer.Typer(help="Write a trained network as a file for other programs.", no_args_is_help=True)
+app.add_typer(export_app, name="export")
+
+
+@export_app.command("onnx")
+def export_onnx(
+    target: Target = None,
+    out: Annotated[Path | None, typer.Option(help="The file; by default exports/model.onnx in the run.")] = None,
+    split: SplitName = None,
+    runs: Runs = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """ONNX with pre-processing inside, compared with the network before it is kept. Example: cnnrun export onnx"""
+    from cnnrun import assemble, report
+    from cnnrun.export.onnx import Onnx
+
+    _print(assemble.exported(Onnx(), target, runs, split, out), as_json, report.parity)
+
+
+@app.command()
+def check(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Check a config and its data without training. Example: cnnrun check configs/digits.yaml"""
+    from cnnrun import assemble, report
+    from cnnrun.experiment import load
+
+    _print(assemble.checked(load(config, overrides or [])), as_json, report.checked)
+
+
+@app.command()
+def summary(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
+    """The network, a row a layer: shape, parameters, FLOPs, memory, receptive field. Example: cnnrun summary c.yaml"""
+    from cnnrun import assemble, report
+    from cnnrun.experiment import load
+
+    _print(assemble.summary(load(config, overrides or [])), as_json, report.summary)
+
+
+@app.command()
+def kinds(
+    word: Annotated[str | None, typer.Argument(help="A family (layers, tasks ...) or a kind (conv, sgd ...).")] = None,
+    as_json: Json = False,
+) -> None:
+    """What the YAML may say: every kind with its settings. Example: cnnrun kinds conv"""
+    from cnnrun import report, vocabulary
+
+    _print(vocabulary.described(word), as_json, report.kinds)
+
+
+@app.command()
+def schema() -> None:
+    """The JSON Schema of a config, for editors. Example: cnnrun schema > cnnrun.schema.json"""
+    from cnnrun.experiment import Experiment
+
+    typer.echo(json.dumps(Experiment.model_json_schema(), indent=1))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"cnnrun {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _print(data: dict[str, Any], as_json: bool, for_people: Any) -> None:
+    if as_json:
+        typer.echo(json.dumps(data))
+    else:
+        for_people(data)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is its lines on stderr and its exit code, never a traceback."""
+    try:
+        app()
+    except UserError as error:
+        for line in error.lines:
+            print(printable(line), file=sys.stderr)  # noqa: T201
+        sys.exit(error.exit_code)

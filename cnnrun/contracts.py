@@ -1,0 +1,214 @@
+"""What a layer, a task and a data source promise. Read this second, after the README."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from cnnrun.spec import Kind
+
+Shape = tuple[int, ...]  # of one sample, without the batch: (C, H, W) for pictures, (F,) for vectors
+Pair = tuple[int, int]  # (height, width)
+
+
+# --- layers ---------------------------------------------------------------------------------------------------------
+
+
+class CannotPass(Exception):
+    """A layer cannot take what arrives: why, and what the user can do."""
+
+    def __init__(self, reason: str, fix: str) -> None:
+        super().__init__(f"{reason}; {fix}")
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a layer's output cell sees of its input, per direction: for receptive fields.
+
+    `kernel` counts dilation in; `scale` is how much the layer enlarges; `whole` means all of the input.
+    """
+
+    kernel: Pair = (1, 1)
+    stride: Pair = (1, 1)
+    scale: Pair = (1, 1)
+    whole: bool = False
+
+
+class LayerSpec(Kind):
+    """A layer of the YAML: its settings, and how to build it for the shape that arrives."""
+
+    # What the conformance tests build: settings in YAML's words, and a shape that can pass.
+    example: ClassVar[dict[str, Any]] = {}
+    example_shape: ClassVar[Shape] = (8, 6, 6)
+    takes_several: ClassVar[bool] = False
+
+    name: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=64)
+    """Names this layer's output, for a later layer's `from`."""
+    from_: str | list[str] | None = Field(None, alias="from")
+    """Takes the output of the layer of that name (or several) instead of the previous layer's."""
+
+    @model_validator(mode="after")
+    def _parts_are_unnamed(self) -> Self:
+        """A norm or activation inside a layer is a part of it: a name or link there would be ignored, so is refused."""
+        for value in self.__dict__.values():
+            if isinstance(value, LayerSpec) and (value.name is not None or value.from_ is not None):
+                raise ValueError(f"{value.kind} inside {self.kind} takes neither name nor from; give it a line of its own")
+        return self
+
+    def build(self, in_shape: Shape) -> nn.Module:
+        """The module, for one input of `in_shape`. Raises CannotPass."""
+        raise NotImplementedError
+
+    def window(self, in_shape: Shape) -> Window:
+        """What an output cell sees of the input."""
+        return Window()
+
+    def check(self, in_shapes: Sequence[Shape]) -> None:
+        """Raises CannotPass when these inputs cannot be taken together."""
+        if len(in_shapes) > 1:
+            raise CannotPass(f"{self.kind} takes one input, here are {len(in_shapes)}", "join them with concat or add")
+
+    def inputs(self) -> list[str]:
+        """The names in `from`; empty for the previous layer."""
+        return [] if self.from_ is None else [self.from_] if isinstance(self.from_, str) else self.from_
+
+
+def need_picture(kind: str, in_shape: Shape) -> tuple[int, int, int]:
+    """`in_shape` as (C, H, W). Raises CannotPass when a vector arrives."""
+    if len(in_shape) != 3:
+        fix = "move it before `flatten` or the global pool"
+        raise CannotPass(f"{kind} needs feature maps (C, H, W)", fix)
+    return in_shape[0], in_shape[1], in_shape[2]
+
+
+def need_vector(kind: str, in_shape: Shape) -> int:
+    """`in_shape` as a number of features. Raises CannotPass when feature maps arrive."""
+    if len(in_shape) != 1:
+        raise CannotPass(f"{kind} needs a vector (features,)", "add `flatten` or `global_avg_pool` before it")
+    return in_shape[0]
+
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Split:
+    """Undecoded samples: files, or pictures already in memory as uint8 [N, H, W, C]; and one row of targets each."""
+
+    pictures: Sequence[Path] | NDArray[np.uint8]
+    targets: dict[str, Tensor]
+    origin: str = "picture"
+
+    def name(self, index: int) -> str:
+        """What to call sample `index` in messages: its file, or its number in the source."""
+        item = self.pictures[index]
+        return str(item) if isinstance(item, Path) else f"{self.origin}[{index}]"
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """A source that was looked through: class names in the source's own order, and its splits by name."""
+
+    classes: tuple[str, ...]
+    splits: dict[str, Split]
+
+
+class SourceSpec(Kind):
+    """Where pictures and targets come from."""
+
+    image: ClassVar[Shape | None] = None
+    """(C, H, W) of the source's pictures where all have one size; None when the config must say."""
+
+    def read(self) -> Indexed:
+        """Look through the source; files are listed, not decoded. Raises DataError."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the data says about itself: measured once on the training split, kept with the model."""
+
+    classes: tuple[str, ...]
+    image: Shape
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    class_counts: tuple[int, ...] = ()
+    counts: dict[str, int] = field(default_factory=dict)
+    fingerprint: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Facts:
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+
+
+# --- tasks ----------------------------------------------------------------------------------------------------------
+
+Results = dict[str, Tensor]  # by name; the first dimension is the batch
+Better = Literal["max", "min"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A meter's verdict: headline numbers, tables (name -> rows), and pictures to draw (name -> matplotlib figure)."""
+
+    numbers: dict[str, float]
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    matrices: dict[str, list[list[int]]] = field(default_factory=dict)
+
+
+class Meter(Protocol):
+    """Collects results and targets batch by batch, on their device; each sample counts once."""
+
+    def update(self, results: Results, targets: dict[str, Tensor]) -> None: ...
+
+    def compute(self) -> Measured: ...
+
+
+class TaskSpec(Kind):
+    """What the network is for, in five words (head, criterion, decode, meter, signature) and one for people (rows)."""
+
+    def numbers(self) -> dict[str, Better]:
+        """The headline numbers that the meter gives, and which way is better: what `train.monitor` may name."""
+        raise NotImplementedError
+
+    def problem(self, facts: Facts) -> str | None:
+        """Why this data cannot serve this task, or None."""
+        return None
+
+    def head(self, in_shape: Shape, facts: Facts) -> nn.Module:
+        """The last layer: features of `in_shape` -> raw outputs. Raises CannotPass."""
+        raise NotImplementedError
+
+    def criterion(self, facts: Facts) -> nn.Module:
+        """A module (outputs, targets) -> dict of named scalar losses; its parameters train with the network's."""
+        raise NotImplementedError
+
+    def decode(self, outputs: Tensor) -> Results:
+        """Raw outputs -> results in the user's terms. Traced into the exported graph."""
+        raise NotImplementedError
+
+    def meter(self, facts: Facts) -> Meter:
+        """A fresh meter."""
+        raise NotImplementedError
+
+    def signature(self, facts: Facts) -> dict[str, Shape]:
+        """Name and shape (without the batch) of each result, in the order of `decode`."""
+        raise NotImplementedError
+
+    def agree(self, ours: Results, theirs: Results) -> str | None:
+        """Why an artefact's results are not the network's, or None: the export's parity check."""
+        raise NotImplementedError
+
+    def rows(self, results: Results, facts: Facts) -> list[dict[str, Any]]:
+        """Each sample's result as plain data for people and JSON."""
+        raise NotImplementedError

@@ -1,0 +1,88 @@
+"""Pictures in folders, one folder a class."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from cnnrun.contracts import Indexed, SourceSpec, Split
+from cnnrun.errors import DataError, printable
+from cnnrun.pictures import SUFFIXES
+
+_SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+_CLUTTER = {"__MACOSX", "Thumbs.db", "desktop.ini"}
+
+
+class Folder(SourceSpec):
+    """`root/train/cat/1.jpg`, `root/val/...`, `root/test/...`; or `root/cat/1.jpg`, which `data.split` divides."""
+
+    kind = "folder"
+    main = "root"
+
+    root: str
+    classes: list[str] | None = None
+    """The classes in the order wanted; by default the folders' names in torchvision's order."""
+
+    def read(self) -> Indexed:
+        root = Path(self.root)
+        if not root.is_dir():
+            raise DataError(f"{root}: no such folder")
+        folders = {name: _first(root, names) for name, names in _SPLITS.items()}
+        found = {name: folder for name, folder in folders.items() if folder}
+        if found and "train" not in found:
+            raise DataError(f"{root}: has {', '.join(f.name for f in found.values())} but no train folder")
+        found = found or {"train": root}
+        classes = self.classes or _class_names(found["train"])
+        if len(classes) < 2:
+            raise DataError(f"{found['train']}: needs a folder for each of two or more classes; has {len(classes)}")
+        return Indexed(tuple(classes), {name: _split(folder, classes, root) for name, folder in found.items()})
+
+
+def _first(root: Path, names: tuple[str, ...]) -> Path | None:
+    return next((root / name for name in names if (root / name).is_dir()), None)
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name in _CLUTTER
+
+
+def _class_names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not _hidden(entry.name))
+
+
+def _split(folder: Path, classes: list[str], root: Path) -> Split:
+    unknown = [name for name in _class_names(folder) if name not in classes]
+    if unknown:
+        raise DataError(f"{folder}: folder {printable(unknown[0])!r} is not a class of the training split")
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        files = _files(folder / name, root)
+        if not files and folder.name not in ("val", "valid", "validation", "test"):
+            raise DataError(f"{folder / name}: no pictures ({', '.join(sorted(SUFFIXES))}) for this class")
+        paths += files
+        labels += [label] * len(files)
+    if not paths:
+        raise DataError(f"{folder}: no pictures")
+    return Split(paths, {"labels": torch.tensor(labels)}, str(folder))
+
+
+def _files(folder: Path, root: Path) -> list[Path]:
+    """The picture files under `folder`, sorted by bytes; linked folders visited once, links out of `root` refused."""
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        status = Path(place).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = [name for name in folders if not _hidden(name)]
+        found += [Path(place, name) for name in names if not _hidden(name) and Path(name).suffix.lower() in SUFFIXES]
+    inside = root.resolve()
+    for path in found:
+        if path.is_symlink() and not path.resolve().is_relative_to(inside):
+            raise DataError(f"{printable(str(path))}: a link to outside {root}; copy the file in")
+    return sorted(found, key=os.fsencode)

@@ -1,0 +1,67 @@
+"""What can go wrong by the user's hand or the machine's, and the exit code of each.
+
+    UserError
+    |- ConfigError        2   the YAML file or the command line
+    |- CheckpointError    3   a checkpoint or model file
+    |- NonFiniteError     4   NaN or infinity while training
+    |- StorageError       5   a full, read-only or failing disk; a run in use
+    |- ResourceError      6   memory, device, worker
+    |- ParityError        7   an export that is not the model
+    |- DataError          8   pictures, labels, splits
+    `- Interrupted  130/143   SIGINT, SIGTERM: saved, then left
+
+Anything else that reaches the command line is a bug of ours: exit 1, with a traceback.
+"""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """One line a mistake; the command line prints the lines and leaves with `exit_code`, without a traceback."""
+
+    exit_code = 2
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = lines
+
+
+class ConfigError(UserError):
+    exit_code = 2
+
+
+class CheckpointError(UserError):
+    exit_code = 3
+
+
+class NonFiniteError(UserError):
+    exit_code = 4
+
+
+class StorageError(UserError):
+    exit_code = 5
+
+
+class ResourceError(UserError):
+    exit_code = 6
+
+
+class ParityError(UserError):
+    exit_code = 7
+
+
+class DataError(UserError):
+    exit_code = 8
+
+
+class Interrupted(UserError):
+    """A signal asked to stop. Exit code as the shell expects it: 128 + signal number."""
+
+    def __init__(self, signal_number: int, *lines: str) -> None:
+        super().__init__(*lines)
+        self.exit_code = 128 + signal_number
+
+
+def printable(text: str) -> str:
+    """`text` with control characters and direction marks escaped, so that a file's name cannot drive the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

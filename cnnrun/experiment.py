@@ -1,0 +1,171 @@
+"""The whole YAML file: its sections, how it is read and overridden, and every mistake in it with its place."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from cnnrun import blocks, yamlfile
+from cnnrun.contracts import Facts
+from cnnrun.dataset import Data
+from cnnrun.errors import ConfigError, printable
+from cnnrun.network import BuildError, Built, build
+from cnnrun.spec import Kinds, Spec, did_you_mean, members, problems_of
+from cnnrun.structures import Node
+from cnnrun.tasks import Task
+from cnnrun.train import Train, monitored_numbers
+from cnnrun.yamlfile import Loc, Map, Mark, Problem, Seq, path_text, position
+
+_BYTES_PER_PARAMETER = 16  # weight, gradient and two of an optimizer's moments, 4 bytes each
+_UNREAD_CLASSES = tuple(map(str, range(10)))  # stands in for the data's classes until the data is read
+
+
+class Experiment(Spec):
+    """One config file. `task`, `data` and `model` must be there."""
+
+    name: str = Field("", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$|^$", max_length=100)
+    """The run folders' name; by default the file's."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Of the initial weights, the order, the augmentation and dropout."""
+    task: Annotated[Task, Kinds()]
+    data: Data
+    model: list[Node] = Field(min_length=1)
+    train: Train = Train()
+
+    def to_yaml(self) -> str:
+        """The file with every default written out; reading it gives an equal experiment."""
+        data = self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment in the file at `path`. Raises ConfigError with every mistake found, in the file's order."""
+    tree, problems = yamlfile.read(path)
+    if not tree.get("name"):
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "run"
+        tree.put("name", name, Mark(str(path), 1, 1), Mark(str(path), 1, 1))
+    return _checked(tree, problems, Mark(str(path), 1, 1), overrides)
+
+
+def parse(text: str, where: str, overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment written in `text`; `where` names it in messages. Raises ConfigError."""
+    tree, problems = yamlfile.parse(text, where)
+    return _checked(tree, problems, Mark(where, 1, 1), overrides)
+
+
+def _checked(tree: Map, problems: list[Problem], start: Mark, overrides: Sequence[str]) -> Experiment:
+    for override in overrides:
+        problems += _override(tree, override)
+    problems += blocks.expand(tree, [kind.kind for kind in members(Node)])
+    experiment, found = _validated(tree, start)
+    problems += found
+    if experiment and not any(problem.path.startswith(("model", "blocks", "data.image")) for problem in problems):
+        problems += _meaning(experiment, tree, start)
+    if problems or experiment is None:
+        ordered = sorted(problems, key=lambda problem: (problem.mark.line, problem.mark.column))
+        raise ConfigError(*(printable(str(problem)) for problem in ordered))
+    return experiment
+
+
+def _validated(tree: Map, start: Mark) -> tuple[Experiment | None, list[Problem]]:
+    """The typed file and its mistakes. With mistakes in `train` alone it is given all the same, with that left out."""
+    try:
+        return Experiment.model_validate(tree), []
+    except ValidationError as error:
+        problems = problems_of(error, tree, (), start)
+        bad = {str(item["loc"][0]) for item in error.errors(include_url=False) if item["loc"]}
+    if bad & {"task", "data", "model"}:
+        return None, problems
+    rest = {key: value for key, value in tree.items() if key not in bad}
+    return Experiment.model_validate(rest), problems
+
+
+def _meaning(experiment: Experiment, tree: Map, start: Mark) -> list[Problem]:
+    """Mistakes between sections: sizes that the source does not have, numbers that the task does not give, shapes."""
+    problems = []
+
+    def report(path: Loc, message: str) -> None:
+        problems.append(Problem(position(tree, path, start), path_text(tree, path), message))
+
+    known = monitored_numbers(experiment.task)
+    if experiment.train.monitor not in known:
+        report(("train", "monitor"), f"{experiment.train.monitor!r} is not measured{did_you_mean(experiment.train.monitor, known)}")
+    if experiment.train.batch < experiment.train.accumulate:
+        report(("train", "accumulate"), f"cannot split a batch of {experiment.train.batch} into that many parts")
+    shape = experiment.data.image_shape()
+    if shape is None:
+        source = experiment.data.source.kind
+        report(("data", "image"), f"the pictures of {source!r} have no size of their own: give size and channels")
+        return problems
+    try:
+        built = build(experiment.model, experiment.task, Facts(_UNREAD_CLASSES, shape))
+    except BuildError as error:
+        for problem in error.problems:
+            report(problem.path, problem.message)
+        return problems
+    return problems + _too_large(built, tree, start)
+
+
+def _too_large(built: Built, tree: Map, start: Mark) -> list[Problem]:
+    needed = built.parameters * _BYTES_PER_PARAMETER
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed <= memory:
+        return []
+    row = max(built.rows, key=lambda row: row.parameters)
+    path: Loc = tuple(int(part) if part.isdigit() else part for part in re.findall(r"\w+", row.path))
+    text = (
+        f"{row.parameters:,} of {built.parameters:,} parameters: training needs {needed / 2**30:,.0f} GiB, "
+        f"this machine has {memory / 2**30:,.0f}"
+    )
+    return [Problem(position(tree, path, start), path_text(tree, path), text)]
+
+
+def _override(tree: Map, text: str) -> list[Problem]:
+    """Put the value of `key.path=value` into the tree, marked with the argument it came from."""
+    mark = Mark(f"argument '{text}'")
+    path, equals, written = text.partition("=")
+    keys: list[str | int] = [int(key) if key.isdigit() else key for key in re.findall(r"[^.\[\]]+", path)]
+    if not equals or not keys:
+        return [Problem(mark, "", "an override is written key.path=value, such as train.epochs=3")]
+    value, _, problems = yamlfile.parse_value(written, "", mark)
+    node: Any = tree
+    for depth, key in enumerate(keys[:-1]):
+        node, trouble = _step_into(node, key, mark)
+        if trouble:
+            return [Problem(mark, path_text(tree, tuple(keys[: depth + 1])), trouble)]
+    last = keys[-1]
+    if isinstance(node, Map) and isinstance(last, str):
+        node.put(last, value, mark, mark)
+    elif isinstance(node, Seq) and isinstance(last, int) and last < len(node):
+        node[last], node.marks[last] = value, mark
+    else:
+        return [Problem(mark, path_text(tree, tuple(keys)), "there is no such place in the file")]
+    return [Problem(mark, path, problem.message) for problem in problems]
+
+
+def _step_into(node: Any, key: str | int, mark: Mark) -> tuple[Any, str | None]:
+    """The child of `node` at `key`, made where it is missing; a bare kind becomes a mapping that can take settings."""
+    if isinstance(node, Seq) and isinstance(key, int) and key < len(node):
+        if isinstance(node[key], str):
+            node[key] = _opened(node[key], mark)
+        return node[key], None
+    if isinstance(node, Map) and isinstance(key, str):
+        child = node.get(key)
+        if child is None:
+            node.put(key, Map(), mark, mark)
+        elif isinstance(child, str):
+            node[key] = _opened(child, mark)
+        return node[key], None
+    return None, "there is no such place in the file"
+
+
+def _opened(kind: str, mark: Mark) -> Map:
+    made = Map()
+    made.put(kind, Map(), mark, mark)
+    return made

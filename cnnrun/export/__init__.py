@@ -1,0 +1,122 @@
+"""Export: write, reload, compare, and keep the file only if it is the model. The union is the registry of formats."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cnnrun import __version__
+from cnnrun.batch import Batch
+from cnnrun.batches import in_order
+from cnnrun.contracts import Results
+from cnnrun.dataset import Examples
+from cnnrun.errors import ParityError, StorageError
+from cnnrun.evaluate import measure
+from cnnrun.export.onnx import Onnx
+from cnnrun.runs import write_json
+from cnnrun.trained import Deployed, Trained
+
+Format = Onnx
+
+BATCH_SIZES = (1, 2, 7)
+MIN_SAMPLES = 64
+DIGITS = 4  # to which the metric of the artefact must equal the network's
+
+
+def export(form: Format, trained: Trained, examples: Examples, split: str, path: Path, batch: int) -> dict[str, Any]:
+    """Write `path`, and `parity.json` beside it; returns the latter. Raises ParityError, leaving no file behind."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    module = Deployed(trained).eval()
+    names = list(trained.task.signature(trained.facts))
+    example = torch.zeros(2, *_hwc(trained), dtype=torch.uint8, device=trained.device)
+    try:
+        form.write(module, example, names, metadata(trained), temporary)
+        report = parity(form.reload(temporary), trained, examples, split, batch)
+        write_json(path.with_name("parity.json"), report | {"file": path.name})
+        if not report["passed"]:
+            raise ParityError(f"{path}: not kept, it is not the model: {report['reason']}")
+        temporary.replace(path)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written ({error.strerror})") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return report
+
+
+def metadata(trained: Trained) -> dict[str, Any]:
+    """What a user of the file needs to know, and what it came from."""
+    channels, height, width = trained.facts.image
+    return {
+        "task": trained.task.kind,
+        "classes": list(trained.facts.classes),
+        "input": f"uint8 [batch, {height}, {width}, {channels}], {'grey' if channels == 1 else 'RGB'}",
+        "resize": f"{trained.image.fit}, bilinear with antialiasing (Pillow), background {trained.image.background}",
+        "cnnrun": __version__,
+        "step": trained.step,
+    }
+
+
+def parity(
+    run: Callable[[NDArray[np.uint8]], list[NDArray[Any]]],
+    trained: Trained,
+    examples: Examples,
+    split: str,
+    batch: int,
+) -> dict[str, Any]:
+    """Compare the artefact with the network: real samples at several batch sizes, extremes, and the metric again."""
+    names = list(trained.task.signature(trained.facts))
+
+    def artefact(pictures_BCHW: Tensor) -> Results:
+        pixels = pictures_BCHW.permute(0, 2, 3, 1).byte().cpu().numpy()
+        return {name: torch.from_numpy(value) for name, value in zip(names, run(pixels), strict=True)}
+
+    def compare(pictures_BCHW: Tensor) -> str | None:
+        ours = {name: value.cpu() for name, value in trained.results(pictures_BCHW).items()}
+        theirs = artefact(pictures_BCHW)
+        gaps.append(max(float((ours[name] - theirs[name]).abs().max()) for name in names))
+        return trained.task.agree(ours, theirs)
+
+    gaps: list[float] = []
+    reasons = []
+    for size in BATCH_SIZES:
+        real = next(iter(in_order(examples, MIN_SAMPLES + size, trained.device))).pictures
+        reasons += [f"batch {size}: {why}" for part in real.split(size) if (why := compare(part))]
+    for value in (0.0, 255.0):
+        flat = torch.full((1, *trained.facts.image), value, device=trained.device)
+        reasons += [f"a picture of {value:g} alone: {why}"] if (why := compare(flat)) else []
+
+    def results(run: Callable[[Tensor], Results], device: torch.device) -> Callable[[Batch], Results]:
+        return lambda part: {name: value.to(device) for name, value in run(part.pictures).items()}
+
+    numbers = {
+        who: measure(
+            results(function, trained.device), trained.task, trained.facts, in_order(examples, batch, trained.device)
+        ).numbers
+        for who, function in (("network", trained.results), ("artefact", artefact))
+    }
+    for name, value in numbers["network"].items():
+        if not math.isclose(value, numbers["artefact"][name], abs_tol=0.5 * 10**-DIGITS):
+            reasons.append(f"{name} is {value:.6f} in the network and {numbers['artefact'][name]:.6f} in the file")
+    return {
+        "passed": not reasons,
+        "reason": reasons[0] if reasons else None,
+        "split": split,
+        "samples_compared": min(MIN_SAMPLES, len(examples)),
+        "batch_sizes": list(BATCH_SIZES),
+        "largest_difference": max(gaps),
+        "metrics": numbers,
+    }
+
+
+def _hwc(trained: Trained) -> tuple[int, int, int]:
+    channels, height, width = trained.facts.image
+    return height, width, channels

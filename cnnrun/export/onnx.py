@@ -1,0 +1,87 @@
+"""ONNX: one file with pre-processing, weights and metadata, for any ONNX runtime."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cnnrun.errors import CheckpointError, ConfigError
+from cnnrun.spec import Kind
+
+INPUT = "pixels"
+
+
+class Onnx(Kind):
+    """A graph from uint8 pixels [batch, height, width, channels] to the task's results, any batch size."""
+
+    kind = "onnx"
+    suffix: ClassVar[str] = ".onnx"
+
+    def write(self, module: nn.Module, example: Tensor, names: list[str], metadata: dict[str, Any], path: Path) -> None:
+        """Write `module` as one ONNX file. Raises ConfigError where a layer has no ONNX form."""
+        import onnx
+
+        try:
+            with _quietly():
+                program = torch.onnx.export(
+                    module,
+                    (example,),
+                    input_names=[INPUT],
+                    output_names=names,
+                    dynamic_shapes=({0: torch.export.Dim("batch")},),
+                    dynamo=True,
+                )
+        except (torch.onnx.OnnxExporterError, torch.onnx.errors.OnnxExporterError) as error:
+            raise ConfigError(f"the network has no ONNX form: {str(error).splitlines()[0]}") from None
+        assert program is not None
+        proto = program.model_proto
+        for key, value in metadata.items():
+            entry = proto.metadata_props.add()
+            entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value)
+        onnx.checker.check_model(proto)
+        path.write_bytes(proto.SerializeToString())
+
+    def reload(self, path: Path) -> Callable[[NDArray[np.uint8]], list[NDArray[Any]]]:
+        """The written file as a function of pixels. Raises CheckpointError where it does not load."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        try:
+            # Bytes, not the path: a file that names other files as its weights then cannot read them.
+            session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's own exceptions share no base class
+            raise CheckpointError(f"{path}: ONNX Runtime refuses it: {error}") from None
+
+        def run(pixels: NDArray[np.uint8]) -> list[NDArray[Any]]:
+            results: list[NDArray[Any]] = session.run(None, {INPUT: pixels})
+            return results
+
+        return run
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """The exporter narrates on stdout and logs about torchvision; our users asked for a file."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

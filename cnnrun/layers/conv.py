@@ -1,0 +1,142 @@
+"""Convolutions, with the norm and activation that most of them carry."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import nn
+
+from cnnrun.contracts import CannotPass, LayerSpec, Pair, Shape, Window, need_picture
+from cnnrun.layers.activation import Activation, in_place
+from cnnrun.layers.norm import Norm
+from cnnrun.spec import Kinds, PaddingPair, SizePair
+
+
+class Conv(LayerSpec):
+    """2-D convolution, then norm and activation where given. Padding keeps the size at stride 1 unless told otherwise."""
+
+    kind = "conv"
+    main = "out_channels"
+    example = {"out_channels": 4, "norm": "batch", "activation": "relu"}
+
+    out_channels: int | None = Field(None, ge=1, le=1_000_000)
+    """Channels that come out; by default as many as come in."""
+    kernel_size: SizePair = (3, 3)
+    stride: SizePair = (1, 1)
+    padding: PaddingPair | None = None
+    """Zeros around the picture; by default dilation * (kernel_size - 1) / 2, which keeps the size at stride 1."""
+    dilation: SizePair = (1, 1)
+    groups: int | Literal["depthwise"] = Field(1, ge=1)
+    """Separate groups of channels; `depthwise` for one a channel."""
+    bias: bool | None = None
+    """By default: yes, unless a norm follows, which has its own."""
+    norm: Annotated[Norm, Kinds("_norm")] | None = None
+    activation: Annotated[Activation, Kinds()] | None = None
+
+    def build(self, in_shape: Shape) -> nn.Module:
+        channels, _, _ = need_picture(self.kind, in_shape)
+        out = self.out_channels or channels
+        groups = channels if self.groups == "depthwise" else self.groups
+        for count, what in ((channels, "arriving"), (out, "outgoing")):
+            if count % groups:
+                raise CannotPass(f"{count} {what} channels do not divide into {groups} groups", "change groups")
+        conv = nn.Conv2d(
+            channels,
+            out,
+            self.kernel_size,
+            self.stride,
+            self.size_keeping_padding() if self.padding is None else self.padding,
+            self.dilation,
+            groups,
+            bias=self.norm is None if self.bias is None else self.bias,
+        )
+        return followed("conv", conv, (out, *in_shape[1:]), self.norm, self.activation)
+
+    def size_keeping_padding(self) -> Pair:
+        """The padding that keeps the size at stride 1. Raises CannotPass for an even kernel, which has none."""
+        reach = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+        if any(r % 2 for r in reach):
+            raise CannotPass("no padding keeps the size under an even kernel", "give padding, or an odd kernel_size")
+        return reach[0] // 2, reach[1] // 2
+
+    def window(self, in_shape: Shape) -> Window:
+        kernel = tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True))
+        return Window(kernel=(kernel[0], kernel[1]), stride=self.stride)
+
+
+class ConvTranspose(LayerSpec):
+    """Transposed 2-D convolution: enlarges by its stride. By default kernel 2, stride 2: exactly twice the size."""
+
+    kind = "conv_transpose"
+    main = "out_channels"
+    example = {"out_channels": 4, "kernel_size": 3, "padding": 1, "output_padding": 1}
+
+    out_channels: int = Field(ge=1, le=1_000_000)
+    kernel_size: SizePair = (2, 2)
+    stride: SizePair = (2, 2)
+    padding: PaddingPair = (0, 0)
+    output_padding: PaddingPair = (0, 0)
+    groups: int = Field(1, ge=1)
+    bias: bool | None = None
+    """By default: yes, unless a norm follows, which has its own."""
+    norm: Annotated[Norm, Kinds("_norm")] | None = None
+    activation: Annotated[Activation, Kinds()] | None = None
+
+    def build(self, in_shape: Shape) -> nn.Module:
+        channels, _, _ = need_picture(self.kind, in_shape)
+        if channels % self.groups or self.out_channels % self.groups:
+            raise CannotPass(
+                f"{channels} -> {self.out_channels} channels do not divide into {self.groups} groups", "change groups"
+            )
+        conv = nn.ConvTranspose2d(
+            channels,
+            self.out_channels,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.output_padding,
+            self.groups,
+            bias=self.norm is None if self.bias is None else self.bias,
+        )
+        return followed("conv", conv, (self.out_channels, *in_shape[1:]), self.norm, self.activation)
+
+    def window(self, in_shape: Shape) -> Window:
+        # An output cell is written by ceil(kernel / stride) input cells in each direction.
+        kernel = tuple(-(-k // s) for k, s in zip(self.kernel_size, self.stride, strict=True))
+        return Window(kernel=(kernel[0], kernel[1]), scale=self.stride)
+
+
+class Linear(LayerSpec):
+    """Fully connected, then norm and activation where given. Takes a vector."""
+
+    kind = "linear"
+    main = "out_features"
+    example = {"out_features": 5, "activation": "relu"}
+    example_shape = (12,)
+
+    out_features: int = Field(ge=1, le=10_000_000)
+    bias: bool | None = None
+    """By default: yes, unless a norm follows, which has its own."""
+    norm: Annotated[Norm, Kinds("_norm")] | None = None
+    activation: Annotated[Activation, Kinds()] | None = None
+
+    def build(self, in_shape: Shape) -> nn.Module:
+        if len(in_shape) != 1:
+            raise CannotPass("linear needs a vector (features,)", "add `flatten` or `global_avg_pool` before it")
+        bias = self.norm is None if self.bias is None else self.bias
+        linear = nn.Linear(in_shape[0], self.out_features, bias=bias)
+        return followed("linear", linear, (self.out_features,), self.norm, self.activation)
+
+
+def followed(name: str, module: nn.Module, out_shape: Shape, norm: Norm | None, activation: Activation | None) -> nn.Module:
+    """`module`, then norm, then activation; alone when it carries neither. `out_shape` need only be right in channels."""
+    if norm is None and activation is None:
+        return module
+    chain = nn.Sequential()
+    chain.add_module(name, module)
+    if norm is not None:
+        chain.add_module("norm", norm.build(out_shape))
+    if activation is not None:
+        chain.add_module("activation", in_place(activation.build(out_shape)))
+    return chain

@@ -1,0 +1,130 @@
+"""Layers that move values without changing them, or resize the maps."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import torch.nn.functional as F
+from pydantic import AfterValidator, Field
+from torch import Tensor, nn
+
+from cnnrun.contracts import CannotPass, LayerSpec, Shape, Window, need_picture
+from cnnrun.spec import SizePair
+
+
+class Flatten(LayerSpec):
+    """(C, H, W) -> (C * H * W,)."""
+
+    kind = "flatten"
+
+    def build(self, in_shape: Shape) -> nn.Module:
+        return nn.Flatten()
+
+    def window(self, in_shape: Shape) -> Window:
+        return Window(whole=True)
+
+
+class Identity(LayerSpec):
+    """Passes its input on: a place to hang a name on."""
+
+    kind = "identity"
+
+    def build(self, in_shape: Shape) -> nn.Module:
+        return nn.Identity()
+
+
+class Upsample(LayerSpec):
+    """Enlarges the maps by a whole factor."""
+
+    kind = "upsample"
+    main = "scale_factor"
+    scale_factor: SizePair = (2, 2)
+    mode: Literal["nearest", "bilinear"] = "nearest"
+
+    def build(self, in_shape: Shape) -> nn.Module:
+        need_picture(self.kind, in_shape)
+        factors = (float(self.scale_factor[0]), float(self.scale_factor[1]))
+        return nn.Upsample(scale_factor=factors, mode=self.mode)
+
+    def window(self, in_shape: Shape) -> Window:
+        return Window(kernel=(2, 2) if self.mode == "bilinear" else (1, 1), scale=self.scale_factor)
+
+
+class PixelShuffle(LayerSpec):
+    """Channels become pixels: (C * r * r, H, W) -> (C, H * r, W * r) (Shi et al. 2016)."""
+
+    kind = "pixel_shuffle"
+    main = "upscale_factor"
+    upscale_factor: int = Field(2, ge=1, le=64)
+
+    def build(self, in_shape: Shape) -> nn.Module:
+        channels, _, _ = need_picture(self.kind, in_shape)
+        square = self.upscale_factor**2
+        if channels % square:
+            raise CannotPass(f"{channels} channels do not divide by {square}", "change upscale_factor or channels")
+        return nn.PixelShuffle(self.upscale_factor)
+
+    def window(self, in_shape: Shape) -> Window:
+        return Window(scale=(self.upscale_factor, self.upscale_factor))
+
+
+class InterleaveChannels(nn.Module):
+    """Channel g * n + i of [B, C, H, W] moves to i * groups + g, so that groups see each other (ShuffleNet)."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unflatten(1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)
+
+
+class ChannelShuffle(LayerSpec):
+    """Interleaves the channels of `groups` groups (Zhang et al. 2018)."""
+
+    kind = "channel_shuffle"
+    main = "groups"
+    groups: int = Field(2, ge=1)
+
+    def build(self, in_shape: Shape) -> nn.Module:
+        channels, _, _ = need_picture(self.kind, in_shape)
+        if channels % self.groups:
+            raise CannotPass(f"{channels} channels do not divide into {self.groups} groups", "change groups")
+        return InterleaveChannels(self.groups)
+
+
+class PadEdges(nn.Module):
+    """Padding of [B, C, H, W] by (top, bottom, left, right) pixels."""
+
+    def __init__(self, sides: tuple[int, int, int, int], mode: str, value: float) -> None:
+        super().__init__()
+        self.sides, self.mode, self.value = sides, mode, value
+
+    def forward(self, x: Tensor) -> Tensor:
+        top, bottom, left, right = self.sides
+        value = self.value if self.mode == "constant" else None
+        return F.pad(x, (left, right, top, bottom), mode=self.mode, value=value)
+
+
+def _sides(value: list[int]) -> list[int]:
+    if len(value) != 4 or min(value) < 0:
+        raise ValueError("expected [top, bottom, left, right], four whole numbers from 0 up")
+    return value
+
+
+class Pad(LayerSpec):
+    """Adds pixels at the edges: a number for all sides, or `[top, bottom, left, right]`."""
+
+    kind = "pad"
+    main = "padding"
+    example = {"padding": [0, 1, 2, 1]}
+    padding: Annotated[int, Field(ge=0)] | Annotated[list[int], AfterValidator(_sides)] = 1
+    mode: Literal["constant", "reflect", "replicate"] = "constant"
+    value: float = 0.0
+
+    def build(self, in_shape: Shape) -> nn.Module:
+        _, height, width = need_picture(self.kind, in_shape)
+        sides: Any = (self.padding,) * 4 if isinstance(self.padding, int) else tuple(self.padding)
+        if self.mode == "reflect" and (max(sides[:2]) >= height or max(sides[2:]) >= width):
+            raise CannotPass("reflected padding must be smaller than the picture", "use less, or another mode")
+        return PadEdges(sides, self.mode, self.value)

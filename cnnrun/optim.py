@@ -1,0 +1,156 @@
+"""Optimizers, under PyTorch's names, and the moving average of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from cnnrun.spec import Kind, Spec
+
+
+class OptimizerSpec(Kind):
+    """One of torch's optimizers with torch's own settings and defaults."""
+
+    main = "lr"
+    optimizer: ClassVar[type[torch.optim.Optimizer]]
+    fused: ClassVar[bool] = False  # whether torch has it in one kernel on CPU and CUDA
+
+    lr: float = Field(1e-3, gt=0)
+    """The peak learning rate; the schedule multiplies it."""
+    weight_decay: float = Field(0.0, ge=0)
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimizer over `parameters`, fused where torch can."""
+        settings: dict[str, Any] = self.model_dump()
+        if self.fused:
+            settings["fused"] = True
+        return self.optimizer(parameters, **settings)
+
+
+class Sgd(OptimizerSpec):
+    """Stochastic gradient descent, with momentum where given."""
+
+    kind = "sgd"
+    optimizer = torch.optim.SGD
+    fused = True
+    momentum: float = Field(0.0, ge=0, lt=1)
+    nesterov: bool = False
+    dampening: float = Field(0.0, ge=0, le=1)
+
+
+class _Adaptive(OptimizerSpec):
+    betas: tuple[float, float] = Field((0.9, 0.999), strict=False)
+    eps: float = Field(1e-8, gt=0)
+
+
+class Adam(_Adaptive):
+    """Adam (Kingma and Ba 2015)."""
+
+    kind = "adam"
+    optimizer = torch.optim.Adam
+    fused = True
+    amsgrad: bool = False
+
+
+class AdamW(_Adaptive):
+    """Adam with weight decay apart from the gradient (Loshchilov and Hutter 2019)."""
+
+    kind = "adamw"
+    optimizer = torch.optim.AdamW
+    fused = True
+    amsgrad: bool = False
+    weight_decay: float = Field(1e-2, ge=0)
+
+
+class NAdam(_Adaptive):
+    """Adam with Nesterov momentum (Dozat 2016)."""
+
+    kind = "nadam"
+    optimizer = torch.optim.NAdam
+    lr: float = Field(2e-3, gt=0)
+
+
+class RAdam(_Adaptive):
+    """Adam with a rectified variance at the start (Liu et al. 2020)."""
+
+    kind = "radam"
+    optimizer = torch.optim.RAdam
+
+
+class RMSprop(OptimizerSpec):
+    """RMSprop (Tieleman and Hinton 2012)."""
+
+    kind = "rmsprop"
+    optimizer = torch.optim.RMSprop
+    lr: float = Field(1e-2, gt=0)
+    alpha: float = Field(0.99, ge=0, lt=1)
+    eps: float = Field(1e-8, gt=0)
+    momentum: float = Field(0.0, ge=0, lt=1)
+    centered: bool = False
+
+
+class Adagrad(OptimizerSpec):
+    """Adagrad (Duchi et al. 2011)."""
+
+    kind = "adagrad"
+    optimizer = torch.optim.Adagrad
+    lr: float = Field(1e-2, gt=0)
+    lr_decay: float = Field(0.0, ge=0)
+    eps: float = Field(1e-10, gt=0)
+
+
+Optimizer = Sgd | Adam | AdamW | NAdam | RAdam | RMSprop | Adagrad
+
+
+class EmaSpec(Spec):
+    """An exponential moving average of the weights, which is then what is evaluated and exported."""
+
+    decay: float = Field(0.999, gt=0, lt=1)
+    """How much of the average each step keeps; less during the first steps: (1 + step) / (10 + step)."""
+
+
+class Ema:
+    """The averaged copy of a module's state. Its only state is the average: the decay follows from the step."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self._source = module.state_dict(keep_vars=True)
+        self.average = {name: value.detach().clone() for name, value in self._source.items()}
+        self._moving = [name for name, value in self._source.items() if value.is_floating_point()]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Average the weights after optimizer step `step` (from 0) in; counters and the like are copied."""
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        averages = [self.average[name] for name in self._moving]
+        values = [self._source[name] for name in self._moving]
+        torch._foreach_lerp_(averages, values, weight)
+        for name, value in self._source.items():
+            if not value.is_floating_point():
+                self.average[name].copy_(value)
+
+
+def state_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
+    """The optimizer's state as named tensors, `momentum_buffer:layers.conv1.weight`; `names` in parameter order."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{key}:{names[number]}": torch.as_tensor(value)
+        for number, entries in state.items()
+        for key, value in entries.items()
+        if value is not None
+    }
+
+
+def load_state_tensors(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, Tensor]) -> None:
+    """The inverse of `state_tensors`. Tensors of a parameter's shape take its memory layout, as fused kernels need."""
+    parameters = dict(zip(names, (p for group in optimizer.param_groups for p in group["params"]), strict=True))
+    for entry, value in tensors.items():
+        key, name = entry.split(":", 1)
+        parameter = parameters[name]
+        if value.shape == parameter.shape:
+            value = torch.empty_like(parameter).copy_(value)
+        optimizer.state[parameter][key] = value.to(parameter.device) if value.dim() else value.clone()

@@ -1,0 +1,61 @@
+"""Results for picture files, as they come."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cnnrun.errors import DataError, printable
+from cnnrun.pictures import SUFFIXES, load
+from cnnrun.trained import Trained
+
+
+def files(paths: Iterable[Path]) -> Iterator[Path]:
+    """The paths themselves, and every picture file inside folders, sorted. Raises DataError for what does not exist."""
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(entry for entry in path.rglob("*") if entry.suffix.lower() in SUFFIXES)
+            if not inside:
+                raise DataError(f"{printable(str(path))}: no pictures ({', '.join(sorted(SUFFIXES))})")
+            yield from inside
+        elif path.exists():
+            yield path
+        else:
+            raise DataError(f"{printable(str(path))}: no such file")
+
+
+def predict(trained: Trained, paths: Iterable[Path], batch: int) -> Iterator[dict[str, Any]]:
+    """A row a file, in order: its path with the task's result, or with `error` where it cannot be read."""
+    channels, height, width = trained.facts.image
+
+    def read(path: Path) -> NDArray[np.uint8] | DataError:
+        try:
+            return load(path, (height, width), channels, trained.image)
+        except DataError as error:
+            return error
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        source = iter(paths)
+        while chunk := list(itertools.islice(source, batch)):
+            loaded = list(pool.map(read, chunk))
+            rows = iter(_rows(trained, [pixels for pixels in loaded if not isinstance(pixels, DataError)]))
+            for path, pixels in zip(chunk, loaded, strict=True):
+                if isinstance(pixels, DataError):
+                    yield {"path": str(path), "error": str(pixels)}
+                else:
+                    yield {"path": str(path), **next(rows)}
+
+
+def _rows(trained: Trained, pixels: list[NDArray[np.uint8]]) -> list[dict[str, Any]]:
+    if not pixels:
+        return []
+    pictures = torch.from_numpy(np.stack(pixels)).to(trained.device).permute(0, 3, 1, 2).float()
+    return trained.task.rows(trained.results(pictures), trained.facts)

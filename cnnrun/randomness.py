@@ -1,0 +1,64 @@
+"""Random numbers as pure functions of (seed, epoch, sample, slot).
+
+Nothing here has state, so the batch at step k does not depend on workers, prefetch, world size or on what came before,
+and resuming is arithmetic. The generator is SplitMix64's finaliser (Steele, Lea and Flood 2014, fig. 16) applied to a
+chain of keys; it passes BigCrush, is a bijection of 64 bits, and takes ten integer operations in any tensor library.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_GAMMA = 0x9E3779B97F4A7C15
+_MASK = (1 << 64) - 1
+_ORDER_SLOT = 1 << 32  # apart from every augmentation slot
+
+
+def _signed(value: int) -> int:
+    """A 64-bit pattern as torch's int64 holds it."""
+    value &= _MASK
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _shift(z: Tensor, bits: int) -> Tensor:
+    return (z >> bits) & ((1 << (64 - bits)) - 1)  # int64's >> copies the sign; a logical shift is wanted
+
+
+def _mix(z: Tensor) -> Tensor:
+    z = (z ^ _shift(z, 30)) * _signed(0xBF58476D1CE4E5B9)
+    z = (z ^ _shift(z, 27)) * _signed(0x94D049BB133111EB)
+    return z ^ _shift(z, 31)
+
+
+def key(*parts: int) -> int:
+    """One 64-bit key out of several whole numbers; different parts give unrelated keys."""
+    state = 0
+    for part in parts:
+        z = (state ^ (part * _GAMMA)) & _MASK
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+        state = (z ^ (z >> 31)) + _GAMMA
+    return _signed(state)
+
+
+def bits(seed: int, epoch: int, index_B: Tensor, slot_S: Tensor) -> Tensor:
+    """64 random bits for each sample and slot: int64 [B, S], on the samples' device."""
+    sample_B = _mix(index_B * _signed(_GAMMA) + key(seed, epoch))
+    return _mix(sample_B[:, None] + slot_S * _signed(_GAMMA))
+
+
+def uniform(seed: int, epoch: int, index_B: Tensor, slot_S: Tensor) -> Tensor:
+    """Uniform numbers in [0, 1) for each sample and slot: float32 [B, S] with all 24 bits random."""
+    return _shift(bits(seed, epoch, index_B, slot_S), 40).float() * 2.0**-24
+
+
+def permutation(seed: int, epoch: int, count: int) -> Tensor:
+    """The order of an epoch: a permutation of range(count), int64. Equal hashes cannot occur (`_mix` is a bijection)."""
+    index = torch.arange(count)
+    return bits(seed, epoch, index, torch.tensor([_ORDER_SLOT]))[:, 0].argsort()
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Set torch's generators, which dropout draws from, to a function of (seed, step): no state needs saving."""
+    torch.manual_seed(key(seed, step, 1) & (_MASK >> 1))

@@ -1,0 +1,134 @@
+"""Results as people read them: tables and lines on stdout."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from cnnrun.errors import printable
+
+_WIDE = 10_000  # a table's width when its reader is a program or a file: nothing is cut
+
+
+def _console() -> Console:
+    console = Console(highlight=False, markup=False, emoji=False)
+    return console if console.is_terminal else Console(highlight=False, markup=False, emoji=False, width=160)
+
+
+def _table(columns: list[str], rows: list[list[str]], left: int = 1) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number < left else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(printable(cell) for cell in row))
+    return table
+
+
+def training(data: dict[str, Any]) -> None:
+    """The end of a training."""
+    console = _console()
+    best = "  ".join(f"{name} {value:.4f}" for name, value in data["best"].items())
+    console.print(f"best at step {data['best_step']} of {data['steps']}: {best}")
+    console.print(
+        f"{data['seconds']:.1f} s, {data['images_per_second']:,.0f} images/s, waiting for data {data['data_wait_share']:.1%}"
+    )
+    console.print(f"run: {data['run']}")
+
+
+def evaluation(data: dict[str, Any]) -> None:
+    """Headline numbers, then the tables."""
+    console = _console()
+    console.print(f"{data['run']}, checkpoint of step {data['step']}: split {data['split']}, {data['samples']:,} pictures")
+    console.print("  ".join(f"{name} {value:.4f}" for name, value in data["numbers"].items()))
+    for rows in data["tables"].values():
+        cells = [[f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
+        console.print(_table(list(rows[0]), cells))
+    for name, matrix in data["matrices"].items():
+        console.print(f"{name} (rows: true, columns: predicted)")
+        labels = [str(i) for i in range(len(matrix))]
+        console.print(_table(["", *labels], [[labels[i], *map(str, row)] for i, row in enumerate(matrix)]))
+
+
+def parity(data: dict[str, Any]) -> None:
+    """What an export was compared on."""
+    console = _console()
+    console.print(f"{data['path']}: equal to the network on {data['samples_compared']} pictures of split {data['split']}")
+    console.print(f"largest difference {data['largest_difference']:.1e} at batch sizes {data['batch_sizes']}")
+    artefact = data["metrics"]["artefact"]
+    console.print("measured on the file: " + "  ".join(f"{name} {value:.4f}" for name, value in artefact.items()))
+
+
+def checked(data: dict[str, Any]) -> None:
+    """A config that is fine."""
+    console = _console()
+    console.print(f"{data['name']}: fine. {len(data['classes'])} classes, pictures {_shape(data['image'])}")
+    console.print("pictures: " + "  ".join(f"{name} {count:,}" for name, count in data["counts"].items()))
+    console.print(f"{data['parameters']:,} parameters, {data['flops'] / 1e6:,.1f} MFLOPs a picture, {data['steps']:,} steps")
+
+
+def summary(data: dict[str, Any]) -> None:
+    """A row a layer."""
+    columns = ["layer", "in weights", "output", "parameters", "MFLOPs", "KiB", "sees", "stride"]
+    rows = [
+        [
+            row["path"],
+            row["module"],
+            _shape(row["out_shape"]),
+            f"{row['parameters']:,}",
+            f"{row['flops'] / 1e6:,.2f}",
+            f"{row['activation_bytes'] / 1024:,.1f}",
+            "all" if row["receptive_field"] is None else "x".join(map(str, row["receptive_field"])),
+            "" if row["stride"] is None else "x".join(f"{s:g}" for s in row["stride"]),
+        ]
+        for row in data["layers"]
+    ]
+    console = _console()
+    console.print(f"input {_shape(data['image'])}")
+    console.print(_table(columns, rows, left=2))
+    total = data["total"]
+    console.print(
+        f"{total['parameters']:,} parameters ({total['parameters'] * 4 / 2**20:,.2f} MiB), "
+        f"{total['flops'] / 1e6:,.2f} MFLOPs a picture, {total['activation_bytes'] / 2**20:,.2f} MiB of activations"
+    )
+
+
+def kinds(data: dict[str, Any]) -> None:
+    """Families of kinds with what each is, or one kind with its settings."""
+    console = _console()
+    for family, entries in data.items():
+        console.print(f"{family}:")
+        for entry in entries:
+            console.print(f"  {entry['kind']:<20} {entry['help']}")
+            if len(entries) == 1:
+                for setting in entry["settings"]:
+                    default = "required" if setting["required"] else f"default {setting['default']}"
+                    console.print(f"      {setting['name']:<18} {default}. {setting['help']}")
+
+
+def row_writer(form: str) -> Callable[[dict[str, Any]], None]:
+    """A function that writes one prediction as `text`, `csv` or `json` (one object a line)."""
+    if form == "json":
+        return lambda row: print(json.dumps(row), flush=True)  # noqa: T201
+    if form == "text":
+        return _text_row
+    writer = csv.writer(sys.stdout)
+    writer.writerow(["path", "label", "probability", "error"])
+    return lambda row: writer.writerow([row.get(key, "") for key in ("path", "label", "probability", "error")])
+
+
+def _text_row(row: dict[str, Any]) -> None:
+    if "error" in row:
+        print(printable(row["error"]), file=sys.stderr)  # noqa: T201
+        return
+    shown = "  ".join(f"{entry['label']} {entry['probability']:.3f}" for entry in row["top"][:3])
+    print(f"{printable(row['path'])}: {printable(shown)}", flush=True)  # noqa: T201
+
+
+def _shape(shape: list[int] | tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

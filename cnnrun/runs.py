@@ -1,0 +1,101 @@
+"""The run folder: `runs/<name>/<number>/`, made atomically, held by one process at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cnnrun import __version__
+from cnnrun.errors import CheckpointError, StorageError
+
+CONFIG = "config.yaml"
+RESULT = "result.json"
+
+
+def create(root: Path, name: str) -> Path:
+    """A fresh `root/name/<next number>`. Raises StorageError."""
+    try:
+        (root / name).mkdir(parents=True, exist_ok=True)
+        number = max(_numbers(root / name), default=0)
+        while True:
+            number += 1
+            try:
+                (root / name / str(number)).mkdir()
+            except FileExistsError:
+                continue  # another run took the number in between
+            return root / name / str(number)
+    except OSError as error:
+        raise StorageError(f"{root / name}: cannot make a run folder ({error.strerror})") from None
+
+
+def unfinished(root: Path, name: str) -> list[Path]:
+    """Runs of that name that have a config but no result, newest first."""
+    folders = [root / name / str(number) for number in sorted(_numbers(root / name), reverse=True)]
+    return [folder for folder in folders if (folder / CONFIG).exists() and not (folder / RESULT).exists()]
+
+
+def newest(root: Path, name: str | None = None) -> Path:
+    """The run started last, of all runs or of those of that name. Raises CheckpointError where there is none."""
+    names = [name] if name else [entry.name for entry in root.iterdir() if entry.is_dir()] if root.is_dir() else []
+    started = [
+        folder
+        for each in names
+        for number in _numbers(root / each)
+        if ((folder := root / each / str(number)) / CONFIG).exists()
+    ]
+    if not started:
+        raise CheckpointError(f"{root / name if name else root}: no run here; `cnnrun train CONFIG` makes one")
+    return max(started, key=lambda folder: ((folder / CONFIG).stat().st_mtime_ns, int(folder.name)))
+
+
+@contextmanager
+def held(run: Path) -> Iterator[None]:
+    """Hold the run for this process; the hold ends with the process, however that ends. Raises StorageError."""
+    descriptor = os.open(run / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise StorageError(f"{run}: another process is training this run") from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write a small JSON file so that it is whole or not there."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(json.dumps(data, indent=1) + "\n")
+        temporary.replace(path)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What may change a result's bits, for the run's environment.json."""
+    return {
+        "cnnrun": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _numbers(folder: Path) -> list[int]:
+    if not folder.is_dir():
+        return []
+    return [int(entry.name) for entry in folder.iterdir() if entry.name.isdigit() and entry.is_dir()]

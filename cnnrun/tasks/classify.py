@@ -1,0 +1,134 @@
+"""One label a picture."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from cnnrun.contracts import Better, Facts, Measured, Results, Shape, TaskSpec, need_vector
+from cnnrun.metrics import ClassificationCounts
+
+Weight = Annotated[float, Field(ge=0)]
+
+
+class CrossEntropy(nn.Module):
+    """Mean over the batch of weight[label] * cross-entropy.
+
+    The mean divides by the number of samples, not by the sum of their weights as torch's own does: so a batch split
+    into micro-batches has the same loss and gradient.
+    """
+
+    def __init__(self, label_smoothing: float, weight_K: Tensor | None) -> None:
+        super().__init__()
+        self.label_smoothing = label_smoothing
+        self.register_buffer("weight", weight_K, persistent=False)
+
+    def forward(self, outputs_BK: Tensor, targets: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.weight is None:
+            loss = F.cross_entropy(outputs_BK, targets["labels"], label_smoothing=self.label_smoothing)
+        else:
+            loss = F.cross_entropy(
+                outputs_BK,
+                targets["labels"],
+                weight=self.weight,
+                reduction="none",
+                label_smoothing=self.label_smoothing,
+            ).mean()
+        return {"cross_entropy": loss}
+
+
+class ClassifyMeter:
+    """Accuracy, top-k, per-class precision, recall and F1, calibration error, confusion matrix."""
+
+    def __init__(self, classes: tuple[str, ...], top_k: int) -> None:
+        self._classes = classes
+        self._counts = ClassificationCounts(len(classes), top_k)
+        self._top = f"top_{top_k}"
+
+    def update(self, results: Results, targets: dict[str, Tensor]) -> None:
+        self._counts.add(results["probabilities"], targets["labels"])
+
+    def compute(self) -> Measured:
+        rows = self._counts.per_class(self._classes)
+        macro = {name: sum(row[name] for row in rows) / len(rows) for name in ("precision", "recall", "f1")}
+        numbers = {
+            "accuracy": self._counts.accuracy(),
+            self._top: self._counts.top_k_accuracy(),
+            **macro,
+            "ece": self._counts.expected_calibration_error(),
+        }
+        return Measured(numbers, {"per_class": rows}, {"confusion": self._counts.confusion_KK.tolist()})
+
+
+class Classify(TaskSpec):
+    """One label a picture: a linear head, cross-entropy, probabilities."""
+
+    kind = "classify"
+
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    class_weights: Literal["balanced"] | list[Weight] | None = None
+    """`balanced` weighs each class by the inverse of its frequency; or a number for each class, in order."""
+    top_k: int = Field(5, ge=2)
+    """The second accuracy: the label is among the k likeliest."""
+
+    def numbers(self) -> dict[str, Better]:
+        best: Better = "max"
+        return dict.fromkeys(("accuracy", f"top_{self.top_k}", "precision", "recall", "f1"), best) | {"ece": "min"}
+
+    def problem(self, facts: Facts) -> str | None:
+        if len(facts.classes) < 2:
+            return f"classify needs two or more classes; the data has {len(facts.classes)}"
+        if isinstance(self.class_weights, list) and len(self.class_weights) != len(facts.classes):
+            return f"class_weights has {len(self.class_weights)} numbers; the data has {len(facts.classes)} classes"
+        if self.class_weights == "balanced" and 0 in facts.class_counts:
+            missing = facts.classes[facts.class_counts.index(0)]
+            return f"class_weights: balanced needs pictures of every class; {missing!r} has none"
+        return None
+
+    def head(self, in_shape: Shape, facts: Facts) -> nn.Module:
+        return nn.Linear(need_vector("its linear layer", in_shape), len(facts.classes))
+
+    def criterion(self, facts: Facts) -> nn.Module:
+        return CrossEntropy(self.label_smoothing, self._weights(facts))
+
+    def decode(self, outputs: Tensor) -> Results:
+        return {"probabilities": outputs.softmax(1)}
+
+    def meter(self, facts: Facts) -> ClassifyMeter:
+        return ClassifyMeter(facts.classes, self.top_k)
+
+    def signature(self, facts: Facts) -> dict[str, Shape]:
+        return {"probabilities": (len(facts.classes),)}
+
+    def agree(self, ours: Results, theirs: Results) -> str | None:
+        expected, got = ours["probabilities"], theirs["probabilities"]
+        gap = float((expected - got).abs().max())
+        if not gap <= 1e-4:
+            return f"probabilities differ by up to {gap:.2e} (allowed 1e-4)"
+        best = expected.topk(2, 1).values
+        clear = best[:, 0] - best[:, 1] > 1e-3
+        differ = int((expected.argmax(1) != got.argmax(1))[clear].sum())
+        return f"{differ} clear predictions differ" if differ else None
+
+    def rows(self, results: Results, facts: Facts) -> list[dict[str, Any]]:
+        values, labels = results["probabilities"].topk(min(self.top_k, len(facts.classes)), 1)
+        return [
+            {
+                "label": facts.classes[places[0]],
+                "probability": row[0],
+                "top": [{"label": facts.classes[k], "probability": p} for k, p in zip(places, row, strict=True)],
+            }
+            for places, row in zip(labels.tolist(), values.tolist(), strict=True)
+        ]
+
+    def _weights(self, facts: Facts) -> Tensor | None:
+        if self.class_weights is None:
+            return None
+        if isinstance(self.class_weights, list):
+            return torch.tensor(self.class_weights)
+        counts = torch.tensor(facts.class_counts, dtype=torch.float64)
+        return (counts.sum() / (len(counts) * counts)).float()

@@ -1,0 +1,94 @@
+"""Where numbers go while training: `metrics.jsonl` for machines, TensorBoard for eyes.
+
+`metrics.jsonl` holds nothing of the clock, so a repeated or resumed run writes the same bytes; seconds and images/s go
+to TensorBoard alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from cnnrun.progress import say
+
+
+class Tracker:
+    """Writes both; on resuming at `step` what an earlier process wrote beyond it is cut off."""
+
+    def __init__(self, run: Path, step: int = 0, offset: int = 0) -> None:
+        self._run, self._step = run, step
+        self._writer: Any = None
+        self._file = (run / "metrics.jsonl").open("ab")
+        self._file.truncate(offset)
+
+    @property
+    def offset(self) -> int:
+        """Bytes of metrics.jsonl that belong to what was saved so far."""
+        self._file.flush()
+        return self._file.seek(0, 2)
+
+    def record(self, step: int, numbers: Mapping[str, float | int | str]) -> None:
+        """A line of metrics.jsonl, its numbers to TensorBoard as well."""
+        self._file.write(json.dumps({"step": step, **numbers}).encode() + b"\n")
+        self._file.flush()
+        self.show(step, {key: value for key, value in numbers.items() if isinstance(value, float)})
+
+    def show(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Numbers to TensorBoard alone."""
+        for name, value in numbers.items():
+            self._board("add_scalar", name, value, step)
+
+    def show_pictures(self, step: int, name: str, pictures_BCHW: Tensor) -> None:
+        """A grid of pictures with values 0..255."""
+        self._board("add_images", name, pictures_BCHW.clamp(0, 255).byte().cpu(), step)
+
+    def show_matrix(self, step: int, name: str, matrix: list[list[int]], labels: tuple[str, ...]) -> None:
+        """A confusion matrix as a picture."""
+        self._board("add_image", name, _drawn(matrix, labels), step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._file.close()
+        if self._writer:
+            self._writer.close()
+
+    def _board(self, method: str, *arguments: Any, **settings: Any) -> None:
+        """One call to TensorBoard's writer. Its disk failing costs the pictures, not the training."""
+        if self._writer is False:
+            return
+        try:
+            if self._writer is None:
+                # Imported at the first write, after the first step: it costs a second.
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._writer = SummaryWriter(str(self._run), purge_step=self._step or None)
+            getattr(self._writer, method)(*arguments, **settings)
+        except OSError as error:
+            say(f"TensorBoard is off from here: {error}")
+            self._writer = False
+
+
+def _drawn(matrix: list[list[int]], labels: tuple[str, ...]) -> Any:
+    """The confusion matrix as uint8 [H, W, 3]: rows are true classes, shade is the part of the row."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    counts = np.array(matrix, dtype=np.float64)
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = min(12.0, 3 + 0.5 * len(labels))
+    figure = Figure(figsize=(side, side), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot(xlabel="predicted", ylabel="true")
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    if len(labels) <= 30:
+        axes.set_xticks(range(len(labels)), labels, rotation=90, parse_math=False)
+        axes.set_yticks(range(len(labels)), labels, parse_math=False)
+        for row, column in np.argwhere(counts > 0):
+            colour = "white" if share[row, column] > 0.5 else "black"
+            axes.text(column, row, f"{int(counts[row, column])}", ha="center", va="center", color=colour, fontsize=7)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

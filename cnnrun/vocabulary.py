@@ -1,0 +1,85 @@
+"""What the YAML may say, read off the unions: for `cnnrun kinds` and the documentation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic_core import PydanticUndefined
+
+from cnnrun.augment import Augment
+from cnnrun.data import Source
+from cnnrun.dataset import Data, HoldOut
+from cnnrun.errors import ConfigError
+from cnnrun.export import Format
+from cnnrun.experiment import Experiment
+from cnnrun.optim import EmaSpec, Optimizer
+from cnnrun.pictures import Image
+from cnnrun.schedule import Schedule
+from cnnrun.spec import Kind, Spec, did_you_mean, members
+from cnnrun.structures import Node
+from cnnrun.tasks import Task
+from cnnrun.train import EarlyStop, Train
+
+FAMILIES: dict[str, tuple[type[Kind], ...]] = {
+    "layers": members(Node),
+    "tasks": members(Task),
+    "sources": members(Source),
+    "optimizers": members(Optimizer),
+    "schedules": members(Schedule),
+    "formats": members(Format),
+}
+SECTIONS: dict[str, type[Spec]] = {
+    "(top)": Experiment,
+    "data": Data,
+    "data.image": Image,
+    "data.split": HoldOut,
+    "data.augment": Augment,
+    "train": Train,
+    "train.ema": EmaSpec,
+    "train.early_stop": EarlyStop,
+}
+
+
+def described(word: str | None) -> dict[str, Any]:
+    """Every family, one family, or one kind, with help and settings. Raises ConfigError for an unknown word."""
+    if word is None or word in FAMILIES:
+        chosen = FAMILIES if word is None else {word: FAMILIES[word]}
+        return {family: [entry(kind, kind.kind) for kind in kinds] for family, kinds in chosen.items()}
+    if word in SECTIONS:
+        return {"sections": [entry(SECTIONS[word], word)]}
+    for family, kinds in FAMILIES.items():
+        for kind in kinds:
+            if kind.kind == word:
+                return {family: [entry(kind, word)]}
+    known = [*FAMILIES, *SECTIONS, *(kind.kind for kinds in FAMILIES.values() for kind in kinds)]
+    raise ConfigError(f"{word!r} is neither a kind nor a family{did_you_mean(word, known)}")
+
+
+def entry(spec: type[Spec], word: str) -> dict[str, Any]:
+    """One kind or section as data."""
+    return {
+        "kind": word,
+        "main": getattr(spec, "main", None),
+        "help": " ".join((spec.__doc__ or "").split()),
+        "settings": [
+            {
+                "name": field.alias or name,
+                "required": field.is_required(),
+                "default": _default(field),
+                "help": " ".join((field.description or "").split()),
+            }
+            for name, field in spec.model_fields.items()
+        ],
+    }
+
+
+def _default(field: Any) -> Any:
+    value = field.default
+    if value is PydanticUndefined or value is None:
+        return None
+    if isinstance(value, Kind):
+        settings = value.model_dump(mode="json", exclude_defaults=True)
+        return {value.kind: settings} if settings else value.kind
+    if isinstance(value, Spec):
+        return value.model_dump(mode="json", exclude_defaults=True)
+    return list(value) if isinstance(value, tuple) else value

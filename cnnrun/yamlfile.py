@@ -1,0 +1,344 @@
+"""YAML as plain data that remembers where everything stands.
+
+A strict subset of YAML 1.2: words, numbers, lists, mappings, comments, anchors. Everything that YAML would read as
+something other than what it looks like (`010`, `1:30`, `yes`) is refused with its position instead of guessed at,
+and the input is bounded in size, depth and nodes, so that no file can hang or crash the program.
+"""
+
+from __future__ import annotations
+
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cnnrun.errors import ConfigError
+
+# PyYAML scans about 100 kB/s; a hand-written file is a few kB, and a bad one should be answered within a second.
+MAX_BYTES = 256 * 1024
+MAX_DEPTH = 32
+MAX_NODES = 50_000
+MAX_INT_DIGITS = 18
+
+Loc = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A place: a file's line and column (from 1), or a command-line argument (line 0)."""
+
+    where: str
+    line: int = 0
+    column: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.where}:{self.line}:{self.column}" if self.line else self.where
+
+
+class Map(dict[str, Any]):
+    """A mapping that knows where its keys and values stand. `alias` names the block it was expanded from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.key_marks: dict[str, Mark] = {}
+        self.marks: dict[str, Mark] = {}
+        self.alias: str | None = None
+
+    def put(self, key: str, value: object, key_mark: Mark, mark: Mark) -> None:
+        self[key] = value
+        self.key_marks[key] = key_mark
+        self.marks[key] = mark
+
+
+class Seq(list[Any]):
+    """A list that knows where its items stand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.marks: list[Mark] = []
+
+    def put(self, value: object, mark: Mark) -> None:
+        self.append(value)
+        self.marks.append(mark)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake: where, at which path of the file, what, and what to do about it."""
+
+    mark: Mark
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.mark}: {self.path}: {self.message}" if self.path else f"{self.mark}: {self.message}"
+
+
+def read(path: Path) -> tuple[Map, list[Problem]]:
+    """The mapping in the file at `path`, with the mistakes that do not stop the reading. Raises ConfigError."""
+    return parse(_read_text(path), str(path))
+
+
+def parse(text: str, where: str) -> tuple[Map, list[Problem]]:
+    """The mapping written in `text`; `where` names it in messages. Raises ConfigError when it is not YAML."""
+    value, mark, problems = parse_value(text, where)
+    if value is None:
+        raise ConfigError(f"{where}:1:1: the config is empty")
+    if not isinstance(value, Map):
+        raise ConfigError(f"{mark}: expected a mapping of sections (task:, data:, model:, train:)")
+    return value, problems
+
+
+def parse_value(text: str, where: str, fixed: Mark | None = None) -> tuple[Any, Mark, list[Problem]]:
+    """Any value written in `text`. With `fixed`, every position is that one (a command-line argument)."""
+    composer = _Composer(where, fixed)
+    try:
+        return *composer.document(yaml.parse(text, Loader=yaml.SafeLoader)), composer.problems
+    except yaml.MarkedYAMLError as error:
+        raise ConfigError(f"{composer.mark(error.problem_mark)}: {_syntax(error, text)}") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        message = f"character {error.character!r} cannot stand in YAML"
+        raise ConfigError(f"{fixed or Mark(where, line, 1)}: {message}") from None
+
+
+def path_text(tree: object, path: Loc) -> str:
+    """`path` as the user reads it: model[2].conv.out_channels; blocks appear under their own name."""
+    text, node = "", tree
+    for key in path:
+        shown: str | int = key
+        if isinstance(node, Map) and node.alias and key == next(iter(node), None):
+            shown = node.alias
+        text += f"[{shown}]" if isinstance(shown, int) else f".{shown}" if text else shown
+        node = _child(node, key)
+    return text
+
+
+def position(tree: object, path: Loc, mark: Mark, *, of_key: bool = False) -> Mark:
+    """Where the value at `path` stands (or its key), or the nearest enclosing place that the tree knows."""
+    node = tree
+    for depth, key in enumerate(path):
+        last = of_key and depth == len(path) - 1
+        if isinstance(node, Map) and key in node:
+            mark = node.key_marks[str(key)] if last else node.marks[str(key)]
+        elif isinstance(node, Seq) and isinstance(key, int) and key < len(node):
+            mark = node.marks[key]
+        else:
+            return mark
+        node = _child(node, key)
+    return mark
+
+
+def copy(value: Any) -> Any:
+    """A deep copy that keeps the marks."""
+    if isinstance(value, Map):
+        made = Map()
+        made.alias = value.alias
+        for key, item in value.items():
+            made.put(key, copy(item), value.key_marks[key], value.marks[key])
+        return made
+    if isinstance(value, Seq):
+        items = Seq()
+        for item, mark in zip(value, value.marks, strict=True):
+            items.put(copy(item), mark)
+        return items
+    return value
+
+
+def _child(node: object, key: str | int) -> object:
+    if isinstance(node, Map):
+        return node.get(str(key))
+    if isinstance(node, Seq) and isinstance(key, int) and key < len(node):
+        return node[key]
+    return None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ConfigError(f"{path}: not a regular file")
+        if status.st_size > MAX_BYTES:
+            raise ConfigError(f"{path}: {status.st_size} bytes; a config may have {MAX_BYTES}")
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from None
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+
+
+def _syntax(error: yaml.MarkedYAMLError, text: str) -> str:
+    """PyYAML's complaint in words that say what to do."""
+    what = error.problem or "not valid YAML"
+    mark = error.problem_mark
+    lines = text.split("\n")
+    if mark and mark.line < len(lines) and "\t" in lines[mark.line][: mark.column + 1]:
+        return "a tab; indent with spaces"
+    if what.startswith("expected ',' or"):
+        return f"{what.split(', but')[0]} (is a bracket or a comma missing?)"
+    if "mapping values are not allowed" in what:
+        return "a second `: ` on this line; put the value on a line of its own, or quote it"
+    return what + (f" ({error.context})" if error.context else "")
+
+
+_INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_DOUBTFUL = [
+    (re.compile(r"[-+]?0[0-9_]+"), "a leading zero means octal to some YAML readers; write it without, or quote it"),
+    (re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9]*)?"), "base 60 to some YAML readers; quote it if it is text"),
+    (re.compile(r"[-+]?[0-9][0-9_.]*_[0-9_.eE+-]*"), "write the number without underscores, or quote it"),
+    (re.compile(r"[-+]?0[xXoObB][0-9a-fA-F_]+"), "write the number in decimal, or quote it"),
+    (re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"), "must be a finite number"),
+    (re.compile(r"(?i)yes|no|on|off|y|n"), "only `true` and `false` are truth values; quote it if it is a word"),
+    (re.compile(r"True|TRUE|False|FALSE"), "write `true` or `false`"),
+]
+
+
+class _Composer:
+    """Builds Maps and Seqs from PyYAML's events, which come one by one: nothing is built before it was bounded."""
+
+    def __init__(self, where: str, fixed: Mark | None) -> None:
+        self.where = where
+        self.fixed = fixed
+        self.problems: list[Problem] = []
+        self._anchors: dict[str, tuple[Any, int] | None] = {}
+        self._nodes = 0
+
+    def mark(self, at: Any) -> Mark:
+        if self.fixed:
+            return self.fixed
+        return Mark(self.where, at.line + 1, at.column + 1) if at else Mark(self.where, 1, 1)
+
+    def document(self, events: Iterator[Any]) -> tuple[Any, Mark]:
+        next(events)  # stream start
+        event = next(events)
+        if isinstance(event, yaml.StreamEndEvent):
+            return None, self.mark(None)
+        event = next(events)
+        value = self._value(event, events, ())
+        next(events)  # document end
+        after = next(events)
+        if not isinstance(after, yaml.StreamEndEvent):
+            raise ConfigError(f"{self.mark(after.start_mark)}: a second document; one file holds one config")
+        return value, self.mark(event.start_mark)
+
+    def _value(self, event: Any, events: Iterator[Any], path: Loc) -> Any:
+        mark = self.mark(event.start_mark)
+        if isinstance(event, yaml.AliasEvent):
+            return self._alias(event, mark)
+        if event.tag is not None and event.tag != "!":
+            raise ConfigError(f"{mark}: tag {event.tag!r}: YAML tags are not allowed")
+        if len(path) >= MAX_DEPTH:
+            raise ConfigError(f"{mark}: nested deeper than {MAX_DEPTH} levels")
+        self._count(1, mark)
+        before = self._nodes
+        if event.anchor:
+            self._anchors[event.anchor] = None
+        if isinstance(event, yaml.ScalarEvent):
+            value = self._scalar(event, path)
+        elif isinstance(event, yaml.SequenceStartEvent):
+            value = self._sequence(events, path)
+        else:
+            value = self._mapping(events, path)
+        if event.anchor:
+            self._anchors[event.anchor] = (value, self._nodes - before + 1)
+        return value
+
+    def _count(self, nodes: int, mark: Mark) -> None:
+        self._nodes += nodes
+        if self._nodes > MAX_NODES:
+            raise ConfigError(f"{mark}: more than {MAX_NODES} values (aliases counted as what they stand for)")
+
+    def _alias(self, event: Any, mark: Mark) -> Any:
+        if event.anchor not in self._anchors:
+            raise ConfigError(f"{mark}: alias *{event.anchor} has no anchor before it")
+        known = self._anchors[event.anchor]
+        if known is None:
+            raise ConfigError(f"{mark}: alias *{event.anchor} contains itself")
+        self._count(known[1], mark)
+        return copy(known[0])
+
+    def _sequence(self, events: Iterator[Any], path: Loc) -> Seq:
+        made = Seq()
+        while not isinstance(event := next(events), yaml.SequenceEndEvent):
+            made.put(self._value(event, events, (*path, len(made))), self.mark(event.start_mark))
+        return made
+
+    def _mapping(self, events: Iterator[Any], path: Loc) -> Map:
+        made = Map()
+        merged: list[tuple[Any, Mark]] = []
+        while not isinstance(event := next(events), yaml.MappingEndEvent):
+            key_mark = self.mark(event.start_mark)
+            key = self._key(event, key_mark)
+            item = next(events)
+            value, mark = self._value(item, events, (*path, key)), self.mark(item.start_mark)
+            if key == "<<" and not event.style:
+                merged.append((value, key_mark))
+            elif key in made:
+                first = made.key_marks[key]
+                self._problem(key_mark, (*path, key), f"{key!r} stands twice (first at line {first.line})")
+            else:
+                made.put(key, value, key_mark, mark)
+        for value, mark in merged:
+            _merge(made, value, mark)
+        return made
+
+    def _key(self, event: Any, mark: Mark) -> str:
+        if not isinstance(event, yaml.ScalarEvent):
+            raise ConfigError(f"{mark}: a key must be a word")
+        if event.tag is not None or event.anchor:
+            raise ConfigError(f"{mark}: a key carries neither a tag nor an anchor")
+        self._count(1, mark)
+        if not event.style and (event.value in ("", "~", "null", "true", "false") or _FLOAT.fullmatch(event.value)):
+            raise ConfigError(f"{mark}: key {event.value!r} must be a word; quote it if it is one")
+        return str(event.value)
+
+    def _scalar(self, event: Any, path: Loc) -> Any:
+        text, mark = event.value, self.mark(event.start_mark)
+        if event.style or event.tag == "!":
+            return text
+        if text in ("", "~", "null"):
+            return None
+        if text in ("true", "false"):
+            return text == "true"
+        if _INT.fullmatch(text):
+            if len(text) <= MAX_INT_DIGITS:
+                return int(text)
+            return self._problem(mark, path, f"{text[:12]}... has {len(text)} digits; the largest has {MAX_INT_DIGITS}")
+        if _FLOAT.fullmatch(text):
+            number = float(text) if len(text) < 400 else float("inf")
+            return number if abs(number) != float("inf") else self._problem(mark, path, f"{text[:40]} is too large")
+        for pattern, advice in _DOUBTFUL:
+            if pattern.fullmatch(text):
+                return self._problem(mark, path, f"{text!r}: {advice}")
+        return text
+
+    def _problem(self, mark: Mark, path: Loc, message: str) -> _Doubtful:
+        self.problems.append(Problem(mark, path_text(None, path), message))
+        return DOUBTFUL
+
+
+@dataclass(frozen=True)
+class _Doubtful:
+    """Stands where a value was already complained about, so that it is not complained about twice."""
+
+    name: str = field(default="doubtful value")
+
+
+DOUBTFUL = _Doubtful()
+
+
+def _merge(made: Map, value: Any, mark: Mark) -> None:
+    """YAML's `<<`: keys of `value` (a mapping or a list of them) that `made` does not have itself."""
+    for source in value if isinstance(value, Seq) else [value]:
+        if not isinstance(source, Map):
+            raise ConfigError(f"{mark}: `<<` takes a mapping or a list of mappings")
+        for key, item in source.items():
+            if key not in made:
+                made.put(key, item, source.key_marks[key], source.marks[key])
