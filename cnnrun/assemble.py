@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from cnnrun import checkpoint, runs
-from cnnrun.contracts import Facts, Split
+from cnnrun.contracts import Facts
 from cnnrun.dataset import Dataset, index, prepare
 from cnnrun.errors import CheckpointError, ConfigError, DataError
-from cnnrun.evaluate import evaluate as measure_split
 from cnnrun.experiment import Experiment, load
-from cnnrun.export import Format, export
+from cnnrun.learner import Job
 from cnnrun.network import BuildError, Built, build, materialize
 from cnnrun.progress import bar, say
-from cnnrun.train import Job, check, fit
 from cnnrun.trained import Trained
 
 
@@ -79,7 +75,9 @@ def differences(ours: Experiment, theirs: Experiment) -> list[str]:
 
     def flat(value: object, path: str) -> dict[str, object]:
         if isinstance(value, dict):
-            return {k: v for key, item in value.items() for k, v in flat(item, f"{path}.{key}" if path else key).items()}
+            return {
+                k: v for key, item in value.items() for k, v in flat(item, f"{path}.{key}" if path else key).items()
+            }
         if isinstance(value, list):
             return {k: v for i, item in enumerate(value) for k, v in flat(item, f"{path}[{i}]").items()}
         return {path: value}
@@ -120,7 +118,7 @@ def trained(target: Path | None, root: Path, device: torch.device) -> tuple[Expe
         raise CheckpointError(f"{saved.path}: does not fit {run / runs.CONFIG}: {', '.join(names[:10])}")
     made = materialize(built, 0)
     made.load_state_dict(weights)
-    made.to(device, memory_format=torch.channels_last).eval()
+    made.to(device).to(memory_format=torch.channels_last).eval()
     step = int(saved.state["training"]["step"])
     return experiment, Trained(made, experiment.task, facts, experiment.data.image, run, step, device)
 
@@ -135,83 +133,3 @@ def eval_data(experiment: Experiment, given: Trained, split: str | None) -> tupl
     if data.facts.classes != given.facts.classes:
         raise DataError(f"the data's classes {data.facts.classes} are not the network's {given.facts.classes}")
     return name, replace(data, facts=given.facts)
-
-
-# --- what the commands do -----------------------------------------------------------------------------------------------
-
-
-def train(experiment: Experiment, root: Path, device: torch.device, resume: bool) -> dict[str, Any]:
-    """Train to the end in a run folder; returns what was reached."""
-    data = dataset(experiment)
-    run, saved = start(experiment, root, resume)
-    with runs.held(run):
-        runs.write_json(run / "environment.json", runs.environment(device))
-        return {"run": str(run), **fit(job(experiment, data, run, device), saved)}
-
-
-def evaluate(target: Path | None, root: Path, device: torch.device, split: str | None) -> dict[str, Any]:
-    """A trained network's numbers on a split."""
-    experiment, given = trained(target, root, device)
-    name, data = eval_data(experiment, given, split)
-    criterion = experiment.task.criterion(given.facts).to(device)
-    measured = measure_split(
-        given.network, criterion, given.task, given.facts, data.splits[name], experiment.train.batch, device
-    )
-    return {
-        "run": str(given.run),
-        "step": given.step,
-        "split": name,
-        "samples": len(data.splits[name]),
-        "numbers": measured.numbers,
-        "tables": measured.tables,
-        "matrices": measured.matrices,
-    }
-
-
-def exported(form: Format, target: Path | None, root: Path, split: str | None, out: Path | None) -> dict[str, Any]:
-    """Write a trained network in a format; returns how it compares."""
-    experiment, given = trained(target, root, torch.device("cpu"))
-    name, data = eval_data(experiment, given, split)
-    path = out or given.run / "exports" / f"model{form.suffix}"
-    return {"path": str(path), **export(form, given, data.splits[name], name, path, experiment.train.batch)}
-
-
-def checked(experiment: Experiment) -> dict[str, Any]:
-    """Everything that can be known without decoding a picture or taking a step."""
-    indexed, splits = index(experiment.data)
-    shape = experiment.data.image_shape()
-    assert shape is not None
-    counts = {name: len(rows) for name, (_, rows) in splits.items()}
-    facts = Facts(indexed.classes, shape, counts=counts, class_counts=_class_counts(splits, len(indexed.classes)))
-    if problem := experiment.task.problem(facts):
-        raise ConfigError(f"task: {problem}")
-    built = network(experiment, facts)
-    check(experiment.train, counts["train"], built.network)
-    per_epoch = counts["train"] // experiment.train.batch if experiment.train.drop_last else -(-counts["train"] // experiment.train.batch)
-    return {
-        "name": experiment.name,
-        "classes": list(indexed.classes),
-        "image": list(shape),
-        "counts": counts,
-        "parameters": built.parameters,
-        "flops": sum(row.flops for row in built.rows),
-        "steps": per_epoch * experiment.train.epochs,
-    }
-
-
-def summary(experiment: Experiment) -> dict[str, Any]:
-    """The network, a row a layer, sized for the config's data."""
-    indexed, _ = index(experiment.data)
-    shape = experiment.data.image_shape()
-    assert shape is not None
-    built = network(experiment, Facts(indexed.classes, shape))
-    rows = [asdict(row) for row in built.rows]
-    totals = {key: sum(row[key] for row in rows) for key in ("parameters", "flops", "activation_bytes")}
-    return {"name": experiment.name, "image": list(shape), "layers": rows, "total": totals}
-
-
-def _class_counts(splits: dict[str, tuple[Split, Tensor]], classes: int) -> tuple[int, ...]:
-    split, rows = splits["train"]
-    if "labels" not in split.targets:
-        return ()
-    return tuple(torch.bincount(split.targets["labels"][rows], minlength=classes).tolist())

@@ -131,7 +131,8 @@ class Augment(Spec):
         angle = 2 * math.pi * self.hue * draws.sign("hue")
         cos, sin, zero, one = torch.cos(angle), torch.sin(angle), torch.zeros_like(angle), torch.ones_like(angle)
         turn = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], 1).view(-1, 3, 3)
-        return torch.linalg.inv(to_yiq) @ turn @ to_yiq
+        turned: Tensor = torch.linalg.inv(to_yiq) @ turn @ to_yiq
+        return turned
 
     def _erased(self, pictures: Tensor, draws: Draws) -> Tensor:
         """A rectangle of random area, shape and place set to the mid grey, in a part of the pictures."""

@@ -21,10 +21,10 @@ class TrainingBatches:
     """The training batches of a run; `at(step)` depends on nothing but the arguments given here and the step."""
 
     def __init__(
-        self, examples: Examples, augment: Augment, batch: int, seed: int, device: torch.device, drop_last: bool
+        self, examples: Examples, augment: Augment, batch: int, steps_per_epoch: int, seed: int, device: torch.device
     ) -> None:
         self._examples, self._augment, self._batch, self._seed, self._device = examples, augment, batch, seed, device
-        self.steps_per_epoch = len(examples) // batch if drop_last else -(-len(examples) // batch)
+        self.steps_per_epoch = steps_per_epoch
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
         self._ready: dict[int, Batch] = {}
         bytes_each = 4 * batch * examples.pictures[0].numel()

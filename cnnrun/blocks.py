@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cnnrun.spec import did_you_mean
-from cnnrun.yamlfile import MAX_NODES, Map, Mark, Problem, Seq, copy
+from cnnrun.yamlfile import DOUBTFUL, MAX_NODES, Map, Mark, Problem, Seq, copy
 
 _AT_USE = ("name", "from")  # every layer may carry them, so a block where it is used may, too
 
@@ -82,11 +82,11 @@ class _Expander:
         word = item if isinstance(item, str) else next(iter(item)) if isinstance(item, Map) and len(item) == 1 else None
         return word if word in self._blocks else None
 
-    def _use(self, block: Block, item: Any, mark: Mark, inside: tuple[str, ...]) -> Map:
+    def _use(self, block: Block, item: Any, mark: Mark, inside: tuple[str, ...]) -> Any:
         if block.name in inside or self._nodes > MAX_NODES:
             why = "contains itself" if block.name in inside else f"grows beyond {MAX_NODES} values"
             self._problem(mark, f"blocks.{block.name}", f"the block {why}")
-            return Map()
+            return DOUBTFUL
         given = self._arguments(block, item, mark)
         body = Map()
         body.put("layers", self._filled(copy(block.layers), given, block.name), mark, mark)
@@ -114,11 +114,13 @@ class _Expander:
                 made.put(key, argument, given.key_marks[key], given.marks[key])
             else:
                 known = [*block.parameters, *_AT_USE]
-                self._problem(given.key_marks[key], f"{block.name}.{key}", f"unknown parameter{did_you_mean(key, known)}")
+                self._problem(
+                    given.key_marks[key], f"{block.name}.{key}", f"unknown parameter{did_you_mean(key, known)}"
+                )
         for key, default in block.parameters.items():
             if key not in made and default is None:
                 self._problem(mark, block.name, f"needs {key!r}")
-                made.put(key, None, mark, mark)
+                made.put(key, DOUBTFUL, mark, mark)
             elif key not in made:
                 made.put(key, default, block.parameters.key_marks[key], block.parameters.marks[key])
         return made
@@ -136,6 +138,7 @@ class _Expander:
                     else:
                         text = f"no parameter {value!r}{did_you_mean(parameter, given)}"
                         self._problem(node.marks[key], f"blocks.{name}", text)
+                        node[key] = DOUBTFUL
                 else:
                     self._filled(value, given, name)
         return node

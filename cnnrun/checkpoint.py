@@ -152,13 +152,13 @@ def _disk_message(folder: Path, needed: int, error: OSError) -> str:
     except OSError:
         free = "the folder cannot be reached"
     reason = error.strerror or str(error)
-    return f"{folder}: cannot write ({reason}); {needed / 2**20:,.1f} MiB are needed, {free}; earlier checkpoints are kept"
+    return (
+        f"{folder}: cannot write ({reason}); {needed / 2**20:,.1f} MiB are needed, {free}; earlier checkpoints are kept"
+    )
 
 
 def _manifest(files: dict[str, bytes]) -> dict[str, Any]:
-    entries = {
-        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()
-    }
+    entries = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
     return {"format": FORMAT, "files": entries}
 
 

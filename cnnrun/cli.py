@@ -45,13 +45,13 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a network. Example: cnnrun train configs/digits.yaml train.epochs=3"""
-    from cnnrun import assemble, report
+    from cnnrun import commands, report
     from cnnrun.device import choose, keep_freed_memory
     from cnnrun.experiment import load
 
     experiment, chosen = load(config, overrides or []), choose(device)
     keep_freed_memory()
-    result = assemble.train(experiment, runs, chosen, resume)
+    result = commands.train(experiment, runs, chosen, resume)
     _print(result, as_json, report.training)
 
 
@@ -64,16 +64,18 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure a trained network on a split. Example: cnnrun eval runs/digits/1 --split val"""
-    from cnnrun import assemble, report
+    from cnnrun import commands, report
     from cnnrun.device import choose
 
-    _print(assemble.evaluate(target, runs, choose(device), split), as_json, report.evaluation)
+    _print(commands.evaluate(target, runs, choose(device), split), as_json, report.evaluation)
 
 
 @app.command()
 def predict(
     paths: Annotated[list[Path], typer.Argument(help="Picture files and folders.")],
-    run: Annotated[Path | None, typer.Option(help="A run folder, a checkpoint or a config; by default the newest run.")] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="A run folder, a checkpoint or a config; by default the newest run.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 64,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     device: Device = "auto",
@@ -110,28 +112,28 @@ def export_onnx(
     as_json: Json = False,
 ) -> None:
     """ONNX with pre-processing inside, compared with the network before it is kept. Example: cnnrun export onnx"""
-    from cnnrun import assemble, report
+    from cnnrun import commands, report
     from cnnrun.export.onnx import Onnx
 
-    _print(assemble.exported(Onnx(), target, runs, split, out), as_json, report.parity)
+    _print(commands.exported(Onnx(), target, runs, split, out), as_json, report.parity)
 
 
 @app.command()
 def check(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
     """Check a config and its data without training. Example: cnnrun check configs/digits.yaml"""
-    from cnnrun import assemble, report
+    from cnnrun import commands, report
     from cnnrun.experiment import load
 
-    _print(assemble.checked(load(config, overrides or [])), as_json, report.checked)
+    _print(commands.checked(load(config, overrides or [])), as_json, report.checked)
 
 
 @app.command()
 def summary(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
     """The network, a row a layer: shape, parameters, FLOPs, memory, receptive field. Example: cnnrun summary c.yaml"""
-    from cnnrun import assemble, report
+    from cnnrun import commands, report
     from cnnrun.experiment import load
 
-    _print(assemble.summary(load(config, overrides or [])), as_json, report.summary)
+    _print(commands.summary(load(config, overrides or [])), as_json, report.summary)
 
 
 @app.command()

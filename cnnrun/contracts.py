@@ -59,7 +59,9 @@ class LayerSpec(Kind):
         """A norm or activation inside a layer is a part of it: a name or link there would be ignored, so is refused."""
         for value in self.__dict__.values():
             if isinstance(value, LayerSpec) and (value.name is not None or value.from_ is not None):
-                raise ValueError(f"{value.kind} inside {self.kind} takes neither name nor from; give it a line of its own")
+                raise ValueError(
+                    f"{value.kind} inside {self.kind} takes neither name nor from; give it a line of its own"
+                )
         return self
 
     def build(self, in_shape: Shape) -> nn.Module:
@@ -148,7 +150,8 @@ class Facts:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Facts:
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**settings)
 
 
 # --- tasks ----------------------------------------------------------------------------------------------------------

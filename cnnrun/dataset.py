@@ -135,7 +135,9 @@ def _measured(facts: Facts, train: Examples) -> Facts:
     return replace(facts, mean=mean, std=std, class_counts=counts if "labels" in train.targets else ())
 
 
-def channel_statistics(pictures: Tensor, rows: Tensor, chunk: int = 2048) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(
+    pictures: Tensor, rows: Tensor, chunk: int = 2048
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel over the pictures `rows` of a uint8 cache; float64 sums."""
     channels = pictures.shape[1]
     total, square, count = torch.zeros(channels).double(), torch.zeros(channels).double(), 0
@@ -233,7 +235,7 @@ def _fingerprint(indexed: Indexed) -> str:
 def _files_digest(split: Split) -> bytes:
     digest = hashlib.sha256()
     if isinstance(split.pictures, np.ndarray):
-        digest.update(np.ascontiguousarray(split.pictures))
+        digest.update(np.ascontiguousarray(split.pictures).data)
         return digest.digest()
     for path in _paths(split):
         status = path.stat()

@@ -15,11 +15,11 @@ from cnnrun import blocks, yamlfile
 from cnnrun.contracts import Facts
 from cnnrun.dataset import Data
 from cnnrun.errors import ConfigError, printable
+from cnnrun.learner import Train, monitored_numbers
 from cnnrun.network import BuildError, Built, build
 from cnnrun.spec import Kinds, Spec, did_you_mean, members, problems_of
 from cnnrun.structures import Node
 from cnnrun.tasks import Task
-from cnnrun.train import Train, monitored_numbers
 from cnnrun.yamlfile import Loc, Map, Mark, Problem, Seq, path_text, position
 
 _BYTES_PER_PARAMETER = 16  # weight, gradient and two of an optimizer's moments, 4 bytes each
@@ -68,7 +68,9 @@ def _checked(tree: Map, problems: list[Problem], start: Mark, overrides: Sequenc
     if experiment and not any(problem.path.startswith(("model", "blocks", "data.image")) for problem in problems):
         problems += _meaning(experiment, tree, start)
     if problems or experiment is None:
-        ordered = sorted(problems, key=lambda problem: (problem.mark.line, problem.mark.column))
+        # A mistake in a block is found wherever the block is used; it is one mistake.
+        once = {(problem.mark, problem.message): problem for problem in reversed(problems)}.values()
+        ordered = sorted(once, key=lambda problem: (problem.mark.line, problem.mark.column))
         raise ConfigError(*(printable(str(problem)) for problem in ordered))
     return experiment
 
@@ -95,7 +97,10 @@ def _meaning(experiment: Experiment, tree: Map, start: Mark) -> list[Problem]:
 
     known = monitored_numbers(experiment.task)
     if experiment.train.monitor not in known:
-        report(("train", "monitor"), f"{experiment.train.monitor!r} is not measured{did_you_mean(experiment.train.monitor, known)}")
+        report(
+            ("train", "monitor"),
+            f"{experiment.train.monitor!r} is not measured{did_you_mean(experiment.train.monitor, known)}",
+        )
     if experiment.train.batch < experiment.train.accumulate:
         report(("train", "accumulate"), f"cannot split a batch of {experiment.train.batch} into that many parts")
     shape = experiment.data.image_shape()

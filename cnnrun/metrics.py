@@ -53,6 +53,4 @@ class ClassificationCounts:
         precision, recall = hits / predicted.clamp(min=1), hits / support.clamp(min=1)
         f1 = 2 * hits / (predicted + support).clamp(min=1)
         columns = zip(names, precision.tolist(), recall.tolist(), f1.tolist(), support.long().tolist(), strict=True)
-        return [
-            {"class": name, "precision": p, "recall": r, "f1": f, "support": n} for name, p, r, f, n in columns
-        ]
+        return [{"class": name, "precision": p, "recall": r, "f1": f, "support": n} for name, p, r, f, n in columns]

@@ -23,6 +23,7 @@ from cnnrun.layers.merge import Concatenate, Product, Sum
 from cnnrun.structures import Branches, Linked, Parallel, Repeat, Residual, Sequential, SumOfBranches, links
 from cnnrun.yamlfile import Loc
 
+
 class Normalize(nn.Module):
     """Pixel values 0..255 -> about mean 0, deviation 1 a channel. Inside the network, so no user of it can forget."""
 
@@ -52,7 +53,7 @@ class Network(nn.Module):
 
 @dataclass(frozen=True)
 class Signal:
-    """What flows between layers: a shape, and how its cells lie over the picture (receptive field, stride in pixels)."""
+    """What flows between layers: a shape, and how its cells lie over the picture (what they see, stride in pixels)."""
 
     shape: Shape
     field: Pair = (1, 1)
@@ -117,14 +118,11 @@ def build(nodes: Sequence[Any], task: TaskSpec, facts: Facts) -> Built:
 
 def materialize(network: Network, seed: int) -> Network:
     """Memory and initial weights for a network built on the meta device: PyTorch's own initialisation, in order."""
-    normalize = network.normalize
-    network.normalize = nn.Identity()
-    network.to_empty(device="cpu")
-    network.normalize = normalize
     torch.manual_seed(seed)
-    for module in network.modules():
-        if any(True for _ in module.parameters(recurse=False)) or any(True for _ in module.buffers(recurse=False)):
-            if module is not normalize:
+    for part in (network.layers, network.head):
+        part.to_empty(device="cpu")
+        for module in part.modules():
+            if [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
                 module.reset_parameters()  # type: ignore[operator]
     return network
 

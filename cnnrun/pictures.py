@@ -45,6 +45,7 @@ class Image(Spec):
 def load(path: Path, size: Pair, channels: int, image: Image) -> NDArray[np.uint8]:
     """The picture file as uint8 [H, W, C]. Raises DataError that names the file and what is wrong with it."""
     from PIL import Image as Pil
+    from PIL import UnidentifiedImageError
 
     try:
         _check_file(path)
@@ -54,7 +55,7 @@ def load(path: Path, size: Pair, channels: int, image: Image) -> NDArray[np.uint
                 return _pixels(opened, size, channels, image)
     except _Refused as refused:
         raise DataError(f"{printable(str(path))}: {refused}") from None
-    except Pil.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise DataError(f"{printable(str(path))}: not a picture ({_looks_like(path)})") from None
     except (Pil.DecompressionBombWarning, Pil.DecompressionBombError):
         raise DataError(f"{printable(str(path))}: more than {MAX_PIXELS:,} pixels") from None

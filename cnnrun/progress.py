@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -38,3 +39,45 @@ def bar(what: str, total: int, done: int = 0) -> Iterator[Advance]:
 def say(line: str) -> None:
     """A line for people, on stderr, so that stdout stays the command's result."""
     print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+class Clock:
+    """Seconds, pictures and waiting, for people; nothing that is computed depends on it.
+
+    Evaluation and saving count to `seconds`, but not to the speed of training.
+    """
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._aside = 0.0
+        self._waited = 0.0
+        self.images = 0
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / (self.seconds - self._aside)
+
+    @property
+    def data_wait_share(self) -> float:
+        return self._waited / (self.seconds - self._aside)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time spent waiting for data."""
+        before = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - before
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Time spent on something else than training."""
+        before = time.perf_counter()
+        yield
+        self._aside += time.perf_counter() - before
+
+    def __str__(self) -> str:
+        return f"{self.images_per_second:,.0f} images/s  data {self.data_wait_share:.0%}"

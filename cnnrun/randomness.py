@@ -54,11 +54,12 @@ def uniform(seed: int, epoch: int, index_B: Tensor, slot_S: Tensor) -> Tensor:
 
 
 def permutation(seed: int, epoch: int, count: int) -> Tensor:
-    """The order of an epoch: a permutation of range(count), int64. Equal hashes cannot occur (`_mix` is a bijection)."""
+    """The order of an epoch: a permutation of range(count), int64. No two hashes are equal: `_mix` is a bijection."""
     index = torch.arange(count)
     return bits(seed, epoch, index, torch.tensor([_ORDER_SLOT]))[:, 0].argsort()
 
 
-def seed_step(seed: int, step: int) -> None:
-    """Set torch's generators, which dropout draws from, to a function of (seed, step): no state needs saving."""
-    torch.manual_seed(key(seed, step, 1) & (_MASK >> 1))
+def seed_step(seed: int, step: int, device: torch.device) -> None:
+    """Set the device's generator, which dropout draws from, to a function of (seed, step): no state needs saving."""
+    generators = torch.cuda.default_generators if device.type == "cuda" else (torch.default_generator,)
+    generators[device.index or 0].manual_seed(key(seed, step, 1) & (_MASK >> 1))

@@ -36,7 +36,8 @@ def training(data: dict[str, Any]) -> None:
     best = "  ".join(f"{name} {value:.4f}" for name, value in data["best"].items())
     console.print(f"best at step {data['best_step']} of {data['steps']}: {best}")
     console.print(
-        f"{data['seconds']:.1f} s, {data['images_per_second']:,.0f} images/s, waiting for data {data['data_wait_share']:.1%}"
+        f"{data['seconds']:.1f} s, {data['images_per_second']:,.0f} images/s, "
+        f"waiting for data {data['data_wait_share']:.1%}"
     )
     console.print(f"run: {data['run']}")
 
@@ -44,7 +45,9 @@ def training(data: dict[str, Any]) -> None:
 def evaluation(data: dict[str, Any]) -> None:
     """Headline numbers, then the tables."""
     console = _console()
-    console.print(f"{data['run']}, checkpoint of step {data['step']}: split {data['split']}, {data['samples']:,} pictures")
+    console.print(
+        f"{data['run']}, checkpoint of step {data['step']}: split {data['split']}, {data['samples']:,} pictures"
+    )
     console.print("  ".join(f"{name} {value:.4f}" for name, value in data["numbers"].items()))
     for rows in data["tables"].values():
         cells = [[f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
@@ -58,7 +61,9 @@ def evaluation(data: dict[str, Any]) -> None:
 def parity(data: dict[str, Any]) -> None:
     """What an export was compared on."""
     console = _console()
-    console.print(f"{data['path']}: equal to the network on {data['samples_compared']} pictures of split {data['split']}")
+    console.print(
+        f"{data['path']}: equal to the network on {data['samples_compared']} pictures of split {data['split']}"
+    )
     console.print(f"largest difference {data['largest_difference']:.1e} at batch sizes {data['batch_sizes']}")
     artefact = data["metrics"]["artefact"]
     console.print("measured on the file: " + "  ".join(f"{name} {value:.4f}" for name, value in artefact.items()))
@@ -69,7 +74,9 @@ def checked(data: dict[str, Any]) -> None:
     console = _console()
     console.print(f"{data['name']}: fine. {len(data['classes'])} classes, pictures {_shape(data['image'])}")
     console.print("pictures: " + "  ".join(f"{name} {count:,}" for name, count in data["counts"].items()))
-    console.print(f"{data['parameters']:,} parameters, {data['flops'] / 1e6:,.1f} MFLOPs a picture, {data['steps']:,} steps")
+    console.print(
+        f"{data['parameters']:,} parameters, {data['flops'] / 1e6:,.1f} MFLOPs a picture, {data['steps']:,} steps"
+    )
 
 
 def summary(data: dict[str, Any]) -> None:

@@ -79,7 +79,7 @@ class Kinds:
         )
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        choices: Any = schema["schema"]["choices"]  # type: ignore[typeddict-item]
+        choices: Any = schema["schema"]["choices"]
         written = [_json_of(word, inner["schema"], handler) for word, inner in choices.items()]
         return {"anyOf": [{"enum": list(choices)}, *written]}
 
@@ -114,7 +114,7 @@ def _splitter(choices: dict[str, type[Kind]]) -> Callable[[Any], tuple[str, Any]
         elif isinstance(value, dict) and value:
             raise PydanticCustomError("kind", "{text}", {"text": _several_keys(list(value), choices)})
         else:
-            raise PydanticCustomError("kind", "{text}", {"text": f"expected one of {_listed(choices)}"})
+            raise PydanticCustomError("kind", "{text}", {"text": f"expected a kind{did_you_mean('', choices)}"})
         if word not in choices:
             raise PydanticCustomError("kind", "{text}", {"text": f"unknown kind {word!r}{did_you_mean(word, choices)}"})
         return word, body
@@ -158,7 +158,9 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
     """A suggestion to append to a message about an unknown word: the nearest one, then what is allowed."""
     words = list(known)
     near = difflib.get_close_matches(str(word), words, n=1, cutoff=0.6)
-    known = "" if near and len(words) > _MANY else f" (known: {_listed(words)})"
+    known = f" (known: {_listed(words)})"
+    if len(words) > _MANY:
+        known = "" if near else " (`cnnrun kinds` lists them all)"
     return (f"; did you mean {near[0]!r}?" if near else "") + known
 
 
@@ -282,6 +284,10 @@ def _message(item: Any) -> str:
     if kind == "literal_error":
         allowed = [word.strip("'") for word in context["expected"].replace(" or ", ", ").split(", ")]
         return f"{shown(value)} is not one of the choices{did_you_mean(value, allowed)}"
+    if kind == "string_pattern_mismatch":
+        return f"{shown(value)} must match {context['pattern']}"
+    if value is None and kind in _EXPECTED:
+        return f"{_EXPECTED[kind].format(**context)}; give a value or remove the line"
     if kind not in _EXPECTED:
         return str(item["msg"]).removeprefix("Value error, ")
     return f"{_EXPECTED[kind].format(**context)}; got {shown(value)}{_quotes_hint(kind, value)}"

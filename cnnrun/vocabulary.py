@@ -10,15 +10,15 @@ from cnnrun.augment import Augment
 from cnnrun.data import Source
 from cnnrun.dataset import Data, HoldOut
 from cnnrun.errors import ConfigError
-from cnnrun.export import Format
 from cnnrun.experiment import Experiment
+from cnnrun.export import Format
+from cnnrun.learner import EarlyStop, Train
 from cnnrun.optim import EmaSpec, Optimizer
 from cnnrun.pictures import Image
 from cnnrun.schedule import Schedule
 from cnnrun.spec import Kind, Spec, did_you_mean, members
 from cnnrun.structures import Node
 from cnnrun.tasks import Task
-from cnnrun.train import EarlyStop, Train
 
 FAMILIES: dict[str, tuple[type[Kind], ...]] = {
     "layers": members(Node),

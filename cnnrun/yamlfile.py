@@ -101,9 +101,9 @@ def parse_value(text: str, where: str, fixed: Mark | None = None) -> tuple[Any, 
     except yaml.MarkedYAMLError as error:
         raise ConfigError(f"{composer.mark(error.problem_mark)}: {_syntax(error, text)}") from None
     except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        message = f"character {error.character!r} cannot stand in YAML"
-        raise ConfigError(f"{fixed or Mark(where, line, 1)}: {message}") from None
+        before = text[: error.position]
+        mark = fixed or Mark(where, before.count("\n") + 1, len(before) - before.rfind("\n"))
+        raise ConfigError(f"{mark}: character {error.character!r} cannot stand in YAML") from None
 
 
 def path_text(tree: object, path: Loc) -> str:
@@ -170,7 +170,9 @@ def _read_text(path: Path) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+        before = data[: error.start].decode("utf-8")
+        mark = Mark(str(path), before.count("\n") + 1, len(before) - before.rfind("\n"))
+        raise ConfigError(f"{mark}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
 
 
 def _syntax(error: yaml.MarkedYAMLError, text: str) -> str:
@@ -181,7 +183,8 @@ def _syntax(error: yaml.MarkedYAMLError, text: str) -> str:
     if mark and mark.line < len(lines) and "\t" in lines[mark.line][: mark.column + 1]:
         return "a tab; indent with spaces"
     if what.startswith("expected ',' or"):
-        return f"{what.split(', but')[0]} (is a bracket or a comma missing?)"
+        opened = f" since line {error.context_mark.line + 1}" if error.context_mark else ""
+        return f"{what.split(', but')[0]} (is a bracket or a comma missing{opened}?)"
     if "mapping values are not allowed" in what:
         return "a second `: ` on this line; put the value on a line of its own, or quote it"
     return what + (f" ({error.context})" if error.context else "")
@@ -191,11 +194,14 @@ _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _DOUBTFUL = [
     (re.compile(r"[-+]?0[0-9_]+"), "a leading zero means octal to some YAML readers; write it without, or quote it"),
-    (re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9]*)?"), "base 60 to some YAML readers; quote it if it is text"),
+    (
+        re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9]*)?"),
+        "base 60 to some YAML readers; quote it if it is text",
+    ),
     (re.compile(r"[-+]?[0-9][0-9_.]*_[0-9_.eE+-]*"), "write the number without underscores, or quote it"),
     (re.compile(r"[-+]?0[xXoObB][0-9a-fA-F_]+"), "write the number in decimal, or quote it"),
     (re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"), "must be a finite number"),
-    (re.compile(r"(?i)yes|no|on|off|y|n"), "only `true` and `false` are truth values; quote it if it is a word"),
+    (re.compile(r"(?i)yes|no|on|off"), "only `true` and `false` are truth values; quote it if it is a word"),
     (re.compile(r"True|TRUE|False|FALSE"), "write `true` or `false`"),
 ]
 

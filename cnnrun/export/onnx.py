@@ -33,7 +33,7 @@ class Onnx(Kind):
         import onnx
 
         try:
-            with _quietly():
+            with quietly():
                 program = torch.onnx.export(
                     module,
                     (example,),
@@ -72,7 +72,7 @@ class Onnx(Kind):
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """The exporter narrates on stdout and logs about torchvision; our users asked for a file."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]

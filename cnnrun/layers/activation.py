@@ -1,4 +1,4 @@
-"""Activations, under PyTorch's names. `conv`, `linear` and `residual` carry them too, so they stand half a floor lower."""
+"""Activations, under PyTorch's names. `conv` and others carry them too, so they stand half a floor lower."""
 
 from __future__ import annotations
 

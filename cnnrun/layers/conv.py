@@ -14,7 +14,7 @@ from cnnrun.spec import Kinds, PaddingPair, SizePair
 
 
 class Conv(LayerSpec):
-    """2-D convolution, then norm and activation where given. Padding keeps the size at stride 1 unless told otherwise."""
+    """2-D convolution, then norm and activation where given. By default the padding keeps the size at stride 1."""
 
     kind = "conv"
     main = "out_channels"
@@ -129,8 +129,10 @@ class Linear(LayerSpec):
         return followed("linear", linear, (self.out_features,), self.norm, self.activation)
 
 
-def followed(name: str, module: nn.Module, out_shape: Shape, norm: Norm | None, activation: Activation | None) -> nn.Module:
-    """`module`, then norm, then activation; alone when it carries neither. `out_shape` need only be right in channels."""
+def followed(
+    name: str, module: nn.Module, out_shape: Shape, norm: Norm | None, activation: Activation | None
+) -> nn.Module:
+    """`module`, then norm, then activation; alone when it carries neither. Of `out_shape` the channels matter."""
     if norm is None and activation is None:
         return module
     chain = nn.Sequential()

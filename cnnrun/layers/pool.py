@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pydantic import Field
 from torch import Tensor, nn
 
 from cnnrun.contracts import CannotPass, LayerSpec, Shape, Window, need_picture

@@ -22,6 +22,8 @@ class CrossEntropy(nn.Module):
     into micro-batches has the same loss and gradient.
     """
 
+    weight: Tensor | None
+
     def __init__(self, label_smoothing: float, weight_K: Tensor | None) -> None:
         super().__init__()
         self.label_smoothing = label_smoothing

@@ -1,0 +1,181 @@
+"""What learns, and one step of learning. The `train` section of the YAML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from cnnrun import checkpoint
+from cnnrun.augment import Augment
+from cnnrun.batch import Batch
+from cnnrun.contracts import Better, Facts, Measured, TaskSpec
+from cnnrun.dataset import Dataset
+from cnnrun.errors import ConfigError
+from cnnrun.evaluate import evaluate
+from cnnrun.network import Network
+from cnnrun.optim import Ema, EmaSpec, Optimizer, Sgd, load_state_tensors, state_tensors
+from cnnrun.randomness import seed_step
+from cnnrun.schedule import OneCycle, Schedule
+from cnnrun.spec import Kinds, Spec
+
+
+class EarlyStop(Spec):
+    """Stop when the monitored number has not improved for a while."""
+
+    patience: int = Field(5, ge=1)
+    """Evaluations without improvement before stopping."""
+    min_delta: float = Field(0.0, ge=0)
+    """What counts as an improvement."""
+
+
+class Train(Spec):
+    """How the network learns."""
+
+    epochs: int = Field(10, ge=1, le=1_000_000)
+    batch: int = Field(128, ge=1, le=1_000_000)
+    """Pictures per optimizer step, all devices and micro-batches together."""
+    accumulate: int = Field(1, ge=1, le=10_000)
+    """Micro-batches that each batch is split into, to save memory."""
+    optimizer: Annotated[Optimizer, Kinds()] = Sgd(lr=0.05, momentum=0.9, nesterov=True)
+    schedule: Annotated[Schedule, Kinds()] = OneCycle()
+    clip: float | None = Field(None, gt=0)
+    """Scales gradients down to this norm where they exceed it."""
+    ema: EmaSpec | None = None
+    monitor: str = "val/loss"
+    """The number that chooses the best checkpoint and stops early: val/loss or val/ and one of the task's."""
+    early_stop: EarlyStop | None = None
+    drop_last: bool = True
+    """Leave out an epoch's last, smaller batch (other pictures each epoch)."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    compile: bool = False
+    """Compile the network with torch.compile."""
+    keep: int = Field(2, ge=1)
+    """Checkpoints kept besides the best."""
+
+    def steps_per_epoch(self, pictures: int) -> int:
+        """Optimizer steps in an epoch of so many pictures."""
+        return pictures // self.batch if self.drop_last else -(-pictures // self.batch)
+
+    def stops_early(self, waited: int) -> bool:
+        """Whether so many evaluations without improvement are enough."""
+        return self.early_stop is not None and waited >= self.early_stop.patience
+
+
+def monitored_numbers(task: TaskSpec) -> dict[str, Better]:
+    """What `train.monitor` may name, and which way is better."""
+    loss: Better = "min"
+    return {"val/loss": loss} | {f"val/{name}": way for name, way in task.numbers().items()}
+
+
+def check(spec: Train, count: int, network: nn.Module) -> None:
+    """What only shows once the number of training pictures is known. Raises ConfigError."""
+    if spec.drop_last and spec.batch > count:
+        raise ConfigError(f"train.batch: {spec.batch} is more than the {count} training pictures: no step an epoch")
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d)
+    smallest = spec.batch if spec.drop_last else (count % spec.batch or spec.batch)
+    if smallest // spec.accumulate < 2 and any(isinstance(module, norms) for module in network.modules()):
+        raise ConfigError(
+            f"train.batch: a (micro-)batch of one picture has no variance for batch norm; "
+            f"{count} pictures in batches of {spec.batch} / {spec.accumulate}: change batch, accumulate or drop_last"
+        )
+
+
+@dataclass(frozen=True)
+class Job:
+    """What `fit` works on."""
+
+    spec: Train
+    network: Network
+    task: TaskSpec
+    dataset: Dataset
+    augment: Augment
+    seed: int
+    device: torch.device
+    run: Path
+
+    @property
+    def facts(self) -> Facts:
+        return self.dataset.facts
+
+
+class Learner:
+    """What learns: network, criterion, optimizer, scaler, average; and how their state is saved and restored."""
+
+    def __init__(self, job: Job) -> None:
+        spec, device = job.spec, job.device
+        self.network = job.network.to(device).to(memory_format=torch.channels_last)
+        self.criterion = job.task.criterion(job.facts).to(device)
+        self.both = nn.ModuleDict({"network": self.network, "criterion": self.criterion})
+        self.names = [name for name, _ in self.both.named_parameters()]
+        self.optimizer = spec.optimizer.build(self.both.parameters())
+        self.scaler = torch.amp.GradScaler(device.type, enabled=spec.precision == "float16")
+        self.ema = Ema(self.network, spec.ema.decay) if spec.ema else None
+        self.forward: nn.Module = torch.compile(self.network) if spec.compile else self.network  # type: ignore[assignment]
+        self.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[spec.precision]
+        self.network.train()
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    def parts(self) -> checkpoint.Parts:
+        parts = {"model": self.network.state_dict(), "optimizer": state_tensors(self.optimizer, self.names)}
+        if self.ema:
+            parts["ema"] = self.ema.average
+        if criterion := self.criterion.state_dict():
+            parts["criterion"] = criterion
+        return parts
+
+    def restore(self, saved: checkpoint.Checkpoint) -> None:
+        self.network.load_state_dict(saved.parts["model"])
+        self.criterion.load_state_dict(saved.parts.get("criterion", {}))
+        load_state_tensors(self.optimizer, self.names, saved.parts["optimizer"])
+        self.scaler.load_state_dict(saved.state["scaler"])
+        if self.ema:
+            for name, value in saved.parts["ema"].items():
+                self.ema.average[name].copy_(value)
+
+    def evaluate(self, job: Job, split: str) -> Measured:
+        """The averaged weights where there are any, on a split, without touching what learns."""
+        self.network.eval()
+        weights = self.ema.average if self.ema else {}
+
+        def forward(pictures: Tensor) -> Tensor:
+            with self.autocast(job.device):
+                out: Tensor = functional_call(self.network, weights, (pictures,))
+                return out
+
+        examples = job.dataset.splits[split]
+        measured = evaluate(forward, self.criterion, job.task, job.facts, examples, job.spec.batch, job.device)
+        self.network.train()
+        return measured
+
+
+def train_step(learner: Learner, job: Job, batch: Batch, step: int, rate: float) -> Tensor:
+    """One optimizer step on one batch; returns its loss, detached, on the device."""
+    seed_step(job.seed, step, job.device)
+    for group in learner.optimizer.param_groups:
+        group["lr"] = rate
+    total = torch.zeros((), device=job.device)
+    for part in batch.split(job.spec.accumulate):
+        pictures = part.pictures.contiguous(memory_format=torch.channels_last)
+        with learner.autocast(job.device):
+            outputs = learner.forward(pictures)
+        losses: dict[str, Tensor] = learner.criterion(outputs.float(), part.targets)
+        loss = sum(losses.values(), torch.zeros((), device=job.device)) * (len(part) / len(batch))
+        learner.scaler.scale(loss).backward()
+        total += loss.detach()
+    if job.spec.clip is not None:
+        learner.scaler.unscale_(learner.optimizer)
+        nn.utils.clip_grad_norm_(learner.both.parameters(), job.spec.clip)
+    learner.scaler.step(learner.optimizer)
+    learner.scaler.update()
+    learner.optimizer.zero_grad()
+    if learner.ema:
+        learner.ema.update(step)
+    return total

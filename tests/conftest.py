@@ -1,0 +1,84 @@
+"""Shared: a tiny config, a run trained once, the command line in this process."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as Pil
+
+from cnnrun import cli
+
+TINY = """
+task: classify
+data: {source: digits, split: {val: 0.2, test: 0.2}}
+model:
+  - conv: {out_channels: 4, norm: batch, activation: relu}
+  - max_pool
+  - flatten
+  - dropout: 0.1
+  - linear: {out_features: 16, activation: relu}
+train: {epochs: 2, batch: 64, monitor: val/accuracy}
+"""
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def run_cli(capfd, monkeypatch) -> Cli:
+    """`run_cli("train", path)` -> (exit code, stdout, stderr)."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["cnnrun", *map(str, words)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        captured = capfd.readouterr()
+        return int(left.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def tiny(tmp_path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory) -> Path:
+    """The run folder of TINY, trained once for all tests that only read it."""
+    from cnnrun import commands, experiment
+
+    root = tmp_path_factory.mktemp("trained")
+    tried = experiment.parse(TINY, "tiny.yaml", ["name=tiny", "train.epochs=12"])
+    return Path(commands.train(tried, root, torch.device("cpu"), resume=False)["run"])
+
+
+def save_picture(path: Path, seed: int = 0, size: tuple[int, int] = (12, 10), mode: str = "RGB") -> Path:
+    """A picture file of random pixels; `size` is (width, height)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = (size[1], size[0], 3) if mode == "RGB" else (size[1], size[0])
+    pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+    Pil.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def picture_folder(tmp_path) -> Path:
+    """Two classes in folders, 12 pictures each, no splits."""
+    root = tmp_path / "pets"
+    for label, name in enumerate(("cat", "dog")):
+        for number in range(12):
+            save_picture(root / name / f"{number}.png", seed=100 * label + number)
+    return root

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+from torch import nn
+
+from cnnrun import yamlfile
+from cnnrun.contracts import Facts
+from cnnrun.network import BuildError, build, materialize
+from cnnrun.structures import Node
+from cnnrun.tasks.classify import Classify
+
+NODES = TypeAdapter(list[Node])
+LENET = """
+- conv: {out_channels: 6, kernel_size: 5, activation: relu}
+- max_pool
+- conv: {out_channels: 16, kernel_size: 5, padding: 0, activation: relu}
+- max_pool
+- flatten
+- linear: {out_features: 120, activation: relu}
+- linear: {out_features: 84, activation: relu}
+"""
+
+
+def facts(*shape: int) -> Facts:
+    zeros = (0.0,) * shape[0]
+    return Facts(tuple("0123456789"), shape, zeros, tuple(1.0 for _ in zeros))
+
+
+def built(text: str, *shape: int):
+    nodes, _, problems = yamlfile.parse_value(text, "f")
+    assert not problems
+    return build(NODES.validate_python(nodes), Classify(), facts(*shape))
+
+
+def problem(text: str, *shape: int) -> tuple[tuple, str]:
+    with pytest.raises(BuildError) as refused:
+        built(text, *shape)
+    found = refused.value.problems[0]
+    return found.path, found.message
+
+
+def test_lenet_has_61706_parameters():
+    made = built(LENET, 1, 28, 28)
+    assert made.parameters == 61_706
+    assert sum(row.parameters for row in made.rows) == 61_706
+    assert [row.out_shape for row in made.rows[:4]] == [(6, 28, 28), (6, 14, 14), (16, 10, 10), (16, 5, 5)]
+    # The published receptive fields of LeNet-5's layers.
+    assert [row.receptive_field for row in made.rows[:4]] == [(5, 5), (6, 6), (14, 14), (16, 16)]
+    assert made.rows[2].flops == 2 * 16 * 10 * 10 * 6 * 5 * 5
+
+
+def test_initial_weights_are_those_of_pytorch_in_order():
+    network = materialize(built(LENET, 1, 28, 28).network, seed=5)
+    torch.manual_seed(5)
+    plain = [nn.Conv2d(1, 6, 5), nn.Conv2d(6, 16, 5), nn.Linear(400, 120), nn.Linear(120, 84), nn.Linear(84, 10)]
+    expected = [tensor for module in plain for tensor in module.state_dict().values()]
+    given = [value for name, value in network.state_dict().items() if not name.startswith("normalize")]
+    assert all(torch.equal(a, b) for a, b in zip(given, expected, strict=True))
+
+
+def test_names_in_the_state_dict_are_readable():
+    network = built("- conv: {out_channels: 2, norm: batch, name: stem}\n- conv: 3\n- global_avg_pool", 1, 4, 4).network
+    names = [name for name in network.state_dict() if name.startswith(("layers", "head"))]
+    assert names[0] == "layers.stem.conv.weight"
+    assert "layers.conv1.weight" in names
+    assert names[-1] == "head.bias"
+
+
+def test_links_equal_the_same_network_by_hand():
+    network = materialize(
+        built(
+            """
+            - conv: {out_channels: 4, name: a}
+            - conv: {out_channels: 4, stride: 2}
+            - upsample: {scale_factor: 2, name: up}
+            - concat: [up, a]
+            - conv: {out_channels: 4, name: b}
+            - add: {from: [a, b]}
+            - residual: {layers: [{conv: 4}, {multiply: [a, b]}]}
+            - global_avg_pool
+            """,
+            1,
+            8,
+            8,
+        ).network,
+        seed=0,
+    )
+    layers = network.layers
+    x = torch.randn(2, 1, 8, 8)
+    a = layers.a(x)
+    up = layers.up(layers.conv1(a))
+    b = layers.b(torch.cat([up, a], 1))
+    y = a + b
+    y = a * b + y  # the residual's conv is replaced by its last layer's links
+    expected = network.head(y.mean((2, 3)))
+    assert torch.equal(network(x), expected)
+
+
+@pytest.mark.parametrize(("stride", "channels", "shape"), [(1, 4, (4, 8, 8)), (2, 6, (6, 4, 4)), (1, 6, (6, 8, 8))])
+def test_residual_shortcut_is_made_to_fit(stride, channels, shape):
+    made = built(
+        f"""
+        - conv: 4
+        - residual:
+            norm: batch
+            activation: relu
+            layers: [{{conv: {{out_channels: {channels}, stride: {stride}, norm: batch}}}}]
+        - global_avg_pool
+        """,
+        1,
+        8,
+        8,
+    )
+    network = materialize(made.network, 0)
+    block = network.layers.residual1
+    x = torch.randn(2, 4, 8, 8)
+    out = block(x)
+    assert tuple(out.shape[1:]) == shape
+    assert torch.equal(out, torch.relu(block.layers(x) + block.shortcut(x)))
+    assert isinstance(block.shortcut, nn.Identity) == (shape == (4, 8, 8))
+    assert sum(row.parameters for row in made.rows) == made.parameters
+
+
+def test_repeat_has_weights_of_its_own_each_time():
+    network = built("- conv: 4\n- repeat: {times: 3, layers: [{conv: 4}]}\n- global_avg_pool", 1, 8, 8).network
+    assert [name for name in network.state_dict() if "repeat" in name and "weight" in name] == [
+        f"layers.repeat1.{n}.conv1.weight" for n in (1, 2, 3)
+    ]
+
+
+def test_parallel_merges():
+    for merge, channels in (("concat", 7), ("add", 3), ("multiply", 3)):
+        second = 4 if merge == "concat" else 3
+        made = built(
+            f"- parallel: {{merge: {merge}, branches: [[{{conv: 3}}], [{{conv: {second}}}]]}}\n- global_avg_pool", 1, 8, 8
+        )
+        block = materialize(made.network, 0).layers.parallel1
+        x = torch.randn(2, 1, 8, 8)
+        a, b = block.branch1(x), block.branch2(x)
+        expected = {"concat": lambda: torch.cat([a, b], 1), "add": lambda: a + b, "multiply": lambda: a * b}[merge]()
+        assert torch.equal(block(x), expected)
+        assert made.rows[-1].in_shape == (channels,)
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "words"),
+    [
+        ("- linear: 3", ("model", 0, "linear"), "(1, 8, 8): linear needs a vector (features,); add `flatten`"),
+        ("- max_pool: 16\n- flatten", ("model", 0, "max_pool"), "a window of 16x16 does not fit a map of 8x8"),
+        ("- conv: {kernel_size: 9, padding: 0}", ("model", 0, "conv"), "a window of 9x9 does not fit a map of 8x8"),
+        ("- conv: {kernel_size: 2}", ("model", 0, "conv"), "even kernel; give padding"),
+        ("- conv: {out_channels: 4, groups: 3}", ("model", 0, "conv"), "1 arriving channels do not divide into 3 groups"),
+        ("- flatten\n- conv: 3", ("model", 1, "conv"), "(64,): conv needs feature maps"),
+        ("- conv: 3", ("model",), "the task's head (classify) cannot take (3, 8, 8)"),
+        ("- concat: [a, b]", ("model", 0, "concat", "from"), "no layer 'a' to take from here; no layer before it"),
+        ("- conv: {out_channels: 2, name: a}\n- add: [b]", ("model", 1, "add", "from"), "named before it: a"),
+        (
+            "- conv: {out_channels: 2, name: a}\n- conv: {out_channels: 2, name: a}",
+            ("model", 1, "conv", "name"),
+            "'a' stands twice",
+        ),
+        ("- conv: {out_channels: 2, name: forward}", ("model", 0, "conv", "name"), "a word of PyTorch's modules"),
+        (
+            "- conv: {out_channels: 2, name: a}\n- conv: {out_channels: 3, name: b}\n- add: [a, b]",
+            ("model", 2, "add"),
+            "(2, 8, 8) and (3, 8, 8) are not one shape",
+        ),
+        ("- conv: {out_channels: 2, name: a}\n- conv: {from: [a, a]}", ("model", 1, "conv"), "takes one input"),
+        (
+            "- residual: {shortcut: identity, layers: [{conv: 2}]}",
+            ("model", 0, "residual"),
+            "its layers give (2, 8, 8), the identity (1, 8, 8)",
+        ),
+        (
+            "- parallel: {branches: [[{conv: 2}], [{max_pool: 2}]]}",
+            ("model", 0, "parallel"),
+            "its branches give (2, 8, 8) and (1, 4, 4), which do not concat",
+        ),
+        (
+            "- repeat: {times: 4, layers: [{max_pool: 2}]}",
+            ("model", 0, "repeat", "layers", 0, "max_pool"),
+            "a window of 2x2 does not fit a map of 1x1",
+        ),
+        ("- pad: {padding: 9, mode: reflect}", ("model", 0, "pad"), "must be smaller than the picture"),
+        ("- group_norm: 3", ("model", 0, "group_norm"), "1 channels do not divide into 3 groups"),
+    ],
+)
+def test_a_layer_that_cannot_pass_is_named_with_shape_cause_and_fix(text, path, words):
+    where, message = problem(text, 1, 8, 8)
+    assert where == path
+    assert words in message
+    assert "; " in message
+
+
+def test_mistakes_in_two_branches_are_both_found():
+    with pytest.raises(BuildError) as refused:
+        built("- parallel: {branches: [[{max_pool: 9}], [{linear: 2}]]}", 1, 8, 8)
+    assert len(refused.value.problems) == 2
+
+
+def test_summary_equals_the_network():
+    made = built(LENET, 1, 28, 28)
+    network = materialize(made.network, 0)
+    shapes = []
+    for module in network.layers:
+        module.register_forward_hook(lambda m, i, o: shapes.append(tuple(o.shape[1:])))
+    network(torch.zeros(1, 1, 28, 28))
+    assert [row.out_shape for row in made.rows[:-1]] == shapes
+    assert [network.get_submodule(row.module) is not None for row in made.rows]
