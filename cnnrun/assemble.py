@@ -10,7 +10,7 @@ import torch
 
 from cnnrun import checkpoint, runs
 from cnnrun.contracts import Facts
-from cnnrun.dataset import Dataset, index, prepare
+from cnnrun.dataset import Dataset, Index, index, prepare
 from cnnrun.errors import CheckpointError, ConfigError, DataError
 from cnnrun.experiment import Experiment, load
 from cnnrun.learner import Job
@@ -19,11 +19,9 @@ from cnnrun.progress import bar, say
 from cnnrun.trained import Trained
 
 
-def dataset(experiment: Experiment, only: Sequence[str] | None = None) -> Dataset:
-    """The experiment's data, decoded. Raises DataError; ConfigError where it does not serve the task."""
-    shape = experiment.data.image_shape()
-    assert shape is not None, "load() refuses a config without an image size"
-    made = prepare(experiment.data, shape, bar, only)
+def dataset(experiment: Experiment, indexed: Index | None = None, only: Sequence[str] | None = None) -> Dataset:
+    """The experiment's data, decoded (`only` those splits). Raises DataError; ConfigError where it does not serve."""
+    made = prepare(experiment.data, indexed or index(experiment.data), bar, only)
     if problem := experiment.task.problem(made.facts):
         raise ConfigError(f"task: {problem}")
     return made
@@ -59,14 +57,19 @@ def start(experiment: Experiment, root: Path, resume: bool) -> tuple[Path, check
     left = runs.unfinished(root, experiment.name)
     if resume:
         for run in left:
-            if (other := load(run / runs.CONFIG)) == experiment:
+            try:
+                other = load(run / runs.CONFIG)
+            except ConfigError as error:
+                say(f"{run} is unfinished, but its config cannot be read: {error.lines[0]}")
+                continue
+            if other == experiment:
                 say(f"going on with {run}")
                 return run, checkpoint.load_newest(run / "checkpoints", "latest", say)
-            say(f"{run} is unfinished but of other settings ({', '.join(differences(other, experiment))})")
+            say(f"{run} is unfinished, but of other settings ({', '.join(differences(other, experiment))})")
     elif left:
         say(f"{left[0]} is unfinished; --resume would go on with it")
     run = runs.create(root, experiment.name)
-    (run / runs.CONFIG).write_text(experiment.to_yaml())
+    runs.write_text(run / runs.CONFIG, experiment.to_yaml())
     return run, None
 
 
@@ -125,11 +128,13 @@ def trained(target: Path | None, root: Path, device: torch.device) -> tuple[Expe
 
 def eval_data(experiment: Experiment, given: Trained, split: str | None) -> tuple[str, Dataset]:
     """The split to report (test where there is one, else val), decoded; its classes must be the network's."""
-    _, splits = index(experiment.data)
-    name = split or ("test" if "test" in splits else "val")
-    if name not in splits:
-        raise DataError(f"no split {name!r}; the data has {', '.join(splits)}")
-    data = dataset(experiment, [name])
+    indexed = index(experiment.data)
+    name = split or ("test" if "test" in indexed.splits else "val")
+    if name not in indexed.splits:
+        raise DataError(f"no split {name!r}; the data has {', '.join(indexed.splits)}")
+    data = dataset(experiment, indexed, [name])
+    if name in indexed.held_out and data.facts.fingerprint != given.facts.fingerprint:
+        say(f"the data changed since the training: pictures of the held-out {name} split may have been trained on")
     if data.facts.classes != given.facts.classes:
         raise DataError(f"the data's classes {data.facts.classes} are not the network's {given.facts.classes}")
     return name, replace(data, facts=given.facts)

@@ -185,3 +185,6 @@ def main() -> None:
         for line in error.lines:
             print(printable(line), file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_code)
+    except OSError as error:  # a disk that is full, read-only or failing, wherever it happened
+        print(printable(f"{error.filename or 'storage'}: {error.strerror or error}"), file=sys.stderr)  # noqa: T201
+        sys.exit(5)

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from cnnrun import runs
 from cnnrun.assemble import dataset, eval_data, job, network, start, trained
-from cnnrun.contracts import Facts, Split
+from cnnrun.contracts import Facts
 from cnnrun.dataset import index
-from cnnrun.errors import ConfigError
+from cnnrun.errors import ConfigError, ResourceError
 from cnnrun.evaluate import evaluate as measure_split
 from cnnrun.experiment import Experiment
 from cnnrun.export import Format, export
 from cnnrun.learner import check
+from cnnrun.network import flops
 from cnnrun.train import fit
 
 
@@ -27,7 +27,10 @@ def train(experiment: Experiment, root: Path, device: torch.device, resume: bool
     run, saved = start(experiment, root, resume)
     with runs.held(run):
         runs.write_json(run / "environment.json", runs.environment(device))
-        return {"run": str(run), **fit(job(experiment, data, run, device), saved)}
+        try:
+            return {"run": str(run), **fit(job(experiment, data, run, device), saved)}
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise ResourceError(f"out of memory; train.accumulate: 2 (or more) halves it ({error})") from None
 
 
 def evaluate(target: Path | None, root: Path, device: torch.device, split: str | None) -> dict[str, Any]:
@@ -59,39 +62,33 @@ def exported(form: Format, target: Path | None, root: Path, split: str | None, o
 
 def checked(experiment: Experiment) -> dict[str, Any]:
     """Everything that can be known without decoding a picture or taking a step."""
-    indexed, splits = index(experiment.data)
-    shape = experiment.data.image_shape()
-    assert shape is not None
-    counts = {name: len(rows) for name, (_, rows) in splits.items()}
-    facts = Facts(indexed.classes, shape, counts=counts, class_counts=_class_counts(splits, len(indexed.classes)))
+    facts = _facts(experiment)
     if problem := experiment.task.problem(facts):
         raise ConfigError(f"task: {problem}")
     built = network(experiment, facts)
-    check(experiment.train, counts["train"], built.network)
+    check(experiment.train, facts.counts["train"], built.network)
     return {
         "name": experiment.name,
-        "classes": list(indexed.classes),
-        "image": list(shape),
-        "counts": counts,
+        "classes": list(facts.classes),
+        "image": list(facts.image),
+        "counts": facts.counts,
         "parameters": built.parameters,
-        "flops": sum(row.flops for row in built.rows),
-        "steps": experiment.train.steps_per_epoch(counts["train"]) * experiment.train.epochs,
+        "flops": sum(flops(built)),
+        "steps": experiment.train.steps_per_epoch(facts.counts["train"]) * experiment.train.epochs,
     }
 
 
 def summary(experiment: Experiment) -> dict[str, Any]:
     """The network, a row a layer, sized for the config's data."""
-    indexed, _ = index(experiment.data)
-    shape = experiment.data.image_shape()
-    assert shape is not None
-    built = network(experiment, Facts(indexed.classes, shape))
-    rows = [asdict(row) for row in built.rows]
+    facts = _facts(experiment)
+    built = network(experiment, facts)
+    rows = [asdict(row) | {"flops": count} for row, count in zip(built.rows, flops(built), strict=True)]
     totals = {key: sum(row[key] for row in rows) for key in ("parameters", "flops", "activation_bytes")}
-    return {"name": experiment.name, "image": list(shape), "layers": rows, "total": totals}
+    return {"name": experiment.name, "image": list(facts.image), "layers": rows, "total": totals}
 
 
-def _class_counts(splits: dict[str, tuple[Split, Tensor]], classes: int) -> tuple[int, ...]:
-    split, rows = splits["train"]
-    if "labels" not in split.targets:
-        return ()
-    return tuple(torch.bincount(split.targets["labels"][rows], minlength=classes).tolist())
+def _facts(experiment: Experiment) -> Facts:
+    """What is known of the data once its files are listed."""
+    indexed, shape = index(experiment.data), experiment.data.image_shape()
+    assert shape is not None, "experiment.load refuses a config without a picture size"
+    return Facts(indexed.source.classes, shape, class_counts=indexed.class_counts(), counts=indexed.counts)

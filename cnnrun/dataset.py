@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -83,30 +83,55 @@ class Dataset:
     splits: dict[str, Examples]
 
 
-def index(data: Data) -> tuple[Indexed, dict[str, tuple[Split, Tensor]]]:
-    """The source looked through, and its splits as (source split, rows), held-out ones included. Raises DataError."""
+@dataclass(frozen=True)
+class Index:
+    """A source looked through: its splits as (source split, rows), held-out ones included."""
+
+    source: Indexed
+    splits: dict[str, tuple[Split, Tensor]]
+    held_out: frozenset[str]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {name: len(rows) for name, (_, rows) in self.splits.items()}
+
+    def class_counts(self) -> tuple[int, ...]:
+        """Training pictures of each class; empty where the targets are not labels."""
+        split, rows = self.splits["train"]
+        if "labels" not in split.targets:
+            return ()
+        return tuple(torch.bincount(split.targets["labels"][rows], minlength=len(self.source.classes)).tolist())
+
+
+_HOLD_OUT_KEYS = {"test": 1, "val": 2}
+
+
+def index(data: Data) -> Index:
+    """Look through the source and hold out what it does not split itself. Raises DataError."""
     source: SourceSpec = data.source
     indexed = source.read()
     splits = {name: (split, torch.arange(len(split.pictures))) for name, split in indexed.splits.items()}
-    for name, part in (("test", data.split.test), ("val", data.split.val)):
-        if name not in indexed.splits and part > 0:
-            split, rows = splits["train"]
-            held = _held_out(rows, split.targets, part, key(data.split.seed, len(name)))
-            splits["train"] = (split, rows[~held])
-            splits[name] = (split, rows[held])
+    wanted = {name: getattr(data.split, name) for name in _HOLD_OUT_KEYS if name not in indexed.splits}
+    held_out = frozenset(name for name, part in wanted.items() if part > 0)
+    for name in sorted(held_out):
+        split, rows = splits["train"]
+        held = _held_out(rows, split.targets, wanted[name], key(data.split.seed, _HOLD_OUT_KEYS[name]))
+        splits["train"] = (split, rows[~held])
+        splits[name] = (split, rows[held])
     for name, (_, rows) in splits.items():
         if len(rows) == 0:
             raise DataError(f"the {name} split is empty; change data.split")
-    return indexed, splits
+    return Index(indexed, splits, held_out)
 
 
-def prepare(data: Data, shape: Shape, progress: Progress, only: Sequence[str] | None = None) -> Dataset:
-    """Index, split and decode; measure mean and deviation on the training pictures.
+def prepare(data: Data, indexed: Index, progress: Progress, only: Sequence[str] | None = None) -> Dataset:
+    """Decode; measure mean and deviation on the training pictures.
 
-    `only` decodes those splits alone and leaves the statistics at zero: for evaluating a network that knows its own.
+    `only` decodes those splits alone and measures nothing: for evaluating a network that knows its own statistics.
     """
-    indexed, splits = index(data)
-    wanted = {name: pair for name, pair in splits.items() if only is None or name in only}
+    shape = data.image_shape()
+    assert shape is not None, "experiment.load refuses a config without a picture size"
+    wanted = {name: pair for name, pair in indexed.splits.items() if only is None or name in only}
     decoded: dict[int, Tensor] = {}
     examples: dict[str, Examples] = {}
     for name, (split, rows) in wanted.items():
@@ -115,24 +140,18 @@ def prepare(data: Data, shape: Shape, progress: Progress, only: Sequence[str] | 
         targets = {target: values[rows] for target, values in split.targets.items()}
         examples[name] = Examples(decoded[id(split)], rows, targets, split, rows)
     facts = Facts(
-        classes=indexed.classes,
+        classes=indexed.source.classes,
         image=shape,
-        counts={name: len(rows) for name, (_, rows) in splits.items()},
-        fingerprint=_fingerprint(indexed),
+        class_counts=indexed.class_counts(),
+        counts=indexed.counts,
+        fingerprint=_fingerprint(indexed.source),
     )
     if only is None:
-        facts = _measured(facts, examples["train"])
+        mean, std = channel_statistics(examples["train"].pictures, examples["train"].rows)
+        if min(std) == 0:
+            raise DataError("every training picture has one and the same colour; there is nothing to learn from")
+        facts = replace(facts, mean=mean, std=std)
     return Dataset(facts, examples)
-
-
-def _measured(facts: Facts, train: Examples) -> Facts:
-    from dataclasses import replace
-
-    mean, std = channel_statistics(train.pictures, train.rows)
-    if min(std) == 0:
-        raise DataError("every training picture has one and the same colour; there is nothing to learn from")
-    counts = tuple(torch.bincount(train.targets["labels"], minlength=len(facts.classes)).tolist())
-    return replace(facts, mean=mean, std=std, class_counts=counts if "labels" in train.targets else ())
 
 
 def channel_statistics(

@@ -8,6 +8,7 @@ range (32-bit, float) and what moves (animations) is refused. A picture is decod
 from __future__ import annotations
 
 import stat
+import struct
 import warnings
 from pathlib import Path
 from typing import Any, Literal
@@ -59,7 +60,7 @@ def load(path: Path, size: Pair, channels: int, image: Image) -> NDArray[np.uint
         raise DataError(f"{printable(str(path))}: not a picture ({_looks_like(path)})") from None
     except (Pil.DecompressionBombWarning, Pil.DecompressionBombError):
         raise DataError(f"{printable(str(path))}: more than {MAX_PIXELS:,} pixels") from None
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(f"{printable(str(path))}: cannot be decoded: {printable(reason)}") from None
 

@@ -18,7 +18,7 @@ _WIDE = 10_000  # a table's width when its reader is a program or a file: nothin
 
 def _console() -> Console:
     console = Console(highlight=False, markup=False, emoji=False)
-    return console if console.is_terminal else Console(highlight=False, markup=False, emoji=False, width=160)
+    return console if console.is_terminal else Console(highlight=False, markup=False, emoji=False, width=_WIDE)
 
 
 def _table(columns: list[str], rows: list[list[str]], left: int = 1) -> Table:

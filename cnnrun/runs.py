@@ -71,14 +71,19 @@ def held(run: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write a small JSON file so that it is whole or not there."""
+def write_text(path: Path, text: str) -> None:
+    """Write a small file so that it is whole or not there. Raises StorageError."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(json.dumps(data, indent=1) + "\n")
+        temporary.write_text(text)
         temporary.replace(path)
     except OSError as error:
         raise StorageError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """`write_text` for data."""
+    write_text(path, json.dumps(data, indent=1) + "\n")
 
 
 def environment(device: torch.device) -> dict[str, Any]:

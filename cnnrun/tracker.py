@@ -65,7 +65,7 @@ class Tracker:
                 # Imported at the first write, after the first step: it costs a second.
                 from torch.utils.tensorboard import SummaryWriter
 
-                self._writer = SummaryWriter(str(self._run), purge_step=self._step or None)
+                self._writer = SummaryWriter(str(self._run), purge_step=self._step)
             getattr(self._writer, method)(*arguments, **settings)
         except OSError as error:
             say(f"TensorBoard is off from here: {error}")

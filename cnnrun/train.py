@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from cnnrun import checkpoint
 from cnnrun.batches import TrainingBatches
 from cnnrun.contracts import Measured
-from cnnrun.errors import Interrupted, NonFiniteError, ResourceError
+from cnnrun.errors import Interrupted, NonFiniteError
 from cnnrun.learner import Job, Learner, check, monitored_numbers, train_step
 from cnnrun.losses import Losses, State
 from cnnrun.progress import Advance, Clock, bar, say
@@ -30,10 +31,13 @@ def fit(job: Job, saved: checkpoint.Checkpoint | None = None) -> dict[str, Any]:
     batches = TrainingBatches(examples, job.augment, spec.batch, per_epoch, job.seed, job.device)
     total = spec.epochs * per_epoch
     state = _restored(learner, saved, folder) if saved else State()
-    tracker = Tracker(job.run, state.step, state.metrics_offset)
     losses, clock = Losses(state, batches, job), Clock()
 
-    with stopping() as stop, bar("training", total, state.step) as advance:
+    with (
+        closing(Tracker(job.run, state.step, state.metrics_offset)) as tracker,
+        stopping() as stop,
+        bar("training", total, state.step) as advance,
+    ):
         while state.step < total and not spec.stops_early(state.waited):
             with clock.waiting():
                 batch = batches.at(state.step)
@@ -59,7 +63,6 @@ def fit(job: Job, saved: checkpoint.Checkpoint | None = None) -> dict[str, Any]:
                     checkpoint.prune(folder, spec.keep)
             if stop.signal and state.step < total:
                 raise Interrupted(stop.signal, f"stopped at step {state.step} of {total} and saved; --resume goes on")
-    tracker.close()
     return _finish(job, state, clock)
 
 
@@ -123,10 +126,7 @@ def _save(job: Job, learner: Learner, state: State, tracker: Tracker) -> None:
         if not value.isfinite().all():
             raise NonFiniteError(f"{name} is not finite after step {state.step}; the last checkpoint stands")
     saved = {"training": asdict(state), "scaler": learner.scaler.state_dict(), "facts": job.facts.to_json()}
-    try:
-        checkpoint.save(job.run / "checkpoints", state.step, learner.parts(), saved)
-    except MemoryError:
-        raise ResourceError("not enough memory to write a checkpoint") from None
+    checkpoint.save(job.run / "checkpoints", state.step, learner.parts(), saved)
 
 
 def _advance(advance: Advance, state: State, losses: Losses, clock: Clock) -> None:

@@ -123,7 +123,9 @@ def test_json_schema_knows_every_kind():
 
 
 keys = st.sampled_from(["task", "data", "model", "train", "conv", "source", "digits", "flatten", "x", "layers", "from"])
-leaves = keys | st.integers(-3, 40) | st.booleans() | st.none() | st.floats(0, 1) | st.sampled_from(["relu", "val/loss"])
+leaves = (
+    keys | st.integers(-3, 40) | st.booleans() | st.none() | st.floats(0, 1) | st.sampled_from(["relu", "val/loss"])
+)
 values = st.recursive(leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3))
 
 

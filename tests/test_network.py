@@ -7,7 +7,7 @@ from torch import nn
 
 from cnnrun import yamlfile
 from cnnrun.contracts import Facts
-from cnnrun.network import BuildError, build, materialize
+from cnnrun.network import BuildError, build, flops, materialize
 from cnnrun.structures import Node
 from cnnrun.tasks.classify import Classify
 
@@ -48,7 +48,11 @@ def test_lenet_has_61706_parameters():
     assert [row.out_shape for row in made.rows[:4]] == [(6, 28, 28), (6, 14, 14), (16, 10, 10), (16, 5, 5)]
     # The published receptive fields of LeNet-5's layers.
     assert [row.receptive_field for row in made.rows[:4]] == [(5, 5), (6, 6), (14, 14), (16, 16)]
-    assert made.rows[2].flops == 2 * 16 * 10 * 10 * 6 * 5 * 5
+    counts = flops(made)
+    assert counts[0] == 2 * 6 * 28 * 28 * 5 * 5
+    assert counts[2] == 2 * 16 * 10 * 10 * 6 * 5 * 5
+    assert counts[-1] == 2 * 84 * 10
+    assert counts[1] == 0
 
 
 def test_initial_weights_are_those_of_pytorch_in_order():
@@ -134,7 +138,10 @@ def test_parallel_merges():
     for merge, channels in (("concat", 7), ("add", 3), ("multiply", 3)):
         second = 4 if merge == "concat" else 3
         made = built(
-            f"- parallel: {{merge: {merge}, branches: [[{{conv: 3}}], [{{conv: {second}}}]]}}\n- global_avg_pool", 1, 8, 8
+            f"- parallel: {{merge: {merge}, branches: [[{{conv: 3}}], [{{conv: {second}}}]]}}\n- global_avg_pool",
+            1,
+            8,
+            8,
         )
         block = materialize(made.network, 0).layers.parallel1
         x = torch.randn(2, 1, 8, 8)
@@ -151,7 +158,11 @@ def test_parallel_merges():
         ("- max_pool: 16\n- flatten", ("model", 0, "max_pool"), "a window of 16x16 does not fit a map of 8x8"),
         ("- conv: {kernel_size: 9, padding: 0}", ("model", 0, "conv"), "a window of 9x9 does not fit a map of 8x8"),
         ("- conv: {kernel_size: 2}", ("model", 0, "conv"), "even kernel; give padding"),
-        ("- conv: {out_channels: 4, groups: 3}", ("model", 0, "conv"), "1 arriving channels do not divide into 3 groups"),
+        (
+            "- conv: {out_channels: 4, groups: 3}",
+            ("model", 0, "conv"),
+            "1 arriving channels do not divide into 3 groups",
+        ),
         ("- flatten\n- conv: 3", ("model", 1, "conv"), "(64,): conv needs feature maps"),
         ("- conv: 3", ("model",), "the task's head (classify) cannot take (3, 8, 8)"),
         ("- concat: [a, b]", ("model", 0, "concat", "from"), "no layer 'a' to take from here; no layer before it"),

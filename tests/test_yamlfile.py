@@ -128,7 +128,13 @@ def test_files_that_are_not_files(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "big").write_text("a: " + "x" * yamlfile.MAX_BYTES)
     (tmp_path / "latin").write_bytes(b"a: \xff")
-    for name, word in (("fifo", "regular"), (".", "regular"), ("big", "bytes"), ("latin", "UTF-8"), ("none", "No such")):
+    for name, word in (
+        ("fifo", "regular"),
+        (".", "regular"),
+        ("big", "bytes"),
+        ("latin", "UTF-8"),
+        ("none", "No such"),
+    ):
         with pytest.raises(ConfigError, match=word):
             yamlfile.read(tmp_path / name)
     (tmp_path / "bom").write_bytes(b"\xef\xbb\xbfa: 1")
@@ -148,7 +154,9 @@ words = st.text(string.ascii_letters + " é_-", max_size=8).filter(lambda s: s =
 scalars = st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(allow_nan=False, allow_infinity=False)
 trees = st.dictionaries(
     words.filter(bool),
-    st.recursive(scalars | words, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3)),
+    st.recursive(
+        scalars | words, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3)
+    ),
     min_size=1,
     max_size=4,
 )

@@ -1,0 +1,189 @@
+"""Training speed, start-up and memory against plain PyTorch loops, interleaved in one run.
+
+    python benchmarks/speed.py --baselines ../shared/bench --idx data/fashion-mnist [--rounds 3] [--json FILE]
+
+`--baselines` holds plain.py (the tutorial loop over an image folder), lightning_job.py and limit.py (the bare ceiling:
+forward, backward, step on tensors in memory). Every round runs all sides of a network one after the other; medians
+over the rounds are printed with ratios. A side that cannot run (Lightning is not installed) is left out, aloud.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from cnnrun.data.idx import Idx
+
+NETS = {"lenet": 12_800, "vgg-small": 3_840, "resnet18": 768}  # training pictures: some seconds an epoch on 2 cores
+NETS_DIR = Path(__file__).parent / "nets"
+CHECK = """
+import sys
+from cnnrun.cli import main
+sys.argv = ["cnnrun", "check", sys.argv[1]]
+try:
+    main()
+except SystemExit:
+    pass
+"""
+FIRST_STEP = """
+import os, sys
+import cnnrun.cli, cnnrun.learner
+step = cnnrun.learner.train_step
+import cnnrun.train
+def once(*arguments):
+    step(*arguments)
+    os._exit(0)
+cnnrun.train.train_step = once
+sys.argv = ["cnnrun", "train", *sys.argv[1:]]
+cnnrun.cli.main()
+"""
+
+
+def run(command: list[str], cwd: Path) -> tuple[str, float, float]:
+    """Output, wall seconds and peak resident MiB of a command."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    out = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise RuntimeError(f"{' '.join(command)} left with {status}:\n{out[-2000:]}")
+    return out, time.perf_counter() - start, usage.ru_maxrss / 1024
+
+
+def pictures(idx: Path, folder: Path, count: int) -> Path:
+    """A folder of PNG files, `count` for training and 256 for validation, made once."""
+    from PIL import Image
+
+    if folder.exists():
+        return folder
+    split = Idx(root=str(idx)).read().splits["train"]
+    for part, numbers in (("train", range(count)), ("val", range(count, count + 256))):
+        for number in numbers:
+            place = folder / part / str(int(split.targets["labels"][number]))
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(split.pictures[number, :, :, 0]).save(place / f"{number}.png")
+    return folder
+
+
+def last_speed(out: str, pattern: str) -> float:
+    return float(re.findall(pattern, out)[-1].replace(",", ""))
+
+
+def sides(net: str, folder: Path, baselines: Path, work: Path) -> dict[str, tuple[list[str], str]]:
+    """Name -> (command, pattern of its images/s)."""
+    python = sys.executable
+    ours = [python, "-m", "cnnrun", "train", f"{NETS_DIR / net}.yaml", f"data.source.folder.root={folder}", "--json"]
+    limit = [python, str(baselines / "limit.py"), net, str(NETS[net])]
+    plain = [python, str(baselines / "plain.py"), net, "2", str(folder)]
+    return {
+        "cnnrun": ([*ours, "--runs", str(work / "runs")], r'"images_per_second": ([\d.]+)'),
+        "plain, 2 workers": ([*plain, "2"], r"train (\d+) img/s"),
+        "plain, 0 workers": ([*plain, "0"], r"train (\d+) img/s"),
+        "ceiling, eager": (limit, r"limit \S+ (\d+) img/s"),
+        "ceiling, compiled": ([*limit, "compile"], r"limit \S+ (\d+) img/s"),
+    }
+
+
+def speed(args: argparse.Namespace, work: Path) -> dict[str, dict[str, list[float]]]:
+    found: dict[str, dict[str, list[float]]] = {}
+    for net in args.nets:
+        folder = pictures(args.idx, work / f"pictures-{NETS[net]}", NETS[net])
+        found[net] = {}
+        for number in range(args.rounds):
+            for name, (command, pattern) in sides(net, folder, args.baselines, work).items():
+                if name in args.skip:
+                    continue
+                out, _, _ = run(command, work)
+                found[net].setdefault(name, []).append(last_speed(out, pattern))
+                print(f"  {net} round {number + 1} {name}: {found[net][name][-1]:,.0f}", flush=True)
+    return found
+
+
+def start_up(args: argparse.Namespace, work: Path) -> dict[str, list[float]]:
+    """Seconds: imports, --help, a bad config, and the first training step on the full Fashion-MNIST."""
+    bad = work / "bad.yaml"
+    bad.write_text("task: classify\ndata: {source: digits}\nmodel: [{convv: 3}]\n")
+    python = sys.executable
+    first = [python, "-c", FIRST_STEP, f"{NETS_DIR / 'lenet'}.yaml", f"data.source={{idx: {args.idx}}}"]
+    commands = {
+        "import torch": [python, "-c", "import torch"],
+        "import torch, torchvision": [python, "-c", "import torch, torchvision"],
+        "cnnrun --help": [python, "-m", "cnnrun", "--help"],
+        "cnnrun check of a bad file": [python, "-c", CHECK, str(bad)],
+        "first step of cnnrun train": [*first, "--runs", str(work / "runs")],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(args.rounds + 2):
+        for name, command in commands.items():
+            seconds[name].append(run(command, work)[1])
+    return seconds
+
+
+def memory(args: argparse.Namespace, work: Path) -> dict[str, list[float]]:
+    """Peak resident MiB: the ceiling script on 60,000 pictures against a Fashion-MNIST run of one epoch."""
+    peaks: dict[str, list[float]] = {}
+    for net in ("lenet", "vgg-small"):
+        ours = ["train", f"{NETS_DIR / net}.yaml", f"data.source={{idx: {args.idx}}}", "train.epochs=1"]
+        commands = {
+            f"cnnrun {net}": [sys.executable, "-m", "cnnrun", *ours, "--runs", str(work / "runs")],
+            f"ceiling {net}": [sys.executable, str(args.baselines / "limit.py"), net, "60000"],
+        }
+        if net != "lenet":
+            commands[f"ceiling {net}"][-1] = "12800"  # four epochs of 60,000 take minutes and hold no more
+        for name, command in commands.items():
+            peaks[name] = [run(command, work)[2]]
+    return peaks
+
+
+def show(title: str, table: dict[str, list[float]], base: str, *, higher_is_better: bool = False) -> None:
+    print(f"\n{title}")
+    middle = {name: statistics.median(values) for name, values in table.items()}
+    for name, values in table.items():
+        ratio = middle[base] / middle[name] if higher_is_better else middle[name] / middle[base]
+        print(
+            f"  {name:<28} median {middle[name]:>10,.2f}  ({min(values):,.2f} .. {max(values):,.2f})  ratio {ratio:.2f}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--baselines", type=Path, required=True)
+    parser.add_argument("--idx", type=Path, default=Path("data/fashion-mnist"))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--nets", nargs="*", default=list(NETS))
+    parser.add_argument("--skip", nargs="*", default=[])
+    parser.add_argument("--only", choices=["speed", "start", "memory"])
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    args.baselines, args.idx = args.baselines.resolve(), args.idx.resolve()
+    print(f"torch {torch.__version__}, {os.cpu_count()} cores, {args.rounds} rounds, interleaved")
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        results: dict[str, object] = {}
+        if args.only in (None, "start"):
+            results["start"] = start_up(args, work)
+            show("seconds, ratio to import torch", results["start"], "import torch")
+            show("seconds, ratio to import torch, torchvision", results["start"], "import torch, torchvision")
+        if args.only in (None, "memory"):
+            results["memory"] = memory(args, work)
+            show("peak MiB, ratio to the lenet ceiling", results["memory"], "ceiling lenet")
+        if args.only in (None, "speed"):
+            results["speed"] = speed(args, work)
+            for net, table in results["speed"].items():
+                show(f"{net}: training images/s; ratio = cnnrun / side", table, "cnnrun", higher_is_better=True)
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

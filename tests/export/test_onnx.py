@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from cnnrun import assemble, commands
+from cnnrun import export as exporting
+from cnnrun.errors import CheckpointError, ParityError
+from cnnrun.export.onnx import Onnx
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def exported(trained_run, tmp_path_factory):
+    path = tmp_path_factory.mktemp("export") / "model.onnx"
+    report = commands.exported(Onnx(), trained_run, trained_run.parent.parent, None, path)
+    return path, report
+
+
+def test_the_file_is_the_network_on_raw_pixels(exported, trained_run):
+    path, report = exported
+    experiment, trained = assemble.trained(trained_run, trained_run.parent.parent, CPU)
+    split, data = assemble.eval_data(experiment, trained, None)
+    examples = data.splits[split]
+    pixels = examples.pictures[examples.rows].permute(0, 2, 3, 1).contiguous().numpy()
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for batch in (1, 2, 7, 100):
+        (theirs,) = session.run(None, {"pixels": pixels[:batch]})
+        ours = trained.results(torch.from_numpy(pixels[:batch]).permute(0, 3, 1, 2).float())["probabilities"]
+        np.testing.assert_allclose(theirs, ours.numpy(), atol=1e-5)
+    (theirs,) = session.run(None, {"pixels": pixels})
+    accuracy = (theirs.argmax(1) == examples.targets["labels"].numpy()).mean()
+    assert accuracy == pytest.approx(report["metrics"]["network"]["accuracy"])
+
+
+def test_the_file_says_what_it_needs(exported):
+    trained_home = Path(__file__).parents[2]
+    path, report = exported
+    model = onnx.load(path)
+    assert [entry.name for entry in model.graph.input] == ["pixels"]
+    assert [entry.name for entry in model.graph.output] == ["probabilities"]
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    assert dims[0].dim_param
+    assert [dim.dim_value for dim in dims[1:]] == [8, 8, 1]
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(metadata["classes"]) == list("0123456789")
+    assert metadata["task"] == "classify"
+    assert report["samples_compared"] >= 64
+    assert report["batch_sizes"] == [1, 2, 7]
+    written = json.loads((path.parent / "parity.json").read_text())
+    assert written["passed"] is True
+    assert str(trained_home).encode() not in path.read_bytes()  # nothing private leaks into the file
+
+
+def test_a_file_that_is_not_the_network_is_removed_with_7(trained_run, tmp_path, monkeypatch):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"the one before")
+    real = Onnx.reload
+
+    def distorted(self, file):
+        run = real(self, file)
+        return lambda pixels: [value + np.float32(0.01) for value in run(pixels)]
+
+    monkeypatch.setattr(Onnx, "reload", distorted)
+    with pytest.raises(ParityError) as refused:
+        commands.exported(Onnx(), trained_run, tmp_path, None, path)
+    assert refused.value.exit_code == 7
+    assert "probabilities differ by up to" in str(refused.value)
+    assert path.read_bytes() == b"the one before"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model.onnx", "parity.json"]
+    assert json.loads((tmp_path / "parity.json").read_text())["passed"] is False
+
+
+def test_a_metric_that_differs_fails_even_when_probabilities_agree(trained_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(assemble.trained(trained_run, tmp_path, CPU)[1].task), "agree", lambda *a: None)
+    real = Onnx.reload
+
+    def shuffled(self, file):
+        run = real(self, file)
+        return lambda pixels: [np.roll(value, 1, axis=1) for value in run(pixels)]
+
+    monkeypatch.setattr(Onnx, "reload", shuffled)
+    with pytest.raises(ParityError, match="accuracy is"):
+        commands.exported(Onnx(), trained_run, tmp_path, None, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("data", [b"", b"text", b"\x08\x07" * 50])
+def test_what_is_no_onnx_file_is_refused(tmp_path, data):
+    (tmp_path / "m.onnx").write_bytes(data)
+    with pytest.raises(CheckpointError, match="ONNX Runtime refuses it"):
+        Onnx().reload(tmp_path / "m.onnx")
+
+
+def test_the_bounds_are_the_designs():
+    assert exporting.MIN_SAMPLES >= 64
+    assert exporting.BATCH_SIZES == (1, 2, 7)

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as sk
+
+from cnnrun.contracts import CannotPass, Facts
+from cnnrun.tasks.classify import Classify
+
+NAMES = ("ape", "bee", "cat", "dog", "elk", "fox")
+FACTS = Facts(NAMES, (1, 8, 8), class_counts=(10, 20, 30, 40, 50, 60))
+
+
+def outputs(count=200, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 6, generator=generator) * 2, torch.randint(0, 6, (count,), generator=generator)
+
+
+@given(st.integers(0, 1000), st.integers(1, 120), st.integers(1, 50))
+@settings(max_examples=30, deadline=None)
+def test_numbers_equal_scikit_learns(seed, count, batch):
+    task = Classify(top_k=3)
+    logits, labels = outputs(count, seed)
+    meter = task.meter(FACTS)
+    for part, truth in zip(logits.split(batch), labels.split(batch), strict=True):
+        meter.update(task.decode(part), {"labels": truth})
+    measured = meter.compute()
+    probability, predicted = logits.softmax(1).numpy(), logits.argmax(1).numpy()
+    truth, classes = labels.numpy(), list(range(6))
+    precision, recall, f1, support = sk.precision_recall_fscore_support(
+        truth, predicted, labels=classes, zero_division=0
+    )
+    assert measured.numbers["accuracy"] == pytest.approx(sk.accuracy_score(truth, predicted), abs=1e-6)
+    top = sk.top_k_accuracy_score(truth, probability, k=3, labels=classes)
+    assert measured.numbers["top_3"] == pytest.approx(top, abs=1e-6)
+    for name, column in (("precision", precision), ("recall", recall), ("f1", f1), ("support", support)):
+        assert [row[name] for row in measured.tables["per_class"]] == pytest.approx(column.tolist())
+    for name, column in (("precision", precision), ("recall", recall), ("f1", f1)):
+        assert measured.numbers[name] == pytest.approx(column.mean())
+    assert measured.matrices["confusion"] == sk.confusion_matrix(truth, predicted, labels=classes).tolist()
+
+
+def test_calibration_error_equals_the_definition():
+    task = Classify()
+    logits, labels = outputs(500)
+    meter = task.meter(FACTS)
+    meter.update(task.decode(logits), {"labels": labels})
+    confidence, predicted = logits.softmax(1).max(1)
+    expected = 0.0
+    for i in range(15):
+        inside = (confidence > i / 15) & (confidence <= (i + 1) / 15)
+        if inside.any():
+            hit = (predicted == labels)[inside].double().mean()
+            expected += float(inside.double().mean() * (hit - confidence[inside].double().mean()).abs())
+    assert meter.compute().numbers["ece"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weights", [None, "balanced", [1.0, 2.0, 0.5, 1.0, 3.0, 0.0]])
+def test_loss_equals_the_formula_in_float64(smoothing, weights):
+    task = Classify(label_smoothing=smoothing, class_weights=weights)
+    logits, labels = outputs(64)
+    loss = task.criterion(FACTS).double()(logits.double(), {"labels": labels})["cross_entropy"]
+    weight = np.ones(6)
+    if weights == "balanced":
+        weight = 210 / (6 * np.array(FACTS.class_counts))
+    elif weights:
+        weight = np.array(weights)
+    log_p = (logits.double() - logits.double().logsumexp(1, keepdim=True)).numpy()
+    total = 0.0
+    for row, label in zip(log_p, labels.tolist(), strict=True):
+        total += (1 - smoothing) * weight[label] * -row[label] + smoothing / 6 * (weight * -row).sum()
+    assert float(loss) == pytest.approx(total / 64, rel=1e-6)
+
+
+def test_micro_batches_have_the_whole_batchs_weighted_loss():
+    criterion = Classify(class_weights="balanced").criterion(FACTS).double()
+    logits, labels = outputs(60)
+    whole = criterion(logits.double(), {"labels": labels})["cross_entropy"]
+    parts = [
+        criterion(a.double(), {"labels": b})["cross_entropy"] * len(b) / 60
+        for a, b in zip(logits.split(25), labels.split(25), strict=True)
+    ]
+    assert float(sum(parts)) == pytest.approx(float(whole), rel=1e-12)
+
+
+def test_the_head_and_what_it_cannot_take():
+    assert Classify().head((7,), FACTS)(torch.zeros(2, 7)).shape == (2, 6)
+    with pytest.raises(CannotPass, match="add `flatten` or `global_avg_pool`"):
+        Classify().head((7, 2, 2), FACTS)
+
+
+@pytest.mark.parametrize(
+    ("task", "facts", "words"),
+    [
+        (Classify(), Facts(("one",), (1, 8, 8)), "two or more classes"),
+        (Classify(class_weights=[1.0]), FACTS, "1 numbers; the data has 6"),
+        (Classify(class_weights="balanced"), Facts(("a", "b"), (1, 8, 8), class_counts=(3, 0)), "'b' has none"),
+    ],
+)
+def test_data_that_does_not_serve(task, facts, words):
+    assert words in task.problem(facts)
+    assert Classify().problem(FACTS) is None
+
+
+def test_rows_name_the_likeliest():
+    logits = torch.tensor([[0.0, 3.0, 1.0, -1.0, 0.5, 0.2]])
+    (row,) = Classify(top_k=2).rows(Classify().decode(logits), FACTS)
+    assert row["label"] == "bee"
+    assert [entry["label"] for entry in row["top"]] == ["bee", "cat"]
+    assert row["probability"] == pytest.approx(float(logits.softmax(1).max()))
+
+
+def test_parity_verdicts():
+    task = Classify()
+    ours = task.decode(outputs(20)[0])
+    assert task.agree(ours, {"probabilities": ours["probabilities"] + 5e-5}) is None
+    assert "differ by up to" in task.agree(ours, {"probabilities": ours["probabilities"] + 1e-3})
+    assert "differ by up to" in task.agree(ours, {"probabilities": ours["probabilities"] * float("nan")})
+
+
+def test_every_number_is_given_and_has_a_direction():
+    task = Classify()
+    meter = task.meter(FACTS)
+    logits, labels = outputs(20)
+    meter.update(task.decode(logits), {"labels": labels})
+    assert set(meter.compute().numbers) == set(task.numbers())
+    assert {name: values.shape[1:] for name, values in task.decode(logits).items()} == task.signature(FACTS)

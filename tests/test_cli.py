@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import save_picture
+from PIL import Image as Pil
+
+from cnnrun import __version__
+
+
+def test_train_eval_predict_export_from_nothing(tiny, tmp_path, monkeypatch, run_cli):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run_cli("train", tiny, "train.epochs=3", "--json")
+    assert code == 0
+    result = json.loads(out)
+    assert result["run"] == "runs/tiny/1"
+    assert err.count("epoch ") == 3
+    assert (tmp_path / "runs/tiny/1/config.yaml").exists()
+
+    code, out, _ = run_cli("eval", "--json")
+    measured = json.loads(out)
+    assert (code, measured["split"], measured["samples"]) == (0, "test", 360)
+    assert measured["numbers"]["accuracy"] > 0.5
+
+    picture = save_picture(tmp_path / "photos" / "1.png", mode="L", size=(8, 8))
+    code, out, _ = run_cli("predict", picture, "--json")
+    row = json.loads(out)
+    assert code == 0
+    assert row["path"] == str(picture)
+    assert row["label"] in "0123456789"
+    assert sum(entry["probability"] for entry in row["top"]) <= 1 + 1e-6
+
+    code, out, _ = run_cli("export", "onnx", "--json")
+    parity = json.loads(out)
+    assert (code, parity["passed"]) == (0, True)
+    assert Path(parity["path"]).exists()
+    assert parity["metrics"]["artefact"]["accuracy"] == measured["numbers"]["accuracy"]
+
+
+def test_texts_for_people(trained_run, run_cli):
+    runs = trained_run.parent.parent
+    code, out, _ = run_cli("eval", trained_run)
+    assert code == 0
+    assert "split test, 360 pictures" in out
+    assert "confusion" in out
+    code, out, _ = run_cli("eval", "--runs", runs, "--split", "val")
+    assert "split val" in out
+    code, out, _ = run_cli("summary", trained_run / "config.yaml")
+    assert "model[0].conv" in out
+    assert "parameters" in out
+    code, out, _ = run_cli("check", trained_run / "config.yaml")
+    assert (code, "tiny: fine. 10 classes" in out) == (0, True)
+
+
+def test_a_checkpoint_and_a_config_mean_their_run(trained_run, run_cli):
+    checkpoint = trained_run / "checkpoints" / (trained_run / "checkpoints" / "latest").read_text()
+    code, out, _ = run_cli("eval", checkpoint, "--json")
+    assert (code, json.loads(out)["step"]) == (0, 12 * 17)
+    code, _, err = run_cli("eval", trained_run.parent)
+    assert (code, err.splitlines()) == (3, [f"{trained_run.parent}: neither a run folder, a checkpoint nor a config"])
+
+
+def test_predict_on_folders_as_text_csv_and_json(trained_run, tmp_path, run_cli):
+    for number in range(5):
+        save_picture(tmp_path / "in" / f"{number}.png", seed=number)
+    code, out, _ = run_cli("predict", tmp_path / "in", "--run", trained_run, "--csv", "--batch", 2)
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert code == 0
+    assert [Path(row["path"]).name for row in rows] == [f"{i}.png" for i in range(5)]
+    _, out, _ = run_cli("predict", tmp_path / "in", "--run", trained_run, "--json", "--batch", 3)
+    labels = [json.loads(line)["label"] for line in out.splitlines()]
+    assert labels == [row["label"] for row in rows]
+    _, out, _ = run_cli("predict", tmp_path / "in" / "0.png", "--run", trained_run)
+    assert out.startswith(f"{tmp_path}/in/0.png: {labels[0]} ")
+
+
+def test_predict_names_bad_files_goes_on_and_leaves_with_8(trained_run, tmp_path, run_cli):
+    good = save_picture(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"nothing")
+    code, out, err = run_cli("predict", tmp_path / "b.png", good, "--run", trained_run, "--json")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 8
+    assert "not a picture" in rows[0]["error"]
+    assert "label" in rows[1]
+    assert "1 file(s) could not be read" in err
+    code, _, err = run_cli("predict", tmp_path / "none.png", "--run", trained_run)
+    assert (code, err) == (8, f"{tmp_path}/none.png: no such file\n")
+
+
+def test_predict_equals_eval(trained_run, tmp_path, run_cli):
+    """The label of a picture file is the label of the same pixels in the data set."""
+    from cnnrun.data.digits import Digits
+
+    split = Digits().read().splits["train"]
+    for number in range(20):
+        Pil.fromarray(split.pictures[number, :, :, 0]).save(tmp_path / f"{number:02d}.png")
+    _, out, _ = run_cli("predict", tmp_path, "--run", trained_run, "--json")
+    labels = [int(json.loads(line)["label"]) for line in out.splitlines()]
+    truth = split.targets["labels"][:20].tolist()
+    assert sum(a == b for a, b in zip(labels, truth, strict=True)) >= 17
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (["--version"], 0, f"cnnrun {__version__}"),
+        (["--help"], 0, "cnnrun train configs/digits.yaml"),
+        (["train", "--help"], 0, "Example: cnnrun train"),
+        (["kinds"], 0, "max_pool"),
+        (["kinds", "conv"], 0, "out_channels"),
+        (["kinds", "train"], 0, "epochs"),
+        (["kinds", "convv"], 2, "did you mean 'conv'?"),
+        (["schema"], 0, '"additionalProperties"'),
+        (["train"], 2, "Missing argument"),
+        (["trian", "x"], 2, "No such command"),
+        (["train", "none.yaml"], 2, "none.yaml: No such file or directory"),
+        (["eval", "--runs", "nowhere"], 3, "nowhere: no run here; `cnnrun train CONFIG` makes one"),
+        (["eval", "--device", "gpu"], 2, "use auto, cpu, cuda or cuda:N"),
+        (["eval", "--device", "cuda:77"], 6, "CUDA device(s); use --device cpu"),
+    ],
+)
+def test_words_and_codes(words, code, text, run_cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    got, out, err = run_cli(*words)
+    assert got == code, err
+    assert text in out + err
+    assert "Traceback" not in err
+
+
+def test_data_trouble_leaves_with_8(tiny, run_cli):
+    code, _, err = run_cli("check", tiny, "data={source: {folder: nowhere}, image: {size: 8, channels: 1}}")
+    assert (code, err) == (8, "nowhere: no such folder\n")
+
+
+def test_hostile_names_are_escaped(run_cli):
+    code, _, err = run_cli("train", "\x1b[31mred\n.yaml")
+    assert code == 2
+    assert "\x1b" not in err
+    assert len(err.splitlines()) == 1
+
+
+def test_help_needs_no_torch():
+    """Run apart: this process has torch already."""
+    program = (
+        "import sys; sys.argv = ['cnnrun', '--help']\n"
+        "from cnnrun import cli\n"
+        "try: cli.main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'numpy', 'pydantic', 'yaml', 'sklearn', 'torchvision'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_a_bug_of_ours_leaves_with_1_and_a_traceback(tiny, tmp_path):
+    program = (
+        "import sys; sys.argv = ['cnnrun', 'check', sys.argv[1]]\n"
+        "from cnnrun import cli, commands\n"
+        "commands.checked = None\n"
+        "cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program, tiny], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr

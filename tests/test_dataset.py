@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import save_picture
+from pydantic import TypeAdapter
+
+from cnnrun.contracts import Split
+from cnnrun.data import Source
+from cnnrun.dataset import Data, Dataset, Examples, HoldOut, channel_statistics, index, prepare
+from cnnrun.errors import DataError
+from cnnrun.pictures import load
+from cnnrun.progress import bar
+from cnnrun.spec import members
+
+DATA = TypeAdapter(Data)
+
+
+def folder_data(root: Path, **more) -> Data:
+    image = {"size": 8, "channels": 3}
+    return DATA.validate_python({"source": {"folder": str(root)}, "image": image, **more})
+
+
+def prepared(data: Data) -> Dataset:
+    return prepare(data, index(data), bar)
+
+
+def tree_digest(root: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*")):
+        if path.is_file():
+            digest.update(str(path).encode() + path.read_bytes() + str(path.stat().st_mtime_ns).encode())
+    return digest.hexdigest()
+
+
+def test_held_out_parts_are_stratified_disjoint_and_whole():
+    data = DATA.validate_python({"source": "digits", "split": {"val": 0.2, "test": 0.1}})
+    indexed = index(data)
+    labels = indexed.source.splits["train"].targets["labels"]
+    rows = {name: set(part.tolist()) for name, (_, part) in indexed.splits.items()}
+    assert not rows["train"] & rows["val"]
+    assert not rows["train"] & rows["test"]
+    assert not rows["val"] & rows["test"]
+    assert len(rows["train"] | rows["val"] | rows["test"]) == 1797
+    for label in range(10):
+        count = int((labels == label).sum())
+        held = sum(int(labels[row]) == label for row in rows["test"])
+        assert held == round(0.1 * count)
+
+
+def test_held_out_parts_follow_their_own_seed():
+    def val(seed: int) -> list[int]:
+        data = DATA.validate_python({"source": "digits", "split": {"seed": seed}})
+        return index(data).splits["val"][1].tolist()
+
+    assert val(0) == val(0)
+    assert val(0) != val(1)
+
+
+def test_statistics_equal_numpy_in_float64():
+    data = DATA.validate_python({"source": "digits"})
+    made = prepared(data)
+    train = made.splits["train"]
+    pixels = train.pictures[train.rows].numpy().astype(np.float64)
+    assert made.facts.mean == pytest.approx((pixels.mean(),), rel=1e-12)
+    assert made.facts.std == pytest.approx((pixels.std(),), rel=1e-10)
+    assert sum(made.facts.class_counts) == len(train)
+    chunked = channel_statistics(train.pictures, train.rows, chunk=7)
+    assert chunked == pytest.approx(channel_statistics(train.pictures, train.rows), rel=1e-12)
+
+
+def test_a_folder_in_memory_equals_its_files_one_by_one(picture_folder):
+    before = tree_digest(picture_folder)
+    made = prepared(folder_data(picture_folder))
+    train = made.splits["train"]
+    data = folder_data(picture_folder)
+    for number in range(len(train)):
+        expected = load(Path(train.name(number)), (8, 8), 3, data.image)
+        assert np.array_equal(train.pictures[train.rows[number]].permute(1, 2, 0).numpy(), expected)
+    assert made.facts.classes == ("cat", "dog")
+    assert tree_digest(picture_folder) == before
+
+
+def test_a_mapped_cache_equals_memory_and_is_found_again(picture_folder, tmp_path):
+    memory = prepared(folder_data(picture_folder))
+    small = folder_data(picture_folder, memory_gib=1e-9, cache_dir=str(tmp_path / "cache"))
+    mapped = prepared(small)
+    assert torch.equal(memory.splits["train"].pictures, mapped.splits["train"].pictures)
+    (file,) = (tmp_path / "cache").glob("*")
+    written = file.stat().st_mtime_ns
+    prepared(small)
+    assert file.stat().st_mtime_ns == written
+    save_picture(picture_folder / "cat" / "0.png", seed=999)
+    prepared(small)
+    assert len(list((tmp_path / "cache").glob("*"))) == 2
+
+
+def test_every_bad_file_is_named(picture_folder):
+    for number in range(3):
+        (picture_folder / "cat" / f"bad{number}.png").write_bytes(b"no picture")
+    with pytest.raises(DataError) as refused:
+        prepared(folder_data(picture_folder))
+    assert len(refused.value.lines) == 3
+    assert all("bad" in line for line in refused.value.lines)
+
+
+def test_one_colour_is_refused(tmp_path):
+    from PIL import Image as Pil
+
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(4):
+            Pil.new("RGB", (8, 8)).save(tmp_path / name / f"{number}.png")
+    with pytest.raises(DataError, match="one and the same colour"):
+        prepared(folder_data(tmp_path))
+
+
+def test_the_fingerprint_follows_the_data(picture_folder):
+    first = prepared(folder_data(picture_folder)).facts.fingerprint
+    assert prepared(folder_data(picture_folder)).facts.fingerprint == first
+    save_picture(picture_folder / "dog" / "3.png", seed=1234)
+    assert prepared(folder_data(picture_folder)).facts.fingerprint != first
+
+
+def test_an_empty_split_is_refused():
+    everything = HoldOut.model_construct(val=1.0, test=0.0, seed=0)
+    data = DATA.validate_python({"source": "digits"}).model_copy(update={"split": everything})
+    with pytest.raises(DataError, match="the train split is empty"):
+        index(data)
+
+
+def test_names_of_samples():
+    split = Split(np.zeros((3, 2, 2, 1), np.uint8), {"labels": torch.zeros(3)}, "digits")
+    rows = torch.tensor([2, 0])
+    examples = Examples(torch.zeros(3, 1, 2, 2), rows, {}, split, rows)
+    assert examples.name(0) == "digits[2]"
+
+
+@pytest.mark.parametrize("kind", members(Source), ids=lambda kind: kind.kind)
+def test_every_source_says_what_it_is(kind):
+    assert kind.__doc__
+    assert kind.image is None or len(kind.image) == 3

@@ -1,0 +1,280 @@
+"""Identities of training: resumed = uninterrupted, accumulated = whole, repeated = identical."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+
+from cnnrun import assemble, checkpoint, commands, experiment, learner, train
+from cnnrun.errors import ConfigError, Interrupted, NonFiniteError, StorageError
+from cnnrun.experiment import Experiment
+from cnnrun.learner import Learner, train_step
+from cnnrun.runs import held
+
+CPU = torch.device("cpu")
+RICH = ["train.ema={decay: 0.9}", "data.augment={shift: 0.2, rotate: 8}", "train.accumulate=2", "train.clip=1.0"]
+
+
+def tried(*overrides: str) -> Experiment:
+    return experiment.parse(TINY, "tiny.yaml", ["name=tiny", *overrides])
+
+
+def digest(run: Path) -> str:
+    """Everything that must repeat: the last checkpoint's tensors and state, and metrics.jsonl."""
+    saved = checkpoint.load_newest(run / "checkpoints", "latest", pytest.fail)
+    found = hashlib.sha256(json.dumps(saved.state, sort_keys=True).encode())
+    for part, tensors in sorted(saved.parts.items()):
+        for name, value in sorted(tensors.items()):
+            found.update(f"{part}.{name}{value.dtype}{tuple(value.shape)}".encode() + value.numpy().tobytes())
+    found.update((run / "metrics.jsonl").read_bytes())
+    found.update((run / "checkpoints" / "best").read_bytes())
+    return found.hexdigest()
+
+
+def whole_run(root: Path, *overrides: str) -> Path:
+    return Path(commands.train(tried(*overrides), root, CPU, resume=False)["run"])
+
+
+def stop_at(monkeypatch, step: int) -> None:
+    """SIGTERM arrives while optimizer step `step` is under way."""
+    real = learner.train_step
+
+    def stepping(*args):
+        if args[3] == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args)
+
+    monkeypatch.setattr(train, "train_step", stepping)
+
+
+def test_repeated_is_identical_and_seeds_differ(tmp_path):
+    first, second = whole_run(tmp_path / "a", *RICH), whole_run(tmp_path / "b", *RICH)
+    assert digest(first) == digest(second)
+    assert digest(whole_run(tmp_path / "c", *RICH, "seed=1")) != digest(first)
+
+
+@pytest.mark.parametrize("step", [0, 5, 16, 17, 25])
+def test_resumed_is_uninterrupted_to_the_bit(tmp_path, monkeypatch, step):
+    """17 steps an epoch: stopped at the start, within an epoch, at its edge, within the last."""
+    expected = digest(whole_run(tmp_path / "whole", *RICH))
+    with monkeypatch.context() as patched:
+        stop_at(patched, step)
+        with pytest.raises(Interrupted) as stopped:
+            commands.train(tried(*RICH), tmp_path / "cut", CPU, resume=True)
+    assert stopped.value.exit_code == 143
+    run = tmp_path / "cut" / "tiny" / "1"
+    assert not (run / "result.json").exists()
+    resumed = commands.train(tried(*RICH), tmp_path / "cut", CPU, resume=True)
+    assert resumed["run"] == str(run)
+    assert digest(run) == expected
+
+
+def test_chain_of_stops_is_uninterrupted(tmp_path, monkeypatch):
+    expected = digest(whole_run(tmp_path / "whole", *RICH))
+    for step in (3, 4, 12, 20, 30):
+        with monkeypatch.context() as patched:
+            stop_at(patched, step)
+            with pytest.raises(Interrupted):
+                commands.train(tried(*RICH), tmp_path / "cut", CPU, resume=True)
+    commands.train(tried(*RICH), tmp_path / "cut", CPU, resume=True)
+    assert digest(tmp_path / "cut" / "tiny" / "1") == expected
+
+
+@pytest.mark.parametrize("dropped", ["model", "optimizer", "ema", "step", "loss_sum", "metrics_offset"])
+def test_the_proof_notices_what_is_not_restored(tmp_path, monkeypatch, dropped):
+    """Negative controls: without any one saved item the resumed run must differ."""
+    expected = digest(whole_run(tmp_path / "whole", *RICH))
+    with monkeypatch.context() as patched:
+        stop_at(patched, 9)
+        with pytest.raises(Interrupted):
+            commands.train(tried(*RICH), tmp_path / "cut", CPU, resume=True)
+    real = Learner.restore
+
+    def forgetful(self, saved):
+        fresh = {name: dict(part) for name, part in self.parts().items()}
+        state = json.loads(json.dumps(saved.state))
+        parts = dict(saved.parts)
+        if dropped in parts:
+            parts[dropped] = {name: value.clone() for name, value in fresh[dropped].items()}
+        else:
+            saved.state["training"][dropped] = 0
+        real(self, checkpoint.Checkpoint(saved.path, parts, state))
+
+    monkeypatch.setattr(Learner, "restore", forgetful)
+    try:
+        commands.train(tried(*RICH), tmp_path / "cut", CPU, resume=True)
+    except KeyError:
+        return  # an optimizer without its state cannot even go on
+    assert digest(tmp_path / "cut" / "tiny" / "1") != expected
+
+
+def test_accumulated_gradients_are_the_whole_batchs():
+    """Without batch norm, micro-batches change nothing but rounding."""
+    model = "model=[{conv: {out_channels: 4, activation: relu}}, flatten, {linear: 8}]"
+    grads = []
+    for accumulate in (1, 3):
+        made = tried(model, f"train.accumulate={accumulate}", "train.batch=50")
+        data = assemble.dataset(made)
+        job = assemble.job(made, data, Path("unused"), CPU)
+        learning = Learner(job)
+        job.network.double()
+        from cnnrun.batches import TrainingBatches
+
+        batch = TrainingBatches(data.splits["train"], job.augment, 50, 20, 0, CPU).at(0)
+        batch = type(batch)(batch.pictures.double(), batch.targets, batch.index_B)
+        learning.optimizer.zero_grad = lambda: None
+        train_step(learning, job, batch, 0, 0.0)
+        grads.append([parameter.grad.clone() for parameter in job.network.parameters()])
+    for a, b in zip(*grads, strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_a_finished_run_is_never_touched_again(tmp_path):
+    run = whole_run(tmp_path)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    again = Path(commands.train(tried(), tmp_path, CPU, resume=True)["run"])
+    assert again.name == "2"
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_resume_leaves_a_run_of_other_settings_alone_and_names_them(tmp_path, monkeypatch, capfd):
+    with monkeypatch.context() as patched:
+        stop_at(patched, 3)
+        with pytest.raises(Interrupted):
+            commands.train(tried(), tmp_path, CPU, resume=False)
+    run = Path(commands.train(tried("train.batch=32"), tmp_path, CPU, resume=True)["run"])
+    assert run.name == "2"
+    assert "of other settings (train.batch)" in capfd.readouterr().err
+
+
+def test_two_processes_cannot_train_one_run(tmp_path):
+    with held(tmp_path), pytest.raises(StorageError, match="another process"), held(tmp_path):
+        pass
+    with held(tmp_path):
+        pass
+
+
+def test_best_early_stop_and_keep(tmp_path, monkeypatch):
+    values = iter([0.5, 0.7, 0.6, 0.6, 0.9])
+    real = Learner.evaluate
+
+    def scripted(self, job, split):
+        measured = real(self, job, split)
+        measured.numbers["accuracy"] = next(values)
+        return measured
+
+    monkeypatch.setattr(Learner, "evaluate", scripted)
+    made = tried("train.epochs=9", "train.early_stop.patience=2", "train.keep=1")
+    result = commands.train(made, tmp_path, CPU, resume=False)
+    assert (result["steps"], result["best_step"], result["best"]) == (4 * 17, 2 * 17, {"val/accuracy": 0.7})
+    folder = Path(result["run"]) / "checkpoints"
+    assert [path.name for path in checkpoint.generations(folder)] == ["step-00000034", "step-00000068"]
+    assert checkpoint.pointed_at(folder, "best") == "step-00000034"
+
+
+def test_not_a_number_stops_at_once_names_files_and_layer_and_saves_nothing(tmp_path, monkeypatch):
+    real = learner.train_step
+
+    def poisoned(learning, job, batch, step, rate):
+        if step == 20:
+            with torch.no_grad():
+                learning.network.get_parameter("layers.linear1.linear.weight")[0, 0] = float("nan")
+        return real(learning, job, batch, step, rate)
+
+    monkeypatch.setattr(train, "train_step", poisoned)
+    with pytest.raises(NonFiniteError) as stopped:
+        commands.train(tried(), tmp_path, CPU, resume=False)
+    text = "\n".join(stopped.value.lines)
+    assert stopped.value.exit_code == 4
+    assert "at step 20" in text
+    assert "layers.linear1.linear" in text
+    assert "digits[" in text
+    (saved,) = checkpoint.generations(tmp_path / "tiny" / "1" / "checkpoints")
+    assert saved.name == "step-00000017"
+
+
+def test_a_batch_of_one_with_batch_norm_is_refused_before_training(tmp_path):
+    for overrides in (
+        ["train.batch=1"],
+        ["train.batch=64", "train.accumulate=64"],
+        ["train.batch=1077", "train.drop_last=false"],
+    ):
+        with pytest.raises(ConfigError, match="no variance for batch norm"):
+            commands.train(tried(*overrides), tmp_path, CPU, resume=False)
+    with pytest.raises(ConfigError, match="no step an epoch"):
+        commands.train(tried("train.batch=5000"), tmp_path, CPU, resume=False)
+    assert not list(tmp_path.rglob("checkpoints"))
+
+
+def test_it_learns(trained_run):
+    result = json.loads((trained_run / "result.json").read_text())
+    assert result["best"]["val/accuracy"] > 0.9
+    lines = [json.loads(line) for line in (trained_run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == list(range(1, 13))
+    assert lines[-1]["train/loss"] < lines[0]["train/loss"]
+    assert lines[0]["train/loss"] == pytest.approx(2.3, abs=0.5)  # ln 10 at the start
+
+
+def test_it_can_overfit_eight_pictures(tmp_path):
+    made = tried("train.batch=8", "train.epochs=1", "train.optimizer={adam: 0.01}")
+    data = assemble.dataset(made)
+    job = assemble.job(made, data, tmp_path, CPU)
+    learning = Learner(job)
+    from cnnrun.batches import TrainingBatches
+
+    batch = TrainingBatches(data.splits["train"], job.augment, 8, 1, 0, CPU).at(0)
+    losses = [float(train_step(learning, job, batch, step, 0.01)) for step in range(150)]
+    assert losses[-1] < 0.05 < losses[0]
+
+
+def test_tensorboard_has_curves_pictures_and_the_confusion_matrix(trained_run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(trained_run), size_guidance={"images": 0, "scalars": 0})
+    events.Reload()
+    assert {"val/accuracy", "train/loss", "train/lr", "time/images_per_second"} <= set(events.Tags()["scalars"])
+    assert {"train/pictures/0", "val/confusion"} <= set(events.Tags()["images"])
+    assert len(events.Scalars("val/accuracy")) == 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_real_signal_to_a_real_process(tmp_path, number, code):
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("epochs: 2", "epochs: 5000"))
+    command = [sys.executable, "-m", "cnnrun", "train", "tiny.yaml", "--resume"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    metrics = tmp_path / "runs" / "tiny" / "1" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.stat().st_size):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert "saved; --resume goes on" in err
+    assert "Traceback" not in err
+    saved = checkpoint.load_newest(tmp_path / "runs" / "tiny" / "1" / "checkpoints", "latest", pytest.fail)
+    assert f"stopped at step {saved.state['training']['step']} " in err
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_training_and_resuming_on_cuda(tmp_path, monkeypatch, precision):
+    device = torch.device("cuda")
+    with monkeypatch.context() as patched:
+        stop_at(patched, 9)
+        with pytest.raises(Interrupted):
+            commands.train(tried(*RICH, f"train.precision={precision}"), tmp_path, device, resume=True)
+    result = commands.train(tried(*RICH, f"train.precision={precision}"), tmp_path, device, resume=True)
+    assert result["steps"] == 34
