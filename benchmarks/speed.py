@@ -38,12 +38,12 @@ except SystemExit:
 FIRST_STEP = """
 import os, sys
 import cnnrun.cli, cnnrun.learner
-step = cnnrun.learner.train_step
+step = cnnrun.learner.update
 import cnnrun.train
 def once(*arguments):
     step(*arguments)
     os._exit(0)
-cnnrun.train.train_step = once
+cnnrun.train.update = once
 sys.argv = ["cnnrun", "train", *sys.argv[1:]]
 cnnrun.cli.main()
 """

@@ -156,11 +156,9 @@ class Learner:
         return measured
 
 
-def train_step(learner: Learner, job: Job, batch: Batch, step: int, rate: float) -> Tensor:
-    """One optimizer step on one batch; returns its loss, detached, on the device."""
+def backward(learner: Learner, job: Job, batch: Batch, step: int) -> Tensor:
+    """The gradients of one batch, micro-batch by micro-batch; returns its loss, detached, on the device."""
     seed_step(job.seed, step, job.device)
-    for group in learner.optimizer.param_groups:
-        group["lr"] = rate
     total = torch.zeros((), device=job.device)
     for part in batch.split(job.spec.accumulate):
         pictures = part.pictures.contiguous(memory_format=torch.channels_last)
@@ -170,6 +168,13 @@ def train_step(learner: Learner, job: Job, batch: Batch, step: int, rate: float)
         loss = sum(losses.values(), torch.zeros((), device=job.device)) * (len(part) / len(batch))
         learner.scaler.scale(loss).backward()
         total += loss.detach()
+    return total
+
+
+def update(learner: Learner, job: Job, step: int, rate: float) -> None:
+    """One optimizer step with the gradients at hand, and the average of the weights."""
+    for group in learner.optimizer.param_groups:
+        group["lr"] = rate
     if job.spec.clip is not None:
         learner.scaler.unscale_(learner.optimizer)
         nn.utils.clip_grad_norm_(learner.both.parameters(), job.spec.clip)
@@ -178,4 +183,3 @@ def train_step(learner: Learner, job: Job, batch: Batch, step: int, rate: float)
     learner.optimizer.zero_grad()
     if learner.ema:
         learner.ema.update(step)
-    return total

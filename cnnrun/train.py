@@ -12,7 +12,7 @@ from cnnrun import checkpoint
 from cnnrun.batches import TrainingBatches
 from cnnrun.contracts import Measured
 from cnnrun.errors import Interrupted, NonFiniteError
-from cnnrun.learner import Job, Learner, check, monitored_numbers, train_step
+from cnnrun.learner import Job, Learner, backward, check, monitored_numbers, update
 from cnnrun.losses import Losses, State
 from cnnrun.progress import Advance, Clock, bar, say
 from cnnrun.runs import RESULT, write_json
@@ -42,8 +42,9 @@ def fit(job: Job, saved: checkpoint.Checkpoint | None = None) -> dict[str, Any]:
             with clock.waiting():
                 batch = batches.at(state.step)
             rate = spec.optimizer.lr * spec.schedule.factor(state.step, total)
-            loss = train_step(learner, job, batch, state.step, rate)
-            losses.add(loss, learner)
+            loss = backward(learner, job, batch, state.step)
+            losses.add(loss, learner)  # where the loss is not finite, the weights are not touched
+            update(learner, job, state.step, rate)
             if state.step == 0:
                 tracker.show_pictures(0, "train/pictures", batch.pictures[:64])
             state.step += 1

@@ -49,6 +49,7 @@ class Onnx(Kind):
         for key, value in metadata.items():
             entry = proto.metadata_props.add()
             entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value)
+        _forget_where_it_was_made(proto.graph)
         onnx.checker.check_model(proto)
         path.write_bytes(proto.SerializeToString())
 
@@ -69,6 +70,13 @@ class Onnx(Kind):
             return results
 
         return run
+
+
+def _forget_where_it_was_made(graph: Any) -> None:
+    """Remove the exporter's notes: every node carries a stack trace with the paths of this machine."""
+    for entry in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        entry.ClearField("doc_string")
+        entry.ClearField("metadata_props")
 
 
 @contextmanager
