@@ -24,7 +24,7 @@ from cnnrun.train import fit
 def train(experiment: Experiment, root: Path, device: torch.device, resume: bool) -> dict[str, Any]:
     """Train to the end in a run folder; returns what was reached."""
     data = dataset(experiment)
-    run, saved = start(experiment, root, resume)
+    run, saved = start(experiment.with_facts(data.facts), root, resume)
     with runs.held(run):
         runs.write_json(run / "environment.json", runs.environment(device))
         try:

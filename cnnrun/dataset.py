@@ -147,11 +147,19 @@ def prepare(data: Data, indexed: Index, progress: Progress, only: Sequence[str] 
         fingerprint=_fingerprint(indexed.source),
     )
     if only is None:
-        mean, std = channel_statistics(examples["train"].pictures, examples["train"].rows)
-        if min(std) == 0:
-            raise DataError("every training picture has one and the same colour; there is nothing to learn from")
+        mean, std = _statistics(data.image, examples["train"])
         facts = replace(facts, mean=mean, std=std)
     return Dataset(facts, examples)
+
+
+def _statistics(image: Image, train: Examples) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation as the config gives them, or else as measured on the training pictures."""
+    if image.mean is not None and image.std is not None:
+        return tuple(image.mean), tuple(image.std)
+    mean, std = channel_statistics(train.pictures, train.rows)
+    if min(std) == 0:
+        raise DataError("every training picture has one and the same colour; there is nothing to learn from")
+    return tuple(image.mean or mean), tuple(image.std or std)
 
 
 def channel_statistics(

@@ -38,6 +38,11 @@ class Experiment(Spec):
     model: list[Node] = Field(min_length=1)
     train: Train = Train()
 
+    def with_facts(self, facts: Facts) -> Experiment:
+        """The same experiment with what was measured written into it, as a run's config.yaml has it."""
+        image = self.data.image.model_copy(update={"mean": list(facts.mean), "std": list(facts.std)})
+        return self.model_copy(update={"data": self.data.model_copy(update={"image": image})})
+
     def to_yaml(self) -> str:
         """The file with every default written out; reading it gives an equal experiment."""
         data = self.model_dump(mode="json", by_alias=True, exclude_none=True)
@@ -108,6 +113,10 @@ def _meaning(experiment: Experiment, tree: Map, start: Mark) -> list[Problem]:
         source = experiment.data.source.kind
         report(("data", "image"), f"the pictures of {source!r} have no size of their own: give size and channels")
         return problems
+    for setting in ("mean", "std"):
+        given = getattr(experiment.data.image, setting)
+        if given is not None and len(given) != shape[0]:
+            report(("data", "image", setting), f"{len(given)} numbers for {shape[0]} channel(s)")
     try:
         built = build(experiment.model, experiment.task, Facts(_UNREAD_CLASSES, shape))
     except BuildError as error:

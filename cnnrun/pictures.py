@@ -11,7 +11,7 @@ import stat
 import struct
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,10 @@ class Image(Spec):
     """How another shape becomes `size`: stretched, its middle cropped, or padded with `background`."""
     background: int = Field(255, ge=0, le=255)
     """The grey value behind transparent pixels and around padded pictures."""
+    mean: list[float] | None = None
+    """What the network subtracts from each channel (pixel values 0..255); by default measured on the training split."""
+    std: list[Annotated[float, Field(gt=0)]] | None = None
+    """What it divides each channel by; by default measured on the training split."""
 
 
 def load(path: Path, size: Pair, channels: int, image: Image) -> NDArray[np.uint8]:

@@ -145,3 +145,14 @@ def test_names_of_samples():
 def test_every_source_says_what_it_is(kind):
     assert kind.__doc__
     assert kind.image is None or len(kind.image) == 3
+
+
+def test_given_statistics_are_used_and_measured_ones_are_written_down(trained_run, tiny):
+    from cnnrun import experiment
+
+    given = Data.model_validate({"source": "digits", "image": {"mean": [100.0], "std": [50.0]}})
+    assert (prepared(given).facts.mean, prepared(given).facts.std) == ((100.0,), (50.0,))
+    written = experiment.load(trained_run / "config.yaml")
+    measured = prepared(experiment.load(tiny).data).facts
+    assert (tuple(written.data.image.mean), tuple(written.data.image.std)) == (measured.mean, measured.std)
+    assert prepared(written.data).facts == measured

@@ -220,3 +220,47 @@ def test_summary_equals_the_network():
     network(torch.zeros(1, 1, 28, 28))
     assert [row.out_shape for row in made.rows[:-1]] == shapes
     assert [network.get_submodule(row.module) is not None for row in made.rows]
+
+
+@pytest.mark.slow
+def test_structures_and_links_export_with_parity(tmp_path):
+    import numpy as np
+    import onnxruntime
+
+    from cnnrun.export.onnx import quietly
+
+    network = materialize(
+        built(
+            """
+            - conv: {out_channels: 4, name: a, activation: relu}
+            - repeat:
+                times: 2
+                layers: [{residual: {norm: batch, activation: relu, layers: [{conv: {out_channels: 4, norm: batch}}]}}]
+            - parallel: {branches: [[{conv: 3}], [{max_pool: {kernel_size: 3, stride: 1, padding: 1}}], []]}
+            - conv: {out_channels: 4, stride: 2}
+            - upsample: {scale_factor: 2, name: up}
+            - concat: [up, a]
+            - repeat: {times: 2, layers: [{conv: {out_channels: 8, name: here}}, {add: [here, here]}]}
+            - global_avg_pool
+            """,
+            1,
+            8,
+            8,
+        ).network,
+        seed=0,
+    ).eval()
+    example = torch.randn(2, 1, 8, 8)
+    with quietly():
+        torch.onnx.export(
+            network,
+            (example,),
+            tmp_path / "m.onnx",
+            input_names=["x"],
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+        )
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    for batch in (1, 5):
+        x = torch.randn(batch, 1, 8, 8)
+        with torch.no_grad():
+            np.testing.assert_allclose(session.run(None, {"x": x.numpy()})[0], network(x).numpy(), atol=1e-5)

@@ -1,0 +1,59 @@
+"""Accuracy and wall time of shipped configs over several seeds, each a whole `cnnrun train` and one `cnnrun eval`.
+
+    python benchmarks/accuracy.py configs/fashion-vgg.yaml [--seeds 3] [KEY.PATH=VALUE ...]
+
+The split that is reported is the test split; training never reads it. Wall time is the command's, start-up included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import torch
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config")
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--seeds", type=int, default=3)
+    args = parser.parse_args()
+    print(f"{args.config}: torch {torch.__version__}, {os.cpu_count()} cores, {args.seeds} seeds")
+    accuracies, seconds = [], []
+    with tempfile.TemporaryDirectory() as runs:
+        for seed in range(args.seeds):
+            command = [
+                sys.executable,
+                "-m",
+                "cnnrun",
+                "train",
+                args.config,
+                f"seed={seed}",
+                *args.overrides,
+                "--runs",
+                runs,
+            ]
+            start = time.perf_counter()
+            subprocess.run(command, check=True, capture_output=True)
+            seconds.append(time.perf_counter() - start)
+            done = subprocess.run(
+                [sys.executable, "-m", "cnnrun", "eval", "--runs", runs, "--json"], check=True, capture_output=True
+            )
+            measured = json.loads(done.stdout)
+            accuracies.append(measured["numbers"]["accuracy"])
+            print(
+                f"  seed {seed}: {measured['split']} accuracy {accuracies[-1]:.4f} in {seconds[-1]:.0f} s", flush=True
+            )
+    spread = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
+    print(f"  mean {statistics.mean(accuracies):.4f} +- {spread:.4f}, median {statistics.median(seconds):.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""The shipped configs: each builds and learns from its own data; the embedded one reaches what it says."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from cnnrun import assemble, commands, experiment
+from cnnrun.batches import TrainingBatches
+from cnnrun.errors import DataError
+from cnnrun.learner import Learner, backward, update
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CPU = torch.device("cpu")
+
+
+def data_of(tried: experiment.Experiment, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    try:
+        return assemble.dataset(tried)
+    except DataError as error:
+        pytest.skip(f"its data is not here (scripts/get_data): {error.lines[0][:80]}")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_it_starts_at_chance_and_steps_down(path, monkeypatch, tmp_path):
+    tried = experiment.load(path, ["train.batch=32", "train.ema=null"])
+    data = data_of(tried, monkeypatch)
+    learning = Learner(job := assemble.job(tried, data, tmp_path, CPU))
+    batch = TrainingBatches(data.splits["train"], job.augment, 32, 10, 0, CPU).at(0)
+    losses = []
+    for step in range(6):
+        losses.append(float(backward(learning, job, batch, step)))
+        update(learning, job, step, 0.02)
+    assert losses[0] == pytest.approx(math.log(10), abs=0.6)
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_its_header_says_what_score_time_and_command(path):
+    head = path.read_text().split("\ntask:")[0]
+    assert all(line.startswith("#") for line in head.splitlines())
+    for word in ("n = ", "2 CPU cores", f"cnnrun train configs/{path.name}", "accuracy"):
+        assert word in head
+
+
+def test_fashion_vgg_has_at_most_half_a_million_parameters():
+    tried = experiment.load(ROOT / "configs" / "fashion-vgg.yaml")
+    from cnnrun.contracts import Facts
+
+    assert assemble.network(tried, Facts(tuple("0123456789"), (1, 28, 28))).parameters <= 500_000
+
+
+@pytest.mark.slow
+def test_digits_reach_98_percent(tmp_path):
+    tried = experiment.load(ROOT / "configs" / "digits.yaml")
+    run = commands.train(tried, tmp_path, CPU, resume=False)["run"]
+    assert commands.evaluate(Path(run), tmp_path, CPU, "test")["numbers"]["accuracy"] >= 0.98

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from cnnrun import runs
+from cnnrun.errors import CheckpointError, StorageError
+
+
+def started(folder) -> None:
+    (folder / runs.CONFIG).write_text("x")
+
+
+def test_numbers_count_up_past_nine_and_past_gaps(tmp_path):
+    made = [runs.create(tmp_path, "a") for _ in range(11)]
+    assert [folder.name for folder in made] == [str(n) for n in range(1, 12)]
+    made[4].rmdir()
+    assert runs.create(tmp_path, "a").name == "12"
+
+
+def test_unfinished_are_those_with_a_config_and_no_result(tmp_path):
+    a, b, c, d = (runs.create(tmp_path, "a") for _ in range(4))
+    for folder in (a, b, d):
+        started(folder)
+    runs.write_json(b / runs.RESULT, {})
+    assert runs.unfinished(tmp_path, "a") == [d, a]
+    assert c not in runs.unfinished(tmp_path, "a")
+    assert runs.unfinished(tmp_path, "none") == []
+
+
+def test_newest_is_by_time_over_all_names(tmp_path):
+    with pytest.raises(CheckpointError, match="no run here"):
+        runs.newest(tmp_path / "nothing")
+    for place, (name, when) in enumerate((("a", 300), ("b", 500), ("a", 400))):
+        folder = runs.create(tmp_path, name)
+        started(folder)
+        os.utime(folder / runs.CONFIG, (when, when))
+        assert place < 3
+    assert runs.newest(tmp_path) == tmp_path / "b" / "1"
+    assert runs.newest(tmp_path, "a") == tmp_path / "a" / "2"
+
+
+def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
+    from pathlib import Path
+
+    runs.write_text(tmp_path / "f", "one")
+
+    def full(self, text):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(StorageError, match="No space left"):
+        runs.write_text(tmp_path / "f", "two")
+    assert (tmp_path / "f").read_text() == "one"
