@@ -13,18 +13,15 @@ from cnnrun.contracts import Facts
 from cnnrun.dataset import Dataset, Index, index, prepare
 from cnnrun.errors import CheckpointError, ConfigError, DataError
 from cnnrun.experiment import Experiment, load
-from cnnrun.learner import Job
+from cnnrun.learner import Job, check
 from cnnrun.network import BuildError, Built, build, materialize
 from cnnrun.progress import bar, say
 from cnnrun.trained import Trained
 
 
 def dataset(experiment: Experiment, indexed: Index | None = None, only: Sequence[str] | None = None) -> Dataset:
-    """The experiment's data, decoded (`only` those splits). Raises DataError; ConfigError where it does not serve."""
-    made = prepare(experiment.data, indexed or index(experiment.data), bar, only)
-    if problem := experiment.task.problem(made.facts):
-        raise ConfigError(f"task: {problem}")
-    return made
+    """The experiment's data, decoded (`only` those splits). Raises DataError."""
+    return prepare(experiment.data, indexed or index(experiment.data), bar, only)
 
 
 def network(experiment: Experiment, facts: Facts) -> Built:
@@ -35,14 +32,23 @@ def network(experiment: Experiment, facts: Facts) -> Built:
         raise ConfigError(*(problem.message for problem in error.problems)) from None
 
 
+def fitting(experiment: Experiment, facts: Facts) -> Built:
+    """The network for this data, without memory, once everything is known to fit. Raises ConfigError or DataError."""
+    if problem := experiment.task.problem(facts):
+        raise ConfigError(f"task: {problem}")
+    for split in ("train", "val"):
+        if split not in facts.counts:
+            raise DataError(f"the data has no {split} split; give data.split.{split} a part of the training pictures")
+    built = network(experiment, facts)
+    check(experiment.train, facts.counts["train"], built.network)
+    return built
+
+
 def job(experiment: Experiment, data: Dataset, run: Path, device: torch.device) -> Job:
     """What the training loop works on."""
-    for split in ("train", "val"):
-        if split not in data.splits:
-            raise DataError(f"the data has no {split} split; give data.split.{split} a part of the training pictures")
     return Job(
         spec=experiment.train,
-        network=materialize(network(experiment, data.facts).network, experiment.seed),
+        network=materialize(fitting(experiment, data.facts).network, experiment.seed),
         task=experiment.task,
         dataset=data,
         augment=experiment.data.augment,
@@ -52,7 +58,7 @@ def job(experiment: Experiment, data: Dataset, run: Path, device: torch.device) 
     )
 
 
-def start(experiment: Experiment, root: Path, resume: bool) -> tuple[Path, checkpoint.Checkpoint | None]:
+def start(experiment: Experiment, facts: Facts, root: Path, resume: bool) -> Path:
     """The run folder to train in: the newest unfinished one of the same config when resuming, else a fresh one."""
     left = runs.unfinished(root, experiment.name)
     if resume:
@@ -62,15 +68,28 @@ def start(experiment: Experiment, root: Path, resume: bool) -> tuple[Path, check
             except ConfigError as error:
                 say(f"{run} is unfinished, but its config cannot be read: {error.lines[0]}")
                 continue
-            if other == experiment:
+            if not (differ := differences(other, experiment.with_statistics_of(other))):
                 say(f"going on with {run}")
-                return run, checkpoint.load_newest(run / "checkpoints", "latest", say)
-            say(f"{run} is unfinished, but of other settings ({', '.join(differences(other, experiment))})")
+                return run
+            say(f"{run} is unfinished, but of other settings ({', '.join(differ)})")
     elif left:
         say(f"{left[0]} is unfinished; --resume would go on with it")
     run = runs.create(root, experiment.name)
-    runs.write_text(run / runs.CONFIG, experiment.to_yaml())
-    return run, None
+    runs.write_text(run / runs.CONFIG, experiment.with_facts(facts).to_yaml())
+    return run
+
+
+def saved_in(run: Path, facts: Facts) -> checkpoint.Checkpoint | None:
+    """The checkpoint to go on from, if the run has one. Raises CheckpointError when the data is not the run's."""
+    saved = checkpoint.load_newest(run / "checkpoints", "latest", say)
+    if saved is None:
+        return None
+    before = Facts.from_json(saved.state["facts"])
+    if before.fingerprint != facts.fingerprint:
+        what = f"{sum(before.counts.values())} pictures in {len(before.classes)} classes then, "
+        what += f"{sum(facts.counts.values())} in {len(facts.classes)} now"
+        raise CheckpointError(f"{run}: the data changed since it was started ({what}); train anew without --resume")
+    return saved
 
 
 def differences(ours: Experiment, theirs: Experiment) -> list[str]:
@@ -93,14 +112,16 @@ def find_run(target: Path | None, root: Path) -> tuple[Path, Path | None]:
     """The run folder that `target` means (a run, a checkpoint, a config, or none: the newest), and the checkpoint."""
     if target is None:
         return runs.newest(root), None
-    if target.is_file() and target.suffix in (".yaml", ".yml") and target.name != runs.CONFIG:
+    if target.is_file() and target.suffix in (".yaml", ".yml"):
+        if target.name == runs.CONFIG and (target.parent / "checkpoints").is_dir():
+            return target.parent, None
         return runs.newest(root, load(target).name), None
+    if target.is_file() and (name := checkpoint.pointed_at(target.parent, target.name)):
+        target = target.parent / name  # checkpoints/best, checkpoints/latest
     if (target / "manifest.json").exists():
         return target.resolve().parent.parent, target
     if (target / runs.CONFIG).exists():
         return target, None
-    if target.name == runs.CONFIG and target.is_file():
-        return target.parent, None
     raise CheckpointError(f"{target}: neither a run folder, a checkpoint nor a config")
 
 
@@ -122,17 +143,22 @@ def trained(target: Path | None, root: Path, device: torch.device) -> tuple[Expe
     made = materialize(built, 0)
     made.load_state_dict(weights)
     made.to(device).to(memory_format=torch.channels_last).eval()
+    criterion = experiment.task.criterion(facts).to(device)
+    criterion.load_state_dict(saved.parts.get("criterion", {}))
     step = int(saved.state["training"]["step"])
-    return experiment, Trained(made, experiment.task, facts, experiment.data.image, run, step, device)
+    return experiment, Trained(made, criterion, experiment.task, facts, experiment.data.image, run, step, device)
 
 
-def eval_data(experiment: Experiment, given: Trained, split: str | None) -> tuple[str, Dataset]:
-    """The split to report (test where there is one, else val), decoded; its classes must be the network's."""
+def eval_data(experiment: Experiment, given: Trained, split: str | None, at_least: int = 0) -> tuple[str, Dataset]:
+    """The split to report (test where there is one, else val), decoded; its classes must be the network's.
+
+    Where it has less than `at_least` pictures, the training split is decoded as well.
+    """
     indexed = index(experiment.data)
     name = split or ("test" if "test" in indexed.splits else "val")
     if name not in indexed.splits:
         raise DataError(f"no split {name!r}; the data has {', '.join(indexed.splits)}")
-    data = dataset(experiment, indexed, [name])
+    data = dataset(experiment, indexed, [name] if indexed.counts[name] >= at_least else [name, "train"])
     if name in indexed.held_out and data.facts.fingerprint != given.facts.fingerprint:
         say(f"the data changed since the training: pictures of the held-out {name} split may have been trained on")
     if data.facts.classes != given.facts.classes:

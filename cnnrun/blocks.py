@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from cnnrun.spec import did_you_mean
-from cnnrun.yamlfile import DOUBTFUL, MAX_NODES, Map, Mark, Problem, Seq, copy
+from cnnrun.yamlfile import DOUBTFUL, MAX_DEPTH, MAX_NODES, Map, Mark, Problem, Seq, copy
 
+_MAIN = {"sequential": "layers", "residual": "layers", "parallel": "branches"}  # what `kind: [...]` sets
 _AT_USE = ("name", "from")  # every layer may carry them, so a block where it is used may, too
 
 
@@ -36,8 +37,7 @@ def expand(tree: Map, kinds: Collection[str]) -> list[Problem]:
         return []
     expander = _Expander(kinds)
     expander.define(tree.pop("blocks"), tree.marks["blocks"])
-    if isinstance(tree.get("model"), Seq | Map):
-        expander.walk(tree["model"], ())
+    expander.walk_list(tree.get("model"), ())
     return expander.problems
 
 
@@ -66,25 +66,36 @@ class _Expander:
                 self._blocks[name] = Block(name, parameters, body["layers"])
         return None
 
-    def walk(self, node: Any, inside: tuple[str, ...]) -> None:
-        """Expand below `node`; `inside` are the blocks being expanded, outermost first."""
-        self._nodes += 1
-        if isinstance(node, Seq):
-            for number, item in enumerate(node):
-                if (name := self._block_used(item)) is not None:
-                    node[number] = self._use(self._blocks[name], item, node.marks[number], inside)
-                self.walk(node[number], (*inside, name) if name else inside)
-        elif isinstance(node, Map):
-            for value in node.values():
-                self.walk(value, inside)
+    def walk_list(self, layers: Any, inside: tuple[str, ...]) -> None:
+        """Expand a list of layers; `inside` are the blocks being expanded, outermost first."""
+        if not isinstance(layers, Seq):
+            return
+        for number, item in enumerate(layers):
+            self._nodes += 1
+            if (name := self._block_used(item)) is not None:
+                layers[number] = self._use(self._blocks[name], item, layers.marks[number], inside)
+            if isinstance(layers[number], Map):
+                for kind, body in layers[number].items():
+                    self._walk_body(kind, body, (*inside, name) if name else inside)
+
+    def _walk_body(self, kind: str, body: Any, inside: tuple[str, ...]) -> None:
+        """Expand the lists of layers that a structure holds, written out or as its main setting."""
+        held = body if isinstance(body, Map) else {_MAIN.get(kind): body}
+        for key in ("layers", "shortcut"):
+            self.walk_list(held.get(key), inside)
+        branches = held.get("branches")
+        for branch in branches if isinstance(branches, Seq) else ():
+            self.walk_list(branch, inside)
 
     def _block_used(self, item: Any) -> str | None:
         word = item if isinstance(item, str) else next(iter(item)) if isinstance(item, Map) and len(item) == 1 else None
         return word if word in self._blocks else None
 
     def _use(self, block: Block, item: Any, mark: Mark, inside: tuple[str, ...]) -> Any:
-        if block.name in inside or self._nodes > MAX_NODES:
-            why = "contains itself" if block.name in inside else f"grows beyond {MAX_NODES} values"
+        if block.name in inside or self._nodes > MAX_NODES or len(inside) >= MAX_DEPTH:
+            why = (
+                "contains itself" if block.name in inside else f"grows beyond {MAX_NODES} layers or {MAX_DEPTH} levels"
+            )
             self._problem(mark, f"blocks.{block.name}", f"the block {why}")
             return DOUBTFUL
         given = self._arguments(block, item, mark)

@@ -150,9 +150,9 @@ def kinds(
 @app.command()
 def schema() -> None:
     """The JSON Schema of a config, for editors. Example: cnnrun schema > cnnrun.schema.json"""
-    from cnnrun.experiment import Experiment
+    from cnnrun import vocabulary
 
-    typer.echo(json.dumps(Experiment.model_json_schema(), indent=1))
+    typer.echo(json.dumps(vocabulary.json_schema(), indent=1))
 
 
 def _version(wanted: bool) -> None:
@@ -177,6 +177,12 @@ def _print(data: dict[str, Any], as_json: bool, for_people: Any) -> None:
         for_people(data)
 
 
+def _out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, on the host (torch raises a plain RuntimeError there) or on a device."""
+    text = str(error)
+    return isinstance(error, MemoryError) or "can't allocate memory" in text or "out of memory" in text
+
+
 def main() -> None:
     """Run the command line; a user's mistake is its lines on stderr and its exit code, never a traceback."""
     try:
@@ -185,6 +191,11 @@ def main() -> None:
         for line in error.lines:
             print(printable(line), file=sys.stderr)  # noqa: T201
         sys.exit(error.exit_code)
+    except (RuntimeError, MemoryError) as error:
+        if not _out_of_memory(error):
+            raise
+        print("out of memory; train.accumulate: 2 (or more) or a smaller batch needs less", file=sys.stderr)  # noqa: T201
+        sys.exit(6)
     except OSError as error:  # a disk that is full, read-only or failing, wherever it happened
         print(printable(f"{error.filename or 'storage'}: {error.strerror or error}"), file=sys.stderr)  # noqa: T201
         sys.exit(5)

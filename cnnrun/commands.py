@@ -9,37 +9,35 @@ from typing import Any
 import torch
 
 from cnnrun import runs
-from cnnrun.assemble import dataset, eval_data, job, network, start, trained
+from cnnrun.assemble import dataset, eval_data, fitting, job, network, saved_in, start, trained
 from cnnrun.contracts import Facts
 from cnnrun.dataset import index
-from cnnrun.errors import ConfigError, ResourceError
 from cnnrun.evaluate import evaluate as measure_split
 from cnnrun.experiment import Experiment
-from cnnrun.export import Format, export
-from cnnrun.learner import check
+from cnnrun.export import MIN_SAMPLES, Format, export
 from cnnrun.network import flops
+from cnnrun.progress import say
 from cnnrun.train import fit
 
 
 def train(experiment: Experiment, root: Path, device: torch.device, resume: bool) -> dict[str, Any]:
     """Train to the end in a run folder; returns what was reached."""
     data = dataset(experiment)
-    run, saved = start(experiment.with_facts(data.facts), root, resume)
+    fitting(experiment, data.facts)  # nothing is made on the disk for a config that cannot be trained
+    run = start(experiment, data.facts, root, resume)
     with runs.held(run):
-        runs.write_json(run / "environment.json", runs.environment(device))
-        try:
-            return {"run": str(run), **fit(job(experiment, data, run, device), saved)}
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise ResourceError(f"out of memory; train.accumulate: 2 (or more) halves it ({error})") from None
+        saved = saved_in(run, data.facts) if resume else None
+        for line in runs.note_environment(run, device):
+            say(f"{line}: the result may differ in its last bits from an uninterrupted run's")
+        return {"run": str(run), **fit(job(experiment, data, run, device), saved)}
 
 
 def evaluate(target: Path | None, root: Path, device: torch.device, split: str | None) -> dict[str, Any]:
     """A trained network's numbers on a split."""
     experiment, given = trained(target, root, device)
     name, data = eval_data(experiment, given, split)
-    criterion = experiment.task.criterion(given.facts).to(device)
     measured = measure_split(
-        given.network, criterion, given.task, given.facts, data.splits[name], experiment.train.batch, device
+        given.network, given.criterion, given.task, given.facts, data.splits[name], experiment.train.batch, device
     )
     return {
         "run": str(given.run),
@@ -55,18 +53,17 @@ def evaluate(target: Path | None, root: Path, device: torch.device, split: str |
 def exported(form: Format, target: Path | None, root: Path, split: str | None, out: Path | None) -> dict[str, Any]:
     """Write a trained network in a format; returns how it compares."""
     experiment, given = trained(target, root, torch.device("cpu"))
-    name, data = eval_data(experiment, given, split)
+    name, data = eval_data(experiment, given, split, at_least=MIN_SAMPLES)
     path = out or given.run / "exports" / f"model{form.suffix}"
-    return {"path": str(path), **export(form, given, data.splits[name], name, path, experiment.train.batch)}
+    ordered = [name, *(other for other in data.splits if other != name)]
+    splits = {each: data.splits[each] for each in ordered}
+    return {"path": str(path), **export(form, given, splits, path, experiment.train.batch)}
 
 
 def checked(experiment: Experiment) -> dict[str, Any]:
     """Everything that can be known without decoding a picture or taking a step."""
     facts = _facts(experiment)
-    if problem := experiment.task.problem(facts):
-        raise ConfigError(f"task: {problem}")
-    built = network(experiment, facts)
-    check(experiment.train, facts.counts["train"], built.network)
+    built = fitting(experiment, facts)
     return {
         "name": experiment.name,
         "classes": list(facts.classes),

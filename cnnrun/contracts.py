@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor, nn
 
 from cnnrun.spec import Kind
@@ -51,7 +51,7 @@ class LayerSpec(Kind):
 
     name: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=64)
     """Names this layer's output, for a later layer's `from`."""
-    from_: str | list[str] | None = Field(None, alias="from")
+    from_: str | Annotated[list[str], Field(min_length=1)] | None = Field(None, alias="from")
     """Takes the output of the layer of that name (or several) instead of the previous layer's."""
 
     @model_validator(mode="after")
@@ -98,6 +98,16 @@ def need_vector(kind: str, in_shape: Shape) -> int:
 
 
 # --- data -----------------------------------------------------------------------------------------------------------
+
+
+def _distinct(names: list[str]) -> list[str]:
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"class {twice[0]!r} stands twice")
+    return names
+
+
+ClassNames = Annotated[list[str], AfterValidator(_distinct)]
 
 
 @dataclass(frozen=True)
@@ -162,7 +172,7 @@ Better = Literal["max", "min"]
 
 @dataclass(frozen=True)
 class Measured:
-    """A meter's verdict: headline numbers, tables (name -> rows), and pictures to draw (name -> matplotlib figure)."""
+    """A meter's verdict: headline numbers, tables (name -> rows), and matrices of counts over the classes."""
 
     numbers: dict[str, float]
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)

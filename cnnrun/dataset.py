@@ -45,7 +45,7 @@ class Data(Spec):
     augment: Augment = Augment()
     split: HoldOut = HoldOut()
     memory_gib: float = Field(4.0, gt=0)
-    """Decoded pictures beyond so much are kept in a memory-mapped file (see `cache_dir`) instead of memory."""
+    """A source's split whose decoded pictures take more is kept in a memory-mapped file (see `cache_dir`) instead."""
     cache_dir: str | None = None
     """Where such files are kept; by default cnnrun's folder under the user's cache folder."""
 
@@ -103,6 +103,7 @@ class Index:
         return tuple(torch.bincount(split.targets["labels"][rows], minlength=len(self.source.classes)).tolist())
 
 
+_DECODER = 1  # raised whenever the same file would be decoded to other pixels
 _HOLD_OUT_KEYS = {"test": 1, "val": 2}
 
 
@@ -234,10 +235,11 @@ def _mapped(split: Split, data: Data, shape: Shape, progress: Progress) -> Tenso
     """As `_decoded`, in a file named by what was decoded and how, so that the next run finds it."""
     folder = Path(data.cache_dir or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "cnnrun")
     folder.mkdir(parents=True, exist_ok=True)
-    name = hashlib.sha256(repr((_files_digest(split), shape, data.image.model_dump())).encode()).hexdigest()[:32]
+    how = (_DECODER, shape, data.image.fit, data.image.background)
+    name = hashlib.sha256(_files_digest(split) + repr(how).encode()).hexdigest()[:32]
     path = folder / f"{name}.u8"
     full = (len(split.pictures), *shape)
-    if not path.exists():
+    if not path.exists() or path.stat().st_size != int(np.prod(full)):
         temporary = folder / f"{name}.{os.getpid()}.tmp"
         try:
             pixels = np.memmap(temporary, np.uint8, "w+", shape=full)

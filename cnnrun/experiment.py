@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field, ValidationError
 
 from cnnrun import blocks, yamlfile
@@ -43,10 +42,15 @@ class Experiment(Spec):
         image = self.data.image.model_copy(update={"mean": list(facts.mean), "std": list(facts.std)})
         return self.model_copy(update={"data": self.data.model_copy(update={"image": image})})
 
+    def with_statistics_of(self, other: Experiment) -> Experiment:
+        """The same experiment; where it leaves mean and deviation to be measured, with those of `other`."""
+        mine, theirs = self.data.image, other.data.image
+        image = mine.model_copy(update={"mean": mine.mean or theirs.mean, "std": mine.std or theirs.std})
+        return self.model_copy(update={"data": self.data.model_copy(update={"image": image})})
+
     def to_yaml(self) -> str:
         """The file with every default written out; reading it gives an equal experiment."""
-        data = self.model_dump(mode="json", by_alias=True, exclude_none=True)
-        return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
+        return yamlfile.dump(self.model_dump(mode="json", by_alias=True, exclude_none=True))
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -117,6 +121,10 @@ def _meaning(experiment: Experiment, tree: Map, start: Mark) -> list[Problem]:
         given = getattr(experiment.data.image, setting)
         if given is not None and len(given) != shape[0]:
             report(("data", "image", setting), f"{len(given)} numbers for {shape[0]} channel(s)")
+    if shape[0] == 1:
+        for setting in ("saturation", "hue"):
+            if getattr(experiment.data.augment, setting):
+                report(("data", "augment", setting), "grey pictures have no colour to change; remove the line")
     try:
         built = build(experiment.model, experiment.task, Facts(_UNREAD_CLASSES, shape))
     except BuildError as error:
@@ -144,7 +152,9 @@ def _override(tree: Map, text: str) -> list[Problem]:
     """Put the value of `key.path=value` into the tree, marked with the argument it came from."""
     mark = Mark(f"argument '{text}'")
     path, equals, written = text.partition("=")
-    keys: list[str | int] = [int(key) if key.isdigit() else key for key in re.findall(r"[^.\[\]]+", path)]
+    keys: list[str | int] = [
+        int(key) if re.fullmatch("[0-9]{1,9}", key) else key for key in re.findall(r"[^.\[\]]+", path)
+    ]
     if not equals or not keys:
         return [Problem(mark, "", "an override is written key.path=value, such as train.epochs=3")]
     value, _, problems = yamlfile.parse_value(written, "", mark)

@@ -81,7 +81,7 @@ def check(spec: Train, count: int, network: nn.Module) -> None:
     smallest = spec.batch if spec.drop_last else (count % spec.batch or spec.batch)
     if smallest // spec.accumulate < 2 and any(isinstance(module, norms) for module in network.modules()):
         raise ConfigError(
-            f"train.batch: a (micro-)batch of one picture has no variance for batch norm; "
+            f"train.batch: batch norm needs (micro-)batches of two pictures or more; "
             f"{count} pictures in batches of {spec.batch} / {spec.accumulate}: change batch, accumulate or drop_last"
         )
 

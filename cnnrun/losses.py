@@ -24,6 +24,7 @@ class State:
     best: float | None = None
     best_step: int = 0
     waited: int = 0
+    mark: float | None = None  # what an evaluation must beat by early_stop.min_delta for the waiting to start anew
     loss_sum: float = 0.0  # of this epoch's steps so far
     loss_count: int = 0
     metrics_offset: int = 0

@@ -36,10 +36,10 @@ class ClassificationCounts:
         return self._confusion.view(self.classes, self.classes).cpu()
 
     def accuracy(self) -> float:
-        return float(self.confusion_KK.diagonal().sum() / self.confusion_KK.sum())
+        return float(self.confusion_KK.diagonal().sum().double() / self.confusion_KK.sum())
 
     def top_k_accuracy(self) -> float:
-        return float(self._hits.cpu() / self.confusion_KK.sum())
+        return float(self._hits.cpu().double() / self.confusion_KK.sum())
 
     def expected_calibration_error(self) -> float:
         """Mean gap between confidence and accuracy over the bins, weighted by their counts (Guo et al. 2017, eq. 3)."""

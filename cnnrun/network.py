@@ -50,6 +50,9 @@ class Network(nn.Module):
         return out
 
 
+MAX_LAYERS = 3_000  # what no network of today comes near; building so many takes two seconds
+
+
 @dataclass(frozen=True)
 class Signal:
     """What flows between layers: a shape, and how its cells lie over the picture (what they see, stride in pixels)."""
@@ -146,7 +149,7 @@ class _Builder:
         self, nodes: Sequence[Any], signal: Signal, path: Loc, outer: dict[str, Signal], prefix: str = "layers"
     ) -> tuple[nn.Module, Signal]:
         """The layers of one list, in order. After a layer that cannot pass, the rest of the list is left unbuilt."""
-        known, modules, keys = dict(outer), {}, _Keys()
+        known, modules, keys = dict(outer), {}, _Keys(nodes)
         for index, node in enumerate(nodes):
             here = (*path, index, node.kind)
             try:
@@ -194,6 +197,8 @@ class _Builder:
         return head
 
     def _leaf(self, node: LayerSpec, sources: list[Signal], path: Loc, prefix: str) -> tuple[nn.Module, Signal]:
+        if len(self.rows) >= MAX_LAYERS:
+            raise CannotPass(f"the network has more than {MAX_LAYERS:,} layers", "repeat less")
         module = node.build(sources[0].shape)
         try:
             return module, self._row(_text(path), node.kind, prefix, module, sources, node.window(sources[0].shape))
@@ -265,16 +270,23 @@ class _Builder:
                 reason = f"its layers give {out.shape}, its shortcut {other.shape}"
                 raise CannotPass(reason, "make them agree")
         else:
-            shortcut = self._shortcut(node, signal, out, _text(path), f"{prefix}.shortcut")
-        activation = nn.Identity() if node.activation is None else in_place(node.activation.build(out.shape))
-        return SumOfBranches(layers, shortcut, activation), out
+            shortcut, other = self._shortcut(node, signal, out, _text(path), f"{prefix}.shortcut")
+        joined = _seen_through(Window(), [out, other], out.shape)
+        activation: nn.Module = nn.Identity()
+        if node.activation is not None:
+            activation = in_place(node.activation.build(out.shape))
+            kind = node.activation.kind
+            self._row(f"{_text(path)}.activation", kind, f"{prefix}.activation", activation, [joined], Window())
+        return SumOfBranches(layers, shortcut, activation), joined
 
-    def _shortcut(self, node: Residual, signal: Signal, out: Signal, path: str, prefix: str) -> nn.Module:
+    def _shortcut(
+        self, node: Residual, signal: Signal, out: Signal, path: str, prefix: str
+    ) -> tuple[nn.Module, Signal]:
         agree = signal.shape == out.shape
         if node.shortcut == "identity" and not agree:
             raise CannotPass(f"its layers give {out.shape}, the identity {signal.shape}", "use `shortcut: auto`")
         if agree and node.shortcut != "conv":
-            return nn.Identity()
+            return nn.Identity(), signal
         if len(out.shape) != 3 or len(signal.shape) != 3:
             raise CannotPass(f"no 1x1 conv leads to {out.shape}", "give the shortcut's layers")
         stride = (-(-signal.shape[1] // out.shape[1]), -(-signal.shape[2] // out.shape[2]))
@@ -283,7 +295,7 @@ class _Builder:
         made = self._row(f"{path}.shortcut", "conv", prefix, module, [signal], Window(stride=stride))
         if made.shape != out.shape:
             raise CannotPass(f"its layers give {out.shape}, a 1x1 conv {made.shape}", "give the shortcut's layers")
-        return module
+        return module, made
 
     def _parallel(
         self, node: Parallel, signal: Signal, path: Loc, known: dict[str, Signal], prefix: str
@@ -318,7 +330,8 @@ class _BadName(Exception):
 class _Keys:
     """Module names of a chain: a layer's own name, or its kind and a count (conv1, conv2, max_pool1)."""
 
-    def __init__(self) -> None:
+    def __init__(self, nodes: Sequence[Any]) -> None:
+        self._given = {node.name for node in nodes}
         self._count: dict[str, int] = {}
         self._names: set[str] = set()
 
@@ -329,8 +342,11 @@ class _Keys:
                 raise _BadName("name", f"the name {node.name!r} {why}; choose another")
             self._names.add(node.name)
             return node.name
-        self._count[node.kind] = self._count.get(node.kind, 0) + 1
-        return f"{node.kind}{self._count[node.kind]}"
+        while True:
+            self._count[node.kind] = self._count.get(node.kind, 0) + 1
+            key = f"{node.kind}{self._count[node.kind]}"
+            if key not in self._given:  # somebody's conv may be named conv2
+                return key
 
 
 def _seen_through(window: Window, sources: list[Signal], shape: Shape) -> Signal:

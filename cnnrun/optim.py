@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from cnnrun.spec import Kind, Spec
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerSpec(Kind):
@@ -41,9 +43,15 @@ class Sgd(OptimizerSpec):
     nesterov: bool = False
     dampening: float = Field(0.0, ge=0, le=1)
 
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and (self.momentum == 0 or self.dampening != 0):
+            raise ValueError("nesterov: true needs a momentum, such as 0.9, and no dampening")
+        return self
+
 
 class _Adaptive(OptimizerSpec):
-    betas: tuple[float, float] = Field((0.9, 0.999), strict=False)
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), strict=False)
     eps: float = Field(1e-8, gt=0)
 
 
@@ -147,10 +155,13 @@ def state_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[st
 
 def load_state_tensors(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, Tensor]) -> None:
     """The inverse of `state_tensors`. Tensors of a parameter's shape take its memory layout, as fused kernels need."""
-    parameters = dict(zip(names, (p for group in optimizer.param_groups for p in group["params"]), strict=True))
+    groups = [(p, group) for group in optimizer.param_groups for p in group["params"]]
+    parameters = dict(zip(names, groups, strict=True))
     for entry, value in tensors.items():
         key, name = entry.split(":", 1)
-        parameter = parameters[name]
+        parameter, group = parameters[name]
         if value.shape == parameter.shape:
             value = torch.empty_like(parameter).copy_(value)
-        optimizer.state[parameter][key] = value.to(parameter.device) if value.dim() else value.clone()
+        # A step count lives on the CPU, but beside the parameter for fused kernels: as torch's own loading has it.
+        on_cpu = value.dim() == 0 and not group.get("fused")
+        optimizer.state[parameter][key] = value.clone() if on_cpu else value.to(parameter.device)

@@ -22,7 +22,7 @@ from cnnrun.errors import DataError, printable
 from cnnrun.spec import SizePair, Spec
 
 FORMATS = ["JPEG", "PNG", "BMP", "WEBP", "PPM"]
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".pgm", ".ppm"}
+SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".pgm", ".ppm"}
 MAX_BYTES = 64 << 20
 MAX_PIXELS = 50_000_000
 _MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "I;16", "I;16B", "I;16L"}
@@ -106,26 +106,33 @@ def _pixels(opened: Any, size: Pair, channels: int, image: Image) -> NDArray[np.
 
     if opened.width * opened.height > MAX_PIXELS:
         raise _Refused(f"{opened.width}x{opened.height} pixels; at most {MAX_PIXELS:,}")
-    if getattr(opened, "n_frames", 1) > 1:
+    if getattr(opened, "n_frames", 1) > 1 and opened.format != "MPO":  # a phone's JPEG with a preview inside
         raise _Refused("an animation; give single pictures")
-    if opened.mode not in _MODES:
+    if opened.mode not in _MODES and not _is_wide_pgm(opened):
         raise _Refused(f"pixels of kind {opened.mode!r} have no agreed range; save it as 8 or 16 bit")
     opened.load()
-    turned = ImageOps.exif_transpose(opened)
-    flat = _over_background(_eight_bits(turned), image.background)
+    eight = _eight_bits(opened, opened.mode.startswith("I;16") or _is_wide_pgm(opened))
+    flat = _over_background(ImageOps.exif_transpose(eight), image.background)
     grey = flat.convert("L" if channels == 1 else "RGB")
     fitted = _fitted(grey, size, image)
     pixels = np.asarray(fitted, dtype=np.uint8)
     return pixels[:, :, None] if channels == 1 else pixels
 
 
-def _eight_bits(picture: Any) -> Any:
+def _is_wide_pgm(picture: Any) -> bool:
+    """Whether this is a 16-bit PGM, which Pillow opens as 32-bit integers 0..65535."""
+    return bool(picture.format == "PPM" and picture.mode == "I")
+
+
+def _eight_bits(picture: Any, wide: bool) -> Any:
     """16-bit grey scaled to 8 bits; Pillow's own conversion would cut every value above 255."""
     from PIL import Image as Pil
 
-    if not picture.mode.startswith("I;16"):
+    if not wide:
         return picture
-    return Pil.fromarray((np.asarray(picture).astype(np.uint32) // 257).astype(np.uint8))
+    narrow = Pil.fromarray((np.asarray(picture).astype(np.uint32) // 257).astype(np.uint8))
+    narrow.info = picture.info  # EXIF's rotation among it
+    return narrow
 
 
 def _over_background(picture: Any, background: int) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,27 @@ from cnnrun.pictures import SUFFIXES, load
 from cnnrun.trained import Trained
 
 
-def files(paths: Iterable[Path]) -> Iterator[Path]:
-    """The paths themselves, and every picture file inside folders, sorted. Raises DataError for what does not exist."""
+def files(paths: Sequence[Path]) -> Iterator[Path]:
+    """The paths themselves, and every picture file inside folders, sorted; hidden ones left out.
+
+    Raises DataError, before anything is predicted, when a path does not exist.
+    """
+    missing = [f"{printable(str(path))}: no such file" for path in paths if not path.exists()]
+    if missing:
+        raise DataError(*missing)
     for path in paths:
-        if path.is_dir():
-            inside = sorted(entry for entry in path.rglob("*") if entry.suffix.lower() in SUFFIXES)
-            if not inside:
-                raise DataError(f"{printable(str(path))}: no pictures ({', '.join(sorted(SUFFIXES))})")
-            yield from inside
-        elif path.exists():
-            yield path
-        else:
-            raise DataError(f"{printable(str(path))}: no such file")
+        yield from _inside(path) if path.is_dir() else [path]
+
+
+def _inside(folder: Path) -> list[Path]:
+    def wanted(path: Path) -> bool:
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        return path.suffix.lower() in SUFFIXES and not hidden and path.is_file()
+
+    found = sorted(path for path in folder.rglob("*") if wanted(path))
+    if not found:
+        raise DataError(f"{printable(str(folder))}: no pictures ({', '.join(sorted(SUFFIXES))})")
+    return found
 
 
 def predict(trained: Trained, paths: Iterable[Path], batch: int) -> Iterator[dict[str, Any]]:

@@ -125,15 +125,20 @@ def row_writer(form: str) -> Callable[[dict[str, Any]], None]:
     if form == "text":
         return _text_row
     writer = csv.writer(sys.stdout)
-    writer.writerow(["path", "label", "probability", "error"])
-    return lambda row: writer.writerow([row.get(key, "") for key in ("path", "label", "probability", "error")])
+    writer.writerow(["path", "label", "probability", "top", "error"])
+
+    def write(row: dict[str, Any]) -> None:
+        top = ";".join(f"{entry['label']}={entry['probability']:.6f}" for entry in row.get("top", []))
+        writer.writerow([row["path"], row.get("label", ""), row.get("probability", ""), top, row.get("error", "")])
+
+    return write
 
 
 def _text_row(row: dict[str, Any]) -> None:
     if "error" in row:
         print(printable(row["error"]), file=sys.stderr)  # noqa: T201
         return
-    shown = "  ".join(f"{entry['label']} {entry['probability']:.3f}" for entry in row["top"][:3])
+    shown = "  ".join(f"{entry['label']} {entry['probability']:.3f}" for entry in row["top"])
     print(f"{printable(row['path'])}: {printable(shown)}", flush=True)  # noqa: T201
 
 

@@ -43,13 +43,13 @@ def unfinished(root: Path, name: str) -> list[Path]:
 
 
 def newest(root: Path, name: str | None = None) -> Path:
-    """The run started last, of all runs or of those of that name. Raises CheckpointError where there is none."""
+    """The run started last that has a checkpoint, of all or of that name. Raises CheckpointError."""
     names = [name] if name else [entry.name for entry in root.iterdir() if entry.is_dir()] if root.is_dir() else []
     started = [
         folder
         for each in names
         for number in _numbers(root / each)
-        if ((folder := root / each / str(number)) / CONFIG).exists()
+        if ((folder := root / each / str(number)) / "checkpoints" / "latest").exists()
     ]
     if not started:
         raise CheckpointError(f"{root / name if name else root}: no run here; `cnnrun train CONFIG` makes one")
@@ -98,6 +98,17 @@ def environment(device: torch.device) -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
     }
+
+
+def note_environment(run: Path, device: torch.device) -> list[str]:
+    """Write environment.json; returns a line for each thing that differs from when the run was last trained."""
+    path, now = run / "environment.json", environment(device)
+    try:
+        before = json.loads(path.read_text())
+    except (OSError, ValueError):
+        before = {}
+    write_json(path, now)
+    return [f"{key} was {before[key]}, is {now[key]}" for key in now if key in before and before[key] != now[key]]
 
 
 def _numbers(folder: Path) -> list[int]:

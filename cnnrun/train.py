@@ -43,7 +43,7 @@ def fit(job: Job, saved: checkpoint.Checkpoint | None = None) -> dict[str, Any]:
                 batch = batches.at(state.step)
             rate = spec.optimizer.lr * spec.schedule.factor(state.step, total)
             loss = backward(learner, job, batch, state.step)
-            losses.add(loss, learner)  # where the loss is not finite, the weights are not touched
+            losses.add(loss, learner)  # on a CPU, a loss that is not finite stops here, before the weights
             update(learner, job, state.step, rate)
             if state.step == 0:
                 tracker.show_pictures(0, "train/pictures", batch.pictures[:64])
@@ -113,11 +113,14 @@ def _improves(job: Job, state: State, value: float) -> bool:
     """Whether `value` is the best so far; keeps the count of evaluations without improvement."""
     way = 1 if monitored_numbers(job.task)[job.spec.monitor] == "max" else -1
     margin = job.spec.early_stop.min_delta if job.spec.early_stop else 0.0
-    if state.best is not None and (value - state.best) * way <= margin:
+    if state.mark is None or (value - state.mark) * way > margin:
+        state.mark, state.waited = value, 0
+    else:
         state.waited += 1
-        return False
-    state.best, state.best_step, state.waited = value, state.step, 0
-    return True
+    improves = state.best is None or (value - state.best) * way > 0
+    if improves:
+        state.best, state.best_step = value, state.step
+    return improves
 
 
 def _save(job: Job, learner: Learner, state: State, tracker: Tracker) -> None:

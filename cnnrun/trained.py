@@ -18,6 +18,7 @@ class Trained:
     """The network on its device in eval mode; `step` is the checkpoint's."""
 
     network: Network
+    criterion: nn.Module
     task: TaskSpec
     facts: Facts
     image: Image

@@ -55,6 +55,32 @@ def described(word: str | None) -> dict[str, Any]:
     raise ConfigError(f"{word!r} is neither a kind nor a family{did_you_mean(word, known)}")
 
 
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a config as it is written, blocks included: a block's use may stand where a layer may."""
+    schema = Experiment.model_json_schema()
+    block = {
+        "type": "object",
+        "properties": {"parameters": {"type": "object"}, "layers": {"type": "array"}},
+        "required": ["layers"],
+        "additionalProperties": False,
+    }
+    schema["properties"]["blocks"] = {"type": "object", "additionalProperties": block}
+    layers = {kind.kind for kind in FAMILIES["layers"]}
+    _admit_blocks(schema, layers)
+    return schema
+
+
+def _admit_blocks(node: Any, layers: set[str]) -> None:
+    """Wherever any layer may stand, let a word or a one-key mapping stand that names a block."""
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    for child in children:
+        _admit_blocks(child, layers)
+    if isinstance(node, dict) and "anyOf" in node and set(node["anyOf"][0].get("enum", ())) == layers:
+        block_word = {"type": "string", "not": {"enum": sorted(layers)}}
+        block_use = {"type": "object", "maxProperties": 1, "propertyNames": block_word}
+        node["anyOf"] += [block_word, block_use]
+
+
 def entry(spec: type[Spec], word: str) -> dict[str, Any]:
     """One kind or section as data."""
     return {

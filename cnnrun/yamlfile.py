@@ -22,7 +22,7 @@ from cnnrun.errors import ConfigError
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 32
 MAX_NODES = 50_000
-MAX_INT_DIGITS = 18
+MAX_INT_DIGITS = 19  # as many as 2**63 - 1 has
 
 Loc = tuple[str | int, ...]
 
@@ -104,6 +104,8 @@ def parse_value(text: str, where: str, fixed: Mark | None = None) -> tuple[Any, 
         before = text[: error.position]
         mark = fixed or Mark(where, before.count("\n") + 1, len(before) - before.rfind("\n"))
         raise ConfigError(f"{mark}: character {error.character!r} cannot stand in YAML") from None
+    except (ValueError, OverflowError):  # PyYAML turns an escape such as "\U00110000" into a character unchecked
+        raise ConfigError(f"{fixed or Mark(where, 1, 1)}: an escape in quotes stands for no character") from None
 
 
 def path_text(tree: object, path: Loc) -> str:
@@ -213,7 +215,7 @@ class _Composer:
         self.where = where
         self.fixed = fixed
         self.problems: list[Problem] = []
-        self._anchors: dict[str, tuple[Any, int] | None] = {}
+        self._anchors: dict[str, tuple[Any, int, int] | None] = {}
         self._nodes = 0
 
     def mark(self, at: Any) -> Mark:
@@ -237,7 +239,7 @@ class _Composer:
     def _value(self, event: Any, events: Iterator[Any], path: Loc) -> Any:
         mark = self.mark(event.start_mark)
         if isinstance(event, yaml.AliasEvent):
-            return self._alias(event, mark)
+            return self._alias(event, mark, path)
         if event.tag is not None and event.tag != "!":
             raise ConfigError(f"{mark}: tag {event.tag!r}: YAML tags are not allowed")
         if len(path) >= MAX_DEPTH:
@@ -253,7 +255,7 @@ class _Composer:
         else:
             value = self._mapping(events, path)
         if event.anchor:
-            self._anchors[event.anchor] = (value, self._nodes - before + 1)
+            self._anchors[event.anchor] = (value, self._nodes - before + 1, _depth(value))
         return value
 
     def _count(self, nodes: int, mark: Mark) -> None:
@@ -261,13 +263,15 @@ class _Composer:
         if self._nodes > MAX_NODES:
             raise ConfigError(f"{mark}: more than {MAX_NODES} values (aliases counted as what they stand for)")
 
-    def _alias(self, event: Any, mark: Mark) -> Any:
+    def _alias(self, event: Any, mark: Mark, path: Loc) -> Any:
         if event.anchor not in self._anchors:
             raise ConfigError(f"{mark}: alias *{event.anchor} has no anchor before it")
         known = self._anchors[event.anchor]
         if known is None:
             raise ConfigError(f"{mark}: alias *{event.anchor} contains itself")
         self._count(known[1], mark)
+        if len(path) + known[2] > MAX_DEPTH:
+            raise ConfigError(f"{mark}: nested deeper than {MAX_DEPTH} levels")
         return copy(known[0])
 
     def _sequence(self, events: Iterator[Any], path: Loc) -> Seq:
@@ -338,6 +342,30 @@ class _Doubtful:
 
 
 DOUBTFUL = _Doubtful()
+
+
+def _depth(value: Any) -> int:
+    inside = value.values() if isinstance(value, Map) else value if isinstance(value, Seq) else ()
+    return 1 + max(map(_depth, inside), default=0)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every word that this module's reader would take for something else."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    taken = [_INT, _FLOAT, *(pattern for pattern, _ in _DOUBTFUL)]
+    taken_words = ("", "~", "null", "true", "false")
+    plain = text.isprintable() and text not in taken_words and not any(p.fullmatch(text) for p in taken)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else '"')
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+def dump(data: Any) -> str:
+    """Plain data as YAML that `parse` reads back as the same data."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _merge(made: Map, value: Any, mark: Mark) -> None:

@@ -168,3 +168,53 @@ def test_a_bug_of_ours_leaves_with_1_and_a_traceback(tiny, tmp_path):
     done = subprocess.run([sys.executable, "-c", program, tiny], capture_output=True, text=True)
     assert done.returncode == 1
     assert "Traceback" in done.stderr
+
+
+def test_a_config_called_config_and_a_pointer_mean_their_run(tmp_path, monkeypatch, run_cli, tiny):
+    monkeypatch.chdir(tmp_path)
+    tiny.rename(tmp_path / "config.yaml")
+    assert run_cli("train", "config.yaml")[0] == 0
+    for target in ("config.yaml", "runs/config/1/config.yaml", "runs/config/1/checkpoints/best", "runs/config/1"):
+        code, out, err = run_cli("eval", target, "--json")
+        assert code == 0, err
+        assert json.loads(out)["run"].endswith("runs/config/1")
+
+
+def test_a_name_that_looks_like_a_number_survives(tmp_path, monkeypatch, run_cli, tiny):
+    monkeypatch.chdir(tmp_path)
+    tiny.rename(tmp_path / "1e3.yaml")
+    assert run_cli("train", "1e3.yaml")[0] == 0
+    assert run_cli("eval")[0] == 0
+
+
+def test_a_missing_path_is_named_before_anything_is_predicted(trained_run, tmp_path, run_cli):
+    good = save_picture(tmp_path / "a.png")
+    code, out, err = run_cli("predict", good, tmp_path / "none.png", good, "--run", trained_run)
+    assert (code, out, err) == (8, "", f"{tmp_path}/none.png: no such file\n")
+
+
+def test_hidden_files_and_folders_named_like_pictures_are_left_out(trained_run, tmp_path, run_cli):
+    save_picture(tmp_path / "in" / "a.png")
+    save_picture(tmp_path / "in" / ".ipynb_checkpoints" / "h.png")
+    (tmp_path / "in" / "dir.png").mkdir()
+    code, out, _ = run_cli("predict", tmp_path / "in", "--run", trained_run, "--json")
+    assert (code, len(out.splitlines())) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 6),
+        (MemoryError(), 6),
+        (OSError(28, "No space left on device", "runs/x"), 5),
+    ],
+)
+def test_memory_and_disk_troubles_are_one_line(error, code, tiny, run_cli, monkeypatch):
+    from cnnrun import commands
+
+    def trouble(*args):
+        raise error
+
+    monkeypatch.setattr(commands, "checked", trouble)
+    got, _, err = run_cli("check", tiny)
+    assert (got, len(err.splitlines())) == (code, 1)

@@ -156,3 +156,15 @@ def test_given_statistics_are_used_and_measured_ones_are_written_down(trained_ru
     measured = prepared(experiment.load(tiny).data).facts
     assert (tuple(written.data.image.mean), tuple(written.data.image.std)) == (measured.mean, measured.std)
     assert prepared(written.data).facts == measured
+
+
+def test_a_cut_cache_file_is_made_anew(picture_folder, tmp_path):
+    small = folder_data(picture_folder, memory_gib=1e-9, cache_dir=str(tmp_path / "cache"))
+    expected = prepared(small).splits["train"].pictures.clone()
+    (file,) = (tmp_path / "cache").glob("*")
+    file.write_bytes(file.read_bytes()[:-10])
+    assert torch.equal(prepared(small).splits["train"].pictures, expected)
+    given = folder_data(picture_folder, memory_gib=1e-9, cache_dir=str(tmp_path / "cache"))
+    image = given.image.model_copy(update={"mean": [1.0] * 3, "std": [2.0] * 3})
+    prepared(given.model_copy(update={"image": image}))
+    assert len(list((tmp_path / "cache").glob("*"))) == 1  # statistics change no pixel

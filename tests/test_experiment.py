@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnrun import experiment
+from cnnrun.dataset import Data
 from cnnrun.errors import ConfigError
 from cnnrun.experiment import Experiment
 from cnnrun.layers import Leaf
@@ -139,3 +140,44 @@ def test_any_tree_is_an_experiment_or_refused_with_places(tree, model):
         experiment.parse(yaml.safe_dump(tree), "f")
     except ConfigError as error:
         assert all(line.startswith("f:") for line in error.lines)
+
+
+names = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
+    ["1e5", "12e03", ".5e3", "0o17", "010", "yes", "~", "1:30", "null", "N", "- a", "a: b", "#x", " a ", "1e3"]
+)
+
+
+@given(st.lists(names, min_size=2, max_size=4, unique=True))
+@settings(max_examples=200, deadline=None)
+def test_any_class_names_survive_being_written(classes):
+    tried = experiment.parse(TINY, "f")
+    source = {"folder": {"root": classes[0], "classes": classes}}
+    data = Data.model_validate({"source": source, "image": {"size": 8, "channels": 1}})
+    tried = tried.model_copy(update={"data": data})
+    assert experiment.parse(tried.to_yaml(), "again") == tried
+
+
+def test_a_links_name_may_be_a_blocks_name():
+    tried = experiment.parse(
+        """
+        task: classify
+        data: {source: digits}
+        blocks: {stem: {parameters: {w}, layers: [{conv: $w}]}}
+        model: [{stem: {w: 4, name: stem}}, {conv: {out_channels: 4, name: two}}, {add: [stem, two]}, flatten]
+        """,
+        "f",
+    )
+    assert tried.model[2].inputs() == ["stem", "two"]
+
+
+def test_an_override_with_a_digit_that_is_no_number_is_refused():
+    (line,) = errors(TINY, "model[²]=3")
+    assert "there is no such place" in line
+
+
+def test_the_schema_admits_blocks():
+    from cnnrun.vocabulary import json_schema
+
+    schema = json_schema()
+    assert "blocks" in schema["properties"]
+    assert "maxProperties" in str(schema["properties"]["model"])

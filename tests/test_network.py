@@ -264,3 +264,33 @@ def test_structures_and_links_export_with_parity(tmp_path):
         x = torch.randn(batch, 1, 8, 8)
         with torch.no_grad():
             np.testing.assert_allclose(session.run(None, {"x": x.numpy()})[0], network(x).numpy(), atol=1e-5)
+
+
+def test_a_name_like_an_automatic_one_loses_no_layer():
+    """A layer named conv2 once took the place of the second unnamed conv."""
+    for text in (
+        "- conv: {out_channels: 8, name: conv2}\n- conv: 8\n- conv: 8",
+        "- conv: 8\n- conv: {out_channels: 8, name: conv1}\n- conv: 8",
+    ):
+        made = built(f"{text}\n- global_avg_pool", 1, 8, 8)
+        assert sum(row.parameters for row in made.rows) == made.parameters
+        assert len(made.network.layers) == 4
+        materialize(made.network, 0)(torch.zeros(2, 1, 8, 8))
+
+
+def test_a_residuals_row_counts_its_activation_and_sees_through_its_shortcut():
+    made = built(
+        """
+        - residual:
+            activation: prelu
+            layers: [{conv: {kernel_size: 1}}]
+            shortcut: [{conv: {kernel_size: 5}}]
+        - conv: {kernel_size: 1}
+        - global_avg_pool
+        """,
+        1,
+        8,
+        8,
+    )
+    assert sum(row.parameters for row in made.rows) == made.parameters
+    assert made.rows[-3].receptive_field == (5, 5)

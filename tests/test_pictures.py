@@ -142,3 +142,15 @@ def test_the_users_files_never_change(tmp_path):
     before = hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns
     loaded(path)
     assert (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns) == before
+
+
+def test_a_phones_jpeg_with_a_preview_is_its_first_picture(tmp_path):
+    first, second = (Pil.new("RGB", (12, 10), colour) for colour in ((250, 0, 0), (0, 0, 250)))
+    first.save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=[second], quality=100)
+    assert loaded(tmp_path / "phone.jpg")[..., 0].min() > 240
+
+
+def test_sixteen_bit_pgm_is_scaled(tmp_path):
+    ramp = np.linspace(0, 65535, 120).astype(">u2").reshape(10, 12)
+    (tmp_path / "ramp.pgm").write_bytes(b"P5 12 10 65535\n" + ramp.tobytes())
+    assert np.array_equal(loaded(tmp_path / "ramp.pgm", 1)[..., 0], ramp.astype(int) // 257)

@@ -10,6 +10,8 @@ from cnnrun.errors import CheckpointError, StorageError
 
 def started(folder) -> None:
     (folder / runs.CONFIG).write_text("x")
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "latest").write_text("step-00000001")
 
 
 def test_numbers_count_up_past_nine_and_past_gaps(tmp_path):
@@ -37,6 +39,8 @@ def test_newest_is_by_time_over_all_names(tmp_path):
         started(folder)
         os.utime(folder / runs.CONFIG, (when, when))
         assert place < 3
+    fresh = runs.create(tmp_path, "b")  # a run that has saved nothing yet is nobody's newest
+    (fresh / runs.CONFIG).write_text("x")
     assert runs.newest(tmp_path) == tmp_path / "b" / "1"
     assert runs.newest(tmp_path, "a") == tmp_path / "a" / "2"
 

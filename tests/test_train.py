@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, save_picture
 
 from cnnrun import assemble, checkpoint, commands, experiment, learner, train
-from cnnrun.errors import ConfigError, Interrupted, NonFiniteError, StorageError
+from cnnrun.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError, StorageError, UserError
 from cnnrun.experiment import Experiment
 from cnnrun.learner import Learner, backward, update
 from cnnrun.runs import held
@@ -209,7 +209,7 @@ def test_a_batch_of_one_with_batch_norm_is_refused_before_training(tmp_path):
         ["train.batch=64", "train.accumulate=64"],
         [f"train.batch={count - 1}", "train.drop_last=false"],
     ):
-        with pytest.raises(ConfigError, match="no variance for batch norm"):
+        with pytest.raises(ConfigError, match="batch norm needs"):
             commands.train(tried(*overrides), tmp_path, CPU, resume=False)
     with pytest.raises(ConfigError, match="no step an epoch"):
         commands.train(tried("train.batch=5000"), tmp_path, CPU, resume=False)
@@ -281,3 +281,63 @@ def test_training_and_resuming_on_cuda(tmp_path, monkeypatch, precision):
             commands.train(tried(*RICH, f"train.precision={precision}"), tmp_path, device, resume=True)
     result = commands.train(tried(*RICH, f"train.precision={precision}"), tmp_path, device, resume=True)
     assert result["steps"] == 34
+
+
+def interrupted(root: Path, monkeypatch, step: int, *overrides: str) -> Path:
+    with monkeypatch.context() as patched:
+        stop_at(patched, step)
+        with pytest.raises(Interrupted):
+            commands.train(tried(*overrides), root, CPU, resume=True)
+    return root / "tiny" / "1"
+
+
+def folder_of(root: Path, *classes: str) -> str:
+    for label, name in enumerate(classes):
+        for number in range(12):
+            save_picture(root / name / f"{number}.png", seed=100 * label + number, size=(8, 8))
+    return f"data={{source: {{folder: '{root}'}}, image: {{size: 8, channels: 1}}, split: {{val: 0.2}}}}"
+
+
+def test_changed_data_is_not_resumed_into(tmp_path, monkeypatch):
+    data = [folder_of(tmp_path / "pets", "cat", "dog"), "train.batch=4"]
+    run = interrupted(tmp_path, monkeypatch, 2, *data)
+    before = (run / "checkpoints" / "latest").read_text()
+    folder_of(tmp_path / "pets", "cat", "dog", "elk")
+    with pytest.raises(CheckpointError, match="the data changed .*24 pictures in 2 classes then, 36 in 3 now"):
+        commands.train(tried(*data), tmp_path, CPU, resume=True)
+    assert (run / "checkpoints" / "latest").read_text() == before
+
+
+def test_another_thread_count_on_resuming_is_said(tmp_path, monkeypatch, capfd):
+    interrupted(tmp_path, monkeypatch, 2)
+    torch.set_num_threads(2)
+    try:
+        commands.train(tried(), tmp_path, CPU, resume=True)
+    finally:
+        torch.set_num_threads(1)
+    assert "threads was 1, is 2: the result may differ" in capfd.readouterr().err
+
+
+def test_what_cannot_be_trained_leaves_no_run_behind(tmp_path):
+    for override in ("train.batch=1", "train.batch=5000", "data.split.val=0"):
+        with pytest.raises(UserError):
+            commands.train(tried(override), tmp_path, CPU, resume=False)
+        with pytest.raises(UserError):
+            commands.checked(tried(override))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_best_is_the_best_whatever_counts_as_progress(tmp_path, monkeypatch):
+    values = iter([0.90, 0.915, 0.919, 0.918])
+    real = Learner.evaluate
+
+    def scripted(self, job, split):
+        measured = real(self, job, split)
+        measured.numbers["accuracy"] = next(values)
+        return measured
+
+    monkeypatch.setattr(Learner, "evaluate", scripted)
+    early = "train.early_stop={patience: 3, min_delta: 0.02}"
+    result = commands.train(tried("train.epochs=9", early), tmp_path, CPU, resume=False)
+    assert result["best"] == {"val/accuracy": 0.919}
+    assert (result["best_step"], result["steps"]) == (3 * 17, 4 * 17)

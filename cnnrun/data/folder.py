@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
-from cnnrun.contracts import Indexed, SourceSpec, Split
+from cnnrun.contracts import ClassNames, Indexed, SourceSpec, Split
 from cnnrun.errors import DataError, printable
 from cnnrun.pictures import SUFFIXES
+from cnnrun.progress import say
 
 _SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 _CLUTTER = {"__MACOSX", "Thumbs.db", "desktop.ini"}
@@ -22,7 +23,7 @@ class Folder(SourceSpec):
     main = "root"
 
     root: str
-    classes: list[str] | None = None
+    classes: ClassNames | None = None
     """The classes in the order wanted; by default the folders' names in torchvision's order."""
 
     def read(self) -> Indexed:
@@ -72,16 +73,23 @@ def _split(folder: Path, classes: list[str], root: Path) -> Split:
 def _files(folder: Path, root: Path) -> list[Path]:
     """The picture files under `folder`, sorted by bytes; linked folders visited once, links out of `root` refused."""
     found: list[Path] = []
+    left_out: list[Path] = []
     seen: set[tuple[int, int]] = set()
+    inside = root.resolve()
     for place, folders, names in os.walk(folder, followlinks=True):
+        if not Path(place).resolve().is_relative_to(inside):
+            raise DataError(f"{printable(place)}: a link to outside {root}; copy the folder in")
         status = Path(place).stat()
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
         folders[:] = [name for name in folders if not _hidden(name)]
-        found += [Path(place, name) for name in names if not _hidden(name) and Path(name).suffix.lower() in SUFFIXES]
-    inside = root.resolve()
+        for name in names:
+            if not _hidden(name):
+                (found if Path(name).suffix.lower() in SUFFIXES else left_out).append(Path(place, name))
+    if left_out:
+        say(f"{printable(str(folder))}: {len(left_out)} file(s) of other kinds left out, such as {left_out[0].name!r}")
     for path in found:
         if path.is_symlink() and not path.resolve().is_relative_to(inside):
             raise DataError(f"{printable(str(path))}: a link to outside {root}; copy the file in")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cnnrun.contracts import Indexed, SourceSpec, Split
+from cnnrun.contracts import ClassNames, Indexed, SourceSpec, Split
 from cnnrun.errors import DataError
 
 # Where Debian's packages put them: `apt-get install dataset-fashion-mnist`.
@@ -29,7 +30,7 @@ class Idx(SourceSpec):
     image = (1, 28, 28)
 
     root: str = "data/fashion-mnist"
-    classes: list[str] | None = None
+    classes: ClassNames | None = None
     """Names of the labels 0, 1, ...; by default Fashion-MNIST's where the folder is called so, else the numbers."""
 
     def read(self) -> Indexed:
@@ -82,7 +83,7 @@ def _array(path: Path, what: str) -> NDArray[np.uint8]:
     """The array in an IDX file: a magic number, the sizes as big-endian 32-bit numbers, then the bytes."""
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read: {error}") from None
     dimensions = {"images": 3, "labels": 1}[what]
     header = 4 + 4 * dimensions

@@ -31,8 +31,11 @@ MIN_SAMPLES = 64
 DIGITS = 4  # to which the metric of the artefact must equal the network's
 
 
-def export(form: Format, trained: Trained, examples: Examples, split: str, path: Path, batch: int) -> dict[str, Any]:
-    """Write `path`, and `parity.json` beside it; returns the latter. Raises ParityError, leaving no file behind."""
+def export(form: Format, trained: Trained, splits: dict[str, Examples], path: Path, batch: int) -> dict[str, Any]:
+    """Write `path`, and `parity.json` beside it; returns the latter. Raises ParityError, leaving no file behind.
+
+    The metric is measured on the first of `splits`; the others add pictures to compare where it has too few.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     module = Deployed(trained).eval()
@@ -40,11 +43,13 @@ def export(form: Format, trained: Trained, examples: Examples, split: str, path:
     example = torch.zeros(2, *_hwc(trained), dtype=torch.uint8, device=trained.device)
     try:
         form.write(module, example, names, metadata(trained), temporary)
-        report = parity(form.reload(temporary), trained, examples, split, batch)
-        write_json(path.with_name("parity.json"), report | {"file": path.name})
+        report = parity(form.reload(temporary), trained, splits, batch)
         if not report["passed"]:
+            # Beside the record of an earlier file, which stays with that file.
+            write_json(path.with_name("parity-failed.json"), report | {"file": path.name})
             raise ParityError(f"{path}: not kept, it is not the model: {report['reason']}")
         temporary.replace(path)
+        write_json(path.with_name("parity.json"), report | {"file": path.name})
     except OSError as error:
         raise StorageError(f"{path}: cannot be written ({error.strerror})") from None
     finally:
@@ -68,12 +73,14 @@ def metadata(trained: Trained) -> dict[str, Any]:
 def parity(
     run: Callable[[NDArray[np.uint8]], list[NDArray[Any]]],
     trained: Trained,
-    examples: Examples,
-    split: str,
+    splits: dict[str, Examples],
     batch: int,
 ) -> dict[str, Any]:
     """Compare the artefact with the network: real samples at several batch sizes, extremes, and the metric again."""
     names = list(trained.task.signature(trained.facts))
+    split, examples = next(iter(splits.items()))
+    first = [next(iter(in_order(each, MIN_SAMPLES, trained.device))).pictures for each in splits.values()]
+    real = torch.cat(first)[:MIN_SAMPLES]
 
     def artefact(pictures_BCHW: Tensor) -> Results:
         pixels = pictures_BCHW.permute(0, 2, 3, 1).byte().cpu().numpy()
@@ -88,7 +95,6 @@ def parity(
     gaps: list[float] = []
     reasons = []
     for size in BATCH_SIZES:
-        real = next(iter(in_order(examples, MIN_SAMPLES + size, trained.device))).pictures
         reasons += [f"batch {size}: {why}" for part in real.split(size) if (why := compare(part))]
     for value in (0.0, 255.0):
         flat = torch.full((1, *trained.facts.image), value, device=trained.device)
@@ -110,7 +116,7 @@ def parity(
         "passed": not reasons,
         "reason": reasons[0] if reasons else None,
         "split": split,
-        "samples_compared": min(MIN_SAMPLES, len(examples)),
+        "samples_compared": len(real),
         "batch_sizes": list(BATCH_SIZES),
         "largest_difference": max(gaps),
         "metrics": numbers,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from cnnrun.contracts import LayerSpec, Shape
@@ -137,6 +137,12 @@ class Hardtanh(ActivationSpec):
     module = nn.Hardtanh
     min_val: float = -1.0
     max_val: float = 1.0
+
+    @model_validator(mode="after")
+    def _range(self) -> Self:
+        if self.min_val >= self.max_val:
+            raise ValueError("min_val must be less than max_val")
+        return self
 
 
 class Softplus(ActivationSpec):

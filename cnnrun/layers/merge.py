@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import reduce
 from operator import add, mul
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -37,7 +38,7 @@ class Product(nn.Module):
 class _Merge(LayerSpec):
     takes_several = True
     main = "from"
-    from_: str | list[str] = Field(alias="from")
+    from_: str | Annotated[list[str], Field(min_length=1)] = Field(alias="from")
     """The names of the outputs to join."""
 
 

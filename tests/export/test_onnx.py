@@ -74,8 +74,8 @@ def test_a_file_that_is_not_the_network_is_removed_with_7(trained_run, tmp_path,
     assert refused.value.exit_code == 7
     assert "probabilities differ by up to" in str(refused.value)
     assert path.read_bytes() == b"the one before"
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model.onnx", "parity.json"]
-    assert json.loads((tmp_path / "parity.json").read_text())["passed"] is False
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model.onnx", "parity-failed.json"]
+    assert json.loads((tmp_path / "parity-failed.json").read_text())["passed"] is False
 
 
 def test_a_metric_that_differs_fails_even_when_probabilities_agree(trained_run, tmp_path, monkeypatch):
@@ -101,3 +101,16 @@ def test_what_is_no_onnx_file_is_refused(tmp_path, data):
 def test_the_bounds_are_the_designs():
     assert exporting.MIN_SAMPLES >= 64
     assert exporting.BATCH_SIZES == (1, 2, 7)
+
+
+def test_a_small_split_is_filled_up_from_training(trained_run, tmp_path, monkeypatch):
+    from cnnrun.experiment import Experiment
+
+    small = Experiment.model_validate(assemble.load(trained_run / "config.yaml"))
+    split = small.data.split.model_copy(update={"test": 0.01})
+    monkeypatch.setattr(
+        assemble, "load", lambda *a: small.model_copy(update={"data": small.data.model_copy(update={"split": split})})
+    )
+    report = commands.exported(Onnx(), trained_run, tmp_path, None, tmp_path / "model.onnx")
+    assert report["samples_compared"] == 64
+    assert report["split"] == "test"
