@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--seeds", type=int, default=3)
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     print(f"{args.config}: torch {torch.__version__}, {os.cpu_count()} cores, {args.seeds} seeds")
     accuracies, seconds = [], []
     with tempfile.TemporaryDirectory() as runs:

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cnnrun.spec import did_you_mean
-from cnnrun.yamlfile import DOUBTFUL, MAX_DEPTH, MAX_NODES, Map, Mark, Problem, Seq, copy
+from cnnrun.tree import DOUBTFUL, Map, Mark, Problem, Seq, copy
+from cnnrun.yamlfile import MAX_DEPTH, MAX_NODES
 
 _MAIN = {"sequential": "layers", "residual": "layers", "parallel": "branches"}  # what `kind: [...]` sets
 _AT_USE = ("name", "from")  # every layer may carry them, so a block where it is used may, too

@@ -36,9 +36,9 @@ def evaluate(
     return Measured(numbers, measured.tables, measured.matrices)
 
 
-def measure(results: Callable[[Batch], Results], task: TaskSpec, facts: Facts, batches: Iterable[Batch]) -> Measured:
-    """The task's numbers for anything that gives results, such as an exported file."""
+def measure(results: Callable[[Tensor], Results], task: TaskSpec, facts: Facts, batches: Iterable[Batch]) -> Measured:
+    """The task's numbers for anything that turns pictures into results, such as an exported file."""
     meter = task.meter(facts)
     for part in batches:
-        meter.update(results(part), part.targets)
+        meter.update(results(part.pictures), part.targets)
     return meter.compute()

@@ -19,7 +19,7 @@ from cnnrun.network import BuildError, Built, build
 from cnnrun.spec import Kinds, Spec, did_you_mean, members, problems_of
 from cnnrun.structures import Node
 from cnnrun.tasks import Task
-from cnnrun.yamlfile import Loc, Map, Mark, Problem, Seq, path_text, position
+from cnnrun.tree import Loc, Map, Mark, Problem, Seq, path_text, position
 
 _BYTES_PER_PARAMETER = 16  # weight, gradient and two of an optimizer's moments, 4 bytes each
 _UNREAD_CLASSES = tuple(map(str, range(10)))  # stands in for the data's classes until the data is read

@@ -19,8 +19,9 @@ from cnnrun.contracts import CannotPass, Facts, LayerSpec, Pair, Shape, TaskSpec
 from cnnrun.layers.activation import in_place
 from cnnrun.layers.conv import followed
 from cnnrun.layers.merge import Concatenate, Product, Sum
+from cnnrun.receptive import Signal, seen_through
 from cnnrun.structures import Branches, Linked, Parallel, Repeat, Residual, Sequential, SumOfBranches, links
-from cnnrun.yamlfile import Loc
+from cnnrun.tree import Loc, path_text
 
 
 class Normalize(nn.Module):
@@ -51,16 +52,6 @@ class Network(nn.Module):
 
 
 MAX_LAYERS = 3_000  # what no network of today comes near; building so many takes two seconds
-
-
-@dataclass(frozen=True)
-class Signal:
-    """What flows between layers: a shape, and how its cells lie over the picture (what they see, stride in pixels)."""
-
-    shape: Shape
-    field: Pair = (1, 1)
-    stride: tuple[float, float] = (1.0, 1.0)
-    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -201,7 +192,9 @@ class _Builder:
             raise CannotPass(f"the network has more than {MAX_LAYERS:,} layers", "repeat less")
         module = node.build(sources[0].shape)
         try:
-            return module, self._row(_text(path), node.kind, prefix, module, sources, node.window(sources[0].shape))
+            return module, self._row(
+                path_text(None, path), node.kind, prefix, module, sources, node.window(sources[0].shape)
+            )
         except (RuntimeError, ValueError) as error:
             raise self._reason(node, sources[0].shape, error) from None
 
@@ -211,7 +204,7 @@ class _Builder:
         with torch.no_grad():
             out = module.eval()(*[torch.empty(1, *source.shape, device="meta") for source in sources])
         module.train()
-        signal = _seen_through(window, sources, tuple(out.shape[1:]))
+        signal = seen_through(window, sources, tuple(out.shape[1:]))
         if 0 in signal.shape:
             raise CannotPass(f"nothing would be left: {signal.shape}", "use fewer or smaller strides and poolings")
         self.rows.append(
@@ -270,13 +263,15 @@ class _Builder:
                 reason = f"its layers give {out.shape}, its shortcut {other.shape}"
                 raise CannotPass(reason, "make them agree")
         else:
-            shortcut, other = self._shortcut(node, signal, out, _text(path), f"{prefix}.shortcut")
-        joined = _seen_through(Window(), [out, other], out.shape)
+            shortcut, other = self._shortcut(node, signal, out, path_text(None, path), f"{prefix}.shortcut")
+        joined = seen_through(Window(), [out, other], out.shape)
         activation: nn.Module = nn.Identity()
         if node.activation is not None:
             activation = in_place(node.activation.build(out.shape))
             kind = node.activation.kind
-            self._row(f"{_text(path)}.activation", kind, f"{prefix}.activation", activation, [joined], Window())
+            self._row(
+                f"{path_text(None, path)}.activation", kind, f"{prefix}.activation", activation, [joined], Window()
+            )
         return SumOfBranches(layers, shortcut, activation), joined
 
     def _shortcut(
@@ -315,7 +310,7 @@ class _Builder:
         if len(same) > 1:
             raise CannotPass(f"its branches give {shapes}, which do not {node.merge}", "make them agree")
         channels = sum(out.shape[0] for out in signals) if node.merge == "concat" else signals[0].shape[0]
-        widest = _seen_through(Window(), signals, (channels, *signals[0].shape[1:]))
+        widest = seen_through(Window(), signals, (channels, *signals[0].shape[1:]))
         return Branches(modules, merge), widest
 
 
@@ -349,27 +344,9 @@ class _Keys:
                 return key
 
 
-def _seen_through(window: Window, sources: list[Signal], shape: Shape) -> Signal:
-    """How the output's cells lie over the picture: the recursion of Araujo et al. 2019 (eq. 2), per direction."""
-    whole = window.whole or any(source.whole for source in sources) or len(shape) != 3
-    fields, strides = [], []
-    for d in (0, 1):
-        step = max(source.stride[d] for source in sources)
-        fields.append(max(source.field[d] for source in sources) + round((window.kernel[d] - 1) * step))
-        strides.append(step * window.stride[d] / window.scale[d])
-    return Signal(shape, (fields[0], fields[1]), (strides[0], strides[1]), whole)
-
-
 def _chained(nodes: Sequence[Any], modules: dict[str, nn.Module]) -> nn.Module:
     """A plain nn.Sequential unless a layer inside takes another's output by name."""
     if not links(nodes):
         return nn.Sequential(OrderedDict(modules))
     used = nodes[: len(modules)]
     return Linked(modules, [node.name for node in used], [node.inputs() for node in used])
-
-
-def _text(path: Loc) -> str:
-    text = ""
-    for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return text

@@ -26,7 +26,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from cnnrun.yamlfile import DOUBTFUL, Loc, Map, Mark, Problem, path_text, position
+from cnnrun.tree import DOUBTFUL, Loc, Map, Mark, Problem, path_text, position
 
 
 class Spec(BaseModel):

@@ -10,72 +10,19 @@ from __future__ import annotations
 import re
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from cnnrun.errors import ConfigError
+from cnnrun.tree import DOUBTFUL, Doubtful, Loc, Map, Mark, Problem, Seq, copy, path_text
 
 # PyYAML scans about 100 kB/s; a hand-written file is a few kB, and a bad one should be answered within a second.
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 32
 MAX_NODES = 50_000
 MAX_INT_DIGITS = 19  # as many as 2**63 - 1 has
-
-Loc = tuple[str | int, ...]
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A place: a file's line and column (from 1), or a command-line argument (line 0)."""
-
-    where: str
-    line: int = 0
-    column: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.where}:{self.line}:{self.column}" if self.line else self.where
-
-
-class Map(dict[str, Any]):
-    """A mapping that knows where its keys and values stand. `alias` names the block it was expanded from."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.key_marks: dict[str, Mark] = {}
-        self.marks: dict[str, Mark] = {}
-        self.alias: str | None = None
-
-    def put(self, key: str, value: object, key_mark: Mark, mark: Mark) -> None:
-        self[key] = value
-        self.key_marks[key] = key_mark
-        self.marks[key] = mark
-
-
-class Seq(list[Any]):
-    """A list that knows where its items stand."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.marks: list[Mark] = []
-
-    def put(self, value: object, mark: Mark) -> None:
-        self.append(value)
-        self.marks.append(mark)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One mistake: where, at which path of the file, what, and what to do about it."""
-
-    mark: Mark
-    path: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.mark}: {self.path}: {self.message}" if self.path else f"{self.mark}: {self.message}"
 
 
 def read(path: Path) -> tuple[Map, list[Problem]]:
@@ -106,57 +53,6 @@ def parse_value(text: str, where: str, fixed: Mark | None = None) -> tuple[Any, 
         raise ConfigError(f"{mark}: character {error.character!r} cannot stand in YAML") from None
     except (ValueError, OverflowError):  # PyYAML turns an escape such as "\U00110000" into a character unchecked
         raise ConfigError(f"{fixed or Mark(where, 1, 1)}: an escape in quotes stands for no character") from None
-
-
-def path_text(tree: object, path: Loc) -> str:
-    """`path` as the user reads it: model[2].conv.out_channels; blocks appear under their own name."""
-    text, node = "", tree
-    for key in path:
-        shown: str | int = key
-        if isinstance(node, Map) and node.alias and key == next(iter(node), None):
-            shown = node.alias
-        text += f"[{shown}]" if isinstance(shown, int) else f".{shown}" if text else shown
-        node = _child(node, key)
-    return text
-
-
-def position(tree: object, path: Loc, mark: Mark, *, of_key: bool = False) -> Mark:
-    """Where the value at `path` stands (or its key), or the nearest enclosing place that the tree knows."""
-    node = tree
-    for depth, key in enumerate(path):
-        last = of_key and depth == len(path) - 1
-        if isinstance(node, Map) and key in node:
-            mark = node.key_marks[str(key)] if last else node.marks[str(key)]
-        elif isinstance(node, Seq) and isinstance(key, int) and key < len(node):
-            mark = node.marks[key]
-        else:
-            return mark
-        node = _child(node, key)
-    return mark
-
-
-def copy(value: Any) -> Any:
-    """A deep copy that keeps the marks."""
-    if isinstance(value, Map):
-        made = Map()
-        made.alias = value.alias
-        for key, item in value.items():
-            made.put(key, copy(item), value.key_marks[key], value.marks[key])
-        return made
-    if isinstance(value, Seq):
-        items = Seq()
-        for item, mark in zip(value, value.marks, strict=True):
-            items.put(copy(item), mark)
-        return items
-    return value
-
-
-def _child(node: object, key: str | int) -> object:
-    if isinstance(node, Map):
-        return node.get(str(key))
-    if isinstance(node, Seq) and isinstance(key, int) and key < len(node):
-        return node[key]
-    return None
 
 
 def _read_text(path: Path) -> str:
@@ -329,19 +225,9 @@ class _Composer:
                 return self._problem(mark, path, f"{text!r}: {advice}")
         return text
 
-    def _problem(self, mark: Mark, path: Loc, message: str) -> _Doubtful:
+    def _problem(self, mark: Mark, path: Loc, message: str) -> Doubtful:
         self.problems.append(Problem(mark, path_text(None, path), message))
         return DOUBTFUL
-
-
-@dataclass(frozen=True)
-class _Doubtful:
-    """Stands where a value was already complained about, so that it is not complained about twice."""
-
-    name: str = field(default="doubtful value")
-
-
-DOUBTFUL = _Doubtful()
 
 
 def _depth(value: Any) -> int:

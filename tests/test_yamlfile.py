@@ -8,9 +8,10 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from cnnrun import tree as tree_module
 from cnnrun import yamlfile
 from cnnrun.errors import ConfigError
-from cnnrun.yamlfile import Map, Mark, Seq
+from cnnrun.tree import Map, Mark, Seq
 
 
 def plain(value):
@@ -71,7 +72,7 @@ def test_doubtful_scalars_are_reported_with_their_place(text, word):
     assert [str(problem.mark) for problem in problems] == ["f.yaml:3:6"]
     assert word in problems[0].message
     assert problems[0].path == "b.c"
-    assert tree["b"]["c"] is yamlfile.DOUBTFUL
+    assert tree["b"]["c"] is tree_module.DOUBTFUL
 
 
 def test_every_doubtful_scalar_of_a_file_is_reported():
@@ -144,10 +145,10 @@ def test_files_that_are_not_files(tmp_path):
 def test_positions():
     tree, _ = yamlfile.parse("a:\n  - b: {c: 5}\n", "f")
     nowhere = Mark("f", 9, 9)
-    assert str(yamlfile.position(tree, ("a", 0, "b", "c"), nowhere)) == "f:2:12"
-    assert str(yamlfile.position(tree, ("a", 0, "b", "c"), nowhere, of_key=True)) == "f:2:9"
-    assert str(yamlfile.position(tree, ("a", 0, "b", "unknown"), nowhere)) == "f:2:8"
-    assert yamlfile.path_text(tree, ("a", 0, "b", "c")) == "a[0].b.c"
+    assert str(tree_module.position(tree, ("a", 0, "b", "c"), nowhere)) == "f:2:12"
+    assert str(tree_module.position(tree, ("a", 0, "b", "c"), nowhere, of_key=True)) == "f:2:9"
+    assert str(tree_module.position(tree, ("a", 0, "b", "unknown"), nowhere)) == "f:2:8"
+    assert tree_module.path_text(tree, ("a", 0, "b", "c")) == "a[0].b.c"
 
 
 words = st.text(string.ascii_letters + " é_-", max_size=8).filter(lambda s: s == s.strip())

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cnnrun import __version__
-from cnnrun.batch import Batch
 from cnnrun.batches import in_order
 from cnnrun.contracts import Results
 from cnnrun.dataset import Examples
@@ -70,44 +69,20 @@ def metadata(trained: Trained) -> dict[str, Any]:
     }
 
 
-def parity(
-    run: Callable[[NDArray[np.uint8]], list[NDArray[Any]]],
-    trained: Trained,
-    splits: dict[str, Examples],
-    batch: int,
-) -> dict[str, Any]:
+Artefact = Callable[[NDArray[np.uint8]], list[NDArray[Any]]]
+
+
+def parity(artefact: Artefact, trained: Trained, splits: dict[str, Examples], batch: int) -> dict[str, Any]:
     """Compare the artefact with the network: real samples at several batch sizes, extremes, and the metric again."""
-    names = list(trained.task.signature(trained.facts))
-    split, examples = next(iter(splits.items()))
+    run = _as_results(artefact, trained)
     first = [next(iter(in_order(each, MIN_SAMPLES, trained.device))).pictures for each in splits.values()]
     real = torch.cat(first)[:MIN_SAMPLES]
+    gaps, reasons = _compared(run, trained, real)
 
-    def artefact(pictures_BCHW: Tensor) -> Results:
-        pixels = pictures_BCHW.permute(0, 2, 3, 1).byte().cpu().numpy()
-        return {name: torch.from_numpy(value) for name, value in zip(names, run(pixels), strict=True)}
-
-    def compare(pictures_BCHW: Tensor) -> str | None:
-        ours = {name: value.cpu() for name, value in trained.results(pictures_BCHW).items()}
-        theirs = artefact(pictures_BCHW)
-        gaps.append(max(float((ours[name] - theirs[name]).abs().max()) for name in names))
-        return trained.task.agree(ours, theirs)
-
-    gaps: list[float] = []
-    reasons = []
-    for size in BATCH_SIZES:
-        reasons += [f"batch {size}: {why}" for part in real.split(size) if (why := compare(part))]
-    for value in (0.0, 255.0):
-        flat = torch.full((1, *trained.facts.image), value, device=trained.device)
-        reasons += [f"a picture of {value:g} alone: {why}"] if (why := compare(flat)) else []
-
-    def results(run: Callable[[Tensor], Results], device: torch.device) -> Callable[[Batch], Results]:
-        return lambda part: {name: value.to(device) for name, value in run(part.pictures).items()}
-
+    split, examples = next(iter(splits.items()))
     numbers = {
-        who: measure(
-            results(function, trained.device), trained.task, trained.facts, in_order(examples, batch, trained.device)
-        ).numbers
-        for who, function in (("network", trained.results), ("artefact", artefact))
+        who: measure(function, trained.task, trained.facts, in_order(examples, batch, trained.device)).numbers
+        for who, function in (("network", trained.results), ("artefact", run))
     }
     for name, value in numbers["network"].items():
         if not math.isclose(value, numbers["artefact"][name], abs_tol=0.5 * 10**-DIGITS):
@@ -121,6 +96,31 @@ def parity(
         "largest_difference": max(gaps),
         "metrics": numbers,
     }
+
+
+def _as_results(artefact: Artefact, trained: Trained) -> Callable[[Tensor], Results]:
+    """The artefact as the network is called: pixel values [B, C, H, W] -> results by name, on the network's device."""
+    names = list(trained.task.signature(trained.facts))
+
+    def run(pictures_BCHW: Tensor) -> Results:
+        values = artefact(pictures_BCHW.permute(0, 2, 3, 1).byte().cpu().numpy())
+        return {name: torch.from_numpy(value).to(trained.device) for name, value in zip(names, values, strict=True)}
+
+    return run
+
+
+def _compared(run: Callable[[Tensor], Results], trained: Trained, real: Tensor) -> tuple[list[float], list[str]]:
+    """The largest difference of each batch, and why batches are not the same, over sizes and extremes."""
+    black = torch.zeros(1, *trained.facts.image, device=trained.device)
+    cases = [(f"batch {size}", part) for size in BATCH_SIZES for part in real.split(size)]
+    cases += [("a black picture", black), ("a white picture", black + 255)]
+    gaps, reasons = [], []
+    for what, pictures in cases:
+        ours, theirs = trained.results(pictures), run(pictures)
+        gaps.append(max(float((ours[name] - theirs[name]).abs().max()) for name in ours))
+        if why := trained.task.agree(ours, theirs):
+            reasons.append(f"{what}: {why}")
+    return gaps, reasons
 
 
 def _hwc(trained: Trained) -> tuple[int, int, int]:
