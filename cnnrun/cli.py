@@ -45,11 +45,13 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a network. Example: cnnrun train configs/digits.yaml train.epochs=3"""
-    from cnnrun import commands, report
     from cnnrun.device import choose, keep_freed_memory
     from cnnrun.experiment import load
 
     experiment, chosen = load(config, overrides or []), choose(device)
+    # Imported only now: a bad config should be answered sooner.
+    from cnnrun import commands, report
+
     keep_freed_memory()
     result = commands.train(experiment, runs, chosen, resume)
     _print(result, as_json, report.training)
@@ -121,19 +123,23 @@ def export_onnx(
 @app.command()
 def check(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
     """Check a config and its data without training. Example: cnnrun check configs/digits.yaml"""
-    from cnnrun import commands, report
     from cnnrun.experiment import load
 
-    _print(commands.checked(load(config, overrides or [])), as_json, report.checked)
+    experiment = load(config, overrides or [])
+    from cnnrun import commands, report
+
+    _print(commands.checked(experiment), as_json, report.checked)
 
 
 @app.command()
 def summary(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
     """The network, a row a layer: shape, parameters, FLOPs, memory, receptive field. Example: cnnrun summary c.yaml"""
-    from cnnrun import commands, report
     from cnnrun.experiment import load
 
-    _print(commands.summary(load(config, overrides or [])), as_json, report.summary)
+    experiment = load(config, overrides or [])
+    from cnnrun import commands, report
+
+    _print(commands.summary(experiment), as_json, report.summary)
 
 
 @app.command()

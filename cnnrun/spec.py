@@ -10,9 +10,14 @@ siblings; a union of kinds annotated with `Kinds()` is the registry, written in 
 
 from __future__ import annotations
 
+import ast
 import difflib
+import inspect
+import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import (
@@ -30,11 +35,13 @@ from cnnrun.tree import DOUBTFUL, Loc, Map, Mark, Problem, path_text, position
 
 
 class Spec(BaseModel):
-    """A mapping of the YAML file: frozen, strict, closed. A field's docstring is its help."""
+    """A mapping of the YAML file: frozen, strict, closed. A field's docstring is its help.
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    The docstrings are read from the source when somebody asks: pydantic's own way reads it for every class at import,
+    which costs a quarter of importing torch.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     @model_validator(mode="wrap")
     @classmethod
@@ -48,6 +55,35 @@ class Spec(BaseModel):
     def keys(cls) -> list[str]:
         """The keys as they are written in YAML."""
         return [field.alias or name for name, field in cls.model_fields.items()]
+
+    @classmethod
+    def field_help(cls) -> dict[str, str]:
+        """The docstring under each field, inherited ones included, by the key as written in YAML."""
+        found: dict[str, str] = {}
+        for base in reversed(cls.__mro__):
+            if issubclass(base, Spec) and base is not Spec:
+                found |= _docstrings(base)
+        return {field.alias or name: found[name] for name, field in cls.model_fields.items() if name in found}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        written: dict[str, Any] = handler(schema)
+        properties = handler.resolve_ref_schema(written).get("properties", {})
+        for key, text in cls.field_help().items():
+            properties[key]["description"] = text
+        return written
+
+
+@cache
+def _docstrings(cls: type) -> dict[str, str]:
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(body, ast.ClassDef)
+    return {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in pairwise(body.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
+    }
 
 
 class Kind(Spec):

@@ -83,6 +83,7 @@ def _admit_blocks(node: Any, layers: set[str]) -> None:
 
 def entry(spec: type[Spec], word: str) -> dict[str, Any]:
     """One kind or section as data."""
+    texts = spec.field_help()
     return {
         "kind": word,
         "main": getattr(spec, "main", None),
@@ -92,7 +93,7 @@ def entry(spec: type[Spec], word: str) -> dict[str, Any]:
                 "name": field.alias or name,
                 "required": field.is_required(),
                 "default": _default(field),
-                "help": " ".join((field.description or "").split()),
+                "help": texts.get(field.alias or name, ""),
             }
             for name, field in spec.model_fields.items()
         ],

@@ -121,6 +121,8 @@ def test_json_schema_knows_every_kind():
     text = str(schema)
     assert all(f"'{kind.kind}'" in text for kind in members(Leaf))
     assert schema["additionalProperties"] is False
+    assert schema["$defs"]["Conv"]["properties"]["padding"]["description"].startswith("Zeros around the picture")
+    assert schema["$defs"]["Relu"]["properties"]["from"]["description"]
 
 
 keys = st.sampled_from(["task", "data", "model", "train", "conv", "source", "digits", "flatten", "x", "layers", "from"])
