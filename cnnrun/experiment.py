@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from cnnrun import blocks, yamlfile
 from cnnrun.contracts import Facts
@@ -73,7 +73,7 @@ def _checked(tree: Map, problems: list[Problem], start: Mark, overrides: Sequenc
         problems += _override(tree, override)
     problems += blocks.expand(tree, [kind.kind for kind in members(Node)])
     experiment, found = _validated(tree, start)
-    problems += found
+    problems += found + _monitored(tree, start)
     if experiment and not any(problem.path.startswith(("model", "blocks", "data.image")) for problem in problems):
         problems += _meaning(experiment, tree, start)
     if problems or experiment is None:
@@ -97,19 +97,30 @@ def _validated(tree: Map, start: Mark) -> tuple[Experiment | None, list[Problem]
     return Experiment.model_validate(rest), problems
 
 
+_TASK: TypeAdapter[Any] = TypeAdapter(Annotated[Task, Kinds()])
+
+
+def _monitored(tree: Map, start: Mark) -> list[Problem]:
+    """Whether the task gives the number that `train.monitor` names, whatever else is wrong with the file."""
+    try:
+        known = monitored_numbers(_TASK.validate_python(tree.get("task")))
+        monitor = Train.model_validate(tree.get("train", {})).monitor
+    except ValidationError:
+        return []  # told already
+    if monitor in known:
+        return []
+    path = ("train", "monitor")
+    message = f"{monitor!r} is not measured{did_you_mean(monitor, known)}"
+    return [Problem(position(tree, path, start), path_text(tree, path), message)]
+
+
 def _meaning(experiment: Experiment, tree: Map, start: Mark) -> list[Problem]:
-    """Mistakes between sections: sizes that the source does not have, numbers that the task does not give, shapes."""
+    """Mistakes between sections: sizes that the source does not have, colour on grey pictures, shapes."""
     problems = []
 
     def report(path: Loc, message: str) -> None:
         problems.append(Problem(position(tree, path, start), path_text(tree, path), message))
 
-    known = monitored_numbers(experiment.task)
-    if experiment.train.monitor not in known:
-        report(
-            ("train", "monitor"),
-            f"{experiment.train.monitor!r} is not measured{did_you_mean(experiment.train.monitor, known)}",
-        )
     if experiment.train.batch < experiment.train.accumulate:
         report(("train", "accumulate"), f"cannot split a batch of {experiment.train.batch} into that many parts")
     shape = experiment.data.image_shape()
