@@ -268,10 +268,8 @@ class _Builder:
         activation: nn.Module = nn.Identity()
         if node.activation is not None:
             activation = in_place(node.activation.build(out.shape))
-            kind = node.activation.kind
-            self._row(
-                f"{path_text(None, path)}.activation", kind, f"{prefix}.activation", activation, [joined], Window()
-            )
+            kind, where = node.activation.kind, f"{path_text(None, path)}.activation"
+            self._row(where, kind, f"{prefix}.activation", activation, [joined], Window())
         return SumOfBranches(layers, shortcut, activation), joined
 
     def _shortcut(

@@ -163,8 +163,9 @@ def test_two_processes_cannot_train_one_run(tmp_path):
         pass
 
 
-def test_best_early_stop_and_keep(tmp_path, monkeypatch):
-    values = iter([0.5, 0.7, 0.6, 0.6, 0.9])
+def script_accuracies(monkeypatch, accuracies: list[float]) -> None:
+    """Evaluations report these accuracies, one after the other."""
+    values = iter(accuracies)
     real = Learner.evaluate
 
     def scripted(self, job, split):
@@ -173,6 +174,10 @@ def test_best_early_stop_and_keep(tmp_path, monkeypatch):
         return measured
 
     monkeypatch.setattr(Learner, "evaluate", scripted)
+
+
+def test_best_early_stop_and_keep(tmp_path, monkeypatch):
+    script_accuracies(monkeypatch, [0.5, 0.7, 0.6, 0.6, 0.9])
     made = tried("train.epochs=9", "train.early_stop.patience=2", "train.keep=1")
     result = commands.train(made, tmp_path, CPU, resume=False)
     assert (result["steps"], result["best_step"], result["best"]) == (4 * 17, 2 * 17, {"val/accuracy": 0.7})
@@ -328,15 +333,7 @@ def test_what_cannot_be_trained_leaves_no_run_behind(tmp_path):
 
 
 def test_the_best_is_the_best_whatever_counts_as_progress(tmp_path, monkeypatch):
-    values = iter([0.90, 0.915, 0.919, 0.918])
-    real = Learner.evaluate
-
-    def scripted(self, job, split):
-        measured = real(self, job, split)
-        measured.numbers["accuracy"] = next(values)
-        return measured
-
-    monkeypatch.setattr(Learner, "evaluate", scripted)
+    script_accuracies(monkeypatch, [0.90, 0.915, 0.919, 0.918])
     early = "train.early_stop={patience: 3, min_delta: 0.02}"
     result = commands.train(tried("train.epochs=9", early), tmp_path, CPU, resume=False)
     assert result["best"] == {"val/accuracy": 0.919}
