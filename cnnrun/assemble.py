@@ -27,7 +27,7 @@ def dataset(experiment: Experiment, indexed: Index | None = None, only: Sequence
 def network(experiment: Experiment, facts: Facts) -> Built:
     """The network for this data, without memory."""
     try:
-        return build(experiment.model, experiment.task, facts)
+        return build(experiment.model.layers, experiment.task, facts)
     except BuildError as error:
         raise ConfigError(*(problem.message for problem in error.problems)) from None
 

@@ -38,7 +38,8 @@ def expand(tree: Map, kinds: Collection[str]) -> list[Problem]:
         return []
     expander = _Expander(kinds)
     expander.define(tree.pop("blocks"), tree.marks["blocks"])
-    expander.walk_list(tree.get("model"), ())
+    model = tree.get("model")
+    expander.walk_list(model["layers"] if isinstance(model, Map) and "layers" in model else model, ())
     return expander.problems
 
 
@@ -100,14 +101,23 @@ class _Expander:
             self._problem(mark, f"blocks.{block.name}", f"the block {why}")
             return DOUBTFUL
         given = self._arguments(block, item, mark)
-        body = Map()
-        body.put("layers", self._filled(copy(block.layers), given, block.name), mark, mark)
+        layers = self._filled(copy(block.layers), given, block.name)
+        if made := _alone(layers):
+            made.alias = f"{block.name}.{next(iter(made))}"
+        else:
+            made = self._sequential(layers, block.name, mark)
+            made.alias = block.name
+        body = next(iter(made.values()))
         for key in _AT_USE:
             if key in given:
                 body.put(key, given[key], given.key_marks[key], given.marks[key])
-        made = Map()
+        return made
+
+    def _sequential(self, layers: Seq, name: str, mark: Mark) -> Map:
+        made, body = Map(), Map()
+        body.put("layers", layers, mark, mark)
+        body.put("block", name, mark, mark)
         made.put("sequential", body, mark, mark)
-        made.alias = block.name
         return made
 
     def _arguments(self, block: Block, item: Any, mark: Mark) -> Map:
@@ -159,3 +169,10 @@ class _Expander:
         problem = Problem(mark, path, message)
         if problem not in self.problems:
             self.problems.append(problem)
+
+
+def _alone(layers: Seq) -> Map | None:
+    """The single layer of a block that has one, where that can carry the name given at the block's use."""
+    layer = layers[0] if len(layers) == 1 else None
+    body = next(iter(layer.values())) if isinstance(layer, Map) and len(layer) == 1 else None
+    return layer if isinstance(body, Map) and not any(key in body for key in _AT_USE) else None

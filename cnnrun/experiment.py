@@ -10,14 +10,14 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from cnnrun import blocks, yamlfile
+from cnnrun import blocks, yamlfile, zoo
 from cnnrun.contracts import Facts
 from cnnrun.dataset import Data
 from cnnrun.errors import ConfigError, printable
 from cnnrun.learner import Train, monitored_numbers
 from cnnrun.network import BuildError, Built, build
 from cnnrun.spec import Kinds, Spec, did_you_mean, members, problems_of
-from cnnrun.structures import Node
+from cnnrun.structures import Model, Node
 from cnnrun.tasks import Task
 from cnnrun.tree import Loc, Map, Mark, Problem, Seq, path_text, position
 
@@ -34,7 +34,7 @@ class Experiment(Spec):
     """Of the initial weights, the order, the augmentation and dropout."""
     task: Annotated[Task, Kinds()]
     data: Data
-    model: list[Node] = Field(min_length=1)
+    model: Model
     train: Train = Train()
 
     def with_facts(self, facts: Facts) -> Experiment:
@@ -69,9 +69,11 @@ def parse(text: str, where: str, overrides: Sequence[str] = ()) -> Experiment:
 
 
 def _checked(tree: Map, problems: list[Problem], start: Mark, overrides: Sequence[str]) -> Experiment:
+    zoo.opened(tree)
     for override in overrides:
         problems += _override(tree, override)
-    problems += blocks.expand(tree, [kind.kind for kind in members(Node)])
+    layers = [kind.kind for kind in members(Node)]
+    problems += zoo.expand(tree, layers) + blocks.expand(tree, layers)
     experiment, found = _validated(tree, start)
     problems += found + _monitored(tree, start)
     if experiment and not any(problem.path.startswith(("model", "blocks", "data.image")) for problem in problems):
@@ -137,10 +139,10 @@ def _meaning(experiment: Experiment, tree: Map, start: Mark) -> list[Problem]:
             if getattr(experiment.data.augment, setting):
                 report(("data", "augment", setting), "grey pictures have no colour to change; remove the line")
     try:
-        built = build(experiment.model, experiment.task, Facts(_UNREAD_CLASSES, shape))
+        built = build(experiment.model.layers, experiment.task, Facts(_UNREAD_CLASSES, shape))
     except BuildError as error:
         for problem in error.problems:
-            report(problem.path, problem.message)
+            report(("model", "layers", *problem.path[1:]), problem.message)
         return problems
     return problems + _too_large(built, tree, start)
 
@@ -151,7 +153,8 @@ def _too_large(built: Built, tree: Map, start: Mark) -> list[Problem]:
     if needed <= memory:
         return []
     row = max(built.rows, key=lambda row: row.parameters)
-    path: Loc = tuple(int(part) if part.isdigit() else part for part in re.findall(r"\w+", row.path))
+    words = re.findall(r"\w+", row.path)[1:]
+    path: Loc = ("model", "layers", *(int(word) if word.isdigit() else word for word in words))
     text = (
         f"{row.parameters:,} of {built.parameters:,} parameters: training needs {needed / 2**30:,.0f} GiB, "
         f"this machine has {memory / 2**30:,.0f}"

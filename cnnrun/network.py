@@ -321,7 +321,7 @@ class _BadName(Exception):
 
 
 class _Keys:
-    """Module names of a chain: a layer's own name, or its kind and a count (conv1, conv2, max_pool1)."""
+    """Module names of a chain: a layer's own name, or its kind and a count or block, and a count (conv1, conv2)."""
 
     def __init__(self, nodes: Sequence[Any]) -> None:
         self._given = {node.name for node in nodes}
@@ -335,9 +335,10 @@ class _Keys:
                 raise _BadName("name", f"the name {node.name!r} {why}; choose another")
             self._names.add(node.name)
             return node.name
+        kind = getattr(node, "block", None) or node.kind
         while True:
-            self._count[node.kind] = self._count.get(node.kind, 0) + 1
-            key = f"{node.kind}{self._count[node.kind]}"
+            self._count[kind] = self._count.get(kind, 0) + 1
+            key = f"{kind}{self._count[kind]}"
             if key not in self._given:  # somebody's conv may be named conv2
                 return key
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import Tensor, nn
 
 from cnnrun.contracts import LayerSpec
 from cnnrun.layers import Leaf
 from cnnrun.layers.activation import Activation
 from cnnrun.layers.norm import Norm
-from cnnrun.spec import Kinds
+from cnnrun.spec import Kinds, Spec
 
 
 class Structure(LayerSpec):
@@ -25,6 +25,8 @@ class Sequential(Structure):
     kind = "sequential"
     main = "layers"
     layers: list[Node] = Field(min_length=1)
+    block: str | None = None
+    """The block that this was, after which its weights are named."""
 
 
 class Repeat(Structure):
@@ -61,6 +63,30 @@ class Parallel(Structure):
 Node = Annotated[Leaf | Sequential | Repeat | Residual | Parallel, Kinds()]
 for _structure in (Sequential, Repeat, Residual, Parallel):
     _structure.model_rebuild()
+
+
+class Model(Spec):
+    """The network: its layers, or a network of the zoo by name. Written as a list, or a name, it is that alone."""
+
+    layers: list[Node] = Field(min_length=1)
+    """The layers in order; with `zoo`, those that follow the zoo's."""
+    zoo: str | None = None
+    """A network of `cnnrun zoo list`, whose layers are put in its place when the file is read."""
+    until: str | None = None
+    """The last layer taken from `zoo` and `weights`; by default all but the task's head."""
+    weights: str | None = Field(None, min_length=1)
+    """Where the layers' weights start: a safetensors file, a run, or a PyTorch state dict (.pth)."""
+
+    @model_validator(mode="after")
+    def _until_needs_weights(self) -> Self:
+        if self.until is not None and self.weights is None:
+            raise ValueError("until says where `zoo` or `weights` end; give one of them")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _list_alone(self, dump: SerializerFunctionWrapHandler) -> Any:
+        written = dump(self)
+        return written["layers"] if self.weights is None else written
 
 
 class Linked(nn.Module):

@@ -21,7 +21,10 @@ class Mark:
 
 
 class Map(dict[str, Any]):
-    """A mapping that knows where its keys and values stand. `alias` names the block it was expanded from."""
+    """A mapping that knows where its keys and values stand. `alias` is what messages call its first key.
+
+    A block's name where the block was expanded, nothing where the key was put in and the user never wrote it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,9 +67,10 @@ def path_text(tree: object, path: Loc) -> str:
     text, node = "", tree
     for key in path:
         shown: str | int = key
-        if isinstance(node, Map) and node.alias and key == next(iter(node), None):
+        if isinstance(node, Map) and node.alias is not None and key == next(iter(node), None):
             shown = node.alias
-        text += f"[{shown}]" if isinstance(shown, int) else f".{shown}" if text else shown
+        if shown != "":
+            text += f"[{shown}]" if isinstance(shown, int) else f".{shown}" if text else shown
         node = _child(node, key)
     return text
 

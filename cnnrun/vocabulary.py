@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic_core import PydanticUndefined
 
+from cnnrun import zoo
 from cnnrun.augment import Augment
 from cnnrun.data import Source
 from cnnrun.dataset import Data, HoldOut
@@ -17,7 +18,7 @@ from cnnrun.optim import EmaSpec, Optimizer
 from cnnrun.pictures import Image
 from cnnrun.schedule import Schedule
 from cnnrun.spec import Kind, Spec, did_you_mean, members
-from cnnrun.structures import Node
+from cnnrun.structures import Model, Node
 from cnnrun.tasks import Task
 
 FAMILIES: dict[str, tuple[type[Kind], ...]] = {
@@ -34,6 +35,7 @@ SECTIONS: dict[str, type[Spec]] = {
     "data.image": Image,
     "data.split": HoldOut,
     "data.augment": Augment,
+    "model": Model,
     "train": Train,
     "train.ema": EmaSpec,
     "train.early_stop": EarlyStop,
@@ -65,6 +67,10 @@ def json_schema() -> dict[str, Any]:
         "additionalProperties": False,
     }
     schema["properties"]["blocks"] = {"type": "object", "additionalProperties": block}
+    model = schema["$defs"]["Model"]
+    model.pop("required")  # a zoo network brings its layers
+    listed = model["properties"]["layers"]
+    schema["properties"]["model"] = {"anyOf": [{"enum": zoo.names()}, listed, {"$ref": "#/$defs/Model"}]}
     layers = {kind.kind for kind in FAMILIES["layers"]}
     _admit_blocks(schema, layers)
     return schema

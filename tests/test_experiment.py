@@ -39,9 +39,9 @@ def test_shipped_configs_are_fine_and_survive_being_written(path):
         ("train.ema={decay: 0.9}", lambda e: e.train.ema.decay == 0.9),
         ("train.ema.decay=0.9", lambda e: e.train.ema.decay == 0.9),
         ("task.classify.label_smoothing=0.1", lambda e: e.task.label_smoothing == 0.1),
-        ("model[0].conv.out_channels=9", lambda e: e.model[0].out_channels == 9),
-        ("model.3.dropout=0.3", lambda e: e.model[3].p == 0.3),
-        ("model[1].max_pool.kernel_size=4", lambda e: e.model[1].kernel_size == (4, 4)),
+        ("model[0].conv.out_channels=9", lambda e: e.model.layers[0].out_channels == 9),
+        ("model.3.dropout=0.3", lambda e: e.model.layers[3].p == 0.3),
+        ("model[1].max_pool.kernel_size=4", lambda e: e.model.layers[1].kernel_size == (4, 4)),
         ("data.augment.shift=0", lambda e: e.data.augment.shift == 0),
         ("name=other", lambda e: e.name == "other"),
     ],
@@ -96,7 +96,7 @@ def test_blocks_are_expanded_with_parameters_and_defaults():
         """,
         "f",
     )
-    first, pair = tried.model[0], tried.model[1]
+    first, pair = tried.model.layers[0], tried.model.layers[1]
     assert (first.layers[0].out_channels, first.layers[0].norm.kind) == (4, "batch_norm")
     assert (pair.name, pair.layers[0].layers[0].out_channels) == ("p", 6)
     assert pair.layers[1].layers[0].norm.num_groups == 2
@@ -113,7 +113,7 @@ blocks:
 model: [unit, unit, flatten]
 """
     )
-    assert line.startswith("f:5:22: model[0].unit.layers[0].conv.out_chanels: unknown key")
+    assert line.startswith("f:5:22: model[0].unit.conv.out_chanels: unknown key")
 
 
 def test_json_schema_knows_every_kind():
@@ -169,7 +169,7 @@ def test_a_links_name_may_be_a_blocks_name():
         """,
         "f",
     )
-    assert tried.model[2].inputs() == ["stem", "two"]
+    assert tried.model.layers[2].inputs() == ["stem", "two"]
 
 
 def test_an_override_with_a_digit_that_is_no_number_is_refused():
