@@ -174,5 +174,10 @@ class _Expander:
 def _alone(layers: Seq) -> Map | None:
     """The single layer of a block that has one, where that can carry the name given at the block's use."""
     layer = layers[0] if len(layers) == 1 else None
-    body = next(iter(layer.values())) if isinstance(layer, Map) and len(layer) == 1 else None
-    return layer if isinstance(body, Map) and not any(key in body for key in _AT_USE) else None
+    if not isinstance(layer, Map) or len(layer) != 1:
+        return None
+    (kind, body), mark = next(iter(layer.items())), layers.marks[0]
+    if isinstance(body, Seq) and kind in _MAIN:
+        layer[kind] = Map()
+        layer[kind].put(_MAIN[kind], body, mark, mark)
+    return layer if isinstance(layer[kind], Map) and not any(key in layer[kind] for key in _AT_USE) else None

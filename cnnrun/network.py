@@ -30,10 +30,10 @@ class Normalize(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, facts: Facts) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(facts.mean).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(facts.std).view(-1, 1, 1))
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 
     def forward(self, pictures_BCHW: Tensor) -> Tensor:
         return (pictures_BCHW - self.mean) / self.std
@@ -105,7 +105,7 @@ def build(nodes: Sequence[Any], task: TaskSpec, facts: Facts) -> Built:
         if builder.problems:
             raise BuildError(builder.problems)
         head = builder.head(task, facts, signal)
-    return Built(Network(Normalize(facts), layers, head), builder.rows)
+    return Built(Network(Normalize(facts.mean, facts.std), layers, head), builder.rows)
 
 
 def flops(built: Built) -> list[int]:

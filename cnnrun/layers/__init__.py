@@ -15,7 +15,7 @@ from cnnrun.layers.pool import (
     GlobalMaxPool,
     MaxPool,
 )
-from cnnrun.layers.reshape import ChannelShuffle, Flatten, Identity, Pad, PixelShuffle, Upsample
+from cnnrun.layers.reshape import ChannelShuffle, Chunk, Flatten, Identity, Pad, PixelShuffle, Upsample
 
 Leaf = (
     (Conv | ConvTranspose | Linear)
@@ -25,7 +25,7 @@ Leaf = (
     | Activation
     | Softmax
     | (Dropout | Dropout2d | DropPath)
-    | (Flatten | Identity | Upsample | PixelShuffle | ChannelShuffle | Pad)
+    | (Flatten | Identity | Upsample | PixelShuffle | ChannelShuffle | Chunk | Pad)
     | (SqueezeExcite | LayerScale)
     | (Concat | Add | Multiply)
 )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Annotated, Literal
 
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
-from cnnrun.contracts import CannotPass, LayerSpec, Pair, Shape, Window, need_picture
+from cnnrun.contracts import CannotPass, LayerSpec, Pair, Shape, Window, need_picture, need_vector
 from cnnrun.layers.activation import Activation, in_place
 from cnnrun.layers.norm import Norm
 from cnnrun.spec import Kinds, PaddingPair, SizePair
@@ -27,7 +28,7 @@ class Conv(LayerSpec):
     padding: PaddingPair | None = None
     """Zeros around the picture; by default dilation * (kernel_size - 1) / 2, which keeps the size at stride 1."""
     dilation: SizePair = (1, 1)
-    groups: int | Literal["depthwise"] = Field(1, ge=1)
+    groups: Annotated[int, Field(ge=1)] | Literal["depthwise"] = 1
     """Separate groups of channels; `depthwise` for one a channel."""
     bias: bool | None = None
     """By default: yes, unless a norm follows, which has its own."""
@@ -107,6 +108,13 @@ class ConvTranspose(LayerSpec):
         return Window(kernel=(kernel[0], kernel[1]), scale=self.stride)
 
 
+class EachPosition(nn.Sequential):
+    """Layers for vectors, over the channels of each position of [B, C, H, W] (as in ConvNeXt, Liu et al. 2022)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 class Linear(LayerSpec):
     """Fully connected, then norm and activation where given. Takes a vector."""
 
@@ -116,17 +124,26 @@ class Linear(LayerSpec):
     example_shape = (12,)
 
     out_features: int = Field(ge=1, le=10_000_000)
+    each_position: bool = False
+    """Over the channels of each position of feature maps instead: a 1x1 convolution, computed as PyTorch's Linear."""
     bias: bool | None = None
     """By default: yes, unless a norm follows, which has its own."""
     norm: Annotated[Norm, Kinds("_norm")] | None = None
     activation: Annotated[Activation, Kinds()] | None = None
 
     def build(self, in_shape: Shape) -> nn.Module:
-        if len(in_shape) != 1:
-            raise CannotPass("linear needs a vector (features,)", "add `flatten` or `global_avg_pool` before it")
         bias = self.norm is None if self.bias is None else self.bias
-        linear = nn.Linear(in_shape[0], self.out_features, bias=bias)
-        return followed("linear", linear, (self.out_features,), self.norm, self.activation)
+        if not self.each_position:
+            linear = nn.Linear(need_vector("linear", in_shape), self.out_features, bias=bias)
+            return followed("linear", linear, (self.out_features,), self.norm, self.activation)
+        channels, height, width = need_picture("linear with each_position", in_shape)
+        chain = EachPosition(OrderedDict(linear=nn.Linear(channels, self.out_features, bias=bias)))
+        activation = self.activation and in_place(self.activation.build((self.out_features,)))
+        if self.norm or activation is None or any(activation.parameters()):
+            return followed("linear", chain, (self.out_features, height, width), self.norm, self.activation)
+        # While the channels lie last in memory, as in the networks that were trained so: same bits, less copying.
+        chain.add_module("activation", activation)
+        return chain
 
 
 def followed(

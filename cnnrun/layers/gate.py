@@ -18,6 +18,7 @@ class SqueezeAndExcite(nn.Module):
 
     def __init__(self, channels: int, squeezed: int, activation: nn.Module, gate: nn.Module) -> None:
         super().__init__()
+        self.channels, self.squeezed = channels, squeezed
         self.squeeze = nn.Conv2d(channels, squeezed, 1)
         self.activation = activation
         self.excite = nn.Conv2d(squeezed, channels, 1)
@@ -54,7 +55,7 @@ class ScaleChannels(nn.Module):
 
     def __init__(self, shape: Shape, initial: float) -> None:
         super().__init__()
-        self.initial = initial
+        self.shape, self.initial = shape, initial
         self.weight = nn.Parameter(torch.empty(shape[0], *[1] * (len(shape) - 1)))
         self.reset_parameters()
 

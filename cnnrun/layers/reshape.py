@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch.nn.functional as F
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor, nn
 
 from cnnrun.contracts import CannotPass, LayerSpec, Shape, Window, need_picture
@@ -68,6 +68,38 @@ class PixelShuffle(LayerSpec):
         return Window(scale=(self.upscale_factor, self.upscale_factor))
 
 
+class PartOfChannels(nn.Module):
+    """Part `index` of the channels of [B, C, ...], cut into `chunks` equal parts."""
+
+    def __init__(self, chunks: int, index: int) -> None:
+        super().__init__()
+        self.chunks, self.index = chunks, index
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.chunk(self.chunks, 1)[self.index]
+
+
+class Chunk(LayerSpec):
+    """One of several equal parts of the channels, as in ShuffleNet V2's split (Ma et al. 2018)."""
+
+    kind = "chunk"
+    example = {"chunks": 2, "index": 1}
+    chunks: int = Field(2, ge=1)
+    index: int = Field(0, ge=0)
+    """Which part, from 0."""
+
+    def build(self, in_shape: Shape) -> nn.Module:
+        if in_shape[0] % self.chunks:
+            raise CannotPass(f"{in_shape[0]} channels do not divide into {self.chunks} parts", "change chunks")
+        return PartOfChannels(self.chunks, self.index)
+
+    @model_validator(mode="after")
+    def _index_is_a_part(self) -> Self:
+        if self.index >= self.chunks:
+            raise ValueError(f"index {self.index} is not one of {self.chunks} parts, which count from 0")
+        return self
+
+
 class InterleaveChannels(nn.Module):
     """Channel g * n + i of [B, C, H, W] moves to i * groups + g, so that groups see each other (ShuffleNet)."""
 
@@ -95,16 +127,19 @@ class ChannelShuffle(LayerSpec):
 
 
 class PadEdges(nn.Module):
-    """Padding of [B, C, H, W] by (top, bottom, left, right) pixels."""
+    """Padding of [B, C, H, W] by (front, back) channels and (top, bottom, left, right) pixels."""
 
-    def __init__(self, sides: tuple[int, int, int, int], mode: str, value: float) -> None:
+    def __init__(
+        self, channels: tuple[int, int], sides: tuple[int, int, int, int], mode: str, value: float
+    ) -> None:
         super().__init__()
-        self.sides, self.mode, self.value = sides, mode, value
+        self.channels, self.sides, self.mode, self.value = channels, sides, mode, value
 
     def forward(self, x: Tensor) -> Tensor:
         top, bottom, left, right = self.sides
-        value = self.value if self.mode == "constant" else None
-        return F.pad(x, (left, right, top, bottom), mode=self.mode, value=value)
+        if self.mode == "constant":
+            return F.pad(x, (left, right, top, bottom, *self.channels), value=self.value)
+        return F.pad(x, (left, right, top, bottom), mode=self.mode)
 
 
 def _sides(value: list[int]) -> list[int]:
@@ -114,12 +149,14 @@ def _sides(value: list[int]) -> list[int]:
 
 
 class Pad(LayerSpec):
-    """Adds pixels at the edges: a number for all sides, or `[top, bottom, left, right]`."""
+    """Adds pixels at the edges (a number for all sides, or `[top, bottom, left, right]`), or whole channels."""
 
     kind = "pad"
     main = "padding"
-    example = {"padding": [0, 1, 2, 1]}
+    example = {"padding": [0, 1, 2, 1], "channels": [1, 2]}
     padding: Annotated[int, Field(ge=0)] | Annotated[list[int], AfterValidator(_sides)] = 1
+    channels: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)] = [0, 0]
+    """Channels of `value` added `[before, after]`, as in the parameterless shortcut of He et al. 2016."""
     mode: Literal["constant", "reflect", "replicate"] = "constant"
     value: float = 0.0
 
@@ -128,4 +165,10 @@ class Pad(LayerSpec):
         sides: Any = (self.padding,) * 4 if isinstance(self.padding, int) else tuple(self.padding)
         if self.mode == "reflect" and (max(sides[:2]) >= height or max(sides[2:]) >= width):
             raise CannotPass("reflected padding must be smaller than the picture", "use less, or another mode")
-        return PadEdges(sides, self.mode, self.value)
+        return PadEdges((self.channels[0], self.channels[1]), sides, self.mode, self.value)
+
+    @model_validator(mode="after")
+    def _channels_are_constant(self) -> Self:
+        if any(self.channels) and self.mode != "constant":
+            raise ValueError(f"channels are added with a constant value, not by mode {self.mode!r}")
+        return self

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from cnnrun.contracts import Better, Facts, Measured, Results, Shape, TaskSpec, need_vector
+from cnnrun.contracts import Better, Facts, Measured, Results, Shape, TaskSpec, need_picture, need_vector
 from cnnrun.metrics import ClassificationCounts
 
 Weight = Annotated[float, Field(ge=0)]
@@ -43,6 +43,18 @@ class CrossEntropy(nn.Module):
         return {"cross_entropy": loss}
 
 
+class MapsOfClasses(nn.Module):
+    """Feature maps [B, C, H, W] -> [B, K]: a map a class, ReLU, and the mean (SqueezeNet, Iandola et al. 2016)."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.channels, self.classes = channels, classes
+        self.conv = nn.Conv2d(channels, classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv(x)).mean((2, 3))
+
+
 class ClassifyMeter:
     """Accuracy, top-k, per-class precision, recall and F1, calibration error, confusion matrix."""
 
@@ -71,6 +83,8 @@ class Classify(TaskSpec):
 
     kind = "classify"
 
+    classifier: Literal["linear", "conv"] = "linear"
+    """The last layer: `linear` over a vector; `conv` makes a map a class (1x1, then ReLU) and takes each map's mean."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     class_weights: Literal["balanced"] | list[Weight] | None = None
     """`balanced` weighs each class by the inverse of its frequency; or a number for each class, in order."""
@@ -92,6 +106,8 @@ class Classify(TaskSpec):
         return None
 
     def head(self, in_shape: Shape, facts: Facts) -> nn.Module:
+        if self.classifier == "conv":
+            return MapsOfClasses(need_picture("its conv classifier", in_shape)[0], len(facts.classes))
         return nn.Linear(need_vector("its linear layer", in_shape), len(facts.classes))
 
     def criterion(self, facts: Facts) -> nn.Module:

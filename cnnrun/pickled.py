@@ -1,0 +1,147 @@
+"""A PyTorch state dict (.pth, .pt) of unknown origin, read in a process of its own that can do nothing else.
+
+Pickle is a program. `weights_only` interprets a small part of it, yet had holes, and a small file may ask for any amount
+of memory. So: the zip's table is checked first; the reader runs apart, with limits on memory and time, forbidden to
+open sockets, start processes or write files; it hands back safetensors, and there is no fallback of any kind.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from cnnrun.errors import CheckpointError, printable
+
+MAX_BYTES = 8 << 30
+_MAX_MEMBERS = 20_000
+_SECONDS = 120
+_SPARE_BYTES = 256 << 20
+_NESTED = ("state_dict", "model")  # where training scripts put the state dict
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of the state dict in `path`, in its order. Raises CheckpointError."""
+    _check_file(path)
+    with TemporaryDirectory(prefix="cnnrun-") as folder:
+        out = Path(folder) / "tensors.safetensors"
+        command = [sys.executable, "-m", "cnnrun.pickled", str(path.resolve()), str(out)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=2 * _SECONDS, check=False)  # noqa: S603
+        except subprocess.TimeoutExpired:
+            raise CheckpointError(f"{path}: reading it took more than {2 * _SECONDS} s; refused") from None
+        if done.returncode != 0 or not out.exists():
+            reason = done.stdout.strip().split("\n")[-1] or f"its reader died (code {done.returncode})"
+            raise CheckpointError(f"{path}: {printable(reason)}")
+        tensors = safetensors.torch.load_file(out)
+    return {name.split(":", 1)[1]: tensors[name] for name in sorted(tensors)}
+
+
+def _check_file(path: Path) -> None:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or not 0 < status.st_size <= MAX_BYTES:
+            raise CheckpointError(f"{path}: not a regular file of at most {MAX_BYTES >> 30} GiB")
+        if not zipfile.is_zipfile(path):
+            return  # torch's old format, of before 2020: one pickle, then the numbers
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise CheckpointError(f"{path}: a damaged zip archive ({error})") from None
+    bad = None
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        bad = "compressed members"
+    elif len(members) > _MAX_MEMBERS or len({member.filename for member in members}) < len(members):
+        bad = "too many members, or two of one name"
+    elif sum(member.file_size for member in members) > status.st_size:
+        bad = "members larger than the file"
+    if bad:
+        raise CheckpointError(f"{path}: an archive with {bad}, as torch.save writes none; refused")
+
+
+class _Refused(Exception):
+    pass
+
+
+def _main(path: str, out: str) -> None:
+    """In the process apart: unpickle within limits, write safetensors; the last line printed is why not."""
+    import torch
+
+    try:
+        _limit(2 * Path(path).stat().st_size + _SPARE_BYTES)
+        sys.addaudithook(_guard(out))
+        # Said outright: the environment can turn the default off, but not this.
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        state = _state_dict(loaded, Path(path).stat().st_size)
+        # safetensors forgets the order, so the names carry it.
+        numbered = {f"{n:06d}:{name}": value.detach().clone(memory_format=torch.contiguous_format) for n, (name, value) in enumerate(state.items())}
+        safetensors.torch.save_file(numbered, out)
+    except _Refused as refused:
+        _leave(str(refused))
+    except MemoryError:
+        _leave("asks for more memory than its size explains; refused")
+    except Exception as error:  # whatever a hostile file provokes is one line
+        lines = str(error).strip().split("\n")
+        text = "asks for more memory than its size explains" if "allocate memory" in str(error) else lines[0]
+        _leave(f"not a state dict that can be read safely: {text[:200]}")
+
+
+def _leave(reason: str) -> None:
+    print(reason.replace("\n", " "))  # noqa: T201
+    sys.exit(3)
+
+
+def _limit(more_bytes: int) -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
+    if sys.platform == "linux":  # elsewhere the limit is not kept, or counts other things
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * os.sysconf("SC_PAGE_SIZE") + more_bytes
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def _guard(out: str) -> Any:
+    """An audit hook that refuses what reading a file never needs."""
+    forbidden = ("socket.", "subprocess.", "os.exec", "os.spawn", "os.posix_spawn", "os.system", "os.fork", "os.remove")
+    writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event.startswith(forbidden):
+            raise _Refused(f"tried {event}; refused")
+        if event == "open" and isinstance(arguments[2], int) and arguments[2] & writing and arguments[0] != out:
+            raise _Refused("tried to write a file; refused")
+
+    return hook
+
+
+def _state_dict(loaded: Any, file_bytes: int) -> dict[str, Tensor]:
+    for key in _NESTED:
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not isinstance(loaded, dict) or not loaded:
+        raise _Refused("no state dict (names and tensors)")
+    for name, value in loaded.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor) or value.is_sparse or value.is_quantized:
+            raise _Refused(f"no state dict: {str(name)[:60]!r} is {type(value).__name__}, not a plain tensor")
+    expanded = sum(value.numel() * value.element_size() for value in loaded.values())
+    if expanded > file_bytes:
+        raise _Refused(f"{file_bytes:,} bytes that would become {expanded:,}; refused")
+    bad = next((name for name, value in loaded.items() if not value.isfinite().all()), None)
+    if bad is not None:
+        raise _Refused(f"{bad} is not finite")
+    return loaded
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1], sys.argv[2])
