@@ -8,15 +8,16 @@ from pathlib import Path
 
 import torch
 
-from cnnrun import checkpoint, runs
+from cnnrun import checkpoint, runs, weights
 from cnnrun.contracts import Facts
 from cnnrun.dataset import Dataset, Index, index, prepare
 from cnnrun.errors import CheckpointError, ConfigError, DataError
 from cnnrun.experiment import Experiment, load
 from cnnrun.learner import Job, check
-from cnnrun.network import BuildError, Built, build, materialize
+from cnnrun.network import BuildError, Built, Network, build, materialize
 from cnnrun.progress import bar, say
 from cnnrun.trained import Trained
+from cnnrun.weights import Weights
 
 
 def dataset(experiment: Experiment, indexed: Index | None = None, only: Sequence[str] | None = None) -> Dataset:
@@ -32,8 +33,16 @@ def network(experiment: Experiment, facts: Facts) -> Built:
         raise ConfigError(*(problem.message for problem in error.problems)) from None
 
 
-def fitting(experiment: Experiment, facts: Facts) -> Built:
-    """The network for this data, without memory, once everything is known to fit. Raises ConfigError or DataError."""
+def initial(experiment: Experiment) -> Weights | None:
+    """The weights that the config starts from, if it names any. Raises CheckpointError."""
+    return weights.read(Path(experiment.model.weights)) if experiment.model.weights else None
+
+
+def fitting(experiment: Experiment, facts: Facts, given: Weights | None = None) -> Built:
+    """The network for this data, without memory, once everything is known to fit.
+
+    Raises ConfigError, DataError or CheckpointError.
+    """
     if problem := experiment.task.problem(facts):
         raise ConfigError(f"task: {problem}")
     for split in ("train", "val"):
@@ -41,39 +50,62 @@ def fitting(experiment: Experiment, facts: Facts) -> Built:
             raise DataError(f"the data has no {split} split; give data.split.{split} a part of the training pictures")
     built = network(experiment, facts)
     check(experiment.train, facts.counts["train"], built.network)
+    if given:
+        start_of(experiment, built.network, given, facts)
     return built
 
 
-def job(experiment: Experiment, data: Dataset, run: Path, device: torch.device) -> Job:
-    """What the training loop works on."""
+def start_of(experiment: Experiment, made: Network, given: Weights, facts: Facts) -> dict[str, str]:
+    """Which tensor of the weights file starts each of the network's. Raises CheckpointError, a line a misfit."""
+    try:
+        return weights.fitting(made, given, experiment.model.until, facts)
+    except weights.Misfit as misfit:
+        raise CheckpointError(*misfit.table(f"{experiment.model.weights}: not weights of this network")) from None
+
+
+def job(experiment: Experiment, data: Dataset, given: Weights | None, run: Path, device: torch.device) -> Job:
+    """What the training loop works on; with `given` weights the network starts from them, aloud."""
+    built = fitting(experiment, data.facts).network
+    found = start_of(experiment, built, given, data.facts) if given else {}
+    made = materialize(built, experiment.seed)
+    if given:
+        anew = weights.start(made, given, found)
+        say(f"{len(found)} tensors from {experiment.model.weights}; new: {', '.join(anew) or 'none'}")
     return Job(
         spec=experiment.train,
-        network=materialize(fitting(experiment, data.facts).network, experiment.seed),
+        network=made,
         task=experiment.task,
         dataset=data,
         augment=experiment.data.augment,
         seed=experiment.seed,
         device=device,
         run=run,
+        memory_gib=experiment.data.memory_gib,
     )
 
 
-def start(experiment: Experiment, facts: Facts, root: Path, resume: bool) -> Path:
-    """The run folder to train in: the newest unfinished one of the same config when resuming, else a fresh one."""
+def unfinished(experiment: Experiment, root: Path, resume: bool) -> Path | None:
+    """The newest unfinished run of the same config, when resuming; otherwise says that there is one."""
     left = runs.unfinished(root, experiment.name)
-    if resume:
-        for run in left:
-            try:
-                other = load(run / runs.CONFIG)
-            except ConfigError as error:
-                say(f"{run} is unfinished, but its config cannot be read: {error.lines[0]}")
-                continue
-            if not (differ := differences(other, experiment.with_statistics_of(other))):
-                say(f"going on with {run}")
-                return run
-            say(f"{run} is unfinished, but of other settings ({', '.join(differ)})")
-    elif left:
-        say(f"{left[0]} is unfinished; --resume would go on with it")
+    if not resume:
+        if left:
+            say(f"{left[0]} is unfinished; --resume would go on with it")
+        return None
+    for run in left:
+        try:
+            other = load(run / runs.CONFIG)
+        except ConfigError as error:
+            say(f"{run} is unfinished, but its config cannot be read: {error.lines[0]}")
+            continue
+        if not (differ := differences(other, experiment.with_statistics_of(other))):
+            say(f"going on with {run}")
+            return run
+        say(f"{run} is unfinished, but of other settings ({', '.join(differ)})")
+    return None
+
+
+def create(experiment: Experiment, facts: Facts, root: Path) -> Path:
+    """A fresh run folder with the resolved config in it."""
     run = runs.create(root, experiment.name)
     runs.write_text(run / runs.CONFIG, experiment.with_facts(facts).to_yaml())
     return run

@@ -51,6 +51,11 @@ class Augment(Spec):
     erase: float = Field(0.0, ge=0, le=1)
     """The probability of blanking a rectangle of 2 to 33 % of the picture (Zhong et al. 2020)."""
 
+    @property
+    def changes(self) -> bool:
+        """Whether any picture is changed at all."""
+        return self != type(self)()
+
     def apply(self, pictures_BCHW: Tensor, index_B: Tensor, seed: int, epoch: int) -> Tensor:
         """uint8 pictures -> float32 pictures 0..255, changed; the same inputs give the same bits."""
         draws = Draws(seed, epoch, index_B)

@@ -9,7 +9,18 @@ from typing import Any
 import torch
 
 from cnnrun import runs
-from cnnrun.assemble import dataset, eval_data, fitting, job, network, saved_in, start, trained
+from cnnrun.assemble import (
+    create,
+    dataset,
+    eval_data,
+    fitting,
+    initial,
+    job,
+    network,
+    saved_in,
+    trained,
+    unfinished,
+)
 from cnnrun.contracts import Facts
 from cnnrun.dataset import index
 from cnnrun.evaluate import evaluate as measure_split
@@ -22,14 +33,18 @@ from cnnrun.train import fit
 
 def train(experiment: Experiment, root: Path, device: torch.device, resume: bool) -> dict[str, Any]:
     """Train to the end in a run folder; returns what was reached."""
+    run = unfinished(experiment, root, resume)
+    # A run that has a checkpoint no longer needs the weights it began with.
+    given = None if run and (run / "checkpoints" / "latest").exists() else initial(experiment)
+    experiment = experiment.with_weights_of(given.facts if given else None)
     data = dataset(experiment)
-    fitting(experiment, data.facts)  # nothing is made on the disk for a config that cannot be trained
-    run = start(experiment, data.facts, root, resume)
+    fitting(experiment, data.facts, given)  # nothing is made on the disk for a config that cannot be trained
+    run = run or create(experiment, data.facts, root)
     with runs.held(run):
         saved = saved_in(run, data.facts) if resume else None
         for line in runs.note_environment(run, device):
             say(f"{line}: the result may differ in its last bits from an uninterrupted run's")
-        return {"run": str(run), **fit(job(experiment, data, run, device), saved)}
+        return {"run": str(run), **fit(job(experiment, data, given, run, device), saved)}
 
 
 def evaluate(target: Path | None, root: Path, device: torch.device, split: str | None) -> dict[str, Any]:
@@ -63,7 +78,7 @@ def exported(form: Format, target: Path | None, root: Path, split: str | None, o
 def checked(experiment: Experiment) -> dict[str, Any]:
     """Everything that can be known without decoding a picture or taking a step."""
     facts = _facts(experiment)
-    built = fitting(experiment, facts)
+    built = fitting(experiment, facts, initial(experiment))
     return {
         "name": experiment.name,
         "classes": list(facts.classes),

@@ -103,7 +103,7 @@ class Index:
         return tuple(torch.bincount(split.targets["labels"][rows], minlength=len(self.source.classes)).tolist())
 
 
-_DECODER = 1  # raised whenever the same file would be decoded to other pixels
+_DECODER = 2  # raised whenever the same file would be decoded to other pixels
 _HOLD_OUT_KEYS = {"test": 1, "val": 2}
 
 

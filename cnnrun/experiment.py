@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,6 +48,13 @@ class Experiment(Spec):
         mine, theirs = self.data.image, other.data.image
         image = mine.model_copy(update={"mean": mine.mean or theirs.mean, "std": mine.std or theirs.std})
         return self.model_copy(update={"data": self.data.model_copy(update={"image": image})})
+
+    def with_weights_of(self, given: Facts | None) -> Experiment:
+        """The same experiment; where it leaves mean and deviation to be measured, with those its weights learned by."""
+        image = self.data.image
+        if given is None or (image.mean and image.std) or len(given.mean) != (self.data.image_shape() or (0,))[0]:
+            return self
+        return self.with_facts(replace(given, mean=tuple(image.mean or given.mean), std=tuple(image.std or given.std)))
 
     def to_yaml(self) -> str:
         """The file with every default written out; reading it gives an equal experiment."""
@@ -144,7 +152,33 @@ def _meaning(experiment: Experiment, tree: Map, start: Mark) -> list[Problem]:
         for problem in error.problems:
             report(("model", "layers", *problem.path[1:]), problem.message)
         return problems
+    problems += _misnamed(experiment, built, tree, start)
     return problems + _too_large(built, tree, start)
+
+
+def _misnamed(experiment: Experiment, built: Built, tree: Map, start: Mark) -> list[Problem]:
+    """Layers named in `model.until`, `train.freeze` or an optimizer's groups that are not there."""
+    problems, train = [], experiment.train
+
+    def report(path: Loc, message: str) -> None:
+        problems.append(Problem(position(tree, path, start), path_text(tree, path), message))
+
+    children = [name for name, _ in built.network.layers.named_children()]
+    for path, name in ((("model", "until"), experiment.model.until), (("train", "freeze"), train.freeze)):
+        if name is not None and name not in children:
+            report(path, f"no layer {name!r} in the model{did_you_mean(name, children)}")
+    frozen = children[: children.index(train.freeze) + 1] if train.freeze in children else []
+    held = tuple(f"layers.{name}." for name in frozen)
+    learning = [name for name, _ in built.network.named_parameters() if not name.startswith(held)]
+    for group in train.optimizer.unused(learning):
+        at = ("train", "optimizer", train.optimizer.kind, "groups", train.optimizer.groups.index(group), "params")
+        report(at, f"{group.params!r} is no parameter that learns{did_you_mean(group.params, _parts(learning))}")
+    return problems
+
+
+def _parts(names: Sequence[str]) -> list[str]:
+    """The head and the top-level layers that parameters of these names belong to."""
+    return list(dict.fromkeys(".".join(name.split(".")[: 1 if name.startswith("head") else 2]) for name in names))
 
 
 def _too_large(built: Built, tree: Map, start: Mark) -> list[Problem]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,8 +18,10 @@ from cnnrun.contracts import Better, Facts, Measured, TaskSpec
 from cnnrun.dataset import Dataset
 from cnnrun.errors import ConfigError
 from cnnrun.evaluate import evaluate
+from cnnrun.frozen import cut, feature_bytes, features, hold
 from cnnrun.network import Network
 from cnnrun.optim import Ema, EmaSpec, Optimizer, Sgd, load_state_tensors, state_tensors
+from cnnrun.progress import bar, say
 from cnnrun.randomness import seed_step
 from cnnrun.schedule import OneCycle, Schedule
 from cnnrun.spec import Kinds, Spec
@@ -44,6 +46,8 @@ class Train(Spec):
     """Micro-batches that each batch is split into, to save memory."""
     optimizer: Annotated[Optimizer, Kinds()] = Sgd(lr=0.05, momentum=0.9, nesterov=True)
     schedule: Annotated[Schedule, Kinds()] = OneCycle()
+    freeze: str | None = None
+    """Layers up to the one of this name do not learn; their batch norms keep their statistics."""
     clip: float | None = Field(None, gt=0)
     """Scales gradients down to this norm where they exceed it."""
     ema: EmaSpec | None = None
@@ -98,6 +102,7 @@ class Job:
     seed: int
     device: torch.device
     run: Path
+    memory_gib: float = 4.0
 
     @property
     def facts(self) -> Facts:
@@ -112,13 +117,14 @@ class Learner:
         self.network = job.network.to(device).to(memory_format=torch.channels_last)
         self.criterion = job.task.criterion(job.facts).to(device)
         self.both = nn.ModuleDict({"network": self.network, "criterion": self.criterion})
-        self.names = [name for name, _ in self.both.named_parameters()]
-        self.optimizer = spec.optimizer.build(self.both.parameters())
+        hold(self.network, spec.freeze)
+        groups = spec.optimizer.grouped(learning(self.both))
+        self.names = [name for group in groups for name in group.pop("names")]
+        self.optimizer = spec.optimizer.build(groups)
         self.scaler = torch.amp.GradScaler(device.type, enabled=spec.precision == "float16")
         self.ema = Ema(self.network, spec.ema.decay) if spec.ema else None
-        self.forward: nn.Module = torch.compile(self.network) if spec.compile else self.network  # type: ignore[assignment]
+        self.body, self.forward = self.network, compiled(self.network, spec)
         self.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[spec.precision]
-        self.network.train()
 
     def autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
@@ -140,20 +146,55 @@ class Learner:
             for name, value in saved.parts["ema"].items():
                 self.ema.average[name].copy_(value)
 
+    def reuse_frozen(self, job: Job) -> Job:
+        """The job over features of the frozen layers, computed once, where the pictures never change.
+
+        From then on `forward` takes features. Where they would change or not fit the memory, the job as it is, aloud.
+        """
+        parts = cut(self.network, job.spec.freeze) if job.spec.freeze else None
+        if parts is None:
+            return job
+        trunk, tail = parts
+        needed = feature_bytes(trunk, job.dataset, job.device) / 2**30
+        if job.augment.changes or needed > job.memory_gib:
+            why = "augmentation changes the pictures" if job.augment.changes else f"they would take {needed:.1f} GiB"
+            say(f"the features of the frozen layers are computed anew at each step: {why}")
+            return job
+        with self.autocast(job.device):
+            data = features(trunk, job.dataset, job.spec.batch, job.device, bar)
+        self.body, self.forward = tail, compiled(tail, job.spec)
+        return replace(job, dataset=data)
+
     def evaluate(self, job: Job, split: str) -> Measured:
         """The averaged weights where there are any, on a split, without touching what learns."""
         self.network.eval()
-        weights = self.ema.average if self.ema else {}
+        average = self.ema.average if self.ema else {}
+        weights = {name: average[name] for name in self.body.state_dict() if name in average}
 
-        def forward(pictures: Tensor) -> Tensor:
+        def forward(inputs: Tensor) -> Tensor:
             with self.autocast(job.device):
-                out: Tensor = functional_call(self.network, weights, (pictures,))
+                out: Tensor = functional_call(self.body, weights, (inputs,))
                 return out
 
         examples = job.dataset.splits[split]
         measured = evaluate(forward, self.criterion, job.task, job.facts, examples, job.spec.batch, job.device)
-        self.network.train()
+        hold(self.network, job.spec.freeze)
         return measured
+
+
+def learning(both: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The parameters that learn, named as `cnnrun summary` names their layers; the criterion's after `criterion.`."""
+    return [
+        (name.removeprefix("network."), parameter)
+        for name, parameter in both.named_parameters()
+        if parameter.requires_grad
+    ]
+
+
+def compiled(network: nn.Module, spec: Train) -> nn.Module:
+    """The network, compiled by torch where the config says so."""
+    made: nn.Module = torch.compile(network) if spec.compile else network  # type: ignore[assignment]
+    return made
 
 
 def backward(learner: Learner, job: Job, batch: Batch, step: int) -> Tensor:
@@ -161,9 +202,11 @@ def backward(learner: Learner, job: Job, batch: Batch, step: int) -> Tensor:
     seed_step(job.seed, step, job.device)
     total = torch.zeros((), device=job.device)
     for part in batch.split(job.spec.accumulate):
-        pictures = part.pictures.contiguous(memory_format=torch.channels_last)
+        inputs = part.pictures
+        if inputs.dim() == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
         with learner.autocast(job.device):
-            outputs = learner.forward(pictures)
+            outputs = learner.forward(inputs)
         losses: dict[str, Tensor] = learner.criterion(outputs.float(), part.targets)
         loss = sum(losses.values(), torch.zeros((), device=job.device)) * (len(part) / len(batch))
         learner.scaler.scale(loss).backward()
@@ -171,10 +214,10 @@ def backward(learner: Learner, job: Job, batch: Batch, step: int) -> Tensor:
     return total
 
 
-def update(learner: Learner, job: Job, step: int, rate: float) -> None:
-    """One optimizer step with the gradients at hand, and the average of the weights."""
+def update(learner: Learner, job: Job, step: int, factor: float) -> None:
+    """One optimizer step with the gradients at hand and `factor` of the peak rates, and the average of the weights."""
     for group in learner.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = group["peak"] * factor
     if job.spec.clip is not None:
         learner.scaler.unscale_(learner.optimizer)
         nn.utils.clip_grad_norm_(learner.both.parameters(), job.spec.clip)

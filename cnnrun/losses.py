@@ -65,7 +65,7 @@ class Losses:
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         return [
             f"the loss became {value} at step {step}; nothing of it was saved, the last checkpoint stands",
-            f"first layer that is not finite: {first_nonfinite(learner.network, self._batches.at(step).pictures)}",
+            f"first layer that is not finite: {first_nonfinite(learner.body, self._batches.at(step).pictures)}",
             f"pictures of the batch: {shown}",
             "a lower train.optimizer.*.lr, a longer schedule warmup or train.clip: 1.0 usually helps",
         ]

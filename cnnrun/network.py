@@ -247,7 +247,7 @@ class _Builder:
             if len(self.problems) > before:
                 break
         if linked:
-            return Linked(modules, [None] * len(modules), [[] for _ in modules]), signal
+            return Linked(modules, {}, []), signal
         return nn.Sequential(OrderedDict(modules)), signal
 
     def _residual(
@@ -330,7 +330,7 @@ class _Keys:
 
     def take(self, node: LayerSpec) -> str:
         if node.name is not None:
-            if node.name in self._names or hasattr(Linked, node.name) or node.name in ("names", "inputs"):
+            if node.name in self._names or hasattr(Linked, node.name) or node.name in ("inputs", "kept"):
                 why = "stands twice in this list" if node.name in self._names else "is a word of PyTorch's modules"
                 raise _BadName("name", f"the name {node.name!r} {why}; choose another")
             self._names.add(node.name)
@@ -345,7 +345,8 @@ class _Keys:
 
 def _chained(nodes: Sequence[Any], modules: dict[str, nn.Module]) -> nn.Module:
     """A plain nn.Sequential unless a layer inside takes another's output by name."""
-    if not links(nodes):
+    taken = set(links(nodes))
+    if not taken:
         return nn.Sequential(OrderedDict(modules))
-    used = nodes[: len(modules)]
-    return Linked(modules, [node.name for node in used], [node.inputs() for node in used])
+    inputs = {key: node.inputs() for key, node in zip(modules, nodes, strict=False) if node.inputs()}
+    return Linked(modules, inputs, [key for key in modules if key in taken])

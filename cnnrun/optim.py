@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from typing import Annotated, Any, ClassVar, Self
 
 import torch
@@ -12,6 +13,21 @@ from torch import Tensor, nn
 from cnnrun.spec import Kind, Spec
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Group(Spec):
+    """Parameters with settings of their own."""
+
+    params: str = Field(min_length=1)
+    """A part as `cnnrun summary` names it (`head`, `layers.stage4`), or a pattern such as `*.bias`."""
+    lr: float | None = Field(None, gt=0)
+    """Their peak learning rate; by default the optimizer's."""
+    weight_decay: float | None = Field(None, ge=0)
+    """By default the optimizer's."""
+
+    def takes(self, name: str) -> bool:
+        """Whether the parameter of that name is one of the group's."""
+        return name.startswith(f"{self.params}.") or fnmatchcase(name, self.params)
 
 
 class OptimizerSpec(Kind):
@@ -24,10 +40,36 @@ class OptimizerSpec(Kind):
     lr: float = Field(1e-3, gt=0)
     """The peak learning rate; the schedule multiplies it."""
     weight_decay: float = Field(0.0, ge=0)
+    groups: list[Group] = []
+    """Parameters with settings of their own; each takes those of the first group that names it."""
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimizer over `parameters`, fused where torch can."""
-        settings: dict[str, Any] = self.model_dump()
+    def grouped(self, named: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
+        """torch's parameter groups, the optimizer's own last; `names` beside `params`, `peak` is the rate to scale."""
+        given = list(named)
+        rest = Group(params="*")
+        members: dict[int, list[tuple[str, nn.Parameter]]] = {}
+        for name, parameter in given:
+            place = next((place for place, group in enumerate(self.groups) if group.takes(name)), len(self.groups))
+            members.setdefault(place, []).append((name, parameter))
+        return [
+            {
+                "names": [name for name, _ in inside],
+                "params": [parameter for _, parameter in inside],
+                "peak": self.lr if group.lr is None else group.lr,
+                "weight_decay": self.weight_decay if group.weight_decay is None else group.weight_decay,
+            }
+            for place, group in enumerate([*self.groups, rest])
+            if (inside := members.get(place))
+        ]
+
+    def unused(self, names: Iterable[str]) -> list[Group]:
+        """The groups that name no parameter of these."""
+        given = list(names)
+        return [group for group in self.groups if not any(map(group.takes, given))]
+
+    def build(self, parameters: Iterable[nn.Parameter] | list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """The optimizer over parameters or groups of them, fused where torch can."""
+        settings: dict[str, Any] = self.model_dump(exclude={"groups"})
         if self.fused:
             settings["fused"] = True
         return self.optimizer(parameters, **settings)

@@ -39,6 +39,8 @@ class Image(Spec):
     """1 for grey, 3 for colour; by default the source's own."""
     fit: Literal["stretch", "crop", "pad"] = "stretch"
     """How another shape becomes `size`: stretched, its middle cropped, or padded with `background`."""
+    crop_pct: float = Field(1.0, gt=0, le=1)
+    """The part of each side that `fit: crop` keeps: with 0.875, 224 pixels are cut from a picture made 256 small."""
     background: int = Field(255, ge=0, le=255)
     """The grey value behind transparent pixels and around padded pictures."""
     mean: list[float] | None = None
@@ -150,11 +152,28 @@ def _fitted(picture: Any, size: Pair, image: Image) -> Any:
     from PIL import ImageOps
 
     width_height = (size[1], size[0])
-    if picture.size == width_height:
+    if picture.size == width_height and (image.fit != "crop" or image.crop_pct == 1):
         return picture
     if image.fit == "crop":
-        return ImageOps.fit(picture, width_height, Pil.Resampling.BILINEAR)
+        return _middle(picture, size, image.crop_pct)
     if image.fit == "pad":
         colour = image.background if picture.mode == "L" else (image.background,) * 3
         return ImageOps.pad(picture, width_height, Pil.Resampling.BILINEAR, color=colour)
     return picture.resize(width_height, Pil.Resampling.BILINEAR)
+
+
+def _middle(picture: Any, size: Pair, part: float) -> Any:
+    """The picture so small that `size` is `part` of it in the tighter direction, and `size` cut from its middle.
+
+    With the roundings of torchvision's Resize and CenterCrop, so that its weights see what they were measured on.
+    """
+    from PIL import Image as Pil
+
+    (height, width), (tall, wide) = size, (round(size[0] / part), round(size[1] / part))
+    if picture.width * tall >= picture.height * wide:
+        wide = max(wide, int(tall * picture.width / picture.height))
+    else:
+        tall = max(tall, int(wide * picture.height / picture.width))
+    small = picture.resize((wide, tall), Pil.Resampling.BILINEAR)
+    top, left = round((tall - height) / 2), round((wide - width) / 2)
+    return small.crop((left, top, left + width, top + height))

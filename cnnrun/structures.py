@@ -90,21 +90,24 @@ class Model(Spec):
 
 
 class Linked(nn.Module):
-    """A chain in which some layers take earlier outputs by name; `outer` holds the names of the enclosing chains."""
+    """A chain in which some layers take earlier outputs by name; `outer` holds the names of the enclosing chains.
 
-    def __init__(self, layers: dict[str, nn.Module], names: list[str | None], inputs: list[list[str]]) -> None:
+    `inputs` says which layers take what; `kept` are the layers whose outputs somebody takes.
+    """
+
+    def __init__(self, layers: dict[str, nn.Module], inputs: dict[str, list[str]], kept: list[str]) -> None:
         super().__init__()
         for key, module in layers.items():
             self.add_module(key, module)
-        self.names, self.inputs = names, inputs
+        self.inputs, self.kept = inputs, kept
 
     def forward(self, x: Tensor, outer: dict[str, Tensor] | None = None) -> Tensor:
         known = dict(outer or {})
-        for module, name, sources in zip(self.children(), self.names, self.inputs, strict=True):
-            taken = [known[source] for source in sources] or [x]
+        for key, module in self.named_children():
+            taken = [known[source] for source in self.inputs.get(key, ())] or [x]
             x = module(*taken, known) if isinstance(module, Linked | SumOfBranches | Branches) else module(*taken)
-            if name is not None:
-                known[name] = x
+            if key in self.kept:
+                known[key] = x
         return x
 
 

@@ -44,7 +44,9 @@ class Tracker:
             self._board("add_scalar", name, value, step)
 
     def show_pictures(self, step: int, name: str, pictures_BCHW: Tensor) -> None:
-        """A grid of pictures with values 0..255."""
+        """A grid of pictures with values 0..255; nothing where these are features."""
+        if pictures_BCHW.dim() != 4 or pictures_BCHW.shape[1] not in (1, 3):
+            return
         self._board("add_images", name, pictures_BCHW.clamp(0, 255).byte().cpu(), step)
 
     def show_matrix(self, step: int, name: str, matrix: list[list[int]], labels: tuple[str, ...]) -> None:

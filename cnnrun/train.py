@@ -24,13 +24,15 @@ SHOW_EVERY = 50  # steps between two points of TensorBoard's training curves
 
 def fit(job: Job, saved: checkpoint.Checkpoint | None = None) -> dict[str, Any]:
     """Train to the end, from `saved` where given; returns what result.json says. Raises Interrupted, NonFiniteError."""
-    spec, folder, examples = job.spec, job.run / "checkpoints", job.dataset.splits["train"]
-    check(spec, len(examples), job.network)
+    spec, folder = job.spec, job.run / "checkpoints"
+    check(spec, len(job.dataset.splits["train"]), job.network)
     learner = Learner(job)
+    state = _restored(learner, saved, folder) if saved else State()
+    job = learner.reuse_frozen(job)
+    examples = job.dataset.splits["train"]
     per_epoch = spec.steps_per_epoch(len(examples))
     batches = TrainingBatches(examples, job.augment, spec.batch, per_epoch, job.seed, job.device)
     total = spec.epochs * per_epoch
-    state = _restored(learner, saved, folder) if saved else State()
     losses, clock = Losses(state, batches, job), Clock()
 
     with (
@@ -41,10 +43,10 @@ def fit(job: Job, saved: checkpoint.Checkpoint | None = None) -> dict[str, Any]:
         while state.step < total and not spec.stops_early(state.waited):
             with clock.waiting():
                 batch = batches.at(state.step)
-            rate = spec.optimizer.lr * spec.schedule.factor(state.step, total)
+            factor = spec.schedule.factor(state.step, total)
             loss = backward(learner, job, batch, state.step)
             losses.add(loss, learner)  # on a CPU, a loss that is not finite stops here, before the weights
-            update(learner, job, state.step, rate)
+            update(learner, job, state.step, factor)
             if state.step == 0:
                 tracker.show_pictures(0, "train/pictures", batch.pictures[:64])
             state.step += 1
@@ -52,7 +54,7 @@ def fit(job: Job, saved: checkpoint.Checkpoint | None = None) -> dict[str, Any]:
             epoch_ends = state.step % per_epoch == 0
             if state.step % SHOW_EVERY == 0 or epoch_ends:
                 losses.read(learner)
-                tracker.show(state.step, {"train/step_loss": losses.last, "train/lr": rate})
+                tracker.show(state.step, {"train/step_loss": losses.last, "train/lr": spec.optimizer.lr * factor})
             _advance(advance, state, losses, clock)
             if epoch_ends or stop.signal:
                 with clock.aside():

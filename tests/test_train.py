@@ -125,7 +125,7 @@ def test_accumulated_gradients_are_the_whole_batchs():
     for accumulate in (1, 3):
         made = tried(model, f"train.accumulate={accumulate}", "train.batch=50")
         data = assemble.dataset(made)
-        job = assemble.job(made, data, Path("unused"), CPU)
+        job = assemble.job(made, data, None, Path("unused"), CPU)
         learning = Learner(job)
         job.network.double()
         from cnnrun.batches import TrainingBatches
@@ -233,7 +233,7 @@ def test_it_learns(trained_run):
 def test_it_can_overfit_eight_pictures(tmp_path):
     made = tried("train.batch=8", "train.epochs=1", "train.optimizer={adam: 0.01}")
     data = assemble.dataset(made)
-    job = assemble.job(made, data, tmp_path, CPU)
+    job = assemble.job(made, data, None, tmp_path, CPU)
     learning = Learner(job)
     from cnnrun.batches import TrainingBatches
 
@@ -241,7 +241,7 @@ def test_it_can_overfit_eight_pictures(tmp_path):
     losses = []
     for step in range(150):
         losses.append(float(backward(learning, job, batch, step)))
-        update(learning, job, step, 0.01)
+        update(learning, job, step, 1.0)
     assert losses[-1] < 0.05 < losses[0]
 
 

@@ -20,6 +20,7 @@ from cnnrun.dataset import Examples
 from cnnrun.errors import ParityError, StorageError
 from cnnrun.evaluate import measure
 from cnnrun.export.onnx import Onnx
+from cnnrun.pictures import Image
 from cnnrun.runs import write_json
 from cnnrun.trained import Deployed, Trained
 
@@ -63,10 +64,14 @@ def metadata(trained: Trained) -> dict[str, Any]:
         "task": trained.task.kind,
         "classes": list(trained.facts.classes),
         "input": f"uint8 [batch, {height}, {width}, {channels}], {'grey' if channels == 1 else 'RGB'}",
-        "resize": f"{trained.image.fit}, bilinear with antialiasing (Pillow), background {trained.image.background}",
+        "resize": f"{_fit(trained.image)}, bilinear with antialiasing (Pillow), background {trained.image.background}",
         "cnnrun": __version__,
         "step": trained.step,
     }
+
+
+def _fit(image: Image) -> str:
+    return f"crop of the middle {image.crop_pct:g}" if image.fit == "crop" else image.fit
 
 
 Artefact = Callable[[NDArray[np.uint8]], list[NDArray[Any]]]

@@ -112,7 +112,8 @@ class EachPosition(nn.Sequential):
     """Layers for vectors, over the channels of each position of [B, C, H, W] (as in ConvNeXt, Liu et al. 2022)."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        out: Tensor = super().forward(input.permute(0, 2, 3, 1))
+        return out.permute(0, 3, 1, 2)
 
 
 class Linear(LayerSpec):
@@ -138,7 +139,7 @@ class Linear(LayerSpec):
             return followed("linear", linear, (self.out_features,), self.norm, self.activation)
         channels, height, width = need_picture("linear with each_position", in_shape)
         chain = EachPosition(OrderedDict(linear=nn.Linear(channels, self.out_features, bias=bias)))
-        activation = self.activation and in_place(self.activation.build((self.out_features,)))
+        activation = in_place(self.activation.build((self.out_features,))) if self.activation else None
         if self.norm or activation is None or any(activation.parameters()):
             return followed("linear", chain, (self.out_features, height, width), self.norm, self.activation)
         # While the channels lie last in memory, as in the networks that were trained so: same bits, less copying.

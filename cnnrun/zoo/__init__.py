@@ -95,7 +95,7 @@ def _joined(model: Map, layers: Seq, mark: Mark) -> tuple[Map, list[Problem]]:
         problems = [Problem(model.marks["until"], "model.until", f"no layer {until!r}{did_you_mean(until, named)}")]
         until = None
     kept = Seq()
-    for place in range(named.get(until, len(layers) - 1) + 1):
+    for place in range((named[until] if until else len(layers) - 1) + 1):
         kept.put(layers[place], layers.marks[place])
     if isinstance(own, Seq):
         for layer, at in zip(own, own.marks, strict=True):
