@@ -144,6 +144,8 @@ def find_run(target: Path | None, root: Path) -> tuple[Path, Path | None]:
     """The run folder that `target` means (a run, a checkpoint, a config, or none: the newest), and the checkpoint."""
     if target is None:
         return runs.newest(root), None
+    if target.is_file() and target.suffix == ".safetensors":
+        raise CheckpointError(f"{target}: weights without data of their own; train from them with model.weights")
     if target.is_file() and target.suffix in (".yaml", ".yml"):
         if target.name == runs.CONFIG and (target.parent / "checkpoints").is_dir():
             return target.parent, None
@@ -166,19 +168,44 @@ def trained(target: Path | None, root: Path, device: torch.device) -> tuple[Expe
         raise CheckpointError(f"{run}: no checkpoint yet")
     facts = Facts.from_json(saved.state["facts"])
     built = network(experiment, facts).network
-    weights = saved.parts.get("ema", saved.parts["model"])
-    expected = {name: tuple(value.shape) for name, value in built.state_dict().items()}
-    given = {name: tuple(value.shape) for name, value in weights.items()}
-    if expected != given:
-        names = sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))
-        raise CheckpointError(f"{saved.path}: does not fit {run / runs.CONFIG}: {', '.join(names[:10])}")
+    given = saved.parts.get("ema", saved.parts["model"])
+    try:
+        weights.by_name(built.state_dict(), given)
+    except weights.Misfit as misfit:
+        raise CheckpointError(*misfit.table(f"{saved.path}: does not fit {run / runs.CONFIG}")) from None
     made = materialize(built, 0)
-    made.load_state_dict(weights)
-    made.to(device).to(memory_format=torch.channels_last).eval()
+    made.load_state_dict(given)
+    _ready(made, device)
     criterion = experiment.task.criterion(facts).to(device)
     criterion.load_state_dict(saved.parts.get("criterion", {}))
     step = int(saved.state["training"]["step"])
     return experiment, Trained(made, criterion, experiment.task, facts, experiment.data.image, run, step, device)
+
+
+def usable(target: Path | None, root: Path, device: torch.device) -> Trained:
+    """As `trained`, or the network of a weights file that says what it is for. Raises CheckpointError."""
+    if target is None or target.suffix != ".safetensors":
+        return trained(target, root, device)[1]
+    given = weights.read(target)
+    about, facts = given.about, given.facts
+    if about is None or facts is None:
+        raise CheckpointError(
+            f"{target}: bare tensors; `cnnrun import` or `cnnrun export code` write what they are for"
+        )
+    built = build(about.model.layers, about.task, facts).network
+    try:
+        found = weights.by_name(built.state_dict(), given.tensors)
+    except weights.Misfit as misfit:
+        raise CheckpointError(*misfit.table(f"{target}: does not fit its own description")) from None
+    made = materialize(built, 0)
+    weights.start(made, given, found)
+    return Trained(
+        _ready(made, device), about.task.criterion(facts), about.task, facts, about.image, target.parent, 0, device
+    )
+
+
+def _ready(made: Network, device: torch.device) -> Network:
+    return made.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
 
 
 def eval_data(experiment: Experiment, given: Trained, split: str | None, at_least: int = 0) -> tuple[str, Dataset]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,14 @@ import typer
 
 from cnnrun import __version__
 from cnnrun.errors import UserError, printable
+
+
+class Mapping(StrEnum):
+    """How `import` matches tensors."""
+
+    order = "order"
+    name = "name"
+
 
 app = typer.Typer(
     name="cnnrun",
@@ -76,7 +85,7 @@ def evaluate(
 def predict(
     paths: Annotated[list[Path], typer.Argument(help="Picture files and folders.")],
     run: Annotated[
-        Path | None, typer.Option(help="A run folder, a checkpoint or a config; by default the newest run.")
+        Path | None, typer.Option(help="A run, a checkpoint, a config or a weights file; by default the newest run.")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 64,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
@@ -91,7 +100,7 @@ def predict(
     from cnnrun.predict import files
     from cnnrun.predict import predict as rows_of
 
-    _, trained = assemble.trained(run, runs, choose(device))
+    trained = assemble.usable(run, runs, choose(device))
     write = report.row_writer("json" if as_json else "csv" if csv else "text")
     bad = 0
     for row in rows_of(trained, files(paths), batch):
@@ -99,6 +108,46 @@ def predict(
         bad += "error" in row
     if bad:
         raise DataError(f"{bad} file(s) could not be read")
+
+
+zoo_app = typer.Typer(help="Networks that are shipped as YAML.", no_args_is_help=True)
+app.add_typer(zoo_app, name="zoo")
+
+
+@zoo_app.command("list")
+def zoo_list(as_json: Json = False) -> None:
+    """Every network with its parameters and multiply-adds. Example: cnnrun zoo list"""
+    from dataclasses import asdict
+
+    from cnnrun import report, zoo
+
+    _print({"networks": [asdict(zoo.entry(name)) for name in zoo.names()]}, as_json, report.zoo)
+
+
+@zoo_app.command("show")
+def zoo_show(name: Annotated[str, typer.Argument(help="One of `cnnrun zoo list`.")]) -> None:
+    """A network's file, to copy and change. Example: cnnrun zoo show resnet18 > mine.yaml"""
+    from cnnrun import zoo
+
+    typer.echo(zoo.text(name), nl=False)
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="A state dict: .pth, .pt or .safetensors.")],
+    like: Annotated[str, typer.Option(help="The network it is of: one of `cnnrun zoo list`, or a config.")],
+    map_: Annotated[
+        Mapping, typer.Option("--map", help="Tensors are matched by their order or by name.")
+    ] = Mapping.order,
+    classes: Annotated[str | None, typer.Option(help="A file with a class name a line, or `imagenet`.")] = None,
+    drop: Annotated[list[str] | None, typer.Option(help="Tensors to leave out, such as 'AuxLogits.*'.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The file; by default the network's name here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Turn PyTorch weights into a weights file. Example: cnnrun import resnet50.pth --like resnet50 --classes imagenet"""
+    from cnnrun import commands, report
+
+    _print(commands.imported(file, like, map_.value, classes, drop or [], out), as_json, report.imported)
 
 
 export_app = typer.Typer(help="Write a trained network as a file for other programs.", no_args_is_help=True)
@@ -118,6 +167,21 @@ def export_onnx(
     from cnnrun.export.onnx import Onnx
 
     _print(commands.exported(Onnx(), target, runs, split, out), as_json, report.parity)
+
+
+@export_app.command("code")
+def export_code(
+    target: Target = None,
+    out: Annotated[Path | None, typer.Option(help="The file; by default exports/model.py in the run.")] = None,
+    split: SplitName = None,
+    runs: Runs = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """A Python file and its weights, which need torch alone. Example: cnnrun export code"""
+    from cnnrun import commands, report
+    from cnnrun.export.code import Code
+
+    _print(commands.exported(Code(), target, runs, split, out), as_json, report.parity)
 
 
 @app.command()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cnnrun import runs
+from cnnrun import importing, runs, weights
 from cnnrun.assemble import (
     create,
     dataset,
@@ -29,6 +30,7 @@ from cnnrun.export import MIN_SAMPLES, Format, export
 from cnnrun.network import flops
 from cnnrun.progress import say
 from cnnrun.train import fit
+from cnnrun.weights import How
 
 
 def train(experiment: Experiment, root: Path, device: torch.device, resume: bool) -> dict[str, Any]:
@@ -73,6 +75,21 @@ def exported(form: Format, target: Path | None, root: Path, split: str | None, o
     ordered = [name, *(other for other in data.splits if other != name)]
     splits = {each: data.splits[each] for each in ordered}
     return {"path": str(path), **export(form, given, splits, path, experiment.train.batch)}
+
+
+def imported(
+    path: Path, like: str, how: How, classes: str | None, drop: Sequence[str], out: Path | None
+) -> dict[str, Any]:
+    """Turn a foreign state dict into a weights file; returns what it holds."""
+    made = importing.imported(path, like, how, classes, drop)
+    target = out or Path(f"{Path(like).stem}.safetensors")
+    weights.write(target, made.tensors, made.about, made.facts)
+    return {
+        "path": str(target),
+        "tensors": len(made.tensors),
+        "parameters": made.parameters,
+        "classes": list(made.facts.classes),
+    }
 
 
 def checked(experiment: Experiment) -> dict[str, Any]:

@@ -64,9 +64,7 @@ def _sequence(layers: dict[str, nn.Module]) -> nn.Module:
     return nn.Sequential(OrderedDict(layers))
 
 
-def features(
-    trunk: Trunk, dataset: Dataset, batch: int, device: torch.device, bar: Bar
-) -> Dataset:
+def features(trunk: Trunk, dataset: Dataset, batch: int, device: torch.device, bar: Bar) -> Dataset:
     """Every split with features in the place of pictures: float, on the host, in the order of the samples."""
 
     def computed(examples: Examples) -> Examples:

@@ -84,7 +84,10 @@ def _main(path: str, out: str) -> None:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
         state = _state_dict(loaded, Path(path).stat().st_size)
         # safetensors forgets the order, so the names carry it.
-        numbered = {f"{n:06d}:{name}": value.detach().clone(memory_format=torch.contiguous_format) for n, (name, value) in enumerate(state.items())}
+        numbered = {
+            f"{n:06d}:{name}": value.detach().clone(memory_format=torch.contiguous_format)
+            for n, (name, value) in enumerate(state.items())
+        }
         safetensors.torch.save_file(numbered, out)
     except _Refused as refused:
         _leave(str(refused))

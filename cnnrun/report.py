@@ -69,6 +69,35 @@ def parity(data: dict[str, Any]) -> None:
     console.print("measured on the file: " + "  ".join(f"{name} {value:.4f}" for name, value in artefact.items()))
 
 
+def zoo(data: dict[str, Any]) -> None:
+    """A row a network."""
+    columns = ["network", "input", "classes", "parameters", "GMACs", "paper"]
+    rows = [
+        [
+            entry["name"],
+            _shape(entry["image"]),
+            str(entry["classes"]),
+            f"{entry['parameters']:,}",
+            f"{entry['macs'] / 1e9:.3g}",
+            entry["paper"].split(",")[0].split(" 20")[0].split(" 19")[0],
+        ]
+        for entry in data["networks"]
+    ]
+    console = _console()
+    console.print(_table(columns, rows, left=2))
+    console.print("a multiply-add counts once, as in torchvision's GFLOPS; `cnnrun summary` counts it as two operations")
+    console.print("use one: `model: resnet18` in a config; read, copy and change one: cnnrun zoo show resnet18")
+
+
+def imported(data: dict[str, Any]) -> None:
+    """What the weights file holds, and how it is used."""
+    console = _console()
+    console.print(
+        f"{data['path']}: {data['parameters']:,} parameters in {data['tensors']} tensors, {len(data['classes'])} classes"
+    )
+    console.print(f"use it: cnnrun predict PICTURES --run {data['path']}, or model.weights={data['path']} in a config")
+
+
 def checked(data: dict[str, Any]) -> None:
     """A config that is fine."""
     console = _console()

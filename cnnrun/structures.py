@@ -101,6 +101,11 @@ class Linked(nn.Module):
             self.add_module(key, module)
         self.inputs, self.kept = inputs, kept
 
+    @property
+    def layers(self) -> dict[str, nn.Module]:
+        """The layers by name, in order."""
+        return dict(self.named_children())
+
     def forward(self, x: Tensor, outer: dict[str, Tensor] | None = None) -> Tensor:
         known = dict(outer or {})
         for key, module in self.named_children():
@@ -132,9 +137,13 @@ class Branches(nn.Module):
             self.add_module(f"branch{number}", branch)
         self.count, self.merge = len(branches), merge
 
+    @property
+    def branches(self) -> list[nn.Module]:
+        """The branches in order."""
+        return [self.get_submodule(f"branch{number}") for number in range(1, self.count + 1)]
+
     def forward(self, x: Tensor, outer: dict[str, Tensor] | None = None) -> Tensor:
-        branches = [self.get_submodule(f"branch{number}") for number in range(1, self.count + 1)]
-        out: Tensor = self.merge(*[_run(branch, x, outer) for branch in branches])
+        out: Tensor = self.merge(*[_run(branch, x, outer) for branch in self.branches])
         return out
 
 

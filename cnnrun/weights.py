@@ -13,13 +13,12 @@ from typing import Annotated, Literal
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
-from cnnrun import checkpoint, pickled, yamlfile
+from cnnrun import checkpoint, pickled, yamlfile, zoo
 from cnnrun.contracts import Facts
-from cnnrun.errors import CheckpointError, StorageError
+from cnnrun.errors import CheckpointError, StorageError, UserError
 from cnnrun.network import Network
 from cnnrun.pictures import Image
 from cnnrun.spec import Kinds, Spec
@@ -79,6 +78,13 @@ def read(path: Path) -> Weights:
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
         raise CheckpointError(f"{path}: not a safetensors file, a .pth file or a run ({reason})") from None
     return Weights(tensors, "name", *_described(path, metadata))
+
+
+def about(text: str, where: str) -> About:
+    """The description written in `text`, a zoo network put in. Raises ValueError."""
+    tree, _ = yamlfile.parse(text, where)
+    zoo.expand(tree, ())
+    return About.model_validate(tree)
 
 
 def write(path: Path, tensors: State, about: About, facts: Facts) -> None:
@@ -197,7 +203,6 @@ def _described(path: Path, metadata: dict[str, str]) -> tuple[About | None, Fact
     if "cnnrun.config" not in metadata:
         return None, None
     try:
-        tree, _ = yamlfile.parse(metadata["cnnrun.config"], str(path))
-        return About.model_validate(tree), Facts.from_json(json.loads(metadata["cnnrun.facts"]))
-    except (ValidationError, ValueError, TypeError, KeyError):
+        return about(metadata["cnnrun.config"], str(path)), Facts.from_json(json.loads(metadata["cnnrun.facts"]))
+    except (UserError, ValueError, TypeError, KeyError):
         raise CheckpointError(f"{path}: its description is damaged or of another version of cnnrun") from None

@@ -14,7 +14,10 @@ from cnnrun.network import Network, build, flops, materialize
 from cnnrun.weights import in_order
 
 BIG = {"vgg11", "vgg16_bn", "alexnet", "zfnet", "wide_resnet50_2", "unet"}
-WITHOUT_AUX = {"googlenet": {"aux_logits": False, "init_weights": False}, "inception_v3": {"aux_logits": False, "init_weights": False}}
+WITHOUT_AUX = {
+    "googlenet": {"aux_logits": False, "init_weights": False},
+    "inception_v3": {"aux_logits": False, "init_weights": False},
+}
 
 
 def tried(name: str, image: tuple[int, int, int]):
@@ -25,13 +28,24 @@ def tried(name: str, image: tuple[int, int, int]):
 
 def built(name: str, image: tuple[int, int, int], classes: int):
     made = tried(name, image)
-    return build(made.model.layers, made.task, Facts(tuple(map(str, range(classes))), image, (0.0,) * image[0], (1.0,) * image[0]))
+    return build(
+        made.model.layers,
+        made.task,
+        Facts(tuple(map(str, range(classes))), image, (0.0,) * image[0], (1.0,) * image[0]),
+    )
 
 
 class LeNet5(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(
-            *(nn.Conv2d(1, 6, 5, padding=2), nn.Tanh(), nn.AvgPool2d(2), nn.Conv2d(6, 16, 5), nn.Tanh(), nn.AvgPool2d(2)),
+            *(
+                nn.Conv2d(1, 6, 5, padding=2),
+                nn.Tanh(),
+                nn.AvgPool2d(2),
+                nn.Conv2d(6, 16, 5),
+                nn.Tanh(),
+                nn.AvgPool2d(2),
+            ),
             *(nn.Flatten(), nn.Linear(400, 120), nn.Tanh(), nn.Linear(120, 84), nn.Tanh(), nn.Linear(84, 10)),
         )
 
@@ -40,9 +54,30 @@ class ZFNet(nn.Sequential):
     def __init__(self) -> None:
         norm = [nn.ReLU(), nn.MaxPool2d(3, 2, ceil_mode=True), nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)]
         super().__init__(
-            *(nn.Conv2d(3, 96, 7, 2, 1), *norm, nn.Conv2d(96, 256, 5, 2), *norm, nn.Conv2d(256, 384, 3, padding=1), nn.ReLU()),
-            *(nn.Conv2d(384, 384, 3, padding=1), nn.ReLU(), nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2)),
-            *(nn.Flatten(), nn.Linear(9216, 4096), nn.ReLU(), nn.Dropout(), nn.Linear(4096, 4096), nn.ReLU(), nn.Dropout()),
+            *(
+                nn.Conv2d(3, 96, 7, 2, 1),
+                *norm,
+                nn.Conv2d(96, 256, 5, 2),
+                *norm,
+                nn.Conv2d(256, 384, 3, padding=1),
+                nn.ReLU(),
+            ),
+            *(
+                nn.Conv2d(384, 384, 3, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(384, 256, 3, padding=1),
+                nn.ReLU(),
+                nn.MaxPool2d(3, 2),
+            ),
+            *(
+                nn.Flatten(),
+                nn.Linear(9216, 4096),
+                nn.ReLU(),
+                nn.Dropout(),
+                nn.Linear(4096, 4096),
+                nn.ReLU(),
+                nn.Dropout(),
+            ),
             nn.Linear(4096, 1000),
         )
 
@@ -149,7 +184,11 @@ def reference(name: str) -> nn.Module:
     generator = torch.Generator().manual_seed(1)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            for value, low, high in ((module.weight, 0.5, 1.5), (module.bias, -0.5, 0.5), (module.running_mean, -0.5, 0.5)):
+            for value, low, high in (
+                (module.weight, 0.5, 1.5),
+                (module.bias, -0.5, 0.5),
+                (module.running_mean, -0.5, 0.5),
+            ):
                 nn.init.uniform_(value, low, high, generator=generator)
             nn.init.uniform_(module.running_var, 0.5, 2.0, generator=generator)
     for parameter_name, parameter in network.named_parameters():
@@ -168,7 +207,9 @@ def pair(name: str, image: tuple[int, int, int]) -> tuple[Network, nn.Module, di
     classes = zoo.entry(name).classes
     ours = materialize(built(name, image, classes).network, 0)
     given = state_of(theirs)
-    mapping = in_order({key: value for key, value in ours.state_dict().items() if not key.startswith("normalize.")}, given)
+    mapping = in_order(
+        {key: value for key, value in ours.state_dict().items() if not key.startswith("normalize.")}, given
+    )
     ours.load_state_dict({key: given[other] for key, other in mapping.items()}, strict=False)
     return ours, theirs, mapping
 
@@ -196,7 +237,9 @@ def without_chance(network: nn.Module) -> nn.Module:
     return network.double().train()
 
 
-@pytest.mark.parametrize("name", named(zoo.names(), BIG | {"inception_v3", "densenet121", "resnext50_32x4d", "convnext_tiny"}))
+@pytest.mark.parametrize(
+    "name", named(zoo.names(), BIG | {"inception_v3", "densenet121", "resnext50_32x4d", "convnext_tiny"})
+)
 def test_gradients_equal_the_references_while_training(name):
     image = zoo.entry(name).image
     side = {"inception_v3": 128, "zfnet": 224, "unet": 32}.get(name, min(96, image[1]))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,13 @@ from cnnrun.contracts import Results
 from cnnrun.dataset import Examples
 from cnnrun.errors import ParityError, StorageError
 from cnnrun.evaluate import measure
+from cnnrun.export.code import Code
 from cnnrun.export.onnx import Onnx
 from cnnrun.pictures import Image
 from cnnrun.runs import write_json
 from cnnrun.trained import Deployed, Trained
 
-Format = Onnx
+Format = Onnx | Code
 
 BATCH_SIZES = (1, 2, 7)
 MIN_SAMPLES = 64
@@ -32,28 +33,31 @@ DIGITS = 4  # to which the metric of the artefact must equal the network's
 
 
 def export(form: Format, trained: Trained, splits: dict[str, Examples], path: Path, batch: int) -> dict[str, Any]:
-    """Write `path`, and `parity.json` beside it; returns the latter. Raises ParityError, leaving no file behind.
+    """Write `path`, and the record of its parity beside it; returns the latter.
 
-    The metric is measured on the first of `splits`; the others add pictures to compare where it has too few.
+    Raises ParityError, leaving no file behind. The metric is measured on the first of `splits`; the others add pictures
+    to compare where it has too few.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     module = Deployed(trained).eval()
     names = list(trained.task.signature(trained.facts))
     example = torch.zeros(2, *_hwc(trained), dtype=torch.uint8, device=trained.device)
+    record = path.with_name(form.record)
     try:
-        form.write(module, example, names, metadata(trained), temporary)
-        report = parity(form.reload(temporary), trained, splits, batch)
-        if not report["passed"]:
-            # Beside the record of an earlier file, which stays with that file.
-            write_json(path.with_name("parity-failed.json"), report | {"file": path.name})
-            raise ParityError(f"{path}: not kept, it is not the model: {report['reason']}")
-        temporary.replace(path)
-        write_json(path.with_name("parity.json"), report | {"file": path.name})
+        with TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as folder:
+            made = Path(folder) / path.name
+            form.write(module, example, names, metadata(trained), made)
+            report = parity(form.reload(made), trained, splits, batch)
+            if not report["passed"]:
+                # Beside the record of an earlier file, which stays with that file.
+                write_json(record.with_stem(record.stem + "-failed"), report | {"file": path.name})
+                raise ParityError(f"{path}: not kept, it is not the model: {report['reason']}")
+            for file in sorted(Path(folder).iterdir(), key=lambda file: file == made):  # the file itself last
+                if file.is_file():
+                    file.replace(path.with_name(file.name))
+        write_json(record, report | {"file": path.name})
     except OSError as error:
         raise StorageError(f"{path}: cannot be written ({error.strerror})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return report
 
 

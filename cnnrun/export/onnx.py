@@ -27,6 +27,7 @@ class Onnx(Kind):
 
     kind = "onnx"
     suffix: ClassVar[str] = ".onnx"
+    record: ClassVar[str] = "parity.json"
 
     def write(self, module: nn.Module, example: Tensor, names: list[str], metadata: dict[str, Any], path: Path) -> None:
         """Write `module` as one ONNX file. Raises ConfigError where a layer has no ONNX form."""

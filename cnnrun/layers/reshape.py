@@ -129,9 +129,7 @@ class ChannelShuffle(LayerSpec):
 class PadEdges(nn.Module):
     """Padding of [B, C, H, W] by (front, back) channels and (top, bottom, left, right) pixels."""
 
-    def __init__(
-        self, channels: tuple[int, int], sides: tuple[int, int, int, int], mode: str, value: float
-    ) -> None:
+    def __init__(self, channels: tuple[int, int], sides: tuple[int, int, int, int], mode: str, value: float) -> None:
         super().__init__()
         self.channels, self.sides, self.mode, self.value = channels, sides, mode, value
 

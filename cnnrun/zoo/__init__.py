@@ -73,7 +73,9 @@ def expand(tree: Map, kinds: Collection[str]) -> list[Problem]:
         tree["model"] = _only_layers(model, tree.marks["model"])
     if isinstance(model, Map) and not model.keys() & {"zoo", "layers"}:
         mark, tree["model"] = tree.marks["model"], DOUBTFUL
-        return [Problem(mark, "model", "expected a list (- conv: ...), a network of the zoo, or {zoo, weights, layers}")]
+        return [
+            Problem(mark, "model", "expected a list (- conv: ...), a network of the zoo, or {zoo, weights, layers}")
+        ]
     if not isinstance(model, Map) or "zoo" not in model:
         return []
     mark, name = model.marks["zoo"], model["zoo"]
