@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 
 from cnnrun import checkpoint, runs, weights
+from cnnrun.builder import BuildError
 from cnnrun.contracts import Facts
 from cnnrun.dataset import Dataset, Index, index, prepare
 from cnnrun.errors import CheckpointError, ConfigError, DataError
 from cnnrun.experiment import Experiment, load
 from cnnrun.learner import Job, check
-from cnnrun.network import BuildError, Built, Network, build, materialize
+from cnnrun.network import Built, Network, build, materialize
 from cnnrun.progress import bar, say
 from cnnrun.trained import Trained
 from cnnrun.weights import Weights
@@ -205,7 +206,7 @@ def usable(target: Path | None, root: Path, device: torch.device) -> Trained:
 
 
 def _ready(made: Network, device: torch.device) -> Network:
-    return made.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
+    return made.to(device).to(memory_format=torch.channels_last).eval()
 
 
 def eval_data(experiment: Experiment, given: Trained, split: str | None, at_least: int = 0) -> tuple[str, Dataset]:

@@ -144,7 +144,7 @@ def import_(
     out: Annotated[Path | None, typer.Option(help="The file; by default the network's name here.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Turn PyTorch weights into a weights file. Example: cnnrun import resnet50.pth --like resnet50 --classes imagenet"""
+    """PyTorch weights as a weights file. Example: cnnrun import resnet50.pth --like resnet50 --classes imagenet"""
     from cnnrun import commands, report
 
     _print(commands.imported(file, like, map_.value, classes, drop or [], out), as_json, report.imported)
@@ -204,6 +204,29 @@ def summary(config: Config, overrides: Overrides = None, as_json: Json = False) 
     from cnnrun import commands, report
 
     _print(commands.summary(experiment), as_json, report.summary)
+
+
+@app.command()
+def diagram(
+    config: Config,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="An SVG file to write; without, the diagram is printed as text.")
+    ] = None,
+) -> None:
+    """Draw the network with blocks, links and shapes. Example: cnnrun diagram c.yaml --out c.svg"""
+    from cnnrun.experiment import load
+
+    experiment = load(config, overrides or [])
+    from cnnrun import commands
+    from cnnrun.runs import write_text
+
+    text, svg = commands.diagram(experiment)
+    if out is None:
+        typer.echo(text)
+    else:
+        write_text(out, svg)
+        typer.echo(f"{printable(str(out))}: {len(svg):,} bytes")
 
 
 @app.command()

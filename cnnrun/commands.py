@@ -24,10 +24,12 @@ from cnnrun.assemble import (
 )
 from cnnrun.contracts import Facts
 from cnnrun.dataset import index
+from cnnrun.drawing import svg
 from cnnrun.evaluate import evaluate as measure_split
 from cnnrun.experiment import Experiment
 from cnnrun.export import MIN_SAMPLES, Format, export
 from cnnrun.network import flops
+from cnnrun.outline import outline, text
 from cnnrun.progress import say
 from cnnrun.train import fit
 from cnnrun.weights import How
@@ -114,6 +116,13 @@ def summary(experiment: Experiment) -> dict[str, Any]:
     rows = [asdict(row) | {"flops": count} for row, count in zip(built.rows, flops(built), strict=True)]
     totals = {key: sum(row[key] for row in rows) for key in ("parameters", "flops", "activation_bytes")}
     return {"name": experiment.name, "image": list(facts.image), "layers": rows, "total": totals}
+
+
+def diagram(experiment: Experiment) -> tuple[str, str]:
+    """The network as text and as SVG."""
+    facts = _facts(experiment)
+    parts = outline(network(experiment, facts), experiment.task.kind)
+    return text(parts), svg(parts, experiment.name)
 
 
 def _facts(experiment: Experiment) -> Facts:

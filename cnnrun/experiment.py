@@ -12,11 +12,12 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from cnnrun import blocks, yamlfile, zoo
+from cnnrun.builder import BuildError
 from cnnrun.contracts import Facts
 from cnnrun.dataset import Data
 from cnnrun.errors import ConfigError, printable
 from cnnrun.learner import Train, monitored_numbers
-from cnnrun.network import BuildError, Built, build
+from cnnrun.network import Built, build
 from cnnrun.spec import Kinds, Spec, did_you_mean, members, problems_of
 from cnnrun.structures import Model, Node
 from cnnrun.tasks import Task

@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 
 from cnnrun import weights, zoo
+from cnnrun.builder import BuildError
 from cnnrun.contracts import Facts
 from cnnrun.errors import CheckpointError, ConfigError
 from cnnrun.experiment import load
-from cnnrun.network import BuildError, build
+from cnnrun.network import build
 from cnnrun.weights import About, How, State
 
 # What torchvision's weights were trained and are measured with, in pixel values 0..255.
@@ -106,5 +107,5 @@ def _imagenet() -> list[str]:
 
 def _facts(about: About, classes: tuple[str, ...]) -> Facts:
     image = about.image
-    assert image.size and image.channels and image.mean and image.std, "_described gives them all"
-    return Facts(classes, (image.channels, *image.size), tuple(image.mean), tuple(image.std))
+    size, channels = image.size or (0, 0), image.channels or 0  # _described gives them all
+    return Facts(classes, (channels, *size), tuple(image.mean or ()), tuple(image.std or ()))

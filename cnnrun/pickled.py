@@ -1,7 +1,7 @@
 """A PyTorch state dict (.pth, .pt) of unknown origin, read in a process of its own that can do nothing else.
 
-Pickle is a program. `weights_only` interprets a small part of it, yet had holes, and a small file may ask for any amount
-of memory. So: the zip's table is checked first; the reader runs apart, with limits on memory and time, forbidden to
+Pickle is a program. `weights_only` runs a small part of it, yet had holes, and a small file may ask for any amount of
+memory. So: the zip's table is checked first; the reader runs apart, with limits on memory and time, forbidden to
 open sockets, start processes or write files; it hands back safetensors, and there is no fallback of any kind.
 """
 

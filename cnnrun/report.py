@@ -85,7 +85,9 @@ def zoo(data: dict[str, Any]) -> None:
     ]
     console = _console()
     console.print(_table(columns, rows, left=2))
-    console.print("a multiply-add counts once, as in torchvision's GFLOPS; `cnnrun summary` counts it as two operations")
+    console.print(
+        "a multiply-add counts once, as in torchvision's GFLOPS; `cnnrun summary` counts it as two operations"
+    )
     console.print("use one: `model: resnet18` in a config; read, copy and change one: cnnrun zoo show resnet18")
 
 
@@ -93,7 +95,7 @@ def imported(data: dict[str, Any]) -> None:
     """What the weights file holds, and how it is used."""
     console = _console()
     console.print(
-        f"{data['path']}: {data['parameters']:,} parameters in {data['tensors']} tensors, {len(data['classes'])} classes"
+        f"{data['path']}: {data['parameters']:,} parameters, {data['tensors']} tensors, {len(data['classes'])} classes"
     )
     console.print(f"use it: cnnrun predict PICTURES --run {data['path']}, or model.weights={data['path']} in a config")
 

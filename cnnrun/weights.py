@@ -1,6 +1,6 @@
 """Weights from elsewhere: from a file or a run into a network, by name or by order, all or none.
 
-A weights file is safetensors; what it is for stands in its metadata (`About`), so that `cnnrun predict` can use it alone.
+A weights file is safetensors; what it is for stands in its metadata (`About`), so `cnnrun predict` can use it alone.
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from cnnrun import yamlfile
+from cnnrun.builder import BuildError
 from cnnrun.contracts import Facts
-from cnnrun.network import BuildError, build, flops, materialize
+from cnnrun.network import build, flops, materialize
 from cnnrun.structures import Node
 from cnnrun.tasks.classify import Classify
 

@@ -22,7 +22,8 @@ WITHOUT_AUX = {
 
 def tried(name: str, image: tuple[int, int, int]):
     channels, height, width = image
-    text = f"task: classify\nmodel: {name}\ndata: {{source: {{folder: x}}, image: {{size: [{height}, {width}], channels: {channels}}}}}"
+    image_section = f"image: {{size: [{height}, {width}], channels: {channels}}}"
+    text = f"task: classify\nmodel: {name}\ndata: {{source: {{folder: x}}, {image_section}}}"
     return experiment.parse(text, "f")
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from cnnrun.errors import CheckpointError
 from cnnrun.export.source import Call, Sources, construction, lifted, shared
@@ -113,7 +113,9 @@ class Code(Kind):
 
 def source(module: Deployed, names: list[str], metadata: dict[str, Any], stem: str) -> str:
     """The text of the file."""
-    sources = Sources({"json": {""}, "pathlib": {"Path"}, "torch": {"", "nn", "Tensor"}, "collections": {"OrderedDict"}})
+    sources = Sources(
+        {"json": {""}, "pathlib": {"Path"}, "torch": {"", "nn", "Tensor"}, "collections": {"OrderedDict"}}
+    )
     for part in module.network.modules():
         if type(part).__module__.startswith("cnnrun."):
             sources.add(type(part))
@@ -134,4 +136,3 @@ def source(module: Deployed, names: list[str], metadata: dict[str, Any], stem: s
 
 def _function(name: str, call: Call) -> str:
     return f"\ndef {name}() -> nn.Module:\n    return {call.text(4, len('return '))}\n"
-

@@ -1,6 +1,6 @@
 """Modules as Python source: how each is constructed, read back from its attributes, and the classes that needs.
 
-Every module, torch's and ours, keeps its constructor's arguments under their own names; the tests hold all leaves to it.
+Every module, torch's and ours, keeps its constructor's arguments under their own names; the tests hold them to it.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _sequence(name: str, children: dict[str, nn.Module]) -> Call:
 
 
 def shared(call: Call) -> tuple[Call, dict[str, Call]]:
-    """The call with every larger part that occurs again replaced by a function, and those functions, inner ones first."""
+    """The call with every larger part that occurs again as a function, and those functions, inner ones first."""
     counts: dict[Call, int] = {}
     _count(call, counts)
     again = {part for part, count in counts.items() if count > 1 and part.text().count("\n") >= _WORTH_A_FUNCTION}
@@ -147,7 +147,7 @@ def _calls(value: Any) -> Iterator[Call]:
 
 
 def lifted(network: Call) -> tuple[Call, dict[str, Call]]:
-    """The call of a Network with each larger top-level layer replaced by a function of its name; and those functions."""
+    """The call of a Network with each larger top-level layer as a function of its name, and those functions."""
     functions: dict[str, Call] = {}
 
     def lift(key: str, value: Any) -> tuple[str, Any]:
@@ -214,7 +214,7 @@ class Sources:
 
 def _imports(module: types.ModuleType) -> dict[str, tuple[str, str]]:
     """What each name that a module imports is: (module, name), or (module, "" or " as name") for a module itself."""
-    found = {}
+    found: dict[str, tuple[str, str]] = {}
     for node in ast.parse(inspect.getsource(module)).body:
         if isinstance(node, ast.ImportFrom) and node.module:
             found |= {alias.asname or alias.name: (node.module, alias.name) for alias in node.names}
