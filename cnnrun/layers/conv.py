@@ -90,6 +90,8 @@ class ConvTranspose(LayerSpec):
             raise CannotPass(
                 f"{channels} -> {self.out_channels} channels do not divide into {self.groups} groups", "change groups"
             )
+        if any(more >= step for more, step in zip(self.output_padding, self.stride, strict=True)):
+            raise CannotPass(f"output_padding {self.output_padding} is not less than stride {self.stride}", "use less")
         conv = nn.ConvTranspose2d(
             channels,
             self.out_channels,
