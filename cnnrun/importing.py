@@ -33,9 +33,9 @@ class Imported:
 
 def imported(path: Path, like: str, how: How, classes: str | None, drop: Sequence[str]) -> Imported:
     """The state dict in `path` as the weights of a zoo network or a config's. Raises CheckpointError, ConfigError."""
+    described = _described(like)
     given = weights.read(path).tensors
     kept = {name: value for name, value in given.items() if not any(fnmatchcase(name, pattern) for pattern in drop)}
-    described = _described(like)
     facts = _facts(described, _classes(classes, kept))
     try:
         built = build(described.model.layers, described.task, facts)

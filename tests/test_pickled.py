@@ -1,0 +1,213 @@
+"""Foreign state dicts: what is sound is read bit for bit; what is hostile runs nothing, allocates little, says one line."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from cnnrun.errors import CheckpointError
+from cnnrun.pickled import read
+
+
+def saved(tmp_path: Path, state: object, **settings: object) -> Path:
+    path = tmp_path / "weights.pth"
+    torch.save(state, path, **settings)
+    return path
+
+
+@pytest.fixture
+def state():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(memory_format=torch.channels_last).state_dict()
+
+
+@pytest.mark.parametrize("settings", [{}, {"_use_new_zipfile_serialization": False}], ids=["zip", "before 2020"])
+@pytest.mark.parametrize("nested", [None, "state_dict"])
+def test_a_sound_file_is_read_bit_for_bit_in_its_order(tmp_path, state, settings, nested):
+    path = saved(tmp_path, {nested: state, "epoch": 3} if nested else state, **settings)
+    given = read(path)
+    assert list(given) == list(state)
+    assert all(torch.equal(given[name], value) for name, value in state.items())
+
+
+class Evil:
+    """Writes a canary file when it is unpickled."""
+
+    def __init__(self, canary: Path, how: str) -> None:
+        self.canary, self.how = canary, how
+
+    def __reduce__(self):
+        text = f"open({str(self.canary)!r}, 'w').close()"
+        return {
+            "system": (os.system, (f"touch {self.canary}",)),
+            "exec": (exec, (text,)),
+            "eval": (eval, (text,)),
+            "open": (open, (str(self.canary), "w")),
+            "popen": (os.popen, (f"touch {self.canary}",)),
+        }[self.how]
+
+
+HOW = ["system", "exec", "eval", "open", "popen"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "where"),
+    [(how, "value") for how in HOW] + [("system", where) for where in ("alone", "nested", "after a sound tensor")],
+)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_pickle_is_not_run(tmp_path, how, where, zipped, monkeypatch):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # must not open the door
+    evil = Evil(tmp_path / "canary", how)
+    state = {
+        "alone": evil,
+        "value": {"weight": evil},
+        "nested": {"state_dict": {"weight": torch.ones(2)}, "extra": evil},
+        "after a sound tensor": OrderedDict(weight=torch.ones(2), bias=evil),
+    }[where]
+    path = saved(tmp_path, state, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError) as refused:
+        read(path)
+    assert not (tmp_path / "canary").exists()
+    assert len(refused.value.lines) == 1
+    assert "not a state dict" in refused.value.lines[0]
+
+
+def rezipped(path: Path, change) -> Path:
+    """The archive with its members passed through `change(archive, name, data)`."""
+    made = path.with_name("changed.pth")
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(made, "w") as new:
+        for name in old.namelist():
+            change(new, name, old.read(name))
+    return made
+
+
+def compressed(archive, name, data):
+    archive.writestr(name, data, zipfile.ZIP_DEFLATED)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def twice(archive, name, data):
+    archive.writestr(name, data)
+    if name.endswith("data.pkl"):
+        archive.writestr(name, data)
+
+
+def crowded(archive, name, data):
+    archive.writestr(name, data)
+    if name.endswith("data.pkl"):
+        for number in range(20_001):
+            archive.writestr(f"x/{number}", b"")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("change", [compressed, twice, crowded])
+def test_an_archive_that_torch_never_writes_is_refused_unread(tmp_path, state, change, monkeypatch):
+    path = rezipped(saved(tmp_path, state), change)
+    monkeypatch.setattr("cnnrun.pickled.subprocess.run", lambda *a, **k: pytest.fail("was read"))
+    with pytest.raises(CheckpointError, match="as torch.save writes none"):
+        read(path)
+
+
+def test_a_small_file_that_would_become_large_is_refused(tmp_path):
+    path = saved(tmp_path, {"weight": torch.zeros(1).expand(1 << 30)})
+    assert path.stat().st_size < 10_000
+    with pytest.raises(CheckpointError, match="would become"):
+        read(path)
+
+
+def test_a_claimed_size_beyond_the_file_is_refused(tmp_path):
+    """The old format allocates what the pickle claims before it reads the numbers."""
+    path = saved(tmp_path, {"weight": torch.zeros(1000)}, _use_new_zipfile_serialization=False)
+    data = path.read_bytes()
+    small, large = (pickle.dumps(size, 2)[2:-1] for size in (1000, 2_000_000_000))
+    assert data.count(small) >= 1
+    path.write_bytes(data.replace(small, large))
+    with pytest.raises(CheckpointError) as refused:
+        read(path)
+    assert len(refused.value.lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("state", "why"),
+    [
+        ({"weight": torch.tensor([1.0, float("nan")])}, "is not finite"),
+        ({"weight": 3}, "not a plain tensor"),
+        ({3: torch.ones(2)}, "not a plain tensor"),
+        ({"weight": torch.eye(3).to_sparse()}, "not a plain tensor"),
+        ([torch.ones(2)], "no state dict"),
+        ({}, "no state dict"),
+    ],
+)
+def test_what_is_no_state_dict_is_named(tmp_path, state, why):
+    with pytest.raises(CheckpointError, match=why):
+        read(saved(tmp_path, state))
+
+
+def test_a_whole_module_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="not a state dict"):
+        read(saved(tmp_path, nn.Linear(2, 2)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cut", [0, 1, 100, 1000, -40])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_cut_or_foreign_file_costs_one_line(tmp_path, state, cut, zipped):
+    path = saved(tmp_path, state, _use_new_zipfile_serialization=zipped)
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(CheckpointError) as refused:
+        read(path)
+    assert len(refused.value.lines) == 1
+
+
+@pytest.mark.parametrize(
+    "content", [b"hello", b"PK\x03\x04 no archive", pickle.dumps({"a": 1}), b"\x80\x02" + b"(" * 5000]
+)
+def test_other_files_cost_one_line(tmp_path, content):
+    path = tmp_path / "x.pth"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError) as refused:
+        read(path)
+    assert len(refused.value.lines) == 1
+
+
+def test_neither_folders_nor_missing_files_nor_pipes_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pth")
+    for path in (tmp_path, tmp_path / "none.pth", tmp_path / "pipe.pth"):
+        with pytest.raises(CheckpointError):
+            read(path)
+
+
+def test_the_reader_may_neither_write_nor_connect_nor_start_processes(tmp_path):
+    """The guard itself, apart from torch's own refusal."""
+    import subprocess
+    import sys
+
+    for attempt in (
+        "open('canary', 'w')",
+        "import socket; socket.create_connection(('127.0.0.1', 9))",
+        "import subprocess; subprocess.run(['true'])",
+        "import os; os.system('true')",
+        "import os; os.remove('x')",
+    ):
+        code = f"import sys; from cnnrun.pickled import _guard; sys.addaudithook(_guard('out'))\n{attempt}"
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+        assert "_Refused" in done.stderr, attempt
+        assert not (tmp_path / "canary").exists()
+
+
+def test_in_memory_buffers_stay_what_they_are(tmp_path, state):
+    """A float64 or int64 tensor keeps its type."""
+    buffer = io.BytesIO()
+    torch.save({"a": torch.arange(3), "b": torch.ones(2, dtype=torch.float64)}, buffer)
+    path = tmp_path / "types.pth"
+    path.write_bytes(buffer.getvalue())
+    assert [value.dtype for value in read(path).values()] == [torch.int64, torch.float64]

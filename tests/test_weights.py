@@ -1,0 +1,273 @@
+"""Weights from elsewhere: into the right tensors, all or none, and what is written about them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+from torch import nn
+
+from cnnrun import assemble, checkpoint, commands, experiment, weights
+from cnnrun.errors import CheckpointError, ConfigError
+from cnnrun.importing import imported
+
+CPU = torch.device("cpu")
+DATA = Path(__file__).parent.parent / "data" / "mobilenet-v2"
+PTH = DATA / "mobilenet_v2-b0353104.pth"
+fetched = pytest.mark.skipif(not PTH.exists(), reason="scripts/get_data mobilenet-v2 was not run")
+
+
+def numbered(**shapes: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    return {name.replace("__", "."): torch.full(shape, float(n)) for n, (name, shape) in enumerate(shapes.items())}
+
+
+def test_by_order_pairs_equal_places():
+    ours = numbered(conv__weight=(2, 3, 3, 3), conv__bias=(2,), head__weight=(5, 2))
+    theirs = numbered(a__weight=(2, 3, 3, 3), a__bias=(2,), z__weight=(5, 2))
+    assert weights.in_order(ours, theirs) == {
+        "conv.weight": "a.weight",
+        "conv.bias": "a.bias",
+        "head.weight": "z.weight",
+    }
+
+
+def test_a_blocks_own_parameter_may_stand_before_its_layers():
+    ours = numbered(conv__weight=(4, 1, 7, 7), conv__bias=(4,), scale__weight=(4, 1, 1))
+    theirs = numbered(layer_scale=(4, 1, 1), block__0__weight=(4, 1, 7, 7), block__0__bias=(4,))
+    assert weights.in_order(ours, theirs)["scale.weight"] == "layer_scale"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "row"),
+    [
+        (numbered(a__weight=(2, 3, 5, 5), a__bias=(2,)), "network: conv.weight 2x3x3x3   file: a.weight 2x3x5x5"),
+        (numbered(a__weight=(2, 3, 3, 3)), "network: conv.bias 2   file: nothing"),
+        (numbered(a__weight=(2, 3, 3, 3), a__bias=(2,), b__bias=(2,)), "network: nothing   file: b.bias 2"),
+        (numbered(a__weight=(2, 3, 3, 3), a__running_mean=(2,)), "network: conv.bias 2   file: a.running_mean 2"),
+    ],
+)
+def test_what_does_not_fit_is_a_row_of_a_table(theirs, row):
+    ours = numbered(conv__weight=(2, 3, 3, 3), conv__bias=(2,))
+    with pytest.raises(weights.Misfit) as misfit:
+        weights.in_order(ours, theirs)
+    assert row in misfit.value.rows
+
+
+def test_files_older_than_the_counters_of_batch_norm_are_taken():
+    norm = nn.BatchNorm2d(3).state_dict()
+    old = {name: value for name, value in norm.items() if name != "num_batches_tracked"}
+    assert set(weights.in_order(norm, old)) == set(weights.by_name(norm, old)) == set(old)
+
+
+def test_a_weights_file_is_read_as_it_was_written(tmp_path, trained_run):
+    tried = experiment.load(trained_run / "config.yaml")
+    saved = checkpoint.load_newest(trained_run / "checkpoints", "best", pytest.fail)
+    from cnnrun.contracts import Facts
+
+    facts = Facts.from_json(saved.state["facts"])
+    about = weights.About(task=tried.task, image=tried.data.image, model=tried.model)
+    weights.write(tmp_path / "w.safetensors", saved.parts["model"], about, facts)
+    read = weights.read(tmp_path / "w.safetensors")
+    assert (read.about, read.facts, read.how) == (about, facts, "name")
+    assert all(torch.equal(read.tensors[name], value) for name, value in saved.parts["model"].items())
+    used = assemble.usable(tmp_path / "w.safetensors", tmp_path, CPU)
+    _, trained = assemble.trained(trained_run, tmp_path, CPU)
+    pictures = torch.rand(4, 1, 8, 8) * 255
+    assert torch.equal(used.results(pictures)["probabilities"], trained.results(pictures)["probabilities"])
+
+
+def test_damaged_and_foreign_files_cost_one_line(tmp_path, run_cli, trained_run):
+    (tmp_path / "x.safetensors").write_bytes(b"nothing")
+    tensors = tmp_path / "bare.safetensors"
+    import safetensors.torch
+
+    safetensors.torch.save_file({"a": torch.ones(2)}, tensors)
+    damaged = tmp_path / "damaged.safetensors"
+    safetensors.torch.save_file({"a": torch.ones(2)}, damaged, {"cnnrun.config": "task: [", "cnnrun.facts": "{}"})
+    for path, why in (
+        (tmp_path / "x.safetensors", "not a safetensors file"),
+        (tensors, "bare tensors"),
+        (damaged, "damaged"),
+    ):
+        code, _, err = run_cli("predict", tmp_path, "--run", path)
+        assert (code, len(err.splitlines())) == (3, 1)
+        assert why in err
+    code, _, err = run_cli("eval", tensors)
+    assert (code, len(err.splitlines())) == (3, 1)
+    assert "without data" in err
+
+
+def started(run: Path, tmp_path: Path, *overrides: str) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A run of one epoch from a run's weights, and its first checkpoint's tensors; the layers are those of TINY."""
+    layers = TINY[TINY.index("model:\n") + 7 : TINY.index("train:")].replace("  - ", "    - ")
+    text = TINY.replace(
+        TINY[TINY.index("model:\n") : TINY.index("train:")], f"model:\n  layers:\n{layers}  weights: {run}\n"
+    )
+    tried = experiment.parse(text, "f", ["name=given", "train.epochs=1", *overrides])
+    made = Path(commands.train(tried, tmp_path, CPU, resume=False)["run"])
+    return made, checkpoint.load_newest(made / "checkpoints", "latest", pytest.fail).parts["model"]
+
+
+def test_training_starts_from_a_runs_weights_and_statistics(trained_run, tmp_path, capfd):
+    before = checkpoint.load_newest(trained_run / "checkpoints", "best", pytest.fail).parts["model"]
+    _, after = started(trained_run, tmp_path, "train.optimizer={sgd: 1e-12}", "train.freeze=max_pool1")
+    for name, value in before.items():
+        if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
+            assert torch.allclose(after[name], value, atol=1e-6), name
+    assert "new: none" in capfd.readouterr().err  # the head too: the classes are the same
+
+
+def test_until_leaves_the_rest_new(trained_run, tmp_path, capfd):
+    _, after = started(trained_run, tmp_path, "train.optimizer={sgd: 1e-12}", "model.until=conv1", "train.freeze=conv1")
+    before = checkpoint.load_newest(trained_run / "checkpoints", "best", pytest.fail).parts["model"]
+    assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("layers.conv1"))
+    assert not torch.equal(after["layers.linear1.linear.weight"], before["layers.linear1.linear.weight"])
+    assert "new: layers.linear1.linear.weight" in capfd.readouterr().err
+
+
+def test_weights_that_do_not_fit_are_refused_before_a_run_is_made(trained_run, tmp_path):
+    with pytest.raises(CheckpointError) as refused:
+        started(trained_run, tmp_path, "model.layers[0].conv.out_channels=5")
+    assert "not weights of this network" in refused.value.lines[0]
+    assert (
+        "network: layers.conv1.conv.weight 5x1x3x3   file: layers.conv1.conv.weight 4x1x3x3" in refused.value.lines[1]
+    )
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_resumed_run_no_longer_needs_the_weights_it_began_with(trained_run, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(trained_run, copy)
+    run, _ = started(copy, tmp_path / "runs")
+    shutil.rmtree(copy)
+    (run / "result.json").unlink()  # as if it had been killed at the end
+    tried = experiment.load(run / "config.yaml")
+    assert tried.model.weights == str(copy)
+    result = commands.train(tried, tmp_path / "runs", CPU, resume=True)
+    assert Path(result["run"]) == run
+
+
+# --- import ----------------------------------------------------------------------------------------------------------
+
+
+def plain(tmp_path: Path) -> tuple[Path, nn.Module]:
+    torch.manual_seed(1)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 3)).eval()
+    path = tmp_path / "plain.pth"
+    torch.save(network.state_dict(), path)
+    return path, network
+
+
+LIKE = """
+task: classify
+data: {source: digits, image: {mean: [1.5], std: [4.0]}}
+model: [{conv: {out_channels: 4, activation: relu}}, flatten]
+"""
+
+
+def test_an_imported_state_dict_gives_its_networks_outputs(tmp_path, run_cli):
+    path, network = plain(tmp_path)
+    (tmp_path / "like.yaml").write_text(LIKE)
+    (tmp_path / "names.txt").write_text("cat\ndog\nowl\n")
+    out = tmp_path / "w.safetensors"
+    words = ["import", path, "--like", tmp_path / "like.yaml", "--classes", tmp_path / "names.txt", "--out", out]
+    code, printed, _ = run_cli(*words, "--json")
+    assert code == 0
+    assert json.loads(printed)["parameters"] == sum(p.numel() for p in network.parameters())
+    used = assemble.usable(out, tmp_path, CPU)
+    assert used.facts.classes == ("cat", "dog", "owl")
+    pictures = torch.randint(0, 17, (5, 1, 8, 8)).float()
+    with torch.no_grad():
+        expected = network((pictures - 1.5) / 4.0).softmax(1)
+    assert torch.allclose(used.results(pictures)["probabilities"], expected, atol=1e-6)
+
+
+def test_import_names_what_is_wrong(tmp_path, run_cli):
+    path, _ = plain(tmp_path)
+    (tmp_path / "like.yaml").write_text(LIKE)
+    (tmp_path / "bare.yaml").write_text(LIKE.replace("image: {mean: [1.5], std: [4.0]}", ""))
+    (tmp_path / "two.txt").write_text("cat\ndog\n")
+    cases = [
+        (["--like", "resnet18"], 3, "not weights of resnet18 by order"),
+        (["--like", tmp_path / "like.yaml", "--map", "name"], 3, "file: nothing"),
+        (["--like", "resnet99"], 2, "no network 'resnet99'"),
+        (["--like", "lenet5"], 2, "give a config"),
+        (["--like", tmp_path / "bare.yaml"], 2, "mean and std"),
+        (["--like", tmp_path / "like.yaml", "--classes", tmp_path / "two.txt"], 2, "2 names for 3 classes"),
+        (["--like", tmp_path / "like.yaml", "--classes", tmp_path / "none.txt"], 2, "cannot be read"),
+    ]
+    for words, expected, why in cases:
+        code, _, err = run_cli("import", path, *words, "--out", tmp_path / "w.safetensors")
+        assert code == expected, err
+        assert why in err
+        assert not (tmp_path / "w.safetensors").exists()
+
+
+def test_tensors_can_be_left_out_by_pattern(tmp_path):
+    path, network = plain(tmp_path)
+    torch.save({"aux.weight": torch.ones(7, 7), **network.state_dict()}, path)
+    (tmp_path / "like.yaml").write_text(LIKE)
+    with pytest.raises(CheckpointError):
+        imported(path, str(tmp_path / "like.yaml"), "order", None, [])
+    made = imported(path, str(tmp_path / "like.yaml"), "order", None, ["aux.*"])
+    assert torch.equal(made.tensors["layers.conv1.conv.weight"], network[0].weight)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "regnet_y_400mf", "convnext_tiny", "densenet121"])
+def test_torchvisions_state_dicts_are_imported_by_order(name, tmp_path):
+    import torchvision
+
+    torch.manual_seed(0)
+    theirs = torchvision.models.get_model(name, weights=None).eval()
+    torch.save(theirs.state_dict(), tmp_path / "w.pth")
+    made = imported(tmp_path / "w.pth", name, "order", "imagenet", [])
+    weights.write(tmp_path / "w.safetensors", made.tensors, made.about, made.facts)
+    used = assemble.usable(tmp_path / "w.safetensors", tmp_path, CPU).network
+    pictures = torch.randn(1, 3, 224, 224).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        ours = used.head(used.layers(pictures))
+        assert torch.equal(ours, theirs.to(memory_format=torch.channels_last)(pictures))
+
+
+@fetched
+def test_mobilenet_v2_with_its_imagenet_weights_gives_torchvisions_logits_bit_for_bit(tmp_path):
+    import torchvision
+    from PIL import Image
+
+    made = imported(PTH, "mobilenet_v2", "order", "imagenet", [])
+    weights.write(tmp_path / "w.safetensors", made.tensors, made.about, made.facts)
+    ours = assemble.usable(tmp_path / "w.safetensors", tmp_path, CPU).network
+    theirs = torchvision.models.mobilenet_v2().eval()
+    theirs.load_state_dict(torch.load(PTH, weights_only=True))
+    prepare = torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1.transforms()
+    pictures = torch.stack([prepare(Image.open(path).convert("RGB")) for path in sorted((DATA / "pictures").iterdir())])
+    pictures = pictures.to(memory_format=torch.channels_last)
+    theirs.to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        assert torch.equal(ours.head(ours.layers(pictures)), theirs(pictures))
+
+
+@fetched
+def test_predict_gets_18_of_20_imagenet_pictures_right_at_top_1_and_20_at_top_5(tmp_path, run_cli):
+    """What torchvision's own network gets on foolbox's pictures, whose file names end in the class number."""
+    out = tmp_path / "mobilenet_v2.safetensors"
+    assert run_cli("import", PTH, "--like", "mobilenet_v2", "--classes", "imagenet", "--out", out)[0] == 0
+    code, printed, _ = run_cli("predict", DATA / "pictures", "--run", out, "--json")
+    assert code == 0
+    from torchvision.models import MobileNet_V2_Weights
+
+    names = MobileNet_V2_Weights.DEFAULT.meta["categories"]
+    rows = [json.loads(line) for line in printed.splitlines()]
+    truth = [names[int(Path(row["path"]).stem.split("_")[-1])] for row in rows]
+    assert sum(row["label"] == name for row, name in zip(rows, truth, strict=True)) == 18
+    assert sum(name in [top["label"] for top in row["top"]] for row, name in zip(rows, truth, strict=True)) == 20
+
+
+def test_config_errors_are_not_file_errors():
+    with pytest.raises(ConfigError):
+        imported(Path("x.pth"), "nothing", "order", None, [])
