@@ -21,7 +21,6 @@ from cnnrun.evaluate import evaluate
 from cnnrun.frozen import cut, feature_bytes, features, hold
 from cnnrun.network import Network
 from cnnrun.optim import Ema, EmaSpec, Optimizer, Sgd, load_state_tensors, state_tensors
-from cnnrun.progress import bar, say
 from cnnrun.randomness import seed_step
 from cnnrun.schedule import OneCycle, Schedule
 from cnnrun.spec import Kinds, Spec
@@ -151,6 +150,8 @@ class Learner:
 
         From then on `forward` takes features. Where they would change or not fit the memory, the job as it is, aloud.
         """
+        from cnnrun.progress import bar, say  # rich, which checking a config does not need
+
         parts = cut(self.network, job.spec.freeze) if job.spec.freeze else None
         if parts is None:
             return job

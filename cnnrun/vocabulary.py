@@ -14,7 +14,7 @@ from cnnrun.errors import ConfigError
 from cnnrun.experiment import Experiment
 from cnnrun.export import Format
 from cnnrun.learner import EarlyStop, Train
-from cnnrun.optim import EmaSpec, Optimizer
+from cnnrun.optim import EmaSpec, Group, Optimizer
 from cnnrun.pictures import Image
 from cnnrun.schedule import Schedule
 from cnnrun.spec import Kind, Spec, did_you_mean, members
@@ -37,6 +37,7 @@ SECTIONS: dict[str, type[Spec]] = {
     "data.augment": Augment,
     "model": Model,
     "train": Train,
+    "train.optimizer.groups": Group,
     "train.ema": EmaSpec,
     "train.early_stop": EarlyStop,
 }

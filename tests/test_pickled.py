@@ -1,4 +1,4 @@
-"""Foreign state dicts: what is sound is read bit for bit; what is hostile runs nothing, allocates little, says one line."""
+"""Foreign state dicts: what is sound is read bit for bit; what is hostile runs nothing and costs one line."""
 
 from __future__ import annotations
 

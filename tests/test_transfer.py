@@ -1,4 +1,4 @@
-"""Frozen layers, their features computed once, rates for parts: what learns, what does not, and that nothing is lost."""
+"""Frozen layers, their features computed once, rates for parts: what learns, what does not, nothing lost."""
 
 from __future__ import annotations
 

@@ -1,0 +1,67 @@
+"""How long a network takes from YAML to memory, against torchvision's own constructor, both sides interleaved.
+
+    python benchmarks/construct.py [NETWORK ...] [--rounds 9]
+
+Ours: the config's text -> parsed, checked, built, with initial weights. Theirs: `torchvision.models.NAME(weights=None)`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torchvision
+
+from cnnrun import experiment
+from cnnrun.contracts import Facts
+from cnnrun.network import build, materialize
+
+CLASSES = tuple(map(str, range(1000)))
+CONFIG = "task: classify\nmodel: {name}\ndata: {{source: {{folder: x}}, image: {{size: {size}, channels: 3}}}}\n"
+SIZES = {"inception_v3": 299}
+SETTINGS = {name: {"aux_logits": False} for name in ("inception_v3", "googlenet")}
+
+
+def ours(name: str) -> None:
+    made = experiment.parse(CONFIG.format(name=name, size=SIZES.get(name, 224)), "f")
+    shape = made.data.image_shape()
+    assert shape is not None
+    materialize(build(made.model.layers, made.task, Facts(CLASSES, shape)).network, 0)
+
+
+def theirs(name: str) -> None:
+    torchvision.models.get_model(name, weights=None, **SETTINGS.get(name, {}))
+
+
+def seconds(what: Callable[[str], None], name: str) -> float:
+    gc.collect()
+    began = time.perf_counter()
+    what(name)
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="*", default=["resnet18", "resnet50", "mobilenet_v2", "densenet121", "vgg11"])
+    parser.add_argument("--rounds", type=int, default=9)
+    args = parser.parse_args()
+    print(f"torch {torch.__version__}, {os.cpu_count()} cores, {args.rounds} rounds")
+    for name in args.networks:
+        ours(name)
+        theirs(name)
+        pairs = [(seconds(ours, name), seconds(theirs, name)) for _ in range(args.rounds)]
+        ratios = [mine / other for mine, other in pairs]
+        mine, other = (statistics.median(side) for side in zip(*pairs, strict=True))
+        spread = f"{min(ratios):.2f} .. {max(ratios):.2f}"
+        print(
+            f"{name}: {mine:.3f} s from YAML, {other:.3f} s torchvision, ratio {statistics.median(ratios):.2f} ({spread})"
+        )
+
+
+if __name__ == "__main__":
+    main()
