@@ -2,7 +2,7 @@
 
     python benchmarks/construct.py [NETWORK ...] [--rounds 9]
 
-Ours: the config's text -> parsed, checked, built, with initial weights. Theirs: `torchvision.models.NAME(weights=None)`.
+Ours: a config's text -> parsed, checked, built, with initial weights. Theirs: `torchvision.models.NAME(weights=None)`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 
 import torch
-import torchvision
 
 from cnnrun import experiment
 from cnnrun.contracts import Facts
@@ -35,6 +34,8 @@ def ours(name: str) -> None:
 
 
 def theirs(name: str) -> None:
+    import torchvision
+
     torchvision.models.get_model(name, weights=None, **SETTINGS.get(name, {}))
 
 
@@ -59,7 +60,7 @@ def main() -> None:
         mine, other = (statistics.median(side) for side in zip(*pairs, strict=True))
         spread = f"{min(ratios):.2f} .. {max(ratios):.2f}"
         print(
-            f"{name}: {mine:.3f} s from YAML, {other:.3f} s torchvision, ratio {statistics.median(ratios):.2f} ({spread})"
+            f"{name}: {mine:.3f} s ours, {other:.3f} s torchvision's, ratio {statistics.median(ratios):.2f} ({spread})"
         )
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from pydantic import TypeAdapter
@@ -295,3 +297,44 @@ def test_a_residuals_row_counts_its_activation_and_sees_through_its_shortcut():
     )
     assert sum(row.parameters for row in made.rows) == made.parameters
     assert made.rows[-3].receptive_field == (5, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("- max_pool: {kernel_size: 2, padding: 1, dilation: 2}\n- flatten", "in the padding alone"),
+        (
+            "- conv_transpose: {out_channels: 2, kernel_size: 3, stride: 1, output_padding: 1}\n- flatten",
+            "not less than",
+        ),
+    ],
+)
+def test_what_the_meta_device_lets_pass_but_no_other_does_is_refused(text, why):
+    """Found by networks drawn at random: minus infinity from a pool, a traceback from a transposed convolution."""
+    assert why in problem(text, 1, 1, 1)[1]
+
+
+@pytest.mark.parametrize("size", range(1, 9))
+@pytest.mark.parametrize("ceil_mode", [True, False])
+def test_a_max_pool_is_refused_exactly_where_it_has_no_maximum(size, ceil_mode):
+    from cnnrun.contracts import CannotPass
+    from cnnrun.layers.pool import MaxPool
+
+    for kernel, stride, padding, dilation in itertools.product((1, 2, 3, 4), (1, 2, 3), (0, 1, 2), (1, 2, 3)):
+        settings = {"kernel_size": kernel, "stride": stride, "padding": padding, "dilation": dilation}
+        try:
+            plain = nn.MaxPool2d(**settings, ceil_mode=ceil_mode)
+            finite = bool(plain(torch.zeros(1, 1, size, size)).isfinite().all())
+        except RuntimeError:
+            continue  # refused by PyTorch itself
+        try:
+            MaxPool(**settings, ceil_mode=ceil_mode).build((1, size, size))
+            refused = False
+        except CannotPass:
+            refused = True
+        assert refused != finite, settings
+
+
+def test_a_conv_may_be_depthwise():
+    made = built("- conv: {groups: depthwise}\n- flatten", 3, 4, 4)
+    assert made.network.layers.conv1.groups == 3

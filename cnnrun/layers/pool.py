@@ -23,13 +23,24 @@ class MaxPool(LayerSpec):
     """Keep the incomplete window at the edge."""
 
     def build(self, in_shape: Shape) -> nn.Module:
-        need_picture(self.kind, in_shape)
+        _, height, width = need_picture(self.kind, in_shape)
         half_at_most(self.padding, self.kernel_size)
+        if any(self._beside(direction, size) for direction, size in enumerate((height, width))):
+            raise CannotPass("a dilated window that lies in the padding alone has no maximum", "use less padding")
         return nn.MaxPool2d(self.kernel_size, self.stride, self.padding, self.dilation, ceil_mode=self.ceil_mode)
 
     def window(self, in_shape: Shape) -> Window:
         kernel = tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True))
         return Window(kernel=(kernel[0], kernel[1]), stride=self.stride or self.kernel_size)
+
+    def _beside(self, direction: int, size: int) -> bool:
+        """Whether all cells of some window fall beside the picture: PyTorch would answer minus infinity."""
+        kernel, padding, dilation = self.kernel_size[direction], self.padding[direction], self.dilation[direction]
+        stride = (self.stride or self.kernel_size)[direction]
+        end = size + padding - dilation * (kernel - 1)
+        starts = range(-padding, min(end + stride - 1, size) if self.ceil_mode else end, stride)
+        cells = range(0, dilation * kernel, dilation)
+        return padding > 0 and any(not any(0 <= start + cell < size for cell in cells) for start in starts)
 
 
 class AvgPool(LayerSpec):
