@@ -14,6 +14,7 @@ from cnnrun.contracts import Facts
 from cnnrun.dataset import Dataset, Index, index, prepare
 from cnnrun.errors import CheckpointError, ConfigError, DataError
 from cnnrun.experiment import Experiment, load
+from cnnrun.frozen import held
 from cnnrun.learner import Job, check
 from cnnrun.network import Built, Network, build, materialize
 from cnnrun.progress import bar, say
@@ -72,6 +73,11 @@ def job(experiment: Experiment, data: Dataset, given: Weights | None, run: Path,
     if given:
         anew = weights.start(made, given, found)
         say(f"{len(found)} tensors from {experiment.model.weights}; new: {', '.join(anew) or 'none'}")
+        if given.facts is None and experiment.data.image.mean is None:
+            say("the file does not say by which mean and deviation it was trained; those of this data are used")
+        still = tuple(f"layers.{name}." for name in held(made, experiment.train.freeze))
+        if still and any(name.startswith(still) for name in anew):
+            say("train.freeze holds still layers that start anew: they keep their random weights")
     return Job(
         spec=experiment.train,
         network=made,
@@ -105,10 +111,12 @@ def unfinished(experiment: Experiment, root: Path, resume: bool) -> Path | None:
     return None
 
 
-def create(experiment: Experiment, facts: Facts, root: Path) -> Path:
-    """A fresh run folder with the resolved config in it."""
+def create(experiment: Experiment, facts: Facts, given: Weights | None, root: Path) -> Path:
+    """A fresh run folder with the resolved config in it, and what the weights it starts from were."""
     run = runs.create(root, experiment.name)
     runs.write_text(run / runs.CONFIG, experiment.with_facts(facts).to_yaml())
+    if given:
+        runs.write_json(run / "weights.json", {"path": experiment.model.weights, "sha256": given.digest})
     return run
 
 
@@ -190,10 +198,11 @@ def usable(target: Path | None, root: Path, device: torch.device) -> Trained:
     given = weights.read(target)
     about, facts = given.about, given.facts
     if about is None or facts is None:
-        raise CheckpointError(
-            f"{target}: bare tensors; `cnnrun import` or `cnnrun export code` write what they are for"
-        )
-    built = build(about.model.layers, about.task, facts).network
+        raise CheckpointError(f"{target}: bare tensors; `cnnrun import --map name` writes what they are for")
+    try:
+        built = build(about.model.layers, about.task, facts).network
+    except BuildError as error:
+        raise CheckpointError(f"{target}: does not fit its own description: {error}") from None
     try:
         found = weights.by_name(built.state_dict(), given.tensors)
     except weights.Misfit as misfit:

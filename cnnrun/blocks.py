@@ -13,11 +13,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from cnnrun.spec import did_you_mean
+from cnnrun.spec import did_you_mean, shown
 from cnnrun.tree import DOUBTFUL, Map, Mark, Problem, Seq, copy
 from cnnrun.yamlfile import MAX_DEPTH, MAX_NODES
 
@@ -55,7 +56,9 @@ class _Expander:
             return self._problem(mark, "blocks", "expected a mapping of block names to {parameters, layers}")
         for name, body in section.items():
             path, at = f"blocks.{name}", section.marks[name]
-            if name in self._kinds:
+            if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
+                self._problem(section.key_marks[name], "blocks", f"{shown(name)} is no name: letters, digits and _")
+            elif name in self._kinds:
                 self._problem(section.key_marks[name], path, f"{name!r} is a layer of cnnrun; choose another name")
             elif not isinstance(body, Map) or not isinstance(body.get("layers"), Seq):
                 self._problem(at, path, "expected {parameters: {...}, layers: [...]}")

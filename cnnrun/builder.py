@@ -258,6 +258,9 @@ class _BadName(Exception):
         self.setting = setting
 
 
+_TAKEN = {*dir(nn.Sequential()), *dir(Linked({}, {}, []))}  # what a module already has cannot name a layer
+
+
 class _Keys:
     """Module names of a chain: a layer's own name, or its kind and a count or block, and a count (conv1, conv2)."""
 
@@ -268,7 +271,7 @@ class _Keys:
 
     def take(self, node: LayerSpec) -> str:
         if node.name is not None:
-            if node.name in self._names or hasattr(Linked, node.name) or node.name in ("inputs", "kept"):
+            if node.name in self._names or node.name in _TAKEN:
                 why = "stands twice in this list" if node.name in self._names else "is a word of PyTorch's modules"
                 raise _BadName("name", f"the name {node.name!r} {why}; choose another")
             self._names.add(node.name)

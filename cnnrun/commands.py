@@ -25,8 +25,9 @@ from cnnrun.assemble import (
 from cnnrun.contracts import Facts
 from cnnrun.dataset import index
 from cnnrun.drawing import svg
+from cnnrun.errors import ConfigError
 from cnnrun.evaluate import evaluate as measure_split
-from cnnrun.experiment import Experiment
+from cnnrun.experiment import Experiment, load
 from cnnrun.export import MIN_SAMPLES, Format, export
 from cnnrun.network import flops
 from cnnrun.outline import outline, text
@@ -40,10 +41,12 @@ def train(experiment: Experiment, root: Path, device: torch.device, resume: bool
     run = unfinished(experiment, root, resume)
     # A run that has a checkpoint no longer needs the weights it began with.
     given = None if run and (run / "checkpoints" / "latest").exists() else initial(experiment)
+    if run:
+        experiment = experiment.with_statistics_of(load(run / runs.CONFIG))
     experiment = experiment.with_weights_of(given.facts if given else None)
     data = dataset(experiment)
     fitting(experiment, data.facts, given)  # nothing is made on the disk for a config that cannot be trained
-    run = run or create(experiment, data.facts, root)
+    run = run or create(experiment, data.facts, given, root)
     with runs.held(run):
         saved = saved_in(run, data.facts) if resume else None
         for line in runs.note_environment(run, device):
@@ -74,6 +77,8 @@ def exported(form: Format, target: Path | None, root: Path, split: str | None, o
     experiment, given = trained(target, root, torch.device("cpu"))
     name, data = eval_data(experiment, given, split, at_least=MIN_SAMPLES)
     path = out or given.run / "exports" / f"model{form.suffix}"
+    if path.suffix != form.suffix or path.is_dir():
+        raise ConfigError(f"--out {path}: give a file that ends in {form.suffix}")
     ordered = [name, *(other for other in data.splits if other != name)]
     splits = {each: data.splits[each] for each in ordered}
     return {"path": str(path), **export(form, given, splits, path, experiment.train.batch)}
@@ -83,8 +88,10 @@ def imported(
     path: Path, like: str, how: How, classes: str | None, drop: Sequence[str], out: Path | None
 ) -> dict[str, Any]:
     """Turn a foreign state dict into a weights file; returns what it holds."""
-    made = importing.imported(path, like, how, classes, drop)
     target = out or Path(f"{Path(like).stem}.safetensors")
+    if target.suffix != ".safetensors":
+        raise ConfigError(f"--out {target}: a weights file ends in .safetensors")
+    made = importing.imported(path, like, how, classes, drop)
     weights.write(target, made.tensors, made.about, made.facts)
     return {
         "path": str(target),

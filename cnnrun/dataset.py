@@ -235,7 +235,7 @@ def _mapped(split: Split, data: Data, shape: Shape, progress: Progress) -> Tenso
     """As `_decoded`, in a file named by what was decoded and how, so that the next run finds it."""
     folder = Path(data.cache_dir or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "cnnrun")
     folder.mkdir(parents=True, exist_ok=True)
-    how = (_DECODER, shape, data.image.fit, data.image.background)
+    how = (_DECODER, shape, data.image.model_dump(exclude={"size", "channels", "mean", "std"}))
     name = hashlib.sha256(_files_digest(split) + repr(how).encode()).hexdigest()[:32]
     path = folder / f"{name}.u8"
     full = (len(split.pictures), *shape)

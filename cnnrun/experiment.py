@@ -78,8 +78,8 @@ def parse(text: str, where: str, overrides: Sequence[str] = ()) -> Experiment:
 
 
 def _checked(tree: Map, problems: list[Problem], start: Mark, overrides: Sequence[str]) -> Experiment:
-    zoo.opened(tree)
     for override in overrides:
+        zoo.opened(tree)
         problems += _override(tree, override)
     layers = [kind.kind for kind in members(Node)]
     problems += zoo.expand(tree, layers) + blocks.expand(tree, layers)
@@ -173,7 +173,7 @@ def _misnamed(experiment: Experiment, built: Built, tree: Map, start: Mark) -> l
     learning = [name for name, _ in built.network.named_parameters() if not name.startswith(held)]
     for group in train.optimizer.unused(learning):
         at = ("train", "optimizer", train.optimizer.kind, "groups", train.optimizer.groups.index(group), "params")
-        report(at, f"{group.params!r} is no parameter that learns{did_you_mean(group.params, _parts(learning))}")
+        report(at, f"{group.params!r} gets no parameter that learns{did_you_mean(group.params, _parts(learning))}")
     return problems
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cnnrun.batches import in_order
 from cnnrun.dataset import Dataset, Examples
+from cnnrun.errors import NonFiniteError, printable
 from cnnrun.network import Network
 from cnnrun.structures import Linked
 
@@ -31,7 +32,7 @@ class Trunk(nn.Module):
         return out
 
 
-def part(network: Network, until: str | None) -> dict[str, nn.Module]:
+def held(network: Network, until: str | None) -> dict[str, nn.Module]:
     """The top-level layers up to the one named `until`; none without."""
     children = dict(network.layers.named_children())
     names = list(children)
@@ -41,13 +42,13 @@ def part(network: Network, until: str | None) -> dict[str, nn.Module]:
 def hold(network: Network, until: str | None) -> None:
     """Neither gradients nor batch statistics nor dropout in that part; the rest in training mode."""
     network.train()
-    for module in part(network, until).values():
+    for module in held(network, until).values():
         module.eval().requires_grad_(False)
 
 
 def cut(network: Network, until: str) -> tuple[Trunk, Network] | None:
     """The network as (frozen part, rest), sharing its modules and names; None where a later layer takes from inside."""
-    layers, frozen = network.layers, part(network, until)
+    layers, frozen = network.layers, held(network, until)
     kept = {name: module for name, module in layers.named_children() if name not in frozen}
     if not isinstance(layers, Linked):
         return Trunk(network.normalize, _sequence(frozen)).eval(), Network(nn.Identity(), _sequence(kept), network.head)
@@ -64,25 +65,29 @@ def _sequence(layers: dict[str, nn.Module]) -> nn.Module:
     return nn.Sequential(OrderedDict(layers))
 
 
-def features(trunk: Trunk, dataset: Dataset, batch: int, device: torch.device, bar: Bar) -> Dataset:
+def features(trunk: nn.Module, dataset: Dataset, batch: int, device: torch.device, bar: Bar) -> Dataset:
     """Every split with features in the place of pictures: float, on the host, in the order of the samples."""
 
     def computed(examples: Examples) -> Examples:
         made: Tensor | None = None
         with bar("features of the frozen layers", len(examples)) as advance, torch.no_grad():
-            for part in in_order(examples, batch, device):
-                out = trunk(part.pictures.contiguous(memory_format=torch.channels_last)).float().cpu()
+            for pictures in in_order(examples, batch, device):
+                out = trunk(pictures.pictures.contiguous(memory_format=torch.channels_last)).float().cpu()
+                bad = (~out.flatten(1).isfinite().all(1)).nonzero()
+                if len(bad):
+                    name = printable(examples.name(int(pictures.index_B[bad[0, 0]])))
+                    raise NonFiniteError(f"the frozen layers' features of {name} are not finite: their weights are bad")
                 if made is None:
                     made = out.new_empty(len(examples), *out.shape[1:])
-                made[part.index_B] = out
-                advance(len(part))
+                made[pictures.index_B] = out
+                advance(len(pictures))
         assert made is not None, "no split is empty"
         return replace(examples, pictures=made, rows=torch.arange(len(examples)))
 
     return replace(dataset, splits={name: computed(examples) for name, examples in dataset.splits.items()})
 
 
-def feature_bytes(trunk: Trunk, dataset: Dataset, device: torch.device) -> int:
+def feature_bytes(trunk: nn.Module, dataset: Dataset, device: torch.device) -> int:
     """What the features of every split take in memory."""
     examples = dataset.splits["train"]
     with torch.no_grad():

@@ -34,7 +34,12 @@ class Imported:
 def imported(path: Path, like: str, how: How, classes: str | None, drop: Sequence[str]) -> Imported:
     """The state dict in `path` as the weights of a zoo network or a config's. Raises CheckpointError, ConfigError."""
     described = _described(like)
-    given = weights.read(path).tensors
+    read = weights.read(path)
+    if how == "order" and read.how == "name":
+        raise ConfigError(f"{path}: safetensors keep no order; --map name pairs them by their names")
+    given = {name: value for name, value in read.tensors.items() if not name.startswith("normalize.")}
+    if idle := [pattern for pattern in drop if not any(fnmatchcase(name, pattern) for name in given)]:
+        raise ConfigError(f"--drop {idle[0]}: no tensor of {path} is so named")
     kept = {name: value for name, value in given.items() if not any(fnmatchcase(name, pattern) for pattern in drop)}
     facts = _facts(described, _classes(classes, kept))
     try:
@@ -78,8 +83,10 @@ def _described(like: str) -> About:
 
 
 def _classes(given: str | None, tensors: State) -> tuple[str, ...]:
-    """Class names: a file with one a line, `imagenet`, or numbers; as many as the last bias has."""
-    count = next((len(value) for value in reversed(tensors.values()) if value.dim() == 1), 0)
+    """Class names: a file with one a line, `imagenet`, or numbers; as many as our head's bias, or the last one, has."""
+    lengths = {name: len(value) for name, value in tensors.items() if value.dim() == 1}
+    last = next(reversed(lengths.values()), 0)
+    count = lengths.get("head.bias", lengths.get("head.conv.bias", last))
     if given is None:
         return tuple(map(str, range(count)))
     names = _imagenet() if given == "imagenet" else _lines(Path(given))

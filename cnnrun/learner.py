@@ -18,7 +18,7 @@ from cnnrun.contracts import Better, Facts, Measured, TaskSpec
 from cnnrun.dataset import Dataset
 from cnnrun.errors import ConfigError
 from cnnrun.evaluate import evaluate
-from cnnrun.frozen import cut, feature_bytes, features, hold
+from cnnrun.frozen import cut, feature_bytes, features, held, hold
 from cnnrun.network import Network
 from cnnrun.optim import Ema, EmaSpec, Optimizer, Sgd, load_state_tensors, state_tensors
 from cnnrun.randomness import seed_step
@@ -76,13 +76,15 @@ def monitored_numbers(task: TaskSpec) -> dict[str, Better]:
     return {"val/loss": loss} | {f"val/{name}": way for name, way in task.numbers().items()}
 
 
-def check(spec: Train, count: int, network: nn.Module) -> None:
+def check(spec: Train, count: int, network: Network) -> None:
     """What only shows once the number of training pictures is known. Raises ConfigError."""
     if spec.drop_last and spec.batch > count:
         raise ConfigError(f"train.batch: {spec.batch} is more than the {count} training pictures: no step an epoch")
     norms = (nn.BatchNorm1d, nn.BatchNorm2d)
     smallest = spec.batch if spec.drop_last else (count % spec.batch or spec.batch)
-    if smallest // spec.accumulate < 2 and any(isinstance(module, norms) for module in network.modules()):
+    still = {id(module) for each in held(network, spec.freeze).values() for module in each.modules()}
+    learning = [module for module in network.modules() if id(module) not in still]
+    if smallest // spec.accumulate < 2 and any(isinstance(module, norms) for module in learning):
         raise ConfigError(
             f"train.batch: batch norm needs (micro-)batches of two pictures or more; "
             f"{count} pictures in batches of {spec.batch} / {spec.accumulate}: change batch, accumulate or drop_last"
@@ -148,23 +150,31 @@ class Learner:
     def reuse_frozen(self, job: Job) -> Job:
         """The job over features of the frozen layers, computed once, where the pictures never change.
 
-        From then on `forward` takes features. Where they would change or not fit the memory, the job as it is, aloud.
+        From then on `forward` takes features. Where that cannot be, the job as it is, aloud.
         """
         from cnnrun.progress import bar, say  # rich, which checking a config does not need
 
-        parts = cut(self.network, job.spec.freeze) if job.spec.freeze else None
-        if parts is None:
+        if job.spec.freeze is None:
             return job
-        trunk, tail = parts
-        needed = feature_bytes(trunk, job.dataset, job.device) / 2**30
-        if job.augment.changes or needed > job.memory_gib:
-            why = "augmentation changes the pictures" if job.augment.changes else f"they would take {needed:.1f} GiB"
+        parts = cut(self.network, job.spec.freeze)
+        if why := self._changing(job, parts[0] if parts else None):
             say(f"the features of the frozen layers are computed anew at each step: {why}")
             return job
+        assert parts is not None
+        trunk, tail = parts
         with self.autocast(job.device):
             data = features(trunk, job.dataset, job.spec.batch, job.device, bar)
         self.body, self.forward = tail, compiled(tail, job.spec)
         return replace(job, dataset=data)
+
+    def _changing(self, job: Job, trunk: nn.Module | None) -> str | None:
+        """Why the frozen layers' features cannot be computed once and kept."""
+        if trunk is None:
+            return "a later layer takes an earlier one of them by name"
+        if job.augment.changes:
+            return "augmentation changes the pictures"
+        needed = feature_bytes(trunk, job.dataset, job.device) / 2**30
+        return f"they would take {needed:.1f} GiB (data.memory_gib)" if needed > job.memory_gib else None
 
     def evaluate(self, job: Job, split: str) -> Measured:
         """The averaged weights where there are any, on a split, without touching what learns."""

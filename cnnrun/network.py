@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnrun.builder import Builder, BuildError, Node, Row
-from cnnrun.contracts import Facts, TaskSpec
+from cnnrun.contracts import Facts, Shape, TaskSpec
 from cnnrun.receptive import Signal
 
 
@@ -53,6 +53,7 @@ class Built:
     """
 
     network: Network
+    image: Shape
     rows: list[Row] = field(default_factory=list)
     nodes: dict[str, Node] = field(default_factory=dict)
 
@@ -69,7 +70,7 @@ def build(nodes: Sequence[Any], task: TaskSpec, facts: Facts) -> Built:
         if builder.problems:
             raise BuildError(builder.problems)
         head = builder.head(task, facts, signal)
-    return Built(Network(Normalize(facts.mean, facts.std), layers, head), builder.rows, builder.nodes)
+    return Built(Network(Normalize(facts.mean, facts.std), layers, head), facts.image, builder.rows, builder.nodes)
 
 
 def flops(built: Built) -> list[int]:
@@ -78,7 +79,7 @@ def flops(built: Built) -> list[int]:
 
     network = Network(nn.Identity(), built.network.layers, built.network.head).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(torch.empty(1, *built.rows[0].in_shape, device="meta"))
+        network(torch.empty(1, *built.image, device="meta"))
     network.train()
     counts = counter.get_flop_counts()
     return [sum(counts.get(f"Network.{row.module}", {}).values()) for row in built.rows]

@@ -25,6 +25,12 @@ class Group(Spec):
     weight_decay: float | None = Field(None, ge=0)
     """By default the optimizer's."""
 
+    @model_validator(mode="after")
+    def _sets_something(self) -> Self:
+        if self.lr is None and self.weight_decay is None:
+            raise ValueError(f"the group {self.params!r} gives neither lr nor weight_decay")
+        return self
+
     def takes(self, name: str) -> bool:
         """Whether the parameter of that name is one of the group's."""
         return name.startswith(f"{self.params}.") or fnmatchcase(name, self.params)
@@ -46,7 +52,7 @@ class OptimizerSpec(Kind):
     def grouped(self, named: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
         """torch's parameter groups, the optimizer's own last; `names` beside `params`, `peak` is the rate to scale."""
         given = list(named)
-        rest = Group(params="*")
+        rest = Group(params="*", lr=self.lr)
         members: dict[int, list[tuple[str, nn.Parameter]]] = {}
         for name, parameter in given:
             place = next((place for place, group in enumerate(self.groups) if group.takes(name)), len(self.groups))
@@ -63,9 +69,9 @@ class OptimizerSpec(Kind):
         ]
 
     def unused(self, names: Iterable[str]) -> list[Group]:
-        """The groups that name no parameter of these."""
-        given = list(names)
-        return [group for group in self.groups if not any(map(group.takes, given))]
+        """The groups that get no parameter of these: none is so named, or earlier groups take them all."""
+        first = {next((place for place, group in enumerate(self.groups) if group.takes(name)), None) for name in names}
+        return [group for place, group in enumerate(self.groups) if place not in first]
 
     def build(self, parameters: Iterable[nn.Parameter] | list[dict[str, Any]]) -> torch.optim.Optimizer:
         """The optimizer over parameters or groups of them, fused where torch can."""

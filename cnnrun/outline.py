@@ -29,8 +29,8 @@ class Part:
 
 def outline(built: Built, task: str) -> list[Part]:
     """The network's top-level layers, the input before them and the task's head after them."""
-    first, head = built.rows[0], built.rows[-1]
-    parts = [Part("input", "input", [], _shown(first.in_shape))]
+    head = built.rows[-1]
+    parts = [Part("input", "input", [], _shown(built.image))]
     parts += _list(built.nodes, "layers")
     return [*parts, Part("head", task, [f"{head.parameters:,} parameters"], _shown(head.out_shape))]
 

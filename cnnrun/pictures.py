@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cnnrun.contracts import Pair
 from cnnrun.errors import DataError, printable
@@ -47,6 +47,13 @@ class Image(Spec):
     """What the network subtracts from each channel (pixel values 0..255); by default measured on the training split."""
     std: list[Annotated[float, Field(gt=0)]] | None = None
     """What it divides each channel by; by default measured on the training split."""
+
+    @field_validator("size")
+    @classmethod
+    def _bounded(cls, size: Pair | None) -> Pair | None:
+        if size is not None and size[0] * size[1] > MAX_PIXELS:
+            raise ValueError(f"more than {MAX_PIXELS:,} pixels")
+        return size
 
 
 def load(path: Path, size: Pair, channels: int, image: Image) -> NDArray[np.uint8]:

@@ -5,7 +5,9 @@ A weights file is safetensors; what it is for stands in its metadata (`About`), 
 
 from __future__ import annotations
 
+import hashlib
 import json
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,6 +15,7 @@ from typing import Annotated, Literal
 import safetensors
 import safetensors.torch
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -27,6 +30,7 @@ from cnnrun.tasks import Task
 
 How = Literal["name", "order"]
 State = dict[str, Tensor]
+_POINTERS = ("best", "latest")
 _SHOWN = 10  # rows of a table of misfits
 
 
@@ -46,6 +50,8 @@ class Weights:
     how: How
     about: About | None = None
     facts: Facts | None = None
+    digest: str = ""
+    """SHA-256 of the file, or of the checkpoint's manifest."""
 
 
 class Misfit(Exception):
@@ -66,10 +72,16 @@ def read(path: Path) -> Weights:
 
     Raises CheckpointError.
     """
-    if path.is_dir():
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+        raise CheckpointError(f"{path}: not a regular file")
+    if stat.S_ISDIR(mode) or path.name in _POINTERS:
         return _of_run(path)
-    if path.suffix in (".pth", ".pt", ".bin"):
-        return Weights(pickled.read(path), "order")
+    if path.name.endswith((".pth", ".pt", ".bin", ".pth.tar")):
+        return Weights(pickled.read(path), "order", digest=_digest(path))
     try:
         with safetensors.safe_open(path, "pt") as file:
             names, metadata = list(file.keys()), file.metadata() or {}
@@ -77,13 +89,22 @@ def read(path: Path) -> Weights:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
         raise CheckpointError(f"{path}: not a safetensors file, a .pth file or a run ({reason})") from None
-    return Weights(tensors, "name", *_described(path, metadata))
+    for name, value in tensors.items():
+        if not (value.is_floating_point() or _counter(name)) or not value.float().isfinite().all():
+            raise CheckpointError(f"{path}: {name} is not made of finite real numbers")
+    return Weights(tensors, "name", *_described(path, metadata), _digest(path))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def about(text: str, where: str) -> About:
     """The description written in `text`, a zoo network put in. Raises ValueError."""
-    tree, _ = yamlfile.parse(text, where)
-    zoo.expand(tree, ())
+    tree, problems = yamlfile.parse(text, where)
+    if problems := problems + zoo.expand(tree, ()):
+        raise ValueError(str(problems[0]))
     return About.model_validate(tree)
 
 
@@ -94,7 +115,8 @@ def write(path: Path, tensors: State, about: About, facts: Facts) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata)
+        plain = {name: value.contiguous() for name, value in tensors.items()}
+        temporary.write_bytes(safetensors.torch.save(plain, metadata))
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         raise StorageError(f"{path}: cannot be written ({error})") from None
@@ -190,19 +212,28 @@ def _within(network: Network, name: str, until: str | None) -> bool:
 
 def _of_run(path: Path) -> Weights:
     """The averaged weights of a run's best checkpoint, or of the checkpoint given, where it has an average."""
+    if path.name in _POINTERS and (name := checkpoint.pointed_at(path.parent, path.name)):
+        path = path.parent / name  # checkpoints/best, checkpoints/latest
     if (path / "manifest.json").exists():
         saved: checkpoint.Checkpoint | None = checkpoint.load(path)
     else:
         saved = checkpoint.load_newest(path / "checkpoints", "best", lambda line: None)
     if saved is None:
         raise CheckpointError(f"{path}: neither a run nor a checkpoint")
-    return Weights(saved.parts.get("ema", saved.parts["model"]), "name", None, Facts.from_json(saved.state["facts"]))
+    tensors, facts = saved.parts.get("ema", saved.parts["model"]), Facts.from_json(saved.state["facts"])
+    return Weights(tensors, "name", None, facts, _digest(saved.path / "manifest.json"))
 
 
 def _described(path: Path, metadata: dict[str, str]) -> tuple[About | None, Facts | None]:
     if "cnnrun.config" not in metadata:
         return None, None
     try:
-        return about(metadata["cnnrun.config"], str(path)), Facts.from_json(json.loads(metadata["cnnrun.facts"]))
-    except (UserError, ValueError, TypeError, KeyError):
+        made = about(metadata["cnnrun.config"], str(path))
+        facts = TypeAdapter(Facts).validate_json(metadata["cnnrun.facts"], strict=True)
+        channels, *size = facts.image
+        shape = Image(size=(size[0], size[1]), channels=channels, mean=list(facts.mean), std=list(facts.std))  # type: ignore[arg-type]
+        if made.image.size not in (None, shape.size) or made.image.channels not in (None, shape.channels):
+            raise ValueError("two picture sizes")
+        return made, facts
+    except (UserError, ValueError, TypeError, KeyError, IndexError):
         raise CheckpointError(f"{path}: its description is damaged or of another version of cnnrun") from None

@@ -98,6 +98,10 @@ def test_a_mapped_cache_equals_memory_and_is_found_again(picture_folder, tmp_pat
     save_picture(picture_folder / "cat" / "0.png", seed=999)
     prepared(small)
     assert len(list((tmp_path / "cache").glob("*"))) == 2
+    changed = small.model_copy(update={"image": small.image.model_copy(update={"fit": "crop", "crop_pct": 0.8})})
+    again = prepared(changed)
+    assert len(list((tmp_path / "cache").glob("*"))) == 3
+    assert not torch.equal(again.splits["train"].pictures, prepared(small).splits["train"].pictures)
 
 
 def test_every_bad_file_is_named(picture_folder):

@@ -338,3 +338,19 @@ def test_a_max_pool_is_refused_exactly_where_it_has_no_maximum(size, ceil_mode):
 def test_a_conv_may_be_depthwise():
     made = built("- conv: {groups: depthwise}\n- flatten", 3, 4, 4)
     assert made.network.layers.conv1.groups == 3
+
+
+@pytest.mark.parametrize("name", ["training", "append", "forward", "_modules", "inputs", "kept", "layers", "weight_"])
+@pytest.mark.parametrize("link", ["", "- add: {from: [NAME]}\n"])
+def test_a_name_that_a_module_already_has_is_refused_in_words(name, link):
+    text = f"- conv: {{name: {name}, out_channels: 2}}\n{link.replace('NAME', name)}- flatten"
+    if name == "weight_":
+        assert built(text, 1, 4, 4).parameters
+    else:
+        assert "is a word of PyTorch's modules" in problem(text, 1, 4, 4)[1]
+
+
+def test_the_picture_goes_in_whatever_the_first_row_takes():
+    made = built("- parallel: [[], []]\n- conv: 8\n- flatten", 1, 4, 4)
+    assert made.image == (1, 4, 4)
+    assert flops(made)[0] == 2 * 8 * 16 * 2 * 9

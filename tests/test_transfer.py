@@ -152,9 +152,16 @@ def test_resumed_with_groups_equals_uninterrupted(tmp_path, monkeypatch):
     [
         ("train.freeze=conv9", "train.freeze: no layer 'conv9' in the model; did you mean 'conv1'?"),
         (
-            "train.optimizer={sgd: {groups: [{params: layers.conv2}]}}",
-            "train.optimizer.sgd.groups[0].params: 'layers.conv2' is no parameter that learns",
+            "train.optimizer={sgd: {groups: [{params: layers.conv2, lr: 1}]}}",
+            "train.optimizer.sgd.groups[0].params: 'layers.conv2' gets no parameter that learns",
         ),
+        (
+            "train.optimizer={sgd: {groups: [{params: '*', lr: 1}, {params: head, lr: 2}]}}",
+            "train.optimizer.sgd.groups[1].params: 'head' gets no parameter that learns",
+        ),
+        ("train.optimizer={sgd: {groups: [{params: head}]}}", "gives neither lr nor weight_decay"),
+        ("model={zoo: resnet18, until: [a]}", "model.until: no layer ['a']"),
+        ("model={zoo: 5}", "model.zoo: no network 5 in the zoo (`cnnrun zoo list` shows them)"),
         ("model={layers: [flatten], until: flatten1}", "until says where"),
         ("model={layers: [flatten], weights: x, until: nope}", "model.until: no layer 'nope'"),
         ("model={zoo: resnet18, until: stage9}", "model.until: no layer 'stage9'"),
@@ -171,8 +178,8 @@ def test_a_wrong_name_is_told_with_what_there_is(override, message):
 
 
 def test_groups_that_name_only_frozen_parameters_are_refused():
-    with pytest.raises(ConfigError, match="no parameter that learns"):
-        tried(FROZEN, "train.optimizer={sgd: {groups: [{params: layers.conv1}]}}")
+    with pytest.raises(ConfigError, match="gets no parameter that learns"):
+        tried(FROZEN, "train.optimizer={sgd: {groups: [{params: layers.conv1, lr: 1}]}}")
 
 
 def test_a_zoo_network_can_be_cut_and_continued():
@@ -223,3 +230,55 @@ def test_the_zoos_own_classifier_holds_unless_the_config_says_otherwise():
         assert experiment.parse(text.replace("TASK", task), "f").task.classifier == expected
     with pytest.raises(ConfigError, match="needs a vector"):
         experiment.parse(text.replace("TASK", "{classify: {classifier: linear}}"), "f")
+
+
+ZOO = """
+task: classify
+data: {source: digits, image: {size: 64, channels: 3}}
+model: {zoo: resnet18, weights: x.safetensors}
+"""
+
+
+def test_overrides_of_a_zoo_network_take_each_other_into_account():
+    assert experiment.parse(ZOO, "f", ["model.weights=null"]).model.weights is None
+    made = experiment.parse(
+        TINY, "f", ["model=resnet18", "model.until=stage1", "model.layers=[global_avg_pool]", "data.image.size=64"]
+    )
+    assert made.model.layers[-2].name == "stage1"
+
+
+def test_a_network_taken_whole_takes_its_head_too_where_the_classes_are_the_same():
+    assert experiment.parse(ZOO, "f").model.until is None
+
+
+def test_a_zoo_classifier_is_not_inherited_by_a_part_of_its_network():
+    text = "task: classify\ndata: {source: digits, image: {size: 64, channels: 3}}\n"
+    made = experiment.parse(text + "model: {zoo: squeezenet1_1, until: fire4, layers: [global_avg_pool]}\n", "f")
+    assert made.task.classifier == "linear"
+    whole = experiment.parse(text.replace("classify", "{classify: null}") + "model: squeezenet1_1\n", "f")
+    assert whole.task.classifier == "conv"
+
+
+def test_frozen_norms_do_not_ask_for_larger_batches():
+    job = job_of(tried(FROZEN), Path("unused"))
+    spec = tried(FROZEN, "train.batch=1").train
+    learner.check(spec, 100, job.network)
+    with pytest.raises(ConfigError, match="two pictures"):
+        learner.check(tried("train.batch=1").train, 100, job.network)
+
+
+def test_frozen_weights_that_are_not_finite_are_named_with_the_picture(tmp_path):
+    from cnnrun.errors import NonFiniteError
+
+    job = job_of(tried(FROZEN), tmp_path)
+    with torch.no_grad():
+        job.network.layers.conv1[0].weight.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="features of digits"):
+        Learner(job).reuse_frozen(job)
+
+
+def test_frozen_layers_without_weights_are_said(trained_run, tmp_path, capfd):
+    from test_weights import started
+
+    started(trained_run, tmp_path, "model.until=conv1", "train.freeze=linear1")
+    assert "they keep their random weights" in capfd.readouterr().err

@@ -271,3 +271,115 @@ def test_predict_gets_18_of_20_imagenet_pictures_right_at_top_1_and_20_at_top_5(
 def test_config_errors_are_not_file_errors():
     with pytest.raises(ConfigError):
         imported(Path("x.pth"), "nothing", "order", None, [])
+
+
+FACTS = {"classes": ["a", "b"], "image": [1, 8, 8], "mean": [0.0], "std": [1.0]}
+DESCRIBED = "task: classify\nimage: {size: 8, channels: 1}\nmodel: [flatten]\n"
+
+
+def hostile(tmp_path: Path, described: str, facts: str, weight: torch.Tensor | None = None) -> Path:
+    import safetensors.torch
+
+    path = tmp_path / "h.safetensors"
+    tensors = {"head.weight": torch.ones(2, 64) if weight is None else weight, "head.bias": torch.zeros(2)}
+    tensors |= {"normalize.mean": torch.zeros(1, 1, 1), "normalize.std": torch.ones(1, 1, 1)}
+    safetensors.torch.save_file(tensors, path, {"cnnrun.config": described, "cnnrun.facts": facts})
+    return path
+
+
+def test_a_sound_description_is_used(tmp_path):
+    assert assemble.usable(hostile(tmp_path, DESCRIBED, json.dumps(FACTS)), tmp_path, CPU).facts.classes == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("facts", "described"),
+    [
+        (FACTS | {"image": [1, 16]}, DESCRIBED),
+        (FACTS | {"image": ["x", 1, 2]}, DESCRIBED),
+        (FACTS | {"mean": "abc"}, DESCRIBED),
+        (FACTS | {"classes": [1, 2]}, DESCRIBED),
+        (FACTS | {"image": [3, 100_000, 100_000]}, DESCRIBED.replace("{size: 8, channels: 1}", "{}")),
+        ("[" * 100_000, DESCRIBED),
+        (FACTS, DESCRIBED.replace("[flatten]", "[{linear: 3}]")),
+        (FACTS, DESCRIBED.replace("[flatten]", "resnet99")),
+        (FACTS, DESCRIBED.replace("[flatten]", "[{max_pool: 100}, flatten]")),
+        (FACTS, "[" * 1000),
+    ],
+)
+def test_a_hostile_description_costs_one_line(tmp_path, facts, described):
+    path = hostile(tmp_path, described, facts if isinstance(facts, str) else json.dumps(facts))
+    with pytest.raises(CheckpointError) as refused:
+        assemble.usable(path, tmp_path, CPU)
+    assert len(refused.value.lines) == 1
+
+
+@pytest.mark.parametrize(
+    "weight", [torch.full((2, 64), float("nan")), torch.ones(2, 64, dtype=torch.complex64), torch.ones(2, 64).long()]
+)
+def test_weights_that_are_no_finite_real_numbers_are_refused(tmp_path, weight):
+    with pytest.raises(CheckpointError, match="not made of finite real numbers"):
+        weights.read(hostile(tmp_path, DESCRIBED, json.dumps(FACTS), weight))
+
+
+def test_pipes_and_impossible_paths_are_refused(tmp_path):
+    import os
+
+    os.mkfifo(tmp_path / "p.safetensors")
+    for path in (tmp_path / "p.safetensors", tmp_path / "none.safetensors", Path("x" * 5000), tmp_path):
+        with pytest.raises(CheckpointError):
+            weights.read(path)
+
+
+def test_a_checkpoints_pointer_is_a_checkpoint(trained_run):
+    best = weights.read(trained_run / "checkpoints" / "best")
+    assert best.digest == weights.read(trained_run).digest
+    assert best.digest != ""
+
+
+def test_statistics_of_the_weights_survive_a_resume(trained_run, tmp_path, monkeypatch):
+    """A network keeps normalising by what it learned with, also in what the next training reads from its run."""
+    from test_train import stop_at
+
+    from cnnrun.contracts import Facts
+    from cnnrun.errors import Interrupted
+
+    with monkeypatch.context() as patched:
+        stop_at(patched, 5)
+        with pytest.raises(Interrupted):
+            started(trained_run, tmp_path, "data.split={val: 0.4, test: 0.2}", "train.epochs=2")
+    run = tmp_path / "given" / "1"
+    before = checkpoint.load_newest(run / "checkpoints", "latest", pytest.fail)
+    commands.train(experiment.load(run / "config.yaml"), tmp_path, CPU, resume=True)
+    after = checkpoint.load_newest(run / "checkpoints", "latest", pytest.fail)
+    mine = weights.read(trained_run).facts
+    for saved in (before, after):
+        facts = Facts.from_json(saved.state["facts"])
+        assert (facts.mean, facts.std) == (mine.mean, mine.std)
+        assert torch.allclose(saved.parts["model"]["normalize.mean"].flatten(), torch.tensor(mine.mean))
+    assert json.loads((run / "weights.json").read_text())["sha256"] == weights.read(trained_run).digest
+
+
+def test_our_own_weights_file_is_imported_by_name(tmp_path, run_cli):
+    path, _ = plain(tmp_path)
+    (tmp_path / "like.yaml").write_text(LIKE)
+    first, second = tmp_path / "w.safetensors", tmp_path / "again.safetensors"
+    assert run_cli("import", path, "--like", tmp_path / "like.yaml", "--out", first)[0] == 0
+    code, _, err = run_cli("import", first, "--like", tmp_path / "like.yaml", "--out", second)
+    assert code == 2
+    assert "--map name" in err
+    assert run_cli("import", first, "--like", tmp_path / "like.yaml", "--map", "name", "--out", second)[0] == 0
+    assert all(
+        torch.equal(value, weights.read(second).tensors[name]) for name, value in weights.read(first).tensors.items()
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [(["--drop", "nothing.*"], "no tensor of"), (["--out", "noext"], "ends in .safetensors")],
+)
+def test_import_ignores_nothing(tmp_path, run_cli, words, why):
+    path, _ = plain(tmp_path)
+    (tmp_path / "like.yaml").write_text(LIKE)
+    code, _, err = run_cli("import", path, "--like", tmp_path / "like.yaml", *words)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert why in err

@@ -17,7 +17,7 @@ from cnnrun import __version__
 from cnnrun.batches import in_order
 from cnnrun.contracts import Results
 from cnnrun.dataset import Examples
-from cnnrun.errors import ParityError, StorageError
+from cnnrun.errors import ConfigError, ParityError, StorageError
 from cnnrun.evaluate import measure
 from cnnrun.export.code import Code
 from cnnrun.export.onnx import Onnx
@@ -52,9 +52,12 @@ def export(form: Format, trained: Trained, splits: dict[str, Examples], path: Pa
                 # Beside the record of an earlier file, which stays with that file.
                 write_json(record.with_stem(record.stem + "-failed"), report | {"file": path.name})
                 raise ParityError(f"{path}: not kept, it is not the model: {report['reason']}")
-            for file in sorted(Path(folder).iterdir(), key=lambda file: file == made):  # the file itself last
-                if file.is_file():
-                    file.replace(path.with_name(file.name))
+            files = sorted((file for file in Path(folder).iterdir() if file.is_file()), key=lambda file: file == made)
+            for file in files:  # the file itself last
+                if (there := path.with_name(file.name)).exists() and not path.exists():
+                    raise ConfigError(f"{there}: is there, and not of an earlier export; choose another --out")
+            for file in files:
+                file.replace(path.with_name(file.name))
         write_json(record, report | {"file": path.name})
     except OSError as error:
         raise StorageError(f"{path}: cannot be written ({error.strerror})") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import json
+import re
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -90,7 +91,7 @@ class Code(Kind):
         path.write_text(source(module, names, metadata, path.stem))
         tensors = {name: value.cpu().contiguous() for name, value in module.network.state_dict().items()}
         noted = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
-        safetensors.torch.save_file(tensors, path.with_suffix(".safetensors"), noted)
+        path.with_suffix(".safetensors").write_bytes(safetensors.torch.save(tensors, noted))
 
     def reload(self, path: Path) -> Callable[[NDArray[np.uint8]], list[NDArray[Any]]]:
         """The written file as a function of pixels. Raises CheckpointError where it does not run."""
@@ -124,7 +125,7 @@ def source(module: Deployed, names: list[str], metadata: dict[str, Any], stem: s
     whole, functions = shared(construction(module.network))
     whole, layers = lifted(whole)
     pieces = [
-        _HEAD.format(stem=stem, **metadata) + "\n" + "\n".join(sources.import_lines()) + "\n",
+        _HEAD.format(stem=re.sub(r"\W", "_", stem), **metadata) + "\n" + "\n".join(sources.import_lines()) + "\n",
         *(f"\n{text}\n" for text in sources.definitions.values()),
         _CHAIN,
         *(_function(name, call) for name, call in (functions | layers).items()),

@@ -97,7 +97,7 @@ def _literal(value: Any) -> Any:
 
 def _sequence(name: str, children: dict[str, nn.Module]) -> Call:
     """`chain(conv=..., norm=...)`, which the generated file defines, or the long way where that cannot be said."""
-    words = all(child.isidentifier() and not iskeyword(child) for child in children)
+    words = all(child.isidentifier() and not iskeyword(child) and child != "__debug__" for child in children)
     if name == "nn.Sequential" and words:
         return Call("chain", tuple((f"{child}=", construction(module)) for child, module in children.items()))
     return Call(name, (("", Call("OrderedDict", (("", _literal(children)),))),))
@@ -157,13 +157,15 @@ def lifted(network: Call) -> tuple[Call, dict[str, Call]]:
         functions[name] = value
         return key, Call(name, ())
 
+    def inside(call: Call) -> Call:
+        """Down to the list of layers: through `Linked({...}, ...)` and `nn.Sequential(OrderedDict({...}))`."""
+        if call.name not in ("Linked", "nn.Sequential", "OrderedDict"):
+            return Call(call.name, tuple(lift(*each) for each in call.arguments), call.brackets)
+        (first, value), *rest = call.arguments
+        return Call(call.name, ((first, inside(value)), *rest), call.brackets)
+
     normalize, (key, layers), head = network.arguments
-    if layers.name == "Linked":
-        (_, chain), *rest = layers.arguments
-        inner = Call(chain.name, tuple(lift(*each) for each in chain.arguments), chain.brackets)
-        made = Call(layers.name, (("", inner), *rest))
-    else:
-        made = Call(layers.name, tuple(lift(*each) for each in layers.arguments))
+    made = inside(layers)
     return Call(network.name, (normalize, (key, made), head)), functions
 
 

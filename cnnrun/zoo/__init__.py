@@ -6,8 +6,9 @@ top-level layers that has weights: what `until`, `train.freeze` and `from` may n
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -84,7 +85,8 @@ def expand(tree: Map, kinds: Collection[str]) -> list[Problem]:
         return [Problem(mark, "model.zoo", f"no network {shown(name)} in the zoo{_suggested(name)}")]
     network, problems = yamlfile.parse(text(name), f"{mark}: zoo/{name}.yaml")
     problems += blocks.expand(network, kinds)
-    _inherit_task(tree, network)
+    if not model.keys() & {"until", "layers"}:
+        _inherit_task(tree, network)
     tree["model"], found = _joined(model, network["model"], mark)
     return problems + found
 
@@ -93,7 +95,7 @@ def _joined(model: Map, layers: Seq, mark: Mark) -> tuple[Map, list[Problem]]:
     """The `model` section with the zoo's layers up to `until`, then the config's own."""
     named = {name: place for place, layer in enumerate(layers) if (name := _name(layer))}
     until, own, problems = model.get("until"), model.get("layers", Seq()), []
-    if until is not None and until not in named:
+    if until is not None and (not isinstance(until, str) or until not in named):
         problems = [Problem(model.marks["until"], "model.until", f"no layer {until!r}{did_you_mean(until, named)}")]
         until = None
     kept = Seq()
@@ -102,8 +104,8 @@ def _joined(model: Map, layers: Seq, mark: Mark) -> tuple[Map, list[Problem]]:
     if isinstance(own, Seq):
         for layer, at in zip(own, own.marks, strict=True):
             kept.put(layer, at)
-    made = _only_layers(kept if isinstance(own, Seq) else own, mark)
-    if "weights" in model:
+    made = _only_layers(kept, mark) if isinstance(own, Seq) else _only_layers(own, model.marks["layers"])
+    if model.get("weights") is not None and (until or own):
         made.put("until", until or list(named)[-1], mark, mark)
     for key in model.keys() - {"zoo", "until", "layers"}:
         made.put(key, model[key], model.key_marks[key], model.marks[key])
@@ -119,6 +121,8 @@ def _inherit_task(tree: Map, network: Map) -> None:
     if mine == kind:
         tree["task"] = mine = Map()
         mine.put(kind, Map(), tree.marks["task"], tree.marks["task"])
+    if isinstance(mine, Map) and kind in mine and mine[kind] is None:
+        mine[kind] = Map()
     if isinstance(mine, Map) and isinstance(own := mine.get(kind), Map):
         for key, value in settings.items():
             if key not in own:
@@ -138,5 +142,5 @@ def _name(layer: object) -> str | None:
 
 
 def _suggested(name: object) -> str:
-    known: Iterable[str] = names()
-    return f"{did_you_mean(name, known)}; `cnnrun zoo list` shows them"
+    near = difflib.get_close_matches(str(name), names(), n=1)
+    return (f"; did you mean {near[0]!r}?" if near else "") + " (`cnnrun zoo list` shows them)"

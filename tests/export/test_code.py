@@ -22,6 +22,7 @@ from cnnrun.layers import Leaf
 from cnnrun.pictures import Image
 from cnnrun.spec import members
 from cnnrun.structures import Node
+from cnnrun.tasks.classify import Classify
 from cnnrun.trained import Deployed, Trained
 
 CPU = torch.device("cpu")
@@ -157,3 +158,55 @@ def test_code_that_is_not_the_network_is_not_kept(trained_run, tmp_path, monkeyp
         commands.exported(Code(), trained_run, trained_run.parent.parent, None, tmp_path / "net.py")
     assert [file.name for file in tmp_path.iterdir()] == ["parity-code-failed.json"]
     assert json.loads((tmp_path / "parity-code-failed.json").read_text())["passed"] is False
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("noext", "ends in .py"), ("net.onnx", "ends in .py"), ("folder.py", "ends in .py")]
+)
+def test_a_target_that_cannot_be_is_refused_first(trained_run, tmp_path, run_cli, name, why):
+    (tmp_path / "folder.py").mkdir()
+    code, _, err = run_cli("export", "code", trained_run, "--out", tmp_path / name)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert why in err
+    assert [file.name for file in tmp_path.iterdir()] == ["folder.py"]
+
+
+def test_somebody_elses_weights_are_not_overwritten(trained_run, tmp_path, run_cli):
+    (tmp_path / "net.safetensors").write_text("precious")
+    code, _, err = run_cli("export", "code", trained_run, "--out", tmp_path / "net.py")
+    assert code == 2
+    assert "choose another --out" in err
+    assert (tmp_path / "net.safetensors").read_text() == "precious"
+    (tmp_path / "net.safetensors").unlink()
+    for _ in range(2):  # an earlier export of the same name is replaced
+        assert run_cli("export", "code", trained_run, "--out", tmp_path / "net.py")[0] == 0
+
+
+@pytest.mark.parametrize("names", [("class", "print"), ("lambda", "chain"), ("None", "load")])
+def test_layers_may_have_any_name(names, tmp_path):
+    from test_network import built
+
+    from cnnrun.contracts import Facts
+    from cnnrun.network import materialize
+
+    text = "".join(f"- conv: {{name: {name}, out_channels: 4, norm: batch}}\n" for name in names)
+    network = materialize(built(text.replace("None", "'None'") + "- flatten", 1, 4, 4).network, 0)
+    facts = Facts(("a\n", 'b"', "\u2028"), (1, 4, 4))
+    trained = Trained(
+        network.to(memory_format=torch.channels_last).eval(),
+        nn.Identity(),
+        Classify(),
+        facts,
+        Image(),
+        Path("r"),
+        0,
+        CPU,
+    )
+    module = Deployed(trained).eval()
+    Code().write(module, torch.empty(0), ["probabilities"], metadata(trained), tmp_path / "net.py")
+    pixels = torch.randint(0, 256, (2, 4, 4, 1), dtype=torch.uint8)
+    (theirs,) = Code().reload(tmp_path / "net.py")(pixels.numpy())
+    with torch.inference_mode():
+        assert torch.equal(module(pixels)[0], torch.from_numpy(theirs))
+    text = (tmp_path / "net.py").read_text()
+    assert formatted(text) == text
