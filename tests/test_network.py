@@ -335,6 +335,21 @@ def test_a_max_pool_is_refused_exactly_where_it_has_no_maximum(size, ceil_mode):
         assert refused != finite, settings
 
 
+@pytest.mark.parametrize(
+    "then", ["activation: prelu", "activation: gelu", "norm: batch", "norm: layer, activation: prelu"]
+)
+def test_a_linear_layer_at_each_position_is_a_1x1_convolution(then):
+    made = {}
+    for kind, body in (("linear", "out_features: 5, each_position: true"), ("conv", "out_channels: 5, kernel_size: 1")):
+        network = materialize(built(f"- {kind}: {{{body}, {then}}}\n- flatten", 3, 4, 6).network, 0)
+        made[kind] = network.double().eval()
+    weights = [value.reshape(-1) for value in made["linear"].state_dict().values()]
+    for value, given in zip(made["conv"].state_dict().values(), weights, strict=True):
+        value.copy_(given.view_as(value))
+    pictures = torch.randn(2, 3, 4, 6, dtype=torch.float64)
+    assert torch.allclose(made["linear"](pictures), made["conv"](pictures), rtol=1e-12)
+
+
 def test_a_conv_may_be_depthwise():
     made = built("- conv: {groups: depthwise}\n- flatten", 3, 4, 4)
     assert made.network.layers.conv1.groups == 3

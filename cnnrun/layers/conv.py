@@ -142,7 +142,7 @@ class Linear(LayerSpec):
         channels, height, width = need_picture("linear with each_position", in_shape)
         chain = EachPosition(OrderedDict(linear=nn.Linear(channels, self.out_features, bias=bias)))
         activation = in_place(self.activation.build((self.out_features,))) if self.activation else None
-        if self.norm or activation is None or any(activation.parameters()):
+        if self.norm or activation is None or list(activation.parameters()):  # with weights a channel, which come first
             return followed("linear", chain, (self.out_features, height, width), self.norm, self.activation)
         # While the channels lie last in memory, as in the networks that were trained so: same bits, less copying.
         chain.add_module("activation", activation)
