@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from cnnrun.network import Built, Network, build, materialize
 from cnnrun.progress import bar, say
 from cnnrun.trained import Trained
 from cnnrun.weights import Weights
+
+WEIGHTS = "weights.json"  # in a run folder: what it began with
 
 
 def dataset(experiment: Experiment, indexed: Index | None = None, only: Sequence[str] | None = None) -> Dataset:
@@ -116,8 +119,18 @@ def create(experiment: Experiment, facts: Facts, given: Weights | None, root: Pa
     run = runs.create(root, experiment.name)
     runs.write_text(run / runs.CONFIG, experiment.with_facts(facts).to_yaml())
     if given:
-        runs.write_json(run / "weights.json", {"path": experiment.model.weights, "sha256": given.digest})
+        runs.write_json(run / WEIGHTS, {"path": experiment.model.weights, "sha256": given.digest})
     return run
+
+
+def same_weights(run: Path, given: Weights) -> None:
+    """Raises CheckpointError when a run without a checkpoint would begin again from other weights."""
+    try:
+        before = json.loads((run / WEIGHTS).read_text())["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # not started yet
+    if before != given.digest:
+        raise CheckpointError(f"{run}: the weights it began with changed since; train anew without --resume")
 
 
 def saved_in(run: Path, facts: Facts) -> checkpoint.Checkpoint | None:

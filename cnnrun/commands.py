@@ -18,6 +18,7 @@ from cnnrun.assemble import (
     initial,
     job,
     network,
+    same_weights,
     saved_in,
     trained,
     unfinished,
@@ -43,6 +44,8 @@ def train(experiment: Experiment, root: Path, device: torch.device, resume: bool
     given = None if run and (run / "checkpoints" / "latest").exists() else initial(experiment)
     if run:
         experiment = experiment.with_statistics_of(load(run / runs.CONFIG))
+    if run and given:
+        same_weights(run, given)
     experiment = experiment.with_weights_of(given.facts if given else None)
     data = dataset(experiment)
     fitting(experiment, data.facts, given)  # nothing is made on the disk for a config that cannot be trained

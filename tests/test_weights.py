@@ -152,6 +152,17 @@ def test_a_resumed_run_no_longer_needs_the_weights_it_began_with(trained_run, tm
     assert Path(result["run"]) == run
 
 
+def test_a_run_without_a_checkpoint_does_not_go_on_with_other_weights(trained_run, tmp_path):
+    import shutil
+
+    run, _ = started(trained_run, tmp_path)
+    (run / "result.json").unlink()
+    shutil.rmtree(run / "checkpoints")
+    (run / "weights.json").write_text(json.dumps({"sha256": "another"}))
+    with pytest.raises(CheckpointError, match="changed since"):
+        commands.train(experiment.load(run / "config.yaml"), tmp_path, CPU, resume=True)
+
+
 # --- import ----------------------------------------------------------------------------------------------------------
 
 
