@@ -3,7 +3,7 @@
     python benchmarks/transfer.py --weights data/mobilenet-v2/mobilenet_v2-b0353104.pth [--seeds 3] [--pictures 100]
 
 The task is Fashion-MNIST as a folder of PNG files, `--pictures` a class to learn from and 200 a class to report on; the
-three ways differ in nothing but what is printed. Each is a whole `cnnrun train` and `cnnrun eval` on the test split.
+ways differ in nothing but what is printed. Each is a whole `cnnrun train` and `cnnrun eval` on the test split.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ model: {{zoo: mobilenet_v2}}
 train: {{epochs: 3, batch: 32, optimizer: {{sgd: {{lr: 0.05, momentum: 0.9, nesterov: true}}}}, monitor: val/accuracy}}
 """
 TEST_PICTURES = 200
-WAYS = {
-    "from scratch": [],
-    "from weights": ["model.weights={weights}"],
-    "from weights, head at lr, layers at a tenth": [
-        "model.weights={weights}",
-        "train.optimizer.sgd.groups=[{{params: 'layers.*', lr: 0.005}}]",
-    ],
-    "from weights, all but the head frozen": ["model.weights={weights}", "train.freeze=last"],
+# Each way has a rate of its own, as each would in use: of these, the one of the best mean accuracy on the val split.
+WAYS: dict[str, tuple[list[float], list[str]]] = {
+    "from scratch": ([0.02, 0.05, 0.1], []),
+    "from weights": ([0.005, 0.01, 0.02], ["model.weights={weights}"]),
+    "from weights, layers at a tenth of the head's rate": (
+        [0.05, 0.1],
+        ["model.weights={weights}", "train.optimizer.sgd.groups=[{{params: 'layers.*', lr: {tenth}}}]"],
+    ),
+    "from weights, all but the head frozen": ([0.05, 0.1], ["model.weights={weights}", "train.freeze=last"]),
 }
 
 
@@ -77,18 +78,35 @@ def main() -> None:
         cnnrun("import", str(args.weights), "--like", "mobilenet_v2", "--classes", "imagenet", "--out", str(weights))
         config = Path(work) / "transfer.yaml"
         config.write_text(CONFIG.format(folder=folder))
-        for way, overrides in WAYS.items():
-            accuracies, seconds = [], []
-            for seed in range(args.seeds):
-                began = time.perf_counter()
-                given = [override.format(weights=weights) for override in overrides]
-                made = cnnrun("train", str(config), f"seed={seed}", *given, "--runs", f"{work}/runs")
-                seconds.append(time.perf_counter() - began)
-                accuracies.append(cnnrun("eval", made["run"])["numbers"]["accuracy"])
-            spread = statistics.stdev(accuracies) if len(accuracies) > 1 else float("nan")
-            shown = " ".join(f"{value:.4f}" for value in accuracies)
-            times = " ".join(f"{value:.0f}" for value in seconds)
-            print(f"{way}: {shown}  mean {statistics.mean(accuracies):.4f} ± {spread:.4f}  seconds {times}", flush=True)
+        for way, (rates, overrides) in WAYS.items():
+            tried = [(rate, *runs(config, weights, rate, overrides, args.seeds)) for rate in rates]
+            for rate, val, test, seconds in tried:
+                chosen = "  <- chosen on val" if sum(val) == max(sum(each[1]) for each in tried) else ""
+                print(
+                    f"{way}, lr {rate:g}: val {shown(val)}  test {shown(test)}  {shown(seconds, 0)} s{chosen}",
+                    flush=True,
+                )
+
+
+def runs(
+    config: Path, weights: Path, rate: float, overrides: list[str], seeds: int
+) -> tuple[list[float], list[float], list[float]]:
+    """Accuracy on val (the best epoch's) and on test, and the seconds of training, of each seed."""
+    val, test, seconds = [], [], []
+    for seed in range(seeds):
+        given = [each.format(weights=weights, tenth=rate / 10) for each in overrides]
+        words = [str(config), f"seed={seed}", f"train.optimizer.sgd.lr={rate}", *given]
+        began = time.perf_counter()
+        made = cnnrun("train", *words, "--runs", f"{config.parent}/runs")
+        seconds.append(time.perf_counter() - began)
+        val.append(made["best"]["val/accuracy"])
+        test.append(cnnrun("eval", made["run"])["numbers"]["accuracy"])
+    return val, test, seconds
+
+
+def shown(values: list[float], digits: int = 4) -> str:
+    spread = statistics.stdev(values) if len(values) > 1 else float("nan")
+    return f"{statistics.mean(values):.{digits}f} ± {spread:.{digits}f}"
 
 
 if __name__ == "__main__":
