@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
@@ -187,6 +187,7 @@ def test_onnx_export_is_the_network_or_is_refused_by_name(built):
             Onnx().write(module, pixels[:2], ["probabilities"], {}, path)
         except ConfigError as refused:
             assert "the network has no ONNX form" in refused.lines[0]
+            event("refused by the exporter")
             return
         (theirs,) = Onnx().reload(path)(pixels.numpy())
     ours = given_network.results(pictures(built, 5))
@@ -195,6 +196,9 @@ def test_onnx_export_is_the_network_or_is_refused_by_name(built):
         # there the parity gate refuses the file, by the same words.
         exact = given_network.network.double()(pictures(built, 5).double()).softmax(1)
         assert float((exact - ours["probabilities"]).abs().max()) > 1e-5, why
+        event("ill-conditioned in float32")
+    else:
+        event("parity")
 
 
 NOTES = {"cnnrun": "0", "input": "pixels", "resize": "none", "classes": ["a", "b", "c"]}
