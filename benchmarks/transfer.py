@@ -32,7 +32,7 @@ train: {{epochs: 3, batch: 32, optimizer: {{sgd: {{lr: 0.05, momentum: 0.9, nest
 TEST_PICTURES = 200
 # Each way has a rate of its own, as each would in use: of these, the one of the best mean accuracy on the val split.
 WAYS: dict[str, tuple[list[float], list[str]]] = {
-    "from scratch": ([0.02, 0.05, 0.1], []),
+    "from scratch": ([0.005, 0.01, 0.02, 0.05, 0.1], []),
     "from weights": ([0.005, 0.01, 0.02], ["model.weights={weights}"]),
     "from weights, layers at a tenth of the head's rate": (
         [0.05, 0.1],
