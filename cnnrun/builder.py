@@ -262,7 +262,7 @@ _TAKEN = {*dir(nn.Sequential()), *dir(Linked({}, {}, []))}  # what a module alre
 
 
 class _Keys:
-    """Module names of a chain: a layer's own name, or its kind and a count or block, and a count (conv1, conv2)."""
+    """Module names of a chain: a layer's own name, or its kind (or block) and a count (conv1, conv2)."""
 
     def __init__(self, nodes: Sequence[Any]) -> None:
         self._given = {node.name for node in nodes}
