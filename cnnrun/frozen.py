@@ -17,6 +17,8 @@ from cnnrun.errors import NonFiniteError, printable
 from cnnrun.network import Network
 from cnnrun.structures import Linked
 
+_READ = ("train", "val")  # the splits that training reads
+
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], Any]]]
 
 
@@ -66,7 +68,7 @@ def _sequence(layers: dict[str, nn.Module]) -> nn.Module:
 
 
 def features(trunk: nn.Module, dataset: Dataset, batch: int, device: torch.device, bar: Bar) -> Dataset:
-    """Every split with features in the place of pictures: float, on the host, in the order of the samples."""
+    """What training reads, with features in the place of pictures: float, on the host, in the order of the samples."""
 
     def computed(examples: Examples) -> Examples:
         made: Tensor | None = None
@@ -84,12 +86,12 @@ def features(trunk: nn.Module, dataset: Dataset, batch: int, device: torch.devic
         assert made is not None, "no split is empty"
         return replace(examples, pictures=made, rows=torch.arange(len(examples)))
 
-    return replace(dataset, splits={name: computed(examples) for name, examples in dataset.splits.items()})
+    return replace(dataset, splits={name: computed(dataset.splits[name]) for name in _READ})
 
 
 def feature_bytes(trunk: nn.Module, dataset: Dataset, device: torch.device) -> int:
-    """What the features of every split take in memory."""
+    """What the features that training reads take in memory."""
     examples = dataset.splits["train"]
     with torch.no_grad():
         one: Tensor = trunk(next(iter(in_order(examples, 1, device))).pictures)
-    return 4 * one.numel() * sum(map(len, dataset.splits.values()))
+    return 4 * one.numel() * sum(len(dataset.splits[name]) for name in _READ)
