@@ -91,6 +91,7 @@ def job(experiment: Experiment, data: Dataset, given: Weights | None, run: Path,
         device=device,
         run=run,
         memory_gib=experiment.data.memory_gib,
+        prefetch=experiment.data.prefetch,
     )
 
 
@@ -114,10 +115,13 @@ def unfinished(experiment: Experiment, root: Path, resume: bool) -> Path | None:
     return None
 
 
-def create(experiment: Experiment, facts: Facts, given: Weights | None, root: Path) -> Path:
+def create(experiment: Experiment, data: Dataset, given: Weights | None, root: Path) -> Path:
     """A fresh run folder with the resolved config in it, and what the weights it starts from were."""
     run = runs.create(root, experiment.name)
-    runs.write_text(run / runs.CONFIG, experiment.with_facts(facts).to_yaml())
+    runs.write_text(run / runs.CONFIG, experiment.with_facts(data.facts).to_yaml())
+    if data.left_out:
+        runs.write_text(run / "skipped.jsonl", "".join(json.dumps(each) + "\n" for each in data.left_out))
+        say(f"{len(data.left_out):,} pictures are left out; {run / 'skipped.jsonl'} lists them")
     if given:
         runs.write_json(run / WEIGHTS, {"path": experiment.model.weights, "sha256": given.digest})
     return run

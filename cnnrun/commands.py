@@ -48,8 +48,10 @@ def train(experiment: Experiment, root: Path, device: torch.device, resume: bool
         same_weights(run, given)
     experiment = experiment.with_weights_of(given.facts if given else None)
     data = dataset(experiment)
+    for note in data.notes:
+        say(f"data: {note}")
     fitting(experiment, data.facts, given)  # nothing is made on the disk for a config that cannot be trained
-    run = run or create(experiment, data.facts, given, root)
+    run = run or create(experiment, data, given, root)
     with runs.held(run):
         saved = saved_in(run, data.facts) if resume else None
         for line in runs.note_environment(run, device):

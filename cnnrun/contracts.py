@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor, nn
 
+from cnnrun.files import Files, Member, Members
 from cnnrun.spec import Kind
 
 Shape = tuple[int, ...]  # of one sample, without the batch: (C, H, W) for pictures, (F,) for vectors
@@ -110,18 +111,28 @@ def _distinct(names: list[str]) -> list[str]:
 ClassNames = Annotated[list[str], AfterValidator(_distinct)]
 
 
+Picture = Path | Member | NDArray[np.uint8]  # undecoded: a file, a part of a tar, or pixels [H, W, C]
+
+
 @dataclass(frozen=True)
 class Split:
-    """Undecoded samples: files, or pictures already in memory as uint8 [N, H, W, C]; and one row of targets each."""
+    """Undecoded samples: files, or pictures already in memory as uint8 [N, H, W, C]; and one row of targets each.
 
-    pictures: Sequence[Path] | NDArray[np.uint8]
+    Samples of one group (a patient, a camera, a session) belong on the same side of every split.
+    """
+
+    pictures: Files | Members | NDArray[np.uint8]
     targets: dict[str, Tensor]
     origin: str = "picture"
+    groups: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.pictures)
 
     def name(self, index: int) -> str:
         """What to call sample `index` in messages: its file, or its number in the source."""
         item = self.pictures[index]
-        return str(item) if isinstance(item, Path) else f"{self.origin}[{index}]"
+        return f"{self.origin}[{index}]" if isinstance(item, np.ndarray) else str(item)
 
 
 @dataclass(frozen=True)
@@ -188,7 +199,10 @@ class Meter(Protocol):
 
 
 class TaskSpec(Kind):
-    """What the network is for, in five words (head, criterion, decode, meter, signature) and one for people (rows)."""
+    """What the network is for, in five words (head, criterion, decode, meter, signature).
+
+    And one for people (rows), and one for mixup (blend).
+    """
 
     def numbers(self) -> dict[str, Better]:
         """The headline numbers that the meter gives, and which way is better: what `train.monitor` may name."""
@@ -205,6 +219,15 @@ class TaskSpec(Kind):
     def criterion(self, facts: Facts) -> nn.Module:
         """A module (outputs, targets) -> dict of named scalar losses; its parameters train with the network's."""
         raise NotImplementedError
+
+    def blend(
+        self, targets: dict[str, Tensor], partners: dict[str, Tensor], own_B: Tensor, facts: Facts
+    ) -> dict[str, Tensor]:
+        """The targets of pictures of which the part `own_B` is their own and the rest their partners'."""
+        raise NotImplementedError
+
+    mixes: ClassVar[bool] = False
+    """Whether the task has a `blend`: else mixup and cutmix are refused."""
 
     def decode(self, outputs: Tensor) -> Results:
         """Raw outputs -> results in the user's terms. Traced into the exported graph."""

@@ -1,33 +1,37 @@
-"""From a source to pictures in memory: splits, decoding once, statistics. The `data` section of the YAML."""
+"""From a source to decoded pictures: splits, what is left out, statistics. The `data` section of the YAML."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from cnnrun.audit import Columns, Leaks, leaks
 from cnnrun.augment import Augment
-from cnnrun.contracts import Facts, Indexed, Pair, Shape, SourceSpec, Split
+from cnnrun.cache import Progress
+from cnnrun.contracts import Facts, Indexed, Shape, SourceSpec, Split
 from cnnrun.data import Source
-from cnnrun.errors import DataError
-from cnnrun.pictures import Image, load, resize
-from cnnrun.randomness import key, permutation
+from cnnrun.errors import DataError, printable
+from cnnrun.pictures import Image
+from cnnrun.randomness import key
+from cnnrun.records import digest, statistics
 from cnnrun.spec import Kinds, Spec
-
-Progress = Callable[[str, int], Any]  # (what, total) -> a context manager that gives advance(count)
+from cnnrun.splitting import held_out
+from cnnrun.store import CacheSettings, Pictures, Stored, content, listing, stored
 
 
 class HoldOut(Spec):
-    """Parts of the training pictures held out where the source has no such split of its own; stratified by class."""
+    """Parts of the training pictures held out where the source has no such split of its own; stratified by class.
+
+    Where the source knows groups, a group is on one side alone.
+    """
 
     val: float = Field(0.1, ge=0, lt=1)
     """The part that chooses: best checkpoint, early stop."""
@@ -37,17 +41,22 @@ class HoldOut(Spec):
     """Apart from the run's own seed, so that several seeds are compared on the same pictures."""
 
 
-class Data(Spec):
+class Data(CacheSettings):
     """What the network learns from."""
 
     source: Annotated[Source, Kinds()]
     image: Image = Image()
     augment: Augment = Augment()
     split: HoldOut = HoldOut()
-    memory_gib: float = Field(4.0, gt=0)
-    """A source's split whose decoded pictures take more is kept in a memory-mapped file (see `cache_dir`) instead."""
-    cache_dir: str | None = None
-    """Where such files are kept; by default cnnrun's folder under the user's cache folder."""
+    bad_files: Literal["error", "skip"] = "error"
+    """What to do about files that cannot be decoded: stop and name them, or leave them out and list them in the run."""
+    leakage: Literal["error", "skip", "keep"] = "error"
+    """What to do where val or test holds a picture or a group of train, or one picture has two labels: stop, leave \
+such pictures out of training, or say so and go on."""
+    fingerprint: Literal["times", "content"] = "times"
+    """How changed files are noticed: by size and time of change, or by reading them all."""
+    prefetch: int | None = Field(None, ge=0, le=1000)
+    """Batches read ahead while the network works; by default 2, and none where pictures in memory meet a CPU."""
 
     def image_shape(self) -> Shape | None:
         """(C, H, W) that the network will see, or None where the config must say and does not."""
@@ -59,9 +68,9 @@ class Data(Spec):
 
 @dataclass(frozen=True)
 class Examples:
-    """A split in memory: `rows` says which pictures of the shared uint8 cache [M, C, H, W] are its own."""
+    """A split, decoded: `rows` says which of the pictures [M, C, H, W] that splits may share are its own."""
 
-    pictures: Tensor
+    pictures: Pictures
     rows: Tensor
     targets: dict[str, Tensor]
     source: Split
@@ -74,13 +83,25 @@ class Examples:
         """What to call sample `index` in messages."""
         return self.source.name(int(self.source_rows[index]))
 
+    def only(self, kept: Tensor) -> Examples:
+        """The samples for which `kept` (bool [N]) holds."""
+        targets = {name: values[kept] for name, values in self.targets.items()}
+        return replace(self, rows=self.rows[kept], source_rows=self.source_rows[kept], targets=targets)
+
+    def take(self, index_B: Tensor) -> Tensor:
+        """Samples `index_B` as [B, C, H, W] on the host."""
+        return self.pictures.take(self.rows[index_B])
+
 
 @dataclass(frozen=True)
 class Dataset:
-    """Every split, decoded, and what was measured on the training split."""
+    """Every split, decoded, what was measured on the training split, and what was left out and why."""
 
     facts: Facts
     splits: dict[str, Examples]
+    stored: dict[str, Stored] = field(default_factory=dict)
+    left_out: tuple[dict[str, str], ...] = ()
+    notes: tuple[str, ...] = ()  # what the audit found, for people
 
 
 @dataclass(frozen=True)
@@ -95,6 +116,10 @@ class Index:
     def counts(self) -> dict[str, int]:
         return {name: len(rows) for name, (_, rows) in self.splits.items()}
 
+    def sources(self) -> list[Split]:
+        """The source's own splits."""
+        return list(self.source.splits.values())
+
     def class_counts(self) -> tuple[int, ...]:
         """Training pictures of each class; empty where the targets are not labels."""
         split, rows = self.splits["train"]
@@ -103,7 +128,6 @@ class Index:
         return tuple(torch.bincount(split.targets["labels"][rows], minlength=len(self.source.classes)).tolist())
 
 
-_DECODER = 2  # raised whenever the same file would be decoded to other pixels
 _HOLD_OUT_KEYS = {"test": 1, "val": 2}
 
 
@@ -111,168 +135,200 @@ def index(data: Data) -> Index:
     """Look through the source and hold out what it does not split itself. Raises DataError."""
     source: SourceSpec = data.source
     indexed = source.read()
-    splits = {name: (split, torch.arange(len(split.pictures))) for name, split in indexed.splits.items()}
+    splits = {name: (split, torch.arange(len(split))) for name, split in indexed.splits.items()}
     wanted = {name: getattr(data.split, name) for name in _HOLD_OUT_KEYS if name not in indexed.splits}
-    held_out = frozenset(name for name, part in wanted.items() if part > 0)
-    for name in sorted(held_out):
+    away = frozenset(name for name, part in wanted.items() if part > 0)
+    for name in sorted(away):
         split, rows = splits["train"]
-        held = _held_out(rows, split.targets, wanted[name], key(data.split.seed, _HOLD_OUT_KEYS[name]))
+        groups = None if split.groups is None else split.groups[rows]
+        held = held_out(_labels(split)[rows], groups, wanted[name], key(data.split.seed, _HOLD_OUT_KEYS[name]))
         splits["train"] = (split, rows[~held])
         splits[name] = (split, rows[held])
     for name, (_, rows) in splits.items():
         if len(rows) == 0:
             raise DataError(f"the {name} split is empty; change data.split")
-    return Index(indexed, splits, held_out)
+    return Index(indexed, splits, away)
+
+
+def _labels(split: Split) -> Tensor:
+    return split.targets.get("labels", torch.zeros(len(split), dtype=torch.int64))
 
 
 def prepare(data: Data, indexed: Index, progress: Progress, only: Sequence[str] | None = None) -> Dataset:
-    """Decode; measure mean and deviation on the training pictures.
+    """Decode; leave out what the config lets; measure mean and deviation on the training pictures.
 
     `only` decodes those splits alone and measures nothing: for evaluating a network that knows its own statistics.
+    Raises DataError.
     """
     shape = data.image_shape()
     assert shape is not None, "experiment.load refuses a config without a picture size"
+    listed = {id(split): listing(split, data.fingerprint == "content", data.workers) for split in indexed.sources()}
     wanted = {name: pair for name, pair in indexed.splits.items() if only is None or name in only}
-    decoded: dict[int, Tensor] = {}
-    examples: dict[str, Examples] = {}
-    for name, (split, rows) in wanted.items():
-        if id(split) not in decoded:
-            decoded[id(split)] = _decoded(split, data, shape, progress)
-        targets = {target: values[rows] for target, values in split.targets.items()}
-        examples[name] = Examples(decoded[id(split)], rows, targets, split, rows)
+    once: dict[int, Stored] = {}
+    for split, _ in wanted.values():
+        if id(split) not in once:
+            once[id(split)] = stored(split, shape, data.image, data, listed[id(split)], progress)
+    by_name = {name: once[id(split)] for name, (split, _) in wanted.items()}
+    splits, left_out = _without_bad(wanted, by_name, data.bad_files)
     facts = Facts(
         classes=indexed.source.classes,
         image=shape,
         class_counts=indexed.class_counts(),
         counts=indexed.counts,
-        fingerprint=_fingerprint(indexed.source),
+        fingerprint=_fingerprint(indexed.source, listed),
     )
-    if only is None:
-        mean, std = _statistics(data.image, examples["train"])
-        facts = replace(facts, mean=mean, std=std)
-    return Dataset(facts, examples)
+    dataset = Dataset(facts, _examples(splits, by_name), by_name, tuple(left_out))
+    return dataset if only is not None else _measured(data.image, _without_leaks(dataset, data.leakage))
 
 
-def _statistics(image: Image, train: Examples) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _examples(splits: dict[str, tuple[Split, Tensor]], kept: dict[str, Stored]) -> dict[str, Examples]:
+    def targets(split: Split, rows: Tensor) -> dict[str, Tensor]:
+        return {target: values[rows] for target, values in split.targets.items()}
+
+    return {
+        name: Examples(kept[name].pictures, rows, targets(split, rows), split, rows)
+        for name, (split, rows) in splits.items()
+    }
+
+
+def _measured(image: Image, dataset: Dataset) -> Dataset:
+    """The data set with its final counts and the training pictures' mean and deviation. Raises DataError."""
+    train, facts = dataset.splits["train"], dataset.facts
+    counts = {name: len(examples) for name, examples in dataset.splits.items()}
+    labels = train.targets.get("labels")
+    of_class = () if labels is None else tuple(torch.bincount(labels, minlength=len(facts.classes)).tolist())
+    mean, std = _statistics(image, train, dataset.stored["train"])
+    return replace(dataset, facts=replace(facts, mean=mean, std=std, counts=counts, class_counts=of_class))
+
+
+def _without_bad(
+    splits: dict[str, tuple[Split, Tensor]], kept: dict[str, Stored], policy: str
+) -> tuple[dict[str, tuple[Split, Tensor]], list[dict[str, str]]]:
+    """The splits without pictures that could not be decoded, and those; or all of them named in a DataError."""
+    left_out: list[dict[str, str]] = []
+    made = {}
+    for name, (split, rows) in splits.items():
+        problems = kept[name].problems
+        bad = torch.isin(rows, torch.tensor(list(problems), dtype=torch.int64))
+        for row in rows[bad].tolist():
+            left_out.append({"split": name, "picture": split.name(row), "reason": problems[row]})
+        made[name] = (split, rows[~bad])
+        if bad.all():
+            raise DataError(f"no picture of the {name} split can be decoded; the first: {problems[int(rows[0])]}")
+    if left_out and policy == "error":
+        more = [f"... and {len(left_out) - 20} more files"] if len(left_out) > 20 else []
+        lines = [each["reason"] for each in left_out[:20]]
+        raise DataError(*lines, *more, "mend or remove them, or leave them out with data.bad_files: skip")
+    return made, left_out
+
+
+def columns(dataset: Dataset) -> Columns:
+    """The samples of all splits as an audit wants them."""
+    parts = list(dataset.splits.items())
+
+    def joined(values: list[Any], kind: Any = np.int64) -> NDArray[Any]:
+        return np.concatenate([np.asarray(value, kind) for value in values])
+
+    return Columns(
+        tuple(name for name, _ in parts),
+        joined([np.full(len(each), number) for number, (_, each) in enumerate(parts)]),
+        joined([np.arange(len(each)) for _, each in parts]),
+        joined([each.targets.get("labels", torch.zeros(len(each))) for _, each in parts]),
+        joined([_groups(each) for _, each in parts]),
+        joined([_digests(each, dataset.stored[name]) for name, each in parts], np.uint64),
+    )
+
+
+def _groups(examples: Examples) -> Tensor:
+    groups = examples.source.groups
+    return torch.full((len(examples),), -1) if groups is None else groups[examples.source_rows]
+
+
+def _digests(examples: Examples, kept: Stored) -> NDArray[np.uint64]:
+    """A hash of each picture's pixels at its own size."""
+    if kept.records is not None:
+        return np.ascontiguousarray(kept.records()["pixels"][examples.rows.numpy()])
+    parts = torch.arange(len(examples)).split(1024)
+    return np.array([digest(one.numpy().tobytes()) for part in parts for one in examples.take(part)], np.uint64)
+
+
+def _without_leaks(dataset: Dataset, policy: str) -> Dataset:
+    """The data set once its leaks are dealt with as the config says. Raises DataError."""
+    table = columns(dataset)
+    found = leaks(table)
+    if not found:
+        count = len(table.split_N)
+        return replace(dataset, notes=(f"{count:,} pictures: none in two splits, none under two labels",))
+    lines = _described(dataset, table, found)
+    if policy == "error":
+        raise DataError(
+            *lines, "mend the data, leave such pictures out of training (data.leakage: skip), or keep them (keep)"
+        )
+    if policy == "keep":
+        return replace(dataset, notes=tuple(lines))
+    groups = [*found.across, *found.conflicts, *found.torn]
+    drop = np.unique(np.concatenate([table.in_train(group) for group in groups]))
+    train = dataset.splits["train"]
+    kept = torch.ones(len(train), dtype=torch.bool)
+    kept[torch.from_numpy(table.index_N[drop])] = False
+    out = [{"split": "train", "picture": train.name(int(table.index_N[i])), "reason": "leakage"} for i in drop]
+    splits = dataset.splits | {"train": train.only(kept)}
+    notes = (*lines, f"{len(out):,} of them are left out of training (data.leakage: skip)")
+    return replace(dataset, splits=splits, left_out=(*dataset.left_out, *out), notes=notes)
+
+
+def _described(dataset: Dataset, table: Columns, found: Leaks) -> list[str]:
+    """A line a kind of leak, with how many and an example."""
+
+    def shown(sample: int) -> str:
+        split, number = table.place(sample)
+        each = dataset.splits[split]
+        label = int(table.label_N[sample])
+        name = dataset.facts.classes[label] if "labels" in each.targets and dataset.facts.classes else ""
+        return printable(f"{each.name(number)} ({split}{', ' if name else ''}{name})")
+
+    def pair(group: NDArray[np.int64], over: NDArray[np.int64]) -> str:
+        other = group[over[group] != over[group[0]]][0]
+        return f"{shown(int(group[0]))} and {shown(int(other))}"
+
+    kinds = (
+        (found.across, table.split_N, "picture(s) in more than one split"),
+        (found.conflicts, table.label_N, "picture(s) under more than one label"),
+        (found.torn, table.split_N, "group(s) in more than one split"),
+    )
+    return [f"{len(groups):,} {what}, such as {pair(groups[0], over)}" for groups, over, what in kinds if groups]
+
+
+def _statistics(image: Image, train: Examples, kept: Stored) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation as the config gives them, or else as measured on the training pictures."""
     if image.mean is not None and image.std is not None:
         return tuple(image.mean), tuple(image.std)
-    mean, std = channel_statistics(train.pictures, train.rows)
+    if kept.records is None:
+        total, squares = _sums(train)
+    else:
+        records, channels = kept.records()[train.rows.numpy()], train.pictures.shape[0]
+        total, squares = records["total"][:, :channels], records["squares"][:, :channels]
+    mean, std = statistics(total, squares, int(np.prod(train.pictures.shape[1:])))
     if min(std) == 0:
         raise DataError("every training picture has one and the same colour; there is nothing to learn from")
     return tuple(image.mean or mean), tuple(image.std or std)
 
 
-def channel_statistics(
-    pictures: Tensor, rows: Tensor, chunk: int = 2048
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel over the pictures `rows` of a uint8 cache; float64 sums."""
-    channels = pictures.shape[1]
-    total, square, count = torch.zeros(channels).double(), torch.zeros(channels).double(), 0
-    for part in rows.split(chunk):
-        values = pictures[part].float()
-        total += values.sum((0, 2, 3), dtype=torch.float64)
-        square += values.square_().sum((0, 2, 3), dtype=torch.float64)
-        count += values[:, 0].numel()
-    mean = total / count
-    std = (square / count - mean**2).clamp(min=0).sqrt()
-    return tuple(mean.tolist()), tuple(std.tolist())
+def _sums(examples: Examples, chunk: int = 2048) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Sums over the pixels of each picture and channel, and of their squares: int64 [N, C] each."""
+    total, squares = [], []
+    for part in torch.arange(len(examples)).split(chunk):
+        values = examples.take(part).flatten(2).float()  # squares of bytes are exact in float32, their sums in float64
+        total.append(values.sum(2, dtype=torch.float64).long())
+        squares.append(values.square_().sum(2, dtype=torch.float64).long())
+    return torch.cat(total).numpy(), torch.cat(squares).numpy()
 
 
-def _held_out(rows: Tensor, targets: dict[str, Tensor], part: float, seed: int) -> Tensor:
-    """Which of `rows` to hold out: bool [len(rows)], `part` of every class, at least one where a class has two."""
-    labels = targets["labels"][rows] if "labels" in targets else torch.zeros(len(rows), dtype=torch.int64)
-    order = permutation(seed, 0, len(rows))
-    held = torch.zeros(len(rows), dtype=torch.bool)
-    for label in labels.unique():
-        members = order[labels[order] == label]
-        count = round(part * len(members))
-        held[members[: max(count, 1) if len(members) > 1 else count]] = True
-    return held
-
-
-def _decoded(split: Split, data: Data, shape: Shape, progress: Progress) -> Tensor:
-    """The split's pictures as one uint8 tensor [N, C, H, W]: in memory, or mapped from a file when too large."""
-    count = len(split.pictures)
-    if isinstance(split.pictures, np.ndarray) and split.pictures.shape[1:] == (*shape[1:], shape[0]):
-        return torch.from_numpy(np.require(split.pictures.transpose(0, 3, 1, 2), requirements=["C", "W"]))
-    if count * int(np.prod(shape)) <= data.memory_gib * 2**30:
-        pixels = np.empty((count, *shape), np.uint8)
-        _decode_into(pixels, split, data.image, progress)
-        return torch.from_numpy(pixels)
-    return _mapped(split, data, shape, progress)
-
-
-def _decode_into(out: Any, split: Split, image: Image, progress: Progress) -> None:
-    """Decode every picture into out[i] = [C, H, W], in parallel; name every bad file before giving up."""
-    size: Pair = (out.shape[2], out.shape[3])
-
-    def decode(number: int) -> str | None:
-        item = split.pictures[number]
-        try:
-            if isinstance(item, Path):
-                pixels = load(item, size, out.shape[1], image)
-            else:
-                pixels = resize(item, size, out.shape[1], image)
-        except DataError as error:
-            return str(error)
-        out[number] = pixels.transpose(2, 0, 1)
-        return None
-
-    bad: list[str] = []
-    # Pillow lets go of the interpreter while it decodes, so threads use every core and share the memory.
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    with ThreadPoolExecutor(workers) as pool, progress("decoding", len(out)) as advance:
-        for message in pool.map(decode, range(len(out)), chunksize=16):
-            advance(1)
-            bad += [] if message is None else [message]
-    if bad:
-        more = [f"... and {len(bad) - 20} more files"] if len(bad) > 20 else []
-        raise DataError(*bad[:20], *more)
-
-
-def _mapped(split: Split, data: Data, shape: Shape, progress: Progress) -> Tensor:
-    """As `_decoded`, in a file named by what was decoded and how, so that the next run finds it."""
-    folder = Path(data.cache_dir or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "cnnrun")
-    folder.mkdir(parents=True, exist_ok=True)
-    how = (_DECODER, shape, data.image.model_dump(exclude={"size", "channels", "mean", "std"}))
-    name = hashlib.sha256(_files_digest(split) + repr(how).encode()).hexdigest()[:32]
-    path = folder / f"{name}.u8"
-    full = (len(split.pictures), *shape)
-    if not path.exists() or path.stat().st_size != int(np.prod(full)):
-        temporary = folder / f"{name}.{os.getpid()}.tmp"
-        try:
-            pixels = np.memmap(temporary, np.uint8, "w+", shape=full)
-            _decode_into(pixels, split, data.image, progress)
-            pixels.flush()
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    return torch.from_numpy(np.memmap(path, np.uint8, "c", shape=full))
-
-
-def _fingerprint(indexed: Indexed) -> str:
+def _fingerprint(indexed: Indexed, listed: dict[int, NDArray[np.int64] | None]) -> str:
     """A digest of what the data is: names, sizes and times of files, or the pixels themselves, and every target."""
-    digest = hashlib.sha256(repr(indexed.classes).encode())
+    made = hashlib.sha256(repr(indexed.classes).encode())
     for name, split in sorted(indexed.splits.items()):
-        digest.update(name.encode() + _files_digest(split))
+        made.update(name.encode() + content(split, listed[id(split)]))
         for target, values in sorted(split.targets.items()):
-            digest.update(target.encode() + values.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _files_digest(split: Split) -> bytes:
-    digest = hashlib.sha256()
-    if isinstance(split.pictures, np.ndarray):
-        digest.update(np.ascontiguousarray(split.pictures).data)
-        return digest.digest()
-    for path in _paths(split):
-        status = path.stat()
-        digest.update(os.fsencode(path) + f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
-    return digest.digest()
-
-
-def _paths(split: Split) -> Iterator[Path]:
-    for item in split.pictures:
-        assert isinstance(item, Path)
-        yield item
+            made.update(target.encode() + values.numpy().tobytes())
+    return made.hexdigest()

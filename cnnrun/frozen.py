@@ -15,6 +15,7 @@ from cnnrun.batches import in_order
 from cnnrun.dataset import Dataset, Examples
 from cnnrun.errors import NonFiniteError, printable
 from cnnrun.network import Network
+from cnnrun.store import Held
 from cnnrun.structures import Linked
 
 _READ = ("train", "val")  # the splits that training reads
@@ -84,7 +85,7 @@ def features(trunk: nn.Module, dataset: Dataset, batch: int, device: torch.devic
                 made[pictures.index_B] = out
                 advance(len(pictures))
         assert made is not None, "no split is empty"
-        return replace(examples, pictures=made, rows=torch.arange(len(examples)))
+        return replace(examples, pictures=Held(made.numpy()), rows=torch.arange(len(examples)))
 
     return replace(dataset, splits={name: computed(dataset.splits[name]) for name in _READ})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,14 +15,16 @@ from torch.func import functional_call
 from cnnrun import checkpoint
 from cnnrun.augment import Augment
 from cnnrun.batch import Batch
+from cnnrun.batches import TrainingBatches, default_prefetch
 from cnnrun.contracts import Better, Facts, Measured, TaskSpec
-from cnnrun.dataset import Dataset
+from cnnrun.dataset import Dataset, Examples
 from cnnrun.errors import ConfigError
 from cnnrun.evaluate import evaluate
 from cnnrun.frozen import cut, feature_bytes, features, held, hold
 from cnnrun.network import Network
 from cnnrun.optim import Ema, EmaSpec, Optimizer, Sgd, load_state_tensors, state_tensors
 from cnnrun.randomness import seed_step
+from cnnrun.sampling import balanced_order
 from cnnrun.schedule import OneCycle, Schedule
 from cnnrun.spec import Kinds, Spec
 
@@ -53,6 +56,8 @@ class Train(Spec):
     monitor: str = "val/loss"
     """The number that chooses the best checkpoint and stops early: val/loss or val/ and one of the task's."""
     early_stop: EarlyStop | None = None
+    sampler: Literal["uniform", "balanced"] = "uniform"
+    """`balanced` shows every class equally often: samples of rare ones again, changed otherwise."""
     drop_last: bool = True
     """Leave out an epoch's last, smaller batch (other pictures each epoch)."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -104,10 +109,27 @@ class Job:
     device: torch.device
     run: Path
     memory_gib: float = 4.0
+    prefetch: int | None = None
 
     @property
     def facts(self) -> Facts:
         return self.dataset.facts
+
+    def batches(self, examples: Examples) -> TrainingBatches:
+        """The run's training batches; `examples` may be the training split's features."""
+        order = balanced_order(examples.targets["labels"]) if self.spec.sampler == "balanced" else None
+        ahead = default_prefetch(examples, self.device) if self.prefetch is None else self.prefetch
+        return TrainingBatches(
+            examples,
+            self.augment,
+            self.spec.batch,
+            self.spec.steps_per_epoch(len(examples)),
+            self.seed,
+            self.device,
+            order=order,
+            blend=partial(self.task.blend, facts=self.facts),
+            prefetch=ahead,
+        )
 
 
 class Learner:

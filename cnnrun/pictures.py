@@ -7,9 +7,16 @@ range (32-bit, float) and what moves (animations) is refused. A picture is decod
 
 from __future__ import annotations
 
+import errno
 import stat
 import struct
+import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +26,7 @@ from pydantic import Field, field_validator
 
 from cnnrun.contracts import Pair
 from cnnrun.errors import DataError, printable
+from cnnrun.files import Member
 from cnnrun.spec import SizePair, Spec
 
 FORMATS = ["JPEG", "PNG", "BMP", "WEBP", "PPM"]
@@ -26,6 +34,11 @@ SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".pgm", ".ppm"}
 MAX_BYTES = 64 << 20
 MAX_PIXELS = 50_000_000
 _MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "I;16", "I;16B", "I;16L"}
+
+# EXIF's orientation tag, and Pillow's transposition that undoes each of its values.
+_ORIENTATION = 0x0112
+_UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
+_ATTEMPTS = 3
 
 Channels = Literal[1, 3]
 
@@ -43,6 +56,8 @@ class Image(Spec):
     """The part of each side that `fit: crop` keeps: with 0.875, 224 pixels are cut from a picture made 256 small."""
     background: int = Field(255, ge=0, le=255)
     """The grey value behind transparent pixels and around padded pictures."""
+    min_side: int = Field(4, ge=1)
+    """A picture with a shorter side, in pixels, is refused."""
     mean: list[float] | None = None
     """What the network subtracts from each channel (pixel values 0..255); by default measured on the training split."""
     std: list[Annotated[float, Field(gt=0)]] | None = None
@@ -56,76 +71,150 @@ class Image(Spec):
         return size
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A decoded picture: upright, over the background, in the network's channels, at its own size.
+
+    `orientation` is EXIF's, 0 where EXIF cannot be read.
+    """
+
+    picture: Any
+    format: str
+    mode: str
+    orientation: int
+
+
 def load(path: Path, size: Pair, channels: int, image: Image) -> NDArray[np.uint8]:
     """The picture file as uint8 [H, W, C]. Raises DataError that names the file and what is wrong with it."""
-    from PIL import Image as Pil
-    from PIL import UnidentifiedImageError
-
-    try:
-        _check_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Pil.DecompressionBombWarning)
-            with Pil.open(path, formats=FORMATS) as opened:
-                return _pixels(opened, size, channels, image)
-    except _Refused as refused:
-        raise DataError(f"{printable(str(path))}: {refused}") from None
-    except UnidentifiedImageError:
-        raise DataError(f"{printable(str(path))}: not a picture ({_looks_like(path)})") from None
-    except (Pil.DecompressionBombWarning, Pil.DecompressionBombError):
-        raise DataError(f"{printable(str(path))}: more than {MAX_PIXELS:,} pixels") from None
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise DataError(f"{printable(str(path))}: cannot be decoded: {printable(reason)}") from None
+    with named(str(path)):
+        return fitted(opened(read(path), channels, image).picture, size, image)
 
 
-def resize(pixels: NDArray[np.uint8], size: Pair, channels: int, image: Image) -> NDArray[np.uint8]:
-    """A decoded uint8 [H, W, C] as `load` would give it: the same conversion and the same resampling."""
-    from PIL import Image as Pil
+def opened(data: bytes, channels: int, image: Image) -> Opened:
+    """The picture in a file's bytes, decoded whole. To be called within `named`."""
+    with _pillow().open(BytesIO(data), formats=FORMATS) as picture:
+        _check(picture, image)
+        picture.load()
+        orientation = _orientation(picture)
+        eight = _eight_bits(picture, picture.mode.startswith("I;16") or _is_wide_pgm(picture))
+        flat = _over_background(_upright(eight, orientation), image.background)
+        return Opened(flat.convert("L" if channels == 1 else "RGB"), picture.format, picture.mode, orientation)
 
-    shaped = pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
-    return _pixels(Pil.fromarray(shaped), size, channels, image)
+
+def opened_pixels(pixels: NDArray[np.uint8], channels: int) -> Opened:
+    """As `opened`, for pixels [H, W, C] that were decoded already."""
+    picture = _pillow().fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    return Opened(picture.convert("L" if channels == 1 else "RGB"), "", picture.mode, 1)
 
 
-class _Refused(Exception):
-    pass
+def fitted(picture: Any, size: Pair, image: Image) -> NDArray[np.uint8]:
+    """An opened picture as the network sees it: uint8 [H, W, C]."""
+    pixels: NDArray[np.uint8] = np.asarray(_fitted(picture, size, image), dtype=np.uint8)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
-def _check_file(path: Path) -> None:
+def read(item: Path | Member, expected: tuple[int, int] | None = None) -> bytes:
+    """The bytes of a picture file or a shard's member, within bounds.
+
+    `expected` is the file's (size, time in ns) when it was listed; another now is refused. A disk that fails or a
+    stale network handle is tried three times. To be called within `named`.
+    """
+    for attempt in range(_ATTEMPTS):
+        try:
+            return _read(item, expected)
+        except OSError as error:
+            if error.errno not in (errno.EIO, errno.ESTALE) or attempt == _ATTEMPTS - 1:
+                raise
+            time.sleep(0.05 * 4**attempt)
+    raise AssertionError("unreachable")
+
+
+def _read(item: Path | Member, expected: tuple[int, int] | None) -> bytes:
+    path = item.shard if isinstance(item, Member) else item
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise _Refused("not a regular file")
-    if status.st_size == 0:
-        raise _Refused("empty file")
-    if status.st_size > MAX_BYTES:
-        raise _Refused(f"{status.st_size:,} bytes; at most {MAX_BYTES:,}")
-
-
-def _looks_like(path: Path) -> str:
+        raise Refused("not a regular file")
+    if expected is not None and expected != (status.st_size, status.st_mtime_ns):
+        raise Refused("changed since it was listed; start again")
+    size = item.size if isinstance(item, Member) else status.st_size
+    if size == 0:
+        raise Refused("empty file")
+    if size > MAX_BYTES:
+        raise Refused(f"{size:,} bytes; at most {MAX_BYTES:,}")
     with path.open("rb") as file:
-        start = file.read(64)
-    if start.startswith(b"version https://git-lfs"):
+        file.seek(item.offset if isinstance(item, Member) else 0)
+        data = file.read(size)
+    if what := _mistaken(data):
+        raise Refused(f"not a picture ({what})")
+    return data
+
+
+class Refused(Exception):
+    """Why a picture cannot be used; `named` says which."""
+
+
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """Whatever goes wrong with a picture inside, as a DataError of one line that begins with its name."""
+    from PIL import UnidentifiedImageError
+
+    Pil = _pillow()
+
+    def line(text: str) -> DataError:
+        return DataError(f"{printable(name)}: {text}")
+
+    try:
+        yield
+    except Refused as refused:
+        raise line(str(refused)) from None
+    except UnidentifiedImageError:
+        raise line(f"not a picture (accepted: {', '.join(FORMATS)})") from None
+    except (Pil.DecompressionBombWarning, Pil.DecompressionBombError):
+        raise line(f"more than {MAX_PIXELS:,} pixels") from None
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise line(f"cannot be decoded: {printable(reason)}") from None
+
+
+def _mistaken(data: bytes) -> str | None:
+    """What a file is that only has a picture's name, where that can be told."""
+    if data.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer: run `git lfs pull`"
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        return "a web page"
-    return f"accepted: {', '.join(FORMATS)}"
+    return "a web page" if data[:64].lstrip().lower().startswith((b"<!doctype", b"<html")) else None
 
 
-def _pixels(opened: Any, size: Pair, channels: int, image: Image) -> NDArray[np.uint8]:
-    from PIL import ImageOps
+@cache
+def _pillow() -> Any:
+    """Pillow, told once that a picture of too many pixels is an error and no warning."""
+    from PIL import Image as Pil
 
-    if opened.width * opened.height > MAX_PIXELS:
-        raise _Refused(f"{opened.width}x{opened.height} pixels; at most {MAX_PIXELS:,}")
-    if getattr(opened, "n_frames", 1) > 1 and opened.format != "MPO":  # a phone's JPEG with a preview inside
-        raise _Refused("an animation; give single pictures")
-    if opened.mode not in _MODES and not _is_wide_pgm(opened):
-        raise _Refused(f"pixels of kind {opened.mode!r} have no agreed range; save it as 8 or 16 bit")
-    opened.load()
-    eight = _eight_bits(opened, opened.mode.startswith("I;16") or _is_wide_pgm(opened))
-    flat = _over_background(ImageOps.exif_transpose(eight), image.background)
-    grey = flat.convert("L" if channels == 1 else "RGB")
-    fitted = _fitted(grey, size, image)
-    pixels = np.asarray(fitted, dtype=np.uint8)
-    return pixels[:, :, None] if channels == 1 else pixels
+    warnings.filterwarnings("error", category=Pil.DecompressionBombWarning)
+    return Pil
+
+
+def _check(picture: Any, image: Image) -> None:
+    """What the header alone says against a picture."""
+    if picture.width * picture.height > MAX_PIXELS:
+        raise Refused(f"{picture.width}x{picture.height} pixels; at most {MAX_PIXELS:,}")
+    if min(picture.size) < image.min_side:
+        raise Refused(f"{picture.width}x{picture.height} pixels; at least {image.min_side} a side (image.min_side)")
+    if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":  # a phone's JPEG with a preview inside
+        raise Refused("an animation; give single pictures")
+    if picture.mode not in _MODES and not _is_wide_pgm(picture):
+        raise Refused(f"pixels of kind {picture.mode!r} have no agreed range; save it as 8 or 16 bit")
+
+
+def _orientation(picture: Any) -> int:
+    """EXIF's orientation, 1 to 8; 0 where EXIF is there and cannot be read."""
+    try:
+        value = picture.getexif().get(_ORIENTATION, 1)
+    except (OSError, ValueError, SyntaxError, EOFError, KeyError, TypeError, struct.error):
+        return 0
+    return value if value in _UPRIGHT or value == 1 else 0
+
+
+def _upright(picture: Any, orientation: int) -> Any:
+    return picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
 
 
 def _is_wide_pgm(picture: Any) -> bool:
@@ -135,13 +224,9 @@ def _is_wide_pgm(picture: Any) -> bool:
 
 def _eight_bits(picture: Any, wide: bool) -> Any:
     """16-bit grey scaled to 8 bits; Pillow's own conversion would cut every value above 255."""
-    from PIL import Image as Pil
-
     if not wide:
         return picture
-    narrow = Pil.fromarray((np.asarray(picture).astype(np.uint32) // 257).astype(np.uint8))
-    narrow.info = picture.info  # EXIF's rotation among it
-    return narrow
+    return _pillow().fromarray((np.asarray(picture).astype(np.uint32) // 257).astype(np.uint8))
 
 
 def _over_background(picture: Any, background: int) -> Any:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from cnnrun import checkpoint
-from cnnrun.batches import TrainingBatches
 from cnnrun.contracts import Measured
 from cnnrun.errors import Interrupted, NonFiniteError
 from cnnrun.learner import Job, Learner, backward, check, monitored_numbers, update
@@ -31,12 +30,13 @@ def fit(job: Job, saved: checkpoint.Checkpoint | None = None) -> dict[str, Any]:
     job = learner.reuse_frozen(job)
     examples = job.dataset.splits["train"]
     per_epoch = spec.steps_per_epoch(len(examples))
-    batches = TrainingBatches(examples, job.augment, spec.batch, per_epoch, job.seed, job.device)
+    batches = job.batches(examples)
     total = spec.epochs * per_epoch
     losses, clock = Losses(state, batches, job), Clock()
 
     with (
         closing(Tracker(job.run, state.step, state.metrics_offset)) as tracker,
+        closing(batches),
         stopping() as stop,
         bar("training", total, state.step) as advance,
     ):

@@ -82,3 +82,9 @@ def picture_folder(tmp_path) -> Path:
         for number in range(12):
             save_picture(root / name / f"{number}.png", seed=100 * label + number)
     return root
+
+
+@pytest.fixture(autouse=True)
+def _cache_of_its_own(tmp_path_factory, monkeypatch):
+    """No test reads or fills the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))

@@ -10,7 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnrun.augment import SLOTS, Augment, Draws, warp
+from cnnrun.augment import Augment
+from cnnrun.draws import SLOTS, Draws
+from cnnrun.geometry import warp
 from cnnrun.randomness import uniform
 
 SEED, EPOCH = 5, 3
@@ -26,7 +28,7 @@ def draw(index: int, slot: str) -> float:
 
 
 def applied(augment: Augment, given: torch.Tensor) -> torch.Tensor:
-    return augment.apply(given, torch.arange(len(given)), SEED, EPOCH)
+    return augment.apply(given, Draws(SEED, EPOCH, torch.arange(len(given)), augment.slots()))
 
 
 def test_nothing_asked_nothing_changed():
@@ -155,7 +157,7 @@ def test_a_picture_alone_equals_the_picture_in_a_batch(asked, channels):
     augment, given = Augment(**asked), pictures(channels=channels)
     together = applied(augment, given)
     for i in range(len(given)):
-        alone = augment.apply(given[i : i + 1], torch.tensor([i]), SEED, EPOCH)
+        alone = augment.apply(given[i : i + 1], Draws(SEED, EPOCH, torch.tensor([i]), augment.slots()))
         assert torch.allclose(alone[0], together[i], atol=1e-3)
     assert together.min() >= 0
     assert together.max() <= 255

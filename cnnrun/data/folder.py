@@ -9,6 +9,7 @@ import torch
 
 from cnnrun.contracts import ClassNames, Indexed, SourceSpec, Split
 from cnnrun.errors import DataError, printable
+from cnnrun.files import Files
 from cnnrun.pictures import SUFFIXES
 from cnnrun.progress import say
 
@@ -57,7 +58,7 @@ def _split(folder: Path, classes: list[str], root: Path) -> Split:
     unknown = [name for name in _class_names(folder) if name not in classes]
     if unknown:
         raise DataError(f"{folder}: folder {printable(unknown[0])!r} is not a class of the training split")
-    paths: list[Path] = []
+    paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
         files = _files(folder / name, root)
@@ -67,13 +68,13 @@ def _split(folder: Path, classes: list[str], root: Path) -> Split:
         labels += [label] * len(files)
     if not paths:
         raise DataError(f"{folder}: no pictures")
-    return Split(paths, {"labels": torch.tensor(labels)}, str(folder))
+    return Split(Files(paths), {"labels": torch.tensor(labels)}, str(folder))
 
 
-def _files(folder: Path, root: Path) -> list[Path]:
+def _files(folder: Path, root: Path) -> list[str]:
     """The picture files under `folder`, sorted by bytes; linked folders visited once, links out of `root` refused."""
-    found: list[Path] = []
-    left_out: list[Path] = []
+    found: list[str] = []
+    left_out: list[str] = []
     seen: set[tuple[int, int]] = set()
     inside = root.resolve()
     for place, folders, names in os.walk(folder, followlinks=True):
@@ -87,10 +88,12 @@ def _files(folder: Path, root: Path) -> list[Path]:
         folders[:] = [name for name in folders if not _hidden(name)]
         for name in names:
             if not _hidden(name):
-                (found if Path(name).suffix.lower() in SUFFIXES else left_out).append(Path(place, name))
+                wanted = f".{name.rpartition('.')[2].lower()}" in SUFFIXES
+                (found if wanted else left_out).append(f"{place}{os.sep}{name}")
     if left_out:
-        say(f"{printable(str(folder))}: {len(left_out)} file(s) of other kinds left out, such as {left_out[0].name!r}")
-    for path in found:
-        if path.is_symlink() and not path.resolve().is_relative_to(inside):
-            raise DataError(f"{printable(str(path))}: a link to outside {root}; copy the file in")
+        example = Path(left_out[0]).name
+        say(f"{printable(str(folder))}: {len(left_out)} file(s) of other kinds left out, such as {example!r}")
+    for link in filter(Path.is_symlink, map(Path, found)):
+        if not link.resolve().is_relative_to(inside):
+            raise DataError(f"{printable(str(link))}: a link to outside {root}; copy the file in")
     return sorted(found, key=os.fsencode)

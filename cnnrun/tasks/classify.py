@@ -82,6 +82,7 @@ class Classify(TaskSpec):
     """One label a picture: a linear head, cross-entropy, probabilities."""
 
     kind = "classify"
+    mixes = True
 
     classifier: Literal["linear", "conv"] = "linear"
     """The last layer: `linear` over a vector; `conv` makes a map a class (1x1, then ReLU) and takes each map's mean."""
@@ -112,6 +113,13 @@ class Classify(TaskSpec):
 
     def criterion(self, facts: Facts) -> nn.Module:
         return CrossEntropy(self.label_smoothing, self._weights(facts))
+
+    def blend(
+        self, targets: dict[str, Tensor], partners: dict[str, Tensor], own_B: Tensor, facts: Facts
+    ) -> dict[str, Tensor]:
+        """Probabilities [B, K] in the place of class numbers."""
+        mine, others = (F.one_hot(each["labels"], len(facts.classes)).float() for each in (targets, partners))
+        return {**targets, "labels": torch.lerp(others, mine, own_B[:, None])}
 
     def decode(self, outputs: Tensor) -> Results:
         return {"probabilities": outputs.softmax(1)}

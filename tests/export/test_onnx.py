@@ -29,7 +29,7 @@ def test_the_file_is_the_network_on_raw_pixels(exported, trained_run):
     experiment, trained = assemble.trained(trained_run, trained_run.parent.parent, CPU)
     split, data = assemble.eval_data(experiment, trained, None)
     examples = data.splits[split]
-    pixels = examples.pictures[examples.rows].permute(0, 2, 3, 1).contiguous().numpy()
+    pixels = examples.take(torch.arange(len(examples))).permute(0, 2, 3, 1).contiguous().numpy()
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for batch in (1, 2, 7, 100):
         (theirs,) = session.run(None, {"pixels": pixels[:batch]})

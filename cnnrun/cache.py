@@ -1,0 +1,245 @@
+"""Decoded pictures on the disk, each data set decoded once: found again by the next run, shared by those that run now.
+
+    <folder>/<key>/pixels.u8      uint8 [N, C, H, W]; absent where pictures are decoded anew each time
+    <folder>/<key>/records        what is remembered of each picture (records.py)
+    <folder>/<key>/problems.jsonl what is wrong with the bad ones
+    <folder>/<key>/progress       a byte a block, 1 once the block is on the disk: a killed build goes on from there
+    <folder>/<key>/complete.json  written last: without it the rest is unfinished
+
+The key is a digest of the files and of everything that decides what they are decoded to. Whoever builds holds a lock
+that ends with the process; others wait.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnrun.contracts import Shape
+from cnnrun.decoding import Block, Decoder, Map
+from cnnrun.errors import StorageError
+from cnnrun.progress import say
+from cnnrun.records import RECORD
+
+BLOCK_PICTURES, BLOCK_BYTES = 1024, 32 << 20
+SYNC_BYTES = 64 << 20  # decoded between two waits for the disk: what a kill or a power cut can cost
+
+Progress = Callable[[str, int], Any]
+
+
+def home() -> Path | None:
+    """cnnrun's folder under the user's cache folder; None where the user has none."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cnnrun"
+    except RuntimeError:  # neither HOME nor an account
+        return None
+
+
+class Entry:
+    """One data set's folder in the cache."""
+
+    def __init__(self, path: Path, count: int, shape: Shape, *, keep_pixels: bool) -> None:
+        self.path, self.count, self.shape, self.keep_pixels = path, count, shape, keep_pixels
+        self._bytes_each = int(np.prod(shape))
+
+    def complete(self) -> bool:
+        """Whether everything is there, whole."""
+        if not (self.path / "complete.json").exists() or _size(self.path / "records") != self.count * RECORD.itemsize:
+            return False
+        return not self.keep_pixels or _size(self.path / "pixels.u8") == self.count * self._bytes_each
+
+    def build(self, decoder: Decoder, about: dict[str, Any], run: Map, progress: Progress) -> None:
+        """Decode what is not there yet; waits while another process does. Raises StorageError."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with _locked(self.path / "lock", str(self.path)):
+                if not self.complete():
+                    self._build(decoder, about, run, progress)
+                os.utime(self.path)  # when it was last used
+        except OSError as error:
+            raise StorageError(_disk_message(self.path, self.count * self._bytes_each, error)) from None
+
+    def _build(self, decoder: Decoder, about: dict[str, Any], run: Map, progress: Progress) -> None:
+        (self.path / "complete.json").unlink(missing_ok=True)
+        each = max(1, min(BLOCK_PICTURES, BLOCK_BYTES // self._bytes_each))
+        firsts = range(0, self.count, each)
+        about = about | {"count": self.count, "shape": list(self.shape), "block": each}
+        files = self._open(len(firsts), about)
+        try:
+            _drop_torn_line(files["problems.jsonl"])
+            done = np.frombuffer(os.pread(files["progress"], len(firsts), 0), np.uint8).astype(bool)
+            unsynced: list[int] = []
+            with progress("decoding", self.count) as advance:
+                advance(int(done.sum()) * each)
+                for number in np.flatnonzero(~done).tolist():
+                    first = firsts[number]
+                    made = decoder.block(np.arange(first, min(first + each, self.count)), run)
+                    self._write(files, first, made)
+                    advance(len(made.pixels))
+                    unsynced.append(number)
+                    if len(unsynced) * each * self._bytes_each >= SYNC_BYTES:
+                        _sync(files, unsynced)
+                _sync(files, unsynced)
+            _write_json(self.path / "complete.json", about)
+        finally:
+            for descriptor in files.values():
+                os.close(descriptor)
+
+    def _open(self, blocks: int, plan: dict[str, Any]) -> dict[str, int]:
+        """Descriptors of the files being built; what an earlier build of the same plan left is gone on with."""
+        names = [*(["pixels.u8"] if self.keep_pixels else []), "records", "problems.jsonl", "progress"]
+        plan = plan | {"files": names, "blocks": blocks}
+        if _read_json(self.path / "plan.json") != plan:
+            for name in ("pixels.u8", "records", "problems.jsonl", "progress"):
+                (self.path / name).unlink(missing_ok=True)
+            _write_json(self.path / "plan.json", plan)
+        files = {name: os.open(self.path / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600) for name in names}
+        sizes = {"pixels.u8": self.count * self._bytes_each, "records": self.count * RECORD.itemsize}
+        for name, size in (sizes | {"progress": blocks}).items():
+            if name in files:
+                os.ftruncate(files[name], size)
+        return files
+
+    def _write(self, files: dict[str, int], first: int, made: Block) -> None:
+        if self.keep_pixels:
+            _write_all(files["pixels.u8"], made.pixels.data, first * self._bytes_each)
+        _write_all(files["records"], made.records.data, first * RECORD.itemsize)
+        lines = "".join(json.dumps([number, text]) + "\n" for number, text in sorted(made.problems.items()))
+        os.lseek(files["problems.jsonl"], 0, os.SEEK_END)
+        os.write(files["problems.jsonl"], lines.encode())
+
+    def records(self) -> NDArray[Any]:
+        """A row of RECORD a picture, mapped: copy what is to stay."""
+        return np.memmap(self.path / "records", RECORD, "r")
+
+    def problems(self) -> dict[int, str]:
+        """What is wrong with each bad picture, by its number."""
+        lines = (self.path / "problems.jsonl").read_text().splitlines()
+        return dict(sorted((number, text) for number, text in map(json.loads, lines)))
+
+
+def entries(folder: Path) -> list[dict[str, Any]]:
+    """Every data set in the cache, the one used last first."""
+    found = []
+    for path in _folders(folder):
+        plan = _read_json(path / "plan.json")
+        if isinstance(plan, dict):
+            found.append(
+                {
+                    "key": path.name,
+                    "source": str(plan.get("source")),
+                    "count": int(plan.get("count", 0)),
+                    "shape": list(plan.get("shape", [])),
+                    "bytes": _bytes_in(path),
+                    "complete": (path / "complete.json").exists(),
+                    "used": path.stat().st_mtime,
+                }
+            )
+    return sorted(found, key=lambda entry: -float(str(entry["used"])))
+
+
+def bytes_used(folder: Path, but: str = "") -> int:
+    """What the cache takes on the disk; `but` that data set."""
+    return sum(_bytes_in(path) for path in _folders(folder) if path.name != but)
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+
+
+def clear(folder: Path, keys: list[str]) -> tuple[list[str], list[str]]:
+    """Remove those data sets; returns (removed, left because a process is building them)."""
+    removed, left = [], []
+    for key in keys:
+        try:
+            with _locked(folder / key / "lock", None):
+                shutil.rmtree(folder / key)
+            removed.append(key)
+        except BlockingIOError:
+            left.append(key)
+    return removed, left
+
+
+@contextmanager
+def _locked(path: Path, waiting_for: str | None) -> Iterator[None]:
+    """Hold a lock file, waiting aloud where another process has it; without a name to say, raises BlockingIOError."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting_for is None:
+                raise
+            say(f"another process is decoding these pictures into {waiting_for}; waiting for it")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _sync(files: dict[str, int], blocks: list[int]) -> None:
+    """Wait for the disk, and only then note those blocks as done."""
+    for name in files:
+        if name != "progress":
+            os.fsync(files[name])
+    for number in blocks:
+        os.pwrite(files["progress"], b"\x01", number)
+    os.fsync(files["progress"])
+    blocks.clear()
+
+
+def _drop_torn_line(descriptor: int) -> None:
+    """Cut off what a killed build began to write; its block is decoded again."""
+    text = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+    os.ftruncate(descriptor, text.rfind(b"\n") + 1)
+
+
+def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
+    view = data.cast("B")
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w") as file:
+        file.write(json.dumps(data, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else -1
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(512 * path.stat().st_blocks for path in folder.iterdir())
+
+
+def _disk_message(folder: Path, needed: int, error: OSError) -> str:
+    try:
+        free = f"{shutil.disk_usage(folder).free / 2**30:,.2f} GiB are free"
+    except OSError:
+        free = "the folder cannot be reached"
+    reason = error.strerror or str(error)
+    return (
+        f"{folder}: cannot write ({reason}); {needed / 2**30:,.2f} GiB are needed, {free} (data.cache_dir, data.cache)"
+    )

@@ -1,0 +1,85 @@
+"""Many picture files in little memory, and members of tar shards, which are read where they lie."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Files(Sequence[Path]):
+    """Paths as one run of bytes: 8 bytes each beyond the names, where a list of `Path` takes some 300."""
+
+    def __init__(self, paths: Iterable[str | Path]) -> None:
+        names = [os.fsencode(path) for path in paths]
+        self._bytes = b"".join(names)
+        self._ends = np.cumsum([0, *map(len, names)], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def digest(self) -> bytes:
+        """Of all the names."""
+        return hashlib.sha256(self._bytes + self._ends.tobytes()).digest()
+
+    def raw(self, number: int) -> bytes:
+        """The path as the file system has it."""
+        return self._bytes[self._ends[number] : self._ends[number + 1]]
+
+    @overload
+    def __getitem__(self, number: int) -> Path: ...
+    @overload
+    def __getitem__(self, number: slice) -> Files: ...
+    def __getitem__(self, number: int | slice) -> Path | Files:
+        if isinstance(number, slice):
+            return Files(self[i] for i in range(len(self))[number])
+        return Path(os.fsdecode(self.raw(range(len(self))[number])))
+
+
+@dataclass(frozen=True)
+class Member:
+    """A picture inside an uncompressed tar: `size` bytes from `offset`."""
+
+    shard: Path
+    name: str
+    offset: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.shard}/{self.name}"
+
+
+class Members(Sequence[Member]):
+    """Members of several shards in little memory."""
+
+    def __init__(self, members: Sequence[Member]) -> None:
+        self.shards = list(dict.fromkeys(member.shard for member in members))
+        number = {shard: i for i, shard in enumerate(self.shards)}
+        self._names = Files(member.name for member in members)
+        places = [(number[member.shard], member.offset, member.size) for member in members]
+        self._places: NDArray[np.int64] = np.array(places, np.int64).reshape(-1, 3)
+
+    def digest(self) -> bytes:
+        """Of all the names and places."""
+        shards = repr([str(shard) for shard in self.shards]).encode()
+        return hashlib.sha256(self._names.digest() + self._places.tobytes() + shards).digest()
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, number: int) -> Member: ...
+    @overload
+    def __getitem__(self, number: slice) -> Members: ...
+    def __getitem__(self, number: int | slice) -> Member | Members:
+        if isinstance(number, slice):
+            return Members([self[i] for i in range(len(self))[number]])
+        number = range(len(self))[number]
+        shard, offset, size = self._places[number].tolist()
+        return Member(self.shards[shard], os.fsdecode(self._names.raw(number)), offset, size)

@@ -1,0 +1,120 @@
+"""Moving pictures, points and boxes by one affine matrix a picture, a batch at a time.
+
+A matrix [2, 3] says where each output pixel (x, y, 1) comes from, in pixels from the picture's middle: it is what
+sampling needs. Points go the other way, by its inverse.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def affine(turn_B: Tensor, slant_B: Tensor, size_B: Tensor, mirror_B2: Tensor, shift_B2: Tensor) -> Tensor:
+    """[B, 2, 3]: mirrored, slanted by `slant` (a tangent), enlarged by 1 / `size`, turned by `turn` radians, shifted.
+
+    `mirror_B2` is -1 or 1 for (x, y), `shift_B2` pixels to the right and down.
+    """
+    cos, sin = torch.cos(turn_B) * size_B, torch.sin(turn_B) * size_B
+    made = torch.stack([cos, sin, -sin, cos], 1).view(-1, 2, 2)
+    made = torch.stack([made[:, 0] + slant_B[:, None] * made[:, 1], made[:, 1]], 1)
+    made = made * mirror_B2[:, :, None]
+    return torch.cat([made, made @ -shift_B2[:, :, None]], 2)
+
+
+def cropped(matrix_B23: Tensor, box_B4: Tensor, shape: Sequence[int]) -> Tensor:
+    """The matrices after which only `box_B4` (x1, y1, x2, y2 in pixels of the input) is seen, at the full size."""
+    height, width = shape[2:]
+    full = torch.tensor([width, height], dtype=box_B4.dtype, device=box_B4.device)
+    part = (box_B4[:, 2:] - box_B4[:, :2]) / full
+    middle = (box_B4[:, :2] + box_B4[:, 2:] - full) / 2
+    # An output pixel lies at part * itself + middle of the cropped picture, and from there goes the matrix's way.
+    linear = matrix_B23[:, :, :2] * part[:, None, :]
+    return torch.cat([linear, matrix_B23[:, :, 2:] + matrix_B23[:, :, :2] @ middle[:, :, None]], 2)
+
+
+def warp(pictures_BCHW: Tensor, matrix_B23: Tensor) -> Tensor:
+    """Pictures sampled bilinearly where the matrices say; black outside."""
+    height, width = pictures_BCHW.shape[2:]
+    half = torch.tensor([width / 2, height / 2], device=pictures_BCHW.device)
+    # grid_sample counts from -1 to 1 over the picture, the matrices in pixels from its middle.
+    linear = matrix_B23[:, :, :2] * half[None, None, :] / half[None, :, None]
+    theta = torch.cat([linear, matrix_B23[:, :, 2:] / half[None, :, None]], 2)
+    grid = F.affine_grid(theta, list(pictures_BCHW.shape), align_corners=False)
+    return F.grid_sample(pictures_BCHW, grid, padding_mode="zeros", align_corners=False)
+
+
+def move_points(points_BN2: Tensor, matrix_B23: Tensor, shape: Sequence[int]) -> Tensor:
+    """Where points (x, y in pixels) of the pictures [B, C, H, W] are once the pictures are warped."""
+    middle = torch.tensor([shape[3] / 2, shape[2] / 2], dtype=points_BN2.dtype, device=points_BN2.device)
+    there = points_BN2 - middle - matrix_B23[:, None, :, 2]
+    moved: Tensor = torch.linalg.solve(matrix_B23[:, :, :2], there.mT).mT + middle
+    return moved
+
+
+def move_boxes(boxes_BN4: Tensor, matrix_B23: Tensor, shape: Sequence[int]) -> Tensor:
+    """The upright boxes (x1, y1, x2, y2) around the warped corners of boxes, cut at the picture's edges."""
+    x1, y1, x2, y2 = boxes_BN4.unbind(2)
+    corners = torch.stack([torch.stack(pair, 2) for pair in ((x1, y1), (x2, y1), (x2, y2), (x1, y2))], 2)
+    moved = move_points(corners.flatten(1, 2), matrix_B23, shape).view_as(corners)
+    low, high = moved.amin(2), moved.amax(2)
+    edge = torch.tensor([shape[3], shape[2]], dtype=moved.dtype, device=moved.device)
+    return torch.cat([low.clamp(min=0).minimum(edge), high.clamp(min=0).minimum(edge)], 2)
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """Ways of mirroring, each as the axes of [B, C, H, W] to turn round, and which of them each picture takes."""
+
+    axes: tuple[tuple[int, ...], ...]
+    which_B: Tensor
+
+
+def copied(pictures: Tensor, mirror: Mirror, right_B: Tensor | None, down_B: Tensor | None) -> Tensor:
+    """Mirrored, then shifted by whole pixels (None: not at all): what `warp` gives, without interpolating.
+
+    A picture shifted by whole pixels is the same bytes begun elsewhere, but for what is moved in from outside. So each
+    is copied as one piece out of the batch laid flat, beside the batch mirrored, and what does not belong to it is made
+    black.
+    """
+    batch, channels, height, width = pictures.shape
+    size, reach = channels * height * width, height * width + width
+    margin = pictures.new_zeros(reach)
+    versions = [pictures.flip(axes) if axes else pictures for axes in mirror.axes]
+    flat = torch.cat([margin, *(version.reshape(-1) for version in versions), margin])
+    pieces = flat.as_strided((len(flat) - size + 1, size), (1, 1))
+    start_B = reach + size * (torch.arange(batch, device=pictures.device) + batch * mirror.which_B)
+    if right_B is None or down_B is None:
+        return pieces.index_select(0, start_B).view_as(pictures)
+    moved = pieces.index_select(0, start_B - down_B * width - right_B).view_as(pictures)
+    # As numbers, not as truths: multiplying bytes is many times as fast as selecting.
+    return moved.mul_(_inside(height, down_B)[:, None, :, None]).mul_(_inside(width, right_B)[:, None, None, :])
+
+
+def _inside(size: int, shift_B: Tensor) -> Tensor:
+    """1 for those of range(size) that come from inside the picture, else 0: uint8 [B, size]."""
+    source = torch.arange(size, device=shift_B.device) - shift_B[:, None]
+    return (source.clamp(0, size - 1) == source).byte()
+
+
+def crop_boxes(
+    area: tuple[float, float], ratio: tuple[float, float], draws: Sequence[Tensor], shape: Sequence[int]
+) -> Tensor:
+    """[B, 4] boxes of a random part of the area and a random ratio of width to height, inside the picture.
+
+    The four draws are for area, ratio, y and x. Where a box would not fit, its longer side is cut to the picture's.
+    """
+    height, width = shape[2:]
+    part, shape_draw, y, x = draws
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    pixels = (area[0] + (area[1] - area[0]) * part) * height * width
+    aspect = torch.exp(low + (high - low) * shape_draw)
+    wide = torch.sqrt(pixels * aspect).clamp(1, width)
+    tall = torch.sqrt(pixels / aspect).clamp(1, height)
+    left, top = x * (width - wide), y * (height - tall)
+    return torch.stack([left, top, left + wide, top + tall], 1)

@@ -1,0 +1,66 @@
+"""Which samples go where: parts held out and folds, stratified by class, groups kept together, by a seed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cnnrun.randomness import permutation
+
+
+def held_out(labels_N: Tensor, groups_N: Tensor | None, part: float, seed: int) -> Tensor:
+    """Which samples to hold out: bool [N], `part` of every class; with groups, whole groups alone."""
+    if groups_N is not None:
+        parts = max(2, round(1 / part)) if part > 0 else 0
+        return _grouped(labels_N, groups_N, seed, _shares(part)) == 1 if parts else torch.zeros(len(labels_N)).bool()
+    order = permutation(seed, 0, len(labels_N))
+    held = torch.zeros(len(labels_N), dtype=torch.bool)
+    for label in labels_N.unique():
+        members = order[labels_N[order] == label]
+        count = round(part * len(members))
+        # A class of two or more is on both sides: what is held out can be learned, and is measured.
+        held[members[: max(count, 1) if len(members) > 1 else count]] = True
+    return held
+
+
+def folds(labels_N: Tensor, groups_N: Tensor | None, count: int, seed: int) -> Tensor:
+    """The fold of each sample: int64 [N] in 0..count - 1, each fold with its share of every class."""
+    if groups_N is not None:
+        return _grouped(labels_N, groups_N, seed, [1 / count] * count)
+    order = permutation(seed, 0, len(labels_N))
+    made = torch.empty(len(labels_N), dtype=torch.int64)
+    start = 0
+    for label in labels_N.unique():
+        members = order[labels_N[order] == label]
+        # Each class goes on where the one before ended, so that the folds' sizes differ by one at most.
+        made[members] = (torch.arange(len(members)) + start) % count
+        start += len(members)
+    return made
+
+
+def _shares(part: float) -> list[float]:
+    return [1 - part, part]
+
+
+def _grouped(labels_N: Tensor, groups_N: Tensor, seed: int, shares: list[float]) -> Tensor:
+    """A side for each sample, the same for all of a group: greedily, large groups first, to where they are missed most.
+
+    What is missed is counted class by class, as scikit-learn's StratifiedGroupKFold does.
+    """
+    _, labels = labels_N.unique(return_inverse=True)
+    names, groups = groups_N.unique(return_inverse=True)
+    counts = torch.zeros(len(names), int(labels.max()) + 1, dtype=torch.float64)
+    counts.index_put_((groups, labels), torch.ones(len(labels), dtype=torch.float64), accumulate=True)
+    wanted = torch.tensor(shares, dtype=torch.float64)[:, None] * counts.sum(0)
+    have = torch.zeros_like(wanted)
+    side = torch.zeros(len(names), dtype=torch.int64)
+    order = permutation(seed, 0, len(names))
+    order = order[counts.sum(1)[order].argsort(descending=True, stable=True)]
+    for group in order.tolist():
+        # The squared shortfall, in parts of each class, after giving the group to each side.
+        total = counts.sum(0)
+        before = ((wanted - have) / total).square().sum(1)
+        after = ((wanted - have - counts[group]) / total).square().sum(1)
+        side[group] = int((after - before).argmin())
+        have[side[group]] += counts[group]
+    return side[groups]

@@ -1,0 +1,273 @@
+"""Where decoded pictures are: in memory, in a mapped file of the cache, or nowhere, decoded anew each time.
+
+Each gives the same bytes for the same numbers; which it is depends on their size and on what the config allows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cnnrun import cache
+from cnnrun.cache import Entry, Progress
+from cnnrun.contracts import Shape, Split
+from cnnrun.decoding import Decoder, processors, threads
+from cnnrun.errors import DataError, StorageError, printable
+from cnnrun.files import Members
+from cnnrun.pictures import Image, named, read
+from cnnrun.progress import say
+from cnnrun.records import RECORD, digest
+from cnnrun.spec import Spec
+
+_DECODER = 3  # raised whenever the same file would be decoded to other pixels or remembered otherwise
+_PAGES_BYTES = 64 << 10  # what the kernel maps around a page that is touched
+
+CacheKind = Literal["auto", "disk", "memory", "none"]
+
+
+class Pictures(Protocol):
+    """Decoded pictures by number."""
+
+    shape: Shape
+    in_memory: bool  # whether taking some means neither a disk nor a decoder
+
+    def __len__(self) -> int: ...
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Those pictures: [n, C, H, W] on the host, uint8 unless they are features."""
+        ...
+
+
+class Held:
+    """An array in memory."""
+
+    in_memory = True
+
+    def __init__(self, array_NCHW: NDArray[Any]) -> None:
+        self._array, self.shape = array_NCHW, array_NCHW.shape[1:]
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def take(self, rows: Tensor) -> Tensor:
+        # numpy's take on one thread: torch's would start threads of its own beside the network's.
+        return torch.from_numpy(self._array.take(rows.numpy(), axis=0))
+
+
+class Mapped:
+    """A file of pictures, of which at most some `budget` bytes stay mapped: the kernel's page cache keeps the rest."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...], budget: int) -> None:
+        with path.open("rb") as file:
+            # A private map: what is written to it would stay in this process.
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        self._array = np.frombuffer(self._map, np.uint8).reshape(shape)
+        self.shape, self._budget, self._touched = shape[1:], budget, 0
+        self._bytes_each = max(_PAGES_BYTES, int(np.prod(self.shape)))
+        self.in_memory = self._array.nbytes <= budget
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def take(self, rows: Tensor) -> Tensor:
+        out = torch.from_numpy(self._array.take(rows.numpy(), axis=0))
+        self._touched += len(rows) * self._bytes_each
+        if self._touched > self._budget and not self.in_memory:
+            self._map.madvise(mmap.MADV_DONTNEED)
+            self._touched = 0
+        return out
+
+
+class Streamed:
+    """Pictures decoded each time they are taken, by several threads."""
+
+    in_memory = False
+
+    def __init__(self, decoder: Decoder, workers: int) -> None:
+        self._decoder, self.shape = decoder, decoder.shape
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode") if workers else None
+
+    def __len__(self) -> int:
+        return len(self._decoder)
+
+    def take(self, rows: Tensor) -> Tensor:
+        run = self._pool.map if self._pool else map
+        return torch.from_numpy(self._decoder.batch(rows.numpy(), lambda f, items: list(run(f, items))))
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A split's pictures, what is remembered of each (None where they were never decoded), and the bad ones."""
+
+    pictures: Pictures
+    records: Callable[[], NDArray[Any]] | None
+    problems: dict[int, str]
+
+
+class CacheSettings(Spec):
+    """Where decoded pictures are kept, and how many threads decode."""
+
+    cache: CacheKind = "auto"
+    """`disk`: decoded once, found again by the next run; `memory`: decoded by each run; `none`: decoded at each use; \
+`auto`: the first of these that the sizes below allow."""
+    cache_dir: str | None = None
+    """Where they are kept; by default cnnrun's folder under the user's cache folder (`cnnrun cache list`)."""
+    disk_gib: float = 20.0
+    """What the cache folder may take altogether."""
+    memory_gib: float = 4.0
+    """What decoded pictures may take in memory."""
+    workers: int | None = None
+    """Threads that decode; by default one a processor. The result does not depend on it."""
+
+
+def stored(
+    split: Split,
+    shape: Shape,
+    image: Image,
+    settings: CacheSettings,
+    listed: NDArray[np.int64] | None,
+    progress: Progress,
+) -> Stored:
+    """The split's pictures, decoded where they are not yet. Raises StorageError."""
+    pictures = split.pictures
+    if isinstance(pictures, np.ndarray) and pictures.shape[1:] == (*shape[1:], shape[0]):
+        array = np.require(pictures.transpose(0, 3, 1, 2), requirements=["C", "W"])
+        return Stored(Held(array), None, {})
+    decoder = Decoder(split, shape, image, listed)
+    workers = processors() if settings.workers is None else settings.workers
+    folder = Path(settings.cache_dir) if settings.cache_dir else cache.home()
+    key = _key(split, shape, image, listed)
+    kind = _kind(settings, folder, key, decoder)
+    if folder is None or kind == "memory":
+        return _in_memory(decoder, workers, progress)
+    entry = Entry(folder / key, len(decoder), shape, keep_pixels=kind == "disk")
+    with threads(workers) as run:
+        entry.build(decoder, {"source": _where(split)}, run, progress)
+    if kind == "none":
+        return Stored(Streamed(decoder, workers), entry.records, entry.problems())
+    budget = int(settings.memory_gib * 2**30)
+    return Stored(Mapped(entry.path / "pixels.u8", (len(decoder), *shape), budget), entry.records, entry.problems())
+
+
+def _in_memory(decoder: Decoder, workers: int, progress: Progress) -> Stored:
+    out = np.empty((len(decoder), *decoder.shape), np.uint8)
+    records = np.empty(len(decoder), RECORD)
+    problems: dict[int, str] = {}
+    with threads(workers) as run, progress("decoding", len(decoder)) as advance:
+        for numbers in np.array_split(np.arange(len(decoder)), -(-len(decoder) // cache.BLOCK_PICTURES)):
+            made = decoder.block(numbers, run)
+            out[numbers], records[numbers] = made.pixels, made.records
+            problems |= made.problems
+            advance(len(numbers))
+    return Stored(Held(out), lambda: records, problems)
+
+
+def _kind(settings: CacheSettings, folder: Path | None, key: str, decoder: Decoder) -> str:
+    """`disk`, `memory` or `none`. What does not go where it was to go is said. Raises StorageError."""
+    needed = len(decoder) * int(np.prod(decoder.shape)) / 2**30
+    if folder is None and settings.cache in ("disk", "none"):
+        raise StorageError("data.cache: there is no cache folder (HOME is not set); give data.cache_dir")
+    if settings.cache != "auto":
+        return settings.cache
+    if folder is not None and Entry(folder / key, len(decoder), decoder.shape, keep_pixels=True).complete():
+        return "disk"
+    why = _no_room(settings, folder, key, needed)
+    if not why:
+        return "disk"
+    if needed <= settings.memory_gib:
+        say(f"decoded pictures are kept in memory and not for the next run: {why}")
+        return "memory"
+    say(f"pictures are decoded anew at each use: {needed:,.1f} GiB is more than data.memory_gib, and {why}")
+    return "none"
+
+
+def _no_room(settings: CacheSettings, folder: Path | None, key: str, needed: float) -> str | None:
+    """Why so many GiB cannot be kept in the cache folder."""
+    if folder is None:
+        return "there is no cache folder (HOME is not set)"
+    used = cache.bytes_used(folder, but=key) / 2**30
+    if used + needed > settings.disk_gib:
+        return (
+            f"{folder} would take more than data.disk_gib: {used:,.1f} GiB now, {needed:,.1f} more (cnnrun cache list)"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        free = shutil.disk_usage(folder).free / 2**30
+    except OSError as error:
+        return f"{folder} cannot be used ({error.strerror})"
+    if not os.access(folder, os.W_OK):
+        return f"{folder} cannot be written"
+    return f"{folder} has {free:,.1f} GiB free, {needed:,.1f} are needed" if needed * 1.05 > free else None
+
+
+def _where(split: Split) -> str:
+    item = split.pictures[0]
+    return printable(split.origin if isinstance(item, np.ndarray) else str(Path(str(item)).parent))
+
+
+def _key(split: Split, shape: Shape, image: Image, listed: NDArray[np.int64] | None) -> str:
+    """A digest of what is decoded and of all that decides what to."""
+    how = image.model_dump(exclude={"size", "channels", "mean", "std"})
+    return hashlib.sha256(content(split, listed) + repr((_DECODER, shape, how)).encode()).hexdigest()[:32]
+
+
+def listing(split: Split, by_content: bool, workers: int | None) -> NDArray[np.int64] | None:
+    """[N, 2] of each file's (size, time in ns), or of (size, time, hash of its bytes); -1 where it is not there.
+
+    None for pictures in memory.
+    """
+    pictures = split.pictures
+    if isinstance(pictures, np.ndarray):
+        return None
+    if isinstance(pictures, Members):
+        shards = {shard: _stat(shard) for shard in pictures.shards}
+        return np.array([shards[member.shard] for member in pictures], np.int64)
+    made = np.array([_stat(path) for path in pictures], np.int64)
+    return np.column_stack([made, _contents(split, workers)]) if by_content else made
+
+
+def _stat(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
+def _contents(split: Split, workers: int | None) -> NDArray[np.int64]:
+    def hashed(number: int) -> int:
+        item = split.pictures[number]
+        assert isinstance(item, Path)
+        try:
+            with named(str(item)):
+                return digest(read(item))
+        except DataError:  # told with all others when they are decoded
+            return 0
+
+    with threads(processors() if workers is None else workers) as run:
+        return np.array(run(hashed, range(len(split))), np.uint64).view(np.int64)
+
+
+def content(split: Split, listed: NDArray[np.int64] | None) -> bytes:
+    """A digest of a split's pictures: names and listing of its files, or the pixels themselves."""
+    made = hashlib.sha256()
+    if isinstance(split.pictures, np.ndarray):
+        made.update(np.ascontiguousarray(split.pictures).data)
+        return made.digest()
+    assert listed is not None
+    made.update(split.pictures.digest())
+    # Where the bytes were hashed, the files' times say nothing more.
+    made.update(np.ascontiguousarray(listed[:, [0, 2]] if listed.shape[1] == 3 else listed).data)
+    return made.digest()
