@@ -33,6 +33,8 @@ from cnnrun.records import RECORD
 BLOCK_PICTURES, BLOCK_BYTES = 1024, 32 << 20
 SYNC_BYTES = 64 << 20  # decoded between two waits for the disk: what a kill or a power cut can cost
 
+COPIES = "shards"  # beside the data sets: shards fetched from elsewhere
+
 Progress = Callable[[str, int], Any]
 
 
@@ -132,6 +134,8 @@ def entries(folder: Path) -> list[dict[str, Any]]:
     found = []
     for path in _folders(folder):
         plan = _read_json(path / "plan.json")
+        if path.name == COPIES:
+            plan = {"source": "copies of shards from elsewhere", "count": len(list(path.iterdir()))}
         if isinstance(plan, dict):
             found.append(
                 {
@@ -140,7 +144,7 @@ def entries(folder: Path) -> list[dict[str, Any]]:
                     "count": int(plan.get("count", 0)),
                     "shape": list(plan.get("shape", [])),
                     "bytes": _bytes_in(path),
-                    "complete": (path / "complete.json").exists(),
+                    "complete": path.name == COPIES or (path / "complete.json").exists(),
                     "used": path.stat().st_mtime,
                 }
             )

@@ -35,10 +35,10 @@ class Files(Sequence[Path]):
     @overload
     def __getitem__(self, number: int) -> Path: ...
     @overload
-    def __getitem__(self, number: slice) -> Files: ...
-    def __getitem__(self, number: int | slice) -> Path | Files:
+    def __getitem__(self, number: slice) -> list[Path]: ...
+    def __getitem__(self, number: int | slice) -> Path | list[Path]:
         if isinstance(number, slice):
-            return Files(self[i] for i in range(len(self))[number])
+            return [self[i] for i in range(len(self))[number]]
         return Path(os.fsdecode(self.raw(range(len(self))[number])))
 
 
@@ -56,14 +56,13 @@ class Member:
 
 
 class Members(Sequence[Member]):
-    """Members of several shards in little memory."""
+    """Members of several shards in little memory: of each the number of its shard, its name, offset and size."""
 
-    def __init__(self, members: Sequence[Member]) -> None:
-        self.shards = list(dict.fromkeys(member.shard for member in members))
-        number = {shard: i for i, shard in enumerate(self.shards)}
-        self._names = Files(member.name for member in members)
-        places = [(number[member.shard], member.offset, member.size) for member in members]
-        self._places: NDArray[np.int64] = np.array(places, np.int64).reshape(-1, 3)
+    def __init__(self, shards: Sequence[Path], places: Sequence[tuple[int, str, int, int]]) -> None:
+        self.shards = tuple(shards)
+        self._names = Files(name for _, name, _, _ in places)
+        numbers = [(shard, offset, size) for shard, _, offset, size in places]
+        self._places: NDArray[np.int64] = np.array(numbers, np.int64).reshape(-1, 3)
 
     def digest(self) -> bytes:
         """Of all the names and places."""
@@ -76,10 +75,10 @@ class Members(Sequence[Member]):
     @overload
     def __getitem__(self, number: int) -> Member: ...
     @overload
-    def __getitem__(self, number: slice) -> Members: ...
-    def __getitem__(self, number: int | slice) -> Member | Members:
+    def __getitem__(self, number: slice) -> list[Member]: ...
+    def __getitem__(self, number: int | slice) -> Member | list[Member]:
         if isinstance(number, slice):
-            return Members([self[i] for i in range(len(self))[number]])
+            return [self[i] for i in range(len(self))[number]]
         number = range(len(self))[number]
         shard, offset, size = self._places[number].tolist()
         return Member(self.shards[shard], os.fsdecode(self._names.raw(number)), offset, size)

@@ -1,0 +1,107 @@
+"""Pictures in one NumPy file."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+
+from cnnrun.contracts import ClassNames, Indexed, SourceSpec, Split
+from cnnrun.errors import DataError, printable
+
+# The names that Keras, MedMNIST and most others use, for each split: pictures and labels.
+_USUAL = {
+    "train": [("x_train", "y_train"), ("train_images", "train_labels"), ("images", "labels"), ("x", "y")],
+    "val": [("x_val", "y_val"), ("val_images", "val_labels")],
+    "test": [("x_test", "y_test"), ("test_images", "test_labels")],
+}
+Names = Annotated[list[str], Field(min_length=2, max_length=2)]
+
+
+class Arrays(SourceSpec):
+    """A .npz file with arrays of pictures, uint8 [N, H, W] or [N, H, W, C], and of labels, whole numbers [N]."""
+
+    kind = "arrays"
+    main = "path"
+
+    path: str
+    train: Names | None = None
+    """The names of the two arrays, `[pictures, labels]`; by default the usual ones (x_train and y_train, \
+train_images and train_labels, images and labels, x and y)."""
+    val: Names | None = None
+    """Likewise."""
+    test: Names | None = None
+    """Likewise."""
+    classes: ClassNames | None = None
+    """Names of the labels 0, 1, ...; by default the numbers."""
+
+    def read(self) -> Indexed:
+        path = Path(self.path)
+        if not path.is_file():
+            raise DataError(f"{printable(str(path))}: no such file")
+        try:
+            _bounded(path)
+            with np.load(path, allow_pickle=False) as file:
+                found = {split: self._names(split, list(file.files)) for split in _USUAL}
+                splits = {name: _split(path, file, *names) for name, names in found.items() if names}
+        except (OSError, zipfile.BadZipFile, EOFError, KeyError) as error:
+            raise DataError(f"{path}: not a .npz file: {printable(str(error))}") from None
+        if "train" not in splits:
+            raise DataError(f"{path}: no training arrays; data.source.arrays.train: [pictures, labels] names them")
+        count = 1 + max(int(split.targets["labels"].max()) for split in splits.values())
+        names = self.classes or [str(i) for i in range(count)]
+        if len(names) < count:
+            raise DataError(f"{path}: has labels up to {count - 1}, but {len(names)} names are given in classes")
+        return Indexed(tuple(names), splits)
+
+    def _names(self, split: str, there: list[str]) -> tuple[str, str] | None:
+        if given := getattr(self, split):
+            if missing := [name for name in given if name not in there]:
+                known = ", ".join(map(printable, there))
+                raise DataError(f"{self.path}: has no array {missing[0]!r} (arrays: {known})")
+            return given[0], given[1]
+        return next((names for names in _USUAL[split] if set(names) <= set(there)), None)
+
+
+def _bounded(path: Path) -> None:
+    """Refuse what would not fit the machine, before anything of it is unpacked."""
+    with zipfile.ZipFile(path) as archive:
+        needed = sum(entry.file_size for entry in archive.infolist())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise DataError(f"{path}: unpacks to {needed / 2**30:,.1f} GiB; this machine has {memory / 2**30:,.0f}")
+
+
+def _split(path: Path, file: Any, pictures: str, labels: str) -> Split:
+    made, numbers = _array(path, file, pictures), _array(path, file, labels)
+    if made.ndim == 3:
+        made = made[..., None]
+    if made.dtype != np.uint8 or made.ndim != 4 or made.shape[3] not in (1, 3) or 0 in made.shape:
+        raise DataError(
+            f"{path}: {pictures} is {made.dtype} {list(made.shape)}; expected uint8 [N, H, W] or [N, H, W, 1 or 3]"
+        )
+    if numbers.ndim == 2 and numbers.shape[1] == 1:  # as MedMNIST writes them
+        numbers = numbers[:, 0]
+    if numbers.dtype.kind not in "iu" or numbers.shape != made.shape[:1]:
+        raise DataError(
+            f"{path}: {labels} is {numbers.dtype} {list(numbers.shape)}; expected whole numbers [{len(made)}]"
+        )
+    if numbers.min() < 0 or numbers.max() > 1_000_000:
+        bad = int(np.flatnonzero((numbers < 0) | (numbers > 1_000_000))[0])
+        raise DataError(f"{path}: {labels}[{bad}] is {numbers[bad]}; labels are 0, 1, ...")
+    return Split(np.ascontiguousarray(made), {"labels": torch.from_numpy(numbers.astype(np.int64))}, pictures)
+
+
+def _array(path: Path, file: Any, name: str) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = file[name]
+    except ValueError as error:
+        what = "holds Python objects (a pickle); save it as numbers" if "allow_pickle" in str(error) else str(error)
+        raise DataError(f"{path}: {printable(name)} {what}") from None
+    return array

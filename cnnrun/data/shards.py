@@ -1,0 +1,204 @@
+"""Tar shards in WebDataset's layout: a sample is consecutive members that share a name up to the first dot.
+
+Local shards are read where they lie: every picture has its place in its tar, so that any sample can be asked for, and
+the order of an epoch is a function of (seed, epoch) here as everywhere, for any number of workers and ranks and after a
+resume. Shards from elsewhere are fetched once, through the webdataset library, and are then local.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from typing import IO, Annotated
+
+import torch
+from pydantic import Field
+
+from cnnrun import cache
+from cnnrun.contracts import ClassNames, Indexed, SourceSpec, Split
+from cnnrun.errors import DataError, StorageError, printable
+from cnnrun.files import Members
+from cnnrun.labelling import class_names, refuse
+from cnnrun.pictures import SUFFIXES
+from cnnrun.progress import say
+
+PIPES = "CNNRUN_PIPES"  # set to 1 in the environment, it lets a config name commands
+_URL = re.compile(r"(https?|s3|gs|ftps?|sftp|hf|ais)://[A-Za-z0-9._~:/?#@!&+,;=%-]+")
+_MAX_LABEL_BYTES, _MOST_SHARDS = 4096, 100_000
+
+Urls = str | Annotated[list[str], Field(min_length=1)]
+
+
+class Shards(SourceSpec):
+    """`train-{0000..0009}.tar`: files, URLs, or `pipe:` and a command where the environment has CNNRUN_PIPES=1."""
+
+    kind = "shards"
+    main = "train"
+
+    train: Urls
+    """One or several, with {0000..0009} for a run of numbers."""
+    val: Urls | None = None
+    test: Urls | None = None
+    label: str = "cls"
+    """The extension of the member that holds the label: a whole number or a name."""
+    classes: ClassNames | None = None
+    """The classes in the order wanted; by default the labels sorted."""
+    copies: str | None = None
+    """Where shards from elsewhere are kept; by default cnnrun's folder under the user's cache folder."""
+
+    def read(self) -> Indexed:
+        found = {name: self._samples(urls) for name in ("train", "val", "test") if (urls := getattr(self, name))}
+        written = [label for _, labels in found.values() for label in labels]
+        classes = self.classes or class_names(found["train"][1])
+        if not self.classes and all(label.isdecimal() for label in written):
+            # Whole numbers are the classes' own: one that no training sample has is a class all the same.
+            classes = [str(i) for i in range(1 + max(map(int, written)))]
+        number = {name: i for i, name in enumerate(classes)}
+        if self.classes and all(label.isdecimal() for label in written):
+            number = {str(i): i for i in range(len(classes))}
+        refuse(
+            [
+                f"{members[i]}: its label {printable(label)!r} is not a class"
+                for members, labels in found.values()
+                for i, label in enumerate(labels)
+                if label not in number
+            ]
+        )
+        return Indexed(
+            tuple(classes),
+            {
+                name: Split(members, {"labels": torch.tensor([number[label] for label in labels])}, "shards")
+                for name, (members, labels) in found.items()
+            },
+        )
+
+    def _samples(self, urls: Urls) -> tuple[Members, list[str]]:
+        """The pictures of those shards and the label of each, as it is written."""
+        shards = [self._local(url) for url in _expanded([urls] if isinstance(urls, str) else urls)]
+        places: list[tuple[int, str, int, int]] = []
+        labels: list[str] = []
+        for number, shard in enumerate(shards):
+            for name, offset, size, label in _indexed(shard, self.label):
+                places.append((number, name, offset, size))
+                labels.append(label)
+        if not places:
+            raise DataError(f"{shards[0]}: no sample with a picture and a .{self.label} member")
+        return Members(shards, places), labels
+
+    def _local(self, url: str) -> Path:
+        """The shard as a file of this machine, fetched where it is not one."""
+        if url.startswith("pipe:") and os.environ.get(PIPES) != "1":
+            raise DataError(f"{printable(url)}: a config may not run commands; {PIPES}=1 in the environment allows it")
+        if not url.startswith("pipe:") and "://" not in url:
+            return Path(url)
+        if "://" in url and not url.startswith("pipe:") and not _URL.fullmatch(url):
+            raise DataError(f"{printable(url)}: not a URL that shards can be fetched from")
+        home = cache.home()
+        if self.copies is None and home is None:
+            raise StorageError("shards: there is no cache folder (HOME is not set); give data.source.shards.copies")
+        folder = Path(self.copies or f"{home}/{cache.COPIES}")
+        path = folder / f"{sha256(url.encode()).hexdigest()[:32]}.tar"
+        if not path.exists():
+            say(f"fetching {printable(url)} into {path}")
+            _fetch(url, path)
+        return path
+
+
+def _expanded(urls: list[str]) -> list[str]:
+    """Each URL with its {0..9} written out."""
+    made = []
+    for url in urls:
+        if url.startswith("pipe:") or "{" not in url:
+            made.append(url)
+            continue
+        try:
+            from braceexpand import braceexpand
+        except ImportError:
+            raise _not_installed() from None
+        try:
+            made += islice(braceexpand(url), _MOST_SHARDS)
+        except ValueError:
+            raise DataError(f"{printable(url)}: a brace is not closed") from None
+    if len(made) >= _MOST_SHARDS:
+        raise DataError(f"{printable(urls[0])}: {_MOST_SHARDS:,} shards or more")
+    return made
+
+
+def _not_installed() -> DataError:
+    return DataError("shards need webdataset: pip install 'cnnrun[webdataset]'")
+
+
+def _fetch(url: str, path: Path) -> None:
+    """Copy a shard from elsewhere, whole or not at all."""
+    try:
+        from webdataset import gopen
+    except ImportError:
+        raise _not_installed() from None
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with gopen(url) as stream, temporary.open("wb") as file:
+            while part := stream.read(1 << 20):
+                file.write(part)
+        if not tarfile.is_tarfile(temporary):
+            raise DataError(f"{printable(url)}: what came is not a tar")
+        temporary.replace(path)
+    except OSError as error:
+        if error.errno is not None and error.filename is not None:
+            raise StorageError(f"{path}: cannot be written ({error.strerror})") from None
+        raise DataError(f"{printable(url)}: cannot be fetched ({printable(str(error))})") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _indexed(shard: Path, label: str) -> Iterator[tuple[str, int, int, str]]:
+    """Name, offset and size of each picture in a shard, and its label as it is written. Raises DataError."""
+    try:
+        with tarfile.open(shard, "r:") as archive, shard.open("rb") as file:
+            sample: dict[str, tarfile.TarInfo] = {}
+            key = None
+            for member in archive:
+                archive.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
+                base, _, extension = member.name.rpartition("/")[2].partition(".")
+                if not member.isreg() or not base or not extension:
+                    continue
+                now = member.name[: len(member.name) - len(extension) - 1]
+                if now != key:
+                    yield from _sample(shard, file, sample, label)
+                    key, sample = now, {}
+                if extension in sample:
+                    raise DataError(f"{shard}/{printable(member.name)}: stands twice in its sample")
+                sample[extension] = member
+            yield from _sample(shard, file, sample, label)
+    except FileNotFoundError:
+        raise DataError(f"{printable(str(shard))}: no such file") from None
+    except (tarfile.TarError, EOFError) as error:
+        raise DataError(
+            f"{printable(str(shard))}: not a plain tar ({error}); a compressed one must be unpacked"
+        ) from None
+
+
+def _sample(
+    shard: Path, file: IO[bytes], sample: dict[str, tarfile.TarInfo], label: str
+) -> Iterator[tuple[str, int, int, str]]:
+    pictures = [member for extension, member in sample.items() if f".{extension.lower()}" in SUFFIXES]
+    if not pictures:
+        return
+    name = printable(f"{shard}/{pictures[0].name}")
+    if len(pictures) > 1:
+        raise DataError(f"{name}: its sample has {len(pictures)} pictures")
+    if label not in sample:
+        raise DataError(f"{name}: its sample has no .{label} member")
+    if sample[label].size > _MAX_LABEL_BYTES:
+        raise DataError(f"{name}: its label has {sample[label].size:,} bytes")
+    file.seek(sample[label].offset_data)
+    try:
+        text = file.read(sample[label].size).decode().strip()
+    except UnicodeDecodeError:
+        raise DataError(f"{name}: its label is not text") from None
+    yield pictures[0].name, pictures[0].offset_data, pictures[0].size, text

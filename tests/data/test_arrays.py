@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import zipfile
+
+import numpy as np
+import pytest
+
+from cnnrun.data.arrays import Arrays
+from cnnrun.errors import DataError
+
+
+def pictures(count=6, *shape) -> np.ndarray:
+    return np.random.default_rng(count).integers(0, 256, (count, *(shape or (8, 9, 3))), dtype=np.uint8)
+
+
+def saved(path, **arrays) -> Arrays:
+    np.savez(path, **arrays)
+    return Arrays(path=str(path))
+
+
+@pytest.mark.parametrize("names", [("x_train", "y_train"), ("train_images", "train_labels"), ("x", "y")])
+def test_the_usual_names_are_found(tmp_path, names):
+    x, y = pictures(), np.array([0, 1, 2, 0, 1, 2])
+    indexed = saved(tmp_path / "a.npz", **dict(zip(names, (x, y), strict=True))).read()
+    assert indexed.classes == ("0", "1", "2")
+    assert np.array_equal(indexed.splits["train"].pictures, x)
+    assert indexed.splits["train"].targets["labels"].tolist() == y.tolist()
+
+
+def test_splits_grey_pictures_and_medmnists_columns(tmp_path):
+    x, y = pictures(6, 8, 8), np.array([[0], [1], [0], [1], [0], [1]], np.uint8)
+    given = {
+        f"{split}_{what}": value for split in ("train", "val", "test") for what, value in (("images", x), ("labels", y))
+    }
+    indexed = saved(tmp_path / "a.npz", **given).read()
+    assert set(indexed.splits) == {"train", "val", "test"}
+    assert indexed.splits["val"].pictures.shape == (6, 8, 8, 1)
+    assert indexed.splits["val"].name(3) == "val_images[3]"
+
+
+def test_names_can_be_given(tmp_path):
+    np.savez(tmp_path / "a.npz", p=pictures(), q=np.arange(6) % 2)
+    assert len(Arrays(path=str(tmp_path / "a.npz"), train=["p", "q"]).read().splits["train"]) == 6
+    with pytest.raises(DataError, match=r"has no array 'r' \(arrays: p, q\)"):
+        Arrays(path=str(tmp_path / "a.npz"), train=["p", "r"]).read()
+    with pytest.raises(DataError, match="no training arrays"):
+        Arrays(path=str(tmp_path / "a.npz")).read()
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "words"),
+    [
+        (pictures().astype(np.float32), np.arange(6), "x is float32"),
+        (pictures(6, 8, 8, 4), np.arange(6), "expected uint8"),
+        (pictures(), np.arange(5), r"y is int64 \[5\]; expected whole numbers \[6\]"),
+        (pictures(), np.arange(6) / 2, "expected whole numbers"),
+        (pictures(), np.array([0, 1, -1, 0, 1, 0]), r"y\[2\] is -1"),
+        (pictures(), np.array([0, 1, 2**40, 0, 1, 0]), r"y\[2\] is 1099511627776"),
+        (pictures(), np.array([{}, 1, 2, 3, 4, 5], dtype=object), "holds Python objects"),
+    ],
+)
+def test_what_cannot_serve_is_named(tmp_path, x, y, words):
+    with pytest.raises(DataError, match=words):
+        saved(tmp_path / "a.npz", x=x, y=y).read()
+
+
+def test_labels_beyond_the_class_names_are_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", x=pictures(), y=np.array([0, 1, 255, 0, 1, 0]))
+    with pytest.raises(DataError, match="labels up to 255, but 10 names"):
+        Arrays(path=str(tmp_path / "a.npz"), classes=list("abcdefghij")).read()
+
+
+def test_damage_and_bombs_are_refused(tmp_path):
+    (tmp_path / "a.npz").write_bytes(b"PK no zip")
+    with pytest.raises(DataError, match=r"not a \.npz file"):
+        Arrays(path=str(tmp_path / "a.npz")).read()
+    with pytest.raises(DataError, match="no such file"):
+        Arrays(path=str(tmp_path / "b.npz")).read()
+    with zipfile.ZipFile(tmp_path / "c.npz", "w") as archive:
+        archive.writestr("x.npy", b"")
+        archive.infolist()[0].file_size = 1 << 50  # a header may claim what it likes
+    with pytest.raises(DataError, match="unpacks to|not a .npz"):
+        Arrays(path=str(tmp_path / "c.npz")).read()

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import gc
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import save_picture
+
+from cnnrun.data.shards import Shards
+from cnnrun.dataset import Data, index, prepare
+from cnnrun.errors import DataError
+from cnnrun.progress import bar
+
+IMAGE = {"size": 8, "channels": 3}
+
+
+def write_shard(path: Path, samples: list[dict[str, bytes]], compress: str = "") -> Path:
+    """A tar of samples, each a mapping of extensions to bytes; `__key__` names it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, f"w:{compress}") as archive:
+        for number, sample in enumerate(samples):
+            for extension, data in sample.items():
+                if extension != "__key__":
+                    member = tarfile.TarInfo(f"{sample.get('__key__', f's/{number:04}')}.{extension}")
+                    member.size = len(data)
+                    archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def samples(folder: Path, count: int, start: int = 0) -> list[dict[str, bytes]]:
+    return [
+        {"cls": str(i % 3).encode(), "png": save_picture(folder / f"{i}.png", seed=i).read_bytes()}
+        for i in range(start, start + count)
+    ]
+
+
+@pytest.fixture
+def two(tmp_path) -> Path:
+    for number in range(2):
+        write_shard(tmp_path / f"train-{number:02}.tar", samples(tmp_path / "p", 6, 6 * number))
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+def test_samples_are_those_that_webdataset_reads(two):
+    webdataset = pytest.importorskip("webdataset")
+    theirs = list(webdataset.WebDataset(str(two / "train-{00..01}.tar"), shardshuffle=False).decode("rgb8"))
+    gc.collect()  # the library leaves its files open
+    data = Data.model_validate(
+        {"source": {"shards": str(two / "train-{00..01}.tar")}, "image": {"size": [10, 12], "channels": 3}}
+    )
+    indexed = index(data)
+    split = indexed.source.splits["train"]
+    assert split.targets["labels"].tolist() == [sample["cls"] for sample in theirs]
+    assert [split.name(i).rpartition("/s/")[2] for i in range(12)] == [f"{s['__key__'][2:]}.png" for s in theirs]
+    from cnnrun.decoding import Decoder
+
+    decoder = Decoder(split, (3, 10, 12), data.image, None)
+    for number, sample in enumerate(theirs):
+        assert np.array_equal(decoder.pixels(number).transpose(1, 2, 0), sample["png"])
+
+
+def test_shards_train_as_the_same_files_in_folders_do(two):
+    data = Data.model_validate({"source": {"shards": str(two / "train-{00..01}.tar")}, "image": IMAGE})
+    made = prepare(data, index(data), bar)
+    assert made.facts.classes == ("0", "1", "2")
+    assert {name: len(each) for name, each in made.splits.items()} == {"train": 9, "val": 3}
+    assert "train-01.tar/s/000" in made.splits["train"].name(len(made.splits["train"]) - 1)
+
+
+def test_names_as_labels_and_other_splits(tmp_path):
+    def named(names):
+        return [
+            {"txt": name.encode(), "png": save_picture(tmp_path / "x.png", seed=i).read_bytes()}
+            for i, name in enumerate(names)
+        ]
+
+    write_shard(tmp_path / "a.tar", named(["dog", "cat", "dog"]))
+    write_shard(tmp_path / "b.tar", named(["cat"]))
+    indexed = Shards(train=str(tmp_path / "a.tar"), val=[str(tmp_path / "b.tar")], label="txt").read()
+    assert indexed.classes == ("cat", "dog")
+    assert indexed.splits["train"].targets["labels"].tolist() == [1, 0, 1]
+    write_shard(tmp_path / "b.tar", named(["fox"]))
+    with pytest.raises(DataError, match="its label 'fox' is not a class"):
+        Shards(train=str(tmp_path / "a.tar"), val=str(tmp_path / "b.tar"), label="txt").read()
+
+
+def test_a_pipe_needs_the_users_leave_and_is_fetched_once(two, monkeypatch, capfd):
+    pytest.importorskip("webdataset")
+    counter = two / "count"
+    url = f"pipe:echo x >> {counter}; cat {two / 'train-00.tar'}"
+    with pytest.raises(DataError, match="a config may not run commands"):
+        Shards(train=url).read()
+    assert not counter.exists()
+    monkeypatch.setenv("CNNRUN_PIPES", "1")
+    fetched = Shards(train=url, copies=str(two / "copies")).read().splits["train"]
+    plain = Shards(train=str(two / "train-00.tar")).read().splits["train"]
+    assert fetched.targets["labels"].tolist() == plain.targets["labels"].tolist()
+    Shards(train=url, copies=str(two / "copies")).read()
+    assert counter.read_text() == "x\n"
+    assert len(list((two / "copies").iterdir())) == 1
+    with pytest.raises(DataError, match="what came is not a tar"):
+        Shards(train="pipe:echo no tar", copies=str(two / "copies")).read()
+    assert len(list((two / "copies").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "url", ["http://x/$(touch pwned)", "http://x/'; touch pwned; '", "file:///etc/passwd", "-://x"]
+)
+def test_urls_that_could_mean_more_are_refused(tmp_path, monkeypatch, url):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="not a URL"):
+        Shards(train=url).read()
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda p: None, "no such file"),
+        (lambda p: p.write_bytes(b"no tar"), "not a plain tar"),
+        (lambda p: write_shard(p, [{"png": b"x"}]), r"has no \.cls member"),
+        (lambda p: write_shard(p, [{"cls": b"\xff", "png": b"x"}]), "not text"),
+        (lambda p: write_shard(p, [{"cls": b"1" * 5000, "png": b"x"}]), "5,000 bytes"),
+        (lambda p: write_shard(p, [{"cls": b"1", "png": b"x", "jpg": b"y"}]), "2 pictures"),
+        (lambda p: write_shard(p, [{"cls": b"1"}]), "no sample with a picture"),
+        (lambda p: write_shard(p, [{"cls": b"1", "png": b"x"}], "gz"), "a compressed one must be unpacked"),
+        (lambda p: write_shard(p, [{"__key__": "a", "cls": b"1", "png": b"x"}] * 2), "stands twice"),
+    ],
+)
+def test_damage_is_named(tmp_path, make, words):
+    make(tmp_path / "a.tar")
+    with pytest.raises(DataError, match=words):
+        Shards(train=str(tmp_path / "a.tar")).read()

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+
+import pytest
+from conftest import save_picture
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cnnrun.data.table import Table
+from cnnrun.errors import DataError
+from cnnrun.labelling import class_names, jail
+
+
+def write(path: Path, rows: list[list[str]], header=("path", "label"), **how) -> Path:
+    with path.open("w", newline="", encoding=how.pop("encoding", "utf-8")) as file:
+        csv.writer(file, **how).writerows([list(header), *rows])
+    return path
+
+
+def six(root: Path) -> list[list[str]]:
+    return [[str(save_picture(root / f"{i}.png", seed=i).relative_to(root)), "ab"[i % 2]] for i in range(6)]
+
+
+def test_a_table_is_its_rows(tmp_path):
+    rows = six(tmp_path)
+    indexed = Table(path=str(write(tmp_path / "t.csv", rows))).read()
+    assert indexed.classes == ("a", "b")
+    split = indexed.splits["train"]
+    assert [p.name for p in split.pictures] == [row[0] for row in rows]
+    assert split.targets["labels"].tolist() == [0, 1, 0, 1, 0, 1]
+    assert split.groups is None
+
+
+def test_columns_of_other_names_splits_and_groups(tmp_path):
+    rows = [[*row, where, who] for row, where, who in zip(six(tmp_path), ["train", "Valid", "TEST"] * 2, "xxyyzz")]
+    path = write(tmp_path / "t.csv", rows, ("file", "kind", "fold", "patient"))
+    table = Table(path=str(path), picture="file", label="kind", split="fold", group="patient", classes=["b", "a"])
+    indexed = table.read()
+    assert {name: len(split) for name, split in indexed.splits.items()} == {"train": 2, "val": 2, "test": 2}
+    assert indexed.splits["train"].targets["labels"].tolist() == [1, 0]
+    assert indexed.splits["train"].groups.tolist() == [0, 1]
+    assert indexed.splits["val"].groups.tolist() == [0, 2]
+
+
+def test_tsv_bom_crlf_and_quotes(tmp_path):
+    rows = [[row[0], f'say "{row[1]}", twice'] for row in six(tmp_path)]
+    path = write(tmp_path / "t.tsv", rows, delimiter="\t", encoding="utf-8-sig", lineterminator="\r\n")
+    assert Table(path=str(path)).read().classes == ('say "a", twice', 'say "b", twice')
+
+
+def test_one_column_a_class(tmp_path):
+    rows = [[row[0], "1.0" if row[1] == "a" else "0", str(int(row[1] == "b"))] for row in six(tmp_path)]
+    path = write(tmp_path / "t.csv", rows, ("path", "b", "a"))
+    indexed = Table(path=str(path), label=["b", "a"]).read()
+    assert indexed.classes == ("b", "a")
+    assert indexed.splits["train"].targets["labels"].tolist() == [0, 1, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("cell", ["", "N/A", "inf", "nan", "0,5", "2", "=1", "yes"])
+def test_a_number_that_is_none_is_named_with_row_and_column(tmp_path, cell):
+    rows = [[row[0], "1", "0"] for row in six(tmp_path)]
+    rows[3][2] = cell
+    path = write(tmp_path / "t.csv", rows, ("path", "a", "b"))
+    with pytest.raises(DataError, match=r"t\.csv:5: b is"):
+        Table(path=str(path), label=["a", "b"]).read()
+
+
+def test_two_labels_in_a_row_are_refused(tmp_path):
+    rows = [[row[0], "1", "1"] for row in six(tmp_path)]
+    with pytest.raises(DataError, match="2 of the label columns are 1"):
+        Table(path=str(write(tmp_path / "t.csv", rows, ("path", "a", "b"))), label=["a", "b"]).read()
+
+
+def test_parquet_equals_csv(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [[*row, ["train", "val"][i // 3]] for i, row in enumerate(six(tmp_path))]
+    write(tmp_path / "t.csv", rows, ("path", "label", "split"))
+    columns = dict(zip(("path", "label", "split"), map(list, zip(*rows)), strict=True))
+    parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
+    ours, theirs = (Table(path=str(tmp_path / name)).read() for name in ("t.parquet", "t.csv"))
+    assert ours.classes == theirs.classes
+    for name, split in theirs.splits.items():
+        assert list(ours.splits[name].pictures) == list(split.pictures)
+        assert ours.splits[name].targets["labels"].tolist() == split.targets["labels"].tolist()
+    (tmp_path / "t.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(DataError, match="cannot be read"):
+        Table(path=str(tmp_path / "t.parquet")).read()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda rows: rows[2].__setitem__(1, ""), "t.csv:4: label is empty"),
+        (lambda rows: rows[2].__setitem__(0, rows[0][0]), "t.csv:4: '0.png' stands in line 2 already"),
+        (lambda rows: rows[2].append("more"), "t.csv:4: 3 cells; the first line has 2"),
+        (lambda rows: rows.clear(), "no rows"),
+        (lambda rows: rows[1].__setitem__(0, "../../etc/passwd"), "t.csv:3: '../../etc/passwd' leaves the root"),
+        (lambda rows: rows[1].__setitem__(0, "/etc/passwd"), "is absolute"),
+        (lambda rows: rows[1].__setitem__(0, "C:\\pets\\1.png"), "is a URL|is absolute"),
+        (lambda rows: rows[1].__setitem__(0, "\\\\server\\1.png"), "is absolute"),
+        (lambda rows: rows[1].__setitem__(0, "https://example.org/1.png"), "is a URL"),
+    ],
+)
+def test_mistakes_are_named_with_their_line(tmp_path, change, words):
+    rows = six(tmp_path)
+    change(rows)
+    with pytest.raises(DataError, match=words):
+        Table(path=str(write(tmp_path / "t.csv", rows))).read()
+
+
+def test_every_mistake_is_told_up_to_a_bound(tmp_path):
+    rows = [[row[0], ""] for row in six(tmp_path)]
+    with pytest.raises(DataError) as refused:
+        Table(path=str(write(tmp_path / "t.csv", rows))).read()
+    assert len(refused.value.lines) == 6
+    many = [[f"{i}.png", ""] for i in range(100)]
+    with pytest.raises(DataError, match="and 80 more mistakes"):
+        Table(path=str(write(tmp_path / "t.csv", many))).read()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"", "empty"),
+        (b"path;label\na;b\n", "separate columns by ','"),
+        (b"path,path\na,b\n", "stands twice"),
+        (b"\xff\xfep\x00", "not UTF-8"),
+        (b'path,label\n"a.png,b\n', "not a table"),
+        (b"path,class\na.png,b\n", r"has no column 'label' \(columns: path, class\)"),
+    ],
+)
+def test_what_is_no_table_is_named(tmp_path, text, words):
+    (tmp_path / "t.csv").write_bytes(text)
+    with pytest.raises(DataError, match=words):
+        Table(path=str(tmp_path / "t.csv")).read()
+
+
+def test_a_class_that_only_val_has_is_named(tmp_path):
+    rows = [[*row, "train"] for row in six(tmp_path)]
+    rows[5] = [rows[5][0], "c", "val"]
+    with pytest.raises(DataError, match="t.csv:7: 'c' is not a class of the training rows"):
+        Table(path=str(write(tmp_path / "t.csv", rows, ("path", "label", "split")))).read()
+    rows[5][2] = "dev"
+    with pytest.raises(DataError, match="split is 'dev'; use train, val or test"):
+        Table(path=str(write(tmp_path / "t.csv", rows, ("path", "label", "split")))).read()
+
+
+def test_links_out_of_the_root_are_refused(tmp_path):
+    save_picture(tmp_path / "elsewhere" / "o.png")
+    root = tmp_path / "root"
+    rows = six(root)
+    os.symlink(tmp_path / "elsewhere", root / "folder")
+    os.symlink(tmp_path / "elsewhere" / "o.png", root / "file.png")
+    for name in ("folder/o.png", "file.png"):
+        with pytest.raises(DataError, match="is a link to outside"):
+            Table(path=str(write(root / "t.csv", [*rows, [name, "a"]]))).read()
+
+
+def test_numbers_are_classes_in_their_own_order():
+    assert class_names(["10", "9", "10", "-1"]) == ["-1", "9", "10"]
+    assert class_names(["10", "9", "x"]) == ["10", "9", "x"]
+
+
+@given(st.text(max_size=40))
+@settings(max_examples=300, deadline=None)
+def test_what_the_jail_lets_through_lies_inside(written):
+    root = Path("/srv/pictures")
+    if jail(root)(written) is None:
+        assert Path(os.path.normpath(root / written)).is_relative_to(root)
