@@ -12,12 +12,13 @@ import torch
 from cnnrun import checkpoint, runs, weights
 from cnnrun.builder import BuildError
 from cnnrun.contracts import Facts
-from cnnrun.dataset import Dataset, Index, index, prepare
+from cnnrun.dataset import Dataset, Index, index
 from cnnrun.errors import CheckpointError, ConfigError, DataError
 from cnnrun.experiment import Experiment, load
 from cnnrun.frozen import held
 from cnnrun.learner import Job, check
 from cnnrun.network import Built, Network, build, materialize
+from cnnrun.prepare import prepare
 from cnnrun.progress import bar, say
 from cnnrun.trained import Trained
 from cnnrun.weights import Weights

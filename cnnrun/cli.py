@@ -6,11 +6,13 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from cnnrun import __version__
+from cnnrun.arguments import Config, Device, Json, Overrides, Runs, SplitName, Target, show
+from cnnrun.cli_data import cache_app, data_app, init
 from cnnrun.errors import UserError, printable
 
 
@@ -30,18 +32,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Config = Annotated[Path, typer.Argument(help="The YAML file.", metavar="CONFIG")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Settings that replace the file's.", metavar="[KEY.PATH=VALUE]...")
-]
-Target = Annotated[
-    Path | None, typer.Argument(help="A run folder, a checkpoint or a config; by default the newest run.")
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Runs = Annotated[Path, typer.Option(help="The folder that holds the runs.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-SplitName = Annotated[str | None, typer.Option(help="The split to use; by default test where there is one, else val.")]
 
 
 @app.command()
@@ -63,7 +53,7 @@ def train(
 
     keep_freed_memory()
     result = commands.train(experiment, runs, chosen, resume)
-    _print(result, as_json, report.training)
+    show(result, as_json, report.training)
 
 
 @app.command("eval")
@@ -78,7 +68,7 @@ def evaluate(
     from cnnrun import commands, report
     from cnnrun.device import choose
 
-    _print(commands.evaluate(target, runs, choose(device), split), as_json, report.evaluation)
+    show(commands.evaluate(target, runs, choose(device), split), as_json, report.evaluation)
 
 
 @app.command()
@@ -110,6 +100,10 @@ def predict(
         raise DataError(f"{bad} file(s) could not be read")
 
 
+app.command()(init)
+app.add_typer(data_app, name="data")
+app.add_typer(cache_app, name="cache")
+
 zoo_app = typer.Typer(help="Networks that are shipped as YAML.", no_args_is_help=True)
 app.add_typer(zoo_app, name="zoo")
 
@@ -121,7 +115,7 @@ def zoo_list(as_json: Json = False) -> None:
 
     from cnnrun import report, zoo
 
-    _print({"networks": [asdict(zoo.entry(name)) for name in zoo.names()]}, as_json, report.zoo)
+    show({"networks": [asdict(zoo.entry(name)) for name in zoo.names()]}, as_json, report.zoo)
 
 
 @zoo_app.command("show")
@@ -147,7 +141,7 @@ def import_(
     """PyTorch weights as a weights file. Example: cnnrun import resnet50.pth --like resnet50 --classes imagenet"""
     from cnnrun import commands, report
 
-    _print(commands.imported(file, like, map_.value, classes, drop or [], out), as_json, report.imported)
+    show(commands.imported(file, like, map_.value, classes, drop or [], out), as_json, report.imported)
 
 
 export_app = typer.Typer(help="Write a trained network as a file for other programs.", no_args_is_help=True)
@@ -166,7 +160,7 @@ def export_onnx(
     from cnnrun import commands, report
     from cnnrun.export.onnx import Onnx
 
-    _print(commands.exported(Onnx(), target, runs, split, out), as_json, report.parity)
+    show(commands.exported(Onnx(), target, runs, split, out), as_json, report.parity)
 
 
 @export_app.command("code")
@@ -181,7 +175,7 @@ def export_code(
     from cnnrun import commands, report
     from cnnrun.export.code import Code
 
-    _print(commands.exported(Code(), target, runs, split, out), as_json, report.parity)
+    show(commands.exported(Code(), target, runs, split, out), as_json, report.parity)
 
 
 @app.command()
@@ -192,7 +186,7 @@ def check(config: Config, overrides: Overrides = None, as_json: Json = False) ->
     experiment = load(config, overrides or [])
     from cnnrun import commands, report
 
-    _print(commands.checked(experiment), as_json, report.checked)
+    show(commands.checked(experiment), as_json, report.checked)
 
 
 @app.command()
@@ -203,7 +197,7 @@ def summary(config: Config, overrides: Overrides = None, as_json: Json = False) 
     experiment = load(config, overrides or [])
     from cnnrun import commands, report
 
-    _print(commands.summary(experiment), as_json, report.summary)
+    show(commands.summary(experiment), as_json, report.summary)
 
 
 @app.command()
@@ -237,7 +231,7 @@ def kinds(
     """What the YAML may say: every kind with its settings. Example: cnnrun kinds conv"""
     from cnnrun import report, vocabulary
 
-    _print(vocabulary.described(word), as_json, report.kinds)
+    show(vocabulary.described(word), as_json, report.kinds)
 
 
 @app.command()
@@ -261,13 +255,6 @@ def options(
     ] = False,
 ) -> None:
     pass
-
-
-def _print(data: dict[str, Any], as_json: bool, for_people: Any) -> None:
-    if as_json:
-        typer.echo(json.dumps(data))
-    else:
-        for_people(data)
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -229,6 +229,10 @@ class TaskSpec(Kind):
     mixes: ClassVar[bool] = False
     """Whether the task has a `blend`: else mixup and cutmix are refused."""
 
+    def words(self, targets: dict[str, Tensor], facts: Facts) -> list[str]:
+        """Each sample's target for people."""
+        raise NotImplementedError
+
     def decode(self, outputs: Tensor) -> Results:
         """Raw outputs -> results in the user's terms. Traced into the exported graph."""
         raise NotImplementedError

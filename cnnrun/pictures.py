@@ -30,11 +30,20 @@ from cnnrun.files import Member
 from cnnrun.spec import SizePair, Spec
 
 FORMATS = ["JPEG", "PNG", "BMP", "WEBP", "PPM"]
-SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".pgm", ".ppm"}
+FORMAT_SUFFIXES = {
+    "JPEG": (".jpg", ".jpeg", ".jfif"),
+    "MPO": (".jpg", ".jpeg", ".jfif"),
+    "PNG": (".png",),
+    "BMP": (".bmp",),
+    "WEBP": (".webp",),
+    "PPM": (".pgm", ".ppm"),
+}
+SUFFIXES = {suffix for suffixes in FORMAT_SUFFIXES.values() for suffix in suffixes}
 MAX_BYTES = 64 << 20
 MAX_PIXELS = 50_000_000
 _MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "I;16", "I;16B", "I;16L"}
 
+_GREY_MODES = {"1", "L", "LA", "La", "I;16", "I;16B", "I;16L"}
 # EXIF's orientation tag, and Pillow's transposition that undoes each of its values.
 _ORIENTATION = 0x0112
 _UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
@@ -99,6 +108,15 @@ def opened(data: bytes, channels: int, image: Image) -> Opened:
         eight = _eight_bits(picture, picture.mode.startswith("I;16") or _is_wide_pgm(picture))
         flat = _over_background(_upright(eight, orientation), image.background)
         return Opened(flat.convert("L" if channels == 1 else "RGB"), picture.format, picture.mode, orientation)
+
+
+def opened_header(data: bytes) -> tuple[Pair, bool]:
+    """Height and width of the upright picture, and whether it is grey, without decoding it. Within `named`."""
+    with _pillow().open(BytesIO(data), formats=FORMATS) as picture:
+        width, height = picture.size
+        turned = _orientation(picture) > 4  # the transpositions that swap the sides
+        grey = picture.mode in _GREY_MODES or _is_wide_pgm(picture)
+        return ((width, height) if turned else (height, width)), grey
 
 
 def opened_pixels(pixels: NDArray[np.uint8], channels: int) -> Opened:

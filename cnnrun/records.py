@@ -13,7 +13,7 @@ from cnnrun.pictures import Opened
 THUMB = 16  # a picture's fingerprint for near duplicates: its grey values, averaged to THUMB x THUMB
 
 # `file`: hash of the file's bytes; `pixels`: of the picture at its own size; `total`, `squares`: exact sums over the
-# fitted pixels of each channel, from which mean and deviation of any subset follow.
+# fitted pixels of each channel, from which mean and deviation of any subset follow; `flat`: of one single colour.
 RECORD = np.dtype(
     [
         ("file", "<u8"),
@@ -25,6 +25,7 @@ RECORD = np.dtype(
         ("orientation", "u1"),
         ("total", "<i8", (3,)),
         ("squares", "<i8", (3,)),
+        ("flat", "?"),
         ("thumb", "u1", (THUMB * THUMB,)),
     ]
 )
@@ -49,8 +50,14 @@ def record(data: bytes, seen: Opened, fitted_HWC: NDArray[np.uint8]) -> Any:
     values = fitted_HWC.reshape(-1, fitted_HWC.shape[2]).astype(np.int32)
     row["total"][: values.shape[1]] = values.sum(0)
     row["squares"][: values.shape[1]] = np.square(values).sum(0)
+    row["flat"] = all(low == high for low, high in _extremes(picture))
     row["thumb"] = thumb(picture)
     return row
+
+
+def _extremes(picture: Any) -> list[tuple[int, int]]:
+    found = picture.getextrema()
+    return [found] if picture.mode == "L" else list(found)
 
 
 def thumb(picture: Any) -> NDArray[np.uint8]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from cnnrun.errors import printable
 
+_MOST_ROWS = 30
 _WIDE = 10_000  # a table's width when its reader is a program or a file: nothing is cut
 
 
@@ -136,6 +138,105 @@ def summary(data: dict[str, Any]) -> None:
     )
 
 
+def audit(data: dict[str, Any]) -> None:
+    """What a data set holds and what is wrong with it."""
+    console = _console()
+    splits = list(data["pictures"])
+    console.print(f"{data['name']}: " + "  ".join(f"{name} {count:,}" for name, count in data["pictures"].items()))
+    sizes = data["sizes"]
+    shown = "  ".join(f"{name} {_width_height(sizes[name])}" for name in ("smallest", "median", "largest"))
+    console.print(f"width x height: {shown}, {sizes['distinct']:,} different")
+    for name in ("formats", "modes"):
+        console.print(f"{name}: " + "  ".join(f"{key} {count:,}" for key, count in data[name].items()))
+    for name in ("mean", "std"):
+        console.print(f"{name} of train: " + " ".join(f"{value:.2f}" for value in data[name]))
+    names = list(data["classes"][splits[0]])
+    rows = [[name, *(f"{data['classes'][split].get(name, 0):,}" for split in splits)] for name in names[:_MOST_ROWS]]
+    console.print(_table(["class", *splits], rows))
+    if len(names) > _MOST_ROWS:
+        console.print(f"... and {len(names) - _MOST_ROWS:,} more classes (--json has them all)")
+    for what, found in data.get("differences", {}).items():
+        for name in found[:_MOST_ROWS]:
+            console.print(f"manifest: {what}: {name}")
+    findings(data["findings"])
+
+
+def findings(found: list[dict[str, Any]]) -> None:
+    """A line a finding, and its examples below."""
+    console = _console()
+    for each in found:
+        console.print(f"{each['level']}: {each['count']:,} {each['what']}")
+        for example in each["examples"][:3]:
+            console.print(f"    {' = '.join(example)}")
+    if not found:
+        console.print("nothing is wrong with it")
+
+
+def sheet(data: dict[str, Any]) -> None:
+    """Where the contact sheet is."""
+    _console().print(f"{printable(data['path'])}: {data['pictures']} pictures, {data['times']} times augmented")
+
+
+def division(data: dict[str, Any]) -> None:
+    """What a table of splits says, and how a config uses it."""
+    console = _console()
+    for column, counts in data["columns"].items():
+        console.print(f"{column}: " + "  ".join(f"{name} {count:,}" for name, count in counts.items() if count))
+    if data["groups"]:
+        console.print(f"{data['groups']:,} groups, each in one split")
+    split = "" if "split" in data["columns"] else f", split: {next(iter(data['columns']))}"
+    settings = f"path: {data['path']}, root: {data['root']}{split}"
+    console.print(printable(f"use it:  source: {{table: {{{settings}}}}}"))
+
+
+def cached(data: dict[str, Any]) -> None:
+    """A row a data set."""
+    console = _console()
+    rows = [
+        [
+            entry["key"][:12],
+            entry["source"],
+            f"{entry['count']:,}",
+            _shape(entry["shape"]),
+            f"{entry['bytes'] / 2**20:,.1f}",
+            "" if entry["complete"] else "unfinished",
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(entry["used"])),
+        ]
+        for entry in data["entries"]
+    ]
+    console.print(_table(["key", "source", "pictures", "shape", "MiB", "", "used"], rows, left=2))
+    console.print(f"{printable(data['folder'])}: {data['bytes'] / 2**30:,.2f} GiB")
+
+
+def cleared(data: dict[str, Any]) -> None:
+    """What was removed."""
+    console = _console()
+    console.print(f"{len(data['removed'])} removed, {data['bytes'] / 2**30:,.2f} GiB freed")
+    for key in data["in_use"]:
+        console.print(f"{key}: in use, left")
+
+
+def started(data: dict[str, Any]) -> None:
+    """What `init` found and chose, and what to do next."""
+    console = _console()
+    counts = data["classes"]["train"]
+    console.print("found: " + "  ".join(f"{name} {count:,}" for name, count in data["pictures"].items()))
+    few, many = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+    console.print(
+        f"{len(counts)} classes in train: {counts[few]:,} ({printable(few)}) to {counts[many]:,} ({printable(many)})"
+    )
+    sizes = data["sizes"]
+    console.print(f"pictures from {_width_height(sizes['smallest'])} to {_width_height(sizes['largest'])} pixels")
+    findings(data["findings"])
+    height, width = data["size"]
+    console.print(
+        f"chosen: {width}x{height}x{data['channels']}, {data['parameters']:,} parameters, batch {data['batch']}, "
+        f"{data['epochs']} epochs: about {data['minutes']:g} min here ({data['images_per_second']:,} images/s measured)"
+    )
+    path = printable(data["path"])
+    console.print(f"{path} is written; next: cnnrun train {path}")
+
+
 def kinds(data: dict[str, Any]) -> None:
     """Families of kinds with what each is, or one kind with its settings."""
     console = _console()
@@ -171,6 +272,10 @@ def _text_row(row: dict[str, Any]) -> None:
         return
     shown = "  ".join(f"{entry['label']} {entry['probability']:.3f}" for entry in row["top"])
     print(f"{printable(row['path'])}: {printable(shown)}", flush=True)  # noqa: T201
+
+
+def _width_height(size: list[int]) -> str:
+    return f"{size[1]}x{size[0]}"
 
 
 def _shape(shape: list[int] | tuple[int, ...]) -> str:

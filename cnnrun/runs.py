@@ -73,9 +73,14 @@ def held(run: Path) -> Iterator[None]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a small file so that it is whole or not there. Raises StorageError."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """`write_text` for bytes."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(text)
+        temporary.write_bytes(data)
         temporary.replace(path)
     except OSError as error:
         raise StorageError(f"{path}: cannot be written ({error.strerror})") from None

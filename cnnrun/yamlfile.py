@@ -254,6 +254,13 @@ def dump(data: Any) -> str:
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
+def flow(data: Any) -> str:
+    """`dump` in one line."""
+    return yaml.dump(
+        data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=True, width=9999
+    ).strip()
+
+
 def _merge(made: Map, value: Any, mark: Mark) -> None:
     """YAML's `<<`: keys of `value` (a mapping or a list of them) that `made` does not have itself."""
     for source in value if isinstance(value, Seq) else [value]:

@@ -7,7 +7,8 @@ from cnnrun import batches
 from cnnrun.augment import Augment
 from cnnrun.batch import Batch
 from cnnrun.batches import TrainingBatches, in_order
-from cnnrun.dataset import Data, index, prepare
+from cnnrun.dataset import Data, index
+from cnnrun.prepare import prepare
 from cnnrun.progress import bar
 
 CPU = torch.device("cpu")

@@ -11,9 +11,10 @@ from pydantic import TypeAdapter
 
 from cnnrun.contracts import Split
 from cnnrun.data import Source
-from cnnrun.dataset import Data, Dataset, Examples, HoldOut, index, prepare
+from cnnrun.dataset import Data, Dataset, Examples, HoldOut, index
 from cnnrun.errors import DataError
 from cnnrun.pictures import load
+from cnnrun.prepare import prepare
 from cnnrun.progress import bar
 from cnnrun.spec import members
 from cnnrun.store import Held

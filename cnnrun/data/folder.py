@@ -14,7 +14,7 @@ from cnnrun.pictures import SUFFIXES
 from cnnrun.progress import say
 
 _SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-_CLUTTER = {"__MACOSX", "Thumbs.db", "desktop.ini"}
+CLUTTER = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 
 
 class Folder(SourceSpec):
@@ -47,7 +47,7 @@ def _first(root: Path, names: tuple[str, ...]) -> Path | None:
 
 
 def _hidden(name: str) -> bool:
-    return name.startswith(".") or name in _CLUTTER
+    return name.startswith(".") or name in CLUTTER
 
 
 def _class_names(folder: Path) -> list[str]:

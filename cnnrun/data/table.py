@@ -45,7 +45,7 @@ class Table(SourceSpec):
         root = Path(self.root) if self.root else path.parent
         if not root.is_dir():
             raise DataError(f"{printable(str(root))}: no such folder (data.source.table.root)")
-        rows = _read(path)
+        rows = read_rows(path)
         labels = [self.label] if isinstance(self.label, str) else self.label
         split = self._optional(rows, self.split, "split")
         group = self._optional(rows, self.group, "group")
@@ -153,7 +153,8 @@ def _zero_or_one(cell: str) -> bool | None:
         return None
 
 
-def _read(path: Path) -> Rows:
+def read_rows(path: Path) -> Rows:
+    """The rows of a CSV, TSV or Parquet file, every cell as text. Raises DataError."""
     if not path.is_file():
         raise DataError(f"{printable(str(path))}: no such file")
     if path.stat().st_size > _MAX_BYTES:

@@ -121,6 +121,15 @@ class Classify(TaskSpec):
         mine, others = (F.one_hot(each["labels"], len(facts.classes)).float() for each in (targets, partners))
         return {**targets, "labels": torch.lerp(others, mine, own_B[:, None])}
 
+    def words(self, targets: dict[str, Tensor], facts: Facts) -> list[str]:
+        labels = targets["labels"]
+        if labels.dim() == 1:
+            return [facts.classes[label] for label in labels.tolist()]
+        shares = [
+            [(part, name) for part, name in zip(row, facts.classes, strict=True) if part] for row in labels.tolist()
+        ]
+        return ["  ".join(f"{name} {part:.2f}" for part, name in sorted(row, reverse=True)) for row in shares]
+
     def decode(self, outputs: Tensor) -> Results:
         return {"probabilities": outputs.softmax(1)}
 

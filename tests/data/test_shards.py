@@ -10,8 +10,9 @@ import pytest
 from conftest import save_picture
 
 from cnnrun.data.shards import Shards
-from cnnrun.dataset import Data, index, prepare
+from cnnrun.dataset import Data, index
 from cnnrun.errors import DataError
+from cnnrun.prepare import prepare
 from cnnrun.progress import bar
 
 IMAGE = {"size": 8, "channels": 3}

@@ -35,7 +35,10 @@ def test_a_table_is_its_rows(tmp_path):
 
 
 def test_columns_of_other_names_splits_and_groups(tmp_path):
-    rows = [[*row, where, who] for row, where, who in zip(six(tmp_path), ["train", "Valid", "TEST"] * 2, "xxyyzz")]
+    rows = [
+        [*row, where, who]
+        for row, where, who in zip(six(tmp_path), ["train", "Valid", "TEST"] * 2, "xxyyzz", strict=True)
+    ]
     path = write(tmp_path / "t.csv", rows, ("file", "kind", "fold", "patient"))
     table = Table(path=str(path), picture="file", label="kind", split="fold", group="patient", classes=["b", "a"])
     indexed = table.read()
@@ -80,7 +83,7 @@ def test_parquet_equals_csv(tmp_path):
 
     rows = [[*row, ["train", "val"][i // 3]] for i, row in enumerate(six(tmp_path))]
     write(tmp_path / "t.csv", rows, ("path", "label", "split"))
-    columns = dict(zip(("path", "label", "split"), map(list, zip(*rows)), strict=True))
+    columns = dict(zip(("path", "label", "split"), map(list, zip(*rows, strict=True)), strict=True))
     parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
     ours, theirs = (Table(path=str(tmp_path / name)).read() for name in ("t.parquet", "t.csv"))
     assert ours.classes == theirs.classes

@@ -1,0 +1,220 @@
+"""A data set looked through as a whole: what is in it, and what is wrong with it."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnrun import audit
+from cnnrun.audit import Columns
+from cnnrun.cache import Progress
+from cnnrun.dataset import Data, Dataset
+from cnnrun.decoding import Decoder, processors, threads
+from cnnrun.errors import printable
+from cnnrun.pictures import FORMAT_SUFFIXES
+from cnnrun.prepare import columns, statistics_of
+from cnnrun.records import RECORD
+
+EXAMPLES = 10  # of each finding that are named
+_BLOCK = 1024
+_RARE = 10  # a class that has so many times fewer pictures than another is said
+
+Level = Literal["error", "warning", "note"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One kind of trouble: how much of it there is, and examples, each a list of the pictures concerned."""
+
+    level: Level
+    what: str
+    count: int
+    examples: list[list[str]]
+
+
+def look_through(data: Data, dataset: Dataset, progress: Progress) -> dict[str, Any]:
+    """Everything there is to say about a decoded data set: figures, and `findings`."""
+    table = columns(dataset)
+    names = _Names(dataset, table)
+    records = _records(data, dataset, progress)
+    labels = dataset.facts.classes
+    per_class = {
+        name: dict(
+            zip(labels, np.bincount(table.label_N[table.split_N == i], minlength=len(labels)).tolist(), strict=True)
+        )
+        for i, name in enumerate(table.splits)
+    }
+    sides = np.stack([records["height"], records["width"]], 1)
+    mean, std = statistics_of(dataset)
+    findings = [
+        *_bad(data, dataset),
+        *_classes(per_class),
+        *_leaks(data, table, names, records),
+        *_near(table, names, records),
+        *_files(table, names, records),
+    ]
+    order: dict[str, int] = {"error": 0, "warning": 1, "note": 2}
+    return {
+        "pictures": {name: len(each) for name, each in dataset.splits.items()},
+        "classes": per_class,
+        "sizes": {
+            "smallest": sides[sides.prod(1).argmin()].tolist(),
+            "median": np.median(sides, 0).astype(int).tolist(),
+            "largest": sides[sides.prod(1).argmax()].tolist(),
+            "distinct": len(np.unique(sides, axis=0)),
+        },
+        "mean": list(mean),
+        "std": list(std),
+        "formats": _counted(records["format"]),
+        "modes": _counted(records["mode"]),
+        "findings": [asdict(each) for each in sorted(findings, key=lambda each: order[each.level])],
+    }
+
+
+def _counted(values: NDArray[Any]) -> dict[str, int]:
+    found = Counter(values.tolist())
+    return {key.decode() or "pixels": count for key, count in found.most_common()}
+
+
+class _Names:
+    """What to call samples in findings."""
+
+    def __init__(self, dataset: Dataset, table: Columns) -> None:
+        self._dataset, self._table = dataset, table
+
+    def __call__(self, sample: int) -> str:
+        split, number = self._table.place(sample)
+        label = self._dataset.facts.classes[int(self._table.label_N[sample])]
+        return printable(f"{self._dataset.splits[split].name(number)} ({split}, {label})")
+
+    def path(self, sample: int) -> str:
+        split, number = self._table.place(sample)
+        return self._dataset.splits[split].name(number)
+
+    def sets(self, groups: Sequence[NDArray[np.int64]]) -> list[list[str]]:
+        return [[self(int(sample)) for sample in group[:4]] for group in groups[:EXAMPLES]]
+
+
+def _records(data: Data, dataset: Dataset, progress: Progress) -> NDArray[Any]:
+    """The records of all samples, in the order of the columns; pictures that were never decoded are looked at now."""
+    parts = []
+    for name, examples in dataset.splits.items():
+        kept = dataset.stored[name]
+        rows = examples.rows.numpy()
+        if kept.records is not None:
+            parts.append(np.array(kept.records()[rows]))
+            continue
+        decoder = Decoder(examples.source, dataset.facts.image, data.image, None)
+        made = np.zeros(len(rows), RECORD)
+        with threads(processors()) as run, progress(f"looking at {name}", len(rows)) as advance:
+            for first in range(0, len(rows), _BLOCK):
+                block = decoder.block(rows[first : first + _BLOCK], run)
+                made[first : first + _BLOCK] = block.records
+                advance(len(block.records))
+        parts.append(made)
+    return np.concatenate(parts)
+
+
+def _bad(data: Data, dataset: Dataset) -> list[Finding]:
+    if not dataset.left_out:
+        return []
+    level: Level = "error" if data.bad_files == "error" else "warning"
+    examples = [[printable(each["reason"])] for each in dataset.left_out[:EXAMPLES]]
+    return [Finding(level, "cannot be decoded", len(dataset.left_out), examples)]
+
+
+def _classes(per_class: dict[str, dict[str, int]]) -> list[Finding]:
+    found = []
+    for split, counts in per_class.items():
+        if missing := [name for name, count in counts.items() if not count]:
+            level: Level = "error" if split == "train" else "warning"
+            examples = [[printable(name)] for name in missing[:EXAMPLES]]
+            found.append(Finding(level, f"classes without a picture in {split}", len(missing), examples))
+    train = {name: count for name, count in per_class["train"].items() if count}
+    rare = [name for name, count in train.items() if count * _RARE <= max(train.values())]
+    if rare:
+        examples = [[f"{printable(name)}: {train[name]:,}"] for name in rare[:EXAMPLES]]
+        found.append(Finding("note", f"classes with a {_RARE}th of the largest or less", len(rare), examples))
+    return found
+
+
+def _leaks(data: Data, table: Columns, names: _Names, records: NDArray[Any]) -> list[Finding]:
+    level: Level = "error" if data.leakage == "error" else "warning"
+    by_bytes = records["file"] * (records["file"] > 0)
+    bytes_groups = [group for group in audit.twins(by_bytes) if by_bytes[group[0]]]
+    # Those of other bytes; what is of the same bytes is told as that.
+    pixel_groups = [
+        group
+        for group in audit.twins(records["pixels"])
+        if (by_bytes[group] == 0).any() or len(set(by_bytes[group])) > 1
+    ]
+    found = []
+    for groups, how in ((bytes_groups, "byte for byte"), (pixel_groups, "pixel for pixel")):
+        across = audit.spread(groups, table.split_N)
+        within = [group for group in groups if (table.split_N[group] == table.split_N[group[0]]).all()]
+        if across:
+            found.append(Finding(level, f"the same picture in several splits, {how}", len(across), names.sets(across)))
+        if within:
+            found.append(
+                Finding("note", f"the same picture again in one split, {how}", len(within), names.sets(within))
+            )
+    leaks = audit.leaks(table)
+    if leaks.conflicts:
+        conflicts = leaks.conflicts
+        found.append(Finding(level, "the same picture under several labels", len(conflicts), names.sets(conflicts)))
+    if leaks.torn:
+        found.append(Finding(level, "groups in several splits", len(leaks.torn), names.sets(leaks.torn)))
+    return found
+
+
+def _near(table: Columns, names: _Names, records: NDArray[Any]) -> list[Finding]:
+    """Pictures that are nearly the same: re-encoded or resized. Of identical ones the first stands for all."""
+    _, first = np.unique(records["pixels"], return_index=True)
+    pairs = first[audit.near(np.ascontiguousarray(records["thumb"][first]))]
+    across = table.split_N[pairs[:, 0]] != table.split_N[pairs[:, 1]]
+    found = []
+    for part, where, level in ((across, "in several splits", "warning"), (~across, "in one split", "note")):
+        if part.any():
+            examples = names.sets(list(pairs[part]))
+            found.append(Finding(level, f"nearly the same picture {where}", int(part.sum()), examples))  # type: ignore[arg-type]
+    return found
+
+
+def _files(table: Columns, names: _Names, records: NDArray[Any]) -> list[Finding]:
+    """What single files are remarkable for."""
+    kinds: list[tuple[Level, str, NDArray[np.int64]]] = [
+        ("warning", "pictures of one single colour", np.flatnonzero(records["flat"])),
+        ("note", "pictures that EXIF turns", np.flatnonzero(records["orientation"] > 1)),
+        ("warning", "pictures whose EXIF cannot be read", np.flatnonzero(records["orientation"] == 0)),
+        ("warning", "files that are not what their name says", _misnamed(names, records)),
+        ("warning", "file names that differ in case or in Unicode's form alone", _name_twins(names, records)),
+    ]
+    return [
+        Finding(level, what, len(samples), [[names(int(sample))] for sample in samples[:EXAMPLES]])
+        for level, what, samples in kinds
+        if len(samples)
+    ]
+
+
+def _misnamed(names: _Names, records: NDArray[Any]) -> NDArray[np.int64]:
+    forms = records["format"].astype(str)
+    bad = [
+        sample
+        for sample in np.flatnonzero(records["format"] != b"").tolist()
+        if Path(names.path(sample)).suffix.lower() not in FORMAT_SUFFIXES.get(forms[sample], ())
+    ]
+    return np.array(bad, np.int64)
+
+
+def _name_twins(names: _Names, records: NDArray[Any]) -> NDArray[np.int64]:
+    folded: dict[str, list[int]] = {}
+    for sample in np.flatnonzero(records["format"] != b"").tolist():
+        folded.setdefault(unicodedata.normalize("NFC", names.path(sample)).casefold(), []).append(sample)
+    return np.array([sample for group in folded.values() if len(group) > 1 for sample in group], np.int64)

@@ -1,0 +1,219 @@
+"""What the commands about data do, as functions that return plain data; the command line prints it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cnnrun import cache, manifest, runs
+from cnnrun.auditing import look_through
+from cnnrun.batches import TrainingBatches
+from cnnrun.contracts import Split
+from cnnrun.dataset import HOLD_OUT_KEYS, index
+from cnnrun.errors import ConfigError, DataError, printable
+from cnnrun.experiment import Experiment
+from cnnrun.files import Files, Members
+from cnnrun.prepare import prepare
+from cnnrun.progress import bar
+from cnnrun.randomness import key, permutation
+from cnnrun.sheet import sheet
+from cnnrun.splitting import folds, held_out
+
+
+def checked(experiment: Experiment, verify: Path | None, write: Path | None) -> dict[str, Any]:
+    """The data looked through, and against a manifest where one is given."""
+    indexed = index(experiment.data)
+    found: dict[str, Any] = {"name": experiment.name}
+    if verify or write:
+        paths = manifest.files_of(_files(split) for split in indexed.sources())
+        if not paths:
+            raise DataError("this source has no files to list")
+        root = _root(paths)
+        if write:
+            _write(write, manifest.written(paths, root))
+            found["manifest"] = str(write)
+        if verify:
+            found["differences"] = manifest.differences(verify, paths, root)
+    # Everything is looked at, whatever the config would stop for.
+    lenient = experiment.data.model_copy(update={"bad_files": "skip", "leakage": "keep"})
+    return found | look_through(experiment.data, prepare(lenient, indexed, bar), bar)
+
+
+def fails(found: dict[str, Any]) -> bool:
+    """Whether a report holds what training would refuse, or files that are not the manifest's."""
+    wrong = any(found.get("differences", {}).values())
+    return wrong or any(each["level"] == "error" for each in found["findings"])
+
+
+def shown(experiment: Experiment, count: int, times: int, out: Path, board: Path | None) -> dict[str, Any]:
+    """Write a sheet of training pictures, as they are and as `times` epochs would see them."""
+    data = prepare(experiment.data, index(experiment.data), bar)
+    examples = data.splits["train"]
+    samples = permutation(experiment.seed, 0, len(examples))[:count]
+    batches = TrainingBatches(
+        examples,
+        experiment.data.augment,
+        len(samples),
+        1,
+        experiment.seed,
+        torch.device("cpu"),
+        order=lambda seed, epoch: (samples, samples),
+        blend=partial(experiment.task.blend, facts=data.facts),
+    )
+    own = {name: values[samples] for name, values in examples.targets.items()}
+    columns = [("as it is", examples.take(samples).float(), experiment.task.words(own, data.facts))]
+    for epoch in range(times):
+        batch = batches.at(epoch)
+        columns.append((f"epoch {epoch + 1}", batch.pictures, experiment.task.words(batch.targets, data.facts)))
+    made = sheet(columns)
+    from PIL import Image as Pil
+
+    buffer = io.BytesIO()
+    Pil.fromarray(made).save(buffer, "PNG")
+    _write(out, buffer.getvalue())
+    if board:
+        from torch.utils.tensorboard import SummaryWriter
+
+        with SummaryWriter(str(board)) as writer:
+            writer.add_image("data/sheet", made, 0, dataformats="HWC")
+    return {"path": str(out), "pictures": len(samples), "times": times, "tensorboard": str(board) if board else None}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How `data split` divides."""
+
+    val: float
+    test: float
+    folds: int
+    group_by: str | None
+    seed: int
+
+
+def divided(experiment: Experiment, parts: Parts, out: Path) -> dict[str, Any]:
+    """Write a table with a split for each of the source's files; what it splits already stays so."""
+    indexed = index(experiment.data)
+    paths = manifest.files_of(_files(split) for split in indexed.sources() if isinstance(split.pictures, Files))
+    if not paths:
+        raise DataError("only sources of picture files can be divided: folder and table")
+    root = _root(paths)
+    rows: list[dict[str, str]] = []
+    for name, split in indexed.source.splits.items():
+        groups, written = _groups(split, parts.group_by)
+        columns = _columns(name, split, groups, parts, set(indexed.source.splits))
+        for number in range(len(split)):
+            path = os.path.relpath(str(split.pictures[number]), root)
+            label = indexed.source.classes[int(split.targets["labels"][number])]
+            group = {"group": written[number]} if written else {}
+            rows.append({"path": path, "label": label, **group, **{key: each[number] for key, each in columns.items()}})
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    _write(out, text.getvalue().encode("utf-8", "surrogateescape"))
+    chosen = [column for column in rows[0] if column.startswith("fold_")] or ["split"]
+    return {
+        "path": str(out),
+        "root": str(root),
+        "classes": list(indexed.source.classes),
+        "columns": {
+            column: {name: sum(row[column] == name for row in rows) for name in ("train", "val", "test")}
+            for column in chosen
+        },
+        "groups": len({row["group"] for row in rows}) if "group" in rows[0] else None,
+    }
+
+
+def _columns(name: str, split: Split, groups: Tensor | None, parts: Parts, there: set[str]) -> dict[str, list[str]]:
+    """The columns of splits for one of the source's own: where a source has a val or test, that is kept."""
+    of_folds = [f"fold_{number + 1}" for number in range(parts.folds)]
+    if name != "train":
+        return {column: [name] * len(split) for column in of_folds or ["split"]}
+    labels = split.targets["labels"]
+    made = np.full(len(split), "train", object)
+    rest = torch.arange(len(split))
+    for part, share in (("test", parts.test), ("val", 0.0 if parts.folds else parts.val)):
+        if share and part not in there:
+            held = held_out(
+                labels[rest], None if groups is None else groups[rest], share, key(parts.seed, HOLD_OUT_KEYS[part])
+            )
+            made[rest[held].numpy()] = part
+            rest = rest[~held]
+    if not parts.folds:
+        return {"split": made.tolist()}
+    fold = folds(labels[rest], None if groups is None else groups[rest], parts.folds, parts.seed)
+    columns = {}
+    for number, column in enumerate(of_folds):
+        columns[column] = made.copy()
+        columns[column][rest[fold == number].numpy()] = "val"
+    return {column: values.tolist() for column, values in columns.items()}
+
+
+def _groups(split: Split, pattern: str | None) -> tuple[Tensor | None, list[str] | None]:
+    """Each sample's group as a number and as text: the source's own, or what a pattern finds in its path."""
+    if pattern is None:
+        return split.groups, None if split.groups is None else [str(group) for group in split.groups.tolist()]
+    try:
+        find = re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"--group-by {printable(pattern)}: not a pattern ({error})") from None
+    written = []
+    for number in range(len(split)):
+        found = find.search(str(split.pictures[number]))
+        if not found:
+            raise DataError(f"{printable(split.name(number))}: --group-by finds nothing in this path")
+        written.append(found.group(1) if find.groups else found.group())
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(written))}
+    return torch.tensor([numbers[name] for name in written]), written
+
+
+def _files(split: Split) -> list[Path]:
+    pictures = split.pictures
+    if isinstance(pictures, Members):
+        return list(pictures.shards)
+    return [Path(path) for path in pictures] if isinstance(pictures, Files) else []
+
+
+def _root(paths: list[Path]) -> Path:
+    """The folder that all the files are in."""
+    return Path(os.path.commonpath([path.parent for path in paths]))
+
+
+def _write(path: Path, data: bytes) -> None:
+    if path.is_dir():
+        raise ConfigError(f"{printable(str(path))}: is a folder; give a file")
+    runs.write_bytes(path, data)
+
+
+def cached(folder: str | None) -> dict[str, Any]:
+    """What the cache holds."""
+    where = Path(folder) if folder else cache.home()
+    found = cache.entries(where) if where else []
+    return {"folder": str(where), "entries": found, "bytes": sum(entry["bytes"] for entry in found)}
+
+
+def cleared(folder: str | None, keys: list[str], everything: bool) -> dict[str, Any]:
+    """Remove data sets from the cache: those whose key begins so, or all. Raises ConfigError."""
+    there = cached(folder)
+    known = [entry["key"] for entry in there["entries"]]
+    if bool(keys) == everything:
+        raise ConfigError("give the keys of what to remove (`cnnrun cache list` has them), or --all")
+    chosen = known if everything else []
+    for each in keys:
+        found = [name for name in known if name.startswith(each)]
+        if len(found) != 1:
+            raise ConfigError(f"{printable(each)}: {len(found)} data sets have a key that begins so")
+        chosen += found
+    removed, left = cache.clear(Path(there["folder"]), chosen)
+    freed = sum(entry["bytes"] for entry in there["entries"] if entry["key"] in removed)
+    return {"folder": there["folder"], "removed": removed, "in_use": left, "bytes": freed}

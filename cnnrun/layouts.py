@@ -1,0 +1,152 @@
+"""What a path to data is: the `source` section that reads it, found by looking."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from cnnrun.data.folder import CLUTTER
+from cnnrun.data.table import Rows, read_rows
+from cnnrun.errors import ConfigError, DataError, printable
+from cnnrun.labelling import split_name
+from cnnrun.pictures import SUFFIXES
+
+_TABLES = {".csv", ".tsv", ".parquet"}
+# How people call their columns, the usual first.
+_LABELS = ("label", "labels", "class", "category", "target", "y", "diagnosis", "species", "breed", "dx", "name")
+_SPLITS = ("split", "set", "subset", "partition", "fold")
+_GROUPS = ("group", "patient", "patient_id", "subject", "subject_id", "person", "session", "camera", "lesion_id")
+_MOST_BYTES = 1 << 30
+_LOOK = 20  # rows of a table whose files are looked for
+
+
+def source_of(given: str) -> tuple[Any, str]:
+    """The `source` setting for a path (or `digits`), and a name for it. Raises DataError or ConfigError."""
+    if given == "digits":
+        return "digits", "digits"
+    path = Path(given)
+    if not path.exists():
+        raise DataError(f"{printable(given)}: no such file or folder")
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().stem).strip("-._") or "data"
+    return (_of_folder(path) if path.is_dir() else _of_file(path)), name
+
+
+def _of_file(path: Path) -> Any:
+    suffix = path.suffix.lower()
+    if suffix in _TABLES:
+        return {"table": _table(path)}
+    if suffix == ".npz":
+        return {"arrays": str(path)}
+    if suffix == ".tar":
+        return {"shards": str(path)}
+    if suffix == ".json":
+        raise _coco(path)
+    raise DataError(f"{printable(str(path))}: not a table, a .npz file or a tar shard")
+
+
+def _of_folder(path: Path) -> Any:
+    inside = sorted(entry for entry in path.iterdir() if not entry.name.startswith(".") and entry.name not in CLUTTER)
+    if (path / "Annotations").is_dir():
+        raise _voc(path / "Annotations")
+    for place in (path / "annotations", path):
+        if found := sorted(place.glob("*.json")):
+            raise _coco(found[0])
+    if any("-idx3-ubyte" in entry.name for entry in inside):
+        return {"idx": str(path)}
+    if shards := [entry for entry in inside if entry.suffix == ".tar"]:
+        by_split = {name: [str(shard) for shard in shards if _begins(shard, name)] for name in ("train", "val", "test")}
+        return {"shards": {key: value for key, value in by_split.items() if value} or {"train": list(map(str, shards))}}
+    tables = [entry for entry in inside if entry.suffix.lower() in _TABLES]
+    if len(tables) == 1 and not _classes_inside(inside):
+        return {"table": _table(tables[0])}
+    return {"folder": str(path)}
+
+
+def _begins(path: Path, split: str) -> bool:
+    return split_name(re.split(r"[^A-Za-z]", path.name)[0]) == split
+
+
+def _classes_inside(inside: list[Path]) -> bool:
+    """Whether two or more folders have pictures in them: a folder a class, or a split."""
+    folders = [entry for entry in inside if entry.is_dir()]
+    return sum(any(each.suffix.lower() in SUFFIXES for each in folder.rglob("*")) for folder in folders) > 1
+
+
+def _table(path: Path) -> dict[str, Any]:
+    """The settings for a table whose columns may have any names. Raises DataError where they cannot be told."""
+    rows = read_rows(path)
+    picture = next((name for name, cells in rows.columns.items() if _are_pictures(cells)), None)
+    if picture is None:
+        raise DataError(f"{path}: no column of picture files ({', '.join(sorted(SUFFIXES))})")
+    found: dict[str, Any] = {"path": str(path), "root": str(_root(path, rows.columns[picture])), "picture": picture}
+    rest = {name: cells for name, cells in rows.columns.items() if name != picture}
+    by_name = {name.lower(): name for name in rest}
+    for setting, words in (("split", _SPLITS), ("group", _GROUPS)):
+        name = next((by_name[word] for word in words if word in by_name), None)
+        if name and (setting == "group" or all(split_name(cell) for cell in rest[name])):
+            found[setting] = name
+            del rest[name], by_name[name.lower()]
+    found["label"] = _label(path, rows, rest, by_name)
+    return found
+
+
+def _are_pictures(cells: list[str]) -> bool:
+    return sum(Path(cell).suffix.lower() in SUFFIXES for cell in cells) > 0.9 * len(cells)
+
+
+def _root(path: Path, cells: list[str]) -> Path:
+    """The folder that the paths start from: the table's own, or one inside it where the first files are."""
+    places = [path.parent, *sorted(entry for entry in path.parent.iterdir() if entry.is_dir())]
+    counts = {place: sum((place / cell).is_file() for cell in cells[:_LOOK]) for place in places}
+    best = max(counts, key=lambda place: counts[place])
+    if not counts[best]:
+        raise DataError(f"{path}: none of its first pictures is there, such as {printable(cells[0])}")
+    return best
+
+
+def _label(path: Path, rows: Rows, rest: dict[str, list[str]], by_name: dict[str, str]) -> str | list[str]:
+    if named := next((by_name[word] for word in _LABELS if word in by_name), None):
+        return named
+    flags = [name for name, cells in rest.items() if set(cells) <= {"0", "1", "0.0", "1.0"}]
+    if len(flags) > 1 and all(sum(float(rest[name][i]) for name in flags) == 1 for i in range(len(rows))):
+        return flags
+    few = {name: len(set(cells)) for name, cells in rest.items() if 2 <= len(set(cells)) <= max(2, len(rows) // 4)}
+    if not few:
+        known = ", ".join(map(printable, rest))
+        raise DataError(f"{path}: which column is the label? (columns: {known}); rename it to label")
+    return min(few, key=lambda name: few[name])
+
+
+def _voc(folder: Path) -> ConfigError:
+    """Why a VOC tree cannot be begun with, and what is in it."""
+    files = sorted(folder.glob("*.xml"))
+    objects: Counter[str] = Counter()
+    for file in files:
+        if file.stat().st_size < 1 << 20:
+            text = file.read_text("utf-8", "replace")
+            objects.update(re.findall(r"<object>\s*<name>([^<]{1,100})</name>", text))
+    return _detection(folder, "a VOC tree", len(files), dict(objects))
+
+
+def _coco(path: Path) -> ConfigError:
+    """Why a COCO file cannot be begun with, and what is in it."""
+    try:
+        data = json.loads(path.read_bytes()) if path.stat().st_size <= _MOST_BYTES else {}
+        names = {each["id"]: str(each["name"]) for each in data["categories"]}
+        objects = Counter(names[each["category_id"]] for each in data["annotations"])
+        return _detection(path, "a COCO file", len(data["images"]), dict(objects))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ConfigError(f"{printable(str(path))}: a JSON file, but not COCO's")
+
+
+def _detection(path: Path, what: str, pictures: int, objects: dict[str, int]) -> ConfigError:
+    counts = ", ".join(
+        f"{printable(name)} {count:,}" for name, count in sorted(objects.items(), key=lambda p: -p[1])[:20]
+    )
+    return ConfigError(
+        f"{printable(str(path))}: {what} of {pictures:,} pictures, objects: {counts or 'none'}",
+        "that is for object detection, a task that this version does not have; nothing was written",
+    )

@@ -1,0 +1,208 @@
+"""Decoding a data set: what is left out of it, what leaks from one split to another, what is measured on it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cnnrun.audit import Columns, Leaks, leaks
+from cnnrun.cache import Progress
+from cnnrun.contracts import Facts, Indexed, Split
+from cnnrun.dataset import Data, Dataset, Examples, Index
+from cnnrun.errors import DataError, printable
+from cnnrun.pictures import Image
+from cnnrun.records import digest, statistics
+from cnnrun.store import Stored, content, listing, stored
+
+
+def prepare(data: Data, indexed: Index, progress: Progress, only: Sequence[str] | None = None) -> Dataset:
+    """Decode; leave out what the config lets; measure mean and deviation on the training pictures.
+
+    `only` decodes those splits alone and measures nothing: for evaluating a network that knows its own statistics.
+    Raises DataError.
+    """
+    shape = data.image_shape()
+    assert shape is not None, "experiment.load refuses a config without a picture size"
+    listed = {id(split): listing(split, data.fingerprint == "content", data.workers) for split in indexed.sources()}
+    wanted = {name: pair for name, pair in indexed.splits.items() if only is None or name in only}
+    once: dict[int, Stored] = {}
+    for split, _ in wanted.values():
+        if id(split) not in once:
+            once[id(split)] = stored(split, shape, data.image, data, listed[id(split)], progress)
+    by_name = {name: once[id(split)] for name, (split, _) in wanted.items()}
+    splits, left_out = _without_bad(wanted, by_name, data.bad_files)
+    facts = Facts(
+        classes=indexed.source.classes,
+        image=shape,
+        class_counts=indexed.class_counts(),
+        counts=indexed.counts,
+        fingerprint=_fingerprint(indexed.source, listed),
+    )
+    dataset = Dataset(facts, _examples(splits, by_name), by_name, tuple(left_out))
+    return dataset if only is not None else _measured(data.image, _without_leaks(dataset, data.leakage))
+
+
+def _examples(splits: dict[str, tuple[Split, Tensor]], kept: dict[str, Stored]) -> dict[str, Examples]:
+    def targets(split: Split, rows: Tensor) -> dict[str, Tensor]:
+        return {target: values[rows] for target, values in split.targets.items()}
+
+    return {
+        name: Examples(kept[name].pictures, rows, targets(split, rows), split, rows)
+        for name, (split, rows) in splits.items()
+    }
+
+
+def _measured(image: Image, dataset: Dataset) -> Dataset:
+    """The data set with its final counts and the training pictures' mean and deviation. Raises DataError."""
+    train, facts = dataset.splits["train"], dataset.facts
+    counts = {name: len(examples) for name, examples in dataset.splits.items()}
+    labels = train.targets.get("labels")
+    of_class = () if labels is None else tuple(torch.bincount(labels, minlength=len(facts.classes)).tolist())
+    mean, std = _statistics(image, dataset)
+    return replace(dataset, facts=replace(facts, mean=mean, std=std, counts=counts, class_counts=of_class))
+
+
+def _without_bad(
+    splits: dict[str, tuple[Split, Tensor]], kept: dict[str, Stored], policy: str
+) -> tuple[dict[str, tuple[Split, Tensor]], list[dict[str, str]]]:
+    """The splits without pictures that could not be decoded, and those; or all of them named in a DataError."""
+    left_out: list[dict[str, str]] = []
+    made = {}
+    for name, (split, rows) in splits.items():
+        problems = kept[name].problems
+        bad = torch.isin(rows, torch.tensor(list(problems), dtype=torch.int64))
+        for row in rows[bad].tolist():
+            left_out.append({"split": name, "picture": split.name(row), "reason": problems[row]})
+        made[name] = (split, rows[~bad])
+        if bad.all():
+            raise DataError(f"no picture of the {name} split can be decoded; the first: {problems[int(rows[0])]}")
+    if left_out and policy == "error":
+        more = [f"... and {len(left_out) - 20} more files"] if len(left_out) > 20 else []
+        lines = [each["reason"] for each in left_out[:20]]
+        raise DataError(*lines, *more, "mend or remove them, or leave them out with data.bad_files: skip")
+    return made, left_out
+
+
+def columns(dataset: Dataset) -> Columns:
+    """The samples of all splits as an audit wants them."""
+    parts = list(dataset.splits.items())
+
+    def joined(values: list[Any], kind: Any = np.int64) -> NDArray[Any]:
+        return np.concatenate([np.asarray(value, kind) for value in values])
+
+    return Columns(
+        tuple(name for name, _ in parts),
+        joined([np.full(len(each), number) for number, (_, each) in enumerate(parts)]),
+        joined([np.arange(len(each)) for _, each in parts]),
+        joined([each.targets.get("labels", torch.zeros(len(each))) for _, each in parts]),
+        joined([_groups(each) for _, each in parts]),
+        joined([_digests(each, dataset.stored[name]) for name, each in parts], np.uint64),
+    )
+
+
+def _groups(examples: Examples) -> Tensor:
+    groups = examples.source.groups
+    return torch.full((len(examples),), -1) if groups is None else groups[examples.source_rows]
+
+
+def _digests(examples: Examples, kept: Stored) -> NDArray[np.uint64]:
+    """A hash of each picture's pixels at its own size."""
+    if kept.records is not None:
+        return np.ascontiguousarray(kept.records()["pixels"][examples.rows.numpy()])
+    parts = torch.arange(len(examples)).split(1024)
+    return np.array([digest(one.numpy().tobytes()) for part in parts for one in examples.take(part)], np.uint64)
+
+
+def _without_leaks(dataset: Dataset, policy: str) -> Dataset:
+    """The data set once its leaks are dealt with as the config says. Raises DataError."""
+    table = columns(dataset)
+    found = leaks(table)
+    if not found:
+        count = len(table.split_N)
+        return replace(dataset, notes=(f"{count:,} pictures: none in two splits, none under two labels",))
+    lines = _described(dataset, table, found)
+    if policy == "error":
+        raise DataError(
+            *lines, "mend the data, leave such pictures out of training (data.leakage: skip), or keep them (keep)"
+        )
+    if policy == "keep":
+        return replace(dataset, notes=tuple(lines))
+    groups = [*found.across, *found.conflicts, *found.torn]
+    drop = np.unique(np.concatenate([table.in_train(group) for group in groups]))
+    train = dataset.splits["train"]
+    kept = torch.ones(len(train), dtype=torch.bool)
+    kept[torch.from_numpy(table.index_N[drop])] = False
+    out = [{"split": "train", "picture": train.name(int(table.index_N[i])), "reason": "leakage"} for i in drop]
+    splits = dataset.splits | {"train": train.only(kept)}
+    notes = (*lines, f"{len(out):,} of them are left out of training (data.leakage: skip)")
+    return replace(dataset, splits=splits, left_out=(*dataset.left_out, *out), notes=notes)
+
+
+def _described(dataset: Dataset, table: Columns, found: Leaks) -> list[str]:
+    """A line a kind of leak, with how many and an example."""
+
+    def shown(sample: int) -> str:
+        split, number = table.place(sample)
+        each = dataset.splits[split]
+        label = int(table.label_N[sample])
+        name = dataset.facts.classes[label] if "labels" in each.targets and dataset.facts.classes else ""
+        return printable(f"{each.name(number)} ({split}{', ' if name else ''}{name})")
+
+    def pair(group: NDArray[np.int64], over: NDArray[np.int64]) -> str:
+        other = group[over[group] != over[group[0]]][0]
+        return f"{shown(int(group[0]))} and {shown(int(other))}"
+
+    kinds = (
+        (found.across, table.split_N, "picture(s) in more than one split"),
+        (found.conflicts, table.label_N, "picture(s) under more than one label"),
+        (found.torn, table.split_N, "group(s) in more than one split"),
+    )
+    return [f"{len(groups):,} {what}, such as {pair(groups[0], over)}" for groups, over, what in kinds if groups]
+
+
+def _statistics(image: Image, dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation as the config gives them, or else as measured on the training pictures."""
+    if image.mean is not None and image.std is not None:
+        return tuple(image.mean), tuple(image.std)
+    mean, std = statistics_of(dataset)
+    if min(std) == 0:
+        raise DataError("every training picture has one and the same colour; there is nothing to learn from")
+    return tuple(image.mean or mean), tuple(image.std or std)
+
+
+def statistics_of(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel over the training pictures."""
+    train, kept = dataset.splits["train"], dataset.stored["train"]
+    if kept.records is None:
+        total, squares = _sums(train)
+    else:
+        records, channels = kept.records()[train.rows.numpy()], train.pictures.shape[0]
+        total, squares = records["total"][:, :channels], records["squares"][:, :channels]
+    return statistics(total, squares, int(np.prod(train.pictures.shape[1:])))
+
+
+def _sums(examples: Examples, chunk: int = 2048) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Sums over the pixels of each picture and channel, and of their squares: int64 [N, C] each."""
+    total, squares = [], []
+    for part in torch.arange(len(examples)).split(chunk):
+        values = examples.take(part).flatten(2).float()  # squares of bytes are exact in float32, their sums in float64
+        total.append(values.sum(2, dtype=torch.float64).long())
+        squares.append(values.square_().sum(2, dtype=torch.float64).long())
+    return torch.cat(total).numpy(), torch.cat(squares).numpy()
+
+
+def _fingerprint(indexed: Indexed, listed: dict[int, NDArray[np.int64] | None]) -> str:
+    """A digest of what the data is: names, sizes and times of files, or the pixels themselves, and every target."""
+    made = hashlib.sha256(repr(indexed.classes).encode())
+    for name, split in sorted(indexed.splits.items()):
+        made.update(name.encode() + content(split, listed[id(split)]))
+        for target, values in sorted(split.targets.items()):
+            made.update(target.encode() + values.numpy().tobytes())
+    return made.hexdigest()
