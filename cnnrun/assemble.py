@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import itertools
 import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +14,7 @@ import torch
 
 from cnnrun import checkpoint, runs, weights
 from cnnrun.builder import BuildError
-from cnnrun.contracts import Facts
+from cnnrun.contracts import Facts, of_classes
 from cnnrun.dataset import Dataset, Index, index
 from cnnrun.errors import CheckpointError, ConfigError, DataError
 from cnnrun.experiment import Experiment, load
@@ -20,10 +23,12 @@ from cnnrun.learner import Job, check
 from cnnrun.network import Built, Network, build, materialize
 from cnnrun.prepare import prepare
 from cnnrun.progress import bar, say
+from cnnrun.sampling import times_shown
 from cnnrun.trained import Trained
 from cnnrun.weights import Weights
 
 WEIGHTS = "weights.json"  # in a run folder: what it began with
+FILES = "data.tsv.gz"  # and the files that it learns from
 
 
 def dataset(experiment: Experiment, indexed: Index | None = None, only: Sequence[str] | None = None) -> Dataset:
@@ -67,6 +72,15 @@ def start_of(experiment: Experiment, made: Network, given: Weights, facts: Facts
         return weights.fitting(made, given, experiment.model.until, facts)
     except weights.Misfit as misfit:
         raise CheckpointError(*misfit.table(f"{experiment.model.weights}: not weights of this network")) from None
+
+
+def balance(experiment: Experiment, data: Dataset) -> list[str]:
+    """What the sampler and the task's weights make of the classes: a line each, for the log."""
+    lines = experiment.task.notes(data.facts)
+    if experiment.train.sampler == "balanced":
+        times = times_shown(data.splits["train"].targets["labels"], len(data.facts.classes))
+        lines.append("sampler: balanced, an epoch shows " + of_classes(data.facts.classes, times, "times"))
+    return lines
 
 
 def job(experiment: Experiment, data: Dataset, given: Weights | None, run: Path, device: torch.device) -> Job:
@@ -120,6 +134,8 @@ def create(experiment: Experiment, data: Dataset, given: Weights | None, root: P
     """A fresh run folder with the resolved config in it, and what the weights it starts from were."""
     run = runs.create(root, experiment.name)
     runs.write_text(run / runs.CONFIG, experiment.with_facts(data.facts).to_yaml())
+    if data.listed:
+        runs.write_bytes(run / FILES, gzip.compress("\n".join(data.lines()).encode(), 1))
     if data.left_out:
         runs.write_text(run / "skipped.jsonl", "".join(json.dumps(each) + "\n" for each in data.left_out))
         say(f"{len(data.left_out):,} pictures are left out; {run / 'skipped.jsonl'} lists them")
@@ -138,17 +154,35 @@ def same_weights(run: Path, given: Weights) -> None:
         raise CheckpointError(f"{run}: the weights it began with changed since; train anew without --resume")
 
 
-def saved_in(run: Path, facts: Facts) -> checkpoint.Checkpoint | None:
+def saved_in(run: Path, data: Dataset) -> checkpoint.Checkpoint | None:
     """The checkpoint to go on from, if the run has one. Raises CheckpointError when the data is not the run's."""
     saved = checkpoint.load_newest(run / "checkpoints", "latest", say)
     if saved is None:
         return None
     before = Facts.from_json(saved.state["facts"])
+    facts = data.facts
     if before.fingerprint != facts.fingerprint:
         what = f"{sum(before.counts.values())} pictures in {len(before.classes)} classes then, "
-        what += f"{sum(facts.counts.values())} in {len(facts.classes)} now"
+        what += f"{sum(facts.counts.values())} in {len(facts.classes)} now{_first_difference(run / FILES, data)}"
         raise CheckpointError(f"{run}: the data changed since it was started ({what}); train anew without --resume")
     return saved
+
+
+def _first_difference(listing: Path, data: Dataset) -> str:
+    """The first file that is not as a run's listing has it; nothing where that cannot be told."""
+    try:
+        before = gzip.decompress(listing.read_bytes()).decode().split("\n")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError):
+        return ""
+    now = list(data.lines())
+    for old, new in itertools.zip_longest(before, now, fillvalue=""):
+        if old != new:
+            paths = [line.split("\t")[1] if line else "" for line in (old, new)]
+            if paths[0] == paths[1]:
+                return f"; {paths[0]} changed"
+            is_new = paths[1] and all(line.split("\t")[1] != paths[1] for line in before)
+            return f"; {paths[1]} is new" if is_new else f"; {paths[0]} is gone"
+    return ""
 
 
 def differences(ours: Experiment, theirs: Experiment) -> list[str]:

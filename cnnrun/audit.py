@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 # Near duplicates: the root mean square difference of two thumbs (grey levels), in absolute terms and in parts of their
 # own deviation. Chosen on Fashion-MNIST's training pictures, reported on others (benchmarks/README.md).
-NEAR_LEVELS, NEAR_PART = 4.0, 0.08
+NEAR_LEVELS, NEAR_PART = 4.0, 0.065
 _DIRECTIONS = 8  # principal directions in which neighbours are looked for
 
 

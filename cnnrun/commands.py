@@ -11,6 +11,7 @@ import torch
 
 from cnnrun import importing, runs, weights
 from cnnrun.assemble import (
+    balance,
     create,
     dataset,
     eval_data,
@@ -48,12 +49,12 @@ def train(experiment: Experiment, root: Path, device: torch.device, resume: bool
         same_weights(run, given)
     experiment = experiment.with_weights_of(given.facts if given else None)
     data = dataset(experiment)
-    for note in data.notes:
+    for note in (*data.notes, *balance(experiment, data)):
         say(f"data: {note}")
     fitting(experiment, data.facts, given)  # nothing is made on the disk for a config that cannot be trained
     run = run or create(experiment, data, given, root)
     with runs.held(run):
-        saved = saved_in(run, data.facts) if resume else None
+        saved = saved_in(run, data) if resume else None
         for line in runs.note_environment(run, device):
             say(f"{line}: the result may differ in its last bits from an uninterrupted run's")
         return {"run": str(run), **fit(job(experiment, data, given, run, device), saved)}

@@ -175,6 +175,14 @@ class Facts:
         return cls(**settings)
 
 
+def of_classes(classes: Sequence[str], values: Sequence[float], unit: str = "", most: int = 10) -> str:
+    """A number for each class in one line; of many classes the smallest and the largest."""
+    pairs = sorted(zip(classes, values, strict=True), key=lambda pair: pair[1])
+    shown = pairs if len(pairs) <= most else [pairs[0], pairs[-1]]
+    text = ", ".join(f"{name} {value:.3g}{f' {unit}' if unit else ''}" for name, value in shown)
+    return text if len(pairs) <= most else f"{text} ({len(pairs)} classes)"
+
+
 # --- tasks ----------------------------------------------------------------------------------------------------------
 
 Results = dict[str, Tensor]  # by name; the first dimension is the batch
@@ -211,6 +219,10 @@ class TaskSpec(Kind):
     def problem(self, facts: Facts) -> str | None:
         """Why this data cannot serve this task, or None."""
         return None
+
+    def notes(self, facts: Facts) -> list[str]:
+        """What the settings come to on this data, where that is worth a line in the log."""
+        return []
 
     def head(self, in_shape: Shape, facts: Facts) -> nn.Module:
         """The last layer: features of `in_shape` -> raw outputs. Raises CannotPass."""

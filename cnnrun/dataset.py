@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
 from cnnrun.augment import Augment
 from cnnrun.contracts import Facts, Indexed, Shape, SourceSpec, Split
 from cnnrun.data import Source
-from cnnrun.errors import DataError
+from cnnrun.errors import DataError, printable
 from cnnrun.pictures import Image
 from cnnrun.randomness import key
 from cnnrun.spec import Kinds, Spec
@@ -95,6 +98,14 @@ class Dataset:
     stored: dict[str, Stored] = field(default_factory=dict)
     left_out: tuple[dict[str, str], ...] = ()
     notes: tuple[str, ...] = ()  # what the audit found, for people
+    listed: tuple[tuple[str, Split, NDArray[np.int64]], ...] = ()  # the source's splits of files, with sizes and times
+
+    def lines(self) -> Iterator[str]:
+        """A line a file: split, path, size, time of change, label. Nothing for pictures that are no files."""
+        for name, split, listed in self.listed:
+            labels = split.targets.get("labels", torch.full((len(split),), -1)).tolist()
+            for number, (size, when, *_) in enumerate(listed.tolist()):
+                yield f"{name}\t{printable(split.name(number))}\t{size}\t{when}\t{labels[number]}"
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,12 @@ def _meaning(experiment: Experiment, tree: Map, start: Mark) -> list[Problem]:
 
     if experiment.train.batch < experiment.train.accumulate:
         report(("train", "accumulate"), f"cannot split a batch of {experiment.train.batch} into that many parts")
+    augment = experiment.data.augment
+    if augment.mixes and not experiment.task.mixes:
+        setting = "mixup" if augment.mixup else "cutmix"
+        report(
+            ("data", "augment", setting), f"{experiment.task.kind} cannot learn from mixed pictures; remove the line"
+        )
     shape = experiment.data.image_shape()
     if shape is None:
         source = experiment.data.source.kind
@@ -144,7 +150,7 @@ def _meaning(experiment: Experiment, tree: Map, start: Mark) -> list[Problem]:
         if given is not None and len(given) != shape[0]:
             report(("data", "image", setting), f"{len(given)} numbers for {shape[0]} channel(s)")
     if shape[0] == 1:
-        for setting in ("saturation", "hue"):
+        for setting in ("saturation", "hue", "grayscale"):
             if getattr(experiment.data.augment, setting):
                 report(("data", "augment", setting), "grey pictures have no colour to change; remove the line")
     try:

@@ -45,7 +45,14 @@ def prepare(data: Data, indexed: Index, progress: Progress, only: Sequence[str] 
         counts=indexed.counts,
         fingerprint=_fingerprint(indexed.source, listed),
     )
-    dataset = Dataset(facts, _examples(splits, by_name), by_name, tuple(left_out))
+    of_files = [(name, split, listed[id(split)]) for name, split in indexed.source.splits.items()]
+    dataset = Dataset(
+        facts,
+        _examples(splits, by_name),
+        by_name,
+        tuple(left_out),
+        listed=tuple((name, split, found) for name, split, found in of_files if found is not None),
+    )
     return dataset if only is not None else _measured(data.image, _without_leaks(dataset, data.leakage))
 
 

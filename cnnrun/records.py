@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from cnnrun.pictures import Opened
 
-THUMB = 16  # a picture's fingerprint for near duplicates: its grey values, averaged to THUMB x THUMB
+# A picture's fingerprint for near duplicates: its grey values at THUMB x THUMB. Finer ones keep what resizing a small
+# picture destroys (tried on 28 x 28: 16 x 16 finds a quarter of what 8 x 8 finds at the same number of false alarms).
+THUMB = 8
 
 # `file`: hash of the file's bytes; `pixels`: of the picture at its own size; `total`, `squares`: exact sums over the
 # fitted pixels of each channel, from which mean and deviation of any subset follow; `flat`: of one single colour.
@@ -61,10 +63,10 @@ def _extremes(picture: Any) -> list[tuple[int, int]]:
 
 
 def thumb(picture: Any) -> NDArray[np.uint8]:
-    """The grey values of a picture averaged over THUMB x THUMB cells, flat."""
+    """The grey values of a picture at THUMB x THUMB, flat."""
     from PIL import Image as Pil
 
-    small = picture.convert("L").resize((THUMB, THUMB), Pil.Resampling.BOX)
+    small = picture.convert("L").resize((THUMB, THUMB), Pil.Resampling.BICUBIC)
     return np.frombuffer(small.tobytes(), np.uint8)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic_core import PydanticUndefined
 
 from cnnrun import zoo
-from cnnrun.augment import Augment
+from cnnrun.augment import Augment, Crop, TrivialAugment
 from cnnrun.data import Source
 from cnnrun.dataset import Data, HoldOut
 from cnnrun.errors import ConfigError
@@ -25,6 +25,7 @@ FAMILIES: dict[str, tuple[type[Kind], ...]] = {
     "layers": members(Node),
     "tasks": members(Task),
     "sources": members(Source),
+    "policies": (TrivialAugment,),
     "optimizers": members(Optimizer),
     "schedules": members(Schedule),
     "formats": members(Format),
@@ -35,6 +36,7 @@ SECTIONS: dict[str, type[Spec]] = {
     "data.image": Image,
     "data.split": HoldOut,
     "data.augment": Augment,
+    "data.augment.crop": Crop,
     "model": Model,
     "train": Train,
     "train.optimizer.groups": Group,

@@ -9,7 +9,17 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from cnnrun.contracts import Better, Facts, Measured, Results, Shape, TaskSpec, need_picture, need_vector
+from cnnrun.contracts import (
+    Better,
+    Facts,
+    Measured,
+    Results,
+    Shape,
+    TaskSpec,
+    need_picture,
+    need_vector,
+    of_classes,
+)
 from cnnrun.metrics import ClassificationCounts
 
 Weight = Annotated[float, Field(ge=0)]
@@ -105,6 +115,10 @@ class Classify(TaskSpec):
             missing = facts.classes[facts.class_counts.index(0)]
             return f"class_weights: balanced needs pictures of every class; {missing!r} has none"
         return None
+
+    def notes(self, facts: Facts) -> list[str]:
+        weights = self._weights(facts)
+        return [] if weights is None else [f"class weights: {of_classes(facts.classes, weights.tolist())}"]
 
     def head(self, in_shape: Shape, facts: Facts) -> nn.Module:
         if self.classifier == "conv":

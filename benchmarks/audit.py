@@ -1,0 +1,109 @@
+"""How much of what is planted the audit finds, and how much it finds that is not there.
+
+    python benchmarks/audit.py [--idx data/fashion-mnist] [--folder PICTURES] [--seed 0]
+
+Into distinct pictures 200 each are planted: copies of a file, the same pixels in another format, re-encoded as JPEG
+(quality 60 to 95), resized (to 0.5 to 2 times, three filters), resized and re-encoded. Distinct pictures: 5,000 of
+Fashion-MNIST's test split (the thresholds were chosen on its training split), or those of a folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from cnnrun import data_commands, experiment
+from cnnrun.data.idx import Idx
+
+PLANTED = 200
+FILTERS = [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS]
+
+
+def encoded(picture: Image.Image, rng: np.random.Generator) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=int(rng.integers(60, 96)))
+    return buffer.getvalue()
+
+
+def resized(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    factor = rng.uniform(0.5, 2)
+    size = (max(8, round(picture.width * factor)), max(8, round(picture.height * factor)))
+    return picture.resize(size, FILTERS[rng.integers(3)])
+
+
+def plant(distinct: list[Image.Image], root: Path, rng: np.random.Generator) -> None:
+    """train/ holds the distinct pictures, val/ the planted ones, named after what was done and to which."""
+    for part in ("train", "val"):
+        for name in ("a", "b"):
+            (root / part / name).mkdir(parents=True)
+    files = [root / "train" / "ab"[i % 2] / f"{i}.png" for i in range(len(distinct))]
+    for picture, path in zip(distinct, files, strict=True):
+        picture.save(path)
+    chosen = rng.permutation(len(distinct))[: 5 * PLANTED].reshape(5, PLANTED)
+    for way, numbers in zip(("bytes", "pixels", "encoded", "resized", "both"), chosen, strict=True):
+        for i in map(int, numbers):
+            stem = root / "val" / "ab"[i % 2] / f"{way}-{i}"
+            if way == "bytes":
+                stem.with_suffix(".png").write_bytes(files[i].read_bytes())
+            elif way == "pixels":
+                distinct[i].save(stem.with_suffix(".bmp"))
+            elif way == "encoded":
+                stem.with_suffix(".jpg").write_bytes(encoded(distinct[i], rng))
+            elif way == "resized":
+                resized(distinct[i], rng).save(stem.with_suffix(".png"))
+            else:
+                stem.with_suffix(".jpg").write_bytes(encoded(resized(distinct[i], rng), rng))
+
+
+def count(found: dict, root: Path) -> dict[str, float]:
+    """What was found of each kind that was planted, and how many distinct pictures were wrongly paired."""
+    hits: dict[str, set[str]] = {}
+    false: set[str] = set()
+    for finding in found["findings"]:
+        if "same picture" not in finding["what"]:
+            continue
+        for names in finding["examples"]:
+            stems = [Path(name.rpartition(" (")[0]).stem for name in names]
+            planted = [stem for stem in stems if "-" in stem]
+            for stem in planted:
+                if stem.split("-")[1] in stems:
+                    hits.setdefault(stem.split("-")[0], set()).add(stem)
+            sources = {stem.split("-")[-1] for stem in stems}
+            if len(sources) > 1:
+                false |= {stem for stem in stems if "-" not in stem}
+    return {way: len(stems) for way, stems in hits.items()} | {"false alarms": len(false)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--idx", type=Path, default=Path("data/fashion-mnist"))
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    rng = np.random.default_rng(args.seed)
+    if args.folder:
+        paths = sorted(path for path in args.folder.rglob("*") if path.suffix in (".jpg", ".png"))[:5000]
+        distinct = [Image.open(path).convert("RGB") for path in paths]
+    else:
+        pixels = Idx(root=str(args.idx)).read().splits["test"].pictures[:5000]
+        distinct = [Image.fromarray(each[:, :, 0]) for each in pixels]
+    from cnnrun import auditing
+
+    auditing.EXAMPLES = 10**9  # all of them, to count
+    with tempfile.TemporaryDirectory() as work:
+        plant(distinct, Path(work), rng)
+        text = (
+            f"task: classify\ndata: {{source: {{folder: {work}}}, image: {{size: 32, channels: 1}}}}\nmodel: [flatten]"
+        )
+        found = data_commands.checked(experiment.parse(text, "audit", [f"data.cache_dir={work}/cache"]), None, None)
+        print(json.dumps({"distinct": len(distinct), "planted of each": PLANTED} | count(found, Path(work))))
+
+
+if __name__ == "__main__":
+    main()
