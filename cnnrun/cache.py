@@ -100,15 +100,20 @@ class Entry:
         """Descriptors of the files being built; what an earlier build of the same plan left is gone on with."""
         names = [*(["pixels.u8"] if self.keep_pixels else []), "records", "problems.jsonl", "progress"]
         plan = plan | {"files": names, "blocks": blocks}
-        if _read_json(self.path / "plan.json") != plan:
-            for name in ("pixels.u8", "records", "problems.jsonl", "progress"):
+        sizes = {
+            "pixels.u8": self.count * self._bytes_each,
+            "records": self.count * RECORD.itemsize,
+            "progress": blocks,
+        }
+        sizes = {name: size for name, size in sizes.items() if name in names}
+        whole = all(_size(self.path / name) == size for name, size in sizes.items())
+        if _read_json(self.path / "plan.json") != plan or not whole:
+            for name in ("progress", "pixels.u8", "records", "problems.jsonl"):
                 (self.path / name).unlink(missing_ok=True)
             _write_json(self.path / "plan.json", plan)
         files = {name: os.open(self.path / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600) for name in names}
-        sizes = {"pixels.u8": self.count * self._bytes_each, "records": self.count * RECORD.itemsize}
-        for name, size in (sizes | {"progress": blocks}).items():
-            if name in files:
-                os.ftruncate(files[name], size)
+        for name, size in sizes.items():
+            os.ftruncate(files[name], size)
         return files
 
     def _write(self, files: dict[str, int], first: int, made: Block) -> None:

@@ -9,10 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from cnnrun.augment import Augment
 from cnnrun.draws import SLOTS, Draws
-from cnnrun.geometry import warp
+from cnnrun.geometry import crop_boxes, cropped, move_boxes, move_points, warp
 from cnnrun.randomness import uniform
 
 SEED, EPOCH = 5, 3
@@ -161,3 +162,246 @@ def test_a_picture_alone_equals_the_picture_in_a_batch(asked, channels):
         assert torch.allclose(alone[0], together[i], atol=1e-3)
     assert together.min() >= 0
     assert together.max() <= 255
+
+
+def test_crops_equal_torchvisions_crop_and_resize():
+    """A box at the full size is what torchvision's resize of that box gives, up to where each samples the edge."""
+    from torchvision.transforms.v2.functional import resize
+
+    given = (torch.arange(24 * 20).view(1, 1, 24, 20) % 7 * 30).byte().expand(1, 3, -1, -1)
+    box = torch.tensor([[5.0, 6.0, 15.0, 18.0]])
+    eye = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]])
+    got = warp(given.float(), cropped(eye, box, given.shape))
+    expected = resize(given[..., 6:18, 5:15].float(), [24, 20], antialias=False)
+    assert torch.allclose(got[..., 2:-2, 2:-2], expected[..., 2:-2, 2:-2], atol=0.05)
+
+
+@pytest.mark.parametrize(("scale", "ratio"), [((0.2, 0.9), (0.5, 2.0)), ((1.0, 1.0), (1.0, 1.0))])
+def test_crop_boxes_are_inside_and_as_asked(scale, ratio):
+    shape = (500, 3, 40, 40)
+    draws = Draws(SEED, EPOCH, torch.arange(500))
+    places = [draws[slot] for slot in ("crop_area", "crop_shape", "crop_y", "crop_x")]
+    box = crop_boxes(scale, ratio, places, shape)
+    assert box.min() >= 0
+    assert (box <= 40 + 1e-4).all()
+    wide, tall = (box[:, 2] - box[:, 0]).double(), (box[:, 3] - box[:, 1]).double()
+    assert (wide * tall <= scale[1] * 1600 * 1.001).all()
+    whole = (wide < 40) & (tall < 40)
+    assert torch.allclose(
+        wide[whole] * tall[whole] / 1600, (scale[0] + (scale[1] - scale[0]) * places[0].double())[whole]
+    )
+    assert ((wide / tall)[whole] <= ratio[1] * 1.001).all()
+    assert ((wide / tall)[whole] >= ratio[0] * 0.999).all()
+
+
+def test_a_crop_of_everything_changes_nothing():
+    given = pictures()
+    crop = Augment.model_validate({"crop": {"scale": [1.0, 1.0], "ratio": [1.0, 1.0]}})
+    square = given[..., :7, :7]
+    assert torch.allclose(applied(crop, square), square.float(), atol=1e-2)
+
+
+def test_grayscale_takes_all_colour_from_a_part():
+    given = pictures(200)
+    got = applied(Augment(grayscale=0.3), given)
+    grey = (given.float() * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True).expand_as(got)
+    for i in range(200):
+        assert torch.allclose(got[i], grey[i] if draw(i, "grayscale") < 0.3 else given[i].float(), atol=1e-3)
+
+
+def test_blur_equals_scipys_gaussian():
+    from scipy.ndimage import gaussian_filter1d
+
+    given, sigma = pictures(4, 3, 20, 18), 1.4
+    got = applied(Augment(blur=sigma), given)
+    for i, picture in enumerate(given):
+        expected = picture.double().numpy()
+        for axis in (1, 2):
+            own = max(sigma * draw(i, "blur"), 1e-3)
+            expected = gaussian_filter1d(expected, own, axis=axis, mode="nearest", radius=math.ceil(3 * sigma))
+        assert torch.allclose(got[i].double(), torch.from_numpy(expected), atol=1e-3)
+
+
+def test_noise_is_gaussian_its_own_in_each_value_and_repeats():
+    given = torch.full((64, 3, 16, 16), 128, dtype=torch.uint8)
+    augment = Augment(noise=20.0)
+    got = applied(augment, given)
+    assert torch.equal(got, applied(augment, given))
+    sigma = torch.tensor([20 * draw(i, "noise") for i in range(64)])
+    unit = ((got - 128) / sigma[:, None, None, None])[sigma > 2]
+    assert abs(float(unit.mean())) < 0.02
+    assert abs(float(unit.std()) - 1) < 0.02
+    assert abs(float((unit.abs() < 1).float().mean()) - 0.6827) < 0.01  # as of a normal distribution
+    flat = unit.flatten(1)
+    assert abs(float((flat[:, 1:] * flat[:, :-1]).mean())) < 0.02
+    half = flat.shape[1] // 2
+    assert abs(float((flat[:, :half] * flat[:, half:]).mean())) < 0.02
+    assert not torch.equal(got[0], got[1])
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
+def test_mixup_is_the_formula(alpha):
+    given = pictures(50).float()
+    augment = Augment(mixup=alpha)
+    partner = torch.arange(50).roll(-1)
+    mixed, own = augment.mix(given, partner, Draws(SEED, EPOCH, torch.arange(50), augment.slots()))
+    from scipy.special import betaincinv
+
+    for i in range(50):
+        part = betaincinv(alpha, alpha, (math.floor(draw(i, "mix_part") * 4096) + 0.5) / 4096)
+        assert float(own[i]) == pytest.approx(part, abs=1e-6)
+        assert torch.allclose(mixed[i], part * given[i] + (1 - part) * given[(i + 1) % 50], atol=1e-3)
+
+
+def test_cutmix_pastes_one_rectangle_and_counts_its_pixels():
+    given = torch.stack([torch.full((1, 12, 10), float(i)) for i in range(80)])
+    augment = Augment(cutmix=1.0)
+    partner = torch.arange(80).roll(-1)
+    mixed, own = augment.mix(given, partner, Draws(SEED, EPOCH, torch.arange(80), augment.slots()))
+    for i in range(80):
+        pasted = mixed[i, 0] != i
+        assert (mixed[i, 0][pasted] == (i + 1) % 80).all()
+        rows, columns = pasted.any(1), pasted.any(0)
+        assert torch.equal(pasted, rows[:, None] & columns[None, :])
+        assert float(own[i]) == pytest.approx(1 - float(pasted.float().mean()))
+    assert 0.3 < float(own.mean()) < 0.7
+
+
+def test_with_both_each_picture_is_mixed_in_one_way():
+    given = torch.stack([torch.full((1, 8, 8), 100.0 * (i % 2)) for i in range(100)])
+    augment = Augment(mixup=1.0, cutmix=1.0)
+    mixed, _ = augment.mix(given, torch.arange(100).roll(-1), Draws(SEED, EPOCH, torch.arange(100), augment.slots()))
+    pasted = torch.tensor([set(one.flatten().tolist()) <= {0.0, 100.0} for one in mixed])
+    chosen = torch.tensor([draw(i, "mix") < 0.5 for i in range(100)])
+    assert (pasted | ~chosen).all()
+    assert 0.3 < float(chosen.float().mean()) < 0.7
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_policy_does_to_each_picture_one_thing_that_the_vocabulary_has(channels):
+    from cnnrun.augment import _OF_COLOUR, _WIDEST
+
+    count, given = 60, pictures(60, channels, 16, 16)
+    policy = Augment.model_validate({"policy": {"trivial_augment": 0.5}})
+    got = applied(policy, given)
+    names = [name for name in _WIDEST if channels == 3 or name not in _OF_COLOUR]
+    seen = set()
+    for i in range(count):
+        name = names[int(draw(i, "policy") * len(names))]
+        seen.add(name)
+        if name == "nothing":
+            expected = given[i].float()
+        elif name.startswith("shift"):
+            pixels = int(0.3 * 0.5 * 16)
+            by = math.floor(draw(i, name) * (2 * pixels + 1)) - pixels
+            expected = torch.zeros(given[i].shape)
+            source = given[i].float().roll(by, 1 if name == "shift_y" else 2)
+            inside = [0 <= p - by < 16 for p in range(16)]
+            mask = torch.tensor(inside).view(-1, 1) if name == "shift_y" else torch.tensor(inside)
+            expected = source * mask
+        else:
+            alone = Augment.model_validate({name: _WIDEST[name] * 0.5})
+            expected = alone.apply(given[i : i + 1], Draws(SEED, EPOCH, torch.tensor([i]), alone.slots()))[0]
+        tolerance = 0.6 if name == "blur" else 2e-2  # the policy's window is that of its own largest deviation
+        assert torch.allclose(got[i], expected, atol=tolerance), name
+    assert len(seen) > 6
+
+
+def test_points_and_boxes_follow_the_picture():
+    """A bright dot's place after warping is where its point goes; a box holds the dot wherever it goes."""
+    augment = Augment(rotate=25, scale=0.2, shear=10, shift=0.1, flip="both", crop={"scale": [0.6, 1.0]})
+    count, side = 40, 64
+    place = torch.randint(24, 40, (count, 2), generator=torch.Generator().manual_seed(0))
+    given = torch.zeros(count, 1, side, side, dtype=torch.uint8)
+    for i, (x, y) in enumerate(place.tolist()):
+        given[i, 0, y - 1 : y + 2, x - 1 : x + 2] = 255
+    draws = Draws(SEED, EPOCH, torch.arange(count), augment.slots())
+    got, matrices = augment.apply(given, draws)[:, 0], augment.matrices(draws, given.shape)
+    points = move_points(place[:, None].double() + 0.5, matrices.double(), given.shape)[:, 0]
+    corners = torch.cat([place - 1, place + 2], 1)[:, None].double()
+    boxes = move_boxes(corners, matrices.double(), given.shape)[:, 0]
+    axis = torch.arange(side).double() + 0.5
+    inside = 0
+    for i in range(count):
+        mass = got[i].double()
+        if not ((points[i] > 5) & (points[i] < side - 5)).all():
+            continue
+        inside += 1
+        x, y = (mass.sum(0) * axis).sum() / mass.sum(), (mass.sum(1) * axis).sum() / mass.sum()
+        assert torch.allclose(points[i], torch.stack([x, y]), atol=0.3)
+        x1, y1, x2, y2 = boxes[i].tolist()
+        assert x1 <= x <= x2
+        assert y1 <= y <= y2
+    assert inside > 25
+    far = move_boxes(torch.tensor([[[-500.0, -500.0, 900.0, 900.0]]]).expand(count, 1, 4), matrices, given.shape)
+    assert (far.min() >= 0) & (far.max() <= side)
+
+
+EVERYTHING = {
+    "flip": "both", "shift": 0.2, "rotate": 20.0, "scale": 0.2, "shear": 10.0, "crop": {"scale": [0.4, 1.0]},
+    "brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.1, "grayscale": 0.2, "blur": 1.0, "noise": 9.0,
+    "erase": 0.5, "mixup": 0.4, "cutmix": 1.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [EVERYTHING, {"policy": "trivial_augment", "flip": "both"}, {"flip": "both", "shift": 0.2, "contrast": 0.3}],
+)
+def test_threads_and_company_change_no_bit(asked):
+    """What a picture becomes depends on nothing but (seed, epoch, sample): not on threads, nor on the batch's size."""
+    augment, given = Augment.model_validate(asked), pictures(96, 3, 40, 36)
+    before = torch.get_num_threads()
+
+    def made(threads: int, size: int) -> torch.Tensor:
+        torch.set_num_threads(threads)
+        parts = []
+        for index in torch.arange(96).split(size):
+            draws = Draws(SEED, EPOCH, index, augment.slots())
+            out = augment.apply(given[index], draws)
+            if augment.mixes:
+                out, _ = augment.mix(out, torch.arange(len(index)), draws)
+            parts.append(out)
+        return torch.cat(parts)
+
+    try:
+        expected = made(1, 96)
+        for threads, size in ((2, 96), (3, 96), (2, 48), (1, 32), (4, 32)):
+            assert torch.equal(made(threads, size), expected), (threads, size)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_every_draw_that_is_asked_for_was_drawn():
+    for name, value in EVERYTHING.items():
+        applied(Augment.model_validate({name: value}), pictures())
+    applied(Augment.model_validate(EVERYTHING), pictures())
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"policy": "trivial_augment", "rotate": 5.0}, "policy chooses rotate"),
+        ({"crop": {"scale": [0.9, 0.1]}}, "smallest, largest"),
+        ({"policy": {"trivial_augment": 2.0}}, "less than or equal to 1"),
+    ],
+)
+def test_settings_that_contradict_are_refused(asked, words):
+    with pytest.raises(ValidationError, match=words):
+        Augment.model_validate(asked)
+
+
+def test_labels_follow_mixed_pictures():
+    from cnnrun.contracts import Facts
+    from cnnrun.tasks.classify import Classify
+
+    task, facts = Classify(), Facts(("a", "b", "c"), (1, 4, 4))
+    targets, partners = {"labels": torch.tensor([0, 1])}, {"labels": torch.tensor([2, 1])}
+    soft = task.blend(targets, partners, torch.tensor([0.75, 0.5]), facts)
+    assert torch.allclose(soft["labels"], torch.tensor([[0.75, 0.0, 0.25], [0.0, 1.0, 0.0]]))
+    assert task.words(soft, facts) == ["a 0.75  c 0.25", "b 1.00"]
+    outputs = torch.randn(2, 3)
+    loss = task.criterion(facts)(outputs, soft)["cross_entropy"]
+    each = -outputs.log_softmax(1).double()
+    expected = (0.75 * each[0, 0] + 0.25 * each[0, 2] + each[1, 1]) / 2
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)

@@ -1,0 +1,262 @@
+"""Decoding once: what is kept equals what would be decoded anew, through kills, waits and damage."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import save_picture
+
+from cnnrun import cache
+from cnnrun.cache import Entry
+from cnnrun.dataset import Data, index
+from cnnrun.decoding import Decoder, threads
+from cnnrun.errors import DataError, StorageError
+from cnnrun.prepare import prepare
+from cnnrun.progress import bar
+from cnnrun.store import Mapped, listing, stored
+
+IMAGE = {"size": 8, "channels": 3}
+
+
+def data_of(root: Path, **more) -> Data:
+    return Data.model_validate({"source": {"folder": str(root)}, "image": IMAGE, **more})
+
+
+def decoder_of(data: Data) -> Decoder:
+    split = index(data).source.splits["train"]
+    return Decoder(split, (3, 8, 8), data.image, listing(split, False, 0))
+
+
+def everything(data: Data) -> torch.Tensor:
+    made = prepare(data, index(data), bar)
+    return torch.cat([each.take(torch.arange(len(each))) for each in made.splits.values()])
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Where caches go."""
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize("kind", ["disk", "memory", "none"])
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_every_kind_gives_the_same_bytes(picture_folder, folder, kind, workers):
+    expected = decoder_of(data_of(picture_folder))
+    rows = prepare(data_of(picture_folder), index(data_of(picture_folder)), bar).splits["train"].rows
+    data = data_of(picture_folder, cache=kind, workers=workers, cache_dir=str(folder))
+    made = prepare(data, index(data), bar)
+    train = made.splits["train"]
+    assert torch.equal(train.rows, rows)
+    for place, row in enumerate(rows.tolist()):
+        assert np.array_equal(train.take(torch.tensor([place]))[0].numpy(), expected.pixels(row))
+    assert made.facts == prepare(data_of(picture_folder), index(data_of(picture_folder)), bar).facts
+
+
+def test_what_is_kept_is_found_again_and_what_differs_is_not(picture_folder, folder, monkeypatch):
+    data = data_of(picture_folder, cache="disk", cache_dir=str(folder))
+    first = everything(data)
+
+    def never(*_):
+        raise AssertionError("decoded again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Decoder, "block", never)
+        assert torch.equal(everything(data), first)
+        given = data.image.model_copy(update={"mean": [1.0] * 3, "std": [2.0] * 3})
+        everything(data.model_copy(update={"image": given}))  # statistics change no pixel
+    save_picture(picture_folder / "cat" / "0.png", seed=999)
+    assert not torch.equal(everything(data), first)
+    fitted = data.image.model_copy(update={"fit": "crop", "crop_pct": 0.8})
+    assert not torch.equal(everything(data.model_copy(update={"image": fitted})), first)
+    assert len(cache.entries(folder)) == 3
+
+
+def test_by_content_a_touched_file_is_the_same_and_a_changed_one_of_equal_size_and_time_is_not(picture_folder, folder):
+    def key(**how) -> str:
+        return prepare(data := data_of(picture_folder, **how), index(data), bar).facts.fingerprint
+
+    path = picture_folder / "cat" / "0.png"
+    by_times, by_content = key(), key(fingerprint="content")
+    os.utime(path, ns=(1, 1))
+    assert key() != by_times
+    assert key(fingerprint="content") == by_content
+    pixels = bytearray(path.read_bytes())
+    by_times = key()
+    pixels[-20] ^= 1  # the chunk's checksum: Pillow does not decode it otherwise, so the file is only hashed here
+    path.write_bytes(pixels)
+    os.utime(path, ns=(1, 1))
+    split = index(data_of(picture_folder)).source.splits["train"]
+    from cnnrun.store import content
+
+    assert content(split, listing(split, True, 0)) != by_content
+
+
+@pytest.mark.parametrize("victim", ["pixels.u8", "records"])
+@pytest.mark.parametrize("damage", [lambda p: p.write_bytes(p.read_bytes()[:-10]), lambda p: p.unlink()])
+def test_a_cut_or_missing_file_is_made_anew(picture_folder, folder, victim, damage):
+    data = data_of(picture_folder, cache="disk", cache_dir=str(folder))
+    first = everything(data)
+    (entry,) = folder.iterdir()
+    damage(entry / victim)
+    assert torch.equal(everything(data), first)
+
+
+def _build(path: Path, data: Data, seconds: float) -> None:
+    """Build slowly, a block of two pictures at a time, each on the disk before the next."""
+    cache.BLOCK_PICTURES, cache.SYNC_BYTES = 2, 1
+    decoder = decoder_of(data)
+    block = decoder.block
+
+    def slow(numbers, run):
+        time.sleep(seconds)
+        return block(numbers, run)
+
+    decoder.block = slow  # type: ignore[method-assign]
+    with threads(0) as run:
+        Entry(path, len(decoder), (3, 8, 8), keep_pixels=True).build(decoder, {"source": "s"}, run, bar)
+
+
+def test_a_killed_build_goes_on_where_it_was_and_gives_the_same_bytes(picture_folder, folder, monkeypatch):
+    data = data_of(picture_folder)
+    decoder = decoder_of(data)
+    expected = np.stack([decoder.pixels(i) for i in range(len(decoder))])
+    monkeypatch.setattr(cache, "BLOCK_PICTURES", 2)
+    path, rng = folder / "k", np.random.default_rng(0)
+    context = multiprocessing.get_context("fork")
+    for _ in range(6):
+        process = context.Process(target=_build, args=(path, data, 0.03))
+        process.start()
+        time.sleep(float(rng.uniform(0.02, 0.2)))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    done = sum((path / "progress").read_bytes()) if (path / "progress").exists() else 0
+    decoded = []
+    block = decoder.block
+    monkeypatch.setattr(decoder, "block", lambda numbers, run: decoded.append(numbers) or block(numbers, run))
+    entry = Entry(path, len(decoder), (3, 8, 8), keep_pixels=True)
+    with threads(0) as run:
+        entry.build(decoder, {"source": "s"}, run, bar)
+    assert done > 0
+    assert len(decoded) == 12 - done
+    made = np.fromfile(path / "pixels.u8", np.uint8).reshape(expected.shape)
+    assert np.array_equal(made, expected)
+    fresh = Entry(folder / "fresh", len(decoder), (3, 8, 8), keep_pixels=True)
+    with threads(0) as run:
+        fresh.build(decoder, {"source": "s"}, run, bar)
+    assert (path / "records").read_bytes() == (folder / "fresh" / "records").read_bytes()
+
+
+def test_who_comes_second_waits_and_decodes_nothing(picture_folder, folder, capfd):
+    data = data_of(picture_folder)
+    context = multiprocessing.get_context("fork")
+    first = context.Process(target=_build, args=(folder / "k", data, 0.05))
+    first.start()
+    while not (folder / "k" / "plan.json").exists():
+        time.sleep(0.005)
+    decoder = decoder_of(data)
+    decoder.block = None  # type: ignore[method-assign, assignment]
+    with threads(0) as run:
+        Entry(folder / "k", len(decoder), (3, 8, 8), keep_pixels=True).build(decoder, {"source": "s"}, run, bar)
+    first.join()
+    assert first.exitcode == 0
+    assert "waiting for it" in capfd.readouterr().err
+
+
+def test_bad_files_are_remembered_with_their_reasons(picture_folder, folder):
+    (picture_folder / "cat" / "bad.png").write_bytes(b"no picture")
+    data = data_of(picture_folder, cache="disk", cache_dir=str(folder), bad_files="skip")
+    for _ in range(2):  # decoded, then found again
+        made = prepare(data, index(data), bar)
+        assert [each["picture"] for each in made.left_out] == [str(picture_folder / "cat" / "bad.png")]
+        assert sum(made.facts.counts.values()) == 24
+    (entry,) = folder.iterdir()
+    with (entry / "problems.jsonl").open("a") as file:
+        file.write('[1, "torn')  # a kill in the middle of a line
+    (entry / "complete.json").unlink()
+    (entry / "progress").write_bytes(b"\0")
+    assert len(prepare(data, index(data), bar).left_out) == 1
+
+
+def test_a_disk_that_fails_is_named_with_what_is_needed(picture_folder, folder, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    data = data_of(picture_folder, cache="disk", cache_dir=str(folder))
+    with pytest.raises(StorageError, match=r"No space left on device.*GiB are needed, .*GiB are free"):
+        everything(data)
+    monkeypatch.undo()
+    assert len(everything(data)) == 24
+
+
+def test_where_pictures_go_follows_their_size_and_is_said(picture_folder, folder, capfd):
+    def kind(**how) -> str:
+        data = data_of(picture_folder, cache_dir=str(folder), **how)
+        split = index(data).source.splits["train"]
+        return type(stored(split, (3, 8, 8), data.image, data, listing(split, False, 0), bar).pictures).__name__
+
+    assert kind(disk_gib=1e-9) == "Held"
+    assert "kept in memory and not for the next run" in capfd.readouterr().err
+    assert kind(disk_gib=1e-9, memory_gib=1e-9) == "Streamed"
+    assert "decoded anew at each use" in capfd.readouterr().err
+    assert kind() == "Mapped"
+    assert kind(disk_gib=1e-9) == "Mapped"  # it is there already
+
+
+def test_a_mapped_file_larger_than_its_budget_lets_go_of_its_pages(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (4000, 3, 32, 32), dtype=np.uint8)
+    pixels.tofile(tmp_path / "p")
+
+    def resident() -> int:
+        entry = next(
+            block for block in Path("/proc/self/smaps").read_text().split("VmFlags") if str(tmp_path / "p") in block
+        )
+        return int(entry.split("Rss:")[1].split()[0]) * 1024
+
+    large, small = (Mapped(tmp_path / "p", pixels.shape, budget) for budget in (1 << 30, 1 << 20))
+    for start in range(0, 4000, 100):
+        rows = torch.arange(start, start + 100)
+        assert np.array_equal(small.take(rows).numpy(), pixels[start : start + 100])
+    assert resident() < pixels.nbytes // 4
+    assert (large.in_memory, small.in_memory) == (True, False)
+
+
+def test_a_file_that_changes_under_way_is_named(picture_folder, folder):
+    data = data_of(picture_folder, cache="none", cache_dir=str(folder))
+    train = prepare(data, index(data), bar).splits["train"]
+    path = Path(train.name(3))
+    path.write_bytes(path.read_bytes() + b"more")
+    with pytest.raises(DataError, match=f"{path}: changed since it was listed"):
+        train.take(torch.arange(len(train)))
+    path.unlink()
+    with pytest.raises(DataError, match=f"{path}: .*No such file"):
+        train.take(torch.arange(len(train)))
+
+
+def test_list_and_clear(picture_folder, folder, run_cli, tiny):
+    everything(data_of(picture_folder, cache="disk", cache_dir=str(folder)))
+    code, out, _ = run_cli("cache", "list", "--dir", folder, "--json")
+    (entry,) = json.loads(out)["entries"]
+    assert (code, entry["count"], entry["shape"], entry["complete"]) == (0, 24, [3, 8, 8], True)
+    assert run_cli("cache", "clear", "--dir", folder)[0] == 2
+    assert run_cli("cache", "clear", "nothing", "--dir", folder)[0] == 2
+    code, out, _ = run_cli("cache", "clear", entry["key"][:6], "--dir", folder)
+    assert (code, list(folder.iterdir())) == (0, [])
+    assert "1 removed" in out
+    assert run_cli("cache", "list", "--dir", folder)[0] == 0
+
+
+def test_without_a_home_there_is_no_cache_but_training_goes_on(picture_folder, monkeypatch, capfd):
+    monkeypatch.setattr(cache, "home", lambda: None)
+    assert len(everything(data_of(picture_folder))) == 24
+    assert "HOME is not set" in capfd.readouterr().err
+    with pytest.raises(StorageError, match="give data.cache_dir"):
+        everything(data_of(picture_folder, cache="disk"))

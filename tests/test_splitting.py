@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.model_selection import StratifiedGroupKFold
+
+from cnnrun.sampling import balanced_order, times_shown, uniform_order
+from cnnrun.splitting import folds, held_out
+
+labels = st.lists(st.integers(0, 4), min_size=6, max_size=120).map(torch.tensor)
+
+
+@given(labels, st.integers(2, 6), st.integers(0, 5))
+@settings(max_examples=100, deadline=None)
+def test_folds_are_a_partition_even_in_size_and_in_every_class(labels_N, count, seed):
+    fold = folds(labels_N, None, count, seed)
+    sizes = torch.bincount(fold, minlength=count)
+    assert int(sizes.max() - sizes.min()) <= 1
+    for label in labels_N.unique():
+        of_class = torch.bincount(fold[labels_N == label], minlength=count)
+        assert int(of_class.max() - of_class.min()) <= 1
+    assert torch.equal(fold, folds(labels_N, None, count, seed))
+
+
+@given(labels, st.integers(2, 5), st.integers(0, 5), st.data())
+@settings(max_examples=100, deadline=None)
+def test_groups_are_never_torn(labels_N, count, seed, data):
+    size = len(labels_N)
+    groups = torch.tensor(data.draw(st.lists(st.integers(0, 9), min_size=size, max_size=size)))
+    for side in (folds(labels_N, groups, count, seed), held_out(labels_N, groups, 0.25, seed)):
+        for group in groups.unique():
+            assert len(side[groups == group].unique()) == 1
+
+
+def test_groups_are_spread_as_evenly_as_scikit_learn_spreads_them():
+    generator = torch.Generator().manual_seed(0)
+    groups = torch.randint(0, 60, (600,), generator=generator)
+    labels_N = (groups * 7 % 3 + torch.randint(0, 2, (600,), generator=generator)) % 3
+
+    def unevenness(fold) -> float:
+        shares = torch.stack([torch.bincount(labels_N[fold == k], minlength=3) for k in range(5)]).double()
+        return float((shares / torch.bincount(labels_N) - 0.2).abs().max())
+
+    theirs = torch.empty(600, dtype=torch.int64)
+    for number, (_, part) in enumerate(StratifiedGroupKFold(5).split(labels_N, labels_N, groups)):
+        theirs[part] = number
+    assert unevenness(folds(labels_N, groups, 5, 0)) <= unevenness(theirs) + 0.02
+    part = held_out(labels_N, groups, 0.2, 0)
+    assert 0.15 < float(part.float().mean()) < 0.25
+
+
+def test_a_held_out_part_is_of_every_class():
+    labels_N = torch.tensor([0] * 90 + [1] * 8 + [2] * 2 + [3])
+    part = held_out(labels_N, None, 0.1, 3)
+    assert torch.bincount(labels_N[part], minlength=4).tolist() == [9, 1, 1, 0]
+
+
+def test_the_balanced_order_shows_each_class_equally_and_nothing_twice_before_all_once():
+    labels_N = torch.tensor([0] * 70 + [1] * 25 + [2] * 6)
+    order = balanced_order(labels_N)
+    for epoch in range(4):
+        samples, numbers = order(5, epoch)
+        assert len(samples) == len(labels_N)
+        counts = torch.bincount(labels_N[samples])
+        assert int(counts.max() - counts.min()) <= 1
+        shown = torch.bincount(samples, minlength=len(labels_N))
+        for label in range(3):
+            of_class = shown[labels_N == label]
+            assert int(of_class.max() - of_class.min()) <= 1
+        assert len(numbers.unique()) == len(numbers)  # the same sample again is changed otherwise
+        assert torch.equal(numbers % len(labels_N), samples)
+    assert not torch.equal(order(5, 0)[0], order(5, 1)[0])
+    assert times_shown(labels_N, 4) == [101 / 3 / 70, 101 / 3 / 25, 101 / 3 / 6, 0.0]
+
+
+def test_the_uniform_order_is_a_permutation():
+    samples, numbers = uniform_order(50)(1, 2)
+    assert sorted(samples.tolist()) == list(range(50))
+    assert torch.equal(samples, numbers)
