@@ -28,6 +28,8 @@ from cnnrun.trained import Trained
 from cnnrun.weights import Weights
 
 WEIGHTS = "weights.json"  # in a run folder: what it began with
+# Where pictures are kept and by how many threads they are read (tests/test_same_bits.py).
+_NO_MATTER = {"data.cache", "data.cache_dir", "data.disk_gib", "data.workers", "data.prefetch"}
 FILES = "data.tsv.gz"  # and the files that it learns from
 
 
@@ -186,7 +188,7 @@ def _first_difference(listing: Path, data: Dataset) -> str:
 
 
 def differences(ours: Experiment, theirs: Experiment) -> list[str]:
-    """The paths of the settings that differ."""
+    """The paths of the settings that differ, but for those that change no bit of the result."""
 
     def flat(value: object, path: str) -> dict[str, object]:
         if isinstance(value, dict):
@@ -198,7 +200,7 @@ def differences(ours: Experiment, theirs: Experiment) -> list[str]:
         return {path: value}
 
     a, b = (flat(each.model_dump(mode="json", by_alias=True), "") for each in (ours, theirs))
-    return sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
+    return sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key) and key not in _NO_MATTER)
 
 
 def find_run(target: Path | None, root: Path) -> tuple[Path, Path | None]:

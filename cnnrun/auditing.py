@@ -6,7 +6,6 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +17,6 @@ from cnnrun.cache import Progress
 from cnnrun.dataset import Data, Dataset
 from cnnrun.decoding import Decoder, processors, threads
 from cnnrun.errors import printable
-from cnnrun.pictures import FORMAT_SUFFIXES
 from cnnrun.prepare import columns, statistics_of
 from cnnrun.records import RECORD
 
@@ -193,7 +191,7 @@ def _files(table: Columns, names: _Names, records: NDArray[Any]) -> list[Finding
         ("warning", "pictures of one single colour", np.flatnonzero(records["flat"])),
         ("note", "pictures that EXIF turns", np.flatnonzero(records["orientation"] > 1)),
         ("warning", "pictures whose EXIF cannot be read", np.flatnonzero(records["orientation"] == 0)),
-        ("warning", "files that are not what their name says", _misnamed(names, records)),
+        ("warning", "files that are not what their name says", np.flatnonzero(records["misnamed"])),
         ("warning", "file names that differ in case or in Unicode's form alone", _name_twins(names, records)),
     ]
     return [
@@ -201,16 +199,6 @@ def _files(table: Columns, names: _Names, records: NDArray[Any]) -> list[Finding
         for level, what, samples in kinds
         if len(samples)
     ]
-
-
-def _misnamed(names: _Names, records: NDArray[Any]) -> NDArray[np.int64]:
-    forms = records["format"].astype(str)
-    bad = [
-        sample
-        for sample in np.flatnonzero(records["format"] != b"").tolist()
-        if Path(names.path(sample)).suffix.lower() not in FORMAT_SUFFIXES.get(forms[sample], ())
-    ]
-    return np.array(bad, np.int64)
 
 
 def _name_twins(names: _Names, records: NDArray[Any]) -> NDArray[np.int64]:

@@ -65,7 +65,8 @@ class Decoder:
 
     def _decoded(self, number: int, remember: bool) -> tuple[NDArray[np.uint8], Any]:
         item = self.split.pictures[number]
-        with named(self.split.name(number)):
+        name = self.split.name(number)
+        with named(name):
             if isinstance(item, np.ndarray):
                 data, seen = b"", opened_pixels(item, self.shape[0])
             else:
@@ -73,7 +74,7 @@ class Decoder:
                 data = read(item, listed)
                 seen = opened(data, self.shape[0], self.image)
             pixels = fitted(seen.picture, self._size, self.image)
-            return pixels.transpose(2, 0, 1), record(data, seen, pixels) if remember else None
+            return pixels.transpose(2, 0, 1), record(name, data, seen, pixels) if remember else None
 
     def block(self, numbers: NDArray[np.int64], run: Map) -> Block:
         """Those pictures with their records; a bad one is black, and its trouble is noted."""

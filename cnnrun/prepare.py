@@ -53,7 +53,10 @@ def prepare(data: Data, indexed: Index, progress: Progress, only: Sequence[str] 
         tuple(left_out),
         listed=tuple((name, split, found) for name, split, found in of_files if found is not None),
     )
-    return dataset if only is not None else _measured(data.image, _without_leaks(dataset, data.leakage))
+    if only is not None:
+        return dataset
+    dataset = replace(dataset, notes=tuple(_remarks(dataset)))
+    return _measured(data.image, _without_leaks(dataset, data.leakage))
 
 
 def _examples(splits: dict[str, tuple[Split, Tensor]], kept: dict[str, Stored]) -> dict[str, Examples]:
@@ -97,6 +100,23 @@ def _without_bad(
     return made, left_out
 
 
+def _remarks(dataset: Dataset) -> list[str]:
+    """What else is worth a line before training: classes that a split lacks, files that are not what they are named."""
+    lines, classes = [], dataset.facts.classes
+    for split, examples in dataset.splits.items():
+        labels = examples.targets.get("labels")
+        if labels is not None:
+            counts = torch.bincount(labels, minlength=len(classes)).tolist()
+            missing = [name for name, count in zip(classes, counts, strict=True) if not count]
+            lines += [f"no picture of {', '.join(map(printable, missing[:5]))} in {split}"] if missing else []
+        kept = dataset.stored[split].records
+        misnamed: Any = [] if kept is None else np.flatnonzero(kept()["misnamed"][examples.rows.numpy()])
+        if len(misnamed):
+            name = printable(examples.name(int(misnamed[0])))
+            lines.append(f"{len(misnamed):,} file(s) of {split} are of another format than named, such as {name}")
+    return lines
+
+
 def columns(dataset: Dataset) -> Columns:
     """The samples of all splits as an audit wants them."""
     parts = list(dataset.splits.items())
@@ -133,14 +153,15 @@ def _without_leaks(dataset: Dataset, policy: str) -> Dataset:
     found = leaks(table)
     if not found:
         count = len(table.split_N)
-        return replace(dataset, notes=(f"{count:,} pictures: none in two splits, none under two labels",))
+        note = f"{count:,} pictures: none in two splits, none under two labels (`cnnrun data check` looks further)"
+        return replace(dataset, notes=(note, *dataset.notes))
     lines = _described(dataset, table, found)
     if policy == "error":
         raise DataError(
             *lines, "mend the data, leave such pictures out of training (data.leakage: skip), or keep them (keep)"
         )
     if policy == "keep":
-        return replace(dataset, notes=tuple(lines))
+        return replace(dataset, notes=(*lines, *dataset.notes))
     groups = [*found.across, *found.conflicts, *found.torn]
     drop = np.unique(np.concatenate([table.in_train(group) for group in groups]))
     train = dataset.splits["train"]
@@ -148,7 +169,7 @@ def _without_leaks(dataset: Dataset, policy: str) -> Dataset:
     kept[torch.from_numpy(table.index_N[drop])] = False
     out = [{"split": "train", "picture": train.name(int(table.index_N[i])), "reason": "leakage"} for i in drop]
     splits = dataset.splits | {"train": train.only(kept)}
-    notes = (*lines, f"{len(out):,} of them are left out of training (data.leakage: skip)")
+    notes = (*lines, *dataset.notes, f"{len(out):,} of them are left out of training (data.leakage: skip)")
     return replace(dataset, splits=splits, left_out=(*dataset.left_out, *out), notes=notes)
 
 

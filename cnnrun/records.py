@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnrun.pictures import Opened
+from cnnrun.pictures import FORMAT_SUFFIXES, Opened
 
 # A picture's fingerprint for near duplicates: its grey values at THUMB x THUMB. Finer ones keep what resizing a small
 # picture destroys (tried on 28 x 28: 16 x 16 finds a quarter of what 8 x 8 finds at the same number of false alarms).
 THUMB = 8
 
 # `file`: hash of the file's bytes; `pixels`: of the picture at its own size; `total`, `squares`: exact sums over the
-# fitted pixels of each channel, from which mean and deviation of any subset follow; `flat`: of one single colour.
+# fitted pixels of each channel, from which mean and deviation of any subset follow; `flat`: of one single colour;
+# `misnamed`: of another format than the name says.
 RECORD = np.dtype(
     [
         ("file", "<u8"),
@@ -28,6 +29,7 @@ RECORD = np.dtype(
         ("total", "<i8", (3,)),
         ("squares", "<i8", (3,)),
         ("flat", "?"),
+        ("misnamed", "?"),
         ("thumb", "u1", (THUMB * THUMB,)),
     ]
 )
@@ -41,8 +43,11 @@ def digest(*parts: bytes) -> int:
     return int.from_bytes(made.digest(), "little")
 
 
-def record(data: bytes, seen: Opened, fitted_HWC: NDArray[np.uint8]) -> Any:
-    """The row of RECORD for a picture file's bytes, the picture in it, and what the network sees of it."""
+def record(name: str, data: bytes, seen: Opened, fitted_HWC: NDArray[np.uint8]) -> Any:
+    """The row of RECORD for a picture file's name and bytes, the picture in it, and what the network sees of it.
+
+    Without bytes, for pixels that come from no file.
+    """
     picture = seen.picture
     row = np.zeros((), RECORD)
     row["file"] = digest(data) if data else 0
@@ -53,6 +58,7 @@ def record(data: bytes, seen: Opened, fitted_HWC: NDArray[np.uint8]) -> Any:
     row["total"][: values.shape[1]] = values.sum(0)
     row["squares"][: values.shape[1]] = np.square(values).sum(0)
     row["flat"] = all(low == high for low, high in _extremes(picture))
+    row["misnamed"] = bool(data) and not name.lower().endswith(FORMAT_SUFFIXES[seen.format])
     row["thumb"] = thumb(picture)
     return row
 

@@ -1,0 +1,256 @@
+"""data check, show and split, from the command line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as Pil
+
+from cnnrun import experiment
+from cnnrun.dataset import index
+
+CONFIG = """
+task: classify
+data:
+  source: {{folder: {root}}}
+  image: {{size: 16, channels: 3}}
+  split: {{val: 0.25}}
+model: [flatten]
+"""
+
+
+def photo(path: Path, seed: int, size: int = 48) -> Path:
+    """A smooth picture, as photographs are: noise would not survive JPEG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rough = Pil.fromarray(np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8))
+    rough.resize((size, size), Pil.Resampling.BICUBIC).save(path)
+    return path
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    for name in ("train/cat", "train/dog", "val/cat", "val/dog"):
+        for number in range(10):
+            photo(tmp_path / "pets" / name / f"{number}.png", abs(hash(name)) % 997 * 100 + number)
+    return tmp_path / "pets"
+
+
+@pytest.fixture
+def config(root, tmp_path) -> Path:
+    path = tmp_path / "c.yaml"
+    path.write_text(CONFIG.format(root=root))
+    return path
+
+
+def findings(run_cli, config, *words) -> tuple[int, dict[str, dict]]:
+    code, out, _ = run_cli("data", "check", config, "--json", *words)
+    return code, {each["what"]: each for each in json.loads(out)["findings"]}
+
+
+def test_sound_data_passes_with_its_figures(run_cli, config):
+    code, out, err = run_cli("data", "check", config, "--json")
+    found = json.loads(out)
+    assert (code, err, found["findings"]) == (0, "", [])
+    assert found["pictures"] == {"train": 20, "val": 20}
+    assert found["classes"]["train"] == {"cat": 10, "dog": 10}
+    assert found["sizes"] == {"smallest": [48, 48], "median": [48, 48], "largest": [48, 48], "distinct": 1}
+    assert found["formats"] == {"PNG": 40}
+    train = experiment.load(config)
+    made = json.loads(run_cli("check", config, "--json", "train.batch=8")[1])
+    assert made["counts"] == found["pictures"]
+    assert train.data.leakage == "error"
+    code, out, _ = run_cli("data", "check", config)
+    assert "nothing is wrong with it" in out
+
+
+def test_what_training_would_refuse_is_an_error_and_all_of_it_is_told(run_cli, config, root):
+    (root / "train/cat/bad.jpg").write_bytes(b"")
+    (root / "val/dog/copy.png").write_bytes((root / "train/dog/1.png").read_bytes())
+    Pil.open(root / "train/dog/2.png").save(root / "val/dog/again.bmp")
+    Pil.open(root / "train/dog/3.png").save(root / "val/dog/near.jpg", quality=80)
+    (root / "train/dog/twin.png").write_bytes((root / "train/cat/5.png").read_bytes())
+    code, found = findings(run_cli, config)
+    assert code == 8
+    assert {what: (each["level"], each["count"]) for what, each in found.items()} == {
+        "cannot be decoded": ("error", 1),
+        "the same picture in several splits, byte for byte": ("error", 1),
+        "the same picture in several splits, pixel for pixel": ("error", 1),
+        "the same picture under several labels": ("error", 1),
+        "nearly the same picture in several splits": ("warning", 1),
+        "the same picture again in one split, byte for byte": ("note", 1),
+    }
+    pair = found["the same picture in several splits, byte for byte"]["examples"][0]
+    assert pair == [f"{root}/train/dog/1.png (train, dog)", f"{root}/val/dog/copy.png (val, dog)"]
+    code, _, err = run_cli("train", config, "--runs", root.parent / "runs")
+    assert code == 8
+    assert "bad.jpg: empty file" in err
+    code, _, err = run_cli("train", config, "--runs", root.parent / "runs", "data.bad_files=skip")
+    assert code == 8
+    assert "2 picture(s) in more than one split, such as" in err
+    assert "1 picture(s) under more than one label" in err
+    assert not (root.parent / "runs").exists()
+
+
+def test_what_the_config_lets_be_is_left_out_and_listed(run_cli, config, root, tmp_path):
+    (root / "train/cat/bad.jpg").write_bytes(b"")
+    (root / "val/dog/copy.png").write_bytes((root / "train/dog/1.png").read_bytes())
+    settings = ("data.bad_files=skip", "data.leakage=skip", "train.epochs=1", "train.batch=8")
+    code, _, err = run_cli("train", config, "--runs", tmp_path / "runs", *settings)
+    assert code == 0, err
+    assert "left out of training (data.leakage: skip)" in err
+    lines = [json.loads(line) for line in (tmp_path / "runs/c/1/skipped.jsonl").read_text().splitlines()]
+    assert {(each["split"], Path(each["picture"]).name) for each in lines} == {("train", "bad.jpg"), ("train", "1.png")}
+    code, found = findings(run_cli, config, *settings[:2])
+    assert code == 0
+    assert all(each["level"] != "error" for each in found.values())
+
+
+def test_files_with_oddities_are_named(run_cli, config, root):
+    (root / "train/cat/0.png").rename(root / "train/cat/0.jpg")
+    exif = Pil.Exif()
+    exif[0x0112] = 6
+    Pil.open(root / "train/cat/1.png").save(root / "train/cat/turned.jpg", exif=exif)
+    Pil.new("RGB", (20, 20), (9, 9, 9)).save(root / "train/dog/flat.png")
+    photo(root / "train/dog/A.png", 5000)
+    photo(root / "train/dog/a.PNG", 5001)
+    code, found = findings(run_cli, config)
+    assert code == 0
+    assert found["files that are not what their name says"]["examples"] == [[f"{root}/train/cat/0.jpg (train, cat)"]]
+    assert found["pictures that EXIF turns"]["count"] == 1
+    assert found["pictures of one single colour"]["examples"] == [[f"{root}/train/dog/flat.png (train, dog)"]]
+    assert found["file names that differ in case or in Unicode's form alone"]["count"] == 2
+
+
+def test_classes_missing_in_a_split_are_named(run_cli, config, root):
+    for path in (root / "val/dog").iterdir():
+        path.unlink()
+    code, found = findings(run_cli, config)
+    assert (code, found["classes without a picture in val"]["examples"]) == (0, [["dog"]])
+    code, _, err = run_cli("train", config, "--runs", root / "runs", "train.epochs=1", "train.batch=8")
+    assert code == 0
+    assert "no picture of dog in val" in err
+
+
+def test_a_manifest_sees_what_no_decoder_can(run_cli, config, root, tmp_path):
+    manifest = tmp_path / "sums"
+    assert run_cli("data", "check", config, "--write-manifest", manifest)[0] == 0
+    assert run_cli("data", "check", config, "--verify", manifest)[0] == 0
+    common = root  # the folder that all files are in
+    subprocess.run(["sha256sum", "--check", "--quiet", manifest], cwd=common, check=True)
+    picture = root / "val/cat/3.png"
+    pixels = bytearray(picture.read_bytes())
+    pixels[len(pixels) // 2] ^= 1
+    picture.write_bytes(pixels)
+    (root / "val/cat/4.png").unlink()
+    photo(root / "val/cat/new.png", 9999)
+    code, out, _ = run_cli("data", "check", config, "--verify", manifest, "--json", "data.bad_files=skip")
+    assert code == 8
+    assert json.loads(out)["differences"] == {
+        "changed": ["val/cat/3.png"],
+        "missing": ["val/cat/4.png"],
+        "new": ["val/cat/new.png"],
+    }
+    manifest.write_text("no manifest\n")
+    code, _, err = run_cli("data", "check", config, "--verify", manifest)
+    assert (code, "sums:1: not a line of a manifest" in err) == (8, True)
+
+
+def test_the_digits_are_looked_through_too(run_cli, tiny):
+    code, out, _ = run_cli("data", "check", tiny, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["sizes"]["median"] == [8, 8]
+    assert not any(
+        "same picture in several" in each["what"] and "nearly" not in each["what"] for each in found["findings"]
+    )
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(path.read_text())))
+
+
+def test_a_divided_folder_is_a_table_that_trains(run_cli, picture_folder, tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text(CONFIG.format(root=picture_folder))
+    out = tmp_path / "split.csv"
+    code, text, _ = run_cli("data", "split", config, "--val", "0.25", "--test", "0.25", "--out", out)
+    assert code == 0
+    assert f"source: {{table: {{path: {out}, root: {picture_folder}}}}}" in text
+    counts = {(row["label"], row["split"]): 0 for row in rows(out)}
+    for row in rows(out):
+        counts[row["label"], row["split"]] += 1
+    assert counts == {(name, part): n for name in ("cat", "dog") for part, n in (("train", 7), ("val", 2), ("test", 3))}
+    table = f"data.source={{table: {{path: {out}, root: {picture_folder}}}}}"
+    assert index(experiment.load(config, [table]).data).counts == {"train": 14, "val": 4, "test": 6}
+    # The same parts as data.split with the same seed.
+    held = experiment.load(config, ["data.split={val: 0.25, test: 0.25}"])
+    names = {name: {split.name(int(row)) for row in part} for name, (split, part) in index(held.data).splits.items()}
+    for row in rows(out):
+        assert str(picture_folder / row["path"]) in names[row["split"]]
+
+
+def test_folds_and_groups(run_cli, picture_folder, tmp_path):
+    config, out = tmp_path / "c.yaml", tmp_path / "folds.csv"
+    config.write_text(CONFIG.format(root=picture_folder))
+    code, text, _ = run_cli(
+        "data", "split", config, "--folds", "3", "--test", "0", "--group-by", r"(\d)\d?\.png", "--out", out
+    )
+    assert (code, "split: fold_1" in text) == (0, True)
+    made = rows(out)
+    for fold in ("fold_1", "fold_2", "fold_3"):
+        sides: dict[str, set[str]] = {}
+        for row in made:
+            sides.setdefault(row["group"], set()).add(row[fold])
+        assert all(len(side) == 1 for side in sides.values())
+    assert all([row[f"fold_{k}"] for k in (1, 2, 3)].count("val") == 1 for row in made)
+    table = f"data.source={{table: {{path: {out}, root: {picture_folder}, split: fold_2}}}}"
+    data = experiment.load(config, [table]).data
+    assert index(data).source.splits["train"].groups is not None
+    assert run_cli("train", config, table, "train.epochs=1", "train.batch=4", "--runs", tmp_path / "runs")[0] == 0
+    for words in (["--folds", "1"], ["--val", "0.6", "--test", "0.5"], ["--group-by", "("]):
+        assert run_cli("data", "split", config, *words, "--out", out)[0] == 2
+    assert run_cli("data", "split", config, "--group-by", "nothing", "--out", out)[0] == 8
+
+
+def test_a_group_in_two_splits_is_a_leak(run_cli, picture_folder, tmp_path):
+    table, config = tmp_path / "t.csv", tmp_path / "c.yaml"
+    lines = [
+        f"{name}/{number}.png,{name},{'val' if number > 8 else 'train'},{name}{number % 5}"
+        for name in ("cat", "dog")
+        for number in range(12)
+    ]
+    table.write_text("path,label,split,group\n" + "\n".join(lines) + "\n")
+    config.write_text(
+        CONFIG.replace("folder: {root}", "table: {{path: {table}, root: {root}}}").format(
+            root=picture_folder, table=table
+        )
+    )
+    code, _, err = run_cli("train", config, "--runs", tmp_path / "runs")
+    assert code == 8
+    assert "6 group(s) in more than one split" in err
+    code, found = findings(run_cli, config)
+    assert (code, found["groups in several splits"]["count"]) == (8, 6)
+
+
+def test_a_sheet_shows_what_training_sees(run_cli, config, tmp_path):
+    out, board = tmp_path / "s.png", tmp_path / "board"
+    words = ["data.augment={flip: horizontal, mixup: 0.5}", "--pictures", "3", "--epochs", "2"]
+    assert run_cli("data", "show", config, *words, "--out", out, "--tensorboard", board)[0] == 0
+    sheet = np.asarray(Pil.open(out))
+    assert sheet.shape[2] == 3
+    assert sheet.shape[1] > 3 * 112
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(board)).Reload()
+    (image,) = events.Images("data/sheet")
+    assert np.array_equal(np.asarray(Pil.open(io.BytesIO(image.encoded_image_string))), sheet)
+    assert run_cli("data", "show", config, "--out", tmp_path)[0] == 2
+    before = out.read_bytes()
+    run_cli("data", "show", config, *words, "--out", out)
+    assert out.read_bytes() == before
