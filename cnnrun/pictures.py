@@ -203,9 +203,10 @@ def _mistaken(data: bytes) -> str | None:
 
 @cache
 def _pillow() -> Any:
-    """Pillow, told once that a picture of too many pixels is an error and no warning."""
+    """Pillow, told once that a picture of too many pixels is an error and no warning, and broken EXIF neither."""
     from PIL import Image as Pil
 
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     warnings.filterwarnings("error", category=Pil.DecompressionBombWarning)
     return Pil
 

@@ -103,6 +103,8 @@ def test_nor_when_it_changes_at_a_resume(root, expected, tmp_path, monkeypatch):
 
 
 def test_the_comparison_would_notice(root, expected, tmp_path):
-    assert digest(trained(config(root, tmp_path, 0, 0, "disk", "data.augment.shift=0.2"), tmp_path / "runs")) != expected
+    assert (
+        digest(trained(config(root, tmp_path, 0, 0, "disk", "data.augment.shift=0.2"), tmp_path / "runs")) != expected
+    )
     other = config(root, tmp_path, 0, 0, "disk", "train.sampler=uniform")
     assert digest(trained(other, tmp_path / "runs")) != expected
