@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cnnrun.colour import blurred, noisy, recoloured, rectangles
 from cnnrun.draws import SLOTS, Draws
-from cnnrun.geometry import Mirror, affine, copied, crop_boxes, cropped, warp
+from cnnrun.geometry import Mirror, Shift, affine, copied, crop_boxes, cropped, warp
 from cnnrun.mixing import mixed
 from cnnrun.spec import Kind, Kinds, Spec
 
@@ -55,12 +55,12 @@ _WIDEST = {
     "nothing": 0.0, "shift_y": 0.3, "shift_x": 0.3, "rotate": 135.0, "shear": 45.0, "scale": 0.5, "brightness": 0.99,
     "contrast": 0.99, "blur": 1.5, "noise": 32.0, "saturation": 0.99, "hue": 0.5, "grayscale": 1.0,
 }  # fmt: skip
+_COMPUTED = tuple(name for name in _WIDEST if name not in ("nothing", "shift_y", "shift_x"))
 _OF_COLOUR = ("saturation", "hue", "grayscale")  # the last of them: grey pictures have none
 
 
 _SLOTS_OF = {
-    "flip": ("flip_x", "flip_y"),
-    "shift": ("shift_y", "shift_x", "flip_x", "flip_y"), "rotate": ("rotate",), "shear": ("shear",),
+    "shift": ("shift_y", "shift_x"), "rotate": ("rotate",), "shear": ("shear",),
     "scale": ("scale",), "crop": ("crop_area", "crop_shape", "crop_y", "crop_x"), "blur": ("blur",),
     "noise": ("noise",),
     "colour": ("brightness", "contrast", "saturation", "hue", "grayscale"),
@@ -123,10 +123,21 @@ class Augment(Spec):
         """Whether pictures are mixed with others."""
         return bool(self.mixup or self.cutmix)
 
+    @property
+    def copies(self) -> bool:
+        """Whether pictures are only copied in other ways, and stay bytes; else they become float32."""
+        return not (self.crop or self._any(*_COMPUTED) or self.erase or self.mixes)
+
     def apply(self, pictures_BCHW: Tensor, draws: Draws) -> Tensor:
-        """uint8 pictures -> float32 pictures 0..255, changed; the same inputs give the same bits."""
+        """uint8 pictures, changed: values 0..255, uint8 where pixels are only copied, else float32.
+
+        The same inputs give the same bits.
+        """
         reach = self._reach(draws, pictures_BCHW.shape[1])
         pictures = self._moved(pictures_BCHW, draws, reach)
+        if self.copies:
+            return pictures
+        pictures = pictures.float()
         if self._any("brightness", "contrast", "saturation", "hue", "grayscale"):
             pictures = self._recoloured(pictures, draws, reach)
         if self._any("blur"):
@@ -152,12 +163,13 @@ class Augment(Spec):
         """The draws that `apply` and `mix` ask for."""
         if self.policy:
             return list(SLOTS)
-        asked = [name for name in _SLOTS_OF if getattr(self, name, 0) not in (0, "none", None)]
+        flips = {"horizontal": ["flip_x"], "vertical": ["flip_y"], "both": ["flip_x", "flip_y"], "none": []}[self.flip]
+        asked = [name for name in _SLOTS_OF if getattr(self, name, 0) not in (0, None)]
         if self._any("brightness", "contrast", "saturation", "hue", "grayscale"):
             asked += ["colour"]
         if self.crop or self._any("rotate", "scale", "shear"):
-            asked += ["shift", "rotate", "scale", "shear"]
-        return list(dict.fromkeys(slot for name in asked for slot in _SLOTS_OF[name]))
+            asked += ["rotate", "scale", "shear"]
+        return list(dict.fromkeys([*flips, *(slot for name in asked for slot in _SLOTS_OF[name])]))
 
     def _reach(self, draws: Draws, channels: int) -> Reach:
         """How far each operation may go, in each picture where that differs: in the units of the settings."""
@@ -175,9 +187,8 @@ class Augment(Spec):
         if self.crop or self._any("rotate", "scale", "shear"):
             return warp(pictures.float(), self._matrices(draws, reach, pictures.shape))
         if self.shift or self.flip != "none":
-            down, right = self._shifts(draws, reach, pictures.shape) if self.shift else (None, None)
-            return copied(pictures, self._mirror(draws), right, down).float()
-        return pictures.float()
+            return copied(pictures, self._mirror(draws), self._shift(draws, reach, pictures.shape))
+        return pictures
 
     def _matrices(self, draws: Draws, reach: Reach, shape: Sequence[int]) -> Tensor:
         degree = math.pi / 180
@@ -194,22 +205,31 @@ class Augment(Spec):
 
     def _flips(self, draws: Draws) -> tuple[Tensor, Tensor]:
         """Whether each picture is mirrored left-right, up-down: bool [B] each."""
-        sideways = draws["flip_x"] < (0.5 if self.flip in ("horizontal", "both") else 0.0)
-        return sideways, draws["flip_y"] < (0.5 if self.flip in ("vertical", "both") else 0.0)
+        never = torch.zeros_like(draws.index_B, dtype=torch.bool)
+        sideways = draws["flip_x"] < 0.5 if self.flip in ("horizontal", "both") else never
+        return sideways, draws["flip_y"] < 0.5 if self.flip in ("vertical", "both") else never
 
     def _mirror(self, draws: Draws) -> Mirror:
         sideways, upside_down = self._flips(draws)
         if self.flip == "both":
             return Mirror(((), (3,), (2,), (2, 3)), sideways.long() + 2 * upside_down.long())
+        if self.flip == "none":
+            return Mirror(((),), torch.zeros_like(draws.index_B))
         return Mirror(((), (2,) if self.flip == "vertical" else (3,)), (sideways | upside_down).long())
+
+    def _shift(self, draws: Draws, reach: Reach, shape: Sequence[int]) -> Shift | None:
+        if not self.shift:
+            return None
+        most = [math.floor(self.shift * side + 1e-4) for side in shape[2:]]
+        return Shift(*self._shifts(draws, reach, shape), (most[0], most[1]))
 
     def _shifts(self, draws: Draws, reach: Reach, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Whole pixels down and right: int64 [B] each, uniform over -reach..reach."""
+        if not self._any("shift"):
+            return torch.zeros_like(draws.index_B), torch.zeros_like(draws.index_B)
 
         def drawn(slot: str, side: int) -> Tensor:
-            pixels = torch.floor(
-                torch.as_tensor(reach[slot] * side + 1e-4)
-            )  # 0.29 of 100 is 29, whatever float32 makes of it
+            pixels = torch.floor(torch.as_tensor(reach[slot] * side + 1e-4))  # 0.29 of 100 is 29, whatever float32 says
             return ((draws[slot] * (2 * pixels + 1)).floor() - pixels).long()
 
         return drawn("shift_y", shape[2]), drawn("shift_x", shape[3])

@@ -1,7 +1,7 @@
 """A batch, and the legend of the shape letters that stand at the end of names.
 
 B batch   C channels   H height   W width   K classes   N any count   S slots   F features
-pictures_BCHW: float32 pixel values 0..255 (the network normalises); labels_B: int64 class numbers
+pictures_BCHW: pixel values 0..255, uint8 or float32 (the network normalises); labels_B: int64 class numbers
 """
 
 from __future__ import annotations

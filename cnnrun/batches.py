@@ -14,8 +14,8 @@ from cnnrun.dataset import Examples
 from cnnrun.draws import Draws
 from cnnrun.sampling import Order, uniform_order
 
-# Several batches are prepared in one go, so that a small network does not wait for many small operations; float
-# pictures of this many bytes stay in the processor's cache.
+# Several batches are prepared in one go, so that a small network does not wait for many small operations; pictures of
+# this many bytes stay in the processor's cache.
 AHEAD_BYTES = 4 << 20
 
 Targets = dict[str, Tensor]
@@ -48,10 +48,10 @@ class TrainingBatches:
         self.steps_per_epoch = steps_per_epoch
         self._orders: dict[int, tuple[Tensor, Tensor]] = {}
         self._ready: dict[int, Batch] = {}
-        bytes_each = 4 * batch * int(torch.Size(examples.pictures.shape).numel())
+        bytes_each = (1 if augment.copies else 4) * batch * int(torch.Size(examples.pictures.shape).numel())
         self._ahead = max(1, AHEAD_BYTES // bytes_each)
         self._prefetch = -(-prefetch // self._ahead)  # in goes
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="read ahead") if prefetch else None
+        self._reader = ThreadPoolExecutor(1, "read ahead") if prefetch else None
         self._coming: dict[int, Future[Tensor]] = {}
 
     def at(self, step: int) -> Batch:
@@ -79,18 +79,22 @@ class TrainingBatches:
         samples, numbers = self._orders[epoch]
         return samples[chosen], numbers[chosen]
 
+    def _rows(self, step: int) -> Tensor:
+        """Which pictures the go that begins at `step` takes. In the main thread: see `Held.take`."""
+        return self._examples.rows[self._places(step, self._end(step))[0]]
+
     def _end(self, step: int) -> int:
         """Where the go that begins at `step` ends: with the epoch at the latest."""
         return min(step + self._ahead, (step // self.steps_per_epoch + 1) * self.steps_per_epoch)
 
-    def _read(self, samples: Tensor) -> Tensor:
-        raw = self._examples.take(samples)
+    def _read(self, rows: Tensor) -> Tensor:
+        raw = self._examples.pictures.take(rows)
         return raw.pin_memory() if self._device.type == "cuda" else raw
 
     def _raw(self, step: int) -> Tensor:
         """The pictures of the go that begins at `step`, on the host; the next ones are begun."""
         if self._reader is None:
-            return self._read(self._places(step, self._end(step))[0])
+            return self._read(self._rows(step))
         wanted = step
         goes = []
         for _ in range(self._prefetch + 1):
@@ -99,7 +103,7 @@ class TrainingBatches:
         self._coming = {start: future for start, future in self._coming.items() if start in goes}
         for start in goes:
             if start not in self._coming:
-                self._coming[start] = self._reader.submit(self._read, self._places(start, self._end(start))[0])
+                self._coming[start] = self._reader.submit(self._read, self._rows(start))
         return self._coming.pop(step).result()
 
     def _prepare(self, step: int) -> dict[int, Batch]:

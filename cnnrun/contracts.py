@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -131,6 +132,8 @@ class Split:
 
     def name(self, index: int) -> str:
         """What to call sample `index` in messages: its file, or its number in the source."""
+        if isinstance(self.pictures, Files):
+            return os.fsdecode(self.pictures.raw(index))
         item = self.pictures[index]
         return f"{self.origin}[{index}]" if isinstance(item, np.ndarray) else str(item)
 

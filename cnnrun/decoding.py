@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from cnnrun.contracts import Pair, Shape, Split
 from cnnrun.errors import DataError
-from cnnrun.pictures import Image, fitted, named, opened, opened_pixels, read
-from cnnrun.records import RECORD, record
+from cnnrun.files import Files
+from cnnrun.pictures import Image, Opened, fitted, named, opened, opened_pixels, read
+from cnnrun.records import RECORD, describe, summarize
 
 _TASK = 16  # pictures that a thread takes at a time
 
@@ -61,20 +62,18 @@ class Decoder:
 
     def pixels(self, number: int) -> NDArray[np.uint8]:
         """Picture `number` as uint8 [C, H, W]. Raises DataError that names it."""
-        return self._decoded(number, remember=False)[0]
+        return self._decoded(number, self.split.name(number))[0]
 
-    def _decoded(self, number: int, remember: bool) -> tuple[NDArray[np.uint8], Any]:
-        item = self.split.pictures[number]
-        name = self.split.name(number)
+    def _decoded(self, number: int, name: str) -> tuple[NDArray[np.uint8], bytes, Opened]:
+        pictures = self.split.pictures
         with named(name):
-            if isinstance(item, np.ndarray):
-                data, seen = b"", opened_pixels(item, self.shape[0])
+            if isinstance(pictures, np.ndarray):
+                data, seen = b"", opened_pixels(pictures[number], self.shape[0])
             else:
                 listed = None if self._listed is None else (int(self._listed[number, 0]), int(self._listed[number, 1]))
-                data = read(item, listed)
+                data = read(name if isinstance(pictures, Files) else pictures[number], listed)
                 seen = opened(data, self.shape[0], self.image)
-            pixels = fitted(seen.picture, self._size, self.image)
-            return pixels.transpose(2, 0, 1), record(name, data, seen, pixels) if remember else None
+            return fitted(seen.picture, self._size, self.image).transpose(2, 0, 1), data, seen
 
     def block(self, numbers: NDArray[np.int64], run: Map) -> Block:
         """Those pictures with their records; a bad one is black, and its trouble is noted."""
@@ -83,12 +82,17 @@ class Decoder:
         def decode(first: int) -> None:
             for place in range(first, min(first + _TASK, len(numbers))):
                 number = int(numbers[place])
+                name = self.split.name(number)
                 try:
-                    made.pixels[place], made.records[place] = self._decoded(number, remember=True)
+                    pixels, data, seen = self._decoded(number, name)
                 except DataError as error:
                     made.problems[number] = str(error)
+                    continue
+                made.pixels[place] = pixels
+                describe(made.records[place], name, data, seen, pixels)
 
         run(decode, range(0, len(numbers), _TASK))
+        summarize(made.records, made.pixels)
         return made
 
     def batch(self, numbers: NDArray[np.int64], run: Map) -> NDArray[np.uint8]:

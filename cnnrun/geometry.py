@@ -75,8 +75,17 @@ class Mirror:
     which_B: Tensor
 
 
-def copied(pictures: Tensor, mirror: Mirror, right_B: Tensor | None, down_B: Tensor | None) -> Tensor:
-    """Mirrored, then shifted by whole pixels (None: not at all): what `warp` gives, without interpolating.
+@dataclass(frozen=True)
+class Shift:
+    """Whole pixels down and to the right, no further than `reach` (vertically, horizontally) either way."""
+
+    down_B: Tensor
+    right_B: Tensor
+    reach: tuple[int, int]
+
+
+def copied(pictures: Tensor, mirror: Mirror, shift: Shift | None) -> Tensor:
+    """Mirrored, then shifted: what `warp` gives, without interpolating.
 
     A picture shifted by whole pixels is the same bytes begun elsewhere, but for what is moved in from outside. So each
     is copied as one piece out of the batch laid flat, beside the batch mirrored, and what does not belong to it is made
@@ -89,17 +98,30 @@ def copied(pictures: Tensor, mirror: Mirror, right_B: Tensor | None, down_B: Ten
     flat = torch.cat([margin, *(version.reshape(-1) for version in versions), margin])
     pieces = flat.as_strided((len(flat) - size + 1, size), (1, 1))
     start_B = reach + size * (torch.arange(batch, device=pictures.device) + batch * mirror.which_B)
-    if right_B is None or down_B is None:
+    if shift is None:
         return pieces.index_select(0, start_B).view_as(pictures)
-    moved = pieces.index_select(0, start_B - down_B * width - right_B).view_as(pictures)
-    # As numbers, not as truths: multiplying bytes is many times as fast as selecting.
-    return moved.mul_(_inside(height, down_B)[:, None, :, None]).mul_(_inside(width, right_B)[:, None, None, :])
+    moved = pieces.index_select(0, start_B - shift.down_B * width - shift.right_B).view(batch, channels, -1)
+    # As bits of bytes: many times as fast as selecting by truths.
+    return moved.bitwise_and_(_inside(height, width, shift)[:, None]).view_as(pictures)
 
 
-def _inside(size: int, shift_B: Tensor) -> Tensor:
-    """1 for those of range(size) that come from inside the picture, else 0: uint8 [B, size]."""
-    source = torch.arange(size, device=shift_B.device) - shift_B[:, None]
-    return (source.clamp(0, size - 1) == source).byte()
+def _inside(height: int, width: int, shift: Shift) -> Tensor:
+    """255 where a shifted picture shows what it had, 0 where something moved in: uint8 [B, H * W]."""
+    down_B, right_B, (most_down, most_right) = shift.down_B, shift.right_B, shift.reach
+    if (2 * most_down + 1) * (2 * most_right + 1) > len(down_B):
+        rows, columns = _kept(height, down_B), _kept(width, right_B)
+        return (rows[:, :, None] & columns[:, None, :]).flatten(1)
+    # Shifts repeat within a batch: each one's mask is made once, and copied.
+    rows = _kept(height, torch.arange(-most_down, most_down + 1, device=down_B.device))
+    columns = _kept(width, torch.arange(-most_right, most_right + 1, device=down_B.device))
+    masks = (rows[:, None, :, None] & columns[None, :, None, :]).view(-1, height * width)
+    return masks.index_select(0, (down_B + most_down) * len(columns) + right_B + most_right)
+
+
+def _kept(size: int, shift_N: Tensor) -> Tensor:
+    """255 for those of range(size) that come from inside the picture, else 0: uint8 [N, size]."""
+    source = torch.arange(size, device=shift_N.device) - shift_N[:, None]
+    return (source.clamp(0, size - 1) == source).byte().mul_(255)
 
 
 def crop_boxes(

@@ -8,6 +8,7 @@ range (32-bit, float) and what moves (animations) is refused. A picture is decod
 from __future__ import annotations
 
 import errno
+import os
 import stat
 import struct
 import time
@@ -131,7 +132,7 @@ def fitted(picture: Any, size: Pair, image: Image) -> NDArray[np.uint8]:
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
-def read(item: Path | Member, expected: tuple[int, int] | None = None) -> bytes:
+def read(item: Path | str | Member, expected: tuple[int, int] | None = None) -> bytes:
     """The bytes of a picture file or a shard's member, within bounds.
 
     `expected` is the file's (size, time in ns) when it was listed; another now is refused. A disk that fails or a
@@ -147,21 +148,26 @@ def read(item: Path | Member, expected: tuple[int, int] | None = None) -> bytes:
     raise AssertionError("unreachable")
 
 
-def _read(item: Path | Member, expected: tuple[int, int] | None) -> bytes:
-    path = item.shard if isinstance(item, Member) else item
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise Refused("not a regular file")
-    if expected is not None and expected != (status.st_size, status.st_mtime_ns):
-        raise Refused("changed since it was listed; start again")
-    size = item.size if isinstance(item, Member) else status.st_size
-    if size == 0:
-        raise Refused("empty file")
-    if size > MAX_BYTES:
-        raise Refused(f"{size:,} bytes; at most {MAX_BYTES:,}")
-    with path.open("rb") as file:
-        file.seek(item.offset if isinstance(item, Member) else 0)
-        data = file.read(size)
+def _read(item: Path | str | Member, expected: tuple[int, int] | None) -> bytes:
+    path, offset = (item.shard, item.offset) if isinstance(item, Member) else (item, 0)
+    # Not to wait for what is no file (a pipe); what was opened is what is looked at.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise Refused("not a regular file")
+        if expected is not None and expected != (status.st_size, status.st_mtime_ns):
+            raise Refused("changed since it was listed; start again")
+        size = item.size if isinstance(item, Member) else status.st_size
+        if size == 0:
+            raise Refused("empty file")
+        if size > MAX_BYTES:
+            raise Refused(f"{size:,} bytes; at most {MAX_BYTES:,}")
+        data = os.pread(descriptor, size, offset)
+    finally:
+        os.close(descriptor)
+    if len(data) < size:
+        raise Refused(f"ends after {len(data):,} of {size:,} bytes")
     if what := _mistaken(data):
         raise Refused(f"not a picture ({what})")
     return data

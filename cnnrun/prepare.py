@@ -18,7 +18,7 @@ from cnnrun.contracts import Facts, Indexed, Split
 from cnnrun.dataset import Data, Dataset, Examples, Index
 from cnnrun.errors import DataError, printable
 from cnnrun.pictures import Image
-from cnnrun.records import digest, statistics
+from cnnrun.records import RECORD, digest, statistics, summarize
 from cnnrun.store import Stored, content, listing, stored
 
 
@@ -218,12 +218,11 @@ def statistics_of(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...
 
 def _sums(examples: Examples, chunk: int = 2048) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Sums over the pixels of each picture and channel, and of their squares: int64 [N, C] each."""
-    total, squares = [], []
+    made = np.zeros(len(examples), RECORD)
     for part in torch.arange(len(examples)).split(chunk):
-        values = examples.take(part).flatten(2).float()  # squares of bytes are exact in float32, their sums in float64
-        total.append(values.sum(2, dtype=torch.float64).long())
-        squares.append(values.square_().sum(2, dtype=torch.float64).long())
-    return torch.cat(total).numpy(), torch.cat(squares).numpy()
+        summarize(made[part[0] : part[-1] + 1], examples.take(part).numpy())
+    channels = examples.pictures.shape[0]
+    return made["total"][:, :channels], made["squares"][:, :channels]
 
 
 def _fingerprint(indexed: Indexed, listed: dict[int, NDArray[np.int64] | None]) -> str:

@@ -22,13 +22,14 @@ def _signed(value: int) -> int:
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:
-    return (z >> bits) & ((1 << (64 - bits)) - 1)  # int64's >> copies the sign; a logical shift is wanted
+    return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)  # int64's >> copies the sign; a logical shift is wanted
 
 
 def _mix(z: Tensor) -> Tensor:
-    z = (z ^ _shift(z, 30)) * _signed(0xBF58476D1CE4E5B9)
-    z = (z ^ _shift(z, 27)) * _signed(0x94D049BB133111EB)
-    return z ^ _shift(z, 31)
+    """SplitMix64's finaliser, in place of its argument."""
+    z.bitwise_xor_(_shift(z, 30)).mul_(_signed(0xBF58476D1CE4E5B9))
+    z.bitwise_xor_(_shift(z, 27)).mul_(_signed(0x94D049BB133111EB))
+    return z.bitwise_xor_(_shift(z, 31))
 
 
 def key(*parts: int) -> int:
@@ -55,8 +56,8 @@ def uniform(seed: int, epoch: int, index_B: Tensor, slot_S: Tensor) -> Tensor:
 
 def permutation(seed: int, epoch: int, count: int) -> Tensor:
     """The order of an epoch: a permutation of range(count), int64. No two hashes are equal: `_mix` is a bijection."""
-    index = torch.arange(count)
-    return bits(seed, epoch, index, torch.tensor([_ORDER_SLOT]))[:, 0].argsort()
+    drawn = bits(seed, epoch, torch.arange(count), torch.tensor([_ORDER_SLOT]))[:, 0]
+    return torch.from_numpy(drawn.numpy().argsort())  # four times as fast as torch's
 
 
 def seed_step(seed: int, step: int, device: torch.device) -> None:

@@ -31,7 +31,7 @@ from cnnrun.progress import say
 from cnnrun.records import RECORD, digest
 from cnnrun.spec import Spec
 
-_DECODER = 3  # raised whenever the same file would be decoded to other pixels or remembered otherwise
+_DECODER = 4  # raised whenever the same file would be decoded to other pixels or remembered otherwise
 _PAGES_BYTES = 64 << 10  # what the kernel maps around a page that is touched
 
 CacheKind = Literal["auto", "disk", "memory", "none"]
@@ -62,7 +62,7 @@ class Held:
         return len(self._array)
 
     def take(self, rows: Tensor) -> Tensor:
-        # numpy's take on one thread: torch's would start threads of its own beside the network's.
+        # numpy's, never torch's: a second thread that uses torch's thread pool slows the network's steps by a third.
         return torch.from_numpy(self._array.take(rows.numpy(), axis=0))
 
 
@@ -82,7 +82,7 @@ class Mapped:
         return len(self._array)
 
     def take(self, rows: Tensor) -> Tensor:
-        out = torch.from_numpy(self._array.take(rows.numpy(), axis=0))
+        out = torch.from_numpy(self._array.take(rows.numpy(), axis=0))  # see `Held`
         self._touched += len(rows) * self._bytes_each
         if self._touched > self._budget and not self.in_memory:
             self._map.madvise(mmap.MADV_DONTNEED)

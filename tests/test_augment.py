@@ -29,7 +29,7 @@ def draw(index: int, slot: str) -> float:
 
 
 def applied(augment: Augment, given: torch.Tensor) -> torch.Tensor:
-    return augment.apply(given, Draws(SEED, EPOCH, torch.arange(len(given)), augment.slots()))
+    return augment.apply(given, Draws(SEED, EPOCH, torch.arange(len(given)), augment.slots())).float()
 
 
 def test_nothing_asked_nothing_changed():
