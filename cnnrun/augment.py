@@ -195,7 +195,7 @@ class Augment(Spec):
         angle = reach["rotate"] * degree * draws.sign("rotate")
         slant = torch.tan(reach["shear"] * degree * draws.sign("shear"))
         size = 1 / (1 + reach["scale"] * draws.sign("scale"))
-        mirror = torch.stack([1 - 2 * flipped.float() for flipped in self._flips(draws)], 1)
+        mirror = torch.stack([1.0 - 2 * flipped for flipped in self._flips(draws)], 1)
         down, right = self._shifts(draws, reach, shape)
         made = affine(angle, slant, size, mirror, torch.stack([right, down], 1).float())
         if self.crop is None:
@@ -204,18 +204,20 @@ class Augment(Spec):
         return cropped(made, crop_boxes(self.crop.scale, self.crop.ratio, places, shape), shape)
 
     def _flips(self, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Whether each picture is mirrored left-right, up-down: bool [B] each."""
-        never = torch.zeros_like(draws.index_B, dtype=torch.bool)
-        sideways = draws["flip_x"] < 0.5 if self.flip in ("horizontal", "both") else never
-        return sideways, draws["flip_y"] < 0.5 if self.flip in ("vertical", "both") else never
+        """1 for each picture that is mirrored left-right, up-down, else 0: int64 [B] each."""
+
+        def drawn(slot: str, way: str) -> Tensor:
+            return (draws[slot] < 0.5).long() if self.flip in (way, "both") else torch.zeros_like(draws.index_B)
+
+        return drawn("flip_x", "horizontal"), drawn("flip_y", "vertical")
 
     def _mirror(self, draws: Draws) -> Mirror:
         sideways, upside_down = self._flips(draws)
         if self.flip == "both":
-            return Mirror(((), (3,), (2,), (2, 3)), sideways.long() + 2 * upside_down.long())
-        if self.flip == "none":
-            return Mirror(((),), torch.zeros_like(draws.index_B))
-        return Mirror(((), (2,) if self.flip == "vertical" else (3,)), (sideways | upside_down).long())
+            return Mirror(((), (3,), (2,), (2, 3)), sideways + 2 * upside_down)
+        if self.flip == "vertical":
+            return Mirror(((), (2,)), upside_down)
+        return Mirror(((), (3,)) if self.flip == "horizontal" else ((),), sideways)
 
     def _shift(self, draws: Draws, reach: Reach, shape: Sequence[int]) -> Shift | None:
         if not self.shift:
@@ -225,12 +227,13 @@ class Augment(Spec):
 
     def _shifts(self, draws: Draws, reach: Reach, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Whole pixels down and right: int64 [B] each, uniform over -reach..reach."""
-        if not self._any("shift"):
-            return torch.zeros_like(draws.index_B), torch.zeros_like(draws.index_B)
 
         def drawn(slot: str, side: int) -> Tensor:
-            pixels = torch.floor(torch.as_tensor(reach[slot] * side + 1e-4))  # 0.29 of 100 is 29, whatever float32 says
-            return ((draws[slot] * (2 * pixels + 1)).floor() - pixels).long()
+            if not self._any("shift"):
+                return torch.zeros_like(draws.index_B)
+            far = reach[slot] * side + 1e-4  # 0.29 of 100 is 29, whatever float32 says
+            pixels = math.floor(far) if isinstance(far, float) else far.long()
+            return (draws[slot] * (2 * pixels + 1)).long() - pixels
 
         return drawn("shift_y", shape[2]), drawn("shift_x", shape[3])
 

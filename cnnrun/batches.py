@@ -16,7 +16,7 @@ from cnnrun.sampling import Order, uniform_order
 
 # Several batches are prepared in one go, so that a small network does not wait for many small operations; pictures of
 # this many bytes stay in the processor's cache.
-AHEAD_BYTES = 4 << 20
+AHEAD_BYTES = 8 << 20
 
 Targets = dict[str, Tensor]
 Blend = Callable[[Targets, Targets, Tensor], Targets]  # targets, their partners', how much of each is its own

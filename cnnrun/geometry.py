@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -112,10 +113,16 @@ def _inside(height: int, width: int, shift: Shift) -> Tensor:
         rows, columns = _kept(height, down_B), _kept(width, right_B)
         return (rows[:, :, None] & columns[:, None, :]).flatten(1)
     # Shifts repeat within a batch: each one's mask is made once, and copied.
-    rows = _kept(height, torch.arange(-most_down, most_down + 1, device=down_B.device))
-    columns = _kept(width, torch.arange(-most_right, most_right + 1, device=down_B.device))
-    masks = (rows[:, None, :, None] & columns[None, :, None, :]).view(-1, height * width)
-    return masks.index_select(0, (down_B + most_down) * len(columns) + right_B + most_right)
+    masks = _masks(height, width, most_down, most_right, down_B.device)
+    return masks.index_select(0, (down_B + most_down) * (2 * most_right + 1) + (right_B + most_right))
+
+
+@lru_cache(8)
+def _masks(height: int, width: int, most_down: int, most_right: int, device: torch.device) -> Tensor:
+    """The mask of each shift up to those, uint8 [shifts, H * W]."""
+    rows = _kept(height, torch.arange(-most_down, most_down + 1, device=device))
+    columns = _kept(width, torch.arange(-most_right, most_right + 1, device=device))
+    return (rows[:, None, :, None] & columns[None, :, None, :]).view(-1, height * width)
 
 
 def _kept(size: int, shift_N: Tensor) -> Tensor:

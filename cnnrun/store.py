@@ -9,6 +9,7 @@ import hashlib
 import mmap
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -62,8 +63,7 @@ class Held:
         return len(self._array)
 
     def take(self, rows: Tensor) -> Tensor:
-        # numpy's, never torch's: a second thread that uses torch's thread pool slows the network's steps by a third.
-        return torch.from_numpy(self._array.take(rows.numpy(), axis=0))
+        return _taken(self._array, rows)
 
 
 class Mapped:
@@ -82,12 +82,22 @@ class Mapped:
         return len(self._array)
 
     def take(self, rows: Tensor) -> Tensor:
-        out = torch.from_numpy(self._array.take(rows.numpy(), axis=0))  # see `Held`
+        out = _taken(self._array, rows)
         self._touched += len(rows) * self._bytes_each
         if self._touched > self._budget and not self.in_memory:
             self._map.madvise(mmap.MADV_DONTNEED)
             self._touched = 0
         return out
+
+
+def _taken(array: NDArray[Any], rows: Tensor) -> Tensor:
+    """Those rows, by all threads; by one in a thread that reads ahead.
+
+    A second thread that used torch's thread pool would slow the network's steps by a third (benchmarks/README.md).
+    """
+    if threading.current_thread() is threading.main_thread():
+        return torch.from_numpy(array).index_select(0, rows)
+    return torch.from_numpy(array.take(rows.numpy(), axis=0))
 
 
 class Streamed:
