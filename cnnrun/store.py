@@ -33,7 +33,6 @@ from cnnrun.records import RECORD, digest
 from cnnrun.spec import Spec
 
 _DECODER = 4  # raised whenever the same file would be decoded to other pixels or remembered otherwise
-_PAGES_BYTES = 64 << 10  # what the kernel maps around a page that is touched
 
 CacheKind = Literal["auto", "disk", "memory", "none"]
 
@@ -52,7 +51,7 @@ class Pictures(Protocol):
 
 
 class Held:
-    """An array in memory."""
+    """An array in memory, or mapped from a file that fits it."""
 
     in_memory = True
 
@@ -63,41 +62,42 @@ class Held:
         return len(self._array)
 
     def take(self, rows: Tensor) -> Tensor:
-        return _taken(self._array, rows)
+        # A second thread that used torch's threads would slow the network's steps by a third (benchmarks/README.md).
+        if threading.current_thread() is threading.main_thread():
+            return torch.from_numpy(self._array).index_select(0, rows)
+        return torch.from_numpy(self._array.take(rows.numpy(), axis=0))
 
 
-class Mapped:
-    """A file of pictures, of which at most some `budget` bytes stay mapped: the kernel's page cache keeps the rest."""
+class OnDisk:
+    """A file of pictures larger than memory may hold: each is read when it is taken, and nothing of it stays.
 
-    def __init__(self, path: Path, shape: tuple[int, ...], budget: int) -> None:
-        with path.open("rb") as file:
-            # A private map: what is written to it would stay in this process.
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        self._array = np.frombuffer(self._map, np.uint8).reshape(shape)
-        self.shape, self._budget, self._touched = shape[1:], budget, 0
-        self._bytes_each = max(_PAGES_BYTES, int(np.prod(self.shape)))
-        self.in_memory = self._array.nbytes <= budget
+    Not mapped: the kernel maps up to 2 MiB around each byte that is touched, and counts them to this process.
+    """
+
+    in_memory = False
+
+    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
+        self._file = path.open("rb", buffering=0)
+        self._count, self.shape = shape[0], shape[1:]
 
     def __len__(self) -> int:
-        return len(self._array)
+        return self._count
 
     def take(self, rows: Tensor) -> Tensor:
-        out = _taken(self._array, rows)
-        self._touched += len(rows) * self._bytes_each
-        if self._touched > self._budget and not self.in_memory:
-            self._map.madvise(mmap.MADV_DONTNEED)
-            self._touched = 0
-        return out
+        out = np.empty((len(rows), *self.shape), np.uint8)
+        each, descriptor = out[0].nbytes if len(rows) else 0, self._file.fileno()
+        for place, row in enumerate(rows.tolist()):
+            if os.preadv(descriptor, (out[place].data,), row * each) != each:
+                raise StorageError(
+                    f"{self._file.name}: picture {row} is cut off; `cnnrun cache clear` removes the file"
+                )
+        return torch.from_numpy(out)
 
 
-def _taken(array: NDArray[Any], rows: Tensor) -> Tensor:
-    """Those rows, by all threads; by one in a thread that reads ahead.
-
-    A second thread that used torch's thread pool would slow the network's steps by a third (benchmarks/README.md).
-    """
-    if threading.current_thread() is threading.main_thread():
-        return torch.from_numpy(array).index_select(0, rows)
-    return torch.from_numpy(array.take(rows.numpy(), axis=0))
+def mapped(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """A file as an array; what is written to it would stay in this process."""
+    with path.open("rb") as file:
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8).reshape(shape)
 
 
 class Streamed:
@@ -167,8 +167,9 @@ def stored(
         entry.build(decoder, {"source": _where(split)}, run, progress)
     if kind == "none":
         return Stored(Streamed(decoder, workers), entry.records, entry.problems())
-    budget = int(settings.memory_gib * 2**30)
-    return Stored(Mapped(entry.path / "pixels.u8", (len(decoder), *shape), budget), entry.records, entry.problems())
+    path, full = entry.path / "pixels.u8", (len(decoder), *shape)
+    fits = int(np.prod(full)) <= settings.memory_gib * 2**30
+    return Stored(Held(mapped(path, full)) if fits else OnDisk(path, full), entry.records, entry.problems())
 
 
 def _in_memory(decoder: Decoder, workers: int, progress: Progress) -> Stored:

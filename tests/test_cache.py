@@ -21,7 +21,7 @@ from cnnrun.decoding import Decoder, threads
 from cnnrun.errors import DataError, StorageError
 from cnnrun.prepare import prepare
 from cnnrun.progress import bar
-from cnnrun.store import Mapped, listing, stored
+from cnnrun.store import OnDisk, listing, stored
 
 IMAGE = {"size": 8, "channels": 3}
 
@@ -207,26 +207,24 @@ def test_where_pictures_go_follows_their_size_and_is_said(picture_folder, folder
     assert "kept in memory and not for the next run" in capfd.readouterr().err
     assert kind(disk_gib=1e-9, memory_gib=1e-9) == "Streamed"
     assert "decoded anew at each use" in capfd.readouterr().err
-    assert kind() == "Mapped"
-    assert kind(disk_gib=1e-9) == "Mapped"  # it is there already
+    assert kind(memory_gib=1e-9) == "OnDisk"
+    assert kind(disk_gib=1e-9) == "Held"  # it is there already, and mapped
+    assert capfd.readouterr().err == ""
 
 
-def test_a_mapped_file_larger_than_its_budget_lets_go_of_its_pages(tmp_path):
+def test_a_file_larger_than_memory_may_hold_is_read_piece_by_piece(tmp_path, picture_folder, folder):
     pixels = np.random.default_rng(0).integers(0, 256, (4000, 3, 32, 32), dtype=np.uint8)
     pixels.tofile(tmp_path / "p")
-
-    def resident() -> int:
-        entry = next(
-            block for block in Path("/proc/self/smaps").read_text().split("VmFlags") if str(tmp_path / "p") in block
-        )
-        return int(entry.split("Rss:")[1].split()[0]) * 1024
-
-    large, small = (Mapped(tmp_path / "p", pixels.shape, budget) for budget in (1 << 30, 1 << 20))
-    for start in range(0, 4000, 100):
-        rows = torch.arange(start, start + 100)
-        assert np.array_equal(small.take(rows).numpy(), pixels[start : start + 100])
-    assert resident() < pixels.nbytes // 4
-    assert (large.in_memory, small.in_memory) == (True, False)
+    pictures = OnDisk(tmp_path / "p", pixels.shape)
+    rows = torch.randperm(4000, generator=torch.Generator().manual_seed(0))
+    assert np.array_equal(pictures.take(rows).numpy(), pixels[rows.numpy()])
+    assert str(tmp_path / "p") not in Path("/proc/self/maps").read_text()
+    assert (len(pictures), pictures.shape, len(pictures.take(rows[:0]))) == (4000, (3, 32, 32), 0)
+    os.truncate(tmp_path / "p", pixels.nbytes - 1)
+    with pytest.raises(StorageError, match="picture 3999 is cut off"):
+        pictures.take(torch.tensor([3999]))
+    small = data_of(picture_folder, cache="disk", cache_dir=str(folder), memory_gib=1e-9)
+    assert torch.equal(everything(small), everything(data_of(picture_folder, cache="memory")))
 
 
 def test_a_file_that_changes_under_way_is_named(picture_folder, folder):

@@ -50,10 +50,10 @@ def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
 
     runs.write_text(tmp_path / "f", "one")
 
-    def full(self, text):
+    def full(self, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(StorageError, match="No space left"):
         runs.write_text(tmp_path / "f", "two")
     assert (tmp_path / "f").read_text() == "one"
