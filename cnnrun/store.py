@@ -10,6 +10,7 @@ import mmap
 import os
 import shutil
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -77,20 +78,19 @@ class OnDisk:
     in_memory = False
 
     def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
-        self._file = path.open("rb", buffering=0)
-        self._count, self.shape = shape[0], shape[1:]
+        self._path, self._count, self.shape = path, shape[0], shape[1:]
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._file)
 
     def __len__(self) -> int:
         return self._count
 
     def take(self, rows: Tensor) -> Tensor:
         out = np.empty((len(rows), *self.shape), np.uint8)
-        each, descriptor = out[0].nbytes if len(rows) else 0, self._file.fileno()
+        each = int(np.prod(self.shape))
         for place, row in enumerate(rows.tolist()):
-            if os.preadv(descriptor, (out[place].data,), row * each) != each:
-                raise StorageError(
-                    f"{self._file.name}: picture {row} is cut off; `cnnrun cache clear` removes the file"
-                )
+            if os.preadv(self._file, (out[place].data,), row * each) != each:
+                raise StorageError(f"{self._path}: picture {row} is cut off; `cnnrun cache clear` removes the file")
         return torch.from_numpy(out)
 
 
