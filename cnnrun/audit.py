@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 # Near duplicates: the root mean square difference of two thumbs (grey levels), in absolute terms and in parts of their
 # own deviation. Chosen on Fashion-MNIST's training pictures, reported on others (benchmarks/README.md).
 NEAR_LEVELS, NEAR_PART = 4.0, 0.065
+_LEAST = 0.25  # grey levels
+_AT_ONCE = 256  # samples whose neighbours are looked for together
 _DIRECTIONS = 8  # principal directions in which neighbours are looked for
 
 
@@ -73,23 +75,35 @@ def leaks(columns: Columns) -> Leaks:
     return Leaks(spread(same, columns.split_N), spread(same, columns.label_N), spread(of_group, columns.split_N))
 
 
-def near(thumbs_NF: NDArray[np.uint8], limit: int = 5_000_000) -> NDArray[np.int64]:
+def near(thumbs_NF: NDArray[np.uint8], limit: int = 5_000_000) -> tuple[NDArray[np.int64], bool]:
     """Pairs of samples [P, 2] whose thumbs differ by no more than re-encoding and resizing make them differ.
 
     Neighbours are found exactly in the thumbs' first principal directions, where no pair is further apart than in all,
-    and then compared in all. `limit` bounds the pairs looked at; beyond it the first are.
+    and then compared in all. After `limit` neighbours the search ends; returns whether it went through.
     """
     from scipy.spatial import cKDTree
 
     values = thumbs_NF.astype(np.float32)
+    # Where the contrast is less than a grey level's worth of it, nothing can be near.
+    kept = np.flatnonzero(values.std(1) * NEAR_PART > _LEAST)
+    values = values[kept]
     if len(values) < 2:
-        return np.empty((0, 2), np.int64)
+        return np.empty((0, 2), np.int64), True
     sample = values[:: max(1, len(values) // 20_000)]
     _, directions = np.linalg.eigh(np.cov(sample, rowvar=False))
     flat = (values - sample.mean(0)) @ directions[:, -_DIRECTIONS:]
-    radius = NEAR_LEVELS * values.shape[1] ** 0.5
-    pairs: NDArray[np.int64] = cKDTree(flat).query_pairs(radius, output_type="ndarray")[:limit]
-    return pairs[_close(values, pairs)]
+    tree, radius, looked = cKDTree(flat), NEAR_LEVELS * values.shape[1] ** 0.5, 0
+    found = [np.empty((0, 2), np.int64)]
+    for first in range(0, len(flat), _AT_ONCE):
+        neighbours = tree.query_ball_point(flat[first : first + _AT_ONCE], radius)
+        one = np.repeat(np.arange(first, first + len(neighbours)), [len(each) for each in neighbours])
+        pairs = np.stack([one, np.concatenate([np.array(each, np.int64) for each in neighbours])], 1)
+        pairs = pairs[pairs[:, 0] < pairs[:, 1]]
+        found.append(pairs[_close(values, pairs)])
+        looked += len(pairs)
+        if looked > limit:
+            return kept[np.concatenate(found)], False
+    return kept[np.concatenate(found)], True
 
 
 def _close(values: NDArray[np.float32], pairs: NDArray[np.int64], chunk: int = 100_000) -> NDArray[np.bool_]:

@@ -132,9 +132,8 @@ def _classes(per_class: dict[str, dict[str, int]]) -> list[Finding]:
     found = []
     for split, counts in per_class.items():
         if missing := [name for name, count in counts.items() if not count]:
-            level: Level = "error" if split == "train" else "warning"
             examples = [[printable(name)] for name in missing[:EXAMPLES]]
-            found.append(Finding(level, f"classes without a picture in {split}", len(missing), examples))
+            found.append(Finding("warning", f"classes without a picture in {split}", len(missing), examples))
     train = {name: count for name, count in per_class["train"].items() if count}
     rare = [name for name, count in train.items() if count * _RARE <= max(train.values())]
     if rare:
@@ -175,13 +174,17 @@ def _leaks(data: Data, table: Columns, names: _Names, records: NDArray[Any]) -> 
 def _near(table: Columns, names: _Names, records: NDArray[Any]) -> list[Finding]:
     """Pictures that are nearly the same: re-encoded or resized. Of identical ones the first stands for all."""
     _, first = np.unique(records["pixels"], return_index=True)
-    pairs = first[audit.near(np.ascontiguousarray(records["thumb"][first]))]
+    found_pairs, through = audit.near(np.ascontiguousarray(records["thumb"][first]))
+    pairs = first[found_pairs]
     across = table.split_N[pairs[:, 0]] != table.split_N[pairs[:, 1]]
     found = []
     for part, where, level in ((across, "in several splits", "warning"), (~across, "in one split", "note")):
         if part.any():
             examples = names.sets(list(pairs[part]))
             found.append(Finding(level, f"nearly the same picture {where}", int(part.sum()), examples))  # type: ignore[arg-type]
+    if not through:
+        what = "pictures so much alike that the search for nearly the same ended early"
+        found.append(Finding("note", what, len(first), []))
     return found
 
 

@@ -14,8 +14,11 @@ from __future__ import annotations
 
 import fcntl
 import json
+import mmap
 import os
+import re
 import shutil
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +37,8 @@ BLOCK_PICTURES, BLOCK_BYTES = 1024, 32 << 20
 SYNC_BYTES = 64 << 20  # decoded between two waits for the disk: what a kill or a power cut can cost
 
 COPIES = "shards"  # beside the data sets: shards fetched from elsewhere
+_KEY, _COPY = re.compile(r"[0-9a-f]{32}"), re.compile(r"[0-9a-f]{32}\.(tar|[0-9]+\.tmp)")
+_PLANNED = {"source", "count", "shape", "block", "files", "blocks"}
 
 Progress = Callable[[str, int], Any]
 
@@ -61,6 +66,8 @@ class Entry:
 
     def build(self, decoder: Decoder, about: dict[str, Any], run: Map, progress: Progress) -> None:
         """Decode what is not there yet; waits while another process does. Raises StorageError."""
+        if self.complete() and not os.access(self.path, os.W_OK):
+            return  # of somebody else's cache: whole, and not to be written
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
             with _locked(self.path / "lock", str(self.path)):
@@ -124,9 +131,9 @@ class Entry:
         os.lseek(files["problems.jsonl"], 0, os.SEEK_END)
         os.write(files["problems.jsonl"], lines.encode())
 
-    def records(self) -> NDArray[Any]:
-        """A row of RECORD a picture, mapped: copy what is to stay."""
-        return np.memmap(self.path / "records", RECORD, "r")
+    def records(self) -> Callable[[], NDArray[Any]]:
+        """A function that maps a row of RECORD a picture: copy what is to stay. It outlives the folder's removal."""
+        return Records(self.path / "records")
 
     def problems(self) -> dict[int, str]:
         """What is wrong with each bad picture, by its number."""
@@ -134,14 +141,25 @@ class Entry:
         return dict(sorted((number, text) for number, text in map(json.loads, lines)))
 
 
+class Records:
+    """The records of an entry, held open, so that they are these whatever becomes of the cache."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._file)
+
+    def __call__(self) -> NDArray[Any]:
+        return np.frombuffer(mmap.mmap(self._file, 0, access=mmap.ACCESS_READ), RECORD)
+
+
 def entries(folder: Path) -> list[dict[str, Any]]:
     """Every data set in the cache, the one used last first."""
     found = []
     for path in _folders(folder):
-        plan = _read_json(path / "plan.json")
-        if path.name == COPIES:
-            plan = {"source": "copies of shards from elsewhere", "count": len(list(path.iterdir()))}
-        if isinstance(plan, dict):
+        plan = _read_json(path / "plan.json") if _KEY.fullmatch(path.name) else None
+        if path.name == COPIES and (copies := _copies(path)):
+            plan = dict.fromkeys(_PLANNED) | {"source": "shards from elsewhere", "count": len(copies), "shape": []}
+        if isinstance(plan, dict) and set(plan) >= _PLANNED:
             found.append(
                 {
                     "key": path.name,
@@ -154,6 +172,10 @@ def entries(folder: Path) -> list[dict[str, Any]]:
                 }
             )
     return sorted(found, key=lambda entry: -float(str(entry["used"])))
+
+
+def _copies(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if _COPY.fullmatch(path.name)]
 
 
 def bytes_used(folder: Path, but: str = "") -> int:
@@ -169,6 +191,11 @@ def clear(folder: Path, keys: list[str]) -> tuple[list[str], list[str]]:
     """Remove those data sets; returns (removed, left because a process is building them)."""
     removed, left = [], []
     for key in keys:
+        if key == COPIES:
+            for path in _copies(folder / key):
+                path.unlink()
+            removed.append(key)
+            continue
         try:
             with _locked(folder / key / "lock", None):
                 shutil.rmtree(folder / key)

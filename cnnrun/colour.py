@@ -24,7 +24,8 @@ def recoloured(
     channels = pictures.shape[1]
     weight_C = torch.tensor(_GREY if channels == 3 else (1.0,), device=pictures.device)
     gain, stretch = brightness_B[:, None], contrast_B[:, None]
-    mean_grey = (pictures.mean((2, 3)) @ weight_C)[:, None] * gain
+    # A sum, no matrix product: that gives other last bits to other numbers of rows.
+    mean_grey = (pictures.mean((2, 3)) * weight_C).sum(1)[:, None] * gain
     offset = ((1 - stretch) * mean_grey)[:, :, None, None]
     if channels == 1:
         return (pictures * (gain * stretch)[:, :, None, None] + offset).clamp_(0, 255)

@@ -18,7 +18,7 @@ from torch import Tensor
 from cnnrun import cache, manifest, runs
 from cnnrun.auditing import look_through
 from cnnrun.batches import TrainingBatches
-from cnnrun.contracts import Split
+from cnnrun.contracts import SourceSpec, Split
 from cnnrun.dataset import HOLD_OUT_KEYS, index
 from cnnrun.errors import ConfigError, DataError, printable
 from cnnrun.experiment import Experiment
@@ -77,10 +77,12 @@ def shown(experiment: Experiment, count: int, times: int, out: Path, board: Path
         columns.append((f"epoch {epoch + 1}", batch.pictures, experiment.task.words(batch.targets, data.facts)))
     made = sheet(columns)
     from PIL import Image as Pil
+    from PIL.PngImagePlugin import PngInfo
 
-    buffer = io.BytesIO()
-    Pil.fromarray(made).save(buffer, "PNG")
-    _write(out, buffer.getvalue())
+    buffer, about = io.BytesIO(), PngInfo()
+    about.add_text("Software", "cnnrun data show")
+    Pil.fromarray(made).save(buffer, "PNG", pnginfo=about)
+    _write(out, buffer.getvalue(), mine=b"cnnrun data show")
     if board:
         from torch.utils.tensorboard import SummaryWriter
 
@@ -102,18 +104,19 @@ class Parts:
 
 def divided(experiment: Experiment, parts: Parts, out: Path) -> dict[str, Any]:
     """Write a table with a split for each of the source's files; what it splits already stays so."""
-    indexed = index(experiment.data)
-    paths = manifest.files_of(_files(split) for split in indexed.sources() if isinstance(split.pictures, Files))
+    source: SourceSpec = experiment.data.source
+    indexed = source.read()
+    paths = manifest.files_of(_files(each) for each in indexed.splits.values() if isinstance(each.pictures, Files))
     if not paths:
         raise DataError("only sources of picture files can be divided: folder and table")
     root = _root(paths)
     rows: list[dict[str, str]] = []
-    for name, split in indexed.source.splits.items():
+    for name, split in indexed.splits.items():
         groups, written = _groups(split, parts.group_by)
-        columns = _columns(name, split, groups, parts, set(indexed.source.splits))
+        columns = _columns(name, split, groups, parts, set(indexed.splits))
         for number in range(len(split)):
             path = os.path.relpath(str(split.pictures[number]), root)
-            label = indexed.source.classes[int(split.targets["labels"][number])]
+            label = indexed.classes[int(split.targets["labels"][number])]
             group = {"group": written[number]} if written else {}
             rows.append({"path": path, "label": label, **group, **{key: each[number] for key, each in columns.items()}})
     text = io.StringIO(newline="")
@@ -125,7 +128,7 @@ def divided(experiment: Experiment, parts: Parts, out: Path) -> dict[str, Any]:
     return {
         "path": str(out),
         "root": str(root),
-        "classes": list(indexed.source.classes),
+        "classes": list(indexed.classes),
         "columns": {
             column: {name: sum(row[column] == name for row in rows) for name in ("train", "val", "test")}
             for column in chosen
@@ -151,6 +154,9 @@ def _columns(name: str, split: Split, groups: Tensor | None, parts: Parts, there
             rest = rest[~held]
     if not parts.folds:
         return {"split": made.tolist()}
+    there_are = len(rest) if groups is None else len(groups[rest].unique())
+    if there_are < parts.folds:
+        raise DataError(f"{there_are} {'samples' if groups is None else 'groups'} are too few for {parts.folds} folds")
     fold = folds(labels[rest], None if groups is None else groups[rest], parts.folds, parts.seed)
     columns = {}
     for number, column in enumerate(of_folds):
@@ -189,9 +195,10 @@ def _root(paths: list[Path]) -> Path:
     return Path(os.path.commonpath([path.parent for path in paths]))
 
 
-def _write(path: Path, data: bytes) -> None:
-    if path.is_dir():
-        raise ConfigError(f"{printable(str(path))}: is a folder; give a file")
+def _write(path: Path, data: bytes, mine: bytes | None = None) -> None:
+    """Write a new file; one that is there is only replaced if `mine`, which our own hold, is near its beginning."""
+    if path.exists() and not (mine and path.is_file() and mine in path.read_bytes()[:200]):
+        raise ConfigError(f"{printable(str(path))}: is there already; choose another")
     runs.write_bytes(path, data)
 
 

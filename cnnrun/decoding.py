@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnrun.contracts import Pair, Shape, Split
-from cnnrun.errors import DataError
+from cnnrun.errors import DataError, Unreadable
 from cnnrun.files import Files
+from cnnrun.labelling import MOST_LINES
 from cnnrun.pictures import Image, Opened, fitted, named, opened, opened_pixels, read
 from cnnrun.records import RECORD, describe, summarize
 
@@ -76,7 +77,11 @@ class Decoder:
             return fitted(seen.picture, self._size, self.image).transpose(2, 0, 1), data, seen
 
     def block(self, numbers: NDArray[np.int64], run: Map) -> Block:
-        """Those pictures with their records; a bad one is black, and its trouble is noted."""
+        """Those pictures with their records; a bad one is black, and its trouble is noted.
+
+        Raises Unreadable for files that cannot be read now.
+        """
+        unread: list[str] = []
         made = Block(np.zeros((len(numbers), *self.shape), np.uint8), np.zeros(len(numbers), RECORD), {})
 
         def decode(first: int) -> None:
@@ -85,6 +90,9 @@ class Decoder:
                 name = self.split.name(number)
                 try:
                     pixels, data, seen = self._decoded(number, name)
+                except Unreadable as error:
+                    unread.append(str(error))
+                    continue
                 except DataError as error:
                     made.problems[number] = str(error)
                     continue
@@ -92,6 +100,8 @@ class Decoder:
                 describe(made.records[place], name, data, seen, pixels)
 
         run(decode, range(0, len(numbers), _TASK))
+        if unread:
+            raise Unreadable(*sorted(unread)[:MOST_LINES])
         summarize(made.records, made.pixels)
         return made
 

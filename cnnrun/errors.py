@@ -54,6 +54,10 @@ class DataError(UserError):
     exit_code = 8
 
 
+class Unreadable(DataError):
+    """A file that the system does not give now, and may give later: never remembered as a bad one."""
+
+
 class Interrupted(UserError):
     """A signal asked to stop. Exit code as the shell expects it: 128 + signal number."""
 

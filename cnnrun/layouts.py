@@ -51,16 +51,19 @@ def _of_folder(path: Path) -> Any:
     inside = sorted(entry for entry in path.iterdir() if not entry.name.startswith(".") and entry.name not in CLUTTER)
     if (path / "Annotations").is_dir():
         raise _voc(path / "Annotations")
-    for place in (path / "annotations", path):
-        if found := sorted(place.glob("*.json")):
-            raise _coco(found[0])
+    if found := sorted((path / "annotations").glob("*.json")):
+        raise _coco(found[0])
     if any("-idx3-ubyte" in entry.name for entry in inside):
         return {"idx": str(path)}
+    if _classes_inside(inside):
+        return {"folder": str(path)}
+    if found := sorted(path.glob("*.json")):
+        raise _coco(found[0])
     if shards := [entry for entry in inside if entry.suffix == ".tar"]:
         by_split = {name: [str(shard) for shard in shards if _begins(shard, name)] for name in ("train", "val", "test")}
         return {"shards": {key: value for key, value in by_split.items() if value} or {"train": list(map(str, shards))}}
     tables = [entry for entry in inside if entry.suffix.lower() in _TABLES]
-    if len(tables) == 1 and not _classes_inside(inside):
+    if len(tables) == 1:
         return {"table": _table(tables[0])}
     return {"folder": str(path)}
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from cnnrun.contracts import Pair
-from cnnrun.errors import DataError, printable
+from cnnrun.errors import DataError, Unreadable, printable
 from cnnrun.files import Member
 from cnnrun.spec import SizePair, Spec
 
@@ -195,9 +195,12 @@ def named(name: str) -> Iterator[None]:
         raise line(f"not a picture (accepted: {', '.join(FORMATS)})") from None
     except (Pil.DecompressionBombWarning, Pil.DecompressionBombError):
         raise line(f"more than {MAX_PIXELS:,} pixels") from None
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise line(f"cannot be decoded: {printable(reason)}") from None
+    except OSError as error:
+        if error.errno is None or isinstance(error, FileNotFoundError):
+            raise line(f"cannot be decoded: {printable(error.strerror or str(error))}") from None
+        raise Unreadable(f"{printable(name)}: cannot be read: {printable(str(error.strerror))}") from None
+    except (ValueError, SyntaxError, EOFError, struct.error) as error:
+        raise line(f"cannot be decoded: {printable(str(error))}") from None
 
 
 def _mistaken(data: bytes) -> str | None:
@@ -291,6 +294,8 @@ def _middle(picture: Any, size: Pair, part: float) -> Any:
         wide = max(wide, int(tall * picture.width / picture.height))
     else:
         tall = max(tall, int(wide * picture.height / picture.width))
+    if wide * tall > MAX_PIXELS:
+        raise Refused(f"{picture.width}x{picture.height} pixels: far from the shape that `fit: crop` cuts from it")
     small = picture.resize((wide, tall), Pil.Resampling.BILINEAR)
     top, left = round((tall - height) / 2), round((wide - width) / 2)
     return small.crop((left, top, left + width, top + height))

@@ -167,6 +167,8 @@ def _without_leaks(dataset: Dataset, policy: str) -> Dataset:
     train = dataset.splits["train"]
     kept = torch.ones(len(train), dtype=torch.bool)
     kept[torch.from_numpy(table.index_N[drop])] = False
+    if not kept.any():
+        raise DataError(*lines, "no training picture is left without them")
     out = [{"split": "train", "picture": train.name(int(table.index_N[i])), "reason": "leakage"} for i in drop]
     splits = dataset.splits | {"train": train.only(kept)}
     notes = (*lines, *dataset.notes, f"{len(out):,} of them are left out of training (data.leakage: skip)")

@@ -11,15 +11,16 @@ from cnnrun.randomness import permutation
 def held_out(labels_N: Tensor, groups_N: Tensor | None, part: float, seed: int) -> Tensor:
     """Which samples to hold out: bool [N], `part` of every class; with groups, whole groups alone."""
     if groups_N is not None:
-        parts = max(2, round(1 / part)) if part > 0 else 0
-        return _grouped(labels_N, groups_N, seed, _shares(part)) == 1 if parts else torch.zeros(len(labels_N)).bool()
+        if not part:
+            return torch.zeros(len(labels_N), dtype=torch.bool)
+        return _grouped(labels_N, groups_N, seed, [1 - part, part]) == 1
     order = permutation(seed, 0, len(labels_N))
     held = torch.zeros(len(labels_N), dtype=torch.bool)
     for label in labels_N.unique():
         members = order[labels_N[order] == label]
         count = round(part * len(members))
         # A class of two or more is on both sides: what is held out can be learned, and is measured.
-        held[members[: max(count, 1) if len(members) > 1 else count]] = True
+        held[members[: min(max(count, 1), len(members) - 1) if part and len(members) > 1 else count]] = True
     return held
 
 
@@ -36,10 +37,6 @@ def folds(labels_N: Tensor, groups_N: Tensor | None, count: int, seed: int) -> T
         made[members] = (torch.arange(len(members)) + start) % count
         start += len(members)
     return made
-
-
-def _shares(part: float) -> list[float]:
-    return [1 - part, part]
 
 
 def _grouped(labels_N: Tensor, groups_N: Tensor, seed: int, shares: list[float]) -> Tensor:
@@ -61,6 +58,10 @@ def _grouped(labels_N: Tensor, groups_N: Tensor, seed: int, shares: list[float])
         total = counts.sum(0)
         before = ((wanted - have) / total).square().sum(1)
         after = ((wanted - have - counts[group]) / total).square().sum(1)
-        side[group] = int((after - before).argmin())
+        gain = after - before
+        # Of sides that want it equally the one that has least, for its size.
+        fullest = have.sum(1) / wanted.sum(1)
+        equal = gain <= gain.min() + 1e-9
+        side[group] = int(torch.where(equal, fullest, torch.inf).argmin())
         have[side[group]] += counts[group]
     return side[groups]

@@ -28,6 +28,7 @@ _SIDES = (32, 48, 64, 96, 128, 160, 192, 224)
 _SMALL = 40  # pictures up to this side are used as they are
 _LOOK = 400  # pictures whose headers decide the size
 _ENOUGH_STEPS, _FEW_EPOCHS, _MANY_EPOCHS = 3000, 20, 150
+_TINY = 40  # pictures: too few to report anything on a part of them
 _UNEVEN = 3  # classes that differ in size by more are weighed
 
 
@@ -118,10 +119,10 @@ class Choice:
 
 def _chosen(seen: Seen, train: int, minutes: float) -> Choice:
     """The largest pictures that can be shown often enough in the time that there is."""
-    batch = max(8, min(128, 2 ** int(math.log2(max(1, train / 12)))))
+    batch = max(2, min(128, 2 ** int(math.log2(max(1, 0.7 * train / 12)))))
     wanted = max(_FEW_EPOCHS, min(_MANY_EPOCHS, math.ceil(_ENOUGH_STEPS / max(1, train // batch))))
     split = {} if "val" in seen.splits else {"val": 0.1 if "test" in seen.splits else 0.15}
-    split |= {} if "test" in seen.splits else {"test": 0.15}
+    split |= {} if "test" in seen.splits or train < _TINY else {"test": 0.15}
     sides = [side for side in _sides(seen) if side >= 32] or _sides(seen)
     for side in reversed(sides):
         size = _size(seen, side)
@@ -203,6 +204,7 @@ def _written(
     uneven = max(counts) / min(counts) > _UNEVEN
     problems = {each["what"]: each for each in found["findings"] if each["level"] == "error"}
     bad = problems.pop("cannot be decoded", None)
+    problems = {what: each for what, each in problems.items() if "without a picture" not in what}
     lines = [
         f"# Written by `cnnrun init`: {sum(found['pictures'].values()):,} pictures, "
         f"{len(dataset.facts.classes)} classes of {min(counts):,} to {max(counts):,} training pictures.",

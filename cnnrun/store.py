@@ -20,6 +20,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 
 from cnnrun import cache
@@ -134,11 +135,11 @@ class CacheSettings(Spec):
 `auto`: the first of these that the sizes below allow."""
     cache_dir: str | None = None
     """Where they are kept; by default cnnrun's folder under the user's cache folder (`cnnrun cache list`)."""
-    disk_gib: float = 20.0
+    disk_gib: float = Field(20.0, ge=0)
     """What the cache folder may take altogether."""
-    memory_gib: float = 4.0
+    memory_gib: float = Field(4.0, ge=0)
     """What decoded pictures may take in memory."""
-    workers: int | None = None
+    workers: int | None = Field(None, ge=0, le=1024)
     """Threads that decode; by default one a processor. The result does not depend on it."""
 
 
@@ -162,14 +163,16 @@ def stored(
     kind = _kind(settings, folder, key, decoder)
     if folder is None or kind == "memory":
         return _in_memory(decoder, workers, progress)
-    entry = Entry(folder / key, len(decoder), shape, keep_pixels=kind == "disk")
+    # Without pixels it is another data set: both may be built at once.
+    name = key if kind == "disk" else hashlib.sha256(f"records of {key}".encode()).hexdigest()[:32]
+    entry = Entry(folder / name, len(decoder), shape, keep_pixels=kind == "disk")
     with threads(workers) as run:
         entry.build(decoder, {"source": _where(split)}, run, progress)
     if kind == "none":
-        return Stored(Streamed(decoder, workers), entry.records, entry.problems())
+        return Stored(Streamed(decoder, workers), entry.records(), entry.problems())
     path, full = entry.path / "pixels.u8", (len(decoder), *shape)
     fits = int(np.prod(full)) <= settings.memory_gib * 2**30
-    return Stored(Held(mapped(path, full)) if fits else OnDisk(path, full), entry.records, entry.problems())
+    return Stored(Held(mapped(path, full)) if fits else OnDisk(path, full), entry.records(), entry.problems())
 
 
 def _in_memory(decoder: Decoder, workers: int, progress: Progress) -> Stored:
@@ -190,11 +193,13 @@ def _kind(settings: CacheSettings, folder: Path | None, key: str, decoder: Decod
     needed = len(decoder) * int(np.prod(decoder.shape)) / 2**30
     if folder is None and settings.cache in ("disk", "none"):
         raise StorageError("data.cache: there is no cache folder (HOME is not set); give data.cache_dir")
-    if settings.cache != "auto":
+    if settings.cache in ("memory", "none"):
         return settings.cache
     if folder is not None and Entry(folder / key, len(decoder), decoder.shape, keep_pixels=True).complete():
         return "disk"
     why = _no_room(settings, folder, key, needed)
+    if why and settings.cache == "disk":
+        raise StorageError(f"data.cache: disk: {why}")
     if not why:
         return "disk"
     if needed <= settings.memory_gib:

@@ -1,5 +1,11 @@
 from __future__ import annotations
 
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 
@@ -7,9 +13,13 @@ from cnnrun import batches
 from cnnrun.augment import Augment
 from cnnrun.batch import Batch
 from cnnrun.batches import TrainingBatches, in_order
-from cnnrun.dataset import Data, index
+from cnnrun.contracts import Facts, Split
+from cnnrun.dataset import Data, Examples, index
+from cnnrun.errors import DataError
 from cnnrun.prepare import prepare
 from cnnrun.progress import bar
+from cnnrun.store import Held
+from cnnrun.tasks.classify import Classify
 
 CPU = torch.device("cpu")
 
@@ -74,3 +84,61 @@ def test_split_is_a_partition(examples, parts):
     assert len(pieces) == min(parts, 32)
     assert torch.equal(torch.cat([piece.pictures for piece in pieces]), batch.pictures)
     assert torch.equal(torch.cat([piece.index_B for piece in pieces]), batch.index_B)
+
+
+EVERY = {
+    "colour": {"brightness": 0.5, "contrast": 1.0, "saturation": 0.5, "hue": 0.2, "grayscale": 0.2},
+    "geometry": {
+        "rotate": 20.0,
+        "scale": 0.2,
+        "shear": 5.0,
+        "shift": 0.2,
+        "flip": "both",
+        "crop": {"scale": [0.5, 1.0]},
+    },
+    "copies": {"shift": 0.2, "flip": "both"},
+    "pixels": {"blur": 1.0, "noise": 9.0, "erase": 0.5},
+    "mixing": {"mixup": 0.4, "cutmix": 1.0},
+    "policy": {"policy": "trivial_augment"},
+}
+
+
+@pytest.mark.parametrize("asked", EVERY.values(), ids=EVERY.keys())
+@pytest.mark.parametrize(("size", "drop_last"), [(5, True), (33, False)])
+def test_where_one_begins_changes_no_bit(asked, size, drop_last):
+    """As a resume does, at steps that no go began at, with batches that fill no vector; a go has many steps or one."""
+    pixels = np.random.default_rng(0).integers(0, 256, (203, 3, 17, 17), dtype=np.uint8)
+    rows = torch.arange(203)
+    split = Split(pixels.transpose(0, 2, 3, 1), {"labels": rows % 3}, "noise")
+    coloured = Examples(Held(pixels), rows, split.targets, split, rows)
+
+    def fresh() -> TrainingBatches:
+        augment, steps = Augment.model_validate(asked), 203 // size + (not drop_last)
+        blend = partial(Classify().blend, facts=Facts(("a", "b", "c"), (3, 17, 17)))
+        return TrainingBatches(coloured, augment, size, steps, 3, CPU, blend=blend)
+
+    walked = fresh()
+    expected = [walked.at(step) for step in range(2 * walked.steps_per_epoch)]
+    for begin in (1, 2, 3, walked.steps_per_epoch + 1):
+        other = fresh()
+        for step in range(begin, min(begin + 3, len(expected))):
+            assert same(other.at(step), expected[step]), (begin, step)
+
+
+@pytest.mark.parametrize("ahead", [1, 4, 50])
+def test_reading_ahead_gives_the_same_and_names_what_fails(examples, ahead, monkeypatch):
+    monkeypatch.setattr(batches, "AHEAD_BYTES", 1)
+    plain = made(examples)
+    with closing(
+        TrainingBatches(examples, Augment(shift=0.2, rotate=9), 32, plain.steps_per_epoch, 3, CPU, prefetch=ahead)
+    ) as reading:
+        for step in (*range(plain.steps_per_epoch + 3), 2, 3, 40):
+            assert same(reading.at(step), made(examples).at(step))
+
+        def fails(rows):
+            raise DataError("pets/1.png: gone")
+
+        broken = replace(examples, pictures=SimpleNamespace(shape=examples.pictures.shape, in_memory=True, take=fails))
+    reading = TrainingBatches(broken, Augment(), 32, 5, 3, CPU, prefetch=ahead)
+    with closing(reading), pytest.raises(DataError, match="pets/1.png: gone"):
+        reading.at(0)

@@ -258,3 +258,52 @@ def test_without_a_home_there_is_no_cache_but_training_goes_on(picture_folder, m
     assert "HOME is not set" in capfd.readouterr().err
     with pytest.raises(StorageError, match="give data.cache_dir"):
         everything(data_of(picture_folder, cache="disk"))
+
+
+def test_clearing_removes_nothing_that_is_not_ours(tmp_path, run_cli):
+    for path in ("shards/train-0.tar", "tf/plan.json", "0" * 32 + "/plan.json", "0" * 32 + "/mine.txt"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("{}")
+    code, out, _ = run_cli("cache", "clear", "--all", "--dir", tmp_path)
+    assert (code, "0 removed" in out) == (0, True)
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 4
+
+
+def test_what_cannot_be_read_now_is_not_remembered_as_bad(picture_folder, folder, monkeypatch):
+    from cnnrun import pictures
+
+    real = pictures._read
+
+    def forbidden(item, listed):
+        if str(item).endswith("cat/3.png"):
+            raise PermissionError(13, "Permission denied")
+        return real(item, listed)
+
+    for policy in ("error", "skip"):
+        data = data_of(picture_folder, cache="disk", cache_dir=str(folder), bad_files=policy)
+        with monkeypatch.context() as patched:
+            patched.setattr(pictures, "_read", forbidden)
+            with pytest.raises(DataError, match=r"cat/3\.png: cannot be read: Permission denied"):
+                everything(data)
+    assert len(everything(data)) == 24
+
+
+def test_records_stay_while_somebody_clears(picture_folder, folder):
+    data = data_of(picture_folder, cache="disk", cache_dir=str(folder))
+    split = index(data).source.splits["train"]
+    kept = stored(split, (3, 8, 8), data.image, data, listing(split, False, 0), bar)
+    expected = np.array(kept.records())
+    cache.clear(folder, [path.name for path in folder.iterdir()])
+    assert np.array_equal(kept.records(), expected)
+    assert len(kept.pictures.take(torch.arange(3))) == 3
+
+
+def test_two_kinds_at_once_do_not_share_what_they_build(picture_folder, folder):
+    for kind in ("disk", "none"):
+        everything(data_of(picture_folder, cache=kind, cache_dir=str(folder)))
+    assert len(cache.entries(folder)) == 2
+
+
+def test_a_budget_is_one_for_disk_too(picture_folder, folder):
+    with pytest.raises(StorageError, match="would take more than data.disk_gib"):
+        everything(data_of(picture_folder, cache="disk", cache_dir=str(folder), disk_gib=1e-9))

@@ -111,6 +111,14 @@ def test_what_the_config_lets_be_is_left_out_and_listed(run_cli, config, root, t
     assert all(each["level"] != "error" for each in found.values())
 
 
+def test_training_on_what_is_tested_is_refused_even_where_leaks_are_left_out(run_cli, config, root, tmp_path):
+    for path in (root / "train").rglob("*.png"):
+        (root / "val" / path.relative_to(root / "train")).write_bytes(path.read_bytes())
+    code, _, err = run_cli("train", config, "data.leakage=skip", "train.batch=4", "--runs", tmp_path / "runs")
+    assert code == 8
+    assert "no training picture is left without them" in err
+
+
 def test_files_with_oddities_are_named(run_cli, config, root):
     (root / "train/cat/0.png").rename(root / "train/cat/0.jpg")
     exif = Pil.Exif()
@@ -213,9 +221,12 @@ def test_folds_and_groups(run_cli, picture_folder, tmp_path):
     data = experiment.load(config, [table]).data
     assert index(data).source.splits["train"].groups is not None
     assert run_cli("train", config, table, "train.epochs=1", "train.batch=4", "--runs", tmp_path / "runs")[0] == 0
+    out.unlink()
     for words in (["--folds", "1"], ["--val", "0.6", "--test", "0.5"], ["--group-by", "("]):
         assert run_cli("data", "split", config, *words, "--out", out)[0] == 2
-    assert run_cli("data", "split", config, "--group-by", "nothing", "--out", out)[0] == 8
+    for words in (["--group-by", "nothing"], ["--folds", "30"]):
+        assert run_cli("data", "split", config, *words, "--out", out)[0] == 8
+    assert not out.exists()
 
 
 def test_a_group_in_two_splits_is_a_leak(run_cli, picture_folder, tmp_path):
@@ -251,6 +262,11 @@ def test_a_sheet_shows_what_training_sees(run_cli, config, tmp_path):
     (image,) = events.Images("data/sheet")
     assert np.array_equal(np.asarray(Pil.open(io.BytesIO(image.encoded_image_string))), sheet)
     assert run_cli("data", "show", config, "--out", tmp_path)[0] == 2
+    photo(tmp_path / "mine.png", 3)
+    for words in (["show", config, "--out", tmp_path / "mine.png"], ["split", config, "--out", config]):
+        code, _, err = run_cli("data", *words)
+        assert (code, "is there already" in err) == (2, True)
+    assert run_cli("data", "check", config, "--write-manifest", config)[0] == 2
     before = out.read_bytes()
     run_cli("data", "show", config, *words, "--out", out)
     assert out.read_bytes() == before

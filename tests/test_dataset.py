@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from cnnrun.contracts import Split
 from cnnrun.data import Source
-from cnnrun.dataset import Data, Dataset, Examples, HoldOut, index
+from cnnrun.dataset import Data, Dataset, Examples, index
 from cnnrun.errors import DataError
 from cnnrun.pictures import load
 from cnnrun.prepare import prepare
@@ -117,11 +117,11 @@ def test_the_fingerprint_follows_the_data(picture_folder):
     assert prepared(folder_data(picture_folder)).facts.fingerprint != first
 
 
-def test_an_empty_split_is_refused():
-    everything = HoldOut.model_construct(val=1.0, test=0.0, seed=0)
-    data = DATA.validate_python({"source": "digits"}).model_copy(update={"split": everything})
-    with pytest.raises(DataError, match="the train split is empty"):
-        index(data)
+def test_an_empty_split_is_refused(tmp_path):
+    for name in ("a", "b"):
+        save_picture(tmp_path / name / "1.png")
+    with pytest.raises(DataError, match="the val split is empty"):
+        index(folder_data(tmp_path))
 
 
 def test_names_of_samples():

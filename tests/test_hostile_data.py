@@ -217,7 +217,7 @@ def test_b35_a_failing_disk_is_tried_three_times_then_named(tmp_path, monkeypatc
     monkeypatch.setattr(pictures, "_read", flaky)
     assert np.array_equal(loaded(path), expected)
     failures[:] = [116, 116, 116, 116]
-    with pytest.raises(DataError, match=r"p\.png: cannot be decoded: Input/output error"):
+    with pytest.raises(DataError, match=r"p\.png: cannot be read: Input/output error"):
         loaded(path)
     assert len(failures) == 1
     failures[:] = [13, 13]

@@ -50,10 +50,19 @@ def test_groups_are_spread_as_evenly_as_scikit_learn_spreads_them():
     assert 0.15 < float(part.float().mean()) < 0.25
 
 
+def test_groups_of_one_class_each_are_spread_over_the_folds():
+    groups = torch.arange(12).repeat_interleave(4)
+    sizes = torch.bincount(folds(groups % 4, groups, 5, 0), minlength=5)
+    assert sorted(sizes.tolist()) == [8, 8, 8, 12, 12]
+    assert len(folds(torch.tensor([0, 0, 1, 1, 1]), torch.tensor([0, 0, 1, 1, 1]), 2, 0).unique()) == 2
+
+
 def test_a_held_out_part_is_of_every_class():
     labels_N = torch.tensor([0] * 90 + [1] * 8 + [2] * 2 + [3])
     part = held_out(labels_N, None, 0.1, 3)
     assert torch.bincount(labels_N[part], minlength=4).tolist() == [9, 1, 1, 0]
+    most = held_out(labels_N, None, 0.9, 3)
+    assert torch.bincount(labels_N[~most], minlength=3)[:3].min() >= 1  # something is left to learn from
 
 
 def test_the_balanced_order_shows_each_class_equally_and_nothing_twice_before_all_once():

@@ -140,6 +140,15 @@ def test_arrays_shards_idx_and_the_digits(tmp_path):
     assert "image:" not in (tmp_path / "d.yaml").read_text()
 
 
+def test_five_pictures_are_enough_to_begin_with(tmp_path):
+    for number in range(5):
+        shape(tmp_path / "few" / "ab"[number % 2] / f"{number}.png", number, "disc")
+    (tmp_path / "few" / "classes.json").write_text("[]")  # not a COCO file: the folders say what this is
+    _, tried = started(tmp_path / "few", tmp_path / "c.yaml")
+    assert tried.train.batch == 2
+    assert tried.data.split.test == 0
+
+
 def test_a_slow_machine_gets_smaller_pictures_and_fewer_epochs(messy, tmp_path):
     quick, _ = started(messy, tmp_path / "a.yaml", minutes=100.0)
     slow, _ = started(messy, tmp_path / "b.yaml", minutes=0.1)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,7 +52,15 @@ train_images and train_labels, images and labels, x and y)."""
             with np.load(path, allow_pickle=False) as file:
                 found = {split: self._names(split, list(file.files)) for split in _USUAL}
                 splits = {name: _split(path, file, *names) for name, names in found.items() if names}
-        except (OSError, zipfile.BadZipFile, EOFError, KeyError) as error:
+        except (
+            OSError,
+            zipfile.BadZipFile,
+            zlib.error,
+            EOFError,
+            KeyError,
+            RuntimeError,
+            NotImplementedError,
+        ) as error:
             raise DataError(f"{path}: not a .npz file: {printable(str(error))}") from None
         if "train" not in splits:
             raise DataError(f"{path}: no training arrays; data.source.arrays.train: [pictures, labels] names them")
@@ -98,8 +108,19 @@ def _split(path: Path, file: Any, pictures: str, labels: str) -> Split:
     return Split(np.ascontiguousarray(made), {"labels": torch.from_numpy(numbers.astype(np.int64))}, pictures)
 
 
+def _check_header(path: Path, archive: zipfile.ZipFile, name: str) -> None:
+    """Refuse a header that claims more than the file holds, before memory is taken for it."""
+    with archive.open(name) as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, kind = read(file)
+    if not kind.hasobject and math.prod(shape) * kind.itemsize > archive.getinfo(name).file_size:
+        raise DataError(f"{path}: {printable(name)} says {list(shape)}, which is more than it holds")
+
+
 def _array(path: Path, file: Any, name: str) -> NDArray[Any]:
     try:
+        _check_header(path, file.zip, f"{name}.npy")
         array: NDArray[Any] = file[name]
     except ValueError as error:
         what = "holds Python objects (a pickle); save it as numbers" if "allow_pickle" in str(error) else str(error)

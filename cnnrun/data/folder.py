@@ -10,10 +10,10 @@ import torch
 from cnnrun.contracts import ClassNames, Indexed, SourceSpec, Split
 from cnnrun.errors import DataError, printable
 from cnnrun.files import Files
+from cnnrun.labelling import split_name
 from cnnrun.pictures import SUFFIXES
 from cnnrun.progress import say
 
-_SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 CLUTTER = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 
 
@@ -31,19 +31,25 @@ class Folder(SourceSpec):
         root = Path(self.root)
         if not root.is_dir():
             raise DataError(f"{root}: no such folder")
-        folders = {name: _first(root, names) for name, names in _SPLITS.items()}
-        found = {name: folder for name, folder in folders.items() if folder}
+        found = _split_folders(root)
         if found and "train" not in found:
             raise DataError(f"{root}: has {', '.join(f.name for f in found.values())} but no train folder")
         found = found or {"train": root}
         classes = self.classes or _class_names(found["train"])
         if len(classes) < 2:
             raise DataError(f"{found['train']}: needs a folder for each of two or more classes; has {len(classes)}")
-        return Indexed(tuple(classes), {name: _split(folder, classes, root) for name, folder in found.items()})
+        return Indexed(tuple(classes), {name: _split(folder, classes, root, name) for name, folder in found.items()})
 
 
-def _first(root: Path, names: tuple[str, ...]) -> Path | None:
-    return next((root / name for name in names if (root / name).is_dir()), None)
+def _split_folders(root: Path) -> dict[str, Path]:
+    """The folders in `root` that are called as splits are. Raises DataError where two are one split's."""
+    found: dict[str, Path] = {}
+    for entry in sorted(entry for entry in root.iterdir() if entry.is_dir() and not _hidden(entry.name)):
+        if name := split_name(entry.name):
+            if name in found:
+                raise DataError(f"{printable(str(root))}: both {found[name].name} and {entry.name} are {name} folders")
+            found[name] = entry
+    return found
 
 
 def _hidden(name: str) -> bool:
@@ -54,7 +60,11 @@ def _class_names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not _hidden(entry.name))
 
 
-def _split(folder: Path, classes: list[str], root: Path) -> Split:
+def _split(folder: Path, classes: list[str], root: Path, split: str) -> Split:
+    loose = [entry.name for entry in folder.iterdir() if entry.is_file() and entry.suffix.lower() in SUFFIXES]
+    if loose:
+        example = printable(min(loose))
+        say(f"{printable(str(folder))}: {len(loose)} picture(s) of no class left out, such as {example!r}")
     unknown = [name for name in _class_names(folder) if name not in classes]
     if unknown:
         raise DataError(f"{folder}: folder {printable(unknown[0])!r} is not a class of the training split")
@@ -62,7 +72,7 @@ def _split(folder: Path, classes: list[str], root: Path) -> Split:
     labels: list[int] = []
     for label, name in enumerate(classes):
         files = _files(folder / name, root)
-        if not files and folder.name not in ("val", "valid", "validation", "test"):
+        if not files and split == "train":
             raise DataError(f"{folder / name}: no pictures ({', '.join(sorted(SUFFIXES))}) for this class")
         paths += files
         labels += [label] * len(files)
@@ -77,7 +87,12 @@ def _files(folder: Path, root: Path) -> list[str]:
     left_out: list[str] = []
     seen: set[tuple[int, int]] = set()
     inside = root.resolve()
-    for place, folders, names in os.walk(folder, followlinks=True):
+
+    def unreadable(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # a class without a folder, told by the caller
+            raise DataError(f"{printable(str(error.filename))}: cannot be read ({error.strerror})")
+
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=unreadable):
         if not Path(place).resolve().is_relative_to(inside):
             raise DataError(f"{printable(place)}: a link to outside {root}; copy the folder in")
         status = Path(place).stat()

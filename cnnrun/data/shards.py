@@ -29,6 +29,7 @@ from cnnrun.progress import say
 
 PIPES = "CNNRUN_PIPES"  # set to 1 in the environment, it lets a config name commands
 _URL = re.compile(r"(https?|s3|gs|ftps?|sftp|hf|ais)://[A-Za-z0-9._~:/?#@!&+,;=%-]+")
+_PICTURES = ", ".join(sorted(SUFFIXES))
 _MAX_LABEL_BYTES, _MOST_SHARDS = 4096, 100_000
 
 Urls = str | Annotated[list[str], Field(min_length=1)]
@@ -55,11 +56,12 @@ class Shards(SourceSpec):
         found = {name: self._samples(urls) for name in ("train", "val", "test") if (urls := getattr(self, name))}
         written = [label for _, labels in found.values() for label in labels]
         classes = self.classes or class_names(found["train"][1])
-        if not self.classes and all(label.isdecimal() for label in written):
-            # Whole numbers are the classes' own: one that no training sample has is a class all the same.
-            classes = [str(i) for i in range(1 + max(map(int, written)))]
+        highest = max(map(int, written)) if all(re.fullmatch("[0-9]{1,9}", label) for label in written) else None
+        if not self.classes and highest is not None and highest < 2 * len(set(written)) + 10:
+            # Whole numbers from 0 up are the classes' own: one that no training sample has is a class all the same.
+            classes = [str(i) for i in range(1 + highest)]
         number = {name: i for i, name in enumerate(classes)}
-        if self.classes and all(label.isdecimal() for label in written):
+        if self.classes and highest is not None:
             number = {str(i): i for i in range(len(classes))}
         refuse(
             [
@@ -187,6 +189,8 @@ def _sample(
     shard: Path, file: IO[bytes], sample: dict[str, tarfile.TarInfo], label: str
 ) -> Iterator[tuple[str, int, int, str]]:
     pictures = [member for extension, member in sample.items() if f".{extension.lower()}" in SUFFIXES]
+    if not pictures and label in sample:
+        raise DataError(f"{printable(f'{shard}/{sample[label].name}')}: its sample has no picture ({_PICTURES})")
     if not pictures:
         return
     name = printable(f"{shard}/{pictures[0].name}")

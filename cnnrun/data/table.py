@@ -54,6 +54,8 @@ class Table(SourceSpec):
             known = ", ".join(map(printable, rows.columns))
             raise DataError(f"{path}: has no column {printable(missing[0])!r} (columns: {known})")
         refuse(_mistakes(rows, wanted, self.picture, jail(root)))
+        for column in wanted[1:]:  # ' cat' is no class beside 'cat'
+            rows.columns[column] = [cell.strip() for cell in rows.columns[column]]
         paths, splits = rows.columns[self.picture], rows.columns[split] if split else ["train"] * len(rows)
         written = _one_hot(rows, labels) if isinstance(self.label, list) else rows.columns[self.label]
         return self._indexed(rows, root, paths, splits, written, rows.columns[group] if group else None)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import zipfile
 
 import numpy as np
@@ -81,3 +82,26 @@ def test_damage_and_bombs_are_refused(tmp_path):
         archive.infolist()[0].file_size = 1 << 50  # a header may claim what it likes
     with pytest.raises(DataError, match="unpacks to|not a .npz"):
         Arrays(path=str(tmp_path / "c.npz")).read()
+
+
+@pytest.mark.parametrize("at", [0.2, 0.5, 0.8])
+def test_a_damaged_compressed_file_is_named(tmp_path, at):
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, x=pictures(40), y=np.arange(40) % 3)
+    data = bytearray(path.read_bytes())
+    place = int(at * len(data))
+    data[place : place + 20] = bytes(20)
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"a\.npz"):
+        Arrays(path=str(path)).read()
+
+
+def test_a_header_that_claims_more_than_is_there_takes_no_memory(tmp_path):
+    path = tmp_path / "a.npz"
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**13, 8, 8)})
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", header.getvalue() + b"0" * 100)
+        archive.writestr("y.npy", header.getvalue())
+    with pytest.raises(DataError, match="more than it holds"):
+        Arrays(path=str(path)).read()

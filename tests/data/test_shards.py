@@ -89,6 +89,14 @@ def test_names_as_labels_and_other_splits(tmp_path):
         Shards(train=str(tmp_path / "a.tar"), val=str(tmp_path / "b.tar"), label="txt").read()
 
 
+def test_numbers_that_are_no_class_numbers_are_names(tmp_path):
+    png = save_picture(tmp_path / "x.png").read_bytes()
+    write_shard(
+        tmp_path / "a.tar", [{"cls": label, "png": png} for label in (b"20240102", b"20240101", b"99999999999")]
+    )
+    assert Shards(train=str(tmp_path / "a.tar")).read().classes == ("20240101", "20240102", "99999999999")
+
+
 def test_a_pipe_needs_the_users_leave_and_is_fetched_once(two, monkeypatch, capfd):
     pytest.importorskip("webdataset")
     counter = two / "count"
@@ -127,7 +135,8 @@ def test_urls_that_could_mean_more_are_refused(tmp_path, monkeypatch, url):
         (lambda p: write_shard(p, [{"cls": b"\xff", "png": b"x"}]), "not text"),
         (lambda p: write_shard(p, [{"cls": b"1" * 5000, "png": b"x"}]), "5,000 bytes"),
         (lambda p: write_shard(p, [{"cls": b"1", "png": b"x", "jpg": b"y"}]), "2 pictures"),
-        (lambda p: write_shard(p, [{"cls": b"1"}]), "no sample with a picture"),
+        (lambda p: write_shard(p, [{"cls": b"1"}]), r"s/0000\.cls: its sample has no picture"),
+        (lambda p: write_shard(p, [{"txt": b"1"}]), "no sample with a picture"),
         (lambda p: write_shard(p, [{"cls": b"1", "png": b"x"}], "gz"), "a compressed one must be unpacked"),
         (lambda p: write_shard(p, [{"__key__": "a", "cls": b"1", "png": b"x"}] * 2), "stands twice"),
     ],

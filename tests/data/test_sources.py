@@ -161,3 +161,38 @@ def test_folder_refuses_linked_folders_to_outside_and_says_what_it_leaves_out(tm
     os.symlink(tmp_path / "elsewhere", tmp_path / "root" / "a" / "link")
     with pytest.raises(DataError, match="a link to outside"):
         Folder(root=str(tmp_path / "root")).read()
+
+
+def test_folder_splits_by_their_usual_names_in_any_case(tmp_path):
+    for split in ("Training", "VALID", "Test"):
+        for name in ("a", "b"):
+            save_picture(tmp_path / split / name / "1.png", seed=len(split))
+    indexed = Folder(root=str(tmp_path)).read()
+    assert (set(indexed.splits), indexed.classes) == ({"train", "val", "test"}, ("a", "b"))
+    save_picture(tmp_path / "validation" / "a" / "1.png")
+    with pytest.raises(DataError, match="both VALID and validation are val folders"):
+        Folder(root=str(tmp_path)).read()
+
+
+def test_folder_says_what_lies_outside_of_classes(tmp_path, capfd):
+    for name in ("a", "b"):
+        save_picture(tmp_path / name / "1.png")
+    save_picture(tmp_path / "loose.png")
+    Folder(root=str(tmp_path)).read()
+    assert "1 picture(s) of no class left out, such as 'loose.png'" in capfd.readouterr().err
+
+
+def test_folder_names_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        save_picture(tmp_path / name / "1.png")
+    real = os.scandir
+
+    def forbidden(path):
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    (tmp_path / "a" / "deep").mkdir()
+    monkeypatch.setattr(os, "scandir", forbidden)
+    with pytest.raises(DataError, match="deep: cannot be read"):
+        Folder(root=str(tmp_path)).read()

@@ -175,3 +175,8 @@ def test_what_the_jail_lets_through_lies_inside(written):
     root = Path("/srv/pictures")
     if jail(root)(written) is None:
         assert Path(os.path.normpath(root / written)).is_relative_to(root)
+
+
+def test_spaces_around_a_label_make_no_other_class(tmp_path):
+    rows = [[row[0], f"{' ' * (i % 3)}{row[1]} "] for i, row in enumerate(six(tmp_path))]
+    assert Table(path=str(write(tmp_path / "t.csv", rows))).read().classes == ("a", "b")
