@@ -8,6 +8,7 @@
     |- ResourceError      6   memory, device, worker
     |- ParityError        7   an export that is not the model
     |- DataError          8   pictures, labels, splits
+    |  `- Unreadable      8   a file that the system does not give now
     `- Interrupted  130/143   SIGINT, SIGTERM: saved, then left
 
 Anything else that reaches the command line is a bug of ours: exit 1, with a traceback.

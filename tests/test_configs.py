@@ -57,6 +57,14 @@ def test_fashion_vgg_has_at_most_half_a_million_parameters():
 
 @pytest.mark.slow
 def test_digits_reach_98_percent(tmp_path):
-    tried = experiment.load(ROOT / "configs" / "digits.yaml")
-    run = commands.train(tried, tmp_path, CPU, resume=False)["run"]
-    assert commands.evaluate(Path(run), tmp_path, CPU, "test")["numbers"]["accuracy"] >= 0.98
+    """The mean over four divisions of the data: one run's figure on 359 pictures strays by a per cent.
+
+    With seed 0 and one division it was 0.994 on one machine, and on another 0.989 with two threads and 0.975 with one,
+    where only last bits differ (benchmarks/README.md).
+    """
+    reached = []
+    for seed in range(4):
+        tried = experiment.load(ROOT / "configs" / "digits.yaml", [f"seed={seed}", f"data.split.seed={seed}"])
+        run = commands.train(tried, tmp_path, CPU, resume=False)["run"]
+        reached.append(commands.evaluate(Path(run), tmp_path, CPU, "test")["numbers"]["accuracy"])
+    assert sum(reached) / 4 >= 0.98, reached
