@@ -46,7 +46,7 @@ def jail(root: Path) -> Callable[[str], str | None]:
     def why_not(written: str) -> str | None:
         if not written or "\0" in written:
             return "is empty" if not written else "has a NUL byte in it"
-        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", written):
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", written):
             return "is a URL; give a path relative to the root"
         if PurePosixPath(written).is_absolute() or PureWindowsPath(written).drive or written.startswith("\\"):
             return "is absolute; give a path relative to the root"

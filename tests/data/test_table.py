@@ -116,6 +116,12 @@ def test_mistakes_are_named_with_their_line(tmp_path, change, words):
         Table(path=str(write(tmp_path / "t.csv", rows))).read()
 
 
+def test_a_colon_makes_no_url(tmp_path):
+    rows = six(tmp_path)
+    rows.append([save_picture(tmp_path / "at 12:30.png", seed=9).name, "a"])
+    assert len(Table(path=str(write(tmp_path / "t.csv", rows))).read().splits["train"]) == 7
+
+
 def test_every_mistake_is_told_up_to_a_bound(tmp_path):
     rows = [[row[0], ""] for row in six(tmp_path)]
     with pytest.raises(DataError) as refused:
