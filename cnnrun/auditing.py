@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cnnrun import audit
 from cnnrun.audit import Columns
-from cnnrun.cache import Progress
+from cnnrun.cache import Progress, at_once
 from cnnrun.dataset import Data, Dataset
 from cnnrun.decoding import Decoder, processors, threads
 from cnnrun.errors import printable
@@ -21,7 +21,6 @@ from cnnrun.prepare import columns, statistics_of
 from cnnrun.records import RECORD
 
 EXAMPLES = 10  # of each finding that are named
-_BLOCK = 1024
 _RARE = 10  # a class that has so many times fewer pictures than another is said
 
 Level = Literal["error", "warning", "note"]
@@ -112,9 +111,10 @@ def _records(data: Data, dataset: Dataset, progress: Progress) -> NDArray[Any]:
         decoder = Decoder(examples.source, dataset.facts.image, data.image, None)
         made = np.zeros(len(rows), RECORD)
         with threads(processors()) as run, progress(f"looking at {name}", len(rows)) as advance:
-            for first in range(0, len(rows), _BLOCK):
-                block = decoder.block(rows[first : first + _BLOCK], run)
-                made[first : first + _BLOCK] = block.records
+            each = at_once(int(np.prod(dataset.facts.image)))
+            for first in range(0, len(rows), each):
+                block = decoder.block(rows[first : first + each], run)
+                made[first : first + each] = block.records
                 advance(len(block.records))
         parts.append(made)
     return np.concatenate(parts)

@@ -43,6 +43,11 @@ _PLANNED = {"source", "count", "shape", "block", "files", "blocks"}
 Progress = Callable[[str, int], Any]
 
 
+def at_once(bytes_each: int) -> int:
+    """How many pictures of that size are decoded, written or summed up together."""
+    return max(1, min(BLOCK_PICTURES, BLOCK_BYTES // bytes_each))
+
+
 def home() -> Path | None:
     """cnnrun's folder under the user's cache folder; None where the user has none."""
     try:
@@ -79,7 +84,7 @@ class Entry:
 
     def _build(self, decoder: Decoder, about: dict[str, Any], run: Map, progress: Progress) -> None:
         (self.path / "complete.json").unlink(missing_ok=True)
-        each = max(1, min(BLOCK_PICTURES, BLOCK_BYTES // self._bytes_each))
+        each = at_once(self._bytes_each)
         firsts = range(0, self.count, each)
         about = about | {"count": self.count, "shape": list(self.shape), "block": each}
         files = self._open(len(firsts), about)

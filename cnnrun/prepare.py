@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cnnrun.audit import Columns, Leaks, leaks
-from cnnrun.cache import Progress
+from cnnrun.cache import Progress, at_once
 from cnnrun.contracts import Facts, Indexed, Split
 from cnnrun.dataset import Data, Dataset, Examples, Index
 from cnnrun.errors import DataError, printable
@@ -143,7 +143,7 @@ def _digests(examples: Examples, kept: Stored) -> NDArray[np.uint64]:
     """A hash of each picture's pixels at its own size."""
     if kept.records is not None:
         return np.ascontiguousarray(kept.records()["pixels"][examples.rows.numpy()])
-    parts = torch.arange(len(examples)).split(1024)
+    parts = torch.arange(len(examples)).split(at_once(int(np.prod(examples.pictures.shape))))
     return np.array([digest(one.numpy().tobytes()) for part in parts for one in examples.take(part)], np.uint64)
 
 
@@ -218,10 +218,10 @@ def statistics_of(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...
     return statistics(total, squares, int(np.prod(train.pictures.shape[1:])))
 
 
-def _sums(examples: Examples, chunk: int = 2048) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _sums(examples: Examples) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Sums over the pixels of each picture and channel, and of their squares: int64 [N, C] each."""
     made = np.zeros(len(examples), RECORD)
-    for part in torch.arange(len(examples)).split(chunk):
+    for part in torch.arange(len(examples)).split(at_once(int(np.prod(examples.pictures.shape)))):
         summarize(made[part[0] : part[-1] + 1], examples.take(part).numpy())
     channels = examples.pictures.shape[0]
     return made["total"][:, :channels], made["squares"][:, :channels]

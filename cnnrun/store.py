@@ -180,7 +180,7 @@ def _in_memory(decoder: Decoder, workers: int, progress: Progress) -> Stored:
     records = np.empty(len(decoder), RECORD)
     problems: dict[int, str] = {}
     with threads(workers) as run, progress("decoding", len(decoder)) as advance:
-        for numbers in np.array_split(np.arange(len(decoder)), -(-len(decoder) // cache.BLOCK_PICTURES)):
+        for numbers in np.array_split(np.arange(len(decoder)), -(-len(decoder) // cache.at_once(out[0].nbytes))):
             made = decoder.block(numbers, run)
             out[numbers], records[numbers] = made.pixels, made.records
             problems |= made.problems
@@ -205,6 +205,8 @@ def _kind(settings: CacheSettings, folder: Path | None, key: str, decoder: Decod
     if needed <= settings.memory_gib:
         say(f"decoded pictures are kept in memory and not for the next run: {why}")
         return "memory"
+    if folder is None:
+        raise StorageError(f"{needed:,.1f} GiB is more than data.memory_gib, and {why}; give data.cache_dir")
     say(f"pictures are decoded anew at each use: {needed:,.1f} GiB is more than data.memory_gib, and {why}")
     return "none"
 
