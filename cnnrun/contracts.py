@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor, nn
 
-from cnnrun.files import Files, Member, Members
+from cnnrun.files import Files, Members
 from cnnrun.spec import Kind
 
 Shape = tuple[int, ...]  # of one sample, without the batch: (C, H, W) for pictures, (F,) for vectors
@@ -110,9 +109,6 @@ def _distinct(names: list[str]) -> list[str]:
 
 
 ClassNames = Annotated[list[str], AfterValidator(_distinct)]
-
-
-Picture = Path | Member | NDArray[np.uint8]  # undecoded: a file, a part of a tar, or pixels [H, W, C]
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from cnnrun.cache import Progress, at_once
 from cnnrun.contracts import Facts, Indexed, Split
 from cnnrun.dataset import Data, Dataset, Examples, Index
 from cnnrun.errors import DataError, printable
+from cnnrun.labelling import MOST_LINES
 from cnnrun.pictures import Image
 from cnnrun.records import RECORD, digest, statistics, summarize
 from cnnrun.store import Stored, content, listing, stored
@@ -94,8 +95,8 @@ def _without_bad(
         if bad.all():
             raise DataError(f"no picture of the {name} split can be decoded; the first: {problems[int(rows[0])]}")
     if left_out and policy == "error":
-        more = [f"... and {len(left_out) - 20} more files"] if len(left_out) > 20 else []
-        lines = [each["reason"] for each in left_out[:20]]
+        more = [f"... and {len(left_out) - MOST_LINES} more files"] if len(left_out) > MOST_LINES else []
+        lines = [each["reason"] for each in left_out[:MOST_LINES]]
         raise DataError(*lines, *more, "mend or remove them, or leave them out with data.bad_files: skip")
     return made, left_out
 
@@ -140,7 +141,7 @@ def _groups(examples: Examples) -> Tensor:
 
 
 def _digests(examples: Examples, kept: Stored) -> NDArray[np.uint64]:
-    """A hash of each picture's pixels at its own size."""
+    """A hash of each picture's pixels, as the network sees them: uint64 [N]."""
     if kept.records is not None:
         return np.ascontiguousarray(kept.records()["pixels"][examples.rows.numpy()])
     parts = torch.arange(len(examples)).split(at_once(int(np.prod(examples.pictures.shape))))

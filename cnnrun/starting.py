@@ -19,7 +19,7 @@ from cnnrun.dataset import Data, Dataset, index
 from cnnrun.errors import ConfigError, DataError, printable
 from cnnrun.experiment import Experiment, parse
 from cnnrun.layouts import source_of
-from cnnrun.network import materialize
+from cnnrun.network import build, materialize
 from cnnrun.pictures import named, opened_header, read
 from cnnrun.prepare import prepare
 from cnnrun.progress import bar, say
@@ -41,8 +41,7 @@ def start(data: str, task: str, out: Path | None, minutes: float) -> dict[str, A
     if path.exists():
         raise ConfigError(f"{printable(str(path))}: is there already; choose another --out")
     seen = _seen(source)
-    train = seen.pictures
-    choice = _chosen(seen, train, minutes)
+    choice = _chosen(seen, minutes)
     lenient = {"bad_files": "skip", "leakage": "skip", "split": choice.split, "image": choice.image(seen)}
     settings = Data.model_validate({"source": source, **lenient})
     dataset = prepare(settings, index(settings), bar)
@@ -50,13 +49,13 @@ def start(data: str, task: str, out: Path | None, minutes: float) -> dict[str, A
     found = look_through(strict, prepare(settings.model_copy(update={"leakage": "keep"}), index(settings), bar), bar)
     text = _written(source, seen, choice, dataset, found, minutes, path)
     experiment = parse(text, str(path))
-    fitting(experiment, dataset.facts)  # what is written passes `check`
+    built = fitting(experiment, dataset.facts)  # what is written passes `check`
     runs.write_text(path, text)
     return {
         "path": str(path),
         "size": list(choice.size),
         "channels": seen.channels,
-        "parameters": fitting(experiment, dataset.facts).parameters,
+        "parameters": built.parameters,
         "epochs": choice.epochs,
         "batch": choice.batch,
         "images_per_second": round(choice.speed),
@@ -117,8 +116,9 @@ class Choice:
         return {} if seen.own_size else {"size": list(self.size), "channels": seen.channels}
 
 
-def _chosen(seen: Seen, train: int, minutes: float) -> Choice:
+def _chosen(seen: Seen, minutes: float) -> Choice:
     """The largest pictures that can be shown often enough in the time that there is."""
+    train = seen.pictures
     batch = max(2, min(128, 2 ** int(math.log2(max(1, 0.7 * train / 12)))))
     wanted = max(_FEW_EPOCHS, min(_MANY_EPOCHS, math.ceil(_ENOUGH_STEPS / max(1, train // batch))))
     split = {} if "val" in seen.splits else {"val": 0.1 if "test" in seen.splits else 0.15}
@@ -180,8 +180,6 @@ def _speed(layers: str, shape: tuple[int, int, int], batch: int) -> float:
     say(f"measuring a training step at {shape[1]}x{shape[2]}")
     text = f"task: classify\ndata: {{source: digits}}\nmodel:\n{layers}"
     experiment: Experiment = parse(text, "init")
-    from cnnrun.network import build
-
     facts = Facts(tuple(map(str, range(10))), shape)
     net = materialize(build(experiment.model.layers, experiment.task, facts).network, 0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
