@@ -250,7 +250,7 @@ def listing(split: Split, by_content: bool, workers: int | None) -> NDArray[np.i
     if isinstance(pictures, np.ndarray):
         return None
     if isinstance(pictures, Members):
-        shards = {shard: _stat(shard) for shard in pictures.shards}
+        shards = {shard: (*_stat(shard), *([_hashed(shard)] if by_content else [])) for shard in pictures.shards}
         return np.array([shards[member.shard] for member in pictures], np.int64)
     made = np.array([_stat(path) for path in pictures], np.int64)
     return np.column_stack([made, _contents(split, workers)]) if by_content else made
@@ -262,6 +262,12 @@ def _stat(path: Path) -> tuple[int, int]:
     except OSError:
         return -1, -1
     return status.st_size, status.st_mtime_ns
+
+
+def _hashed(shard: Path) -> int:
+    with shard.open("rb") as file:
+        made = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).digest()
+    return int.from_bytes(made, "little", signed=True)
 
 
 def _contents(split: Split, workers: int | None) -> NDArray[np.int64]:

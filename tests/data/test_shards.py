@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -95,6 +96,24 @@ def test_numbers_that_are_no_class_numbers_are_names(tmp_path):
         tmp_path / "a.tar", [{"cls": label, "png": png} for label in (b"20240102", b"20240101", b"99999999999")]
     )
     assert Shards(train=str(tmp_path / "a.tar")).read().classes == ("20240101", "20240102", "99999999999")
+
+
+def test_by_content_a_touched_shard_is_the_same_and_a_changed_one_is_not(two):
+    def key(by: str) -> str:
+        source = {"shards": str(two / "train-{00..01}.tar")}
+        data = Data.model_validate({"source": source, "image": IMAGE, "fingerprint": by})
+        return prepare(data, index(data), bar).facts.fingerprint
+
+    path, times, content = two / "train-00.tar", key("times"), key("content")
+    os.utime(path, ns=(1, 1))
+    assert key("times") != times
+    assert key("content") == content
+    data, times = bytearray(path.read_bytes()), key("times")
+    data[-1] ^= 1  # in the padding after the last member: no picture changes, only the file
+    path.write_bytes(data)
+    os.utime(path, ns=(1, 1))
+    assert key("times") == times
+    assert key("content") != content
 
 
 def test_a_pipe_needs_the_users_leave_and_is_fetched_once(two, monkeypatch, capfd):
