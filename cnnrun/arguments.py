@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,11 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Runs = Annotated[Path, typer.Option(help="The folder that holds the runs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 SplitName = Annotated[str | None, typer.Option(help="The split to use; by default test where there is one, else val.")]
+
+
+def first_rank() -> bool:
+    """Whether this process is the one of a distributed training that speaks."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def show(data: dict[str, Any], as_json: bool, for_people: Any) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import itertools
 import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,13 +25,14 @@ from cnnrun.learner import Job, check
 from cnnrun.network import Built, Network, build, materialize
 from cnnrun.prepare import prepare
 from cnnrun.progress import bar, say
+from cnnrun.ranks import Ranks
 from cnnrun.sampling import times_shown
 from cnnrun.trained import Trained
 from cnnrun.weights import Weights
 
 WEIGHTS = "weights.json"  # in a run folder: what it began with
 # Where pictures are kept and by how many threads they are read (tests/test_same_bits.py).
-_NO_MATTER = {"data.cache", "data.cache_dir", "data.disk_gib", "data.workers", "data.prefetch"}
+_NO_MATTER = {"data.cache", "data.cache_dir", "data.disk_gib", "data.workers", "data.prefetch", "train.timeout"}
 FILES = "data.tsv.gz"  # and the files that it learns from
 
 
@@ -51,7 +54,7 @@ def initial(experiment: Experiment) -> Weights | None:
     return weights.read(Path(experiment.model.weights)) if experiment.model.weights else None
 
 
-def fitting(experiment: Experiment, facts: Facts, given: Weights | None = None) -> Built:
+def fitting(experiment: Experiment, facts: Facts, given: Weights | None = None, ranks: int = 1) -> Built:
     """The network for this data, without memory, once everything is known to fit.
 
     Raises ConfigError, DataError or CheckpointError.
@@ -62,7 +65,7 @@ def fitting(experiment: Experiment, facts: Facts, given: Weights | None = None) 
         if split not in facts.counts:
             raise DataError(f"the data has no {split} split; give data.split.{split} a part of the training pictures")
     built = network(experiment, facts)
-    check(experiment.train, facts.counts["train"], built.network)
+    check(experiment.train, facts.counts["train"], built.network, ranks)
     if given:
         start_of(experiment, built.network, given, facts)
     return built
@@ -85,7 +88,14 @@ def balance(experiment: Experiment, data: Dataset) -> list[str]:
     return lines
 
 
-def job(experiment: Experiment, data: Dataset, given: Weights | None, run: Path, device: torch.device) -> Job:
+def job(
+    experiment: Experiment,
+    data: Dataset,
+    given: Weights | None,
+    run: Path,
+    device: torch.device,
+    ranks: Ranks | None = None,
+) -> Job:
     """What the training loop works on; with `given` weights the network starts from them, aloud."""
     built = fitting(experiment, data.facts).network
     found = start_of(experiment, built, given, data.facts) if given else {}
@@ -109,27 +119,56 @@ def job(experiment: Experiment, data: Dataset, given: Weights | None, run: Path,
         run=run,
         memory_gib=experiment.data.memory_gib,
         prefetch=experiment.data.prefetch,
+        ranks=ranks or Ranks(),
     )
 
 
-def unfinished(experiment: Experiment, root: Path, resume: bool) -> Path | None:
-    """The newest unfinished run of the same config, when resuming; otherwise says that there is one."""
+def unfinished(experiment: Experiment, root: Path, resume: bool, strict: bool = False) -> Path | None:
+    """The newest unfinished run of the same config, when resuming; otherwise says that there is one.
+
+    `strict`: where there are only runs of other settings, raises CheckpointError that names them.
+    """
     left = runs.unfinished(root, experiment.name)
     if not resume:
         if left:
             say(f"{left[0]} is unfinished; --resume would go on with it")
         return None
+    others = []
     for run in left:
         try:
             other = load(run / runs.CONFIG)
         except ConfigError as error:
-            say(f"{run} is unfinished, but its config cannot be read: {error.lines[0]}")
+            others.append(f"{run} is unfinished, but its config cannot be read: {error.lines[0]}")
             continue
         if not (differ := differences(other, experiment.with_statistics_of(other))):
+            for line in others:
+                say(line)
             say(f"going on with {run}")
             return run
-        say(f"{run} is unfinished, but of other settings ({', '.join(differ)})")
+        others += [f"{run} is unfinished, but of other settings: {line}" for line in differ]
+    if others and strict:
+        raise CheckpointError(*others, "--strict-resume goes on with nothing but the same; --resume would start anew")
+    for line in others:
+        say(line)
     return None
+
+
+def unchanged(run: Path, environment: dict[str, Any], strict: bool) -> None:
+    """Say what of the machine is not as it was; `strict`: raises CheckpointError that names it."""
+    if (lines := runs.changes(run, environment)) and strict:
+        raise CheckpointError(*(f"{run}: {line}" for line in lines), "--resume would go on all the same")
+    for line in lines:
+        say(f"{line}: the result may differ in its last bits from an uninterrupted run's")
+    runs.write_json(run / runs.ENVIRONMENT, environment)
+
+
+def same_everywhere(data: Dataset, ranks: Ranks) -> None:
+    """Raises DataError where the ranks do not see the same data."""
+    seen = repr(replace(data.facts, fingerprint="")).encode()  # by times of files, which copies do not share
+    digest = int.from_bytes(hashlib.sha256(seen).digest()[:7], "little")
+    largest, smallest = ranks.agree([digest, -digest])
+    if largest != -smallest:
+        raise DataError(f"rank {ranks.rank} does not see the data that others see: {data.facts.counts} pictures here")
 
 
 def create(experiment: Experiment, data: Dataset, given: Weights | None, root: Path) -> Path:
@@ -156,16 +195,37 @@ def same_weights(run: Path, given: Weights) -> None:
         raise CheckpointError(f"{run}: the weights it began with changed since; train anew without --resume")
 
 
-def saved_in(run: Path, data: Dataset) -> checkpoint.Checkpoint | None:
-    """The checkpoint to go on from, if the run has one. Raises CheckpointError when the data is not the run's."""
+def saved_in(run: Path, data: Dataset, ranks: Ranks) -> checkpoint.Checkpoint | None:
+    """The checkpoint to go on from, if the run has one: as rank 0 has it. Raises CheckpointError for other data."""
+    found: list[checkpoint.Checkpoint] = []
+
+    def load_it() -> Any:
+        found.extend(each for each in [_saved_in(run, data)] if each)
+        return [[str(each.path), list(each.parts), each.state] for each in found]
+
+    about = ranks.from_first(load_it)
+    if not about:
+        return None
+    path, names, state = about[0]
+    flat = {f"{part}/{name}": value for each in found for part, of in each.parts.items() for name, value in of.items()}
+    sent = ranks.tensors_from_first(flat if found else None)
+    parts: checkpoint.Parts = {name: {} for name in names}
+    for key, value in sent.items():
+        part, name = key.split("/", 1)
+        parts[part][name] = value
+    return checkpoint.Checkpoint(Path(path), parts, state)
+
+
+def _saved_in(run: Path, data: Dataset) -> checkpoint.Checkpoint | None:
     saved = checkpoint.load_newest(run / "checkpoints", "latest", say)
     if saved is None:
         return None
-    before = Facts.from_json(saved.state["facts"])
-    facts = data.facts
+    before, facts = Facts.from_json(saved.state["facts"]), data.facts
     if before.fingerprint != facts.fingerprint:
         what = f"{sum(before.counts.values())} pictures in {len(before.classes)} classes then, "
         what += f"{sum(facts.counts.values())} in {len(facts.classes)} now{_first_difference(run / FILES, data)}"
+        if before.classes != facts.classes:
+            what += f"; classes were {', '.join(before.classes)}, are {', '.join(facts.classes)}"
         raise CheckpointError(f"{run}: the data changed since it was started ({what}); train anew without --resume")
     return saved
 
@@ -188,7 +248,7 @@ def _first_difference(listing: Path, data: Dataset) -> str:
 
 
 def differences(ours: Experiment, theirs: Experiment) -> list[str]:
-    """The paths of the settings that differ, but for those that change no bit of the result."""
+    """A line for each setting that differs, but for those that change no bit of the result."""
 
     def flat(value: object, path: str) -> dict[str, object]:
         if isinstance(value, dict):
@@ -200,7 +260,8 @@ def differences(ours: Experiment, theirs: Experiment) -> list[str]:
         return {path: value}
 
     a, b = (flat(each.model_dump(mode="json", by_alias=True), "") for each in (ours, theirs))
-    return sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key) and key not in _NO_MATTER)
+    keys = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key) and key not in _NO_MATTER)
+    return [f"{key} was {a.get(key, 'not there')}, is {b.get(key, 'not there')}" for key in keys]
 
 
 def find_run(target: Path | None, root: Path) -> tuple[Path, Path | None]:

@@ -13,23 +13,27 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures with their targets; `index_B` are the samples' numbers in their split."""
+    """Pictures with their targets; `index_B` are the samples' numbers in their split.
+
+    Of an optimizer step's batch this is one rank's share: `whole` pictures on all ranks, `parts` in its micro-batches.
+    """
 
     pictures: Tensor
     targets: dict[str, Tensor]
     index_B: Tensor
+    whole: int
+    parts: tuple[int, ...]
 
     def __len__(self) -> int:
         return self.pictures.shape[0]
 
-    def split(self, parts: int) -> list[Batch]:
-        """Consecutive micro-batches, as equal as possible; `parts` = 1 gives the batch itself."""
-        if parts == 1:
+    def micro(self) -> list[Batch]:
+        """Its micro-batches."""
+        if len(self.parts) == 1:
             return [self]
-        pictures, index = self.pictures.tensor_split(parts), self.index_B.tensor_split(parts)
-        targets = {name: value.tensor_split(parts) for name, value in self.targets.items()}
+        pictures, index = self.pictures.split(self.parts), self.index_B.split(self.parts)
+        targets = {name: value.split(self.parts) for name, value in self.targets.items()}
         return [
-            Batch(pictures[i], {name: pieces[i] for name, pieces in targets.items()}, index[i])
-            for i in range(parts)
-            if len(index[i])
+            Batch(pictures[i], {name: pieces[i] for name, pieces in targets.items()}, index[i], self.whole, (size,))
+            for i, size in enumerate(self.parts)
         ]

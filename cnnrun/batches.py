@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from cnnrun.augment import Augment
 from cnnrun.batch import Batch
 from cnnrun.dataset import Examples
 from cnnrun.draws import Draws
+from cnnrun.ranks import Ranks
 from cnnrun.sampling import Order, uniform_order
 
 # Several batches are prepared in one go, so that a small network does not wait for many small operations; pictures of
@@ -22,8 +25,39 @@ Targets = dict[str, Tensor]
 Blend = Callable[[Targets, Targets, Tensor], Targets]  # targets, their partners', how much of each is its own
 
 
+@dataclass(frozen=True)
+class Share:
+    """What a rank needs of a batch: the places of its own pictures, micro-batch by micro-batch, and of their partners.
+
+    `needed` are places in the batch; `own` and, for each of those needed, its `partner` are places in `needed`.
+    """
+
+    whole: int
+    parts: tuple[int, ...]
+    needed: Tensor
+    own: Tensor
+    partner: Tensor
+
+
+def share(whole: int, parts: int, ranks: Ranks, mixes: bool) -> Share:
+    """A rank's share of a batch of `whole` pictures in `parts` micro-batches, each of which all ranks work on.
+
+    So a micro-batch has the same pictures whatever the number of ranks. A picture is mixed with the batch's next one.
+    """
+    pieces = [micro.tensor_split(ranks.size)[ranks.rank] for micro in torch.arange(whole).tensor_split(parts)]
+    own = torch.cat(pieces)
+    needed = torch.cat([own, (own + 1) % whole]).unique() if mixes else own
+    at = torch.searchsorted(needed, own)
+    partner = torch.arange(len(needed))
+    if mixes:
+        partner[at] = torch.searchsorted(needed, (own + 1) % whole)
+    return Share(whole, tuple(len(piece) for piece in pieces if len(piece)), needed, at, partner)
+
+
 class TrainingBatches:
-    """The training batches of a run; `at(step)` depends on nothing but the arguments given here and the step.
+    """The training batches of a run, of each this rank's share.
+
+    `at(step)` depends on nothing but the arguments given here and the step.
 
     With `prefetch` a thread reads (and decodes, where pictures are not kept) so many batches ahead, and no less than
     what is prepared in one go; what is done with them is done when they are asked for, on the device.
@@ -41,15 +75,18 @@ class TrainingBatches:
         order: Order | None = None,
         blend: Blend | None = None,
         prefetch: int = 0,
+        parts: int = 1,
+        ranks: Ranks | None = None,
     ) -> None:
         self._examples, self._augment, self._batch, self._seed, self._device = examples, augment, batch, seed, device
         self._order, self._blend = order or uniform_order(len(examples)), blend
-        self._slots = augment.slots()
+        self._slots, self._ranks = augment.slots(), ranks or Ranks()
+        self._parts, self._shares = parts, dict[int, Share]()
         self.steps_per_epoch = steps_per_epoch
         self._orders: dict[int, tuple[Tensor, Tensor]] = {}
         self._ready: dict[int, Batch] = {}
         bytes_each = (1 if augment.copies else 4) * batch * int(torch.Size(examples.pictures.shape).numel())
-        self._ahead = max(1, AHEAD_BYTES // bytes_each)
+        self._ahead = max(1, AHEAD_BYTES * self._ranks.size // bytes_each)
         self._prefetch = -(-prefetch // self._ahead)  # in goes
         self._reader = ThreadPoolExecutor(1, "read ahead") if prefetch else None
         self._coming: dict[int, Future[Tensor]] = {}
@@ -60,8 +97,13 @@ class TrainingBatches:
             self._ready = self._prepare(step)
         return self._ready.pop(step)
 
+    def cut(self, parts: int) -> None:
+        """From now on in so many micro-batches."""
+        self._parts, self._shares = parts, {}
+        self._ready, self._coming = {}, {}
+
     def indices(self, step: int) -> Tensor:
-        """The samples of that step, as numbers in their split: int64 [B]."""
+        """The samples of that step on all ranks, as numbers in their split: int64 [B]."""
         return self._places(step, step + 1)[0]
 
     def close(self) -> None:
@@ -79,9 +121,22 @@ class TrainingBatches:
         samples, numbers = self._orders[epoch]
         return samples[chosen], numbers[chosen]
 
+    def _share(self, whole: int) -> Share:
+        if whole not in self._shares:
+            mixes = self._augment.mixes and self._blend is not None
+            self._shares[whole] = share(whole, self._parts, self._ranks, mixes)
+        return self._shares[whole]
+
+    def _needed(self, step: int) -> tuple[Tensor, Tensor, list[Share]]:
+        """Samples and draws' numbers that this rank takes in the go that begins at `step`, and its shares by step."""
+        samples, numbers = self._places(step, self._end(step))
+        shares = [self._share(len(part)) for part in samples.split(self._batch)]
+        places = torch.cat([each.needed + place * self._batch for place, each in enumerate(shares)])
+        return samples[places], numbers[places], shares
+
     def _rows(self, step: int) -> Tensor:
         """Which pictures the go that begins at `step` takes. In the main thread: see `Held.take`."""
-        return self._examples.rows[self._places(step, self._end(step))[0]]
+        return self._examples.rows[self._needed(step)[0]]
 
     def _end(self, step: int) -> int:
         """Where the go that begins at `step` ends: with the epoch at the latest."""
@@ -108,32 +163,45 @@ class TrainingBatches:
 
     def _prepare(self, step: int) -> dict[int, Batch]:
         raw = self._raw(step).to(self._device, non_blocking=True)
-        samples, numbers = self._places(step, self._end(step))
+        samples, numbers, shares = self._needed(step)
         draws = Draws(
             self._seed, step // self.steps_per_epoch, numbers.to(self._device, non_blocking=True), self._slots
         )
         pictures = self._augment.apply(raw, draws)
         targets = {name: values[samples].to(self._device) for name, values in self._examples.targets.items()}
-        parts = samples.split(self._batch)
+        sizes = [len(each.needed) for each in shares]
         if self._augment.mixes and self._blend:
-            # Each picture's partner is the next one of its own batch.
-            places = torch.arange(len(samples), device=self._device).split(self._batch)
-            partner = torch.cat([part.roll(-1) for part in places])
-            pictures, own = self._augment.mix(pictures, partner, draws)
-            targets = self._blend(targets, {name: values[partner] for name, values in targets.items()}, own)
-        pieces = {name: values.split(self._batch) for name, values in targets.items()}
+            partner = _shifted([each.partner for each in shares], sizes).to(self._device)
+            pictures, part = self._augment.mix(pictures, partner, draws)
+            targets = self._blend(targets, {name: values[partner] for name, values in targets.items()}, part)
+        if self._ranks.size > 1:  # what was needed for others' sake goes
+            own = _shifted([each.own for each in shares], sizes)
+            pictures, samples = pictures[own.to(self._device)], samples[own]
+            targets = {name: values[own.to(self._device)] for name, values in targets.items()}
+            sizes = [len(each.own) for each in shares]
+        pieces = {name: values.split(sizes) for name, values in targets.items()}
         return {
-            step + i: Batch(piece, {name: values[i] for name, values in pieces.items()}, parts[i])
-            for i, piece in enumerate(pictures.split(self._batch))
+            step + i: Batch(
+                picture_B, {name: values[i] for name, values in pieces.items()}, index_B, of.whole, of.parts
+            )
+            for i, (picture_B, index_B, of) in enumerate(
+                zip(pictures.split(sizes), samples.split(sizes), shares, strict=True)
+            )
         }
 
 
-def in_order(examples: Examples, batch: int, device: torch.device) -> Iterator[Batch]:
-    """Every sample once, in order, unchanged: for evaluation."""
-    for index in torch.arange(len(examples)).split(batch):
+def _shifted(places: list[Tensor], sizes: list[int]) -> Tensor:
+    """Places within several batches as places within all of them."""
+    firsts = [0, *itertools.accumulate(sizes)]
+    return torch.cat([each + first for each, first in zip(places, firsts, strict=False)])
+
+
+def in_order(examples: Examples, batch: int, device: torch.device, ranks: Ranks | None = None) -> Iterator[Batch]:
+    """Every sample once, in order, unchanged: for evaluation. Of several ranks each takes every so-many-th batch."""
+    rank, size = (ranks.rank, ranks.size) if ranks else (0, 1)
+    for index in torch.arange(len(examples)).split(batch)[rank::size]:
         pictures = examples.take(index).to(device).float()
-        targets = {name: values[index].to(device) for name, values in examples.targets.items()}
-        yield Batch(pictures, targets, index)
+        yield Batch(pictures, examples.targets_of(index, device), index, len(index), (len(index),))
 
 
 def default_prefetch(examples: Examples, device: torch.device) -> int:

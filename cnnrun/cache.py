@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnrun import disk
 from cnnrun.contracts import Shape
 from cnnrun.decoding import Block, Decoder, Map
 from cnnrun.errors import StorageError
@@ -80,7 +81,8 @@ class Entry:
                     self._build(decoder, about, run, progress)
                 os.utime(self.path)  # when it was last used
         except OSError as error:
-            raise StorageError(_disk_message(self.path, self.count * self._bytes_each, error)) from None
+            line = disk.trouble(self.path, self.count * self._bytes_each, error)
+            raise StorageError(f"{line} (data.cache_dir, data.cache)") from None
 
     def _build(self, decoder: Decoder, about: dict[str, Any], run: Map, progress: Progress) -> None:
         (self.path / "complete.json").unlink(missing_ok=True)
@@ -252,12 +254,7 @@ def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
-        file.write(json.dumps(data, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    disk.replace(path, (json.dumps(data, indent=1) + "\n").encode())
 
 
 def _read_json(path: Path) -> Any:
@@ -273,14 +270,3 @@ def _size(path: Path) -> int:
 
 def _bytes_in(folder: Path) -> int:
     return sum(512 * path.stat().st_blocks for path in folder.iterdir())
-
-
-def _disk_message(folder: Path, needed: int, error: OSError) -> str:
-    try:
-        free = f"{shutil.disk_usage(folder).free / 2**30:,.2f} GiB are free"
-    except OSError:
-        free = "the folder cannot be reached"
-    reason = error.strerror or str(error)
-    return (
-        f"{folder}: cannot write ({reason}); {needed / 2**30:,.2f} GiB are needed, {free} (data.cache_dir, data.cache)"
-    )

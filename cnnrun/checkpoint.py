@@ -4,11 +4,13 @@
     checkpoints/latest    a small file that names a directory; likewise `best`
 
 A directory appears under its name only when complete and on disk: temporary directory, fsync of each file, rename,
-fsync of the parent, then the pointer is replaced. Loading checks every size and SHA-256 before a tensor is used.
+fsync of the parent, then the pointer is replaced; only then old ones go. Loading checks every size and SHA-256 before
+a tensor is used.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -23,6 +25,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from cnnrun import disk
 from cnnrun.errors import CheckpointError, StorageError
 
 FORMAT = 1
@@ -50,7 +53,7 @@ def save(folder: Path, step: int, parts: Parts, state: dict[str, Any]) -> Path:
         for name, part in parts.items()
     }
     files["state.json"] = json.dumps(state, indent=1).encode()
-    files["manifest.json"] = json.dumps(_manifest(files), indent=1).encode()
+    files["manifest.json"] = _as_bytes(_manifest(step, files))
     needed = sum(map(len, files.values()))
     target = folder / f"step-{step:08d}"
     retry(lambda: _write_generation(target, files), folder, needed)
@@ -60,14 +63,20 @@ def save(folder: Path, step: int, parts: Parts, state: dict[str, Any]) -> Path:
 
 def point(folder: Path, pointer: str, name: str) -> None:
     """Make the small file `pointer` name the directory `name`, atomically."""
-    temporary = folder / f".{pointer}.tmp"
+    retry(lambda: disk.replace(folder / pointer, name.encode()), folder, len(name))
 
-    def replace() -> None:
-        _write_durably(temporary, name.encode())
-        temporary.replace(folder / pointer)
-        _sync_folder(folder)
 
-    retry(replace, folder, len(name))
+def settle(folder: Path, used: Path, best_step: int | None) -> None:
+    """Before a run goes on from `used`: mend what a kill between saving and pointing left, put damaged ones aside."""
+    sweep(folder)
+    for path in generations(folder):
+        if _step(path) > _step(used):
+            with contextlib.suppress(CheckpointError):
+                load(path)
+                continue
+            path.replace(path.with_name(f"{path.name}.damaged"))
+    if best_step is not None and (best := folder / f"step-{best_step:08d}").exists():
+        point(folder, "best", best.name)
 
 
 def prune(folder: Path, keep: int) -> None:
@@ -75,7 +84,7 @@ def prune(folder: Path, keep: int) -> None:
     pointed = {pointed_at(folder, pointer) for pointer in ("latest", "best")}
     for old in generations(folder)[:-keep]:
         if old.name not in pointed:
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
 
 
 def sweep(folder: Path) -> None:
@@ -87,7 +96,11 @@ def sweep(folder: Path) -> None:
 def generations(folder: Path) -> list[Path]:
     """Complete-looking generations, oldest first by step number."""
     found = [path for path in folder.glob("step-*") if path.name[5:].isdigit() and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name[5:]))
+    return sorted(found, key=_step)
+
+
+def _step(path: Path) -> int:
+    return int(path.name[5:])
 
 
 def pointed_at(folder: Path, pointer: str) -> str | None:
@@ -101,18 +114,24 @@ def pointed_at(folder: Path, pointer: str) -> str | None:
 
 def load(path: Path) -> Checkpoint:
     """A checkpoint whose every file has the size and hash of its manifest. Raises CheckpointError."""
-    manifest = _json(path / "manifest.json", None)
+    written = _bytes(path / "manifest.json", None)
+    manifest = _json(path / "manifest.json", written)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a checkpoint of format {FORMAT}; it is of another version of cnnrun")
     files = manifest.get("files")
-    if not isinstance(files, dict) or "state.json" not in files or not all(map(_plain, files)):
+    # A manifest that says the same in other bytes was not written here.
+    sound = written == _as_bytes(manifest)
+    if not sound or not isinstance(files, dict) or "state.json" not in files or not all(map(_plain, files)):
         raise CheckpointError(f"{path}: manifest.json is damaged")
+    if path.name != f"step-{manifest.get('step', -1):08d}":
+        raise CheckpointError(f"{path}: holds step {manifest.get('step')}")
     parts = {
         name.removesuffix(".safetensors"): _tensors(path / name, entry)
         for name, entry in files.items()
         if name.endswith(".safetensors")
     }
-    return Checkpoint(path, parts, _json(path / "state.json", files["state.json"]))
+    state = _json(path / "state.json", _bytes(path / "state.json", files["state.json"]))
+    return Checkpoint(path, parts, state)
 
 
 def load_newest(folder: Path, pointer: str, say: Callable[[str], None]) -> Checkpoint | None:
@@ -141,25 +160,19 @@ def retry(write: Callable[[], None], folder: Path, needed: int) -> None:
             return write()
         except OSError as error:
             if attempt == _ATTEMPTS:
-                raise StorageError(_disk_message(folder, needed, error)) from None
+                line = f"{disk.trouble(folder, needed, error)}; earlier checkpoints are kept"
+                raise StorageError(line) from None
             time.sleep(0.1 * 4**attempt)
     raise AssertionError("unreachable")
 
 
-def _disk_message(folder: Path, needed: int, error: OSError) -> str:
-    try:
-        free = f"{shutil.disk_usage(folder).free / 2**20:,.1f} MiB are free"
-    except OSError:
-        free = "the folder cannot be reached"
-    reason = error.strerror or str(error)
-    return (
-        f"{folder}: cannot write ({reason}); {needed / 2**20:,.1f} MiB are needed, {free}; earlier checkpoints are kept"
-    )
-
-
-def _manifest(files: dict[str, bytes]) -> dict[str, Any]:
+def _manifest(step: int, files: dict[str, bytes]) -> dict[str, Any]:
     entries = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
-    return {"format": FORMAT, "files": entries}
+    return {"format": FORMAT, "step": step, "files": entries}
+
+
+def _as_bytes(manifest: dict[str, Any]) -> bytes:
+    return json.dumps(manifest, indent=1).encode()
 
 
 def _write_generation(target: Path, files: dict[str, bytes]) -> None:
@@ -168,29 +181,21 @@ def _write_generation(target: Path, files: dict[str, bytes]) -> None:
     try:
         temporary.mkdir(parents=True)
         for name, data in files.items():
-            _write_durably(temporary / name, data)
-        _sync_folder(temporary)
-        if target.exists():  # the same step saved again; its bytes are the same, so either may survive
-            shutil.rmtree(target)
+            disk.write(temporary / name, data)
+        disk.sync(temporary)
+        if target.exists():  # the same step again, after the one before was damaged or not pointed at yet
+            _remove(target)
         temporary.rename(target)
-        _sync_folder(target.parent)
+        disk.sync(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_durably(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _remove(generation: Path) -> None:
+    """Out of the way at once, so that a kill leaves no half of it under its name."""
+    aside = generation.with_name(f"{generation.name}.old.tmp")
+    generation.replace(aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _plain(name: str) -> bool:
@@ -213,9 +218,9 @@ def _bytes(path: Path, entry: Any) -> bytes:
     return data
 
 
-def _json(path: Path, entry: Any) -> Any:
+def _json(path: Path, data: bytes) -> Any:
     try:
-        return json.loads(_bytes(path, entry))
+        return json.loads(data)
     except (ValueError, RecursionError):
         raise CheckpointError(f"{path}: damaged (not JSON)") from None
 

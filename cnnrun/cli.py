@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import time
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from cnnrun import __version__
-from cnnrun.arguments import Config, Device, Json, Overrides, Runs, SplitName, Target, show
+from cnnrun.arguments import Config, Device, Json, Overrides, Runs, SplitName, Target, first_rank, show
 from cnnrun.cli_data import cache_app, data_app, init
-from cnnrun.errors import UserError, printable
+from cnnrun.errors import Lost, UserError, printable
 
 
 class Mapping(StrEnum):
@@ -39,6 +42,9 @@ def train(
     config: Config,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with this config's newest unfinished run.")] = False,
+    strict_resume: Annotated[
+        bool, typer.Option("--strict-resume", help="So, but only if the result is that of an uninterrupted run.")
+    ] = False,
     device: Device = "auto",
     runs: Runs = Path("runs"),
     as_json: Json = False,
@@ -52,8 +58,9 @@ def train(
     from cnnrun import commands, report
 
     keep_freed_memory()
-    result = commands.train(experiment, runs, chosen, resume)
-    show(result, as_json, report.training)
+    result = commands.train(experiment, runs, chosen, resume or strict_resume, strict_resume)
+    if first_rank():
+        show(result, as_json, report.training)
 
 
 @app.command("eval")
@@ -257,25 +264,30 @@ def options(
     pass
 
 
-def _out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, on the host (torch raises a plain RuntimeError there) or on a device."""
-    text = str(error)
-    return isinstance(error, MemoryError) or "can't allocate memory" in text or "out of memory" in text
-
-
 def main() -> None:
     """Run the command line; a user's mistake is its lines on stderr and its exit code, never a traceback."""
     try:
         app()
     except UserError as error:
-        for line in error.lines:
-            print(printable(line), file=sys.stderr)  # noqa: T201
-        sys.exit(error.exit_code)
+        _leave(error, error.lines, error.exit_code)
     except (RuntimeError, MemoryError) as error:
-        if not _out_of_memory(error):
+        from cnnrun.device import out_of_memory
+
+        if not out_of_memory(error):
             raise
-        print("out of memory; train.accumulate: 2 (or more) or a smaller batch needs less", file=sys.stderr)  # noqa: T201
-        sys.exit(6)
+        _leave(error, ["out of memory; train.accumulate: 2 (or more) or a smaller batch needs less"], 6)
     except OSError as error:  # a disk that is full, read-only or failing, wherever it happened
-        print(printable(f"{error.filename or 'storage'}: {error.strerror or error}"), file=sys.stderr)  # noqa: T201
-        sys.exit(5)
+        _leave(error, [f"{error.filename or 'storage'}: {error.strerror or error}"], 5)
+
+
+def _leave(error: Exception, lines: Sequence[str], code: int) -> NoReturn:
+    """Print and go. Without waiting for threads where these may never end."""
+    rank, alone = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1") == "1"
+    for line in lines:
+        print(printable(line if rank == "0" else f"rank {rank}: {line}"), file=sys.stderr, flush=True)  # noqa: T201
+    if alone and not isinstance(error, Lost):
+        sys.exit(code)
+    if rank != "0":
+        time.sleep(1)  # torchrun ends all once one has ended: what the first has to say comes before
+    sys.stdout.flush()
+    os._exit(code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from cnnrun.assemble import (
     initial,
     job,
     network,
+    same_everywhere,
     same_weights,
     saved_in,
     trained,
+    unchanged,
     unfinished,
 )
 from cnnrun.contracts import Facts
@@ -29,35 +32,57 @@ from cnnrun.dataset import index
 from cnnrun.drawing import svg
 from cnnrun.errors import ConfigError
 from cnnrun.evaluate import evaluate as measure_split
-from cnnrun.experiment import Experiment, load
+from cnnrun.experiment import Experiment, parse
 from cnnrun.export import MIN_SAMPLES, Format, export
 from cnnrun.network import flops
 from cnnrun.outline import outline, text
 from cnnrun.progress import say
+from cnnrun.ranks import joined, restarted
 from cnnrun.train import fit
 from cnnrun.weights import How
 
 
-def train(experiment: Experiment, root: Path, device: torch.device, resume: bool) -> dict[str, Any]:
-    """Train to the end in a run folder; returns what was reached."""
-    run = unfinished(experiment, root, resume)
-    # A run that has a checkpoint no longer needs the weights it began with.
-    given = None if run and (run / "checkpoints" / "latest").exists() else initial(experiment)
-    if run:
-        experiment = experiment.with_statistics_of(load(run / runs.CONFIG))
-    if run and given:
-        same_weights(run, given)
-    experiment = experiment.with_weights_of(given.facts if given else None)
-    data = dataset(experiment)
-    for note in (*data.notes, *balance(experiment, data)):
-        say(f"data: {note}")
-    fitting(experiment, data.facts, given)  # nothing is made on the disk for a config that cannot be trained
-    run = run or create(experiment, data, given, root)
-    with runs.held(run):
-        saved = saved_in(run, data) if resume else None
-        for line in runs.note_environment(run, device):
-            say(f"{line}: the result may differ in its last bits from an uninterrupted run's")
-        return {"run": str(run), **fit(job(experiment, data, given, run, device), saved)}
+def train(
+    experiment: Experiment, root: Path, device: torch.device, resume: bool, strict: bool = False
+) -> dict[str, Any]:
+    """Train to the end in a run folder; returns what was reached. `strict` refuses to go on with anything but the same.
+
+    Of several ranks all come here; the first makes the run folder and writes.
+    """
+    if restarted() and not resume:
+        say("torchrun started this again: going on as with --resume")
+        resume = True
+    with joined(device, experiment.train.timeout) as ranks, ExitStack() as stack:
+        left = ranks.from_first(lambda: _left(experiment, root, resume, strict))
+        run = Path(left["run"]) if left else None
+        # A run that has a checkpoint no longer needs the weights it began with.
+        given = None if left and left["saved"] else initial(experiment)
+        if run and left:
+            experiment = experiment.with_statistics_of(parse(left["config"], str(run / runs.CONFIG)))
+        if run and given:
+            same_weights(run, given)
+        experiment = experiment.with_weights_of(given.facts if given else None)
+        data = dataset(experiment)
+        for note in (*data.notes, *balance(experiment, data)):
+            say(f"data: {note}")
+        # Nothing is made on the disk for a config that cannot be trained.
+        fitting(experiment, data.facts, given, ranks.size)
+        ranks.wait()
+        same_everywhere(data, ranks)
+        run = run or Path(ranks.from_first(lambda: str(create(experiment, data, given, root))))
+        ranks.from_first(lambda: stack.enter_context(runs.held(run)))
+        saved = saved_in(run, data, ranks) if resume else None
+        ranks.from_first(lambda: unchanged(run, runs.environment(device, ranks.size), strict))
+        return {"run": str(run), **fit(job(experiment, data, given, run, device, ranks), saved)}
+
+
+def _left(experiment: Experiment, root: Path, resume: bool, strict: bool) -> dict[str, Any] | None:
+    """The unfinished run to go on with, as the ranks tell each other."""
+    run = unfinished(experiment, root, resume, strict)
+    if run is None:
+        return None
+    saved = (run / "checkpoints" / "latest").exists()
+    return {"run": str(run), "config": (run / runs.CONFIG).read_text(), "saved": saved}
 
 
 def evaluate(target: Path | None, root: Path, device: torch.device, split: str | None) -> dict[str, Any]:

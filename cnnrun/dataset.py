@@ -84,6 +84,10 @@ class Examples:
         targets = {name: values[kept] for name, values in self.targets.items()}
         return replace(self, rows=self.rows[kept], source_rows=self.source_rows[kept], targets=targets)
 
+    def targets_of(self, index_B: Tensor, device: torch.device) -> dict[str, Tensor]:
+        """The targets of samples `index_B`."""
+        return {name: values[index_B].to(device) for name, values in self.targets.items()}
+
     def take(self, index_B: Tensor) -> Tensor:
         """Samples `index_B` as [B, C, H, W] on the host."""
         return self.pictures.take(self.rows[index_B])

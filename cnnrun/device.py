@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 import torch
@@ -13,16 +14,28 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
 
 def choose(name: str) -> torch.device:
-    """`auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:1`. Raises ConfigError or ResourceError."""
+    """`auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:1`. Raises ConfigError or ResourceError.
+
+    Of the processes that torchrun starts on a host, each takes the GPU of its number there.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if several := int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if name == "cuda" else name
     kind, _, number = name.partition(":")
     if kind not in ("cpu", "cuda") or (number and not number.isdigit()) or (kind == "cpu" and number):
         raise ConfigError(f"--device {name}: use auto, cpu, cuda or cuda:N")
     count = torch.cuda.device_count()
     if kind == "cuda" and int(number or 0) >= count:
-        raise ResourceError(f"--device {name}: this machine has {count} CUDA device(s); use --device cpu")
+        fix = "start no more processes than it has" if several and count else "use --device cpu"
+        raise ResourceError(f"--device {name}: this machine has {count} CUDA device(s); {fix}")
     return torch.device(name)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, on the host (torch raises a plain RuntimeError there) or on a device."""
+    text = str(error)
+    return isinstance(error, MemoryError) or "can't allocate memory" in text or "out of memory" in text
 
 
 def keep_freed_memory() -> None:

@@ -5,11 +5,13 @@
     |- CheckpointError    3   a checkpoint or model file
     |- NonFiniteError     4   NaN or infinity while training
     |- StorageError       5   a full, read-only or failing disk; a run in use
-    |- ResourceError      6   memory, device, worker
+    |- ResourceError      6   memory, device
+    |  |- Lost            6   a rank or a reading thread that no longer answers
+    |  `- Elsewhere       6   another rank failed and says so itself
     |- ParityError        7   an export that is not the model
     |- DataError          8   pictures, labels, splits
     |  `- Unreadable      8   a file that the system does not give now
-    `- Interrupted  130/143   SIGINT, SIGTERM: saved, then left
+    `- Interrupted  128 + n   SIGINT 130, SIGTERM 143, SIGUSR1 138: saved, then left
 
 Anything else that reaches the command line is a bug of ours: exit 1, with a traceback.
 """
@@ -45,6 +47,18 @@ class StorageError(UserError):
 
 class ResourceError(UserError):
     exit_code = 6
+
+
+class Lost(ResourceError):
+    """A rank or a thread that no longer answers: the process leaves without waiting for it."""
+
+
+class Elsewhere(ResourceError):
+    """Another rank failed, and says so itself."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank = rank
 
 
 class ParityError(UserError):

@@ -11,6 +11,7 @@ from cnnrun.batch import Batch
 from cnnrun.batches import in_order
 from cnnrun.contracts import Facts, Measured, Results, TaskSpec
 from cnnrun.dataset import Examples
+from cnnrun.ranks import Ranks
 
 
 def evaluate(
@@ -21,19 +22,38 @@ def evaluate(
     examples: Examples,
     batch: int,
     device: torch.device,
+    ranks: Ranks | None = None,
 ) -> Measured:
-    """The task's numbers on `examples`, and `loss`, its criterion's mean. `forward` gives raw outputs."""
-    meter = task.meter(facts)
-    total = torch.zeros((), dtype=torch.float64, device=device)
+    """The task's numbers on `examples`, and `loss`, its criterion's mean. `forward` gives raw outputs.
+
+    Of several ranks each runs every so-many-th batch, and each hears what all found, in the samples' order: the numbers
+    are those of one process, to the bit.
+    """
+    ranks = ranks or Ranks()
+    meter, total = task.meter(facts), torch.zeros((), dtype=torch.float64)
+    own = in_order(examples, batch, device, ranks)
+    places = torch.arange(len(examples)).split(batch)
     with torch.inference_mode():
-        for part in in_order(examples, batch, device):
-            outputs = forward(part.pictures).float()
-            losses: dict[str, Tensor] = criterion(outputs, part.targets)
-            total += torch.stack(list(losses.values())).sum() * len(part)
-            meter.update(task.decode(outputs), part.targets)
+        for first in range(0, len(places), ranks.size):
+            found = ranks.gather(_outcome(forward, criterion, task, next(own, None)))
+            for index, results in zip(places[first:], found, strict=False):
+                loss = results.pop("loss")
+                total = total + loss.double() * len(index)
+                meter.update(results, examples.targets_of(index, loss.device))
     measured = meter.compute()
     numbers = {"loss": float(total) / len(examples), **measured.numbers}
     return Measured(numbers, measured.tables, measured.matrices)
+
+
+def _outcome(
+    forward: Callable[[Tensor], Tensor], criterion: nn.Module, task: TaskSpec, part: Batch | None
+) -> dict[str, Tensor]:
+    """A batch's results and its `loss`; nothing for a rank that has none left."""
+    if part is None:
+        return {}
+    outputs = forward(part.pictures).float()
+    losses: dict[str, Tensor] = criterion(outputs, part.targets)
+    return {**task.decode(outputs), "loss": torch.stack(list(losses.values())).sum()}
 
 
 def measure(results: Callable[[Tensor], Results], task: TaskSpec, facts: Facts, batches: Iterable[Batch]) -> Measured:

@@ -1,8 +1,8 @@
-"""What learns, and one step of learning. The `train` section of the YAML."""
+"""What learns, and what its state is. The `train` section of the YAML."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,7 +14,6 @@ from torch.func import functional_call
 
 from cnnrun import checkpoint
 from cnnrun.augment import Augment
-from cnnrun.batch import Batch
 from cnnrun.batches import TrainingBatches, default_prefetch
 from cnnrun.contracts import Better, Facts, Measured, TaskSpec
 from cnnrun.dataset import Dataset, Examples
@@ -23,10 +22,13 @@ from cnnrun.evaluate import evaluate
 from cnnrun.frozen import cut, feature_bytes, features, held, hold
 from cnnrun.network import Network
 from cnnrun.optim import Ema, EmaSpec, Optimizer, Sgd, load_state_tensors, state_tensors
-from cnnrun.randomness import seed_step
+from cnnrun.ranks import Ranks
 from cnnrun.sampling import balanced_order
 from cnnrun.schedule import OneCycle, Schedule
 from cnnrun.spec import Kinds, Spec
+from cnnrun.syncnorm import synchronized
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 class EarlyStop(Spec):
@@ -45,7 +47,8 @@ class Train(Spec):
     batch: int = Field(128, ge=1, le=1_000_000)
     """Pictures per optimizer step, all devices and micro-batches together."""
     accumulate: int = Field(1, ge=1, le=10_000)
-    """Micro-batches that each batch is split into, to save memory."""
+    """Micro-batches that each batch is split into, to save memory. Twice as many from the step on for which it does \
+not suffice."""
     optimizer: Annotated[Optimizer, Kinds()] = Sgd(lr=0.05, momentum=0.9, nesterov=True)
     schedule: Annotated[Schedule, Kinds()] = OneCycle()
     freeze: str | None = None
@@ -63,12 +66,26 @@ class Train(Spec):
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     compile: bool = False
     """Compile the network with torch.compile."""
+    sync_batch_norm: bool = False
+    """Of several ranks: batch norm over the pictures of all of them, not of each on its own."""
     keep: int = Field(2, ge=1)
     """Checkpoints kept besides the best."""
+    save_every: int | None = Field(None, ge=1)
+    """Optimizer steps between checkpoints, for long epochs; there is always one at an epoch's end."""
+    timeout: float = Field(120.0, gt=0)
+    """Seconds without an answer from another rank, or from a picture being read, after which the run ends."""
 
     def steps_per_epoch(self, pictures: int) -> int:
         """Optimizer steps in an epoch of so many pictures."""
         return pictures // self.batch if self.drop_last else -(-pictures // self.batch)
+
+    def smallest(self, pictures: int) -> int:
+        """The smallest batch of an epoch of so many pictures."""
+        return self.batch if self.drop_last else (pictures % self.batch or self.batch)
+
+    def saves_at(self, step: int) -> bool:
+        """Whether there is to be a checkpoint after so many steps, wherever in the epoch."""
+        return self.save_every is not None and step % self.save_every == 0
 
     def stops_early(self, waited: int) -> bool:
         """Whether so many evaluations without improvement are enough."""
@@ -81,19 +98,28 @@ def monitored_numbers(task: TaskSpec) -> dict[str, Better]:
     return {"val/loss": loss} | {f"val/{name}": way for name, way in task.numbers().items()}
 
 
-def check(spec: Train, count: int, network: Network) -> None:
+def check(spec: Train, count: int, network: Network, ranks: int = 1) -> None:
     """What only shows once the number of training pictures is known. Raises ConfigError."""
     if spec.drop_last and spec.batch > count:
         raise ConfigError(f"train.batch: {spec.batch} is more than the {count} training pictures: no step an epoch")
-    norms = (nn.BatchNorm1d, nn.BatchNorm2d)
-    smallest = spec.batch if spec.drop_last else (count % spec.batch or spec.batch)
+    if problem := too_small(spec, count, network, ranks, spec.accumulate):
+        raise ConfigError(f"train.batch: {problem}: change batch, accumulate or drop_last")
+
+
+def too_small(spec: Train, count: int, network: Network, ranks: int, accumulate: int) -> str | None:
+    """Why batches cannot be split so far, or None: batch norm needs two pictures, a rank of several needs one."""
+    micro = spec.smallest(count) // accumulate
+    smallest = micro // ranks
     still = {id(module) for each in held(network, spec.freeze).values() for module in each.modules()}
     learning = [module for module in network.modules() if id(module) not in still]
-    if smallest // spec.accumulate < 2 and any(isinstance(module, norms) for module in learning):
-        raise ConfigError(
-            f"train.batch: batch norm needs (micro-)batches of two pictures or more; "
-            f"{count} pictures in batches of {spec.batch} / {spec.accumulate}: change batch, accumulate or drop_last"
-        )
+    split = f"{count} pictures in batches of {spec.batch} / {accumulate}" + (f" / {ranks} ranks" if ranks > 1 else "")
+    if ranks > 1 and smallest < 1:
+        return f"each rank needs a picture of each micro-batch; {split}"
+    if spec.sync_batch_norm:
+        smallest = micro
+    if smallest < 2 and any(isinstance(module, _NORMS) for module in learning):
+        return f"batch norm needs (micro-)batches of two pictures or more; {split}"
+    return None
 
 
 @dataclass(frozen=True)
@@ -110,12 +136,13 @@ class Job:
     run: Path
     memory_gib: float = 4.0
     prefetch: int | None = None
+    ranks: Ranks = field(default_factory=Ranks)
 
     @property
     def facts(self) -> Facts:
         return self.dataset.facts
 
-    def batches(self, examples: Examples) -> TrainingBatches:
+    def batches(self, examples: Examples, accumulate: int) -> TrainingBatches:
         """The run's training batches; `examples` may be the training split's features."""
         order = balanced_order(examples.targets["labels"]) if self.spec.sampler == "balanced" else None
         ahead = default_prefetch(examples, self.device) if self.prefetch is None else self.prefetch
@@ -129,6 +156,8 @@ class Job:
             order=order,
             blend=partial(self.task.blend, facts=self.facts),
             prefetch=ahead,
+            parts=accumulate,
+            ranks=self.ranks,
         )
 
 
@@ -138,6 +167,8 @@ class Learner:
     def __init__(self, job: Job) -> None:
         spec, device = job.spec, job.device
         self.network = job.network.to(device).to(memory_format=torch.channels_last)
+        if job.ranks.size > 1 and spec.sync_batch_norm:
+            synchronized(self.network, device)
         self.criterion = job.task.criterion(job.facts).to(device)
         self.both = nn.ModuleDict({"network": self.network, "criterion": self.criterion})
         hold(self.network, spec.freeze)
@@ -147,6 +178,9 @@ class Learner:
         self.scaler = torch.amp.GradScaler(device.type, enabled=spec.precision == "float16")
         self.ema = Ema(self.network, spec.ema.decay) if spec.ema else None
         self.body, self.forward = self.network, compiled(self.network, spec)
+        self.buffers = list(self.both.buffers())
+        self.statistics = [value for module in self.network.modules() for value in _own_statistics(module)]
+        self.moving = self._moving()
         self.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[spec.precision]
 
     def autocast(self, device: torch.device) -> torch.autocast:
@@ -198,7 +232,19 @@ class Learner:
         needed = feature_bytes(trunk, job.dataset, job.device) / 2**30
         return f"they would take {needed:.1f} GiB (data.memory_gib)" if needed > job.memory_gib else None
 
-    def evaluate(self, job: Job, split: str) -> Measured:
+    def _moving(self) -> dict[str, Tensor]:
+        """All that changes from step to step and must stay finite, by name: weights, statistics, their average."""
+        found: dict[str, Tensor] = {name: parameter.detach() for name, parameter in learning(self.both)}
+        measuring = {id(buffer) for module in self.network.modules() if module.training for buffer in module.buffers()}
+        found |= {
+            name: buffer
+            for name, buffer in self.network.named_buffers()
+            if id(buffer) in measuring and name.rsplit(".", 1)[-1] in ("running_mean", "running_var")
+        }
+        average = self.ema.average if self.ema else {}
+        return found | {f"{name} (ema)": average[name] for name in found if name in average}
+
+    def evaluate(self, job: Job, split: str, batch: int) -> Measured:
         """The averaged weights where there are any, on a split, without touching what learns."""
         self.network.eval()
         average = self.ema.average if self.ema else {}
@@ -210,9 +256,16 @@ class Learner:
                 return out
 
         examples = job.dataset.splits[split]
-        measured = evaluate(forward, self.criterion, job.task, job.facts, examples, job.spec.batch, job.device)
+        measured = evaluate(forward, self.criterion, job.task, job.facts, examples, batch, job.device, job.ranks)
         hold(self.network, job.spec.freeze)
         return measured
+
+
+def _own_statistics(module: nn.Module) -> list[Tensor]:
+    """What a batch norm that learns has measured of this rank's pictures alone."""
+    if not isinstance(module, _NORMS) or not module.training:
+        return []
+    return [value for value in module.buffers() if value.is_floating_point()]
 
 
 def learning(both: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -228,34 +281,3 @@ def compiled(network: nn.Module, spec: Train) -> nn.Module:
     """The network, compiled by torch where the config says so."""
     made: nn.Module = torch.compile(network) if spec.compile else network  # type: ignore[assignment]
     return made
-
-
-def backward(learner: Learner, job: Job, batch: Batch, step: int) -> Tensor:
-    """The gradients of one batch, micro-batch by micro-batch; returns its loss, detached, on the device."""
-    seed_step(job.seed, step, job.device)
-    total = torch.zeros((), device=job.device)
-    for part in batch.split(job.spec.accumulate):
-        inputs = part.pictures
-        if inputs.dim() == 4:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-        with learner.autocast(job.device):
-            outputs = learner.forward(inputs)
-        losses: dict[str, Tensor] = learner.criterion(outputs.float(), part.targets)
-        loss = sum(losses.values(), torch.zeros((), device=job.device)) * (len(part) / len(batch))
-        learner.scaler.scale(loss).backward()
-        total += loss.detach()
-    return total
-
-
-def update(learner: Learner, job: Job, step: int, factor: float) -> None:
-    """One optimizer step with the gradients at hand and `factor` of the peak rates, and the average of the weights."""
-    for group in learner.optimizer.param_groups:
-        group["lr"] = group["peak"] * factor
-    if job.spec.clip is not None:
-        learner.scaler.unscale_(learner.optimizer)
-        nn.utils.clip_grad_norm_(learner.both.parameters(), job.spec.clip)
-    learner.scaler.step(learner.optimizer)
-    learner.scaler.update()
-    learner.optimizer.zero_grad()
-    if learner.ema:
-        learner.ema.update(step)

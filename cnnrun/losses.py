@@ -1,19 +1,26 @@
-"""The losses of a run's steps: read without making the device wait, and the search for what is not finite."""
+"""What the steps say of themselves: read without making the device wait, and the search for what is not finite."""
 
 from __future__ import annotations
 
+import json
 import math
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from cnnrun.batch import Batch
 from cnnrun.batches import TrainingBatches
 from cnnrun.errors import NonFiniteError, printable
 from cnnrun.learner import Job, Learner
 
-_READ_EVERY = {"cpu": 1, "cuda": 20}  # steps between two looks at the losses; a look waits for the device
+# Steps between a step and the look at its numbers. A GPU is given one step's work before the last one's is looked at,
+# so that it never waits.
+_LAG = {"cpu": 0, "cuda": 1}
+_WHAT = ("the loss", "a gradient", "a weight or statistic")
 
 
 @dataclass
@@ -21,6 +28,7 @@ class State:
     """Everything that changes during a run and is not a tensor; `checkpoint` saves it as it is."""
 
     step: int = 0
+    accumulate: int = 0  # micro-batches a batch: the config's, or more where memory did not suffice
     best: float | None = None
     best_step: int = 0
     waited: int = 0
@@ -31,62 +39,109 @@ class State:
 
 
 class Losses:
-    """The steps' losses: kept on the device, read now and then, refused when not finite."""
+    """The steps' losses, kept on the device until they are read; what is not finite ends the run."""
 
     def __init__(self, state: State, batches: TrainingBatches, job: Job) -> None:
         self._state, self._batches, self._job = state, batches, job
-        self._pending: list[tuple[int, Tensor]] = []
-        self._every = _READ_EVERY.get(job.device.type, 1)
+        self._pending: deque[tuple[int, Callable[[], list[float]]]] = deque()
+        self._lag = _LAG.get(job.device.type, 0)
         self.last = math.nan
 
-    def add(self, loss: Tensor, learner: Learner) -> None:
-        """The loss of the step under way."""
-        self._pending.append((self._state.step, loss))
-        if len(self._pending) >= self._every:
-            self.read(learner)
+    def add(self, health: Tensor, learner: Learner) -> None:
+        """`step.health` of the step under way. On a CPU, what is not finite stops here, before the weights change."""
+        self._pending.append((self._state.step, _on_host(health)))
+        self._read(learner, self._lag)
 
     def read(self, learner: Learner) -> None:
-        """Bring what is pending to the host. Raises NonFiniteError that names the files and the first layer."""
-        if not self._pending:
-            return
-        steps = [step for step, _ in self._pending]
-        values = torch.stack([loss for _, loss in self._pending]).tolist()
-        self._pending.clear()
-        for step, value in zip(steps, values, strict=True):
-            if not math.isfinite(value):
-                raise NonFiniteError(*self._diagnosis(step, value, learner))
-            self._state.loss_sum += value
-            self._state.loss_count += 1
-            self.last = value
+        """Look at all that is pending. Raises NonFiniteError that names the files and the first layer."""
+        self._read(learner, 0)
 
-    def _diagnosis(self, step: int, value: float, learner: Learner) -> list[str]:
+    def _read(self, learner: Learner, left: int) -> None:
+        while len(self._pending) > left:
+            step, numbers = self._pending.popleft()
+            values = numbers()
+            for what, value in zip(_WHAT, values, strict=True):
+                if not math.isfinite(value):
+                    raise NonFiniteError(*self._diagnosis(step, f"{what} became {value}", learner))
+            self._state.loss_sum += values[0]
+            self._state.loss_count += 1
+            self.last = values[0]
+
+    def _diagnosis(self, step: int, what: str, learner: Learner) -> list[str]:
         examples = self._job.dataset.splits["train"]
+        batch = self._batches.at(step)
+        bad = [printable(examples.name(int(i))) for i in batch.index_B[~_finite_rows(batch.pictures)]]
+        place, found = first_nonfinite(learner, batch, bad)
+        told = torch.tensor(list(json.dumps([place, self._job.ranks.rank, found]).encode()), dtype=torch.uint8)
+        told_by_all = [json.loads(bytes(each["told"].tolist())) for each in self._job.ranks.gather({"told": told})]
         names = [printable(examples.name(int(i))) for i in self._batches.indices(step)]
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         return [
-            f"the loss became {value} at step {step}; nothing of it was saved, the last checkpoint stands",
-            f"first layer that is not finite: {first_nonfinite(learner.body, self._batches.at(step).pictures)}",
+            f"{what} at step {step}; nothing of it was saved, the last checkpoint stands",
+            f"first that is not finite: {min(told_by_all)[2]}",
             f"pictures of the batch: {shown}",
             "a lower train.optimizer.*.lr, a longer schedule warmup or train.clip: 1.0 usually helps",
         ]
 
 
-def first_nonfinite(network: nn.Module, pictures: Tensor) -> str:
-    """The name of the first module whose weights or output are not finite, or `none` (then it is the loss itself)."""
+def _on_host(values: Tensor) -> Callable[[], list[float]]:
+    """The values once they are asked for; a copy to the host is under way and nothing waits for it before."""
+    if values.device.type != "cuda":
+        return values.tolist
+    there = torch.empty(values.shape, pin_memory=True).copy_(values, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+
+    def read() -> list[float]:
+        arrived.synchronize()
+        return there.tolist()
+
+    return read
+
+
+def _finite_rows(pictures: Tensor) -> Tensor:
+    return pictures.flatten(1).isfinite().all(1).cpu()
+
+
+def first_nonfinite(learner: Learner, batch: Batch, bad: list[str]) -> tuple[int, str]:
+    """What was not finite first, for people, and how early that is: lower is earlier.
+
+    `bad` are the names of pictures that are not finite themselves.
+    """
+    if bad:
+        return 0, f"the picture {', '.join(bad[:8])}"
+    layer = _first_layer(learner.body, batch)
+    if layer:
+        return 1, layer
+    for name, value in learner.moving.items():
+        if not value.isfinite().all():
+            return 2, name
+    for name, parameter in learner.both.named_parameters():
+        if parameter.grad is not None and not parameter.grad.isfinite().all():
+            return 3, f"the gradient of {name.removeprefix('network.')}"
+    return 4, "none (the loss itself)"
+
+
+def _first_layer(network: nn.Module, batch: Batch) -> str | None:
+    """The first module whose weights, statistics or output are not finite."""
     found: list[str] = []
 
     def watch(name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            tensors = [output, *module.parameters(recurse=False)]
-            if any(isinstance(tensor, Tensor) and not tensor.isfinite().all() for tensor in tensors):
-                found.append(name)
+            own = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
+            bad = [key for key, tensor in own.items() if not tensor.isfinite().all()]
+            if bad:
+                found.append(f"{name} (its {bad[0]})")
+            elif isinstance(output, Tensor) and not output.isfinite().all():
+                found.append(f"{name} (its output)")
 
         return hook
 
     leaves = [(name, module) for name, module in network.named_modules() if not list(module.children())]
     handles = [module.register_forward_hook(watch(name)) for name, module in leaves]
     with torch.no_grad():
-        network(pictures)
+        for part in batch.micro():
+            network(part.pictures)
     for handle in handles:
         handle.remove()
-    return found[0] if found else "none (the loss itself)"
+    return found[0] if found else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ Advance = Callable[..., None]
 def bar(what: str, total: int, done: int = 0) -> Iterator[Advance]:
     """A bar on stderr while a terminal is there; gives `advance(count, note="")`."""
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not console.is_terminal or not _speaks():
         yield lambda count, note="": None
         return
     columns = (
@@ -37,8 +38,13 @@ def bar(what: str, total: int, done: int = 0) -> Iterator[Advance]:
 
 
 def say(line: str) -> None:
-    """A line for people, on stderr, so that stdout stays the command's result."""
-    print(line, file=sys.stderr, flush=True)  # noqa: T201
+    """A line for people, on stderr, so that stdout stays the command's result. Of several ranks the first speaks."""
+    if _speaks():
+        print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _speaks() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 class Clock:

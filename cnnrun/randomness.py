@@ -60,7 +60,7 @@ def permutation(seed: int, epoch: int, count: int) -> Tensor:
     return torch.from_numpy(drawn.numpy().argsort())  # four times as fast as torch's
 
 
-def seed_step(seed: int, step: int, device: torch.device) -> None:
-    """Set the device's generator, which dropout draws from, to a function of (seed, step): no state needs saving."""
+def seed_step(seed: int, step: int, rank: int, device: torch.device) -> None:
+    """Set the device's generator, which dropout draws from, to a function of (seed, step, rank): no state is saved."""
     generators = torch.cuda.default_generators if device.type == "cuda" else (torch.default_generator,)
-    generators[device.index or 0].manual_seed(key(seed, step, 1) & (_MASK >> 1))
+    generators[device.index or 0].manual_seed(key(seed, step, 1 + rank) & (_MASK >> 1))

@@ -8,16 +8,18 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cnnrun import __version__
+from cnnrun import __version__, disk
 from cnnrun.errors import CheckpointError, StorageError
 
 CONFIG = "config.yaml"
 RESULT = "result.json"
+ENVIRONMENT = "environment.json"
 
 
 def create(root: Path, name: str) -> Path:
@@ -78,12 +80,10 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """`write_text` for bytes."""
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
+        disk.replace(path, data)
     except OSError as error:
-        raise StorageError(f"{path}: cannot be written ({error.strerror})") from None
+        raise StorageError(disk.trouble(path, len(data), error)) from None
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
@@ -91,28 +91,28 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
     write_text(path, json.dumps(data, indent=1) + "\n")
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def environment(device: torch.device, ranks: int = 1) -> dict[str, Any]:
     """What may change a result's bits, for the run's environment.json."""
     return {
         "cnnrun": __version__,
         "torch": torch.__version__,
+        "pillow": version("pillow"),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "ranks": ranks,
     }
 
 
-def note_environment(run: Path, device: torch.device) -> list[str]:
-    """Write environment.json; returns a line for each thing that differs from when the run was last trained."""
-    path, now = run / "environment.json", environment(device)
+def changes(run: Path, now: dict[str, Any]) -> list[str]:
+    """A line for each thing that is not as it was when the run was last trained."""
     try:
-        before = json.loads(path.read_text())
+        before = json.loads((run / ENVIRONMENT).read_text())
     except (OSError, ValueError):
-        before = {}
-    write_json(path, now)
+        return []
     return [f"{key} was {before[key]}, is {now[key]}" for key in now if key in before and before[key] != now[key]]
 
 

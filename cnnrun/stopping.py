@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,18 +17,28 @@ class Stop:
     signal = 0
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last is what SLURM sends before the time is over
+_ECHO_SECONDS = 3.0  # torchrun passes on the signal that the terminal or SLURM sent to its processes as well
+
+
 @contextmanager
-def stopping() -> Iterator[Stop]:
-    """SIGINT and SIGTERM ask for a stop at the next step; a second one leaves at once."""
-    stop = Stop()
+def stopping(echoed: bool = False) -> Iterator[Stop]:
+    """These signals ask for a stop at the next step; a second one leaves at once.
+
+    Where each signal may come twice (`echoed`), what follows within three seconds is no second one.
+    """
+    stop, asked = Stop(), 0.0
 
     def ask(number: int, frame: object) -> None:
+        nonlocal asked
         if stop.signal:
-            os._exit(128 + number)
-        stop.signal = number
+            if not echoed or time.monotonic() - asked > _ECHO_SECONDS:
+                os._exit(128 + number)
+            return
+        stop.signal, asked = number, time.monotonic()
         say("stopping after this step (once more to leave at once) ...")
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, ask) for number in SIGNALS}
     try:
         yield stop
     finally:

@@ -7,6 +7,7 @@ to TensorBoard alone.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from cnnrun import disk
+from cnnrun.errors import StorageError
 from cnnrun.progress import say
 
 
@@ -23,19 +26,27 @@ class Tracker:
     def __init__(self, run: Path, step: int = 0, offset: int = 0) -> None:
         self._run, self._step = run, step
         self._writer: Any = None
-        self._file = (run / "metrics.jsonl").open("ab")
-        self._file.truncate(offset)
+        path = run / "metrics.jsonl"
+        size = path.stat().st_size if path.exists() else 0
+        if size < offset:
+            say(f"{path}: {offset - size:,} bytes of it are gone; what comes is written after what is left")
+        self._file = path.open("ab")
+        self._file.truncate(min(size, offset))
 
-    @property
     def offset(self) -> int:
-        """Bytes of metrics.jsonl that belong to what was saved so far."""
+        """Bytes of metrics.jsonl that belong to what was saved so far; they are on the disk."""
         self._file.flush()
+        os.fsync(self._file.fileno())
         return self._file.seek(0, 2)
 
     def record(self, step: int, numbers: Mapping[str, float | int | str]) -> None:
         """A line of metrics.jsonl, its numbers to TensorBoard as well."""
-        self._file.write(json.dumps({"step": step, **numbers}).encode() + b"\n")
-        self._file.flush()
+        line = json.dumps({"step": step, **numbers}).encode() + b"\n"
+        try:
+            self._file.write(line)
+            self._file.flush()
+        except OSError as error:
+            raise StorageError(disk.trouble(self._run / "metrics.jsonl", len(line), error)) from None
         self.show(step, {key: value for key, value in numbers.items() if isinstance(value, float)})
 
     def show(self, step: int, numbers: Mapping[str, float]) -> None:
@@ -72,6 +83,25 @@ class Tracker:
         except OSError as error:
             say(f"TensorBoard is off from here: {error}")
             self._writer = False
+
+
+class Silent(Tracker):
+    """For ranks that write nothing."""
+
+    def __init__(self) -> None:
+        pass
+
+    def offset(self) -> int:
+        return 0
+
+    def record(self, step: int, numbers: Mapping[str, float | int | str]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def _board(self, method: str, *arguments: Any, **settings: Any) -> None:
+        pass
 
 
 def _drawn(matrix: list[list[int]], labels: tuple[str, ...]) -> Any:

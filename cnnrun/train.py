@@ -5,84 +5,104 @@ from __future__ import annotations
 import math
 from contextlib import closing
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from cnnrun import checkpoint
+from cnnrun.batch import Batch
+from cnnrun.batches import TrainingBatches
 from cnnrun.contracts import Measured
 from cnnrun.errors import Interrupted, NonFiniteError
-from cnnrun.learner import Job, Learner, backward, check, monitored_numbers, update
+from cnnrun.learner import Job, Learner, check, monitored_numbers
 from cnnrun.losses import Losses, State
 from cnnrun.progress import Advance, Clock, bar, say
 from cnnrun.runs import RESULT, write_json
-from cnnrun.stopping import stopping
-from cnnrun.tracker import Tracker
+from cnnrun.step import backward, health, shared, smaller, update
+from cnnrun.stopping import Stop, stopping
+from cnnrun.tracker import Silent, Tracker
 
 SHOW_EVERY = 50  # steps between two points of TensorBoard's training curves
 
 
 def fit(job: Job, saved: checkpoint.Checkpoint | None = None) -> dict[str, Any]:
     """Train to the end, from `saved` where given; returns what result.json says. Raises Interrupted, NonFiniteError."""
-    spec, folder = job.spec, job.run / "checkpoints"
-    check(spec, len(job.dataset.splits["train"]), job.network)
+    spec, ranks = job.spec, job.ranks
+    check(spec, len(job.dataset.splits["train"]), job.network, ranks.size)
     learner = Learner(job)
-    state = _restored(learner, saved, folder) if saved else State()
+    state = _restored(learner, saved, job) if saved else State(accumulate=spec.accumulate)
     job = learner.reuse_frozen(job)
     examples = job.dataset.splits["train"]
     per_epoch = spec.steps_per_epoch(len(examples))
-    batches = job.batches(examples)
+    batches = job.batches(examples, state.accumulate)
     total = spec.epochs * per_epoch
     losses, clock = Losses(state, batches, job), Clock()
 
     with (
-        closing(Tracker(job.run, state.step, state.metrics_offset)) as tracker,
+        closing(Tracker(job.run, state.step, state.metrics_offset) if ranks.first else Silent()) as tracker,
         closing(batches),
-        stopping() as stop,
+        stopping(echoed=ranks.size > 1) as stop,
         bar("training", total, state.step) as advance,
     ):
         while state.step < total and not spec.stops_early(state.waited):
-            with clock.waiting():
-                batch = batches.at(state.step)
             factor = spec.schedule.factor(state.step, total)
-            loss = backward(learner, job, batch, state.step)
-            losses.add(loss, learner)  # on a CPU, a loss that is not finite stops here, before the weights
+            batch, loss, signal = _gradients(learner, job, batches, state, clock, stop)
+            losses.add(health(learner, loss), learner)  # on a CPU, what is not finite stops here, before the weights
             update(learner, job, state.step, factor)
             if state.step == 0:
                 tracker.show_pictures(0, "train/pictures", batch.pictures[:64])
             state.step += 1
-            clock.images += len(batch)
+            clock.images += batch.whole
             epoch_ends = state.step % per_epoch == 0
             if state.step % SHOW_EVERY == 0 or epoch_ends:
                 losses.read(learner)
                 tracker.show(state.step, {"train/step_loss": losses.last, "train/lr": spec.optimizer.lr * factor})
             _advance(advance, state, losses, clock)
-            if epoch_ends or stop.signal:
+            if epoch_ends or signal or spec.saves_at(state.step):
                 with clock.aside():
                     losses.read(learner)
                     improved = epoch_ends and _end_epoch(job, learner, state, tracker, clock, per_epoch)
-                    _save(job, learner, state, tracker)
-                    if improved:
-                        checkpoint.point(folder, "best", f"step-{state.step:08d}")
-                    checkpoint.prune(folder, spec.keep)
-            if stop.signal and state.step < total:
-                raise Interrupted(stop.signal, f"stopped at step {state.step} of {total} and saved; --resume goes on")
+                    _save(job, learner, state, tracker, improved)
+            if signal and state.step < total:
+                raise Interrupted(signal, f"stopped at step {state.step} of {total} and saved; --resume goes on")
     return _finish(job, state, clock)
 
 
-def _restored(learner: Learner, saved: checkpoint.Checkpoint, folder: Path) -> State:
+def _restored(learner: Learner, saved: checkpoint.Checkpoint, job: Job) -> State:
     """Put everything back as it was saved; mend what a kill between saving and pointing left undone."""
     learner.restore(saved)
-    state = State(**saved.state["training"])
-    best = f"step-{state.best_step:08d}"
-    if state.best is not None and (folder / best).exists():
-        checkpoint.point(folder, "best", best)
-    checkpoint.sweep(folder)
+    state, folder = State(**saved.state["training"]), job.run / "checkpoints"
+    if job.ranks.first:
+        checkpoint.settle(folder, saved.path, None if state.best is None else state.best_step)
     return state
+
+
+def _gradients(
+    learner: Learner, job: Job, batches: TrainingBatches, state: State, clock: Clock, stop: Stop
+) -> tuple[Batch, Tensor, int]:
+    """A step's gradients, over all ranks: its batch, its loss, and the signal by which any rank was asked to stop.
+
+    Where memory runs out the step begins again, and all that follow go on, in micro-batches half as large.
+    """
+    while True:
+        with clock.waiting():
+            batch = batches.at(state.step)
+        loss = backward(learner, job, batch, state.step)
+        signal, short = job.ranks.agree([stop.signal, loss is None])
+        if loss is not None and not short:
+            return batch, shared(learner, job, loss), signal
+        del batch
+        learner.optimizer.zero_grad()
+        state.accumulate = smaller(job, state.accumulate)
+        say(
+            f"memory ran out at step {state.step}: from here on in {state.accumulate} micro-batches, the batch as it is"
+        )
+        batches.cut(state.accumulate)
 
 
 def _end_epoch(job: Job, learner: Learner, state: State, tracker: Tracker, clock: Clock, per_epoch: int) -> bool:
     """Evaluate, write down, say; returns whether the monitored number is the best so far."""
-    measured = learner.evaluate(job, "val")
+    measured = learner.evaluate(job, "val", max(1, job.spec.batch // state.accumulate))
     epoch = state.step // per_epoch
     numbers = {"train/loss": state.loss_sum / max(1, state.loss_count)}
     numbers |= {f"val/{name}": value for name, value in measured.numbers.items()}
@@ -125,14 +145,22 @@ def _improves(job: Job, state: State, value: float) -> bool:
     return improves
 
 
-def _save(job: Job, learner: Learner, state: State, tracker: Tracker) -> None:
+def _save(job: Job, learner: Learner, state: State, tracker: Tracker, improved: bool) -> None:
     """A checkpoint of everything. Raises NonFiniteError rather than save weights that are not finite."""
-    state.metrics_offset = tracker.offset
-    for name, value in learner.both.state_dict().items():
-        if not value.isfinite().all():
-            raise NonFiniteError(f"{name} is not finite after step {state.step}; the last checkpoint stands")
-    saved = {"training": asdict(state), "scaler": learner.scaler.state_dict(), "facts": job.facts.to_json()}
-    checkpoint.save(job.run / "checkpoints", state.step, learner.parts(), saved)
+    state.metrics_offset = tracker.offset()
+    parts = learner.parts()
+    for part, values in parts.items():
+        for name, value in values.items():
+            if not value.isfinite().all():
+                raise NonFiniteError(f"{part} {name} is not finite after step {state.step}; the last checkpoint stands")
+    if job.ranks.first:
+        saved = {"training": asdict(state), "scaler": learner.scaler.state_dict(), "facts": job.facts.to_json()}
+        folder = job.run / "checkpoints"
+        checkpoint.save(folder, state.step, parts, saved)
+        if improved:
+            checkpoint.point(folder, "best", f"step-{state.step:08d}")
+        checkpoint.prune(folder, job.spec.keep)
+    job.ranks.wait()
 
 
 def _advance(advance: Advance, state: State, losses: Losses, clock: Clock) -> None:
@@ -150,5 +178,6 @@ def _finish(job: Job, state: State, clock: Clock) -> dict[str, Any]:
         "images_per_second": round(clock.images_per_second, 1),
         "data_wait_share": round(clock.data_wait_share, 4),
     }
-    write_json(job.run / RESULT, result)
+    if job.ranks.first:
+        write_json(job.run / RESULT, result)
     return result

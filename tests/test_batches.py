@@ -78,10 +78,11 @@ def test_in_order_has_each_sample_once(examples):
 
 
 @pytest.mark.parametrize("parts", [1, 3, 32, 40])
-def test_split_is_a_partition(examples, parts):
-    batch = made(examples).at(0)
-    pieces = batch.split(parts)
+def test_micro_batches_are_a_partition(examples, parts):
+    batch = made(examples, parts=parts).at(0)
+    pieces = batch.micro()
     assert len(pieces) == min(parts, 32)
+    assert {piece.whole for piece in pieces} == {32}
     assert torch.equal(torch.cat([piece.pictures for piece in pieces]), batch.pictures)
     assert torch.equal(torch.cat([piece.index_B for piece in pieces]), batch.index_B)
 

@@ -191,7 +191,7 @@ def test_a_disk_that_fails_is_named_with_what_is_needed(picture_folder, folder, 
 
     monkeypatch.setattr(os, "pwrite", full)
     data = data_of(picture_folder, cache="disk", cache_dir=str(folder))
-    with pytest.raises(StorageError, match=r"No space left on device.*GiB are needed, .*GiB are free"):
+    with pytest.raises(StorageError, match=r"No space left on device.* KiB are needed, .* free .data.cache_dir"):
         everything(data)
     monkeypatch.undo()
     assert len(everything(data)) == 24

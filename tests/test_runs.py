@@ -46,14 +46,12 @@ def test_newest_is_by_time_over_all_names(tmp_path):
 
 
 def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
-    from pathlib import Path
-
     runs.write_text(tmp_path / "f", "one")
 
-    def full(self, data):
+    def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match="No space left"):
         runs.write_text(tmp_path / "f", "two")
     assert (tmp_path / "f").read_text() == "one"

@@ -9,17 +9,20 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import TINY, save_picture
 
-from cnnrun import assemble, checkpoint, commands, experiment, learner, train
+from cnnrun import assemble, checkpoint, commands, experiment, train
+from cnnrun import step as step_of_learning
 from cnnrun.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError, StorageError, UserError
 from cnnrun.experiment import Experiment
-from cnnrun.learner import Learner, backward, update
+from cnnrun.learner import Learner
 from cnnrun.runs import held
+from cnnrun.step import backward, update
 
 CPU = torch.device("cpu")
 RICH = ["train.ema={decay: 0.9}", "data.augment={shift: 0.2, rotate: 8}", "train.accumulate=2", "train.clip=1.0"]
@@ -47,7 +50,7 @@ def whole_run(root: Path, *overrides: str) -> Path:
 
 def stop_at(monkeypatch, step: int) -> None:
     """SIGTERM arrives while optimizer step `step` is under way."""
-    real = learner.backward
+    real = step_of_learning.backward
 
     def stepping(*args):
         if args[3] == step:
@@ -130,8 +133,8 @@ def test_accumulated_gradients_are_the_whole_batchs():
         job.network.double()
         from cnnrun.batches import TrainingBatches
 
-        batch = TrainingBatches(data.splits["train"], job.augment, 50, 20, 0, CPU).at(0)
-        batch = type(batch)(batch.pictures.double(), batch.targets, batch.index_B)
+        batch = TrainingBatches(data.splits["train"], job.augment, 50, 20, 0, CPU, parts=accumulate).at(0)
+        batch = replace(batch, pictures=batch.pictures.double())
         backward(learning, job, batch, 0)
         grads.append([parameter.grad.clone() for parameter in job.network.parameters()])
     for a, b in zip(*grads, strict=True):
@@ -153,7 +156,7 @@ def test_resume_leaves_a_run_of_other_settings_alone_and_names_them(tmp_path, mo
             commands.train(tried(), tmp_path, CPU, resume=False)
     run = Path(commands.train(tried("train.batch=32"), tmp_path, CPU, resume=True)["run"])
     assert run.name == "2"
-    assert "of other settings (train.batch)" in capfd.readouterr().err
+    assert "of other settings: train.batch was 64, is 32" in capfd.readouterr().err
 
 
 def test_two_processes_cannot_train_one_run(tmp_path):
@@ -168,8 +171,8 @@ def script_accuracies(monkeypatch, accuracies: list[float]) -> None:
     values = iter(accuracies)
     real = Learner.evaluate
 
-    def scripted(self, job, split):
-        measured = real(self, job, split)
+    def scripted(self, job, split, batch):
+        measured = real(self, job, split, batch)
         measured.numbers["accuracy"] = next(values)
         return measured
 
@@ -187,7 +190,7 @@ def test_best_early_stop_and_keep(tmp_path, monkeypatch):
 
 
 def test_not_a_number_stops_at_once_names_files_and_layer_and_saves_nothing(tmp_path, monkeypatch):
-    real = learner.backward
+    real = step_of_learning.backward
 
     def poisoned(learning, job, batch, step):
         if step == 20:

@@ -1,0 +1,181 @@
+"""The processes that train together, as torchrun starts them: what they exchange, and what happens when one is lost.
+
+Every rank holds the same weights, statistics and counters after each step; rank 0 alone writes. What is exchanged is
+tensors and JSON, never a pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, NoReturn
+
+import safetensors.torch
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cnnrun.errors import Elsewhere, Lost, ResourceError, UserError
+
+_BUCKET_BYTES = 32 << 20  # gradients that are added up at a time
+_PATIENT = timedelta(days=1)  # for decoding a data set, which may take hours on one host and not on another
+
+
+class Ranks:
+    """A process on its own: there is nobody to exchange anything with."""
+
+    rank, size = 0, 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this one writes."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Until all are here, however long that takes."""
+
+    def agree(self, numbers: Sequence[int]) -> list[int]:
+        """The largest of each number over all ranks."""
+        return list(numbers)
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        """Put the sum over all ranks in the place of each tensor; the same bits on every rank."""
+
+    def gather(self, tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        """Every rank's tensors, in the order of the ranks; on the host where they come from elsewhere."""
+        return [tensors]
+
+    def from_first(self, make: Callable[[], Any]) -> Any:
+        """What `make` returns on rank 0, as JSON data; it runs nowhere else, and its error ends all of them."""
+        return make()
+
+    def tensors_from_first(self, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
+        """Rank 0's tensors, on the host; the others give None."""
+        assert tensors is not None
+        return tensors
+
+
+class Group(Ranks):
+    """One of several processes. A rank that is lost, or slower than `timeout` seconds, ends the others with Lost."""
+
+    def __init__(self, timeout: float) -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self._timeout = timeout
+        self._patient: Any = dist.new_group(backend="gloo", timeout=_PATIENT)
+
+    def wait(self) -> None:
+        with self._losing():
+            dist.barrier(self._patient)
+
+    def agree(self, numbers: Sequence[int]) -> list[int]:
+        shared = torch.tensor(numbers, dtype=torch.int64)
+        with self._losing():
+            dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+        return [int(number) for number in shared]
+
+    def add_up(self, tensors: Sequence[Tensor]) -> None:
+        for bucket in _buckets(tensors):
+            flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+            with self._losing():
+                dist.all_reduce(flat)
+            pieces = flat.split([tensor.numel() for tensor in bucket])
+            for tensor, piece in zip(bucket, pieces, strict=True):
+                tensor.copy_(piece.view(tensor.shape))
+
+    def gather(self, tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        on_host = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        own = _as_tensor(safetensors.torch.save(on_host))
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        with self._losing():
+            dist.all_gather(lengths, torch.tensor([len(own)]))
+            longest = max(int(length) for length in lengths)
+            padded = torch.cat([own, own.new_zeros(longest - len(own))])
+            parts = [torch.empty_like(padded) for _ in range(self.size)]
+            dist.all_gather(parts, padded)
+        return [
+            safetensors.torch.load(part[: int(length)].numpy().tobytes())
+            for part, length in zip(parts, lengths, strict=True)
+        ]
+
+    def from_first(self, make: Callable[[], Any]) -> Any:
+        if not self.first:
+            told = json.loads(self._broadcast(None))
+            if "failed" in told:
+                raise Elsewhere(0)
+            return told["made"]
+        try:
+            made = make()
+        except UserError:
+            self._broadcast(b'{"failed": true}')
+            raise
+        self._broadcast(json.dumps({"made": made}).encode())
+        return made
+
+    def tensors_from_first(self, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
+        return safetensors.torch.load(self._broadcast(safetensors.torch.save(tensors) if tensors is not None else None))
+
+    def _broadcast(self, data: bytes | None) -> bytes:
+        """Rank 0's bytes; the others give None."""
+        length = torch.tensor([len(data or b"")])
+        with self._losing():
+            dist.broadcast(length, 0, group=self._patient)
+            shared = _as_tensor(data) if data is not None else torch.empty(int(length), dtype=torch.uint8)
+            dist.broadcast(shared, 0, group=self._patient)
+        return shared.numpy().tobytes()
+
+    @contextmanager
+    def _losing(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            self._lost(str(error))
+
+    def _lost(self, why: str) -> NoReturn:
+        late = "imed out" in why
+        what = f"did not answer for {self._timeout:g} s (train.timeout)" if late else "ended"
+        raise Lost(
+            f"another rank {what}: see its own lines above or below; the last checkpoint stands, --resume goes on"
+        )
+
+
+@contextmanager
+def joined(device: torch.device, timeout: float) -> Iterator[Ranks]:
+    """This process among those that torchrun started with it; on its own otherwise. Raises ResourceError."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Ranks()
+        return
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        ranks = Group(timeout)
+    except (RuntimeError, ValueError) as error:
+        raise ResourceError(f"the ranks cannot find each other ({str(error).splitlines()[0]})") from None
+    yield ranks
+    dist.destroy_process_group()  # not after an error: it would wait for ranks that are gone
+
+
+def restarted() -> bool:
+    """Whether torchrun started this process again after a rank was lost."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors in order, of one type and about _BUCKET_BYTES at a time."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        full = sum(each.numel() * each.element_size() for each in bucket) >= _BUCKET_BYTES
+        if bucket and (full or tensor.dtype != bucket[0].dtype):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
+
+
+def _as_tensor(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
