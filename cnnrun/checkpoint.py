@@ -199,7 +199,8 @@ def _remove(generation: Path) -> None:
 
 
 def _plain(name: str) -> bool:
-    return "/" not in name and not name.startswith(".")
+    """Whether a file of a checkpoint may be called so."""
+    return name == "state.json" or (name.endswith(".safetensors") and "/" not in name and not name.startswith("."))
 
 
 def _bytes(path: Path, entry: Any) -> bytes:

@@ -30,9 +30,9 @@ def examples():
     return prepare(data, index(data), bar).splits["train"]
 
 
-def made(examples, batch=32, seed=3, augment=None, drop_last=True):
+def made(examples, batch=32, seed=3, augment=None, drop_last=True, **more):
     steps = len(examples) // batch if drop_last else -(-len(examples) // batch)
-    return TrainingBatches(examples, augment or Augment(shift=0.2, rotate=9), batch, steps, seed, CPU)
+    return TrainingBatches(examples, augment or Augment(shift=0.2, rotate=9), batch, steps, seed, CPU, **more)
 
 
 def same(a: Batch, b: Batch) -> bool:
