@@ -67,7 +67,7 @@ def train(
             say(f"data: {note}")
         # Nothing is made on the disk for a config that cannot be trained.
         fitting(experiment, data.facts, given, ranks.size)
-        ranks.wait()
+        ranks.wait(patiently=True)
         same_everywhere(data, ranks)
         run = run or Path(ranks.from_first(lambda: str(create(experiment, data, given, root))))
         ranks.from_first(lambda: stack.enter_context(runs.held(run)))

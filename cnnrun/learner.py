@@ -168,7 +168,7 @@ class Learner:
         spec, device = job.spec, job.device
         self.network = job.network.to(device).to(memory_format=torch.channels_last)
         if job.ranks.size > 1 and spec.sync_batch_norm:
-            synchronized(self.network, device)
+            synchronized(self.network, job.ranks, device)
         self.criterion = job.task.criterion(job.facts).to(device)
         self.both = nn.ModuleDict({"network": self.network, "criterion": self.criterion})
         hold(self.network, spec.freeze)

@@ -34,8 +34,8 @@ class Ranks:
         """Whether this one writes."""
         return self.rank == 0
 
-    def wait(self) -> None:
-        """Until all are here, however long that takes."""
+    def wait(self, *, patiently: bool = False) -> None:
+        """Until all are here; `patiently`: however long that takes."""
 
     def agree(self, numbers: Sequence[int]) -> list[int]:
         """The largest of each number over all ranks."""
@@ -66,9 +66,9 @@ class Group(Ranks):
         self._timeout = timeout
         self._patient: Any = dist.new_group(backend="gloo", timeout=_PATIENT)
 
-    def wait(self) -> None:
+    def wait(self, *, patiently: bool = False) -> None:
         with self._losing():
-            dist.barrier(self._patient)
+            dist.barrier(self._patient if patiently else None)
 
     def agree(self, numbers: Sequence[int]) -> list[int]:
         shared = torch.tensor(numbers, dtype=torch.int64)

@@ -15,20 +15,13 @@ from cnnrun.randomness import seed_step
 def backward(learner: Learner, job: Job, batch: Batch, step: int) -> Tensor | None:
     """The gradients of this rank's share of a batch, micro-batch by micro-batch; returns its part of the loss.
 
-    The loss stays on the device. None where memory ran out: everything is then as it was before.
+    The loss stays on the device. None where memory ran out.
     """
-    before = [value.clone() for value in learner.buffers]
     try:
         return _backward(learner, job, batch, step)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error) or (job.ranks.size > 1 and job.spec.sync_batch_norm):
             raise  # the other ranks wait in the middle of the network, where nothing can be agreed on
-    learner.optimizer.zero_grad()
-    with torch.no_grad():
-        for value, old in zip(learner.buffers, before, strict=True):
-            value.copy_(old)
-    if job.device.type == "cuda":
-        torch.cuda.empty_cache()
     return None
 
 
@@ -46,6 +39,16 @@ def _backward(learner: Learner, job: Job, batch: Batch, step: int) -> Tensor:
         learner.scaler.scale(loss).backward()
         total += loss.detach()
     return total
+
+
+def undo(learner: Learner, buffers: list[Tensor], device: torch.device) -> None:
+    """Forget a step's gradients and what batch norms measured in it: `buffers` are as they were before."""
+    learner.optimizer.zero_grad()
+    with torch.no_grad():
+        for value, old in zip(learner.buffers, buffers, strict=True):
+            value.copy_(old)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def smaller(job: Job, accumulate: int) -> int:

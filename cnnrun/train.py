@@ -18,7 +18,7 @@ from cnnrun.learner import Job, Learner, check, monitored_numbers
 from cnnrun.losses import Losses, State
 from cnnrun.progress import Advance, Clock, bar, say
 from cnnrun.runs import RESULT, write_json
-from cnnrun.step import backward, health, shared, smaller, update
+from cnnrun.step import backward, health, shared, smaller, undo, update
 from cnnrun.stopping import Stop, stopping
 from cnnrun.tracker import Silent, Tracker
 
@@ -84,6 +84,7 @@ def _gradients(
 
     Where memory runs out the step begins again, and all that follow go on, in micro-batches half as large.
     """
+    before = [value.clone() for value in learner.buffers]
     while True:
         with clock.waiting():
             batch = batches.at(state.step)
@@ -92,7 +93,7 @@ def _gradients(
         if loss is not None and not short:
             return batch, shared(learner, job, loss), signal
         del batch
-        learner.optimizer.zero_grad()
+        undo(learner, before, job.device)
         state.accumulate = smaller(job, state.accumulate)
         say(
             f"memory ran out at step {state.step}: from here on in {state.accumulate} micro-batches, the batch as it is"
