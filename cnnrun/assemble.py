@@ -32,7 +32,10 @@ from cnnrun.weights import Weights
 
 WEIGHTS = "weights.json"  # in a run folder: what it began with
 # Where pictures are kept and by how many threads they are read (tests/test_same_bits.py).
-_NO_MATTER = {"data.cache", "data.cache_dir", "data.disk_gib", "data.workers", "data.prefetch", "train.timeout"}
+_NO_MATTER = {
+    *("data.cache", "data.cache_dir", "data.disk_gib", "data.workers", "data.prefetch"),
+    *("data.timeout", "train.timeout", "train.keep", "train.save_every"),
+}
 FILES = "data.tsv.gz"  # and the files that it learns from
 
 
@@ -119,6 +122,7 @@ def job(
         run=run,
         memory_gib=experiment.data.memory_gib,
         prefetch=experiment.data.prefetch,
+        reading_timeout=experiment.data.timeout,
         ranks=ranks or Ranks(),
     )
 

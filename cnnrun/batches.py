@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from cnnrun.augment import Augment
 from cnnrun.batch import Batch
 from cnnrun.dataset import Examples
+from cnnrun.decoding import Stuck
 from cnnrun.draws import Draws
 from cnnrun.ranks import Ranks
 from cnnrun.sampling import Order, uniform_order
@@ -75,6 +77,7 @@ class TrainingBatches:
         order: Order | None = None,
         blend: Blend | None = None,
         prefetch: int = 0,
+        timeout: float = 120.0,
         parts: int = 1,
         ranks: Ranks | None = None,
     ) -> None:
@@ -82,6 +85,7 @@ class TrainingBatches:
         self._order, self._blend = order or uniform_order(len(examples)), blend
         self._slots, self._ranks = augment.slots(), ranks or Ranks()
         self._parts, self._shares = parts, dict[int, Share]()
+        self._timeout = timeout
         self.steps_per_epoch = steps_per_epoch
         self._orders: dict[int, tuple[Tensor, Tensor]] = {}
         self._ready: dict[int, Batch] = {}
@@ -90,6 +94,7 @@ class TrainingBatches:
         self._prefetch = -(-prefetch // self._ahead)  # in goes
         self._reader = ThreadPoolExecutor(1, "read ahead") if prefetch else None
         self._coming: dict[int, Future[Tensor]] = {}
+        self._stuck = False
 
     def at(self, step: int) -> Batch:
         """The batch of optimizer step `step` (from 0), on the device."""
@@ -109,7 +114,7 @@ class TrainingBatches:
     def close(self) -> None:
         """End the reading thread."""
         if self._reader:
-            self._reader.shutdown(cancel_futures=True)
+            self._reader.shutdown(wait=not self._stuck, cancel_futures=True)
 
     def _places(self, step: int, end: int) -> tuple[Tensor, Tensor]:
         """The samples of those steps of one epoch, and the numbers that their draws go by."""
@@ -159,7 +164,19 @@ class TrainingBatches:
         for start in goes:
             if start not in self._coming:
                 self._coming[start] = self._reader.submit(self._read, self._rows(start))
-        return self._coming.pop(step).result()
+        return self._arrived(self._coming.pop(step))
+
+    def _arrived(self, coming: Future[Tensor]) -> Tensor:
+        """What the reading thread brings. Raises Stuck when for too long it has been at the same pictures."""
+        seen, since = self._examples.pictures.reading(), time.monotonic()
+        while not wait([coming], min(1.0, self._timeout / 4)).done:
+            now = self._examples.pictures.reading()
+            if now != seen:
+                seen, since = now, time.monotonic()
+            elif time.monotonic() - since > self._timeout:
+                self._stuck = True
+                raise Stuck(self._timeout, [self._examples.source.name(number) for number in now])
+        return coming.result()
 
     def _prepare(self, step: int) -> dict[int, Batch]:
         raw = self._raw(step).to(self._device, non_blocking=True)

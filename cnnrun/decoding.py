@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnrun.contracts import Pair, Shape, Split
-from cnnrun.errors import DataError, Unreadable
+from cnnrun.errors import DataError, Lost, Unreadable, printable
 from cnnrun.files import Files
 from cnnrun.labelling import MOST_LINES
 from cnnrun.pictures import Image, Opened, fitted, named, opened, opened_pixels, read
@@ -24,14 +25,49 @@ _TASK = 16  # pictures that a thread takes at a time
 Map = Callable[[Callable[[Any], Any], Sequence[Any]], Any]
 
 
-@contextmanager
-def threads(workers: int) -> Iterator[Map]:
+class Stuck(Lost):
+    """Pictures whose reading does not end."""
+
+    def __init__(self, seconds: float, names: Sequence[str]) -> None:
+        shown = ", ".join(map(printable, names[:8])) or "pictures"
+        super().__init__(f"reading {shown} does not end: nothing came for {seconds:g} s (data.timeout)")
+        self.seconds = seconds
+
+
+class Threads:
     """A `map` over so many threads; with 0 in the calling one. Pillow lets go of the interpreter while it decodes."""
-    if workers == 0:
-        yield lambda function, items: list(map(function, items))
-        return
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        yield lambda function, items: list(pool.map(function, items))
+
+    def __init__(self, workers: int, timeout: float) -> None:
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode") if workers else None
+        self._timeout = timeout
+
+    def __call__(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        """Each item's value. Raises Stuck when for `timeout` seconds none is done."""
+        if self._pool is None:
+            return list(map(function, items))
+        tasks = [self._pool.submit(function, item) for item in items]
+        left = set(tasks)
+        while left:
+            done, left = wait(left, self._timeout, FIRST_COMPLETED)
+            if not done:
+                self._pool.shutdown(wait=False, cancel_futures=True)
+                self._pool = None
+                raise Stuck(self._timeout, [])
+        return [task.result() for task in tasks]
+
+    def close(self) -> None:
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def threads(workers: int, timeout: float = 120.0) -> Iterator[Map]:
+    """Threads for as long as the context lasts."""
+    pool = Threads(workers, timeout)
+    try:
+        yield pool
+    finally:
+        pool.close()
 
 
 def processors() -> int:
@@ -57,6 +93,7 @@ class Decoder:
     def __init__(self, split: Split, shape: Shape, image: Image, listed: NDArray[np.int64] | None) -> None:
         self.split, self.shape, self.image, self._listed = split, shape, image, listed
         self._size: Pair = (shape[1], shape[2])
+        self._busy: dict[int, int] = {}  # which picture each thread has at hand
 
     def __len__(self) -> int:
         return len(self.split)
@@ -65,7 +102,19 @@ class Decoder:
         """Picture `number` as uint8 [C, H, W]. Raises DataError that names it."""
         return self._decoded(number, self.split.name(number))[0]
 
+    def reading(self) -> list[int]:
+        """The pictures that are being read now."""
+        return sorted(self._busy.values())
+
     def _decoded(self, number: int, name: str) -> tuple[NDArray[np.uint8], bytes, Opened]:
+        thread = threading.get_ident()
+        self._busy[thread] = number
+        try:
+            return self._read(number, name)
+        finally:
+            del self._busy[thread]
+
+    def _read(self, number: int, name: str) -> tuple[NDArray[np.uint8], bytes, Opened]:
         pictures = self.split.pictures
         with named(name):
             if isinstance(pictures, np.ndarray):
@@ -99,7 +148,7 @@ class Decoder:
                 made.pixels[place] = pixels
                 describe(made.records[place], name, data, seen, pixels)
 
-        run(decode, range(0, len(numbers), _TASK))
+        self._run(run, decode, len(numbers))
         if unread:
             raise Unreadable(*sorted(unread)[:MOST_LINES])
         summarize(made.records, made.pixels)
@@ -117,7 +166,13 @@ class Decoder:
                 except DataError as error:
                     bad.append(str(error))
 
-        run(decode, range(0, len(numbers), _TASK))
+        self._run(run, decode, len(numbers))
         if bad:
             raise DataError(*sorted(bad))
         return out
+
+    def _run(self, run: Map, decode: Callable[[int], None], count: int) -> None:
+        try:
+            run(decode, range(0, count, _TASK))
+        except Stuck as error:
+            raise Stuck(error.seconds, [self.split.name(number) for number in self.reading()]) from None

@@ -73,7 +73,7 @@ not suffice."""
     save_every: int | None = Field(None, ge=1)
     """Optimizer steps between checkpoints, for long epochs; there is always one at an epoch's end."""
     timeout: float = Field(120.0, gt=0)
-    """Seconds without an answer from another rank, or from a picture being read, after which the run ends."""
+    """Seconds without an answer from another rank after which the run ends."""
 
     def steps_per_epoch(self, pictures: int) -> int:
         """Optimizer steps in an epoch of so many pictures."""
@@ -136,6 +136,7 @@ class Job:
     run: Path
     memory_gib: float = 4.0
     prefetch: int | None = None
+    reading_timeout: float = 120.0
     ranks: Ranks = field(default_factory=Ranks)
 
     @property
@@ -156,6 +157,7 @@ class Job:
             order=order,
             blend=partial(self.task.blend, facts=self.facts),
             prefetch=ahead,
+            timeout=self.reading_timeout,
             parts=accumulate,
             ranks=self.ranks,
         )

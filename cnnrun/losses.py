@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cnnrun.batch import Batch
 from cnnrun.batches import TrainingBatches
+from cnnrun.checkpoint import Parts
 from cnnrun.errors import NonFiniteError, printable
 from cnnrun.learner import Job, Learner
 
@@ -62,23 +63,35 @@ class Losses:
             values = numbers()
             for what, value in zip(_WHAT, values, strict=True):
                 if not math.isfinite(value):
-                    raise NonFiniteError(*self._diagnosis(step, f"{what} became {value}", learner))
+                    raise NonFiniteError(*self._diagnosis(step, f"{what} became {value}", values[0], learner))
             self._state.loss_sum += values[0]
             self._state.loss_count += 1
             self.last = values[0]
 
-    def _diagnosis(self, step: int, what: str, learner: Learner) -> list[str]:
+    def _diagnosis(self, step: int, what: str, loss: float, learner: Learner) -> list[str]:
         examples = self._job.dataset.splits["train"]
         batch = self._batches.at(step)
         bad = [printable(examples.name(int(i))) for i in batch.index_B[~_finite_rows(batch.pictures)]]
-        place, found = first_nonfinite(learner, batch, bad)
+        place, found = first_nonfinite(learner, batch, bad, math.isfinite(loss))
         told = torch.tensor(list(json.dumps([place, self._job.ranks.rank, found]).encode()), dtype=torch.uint8)
         told_by_all = [json.loads(bytes(each["told"].tolist())) for each in self._job.ranks.gather({"told": told})]
+        return self._lines(step, what, min(told_by_all)[2])
+
+    def refuse(self, parts: Parts) -> None:
+        """Raises NonFiniteError where what is to be saved after the last step is not finite."""
+        for part, values in parts.items():
+            for name, value in values.items():
+                if not value.isfinite().all():
+                    lines = self._lines(self._state.step - 1, "what was learned became wrong", f"{part} {name}")
+                    raise NonFiniteError(*lines)
+
+    def _lines(self, step: int, what: str, first: str) -> list[str]:
+        examples = self._job.dataset.splits["train"]
         names = [printable(examples.name(int(i))) for i in self._batches.indices(step)]
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         return [
             f"{what} at step {step}; nothing of it was saved, the last checkpoint stands",
-            f"first that is not finite: {min(told_by_all)[2]}",
+            f"first that is not finite: {first}",
             f"pictures of the batch: {shown}",
             "a lower train.optimizer.*.lr, a longer schedule warmup or train.clip: 1.0 usually helps",
         ]
@@ -103,7 +116,7 @@ def _finite_rows(pictures: Tensor) -> Tensor:
     return pictures.flatten(1).isfinite().all(1).cpu()
 
 
-def first_nonfinite(learner: Learner, batch: Batch, bad: list[str]) -> tuple[int, str]:
+def first_nonfinite(learner: Learner, batch: Batch, bad: list[str], loss_is_finite: bool) -> tuple[int, str]:
     """What was not finite first, for people, and how early that is: lower is earlier.
 
     `bad` are the names of pictures that are not finite themselves.
@@ -116,8 +129,9 @@ def first_nonfinite(learner: Learner, batch: Batch, bad: list[str]) -> tuple[int
     for name, value in learner.moving.items():
         if not value.isfinite().all():
             return 2, name
-    for name, parameter in learner.both.named_parameters():
-        if parameter.grad is not None and not parameter.grad.isfinite().all():
+    gradients = {name: parameter.grad for name, parameter in learner.both.named_parameters()}
+    for name, gradient in gradients.items() if loss_is_finite else ():
+        if gradient is not None and not gradient.isfinite().all():
             return 3, f"the gradient of {name.removeprefix('network.')}"
     return 4, "none (the loss itself)"
 

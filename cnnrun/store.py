@@ -12,7 +12,6 @@ import shutil
 import threading
 import weakref
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -26,7 +25,7 @@ from torch import Tensor
 from cnnrun import cache
 from cnnrun.cache import Entry, Progress
 from cnnrun.contracts import Shape, Split
-from cnnrun.decoding import Decoder, processors, threads
+from cnnrun.decoding import Decoder, Threads, processors, threads
 from cnnrun.errors import DataError, StorageError, printable
 from cnnrun.files import Members
 from cnnrun.pictures import Image, named, read
@@ -51,6 +50,10 @@ class Pictures(Protocol):
         """Those pictures: [n, C, H, W] on the host, uint8 unless they are features."""
         ...
 
+    def reading(self) -> list[int]:
+        """Those that another thread is reading now, as far as that is known."""
+        ...
+
 
 class Held:
     """An array in memory, or mapped from a file that fits it."""
@@ -69,6 +72,9 @@ class Held:
             return torch.from_numpy(self._array).index_select(0, rows)
         return torch.from_numpy(self._array.take(rows.numpy(), axis=0))
 
+    def reading(self) -> list[int]:
+        return []
+
 
 class OnDisk:
     """A file of pictures larger than memory may hold: each is read when it is taken, and nothing of it stays.
@@ -81,15 +87,20 @@ class OnDisk:
     def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
         self._path, self._count, self.shape = path, shape[0], shape[1:]
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._reading: list[int] = []
         weakref.finalize(self, os.close, self._file)
 
     def __len__(self) -> int:
         return self._count
 
+    def reading(self) -> list[int]:
+        return self._reading
+
     def take(self, rows: Tensor) -> Tensor:
         out = np.empty((len(rows), *self.shape), np.uint8)
         each = int(np.prod(self.shape))
         for place, row in enumerate(rows.tolist()):
+            self._reading = [row]
             if os.preadv(self._file, (out[place].data,), row * each) != each:
                 raise StorageError(f"{self._path}: picture {row} is cut off; `cnnrun cache clear` removes the file")
         return torch.from_numpy(out)
@@ -106,16 +117,18 @@ class Streamed:
 
     in_memory = False
 
-    def __init__(self, decoder: Decoder, workers: int) -> None:
+    def __init__(self, decoder: Decoder, workers: int, timeout: float) -> None:
         self._decoder, self.shape = decoder, decoder.shape
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode") if workers else None
+        self._threads = Threads(workers, timeout)
 
     def __len__(self) -> int:
         return len(self._decoder)
 
     def take(self, rows: Tensor) -> Tensor:
-        run = self._pool.map if self._pool else map
-        return torch.from_numpy(self._decoder.batch(rows.numpy(), lambda f, items: list(run(f, items))))
+        return torch.from_numpy(self._decoder.batch(rows.numpy(), self._threads))
+
+    def reading(self) -> list[int]:
+        return self._decoder.reading()
 
 
 @dataclass(frozen=True)
@@ -141,6 +154,8 @@ class CacheSettings(Spec):
     """What decoded pictures may take in memory."""
     workers: int | None = Field(None, ge=0, le=1024)
     """Threads that decode; by default one a processor. The result does not depend on it."""
+    timeout: float = Field(120.0, gt=0)
+    """Seconds for which reading pictures may bring nothing, before the run ends."""
 
 
 def stored(
@@ -162,24 +177,24 @@ def stored(
     key = _key(split, shape, image, listed)
     kind = _kind(settings, folder, key, decoder)
     if folder is None or kind == "memory":
-        return _in_memory(decoder, workers, progress)
+        return _in_memory(decoder, workers, settings.timeout, progress)
     # Without pixels it is another data set: both may be built at once.
     name = key if kind == "disk" else hashlib.sha256(f"records of {key}".encode()).hexdigest()[:32]
     entry = Entry(folder / name, len(decoder), shape, keep_pixels=kind == "disk")
-    with threads(workers) as run:
+    with threads(workers, settings.timeout) as run:
         entry.build(decoder, {"source": _where(split)}, run, progress)
     if kind == "none":
-        return Stored(Streamed(decoder, workers), entry.records(), entry.problems())
+        return Stored(Streamed(decoder, workers, settings.timeout), entry.records(), entry.problems())
     path, full = entry.path / "pixels.u8", (len(decoder), *shape)
     fits = int(np.prod(full)) <= settings.memory_gib * 2**30
     return Stored(Held(mapped(path, full)) if fits else OnDisk(path, full), entry.records(), entry.problems())
 
 
-def _in_memory(decoder: Decoder, workers: int, progress: Progress) -> Stored:
+def _in_memory(decoder: Decoder, workers: int, timeout: float, progress: Progress) -> Stored:
     out = np.empty((len(decoder), *decoder.shape), np.uint8)
     records = np.empty(len(decoder), RECORD)
     problems: dict[int, str] = {}
-    with threads(workers) as run, progress("decoding", len(decoder)) as advance:
+    with threads(workers, timeout) as run, progress("decoding", len(decoder)) as advance:
         for numbers in np.array_split(np.arange(len(decoder)), -(-len(decoder) // cache.at_once(out[0].nbytes))):
             made = decoder.block(numbers, run)
             out[numbers], records[numbers] = made.pixels, made.records

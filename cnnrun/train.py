@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +15,8 @@ from cnnrun import checkpoint
 from cnnrun.batch import Batch
 from cnnrun.batches import TrainingBatches
 from cnnrun.contracts import Measured
-from cnnrun.errors import Interrupted, NonFiniteError
+from cnnrun.decoding import Stuck
+from cnnrun.errors import DataError, Interrupted, NonFiniteError
 from cnnrun.learner import Job, Learner, check, monitored_numbers
 from cnnrun.losses import Losses, State
 from cnnrun.progress import Advance, Clock, bar, say
@@ -46,7 +49,8 @@ def fit(job: Job, saved: checkpoint.Checkpoint | None = None) -> dict[str, Any]:
     ):
         while state.step < total and not spec.stops_early(state.waited):
             factor = spec.schedule.factor(state.step, total)
-            batch, loss, signal = _gradients(learner, job, batches, state, clock, stop)
+            saving = partial(_save, job, learner, state, tracker, losses)
+            batch, loss, signal = _gradients(learner, job, batches, state, clock, stop, saving)
             losses.add(health(learner, loss), learner)  # on a CPU, what is not finite stops here, before the weights
             update(learner, job, state.step, factor)
             if state.step == 0:
@@ -62,7 +66,8 @@ def fit(job: Job, saved: checkpoint.Checkpoint | None = None) -> dict[str, Any]:
                 with clock.aside():
                     losses.read(learner)
                     improved = epoch_ends and _end_epoch(job, learner, state, tracker, clock, per_epoch)
-                    _save(job, learner, state, tracker, improved)
+                    _save(job, learner, state, tracker, losses, improved)
+                    ranks.wait()
             if signal and state.step < total:
                 raise Interrupted(signal, f"stopped at step {state.step} of {total} and saved; --resume goes on")
     return _finish(job, state, clock)
@@ -78,16 +83,27 @@ def _restored(learner: Learner, saved: checkpoint.Checkpoint, job: Job) -> State
 
 
 def _gradients(
-    learner: Learner, job: Job, batches: TrainingBatches, state: State, clock: Clock, stop: Stop
+    learner: Learner,
+    job: Job,
+    batches: TrainingBatches,
+    state: State,
+    clock: Clock,
+    stop: Stop,
+    save: Callable[[], None],
 ) -> tuple[Batch, Tensor, int]:
     """A step's gradients, over all ranks: its batch, its loss, and the signal by which any rank was asked to stop.
 
-    Where memory runs out the step begins again, and all that follow go on, in micro-batches half as large.
+    Where memory runs out the step begins again, and all that follow go on, in micro-batches half as large. Where the
+    batch cannot be read, what was reached is saved before the run ends.
     """
     before = [value.clone() for value in learner.buffers]
     while True:
-        with clock.waiting():
-            batch = batches.at(state.step)
+        try:
+            with clock.waiting():
+                batch = batches.at(state.step)
+        except (DataError, Stuck):
+            save()
+            raise
         loss = backward(learner, job, batch, state.step)
         signal, short = job.ranks.agree([stop.signal, loss is None])
         if loss is not None and not short:
@@ -146,14 +162,12 @@ def _improves(job: Job, state: State, value: float) -> bool:
     return improves
 
 
-def _save(job: Job, learner: Learner, state: State, tracker: Tracker, improved: bool) -> None:
+def _save(job: Job, learner: Learner, state: State, tracker: Tracker, losses: Losses, improved: bool = False) -> None:
     """A checkpoint of everything. Raises NonFiniteError rather than save weights that are not finite."""
+    losses.read(learner)
     state.metrics_offset = tracker.offset()
     parts = learner.parts()
-    for part, values in parts.items():
-        for name, value in values.items():
-            if not value.isfinite().all():
-                raise NonFiniteError(f"{part} {name} is not finite after step {state.step}; the last checkpoint stands")
+    losses.refuse(parts)
     if job.ranks.first:
         saved = {"training": asdict(state), "scaler": learner.scaler.state_dict(), "facts": job.facts.to_json()}
         folder = job.run / "checkpoints"
@@ -161,7 +175,6 @@ def _save(job: Job, learner: Learner, state: State, tracker: Tracker, improved: 
         if improved:
             checkpoint.point(folder, "best", f"step-{state.step:08d}")
         checkpoint.prune(folder, job.spec.keep)
-    job.ranks.wait()
 
 
 def _advance(advance: Advance, state: State, losses: Losses, clock: Clock) -> None:

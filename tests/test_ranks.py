@@ -129,8 +129,13 @@ def test_evaluation_is_that_of_one_process(trained_run, size):
 @pytest.mark.parametrize("model", [[PLAIN], [NORMED, "train.sync_batch_norm=true"]], ids=["plain", "sync"])
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_weights_are_those_of_one_process_but_for_rounding(tmp_path, model, accumulate):
-    """68 steps; the largest difference of any tensor, relative to its largest value."""
+    """76 steps; the largest difference of any tensor, relative to its largest value.
+
+    Two threads in one process differ by as much: batch norms and ReLUs make rounding grow, at higher rates without
+    bound (benchmarks/reliability.md).
+    """
     settings = [*model, *STEPS, f"train.accumulate={accumulate}", "train.ema={decay: 0.9}"]
+    settings += ["train.optimizer={sgd: {lr: 0.02, momentum: 0.9}}"]
     for size in (1, 2, 4):
         for result in trained(tmp_path / str(size), size, *settings):
             assert isinstance(result, dict), result
@@ -144,7 +149,10 @@ def test_weights_are_those_of_one_process_but_for_rounding(tmp_path, model, accu
                 assert gap <= 1e-5, (size, part, name, gap)
     if "sync_batch_norm" not in model[-1]:
         return
-    for result in trained(tmp_path / "apart", 2, *model[:1], *STEPS):  # the control: each rank on its own differs
+    # The control: batch norm on each rank on its own is another computation.
+    for result in trained(
+        tmp_path / "apart", 2, *settings, "train.sync_batch_norm=false"
+    ):  # the control: each rank on its own differs
         assert isinstance(result, dict), result
     other = saved(tmp_path / "apart").parts["model"]
     assert max(float((other[name] - value).abs().max()) for name, value in one.parts["model"].items()) > 1e-3

@@ -1,0 +1,337 @@
+"""What goes wrong while training: numbers that are not finite, too little memory, reading that does not end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, save_picture
+from several import forked, outcome
+
+from cnnrun import checkpoint, commands, experiment, pictures, train
+from cnnrun import step as step_of_learning
+from cnnrun.batches import TrainingBatches
+from cnnrun.decoding import Stuck, Threads
+from cnnrun.errors import DataError, NonFiniteError, ResourceError
+from cnnrun.tasks.classify import CrossEntropy
+
+CPU = torch.device("cpu")
+BAD = [float("nan"), float("inf")]
+
+
+def tried(*overrides: str) -> experiment.Experiment:
+    return experiment.parse(TINY, "tiny.yaml", ["name=tiny", *overrides])
+
+
+def poison_input(monkeypatch, at: int, value: float) -> None:
+    real = TrainingBatches.at
+
+    def poisoned(self, step):
+        batch = real(self, step)
+        if step == at:
+            batch.pictures[7, 0, 3, 3] = value
+            self._ready[step] = batch  # as it would be found again
+        return batch
+
+    monkeypatch.setattr(TrainingBatches, "at", poisoned)
+
+
+def poison_loss(monkeypatch, at: int, value: float) -> None:
+    real, calls = CrossEntropy.forward, []
+
+    def poisoned(self, outputs, targets):
+        losses = real(self, outputs, targets)
+        if torch.is_grad_enabled():
+            calls.append(1)
+        return {name: loss * (value if len(calls) == at + 1 else 1) for name, loss in losses.items()}
+
+    monkeypatch.setattr(CrossEntropy, "forward", poisoned)
+
+
+def after_backward(monkeypatch, at: int, spoil) -> None:
+    real = step_of_learning.backward
+
+    def poisoned(learner, job, batch, step):
+        loss = real(learner, job, batch, step)
+        if step == at:
+            with torch.no_grad():
+                spoil(learner)
+        return loss
+
+    monkeypatch.setattr(train, "backward", poisoned)
+
+
+def poison_gradient(monkeypatch, at: int, value: float) -> None:
+    def spoil(learner):
+        learner.network.get_parameter("layers.linear1.linear.bias").grad[2] = value
+
+    after_backward(monkeypatch, at, spoil)
+
+
+def poison_weight(monkeypatch, at: int, value: float) -> None:
+    real = step_of_learning.update
+
+    def poisoned(learner, job, step, factor):
+        real(learner, job, step, factor)
+        if step == at - 1:
+            with torch.no_grad():
+                learner.network.get_parameter("layers.linear1.linear.weight")[0, 0] = value
+
+    monkeypatch.setattr(train, "update", poisoned)
+
+
+def poison_statistic(monkeypatch, at: int, value: float) -> None:
+    after_backward(monkeypatch, at, lambda learner: learner.network.layers.conv1.norm.running_var.fill_(value))
+
+
+def poison_average(monkeypatch, at: int, value: float) -> None:
+    after_backward(monkeypatch, at, lambda learner: learner.ema.average["head.weight"].fill_(value))
+
+
+PLACES = {
+    "input": (poison_input, "the picture digits["),
+    "loss": (poison_loss, "none (the loss itself)"),
+    "gradient": (poison_gradient, "the gradient of layers.linear1.linear.bias"),
+    "weight": (poison_weight, "model layers.linear1.linear.weight"),  # found when it is to be saved
+    "statistic": (poison_statistic, "layers.conv1.norm (its running_var)"),
+    "average": (poison_average, "head.weight (ema)"),
+}
+
+
+@pytest.mark.parametrize("value", BAD)
+@pytest.mark.parametrize("place", PLACES)
+def test_what_is_not_finite_stops_within_its_step_is_named_and_never_saved(tmp_path, monkeypatch, place, value):
+    poison, named = PLACES[place]
+    poison(monkeypatch, 20, value)
+    made = tried("train.ema={decay: 0.9}", "data.augment={rotate: 4}", "train.save_every=1", "train.keep=1000")
+    with pytest.raises(NonFiniteError) as stopped:
+        commands.train(made, tmp_path, CPU, resume=False)
+    assert stopped.value.exit_code == 4
+    lines = stopped.value.lines
+    assert f"at step {19 if place == 'weight' else 20}; nothing of it was saved" in lines[0]
+    assert named in lines[1]
+    assert "digits[" in lines[2]
+    found = checkpoint.generations(tmp_path / "tiny" / "1" / "checkpoints")
+    assert [int(path.name[5:]) for path in found] == list(range(1, 20 if place == "weight" else 21))
+    for path in found:
+        for part in checkpoint.load(path).parts.values():
+            assert all(tensor.isfinite().all() for tensor in part.values())
+
+
+def test_a_weight_that_is_not_finite_stops_before_it_is_used_again(tmp_path, monkeypatch):
+    poison_weight(monkeypatch, 20, float("nan"))
+    with pytest.raises(NonFiniteError, match="at step 20;.*\n.*layers.linear1.linear .its weight"):
+        commands.train(tried(), tmp_path, CPU, resume=False)
+
+
+def test_momentum_that_is_not_finite_is_not_saved_either(tmp_path, monkeypatch):
+    real = step_of_learning.update
+
+    def poisoned(learner, job, step, factor):
+        real(learner, job, step, factor)
+        if step == 16:  # an epoch's last
+            next(iter(learner.optimizer.state.values()))["momentum_buffer"].fill_(float("nan"))
+
+    monkeypatch.setattr(train, "update", poisoned)
+    with pytest.raises(NonFiniteError, match="at step 16.*\n.*optimizer momentum_buffer:layers"):
+        commands.train(tried(), tmp_path, CPU, resume=False)
+    assert not checkpoint.generations(tmp_path / "tiny" / "1" / "checkpoints")
+
+
+def state(run: Path) -> tuple[object, ...]:
+    saved = checkpoint.load_newest(run / "checkpoints", "latest", pytest.fail)
+    tensors = {part: {name: value.tolist() for name, value in of.items()} for part, of in saved.parts.items()}
+    return tensors, saved.state, (run / "metrics.jsonl").read_bytes()
+
+
+RICH = ["train.ema={decay: 0.9}", "data.augment={shift: 0.2, rotate: 8, mixup: 0.2}"]
+
+
+def short_of_memory(monkeypatch, most: int, raised: type[Exception] = torch.OutOfMemoryError) -> None:
+    """Memory for `most` pictures at a time; it runs out in the last layer, so that much was done by then."""
+    real = CrossEntropy.forward
+
+    def forward(self, outputs, targets):
+        if torch.is_grad_enabled() and len(outputs) > most:
+            raise raised("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+        return real(self, outputs, targets)
+
+    monkeypatch.setattr(CrossEntropy, "forward", forward)
+
+
+@pytest.mark.parametrize("raised", [torch.OutOfMemoryError, RuntimeError, MemoryError])
+@pytest.mark.parametrize(("most", "given", "expected"), [(63, 1, 2), (32, 1, 2), (20, 1, 4), (10, 3, 12)])
+def test_too_little_memory_is_as_if_smaller_micro_batches_had_been_asked_for(
+    tmp_path, monkeypatch, capfd, most, given, expected, raised
+):
+    with monkeypatch.context() as patched:
+        short_of_memory(patched, most, raised)
+        made = tried(*RICH, f"train.accumulate={given}")
+        short = Path(commands.train(made, tmp_path / "short", CPU, resume=False)["run"])
+    assert f"memory ran out at step 0: from here on in {2 * given} micro-batches" in capfd.readouterr().err
+    made = tried(*RICH, f"train.accumulate={expected}")
+    asked = Path(commands.train(made, tmp_path / "asked", CPU, resume=False)["run"])
+    assert state(short) == state(asked)
+
+
+def test_memory_that_runs_out_later_is_remembered_when_resuming(tmp_path, monkeypatch):
+    """Twice the same trouble at step 20, once stopped at step 25 and resumed where memory would suffice."""
+    real = step_of_learning._backward
+
+    def run(root: Path, stop: int | None) -> Path:
+        with monkeypatch.context() as patched:
+
+            def backward(learner, job, batch, step):
+                if step == stop:
+                    os.kill(os.getpid(), 15)
+                if step == 20 and len(batch.parts) == 1:
+                    raise MemoryError
+                return real(learner, job, batch, step)
+
+            patched.setattr(step_of_learning, "_backward", backward)
+            if stop is None:
+                return Path(commands.train(tried(*RICH), root, CPU, resume=True)["run"])
+            with pytest.raises(BaseException, match="stopped at step 26"):
+                commands.train(tried(*RICH), root, CPU, resume=True)
+        return Path(commands.train(tried(*RICH), root, CPU, resume=True)["run"])
+
+    assert state(run(tmp_path / "whole", None)) == state(run(tmp_path / "cut", 25))
+
+
+def test_too_little_memory_for_the_smallest_micro_batch_is_one_line(tmp_path, monkeypatch):
+    short_of_memory(monkeypatch, 1)
+    with pytest.raises(ResourceError, match="as small as they can be .batch norm needs"):
+        commands.train(tried(), tmp_path, CPU, resume=False)
+    plain = "model=[flatten]"
+    short_of_memory(monkeypatch, 0)
+    with pytest.raises(ResourceError, match="as small as they can be .one picture"):
+        commands.train(tried(plain), tmp_path, CPU, resume=False)
+
+
+def test_other_errors_of_the_network_are_not_taken_for_a_lack_of_memory(tmp_path, monkeypatch):
+    def forward(self, outputs, targets):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(CrossEntropy, "forward", forward)
+    with pytest.raises(RuntimeError, match="mat1"):
+        commands.train(tried(), tmp_path, CPU, resume=False)
+
+
+# --- reading that does not end ---------------------------------------------------------------------------------------
+
+
+def folder_of(root: Path) -> Path:
+    for label, name in enumerate(("cat", "dog")):
+        for number in range(24):
+            save_picture(root / name / f"{number}.png", seed=100 * label + number, size=(8, 8))
+    return root
+
+
+def over(root: Path, *more: str) -> experiment.Experiment:
+    source = f"source: {{folder: '{root}'}}, image: {{size: 8, channels: 1}}, split: {{val: 0.2}}, timeout: 0.5"
+    return tried(f"data={{{source}, cache_dir: '{root.parent / 'cache'}'}}", "train.batch=8", *more)
+
+
+def hang_on(monkeypatch, name: str, when) -> None:
+    """Reading that file never ends once `when()` holds."""
+    real = pictures.read
+
+    def read(item, *rest):
+        if str(item).endswith(name) and when():
+            time.sleep(1000)
+        return real(item, *rest)
+
+    monkeypatch.setattr("cnnrun.decoding.read", read)
+
+
+def trained_in_child(made: experiment.Experiment, root: Path) -> tuple[object, float]:
+    """What a training in a process of its own returned or raised, and after how long."""
+    began = time.monotonic()
+    found = outcome(*forked(lambda: commands.train(made, root, CPU, resume=True)))
+    return found, time.monotonic() - began
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_picture_that_never_comes_ends_the_decoding_and_is_named(tmp_path, monkeypatch, workers):
+    root = folder_of(tmp_path / "pets")
+    with monkeypatch.context() as patched:
+        hang_on(patched, "dog/7.png", lambda: True)
+        found, seconds = trained_in_child(over(root, f"data.workers={workers}"), tmp_path / "runs")
+    assert isinstance(found, Stuck), found
+    assert found.exit_code == 6
+    assert "dog/7.png does not end: nothing came for 0.5 s (data.timeout)" in str(found)
+    assert seconds < 15
+    found, _ = trained_in_child(over(root), tmp_path / "runs")  # and the next start is as if nothing had been
+    assert isinstance(found, dict), found
+
+
+@pytest.mark.parametrize(("workers", "prefetch"), [(2, 2), (1, 2), (2, 0)])
+def test_a_picture_that_stops_coming_ends_the_training_which_is_saved(tmp_path, monkeypatch, workers, prefetch):
+    root = folder_of(tmp_path / "pets")
+    settings = ["data.cache=none", f"data.workers={workers}", f"data.prefetch={prefetch}", "train.epochs=40"]
+    monkeypatch.setattr("cnnrun.batches.AHEAD_BYTES", 1)
+    whole = over(root, *settings, f"data.cache_dir={tmp_path / 'other'}")
+    expected = Path(commands.train(whole, tmp_path / "whole", CPU, resume=False)["run"])
+    with monkeypatch.context() as patched:
+        run = tmp_path / "runs" / "tiny" / "1"
+        hang_on(patched, "dog/7.png", (run / "checkpoints" / "latest").exists)
+        found, seconds = trained_in_child(over(root, *settings), tmp_path / "runs")
+    assert isinstance(found, Stuck), found
+    assert "dog/7.png does not end" in str(found)
+    assert seconds < 20
+    assert trained_in_child(over(root, *settings), tmp_path / "runs")[0]["run"] == str(run)
+    assert state(run) == state(expected)
+
+
+def test_a_file_that_vanishes_ends_the_training_which_is_saved(tmp_path, monkeypatch):
+    root = folder_of(tmp_path / "pets")
+    real = step_of_learning.backward
+
+    def backward(learner, job, batch, step):
+        if step == 7:
+            (root / "cat" / "3.png").rename(root / "away")
+        return real(learner, job, batch, step)
+
+    monkeypatch.setattr(train, "backward", backward)
+    with pytest.raises(DataError, match="3.png"):
+        commands.train(over(root, "data.cache=none", "train.epochs=9"), tmp_path / "runs", CPU, resume=True)
+    saved = checkpoint.load_newest(tmp_path / "runs" / "tiny" / "1" / "checkpoints", "latest", pytest.fail)
+    assert saved.state["training"]["step"] > 5
+
+
+def test_slow_is_not_stuck():
+    pool = Threads(2, 0.3)
+    assert pool(lambda item: time.sleep(0.2) or item, range(8)) == list(range(8))
+    with pytest.raises(Stuck):
+        pool(lambda item: time.sleep(1.0) or item, range(2))
+
+
+@pytest.mark.slow
+def test_the_command_leaves_although_a_thread_never_ends(tmp_path):
+    root = folder_of(tmp_path / "pets")
+    program = (
+        "import sys, time\n"
+        "from cnnrun import cli, pictures\n"
+        "import cnnrun.decoding as decoding\n"
+        "real = decoding.read\n"
+        "def read(item, *rest):\n"
+        "    if str(item).endswith('dog/7.png'):\n"
+        "        time.sleep(1000)\n"
+        "    return real(item, *rest)\n"
+        "decoding.read = read\n"
+        f"sys.argv = ['cnnrun', 'train', '{tmp_path / 'c.yaml'}']\n"
+        "cli.main()\n"
+    )
+    (tmp_path / "c.yaml").write_text(
+        f"task: classify\ndata: {{source: {{folder: '{root}'}}, image: {{size: 8, channels: 1}}, timeout: 0.5, "
+        f"cache_dir: '{tmp_path / 'cache'}', workers: 2}}\nmodel: [flatten]\n"
+    )
+    left = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert left.returncode == 6
+    assert left.stderr.endswith("dog/7.png does not end: nothing came for 0.5 s (data.timeout)\n")
+    assert "Traceback" not in left.stderr
