@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from cnnrun.progress import say
 
 
 class Stop:
@@ -36,7 +35,9 @@ def stopping(echoed: bool = False) -> Iterator[Stop]:
                 os._exit(128 + number)
             return
         stop.signal, asked = number, time.monotonic()
-        say("stopping after this step (once more to leave at once) ...")
+        if os.environ.get("RANK", "0") == "0":
+            with contextlib.suppress(OSError):  # not `print`, in the middle of which the signal may have come
+                os.write(2, b"stopping after this step (once more to leave at once) ...\n")
 
     before = {number: signal.signal(number, ask) for number in SIGNALS}
     try:

@@ -259,7 +259,7 @@ def test_tensorboard_has_curves_pictures_and_the_confusion_matrix(trained_run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
 def test_a_real_signal_to_a_real_process(tmp_path, number, code):
     (tmp_path / "tiny.yaml").write_text(TINY.replace("epochs: 2", "epochs: 5000"))
     command = [sys.executable, "-m", "cnnrun", "train", "tiny.yaml", "--resume"]
