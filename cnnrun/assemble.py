@@ -176,16 +176,17 @@ def same_everywhere(data: Dataset, ranks: Ranks) -> None:
 
 
 def create(experiment: Experiment, data: Dataset, given: Weights | None, root: Path) -> Path:
-    """A fresh run folder with the resolved config in it, and what the weights it starts from were."""
-    run = runs.create(root, experiment.name)
-    runs.write_text(run / runs.CONFIG, experiment.with_facts(data.facts).to_yaml())
+    """A fresh run folder with the resolved config in it, the data's files, and what the weights it starts from were."""
+    files = {runs.CONFIG: experiment.with_facts(data.facts).to_yaml().encode()}
     if data.listed:
-        runs.write_bytes(run / FILES, gzip.compress("\n".join(data.lines()).encode(), 1))
+        files[FILES] = gzip.compress("\n".join(data.lines()).encode(), 1)
     if data.left_out:
-        runs.write_text(run / "skipped.jsonl", "".join(json.dumps(each) + "\n" for each in data.left_out))
-        say(f"{len(data.left_out):,} pictures are left out; {run / 'skipped.jsonl'} lists them")
+        files["skipped.jsonl"] = "".join(json.dumps(each) + "\n" for each in data.left_out).encode()
     if given:
-        runs.write_json(run / WEIGHTS, {"path": experiment.model.weights, "sha256": given.digest})
+        files[WEIGHTS] = (json.dumps({"path": experiment.model.weights, "sha256": given.digest}) + "\n").encode()
+    run = runs.create(root, experiment.name, files)
+    if data.left_out:
+        say(f"{len(data.left_out):,} pictures are left out; {run / 'skipped.jsonl'} lists them")
     return run
 
 
@@ -221,6 +222,7 @@ def saved_in(run: Path, data: Dataset, ranks: Ranks) -> checkpoint.Checkpoint | 
 
 
 def _saved_in(run: Path, data: Dataset) -> checkpoint.Checkpoint | None:
+    checkpoint.sweep(run / "checkpoints")
     saved = checkpoint.load_newest(run / "checkpoints", "latest", say)
     if saved is None:
         return None

@@ -68,7 +68,6 @@ def point(folder: Path, pointer: str, name: str) -> None:
 
 def settle(folder: Path, used: Path, best_step: int | None) -> None:
     """Before a run goes on from `used`: mend what a kill between saving and pointing left, put damaged ones aside."""
-    sweep(folder)
     for path in generations(folder):
         if _step(path) > _step(used):
             with contextlib.suppress(CheckpointError):

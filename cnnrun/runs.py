@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import platform
-from collections.abc import Iterator
+import shutil
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -22,20 +25,43 @@ RESULT = "result.json"
 ENVIRONMENT = "environment.json"
 
 
-def create(root: Path, name: str) -> Path:
-    """A fresh `root/name/<next number>`. Raises StorageError."""
+def create(root: Path, name: str, files: Mapping[str, bytes] | None = None) -> Path:
+    """A fresh `root/name/<next number>` with these files; there whole or not at all. Raises StorageError."""
+    files = files or {}
+    there = root / name
+    fresh = there / f".{os.getpid()}.{time.time_ns()}.tmp"
     try:
-        (root / name).mkdir(parents=True, exist_ok=True)
-        number = max(_numbers(root / name), default=0)
-        while True:
-            number += 1
-            try:
-                (root / name / str(number)).mkdir()
-            except FileExistsError:
-                continue  # another run took the number in between
-            return root / name / str(number)
+        there.mkdir(parents=True, exist_ok=True)
+        _sweep_old(there)
+        fresh.mkdir()
+        for file, data in files.items():
+            disk.write(fresh / file, data)
+        disk.sync(fresh)
+        run = _numbered(fresh, there)
+        disk.sync(there)
     except OSError as error:
-        raise StorageError(f"{root / name}: cannot make a run folder ({error.strerror})") from None
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise StorageError(disk.trouble(there, sum(map(len, files.values())), error)) from None
+    return run
+
+
+def _numbered(fresh: Path, there: Path) -> Path:
+    """The folder under the next number that no other run takes in between."""
+    number = max(_numbers(there), default=0)
+    while True:
+        number += 1
+        run = there / str(number)
+        if not run.exists():
+            with contextlib.suppress(FileExistsError):
+                disk.rename(fresh, run)
+                return run
+
+
+def _sweep_old(there: Path) -> None:
+    """Remove what killed processes began to make; what is being made now is younger than an hour."""
+    for path in there.glob(".*.tmp"):
+        if time.time() - path.stat().st_mtime > 3600:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def unfinished(root: Path, name: str) -> list[Path]:
@@ -68,6 +94,8 @@ def held(run: Path) -> Iterator[None]:
         os.close(descriptor)
         raise StorageError(f"{run}: another process is training this run") from None
     try:
+        for left in run.glob(".*.tmp"):  # by a process that was killed
+            left.unlink(missing_ok=True)
         yield
     finally:
         os.close(descriptor)

@@ -20,7 +20,9 @@ def test_the_first_signal_asks_and_the_handlers_are_put_back(number, capfd):
     assert "stopping after this step" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(("first", "second", "code"), [("INT", "INT", 130), ("INT", "TERM", 143), ("USR1", "USR1", 138)])
+@pytest.mark.parametrize(
+    ("first", "second", "code"), [("INT", "INT", 130), ("INT", "TERM", 143), ("USR1", "USR1", 138)]
+)
 def test_the_second_signal_leaves_at_once(first, second, code):
     program = (
         "import signal\n"
