@@ -1,0 +1,298 @@
+"""The proof is sensitive: without any one thing that a checkpoint holds or a resume derives, the result differs.
+
+And any step can be gone on from: a checkpoint after each of 24 steps, a resume from each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+
+from cnnrun import batches, checkpoint, commands, experiment, optim, train
+from cnnrun import step as step_of_learning
+from cnnrun.errors import CheckpointError, Interrupted
+from cnnrun.experiment import Experiment
+from cnnrun.learner import Learner
+from cnnrun.schedule import OneCycle
+
+CPU = torch.device("cpu")
+CUT = 38  # 17 steps an epoch, three epochs: in the third, with an epoch behind it that was not the best
+RICH = [
+    "train.epochs=3",
+    "train.ema={decay: 0.9}",
+    "train.accumulate=2",
+    "data.augment={shift: 0.2, rotate: 8}",
+    "train.early_stop={patience: 100, min_delta: 5}",
+]
+ADAM = "train.optimizer={adamw: 0.01}"
+HALF = "train.precision=float16"
+
+
+def tried(*overrides: str) -> Experiment:
+    return experiment.parse(TINY, "tiny.yaml", ["name=tiny", *RICH, *overrides])
+
+
+def digest(run: Path) -> str:
+    saved = checkpoint.load_newest(run / "checkpoints", "latest", pytest.fail)
+    found = hashlib.sha256(json.dumps(saved.state, sort_keys=True).encode())
+    for part, tensors in sorted(saved.parts.items()):
+        for name, value in sorted(tensors.items()):
+            found.update(f"{part}.{name}{value.dtype}{tuple(value.shape)}".encode() + value.numpy().tobytes())
+    found.update((run / "metrics.jsonl").read_bytes() + (run / "checkpoints" / "best").read_bytes())
+    return found.hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def _the_first_epoch_is_the_best(monkeypatch):
+    """So that forgetting the best shows; and a scaler that changes its scale often, and memory for 40 pictures."""
+    real = Learner.evaluate
+
+    def worse_each_time(self, job, split, batch):
+        measured = real(self, job, split, batch)
+        measured.numbers["accuracy"] = 0.9 - 0.1 * (job.run / "metrics.jsonl").read_text().count("\n")
+        return measured
+
+    monkeypatch.setattr(Learner, "evaluate", worse_each_time)
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=64.0, growth_interval=6))
+    # Memory runs out at step 5 for batches in two parts.
+    backward = step_of_learning._backward
+
+    def short(learner, job, batch, step):
+        if step == 5 and len(batch.parts) == 2:
+            raise MemoryError
+        return backward(learner, job, batch, step)
+
+    monkeypatch.setattr(step_of_learning, "_backward", short)
+
+
+def cut_short(root: Path, made: Experiment, step: int) -> Path:
+    real = step_of_learning.backward
+
+    def stepping(learner, job, batch, number):
+        if number == step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(learner, job, batch, number)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(train, "backward", stepping)
+        with pytest.raises(Interrupted):
+            commands.train(made, root, CPU, resume=True)
+    return root / "tiny" / "1"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    made: dict[tuple[str, ...], str] = {}
+
+    def of(*overrides: str) -> str:
+        if overrides not in made:
+            root = tmp_path_factory.mktemp("whole")
+            made[overrides] = digest(Path(commands.train(tried(*overrides), root, CPU, resume=False)["run"]))
+        return made[overrides]
+
+    return of
+
+
+@pytest.mark.parametrize("overrides", [(), (ADAM,), (HALF,)])
+def test_with_everything_the_resumed_run_is_the_same(tmp_path, whole, overrides):
+    expected = whole(*overrides)
+    run = cut_short(tmp_path, tried(*overrides), CUT)
+    commands.train(tried(*overrides), tmp_path, CPU, resume=True)
+    assert digest(run) == expected
+
+
+Saved = checkpoint.Checkpoint
+Spoil = Callable[[Learner, Saved], Saved]
+
+
+def forgetting(spoil: Spoil) -> Callable[[pytest.MonkeyPatch], None]:
+    """What is restored is first spoilt."""
+
+    def apply(patched: pytest.MonkeyPatch) -> None:
+        real = train._restored
+        patched.setattr(train, "_restored", lambda learner, saved, job: real(learner, spoil(learner, saved), job))
+
+    return apply
+
+
+def fresh(part: str, *endings: str) -> Callable[[pytest.MonkeyPatch], None]:
+    """Those tensors as a new run would have them, or not at all."""
+
+    def spoil(learner: Learner, saved: Saved) -> Saved:
+        new = {name: value.clone() for name, value in learner.parts()[part].items()}
+        kept = {}
+        for name, value in saved.parts[part].items():
+            chosen = name.endswith(endings) or name.startswith(endings)
+            if not chosen:
+                kept[name] = value
+            elif name in new:
+                kept[name] = new[name]
+        return replace(saved, parts=saved.parts | {part: kept})
+
+    return forgetting(spoil)
+
+
+def counter(name: str, value: object = 0) -> Callable[[pytest.MonkeyPatch], None]:
+    def spoil(learner: Learner, saved: Saved) -> Saved:
+        return replace(saved, state=saved.state | {"training": saved.state["training"] | {name: value}})
+
+    return forgetting(spoil)
+
+
+def scaler(name: str) -> Callable[[pytest.MonkeyPatch], None]:
+    def spoil(learner: Learner, saved: Saved) -> Saved:
+        new = learner.scaler.state_dict()[name]
+        return replace(saved, state=saved.state | {"scaler": saved.state["scaler"] | {name: new}})
+
+    return forgetting(spoil)
+
+
+def classes_reversed(patched: pytest.MonkeyPatch) -> None:
+    real = commands.dataset
+
+    def other(made):
+        data = real(made)
+        facts = replace(data.facts, classes=data.facts.classes[::-1], fingerprint="of other classes")
+        return replace(data, facts=facts)
+
+    patched.setattr(commands, "dataset", other)
+
+
+def schedule_from_zero(patched: pytest.MonkeyPatch) -> None:
+    real = OneCycle.factor
+    patched.setattr(OneCycle, "factor", lambda self, step, total: real(self, step - CUT, total))
+
+
+def order_of_another_epoch(patched: pytest.MonkeyPatch) -> None:
+    real = batches.uniform_order
+
+    def other(count):
+        order = real(count)
+        return lambda seed, epoch: order(seed, epoch - 1)
+
+    patched.setattr(batches, "uniform_order", other)
+
+
+def draws_of_another_epoch(patched: pytest.MonkeyPatch) -> None:
+    real = batches.Draws
+    patched.setattr(batches, "Draws", lambda seed, epoch, *rest: real(seed, epoch - 1, *rest))
+
+
+def generator_as_it_is(patched: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(1)
+    patched.setattr(step_of_learning, "seed_step", lambda *arguments: None)
+
+
+def average_from_zero(patched: pytest.MonkeyPatch) -> None:
+    real = optim.Ema.update
+    patched.setattr(optim.Ema, "update", lambda self, step: real(self, step - CUT))
+
+
+def epoch_from_its_start(patched: pytest.MonkeyPatch) -> None:
+    real = batches.TrainingBatches.at
+    patched.setattr(batches.TrainingBatches, "at", lambda self, step: real(self, step - CUT % 17))
+
+
+def part_of_the_gradients(patched: pytest.MonkeyPatch) -> None:
+    """As if it had been saved between two micro-batches, without the first one's gradients."""
+    real = step_of_learning._backward
+
+    def later_ones(learner, job, batch, step):
+        loss = real(learner, job, batch, step)
+        if step == CUT:
+            first = replace(batch.micro()[0], whole=batch.whole)
+            with torch.enable_grad():
+                losses = learner.criterion(learner.forward(first.pictures.float()), first.targets)
+                (-sum(losses.values()) * (len(first) / batch.whole)).backward()
+        return loss
+
+    patched.setattr(step_of_learning, "_backward", later_ones)
+
+
+CONTROLS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], tuple[str, ...]]] = {
+    "weights": (fresh("model", "weight", "bias"), ()),
+    "batch norm's statistics": (fresh("model", "running_mean", "running_var"), ()),
+    "batch norm's counter": (fresh("model", "num_batches_tracked"), ()),
+    "momentum": (fresh("optimizer", "momentum_buffer"), ()),
+    "adam's first moment": (fresh("optimizer", "exp_avg:"), (ADAM,)),
+    "adam's second moment": (fresh("optimizer", "exp_avg_sq"), (ADAM,)),
+    "adam's counter": (fresh("optimizer", "step"), (ADAM,)),
+    "average": (fresh("ema", ""), ()),
+    "average's counter": (average_from_zero, ()),
+    "scale": (scaler("scale"), (HALF,)),
+    "scale's counter": (scaler("_growth_tracker"), (HALF,)),
+    "step": (counter("step"), ()),
+    "schedule's position": (schedule_from_zero, ()),
+    "epoch": (order_of_another_epoch, ()),
+    "place in the epoch": (epoch_from_its_start, ()),
+    "augmentation's numbers": (draws_of_another_epoch, ()),
+    "dropout's generator": (generator_as_it_is, ()),
+    "best": (counter("best", None), ()),
+    "best step": (counter("best_step"), ()),
+    "early stop's counter": (counter("waited"), ()),
+    "early stop's mark": (counter("mark", None), ()),
+    "sum of losses": (counter("loss_sum", 0.0), ()),
+    "count of losses": (counter("loss_count"), ()),
+    "metrics' offset": (counter("metrics_offset"), ()),
+    "micro-batches": (counter("accumulate", 2), ()),
+    "part of the gradients": (part_of_the_gradients, ()),
+    "class map": (classes_reversed, ()),
+}
+
+
+def test_there_are_controls_for_every_counter():
+    named = {cell.cell_contents for spoil, _ in CONTROLS.values() for cell in _cells(spoil)}
+    assert set(train.State.__dataclass_fields__) <= named
+    assert len(CONTROLS) >= 16
+
+
+def _cells(function):
+    for cell in getattr(function, "__closure__", None) or ():
+        if callable(cell.cell_contents):
+            yield from _cells(cell.cell_contents)
+        else:
+            yield cell
+
+
+@pytest.mark.parametrize("dropped", CONTROLS)
+def test_without_it_the_result_differs(tmp_path, whole, dropped):
+    spoil, overrides = CONTROLS[dropped]
+    expected = whole(*overrides)
+    run = cut_short(tmp_path, tried(*overrides), CUT)
+    with pytest.MonkeyPatch.context() as patched:
+        spoil(patched)
+        try:
+            commands.train(tried(*overrides), tmp_path, CPU, resume=True)
+        except (CheckpointError, KeyError):
+            return  # it was noticed before a step was taken
+    assert digest(run) != expected
+
+
+def test_every_step_can_be_gone_on_from(tmp_path):
+    """24 of 24."""
+    made = tried("train.epochs=2", "train.batch=92", "train.save_every=1", "train.keep=1000")
+    run = Path(commands.train(made, tmp_path, CPU, resume=False)["run"])
+    expected = digest(run)
+    found = checkpoint.generations(run / "checkpoints")
+    assert [int(path.name[5:]) for path in found] == list(range(1, 25))
+    for place, path in enumerate(found):
+        root = tmp_path / f"from {path.name}"
+        there = root / "tiny" / "1"
+        shutil.copytree(run, there)
+        (there / "result.json").unlink()
+        (there / "checkpoints" / "latest").write_text(path.name)
+        for later in found[place + 1 :]:
+            shutil.rmtree(there / "checkpoints" / later.name)
+        commands.train(made, root, CPU, resume=True)
+        assert digest(there) == expected, path.name
