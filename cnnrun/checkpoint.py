@@ -17,6 +17,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,10 +54,9 @@ def save(folder: Path, step: int, parts: Parts, state: dict[str, Any]) -> Path:
         for name, part in parts.items()
     }
     files["state.json"] = json.dumps(state, indent=1).encode()
-    files["manifest.json"] = _as_bytes(_manifest(step, files))
     needed = sum(map(len, files.values()))
     target = folder / f"step-{step:08d}"
-    retry(lambda: _write_generation(target, files), folder, needed)
+    retry(lambda: _write_generation(target, step, files), folder, needed)
     point(folder, "latest", target.name)
     return target
 
@@ -83,7 +83,8 @@ def prune(folder: Path, keep: int) -> None:
     pointed = {pointed_at(folder, pointer) for pointer in ("latest", "best")}
     for old in generations(folder)[:-keep]:
         if old.name not in pointed:
-            _remove(old)
+            with contextlib.suppress(OSError):  # the next save tries again
+                _remove(old)
 
 
 def sweep(folder: Path) -> None:
@@ -165,22 +166,23 @@ def retry(write: Callable[[], None], folder: Path, needed: int) -> None:
     raise AssertionError("unreachable")
 
 
-def _manifest(step: int, files: dict[str, bytes]) -> dict[str, Any]:
-    entries = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
-    return {"format": FORMAT, "step": step, "files": entries}
-
-
 def _as_bytes(manifest: dict[str, Any]) -> bytes:
     return json.dumps(manifest, indent=1).encode()
 
 
-def _write_generation(target: Path, files: dict[str, bytes]) -> None:
+def _write_generation(target: Path, step: int, files: dict[str, bytes]) -> None:
     temporary = target.with_name(target.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        for name, data in files.items():
-            disk.write(temporary / name, data)
+        with ThreadPoolExecutor(thread_name_prefix="hash") as pool:  # while the disk is waited for
+            hashes = {name: pool.submit(hashlib.sha256, data) for name, data in files.items()}
+            for name, data in files.items():
+                disk.write(temporary / name, data)
+        entries = {
+            name: {"bytes": len(files[name]), "sha256": made.result().hexdigest()} for name, made in hashes.items()
+        }
+        disk.write(temporary / "manifest.json", _as_bytes({"format": FORMAT, "step": step, "files": entries}))
         disk.sync(temporary)
         if target.exists():  # the same step again, after the one before was damaged or not pointed at yet
             _remove(target)

@@ -87,7 +87,10 @@ def newest(root: Path, name: str | None = None) -> Path:
 @contextmanager
 def held(run: Path) -> Iterator[None]:
     """Hold the run for this process; the hold ends with the process, however that ends. Raises StorageError."""
-    descriptor = os.open(run / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        descriptor = os.open(run / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise StorageError(disk.trouble(run / "lock", 0, error)) from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
