@@ -1,0 +1,139 @@
+"""A resume that cannot be exact says so, a line for each thing; --strict-resume refuses."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, save_picture
+
+from cnnrun import commands, experiment, runs, train
+from cnnrun import step as step_of_learning
+from cnnrun.errors import CheckpointError, Interrupted
+
+CPU = torch.device("cpu")
+
+
+def over(root: Path, *more: str) -> experiment.Experiment:
+    data = f"data={{source: {{folder: '{root}'}}, image: {{size: 8, channels: 1}}, split: {{val: 0.2}}}}"
+    return experiment.parse(TINY, "tiny.yaml", ["name=tiny", data, "train.batch=8", *more])
+
+
+@pytest.fixture
+def pets(tmp_path) -> Path:
+    root = tmp_path / "pets"
+    for label, name in enumerate(("cat", "dog")):
+        for number in range(24):
+            save_picture(root / name / f"{number}.png", seed=100 * label + number, size=(8, 8))
+    return root
+
+
+@pytest.fixture
+def unfinished(pets, tmp_path) -> Path:
+    """A run that was stopped at its second step."""
+    real = step_of_learning.backward
+
+    def stop(learner, job, batch, step):
+        if step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(learner, job, batch, step)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(train, "backward", stop)
+        with pytest.raises(Interrupted):
+            commands.train(over(pets), tmp_path / "runs", CPU, resume=False)
+    return tmp_path / "runs" / "tiny" / "1"
+
+
+MACHINE = {
+    "torch": lambda patched: patched.setattr(torch, "__version__", "9.9.9"),
+    "threads": lambda patched: patched.setattr(torch, "get_num_threads", lambda: 7),
+    "cpu_capability": lambda patched: patched.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "Z80"),
+    "pillow": lambda patched: patched.setattr(runs, "version", lambda name: "0.1"),
+    "cnnrun": lambda patched: patched.setattr(runs, "__version__", "0.0"),
+    "python": lambda patched: patched.setattr(runs.platform, "python_version", lambda: "2.7"),
+    "ranks": lambda patched: patched.setattr(runs, "environment", _of_five_ranks),
+}
+_environment = runs.environment
+
+
+def _of_five_ranks(device, ranks=1):
+    return _environment(device, 5)
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("what", MACHINE)
+def test_another_machine_is_said_and_strictly_refused(unfinished, pets, tmp_path, capfd, what):
+    before = everything(unfinished)
+    with pytest.MonkeyPatch.context() as patched:
+        MACHINE[what](patched)
+        with pytest.raises(CheckpointError, match=f"{what} was .*, is ") as refused:
+            commands.train(over(pets), tmp_path / "runs", CPU, resume=True, strict=True)
+        assert len(refused.value.lines) == 2
+        assert everything(unfinished) == before
+        capfd.readouterr()
+        commands.train(over(pets), tmp_path / "runs", CPU, resume=True)
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith(f"{what} was ")]
+    assert line.endswith("the result may differ in its last bits from an uninterrupted run's")
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("train.batch=6", "train.batch was 8, is 6"),
+        ("seed=4", "seed was 0, is 4"),
+        ("train.clip=1.0", "train.clip was None, is 1.0"),
+        ("data.augment.shift=0.1", "data.augment.shift was 0.0, is 0.1"),
+    ],
+)
+def test_other_settings_are_said_and_strictly_refused(unfinished, pets, tmp_path, capfd, setting, said):
+    with pytest.raises(CheckpointError, match=f"of other settings: {said}"):
+        commands.train(over(pets, setting), tmp_path / "runs", CPU, resume=True, strict=True)
+    assert not (tmp_path / "runs" / "tiny" / "2").exists()
+    capfd.readouterr()
+    made = commands.train(over(pets, setting), tmp_path / "runs", CPU, resume=True)
+    assert made["run"].endswith("/2")
+    assert f"of other settings: {said}" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("setting", ["data.workers=1", "data.prefetch=3", "train.keep=5", "train.timeout=7"])
+def test_what_changes_no_bit_is_no_other_setting(unfinished, pets, tmp_path, setting):
+    made = commands.train(over(pets, setting), tmp_path / "runs", CPU, resume=True, strict=True)
+    assert made["run"] == str(unfinished)
+
+
+def test_other_data_is_refused_with_what_changed(unfinished, pets, tmp_path):
+    def refused(*, said: str) -> None:
+        with pytest.raises(CheckpointError, match=said) as error:
+            commands.train(over(pets), tmp_path / "runs", CPU, resume=True)
+        assert error.value.exit_code == 3
+        assert len(error.value.lines) == 1
+
+    kept = pets / "cat" / "3.png"
+    data = kept.read_bytes()
+    kept.unlink()
+    refused(said="3.png is gone")
+    save_picture(kept, seed=999, size=(8, 8))
+    refused(said="3.png changed")
+    kept.write_bytes(data)
+    os.utime(kept, (1, 1))
+    save_picture(pets / "elk" / "1.png", seed=555, size=(8, 8))
+    refused(said="classes were cat, dog, are cat, dog, elk")
+
+
+def test_the_command_line_refuses_with_3(unfinished, pets, tmp_path, run_cli):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(over(pets).to_yaml())
+    code, _, err = run_cli("train", path, "train.batch=6", "--strict-resume", "--runs", tmp_path / "runs")
+    assert code == 3
+    assert "of other settings: train.batch was 8, is 6\n" in err
+    assert "--strict-resume goes on with nothing but the same" in err
+    code, out, _ = run_cli("train", path, "--strict-resume", "--runs", tmp_path / "runs")
+    assert code == 0
+    assert str(unfinished) in out
