@@ -231,6 +231,29 @@ def diagram(
 
 
 @app.command()
+def selftest(
+    config: Annotated[
+        Path | None, typer.Argument(help="The YAML file; without, a small one of cnnrun's own.", metavar="[CONFIG]")
+    ] = None,
+    overrides: Overrides = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Whether this machine trains a config as it must: repeats, resumes, learns. Example: cnnrun selftest c.yaml"""
+    from cnnrun.device import choose, keep_freed_memory
+    from cnnrun.experiment import load
+
+    experiment, chosen = load(config, overrides or []) if config else None, choose(device)
+    from cnnrun import report
+    from cnnrun import selftest as tests
+
+    keep_freed_memory()
+    result = tests.selftest(experiment, chosen)
+    show(result, as_json, report.selftest)
+    tests.refuse(result)
+
+
+@app.command()
 def kinds(
     word: Annotated[str | None, typer.Argument(help="A family (layers, tasks ...) or a kind (conv, sgd ...).")] = None,
     as_json: Json = False,

@@ -237,6 +237,10 @@ class TaskSpec(Kind):
         """The targets of pictures of which the part `own_B` is their own and the rest their partners'."""
         raise NotImplementedError
 
+    def chance(self, facts: Facts) -> float | None:
+        """The loss of a network that knows nothing, where that is known."""
+        return None
+
     mixes: ClassVar[bool] = False
     """Whether the task has a `blend`: else mixup and cutmix are refused."""
 

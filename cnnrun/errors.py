@@ -11,6 +11,7 @@
     |- ParityError        7   an export that is not the model
     |- DataError          8   pictures, labels, splits
     |  `- Unreadable      8   a file that the system does not give now
+    |- SelftestError      9   a check of `cnnrun selftest` that failed
     `- Interrupted  128 + n   SIGINT 130, SIGTERM 143, SIGUSR1 138: saved, then left
 
 Anything else that reaches the command line is a bug of ours: exit 1, with a traceback.
@@ -71,6 +72,10 @@ class DataError(UserError):
 
 class Unreadable(DataError):
     """A file that the system does not give now, and may give later: never remembered as a bad one."""
+
+
+class SelftestError(UserError):
+    exit_code = 9
 
 
 class Interrupted(UserError):

@@ -44,6 +44,16 @@ def training(data: dict[str, Any]) -> None:
     console.print(f"run: {data['run']}")
 
 
+def selftest(data: dict[str, Any]) -> None:
+    """A row a check."""
+    words = {True: "ok", False: "FAILED", None: "cannot tell"}
+    rows = [[row["check"], words[row["passed"]], printable(row["found"])] for row in data["checks"]]
+    console = _console()
+    console.print(_table(["check", "verdict", "found"], rows, left=3))
+    verdict = "all is well" if data["passed"] else "not as it must be"
+    console.print(f"{data['name']}: {verdict}, {data['seconds']:.0f} s")
+
+
 def evaluation(data: dict[str, Any]) -> None:
     """Headline numbers, then the tables."""
     console = _console()

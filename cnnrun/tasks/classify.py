@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 import torch
@@ -134,6 +135,9 @@ class Classify(TaskSpec):
         """Probabilities [B, K] in the place of class numbers."""
         mine, others = (F.one_hot(each["labels"], len(facts.classes)).float() for each in (targets, partners))
         return {**targets, "labels": torch.lerp(others, mine, own_B[:, None])}
+
+    def chance(self, facts: Facts) -> float | None:
+        return math.log(len(facts.classes))
 
     def words(self, targets: dict[str, Tensor], facts: Facts) -> list[str]:
         labels = targets["labels"]
