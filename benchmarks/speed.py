@@ -37,8 +37,8 @@ except SystemExit:
 """
 FIRST_STEP = """
 import os, sys
-import cnnrun.cli, cnnrun.learner
-step = cnnrun.learner.update
+import cnnrun.cli, cnnrun.step
+step = cnnrun.step.update
 import cnnrun.train
 def once(*arguments):
     step(*arguments)

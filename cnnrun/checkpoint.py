@@ -175,10 +175,11 @@ def _write_generation(target: Path, step: int, files: dict[str, bytes]) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        with ThreadPoolExecutor(thread_name_prefix="hash") as pool:  # while the disk is waited for
+        with ThreadPoolExecutor(4, thread_name_prefix="save") as pool:  # hashing while disks are waited for
+            written = [pool.submit(disk.write, temporary / name, data) for name, data in files.items()]
             hashes = {name: pool.submit(hashlib.sha256, data) for name, data in files.items()}
-            for name, data in files.items():
-                disk.write(temporary / name, data)
+            for each in written:
+                each.result()
         entries = {
             name: {"bytes": len(files[name]), "sha256": made.result().hexdigest()} for name, made in hashes.items()
         }

@@ -182,6 +182,7 @@ class Learner:
         self.body, self.forward = self.network, compiled(self.network, spec)
         self.buffers = list(self.both.buffers())
         self.statistics = [value for module in self.network.modules() for value in _own_statistics(module)]
+        self.parameters = [parameter for _, parameter in learning(self.both)]
         self.moving = self._moving()
         self.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[spec.precision]
 

@@ -67,7 +67,7 @@ def shared(learner: Learner, job: Job, loss: Tensor) -> Tensor:
     the sums of a resumed run are then rounded otherwise than an uninterrupted one's.
     """
     if job.ranks.size > 1:
-        gradients = [value.grad for value in learner.both.parameters() if value.grad is not None]
+        gradients = [value.grad for value in learner.parameters if value.grad is not None]
         job.ranks.add_up([*gradients, *learner.statistics, loss])
         for value in learner.statistics:
             value /= job.ranks.size
@@ -76,7 +76,7 @@ def shared(learner: Learner, job: Job, loss: Tensor) -> Tensor:
 
 def health(learner: Learner, loss: Tensor) -> Tensor:
     """Three numbers that are finite if all is well, on the device: the loss, sums of the gradients and of the state."""
-    gradients = [value.grad for value in learner.both.parameters() if value.grad is not None]
+    gradients = [value.grad for value in learner.parameters if value.grad is not None]
     if learner.scaler.is_enabled():  # it looks at the gradients itself, and leaves out steps of bad ones
         gradients = []
     return torch.stack([loss.float(), _sum(gradients, loss), _sum(list(learner.moving.values()), loss)])
@@ -97,7 +97,7 @@ def update(learner: Learner, job: Job, step: int, factor: float) -> None:
         group["lr"] = group["peak"] * factor
     if job.spec.clip is not None:
         learner.scaler.unscale_(learner.optimizer)
-        nn.utils.clip_grad_norm_(learner.both.parameters(), job.spec.clip)
+        nn.utils.clip_grad_norm_(learner.parameters, job.spec.clip)
     learner.scaler.step(learner.optimizer)
     learner.scaler.update()
     learner.optimizer.zero_grad()
