@@ -75,7 +75,9 @@ def evaluate(
     from cnnrun import commands, report
     from cnnrun.device import choose
 
-    show(commands.evaluate(target, runs, choose(device), split), as_json, report.evaluation)
+    result = commands.evaluate(target, runs, choose(device), split)
+    if first_rank():
+        show(result, as_json, report.evaluation)
 
 
 @app.command()

@@ -86,12 +86,15 @@ def _left(experiment: Experiment, root: Path, resume: bool, strict: bool) -> dic
 
 
 def evaluate(target: Path | None, root: Path, device: torch.device, split: str | None) -> dict[str, Any]:
-    """A trained network's numbers on a split."""
+    """A trained network's numbers on a split; of several ranks all come here."""
     experiment, given = trained(target, root, device)
     name, data = eval_data(experiment, given, split)
-    measured = measure_split(
-        given.network, given.criterion, given.task, given.facts, data.splits[name], experiment.train.batch, device
-    )
+    examples, batch = data.splits[name], experiment.train.batch
+    with joined(device, experiment.train.timeout) as ranks:
+        ranks.wait(patiently=True)
+        measured = measure_split(
+            given.network, given.criterion, given.task, given.facts, examples, batch, device, ranks
+        )
     return {
         "run": str(given.run),
         "step": given.step,

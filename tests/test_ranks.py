@@ -164,11 +164,15 @@ def digest(root: Path) -> tuple[object, ...]:
     return tensors, found.state["training"], (root / "tiny" / "1" / "metrics.jsonl").read_bytes()
 
 
-def test_two_ranks_repeat_and_resume_to_the_bit(tmp_path, monkeypatch):
-    """With batch norm apart on each rank, dropout and an average; stopped by a signal that one rank alone gets."""
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_repeat_and_resume_to_the_bit(tmp_path, monkeypatch, size):
+    """With batch norm apart on each rank, dropout and an average; stopped by a signal that one rank alone gets.
+
+    With three ranks the order of a sum shows (benchmarks/ddp_resume.py).
+    """
     settings = ["train.epochs=3", "train.ema={decay: 0.9}", "data.augment={shift: 0.2}"]
     for name in ("a", "b"):
-        assert all(isinstance(each, dict) for each in trained(tmp_path / name, 2, *settings))
+        assert all(isinstance(each, dict) for each in trained(tmp_path / name, size, *settings))
     assert digest(tmp_path / "a") == digest(tmp_path / "b")
     real = step_of_learning.backward
 
@@ -179,10 +183,10 @@ def test_two_ranks_repeat_and_resume_to_the_bit(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(train, "backward", stepping)
-        for stopped in trained(tmp_path / "c", 2, *settings, resume=True):
+        for stopped in trained(tmp_path / "c", size, *settings, resume=True):
             assert isinstance(stopped, Interrupted), stopped
             assert "stopped at step 21 " in stopped.lines[0]
-    assert all(isinstance(each, dict) for each in trained(tmp_path / "c", 2, *settings, resume=True))
+    assert all(isinstance(each, dict) for each in trained(tmp_path / "c", size, *settings, resume=True))
     assert digest(tmp_path / "c") == digest(tmp_path / "a")
 
 
@@ -359,6 +363,14 @@ def test_signals_to_a_job_save_within_the_step(tmp_path, number):
     assert process.returncode != 0
     assert "saved; --resume goes on" in err
     assert f"stopped at step {saved(tmp_path / 'runs').state['training']['step']} " in err
+
+
+@pytest.mark.slow
+def test_eval_by_two_ranks_prints_what_one_prints(trained_run, run_cli):
+    words = ["eval", str(trained_run), "--json"]
+    expected = json.loads(run_cli(*words)[1])
+    out, err = torchrun(trained_run, 2, "-m", "cnnrun", *words).communicate(timeout=100)
+    assert json.loads(out) == expected, err
 
 
 def test_an_error_of_the_first_rank_is_told_once(tmp_path, monkeypatch):
