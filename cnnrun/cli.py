@@ -17,6 +17,7 @@ from cnnrun import __version__
 from cnnrun.arguments import Config, Device, Json, Overrides, Runs, SplitName, Target, first_rank, show
 from cnnrun.cli_data import cache_app, data_app, init
 from cnnrun.errors import Lost, UserError, printable
+from cnnrun.stopping import leaving
 
 
 class Mapping(StrEnum):
@@ -292,7 +293,8 @@ def options(
 def main() -> None:
     """Run the command line; a user's mistake is its lines on stderr and its exit code, never a traceback."""
     try:
-        app()
+        with leaving():
+            app()
     except UserError as error:
         _leave(error, error.lines, error.exit_code)
     except (RuntimeError, MemoryError) as error:

@@ -9,11 +9,28 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from cnnrun.errors import Interrupted
+
 
 class Stop:
     """Which signal asked to stop, 0 while none has."""
 
     signal = 0
+
+
+@contextmanager
+def leaving() -> Iterator[None]:
+    """SIGINT and SIGTERM end a command, which puts away what it had begun. Raises Interrupted wherever it is."""
+
+    def leave(number: int, frame: object) -> None:
+        raise Interrupted(number, "stopped")
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last is what SLURM sends before the time is over

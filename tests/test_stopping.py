@@ -34,6 +34,31 @@ def test_the_second_signal_leaves_at_once(first, second, code):
     assert subprocess.run([sys.executable, "-c", program], stderr=subprocess.DEVNULL).returncode == code
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_outside_of_training_ends_the_command_in_one_line(number, code, tmp_path):
+    """While pictures are decoded, say: what was begun is put away, and there is no traceback."""
+    program = (
+        "import sys, time, tempfile\n"
+        "from cnnrun import cli, vocabulary\n"
+        "def slow(*_):\n"
+        f"    with tempfile.TemporaryDirectory(dir={str(tmp_path)!r}):\n"
+        "        print('begun', flush=True)\n"
+        "        time.sleep(60)\n"
+        "vocabulary.json_schema = slow\n"
+        "sys.argv = ['cnnrun', 'schema']\n"
+        "cli.main()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (code, "stopped\n")
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_echo_of_the_first_signal_is_no_second_one(monkeypatch):
     """torchrun passes on what the terminal sent to its processes as well."""
     with stopping(echoed=True) as stop:
