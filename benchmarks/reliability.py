@@ -28,6 +28,13 @@ from cnnrun import checkpoint, disk, experiment, train
 HERE = Path(__file__).parent
 
 
+def scratch() -> Path:
+    """On the disk of the checkout, where git does not look."""
+    folder = HERE.parent / "runs"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 def line(name: str, values: list[float], unit: str) -> None:
     spread = f"{min(values):.4g} .. {max(values):.4g}"
     print(f"{name}: {statistics.median(values):.4g} {unit} ({spread}, n = {len(values)})", flush=True)
@@ -39,7 +46,7 @@ def save(rounds: int) -> None:
     parts = {"model": part, "optimizer": {name: value.clone() for name, value in part.items()}}
     found: dict[str, list[float]] = {"whole": [], "bare": []}
     bare_write, bare_sync, hashing = disk.write, disk.sync, checkpoint.hashlib.sha256
-    with tempfile.TemporaryDirectory(dir=HERE.parent) as name:
+    with tempfile.TemporaryDirectory(dir=scratch()) as name:
         for number in range(rounds + 1):
             for side in found:
                 if side == "bare":
@@ -75,7 +82,7 @@ def share(rounds: int) -> None:
 
     keep_freed_memory()
     made = experiment.load(HERE.parent / "configs" / "fashion-vgg.yaml", ["train.epochs=2"])
-    with tempfile.TemporaryDirectory(dir=HERE.parent) as name:
+    with tempfile.TemporaryDirectory(dir=scratch()) as name:
         result = commands.train(made, Path(name), torch.device("cpu"), resume=False)
     line("a checkpoint", seconds, "s")
     print(f"of {result['seconds']:.1f} s in all: {sum(seconds) / result['seconds']:.3%}")
@@ -98,7 +105,7 @@ def ranks(rounds: int, pictures: int) -> None:
         "2 ranks, 1 thread": (two, 1),
     }
     found: dict[str, list[float]] = {side: [] for side in sides}
-    with tempfile.TemporaryDirectory(dir=HERE.parent) as name:
+    with tempfile.TemporaryDirectory(dir=scratch()) as name:
         for _ in range(rounds):
             for side, (start, threads) in sides.items():
                 found[side].append(speed([*start, *net, "--runs", name], HERE.parent, threads))
@@ -111,7 +118,7 @@ def ranks(rounds: int, pictures: int) -> None:
 
 def before(rounds: int, other: Path) -> None:
     data = HERE.parent / "data" / "fashion-mnist"
-    with tempfile.TemporaryDirectory(dir=HERE.parent) as name:
+    with tempfile.TemporaryDirectory(dir=scratch()) as name:
         for net, part in (("lenet", 0.3), ("vgg-small", 0.9)):
             found: dict[str, list[float]] = {"other": [], "this": []}
             for _ in range(rounds):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from cnnrun import torchrun
 
 Config = Annotated[Path, typer.Argument(help="The YAML file.", metavar="CONFIG")]
 Overrides = Annotated[
@@ -22,13 +23,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 SplitName = Annotated[str | None, typer.Option(help="The split to use; by default test where there is one, else val.")]
 
 
-def first_rank() -> bool:
-    """Whether this process is the one of a distributed training that speaks."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def show(data: dict[str, Any], as_json: bool, for_people: Any) -> None:
-    """A command's result on stdout: as JSON, or by the function that prints it for people."""
+    """A command's result on stdout, of several ranks the first's: as JSON, or by the function that prints it."""
+    if torchrun.rank():
+        return
     if as_json:
         typer.echo(json.dumps(data))
     else:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import itertools
 import json
-import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -29,14 +26,6 @@ from cnnrun.ranks import Ranks
 from cnnrun.sampling import times_shown
 from cnnrun.trained import Trained
 from cnnrun.weights import Weights
-
-WEIGHTS = "weights.json"  # in a run folder: what it began with
-# Where pictures are kept and by how many threads they are read (tests/test_same_bits.py).
-_NO_MATTER = {
-    *("data.cache", "data.cache_dir", "data.disk_gib", "data.workers", "data.prefetch"),
-    *("data.timeout", "train.timeout", "train.keep", "train.save_every"),
-}
-FILES = "data.tsv.gz"  # and the files that it learns from
 
 
 def dataset(experiment: Experiment, indexed: Index | None = None, only: Sequence[str] | None = None) -> Dataset:
@@ -127,45 +116,6 @@ def job(
     )
 
 
-def unfinished(experiment: Experiment, root: Path, resume: bool, strict: bool = False) -> Path | None:
-    """The newest unfinished run of the same config, when resuming; otherwise says that there is one.
-
-    `strict`: where there are only runs of other settings, raises CheckpointError that names them.
-    """
-    left = runs.unfinished(root, experiment.name)
-    if not resume:
-        if left:
-            say(f"{left[0]} is unfinished; --resume would go on with it")
-        return None
-    others = []
-    for run in left:
-        try:
-            other = load(run / runs.CONFIG)
-        except ConfigError as error:
-            others.append(f"{run} is unfinished, but its config cannot be read: {error.lines[0]}")
-            continue
-        if not (differ := differences(other, experiment.with_statistics_of(other))):
-            for line in others:
-                say(line)
-            say(f"going on with {run}")
-            return run
-        others += [f"{run} is unfinished, but of other settings: {line}" for line in differ]
-    if others and strict:
-        raise CheckpointError(*others, "--strict-resume goes on with nothing but the same; --resume would start anew")
-    for line in others:
-        say(line)
-    return None
-
-
-def unchanged(run: Path, environment: dict[str, Any], strict: bool) -> None:
-    """Say what of the machine is not as it was; `strict`: raises CheckpointError that names it."""
-    if (lines := runs.changes(run, environment)) and strict:
-        raise CheckpointError(*(f"{run}: {line}" for line in lines), "--resume would go on all the same")
-    for line in lines:
-        say(f"{line}: the result may differ in its last bits from an uninterrupted run's")
-    runs.write_json(run / runs.ENVIRONMENT, environment)
-
-
 def same_everywhere(data: Dataset, ranks: Ranks) -> None:
     """Raises DataError where the ranks do not see the same data."""
     seen = repr(replace(data.facts, fingerprint="")).encode()  # by times of files, which copies do not share
@@ -178,96 +128,17 @@ def same_everywhere(data: Dataset, ranks: Ranks) -> None:
 def create(experiment: Experiment, data: Dataset, given: Weights | None, root: Path) -> Path:
     """A fresh run folder with the resolved config in it, the data's files, and what the weights it starts from were."""
     files = {runs.CONFIG: experiment.with_facts(data.facts).to_yaml().encode()}
+    files[runs.FACTS] = (json.dumps(data.facts.to_json(), indent=1) + "\n").encode()
     if data.listed:
-        files[FILES] = gzip.compress("\n".join(data.lines()).encode(), 1)
+        files[runs.FILES] = gzip.compress("\n".join(data.lines()).encode(), 1)
     if data.left_out:
         files["skipped.jsonl"] = "".join(json.dumps(each) + "\n" for each in data.left_out).encode()
     if given:
-        files[WEIGHTS] = (json.dumps({"path": experiment.model.weights, "sha256": given.digest}) + "\n").encode()
+        files[runs.WEIGHTS] = (json.dumps({"path": experiment.model.weights, "sha256": given.digest}) + "\n").encode()
     run = runs.create(root, experiment.name, files)
     if data.left_out:
         say(f"{len(data.left_out):,} pictures are left out; {run / 'skipped.jsonl'} lists them")
     return run
-
-
-def same_weights(run: Path, given: Weights) -> None:
-    """Raises CheckpointError when a run without a checkpoint would begin again from other weights."""
-    try:
-        before = json.loads((run / WEIGHTS).read_text())["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # not started yet
-    if before != given.digest:
-        raise CheckpointError(f"{run}: the weights it began with changed since; train anew without --resume")
-
-
-def saved_in(run: Path, data: Dataset, ranks: Ranks) -> checkpoint.Checkpoint | None:
-    """The checkpoint to go on from, if the run has one: as rank 0 has it. Raises CheckpointError for other data."""
-    found: list[checkpoint.Checkpoint] = []
-
-    def load_it() -> Any:
-        found.extend(each for each in [_saved_in(run, data)] if each)
-        return [[str(each.path), list(each.parts), each.state] for each in found]
-
-    about = ranks.from_first(load_it)
-    if not about:
-        return None
-    path, names, state = about[0]
-    flat = {f"{part}/{name}": value for each in found for part, of in each.parts.items() for name, value in of.items()}
-    sent = ranks.tensors_from_first(flat if found else None)
-    parts: checkpoint.Parts = {name: {} for name in names}
-    for key, value in sent.items():
-        part, name = key.split("/", 1)
-        parts[part][name] = value
-    return checkpoint.Checkpoint(Path(path), parts, state)
-
-
-def _saved_in(run: Path, data: Dataset) -> checkpoint.Checkpoint | None:
-    checkpoint.sweep(run / "checkpoints")
-    saved = checkpoint.load_newest(run / "checkpoints", "latest", say)
-    if saved is None:
-        return None
-    before, facts = Facts.from_json(saved.state["facts"]), data.facts
-    if before.fingerprint != facts.fingerprint:
-        what = f"{sum(before.counts.values())} pictures in {len(before.classes)} classes then, "
-        what += f"{sum(facts.counts.values())} in {len(facts.classes)} now{_first_difference(run / FILES, data)}"
-        if before.classes != facts.classes:
-            what += f"; classes were {', '.join(before.classes)}, are {', '.join(facts.classes)}"
-        raise CheckpointError(f"{run}: the data changed since it was started ({what}); train anew without --resume")
-    return saved
-
-
-def _first_difference(listing: Path, data: Dataset) -> str:
-    """The first file that is not as a run's listing has it; nothing where that cannot be told."""
-    try:
-        before = gzip.decompress(listing.read_bytes()).decode().split("\n")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError):
-        return ""
-    now = list(data.lines())
-    for old, new in itertools.zip_longest(before, now, fillvalue=""):
-        if old != new:
-            paths = [line.split("\t")[1] if line else "" for line in (old, new)]
-            if paths[0] == paths[1]:
-                return f"; {paths[0]} changed"
-            is_new = paths[1] and all(line.split("\t")[1] != paths[1] for line in before)
-            return f"; {paths[1]} is new" if is_new else f"; {paths[0]} is gone"
-    return ""
-
-
-def differences(ours: Experiment, theirs: Experiment) -> list[str]:
-    """A line for each setting that differs, but for those that change no bit of the result."""
-
-    def flat(value: object, path: str) -> dict[str, object]:
-        if isinstance(value, dict):
-            return {
-                k: v for key, item in value.items() for k, v in flat(item, f"{path}.{key}" if path else key).items()
-            }
-        if isinstance(value, list):
-            return {k: v for i, item in enumerate(value) for k, v in flat(item, f"{path}[{i}]").items()}
-        return {path: value}
-
-    a, b = (flat(each.model_dump(mode="json", by_alias=True), "") for each in (ours, theirs))
-    keys = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key) and key not in _NO_MATTER)
-    return [f"{key} was {a.get(key, 'not there')}, is {b.get(key, 'not there')}" for key in keys]
 
 
 def find_run(target: Path | None, root: Path) -> tuple[Path, Path | None]:

@@ -176,7 +176,11 @@ class TrainingBatches:
             elif time.monotonic() - since > self._timeout:
                 self._stuck = True
                 raise Stuck(self._timeout, [self._examples.source.name(number) for number in now])
-        return coming.result()
+        try:
+            return coming.result()
+        except Stuck:
+            self._stuck = True
+            raise
 
     def _prepare(self, step: int) -> dict[int, Batch]:
         raw = self._raw(step).to(self._device, non_blocking=True)

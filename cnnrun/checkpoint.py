@@ -29,9 +29,10 @@ from torch import Tensor
 from cnnrun import disk
 from cnnrun.errors import CheckpointError, StorageError
 
-FORMAT = 1
+FORMAT = 2
 MAX_JSON_BYTES = 4 << 20
 _ATTEMPTS = 3
+_OLD = ".old.tmp"
 
 Parts = dict[str, dict[str, Tensor]]  # "model" -> name -> tensor
 
@@ -73,7 +74,9 @@ def settle(folder: Path, used: Path, best_step: int | None) -> None:
             with contextlib.suppress(CheckpointError):
                 load(path)
                 continue
-            path.replace(path.with_name(f"{path.name}.damaged"))
+            damaged = path.with_name(f"{path.name}.damaged")
+            shutil.rmtree(damaged, ignore_errors=True)
+            path.replace(damaged)
     if best_step is not None and (best := folder / f"step-{best_step:08d}").exists():
         point(folder, "best", best.name)
 
@@ -84,11 +87,16 @@ def prune(folder: Path, keep: int) -> None:
     for old in generations(folder)[:-keep]:
         if old.name not in pointed:
             with contextlib.suppress(OSError):  # the next save tries again
-                _remove(old)
+                shutil.rmtree(_aside(old), ignore_errors=True)
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a killed save left behind."""
+    """Put right what a killed save left behind: remove what it had begun, put back what it had put aside."""
+    kept = {path.name for path in generations(folder)}
+    names = {pointed_at(folder, pointer) for pointer in ("latest", "best")} - kept
+    for old in folder.glob(f"step-*{_OLD}"):
+        if old.name.removesuffix(_OLD) in names:
+            old.replace(old.with_name(old.name.removesuffix(_OLD)))
     for stray in folder.glob("*.tmp"):
         shutil.rmtree(stray, ignore_errors=True) if stray.is_dir() else stray.unlink(missing_ok=True)
 
@@ -185,19 +193,31 @@ def _write_generation(target: Path, step: int, files: dict[str, bytes]) -> None:
         }
         disk.write(temporary / "manifest.json", _as_bytes({"format": FORMAT, "step": step, "files": entries}))
         disk.sync(temporary)
-        if target.exists():  # the same step again, after the one before was damaged or not pointed at yet
-            _remove(target)
-        temporary.rename(target)
-        disk.sync(target.parent)
+        _put(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _remove(generation: Path) -> None:
-    """Out of the way at once, so that a kill leaves no half of it under its name."""
-    aside = generation.with_name(f"{generation.name}.old.tmp")
-    generation.replace(aside)
+def _put(temporary: Path, target: Path) -> None:
+    """Give a generation its name; one of that name goes only when this one is there."""
+    old = _aside(target) if target.exists() else None
+    try:
+        temporary.rename(target)
+        disk.sync(target.parent)
+    except OSError:
+        if old and not target.exists():
+            old.replace(target)
+        raise
+    if old:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _aside(generation: Path) -> Path:
+    """Out of the way at once; `sweep` puts back what a kill left without a successor."""
+    aside = generation.with_name(f"{generation.name}{_OLD}")
     shutil.rmtree(aside, ignore_errors=True)
+    generation.replace(aside)
+    return aside
 
 
 def _plain(name: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from enum import StrEnum
@@ -13,8 +14,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from cnnrun import __version__
-from cnnrun.arguments import Config, Device, Json, Overrides, Runs, SplitName, Target, first_rank, show
+from cnnrun import __version__, torchrun
+from cnnrun.arguments import Config, Device, Json, Overrides, Runs, SplitName, Target, show
 from cnnrun.cli_data import cache_app, data_app, init
 from cnnrun.errors import Lost, UserError, printable
 from cnnrun.stopping import leaving
@@ -60,8 +61,7 @@ def train(
 
     keep_freed_memory()
     result = commands.train(experiment, runs, chosen, resume or strict_resume, strict_resume)
-    if first_rank():
-        show(result, as_json, report.training)
+    show(result, as_json, report.training)
 
 
 @app.command("eval")
@@ -77,8 +77,7 @@ def evaluate(
     from cnnrun.device import choose
 
     result = commands.evaluate(target, runs, choose(device), split)
-    if first_rank():
-        show(result, as_json, report.evaluation)
+    show(result, as_json, report.evaluation)
 
 
 @app.command()
@@ -309,12 +308,13 @@ def main() -> None:
 
 def _leave(error: Exception, lines: Sequence[str], code: int) -> NoReturn:
     """Print and go. Without waiting for threads where these may never end."""
-    rank, alone = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1") == "1"
+    rank = torchrun.rank()
     for line in lines:
-        print(printable(line if rank == "0" else f"rank {rank}: {line}"), file=sys.stderr, flush=True)  # noqa: T201
-    if alone and not isinstance(error, Lost):
+        print(printable(f"rank {rank}: {line}" if rank else line), file=sys.stderr, flush=True)  # noqa: T201
+    hung = any(thread.name.startswith("decode") for thread in threading.enumerate())
+    if torchrun.size() == 1 and not hung and not isinstance(error, Lost):
         sys.exit(code)
-    if rank != "0":
+    if rank:
         time.sleep(1)  # torchrun ends all once one has ended: what the first has to say comes before
     sys.stdout.flush()
     os._exit(code)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from cnnrun import importing, runs, weights
+from cnnrun import importing, runs, torchrun, weights
 from cnnrun.assemble import (
     balance,
     create,
@@ -21,11 +21,7 @@ from cnnrun.assemble import (
     job,
     network,
     same_everywhere,
-    same_weights,
-    saved_in,
     trained,
-    unchanged,
-    unfinished,
 )
 from cnnrun.contracts import Facts
 from cnnrun.dataset import index
@@ -37,7 +33,8 @@ from cnnrun.export import MIN_SAMPLES, Format, export
 from cnnrun.network import flops
 from cnnrun.outline import outline, text
 from cnnrun.progress import say
-from cnnrun.ranks import joined, restarted
+from cnnrun.ranks import joined
+from cnnrun.resuming import same_weights, saved_in, unchanged, unfinished
 from cnnrun.train import fit
 from cnnrun.weights import How
 
@@ -49,7 +46,7 @@ def train(
 
     Of several ranks all come here; the first makes the run folder and writes.
     """
-    if restarted() and not resume:
+    if torchrun.restarted() and not resume:
         say("torchrun started this again: going on as with --resume")
         resume = True
     with joined(device, experiment.train.timeout) as ranks, ExitStack() as stack:
@@ -71,6 +68,9 @@ def train(
         same_everywhere(data, ranks)
         run = run or Path(ranks.from_first(lambda: str(create(experiment, data, given, root))))
         ranks.from_first(lambda: stack.enter_context(runs.held(run)))
+        if done := ranks.from_first(lambda: runs.result(run)):
+            say(f"{run} was finished by another process meanwhile")
+            return {"run": str(run), **done}
         saved = saved_in(run, data, ranks) if resume else None
         ranks.from_first(lambda: unchanged(run, runs.environment(device, ranks.size), strict))
         return {"run": str(run), **fit(job(experiment, data, given, run, device, ranks), saved)}

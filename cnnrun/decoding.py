@@ -39,10 +39,12 @@ class Threads:
 
     def __init__(self, workers: int, timeout: float) -> None:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode") if workers else None
-        self._timeout = timeout
+        self._timeout, self._hung = timeout, False
 
     def __call__(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
         """Each item's value. Raises Stuck when for `timeout` seconds none is done."""
+        if self._hung:
+            raise Stuck(self._timeout, [])
         if self._pool is None:
             return list(map(function, items))
         tasks = [self._pool.submit(function, item) for item in items]
@@ -50,14 +52,14 @@ class Threads:
         while left:
             done, left = wait(left, self._timeout, FIRST_COMPLETED)
             if not done:
-                self._pool.shutdown(wait=False, cancel_futures=True)
-                self._pool = None
+                self._hung = True
                 raise Stuck(self._timeout, [])
         return [task.result() for task in tasks]
 
-    def close(self) -> None:
+    def close(self, *, patiently: bool = True) -> None:
+        """End the threads, or leave those behind that hang."""
         if self._pool:
-            self._pool.shutdown(cancel_futures=True)
+            self._pool.shutdown(wait=patiently and not self._hung, cancel_futures=True)
 
 
 @contextmanager
@@ -66,8 +68,10 @@ def threads(workers: int, timeout: float = 120.0) -> Iterator[Map]:
     pool = Threads(workers, timeout)
     try:
         yield pool
-    finally:
-        pool.close()
+    except BaseException:  # such as a signal while a read hangs
+        pool.close(patiently=False)
+        raise
+    pool.close()
 
 
 def processors() -> int:

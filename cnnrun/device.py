@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 
 import torch
 
+from cnnrun import torchrun
 from cnnrun.errors import ConfigError, ResourceError
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
@@ -20,8 +20,8 @@ def choose(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if several := int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if name == "cuda" else name
+    if several := torchrun.size() > 1:
+        name = f"cuda:{torchrun.local_rank()}" if name == "cuda" else name
     kind, _, number = name.partition(":")
     if kind not in ("cpu", "cuda") or (number and not number.isdigit()) or (kind == "cpu" and number):
         raise ConfigError(f"--device {name}: use auto, cpu, cuda or cuda:N")

@@ -57,10 +57,6 @@ class Lost(ResourceError):
 class Elsewhere(ResourceError):
     """Another rank failed, and says so itself."""
 
-    def __init__(self, rank: int) -> None:
-        super().__init__()
-        self.rank = rank
-
 
 class ParityError(UserError):
     exit_code = 7

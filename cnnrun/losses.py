@@ -30,6 +30,7 @@ class State:
 
     step: int = 0
     accumulate: int = 0  # micro-batches a batch: the config's, or more where memory did not suffice
+    evaluated: int = 0  # the step after which val was measured last
     best: float | None = None
     best_step: int = 0
     waited: int = 0
@@ -121,9 +122,9 @@ def first_nonfinite(learner: Learner, batch: Batch, bad: list[str], loss_is_fini
 
     `bad` are the names of pictures that are not finite themselves.
     """
+    layer = _first_layer(learner.body, batch)  # on all ranks, for synchronised norms
     if bad:
         return 0, f"the picture {', '.join(bad[:8])}"
-    layer = _first_layer(learner.body, batch)
     if layer:
         return 1, layer
     for name, value in learner.moving.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +10,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cnnrun import torchrun
+
 Advance = Callable[..., None]
 
 
@@ -18,7 +19,7 @@ Advance = Callable[..., None]
 def bar(what: str, total: int, done: int = 0) -> Iterator[Advance]:
     """A bar on stderr while a terminal is there; gives `advance(count, note="")`."""
     console = Console(stderr=True)
-    if not console.is_terminal or not _speaks():
+    if not console.is_terminal or torchrun.rank():
         yield lambda count, note="": None
         return
     columns = (
@@ -39,12 +40,8 @@ def bar(what: str, total: int, done: int = 0) -> Iterator[Advance]:
 
 def say(line: str) -> None:
     """A line for people, on stderr, so that stdout stays the command's result. Of several ranks the first speaks."""
-    if _speaks():
+    if not torchrun.rank():
         print(line, file=sys.stderr, flush=True)  # noqa: T201
-
-
-def _speaks() -> bool:
-    return os.environ.get("RANK", "0") == "0"
 
 
 class Clock:

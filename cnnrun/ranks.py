@@ -7,7 +7,6 @@ tensors and JSON, never a pickle.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cnnrun import torchrun
 from cnnrun.errors import Elsewhere, Lost, ResourceError, UserError
 
 _BUCKET_BYTES = 32 << 20  # gradients that are added up at a time
@@ -104,11 +104,11 @@ class Group(Ranks):
         if not self.first:
             told = json.loads(self._broadcast(None))
             if "failed" in told:
-                raise Elsewhere(0)
+                raise Elsewhere
             return told["made"]
         try:
             made = make()
-        except UserError:
+        except (UserError, OSError):
             self._broadcast(b'{"failed": true}')
             raise
         self._broadcast(json.dumps({"made": made}).encode())
@@ -144,7 +144,7 @@ class Group(Ranks):
 @contextmanager
 def joined(device: torch.device, timeout: float) -> Iterator[Ranks]:
     """This process among those that torchrun started with it; on its own otherwise. Raises ResourceError."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if torchrun.size() == 1:
         yield Ranks()
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -157,11 +157,6 @@ def joined(device: torch.device, timeout: float) -> Iterator[Ranks]:
         raise ResourceError(f"the ranks cannot find each other ({str(error).splitlines()[0]})") from None
     yield ranks
     dist.destroy_process_group()  # not after an error: it would wait for ranks that are gone
-
-
-def restarted() -> bool:
-    """Whether torchrun started this process again after a rank was lost."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -23,6 +23,9 @@ from cnnrun.errors import CheckpointError, StorageError
 CONFIG = "config.yaml"
 RESULT = "result.json"
 ENVIRONMENT = "environment.json"
+WEIGHTS = "weights.json"  # what it began with
+FILES = "data.tsv.gz"  # the files that it learns from
+FACTS = "facts.json"  # what was known of the data when it began
 
 
 def create(root: Path, name: str, files: Mapping[str, bytes] | None = None) -> Path:
@@ -96,12 +99,23 @@ def held(run: Path) -> Iterator[None]:
     except BlockingIOError:
         os.close(descriptor)
         raise StorageError(f"{run}: another process is training this run") from None
+    except OSError as error:  # a network's disk that knows no locks
+        os.close(descriptor)
+        raise StorageError(f"{run / 'lock'}: cannot be locked ({error.strerror}); use --runs on another disk") from None
     try:
         for left in run.glob(".*.tmp"):  # by a process that was killed
             left.unlink(missing_ok=True)
         yield
     finally:
         os.close(descriptor)
+
+
+def result(run: Path) -> Any:
+    """What a finished run reached; None for one that is not finished."""
+    try:
+        return json.loads((run / RESULT).read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -138,12 +152,18 @@ def environment(device: torch.device, ranks: int = 1) -> dict[str, Any]:
     }
 
 
-def changes(run: Path, now: dict[str, Any]) -> list[str]:
-    """A line for each thing that is not as it was when the run was last trained."""
+def environments(run: Path) -> list[dict[str, Any]]:
+    """Every environment that the run was trained in, the first one first."""
     try:
-        before = json.loads((run / ENVIRONMENT).read_text())
-    except (OSError, ValueError):
+        found = json.loads((run / ENVIRONMENT).read_text())
+        later = found.pop("later", [])
+        return [found, *later]
+    except (OSError, ValueError, AttributeError):
         return []
+
+
+def changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """A line for each thing that is not as it was."""
     return [f"{key} was {before[key]}, is {now[key]}" for key in now if key in before and before[key] != now[key]]
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from cnnrun import torchrun
 from cnnrun.errors import Interrupted
 
 
@@ -34,16 +35,16 @@ def leaving() -> Iterator[None]:
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last is what SLURM sends before the time is over
-_ECHO_SECONDS = 3.0  # torchrun passes on the signal that the terminal or SLURM sent to its processes as well
+_ECHO_SECONDS = 3.0
 
 
 @contextmanager
-def stopping(echoed: bool = False) -> Iterator[Stop]:
+def stopping() -> Iterator[Stop]:
     """These signals ask for a stop at the next step; a second one leaves at once.
 
-    Where each signal may come twice (`echoed`), what follows within three seconds is no second one.
+    Where torchrun may pass a signal on that came already, what follows within three seconds is no second one.
     """
-    stop, asked = Stop(), 0.0
+    stop, asked, echoed = Stop(), 0.0, torchrun.echoes()
 
     def ask(number: int, frame: object) -> None:
         nonlocal asked
@@ -52,7 +53,7 @@ def stopping(echoed: bool = False) -> Iterator[Stop]:
                 os._exit(128 + number)
             return
         stop.signal, asked = number, time.monotonic()
-        if os.environ.get("RANK", "0") == "0":
+        if not torchrun.rank():
             with contextlib.suppress(OSError):  # not `print`, in the middle of which the signal may have come
                 os.write(2, b"stopping after this step (once more to leave at once) ...\n")
 

@@ -6,9 +6,11 @@ to TensorBoard alone.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,23 +32,23 @@ class Tracker:
         size = path.stat().st_size if path.exists() else 0
         if size < offset:
             say(f"{path}: {offset - size:,} bytes of it are gone; what comes is written after what is left")
-        self._file = path.open("ab")
-        self._file.truncate(min(size, offset))
+        with self._writing(0):
+            self._file = path.open("ab")
+            self._file.truncate(min(size, offset))
 
     def offset(self) -> int:
         """Bytes of metrics.jsonl that belong to what was saved so far; they are on the disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return self._file.seek(0, 2)
+        with self._writing(0):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            return self._file.seek(0, 2)
 
     def record(self, step: int, numbers: Mapping[str, float | int | str]) -> None:
         """A line of metrics.jsonl, its numbers to TensorBoard as well."""
         line = json.dumps({"step": step, **numbers}).encode() + b"\n"
-        try:
+        with self._writing(len(line)):
             self._file.write(line)
             self._file.flush()
-        except OSError as error:
-            raise StorageError(disk.trouble(self._run / "metrics.jsonl", len(line), error)) from None
         self.show(step, {key: value for key, value in numbers.items() if isinstance(value, float)})
 
     def show(self, step: int, numbers: Mapping[str, float]) -> None:
@@ -65,9 +67,19 @@ class Tracker:
         self._board("add_image", name, _drawn(matrix, labels), step, dataformats="HWC")
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # what matters was written out before
+            self._file.close()
         if self._writer:
-            self._writer.close()
+            with contextlib.suppress(OSError):
+                self._writer.close()
+
+    @contextmanager
+    def _writing(self, needed: int) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            line = disk.trouble(self._run / "metrics.jsonl", needed, error)
+            raise StorageError(f"{line}; the last checkpoint stands") from None
 
     def _board(self, method: str, *arguments: Any, **settings: Any) -> None:
         """One call to TensorBoard's writer. Its disk failing costs the pictures, not the training."""

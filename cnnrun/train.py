@@ -16,7 +16,8 @@ from cnnrun.batch import Batch
 from cnnrun.batches import TrainingBatches
 from cnnrun.contracts import Measured
 from cnnrun.decoding import Stuck
-from cnnrun.errors import DataError, Interrupted, NonFiniteError
+from cnnrun.device import out_of_memory
+from cnnrun.errors import DataError, Elsewhere, Interrupted, NonFiniteError, UserError
 from cnnrun.learner import Job, Learner, check, monitored_numbers
 from cnnrun.losses import Losses, State
 from cnnrun.progress import Advance, Clock, bar, say
@@ -44,13 +45,18 @@ def fit(job: Job, saved: checkpoint.Checkpoint | None = None) -> dict[str, Any]:
     with (
         closing(Tracker(job.run, state.step, state.metrics_offset) if ranks.first else Silent()) as tracker,
         closing(batches),
-        stopping(echoed=ranks.size > 1) as stop,
+        stopping() as stop,
         bar("training", total, state.step) as advance,
     ):
+        save = partial(_save, job, learner, state, tracker, losses)
+        end_epoch = partial(_end_epoch, job, learner, state, tracker, clock, batches, save)
+        if (
+            state.step > state.evaluated and state.step % per_epoch == 0
+        ):  # stopped between an epoch's end and its numbers
+            save(improved=end_epoch(per_epoch))
         while state.step < total and not spec.stops_early(state.waited):
             factor = spec.schedule.factor(state.step, total)
-            saving = partial(_save, job, learner, state, tracker, losses)
-            batch, loss, signal = _gradients(learner, job, batches, state, clock, stop, saving)
+            batch, loss, signal = _gradients(learner, job, batches, state, clock, stop, save)
             losses.add(health(learner, loss), learner)  # on a CPU, what is not finite stops here, before the weights
             update(learner, job, state.step, factor)
             if state.step == 0:
@@ -65,8 +71,7 @@ def fit(job: Job, saved: checkpoint.Checkpoint | None = None) -> dict[str, Any]:
             if epoch_ends or signal or spec.saves_at(state.step):
                 with clock.aside():
                     losses.read(learner)
-                    improved = epoch_ends and _end_epoch(job, learner, state, tracker, clock, per_epoch)
-                    _save(job, learner, state, tracker, losses, improved)
+                    save(improved=epoch_ends and end_epoch(per_epoch))
                     ranks.wait()
             if signal and state.step < total:
                 raise Interrupted(signal, f"stopped at step {state.step} of {total} and saved; --resume goes on")
@@ -98,28 +103,37 @@ def _gradients(
     """
     before = [value.clone() for value in learner.buffers]
     while True:
+        batch = loss = unread = None
         try:
             with clock.waiting():
                 batch = batches.at(state.step)
-        except (DataError, Stuck):
-            save()
-            raise
-        loss = backward(learner, job, batch, state.step)
-        signal, short = job.ranks.agree([stop.signal, loss is None])
-        if loss is not None and not short:
+            loss = backward(learner, job, batch, state.step)
+        except (DataError, Stuck) as error:
+            unread = error
+        signal, failed, short = job.ranks.agree([stop.signal, unread is not None, loss is None])
+        if batch and loss is not None and not short:
             return batch, shared(learner, job, loss), signal
         del batch
         undo(learner, before, job.device)
-        state.accumulate = smaller(job, state.accumulate)
-        say(
-            f"memory ran out at step {state.step}: from here on in {state.accumulate} micro-batches, the batch as it is"
-        )
-        batches.cut(state.accumulate)
+        if failed:
+            save()
+            raise unread or Elsewhere()
+        _halve(job, state, batches, f"at step {state.step}")
 
 
-def _end_epoch(job: Job, learner: Learner, state: State, tracker: Tracker, clock: Clock, per_epoch: int) -> bool:
+def _end_epoch(
+    job: Job,
+    learner: Learner,
+    state: State,
+    tracker: Tracker,
+    clock: Clock,
+    batches: TrainingBatches,
+    save: Callable[[], None],
+    per_epoch: int,
+) -> bool:
     """Evaluate, write down, say; returns whether the monitored number is the best so far."""
-    measured = learner.evaluate(job, "val", max(1, job.spec.batch // state.accumulate))
+    measured = _measured(job, learner, state, batches, save)
+    state.evaluated = state.step
     epoch = state.step // per_epoch
     numbers = {"train/loss": state.loss_sum / max(1, state.loss_count)}
     numbers |= {f"val/{name}": value for name, value in measured.numbers.items()}
@@ -134,6 +148,27 @@ def _end_epoch(job: Job, learner: Learner, state: State, tracker: Tracker, clock
     text = "  ".join(f"{name} {numbers[name]:.4f}" for name in shown)
     say(f"epoch {epoch:3d}/{job.spec.epochs}  {text}{'  best' if improved else ''}  {clock.seconds:.0f} s  {clock}")
     return improved
+
+
+def _measured(job: Job, learner: Learner, state: State, batches: TrainingBatches, save: Callable[[], None]) -> Measured:
+    """The numbers on val; where that fails, the epoch is saved first. Smaller batches where memory runs out."""
+    while True:
+        try:
+            return learner.evaluate(job, "val", max(1, job.spec.batch // state.accumulate))
+        except UserError:
+            save()
+            raise
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error) or job.ranks.size > 1:
+                save()
+                raise
+        _halve(job, state, batches, f"while evaluating after step {state.step}")
+
+
+def _halve(job: Job, state: State, batches: TrainingBatches, when: str) -> None:
+    state.accumulate = smaller(job, state.accumulate)
+    say(f"memory ran out {when}: from here on in {state.accumulate} micro-batches, the batch as it is")
+    batches.cut(state.accumulate)
 
 
 def _show(job: Job, state: State, tracker: Tracker, measured: Measured, clock: Clock) -> None:

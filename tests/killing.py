@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 from several import forked
 
-from cnnrun import checkpoint, commands, experiment
+from cnnrun import checkpoint, commands, disk, experiment
 
 CONFIG = """
 task: classify
@@ -41,7 +41,7 @@ train: {{epochs: 3, batch: 8, monitor: val/accuracy, save_every: 4, early_stop: 
 """
 KINDS = {
     "ema": ["train.ema={decay: 0.9}", "train.optimizer={adamw: 0.01}"],
-    "dropout": ["model[1]={dropout: 0.3}", "model[2]=flatten", "data.augment={shift: 0.2, noise: 8}"],
+    "dropout": ["data.augment={shift: 0.2, noise: 8}"],
     "mixup": ["data.augment={mixup: 0.4, rotate: 9}", "train.sampler=balanced", "train.clip=1.0"],
 }
 CASES = list(itertools.product((0, 2), (1, 3), KINDS))  # workers, accumulate, kind
@@ -65,10 +65,9 @@ def config(folder: Path, root: Path, case: tuple[int, int, str]) -> experiment.E
     text = CONFIG.format(pictures=folder, cache=root / "cache")
     if kind == "dropout":
         text = text.replace("  - flatten\n", "  - dropout: 0.3\n  - flatten\n")
-    settings = [each for each in KINDS[kind] if not each.startswith("model")]
     cached = "disk" if accumulate == 1 else "none"
     more = ["name=c", f"data.workers={workers}", f"train.accumulate={accumulate}", f"data.cache={cached}"]
-    return experiment.parse(text, "c.yaml", [*settings, *more])
+    return experiment.parse(text, "c.yaml", [*KINDS[kind], *more])
 
 
 def digest(root: Path) -> str:
@@ -96,19 +95,34 @@ def _training(made: experiment.Experiment, root: Path, fatal: int | None) -> int
     calls = 0
     lock = threading.Lock()
 
+    def count() -> None:
+        nonlocal calls
+        with lock:
+            calls += 1
+            if calls == fatal:
+                os.kill(os.getpid(), signal.SIGKILL)
+
     def counted(real):
         def call(*arguments, **settings):
-            nonlocal calls
-            with lock:
-                calls += 1
-                if calls == fatal:
-                    os.kill(os.getpid(), signal.SIGKILL)
+            count()
             return real(*arguments, **settings)
 
         return call
 
     for name in ("fsync", "replace", "rename", "mkdir", "open", "unlink", "rmdir", "pwrite", "write", "ftruncate"):
         setattr(os, name, counted(getattr(os, name)))
+
+    def in_halves(path, data):
+        count()
+        with Path(path).open("wb") as file:
+            file.write(data[: len(data) // 2])
+            file.flush()
+            count()
+            file.write(data[len(data) // 2 :])
+            file.flush()
+            os.fsync(file.fileno())
+
+    disk.write = in_halves
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 2)
     commands.train(made, root / "runs", torch.device("cpu"), resume=True)

@@ -11,7 +11,8 @@ import torch
 from cnnrun import assemble, commands, experiment
 from cnnrun.batches import TrainingBatches
 from cnnrun.errors import DataError
-from cnnrun.learner import Learner, backward, update
+from cnnrun.learner import Learner
+from cnnrun.step import backward, update
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

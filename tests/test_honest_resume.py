@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -125,6 +126,53 @@ def test_other_data_is_refused_with_what_changed(unfinished, pets, tmp_path):
     os.utime(kept, (1, 1))
     save_picture(pets / "elk" / "1.png", seed=555, size=(8, 8))
     refused(said="classes were cat, dog, are cat, dog, elk")
+
+
+def stopped_again(made, root: Path, step: int) -> None:
+    real = step_of_learning.backward
+
+    def stop(learner, job, batch, number):
+        if number == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(learner, job, batch, number)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(train, "backward", stop)
+        with pytest.raises(Interrupted):
+            commands.train(made, root, CPU, resume=True)
+
+
+def test_a_machine_in_between_is_remembered(unfinished, pets, tmp_path):
+    with pytest.MonkeyPatch.context() as patched:
+        MACHINE["cpu_capability"](patched)
+        stopped_again(over(pets), tmp_path / "runs", 3)
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="cpu_capability was Z80, is "):
+            commands.train(over(pets), tmp_path / "runs", CPU, resume=True, strict=True)
+
+
+def test_data_that_changes_before_the_first_checkpoint_is_refused_too(unfinished, pets, tmp_path):
+    shutil.rmtree(unfinished / "checkpoints")
+    save_picture(pets / "cat" / "3.png", seed=999, size=(8, 8))
+    with pytest.raises(CheckpointError, match="3.png changed"):
+        commands.train(over(pets), tmp_path / "runs", CPU, resume=True)
+
+
+def test_a_run_that_another_process_finishes_meanwhile_is_left_alone(unfinished, pets, tmp_path, monkeypatch):
+    real = commands.fitting
+
+    def finishing(*arguments):
+        monkeypatch.setattr(commands, "fitting", real)
+        commands.train(over(pets), tmp_path / "runs", CPU, resume=True)
+        finished.update(everything(unfinished))
+        return real(*arguments)
+
+    finished: dict[str, bytes] = {}
+    monkeypatch.setattr(commands, "fitting", finishing)
+    made = commands.train(over(pets), tmp_path / "runs", CPU, resume=True)
+    assert made["run"] == str(unfinished)
+    assert made["steps"] == 8
+    assert everything(unfinished) == finished
 
 
 def test_the_command_line_refuses_with_3(unfinished, pets, tmp_path, run_cli):

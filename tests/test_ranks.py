@@ -21,10 +21,9 @@ from cnnrun import assemble, checkpoint, commands, decoding, experiment, train
 from cnnrun import step as step_of_learning
 from cnnrun.batches import TrainingBatches, share
 from cnnrun.dataset import Examples
-from cnnrun.errors import ConfigError, Elsewhere, Interrupted, NonFiniteError, ResourceError
+from cnnrun.errors import ConfigError, DataError, Elsewhere, Interrupted, NonFiniteError, ResourceError
 from cnnrun.evaluate import evaluate
 from cnnrun.ranks import Ranks, joined
-from cnnrun.store import Held
 
 CPU = torch.device("cpu")
 PLAIN = "model=[{conv: {out_channels: 4, activation: relu}}, max_pool, flatten, {linear: {out_features: 16}}]"
@@ -150,9 +149,7 @@ def test_weights_are_those_of_one_process_but_for_rounding(tmp_path, model, accu
     if "sync_batch_norm" not in model[-1]:
         return
     # The control: batch norm on each rank on its own is another computation.
-    for result in trained(
-        tmp_path / "apart", 2, *settings, "train.sync_batch_norm=false"
-    ):  # the control: each rank on its own differs
+    for result in trained(tmp_path / "apart", 2, *settings, "train.sync_batch_norm=false"):
         assert isinstance(result, dict), result
     other = saved(tmp_path / "apart").parts["model"]
     assert max(float((other[name] - value).abs().max()) for name, value in one.parts["model"].items()) > 1e-3
@@ -218,7 +215,8 @@ def test_a_rank_without_a_picture_is_refused_before_training(tmp_path):
     assert not list(tmp_path.rglob("checkpoints"))
 
 
-def test_a_number_that_is_not_finite_on_one_rank_stops_all_and_names_its_picture(tmp_path, monkeypatch):
+@pytest.mark.parametrize("model", [[PLAIN], [NORMED, "train.sync_batch_norm=true"]], ids=["plain", "sync"])
+def test_a_number_that_is_not_finite_on_one_rank_stops_all_and_names_its_picture(tmp_path, monkeypatch, model):
     real = TrainingBatches.at
 
     def poisoned(self, step):
@@ -229,12 +227,31 @@ def test_a_number_that_is_not_finite_on_one_rank_stops_all_and_names_its_picture
         return batch
 
     monkeypatch.setattr(TrainingBatches, "at", poisoned)
-    results = trained(tmp_path, 2, PLAIN, "data.augment={rotate: 5}")
+    results = trained(tmp_path, 2, *model, "data.augment={rotate: 5}")
     assert all(isinstance(each, NonFiniteError) for each in results), results
     assert results[0].lines == results[1].lines
     assert "the loss became nan at step 5" in results[0].lines[0]
     assert "the picture digits[" in results[0].lines[1]
     assert not list(tmp_path.rglob("step-*"))
+
+
+def test_what_one_rank_cannot_read_ends_all_and_is_saved_first(tmp_path, monkeypatch):
+    real = TrainingBatches.at
+
+    def unreadable(self, step):
+        if step == 20 and self._ranks.rank == 1:
+            raise DataError("x.png: gone")
+        return real(self, step)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingBatches, "at", unreadable)
+        first, second = trained(tmp_path / "cut", 2)
+    assert isinstance(first, Elsewhere), first
+    assert isinstance(second, DataError), second
+    assert saved(tmp_path / "cut").state["training"]["step"] == 20
+    trained(tmp_path / "cut", 2, resume=True)
+    trained(tmp_path / "whole", 2)
+    assert digest(tmp_path / "cut") == digest(tmp_path / "whole")
 
 
 def test_pictures_are_decoded_once_a_host(tmp_path, monkeypatch):
@@ -412,10 +429,6 @@ def test_unequal_numbers_of_floats_are_added_in_buckets(monkeypatch):
         assert sums[:5] == [[6.0] * size for size in (1, 9, 0, 30, 2)]
         assert sums[5] == [[0.0, 6.0], [3.0, 9.0]]
         assert told == [{}, {"a": [0]}, {"a": [0, 1]}]
-
-
-def test_held_pictures_need_no_process():
-    assert Held(torch.zeros(2, 1, 2, 2, dtype=torch.uint8).numpy()).in_memory
 
 
 def test_the_run_says_how_many_ranks_it_had(tmp_path):

@@ -143,5 +143,7 @@ def test_a_failed_check_is_exit_9(run_cli, tiny, monkeypatch):
         selftest.refuse({"checks": [{"check": "x", "passed": False}]})
 
 
-def test_its_own_config_is_one(tmp_path):
-    experiment.parse(selftest.OWN, "selftest.yaml", ["name=selftest"])
+def test_without_a_config_it_has_its_own(run_cli):
+    code, out, _ = run_cli("selftest")
+    assert code == 0
+    assert "selftest: all is well" in out

@@ -60,8 +60,9 @@ def test_a_signal_outside_of_training_ends_the_command_in_one_line(number, code,
 
 
 def test_an_echo_of_the_first_signal_is_no_second_one(monkeypatch):
-    """torchrun passes on what the terminal sent to its processes as well."""
-    with stopping(echoed=True) as stop:
+    """torchrun passes on what came to its processes as well."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    with stopping() as stop:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         assert stop.signal == signal.SIGINT
@@ -69,7 +70,7 @@ def test_an_echo_of_the_first_signal_is_no_second_one(monkeypatch):
         "import signal\n"
         "from cnnrun import stopping\n"
         "stopping._ECHO_SECONDS = 0.0\n"
-        "with stopping.stopping(echoed=True):\n"
+        "with stopping.stopping():\n"
         "    signal.raise_signal(signal.SIGINT)\n"
         "    signal.raise_signal(signal.SIGINT)\n"
     )

@@ -144,6 +144,35 @@ def test_kills_while_saving_cost_nothing(tmp_path, how):
     assert reached > 100
 
 
+@pytest.mark.parametrize("how", ["kill", "error"])
+def test_saving_the_same_step_again_never_loses_it(tmp_path, monkeypatch, how):
+    monkeypatch.setattr(checkpoint.time, "sleep", lambda seconds: None)
+    save(tmp_path / "count", 3, keep=1)
+    calls = count(lambda: save(tmp_path / "count", 3, keep=1))
+    for place in range(len(calls)):
+        folder, passed = tmp_path / str(place), itertools.count()
+        save(folder, 3, keep=1)
+
+        def fail(name: str, place=place, passed=passed) -> None:
+            if next(passed) >= place:
+                if how == "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                raise OSError(errno.EIO, "Input/output error")
+
+        def again(folder=folder, fail=fail) -> None:
+            with writes(fail):
+                save(folder, 3, keep=1)
+
+        if how == "kill":
+            assert outcome(*forked(again)) == -signal.SIGKILL
+        else:
+            with contextlib.suppress(StorageError):
+                again()
+        checkpoint.sweep(folder)  # as the next start does
+        assert newest(folder) == 3, calls[place]
+        assert not [path.name for path in folder.iterdir() if "tmp" in path.name]
+
+
 def damaged_copies(newest_: Path, other: Path) -> Iterator[tuple[Path, bytes, str]]:
     """1,000 flipped bits, 200 cuts and 50 files of another generation."""
     draw = random.Random(11)
@@ -201,6 +230,10 @@ def test_a_damaged_newest_is_put_aside_when_the_run_goes_on(tmp_path):
     checkpoint.settle(tmp_path, tmp_path / "step-00000002", 1)
     assert [path.name for path in checkpoint.generations(tmp_path)] == [f"step-0000000{step}" for step in (1, 2, 3)]
     assert (tmp_path / "step-00000004.damaged").is_dir()
+    save(tmp_path, 4, keep=9)
+    (tmp_path / "step-00000004" / "state.json").write_text("{}")
+    checkpoint.settle(tmp_path, tmp_path / "step-00000002", 1)  # once more
+    assert [path.name for path in checkpoint.generations(tmp_path)] == [f"step-0000000{step}" for step in (1, 2, 3)]
     assert checkpoint.pointed_at(tmp_path, "best") == "step-00000001"
 
 

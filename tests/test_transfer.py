@@ -12,7 +12,8 @@ from test_train import CPU, digest, stop_at, tried, whole_run
 
 from cnnrun import assemble, checkpoint, commands, experiment, frozen, learner
 from cnnrun.errors import ConfigError, Interrupted
-from cnnrun.learner import Learner, backward, update
+from cnnrun.learner import Learner
+from cnnrun.step import backward, update
 
 FROZEN = "train.freeze=conv1"
 

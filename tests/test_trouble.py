@@ -288,6 +288,70 @@ def test_a_picture_that_stops_coming_ends_the_training_which_is_saved(tmp_path, 
     assert state(run) == state(expected)
 
 
+@pytest.mark.parametrize("ahead", [1, 8 << 20])
+def test_a_disk_that_stops_answering_ends_the_training_which_is_saved(tmp_path, monkeypatch, ahead):
+    """Every read hangs, not one picture's."""
+    root = folder_of(tmp_path / "pets")
+    monkeypatch.setattr("cnnrun.batches.AHEAD_BYTES", ahead)
+    made = over(root, "data.cache=none", "data.workers=2", "train.epochs=60")
+    with monkeypatch.context() as patched:
+        run = tmp_path / "runs" / "tiny" / "1"
+        hang_on(patched, ".png", (run / "checkpoints" / "latest").exists)
+        found, seconds = trained_in_child(made, tmp_path / "runs")
+    assert isinstance(found, Stuck), found
+    assert seconds < 20
+    assert "does not end" in str(found)
+
+
+def test_memory_that_runs_out_while_evaluating_makes_smaller_batches(tmp_path, monkeypatch, capfd):
+    real = CrossEntropy.forward
+
+    def forward(self, outputs, targets):
+        if not torch.is_grad_enabled() and len(outputs) > 40:
+            raise MemoryError
+        return real(self, outputs, targets)
+
+    monkeypatch.setattr(CrossEntropy, "forward", forward)
+    commands.train(tried(), tmp_path, CPU, resume=False)
+    assert "memory ran out while evaluating after step 17: from here on in 2 micro-batches" in capfd.readouterr().err
+
+
+def test_an_epoch_that_cannot_be_measured_is_saved_and_measured_when_resumed(tmp_path, monkeypatch):
+    root = folder_of(tmp_path / "pets")
+    made = over(root, "data.cache=none", "train.epochs=3", f"data.cache_dir={tmp_path / 'one'}")
+    expected = Path(commands.train(made, tmp_path / "whole", CPU, resume=False)["run"])
+    from cnnrun.learner import Learner
+
+    real, calls = Learner.evaluate, []
+
+    def failing(self, job, split, batch):
+        calls.append(split)
+        if len(calls) == 2:
+            raise DataError("a picture of val is gone")
+        return real(self, job, split, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Learner, "evaluate", failing)
+        with pytest.raises(DataError):
+            commands.train(made, tmp_path / "cut", CPU, resume=True)
+    run = tmp_path / "cut" / "tiny" / "1"
+    saved = checkpoint.load_newest(run / "checkpoints", "latest", pytest.fail)
+    assert saved.state["training"]["step"] == 2 * saved.state["training"]["evaluated"]
+    commands.train(made, tmp_path / "cut", CPU, resume=True)
+    assert state(run) == state(expected)
+
+
+def test_a_disk_that_fails_tensorboard_costs_no_result(tmp_path, monkeypatch):
+    from torch.utils.tensorboard import SummaryWriter
+
+    def full(self):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(SummaryWriter, "close", full)
+    run = Path(commands.train(tried(), tmp_path, CPU, resume=False)["run"])
+    assert (run / "result.json").exists()
+
+
 def test_a_file_that_vanishes_ends_the_training_which_is_saved(tmp_path, monkeypatch):
     root = folder_of(tmp_path / "pets")
     real = step_of_learning.backward
