@@ -353,7 +353,7 @@ def test_a_rank_that_stands_still_ends_the_job(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_torchrun_restarts_and_the_result_is_that_of_an_undisturbed_run(tmp_path):
-    process = started(tmp_path, "--max-restarts", "2", epochs=60)
+    process = started(tmp_path, "--max-restarts", "2", epochs=25)
     os.kill(ranks_of(process)[0], signal.SIGKILL)
     out, err = process.communicate(timeout=100)
     assert process.returncode == 0, err
@@ -361,7 +361,7 @@ def test_torchrun_restarts_and_the_result_is_that_of_an_undisturbed_run(tmp_path
     assert out.count("run: runs/tiny/1") == 1
     other = tmp_path / "undisturbed"
     other.mkdir()
-    process = started(other, epochs=60)
+    process = started(other, epochs=25)
     process.communicate(timeout=100)
     assert digest(tmp_path / "runs") == digest(other / "runs")
 
