@@ -5,11 +5,7 @@ And any step can be gone on from: a checkpoint after each of 24 steps, a resume 
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import shutil
-import signal
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -18,10 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY
+from resumed import digest, stopped_at
 
 from cnnrun import batches, checkpoint, commands, experiment, optim, train
 from cnnrun import step as step_of_learning
-from cnnrun.errors import CheckpointError, Interrupted
+from cnnrun.errors import CheckpointError
 from cnnrun.experiment import Experiment
 from cnnrun.learner import Learner
 from cnnrun.schedule import OneCycle
@@ -41,16 +38,6 @@ HALF = "train.precision=float16"
 
 def tried(*overrides: str) -> Experiment:
     return experiment.parse(TINY, "tiny.yaml", ["name=tiny", *RICH, *overrides])
-
-
-def digest(run: Path) -> str:
-    saved = checkpoint.load_newest(run / "checkpoints", "latest", pytest.fail)
-    found = hashlib.sha256(json.dumps(saved.state, sort_keys=True).encode())
-    for part, tensors in sorted(saved.parts.items()):
-        for name, value in sorted(tensors.items()):
-            found.update(f"{part}.{name}{value.dtype}{tuple(value.shape)}".encode() + value.numpy().tobytes())
-    found.update((run / "metrics.jsonl").read_bytes() + (run / "checkpoints" / "best").read_bytes())
-    return found.hexdigest()
 
 
 @pytest.fixture(autouse=True)
@@ -76,18 +63,9 @@ def _the_first_epoch_is_the_best(monkeypatch):
     monkeypatch.setattr(step_of_learning, "_backward", short)
 
 
-def cut_short(root: Path, made: Experiment, step: int) -> Path:
-    real = step_of_learning.backward
-
-    def stepping(learner, job, batch, number):
-        if number == step - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(learner, job, batch, number)
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(train, "backward", stepping)
-        with pytest.raises(Interrupted):
-            commands.train(made, root, CPU, resume=True)
+def cut_short(root: Path, made: Experiment, steps: int) -> Path:
+    with stopped_at(steps - 1):
+        commands.train(made, root, CPU, resume=True)
     return root / "tiny" / "1"
 
 

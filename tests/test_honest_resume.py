@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import TINY, save_picture
+from resumed import stopped_at
 
-from cnnrun import commands, experiment, runs, train
-from cnnrun import step as step_of_learning
-from cnnrun.errors import CheckpointError, Interrupted
+from cnnrun import commands, experiment, runs
+from cnnrun.errors import CheckpointError
 
 CPU = torch.device("cpu")
 
@@ -35,17 +34,8 @@ def pets(tmp_path) -> Path:
 @pytest.fixture
 def unfinished(pets, tmp_path) -> Path:
     """A run that was stopped at its second step."""
-    real = step_of_learning.backward
-
-    def stop(learner, job, batch, step):
-        if step == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(learner, job, batch, step)
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(train, "backward", stop)
-        with pytest.raises(Interrupted):
-            commands.train(over(pets), tmp_path / "runs", CPU, resume=False)
+    with stopped_at(1):
+        commands.train(over(pets), tmp_path / "runs", CPU, resume=False)
     return tmp_path / "runs" / "tiny" / "1"
 
 
@@ -128,24 +118,11 @@ def test_other_data_is_refused_with_what_changed(unfinished, pets, tmp_path):
     refused(said="classes were cat, dog, are cat, dog, elk")
 
 
-def stopped_again(made, root: Path, step: int) -> None:
-    real = step_of_learning.backward
-
-    def stop(learner, job, batch, number):
-        if number == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(learner, job, batch, number)
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(train, "backward", stop)
-        with pytest.raises(Interrupted):
-            commands.train(made, root, CPU, resume=True)
-
-
 def test_a_machine_in_between_is_remembered(unfinished, pets, tmp_path):
     with pytest.MonkeyPatch.context() as patched:
         MACHINE["cpu_capability"](patched)
-        stopped_again(over(pets), tmp_path / "runs", 3)
+        with stopped_at(3):
+            commands.train(over(pets), tmp_path / "runs", CPU, resume=True)
     for _ in range(2):
         with pytest.raises(CheckpointError, match="cpu_capability was Z80, is "):
             commands.train(over(pets), tmp_path / "runs", CPU, resume=True, strict=True)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,10 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY, save_picture
+from resumed import digest, stopped_at
 
 from cnnrun import assemble, checkpoint, commands, experiment, train
 from cnnrun import step as step_of_learning
-from cnnrun.errors import CheckpointError, ConfigError, Interrupted, NonFiniteError, StorageError, UserError
+from cnnrun.errors import CheckpointError, ConfigError, NonFiniteError, StorageError, UserError
 from cnnrun.experiment import Experiment
 from cnnrun.learner import Learner
 from cnnrun.runs import held
@@ -32,32 +31,8 @@ def tried(*overrides: str) -> Experiment:
     return experiment.parse(TINY, "tiny.yaml", ["name=tiny", *overrides])
 
 
-def digest(run: Path) -> str:
-    """Everything that must repeat: the last checkpoint's tensors and state, and metrics.jsonl."""
-    saved = checkpoint.load_newest(run / "checkpoints", "latest", pytest.fail)
-    found = hashlib.sha256(json.dumps(saved.state, sort_keys=True).encode())
-    for part, tensors in sorted(saved.parts.items()):
-        for name, value in sorted(tensors.items()):
-            found.update(f"{part}.{name}{value.dtype}{tuple(value.shape)}".encode() + value.numpy().tobytes())
-    found.update((run / "metrics.jsonl").read_bytes())
-    found.update((run / "checkpoints" / "best").read_bytes())
-    return found.hexdigest()
-
-
 def whole_run(root: Path, *overrides: str) -> Path:
     return Path(commands.train(tried(*overrides), root, CPU, resume=False)["run"])
-
-
-def stop_at(monkeypatch, step: int) -> None:
-    """SIGTERM arrives while optimizer step `step` is under way."""
-    real = step_of_learning.backward
-
-    def stepping(*args):
-        if args[3] == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return real(*args)
-
-    monkeypatch.setattr(train, "backward", stepping)
 
 
 def test_repeated_is_identical_and_seeds_differ(tmp_path):
@@ -70,11 +45,8 @@ def test_repeated_is_identical_and_seeds_differ(tmp_path):
 def test_resumed_is_uninterrupted_to_the_bit(tmp_path, monkeypatch, step):
     """17 steps an epoch: stopped at the start, within an epoch, at its edge, within the last."""
     expected = digest(whole_run(tmp_path / "whole", *RICH))
-    with monkeypatch.context() as patched:
-        stop_at(patched, step)
-        with pytest.raises(Interrupted) as stopped:
-            commands.train(tried(*RICH), tmp_path / "cut", CPU, resume=True)
-    assert stopped.value.exit_code == 143
+    with stopped_at(step):
+        commands.train(tried(*RICH), tmp_path / "cut", CPU, resume=True)
     run = tmp_path / "cut" / "tiny" / "1"
     assert not (run / "result.json").exists()
     resumed = commands.train(tried(*RICH), tmp_path / "cut", CPU, resume=True)
@@ -85,10 +57,8 @@ def test_resumed_is_uninterrupted_to_the_bit(tmp_path, monkeypatch, step):
 def test_chain_of_stops_is_uninterrupted(tmp_path, monkeypatch):
     expected = digest(whole_run(tmp_path / "whole", *RICH))
     for step in (3, 4, 12, 20, 30):
-        with monkeypatch.context() as patched:
-            stop_at(patched, step)
-            with pytest.raises(Interrupted):
-                commands.train(tried(*RICH), tmp_path / "cut", CPU, resume=True)
+        with stopped_at(step):
+            commands.train(tried(*RICH), tmp_path / "cut", CPU, resume=True)
     commands.train(tried(*RICH), tmp_path / "cut", CPU, resume=True)
     assert digest(tmp_path / "cut" / "tiny" / "1") == expected
 
@@ -122,10 +92,8 @@ def test_a_finished_run_is_never_touched_again(tmp_path):
 
 
 def test_resume_leaves_a_run_of_other_settings_alone_and_names_them(tmp_path, monkeypatch, capfd):
-    with monkeypatch.context() as patched:
-        stop_at(patched, 3)
-        with pytest.raises(Interrupted):
-            commands.train(tried(), tmp_path, CPU, resume=False)
+    with stopped_at(3):
+        commands.train(tried(), tmp_path, CPU, resume=False)
     run = Path(commands.train(tried("train.batch=32"), tmp_path, CPU, resume=True)["run"])
     assert run.name == "2"
     assert "of other settings: train.batch was 64, is 32" in capfd.readouterr().err
@@ -255,19 +223,15 @@ def test_a_real_signal_to_a_real_process(tmp_path, number, code):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_training_and_resuming_on_cuda(tmp_path, monkeypatch, precision):
     device = torch.device("cuda")
-    with monkeypatch.context() as patched:
-        stop_at(patched, 9)
-        with pytest.raises(Interrupted):
-            commands.train(tried(*RICH, f"train.precision={precision}"), tmp_path, device, resume=True)
+    with stopped_at(9):
+        commands.train(tried(*RICH, f"train.precision={precision}"), tmp_path, device, resume=True)
     result = commands.train(tried(*RICH, f"train.precision={precision}"), tmp_path, device, resume=True)
     assert result["steps"] == 34
 
 
 def interrupted(root: Path, monkeypatch, step: int, *overrides: str) -> Path:
-    with monkeypatch.context() as patched:
-        stop_at(patched, step)
-        with pytest.raises(Interrupted):
-            commands.train(tried(*overrides), root, CPU, resume=True)
+    with stopped_at(step):
+        commands.train(tried(*overrides), root, CPU, resume=True)
     return root / "tiny" / "1"
 
 
