@@ -50,10 +50,8 @@ def fit(job: Job, saved: checkpoint.Checkpoint | None = None) -> dict[str, Any]:
     ):
         save = partial(_save, job, learner, state, tracker, losses)
         end_epoch = partial(_end_epoch, job, learner, state, tracker, clock, batches, save)
-        if (
-            state.step > state.evaluated and state.step % per_epoch == 0
-        ):  # stopped between an epoch's end and its numbers
-            save(improved=end_epoch(per_epoch))
+        if state.step > state.evaluated and state.step % per_epoch == 0:
+            save(improved=end_epoch(per_epoch))  # it was stopped between this epoch's last step and its numbers
         while state.step < total and not spec.stops_early(state.waited):
             factor = spec.schedule.factor(state.step, total)
             batch, loss, signal = _gradients(learner, job, batches, state, clock, stop, save)
