@@ -69,14 +69,14 @@ def save(rounds: int) -> None:
 def share(rounds: int) -> None:
     """The part of fashion-vgg's wall time that goes into its checkpoints, over two epochs."""
     seconds: list[float] = []
-    real = train._save
+    real = train.Training.save
 
     def timed(*arguments, **settings):
         began = time.perf_counter()
         real(*arguments, **settings)
         seconds.append(time.perf_counter() - began)
 
-    train._save = timed
+    train.Training.save = timed
     from cnnrun import commands
     from cnnrun.device import keep_freed_memory
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
@@ -48,13 +46,12 @@ def fit(job: Job, saved: checkpoint.Checkpoint | None = None) -> dict[str, Any]:
         stopping() as stop,
         bar("training", total, state.step) as advance,
     ):
-        save = partial(_save, job, learner, state, tracker, losses)
-        end_epoch = partial(_end_epoch, job, learner, state, tracker, clock, batches, save)
+        training = Training(job, learner, state, batches, losses, clock, tracker, per_epoch)
         if state.step > state.evaluated and state.step % per_epoch == 0:
-            save(improved=end_epoch(per_epoch))  # it was stopped between this epoch's last step and its numbers
+            training.save(improved=training.end_epoch())  # stopped between an epoch's last step and its numbers
         while state.step < total and not spec.stops_early(state.waited):
             factor = spec.schedule.factor(state.step, total)
-            batch, loss, signal = _gradients(learner, job, batches, state, clock, stop, save)
+            batch, loss, signal = training.gradients(stop)
             losses.add(health(learner, loss), learner)  # on a CPU, what is not finite stops here, before the weights
             update(learner, job, state.step, factor)
             if state.step == 0:
@@ -69,11 +66,135 @@ def fit(job: Job, saved: checkpoint.Checkpoint | None = None) -> dict[str, Any]:
             if epoch_ends or signal or spec.saves_at(state.step):
                 with clock.aside():
                     losses.read(learner)
-                    save(improved=epoch_ends and end_epoch(per_epoch))
+                    training.save(improved=epoch_ends and training.end_epoch())
                     ranks.wait()
             if signal and state.step < total:
                 raise Interrupted(signal, f"stopped at step {state.step} of {total} and saved; --resume goes on")
     return _finish(job, state, clock)
+
+
+@dataclass
+class Training:
+    """A training under way: what it works on, where it is, and what `fit` does at a step and at an epoch's end."""
+
+    job: Job
+    learner: Learner
+    state: State
+    batches: TrainingBatches
+    losses: Losses
+    clock: Clock
+    tracker: Tracker
+    per_epoch: int
+
+    def gradients(self, stop: Stop) -> tuple[Batch, Tensor, int]:
+        """The step's gradients, over all ranks: its batch, its loss, and the signal that any rank was sent.
+
+        Where memory runs out the step begins again, and all that follow go on, in micro-batches half as large. Where
+        the batch cannot be read, what was reached is saved before the run ends.
+        """
+        job, learner, step = self.job, self.learner, self.state.step
+        before = [value.clone() for value in learner.buffers]
+        while True:
+            batch = loss = unread = None
+            try:
+                with self.clock.waiting():
+                    batch = self.batches.at(step)
+                loss = backward(learner, job, batch, step)
+            except (DataError, Stuck) as error:
+                unread = error
+            signal, failed, short = job.ranks.agree([stop.signal, unread is not None, loss is None])
+            if batch and loss is not None and not short:
+                return batch, shared(learner, job, loss), signal
+            del batch
+            undo(learner, before, job.device)
+            if failed:
+                self.save()
+                raise unread or Elsewhere()
+            self._halve(f"at step {step}")
+
+    def end_epoch(self) -> bool:
+        """Evaluate, write down, say; returns whether the monitored number is the best so far."""
+        job, state = self.job, self.state
+        measured = self._measured()
+        state.evaluated = state.step
+        epoch = state.step // self.per_epoch
+        numbers = {"train/loss": state.loss_sum / max(1, state.loss_count)}
+        numbers |= {f"val/{name}": value for name, value in measured.numbers.items()}
+        state.loss_sum, state.loss_count = 0.0, 0
+        self.tracker.record(state.step, {"epoch": epoch, **numbers})
+        self._show(measured)
+        value = numbers[job.spec.monitor]
+        if not math.isfinite(value):
+            raise NonFiniteError(f"{job.spec.monitor} became {value} after epoch {epoch}; the last checkpoint stands")
+        improved = self._improves(value)
+        shown = dict.fromkeys(["train/loss", "val/loss", job.spec.monitor])
+        text = "  ".join(f"{name} {numbers[name]:.4f}" for name in shown)
+        clock = self.clock
+        say(f"epoch {epoch:3d}/{job.spec.epochs}  {text}{'  best' if improved else ''}  {clock.seconds:.0f} s  {clock}")
+        return improved
+
+    def save(self, *, improved: bool = False) -> None:
+        """A checkpoint of everything. Raises NonFiniteError rather than save weights that are not finite."""
+        job, state = self.job, self.state
+        self.losses.read(self.learner)
+        state.metrics_offset = self.tracker.offset()
+        parts = self.learner.parts()
+        self.losses.refuse(parts)
+        if not job.ranks.first:
+            return
+        scaler = self.learner.scaler.state_dict()
+        saved = {"training": asdict(state), "scaler": scaler, "facts": job.facts.to_json()}
+        folder = job.run / "checkpoints"
+        checkpoint.save(folder, state.step, parts, saved)
+        if improved:
+            checkpoint.point(folder, "best", f"step-{state.step:08d}")
+        checkpoint.prune(folder, job.spec.keep)
+
+    def _measured(self) -> Measured:
+        """The numbers on val; where that fails, the epoch is saved first. Smaller batches where memory runs out."""
+        job, state = self.job, self.state
+        while True:
+            try:
+                return self.learner.evaluate(job, "val", max(1, job.spec.batch // state.accumulate))
+            except UserError:
+                self.save()
+                raise
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error) or job.ranks.size > 1:
+                    self.save()
+                    raise
+            self._halve(f"while evaluating after step {state.step}")
+
+    def _halve(self, when: str) -> None:
+        state = self.state
+        state.accumulate = smaller(self.job, state.accumulate)
+        say(f"memory ran out {when}: from here on in {state.accumulate} micro-batches, the batch as it is")
+        self.batches.cut(state.accumulate)
+
+    def _show(self, measured: Measured) -> None:
+        """What goes to TensorBoard alone."""
+        times = {
+            "time/images_per_second": self.clock.images_per_second,
+            "time/data_wait_share": self.clock.data_wait_share,
+            "time/seconds": self.clock.seconds,
+        }
+        self.tracker.show(self.state.step, times)
+        for name, matrix in measured.matrices.items():
+            self.tracker.show_matrix(self.state.step, f"val/{name}", matrix, self.job.facts.classes)
+
+    def _improves(self, value: float) -> bool:
+        """Whether `value` is the best so far; keeps the count of evaluations without improvement."""
+        job, state = self.job, self.state
+        way = 1 if monitored_numbers(job.task)[job.spec.monitor] == "max" else -1
+        margin = job.spec.early_stop.min_delta if job.spec.early_stop else 0.0
+        if state.mark is None or (value - state.mark) * way > margin:
+            state.mark, state.waited = value, 0
+        else:
+            state.waited += 1
+        improves = state.best is None or (value - state.best) * way > 0
+        if improves:
+            state.best, state.best_step = value, state.step
+        return improves
 
 
 def _restored(learner: Learner, saved: checkpoint.Checkpoint, job: Job) -> State:
@@ -83,131 +204,6 @@ def _restored(learner: Learner, saved: checkpoint.Checkpoint, job: Job) -> State
     if job.ranks.first:
         checkpoint.settle(folder, saved.path, None if state.best is None else state.best_step)
     return state
-
-
-def _gradients(
-    learner: Learner,
-    job: Job,
-    batches: TrainingBatches,
-    state: State,
-    clock: Clock,
-    stop: Stop,
-    save: Callable[[], None],
-) -> tuple[Batch, Tensor, int]:
-    """A step's gradients, over all ranks: its batch, its loss, and the signal by which any rank was asked to stop.
-
-    Where memory runs out the step begins again, and all that follow go on, in micro-batches half as large. Where the
-    batch cannot be read, what was reached is saved before the run ends.
-    """
-    before = [value.clone() for value in learner.buffers]
-    while True:
-        batch = loss = unread = None
-        try:
-            with clock.waiting():
-                batch = batches.at(state.step)
-            loss = backward(learner, job, batch, state.step)
-        except (DataError, Stuck) as error:
-            unread = error
-        signal, failed, short = job.ranks.agree([stop.signal, unread is not None, loss is None])
-        if batch and loss is not None and not short:
-            return batch, shared(learner, job, loss), signal
-        del batch
-        undo(learner, before, job.device)
-        if failed:
-            save()
-            raise unread or Elsewhere()
-        _halve(job, state, batches, f"at step {state.step}")
-
-
-def _end_epoch(
-    job: Job,
-    learner: Learner,
-    state: State,
-    tracker: Tracker,
-    clock: Clock,
-    batches: TrainingBatches,
-    save: Callable[[], None],
-    per_epoch: int,
-) -> bool:
-    """Evaluate, write down, say; returns whether the monitored number is the best so far."""
-    measured = _measured(job, learner, state, batches, save)
-    state.evaluated = state.step
-    epoch = state.step // per_epoch
-    numbers = {"train/loss": state.loss_sum / max(1, state.loss_count)}
-    numbers |= {f"val/{name}": value for name, value in measured.numbers.items()}
-    state.loss_sum, state.loss_count = 0.0, 0
-    tracker.record(state.step, {"epoch": epoch, **numbers})
-    _show(job, state, tracker, measured, clock)
-    value = numbers[job.spec.monitor]
-    if not math.isfinite(value):
-        raise NonFiniteError(f"{job.spec.monitor} became {value} after epoch {epoch}; the last checkpoint stands")
-    improved = _improves(job, state, value)
-    shown = dict.fromkeys(["train/loss", "val/loss", job.spec.monitor])
-    text = "  ".join(f"{name} {numbers[name]:.4f}" for name in shown)
-    say(f"epoch {epoch:3d}/{job.spec.epochs}  {text}{'  best' if improved else ''}  {clock.seconds:.0f} s  {clock}")
-    return improved
-
-
-def _measured(job: Job, learner: Learner, state: State, batches: TrainingBatches, save: Callable[[], None]) -> Measured:
-    """The numbers on val; where that fails, the epoch is saved first. Smaller batches where memory runs out."""
-    while True:
-        try:
-            return learner.evaluate(job, "val", max(1, job.spec.batch // state.accumulate))
-        except UserError:
-            save()
-            raise
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error) or job.ranks.size > 1:
-                save()
-                raise
-        _halve(job, state, batches, f"while evaluating after step {state.step}")
-
-
-def _halve(job: Job, state: State, batches: TrainingBatches, when: str) -> None:
-    state.accumulate = smaller(job, state.accumulate)
-    say(f"memory ran out {when}: from here on in {state.accumulate} micro-batches, the batch as it is")
-    batches.cut(state.accumulate)
-
-
-def _show(job: Job, state: State, tracker: Tracker, measured: Measured, clock: Clock) -> None:
-    """What goes to TensorBoard alone."""
-    times = {
-        "time/images_per_second": clock.images_per_second,
-        "time/data_wait_share": clock.data_wait_share,
-        "time/seconds": clock.seconds,
-    }
-    tracker.show(state.step, times)
-    for name, matrix in measured.matrices.items():
-        tracker.show_matrix(state.step, f"val/{name}", matrix, job.facts.classes)
-
-
-def _improves(job: Job, state: State, value: float) -> bool:
-    """Whether `value` is the best so far; keeps the count of evaluations without improvement."""
-    way = 1 if monitored_numbers(job.task)[job.spec.monitor] == "max" else -1
-    margin = job.spec.early_stop.min_delta if job.spec.early_stop else 0.0
-    if state.mark is None or (value - state.mark) * way > margin:
-        state.mark, state.waited = value, 0
-    else:
-        state.waited += 1
-    improves = state.best is None or (value - state.best) * way > 0
-    if improves:
-        state.best, state.best_step = value, state.step
-    return improves
-
-
-def _save(job: Job, learner: Learner, state: State, tracker: Tracker, losses: Losses, improved: bool = False) -> None:
-    """A checkpoint of everything. Raises NonFiniteError rather than save weights that are not finite."""
-    losses.read(learner)
-    state.metrics_offset = tracker.offset()
-    parts = learner.parts()
-    losses.refuse(parts)
-    if job.ranks.first:
-        saved = {"training": asdict(state), "scaler": learner.scaler.state_dict(), "facts": job.facts.to_json()}
-        folder = job.run / "checkpoints"
-        checkpoint.save(folder, state.step, parts, saved)
-        if improved:
-            checkpoint.point(folder, "best", f"step-{state.step:08d}")
-        checkpoint.prune(folder, job.spec.keep)
 
 
 def _advance(advance: Advance, state: State, losses: Losses, clock: Clock) -> None:
