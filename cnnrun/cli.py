@@ -17,7 +17,7 @@ import typer
 from cnnrun import __version__, torchrun
 from cnnrun.arguments import Config, Device, Json, Overrides, Runs, SplitName, Target, show
 from cnnrun.cli_data import cache_app, data_app, init
-from cnnrun.errors import Lost, UserError, printable
+from cnnrun.errors import Interrupted, Lost, UserError, printable
 from cnnrun.stopping import leaving
 
 
@@ -311,8 +311,9 @@ def _leave(error: Exception, lines: Sequence[str], code: int) -> NoReturn:
     rank = torchrun.rank()
     for line in lines:
         print(printable(f"rank {rank}: {line}" if rank else line), file=sys.stderr, flush=True)  # noqa: T201
-    hung = any(thread.name.startswith("decode") for thread in threading.enumerate())
-    if torchrun.size() == 1 and not hung and not isinstance(error, Lost):
+    reading = any(thread.name.startswith("decode") for thread in threading.enumerate())
+    hung = isinstance(error, Lost) or (isinstance(error, Interrupted) and reading)
+    if torchrun.size() == 1 and not hung:
         sys.exit(code)
     if rank:
         time.sleep(1)  # torchrun ends all once one has ended: what the first has to say comes before
