@@ -21,7 +21,7 @@ from cnnrun.losses import Losses, State
 from cnnrun.progress import Advance, Clock, bar, say
 from cnnrun.runs import RESULT, write_json
 from cnnrun.step import backward, health, shared, smaller, undo, update
-from cnnrun.stopping import Stop, stopping
+from cnnrun.stopping import stopping
 from cnnrun.tracker import Silent, Tracker
 
 SHOW_EVERY = 50  # steps between two points of TensorBoard's training curves
@@ -51,7 +51,7 @@ def fit(job: Job, saved: checkpoint.Checkpoint | None = None) -> dict[str, Any]:
             training.save(improved=training.end_epoch())  # stopped between an epoch's last step and its numbers
         while state.step < total and not spec.stops_early(state.waited):
             factor = spec.schedule.factor(state.step, total)
-            batch, loss, signal = training.gradients(stop)
+            batch, loss = training.gradients()
             losses.add(health(learner, loss), learner)  # on a CPU, what is not finite stops here, before the weights
             update(learner, job, state.step, factor)
             if state.step == 0:
@@ -63,6 +63,7 @@ def fit(job: Job, saved: checkpoint.Checkpoint | None = None) -> dict[str, Any]:
                 losses.read(learner)
                 tracker.show(state.step, {"train/step_loss": losses.last, "train/lr": spec.optimizer.lr * factor})
             _advance(advance, state, losses, clock)
+            (signal,) = ranks.agree([stop.signal])
             if epoch_ends or signal or spec.saves_at(state.step):
                 with clock.aside():
                     losses.read(learner)
@@ -86,8 +87,8 @@ class Training:
     tracker: Tracker
     per_epoch: int
 
-    def gradients(self, stop: Stop) -> tuple[Batch, Tensor, int]:
-        """The step's gradients, over all ranks: its batch, its loss, and the signal that any rank was sent.
+    def gradients(self) -> tuple[Batch, Tensor]:
+        """The step's gradients, over all ranks; returns its batch and its loss.
 
         Where memory runs out the step begins again, and all that follow go on, in micro-batches half as large. Where
         the batch cannot be read, what was reached is saved before the run ends.
@@ -102,9 +103,9 @@ class Training:
                 loss = backward(learner, job, batch, step)
             except (DataError, Stuck) as error:
                 unread = error
-            signal, failed, short = job.ranks.agree([stop.signal, unread is not None, loss is None])
+            failed, short = job.ranks.agree([unread is not None, loss is None])
             if batch and loss is not None and not short:
-                return batch, shared(learner, job, loss), signal
+                return batch, shared(learner, job, loss)
             del batch
             undo(learner, before, job.device)
             if failed:
