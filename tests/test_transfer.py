@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY
-from test_train import CPU, digest, stop_at, tried, whole_run
+from resumed import digest, stopped_at
+from test_train import CPU, tried, whole_run
 
 from cnnrun import assemble, checkpoint, commands, experiment, frozen, learner
-from cnnrun.errors import ConfigError, Interrupted
+from cnnrun.errors import ConfigError
 from cnnrun.learner import Learner
 from cnnrun.step import backward, update
 
@@ -40,10 +41,8 @@ def test_frozen_layers_and_their_statistics_stay_and_the_rest_learns(tmp_path, a
 @pytest.mark.parametrize("rich", [[], ["train.ema={decay: 0.9}", "train.accumulate=2", "train.clip=1.0"]])
 def test_resumed_over_features_equals_uninterrupted(tmp_path, monkeypatch, rich):
     whole = whole_run(tmp_path / "whole", FROZEN, *rich)
-    with monkeypatch.context() as patched:
-        stop_at(patched, 13)
-        with pytest.raises(Interrupted):
-            whole_run(tmp_path / "cut", FROZEN, *rich)
+    with stopped_at(13):
+        whole_run(tmp_path / "cut", FROZEN, *rich)
     resumed = commands.train(tried(FROZEN, *rich), tmp_path / "cut", CPU, resume=True)
     assert digest(Path(resumed["run"])) == digest(whole)
 
@@ -140,10 +139,8 @@ def test_resumed_with_groups_equals_uninterrupted(tmp_path, monkeypatch):
         "train.optimizer={adamw: {lr: 0.01, groups: [{params: head, lr: 0.05}, {params: '*.bias', weight_decay: 0}]}}"
     )
     whole = whole_run(tmp_path / "whole", groups)
-    with monkeypatch.context() as patched:
-        stop_at(patched, 7)
-        with pytest.raises(Interrupted):
-            whole_run(tmp_path / "cut", groups)
+    with stopped_at(7):
+        whole_run(tmp_path / "cut", groups)
     resumed = commands.train(tried(groups), tmp_path / "cut", CPU, resume=True)
     assert digest(Path(resumed["run"])) == digest(whole)
 

@@ -349,15 +349,12 @@ def test_a_checkpoints_pointer_is_a_checkpoint(trained_run):
 
 def test_statistics_of_the_weights_survive_a_resume(trained_run, tmp_path, monkeypatch):
     """A network keeps normalising by what it learned with, also in what the next training reads from its run."""
-    from test_train import stop_at
+    from resumed import stopped_at
 
     from cnnrun.contracts import Facts
-    from cnnrun.errors import Interrupted
 
-    with monkeypatch.context() as patched:
-        stop_at(patched, 5)
-        with pytest.raises(Interrupted):
-            started(trained_run, tmp_path, "data.split={val: 0.4, test: 0.2}", "train.epochs=2")
+    with stopped_at(5):
+        started(trained_run, tmp_path, "data.split={val: 0.4, test: 0.2}", "train.epochs=2")
     run = tmp_path / "given" / "1"
     before = checkpoint.load_newest(run / "checkpoints", "latest", pytest.fail)
     commands.train(experiment.load(run / "config.yaml"), tmp_path, CPU, resume=True)
