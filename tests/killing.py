@@ -162,8 +162,13 @@ class Story:
     trouble: list[str] = field(default_factory=list)
 
 
-def killed(folder: Path, case: tuple[int, int, str], expected: Whole, kills: int, how: str, seed: int) -> Story:
-    """Kill a training `kills` times, each at a new random point, then let it end."""
+def killed(
+    folder: Path, case: tuple[int, int, str], expected: Whole, kills: int, how: str, seed: int, early: float = 1.0
+) -> Story:
+    """Kill a training `kills` times, each at a new random point, then let it end.
+
+    `early` is the part of an undisturbed run in which kills come: less makes room for more of them.
+    """
     draw, story = random.Random(seed), Story(case)
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
@@ -171,7 +176,7 @@ def killed(folder: Path, case: tuple[int, int, str], expected: Whole, kills: int
         while True:
             last = story.kills >= kills
             story.starts += 1
-            status = _once(made, root, expected, draw, None if last else how)
+            status = _once(made, root, expected, draw, None if last else how, early)
             if status == signal.SIGKILL:
                 story.kills += 1
             elif status:
@@ -190,12 +195,14 @@ def killed(folder: Path, case: tuple[int, int, str], expected: Whole, kills: int
     return story
 
 
-def _once(made: experiment.Experiment, root: Path, expected: Whole, draw: random.Random, how: str | None) -> int:
+def _once(
+    made: experiment.Experiment, root: Path, expected: Whole, draw: random.Random, how: str | None, early: float
+) -> int:
     """Start the training; gives the signal that ended it, 0 for a good end, -1 for a bad one."""
-    fatal = draw.randint(1, expected.calls) if how == "write" else None
+    fatal = draw.randint(1, int(expected.calls * early)) if how == "write" else None
     pid, pipe = forked(lambda: _training(made, root, fatal))
     if how == "moment":
-        time.sleep(draw.uniform(0, expected.seconds))
+        time.sleep(draw.uniform(0, expected.seconds * early))
         os.kill(pid, signal.SIGKILL)
     status = os.waitpid(pid, 0)[1]
     with os.fdopen(pipe, "rb") as told:

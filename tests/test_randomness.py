@@ -65,10 +65,11 @@ def test_orders_differ_by_seed_and_epoch():
 
 def test_seeding_a_step_forgets_what_came_before():
     cpu = torch.device("cpu")
-    seed_step(3, 10, cpu)
+    seed_step(3, 10, 0, cpu)
     expected = torch.rand(4)
     torch.rand(100)
-    seed_step(3, 10, cpu)
+    seed_step(3, 10, 0, cpu)
     assert torch.equal(torch.rand(4), expected)
-    seed_step(3, 11, cpu)
-    assert not torch.equal(torch.rand(4), expected)
+    for other in ((3, 11, 0), (3, 10, 1), (4, 10, 0)):
+        seed_step(*other, cpu)
+        assert not torch.equal(torch.rand(4), expected)
