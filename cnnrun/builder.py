@@ -73,11 +73,26 @@ class Builder:
         self.nodes: dict[str, Node] = {}
         self.problems: list[ShapeProblem] = []
 
+    def body(self, nodes: Sequence[Any], signal: Signal, taken: Sequence[str]) -> tuple[nn.Module, list[Signal]]:
+        """The network's layers, and what its head takes of them: the outputs named in `taken`, or the last one's."""
+        known: dict[str, Signal] = {}
+        layers, signal = self.chain(nodes, signal, ("model",), known)
+        if not taken or self.problems:
+            return layers, [signal]
+        for name in taken:
+            if name not in known:
+                self.problems.append(ShapeProblem(("model",), f"no layer {name!r}, which the task's head takes"))
+                return layers, [signal]
+        kept, inputs = ([*layers.kept], layers.inputs) if isinstance(layers, Linked) else ([], {})
+        modules = dict(layers.named_children())
+        kept = [key for key in modules if key in kept or key in taken]
+        return Linked(modules, inputs, kept, list(taken)), [known[name] for name in taken]
+
     def chain(
-        self, nodes: Sequence[Any], signal: Signal, path: Loc, outer: dict[str, Signal], prefix: str = "layers"
+        self, nodes: Sequence[Any], signal: Signal, path: Loc, known: dict[str, Signal], prefix: str = "layers"
     ) -> tuple[nn.Module, Signal]:
-        """The layers of one list, in order. After a layer that cannot pass, the rest of the list is left unbuilt."""
-        known, modules, keys = dict(outer), {}, _Keys(nodes)
+        """The layers of one list, in order; `known` learns their names. The rest after a layer that fails is unbuilt."""
+        modules, keys = {}, _Keys(nodes)
         for index, node in enumerate(nodes):
             here = (*path, index, node.kind)
             try:
@@ -106,7 +121,7 @@ class Builder:
     ) -> tuple[nn.Module, Signal]:
         signal = sources[0]
         if isinstance(node, Sequential):
-            return self.chain(node.layers, signal, (*path, "layers"), known, prefix)
+            return self.chain(node.layers, signal, (*path, "layers"), dict(known), prefix)
         if isinstance(node, Repeat):
             return self._repeat(node, signal, path, known, prefix)
         if isinstance(node, Residual):
@@ -115,14 +130,15 @@ class Builder:
             return self._parallel(node, signal, path, known, prefix)
         return self._leaf(node, sources, path, prefix)
 
-    def head(self, task: TaskSpec, facts: Facts, signal: Signal) -> nn.Module:
+    def head(self, task: TaskSpec, facts: Facts, levels: list[Signal]) -> nn.Module:
         """The task's last layer, as a row like any other."""
+        shapes = [each.shape for each in levels]
         try:
-            head = task.head(signal.shape, facts)
+            head = task.head(shapes, facts)
         except CannotPass as problem:
-            message = f"the task's head ({task.kind}) cannot take {signal.shape}: {problem}"
+            message = f"the task's head ({task.kind}) cannot take {' and '.join(map(str, shapes))}: {problem}"
             raise BuildError([ShapeProblem(("model",), message)]) from None
-        self._row("task", task.kind, "head", head, [signal], Window())
+        self._row("task", task.kind, "head", head, levels, Window())
         return head
 
     def _leaf(self, node: LayerSpec, sources: list[Signal], path: Loc, prefix: str) -> tuple[nn.Module, Signal]:
@@ -180,7 +196,7 @@ class Builder:
         modules, linked = {}, bool(links(node.layers))
         for number in range(1, node.times + 1):
             before = len(self.problems)
-            module, signal = self.chain(node.layers, signal, (*path, "layers"), known, f"{prefix}.{number}")
+            module, signal = self.chain(node.layers, signal, (*path, "layers"), dict(known), f"{prefix}.{number}")
             modules[str(number)] = module
             if len(self.problems) > before:
                 break
@@ -192,11 +208,11 @@ class Builder:
         self, node: Residual, signal: Signal, path: Loc, known: dict[str, Signal], prefix: str
     ) -> tuple[nn.Module, Signal]:
         before = len(self.problems)
-        layers, out = self.chain(node.layers, signal, (*path, "layers"), known, f"{prefix}.layers")
+        layers, out = self.chain(node.layers, signal, (*path, "layers"), dict(known), f"{prefix}.layers")
         if len(self.problems) > before:
             return layers, out
         if isinstance(node.shortcut, list):
-            shortcut, other = self.chain(node.shortcut, signal, (*path, "shortcut"), known, f"{prefix}.shortcut")
+            shortcut, other = self.chain(node.shortcut, signal, (*path, "shortcut"), dict(known), f"{prefix}.shortcut")
             if other.shape != out.shape and len(self.problems) == before:
                 reason = f"its layers give {out.shape}, its shortcut {other.shape}"
                 raise CannotPass(reason, "make them agree")
@@ -235,7 +251,7 @@ class Builder:
         modules, signals = [], []
         for number, layers in enumerate(node.branches):
             here = (*path, "branches", number)
-            module, out = self.chain(layers, signal, here, known, f"{prefix}.branch{number + 1}")
+            module, out = self.chain(layers, signal, here, dict(known), f"{prefix}.branch{number + 1}")
             modules.append(module)
             signals.append(out)
         merge = {"concat": Concatenate, "add": Sum, "multiply": Product}[node.merge]()

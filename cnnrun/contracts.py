@@ -122,6 +122,7 @@ class Split:
     targets: dict[str, Tensor]
     origin: str = "picture"
     groups: Tensor | None = None
+    sizes: NDArray[np.int64] | None = None  # [N, 2]: height and width that boxes are written for
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -135,15 +136,33 @@ class Split:
 
 
 @dataclass(frozen=True)
+class BadBox:
+    """A box that is not what it should be: in which split, which (file and id), and what is wrong with it.
+
+    `cut` says that it reaches out of its picture and is used as far as it lies inside.
+    """
+
+    split: str
+    name: str
+    what: str
+    cut: bool = False
+
+
+@dataclass(frozen=True)
 class Indexed:
     """A source that was looked through: class names in the source's own order, and its splits by name."""
 
     classes: tuple[str, ...]
     splits: dict[str, Split]
+    bad_boxes: tuple[BadBox, ...] = ()  # left out of the targets, or cut
+    class_ids: tuple[int, ...] = ()  # the numbers by which the source's own files call its classes
 
 
 class SourceSpec(Kind):
     """Where pictures and targets come from."""
+
+    targets: ClassVar[str] = "labels"
+    """What is known of each picture: `labels` (one class) or `boxes` (any number of objects)."""
 
     image: ClassVar[Shape | None] = None
     """(C, H, W) of the source's pictures where all have one size; None when the config must say."""
@@ -164,6 +183,7 @@ class Facts:
     class_counts: tuple[int, ...] = ()
     counts: dict[str, int] = field(default_factory=dict)
     fingerprint: str = ""
+    class_ids: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -185,6 +205,22 @@ def of_classes(classes: Sequence[str], values: Sequence[float], unit: str = "", 
 # --- tasks ----------------------------------------------------------------------------------------------------------
 
 Results = dict[str, Tensor]  # by name; the first dimension is the batch
+
+
+@dataclass(frozen=True)
+class View:
+    """How a picture of any size became the network's: x * scale_x + left, y * scale_y + top. `size` is its own."""
+
+    size: Pair
+    scale_x: float = 1.0
+    scale_y: float = 1.0
+    left: float = 0.0
+    top: float = 0.0
+
+    def numbers(self) -> tuple[float, float, float, float]:
+        return self.scale_x, self.scale_y, self.left, self.top
+
+
 Better = Literal["max", "min"]
 
 
@@ -223,8 +259,12 @@ class TaskSpec(Kind):
         """What the settings come to on this data, where that is worth a line in the log."""
         return []
 
-    def head(self, in_shape: Shape, facts: Facts) -> nn.Module:
-        """The last layer: features of `in_shape` -> raw outputs. Raises CannotPass."""
+    def taken(self) -> list[str]:
+        """The names of the layers whose outputs the head takes; empty for the last layer's."""
+        return []
+
+    def head(self, in_shapes: Sequence[Shape], facts: Facts) -> nn.Module:
+        """The last layer: features of `in_shapes`, an argument each -> raw outputs. Raises CannotPass."""
         raise NotImplementedError
 
     def criterion(self, facts: Facts) -> nn.Module:
@@ -241,6 +281,8 @@ class TaskSpec(Kind):
         """The loss of a network that knows nothing, where that is known."""
         return None
 
+    targets: ClassVar[str] = "labels"
+    """What the data must know of each picture, in the words of SourceSpec."""
     mixes: ClassVar[bool] = False
     """Whether the task has a `blend`: else mixup and cutmix are refused."""
 
@@ -248,8 +290,8 @@ class TaskSpec(Kind):
         """Each sample's target for people."""
         raise NotImplementedError
 
-    def decode(self, outputs: Tensor) -> Results:
-        """Raw outputs -> results in the user's terms. Traced into the exported graph."""
+    def decoder(self, facts: Facts) -> nn.Module:
+        """A module: raw outputs -> results in the user's terms. Traced into the exported graph."""
         raise NotImplementedError
 
     def meter(self, facts: Facts) -> Meter:
@@ -264,6 +306,6 @@ class TaskSpec(Kind):
         """Why an artefact's results are not the network's, or None: the export's parity check."""
         raise NotImplementedError
 
-    def rows(self, results: Results, facts: Facts) -> list[dict[str, Any]]:
-        """Each sample's result as plain data for people and JSON."""
+    def rows(self, results: Results, facts: Facts, views: Sequence[View]) -> list[dict[str, Any]]:
+        """Each sample's result as plain data for people and JSON, in the terms of the picture that was given."""
         raise NotImplementedError

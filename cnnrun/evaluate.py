@@ -31,11 +31,12 @@ def evaluate(
     """
     ranks = ranks or Ranks()
     meter, total = task.meter(facts), torch.zeros((), dtype=torch.float64)
+    decoder = task.decoder(facts).to(device)
     own = in_order(examples, batch, device, ranks)
     places = torch.arange(len(examples)).split(batch)
     with torch.inference_mode():
         for first in range(0, len(places), ranks.size):
-            found = ranks.gather(_outcome(forward, criterion, task, next(own, None)))
+            found = ranks.gather(_outcome(forward, criterion, decoder, next(own, None)))
             for index, results in zip(places[first:], found, strict=False):
                 loss = results.pop("loss")
                 total = total + loss.double() * len(index)
@@ -46,14 +47,14 @@ def evaluate(
 
 
 def _outcome(
-    forward: Callable[[Tensor], Tensor], criterion: nn.Module, task: TaskSpec, part: Batch | None
+    forward: Callable[[Tensor], Tensor], criterion: nn.Module, decoder: nn.Module, part: Batch | None
 ) -> dict[str, Tensor]:
     """A batch's results and its `loss`; nothing for a rank that has none left."""
     if part is None:
         return {}
     outputs = forward(part.pictures).float()
     losses: dict[str, Tensor] = criterion(outputs, part.targets)
-    return {**task.decode(outputs), "loss": torch.stack(list(losses.values())).sum()}
+    return {**decoder(outputs), "loss": torch.stack(list(losses.values())).sum()}
 
 
 def measure(results: Callable[[Tensor], Results], task: TaskSpec, facts: Facts, batches: Iterable[Batch]) -> Measured:

@@ -58,9 +58,9 @@ def cut(network: Network, until: str) -> tuple[Trunk, Network] | None:
     inputs = [{name: layers.inputs[name] for name in names if name in layers.inputs} for names in (frozen, kept)]
     nested = [module.inputs for each in kept.values() for module in each.modules() if isinstance(module, Linked)]
     taken = {source for links in (inputs[1], *nested) for sources in links.values() for source in sources}
-    if taken & frozen.keys():
+    if (taken | set(layers.outputs)) & frozen.keys():
         return None
-    trunk, tail = Linked(frozen, inputs[0], layers.kept), Linked(kept, inputs[1], layers.kept)
+    trunk, tail = Linked(frozen, inputs[0], layers.kept), Linked(kept, inputs[1], layers.kept, layers.outputs)
     return Trunk(network.normalize, trunk).eval(), Network(nn.Identity(), tail, network.head)
 
 

@@ -41,13 +41,14 @@ class Network(nn.Module):
         self.normalize, self.layers, self.head = normalize, layers, head
 
     def forward(self, pictures_BCHW: Tensor) -> Tensor:
-        out: Tensor = self.head(self.layers(self.normalize(pictures_BCHW)))
+        features = self.layers(self.normalize(pictures_BCHW))
+        out: Tensor = self.head(*features) if isinstance(features, tuple) else self.head(features)
         return out
 
 
 @dataclass
 class Built:
-    """A network on the meta device: rows for the summary, every layer by its name in the weights.
+    """A network on the meta device: rows for the summary, every layer by its name in the weights, what the head takes.
 
     `materialize` gives the network memory and weights.
     """
@@ -56,6 +57,7 @@ class Built:
     image: Shape
     rows: list[Row] = field(default_factory=list)
     nodes: dict[str, Node] = field(default_factory=dict)
+    levels: list[Signal] = field(default_factory=list)
 
     @property
     def parameters(self) -> int:
@@ -66,11 +68,12 @@ def build(nodes: Sequence[Any], task: TaskSpec, facts: Facts) -> Built:
     """The network for pictures of `facts.image`, without memory. Raises BuildError."""
     builder = Builder()
     with torch.device("meta"):
-        layers, signal = builder.chain(nodes, Signal(facts.image), ("model",), {})
+        layers, levels = builder.body(nodes, Signal(facts.image), task.taken())
         if builder.problems:
             raise BuildError(builder.problems)
-        head = builder.head(task, facts, signal)
-    return Built(Network(Normalize(facts.mean, facts.std), layers, head), facts.image, builder.rows, builder.nodes)
+        head = builder.head(task, facts, levels)
+    network = Network(Normalize(facts.mean, facts.std), layers, head)
+    return Built(network, facts.image, builder.rows, builder.nodes, levels)
 
 
 def flops(built: Built) -> list[int]:

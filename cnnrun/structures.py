@@ -92,28 +92,35 @@ class Model(Spec):
 class Linked(nn.Module):
     """A chain in which some layers take earlier outputs by name; `outer` holds the names of the enclosing chains.
 
-    `inputs` says which layers take what; `kept` are the layers whose outputs somebody takes.
+    `inputs` says which layers take what; `kept` are the layers whose outputs somebody takes. With `outputs` the result
+    is a tuple of these layers', not the last one's.
     """
 
-    def __init__(self, layers: dict[str, nn.Module], inputs: dict[str, list[str]], kept: list[str]) -> None:
+    def __init__(
+        self,
+        layers: dict[str, nn.Module],
+        inputs: dict[str, list[str]],
+        kept: list[str],
+        outputs: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         for key, module in layers.items():
             self.add_module(key, module)
-        self.inputs, self.kept = inputs, kept
+        self.inputs, self.kept, self.outputs = inputs, kept, outputs
 
     @property
     def layers(self) -> dict[str, nn.Module]:
         """The layers by name, in order."""
         return dict(self.named_children())
 
-    def forward(self, x: Tensor, outer: dict[str, Tensor] | None = None) -> Tensor:
+    def forward(self, x: Tensor, outer: dict[str, Tensor] | None = None) -> Tensor | tuple[Tensor, ...]:
         known = dict(outer or {})
         for key, module in self.named_children():
             taken = [known[source] for source in self.inputs.get(key, ())] or [x]
             x = module(*taken, known) if isinstance(module, Linked | SumOfBranches | Branches) else module(*taken)
             if key in self.kept:
                 known[key] = x
-        return x
+        return tuple(known[key] for key in self.outputs) if self.outputs else x
 
 
 class SumOfBranches(nn.Module):

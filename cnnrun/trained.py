@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -26,10 +27,16 @@ class Trained:
     step: int
     device: torch.device
 
+    @cached_property
+    def decoder(self) -> nn.Module:
+        """The task's: raw outputs -> results."""
+        return self.task.decoder(self.facts).to(self.device)
+
     def results(self, pictures_BCHW: Tensor) -> Results:
         """Pixel values 0..255 -> results, without gradients."""
         with torch.inference_mode():
-            return self.task.decode(self.network(pictures_BCHW))
+            found: Results = self.decoder(self.network(pictures_BCHW))
+            return found
 
 
 class Deployed(nn.Module):
@@ -37,7 +44,7 @@ class Deployed(nn.Module):
 
     def __init__(self, trained: Trained) -> None:
         super().__init__()
-        self.network, self.task = trained.network, trained.task
+        self.network, self.decoder = trained.network, trained.decoder
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.task.decode(self.network(pixels.permute(0, 3, 1, 2).float())).values())
+        return tuple(self.decoder(self.network(pixels.permute(0, 3, 1, 2).float())).values())

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import json
 import re
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -46,12 +44,11 @@ class Deployed(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.network, self.classes = network(), list[str]()
+        self.network, self.decoder, self.classes = network(), decoder(), list[str]()
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        return self.decode(self.network(pixels.permute(0, 3, 1, 2).float()))
-
-{decode}
+        results: dict[str, Tensor] = self.decoder(self.network(pixels.permute(0, 3, 1, 2).float()))
+        return results
 
 
 def load(weights: Path | None = None) -> Deployed:
@@ -117,11 +114,9 @@ def source(module: Deployed, names: list[str], metadata: dict[str, Any], stem: s
     sources = Sources(
         {"json": {""}, "pathlib": {"Path"}, "torch": {"", "nn", "Tensor"}, "collections": {"OrderedDict"}}
     )
-    for part in module.network.modules():
+    for part in [*module.network.modules(), *module.decoder.modules()]:
         if type(part).__module__.startswith("cnnrun."):
             sources.add(type(part))
-    decode = textwrap.dedent(inspect.getsource(type(module.task).decode))
-    sources.use(decode, inspect.getmodule(type(module.task)) or inspect.getmodule(Deployed))  # type: ignore[arg-type]
     whole, functions = shared(construction(module.network))
     whole, layers = lifted(whole)
     pieces = [
@@ -130,7 +125,8 @@ def source(module: Deployed, names: list[str], metadata: dict[str, Any], stem: s
         _CHAIN,
         *(_function(name, call) for name, call in (functions | layers).items()),
         _function("network", whole),
-        _TAIL.format(results=", ".join(names), decode=textwrap.indent(decode.rstrip(), "    ")),
+        _function("decoder", construction(module.decoder)),
+        _TAIL.format(results=", ".join(names)),
     ]
     return "\n".join(pieces)
 

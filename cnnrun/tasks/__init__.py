@@ -1,5 +1,6 @@
 """The tasks. This union is the registry: a new task is one file beside this one, and its line here."""
 
 from cnnrun.tasks.classify import Classify
+from cnnrun.tasks.detect import Detect
 
-Task = Classify
+Task = Classify | Detect

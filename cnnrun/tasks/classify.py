@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -17,6 +18,7 @@ from cnnrun.contracts import (
     Results,
     Shape,
     TaskSpec,
+    View,
     need_picture,
     need_vector,
     of_classes,
@@ -64,6 +66,13 @@ class MapsOfClasses(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.conv(x)).mean((2, 3))
+
+
+class Probabilities(nn.Module):
+    """Raw outputs [B, K] -> the probability of each class."""
+
+    def forward(self, outputs: Tensor) -> dict[str, Tensor]:
+        return {"probabilities": outputs.softmax(1)}
 
 
 class ClassifyMeter:
@@ -121,7 +130,8 @@ class Classify(TaskSpec):
         weights = self._weights(facts)
         return [] if weights is None else [f"class weights: {of_classes(facts.classes, weights.tolist())}"]
 
-    def head(self, in_shape: Shape, facts: Facts) -> nn.Module:
+    def head(self, in_shapes: Sequence[Shape], facts: Facts) -> nn.Module:
+        (in_shape,) = in_shapes
         if self.classifier == "conv":
             return MapsOfClasses(need_picture("its conv classifier", in_shape)[0], len(facts.classes))
         return nn.Linear(need_vector("its linear layer", in_shape), len(facts.classes))
@@ -148,8 +158,8 @@ class Classify(TaskSpec):
         ]
         return ["  ".join(f"{name} {part:.2f}" for part, name in sorted(row, reverse=True)) for row in shares]
 
-    def decode(self, outputs: Tensor) -> Results:
-        return {"probabilities": outputs.softmax(1)}
+    def decoder(self, facts: Facts) -> nn.Module:
+        return Probabilities()
 
     def meter(self, facts: Facts) -> ClassifyMeter:
         return ClassifyMeter(facts.classes, self.top_k)
@@ -167,7 +177,7 @@ class Classify(TaskSpec):
         differ = int((expected.argmax(1) != got.argmax(1))[clear].sum())
         return f"{differ} clear predictions differ" if differ else None
 
-    def rows(self, results: Results, facts: Facts) -> list[dict[str, Any]]:
+    def rows(self, results: Results, facts: Facts, views: Sequence[View]) -> list[dict[str, Any]]:
         values, labels = results["probabilities"].topk(min(self.top_k, len(facts.classes)), 1)
         return [
             {

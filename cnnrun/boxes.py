@@ -1,0 +1,48 @@
+"""Boxes: always (x1, y1, x2, y2) in pixels. Overlap, the suppression of boxes that show one object twice."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def overlaps(ones_BM4: Tensor, others_BN4: Tensor) -> Tensor:
+    """Intersection over union of each box with each other box of its picture: [B, M, N]; 0 for boxes of no area."""
+    ones, others = ones_BM4[:, :, None], others_BN4[:, None]
+    sides = torch.minimum(ones[..., 2:], others[..., 2:]) - torch.maximum(ones[..., :2], others[..., :2])
+    both = sides.clamp(min=0).prod(3)
+    union = areas(ones) + areas(others) - both
+    return both / union.clamp(min=1e-9)
+
+
+def areas(boxes_N4: Tensor) -> Tensor:
+    """Square pixels: [..., 4] -> [...]."""
+    return (boxes_N4[..., 2:] - boxes_N4[..., :2]).prod(-1)
+
+
+def unsuppressed(boxes_BM4: Tensor, scores_BM: Tensor, labels_BM: Tensor, most: float) -> Tensor:
+    """Which boxes are left by greedy non-maximum suppression class by class: bool [B, M]. Scores must fall along M.
+
+    A box goes where one of its class that is left, before it, overlaps it by more than `most`. That rule applied to
+    all boxes at once until nothing changes comes to what going through them one by one comes to, in as many rounds as
+    the longest chain of boxes that decide about each other (Zheng et al. 2021, Cluster-NMS, proposition 1).
+    """
+    if torch.compiler.is_exporting():  # as one operator, for which ONNX has its own
+        left: Tensor = torch.ops.cnnrun.unsuppressed(boxes_BM4, scores_BM, labels_BM, most)
+        return left
+    beats = (overlaps(boxes_BM4, boxes_BM4) > most) & (labels_BM[:, :, None] == labels_BM[:, None])
+    beats = beats.triu(1).to(boxes_BM4.dtype)
+    kept = torch.ones_like(boxes_BM4[..., 0])
+    while True:
+        now = ((kept[:, None] @ beats)[:, 0] == 0).to(kept.dtype)
+        if torch.equal(now, kept):
+            return kept.bool()
+        kept = now
+
+
+def padded_to(values_BN: Tensor, size: int, fill: float) -> Tensor:
+    """At least `size` along the second dimension."""
+    missing = size - values_BN.shape[1]
+    if missing <= 0:
+        return values_BN
+    return torch.cat([values_BN, values_BN.new_full((values_BN.shape[0], missing, *values_BN.shape[2:]), fill)], 1)

@@ -1,0 +1,208 @@
+"""Any number of objects a picture: boxes with labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from cnnrun.assigning import Assigned, Objects, assign, quality_focal
+from cnnrun.average_precision import (
+    NUMBERS,
+    OBJECT,
+    AveragePrecision,
+    curves,
+    given_back,
+    numbers,
+    per_class,
+)
+from cnnrun.boxes import overlaps
+from cnnrun.contracts import Better, Facts, Measured, Results, Shape, TaskSpec, View, need_picture
+from cnnrun.dense import PLACE, DenseHead, Detections
+
+BoxLoss = Literal["ciou", "diou", "giou"]
+_CANDIDATES = 3  # boxes that suppression chooses from, for each that can be left
+_CLEAR = 1e-3  # a difference of scores that decides which of two boxes comes first
+
+
+def objects_of(targets: dict[str, Tensor]) -> Objects:
+    """The objects of a batch's targets."""
+    there = targets["objects"] >= 0
+    real = there & (targets["roles"] == OBJECT)
+    return Objects(targets["boxes"], targets["objects"], real, there & ~real)
+
+
+class DetectionLoss(nn.Module):
+    """Quality focal loss of every cell's scores, and the boxes' overlap loss where a cell learns an object.
+
+    Sums over a picture's cells, divided by the mean number of objects a training picture has: a constant, so that a
+    batch split into micro-batches has the same loss and gradient. (TOOD divides by what the batch's qualities add up
+    to, which no part of a batch knows.)
+    """
+
+    def __init__(self, per_picture: float, task: Detect) -> None:
+        super().__init__()
+        self.per_picture, self.task = per_picture, task
+
+    def forward(self, outputs_BAF: Tensor, targets: dict[str, Tensor]) -> dict[str, Tensor]:
+        boxes_BA4, place_BA3, logits_BAK = outputs_BAF.split([4, PLACE - 4, outputs_BAF.shape[2] - PLACE], 2)
+        objects = objects_of(targets)
+        found = self.assigned(outputs_BAF, objects)
+        target = F.one_hot(_of_owner(objects.labels_BM.clamp(min=0), found), logits_BAK.shape[2])
+        target = target * (found.quality_BA * found.taken_BA)[:, :, None]
+        scores = quality_focal(logits_BAK, target.to(logits_BAK.dtype), self.task.gamma) * found.counted_BA[:, :, None]
+        owners = objects.boxes_BM4.gather(1, found.object_BA[:, :, None].expand(-1, -1, 4))
+        # A cell without an object is compared with itself: no loss, and no division by a box of no area.
+        owners = torch.where(found.taken_BA[:, :, None], owners, boxes_BA4.detach())
+        apart = _box_loss(self.task.box_loss)(boxes_BA4, owners) * found.quality_BA * found.taken_BA
+        each = 1 / (self.per_picture * len(outputs_BAF))
+        return {"score": scores.sum() * each, "box": apart.sum() * (self.task.box_weight * each)}
+
+    def assigned(self, outputs_BAF: Tensor, objects: Objects) -> Assigned:
+        """Which cells learn which objects."""
+        task, place = self.task, outputs_BAF[:, :, 4:PLACE]
+        scores = outputs_BAF[:, :, PLACE:].detach().sigmoid()
+        return assign(scores, outputs_BAF[:, :, :4].detach(), place, objects, task.top_k, task.alpha, task.beta)
+
+
+def _of_owner(values_BM: Tensor, found: Assigned) -> Tensor:
+    return values_BM.gather(1, found.object_BA)
+
+
+def _box_loss(kind: BoxLoss) -> Any:
+    from torchvision import ops
+
+    name = {"ciou": "complete", "diou": "distance", "giou": "generalized"}[kind]
+    return getattr(ops, f"{name}_box_iou_loss")
+
+
+class DetectMeter:
+    """COCO's numbers, AP of each class, precision over recall."""
+
+    def __init__(self, classes: tuple[str, ...]) -> None:
+        self._classes, self._boxes = classes, AveragePrecision(classes)
+
+    def update(self, results: Results, targets: dict[str, Tensor]) -> None:
+        self._boxes.add(results, targets)
+
+    def compute(self) -> Measured:
+        done = self._boxes.evaluated()
+        tables = {
+            "per_class": per_class(done, self._classes, self._boxes.counts()),
+            "precision_recall": curves(done, self._classes),
+        }
+        return Measured(numbers(done), tables)
+
+
+class Detect(TaskSpec):
+    """Boxes with labels: an anchor-free head over one or more levels, task-aligned assignment, NMS in the graph."""
+
+    kind = "detect"
+    main = "levels"
+    targets = "boxes"
+
+    levels: list[str] = []
+    """The layers, by name, at whose cells objects are found; by default the last one alone."""
+    channels: int = Field(64, ge=1, le=4096)
+    """Of the towers' convolutions."""
+    depth: int = Field(2, ge=0, le=16)
+    """Convolutions in each of the two towers."""
+    towers: Literal["shared", "separate"] = "shared"
+    """Whether all levels use the same convolutions (each with batch norms of its own)."""
+    depthwise: bool = False
+    """Towers of depthwise and 1x1 convolutions."""
+    box_loss: BoxLoss = "ciou"
+    box_weight: float = Field(2.0, gt=0)
+    """Of the boxes' loss, the scores' being 1."""
+    gamma: float = Field(2.0, ge=0)
+    """The focusing of the scores' loss; 0 is cross-entropy."""
+    top_k: int = Field(13, ge=1)
+    """Cells that learn an object, at most."""
+    alpha: float = Field(1.0, ge=0)
+    """The assignment's exponent of the score."""
+    beta: float = Field(6.0, ge=0)
+    """The assignment's exponent of the overlap."""
+    nms: float = Field(0.6, ge=0, le=1)
+    """Of two boxes of a class that overlap by more than this, the one of the lower score goes."""
+    most: int = Field(100, ge=1, le=10_000)
+    """Boxes of a picture, at most; COCO measures 100."""
+    least_score: float = Field(0.001, ge=0, lt=1)
+    """Boxes of a lower score are not given at all."""
+    score: float = Field(0.3, ge=0, lt=1)
+    """Boxes of a lower score are not shown to people."""
+
+    def numbers(self) -> dict[str, Better]:
+        best: Better = "max"
+        return dict.fromkeys(NUMBERS, best)
+
+    def problem(self, facts: Facts) -> str | None:
+        if not sum(facts.class_counts):
+            return "detect needs objects to learn; no training picture has a box"
+        return None
+
+    def taken(self) -> list[str]:
+        return self.levels
+
+    def head(self, in_shapes: Sequence[Shape], facts: Facts) -> nn.Module:
+        channels = [need_picture("its dense head", shape)[0] for shape in in_shapes]
+        if self.towers == "shared" and len(set(channels)) > 1:
+            from cnnrun.contracts import CannotPass
+
+            raise CannotPass("levels that share towers need equal channels", "equal them, or `towers: separate`")
+        shared, image = self.towers == "shared", list(facts.image[1:])
+        return DenseHead(channels, image, len(facts.classes), self.channels, self.depth, shared, self.depthwise)
+
+    def criterion(self, facts: Facts) -> nn.Module:
+        pictures = facts.counts.get("train", 0)
+        return DetectionLoss(max(1.0, sum(facts.class_counts) / pictures) if pictures else 1.0, self)
+
+    def words(self, targets: dict[str, Tensor], facts: Facts) -> list[str]:
+        found = []
+        for row in targets["objects"].tolist():
+            counts = {name: row.count(k) for k, name in enumerate(facts.classes) if k in row}
+            found.append(", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing")
+        return found
+
+    def decoder(self, facts: Facts) -> nn.Module:
+        return Detections(list(facts.image[1:]), self.most, _CANDIDATES * self.most, self.nms, self.least_score)
+
+    def meter(self, facts: Facts) -> DetectMeter:
+        return DetectMeter(facts.classes)
+
+    def signature(self, facts: Facts) -> dict[str, Shape]:
+        return {"boxes": (self.most, 4), "scores": (self.most,), "labels": (self.most,)}
+
+    def agree(self, ours: Results, theirs: Results) -> str | None:
+        gap = float((ours["scores"] - theirs["scores"]).abs().max())
+        if not gap <= 1e-4:
+            return f"scores differ by up to {gap:.2e} (allowed 1e-4)"
+        # Boxes of nearly equal scores may change places: each is looked for among all of theirs.
+        same = ours["labels"][:, :, None] == theirs["labels"][:, None]
+        best = (overlaps(ours["boxes"], theirs["boxes"]) * same).amax(2)
+        clear = ours["scores"] > max(self.least_score, _CLEAR)
+        worst = float(best[clear].min()) if clear.any() else 1.0
+        return None if worst >= 0.999 else f"a box overlaps the network's by {worst:.4f} alone (at least 0.999)"
+
+    def rows(self, results: Results, facts: Facts, views: Sequence[View]) -> list[dict[str, Any]]:
+        back = given_back(results["boxes"].cpu().numpy(), torch.tensor([each.numbers() for each in views]).numpy())
+        ids = facts.class_ids or range(1, len(facts.classes) + 1)
+        found = []
+        for boxes, scores, labels, view in zip(
+            back.tolist(), results["scores"].tolist(), results["labels"].tolist(), views, strict=True
+        ):
+            shown = [
+                {
+                    "label": facts.classes[label],
+                    "category_id": ids[label],
+                    "score": score,
+                    "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
+                }
+                for box, score, label in zip(boxes, scores, labels, strict=True)
+                if label >= 0
+            ]
+            found.append({"height": view.size[0], "width": view.size[1], "objects": shown})
+        return found
