@@ -16,8 +16,8 @@ from torch import Tensor
 
 from cnnrun.colour import blurred, noisy, recoloured, rectangles
 from cnnrun.draws import SLOTS, Draws
-from cnnrun.geometry import Mirror, Shift, affine, copied, crop_boxes, cropped, warp
-from cnnrun.mixing import mixed
+from cnnrun.geometry import Mirror, Shift, affine, copied, crop_boxes, cropped, follow, warp
+from cnnrun.mixing import mixed, mosaic
 from cnnrun.spec import Kind, Kinds, Spec
 
 Reach = Mapping[str, Tensor | float]
@@ -65,7 +65,7 @@ _SLOTS_OF = {
     "noise": ("noise",),
     "colour": ("brightness", "contrast", "saturation", "hue", "grayscale"),
     "erase": ("erase", "erase_area", "erase_shape", "erase_y", "erase_x"),
-    "mixup": ("mix", "mix_part"), "cutmix": ("mix", "mix_part", "mix_y", "mix_x"),
+    "mosaic": ("mosaic", "mosaic_y", "mosaic_x"), "mixup": ("mix", "mix_part"), "cutmix": ("mix", "mix_part", "mix_y", "mix_x"),
 }  # fmt: skip
 
 
@@ -103,6 +103,10 @@ class Augment(Spec):
     """Mixes each picture with another; the part is drawn from Beta(mixup, mixup). Labels follow."""
     cutmix: float = Field(0.0, ge=0, le=10)
     """Pastes a rectangle of another picture; the area is drawn from Beta(cutmix, cutmix). Labels follow."""
+    mosaic: float = Field(0.0, ge=0, le=1)
+    """The part of the pictures that become four in one (Bochkovskiy et al. 2020); for boxes."""
+    min_visible: float = Field(0.25, ge=0, le=1)
+    """An object of whose box less than this part is left inside the picture is no object to find."""
     policy: Annotated[TrivialAugment, Kinds()] | None = None
 
     @model_validator(mode="after")
@@ -116,7 +120,7 @@ class Augment(Spec):
     @property
     def changes(self) -> bool:
         """Whether any picture is changed at all."""
-        return self != type(self)()
+        return self != type(self)(min_visible=self.min_visible)
 
     @property
     def mixes(self) -> bool:
@@ -124,9 +128,19 @@ class Augment(Spec):
         return bool(self.mixup or self.cutmix)
 
     @property
+    def partners(self) -> int:
+        """How many other pictures of the batch each is put together with."""
+        return 3 if self.mosaic else int(self.mixes)
+
+    @property
+    def moves(self) -> bool:
+        """Whether what is in a picture changes its place."""
+        return bool(self.shift or self.flip != "none" or self.crop) or self._any("rotate", "scale", "shear")
+
+    @property
     def copies(self) -> bool:
         """Whether pictures are only copied in other ways, and stay bytes; else they become float32."""
-        return not (self.crop or self._any(*_COMPUTED) or self.erase or self.mixes)
+        return not (self.crop or self._any(*_COMPUTED) or self.erase or self.partners)
 
     def apply(self, pictures_BCHW: Tensor, draws: Draws) -> Tensor:
         """uint8 pictures, changed: values 0..255, uint8 where pixels are only copied, else float32.
@@ -151,6 +165,18 @@ class Augment(Spec):
     def mix(self, pictures_BCHW: Tensor, partner_B: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """Augmented pictures mixed with their partners, and how much of each is its own: float32 [B]."""
         return mixed(pictures_BCHW, partner_B, draws, self.mixup, self.cutmix)
+
+    def follow(self, targets: dict[str, Tensor], shape: Sequence[int], draws: Draws) -> dict[str, Tensor]:
+        """The targets of pictures [B, C, H, W] that `apply` changed: boxes lie where what they show does."""
+        if not self.moves or "boxes" not in targets:
+            return targets
+        return follow(targets, self.matrices(draws, shape), shape, self.min_visible)
+
+    def combine(
+        self, pictures: Tensor, partners_BP: Tensor, targets: dict[str, Tensor], draws: Draws
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Augmented pictures as mosaics, with their targets."""
+        return mosaic(pictures, partners_BP, targets, draws, self.mosaic, self.min_visible)
 
     def matrices(self, draws: Draws, shape: Sequence[int]) -> Tensor:
         """[B, 2, 3]: where each output pixel comes from, for `geometry.warp`, `move_points` and `move_boxes`."""

@@ -49,8 +49,10 @@ class AveragePrecision:
         categories = [{"id": number, "name": name} for number, name in enumerate(self._classes, 1)]
         with contextlib.redirect_stdout(io.StringIO()):  # it narrates
             truth = COCO({"images": self._images, "annotations": self._truth, "categories": categories})
-            found = truth.loadRes(self._found) if self._found else COCO(
-                {"images": self._images, "annotations": [], "categories": categories}
+            found = (
+                truth.loadRes(self._found)
+                if self._found
+                else COCO({"images": self._images, "annotations": [], "categories": categories})
             )
             evaluation = COCOeval_faster(truth, found, "bbox")
             evaluation.evaluate()

@@ -31,7 +31,7 @@ Blend = Callable[[Targets, Targets, Tensor], Targets]  # targets, their partners
 class Share:
     """What a rank needs of a batch: the places of its own pictures, micro-batch by micro-batch, and of their partners.
 
-    `needed` are places in the batch; `own` and, for each of those needed, its `partner` are places in `needed`.
+    `needed` are places in the batch; `own` and, for each of those needed, its `partner`s [n, P] are places in `needed`.
     """
 
     whole: int
@@ -41,18 +41,18 @@ class Share:
     partner: Tensor
 
 
-def share(whole: int, parts: int, ranks: Ranks, mixes: bool) -> Share:
+def share(whole: int, parts: int, ranks: Ranks, partners: int) -> Share:
     """A rank's share of a batch of `whole` pictures in `parts` micro-batches, each of which all ranks work on.
 
-    So a micro-batch has the same pictures whatever the number of ranks. A picture is mixed with the batch's next one.
+    So a micro-batch has the same pictures whatever the number of ranks. A picture's partners are the batch's next ones.
     """
     pieces = [micro.tensor_split(ranks.size)[ranks.rank] for micro in torch.arange(whole).tensor_split(parts)]
     own = torch.cat(pieces)
-    needed = torch.cat([own, (own + 1) % whole]).unique() if mixes else own
+    others = (own[:, None] + torch.arange(1, partners + 1)) % whole
+    needed = torch.cat([own, others.flatten()]).unique() if partners else own
     at = torch.searchsorted(needed, own)
-    partner = torch.arange(len(needed))
-    if mixes:
-        partner[at] = torch.searchsorted(needed, (own + 1) % whole)
+    partner = torch.arange(len(needed))[:, None].repeat(1, partners)
+    partner[at] = torch.searchsorted(needed, others)
     return Share(whole, tuple(len(piece) for piece in pieces if len(piece)), needed, at, partner)
 
 
@@ -128,8 +128,7 @@ class TrainingBatches:
 
     def _share(self, whole: int) -> Share:
         if whole not in self._shares:
-            mixes = self._augment.mixes and self._blend is not None
-            self._shares[whole] = share(whole, self._parts, self._ranks, mixes)
+            self._shares[whole] = share(whole, self._parts, self._ranks, self._augment.partners)
         return self._shares[whole]
 
     def _needed(self, step: int) -> tuple[Tensor, Tensor, list[Share]]:
@@ -190,9 +189,13 @@ class TrainingBatches:
         )
         pictures = self._augment.apply(raw, draws)
         targets = {name: values[samples].to(self._device) for name, values in self._examples.targets.items()}
+        targets = self._augment.follow(targets, pictures.shape, draws)
         sizes = [len(each.needed) for each in shares]
+        partners = _shifted([each.partner for each in shares], sizes).to(self._device)
+        if self._augment.mosaic:
+            pictures, targets = self._augment.combine(pictures, partners, targets, draws)
         if self._augment.mixes and self._blend:
-            partner = _shifted([each.partner for each in shares], sizes).to(self._device)
+            partner = partners[:, 0]
             pictures, part = self._augment.mix(pictures, partner, draws)
             targets = self._blend(targets, {name: values[partner] for name, values in targets.items()}, part)
         if self._ranks.size > 1:  # what was needed for others' sake goes

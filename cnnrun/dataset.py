@@ -46,6 +46,8 @@ class Data(CacheSettings):
     split: HoldOut = HoldOut()
     bad_files: Literal["error", "skip"] = "error"
     """What to do about files that cannot be decoded: stop and name them, or leave them out and list them in the run."""
+    bad_boxes: Literal["error", "skip"] = "error"
+    """What to do about boxes of no area, swapped or outside their picture: stop and name them, or leave them out."""
     leakage: Literal["error", "skip", "keep"] = "error"
     """What to do where val or test holds a picture or a group of train, or one picture has two labels: stop, leave \
 such pictures out of training, or say so and go on."""
@@ -129,11 +131,20 @@ class Index:
         return list(self.source.splits.values())
 
     def class_counts(self) -> tuple[int, ...]:
-        """Training pictures of each class; empty where the targets are not labels."""
+        """Training pictures of each class, or objects; empty where the targets are neither."""
         split, rows = self.splits["train"]
-        if "labels" not in split.targets:
-            return ()
-        return tuple(torch.bincount(split.targets["labels"][rows], minlength=len(self.source.classes)).tolist())
+        return counted({name: values[rows] for name, values in split.targets.items()}, len(self.source.classes))
+
+
+def counted(targets: dict[str, Tensor], classes: int) -> tuple[int, ...]:
+    """How often each class stands in targets: of pictures, or of objects that are to be found."""
+    if "labels" in targets:
+        found = targets["labels"]
+    elif "objects" in targets:
+        found = targets["objects"][(targets["objects"] >= 0) & (targets["roles"] == 0)]
+    else:
+        return ()
+    return tuple(torch.bincount(found, minlength=classes).tolist())
 
 
 HOLD_OUT_KEYS = {"test": 1, "val": 2}

@@ -54,7 +54,8 @@ class DenseHead(nn.Module):
         widths = [channels if depth else each for each in in_channels]
         for tower in ("what", "where"):
             self.add_module(
-                f"{tower}_convs", nn.ModuleList(_convs(each, channels, depth, depthwise) for each in in_channels[:kinds])
+                f"{tower}_convs",
+                nn.ModuleList(_convs(each, channels, depth, depthwise) for each in in_channels[:kinds]),
             )
             self.add_module(
                 f"{tower}_norms",

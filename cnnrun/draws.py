@@ -14,7 +14,7 @@ SLOTS = (
     "flip_x", "flip_y", "shift_y", "shift_x", "rotate", "scale", "shear",
     "brightness", "contrast", "saturation", "hue", "erase", "erase_area", "erase_shape", "erase_y", "erase_x",
     "crop_area", "crop_shape", "crop_y", "crop_x", "grayscale", "noise", "blur", "policy",
-    "mix", "mix_part", "mix_y", "mix_x",
+    "mix", "mix_part", "mix_y", "mix_x", "mosaic", "mosaic_y", "mosaic_x",
 )  # fmt: skip
 
 

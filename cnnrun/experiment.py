@@ -140,10 +140,22 @@ def _meaning(experiment: Experiment, tree: Map, start: Mark) -> list[Problem]:
         report(
             ("data", "augment", setting), f"{experiment.task.kind} cannot learn from mixed pictures; remove the line"
         )
+    source, task = experiment.data.source, experiment.task
+    if source.targets != task.targets:
+        report(("data", "source"), f"{source.kind} gives {source.targets}; {task.kind} learns {task.targets}")
+    if augment.mosaic and task.targets != "boxes":
+        report(("data", "augment", "mosaic"), f"is for boxes; {task.kind} has none; remove the line")
+    if experiment.train.sampler == "balanced" and task.targets != "labels":
+        report(("train", "sampler"), f"balanced needs one label a picture; {task.kind} has {task.targets}")
+    names = [node.name for node in experiment.model.layers if node.name]
+    for name in task.taken():
+        if name not in names:
+            report(("task", task.kind), f"no layer {name!r} in the model{did_you_mean(name, names)}")
+    if problems:
+        return problems
     shape = experiment.data.image_shape()
     if shape is None:
-        source = experiment.data.source.kind
-        report(("data", "image"), f"the pictures of {source!r} have no size of their own: give size and channels")
+        report(("data", "image"), f"the pictures of {source.kind!r} have no size of their own: give size and channels")
         return problems
     for setting in ("mean", "std"):
         given = getattr(experiment.data.image, setting)

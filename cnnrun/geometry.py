@@ -68,6 +68,26 @@ def move_boxes(boxes_BN4: Tensor, matrix_B23: Tensor, shape: Sequence[int]) -> T
     return torch.cat([low.clamp(min=0).minimum(edge), high.clamp(min=0).minimum(edge)], 2)
 
 
+def follow(targets: dict[str, Tensor], matrix_B23: Tensor, shape: Sequence[int], least: float) -> dict[str, Tensor]:
+    """Targets with their `boxes` moved as the pictures [B, C, H, W] are.
+
+    An object of which less than the part `least` is left inside, or less than a pixel a side, is an object no more.
+    """
+    moved = move_boxes(targets["boxes"], matrix_B23, shape)
+    # What the box would be without the picture's edges: that of the turned box's sides, from its own.
+    stretch = matrix_B23[:, :, :2].inverse().abs()
+    whole = ((targets["boxes"][..., 2:] - targets["boxes"][..., :2]) @ stretch.mT).prod(2)
+    return still_there(targets, moved, whole, least)
+
+
+def still_there(targets: dict[str, Tensor], boxes: Tensor, whole: Tensor, least: float) -> dict[str, Tensor]:
+    """Targets with these boxes in the place of theirs, without the objects of whose `whole` area too little is left."""
+    sides = boxes[..., 2:] - boxes[..., :2]
+    there = (sides >= 1).all(-1) & (sides.prod(-1) >= least * whole)
+    objects = torch.where(there, targets["objects"], -1)
+    return {**targets, "boxes": boxes * (objects >= 0)[..., None], "objects": objects}
+
+
 @dataclass(frozen=True)
 class Mirror:
     """Ways of mirroring, each as the axes of [B, C, H, W] to turn round, and which of them each picture takes."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cnnrun.colour import rectangles
 from cnnrun.draws import Draws
+from cnnrun.geometry import still_there, warp
 
 _LEVELS = 4096
 
@@ -24,6 +25,63 @@ def _beta_quantiles(alpha: float) -> Tensor:
 def beta(alpha: float, uniform_B: Tensor) -> Tensor:
     """Beta(alpha, alpha) variables out of uniform ones, to 1 in 4096."""
     return _beta_quantiles(alpha).to(uniform_B.device)[(uniform_B * _LEVELS).long()]
+
+
+def mosaic(
+    pictures: Tensor, partners_BP: Tensor, targets: dict[str, Tensor], draws: Draws, part: float, least: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Of a `part` of the pictures each becomes a corner of a picture of four (Bochkovskiy et al. 2020), boxes and all.
+
+    The four meet at a random point in the middle half; each is shrunk to cover its corner and cut at the meeting point's
+    far sides. Targets are padded to four times as many objects.
+    """
+    batch, channels, height, width = pictures.shape
+    use_B = draws["mosaic"] < part
+    members = torch.cat([torch.arange(batch, device=pictures.device)[:, None], partners_BP], 1)
+    x, y = width * (0.25 + 0.5 * draws["mosaic_x"]), height * (0.25 + 0.5 * draws["mosaic_y"])
+    x, y = x.round(), y.round()
+    made, moved = torch.zeros_like(pictures), []
+    columns = torch.arange(width, device=pictures.device)
+    rows = torch.arange(height, device=pictures.device)
+    for corner in range(4):
+        right, below = corner % 2 == 1, corner // 2 == 1
+        scale = torch.maximum((width - x if right else x) / width, (height - y if below else y) / height)
+        # The picture's corner that lies at the meeting point: an output pixel at p comes from (p - offset) / scale.
+        offset_x = x if right else x - scale * width
+        offset_y = y if below else y - scale * height
+        there = ((columns >= x[:, None]) == right)[:, None] & ((rows >= y[:, None]) == below)[:, :, None]
+        there &= use_B[:, None, None]
+        shrunk = _shrunk(pictures[members[:, corner]], scale, offset_x, offset_y)
+        made = torch.where(there[:, None], shrunk, made)
+        own = {name: values[members[:, corner]] for name, values in targets.items() if name in _OF_OBJECTS}
+        offset = torch.stack([offset_x, offset_y, offset_x, offset_y], 1)[:, None]
+        boxes = own["boxes"] * scale[:, None, None] + offset
+        whole = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
+        low = torch.stack([x if right else 0 * x, y if below else 0 * y] * 2, 1)[:, None]
+        high = torch.stack([0 * x + width if right else x, 0 * y + height if below else y] * 2, 1)[:, None]
+        own = still_there(own, torch.minimum(torch.maximum(boxes, low), high), whole, least)
+        if corner == 0:  # a picture that stays as it is keeps its own objects, once
+            for name in ("boxes", "objects"):
+                use = use_B.view(-1, *[1] * (own[name].dim() - 1))
+                own[name] = torch.where(use, own[name], targets[name])
+        else:
+            own["objects"] = torch.where(use_B[:, None], own["objects"], -1)
+        moved.append(own)
+    joined = {name: torch.cat([each[name] for each in moved], 1) for name in moved[0]}
+    return torch.where(use_B[:, None, None, None], made, pictures), {**targets, **joined}
+
+
+_OF_OBJECTS = ("boxes", "objects", "roles", "areas")
+
+
+def _shrunk(pictures: Tensor, scale_B: Tensor, left_B: Tensor, top_B: Tensor) -> Tensor:
+    """Pictures at that scale with their upper left corner there, on a canvas of their own size."""
+    height, width = pictures.shape[2:]
+    matrix = torch.zeros(len(pictures), 2, 3, device=pictures.device)
+    matrix[:, 0, 0] = matrix[:, 1, 1] = 1 / scale_B
+    matrix[:, 0, 2] = (width / 2 - left_B) / scale_B - width / 2
+    matrix[:, 1, 2] = (height / 2 - top_B) / scale_B - height / 2
+    return warp(pictures, matrix)
 
 
 def mixed(pictures: Tensor, partner_B: Tensor, draws: Draws, mixup: float, cutmix: float) -> tuple[Tensor, Tensor]:

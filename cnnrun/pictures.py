@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from cnnrun.contracts import Pair
+from cnnrun.contracts import Pair, View
 from cnnrun.errors import DataError, Unreadable, printable
 from cnnrun.files import Member
 from cnnrun.spec import SizePair, Spec
@@ -94,10 +94,11 @@ class Opened:
     orientation: int
 
 
-def load(path: Path, size: Pair, channels: int, image: Image) -> NDArray[np.uint8]:
-    """The picture file as uint8 [H, W, C]. Raises DataError that names the file and what is wrong with it."""
+def load(path: Path, size: Pair, channels: int, image: Image) -> tuple[NDArray[np.uint8], View]:
+    """The picture file as uint8 [H, W, C], and its view. Raises DataError that names the file and what is wrong."""
     with named(str(path)):
-        return fitted(opened(read(path), channels, image).picture, size, image)
+        picture = opened(read(path), channels, image).picture
+        return fitted(picture, size, image), view((picture.height, picture.width), size, image)
 
 
 def opened(data: bytes, channels: int, image: Image) -> Opened:
@@ -282,6 +283,23 @@ def _fitted(picture: Any, size: Pair, image: Image) -> Any:
     return picture.resize(width_height, Pil.Resampling.BILINEAR)
 
 
+def view(own: Pair, size: Pair, image: Image) -> View:
+    """Where in the network's picture of `size` the pixels of a picture of its `own` size lie. Raises Refused."""
+    (height, width), (tall, wide) = own, size
+    if image.fit == "crop" and (own != size or image.crop_pct != 1):
+        tall, wide = _cut_from(own, size, image.crop_pct)
+        top, left = round((tall - size[0]) / 2), round((wide - size[1]) / 2)
+        return View(own, wide / width, tall / height, -left, -top)
+    if image.fit == "pad":  # with the roundings of Pillow's ImageOps.pad
+        if width * size[0] > height * size[1]:
+            tall = round(height / width * wide)
+        elif width * size[0] < height * size[1]:
+            wide = round(width / height * tall)
+        left, top = round((size[1] - wide) * 0.5), round((size[0] - tall) * 0.5)
+        return View(own, wide / width, tall / height, left, top)
+    return View(own, wide / width, tall / height)
+
+
 def _middle(picture: Any, size: Pair, part: float) -> Any:
     """The picture so small that `size` is `part` of it in the tighter direction, and `size` cut from its middle.
 
@@ -289,13 +307,19 @@ def _middle(picture: Any, size: Pair, part: float) -> Any:
     """
     from PIL import Image as Pil
 
-    (height, width), (tall, wide) = size, (round(size[0] / part), round(size[1] / part))
-    if picture.width * tall >= picture.height * wide:
-        wide = max(wide, int(tall * picture.width / picture.height))
-    else:
-        tall = max(tall, int(wide * picture.height / picture.width))
-    if wide * tall > MAX_PIXELS:
-        raise Refused(f"{picture.width}x{picture.height} pixels: far from the shape that `fit: crop` cuts from it")
+    (height, width), (tall, wide) = size, _cut_from((picture.height, picture.width), size, part)
     small = picture.resize((wide, tall), Pil.Resampling.BILINEAR)
     top, left = round((tall - height) / 2), round((wide - width) / 2)
     return small.crop((left, top, left + width, top + height))
+
+
+def _cut_from(own: Pair, size: Pair, part: float) -> Pair:
+    """Height and width of the picture from whose middle `size` is cut."""
+    (height, width), (tall, wide) = own, (round(size[0] / part), round(size[1] / part))
+    if width * tall >= height * wide:
+        wide = max(wide, int(tall * width / height))
+    else:
+        tall = max(tall, int(wide * height / width))
+    if wide * tall > MAX_PIXELS:
+        raise Refused(f"{width}x{height} pixels: far from the shape that `fit: crop` cuts from it")
+    return tall, wide

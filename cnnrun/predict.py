@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cnnrun.contracts import View
 from cnnrun.errors import DataError, printable
 from cnnrun.pictures import SUFFIXES, load
 from cnnrun.trained import Trained
@@ -45,7 +46,7 @@ def predict(trained: Trained, paths: Iterable[Path], batch: int) -> Iterator[dic
     """A row a file, in order: its path with the task's result, or with `error` where it cannot be read."""
     channels, height, width = trained.facts.image
 
-    def read(path: Path) -> NDArray[np.uint8] | DataError:
+    def read(path: Path) -> tuple[NDArray[np.uint8], View] | DataError:
         try:
             return load(path, (height, width), channels, trained.image)
         except DataError as error:
@@ -55,16 +56,18 @@ def predict(trained: Trained, paths: Iterable[Path], batch: int) -> Iterator[dic
         source = iter(paths)
         while chunk := list(itertools.islice(source, batch)):
             loaded = list(pool.map(read, chunk))
-            rows = iter(_rows(trained, [pixels for pixels in loaded if not isinstance(pixels, DataError)]))
-            for path, pixels in zip(chunk, loaded, strict=True):
-                if isinstance(pixels, DataError):
-                    yield {"path": str(path), "error": str(pixels)}
+            rows = iter(_rows(trained, [each for each in loaded if not isinstance(each, DataError)]))
+            for path, each in zip(chunk, loaded, strict=True):
+                if isinstance(each, DataError):
+                    yield {"path": str(path), "error": str(each)}
                 else:
                     yield {"path": str(path), **next(rows)}
 
 
-def _rows(trained: Trained, pixels: list[NDArray[np.uint8]]) -> list[dict[str, Any]]:
-    if not pixels:
+def _rows(trained: Trained, loaded: list[tuple[NDArray[np.uint8], View]]) -> list[dict[str, Any]]:
+    if not loaded:
         return []
-    pictures = torch.from_numpy(np.stack(pixels)).to(trained.device).permute(0, 3, 1, 2).float()
-    return trained.task.rows(trained.results(pictures), trained.facts)
+    pictures = (
+        torch.from_numpy(np.stack([pixels for pixels, _ in loaded])).to(trained.device).permute(0, 3, 1, 2).float()
+    )
+    return trained.task.rows(trained.results(pictures), trained.facts, [view for _, view in loaded])

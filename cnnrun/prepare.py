@@ -14,11 +14,13 @@ from torch import Tensor
 
 from cnnrun.audit import Columns, Leaks, leaks
 from cnnrun.cache import Progress, at_once
-from cnnrun.contracts import Facts, Indexed, Split
-from cnnrun.dataset import Data, Dataset, Examples, Index
+from cnnrun.contracts import Facts, Indexed, Shape, Split
+from cnnrun.dataset import Data, Dataset, Examples, Index, counted
 from cnnrun.errors import DataError, printable
+from cnnrun.files import Files
 from cnnrun.labelling import MOST_LINES
 from cnnrun.pictures import Image
+from cnnrun.placing import placed
 from cnnrun.records import RECORD, digest, statistics, summarize
 from cnnrun.store import Stored, content, listing, stored
 
@@ -38,6 +40,7 @@ def prepare(data: Data, indexed: Index, progress: Progress, only: Sequence[str] 
         if id(split) not in once:
             once[id(split)] = stored(split, shape, data.image, data, listed[id(split)], progress)
     by_name = {name: once[id(split)] for name, (split, _) in wanted.items()}
+    _refuse_bad_boxes(indexed, data.bad_boxes)
     splits, left_out = _without_bad(wanted, by_name, data.bad_files)
     facts = Facts(
         classes=indexed.source.classes,
@@ -45,11 +48,12 @@ def prepare(data: Data, indexed: Index, progress: Progress, only: Sequence[str] 
         class_counts=indexed.class_counts(),
         counts=indexed.counts,
         fingerprint=_fingerprint(indexed.source, listed),
+        class_ids=indexed.source.class_ids,
     )
     of_files = [(name, split, listed[id(split)]) for name, split in indexed.source.splits.items()]
     dataset = Dataset(
         facts,
-        _examples(splits, by_name),
+        _examples(splits, by_name, shape, data.image),
         by_name,
         tuple(left_out),
         listed=tuple((name, split, found) for name, split, found in of_files if found is not None),
@@ -60,9 +64,12 @@ def prepare(data: Data, indexed: Index, progress: Progress, only: Sequence[str] 
     return _measured(data.image, _without_leaks(dataset, data.leakage))
 
 
-def _examples(splits: dict[str, tuple[Split, Tensor]], kept: dict[str, Stored]) -> dict[str, Examples]:
+def _examples(
+    splits: dict[str, tuple[Split, Tensor]], kept: dict[str, Stored], shape: Shape, image: Image
+) -> dict[str, Examples]:
     def targets(split: Split, rows: Tensor) -> dict[str, Tensor]:
-        return {target: values[rows] for target, values in split.targets.items()}
+        own = {target: values[rows] for target, values in split.targets.items()}
+        return own if split.sizes is None else placed(own, split.sizes[rows.numpy()], shape, image)
 
     return {
         name: Examples(kept[name].pictures, rows, targets(split, rows), split, rows)
@@ -74,8 +81,7 @@ def _measured(image: Image, dataset: Dataset) -> Dataset:
     """The data set with its final counts and the training pictures' mean and deviation. Raises DataError."""
     train, facts = dataset.splits["train"], dataset.facts
     counts = {name: len(examples) for name, examples in dataset.splits.items()}
-    labels = train.targets.get("labels")
-    of_class = () if labels is None else tuple(torch.bincount(labels, minlength=len(facts.classes)).tolist())
+    of_class = counted(train.targets, len(facts.classes))
     mean, std = _statistics(image, dataset)
     return replace(dataset, facts=replace(facts, mean=mean, std=std, counts=counts, class_counts=of_class))
 
@@ -87,7 +93,8 @@ def _without_bad(
     left_out: list[dict[str, str]] = []
     made = {}
     for name, (split, rows) in splits.items():
-        problems = kept[name].problems
+        good = rows[~torch.isin(rows, torch.tensor(list(kept[name].problems), dtype=torch.int64))]
+        problems = kept[name].problems | _other_size(split, good, kept[name])
         bad = torch.isin(rows, torch.tensor(list(problems), dtype=torch.int64))
         for row in rows[bad].tolist():
             left_out.append({"split": name, "picture": split.name(row), "reason": problems[row]})
@@ -99,6 +106,29 @@ def _without_bad(
         lines = [each["reason"] for each in left_out[:MOST_LINES]]
         raise DataError(*lines, *more, "mend or remove them, or leave them out with data.bad_files: skip")
     return made, left_out
+
+
+def _refuse_bad_boxes(indexed: Index, policy: str) -> None:
+    """Raises DataError with the boxes that cannot be used, unless they are to be left out."""
+    wrong = [each for each in indexed.source.bad_boxes if not each.cut]
+    if wrong and policy == "error":
+        more = [f"... and {len(wrong) - MOST_LINES} more boxes"] if len(wrong) > MOST_LINES else []
+        lines = [f"{each.name}: {each.what}" for each in wrong[:MOST_LINES]]
+        raise DataError(*lines, *more, "mend or remove them, or leave them out with data.bad_boxes: skip")
+
+
+def _other_size(split: Split, rows: Tensor, kept: Stored) -> dict[int, str]:
+    """The pictures that are not of the size that their boxes are written for."""
+    if split.sizes is None or kept.records is None or not isinstance(split.pictures, Files):
+        return {}
+    records = kept.records()
+    real = np.stack([records["height"], records["width"]], 1)[rows.numpy()]
+    written = split.sizes[rows.numpy()]
+    return {
+        int(rows[place]): f"{printable(split.name(int(rows[place])))}: is {real[place][1]}x{real[place][0]} pixels; "
+        f"its boxes are written for {written[place][1]}x{written[place][0]}"
+        for place in np.flatnonzero((real != written).any(1))
+    }
 
 
 def _remarks(dataset: Dataset) -> list[str]:

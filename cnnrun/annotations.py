@@ -1,0 +1,125 @@
+"""Pictures with boxes as a source lists them -> a split; and what is wrong with the boxes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cnnrun.contracts import BadBox, Pair, Split
+from cnnrun.errors import DataError, printable
+from cnnrun.files import Files
+
+_ROUNDING = 1.0  # pixels that a box may reach out of its picture without a word
+_MOST = 10_000  # objects of one picture
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box as it is written: x1, y1, x2, y2 in pixels; `role` as in `average_precision`; `id` names it in its file."""
+
+    corners: tuple[float, float, float, float]
+    label: int
+    role: int = 0
+    id: str = ""
+    area: float | None = None
+
+
+@dataclass
+class Listed:
+    """A picture file with its boxes; `where` names the file that the boxes are written in."""
+
+    path: str
+    size: Pair
+    where: str
+    boxes: list[Box] = field(default_factory=list)
+
+
+def split_of(name: str, pictures: Sequence[Listed], origin: str) -> tuple[Split, list[BadBox]]:
+    """The pictures as a split, their boxes padded to equal numbers, and the boxes that are not as they should be."""
+    _refuse_other_units(pictures)
+    kept, bad = [], []
+    for picture in pictures:
+        rows = []
+        for box in picture.boxes:
+            what, cut = _wrong(box, picture.size)
+            if what:
+                bad.append(BadBox(name, printable(f"{picture.where}: {box.id}"), what, cut))
+            if what is None or cut:
+                rows.append(box)
+        if len(rows) > _MOST:
+            raise DataError(f"{printable(picture.where)}: {len(rows):,} objects in one picture; at most {_MOST:,}")
+        kept.append(rows)
+    sizes = np.array([picture.size for picture in pictures], np.int64).reshape(-1, 2)
+    files = Files([picture.path for picture in pictures])
+    return Split(files, targets_of(kept, sizes), origin, sizes=sizes), bad
+
+
+def targets_of(rows: Sequence[Sequence[Box]], sizes_N2: np.ndarray) -> dict[str, Tensor]:
+    """{boxes [N, M, 4], objects [N, M] (-1 is none), roles [N, M], areas [N, M]}; boxes are cut at the picture."""
+    most = max(1, max((len(each) for each in rows), default=1))
+    boxes = np.zeros((len(rows), most, 4), np.float32)
+    objects = np.full((len(rows), most), -1, np.int64)
+    roles = np.zeros((len(rows), most), np.uint8)
+    areas = np.zeros((len(rows), most), np.float32)
+    for number, row in enumerate(rows):
+        if not row:
+            continue
+        height, width = sizes_N2[number]
+        corners = np.array([box.corners for box in row], np.float64).clip(0, [width, height, width, height])
+        boxes[number, : len(row)] = corners
+        objects[number, : len(row)] = [box.label for box in row]
+        roles[number, : len(row)] = [box.role for box in row]
+        given = [math.nan if box.area is None else box.area for box in row]
+        own = (corners[:, 2:] - corners[:, :2]).prod(1)
+        areas[number, : len(row)] = np.where(np.isnan(given), own, given)
+    made = {"boxes": boxes, "objects": objects, "roles": roles, "areas": areas}
+    return {name: torch.from_numpy(values) for name, values in made.items()}
+
+
+def _wrong(box: Box, size: Pair) -> tuple[str | None, bool]:
+    """What is wrong with a box, and whether the part of it inside the picture can be used."""
+    x1, y1, x2, y2 = box.corners
+    height, width = size
+    shown = f"({x1:g}, {y1:g}, {x2:g}, {y2:g})"
+    if not all(map(math.isfinite, box.corners)):
+        return f"a box of no numbers {shown}", False
+    if x2 < x1 or y2 < y1:
+        return f"a box with its corners swapped, or of negative size {shown}", False
+    if x2 == x1 or y2 == y1:
+        return f"a box of no area {shown}", False
+    if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
+        return f"a box outside its picture of {width}x{height} {shown}", False
+    if min(x1, y1) < -_ROUNDING or x2 > width + _ROUNDING or y2 > height + _ROUNDING:
+        return f"a box that reaches out of its picture of {width}x{height} {shown}", True
+    return None, False
+
+
+def _all(pictures: Sequence[Listed]) -> Iterator[tuple[Listed, Box]]:
+    return ((picture, box) for picture in pictures for box in picture.boxes)
+
+
+def _refuse_other_units(pictures: Sequence[Listed]) -> None:
+    """Raises DataError where all boxes together look as if they were written in another way than the format's."""
+    first = next(_all(pictures), None)
+    if first is None:
+        return
+    if all(max(box.corners) <= 1 for _, box in _all(pictures)):
+        raise DataError(f"{printable(first[0].where)}: all boxes lie within 0..1; write them in pixels")
+    out, count, otherwise = 0, 0, 0
+    for picture, box in _all(pictures):
+        x1, y1, x2, y2 = box.corners
+        height, width = picture.size
+        count += 1
+        if x2 > width + _ROUNDING or y2 > height + _ROUNDING:
+            out += 1
+            otherwise += x2 - x1 <= width and y2 - y1 <= height and x2 - x1 > x1 and y2 - y1 > y1
+    if out > max(1, 0.01 * count) and otherwise > 0.9 * out:
+        raise DataError(
+            f"{printable(first[0].where)}: {out:,} of {count:,} boxes reach out of their pictures, and would not if they "
+            "were written as x1, y1, x2, y2; COCO's bbox is x, y, width, height"
+        )

@@ -1,0 +1,178 @@
+"""Pascal VOC's layout: an XML file a picture, lists of names a split."""
+
+from __future__ import annotations
+
+import os
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from cnnrun.annotations import Box, Listed, split_of
+from cnnrun.contracts import BadBox, ClassNames, Indexed, Pair, SourceSpec, Split
+from cnnrun.errors import DataError, printable
+from cnnrun.labelling import jail, refuse
+from cnnrun.pictures import SUFFIXES, named, opened_header, read
+
+_MAX_XML = 16 << 20
+_SIDES = ("xmin", "ymin", "xmax", "ymax")
+_DIFFICULT = 1
+
+
+class Voc(SourceSpec):
+    """`root/Annotations/*.xml`, `root/JPEGImages/`, and lists of names in `root/ImageSets/Main/`."""
+
+    kind = "voc"
+    main = "root"
+    targets = "boxes"
+
+    root: str
+    classes: ClassNames | None = None
+    """The classes in the order wanted; by default those of the training split, sorted."""
+    splits: dict[Literal["train", "val", "test"], str] | None = None
+    """Which list is which split; by default those that are called so. Without lists `data.split` divides."""
+    difficult: Literal["ignore", "keep"] = "ignore"
+    """Objects marked difficult: neither learned nor counted, as VOC has it, or objects like others."""
+    first_pixel: int = Field(0, ge=0, le=1)
+    """The number of the picture's first pixel: 1 in VOC's own files, 0 in what most tools write."""
+
+    def read(self) -> Indexed:
+        root = Path(self.root)
+        for folder in ("Annotations", "JPEGImages"):
+            if not (root / folder).is_dir():
+                raise DataError(f"{root}: no folder {folder}")
+        problems: list[str] = []
+        found = {
+            name: [file for each in names if (file := _file(root, each, problems))]
+            for name, names in self._names(root).items()
+        }
+        refuse(problems)
+        classes = self.classes or sorted({label for file in found["train"] for label, *_ in file.objects})
+        splits: dict[str, Split] = {}
+        bad: list[BadBox] = []
+        for name, files in found.items():
+            listed = [self._listed(file, {label: k for k, label in enumerate(classes)}, problems) for file in files]
+            refuse(problems)
+            splits[name], wrong = split_of(name, listed, str(root))
+            bad += wrong
+        return Indexed(tuple(classes), splits, tuple(bad))
+
+    def _names(self, root: Path) -> dict[str, list[str]]:
+        """The names of each split's pictures."""
+        lists = root / "ImageSets" / "Main"
+        given = {str(key): value for key, value in (self.splits or {}).items()}
+        if not given:
+            given = {name: name for name in ("train", "val", "test") if (lists / f"{name}.txt").is_file()}
+        if not given:
+            return {"train": sorted((entry.stem for entry in (root / "Annotations").glob("*.xml")), key=os.fsencode)}
+        if "train" not in given:
+            raise DataError(f"{lists}: no train.txt; say with `splits` which list is which")
+        names = {}
+        for split, name in given.items():
+            if problem := jail(lists)(f"{name}.txt"):
+                raise DataError(f"splits.{split}: the path {printable(name)!r} {problem}")
+            try:
+                lines = (lists / f"{name}.txt").read_text("utf-8-sig").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise DataError(f"{lists / name}.txt: cannot be read ({error})") from None
+            names[split] = [line.split()[0] for line in lines if line.strip()]
+            if not names[split]:
+                raise DataError(f"{lists / name}.txt: names no picture")
+        return names
+
+    def _listed(self, file: _File, numbers: dict[str, int], problems: list[str]) -> Listed:
+        boxes = []
+        for place, (label, difficult, corners) in enumerate(file.objects, 1):
+            if label not in numbers:
+                problems.append(f"{printable(file.where)}: object {place} is a {printable(label)!r}, not a class")
+                continue
+            x1, y1, x2, y2 = corners
+            role = _DIFFICULT if difficult and self.difficult == "ignore" else 0
+            first = self.first_pixel
+            boxes.append(Box((x1 - first, y1 - first, x2, y2), numbers[label], role, f"object {place}"))
+        return Listed(file.path, file.size, file.where, boxes)
+
+
+class _File:
+    """What an annotation file says: the picture's path and size; label, difficult and corners of each object."""
+
+    def __init__(self, path: str, size: Pair, where: str, objects: list[tuple[str, bool, list[float]]]) -> None:
+        self.path, self.size, self.where, self.objects = path, size, where, objects
+
+
+def _file(root: Path, name: str, problems: list[str]) -> _File | None:
+    """A picture's annotation file, read; None, with the reason among the problems, where it cannot be."""
+    where = root / "Annotations" / f"{name}.xml"
+    inside = jail(root)
+    if problem := inside(f"Annotations/{name}.xml"):
+        problems.append(f"{printable(str(root))}: the name {printable(name)!r} {problem}")
+        return None
+    try:
+        tree = _parsed(where)
+        path = _picture(root, name, tree.findtext("filename") or "", inside)
+        objects = [_object(each) for each in tree.iter("object")]
+        return _File(str(path), _size(tree, path), str(where), objects)
+    except _Wrong as wrong:
+        problems.append(f"{printable(str(where))}: {wrong}")
+        return None
+
+
+class _Wrong(Exception):
+    """What is wrong with an annotation file."""
+
+
+def _parsed(path: Path) -> ElementTree.Element:
+    try:
+        if path.stat().st_size > _MAX_XML:
+            raise _Wrong(f"more than {_MAX_XML >> 20} MiB")
+        data = path.read_bytes()
+        if b"<!DOCTYPE" in data or b"<!ENTITY" in data:  # entities can grow without end
+            raise _Wrong("declares a document type, which annotations do not need")
+        return ElementTree.fromstring(data)  # noqa: S314
+    except ElementTree.ParseError as error:
+        raise _Wrong(f"not XML: {error}") from None
+    except OSError as error:
+        raise _Wrong(f"cannot be read ({error.strerror})") from None
+
+
+def _picture(root: Path, name: str, written: str, inside: Callable[[str], str | None]) -> Path:
+    """The file that the XML names, or the one that is called as it is."""
+    folder = root / "JPEGImages"
+    names = [
+        *([written] if Path(written).name == written and written else []),
+        *(name + end for end in sorted(SUFFIXES)),
+    ]
+    for each in names:
+        if (folder / each).is_file():
+            if problem := inside(f"JPEGImages/{each}"):
+                raise _Wrong(f"its picture {problem}")
+            return folder / each
+    raise _Wrong(f"no picture {printable(written or name)!r} in {printable(str(folder))}")
+
+
+def _size(tree: ElementTree.Element, path: Path) -> Pair:
+    """Height and width as written; as the picture's own header has them where they are not."""
+    try:
+        size = int(tree.findtext("size/height") or 0), int(tree.findtext("size/width") or 0)
+    except ValueError:
+        raise _Wrong("a size that is no number") from None
+    if min(size) > 0:
+        return size
+    try:
+        with named(str(path)):
+            return opened_header(read(path))[0]
+    except DataError as error:
+        raise _Wrong(error.lines[0]) from None
+
+
+def _object(tree: ElementTree.Element) -> tuple[str, bool, list[float]]:
+    label = (tree.findtext("name") or "").strip()
+    if not label:
+        raise _Wrong("an object without a name")
+    try:
+        corners = [float(tree.findtext(f"bndbox/{side}") or "") for side in _SIDES]
+    except ValueError:
+        raise _Wrong(f"the bndbox of a {printable(label)!r} lacks a number for {', '.join(_SIDES)}") from None
+    return label, (tree.findtext("difficult") or "0").strip() == "1", corners
