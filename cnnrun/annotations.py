@@ -120,6 +120,6 @@ def _refuse_other_units(pictures: Sequence[Listed]) -> None:
             otherwise += x2 - x1 <= width and y2 - y1 <= height and x2 - x1 > x1 and y2 - y1 > y1
     if out > max(1, 0.01 * count) and otherwise > 0.9 * out:
         raise DataError(
-            f"{printable(first[0].where)}: {out:,} of {count:,} boxes reach out of their pictures, and would not if they "
-            "were written as x1, y1, x2, y2; COCO's bbox is x, y, width, height"
+            f"{printable(first[0].where)}: {out:,} of {count:,} boxes reach out of their pictures, and would not "
+            "if they were written as x1, y1, x2, y2; COCO's bbox is x, y, width, height"
         )

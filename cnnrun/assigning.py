@@ -1,8 +1,8 @@
 """Which cells learn which objects: task-aligned assignment (TOOD, Feng et al. 2021), all shapes static.
 
-A cell whose middle lies in an object is aligned with it by score^alpha * overlap^beta; each object takes the `top_k` best
-of its cells, a cell that several want goes to the one it overlaps most. What a cell's score is to become is how well it
-is aligned, scaled so that the object's best cell is to have the object's best overlap.
+A cell whose middle lies in an object is aligned with it by score^alpha * overlap^beta; each object takes the `top_k`
+best of its cells, a cell that several want goes to the one it overlaps most. What a cell's score is to become is how
+well it is aligned, scaled so that the object's best cell is to have the object's best overlap.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Assigned:
 
 @dataclass(frozen=True)
 class Objects:
-    """The objects of a batch's pictures, padded to M: `real` are to be found, `vague` (crowds, difficult) passed over."""
+    """The objects of a batch's pictures, padded to M: `real` to be found, `vague` (crowds, difficult) passed over."""
 
     boxes_BM4: Tensor
     labels_BM: Tensor

@@ -65,7 +65,8 @@ _SLOTS_OF = {
     "noise": ("noise",),
     "colour": ("brightness", "contrast", "saturation", "hue", "grayscale"),
     "erase": ("erase", "erase_area", "erase_shape", "erase_y", "erase_x"),
-    "mosaic": ("mosaic", "mosaic_y", "mosaic_x"), "mixup": ("mix", "mix_part"), "cutmix": ("mix", "mix_part", "mix_y", "mix_x"),
+    "mosaic": ("mosaic", "mosaic_y", "mosaic_x"),
+    "mixup": ("mix", "mix_part"), "cutmix": ("mix", "mix_part", "mix_y", "mix_x"),
 }  # fmt: skip
 
 

@@ -32,7 +32,7 @@ class AveragePrecision:
         self._found: list[dict[str, Any]] = []
 
     def add(self, results: dict[str, Tensor], targets: dict[str, Tensor]) -> None:
-        """A batch: {boxes, scores, labels} as a decoder gives them, {boxes, objects, roles, areas, view} as data does."""
+        """A batch: {boxes, scores, labels} of a decoder, {boxes, objects, roles, areas, view} of the data."""
         found = {name: value.cpu().numpy() for name, value in results.items()}
         true = {name: value.cpu().numpy() for name, value in targets.items()}
         found["boxes"], true["boxes"] = (given_back(each["boxes"], true["view"]) for each in (found, true))
@@ -63,7 +63,8 @@ class AveragePrecision:
     def counts(self) -> list[int]:
         """The objects of each class that were to be found."""
         wanted = [each["category_id"] - 1 for each in self._truth if each["area"] < _BEYOND and not each["iscrowd"]]
-        return np.bincount(np.array(wanted, np.int64), minlength=len(self._classes)).tolist()
+        counts: list[int] = np.bincount(np.array(wanted, np.int64), minlength=len(self._classes)).tolist()
+        return counts
 
 
 def given_back(boxes_BN4: NDArray[Any], view_B4: NDArray[Any]) -> NDArray[np.float64]:

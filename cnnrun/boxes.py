@@ -40,6 +40,16 @@ def unsuppressed(boxes_BM4: Tensor, scores_BM: Tensor, labels_BM: Tensor, most: 
         kept = now
 
 
+@torch.library.custom_op("cnnrun::unsuppressed", mutates_args=())
+def _operator(boxes_BM4: Tensor, scores_BM: Tensor, labels_BM: Tensor, most: float) -> Tensor:
+    return unsuppressed(boxes_BM4, scores_BM, labels_BM, most)
+
+
+@_operator.register_fake
+def _shaped(boxes_BM4: Tensor, scores_BM: Tensor, labels_BM: Tensor, most: float) -> Tensor:
+    return torch.empty_like(scores_BM, dtype=torch.bool)
+
+
 def padded_to(values_BN: Tensor, size: int, fill: float) -> Tensor:
     """At least `size` along the second dimension."""
     missing = size - values_BN.shape[1]

@@ -91,7 +91,7 @@ class Builder:
     def chain(
         self, nodes: Sequence[Any], signal: Signal, path: Loc, known: dict[str, Signal], prefix: str = "layers"
     ) -> tuple[nn.Module, Signal]:
-        """The layers of one list, in order; `known` learns their names. The rest after a layer that fails is unbuilt."""
+        """The layers of one list, in order; `known` learns their names. After one that fails, the rest is unbuilt."""
         modules, keys = {}, _Keys(nodes)
         for index, node in enumerate(nodes):
             here = (*path, index, node.kind)

@@ -17,6 +17,7 @@ import typer
 from cnnrun import __version__, torchrun
 from cnnrun.arguments import Config, Device, Json, Overrides, Runs, SplitName, Target, show
 from cnnrun.cli_data import cache_app, data_app, init
+from cnnrun.cli_explain import explain_app
 from cnnrun.errors import Interrupted, Lost, UserError, printable
 from cnnrun.stopping import leaving
 
@@ -87,22 +88,24 @@ def predict(
         Path | None, typer.Option(help="A run, a checkpoint, a config or a weights file; by default the newest run.")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 64,
+    score: Annotated[
+        list[str] | None, typer.Option(help="Show objects from this score: 0.4 for all, or cat=0.6 for a class.")
+    ] = None,
+    draw: Annotated[Path | None, typer.Option(help="A folder for the pictures with what was found drawn on.")] = None,
+    coco: Annotated[Path | None, typer.Option(help="A file for all objects in COCO's results format.")] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     device: Device = "auto",
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
     """Results for pictures, one line each, as they come. Example: cnnrun predict photos/ --json"""
-    from cnnrun import assemble, report
+    from cnnrun import commands, report
     from cnnrun.device import choose
     from cnnrun.errors import DataError
-    from cnnrun.predict import files
-    from cnnrun.predict import predict as rows_of
 
-    trained = assemble.usable(run, runs, choose(device))
-    write = report.row_writer("json" if as_json else "csv" if csv else "text")
     bad = 0
-    for row in rows_of(trained, files(paths), batch):
+    write = report.row_writer("json" if as_json else "csv" if csv else "text")
+    for row in commands.predicted(run, runs, choose(device), paths, batch, score or [], draw, coco):
         write(row)
         bad += "error" in row
     if bad:
@@ -110,6 +113,7 @@ def predict(
 
 
 app.command()(init)
+app.add_typer(explain_app, name="explain")
 app.add_typer(data_app, name="data")
 app.add_typer(cache_app, name="cache")
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cnnrun import importing, runs, torchrun, weights
+from cnnrun import explain, importing, runs, torchrun, weights
 from cnnrun.assemble import (
     balance,
     create,
@@ -22,8 +23,9 @@ from cnnrun.assemble import (
     network,
     same_everywhere,
     trained,
+    usable,
 )
-from cnnrun.contracts import Facts
+from cnnrun.contracts import Facts, Level
 from cnnrun.dataset import index
 from cnnrun.drawing import svg
 from cnnrun.errors import ConfigError
@@ -32,9 +34,11 @@ from cnnrun.experiment import Experiment, parse
 from cnnrun.export import MIN_SAMPLES, Format, export
 from cnnrun.network import flops
 from cnnrun.outline import outline, text
+from cnnrun.predict import coco_results, drawn_into, files, predict, with_scores
 from cnnrun.progress import say
 from cnnrun.ranks import joined
 from cnnrun.resuming import same_weights, saved_in, unchanged, unfinished
+from cnnrun.sheet import write_png
 from cnnrun.train import fit
 from cnnrun.weights import How
 
@@ -106,6 +110,33 @@ def evaluate(target: Path | None, root: Path, device: torch.device, split: str |
     }
 
 
+def predicted(
+    target: Path | None,
+    root: Path,
+    device: torch.device,
+    paths: Sequence[Path],
+    batch: int,
+    score: Sequence[str],
+    draw: Path | None,
+    coco: Path | None,
+) -> Iterator[dict[str, Any]]:
+    """A row a picture as `predict.predict` gives them; drawn into a folder and written as COCO results where asked."""
+    given = usable(target, root, device)
+    if (score or draw or coco) and given.task.targets != "boxes":
+        raise ConfigError(f"--score, --draw and --coco are for boxes; {given.task.kind} finds none")
+    given = replace(given, task=with_scores(given.task, score, given.facts))
+    if coco and coco.exists():
+        raise ConfigError(f"--coco {coco}: is there already; choose another")
+    found: list[dict[str, Any]] = []
+    with drawn_into(draw) as drawn:
+        for row in predict(given, files(paths), batch):
+            drawn(row)
+            found += coco_results(row)
+            yield row
+    if coco:
+        runs.write_text(coco, json.dumps(found) + "\n")
+
+
 def exported(form: Format, target: Path | None, root: Path, split: str | None, out: Path | None) -> dict[str, Any]:
     """Write a trained network in a format; returns how it compares."""
     experiment, given = trained(target, root, torch.device("cpu"))
@@ -139,6 +170,8 @@ def checked(experiment: Experiment) -> dict[str, Any]:
     """Everything that can be known without decoding a picture or taking a step."""
     facts = _facts(experiment)
     built = fitting(experiment, facts, initial(experiment))
+    levels = [Level(each.shape, each.field, each.stride) for each in built.levels]
+    targets = index(experiment.data).targets("train", facts.image, experiment.data.image)
     return {
         "name": experiment.name,
         "classes": list(facts.classes),
@@ -147,7 +180,31 @@ def checked(experiment: Experiment) -> dict[str, Any]:
         "parameters": built.parameters,
         "flops": sum(flops(built)),
         "steps": experiment.train.steps_per_epoch(facts.counts["train"]) * experiment.train.epochs,
+        "remarks": experiment.task.remarks(levels, targets, facts),
     }
+
+
+def drawn(
+    target: Path | None, root: Path, device: torch.device, split: str | None, pictures: int, out: Path
+) -> dict[str, Any]:
+    """Draw what is in pictures beside what is found in them."""
+    experiment, given = trained(target, root, device)
+    name, data = eval_data(experiment, given, split)
+    examples = data.splits[name]
+    numbers = range(min(pictures, len(examples)))
+    write_png(out, explain.found(given, examples, numbers), "cnnrun explain")
+    return {"path": str(out), "split": name, "pictures": len(numbers)}
+
+
+def assigned(
+    target: Path | None, root: Path, device: torch.device, split: str | None, picture: int, out: Path
+) -> dict[str, Any]:
+    """Draw which cells learn which objects of a picture."""
+    experiment, given = trained(target, root, device)
+    name, data = eval_data(experiment, given, split)
+    about, made = explain.assignment(given, data.splits[name], picture, experiment.model.layers)
+    write_png(out, made, "cnnrun explain")
+    return {"path": str(out), "split": name, **about}
 
 
 def summary(experiment: Experiment) -> dict[str, Any]:

@@ -225,6 +225,24 @@ Better = Literal["max", "min"]
 
 
 @dataclass(frozen=True)
+class Mark:
+    """A box (x1, y1, x2, y2 in pixels) to draw, with what to write at it, in one of ten colours."""
+
+    box: tuple[float, float, float, float]
+    text: str
+    colour: int
+
+
+@dataclass(frozen=True)
+class Level:
+    """A feature map that the head takes: its shape, what a cell sees and how far the next one is, in pixels."""
+
+    shape: Shape
+    field: Pair
+    stride: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class Measured:
     """A meter's verdict: headline numbers, tables (name -> rows), and matrices of counts over the classes."""
 
@@ -263,6 +281,10 @@ class TaskSpec(Kind):
         """The names of the layers whose outputs the head takes; empty for the last layer's."""
         return []
 
+    def remarks(self, levels: Sequence[Level], targets: dict[str, Tensor], facts: Facts) -> list[str]:
+        """What `check` should say of the network's levels and the training targets, a line each."""
+        return []
+
     def head(self, in_shapes: Sequence[Shape], facts: Facts) -> nn.Module:
         """The last layer: features of `in_shapes`, an argument each -> raw outputs. Raises CannotPass."""
         raise NotImplementedError
@@ -289,6 +311,18 @@ class TaskSpec(Kind):
     def words(self, targets: dict[str, Tensor], facts: Facts) -> list[str]:
         """Each sample's target for people."""
         raise NotImplementedError
+
+    def true_marks(self, targets: dict[str, Tensor], facts: Facts) -> list[list[Mark]] | None:
+        """What to draw on each sample's picture for its targets; None where nothing has a place."""
+        return None
+
+    def found_marks(self, results: Results, facts: Facts) -> list[list[Mark]] | None:
+        """So for results."""
+        return None
+
+    def assignment(self, outputs: Tensor, targets: dict[str, Tensor], facts: Facts) -> list[dict[str, Any]] | None:
+        """The cells of the first sample that learn objects: {cell, x, y, object, quality} each; None without cells."""
+        return None
 
     def decoder(self, facts: Facts) -> nn.Module:
         """A module: raw outputs -> results in the user's terms. Traced into the exported graph."""

@@ -26,7 +26,7 @@ from cnnrun.files import Files, Members
 from cnnrun.prepare import prepare
 from cnnrun.progress import bar
 from cnnrun.randomness import key, permutation
-from cnnrun.sheet import sheet
+from cnnrun.sheet import sheet, write_png
 from cnnrun.splitting import folds, held_out
 
 
@@ -40,7 +40,7 @@ def checked(experiment: Experiment, verify: Path | None, write: Path | None) -> 
             raise DataError("this source has no files to list")
         root = _root(paths)
         if write:
-            _write(write, manifest.written(paths, root))
+            runs.write_new(write, manifest.written(paths, root))
             found["manifest"] = str(write)
         if verify:
             found["differences"] = manifest.differences(verify, paths, root)
@@ -76,13 +76,7 @@ def shown(experiment: Experiment, count: int, times: int, out: Path, board: Path
         batch = batches.at(epoch)
         columns.append((f"epoch {epoch + 1}", batch.pictures, experiment.task.words(batch.targets, data.facts)))
     made = sheet(columns)
-    from PIL import Image as Pil
-    from PIL.PngImagePlugin import PngInfo
-
-    buffer, about = io.BytesIO(), PngInfo()
-    about.add_text("Software", "cnnrun data show")
-    Pil.fromarray(made).save(buffer, "PNG", pnginfo=about)
-    _write(out, buffer.getvalue(), mine=b"cnnrun data show")
+    write_png(out, made, "cnnrun data show")
     if board:
         from torch.utils.tensorboard import SummaryWriter
 
@@ -123,7 +117,7 @@ def divided(experiment: Experiment, parts: Parts, out: Path) -> dict[str, Any]:
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    _write(out, text.getvalue().encode("utf-8", "surrogateescape"))
+    runs.write_new(out, text.getvalue().encode("utf-8", "surrogateescape"))
     chosen = [column for column in rows[0] if column.startswith("fold_")] or ["split"]
     return {
         "path": str(out),
@@ -193,13 +187,6 @@ def _files(split: Split) -> list[Path]:
 def _root(paths: list[Path]) -> Path:
     """The folder that all the files are in."""
     return Path(os.path.commonpath([path.parent for path in paths]))
-
-
-def _write(path: Path, data: bytes, mine: bytes | None = None) -> None:
-    """Write a new file; one that is there is only replaced if `mine`, which our own hold, is near its beginning."""
-    if path.exists() and not (mine and path.is_file() and mine in path.read_bytes()[:200]):
-        raise ConfigError(f"{printable(str(path))}: is there already; choose another")
-    runs.write_bytes(path, data)
 
 
 def cached(folder: str | None) -> dict[str, Any]:

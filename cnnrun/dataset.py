@@ -17,6 +17,7 @@ from cnnrun.contracts import Facts, Indexed, Shape, SourceSpec, Split
 from cnnrun.data import Source
 from cnnrun.errors import DataError, printable
 from cnnrun.pictures import Image
+from cnnrun.placing import placed
 from cnnrun.randomness import key
 from cnnrun.spec import Kinds, Spec
 from cnnrun.splitting import held_out
@@ -130,10 +131,21 @@ class Index:
         """The source's own splits."""
         return list(self.source.splits.values())
 
+    def targets(self, name: str, shape: Shape, image: Image) -> dict[str, Tensor]:
+        """The targets of one of its splits, boxes where they lie in the network's pictures."""
+        split, rows = self.splits[name]
+        return targets_of(split, rows, shape, image)
+
     def class_counts(self) -> tuple[int, ...]:
         """Training pictures of each class, or objects; empty where the targets are neither."""
         split, rows = self.splits["train"]
         return counted({name: values[rows] for name, values in split.targets.items()}, len(self.source.classes))
+
+
+def targets_of(split: Split, rows: Tensor, shape: Shape, image: Image) -> dict[str, Tensor]:
+    """The targets of those of a source's samples, boxes where they lie in the network's pictures."""
+    own = {target: values[rows] for target, values in split.targets.items()}
+    return own if split.sizes is None else placed(own, split.sizes[rows.numpy()], shape, image)
 
 
 def counted(targets: dict[str, Tensor], classes: int) -> tuple[int, ...]:

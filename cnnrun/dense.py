@@ -1,8 +1,8 @@
 """The dense head of a detector: at every cell of every level a box and a score a class; and what is left of them.
 
 Anchor-free, as FCOS (Tian et al. 2019): a cell says how far the box's four sides are from its own middle. What the head
-gives is [B, A, PLACE + K] for the A cells of all levels: the box in pixels, the cell's middle and stride in pixels (what
-the assignment needs to know), and a logit a class.
+gives is [B, A, PLACE + K] for the A cells of all levels: the box in pixels, the cell's middle and stride in pixels
+(what the assignment needs to know), and a logit a class.
 """
 
 from __future__ import annotations

@@ -151,8 +151,8 @@ def _meaning(experiment: Experiment, tree: Map, start: Mark) -> list[Problem]:
     for name in task.taken():
         if name not in names:
             report(("task", task.kind), f"no layer {name!r} in the model{did_you_mean(name, names)}")
-    if problems:
-        return problems
+    if source.targets != task.targets or not set(task.taken()) <= set(names):
+        return problems  # what follows would be guesses
     shape = experiment.data.image_shape()
     if shape is None:
         report(("data", "image"), f"the pictures of {source.kind!r} have no size of their own: give size and channels")

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from cnnrun import checkpoint
 from cnnrun.augment import Augment
-from cnnrun.batches import TrainingBatches, default_prefetch
+from cnnrun.batches import TrainingBatches, default_prefetch, in_order
 from cnnrun.contracts import Better, Facts, Measured, TaskSpec
 from cnnrun.dataset import Dataset, Examples
 from cnnrun.errors import ConfigError
@@ -22,6 +25,7 @@ from cnnrun.evaluate import evaluate
 from cnnrun.frozen import cut, feature_bytes, features, held, hold
 from cnnrun.network import Network
 from cnnrun.optim import Ema, EmaSpec, Optimizer, Sgd, load_state_tensors, state_tensors
+from cnnrun.panels import drawing
 from cnnrun.ranks import Ranks
 from cnnrun.sampling import balanced_order
 from cnnrun.schedule import OneCycle, Schedule
@@ -247,9 +251,29 @@ class Learner:
         average = self.ema.average if self.ema else {}
         return found | {f"{name} (ema)": average[name] for name in found if name in average}
 
+    def shown(self, job: Job, split: str, count: int) -> NDArray[np.uint8] | None:
+        """The first samples of a split with what is in them and what is found; None where that has no place."""
+        batch = next(iter(in_order(job.dataset.splits[split], count, job.device)))
+        if job.task.true_marks(batch.targets, job.facts) is None or batch.pictures.dim() != 4:
+            return None
+        self.network.eval()
+        decoder = job.task.decoder(job.facts).to(job.device)
+        with torch.inference_mode():
+            results = decoder(self._averaged(job)(batch.pictures).float())
+        hold(self.network, job.spec.freeze)
+        names = [Path(job.dataset.splits[split].name(number)).name for number in range(len(batch))]
+        return drawing(job.task, job.facts, batch, results, names)
+
     def evaluate(self, job: Job, split: str, batch: int) -> Measured:
         """The averaged weights where there are any, on a split, without touching what learns."""
         self.network.eval()
+        examples, forward = job.dataset.splits[split], self._averaged(job)
+        measured = evaluate(forward, self.criterion, job.task, job.facts, examples, batch, job.device, job.ranks)
+        hold(self.network, job.spec.freeze)
+        return measured
+
+    def _averaged(self, job: Job) -> Callable[[Tensor], Tensor]:
+        """The network as it is evaluated: with the averaged weights where there are any."""
         average = self.ema.average if self.ema else {}
         weights = {name: average[name] for name in self.body.state_dict() if name in average}
 
@@ -258,10 +282,7 @@ class Learner:
                 out: Tensor = functional_call(self.body, weights, (inputs,))
                 return out
 
-        examples = job.dataset.splits[split]
-        measured = evaluate(forward, self.criterion, job.task, job.facts, examples, batch, job.device, job.ranks)
-        hold(self.network, job.spec.freeze)
-        return measured
+        return forward
 
 
 def _own_statistics(module: nn.Module) -> list[Tensor]:

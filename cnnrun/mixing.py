@@ -32,10 +32,10 @@ def mosaic(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Of a `part` of the pictures each becomes a corner of a picture of four (Bochkovskiy et al. 2020), boxes and all.
 
-    The four meet at a random point in the middle half; each is shrunk to cover its corner and cut at the meeting point's
-    far sides. Targets are padded to four times as many objects.
+    The four meet at a random point in the middle half; each is shrunk until it just covers its corner. Targets are
+    padded to four times as many objects.
     """
-    batch, channels, height, width = pictures.shape
+    batch, _, height, width = pictures.shape
     use_B = draws["mosaic"] < part
     members = torch.cat([torch.arange(batch, device=pictures.device)[:, None], partners_BP], 1)
     x, y = width * (0.25 + 0.5 * draws["mosaic_x"]), height * (0.25 + 0.5 * draws["mosaic_y"])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cnnrun.contracts import View
-from cnnrun.errors import DataError, printable
-from cnnrun.pictures import SUFFIXES, load
+from cnnrun.contracts import Facts, Mark, TaskSpec, View
+from cnnrun.errors import ConfigError, DataError, printable
+from cnnrun.panels import marked
+from cnnrun.pictures import SUFFIXES, Image, load, named, opened, read
+from cnnrun.sheet import write_png
 from cnnrun.trained import Trained
 
 
@@ -71,3 +74,61 @@ def _rows(trained: Trained, loaded: list[tuple[NDArray[np.uint8], View]]) -> lis
         torch.from_numpy(np.stack([pixels for pixels, _ in loaded])).to(trained.device).permute(0, 3, 1, 2).float()
     )
     return trained.task.rows(trained.results(pictures), trained.facts, [view for _, view in loaded])
+
+
+def with_scores(task: TaskSpec, written: Sequence[str], facts: Facts) -> TaskSpec:
+    """The task with other scores from which objects are shown: `0.4` for all classes, `cat=0.6` for one of them."""
+    if not written:
+        return task
+    scores: dict[str, float] = {}
+    for each in written:
+        name, _, number = each.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value < 1 or (name and name not in facts.classes):
+            known = ", ".join(facts.classes[:20])
+            raise ConfigError(f"--score {printable(each)}: give a number below 1, or class=number (classes: {known})")
+        scores |= {name: value} if name else {name: scores.get(name, value) for name in facts.classes}
+    return task.model_copy(update={"score": scores})
+
+
+def coco_results(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row's objects in COCO's results format. A picture's id is its name, as a number where it is one."""
+    stem = Path(row["path"]).stem
+    image = int(stem) if stem.isdecimal() else Path(row["path"]).name
+    keys = ("category_id", "bbox", "score")
+    return [{"image_id": image, **{key: each[key] for key in keys}} for each in row.get("objects", [])]
+
+
+@contextmanager
+def drawn_into(folder: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A function that draws a row's objects on its picture, as a PNG in the folder; that does nothing without one."""
+    if folder is None:
+        yield lambda row: None
+        return
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--draw {printable(str(folder))}: is a file")
+    folder.mkdir(parents=True, exist_ok=True)
+    taken: set[str] = set()
+
+    def draw(row: dict[str, Any]) -> None:
+        if "error" in row:
+            return
+        path = Path(row["path"])
+        name, number = path.stem, 1
+        while name in taken:
+            number += 1
+            name = f"{path.stem}-{number}"
+        taken.add(name)
+        with named(str(path)):
+            picture = opened(read(path), 3, Image()).picture
+        marks = [
+            Mark((x, y, x + w, y + h), f"{each['label']} {each['score']:.2f}", each["category_id"])
+            for each in row["objects"]
+            for x, y, w, h in [each["bbox"]]
+        ]
+        write_png(folder / f"{name}.png", np.asarray(marked(picture, marks)), "cnnrun predict")
+
+    yield draw

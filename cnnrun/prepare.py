@@ -15,12 +15,11 @@ from torch import Tensor
 from cnnrun.audit import Columns, Leaks, leaks
 from cnnrun.cache import Progress, at_once
 from cnnrun.contracts import Facts, Indexed, Shape, Split
-from cnnrun.dataset import Data, Dataset, Examples, Index, counted
+from cnnrun.dataset import Data, Dataset, Examples, Index, counted, targets_of
 from cnnrun.errors import DataError, printable
 from cnnrun.files import Files
 from cnnrun.labelling import MOST_LINES
 from cnnrun.pictures import Image
-from cnnrun.placing import placed
 from cnnrun.records import RECORD, digest, statistics, summarize
 from cnnrun.store import Stored, content, listing, stored
 
@@ -67,12 +66,8 @@ def prepare(data: Data, indexed: Index, progress: Progress, only: Sequence[str] 
 def _examples(
     splits: dict[str, tuple[Split, Tensor]], kept: dict[str, Stored], shape: Shape, image: Image
 ) -> dict[str, Examples]:
-    def targets(split: Split, rows: Tensor) -> dict[str, Tensor]:
-        own = {target: values[rows] for target, values in split.targets.items()}
-        return own if split.sizes is None else placed(own, split.sizes[rows.numpy()], shape, image)
-
     return {
-        name: Examples(kept[name].pictures, rows, targets(split, rows), split, rows)
+        name: Examples(kept[name].pictures, rows, targets_of(split, rows, shape, image), split, rows)
         for name, (split, rows) in splits.items()
     }
 

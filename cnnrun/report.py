@@ -61,7 +61,9 @@ def evaluation(data: dict[str, Any]) -> None:
         f"{data['run']}, checkpoint of step {data['step']}: split {data['split']}, {data['samples']:,} pictures"
     )
     console.print("  ".join(f"{name} {value:.4f}" for name, value in data["numbers"].items()))
-    for rows in data["tables"].values():
+    for name, rows in data["tables"].items():
+        if name == "precision_recall":  # for programs: a hundred lines a class
+            continue
         cells = [[f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
         console.print(_table(list(rows[0]), cells))
     for name, matrix in data["matrices"].items():
@@ -120,6 +122,8 @@ def checked(data: dict[str, Any]) -> None:
     console.print(
         f"{data['parameters']:,} parameters, {data['flops'] / 1e6:,.1f} MFLOPs a picture, {data['steps']:,} steps"
     )
+    for line in data["remarks"]:
+        console.print(line)
 
 
 def summary(data: dict[str, Any]) -> None:
@@ -185,6 +189,19 @@ def findings(found: list[dict[str, Any]]) -> None:
 def sheet(data: dict[str, Any]) -> None:
     """Where the contact sheet is."""
     _console().print(f"{printable(data['path'])}: {data['pictures']} pictures, {data['times']} times augmented")
+
+
+def picture(data: dict[str, Any]) -> None:
+    """A drawing that was written."""
+    _console().print(f"{printable(data['path'])}: {data['pictures']} pictures of split {data['split']}")
+
+
+def assigned(data: dict[str, Any]) -> None:
+    """A row an object: how many cells learn it, and how well the best of them fits."""
+    console = _console()
+    rows = [[str(each["object"]), each["label"], str(each["cells"]), f"{each['best']:.3f}"] for each in data["objects"]]
+    console.print(f"{printable(data['picture'])} ({data['split']}), drawn in {printable(data['path'])}")
+    console.print(_table(["object", "label", "cells", "best"], rows, left=2))
 
 
 def division(data: dict[str, Any]) -> None:
@@ -267,9 +284,19 @@ def row_writer(form: str) -> Callable[[dict[str, Any]], None]:
     if form == "text":
         return _text_row
     writer = csv.writer(sys.stdout)
-    writer.writerow(["path", "label", "probability", "top", "error"])
+    headed: list[bool] = []
 
     def write(row: dict[str, Any]) -> None:
+        objects = "objects" in row
+        if not headed:
+            headed.append(objects)
+            columns = ["label", "score", "x", "y", "width", "height"] if objects else ["label", "probability", "top"]
+            writer.writerow(["path", *columns, "error"])
+        if headed[0]:
+            found = row.get("objects", [])
+            writer.writerows([[row["path"], each["label"], each["score"], *each["bbox"], ""] for each in found])
+            writer.writerows([[row["path"], *[""] * 6, row["error"]]] if "error" in row else [])
+            return
         top = ";".join(f"{entry['label']}={entry['probability']:.6f}" for entry in row.get("top", []))
         writer.writerow([row["path"], row.get("label", ""), row.get("probability", ""), top, row.get("error", "")])
 
@@ -280,7 +307,12 @@ def _text_row(row: dict[str, Any]) -> None:
     if "error" in row:
         print(printable(row["error"]), file=sys.stderr)  # noqa: T201
         return
-    shown = "  ".join(f"{entry['label']} {entry['probability']:.3f}" for entry in row["top"])
+    if "objects" in row:
+        found = [(f"{each['label']} {each['score']:.2f}", each["bbox"]) for each in row["objects"]]
+        places = [f"{what} at {x:.0f},{y:.0f} {w:.0f}x{h:.0f}" for what, (x, y, w, h) in found]
+        shown = "  ".join(places) or "nothing"
+    else:
+        shown = "  ".join(f"{entry['label']} {entry['probability']:.3f}" for entry in row["top"])
     print(f"{printable(row['path'])}: {printable(shown)}", flush=True)  # noqa: T201
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from cnnrun import __version__, disk
-from cnnrun.errors import CheckpointError, StorageError
+from cnnrun.errors import CheckpointError, ConfigError, StorageError, printable
 
 CONFIG = "config.yaml"
 RESULT = "result.json"
@@ -129,6 +129,16 @@ def write_bytes(path: Path, data: bytes) -> None:
         disk.replace(path, data)
     except OSError as error:
         raise StorageError(disk.trouble(path, len(data), error)) from None
+
+
+def write_new(path: Path, data: bytes, mine: bytes | None = None) -> None:
+    """Write a new file; one that is there is only replaced if `mine`, which our own hold, is near its beginning.
+
+    Raises ConfigError where another is there.
+    """
+    if path.exists() and not (mine and path.is_file() and mine in path.read_bytes()[:200]):
+        raise ConfigError(f"{printable(str(path))}: is there already; choose another")
+    write_bytes(path, data)
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:

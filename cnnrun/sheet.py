@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+
+from cnnrun import runs
 
 _CELL, _GAP, _LINE = 112, 6, 16  # pixels: the shorter a picture, the more it is enlarged
 
@@ -32,6 +36,17 @@ def sheet(columns: Sequence[tuple[str, Tensor, Sequence[str]]]) -> NDArray[np.ui
             made.paste(shown.resize((width * factor, height * factor), Pil.Resampling.NEAREST), (left, top))
             draw.text((left, top + height * factor), _cut(draw, font, labels[row], wide - _GAP), "black", font)
     return np.asarray(made)
+
+
+def write_png(path: Path, pixels: NDArray[np.uint8], by: str) -> None:
+    """Write a picture [H, W, 3]; a file that is there is replaced if `by` made it. Raises ConfigError."""
+    from PIL import Image as Pil
+    from PIL.PngImagePlugin import PngInfo
+
+    buffer, about = io.BytesIO(), PngInfo()
+    about.add_text("Software", by)
+    Pil.fromarray(pixels).save(buffer, "PNG", pnginfo=about)
+    runs.write_new(path, buffer.getvalue(), mine=by.encode())
 
 
 def _pixels(picture_CHW: Tensor) -> NDArray[np.uint8]:

@@ -62,6 +62,10 @@ class Tracker:
             return
         self._board("add_images", name, pictures_BCHW.clamp(0, 255).byte().cpu(), step)
 
+    def show_drawing(self, step: int, name: str, pixels_HWC: Any) -> None:
+        """A picture that was drawn."""
+        self._board("add_image", name, pixels_HWC, step, dataformats="HWC")
+
     def show_matrix(self, step: int, name: str, matrix: list[list[int]], labels: tuple[str, ...]) -> None:
         """A confusion matrix as a picture."""
         self._board("add_image", name, _drawn(matrix, labels), step, dataformats="HWC")

@@ -26,6 +26,8 @@ from cnnrun.tracker import Silent, Tracker
 
 SHOW_EVERY = 50  # steps between two points of TensorBoard's training curves
 
+DRAWN = 6  # pictures of val that are shown with what is found in them
+
 
 def fit(job: Job, saved: checkpoint.Checkpoint | None = None) -> dict[str, Any]:
     """Train to the end, from `saved` where given; returns what result.json says. Raises Interrupted, NonFiniteError."""
@@ -180,6 +182,8 @@ class Training:
             "time/seconds": self.clock.seconds,
         }
         self.tracker.show(self.state.step, times)
+        if self.job.ranks.first and (drawn := self.learner.shown(self.job, "val", DRAWN)) is not None:
+            self.tracker.show_drawing(self.state.step, "val/found", drawn)
         for name, matrix in measured.matrices.items():
             self.tracker.show_matrix(self.state.step, f"val/{name}", matrix, self.job.facts.classes)
 

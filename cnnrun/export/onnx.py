@@ -42,6 +42,7 @@ class Onnx(Kind):
                     output_names=names,
                     dynamic_shapes=({0: torch.export.Dim("batch")},),
                     dynamo=True,
+                    custom_translation_table={torch.ops.cnnrun.unsuppressed.default: _unsuppressed},
                 )
         except (torch.onnx.OnnxExporterError, torch.onnx.errors.OnnxExporterError) as error:
             raise ConfigError(f"the network has no ONNX form: {str(error).splitlines()[0]}") from None
@@ -71,6 +72,24 @@ class Onnx(Kind):
             return results
 
         return run
+
+
+def _unsuppressed(boxes: Any, scores: Any, labels: Any, most: float) -> Any:
+    """`boxes.unsuppressed` in ONNX's words: NonMaxSuppression, which wants a row of scores a class."""
+    from onnxscript import opset18
+
+    op: Any = opset18
+    zero, one = op.Constant(value_ints=[0]), op.Constant(value_ints=[1])
+    classes = op.Add(op.ReduceMax(labels, keepdims=0), op.Constant(value_int=1))
+    of_class = op.OneHot(labels, op.Reshape(classes, one), op.Constant(value_floats=[0.0, 1.0]), axis=1)
+    by_class = op.Mul(of_class, op.Unsqueeze(scores, one))
+    count = op.Shape(scores, start=1, end=2)
+    threshold, none = op.Constant(value_floats=[most]), op.Constant(value_floats=[0.0])
+    left = op.NonMaxSuppression(boxes, by_class, count, threshold, none)  # [S, 3]: picture, class, box
+    places = op.Gather(left, op.Constant(value_ints=[0, 2]), axis=1)
+    nothing = op.Expand(zero, op.Shape(scores))
+    marks = op.Expand(one, op.Shape(left, start=0, end=1))
+    return op.Cast(op.ScatterND(nothing, places, marks), to=9)  # to booleans
 
 
 def _forget_where_it_was_made(graph: Any) -> None:

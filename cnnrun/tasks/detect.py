@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from cnnrun.assigning import Assigned, Objects, assign, quality_focal
 from cnnrun.average_precision import (
+    CROWD,
+    DIFFICULT,
     NUMBERS,
     OBJECT,
     AveragePrecision,
@@ -20,11 +22,24 @@ from cnnrun.average_precision import (
     numbers,
     per_class,
 )
-from cnnrun.boxes import overlaps
-from cnnrun.contracts import Better, Facts, Measured, Results, Shape, TaskSpec, View, need_picture
-from cnnrun.dense import PLACE, DenseHead, Detections
+from cnnrun.boxes import areas, overlaps
+from cnnrun.contracts import (
+    Better,
+    CannotPass,
+    Facts,
+    Level,
+    Mark,
+    Measured,
+    Results,
+    Shape,
+    TaskSpec,
+    View,
+    need_picture,
+)
+from cnnrun.dense import PLACE, DenseHead, Detections, stride_of
 
 BoxLoss = Literal["ciou", "diou", "giou"]
+Score = Annotated[float, Field(ge=0, lt=1)]
 _CANDIDATES = 3  # boxes that suppression chooses from, for each that can be left
 _CLEAR = 1e-3  # a difference of scores that decides which of two boxes comes first
 
@@ -49,7 +64,7 @@ class DetectionLoss(nn.Module):
         self.per_picture, self.task = per_picture, task
 
     def forward(self, outputs_BAF: Tensor, targets: dict[str, Tensor]) -> dict[str, Tensor]:
-        boxes_BA4, place_BA3, logits_BAK = outputs_BAF.split([4, PLACE - 4, outputs_BAF.shape[2] - PLACE], 2)
+        boxes_BA4, logits_BAK = outputs_BAF[:, :, :4], outputs_BAF[:, :, PLACE:]
         objects = objects_of(targets)
         found = self.assigned(outputs_BAF, objects)
         target = F.one_hot(_of_owner(objects.labels_BM.clamp(min=0), found), logits_BAK.shape[2])
@@ -132,8 +147,8 @@ class Detect(TaskSpec):
     """Boxes of a picture, at most; COCO measures 100."""
     least_score: float = Field(0.001, ge=0, lt=1)
     """Boxes of a lower score are not given at all."""
-    score: float = Field(0.3, ge=0, lt=1)
-    """Boxes of a lower score are not shown to people."""
+    score: Score | dict[str, Score] = 0.3
+    """Boxes of a lower score are not shown to people; or a number for some classes by name (the others: 0.3)."""
 
     def numbers(self) -> dict[str, Better]:
         best: Better = "max"
@@ -142,7 +157,39 @@ class Detect(TaskSpec):
     def problem(self, facts: Facts) -> str | None:
         if not sum(facts.class_counts):
             return "detect needs objects to learn; no training picture has a box"
+        if unknown := [name for name in self._by_class() if name not in facts.classes]:
+            return f"score: there is no class {unknown[0]!r}; the data has {', '.join(facts.classes[:20])}"
         return None
+
+    def remarks(self, levels: Sequence[Level], targets: dict[str, Tensor], facts: Facts) -> list[str]:
+        boxes = targets["boxes"][targets["objects"] >= 0]
+        if not len(boxes):
+            return []
+        sides = areas(boxes).sqrt()
+        small, large = sides.quantile(0.05).item(), sides.quantile(0.95).item()
+        lines = [f"objects: nine of ten are {small:.0f} to {large:.0f} pixels a side, as the network sees them"]
+        names = self.levels or ["the last layer"]
+        lines += [
+            f"{name}: a cell every {stride_of(facts.image[1:], level.shape):.0f} pixels, which sees {min(level.field)}"
+            for name, level in zip(names, levels, strict=True)
+        ]
+        finest = min(stride_of(facts.image[1:], level.shape) for level in levels)
+        widest = max(min(level.field) for level in levels)
+        if small < finest:
+            lines.append(
+                f"warning: the smaller objects ({small:.0f} pixels) lie between the cells of the finest level, one "
+                f"every {finest:.0f}: add a finer level or enlarge data.image.size"
+            )
+        if large > widest:
+            lines.append(
+                f"warning: the larger objects ({large:.0f} pixels) are larger than what any cell sees ({widest}): add "
+                "layers or a coarser level"
+            )
+        if facts.class_counts and targets["objects"].shape[1] > self.most:
+            lines.append(
+                f"warning: a picture has up to {targets['objects'].shape[1]} objects; task.detect.most is {self.most}"
+            )
+        return lines
 
     def taken(self) -> list[str]:
         return self.levels
@@ -150,8 +197,6 @@ class Detect(TaskSpec):
     def head(self, in_shapes: Sequence[Shape], facts: Facts) -> nn.Module:
         channels = [need_picture("its dense head", shape)[0] for shape in in_shapes]
         if self.towers == "shared" and len(set(channels)) > 1:
-            from cnnrun.contracts import CannotPass
-
             raise CannotPass("levels that share towers need equal channels", "equal them, or `towers: separate`")
         shared, image = self.towers == "shared", list(facts.image[1:])
         return DenseHead(channels, image, len(facts.classes), self.channels, self.depth, shared, self.depthwise)
@@ -166,6 +211,55 @@ class Detect(TaskSpec):
             counts = {name: row.count(k) for k, name in enumerate(facts.classes) if k in row}
             found.append(", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing")
         return found
+
+    def true_marks(self, targets: dict[str, Tensor], facts: Facts) -> list[list[Mark]] | None:
+        words = {OBJECT: "", DIFFICULT: " (difficult)", CROWD: " (crowd)"}
+        rows = zip(*(targets[name].tolist() for name in ("boxes", "objects", "roles")), strict=True)
+        return [
+            [
+                Mark(tuple(box), facts.classes[label] + words[role], label)
+                for box, label, role in zip(*row, strict=True)
+                if label >= 0
+            ]
+            for row in rows
+        ]
+
+    def found_marks(self, results: Results, facts: Facts) -> list[list[Mark]] | None:
+        least = self._least(facts)
+        rows = zip(*(results[name].tolist() for name in ("boxes", "scores", "labels")), strict=True)
+        return [
+            [
+                Mark(tuple(box), f"{facts.classes[label]} {score:.2f}", label)
+                for box, score, label in zip(*row, strict=True)
+                if label >= 0 and score >= least[label]
+            ]
+            for row in rows
+        ]
+
+    def assignment(self, outputs: Tensor, targets: dict[str, Tensor], facts: Facts) -> list[dict[str, Any]] | None:
+        criterion = DetectionLoss(1.0, self)
+        found = criterion.assigned(outputs[:1], objects_of({name: value[:1] for name, value in targets.items()}))
+        # Objects are counted as `true_marks` has them: without the padding between those of a mosaic.
+        number = (targets["objects"][0] >= 0).cumsum(0) - 1
+        return [
+            {
+                "cell": cell,
+                "x": float(outputs[0, cell, 4]),
+                "y": float(outputs[0, cell, 5]),
+                "object": int(number[found.object_BA[0, cell]]),
+                "quality": float(found.quality_BA[0, cell]),
+            }
+            for cell in found.taken_BA[0].nonzero()[:, 0].tolist()
+        ]
+
+    def _by_class(self) -> dict[str, float]:
+        return self.score if isinstance(self.score, dict) else {}
+
+    def _least(self, facts: Facts) -> list[float]:
+        """The score from which each class's boxes are shown."""
+        if isinstance(self.score, dict):
+            return [self.score.get(name, 0.3) for name in facts.classes]
+        return [self.score] * len(facts.classes)
 
     def decoder(self, facts: Facts) -> nn.Module:
         return Detections(list(facts.image[1:]), self.most, _CANDIDATES * self.most, self.nms, self.least_score)
@@ -190,7 +284,7 @@ class Detect(TaskSpec):
     def rows(self, results: Results, facts: Facts, views: Sequence[View]) -> list[dict[str, Any]]:
         back = given_back(results["boxes"].cpu().numpy(), torch.tensor([each.numbers() for each in views]).numpy())
         ids = facts.class_ids or range(1, len(facts.classes) + 1)
-        found = []
+        least, found = self._least(facts), []
         for boxes, scores, labels, view in zip(
             back.tolist(), results["scores"].tolist(), results["labels"].tolist(), views, strict=True
         ):
@@ -202,7 +296,7 @@ class Detect(TaskSpec):
                     "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
                 }
                 for box, score, label in zip(boxes, scores, labels, strict=True)
-                if label >= 0
+                if label >= 0 and score >= least[label]
             ]
             found.append({"height": view.size[0], "width": view.size[1], "objects": shown})
         return found
