@@ -194,7 +194,7 @@ class Augment(Spec):
         asked = [name for name in _SLOTS_OF if getattr(self, name, 0) not in (0, None)]
         if self._any("brightness", "contrast", "saturation", "hue", "grayscale"):
             asked += ["colour"]
-        if self.crop or self._any("rotate", "scale", "shear"):
+        if self.moves:  # what `matrices` asks for
             asked += ["rotate", "scale", "shear"]
         return list(dict.fromkeys([*flips, *(slot for name in asked for slot in _SLOTS_OF[name])]))
 

@@ -8,7 +8,7 @@
     model:
       - bottleneck: {width: 64}               # or `bottleneck: 64`: the first parameter
 
-`$name` stands for a whole value. There are no expressions.
+`$name` stands for a whole value. There are no expressions. The blocks of shipped/blocks.yaml are there in every file.
 """
 
 from __future__ import annotations
@@ -16,11 +16,15 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from cnnrun import yamlfile
 from cnnrun.spec import did_you_mean, shown
 from cnnrun.tree import DOUBTFUL, Map, Mark, Problem, Seq, copy
 from cnnrun.yamlfile import MAX_DEPTH, MAX_NODES
+
+SHIPPED = Path(__file__).parent / "shipped" / "blocks.yaml"
 
 _MAIN = {"sequential": "layers", "residual": "layers", "parallel": "branches"}  # what `kind: [...]` sets
 _AT_USE = ("name", "from")  # every layer may carry them, so a block where it is used may, too
@@ -35,10 +39,11 @@ class Block:
 
 def expand(tree: Map, kinds: Collection[str]) -> list[Problem]:
     """Replace, in place, every use of a block under `model:` by its layers, and remove `blocks:`."""
-    if "blocks" not in tree:
-        return []
     expander = _Expander(kinds)
-    expander.define(tree.pop("blocks"), tree.marks["blocks"])
+    shipped, _ = yamlfile.read(SHIPPED)
+    expander.define(shipped["blocks"], shipped.marks["blocks"])
+    if "blocks" in tree:
+        expander.define(tree.pop("blocks"), tree.marks["blocks"])
     model = tree.get("model")
     expander.walk_list(model["layers"] if isinstance(model, Map) and "layers" in model else model, ())
     return expander.problems

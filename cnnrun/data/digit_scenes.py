@@ -15,6 +15,7 @@ from cnnrun.randomness import permutation, uniform
 
 _SIDE = 96  # pixels of a scene
 _SMALLEST, _LARGEST = 14, 40  # pixels of a digit's side, with its margins
+_GRAIN = 32  # grey levels of the canvas's grain
 _INK = 64  # the grey level from which a pixel belongs to a digit's box
 _TRIES = 10  # places tried for a digit that must not cover others
 _APART = {"train": 0.7, "val": 0.15, "test": 0.15}  # parts of the digits: no scene of test shows one of train
@@ -48,7 +49,7 @@ class DigitScenes(SourceSpec):
         return Indexed(tuple("0123456789"), splits)
 
     def _scenes(self, digits: NDArray[np.uint8], labels: NDArray[Any], count: int, number: int) -> Split:
-        pictures = np.zeros((count, _SIDE, _SIDE, 1), np.uint8)
+        pictures = _paper(self.seed, number, count)
         slots = torch.arange(1 + self.most * (2 + 2 * _TRIES))
         draws = uniform(self.seed, number, torch.arange(count), slots).numpy().astype(np.float64)
         rows = [self._scene(pictures[place, :, :, 0], digits, labels, draws[place]) for place in range(count)]
@@ -76,6 +77,13 @@ class DigitScenes(SourceSpec):
                     boxes.append(Box(tuple(map(float, corners)), int(labels[chosen])))  # type: ignore[arg-type]
                     break
         return boxes
+
+
+def _paper(seed: int, number: int, count: int) -> NDArray[np.uint8]:
+    """Empty canvases [N, H, W, 1], no two alike: even a scene without digits is a picture of its own."""
+    pixels = torch.arange(1 << 30, (1 << 30) + _SIDE * _SIDE)  # slots that no scene draws from
+    parts = [uniform(seed, number, each, pixels) for each in torch.arange(count).split(256)]
+    return (torch.cat(parts) * _GRAIN).byte().view(count, _SIDE, _SIDE, 1).numpy()
 
 
 def _meet(one: Any, other: Any) -> bool:

@@ -1,0 +1,146 @@
+"""The assignment, against a plain loop over objects and cells in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cnnrun.assigning import Objects, assign, quality_focal
+
+TOP_K, ALPHA, BETA = 5, 1.0, 6.0
+
+
+def cells(strides=(8, 16), side=64):
+    rows = []
+    for stride in strides:
+        place = (torch.arange(side // stride) + 0.5) * stride
+        y, x = torch.meshgrid(place, place, indexing="ij")
+        rows.append(torch.stack([x.flatten(), y.flatten(), torch.full_like(x.flatten(), stride)], 1))
+    return torch.cat(rows)
+
+
+def case(seed, pictures=2, objects=6, classes=3):
+    generator = torch.Generator().manual_seed(seed)
+
+    def rand(*shape):
+        return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+    place = cells().double().repeat(pictures, 1, 1)
+    sides = place[..., 2:] * (0.3 + 2 * rand(*place.shape[:2], 4))
+    boxes = torch.cat([place[..., :2] - sides[..., :2], place[..., :2] + sides[..., 2:]], 2)
+    scores = rand(pictures, place.shape[1], classes)
+    corner = rand(pictures, objects, 2) * 50
+    true = torch.cat([corner, corner + 2 + 25 * rand(pictures, objects, 2)], 2)
+    labels = torch.randint(-1, classes, (pictures, objects), generator=generator)
+    vague = (rand(pictures, objects) < 0.2) & (labels >= 0)
+    return scores, boxes, place, Objects(true, labels, (labels >= 0) & ~vague, vague)
+
+
+def iou(one, other):
+    wide = min(one[2], other[2]) - max(one[0], other[0])
+    tall = min(one[3], other[3]) - max(one[1], other[1])
+    both = max(wide, 0) * max(tall, 0)
+    area = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)) - both
+    return both / area
+
+
+def by_hand(scores, boxes, place, true, labels, real):
+    """(object, quality) of each cell that learns one."""
+    wants = {}
+    for m in np.flatnonzero(real):
+        x1, y1, x2, y2 = true[m]
+        inside = []
+        for a, (x, y, stride) in enumerate(place):
+            wide, tall = max(x2 - x1, stride), max(y2 - y1, stride)
+            if abs(2 * x - x1 - x2) < wide and abs(2 * y - y1 - y2) < tall:
+                overlap = iou(true[m], boxes[a])
+                inside.append((scores[a, labels[m]] ** ALPHA * overlap**BETA, overlap, a))
+        inside.sort(key=lambda each: -each[0])
+        for align, overlap, a in inside[:TOP_K]:
+            wants.setdefault(a, []).append((overlap, m, align))
+    owned = {a: max(each, key=lambda want: want[0]) for a, each in wants.items()}
+    made = {}
+    for a, (_, m, align) in owned.items():
+        mine = [each for each in owned.values() if each[1] == m]
+        most, best = max(each[2] for each in mine), max(each[0] for each in mine)
+        made[a] = (m, align * best / max(most, 1e-9))
+    return made
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=25, deadline=None)
+def test_equals_a_plain_loop(seed):
+    scores, boxes, place, objects = case(seed)
+    found = assign(scores, boxes, place, objects, TOP_K, ALPHA, BETA)
+    for row in range(len(scores)):
+        arrays = (scores, boxes, place, objects.boxes_BM4, objects.labels_BM, objects.real_BM)
+        expected = by_hand(*(each[row].numpy() for each in arrays))
+        assert set(found.taken_BA[row].nonzero()[:, 0].tolist()) == set(expected)
+        for cell, (number, quality) in expected.items():
+            assert found.object_BA[row, cell] == number
+            assert float(found.quality_BA[row, cell]) == pytest.approx(quality, rel=1e-6, abs=1e-12)
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=10, deadline=None)
+def test_batched_is_one_by_one_and_padding_changes_nothing(seed):
+    scores, boxes, place, objects = case(seed, pictures=3)
+    whole = assign(scores, boxes, place, objects, TOP_K, ALPHA, BETA)
+    for row in range(3):
+        one = slice(row, row + 1)
+        wider = Objects(
+            torch.cat([objects.boxes_BM4[one], torch.zeros(1, 4, 4, dtype=torch.float64)], 1),
+            torch.cat([objects.labels_BM[one], torch.full((1, 4), -1)], 1),
+            torch.cat([objects.real_BM[one], torch.zeros(1, 4, dtype=torch.bool)], 1),
+            torch.cat([objects.vague_BM[one], torch.zeros(1, 4, dtype=torch.bool)], 1),
+        )
+        alone = assign(scores[one], boxes[one], place[one], wider, TOP_K, ALPHA, BETA)
+        assert torch.equal(alone.taken_BA[0], whole.taken_BA[row])
+        assert torch.equal(alone.quality_BA[0], whole.quality_BA[row])
+        assert torch.equal(alone.counted_BA[0], whole.counted_BA[row])
+
+
+def objects_of(boxes, labels, vague=None):
+    labels = torch.tensor([labels])
+    vague = torch.tensor([vague]) if vague else torch.zeros_like(labels, dtype=torch.bool)
+    return Objects(torch.tensor([boxes], dtype=torch.float64), labels, (labels >= 0) & ~vague, vague)
+
+
+def test_an_object_smaller_than_a_cell_is_learned_by_one():
+    scores, boxes, place, _ = case(0, pictures=1)
+    tiny = objects_of([[13.0, 13.0, 14.5, 14.5]], [1])
+    assert assign(scores, boxes, place, tiny, TOP_K, ALPHA, BETA).taken_BA.any()
+
+
+def test_pictures_without_objects_and_crowds():
+    scores, boxes, place, _ = case(0, pictures=1)
+    nothing = assign(scores, boxes, place, objects_of([[0.0, 0, 0, 0]], [-1]), TOP_K, ALPHA, BETA)
+    assert not nothing.taken_BA.any()
+    assert nothing.counted_BA.all()
+    crowd = assign(scores, boxes, place, objects_of([[0.0, 0, 32, 64]], [0], [True]), TOP_K, ALPHA, BETA)
+    assert not crowd.taken_BA.any()
+    assert torch.equal(crowd.counted_BA[0], place[0, :, 0] >= 32)  # left: neither object nor background
+
+
+def test_five_hundred_objects_in_a_picture():
+    scores, boxes, place, _ = case(0, pictures=1)
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.rand(1, 500, 2, generator=generator, dtype=torch.float64) * 56
+    labels = torch.zeros(1, 500, dtype=torch.int64)
+    many = Objects(torch.cat([corner, corner + 8], 2), labels, labels == 0, labels != 0)
+    found = assign(scores, boxes, place, many, TOP_K, ALPHA, BETA)
+    assert found.taken_BA.all()
+    assert found.quality_BA.isfinite().all()
+
+
+def test_the_focal_loss_equals_its_formula():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 5, 3, generator=generator, dtype=torch.float64) * 4
+    target = torch.rand(2, 5, 3, generator=generator, dtype=torch.float64)
+    p = 1 / (1 + torch.exp(-logits))
+    entropy = -(target * p.log() + (1 - target) * (1 - p).log())
+    assert torch.allclose(quality_focal(logits, target, 2.0), (target - p).abs() ** 2 * entropy)
+    assert torch.allclose(quality_focal(logits, target, 0.0), entropy)

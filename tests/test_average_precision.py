@@ -1,0 +1,153 @@
+"""COCO's numbers equal pycocotools', from the same boxes written as pycocotools wants them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+
+import numpy as np
+import pytest
+import torch
+
+from cnnrun.average_precision import AveragePrecision, curves, numbers, per_class
+
+NAMES = ("ape", "bee", "cat")
+
+
+def case(seed: int, pictures: int = 6, true: int = 12, found: int = 30):
+    """Targets and results as the data and a decoder give them; found boxes near true ones, some of them wrong."""
+    rng = np.random.default_rng(seed)
+    corner = rng.uniform(0, 400, (pictures, true, 2))
+    sides = np.exp(rng.uniform(np.log(5), np.log(250), (pictures, true, 2)))
+    boxes = np.concatenate([corner, corner + sides], 2)
+    objects = np.where(rng.random((pictures, true)) < 0.2, -1, rng.integers(0, 3, (pictures, true)))
+    roles = np.where(rng.random((pictures, true)) < 0.1, 2, 0)
+    source = rng.integers(0, true, (pictures, found))
+    near = np.take_along_axis(boxes, source[..., None], 1) + rng.normal(0, 6, (pictures, found, 4))
+    near = np.concatenate([near[..., :2], np.maximum(near[..., 2:], near[..., :2] + 1)], 2)
+    labels = np.where(
+        rng.random((pictures, found)) < 0.15, rng.integers(0, 3, (pictures, found)), np.take_along_axis(objects, source, 1)
+    )
+    scores = np.where(labels >= 0, np.round(rng.random((pictures, found)), 2), 0.0)  # with equal scores among them
+    targets = {
+        "boxes": boxes, "objects": objects, "roles": roles, "areas": (boxes[..., 2:] - boxes[..., :2]).prod(2),
+        "view": np.tile([1.0, 1.0, 0.0, 0.0], (pictures, 1)),
+    }  # fmt: skip
+    results = {"boxes": near, "scores": scores, "labels": labels}
+    return [{name: torch.from_numpy(value) for name, value in each.items()} for each in (results, targets)]
+
+
+def theirs(results, targets):
+    """pycocotools' evaluation."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    def xywh(box):
+        return [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+
+    truth, found = [], []
+    for image in range(len(targets["objects"])):
+        rows = zip(*(targets[name][image].tolist() for name in ("boxes", "objects", "roles", "areas")), strict=True)
+        for box, label, role, area in rows:
+            if label >= 0:
+                about = {"image_id": image + 1, "category_id": label + 1, "bbox": xywh(box), "area": area}
+                truth.append(about | {"id": len(truth) + 1, "iscrowd": int(role == 2)})
+        rows = zip(*(results[name][image].tolist() for name in ("boxes", "scores", "labels")), strict=True)
+        for box, score, label in rows:
+            if label >= 0:
+                found.append({"image_id": image + 1, "category_id": label + 1, "bbox": xywh(box), "score": score})
+    with contextlib.redirect_stdout(io.StringIO()):
+        images = [{"id": image + 1} for image in range(len(targets["objects"]))]
+        categories = [{"id": k, "name": name} for k, name in enumerate(NAMES, 1)]
+        coco = COCO()
+        coco.dataset = {"images": images, "annotations": truth, "categories": categories}
+        coco.createIndex()
+        empty = COCO()
+        empty.dataset = {"images": images, "annotations": [], "categories": categories}
+        empty.createIndex()
+        evaluation = COCOeval(coco, coco.loadRes(found) if found else empty, "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation
+
+
+def ours(results, targets, batch=4):
+    meter = AveragePrecision(NAMES)
+    for part in torch.arange(len(targets["objects"])).split(batch):
+        meter.add(*({name: value[part] for name, value in each.items()} for each in (results, targets)))
+    return meter
+
+
+def same(results, targets):
+    expected, meter = theirs(results, targets), ours(results, targets)
+    done = meter.evaluated()
+    assert list(numbers(done).values()) == pytest.approx(expected.stats.tolist(), abs=1e-9)
+    assert np.abs(done.eval["precision"] - expected.eval["precision"]).max() <= 1e-9
+    return expected, meter, done
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_equal_to_pycocotools(seed):
+    same(*case(seed, pictures=3 + seed % 5, true=1 + seed % 17, found=1 + 3 * (seed % 11)))
+
+
+def test_where_nothing_is_found_or_nothing_is_there():
+    results, targets = case(1)
+    nothing = {**results, "scores": results["scores"] * 0, "labels": results["labels"] * 0 - 1}
+    same(nothing, targets)
+    assert numbers(ours(nothing, targets).evaluated())["AP"] == 0
+    empty = {**targets, "objects": targets["objects"] * 0 - 1}
+    same(results, empty)
+    assert numbers(ours(results, empty).evaluated())["AP"] == -1  # as COCO has it: there is nothing to find
+    same(nothing, empty)
+
+
+def test_crowds_and_sizes():
+    results, targets = case(2)
+    same(results, {**targets, "roles": torch.full_like(targets["roles"], 2)})
+    for size in (10.0, 50.0, 200.0):
+        boxes = torch.cat([targets["boxes"][..., :2], targets["boxes"][..., :2] + size], 2)
+        same(results, {**targets, "boxes": boxes, "areas": torch.full_like(targets["areas"], size * size)})
+    # COCO's sizes go by the area that the annotation gives, not by the box.
+    same(results, {**targets, "areas": targets["areas"] / 3})
+
+
+def test_difficult_objects_are_neither_missed_nor_wrongly_found():
+    results, targets = case(3)
+    hard = targets["boxes"][:1, :1]
+    one = {
+        "boxes": torch.cat([hard, hard + 300], 1), "objects": torch.tensor([[0, 0]]), "roles": torch.tensor([[1, 0]]),
+        "areas": torch.tensor([[100.0, 100.0]]), "view": targets["view"][:1],
+    }  # fmt: skip
+    found = {"boxes": one["boxes"], "scores": torch.tensor([[0.9, 0.8]]), "labels": torch.tensor([[0, 0]])}
+    assert numbers(ours(found, one).evaluated())["AP"] == pytest.approx(1.0)
+    missed = {**found, "labels": torch.tensor([[-1, 0]])}
+    assert numbers(ours(missed, one).evaluated())["AP"] == pytest.approx(1.0)
+    as_object = {**one, "roles": torch.tensor([[0, 0]])}
+    assert numbers(ours(missed, as_object).evaluated())["AP"] < 0.6
+
+
+def test_what_the_network_sees_is_measured_in_the_pictures_own_pixels():
+    results, targets = case(4)
+    view = torch.tensor([0.5, 0.25, 7.0, -3.0]).double().repeat(len(targets["view"]), 1)
+    scale, offset = view[:, None, :2].repeat(1, 1, 2), view[:, None, 2:].repeat(1, 1, 2)
+    seen = {**targets, "boxes": targets["boxes"] * scale + offset, "view": view}
+    moved = {**results, "boxes": results["boxes"] * scale + offset}
+    assert numbers(ours(moved, seen).evaluated()) == pytest.approx(numbers(ours(results, targets).evaluated()), abs=1e-9)
+
+
+def test_tables_follow_from_the_same_arrays():
+    expected, meter, done = same(*case(5))
+    rows = per_class(done, NAMES, meter.counts())
+    for k, row in enumerate(rows):
+        known = expected.eval["precision"][:, :, k, 0, -1]
+        assert row["AP"] == pytest.approx(known[known > -1].mean(), abs=1e-9)
+    known = [row["AP"] for row in rows if row["AP"] >= 0]
+    assert sum(known) / len(known) == pytest.approx(numbers(done)["AP"], abs=1e-9)
+    objects = case(5)[1]
+    real = objects["objects"][(objects["objects"] >= 0) & (objects["roles"] == 0)]
+    assert [row["objects"] for row in rows] == torch.bincount(real, minlength=3).tolist()
+    curve = [row for row in curves(done, NAMES) if row["class"] == "bee"]
+    assert len(curve) == 101
+    assert all(a["precision"] >= b["precision"] for a, b in zip(curve, curve[1:], strict=False))
