@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cnnrun import audit
 from cnnrun.audit import Columns
 from cnnrun.cache import Progress, at_once
-from cnnrun.dataset import Data, Dataset
+from cnnrun.dataset import Data, Dataset, counted
 from cnnrun.decoding import Decoder, processors, threads
 from cnnrun.errors import printable
 from cnnrun.prepare import columns, statistics_of
@@ -43,16 +43,16 @@ def look_through(data: Data, dataset: Dataset, progress: Progress) -> dict[str, 
     records = _records(data, dataset, progress)
     labels = dataset.facts.classes
     per_class = {
-        name: dict(
-            zip(labels, np.bincount(table.label_N[table.split_N == i], minlength=len(labels)).tolist(), strict=True)
-        )
-        for i, name in enumerate(table.splits)
+        name: dict(zip(labels, counted(dataset.splits[name].targets, len(labels)), strict=True))
+        for name in table.splits
     }
+    what = "a picture" if "labels" in dataset.splits["train"].targets else "an object"
     sides = np.stack([records["height"], records["width"]], 1)
     mean, std = statistics_of(dataset)
     findings = [
         *_bad(data, dataset),
-        *_classes(per_class),
+        *_boxes(data, dataset),
+        *_classes(per_class, what),
         *_leaks(data, table, names, records),
         *_near(table, names, records),
         *_files(table, names, records),
@@ -88,8 +88,9 @@ class _Names:
 
     def __call__(self, sample: int) -> str:
         split, number = self._table.place(sample)
-        label = self._dataset.facts.classes[int(self._table.label_N[sample])]
-        return printable(f"{self._dataset.splits[split].name(number)} ({split}, {label})")
+        examples, label = self._dataset.splits[split], int(self._table.label_N[sample])
+        known = f", {self._dataset.facts.classes[label]}" if "labels" in examples.targets else ""
+        return printable(f"{examples.name(number)} ({split}{known})")
 
     def path(self, sample: int) -> str:
         split, number = self._table.place(sample)
@@ -128,12 +129,26 @@ def _bad(data: Data, dataset: Dataset) -> list[Finding]:
     return [Finding(level, "cannot be decoded", len(dataset.left_out), examples)]
 
 
-def _classes(per_class: dict[str, dict[str, int]]) -> list[Finding]:
+def _boxes(data: Data, dataset: Dataset) -> list[Finding]:
+    """Boxes that are not as they should be, each kind with the files and ids of the first."""
+    kinds: dict[tuple[str, bool], list[str]] = {}
+    for each in dataset.bad_boxes:
+        kinds.setdefault((each.what.split(" (")[0].split(" of its picture")[0], each.cut), []).append(
+            f"{each.name}: {each.what} ({each.split})"
+        )
+    left_out: Level = "error" if data.bad_boxes == "error" else "warning"
+    return [
+        Finding("note" if cut else left_out, f"boxes: {what}", len(names), [[name] for name in names[:EXAMPLES]])
+        for (what, cut), names in kinds.items()
+    ]
+
+
+def _classes(per_class: dict[str, dict[str, int]], what: str) -> list[Finding]:
     found = []
     for split, counts in per_class.items():
         if missing := [name for name, count in counts.items() if not count]:
             examples = [[printable(name)] for name in missing[:EXAMPLES]]
-            found.append(Finding("warning", f"classes without a picture in {split}", len(missing), examples))
+            found.append(Finding("warning", f"classes without {what} in {split}", len(missing), examples))
     train = {name: count for name, count in per_class["train"].items() if count}
     rare = [name for name, count in train.items() if count * _RARE <= max(train.values())]
     if rare:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cnnrun.colour import blurred, noisy, recoloured, rectangles
 from cnnrun.draws import SLOTS, Draws
-from cnnrun.geometry import Mirror, Shift, affine, copied, crop_boxes, cropped, follow, warp
+from cnnrun.geometry import Mirror, Shift, affine, around, copied, crop_boxes, cropped, follow, warp
 from cnnrun.mixing import mixed, mosaic
 from cnnrun.spec import Kind, Kinds, Spec
 
@@ -32,6 +32,8 @@ class Crop(Spec):
     """The smallest and largest part of the area."""
     ratio: tuple[Ratio, Ratio] = Field((0.75, 4 / 3), strict=False)
     """The narrowest and widest ratio of width to height."""
+    safe: bool = False
+    """Grown until no object is cut; for boxes."""
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -143,13 +145,13 @@ class Augment(Spec):
         """Whether pictures are only copied in other ways, and stay bytes; else they become float32."""
         return not (self.crop or self._any(*_COMPUTED) or self.erase or self.partners)
 
-    def apply(self, pictures_BCHW: Tensor, draws: Draws) -> Tensor:
+    def apply(self, pictures_BCHW: Tensor, draws: Draws, targets: dict[str, Tensor] | None = None) -> Tensor:
         """uint8 pictures, changed: values 0..255, uint8 where pixels are only copied, else float32.
 
-        The same inputs give the same bits.
+        The same inputs give the same bits. The targets say where objects are, for `crop.safe`.
         """
         reach = self._reach(draws, pictures_BCHW.shape[1])
-        pictures = self._moved(pictures_BCHW, draws, reach)
+        pictures = self._moved(pictures_BCHW, draws, reach, targets)
         if self.copies:
             return pictures
         pictures = pictures.float()
@@ -171,7 +173,7 @@ class Augment(Spec):
         """The targets of pictures [B, C, H, W] that `apply` changed: boxes lie where what they show does."""
         if not self.moves or "boxes" not in targets:
             return targets
-        return follow(targets, self.matrices(draws, shape), shape, self.min_visible)
+        return follow(targets, self.matrices(draws, shape, targets), shape, self.min_visible)
 
     def combine(
         self, pictures: Tensor, partners_BP: Tensor, targets: dict[str, Tensor], draws: Draws
@@ -179,9 +181,9 @@ class Augment(Spec):
         """Augmented pictures as mosaics, with their targets."""
         return mosaic(pictures, partners_BP, targets, draws, self.mosaic, self.min_visible)
 
-    def matrices(self, draws: Draws, shape: Sequence[int]) -> Tensor:
+    def matrices(self, draws: Draws, shape: Sequence[int], targets: dict[str, Tensor] | None = None) -> Tensor:
         """[B, 2, 3]: where each output pixel comes from, for `geometry.warp`, `move_points` and `move_boxes`."""
-        return self._matrices(draws, self._reach(draws, shape[1]), shape)
+        return self._matrices(draws, self._reach(draws, shape[1]), shape, targets)
 
     def _any(self, *names: str) -> bool:
         return self.policy is not None or any(getattr(self, name) for name in names)
@@ -210,14 +212,14 @@ class Augment(Spec):
             for name, reach in _WIDEST.items()
         }
 
-    def _moved(self, pictures: Tensor, draws: Draws, reach: Reach) -> Tensor:
+    def _moved(self, pictures: Tensor, draws: Draws, reach: Reach, targets: dict[str, Tensor] | None) -> Tensor:
         if self.crop or self._any("rotate", "scale", "shear"):
-            return warp(pictures.float(), self._matrices(draws, reach, pictures.shape))
+            return warp(pictures.float(), self._matrices(draws, reach, pictures.shape, targets))
         if self.shift or self.flip != "none":
             return copied(pictures, self._mirror(draws), self._shift(draws, reach, pictures.shape))
         return pictures
 
-    def _matrices(self, draws: Draws, reach: Reach, shape: Sequence[int]) -> Tensor:
+    def _matrices(self, draws: Draws, reach: Reach, shape: Sequence[int], targets: dict[str, Tensor] | None) -> Tensor:
         degree = math.pi / 180
         angle = reach["rotate"] * degree * draws.sign("rotate")
         slant = torch.tan(reach["shear"] * degree * draws.sign("shear"))
@@ -228,7 +230,10 @@ class Augment(Spec):
         if self.crop is None:
             return made
         places = [draws[slot] for slot in ("crop_area", "crop_shape", "crop_y", "crop_x")]
-        return cropped(made, crop_boxes(self.crop.scale, self.crop.ratio, places, shape), shape)
+        window = crop_boxes(self.crop.scale, self.crop.ratio, places, shape)
+        if self.crop.safe and targets is not None:
+            window = around(window, targets, made, shape)
+        return cropped(made, window, shape)
 
     def _flips(self, draws: Draws) -> tuple[Tensor, Tensor]:
         """1 for each picture that is mirrored left-right, up-down, else 0: int64 [B] each."""

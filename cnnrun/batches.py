@@ -187,8 +187,8 @@ class TrainingBatches:
         draws = Draws(
             self._seed, step // self.steps_per_epoch, numbers.to(self._device, non_blocking=True), self._slots
         )
-        pictures = self._augment.apply(raw, draws)
         targets = {name: values[samples].to(self._device) for name, values in self._examples.targets.items()}
+        pictures = self._augment.apply(raw, draws, targets)
         targets = self._augment.follow(targets, pictures.shape, draws)
         sizes = [len(each.needed) for each in shares]
         partners = _shifted([each.partner for each in shares], sizes).to(self._device)

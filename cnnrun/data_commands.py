@@ -45,7 +45,7 @@ def checked(experiment: Experiment, verify: Path | None, write: Path | None) -> 
         if verify:
             found["differences"] = manifest.differences(verify, paths, root)
     # Everything is looked at, whatever the config would stop for.
-    lenient = experiment.data.model_copy(update={"bad_files": "skip", "leakage": "keep"})
+    lenient = experiment.data.model_copy(update={"bad_files": "skip", "bad_boxes": "skip", "leakage": "keep"})
     return found | look_through(experiment.data, prepare(lenient, indexed, bar), bar)
 
 
@@ -99,6 +99,8 @@ class Parts:
 def divided(experiment: Experiment, parts: Parts, out: Path) -> dict[str, Any]:
     """Write a table with a split for each of the source's files; what it splits already stays so."""
     source: SourceSpec = experiment.data.source
+    if source.targets != "labels":
+        raise DataError(f"{source.kind} cannot be divided into a table, which has one label a picture; use data.split")
     indexed = source.read()
     paths = manifest.files_of(_files(each) for each in indexed.splits.values() if isinstance(each.pictures, Files))
     if not paths:

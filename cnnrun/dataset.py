@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from cnnrun.augment import Augment
-from cnnrun.contracts import Facts, Indexed, Shape, SourceSpec, Split
+from cnnrun.contracts import BadBox, Facts, Indexed, Shape, SourceSpec, Split
 from cnnrun.data import Source
 from cnnrun.errors import DataError, printable
 from cnnrun.pictures import Image
@@ -105,6 +105,7 @@ class Dataset:
     stored: dict[str, Stored] = field(default_factory=dict)
     left_out: tuple[dict[str, str], ...] = ()
     notes: tuple[str, ...] = ()  # what the audit found, for people
+    bad_boxes: tuple[BadBox, ...] = ()
     listed: tuple[tuple[str, Split, NDArray[np.int64]], ...] = ()  # the source's splits of files, with sizes and times
 
     def lines(self) -> Iterator[str]:

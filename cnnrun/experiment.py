@@ -143,8 +143,10 @@ def _meaning(experiment: Experiment, tree: Map, start: Mark) -> list[Problem]:
     source, task = experiment.data.source, experiment.task
     if source.targets != task.targets:
         report(("data", "source"), f"{source.kind} gives {source.targets}; {task.kind} learns {task.targets}")
-    if augment.mosaic and task.targets != "boxes":
-        report(("data", "augment", "mosaic"), f"is for boxes; {task.kind} has none; remove the line")
+    for setting, used in (("mosaic", augment.mosaic), ("crop", augment.crop and augment.crop.safe)):
+        if used and task.targets != "boxes":
+            what = "crop.safe" if setting == "crop" else setting
+            report(("data", "augment", setting), f"{what} is for boxes; {task.kind} has none; remove it")
     if experiment.train.sampler == "balanced" and task.targets != "labels":
         report(("train", "sampler"), f"balanced needs one label a picture; {task.kind} has {task.targets}")
     names = [node.name for node in experiment.model.layers if node.name]

@@ -68,6 +68,15 @@ def move_boxes(boxes_BN4: Tensor, matrix_B23: Tensor, shape: Sequence[int]) -> T
     return torch.cat([low.clamp(min=0).minimum(edge), high.clamp(min=0).minimum(edge)], 2)
 
 
+def around(window_B4: Tensor, targets: dict[str, Tensor], matrix_B23: Tensor, shape: Sequence[int]) -> Tensor:
+    """The windows grown until they hold all objects whole, as these lie once the pictures are warped."""
+    boxes = move_boxes(targets["boxes"], matrix_B23, shape)
+    there = (targets["objects"] >= 0)[..., None]
+    low = torch.where(there, boxes[..., :2], math.inf).amin(1).minimum(window_B4[:, :2])
+    high = torch.where(there, boxes[..., 2:], -math.inf).amax(1).maximum(window_B4[:, 2:])
+    return torch.cat([low, high], 1)
+
+
 def follow(targets: dict[str, Tensor], matrix_B23: Tensor, shape: Sequence[int], least: float) -> dict[str, Tensor]:
     """Targets with their `boxes` moved as the pictures [B, C, H, W] are.
 

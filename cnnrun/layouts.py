@@ -151,5 +151,6 @@ def _detection(path: Path, what: str, pictures: int, objects: dict[str, int]) ->
     )
     return ConfigError(
         f"{printable(str(path))}: {what} of {pictures:,} pictures, objects: {counts or 'none'}",
-        "that is for object detection, a task that this version does not have; nothing was written",
+        "that is for object detection (task: detect), for which init writes no config yet: copy configs/bccd.yaml and "
+        "give data.source this path; nothing was written",
     )

@@ -94,8 +94,13 @@ class Opened:
     orientation: int
 
 
-def load(path: Path, size: Pair, channels: int, image: Image) -> tuple[NDArray[np.uint8], View]:
-    """The picture file as uint8 [H, W, C], and its view. Raises DataError that names the file and what is wrong."""
+def load(path: Path, size: Pair, channels: int, image: Image) -> NDArray[np.uint8]:
+    """The picture file as uint8 [H, W, C]. Raises DataError that names the file and what is wrong with it."""
+    return viewed(path, size, channels, image)[0]
+
+
+def viewed(path: Path, size: Pair, channels: int, image: Image) -> tuple[NDArray[np.uint8], View]:
+    """As `load`, and the picture's view."""
     with named(str(path)):
         picture = opened(read(path), channels, image).picture
         return fitted(picture, size, image), view((picture.height, picture.width), size, image)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cnnrun.contracts import Facts, Mark, TaskSpec, View
 from cnnrun.errors import ConfigError, DataError, printable
 from cnnrun.panels import marked
-from cnnrun.pictures import SUFFIXES, Image, load, named, opened, read
+from cnnrun.pictures import SUFFIXES, Image, named, opened, read, viewed
 from cnnrun.sheet import write_png
 from cnnrun.trained import Trained
 
@@ -51,7 +51,7 @@ def predict(trained: Trained, paths: Iterable[Path], batch: int) -> Iterator[dic
 
     def read(path: Path) -> tuple[NDArray[np.uint8], View] | DataError:
         try:
-            return load(path, (height, width), channels, trained.image)
+            return viewed(path, (height, width), channels, trained.image)
         except DataError as error:
             return error
 

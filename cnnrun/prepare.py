@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cnnrun.audit import Columns, Leaks, leaks
 from cnnrun.cache import Progress, at_once
-from cnnrun.contracts import Facts, Indexed, Shape, Split
+from cnnrun.contracts import BadBox, Facts, Indexed, Shape, Split
 from cnnrun.dataset import Data, Dataset, Examples, Index, counted, targets_of
 from cnnrun.errors import DataError, printable
 from cnnrun.files import Files
@@ -55,6 +55,7 @@ def prepare(data: Data, indexed: Index, progress: Progress, only: Sequence[str] 
         _examples(splits, by_name, shape, data.image),
         by_name,
         tuple(left_out),
+        bad_boxes=indexed.source.bad_boxes,
         listed=tuple((name, split, found) for name, split, found in of_files if found is not None),
     )
     if only is not None:
@@ -103,6 +104,16 @@ def _without_bad(
     return made, left_out
 
 
+def _of_boxes(bad: Sequence[BadBox]) -> list[str]:
+    """How many boxes are left out, and cut, with an example of each."""
+    out, cut = [each for each in bad if not each.cut], [each for each in bad if each.cut]
+    return [
+        f"{len(found):,} boxes {what}, such as {found[0].name}: {found[0].what}"
+        for found, what in ((out, "are left out (data.bad_boxes: skip)"), (cut, "are cut at their pictures' edges"))
+        if found
+    ]
+
+
 def _refuse_bad_boxes(indexed: Index, policy: str) -> None:
     """Raises DataError with the boxes that cannot be used, unless they are to be left out."""
     wrong = [each for each in indexed.source.bad_boxes if not each.cut]
@@ -128,13 +139,12 @@ def _other_size(split: Split, rows: Tensor, kept: Stored) -> dict[int, str]:
 
 def _remarks(dataset: Dataset) -> list[str]:
     """What else is worth a line before training: classes that a split lacks, files that are not what they are named."""
-    lines, classes = [], dataset.facts.classes
+    lines, classes = _of_boxes(dataset.bad_boxes), dataset.facts.classes
     for split, examples in dataset.splits.items():
-        labels = examples.targets.get("labels")
-        if labels is not None:
-            counts = torch.bincount(labels, minlength=len(classes)).tolist()
+        if counts := counted(examples.targets, len(classes)):
             missing = [name for name, count in zip(classes, counts, strict=True) if not count]
-            lines += [f"no picture of {', '.join(map(printable, missing[:5]))} in {split}"] if missing else []
+            what = "picture" if "labels" in examples.targets else "object"
+            lines += [f"no {what} of {', '.join(map(printable, missing[:5]))} in {split}"] if missing else []
         kept = dataset.stored[split].records
         misnamed: Any = [] if kept is None else np.flatnonzero(kept()["misnamed"][examples.rows.numpy()])
         if len(misnamed):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -26,7 +27,9 @@ def case(seed: int, pictures: int = 6, true: int = 12, found: int = 30):
     near = np.take_along_axis(boxes, source[..., None], 1) + rng.normal(0, 6, (pictures, found, 4))
     near = np.concatenate([near[..., :2], np.maximum(near[..., 2:], near[..., :2] + 1)], 2)
     labels = np.where(
-        rng.random((pictures, found)) < 0.15, rng.integers(0, 3, (pictures, found)), np.take_along_axis(objects, source, 1)
+        rng.random((pictures, found)) < 0.15,
+        rng.integers(0, 3, (pictures, found)),
+        np.take_along_axis(objects, source, 1),
     )
     scores = np.where(labels >= 0, np.round(rng.random((pictures, found)), 2), 0.0)  # with equal scores among them
     targets = {
@@ -114,7 +117,7 @@ def test_crowds_and_sizes():
 
 
 def test_difficult_objects_are_neither_missed_nor_wrongly_found():
-    results, targets = case(3)
+    _results, targets = case(3)
     hard = targets["boxes"][:1, :1]
     one = {
         "boxes": torch.cat([hard, hard + 300], 1), "objects": torch.tensor([[0, 0]]), "roles": torch.tensor([[1, 0]]),
@@ -134,7 +137,9 @@ def test_what_the_network_sees_is_measured_in_the_pictures_own_pixels():
     scale, offset = view[:, None, :2].repeat(1, 1, 2), view[:, None, 2:].repeat(1, 1, 2)
     seen = {**targets, "boxes": targets["boxes"] * scale + offset, "view": view}
     moved = {**results, "boxes": results["boxes"] * scale + offset}
-    assert numbers(ours(moved, seen).evaluated()) == pytest.approx(numbers(ours(results, targets).evaluated()), abs=1e-9)
+    assert numbers(ours(moved, seen).evaluated()) == pytest.approx(
+        numbers(ours(results, targets).evaluated()), abs=1e-9
+    )
 
 
 def test_tables_follow_from_the_same_arrays():
@@ -150,4 +155,4 @@ def test_tables_follow_from_the_same_arrays():
     assert [row["objects"] for row in rows] == torch.bincount(real, minlength=3).tolist()
     curve = [row for row in curves(done, NAMES) if row["class"] == "bee"]
     assert len(curve) == 101
-    assert all(a["precision"] >= b["precision"] for a, b in zip(curve, curve[1:], strict=False))
+    assert all(a["precision"] >= b["precision"] for a, b in itertools.pairwise(curve))

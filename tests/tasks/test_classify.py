@@ -26,7 +26,7 @@ def test_numbers_equal_scikit_learns(seed, count, batch):
     logits, labels = outputs(count, seed)
     meter = task.meter(FACTS)
     for part, truth in zip(logits.split(batch), labels.split(batch), strict=True):
-        meter.update(task.decode(part), {"labels": truth})
+        meter.update(task.decoder(FACTS)(part), {"labels": truth})
     measured = meter.compute()
     probability, predicted = logits.softmax(1).numpy(), logits.argmax(1).numpy()
     truth, classes = labels.numpy(), list(range(6))
@@ -47,7 +47,7 @@ def test_calibration_error_equals_the_definition():
     task = Classify()
     logits, labels = outputs(500)
     meter = task.meter(FACTS)
-    meter.update(task.decode(logits), {"labels": labels})
+    meter.update(task.decoder(FACTS)(logits), {"labels": labels})
     confidence, predicted = logits.softmax(1).max(1)
     expected = 0.0
     for i in range(15):
@@ -88,9 +88,9 @@ def test_micro_batches_have_the_whole_batchs_weighted_loss():
 
 
 def test_the_head_and_what_it_cannot_take():
-    assert Classify().head((7,), FACTS)(torch.zeros(2, 7)).shape == (2, 6)
+    assert Classify().head([(7,)], FACTS)(torch.zeros(2, 7)).shape == (2, 6)
     with pytest.raises(CannotPass, match="add `flatten` or `global_avg_pool`"):
-        Classify().head((7, 2, 2), FACTS)
+        Classify().head([(7, 2, 2)], FACTS)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_data_that_does_not_serve(task, facts, words):
 
 def test_rows_name_the_likeliest():
     logits = torch.tensor([[0.0, 3.0, 1.0, -1.0, 0.5, 0.2]])
-    (row,) = Classify(top_k=2).rows(Classify().decode(logits), FACTS)
+    (row,) = Classify(top_k=2).rows(Classify().decoder(FACTS)(logits), FACTS, [])
     assert row["label"] == "bee"
     assert [entry["label"] for entry in row["top"]] == ["bee", "cat"]
     assert row["probability"] == pytest.approx(float(logits.softmax(1).max()))
@@ -116,7 +116,7 @@ def test_rows_name_the_likeliest():
 
 def test_parity_verdicts():
     task = Classify()
-    ours = task.decode(outputs(20)[0])
+    ours = task.decoder(FACTS)(outputs(20)[0])
     assert task.agree(ours, {"probabilities": ours["probabilities"] + 5e-5}) is None
     assert "differ by up to" in task.agree(ours, {"probabilities": ours["probabilities"] + 1e-3})
     assert "differ by up to" in task.agree(ours, {"probabilities": ours["probabilities"] * float("nan")})
@@ -126,6 +126,6 @@ def test_every_number_is_given_and_has_a_direction():
     task = Classify()
     meter = task.meter(FACTS)
     logits, labels = outputs(20)
-    meter.update(task.decode(logits), {"labels": labels})
+    meter.update(task.decoder(FACTS)(logits), {"labels": labels})
     assert set(meter.compute().numbers) == set(task.numbers())
-    assert {name: values.shape[1:] for name, values in task.decode(logits).items()} == task.signature(FACTS)
+    assert {name: values.shape[1:] for name, values in task.decoder(FACTS)(logits).items()} == task.signature(FACTS)

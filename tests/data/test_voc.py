@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import save_picture
+
+from cnnrun.data.voc import Voc
+from cnnrun.dataset import Data, index
+from cnnrun.errors import DataError
+from cnnrun.prepare import prepare
+
+BCCD = Path(__file__).parents[3] / "shared" / "data" / "bccd"
+OBJECT = (
+    "<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>"
+    "<xmin>{0}</xmin><ymin>{1}</ymin><xmax>{2}</xmax><ymax>{3}</ymax></bndbox></object>"
+)
+
+
+def annotated(root: Path, name: str, objects, size=(40, 30), picture=(40, 30), head="") -> None:
+    """One picture with its XML file; sizes are (width, height)."""
+    save_picture(root / "JPEGImages" / f"{name}.png", seed=sum(map(ord, name)), size=picture)
+    written = "".join(
+        OBJECT.format(*box, name=label, difficult=int("difficult" in rest)) for label, box, *rest in objects
+    )
+    measured = f"<size><width>{size[0]}</width><height>{size[1]}</height></size>" if size else ""
+    path = root / "Annotations" / f"{name}.xml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"{head}<annotation><filename>{name}.png</filename>{measured}{written}</annotation>")
+
+
+def listed(root: Path, **splits) -> None:
+    lists = root / "ImageSets" / "Main"
+    lists.mkdir(parents=True, exist_ok=True)
+    for name, names in splits.items():
+        (lists / f"{name}.txt").write_text("\n".join(names) + "\n")
+
+
+@pytest.fixture
+def two(tmp_path) -> Path:
+    annotated(tmp_path, "a", [("dog", (1, 2, 11, 22)), ("cat", (5, 5, 40, 30))])
+    annotated(tmp_path, "b", [])
+    annotated(tmp_path, "c", [("cat", (0, 0, 9, 9), "difficult")])
+    listed(tmp_path, train=["a", "b"], val=["c  1"])
+    return tmp_path
+
+
+def prepared(root: Path, **settings):
+    data = Data.model_validate(
+        {"source": {"voc": str(root)}, "image": {"size": [30, 40], "channels": 3}, "cache": "memory"} | settings
+    )
+    return prepare(data, index(data), lambda what, count: _Silent())
+
+
+class _Silent:
+    def __enter__(self):
+        return lambda count: None
+
+    def __exit__(self, *raised):
+        pass
+
+
+def test_boxes_classes_and_lists(two):
+    found = Voc(root=str(two)).read()
+    assert found.classes == ("cat", "dog")
+    train, val = found.splits["train"], found.splits["val"]
+    assert train.targets["boxes"][0].tolist() == [[1, 2, 11, 22], [5, 5, 40, 30]]
+    assert train.targets["objects"].tolist() == [[1, 0], [-1, -1]]  # the second picture shows nothing
+    assert train.targets["areas"][0].tolist() == [200, 35 * 25]
+    assert val.targets["roles"].tolist() == [[1]]
+    assert train.sizes.tolist() == [[30, 40], [30, 40]]
+    assert found.bad_boxes == ()
+
+
+def test_difficult_objects_and_the_first_pixel_by_rule(two):
+    assert Voc(root=str(two), difficult="keep").read().splits["val"].targets["roles"].tolist() == [[0]]
+    assert Voc(root=str(two), first_pixel=1).read().splits["train"].targets["boxes"][0, 0].tolist() == [0, 1, 11, 22]
+
+
+def test_any_lists_may_be_splits_and_none_is_all_training(two):
+    listed(two, mine=["b"], rest=["a", "c"])
+    found = Voc(root=str(two), splits={"train": "rest", "test": "mine"}).read()
+    assert {name: len(split) for name, split in found.splits.items()} == {"train": 2, "test": 1}
+    for path in (two / "ImageSets" / "Main").iterdir():
+        path.unlink()
+    assert {name: len(split) for name, split in Voc(root=str(two)).read().splits.items()} == {"train": 3}
+    with pytest.raises(DataError, match="cannot be read"):
+        Voc(root=str(two), splits={"train": "none"}).read()
+    with pytest.raises(DataError, match="leaves the root"):
+        Voc(root=str(two), splits={"train": "../../Annotations/a"}).read()
+
+
+def test_a_size_that_is_not_written_is_the_pictures_own(tmp_path):
+    annotated(tmp_path, "a", [("dog", (1, 2, 11, 22))], size=None)
+    assert Voc(root=str(tmp_path)).read().splits["train"].sizes.tolist() == [[30, 40]]
+
+
+@pytest.mark.parametrize(
+    ("box", "words", "kept"),
+    [
+        ((5, 5, 5, 9), r"a box of no area \(5, 5, 5, 9\)", False),
+        ((9, 5, 5, 9), "corners swapped", False),
+        ((41, 5, 50, 9), "outside its picture of 40x30", False),
+        (("nan", 5, 9, 9), "of no numbers", False),
+        ((30, 5, 45, 9), "reaches out of its picture of 40x30", True),
+    ],
+)
+def test_bad_boxes_are_named_with_file_and_object(tmp_path, box, words, kept):
+    annotated(tmp_path, "a", [("dog", (1, 2, 11, 22)), ("dog", box)])
+    annotated(tmp_path, "b", [("dog", (3, 3, 20, 20))] * 3)
+    listed(tmp_path, train=["a", "b"])
+    (bad,) = Voc(root=str(tmp_path)).read().bad_boxes
+    import re
+
+    assert bad.name.endswith("a.xml: object 2")
+    assert re.search(words, bad.what)
+    assert bad.cut is kept
+    if kept:
+        assert any("are cut at their pictures' edges" in note for note in prepared(tmp_path).notes)
+        return
+    with pytest.raises(DataError, match=r"a.xml: object 2: .*"):
+        prepared(tmp_path)
+    dataset = prepared(tmp_path, bad_boxes="skip")
+    assert (dataset.splits["train"].targets["objects"] >= 0).sum() in (3, 4)  # val took a picture
+    assert any("left out (data.bad_boxes: skip), such as" in note for note in dataset.notes)
+
+
+def test_sizes_that_are_not_the_pictures_are_named(tmp_path):
+    annotated(tmp_path, "a", [("dog", (1, 2, 11, 22))])
+    annotated(tmp_path, "b", [("dog", (1, 2, 11, 22))], size=(30, 40))
+    listed(tmp_path, train=["a", "b"])
+    with pytest.raises(DataError, match=r"b.png: is 40x30 pixels; its boxes are written for 30x40"):
+        prepared(tmp_path, cache="disk", cache_dir=str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("<annotation>", "not XML"),
+        ("<!DOCTYPE a [<!ENTITY b 'c'>]><annotation/>", "declares a document type"),
+        ("<annotation><filename>none.png</filename></annotation>", "no picture 'none.png'"),
+        ("<annotation><object><bndbox/></object></annotation>", "an object without a name"),
+        ("<annotation><object><name>x</name></object></annotation>", "lacks a number for xmin"),
+        ("<annotation><size><width>a</width></size></annotation>", "a size that is no number"),
+    ],
+)
+def test_annotation_files_that_cannot_be_read(tmp_path, text, words):
+    annotated(tmp_path, "a", [("dog", (1, 2, 11, 22))])
+    (tmp_path / "Annotations" / "a.xml").write_text(text)
+    if "none.png" in text:
+        (tmp_path / "JPEGImages" / "a.png").unlink()
+    with pytest.raises(DataError, match=words) as refused:
+        Voc(root=str(tmp_path)).read()
+    assert "a.xml" in refused.value.lines[0]
+
+
+def test_a_class_that_training_does_not_have(two):
+    annotated(two, "d", [("cow", (1, 2, 11, 22))])
+    listed(two, val=["d"])
+    with pytest.raises(DataError, match=r"d.xml: object 1 is a 'cow', not a class"):
+        Voc(root=str(two)).read()
+
+
+@pytest.mark.skipif(not BCCD.is_dir(), reason="the blood-cell set is not here (../shared/data/bccd)")
+def test_the_blood_cell_set():
+    found = Voc(root=str(BCCD)).read()
+    assert found.classes == ("Platelets", "RBC", "WBC")
+    assert {name: len(split) for name, split in found.splits.items()} == {"train": 205, "val": 87, "test": 72}
+    assert sum(int((split.targets["objects"] >= 0).sum()) for split in found.splits.values()) == 4888 - 2
+    assert sorted(bad.name.rpartition("/")[2] for bad in found.bad_boxes) == [
+        "BloodImage_00338.xml: object 13", "BloodImage_00343.xml: object 4",
+    ]  # fmt: skip

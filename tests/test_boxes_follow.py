@@ -1,0 +1,163 @@
+"""Boxes lie where what they show does: after decoding, after every augmentation, after mosaic."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image as Pil
+
+from cnnrun.augment import Augment, Crop
+from cnnrun.batches import share
+from cnnrun.draws import Draws
+from cnnrun.pictures import Image, fitted, view
+from cnnrun.placing import placed
+from cnnrun.ranks import Ranks
+
+COUNT, HEIGHT, WIDTH = 24, 48, 64
+EVERY = {
+    "flip": Augment(flip="both"),
+    "shift": Augment(shift=0.2),
+    "flip and shift": Augment(flip="horizontal", shift=0.1),
+    "scale": Augment(scale=0.4),
+    "rotate": Augment(rotate=30),
+    "shear": Augment(shear=15),
+    "crop": Augment(crop=Crop(scale=(0.3, 0.9))),
+    "safe crop": Augment(crop=Crop(scale=(0.1, 0.5), safe=True)),
+    "all": Augment(flip="both", shift=0.1, rotate=10, scale=0.2, shear=5, crop=Crop(scale=(0.6, 1))),
+}
+
+
+def bright(seed=0, objects=1):
+    """Black pictures with white rectangles, one a picture, and their targets padded to two more."""
+    rng = np.random.default_rng(seed)
+    pictures = torch.zeros(COUNT, 1, HEIGHT, WIDTH, dtype=torch.uint8)
+    boxes = torch.zeros(COUNT, objects + 2, 4)
+    for number in range(COUNT):
+        wide, tall = rng.integers(6, 20, 2)
+        x, y = rng.integers(0, WIDTH - wide), rng.integers(0, HEIGHT - tall)
+        pictures[number, :, y : y + tall, x : x + wide] = 255
+        boxes[number, 0] = torch.tensor([x, y, x + wide, y + tall])
+    labels = torch.full((COUNT, objects + 2), -1)
+    labels[:, 0] = torch.arange(COUNT) % 3
+    roles, areas = torch.zeros_like(labels, dtype=torch.uint8), torch.ones(labels.shape)
+    return pictures, {"boxes": boxes, "objects": labels, "roles": roles, "areas": areas}
+
+
+def seen(picture):
+    """The box around what is bright."""
+    ys, xs = np.nonzero(picture.numpy() > 127)
+    return None if not len(xs) else (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_after_augmentation(name):
+    augment = EVERY[name].model_copy(update={"min_visible": 0.0})
+    pictures, targets = bright()
+    draws = Draws(3, 1, torch.arange(COUNT), augment.slots())
+    changed = augment.apply(pictures, draws, targets).float()
+    moved = augment.follow(targets, pictures.shape, draws)
+    turned = augment.rotate or augment.shear
+    looked = 0
+    for number in range(COUNT):
+        found = seen(changed[number, 0])
+        if found is None or moved["objects"][number, 0] < 0:
+            continue
+        looked += 1
+        box = moved["boxes"][number, 0].tolist()
+        # A turned rectangle touches its upright box's sides with corners alone, which sampling rounds off, and which
+        # may lie beyond the picture's edge.
+        inside = min(box[:2]) > 0 and box[2] < WIDTH and box[3] < HEIGHT
+        loose = (4.5 if inside else 20) if turned else 1.1
+        for mine, theirs, way in zip(box, found, (1, 1, -1, -1), strict=True):
+            assert -1.1 <= (theirs - mine) * way <= loose, (name, box, found)
+        assert moved["objects"][number, 0] == number % 3
+    assert looked > COUNT // 2
+    assert (moved["objects"][:, 1:] == -1).all()
+
+
+def test_a_safe_crop_cuts_no_object():
+    pictures, targets = bright()
+    augment = EVERY["safe crop"]
+    draws = Draws(3, 1, torch.arange(COUNT), augment.slots())
+    moved = augment.follow(targets, pictures.shape, draws)
+    window = moved["boxes"][:, 0]
+    sides, own = window[:, 2:] - window[:, :2], targets["boxes"][:, 0, 2:] - targets["boxes"][:, 0, :2]
+    assert (moved["objects"][:, 0] >= 0).all()
+    assert (sides >= own - 1e-3).all()  # enlarged, never cut
+    assert (sides > 1.2 * own).any()
+    unsafe = augment.model_copy(update={"crop": Crop(scale=(0.1, 0.5))})
+    assert (unsafe.follow(targets, pictures.shape, draws)["objects"][:, 0] < 0).any()
+
+
+def test_objects_of_which_too_little_is_left_go():
+    pictures, targets = bright()
+    draws = Draws(3, 1, torch.arange(COUNT), Augment(shift=0.5).slots())
+    lenient = Augment(shift=0.5, min_visible=0.0).follow(targets, pictures.shape, draws)
+    strict = Augment(shift=0.5, min_visible=0.7).follow(targets, pictures.shape, draws)
+    own = (targets["boxes"][:, 0, 2:] - targets["boxes"][:, 0, :2]).prod(1)
+    left = (lenient["boxes"][:, 0, 2:] - lenient["boxes"][:, 0, :2]).prod(1) / own
+    assert torch.equal(strict["objects"][:, 0] >= 0, (left >= 0.7) & (lenient["objects"][:, 0] >= 0))
+    assert ((left > 0) & (left < 0.7)).any()
+
+
+def test_mosaics_hold_the_parts_of_four_pictures():
+    pictures, targets = bright()
+    augment = Augment(mosaic=0.6, min_visible=0.0)
+    draws = Draws(3, 1, torch.arange(COUNT), augment.slots())
+    partners = (torch.arange(COUNT)[:, None] + torch.arange(1, 4)) % COUNT
+    changed, moved = augment.combine(pictures.float(), partners, targets, draws)
+    assert moved["boxes"].shape[1] == 4 * targets["boxes"].shape[1]
+    four = draws["mosaic"] < 0.6
+    assert four.any()
+    assert (~four).any()
+    assert torch.equal(changed[~four], pictures[~four].float())
+    assert torch.equal(moved["boxes"][~four][:, :3], targets["boxes"][~four])
+    assert (moved["objects"][~four][:, 3:] == -1).all()
+    for number in four.nonzero()[:, 0].tolist():
+        mask = torch.zeros(HEIGHT, WIDTH, dtype=torch.bool)
+        for x1, y1, x2, y2 in moved["boxes"][number][moved["objects"][number] >= 0].tolist():
+            mask[max(0, round(y1) - 1) : round(y2) + 1, max(0, round(x1) - 1) : round(x2) + 1] = True
+            inside = changed[number, 0, round(y1 + 1) : round(y2 - 1), round(x1 + 1) : round(x2 - 1)]
+            assert inside.numel() == 0 or inside.min() > 200  # what a box shows is bright
+        assert changed[number, 0][~mask].max() < 130  # and nothing else is
+        of = {int(label) for label in moved["objects"][number] if label >= 0}
+        assert of <= {int(each) % 3 for each in [number, *partners[number].tolist()]}
+
+
+def test_each_rank_needs_its_own_pictures_and_their_partners_alone():
+    whole = share(10, 1, Ranks(), 3)
+    assert whole.partner.shape == (10, 3)
+    assert torch.equal(whole.partner, (torch.arange(10)[:, None] + torch.arange(1, 4)) % 10)
+    alone = share(10, 2, Ranks(), 0)
+    assert alone.partner.shape == (10, 0)
+
+
+@given(
+    st.integers(20, 200), st.integers(20, 200), st.integers(24, 80), st.integers(24, 80),
+    st.sampled_from(["stretch", "pad", "crop"]), st.sampled_from([1.0, 0.8]),
+)  # fmt: skip
+@settings(max_examples=80, deadline=None)
+def test_after_fitting_pictures_of_any_size(height, width, tall, wide, fit, part):
+    picture = np.zeros((height, width), np.uint8)
+    y1, x1, y2, x2 = height // 4, width // 3, height // 4 + max(8, height // 3), width // 3 + max(8, width // 3)
+    picture[y1:y2, x1:x2] = 255
+    y2, x2 = min(y2, height), min(x2, width)
+    image = Image(size=(tall, wide), channels=1, fit=fit, crop_pct=part, background=0)
+    found = seen(torch.from_numpy(fitted(Pil.fromarray(picture), (tall, wide), image)[:, :, 0].copy()))
+    one = {
+        "boxes": torch.tensor([[[x1, y1, x2, y2]]], dtype=torch.float32), "objects": torch.tensor([[0]]),
+    }  # fmt: skip
+    moved = placed(one, np.array([[height, width]]), (1, tall, wide), image)
+    box = moved["boxes"][0, 0].tolist()
+    if found is None:
+        assert (box[2] - box[0]) * (box[3] - box[1]) < 4
+    else:
+        assert np.abs(np.array(box) - np.array(found)).max() <= 1.1
+    # And back, where nothing was cut away.
+    scale_x, scale_y, left, top = view((height, width), (tall, wide), image).numbers()
+    back = [(box[0] - left) / scale_x, (box[1] - top) / scale_y, (box[2] - left) / scale_x, (box[3] - top) / scale_y]
+    if fit != "crop":
+        assert back == pytest.approx([x1, y1, x2, y2], abs=1e-2)
