@@ -336,6 +336,10 @@ class TaskSpec(Kind):
         """Name and shape (without the batch) of each result, in the order of `decode`."""
         raise NotImplementedError
 
+    def meaning(self, facts: Facts) -> dict[str, Any]:
+        """What a user of an exported file needs to know of its results, by name: kept in the file."""
+        return {}
+
     def agree(self, ours: Results, theirs: Results) -> str | None:
         """Why an artefact's results are not the network's, or None: the export's parity check."""
         raise NotImplementedError

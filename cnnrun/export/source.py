@@ -199,6 +199,8 @@ class Sources:
             elif inspect.isclass(value) or inspect.isfunction(value):
                 if value.__module__.startswith("cnnrun"):
                     self.add(value)
+            elif isinstance(value, int | float | str) and name in vars(module):
+                self.definitions.setdefault(name, f"{name} = {value!r}")
             elif isinstance(value, types.GenericAlias):
                 self.definitions.setdefault(name, f"{name} = {_alias(value)}")
 

@@ -270,6 +270,16 @@ class Detect(TaskSpec):
     def signature(self, facts: Facts) -> dict[str, Shape]:
         return {"boxes": (self.most, 4), "scores": (self.most,), "labels": (self.most,)}
 
+    def meaning(self, facts: Facts) -> dict[str, Any]:
+        return {
+            "boxes": "x1, y1, x2, y2 in pixels of the input; of a picture that was stretched to it, times the picture's "
+            "width / the input's for x, and height / height for y; of a padded one, less the padding, over its scale",
+            "scores": "falling; 0 where there is no box",
+            "labels": "places in `classes`; -1 where there is no box",
+            "score": self.score,
+            "nms": self.nms,
+        }
+
     def agree(self, ours: Results, theirs: Results) -> str | None:
         gap = float((ours["scores"] - theirs["scores"]).abs().max())
         if not gap <= 1e-4:
