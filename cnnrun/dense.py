@@ -18,7 +18,8 @@ from cnnrun.boxes import padded_to, unsuppressed
 
 PLACE = 7  # x1, y1, x2, y2 of the box; x, y, stride of the cell
 _RARE = 0.01  # the score that a new network gives every class everywhere (Lin et al. 2017, section 3.3)
-_FAR = 7.0  # the largest exponent of a distance: a thousand strides
+# The exponents of a distance in strides: up to a thousand, and down to a thousandth, so that every box has an area.
+_NEAR, _FAR = -7.0, 7.0
 
 
 class Logits(nn.Conv2d):
@@ -100,7 +101,7 @@ def _cells(sides_B4HW: Tensor, logits_BKHW: Tensor, image: list[int]) -> Tensor:
     x = (torch.arange(width, device=sides_B4HW.device) + 0.5) * wide
     y, x = y[:, None].expand(height, width), x[None].expand(height, width)
     stride = torch.full_like(x, max(tall, wide))
-    left, up, right, down = (sides_B4HW.clamp(max=_FAR).exp() * max(tall, wide)).unbind(1)
+    left, up, right, down = (sides_B4HW.clamp(_NEAR, _FAR).exp() * max(tall, wide)).unbind(1)
     batch = sides_B4HW.shape[0]
     place = torch.stack([x, y, stride]).expand(batch, 3, height, width)
     made = torch.cat([torch.stack([x - left, y - up, x + right, y + down], 1), place, logits_BKHW], 1)

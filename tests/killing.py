@@ -39,9 +39,23 @@ model:
   - linear: {{out_features: 8, activation: relu}}
 train: {{epochs: 3, batch: 8, monitor: val/accuracy, save_every: 4, early_stop: {{patience: 3}}}}
 """
+DETECT = """
+task: {{detect: {{levels: [p3], channels: 4, depth: 1, most: 8}}}}
+data:
+  source: {{voc: '{scenes}'}}
+  image: {{size: 16, channels: 1}}
+  split: {{val: 0.2}}
+  cache_dir: '{cache}'
+model:
+  - conv: {{out_channels: 4, stride: 2, norm: batch, activation: relu}}
+  - conv: {{name: p3, out_channels: 4, stride: 2, norm: batch, activation: relu}}
+  - conv: {{out_channels: 4}}
+train: {{epochs: 3, batch: 8, optimizer: {{adamw: 0.01}}, monitor: val/loss, save_every: 4}}
+"""
 KINDS = {
     "ema": ["train.ema={decay: 0.9}", "train.optimizer={adamw: 0.01}"],
     "dropout": ["data.augment={shift: 0.2, noise: 8}"],
+    "detect": ["data.augment={flip: both, rotate: 9, mosaic: 0.5}", "train.ema={decay: 0.9}"],
     "mixup": ["data.augment={mixup: 0.4, rotate: 9}", "train.sampler=balanced", "train.clip=1.0"],
 }
 CASES = list(itertools.product((0, 2), (1, 3), KINDS))  # workers, accumulate, kind
@@ -56,13 +70,30 @@ def pictures(root: Path) -> Path:
         for number in range(30):
             pixels = noise.integers(0, 200, (8, 8), dtype=np.uint8) + np.uint8(40 * label)
             Image.fromarray(pixels).save(root / name / f"{number}.png")
+    scenes(root.parent / "scenes")
     return root
+
+
+def scenes(root: Path) -> None:
+    """40 pictures with a bright box each, as VOC has them."""
+    noise = np.random.default_rng(1)
+    for folder in ("JPEGImages", "Annotations"):
+        (root / folder).mkdir(parents=True)
+    for number in range(40):
+        pixels = noise.integers(0, 60, (16, 16), dtype=np.uint8)
+        x, y = noise.integers(0, 9, 2).tolist()
+        pixels[y : y + 6, x : x + 6] = 200
+        Image.fromarray(pixels).save(root / "JPEGImages" / f"{number}.png")
+        box = f"<xmin>{x}</xmin><ymin>{y}</ymin><xmax>{x + 6}</xmax><ymax>{y + 6}</ymax>"
+        written = f"<object><name>box</name><bndbox>{box}</bndbox></object>"
+        (root / "Annotations" / f"{number}.xml").write_text(f"<annotation>{written}</annotation>")
 
 
 def config(folder: Path, root: Path, case: tuple[int, int, str]) -> experiment.Experiment:
     """A case's experiment, with a cache of its own in `root`, so that its pictures are decoded there."""
     workers, accumulate, kind = case
-    text = CONFIG.format(pictures=folder, cache=root / "cache")
+    text = DETECT if kind == "detect" else CONFIG
+    text = text.format(pictures=folder, scenes=folder.parent / "scenes", cache=root / "cache")
     if kind == "dropout":
         text = text.replace("  - flatten\n", "  - dropout: 0.3\n  - flatten\n")
     cached = "disk" if accumulate == 1 else "none"

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import batched_nms, box_iou
 
+from cnnrun import boxes as boxes_module
 from cnnrun.boxes import overlaps, padded_to, unsuppressed
 
 
@@ -22,15 +26,19 @@ def test_suppression_equals_torchvisions_picture_by_picture(seed, pictures, coun
     scores = torch.rand(pictures, count, generator=generator).sort(1, descending=True).values
     labels = torch.randint(0, 3, (pictures, count), generator=generator)
     kept = unsuppressed(found, scores, labels, most)
+    with pytest.MonkeyPatch.context() as without:
+        without.setattr(boxes_module.torch, "ops", SimpleNamespace(torchvision=object()))
+        assert torch.equal(unsuppressed(found, scores, labels, most), kept)  # our own, where torchvision is not there
     for row in range(pictures):
         theirs = torch.zeros(count, dtype=torch.bool)
         theirs[batched_nms(found[row].double(), scores[row].double(), labels[row], most)] = True
         assert torch.equal(kept[row], theirs)
 
 
-def test_a_long_chain_of_boxes_that_decide_about_each_other():
+def test_a_long_chain_of_boxes_that_decide_about_each_other(monkeypatch):
     left = torch.arange(200.0)
     chain = torch.stack([left * 4, left * 0, left * 4 + 10, left * 0 + 10], 1)[None]
+    monkeypatch.setattr(boxes_module.torch, "ops", SimpleNamespace(torchvision=object()))
     kept = unsuppressed(chain, torch.linspace(1, 0.1, 200)[None], torch.zeros(1, 200, dtype=torch.int64), 0.4)
     assert kept[0].tolist() == [number % 2 == 0 for number in range(200)]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import pytest
@@ -37,7 +36,8 @@ def test_it_starts_at_chance_and_steps_down(path, monkeypatch, tmp_path):
     for step in range(6):
         losses.append(float(backward(learning, job, batch, step)))
         update(learning, job, step, 0.02)
-    assert losses[0] == pytest.approx(math.log(10), abs=0.6)
+    if (chance := tried.task.chance(data.facts)) is not None:
+        assert losses[0] == pytest.approx(chance, abs=0.6)
     assert losses[-1] < losses[0]
 
 
@@ -45,8 +45,9 @@ def test_it_starts_at_chance_and_steps_down(path, monkeypatch, tmp_path):
 def test_its_header_says_what_score_time_and_command(path):
     head = path.read_text().split("\ntask:")[0]
     assert all(line.startswith("#") for line in head.splitlines())
-    for word in ("n = ", "2 CPU cores", f"cnnrun train configs/{path.name}", "accuracy"):
+    for word in ("n = ", "2 CPU cores", f"cnnrun train configs/{path.name}"):
         assert word in head
+    assert "accuracy" in head or "AP50" in head
 
 
 def test_fashion_vgg_has_at_most_half_a_million_parameters():

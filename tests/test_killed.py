@@ -33,7 +33,7 @@ def test_an_undisturbed_run_repeats_whatever_the_workers(folder, expected):
 @pytest.mark.parametrize("how", HOWS)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 def test_killed_anywhere_it_ends_the_same(folder, expected, case, how):
-    """24 of 24: two kills each."""
+    """32 of 32: two kills each."""
     story = killed(folder, case, expected(case), 2, how, seed=CASES.index(case))
     assert not story.trouble
     assert story.found == expected(case).digest

@@ -40,7 +40,7 @@ from cnnrun.dense import PLACE, DenseHead, Detections, stride_of
 
 BoxLoss = Literal["ciou", "diou", "giou"]
 Score = Annotated[float, Field(ge=0, lt=1)]
-_CANDIDATES = 3  # boxes that suppression chooses from, for each that can be left
+_CANDIDATES = 6  # boxes that suppression chooses from, for each that can be left
 _CLEAR = 1e-3  # a difference of scores that decides which of two boxes comes first
 
 
@@ -262,6 +262,8 @@ class Detect(TaskSpec):
         return [self.score] * len(facts.classes)
 
     def decoder(self, facts: Facts) -> nn.Module:
+        import torchvision.ops  # noqa: F401  its suppression, which `boxes.unsuppressed` takes where it is there
+
         return Detections(list(facts.image[1:]), self.most, _CANDIDATES * self.most, self.nms, self.least_score)
 
     def meter(self, facts: Facts) -> DetectMeter:
@@ -272,8 +274,8 @@ class Detect(TaskSpec):
 
     def meaning(self, facts: Facts) -> dict[str, Any]:
         return {
-            "boxes": "x1, y1, x2, y2 in pixels of the input; of a picture that was stretched to it, times the picture's "
-            "width / the input's for x, and height / height for y; of a padded one, less the padding, over its scale",
+            "boxes": "x1, y1, x2, y2 in pixels of the input; in those of a picture that was stretched to it: x times "
+            "its width / the input's, y times height / height; of a padded one: less the padding, divided by its scale",
             "scores": "falling; 0 where there is no box",
             "labels": "places in `classes`; -1 where there is no box",
             "score": self.score,

@@ -115,6 +115,16 @@ def test_pictures_without_objects_have_a_loss_and_finite_gradients():
     assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
 
 
+@pytest.mark.parametrize("value", [-1e4, 1e4])
+def test_boxes_of_any_size_have_finite_gradients(value):
+    network, true = head(), targets()
+    for sides in network.sides:
+        torch.nn.init.constant_(sides.bias, value)
+    losses = Detect().criterion(FACTS)(network(*maps()), true)
+    sum(losses.values()).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
+
+
 def test_it_learns_a_few_pictures_by_heart():
     task, true, given, network = Detect(least_score=0.05), targets(3, most=3), maps(3), head(depth=1)
     true["roles"].zero_()

@@ -1,0 +1,189 @@
+"""Detection against torchvision's ssdlite320_mobilenet_v3_large: training speed, the share of decoding, the score.
+
+    python benchmarks/detection.py speed                  # pictures a second in training, rounds interleaved
+    python benchmarks/detection.py decode RUN             # decode and suppression in parts of inference, by batch size
+    python benchmarks/detection.py ssdlite --minutes 9    # ssdlite trained from scratch on the same pictures so long
+    python benchmarks/detection.py scores RUN [RUN ...]   # the test scores of runs, with mean and spread
+
+All on configs/bccd.yaml and the set in ../shared/data/bccd.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cnnrun import assemble, commands, experiment
+from cnnrun.boxes import padded_to
+from cnnrun.learner import Learner
+from cnnrun.network import flops
+from cnnrun.schedule import OneCycle
+from cnnrun.step import backward, update
+
+CONFIG = Path(__file__).parents[1] / "configs" / "bccd.yaml"
+CPU = torch.device("cpu")
+MOST = 100
+
+
+def ssdlite(classes: int) -> nn.Module:
+    from torchvision.models.detection import ssdlite320_mobilenet_v3_large
+
+    torch.manual_seed(0)
+    made: nn.Module = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=classes + 1)
+    return made.to(memory_format=torch.channels_last)
+
+
+def as_torchvision(pictures: Tensor, targets: dict[str, Tensor]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """A batch of ours as torchvision's detectors take it: class 0 is the background, boxes of no side are left out."""
+    found = []
+    for boxes, labels in zip(targets["boxes"], targets["objects"], strict=True):
+        real = (labels >= 0) & ((boxes[:, 2:] - boxes[:, :2]).amin(1) > 0)
+        found.append({"boxes": boxes[real], "labels": labels[real] + 1})
+    return list(pictures.float() / 255), found
+
+
+def theirs_step(network: nn.Module, optimizer: torch.optim.Optimizer, pictures: Tensor, targets: dict[str, Tensor]):
+    losses = network(*as_torchvision(pictures, targets))
+    loss = sum(losses.values())
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return float(loss.detach())
+
+
+def prepared(*overrides: str):
+    tried = experiment.load(CONFIG, list(overrides))
+    data = assemble.dataset(tried)
+    return tried, data, assemble.job(tried, data, None, Path("/nonexistent"), CPU)
+
+
+def speed(rounds: int, steps: int) -> None:
+    """Training steps on the same batches, ours and theirs in turn; a figure a round, then medians and their ratio."""
+    tried, data, job = prepared("train.batch=16")
+    learner, batches = Learner(job), job.batches(data.splits["train"], 1)
+    network = ssdlite(len(data.facts.classes)).train()
+    optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
+    ours_gflops = sum(flops(assemble.network(tried, data.facts))) / 1e9
+    print(f"ours {ours_gflops:.2f} GFLOPs at {data.facts.image}; theirs {_their_flops(network):.2f} at (3, 320, 320)")
+    found: dict[str, list[float]] = {"ours": [], "ssdlite": []}
+    batch = [batches.at(number) for number in range(steps)]
+    for number in range(rounds + 1):
+        for who in found:
+            began = time.perf_counter()
+            for step in range(steps):
+                if who == "ours":
+                    backward(learner, job, batch[step], step)
+                    update(learner, job, step, 0.1)
+                else:
+                    theirs_step(network, optimizer, batch[step].pictures, batch[step].targets)
+            if number:  # the first round warms up
+                found[who].append(steps * 16 / (time.perf_counter() - began))
+        if number:
+            print("  ".join(f"{who} {values[-1]:.1f}" for who, values in found.items()), "pictures/s", flush=True)
+    medians = {who: statistics.median(values) for who, values in found.items()}
+    print(f"medians of {rounds}: {medians}; ratio {medians['ours'] / medians['ssdlite']:.2f}")
+
+
+def _their_flops(network: nn.Module) -> float:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network.eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network([torch.zeros(3, 320, 320)])
+    network.train()
+    return counter.get_total_flops() / 1e9
+
+
+def decode(run: Path, rounds: int) -> None:
+    """How long the network takes and how long its decoder, with suppression, on real pictures."""
+    _, given = assemble.trained(run, run.parent.parent, CPU)
+    data = assemble.dataset(experiment.load(run / "config.yaml"))
+    for batch in (1, 8, 64):
+        pictures = data.splits["val"].take(torch.arange(batch)).float().contiguous(memory_format=torch.channels_last)
+        times: dict[str, list[float]] = {"network": [], "decode": []}
+        with torch.inference_mode():
+            for _ in range(rounds):
+                began = time.perf_counter()
+                outputs = given.network(pictures)
+                middle = time.perf_counter()
+                given.decoder(outputs)
+                times["network"].append(middle - began)
+                times["decode"].append(time.perf_counter() - middle)
+        network, decoding = (1000 * statistics.median(times[name]) for name in ("network", "decode"))
+        share = decoding / (network + decoding)
+        print(f"batch {batch}: network {network:.1f} ms, decode and NMS {decoding:.2f} ms: {share:.1%} of inference")
+
+
+def train_ssdlite(minutes: float, lr: float, seed: int) -> None:
+    """Our data, our augmentation, our schedule and optimizer, their network and losses; scored by our meter."""
+    tried, data, job = prepared(f"seed={seed}", "train.batch=8")
+    batches = job.batches(data.splits["train"], 1)
+    network = ssdlite(len(data.facts.classes)).train()
+    optimizer = torch.optim.AdamW(network.parameters(), lr, weight_decay=0.05)
+    schedule, began, step = OneCycle(warmup=0.1), time.perf_counter(), 0
+    while (spent := time.perf_counter() - began) < 60 * minutes:
+        for group in optimizer.param_groups:
+            group["lr"] = lr * schedule.factor(int(spent), int(60 * minutes) + 1)
+        batch = batches.at(step)
+        loss = theirs_step(network, optimizer, batch.pictures, batch.targets)
+        step += 1
+        if step % 100 == 0:
+            print(f"step {step}  {spent:.0f} s  loss {loss:.3f}", flush=True)
+    print(f"{step * 8} pictures in {spent:.0f} s")
+    network.eval()
+    for split in ("val", "test"):
+        meter, examples = tried.task.meter(data.facts), data.splits[split]
+        for index in torch.arange(len(examples)).split(16):
+            with torch.inference_mode():
+                found = network(list(examples.take(index).float() / 255))
+            meter.update(_as_ours(found), examples.targets_of(index, CPU))
+        print(split, {name: round(value, 4) for name, value in meter.compute().numbers.items()})
+
+
+def _as_ours(found: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    rows = []
+    for each in found:
+        kept = each["scores"].argsort(descending=True)[:MOST]
+        parts = {"boxes": each["boxes"][kept], "scores": each["scores"][kept], "labels": each["labels"][kept] - 1}
+        fill = {"boxes": 0.0, "scores": 0.0, "labels": -1}
+        rows.append({name: padded_to(value[None], MOST, fill[name]) for name, value in parts.items()})
+    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+
+def scores(runs: list[Path]) -> None:
+    """Each run's numbers on test, measured once, and their mean and spread."""
+    rows = [commands.evaluate(run, run.parent.parent, CPU, "test")["numbers"] for run in runs]
+    for run, row in zip(runs, rows, strict=True):
+        print(run, {name: round(row[name], 4) for name in ("AP", "AP50", "AP75")})
+    for name in ("AP", "AP50", "AP75"):
+        values = [row[name] for row in rows]
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        print(f"{name}: {statistics.mean(values):.4f} +- {spread:.4f} (n = {len(values)})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["speed", "decode", "ssdlite", "scores"])
+    parser.add_argument("runs", nargs="*", type=Path)
+    parser.add_argument("--minutes", type=float, default=9.0)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=7)
+    given = parser.parse_args()
+    if given.what == "speed":
+        speed(given.rounds, 4)
+    elif given.what == "decode":
+        decode(given.runs[0], 3 * given.rounds)
+    elif given.what == "ssdlite":
+        train_ssdlite(given.minutes, given.lr, given.seed)
+    else:
+        scores(given.runs)
+
+
+if __name__ == "__main__":
+    main()
