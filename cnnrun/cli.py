@@ -139,6 +139,14 @@ def zoo_show(name: Annotated[str, typer.Argument(help="One of `cnnrun zoo list`.
     typer.echo(zoo.text(name), nl=False)
 
 
+@zoo_app.command("blocks")
+def zoo_blocks() -> None:
+    """The blocks that every config may use. Example: cnnrun zoo blocks"""
+    from cnnrun.blocks import SHIPPED
+
+    typer.echo(SHIPPED.read_text(), nl=False)
+
+
 @app.command("import")
 def import_(
     file: Annotated[Path, typer.Argument(help="A state dict: .pth, .pt or .safetensors.")],
