@@ -126,36 +126,16 @@ def _monitored(tree: Map, start: Mark) -> list[Problem]:
 
 
 def _meaning(experiment: Experiment, tree: Map, start: Mark) -> list[Problem]:
-    """Mistakes between sections: sizes that the source does not have, colour on grey pictures, shapes."""
-    problems = []
+    """Mistakes between sections: what the task cannot learn from, sizes that the source does not have, shapes."""
+    found = _of_the_task(experiment)
+    problems = [Problem(position(tree, path, start), path_text(tree, path), message) for path, message in found]
 
     def report(path: Loc, message: str) -> None:
         problems.append(Problem(position(tree, path, start), path_text(tree, path), message))
 
-    if experiment.train.batch < experiment.train.accumulate:
-        report(("train", "accumulate"), f"cannot split a batch of {experiment.train.batch} into that many parts")
-    augment = experiment.data.augment
-    if augment.mixes and not experiment.task.mixes:
-        setting = "mixup" if augment.mixup else "cutmix"
-        report(
-            ("data", "augment", setting), f"{experiment.task.kind} cannot learn from mixed pictures; remove the line"
-        )
-    source, task = experiment.data.source, experiment.task
-    if source.targets != task.targets:
-        report(("data", "source"), f"{source.kind} gives {source.targets}; {task.kind} learns {task.targets}")
-    for setting, used in (("mosaic", augment.mosaic), ("crop", augment.crop and augment.crop.safe)):
-        if used and task.targets != "boxes":
-            what = "crop.safe" if setting == "crop" else setting
-            report(("data", "augment", setting), f"{what} is for boxes; {task.kind} has none; remove it")
-    if experiment.train.sampler == "balanced" and task.targets != "labels":
-        report(("train", "sampler"), f"balanced needs one label a picture; {task.kind} has {task.targets}")
-    names = [node.name for node in experiment.model.layers if node.name]
-    for name in task.taken():
-        if name not in names:
-            report(("task", task.kind), f"no layer {name!r} in the model{did_you_mean(name, names)}")
-    if source.targets != task.targets or not set(task.taken()) <= set(names):
+    if any(path[0] == "task" or path == ("data", "source") for path, _ in found):
         return problems  # what follows would be guesses
-    shape = experiment.data.image_shape()
+    source, shape = experiment.data.source, experiment.data.image_shape()
     if shape is None:
         report(("data", "image"), f"the pictures of {source.kind!r} have no size of their own: give size and channels")
         return problems
@@ -175,6 +155,33 @@ def _meaning(experiment: Experiment, tree: Map, start: Mark) -> list[Problem]:
         return problems
     problems += _misnamed(experiment, built, tree, start)
     return problems + _too_large(built, tree, start)
+
+
+def _of_the_task(experiment: Experiment) -> list[tuple[Loc, str]]:
+    """What other sections ask that the task cannot do, and layers that it names in vain: place and message each."""
+    task, data, train = experiment.task, experiment.data, experiment.train
+    found: list[tuple[Loc, str]] = []
+    if train.batch < train.accumulate:
+        found.append((("train", "accumulate"), f"cannot split a batch of {train.batch} into that many parts"))
+    if data.source.targets != task.targets:
+        text = f"{data.source.kind} gives {data.source.targets}; {task.kind} learns {task.targets}"
+        found.append((("data", "source"), text))
+    for setting in ("mixup", "cutmix"):
+        if getattr(data.augment, setting) and not task.mixes:
+            text = f"{task.kind} cannot learn from mixed pictures; remove the line"
+            found.append((("data", "augment", setting), text))
+    for setting, used in (("mosaic", data.augment.mosaic), ("crop.safe", data.augment.crop and data.augment.crop.safe)):
+        if used and task.targets != "boxes":
+            path = ("data", "augment", *setting.split("."))
+            found.append((path, f"is for boxes; {task.kind} has none; remove it"))
+    if train.sampler == "balanced" and task.targets != "labels":
+        text = f"balanced needs one label a picture; {task.kind} has {task.targets}"
+        found.append((("train", "sampler"), text))
+    names = [node.name for node in experiment.model.layers if node.name]
+    for name in task.taken():
+        if name not in names:
+            found.append((("task", task.kind), f"no layer {name!r} in the model{did_you_mean(name, names)}"))
+    return found
 
 
 def _misnamed(experiment: Experiment, built: Built, tree: Map, start: Mark) -> list[Problem]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -27,60 +28,85 @@ def beta(alpha: float, uniform_B: Tensor) -> Tensor:
     return _beta_quantiles(alpha).to(uniform_B.device)[(uniform_B * _LEVELS).long()]
 
 
+@dataclass(frozen=True)
+class Corner:
+    """A corner of a mosaic: the region it fills (x1, y1, x2, y2), and its picture's scale and upper left corner."""
+
+    region_B4: Tensor
+    scale_B: Tensor
+    left_B: Tensor
+    top_B: Tensor
+
+
+def corners(x_B: Tensor, y_B: Tensor, height: int, width: int) -> list[Corner]:
+    """The four corners of pictures that meet at (x, y): each picture just covers its own, and ends at the meeting."""
+    zero, found = torch.zeros_like(x_B), []
+    for below in (False, True):
+        for right in (False, True):
+            wide, tall = (width - x_B if right else x_B), (height - y_B if below else y_B)
+            scale = torch.maximum(wide / width, tall / height)
+            low = (x_B if right else zero), (y_B if below else zero)
+            high = (zero + width if right else x_B), (zero + height if below else y_B)
+            left, top = (x_B if right else x_B - scale * width), (y_B if below else y_B - scale * height)
+            found.append(Corner(torch.stack([*low, *high], 1), scale, left, top))
+    return found
+
+
 def mosaic(
     pictures: Tensor, partners_BP: Tensor, targets: dict[str, Tensor], draws: Draws, part: float, least: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Of a `part` of the pictures each becomes a corner of a picture of four (Bochkovskiy et al. 2020), boxes and all.
 
-    The four meet at a random point in the middle half; each is shrunk until it just covers its corner. Targets are
-    padded to four times as many objects.
+    The four meet at a random point in the middle half. Targets are padded to four times as many objects.
     """
     batch, _, height, width = pictures.shape
     use_B = draws["mosaic"] < part
     members = torch.cat([torch.arange(batch, device=pictures.device)[:, None], partners_BP], 1)
-    x, y = width * (0.25 + 0.5 * draws["mosaic_x"]), height * (0.25 + 0.5 * draws["mosaic_y"])
-    x, y = x.round(), y.round()
-    made, moved = torch.zeros_like(pictures), []
-    columns = torch.arange(width, device=pictures.device)
-    rows = torch.arange(height, device=pictures.device)
-    for corner in range(4):
-        right, below = corner % 2 == 1, corner // 2 == 1
-        scale = torch.maximum((width - x if right else x) / width, (height - y if below else y) / height)
-        # The picture's corner that lies at the meeting point: an output pixel at p comes from (p - offset) / scale.
-        offset_x = x if right else x - scale * width
-        offset_y = y if below else y - scale * height
-        there = ((columns >= x[:, None]) == right)[:, None] & ((rows >= y[:, None]) == below)[:, :, None]
-        there &= use_B[:, None, None]
-        shrunk = _shrunk(pictures[members[:, corner]], scale, offset_x, offset_y)
-        made = torch.where(there[:, None], shrunk, made)
-        own = {name: values[members[:, corner]] for name, values in targets.items() if name in _OF_OBJECTS}
-        offset = torch.stack([offset_x, offset_y, offset_x, offset_y], 1)[:, None]
-        boxes = own["boxes"] * scale[:, None, None] + offset
-        whole = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
-        low = torch.stack([x if right else 0 * x, y if below else 0 * y] * 2, 1)[:, None]
-        high = torch.stack([0 * x + width if right else x, 0 * y + height if below else y] * 2, 1)[:, None]
-        own = still_there(own, torch.minimum(torch.maximum(boxes, low), high), whole, least)
-        if corner == 0:  # a picture that stays as it is keeps its own objects, once
-            for name in ("boxes", "objects"):
-                use = use_B.view(-1, *[1] * (own[name].dim() - 1))
-                own[name] = torch.where(use, own[name], targets[name])
-        else:
-            own["objects"] = torch.where(use_B[:, None], own["objects"], -1)
-        moved.append(own)
-    joined = {name: torch.cat([each[name] for each in moved], 1) for name in moved[0]}
-    return torch.where(use_B[:, None, None, None], made, pictures), {**targets, **joined}
+    x = (width * (0.25 + 0.5 * draws["mosaic_x"])).round()
+    y = (height * (0.25 + 0.5 * draws["mosaic_y"])).round()
+    made, moved = pictures, []
+    for number, corner in enumerate(corners(x, y, height, width)):
+        of = members[:, number]
+        filled = _filled(corner.region_B4, height, width) & use_B[:, None, None]
+        made = torch.where(filled[:, None], _shrunk(pictures[of], corner), made)
+        own = _cut({name: targets[name][of] for name in _OF_OBJECTS}, corner, least)
+        # A picture that stays as it is keeps its own objects, once.
+        stay = targets if number == 0 else {**targets, "objects": torch.full_like(targets["objects"], -1)}
+        moved.append({name: torch.where(_like(use_B, own[name]), own[name], stay[name]) for name in _OF_OBJECTS})
+    return made, {**targets, **{name: torch.cat([each[name] for each in moved], 1) for name in _OF_OBJECTS}}
 
 
 _OF_OBJECTS = ("boxes", "objects", "roles", "areas")
 
 
-def _shrunk(pictures: Tensor, scale_B: Tensor, left_B: Tensor, top_B: Tensor) -> Tensor:
-    """Pictures at that scale with their upper left corner there, on a canvas of their own size."""
+def _like(which_B: Tensor, values: Tensor) -> Tensor:
+    return which_B.view(-1, *[1] * (values.dim() - 1))
+
+
+def _filled(region_B4: Tensor, height: int, width: int) -> Tensor:
+    """Which pixels lie in a region: bool [B, H, W]."""
+    x1, y1, x2, y2 = (side[:, None] for side in region_B4.unbind(1))
+    columns = torch.arange(width, device=region_B4.device)
+    rows = torch.arange(height, device=region_B4.device)
+    return ((rows >= y1) & (rows < y2))[:, :, None] & ((columns >= x1) & (columns < x2))[:, None]
+
+
+def _cut(targets: dict[str, Tensor], corner: Corner, least: float) -> dict[str, Tensor]:
+    """Targets of pictures that became corners: boxes shrunk, and cut at the region's edges."""
+    offset = torch.stack([corner.left_B, corner.top_B] * 2, 1)[:, None]
+    boxes = targets["boxes"] * corner.scale_B[:, None, None] + offset
+    whole = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
+    low, high = (side.repeat(1, 2)[:, None] for side in corner.region_B4.split(2, 1))
+    return still_there(targets, torch.minimum(torch.maximum(boxes, low), high), whole, least)
+
+
+def _shrunk(pictures: Tensor, corner: Corner) -> Tensor:
+    """Pictures at the corner's scale and place, on a canvas of their own size."""
     height, width = pictures.shape[2:]
     matrix = torch.zeros(len(pictures), 2, 3, device=pictures.device)
-    matrix[:, 0, 0] = matrix[:, 1, 1] = 1 / scale_B
-    matrix[:, 0, 2] = (width / 2 - left_B) / scale_B - width / 2
-    matrix[:, 1, 2] = (height / 2 - top_B) / scale_B - height / 2
+    matrix[:, 0, 0] = matrix[:, 1, 1] = 1 / corner.scale_B
+    matrix[:, 0, 2] = (width / 2 - corner.left_B) / corner.scale_B - width / 2
+    matrix[:, 1, 2] = (height / 2 - corner.top_B) / corner.scale_B - height / 2
     return warp(pictures, matrix)
 
 
