@@ -52,7 +52,7 @@ def objects_of(targets: dict[str, Tensor]) -> Objects:
 
 
 class DetectionLoss(nn.Module):
-    """Quality focal loss of every cell's scores, and the boxes' overlap loss where a cell learns an object.
+    """Cross-entropy (or quality focal loss) of every cell's scores, and the boxes' overlap loss where a cell learns an object.
 
     Sums over a picture's cells, divided by the mean number of objects a training picture has: a constant, so that a
     batch split into micro-batches has the same loss and gradient. (TOOD divides by what the batch's qualities add up
@@ -133,8 +133,8 @@ class Detect(TaskSpec):
     box_loss: BoxLoss = "ciou"
     box_weight: float = Field(2.0, gt=0)
     """Of the boxes' loss, the scores' being 1."""
-    gamma: float = Field(2.0, ge=0)
-    """The focusing of the scores' loss; 0 is cross-entropy."""
+    gamma: float = Field(0.0, ge=0)
+    """The focusing of the scores' loss (quality focal loss, Li et al. 2020, has 2); 0 is cross-entropy."""
     top_k: int = Field(13, ge=1)
     """Cells that learn an object, at most."""
     alpha: float = Field(1.0, ge=0)
