@@ -6,7 +6,7 @@ import csv
 import io
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from torch import Tensor
 from cnnrun import cache, manifest, runs
 from cnnrun.auditing import look_through
 from cnnrun.batches import TrainingBatches
-from cnnrun.contracts import SourceSpec, Split
+from cnnrun.contracts import Facts, SourceSpec, Split, TaskSpec
 from cnnrun.dataset import HOLD_OUT_KEYS, index
 from cnnrun.errors import ConfigError, DataError, printable
 from cnnrun.experiment import Experiment
 from cnnrun.files import Files, Members
+from cnnrun.panels import marked, picture_of
 from cnnrun.prepare import prepare
 from cnnrun.progress import bar
 from cnnrun.randomness import key, permutation
@@ -71,10 +72,14 @@ def shown(experiment: Experiment, count: int, times: int, out: Path, board: Path
         blend=partial(experiment.task.blend, facts=data.facts),
     )
     own = {name: values[samples] for name, values in examples.targets.items()}
-    columns = [("as it is", examples.take(samples).float(), experiment.task.words(own, data.facts))]
+    seen = [("as it is", examples.take(samples).float(), own)]
     for epoch in range(times):
         batch = batches.at(epoch)
-        columns.append((f"epoch {epoch + 1}", batch.pictures, experiment.task.words(batch.targets, data.facts)))
+        seen.append((f"epoch {epoch + 1}", batch.pictures, batch.targets))
+    columns = [
+        (title, _marked(pictures, targets, experiment.task, data.facts), experiment.task.words(targets, data.facts))
+        for title, pictures, targets in seen
+    ]
     made = sheet(columns)
     write_png(out, made, "cnnrun data show")
     if board:
@@ -83,6 +88,18 @@ def shown(experiment: Experiment, count: int, times: int, out: Path, board: Path
         with SummaryWriter(str(board)) as writer:
             writer.add_image("data/sheet", made, 0, dataformats="HWC")
     return {"path": str(out), "pictures": len(samples), "times": times, "tensorboard": str(board) if board else None}
+
+
+def _marked(pictures: Tensor, targets: dict[str, Tensor], task: TaskSpec, facts: Facts) -> Tensor:
+    """The pictures with the boxes of their targets drawn on, where the task has boxes."""
+    marks = task.true_marks(targets, facts)
+    if marks is None:
+        return pictures
+    drawn = [
+        marked(picture_of(one), [replace(mark, text="") for mark in own])
+        for one, own in zip(pictures, marks, strict=True)
+    ]
+    return torch.from_numpy(np.stack([np.asarray(one) for one in drawn])).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)

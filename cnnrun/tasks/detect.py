@@ -52,7 +52,7 @@ def objects_of(targets: dict[str, Tensor]) -> Objects:
 
 
 class DetectionLoss(nn.Module):
-    """Cross-entropy (or quality focal loss) of every cell's scores, and the boxes' overlap loss where a cell learns an object.
+    """Cross-entropy (or focal loss) of every cell's scores; the boxes' overlap loss where a cell learns an object.
 
     Sums over a picture's cells, divided by the mean number of objects a training picture has: a constant, so that a
     batch split into micro-batches has the same loss and gradient. (TOOD divides by what the batch's qualities add up
