@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A box (x1, y1, x2, y2 in pixels) to draw, with what to write at it, in one of ten colours."""
+
+    box: tuple[float, float, float, float]
+    text: str
+    colour: int
 
 
 def overlaps(ones_BM4: Tensor, others_BN4: Tensor) -> Tensor:

@@ -92,7 +92,9 @@ def predict(
         list[str] | None, typer.Option(help="Show objects from this score: 0.4 for all, or cat=0.6 for a class.")
     ] = None,
     draw: Annotated[Path | None, typer.Option(help="A folder for the pictures with what was found drawn on.")] = None,
-    coco: Annotated[Path | None, typer.Option(help="A file for all objects in COCO's results format.")] = None,
+    coco: Annotated[
+        Path | None, typer.Option(help="A file for what is shown, in COCO's results format; with --score 0 for all.")
+    ] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     device: Device = "auto",
     runs: Runs = Path("runs"),

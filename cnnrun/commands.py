@@ -35,6 +35,7 @@ from cnnrun.export import MIN_SAMPLES, Format, export
 from cnnrun.network import flops
 from cnnrun.outline import outline, text
 from cnnrun.predict import coco_results, drawn_into, files, predict, with_scores
+from cnnrun.prepare import refuse_bad_boxes
 from cnnrun.progress import say
 from cnnrun.ranks import joined
 from cnnrun.resuming import same_weights, saved_in, unchanged, unfinished
@@ -125,14 +126,14 @@ def predicted(
     if (score or draw or coco) and given.task.targets != "boxes":
         raise ConfigError(f"--score, --draw and --coco are for boxes; {given.task.kind} finds none")
     given = replace(given, task=with_scores(given.task, score, given.facts))
-    if coco and coco.exists():
-        raise ConfigError(f"--coco {coco}: is there already; choose another")
+    if coco and (coco.exists() or not coco.parent.is_dir()):
+        raise ConfigError(f"--coco {coco}: {'is there already' if coco.exists() else 'no such folder'}; choose another")
     found: list[dict[str, Any]] = []
-    with drawn_into(draw) as drawn:
-        for row in predict(given, files(paths), batch):
-            drawn(row)
-            found += coco_results(row)
-            yield row
+    drawn, boxes = drawn_into(draw, given.image), given.task.targets == "boxes"
+    for row in predict(given, files(paths), batch):
+        drawn(row)
+        found += coco_results(row)
+        yield {"objects": [], **row} if boxes else row
     if coco:
         runs.write_text(coco, json.dumps(found) + "\n")
 
@@ -167,11 +168,12 @@ def imported(
 
 
 def checked(experiment: Experiment) -> dict[str, Any]:
-    """Everything that can be known without decoding a picture or taking a step."""
-    facts = _facts(experiment)
+    """Everything that can be known without decoding a picture or taking a step. Raises DataError for bad boxes."""
+    facts, indexed = _facts(experiment), index(experiment.data)
+    refuse_bad_boxes(indexed, experiment.data.bad_boxes)
     built = fitting(experiment, facts, initial(experiment))
     levels = [Level(each.shape, each.field, each.stride) for each in built.levels]
-    targets = index(experiment.data).targets("train", facts.image, experiment.data.image)
+    targets = indexed.targets("train", facts.image, experiment.data.image)
     return {
         "name": experiment.name,
         "classes": list(facts.classes),

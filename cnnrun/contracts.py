@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor, nn
 
+from cnnrun.boxes import Mark
 from cnnrun.files import Files, Members
 from cnnrun.spec import Kind
 
@@ -217,20 +218,12 @@ class View:
     left: float = 0.0
     top: float = 0.0
 
-    def numbers(self) -> tuple[float, float, float, float]:
-        return self.scale_x, self.scale_y, self.left, self.top
+    def numbers(self) -> tuple[float, ...]:
+        """Scale, offset and size, each in x and y: what `average_precision.given_back` takes."""
+        return self.scale_x, self.scale_y, self.left, self.top, self.size[1], self.size[0]
 
 
 Better = Literal["max", "min"]
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A box (x1, y1, x2, y2 in pixels) to draw, with what to write at it, in one of ten colours."""
-
-    box: tuple[float, float, float, float]
-    text: str
-    colour: int
 
 
 @dataclass(frozen=True)
@@ -339,6 +332,14 @@ class TaskSpec(Kind):
     def meaning(self, facts: Facts) -> dict[str, Any]:
         """What a user of an exported file needs to know of its results, by name: kept in the file."""
         return {}
+
+    def thresholds(self, facts: Facts) -> dict[str, float]:
+        """The score from which each class's results are shown; empty where all are."""
+        return {}
+
+    def gap(self, ours: Results, theirs: Results) -> float:
+        """The largest difference of two results, for people."""
+        return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
 
     def agree(self, ours: Results, theirs: Results) -> str | None:
         """Why an artefact's results are not the network's, or None: the export's parity check."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
@@ -25,7 +26,7 @@ from cnnrun.store import CacheSettings, Pictures, Stored
 
 
 class HoldOut(Spec):
-    """Parts of the training pictures held out where the source has no such split of its own; stratified by class.
+    """Parts of the training pictures held out where the source has no such split of its own; stratified by label.
 
     Where the source knows groups, a group is on one side alone.
     """
@@ -109,11 +110,23 @@ class Dataset:
     listed: tuple[tuple[str, Split, NDArray[np.int64]], ...] = ()  # the source's splits of files, with sizes and times
 
     def lines(self) -> Iterator[str]:
-        """A line a file: split, path, size, time of change, label. Nothing for pictures that are no files."""
+        """A line a file: split, path, size, time of change, label (or a digest of its boxes).
+
+        Nothing for pictures that are no files.
+        """
         for name, split, listed in self.listed:
-            labels = split.targets.get("labels", torch.full((len(split),), -1)).tolist()
+            labels = _told(split)
             for number, (size, when, *_) in enumerate(listed.tolist()):
                 yield f"{name}\t{printable(split.name(number))}\t{size}\t{when}\t{labels[number]}"
+
+
+def _told(split: Split) -> list[int]:
+    """What is known of each sample as one number: its label, or a digest of its boxes."""
+    if "labels" in split.targets:
+        return split.targets["labels"].tolist()
+    pairs = zip(split.targets.get("boxes", ()), split.targets.get("objects", ()), strict=True)
+    told = [zlib.crc32(boxes.numpy().tobytes() + objects.numpy().tobytes()) for boxes, objects in pairs]
+    return told or [-1] * len(split)
 
 
 @dataclass(frozen=True)

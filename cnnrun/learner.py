@@ -253,8 +253,10 @@ class Learner:
 
     def shown(self, job: Job, split: str, count: int) -> NDArray[np.uint8] | None:
         """The first samples of a split with what is in them and what is found; None where that has no place."""
+        if self.body is not self.network:
+            return None  # features of the frozen layers have taken the pictures' place
         batch = next(iter(in_order(job.dataset.splits[split], count, job.device)))
-        if job.task.true_marks(batch.targets, job.facts) is None or batch.pictures.dim() != 4:
+        if job.task.true_marks(batch.targets, job.facts) is None:
             return None
         self.network.eval()
         decoder = job.task.decoder(job.facts).to(job.device)

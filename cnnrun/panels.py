@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cnnrun.batch import Batch
-from cnnrun.contracts import Facts, Mark, Results, TaskSpec
+from cnnrun.boxes import Mark
+from cnnrun.contracts import Facts, Results, TaskSpec
 from cnnrun.errors import printable
 
 # Ten colours that stay apart for most eyes (matplotlib's own ten).

@@ -6,7 +6,6 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cnnrun.contracts import Facts, Mark, TaskSpec, View
+from cnnrun.boxes import Mark
+from cnnrun.contracts import Facts, TaskSpec, View
 from cnnrun.errors import ConfigError, DataError, printable
 from cnnrun.panels import marked
 from cnnrun.pictures import SUFFIXES, Image, named, opened, read, viewed
 from cnnrun.sheet import write_png
 from cnnrun.trained import Trained
+
+_BY = "cnnrun predict"  # what drawings say of themselves
 
 
 def files(paths: Sequence[Path]) -> Iterator[Path]:
@@ -80,8 +82,8 @@ def with_scores(task: TaskSpec, written: Sequence[str], facts: Facts) -> TaskSpe
     """The task with other scores from which objects are shown: `0.4` for all classes, `cat=0.6` for one of them."""
     if not written:
         return task
-    scores: dict[str, float] = {}
-    for each in written:
+    scores = task.thresholds(facts)
+    for each in sorted(written, key=lambda each: "=" in each):  # that for all first
         name, _, number = each.rpartition("=")
         try:
             value = float(number)
@@ -90,7 +92,7 @@ def with_scores(task: TaskSpec, written: Sequence[str], facts: Facts) -> TaskSpe
         if not 0 <= value < 1 or (name and name not in facts.classes):
             known = ", ".join(facts.classes[:20])
             raise ConfigError(f"--score {printable(each)}: give a number below 1, or class=number (classes: {known})")
-        scores |= {name: value} if name else {name: scores.get(name, value) for name in facts.classes}
+        scores |= {name: value} if name else dict.fromkeys(facts.classes, value)
     return task.model_copy(update={"score": scores})
 
 
@@ -102,15 +104,19 @@ def coco_results(row: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"image_id": image, **{key: each[key] for key in keys}} for each in row.get("objects", [])]
 
 
-@contextmanager
-def drawn_into(folder: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A function that draws a row's objects on its picture, as a PNG in the folder; that does nothing without one."""
+def drawn_into(folder: Path | None, image: Image) -> Callable[[dict[str, Any]], None]:
+    """A function that draws a row's objects on its picture, as a PNG in the folder; that does nothing without one.
+
+    Raises ConfigError where pictures of others lie in the folder.
+    """
     if folder is None:
-        yield lambda row: None
-        return
+        return lambda row: None
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--draw {printable(str(folder))}: is a file")
     folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob("*.png"):
+        if _BY.encode() not in path.read_bytes()[:200]:
+            raise ConfigError(f"--draw {printable(str(folder))}: holds pictures of yours; choose another folder")
     taken: set[str] = set()
 
     def draw(row: dict[str, Any]) -> None:
@@ -123,12 +129,12 @@ def drawn_into(folder: Path | None) -> Iterator[Callable[[dict[str, Any]], None]
             name = f"{path.stem}-{number}"
         taken.add(name)
         with named(str(path)):
-            picture = opened(read(path), 3, Image()).picture
+            picture = opened(read(path), 3, image).picture
         marks = [
             Mark((x, y, x + w, y + h), f"{each['label']} {each['score']:.2f}", each["category_id"])
             for each in row["objects"]
             for x, y, w, h in [each["bbox"]]
         ]
-        write_png(folder / f"{name}.png", np.asarray(marked(picture, marks)), "cnnrun predict")
+        write_png(folder / f"{name}.png", np.asarray(marked(picture, marks)), _BY)
 
-    yield draw
+    return draw

@@ -32,6 +32,7 @@ def prepare(data: Data, indexed: Index, progress: Progress, only: Sequence[str] 
     """
     shape = data.image_shape()
     assert shape is not None, "experiment.load refuses a config without a picture size"
+    refuse_bad_boxes(indexed, data.bad_boxes)
     listed = {id(split): listing(split, data.fingerprint == "content", data.workers) for split in indexed.sources()}
     wanted = {name: pair for name, pair in indexed.splits.items() if only is None or name in only}
     once: dict[int, Stored] = {}
@@ -39,7 +40,6 @@ def prepare(data: Data, indexed: Index, progress: Progress, only: Sequence[str] 
         if id(split) not in once:
             once[id(split)] = stored(split, shape, data.image, data, listed[id(split)], progress)
     by_name = {name: once[id(split)] for name, (split, _) in wanted.items()}
-    _refuse_bad_boxes(indexed, data.bad_boxes)
     splits, left_out = _without_bad(wanted, by_name, data.bad_files)
     facts = Facts(
         classes=indexed.source.classes,
@@ -114,7 +114,7 @@ def _of_boxes(bad: Sequence[BadBox]) -> list[str]:
     ]
 
 
-def _refuse_bad_boxes(indexed: Index, policy: str) -> None:
+def refuse_bad_boxes(indexed: Index, policy: str) -> None:
     """Raises DataError with the boxes that cannot be used, unless they are to be left out."""
     wrong = [each for each in indexed.source.bad_boxes if not each.cut]
     if wrong and policy == "error":

@@ -295,7 +295,8 @@ def row_writer(form: str) -> Callable[[dict[str, Any]], None]:
         if headed[0]:
             found = row.get("objects", [])
             writer.writerows([[row["path"], each["label"], each["score"], *each["bbox"], ""] for each in found])
-            writer.writerows([[row["path"], *[""] * 6, row["error"]]] if "error" in row else [])
+            if not found:
+                writer.writerow([row["path"], *[""] * 6, row.get("error", "")])
             return
         top = ";".join(f"{entry['label']}={entry['probability']:.6f}" for entry in row.get("top", []))
         writer.writerow([row["path"], row.get("label", ""), row.get("probability", ""), top, row.get("error", "")])

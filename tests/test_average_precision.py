@@ -25,7 +25,7 @@ def case(seed: int, pictures: int = 6, true: int = 12, found: int = 30):
     roles = np.where(rng.random((pictures, true)) < 0.1, 2, 0)
     source = rng.integers(0, true, (pictures, found))
     near = np.take_along_axis(boxes, source[..., None], 1) + rng.normal(0, 6, (pictures, found, 4))
-    near = np.concatenate([near[..., :2], np.maximum(near[..., 2:], near[..., :2] + 1)], 2)
+    near = np.concatenate([near[..., :2].clip(0), np.maximum(near[..., 2:], near[..., :2].clip(0) + 1)], 2)
     labels = np.where(
         rng.random((pictures, found)) < 0.15,
         rng.integers(0, 3, (pictures, found)),
@@ -34,7 +34,7 @@ def case(seed: int, pictures: int = 6, true: int = 12, found: int = 30):
     scores = np.where(labels >= 0, np.round(rng.random((pictures, found)), 2), 0.0)  # with equal scores among them
     targets = {
         "boxes": boxes, "objects": objects, "roles": roles, "areas": (boxes[..., 2:] - boxes[..., :2]).prod(2),
-        "view": np.tile([1.0, 1.0, 0.0, 0.0], (pictures, 1)),
+        "view": np.tile([1.0, 1.0, 0.0, 0.0, 1e6, 1e6], (pictures, 1)),
     }  # fmt: skip
     results = {"boxes": near, "scores": scores, "labels": labels}
     return [{name: torch.from_numpy(value) for name, value in each.items()} for each in (results, targets)]
@@ -133,8 +133,8 @@ def test_difficult_objects_are_neither_missed_nor_wrongly_found():
 
 def test_what_the_network_sees_is_measured_in_the_pictures_own_pixels():
     results, targets = case(4)
-    view = torch.tensor([0.5, 0.25, 7.0, -3.0]).double().repeat(len(targets["view"]), 1)
-    scale, offset = view[:, None, :2].repeat(1, 1, 2), view[:, None, 2:].repeat(1, 1, 2)
+    view = torch.tensor([0.5, 0.25, 7.0, -3.0, 1e6, 1e6]).double().repeat(len(targets["view"]), 1)
+    scale, offset = view[:, None, :2].repeat(1, 1, 2), view[:, None, 2:4].repeat(1, 1, 2)
     seen = {**targets, "boxes": targets["boxes"] * scale + offset, "view": view}
     moved = {**results, "boxes": results["boxes"] * scale + offset}
     assert numbers(ours(moved, seen).evaluated()) == pytest.approx(

@@ -157,7 +157,8 @@ def test_after_fitting_pictures_of_any_size(height, width, tall, wide, fit, part
     else:
         assert np.abs(np.array(box) - np.array(found)).max() <= 1.1
     # And back, where nothing was cut away.
-    scale_x, scale_y, left, top = view((height, width), (tall, wide), image).numbers()
+    scale_x, scale_y, left, top, *size = view((height, width), (tall, wide), image).numbers()
+    assert size == [width, height]
     back = [(box[0] - left) / scale_x, (box[1] - top) / scale_y, (box[2] - left) / scale_x, (box[3] - top) / scale_y]
     if fit != "crop":
         assert back == pytest.approx([x1, y1, x2, y2], abs=1e-2)

@@ -21,6 +21,7 @@ from cnnrun.errors import ConfigError
 from cnnrun.evaluate import evaluate
 from cnnrun.export.code import Code
 from cnnrun.export.onnx import Onnx
+from cnnrun.predict import with_scores
 
 CPU = torch.device("cpu")
 SCENES = """
@@ -189,6 +190,43 @@ def test_predict_writes_cocos_results_and_drawings(run, scene, tmp_path, run_cli
     assert " at " in text
 
 
+def test_scores_of_one_class_leave_the_others(run):
+    _, given = assemble.trained(run, run.parent.parent, CPU)
+    task = given.task.model_copy(update={"score": {"1": 0.8}})
+    few = with_scores(task, ["2=0.6"], given.facts).thresholds(given.facts)
+    assert (few["1"], few["2"], few["3"]) == (0.8, 0.6, 0.3)
+    all_but = with_scores(task, ["2=0.6", "0.1"], given.facts).thresholds(given.facts)
+    assert (all_but["1"], all_but["2"]) == (0.1, 0.6)
+
+
+def test_a_table_of_boxes_whatever_comes_first(run, scene, run_cli):
+    (scene.parent / "00.png").write_bytes(b"no picture")
+    code, out, _ = run_cli("predict", scene.parent, "--run", run, "--csv", "--score", "0.05")
+    assert code == 8
+    first, *rest = csv.DictReader(io.StringIO(out))
+    assert "not a picture" in first["error"]
+    assert rest
+    assert all(row["label"] and row["width"] for row in rest)
+    empty = list(csv.DictReader(io.StringIO(run_cli("predict", scene, "--run", run, "--csv", "--score", "0.99")[1])))
+    assert [(row["path"], row["label"]) for row in empty] == [(str(scene), "")]
+
+
+def test_what_cannot_be_written_is_told_before_anything_is_predicted(run, scene, tmp_path, run_cli):
+    code, out, err = run_cli("predict", scene, "--run", run, "--coco", tmp_path / "none" / "c.json")
+    assert (code, out) == (2, "")
+    assert "no such folder" in err
+    code, out, err = run_cli("predict", scene, "--run", run, "--draw", scene.parent)
+    assert (code, out) == (2, "")
+    assert "holds pictures of yours" in err
+
+
+def test_frozen_layers_whose_features_are_kept(tmp_path):
+    made = tried("train.freeze=c3", "task.detect.levels=[p4]", "data.augment={}", "train.epochs=1")
+    nodes = [node for node in made.model.layers if node.name != "p3"]
+    made = made.model_copy(update={"model": made.model.model_copy(update={"layers": nodes})})
+    assert commands.train(made, tmp_path, CPU, resume=False)["best"]
+
+
 def test_options_for_boxes_are_refused_for_other_tasks(trained_run, tmp_path, run_cli):
     picture = save_picture(tmp_path / "a.png", size=(8, 8), mode="L")
     for option in (["--score", "0.5"], ["--draw", tmp_path / "d"], ["--coco", tmp_path / "c.json"]):
@@ -237,6 +275,7 @@ def test_the_training_shows_what_is_found(run):
         ("task.detect.levels=[p3, p5]", "task.detect", "no layer 'p5' in the model (known: c3, p4, p3)"),
         ("train.sampler=balanced", "train.sampler", "balanced needs one label a picture"),
         ("data.augment.mixup=0.2", "data.augment.mixup", "detect cannot learn from mixed pictures"),
+        ("task.detect.levels=[p3, p3]", "task.detect.levels", "names a layer twice"),
         ("task.detect.levels=[c3, p4]", "model", "levels that share towers need equal channels"),
         ("train.monitor=val/accuracy", "train.monitor", "'val/accuracy' is not measured"),
     ],

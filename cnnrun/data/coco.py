@@ -13,6 +13,7 @@ from cnnrun.labelling import jail, refuse
 
 _MAX_JSON = 1 << 30
 _CROWD = 2
+_LARGEST, _FARTHEST = 1_000_000, 1e12  # pixels of a side; what a number may be
 SplitName = Literal["train", "val", "test"]
 
 
@@ -68,14 +69,17 @@ class _File:
             if not isinstance(rows, list) or not all(isinstance(row, dict) and "id" in row for row in rows):
                 raise DataError(f"{path}: {key} is no list of entries with an id")
             self._once(key, rows)
-        self.categories = {row["id"]: str(row.get("name", row["id"])) for row in sorted(categories, key=_number)}
+        self.categories = {row["id"]: row.get("name") for row in sorted(categories, key=lambda row: row["id"])}
+        for number, name in self.categories.items():
+            if not isinstance(name, str) or not name.strip() or not name.isprintable():
+                raise DataError(f"{path}: category {number}: needs a name, has {printable(repr(name))}")
         if not self.categories or len(set(self.categories.values())) < len(self.categories):
             raise DataError(f"{path}: {'two categories have one name' if self.categories else 'no categories'}")
 
     def _once(self, key: str, rows: list[dict[str, Any]]) -> None:
         seen: set[Any] = set()
         for row in rows:
-            if not isinstance(row["id"], int):
+            if not isinstance(row["id"], int) or isinstance(row["id"], bool):
                 raise DataError(f"{self.path}: {key}: the id {printable(str(row['id']))!r} is no whole number")
             if row["id"] in seen:
                 raise DataError(f"{self.path}: {key}: the id {row['id']} stands twice")
@@ -88,7 +92,7 @@ class _File:
             name, size = str(row.get("file_name", "")), (row.get("height"), row.get("width"))
             if problem := inside(name):
                 problems.append(f"{self.path}: image {row['id']}: file_name {printable(name)!r} {problem}")
-            elif not all(isinstance(side, int) and side > 0 for side in size):
+            elif not all(type(side) is int and 0 < side <= _LARGEST for side in size):
                 problems.append(f"{self.path}: image {row['id']}: needs height and width, has {size}")
             else:
                 found[row["id"]] = Listed(str(folder / name), size, str(self.path))
@@ -110,22 +114,19 @@ class _File:
 
 def _misplaced(row: dict[str, Any], images: dict[int, Listed], numbers: dict[int, int]) -> str | None:
     """Why an annotation cannot be used, whatever its box."""
-    if row.get("image_id") not in images:
-        return f"of image {printable(str(row.get('image_id')))}, which is not there"
-    if row.get("category_id") not in numbers:
-        return f"of category {printable(str(row.get('category_id')))}, which is not there"
+    for key, known in (("image_id", images), ("category_id", numbers)):
+        if type(row.get(key)) is not int or row[key] not in known:
+            return f"of {key.removesuffix('_id')} {printable(str(row.get(key)))[:80]}, which is not there"
     box, area = row.get("bbox"), row.get("area")
     if not isinstance(box, list) or len(box) != 4 or not all(_is_number(side) for side in box):
         return "bbox is not [x, y, width, height]"
-    return None if area is None or _is_number(area) else "its area is no number"
+    if area is not None and not (_is_number(area) and area >= 0):
+        return "its area is no number of square pixels"
+    return None if row.get("iscrowd", 0) in (0, 1) else "iscrowd is neither 0 nor 1"
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _number(row: dict[str, Any]) -> Any:
-    return row["id"]
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _FARTHEST
 
 
 def _read(path: Path) -> Any:

@@ -82,8 +82,8 @@ class DigitScenes(SourceSpec):
 def _paper(seed: int, number: int, count: int) -> NDArray[np.uint8]:
     """Empty canvases [N, H, W, 1], no two alike: even a scene without digits is a picture of its own."""
     pixels = torch.arange(1 << 30, (1 << 30) + _SIDE * _SIDE)  # slots that no scene draws from
-    parts = [uniform(seed, number, each, pixels) for each in torch.arange(count).split(256)]
-    return (torch.cat(parts) * _GRAIN).byte().view(count, _SIDE, _SIDE, 1).numpy()
+    parts = [(uniform(seed, number, each, pixels) * _GRAIN).byte() for each in torch.arange(count).split(256)]
+    return torch.cat(parts).view(count, _SIDE, _SIDE, 1).numpy()
 
 
 def _meet(one: Any, other: Any) -> bool:

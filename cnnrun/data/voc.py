@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,8 @@ from cnnrun.pictures import SUFFIXES, named, opened_header, read
 _MAX_XML = 16 << 20
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 _DIFFICULT = 1
+_TRUTHS = {"0": False, "1": True, "false": False, "true": True, "unspecified": False}
+_LONGEST, _LARGEST = 256, 1_000_000  # bytes of a file's name; pixels of a side
 
 
 class Voc(SourceSpec):
@@ -77,9 +80,7 @@ class Voc(SourceSpec):
                 lines = (lists / f"{name}.txt").read_text("utf-8-sig").splitlines()
             except (OSError, UnicodeDecodeError) as error:
                 raise DataError(f"{lists / name}.txt: cannot be read ({error})") from None
-            names[split] = [line.split()[0] for line in lines if line.strip()]
-            if not names[split]:
-                raise DataError(f"{lists / name}.txt: names no picture")
+            names[split] = _listed_names(lists / f"{name}.txt", lines)
         return names
 
     def _listed(self, file: _File, numbers: dict[str, int], problems: list[str]) -> Listed:
@@ -93,6 +94,21 @@ class Voc(SourceSpec):
             first = self.first_pixel
             boxes.append(Box((x1 - first, y1 - first, x2, y2), numbers[label], role, f"object {place}"))
         return Listed(file.path, file.size, file.where, boxes)
+
+
+def _listed_names(path: Path, lines: list[str]) -> list[str]:
+    """The pictures that a list names, a line each. Raises DataError for lists of one class, and for names twice."""
+    names = [line.strip() for line in lines if line.strip()]
+    if all(re.fullmatch(r".*\s(-1|0|1)", name) for name in names) and any(name.endswith("-1") for name in names):
+        raise DataError(f"{path}: a list of one class, with -1 for pictures without it; give a list of all")
+    names = [re.sub(r"\s+(-1|0|1)$", "", name) for name in names]
+    names = [Path(name).stem if Path(name).suffix.lower() in SUFFIXES else name for name in names]
+    if not names:
+        raise DataError(f"{path}: names no picture")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"{path}: names {printable(twice)!r} twice")
+    return names
 
 
 class _File:
@@ -131,21 +147,18 @@ def _parsed(path: Path) -> ElementTree.Element:
         if b"<!DOCTYPE" in data or b"<!ENTITY" in data:  # entities can grow without end
             raise _Wrong("declares a document type, which annotations do not need")
         return ElementTree.fromstring(data)  # noqa: S314
-    except ElementTree.ParseError as error:
-        raise _Wrong(f"not XML: {error}") from None
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # the latter for encodings that expat lacks
+        raise _Wrong(f"not XML in UTF-8: {error}") from None
     except OSError as error:
         raise _Wrong(f"cannot be read ({error.strerror})") from None
 
 
 def _picture(root: Path, name: str, written: str, inside: Callable[[str], str | None]) -> Path:
-    """The file that the XML names, or the one that is called as it is."""
+    """The file that is called as the XML is, or the one that it names."""
     folder = root / "JPEGImages"
-    names = [
-        *([written] if Path(written).name == written and written else []),
-        *(name + end for end in sorted(SUFFIXES)),
-    ]
+    names = [*(name + end for end in sorted(SUFFIXES)), *([written] if Path(written).name == written else [])]
     for each in names:
-        if (folder / each).is_file():
+        if each and len(os.fsencode(each)) < _LONGEST and (folder / each).is_file():
             if problem := inside(f"JPEGImages/{each}"):
                 raise _Wrong(f"its picture {problem}")
             return folder / each
@@ -155,9 +168,11 @@ def _picture(root: Path, name: str, written: str, inside: Callable[[str], str | 
 def _size(tree: ElementTree.Element, path: Path) -> Pair:
     """Height and width as written; as the picture's own header has them where they are not."""
     try:
-        size = int(tree.findtext("size/height") or 0), int(tree.findtext("size/width") or 0)
-    except ValueError:
+        size = int(_number(tree.findtext("size/height") or "0")), int(_number(tree.findtext("size/width") or "0"))
+    except (ValueError, OverflowError):
         raise _Wrong("a size that is no number") from None
+    if max(size) > _LARGEST:
+        raise _Wrong(f"a picture of {size[1]}x{size[0]} pixels")
     if min(size) > 0:
         return size
     try:
@@ -172,7 +187,17 @@ def _object(tree: ElementTree.Element) -> tuple[str, bool, list[float]]:
     if not label:
         raise _Wrong("an object without a name")
     try:
-        corners = [float(tree.findtext(f"bndbox/{side}") or "") for side in _SIDES]
+        corners = [_number(tree.findtext(f"bndbox/{side}") or "") for side in _SIDES]
     except ValueError:
         raise _Wrong(f"the bndbox of a {printable(label)!r} lacks a number for {', '.join(_SIDES)}") from None
-    return label, (tree.findtext("difficult") or "0").strip() == "1", corners
+    difficult = (tree.findtext("difficult") or "0").strip().lower()
+    if difficult not in _TRUTHS:
+        raise _Wrong(f"difficult is {printable(difficult)!r}; expected 0 or 1")
+    return label, _TRUTHS[difficult], corners
+
+
+def _number(text: str) -> float:
+    """A number as XML has it: Python's own reading takes `1_0` for ten."""
+    if "_" in text:
+        raise ValueError(text)
+    return float(text)

@@ -139,7 +139,7 @@ def _compared(
     for what, pictures in cases:
         ours, theirs = trained.results(pictures), run(pictures)
         if trained.task.agree(ours, theirs) is None:
-            gaps.append(max(float((ours[name] - theirs[name]).abs().max()) for name in ours))
+            gaps.append(trained.task.gap(ours, theirs))
             continue
         for row in range(len(pictures)):
             one = slice(row, row + 1)

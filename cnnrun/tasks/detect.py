@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from cnnrun.assigning import Assigned, Objects, assign, quality_focal
@@ -22,13 +22,12 @@ from cnnrun.average_precision import (
     numbers,
     per_class,
 )
-from cnnrun.boxes import areas, overlaps
+from cnnrun.boxes import Mark, areas, overlaps
 from cnnrun.contracts import (
     Better,
     CannotPass,
     Facts,
     Level,
-    Mark,
     Measured,
     Results,
     Shape,
@@ -41,6 +40,7 @@ from cnnrun.dense import PLACE, DenseHead, Detections, stride_of
 BoxLoss = Literal["ciou", "diou", "giou"]
 Score = Annotated[float, Field(ge=0, lt=1)]
 _CANDIDATES = 6  # boxes that suppression chooses from, for each that can be left
+_SCORES = 1e-4  # by which scores may differ in an exported file
 _CLEAR = 1e-3  # a difference of scores that decides which of two boxes comes first
 
 
@@ -52,7 +52,7 @@ def objects_of(targets: dict[str, Tensor]) -> Objects:
 
 
 class DetectionLoss(nn.Module):
-    """Cross-entropy (or focal loss) of every cell's scores; the boxes' overlap loss where a cell learns an object.
+    """Quality focal loss of every cell's scores; the boxes' overlap loss where a cell learns an object.
 
     Sums over a picture's cells, divided by the mean number of objects a training picture has: a constant, so that a
     batch split into micro-batches has the same loss and gradient. (TOOD divides by what the batch's qualities add up
@@ -133,8 +133,8 @@ class Detect(TaskSpec):
     box_loss: BoxLoss = "ciou"
     box_weight: float = Field(2.0, gt=0)
     """Of the boxes' loss, the scores' being 1."""
-    gamma: float = Field(0.0, ge=0)
-    """The focusing of the scores' loss (quality focal loss, Li et al. 2020, has 2); 0 is cross-entropy."""
+    gamma: float = Field(2.0, ge=0)
+    """The focusing of the scores' loss (quality focal loss, Li et al. 2020); 0 is cross-entropy, slower at first."""
     top_k: int = Field(13, ge=1)
     """Cells that learn an object, at most."""
     alpha: float = Field(1.0, ge=0)
@@ -150,6 +150,13 @@ class Detect(TaskSpec):
     score: Score | dict[str, Score] = 0.3
     """Boxes of a lower score are not shown to people; or a number for some classes by name (the others: 0.3)."""
 
+    @field_validator("levels")
+    @classmethod
+    def _once(cls, levels: list[str]) -> list[str]:
+        if len(set(levels)) < len(levels):
+            raise ValueError("names a layer twice")
+        return levels
+
     def numbers(self) -> dict[str, Better]:
         best: Better = "max"
         return dict.fromkeys(NUMBERS, best)
@@ -157,7 +164,9 @@ class Detect(TaskSpec):
     def problem(self, facts: Facts) -> str | None:
         if not sum(facts.class_counts):
             return "detect needs objects to learn; no training picture has a box"
-        if unknown := [name for name in self._by_class() if name not in facts.classes]:
+        if unknown := [
+            name for name in (self.score if isinstance(self.score, dict) else ()) if name not in facts.classes
+        ]:
             return f"score: there is no class {unknown[0]!r}; the data has {', '.join(facts.classes[:20])}"
         return None
 
@@ -168,13 +177,16 @@ class Detect(TaskSpec):
         sides = areas(boxes).sqrt()
         small, large = sides.quantile(0.05).item(), sides.quantile(0.95).item()
         lines = [f"objects: nine of ten are {small:.0f} to {large:.0f} pixels a side, as the network sees them"]
-        names = self.levels or ["the last layer"]
-        lines += [
-            f"{name}: a cell every {stride_of(facts.image[1:], level.shape):.0f} pixels, which sees {min(level.field)}"
-            for name, level in zip(names, levels, strict=True)
+        strides = [stride_of(facts.image[1:], level.shape) for level in levels]
+        # The towers' convolutions of 3x3 see two cells more each.
+        fields = [
+            min(level.field) + round(2 * self.depth * stride) for level, stride in zip(levels, strides, strict=True)
         ]
-        finest = min(stride_of(facts.image[1:], level.shape) for level in levels)
-        widest = max(min(level.field) for level in levels)
+        lines += [
+            f"{name}: a cell every {stride:.0f} pixels, which sees {field}"
+            for name, stride, field in zip(self.levels or ["the last layer"], strides, fields, strict=True)
+        ]
+        finest, widest = min(strides), max(fields)
         if small < finest:
             lines.append(
                 f"warning: the smaller objects ({small:.0f} pixels) lie between the cells of the finest level, one "
@@ -225,7 +237,7 @@ class Detect(TaskSpec):
         ]
 
     def found_marks(self, results: Results, facts: Facts) -> list[list[Mark]] | None:
-        least = self._least(facts)
+        least = list(self.thresholds(facts).values())
         rows = zip(*(results[name].tolist() for name in ("boxes", "scores", "labels")), strict=True)
         return [
             [
@@ -252,14 +264,10 @@ class Detect(TaskSpec):
             for cell in found.taken_BA[0].nonzero()[:, 0].tolist()
         ]
 
-    def _by_class(self) -> dict[str, float]:
-        return self.score if isinstance(self.score, dict) else {}
-
-    def _least(self, facts: Facts) -> list[float]:
-        """The score from which each class's boxes are shown."""
+    def thresholds(self, facts: Facts) -> dict[str, float]:
         if isinstance(self.score, dict):
-            return [self.score.get(name, 0.3) for name in facts.classes]
-        return [self.score] * len(facts.classes)
+            return {name: self.score.get(name, 0.3) for name in facts.classes}
+        return dict.fromkeys(facts.classes, self.score)
 
     def decoder(self, facts: Facts) -> nn.Module:
         import torchvision.ops  # noqa: F401  its suppression, which `boxes.unsuppressed` takes where it is there
@@ -283,20 +291,25 @@ class Detect(TaskSpec):
         }
 
     def agree(self, ours: Results, theirs: Results) -> str | None:
-        gap = float((ours["scores"] - theirs["scores"]).abs().max())
-        if not gap <= 1e-4:
+        gap = self.gap(ours, theirs)
+        if not gap <= _SCORES:
             return f"scores differ by up to {gap:.2e} (allowed 1e-4)"
-        # Boxes of nearly equal scores may change places: each is looked for among all of theirs.
+        # Boxes of nearly equal scores may change places: each is looked for among all of the other's.
         same = ours["labels"][:, :, None] == theirs["labels"][:, None]
-        best = (overlaps(ours["boxes"], theirs["boxes"]) * same).amax(2)
-        clear = ours["scores"] > max(self.least_score, _CLEAR)
-        worst = float(best[clear].min()) if clear.any() else 1.0
+        same &= (ours["scores"][:, :, None] - theirs["scores"][:, None]).abs() <= _SCORES
+        alike = overlaps(ours["boxes"], theirs["boxes"]) * same
+        least = max(self.least_score, _CLEAR)
+        clear = torch.cat([alike.amax(2)[ours["scores"] > least], alike.amax(1)[theirs["scores"] > least]])
+        worst = float(clear.min()) if len(clear) else 1.0
         return None if worst >= 0.999 else f"a box overlaps the network's by {worst:.4f} alone (at least 0.999)"
+
+    def gap(self, ours: Results, theirs: Results) -> float:
+        return float((ours["scores"] - theirs["scores"]).abs().max())
 
     def rows(self, results: Results, facts: Facts, views: Sequence[View]) -> list[dict[str, Any]]:
         back = given_back(results["boxes"].cpu().numpy(), torch.tensor([each.numbers() for each in views]).numpy())
         ids = facts.class_ids or range(1, len(facts.classes) + 1)
-        least, found = self._least(facts), []
+        least, found = list(self.thresholds(facts).values()), []
         for boxes, scores, labels, view in zip(
             back.tolist(), results["scores"].tolist(), results["labels"].tolist(), views, strict=True
         ):

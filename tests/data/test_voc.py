@@ -17,6 +17,9 @@ OBJECT = (
 )
 
 
+BOX = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+
+
 def annotated(root: Path, name: str, objects, size=(40, 30), picture=(40, 30), head="") -> None:
     """One picture with its XML file; sizes are (width, height)."""
     save_picture(root / "JPEGImages" / f"{name}.png", seed=sum(map(ord, name)), size=picture)
@@ -90,6 +93,25 @@ def test_any_lists_may_be_splits_and_none_is_all_training(two):
         Voc(root=str(two), splits={"train": "../../Annotations/a"}).read()
 
 
+def test_names_in_lists_as_people_write_them(two):
+    listed(two, train=["a.png", "b  -1"], val=["c"])
+    assert len(Voc(root=str(two)).read().splits["train"]) == 2
+    for names, words in (
+        (["a", "a"], "names 'a' twice"),
+        (["a -1", "b 1"], "a list of one class"),
+        ([], "names no picture"),
+    ):
+        listed(two, train=names)
+        with pytest.raises(DataError, match=words):
+            Voc(root=str(two)).read()
+
+
+def test_the_picture_is_the_one_that_is_called_as_its_annotations(two):
+    text = (two / "Annotations" / "a.xml").read_text()
+    (two / "Annotations" / "b.xml").write_text(text)  # a copy that still names a.png
+    assert [Path(Voc(root=str(two)).read().splits["train"].name(k)).name for k in (0, 1)] == ["a.png", "b.png"]
+
+
 def test_a_size_that_is_not_written_is_the_pictures_own(tmp_path):
     annotated(tmp_path, "a", [("dog", (1, 2, 11, 22))], size=None)
     assert Voc(root=str(tmp_path)).read().splits["train"].sizes.tolist() == [[30, 40]]
@@ -142,6 +164,15 @@ def test_sizes_that_are_not_the_pictures_are_named(tmp_path):
         ("<annotation><object><bndbox/></object></annotation>", "an object without a name"),
         ("<annotation><object><name>x</name></object></annotation>", "lacks a number for xmin"),
         ("<annotation><size><width>a</width></size></annotation>", "a size that is no number"),
+        ("<annotation><size><width>1_0</width></size></annotation>", "a size that is no number"),
+        (f"<annotation><size><width>{'9' * 30}</width><height>4</height></size></annotation>", "a picture of 9"),
+        ('<?xml version="1.0" encoding="GB2312"?><annotation/>', "not XML in UTF-8"),
+        ('<?xml version="1.0" encoding="foo"?><annotation/>', "not XML in UTF-8"),
+        (
+            "<annotation><object><name>x</name><difficult>5</difficult>" + BOX + "</object></annotation>",
+            "difficult is '5'",
+        ),
+        (f"<annotation><filename>{'none.png' * 100}</filename></annotation>", "no picture 'none.png"),
     ],
 )
 def test_annotation_files_that_cannot_be_read(tmp_path, text, words):

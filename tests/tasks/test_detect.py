@@ -32,7 +32,7 @@ def targets(batch=2, seed=0, most=5):
     objects = torch.randint(-1, 3, (batch, most), generator=generator)
     roles = (torch.rand(batch, most, generator=generator) < 0.2).byte() * 2
     areas = (boxes[..., 2:] - boxes[..., :2]).prod(2)
-    view = torch.tensor([[1.0, 1.0, 0.0, 0.0]]).repeat(batch, 1)
+    view = torch.tensor([[1.0, 1.0, 0.0, 0.0, 96.0, 64.0]]).repeat(batch, 1)
     return {"boxes": boxes, "objects": objects, "roles": roles, "areas": areas, "view": view}
 
 
@@ -176,6 +176,13 @@ def test_parity_verdicts():
         swapped[name][:, [0, 1]] = ours[name][:, [1, 0]]
     assert task.agree(ours, swapped) is None  # of nearly equal scores either may come first
     assert "overlaps" in task.agree(ours, {**ours, "labels": (ours["labels"] + 1) % 3})
+    one, other = torch.tensor([0.0, 0, 20, 20]), torch.tensor([40.0, 40, 60, 60])
+    two = {"boxes": torch.stack([one, other])[None], "scores": torch.tensor([[0.9, 0.5]]), "labels": torch.zeros(1, 2)}
+    assert "overlaps" in task.agree(two, {**two, "boxes": two["boxes"].flip(1)})  # each box with the other's score
+    twice = {**two, "boxes": torch.stack([one, one])[None], "scores": torch.tensor([[0.9, 0.9]])}
+    fewer = {**twice, "boxes": torch.stack([one, other])[None]}
+    assert "overlaps" in task.agree(twice, fewer)
+    assert "overlaps" in task.agree(fewer, twice)
 
 
 def test_rows_are_in_the_pictures_own_pixels_above_each_classs_score():
@@ -191,6 +198,8 @@ def test_rows_are_in_the_pictures_own_pixels_above_each_classs_score():
     first = row["objects"][0]
     assert first["category_id"] == 8
     assert first["bbox"] == pytest.approx([12, 15, 40, 10])
+    small = View((20, 40), 0.5, 2.0, 4.0, -10.0)  # boxes end where the picture does
+    assert Detect().rows(results, facts, [small])[0]["objects"][0]["bbox"] == pytest.approx([12, 15, 28, 5])
     (row,) = Detect(score={"cat": 0.6, "bee": 0.1}).rows(results, facts, [view])
     assert [each["label"] for each in row["objects"]] == ["bee", "bee"]
     assert len(Detect(score=0.95).rows(results, facts, [view])[0]["objects"]) == 0
@@ -207,7 +216,7 @@ def test_check_says_what_cells_see_and_warns():
     usual = targets(20)
     usual["boxes"][..., 2:] += 8
     lines = Detect(levels=["p3", "p4"]).remarks(levels, usual, FACTS)
-    assert lines[1] == "p3: a cell every 8 pixels, which sees 20"
+    assert lines[1] == "p3: a cell every 8 pixels, which sees 52"  # the towers' two convolutions see four cells more
     assert not any("warning" in line for line in lines)
     small = targets(20)
     small["boxes"][..., 2:] = small["boxes"][..., :2] + 3
@@ -216,8 +225,8 @@ def test_check_says_what_cells_see_and_warns():
         for line in Detect().remarks(levels[:1], small, FACTS)
     )
     large = targets(20)
-    large["boxes"] *= 5
-    assert any("larger than what any cell sees (20)" in line for line in Detect().remarks(levels[:1], large, FACTS))
+    large["boxes"] *= 9
+    assert any("larger than what any cell sees (52)" in line for line in Detect().remarks(levels[:1], large, FACTS))
     assert any(
         "up to 5 objects; task.detect.most is 3" in line
         for line in Detect(levels=["p3", "p4"], most=3).remarks(levels, targets(), FACTS)
