@@ -165,7 +165,7 @@ def test_sizes_that_are_not_the_pictures_are_named(tmp_path):
         ("<annotation><object><name>x</name></object></annotation>", "lacks a number for xmin"),
         ("<annotation><size><width>a</width></size></annotation>", "a size that is no number"),
         ("<annotation><size><width>1_0</width></size></annotation>", "a size that is no number"),
-        (f"<annotation><size><width>{'9' * 30}</width><height>4</height></size></annotation>", "a picture of 9"),
+        (f"<annotation><size><width>{'9' * 30}</width><height>4</height></size></annotation>", "a picture of 1"),
         ('<?xml version="1.0" encoding="GB2312"?><annotation/>', "not XML in UTF-8"),
         ('<?xml version="1.0" encoding="foo"?><annotation/>', "not XML in UTF-8"),
         (
@@ -201,3 +201,18 @@ def test_the_blood_cell_set():
     assert sorted(bad.name.rpartition("/")[2] for bad in found.bad_boxes) == [
         "BloodImage_00338.xml: object 13", "BloodImage_00343.xml: object 4",
     ]  # fmt: skip
+
+
+def test_check_refuses_what_training_would(tmp_path, run_cli):
+    annotated(tmp_path, "a", [("dog", (5, 5, 5, 9)), ("dog", (5, 5, 9, 9))])
+    for name in "bcdefghij":
+        annotated(tmp_path, name, [("dog", (5, 5, 9, 9))])
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        f"task: detect\ndata: {{source: {{voc: '{tmp_path}'}}, image: {{size: 16, channels: 3}}}}\n"
+        "model: [{conv: 4}]\n"
+    )
+    code, _, err = run_cli("check", config)
+    assert code == 8
+    assert "a.xml: object 1: a box of no area (5, 5, 5, 9)" in err
+    assert "data.bad_boxes: skip" in err
