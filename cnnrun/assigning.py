@@ -76,6 +76,11 @@ def _inside(place_BA3: Tensor, boxes_BM4: Tensor) -> Tensor:
 
 
 def quality_focal(logits_BAK: Tensor, target_BAK: Tensor, gamma: float) -> Tensor:
-    """|target - score|^gamma * binary cross-entropy (Li et al. 2020, eq. 1; with gamma 0 the cross-entropy)."""
+    """|target - score|^gamma * binary cross-entropy (Li et al. 2020, eq. 1).
+
+    With gamma 0 the cross-entropy, less the target's own, which no score can undercut: 0 where the score is the target.
+    """
     loss = F.binary_cross_entropy_with_logits(logits_BAK, target_BAK, reduction="none")
-    return loss * (target_BAK - logits_BAK.sigmoid()).abs().pow(gamma) if gamma else loss
+    if gamma:
+        return loss * (target_BAK - logits_BAK.sigmoid()).abs().pow(gamma)
+    return loss - F.binary_cross_entropy(target_BAK, target_BAK, reduction="none")

@@ -143,4 +143,7 @@ def test_the_focal_loss_equals_its_formula():
     p = 1 / (1 + torch.exp(-logits))
     entropy = -(target * p.log() + (1 - target) * (1 - p).log())
     assert torch.allclose(quality_focal(logits, target, 2.0), (target - p).abs() ** 2 * entropy)
-    assert torch.allclose(quality_focal(logits, target, 0.0), entropy)
+    own = -(target * target.log() + (1 - target) * (1 - target).log())
+    assert torch.allclose(quality_focal(logits, target, 0.0), entropy - own)
+    sure = torch.tensor([[[0.0, 1.0]]])
+    assert torch.equal(quality_focal(torch.zeros(1, 1, 2), sure, 0.0), torch.full((1, 1, 2), 2.0).log())
