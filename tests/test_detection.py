@@ -303,6 +303,7 @@ def test_summary_diagram_and_check_know_the_levels(tmp_path, run_cli):
     assert "180x27" not in out
     assert "180x17" in run_cli("summary", path)[1]  # 144 + 36 cells; box, place, ten classes
     assert "fpn_up" in run_cli("diagram", path)[1]
+    assert "pan_down:" in run_cli("zoo", "blocks")[1]
     assert run_cli("data", "show", path, "--out", tmp_path / "s.png")[0] == 0
     code, out, _ = run_cli("data", "check", path)
     assert code == 0

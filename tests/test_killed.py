@@ -23,9 +23,10 @@ def expected(folder):
     return of
 
 
-def test_an_undisturbed_run_repeats_whatever_the_workers(folder, expected):
-    first = expected((0, 1, "ema"))
-    assert whole(folder, (0, 1, "ema")).digest == first.digest == expected((2, 1, "ema")).digest
+@pytest.mark.parametrize("kind", ["ema", "detect"])
+def test_an_undisturbed_run_repeats_whatever_the_workers(folder, expected, kind):
+    first = expected((0, 1, kind))
+    assert whole(folder, (0, 1, kind)).digest == first.digest == expected((2, 1, kind)).digest
     assert first.digest != expected((0, 1, "mixup")).digest
     assert first.calls > 100
 
