@@ -104,7 +104,7 @@ def decode(run: Path, rounds: int) -> None:
     _, given = assemble.trained(run, run.parent.parent, CPU)
     data = assemble.dataset(experiment.load(run / "config.yaml"))
     for batch in (1, 8, 64):
-        pictures = data.splits["val"].take(torch.arange(batch)).float().contiguous(memory_format=torch.channels_last)
+        pictures = data.splits["train"].take(torch.arange(batch)).float().contiguous(memory_format=torch.channels_last)
         times: dict[str, list[float]] = {"network": [], "decode": []}
         with torch.inference_mode():
             for _ in range(rounds):
