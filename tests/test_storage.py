@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY
-from several import forked, outcome
+from several import forked, outcome, wait_for
 
 from cnnrun import checkpoint, commands, disk, experiment
 from cnnrun.errors import CheckpointError, StorageError, UserError
@@ -119,16 +119,20 @@ def test_kills_while_saving_cost_nothing(tmp_path, how):
             if next(calls) == fatal:
                 os.kill(os.getpid(), signal.SIGKILL)
 
+        begin = newest(folder) + 1
+        (tmp_path / "going").touch()
         with writes(before):
-            for step in itertools.count(newest(folder) + 1):
+            for step in itertools.count(begin):
                 save(folder, step)
 
     reached = 1
     for _ in range(250):
+        (tmp_path / "going").unlink(missing_ok=True)
         pid, pipe = forked(lambda: saving(draw.randint(1, 90) if how == "call" else None))
         draw.random()
         if how == "moment":
-            time.sleep(draw.uniform(0.005, 0.04))
+            wait_for((tmp_path / "going").exists)  # however long the fork took
+            time.sleep(draw.uniform(0.0, 0.035))
             os.kill(pid, signal.SIGKILL)
         assert outcome(pid, pipe) == -signal.SIGKILL
         for pointer in ("latest", "best"):
@@ -141,7 +145,7 @@ def test_kills_while_saving_cost_nothing(tmp_path, how):
         assert not [path.name for path in folder.iterdir() if "tmp" in path.name]
         for path in checkpoint.generations(folder):
             checkpoint.load(path)
-    assert reached > 100
+    assert reached > 50, reached  # kills fell among saves
 
 
 @pytest.mark.parametrize("how", ["kill", "error"])
