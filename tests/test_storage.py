@@ -145,7 +145,7 @@ def test_kills_while_saving_cost_nothing(tmp_path, how):
         assert not [path.name for path in folder.iterdir() if "tmp" in path.name]
         for path in checkpoint.generations(folder):
             checkpoint.load(path)
-    assert reached > 50, reached  # kills fell among saves
+    assert reached > 100, reached  # kills fell among saves
 
 
 @pytest.mark.parametrize("how", ["kill", "error"])
