@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from cnnrun import torchrun
 from cnnrun.errors import Elsewhere, Lost, ResourceError, UserError
@@ -151,12 +152,26 @@ def joined(device: torch.device, timeout: float) -> Iterator[Ranks]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        store, rank, size = _meeting(timedelta(seconds=timeout))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
         ranks = Group(timeout)
     except (RuntimeError, ValueError) as error:
         raise ResourceError(f"the ranks cannot find each other ({str(error).splitlines()[0]})") from None
     yield ranks
     dist.destroy_process_group()  # not after an error: it would wait for ranks that are gone
+
+
+def _meeting(timeout: timedelta) -> tuple[Any, int, int]:
+    """Where the ranks find each other, and which of how many this one is.
+
+    torchrun on one host keeps its store when it starts ranks again: what an earlier attempt wrote there is set apart,
+    or a rank would wait for a process that is gone (torch 2.5 to 2.14). Between hosts attempts are counted by each on
+    its own, and `--rdzv-backend c10d` gives a new store.
+    """
+    store, rank, size = next(rendezvous("env://", timeout=timeout))
+    if torchrun.one_host():
+        store = dist.PrefixStore(f"attempt-{torchrun.attempt()}", store)  # type: ignore[attr-defined]
+    return store, rank, size
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -20,9 +20,19 @@ def local_rank() -> int:
     return _number("LOCAL_RANK", 0)
 
 
+def one_host() -> bool:
+    """Whether all of them are on this host."""
+    return _number("LOCAL_WORLD_SIZE", 0) == size()
+
+
+def attempt() -> int:
+    """How often they were started again after a rank was lost."""
+    return _number("TORCHELASTIC_RESTART_COUNT", 0)
+
+
 def restarted() -> bool:
     """Whether it was started again after a rank was lost."""
-    return _number("TORCHELASTIC_RESTART_COUNT", 0) > 0
+    return attempt() > 0
 
 
 def echoes() -> bool:

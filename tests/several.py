@@ -22,7 +22,14 @@ def free_port() -> int:
 
 def ranked(rank: int, size: int, port: int, restarts: int = 0) -> dict[str, str]:
     """The environment that torchrun gives."""
-    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1"}
+    places = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": size,
+        "LOCAL_WORLD_SIZE": size,
+        "MASTER_PORT": port,
+        "MASTER_ADDR": "127.0.0.1",
+    }
     return {key: str(value) for key, value in places.items()} | {"TORCHELASTIC_RESTART_COUNT": str(restarts)}
 
 

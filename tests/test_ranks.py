@@ -15,7 +15,7 @@ import torch
 from conftest import TINY, save_picture
 from hypothesis import given
 from hypothesis import strategies as st
-from several import free_port, on_ranks, ranked, wait_for
+from several import forked, free_port, on_ranks, outcome, ranked, wait_for
 
 from cnnrun import assemble, checkpoint, commands, decoding, experiment, train
 from cnnrun import step as step_of_learning
@@ -300,6 +300,16 @@ def torchrun(folder: Path, size: int, *words: str) -> subprocess.Popen[str]:
     )
 
 
+def ended(process: subprocess.Popen[str], seconds: float) -> tuple[str, str]:
+    """What a job said; one that does not end is killed, with its ranks."""
+    try:
+        return process.communicate(timeout=seconds)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
 def ranks_of(process: subprocess.Popen[str]) -> list[int]:
     """The processes of the ranks, by rank."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -326,7 +336,7 @@ def test_a_rank_that_is_killed_ends_the_job_with_its_reason(tmp_path):
     process = started(tmp_path)
     os.kill(ranks_of(process)[1], signal.SIGKILL)
     began = time.monotonic()
-    _, err = process.communicate(timeout=60)
+    _, err = ended(process, 60)
     assert time.monotonic() - began < 30
     assert process.returncode != 0
     assert "SIGKILL" in err  # torchrun's table says which rank and why
@@ -344,7 +354,7 @@ def test_a_rank_that_stands_still_ends_the_job(tmp_path):
         time.sleep(0.05)
         if time.monotonic() - began > 10 and Path(f"/proc/{stopped}").exists():
             os.kill(stopped, signal.SIGCONT)  # torchrun's own patience with a process that stands still is 30 s
-    _, err = process.communicate(timeout=60)
+    _, err = ended(process, 60)
     assert time.monotonic() - began < 45
     assert "another rank did not answer for 3 s (train.timeout)" in err
     assert "Traceback" not in err.split("ChildFailedError")[0].split("elastic")[0]
@@ -355,14 +365,14 @@ def test_a_rank_that_stands_still_ends_the_job(tmp_path):
 def test_torchrun_restarts_and_the_result_is_that_of_an_undisturbed_run(tmp_path):
     process = started(tmp_path, "--max-restarts", "2", epochs=25)
     os.kill(ranks_of(process)[0], signal.SIGKILL)
-    out, err = process.communicate(timeout=100)
+    out, err = ended(process, 100)
     assert process.returncode == 0, err
     assert "going on with runs/tiny/1" in err
     assert out.count("run: runs/tiny/1") == 1
     other = tmp_path / "undisturbed"
     other.mkdir()
     process = started(other, epochs=25)
-    process.communicate(timeout=100)
+    ended(process, 100)
     assert digest(tmp_path / "runs") == digest(other / "runs")
 
 
@@ -376,7 +386,7 @@ def test_signals_to_a_job_save_within_the_step(tmp_path, number):
     targets = {signal.SIGINT: [*ranks, process.pid], signal.SIGTERM: [process.pid], signal.SIGUSR1: [ranks[1]]}
     for target in targets[number]:
         os.kill(target, number)
-    _, err = process.communicate(timeout=60)
+    _, err = ended(process, 60)
     assert process.returncode != 0
     assert "saved; --resume goes on" in err
     assert f"stopped at step {saved(tmp_path / 'runs').state['training']['step']} " in err
@@ -386,7 +396,7 @@ def test_signals_to_a_job_save_within_the_step(tmp_path, number):
 def test_eval_by_two_ranks_prints_what_one_prints(trained_run, run_cli):
     words = ["eval", str(trained_run), "--json"]
     expected = json.loads(run_cli(*words)[1])
-    out, err = torchrun(trained_run, 2, "-m", "cnnrun", *words).communicate(timeout=100)
+    out, err = ended(torchrun(trained_run, 2, "-m", "cnnrun", *words), 100)
     assert json.loads(out) == expected, err
 
 
@@ -403,6 +413,27 @@ def test_an_error_of_the_first_rank_is_told_once(tmp_path, monkeypatch):
     assert isinstance(first, ConfigError)
     assert isinstance(second, Elsewhere)
     assert second.lines == ()
+
+
+def test_a_rank_that_is_started_again_does_not_look_for_one_that_is_gone():
+    """torchrun keeps one store through its restarts: what the ranks of an attempt wrote there is still there."""
+    port = free_port()
+    store = torch.distributed.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+
+    def run(rank: int) -> int:
+        time.sleep(0.5 * rank)  # rank 0 looks for rank 1 before that one has come
+        with joined(CPU, 5) as ranks:
+            return ranks.agree([rank])[0]
+
+    for attempt in range(3):
+        there = [
+            forked(
+                lambda rank=rank: run(rank), ranked(rank, 2, port, attempt) | {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+            )
+            for rank in range(2)
+        ]
+        assert [outcome(*each) for each in there] == [1, 1]
+    del store
 
 
 def test_ranks_that_cannot_meet_say_so(monkeypatch):
