@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from cnnrun.contracts import CannotPass, Facts, LayerSpec, Pair, Shape, TaskSpec, Window
+from cnnrun.contracts import CannotPass, Facts, LayerSpec, Pair, Shape, Window
 from cnnrun.layers.activation import in_place
 from cnnrun.layers.conv import followed
 from cnnrun.layers.merge import Concatenate, Product, Sum
 from cnnrun.receptive import Signal, seen_through
 from cnnrun.structures import Branches, Linked, Parallel, Repeat, Residual, Sequential, SumOfBranches, links
+from cnnrun.taskspec import TaskSpec
 from cnnrun.tree import Loc, path_text
 
 MAX_LAYERS = 3_000  # what no network of today comes near; building so many takes two seconds

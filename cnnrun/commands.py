@@ -25,7 +25,7 @@ from cnnrun.assemble import (
     trained,
     usable,
 )
-from cnnrun.contracts import Facts, Level
+from cnnrun.contracts import Facts
 from cnnrun.dataset import index
 from cnnrun.drawing import svg
 from cnnrun.errors import ConfigError
@@ -40,6 +40,7 @@ from cnnrun.progress import say
 from cnnrun.ranks import joined
 from cnnrun.resuming import same_weights, saved_in, unchanged, unfinished
 from cnnrun.sheet import write_png
+from cnnrun.taskspec import Level
 from cnnrun.train import fit
 from cnnrun.weights import How
 

@@ -1,18 +1,17 @@
-"""What a layer, a task and a data source promise. Read this second, after the README."""
+"""What a layer and a data source promise. Read this second, after the README; a task's promises are in taskspec.py."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor, nn
 
-from cnnrun.boxes import Mark
 from cnnrun.files import Files, Members
 from cnnrun.spec import Kind
 
@@ -201,150 +200,3 @@ def of_classes(classes: Sequence[str], values: Sequence[float], unit: str = "", 
     shown = pairs if len(pairs) <= most else [pairs[0], pairs[-1]]
     text = ", ".join(f"{name} {value:.3g}{f' {unit}' if unit else ''}" for name, value in shown)
     return text if len(pairs) <= most else f"{text} ({len(pairs)} classes)"
-
-
-# --- tasks ----------------------------------------------------------------------------------------------------------
-
-Results = dict[str, Tensor]  # by name; the first dimension is the batch
-
-
-@dataclass(frozen=True)
-class View:
-    """How a picture of any size became the network's: x * scale_x + left, y * scale_y + top. `size` is its own."""
-
-    size: Pair
-    scale_x: float = 1.0
-    scale_y: float = 1.0
-    left: float = 0.0
-    top: float = 0.0
-
-    def numbers(self) -> tuple[float, ...]:
-        """Scale, offset and size, each in x and y: what `average_precision.given_back` takes."""
-        return self.scale_x, self.scale_y, self.left, self.top, self.size[1], self.size[0]
-
-
-Better = Literal["max", "min"]
-
-
-@dataclass(frozen=True)
-class Level:
-    """A feature map that the head takes: its shape, what a cell sees and how far the next one is, in pixels."""
-
-    shape: Shape
-    field: Pair
-    stride: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A meter's verdict: headline numbers, tables (name -> rows), and matrices of counts over the classes."""
-
-    numbers: dict[str, float]
-    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    matrices: dict[str, list[list[int]]] = field(default_factory=dict)
-
-
-class Meter(Protocol):
-    """Collects results and targets batch by batch, on their device; each sample counts once."""
-
-    def update(self, results: Results, targets: dict[str, Tensor]) -> None: ...
-
-    def compute(self) -> Measured: ...
-
-
-class TaskSpec(Kind):
-    """What the network is for, in five words (head, criterion, decode, meter, signature).
-
-    And one for people (rows), and one for mixup (blend).
-    """
-
-    def numbers(self) -> dict[str, Better]:
-        """The headline numbers that the meter gives, and which way is better: what `train.monitor` may name."""
-        raise NotImplementedError
-
-    def problem(self, facts: Facts) -> str | None:
-        """Why this data cannot serve this task, or None."""
-        return None
-
-    def notes(self, facts: Facts) -> list[str]:
-        """What the settings come to on this data, where that is worth a line in the log."""
-        return []
-
-    def taken(self) -> list[str]:
-        """The names of the layers whose outputs the head takes; empty for the last layer's."""
-        return []
-
-    def remarks(self, levels: Sequence[Level], targets: dict[str, Tensor], facts: Facts) -> list[str]:
-        """What `check` should say of the network's levels and the training targets, a line each."""
-        return []
-
-    def head(self, in_shapes: Sequence[Shape], facts: Facts) -> nn.Module:
-        """The last layer: features of `in_shapes`, an argument each -> raw outputs. Raises CannotPass."""
-        raise NotImplementedError
-
-    def criterion(self, facts: Facts) -> nn.Module:
-        """A module (outputs, targets) -> dict of named scalar losses; its parameters train with the network's."""
-        raise NotImplementedError
-
-    def blend(
-        self, targets: dict[str, Tensor], partners: dict[str, Tensor], own_B: Tensor, facts: Facts
-    ) -> dict[str, Tensor]:
-        """The targets of pictures of which the part `own_B` is their own and the rest their partners'."""
-        raise NotImplementedError
-
-    def chance(self, facts: Facts) -> float | None:
-        """The loss of a network that knows nothing, where that is known."""
-        return None
-
-    targets: ClassVar[str] = "labels"
-    """What the data must know of each picture, in the words of SourceSpec."""
-    mixes: ClassVar[bool] = False
-    """Whether the task has a `blend`: else mixup and cutmix are refused."""
-
-    def words(self, targets: dict[str, Tensor], facts: Facts) -> list[str]:
-        """Each sample's target for people."""
-        raise NotImplementedError
-
-    def true_marks(self, targets: dict[str, Tensor], facts: Facts) -> list[list[Mark]] | None:
-        """What to draw on each sample's picture for its targets; None where nothing has a place."""
-        return None
-
-    def found_marks(self, results: Results, facts: Facts) -> list[list[Mark]] | None:
-        """So for results."""
-        return None
-
-    def assignment(self, outputs: Tensor, targets: dict[str, Tensor], facts: Facts) -> list[dict[str, Any]] | None:
-        """The cells of the first sample that learn objects: {cell, x, y, object, quality} each; None without cells."""
-        return None
-
-    def decoder(self, facts: Facts) -> nn.Module:
-        """A module: raw outputs -> results in the user's terms. Traced into the exported graph."""
-        raise NotImplementedError
-
-    def meter(self, facts: Facts) -> Meter:
-        """A fresh meter."""
-        raise NotImplementedError
-
-    def signature(self, facts: Facts) -> dict[str, Shape]:
-        """Name and shape (without the batch) of each result, in the order of `decode`."""
-        raise NotImplementedError
-
-    def meaning(self, facts: Facts) -> dict[str, Any]:
-        """What a user of an exported file needs to know of its results, by name: kept in the file."""
-        return {}
-
-    def thresholds(self, facts: Facts) -> dict[str, float]:
-        """The score from which each class's results are shown; empty where all are."""
-        return {}
-
-    def gap(self, ours: Results, theirs: Results) -> float:
-        """The largest difference of two results, for people."""
-        return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
-
-    def agree(self, ours: Results, theirs: Results) -> str | None:
-        """Why an artefact's results are not the network's, or None: the export's parity check."""
-        raise NotImplementedError
-
-    def rows(self, results: Results, facts: Facts, views: Sequence[View]) -> list[dict[str, Any]]:
-        """Each sample's result as plain data for people and JSON, in the terms of the picture that was given."""
-        raise NotImplementedError

@@ -18,7 +18,7 @@ from torch import Tensor
 from cnnrun import cache, manifest, runs
 from cnnrun.auditing import look_through
 from cnnrun.batches import TrainingBatches
-from cnnrun.contracts import Facts, SourceSpec, Split, TaskSpec
+from cnnrun.contracts import Facts, SourceSpec, Split
 from cnnrun.dataset import HOLD_OUT_KEYS, index
 from cnnrun.errors import ConfigError, DataError, printable
 from cnnrun.experiment import Experiment
@@ -29,6 +29,7 @@ from cnnrun.progress import bar
 from cnnrun.randomness import key, permutation
 from cnnrun.sheet import sheet, write_png
 from cnnrun.splitting import folds, held_out
+from cnnrun.taskspec import TaskSpec
 
 
 def checked(experiment: Experiment, verify: Path | None, write: Path | None) -> dict[str, Any]:

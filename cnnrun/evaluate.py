@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from cnnrun.batch import Batch
 from cnnrun.batches import in_order
-from cnnrun.contracts import Facts, Measured, Results, TaskSpec
+from cnnrun.contracts import Facts
 from cnnrun.dataset import Examples
 from cnnrun.ranks import Ranks
+from cnnrun.taskspec import Measured, Results, TaskSpec
 
 
 def evaluate(

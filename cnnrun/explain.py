@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from cnnrun.batch import Batch
 from cnnrun.batches import in_order
-from cnnrun.contracts import Level
 from cnnrun.dataset import Examples
 from cnnrun.errors import ConfigError
 from cnnrun.network import build
 from cnnrun.panels import Dot, dotted, drawing, enlarged, picture_of, side_by_side
+from cnnrun.taskspec import Level
 from cnnrun.trained import Trained
 
 

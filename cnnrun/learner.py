@@ -18,7 +18,7 @@ from torch.func import functional_call
 from cnnrun import checkpoint
 from cnnrun.augment import Augment
 from cnnrun.batches import TrainingBatches, default_prefetch, in_order
-from cnnrun.contracts import Better, Facts, Measured, TaskSpec
+from cnnrun.contracts import Facts
 from cnnrun.dataset import Dataset, Examples
 from cnnrun.errors import ConfigError
 from cnnrun.evaluate import evaluate
@@ -31,6 +31,7 @@ from cnnrun.sampling import balanced_order
 from cnnrun.schedule import OneCycle, Schedule
 from cnnrun.spec import Kinds, Spec
 from cnnrun.syncnorm import synchronized
+from cnnrun.taskspec import Better, Measured, TaskSpec
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from cnnrun.builder import Builder, BuildError, Node, Row
-from cnnrun.contracts import Facts, Shape, TaskSpec
+from cnnrun.contracts import Facts, Shape
 from cnnrun.receptive import Signal
+from cnnrun.taskspec import TaskSpec
 
 
 class Normalize(nn.Module):

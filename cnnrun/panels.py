@@ -13,8 +13,9 @@ from torch import Tensor
 
 from cnnrun.batch import Batch
 from cnnrun.boxes import Mark
-from cnnrun.contracts import Facts, Results, TaskSpec
+from cnnrun.contracts import Facts
 from cnnrun.errors import printable
+from cnnrun.taskspec import Results, TaskSpec
 
 # Ten colours that stay apart for most eyes (matplotlib's own ten).
 _COLOURS = (

@@ -25,10 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from cnnrun.contracts import Pair, View
+from cnnrun.contracts import Pair
 from cnnrun.errors import DataError, Unreadable, printable
 from cnnrun.files import Member
 from cnnrun.spec import SizePair, Spec
+from cnnrun.taskspec import View
 
 FORMATS = ["JPEG", "PNG", "BMP", "WEBP", "PPM"]
 FORMAT_SUFFIXES = {

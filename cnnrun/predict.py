@@ -14,11 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from cnnrun.boxes import Mark
-from cnnrun.contracts import Facts, TaskSpec, View
+from cnnrun.contracts import Facts
 from cnnrun.errors import ConfigError, DataError, printable
 from cnnrun.panels import marked
 from cnnrun.pictures import SUFFIXES, Image, named, opened, read, viewed
 from cnnrun.sheet import write_png
+from cnnrun.taskspec import TaskSpec, View
 from cnnrun.trained import Trained
 
 _BY = "cnnrun predict"  # what drawings say of themselves

@@ -12,7 +12,6 @@ from torch import Tensor
 from cnnrun import checkpoint
 from cnnrun.batch import Batch
 from cnnrun.batches import TrainingBatches
-from cnnrun.contracts import Measured
 from cnnrun.decoding import Stuck
 from cnnrun.device import out_of_memory
 from cnnrun.errors import DataError, Elsewhere, Interrupted, NonFiniteError, UserError
@@ -22,6 +21,7 @@ from cnnrun.progress import Advance, Clock, bar, say
 from cnnrun.runs import RESULT, write_json
 from cnnrun.step import backward, health, shared, smaller, undo, update
 from cnnrun.stopping import stopping
+from cnnrun.taskspec import Measured
 from cnnrun.tracker import Silent, Tracker
 
 SHOW_EVERY = 50  # steps between two points of TensorBoard's training curves

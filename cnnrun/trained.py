@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cnnrun.contracts import Facts, Results, TaskSpec
+from cnnrun.contracts import Facts
 from cnnrun.network import Network
 from cnnrun.pictures import Image
+from cnnrun.taskspec import Results, TaskSpec
 
 
 @dataclass(frozen=True)

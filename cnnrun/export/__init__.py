@@ -15,7 +15,6 @@ from torch import Tensor
 
 from cnnrun import __version__
 from cnnrun.batches import in_order
-from cnnrun.contracts import Results
 from cnnrun.dataset import Examples
 from cnnrun.errors import ConfigError, ParityError, StorageError
 from cnnrun.evaluate import measure
@@ -23,6 +22,7 @@ from cnnrun.export.code import Code
 from cnnrun.export.onnx import Onnx
 from cnnrun.pictures import Image
 from cnnrun.runs import write_json
+from cnnrun.taskspec import Results
 from cnnrun.trained import Deployed, Trained
 
 Format = Onnx | Code

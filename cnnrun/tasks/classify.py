@@ -11,19 +11,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from cnnrun.contracts import (
-    Better,
-    Facts,
-    Measured,
-    Results,
-    Shape,
-    TaskSpec,
-    View,
-    need_picture,
-    need_vector,
-    of_classes,
-)
+from cnnrun.contracts import Facts, Shape, need_picture, need_vector, of_classes
 from cnnrun.metrics import ClassificationCounts
+from cnnrun.taskspec import Better, Measured, Results, TaskSpec, View
 
 Weight = Annotated[float, Field(ge=0)]
 

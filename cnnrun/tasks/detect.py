@@ -23,19 +23,9 @@ from cnnrun.average_precision import (
     per_class,
 )
 from cnnrun.boxes import Mark, areas, overlaps
-from cnnrun.contracts import (
-    Better,
-    CannotPass,
-    Facts,
-    Level,
-    Measured,
-    Results,
-    Shape,
-    TaskSpec,
-    View,
-    need_picture,
-)
+from cnnrun.contracts import CannotPass, Facts, Shape, need_picture
 from cnnrun.dense import PLACE, DenseHead, Detections, stride_of
+from cnnrun.taskspec import Better, Level, Measured, Results, TaskSpec, View
 
 BoxLoss = Literal["ciou", "diou", "giou"]
 Score = Annotated[float, Field(ge=0, lt=1)]
