@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from cnnrun import checkpoint, runs, weights
 from cnnrun.builder import BuildError
@@ -23,7 +24,6 @@ from cnnrun.network import Built, Network, build, materialize
 from cnnrun.prepare import prepare
 from cnnrun.progress import bar, say
 from cnnrun.ranks import Ranks
-from cnnrun.sampling import times_shown
 from cnnrun.trained import Trained
 from cnnrun.weights import Weights
 
@@ -56,6 +56,8 @@ def fitting(experiment: Experiment, facts: Facts, given: Weights | None = None, 
     for split in ("train", "val"):
         if split not in facts.counts:
             raise DataError(f"the data has no {split} split; give data.split.{split} a part of the training pictures")
+    if problem := experiment.train.sampler.problem(facts.class_counts, experiment.train.batch):
+        raise ConfigError(f"train.sampler: {problem}")
     built = network(experiment, facts)
     check(experiment.train, facts.counts["train"], built.network, ranks)
     if given:
@@ -74,9 +76,9 @@ def start_of(experiment: Experiment, made: Network, given: Weights, facts: Facts
 def balance(experiment: Experiment, data: Dataset) -> list[str]:
     """What the sampler and the task's weights make of the classes: a line each, for the log."""
     lines = experiment.task.notes(data.facts)
-    if experiment.train.sampler == "balanced":
-        times = times_shown(data.splits["train"].targets["labels"], len(data.facts.classes))
-        lines.append("sampler: balanced, an epoch shows " + of_classes(data.facts.classes, times, "times"))
+    sampler, classes = experiment.train.sampler, data.facts.classes
+    if (times := sampler.times(data.splits["train"].targets.get("labels", torch.zeros(0)), len(classes))) is not None:
+        lines.append(f"sampler: {sampler.kind}, an epoch shows " + of_classes(classes, times, "times"))
     return lines
 
 
@@ -114,6 +116,13 @@ def job(
         reading_timeout=experiment.data.timeout,
         ranks=ranks or Ranks(),
     )
+
+
+def measurable(experiment: Experiment, targets: dict[str, dict[str, Tensor]]) -> None:
+    """Raises DataError where a split would be measured in vain, given each split's targets."""
+    for name, of_split in targets.items():
+        if name != "train" and (problem := experiment.task.unmeasurable(of_split)):
+            raise DataError(f"the {name} split: {problem}")
 
 
 def same_everywhere(data: Dataset, ranks: Ranks) -> None:
@@ -167,7 +176,8 @@ def trained(target: Path | None, root: Path, device: torch.device) -> tuple[Expe
     saved = checkpoint.load(path) if path else checkpoint.load_newest(run / "checkpoints", "best", say)
     if saved is None:
         raise CheckpointError(f"{run}: no checkpoint yet")
-    facts = Facts.from_json(saved.state["facts"])
+    chosen = saved.state["training"].get("chosen", {})  # not in checkpoints of before it was
+    facts = replace(Facts.from_json(saved.state["facts"]), chosen=chosen)
     built = network(experiment, facts).network
     given = saved.parts.get("ema", saved.parts["model"])
     try:
@@ -222,6 +232,8 @@ def eval_data(experiment: Experiment, given: Trained, split: str | None, at_leas
     data = dataset(experiment, indexed, [name] if indexed.counts[name] >= at_least else [name, "train"])
     if name in indexed.held_out and data.facts.fingerprint != given.facts.fingerprint:
         say(f"the data changed since the training: pictures of the held-out {name} split may have been trained on")
+    if problem := experiment.task.unmeasurable(data.splits[name].targets):
+        raise DataError(f"the {name} split: {problem}")
     if data.facts.classes != given.facts.classes:
         raise DataError(f"the data's classes {data.facts.classes} are not the network's {given.facts.classes}")
     return name, replace(data, facts=given.facts)

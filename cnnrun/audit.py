@@ -57,22 +57,29 @@ def spread(groups: Sequence[NDArray[np.int64]], over_N: NDArray[np.int64]) -> li
 
 @dataclass(frozen=True)
 class Leaks:
-    """Sets of samples: a picture in several splits, a picture under several labels, a group in several splits."""
+    """Sets of samples: a picture in several splits, a picture under several labels, a group in several splits.
+
+    And a class in several splits, where each is to be in one.
+    """
 
     across: list[NDArray[np.int64]]
     conflicts: list[NDArray[np.int64]]
     torn: list[NDArray[np.int64]]
+    shared: list[NDArray[np.int64]]
 
     def __bool__(self) -> bool:
-        return bool(self.across or self.conflicts or self.torn)
+        return bool(self.across or self.conflicts or self.torn or self.shared)
 
 
-def leaks(columns: Columns) -> Leaks:
-    """What makes a measurement on val or test, or the labels themselves, untrue."""
+def leaks(columns: Columns, apart: bool = False) -> Leaks:
+    """What makes a measurement on val or test, or the labels themselves, untrue; `apart`: no class is in two splits."""
     same = twins(columns.pixels_N)
     known = np.flatnonzero(columns.group_N >= 0)
     of_group = [known[members] for members in twins(columns.group_N[known])]
-    return Leaks(spread(same, columns.split_N), spread(same, columns.label_N), spread(of_group, columns.split_N))
+    shared = spread(twins(columns.label_N), columns.split_N) if apart else []
+    return Leaks(
+        spread(same, columns.split_N), spread(same, columns.label_N), spread(of_group, columns.split_N), shared
+    )
 
 
 def near(thumbs_NF: NDArray[np.uint8], limit: int = 5_000_000) -> tuple[NDArray[np.int64], bool]:

@@ -52,7 +52,7 @@ def look_through(data: Data, dataset: Dataset, progress: Progress) -> dict[str, 
     findings = [
         *_bad(data, dataset),
         *_boxes(data, dataset),
-        *_classes(per_class, what),
+        *_classes(per_class, what, data.split.by == "label"),
         *_leaks(data, table, names, records),
         *_near(table, names, records),
         *_files(table, names, records),
@@ -143,9 +143,9 @@ def _boxes(data: Data, dataset: Dataset) -> list[Finding]:
     ]
 
 
-def _classes(per_class: dict[str, dict[str, int]], what: str) -> list[Finding]:
+def _classes(per_class: dict[str, dict[str, int]], what: str, apart: bool) -> list[Finding]:
     found = []
-    for split, counts in per_class.items():
+    for split, counts in () if apart else per_class.items():
         if missing := [name for name, count in counts.items() if not count]:
             examples = [[printable(name)] for name in missing[:EXAMPLES]]
             found.append(Finding("warning", f"classes without {what} in {split}", len(missing), examples))
@@ -177,12 +177,15 @@ def _leaks(data: Data, table: Columns, names: _Names, records: NDArray[Any]) -> 
             found.append(
                 Finding("note", f"the same picture again in one split, {how}", len(within), names.sets(within))
             )
-    leaks = audit.leaks(table)
+    leaks = audit.leaks(table, data.split.by == "label")
     if leaks.conflicts:
         conflicts = leaks.conflicts
         found.append(Finding(level, "the same picture under several labels", len(conflicts), names.sets(conflicts)))
     if leaks.torn:
         found.append(Finding(level, "groups in several splits", len(leaks.torn), names.sets(leaks.torn)))
+    if leaks.shared:
+        what = "classes, such as people, in several splits"
+        found.append(Finding(level, what, len(leaks.shared), names.sets(leaks.shared)))
     return found
 
 

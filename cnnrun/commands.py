@@ -20,6 +20,7 @@ from cnnrun.assemble import (
     fitting,
     initial,
     job,
+    measurable,
     network,
     same_everywhere,
     trained,
@@ -68,6 +69,7 @@ def train(
         data = dataset(experiment)
         for note in (*data.notes, *balance(experiment, data)):
             say(f"data: {note}")
+        measurable(experiment, {name: examples.targets for name, examples in data.splits.items()})
         # Nothing is made on the disk for a config that cannot be trained.
         fitting(experiment, data.facts, given, ranks.size)
         ranks.wait(patiently=True)
@@ -98,9 +100,8 @@ def evaluate(target: Path | None, root: Path, device: torch.device, split: str |
     examples, batch = data.splits[name], experiment.train.batch
     with joined(device, experiment.train.timeout) as ranks:
         ranks.wait(patiently=True)
-        measured = measure_split(
-            given.network, given.criterion, given.task, given.facts, examples, batch, device, ranks
-        )
+        criterion = None if given.task.open_set else given.criterion
+        measured = measure_split(given.network, criterion, given.task, given.facts, examples, batch, device, ranks)
     return {
         "run": str(given.run),
         "step": given.step,
@@ -174,7 +175,9 @@ def checked(experiment: Experiment) -> dict[str, Any]:
     refuse_bad_boxes(indexed, experiment.data.bad_boxes)
     built = fitting(experiment, facts, initial(experiment))
     levels = [Level(each.shape, each.field, each.stride) for each in built.levels]
-    targets = indexed.targets("train", facts.image, experiment.data.image)
+    image = experiment.data.image
+    measurable(experiment, {name: indexed.targets(name, facts.image, image) for name in indexed.splits})
+    targets = indexed.targets("train", facts.image, image)
     return {
         "name": experiment.name,
         "classes": list(facts.classes),

@@ -167,14 +167,20 @@ class SourceSpec(Kind):
     image: ClassVar[Shape | None] = None
     """(C, H, W) of the source's pictures where all have one size; None when the config must say."""
 
-    def read(self) -> Indexed:
-        """Look through the source; files are listed, not decoded. Raises DataError."""
+    def read(self, apart: bool = False) -> Indexed:
+        """Look through the source; files are listed, not decoded. Raises DataError.
+
+        `apart`: val and test may have classes that train has not.
+        """
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the data says about itself: measured once on the training split, kept with the model."""
+    """What the data says about itself: measured once on the training split, kept with the model.
+
+    `chosen` is what val chose for the trained network, such as thresholds; empty until then.
+    """
 
     classes: tuple[str, ...]
     image: Shape
@@ -184,6 +190,7 @@ class Facts:
     counts: dict[str, int] = field(default_factory=dict)
     fingerprint: str = ""
     class_ids: tuple[int, ...] = ()
+    chosen: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from cnnrun.augment import Augment
@@ -20,9 +20,11 @@ from cnnrun.errors import DataError, printable
 from cnnrun.pictures import Image
 from cnnrun.placing import placed
 from cnnrun.randomness import key
-from cnnrun.spec import Kinds, Spec
-from cnnrun.splitting import held_out
+from cnnrun.spec import Kinds, Spec, did_you_mean
+from cnnrun.splitting import held_out, held_out_classes
 from cnnrun.store import CacheSettings, Pictures, Stored
+
+Part = Annotated[float, Field(ge=0, lt=1)] | Annotated[list[str], Field(min_length=1)]
 
 
 class HoldOut(Spec):
@@ -31,12 +33,21 @@ class HoldOut(Spec):
     Where the source knows groups, a group is on one side alone.
     """
 
-    val: float = Field(0.1, ge=0, lt=1)
-    """The part that chooses: best checkpoint, early stop."""
-    test: float = Field(0.0, ge=0, lt=1)
-    """The part that is reported, once."""
+    by: Literal["picture", "label"] = "picture"
+    """`label` holds out whole classes, such as people who are never seen in training."""
+    val: Part = 0.1
+    """The part that chooses: best checkpoint, early stop, thresholds. With `by: label`, a part of the classes, or \
+their names."""
+    test: Part = 0.0
+    """The part that is reported, once. With `by: label`, a part of the classes, or their names."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Apart from the run's own seed, so that several seeds are compared on the same pictures."""
+
+    @model_validator(mode="after")
+    def _names_are_of_classes(self) -> Self:
+        if self.by == "picture" and (isinstance(self.val, list) or isinstance(self.test, list)):
+            raise ValueError("classes are held out by name with `by: label`")
+        return self
 
 
 class Data(CacheSettings):
@@ -179,20 +190,41 @@ HOLD_OUT_KEYS = {"test": 1, "val": 2}
 def index(data: Data) -> Index:
     """Look through the source and hold out what it does not split itself. Raises DataError."""
     source: SourceSpec = data.source
-    indexed = source.read()
+    indexed = source.read(data.split.by == "label")
     splits = {name: (split, torch.arange(len(split))) for name, split in indexed.splits.items()}
     wanted = {name: getattr(data.split, name) for name in HOLD_OUT_KEYS if name not in indexed.splits}
-    away = frozenset(name for name, part in wanted.items() if part > 0)
+    away = frozenset(name for name, part in wanted.items() if part)
+    _refuse_unknown(indexed.classes, wanted)
     for name in sorted(away):
         split, rows = splits["train"]
-        groups = None if split.groups is None else split.groups[rows]
-        held = held_out(_labels(split)[rows], groups, wanted[name], key(data.split.seed, HOLD_OUT_KEYS[name]))
+        held = _held(data.split, name, split, rows, indexed.classes)
         splits["train"] = (split, rows[~held])
         splits[name] = (split, rows[held])
     for name, (_, rows) in splits.items():
         if len(rows) == 0:
             raise DataError(f"the {name} split is empty; change data.split")
     return Index(indexed, splits, away)
+
+
+def _held(how: HoldOut, name: str, split: Split, rows: Tensor, classes: Sequence[str]) -> Tensor:
+    """Which of these rows of train become the split `name`: bool [N]."""
+    part, labels, seed = getattr(how, name), _labels(split)[rows], key(how.seed, HOLD_OUT_KEYS[name])
+    if isinstance(part, list):
+        return torch.isin(labels, torch.tensor([classes.index(each) for each in part]))
+    if how.by == "label":
+        # A part of all classes, whatever was held out before.
+        return held_out_classes(labels, min(1.0, part * len(_labels(split).unique()) / len(labels.unique())), seed)
+    return held_out(labels, None if split.groups is None else split.groups[rows], part, seed)
+
+
+def _refuse_unknown(classes: Sequence[str], wanted: dict[str, Any]) -> None:
+    """Raises DataError where classes are to be held out that the data has not, or twice."""
+    named = {name: part for name, part in wanted.items() if isinstance(part, list)}
+    for name, part in named.items():
+        if unknown := [each for each in part if each not in classes]:
+            raise DataError(f"data.split.{name}: no class {unknown[0]!r}{did_you_mean(unknown[0], list(classes))}")
+    if both := set(named.get("val", ())) & set(named.get("test", ())):
+        raise DataError(f"data.split: class {min(both)!r} is held out both for val and for test")
 
 
 def _labels(split: Split) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from cnnrun.taskspec import Measured, Results, TaskSpec
 
 def evaluate(
     forward: Callable[[Tensor], Tensor],
-    criterion: nn.Module,
+    criterion: nn.Module | None,
     task: TaskSpec,
     facts: Facts,
     examples: Examples,
@@ -25,7 +26,7 @@ def evaluate(
     device: torch.device,
     ranks: Ranks | None = None,
 ) -> Measured:
-    """The task's numbers on `examples`, and `loss`, its criterion's mean. `forward` gives raw outputs.
+    """The task's numbers on `examples`, and `loss`, its criterion's mean if given. `forward` gives raw outputs.
 
     Of several ranks each runs every so-many-th batch, and each hears what all found, in the samples' order: the numbers
     are those of one process, to the bit.
@@ -39,23 +40,25 @@ def evaluate(
         for first in range(0, len(places), ranks.size):
             found = ranks.gather(_outcome(forward, criterion, decoder, next(own, None)))
             for index, results in zip(places[first:], found, strict=False):
-                loss = results.pop("loss")
-                total = total + loss.double() * len(index)
-                meter.update(results, examples.targets_of(index, loss.device))
+                total = total + results.pop("loss", torch.zeros(())).double() * len(index)
+                meter.update(results, examples.targets_of(index, next(iter(results.values())).device))
     measured = meter.compute()
-    numbers = {"loss": float(total) / len(examples), **measured.numbers}
-    return Measured(numbers, measured.tables, measured.matrices)
+    loss = {} if criterion is None else {"loss": float(total) / len(examples)}
+    return replace(measured, numbers=loss | measured.numbers)
 
 
 def _outcome(
-    forward: Callable[[Tensor], Tensor], criterion: nn.Module, decoder: nn.Module, part: Batch | None
+    forward: Callable[[Tensor], Tensor], criterion: nn.Module | None, decoder: nn.Module, part: Batch | None
 ) -> dict[str, Tensor]:
     """A batch's results and its `loss`; nothing for a rank that has none left."""
     if part is None:
         return {}
     outputs = forward(part.pictures).float()
+    results: dict[str, Tensor] = decoder(outputs)
+    if criterion is None:
+        return results
     losses: dict[str, Tensor] = criterion(outputs, part.targets)
-    return {**decoder(outputs), "loss": torch.stack(list(losses.values())).sum()}
+    return {**results, "loss": torch.stack(list(losses.values())).sum()}
 
 
 def measure(results: Callable[[Tensor], Results], task: TaskSpec, facts: Facts, batches: Iterable[Batch]) -> Measured:

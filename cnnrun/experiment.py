@@ -174,14 +174,26 @@ def _of_the_task(experiment: Experiment) -> list[tuple[Loc, str]]:
         if used and task.targets != "boxes":
             path = ("data", "augment", *setting.split("."))
             found.append((path, f"is for boxes; {task.kind} has none; remove it"))
-    if train.sampler == "balanced" and task.targets != "labels":
-        text = f"balanced needs one label a picture; {task.kind} has {task.targets}"
+    if train.sampler.needs_labels and task.targets != "labels":
+        text = f"{train.sampler.kind} needs one label a picture; {task.kind} has {task.targets}"
         found.append((("train", "sampler"), text))
+    found += _of_unseen_classes(experiment)
     names = [node.name for node in experiment.model.layers if node.name]
     for name in task.taken():
         if name not in names:
             found.append((("task", task.kind), f"no layer {name!r} in the model{did_you_mean(name, names)}"))
     return found
+
+
+def _of_unseen_classes(experiment: Experiment) -> list[tuple[Loc, str]]:
+    """Whether val and test have the classes on which the task is measured: those that it learns, or others."""
+    task, data = experiment.task, experiment.data
+    if task.open_set and data.split.by == "picture" and data.leakage != "keep":
+        text = f"{task.kind} is measured on classes that it never saw: `by: label` (if not so, data.leakage: keep)"
+        return [(("data", "split"), text)]
+    if not task.open_set and data.split.by == "label":
+        return [(("data", "split", "by"), f"{task.kind} is measured on the classes that it learns; remove the line")]
+    return []
 
 
 def _misnamed(experiment: Experiment, built: Built, tree: Map, start: Mark) -> list[Problem]:
@@ -198,6 +210,8 @@ def _misnamed(experiment: Experiment, built: Built, tree: Map, start: Mark) -> l
     frozen = children[: children.index(train.freeze) + 1] if train.freeze in children else []
     held = tuple(f"layers.{name}." for name in frozen)
     learning = [name for name, _ in built.network.named_parameters() if not name.startswith(held)]
+    criterion = experiment.task.criterion(Facts(_UNREAD_CLASSES, (1,)))
+    learning += [f"criterion.{name}" for name, _ in criterion.named_parameters()]
     for group in train.optimizer.unused(learning):
         at = ("train", "optimizer", train.optimizer.kind, "groups", train.optimizer.groups.index(group), "params")
         report(at, f"{group.params!r} gets no parameter that learns{did_you_mean(group.params, _parts(learning))}")

@@ -26,13 +26,15 @@ from cnnrun.frozen import cut, feature_bytes, features, held, hold
 from cnnrun.network import Network
 from cnnrun.optim import Ema, EmaSpec, Optimizer, Sgd, load_state_tensors, state_tensors
 from cnnrun.panels import drawing
+from cnnrun.randomness import key
 from cnnrun.ranks import Ranks
-from cnnrun.sampling import balanced_order
+from cnnrun.sampling import Sampler, Uniform
 from cnnrun.schedule import OneCycle, Schedule
 from cnnrun.spec import Kinds, Spec
 from cnnrun.syncnorm import synchronized
 from cnnrun.taskspec import Better, Measured, TaskSpec
 
+_CRITERION = 1  # apart from the network's seed
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
@@ -64,8 +66,8 @@ not suffice."""
     monitor: str = "val/loss"
     """The number that chooses the best checkpoint and stops early: val/loss or val/ and one of the task's."""
     early_stop: EarlyStop | None = None
-    sampler: Literal["uniform", "balanced"] = "uniform"
-    """`balanced` shows every class equally often: samples of rare ones again, changed otherwise."""
+    sampler: Annotated[Sampler, Kinds()] = Uniform()
+    """Which pictures an epoch shows, and which of them make a batch."""
     drop_last: bool = True
     """Leave out an epoch's last, smaller batch (other pictures each epoch)."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -99,8 +101,8 @@ not suffice."""
 
 def monitored_numbers(task: TaskSpec) -> dict[str, Better]:
     """What `train.monitor` may name, and which way is better."""
-    loss: Better = "min"
-    return {"val/loss": loss} | {f"val/{name}": way for name, way in task.numbers().items()}
+    loss: dict[str, Better] = {} if task.open_set else {"val/loss": "min"}
+    return loss | {f"val/{name}": way for name, way in task.numbers().items()}
 
 
 def check(spec: Train, count: int, network: Network, ranks: int = 1) -> None:
@@ -150,7 +152,7 @@ class Job:
 
     def batches(self, examples: Examples, accumulate: int) -> TrainingBatches:
         """The run's training batches; `examples` may be the training split's features."""
-        order = balanced_order(examples.targets["labels"]) if self.spec.sampler == "balanced" else None
+        order = self.spec.sampler.order(examples.targets, self.spec.batch)
         ahead = default_prefetch(examples, self.device) if self.prefetch is None else self.prefetch
         return TrainingBatches(
             examples,
@@ -176,6 +178,7 @@ class Learner:
         self.network = job.network.to(device).to(memory_format=torch.channels_last)
         if job.ranks.size > 1 and spec.sync_batch_norm:
             synchronized(self.network, job.ranks, device)
+        torch.manual_seed(key(job.seed, _CRITERION))  # its own weights, such as the centres of classes
         self.criterion = job.task.criterion(job.facts).to(device)
         self.both = nn.ModuleDict({"network": self.network, "criterion": self.criterion})
         hold(self.network, spec.freeze)
@@ -271,7 +274,8 @@ class Learner:
         """The averaged weights where there are any, on a split, without touching what learns."""
         self.network.eval()
         examples, forward = job.dataset.splits[split], self._averaged(job)
-        measured = evaluate(forward, self.criterion, job.task, job.facts, examples, batch, job.device, job.ranks)
+        criterion = None if job.task.open_set else self.criterion
+        measured = evaluate(forward, criterion, job.task, job.facts, examples, batch, job.device, job.ranks)
         hold(self.network, job.spec.freeze)
         return measured
 

@@ -60,8 +60,9 @@ def prepare(data: Data, indexed: Index, progress: Progress, only: Sequence[str] 
     )
     if only is not None:
         return dataset
-    dataset = replace(dataset, notes=tuple(_remarks(dataset)))
-    return _measured(data.image, _without_leaks(dataset, data.leakage))
+    apart = data.split.by == "label"
+    dataset = replace(dataset, notes=tuple(_remarks(dataset, apart)))
+    return _measured(data.image, _without_leaks(dataset, data.leakage, apart))
 
 
 def _examples(
@@ -137,11 +138,11 @@ def _other_size(split: Split, rows: Tensor, kept: Stored) -> dict[int, str]:
     }
 
 
-def _remarks(dataset: Dataset) -> list[str]:
+def _remarks(dataset: Dataset, apart: bool) -> list[str]:
     """What else is worth a line before training: classes that a split lacks, files that are not what they are named."""
     lines, classes = _of_boxes(dataset.bad_boxes), dataset.facts.classes
     for split, examples in dataset.splits.items():
-        if counts := counted(examples.targets, len(classes)):
+        if not apart and (counts := counted(examples.targets, len(classes))):
             missing = [name for name, count in zip(classes, counts, strict=True) if not count]
             what = "picture" if "labels" in examples.targets else "object"
             lines += [f"no {what} of {', '.join(map(printable, missing[:5]))} in {split}"] if missing else []
@@ -183,13 +184,15 @@ def _digests(examples: Examples, kept: Stored) -> NDArray[np.uint64]:
     return np.array([digest(one.numpy().tobytes()) for part in parts for one in examples.take(part)], np.uint64)
 
 
-def _without_leaks(dataset: Dataset, policy: str) -> Dataset:
+def _without_leaks(dataset: Dataset, policy: str, apart: bool) -> Dataset:
     """The data set once its leaks are dealt with as the config says. Raises DataError."""
     table = columns(dataset)
-    found = leaks(table)
+    found = leaks(table, apart)
     if not found:
-        count = len(table.split_N)
-        note = f"{count:,} pictures: none in two splits, none under two labels (`cnnrun data check` looks further)"
+        count, more = len(table.split_N), ", no class in two splits" if apart else ""
+        note = (
+            f"{count:,} pictures: none in two splits, none under two labels{more} (`cnnrun data check` looks further)"
+        )
         return replace(dataset, notes=(note, *dataset.notes))
     lines = _described(dataset, table, found)
     if policy == "error":
@@ -198,7 +201,7 @@ def _without_leaks(dataset: Dataset, policy: str) -> Dataset:
         )
     if policy == "keep":
         return replace(dataset, notes=(*lines, *dataset.notes))
-    groups = [*found.across, *found.conflicts, *found.torn]
+    groups = [*found.across, *found.conflicts, *found.torn, *found.shared]
     drop = np.unique(np.concatenate([table.in_train(group) for group in groups]))
     train = dataset.splits["train"]
     kept = torch.ones(len(train), dtype=torch.bool)
@@ -229,6 +232,7 @@ def _described(dataset: Dataset, table: Columns, found: Leaks) -> list[str]:
         (found.across, table.split_N, "picture(s) in more than one split"),
         (found.conflicts, table.label_N, "picture(s) under more than one label"),
         (found.torn, table.split_N, "group(s) in more than one split"),
+        (found.shared, table.split_N, "class(es), such as people, in more than one split"),
     )
     return [f"{len(groups):,} {what}, such as {pair(groups[0], over)}" for groups, over, what in kinds if groups]
 

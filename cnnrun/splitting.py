@@ -24,6 +24,13 @@ def held_out(labels_N: Tensor, groups_N: Tensor | None, part: float, seed: int) 
     return held
 
 
+def held_out_classes(labels_N: Tensor, part: float, seed: int) -> Tensor:
+    """All samples of some classes: bool [N], `part` of the classes; one at least, and not all."""
+    classes = labels_N.unique()
+    count = min(max(1, round(part * len(classes))), len(classes) - 1) if part else 0
+    return torch.isin(labels_N, classes[permutation(seed, 0, len(classes))[:count]])
+
+
 def folds(labels_N: Tensor, groups_N: Tensor | None, count: int, seed: int) -> Tensor:
     """The fold of each sample: int64 [N] in 0..count - 1, each fold with its share of every class."""
     if groups_N is not None:

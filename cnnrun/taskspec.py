@@ -44,11 +44,15 @@ class Level:
 
 @dataclass(frozen=True)
 class Measured:
-    """A meter's verdict: headline numbers, tables (name -> rows), and matrices of counts over the classes."""
+    """A meter's verdict: headline numbers, tables (name -> rows), and matrices of counts over the classes.
+
+    `chosen` are thresholds and the like that this split would choose: those of val are kept with the model.
+    """
 
     numbers: dict[str, float]
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     matrices: dict[str, list[list[int]]] = field(default_factory=dict)
+    chosen: dict[str, float] = field(default_factory=dict)
 
 
 class Meter(Protocol):
@@ -57,6 +61,16 @@ class Meter(Protocol):
     def update(self, results: Results, targets: dict[str, Tensor]) -> None: ...
 
     def compute(self) -> Measured: ...
+
+
+class Criterion(nn.Module):
+    """(outputs, targets) -> dict of named scalar losses, means over the batch; its parameters train with the network's.
+
+    The mean of a batch's parts, weighted by their sizes, is the batch's: so it may be split into micro-batches.
+    """
+
+    def advance(self, done: float) -> None:
+        """Before each step: which part of the training is done, for what grows with it."""
 
 
 class TaskSpec(Kind):
@@ -71,6 +85,10 @@ class TaskSpec(Kind):
 
     def problem(self, facts: Facts) -> str | None:
         """Why this data cannot serve this task, or None."""
+        return None
+
+    def unmeasurable(self, targets: dict[str, Tensor]) -> str | None:
+        """Why the numbers of a split with these targets would mean nothing, or None."""
         return None
 
     def notes(self, facts: Facts) -> list[str]:
@@ -89,8 +107,8 @@ class TaskSpec(Kind):
         """The last layer: features of `in_shapes`, an argument each -> raw outputs. Raises CannotPass."""
         raise NotImplementedError
 
-    def criterion(self, facts: Facts) -> nn.Module:
-        """A module (outputs, targets) -> dict of named scalar losses; its parameters train with the network's."""
+    def criterion(self, facts: Facts) -> Criterion:
+        """What the network learns by."""
         raise NotImplementedError
 
     def blend(
@@ -105,6 +123,9 @@ class TaskSpec(Kind):
 
     targets: ClassVar[str] = "labels"
     """What the data must know of each picture, in the words of SourceSpec."""
+    open_set: ClassVar[bool] = False
+    """Whether it is measured on classes that it never learned: then val has no loss, and a class in two splits is a \
+leak."""
     mixes: ClassVar[bool] = False
     """Whether the task has a `blend`: else mixup and cutmix are refused."""
 

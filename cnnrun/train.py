@@ -53,6 +53,7 @@ def fit(job: Job, saved: checkpoint.Checkpoint | None = None) -> dict[str, Any]:
             training.save(improved=training.end_epoch())  # stopped between an epoch's last step and its numbers
         while state.step < total and not spec.stops_early(state.waited):
             factor = spec.schedule.factor(state.step, total)
+            learner.criterion.advance(state.step / total)
             batch, loss = training.gradients()
             losses.add(health(learner, loss), learner)  # on a CPU, what is not finite stops here, before the weights
             update(learner, job, state.step, factor)
@@ -119,7 +120,7 @@ class Training:
         """Evaluate, write down, say; returns whether the monitored number is the best so far."""
         job, state = self.job, self.state
         measured = self._measured()
-        state.evaluated = state.step
+        state.evaluated, state.chosen = state.step, measured.chosen
         epoch = state.step // self.per_epoch
         numbers = {"train/loss": state.loss_sum / max(1, state.loss_count)}
         numbers |= {f"val/{name}": value for name, value in measured.numbers.items()}
@@ -130,7 +131,7 @@ class Training:
         if not math.isfinite(value):
             raise NonFiniteError(f"{job.spec.monitor} became {value} after epoch {epoch}; the last checkpoint stands")
         improved = self._improves(value)
-        shown = dict.fromkeys(["train/loss", "val/loss", job.spec.monitor])
+        shown = [name for name in dict.fromkeys(["train/loss", "val/loss", job.spec.monitor]) if name in numbers]
         text = "  ".join(f"{name} {numbers[name]:.4f}" for name in shown)
         clock = self.clock
         say(f"epoch {epoch:3d}/{job.spec.epochs}  {text}{'  best' if improved else ''}  {clock.seconds:.0f} s  {clock}")

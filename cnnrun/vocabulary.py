@@ -14,8 +14,10 @@ from cnnrun.errors import ConfigError
 from cnnrun.experiment import Experiment
 from cnnrun.export import Format
 from cnnrun.learner import EarlyStop, Train
+from cnnrun.margins import Loss
 from cnnrun.optim import EmaSpec, Group, Optimizer
 from cnnrun.pictures import Image
+from cnnrun.sampling import Sampler
 from cnnrun.schedule import Schedule
 from cnnrun.spec import Kind, Spec, did_you_mean, members
 from cnnrun.structures import Model, Node
@@ -28,6 +30,8 @@ FAMILIES: dict[str, tuple[type[Kind], ...]] = {
     "policies": (TrivialAugment,),
     "optimizers": members(Optimizer),
     "schedules": members(Schedule),
+    "samplers": members(Sampler),
+    "losses": members(Loss),
     "formats": members(Format),
 }
 SECTIONS: dict[str, type[Spec]] = {

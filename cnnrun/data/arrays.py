@@ -43,7 +43,7 @@ train_images and train_labels, images and labels, x and y)."""
     classes: ClassNames | None = None
     """Names of the labels 0, 1, ...; by default the numbers."""
 
-    def read(self) -> Indexed:
+    def read(self, apart: bool = False) -> Indexed:
         path = Path(self.path)
         if not path.is_file():
             raise DataError(f"{printable(str(path))}: no such file")

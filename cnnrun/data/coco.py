@@ -31,7 +31,7 @@ class Coco(SourceSpec):
     pictures: str | dict[SplitName, str] | None = None
     """The folder that `file_name` starts from, one for all splits or each its own; by default the annotations' own."""
 
-    def read(self) -> Indexed:
+    def read(self, apart: bool = False) -> Indexed:
         splits: dict[str, Split] = {}
         bad, ids, names = [], [], []
         for name in ("train", "val", "test"):

@@ -35,7 +35,7 @@ class DigitScenes(SourceSpec):
     """Digits of a scene, at most; at least none."""
     seed: int = Field(0, ge=0, lt=2**63)
 
-    def read(self) -> Indexed:
+    def read(self, apart: bool = False) -> Indexed:
         from sklearn.datasets import load_digits
 
         bunch = load_digits()

@@ -14,7 +14,7 @@ class Digits(SourceSpec):
     kind = "digits"
     image = (1, 8, 8)
 
-    def read(self) -> Indexed:
+    def read(self, apart: bool = False) -> Indexed:
         from sklearn.datasets import load_digits
 
         bunch = load_digits()

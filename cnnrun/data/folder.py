@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from cnnrun.contracts import ClassNames, Indexed, SourceSpec, Split
 from cnnrun.errors import DataError, printable
 from cnnrun.files import Files
 from cnnrun.labelling import split_name
+from cnnrun.pairs import people_of, targets_of
 from cnnrun.pictures import SUFFIXES
 from cnnrun.progress import say
 
@@ -18,7 +21,10 @@ CLUTTER = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 
 
 class Folder(SourceSpec):
-    """`root/train/cat/1.jpg`, `root/val/...`, `root/test/...`; or `root/cat/1.jpg`, which `data.split` divides."""
+    """`root/train/cat/1.jpg`, `root/val/...`, `root/test/...`; or `root/cat/1.jpg`, which `data.split` divides.
+
+    With `data.split.by: label` a folder is a person, say, and those of val and test are others than those of train.
+    """
 
     kind = "folder"
     main = "root"
@@ -26,8 +32,10 @@ class Folder(SourceSpec):
     root: str
     classes: ClassNames | None = None
     """The classes in the order wanted; by default the folders' names in torchvision's order."""
+    pairs: str | None = None
+    """A file of pairs in LFW's format, on which test is measured. Without a test folder the people in it are test."""
 
-    def read(self) -> Indexed:
+    def read(self, apart: bool = False) -> Indexed:
         root = Path(self.root)
         if not root.is_dir():
             raise DataError(f"{root}: no such folder")
@@ -35,10 +43,12 @@ class Folder(SourceSpec):
         if found and "train" not in found:
             raise DataError(f"{root}: has {', '.join(f.name for f in found.values())} but no train folder")
         found = found or {"train": root}
-        classes = self.classes or _class_names(found["train"])
+        folders = found.values() if apart else [found["train"]]
+        classes = self.classes or sorted({name for folder in folders for name in _class_names(folder)})
         if len(classes) < 2:
             raise DataError(f"{found['train']}: needs a folder for each of two or more classes; has {len(classes)}")
-        return Indexed(tuple(classes), {name: _split(folder, classes, root, name) for name, folder in found.items()})
+        splits = {name: _split(folder, classes, root, name, apart) for name, folder in found.items()}
+        return Indexed(tuple(classes), splits if self.pairs is None else _paired(splits, classes, Path(self.pairs)))
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -60,7 +70,32 @@ def _class_names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not _hidden(entry.name))
 
 
-def _split(folder: Path, classes: list[str], root: Path, split: str) -> Split:
+def _paired(splits: dict[str, Split], classes: list[str], path: Path) -> dict[str, Split]:
+    """The splits, test with the pairs of a file on which it is measured: its own pictures, or else those of the people
+    in the file.
+    """
+    listed, header = people_of(path)
+    if "test" not in splits:
+        whole, named = splits["train"], {name for each in listed for name in each.people}
+        away = torch.tensor([name in named for name in classes])[whole.targets["labels"]]
+        splits = splits | {"train": _part(whole, ~away), "test": _part(whole, away)}
+        if away.all():
+            raise DataError(f"{path}: names everyone; nobody is left to train on")
+    test = splits["test"]
+    places: dict[str, dict[str, int]] = {}
+    for number, label in enumerate(test.targets["labels"].tolist()):
+        places.setdefault(classes[label], {})[Path(test.name(number)).name] = number
+    pairs = targets_of(path, listed, header, places, len(test))
+    return splits | {"test": replace(test, targets=test.targets | {"number": torch.arange(len(test)), "pairs": pairs})}
+
+
+def _part(split: Split, chosen: Tensor) -> Split:
+    assert isinstance(split.pictures, Files)
+    files = Files([os.fsdecode(split.pictures.raw(number)) for number in chosen.nonzero()[:, 0].tolist()])
+    return replace(split, pictures=files, targets={name: values[chosen] for name, values in split.targets.items()})
+
+
+def _split(folder: Path, classes: list[str], root: Path, split: str, apart: bool) -> Split:
     loose = [entry.name for entry in folder.iterdir() if entry.is_file() and entry.suffix.lower() in SUFFIXES]
     if loose:
         example = printable(min(loose))
@@ -72,7 +107,7 @@ def _split(folder: Path, classes: list[str], root: Path, split: str) -> Split:
     labels: list[int] = []
     for label, name in enumerate(classes):
         files = _files(folder / name, root)
-        if not files and split == "train":
+        if not files and split == "train" and not (apart and not (folder / name).exists()):
             raise DataError(f"{folder / name}: no pictures ({', '.join(sorted(SUFFIXES))}) for this class")
         paths += files
         labels += [label] * len(files)

@@ -33,7 +33,7 @@ class Idx(SourceSpec):
     classes: ClassNames | None = None
     """Names of the labels 0, 1, ...; by default Fashion-MNIST's where the folder is called so, else the numbers."""
 
-    def read(self) -> Indexed:
+    def read(self, apart: bool = False) -> Indexed:
         folder = self._folder()
         splits = {name: _split(folder, part) for name, part in _PARTS.items() if _find(folder, part, "images")}
         if "train" not in splits:

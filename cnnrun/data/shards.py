@@ -52,10 +52,10 @@ class Shards(SourceSpec):
     copies: str | None = None
     """Where shards from elsewhere are kept; by default cnnrun's folder under the user's cache folder."""
 
-    def read(self) -> Indexed:
+    def read(self, apart: bool = False) -> Indexed:
         found = {name: self._samples(urls) for name in ("train", "val", "test") if (urls := getattr(self, name))}
         written = [label for _, labels in found.values() for label in labels]
-        classes = self.classes or class_names(found["train"][1])
+        classes = self.classes or class_names(written if apart else found["train"][1])
         highest = max(map(int, written)) if all(re.fullmatch("[0-9]{1,9}", label) for label in written) else None
         if not self.classes and highest is not None and highest < 2 * len(set(written)) + 10:
             # Whole numbers from 0 up are the classes' own: one that no training sample has is a class all the same.

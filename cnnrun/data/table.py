@@ -40,7 +40,7 @@ class Table(SourceSpec):
     classes: ClassNames | None = None
     """The classes in the order wanted; by default the labels sorted."""
 
-    def read(self) -> Indexed:
+    def read(self, apart: bool = False) -> Indexed:
         path = Path(self.path)
         root = Path(self.root) if self.root else path.parent
         if not root.is_dir():
@@ -58,13 +58,20 @@ class Table(SourceSpec):
             rows.columns[column] = [cell.strip() for cell in rows.columns[column]]
         paths, splits = rows.columns[self.picture], rows.columns[split] if split else ["train"] * len(rows)
         written = _one_hot(rows, labels) if isinstance(self.label, list) else rows.columns[self.label]
-        return self._indexed(rows, root, paths, splits, written, rows.columns[group] if group else None)
+        return self._indexed(rows, root, paths, splits, written, rows.columns[group] if group else None, apart)
 
     def _optional(self, rows: Rows, given: str | None, usual: str) -> str | None:
         return given or (usual if usual in rows.columns and usual != self.label else None)
 
     def _indexed(
-        self, rows: Rows, root: Path, paths: list[str], splits: list[str], labels: list[str], groups: list[str] | None
+        self,
+        rows: Rows,
+        root: Path,
+        paths: list[str],
+        splits: list[str],
+        labels: list[str],
+        groups: list[str] | None,
+        apart: bool,
     ) -> Indexed:
         where = [split_name(split) for split in splits]
         refuse(
@@ -77,7 +84,8 @@ class Table(SourceSpec):
         training = [label for label, name in zip(labels, where, strict=True) if name == "train"]
         if not training:
             raise DataError(f"{rows.path}: no row is of the train split")
-        classes = self.classes or (self.label if isinstance(self.label, list) else class_names(training))
+        known = labels if apart else training
+        classes = self.classes or (self.label if isinstance(self.label, list) else class_names(known))
         number = {name: i for i, name in enumerate(classes)}
         refuse(
             [

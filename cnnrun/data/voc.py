@@ -41,7 +41,7 @@ class Voc(SourceSpec):
     first_pixel: int = Field(0, ge=0, le=1)
     """The number of the picture's first pixel: 1 in VOC's own files, 0 in what most tools write."""
 
-    def read(self) -> Indexed:
+    def read(self, apart: bool = False) -> Indexed:
         root = Path(self.root)
         for folder in ("Annotations", "JPEGImages"):
             if not (root / folder).is_dir():

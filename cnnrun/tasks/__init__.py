@@ -2,5 +2,6 @@
 
 from cnnrun.tasks.classify import Classify
 from cnnrun.tasks.detect import Detect
+from cnnrun.tasks.verify import Verify
 
-Task = Classify | Detect
+Task = Classify | Detect | Verify

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from cnnrun.contracts import Facts, Shape, need_picture, need_vector, of_classes
 from cnnrun.metrics import ClassificationCounts
-from cnnrun.taskspec import Better, Measured, Results, TaskSpec, View
+from cnnrun.taskspec import Better, Criterion, Measured, Results, TaskSpec, View
 
 Weight = Annotated[float, Field(ge=0)]
 
 
-class CrossEntropy(nn.Module):
+class CrossEntropy(Criterion):
     """Mean over the batch of weight[label] * cross-entropy.
 
     The mean divides by the number of samples, not by the sum of their weights as torch's own does: so a batch split
@@ -126,7 +126,7 @@ class Classify(TaskSpec):
             return MapsOfClasses(need_picture("its conv classifier", in_shape)[0], len(facts.classes))
         return nn.Linear(need_vector("its linear layer", in_shape), len(facts.classes))
 
-    def criterion(self, facts: Facts) -> nn.Module:
+    def criterion(self, facts: Facts) -> Criterion:
         return CrossEntropy(self.label_smoothing, self._weights(facts))
 
     def blend(

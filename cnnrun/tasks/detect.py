@@ -25,7 +25,7 @@ from cnnrun.average_precision import (
 from cnnrun.boxes import Mark, areas, overlaps
 from cnnrun.contracts import CannotPass, Facts, Shape, need_picture
 from cnnrun.dense import PLACE, DenseHead, Detections, stride_of
-from cnnrun.taskspec import Better, Level, Measured, Results, TaskSpec, View
+from cnnrun.taskspec import Better, Criterion, Level, Measured, Results, TaskSpec, View
 
 BoxLoss = Literal["ciou", "diou", "giou"]
 Score = Annotated[float, Field(ge=0, lt=1)]
@@ -41,7 +41,7 @@ def objects_of(targets: dict[str, Tensor]) -> Objects:
     return Objects(targets["boxes"], targets["objects"], real, there & ~real)
 
 
-class DetectionLoss(nn.Module):
+class DetectionLoss(Criterion):
     """Quality focal loss of every cell's scores; the boxes' overlap loss where a cell learns an object.
 
     Sums over a picture's cells, divided by the mean number of objects a training picture has: a constant, so that a
@@ -203,7 +203,7 @@ class Detect(TaskSpec):
         shared, image = self.towers == "shared", list(facts.image[1:])
         return DenseHead(channels, image, len(facts.classes), self.channels, self.depth, shared, self.depthwise)
 
-    def criterion(self, facts: Facts) -> nn.Module:
+    def criterion(self, facts: Facts) -> Criterion:
         pictures = facts.counts.get("train", 0)
         return DetectionLoss(max(1.0, sum(facts.class_counts) / pictures) if pictures else 1.0, self)
 

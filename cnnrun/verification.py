@@ -1,0 +1,166 @@
+"""Whether two pictures show one person: what a similarity is worth, over pairs.
+
+A pair is accepted when its similarity is at least the threshold. FAR is the part of the pairs of two people that is
+accepted, TAR the part of the pairs of one. Everything is exact in the pairs given; ties are accepted together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MOST_PAIRS = 2_000_000  # of one kind that are measured; of more, so many drawn at random
+FOLDS = 10
+_ENOUGH = 10  # false accepts that a FAR must be expected to give, for its threshold to mean something
+_REPLICATES, _RESAMPLED = (1000, 200), 500_000  # of the bootstrap, for few and for many pairs; pairs at most
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of pictures: numbers of both in their split, whether they show one person, and a fold each."""
+
+    first_M: NDArray[np.int64]
+    second_M: NDArray[np.int64]
+    same_M: NDArray[np.bool_]
+    fold_M: NDArray[np.int64]
+    total: tuple[int, int]
+    """How many there are of one person and of two, where these are a part of them."""
+
+    def similarities(self, embeddings_ND: NDArray[np.float32]) -> Floats:
+        """The cosine of each pair's unit embeddings."""
+        found = np.empty(len(self.first_M))
+        for start in range(0, len(found), 100_000):
+            part = slice(start, start + 100_000)
+            one, other = embeddings_ND[self.first_M[part]], embeddings_ND[self.second_M[part]]
+            found[part] = np.einsum("md,md->m", one, other, dtype=np.float64)
+        return found
+
+
+def all_pairs(labels_N: NDArray[np.int64]) -> Pairs:
+    """Every pair of a split, in folds at random, as many of each kind in each."""
+    draw = np.random.default_rng(0)
+    one, other = np.triu_indices(len(labels_N), 1) if len(labels_N) <= 2000 else _some_pairs(labels_N, draw)
+    same = labels_N[one] == labels_N[other]
+    counts = np.unique(labels_N, return_counts=True)[1]
+    genuine = int((counts * (counts - 1) // 2).sum())
+    total = len(labels_N) * (len(labels_N) - 1) // 2
+    fold, folds = np.empty(len(one), np.int64), min(FOLDS, int(same.sum()), int((~same).sum()))
+    for kind in (same, ~same):
+        fold[kind] = draw.permutation(int(kind.sum())) % folds
+    return Pairs(one, other, same, fold, (genuine, total - genuine))
+
+
+def _some_pairs(labels_N: NDArray[np.int64], draw: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Pairs of each kind, MOST_PAIRS at the most, none twice."""
+    count = len(labels_N)
+    pairs = draw.integers(0, count, (2 * MOST_PAIRS, 2))
+    pairs = np.unique(np.sort(pairs[labels_N[pairs[:, 0]] != labels_N[pairs[:, 1]]], 1), axis=0)
+    apart = pairs[np.sort(draw.permutation(len(pairs))[:MOST_PAIRS])]
+    order = np.argsort(labels_N, kind="stable")
+    people = np.split(order, np.flatnonzero(np.diff(labels_N[order])) + 1)
+    own = np.concatenate([members[np.stack(np.triu_indices(len(members), 1), 1)] for members in people])
+    own = own[np.sort(draw.permutation(len(own))[:MOST_PAIRS])]
+    both = np.concatenate([own, apart])
+    return both[:, 0], both[:, 1]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """FAR and TAR at every threshold that makes a difference, falling; the first accepts nothing."""
+
+    threshold: Floats
+    far: Floats
+    tar: Floats
+
+    def at(self, far: float) -> int:
+        """The lowest threshold whose FAR is no more than this."""
+        return int(np.searchsorted(self.far, far * (1 + 1e-12), side="right")) - 1
+
+    def between(self, place: int) -> float:
+        """A threshold halfway to the next one, so that rounding does not decide; the next accepts more than wanted."""
+        return float(self.threshold[place : place + 2].mean())
+
+    def eer(self) -> float:
+        """Where as many pairs of one person are refused as of two are accepted, between thresholds on a line."""
+        above = self.far - (1 - self.tar)
+        place = int(np.argmax(above >= 0))
+        if not place:
+            return float(self.far[0])
+        before, after = above[place - 1], above[place]
+        part = before / (before - after)
+        return float(self.far[place - 1] + part * (self.far[place] - self.far[place - 1]))
+
+    def auc(self) -> float:
+        """The area under TAR over FAR."""
+        return float(np.trapezoid(self.tar, self.far))
+
+
+class Ranked:
+    """Pairs in the order of their similarity, so that curves of any weights need no sorting."""
+
+    def __init__(self, scores_M: Floats, same_M: NDArray[np.bool_]) -> None:
+        self.order = np.argsort(-scores_M, kind="stable")
+        scores, self.same = scores_M[self.order], same_M[self.order]
+        self._last = np.flatnonzero(np.r_[scores[1:] != scores[:-1], True])
+        self._threshold = np.r_[np.nextafter(scores[0], np.inf), scores[self._last]]
+
+    def curve(self, weight_M: Floats | None = None) -> Curve:
+        """The curve where each pair, in the order given at first, counts so often."""
+        weight = np.ones(len(self.order)) if weight_M is None else weight_M[self.order]
+        one, two = (np.cumsum(weight * kind)[self._last] for kind in (self.same, ~self.same))
+        with np.errstate(invalid="ignore"):
+            return Curve(self._threshold, np.r_[0.0, two / two[-1]], np.r_[0.0, one / one[-1]])
+
+
+def accuracies(ranked: Ranked, scores_M: Floats, pairs: Pairs) -> list[dict[str, Any]]:
+    """For each fold: the threshold that is best on all others, and how right it is here.
+
+    Accuracy is the mean of the parts of each kind that are told rightly: LFW's own where there are as many of each.
+    """
+    rows = []
+    for fold in np.unique(pairs.fold_M).tolist():
+        here = pairs.fold_M == fold
+        curve = ranked.curve((~here).astype(np.float64))
+        threshold = curve.between(int(np.argmax(curve.tar - curve.far)))
+        right = (scores_M[here] >= threshold) == pairs.same_M[here]
+        same = pairs.same_M[here]
+        accuracy = (right[same].mean() + right[~same].mean()) / 2
+        rows.append({"fold": fold + 1, "pairs": int(here.sum()), "threshold": threshold, "accuracy": float(accuracy)})
+    return rows
+
+
+def intervals(
+    scores_M: Floats, pairs: Pairs, labels_N: NDArray[np.int64], of: Callable[[Curve], Sequence[float]]
+) -> list[tuple[float, float]]:
+    """The middle 95 % of each number over bootstrap samples of the people.
+
+    People are drawn, not pairs: pairs that share one are not independent (Bolle, Ratha and Pankanti 2004).
+    """
+    chosen = np.arange(len(scores_M))
+    if len(chosen) > _RESAMPLED:
+        chosen = np.sort(np.random.default_rng(1).permutation(len(chosen))[:_RESAMPLED])
+    names, person = np.unique(labels_N, return_inverse=True)
+    one, other = person[pairs.first_M[chosen]], person[pairs.second_M[chosen]]
+    same = pairs.same_M[chosen]
+    ranked = Ranked(scores_M[chosen], same)
+    draw, found = np.random.default_rng(2), []
+    for _ in range(_REPLICATES[len(chosen) > _RESAMPLED // 10]):
+        times = np.bincount(draw.integers(0, len(names), len(names)), minlength=len(names)).astype(np.float64)
+        weight = np.where(same, times[one], times[one] * times[other])
+        if weight[same].any() and weight[~same].any():
+            found.append(of(ranked.curve(weight)))
+    low, high = np.quantile(np.array(found), (0.025, 0.975), axis=0)
+    return list(zip(low.tolist(), high.tolist(), strict=True))
+
+
+def note(impostors: int, far: float) -> str:
+    """What a reader must know of a FAR measured on so many pairs of two people."""
+    if impostors * far >= _ENOUGH:
+        return ""
+    return f"too few pairs of two people: {impostors:,}; {_ENOUGH / far:,.0f} give {_ENOUGH} false accepts"
