@@ -18,6 +18,7 @@ from cnnrun import __version__, torchrun
 from cnnrun.arguments import Config, Device, Json, Overrides, Runs, SplitName, Target, show
 from cnnrun.cli_data import cache_app, data_app, init
 from cnnrun.cli_explain import explain_app
+from cnnrun.cli_identity import enroll, identify, verify
 from cnnrun.errors import Interrupted, Lost, UserError, printable
 from cnnrun.stopping import leaving
 
@@ -101,12 +102,12 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Results for pictures, one line each, as they come. Example: cnnrun predict photos/ --json"""
-    from cnnrun import commands, report
+    from cnnrun import commands, rows
     from cnnrun.device import choose
     from cnnrun.errors import DataError
 
     bad = 0
-    write = report.row_writer("json" if as_json else "csv" if csv else "text")
+    write = rows.row_writer("json" if as_json else "csv" if csv else "text")
     for row in commands.predicted(run, runs, choose(device), paths, batch, score or [], draw, coco):
         write(row)
         bad += "error" in row
@@ -114,7 +115,8 @@ def predict(
         raise DataError(f"{bad} file(s) could not be read")
 
 
-app.command()(init)
+for command in (init, verify, enroll, identify):
+    app.command()(command)
 app.add_typer(explain_app, name="explain")
 app.add_typer(data_app, name="data")
 app.add_typer(cache_app, name="cache")

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -277,44 +273,31 @@ def kinds(data: dict[str, Any]) -> None:
                     console.print(f"      {setting['name']:<18} {default}. {setting['help']}")
 
 
-def row_writer(form: str) -> Callable[[dict[str, Any]], None]:
-    """A function that writes one prediction as `text`, `csv` or `json` (one object a line)."""
-    if form == "json":
-        return lambda row: print(json.dumps(row), flush=True)  # noqa: T201
-    if form == "text":
-        return _text_row
-    writer = csv.writer(sys.stdout)
-    headed: list[bool] = []
-
-    def write(row: dict[str, Any]) -> None:
-        objects = "objects" in row
-        if not headed:
-            headed.append(objects)
-            columns = ["label", "score", "x", "y", "width", "height"] if objects else ["label", "probability", "top"]
-            writer.writerow(["path", *columns, "error"])
-        if headed[0]:
-            found = row.get("objects", [])
-            writer.writerows([[row["path"], each["label"], each["score"], *each["bbox"], ""] for each in found])
-            if not found:
-                writer.writerow([row["path"], *[""] * 6, row.get("error", "")])
-            return
-        top = ";".join(f"{entry['label']}={entry['probability']:.6f}" for entry in row.get("top", []))
-        writer.writerow([row["path"], row.get("label", ""), row.get("probability", ""), top, row.get("error", "")])
-
-    return write
+def compared(data: dict[str, Any]) -> None:
+    """Whether two pictures show one person."""
+    console = _console()
+    verdict = "the same" if data["same"] else "not the same"
+    console.print(
+        f"{verdict}: similarity {data['similarity']:.4f}, threshold {data['threshold']:.4f}{_chosen_for(data)}"
+    )
 
 
-def _text_row(row: dict[str, Any]) -> None:
-    if "error" in row:
-        print(printable(row["error"]), file=sys.stderr)  # noqa: T201
-        return
-    if "objects" in row:
-        found = [(f"{each['label']} {each['score']:.2f}", each["bbox"]) for each in row["objects"]]
-        places = [f"{what} at {x:.0f},{y:.0f} {w:.0f}x{h:.0f}" for what, (x, y, w, h) in found]
-        shown = "  ".join(places) or "nothing"
-    else:
-        shown = "  ".join(f"{entry['label']} {entry['probability']:.3f}" for entry in row["top"])
-    print(f"{printable(row['path'])}: {printable(shown)}", flush=True)  # noqa: T201
+def _chosen_for(data: dict[str, Any]) -> str:
+    return "" if data["far"] is None else f" (for FAR {data['far']:g} on val)"
+
+
+def gallery(data: dict[str, Any]) -> None:
+    """Who is in a gallery."""
+    console = _console()
+    for what in ("added", "removed"):
+        if data[what]:
+            console.print(f"{what}: {printable(', '.join(data[what][:_MOST_ROWS]))}")
+    people = data["people"]
+    shown = list(people.items())[:_MOST_ROWS]
+    console.print(_table(["person", "pictures"], [[name, f"{count:,}"] for name, count in shown]))
+    if len(people) > len(shown):
+        console.print(f"and {len(people) - len(shown):,} more")
+    console.print(f"{printable(data['path'])}: {len(people):,} people, {sum(people.values()):,} pictures")
 
 
 def _width_height(size: list[int]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +33,15 @@ class Trained:
     def decoder(self) -> nn.Module:
         """The task's: raw outputs -> results."""
         return self.task.decoder(self.facts).to(self.device)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the weights and of what is done to a picture before: whoever shares it gives the same results."""
+        made = hashlib.sha256(f"{self.image.model_dump_json()} {self.facts.image}".encode())
+        for name, value in sorted(self.network.state_dict().items()):
+            made.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            made.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return made.hexdigest()
 
     def results(self, pictures_BCHW: Tensor) -> Results:
         """Pixel values 0..255 -> results, without gradients."""

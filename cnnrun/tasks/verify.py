@@ -256,10 +256,10 @@ class Verify(TaskSpec):
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """A threshold, the FAR it was chosen for on val, and what is to be known of it."""
+    """A threshold, the FAR it was chosen for on val (None: not chosen there), and what is to be known of it."""
 
     threshold: float
-    far: float
+    far: float | None
     note: str
 
 
@@ -267,4 +267,6 @@ def threshold_of(task: Verify, facts: Facts, far: float | None = None) -> Operat
     """The threshold that val chose for a FAR (by default the task's); None where it chose none."""
     far = task.far if far is None else far
     threshold = facts.chosen.get(f"threshold at FAR {far:g}")
-    return threshold and OperatingPoint(threshold, far, verification.note(int(facts.chosen[IMPOSTORS]), far))  # type: ignore[return-value]
+    if threshold is None:
+        return None
+    return OperatingPoint(threshold, far, verification.note(int(facts.chosen[IMPOSTORS]), far))

@@ -1,0 +1,162 @@
+"""What the commands about people do (`verify`, `enroll`, `identify`), as functions that return plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cnnrun import gallery as galleries
+from cnnrun.assemble import usable
+from cnnrun.errors import ConfigError, DataError, printable
+from cnnrun.gallery import Gallery, Search
+from cnnrun.pictures import SUFFIXES
+from cnnrun.predict import files, predict
+from cnnrun.progress import say
+from cnnrun.tasks.verify import OperatingPoint, Verify, threshold_of
+from cnnrun.trained import Trained
+
+
+@dataclass(frozen=True)
+class Given:
+    """Which network, on which device, and from which similarity on two pictures show one person."""
+
+    target: Path | None
+    runs: Path
+    device: torch.device
+    threshold: float | None = None
+    far: float | None = None
+
+    def network(self) -> Trained:
+        """The network. Raises ConfigError where it gives no embeddings."""
+        given = usable(self.target, self.runs, self.device)
+        if not isinstance(given.task, Verify):
+            raise ConfigError(f"this network is for {given.task.kind}; a network of the task verify gives embeddings")
+        return given
+
+    def point(self, given: Trained) -> OperatingPoint:
+        """The threshold, aloud where little is known of it. Raises ConfigError where val chose none for this FAR."""
+        if self.threshold is not None and self.far is not None:
+            raise ConfigError("--threshold and --far: give one of them")
+        if self.threshold is not None:
+            return OperatingPoint(self.threshold, None, "")
+        assert isinstance(given.task, Verify)
+        found = threshold_of(given.task, given.facts, self.far)
+        if found is None:
+            known = ", ".join(f"{far:g}" for far in given.task.fars) if given.facts.chosen else "none"
+            raise ConfigError(f"no threshold was chosen on val for this FAR (there are: {known}); give --threshold")
+        if found.note:
+            say(f"threshold for FAR {found.far:g}: {found.note}")
+        return found
+
+
+def compared(given: Given, one: Path, other: Path, batch: int = 2) -> dict[str, Any]:
+    """Whether two pictures show one person."""
+    network = given.network()
+    point = given.point(network)
+    embeddings, _ = _embedded(network, list(files([one, other])), batch)
+    if len(embeddings) != 2:
+        raise ConfigError("two pictures are compared; give two files")
+    similarity = float(embeddings[0] @ embeddings[1])
+    return {
+        "pictures": [str(one), str(other)],
+        "similarity": similarity,
+        "threshold": point.threshold,
+        "far": point.far,
+        "same": similarity >= point.threshold,
+    }
+
+
+def _embedded(network: Trained, paths: Sequence[Path], batch: int) -> tuple[NDArray[np.float32], list[str]]:
+    """Embeddings of pictures [N, D] and their paths. Raises DataError with all that cannot be read."""
+    rows = list(predict(network, paths, batch))
+    if problems := [row["error"] for row in rows if "error" in row]:
+        raise DataError(*problems)
+    return np.array([row["embedding"] for row in rows], np.float32), [row["path"] for row in rows]
+
+
+def enrolled(
+    given: Given, folder: Path | None, path: Path, add: bool, remove: Sequence[str], batch: int
+) -> dict[str, Any]:
+    """Make a gallery of a folder by person, add to one or take people out; returns who is in it."""
+    _refuse_unclear(folder, path, add, remove)
+    if folder is None and not remove:  # a look at it needs no network
+        return _told(path, galleries.read(path), [], [])
+    network = given.network()
+    held = galleries.read(path) if path.exists() else None
+    if held is not None:
+        galleries.refuse_other(held, path, network.digest)
+    if held is not None and remove:
+        held = galleries.without(held, remove)
+    people = _people(network, folder, batch) if folder else {}
+    made = galleries.joined(held, network.digest, people) if people else held
+    assert made is not None
+    galleries.write(path, made)
+    return _told(path, made, sorted(people), list(remove))
+
+
+def _refuse_unclear(folder: Path | None, path: Path, add: bool, remove: Sequence[str]) -> None:
+    shown = printable(str(path))
+    if path.suffix != ".safetensors":
+        raise ConfigError(f"--gallery {shown}: a gallery ends in .safetensors")
+    if folder is not None and path.exists() and not add:
+        raise ConfigError(f"--gallery {shown}: is there already; --add puts these people into it")
+    if (folder is None or add) and not path.exists():
+        raise ConfigError(f"--gallery {shown}: no such file; give a folder of people, without --add, to make it")
+    if add and folder is None:
+        raise ConfigError("--add needs a folder of people")
+    if remove and folder is not None and not add:
+        raise ConfigError("--remove takes people out of a gallery that is there")
+
+
+def _told(path: Path, gallery: Gallery, added: list[str], removed: list[str]) -> dict[str, Any]:
+    return {"path": str(path), "model": gallery.model, "people": gallery.counts(), "added": added, "removed": removed}
+
+
+def _people(network: Trained, folder: Path, batch: int) -> dict[str, NDArray[np.float32]]:
+    """Each person's embeddings, of a folder with a folder for each."""
+    if not folder.is_dir():
+        raise DataError(f"{printable(str(folder))}: no such folder")
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    own = {entry.name: list(files([entry])) for entry in entries if entry.is_dir()}
+    if not own:
+        raise DataError(f"{printable(str(folder))}: needs a folder for each person")
+    loose = [entry.name for entry in entries if entry.is_file() and entry.suffix.lower() in SUFFIXES]
+    if loose:
+        say(f"{printable(str(folder))}: {len(loose)} picture(s) of nobody left out, such as {printable(loose[0])!r}")
+    embeddings, _ = _embedded(network, [path for paths in own.values() for path in paths], batch)
+    edges = np.cumsum([len(paths) for paths in own.values()])[:-1]
+    return dict(zip(own, np.split(embeddings, edges), strict=True))
+
+
+def identified(
+    given: Given, paths: Sequence[Path], path: Path, most: int, search: Search, batch: int
+) -> Iterator[dict[str, Any]]:
+    """A row a picture: the person, None where it is none of the gallery's, and the most similar ones."""
+    network = given.network()
+    point = given.point(network)
+    gallery = galleries.read(path)
+    galleries.refuse_other(gallery, path, network.digest)
+    if point.far is not None and (chance := 1 - (1 - point.far) ** len(gallery.people)) > 0.05:
+        say(
+            f"a stranger is taken for one of these {len(gallery.people):,} people about {chance:.0%} of the time: "
+            "--far 0.0001, say, takes fewer"
+        )
+    for row in predict(network, files(paths), batch):
+        if "error" in row:
+            yield row
+            continue
+        (best,) = gallery.best(np.array([row.pop("embedding")], np.float32), most, search)
+        person, similarity = best[0]
+        yield {
+            **row,
+            "person": person if similarity >= point.threshold else None,
+            "similarity": similarity,
+            "threshold": point.threshold,
+            "matches": [{"person": name, "similarity": value} for name, value in best],
+        }
