@@ -24,6 +24,7 @@ from cnnrun.runs import write_bytes
 FORMAT = 1
 _KEY = "cnnrun.gallery"
 _AT_ONCE = 1 << 28  # bytes of similarities
+_SAME = 1e-4  # embeddings that differ by less are of one picture
 Search = Literal["exact", "faiss"]
 Floats = NDArray[np.float32]
 
@@ -157,11 +158,15 @@ def refuse_other(gallery: Gallery, path: Path, model: str) -> None:
 
 
 def joined(gallery: Gallery | None, model: str, new: Mapping[str, Floats]) -> Gallery:
-    """The gallery with more people, or more pictures of its own; the very same embedding is not kept twice."""
+    """The gallery with more people, or more pictures of its own; of the same picture one embedding is kept."""
     people = dict(gallery.apart()) if gallery else {}
     for name, rows in new.items():
-        both = np.concatenate([people[name], rows]) if name in people else rows
-        people[name] = both[np.sort(np.unique(both, axis=0, return_index=True)[1])]
+        kept = people.get(name, rows[:1])
+        for row in rows:
+            # In another batch the same picture's embedding is rounded otherwise.
+            if np.linalg.norm(kept - row, axis=1).min() > _SAME:
+                kept = np.concatenate([kept, row[None]])
+        people[name] = kept
     return made(model, people)
 
 

@@ -82,7 +82,8 @@ def open_set(embeddings_ND: NDArray[np.float32], labels_N: NDArray[np.int64], ga
 
 def _missed(strangers: NDArray[np.float32], found: NDArray[np.float32], fpir: float) -> dict[str, Any]:
     place = int(len(strangers) * fpir + 1e-9)  # so many strangers may reach the threshold
-    threshold = float(np.nextafter(strangers[place], np.float32(np.inf)))
+    above = strangers[place - 1] if place else np.nextafter(strangers[0], np.float32(np.inf))
+    threshold = (float(above) + float(strangers[place])) / 2  # so that rounding does not decide
     few = len(strangers) * fpir < _ENOUGH
     return {
         "FPIR": fpir,

@@ -52,10 +52,23 @@ model:
   - conv: {{out_channels: 4}}
 train: {{epochs: 3, batch: 8, optimizer: {{adamw: 0.01}}, monitor: val/loss, save_every: 4}}
 """
+VERIFY = """
+task: {{verify: {{dimension: 6, loss: {{arcface: {{warmup: 0.9}}}}}}}}
+data:
+  source: {{folder: '{people}'}}
+  image: {{size: 8, channels: 1}}
+  split: {{by: label, val: 0.3}}
+  cache_dir: '{cache}'
+model:
+  - conv: {{out_channels: 4, norm: batch, activation: relu}}
+  - flatten
+train: {{epochs: 3, batch: 8, sampler: {{identities: 2}}, monitor: val/eer, save_every: 4}}
+"""
 KINDS = {
     "ema": ["train.ema={decay: 0.9}", "train.optimizer={adamw: 0.01}"],
     "dropout": ["data.augment={shift: 0.2, noise: 8}"],
     "detect": ["data.augment={flip: both, rotate: 9, mosaic: 0.5}", "train.ema={decay: 0.9}"],
+    "verify": ["data.augment={shift: 0.1, flip: horizontal}", "train.ema={decay: 0.9}"],
     "mixup": ["data.augment={mixup: 0.4, rotate: 9}", "train.sampler=balanced", "train.clip=1.0"],
 }
 CASES = list(itertools.product((0, 2), (1, 3), KINDS))  # workers, accumulate, kind
@@ -71,6 +84,10 @@ def pictures(root: Path) -> Path:
             pixels = noise.integers(0, 200, (8, 8), dtype=np.uint8) + np.uint8(40 * label)
             Image.fromarray(pixels).save(root / name / f"{number}.png")
     scenes(root.parent / "scenes")
+    for number in range(60):
+        (root.parent / "people" / f"s{number % 10}").mkdir(parents=True, exist_ok=True)
+        pixels = noise.integers(0, 100, (8, 8), dtype=np.uint8) + np.uint8(15 * (number % 10))
+        Image.fromarray(pixels).save(root.parent / "people" / f"s{number % 10}" / f"{number}.png")
     return root
 
 
@@ -92,8 +109,9 @@ def scenes(root: Path) -> None:
 def config(folder: Path, root: Path, case: tuple[int, int, str]) -> experiment.Experiment:
     """A case's experiment, with a cache of its own in `root`, so that its pictures are decoded there."""
     workers, accumulate, kind = case
-    text = DETECT if kind == "detect" else CONFIG
-    text = text.format(pictures=folder, scenes=folder.parent / "scenes", cache=root / "cache")
+    text = {"detect": DETECT, "verify": VERIFY}.get(kind, CONFIG)
+    places = {name: folder.parent / name for name in ("scenes", "people")}
+    text = text.format(pictures=folder, cache=root / "cache", **places)
     if kind == "dropout":
         text = text.replace("  - flatten\n", "  - dropout: 0.3\n  - flatten\n")
     cached = "disk" if accumulate == 1 else "none"

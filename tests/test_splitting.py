@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
 
-from cnnrun.sampling import balanced_order, times_shown, uniform_order
-from cnnrun.splitting import folds, held_out
+from cnnrun.sampling import Identities, balanced_order, identities_order, times_shown, uniform_order
+from cnnrun.splitting import folds, held_out, held_out_classes
 
 labels = st.lists(st.integers(0, 4), min_size=6, max_size=120).map(torch.tensor)
 
@@ -87,3 +87,51 @@ def test_the_uniform_order_is_a_permutation():
     samples, numbers = uniform_order(50)(1, 2)
     assert sorted(samples.tolist()) == list(range(50))
     assert torch.equal(samples, numbers)
+
+
+@given(labels, st.floats(0.01, 0.99), st.integers(0, 5))
+@settings(max_examples=100, deadline=None)
+def test_whole_classes_are_held_out(labels_N, part, seed):
+    held = held_out_classes(labels_N, part, seed)
+    out, kept = set(labels_N[held].tolist()), set(labels_N[~held].tolist())
+    assert not out & kept
+    classes = len(labels_N.unique())
+    assert len(out) == min(max(1, round(part * classes)), classes - 1)
+    assert torch.equal(held, held_out_classes(labels_N, part, seed))
+    assert not held_out_classes(labels_N, 0.0, seed).any()
+
+
+@given(labels, st.integers(2, 4), st.integers(1, 5), st.integers(0, 3), st.integers(0, 9))
+@settings(max_examples=150, deadline=None)
+def test_a_batch_has_so_many_pictures_of_each_of_so_many_people(labels_N, pictures, people, epoch, seed):
+    batch, classes = pictures * people, len(labels_N.unique())
+    samples, numbers = identities_order(labels_N, batch, pictures)(seed, epoch)
+    assert len(samples) == len(labels_N)
+    assert len(numbers.unique()) == len(numbers)  # a picture shown twice is changed in two ways
+    assert torch.equal(numbers % len(labels_N), samples)
+    for part in samples.split(batch):
+        if len(part) == batch and people <= classes:
+            counts = torch.bincount(labels_N[part])
+            assert sorted(counts[counts > 0].tolist()) == [pictures] * people
+    # Of a class everything is shown before anything is shown again.
+    for label in labels_N.unique():
+        shown, own = samples[labels_N[samples] == label], int((labels_N == label).sum())
+        for cycle in shown.split(own):
+            assert len(cycle.unique()) == len(cycle)
+
+
+def test_all_people_are_shown_before_any_is_shown_again_and_epochs_differ():
+    labels_N = torch.arange(12).repeat_interleave(6)
+    order = identities_order(labels_N, 16, 4)
+    samples, _ = order(0, 0)
+    groups = labels_N[samples].view(-1, 4)
+    assert (groups == groups[:, :1]).all()
+    assert sorted(groups[:12, 0].tolist()) == list(range(12))
+    assert not torch.equal(samples, order(0, 1)[0])
+    assert torch.equal(samples, order(0, 0)[0])
+
+
+def test_batches_that_people_cannot_make_are_refused():
+    assert Identities(pictures=4).problem([5] * 8, 32) is None
+    assert Identities(pictures=4).problem([5] * 8, 30) == "a batch of 30 is not made of 4 pictures of each class"
+    assert Identities(pictures=4).problem([5] * 7 + [0], 32) == "8 classes of 4 pictures a batch; train has 7"

@@ -1,0 +1,177 @@
+"""Galleries: exact in their search, and refused where anything about the file is not as it must be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cnnrun import gallery as galleries
+from cnnrun.errors import CheckpointError, ConfigError
+from cnnrun.gallery import Gallery
+
+MODEL = "0" * 64
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def example(seed: int = 0, people: int = 6, dimension: int = 8) -> Gallery:
+    draw = np.random.default_rng(seed)
+    return galleries.made(
+        MODEL, {f"person {n}": unit(draw.normal(size=(draw.integers(1, 5), dimension))) for n in range(people)}
+    )
+
+
+def plain(gallery: Gallery, query: np.ndarray, most: int) -> list[tuple[str, float]]:
+    best = {name: max(float(query @ row) for row in rows) for name, rows in gallery.apart().items()}
+    return sorted(best.items(), key=lambda pair: -pair[1])[:most]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 1000), st.integers(1, 12), st.integers(1, 15), st.sampled_from(["exact", "faiss"]))
+def test_the_search_is_a_plain_one(seed, people, most, search):
+    if search == "faiss":
+        pytest.importorskip("faiss")
+    gallery = example(seed, people)
+    queries = unit(np.random.default_rng(seed + 1).normal(size=(5, 8)))
+    for query, found in zip(queries, gallery.best(queries, most, search), strict=True):
+        expected = plain(gallery, query, most)
+        assert [name for name, _ in found] == [name for name, _ in expected]
+        np.testing.assert_allclose([value for _, value in found], [value for _, value in expected], atol=1e-6)
+
+
+def test_many_queries_are_searched_in_parts(monkeypatch):
+    gallery, queries = example(1, 9), unit(np.random.default_rng(2).normal(size=(50, 8)))
+    whole = gallery.best(queries, 3)
+    monkeypatch.setattr(galleries, "_AT_ONCE", 300)
+    parts = gallery.best(queries, 3)
+    assert [[name for name, _ in row] for row in parts] == [[name for name, _ in row] for row in whole]
+
+
+def test_a_file_gives_back_what_was_written(tmp_path):
+    gallery = example()
+    galleries.write(tmp_path / "g.safetensors", gallery)
+    again = galleries.read(tmp_path / "g.safetensors")
+    assert (again.model, again.people) == (gallery.model, gallery.people)
+    np.testing.assert_array_equal(again.embeddings_ND, gallery.embeddings_ND)
+    np.testing.assert_array_equal(again.person_N, gallery.person_N)
+
+
+def test_people_join_and_leave():
+    gallery = example()
+    more = unit(np.random.default_rng(5).normal(size=(2, 8)))
+    both = galleries.joined(gallery, MODEL, {"person 0": more, "new": more[:1]})
+    assert both.counts()["person 0"] == gallery.counts()["person 0"] + 2
+    assert both.counts()["new"] == 1
+    assert galleries.joined(both, MODEL, {"new": more[:1]}).counts() == both.counts()
+    left = galleries.without(both, ["new", "person 3"])
+    assert set(left.people) == set(gallery.people) - {"person 3"}
+    np.testing.assert_array_equal(left.apart()["person 1"], gallery.apart()["person 1"])
+    with pytest.raises(ConfigError, match="nobody of that name"):
+        galleries.without(gallery, ["stranger"])
+
+
+def about(**changes: object) -> dict[str, str]:
+    return {"cnnrun.gallery": json.dumps({"format": 1, "model": MODEL, "people": ["a", "b"], **changes})}
+
+
+ROWS = unit(np.random.default_rng(0).normal(size=(3, 4)))
+PEOPLE = np.array([0, 0, 1])
+GOOD = {"embeddings": ROWS, "person": PEOPLE}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "message"),
+    [
+        (GOOD, {}, "not a gallery"),
+        ({"embeddings": ROWS}, about(), "not a gallery"),
+        ({**GOOD, "more": ROWS}, about(), "not a gallery"),
+        (GOOD, {"cnnrun.gallery": "{"}, "its description is damaged"),
+        (GOOD, {"cnnrun.gallery": "[" * 100_000}, "its description is damaged"),
+        (GOOD, {"cnnrun.gallery": "[]"}, "its description is damaged"),
+        (GOOD, about(people=["a", "a"]), "its description is damaged"),
+        (GOOD, about(people=["a", ""]), "its description is damaged"),
+        (GOOD, about(people=["a", 3]), "its description is damaged"),
+        (GOOD, about(people={"a": 1, "b": 2}), "its description is damaged"),
+        (GOOD, about(model=7), "its description is damaged"),
+        (GOOD, about(format=2), "another version of cnnrun (format 2"),
+        (GOOD, about(people=["a", "b", "c"]), "not those of its people"),
+        (GOOD, about(people=["a"]), "not those of its people"),
+        ({**GOOD, "person": np.array([0, 1, 0])}, about(), "not those of its people"),
+        ({**GOOD, "person": np.array([-1, 0, 1])}, about(), "not those of its people"),
+        ({**GOOD, "person": np.array([0, 1])}, about(), "not a gallery's"),
+        ({**GOOD, "person": PEOPLE.astype(np.int32)}, about(), "not a gallery's"),
+        ({**GOOD, "embeddings": ROWS.astype(np.float64)}, about(), "not a gallery's"),
+        ({**GOOD, "embeddings": ROWS[:, :, None]}, about(), "not a gallery's"),
+        ({"embeddings": ROWS[:0], "person": PEOPLE[:0]}, about(people=[]), "not a gallery's"),
+        ({**GOOD, "embeddings": ROWS * 2}, about(), "not of unit length"),
+        ({**GOOD, "embeddings": ROWS * np.nan}, about(), "not of unit length"),
+    ],
+)
+def test_a_hostile_file_is_refused(tmp_path, tensors, metadata, message, run_cli):
+    path = tmp_path / "g.safetensors"
+    path.write_bytes(safetensors.numpy.save(tensors, metadata))
+    code, out, err = run_cli("enroll", "--gallery", path)
+    assert (code, out) == (3, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_damage_ends_in_anything_but_a_refusal(tmp_path, data):
+    """Cut anywhere, or any bytes changed: refused, or (a number changed by little) still whole."""
+    path = tmp_path / "g.safetensors"
+    galleries.write(path, example())
+    whole = bytearray(path.read_bytes())
+    if data.draw(st.booleans()):
+        path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
+        with pytest.raises(CheckpointError):
+            galleries.read(path)
+        return
+    for _ in range(data.draw(st.integers(1, 4))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(whole)
+    try:
+        found = galleries.read(path)
+    except CheckpointError as error:
+        assert len(error.lines) == 1
+        return
+    assert len(found.people) == 6
+    assert np.isfinite(found.embeddings_ND).all()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["enroll", "--gallery", "g.pkl"], "a gallery ends in .safetensors"),
+        (["enroll", "--gallery", "g.safetensors"], "no such file"),
+        (["enroll", "people", "--gallery", "g.safetensors", "--add"], "no such file"),
+        (["enroll", "people", "--gallery", "there.safetensors"], "is there already; --add"),
+        (["enroll", "--gallery", "there.safetensors", "--add"], "--add needs a folder"),
+    ],
+)
+def test_unclear_wishes_are_refused(words, message, tmp_path, monkeypatch, run_cli):
+    monkeypatch.chdir(tmp_path)
+    Path("people").mkdir()
+    galleries.write(Path("there.safetensors"), example())
+    code, _, err = run_cli(*words)
+    assert code == 2
+    assert message in err
+
+
+def test_a_pickle_is_not_a_gallery(tmp_path, run_cli):
+    import pickle
+
+    path = tmp_path / "g.safetensors"
+    path.write_bytes(pickle.dumps({"embeddings": ROWS}))
+    code, _, err = run_cli("enroll", "--gallery", path)
+    assert code == 3
+    assert "cannot be read as a gallery" in err

@@ -1,0 +1,230 @@
+"""Numbers over pairs and galleries: equal to scikit-learn's, to SciPy's root and to plain loops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.interpolate import interp1d
+from scipy.optimize import brentq
+from sklearn.metrics import roc_auc_score, roc_curve
+
+from cnnrun import identification, verification
+from cnnrun.verification import Pairs, Ranked, all_pairs
+
+
+def drawn(seed: int, count: int, levels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Similarities, many of them tied where there are few levels, and whether each pair is of one person."""
+    draw = np.random.default_rng(seed)
+    same = draw.random(count) < 0.4
+    same[:2] = [True, False]
+    scores = np.round(draw.normal(0.4 * same, 0.3) * levels) / levels
+    return scores, same
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.integers(4, 300), st.sampled_from([3, 10, 10_000]))
+def test_curves_are_scikit_learns(seed, count, levels):
+    scores, same = drawn(seed, count, levels)
+    curve = Ranked(scores, same).curve()
+    far, tar, threshold = roc_curve(same, scores, drop_intermediate=False)
+    np.testing.assert_allclose(curve.far, far, atol=1e-12)
+    np.testing.assert_allclose(curve.tar, tar, atol=1e-12)
+    np.testing.assert_allclose(curve.threshold[1:], threshold[1:])
+    assert curve.auc() == pytest.approx(roc_auc_score(same, scores), abs=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(10, 300), st.sampled_from([10, 10_000]))
+def test_the_equal_error_rate_is_where_the_interpolated_curve_meets_the_diagonal(seed, count, levels):
+    scores, same = drawn(seed, count, levels)
+    curve = Ranked(scores, same).curve()
+    line = interp1d(curve.far + np.arange(len(curve.far)) * 1e-15, curve.tar)  # a function, where the curve rises
+    expected = brentq(lambda x: 1 - x - float(line(x)), 0, 1)
+    assert curve.eer() == pytest.approx(expected, abs=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.integers(4, 200), st.sampled_from([5, 10_000]), st.sampled_from([0.5, 0.1, 0.01]))
+def test_a_threshold_for_a_far_keeps_it_and_no_lower_one_does(seed, count, levels, far):
+    scores, same = drawn(seed, count, levels)
+    curve = Ranked(scores, same).curve()
+    threshold = curve.between(curve.at(far))
+    accepted = scores[~same] >= threshold
+    assert accepted.mean() <= far + 1e-12
+    assert curve.tar[curve.at(far)] == pytest.approx((scores[same] >= threshold).mean())
+    lower = scores[scores < threshold]
+    if len(lower):
+        assert (scores[~same] >= lower.max()).mean() > far or curve.far[-1] <= far
+
+
+def test_weights_count_a_pair_so_often():
+    scores, same = drawn(3, 50, 10)
+    times = np.random.default_rng(0).integers(0, 4, 50)
+    repeated = Ranked(np.repeat(scores, times), np.repeat(same, times)).curve()
+    weighted = Ranked(scores, same).curve(times.astype(float))
+    assert weighted.eer() == pytest.approx(repeated.eer(), abs=1e-12)
+    assert weighted.auc() == pytest.approx(repeated.auc(), abs=1e-12)
+
+
+def embedded(seed: int, labels: np.ndarray, dimension: int = 8) -> np.ndarray:
+    draw = np.random.default_rng(seed)
+    rows = draw.normal(size=(labels.max() + 1, dimension))[labels] + 0.8 * draw.normal(size=(len(labels), dimension))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_all_pairs_are_all_and_in_even_folds():
+    labels = np.repeat(np.arange(6), [5, 5, 4, 3, 1, 2])
+    pairs = all_pairs(labels)
+    assert len(set(zip(pairs.first_M.tolist(), pairs.second_M.tolist(), strict=True))) == 20 * 19 // 2
+    assert pairs.total == (int(pairs.same_M.sum()), int((~pairs.same_M).sum())) == (30, 160)
+    for kind in (pairs.same_M, ~pairs.same_M):
+        counts = np.bincount(pairs.fold_M[kind], minlength=10)
+        assert counts.max() - counts.min() <= 1
+    embeddings = embedded(0, labels)
+    expected = (embeddings.astype(np.float64)[pairs.first_M] * embeddings[pairs.second_M]).sum(1)
+    np.testing.assert_allclose(pairs.similarities(embeddings), expected, atol=1e-12)
+
+
+def test_of_many_pictures_some_pairs_are_measured_none_twice(monkeypatch):
+    monkeypatch.setattr(verification, "MOST_PAIRS", 5000)
+    labels = np.random.default_rng(0).integers(0, 300, 2500)
+    pairs = all_pairs(labels)
+    assert (pairs.same_M == (labels[pairs.first_M] == labels[pairs.second_M])).all()
+    keys = pairs.first_M * 2500 + pairs.second_M
+    assert len(np.unique(keys)) == len(keys)
+    assert (pairs.first_M != pairs.second_M).all()
+    assert pairs.same_M.sum() == 5000
+    assert 4900 <= (~pairs.same_M).sum() <= 5000
+    counts = np.bincount(labels)
+    assert pairs.total[0] == (counts * (counts - 1) // 2).sum()
+    assert sum(pairs.total) == 2500 * 2499 // 2
+
+
+def test_a_folds_threshold_does_not_look_at_the_fold():
+    """Each fold's accuracy is that of the best threshold of the others; changing a fold leaves its own threshold."""
+    labels = np.repeat(np.arange(8), 6)
+    pairs = all_pairs(labels)
+    scores = pairs.similarities(embedded(1, labels))
+    rows = verification.accuracies(Ranked(scores, pairs.same_M), scores, pairs)
+    assert [row["fold"] for row in rows] == list(range(1, 11))
+    for row in rows:
+        here = pairs.fold_M == row["fold"] - 1
+        others, kind = scores[~here], pairs.same_M[~here]
+        best = max(((others[kind] >= t).mean() + (others[~kind] < t).mean()) / 2 for t in others)
+        chosen = ((others[kind] >= row["threshold"]).mean() + (others[~kind] < row["threshold"]).mean()) / 2
+        assert chosen == pytest.approx(best, abs=1e-12)
+        told = scores[here] >= row["threshold"]
+        same = pairs.same_M[here]
+        assert row["accuracy"] == pytest.approx((told[same].mean() + (~told[~same]).mean()) / 2)
+    changed = np.where(pairs.fold_M == 0, -scores, scores)
+    again = verification.accuracies(Ranked(changed, pairs.same_M), changed, pairs)
+    assert again[0]["threshold"] == rows[0]["threshold"]
+    assert again[0]["accuracy"] != rows[0]["accuracy"]
+
+
+def test_intervals_hold_the_number_and_narrow_with_people():
+    widths = []
+    for people in (8, 60):
+        labels = np.repeat(np.arange(people), 5)
+        pairs = all_pairs(labels)
+        scores = pairs.similarities(embedded(2, labels))
+        curve = Ranked(scores, pairs.same_M).curve()
+        ((low, high),) = verification.intervals(scores, pairs, labels, lambda each: [each.eer()])
+        assert low <= curve.eer() <= high
+        widths.append(high - low)
+    assert widths[1] < widths[0]
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say():
+    """60 draws of 25 people from one population, whose own EER is known from 2,000 of them."""
+    many = np.repeat(np.arange(1500), 4)
+    pairs = all_pairs(many)
+    truth = Ranked(pairs.similarities(embedded(5, many)), pairs.same_M).curve().eer()
+    labels, hits = np.repeat(np.arange(25), 4), 0
+    for seed in range(60):
+        pairs = all_pairs(labels)
+        scores = pairs.similarities(embedded(100 + seed, labels))
+        ((low, high),) = verification.intervals(scores, pairs, labels, lambda each: [each.eer()])
+        hits += low <= truth <= high
+    assert hits >= 48
+
+
+def test_a_far_that_few_pairs_carry_is_said():
+    assert verification.note(4500, 0.01) == ""
+    assert verification.note(4500, 0.0001) == "too few pairs of two people: 4,500; 100,000 give 10 false accepts"
+
+
+# --- identification ---------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.integers(1, 3))
+def test_ranks_are_those_of_a_plain_search(seed, count):
+    labels = np.random.default_rng(seed).integers(0, 9, 60)
+    embeddings = embedded(seed, labels)
+    gallery = identification.first_ones(labels, count)
+    for person in np.unique(labels):
+        own = np.flatnonzero(labels == person)
+        enrolled = np.intersect1d(gallery.enrolled_G, own)
+        assert enrolled.tolist() == (own[:count].tolist() if len(own) > count else [])
+    ranks = identification.ranks(embeddings, labels, gallery)
+    for probe, rank in zip(gallery.probes_Q, ranks, strict=True):
+        best = {
+            person: max(float(embeddings[probe] @ embeddings[g]) for g in gallery.enrolled_G if labels[g] == person)
+            for person in np.unique(labels[gallery.enrolled_G])
+        }
+        ordered = sorted(best.values(), reverse=True)
+        assert abs(ordered[rank - 1] - best[labels[probe]]) < 1e-6
+    rates = [row["rate"] for row in identification.cumulative(ranks, 9)]
+    assert rates == sorted(rates)
+    assert rates[-1] == 1
+
+
+def test_the_open_sets_threshold_lets_so_many_strangers_in():
+    labels = np.repeat(np.arange(20), 12)
+    embeddings = embedded(3, labels)
+    gallery = identification.first_ones(labels, 2)
+    rows = identification.open_set(embeddings, labels, gallery)
+    assert [row["FPIR"] for row in rows] == [0.1, 0.01]
+    for row in rows:
+        alarms = missed = known = strangers = 0
+        for half in (set(range(0, 20, 2)), set(range(1, 20, 2))):
+            enrolled = [g for g in gallery.enrolled_G if labels[g] in half]
+            for probe in gallery.probes_Q:
+                values = embeddings[enrolled] @ embeddings[probe]
+                top, who = values.max(), labels[enrolled[values.argmax()]]
+                if labels[probe] in half:
+                    known += 1
+                    missed += who != labels[probe] or top < row["threshold"]
+                else:
+                    strangers += 1
+                    alarms += top >= row["threshold"]
+        assert (known, strangers) == (row["known"], row["strangers"])
+        assert alarms == int(strangers * row["FPIR"])
+        assert missed / known == pytest.approx(row["FNIR"])
+
+
+def test_of_three_people_no_half_is_left_out():
+    labels = np.repeat(np.arange(3), 4)
+    assert identification.open_set(embedded(0, labels), labels, identification.first_ones(labels, 1)) == []
+
+
+def test_pairs_is_what_a_meter_is_given():
+    """A pair file's own pairs, whatever order the pictures come in."""
+    import torch
+
+    from cnnrun.tasks.verify import pairs_of
+
+    every = {
+        "labels": torch.tensor([0, 0, 1, 1]),
+        "number": torch.tensor([3, 1, 0, 7]),
+        "pairs": torch.tensor([[[1, 0], [0, 1]], [[-1, -1], [-1, -1]], [[7, 1], [9, 0]], [[-1, -1], [-1, -1]]]),
+    }
+    found: Pairs = pairs_of(every)
+    assert found.first_M.tolist() == [0, 0, 2]
+    assert found.second_M.tolist() == [1, 2, 3]
+    assert found.same_M.tolist() == [True, False, True]
+    assert found.fold_M.tolist() == [0, 1, 1]
+    assert found.total == (2, 1)
