@@ -176,8 +176,7 @@ def trained(target: Path | None, root: Path, device: torch.device) -> tuple[Expe
     saved = checkpoint.load(path) if path else checkpoint.load_newest(run / "checkpoints", "best", say)
     if saved is None:
         raise CheckpointError(f"{run}: no checkpoint yet")
-    chosen = saved.state["training"].get("chosen", {})  # not in checkpoints of before it was
-    facts = replace(Facts.from_json(saved.state["facts"]), chosen=chosen)
+    facts = Facts.from_json(saved.state["facts"])
     built = network(experiment, facts).network
     given = saved.parts.get("ema", saved.parts["model"])
     try:

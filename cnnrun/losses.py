@@ -6,7 +6,7 @@ import json
 import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,7 +38,6 @@ class State:
     loss_sum: float = 0.0  # of this epoch's steps so far
     loss_count: int = 0
     metrics_offset: int = 0
-    chosen: dict[str, float] = field(default_factory=dict)  # by the last measurement on val: thresholds and the like
 
 
 class Losses:

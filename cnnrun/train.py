@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -89,6 +89,7 @@ class Training:
     clock: Clock
     tracker: Tracker
     per_epoch: int
+    chosen: dict[str, float] = field(default_factory=dict)  # by the last epoch's val: thresholds and the like
 
     def gradients(self) -> tuple[Batch, Tensor]:
         """The step's gradients, over all ranks; returns its batch and its loss.
@@ -120,7 +121,7 @@ class Training:
         """Evaluate, write down, say; returns whether the monitored number is the best so far."""
         job, state = self.job, self.state
         measured = self._measured()
-        state.evaluated, state.chosen = state.step, measured.chosen
+        state.evaluated, self.chosen = state.step, measured.chosen
         epoch = state.step // self.per_epoch
         numbers = {"train/loss": state.loss_sum / max(1, state.loss_count)}
         numbers |= {f"val/{name}": value for name, value in measured.numbers.items()}
@@ -147,7 +148,8 @@ class Training:
         if not job.ranks.first:
             return
         scaler = self.learner.scaler.state_dict()
-        saved = {"training": asdict(state), "scaler": scaler, "facts": job.facts.to_json()}
+        chosen = self.chosen if state.evaluated == state.step else {}  # for these weights, not for others
+        saved = {"training": asdict(state), "scaler": scaler, "facts": replace(job.facts, chosen=chosen).to_json()}
         folder = job.run / "checkpoints"
         checkpoint.save(folder, state.step, parts, saved)
         if improved:

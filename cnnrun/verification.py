@@ -84,9 +84,10 @@ class Curve:
 
     def between(self, place: int) -> float:
         """A threshold halfway to the next one, so that rounding does not decide; the next accepts more than wanted."""
-        upper, *lower = self.threshold[place : place + 2].tolist()
-        middle = (upper + lower[0]) / 2 if lower else upper
-        return middle if not lower or middle > lower[0] else upper
+        upper = float(self.threshold[place])
+        lower = float(self.threshold[place + 1]) if place + 1 < len(self.threshold) else upper
+        middle = (upper + lower) / 2
+        return middle if middle > lower else upper
 
     def eer(self) -> float:
         """Where as many pairs of one person are refused as of two are accepted, between thresholds on a line."""
