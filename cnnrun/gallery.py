@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,6 +47,17 @@ class Gallery:
         """Each person's embeddings."""
         edges = np.searchsorted(self.person_N, np.arange(1, len(self.people)))
         return dict(zip(self.people, np.split(self.embeddings_ND, edges), strict=True))
+
+    @cached_property
+    def index(self) -> Any:
+        """faiss's index of all embeddings. Raises ConfigError where faiss is not installed."""
+        try:
+            import faiss  # type: ignore[import-not-found, unused-ignore]
+        except ImportError:
+            raise ConfigError("--search faiss needs the package faiss-cpu: pip install 'cnnrun[faiss]'") from None
+        index = faiss.IndexFlatIP(self.embeddings_ND.shape[1])
+        index.add(self.embeddings_ND)
+        return index
 
     def best(self, queries_QD: Floats, most: int, search: Search = "exact") -> list[list[tuple[str, float]]]:
         """The `most` people most similar to each query, by the most similar of their pictures."""
@@ -128,14 +140,8 @@ def _exactly(gallery: Gallery, queries_QD: Floats, most: int) -> list[list[tuple
 
 
 def _by_faiss(gallery: Gallery, queries_QD: Floats, most: int) -> list[list[tuple[int, float]]]:
-    """By faiss's flat index: exact as well, and it keeps the best as it goes, so memory does not grow with queries."""
-    try:
-        import faiss  # type: ignore[import-not-found, unused-ignore]
-    except ImportError:
-        raise ConfigError("--search faiss needs the package faiss-cpu: pip install 'cnnrun[faiss]'") from None
-    index = faiss.IndexFlatIP(gallery.embeddings_ND.shape[1])
-    index.add(gallery.embeddings_ND)
-    found = []
+    """By faiss's flat index: exact as well."""
+    found, index = [], gallery.index
     for query in queries_QD:
         wanted, best = most, dict[int, float]()
         while len(best) < most:  # several of the nearest pictures may be of one person

@@ -240,6 +240,9 @@ def overfits(bench: Bench) -> Verdict:
 def shuffled(bench: Bench) -> Verdict:
     """What true and shuffled targets teach about val: how much better its targets fit than others' of val."""
     check = "shuffled labels teach nothing"
+    if bench.experiment.task.open_set:
+        _taught(bench, "true", lambda examples: examples)
+        return Verdict(check, None, "val shows others than were learned, so no label of theirs has a loss")
     true, false = _gain(bench, "true", lambda examples: examples), _gain(bench, "shuffled", _shuffled)
     found = f"true ones are worth {true:.3f} of the loss, shuffled ones {false:.3f}"
     if true < 0.02:
@@ -252,7 +255,8 @@ def _shuffled(examples: Examples) -> Examples:
     return replace(examples, targets={name: values[order] for name, values in examples.targets.items()})
 
 
-def _gain(bench: Bench, name: str, changed: Callable[[Examples], Examples]) -> float:
+def _taught(bench: Bench, name: str, changed: Callable[[Examples], Examples]) -> Learner:
+    """What learned from the training pictures, changed, for a while."""
     steps = int(min(max(_LEARN_SECONDS / max(bench.step_seconds, 1e-6), _LEARN_STEPS[0]), _LEARN_STEPS[1]))
     data = replace(bench.data, splits=bench.data.splits | {"train": changed(bench.data.splits["train"])})
     job = bench.job(name, data, optimizer=GENTLE, clip=None, ema=None)
@@ -262,6 +266,11 @@ def _gain(bench: Bench, name: str, changed: Callable[[Examples], Examples]) -> f
         update(learner, job, step, 1.0)
     batches.close()
     bench.learned[name] = learner
+    return learner
+
+
+def _gain(bench: Bench, name: str, changed: Callable[[Examples], Examples]) -> float:
+    learner = _taught(bench, name, changed)
     outputs, targets = _outputs(bench, learner)
     with torch.inference_mode():
         own = _total(learner.criterion(outputs, targets))
@@ -299,7 +308,8 @@ def alive(bench: Bench) -> Verdict:
 
         return hook
 
-    units = {name: module for name, module in learner.network.named_modules() if _is_activation(module)}
+    own = "torch.nn.modules.activation"
+    units = {name: module for name, module in learner.network.named_modules() if type(module).__module__ == own}
     handles = [module.register_forward_hook(watch(name)) for name, module in units.items()]
     _outputs(bench, learner)
     for handle in handles:
@@ -310,10 +320,6 @@ def alive(bench: Bench) -> Verdict:
         return Verdict(check, None, "no activations")
     worst = max(dead, key=lambda name: dead[name])
     return Verdict(check, dead[worst] < 0.9, f"most dead ones: {dead[worst]:.0%} of {worst}")
-
-
-def _is_activation(module: nn.Module) -> bool:
-    return type(module).__module__ == "torch.nn.modules.activation"
 
 
 def reached(bench: Bench) -> Verdict:

@@ -1,0 +1,160 @@
+"""Faces: configs/orl-faces.yaml on people never seen, against three baselines; a closed set; the speed of a gallery.
+
+    python benchmarks/faces.py verify                 # five divisions of the people, all four on the same pairs
+    python benchmarks/faces.py closed                 # five pictures a person to enroll, five to identify
+    python benchmarks/faces.py gallery                # one query in 100,000 and in 1,000,000 embeddings
+
+`scripts/get_data orl-faces` brings the pictures. `--seeds` says which divisions; `--runs` where trainings are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cnnrun import assemble, commands, experiment, identity
+from cnnrun.dataset import Examples
+from cnnrun.gallery import Gallery, made
+from cnnrun.verification import Ranked, all_pairs, intervals
+
+ROOT = Path(__file__).parents[1]
+CONFIG, CLOSED = ROOT / "configs" / "orl-faces.yaml", ROOT / "configs" / "orl-closed.yaml"
+CPU = torch.device("cpu")
+Rows = NDArray[np.float32]
+
+
+def unit(rows: NDArray[Any]) -> Rows:
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def pixels(examples: Examples) -> NDArray[np.float64]:
+    return examples.take(torch.arange(len(examples))).flatten(1).double().numpy()
+
+
+def baselines(learned: NDArray[np.float64], tested: NDArray[np.float64]) -> dict[str, Rows]:
+    """Embeddings that need no network: pixels, pixels less the mean face, and 40 eigenfaces of the same people."""
+    from sklearn.decomposition import PCA
+
+    eigenfaces = PCA(40, random_state=0).fit(learned)
+    return {
+        "raw pixels": unit(tested),
+        "mean-centred pixels": unit(tested - learned.mean(0)),
+        "40 eigenfaces": unit(eigenfaces.transform(tested)),
+    }
+
+
+def equal_error(embeddings: Rows, labels: NDArray[np.int64]) -> tuple[float, float, float]:
+    """EER over all pairs, and the middle 95 % of a bootstrap over people."""
+    pairs = all_pairs(labels)
+    scores = pairs.similarities(embeddings)
+    ((low, high),) = intervals(scores, pairs, labels, lambda curve: [curve.eer()])
+    return Ranked(scores, pairs.same_M).curve().eer(), low, high
+
+
+def trained(config: Path, root: Path, seed: int, *words: str) -> tuple[float, experiment.Experiment, Any]:
+    """Train one division; returns the seconds it took, decoding and evaluation included."""
+    made_of = experiment.load(config, [f"data.split.seed={seed}", f"seed={seed}", *words])
+    began = time.perf_counter()
+    run = commands.train(made_of, root, CPU, resume=True)["run"]
+    return time.perf_counter() - began, *assemble.trained(Path(run), root, CPU)
+
+
+def verify(seeds: range, root: Path, words: list[str]) -> None:
+    found: dict[str, list[tuple[float, float, float]]] = {}
+    for seed in seeds:
+        seconds, tried, given = trained(CONFIG, root, seed, *words)
+        data = assemble.dataset(tried)
+        test = data.splits["test"]
+        pictures, labels = test.take(torch.arange(len(test))).float(), test.targets["labels"].numpy()
+        # The baselines learn from all who are not tested: those of val as well, which the network only chooses by.
+        known = np.concatenate([pixels(data.splits[name]) for name in ("train", "val")])
+        ways = {"cnnrun": given.results(pictures)["embedding"].numpy(), **baselines(known, pixels(test))}
+        print(f"division {seed}: {seconds:.0f} s of training, step {given.step}")
+        for name, embeddings in ways.items():
+            row = equal_error(embeddings, labels)
+            found.setdefault(name, []).append(row)
+            print(f"  {name:<20} EER {row[0]:.4f}  (95 % of bootstraps over people: {row[1]:.4f} .. {row[2]:.4f})")
+    for name, rows in found.items():
+        values = [row[0] for row in rows]
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        mean = [statistics.mean(column) for column in zip(*rows, strict=True)]
+        mean_eer = f"mean EER {mean[0]:.4f} +- {spread:.4f} (n = {len(values)})"
+        print(f"{name:<20} {mean_eer}; interval {mean[1]:.4f} .. {mean[2]:.4f}")
+
+
+def divided(seed: int, folder: Path) -> Path:
+    """Links to the pictures: `enroll` and `identify`, five of each person in each, drawn by the seed."""
+    draw = np.random.default_rng(seed)
+    for person in sorted((ROOT / "data" / "orl-faces").iterdir()):
+        for place, number in enumerate((draw.permutation(10) + 1).tolist()):
+            part = folder / ("train" if place < 5 else "test") / person.name
+            part.mkdir(parents=True, exist_ok=True)
+            if not (link := part / f"{number}.pgm").exists():
+                link.hardlink_to(person / f"{number}.pgm")
+    return folder
+
+
+def closed(seeds: range, root: Path, words: list[str]) -> None:
+    rates, times = [], []
+    for seed in seeds:
+        folder = divided(seed, root / f"closed-{seed}")
+        seconds, _, given = trained(CLOSED, root, seed, f"data.source.folder={folder}", *words)
+        path = folder / "gallery.safetensors"
+        path.unlink(missing_ok=True)
+        using = identity.Given(given.run, root, CPU, threshold=-1.0)
+        identity.enrolled(using, folder / "train", path, False, [], 64)
+        rows = list(identity.identified(using, [folder / "test"], path, 1, "exact", 64))
+        right = sum(row["person"] == Path(row["path"]).parent.name for row in rows)
+        rates.append(right / len(rows))
+        times.append(seconds)
+        print(
+            f"division {seed}: {right} of {len(rows)} right, {seconds:.0f} s of training, step {given.step}", flush=True
+        )
+    spread = statistics.stdev(rates) if len(rates) > 1 else 0.0
+    print(f"rank-1 {statistics.mean(rates):.4f} +- {spread:.4f} (n = {len(rates)}), {max(times):.0f} s at most")
+
+
+def queries(counts: list[int], dimension: int, rounds: int) -> None:
+    draw = np.random.default_rng(0)
+    for count in counts:
+        gallery = made("0" * 64, {"all": unit(draw.normal(size=(count, dimension)))})
+        people = np.sort(draw.integers(0, count // 5, count))
+        names, person = np.unique(people, return_inverse=True)
+        gallery = Gallery("0" * 64, tuple(map(str, names)), gallery.embeddings_ND, person)
+        for search in ("exact", "faiss"):
+            times = []
+            for _ in range(rounds):
+                _ = gallery.index if search == "faiss" else None  # built once
+                query = unit(draw.normal(size=(1, dimension)))
+                began = time.perf_counter()
+                gallery.best(query, 3, search)  # type: ignore[arg-type]
+                times.append(1000 * (time.perf_counter() - began))
+            spread = f"{min(times):.1f} .. {max(times):.1f}"
+            print(
+                f"{count:,} embeddings of {dimension}, {search}: {statistics.median(times):.1f} ms a query ({spread})"
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("verify", "closed", "gallery"))
+    parser.add_argument("words", nargs="*", help="key.path=value")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--dimension", type=int, default=128)
+    chosen = parser.parse_args()
+    if chosen.what == "gallery":
+        queries([100_000, 1_000_000], chosen.dimension, 31)
+    else:
+        {"verify": verify, "closed": closed}[chosen.what](range(chosen.seeds), chosen.runs, chosen.words)
+
+
+if __name__ == "__main__":
+    main()
