@@ -151,6 +151,19 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
     assert hits >= 48
 
 
+def test_drawing_pairs_as_if_they_were_independent_would_say_too_much():
+    labels, widths = np.repeat(np.arange(10), 10), []
+    for seed in range(3):
+        pairs = all_pairs(labels)
+        scores = pairs.similarities(embedded(seed, labels))
+        ranked, draw = Ranked(scores, pairs.same_M), np.random.default_rng(0)
+        ((low, high),) = verification.intervals(scores, pairs, labels, lambda each: [each.eer()])
+        times = (np.bincount(draw.integers(0, 4950, 4950), minlength=4950).astype(float) for _ in range(200))
+        narrow = np.quantile([ranked.curve(weight).eer() for weight in times], (0.025, 0.975))
+        widths.append((narrow[1] - narrow[0]) / (high - low))
+    assert max(widths) < 0.5
+
+
 def test_a_far_that_few_pairs_carry_is_said():
     assert verification.note(4500, 0.01) == ""
     assert verification.note(4500, 0.0001) == "too few pairs of two people: 4,500; 100,000 give 10 false accepts"
