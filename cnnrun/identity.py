@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from cnnrun import gallery as galleries
 from cnnrun.assemble import usable
 from cnnrun.errors import ConfigError, DataError, printable
 from cnnrun.gallery import Gallery, Search
+from cnnrun.labelling import refuse
 from cnnrun.pictures import SUFFIXES
 from cnnrun.predict import files, predict
 from cnnrun.progress import say
@@ -129,9 +131,22 @@ def _people(network: Trained, folder: Path, batch: int) -> dict[str, NDArray[np.
     loose = [entry.name for entry in entries if entry.is_file() and entry.suffix.lower() in SUFFIXES]
     if loose:
         say(f"{printable(str(folder))}: {len(loose)} picture(s) of nobody left out, such as {printable(loose[0])!r}")
+    _refuse_shared(own)
     embeddings, _ = _embedded(network, [path for paths in own.values() for path in paths], batch)
     edges = np.cumsum([len(paths) for paths in own.values()])[:-1]
     return dict(zip(own, np.split(embeddings, edges), strict=True))
+
+
+def _refuse_shared(people: dict[str, list[Path]]) -> None:
+    """Raises DataError where one file is under two names: whoever is in it, one of them is wrong."""
+    seen: dict[bytes, tuple[str, Path]] = {}
+    problems = []
+    for name, paths in people.items():
+        for path in paths:
+            other, before = seen.setdefault(sha256(path.read_bytes()).digest(), (name, path))
+            if other != name:
+                problems.append(f"{printable(str(before))} and {printable(str(path))}: one picture under two names")
+    refuse(problems)
 
 
 def identified(

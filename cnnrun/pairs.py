@@ -105,13 +105,15 @@ def _place(places: Places, person: str, picture: str) -> int | str:
 
 
 def _folds(path: Path, same: list[bool], header: tuple[int, int] | None) -> list[int]:
-    if len(set(same)) < 2:
-        raise DataError(f"{path}: all pairs are of {'one person' if same[0] else 'two people'}; both kinds are needed")
+    kinds = (sum(same), len(same) - sum(same))
+    if min(kinds) < 2:
+        counts = f"{kinds[0]:,} pairs of one person and {kinds[1]:,} of two"
+        raise DataError(f"{path}: {counts}; two of each kind are needed, or there is no rate of errors")
     if header is None:
-        counts, made = [0, 0], []
+        many, counted, made = min(_DRAWN, *kinds), [0, 0], []
         for each in same:  # in turns: as many of each kind in each
-            made.append(counts[each] % _DRAWN)
-            counts[each] += 1
+            made.append(counted[each] % many)
+            counted[each] += 1
         return made
     folds, of_kind = header
     if folds < 2 or [*([True] * of_kind), *([False] * of_kind)] * folds != same:

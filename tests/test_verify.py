@@ -337,6 +337,14 @@ def test_lfws_folds_are_its_own(faces, tmp_path):
     assert sorted(pairs[:, :, 1][pairs[:, :, 0] >= 0].tolist()) == [0] * 4 + [1] * 4
 
 
+def test_folds_that_are_drawn_have_both_kinds(faces, tmp_path):
+    rows = [("Person_7", a, b) for a in range(1, 5) for b in range(a + 1, 5)]
+    rows += [("Person_7", 1, "Person_8", 1), ("Person_9", 2, "Person_8", 2), ("Person_9", 3, "Person_8", 2)]
+    path = listed(tmp_path / "pairs.txt", *rows)
+    pairs = folders(faces, f"data.source.folder.pairs={path}").data.source.read(True).splits["test"].targets["pairs"]
+    assert sorted(pairs[:, :, 1][pairs[:, :, 0] >= 0].tolist()) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
 @pytest.mark.parametrize(
     ("rows", "header", "message"),
     [
@@ -345,8 +353,12 @@ def test_lfws_folds_are_its_own(faces, tmp_path):
         ([*PAIRS, ("Person_7", 3, 3)], "", "pairs.txt:5: the picture is compared with itself"),
         ([*PAIRS, ("Person_7", 2, 1)], "", "pairs.txt:5: the pair of line 1 again"),
         ([*PAIRS, ("Person_7", 1)], "", "pairs.txt:5: a pair is written `name 1 2` or `name 1 other 2`; has 2 words"),
-        ([("Person_7", 1, 2), ("Person_8", 1, 2)], "", "all pairs are of one person"),
-        ([("Person_7", 1, "Person_8", 2)], "", "all pairs are of two people"),
+        (
+            [("Person_7", 1, 2), ("Person_8", 1, 2)],
+            "",
+            "2 pairs of one person and 0 of two; two of each kind are needed",
+        ),
+        ([("Person_7", 1, "Person_8", 2)], "", "0 pairs of one person and 1 of two"),
         (PAIRS, "2\t1\n", ""),
         (PAIRS, "2\t2\n", "2 folds of 2 pairs of one person and then 2 of two"),
         (PAIRS, "1\t2\n", "1 folds of 2 pairs"),
@@ -465,6 +477,16 @@ def test_people_are_enrolled_added_removed_and_identified(run, people, tmp_path,
     assert run_cli("enroll", "--gallery", path, "--remove", "digit 8", "--run", run)[0] == 2
     assert json.loads(run_cli("enroll", "--gallery", path, "--json")[1])["people"] == {"digit 8": 12}
     assert list(tmp_path.glob(".*")) == []
+
+
+def test_one_picture_under_two_names_is_not_enrolled(run, people, tmp_path, run_cli):
+    shutil.copytree(people, tmp_path / "known")
+    photo = min((people / "digit 7").iterdir())
+    shutil.copy(photo, tmp_path / "known" / "digit 9" / "again.png")
+    code, _, err = run_cli("enroll", tmp_path / "known", "--gallery", tmp_path / "g.safetensors", "--run", run)
+    assert code == 8
+    assert "again.png: one picture under two names" in err
+    assert not (tmp_path / "g.safetensors").exists()
 
 
 @pytest.fixture

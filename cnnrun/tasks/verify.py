@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cnnrun import identification, verification
 from cnnrun.contracts import Facts, Shape, need_vector
+from cnnrun.errors import DataError
 from cnnrun.margins import ArcFace, Loss
 from cnnrun.spec import Kinds
 from cnnrun.taskspec import Better, Criterion, Measured, Results, TaskSpec, View
@@ -80,6 +81,8 @@ class VerifyMeter:
         ranked = Ranked(scores, pairs.same_M)
         curve = ranked.curve()
         folds = verification.accuracies(ranked, scores, pairs)
+        if len(folds) < 2:
+            raise DataError("fewer than two folds have pairs of one person and of two that can be read")
         tars = {far: float(curve.tar[curve.at(far)]) for far in fars}
         numbers = {
             "eer": curve.eer(),
