@@ -107,10 +107,10 @@ def predict(
     from cnnrun.errors import DataError
 
     bad = 0
-    write = rows.row_writer("json" if as_json else "csv" if csv else "text")
-    for row in commands.predicted(run, runs, choose(device), paths, batch, score or [], draw, coco):
-        write(row)
-        bad += "error" in row
+    with rows.writing("json" if as_json else "csv" if csv else "text") as write:
+        for row in commands.predicted(run, runs, choose(device), paths, batch, score or [], draw, coco):
+            write(row)
+            bad += "error" in row
     if bad:
         raise DataError(f"{bad} file(s) could not be read")
 

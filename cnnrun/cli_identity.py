@@ -90,10 +90,11 @@ def identify(
     from cnnrun.device import choose
     from cnnrun.errors import DataError
 
-    bad, write = 0, rows.row_writer("json" if as_json else "csv" if csv else "text")
+    bad = 0
     given = identity.Given(run, runs, choose(device), threshold, far)
-    for row in identity.identified(given, paths, gallery, top, search.value, batch):
-        write(row)
-        bad += "error" in row
+    with rows.writing("json" if as_json else "csv" if csv else "text") as write:
+        for row in identity.identified(given, paths, gallery, top, search.value, batch):
+            write(row)
+            bad += "error" in row
     if bad:
         raise DataError(f"{bad} file(s) could not be read")

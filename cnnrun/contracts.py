@@ -167,6 +167,11 @@ class SourceSpec(Kind):
     image: ClassVar[Shape | None] = None
     """(C, H, W) of the source's pictures where all have one size; None when the config must say."""
 
+    @property
+    def paired(self) -> bool:
+        """Whether test is measured on a list of pairs."""
+        return False
+
     def read(self, apart: bool = False) -> Indexed:
         """Look through the source; files are listed, not decoded. Raises DataError.
 

@@ -119,6 +119,8 @@ def divided(experiment: Experiment, parts: Parts, out: Path) -> dict[str, Any]:
     source: SourceSpec = experiment.data.source
     if source.targets != "labels":
         raise DataError(f"{source.kind} cannot be divided into a table, which has one label a picture; use data.split")
+    if experiment.data.split.by == "label":
+        raise ConfigError("data split divides by picture; whole classes are held out by the config's own data.split")
     indexed = source.read()
     paths = manifest.files_of(_files(each) for each in indexed.splits.values() if isinstance(each.pictures, Files))
     if not paths:

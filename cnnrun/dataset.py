@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import torch
@@ -194,9 +194,11 @@ def index(data: Data) -> Index:
     splits = {name: (split, torch.arange(len(split))) for name, split in indexed.splits.items()}
     wanted = {name: getattr(data.split, name) for name in HOLD_OUT_KEYS if name not in indexed.splits}
     away = frozenset(name for name, part in wanted.items() if part)
-    _refuse_unknown(indexed.classes, wanted)
+    _refuse_unknown(indexed, data.split)
     for name in sorted(away):
         split, rows = splits["train"]
+        if not len(rows):
+            break
         held = _held(data.split, name, split, rows, indexed.classes)
         splits["train"] = (split, rows[~held])
         splits[name] = (split, rows[held])
@@ -217,10 +219,13 @@ def _held(how: HoldOut, name: str, split: Split, rows: Tensor, classes: Sequence
     return held_out(labels, None if split.groups is None else split.groups[rows], part, seed)
 
 
-def _refuse_unknown(classes: Sequence[str], wanted: dict[str, Any]) -> None:
-    """Raises DataError where classes are to be held out that the data has not, or twice."""
-    named = {name: part for name, part in wanted.items() if isinstance(part, list)}
+def _refuse_unknown(indexed: Indexed, how: HoldOut) -> None:
+    """Raises DataError where classes are to be held out that are not there, or twice, or that stand aside already."""
+    classes = indexed.classes
+    named = {name: part for name in HOLD_OUT_KEYS if isinstance(part := getattr(how, name), list)}
     for name, part in named.items():
+        if name in indexed.splits:
+            raise DataError(f"data.split.{name}: the source says itself which pictures are {name}; remove the line")
         if unknown := [each for each in part if each not in classes]:
             raise DataError(f"data.split.{name}: no class {unknown[0]!r}{did_you_mean(unknown[0], list(classes))}")
     if both := set(named.get("val", ())) & set(named.get("test", ())):

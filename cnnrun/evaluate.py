@@ -25,6 +25,7 @@ def evaluate(
     batch: int,
     device: torch.device,
     ranks: Ranks | None = None,
+    tables: bool = True,
 ) -> Measured:
     """The task's numbers on `examples`, and `loss`, its criterion's mean if given. `forward` gives raw outputs.
 
@@ -42,7 +43,7 @@ def evaluate(
             for index, results in zip(places[first:], found, strict=False):
                 total = total + results.pop("loss", torch.zeros(())).double() * len(index)
                 meter.update(results, examples.targets_of(index, next(iter(results.values())).device))
-    measured = meter.compute()
+    measured = meter.compute(tables)
     loss = {} if criterion is None else {"loss": float(total) / len(examples)}
     return replace(measured, numbers=loss | measured.numbers)
 
@@ -61,9 +62,11 @@ def _outcome(
     return {**results, "loss": torch.stack(list(losses.values())).sum()}
 
 
-def measure(results: Callable[[Tensor], Results], task: TaskSpec, facts: Facts, batches: Iterable[Batch]) -> Measured:
+def measure(
+    results: Callable[[Tensor], Results], task: TaskSpec, facts: Facts, batches: Iterable[Batch]
+) -> dict[str, float]:
     """The task's numbers for anything that turns pictures into results, such as an exported file."""
     meter = task.meter(facts)
     for part in batches:
         meter.update(results(part.pictures), part.targets)
-    return meter.compute()
+    return meter.compute(tables=False).numbers

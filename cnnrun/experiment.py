@@ -178,6 +178,9 @@ def _of_the_task(experiment: Experiment) -> list[tuple[Loc, str]]:
         text = f"{train.sampler.kind} needs one label a picture; {task.kind} has {task.targets}"
         found.append((("train", "sampler"), text))
     found += _of_unseen_classes(experiment)
+    if task.together() and not train.sampler.together:
+        text = f"{task.kind} learns here from pictures of a class that come together: `sampler: identities`"
+        found.append((("train", "sampler"), text))
     names = [node.name for node in experiment.model.layers if node.name]
     for name in task.taken():
         if name not in names:
@@ -191,6 +194,8 @@ def _of_unseen_classes(experiment: Experiment) -> list[tuple[Loc, str]]:
     if task.open_set and data.split.by == "picture" and data.leakage != "keep":
         text = f"{task.kind} is measured on classes that it never saw: `by: label` (if not so, data.leakage: keep)"
         return [(("data", "split"), text)]
+    if not task.open_set and data.source.paired:
+        return [(("data", "source"), f"{task.kind} is not measured on pairs; remove the file of them")]
     if not task.open_set and data.split.by == "label":
         return [(("data", "split", "by"), f"{task.kind} is measured on the classes that it learns; remove the line")]
     return []

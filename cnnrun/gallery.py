@@ -19,13 +19,13 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from cnnrun.errors import CheckpointError, ConfigError, printable
+from cnnrun.errors import CheckpointError, ConfigError, DataError, printable
 from cnnrun.runs import write_bytes
 
 FORMAT = 1
 _KEY = "cnnrun.gallery"
 _AT_ONCE = 1 << 28  # bytes of similarities
-_SAME = 1e-4  # embeddings that differ by less are of one picture
+_SAME = 1 - 1e-6  # the cosine from which on two embeddings are of one picture, whatever batch each came in
 Search = Literal["exact", "faiss"]
 Floats = NDArray[np.float32]
 
@@ -91,7 +91,7 @@ def read(path: Path) -> Gallery:
             if names != {"embeddings", "person"} or _KEY not in metadata:
                 raise CheckpointError(f"{printable(str(path))}: not a gallery (`cnnrun enroll` makes them)")
             embeddings, person = file.get_tensor("embeddings"), file.get_tensor("person")
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, TypeError, ValueError, AttributeError) as error:  # of types that numpy has not
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
         raise CheckpointError(f"{printable(str(path))}: cannot be read as a gallery ({printable(reason)})") from None
     try:
@@ -154,34 +154,49 @@ def _by_faiss(gallery: Gallery, queries_QD: Floats, most: int) -> list[list[tupl
     return found
 
 
-def refuse_other(gallery: Gallery, path: Path, model: str) -> None:
+def refuse_other(gallery: Gallery, path: Path, model: str, dimension: int) -> None:
     """Raises CheckpointError where another network made the gallery: its numbers mean something else there."""
     if gallery.model != model:
         raise CheckpointError(
             f"{printable(str(path))}: made by another network ({gallery.model[:12]}, this one is {model[:12]}); "
             "enroll the people again"
         )
+    if gallery.embeddings_ND.shape[1] != dimension:
+        raise CheckpointError(f"{printable(str(path))}: its embeddings have {gallery.embeddings_ND.shape[1]} numbers")
 
 
-def joined(gallery: Gallery | None, model: str, new: Mapping[str, Floats]) -> Gallery:
-    """The gallery with more people, or more pictures of its own; of the same picture one embedding is kept."""
+def joined(gallery: Gallery | None, model: str, new: Mapping[str, Floats]) -> tuple[Gallery, int]:
+    """The gallery with more people, or more pictures of its own; and how many it had already.
+
+    Raises DataError where two people share a picture: one of the names is wrong.
+    """
     people = dict(gallery.apart()) if gallery else {}
+    again = 0
     for name, rows in new.items():
-        kept = people.get(name, rows[:1])
+        for other, theirs in people.items():
+            if other != name and (rows @ theirs.T >= _SAME).any():
+                both = " and ".join(printable(each) for each in (other, name))
+                raise DataError(f"{both} have a picture that is the same to the network: one of the names is wrong")
+        kept = people.get(name, rows[:0])
         for row in rows:
-            # In another batch the same picture's embedding is rounded otherwise.
-            if np.linalg.norm(kept - row, axis=1).min() > _SAME:
-                kept = np.concatenate([kept, row[None]])
+            fresh = not (kept @ row >= _SAME).any()
+            kept = np.concatenate([kept, row[None]]) if fresh else kept
+            again += not fresh
         people[name] = kept
-    return made(model, people)
+    return made(model, people), again
 
 
-def without(gallery: Gallery, names: Sequence[str]) -> Gallery:
-    """The gallery without some people. Raises ConfigError where one is not in it, or nobody would be left."""
+def without(gallery: Gallery, names: Sequence[str], *, more: bool = False) -> Gallery | None:
+    """The gallery without some people; None where nobody is left and `more` are to come.
+
+    Raises ConfigError where one is not in it, or nobody would be left.
+    """
     people = gallery.apart()
     for name in names:
         if people.pop(name, None) is None:
             raise ConfigError(f"--remove {printable(name)}: nobody of that name in the gallery")
+    if not people and more:
+        return None
     if not people:
         raise ConfigError("nobody would be left in the gallery; remove the file instead")
     return made(gallery.model, people)

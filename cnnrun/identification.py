@@ -82,14 +82,17 @@ def open_set(embeddings_ND: NDArray[np.float32], labels_N: NDArray[np.int64], ga
 
 def _missed(strangers: NDArray[np.float32], found: NDArray[np.float32], fpir: float) -> dict[str, Any]:
     place = int(len(strangers) * fpir + 1e-9)  # so many strangers may reach the threshold
-    above = strangers[place - 1] if place else np.nextafter(strangers[0], np.float32(np.inf))
+    place = int((strangers > strangers[place]).sum())  # those that are as similar as the next one are not let in
+    above = strangers[place - 1] if place else max(strangers[0], 1.0)
     threshold = (float(above) + float(strangers[place])) / 2  # so that rounding does not decide
     few = len(strangers) * fpir < _ENOUGH
     return {
         "FPIR": fpir,
         "threshold": threshold,
         "FNIR": float((found < threshold).mean()),
-        "known": len(found),
-        "strangers": len(strangers),
-        "note": f"too few strangers: {len(strangers):,}; {_ENOUGH / fpir:,.0f} give {_ENOUGH} alarms" if few else "",
+        "pictures of people": len(found),
+        "of strangers": len(strangers),
+        "note": f"too few pictures of strangers: {len(strangers):,}; {_ENOUGH / fpir:,.0f} give {_ENOUGH} alarms"
+        if few
+        else "",
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,16 @@ from numpy.typing import NDArray
 
 from cnnrun import gallery as galleries
 from cnnrun.assemble import usable
+from cnnrun.data.folder import hidden
 from cnnrun.errors import ConfigError, DataError, printable
 from cnnrun.gallery import Gallery, Search
-from cnnrun.labelling import refuse
 from cnnrun.pictures import SUFFIXES
 from cnnrun.predict import files, predict
 from cnnrun.progress import say
 from cnnrun.tasks.verify import OperatingPoint, Verify, threshold_of
 from cnnrun.trained import Trained
+
+_OFTEN = 0.05  # strangers taken for someone, from which on it is said
 
 
 @dataclass(frozen=True)
@@ -34,23 +35,22 @@ class Given:
     threshold: float | None = None
     far: float | None = None
 
-    def network(self) -> Trained:
-        """The network. Raises ConfigError where it gives no embeddings."""
+    def network(self) -> tuple[Trained, Verify]:
+        """The network and its task. Raises ConfigError where it gives no embeddings."""
         given = usable(self.target, self.runs, self.device)
         if not isinstance(given.task, Verify):
             raise ConfigError(f"this network is for {given.task.kind}; a network of the task verify gives embeddings")
-        return given
+        return given, given.task
 
-    def point(self, given: Trained) -> OperatingPoint:
+    def point(self, given: Trained, task: Verify) -> OperatingPoint:
         """The threshold, aloud where little is known of it. Raises ConfigError where val chose none for this FAR."""
         if self.threshold is not None and self.far is not None:
             raise ConfigError("--threshold and --far: give one of them")
         if self.threshold is not None:
             return OperatingPoint(self.threshold, None, "")
-        assert isinstance(given.task, Verify)
-        found = threshold_of(given.task, given.facts, self.far)
+        found = threshold_of(task, given.facts, self.far)
         if found is None:
-            known = ", ".join(f"{far:g}" for far in given.task.fars) if given.facts.chosen else "none"
+            known = ", ".join(f"{far:g}" for far in task.fars) if given.facts.chosen else "none"
             raise ConfigError(f"no threshold was chosen on val for this FAR (there are: {known}); give --threshold")
         if found.note:
             say(f"threshold for FAR {found.far:g}: {found.note}")
@@ -59,8 +59,8 @@ class Given:
 
 def compared(given: Given, one: Path, other: Path, batch: int = 2) -> dict[str, Any]:
     """Whether two pictures show one person."""
-    network = given.network()
-    point = given.point(network)
+    network, task = given.network()
+    point = given.point(network, task)
     embeddings, _ = _embedded(network, list(files([one, other])), batch)
     if len(embeddings) != 2:
         raise ConfigError("two pictures are compared; give two files")
@@ -89,15 +89,17 @@ def enrolled(
     _refuse_unclear(folder, path, add, remove)
     if folder is None and not remove:  # a look at it needs no network
         return _told(path, galleries.read(path), [], [])
-    network = given.network()
+    network, task = given.network()
     held = galleries.read(path) if path.exists() else None
     if held is not None:
-        galleries.refuse_other(held, path, network.digest)
+        galleries.refuse_other(held, path, network.digest, task.dimension)
     if held is not None and remove:
-        held = galleries.without(held, remove)
+        held = galleries.without(held, remove, more=folder is not None)
     people = _people(network, folder, batch) if folder else {}
-    made = galleries.joined(held, network.digest, people) if people else held
+    made, again = galleries.joined(held, network.digest, people) if people else (held, 0)
     assert made is not None
+    if again:
+        say(f"{again:,} picture(s) left out: each is like another of the same person to the network")
     galleries.write(path, made)
     return _told(path, made, sorted(people), list(remove))
 
@@ -124,44 +126,41 @@ def _people(network: Trained, folder: Path, batch: int) -> dict[str, NDArray[np.
     """Each person's embeddings, of a folder with a folder for each."""
     if not folder.is_dir():
         raise DataError(f"{printable(str(folder))}: no such folder")
-    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    entries = sorted(entry for entry in folder.iterdir() if not hidden(entry.name))
     own = {entry.name: list(files([entry])) for entry in entries if entry.is_dir()}
     if not own:
         raise DataError(f"{printable(str(folder))}: needs a folder for each person")
     loose = [entry.name for entry in entries if entry.is_file() and entry.suffix.lower() in SUFFIXES]
     if loose:
         say(f"{printable(str(folder))}: {len(loose)} picture(s) of nobody left out, such as {printable(loose[0])!r}")
-    _refuse_shared(own)
     embeddings, _ = _embedded(network, [path for paths in own.values() for path in paths], batch)
     edges = np.cumsum([len(paths) for paths in own.values()])[:-1]
     return dict(zip(own, np.split(embeddings, edges), strict=True))
 
 
-def _refuse_shared(people: dict[str, list[Path]]) -> None:
-    """Raises DataError where one file is under two names: whoever is in it, one of them is wrong."""
-    seen: dict[bytes, tuple[str, Path]] = {}
-    problems = []
-    for name, paths in people.items():
-        for path in paths:
-            other, before = seen.setdefault(sha256(path.read_bytes()).digest(), (name, path))
-            if other != name:
-                problems.append(f"{printable(str(before))} and {printable(str(path))}: one picture under two names")
-    refuse(problems)
+def _of_strangers(far: float, fars: Sequence[float], pictures: int) -> str:
+    """What a false accept rate of one comparison comes to against so many pictures; nothing where that is little."""
+    chance = 1 - (1 - far) ** pictures
+    if chance <= _OFTEN:
+        return ""
+    smaller = [each for each in fars if each < far]
+    advice = f"; --far {smaller[-1]:g} takes fewer" if smaller else ""
+    return (
+        f"a stranger meets {pictures:,} pictures with a false accept rate of {far:g} each (on val): up to {chance:.0%} "
+        f"of strangers are taken for someone{advice}"
+    )
 
 
 def identified(
     given: Given, paths: Sequence[Path], path: Path, most: int, search: Search, batch: int
 ) -> Iterator[dict[str, Any]]:
     """A row a picture: the person, None where it is none of the gallery's, and the most similar ones."""
-    network = given.network()
-    point = given.point(network)
+    network, task = given.network()
+    point = given.point(network, task)
     gallery = galleries.read(path)
-    galleries.refuse_other(gallery, path, network.digest)
-    if point.far is not None and (chance := 1 - (1 - point.far) ** len(gallery.people)) > 0.05:
-        say(
-            f"a stranger is taken for one of these {len(gallery.people):,} people about {chance:.0%} of the time: "
-            "--far 0.0001, say, takes fewer"
-        )
+    galleries.refuse_other(gallery, path, network.digest, task.dimension)
+    if point.far is not None and (line := _of_strangers(point.far, task.fars, len(gallery.person_N))):
+        say(line)
     for row in predict(network, files(paths), batch):
         if "error" in row:
             yield row

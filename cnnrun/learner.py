@@ -105,16 +105,19 @@ def monitored_numbers(task: TaskSpec) -> dict[str, Better]:
     return loss | {f"val/{name}": way for name, way in task.numbers().items()}
 
 
-def check(spec: Train, count: int, network: Network, ranks: int = 1) -> None:
+def check(spec: Train, count: int, network: Network, together: bool, ranks: int = 1) -> None:
     """What only shows once the number of training pictures is known. Raises ConfigError."""
     if spec.drop_last and spec.batch > count:
         raise ConfigError(f"train.batch: {spec.batch} is more than the {count} training pictures: no step an epoch")
-    if problem := too_small(spec, count, network, ranks, spec.accumulate):
+    if problem := too_small(spec, count, network, together, ranks, spec.accumulate):
         raise ConfigError(f"train.batch: {problem}: change batch, accumulate or drop_last")
 
 
-def too_small(spec: Train, count: int, network: Network, ranks: int, accumulate: int) -> str | None:
-    """Why batches cannot be split so far, or None: batch norm needs two pictures, a rank of several needs one."""
+def too_small(spec: Train, count: int, network: Network, together: bool, ranks: int, accumulate: int) -> str | None:
+    """Why batches cannot be split so far, or None: batch norm needs two pictures, a rank of several needs one.
+
+    What learns from pictures `together` needs two classes of them.
+    """
     micro = spec.smallest(count) // accumulate
     smallest = micro // ranks
     still = {id(module) for each in held(network, spec.freeze).values() for module in each.modules()}
@@ -122,6 +125,8 @@ def too_small(spec: Train, count: int, network: Network, ranks: int, accumulate:
     split = f"{count} pictures in batches of {spec.batch} / {accumulate}" + (f" / {ranks} ranks" if ranks > 1 else "")
     if ranks > 1 and smallest < 1:
         return f"each rank needs a picture of each micro-batch; {split}"
+    if together and smallest < 2 * spec.sampler.together:
+        return f"each part needs {spec.sampler.together} pictures of two classes to compare; {split}"
     if spec.sync_batch_norm:
         smallest = micro
     if smallest < 2 and any(isinstance(module, _NORMS) for module in learning):
@@ -275,19 +280,20 @@ class Learner:
         self.network.eval()
         examples, forward = job.dataset.splits[split], self._averaged(job)
         criterion = None if job.task.open_set else self.criterion
-        measured = evaluate(forward, criterion, job.task, job.facts, examples, batch, job.device, job.ranks)
+        measured = evaluate(
+            forward, criterion, job.task, job.facts, examples, batch, job.device, job.ranks, tables=False
+        )
         hold(self.network, job.spec.freeze)
         return measured
 
     def _averaged(self, job: Job) -> Callable[[Tensor], Tensor]:
-        """The network as it is evaluated: with the averaged weights where there are any."""
+        """The network as it is evaluated: with the averaged weights where there are any, in float32, as it is used."""
         average = self.ema.average if self.ema else {}
         weights = {name: average[name] for name in self.body.state_dict() if name in average}
 
         def forward(inputs: Tensor) -> Tensor:
-            with self.autocast(job.device):
-                out: Tensor = functional_call(self.body, weights, (inputs,))
-                return out
+            out: Tensor = functional_call(self.body, weights, (inputs,))
+            return out
 
         return forward
 

@@ -2,12 +2,13 @@
 
 `name  1  4` are two pictures of one person, `name  1  other  2` of two; a number n is the picture `name_000n` or `n` of
 the person's folder, anything else a file there by its name. A first line `10  300` says that there are ten folds, each
-of 300 pairs of one person and then 300 of two; without one, folds are drawn.
+of 300 pairs of one person and then 300 of two, `500` that there are 500 of each; without folds there, they are drawn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -18,9 +19,10 @@ from cnnrun.errors import DataError, printable
 from cnnrun.labelling import refuse
 
 _MOST_BYTES = 1 << 28
+_NUMBER = re.compile("[0-9]{1,9}")
 _DRAWN = 10  # folds where the file has none
 
-Places = Mapping[str, Mapping[str, int]]  # person -> file name -> number of the picture
+Places = Mapping[str, Sequence[tuple[str, int]]]  # person -> file name and number of each picture
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,11 @@ class Listed:
 
 
 def people_of(path: Path) -> tuple[list[Listed], tuple[int, int] | None]:
-    """The pairs of a file, and its folds and pairs of a kind in each. Raises DataError."""
+    """The pairs of a file, and its folds and pairs of a kind in each, where it says them. Raises DataError."""
     lines = _text(path).splitlines()
     words = [line.split("\t") if "\t" in line else line.split() for line in lines]
     first = words[0] if words else []
-    header = all(word.strip().isdigit() for word in first) and 1 <= len(first) <= 2
+    header = len(first) in (1, 2) and all(_NUMBER.fullmatch(word.strip()) for word in first)
     problems, found = [], []
     for number, row in enumerate(words[header:], 1 + header):
         cells = [cell.strip() for cell in row]
@@ -54,7 +56,8 @@ def people_of(path: Path) -> tuple[list[Listed], tuple[int, int] | None]:
     refuse(problems)
     if not found:
         raise DataError(f"{path}: has no pairs")
-    return found, (int(first[0]), int(first[1])) if header and len(first) == 2 else None
+    counts = [int(word) for word in first] if header else []
+    return found, None if not counts else (counts[0], counts[1]) if len(counts) == 2 else (1, counts[0])
 
 
 def _text(path: Path) -> str:
@@ -65,7 +68,7 @@ def _text(path: Path) -> str:
     except OSError as error:
         raise DataError(f"{printable(str(path))}: cannot be read ({error.strerror})") from None
     try:
-        return data.decode()
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise DataError(f"{printable(str(path))}: not text (pickled pairs are not read: they may run code)") from None
 
@@ -94,14 +97,15 @@ def targets_of(path: Path, listed: list[Listed], header: tuple[int, int] | None,
 def _place(places: Places, person: str, picture: str) -> int | str:
     """The number of a picture, or what is wrong with it."""
     if person not in places:
-        return f"there is no folder {printable(person)!r}"
-    files = places[person]
-    if picture in files:
-        return files[picture]
-    stems = {PurePath(name).stem: number for name, number in files.items()}
-    wanted = [f"{person}_{int(picture):04d}", picture] if picture.isdigit() else [picture]
-    found = [stems[stem] for stem in wanted if stem in stems]
-    return found[0] if found else f"{printable(person)} has no picture {printable(picture)!r}"
+        return f"nobody is called {printable(person)!r} in the test pictures"
+    numbered = [f"{person}_{int(picture):04d}"] if _NUMBER.fullmatch(picture) else []
+    for wanted in (picture, *numbered):
+        found = [number for name, number in places[person] if wanted in (name, PurePath(name).stem)]
+        if len(found) > 1:
+            return f"{printable(person)!r} has {len(found)} pictures {printable(wanted)!r}"
+        if found:
+            return found[0]
+    return f"{printable(person)!r} has no picture {printable(picture)!r}"
 
 
 def _folds(path: Path, same: list[bool], header: tuple[int, int] | None) -> list[int]:
@@ -109,6 +113,12 @@ def _folds(path: Path, same: list[bool], header: tuple[int, int] | None) -> list
     if min(kinds) < 2:
         counts = f"{kinds[0]:,} pairs of one person and {kinds[1]:,} of two"
         raise DataError(f"{path}: {counts}; two of each kind are needed, or there is no rate of errors")
+    if header and header[0] == 1:
+        if kinds != (header[1], header[1]):
+            raise DataError(
+                f"{path}: its first line says {header[1]} pairs of a kind; it has {kinds[0]} and {kinds[1]}"
+            )
+        header = None
     if header is None:
         many, counted, made = min(_DRAWN, *kinds), [0, 0], []
         for each in same:  # in turns: as many of each kind in each

@@ -201,6 +201,9 @@ def _without_leaks(dataset: Dataset, policy: str, apart: bool) -> Dataset:
         )
     if policy == "keep":
         return replace(dataset, notes=(*lines, *dataset.notes))
+    test = table.split_N != table.splits.index("train")
+    if apart_still := [group for group in found.shared if len(set(table.split_N[group][test[group]])) > 1]:
+        raise DataError(*lines, f"{len(apart_still):,} class(es) are both in val and in test: mend the data")
     groups = [*found.across, *found.conflicts, *found.torn, *found.shared]
     drop = np.unique(np.concatenate([table.in_train(group) for group in groups]))
     train = dataset.splits["train"]

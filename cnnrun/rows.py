@@ -6,6 +6,7 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from cnnrun.errors import printable
@@ -14,23 +15,53 @@ _LABEL, _BOX = ["label", "probability", "top"], ["label", "score", "x", "y", "wi
 _PERSON = ["person", "similarity", "matches"]
 
 
-def row_writer(form: str) -> Callable[[dict[str, Any]], None]:
+@contextmanager
+def writing(form: str) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A function that writes one prediction as `text`, `csv` or `json` (one object a line)."""
-    if form == "json":
-        return lambda row: print(json.dumps(row), flush=True)  # noqa: T201
-    if form == "text":
-        return _text_row
-    writer, headed = csv.writer(sys.stdout), list[list[str]]()
+    if form == "csv":
+        table = _Table()
+        try:
+            yield table.add
+        finally:
+            table.end()
+    elif form == "json":
+        yield lambda row: print(json.dumps(row), flush=True)  # noqa: T201
+    else:
+        yield _text_row
 
-    def write(row: dict[str, Any]) -> None:
-        if not headed:
-            headed.append(_columns(row))
-            writer.writerow(["path", *headed[0], "error"])
+
+class _Table:
+    """CSV, headed by the columns of the first picture that could be read; errors before it wait for that."""
+
+    def __init__(self) -> None:
+        self._writer, self._waiting = csv.writer(sys.stdout), list[dict[str, Any]]()
+        self._columns: list[str] | None = None
+
+    def add(self, row: dict[str, Any]) -> None:
+        if self._columns is None and "error" in row and "objects" not in row:
+            self._waiting.append(row)
+            return
+        if self._columns is None:
+            self._begin(_columns(row))
+        self._write(row)
+
+    def end(self) -> None:
+        """What still waits: pictures of which none could be read."""
+        if self._waiting:
+            self._begin(_LABEL)
+
+    def _begin(self, columns: list[str]) -> None:
+        self._columns = columns
+        self._writer.writerow(["path", *columns, "error"])
+        for row in self._waiting:
+            self._write(row)
+        self._waiting = []
+
+    def _write(self, row: dict[str, Any]) -> None:
+        assert self._columns is not None
         for cells in _cells(row):
-            blank = [""] * (len(headed[0]) - len(cells))
-            writer.writerow([row["path"], *cells, *blank, row.get("error", "")])
-
-    return write
+            blank = [""] * (len(self._columns) - len(cells))
+            self._writer.writerow([row["path"], *cells, *blank, row.get("error", "")])
 
 
 def _columns(row: dict[str, Any]) -> list[str]:

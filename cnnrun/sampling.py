@@ -69,7 +69,7 @@ def identities_order(labels_N: Tensor, batch: int, pictures: int) -> Order:
     count, classes = len(labels_N), len(members)
 
     def order(seed: int, epoch: int) -> tuple[Tensor, Tensor]:
-        streams = [_again_and_again(seed, epoch, place, each) for place, each in enumerate(members)]
+        streams = [_again_and_again(seed, epoch, place, each, pictures) for place, each in enumerate(members)]
         waiting, rounds, numbers = list[int](), 0, list[int]()
         while len(numbers) < count:
             end, here = min(len(numbers) + batch, count), set[int]()
@@ -88,10 +88,17 @@ def identities_order(labels_N: Tensor, batch: int, pictures: int) -> Order:
     return order
 
 
-def _again_and_again(seed: int, epoch: int, place: int, members: Tensor) -> Iterator[tuple[int, int]]:
-    """A class's samples in an order of their own, with how often all were shown before; then in another one."""
+def _again_and_again(seed: int, epoch: int, place: int, members: Tensor, apart: int) -> Iterator[tuple[int, int]]:
+    """A class's samples in an order of their own, with how often all were shown before; then in another one.
+
+    Of `apart` that follow each other none is shown twice, where there are so many.
+    """
+    shown: list[int] = []
     for cycle in itertools.count():
-        for sample in members[permutation(key(seed, place, cycle), epoch, len(members))].tolist():
+        order: list[int] = members[permutation(key(seed, place, cycle), epoch, len(members))].tolist()
+        last = shown[-(apart - 1) :]
+        shown = [each for each in order if each not in last] + last
+        for sample in shown:
             yield sample, cycle
 
 
@@ -100,6 +107,11 @@ class SamplerSpec(Kind):
 
     needs_labels: ClassVar[bool] = True
     """Whether it goes by one label a picture."""
+
+    @property
+    def together(self) -> int:
+        """Pictures of a class that come together; 0 where that is left to chance."""
+        return 0
 
     def order(self, targets: dict[str, Tensor], batch: int) -> Order | None:
         """The order over samples with these targets in batches of so many; None for each once."""
@@ -147,6 +159,10 @@ class Identities(SamplerSpec):
 
     def order(self, targets: dict[str, Tensor], batch: int) -> Order | None:
         return identities_order(targets["labels"], batch, self.pictures)
+
+    @property
+    def together(self) -> int:
+        return self.pictures
 
     def problem(self, counts: Sequence[int], batch: int) -> str | None:
         classes = sum(count > 0 for count in counts)

@@ -60,7 +60,9 @@ class Meter(Protocol):
 
     def update(self, results: Results, targets: dict[str, Tensor]) -> None: ...
 
-    def compute(self) -> Measured: ...
+    def compute(self, tables: bool = True) -> Measured:
+        """What was found; without `tables` where only the numbers are wanted, as after each epoch."""
+        ...
 
 
 class Criterion(nn.Module):
@@ -128,6 +130,10 @@ class TaskSpec(Kind):
 leak."""
     mixes: ClassVar[bool] = False
     """Whether the task has a `blend`: else mixup and cutmix are refused."""
+
+    def together(self) -> bool:
+        """Whether it learns from pictures of a class that come in one batch: a sampler must put them there."""
+        return False
 
     def words(self, targets: dict[str, Tensor], facts: Facts) -> list[str]:
         """Each sample's target for people."""

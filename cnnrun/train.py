@@ -32,7 +32,7 @@ DRAWN = 6  # pictures of val that are shown with what is found in them
 def fit(job: Job, saved: checkpoint.Checkpoint | None = None) -> dict[str, Any]:
     """Train to the end, from `saved` where given; returns what result.json says. Raises Interrupted, NonFiniteError."""
     spec, ranks = job.spec, job.ranks
-    check(spec, len(job.dataset.splits["train"]), job.network, ranks.size)
+    check(spec, len(job.dataset.splits["train"]), job.network, job.task.together(), ranks.size)
     learner = Learner(job)
     state = _restored(learner, saved, job) if saved else State(accumulate=spec.accumulate)
     job = learner.reuse_frozen(job)
@@ -48,7 +48,8 @@ def fit(job: Job, saved: checkpoint.Checkpoint | None = None) -> dict[str, Any]:
         stopping() as stop,
         bar("training", total, state.step) as advance,
     ):
-        training = Training(job, learner, state, batches, losses, clock, tracker, per_epoch)
+        chosen = saved.state["facts"].get("chosen", {}) if saved else {}
+        training = Training(job, learner, state, batches, losses, clock, tracker, per_epoch, chosen)
         if state.step > state.evaluated and state.step % per_epoch == 0:
             training.save(improved=training.end_epoch())  # stopped between an epoch's last step and its numbers
         while state.step < total and not spec.stops_early(state.waited):

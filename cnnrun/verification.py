@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 MOST_PAIRS = 2_000_000  # of one kind that are measured; of more, so many drawn at random
 FOLDS = 10
 _ENOUGH = 10  # false accepts that a FAR must be expected to give, for its threshold to mean something
+FEWEST = 5  # people of whom there is an interval
 _REPLICATES, _RESAMPLED = (1000, 200), 500_000  # of the bootstrap, for few and for many pairs; pairs at most
 
 Floats = NDArray[np.float64]
@@ -43,31 +44,51 @@ class Pairs:
 
 
 def all_pairs(labels_N: NDArray[np.int64]) -> Pairs:
-    """Every pair of a split, in folds at random, as many of each kind in each."""
+    """Every pair of a split, or MOST_PAIRS of a kind; in folds at random, as many of each kind in each."""
     draw = np.random.default_rng(0)
-    one, other = np.triu_indices(len(labels_N), 1) if len(labels_N) <= 2000 else _some_pairs(labels_N, draw)
-    same = labels_N[one] == labels_N[other]
     counts = np.unique(labels_N, return_counts=True)[1]
-    genuine = int((counts * (counts - 1) // 2).sum())
-    total = len(labels_N) * (len(labels_N) - 1) // 2
+    genuine, total = int((counts * (counts - 1) // 2).sum()), len(labels_N) * (len(labels_N) - 1) // 2
+    if total <= 2 * MOST_PAIRS:
+        one, other = np.triu_indices(len(labels_N), 1)
+    else:
+        order = np.argsort(labels_N, kind="stable")
+        own, apart = _own_pairs(counts, genuine, draw), _other_pairs(counts, total - genuine, draw)
+        one, other = order[np.concatenate([own, apart])].T
+    same = labels_N[one] == labels_N[other]
     fold, folds = np.empty(len(one), np.int64), min(FOLDS, int(same.sum()), int((~same).sum()))
     for kind in (same, ~same):
         fold[kind] = draw.permutation(int(kind.sum())) % folds
     return Pairs(one, other, same, fold, (genuine, total - genuine))
 
 
-def _some_pairs(labels_N: NDArray[np.int64], draw: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Pairs of each kind, MOST_PAIRS at the most, none twice."""
-    count = len(labels_N)
-    pairs = draw.integers(0, count, (2 * MOST_PAIRS, 2))
-    pairs = np.unique(np.sort(pairs[labels_N[pairs[:, 0]] != labels_N[pairs[:, 1]]], 1), axis=0)
-    apart = pairs[np.sort(draw.permutation(len(pairs))[:MOST_PAIRS])]
-    order = np.argsort(labels_N, kind="stable")
-    people = np.split(order, np.flatnonzero(np.diff(labels_N[order])) + 1)
-    own = np.concatenate([members[np.stack(np.triu_indices(len(members), 1), 1)] for members in people])
-    own = own[np.sort(draw.permutation(len(own))[:MOST_PAIRS])]
-    both = np.concatenate([own, apart])
-    return both[:, 0], both[:, 1]
+def _own_pairs(counts_P: NDArray[np.int64], total: int, draw: np.random.Generator) -> NDArray[np.int64]:
+    """Pairs of one person [M, 2], as places in the pictures ordered by person."""
+    number = np.arange(total) if total <= MOST_PAIRS else _distinct(total, draw)
+    of_person = counts_P * (counts_P - 1) // 2
+    ends = np.cumsum(of_person)
+    person = np.searchsorted(ends, number, side="right")
+    within = number - (ends - of_person)[person]
+    # Pair k of a person is (row, column) of a triangle, column < row: k = row (row - 1) / 2 + column.
+    row = ((1 + np.sqrt(1 + 8 * within)) // 2).astype(np.int64)
+    row -= row * (row - 1) // 2 > within  # where the root was rounded up
+    first = (np.cumsum(counts_P) - counts_P)[person]
+    return np.stack([first + within - row * (row - 1) // 2, first + row], 1)
+
+
+def _other_pairs(counts_P: NDArray[np.int64], total: int, draw: np.random.Generator) -> NDArray[np.int64]:
+    """Pairs of two people [M, 2], as places in the pictures ordered by person."""
+    pictures, ends = int(counts_P.sum()), np.cumsum(counts_P)
+    later = np.repeat(pictures - ends, counts_P)  # of each picture, those of the people after its own
+    number = np.arange(total) if total <= MOST_PAIRS else _distinct(total, draw)
+    before = np.cumsum(later)
+    first = np.searchsorted(before, number, side="right")
+    return np.stack([first, np.repeat(ends, counts_P)[first] + number - (before - later)[first]], 1)
+
+
+def _distinct(total: int, draw: np.random.Generator) -> NDArray[np.int64]:
+    """MOST_PAIRS numbers below `total`, none twice."""
+    found = np.unique(draw.integers(0, total, 2 * MOST_PAIRS))
+    return np.sort(draw.permutation(found)[:MOST_PAIRS])
 
 
 @dataclass(frozen=True)
@@ -111,14 +132,16 @@ class Ranked:
         self.order = np.argsort(-scores_M, kind="stable")
         scores, self.same = scores_M[self.order], same_M[self.order]
         self._last = np.flatnonzero(np.r_[scores[1:] != scores[:-1], True])
-        self._threshold = np.r_[np.nextafter(scores[0], np.inf), scores[self._last]]
+        # Nothing is accepted halfway from the highest similarity to the highest that there can be.
+        above = max(np.nextafter(scores[0], np.inf), (scores[0] + 1) / 2)
+        self._threshold = np.r_[above, scores[self._last]]
 
     def curve(self, weight_M: Floats | None = None) -> Curve:
         """The curve where each pair, in the order given at first, counts so often."""
         weight = np.ones(len(self.order)) if weight_M is None else weight_M[self.order]
-        one, two = (np.cumsum(weight * kind)[self._last] for kind in (self.same, ~self.same))
-        with np.errstate(invalid="ignore"):
-            return Curve(self._threshold, np.r_[0.0, two / two[-1]], np.r_[0.0, one / one[-1]])
+        one, two = (np.r_[0.0, np.cumsum(weight * kind)[self._last]] for kind in (self.same, ~self.same))
+        there = np.r_[True, np.diff(one + two) > 0]  # pairs that do not count make no threshold
+        return Curve(self._threshold[there], two[there] / two[-1], one[there] / one[-1])
 
 
 def accuracies(ranked: Ranked, scores_M: Floats, pairs: Pairs) -> list[dict[str, Any]]:
@@ -142,15 +165,17 @@ def accuracies(ranked: Ranked, scores_M: Floats, pairs: Pairs) -> list[dict[str,
 
 def intervals(
     scores_M: Floats, pairs: Pairs, labels_N: NDArray[np.int64], of: Callable[[Curve], Sequence[float]]
-) -> list[tuple[float, float]]:
-    """The middle 95 % of each number over bootstrap samples of the people.
+) -> list[tuple[float, float]] | None:
+    """The middle 95 % of each number over bootstrap samples of the people; None of fewer than FEWEST.
 
     People are drawn, not pairs: pairs that share one are not independent (Bolle, Ratha and Pankanti 2004).
     """
-    chosen = np.arange(len(scores_M))
-    if len(chosen) > _RESAMPLED:
-        chosen = np.sort(np.random.default_rng(1).permutation(len(chosen))[:_RESAMPLED])
     names, person = np.unique(labels_N, return_inverse=True)
+    if len(names) < FEWEST:
+        return None
+    draw = np.random.default_rng(1)
+    kinds = [np.flatnonzero(kind) for kind in (pairs.same_M, ~pairs.same_M)]
+    chosen = np.concatenate([draw.permutation(kind)[: _RESAMPLED // 2] for kind in kinds])
     one, other = person[pairs.first_M[chosen]], person[pairs.second_M[chosen]]
     same = pairs.same_M[chosen]
     ranked = Ranked(scores_M[chosen], same)

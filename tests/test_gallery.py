@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cnnrun import gallery as galleries
-from cnnrun.errors import CheckpointError, ConfigError
+from cnnrun.errors import CheckpointError, ConfigError, DataError
 from cnnrun.gallery import Gallery
 
 MODEL = "0" * 64
@@ -34,9 +34,10 @@ def plain(gallery: Gallery, query: np.ndarray, most: int) -> list[tuple[str, flo
     return sorted(best.items(), key=lambda pair: -pair[1])[:most]
 
 
+@pytest.mark.parametrize("search", ["exact", "faiss"])
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 1000), st.integers(1, 12), st.integers(1, 15), st.sampled_from(["exact", "faiss"]))
-def test_the_search_is_a_plain_one(seed, people, most, search):
+@given(seed=st.integers(0, 1000), people=st.integers(1, 12), most=st.integers(1, 15))
+def test_the_search_is_a_plain_one(search, seed, people, most):
     if search == "faiss":
         pytest.importorskip("faiss")
     gallery = example(seed, people)
@@ -67,10 +68,14 @@ def test_a_file_gives_back_what_was_written(tmp_path):
 def test_people_join_and_leave():
     gallery = example()
     more = unit(np.random.default_rng(5).normal(size=(2, 8)))
-    both = galleries.joined(gallery, MODEL, {"person 0": more, "new": more[:1]})
-    assert both.counts()["person 0"] == gallery.counts()["person 0"] + 2
+    both, again = galleries.joined(gallery, MODEL, {"person 0": more[:1], "new": more[1:]})
+    assert again == 0
+    assert both.counts()["person 0"] == gallery.counts()["person 0"] + 1
     assert both.counts()["new"] == 1
-    assert galleries.joined(both, MODEL, {"new": more[:1]}).counts() == both.counts()
+    same, again = galleries.joined(both, MODEL, {"new": more[1:] * np.float32(1 + 1e-7)})
+    assert (same.counts(), again) == (both.counts(), 1)
+    with pytest.raises(DataError, match="person 0 and new have a picture that is the same"):
+        galleries.joined(both, MODEL, {"new": more[:1]})
     left = galleries.without(both, ["new", "person 3"])
     assert set(left.people) == set(gallery.people) - {"person 3"}
     np.testing.assert_array_equal(left.apart()["person 1"], gallery.apart()["person 1"])
@@ -165,6 +170,23 @@ def test_unclear_wishes_are_refused(words, message, tmp_path, monkeypatch, run_c
     code, _, err = run_cli(*words)
     assert code == 2
     assert message in err
+
+
+@pytest.mark.parametrize("kind", ["BF16", "F8_E4M3", "F8_E5M2"])
+def test_numbers_that_numpy_has_not_are_refused(kind, tmp_path, run_cli):
+    size = 2 if kind == "BF16" else 1
+    table = {"embeddings": {"dtype": kind, "shape": [2, 4], "data_offsets": [0, 8 * size]}}
+    table |= {"person": {"dtype": "I64", "shape": [2], "data_offsets": [8 * size, 8 * size + 16]}}
+    head = json.dumps({"__metadata__": about(), **table}).encode()
+    path = tmp_path / "g.safetensors"
+    path.write_bytes(len(head).to_bytes(8, "little") + head + bytes(8 * size + 16))
+    code, _, err = run_cli("enroll", "--gallery", path)
+    assert (code, err.count("\n")) == (3, 1)
+
+
+def test_embeddings_of_another_size_are_refused():
+    with pytest.raises(CheckpointError, match="its embeddings have 8 numbers"):
+        galleries.refuse_other(example(), Path("g.safetensors"), MODEL, 16)
 
 
 def test_a_pickle_is_not_a_gallery(tmp_path, run_cli):

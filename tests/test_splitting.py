@@ -113,6 +113,8 @@ def test_a_batch_has_so_many_pictures_of_each_of_so_many_people(labels_N, pictur
         if len(part) == batch and people <= classes:
             counts = torch.bincount(labels_N[part])
             assert sorted(counts[counts > 0].tolist()) == [pictures] * people
+            if all(int((labels_N == label).sum()) >= pictures for label in labels_N.unique()):
+                assert len(part.unique()) == batch  # no picture with itself
     # Of a class everything is shown before anything is shown again.
     for label in labels_N.unique():
         shown, own = samples[labels_N[samples] == label], int((labels_N == label).sum())

@@ -35,6 +35,10 @@ class Folder(SourceSpec):
     pairs: str | None = None
     """A file of pairs in LFW's format, on which test is measured. Without a test folder the people in it are test."""
 
+    @property
+    def paired(self) -> bool:
+        return self.pairs is not None
+
     def read(self, apart: bool = False) -> Indexed:
         root = Path(self.root)
         if not root.is_dir():
@@ -54,7 +58,7 @@ class Folder(SourceSpec):
 def _split_folders(root: Path) -> dict[str, Path]:
     """The folders in `root` that are called as splits are. Raises DataError where two are one split's."""
     found: dict[str, Path] = {}
-    for entry in sorted(entry for entry in root.iterdir() if entry.is_dir() and not _hidden(entry.name)):
+    for entry in sorted(entry for entry in root.iterdir() if entry.is_dir() and not hidden(entry.name)):
         if name := split_name(entry.name):
             if name in found:
                 raise DataError(f"{printable(str(root))}: both {found[name].name} and {entry.name} are {name} folders")
@@ -62,12 +66,13 @@ def _split_folders(root: Path) -> dict[str, Path]:
     return found
 
 
-def _hidden(name: str) -> bool:
+def hidden(name: str) -> bool:
+    """Whether an entry of a folder is no one's picture or class, by its name."""
     return name.startswith(".") or name in CLUTTER
 
 
 def _class_names(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not _hidden(entry.name))
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not hidden(entry.name))
 
 
 def _paired(splits: dict[str, Split], classes: list[str], path: Path) -> dict[str, Split]:
@@ -82,9 +87,9 @@ def _paired(splits: dict[str, Split], classes: list[str], path: Path) -> dict[st
         if away.all():
             raise DataError(f"{path}: names everyone; nobody is left to train on")
     test = splits["test"]
-    places: dict[str, dict[str, int]] = {}
+    places: dict[str, list[tuple[str, int]]] = {}
     for number, label in enumerate(test.targets["labels"].tolist()):
-        places.setdefault(classes[label], {})[Path(test.name(number)).name] = number
+        places.setdefault(classes[label], []).append((Path(test.name(number)).name, number))
     pairs = targets_of(path, listed, header, places, len(test))
     return splits | {"test": replace(test, targets=test.targets | {"number": torch.arange(len(test)), "pairs": pairs})}
 
@@ -135,9 +140,9 @@ def _files(folder: Path, root: Path) -> list[str]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        folders[:] = [name for name in folders if not _hidden(name)]
+        folders[:] = [name for name in folders if not hidden(name)]
         for name in names:
-            if not _hidden(name):
+            if not hidden(name):
                 wanted = f".{name.rpartition('.')[2].lower()}" in SUFFIXES
                 (found if wanted else left_out).append(f"{place}{os.sep}{name}")
     if left_out:

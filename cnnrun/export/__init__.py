@@ -96,7 +96,7 @@ def parity(artefact: Artefact, trained: Trained, splits: dict[str, Examples], ba
 
     split, examples = next(iter(splits.items()))
     numbers = {
-        who: measure(function, trained.task, trained.facts, in_order(examples, batch, trained.device)).numbers
+        who: measure(function, trained.task, trained.facts, in_order(examples, batch, trained.device))
         for who, function in (("network", trained.results), ("artefact", run))
     }
     for name, value in numbers["network"].items():

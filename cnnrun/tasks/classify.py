@@ -76,7 +76,7 @@ class ClassifyMeter:
     def update(self, results: Results, targets: dict[str, Tensor]) -> None:
         self._counts.add(results["probabilities"], targets["labels"])
 
-    def compute(self) -> Measured:
+    def compute(self, tables: bool = True) -> Measured:
         rows = self._counts.per_class(self._classes)
         macro = {name: sum(row[name] for row in rows) / len(rows) for name in ("precision", "recall", "f1")}
         numbers = {
@@ -85,7 +85,9 @@ class ClassifyMeter:
             **macro,
             "ece": self._counts.expected_calibration_error(),
         }
-        return Measured(numbers, {"per_class": rows}, {"confusion": self._counts.confusion_KK.tolist()})
+        return Measured(
+            numbers, {"per_class": rows} if tables else {}, {"confusion": self._counts.confusion_KK.tolist()}
+        )
 
 
 class Classify(TaskSpec):

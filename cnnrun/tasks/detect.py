@@ -94,13 +94,15 @@ class DetectMeter:
     def update(self, results: Results, targets: dict[str, Tensor]) -> None:
         self._boxes.add(results, targets)
 
-    def compute(self) -> Measured:
+    def compute(self, tables: bool = True) -> Measured:
         done = self._boxes.evaluated()
-        tables = {
+        if not tables:
+            return Measured(numbers(done))
+        found = {
             "per_class": per_class(done, self._classes, self._boxes.counts()),
             "precision_recall": curves(done, self._classes),
         }
-        return Measured(numbers(done), tables)
+        return Measured(numbers(done), found)
 
 
 class Detect(TaskSpec):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Self
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from cnnrun import identification, verification
 from cnnrun.contracts import Facts, Shape, need_vector
-from cnnrun.errors import DataError
+from cnnrun.errors import DataError, NonFiniteError
 from cnnrun.margins import ArcFace, Loss
 from cnnrun.spec import Kinds
 from cnnrun.taskspec import Better, Criterion, Measured, Results, TaskSpec, View
@@ -26,10 +27,7 @@ IMPOSTORS = "pairs of two people"
 
 
 class Embedding(nn.Module):
-    """Features [B, F] -> embeddings [B, D] of unit length: linear, batch norm, division by the length.
-
-    In float32 whatever the network computes in: similarities near 1 are what counts.
-    """
+    """Features [B, F] -> embeddings [B, D] of unit length: linear, batch norm, division by the length in float32."""
 
     def __init__(self, in_features: int, dimension: int) -> None:
         super().__init__()
@@ -60,71 +58,78 @@ class VerifyMeter:
             {"embedding": results["embedding"].float().cpu(), **{k: v.cpu() for k, v in targets.items()}}
         )
 
-    def compute(self) -> Measured:
+    def compute(self, tables: bool = True) -> Measured:
         every = {name: torch.cat([part[name] for part in self._parts]) for name in self._parts[0]}
-        embeddings, labels = every["embedding"].float().numpy(), every["labels"].numpy()
-        measured = self._verified(pairs_of(every), embeddings, labels)
-        gallery = identification.first_ones(labels, self._task.gallery)
-        ranks = identification.ranks(embeddings, labels, gallery)
-        people = len(np.unique(labels[gallery.enrolled_G]))
-        tables = {
-            "identification": identification.cumulative(ranks, people),
-            "open_set": identification.open_set(embeddings, labels, gallery),
-        }
-        numbers = {f"rank_{k}": float((ranks <= k).mean()) for k in (1, 5)}
-        full = {name: rows for name, rows in (measured.tables | tables).items() if rows}
-        return Measured(measured.numbers | numbers, full, chosen=measured.chosen)
-
-    def _verified(self, pairs: Pairs, embeddings: NDArray[np.float32], labels: NDArray[np.int64]) -> Measured:
-        fars = self._task.fars
+        embeddings, labels = every["embedding"].numpy(), every["labels"].numpy()
+        if not np.isfinite(embeddings).all():
+            raise NonFiniteError("an embedding is not finite; there is no similarity to measure")
+        pairs = pairs_of(every)
+        if pairs.same_M.all() or not pairs.same_M.any():
+            raise DataError("no pairs of both kinds are left of those listed: their pictures could not be read")
         scores = pairs.similarities(embeddings)
         ranked = Ranked(scores, pairs.same_M)
-        curve = ranked.curve()
         folds = verification.accuracies(ranked, scores, pairs)
         if len(folds) < 2:
             raise DataError("fewer than two folds have pairs of one person and of two that can be read")
-        tars = {far: float(curve.tar[curve.at(far)]) for far in fars}
+        gallery = identification.first_ones(labels, self._task.gallery)
+        ranks = identification.ranks(embeddings, labels, gallery)
         numbers = {
-            "eer": curve.eer(),
-            "auc": curve.auc(),
-            "accuracy": float(np.mean([row["accuracy"] for row in folds])),
+            **self._of_curve(curve := ranked.curve()),
+            "accuracy": float(np.mean([r["accuracy"] for r in folds])),
         }
-        numbers |= {f"tar_{far:g}": tar for far, tar in tars.items()}
-
-        def of(each: Curve) -> list[float]:
-            return [each.eer(), each.auc(), *(float(each.tar[each.at(far)]) for far in fars)]
-
-        spans = verification.intervals(scores, pairs, labels, of)
-        thresholds = {far: curve.between(curve.at(far)) for far in fars}
-        tables = {
-            "verification": _headlines(numbers, spans, pairs),
-            "operating_points": self._points(curve, thresholds, spans[2:], pairs),
+        numbers |= {f"rank_{k}": float((ranks <= k).mean()) for k in (1, 5)}
+        thresholds = {f"threshold at FAR {far:g}": curve.between(curve.at(far)) for far in self._task.fars}
+        measured = Measured(numbers, chosen=thresholds | {IMPOSTORS: float((~pairs.same_M).sum())})
+        if not tables:
+            return measured
+        found = {
+            **self._with_intervals(measured, scores, pairs, labels),
             "folds": folds,
             "at_the_models_thresholds": self._held_to(scores, pairs),
+            "identification": identification.cumulative(ranks, len(np.unique(labels[gallery.enrolled_G]))),
+            "open_set": identification.open_set(embeddings, labels, gallery),
         }
-        chosen = {f"threshold at FAR {far:g}": threshold for far, threshold in thresholds.items()}
-        return Measured(numbers, tables, chosen=chosen | {IMPOSTORS: float(pairs.total[1])})
+        return replace(measured, tables={name: rows for name, rows in found.items() if rows})
 
-    def _points(
-        self, curve: Curve, thresholds: dict[float, float], spans: list[tuple[float, float]], pairs: Pairs
-    ) -> list[dict[str, Any]]:
-        return [
+    def _of_curve(self, curve: Curve) -> dict[str, float]:
+        tars = {f"tar_{far:g}": float(curve.tar[curve.at(far)]) for far in self._task.fars}
+        return {"eer": curve.eer(), "auc": curve.auc(), **tars}
+
+    def _with_intervals(
+        self, measured: Measured, scores: NDArray[np.float64], pairs: Pairs, labels: NDArray[np.int64]
+    ) -> dict[str, list[dict[str, Any]]]:
+        """EER, AUC and the TAR of each FAR with the middle 95 % of a bootstrap over people, and on how many pairs."""
+        spans = verification.intervals(scores, pairs, labels, lambda curve: list(self._of_curve(curve).values()))
+        numbers, impostors = measured.numbers, int(measured.chosen[IMPOSTORS])
+        counts = {"pairs of one person": f"{len(scores) - impostors:,}", IMPOSTORS: f"{impostors:,}"}
+        counts |= {"of": f"{pairs.total[0]:,} and {pairs.total[1]:,}"}
+        if spans is None:
+            counts["note"] = f"no intervals: people are fewer than {verification.FEWEST}"
+            spans = [(math.nan, math.nan)] * (2 + len(self._task.fars))
+        ends = [{"from": low, "to": high} if low == low else {} for low, high in spans]
+        headlines = [
+            {"number": name, "value": numbers[name], **span, **counts}
+            for name, span in zip(("eer", "auc"), ends, strict=False)
+        ]
+        points = [
             {
                 "FAR": f"{far:g}",
-                "TAR": float(curve.tar[curve.at(far)]),
-                "from": low,
-                "to": high,
-                "threshold here": thresholds[far],
-                "note": verification.note(int((~pairs.same_M).sum()), far),
+                "TAR": numbers[f"tar_{far:g}"],
+                **span,
+                "threshold here": measured.chosen[f"threshold at FAR {far:g}"],
+                "note": verification.note(impostors, far),
             }
-            for far, (low, high) in zip(self._task.fars, spans, strict=True)
+            for far, span in zip(self._task.fars, ends[2:], strict=True)
         ]
+        return {"verification": headlines, "operating_points": points}
 
     def _held_to(self, scores: NDArray[np.float64], pairs: Pairs) -> list[dict[str, Any]]:
         """What the thresholds that val chose do here; nothing while they are being chosen."""
         rows = []
-        for far in self._task.fars if self._chosen else ():
-            threshold = self._chosen[f"threshold at FAR {far:g}"]
+        for far in self._task.fars:
+            threshold = self._chosen.get(f"threshold at FAR {far:g}")
+            if threshold is None:
+                continue
             taken = scores >= threshold
             rows.append(
                 {
@@ -136,17 +141,6 @@ class VerifyMeter:
                 }
             )
         return rows
-
-
-def _headlines(numbers: dict[str, float], spans: list[tuple[float, float]], pairs: Pairs) -> list[dict[str, Any]]:
-    """EER and AUC with the middle 95 % of a bootstrap over people, and on how many pairs."""
-    genuine = int(pairs.same_M.sum())
-    counts = {"pairs of one person": f"{genuine:,}", IMPOSTORS: f"{len(pairs.same_M) - genuine:,}"}
-    counts |= {"of": f"{pairs.total[0]:,} and {pairs.total[1]:,}"}
-    return [
-        {"number": name, "value": numbers[name], "from": low, "to": high, **counts}
-        for name, (low, high) in zip(("eer", "auc"), spans, strict=False)
-    ]
 
 
 def pairs_of(every: dict[str, Tensor]) -> Pairs:
@@ -170,6 +164,9 @@ class Verify(TaskSpec):
     kind = "verify"
     main = "dimension"
     open_set = True
+
+    def together(self) -> bool:
+        return self.loss.grouped
 
     dimension: int = Field(128, ge=2, le=65_536)
     """Numbers of an embedding."""
@@ -237,7 +234,8 @@ class Verify(TaskSpec):
         points = threshold_of(self, facts)
         said = {"threshold": points.threshold, "far": self.far} if points else {}
         return {
-            "embedding": "of unit length: the product of two is their cosine, at least threshold for one person",
+            "embedding": "of unit length: the product of two is their cosine"
+            + (", at least threshold for one person" if said else "; no threshold was chosen for this checkpoint"),
             **said,
             **{name: value for name, value in facts.chosen.items() if said},
         }
