@@ -143,8 +143,8 @@ def _of_strangers(far: float, fars: Sequence[float], pictures: int) -> str:
     chance = 1 - (1 - far) ** pictures
     if chance <= _OFTEN:
         return ""
-    smaller = [each for each in fars if each < far]
-    advice = f"; --far {smaller[-1]:g} takes fewer" if smaller else ""
+    smaller = max((each for each in fars if each < far), default=None)
+    advice = f"; --far {smaller:g} takes fewer" if smaller else ""
     return (
         f"a stranger meets {pictures:,} pictures with a false accept rate of {far:g} each (on val): up to {chance:.0%} "
         f"of strangers are taken for someone{advice}"

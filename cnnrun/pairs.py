@@ -126,7 +126,8 @@ def _folds(path: Path, same: list[bool], header: tuple[int, int] | None) -> list
             counted[each] += 1
         return made
     folds, of_kind = header
-    if folds < 2 or [*([True] * of_kind), *([False] * of_kind)] * folds != same:
+    as_said = folds > 1 and 2 * of_kind * folds == len(same)
+    if not as_said or [*([True] * of_kind), *([False] * of_kind)] * folds != same:
         wanted = f"{folds} folds of {of_kind} pairs of one person and then {of_kind} of two"
         raise DataError(
             f"{path}: its first line says {wanted}; it has {sum(same)} and {len(same) - sum(same)}, or not so"
