@@ -104,15 +104,9 @@ def predict(
     """Results for pictures, one line each, as they come. Example: cnnrun predict photos/ --json"""
     from cnnrun import commands, rows
     from cnnrun.device import choose
-    from cnnrun.errors import DataError
 
-    bad = 0
-    with rows.writing("json" if as_json else "csv" if csv else "text") as write:
-        for row in commands.predicted(run, runs, choose(device), paths, batch, score or [], draw, coco):
-            write(row)
-            bad += "error" in row
-    if bad:
-        raise DataError(f"{bad} file(s) could not be read")
+    found = commands.predicted(run, runs, choose(device), paths, batch, score or [], draw, coco)
+    rows.write_all(found, as_json, csv)
 
 
 for command in (init, verify, enroll, identify):

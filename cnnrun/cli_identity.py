@@ -88,13 +88,6 @@ def identify(
     """Who of a gallery is in each picture, or nobody. Example: cnnrun identify photos/ --gallery staff.safetensors"""
     from cnnrun import identity, rows
     from cnnrun.device import choose
-    from cnnrun.errors import DataError
 
-    bad = 0
     given = identity.Given(run, runs, choose(device), threshold, far)
-    with rows.writing("json" if as_json else "csv" if csv else "text") as write:
-        for row in identity.identified(given, paths, gallery, top, search.value, batch):
-            write(row)
-            bad += "error" in row
-    if bad:
-        raise DataError(f"{bad} file(s) could not be read")
+    rows.write_all(identity.identified(given, paths, gallery, top, search.value, batch), as_json, csv)

@@ -5,18 +5,29 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from cnnrun.errors import printable
+from cnnrun.errors import DataError, printable
 
 _LABEL, _BOX = ["label", "probability", "top"], ["label", "score", "x", "y", "width", "height"]
 _PERSON = ["person", "similarity", "matches"]
 
 
+def write_all(rows: Iterable[dict[str, Any]], as_json: bool, as_csv: bool) -> None:
+    """Each row as it comes. Raises DataError in the end where pictures could not be read."""
+    bad = 0
+    with _writing("json" if as_json else "csv" if as_csv else "text") as write:
+        for row in rows:
+            write(row)
+            bad += "error" in row
+    if bad:
+        raise DataError(f"{bad} file(s) could not be read")
+
+
 @contextmanager
-def writing(form: str) -> Iterator[Callable[[dict[str, Any]], None]]:
+def _writing(form: str) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A function that writes one prediction as `text`, `csv` or `json` (one object a line)."""
     if form == "csv":
         table = _Table()
