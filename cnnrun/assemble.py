@@ -59,7 +59,7 @@ def fitting(experiment: Experiment, facts: Facts, given: Weights | None = None, 
     if problem := experiment.train.sampler.problem(facts.class_counts, experiment.train.batch):
         raise ConfigError(f"train.sampler: {problem}")
     built = network(experiment, facts)
-    check(experiment.train, facts.counts["train"], built.network, experiment.task.together(), ranks)
+    check(experiment.train, facts.counts["train"], built.network, ranks, experiment.task.together())
     if given:
         start_of(experiment, built.network, given, facts)
     return built

@@ -105,15 +105,15 @@ def monitored_numbers(task: TaskSpec) -> dict[str, Better]:
     return loss | {f"val/{name}": way for name, way in task.numbers().items()}
 
 
-def check(spec: Train, count: int, network: Network, together: bool, ranks: int = 1) -> None:
+def check(spec: Train, count: int, network: Network, ranks: int = 1, together: bool = False) -> None:
     """What only shows once the number of training pictures is known. Raises ConfigError."""
     if spec.drop_last and spec.batch > count:
         raise ConfigError(f"train.batch: {spec.batch} is more than the {count} training pictures: no step an epoch")
-    if problem := too_small(spec, count, network, together, ranks, spec.accumulate):
+    if problem := too_small(spec, count, network, ranks, spec.accumulate, together):
         raise ConfigError(f"train.batch: {problem}: change batch, accumulate or drop_last")
 
 
-def too_small(spec: Train, count: int, network: Network, together: bool, ranks: int, accumulate: int) -> str | None:
+def too_small(spec: Train, count: int, network: Network, ranks: int, accumulate: int, together: bool) -> str | None:
     """Why batches cannot be split so far, or None: batch norm needs two pictures, a rank of several needs one.
 
     What learns from pictures `together` needs two classes of them.

@@ -54,7 +54,7 @@ def undo(learner: Learner, buffers: list[Tensor], device: torch.device) -> None:
 def smaller(job: Job, accumulate: int) -> int:
     """Twice as many micro-batches. Raises ResourceError where they cannot be smaller."""
     count, twice = len(job.dataset.splits["train"]), 2 * accumulate
-    why = too_small(job.spec, count, job.network, job.task.together(), job.ranks.size, twice)
+    why = too_small(job.spec, count, job.network, job.ranks.size, twice, job.task.together())
     if why or job.spec.smallest(count) < twice:
         raise ResourceError(f"memory ran out with micro-batches as small as they can be ({why or 'one picture'})")
     return twice

@@ -32,7 +32,7 @@ DRAWN = 6  # pictures of val that are shown with what is found in them
 def fit(job: Job, saved: checkpoint.Checkpoint | None = None) -> dict[str, Any]:
     """Train to the end, from `saved` where given; returns what result.json says. Raises Interrupted, NonFiniteError."""
     spec, ranks = job.spec, job.ranks
-    check(spec, len(job.dataset.splits["train"]), job.network, job.task.together(), ranks.size)
+    check(spec, len(job.dataset.splits["train"]), job.network, ranks.size, job.task.together())
     learner = Learner(job)
     state = _restored(learner, saved, job) if saved else State(accumulate=spec.accumulate)
     job = learner.reuse_frozen(job)
