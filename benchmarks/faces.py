@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from cnnrun import assemble, commands, experiment, identity
 from cnnrun.dataset import Examples
 from cnnrun.gallery import Gallery, made
-from cnnrun.verification import Ranked, all_pairs, intervals
+from cnnrun.resampling import interval
+from cnnrun.verification import Ranked, all_pairs, spread
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "orl-faces.yaml"
@@ -54,7 +55,7 @@ def equal_error(embeddings: Rows, labels: NDArray[np.int64]) -> tuple[float, flo
     """EER over all pairs, and the middle 95 % of a bootstrap over people."""
     pairs = all_pairs(labels)
     scores = pairs.similarities(embeddings)
-    ((low, high),) = intervals(scores, pairs, labels, lambda curve: [curve.eer()])
+    low, high = interval(spread(scores, pairs, labels, lambda curve: {"eer": curve.eer()})["eer"])
     return Ranked(scores, pairs.same_M).curve().eer(), low, high
 
 

@@ -1,21 +1,61 @@
-"""Pictures with boxes as a source lists them -> a split; and what is wrong with the boxes."""
+"""Pictures with boxes as a source lists them -> a split; what is wrong with the boxes; and what they say in sum."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cnnrun.contracts import BadBox, Pair, Split
+from cnnrun.average_precision import OBJECT
+from cnnrun.contracts import BadBox, Indexed, Pair, SourceSpec, Split
 from cnnrun.errors import DataError, printable
 from cnnrun.files import Files
 
 _ROUNDING = 1.0  # pixels that a box may reach out of its picture without a word
 _MOST = 10_000  # objects of one picture
+
+
+class BoxSource(SourceSpec):
+    """A source of pictures with boxes."""
+
+    give: Literal["boxes", "counts", "presence"] = "boxes"
+    """What is told of a picture: its boxes, how many objects of each class it has (to `regress`), or which classes \
+are there at all (`multilabel`)."""
+
+    @property
+    def targets(self) -> str:
+        return {"boxes": "boxes", "counts": "numbers", "presence": "label sets"}[self.give]
+
+    def read(self, apart: bool = False) -> Indexed:
+        indexed = self.boxed()
+        if self.give == "boxes":
+            return indexed
+        count = len(indexed.classes)
+        if self.give == "counts":
+            splits = {name: _told(split, {"numbers": _counts(split, count)}) for name, split in indexed.splits.items()}
+            return replace(indexed, splits=splits, classes=(), class_ids=(), numbers=indexed.classes)
+        splits = {name: _told(split, {"present": _counts(split, count) > 0}) for name, split in indexed.splits.items()}
+        return replace(indexed, splits=splits)
+
+    def boxed(self) -> Indexed:
+        """Look through the source; files are listed, not decoded. Raises DataError."""
+        raise NotImplementedError
+
+
+def _told(split: Split, targets: dict[str, Tensor]) -> Split:
+    return replace(split, targets=targets, sizes=None)
+
+
+def _counts(split: Split, classes: int) -> Tensor:
+    """Objects of each class in each picture, float32 [N, K]: those that are to be found."""
+    real = (split.targets["objects"] >= 0) & (split.targets["roles"] == OBJECT)
+    places = split.targets["objects"].clamp(min=0)
+    return torch.zeros(len(split), classes).scatter_add_(1, places, real.float())
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def look_through(data: Data, dataset: Dataset, progress: Progress) -> dict[str, 
         name: dict(zip(labels, counted(dataset.splits[name].targets, len(labels)), strict=True))
         for name in table.splits
     }
-    what = "a picture" if "labels" in dataset.splits["train"].targets else "an object"
+    what = "an object" if "boxes" in dataset.splits["train"].targets else "a picture"
     sides = np.stack([records["height"], records["width"]], 1)
     mean, std = statistics_of(dataset)
     findings = [

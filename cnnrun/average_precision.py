@@ -6,12 +6,15 @@ Everything is measured in the pixels of the pictures as they were given, whateve
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+
+from cnnrun.resampling import DRAWS, draws
 
 OBJECT, DIFFICULT, CROWD = 0, 1, 2  # what a box is: to be found, neither to be found nor wrong, or a region of many
 NUMBERS = {
@@ -20,6 +23,7 @@ NUMBERS = {
 }  # fmt: skip
 _BEYOND = 1e11  # an area outside all of COCO's ranges: such a box is passed over wherever it is matched
 _CURVE = 101  # COCO's recall levels
+_FEWEST, _PICTURES = 100, 100_000  # draws at least, and pictures of all draws at most, for an interval
 
 
 class AveragePrecision:
@@ -54,17 +58,38 @@ class AveragePrecision:
                 if self._found
                 else COCO({"images": self._images, "annotations": [], "categories": categories})
             )
-            evaluation = COCOeval_faster(truth, found, "bbox")
+            evaluation = COCOeval_faster(truth, found, "bbox", separate_eval=True)
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()
         return evaluation
+
+    def spread(self, evaluation: Any) -> dict[str, NDArray[np.float64]]:
+        """The numbers over draws of the pictures: what was matched within a picture stays, and is counted anew."""
+        count = len(self._images)
+        matched = list(evaluation._evalImgs_cpp)  # class by class and size by size, every picture
+        known, found = numbers(evaluation), []
+        every, again = np.arange(count), copy.copy(evaluation)
+        for times in draws(count, max(_FEWEST, min(DRAWS, _PICTURES // count))):
+            drawn = np.repeat(every, times.astype(np.int64)).tolist()
+            found.append(_counted_anew(again, [matched[k + i] for k in range(0, len(matched), count) for i in drawn]))
+        return {name: np.array([each[name] for each in found]) for name, value in known.items() if value >= 0}
 
     def counts(self) -> list[int]:
         """The objects of each class that were to be found."""
         wanted = [each["category_id"] - 1 for each in self._truth if each["area"] < _BEYOND and not each["iscrowd"]]
         counts: list[int] = np.bincount(np.array(wanted, np.int64), minlength=len(self._classes)).tolist()
         return counts
+
+
+def _counted_anew(evaluation: Any, matched: list[Any]) -> dict[str, float]:
+    """The numbers of pictures given by what was matched in each."""
+    from faster_coco_eval.core.faster_eval_api import _C
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.eval = _C.COCOevalAccumulate(evaluation._paramsEval, matched)
+        evaluation.summarize()
+    return numbers(evaluation)
 
 
 def given_back(boxes_BN4: NDArray[Any], view_B6: NDArray[Any]) -> NDArray[np.float64]:

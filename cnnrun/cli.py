@@ -70,6 +70,7 @@ def train(
 def evaluate(
     target: Target = None,
     split: SplitName = None,
+    plots: Annotated[Path | None, typer.Option(help="A folder for figures, such as the reliability diagram.")] = None,
     device: Device = "auto",
     runs: Runs = Path("runs"),
     as_json: Json = False,
@@ -78,7 +79,7 @@ def evaluate(
     from cnnrun import commands, report
     from cnnrun.device import choose
 
-    result = commands.evaluate(target, runs, choose(device), split)
+    result = commands.evaluate(target, runs, choose(device), split, plots)
     show(result, as_json, report.evaluation)
 
 

@@ -35,10 +35,12 @@ from cnnrun.experiment import Experiment, parse
 from cnnrun.export import MIN_SAMPLES, Format, export
 from cnnrun.network import flops
 from cnnrun.outline import outline, text
+from cnnrun.plotting import written
 from cnnrun.predict import coco_results, drawn_into, files, predict, with_scores
 from cnnrun.prepare import refuse_bad_boxes
 from cnnrun.progress import say
 from cnnrun.ranks import joined
+from cnnrun.resampling import interval
 from cnnrun.resuming import same_weights, saved_in, unchanged, unfinished
 from cnnrun.sheet import write_png
 from cnnrun.taskspec import Level
@@ -93,8 +95,10 @@ def _left(experiment: Experiment, root: Path, resume: bool, strict: bool) -> dic
     return {"run": str(run), "config": (run / runs.CONFIG).read_text(), "saved": saved}
 
 
-def evaluate(target: Path | None, root: Path, device: torch.device, split: str | None) -> dict[str, Any]:
-    """A trained network's numbers on a split; of several ranks all come here."""
+def evaluate(
+    target: Path | None, root: Path, device: torch.device, split: str | None, plots: Path | None = None
+) -> dict[str, Any]:
+    """A trained network's numbers on a split, with figures in a folder `plots`; of several ranks all come here."""
     experiment, given = trained(target, root, device)
     name, data = eval_data(experiment, given, split)
     examples, batch = data.splits[name], experiment.train.batch
@@ -108,8 +112,10 @@ def evaluate(target: Path | None, root: Path, device: torch.device, split: str |
         "split": name,
         "samples": len(data.splits[name]),
         "numbers": measured.numbers,
+        "intervals": {name: list(interval(values)) for name, values in measured.spread.items()},
         "tables": measured.tables,
         "matrices": measured.matrices,
+        **({"plots": written(measured.plots, plots)} if plots else {}),
     }
 
 
@@ -181,6 +187,7 @@ def checked(experiment: Experiment) -> dict[str, Any]:
     return {
         "name": experiment.name,
         "classes": list(facts.classes),
+        "numbers": [asdict(number) for number in facts.numbers],
         "image": list(facts.image),
         "counts": facts.counts,
         "parameters": built.parameters,
@@ -233,4 +240,10 @@ def _facts(experiment: Experiment) -> Facts:
     """What is known of the data once its files are listed."""
     indexed, shape = index(experiment.data), experiment.data.image_shape()
     assert shape is not None, "experiment.load refuses a config without a picture size"
-    return Facts(indexed.source.classes, shape, class_counts=indexed.class_counts(), counts=indexed.counts)
+    return Facts(
+        indexed.source.classes,
+        shape,
+        class_counts=indexed.class_counts(),
+        counts=indexed.counts,
+        numbers=indexed.numbers(),
+    )

@@ -156,16 +156,22 @@ class Indexed:
     splits: dict[str, Split]
     bad_boxes: tuple[BadBox, ...] = ()  # left out of the targets, or cut
     class_ids: tuple[int, ...] = ()  # the numbers by which the source's own files call its classes
+    numbers: tuple[str, ...] = ()  # the names of the numbers that are known of each picture
 
 
 class SourceSpec(Kind):
     """Where pictures and targets come from."""
 
-    targets: ClassVar[str] = "labels"
-    """What is known of each picture: `labels` (one class) or `boxes` (any number of objects)."""
-
     image: ClassVar[Shape | None] = None
     """(C, H, W) of the source's pictures where all have one size; None when the config must say."""
+
+    @property
+    def targets(self) -> str:
+        """What is known of each picture: `labels` (one class), `label sets` (any number), `numbers` or `boxes`.
+
+        The tensors of the same: `labels` [N], `present` [N, K], `numbers` [N, T], and those of `annotations`.
+        """
+        return "labels"
 
     @property
     def paired(self) -> bool:
@@ -178,6 +184,17 @@ class SourceSpec(Kind):
         `apart`: val and test may have classes that train has not.
         """
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number that is known of each picture, and what it is over the training pictures."""
+
+    name: str
+    mean: float = 0.0
+    std: float = 1.0
+    least: float = 0.0
+    most: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -196,6 +213,7 @@ class Facts:
     fingerprint: str = ""
     class_ids: tuple[int, ...] = ()
     chosen: dict[str, float] = field(default_factory=dict)
+    numbers: tuple[Number, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -203,7 +221,7 @@ class Facts:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Facts:
         settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        return cls(**settings)
+        return cls(**settings | {"numbers": tuple(Number(**each) for each in data.get("numbers", ()))})
 
 
 def of_classes(classes: Sequence[str], values: Sequence[float], unit: str = "", most: int = 10) -> str:

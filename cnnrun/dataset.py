@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,14 +15,14 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from cnnrun.augment import Augment
-from cnnrun.contracts import BadBox, Facts, Indexed, Shape, SourceSpec, Split
+from cnnrun.contracts import BadBox, Facts, Indexed, Number, Shape, SourceSpec, Split
 from cnnrun.data import Source
 from cnnrun.errors import DataError, printable
 from cnnrun.pictures import Image
 from cnnrun.placing import placed
 from cnnrun.randomness import key
 from cnnrun.spec import Kinds, Spec, did_you_mean
-from cnnrun.splitting import held_out, held_out_classes
+from cnnrun.splitting import combinations, held_out, held_out_classes
 from cnnrun.store import CacheSettings, Pictures, Stored
 
 Part = Annotated[float, Field(ge=0, lt=1)] | Annotated[list[str], Field(min_length=1)]
@@ -126,18 +127,17 @@ class Dataset:
         Nothing for pictures that are no files.
         """
         for name, split, listed in self.listed:
-            labels = _told(split)
+            labels = told(split.targets, len(split)).tolist()
             for number, (size, when, *_) in enumerate(listed.tolist()):
                 yield f"{name}\t{printable(split.name(number))}\t{size}\t{when}\t{labels[number]}"
 
 
-def _told(split: Split) -> list[int]:
-    """What is known of each sample as one number: its label, or a digest of its boxes."""
-    if "labels" in split.targets:
-        return split.targets["labels"].tolist()
-    pairs = zip(split.targets.get("boxes", ()), split.targets.get("objects", ()), strict=True)
-    told = [zlib.crc32(boxes.numpy().tobytes() + objects.numpy().tobytes()) for boxes, objects in pairs]
-    return told or [-1] * len(split)
+def told(targets: dict[str, Tensor], count: int) -> Tensor:
+    """What is known of each of `count` samples as one number, int64 [N]: its label, or a digest."""
+    if "labels" in targets:
+        return targets["labels"]
+    known = [targets[name].numpy() for name in ("present", "numbers", "boxes", "objects") if name in targets]
+    return torch.tensor([zlib.crc32(b"".join(each[i].tobytes() for each in known)) for i in range(count)])
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,11 @@ class Index:
         split, rows = self.splits["train"]
         return counted({name: values[rows] for name, values in split.targets.items()}, len(self.source.classes))
 
+    def numbers(self) -> tuple[Number, ...]:
+        """The numbers that are known of each picture, as they are over the training pictures."""
+        split, rows = self.splits["train"]
+        return numbers_of(self.source.numbers, {name: values[rows] for name, values in split.targets.items()})
+
 
 def targets_of(split: Split, rows: Tensor, shape: Shape, image: Image) -> dict[str, Tensor]:
     """The targets of those of a source's samples, boxes where they lie in the network's pictures."""
@@ -175,6 +180,8 @@ def targets_of(split: Split, rows: Tensor, shape: Shape, image: Image) -> dict[s
 
 def counted(targets: dict[str, Tensor], classes: int) -> tuple[int, ...]:
     """How often each class stands in targets: of pictures, or of objects that are to be found."""
+    if "present" in targets:
+        return tuple(targets["present"].sum(0).tolist())
     if "labels" in targets:
         found = targets["labels"]
     elif "objects" in targets:
@@ -182,6 +189,15 @@ def counted(targets: dict[str, Tensor], classes: int) -> tuple[int, ...]:
     else:
         return ()
     return tuple(torch.bincount(found, minlength=classes).tolist())
+
+
+def numbers_of(names: Sequence[str], targets: dict[str, Tensor]) -> tuple[Number, ...]:
+    """Mean, deviation and range of each of the numbers in the targets; nothing where they have none."""
+    if "numbers" not in targets:
+        return ()
+    values = targets["numbers"].double()
+    columns = (values.mean(0), values.std(0, correction=0), values.amin(0), values.amax(0))
+    return tuple(Number(name, *each) for name, *each in zip(names, *(c.tolist() for c in columns), strict=True))
 
 
 HOLD_OUT_KEYS = {"test": 1, "val": 2}
@@ -211,6 +227,8 @@ def index(data: Data) -> Index:
 def _held(how: HoldOut, name: str, split: Split, rows: Tensor, classes: Sequence[str]) -> Tensor:
     """Which of these rows of train become the split `name`: bool [N]."""
     part, labels, seed = getattr(how, name), _labels(split)[rows], key(how.seed, HOLD_OUT_KEYS[name])
+    if "present" in split.targets and isinstance(part, float) and part:
+        labels = combinations(split.targets["present"][rows], math.ceil(1 / part))
     if isinstance(part, list):
         return torch.isin(labels, torch.tensor([classes.index(each) for each in part]))
     if how.by == "label":

@@ -13,7 +13,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from cnnrun import blocks, yamlfile, zoo
 from cnnrun.builder import BuildError
-from cnnrun.contracts import Facts
+from cnnrun.contracts import Facts, Number
 from cnnrun.dataset import Data
 from cnnrun.errors import ConfigError, printable
 from cnnrun.learner import Train, monitored_numbers
@@ -25,6 +25,7 @@ from cnnrun.tree import Loc, Map, Mark, Problem, Seq, path_text, position
 
 _BYTES_PER_PARAMETER = 16  # weight, gradient and two of an optimizer's moments, 4 bytes each
 _UNREAD_CLASSES = tuple(map(str, range(10)))  # stands in for the data's classes until the data is read
+_UNREAD_NUMBERS = (Number("number"),)  # and for its numbers
 
 
 class Experiment(Spec):
@@ -148,7 +149,7 @@ def _meaning(experiment: Experiment, tree: Map, start: Mark) -> list[Problem]:
             if getattr(experiment.data.augment, setting):
                 report(("data", "augment", setting), "grey pictures have no colour to change; remove the line")
     try:
-        built = build(experiment.model.layers, experiment.task, Facts(_UNREAD_CLASSES, shape))
+        built = build(experiment.model.layers, experiment.task, Facts(_UNREAD_CLASSES, shape, numbers=_UNREAD_NUMBERS))
     except BuildError as error:
         for problem in error.problems:
             report(("model", "layers", *problem.path[1:]), problem.message)
@@ -181,6 +182,10 @@ def _of_the_task(experiment: Experiment) -> list[tuple[Loc, str]]:
     if task.together() and not train.sampler.together:
         text = f"{task.kind} learns here from pictures of a class that come together: `sampler: identities`"
         found.append((("train", "sampler"), text))
+    for setting in task.spoilt_by():
+        if getattr(data.augment, setting) not in (None, 0, "none"):
+            text = f"{task.kind} would learn what is no longer true of such pictures; remove the line"
+            found.append((("data", "augment", setting), text))
     names = [node.name for node in experiment.model.layers if node.name]
     for name in task.taken():
         if name not in names:
@@ -215,7 +220,7 @@ def _misnamed(experiment: Experiment, built: Built, tree: Map, start: Mark) -> l
     frozen = children[: children.index(train.freeze) + 1] if train.freeze in children else []
     held = tuple(f"layers.{name}." for name in frozen)
     learning = [name for name, _ in built.network.named_parameters() if not name.startswith(held)]
-    criterion = experiment.task.criterion(Facts(_UNREAD_CLASSES, (1,)))
+    criterion = experiment.task.criterion(Facts(_UNREAD_CLASSES, (1,), numbers=_UNREAD_NUMBERS))
     learning += [f"criterion.{name}" for name, _ in criterion.named_parameters()]
     for group in train.optimizer.unused(learning):
         at = ("train", "optimizer", train.optimizer.kind, "groups", train.optimizer.groups.index(group), "params")

@@ -1,56 +1,195 @@
-"""Numbers about classification, from counts that add up over batches."""
+"""Numbers about classification, one label a picture or a set of them, for any weights of the pictures."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+BINS = 15
 
 
-class ClassificationCounts:
-    """Counts from which every classification number follows: confusion matrix, top-k hits, calibration bins."""
+class Classified:
+    """What was said of N pictures: the class, how surely, and whether the label is among the k likeliest."""
 
-    def __init__(self, classes: int, top_k: int, bins: int = 15) -> None:
-        self.classes, self.top_k, self.bins = classes, min(top_k, classes), bins
-        self._confusion = torch.zeros(classes * classes, dtype=torch.int64)
-        self._hits = torch.zeros((), dtype=torch.int64)
-        self._calibration = torch.zeros(3, bins, dtype=torch.float64)  # count, correct, sum of confidence
+    def __init__(
+        self,
+        classes: int,
+        labels: NDArray[np.int64],
+        predicted: NDArray[np.int64],
+        confidence: Floats,
+        among: NDArray[np.bool_],
+    ) -> None:
+        self._cell, self._classes = labels * classes + predicted, classes
+        self.hits, self._among = labels == predicted, among
+        self._bins = Bins(confidence, self.hits)
 
-    def add(self, probability_BK: Tensor, labels_B: Tensor) -> None:
-        """One batch; the counts stay on its device until they are read."""
-        device = labels_B.device
-        confidence, predicted = probability_BK.max(1)
-        self._confusion = self._confusion.to(device)
-        self._confusion += torch.bincount(labels_B * self.classes + predicted, minlength=self.classes**2)
-        top = probability_BK.topk(self.top_k, 1).indices
-        self._hits = self._hits.to(device) + (top == labels_B[:, None]).any(1).sum()
-        # Bins are (low, high], as in Guo et al. 2017; confidence is never 0.
-        place = (confidence.double() * self.bins).ceil().long().sub_(1).clamp_(0, self.bins - 1)
-        rows = torch.stack([torch.ones_like(confidence), (predicted == labels_B).float(), confidence]).double()
-        self._calibration = self._calibration.to(device).index_add(1, place, rows)
+    def __len__(self) -> int:
+        return len(self.hits)
 
-    @property
-    def confusion_KK(self) -> Tensor:
+    def confusion_KK(self, weight_N: Floats | None = None) -> Floats:
         """Rows are the true classes, columns the predicted ones."""
-        return self._confusion.view(self.classes, self.classes).cpu()
+        counts = np.bincount(self._cell, weight_N, self._classes**2).astype(np.float64)
+        return counts.reshape(self._classes, self._classes)
 
-    def accuracy(self) -> float:
-        return float(self.confusion_KK.diagonal().sum().double() / self.confusion_KK.sum())
+    def numbers(self, top_k: int, weight_N: Floats | None = None) -> dict[str, float]:
+        """Accuracy, top-k accuracy, the means of the classes' precision, recall and F1, and the calibration error."""
+        confusion = self.confusion_KK(weight_N)
+        macro = {name: float(values.mean()) for name, values in _of_classes(confusion).items()}
+        return {
+            "accuracy": float(confusion.diagonal().sum() / confusion.sum()),
+            f"top_{top_k}": float(np.average(self._among, weights=weight_N)),
+            **macro,
+            "ece": self._bins.error(weight_N),
+        }
 
-    def top_k_accuracy(self) -> float:
-        return float(self._hits.cpu().double() / self.confusion_KK.sum())
-
-    def expected_calibration_error(self) -> float:
-        """Mean gap between confidence and accuracy over the bins, weighted by their counts (Guo et al. 2017, eq. 3)."""
-        count, correct, confidence = self._calibration.cpu()
-        return float((correct - confidence).abs().sum() / count.sum())
-
-    def per_class(self, names: tuple[str, ...]) -> list[dict[str, Any]]:
+    def per_class(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """Precision, recall, F1 and support of each class; 0 where nothing was predicted or nothing is there."""
-        confusion = self.confusion_KK.double()
-        hits, predicted, support = confusion.diagonal(), confusion.sum(0), confusion.sum(1)
-        precision, recall = hits / predicted.clamp(min=1), hits / support.clamp(min=1)
-        f1 = 2 * hits / (predicted + support).clamp(min=1)
-        columns = zip(names, precision.tolist(), recall.tolist(), f1.tolist(), support.long().tolist(), strict=True)
-        return [{"class": name, "precision": p, "recall": r, "f1": f, "support": n} for name, p, r, f, n in columns]
+        confusion = self.confusion_KK()
+        found = {name: values.tolist() for name, values in _of_classes(confusion).items()}
+        support = confusion.sum(1).astype(int).tolist()
+        return [
+            {"class": name, **{of: values[k] for of, values in found.items()}, "support": support[k]}
+            for k, name in enumerate(names)
+        ]
+
+    def reliability(self) -> list[dict[str, float]]:
+        """See `Bins.rows`."""
+        return self._bins.rows()
+
+
+def _of_classes(confusion_KK: Floats) -> dict[str, Floats]:
+    hits, predicted, support = confusion_KK.diagonal(), confusion_KK.sum(0), confusion_KK.sum(1)
+    return {
+        "precision": _ratio(hits, predicted),
+        "recall": _ratio(hits, support),
+        "f1": _ratio(2 * hits, predicted + support),
+    }
+
+
+def _ratio(part: Floats, whole: Floats) -> Floats:
+    """part / whole, and 0 of nothing."""
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+
+
+class Bins:
+    """Probabilities in equal bins (low, high], with what came true of them (Guo et al. 2017)."""
+
+    def __init__(self, probability_N: Floats, true_N: NDArray[np.bool_]) -> None:
+        self._place = np.clip(np.ceil(probability_N * BINS).astype(np.int64) - 1, 0, BINS - 1)
+        self._probability, self._true = probability_N, true_N.astype(np.float64)
+
+    def _sums(self, weight_N: Floats | None) -> tuple[Floats, Floats, Floats]:
+        weight = np.ones(len(self._place)) if weight_N is None else weight_N
+        columns = (weight, weight * self._true, weight * self._probability)
+        count, true, probability = (np.bincount(self._place, each, BINS).astype(np.float64) for each in columns)
+        return count, true, probability
+
+    def error(self, weight_N: Floats | None = None) -> float:
+        """The mean gap between what was said and what came true, over the bins by their counts (eq. 3)."""
+        count, true, probability = self._sums(weight_N)
+        return float(np.abs(true - probability).sum() / count.sum())
+
+    def rows(self) -> list[dict[str, float]]:
+        """The bins that hold something: their ends, their count, what was said and what came true, on average."""
+        columns = zip(*(each.tolist() for each in self._sums(None)), strict=True)
+        return [
+            {
+                "from": place / BINS,
+                "to": (place + 1) / BINS,
+                "pictures": int(count),
+                "confidence": probability / count,
+                "accuracy": true / count,
+            }
+            for place, (count, true, probability) in enumerate(columns)
+            if count
+        ]
+
+
+class Present:
+    """Which of K classes were said to be in N pictures, and which are.
+
+    Average precision is scikit-learn's: the sum over thresholds of precision times what recall gains. A class that no
+    picture has is left out of the means.
+    """
+
+    def __init__(self, score_NK: Floats, present_NK: NDArray[np.bool_], threshold_K: Floats) -> None:
+        self._order = np.argsort(-score_NK, axis=0, kind="stable")
+        score = np.take_along_axis(score_NK, self._order, 0)
+        self._true = np.take_along_axis(present_NK, self._order, 0)
+        self._last = np.r_[score[1:] != score[:-1], np.ones((1, score.shape[1]), bool)]
+        self._score, self._present = score, present_NK
+        self._said = score_NK >= threshold_K
+        self.exact = (self._said == present_NK).all(1)
+        self._bins = Bins(score_NK.ravel(), present_NK.ravel())
+
+    def __len__(self) -> int:
+        return len(self._present)
+
+    def numbers(self, weight_N: Floats | None = None) -> dict[str, float]:
+        """mAP, F1 as the mean of the classes' and over all classes together, sets told exactly, calibration error."""
+        weight = np.ones(len(self)) if weight_N is None else weight_N
+        hits, said, there = self._counts(weight)
+        known = there > 0
+        precision = np.array([self._average_precision(k, weight) for k in np.flatnonzero(known).tolist()])
+        classes = self._present.shape[1]
+        return {
+            "mAP": float(precision.mean()) if known.any() else 0.0,
+            "f1": float(_ratio(2 * hits, said + there)[known].mean()) if known.any() else 0.0,
+            "micro_f1": float(_ratio(2 * hits.sum(keepdims=True), (said + there).sum(keepdims=True))[0]),
+            "exact": float(np.average(self.exact, weights=weight)),
+            "ece": self._bins.error(np.repeat(weight, classes)),
+        }
+
+    def _counts(self, weight: Floats) -> tuple[Floats, Floats, Floats]:
+        """Of each class: rightly said, said, there."""
+        return weight @ (self._said & self._present), weight @ self._said, weight @ self._present
+
+    def _average_precision(self, k: int, weight: Floats) -> float:
+        ordered = weight[self._order[:, k]]
+        last = self._last[:, k]
+        hits, said = np.cumsum(ordered * self._true[:, k])[last], np.cumsum(ordered)[last]
+        return float(np.sum(_ratio(hits, said) * np.diff(hits, prepend=0.0)) / hits[-1])
+
+    def best_thresholds(self) -> list[float]:
+        """The threshold of each class that gives the highest F1 here, halfway to the next score; 0.5 without any."""
+        return [self._best_threshold(k) for k in range(self._present.shape[1])]
+
+    def _best_threshold(self, k: int) -> float:
+        last = self._last[:, k]
+        hits, said = np.cumsum(self._true[:, k])[last], np.flatnonzero(last) + 1
+        if not hits[-1]:
+            return 0.5
+        place = int(np.argmax(2 * hits / (said + hits[-1])))
+        scores = self._score[:, k][last]
+        upper, lower = float(scores[place]), float(scores[place + 1]) if place + 1 < len(scores) else 0.0
+        middle = (upper + lower) / 2
+        return middle if lower < middle < upper else upper
+
+    def per_class(self, names: Sequence[str], threshold_K: Floats) -> list[dict[str, Any]]:
+        """AP and, at its threshold, precision, recall and F1 of each class; its AP by chance is its share."""
+        weight = np.ones(len(self))
+        hits, said, there = self._counts(weight)
+        columns = {
+            "precision": _ratio(hits, said),
+            "recall": _ratio(hits, there),
+            "f1": _ratio(2 * hits, said + there),
+            "threshold": threshold_K,
+            "prevalence": there / len(self),
+        }
+        return [
+            {
+                "class": name,
+                "AP": self._average_precision(k, weight) if there[k] else 0.0,
+                **{of: float(values[k]) for of, values in columns.items()},
+                "support": int(there[k]),
+            }
+            for k, name in enumerate(names)
+        ]
+
+    def reliability(self) -> list[dict[str, float]]:
+        """See `Bins.rows`; every class of every picture counts once."""
+        return self._bins.rows()

@@ -15,7 +15,7 @@ from torch import Tensor
 from cnnrun.audit import Columns, Leaks, leaks
 from cnnrun.cache import Progress, at_once
 from cnnrun.contracts import BadBox, Facts, Indexed, Shape, Split
-from cnnrun.dataset import Data, Dataset, Examples, Index, counted, targets_of
+from cnnrun.dataset import Data, Dataset, Examples, Index, counted, numbers_of, targets_of, told
 from cnnrun.errors import DataError, printable
 from cnnrun.files import Files
 from cnnrun.labelling import MOST_LINES
@@ -48,6 +48,7 @@ def prepare(data: Data, indexed: Index, progress: Progress, only: Sequence[str] 
         counts=indexed.counts,
         fingerprint=_fingerprint(indexed.source, listed),
         class_ids=indexed.source.class_ids,
+        numbers=indexed.numbers(),
     )
     of_files = [(name, split, listed[id(split)]) for name, split in indexed.source.splits.items()]
     dataset = Dataset(
@@ -80,7 +81,9 @@ def _measured(image: Image, dataset: Dataset) -> Dataset:
     counts = {name: len(examples) for name, examples in dataset.splits.items()}
     of_class = counted(train.targets, len(facts.classes))
     mean, std = _statistics(image, dataset)
-    return replace(dataset, facts=replace(facts, mean=mean, std=std, counts=counts, class_counts=of_class))
+    numbers = numbers_of([each.name for each in facts.numbers], train.targets)
+    measured = replace(facts, mean=mean, std=std, counts=counts, class_counts=of_class, numbers=numbers)
+    return replace(dataset, facts=measured)
 
 
 def _without_bad(
@@ -165,10 +168,15 @@ def columns(dataset: Dataset) -> Columns:
         tuple(name for name, _ in parts),
         joined([np.full(len(each), number) for number, (_, each) in enumerate(parts)]),
         joined([np.arange(len(each)) for _, each in parts]),
-        joined([each.targets.get("labels", torch.zeros(len(each))) for _, each in parts]),
+        joined([_labels(each) for _, each in parts]),
         joined([_groups(each) for _, each in parts]),
         joined([_digests(each, dataset.stored[name]) for name, each in parts], np.uint64),
     )
+
+
+def _labels(examples: Examples) -> Tensor:
+    """What no picture may have two of; boxes are drawn as people see them, and do not count."""
+    return torch.zeros(len(examples)) if "boxes" in examples.targets else told(examples.targets, len(examples))
 
 
 def _groups(examples: Examples) -> Tensor:
@@ -272,7 +280,7 @@ def _sums(examples: Examples) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 def _fingerprint(indexed: Indexed, listed: dict[int, NDArray[np.int64] | None]) -> str:
     """A digest of what the data is: names, sizes and times of files, or the pixels themselves, and every target."""
-    made = hashlib.sha256(repr(indexed.classes).encode())
+    made = hashlib.sha256(repr(indexed.classes + indexed.numbers).encode())
     for name, split in sorted(indexed.splits.items()):
         made.update(name.encode() + content(split, listed[id(split)]))
         for target, values in sorted(split.targets.items()):

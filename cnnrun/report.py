@@ -56,7 +56,11 @@ def evaluation(data: dict[str, Any]) -> None:
     console.print(
         f"{data['run']}, checkpoint of step {data['step']}: split {data['split']}, {data['samples']:,} pictures"
     )
-    console.print("  ".join(f"{name} {value:.4f}" for name, value in data["numbers"].items()))
+    numbers, spans = data["numbers"], data["intervals"]
+    console.print("  ".join(f"{name} {value:.4f}" for name, value in numbers.items() if name not in spans))
+    rows = [[name, f"{numbers[name]:.4f}", f"{low:.4f}", f"{high:.4f}"] for name, (low, high) in spans.items()]
+    if rows:
+        console.print(_table(["number", "value", "from", "to (95 %, bootstrap)"], rows))
     for name, rows in data["tables"].items():
         if name == "precision_recall":  # for programs: a hundred lines a class
             continue
@@ -66,6 +70,8 @@ def evaluation(data: dict[str, Any]) -> None:
         console.print(f"{name} (rows: true, columns: predicted)")
         labels = [str(i) for i in range(len(matrix))]
         console.print(_table(["", *labels], [[labels[i], *map(str, row)] for i, row in enumerate(matrix)]))
+    for path in data.get("plots", ()):
+        console.print(printable(path))
 
 
 def parity(data: dict[str, Any]) -> None:
@@ -113,7 +119,8 @@ def imported(data: dict[str, Any]) -> None:
 def checked(data: dict[str, Any]) -> None:
     """A config that is fine."""
     console = _console()
-    console.print(f"{data['name']}: fine. {len(data['classes'])} classes, pictures {_shape(data['image'])}")
+    what = ", ".join(each["name"] for each in data["numbers"]) or f"{len(data['classes'])} classes"
+    console.print(f"{data['name']}: fine. {printable(what)}; pictures {_shape(data['image'])}")
     console.print("pictures: " + "  ".join(f"{name} {count:,}" for name, count in data["counts"].items()))
     console.print(
         f"{data['parameters']:,} parameters, {data['flops'] / 1e6:,.1f} MFLOPs a picture, {data['steps']:,} steps"

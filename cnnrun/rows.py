@@ -76,6 +76,10 @@ class _Table:
 
 
 def _columns(row: dict[str, Any]) -> list[str]:
+    if "values" in row:
+        return list(_numbers(row))
+    if "probabilities" in row:
+        return ["labels", *row["probabilities"]]
     if "embedding" in row:
         return [f"e{number}" for number in range(len(row["embedding"]))]
     return _BOX if "objects" in row else _PERSON if "matches" in row else _LABEL
@@ -87,12 +91,26 @@ def _cells(row: dict[str, Any]) -> Iterator[list[Any]]:
         yield from ([each["label"], each["score"], *each["bbox"]] for each in row["objects"])
     elif "embedding" in row:
         yield row["embedding"]
+    elif "values" in row:
+        yield list(_numbers(row).values())
+    elif "probabilities" in row:
+        yield [";".join(row["labels"]), *row["probabilities"].values()]
     elif "matches" in row:
         yield [row["person"] or "", row["similarity"], _listed(row["matches"], "person", "similarity")]
     elif "top" in row:
         yield [row["label"], row["probability"], _listed(row["top"], "label", "probability")]
     else:
         yield []
+
+
+def _numbers(row: dict[str, Any]) -> dict[str, float]:
+    """Each number by its name, and what is said of it."""
+    deviations = {f"{name} deviation": value for name, value in row.get("deviations", {}).items()}
+    quantiles = {
+        f"{name} {part}": value for name, of_name in row.get("quantiles", {}).items() for part, value in of_name.items()
+    }
+    made: dict[str, float] = {**row["values"], **deviations, **quantiles}
+    return made
 
 
 def _listed(entries: list[dict[str, Any]], name: str, number: str) -> str:
@@ -112,6 +130,11 @@ def _shown(row: dict[str, Any]) -> str:
         return "  ".join(f"{what} at {x:.0f},{y:.0f} {w:.0f}x{h:.0f}" for what, (x, y, w, h) in found) or "nothing"
     if "embedding" in row:
         return f"an embedding of {len(row['embedding'])} numbers (--json and --csv give them)"
+    if "values" in row:
+        return "  ".join(f"{name} {value:.4g}" for name, value in _numbers(row).items())
+    if "probabilities" in row:
+        present = [f"{name} {row['probabilities'][name]:.3f}" for name in row["labels"]]
+        return "  ".join(present) or "none"
     if "matches" in row:
         near = "  ".join(f"{entry['person']} {entry['similarity']:.3f}" for entry in row["matches"])
         return f"{row['person'] or 'unknown'}   ({near})"

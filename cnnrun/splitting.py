@@ -24,6 +24,12 @@ def held_out(labels_N: Tensor, groups_N: Tensor | None, part: float, seed: int) 
     return held
 
 
+def combinations(present_NK: Tensor, least: int) -> Tensor:
+    """A label for each set of labels, int64 [N]: sets of fewer than `least` samples are one."""
+    _, labels, counts = present_NK.unique(dim=0, return_inverse=True, return_counts=True)
+    return torch.where(counts[labels] < least, -1, labels)
+
+
 def held_out_classes(labels_N: Tensor, part: float, seed: int) -> Tensor:
     """All samples of some classes: bool [N], `part` of the classes; one at least, and not all."""
     classes = labels_N.unique()

@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cnnrun.boxes import Mark
 from cnnrun.contracts import Facts, Pair, Shape
+from cnnrun.plots import Plot
 from cnnrun.spec import Kind
 
 Results = dict[str, Tensor]  # by name; the first dimension is the batch
@@ -46,23 +50,43 @@ class Level:
 class Measured:
     """A meter's verdict: headline numbers, tables (name -> rows), and matrices of counts over the classes.
 
-    `chosen` are thresholds and the like that this split would choose: those of val are kept with the model.
+    `chosen` are thresholds and the like that this split would choose: those of val are kept with the model. `spread`
+    is what the numbers come to over the draws of a bootstrap; `right` says, for numbers that are the share of the
+    pictures which are right, of which pictures that is so.
     """
 
     numbers: dict[str, float]
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     matrices: dict[str, list[list[int]]] = field(default_factory=dict)
     chosen: dict[str, float] = field(default_factory=dict)
+    plots: tuple[Plot, ...] = ()
+    spread: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    right: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
 
 
 class Meter(Protocol):
-    """Collects results and targets batch by batch, on their device; each sample counts once."""
+    """Collects results and targets batch by batch; each sample counts once."""
 
     def update(self, results: Results, targets: dict[str, Tensor]) -> None: ...
 
     def compute(self, tables: bool = True) -> Measured:
-        """What was found; without `tables` where only the numbers are wanted, as after each epoch."""
+        """What was found; without `tables` the numbers alone and what is chosen, as after each epoch."""
         ...
+
+
+class Kept:
+    """Tensors of each batch, on their device until they are asked for."""
+
+    def __init__(self) -> None:
+        self._parts: list[dict[str, Tensor]] = []
+
+    def add(self, **values: Tensor) -> None:
+        """A batch's, by name."""
+        self._parts.append(values)
+
+    def all(self) -> dict[str, NDArray[Any]]:
+        """Every batch's, one after the other, on the host."""
+        return {name: torch.cat([part[name] for part in self._parts]).cpu().numpy() for name in self._parts[0]}
 
 
 class Criterion(nn.Module):
@@ -128,6 +152,11 @@ class TaskSpec(Kind):
     open_set: ClassVar[bool] = False
     """Whether it is measured on classes that it never learned: then val has no loss, and a class in two splits is a \
 leak."""
+
+    def spoilt_by(self) -> Sequence[str]:
+        """The settings of `data.augment` that would make targets untrue, such as a turn of the picture an angle."""
+        return ()
+
     mixes: ClassVar[bool] = False
     """Whether the task has a `blend`: else mixup and cutmix are refused."""
 
@@ -159,6 +188,13 @@ leak."""
         """A fresh meter."""
         raise NotImplementedError
 
+    def nll(self, outputs: Tensor, targets: dict[str, Tensor], facts: Facts, temperature: float) -> float | None:
+        """The mean negative log-likelihood where probabilities are those of this temperature; None without any.
+
+        `decoder` goes by the one in `Facts.chosen`.
+        """
+        return None
+
     def signature(self, facts: Facts) -> dict[str, Shape]:
         """Name and shape (without the batch) of each result, in the order of `decode`."""
         raise NotImplementedError
@@ -171,11 +207,11 @@ leak."""
         """The score from which each class's results are shown; empty where all are."""
         return {}
 
-    def gap(self, ours: Results, theirs: Results) -> float:
+    def gap(self, ours: Results, theirs: Results, facts: Facts) -> float:
         """The largest difference of two results, for people."""
         return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
 
-    def agree(self, ours: Results, theirs: Results) -> str | None:
+    def agree(self, ours: Results, theirs: Results, facts: Facts) -> str | None:
         """Why an artefact's results are not the network's, or None: the export's parity check."""
         raise NotImplementedError
 

@@ -6,7 +6,7 @@ accepted, TAR the part of the pairs of one. Everything is exact in the pairs giv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,16 +163,16 @@ def accuracies(ranked: Ranked, scores_M: Floats, pairs: Pairs) -> list[dict[str,
     return rows
 
 
-def intervals(
-    scores_M: Floats, pairs: Pairs, labels_N: NDArray[np.int64], of: Callable[[Curve], Sequence[float]]
-) -> list[tuple[float, float]] | None:
-    """The middle 95 % of each number over bootstrap samples of the people; None of fewer than FEWEST.
+def spread(
+    scores_M: Floats, pairs: Pairs, labels_N: NDArray[np.int64], of: Callable[[Curve], dict[str, float]]
+) -> dict[str, Floats]:
+    """What each number comes to over bootstrap samples of the people; nothing of fewer than FEWEST.
 
     People are drawn, not pairs: pairs that share one are not independent (Bolle, Ratha and Pankanti 2004).
     """
     names, person = np.unique(labels_N, return_inverse=True)
     if len(names) < FEWEST:
-        return None
+        return {}
     draw = np.random.default_rng(1)
     kinds = [np.flatnonzero(kind) for kind in (pairs.same_M, ~pairs.same_M)]
     chosen = np.concatenate([draw.permutation(kind)[: _RESAMPLED // 2] for kind in kinds])
@@ -185,8 +185,7 @@ def intervals(
         weight = np.where(same, times[one], times[one] * times[other])
         if weight[same].any() and weight[~same].any():
             found.append(of(ranked.curve(weight)))
-    low, high = np.quantile(np.array(found), (0.025, 0.975), axis=0)
-    return list(zip(low.tolist(), high.tolist(), strict=True))
+    return {name: np.array([each[name] for each in found]) for name in found[0]}
 
 
 def note(impostors: int, far: float) -> str:

@@ -11,6 +11,7 @@ from scipy.optimize import brentq
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from cnnrun import identification, verification
+from cnnrun.resampling import interval
 from cnnrun.verification import Pairs, Ranked, all_pairs
 
 
@@ -131,6 +132,10 @@ def test_a_folds_threshold_does_not_look_at_the_fold():
         assert again[fold]["accuracy"] != rows[fold]["accuracy"]
 
 
+def of_eer(scores, pairs, labels):
+    return interval(verification.spread(scores, pairs, labels, lambda curve: {"eer": curve.eer()})["eer"])
+
+
 def test_intervals_hold_the_number_and_narrow_with_people():
     widths = []
     for people in (8, 60):
@@ -138,7 +143,7 @@ def test_intervals_hold_the_number_and_narrow_with_people():
         pairs = all_pairs(labels)
         scores = pairs.similarities(embedded(2, labels))
         curve = Ranked(scores, pairs.same_M).curve()
-        ((low, high),) = verification.intervals(scores, pairs, labels, lambda each: [each.eer()])
+        low, high = of_eer(scores, pairs, labels)
         assert low <= curve.eer() <= high
         widths.append(high - low)
     assert widths[1] < widths[0]
@@ -153,7 +158,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
     for seed in range(60):
         pairs = all_pairs(labels)
         scores = pairs.similarities(embedded(100 + seed, labels))
-        ((low, high),) = verification.intervals(scores, pairs, labels, lambda each: [each.eer()])
+        low, high = of_eer(scores, pairs, labels)
         hits += low <= truth <= high
     assert hits >= 51  # of 57 wanted; 51 or less are seen once in 40 draws
 
@@ -165,11 +170,11 @@ def test_rare_pairs_of_one_person_are_not_drawn_away(monkeypatch):
     pairs = all_pairs(labels)
     scores = pairs.similarities(embedded(6, labels))
     seen = []
-    verification.intervals(scores, pairs, labels, lambda curve: [float(seen.append(len(curve.tar)) or 0)])
+    verification.spread(scores, pairs, labels, lambda curve: {"seen": float(seen.append(len(curve.tar)) or 0)})
     monkeypatch.setattr(verification, "_RESAMPLED", 10**9)
-    ((low, high),) = verification.intervals(scores, pairs, labels, lambda curve: [curve.eer()])
+    low, high = of_eer(scores, pairs, labels)
     monkeypatch.setattr(verification, "_RESAMPLED", 20_000)
-    ((few_low, few_high),) = verification.intervals(scores, pairs, labels, lambda curve: [curve.eer()])
+    few_low, few_high = of_eer(scores, pairs, labels)
     assert (few_high - few_low) == pytest.approx(high - low, rel=0.4)
 
 
@@ -177,7 +182,7 @@ def test_of_few_people_there_is_no_interval():
     labels = np.repeat(np.arange(4), 5)
     pairs = all_pairs(labels)
     scores = pairs.similarities(embedded(2, labels))
-    assert verification.intervals(scores, pairs, labels, lambda curve: [curve.eer()]) is None
+    assert verification.spread(scores, pairs, labels, lambda curve: {"eer": curve.eer()}) == {}
 
 
 def test_drawing_pairs_as_if_they_were_independent_would_say_too_much():
@@ -186,7 +191,7 @@ def test_drawing_pairs_as_if_they_were_independent_would_say_too_much():
         pairs = all_pairs(labels)
         scores = pairs.similarities(embedded(seed, labels))
         ranked, draw = Ranked(scores, pairs.same_M), np.random.default_rng(0)
-        ((low, high),) = verification.intervals(scores, pairs, labels, lambda each: [each.eer()])
+        low, high = of_eer(scores, pairs, labels)
         times = (np.bincount(draw.integers(0, 4950, 4950), minlength=4950).astype(float) for _ in range(200))
         narrow = np.quantile([ranked.curve(weight).eer() for weight in times], (0.025, 0.975))
         widths.append((narrow[1] - narrow[0]) / (high - low))
@@ -262,14 +267,12 @@ def test_of_three_people_no_half_is_left_out():
 
 def test_pairs_is_what_a_meter_is_given():
     """A pair file's own pairs, whatever order the pictures come in."""
-    import torch
-
     from cnnrun.tasks.verify import pairs_of
 
     every = {
-        "labels": torch.tensor([0, 0, 1, 1]),
-        "number": torch.tensor([3, 1, 0, 7]),
-        "pairs": torch.tensor([[[1, 0], [0, 1]], [[-1, -1], [-1, -1]], [[7, 1], [9, 0]], [[-1, -1], [-1, -1]]]),
+        "labels": np.array([0, 0, 1, 1]),
+        "number": np.array([3, 1, 0, 7]),
+        "pairs": np.array([[[1, 0], [0, 1]], [[-1, -1], [-1, -1]], [[7, 1], [9, 0]], [[-1, -1], [-1, -1]]]),
     }
     found: Pairs = pairs_of(every)
     assert found.first_M.tolist() == [0, 0, 2]

@@ -20,6 +20,7 @@ from several import on_ranks
 from sklearn.metrics import roc_auc_score
 
 from cnnrun import assemble, commands, experiment
+from cnnrun.contracts import Facts
 from cnnrun.dataset import index
 from cnnrun.errors import ConfigError, DataError, NonFiniteError
 from cnnrun.evaluate import evaluate
@@ -235,9 +236,9 @@ def test_exported_is_the_network_and_knows_its_threshold(run, tmp_path):
 def test_a_file_with_other_embeddings_is_not_kept():
     task = tried().task
     ours = torch.nn.functional.normalize(torch.randn(6, 16))
-    assert task.agree({"embedding": ours}, {"embedding": ours + 1e-7}) is None
+    assert task.agree({"embedding": ours}, {"embedding": ours + 1e-7}, Facts((), (1, 1, 1))) is None
     turned = ours.roll(1, 1)
-    assert "cosine with the network's" in task.agree({"embedding": ours}, {"embedding": turned})
+    assert "cosine with the network's" in task.agree({"embedding": ours}, {"embedding": turned}, Facts((), (1, 1, 1)))
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,13 @@ import os
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
+from torch import Tensor
 
 from cnnrun.contracts import ClassNames, Indexed, SourceSpec, Split
 from cnnrun.errors import DataError, printable
@@ -27,7 +28,10 @@ Names = Annotated[list[str], Field(min_length=2, max_length=2)]
 
 
 class Arrays(SourceSpec):
-    """A .npz file with arrays of pictures, uint8 [N, H, W] or [N, H, W, C], and of labels, whole numbers [N]."""
+    """A .npz file with arrays of pictures, uint8 [N, H, W] or [N, H, W, C], and of labels, whole numbers [N].
+
+    Or, with `numbers` or `labels`, of numbers [N, T], or of 0 and 1 [N, K].
+    """
 
     kind = "arrays"
     main = "path"
@@ -42,6 +46,20 @@ train_images and train_labels, images and labels, x and y)."""
     """Likewise."""
     classes: ClassNames | None = None
     """Names of the labels 0, 1, ...; by default the numbers."""
+    labels: ClassNames | None = None
+    """The second array is of label sets, a column of 0 and 1 for each of these classes."""
+    numbers: ClassNames | None = None
+    """The second array is of numbers, which are called so, a column each."""
+
+    @model_validator(mode="after")
+    def _one_kind_of_target(self) -> Self:
+        if sum(each is not None for each in (self.classes, self.labels, self.numbers)) > 1:
+            raise ValueError("give one of classes, labels and numbers")
+        return self
+
+    @property
+    def targets(self) -> str:
+        return "label sets" if self.labels else "numbers" if self.numbers else "labels"
 
     def read(self, apart: bool = False) -> Indexed:
         path = Path(self.path)
@@ -51,7 +69,7 @@ train_images and train_labels, images and labels, x and y)."""
             _bounded(path)
             with np.load(path, allow_pickle=False) as file:
                 found = {split: self._names(split, list(file.files)) for split in _USUAL}
-                splits = {name: _split(path, file, *names) for name, names in found.items() if names}
+                splits = {name: self._split(path, file, *names) for name, names in found.items() if names}
         except (
             OSError,
             zipfile.BadZipFile,
@@ -64,11 +82,26 @@ train_images and train_labels, images and labels, x and y)."""
             raise DataError(f"{path}: not a .npz file: {printable(str(error))}") from None
         if "train" not in splits:
             raise DataError(f"{path}: no training arrays; data.source.arrays.train: [pictures, labels] names them")
+        if self.targets != "labels":
+            return Indexed(tuple(self.labels or ()), splits, numbers=tuple(self.numbers or ()))
         count = 1 + max(int(split.targets["labels"].max()) for split in splits.values())
         names = self.classes or [str(i) for i in range(count)]
         if len(names) < count:
             raise DataError(f"{path}: has labels up to {count - 1}, but {len(names)} names are given in classes")
         return Indexed(tuple(names), splits)
+
+    def _split(self, path: Path, file: Any, pictures: str, known: str) -> Split:
+        made, values = _pictures(path, file, pictures), _array(path, file, known)
+        columns = self.labels or self.numbers
+        if columns is None:
+            return Split(made, {"labels": _labels(path, values, known, len(made))}, pictures)
+        found = _columns(path, values, known, (len(made), len(columns)))
+        if self.numbers:
+            return Split(made, {"numbers": torch.from_numpy(found)}, pictures)
+        if bad := np.argwhere((found != 0) & (found != 1)).tolist():
+            row, column = bad[0]
+            raise DataError(f"{path}: {known}[{row}, {column}] is {found[row, column]:g}; expected 0 or 1")
+        return Split(made, {"present": torch.from_numpy(found > 0)}, pictures)
 
     def _names(self, split: str, there: list[str]) -> tuple[str, str] | None:
         if given := getattr(self, split):
@@ -88,24 +121,40 @@ def _bounded(path: Path) -> None:
         raise DataError(f"{path}: unpacks to {needed / 2**30:,.1f} GiB; this machine has {memory / 2**30:,.0f}")
 
 
-def _split(path: Path, file: Any, pictures: str, labels: str) -> Split:
-    made, numbers = _array(path, file, pictures), _array(path, file, labels)
+def _pictures(path: Path, file: Any, pictures: str) -> NDArray[np.uint8]:
+    made = _array(path, file, pictures)
     if made.ndim == 3:
         made = made[..., None]
     if made.dtype != np.uint8 or made.ndim != 4 or made.shape[3] not in (1, 3) or 0 in made.shape:
         raise DataError(
             f"{path}: {pictures} is {made.dtype} {list(made.shape)}; expected uint8 [N, H, W] or [N, H, W, 1 or 3]"
         )
+    return np.ascontiguousarray(made)
+
+
+def _labels(path: Path, numbers: NDArray[Any], labels: str, count: int) -> Tensor:
     if numbers.ndim == 2 and numbers.shape[1] == 1:  # as MedMNIST writes them
         numbers = numbers[:, 0]
-    if numbers.dtype.kind not in "iu" or numbers.shape != made.shape[:1]:
-        raise DataError(
-            f"{path}: {labels} is {numbers.dtype} {list(numbers.shape)}; expected whole numbers [{len(made)}]"
-        )
+    if numbers.dtype.kind not in "iu" or numbers.shape != (count,):
+        raise DataError(f"{path}: {labels} is {numbers.dtype} {list(numbers.shape)}; expected whole numbers [{count}]")
     if numbers.min() < 0 or numbers.max() > 1_000_000:
         bad = int(np.flatnonzero((numbers < 0) | (numbers > 1_000_000))[0])
         raise DataError(f"{path}: {labels}[{bad}] is {numbers[bad]}; labels are 0, 1, ...")
-    return Split(np.ascontiguousarray(made), {"labels": torch.from_numpy(numbers.astype(np.int64))}, pictures)
+    return torch.from_numpy(numbers.astype(np.int64))
+
+
+def _columns(path: Path, values: NDArray[Any], name: str, shape: tuple[int, int]) -> NDArray[np.float32]:
+    """Finite numbers [N, T]; a single column may be written [N]."""
+    if values.ndim == 1:
+        values = values[:, None]
+    if values.dtype.kind not in "iufb" or values.shape != shape:
+        raise DataError(f"{path}: {name} is {values.dtype} {list(values.shape)}; expected numbers {list(shape)}")
+    with np.errstate(over="ignore"):
+        made = values.astype(np.float32)
+    if bad := np.argwhere(~np.isfinite(made)).tolist():
+        row, column = bad[0]
+        raise DataError(f"{path}: {name}[{row}, {column}] is {values[row, column]}; expected a finite number")
+    return made
 
 
 def _check_header(path: Path, archive: zipfile.ZipFile, name: str) -> None:

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from cnnrun.annotations import Box, Listed, split_of
-from cnnrun.contracts import Indexed, SourceSpec, Split
+from cnnrun.annotations import Box, BoxSource, Listed, split_of
+from cnnrun.contracts import Indexed, Split
 from cnnrun.errors import DataError, printable
 from cnnrun.labelling import jail, refuse
 
@@ -17,12 +17,11 @@ _LARGEST, _FARTHEST = 1_000_000, 1e12  # pixels of a side; what a number may be
 SplitName = Literal["train", "val", "test"]
 
 
-class Coco(SourceSpec):
+class Coco(BoxSource):
     """Boxes and labels in COCO's JSON files; `iscrowd` regions are passed over, polygons are not read."""
 
     kind = "coco"
     main = "train"
-    targets = "boxes"
 
     train: str
     """The annotations of the training split."""
@@ -31,7 +30,7 @@ class Coco(SourceSpec):
     pictures: str | dict[SplitName, str] | None = None
     """The folder that `file_name` starts from, one for all splits or each its own; by default the annotations' own."""
 
-    def read(self, apart: bool = False) -> Indexed:
+    def boxed(self) -> Indexed:
         splits: dict[str, Split] = {}
         bad, ids, names = [], [], []
         for name in ("train", "val", "test"):

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from cnnrun.annotations import Box, targets_of
-from cnnrun.contracts import Indexed, SourceSpec, Split
+from cnnrun.annotations import Box, BoxSource, targets_of
+from cnnrun.contracts import Indexed, Split
 from cnnrun.randomness import permutation, uniform
 
 _SIDE = 96  # pixels of a scene
@@ -21,12 +21,11 @@ _TRIES = 10  # places tried for a digit that must not cover others
 _APART = {"train": 0.7, "val": 0.15, "test": 0.15}  # parts of the digits: no scene of test shows one of train
 
 
-class DigitScenes(SourceSpec):
+class DigitScenes(BoxSource):
     """scikit-learn's digits (see `digits`) scattered over a grey canvas of 96 x 96; test shows digits of its own."""
 
     kind = "digit_scenes"
     image = (1, _SIDE, _SIDE)
-    targets = "boxes"
 
     train: int = Field(2000, ge=1, le=1_000_000)
     """Training scenes; val and test have `held_out` each."""
@@ -35,7 +34,7 @@ class DigitScenes(SourceSpec):
     """Digits of a scene, at most; at least none."""
     seed: int = Field(0, ge=0, lt=2**63)
 
-    def read(self, apart: bool = False) -> Indexed:
+    def boxed(self) -> Indexed:
         from sklearn.datasets import load_digits
 
         bunch = load_digits()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from cnnrun.contracts import ClassNames, Indexed, SourceSpec, Split
@@ -17,6 +19,7 @@ from cnnrun.files import Files
 from cnnrun.labelling import class_names, jail, refuse, split_name
 
 _MAX_BYTES = 1 << 30
+_LARGEST = 1e30  # of a number
 
 
 class Table(SourceSpec):
@@ -33,6 +36,13 @@ class Table(SourceSpec):
     """The column of paths."""
     label: str | list[str] = Field("label", min_length=1)
     """The column of labels; or several columns, one a class, of which each row has one 1 and otherwise 0."""
+    labels: str | list[str] | None = Field(None, min_length=1)
+    """For label sets, in the place of `label`: the column that lists a row's labels, or several columns of 0 and 1, \
+one a class."""
+    separator: str = Field(";", min_length=1, max_length=8)
+    """What stands between the labels in a column of `labels`."""
+    numbers: str | list[str] | None = Field(None, min_length=1)
+    """For numbers, in the place of `label`: their column or columns."""
     split: str | None = None
     """The column that says train, val or test; by default the column `split` where there is one."""
     group: str | None = None
@@ -40,69 +50,116 @@ class Table(SourceSpec):
     classes: ClassNames | None = None
     """The classes in the order wanted; by default the labels sorted."""
 
+    @model_validator(mode="after")
+    def _one_kind_of_target(self) -> Self:
+        if len(self.model_fields_set & {"label", "labels", "numbers"}) > 1:
+            raise ValueError("give one of label, labels and numbers")
+        return self
+
+    @property
+    def targets(self) -> str:
+        return "label sets" if self.labels else "numbers" if self.numbers else "labels"
+
     def read(self, apart: bool = False) -> Indexed:
         path = Path(self.path)
         root = Path(self.root) if self.root else path.parent
         if not root.is_dir():
             raise DataError(f"{printable(str(root))}: no such folder (data.source.table.root)")
         rows = read_rows(path)
-        labels = [self.label] if isinstance(self.label, str) else self.label
+        given = self.labels or self.numbers or self.label
+        columns = [given] if isinstance(given, str) else given
         split = self._optional(rows, self.split, "split")
         group = self._optional(rows, self.group, "group")
-        wanted = [self.picture, *labels, *(column for column in (split, group) if column)]
+        wanted = [self.picture, *columns, *(column for column in (split, group) if column)]
         if missing := [column for column in wanted if column not in rows.columns]:
             known = ", ".join(map(printable, rows.columns))
             raise DataError(f"{path}: has no column {printable(missing[0])!r} (columns: {known})")
-        refuse(_mistakes(rows, wanted, self.picture, jail(root)))
-        for column in wanted[1:]:  # ' cat' is no class beside 'cat'
+        may_be_empty = {self.labels} if isinstance(self.labels, str) else set()  # a picture of none of the classes
+        refuse(_mistakes(rows, [each for each in wanted if each not in may_be_empty], self.picture, jail(root)))
+        for column in dict.fromkeys(wanted[1:]):  # ' cat' is no class beside 'cat'
             rows.columns[column] = [cell.strip() for cell in rows.columns[column]]
-        paths, splits = rows.columns[self.picture], rows.columns[split] if split else ["train"] * len(rows)
-        written = _one_hot(rows, labels) if isinstance(self.label, list) else rows.columns[self.label]
-        return self._indexed(rows, root, paths, splits, written, rows.columns[group] if group else None, apart)
-
-    def _optional(self, rows: Rows, given: str | None, usual: str) -> str | None:
-        return given or (usual if usual in rows.columns and usual != self.label else None)
-
-    def _indexed(
-        self,
-        rows: Rows,
-        root: Path,
-        paths: list[str],
-        splits: list[str],
-        labels: list[str],
-        groups: list[str] | None,
-        apart: bool,
-    ) -> Indexed:
-        where = [split_name(split) for split in splits]
-        refuse(
-            [
-                f"{rows.at(i)}: split is {printable(splits[i])!r}; use train, val or test"
-                for i, name in enumerate(where)
-                if name is None
-            ]
-        )
-        training = [label for label, name in zip(labels, where, strict=True) if name == "train"]
-        if not training:
-            raise DataError(f"{rows.path}: no row is of the train split")
-        known = labels if apart else training
-        classes = self.classes or (self.label if isinstance(self.label, list) else class_names(known))
-        number = {name: i for i, name in enumerate(classes)}
-        refuse(
-            [
-                f"{rows.at(i)}: {printable(label)!r} is not a class of the training rows"
-                for i, label in enumerate(labels)
-                if label not in number
-            ]
-        )
-        of_group = {name: i for i, name in enumerate(dict.fromkeys(groups))} if groups else {}
+        where = _splits(rows, split)
+        classes, targets = self._targets(rows, columns, [apart or name == "train" for name in where])
+        files = [root / path for path in rows.columns[self.picture]]
+        groups = _numbered(rows.columns[group]) if group else None
         made = {}
         for name in ("train", "val", "test"):
             members = [i for i, each in enumerate(where) if each == name]
             if members:
-                targets = {"labels": torch.tensor([number[labels[i]] for i in members])}
-                grouped: Tensor | None = torch.tensor([of_group[groups[i]] for i in members]) if groups else None
-                made[name] = Split(Files(root / paths[i] for i in members), targets, str(rows.path), grouped)
-        return Indexed(tuple(classes), made)
+                own = {target: values[members] for target, values in targets.items()}
+                grouped = None if groups is None else groups[members]
+                made[name] = Split(Files(files[i] for i in members), own, str(rows.path), grouped)
+        return Indexed(classes, made, numbers=tuple(columns) if self.numbers else ())
+
+    def _optional(self, rows: Rows, given: str | None, usual: str) -> str | None:
+        return given or (usual if usual in rows.columns and usual != self.label else None)
+
+    def _targets(self, rows: Rows, columns: list[str], known: list[bool]) -> tuple[tuple[str, ...], dict[str, Tensor]]:
+        """The classes, as the rows that are `known` have them, and every row's targets."""
+        if self.numbers:
+            return (), {"numbers": _numbers(rows, columns)}
+        if isinstance(self.labels, list):
+            return tuple(self.labels), {"present": _zeros_and_ones(rows, columns)}
+        if self.labels:
+            return self._label_sets(rows, rows.columns[self.labels], known)
+        labels = _one_hot(rows, columns) if isinstance(self.label, list) else rows.columns[columns[0]]
+        from_rows = class_names(label for label, is_known in zip(labels, known, strict=True) if is_known)
+        classes = self.classes or (self.label if isinstance(self.label, list) else from_rows)
+        number = {name: i for i, name in enumerate(classes)}
+        _refuse_unknown(rows, [[label] for label in labels], number)
+        return tuple(classes), {"labels": torch.tensor([number[label] for label in labels])}
+
+    def _label_sets(self, rows: Rows, cells: list[str], known: list[bool]) -> tuple[tuple[str, ...], dict[str, Tensor]]:
+        """So for a column that lists each row's labels."""
+        sets = [[label for each in cell.split(self.separator) if (label := each.strip())] for cell in cells]
+        twice = [
+            f"{rows.at(i)}: {printable(label)!r} stands twice"
+            for i, labels in enumerate(sets)
+            for label in dict.fromkeys(labels)
+            if labels.count(label) > 1
+        ]
+        refuse(twice)
+        training = (label for labels, is_known in zip(sets, known, strict=True) if is_known for label in labels)
+        classes = self.classes or class_names(training)
+        number = {name: i for i, name in enumerate(classes)}
+        _refuse_unknown(rows, sets, number)
+        present = torch.zeros(len(rows), len(classes), dtype=torch.bool)
+        for i, labels in enumerate(sets):
+            present[i, [number[label] for label in labels]] = True
+        return tuple(classes), {"present": present}
+
+
+def _splits(rows: Rows, column: str | None) -> list[str]:
+    """The split of each row."""
+    written = rows.columns[column] if column else ["train"] * len(rows)
+    where = [split_name(each) for each in written]
+    refuse(
+        [
+            f"{rows.at(i)}: split is {printable(written[i])!r}; use train, val or test"
+            for i, name in enumerate(where)
+            if name is None
+        ]
+    )
+    if "train" not in where:
+        raise DataError(f"{rows.path}: no row is of the train split")
+    return [name for name in where if name]
+
+
+def _numbered(names: list[str]) -> Tensor:
+    """Each name by its place among the different ones."""
+    place = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return torch.tensor([place[name] for name in names])
+
+
+def _refuse_unknown(rows: Rows, labels: Sequence[Sequence[str]], known: dict[str, int]) -> None:
+    refuse(
+        [
+            f"{rows.at(i)}: {printable(label)!r} is not a class of the training rows"
+            for i, of_row in enumerate(labels)
+            for label in of_row
+            if label not in known
+        ]
+    )
 
 
 @dataclass(frozen=True)
@@ -154,6 +211,42 @@ def _one_hot(rows: Rows, columns: list[str]) -> list[str]:
         found += chosen[:1] or [""]
     refuse(problems)
     return found
+
+
+def _zeros_and_ones(rows: Rows, columns: list[str]) -> Tensor:
+    """Whether each cell is 1: bool [N, K]."""
+    values = [[_zero_or_one(cell) for cell in rows.columns[column]] for column in columns]
+    refuse(
+        [
+            f"{rows.at(i)}: {printable(column)} is {printable(rows.columns[column][i])!r}; expected 0 or 1"
+            for column, of_column in zip(columns, values, strict=True)
+            for i, value in enumerate(of_column)
+            if value is None
+        ]
+    )
+    return torch.tensor(values, dtype=torch.bool).T.contiguous()
+
+
+def _numbers(rows: Rows, columns: list[str]) -> Tensor:
+    """The cells as numbers: float32 [N, T]."""
+    values = [[_number(cell) for cell in rows.columns[column]] for column in columns]
+    refuse(
+        [
+            f"{rows.at(i)}: {printable(column)} is {printable(rows.columns[column][i])!r}; expected a number, such as "
+            "-1.5 or 2e3"
+            for column, of_column in zip(columns, values, strict=True)
+            for i, value in enumerate(of_column)
+            if value is None
+        ]
+    )
+    return torch.tensor(values, dtype=torch.float32).T.contiguous()
+
+
+def _number(cell: str) -> float | None:
+    """A number that float32 can hold, with a point; None for all else (Python's own float takes 1_000 and nan too)."""
+    if not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", cell, re.ASCII):
+        return None
+    return value if abs(value := float(cell)) < _LARGEST else None
 
 
 def _zero_or_one(cell: str) -> bool | None:

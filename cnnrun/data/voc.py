@@ -11,8 +11,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from cnnrun.annotations import Box, Listed, split_of
-from cnnrun.contracts import BadBox, ClassNames, Indexed, Pair, SourceSpec, Split
+from cnnrun.annotations import Box, BoxSource, Listed, split_of
+from cnnrun.contracts import BadBox, ClassNames, Indexed, Pair, Split
 from cnnrun.errors import DataError, printable
 from cnnrun.labelling import jail, refuse
 from cnnrun.pictures import SUFFIXES, named, opened_header, read
@@ -24,12 +24,11 @@ _TRUTHS = {"0": False, "1": True, "false": False, "true": True, "unspecified": F
 _LONGEST, _LARGEST = 256, 1_000_000  # bytes of a file's name; pixels of a side
 
 
-class Voc(SourceSpec):
+class Voc(BoxSource):
     """`root/Annotations/*.xml`, `root/JPEGImages/`, and lists of names in `root/ImageSets/Main/`."""
 
     kind = "voc"
     main = "root"
-    targets = "boxes"
 
     root: str
     classes: ClassNames | None = None
@@ -41,7 +40,7 @@ class Voc(SourceSpec):
     first_pixel: int = Field(0, ge=0, le=1)
     """The number of the picture's first pixel: 1 in VOC's own files, 0 in what most tools write."""
 
-    def read(self, apart: bool = False) -> Indexed:
+    def boxed(self) -> Indexed:
         root = Path(self.root)
         for folder in ("Annotations", "JPEGImages"):
             if not (root / folder).is_dir():

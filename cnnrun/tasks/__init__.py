@@ -2,6 +2,8 @@
 
 from cnnrun.tasks.classify import Classify
 from cnnrun.tasks.detect import Detect
+from cnnrun.tasks.multilabel import Multilabel
+from cnnrun.tasks.regress import Regress
 from cnnrun.tasks.verify import Verify
 
-Task = Classify | Detect | Verify
+Task = Classify | Multilabel | Regress | Detect | Verify

@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from cnnrun.calibration import TEMPERATURE, reliability, told_temperature
 from cnnrun.contracts import Facts, Shape, need_picture, need_vector, of_classes
-from cnnrun.metrics import ClassificationCounts
-from cnnrun.taskspec import Better, Criterion, Measured, Results, TaskSpec, View
+from cnnrun.metrics import Classified
+from cnnrun.resampling import spread
+from cnnrun.taskspec import Better, Criterion, Kept, Measured, Results, TaskSpec, View
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -59,34 +61,43 @@ class MapsOfClasses(nn.Module):
 
 
 class Probabilities(nn.Module):
-    """Raw outputs [B, K] -> the probability of each class."""
+    """Raw outputs [B, K] -> the probability of each class, at a temperature (Guo et al. 2017, eq. 9)."""
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.temperature = temperature
 
     def forward(self, outputs: Tensor) -> dict[str, Tensor]:
-        return {"probabilities": outputs.softmax(1)}
+        return {"probabilities": (outputs / self.temperature).softmax(1)}
 
 
 class ClassifyMeter:
     """Accuracy, top-k, per-class precision, recall and F1, calibration error, confusion matrix."""
 
     def __init__(self, classes: tuple[str, ...], top_k: int) -> None:
-        self._classes = classes
-        self._counts = ClassificationCounts(len(classes), top_k)
-        self._top = f"top_{top_k}"
+        self._classes, self._top_k, self._kept = classes, top_k, Kept()
 
     def update(self, results: Results, targets: dict[str, Tensor]) -> None:
-        self._counts.add(results["probabilities"], targets["labels"])
+        probabilities, labels = results["probabilities"], targets["labels"]
+        confidence, predicted = probabilities.max(1)
+        among = probabilities.topk(min(self._top_k, len(self._classes)), 1).indices == labels[:, None]
+        self._kept.add(labels=labels, predicted=predicted, confidence=confidence.double(), among=among.any(1))
 
     def compute(self, tables: bool = True) -> Measured:
-        rows = self._counts.per_class(self._classes)
-        macro = {name: sum(row[name] for row in rows) / len(rows) for name in ("precision", "recall", "f1")}
-        numbers = {
-            "accuracy": self._counts.accuracy(),
-            self._top: self._counts.top_k_accuracy(),
-            **macro,
-            "ece": self._counts.expected_calibration_error(),
-        }
+        kept = self._kept.all()
+        found = Classified(len(self._classes), **kept)
+        numbers = found.numbers(self._top_k)
+        confusion = {"confusion": found.confusion_KK().astype(int).tolist()}
+        if not tables:
+            return Measured(numbers, matrices=confusion)
+        rows = {"per_class": found.per_class(self._classes), "reliability": found.reliability()}
         return Measured(
-            numbers, {"per_class": rows} if tables else {}, {"confusion": self._counts.confusion_KK.tolist()}
+            numbers,
+            rows,
+            confusion,
+            plots=(reliability(rows["reliability"]),),
+            spread=spread(lambda weight: found.numbers(self._top_k, weight), len(found)),
+            right={"accuracy": found.hits},
         )
 
 
@@ -151,7 +162,13 @@ class Classify(TaskSpec):
         return ["  ".join(f"{name} {part:.2f}" for part, name in sorted(row, reverse=True)) for row in shares]
 
     def decoder(self, facts: Facts) -> nn.Module:
-        return Probabilities()
+        return Probabilities(facts.chosen.get(TEMPERATURE, 1.0))
+
+    def nll(self, outputs: Tensor, targets: dict[str, Tensor], facts: Facts, temperature: float) -> float | None:
+        return float(F.cross_entropy(outputs.double() / temperature, targets["labels"]))
+
+    def meaning(self, facts: Facts) -> dict[str, Any]:
+        return told_temperature(facts)
 
     def meter(self, facts: Facts) -> ClassifyMeter:
         return ClassifyMeter(facts.classes, self.top_k)
@@ -159,7 +176,7 @@ class Classify(TaskSpec):
     def signature(self, facts: Facts) -> dict[str, Shape]:
         return {"probabilities": (len(facts.classes),)}
 
-    def agree(self, ours: Results, theirs: Results) -> str | None:
+    def agree(self, ours: Results, theirs: Results, facts: Facts) -> str | None:
         expected, got = ours["probabilities"], theirs["probabilities"]
         gap = float((expected - got).abs().max())
         if not gap <= 1e-4:

@@ -25,6 +25,7 @@ from cnnrun.average_precision import (
 from cnnrun.boxes import Mark, areas, overlaps
 from cnnrun.contracts import CannotPass, Facts, Shape, need_picture
 from cnnrun.dense import PLACE, DenseHead, Detections, stride_of
+from cnnrun.plots import Plot, Series
 from cnnrun.taskspec import Better, Criterion, Level, Measured, Results, TaskSpec, View
 
 BoxLoss = Literal["ciou", "diou", "giou"]
@@ -102,7 +103,18 @@ class DetectMeter:
             "per_class": per_class(done, self._classes, self._boxes.counts()),
             "precision_recall": curves(done, self._classes),
         }
-        return Measured(numbers(done), found)
+        drawn = (_precision_recall(found["precision_recall"]),)
+        return Measured(numbers(done), found, plots=drawn, spread=self._boxes.spread(done))
+
+
+def _precision_recall(rows: Sequence[dict[str, Any]]) -> Plot:
+    """A curve a class."""
+    names = list(dict.fromkeys(row["class"] for row in rows))
+    series = []
+    for name in names:
+        of_class = [row for row in rows if row["class"] == name and row["precision"] >= 0]
+        series.append(Series(name, [row["recall"] for row in of_class], [row["precision"] for row in of_class]))
+    return Plot("Precision and recall", "recall", "precision", tuple(series))
 
 
 class Detect(TaskSpec):
@@ -282,8 +294,8 @@ class Detect(TaskSpec):
             "nms": self.nms,
         }
 
-    def agree(self, ours: Results, theirs: Results) -> str | None:
-        gap = self.gap(ours, theirs)
+    def agree(self, ours: Results, theirs: Results, facts: Facts) -> str | None:
+        gap = self.gap(ours, theirs, facts)
         if not gap <= _SCORES:
             return f"scores differ by up to {gap:.2e} (allowed 1e-4)"
         # Boxes of nearly equal scores may change places: each is looked for among all of the other's.
@@ -295,7 +307,7 @@ class Detect(TaskSpec):
         worst = float(clear.min()) if len(clear) else 1.0
         return None if worst >= 0.999 else f"a box overlaps the network's by {worst:.4f} alone (at least 0.999)"
 
-    def gap(self, ours: Results, theirs: Results) -> float:
+    def gap(self, ours: Results, theirs: Results, facts: Facts) -> float:
         return float((ours["scores"] - theirs["scores"]).abs().max())
 
     def rows(self, results: Results, facts: Facts, views: Sequence[View]) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Self
@@ -18,8 +17,10 @@ from cnnrun import identification, verification
 from cnnrun.contracts import Facts, Shape, need_vector
 from cnnrun.errors import DataError, NonFiniteError
 from cnnrun.margins import ArcFace, Loss
+from cnnrun.plots import Plot, Series
+from cnnrun.resampling import interval
 from cnnrun.spec import Kinds
-from cnnrun.taskspec import Better, Criterion, Measured, Results, TaskSpec, View
+from cnnrun.taskspec import Better, Criterion, Kept, Measured, Results, TaskSpec, View
 from cnnrun.verification import Curve, Pairs, Ranked, all_pairs
 
 Far = Annotated[float, Field(gt=0, lt=1)]
@@ -50,17 +51,14 @@ class VerifyMeter:
     """Verification over pairs, identification against a gallery; and the thresholds for the FARs wanted."""
 
     def __init__(self, task: Verify, chosen: dict[str, float]) -> None:
-        self._task, self._chosen = task, chosen
-        self._parts: list[dict[str, Tensor]] = []
+        self._task, self._chosen, self._kept = task, chosen, Kept()
 
     def update(self, results: Results, targets: dict[str, Tensor]) -> None:
-        self._parts.append(
-            {"embedding": results["embedding"].float().cpu(), **{k: v.cpu() for k, v in targets.items()}}
-        )
+        self._kept.add(embedding=results["embedding"].float(), **targets)
 
     def compute(self, tables: bool = True) -> Measured:
-        every = {name: torch.cat([part[name] for part in self._parts]) for name in self._parts[0]}
-        embeddings, labels = every["embedding"].numpy(), every["labels"].numpy()
+        every = self._kept.all()
+        embeddings, labels = every["embedding"], every["labels"]
         if not np.isfinite(embeddings).all():
             raise NonFiniteError("an embedding is not finite; there is no similarity to measure")
         pairs = pairs_of(every)
@@ -82,44 +80,44 @@ class VerifyMeter:
         measured = Measured(numbers, chosen=thresholds | {IMPOSTORS: float((~pairs.same_M).sum())})
         if not tables:
             return measured
+        spread = verification.spread(scores, pairs, labels, self._of_curve)
         found = {
-            **self._with_intervals(measured, scores, pairs, labels),
+            **self._with_intervals(measured, pairs, spread),
             "folds": folds,
             "at_the_models_thresholds": self._held_to(scores, pairs),
             "identification": identification.cumulative(ranks, len(np.unique(labels[gallery.enrolled_G]))),
             "open_set": identification.open_set(embeddings, labels, gallery),
         }
-        return replace(measured, tables={name: rows for name, rows in found.items() if rows})
+        told = {name: rows for name, rows in found.items() if rows}
+        right = {f"rank_{k}": ranks <= k for k in (1, 5)}
+        return replace(measured, tables=told, spread=spread, right=right, plots=(_roc(curve),))
 
     def _of_curve(self, curve: Curve) -> dict[str, float]:
         tars = {f"tar_{far:g}": float(curve.tar[curve.at(far)]) for far in self._task.fars}
         return {"eer": curve.eer(), "auc": curve.auc(), **tars}
 
     def _with_intervals(
-        self, measured: Measured, scores: NDArray[np.float64], pairs: Pairs, labels: NDArray[np.int64]
+        self, measured: Measured, pairs: Pairs, spread: dict[str, NDArray[np.float64]]
     ) -> dict[str, list[dict[str, Any]]]:
         """EER, AUC and the TAR of each FAR with the middle 95 % of a bootstrap over people, and on how many pairs."""
-        spans = verification.intervals(scores, pairs, labels, lambda curve: list(self._of_curve(curve).values()))
         numbers, impostors = measured.numbers, int(measured.chosen[IMPOSTORS])
-        counts = {"pairs of one person": f"{len(scores) - impostors:,}", IMPOSTORS: f"{impostors:,}"}
+        counts = {"pairs of one person": f"{len(pairs.same_M) - impostors:,}", IMPOSTORS: f"{impostors:,}"}
         counts |= {"of": f"{pairs.total[0]:,} and {pairs.total[1]:,}"}
-        if spans is None:
+        if not spread:
             counts["note"] = f"no intervals: people are fewer than {verification.FEWEST}"
-            spans = [(math.nan, math.nan)] * (2 + len(self._task.fars))
-        ends = [{"from": low, "to": high} if low == low else {} for low, high in spans]
+        ends = {name: dict(zip(("from", "to"), interval(values), strict=True)) for name, values in spread.items()}
         headlines = [
-            {"number": name, "value": numbers[name], **span, **counts}
-            for name, span in zip(("eer", "auc"), ends, strict=False)
+            {"number": name, "value": numbers[name], **ends.get(name, {}), **counts} for name in ("eer", "auc")
         ]
         points = [
             {
                 "FAR": f"{far:g}",
                 "TAR": numbers[f"tar_{far:g}"],
-                **span,
+                **ends.get(f"tar_{far:g}", {}),
                 "threshold here": measured.chosen[f"threshold at FAR {far:g}"],
                 "note": verification.note(impostors, far),
             }
-            for far, span in zip(self._task.fars, ends[2:], strict=True)
+            for far in self._task.fars
         ]
         return {"verification": headlines, "operating_points": points}
 
@@ -143,19 +141,25 @@ class VerifyMeter:
         return rows
 
 
-def pairs_of(every: dict[str, Tensor]) -> Pairs:
+def _roc(curve: Curve) -> Plot:
+    """TAR over FAR, thinned where there are many thresholds."""
+    shown = np.unique(np.linspace(0, len(curve.far) - 1, 1000).astype(int))
+    return Plot("Verification", "FAR", "TAR", (Series("ROC", curve.far[shown].tolist(), curve.tar[shown].tolist()),))
+
+
+def pairs_of(every: dict[str, NDArray[np.int64]]) -> Pairs:
     """The pairs that a file lists, where one does; otherwise all."""
-    labels = every["labels"].numpy()
+    labels = every["labels"]
     if "pairs" not in every:
         return all_pairs(labels)
     place = {number: row for row, number in enumerate(every["number"].tolist())}
-    row, column = (every["pairs"][:, :, 0] >= 0).nonzero(as_tuple=True)
-    other, fold = every["pairs"][row, column].unbind(1)
+    row, column = (every["pairs"][:, :, 0] >= 0).nonzero()
+    other, fold = every["pairs"][row, column].T
     second = np.array([place.get(number, -1) for number in other.tolist()], np.int64)
     kept = second >= 0  # a picture that could not be read was left out, aloud
-    first, second = row.numpy()[kept], second[kept]
+    first, second = row[kept], second[kept]
     same = labels[first] == labels[second]
-    return Pairs(first, second, same, fold.numpy()[kept], (int(same.sum()), int((~same).sum())))
+    return Pairs(first, second, same, fold[kept], (int(same.sum()), int((~same).sum())))
 
 
 class Verify(TaskSpec):
@@ -240,14 +244,14 @@ class Verify(TaskSpec):
             **{name: value for name, value in facts.chosen.items() if said},
         }
 
-    def agree(self, ours: Results, theirs: Results) -> str | None:
+    def agree(self, ours: Results, theirs: Results, facts: Facts) -> str | None:
         apart = float((1 - (ours["embedding"] * theirs["embedding"]).sum(1)).max())
         if not apart <= 1e-5:
             return f"an embedding's cosine with the network's is {1 - apart:.6f} (at least 0.99999)"
-        gap = self.gap(ours, theirs)
+        gap = self.gap(ours, theirs, facts)
         return None if gap <= 1e-4 else f"similarities differ by up to {gap:.2e} (allowed 1e-4)"
 
-    def gap(self, ours: Results, theirs: Results) -> float:
+    def gap(self, ours: Results, theirs: Results, facts: Facts) -> float:
         mine, others = (each["embedding"] @ each["embedding"].T for each in (ours, theirs))
         return float((mine - others).abs().max())
 

@@ -117,9 +117,9 @@ def test_rows_name_the_likeliest():
 def test_parity_verdicts():
     task = Classify()
     ours = task.decoder(FACTS)(outputs(20)[0])
-    assert task.agree(ours, {"probabilities": ours["probabilities"] + 5e-5}) is None
-    assert "differ by up to" in task.agree(ours, {"probabilities": ours["probabilities"] + 1e-3})
-    assert "differ by up to" in task.agree(ours, {"probabilities": ours["probabilities"] * float("nan")})
+    assert task.agree(ours, {"probabilities": ours["probabilities"] + 5e-5}, FACTS) is None
+    assert "differ by up to" in task.agree(ours, {"probabilities": ours["probabilities"] + 1e-3}, FACTS)
+    assert "differ by up to" in task.agree(ours, {"probabilities": ours["probabilities"] * float("nan")}, FACTS)
 
 
 def test_every_number_is_given_and_has_a_direction():

@@ -169,23 +169,25 @@ def test_parity_verdicts():
     task = Detect(most=20)
     out = head(seed=3).eval()(*maps(4)).detach()
     ours = task.decoder(FACTS)(out)
-    assert task.agree(ours, ours) is None
-    assert task.agree(ours, {**ours, "boxes": ours["boxes"] + 1e-4}) is None
-    assert "overlaps the network's by" in task.agree(ours, {**ours, "boxes": ours["boxes"] + 1})
-    assert "scores differ" in task.agree(ours, {**ours, "scores": ours["scores"] + 1e-3})
-    assert "scores differ" in task.agree(ours, {**ours, "scores": ours["scores"] * float("nan")})
+    assert task.agree(ours, ours, FACTS) is None
+    assert task.agree(ours, {**ours, "boxes": ours["boxes"] + 1e-4}, FACTS) is None
+    assert "overlaps the network's by" in task.agree(ours, {**ours, "boxes": ours["boxes"] + 1}, FACTS)
+    assert "scores differ" in task.agree(ours, {**ours, "scores": ours["scores"] + 1e-3}, FACTS)
+    assert "scores differ" in task.agree(ours, {**ours, "scores": ours["scores"] * float("nan")}, FACTS)
     swapped = {name: value.clone() for name, value in ours.items()}
     for name in ("boxes", "labels"):
         swapped[name][:, [0, 1]] = ours[name][:, [1, 0]]
-    assert task.agree(ours, swapped) is None  # of nearly equal scores either may come first
-    assert "overlaps" in task.agree(ours, {**ours, "labels": (ours["labels"] + 1) % 3})
+    assert task.agree(ours, swapped, FACTS) is None  # of nearly equal scores either may come first
+    assert "overlaps" in task.agree(ours, {**ours, "labels": (ours["labels"] + 1) % 3}, FACTS)
     one, other = torch.tensor([0.0, 0, 20, 20]), torch.tensor([40.0, 40, 60, 60])
     two = {"boxes": torch.stack([one, other])[None], "scores": torch.tensor([[0.9, 0.5]]), "labels": torch.zeros(1, 2)}
-    assert "overlaps" in task.agree(two, {**two, "boxes": two["boxes"].flip(1)})  # each box with the other's score
+    assert "overlaps" in task.agree(
+        two, {**two, "boxes": two["boxes"].flip(1)}, FACTS
+    )  # each box with the other's score
     twice = {**two, "boxes": torch.stack([one, one])[None], "scores": torch.tensor([[0.9, 0.9]])}
     fewer = {**twice, "boxes": torch.stack([one, other])[None]}
-    assert "overlaps" in task.agree(twice, fewer)
-    assert "overlaps" in task.agree(fewer, twice)
+    assert "overlaps" in task.agree(twice, fewer, FACTS)
+    assert "overlaps" in task.agree(fewer, twice, FACTS)
 
 
 def test_rows_are_in_the_pictures_own_pixels_above_each_classs_score():

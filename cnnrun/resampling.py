@@ -1,0 +1,34 @@
+"""How far a number would move on other samples of the same kind: the bootstrap (Efron 1979).
+
+Samples are drawn with replacement, as often as there are; a draw says how often each stands in it. Draws depend on
+the number of samples alone, so that two networks measured on the same pictures are measured on the same draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+DRAWS = 1000
+Floats = NDArray[np.float64]
+
+
+def draws(count: int, number: int = DRAWS) -> Iterator[Floats]:
+    """`number` draws of `count` samples: how often each stands in it, [count]."""
+    draw = np.random.default_rng(count)
+    for _ in range(number):
+        yield np.bincount(draw.integers(0, count, count), minlength=count).astype(np.float64)
+
+
+def spread(of: Callable[[Floats], dict[str, float]], count: int, number: int = DRAWS) -> dict[str, Floats]:
+    """What each number comes to on each draw; `of` gives the numbers for weights [count]."""
+    found = [of(weight) for weight in draws(count, number)]
+    return {name: np.array([each[name] for each in found]) for name in found[0]} if found else {}
+
+
+def interval(values: Floats, level: float = 0.95) -> tuple[float, float]:
+    """The middle part of the draws' values (Efron and Tibshirani 1993, ch. 13): NaN where any of them is."""
+    low, high = np.quantile(values, ((1 - level) / 2, (1 + level) / 2))
+    return float(low), float(high)
