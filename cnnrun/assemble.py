@@ -5,7 +5,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from torch import Tensor
 
 from cnnrun import checkpoint, runs, weights
 from cnnrun.builder import BuildError
+from cnnrun.calibration import TEMPERATURE
 from cnnrun.contracts import Facts, of_classes
 from cnnrun.dataset import Dataset, Index, index
-from cnnrun.errors import CheckpointError, ConfigError, DataError
+from cnnrun.errors import CheckpointError, ConfigError, DataError, printable
 from cnnrun.experiment import Experiment, load
 from cnnrun.frozen import held
 from cnnrun.learner import Job, check
@@ -89,6 +91,7 @@ def job(
     run: Path,
     device: torch.device,
     ranks: Ranks | None = None,
+    enough: Callable[[int, float], bool] | None = None,
 ) -> Job:
     """What the training loop works on; with `given` weights the network starts from them, aloud."""
     built = fitting(experiment, data.facts).network
@@ -115,6 +118,7 @@ def job(
         prefetch=experiment.data.prefetch,
         reading_timeout=experiment.data.timeout,
         ranks=ranks or Ranks(),
+        enough=enough,
     )
 
 
@@ -169,8 +173,13 @@ def find_run(target: Path | None, root: Path) -> tuple[Path, Path | None]:
     raise CheckpointError(f"{target}: neither a run folder, a checkpoint nor a config")
 
 
-def trained(target: Path | None, root: Path, device: torch.device) -> tuple[Experiment, Trained]:
-    """The network that a run chose (its best checkpoint), or that of a given checkpoint. Raises CheckpointError."""
+def trained(
+    target: Path | None, root: Path, device: torch.device, calibrated: bool = True
+) -> tuple[Experiment, Trained]:
+    """The network that a run chose (its best checkpoint), or that of a given checkpoint. Raises CheckpointError.
+
+    With what `cnnrun calibrate` chose for it, but where `calibrated` is false.
+    """
     run, path = find_run(target, root)
     experiment = load(run / runs.CONFIG)
     saved = checkpoint.load(path) if path else checkpoint.load_newest(run / "checkpoints", "best", say)
@@ -189,7 +198,28 @@ def trained(target: Path | None, root: Path, device: torch.device) -> tuple[Expe
     criterion = experiment.task.criterion(facts).to(device)
     criterion.load_state_dict(saved.parts.get("criterion", {}))
     step = int(saved.state["training"]["step"])
-    return experiment, Trained(made, criterion, experiment.task, facts, experiment.data.image, run, step, device)
+    found = Trained(made, criterion, experiment.task, facts, experiment.data.image, run, step, device)
+    return experiment, _calibrated(found) if calibrated else found
+
+
+def _calibrated(given: Trained) -> Trained:
+    """The network with what was chosen for these very weights after the training. Raises CheckpointError."""
+    path = given.run / runs.CALIBRATION
+    if not path.exists():
+        return given
+    try:
+        kept = json.loads(path.read_text())
+        weights, chosen = str(kept["weights"]), {str(name): float(value) for name, value in kept["chosen"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"{path}: cannot be read; remove it, or run `cnnrun calibrate` again") from None
+    if bad := [name for name, value in chosen.items() if not math.isfinite(value)]:
+        raise CheckpointError(f"{path}: {printable(bad[0])} is no number; remove it, or run `cnnrun calibrate` again")
+    if chosen.get(TEMPERATURE, 1.0) <= 0:
+        raise CheckpointError(f"{path}: a temperature is above 0; remove it, or run `cnnrun calibrate` again")
+    if weights != given.digest:
+        say(f"{path} is of other weights than step {given.step}'s and is not used; `cnnrun calibrate` renews it")
+        return given
+    return replace(given, facts=replace(given.facts, chosen=given.facts.chosen | chosen))
 
 
 def usable(target: Path | None, root: Path, device: torch.device) -> Trained:
@@ -233,6 +263,8 @@ def eval_data(experiment: Experiment, given: Trained, split: str | None, at_leas
         say(f"the data changed since the training: pictures of the held-out {name} split may have been trained on")
     if problem := experiment.task.unmeasurable(data.splits[name].targets):
         raise DataError(f"the {name} split: {problem}")
+    if [each.name for each in data.facts.numbers] != [each.name for each in given.facts.numbers]:
+        raise DataError("the data's numbers are not those that the network learned")
     if data.facts.classes != given.facts.classes:
         raise DataError(f"the data's classes {data.facts.classes} are not the network's {given.facts.classes}")
     return name, replace(data, facts=given.facts)

@@ -19,6 +19,7 @@ from cnnrun.arguments import Config, Device, Json, Overrides, Runs, SplitName, T
 from cnnrun.cli_data import cache_app, data_app, init
 from cnnrun.cli_explain import explain_app
 from cnnrun.cli_identity import enroll, identify, verify
+from cnnrun.cli_study import calibrate, compare, find_lr, plan, sweep
 from cnnrun.errors import Interrupted, Lost, UserError, printable
 from cnnrun.stopping import leaving
 
@@ -49,6 +50,7 @@ def train(
     strict_resume: Annotated[
         bool, typer.Option("--strict-resume", help="So, but only if the result is that of an uninterrupted run.")
     ] = False,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Train so many seeds, a run each, and sum them up.")] = None,
     device: Device = "auto",
     runs: Runs = Path("runs"),
     as_json: Json = False,
@@ -59,9 +61,14 @@ def train(
 
     experiment, chosen = load(config, overrides or []), choose(device)
     # Imported only now: a bad config should be answered sooner.
-    from cnnrun import commands, report
+    from cnnrun import commands, report, report_study
+    from cnnrun.seeds import train as train_seeds
 
     keep_freed_memory()
+    if seeds:
+        summary = train_seeds(experiment, seeds, runs, chosen, resume or strict_resume, strict_resume)
+        show(summary, as_json, report_study.seeds)
+        return
     result = commands.train(experiment, runs, chosen, resume or strict_resume, strict_resume)
     show(result, as_json, report.training)
 
@@ -110,8 +117,9 @@ def predict(
     rows.write_all(found, as_json, csv)
 
 
-for command in (init, verify, enroll, identify):
+for command in (init, verify, enroll, identify, calibrate, compare, sweep, plan):
     app.command()(command)
+app.command("find-lr")(find_lr)
 app.add_typer(explain_app, name="explain")
 app.add_typer(data_app, name="data")
 app.add_typer(cache_app, name="cache")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -35,12 +35,13 @@ from cnnrun.experiment import Experiment, parse
 from cnnrun.export import MIN_SAMPLES, Format, export
 from cnnrun.network import flops
 from cnnrun.outline import outline, text
+from cnnrun.plans import beside_the_plan
 from cnnrun.plotting import written
 from cnnrun.predict import coco_results, drawn_into, files, predict, with_scores
 from cnnrun.prepare import refuse_bad_boxes
 from cnnrun.progress import say
 from cnnrun.ranks import joined
-from cnnrun.resampling import interval
+from cnnrun.resampling import intervals
 from cnnrun.resuming import same_weights, saved_in, unchanged, unfinished
 from cnnrun.sheet import write_png
 from cnnrun.taskspec import Level
@@ -49,11 +50,17 @@ from cnnrun.weights import How
 
 
 def train(
-    experiment: Experiment, root: Path, device: torch.device, resume: bool, strict: bool = False
+    experiment: Experiment,
+    root: Path,
+    device: torch.device,
+    resume: bool,
+    strict: bool = False,
+    enough: Callable[[int, float], bool] | None = None,
 ) -> dict[str, Any]:
     """Train to the end in a run folder; returns what was reached. `strict` refuses to go on with anything but the same.
 
-    Of several ranks all come here; the first makes the run folder and writes.
+    `enough` is asked after each epoch whether the training may end there: see `Job`. Of several ranks all come here;
+    the first makes the run folder and writes.
     """
     if torchrun.restarted() and not resume:
         say("torchrun started this again: going on as with --resume")
@@ -83,7 +90,10 @@ def train(
             return {"run": str(run), **done}
         saved = saved_in(run, data, ranks) if resume else None
         ranks.from_first(lambda: unchanged(run, runs.environment(device, ranks.size), strict))
-        return {"run": str(run), **fit(job(experiment, data, given, run, device, ranks), saved)}
+        result = fit(job(experiment, data, given, run, device, ranks, enough), saved)
+        if saved is None:  # of a run that was resumed no one knows how long it took
+            ranks.from_first(lambda: beside_the_plan(experiment, root, run, result))
+        return {"run": str(run), **result}
 
 
 def _left(experiment: Experiment, root: Path, resume: bool, strict: bool) -> dict[str, Any] | None:
@@ -112,7 +122,7 @@ def evaluate(
         "split": name,
         "samples": len(data.splits[name]),
         "numbers": measured.numbers,
-        "intervals": {name: list(interval(values)) for name, values in measured.spread.items()},
+        "intervals": intervals(measured.spread, measured.right),
         "tables": measured.tables,
         "matrices": measured.matrices,
         **({"plots": written(measured.plots, plots)} if plots else {}),

@@ -127,6 +127,17 @@ class Split:
     def __len__(self) -> int:
         return len(self.pictures)
 
+    def only(self, rows: Tensor) -> Split:
+        """Those samples alone."""
+        pictures = self.pictures
+        return Split(
+            pictures[rows.numpy()] if isinstance(pictures, np.ndarray) else pictures.only(rows.tolist()),
+            {name: values[rows] for name, values in self.targets.items()},
+            self.origin,
+            None if self.groups is None else self.groups[rows],
+            None if self.sizes is None else self.sizes[rows.numpy()],
+        )
+
     def name(self, index: int) -> str:
         """What to call sample `index` in messages: its file, or its number in the source."""
         if isinstance(self.pictures, Files):

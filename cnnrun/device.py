@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import resource
 import sys
 
 import torch
@@ -36,6 +37,14 @@ def out_of_memory(error: Exception) -> bool:
     """Whether memory ran out, on the host (torch raises a plain RuntimeError there) or on a device."""
     text = str(error)
     return isinstance(error, MemoryError) or "can't allocate memory" in text or "out of memory" in text
+
+
+def peak_memory_mib(device: torch.device) -> int:
+    """The most memory that this process has had: of the GPU where the network is on one, else of the host."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10))  # bytes there, KiB elsewhere
 
 
 def keep_freed_memory() -> None:

@@ -28,6 +28,10 @@ class Files(Sequence[Path]):
         """Of all the names."""
         return hashlib.sha256(self._bytes + self._ends.tobytes()).digest()
 
+    def only(self, numbers: Sequence[int]) -> Files:
+        """Those alone."""
+        return Files(os.fsdecode(self.raw(number)) for number in numbers)
+
     def raw(self, number: int) -> bytes:
         """The path as the file system has it."""
         return self._bytes[self._ends[number] : self._ends[number + 1]]
@@ -71,6 +75,12 @@ class Members(Sequence[Member]):
 
     def __len__(self) -> int:
         return len(self._places)
+
+    def only(self, numbers: Sequence[int]) -> Members:
+        """Those alone."""
+        rows = ((number, self._places[number].tolist()) for number in numbers)
+        places = [(shard, os.fsdecode(self._names.raw(number)), at, size) for number, (shard, at, size) in rows]
+        return Members(self.shards, places)
 
     @overload
     def __getitem__(self, number: int) -> Member: ...

@@ -150,6 +150,8 @@ class Job:
     prefetch: int | None = None
     reading_timeout: float = 120.0
     ranks: Ranks = field(default_factory=Ranks)
+    enough: Callable[[int, float], bool] | None = None
+    """Asked after each epoch, with its number and the monitored number: whether the training may end there."""
 
     @property
     def facts(self) -> Facts:

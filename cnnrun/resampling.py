@@ -6,7 +6,7 @@ the number of samples alone, so that two networks measured on the same pictures 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,3 +32,16 @@ def interval(values: Floats, level: float = 0.95) -> tuple[float, float]:
     """The middle part of the draws' values (Efron and Tibshirani 1993, ch. 13): NaN where any of them is."""
     low, high = np.quantile(values, ((1 - level) / 2, (1 + level) / 2))
     return float(low), float(high)
+
+
+def wilson(right_N: NDArray[np.bool_]) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson 1927), which has a width even where all are right."""
+    count, share, z = len(right_N), float(right_N.mean()), 1.959964
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def intervals(spread: Mapping[str, Floats], right: Mapping[str, NDArray[np.bool_]]) -> dict[str, list[float]]:
+    """The 95 % interval of each number: of shares of the pictures Wilson's, of others the bootstrap's."""
+    return {name: list(wilson(right[name]) if name in right else interval(values)) for name, values in spread.items()}

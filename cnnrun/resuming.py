@@ -139,8 +139,25 @@ def _first_difference(listing: Path, data: Dataset) -> str:
     return ""
 
 
+def finished(experiment: Experiment, root: Path) -> Path | None:
+    """The newest finished run of the same config."""
+    for run in runs.finished(root, experiment.name):
+        try:
+            other = load(run / runs.CONFIG)
+        except ConfigError:
+            continue
+        if not differences(other, experiment.with_statistics_of(other)):
+            return run
+    return None
+
+
 def differences(ours: Experiment, theirs: Experiment) -> list[str]:
     """A line for each setting that differs, but for those that change no bit of the result."""
+    return [f"{key} was {mine}, is {other}" for key, mine, other in changed(ours, theirs)]
+
+
+def changed(ours: Experiment, theirs: Experiment) -> list[tuple[str, object, object]]:
+    """So as (setting, ours, theirs)."""
 
     def flat(value: object, path: str) -> dict[str, object]:
         if isinstance(value, dict):
@@ -153,4 +170,4 @@ def differences(ours: Experiment, theirs: Experiment) -> list[str]:
 
     a, b = (flat(each.model_dump(mode="json", by_alias=True), "") for each in (ours, theirs))
     keys = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key) and key not in _NO_MATTER)
-    return [f"{key} was {a.get(key, 'not there')}, is {b.get(key, 'not there')}" for key in keys]
+    return [(key, a.get(key, "not there"), b.get(key, "not there")) for key in keys]

@@ -25,6 +25,8 @@ RESULT = "result.json"
 ENVIRONMENT = "environment.json"
 WEIGHTS = "weights.json"  # what it began with
 FILES = "data.tsv.gz"  # the files that it learns from
+PLAN = "plan.json"  # what was foretold of the training
+CALIBRATION = "calibration.json"  # what was chosen on val after the training, and for which weights
 FACTS = "facts.json"  # what was known of the data when it began
 
 
@@ -69,8 +71,17 @@ def _sweep_old(there: Path) -> None:
 
 def unfinished(root: Path, name: str) -> list[Path]:
     """Runs of that name that have a config but no result, newest first."""
-    folders = [root / name / str(number) for number in sorted(_numbers(root / name), reverse=True)]
-    return [folder for folder in folders if (folder / CONFIG).exists() and not (folder / RESULT).exists()]
+    return [folder for folder in _newest_first(root / name) if not (folder / RESULT).exists()]
+
+
+def finished(root: Path, name: str) -> list[Path]:
+    """Runs of that name that have a result, newest first."""
+    return [folder for folder in _newest_first(root / name) if (folder / RESULT).exists()]
+
+
+def _newest_first(there: Path) -> list[Path]:
+    folders = [there / str(number) for number in sorted(_numbers(there), reverse=True)]
+    return [folder for folder in folders if (folder / CONFIG).exists()]
 
 
 def newest(root: Path, name: str | None = None) -> Path:
@@ -116,6 +127,15 @@ def result(run: Path) -> Any:
         return json.loads((run / RESULT).read_text())
     except (OSError, ValueError):
         return None
+
+
+def fingerprint(run: Path) -> str | None:
+    """Of the data that the run learned from."""
+    try:
+        found: str = json.loads((run / FACTS).read_text())["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found
 
 
 def write_text(path: Path, text: str) -> None:

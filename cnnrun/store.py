@@ -190,6 +190,16 @@ def stored(
     return Stored(Held(mapped(path, full)) if fits else OnDisk(path, full), entry.records(), entry.problems())
 
 
+def kept_already(
+    split: Split, shape: Shape, image: Image, settings: CacheSettings, listed: NDArray[np.int64] | None
+) -> bool:
+    """Whether the cache has the split's pictures, all of them."""
+    folder = Path(settings.cache_dir) if settings.cache_dir else cache.home()
+    if folder is None or settings.cache in ("memory", "none"):
+        return False
+    return Entry(folder / _key(split, shape, image, listed), len(split), shape, keep_pixels=True).complete()
+
+
 def _in_memory(decoder: Decoder, workers: int, timeout: float, progress: Progress) -> Stored:
     out = np.empty((len(decoder), *decoder.shape), np.uint8)
     records = np.empty(len(decoder), RECORD)

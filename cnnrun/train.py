@@ -13,7 +13,7 @@ from cnnrun import checkpoint
 from cnnrun.batch import Batch
 from cnnrun.batches import TrainingBatches
 from cnnrun.decoding import Stuck
-from cnnrun.device import out_of_memory
+from cnnrun.device import out_of_memory, peak_memory_mib
 from cnnrun.errors import DataError, Elsewhere, Interrupted, NonFiniteError, UserError
 from cnnrun.learner import Job, Learner, check, monitored_numbers
 from cnnrun.losses import Losses, State
@@ -52,7 +52,7 @@ def fit(job: Job, saved: checkpoint.Checkpoint | None = None) -> dict[str, Any]:
         training = Training(job, learner, state, batches, losses, clock, tracker, per_epoch, chosen)
         if state.step > state.evaluated and state.step % per_epoch == 0:
             training.save(improved=training.end_epoch())  # stopped between an epoch's last step and its numbers
-        while state.step < total and not spec.stops_early(state.waited):
+        while state.step < total and not spec.stops_early(state.waited) and not training.ended:
             factor = spec.schedule.factor(state.step, total)
             learner.criterion.advance(state.step / total)
             batch, loss = training.gradients()
@@ -91,6 +91,7 @@ class Training:
     tracker: Tracker
     per_epoch: int
     chosen: dict[str, float] = field(default_factory=dict)  # by the last epoch's val: thresholds and the like
+    ended: bool = False  # before its time, by the one who asked for it
 
     def gradients(self) -> tuple[Batch, Tensor]:
         """The step's gradients, over all ranks; returns its batch and its loss.
@@ -133,6 +134,7 @@ class Training:
         if not math.isfinite(value):
             raise NonFiniteError(f"{job.spec.monitor} became {value} after epoch {epoch}; the last checkpoint stands")
         improved = self._improves(value)
+        self.ended = job.enough is not None and job.enough(epoch, value)
         shown = [name for name in dict.fromkeys(["train/loss", "val/loss", job.spec.monitor]) if name in numbers]
         text = "  ".join(f"{name} {numbers[name]:.4f}" for name in shown)
         clock = self.clock
@@ -229,6 +231,7 @@ def _finish(job: Job, state: State, clock: Clock) -> dict[str, Any]:
         "seconds": round(clock.seconds, 2),
         "images_per_second": round(clock.images_per_second, 1),
         "data_wait_share": round(clock.data_wait_share, 4),
+        "peak_memory_mib": peak_memory_mib(job.device),
     }
     if job.ranks.first:
         write_json(job.run / RESULT, result)

@@ -97,7 +97,7 @@ class ClassifyMeter:
             confusion,
             plots=(reliability(rows["reliability"]),),
             spread=spread(lambda weight: found.numbers(self._top_k, weight), len(found)),
-            right={"accuracy": found.hits},
+            right={"accuracy": found.hits, f"top_{self._top_k}": kept["among"]},
         )
 
 

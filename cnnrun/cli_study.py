@@ -1,0 +1,99 @@
+"""The commands that say what a result is worth and where a better one lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cnnrun.arguments import Config, Device, Json, Overrides, Runs, SplitName, Target, show
+
+Plots = Annotated[Path | None, typer.Option(help="A folder for figures.")]
+
+
+def calibrate(target: Target = None, device: Device = "auto", runs: Runs = Path("runs"), as_json: Json = False) -> None:
+    """Fit a temperature on val, so that probabilities are what they say. Example: cnnrun calibrate runs/digits/1"""
+    from cnnrun import calibrating, report_study
+    from cnnrun.device import choose
+
+    show(calibrating.calibrate(target, runs, choose(device)), as_json, report_study.calibrated)
+
+
+def compare(
+    targets: Annotated[list[Path], typer.Argument(help="Runs, checkpoints or configs; each against the first.")],
+    split: SplitName = None,
+    plots: Plots = None,
+    device: Device = "auto",
+    runs: Runs = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """What trained networks differ in, and if it may be chance. Example: cnnrun compare runs/digits/1 runs/digits/2"""
+    from cnnrun import comparing, report_study
+    from cnnrun.device import choose
+
+    show(comparing.compare(targets, runs, choose(device), split, plots), as_json, report_study.compared)
+
+
+def sweep(
+    config: Config,
+    settings: Annotated[
+        list[str],
+        typer.Argument(
+            help="What to look for, low..high, log:low..high or a|b|c; and plain settings.", metavar="KEY.PATH=RANGE..."
+        ),
+    ],
+    trials: Annotated[int, typer.Option(min=1, help="Trials of the study, all processes together.")] = 20,
+    storage: Annotated[
+        str | None, typer.Option(help="A file or a database URL; by default study.log in the sweep's folder.")
+    ] = None,
+    device: Device = "auto",
+    runs: Runs = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Look for settings with Optuna. Example: cnnrun sweep c.yaml train.optimizer.sgd.lr=log:0.001..0.3"""
+    from cnnrun import report_study, sweeping
+    from cnnrun.device import choose, keep_freed_memory
+
+    keep_freed_memory()
+    result = sweeping.sweep(config, settings, trials, runs, choose(device), storage)
+    show(result, as_json, report_study.swept)
+
+
+def find_lr(
+    config: Config,
+    overrides: Overrides = None,
+    low: Annotated[float, typer.Option(help="The lowest rate.")] = 1e-5,
+    high: Annotated[float, typer.Option(help="The highest rate.")] = 10.0,
+    steps: Annotated[int, typer.Option(min=10, max=100_000, help="Training steps from one to the other.")] = 100,
+    plots: Plots = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """The loss over a range of learning rates; nothing is kept. Example: cnnrun find-lr c.yaml --plots figures"""
+    from cnnrun.device import choose, keep_freed_memory
+    from cnnrun.experiment import load
+
+    experiment, chosen = load(config, overrides or []), choose(device)
+    from cnnrun import finding, report_study
+
+    keep_freed_memory()
+    show(finding.find(experiment, chosen, low, high, steps, plots), as_json, report_study.found_lr)
+
+
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    device: Device = "auto",
+    runs: Runs = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """How long a training will take, and how much memory. Example: cnnrun plan configs/digits.yaml"""
+    from cnnrun.device import choose, keep_freed_memory
+    from cnnrun.experiment import load
+
+    experiment, chosen = load(config, overrides or []), choose(device)
+    from cnnrun import planning, report_study
+
+    keep_freed_memory()
+    show(planning.plan(experiment, chosen, runs), as_json, report_study.planned)

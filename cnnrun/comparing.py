@@ -1,0 +1,198 @@
+"""`cnnrun compare`: what two trained networks differ in, and whether the pictures can tell them apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cnnrun.assemble import eval_data, trained
+from cnnrun.dataset import Examples, told
+from cnnrun.errors import ConfigError, printable
+from cnnrun.evaluate import evaluate
+from cnnrun.experiment import Experiment
+from cnnrun.plots import Plot, Series
+from cnnrun.plotting import written
+from cnnrun.resampling import interval, intervals
+from cnnrun.resuming import changed
+from cnnrun.taskspec import Measured
+from cnnrun.trained import Trained
+
+LEVEL = 0.05  # the part of equal pairs that may be called different, all their numbers together
+_ASIDE = {"name", "seed"}  # settings that are no reason for a difference
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A trained network and what it does on a split."""
+
+    run: str
+    experiment: Experiment
+    given: Trained
+    split: str
+    examples: Examples
+    measured: Measured
+    fingerprint: str
+
+
+def compare(
+    targets: Sequence[Path], root: Path, device: torch.device, split: str | None, plots: Path | None = None
+) -> dict[str, Any]:
+    """Each network against the first, on the same pictures. Raises ConfigError for networks of different tasks."""
+    if len(targets) < 2:
+        raise ConfigError("compare needs two or more runs")
+    first, *others = [_seen(target, root, device, split) for target in targets]
+    for other in others:
+        if other.given.task.kind != first.given.task.kind:
+            kinds = f"{first.given.task.kind} and {other.given.task.kind}"
+            raise ConfigError(f"{first.run} and {other.run} are for different tasks ({kinds})")
+    pairs = [_pair(first, other) for other in others]
+    made = {
+        "split": first.split,
+        "samples": len(first.examples),
+        "runs": [_about(each) for each in (first, *others)],
+        "pairs": pairs,
+    }
+    if plots:
+        made["plots"] = written([_figure(first, pair) for pair in pairs if pair["tests"]], plots)
+    return made
+
+
+def _seen(target: Path, root: Path, device: torch.device, split: str | None) -> Seen:
+    experiment, given = trained(target, root, device)
+    name, data = eval_data(experiment, given, split)
+    examples = data.splits[name]
+    criterion = None if given.task.open_set else given.criterion
+    batch = experiment.train.batch
+    measured = evaluate(given.network, criterion, given.task, given.facts, examples, batch, device)
+    return Seen(str(given.run), experiment, given, name, examples, measured, given.facts.fingerprint)
+
+
+def _about(seen: Seen) -> dict[str, Any]:
+    spans = intervals(seen.measured.spread, seen.measured.right)
+    return {"run": seen.run, "step": seen.given.step, "numbers": seen.measured.numbers, "intervals": spans}
+
+
+def _pair(first: Seen, other: Seen) -> dict[str, Any]:
+    settings = [row for row in changed(first.experiment, other.experiment) if row[0] not in _ASIDE]
+    words = [f"{key}: {_word(mine)} in {first.run}, {_word(theirs)} in {other.run}" for key, mine, theirs in settings]
+    seeds = [each.experiment.seed for each in (first, other)]
+    if seeds[0] != seeds[1]:
+        words.append(f"seed: {seeds[0]} and {seeds[1]}")
+    why = _not_paired(first, other)
+    tests = [] if why else tested(first.measured, other.measured)
+    return {
+        "runs": [first.run, other.run],
+        "config": words,
+        "same_config": not settings,
+        "data": _data(first, other),
+        "unpaired": why,
+        "tests": tests,
+        "distinguishable": [row["number"] for row in tests if row["distinguishable"]],
+    }
+
+
+def _word(value: object) -> str:
+    return "left out" if value is None else printable(str(value))
+
+
+def _data(first: Seen, other: Seen) -> list[str]:
+    """What the two learned from that is not the same."""
+    mine, theirs = first.given.facts, other.given.facts
+    if first.fingerprint == other.fingerprint and mine.counts == theirs.counts:
+        return []
+    lines = [
+        f"{name}: {mine.counts.get(name, 0):,} pictures and {theirs.counts.get(name, 0):,}"
+        for name in dict.fromkeys([*mine.counts, *theirs.counts])
+        if mine.counts.get(name) != theirs.counts.get(name)
+    ]
+    if mine.classes != theirs.classes:
+        lines.append(f"classes: {len(mine.classes)} and {len(theirs.classes)}, or in another order")
+    return lines or ["the same numbers of pictures, but other files, times or targets"]
+
+
+def _not_paired(first: Seen, other: Seen) -> str | None:
+    """Why the two were not measured on the same pictures, or None."""
+    mine, theirs = first.examples, other.examples
+    if first.split != other.split or len(mine) != len(theirs):
+        return f"{first.split} of {len(mine):,} pictures and {other.split} of {len(theirs):,}"
+    for place in range(len(mine)):
+        if mine.name(place) != theirs.name(place):
+            return f"picture {place} is {printable(mine.name(place))} and {printable(theirs.name(place))}"
+    known = [told(each.source.targets, len(each.source))[each.source_rows] for each in (mine, theirs)]
+    return None if torch.equal(*known) else "the pictures have other targets"
+
+
+def tested(first: Measured, other: Measured) -> list[dict[str, Any]]:
+    """A row a number that both have: the difference with its interval, and whether it may be chance.
+
+    Numbers that are shares of the pictures by McNemar's exact test (1947), others by a bootstrap over pictures, the
+    same draws for both (Efron and Tibshirani 1993, ch. 16). Of all numbers together at most LEVEL of equal pairs are
+    called different (Holm 1979).
+    """
+    rows: list[dict[str, Any]] = []
+    for name, value in first.numbers.items():
+        if name not in other.numbers or not (name in first.spread and name in other.spread):
+            continue
+        if len(first.spread[name]) != len(other.spread[name]):
+            continue
+        difference = other.spread[name] - first.spread[name]
+        low, high = interval(difference)
+        binary = name in first.right and name in other.right
+        p = mcnemar(first.right[name], other.right[name]) if binary else bootstrapped(difference)
+        rows.append(
+            {
+                "number": name,
+                "first": value,
+                "other": other.numbers[name],
+                "difference": other.numbers[name] - value,
+                "from": low,
+                "to": high,
+                "p": p,
+                "test": "McNemar" if binary else "bootstrap",
+            }
+        )
+    for row, below in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row["distinguishable"] = below
+    return rows
+
+
+def mcnemar(first_N: NDArray[np.bool_], other_N: NDArray[np.bool_]) -> float:
+    """The probability of such a difference or a larger one if both were right equally often, exactly."""
+    from scipy.stats import binomtest
+
+    better, worse = int((other_N & ~first_N).sum()), int((first_N & ~other_N).sum())
+    return float(binomtest(better, better + worse).pvalue) if better + worse else 1.0
+
+
+def bootstrapped(difference_D: NDArray[np.float64]) -> float:
+    """Twice the part of the draws on the far side of no difference; never 0, of so many draws."""
+    count = len(difference_D)
+    tail = min(int((difference_D <= 0).sum()), int((difference_D >= 0).sum()))
+    return min(1.0, 2 * (tail + 1) / (count + 1))
+
+
+def holm(p_values: Sequence[float]) -> list[bool]:
+    """Which are small enough, tested together."""
+    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
+    small = [False] * len(p_values)
+    for rank, place in enumerate(order):
+        if p_values[place] > LEVEL / (len(p_values) - rank):
+            break
+        small[place] = True
+    return small
+
+
+def _figure(first: Seen, pair: dict[str, Any]) -> Plot:
+    rows: list[dict[str, Any]] = pair["tests"]
+    places = [float(place) for place in range(len(rows))]
+    middle, low, high = ([float(row[key]) for row in rows] for key in ("difference", "from", "to"))
+    differences = Series("difference, 95 %", middle, places, "spans", low, high)
+    nothing = Series("none", [0.0, 0.0], [-0.5, len(rows) - 0.5])
+    title = f"{pair['runs'][1]} less {first.run} on {first.split}"
+    return Plot(title, "difference", "", (differences, nothing), ticks=tuple(row["number"] for row in rows))

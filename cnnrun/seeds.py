@@ -1,0 +1,68 @@
+"""`cnnrun train --seeds N`: the same config under several seeds, and what it gives on average."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cnnrun import commands, runs, torchrun
+from cnnrun.errors import ConfigError, DataError
+from cnnrun.experiment import Experiment
+from cnnrun.progress import say
+from cnnrun.resuming import finished
+
+
+def train(
+    experiment: Experiment, count: int, root: Path, device: torch.device, resume: bool, strict: bool
+) -> dict[str, Any]:
+    """A run for each of `count` seeds from the config's on, and the summary, which is kept under the config's name.
+
+    With `resume`, finished runs of the same config and seed are taken as they are. Raises DataError where the data
+    changed between them.
+    """
+    if torchrun.size() > 1:
+        raise ConfigError("--seeds trains one after the other; start it without torchrun, or each seed with it")
+    seeds = range(experiment.seed, experiment.seed + count)
+    rows = []
+    for place, seed in enumerate(seeds, 1):
+        of_seed = experiment.model_copy(update={"seed": seed})
+        run = finished(of_seed, root) if resume else None
+        say(f"seed {seed} ({place} of {count})" + (f": {run} is finished" if run else ""))
+        run = run or Path(commands.train(of_seed, root, device, resume, strict)["run"])
+        measured = commands.evaluate(run, root, device, None)
+        rows.append({"seed": seed, "run": str(run), "split": measured["split"], "numbers": measured["numbers"]})
+    _same_data([Path(row["run"]) for row in rows])
+    made = {
+        "name": experiment.name,
+        "split": rows[0]["split"],
+        "seeds": list(seeds),
+        "runs": rows,
+        "summary": {name: spread([row["numbers"][name] for row in rows]) for name in rows[0]["numbers"]},
+    }
+    path = root / experiment.name / f"seeds-{seeds[0]}-{seeds[-1]}.json"
+    runs.write_json(path, made)
+    return {"path": str(path), **made}
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Mean, deviation, and the ends of Student's 95 % interval of the mean; of one value no more than that."""
+    from scipy.stats import t
+
+    mean = math.fsum(values) / len(values)
+    if len(values) == 1:
+        return {"mean": mean}
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+    half = float(t.ppf(0.975, len(values) - 1)) * deviation / math.sqrt(len(values))
+    return {"mean": mean, "deviation": deviation, "from": mean - half, "to": mean + half}
+
+
+def _same_data(folders: Sequence[Path]) -> None:
+    """Raises DataError where not all runs learned from the same data."""
+    seen = {runs.fingerprint(folder): folder for folder in folders}
+    if len(seen) > 1:
+        one, other, *_ = seen.values()
+        raise DataError(f"{one} and {other} learned from different data; train all seeds anew, without --resume")

@@ -1,0 +1,273 @@
+"""`cnnrun sweep`: settings looked for by Optuna, a training each; any number of processes may share one study."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cnnrun import commands
+from cnnrun.errors import ConfigError, DataError, NonFiniteError
+from cnnrun.experiment import Experiment, load
+from cnnrun.learner import monitored_numbers
+from cnnrun.progress import say
+from cnnrun.randomness import key
+from cnnrun.runs import write_text
+
+STUDY = "study.log"
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_RANGE = re.compile(rf"(log:)?({_NUMBER})\.\.({_NUMBER})")
+_WARMUP = 0.2  # of the epochs, before which nothing is pruned
+_AGAIN = "again"  # a trial whose process was killed goes on under this attribute
+_LOST = "the process was killed"
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers between two ends, on a logarithmic scale or not, whole where both ends are written so."""
+
+    low: float
+    high: float
+    log: bool
+    whole: bool
+
+    def ends(self) -> list[Any]:
+        return [int(self.low), int(self.high)] if self.whole else [self.low, self.high]
+
+    def suggested(self, trial: Any, name: str) -> Any:
+        if self.whole:
+            return trial.suggest_int(name, int(self.low), int(self.high), log=self.log)
+        return trial.suggest_float(name, self.low, self.high, log=self.log)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several values, as they are written in YAML."""
+
+    values: tuple[str, ...]
+
+    def ends(self) -> list[Any]:
+        return list(self.values)
+
+    def suggested(self, trial: Any, name: str) -> Any:
+        return trial.suggest_categorical(name, list(self.values))
+
+
+Space = dict[str, Range | Choice]
+
+
+def space_of(words: Sequence[str]) -> tuple[Space, list[str]]:
+    """What is looked for, by setting, and the plain overrides. Raises ConfigError."""
+    space, plain = Space(), []
+    for word in words:
+        name, _, written = word.partition("=")
+        if found := _RANGE.fullmatch(written):
+            space[name] = _range(word, *found.groups())
+        elif "|" in written:
+            values = tuple(value.strip() for value in written.split("|"))
+            if len(set(values)) < len(values) or "" in values:
+                raise ConfigError(f"argument {word!r}: give different values, with | between them")
+            space[name] = Choice(values)
+        else:
+            plain.append(word)
+    if not space:
+        raise ConfigError("nothing to look for: give ranges, such as train.optimizer.sgd.lr=log:0.001..0.3, or a|b|c")
+    return space, plain
+
+
+def _range(word: str, log: str | None, low: str, high: str) -> Range:
+    made = Range(float(low), float(high), bool(log), all(re.fullmatch(r"[+-]?\d+", end) for end in (low, high)))
+    if made.low >= made.high:
+        raise ConfigError(f"argument {word!r}: the first end is not below the second")
+    if made.log and made.low <= 0:
+        raise ConfigError(f"argument {word!r}: a logarithmic range is above 0")
+    return made
+
+
+def sweep(
+    config: Path, words: Sequence[str], trials: int, root: Path, device: torch.device, storage: str | None
+) -> dict[str, Any]:
+    """Trials until the study has so many, those of other processes included; returns all, and writes the best config.
+
+    What was begun by processes that were killed is gone on with. Raises ConfigError where an end of a range is wrong.
+    """
+    if torchrun.size() > 1:
+        raise ConfigError("sweep trains on one device; start it several times, without torchrun, to use several")
+    space, plain = space_of(words)
+    base = _checked(config, plain, space)
+    folder = root / f"{base.name}-sweep"
+    folder.mkdir(parents=True, exist_ok=True)
+    study = _study(base, folder, storage, space, plain)
+    while (trial := _next(study, folder, trials, base)) is not None:
+        with trial.held:
+            _run(study, trial.asked, space, (config, plain, folder), device)
+            _lock_of(folder, trial.asked.number).unlink()
+    return _told(study, base, config, plain, folder)
+
+
+def _checked(config: Path, plain: Sequence[str], space: Space) -> Experiment:
+    """The config, once both ends of every range and every choice can be trained as far as the file can tell."""
+    base = load(config, plain)
+    for place in range(max(len(each.ends()) for each in space.values())):
+        ends = {name: each.ends()[min(place, len(each.ends()) - 1)] for name, each in space.items()}
+        load(config, [*plain, *_overrides(ends)])
+    return base
+
+
+def _overrides(values: dict[str, Any]) -> list[str]:
+    return [f"{name}={value}" for name, value in values.items()]
+
+
+def _study(base: Experiment, folder: Path, storage: str | None, space: Space, plain: Sequence[str]) -> Any:
+    """The study of this name in the storage; its sampler is seeded by the config's seed and how far the study is."""
+    try:
+        import optuna
+        from optuna.storages.journal import JournalFileBackend
+    except ImportError:
+        raise ConfigError("sweep needs Optuna: pip install 'cnnrun[sweep]'") from None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    there: Any = storage
+    if storage is None or "://" not in storage:
+        there = optuna.storages.JournalStorage(JournalFileBackend(str(storage or folder / STUDY)))
+    direction = {"max": "maximize", "min": "minimize"}[monitored_numbers(base.task)[base.train.monitor]]
+    warmup = max(1, round(_WARMUP * base.train.epochs))
+    study = optuna.create_study(
+        storage=there,
+        study_name=base.name,
+        direction=direction,  # type: ignore[arg-type]
+        load_if_exists=True,
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=warmup),
+    )
+    about = {"space": repr(space), "config": base.to_yaml()}
+    for name, value in about.items():
+        if study.user_attrs.setdefault(name, value) != value:
+            raise ConfigError(
+                f"{folder}: holds a study of another {name}; remove it, give --storage, or another name=..."
+            )
+        study.set_user_attr(name, value)
+    return study
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A trial and this process's hold on it."""
+
+    asked: Any
+    held: contextlib.ExitStack
+
+
+def _next(study: Any, folder: Path, trials: int, base: Experiment) -> Begun | None:
+    """The next trial, held by this process; None where the study has as many as wanted."""
+    from optuna.samplers import TPESampler
+    from optuna.trial import TrialState
+
+    with _locked(folder / "study.lock", wait=True):
+        _put_back(study, folder)
+        waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        begun = [each for each in study.get_trials(deepcopy=False) if not _given_up(each)]
+        if not waiting and len(begun) >= trials:
+            return None
+        study.sampler = TPESampler(seed=key(base.seed, len(begun)) % 2**32, constant_liar=True)
+        trial = study.ask()
+        held = contextlib.ExitStack()
+        held.enter_context(_locked(_lock_of(folder, trial.number), wait=False))
+        return Begun(trial, held)
+
+
+def _given_up(trial: Any) -> bool:
+    return bool(trial.user_attrs.get("why") == _LOST)
+
+
+def _put_back(study: Any, folder: Path) -> None:
+    """Trials that run and that no process holds are put in line again, with the settings they had."""
+    from optuna.trial import TrialState
+
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        try:
+            with _locked(_lock_of(folder, trial.number), wait=False):
+                study.enqueue_trial(trial.params, user_attrs={_AGAIN: True})
+                study._storage.set_trial_user_attr(trial._trial_id, "why", _LOST)
+                study.tell(trial.number, state=TrialState.FAIL)
+        except BlockingIOError:
+            continue
+
+
+def _lock_of(folder: Path, number: int) -> Path:
+    return folder / f"trial-{number}.lock"
+
+
+@contextmanager
+def _locked(path: Path, wait: bool) -> Iterator[None]:
+    """Hold a file; the hold ends with the process. Raises BlockingIOError where another holds it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _run(study: Any, trial: Any, space: Space, base: tuple[Path, Sequence[str], Path], device: torch.device) -> None:
+    """Train with a trial's settings and tell the study; what cannot be trained so is told as that."""
+    from optuna.trial import TrialState
+
+    config, plain, folder = base
+    values = {name: each.suggested(trial, name) for name, each in space.items()}
+    say(f"trial {trial.number}: {'  '.join(_overrides(values))}")
+    pruned: list[int] = []
+
+    def enough(epoch: int, value: float) -> bool:
+        trial.report(value, epoch)
+        if trial.should_prune():
+            pruned.append(epoch)
+        return bool(pruned)
+
+    try:
+        experiment = load(config, [*plain, *_overrides(values)]).model_copy(update={"name": folder.name})
+        resume = bool(trial.user_attrs.get(_AGAIN))
+        result = commands.train(experiment, folder.parent, device, resume=resume, enough=enough)
+    except (ConfigError, DataError, NonFiniteError) as error:
+        say(f"trial {trial.number} failed: {error.lines[0]}")
+        trial.set_user_attr("why", error.lines[0])
+        study.tell(trial, state=TrialState.FAIL)
+        return
+    trial.set_user_attr("run", result["run"])
+    if pruned:
+        say(f"trial {trial.number} ended after epoch {pruned[0]}: worse than the median of those before")
+        study.tell(trial, state=TrialState.PRUNED)
+    else:
+        study.tell(trial, next(iter(result["best"].values())))
+
+
+def _told(study: Any, base: Experiment, config: Path, plain: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Every trial, and the best, whose config is written."""
+    from optuna.trial import TrialState
+
+    rows = [
+        {
+            "trial": each.number,
+            "state": each.state.name.lower(),
+            "value": each.value,
+            "settings": each.params,
+            "run": each.user_attrs.get("run"),
+            "why": each.user_attrs.get("why"),
+        }
+        for each in study.get_trials(deepcopy=False)
+        if not _given_up(each)
+    ]
+    made: dict[str, Any] = {"name": base.name, "monitor": base.train.monitor, "trials": rows, "best": None}
+    if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        return made
+    best = study.best_trial
+    path = folder / "best.yaml"
+    header = f"# The best of {len(rows)} trials of `cnnrun sweep`: {base.train.monitor} {best.value:.6g}\n"
+    write_text(path, header + load(config, [*plain, *_overrides(best.params)]).to_yaml())
+    return {**made, "best": {"trial": best.number, "value": best.value, "settings": best.params, "config": str(path)}}
