@@ -55,8 +55,9 @@ def equal_error(embeddings: Rows, labels: NDArray[np.int64]) -> tuple[float, flo
     """EER over all pairs, and the middle 95 % of a bootstrap over people."""
     pairs = all_pairs(labels)
     scores = pairs.similarities(embeddings)
-    low, high = interval(spread(scores, pairs, labels, lambda curve: {"eer": curve.eer()})["eer"])
-    return Ranked(scores, pairs.same_M).curve().eer(), low, high
+    eer = Ranked(scores, pairs.same_M).curve().eer()
+    low, high = interval(eer, spread(scores, pairs, labels, lambda curve: {"eer": curve.eer()})["eer"])
+    return eer, low, high
 
 
 def trained(config: Path, root: Path, seed: int, *words: str) -> tuple[float, experiment.Experiment, Any]:

@@ -122,7 +122,7 @@ def evaluate(
         "split": name,
         "samples": len(data.splits[name]),
         "numbers": measured.numbers,
-        "intervals": intervals(measured.spread, measured.right),
+        "intervals": intervals(measured.numbers, measured.spread, measured.right),
         "tables": measured.tables,
         "matrices": measured.matrices,
         **({"plots": written(measured.plots, plots)} if plots else {}),

@@ -74,7 +74,7 @@ def _seen(target: Path, root: Path, device: torch.device, split: str | None) -> 
 
 
 def _about(seen: Seen) -> dict[str, Any]:
-    spans = intervals(seen.measured.spread, seen.measured.right)
+    spans = intervals(seen.measured.numbers, seen.measured.spread, seen.measured.right)
     return {"run": seen.run, "step": seen.given.step, "numbers": seen.measured.numbers, "intervals": spans}
 
 
@@ -142,7 +142,7 @@ def tested(first: Measured, other: Measured) -> list[dict[str, Any]]:
         if len(first.spread[name]) != len(other.spread[name]):
             continue
         difference = other.spread[name] - first.spread[name]
-        low, high = interval(difference)
+        low, high = interval(other.numbers[name] - value, difference)
         binary = name in first.right and name in other.right
         p = mcnemar(first.right[name], other.right[name]) if binary else bootstrapped(difference)
         rows.append(

@@ -213,7 +213,7 @@ class Quantile(FitSpec):
 
     def plain(self, raw_BLk: Tensor, truth_BL: Tensor) -> Tensor:
         off = truth_BL[:, :, None] - rising(raw_BLk)
-        part = torch.tensor(self.quantiles, device=off.device)
+        part = torch.tensor(self.quantiles, dtype=off.dtype, device=off.device)
         return torch.maximum(part * off, (part - 1) * off).mean(2)
 
     def decoder(self, units: Units, temperature: float) -> Numbers:

@@ -28,9 +28,16 @@ def spread(of: Callable[[Floats], dict[str, float]], count: int, number: int = D
     return {name: np.array([each[name] for each in found]) for name in found[0]} if found else {}
 
 
-def interval(values: Floats, level: float = 0.95) -> tuple[float, float]:
-    """The middle part of the draws' values (Efron and Tibshirani 1993, ch. 13): NaN where any of them is."""
-    low, high = np.quantile(values, ((1 - level) / 2, (1 + level) / 2))
+def interval(value: float, values: Floats) -> tuple[float, float]:
+    """The 95 % interval of a number from its values over draws: their middle, less twice their bias.
+
+    What draws are off the number, the number is off the truth, on average (Efron and Tibshirani 1993, ch. 10): much for
+    a calibration error, hardly for anything else. Without that, 0 to 90 of 100 intervals of a calibration error held
+    the truth in simulations, with it 87. What is a share in every draw stays one.
+    """
+    low, high = np.quantile(values - 2 * (values.mean() - value), (0.025, 0.975))
+    if values.min() >= 0:
+        low, high = max(0.0, low), (min(1.0, high) if values.max() <= 1 else high)
     return float(low), float(high)
 
 
@@ -42,6 +49,11 @@ def wilson(right_N: NDArray[np.bool_]) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def intervals(spread: Mapping[str, Floats], right: Mapping[str, NDArray[np.bool_]]) -> dict[str, list[float]]:
+def intervals(
+    numbers: Mapping[str, float], spread: Mapping[str, Floats], right: Mapping[str, NDArray[np.bool_]]
+) -> dict[str, list[float]]:
     """The 95 % interval of each number: of shares of the pictures Wilson's, of others the bootstrap's."""
-    return {name: list(wilson(right[name]) if name in right else interval(values)) for name, values in spread.items()}
+    return {
+        name: list(wilson(right[name]) if name in right else interval(numbers[name], values))
+        for name, values in spread.items()
+    }

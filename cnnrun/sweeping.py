@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from cnnrun import commands
+from cnnrun import commands, torchrun
 from cnnrun.errors import ConfigError, DataError, NonFiniteError
 from cnnrun.experiment import Experiment, load
 from cnnrun.learner import monitored_numbers

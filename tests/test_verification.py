@@ -133,7 +133,8 @@ def test_a_folds_threshold_does_not_look_at_the_fold():
 
 
 def of_eer(scores, pairs, labels):
-    return interval(verification.spread(scores, pairs, labels, lambda curve: {"eer": curve.eer()})["eer"])
+    eer = Ranked(scores, pairs.same_M).curve().eer()
+    return interval(eer, verification.spread(scores, pairs, labels, lambda curve: {"eer": curve.eer()})["eer"])
 
 
 def test_intervals_hold_the_number_and_narrow_with_people():

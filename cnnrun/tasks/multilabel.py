@@ -18,6 +18,7 @@ from cnnrun.resampling import spread
 from cnnrun.spec import Kind, Kinds
 from cnnrun.taskspec import Better, Criterion, Kept, Measured, Results, TaskSpec, View
 
+_TINY = 1e-6
 THRESHOLD = 0.5  # of a class for which val has chosen none
 
 
@@ -50,7 +51,8 @@ class Focal(LabelLoss):
     def each(self, logit_BK: Tensor, present_BK: Tensor, weight_K: Tensor | None) -> Tensor:
         score = logit_BK.sigmoid()
         wrong = present_BK * (1 - score) + (1 - present_BK) * score
-        return wrong.pow(self.gamma) * Bce().each(logit_BK, present_BK, weight_K)
+        # A root has no slope at 0, where nothing is left to learn.
+        return wrong.clamp(min=_TINY).pow(self.gamma) * Bce().each(logit_BK, present_BK, weight_K)
 
 
 class Asymmetric(LabelLoss):

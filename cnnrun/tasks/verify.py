@@ -105,7 +105,8 @@ class VerifyMeter:
         counts |= {"of": f"{pairs.total[0]:,} and {pairs.total[1]:,}"}
         if not spread:
             counts["note"] = f"no intervals: people are fewer than {verification.FEWEST}"
-        ends = {name: dict(zip(("from", "to"), interval(values), strict=True)) for name, values in spread.items()}
+        spans = {name: interval(numbers[name], values) for name, values in spread.items()}
+        ends = {name: {"from": low, "to": high} for name, (low, high) in spans.items()}
         headlines = [
             {"number": name, "value": numbers[name], **ends.get(name, {}), **counts} for name in ("eer", "auc")
         ]

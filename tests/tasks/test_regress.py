@@ -1,0 +1,286 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from sklearn import metrics as sk
+from torch import distributions
+
+from cnnrun.contracts import CannotPass, Facts, Number
+from cnnrun.fits import Gaussian, Huber, Mae, Mse, Quantile, normal, von_mises
+from cnnrun.residuals import Residuals, circular_mean, wrapped
+from cnnrun.tasks.regress import Regress
+
+FACTS = Facts(
+    (),
+    (1, 8, 8),
+    numbers=(
+        Number("weight", 500.0, 120.0, 10.0, 900.0),
+        Number("angle", 3.0, 26.0, -45.0, 45.0),
+        Number("hour", 12.0, 6.0, 0.0, 24.0),
+        Number("length", 0.02, 0.004, 0.0, 0.05),
+    ),
+)
+ANGLES = {"angle": 360.0, "hour": 24.0}
+
+
+def truth(count: int, seed: int = 0) -> torch.Tensor:
+    draw = np.random.default_rng(seed)
+    columns = [draw.normal(500, 120, count), draw.uniform(-45, 45, count), draw.uniform(0, 24, count)]
+    return torch.tensor(np.column_stack([*columns, draw.normal(0.02, 0.004, count)]), dtype=torch.float32)
+
+
+def encoded(task: Regress, values: torch.Tensor, extra: float = 0.0) -> torch.Tensor:
+    """The raw outputs that mean these values: what a perfect network would give."""
+    units, each = task._units(FACTS), task.loss.outputs
+    chosen = values[:, units.place]
+    count = len(units.mean)
+    plain = (chosen[:, :count] - torch.tensor(units.mean)) / torch.tensor(units.std)
+    raw = torch.full((len(values), count, each), extra)
+    raw[:, :, 0] = plain
+    turn = chosen[:, count:] / torch.tensor(units.period) * 2 * math.pi
+    return torch.cat([raw.flatten(1), torch.stack([turn.cos(), turn.sin()], 2).flatten(1)], 1)
+
+
+# --- losses = formulas ------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_plain_losses_are_torchs_own(seed):
+    draw = torch.Generator().manual_seed(seed)
+    raw, target = (torch.randn(7, 3, dtype=torch.float64, generator=draw) * 3 for _ in range(2))
+    for loss, theirs in (
+        (Mse(), torch.nn.MSELoss()),
+        (Mae(), torch.nn.L1Loss()),
+        (Huber(delta=0.7), torch.nn.HuberLoss(delta=0.7)),
+    ):
+        assert loss.plain(raw[:, :, None], target).mean().item() == pytest.approx(theirs(raw, target).item(), rel=1e-12)
+
+
+@given(st.integers(0, 1000), st.floats(0.2, 5))
+@settings(max_examples=20, deadline=None)
+def test_the_likelihoods_are_those_of_torchs_distributions(seed, temperature):
+    draw = torch.Generator().manual_seed(seed)
+    raw = torch.randn(9, 4, 2, dtype=torch.float64, generator=draw) * 3
+    target = torch.randn(9, 4, dtype=torch.float64, generator=draw)
+    deviation = (torch.nn.functional.softplus(raw[:, :, 1]) + 1e-6).sqrt() * temperature
+    expected = -distributions.Normal(raw[:, :, 0], deviation).log_prob(target)
+    torch.testing.assert_close(normal(raw, target, temperature), expected, rtol=1e-10, atol=1e-10)
+    angle = target * 2
+    kappa = raw.square().sum(2).sqrt() / temperature**2
+    expected = -distributions.VonMises(torch.atan2(raw[:, :, 1], raw[:, :, 0]), kappa).log_prob(angle)
+    found = von_mises(raw, torch.stack([angle.cos(), angle.sin()], 2), temperature)
+    # torch's own log I0 is a polynomial of 1e-7 or so
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_von_mises_integrates_to_one_and_stays_finite():
+    turn = torch.linspace(-math.pi, math.pi, 20001, dtype=torch.float64)[:-1]
+    unit = torch.stack([turn.cos(), turn.sin()], 1)[:, None]
+    for kappa in (1e-3, 0.5, 3.0, 200.0):
+        density = torch.exp(-von_mises(torch.tensor([[[kappa, 0.0]]]).double().expand(len(turn), 1, 2), unit, 1.0))
+        assert float(density.mean() * 2 * math.pi) == pytest.approx(1, rel=1e-6)
+    far = torch.tensor([[[1e4, 1e4]]], requires_grad=True)
+    von_mises(far, torch.tensor([[[0.0, -1.0]]]), 1.0).sum().backward()
+    assert far.grad.isfinite().all()
+    none = torch.zeros(1, 1, 2, requires_grad=True)
+    von_mises(none, torch.tensor([[[1.0, 0.0]]]), 1.0).sum().backward()
+    assert none.grad.isfinite().all()
+
+
+def test_the_quantile_loss_is_the_pinball_loss_and_its_quantiles_never_cross():
+    loss = Quantile(quantiles=[0.1, 0.5, 0.8])
+    raw, target = torch.randn(50, 1, 3, dtype=torch.float64) * 2, torch.randn(50, 1, dtype=torch.float64)
+    from cnnrun.fits import rising
+
+    quantiles = rising(raw)
+    assert (quantiles.diff(dim=2) > 0).all()
+    expected = np.mean(
+        [
+            sk.mean_pinball_loss(target[:, 0], quantiles[:, 0, place], alpha=part)
+            for place, part in enumerate((0.1, 0.5, 0.8))
+        ]
+    )
+    assert loss.plain(raw, target).mean().item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("loss", [Mse(), Mae(), Huber(), Gaussian()], ids=lambda loss: loss.kind)
+def test_the_loss_of_perfect_outputs_is_the_least_and_mean_of_parts(loss):
+    task = Regress(angles=ANGLES, loss=loss)
+    criterion, values = task.criterion(FACTS), truth(12)
+    targets = {"numbers": values}
+    perfect = encoded(task, values)
+    (best,) = criterion(perfect, targets).values()
+    for change in (-0.3, 0.3):
+        (other,) = criterion(perfect + change, targets).values()
+        assert other > best
+    halves = [next(iter(criterion(perfect[i : i + 6], {"numbers": values[i : i + 6]}).values())) for i in (0, 6)]
+    assert float(sum(halves) / 2) == pytest.approx(float(best), abs=1e-6)
+    if loss.kind != "gaussian":
+        assert float(best) == pytest.approx(0, abs=1e-6)
+
+
+def test_an_angle_is_near_its_neighbour_across_the_turn():
+    task = Regress(columns=["hour"], angles={"hour": 24})
+    criterion = task.criterion(FACTS)
+    values = torch.zeros(1, 4)
+    late = encoded(task, torch.tensor([[0, 0, 23.9, 0.0]]))
+    values[0, 2] = 0.1
+    (near,) = criterion(late, {"numbers": values}).values()
+    values[0, 2] = 12.0
+    (far,) = criterion(late, {"numbers": values}).values()
+    assert float(near) < 0.01 < float(far)
+
+
+# --- raw outputs <-> numbers ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("columns", [[], ["length", "angle"], ["hour"], ["weight"], ["angle", "weight", "hour"]])
+@pytest.mark.parametrize("loss", [Mse(), Gaussian()], ids=lambda loss: loss.kind)
+def test_what_is_encoded_is_decoded_in_the_datas_order_and_unit(columns, loss):
+    names = columns or [number.name for number in FACTS.numbers]
+    task = Regress(columns=columns, angles={k: v for k, v in ANGLES.items() if k in names}, loss=loss)
+    values = truth(40)
+    found = task.decoder(FACTS)(encoded(task, values))
+    known = [number.name for number in FACTS.numbers]
+    expected = values[:, [known.index(name) for name in names]]
+    torch.testing.assert_close(found["values"], expected, rtol=1e-4, atol=1e-4)
+    assert {name: tuple(value.shape[1:]) for name, value in found.items()} == task.signature(FACTS)
+    assert task.head([(16,)], FACTS)(torch.zeros(2, 16)).shape[1] == encoded(task, values).shape[1]
+
+
+def test_deviations_are_in_the_numbers_own_unit_and_warm_with_the_temperature():
+    task = Regress(columns=["weight"], loss=Gaussian())
+    raw = torch.tensor([[0.5, math.log(math.e - 1)]])  # softplus of it is 1
+    found = task.decoder(FACTS)(raw)
+    assert found["values"].item() == pytest.approx(560)
+    assert found["deviations"].item() == pytest.approx(120, rel=1e-4)
+    from dataclasses import replace
+
+    warm = task.decoder(replace(FACTS, chosen={"temperature": 2.0}))(raw)
+    assert warm["deviations"].item() == pytest.approx(240, rel=1e-4)
+    assert warm["values"].item() == pytest.approx(560)
+
+
+def test_angles_are_given_in_the_range_that_the_data_has():
+    task = Regress(columns=["angle", "hour"], angles=ANGLES)
+    values = truth(200)
+    values[:, 1] = torch.linspace(-179, 179, 200)
+    found = task.decoder(FACTS)(encoded(task, values))["values"]
+    assert (found[:, 0] >= -180).all()
+    assert (found[:, 0] < 180.01).all()
+    assert (found[:, 1] >= 0).all()
+    assert (found[:, 1] < 24.01).all()
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 10_000), st.integers(2, 80), st.integers(1, 40))
+@settings(max_examples=25, deadline=None)
+def test_numbers_equal_scikit_learns(seed, count, batch):
+    task, draw = Regress(columns=["weight", "length"]), np.random.default_rng(seed)
+    values = truth(count, seed)
+    said = values[:, [0, 3]] * torch.tensor(draw.uniform(0.5, 1.5, (count, 2)), dtype=torch.float32)
+    meter = task.meter(FACTS)
+    for part, of in zip(said.split(batch), values.split(batch), strict=True):
+        meter.update({"values": part}, {"numbers": of})
+    measured = meter.compute()
+    true, given_ = values[:, [0, 3]].double().numpy(), said.double().numpy()
+    assert measured.numbers["mae"] == pytest.approx(sk.mean_absolute_error(true, given_))
+    assert measured.numbers["rmse"] == pytest.approx(sk.root_mean_squared_error(true, given_))
+    assert measured.numbers["r2"] == pytest.approx(sk.r2_score(true, given_))
+    for row, column in zip(measured.tables["per_target"], (0, 1), strict=True):
+        constant = np.full(count, (500.0, 0.02)[column])
+        blind = sk.mean_absolute_error(true[:, column], constant)
+        assert row["constant's mae"] == pytest.approx(blind)
+        assert row["gain"] == pytest.approx(1 - sk.mean_absolute_error(true[:, column], given_[:, column]) / blind)
+    assert {plot.title for plot in measured.plots} >= {"weight: said against true", "length: residuals"}
+
+
+@given(st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_weights_count_samples_as_often(seed):
+    draw = np.random.default_rng(seed)
+    true, said = draw.normal(0, 10, (30, 2)), draw.normal(0, 10, (30, 2))
+    times = draw.integers(0, 4, 30)
+    times[0] += 1
+    periods = [None, 7.0]
+    weighted = Residuals(said, true, periods, [0.3, 0.0]).numbers(times.astype(float))
+    again = Residuals(said.repeat(times, 0), true.repeat(times, 0), periods, [0.3, 0.0])
+    # The constant of an angle is its circular mean over all pictures, drawn or not.
+    repeated = again.numbers()
+    for name in ("mae", "rmse", "r2"):
+        assert weighted[name] == pytest.approx(repeated[name])
+
+
+@given(st.floats(-1000, 1000), st.floats(-1000, 1000), st.floats(0.1, 400))
+def test_a_wrapped_difference_is_the_short_way_round(one, other, period):
+    found = float(wrapped(np.array([one - other]), period)[0])
+    assert -period / 2 - 1e-9 <= found <= period / 2 + 1e-9
+    turns = (one - other - found) / period
+    assert turns == pytest.approx(round(turns), abs=1e-6)
+
+
+def test_the_circular_mean_is_scipys():
+    from scipy.stats import circmean
+
+    values = np.random.default_rng(0).normal(350, 20, 500) % 360
+    assert circular_mean(values, 360) % 360 == pytest.approx(circmean(values, high=360, low=0))
+
+
+def test_what_was_said_of_intervals_is_held_to():
+    draw = np.random.default_rng(0)
+    task = Regress(columns=["weight"], loss=Gaussian())
+    meter, deviations = task.meter(FACTS), draw.uniform(5, 50, 20_000)
+    values = np.full(20_000, 500.0)
+    numbers = np.zeros((20_000, 4), np.float32)
+    numbers[:, 0] = values + draw.normal(0, deviations)
+    meter.update(
+        {"values": torch.tensor(values)[:, None], "deviations": torch.tensor(deviations)[:, None]},
+        {"numbers": torch.tensor(numbers)},
+    )
+    (row,) = meter.compute().tables["intervals_said"]
+    assert row["inside 50%"] == pytest.approx(0.5, abs=0.012)
+    assert row["inside 80%"] == pytest.approx(0.8, abs=0.012)
+    assert row["inside 95%"] == pytest.approx(0.95, abs=0.006)
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def test_what_makes_no_sense_is_refused():
+    with pytest.raises(ValidationError, match="not among columns"):
+        Regress(columns=["weight"], angles={"angle": 360})
+    with pytest.raises(ValidationError, match="no meaning for angles"):
+        Regress(angles={"angle": 360}, loss=Quantile())
+    with pytest.raises(ValidationError, match="names one twice"):
+        Regress(columns=["weight", "weight"])
+    with pytest.raises(ValidationError, match=r"0\.5 among them"):
+        Quantile(quantiles=[0.1, 0.9])
+    with pytest.raises(CannotPass, match="linear layer needs a vector"):
+        Regress().head([(4, 2, 2)], FACTS)
+
+
+def test_what_the_data_has_not_is_named():
+    assert "did you mean 'weight'" in Regress(columns=["wieght"]).problem(FACTS)
+    assert "there is no number 'turn'" in Regress(angles={"turn": 360}).problem(FACTS)
+    still = Facts((), (1, 8, 8), numbers=(Number("weight", 5.0, 0.0, 5.0, 5.0),))
+    assert Regress().problem(still) == "weight is 5 in every training picture; there is nothing to learn"
+    assert Regress(angles=ANGLES).problem(FACTS) is None
+
+
+def test_an_artefact_must_give_the_same_numbers_angles_the_short_way_round():
+    task = Regress(angles=ANGLES)
+    ours = {"values": torch.tensor([[500.0, 179.99, 23.999, 0.02]])}
+    theirs = {"values": torch.tensor([[500.01, -179.99, 0.001, 0.02]])}
+    assert task.agree(ours, theirs, FACTS) is None
+    off = {"values": torch.tensor([[500.0, 179.99, 23.999, 0.0201]])}
+    assert "differ by up to 2.50e-02 deviations" in task.agree(ours, off, FACTS)
+    assert task.agree(ours, {"values": ours["values"] * math.nan}, FACTS)

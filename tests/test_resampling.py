@@ -1,0 +1,162 @@
+"""Intervals hold what they say: the truth, known because it was made, lies in 95 of 100 of them."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from cnnrun import comparing
+from cnnrun.comparing import bootstrapped, holm, mcnemar
+from cnnrun.metrics import Bins, Classified, Present
+from cnnrun.resampling import draws, interval, intervals, spread, wilson
+from cnnrun.residuals import Residuals
+from cnnrun.taskspec import Measured
+
+
+def test_draws_are_of_all_samples_and_the_same_for_all_who_ask():
+    made = list(draws(50, 20))
+    assert all(weight.sum() == 50 for weight in made)
+    assert all((a == b).all() for a, b in zip(made, draws(50, 20), strict=True))
+    assert any((a != b).any() for a, b in itertools.pairwise(made))
+
+
+def test_the_bootstrap_of_a_mean_is_its_standard_error():
+    values = np.random.default_rng(0).normal(3, 2, 400)
+    found = spread(lambda weight: {"mean": float(np.average(values, weights=weight))}, 400)["mean"]
+    assert found.std() == pytest.approx(values.std() / 20, rel=0.08)
+    low, high = interval(values.mean(), found)
+    assert low < values.mean() < high
+
+
+def test_wilsons_interval_is_scipys_and_has_a_width_where_all_are_right():
+    from scipy.stats import binomtest
+
+    for count, right in ((359, 359), (50, 0), (80, 61)):
+        expected = binomtest(right, count).proportion_ci(method="wilson")
+        assert wilson(np.arange(count) < right) == pytest.approx(tuple(expected), abs=1e-6)
+    assert (
+        intervals({"accuracy": 1.0}, {"accuracy": np.ones(10)}, {"accuracy": np.ones(50, bool)})["accuracy"][0] < 0.95
+    )
+
+
+SIMULATED, DRAWS, COUNT = 1000, 300, 500
+
+
+def covered(made: list[tuple[tuple[float, float], float]]) -> float:
+    return float(np.mean([low <= truth <= high for (low, high), truth in made]))
+
+
+@pytest.mark.slow
+def test_intervals_of_errors_hold_the_truth_95_times_of_100():
+    """1,000 sets of 300 pictures with normal errors: the true MAE and RMSE are known."""
+    draw, made = np.random.default_rng(0), {"mae": [], "rmse": []}
+    truths = {"mae": 2 * np.sqrt(2 / np.pi), "rmse": 2.0}
+    for _ in range(SIMULATED):
+        true = draw.normal(0, 5, (COUNT, 1))
+        residuals = Residuals(true + draw.normal(0, 2, (COUNT, 1)), true, [None], [0.0])
+        found, numbers = spread(residuals.numbers, COUNT, DRAWS), residuals.numbers()
+        for name, truth in truths.items():
+            made[name].append((interval(numbers[name], found[name]), truth))
+    for name, each in made.items():
+        assert covered(each) == pytest.approx(0.95, abs=0.02), name
+
+
+@pytest.mark.slow
+def test_intervals_of_classification_hold_the_truth_95_times_of_100():
+    """Two classes; 80 of 100 are told rightly, whatever the class."""
+    draw, made = np.random.default_rng(1), {"accuracy": [], "f1": []}
+    for _ in range(SIMULATED):
+        labels = draw.integers(0, 2, COUNT)
+        right = draw.random(COUNT) < 0.8
+        predicted = np.where(right, labels, 1 - labels)
+        found = Classified(2, labels, predicted, np.full(COUNT, 0.8), np.ones(COUNT, bool))
+        drawn = spread(lambda weight, found=found: found.numbers(2, weight), COUNT, DRAWS)
+        ends = intervals(found.numbers(2), drawn, {"accuracy": found.hits})
+        for name, each in made.items():
+            each.append((ends[name], 0.8))
+    for name, each in made.items():
+        assert covered(each) == pytest.approx(0.95, abs=0.02), name
+
+
+@pytest.mark.slow
+def test_intervals_of_average_precision_hold_the_truth_95_times_of_100():
+    draw = np.random.default_rng(2)
+
+    def drawn(count: int) -> Present:
+        present = draw.random((count, 2)) < 0.4
+        score = 1 / (1 + np.exp(-(draw.normal(0, 1, (count, 2)) + 1.2 * present)))
+        return Present(score, present, np.full(2, 0.5))
+
+    truth = drawn(400_000).numbers()["mAP"]
+    made = []
+    for _ in range(SIMULATED):
+        found = drawn(COUNT)
+        made.append((interval(found.numbers()["mAP"], spread(found.numbers, COUNT, DRAWS)["mAP"]), truth))
+    assert covered(made) == pytest.approx(0.95, abs=0.02)
+
+
+@pytest.mark.slow
+def test_intervals_of_a_calibration_error_hold_the_truth_most_of_the_time():
+    """It is estimated too high, the more so the fewer the pictures; what the interval takes off for that is not all."""
+    draw = np.random.default_rng(3)
+
+    def drawn(count: int) -> Bins:
+        said = draw.beta(6, 2, count).clip(0.3, 1)
+        return Bins(said, draw.random(count) < (said - 0.04).clip(0, 1))
+
+    truth, made = drawn(2_000_000).error(), []
+    for _ in range(300):
+        found = drawn(COUNT)
+        values = spread(lambda weight, found=found: {"ece": found.error(weight)}, COUNT, DRAWS)["ece"]
+        made.append((interval(found.error(), values), truth))
+    assert 0.82 <= covered(made) <= 0.97
+
+
+# --- comparing --------------------------------------------------------------------------------------------------------
+
+
+def measured(right: np.ndarray, labels: np.ndarray, draw: np.random.Generator) -> Measured:
+    predicted = np.where(right, labels, (labels + draw.integers(1, 5, len(labels))) % 5)
+    found = Classified(5, labels, predicted, np.clip(draw.normal(0.85, 0.1, len(labels)), 0.3, 1), right)
+    return Measured(
+        found.numbers(2),
+        spread=spread(lambda weight: found.numbers(2, weight), len(labels), 400),
+        right={"accuracy": found.hits, "top_2": right},
+    )
+
+
+def pair(draw: np.random.Generator, gain: float = 0.0) -> bool:
+    """Two networks that are right on the same hard and easy pictures, and of that the second a part more often."""
+    labels, ease = draw.integers(0, 5, 500), draw.beta(4, 0.7, 500)
+    first, other = (measured(draw.random(500) < part, labels, draw) for part in (ease, ease + gain * (1 - ease)))
+    return any(row["distinguishable"] for row in comparing.tested(first, other))
+
+
+@pytest.mark.slow
+def test_two_trainings_of_one_config_are_not_told_apart_and_a_better_one_is():
+    draw = np.random.default_rng(0)
+    assert sum(pair(draw) for _ in range(100)) <= 10
+    assert sum(pair(draw, gain=0.6) for _ in range(20)) >= 18
+
+
+def test_mcnemar_goes_by_the_pictures_on_which_the_two_differ():
+    first = np.array([True] * 90 + [False] * 10)
+    other = first.copy()
+    assert mcnemar(first, other) == 1.0
+    other[90:98] = True
+    assert mcnemar(first, other) == pytest.approx(2 * 0.5**8)
+    assert mcnemar(other, first) == mcnemar(first, other)
+
+
+def test_a_bootstraps_p_is_never_nothing():
+    assert bootstrapped(np.full(1000, 0.1)) == pytest.approx(2 / 1001)
+    assert bootstrapped(np.zeros(1000)) == 1.0
+
+
+def test_of_many_tests_fewer_are_taken_for_a_difference():
+    assert holm([0.04, 0.9, 0.9]) == [False, False, False]
+    assert holm([0.001, 0.9, 0.024]) == [True, False, True]
+    assert holm([0.04]) == [True]
+    assert holm([]) == []
