@@ -196,6 +196,7 @@ def _put_back(study: Any, folder: Path) -> None:
                 study.enqueue_trial(trial.params, user_attrs={_AGAIN: True})
                 study._storage.set_trial_user_attr(trial._trial_id, "why", _LOST)
                 study.tell(trial.number, state=TrialState.FAIL)
+                _lock_of(folder, trial.number).unlink()
         except BlockingIOError:
             continue
 

@@ -13,6 +13,7 @@ from cnnrun.dataset import Data, HoldOut
 from cnnrun.errors import ConfigError
 from cnnrun.experiment import Experiment
 from cnnrun.export import Format
+from cnnrun.fits import Fit
 from cnnrun.learner import EarlyStop, Train
 from cnnrun.margins import Loss
 from cnnrun.optim import EmaSpec, Group, Optimizer
@@ -22,6 +23,7 @@ from cnnrun.schedule import Schedule
 from cnnrun.spec import Kind, Spec, did_you_mean, members
 from cnnrun.structures import Model, Node
 from cnnrun.tasks import Task
+from cnnrun.tasks.multilabel import Label
 
 FAMILIES: dict[str, tuple[type[Kind], ...]] = {
     "layers": members(Node),
@@ -31,7 +33,7 @@ FAMILIES: dict[str, tuple[type[Kind], ...]] = {
     "optimizers": members(Optimizer),
     "schedules": members(Schedule),
     "samplers": members(Sampler),
-    "losses": members(Loss),
+    "losses": (*members(Label), *members(Fit), *members(Loss)),
     "formats": members(Format),
 }
 SECTIONS: dict[str, type[Spec]] = {

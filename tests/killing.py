@@ -64,11 +64,37 @@ model:
   - flatten
 train: {{epochs: 3, batch: 8, sampler: {{identities: 2}}, monitor: val/eer, save_every: 4}}
 """
+REGRESS = """
+task: {{regress: {{angles: {{turn: 360}}, loss: gaussian}}}}
+data:
+  source: {{table: {{path: '{numbers}', numbers: [level, turn]}}}}
+  image: {{size: 8, channels: 1}}
+  split: {{val: 0.2}}
+  cache_dir: '{cache}'
+model:
+  - conv: {{out_channels: 4, norm: batch, activation: relu}}
+  - flatten
+train: {{epochs: 3, batch: 8, monitor: val/mae, save_every: 4}}
+"""
+LABELS = """
+task: multilabel
+data:
+  source: {{table: {{path: '{numbers}', labels: marks}}}}
+  image: {{size: 8, channels: 1}}
+  split: {{val: 0.2}}
+  cache_dir: '{cache}'
+model:
+  - conv: {{out_channels: 4, norm: batch, activation: relu}}
+  - flatten
+train: {{epochs: 3, batch: 8, monitor: val/mAP, save_every: 4}}
+"""
 KINDS = {
     "ema": ["train.ema={decay: 0.9}", "train.optimizer={adamw: 0.01}"],
     "dropout": ["data.augment={shift: 0.2, noise: 8}"],
     "detect": ["data.augment={flip: both, rotate: 9, mosaic: 0.5}", "train.ema={decay: 0.9}"],
     "verify": ["data.augment={shift: 0.1, flip: horizontal}", "train.ema={decay: 0.9}"],
+    "regress": ["data.augment={shift: 0.1}", "train.optimizer={adamw: 0.01}"],
+    "multilabel": ["data.augment={mixup: 0.4}", "train.ema={decay: 0.9}"],
     "mixup": ["data.augment={mixup: 0.4, rotate: 9}", "train.sampler=balanced", "train.clip=1.0"],
 }
 CASES = list(itertools.product((0, 2), (1, 3), KINDS))  # workers, accumulate, kind
@@ -84,6 +110,9 @@ def pictures(root: Path) -> Path:
             pixels = noise.integers(0, 200, (8, 8), dtype=np.uint8) + np.uint8(40 * label)
             Image.fromarray(pixels).save(root / name / f"{number}.png")
     scenes(root.parent / "scenes")
+    rows = [f"{path.relative_to(root.parent)},{noise.random():.4f},{360 * noise.random():.2f},{'ab'[noise.integers(2)]}"
+            for path in sorted(root.rglob("*.png"))]  # fmt: skip
+    (root.parent / "numbers.csv").write_text("\n".join(["path,level,turn,marks", *rows]) + "\n")
     for number in range(60):
         (root.parent / "people" / f"s{number % 10}").mkdir(parents=True, exist_ok=True)
         pixels = noise.integers(0, 100, (8, 8), dtype=np.uint8) + np.uint8(15 * (number % 10))
@@ -109,8 +138,8 @@ def scenes(root: Path) -> None:
 def config(folder: Path, root: Path, case: tuple[int, int, str]) -> experiment.Experiment:
     """A case's experiment, with a cache of its own in `root`, so that its pictures are decoded there."""
     workers, accumulate, kind = case
-    text = {"detect": DETECT, "verify": VERIFY}.get(kind, CONFIG)
-    places = {name: folder.parent / name for name in ("scenes", "people")}
+    text = {"detect": DETECT, "verify": VERIFY, "regress": REGRESS, "multilabel": LABELS}.get(kind, CONFIG)
+    places = {name: folder.parent / name for name in ("scenes", "people")} | {"numbers": folder.parent / "numbers.csv"}
     text = text.format(pictures=folder, cache=root / "cache", **places)
     if kind == "dropout":
         text = text.replace("  - flatten\n", "  - dropout: 0.3\n  - flatten\n")

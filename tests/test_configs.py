@@ -50,7 +50,7 @@ def test_its_header_says_what_score_time_and_command(path):
     assert all(line.startswith("#") for line in head.splitlines())
     for word in ("n = ", "2 CPU cores", f"cnnrun train configs/{path.name}"):
         assert word in head
-    assert any(number in head for number in ("accuracy", "AP50", "EER", "rank-1"))
+    assert any(number in head for number in ("accuracy", "AP50", "EER", "rank-1", "RMSE", "MAE", "mAP"))
 
 
 def test_fashion_vgg_has_at_most_half_a_million_parameters():

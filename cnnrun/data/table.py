@@ -52,7 +52,7 @@ one a class."""
 
     @model_validator(mode="after")
     def _one_kind_of_target(self) -> Self:
-        if len(self.model_fields_set & {"label", "labels", "numbers"}) > 1:
+        if (self.label != "label") + (self.labels is not None) + (self.numbers is not None) > 1:
             raise ValueError("give one of label, labels and numbers")
         return self
 
