@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
 
 from cnnrun.sampling import Identities, balanced_order, identities_order, times_shown, uniform_order
-from cnnrun.splitting import folds, held_out, held_out_classes
+from cnnrun.splitting import combinations, folds, held_out, held_out_classes
 
 labels = st.lists(st.integers(0, 4), min_size=6, max_size=120).map(torch.tensor)
 
@@ -137,3 +138,14 @@ def test_batches_that_people_cannot_make_are_refused():
     assert Identities(pictures=4).problem([5] * 8, 32) is None
     assert Identities(pictures=4).problem([5] * 8, 30) == "a batch of 30 is not made of 4 pictures of each class"
     assert Identities(pictures=4).problem([5] * 7 + [0], 32) == "8 classes of 4 pictures a batch; train has 7"
+
+
+def test_sets_of_labels_are_held_out_in_their_proportions():
+    draw = torch.Generator().manual_seed(0)
+    present = torch.rand(4000, 5, generator=draw) < torch.tensor([0.5, 0.3, 0.1, 0.05, 0.02])
+    held = held_out(combinations(present, 10), None, 0.1, 0)
+    assert int(held.sum()) == pytest.approx(400, rel=0.05)
+    assert present[held].float().mean(0).tolist() == pytest.approx(present.float().mean(0).tolist(), rel=0.15)
+    # Sets of which there are few are one: many rare sets would otherwise each give one.
+    rare = torch.arange(512)[:, None].bitwise_and(2 ** torch.arange(9)) > 0
+    assert int(held_out(combinations(rare, 10), None, 0.1, 0).sum()) == 51

@@ -105,3 +105,41 @@ def test_a_header_that_claims_more_than_is_there_takes_no_memory(tmp_path):
         archive.writestr("y.npy", header.getvalue())
     with pytest.raises(DataError, match="more than it holds"):
         Arrays(path=str(path)).read()
+
+
+def written(path, **arrays) -> str:
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def test_numbers_and_label_sets_have_a_column_each(tmp_path):
+    pictures = np.random.default_rng(0).integers(0, 255, (6, 5, 4), dtype=np.uint8)
+    values = np.random.default_rng(0).normal(size=(6, 2))
+    path = written(tmp_path / "a.npz", x_train=pictures, y_train=values)
+    indexed = Arrays(path=path, numbers=["height", "weight"]).read()
+    assert indexed.numbers == ("height", "weight")
+    assert indexed.splits["train"].targets["numbers"].numpy() == pytest.approx(values, rel=1e-6)
+    path = written(tmp_path / "b.npz", x_train=pictures, y_train=values[:, 0])
+    assert Arrays(path=path, numbers=["height"]).read().splits["train"].targets["numbers"].shape == (6, 1)
+    path = written(tmp_path / "c.npz", x_train=pictures, y_train=(values > 0).astype(np.int8))
+    indexed = Arrays(path=path, labels=["a", "b"]).read()
+    assert indexed.classes == ("a", "b")
+    assert indexed.splits["train"].targets["present"].tolist() == (values > 0).tolist()
+
+
+@pytest.mark.parametrize(
+    ("values", "words", "said"),
+    [
+        (np.zeros((6, 3)), {"numbers": ["a"]}, r"float64 \[6, 3\]; expected numbers \[6, 1\]"),
+        (np.zeros(5), {"numbers": ["a"]}, r"expected numbers \[6, 1\]"),
+        (np.array(["1"] * 6), {"numbers": ["a"]}, "expected numbers"),
+        (np.array([1, 2, np.nan, 4, 5, 6]), {"numbers": ["a"]}, r"y_train\[2, 0\] is nan; expected a finite number"),
+        (np.full(6, 1e300), {"numbers": ["a"]}, r"y_train\[0, 0\] is 1e\+300; expected a finite"),
+        (np.array([0, 1, 2, 0, 1, 0]), {"labels": ["a"]}, r"y_train\[2, 0\] is 2; expected 0 or 1"),
+    ],
+)
+def test_columns_that_are_wrong_are_named(tmp_path, values, words, said):
+    pictures = np.zeros((6, 5, 4), np.uint8)
+    path = written(tmp_path / "a.npz", x_train=pictures, y_train=values)
+    with pytest.raises(DataError, match=said):
+        Arrays(path=path, **words).read()

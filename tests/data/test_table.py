@@ -186,3 +186,87 @@ def test_what_the_jail_lets_through_lies_inside(written):
 def test_spaces_around_a_label_make_no_other_class(tmp_path):
     rows = [[row[0], f"{' ' * (i % 3)}{row[1]} "] for i, row in enumerate(six(tmp_path))]
     assert Table(path=str(write(tmp_path / "t.csv", rows))).read().classes == ("a", "b")
+
+
+# --- numbers and label sets -------------------------------------------------------------------------------------------
+
+
+def with_columns(root: Path, header: tuple[str, ...], *columns: list[str]) -> Path:
+    rows = [[row[0], *cells] for row, cells in zip(six(root), zip(*columns, strict=True), strict=True)]
+    return write(root / "t.csv", rows, ("path", *header))
+
+
+@given(st.lists(st.floats(-1e20, 1e20), min_size=6, max_size=6))
+@settings(max_examples=20, deadline=None)
+def test_numbers_are_read_as_they_are_written(tmp_path_factory, values):
+    root = tmp_path_factory.mktemp("t")
+    path = with_columns(root, ("a", "b"), [repr(value) for value in values], [f" {value:.3e}" for value in values])
+    indexed = Table(path=str(path), numbers=["a", "b"]).read()
+    assert indexed.numbers == ("a", "b")
+    assert indexed.classes == ()
+    found = indexed.splits["train"].targets["numbers"]
+    assert found[:, 0].tolist() == pytest.approx(values, rel=1e-6)
+    assert found[:, 1].tolist() == pytest.approx(values, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "",
+        "N/A",
+        "nan",
+        "inf",
+        "-Infinity",
+        "1,5",
+        "1_000",
+        "=1+1",
+        "0x10",
+        "1e400",
+        "1e39",
+        "१२",
+        "1 2",
+        "--1",
+        "1.2.3",
+    ],
+)
+def test_what_is_no_number_is_named_by_line_and_column(tmp_path, cell):
+    path = with_columns(tmp_path, ("level",), ["1", "2", cell, "4", "-5.5", "+.5e1"])
+    with pytest.raises(DataError) as refused:
+        Table(path=str(path), numbers="level").read()
+    (line,) = refused.value.lines
+    assert line.startswith(f"{path}:4: level is ")
+    assert ("is empty" in line) if not cell else ("expected a number" in line)
+
+
+def test_label_sets_are_listed_or_have_a_column_each(tmp_path):
+    path = with_columns(tmp_path, ("marks",), ["b;a", " a ", "", "b", "c ; a;", "c"])
+    indexed = Table(path=str(path), labels="marks").read()
+    assert indexed.classes == ("a", "b", "c")
+    expected = [[1, 1, 0], [1, 0, 0], [0, 0, 0], [0, 1, 0], [1, 0, 1], [0, 0, 1]]
+    assert indexed.splits["train"].targets["present"].int().tolist() == expected
+    columns = [[str(row[k]) for row in expected] for k in range(3)]
+    path = with_columns(tmp_path, ("x", "y", "z"), *columns)
+    indexed = Table(path=str(path), labels=["z", "x", "y"]).read()
+    assert indexed.classes == ("z", "x", "y")
+    assert indexed.splits["train"].targets["present"].int().tolist() == [[r[2], r[0], r[1]] for r in expected]
+
+
+def test_label_sets_that_are_wrong_are_named(tmp_path):
+    path = with_columns(tmp_path, ("marks",), ["a", "b", "a;b;a", "a", "b", "a"])
+    with pytest.raises(DataError, match=r"t\.csv:4: 'a' stands twice"):
+        Table(path=str(path), labels="marks").read()
+    path = with_columns(tmp_path, ("marks",), ["a", "b", "a", "a", "a", "a"])
+    with pytest.raises(DataError, match=r"t\.csv:3: 'b' is not a class of the training rows"):
+        Table(path=str(path), labels="marks", classes=["a"]).read()
+    path = with_columns(tmp_path, ("x",), ["1", "0", "yes", "1", "0", "1"])
+    with pytest.raises(DataError, match=r"t\.csv:4: x is 'yes'; expected 0 or 1"):
+        Table(path=str(path), labels=["x"]).read()
+
+
+def test_one_kind_of_target_is_given(tmp_path):
+    for more in ({"labels": "a", "numbers": "b"}, {"label": "c", "numbers": "b"}, {"label": "c", "labels": ["a", "b"]}):
+        with pytest.raises(ValueError, match="one of label, labels and numbers"):
+            Table(path="t.csv", **more)
+    assert Table(path="t.csv").targets == "labels"
+    assert Table(path="t.csv", labels="a").targets == "label sets"
+    assert Table(path="t.csv", numbers="a").targets == "numbers"
