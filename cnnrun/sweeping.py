@@ -27,7 +27,6 @@ _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _RANGE = re.compile(rf"(log:)?({_NUMBER})\.\.({_NUMBER})")
 _WARMUP = 0.2  # of the epochs, before which nothing is pruned
 _AGAIN = "again"  # a trial whose process was killed goes on under this attribute
-_LOST = "the process was killed"
 
 
 @dataclass(frozen=True)
@@ -183,7 +182,10 @@ def _next(study: Any, folder: Path, trials: int, base: Experiment) -> Begun | No
 
 
 def _given_up(trial: Any) -> bool:
-    return bool(trial.user_attrs.get("why") == _LOST)
+    """Whether its process was killed, so that another trial stands for it: what failed by itself says why."""
+    from optuna.trial import TrialState
+
+    return trial.state == TrialState.FAIL and "why" not in trial.user_attrs
 
 
 def _put_back(study: Any, folder: Path) -> None:
@@ -194,7 +196,6 @@ def _put_back(study: Any, folder: Path) -> None:
         try:
             with _locked(_lock_of(folder, trial.number), wait=False):
                 study.enqueue_trial(trial.params, user_attrs={_AGAIN: True})
-                study._storage.set_trial_user_attr(trial._trial_id, "why", _LOST)
                 study.tell(trial.number, state=TrialState.FAIL)
                 _lock_of(folder, trial.number).unlink()
         except BlockingIOError:
