@@ -49,9 +49,8 @@ def seeds_of(name: str, count: int, root: Path) -> None:
     config = ROOT / "configs" / f"{name}.yaml"
     began = time.perf_counter()
     made = cnnrun("train", config, "--seeds", count, "--resume", "--runs", root)
-    print(
-        f"{name}: n = {count}, on {made['split']}, {(time.perf_counter() - began) / count:.0f} s a seed, start-up included once"
-    )
+    each = (time.perf_counter() - began) / count
+    print(f"{name}: n = {count}, on {made['split']}, {each:.0f} s a seed, start-up included once")
     for number, row in made["summary"].items():
         ends = f"{row['from']:.4f} .. {row['to']:.4f}" if "from" in row else ""
         print(f"  {number:<10} {row['mean']:.4f} +- {row.get('deviation', 0):.4f}   {ends}")

@@ -156,3 +156,24 @@ def test_tables_follow_from_the_same_arrays():
     curve = [row for row in curves(done, NAMES) if row["class"] == "bee"]
     assert len(curve) == 101
     assert all(a["precision"] >= b["precision"] for a, b in itertools.pairwise(curve))
+
+
+def test_a_draw_of_pictures_is_those_pictures_measured_anew():
+    """The bootstrap counts what was matched once; pictures that are there twice give the same as two files would."""
+    from cnnrun.average_precision import _counted_anew
+    from cnnrun.resampling import draws
+
+    results, targets = case(3, pictures=9)
+    meter = AveragePrecision(NAMES)
+    meter.add(results, targets)
+    done = meter.evaluated()
+    before, matched = numbers(done), list(done._evalImgs_cpp)
+    found = meter.spread(done)
+    for place, times in zip(range(5), draws(9, 5), strict=True):
+        drawn = np.repeat(np.arange(9), times.astype(int))
+        again = AveragePrecision(NAMES)
+        again.add(*({name: value[drawn] for name, value in each.items()} for each in (results, targets)))
+        expected = numbers(again.evaluated())
+        assert {name: values[place] for name, values in found.items()} == pytest.approx(expected)
+    assert numbers(done) == before  # what was measured stays
+    assert _counted_anew(done, matched) == before
