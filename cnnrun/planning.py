@@ -48,6 +48,8 @@ def plan(experiment: Experiment, device: torch.device, root: Path) -> dict[str, 
     rate = decoded / (time.perf_counter() - decoding)
     facts = replace(data.facts, class_counts=indexed.class_counts(), counts=indexed.counts)
     fitting(experiment, facts, given)
+    if experiment.data.cache == "none":
+        say("data.cache: none decodes pictures anew at each use, which is not measured here: it may take longer")
     say(f"training on {len(data.splits['train']):,} pictures for some seconds")
     with TemporaryDirectory(prefix="cnnrun-plan-") as folder:
         measured = _measured(experiment, replace(data, facts=facts), given, device, Path(folder))
@@ -57,7 +59,8 @@ def plan(experiment: Experiment, device: torch.device, root: Path) -> dict[str, 
     planned |= {
         "decode_seconds": round(undecoded / rate, 1),
         "cache_mib": round(sum(len(split) for split in indexed.sources()) * each / 2**20, 1) if undecoded else 0.0,
-        "peak_memory_mib": peak_memory_mib(device) + _still_to_hold(experiment, indexed, data, device),
+        "peak_memory_mib": peak_memory_mib(device)
+        + _still_to_hold(experiment, indexed, facts, decoded if undecoded else int(measured["read"]), device),
     }
     plans.keep(experiment, root, planned)
     return {"name": experiment.name, "took": round(time.perf_counter() - began, 1), **planned}
@@ -109,6 +112,7 @@ def _measured(
         "step": per_step,
         "aside": result["seconds"] - steps * batch / result["images_per_second"],
         "val": min(len(val), _VAL),
+        "read": steps * batch + min(len(val), _VAL),
         "wait": result["data_wait_share"],
     }
 
@@ -133,12 +137,11 @@ def _foretold(experiment: Experiment, facts: Facts, measured: dict[str, float]) 
     }
 
 
-def _still_to_hold(experiment: Experiment, indexed: Index, data: Dataset, device: torch.device) -> int:
-    """MiB of decoded pictures that a whole training keeps in memory and the short one did not."""
-    each = int(np.prod(data.facts.image))
-    whole = sum(len(split) for split in indexed.sources() if not isinstance(split.pictures, np.ndarray)) * each
-    if device.type == "cuda" or whole > experiment.data.memory_gib * 2**30:
+def _still_to_hold(experiment: Experiment, indexed: Index, facts: Facts, held: int, device: torch.device) -> int:
+    """MiB of decoded pictures that a whole training has in memory, beyond the `held` ones of the short one."""
+    picture = int(np.prod(facts.image))
+    files = sum(len(split) for split in indexed.sources() if not isinstance(split.pictures, np.ndarray))
+    if device.type == "cuda" or not files or files * picture > experiment.data.memory_gib * 2**30:
         return 0
-    touched = sum(min(len(each_), _PICTURES) for each_ in data.splits.values()) * each
-    used = sum(indexed.counts[name] for name in ("train", "val")) * each
-    return max(0, round((min(whole, used) - touched) / 2**20)) if whole else 0
+    used = sum(indexed.counts[name] for name in ("train", "val"))
+    return max(0, round((used - held) * picture / 2**20))

@@ -35,7 +35,7 @@ _UNEVEN = 3  # classes that differ in size by more are weighed
 def start(data: str, task: str, out: Path | None, minutes: float) -> dict[str, Any]:
     """Write the config; returns what was found and chosen. Raises ConfigError or DataError."""
     if task != "classify":
-        raise ConfigError(f"--task {printable(task)}: this version has one task, classify")
+        raise ConfigError(f"--task {printable(task)}: init writes configs for classify alone")
     source, name = source_of(data)
     path = out or Path(f"{name}.yaml")
     if path.exists():
