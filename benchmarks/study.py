@@ -18,6 +18,10 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+
+from cnnrun import comparing
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -65,11 +69,11 @@ def apart(count: int, root: Path) -> None:
     """Pairs of seeds of one config, real trainings: how often compare tells them apart."""
     config = ROOT / "configs" / "digits.yaml"
     made = cnnrun("train", config, "--seeds", count, "--resume", "--runs", root)
-    runs = [row["run"] for row in made["runs"]]
-    told = []
-    for first, other in itertools.combinations(runs, 2):
-        (pair,) = cnnrun("compare", first, other, "--runs", root)["pairs"]
-        told.append(bool(pair["distinguishable"]))
+    seen = [comparing._seen(Path(row["run"]), root, torch.device("cpu"), None).measured for row in made["runs"]]
+    told = [
+        any(row["distinguishable"] for row in comparing.tested(first, other))
+        for first, other in itertools.combinations(seen, 2)
+    ]
     print(f"{len(told)} pairs of {count} seeds: not distinguishable in {len(told) - sum(told)}")
     accuracy = [row["numbers"]["accuracy"] for row in made["runs"]]
     print(f"accuracy {statistics.mean(accuracy):.4f} +- {statistics.stdev(accuracy):.4f}")

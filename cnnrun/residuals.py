@@ -81,8 +81,9 @@ class Residuals:
 
     def rows(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """Each target by name, with the constant's MAE."""
+        notes = ["" if np.ptp(each) else "one value in all pictures: r2 means nothing" for each in self._truth.T]
         return [
-            {"target": name, **self.of_target(t), "constant's mae": float(self._blind[t].mean())}
+            {"target": name, **self.of_target(t), "constant's mae": float(self._blind[t].mean()), "note": notes[t]}
             for t, name in enumerate(names)
         ]
 

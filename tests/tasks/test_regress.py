@@ -252,6 +252,16 @@ def test_what_was_said_of_intervals_is_held_to():
     assert row["inside 95%"] == pytest.approx(0.95, abs=0.006)
 
 
+def test_where_all_are_one_r2_means_nothing_and_that_is_said():
+    true = np.full((5, 1), 3.0)
+    for said, r2 in ((3.0, 1.0), (4.0, 0.0)):
+        residuals = Residuals(np.full((5, 1), said), true, [None], [2.0])
+        (row,) = residuals.rows(["weight"])
+        assert row["r2"] == residuals.numbers()["r2"] == r2
+        assert row["note"] == "one value in all pictures: r2 means nothing"
+    assert Residuals(true, np.arange(5.0)[:, None], [None], [2.0]).rows(["a"])[0]["note"] == ""
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
