@@ -209,15 +209,16 @@ def _calibrated(given: Trained) -> Trained:
         return given
     try:
         kept = json.loads(path.read_text())
-        weights, chosen = str(kept["weights"]), {str(name): float(value) for name, value in kept["chosen"].items()}
+        of_these = kept.get(given.digest)
+        chosen = {str(name): float(value) for name, value in of_these["chosen"].items()} if of_these else {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise CheckpointError(f"{path}: cannot be read; remove it, or run `cnnrun calibrate` again") from None
     if bad := [name for name, value in chosen.items() if not math.isfinite(value)]:
         raise CheckpointError(f"{path}: {printable(bad[0])} is no number; remove it, or run `cnnrun calibrate` again")
     if chosen.get(TEMPERATURE, 1.0) <= 0:
         raise CheckpointError(f"{path}: a temperature is above 0; remove it, or run `cnnrun calibrate` again")
-    if weights != given.digest:
-        say(f"{path} is of other weights than step {given.step}'s and is not used; `cnnrun calibrate` renews it")
+    if of_these is None:
+        say(f"{path} is of other weights than step {given.step}'s and is not used; `cnnrun calibrate` adds to it")
         return given
     return replace(given, facts=replace(given.facts, chosen=given.facts.chosen | chosen))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,9 @@ from torch import Tensor
 
 from cnnrun.assemble import eval_data, trained
 from cnnrun.batches import in_order
-from cnnrun.calibration import TEMPERATURE, fitted
+from cnnrun.calibration import LEAST, MOST, TEMPERATURE, fitted
 from cnnrun.dataset import Examples
-from cnnrun.errors import ConfigError
+from cnnrun.errors import ConfigError, DataError
 from cnnrun.runs import CALIBRATION, write_json
 from cnnrun.taskspec import Measured
 from cnnrun.trained import Trained
@@ -37,18 +38,26 @@ def calibrate(target: Path | None, root: Path, device: torch.device) -> dict[str
         return found if math.isfinite(found) else math.inf
 
     before, temperature = nll(1.0), fitted(nll)
+    if not 1.01 * LEAST < temperature < MOST / 1.01:
+        count = f"{len(data.splits[name]):,} pictures of {name}"
+        raise DataError(f"the {count} are all told rightly, or all wrongly: no temperature can be fitted to them")
     warm = replace(facts, chosen=facts.chosen | {TEMPERATURE: temperature})
     cold, heated = (_measured(replace(given, facts=each), outputs, targets) for each in (facts, warm))
     record = {
         "step": given.step,
-        "weights": given.digest,
         "split": name,
         "samples": len(data.splits[name]),
         "nll": [before, nll(temperature)],
         **({"ece": [cold.numbers["ece"], heated.numbers["ece"]]} if "ece" in cold.numbers else {}),
         "chosen": {**(heated.chosen or facts.chosen), TEMPERATURE: temperature},
     }
-    write_json(given.run / CALIBRATION, record)
+    path = given.run / CALIBRATION
+    try:
+        kept = json.loads(path.read_text()) if path.exists() else {}
+    except (OSError, ValueError):
+        kept = {}  # damaged: what `eval` refuses with the advice to come here
+    others = kept if isinstance(kept, dict) else {}
+    write_json(path, {**others, given.digest: record})
     return {"run": str(given.run), "temperature": temperature, **record}
 
 

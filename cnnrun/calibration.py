@@ -10,7 +10,7 @@ from cnnrun.contracts import Facts
 from cnnrun.plots import Plot, Series
 
 TEMPERATURE = "temperature"  # what `Facts.chosen` calls it
-_LEAST, _MOST = 0.02, 50.0
+LEAST, MOST = 0.05, 20.0  # a temperature beyond is none: so few are wrong, or so few right, that there is no minimum
 
 
 def reliability(rows: Sequence[dict[str, Any]]) -> Plot:
@@ -30,6 +30,6 @@ def fitted(nll: Callable[[float], float]) -> float:
     """The temperature of the lowest negative log-likelihood; convex in its inverse, so there is one minimum."""
     from scipy.optimize import minimize_scalar
 
-    bounds = (math.log(_LEAST), math.log(_MOST))
+    bounds = (math.log(LEAST), math.log(MOST))
     found = minimize_scalar(lambda log: nll(math.exp(log)), bounds=bounds, method="bounded", options={"xatol": 1e-4})
     return math.exp(float(found.x))

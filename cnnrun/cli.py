@@ -50,7 +50,9 @@ def train(
     strict_resume: Annotated[
         bool, typer.Option("--strict-resume", help="So, but only if the result is that of an uninterrupted run.")
     ] = False,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Train so many seeds, a run each, and sum them up.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Train so many seeds, a run each; sum them up.")
+    ] = None,
     device: Device = "auto",
     runs: Runs = Path("runs"),
     as_json: Json = False,

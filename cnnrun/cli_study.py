@@ -7,13 +7,23 @@ from typing import Annotated
 
 import typer
 
+from cnnrun import torchrun
 from cnnrun.arguments import Config, Device, Json, Overrides, Runs, SplitName, Target, show
+from cnnrun.errors import ConfigError
+
+
+def _alone(command: str) -> None:
+    """Raises ConfigError under torchrun, whose ranks would all do the same and write the same files."""
+    if torchrun.size() > 1:
+        raise ConfigError(f"{command} is for one process; start it without torchrun")
+
 
 Plots = Annotated[Path | None, typer.Option(help="A folder for figures.")]
 
 
 def calibrate(target: Target = None, device: Device = "auto", runs: Runs = Path("runs"), as_json: Json = False) -> None:
     """Fit a temperature on val, so that probabilities are what they say. Example: cnnrun calibrate runs/digits/1"""
+    _alone("calibrate")
     from cnnrun import calibrating, report_study
     from cnnrun.device import choose
 
@@ -29,6 +39,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """What trained networks differ in, and if it may be chance. Example: cnnrun compare runs/digits/1 runs/digits/2"""
+    _alone("compare")
     from cnnrun import comparing, report_study
     from cnnrun.device import choose
 
@@ -52,6 +63,7 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Look for settings with Optuna. Example: cnnrun sweep c.yaml train.optimizer.sgd.lr=log:0.001..0.3"""
+    _alone("sweep")
     from cnnrun import report_study, sweeping
     from cnnrun.device import choose, keep_freed_memory
 
@@ -71,6 +83,7 @@ def find_lr(
     as_json: Json = False,
 ) -> None:
     """The loss over a range of learning rates; nothing is kept. Example: cnnrun find-lr c.yaml --plots figures"""
+    _alone("find-lr")
     from cnnrun.device import choose, keep_freed_memory
     from cnnrun.experiment import load
 
@@ -89,6 +102,7 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """How long a training will take, and how much memory. Example: cnnrun plan configs/digits.yaml"""
+    _alone("plan")
     from cnnrun.device import choose, keep_freed_memory
     from cnnrun.experiment import load
 

@@ -28,6 +28,7 @@ from cnnrun.assemble import (
 )
 from cnnrun.contracts import Facts
 from cnnrun.dataset import index
+from cnnrun.device import forget_peak_memory
 from cnnrun.drawing import svg
 from cnnrun.errors import ConfigError
 from cnnrun.evaluate import evaluate as measure_split
@@ -62,6 +63,7 @@ def train(
     `enough` is asked after each epoch whether the training may end there: see `Job`. Of several ranks all come here;
     the first makes the run folder and writes.
     """
+    forget_peak_memory(device)
     if torchrun.restarted() and not resume:
         say("torchrun started this again: going on as with --resume")
         resume = True
@@ -92,7 +94,8 @@ def train(
         ranks.from_first(lambda: unchanged(run, runs.environment(device, ranks.size), strict))
         result = fit(job(experiment, data, given, run, device, ranks, enough), saved)
         if saved is None:  # of a run that was resumed no one knows how long it took
-            ranks.from_first(lambda: beside_the_plan(experiment, root, run, result))
+            where = runs.environment(device, ranks.size)
+            ranks.from_first(lambda: beside_the_plan(experiment, root, run, where, result))
         return {"run": str(run), **result}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from cnnrun.assemble import eval_data, trained
+from cnnrun.calibration import TEMPERATURE
 from cnnrun.dataset import Examples, told
 from cnnrun.errors import ConfigError, printable
 from cnnrun.evaluate import evaluate
@@ -24,7 +26,8 @@ from cnnrun.taskspec import Measured
 from cnnrun.trained import Trained
 
 LEVEL = 0.05  # the part of equal pairs that may be called different, all their numbers together
-_ASIDE = {"name", "seed"}  # settings that are no reason for a difference
+# Settings that are no reason for a difference, and the statistics that a run writes into its config.
+_ASIDE = ("name", "seed", "data.image.mean", "data.image.std")
 
 
 @dataclass(frozen=True)
@@ -79,11 +82,14 @@ def _about(seen: Seen) -> dict[str, Any]:
 
 
 def _pair(first: Seen, other: Seen) -> dict[str, Any]:
-    settings = [row for row in changed(first.experiment, other.experiment) if row[0] not in _ASIDE]
+    settings = [row for row in changed(first.experiment, other.experiment) if not row[0].startswith(_ASIDE)]
     words = [f"{key}: {_word(mine)} in {first.run}, {_word(theirs)} in {other.run}" for key, mine, theirs in settings]
     seeds = [each.experiment.seed for each in (first, other)]
     if seeds[0] != seeds[1]:
         words.append(f"seed: {seeds[0]} and {seeds[1]}")
+    heats = [each.given.facts.chosen.get(TEMPERATURE) for each in (first, other)]
+    if heats[0] != heats[1]:
+        words.append(f"calibrated: {' and '.join('no' if heat is None else f'{heat:.4g}' for heat in heats)}")
     why = _not_paired(first, other)
     tests = [] if why else tested(first.measured, other.measured)
     return {
@@ -119,13 +125,21 @@ def _data(first: Seen, other: Seen) -> list[str]:
 def _not_paired(first: Seen, other: Seen) -> str | None:
     """Why the two were not measured on the same pictures, or None."""
     mine, theirs = first.examples, other.examples
+    about = [each.given.task.about(each.given.facts) for each in (first, other)]
+    if about[0] != about[1]:
+        return f"numbers of other things, {printable(str(about[0]))} and {printable(str(about[1]))}"
     if first.split != other.split or len(mine) != len(theirs):
         return f"{first.split} of {len(mine):,} pictures and {other.split} of {len(theirs):,}"
     for place in range(len(mine)):
         if mine.name(place) != theirs.name(place):
             return f"picture {place} is {printable(mine.name(place))} and {printable(theirs.name(place))}"
     known = [told(each.source.targets, len(each.source))[each.source_rows] for each in (mine, theirs)]
-    return None if torch.equal(*known) else "the pictures have other targets"
+    if not torch.equal(*known):
+        return "the pictures have other targets"
+    pixels = [each.source.pictures for each in (mine, theirs)]
+    if isinstance(pixels[0], np.ndarray) and not np.array_equal(pixels[0], np.asarray(pixels[1])):
+        return "arrays of other pixels"
+    return None
 
 
 def tested(first: Measured, other: Measured) -> list[dict[str, Any]]:
@@ -144,7 +158,8 @@ def tested(first: Measured, other: Measured) -> list[dict[str, Any]]:
         difference = other.spread[name] - first.spread[name]
         low, high = interval(other.numbers[name] - value, difference)
         binary = name in first.right and name in other.right
-        p = mcnemar(first.right[name], other.right[name]) if binary else bootstrapped(difference)
+        known = other.numbers[name] - value
+        p = mcnemar(first.right[name], other.right[name]) if binary else bootstrapped(known, difference)
         rows.append(
             {
                 "number": name,
@@ -170,11 +185,16 @@ def mcnemar(first_N: NDArray[np.bool_], other_N: NDArray[np.bool_]) -> float:
     return float(binomtest(better, better + worse).pvalue) if better + worse else 1.0
 
 
-def bootstrapped(difference_D: NDArray[np.float64]) -> float:
-    """Twice the part of the draws on the far side of no difference; never 0, of so many draws."""
-    count = len(difference_D)
-    tail = min(int((difference_D <= 0).sum()), int((difference_D >= 0).sum()))
-    return min(1.0, 2 * (tail + 1) / (count + 1))
+def bootstrapped(difference: float, drawn_D: NDArray[np.float64]) -> float:
+    """Twice the normal tail beyond no difference, by the draws' deviation and less their bias, as the interval is.
+
+    Not the part of the draws beyond: of a hundred that is a hundredth at least, too much for twelve numbers at once.
+    """
+    deviation = float(drawn_D.std())
+    apart = 2 * difference - float(drawn_D.mean())
+    if not deviation:
+        return 0.0 if apart else 1.0
+    return math.erfc(abs(apart) / deviation / math.sqrt(2))
 
 
 def holm(p_values: Sequence[float]) -> list[bool]:

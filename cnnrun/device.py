@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import re
 import resource
 import sys
+from pathlib import Path
 
 import torch
 
@@ -39,12 +42,24 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or "can't allocate memory" in text or "out of memory" in text
 
 
+def forget_peak_memory(device: torch.device) -> None:
+    """From here on the peak is counted anew, as far as the system lets one."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5)
+
+
 def peak_memory_mib(device: torch.device) -> int:
     """The most memory that this process has had: of the GPU where the network is on one, else of the host."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10))  # bytes there, KiB elsewhere
+    try:
+        (kib,) = re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    except (OSError, ValueError):  # no Linux
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return round(peak / (2**20 if sys.platform == "darwin" else 2**10))  # bytes there, KiB elsewhere
+    return round(int(kib) / 2**10)
 
 
 def keep_freed_memory() -> None:

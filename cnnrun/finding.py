@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,7 +30,7 @@ def find(
     experiment: Experiment, device: torch.device, low: float, high: float, steps: int, plots: Path | None
 ) -> dict[str, Any]:
     """The smoothed loss at rates from `low` to `high`, and two rates that are usual to take from it."""
-    if not 0 < low < high:
+    if not 0 < low < high < math.inf:
         raise ConfigError("--low and --high: give a range of rates above 0, the lower one first")
     given = initial(experiment)
     experiment = experiment.with_weights_of(given.facts if given else None)
@@ -72,11 +73,15 @@ def _range(made: Job, low: float, high: float, steps: int) -> list[dict[str, flo
 def suggested(rows: list[dict[str, float]]) -> dict[str, float]:
     """Where the smoothed loss falls fastest over the logarithm of the rate, and a tenth of where it is lowest.
 
-    Both on the way down to its first valley: what happens beyond, where it diverges, says nothing.
+    Both on the way down to its valley: what happens beyond, where it diverges, says nothing. Nothing where it does not
+    fall by more than half of what a step's loss is off the mean.
     """
     losses = [row["smoothed"] for row in rows]
     settled = min(len(rows) // _UNSETTLED, len(rows) - 2)  # a mean of few losses is none yet
     valley = max(settled + 1, min(range(settled, len(rows)), key=losses.__getitem__))
+    noise = statistics.median(abs(row["loss"] - row["smoothed"]) for row in rows)
+    if losses[settled] - losses[valley] <= noise / 2:
+        return {}
     falls = [later - sooner for sooner, later in pairwise(losses[settled : valley + 1])]
     fastest = rows[settled + falls.index(min(falls))]["lr"]
     return {"steepest": fastest, "lowest_tenth": rows[valley]["lr"] / _BELOW}

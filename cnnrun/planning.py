@@ -25,8 +25,7 @@ from cnnrun.store import kept_already, listing
 from cnnrun.train import fit
 from cnnrun.weights import Weights
 
-_SECONDS = 8.0  # of training that is measured
-_WARM = 3  # steps that are not
+_SECONDS = 8.0  # of training that is measured, and half of that of val, as far as one step tells
 _PICTURES = 1024  # of each split that are decoded where they are not yet
 _VAL = 2000  # pictures of val that are measured on
 
@@ -46,7 +45,7 @@ def plan(experiment: Experiment, device: torch.device, root: Path) -> dict[str, 
         data = dataset(experiment.model_copy(update={"data": settings}), few)
     decoded = sum(len(split) for split in few.sources())
     rate = decoded / (time.perf_counter() - decoding)
-    facts = replace(data.facts, class_counts=indexed.class_counts(), counts=indexed.counts)
+    facts = replace(data.facts, class_counts=indexed.class_counts(), counts=indexed.counts, numbers=indexed.numbers())
     fitting(experiment, facts, given)
     if experiment.data.cache == "none":
         say("data.cache: none decodes pictures anew at each use, which is not measured here: it may take longer")
@@ -62,7 +61,7 @@ def plan(experiment: Experiment, device: torch.device, root: Path) -> dict[str, 
         "peak_memory_mib": peak_memory_mib(device)
         + _still_to_hold(experiment, indexed, facts, decoded if undecoded else int(measured["read"]), device),
     }
-    plans.keep(experiment, root, planned)
+    plans.keep(experiment, root, device, planned)
     return {"name": experiment.name, "took": round(time.perf_counter() - began, 1), **planned}
 
 
@@ -97,22 +96,23 @@ def _measured(
     few = {"epochs": 1, "batch": batch, "save_every": None, "early_stop": None, "drop_last": True}
     made = experiment.model_copy(update={"train": spec.model_copy(update=few)})
 
-    def trained(name: str, steps: int) -> tuple[int, dict[str, Any]]:
+    def trained(name: str, steps: int, pictures: int) -> tuple[int, float, dict[str, Any]]:
         steps = max(1, min(steps, len(train) // batch))
-        splits = {"train": _first(train, steps * batch), "val": _first(val, _VAL)}
+        splits = {"train": _first(train, steps * batch), "val": _first(val, pictures)}
         (folder / name).mkdir()
         with contextlib.redirect_stderr(io.StringIO()):
-            return steps, fit(job(made, replace(data, splits=splits), given, folder / name, device))
+            result = fit(job(made, replace(data, splits=splits), given, folder / name, device))
+        return steps, result["seconds"] - steps * batch / result["images_per_second"], result
 
-    steps, warm = trained("warm", _WARM)
-    per_step = batch / warm["images_per_second"]
-    steps, result = trained("measured", max(_WARM, math.ceil(_SECONDS / per_step)))
-    per_step = batch / result["images_per_second"] * spec.batch / batch
+    _, aside, warm = trained("warm", 1, few_val := min(len(val), batch))
+    steps = math.ceil(_SECONDS * warm["images_per_second"] / batch)
+    pictures = max(few_val, min(len(val), _VAL, int(_SECONDS / 2 * few_val / aside)))
+    steps, aside, result = trained("measured", steps, pictures)
     return {
-        "step": per_step,
-        "aside": result["seconds"] - steps * batch / result["images_per_second"],
-        "val": min(len(val), _VAL),
-        "read": steps * batch + min(len(val), _VAL),
+        "step": spec.batch / result["images_per_second"],
+        "aside": aside,
+        "val": pictures,
+        "read": steps * batch + pictures,
         "wait": result["data_wait_share"],
     }
 

@@ -19,7 +19,9 @@ def written(plots: Sequence[Plot], folder: Path) -> list[str]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"{printable(str(folder))}: {error.strerror}") from None
-    paths = [folder / f"{_file(plot.title)}.png" for plot in plots]
+    names = [_file(plot.title) for plot in plots]
+    again = [names[:place].count(name) for place, name in enumerate(names)]  # such as those of x+ and x-
+    paths = [folder / f"{name}{f'-{n + 1}' if n else ''}.png" for name, n in zip(names, again, strict=True)]
     for plot, path in zip(plots, paths, strict=True):
         write_bytes(path, png(plot))
     return [str(path) for path in paths]
@@ -68,4 +70,4 @@ def _plain(text: str) -> str:
 
 
 def _file(title: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") or "figure"
+    return re.sub(r"\W+", "-", title.lower()).strip("-")[:100] or "figure"

@@ -46,7 +46,7 @@ def compared(data: dict[str, Any]) -> None:
         for line in pair["data"]:
             out.print(f"  other data: {printable(line)}")
         if pair["unpaired"]:
-            out.print(f"  not tested, they were measured on different pictures: {pair['unpaired']}")
+            out.print(f"  not tested, they were not measured on the same: {pair['unpaired']}")
             continue
         out.print(_tests(pair["tests"]))
         out.print(_verdict(pair))
@@ -73,6 +73,8 @@ def _tests(tests: list[dict[str, Any]]) -> Any:
 
 
 def _verdict(pair: dict[str, Any]) -> str:
+    if not pair["tests"]:
+        return "not tested: these pictures are too few for any number to say how far it would move"
     if not pair["distinguishable"]:
         return "not distinguishable on these pictures"
     names = ", ".join(pair["distinguishable"])
@@ -97,11 +99,8 @@ def swept(data: dict[str, Any]) -> None:
         for row in data["trials"]
     ]
     out.print(table(["trial", "", data["monitor"], "settings"], rows, left=2))
-    if data["best"]:
-        best = data["best"]
-        out.print(f"best: trial {best['trial']}, {data['monitor']} {best['value']:.5g}: {printable(best['config'])}")
-    else:
-        out.print("no trial came to its end")
+    best = data["best"]
+    out.print(f"best: trial {best['trial']}, {data['monitor']} {best['value']:.5g}: {printable(best['config'])}")
 
 
 def found_lr(data: dict[str, Any]) -> None:
@@ -110,8 +109,11 @@ def found_lr(data: dict[str, Any]) -> None:
     rates = data["rates"]
     shown = rates[:: max(1, len(rates) // 15)]
     out.print(table(["lr", "loss"], [[f"{row['lr']:.3g}", f"{row['smoothed']:.4f}"] for row in shown]))
-    out.print(f"the loss falls fastest at {data['steepest']:.2g}; a tenth of where it is lowest is ", end="")
-    out.print(f"{data['lowest_tenth']:.2g}. The config says {data['now']:g}, and nothing was changed.")
+    if "steepest" in data:
+        out.print(f"the loss falls fastest at {data['steepest']:.2g}; a tenth of where it is lowest is ", end="")
+        out.print(f"{data['lowest_tenth']:.2g}. The config says {data['now']:g}, and nothing was changed.")
+    else:
+        out.print("the loss does not fall in this range by more than its noise; nothing was changed")
     for path in data.get("plots", ()):
         out.print(printable(path))
 

@@ -29,7 +29,7 @@ class Residuals:
     """What was said of T numbers of N pictures, and what they are. `period` is an angle's, None for other numbers.
 
     `constant_T` is what one would say without looking: the training pictures' mean. Of an angle it is the circular mean
-    of these pictures themselves, the best that any constant could do.
+    of these pictures themselves.
     """
 
     def __init__(

@@ -26,6 +26,8 @@ def train(
     """
     if torchrun.size() > 1:
         raise ConfigError("--seeds trains one after the other; start it without torchrun, or each seed with it")
+    if experiment.seed + count > 2**63:
+        raise ConfigError(f"--seeds {count}: seeds end below 2^63, and the config's is {experiment.seed}")
     seeds = range(experiment.seed, experiment.seed + count)
     rows = []
     for place, seed in enumerate(seeds, 1):

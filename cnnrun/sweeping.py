@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 
-from cnnrun import commands, torchrun
-from cnnrun.errors import ConfigError, DataError, NonFiniteError
+from cnnrun import commands
+from cnnrun.dataset import index
+from cnnrun.device import out_of_memory
+from cnnrun.errors import ConfigError, DataError, NonFiniteError, ResourceError, StorageError, UserError, printable
 from cnnrun.experiment import Experiment, load
 from cnnrun.learner import monitored_numbers
 from cnnrun.progress import say
@@ -25,8 +27,9 @@ from cnnrun.runs import write_text
 STUDY = "study.log"
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _RANGE = re.compile(rf"(log:)?({_NUMBER})\.\.({_NUMBER})")
+_MEASURE = ("name", "seed", "train.monitor", "data.source", "data.split")  # what trials must have in common
 _WARMUP = 0.2  # of the epochs, before which nothing is pruned
-_AGAIN = "again"  # a trial whose process was killed goes on under this attribute
+_AGAIN = "again"  # the number of the trial with which this one goes on, whose process was killed
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,10 @@ def space_of(words: Sequence[str]) -> tuple[Space, list[str]]:
     space, plain = Space(), []
     for word in words:
         name, _, written = word.partition("=")
+        if name in space:
+            raise ConfigError(f"argument {word!r}: {name} is looked for already")
+        if name.startswith(_MEASURE) and ("|" in written or _RANGE.fullmatch(written)):
+            raise ConfigError(f"argument {word!r}: trials are compared by it or under it; it cannot be looked for")
         if found := _RANGE.fullmatch(written):
             space[name] = _range(word, *found.groups())
         elif "|" in written:
@@ -98,13 +105,12 @@ def sweep(
 
     What was begun by processes that were killed is gone on with. Raises ConfigError where an end of a range is wrong.
     """
-    if torchrun.size() > 1:
-        raise ConfigError("sweep trains on one device; start it several times, without torchrun, to use several")
     space, plain = space_of(words)
     base = _checked(config, plain, space)
+    index(base.data)  # what is wrong with the data is no trial's fault
     folder = root / f"{base.name}-sweep"
     folder.mkdir(parents=True, exist_ok=True)
-    study = _study(base, folder, storage, space, plain)
+    study = _study(base, folder, storage, space)
     while (trial := _next(study, folder, trials, base)) is not None:
         with trial.held:
             _run(study, trial.asked, space, (config, plain, folder), device)
@@ -125,7 +131,7 @@ def _overrides(values: dict[str, Any]) -> list[str]:
     return [f"{name}={value}" for name, value in values.items()]
 
 
-def _study(base: Experiment, folder: Path, storage: str | None, space: Space, plain: Sequence[str]) -> Any:
+def _study(base: Experiment, folder: Path, storage: str | None, space: Space) -> Any:
     """The study of this name in the storage; its sampler is seeded by the config's seed and how far the study is."""
     try:
         import optuna
@@ -133,19 +139,22 @@ def _study(base: Experiment, folder: Path, storage: str | None, space: Space, pl
     except ImportError:
         raise ConfigError("sweep needs Optuna: pip install 'cnnrun[sweep]'") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    there: Any = storage
-    if storage is None or "://" not in storage:
-        there = optuna.storages.JournalStorage(JournalFileBackend(str(storage or folder / STUDY)))
+    place = str(storage or folder / STUDY)
     direction = {"max": "maximize", "min": "minimize"}[monitored_numbers(base.task)[base.train.monitor]]
     warmup = max(1, round(_WARMUP * base.train.epochs))
-    study = optuna.create_study(
-        storage=there,
-        study_name=base.name,
-        direction=direction,  # type: ignore[arg-type]
-        load_if_exists=True,
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=warmup),
-    )
-    about = {"space": repr(space), "config": base.to_yaml()}
+    try:
+        there: Any = place if "://" in place else optuna.storages.JournalStorage(JournalFileBackend(place))
+        study = optuna.create_study(
+            storage=there,
+            study_name=base.name,
+            direction=direction,  # type: ignore[arg-type]
+            load_if_exists=True,
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=warmup),
+        )
+    except Exception as error:  # a journal's, SQLAlchemy's or a database driver's own, which share no base class
+        why = printable(str(error).splitlines()[0] if str(error) else type(error).__name__)
+        raise StorageError(f"{printable(place)}: no study can be kept there ({why}); give another --storage") from None
+    about = {"space": repr(sorted(space.items())), "config": base.to_yaml()}
     for name, value in about.items():
         if study.user_attrs.setdefault(name, value) != value:
             raise ConfigError(
@@ -195,9 +204,12 @@ def _put_back(study: Any, folder: Path) -> None:
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         try:
             with _locked(_lock_of(folder, trial.number), wait=False):
-                study.enqueue_trial(trial.params, user_attrs={_AGAIN: True})
-                study.tell(trial.number, state=TrialState.FAIL)
                 _lock_of(folder, trial.number).unlink()
+                now = {each.number: each.state for each in study.get_trials(deepcopy=False)}
+                if now[trial.number] != TrialState.RUNNING:
+                    continue  # its process came to its end before this one held it
+                study.tell(trial.number, state=TrialState.FAIL)
+                study.enqueue_trial(trial.params, user_attrs={_AGAIN: trial.user_attrs.get(_AGAIN, trial.number)})
         except BlockingIOError:
             continue
 
@@ -233,12 +245,14 @@ def _run(study: Any, trial: Any, space: Space, base: tuple[Path, Sequence[str], 
         return bool(pruned)
 
     try:
-        experiment = load(config, [*plain, *_overrides(values)]).model_copy(update={"name": folder.name})
-        resume = bool(trial.user_attrs.get(_AGAIN))
-        result = commands.train(experiment, folder.parent, device, resume=resume, enough=enough)
-    except (ConfigError, DataError, NonFiniteError) as error:
-        say(f"trial {trial.number} failed: {error.lines[0]}")
-        trial.set_user_attr("why", error.lines[0])
+        first = trial.user_attrs.get(_AGAIN, trial.number)
+        experiment = load(config, [*plain, *_overrides(values)]).model_copy(update={"name": f"trial-{first}"})
+        result = commands.train(experiment, folder, device, resume=first != trial.number, enough=enough)
+    except (UserError, RuntimeError, MemoryError) as error:
+        if (why := _its_own_fault(error)) is None:
+            raise
+        say(f"trial {trial.number} failed: {why}")
+        trial.set_user_attr("why", why)
         study.tell(trial, state=TrialState.FAIL)
         return
     trial.set_user_attr("run", result["run"])
@@ -247,6 +261,13 @@ def _run(study: Any, trial: Any, space: Space, base: tuple[Path, Sequence[str], 
         study.tell(trial, state=TrialState.PRUNED)
     else:
         study.tell(trial, next(iter(result["best"].values())))
+
+
+def _its_own_fault(error: Exception) -> str | None:
+    """Why a trial cannot be trained with its settings; None for what stops the sweep."""
+    if isinstance(error, ConfigError | DataError | NonFiniteError):
+        return error.lines[0]
+    return "memory ran out" if type(error) is ResourceError or out_of_memory(error) else None
 
 
 def _told(study: Any, base: Experiment, config: Path, plain: Sequence[str], folder: Path) -> dict[str, Any]:
@@ -265,9 +286,9 @@ def _told(study: Any, base: Experiment, config: Path, plain: Sequence[str], fold
         for each in study.get_trials(deepcopy=False)
         if not _given_up(each)
     ]
-    made: dict[str, Any] = {"name": base.name, "monitor": base.train.monitor, "trials": rows, "best": None}
+    made: dict[str, Any] = {"name": base.name, "monitor": base.train.monitor, "trials": rows}
     if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        return made
+        raise ConfigError("no trial came to its end", *(f"trial {row['trial']}: {row['why']}" for row in rows[:5]))
     best = study.best_trial
     path = folder / "best.yaml"
     header = f"# The best of {len(rows)} trials of `cnnrun sweep`: {base.train.monitor} {best.value:.6g}\n"

@@ -203,6 +203,10 @@ leak."""
         """What a user of an exported file needs to know of its results, by name: kept in the file."""
         return {}
 
+    def about(self, facts: Facts) -> list[Any]:
+        """What the numbers are of: networks are compared where it is the same."""
+        return list(facts.classes)
+
     def thresholds(self, facts: Facts) -> dict[str, float]:
         """The score from which each class's results are shown; empty where all are."""
         return {}

@@ -54,6 +54,12 @@ one a class."""
     def _one_kind_of_target(self) -> Self:
         if (self.label != "label") + (self.labels is not None) + (self.numbers is not None) > 1:
             raise ValueError("give one of label, labels and numbers")
+        if twice := [name for name in self._columns if self._columns.count(name) > 1]:
+            raise ValueError(f"column {twice[0]!r} stands twice")
+        if self.classes and (self.numbers or isinstance(self.labels, list)):
+            raise ValueError("classes is for a column that holds them; remove it")
+        if self.separator != ";" and not isinstance(self.labels, str):
+            raise ValueError("separator is for a column that lists labels; remove it")
         return self
 
     @property
@@ -66,8 +72,7 @@ one a class."""
         if not root.is_dir():
             raise DataError(f"{printable(str(root))}: no such folder (data.source.table.root)")
         rows = read_rows(path)
-        given = self.labels or self.numbers or self.label
-        columns = [given] if isinstance(given, str) else given
+        columns = self._columns
         split = self._optional(rows, self.split, "split")
         group = self._optional(rows, self.group, "group")
         wanted = [self.picture, *columns, *(column for column in (split, group) if column)]
@@ -92,7 +97,14 @@ one a class."""
         return Indexed(classes, made, numbers=tuple(columns) if self.numbers else ())
 
     def _optional(self, rows: Rows, given: str | None, usual: str) -> str | None:
-        return given or (usual if usual in rows.columns and usual != self.label else None)
+        taken = {self.picture, *self._columns}
+        return given or (usual if usual in rows.columns and usual not in taken else None)
+
+    @property
+    def _columns(self) -> list[str]:
+        """Those of the targets."""
+        given = self.labels or self.numbers or self.label
+        return [given] if isinstance(given, str) else given
 
     def _targets(self, rows: Rows, columns: list[str], known: list[bool]) -> tuple[tuple[str, ...], dict[str, Tensor]]:
         """The classes, as the rows that are `known` have them, and every row's targets."""

@@ -69,11 +69,10 @@ class Asymmetric(LabelLoss):
 
     def each(self, logit_BK: Tensor, present_BK: Tensor, weight_K: Tensor | None) -> Tensor:
         score = logit_BK.sigmoid()
-        shifted = (score - self.margin).clamp(min=0)  # eq. 5
-        there = (1 - score).pow(self.positive) * F.logsigmoid(logit_BK)
-        # log(1 - p) by log1p, which is finite while the margin holds p below 1; without one, as torch has it.
+        shifted = (score - self.margin).clamp(min=0, max=1 - _TINY)  # eq. 5; 1 is as near as a margin comes to none
+        there = (1 - score).clamp(min=_TINY).pow(self.positive) * F.logsigmoid(logit_BK)
         absent = F.logsigmoid(-logit_BK) if self.margin == 0 else torch.log1p(-shifted)
-        absent = shifted.pow(self.negative) * absent
+        absent = shifted.clamp(min=_TINY).pow(self.negative) * absent
         weight = 1.0 if weight_K is None else weight_K
         return -(weight * present_BK * there + (1 - present_BK) * absent)
 
@@ -164,7 +163,7 @@ both count alike."""
         return None
 
     def unmeasurable(self, targets: dict[str, Tensor]) -> str | None:
-        return None if bool(targets["present"].any()) else "no picture has a label; there is nothing to rank"
+        return None if bool(targets["present"].any()) else "no picture has a label; give it some that have"
 
     def notes(self, facts: Facts) -> list[str]:
         weights = self._weights(facts)
@@ -227,5 +226,7 @@ both count alike."""
             return None
         if isinstance(self.positive_weights, list):
             return torch.tensor(self.positive_weights)
+        if not facts.class_counts:  # not counted yet
+            return None
         counts = torch.tensor(facts.class_counts, dtype=torch.float64)
         return ((facts.counts["train"] - counts).clamp(min=1) / counts).float()

@@ -22,6 +22,7 @@ from cnnrun.spec import Kinds, did_you_mean
 from cnnrun.taskspec import Better, Criterion, Kept, Measured, Results, TaskSpec, View
 
 _LEVELS = {0.5: 0.674490, 0.8: 1.281552, 0.95: 1.959964}  # the middle part of a normal, and its deviations either way
+_FINEST = 1e-4  # of the mean: a finer deviation loses digits that matter in float32
 _CLOSE = 1e-3  # of a deviation of the training numbers: how near an exported file must come
 
 Period = Annotated[float, Field(gt=0)]
@@ -136,9 +137,20 @@ these are refused."""
             if name not in known:
                 return f"there is no number {name!r}{did_you_mean(name, known)}"
         for number in self.chosen(facts):
+            if number.std < _FINEST * abs(number.mean):
+                text = f"{number.name} varies by {number.std:.3g} around {number.mean:.6g}, too finely for float32"
+                return (
+                    f"{text}; take the mean off it"
+                    if number.std
+                    else f"{number.name} is {number.least:g} in every \
+training picture; there is nothing to learn"
+                )
             if not number.std:
                 return f"{number.name} is {number.least:g} in every training picture; there is nothing to learn"
         return None
+
+    def about(self, facts: Facts) -> list[Any]:
+        return [(each.name, self.angles.get(each.name)) for each in self.chosen(facts)]
 
     def notes(self, facts: Facts) -> list[str]:
         return [

@@ -89,8 +89,7 @@ class VerifyMeter:
             "open_set": identification.open_set(embeddings, labels, gallery),
         }
         told = {name: rows for name, rows in found.items() if rows}
-        right = {f"rank_{k}": ranks <= k for k in (1, 5)}
-        return replace(measured, tables=told, spread=spread, right=right, plots=(_roc(curve),))
+        return replace(measured, tables=told, spread=spread, plots=(_roc(curve),))
 
     def _of_curve(self, curve: Curve) -> dict[str, float]:
         tars = {f"tar_{far:g}": float(curve.tar[curve.at(far)]) for far in self._task.fars}
@@ -218,6 +217,9 @@ class Verify(TaskSpec):
     def head(self, in_shapes: Sequence[Shape], facts: Facts) -> nn.Module:
         (in_shape,) = in_shapes
         return Embedding(need_vector("its embedding", in_shape), self.dimension)
+
+    def about(self, facts: Facts) -> list[Any]:
+        return []  # whoever was learned, others are measured
 
     def criterion(self, facts: Facts) -> Criterion:
         counts = torch.tensor(facts.class_counts or [1] * len(facts.classes))
