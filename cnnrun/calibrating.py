@@ -20,6 +20,8 @@ from cnnrun.runs import CALIBRATION, write_json
 from cnnrun.taskspec import Measured
 from cnnrun.trained import Trained
 
+_NOTHING = 1e-6  # a likelihood that has no lowest place
+
 
 def calibrate(target: Path | None, root: Path, device: torch.device) -> dict[str, Any]:
     """Fit the temperature of the checkpoint that the run chose, and keep it; returns what it changes on val.
@@ -38,7 +40,7 @@ def calibrate(target: Path | None, root: Path, device: torch.device) -> dict[str
         return found if math.isfinite(found) else math.inf
 
     before, temperature = nll(1.0), fitted(nll)
-    if not 1.01 * LEAST < temperature < MOST / 1.01:
+    if not (1.01 * LEAST < temperature < MOST / 1.01 and nll(temperature) > _NOTHING):
         count = f"{len(data.splits[name]):,} pictures of {name}"
         raise DataError(f"the {count} are all told rightly, or all wrongly: no temperature can be fitted to them")
     warm = replace(facts, chosen=facts.chosen | {TEMPERATURE: temperature})

@@ -17,7 +17,7 @@ from PIL import Image as Pil
 from resumed import digest, stopped_at
 from several import on_ranks
 
-from cnnrun import assemble, commands, experiment
+from cnnrun import assemble, commands, comparing, experiment
 from cnnrun.dataset import Data, index
 from cnnrun.errors import ConfigError, DataError
 from cnnrun.export.code import Code
@@ -263,6 +263,13 @@ def test_tasks_want_what_the_source_gives(pictures):
         labels(pictures, "train.sampler=balanced")
     with pytest.raises(ConfigError, match="no number 'leevl'; did you mean 'level'"):
         assemble.fitting(made := numbers(pictures, "task.regress.columns=[leevl, turn]"), facts_of(made))
+
+
+def test_numbers_of_other_columns_are_not_compared(pictures, run, tmp_path):
+    other = commands.train(numbers(pictures, "task.regress.columns=[level, turn]"), tmp_path, CPU, resume=False)["run"]
+    (pair,) = comparing.compare([run, Path(other)], tmp_path, CPU, None)["pairs"]
+    assert pair["tests"] == []
+    assert "numbers of other things" in pair["unpaired"]
 
 
 def facts_of(made: experiment.Experiment):

@@ -41,6 +41,21 @@ def test_wilsons_interval_is_scipys_and_has_a_width_where_all_are_right():
     )
 
 
+def test_of_few_samples_nothing_is_said_and_an_interval_of_r2_ends_at_one():
+    draw = np.random.default_rng(0)
+    for count in (1, 5, 19, 20, 25):
+        for _ in range(20):
+            true = draw.normal(0, 1, (count, 1))
+            residuals = Residuals(true + draw.normal(0, 0.5, (count, 1)), true, [None], [0.0])
+            found = spread(residuals.numbers, count, 200)
+            assert bool(found) == (count >= 20)
+            for name, values in found.items():
+                value = residuals.numbers()[name]
+                low, high = interval(value, values)
+                assert low < value < high
+                assert name not in ("r2", "gain") or high <= 1
+
+
 SIMULATED, DRAWS, COUNT = 1000, 300, 500
 
 
@@ -150,9 +165,22 @@ def test_mcnemar_goes_by_the_pictures_on_which_the_two_differ():
     assert mcnemar(other, first) == mcnemar(first, other)
 
 
-def test_a_bootstraps_p_is_never_nothing():
-    assert bootstrapped(np.full(1000, 0.1)) == pytest.approx(2 / 1001)
-    assert bootstrapped(np.zeros(1000)) == 1.0
+def test_a_bootstraps_p_is_that_of_its_interval():
+    draw = np.random.default_rng(0)
+    assert bootstrapped(0.1, 0.1 + 0.05 * draw.normal(size=100_000)) == pytest.approx(0.0455, rel=0.02)
+    assert bootstrapped(0.0, np.zeros(100)) == 1.0
+    # A hundred draws are enough for any of twelve numbers to differ.
+    assert holm([bootstrapped(0.5, 0.5 + 0.05 * draw.normal(size=100)) for _ in range(12)]) == [True] * 12
+
+
+def test_networks_as_well_calibrated_are_not_told_apart_by_how_sure_they_are():
+    """Both say what comes true; one is always nearly sure. The fewer pictures, the more an error is overestimated."""
+    draw, told = np.random.default_rng(0), 0
+    for _ in range(40):
+        found = [Bins(said, draw.random(2000) < said) for said in (draw.beta(97, 3, 2000), draw.beta(17, 3, 2000))]
+        one, other = (spread(lambda w, each=each: {"ece": each.error(w)}, 2000, 200)["ece"] for each in found)
+        told += bootstrapped(found[1].error() - found[0].error(), other - one) < 0.05 / 6
+    assert told <= 3
 
 
 def test_of_many_tests_fewer_are_taken_for_a_difference():

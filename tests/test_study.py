@@ -76,21 +76,38 @@ def test_what_was_calibrated_is_used_everywhere(copied, tmp_path):
 def test_a_temperature_of_other_weights_is_not_used_aloud(copied, tmp_path, capsys):
     calibrating.calibrate(copied, tmp_path, CPU)
     path = copied / "calibration.json"
-    path.write_text(path.read_text().replace('"weights": "', '"weights": "0'))
+    path.write_text(path.read_text().replace('"', '"0', 1))
     assert assemble.trained(copied, tmp_path, CPU)[1].facts.chosen == {}
     assert "is of other weights than step" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"weights": 3}', '{"weights": "a", "chosen": {"temperature": "x"}}',
-                                    '{"weights": "a", "chosen": {"temperature": NaN}}',
-                                    '{"weights": "a", "chosen": {"temperature": -1}}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage", ["", "{", "[]", '{"DIGEST": 3}', '{"DIGEST": {"chosen": {"temperature": "x"}}}',
+               '{"DIGEST": {"chosen": {"temperature": NaN}}}', '{"DIGEST": {"chosen": {"temperature": -1}}}']
+)  # fmt: skip
 def test_a_damaged_calibration_is_refused(copied, tmp_path, damage, run_cli):
-    (copied / "calibration.json").write_text(damage)
+    digest_of = assemble.trained(copied, tmp_path, CPU)[1].digest
+    (copied / "calibration.json").write_text(damage.replace("DIGEST", digest_of))
     code, _, err = run_cli("eval", copied)
     assert code == 3
     assert "calibration.json" in err
     assert "calibrate` again" in err
     assert len(err.splitlines()) == 1
+
+
+def test_nothing_is_fitted_to_pictures_that_are_all_right(copied, tmp_path, monkeypatch):
+    monkeypatch.setattr(calibrating, "_outputs", lambda *_: (torch.eye(10) * 9, {"labels": torch.arange(10)}))
+    with pytest.raises(DataError, match="all told rightly"):
+        calibrating.calibrate(copied, tmp_path, CPU)
+    assert not (copied / "calibration.json").exists()
+
+
+def test_every_checkpoint_keeps_a_calibration_of_its_own(tmp_path):
+    run = Path(commands.train(tried("train.epochs=3", "train.keep=3"), tmp_path, CPU, resume=False)["run"])
+    best = calibrating.calibrate(run, tmp_path, CPU)["temperature"]
+    other = run / "checkpoints" / "step-00000017"
+    assert calibrating.calibrate(other, tmp_path, CPU)["temperature"] != best
+    assert assemble.trained(run, tmp_path, CPU)[1].facts.chosen == {"temperature": best}
 
 
 def test_what_gives_no_probabilities_is_not_calibrated(tmp_path, run_cli):
@@ -129,6 +146,8 @@ def test_figures_take_any_name(tmp_path):
     )
     (path,) = written([hostile], tmp_path / "figures")
     assert Path(path).parent == tmp_path / "figures"
+    alike = [replace(hostile, title=title) for title in ("x+", "x-", "длина", "ширина")]
+    assert len(set(written(alike, tmp_path / "figures"))) == 4
 
 
 # --- seeds ------------------------------------------------------------------------------------------------------------
@@ -170,6 +189,13 @@ def test_seeds_of_different_data_are_not_summed_up(tmp_path):
         seeds.train(tried(), 2, tmp_path, CPU, resume=True, strict=False)
 
 
+def test_seeds_beyond_the_last_are_refused_before_the_first(config, tmp_path, run_cli):
+    code, _, err = run_cli("train", config, f"seed={2**63 - 1}", "--seeds", 2, "--runs", tmp_path / "runs")
+    assert code == 2
+    assert "--seeds 2" in err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_one_seed_has_no_interval():
     assert seeds.spread([0.5]) == {"mean": 0.5}
 
@@ -199,6 +225,28 @@ def test_what_two_configs_and_their_results_differ_in_is_said(trained_run, tmp_p
     row = next(row for row in pair["tests"] if row["number"] == "accuracy")
     assert row["test"] == "McNemar"
     assert row["from"] <= row["difference"] <= row["to"] < 0
+
+
+def test_a_calibration_of_one_of_them_is_said(copied, trained_run, tmp_path):
+    calibrating.calibrate(copied, tmp_path, CPU)
+    (pair,) = comparing.compare([trained_run, copied], tmp_path, CPU, None)["pairs"]
+    assert any(line.startswith("calibrated: no and ") for line in pair["config"])
+    assert pair["same_config"]
+
+
+def test_people_who_are_too_few_are_not_called_equal(tmp_path, run_cli):
+    path = tmp_path / "v.yaml"
+    path.write_text(
+        "task: {verify: {dimension: 4}}\n"
+        "data: {source: digits, split: {by: label, val: ['5', '6'], test: ['7', '8']}}\n"
+        "model: [{conv: {out_channels: 2, stride: 4}}, flatten]\ntrain: {epochs: 1, batch: 64, monitor: val/eer}\n"
+    )
+    for seed in (0, 1):
+        assert run_cli("train", path, f"seed={seed}", "--runs", tmp_path / "runs")[0] == 0
+    code, out, _ = run_cli("compare", tmp_path / "runs/v/1", tmp_path / "runs/v/2")
+    assert code == 0
+    assert "not tested: " in out
+    assert "not distinguishable" not in out
 
 
 def test_what_was_measured_on_other_pictures_is_not_tested(trained_run, tmp_path):
@@ -261,7 +309,7 @@ def test_a_trial_whose_process_was_killed_goes_on(config, tmp_path):
         real = train.backward
 
         def stepping(learner, job, batch, number):
-            if number == 40 and "sweep/2" in str(job.run):
+            if number == 40 and "trial-1" in str(job.run):
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(learner, job, batch, number)
 
@@ -273,7 +321,11 @@ def test_a_trial_whose_process_was_killed_goes_on(config, tmp_path):
     os.close(pipe)
     part = swept(config, root, 2, "train.epochs=3")
     assert settings(whole) == settings(part)
-    assert sorted(path.name for path in (root / "tiny-sweep").iterdir() if path.is_dir()) == ["1", "2"]
+    # The trial in the place of the one that was killed goes on with its run.
+    assert sorted(str(path.relative_to(root)) for path in root.glob("*/*/*") if path.is_dir()) == [
+        "tiny-sweep/trial-0/1",
+        "tiny-sweep/trial-1/1",
+    ]
     assert not list((root / "tiny-sweep").glob("trial-*.lock"))
 
 
@@ -307,10 +359,60 @@ def test_a_trial_that_cannot_be_trained_is_told_and_passed_over(config, tmp_path
     assert result["best"]["settings"] == {"train.optimizer.sgd.lr": "0.1"}
 
 
+def test_a_trial_that_ends_while_another_process_looks_is_let_be(config, tmp_path, monkeypatch):
+    """Between seeing that a trial runs and holding its lock, its own process may come to its end."""
+    swept(config, tmp_path, 1)
+    folder = tmp_path / "tiny-sweep"
+    space, plain = sweeping.space_of(SPACE)
+    study = sweeping._study(experiment.load(config, plain), folder, None, space)
+    trial = study.ask()
+    real = sweeping._locked
+
+    def ending_first(path, wait):
+        if path.name == f"trial-{trial.number}.lock":
+            study.tell(trial.number, 0.5)
+        return real(path, wait)
+
+    monkeypatch.setattr(sweeping, "_locked", ending_first)
+    sweeping._put_back(study, folder)
+    assert [each.state.name for each in study.trials] == ["COMPLETE", "COMPLETE"]
+
+
+def test_equal_trials_do_not_take_each_others_runs(config, tmp_path):
+    found = sweeping.sweep(config, ["train.batch=64|32", "train.epochs=1"], 4, tmp_path, CPU, None)["trials"]
+    assert len({row["run"] for row in found}) == 4
+    assert len({str(row["settings"]) for row in found}) == 2
+
+
+def test_a_sweep_without_its_data_or_its_storage_says_so(config, tmp_path, run_cli, monkeypatch):
+    gone = tmp_path / "gone.yaml"
+    gone.write_text(TINY.replace("source: digits", "source: {folder: nowhere}, image: {size: 8, channels: 1}"))
+    code, _, err = run_cli("sweep", gone, "train.batch=8|16", "--runs", tmp_path / "runs")
+    assert code == 8
+    assert "nowhere" in err
+    junk = tmp_path / "junk"
+    junk.write_text("no journal\n")
+    for storage in (junk, "foo://x", f"sqlite:///{tmp_path}/no/such/x.db"):
+        code, _, err = run_cli("sweep", config, "train.batch=8|16", "--runs", tmp_path / "r", "--storage", storage)
+        assert code == 5
+        assert "no study can be kept there" in err
+
+    def short(*arguments, **settings):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(commands, "train", short)
+    code, _, err = run_cli("sweep", config, "train.batch=8|16", "--runs", tmp_path / "runs", "--trials", 2)
+    assert code == 2
+    assert "no trial came to its end\ntrial 0: memory ran out\ntrial 1: memory ran out\n" in err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["train.epochs=3"], "nothing to look for"),
+        (["train.monitor=val/accuracy|val/loss"], "it cannot be looked for"),
+        (["seed=0..3"], "it cannot be looked for"),
+        (["train.batch=8..16", "train.batch=32..64"], "is looked for already"),
         (["train.optimizer.sgd.lr=0.3..0.1"], "not below the second"),
         (["train.optimizer.sgd.lr=log:0..0.1"], "is above 0"),
         (["train.batch=32|32"], "different values"),
@@ -357,12 +459,19 @@ def test_the_rates_named_are_on_the_way_down():
         {"lr": 10.0**k, "loss": 0.0, "smoothed": s} for k, s in enumerate([3, 3, 2.9, 2.0, 1.5, 1.4, 4.0, 2.0, 9.0])
     ]
     assert finding.suggested(rows) == {"steepest": 100.0, "lowest_tenth": 1e4}
-    flat = [{"lr": 10.0**k, "loss": 0.0, "smoothed": float(k)} for k in range(5)]
-    assert finding.suggested(flat)["steepest"] in (1.0, 10.0)
+    rising = [{"lr": 10.0**k, "loss": 0.0, "smoothed": float(k)} for k in range(5)]
+    assert finding.suggested(rising) == {}
+
+
+def test_where_the_loss_does_not_fall_nothing_is_suggested(config, run_cli):
+    code, out, _ = run_cli("find-lr", config, "--low", 1e-12, "--high", 1e-11, "--steps", 40)
+    assert code == 0
+    assert "does not fall in this range" in out
 
 
 def test_a_range_upside_down_or_beyond_all_is_refused(config, run_cli):
     assert "the lower one first" in run_cli("find-lr", config, "--low", 1, "--high", 0.1)[2]
+    assert "the lower one first" in run_cli("find-lr", config, "--high", "inf")[2]
     assert "give a lower --low" in run_cli("find-lr", config, "--low", 1e25, "--high", 1e30)[2]
 
 

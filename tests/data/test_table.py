@@ -238,6 +238,13 @@ def test_what_is_no_number_is_named_by_line_and_column(tmp_path, cell):
     assert ("is empty" in line) if not cell else ("expected a number" in line)
 
 
+def test_a_target_is_no_group_and_no_split(tmp_path):
+    path = with_columns(tmp_path, ("group", "split"), ["1", "2", "3", "1", "2", "3"], ["0"] * 6)
+    split = Table(path=str(path), numbers=["group", "split"]).read().splits["train"]
+    assert split.groups is None
+    assert split.targets["numbers"][:, 0].tolist() == [1, 2, 3, 1, 2, 3]
+
+
 def test_label_sets_are_listed_or_have_a_column_each(tmp_path):
     path = with_columns(tmp_path, ("marks",), ["b;a", " a ", "", "b", "c ; a;", "c"])
     indexed = Table(path=str(path), labels="marks").read()
@@ -266,6 +273,14 @@ def test_label_sets_that_are_wrong_are_named(tmp_path):
 def test_one_kind_of_target_is_given(tmp_path):
     for more in ({"labels": "a", "numbers": "b"}, {"label": "c", "numbers": "b"}, {"label": "c", "labels": ["a", "b"]}):
         with pytest.raises(ValueError, match="one of label, labels and numbers"):
+            Table(path="t.csv", **more)
+    for more, said in (
+        ({"numbers": ["a", "a"]}, "'a' stands twice"),
+        ({"labels": ["a", "b"], "classes": ["b", "a"]}, "classes is for a column"),
+        ({"numbers": "a", "classes": ["b"]}, "classes is for a column"),
+        ({"labels": ["a"], "separator": ","}, "separator is for a column"),
+    ):
+        with pytest.raises(ValueError, match=said):
             Table(path="t.csv", **more)
     assert Table(path="t.csv").targets == "labels"
     assert Table(path="t.csv", labels="a").targets == "label sets"

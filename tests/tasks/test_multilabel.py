@@ -47,7 +47,11 @@ def test_the_losses_are_their_formulas(seed):
     torch.testing.assert_close(plain, F.binary_cross_entropy_with_logits(logit, present, reduction="none"))
 
 
-@pytest.mark.parametrize("loss", [Bce(), Focal(), Focal(gamma=0.5), Asymmetric(), Asymmetric(margin=0)])
+@pytest.mark.parametrize(
+    "loss",
+    [Bce(), Focal(), Focal(gamma=0.5), Asymmetric(), Asymmetric(margin=0), Asymmetric(positive=0.5, negative=0.5),
+     Asymmetric(margin=1e-9)],
+)  # fmt: skip
 def test_losses_and_gradients_are_finite_for_any_output(loss):
     logit = torch.tensor([[-200.0, -30.0, 0.0, 30.0, 200.0]] * 2, requires_grad=True)
     present = torch.tensor([[1.0] * 5, [0.0] * 5])
@@ -114,6 +118,7 @@ def test_weights_count_samples_as_often(seed):
 def test_balanced_makes_presence_and_absence_count_alike():
     criterion = Multilabel(positive_weights="balanced").criterion(FACTS)
     assert criterion.weight.tolist() == pytest.approx([4.0, 1.5, 2 / 3, 0.25])
+    assert Multilabel(positive_weights="balanced").criterion(Facts(NAMES, (1, 8, 8))).weight is None  # not counted yet
     missing = replace(FACTS, class_counts=(10, 0, 3, 4))
     assert "'bee' has none" in Multilabel(positive_weights="balanced").problem(missing)
     assert "has 2 numbers; the data has 4" in Multilabel(positive_weights=[1.0, 2.0]).problem(FACTS)

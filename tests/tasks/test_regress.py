@@ -278,6 +278,17 @@ def test_what_makes_no_sense_is_refused():
         Regress().head([(4, 2, 2)], FACTS)
 
 
+def test_what_float32_cannot_hold_is_refused():
+    late = Facts((), (1, 8, 8), numbers=(Number("time", 1.7e9, 8.0, 1.7e9, 1.7e9 + 30),))
+    assert Regress().problem(late) == "time varies by 8 around 1.7e+09, too finely for float32; take the mean off it"
+
+
+def test_a_hair_below_the_turn_is_the_turn():
+    task = Regress(columns=["hour"], angles={"hour": 24})
+    for below in (-1e-9, -0.0, 1e-9):
+        assert 0 <= task.decoder(FACTS)(torch.tensor([[1.0, below]]))["values"].item() < 24
+
+
 def test_what_the_data_has_not_is_named():
     assert "did you mean 'weight'" in Regress(columns=["wieght"]).problem(FACTS)
     assert "there is no number 'turn'" in Regress(angles={"turn": 360}).problem(FACTS)
