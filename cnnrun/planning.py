@@ -26,6 +26,7 @@ from cnnrun.train import fit
 from cnnrun.weights import Weights
 
 _SECONDS = 8.0  # of training that is measured, and half of that of val, as far as one step tells
+_EPOCHS = 10  # at most
 _PICTURES = 1024  # of each split that are decoded where they are not yet
 _VAL = 2000  # pictures of val that are measured on
 
@@ -93,16 +94,19 @@ def _measured(
     spec = experiment.train
     train, val = data.splits["train"], data.splits["val"]
     batch = min(spec.batch, len(train))
-    few = {"epochs": 1, "batch": batch, "save_every": None, "early_stop": None, "drop_last": True}
-    made = experiment.model_copy(update={"train": spec.model_copy(update=few)})
+    few = {"batch": batch, "save_every": None, "early_stop": None, "drop_last": True}
 
-    def trained(name: str, steps: int, pictures: int) -> tuple[int, float, dict[str, Any]]:
-        steps = max(1, min(steps, len(train) // batch))
+    def trained(name: str, wanted: int, pictures: int) -> tuple[int, float, dict[str, Any]]:
+        """Steps of an epoch, the seconds at its end, and what the training says of itself."""
+        steps = max(1, min(wanted, len(train) // batch))
+        epochs = min(-(-wanted // steps), _EPOCHS)  # of few pictures several, as the training itself
+        short = experiment.model_copy(update={"train": spec.model_copy(update=few | {"epochs": epochs})})
         splits = {"train": _first(train, steps * batch), "val": _first(val, pictures)}
         (folder / name).mkdir()
         with contextlib.redirect_stderr(io.StringIO()):
-            result = fit(job(made, replace(data, splits=splits), given, folder / name, device))
-        return steps, result["seconds"] - steps * batch / result["images_per_second"], result
+            result = fit(job(short, replace(data, splits=splits), given, folder / name, device))
+        stepping = epochs * steps * batch / result["images_per_second"]
+        return steps, (result["seconds"] - stepping) / epochs, result
 
     _, aside, warm = trained("warm", 1, few_val := min(len(val), batch))
     steps = math.ceil(_SECONDS * warm["images_per_second"] / batch)
