@@ -60,8 +60,8 @@ class Measured:
     matrices: dict[str, list[list[int]]] = field(default_factory=dict)
     chosen: dict[str, float] = field(default_factory=dict)
     plots: tuple[Plot, ...] = ()
-    spread: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    right: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
+    spread: dict[str, NDArray[np.float64]] = field(default_factory=dict, compare=False)  # arrays compare one by one
+    right: dict[str, NDArray[np.bool_]] = field(default_factory=dict, compare=False)
 
 
 class Meter(Protocol):

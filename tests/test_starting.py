@@ -188,7 +188,7 @@ def test_from_the_command_line(run_cli, messy, tmp_path, monkeypatch):
     for words, expected in (
         (["init", messy], "is there already"),
         (["init", "nowhere"], "no such file"),
-        (["init", messy, "--task", "detect", "--out", "d.yaml"], "one task, classify"),
+        (["init", messy, "--task", "detect", "--out", "d.yaml"], "for classify alone"),
     ):
         code, _, err = run_cli(*words)
         assert code in (2, 8)
