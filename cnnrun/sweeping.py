@@ -110,7 +110,8 @@ def sweep(
     index(base.data)  # what is wrong with the data is no trial's fault
     folder = root / f"{base.name}-sweep"
     folder.mkdir(parents=True, exist_ok=True)
-    study = _study(base, folder, storage, space)
+    with _locked(folder / "study.lock", wait=True):  # of processes that start at once the first makes it
+        study = _study(base, folder, storage, space)
     while (trial := _next(study, folder, trials, base)) is not None:
         with trial.held:
             _run(study, trial.asked, space, (config, plain, folder), device)
