@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ STUDY = "study.log"
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _RANGE = re.compile(rf"(log:)?({_NUMBER})\.\.({_NUMBER})")
 _MEASURE = ("name", "seed", "train.monitor", "data.source", "data.split")  # what trials must have in common
+_MOMENT = 0.5  # seconds
 _WARMUP = 0.2  # of the epochs, before which nothing is pruned
 _AGAIN = "again"  # the number of the trial with which this one goes on, whose process was killed
 
@@ -111,7 +113,11 @@ def sweep(
     folder = root / f"{base.name}-sweep"
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder / "study.lock", wait=True):  # of processes that start at once the first makes it
-        study = _study(base, folder, storage, space)
+        try:
+            study = _study(base, folder, storage, space)
+        except StorageError:  # seen once: a journal read while another process wrote to it
+            time.sleep(_MOMENT)
+            study = _study(base, folder, storage, space)
     while (trial := _next(study, folder, trials, base)) is not None:
         with trial.held:
             _run(study, trial.asked, space, (config, plain, folder), device)
