@@ -27,7 +27,7 @@ from cnnrun.assemble import (
     usable,
 )
 from cnnrun.contracts import Facts
-from cnnrun.dataset import index
+from cnnrun.dataset import Dataset, index
 from cnnrun.device import forget_peak_memory
 from cnnrun.drawing import svg
 from cnnrun.errors import ConfigError
@@ -41,13 +41,13 @@ from cnnrun.plotting import written
 from cnnrun.predict import coco_results, drawn_into, files, predict, with_scores
 from cnnrun.prepare import refuse_bad_boxes
 from cnnrun.progress import say
-from cnnrun.ranks import joined
+from cnnrun.ranks import Ranks, joined
 from cnnrun.resampling import intervals
 from cnnrun.resuming import same_weights, saved_in, unchanged, unfinished
 from cnnrun.sheet import write_png
 from cnnrun.taskspec import Level
 from cnnrun.train import fit
-from cnnrun.weights import How
+from cnnrun.weights import How, Weights
 
 
 def train(
@@ -77,14 +77,7 @@ def train(
         if run and given:
             same_weights(run, given)
         experiment = experiment.with_weights_of(given.facts if given else None)
-        data = dataset(experiment)
-        for note in (*data.notes, *balance(experiment, data)):
-            say(f"data: {note}")
-        measurable(experiment, {name: examples.targets for name, examples in data.splits.items()})
-        # Nothing is made on the disk for a config that cannot be trained.
-        fitting(experiment, data.facts, given, ranks.size)
-        ranks.wait(patiently=True)
-        same_everywhere(data, ranks)
+        data = _learnable(experiment, given, ranks)
         run = run or Path(ranks.from_first(lambda: str(create(experiment, data, given, root))))
         ranks.from_first(lambda: stack.enter_context(runs.held(run)))
         if done := ranks.from_first(lambda: runs.result(run)):
@@ -97,6 +90,18 @@ def train(
             where = runs.environment(device, ranks.size)
             ranks.from_first(lambda: beside_the_plan(experiment, root, run, where, result))
         return {"run": str(run), **result}
+
+
+def _learnable(experiment: Experiment, given: Weights | None, ranks: Ranks) -> Dataset:
+    """The data, decoded, once everything is known to fit: nothing is made on the disk for what cannot be trained."""
+    data = dataset(experiment)
+    for note in (*data.notes, *balance(experiment, data)):
+        say(f"data: {note}")
+    measurable(experiment, {name: examples.targets for name, examples in data.splits.items()})
+    fitting(experiment, data.facts, given, ranks.size)
+    ranks.wait(patiently=True)
+    same_everywhere(data, ranks)
+    return data
 
 
 def _left(experiment: Experiment, root: Path, resume: bool, strict: bool) -> dict[str, Any] | None:
