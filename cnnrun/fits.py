@@ -68,9 +68,8 @@ class Numbers(nn.Module):
         )
         angle = torch.atan2(turn_BA2[:, :, 1], turn_BA2[:, :, 0]) / (2 * math.pi) * period
         angle = torch.where(angle < start, angle + period, angle)
-        angle = torch.where(
-            angle >= start + period, start, angle
-        )  # a hair below 0 becomes the whole period by rounding
+        # A hair below 0 becomes the whole period by rounding.
+        angle = torch.where(angle >= start + period, start, angle)
         return self.together(self.scaled(standard_BL) + mean, angle)
 
     def forward(self, outputs: Tensor) -> dict[str, Tensor]:
