@@ -43,11 +43,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Node:
-    """A layer of the list, structures too, with the shapes that go in and the shape that comes out."""
+    """A layer of the list, structures too: where it stands, the shapes that go in, and what comes out."""
 
+    path: str
     spec: LayerSpec
     in_shapes: tuple[Shape, ...]
-    out_shape: Shape
+    out: Signal
+
+    @property
+    def out_shape(self) -> Shape:
+        return self.out.shape
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,8 @@ class Builder:
                 node.check([source.shape for source in sources])
                 before = len(self.problems)
                 module, signal = self.node(node, sources, here, known, f"{prefix}.{key}")
-                self.nodes[f"{prefix}.{key}"] = Node(node, tuple(each.shape for each in sources), signal.shape)
+                shapes = tuple(each.shape for each in sources)
+                self.nodes[f"{prefix}.{key}"] = Node(path_text(None, here), node, shapes, signal)
                 if len(self.problems) > before:
                     break
             except CannotPass as problem:

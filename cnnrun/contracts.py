@@ -33,13 +33,15 @@ class CannotPass(Exception):
 class Window:
     """What a layer's output cell sees of its input, per direction: for receptive fields.
 
-    `kernel` counts dilation in; `scale` is how much the layer enlarges; `whole` means all of the input.
+    `kernel` counts dilation in; `scale` is how much the layer enlarges; `whole` means all of the input. `start` is the
+    input cell, from the first, where the first output cell's window begins: with padding it is below 0.
     """
 
     kernel: Pair = (1, 1)
     stride: Pair = (1, 1)
     scale: Pair = (1, 1)
     whole: bool = False
+    start: tuple[float, float] = (0.0, 0.0)
 
 
 class LayerSpec(Kind):

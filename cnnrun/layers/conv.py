@@ -63,7 +63,8 @@ class Conv(LayerSpec):
 
     def window(self, in_shape: Shape) -> Window:
         kernel = tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True))
-        return Window(kernel=(kernel[0], kernel[1]), stride=self.stride)
+        padding = self.size_keeping_padding() if self.padding is None else self.padding
+        return Window(kernel=(kernel[0], kernel[1]), stride=self.stride, start=(-padding[0], -padding[1]))
 
 
 class ConvTranspose(LayerSpec):
@@ -107,7 +108,8 @@ class ConvTranspose(LayerSpec):
     def window(self, in_shape: Shape) -> Window:
         # An output cell is written by ceil(kernel / stride) input cells in each direction.
         kernel = tuple(-(-k // s) for k, s in zip(self.kernel_size, self.stride, strict=True))
-        return Window(kernel=(kernel[0], kernel[1]), scale=self.stride)
+        start = [(p - k + 1) / s for p, k, s in zip(self.padding, self.kernel_size, self.stride, strict=True)]
+        return Window(kernel=(kernel[0], kernel[1]), scale=self.stride, start=(start[0], start[1]))
 
 
 class EachPosition(nn.Sequential):

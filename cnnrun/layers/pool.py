@@ -31,7 +31,8 @@ class MaxPool(LayerSpec):
 
     def window(self, in_shape: Shape) -> Window:
         kernel = tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True))
-        return Window(kernel=(kernel[0], kernel[1]), stride=self.stride or self.kernel_size)
+        start = (-self.padding[0], -self.padding[1])
+        return Window(kernel=(kernel[0], kernel[1]), stride=self.stride or self.kernel_size, start=start)
 
     def _beside(self, direction: int, size: int) -> bool:
         """Whether all cells of some window fall beside the picture: PyTorch would answer minus infinity."""
@@ -63,7 +64,8 @@ class AvgPool(LayerSpec):
         return nn.AvgPool2d(self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad)
 
     def window(self, in_shape: Shape) -> Window:
-        return Window(kernel=self.kernel_size, stride=self.stride or self.kernel_size)
+        start = (-self.padding[0], -self.padding[1])
+        return Window(kernel=self.kernel_size, stride=self.stride or self.kernel_size, start=start)
 
 
 def half_at_most(padding: tuple[int, int], kernel: tuple[int, int]) -> None:

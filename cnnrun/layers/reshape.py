@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 import torch.nn.functional as F
@@ -47,7 +48,10 @@ class Upsample(LayerSpec):
         return nn.Upsample(scale_factor=factors, mode=self.mode)
 
     def window(self, in_shape: Shape) -> Window:
-        return Window(kernel=(2, 2) if self.mode == "bilinear" else (1, 1), scale=self.scale_factor)
+        if self.mode == "nearest":
+            return Window(scale=self.scale_factor)
+        high, wide = self.scale_factor
+        return Window(kernel=(2, 2), scale=self.scale_factor, start=(0.5 / high - 0.5, 0.5 / wide - 0.5))
 
 
 class PixelShuffle(LayerSpec):
@@ -160,10 +164,17 @@ class Pad(LayerSpec):
 
     def build(self, in_shape: Shape) -> nn.Module:
         _, height, width = need_picture(self.kind, in_shape)
-        sides: Any = (self.padding,) * 4 if isinstance(self.padding, int) else tuple(self.padding)
+        sides: Any = self._all_sides()
         if self.mode == "reflect" and (max(sides[:2]) >= height or max(sides[2:]) >= width):
             raise CannotPass("reflected padding must be smaller than the picture", "use less, or another mode")
         return PadEdges((self.channels[0], self.channels[1]), sides, self.mode, self.value)
+
+    def window(self, in_shape: Shape) -> Window:
+        top, _, left, _ = self._all_sides()
+        return Window(start=(-top, -left))
+
+    def _all_sides(self) -> Sequence[int]:
+        return (self.padding,) * 4 if isinstance(self.padding, int) else self.padding
 
     @model_validator(mode="after")
     def _channels_are_constant(self) -> Self:

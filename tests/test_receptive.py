@@ -1,0 +1,93 @@
+"""What a cell sees: the box that is told equals the pixels that its value depends on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from cnnrun.contracts import Facts
+from cnnrun.experiment import parse
+from cnnrun.network import Built, build, materialize
+
+IMAGE = (1, 41, 37)
+PLAIN = {
+    "convs that keep the size": "[{conv: 2}, {conv: {out_channels: 2, kernel_size: 5}}]",
+    "convs without padding": "[{conv: {out_channels: 2, padding: 0}}, {max_pool: 2}, "
+    "{conv: {out_channels: 2, padding: 0}}]",
+    "strides of even pictures": "[{conv: {out_channels: 2, stride: 2}}, {conv: {out_channels: 2, stride: 2}}, "
+    "{avg_pool: {kernel_size: 3, stride: 2, padding: 1}}]",
+    "dilation, uneven kernels": "[{conv: {out_channels: 2, kernel_size: [1, 5], dilation: 2}}, {avg_pool: [3, 2]}]",
+    "a pad at one side": "[{pad: [2, 0, 1, 0]}, {conv: {out_channels: 2, padding: 0, stride: 2}}, {conv: 2}]",
+    "a residual": "[{conv: {out_channels: 2, stride: 2}}, {residual: [{conv: 2}, {conv: 2}]}]",
+    "branches of unequal reach": "[{parallel: {branches: [[{conv: {out_channels: 2, kernel_size: 1}}], "
+    "[{conv: {out_channels: 2, kernel_size: 7}}]], merge: concat}}, {avg_pool: 2}]",
+    "a link by name": "[{conv: {out_channels: 2, name: a}}, {conv: {out_channels: 2, kernel_size: 5}}, "
+    "{concat: [a]}, {conv: {out_channels: 2, stride: 2}}]",
+}
+ENLARGED = {
+    "upsample": "[{max_pool: 2}, {conv: 2}, {upsample: 2}, {conv: 2}]",
+    "bilinear": "[{max_pool: 2}, {conv: 2}, {upsample: {scale_factor: 2, mode: bilinear}}, {conv: 2}]",
+    "transposed": "[{conv: {out_channels: 2, stride: 2}}, {conv_transpose: 2}, {conv: 2}]",
+}
+
+
+def _built(layers: str) -> tuple[Built, nn.Module]:
+    """A network whose every weight is above 0, so that nothing it sees cancels out."""
+    made = parse(
+        f"task: {{classify: {{}}}}\ndata: {{source: digits, image: {{size: [41, 37]}}}}\n"
+        f"model: {layers[:-1]}, global_avg_pool]\n",
+        "here.yaml",
+    )
+    built = build(made.model.layers, made.task, Facts(("a", "b"), IMAGE))
+    network = materialize(built.network, 0).double().eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.fill_(0.3)
+    return built, network.layers
+
+
+def _depends_on(network: nn.Module, row: int, column: int) -> tuple[int, int, int, int]:
+    """The box around the pixels that a cell's sum over channels depends on."""
+    seen = torch.zeros(IMAGE[1:], dtype=torch.bool)
+    for _ in range(60):  # a maximum depends on one of its cells at a time
+        picture = (torch.rand(1, *IMAGE, dtype=torch.float64) + 1).requires_grad_()
+        (slope,) = torch.autograd.grad(network(picture)[0, :, row, column].sum(), picture)
+        seen |= (slope[0] != 0).any(0)
+    rows, columns = seen.any(1).nonzero().flatten(), seen.any(0).nonzero().flatten()
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def _told(built: Built, layer: str, row: int, column: int) -> tuple[int, int, int, int]:
+    x1, y1, x2, y2 = built.nodes[layer].out.seen(row, column, IMAGE)
+    return max(0, x1), max(0, y1), min(IMAGE[2], x2), min(IMAGE[1], y2)
+
+
+def _without_the_pool(built: Built, layers: nn.Module) -> tuple[str, nn.Module]:
+    """The last layer before the global pool, and the layers up to it."""
+    names = [name for name in built.nodes if name.count(".") == 1]
+    layers.global_avg_pool1 = nn.Identity()
+    return names[-2], layers
+
+
+@pytest.mark.parametrize("layers", PLAIN.values(), ids=PLAIN)
+def test_a_cell_sees_what_it_depends_on(layers):
+    built, network = _built(layers)
+    name, network = _without_the_pool(built, network)
+    _, high, wide = built.nodes[name].out_shape
+    for row, column in ((0, 0), (high // 2, wide // 3), (high // 2, wide // 2)):
+        assert _depends_on(network, row, column) == _told(built, name, row, column), (row, column)
+    # At the far edges strides may leave pixels out that no map on the way has a cell for.
+    x1, y1, x2, y2 = _depends_on(network, high - 1, wide - 1)
+    left, top, right, bottom = _told(built, name, high - 1, wide - 1)
+    assert left <= x1 and top <= y1 and x2 <= right and y2 <= bottom
+
+
+@pytest.mark.parametrize("layers", ENLARGED.values(), ids=ENLARGED)
+def test_after_layers_that_enlarge_within_a_cell(layers):
+    built, network = _built(layers)
+    name, network = _without_the_pool(built, network)
+    node = built.nodes[name]
+    for row, column in ((0, 0), (7, 11), (node.out_shape[1] - 1, 3)):
+        for side, told in zip(_depends_on(network, row, column), _told(built, name, row, column), strict=True):
+            assert abs(side - told) <= 2  # pixels of a cell of the map that was enlarged
