@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from cnnrun import explain, importing, runs, torchrun, weights
+from cnnrun import importing, runs, torchrun, weights
 from cnnrun.assemble import (
     balance,
     create,
@@ -44,7 +44,6 @@ from cnnrun.progress import say
 from cnnrun.ranks import Ranks, joined
 from cnnrun.resampling import intervals
 from cnnrun.resuming import same_weights, saved_in, unchanged, unfinished
-from cnnrun.sheet import write_png
 from cnnrun.taskspec import Level
 from cnnrun.train import fit
 from cnnrun.weights import How, Weights
@@ -213,29 +212,6 @@ def checked(experiment: Experiment) -> dict[str, Any]:
         "steps": experiment.train.steps_per_epoch(facts.counts["train"]) * experiment.train.epochs,
         "remarks": experiment.task.remarks(levels, targets, facts),
     }
-
-
-def drawn(
-    target: Path | None, root: Path, device: torch.device, split: str | None, pictures: int, out: Path
-) -> dict[str, Any]:
-    """Draw what is in pictures beside what is found in them."""
-    experiment, given = trained(target, root, device)
-    name, data = eval_data(experiment, given, split)
-    examples = data.splits[name]
-    numbers = range(min(pictures, len(examples)))
-    write_png(out, explain.found(given, examples, numbers), "cnnrun explain")
-    return {"path": str(out), "split": name, "pictures": len(numbers)}
-
-
-def assigned(
-    target: Path | None, root: Path, device: torch.device, split: str | None, picture: int, out: Path
-) -> dict[str, Any]:
-    """Draw which cells learn which objects of a picture."""
-    experiment, given = trained(target, root, device)
-    name, data = eval_data(experiment, given, split)
-    about, made = explain.assignment(given, data.splits[name], picture, experiment.model.layers)
-    write_png(out, made, "cnnrun explain")
-    return {"path": str(out), "split": name, **about}
 
 
 def summary(experiment: Experiment) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,19 +68,37 @@ def picture_of(pixels_CHW: Tensor) -> Any:
 
 
 def side_by_side(rows: Sequence[Sequence[tuple[str, Any]]]) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3]: rows of Pillow pictures of one size, each with its title above."""
+    """uint8 [H, W, 3]: rows of Pillow pictures, each with its title above, in columns as wide as they need."""
     from PIL import Image as Pil
     from PIL import ImageDraw, ImageFont
 
-    wide, tall = rows[0][0][1].width + _GAP, rows[0][0][1].height + _LINE + _GAP
-    made = Pil.new("RGB", (max(map(len, rows)) * wide + _GAP, len(rows) * tall + _GAP), "white")
-    draw, font = ImageDraw.Draw(made), ImageFont.load_default(size=12)
-    for row, cells in enumerate(rows):
-        for column, (title, picture) in enumerate(cells):
-            left, top = _GAP + column * wide, _GAP + row * tall
-            draw.text((left, top), printable(title), "black", font)
+    font, columns = ImageFont.load_default(size=12), itertools.zip_longest(*rows)
+    wide = [_GAP + max(_wide(cell, font) for cell in column if cell) for column in columns]
+    tall = [_GAP + _LINE + max(picture.height for _, picture in row) for row in rows]
+    made = Pil.new("RGB", (sum(wide) + _GAP, sum(tall) + _GAP), "white")
+    draw, top = ImageDraw.Draw(made), _GAP
+    for row, high in zip(rows, tall, strict=True):
+        left = _GAP
+        for (title, picture), width in zip(row, wide, strict=False):
+            draw.text((left, top), cut(printable(title), font, width - 2), "black", font)
             made.paste(picture, (left, top + _LINE))
+            left += width
+        top += high
     return np.asarray(made)
+
+
+def cut(text: str, font: Any, width: int) -> str:
+    """As much of a text as fits."""
+    while text and font.getlength(text) > width:
+        text = text[:-1]
+    return text
+
+
+def _wide(cell: tuple[str, Any], font: Any) -> int:
+    """A cell's width: its picture's, or its title's where that is not much wider."""
+    title: int = math.ceil(font.getlength(printable(cell[0])))
+    width: int = cell[1].width
+    return width if title <= width else min(title, 2 * width)
 
 
 def panel(

@@ -171,19 +171,6 @@ def sheet(data: dict[str, Any]) -> None:
     console().print(f"{printable(data['path'])}: {data['pictures']} pictures, {data['times']} times augmented")
 
 
-def picture(data: dict[str, Any]) -> None:
-    """A drawing that was written."""
-    console().print(f"{printable(data['path'])}: {data['pictures']} pictures of split {data['split']}")
-
-
-def assigned(data: dict[str, Any]) -> None:
-    """A row an object: how many cells learn it, and how well the best of them fits."""
-    out = console()
-    rows = [[str(each["object"]), each["label"], str(each["cells"]), f"{each['best']:.3f}"] for each in data["objects"]]
-    out.print(f"{printable(data['picture'])} ({data['split']}), drawn in {printable(data['path'])}")
-    out.print(table(["object", "label", "cells", "best"], rows, left=2))
-
-
 def division(data: dict[str, Any]) -> None:
     """What a table of splits says, and how a config uses it."""
     out = console()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from cnnrun import runs
+from cnnrun.panels import cut
 
 _CELL, _GAP, _LINE = 112, 6, 16  # pixels: the shorter a picture, the more it is enlarged
 
@@ -29,12 +29,12 @@ def sheet(columns: Sequence[tuple[str, Tensor, Sequence[str]]]) -> NDArray[np.ui
     draw, font = ImageDraw.Draw(made), ImageFont.load_default(size=11)
     for number, (title, pictures, labels) in enumerate(columns):
         left = _GAP + number * wide
-        draw.text((left, 2), _cut(draw, font, title, wide - _GAP), "black", font)
+        draw.text((left, 2), cut(title, font, wide - _GAP), "black", font)
         for row in range(rows):
             top = _GAP + _LINE + row * tall
             shown = Pil.fromarray(_pixels(pictures[row]))
             made.paste(shown.resize((width * factor, height * factor), Pil.Resampling.NEAREST), (left, top))
-            draw.text((left, top + height * factor), _cut(draw, font, labels[row], wide - _GAP), "black", font)
+            draw.text((left, top + height * factor), cut(labels[row], font, wide - _GAP), "black", font)
     return np.asarray(made)
 
 
@@ -52,10 +52,3 @@ def write_png(path: Path, pixels: NDArray[np.uint8], by: str) -> None:
 def _pixels(picture_CHW: Tensor) -> NDArray[np.uint8]:
     values: NDArray[np.uint8] = picture_CHW.clamp(0, 255).round().byte().cpu().numpy()
     return values[0] if len(values) == 1 else np.ascontiguousarray(values.transpose(1, 2, 0))
-
-
-def _cut(draw: Any, font: Any, text: str, width: int) -> str:
-    """As much of a text as fits."""
-    while text and draw.textlength(text, font) > width:
-        text = text[:-1]
-    return text

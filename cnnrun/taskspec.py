@@ -74,6 +74,21 @@ class Meter(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Said:
+    """How strongly raw outputs say each of K things: `raw_BK` to take slopes of, `shown_BK` for people, as `what`.
+
+    `meant_B` is what each picture is said to be where nobody asks for another. Without `names` the K numbers are a
+    direction: what counts is how far two agree.
+    """
+
+    names: tuple[str, ...]
+    raw_BK: Tensor
+    shown_BK: Tensor
+    what: str
+    meant_B: Tensor
+
+
 class Kept:
     """Tensors of each batch, on their device until they are asked for."""
 
@@ -194,6 +209,10 @@ leak."""
         `decoder` goes by the one in `Facts.chosen`.
         """
         return None
+
+    def said(self, outputs: Tensor, facts: Facts) -> Said:
+        """What raw outputs say, with gradients: what explanations explain."""
+        raise NotImplementedError
 
     def signature(self, facts: Facts) -> dict[str, Shape]:
         """Name and shape (without the batch) of each result, in the order of `decode`."""

@@ -80,7 +80,7 @@ def test_a_cell_sees_what_it_depends_on(layers):
     # At the far edges strides may leave pixels out that no map on the way has a cell for.
     x1, y1, x2, y2 = _depends_on(network, high - 1, wide - 1)
     left, top, right, bottom = _told(built, name, high - 1, wide - 1)
-    assert left <= x1 and top <= y1 and x2 <= right and y2 <= bottom
+    assert (max(left, x1), max(top, y1), min(right, x2), min(bottom, y2)) == (x1, y1, x2, y2)
 
 
 @pytest.mark.parametrize("layers", ENLARGED.values(), ids=ENLARGED)

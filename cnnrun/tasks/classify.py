@@ -15,7 +15,7 @@ from cnnrun.calibration import TEMPERATURE, reliability, told_temperature
 from cnnrun.contracts import Facts, Shape, need_picture, need_vector, of_classes
 from cnnrun.metrics import Classified
 from cnnrun.resampling import spread
-from cnnrun.taskspec import Better, Criterion, Kept, Measured, Results, TaskSpec, View
+from cnnrun.taskspec import Better, Criterion, Kept, Measured, Results, Said, TaskSpec, View
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -163,6 +163,11 @@ class Classify(TaskSpec):
 
     def decoder(self, facts: Facts) -> nn.Module:
         return Probabilities(facts.chosen.get(TEMPERATURE, 1.0))
+
+    def said(self, outputs: Tensor, facts: Facts) -> Said:
+        return Said(
+            facts.classes, outputs, self.decoder(facts)(outputs)["probabilities"], "probability", outputs.argmax(1)
+        )
 
     def nll(self, outputs: Tensor, targets: dict[str, Tensor], facts: Facts, temperature: float) -> float | None:
         return float(F.cross_entropy(outputs.double() / temperature, targets["labels"]))

@@ -26,7 +26,7 @@ from cnnrun.boxes import Mark, areas, overlaps
 from cnnrun.contracts import CannotPass, Facts, Shape, need_picture
 from cnnrun.dense import PLACE, DenseHead, Detections, stride_of
 from cnnrun.plots import Plot, Series
-from cnnrun.taskspec import Better, Criterion, Level, Measured, Results, TaskSpec, View
+from cnnrun.taskspec import Better, Criterion, Level, Measured, Results, Said, TaskSpec, View
 
 BoxLoss = Literal["ciou", "diou", "giou"]
 Score = Annotated[float, Field(ge=0, lt=1)]
@@ -277,6 +277,11 @@ class Detect(TaskSpec):
         import torchvision.ops  # noqa: F401  its suppression, which `boxes.unsuppressed` takes where it is there
 
         return Detections(list(facts.image[1:]), self.most, _CANDIDATES * self.most, self.nms, self.least_score)
+
+    def said(self, outputs: Tensor, facts: Facts) -> Said:
+        """Each class's best score in the picture."""
+        best = outputs[:, :, PLACE:].amax(1)
+        return Said(facts.classes, best, best.sigmoid(), "best score", best.argmax(1))
 
     def meter(self, facts: Facts) -> DetectMeter:
         return DetectMeter(facts.classes)

@@ -16,7 +16,7 @@ from cnnrun.contracts import Facts, Shape, need_vector, of_classes
 from cnnrun.metrics import Present
 from cnnrun.resampling import spread
 from cnnrun.spec import Kind, Kinds
-from cnnrun.taskspec import Better, Criterion, Kept, Measured, Results, TaskSpec, View
+from cnnrun.taskspec import Better, Criterion, Kept, Measured, Results, Said, TaskSpec, View
 
 _TINY = 1e-6
 THRESHOLD = 0.5  # of a class for which val has chosen none
@@ -196,6 +196,11 @@ both count alike."""
 
     def meter(self, facts: Facts) -> MultilabelMeter:
         return MultilabelMeter(facts.classes, list(self.thresholds(facts).values()))
+
+    def said(self, outputs: Tensor, facts: Facts) -> Said:
+        return Said(
+            facts.classes, outputs, self.decoder(facts)(outputs)["probabilities"], "probability", outputs.argmax(1)
+        )
 
     def nll(self, outputs: Tensor, targets: dict[str, Tensor], facts: Facts, temperature: float) -> float | None:
         present = targets["present"].double()

@@ -19,7 +19,7 @@ from cnnrun.plots import MOST_POINTS, Plot, Series
 from cnnrun.resampling import spread
 from cnnrun.residuals import Residuals, wrapped
 from cnnrun.spec import Kinds, did_you_mean
-from cnnrun.taskspec import Better, Criterion, Kept, Measured, Results, TaskSpec, View
+from cnnrun.taskspec import Better, Criterion, Kept, Measured, Results, Said, TaskSpec, View
 
 _LEVELS = {0.5: 0.674490, 0.8: 1.281552, 0.95: 1.959964}  # the middle part of a normal, and its deviations either way
 _FINEST = 1e-4  # of the mean: a finer deviation loses digits that matter in float32
@@ -182,6 +182,11 @@ training picture; there is nothing to learn"
 
     def meter(self, facts: Facts) -> RegressMeter:
         return RegressMeter(self, facts)
+
+    def said(self, outputs: Tensor, facts: Facts) -> Said:
+        values = self.decoder(facts).to(outputs.device)(outputs)["values"]
+        first = torch.zeros(len(outputs), dtype=torch.int64, device=outputs.device)
+        return Said(tuple(number.name for number in self.chosen(facts)), values, values, "value", first)
 
     def nll(self, outputs: Tensor, targets: dict[str, Tensor], facts: Facts, temperature: float) -> float | None:
         if not self.loss.likelihood:

@@ -20,7 +20,7 @@ from cnnrun.margins import ArcFace, Loss
 from cnnrun.plots import Plot, Series
 from cnnrun.resampling import interval
 from cnnrun.spec import Kinds
-from cnnrun.taskspec import Better, Criterion, Kept, Measured, Results, TaskSpec, View
+from cnnrun.taskspec import Better, Criterion, Kept, Measured, Results, Said, TaskSpec, View
 from cnnrun.verification import Curve, Pairs, Ranked, all_pairs
 
 Far = Annotated[float, Field(gt=0, lt=1)]
@@ -230,6 +230,10 @@ class Verify(TaskSpec):
 
     def decoder(self, facts: Facts) -> nn.Module:
         return Embedded()
+
+    def said(self, outputs: Tensor, facts: Facts) -> Said:
+        first = torch.zeros(len(outputs), dtype=torch.int64, device=outputs.device)
+        return Said((), outputs, outputs, "cosine", first)
 
     def meter(self, facts: Facts) -> VerifyMeter:
         return VerifyMeter(self, facts.chosen)

@@ -1,0 +1,180 @@
+"""`cnnrun explain ablate`: the network without some layers, or with other sizes: table 3 of Zeiler and Fergus 2014."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from cnnrun import commands, yamlfile
+from cnnrun.assemble import fitting
+from cnnrun.comparing import tested
+from cnnrun.dataset import Examples
+from cnnrun.errors import ConfigError, printable
+from cnnrun.evaluate import evaluate
+from cnnrun.experiment import Experiment, parse
+from cnnrun.explain import AS_THEY_COME
+from cnnrun.explaining import Asked, Opened, opened
+from cnnrun.progress import say
+from cnnrun.resuming import finished
+from cnnrun.seeing import Place, located
+from cnnrun.taskspec import Measured
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A changed network: layers that are left out, settings that are others. What it is called is what was written."""
+
+    title: str
+    removed: tuple[Place, ...] = ()
+    changed: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """As part of a run's name."""
+        return re.sub(r"[^A-Za-z0-9]+", "-", self.title).strip("-")[:80]
+
+
+def ablate(asked: Asked, remove: Sequence[str], change: Sequence[str], retrain: bool) -> dict[str, Any]:
+    """Numbers on val without layers (`remove`, several joined by commas) or with other settings (`change`).
+
+    Each word is a variant. As trained, a layer can be left out where what comes in has the shape of what goes out;
+    with none named each such layer is, one after the other. With `retrain` each variant is trained from scratch.
+    """
+    run = opened(asked)
+    variants = [_without(run, word) for word in remove] + [
+        Variant(word, changed=tuple(word.split(","))) for word in change
+    ]
+    if retrain:
+        return _retrained(run, variants)
+    if change:
+        raise ConfigError("--change: other sizes have other weights; add --retrain")
+    variants = variants or [Variant(f"without {place.path}", (place,)) for place in _skipped(run)]
+    if not variants:
+        raise ConfigError("no layer gives what it takes, so none can be left out as trained; --remove and --retrain")
+    for place in [place for variant in variants for place in variant.removed]:
+        if place not in _skipped(run):
+            able = ", ".join(each.path for each in _skipped(run)) or "none"
+            raise ConfigError(
+                f"--remove {place.path}: what comes in has another shape than what goes out; add --retrain "
+                f"(as trained these can go: {able})"
+            )
+    return _measured(run, variants)
+
+
+def _without(run: Opened, word: str) -> Variant:
+    known = [place for place in run.subject.places if place.module != "head"]
+    return Variant(f"without {word}", tuple(located(known, each.strip(), known, "outputs") for each in word.split(",")))
+
+
+def _skipped(run: Opened) -> list[Place]:
+    """The layers without which the network still fits together, but those that do nothing."""
+    inside = run.subject.built.nodes
+    return [
+        place
+        for place in run.subject.places
+        if place.module in inside
+        and inside[place.module].in_shapes[:1] == (place.shape,)
+        and not inside[place.module].spec.takes_several
+        and place.kind not in AS_THEY_COME
+    ]
+
+
+def _measured(run: Opened, variants: Sequence[Variant]) -> dict[str, Any]:
+    """Each variant as trained, on val, against the whole network on the same pictures."""
+    given, split = run.subject.given, run.asked.split or "val"
+    name, data = run.data(split)
+    whole = _numbers(run, data.splits[name])
+    rows = [_row("as it is", whole.numbers, _size(given.network))]
+    for variant in variants:
+        with _left_out(given.network, variant.removed):
+            found = _numbers(run, data.splits[name])
+        gone = sum(_size(given.network.get_submodule(place.module)) for place in variant.removed)
+        row = _row(variant.title, found.numbers, rows[0]["parameters"] - gone)
+        apart = [each["number"] for each in tested(whole, found) if each["distinguishable"]]
+        rows.append(row | {"distinguishable": ", ".join(apart) or "nothing"})
+    caption = f"{len(data.splits[name]):,} pictures of {name}; the weights as they were trained with all layers."
+    return {"run": str(given.run), "step": given.step, "caption": caption, "table": "variants", "variants": rows}
+
+
+def _numbers(run: Opened, examples: Examples) -> Measured:
+    given = run.subject.given
+    batch = run.experiment.train.batch
+    return evaluate(given.network, None, given.task, given.facts, examples, batch, given.device)
+
+
+def _row(title: str, numbers: dict[str, float], parameters: int) -> dict[str, Any]:
+    return {"variant": title, "parameters": parameters, **numbers}
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@contextmanager
+def _left_out(network: nn.Module, places: Sequence[Place]) -> Iterator[None]:
+    """Inside, what comes into those layers comes out of them."""
+
+    def through(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        return inputs[0]
+
+    handles = [network.get_submodule(place.module).register_forward_hook(through) for place in places]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _retrained(run: Opened, variants: Sequence[Variant]) -> dict[str, Any]:
+    """The config as it is and each variant, trained as runs of their own; those that are finished are taken."""
+    if not variants:
+        raise ConfigError("--retrain: say what to leave out (--remove) or to change (--change)")
+    asked, base = run.asked, run.experiment
+    made = [(Variant("as it is"), base)] + [(each, _changed(base, each)) for each in variants]
+    facts = run.subject.given.facts
+    sizes = [fitting(experiment, facts).parameters for _, experiment in made]  # all mistakes before any training
+    rows = []
+    for (variant, experiment), size in zip(made, sizes, strict=True):
+        done = finished(experiment, asked.root)
+        say(f"{variant.title}: {f'{done} is finished' if done else 'training'}")
+        path = done or Path(commands.train(experiment, asked.root, asked.device, resume=True)["run"])
+        found = {
+            split: commands.evaluate(path, asked.root, asked.device, split)["numbers"] for split in ("train", "val")
+        }
+        both = {f"{split}/{key}": value for split, numbers in found.items() for key, value in numbers.items()}
+        rows.append(_row(variant.title, both, size) | {"run": str(path)})
+    caption = "Each variant trained from scratch as the config says, its best checkpoint measured."
+    return {"run": str(run.subject.given.run), "caption": caption, "table": "variants", "variants": rows}
+
+
+def _changed(base: Experiment, variant: Variant) -> Experiment:
+    """The config of a variant, checked as every config is. Raises ConfigError."""
+    data = base.model_dump(mode="json", by_alias=True, exclude_none=True)
+    data["name"] = f"{base.name}-{variant.name}"
+    layers = data["model"]["layers"] if isinstance(data["model"], dict) else data["model"]
+    for place in sorted({place.path for place in variant.removed}, key=_keys, reverse=True):
+        *above, last = _keys(place)
+        node: Any = layers
+        for key in above:
+            node = node[key]
+        del node[last]
+    overrides = list(variant.changed)
+    try:
+        return parse(yamlfile.dump(data), variant.title, overrides)
+    except ConfigError as error:
+        raise ConfigError(*(f"{printable(variant.title)}: {line}" for line in error.lines)) from None
+
+
+def _keys(path: str) -> list[Any]:
+    """A layer's path as keys from the model's list on: model[2].residual.layers[0].conv -> 2, residual, layers, 0."""
+    found = re.findall(r"\[(\d+)\]|\.(\w+)", path.removeprefix("model"))
+    keys: list[Any] = [int(number) if number else word for number, word in found]
+    while keys and not isinstance(keys[-1], int):
+        keys.pop()
+    return keys

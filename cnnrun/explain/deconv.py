@@ -1,0 +1,54 @@
+"""What one activation of a layer stands for in a picture, by the deconvnet: section 2.1 of the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from cnnrun.explain import SIDE, Explanation, Shown, Subject
+from cnnrun.explain.patches import as_tensor, box_of, projections
+from cnnrun.panels import side_by_side
+from cnnrun.seeing import features, rectifiers
+from cnnrun.tiles import grown, signal
+
+_CHANNELS = 4  # for each picture, its strongest ones
+_WIDE = 2 * SIDE
+
+
+def deconv(subject: Subject, shown: Shown, layer: str | None, channels: Sequence[int]) -> Explanation:
+    """Each picture beside the projections of the strongest cells of channels: those asked for, or its strongest four.
+
+    Raises ConfigError.
+    """
+    given, place = subject.given, subject.maps(layer)
+    asked = subject.channels(place, channels)
+    peaks, at = features(given.network, place, shown.pixels).flatten(2).max(2)
+    count = len(asked) or min(_CHANNELS, place.shape[0])
+    cells, told = [], list[dict[str, Any]]()
+    for number in range(len(shown)):
+        for channel in asked or peaks[number].topk(count).indices.tolist():
+            row, column = divmod(int(at[number, channel]), place.shape[2])
+            cells.append((channel, row, column))
+            told.append(
+                {
+                    "picture": shown.names[number],
+                    "channel": channel,
+                    "value": float(peaks[number, channel]),
+                    "cell": [row, column],
+                    "box": list(box_of(place, row, column, given.facts.image)),
+                }
+            )
+    made = list(projections(given, place, shown.pixels.repeat_interleave(count, 0), as_tensor(cells)))
+    rows = []
+    for number in range(len(shown)):
+        drawn = [(shown.title(number), grown(shown.picture(number), _WIDE).convert("RGB"))]
+        for each in range(number * count, (number + 1) * count):
+            drawn.append((f"channel {told[each]['channel']}: {told[each]['value']:.3g}", signal(made[each], _WIDE)))
+        rows.append(drawn)
+    caption = (
+        f"{place.path}: each picture, and what in it the strongest cell of a channel stands for, projected back "
+        "through the filters and the positions that max-pooling chose; scaled each by itself, grey is 0."
+    )
+    if not rectifiers(given.network):
+        caption += " No activation here is a ReLU: each hands its own slope back."
+    return Explanation(side_by_side(rows), caption, {"layer": place.path, "projections": told}, "projections")

@@ -1,0 +1,95 @@
+"""Where a picture would have to change for the network to say something else: slopes, at a layer or at the pixels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cnnrun.errors import ConfigError
+from cnnrun.explain import SIDE, Aim, Explanation, Shown, Subject, aimed, said_of
+from cnnrun.panels import side_by_side
+from cnnrun.seeing import Rule, captured, passing_back
+from cnnrun.tiles import grey, grown, heated
+
+_WIDE = 2 * SIDE
+_HOW: dict[Rule, str] = {
+    "plain": "",
+    "guided": ", by guided backpropagation",
+    "deconv": ", through ReLUs as the deconvnet has it",
+}
+
+
+def gradcam(subject: Subject, shown: Shown, layer: str | None, target: str | None) -> Explanation:
+    """Where a layer's maps speak for what the network says (Selvaraju et al. 2017). Raises ConfigError."""
+    place = subject.maps(layer)
+    maps, aim, scores = cams(subject, shown, place.module, place.path, target)
+    rows, told = [], []
+    for number in range(len(shown)):
+        picture = grown(shown.picture(number), _WIDE).convert("RGB")
+        title = f"{aim.names[number]} {scores[number]:.3g}"
+        rows.append([(shown.title(number), picture), (title, heated(picture, maps[number]))])
+        told.append(_told(shown, number, aim, scores[number]) | {"map": maps[number].tolist()})
+    caption = (
+        f"{place.path}: where its maps speak for what is written ({aim.what}), from black (not at all) to yellow "
+        "(most), each picture by itself: Grad-CAM."
+    )
+    return Explanation(side_by_side(_two_by_two(rows)), caption, {"layer": place.path, "pictures": told}, "pictures")
+
+
+def cams(subject: Subject, shown: Shown, module: str, path: str, target: str | None) -> tuple[Tensor, Aim, list[float]]:
+    """Each picture's map [B, H, W]: the ReLU of the maps weighed by their slopes' means (eq. 1, 2); aims and scores."""
+    given = subject.given
+    pixels = shown.pixels.detach().requires_grad_()
+    with torch.enable_grad(), captured(given.network, [module]) as kept:
+        said = said_of(given, pixels)
+        aim = aimed(said, target, shown)
+        (slope,) = torch.autograd.grad(aim.of(said.raw_BK).sum(), kept[module], allow_unused=True)
+    if slope is None:
+        raise ConfigError(f"--layer {path}: nothing that the network says comes from it")
+    weights = slope.mean((2, 3), keepdim=True)
+    maps = (weights * kept[module].detach()).sum(1).relu()
+    return maps.float().cpu(), aim, aim.of(said.shown_BK.detach()).tolist()
+
+
+def saliency(subject: Subject, shown: Shown, target: str | None, rule: Rule) -> Explanation:
+    """How much each pixel would change what the network says (Simonyan et al. 2014, section 3.1). Raises ConfigError.
+
+    The largest slope over colours. `rule` says what ReLUs hand back: see `seeing.passing_back`.
+    """
+    slopes, aim, scores = slopes_of(subject, shown, target, rule)
+    rows, told = [], []
+    for number in range(len(shown)):
+        size = slopes[number].abs().amax(0)
+        picture = grown(shown.picture(number), _WIDE).convert("RGB")
+        title = f"{aim.names[number]} {scores[number]:.3g}"
+        rows.append([(shown.title(number), picture), (title, grey(size, 0.0, float(size.max()), _WIDE))])
+        told.append(_told(shown, number, aim, scores[number]) | {"largest": float(size.max())})
+    caption = (
+        f"How much each pixel would change what is written ({aim.what}){_HOW[rule]}: black not at all, white most, "
+        "each picture by itself."
+    )
+    return Explanation(side_by_side(_two_by_two(rows)), caption, {"rule": rule, "pictures": told}, "pictures")
+
+
+def slopes_of(
+    subject: Subject, shown: Shown, target: str | None, rule: Rule = "plain"
+) -> tuple[Tensor, Aim, list[float]]:
+    """The slope of what is said by each value of the normalised input [B, C, H, W], the aims, the scores."""
+    given = subject.given
+    pixels = shown.pixels.detach().requires_grad_()
+    with torch.enable_grad(), passing_back(given.network, rule), captured(given.network, ["normalize"]) as kept:
+        said = said_of(given, pixels)
+        aim = aimed(said, target, shown)
+        (slope,) = torch.autograd.grad(aim.of(said.raw_BK).sum(), kept["normalize"])
+    return slope.float().cpu(), aim, aim.of(said.shown_BK.detach()).tolist()
+
+
+def _two_by_two(rows: list[list[tuple[str, Any]]]) -> list[list[tuple[str, Any]]]:
+    """Two pictures' rows in one."""
+    return [sum(rows[start : start + 2], []) for start in range(0, len(rows), 2)]
+
+
+def _told(shown: Shown, number: int, aim: Aim, score: float) -> dict[str, Any]:
+    return {"picture": shown.names[number], "target": aim.names[number], "score": score}

@@ -1,0 +1,257 @@
+"""What the `explain` commands do: a run opened, its pictures chosen, what is seen of it written beside the run."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cnnrun import runs
+from cnnrun.assemble import eval_data, trained
+from cnnrun.checkpoint import generations
+from cnnrun.dataset import Dataset, Examples
+from cnnrun.errors import ConfigError, StorageError, printable
+from cnnrun.experiment import Experiment
+from cnnrun.explain import Explanation, Shown, Subject
+from cnnrun.explain.deconv import deconv as deconv_of
+from cnnrun.explain.embed import Map
+from cnnrun.explain.embed import embed as embed_of
+from cnnrun.explain.evolve import evolve as evolve_of
+from cnnrun.explain.features import features as features_of
+from cnnrun.explain.filters import filters as filters_of
+from cnnrun.explain.found import assign as assign_of
+from cnnrun.explain.found import found as found_of
+from cnnrun.explain.invariance import invariance as invariance_of
+from cnnrun.explain.occlude import occlude as occlude_of
+from cnnrun.explain.slopes import gradcam as gradcam_of
+from cnnrun.explain.slopes import saliency as saliency_of
+from cnnrun.explain.top import top as top_of
+from cnnrun.pictures import viewed
+from cnnrun.predict import files
+from cnnrun.seeing import Rule
+from cnnrun.sheet import write_png
+from cnnrun.tiles import captioned
+
+_BY = "cnnrun explain"  # what drawings say of themselves
+_COLUMNS = 8  # checkpoints that are shown, those of the beginning closer together
+FOLDER = "explain"  # of a run: what is written where nobody says where
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What every explanation is asked: of which network, on which pictures, written where."""
+
+    target: Path | None
+    root: Path
+    device: torch.device
+    out: Path | None = None
+    split: str | None = None
+    count: int = 8
+    numbers: Sequence[int] = ()
+    files: Sequence[Path] = ()
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run with its network, and how its data is opened once it is needed."""
+
+    asked: Asked
+    experiment: Experiment
+    subject: Subject
+
+    def data(self, split: str | None = None, at_least: int = 0) -> tuple[str, Dataset]:
+        """The split asked for, and the data decoded; with less than `at_least` pictures, train as well."""
+        return eval_data(self.experiment, self.subject.given, split or self.asked.split, at_least)
+
+    def examples(self) -> Examples:
+        """The whole split. Raises ConfigError where files were named."""
+        if self.asked.files:
+            raise ConfigError("--file: this looks through a whole split; give --split")
+        name, data = self.data()
+        return data.splits[name]
+
+    def shown(self) -> Shown:
+        """The pictures asked for: files, numbers of a split's, or its first ones. Raises ConfigError, DataError."""
+        given = self.subject.given
+        if self.asked.files:
+            if self.asked.numbers or self.asked.split:
+                raise ConfigError("--file and --split or --picture: give one of them")
+            return _of_files(self.subject, list(files(self.asked.files))[: self.asked.count])
+        name, data = self.data()
+        examples = data.splits[name]
+        chosen = list(self.asked.numbers) or list(range(min(self.asked.count, len(examples))))
+        if wrong := [each for each in chosen if not 0 <= each < len(examples)]:
+            raise ConfigError(f"--picture {wrong[0]}: split {name} has {len(examples)} pictures, from 0")
+        index = torch.tensor(chosen)
+        targets = examples.targets_of(index, given.device)
+        words = given.task.words(targets, given.facts)
+        pixels = examples.take(index).to(given.device).float()
+        return Shown(pixels, [examples.name(each) for each in chosen], words, targets)
+
+
+def opened(asked: Asked) -> Opened:
+    """The network asked for. Raises CheckpointError."""
+    experiment, given = trained(asked.target, asked.root, asked.device)
+    return Opened(asked, experiment, Subject(given, experiment.model.layers))
+
+
+def _of_files(subject: Subject, paths: Sequence[Path]) -> Shown:
+    given = subject.given
+    channels, height, width = given.facts.image
+    pixels = [viewed(path, (height, width), channels, given.image)[0] for path in paths]
+    made = torch.from_numpy(np.stack(pixels)).to(given.device).permute(0, 3, 1, 2).float()
+    return Shown(made, [path.name for path in paths], [""] * len(paths))
+
+
+def filters(asked: Asked, layer: str | None) -> dict[str, Any]:
+    run = opened(asked)
+    return _kept(run, "filters", filters_of(run.subject, layer))
+
+
+def features(asked: Asked, layer: str | None) -> dict[str, Any]:
+    run = opened(asked)
+    run.subject.maps(layer)
+    return _kept(run, "features", features_of(run.subject, run.shown(), layer))
+
+
+def top(asked: Asked, layer: str | None, channels: Sequence[int], most: int) -> dict[str, Any]:
+    run = opened(asked)
+    run.subject.channels(run.subject.maps(layer), channels)
+    made = top_of(run.subject, run.examples(), layer, channels, most, run.experiment.train.batch)
+    return _kept(run, "top", made)
+
+
+def deconv(asked: Asked, layer: str | None, channels: Sequence[int]) -> dict[str, Any]:
+    run = opened(asked)
+    run.subject.channels(run.subject.maps(layer), channels)
+    return _kept(run, "deconv", deconv_of(run.subject, run.shown(), layer, channels))
+
+
+def occlude(
+    asked: Asked, layer: str | None, target: str | None, size: int | None, stride: int | None
+) -> dict[str, Any]:
+    run = opened(asked)
+    run.subject.maps(layer)
+    return _kept(run, "occlude", occlude_of(run.subject, run.shown(), layer, target, size, stride))
+
+
+def gradcam(asked: Asked, layer: str | None, target: str | None) -> dict[str, Any]:
+    run = opened(asked)
+    run.subject.maps(layer)
+    return _kept(run, "gradcam", gradcam_of(run.subject, run.shown(), layer, target))
+
+
+def saliency(asked: Asked, target: str | None, rule: Rule) -> dict[str, Any]:
+    run = opened(asked)
+    return _kept(run, "saliency", saliency_of(run.subject, run.shown(), target, rule))
+
+
+def invariance(asked: Asked, layers: Sequence[str], target: str | None) -> dict[str, Any]:
+    run = opened(asked)
+    for layer in layers:
+        run.subject.maps(layer)
+    return _kept(run, "invariance", invariance_of(run.subject, run.shown(), layers, target))
+
+
+def evolve(asked: Asked, layer: str | None, channels: Sequence[int], most: int) -> dict[str, Any]:
+    """Over the checkpoints that the run kept. Raises CheckpointError."""
+    run = opened(asked)
+    run.subject.channels(run.subject.maps(layer), channels)
+    kept = sorted(generations(run.subject.given.run / "checkpoints"))
+    steps = [kept[int(place) - 1] for place in np.unique(np.geomspace(1, len(kept), _COLUMNS).round())]
+    if len(kept) < 2:
+        raise ConfigError(f"{run.subject.given.run}: one checkpoint is kept; train with train.keep=100 to see more")
+
+    def each() -> Iterator[tuple[int, Subject]]:
+        for path in steps:
+            experiment, given = trained(path, asked.root, asked.device)
+            yield given.step, Subject(given, experiment.model.layers)
+
+    made = evolve_of(each(), run.examples(), layer, channels, most, run.experiment.train.batch)
+    return _kept(run, "evolve", made)
+
+
+def embed(asked: Asked, layers: Sequence[str], kind: Map, probe: bool) -> dict[str, Any]:
+    """The vectors go into a file beside the picture: .npz, or .parquet where `out` ends so."""
+    run = opened(asked)
+    if asked.files:
+        raise ConfigError("--file: this looks through a whole split; give --split")
+    if asked.out and asked.out.suffix not in (".npz", ".parquet"):
+        raise ConfigError(f"--out {asked.out}: give a file that ends in .npz or .parquet")
+    name, data = run.data(at_least=2**62 if probe else 0)
+    made = embed_of(run.subject, data.splits, name, layers, kind, run.experiment.train.batch, probe)
+    folder = run.subject.given.run / FOLDER
+    path = asked.out or folder / f"embed-{_plain(made.data['layer'])}.npz"
+    write = runs.write_new if asked.out else runs.write_bytes
+    if not asked.out:
+        _make(folder)
+    write(path, _packed(made.arrays, path.suffix))
+    picture = path.with_suffix(".png")
+    return {"features": str(path), **_kept(run, "embed", made, picture)}
+
+
+def found(asked: Asked) -> dict[str, Any]:
+    run = opened(asked)
+    return _kept(run, "found", found_of(run.subject, run.shown()))
+
+
+def assign(asked: Asked) -> dict[str, Any]:
+    run = opened(asked)
+    return _kept(run, "assign", assign_of(run.subject, run.shown()))
+
+
+def _kept(run: Opened, name: str, made: Explanation, out: Path | None = None) -> dict[str, Any]:
+    """Write what was made, as PNG and for TensorBoard; returns its numbers. Raises StorageError, ConfigError."""
+    given = run.subject.given
+    layer = f"-{_plain(made.data['layer'])}" if "layer" in made.data else ""
+    path = out or run.asked.out or given.run / FOLDER / f"{name}{layer}.png"
+    pixels = captioned(made.picture, made.caption)
+    _make(given.run / FOLDER)
+    write_png(path, pixels, _BY)
+    _to_board(given.run / FOLDER, f"explain/{name}{layer}", pixels, given.step)
+    about = {"run": str(given.run), "step": given.step, "path": str(path), "caption": made.caption, "table": made.table}
+    return about | made.data
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{printable(str(folder))}: {error.strerror}") from None
+
+
+def _to_board(folder: Path, name: str, pixels: NDArray[np.uint8], step: int) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    with closing(SummaryWriter(str(folder))) as board:
+        board.add_image(name, pixels, step, dataformats="HWC")
+
+
+def _plain(path: str) -> str:
+    """A layer's path as part of a file's name."""
+    return re.sub(r"[^\w]+", "-", path).strip("-")
+
+
+def _packed(arrays: dict[str, NDArray[Any]], suffix: str) -> bytes:
+    """Arrays as the bytes of a file; in Parquet a row a picture."""
+    made = io.BytesIO()
+    if suffix == ".npz":
+        np.savez(made, **arrays)  # type: ignore[arg-type]
+        return made.getvalue()
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise ConfigError("Parquet needs pyarrow: pip install 'cnnrun[parquet]'") from None
+    rows = len(arrays["features"])
+    columns = {name: values.tolist() + [None] * (rows - len(values)) for name, values in arrays.items()}
+    pq.write_table(pa.table(columns), made)
+    return made.getvalue()

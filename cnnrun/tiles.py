@@ -1,0 +1,92 @@
+"""Numbers as small pictures: feature maps, kernels, signals around zero, heat over a picture; and a line below."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cnnrun.errors import printable
+
+_GAP, _LINE = 2, 16  # pixels
+_DARK, _MIDDLE, _BRIGHT = "#000004", "#bb3754", "#fcffa4"  # three colours of matplotlib's inferno
+
+
+def grown(picture: Any, side: int) -> Any:
+    """A Pillow picture enlarged by a whole factor to about `side` pixels; one that is larger stays."""
+    from PIL import Image as Pil
+
+    factor = max(1, round(side / max(picture.size)))
+    return picture.resize((picture.width * factor, picture.height * factor), Pil.Resampling.NEAREST)
+
+
+def signal(values_CHW: Tensor, side: int = 84) -> Any:
+    """Values around 0 as a picture: 0 is grey, the farthest from it black or white (or a colour)."""
+    from PIL import Image as Pil
+
+    values = values_CHW.detach().float().cpu().numpy()
+    most = np.abs(values).max() or 1.0
+    pixels = np.rint(127.5 + 127.5 * values / most).astype(np.uint8)
+    if len(pixels) == 3:
+        return grown(Pil.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))), side)
+    return grown(Pil.fromarray(pixels[0]), side).convert("RGB")
+
+
+def grey(values_HW: Tensor, least: float, most: float, side: int = 84) -> Any:
+    """Values as shades from black (`least`) to white (`most`)."""
+    from PIL import Image as Pil
+
+    pixels = (values_HW.detach().float() - least) / ((most - least) or 1.0) * 255
+    return grown(Pil.fromarray(pixels.clamp(0, 255).round().byte().cpu().numpy()), side).convert("RGB")
+
+
+def heat(values_HW: Tensor, least: float, most: float) -> Any:
+    """Values as colours from black (`least`) over red to yellow (`most`), a pixel each."""
+    from PIL import ImageOps
+
+    shades = grey(values_HW, least, most, 1).convert("L")
+    return ImageOps.colorize(shades, black=_DARK, white=_BRIGHT, mid=_MIDDLE)
+
+
+def heated(picture: Any, values_HW: Tensor, least: float = 0.0) -> Any:
+    """A Pillow picture under the heat of a map that lies over it, from `least` to the map's largest."""
+    from PIL import Image as Pil
+
+    size = (picture.height, picture.width)
+    over = F.interpolate(values_HW.detach().float().cpu()[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+    most = max(float(over.max()), least + 1e-12)
+    strength = grey(over, least, most, 1).convert("L").point(lambda shade: 40 + shade * 3 // 5)
+    return Pil.composite(heat(over, least, most), picture.convert("RGB"), strength)
+
+
+def mosaic(tiles: Sequence[Any], columns: int) -> Any:
+    """Pillow pictures of one size in rows, as one."""
+    from PIL import Image as Pil
+
+    wide, tall = tiles[0].width + _GAP, tiles[0].height + _GAP
+    columns = min(columns, len(tiles))
+    made = Pil.new("RGB", (columns * wide - _GAP, -(-len(tiles) // columns) * tall - _GAP), "#8896a8")
+    for number, tile in enumerate(tiles):
+        made.paste(tile, (number % columns * wide, number // columns * tall))
+    return made
+
+
+def captioned(pixels: NDArray[np.uint8], caption: str) -> NDArray[np.uint8]:
+    """A picture [H, W, 3] with a text below, in as many lines as its width asks for."""
+    from PIL import Image as Pil
+    from PIL import ImageDraw, ImageFont
+
+    font = ImageFont.load_default(size=12)
+    width = max(480, pixels.shape[1])
+    lines = textwrap.wrap(printable(caption), max(40, width // 6))
+    made = Pil.new("RGB", (width, pixels.shape[0] + _LINE * len(lines) + 8), "white")
+    made.paste(Pil.fromarray(pixels), (0, 0))
+    draw = ImageDraw.Draw(made)
+    for number, line in enumerate(lines):
+        draw.text((8, pixels.shape[0] + _LINE * number), line, "#333333", font)
+    return np.asarray(made)
