@@ -19,7 +19,7 @@ from cnnrun.arguments import Config, Device, Json, Overrides, Runs, SplitName, T
 from cnnrun.cli_data import cache_app, data_app, init
 from cnnrun.cli_explain import explain_app
 from cnnrun.cli_identity import enroll, identify, verify
-from cnnrun.cli_study import calibrate, compare, find_lr, plan, sweep
+from cnnrun.cli_study import calibrate, compare, find_lr, page, plan, sweep
 from cnnrun.errors import Interrupted, Lost, UserError, printable
 from cnnrun.stopping import leaving
 
@@ -53,6 +53,9 @@ def train(
     seeds: Annotated[
         int | None, typer.Option(min=1, max=1000, help="Train so many seeds, a run each; sum them up.")
     ] = None,
+    page: Annotated[
+        bool, typer.Option("--report/--no-report", help="Write report.html into the run at the end.")
+    ] = True,
     device: Device = "auto",
     runs: Runs = Path("runs"),
     as_json: Json = False,
@@ -63,15 +66,17 @@ def train(
 
     experiment, chosen = load(config, overrides or []), choose(device)
     # Imported only now: a bad config should be answered sooner.
-    from cnnrun import commands, report, report_study
+    from cnnrun import commands, report, report_study, reporting
     from cnnrun.seeds import train as train_seeds
 
     keep_freed_memory()
     if seeds:
-        summary = train_seeds(experiment, seeds, runs, chosen, resume or strict_resume, strict_resume)
+        summary = train_seeds(experiment, seeds, runs, chosen, resume or strict_resume, strict_resume, page)
         show(summary, as_json, report_study.seeds)
         return
     result = commands.train(experiment, runs, chosen, resume or strict_resume, strict_resume)
+    if page and not torchrun.rank():
+        reporting.after(Path(result["run"]), runs, chosen)
     show(result, as_json, report.training)
 
 
@@ -122,6 +127,7 @@ def predict(
 for command in (init, verify, enroll, identify, calibrate, compare, sweep, plan):
     app.command()(command)
 app.command("find-lr")(find_lr)
+app.command("report")(page)
 app.add_typer(explain_app, name="explain")
 app.add_typer(data_app, name="data")
 app.add_typer(cache_app, name="cache")

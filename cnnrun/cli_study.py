@@ -111,3 +111,21 @@ def plan(
 
     keep_freed_memory()
     show(planning.plan(experiment, chosen, runs), as_json, report_study.planned)
+
+
+def page(
+    targets: Annotated[
+        list[Path] | None, typer.Argument(help="Runs, checkpoints or configs; by default the newest run.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="The split to measure on; val keeps test unseen.")] = "val",
+    out: Annotated[Path | None, typer.Option(help="The file; by default report.html in the run.")] = None,
+    device: Device = "auto",
+    runs: Runs = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """One page about a run, or several side by side, for a browser. Example: cnnrun report runs/digits/1"""
+    _alone("report")
+    from cnnrun import report, reporting
+    from cnnrun.device import choose
+
+    show(reporting.report(targets or [], runs, choose(device), split, out), as_json, report.page)

@@ -21,13 +21,11 @@ from cnnrun.experiment import Experiment
 from cnnrun.plots import Plot, Series
 from cnnrun.plotting import written
 from cnnrun.resampling import interval, intervals
-from cnnrun.resuming import changed
+from cnnrun.resuming import told_apart
 from cnnrun.taskspec import Measured
 from cnnrun.trained import Trained
 
 LEVEL = 0.05  # the part of equal pairs that may be called different, all their numbers together
-# Settings that are no reason for a difference, and the statistics that a run writes into its config.
-_ASIDE = ("name", "seed", "data.image.mean", "data.image.std")
 
 
 @dataclass(frozen=True)
@@ -82,8 +80,8 @@ def _about(seen: Seen) -> dict[str, Any]:
 
 
 def _pair(first: Seen, other: Seen) -> dict[str, Any]:
-    settings = [row for row in changed(first.experiment, other.experiment) if not row[0].startswith(_ASIDE)]
-    words = [f"{key}: {_word(mine)} in {first.run}, {_word(theirs)} in {other.run}" for key, mine, theirs in settings]
+    words = told_apart(first.experiment, other.experiment, first.run, other.run)
+    same = not words
     seeds = [each.experiment.seed for each in (first, other)]
     if seeds[0] != seeds[1]:
         words.append(f"seed: {seeds[0]} and {seeds[1]}")
@@ -95,16 +93,12 @@ def _pair(first: Seen, other: Seen) -> dict[str, Any]:
     return {
         "runs": [first.run, other.run],
         "config": words,
-        "same_config": not settings,
+        "same_config": same,
         "data": _data(first, other),
         "unpaired": why,
         "tests": tests,
         "distinguishable": [row["number"] for row in tests if row["distinguishable"]],
     }
-
-
-def _word(value: object) -> str:
-    return "left out" if value is None else printable(str(value))
 
 
 def _data(first: Seen, other: Seen) -> list[str]:

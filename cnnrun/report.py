@@ -171,6 +171,13 @@ def sheet(data: dict[str, Any]) -> None:
     console().print(f"{printable(data['path'])}: {data['pictures']} pictures, {data['times']} times augmented")
 
 
+def page(data: dict[str, Any]) -> None:
+    """Where a page is."""
+    out = console()
+    count = f"{len(data['runs'])} runs" if len(data["runs"]) > 1 else data["runs"][0]
+    out.print(printable(f"{data['path']}: {count}, measured on {data['split']}, {data['bytes'] / 2**20:.1f} MiB"))
+
+
 def division(data: dict[str, Any]) -> None:
     """What a table of splits says, and how a config uses it."""
     out = console()

@@ -12,13 +12,15 @@ from typing import Any
 from cnnrun import checkpoint, runs
 from cnnrun.contracts import Facts
 from cnnrun.dataset import Dataset
-from cnnrun.errors import CheckpointError, ConfigError
+from cnnrun.errors import CheckpointError, ConfigError, printable
 from cnnrun.experiment import Experiment, load
 from cnnrun.progress import say
 from cnnrun.ranks import Ranks
 from cnnrun.weights import Weights
 
 # What changes no bit of the result: where pictures are kept, how they are read (tests/test_same_bits.py), when to save.
+# Settings that are no reason for a difference, and the statistics that a run writes into its config.
+_ASIDE = ("name", "seed", "data.image.mean", "data.image.std")
 _NO_MATTER = {
     *("data.cache", "data.cache_dir", "data.disk_gib", "data.workers", "data.prefetch"),
     *("data.timeout", "train.timeout", "train.keep", "train.save_every"),
@@ -154,6 +156,19 @@ def finished(experiment: Experiment, root: Path) -> Path | None:
 def differences(ours: Experiment, theirs: Experiment) -> list[str]:
     """A line for each setting that differs, but for those that change no bit of the result."""
     return [f"{key} was {mine}, is {other}" for key, mine, other in changed(ours, theirs)]
+
+
+def told_apart(ours: Experiment, theirs: Experiment, our_name: str, their_name: str) -> list[str]:
+    """What two experiments that were trained differ in, a line a setting; names, seeds, measured statistics aside."""
+    return [
+        f"{key}: {_word(mine)} in {our_name}, {_word(others)} in {their_name}"
+        for key, mine, others in changed(ours, theirs)
+        if not key.startswith(_ASIDE)
+    ]
+
+
+def _word(value: object) -> str:
+    return "left out" if value is None else printable(str(value))
 
 
 def changed(ours: Experiment, theirs: Experiment) -> list[tuple[str, object, object]]:

@@ -121,10 +121,11 @@ def _text_row(row: dict[str, Any]) -> None:
     if "error" in row:
         print(printable(row["error"]), file=sys.stderr)  # noqa: T201
         return
-    print(f"{printable(row['path'])}: {printable(_shown(row))}", flush=True)  # noqa: T201
+    print(f"{printable(row['path'])}: {printable(shown(row))}", flush=True)  # noqa: T201
 
 
-def _shown(row: dict[str, Any]) -> str:
+def shown(row: dict[str, Any]) -> str:
+    """A picture's result in a line."""
     if "objects" in row:
         found = [(f"{each['label']} {each['score']:.2f}", each["bbox"]) for each in row["objects"]]
         return "  ".join(f"{what} at {x:.0f},{y:.0f} {w:.0f}x{h:.0f}" for what, (x, y, w, h) in found) or "nothing"

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from cnnrun import commands, runs, torchrun
+from cnnrun import commands, reporting, runs, torchrun
 from cnnrun.errors import ConfigError, DataError
 from cnnrun.experiment import Experiment
 from cnnrun.progress import say
@@ -17,7 +17,7 @@ from cnnrun.resuming import finished
 
 
 def train(
-    experiment: Experiment, count: int, root: Path, device: torch.device, resume: bool, strict: bool
+    experiment: Experiment, count: int, root: Path, device: torch.device, resume: bool, strict: bool, page: bool = False
 ) -> dict[str, Any]:
     """A run for each of `count` seeds from the config's on, and the summary, which is kept under the config's name.
 
@@ -34,7 +34,10 @@ def train(
         of_seed = experiment.model_copy(update={"seed": seed})
         run = finished(of_seed, root) if resume else None
         say(f"seed {seed} ({place} of {count})" + (f": {run} is finished" if run else ""))
-        run = run or Path(commands.train(of_seed, root, device, resume, strict)["run"])
+        if run is None:
+            run = Path(commands.train(of_seed, root, device, resume, strict)["run"])
+            if page:
+                reporting.after(run, root, device)
         measured = commands.evaluate(run, root, device, None)
         rows.append({"seed": seed, "run": str(run), "split": measured["split"], "numbers": measured["numbers"]})
     _same_data([Path(row["run"]) for row in rows])

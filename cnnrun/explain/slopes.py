@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import torch
@@ -88,7 +89,7 @@ def slopes_of(
 
 def _two_by_two(rows: list[list[tuple[str, Any]]]) -> list[list[tuple[str, Any]]]:
     """Two pictures' rows in one."""
-    return [sum(rows[start : start + 2], []) for start in range(0, len(rows), 2)]
+    return [list(chain.from_iterable(rows[start : start + 2])) for start in range(0, len(rows), 2)]
 
 
 def _told(shown: Shown, number: int, aim: Aim, score: float) -> dict[str, Any]:

@@ -1,0 +1,93 @@
+"""The pictures that a network serves worst: those of the largest loss, or most like another's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cnnrun.batches import in_order
+from cnnrun.dataset import Examples
+from cnnrun.explain import Subject
+from cnnrun.rows import shown
+from cnnrun.taskspec import View
+
+_MOST = 4000  # pictures that are looked through
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A picture of a split that the network serves badly: what is true, what is said, and how badly."""
+
+    sample: int
+    true: str
+    said: str
+    badness: float
+
+
+def worst(subject: Subject, examples: Examples, count: int, batch: int) -> tuple[list[Mistake], str]:
+    """The worst pictures of a split, worst first, and what they are ordered by; of many, some at equal distances."""
+    given = subject.given
+    numbers = torch.arange(len(examples))
+    if len(numbers) > _MOST:
+        numbers = torch.linspace(0, len(numbers) - 1, _MOST).round().long()
+    kept = torch.zeros(len(examples), dtype=torch.bool)
+    kept[numbers] = True
+    part = examples.only(kept)
+    outputs, targets = _outputs(subject, part, batch)
+    if given.task.open_set:
+        return _strangers(subject, numbers, outputs, targets, count), "likeness to another's picture"
+    losses = _losses(subject, outputs, targets)
+    order = losses.argsort(descending=True, stable=True)[:count]
+    chosen = {name: values[order] for name, values in targets.items()}
+    with torch.inference_mode():
+        results = given.decoder(outputs[order])
+    true = given.task.words(chosen, given.facts)
+    views = [View((given.facts.image[1], given.facts.image[2]))] * len(order)
+    said = [shown(row) for row in given.task.rows(results, given.facts, views)]
+    return [
+        Mistake(int(numbers[place]), its, told, float(losses[place]))
+        for place, its, told in zip(order.tolist(), true, said, strict=True)
+    ], "loss"
+
+
+def _outputs(subject: Subject, examples: Examples, batch: int) -> tuple[Tensor, dict[str, Tensor]]:
+    given = subject.given
+    parts = list(in_order(examples, batch, given.device))
+    with torch.inference_mode():
+        outputs = torch.cat([given.network(part.pictures) for part in parts])
+    return outputs, {name: torch.cat([part.targets[name] for part in parts]) for name in parts[0].targets}
+
+
+def _losses(subject: Subject, outputs: Tensor, targets: dict[str, Tensor]) -> Tensor:
+    """What the criterion says of each picture alone."""
+    criterion, found = subject.given.criterion, []
+    with torch.inference_mode():
+        for place in range(len(outputs)):
+            own = {name: values[place : place + 1] for name, values in targets.items()}
+            found.append(torch.stack(list(criterion(outputs[place : place + 1].float(), own).values())).sum())
+    return torch.stack(found).cpu()
+
+
+def _strangers(
+    subject: Subject, numbers: Tensor, outputs: Tensor, targets: dict[str, Tensor], count: int
+) -> list[Mistake]:
+    """Pictures that another class's picture resembles more than any of their own does."""
+    said = subject.given.task.said(outputs, subject.given.facts).shown_BK
+    likeness, labels = said @ said.T, targets["labels"]
+    same = labels[:, None] == labels
+    others, nearest = likeness.masked_fill(same, -2.0).max(1)
+    own = likeness.fill_diagonal_(-2.0).masked_fill(~same, -2.0).amax(1)
+    order = (others - own).argsort(descending=True, stable=True)[:count]
+    true = subject.given.task.words(targets, subject.given.facts)
+    return [
+        Mistake(
+            int(numbers[place]),
+            true[place],
+            f"{true[int(nearest[place])]}, cosine {float(others[place]):.3f}; its own at most {float(own[place]):.3f}",
+            float(others[place]),
+        )
+        for place in order.tolist()
+        if others[place] > own[place]
+    ]

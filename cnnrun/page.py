@@ -1,0 +1,67 @@
+"""A page in one file: its words and pictures by Jinja2, its charts by Vega, which is inside."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import os
+from collections.abc import Mapping
+from importlib import resources
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnrun import __version__, disk
+from cnnrun.cache import home
+
+BY = "cnnrun report"  # what pages say of themselves
+_LARGE = 60_000  # letters of a picture
+
+
+def rendered(page: Mapping[str, Any], specs: Mapping[str, Any]) -> str:
+    """The page as HTML; `specs` are Vega-Lite's, by the id of the element that they are drawn into."""
+    from jinja2 import DictLoader, Environment, StrictUndefined
+
+    folder = resources.files("cnnrun") / "shipped" / "page"
+    texts = {each.name: each.read_text() for each in folder.iterdir() if each.is_file()}
+    made = Environment(loader=DictLoader(texts), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    # Neither may hold what ends a script: in JSON `<` is written by its number.
+    inside = json.dumps(specs, allow_nan=False).replace("<", "\\u003c")
+    vega = _vega().replace("</script", "<\\/script")
+    return made.get_template("report.html").render(**page, specs=inside, vega=vega, by=BY, version=__version__)
+
+
+def as_image(pixels: NDArray[np.uint8]) -> str:
+    """A picture [H, W, 3] as the address of an <img>: PNG, or where that is large and JPEG smaller, JPEG."""
+    from PIL import Image as Pil
+
+    def saved(kind: str) -> str:
+        made = io.BytesIO()
+        Pil.fromarray(pixels).save(made, kind, optimize=True, quality=85)
+        return f"data:image/{kind.lower()};base64,{base64.b64encode(made.getvalue()).decode()}"
+
+    exact = saved("PNG")
+    return exact if len(exact) < _LARGE else min(exact, saved("JPEG"), key=len)
+
+
+def _vega() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script. It takes a second to put together and is kept beside the cache."""
+    import vl_convert
+
+    folder = home()
+    path = folder / f"vega-{version('vl-convert-python')}.js" if folder else None
+    if path:
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            return path.read_text()
+    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    if path:
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # others may be writing it as well
+            disk.write(fresh, script.encode())
+            fresh.replace(path)
+    return script

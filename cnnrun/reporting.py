@@ -1,0 +1,92 @@
+"""`cnnrun report`: what was trained, how well it does, where it fails and what it sees, in one page for a browser."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cnnrun import runs
+from cnnrun.assemble import eval_data, trained
+from cnnrun.errors import ConfigError
+from cnnrun.evaluate import evaluate
+from cnnrun.explain import Subject
+from cnnrun.page import BY, rendered
+from cnnrun.portrait import Seen, chart, curves, portrait
+from cnnrun.progress import say
+from cnnrun.resuming import told_apart
+
+FILE = "report.html"
+
+
+def report(
+    targets: Sequence[Path], root: Path, device: torch.device, split: str = "val", out: Path | None = None
+) -> dict[str, Any]:
+    """Write the page about one run, or about several side by side; returns where it is.
+
+    By default report.html in the run, of several beside the runs; one of ours that is there is replaced. Measured on
+    val, so that test stays unseen until it is asked for. Raises CheckpointError, ConfigError, StorageError.
+    """
+    wanted: Sequence[Path | None] = targets or [None]
+    seen = [_seen(target, root, device, split) for target in wanted]
+    specs: dict[str, Any] = {}
+    together = _together(seen, specs) if len(seen) > 1 else None
+    pages = [portrait(each, f"run{number}", specs) for number, each in enumerate(seen, 1)]
+    names = ", ".join(str(each.run) for each in seen)
+    page = {
+        "title": names if len(seen) < 4 else f"{len(seen)} runs",
+        "subtitle": " · ".join(dict.fromkeys(f"{each.experiment.task.kind}, {each.experiment.name}" for each in seen)),
+        "runs": pages,
+        "together": together,
+    }
+    path = out or (seen[0].run if len(seen) == 1 else root) / FILE
+    text = rendered(page, specs)
+    runs.write_new(path, text.encode(), mine=BY.encode())
+    return {"path": str(path), "runs": [str(each.run) for each in seen], "split": split, "bytes": len(text.encode())}
+
+
+def after(run: Path, root: Path, device: torch.device) -> None:
+    """The page of a run whose training has ended. What keeps it from being written costs the page alone, aloud."""
+    try:
+        report([run], root, device)
+    except (RuntimeError, MemoryError, OSError, ConfigError) as error:
+        say(f"{run / FILE} was not written: {error}; `cnnrun report {run}` tries again")
+
+
+def _seen(target: Path | None, root: Path, device: torch.device, split: str) -> Seen:
+    experiment, given = trained(target, root, device)
+    name, data = eval_data(experiment, given, split)
+    examples = data.splits[name]
+    criterion = None if given.task.open_set else given.criterion
+    batch = experiment.train.batch
+    measured = evaluate(given.network, criterion, given.task, given.facts, examples, batch, device)
+    return Seen(given.run, experiment, Subject(given, experiment.model.layers), name, examples, measured)
+
+
+def _together(seen: Sequence[Seen], specs: dict[str, Any]) -> dict[str, Any]:
+    """Several runs side by side: numbers, what differs from the first, their curves in the same figures."""
+    names = list(dict.fromkeys(name for each in seen for name in each.measured.numbers))
+    rows = []
+    for each in seen:
+        spans = each.spans
+        cells = [_with_span(each.measured.numbers.get(name), spans.get(name)) for name in names]
+        done = runs.result(each.run) or {}
+        rows.append([str(each.run), *cells, f"{each.subject.built.parameters:,}", f"{done.get('seconds', 0):,.0f}"])
+    first = seen[0]
+    differences = [
+        line
+        for other in seen[1:]
+        for line in told_apart(first.experiment, other.experiment, str(first.run), str(other.run))
+    ]
+    plots = curves([(str(each.run), each.run) for each in seen])
+    made = [chart(f"together-chart{number}", plot, specs) for number, plot in enumerate(plots)]
+    columns = ["run", *names, "parameters", "seconds"]
+    return {"columns": columns, "rows": rows, "differences": differences, "charts": made}
+
+
+def _with_span(value: float | None, span: tuple[float, float] | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" + (f" ({span[0]:.4f} to {span[1]:.4f})" if span else "")
