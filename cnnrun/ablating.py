@@ -54,14 +54,14 @@ def ablate(asked: Asked, remove: Sequence[str], change: Sequence[str], retrain: 
         return _retrained(run, variants)
     if change:
         raise ConfigError("--change: other sizes have other weights; add --retrain")
-    variants = variants or [Variant(f"without {place.path}", (place,)) for place in _skipped(run)]
+    variants = variants or [Variant(f"without {place.title}", (place,)) for place in _skipped(run)]
     if not variants:
         raise ConfigError("no layer gives what it takes, so none can be left out as trained; --remove and --retrain")
     for place in [place for variant in variants for place in variant.removed]:
         if place not in _skipped(run):
-            able = ", ".join(each.path for each in _skipped(run)) or "none"
+            able = ", ".join(each.title for each in _skipped(run)) or "none"
             raise ConfigError(
-                f"--remove {place.path}: what comes in has another shape than what goes out; add --retrain "
+                f"--remove {place.title}: what comes in has another shape than what goes out; add --retrain "
                 f"(as trained these can go: {able})"
             )
     return _measured(run, variants)

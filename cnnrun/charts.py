@@ -9,7 +9,7 @@ from typing import Any
 from cnnrun.plots import MOST_POINTS, Plot, Series
 
 Spec = dict[str, Any]
-_WIDTH, _HEIGHT, _CELL = 340, 240, 22  # pixels
+_WIDTH, _HEIGHT, _CELL = 250, 200, 22  # pixels
 _MOST_CLASSES, _MOST_NUMBERED = 100, 20  # of a matrix: those drawn, those with their counts written in
 _LEGEND = {"orient": "bottom", "columns": 2, "labelLimit": 300}
 
@@ -18,8 +18,7 @@ def vega(plot: Plot) -> Spec:
     """A figure; its series are told apart by colour and, for lines, by their points' tooltips."""
     layers = [_layer(plot, series) for series in plot.series]
     if plot.diagonal:
-        ends = [value for series in plot.series for value in (*series.x, *series.y)]
-        line = [{"x": end, "y": end} for end in ((min(ends), max(ends)) if ends else (0.0, 1.0))]
+        line = [{"x": end, "y": end} for end in _ends(plot)]
         layers.append(
             {
                 "data": {"values": line},
@@ -51,18 +50,29 @@ def _layer(plot: Plot, series: Series) -> Spec:
         "line": {"type": "line", "point": len(values) <= 60},
         "bars": {"type": "bar", "opacity": 0.35, "width": _bar_width(series)},
     }
+    legend = _LEGEND if len(plot.series) > 1 else None
     encoding = {
         "x": {
             "field": "x",
             "type": "quantitative",
             "title": plot.x,
-            "scale": {"type": "log"} if plot.log_x else {"zero": False, "nice": True},
+            "scale": {"type": "log"} if plot.log_x else _scale(plot),
         },
-        "y": {"field": "y", "type": "quantitative", "title": plot.y, "scale": {"zero": False}},
-        "color": {"field": "series", "type": "nominal", "title": None, "legend": _LEGEND, "sort": None},
+        "y": {"field": "y", "type": "quantitative", "title": plot.y, "scale": _scale(plot)},
+        "color": {"field": "series", "type": "nominal", "title": None, "legend": legend, "sort": None},
         "tooltip": [{"field": name, "type": kind} for name, kind in _TOLD],
     }
     return {"data": {"values": values}, "mark": marks[series.style], "encoding": encoding}
+
+
+def _scale(plot: Plot) -> Spec:
+    """The same along both axes where the diagonal means something."""
+    return {"zero": False} | ({"domain": _ends(plot), "nice": False} if plot.diagonal else {})
+
+
+def _ends(plot: Plot) -> list[float]:
+    values = [float(value) for series in plot.series for value in (*series.x, *series.y) if math.isfinite(value)]
+    return [min(values, default=0.0), max(values, default=1.0)]
 
 
 _TOLD = (("series", "nominal"), ("x", "quantitative"), ("y", "quantitative"))

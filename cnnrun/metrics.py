@@ -148,11 +148,19 @@ class Present:
         """Of each class: rightly said, said, there."""
         return weight @ (self._said & self._present), weight @ self._said, weight @ self._present
 
+    def curve(self, k: int) -> tuple[Floats, Floats]:
+        """Recall and precision of a class that some picture has, threshold by threshold, the highest first."""
+        hits, said = self._rightly(k, np.ones(len(self)))
+        return hits / hits[-1], _ratio(hits, said)
+
     def _average_precision(self, k: int, weight: Floats) -> float:
-        ordered = weight[self._order[:, k]]
-        last = self._last[:, k]
-        hits, said = np.cumsum(ordered * self._true[:, k])[last], np.cumsum(ordered)[last]
+        hits, said = self._rightly(k, weight)
         return float(np.sum(_ratio(hits, said) * np.diff(hits, prepend=0.0)) / hits[-1])
+
+    def _rightly(self, k: int, weight: Floats) -> tuple[Floats, Floats]:
+        """At each threshold of a class, how many are rightly said and how many are said."""
+        ordered, last = weight[self._order[:, k]], self._last[:, k]
+        return np.cumsum(ordered * self._true[:, k])[last], np.cumsum(ordered)[last]
 
     def best_thresholds(self) -> list[float]:
         """The threshold of each class that gives the highest F1 here, halfway to the next score; 0.5 without any."""

@@ -32,6 +32,7 @@ from cnnrun.taskspec import Measured
 from cnnrun.tiles import grown
 
 _MISTAKES, _EXPLAINED, _CHANNELS = 24, 6, 8  # pictures shown, explained; channels whose patches are shown
+_SAID = 3  # things that are said of a picture
 _HIDDEN = ("precision_recall", "reliability")  # tables that charts show
 
 
@@ -126,13 +127,15 @@ def _cell(value: object) -> str:
 def _charts(seen: Seen, key: str, specs: dict[str, Any]) -> list[dict[str, Any]]:
     """Curves of the training, what the task draws of its numbers, and matrices; each spec under its id."""
     made = []
+    first = ("loss", seen.experiment.train.monitor)
     for number, plot in enumerate([*curves([("", seen.run)]), *seen.measured.plots]):
-        made.append(chart(f"{key}-chart{number}", plot, specs))
+        aside = plot.x == "epoch" and plot.title not in first
+        made.append(chart(f"{key}-chart{number}", plot, specs) | {"aside": aside})
     for name, counts in seen.measured.matrices.items():
         spec = charts.matrix(f"{name} on {seen.split}", counts, seen.subject.given.facts.classes)
         if spec:
             specs[f"{key}-{name}-matrix"] = spec
-            made.append({"id": f"{key}-{name}-matrix", "title": name, "rows": []})
+            made.append({"id": f"{key}-{name}-matrix", "title": name, "rows": [], "aside": False})
     return made
 
 
@@ -183,12 +186,18 @@ def _shown(seen: Seen, mistakes: Sequence[Mistake], by: str) -> dict[str, Any] |
                 "image": image,
                 "name": seen.examples.name(each.sample),
                 "true": each.true,
-                "said": "" if large else each.said,
+                "said": "" if large else _first(each.said),
                 "badness": f"{by} {each.badness:.3g}",
             }
             for each, image in zip(mistakes, pictures, strict=True)
         ],
     }
+
+
+def _first(said: str) -> str:
+    """The likeliest of what is said, a line each."""
+    parts = said.split("  ")
+    return "\n".join(parts[:_SAID]) + (" …" if len(parts) > _SAID else "")
 
 
 def _pictures(seen: Seen, mistakes: Sequence[Mistake]) -> tuple[list[str], bool]:

@@ -10,7 +10,7 @@ import torch
 
 from cnnrun import runs
 from cnnrun.assemble import eval_data, trained
-from cnnrun.errors import ConfigError
+from cnnrun.errors import Interrupted, UserError
 from cnnrun.evaluate import evaluate
 from cnnrun.explain import Subject
 from cnnrun.page import BY, rendered
@@ -51,7 +51,9 @@ def after(run: Path, root: Path, device: torch.device) -> None:
     """The page of a run whose training has ended. What keeps it from being written costs the page alone, aloud."""
     try:
         report([run], root, device)
-    except (RuntimeError, MemoryError, OSError, ConfigError) as error:
+    except Interrupted:
+        raise
+    except (UserError, RuntimeError, MemoryError, OSError) as error:
         say(f"{run / FILE} was not written: {error}; `cnnrun report {run}` tries again")
 
 

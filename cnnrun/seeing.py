@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,8 +23,12 @@ Rule = Literal["plain", "guided", "deconv"]
 
 @dataclass(frozen=True)
 class Place:
-    """A layer, or a structure of layers: its path in the YAML, its name in the weights, what comes out of it."""
+    """A layer, or a structure of layers: its path in the YAML, its name in the weights, what comes out of it.
 
+    `title` is what to call it: the path, or where a `repeat` has several of that path, the name in the weights.
+    """
+
+    title: str
     path: str
     module: str
     kind: str
@@ -43,9 +48,13 @@ class Place:
 
 def places(built: Built) -> list[Place]:
     """Every layer of a network in its order, structures after what they hold, the task's head last."""
-    found = [Place(node.path, name, node.spec.kind, node.spec.name, node.out) for name, node in built.nodes.items()]
+    times = Counter(node.path for node in built.nodes.values())
+    found = [
+        Place(node.path if times[node.path] == 1 else name, node.path, name, node.spec.kind, node.spec.name, node.out)
+        for name, node in built.nodes.items()
+    ]
     head = built.rows[-1]
-    return [*found, Place(head.path, head.module, head.kind, None, Signal(head.out_shape, whole=True))]
+    return [*found, Place(head.path, head.path, head.module, head.kind, None, Signal(head.out_shape, whole=True))]
 
 
 def located(known: Sequence[Place], word: str | None, suits: Sequence[Place], need: str) -> Place:
@@ -64,7 +73,7 @@ def located(known: Sequence[Place], word: str | None, suits: Sequence[Place], ne
         raise ConfigError(f"--layer {printable(word)}: stands {len(found)} times in the network; say which: {names}")
     if found and found[0] in suits:
         return found[0]
-    listed = ", ".join(place.path for place in suits[:_MOST_NAMED])
+    listed = ", ".join(place.title for place in suits[:_MOST_NAMED])
     more = f", and {len(suits) - _MOST_NAMED} more (`cnnrun summary`)" if len(suits) > _MOST_NAMED else ""
     if found:
         shape = "x".join(map(str, found[0].shape))

@@ -77,7 +77,11 @@ class Subject:
         return places(self.built)
 
     def maps(self, word: str | None) -> Place:
-        """The layer of that name, which must give feature maps; without a name the last conv. Raises ConfigError."""
+        """The layer of that name, which must give feature maps. Raises ConfigError.
+
+        Without a name the last conv, or where the task's head takes layers by name, the last of these.
+        """
+        word = word or next(reversed(self.given.task.taken()), None)
         return located(self.places, word, self.with_maps(), "feature maps")
 
     def with_maps(self) -> list[Place]:
@@ -86,7 +90,7 @@ class Subject:
     def channels(self, place: Place, asked: Sequence[int]) -> list[int]:
         """Those channels of a layer. Raises ConfigError."""
         if wrong := [channel for channel in asked if not 0 <= channel < place.shape[0]]:
-            raise ConfigError(f"--channel {wrong[0]}: {place.path} has {place.shape[0]} channels, from 0")
+            raise ConfigError(f"--channel {wrong[0]}: {place.title} has {place.shape[0]} channels, from 0")
         return list(asked)
 
 

@@ -46,9 +46,9 @@ def deconv(subject: Subject, shown: Shown, layer: str | None, channels: Sequence
             drawn.append((f"channel {told[each]['channel']}: {told[each]['value']:.3g}", signal(made[each], _WIDE)))
         rows.append(drawn)
     caption = (
-        f"{place.path}: each picture, and what in it the strongest cell of a channel stands for, projected back "
+        f"{place.title}: each picture, and what in it the strongest cell of a channel stands for, projected back "
         "through the filters and the positions that max-pooling chose; scaled each by itself, grey is 0."
     )
     if not rectifiers(given.network):
         caption += " No activation here is a ReLU: each hands its own slope back."
-    return Explanation(side_by_side(rows), caption, {"layer": place.path, "projections": told}, "projections")
+    return Explanation(side_by_side(rows), caption, {"layer": place.title, "projections": told}, "projections")

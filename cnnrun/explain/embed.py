@@ -44,7 +44,9 @@ def embed(
     )
     vectors = vectors_of(subject, splits[name], chosen, batch)
     last, examples = chosen[-1], splits[name]
-    rows: list[dict[str, Any]] = [{"layer": place.path, "features": vectors[place.module].shape[1]} for place in chosen]
+    rows: list[dict[str, Any]] = [
+        {"layer": place.title, "features": vectors[place.module].shape[1]} for place in chosen
+    ]
     said = ""
     if probe:
         learned = _part(splits["train"], _MOST_LEARNED)
@@ -54,9 +56,9 @@ def embed(
             row[what] = probe_of(trained[place.module], vectors[place.module], learned, examples, what)
         said = f" A linear model of each layer's vectors, learned from {len(learned):,} pictures of train: {what}."
     spread = _spread(vectors[last.module], kind)
-    plot = _plot(subject, examples, spread, f"{last.path}, {'principal axes' if kind == 'pca' else 't-SNE'}")
+    plot = _plot(subject, examples, spread, f"{last.title}, {'principal axes' if kind == 'pca' else 't-SNE'}")
     first = f"the first {len(spread):,} of them " if len(spread) < len(examples) else ""
-    caption = f"{last.path}: {len(examples):,} pictures of {name} as {vectors[last.module].shape[1]} numbers each, "
+    caption = f"{last.title}: {len(examples):,} pictures of {name} as {vectors[last.module].shape[1]} numbers each, "
     caption += f"{first}on a map of two.{said}"
     arrays: dict[str, NDArray[Any]] = {
         "features": vectors[last.module],
@@ -64,7 +66,7 @@ def embed(
         "map": spread,
         **{key: values.numpy() for key, values in examples.targets.items()},
     }
-    data = {"layer": last.path, "split": name, "pictures": len(examples), "layers": rows}
+    data = {"layer": last.title, "split": name, "pictures": len(examples), "layers": rows}
     return Explanation(side_by_side([[("", _drawn(plot))]]), caption, data, "layers", arrays)
 
 

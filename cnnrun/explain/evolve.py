@@ -30,7 +30,7 @@ def evolve(
     path = ""
     for step, subject in subjects:
         given, place = subject.given, subject.maps(layer)
-        path = place.path
+        path = place.title
         chosen = subject.channels(place, channels) or list(range(min(most, place.shape[0])))
         found = strongest(given, place, examples, batch, 1)
         samples = found.samples[0, chosen]

@@ -28,9 +28,11 @@ def features(subject: Subject, shown: Shown, layer: str | None) -> Explanation:
     dead = int((maps.amax((0, 2, 3)) <= 0).sum())
     count, high, wide = place.shape
     which = f"the {_MOST} strongest of its {count} maps" if count > _MOST else f"its {count} maps"
-    caption = f"{place.path}: {which} of {high}x{wide} for each picture; black is the layer's least value there, white "
+    caption = (
+        f"{place.title}: {which} of {high}x{wide} for each picture; black is the layer's least value there, white "
+    )
     caption += f"its largest. {dead} of {count} channels are above 0 nowhere in these pictures."
-    data = {"layer": place.path, "shape": list(place.shape), "never_active": dead, "pictures": told}
+    data = {"layer": place.title, "shape": list(place.shape), "never_active": dead, "pictures": told}
     return Explanation(side_by_side(rows), caption, data)
 
 

@@ -38,11 +38,11 @@ def filters(subject: Subject, layer: str | None) -> Explanation:
         how = f"at each place the norm over the {depth} channels that come in; black is 0"
     weak = int((norms < _WEAK * norms.max()).sum())
     more = f" (the first {_MOST} shown)" if count > _MOST else ""
-    caption = f"{place.path}: {count} kernels of {high}x{wide}{more}, {how}."
+    caption = f"{place.title}: {count} kernels of {high}x{wide}{more}, {how}."
     caption += f" {weak} of them are next to nothing." if weak else ""
     rows = [{"channel": number, "norm": norm} for number, norm in enumerate(norms.tolist())]
-    made = side_by_side([[(f"{place.path} ({place.module})", mosaic(tiles, _COLUMNS))]])
-    return Explanation(made, caption, {"layer": place.path, "kernel": [high, wide], "weak": weak, "channels": rows})
+    made = side_by_side([[(f"{place.title} ({place.module})", mosaic(tiles, _COLUMNS))]])
+    return Explanation(made, caption, {"layer": place.title, "kernel": [high, wide], "weak": weak, "channels": rows})
 
 
 def _kernels(subject: Subject, place: Place) -> Tensor | None:

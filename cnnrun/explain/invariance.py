@@ -43,7 +43,7 @@ def invariance(subject: Subject, shown: Shown, layers: Sequence[str], target: st
         convs = [place for place in subject.with_maps() if place.kind == "conv"] or subject.with_maps()
         places = [convs[0], convs[-1]]
     modules = list(dict.fromkeys(place.module for place in places))
-    paths = {place.module: place.path for place in places}
+    paths = {place.module: place.title for place in places}
     given = subject.given
     with torch.no_grad():
         aim = aimed(said_of(given, shown.pixels), target, shown, itself=True)

@@ -55,10 +55,10 @@ def occlude(
         told.append(_told(shown, number, swept, aim, before[number], channel, said.names, size))
     caption = (
         f"A grey square of {size} pixels moves by {step}: how strongly the network says what is written ({aim.what}), "
-        f"the sum of the strongest map of {place.path}, each from black (least) to yellow (largest)"
+        f"the sum of the strongest map of {place.title}, each from black (least) to yellow (largest)"
         + (", and what it says most strongly, a colour each, by the square's middle." if said.names[1:] else ".")
     )
-    data = {"layer": place.path, "size": size, "stride": step, "pictures": told}
+    data = {"layer": place.title, "size": size, "stride": step, "pictures": told}
     return Explanation(side_by_side(rows), caption, data, "pictures")
 
 

@@ -25,7 +25,7 @@ _HOW: dict[Rule, str] = {
 def gradcam(subject: Subject, shown: Shown, layer: str | None, target: str | None) -> Explanation:
     """Where a layer's maps speak for what the network says (Selvaraju et al. 2017). Raises ConfigError."""
     place = subject.maps(layer)
-    maps, aim, scores = cams(subject, shown, place.module, place.path, target)
+    maps, aim, scores = cams(subject, shown, place.module, place.title, target)
     rows, told = [], []
     for number in range(len(shown)):
         picture = grown(shown.picture(number), _WIDE).convert("RGB")
@@ -33,10 +33,10 @@ def gradcam(subject: Subject, shown: Shown, layer: str | None, target: str | Non
         rows.append([(shown.title(number), picture), (title, heated(picture, maps[number]))])
         told.append(_told(shown, number, aim, scores[number]) | {"map": maps[number].tolist()})
     caption = (
-        f"{place.path}: where its maps speak for what is written ({aim.what}), from black (not at all) to yellow "
+        f"{place.title}: where its maps speak for what is written ({aim.what}), from black (not at all) to yellow "
         "(most), each picture by itself: Grad-CAM."
     )
-    return Explanation(side_by_side(_two_by_two(rows)), caption, {"layer": place.path, "pictures": told}, "pictures")
+    return Explanation(side_by_side(_two_by_two(rows)), caption, {"layer": place.title, "pictures": told}, "pictures")
 
 
 def cams(subject: Subject, shown: Shown, module: str, path: str, target: str | None) -> tuple[Tensor, Aim, list[float]]:

@@ -54,12 +54,12 @@ def top(
         blocks.append((title, mosaic([mosaic([real for real, _ in own], 3), mosaic([made for _, made in own], 3)], 2)))
         told.append({"channel": channel, "patches": _told(found, channel, place, examples, given)})
     caption = (
-        f"{place.path}: for each channel the {len(found.values)} strongest patches of {len(examples):,} pictures, "
+        f"{place.title}: for each channel the {len(found.values)} strongest patches of {len(examples):,} pictures, "
         f"left, and what of each the deconvnet gives back, right (each scaled by itself; grey is 0). A cell here sees "
         f"{place.out.field[1]}x{place.out.field[0]} pixels."
     )
     drawn = side_by_side([blocks[start : start + _BLOCKS] for start in range(0, len(blocks), _BLOCKS)])
-    return Explanation(drawn, caption, {"layer": place.path, "pictures": len(examples), "channels": told})
+    return Explanation(drawn, caption, {"layer": place.title, "pictures": len(examples), "channels": told})
 
 
 def strongest(given: Trained, place: Place, examples: Examples, batch: int, best: int = BEST) -> Strongest:

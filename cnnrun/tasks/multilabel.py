@@ -8,17 +8,20 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
 from cnnrun.calibration import TEMPERATURE, reliability, told_temperature
 from cnnrun.contracts import Facts, Shape, need_vector, of_classes
 from cnnrun.metrics import Present
+from cnnrun.plots import Plot, Series
 from cnnrun.resampling import spread
 from cnnrun.spec import Kind, Kinds
 from cnnrun.taskspec import Better, Criterion, Kept, Measured, Results, Said, TaskSpec, View
 
 _TINY = 1e-6
+_MOST_LINES, _MOST_POINTS = 10, 200  # classes in a figure, and points of each
 THRESHOLD = 0.5  # of a class for which val has chosen none
 
 
@@ -127,10 +130,23 @@ class MultilabelMeter:
             numbers,
             rows,
             chosen=chosen,
-            plots=(reliability(rows["reliability"]),),
+            plots=(
+                _precision_recall(found, self._classes, kept["present"].sum(0) > 0),
+                reliability(rows["reliability"]),
+            ),
             spread=spread(found.numbers, len(found)),
             right={"exact": found.exact},
         )
+
+
+def _precision_recall(found: Present, classes: Sequence[str], known_K: NDArray[np.bool_]) -> Plot:
+    """A line for each of the first classes that some picture has."""
+    series = []
+    for k in np.flatnonzero(known_K)[:_MOST_LINES].tolist():
+        recall, precision = found.curve(k)
+        some = np.unique(np.linspace(0, len(recall) - 1, _MOST_POINTS).round().astype(int))
+        series.append(Series(classes[k], recall[some].tolist(), precision[some].tolist()))
+    return Plot("Precision and recall", "recall", "precision", tuple(series))
 
 
 class Multilabel(TaskSpec):

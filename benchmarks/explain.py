@@ -1,0 +1,112 @@
+"""What looking costs: `python benchmarks/explain.py top|occlude|page|ending RUN`; see benchmarks/README.md.
+
+top: the strongest patches of 10,000 pictures for 64 channels against an evaluation of the same, interleaved.
+occlude: 169 places on one 64x64 picture, for the small VGG of configs/fashion-vgg.yaml.
+page: how long a report takes to open in Chromium, and how large it is.
+ending: what the report adds to a training of configs/digits.yaml.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from cnnrun import commands, reporting
+from cnnrun.assemble import eval_data, trained
+from cnnrun.evaluate import evaluate
+from cnnrun.experiment import load
+from cnnrun.explain import Shown, Subject
+from cnnrun.explain.occlude import occlude
+from cnnrun.explain.top import strongest, top
+from cnnrun.network import build, materialize
+
+CPU = torch.device("cpu")
+TIMES = 5
+
+
+def measured(sides: dict[str, object]) -> None:
+    """Each side's median seconds over interleaved repetitions, and each one's ratio to the first, pair by pair."""
+    seconds = {name: [] for name in sides}
+    for time_ in range(TIMES + 1):
+        for name, side in sides.items():
+            start = time.perf_counter()
+            side()
+            if time_:  # the first warms up
+                seconds[name].append(time.perf_counter() - start)
+    first = next(iter(seconds))
+    for name, each in seconds.items():
+        ratios = [a / b for a, b in zip(each, seconds[first], strict=True)]
+        ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        print(f"{name}: median {statistics.median(each):.2f} s, times {first}: {ratio}, n = {TIMES}")
+
+
+def of_top(run: Path) -> None:
+    experiment, given = trained(run, Path("runs"), CPU)
+    name, data = eval_data(experiment, given, None)
+    examples, batch = data.splits[name], experiment.train.batch
+    subject = Subject(given, experiment.model.layers)
+    places = [place for place in subject.with_maps() if place.shape[0] == 64 and place.kind == "conv"]
+    print(f"{len(examples):,} pictures of {name}; {places[-1].path} gives {places[-1].shape}")
+    sides = {
+        "evaluation": lambda: evaluate(given.network, given.criterion, given.task, given.facts, examples, batch, CPU),
+        "top, one pass": lambda: strongest(given, places[-1], examples, batch),
+        "top, drawn, with 576 projections": lambda: top(subject, examples, places[-1].module, [], 64, batch),
+    }
+    measured(sides)
+
+
+def of_occlude(_: Path) -> None:
+    made = load(Path("configs/fashion-vgg.yaml"), ["data.image.size=64"])
+    facts = commands._facts(made)
+    network = (
+        materialize(build(made.model.layers, made.task, facts).network, 0).eval().to(memory_format=torch.channels_last)
+    )
+    from cnnrun.trained import Trained
+
+    given = Trained(network, made.task.criterion(facts), made.task, facts, made.data.image, Path(), 0, CPU)
+    subject = Subject(given, made.model.layers)
+    shown = Shown(torch.rand(1, 1, 64, 64) * 255, ["a"], [""])
+    found = occlude(subject, shown, None, None, 16, 4)
+    places = sum(map(len, found.data["pictures"][0]["scores"]))
+    print(f"{sum(p.numel() for p in network.parameters()):,} parameters, 64x64, {places} places, in batches of 128")
+    measured({"occlude": lambda: occlude(subject, shown, None, None, 16, 4)})
+
+
+def of_page(run: Path) -> None:
+    sys.path.insert(0, "tests")
+    from browser import visited
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "report.html"
+        start = time.perf_counter()
+        reporting.report([run], Path("runs"), CPU, out=path)
+        print(f"written in {time.perf_counter() - start:.1f} s, {path.stat().st_size / 2**20:.2f} MiB")
+        for width in (1280, 390):
+            seconds = []
+            for _ in range(TIMES):
+                with visited(path, width=width) as visit:
+                    seconds.append(visit.page.evaluate("performance.now()") / 1000)
+                    assert visit.console == []
+            middle, most = statistics.median(seconds), max(seconds)
+            print(f"open and drawn at {width} px: median {middle:.2f} s, {most:.2f} at most, n = {TIMES}")
+
+
+def of_ending(_: Path) -> None:
+    experiment = load(Path("configs/digits.yaml"))
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(TIMES):
+            start = time.perf_counter()
+            done = commands.train(experiment, Path(folder), CPU, resume=False)
+            middle = time.perf_counter()
+            reporting.after(Path(done["run"]), Path(folder), CPU)
+            print(f"training {middle - start:.1f} s, report {time.perf_counter() - middle:.1f} s")
+
+
+if __name__ == "__main__":
+    what, run = sys.argv[1], Path(sys.argv[2]) if len(sys.argv) > 2 else Path("runs")
+    {"top": of_top, "occlude": of_occlude, "page": of_page, "ending": of_ending}[what](run)
