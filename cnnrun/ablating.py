@@ -18,8 +18,10 @@ from cnnrun.dataset import Examples
 from cnnrun.errors import ConfigError, printable
 from cnnrun.evaluate import evaluate
 from cnnrun.experiment import Experiment, parse
-from cnnrun.explain import AS_THEY_COME
-from cnnrun.explaining import Asked, Opened, opened
+from cnnrun.explain import AS_THEY_COME, Explanation, drawn
+from cnnrun.explaining import Asked, Opened, kept, opened
+from cnnrun.panels import side_by_side
+from cnnrun.plots import Plot, Series
 from cnnrun.progress import say
 from cnnrun.resuming import finished
 from cnnrun.seeing import Place, located
@@ -99,7 +101,7 @@ def _measured(run: Opened, variants: Sequence[Variant]) -> dict[str, Any]:
         apart = [each["number"] for each in tested(whole, found) if each["distinguishable"]]
         rows.append(row | {"distinguishable": ", ".join(apart) or "nothing"})
     caption = f"{len(data.splits[name]):,} pictures of {name}; the weights as they were trained with all layers."
-    return {"run": str(given.run), "step": given.step, "caption": caption, "table": "variants", "variants": rows}
+    return _shown(run, rows, caption, name)
 
 
 def _numbers(run: Opened, examples: Examples) -> Measured:
@@ -149,8 +151,20 @@ def _retrained(run: Opened, variants: Sequence[Variant]) -> dict[str, Any]:
         }
         both = {f"{split}/{key}": value for split, numbers in found.items() for key, value in numbers.items()}
         rows.append(_row(variant.title, both, size) | {"run": str(path)})
-    caption = "Each variant trained from scratch as the config says, its best checkpoint measured."
-    return {"run": str(run.subject.given.run), "caption": caption, "table": "variants", "variants": rows}
+    return _shown(run, rows, "Each variant trained from scratch as the config says, its best checkpoint measured.", "")
+
+
+def _shown(run: Opened, rows: list[dict[str, Any]], caption: str, split: str) -> dict[str, Any]:
+    """The table, and a figure of the number that the training was judged by (of others, the task's first)."""
+    monitor = run.experiment.train.monitor
+    number = monitor if not split else monitor.removeprefix("val/")
+    if number not in rows[0]:
+        number = ("" if split else "val/") + next(iter(run.experiment.task.numbers()))
+    places = [float(place) for place in range(len(rows))]
+    series = Series(number, [row[number] for row in rows], places, "points")
+    plot = Plot("variants", number, "", (series,), ticks=tuple(row["variant"] for row in rows))
+    made = Explanation(side_by_side([[("", drawn(plot))]]), caption, {"variants": rows}, "variants")
+    return kept(run, "ablate-retrained" if not split else "ablate", made)
 
 
 def _changed(base: Experiment, variant: Variant) -> Experiment:

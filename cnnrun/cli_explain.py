@@ -248,6 +248,7 @@ def ablate(
     ] = None,
     retrain: Annotated[bool, typer.Option("--retrain", help="Train each variant from scratch.")] = False,
     split: SplitName = None,
+    out: Out = None,
     device: Device = "auto",
     runs: Runs = Path("runs"),
     as_json: Json = False,
@@ -257,7 +258,7 @@ def ablate(
     from cnnrun.device import choose, keep_freed_memory
 
     keep_freed_memory()
-    asked = explaining.Asked(target, runs, choose(device), split=split)
+    asked = explaining.Asked(target, runs, choose(device), out, split)
     show(ablating.ablate(asked, remove or [], change or [], retrain), as_json, report_explain.explained)
 
 

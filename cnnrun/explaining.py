@@ -113,26 +113,26 @@ def _of_files(subject: Subject, paths: Sequence[Path]) -> Shown:
 
 def filters(asked: Asked, layer: str | None) -> dict[str, Any]:
     run = opened(asked)
-    return _kept(run, "filters", filters_of(run.subject, layer))
+    return kept(run, "filters", filters_of(run.subject, layer))
 
 
 def features(asked: Asked, layer: str | None) -> dict[str, Any]:
     run = opened(asked)
     run.subject.maps(layer)
-    return _kept(run, "features", features_of(run.subject, run.shown(), layer))
+    return kept(run, "features", features_of(run.subject, run.shown(), layer))
 
 
 def top(asked: Asked, layer: str | None, channels: Sequence[int], most: int) -> dict[str, Any]:
     run = opened(asked)
     run.subject.channels(run.subject.maps(layer), channels)
     made = top_of(run.subject, run.examples(), layer, channels, most, run.experiment.train.batch)
-    return _kept(run, "top", made)
+    return kept(run, "top", made)
 
 
 def deconv(asked: Asked, layer: str | None, channels: Sequence[int]) -> dict[str, Any]:
     run = opened(asked)
     run.subject.channels(run.subject.maps(layer), channels)
-    return _kept(run, "deconv", deconv_of(run.subject, run.shown(), layer, channels))
+    return kept(run, "deconv", deconv_of(run.subject, run.shown(), layer, channels))
 
 
 def occlude(
@@ -140,34 +140,34 @@ def occlude(
 ) -> dict[str, Any]:
     run = opened(asked)
     run.subject.maps(layer)
-    return _kept(run, "occlude", occlude_of(run.subject, run.shown(), layer, target, size, stride))
+    return kept(run, "occlude", occlude_of(run.subject, run.shown(), layer, target, size, stride))
 
 
 def gradcam(asked: Asked, layer: str | None, target: str | None) -> dict[str, Any]:
     run = opened(asked)
     run.subject.maps(layer)
-    return _kept(run, "gradcam", gradcam_of(run.subject, run.shown(), layer, target))
+    return kept(run, "gradcam", gradcam_of(run.subject, run.shown(), layer, target))
 
 
 def saliency(asked: Asked, target: str | None, rule: Rule) -> dict[str, Any]:
     run = opened(asked)
-    return _kept(run, "saliency", saliency_of(run.subject, run.shown(), target, rule))
+    return kept(run, "saliency", saliency_of(run.subject, run.shown(), target, rule))
 
 
 def invariance(asked: Asked, layers: Sequence[str], target: str | None) -> dict[str, Any]:
     run = opened(asked)
     for layer in layers:
         run.subject.maps(layer)
-    return _kept(run, "invariance", invariance_of(run.subject, run.shown(), layers, target))
+    return kept(run, "invariance", invariance_of(run.subject, run.shown(), layers, target))
 
 
 def evolve(asked: Asked, layer: str | None, channels: Sequence[int], most: int) -> dict[str, Any]:
     """Over the checkpoints that the run kept. Raises CheckpointError."""
     run = opened(asked)
     run.subject.channels(run.subject.maps(layer), channels)
-    kept = sorted(generations(run.subject.given.run / "checkpoints"))
-    steps = [kept[int(place) - 1] for place in np.unique(np.geomspace(1, len(kept), _COLUMNS).round())]
-    if len(kept) < 2:
+    saved = sorted(generations(run.subject.given.run / "checkpoints"))
+    steps = [saved[int(place) - 1] for place in np.unique(np.geomspace(1, len(saved), _COLUMNS).round())]
+    if len(saved) < 2:
         raise ConfigError(f"{run.subject.given.run}: one checkpoint is kept; train with train.keep=100 to see more")
 
     def each() -> Iterator[tuple[int, Subject]]:
@@ -176,7 +176,7 @@ def evolve(asked: Asked, layer: str | None, channels: Sequence[int], most: int) 
             yield given.step, Subject(given, experiment.model.layers)
 
     made = evolve_of(each(), run.examples(), layer, channels, most, run.experiment.train.batch)
-    return _kept(run, "evolve", made)
+    return kept(run, "evolve", made)
 
 
 def embed(asked: Asked, layers: Sequence[str], kind: Map, probe: bool) -> dict[str, Any]:
@@ -195,20 +195,20 @@ def embed(asked: Asked, layers: Sequence[str], kind: Map, probe: bool) -> dict[s
         _make(folder)
     write(path, _packed(made.arrays, path.suffix))
     picture = path.with_suffix(".png")
-    return {"features": str(path), **_kept(run, "embed", made, picture)}
+    return {"features": str(path), **kept(run, "embed", made, picture)}
 
 
 def found(asked: Asked) -> dict[str, Any]:
     run = opened(asked)
-    return _kept(run, "found", found_of(run.subject, run.shown()))
+    return kept(run, "found", found_of(run.subject, run.shown()))
 
 
 def assign(asked: Asked) -> dict[str, Any]:
     run = opened(asked)
-    return _kept(run, "assign", assign_of(run.subject, run.shown()))
+    return kept(run, "assign", assign_of(run.subject, run.shown()))
 
 
-def _kept(run: Opened, name: str, made: Explanation, out: Path | None = None) -> dict[str, Any]:
+def kept(run: Opened, name: str, made: Explanation, out: Path | None = None) -> dict[str, Any]:
     """Write what was made, as PNG and for TensorBoard; returns its numbers. Raises StorageError, ConfigError."""
     given = run.subject.given
     layer = f"-{_plain(made.data['layer'])}" if "layer" in made.data else ""

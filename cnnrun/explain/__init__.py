@@ -6,6 +6,7 @@ figures and tables are named where they are made again.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +20,8 @@ from torch import Tensor
 from cnnrun.errors import ConfigError, printable
 from cnnrun.network import Built, build
 from cnnrun.panels import picture_of
+from cnnrun.plots import Plot
+from cnnrun.plotting import png
 from cnnrun.seeing import Place, located, places
 from cnnrun.spec import did_you_mean
 from cnnrun.taskspec import Said
@@ -134,6 +137,14 @@ def aimed(said: Said, target: str | None, shown: Shown, itself: bool = False) ->
     likeness = vectors @ vectors.T
     nearest = likeness.fill_diagonal_(-2.0).argmax(1)
     return Aim(vectors[nearest], [f"like {shown.title(each)}" for each in nearest.tolist()], said.what)
+
+
+def drawn(plot: Plot, scale: float = 1.0) -> Any:
+    """A figure as a Pillow picture."""
+    from PIL import Image as Pil
+
+    made = Pil.open(io.BytesIO(png(plot))).convert("RGB")
+    return made.resize((round(made.width * scale), round(made.height * scale)), Pil.Resampling.LANCZOS)
 
 
 def said_of(given: Trained, pictures_BCHW: Tensor) -> Said:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -14,10 +13,9 @@ from torch import Tensor
 from cnnrun.batches import in_order
 from cnnrun.dataset import Examples
 from cnnrun.errors import ConfigError
-from cnnrun.explain import AS_THEY_COME, Explanation, Subject
+from cnnrun.explain import AS_THEY_COME, Explanation, Subject, drawn
 from cnnrun.panels import side_by_side
 from cnnrun.plots import Plot, Series
-from cnnrun.plotting import png
 from cnnrun.seeing import Place, captured, located
 
 Map = Literal["pca", "tsne"]
@@ -67,7 +65,7 @@ def embed(
         **{key: values.numpy() for key, values in examples.targets.items()},
     }
     data = {"layer": last.title, "split": name, "pictures": len(examples), "layers": rows}
-    return Explanation(side_by_side([[("", _drawn(plot))]]), caption, data, "layers", arrays)
+    return Explanation(side_by_side([[("", drawn(plot))]]), caption, data, "layers", arrays)
 
 
 def vectors_of(subject: Subject, examples: Examples, places: Sequence[Place], batch: int) -> dict[str, Vectors]:
@@ -163,9 +161,3 @@ def _plot(subject: Subject, examples: Examples, spread: NDArray[np.float64], tit
         if (own == number).any()
     ]
     return Plot(title, "", "", tuple(series))
-
-
-def _drawn(plot: Plot) -> Any:
-    from PIL import Image as Pil
-
-    return Pil.open(io.BytesIO(png(plot))).convert("RGB")

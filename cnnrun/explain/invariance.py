@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cnnrun.explain import SIDE, Aim, Explanation, Shown, Subject, aimed, said_of
+from cnnrun.explain import SIDE, Aim, Explanation, Shown, Subject, aimed, drawn, said_of
 from cnnrun.geometry import affine, warp
 from cnnrun.panels import picture_of, side_by_side
 from cnnrun.plots import Plot, Series
-from cnnrun.plotting import png
 from cnnrun.seeing import captured
 from cnnrun.tiles import grown, mosaic
 
@@ -57,7 +55,7 @@ def invariance(subject: Subject, shown: Shown, layers: Sequence[str], target: st
         plots.append(
             Plot("what the network says", change.name, aim.what, _series(shown, change, [f[""] for f in found]))
         )
-        rows.append([_example(shown, change), *[("", _drawn(plot)) for plot in plots]])
+        rows.append([_example(shown, change), *[("", drawn(plot, 0.5)) for plot in plots]])
         for n, of_picture in enumerate(found):
             lines = {paths.get(module, "score"): values for module, values in of_picture.items()}
             told.append({"picture": shown.names[n], "change": change.name, "amounts": change.amounts, **lines})
@@ -108,10 +106,3 @@ def _example(shown: Shown, change: Change) -> tuple[str, Any]:
     chosen = torch.linspace(0, _STEPS - 1, _SHOWN).round().long()
     made = warp(shown.pixels[:1].expand(_SHOWN, -1, -1, -1), change.matrix_S23[chosen])
     return change.name, mosaic([grown(picture_of(each).convert("RGB"), SIDE) for each in made], 2)
-
-
-def _drawn(plot: Plot) -> Any:
-    from PIL import Image as Pil
-
-    made = Pil.open(io.BytesIO(png(plot))).convert("RGB")
-    return made.resize((made.width // 2, made.height // 2), Pil.Resampling.LANCZOS)

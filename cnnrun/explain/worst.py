@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cnnrun.batches import in_order
 from cnnrun.dataset import Examples
-from cnnrun.explain import Subject
+from cnnrun.explain import Subject, said_of
 from cnnrun.rows import shown
 from cnnrun.taskspec import View
 
@@ -35,15 +35,12 @@ def worst(subject: Subject, examples: Examples, count: int, batch: int) -> tuple
     kept = torch.zeros(len(examples), dtype=torch.bool)
     kept[numbers] = True
     part = examples.only(kept)
-    outputs, targets = _outputs(subject, part, batch)
     if given.task.open_set:
-        return _strangers(subject, numbers, outputs, targets, count), "likeness to another's picture"
-    losses = _losses(subject, outputs, targets)
+        return _strangers(subject, numbers, part, count, batch), "likeness to another's picture"
+    losses = _losses(subject, part, batch)
     order = losses.argsort(descending=True, stable=True)[:count]
-    chosen = {name: values[order] for name, values in targets.items()}
-    with torch.inference_mode():
-        results = given.decoder(outputs[order])
-    true = given.task.words(chosen, given.facts)
+    results = given.results(part.take(order).to(given.device).float())
+    true = given.task.words(part.targets_of(order, given.device), given.facts)
     views = [View((given.facts.image[1], given.facts.image[2]))] * len(order)
     said = [shown(row) for row in given.task.rows(results, given.facts, views)]
     return [
@@ -52,30 +49,25 @@ def worst(subject: Subject, examples: Examples, count: int, batch: int) -> tuple
     ], "loss"
 
 
-def _outputs(subject: Subject, examples: Examples, batch: int) -> tuple[Tensor, dict[str, Tensor]]:
-    given = subject.given
-    parts = list(in_order(examples, batch, given.device))
-    with torch.inference_mode():
-        outputs = torch.cat([given.network(part.pictures) for part in parts])
-    return outputs, {name: torch.cat([part.targets[name] for part in parts]) for name in parts[0].targets}
-
-
-def _losses(subject: Subject, outputs: Tensor, targets: dict[str, Tensor]) -> Tensor:
+def _losses(subject: Subject, examples: Examples, batch: int) -> Tensor:
     """What the criterion says of each picture alone."""
     criterion, found = subject.given.criterion, []
     with torch.inference_mode():
-        for place in range(len(outputs)):
-            own = {name: values[place : place + 1] for name, values in targets.items()}
-            found.append(torch.stack(list(criterion(outputs[place : place + 1].float(), own).values())).sum())
+        for part in in_order(examples, batch, subject.given.device):
+            outputs = subject.given.network(part.pictures).float()
+            for place in range(len(outputs)):
+                own = {name: values[place : place + 1] for name, values in part.targets.items()}
+                found.append(torch.stack(list(criterion(outputs[place : place + 1], own).values())).sum())
     return torch.stack(found).cpu()
 
 
-def _strangers(
-    subject: Subject, numbers: Tensor, outputs: Tensor, targets: dict[str, Tensor], count: int
-) -> list[Mistake]:
+def _strangers(subject: Subject, numbers: Tensor, examples: Examples, count: int, batch: int) -> list[Mistake]:
     """Pictures that another class's picture resembles more than any of their own does."""
-    said = subject.given.task.said(outputs, subject.given.facts).shown_BK
-    likeness, labels = said @ said.T, targets["labels"]
+    given, targets = subject.given, examples.targets
+    with torch.inference_mode():
+        parts = [said_of(given, part.pictures).shown_BK for part in in_order(examples, batch, given.device)]
+    said, labels = torch.cat(parts).cpu(), targets["labels"]
+    likeness = said @ said.T
     same = labels[:, None] == labels
     others, nearest = likeness.masked_fill(same, -2.0).max(1)
     own = likeness.fill_diagonal_(-2.0).masked_fill(~same, -2.0).amax(1)
