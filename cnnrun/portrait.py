@@ -271,8 +271,8 @@ def _data(seen: Seen) -> dict[str, Any]:
     source = seen.experiment.data.source
     what = [number.name for number in facts.numbers] or list(facts.classes)
     shown = ", ".join(what[:20]) + (f" and {len(what) - 20} more" if len(what) > 20 else "")
-    rows = [[name, f"{count:,} pictures"] for name, count in facts.counts.items()]
-    return {"columns": ["", ""], "rows": [["source", source.kind], *rows, ["knows", shown]]}
+    rows = [[name, f"{count:,}"] for name, count in facts.counts.items()]
+    return {"source": source.kind, "what": shown, "rows": rows}
 
 
 def _environment(run: Path) -> list[list[str]]:

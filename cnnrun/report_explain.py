@@ -16,8 +16,8 @@ def explained(data: dict[str, Any]) -> None:
     rows = data[data["table"]] if data["table"] else []
     if rows:
         shown = [row for row in rows if isinstance(row, dict)][:_MOST_ROWS]
-        columns = [name for name, value in shown[0].items() if not isinstance(value, list | dict)]
-        columns += [name for row in shown for name in row if name not in shown[0] and name not in columns]
+        plain = [name for row in shown for name, value in row.items() if not isinstance(value, list | dict)]
+        columns = list(dict.fromkeys(plain))
         out.print(table(columns, [[_cell(row.get(name, "")) for name in columns] for row in shown]))
         if len(rows) > len(shown):
             out.print(f"and {len(rows) - len(shown):,} more (--json has them all)")

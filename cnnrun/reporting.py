@@ -50,7 +50,7 @@ def report(
 def after(run: Path, root: Path, device: torch.device) -> None:
     """The page of a run whose training has ended. What keeps it from being written costs the page alone, aloud."""
     try:
-        report([run], root, device)
+        say(f"{report([run], root, device)['path']}: the run as a page for a browser")
     except Interrupted:
         raise
     except (UserError, RuntimeError, MemoryError, OSError) as error:

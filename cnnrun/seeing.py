@@ -79,7 +79,7 @@ def located(known: Sequence[Place], word: str | None, suits: Sequence[Place], ne
         shape = "x".join(map(str, found[0].shape))
         raise ConfigError(f"--layer {printable(word)}: gives {shape}, without {need}; such layers are: {listed}{more}")
     near = did_you_mean(word, sorted({each for place in suits for each in place.words()}))
-    raise ConfigError(f"--layer {printable(word)}: no such layer{near}; layers with {need}: {listed}{more}")
+    raise ConfigError(f"--layer {printable(word)}: no such layer{near} (layers with {need}: {listed}{more})")
 
 
 @contextmanager

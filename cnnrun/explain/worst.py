@@ -62,7 +62,7 @@ def _losses(subject: Subject, examples: Examples, batch: int) -> Tensor:
 
 
 def _strangers(subject: Subject, numbers: Tensor, examples: Examples, count: int, batch: int) -> list[Mistake]:
-    """Pictures that another class's picture resembles more than any of their own does."""
+    """Pictures that another class's picture resembles most, beside how much the best of their own does."""
     given, targets = subject.given, examples.targets
     with torch.inference_mode():
         parts = [said_of(given, part.pictures).shown_BK for part in in_order(examples, batch, given.device)]
@@ -81,5 +81,4 @@ def _strangers(subject: Subject, numbers: Tensor, examples: Examples, count: int
             float(others[place]),
         )
         for place in order.tolist()
-        if others[place] > own[place]
     ]
