@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from cnnrun.plots import MOST_POINTS, Plot, Series
@@ -79,9 +80,11 @@ _TOLD = (("series", "nominal"), ("x", "quantitative"), ("y", "quantitative"))
 
 
 def _bar_width(series: Series) -> float:
-    apart = min((b - a for a, b in zip(series.x, series.x[1:], strict=False)), default=0.1)
-    reach = (max(series.x) - min(series.x) + apart) if len(series.x) else 1.0
-    return max(2.0, 0.8 * _WIDTH * apart / reach)
+    places = sorted({float(x) for x in series.x if math.isfinite(x)})
+    if len(places) < 2:
+        return _WIDTH / 10
+    apart = min(b - a for a, b in pairwise(places))
+    return max(2.0, 0.8 * _WIDTH * apart / (places[-1] - places[0] + apart))
 
 
 def _spans(plot: Plot, series: Series, values: list[dict[str, Any]]) -> Spec:

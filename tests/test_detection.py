@@ -240,7 +240,7 @@ def test_panels_and_the_assignment_are_drawn(run, tmp_path, run_cli, trained_run
         "explain", "found", run, "--out", tmp_path / "found.png", "--pictures", "3", "--runs", tmp_path
     )
     assert code == 0
-    assert "3 pictures of split test" in out
+    assert "What is in each picture, left, and what the network finds, right." in out
     with Pil.open(tmp_path / "found.png") as picture:
         assert picture.size[1] > 3 * 96
     code, out, _ = run_cli("explain", "assign", run, "--picture", "3", "--out", tmp_path / "a.png", "--json")

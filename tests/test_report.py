@@ -266,6 +266,7 @@ def test_every_style_and_empty_series_are_drawn(tmp_path):
         Plot(style, "x", "y", (Series("a", [0.1, 0.2], [0.0, 1.0], style, [0.0, 0.1], [0.3, 0.4]),), ticks=("p", "q"))
         for style in ("points", "line", "bars", "spans")
     ]
+    plots += [Plot("same", "x", "y", (Series("a", [x, x], [1.0, 2.0], "bars"),)) for x in (0.3, float("nan"))]
     plots += [Plot("nothing", "x", "y", (Series("a", [], []),)), Plot("d", "x", "y", (), diagonal=True, log_x=False)]
     for plot in plots:
         assert vl_convert.vegalite_to_svg(charts.vega(plot)).startswith("<svg")

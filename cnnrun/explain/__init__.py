@@ -27,6 +27,8 @@ from cnnrun.spec import did_you_mean
 from cnnrun.taskspec import Said
 from cnnrun.trained import Trained
 
+_BYTES, _MOST_AT_ONCE = 512 << 20, 128
+_OF_EACH = ("raw_BK", "shown_BK", "meant_B")  # what a Said has for each picture
 SIDE = 84  # pixels that small tiles are enlarged to
 AS_THEY_COME = ("dropout", "dropout2d", "drop_path", "identity", "flatten")  # change nothing once trained
 
@@ -79,6 +81,18 @@ class Subject:
     def places(self) -> list[Place]:
         return places(self.built)
 
+    @cached_property
+    def at_once(self) -> int:
+        """Pictures that are run together: so many that what they leave behind for slopes takes half a GiB."""
+        return max(1, min(_MOST_AT_ONCE, _BYTES // sum(row.activation_bytes for row in self.built.rows)))
+
+    def said(self, pictures_BCHW: Tensor) -> Said:
+        """What the network says of any number of pictures, without gradients."""
+        with torch.no_grad():
+            parts = [said_of(self.given, part) for part in pictures_BCHW.split(self.at_once)]
+        raw, shown, meant = (torch.cat([getattr(part, name) for part in parts]) for name in _OF_EACH)
+        return Said(parts[0].names, raw, shown, parts[0].what, meant)
+
     def maps(self, word: str | None) -> Place:
         """The layer of that name, which must give feature maps. Raises ConfigError.
 
@@ -109,9 +123,9 @@ class Aim:
         """How strongly the values say it: [B]."""
         return (values_BK * self.direction_BK).sum(1)
 
-    def one(self, number: int) -> Aim:
-        """That of one picture alone, for any number of others."""
-        return Aim(self.direction_BK[number : number + 1], [self.names[number]], self.what)
+    def part(self, start: int, count: int = 1) -> Aim:
+        """That of some pictures; that of one serves any number of others."""
+        return Aim(self.direction_BK[start : start + count], self.names[start : start + count], self.what)
 
 
 def aimed(said: Said, target: str | None, shown: Shown, itself: bool = False) -> Aim:

@@ -38,7 +38,7 @@ def deconv(subject: Subject, shown: Shown, layer: str | None, channels: Sequence
                     "box": list(box_of(place, row, column, given.facts.image)),
                 }
             )
-    made = list(projections(given, place, shown.pixels.repeat_interleave(count, 0), as_tensor(cells)))
+    made = list(projections(subject, place, shown.pixels.repeat_interleave(count, 0), as_tensor(cells)))
     rows = []
     for number in range(len(shown)):
         drawn = [(shown.title(number), grown(shown.picture(number), _WIDE).convert("RGB"))]

@@ -37,7 +37,7 @@ def evolve(
         at = [divmod(cell, place.shape[2]) for cell in found.cells[0, chosen].tolist()]
         pictures = examples.take(samples).float()
         cells = as_tensor([(channel, *cell) for channel, cell in zip(chosen, at, strict=True)])
-        signals = projections(given, place, pictures.to(given.device), cells)
+        signals = projections(subject, place, pictures, cells)
         column = []
         for number, (picture, signal) in enumerate(zip(pictures, signals, strict=True)):
             box = box_of(place, at[number][0], at[number][1], given.facts.image)

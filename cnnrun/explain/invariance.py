@@ -43,11 +43,10 @@ def invariance(subject: Subject, shown: Shown, layers: Sequence[str], target: st
     modules = list(dict.fromkeys(place.module for place in places))
     paths = {place.module: place.title for place in places}
     given = subject.given
-    with torch.no_grad():
-        aim = aimed(said_of(given, shown.pixels), target, shown, itself=True)
+    aim = aimed(subject.said(shown.pixels), target, shown, itself=True)
     told, rows = [], []
     for change in changes(given.facts.image, given.device):
-        found = [_changed(subject, shown.pixels[n], change, aim.one(n), modules) for n in range(len(shown))]
+        found = [_changed(subject, shown.pixels[n], change, aim.part(n), modules) for n in range(len(shown))]
         plots = [
             Plot(paths[module], change.name, "distance / length", _series(shown, change, [f[module] for f in found]))
             for module in modules

@@ -11,10 +11,9 @@ from torch import Tensor
 from cnnrun.errors import ConfigError
 from cnnrun.explain import SIDE, Aim, Explanation, Shown, Subject, aimed, said_of
 from cnnrun.panels import colour, side_by_side
-from cnnrun.seeing import captured
+from cnnrun.seeing import captured, features
 from cnnrun.tiles import grown, heat
 
-_AT_ONCE = 128  # pictures
 _WIDE = 2 * SIDE
 
 
@@ -42,15 +41,14 @@ def occlude(
     step = stride or max(1, size // 4)
     if size > min(given.facts.image[1:]):
         raise ConfigError(f"--size {size}: larger than the picture, {given.facts.image[2]}x{given.facts.image[1]}")
-    with torch.no_grad(), captured(given.network, [place.module]) as kept:
-        said = said_of(given, shown.pixels)
-        aim = aimed(said, target, shown, itself=True)
-        before = aim.of(said.shown_BK).tolist()
-        sums = kept[place.module].sum((2, 3))
+    said = subject.said(shown.pixels)
+    aim = aimed(said, target, shown, itself=True)
+    before = aim.of(said.shown_BK).tolist()
+    sums = torch.cat([features(given.network, place, part).sum((2, 3)) for part in shown.pixels.split(subject.at_once)])
     rows, told = [], []
     for number in range(len(shown)):
         channel = int(sums[number].argmax())
-        swept = sweep(subject, shown.pixels[number], aim.one(number), place.module, channel, size, step)
+        swept = sweep(subject, shown.pixels[number], aim.part(number), place.module, channel, size, step)
         rows.append(_drawn(shown, number, swept, aim, before[number], channel, said.names))
         told.append(_told(shown, number, swept, aim, before[number], channel, said.names, size))
     caption = (
@@ -72,7 +70,7 @@ def sweep(subject: Subject, picture_CHW: Tensor, aim: Aim, module: str, channel:
     grey = torch.tensor(given.facts.mean, device=given.device).view(-1, 1, 1)
     scores, energies, winners = [], [], []
     with torch.no_grad(), captured(given.network, [module]) as kept:
-        for part in at.split(_AT_ONCE):
+        for part in at.split(subject.at_once):
             in_rows = (rows >= part[:, :1]) & (rows < part[:, :1] + size)
             in_columns = (columns >= part[:, 1:]) & (columns < part[:, 1:] + size)
             square = in_rows[:, None, :, None] & in_columns[:, None, None, :]
@@ -87,19 +85,23 @@ def sweep(subject: Subject, picture_CHW: Tensor, aim: Aim, module: str, channel:
 def _drawn(
     shown: Shown, number: int, swept: Swept, aim: Aim, before: float, channel: int, names: tuple[str, ...]
 ) -> list[tuple[str, Any]]:
+    from PIL import Image as Pil
+
+    picture = grown(shown.picture(number), _WIDE).convert("RGB")
+
     def over(values: Tensor) -> Any:
-        return grown(heat(values, float(values.min()), float(values.max())), _WIDE)
+        return heat(values, float(values.min()), float(values.max())).resize(picture.size, Pil.Resampling.NEAREST)
 
     score, energy = swept.score, swept.energy
     row = [
-        (shown.title(number), grown(shown.picture(number), _WIDE).convert("RGB")),
+        (shown.title(number), picture),
         (f"{aim.names[number]} {before:.3g}: {float(score.min()):.3g} to {float(score.max()):.3g}", over(score)),
         (f"channel {channel}: {float(energy.min()):.3g} to {float(energy.max()):.3g}", over(energy)),
     ]
-    return [*row, _winners(swept.said, names)] if len(names) > 1 else row
+    return [*row, _winners(swept.said, names, picture.size)] if len(names) > 1 else row
 
 
-def _winners(said: Tensor, names: tuple[str, ...]) -> tuple[str, Any]:
+def _winners(said: Tensor, names: tuple[str, ...], size: tuple[int, int]) -> tuple[str, Any]:
     """What is said at each place, in one of ten colours, the most frequent named."""
     from PIL import Image as Pil
     from PIL import ImageColor
@@ -108,7 +110,7 @@ def _winners(said: Tensor, names: tuple[str, ...]) -> tuple[str, Any]:
     made.putdata([ImageColor.getrgb(colour(each)) for each in said.flatten().tolist()])
     found, counts = said.unique(return_counts=True)
     often = found[counts.argsort(descending=True, stable=True)].tolist()
-    return ", ".join(names[each] for each in often[:4]), grown(made, _WIDE)
+    return ", ".join(names[each] for each in often[:4]), made.resize(size, Pil.Resampling.NEAREST)
 
 
 def _told(

@@ -8,13 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cnnrun.explain import SIDE
+from cnnrun.explain import SIDE, Subject
 from cnnrun.panels import picture_of
 from cnnrun.seeing import Place, projected
 from cnnrun.tiles import grown, signal
-from cnnrun.trained import Trained
-
-_AT_ONCE = 64  # pictures
 
 Box = tuple[int, int, int, int]
 
@@ -33,10 +30,11 @@ def _inside(low: int, high: int, size: int) -> tuple[int, int]:
     return start, start + length
 
 
-def projections(given: Trained, place: Place, pictures_BCHW: Tensor, cells_B3: Tensor) -> Iterator[Tensor]:
+def projections(subject: Subject, place: Place, pictures_BCHW: Tensor, cells_B3: Tensor) -> Iterator[Tensor]:
     """`seeing.projected`, some pictures at a time: a signal [C, H, W] for each."""
-    for pictures, cells in zip(pictures_BCHW.split(_AT_ONCE), cells_B3.split(_AT_ONCE), strict=True):
-        yield from projected(given.network, place, pictures, cells).cpu()
+    given, size = subject.given, subject.at_once
+    for pictures, cells in zip(pictures_BCHW.split(size), cells_B3.split(size), strict=True):
+        yield from projected(given.network, place, pictures.to(given.device), cells).cpu()
 
 
 def pair(picture_CHW: Tensor, signal_CHW: Tensor, box: Box) -> tuple[Any, Any]:

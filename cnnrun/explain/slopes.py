@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
@@ -41,17 +42,27 @@ def gradcam(subject: Subject, shown: Shown, layer: str | None, target: str | Non
 
 def cams(subject: Subject, shown: Shown, module: str, path: str, target: str | None) -> tuple[Tensor, Aim, list[float]]:
     """Each picture's map [B, H, W]: the ReLU of the maps weighed by their slopes' means (eq. 1, 2); aims and scores."""
-    given = subject.given
-    pixels = shown.pixels.detach().requires_grad_()
-    with torch.enable_grad(), captured(given.network, [module]) as kept:
-        said = said_of(given, pixels)
-        aim = aimed(said, target, shown)
-        (slope,) = torch.autograd.grad(aim.of(said.raw_BK).sum(), kept[module], allow_unused=True)
-    if slope is None:
-        raise ConfigError(f"--layer {path}: nothing that the network says comes from it")
-    weights = slope.mean((2, 3), keepdim=True)
-    maps = (weights * kept[module].detach()).sum(1).relu()
-    return maps.float().cpu(), aim, aim.of(said.shown_BK.detach()).tolist()
+    said = subject.said(shown.pixels)
+    aim = aimed(said, target, shown)
+    made = []
+    for maps, slope in _slopes(subject, shown, aim, module, "plain"):
+        if slope is None:
+            raise ConfigError(f"--layer {path}: nothing that the network says comes from it")
+        made.append((slope.mean((2, 3), keepdim=True) * maps).sum(1).relu().float().cpu())
+    return torch.cat(made), aim, aim.of(said.shown_BK).tolist()
+
+
+def _slopes(
+    subject: Subject, shown: Shown, aim: Aim, module: str, rule: Rule
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """What comes out of a module, and the slope of what is said by it, some pictures at a time."""
+    network = subject.given.network
+    for start in range(0, len(shown), subject.at_once):
+        pixels = shown.pixels[start : start + subject.at_once].detach().requires_grad_()
+        with torch.enable_grad(), passing_back(network, rule), captured(network, [module]) as kept:
+            strength = aim.part(start, len(pixels)).of(said_of(subject.given, pixels).raw_BK)
+            (slope,) = torch.autograd.grad(strength.sum(), kept[module], allow_unused=True)
+        yield kept[module].detach(), slope
 
 
 def saliency(subject: Subject, shown: Shown, target: str | None, rule: Rule) -> Explanation:
@@ -78,13 +89,11 @@ def slopes_of(
     subject: Subject, shown: Shown, target: str | None, rule: Rule = "plain"
 ) -> tuple[Tensor, Aim, list[float]]:
     """The slope of what is said by each value of the normalised input [B, C, H, W], the aims, the scores."""
-    given = subject.given
-    pixels = shown.pixels.detach().requires_grad_()
-    with torch.enable_grad(), passing_back(given.network, rule), captured(given.network, ["normalize"]) as kept:
-        said = said_of(given, pixels)
-        aim = aimed(said, target, shown)
-        (slope,) = torch.autograd.grad(aim.of(said.raw_BK).sum(), kept["normalize"])
-    return slope.float().cpu(), aim, aim.of(said.shown_BK.detach()).tolist()
+    said = subject.said(shown.pixels)
+    aim = aimed(said, target, shown)
+    found = [slope for _, slope in _slopes(subject, shown, aim, "normalize", rule)]
+    slopes = torch.cat([slope.float().cpu() for slope in found if slope is not None])
+    return slopes, aim, aim.of(said.shown_BK).tolist()
 
 
 def _two_by_two(rows: list[list[tuple[str, Any]]]) -> list[list[tuple[str, Any]]]:

@@ -43,7 +43,7 @@ def top(
     cells = torch.stack([torch.tensor(chosen).repeat_interleave(len(found.values)), rows, columns % place.shape[2]], 1)
     pictures = examples.take(numbers).float()
     blocks, told = [], []
-    signals = projections(given, place, pictures.to(given.device), cells)
+    signals = projections(subject, place, pictures, cells)
     pairs = [
         pair(picture, signal, box_of(place, row, column, given.facts.image))
         for picture, signal, (_, row, column) in zip(pictures, signals, cells.tolist(), strict=True)
