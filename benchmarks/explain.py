@@ -20,8 +20,8 @@ from cnnrun import commands, reporting
 from cnnrun.assemble import eval_data, trained
 from cnnrun.evaluate import evaluate
 from cnnrun.experiment import load
-from cnnrun.explain import Shown, Subject
 from cnnrun.explain.occlude import occlude
+from cnnrun.explain.subject import Shown, Subject
 from cnnrun.explain.top import strongest, top
 from cnnrun.network import build, materialize
 
@@ -78,7 +78,7 @@ def of_occlude(_: Path) -> None:
 
 
 def of_page(run: Path) -> None:
-    sys.path.insert(0, "tests")
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
     from browser import visited
 
     with tempfile.TemporaryDirectory() as folder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from cnnrun.dataset import Examples
 from cnnrun.errors import ConfigError, printable
 from cnnrun.evaluate import evaluate
 from cnnrun.experiment import Experiment, parse
-from cnnrun.explain import AS_THEY_COME, Explanation, drawn
+from cnnrun.explain.subject import AS_THEY_COME, Explanation, drawn
 from cnnrun.explaining import Asked, Opened, kept, opened
 from cnnrun.panels import side_by_side
 from cnnrun.plots import Plot, Series
@@ -26,6 +26,8 @@ from cnnrun.progress import say
 from cnnrun.resuming import finished
 from cnnrun.seeing import Place, located
 from cnnrun.taskspec import Measured
+
+_COMMA = re.compile(r",(?![^\[{]*[\]}])")  # one that is not inside a list or a mapping
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,15 @@ def ablate(asked: Asked, remove: Sequence[str], change: Sequence[str], retrain: 
     with none named each such layer is, one after the other. With `retrain` each variant is trained from scratch.
     """
     run = opened(asked)
-    variants = [_without(run, word) for word in remove] + [
-        Variant(word, changed=tuple(word.split(","))) for word in change
-    ]
+    known = [place for place in run.subject.places if place.module != "head"]
     if retrain:
-        return _retrained(run, variants)
+        if asked.split:
+            raise ConfigError("--split: variants that are trained are measured on train and val")
+        variants = [_without(_as_written(known), word) for word in remove]
+        return _retrained(run, variants + [Variant(word, changed=tuple(_COMMA.split(word))) for word in change])
     if change:
         raise ConfigError("--change: other sizes have other weights; add --retrain")
+    variants = [_without(known, word) for word in remove]
     variants = variants or [Variant(f"without {place.title}", (place,)) for place in _skipped(run)]
     if not variants:
         raise ConfigError("no layer gives what it takes, so none can be left out as trained; --remove and --retrain")
@@ -69,9 +73,14 @@ def ablate(asked: Asked, remove: Sequence[str], change: Sequence[str], retrain: 
     return _measured(run, variants)
 
 
-def _without(run: Opened, word: str) -> Variant:
-    known = [place for place in run.subject.places if place.module != "head"]
-    return Variant(f"without {word}", tuple(located(known, each.strip(), known, "outputs") for each in word.split(",")))
+def _without(known: Sequence[Place], word: str) -> Variant:
+    removed = tuple(located(known, each.strip(), known, "outputs") for each in word.split(","))
+    return Variant("without " + ", ".join(place.title for place in removed), removed)
+
+
+def _as_written(known: Sequence[Place]) -> list[Place]:
+    """The layers as the YAML has them: what stands in a `repeat` once, for all its turns."""
+    return [replace(place, title=place.path) for place in {place.path: place for place in reversed(known)}.values()]
 
 
 def _skipped(run: Opened) -> list[Place]:
@@ -96,7 +105,7 @@ def _measured(run: Opened, variants: Sequence[Variant]) -> dict[str, Any]:
     for variant in variants:
         with _left_out(given.network, variant.removed):
             found = _numbers(run, data.splits[name])
-        gone = sum(_size(given.network.get_submodule(place.module)) for place in variant.removed)
+        gone = _size(nn.ModuleList(given.network.get_submodule(place.module) for place in variant.removed))
         row = _row(variant.title, found.numbers, rows[0]["parameters"] - gone)
         apart = [each["number"] for each in tested(whole, found) if each["distinguishable"]]
         rows.append(row | {"distinguishable": ", ".join(apart) or "nothing"})

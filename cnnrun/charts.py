@@ -112,9 +112,14 @@ def matrix(title: str, counts: Sequence[Sequence[int]], classes: Sequence[str]) 
     if len(classes) > _MOST_CLASSES:
         return None
     values = [
-        {"true": classes[row], "predicted": classes[column], "count": count, "part": count / max(1, sum(of_row))}
+        {"row": row, "column": column, "count": count, "part": count / max(1, sum(of_row))}
         for row, of_row in enumerate(counts)
         for column, count in enumerate(of_row)
+    ]
+    names = {"values": [{"number": number, "name": name} for number, name in enumerate(classes)]}
+    looked_up = [  # so that long names stand once
+        {"lookup": place, "from": {"data": names, "key": "number", "fields": ["name"]}, "as": [what]}
+        for place, what in (("row", "true"), ("column", "predicted"))
     ]
     order = list(classes)
     x = {"field": "predicted", "type": "nominal", "sort": order, "axis": {"labelAngle": -40, "labelLimit": 90}}
@@ -147,5 +152,6 @@ def matrix(title: str, counts: Sequence[Sequence[int]], classes: Sequence[str]) 
         "width": side,
         "height": side,
         "data": {"values": values},
+        "transform": looked_up,
         "layer": layers,
     }

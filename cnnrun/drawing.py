@@ -44,8 +44,8 @@ class Placed:
         return self.x + self.box.width / 2, self.y + self.box.height / 2
 
 
-def svg(parts: list[Part], title: str) -> str:
-    """The drawing as the text of an SVG file."""
+def svg(parts: list[Part], title: str, key: str = "") -> str:
+    """The drawing as the text of an SVG file; `key` begins the names in it, where it is one of several in a page."""
     placed = _placed(parts)
     width = max(each.x + each.box.width for each in placed) + _GAP
     height = max(each.y + each.box.height for each in placed) + _GAP
@@ -59,7 +59,8 @@ def svg(parts: list[Part], title: str) -> str:
     )
     ground = f'<title>{escape(title)}</title><rect width="100%" height="100%" fill="#fff"/>'
     boxes = [line for each in placed for line in each.box.draw(each.x, each.y)]
-    return "\n".join([head, marker, ground, *_links(placed), *boxes, *_flow(placed), "</svg>\n"])
+    made = "\n".join([head, marker, ground, *_links(placed), *boxes, *_flow(placed), "</svg>\n"])
+    return made.replace('id="tip"', f'id="{key}tip"').replace("url(#tip)", f"url(#{key}tip)") if key else made
 
 
 def _placed(parts: list[Part]) -> list[Placed]:

@@ -20,7 +20,6 @@ from cnnrun.checkpoint import generations
 from cnnrun.dataset import Dataset, Examples
 from cnnrun.errors import ConfigError, StorageError, printable
 from cnnrun.experiment import Experiment
-from cnnrun.explain import Explanation, Shown, Subject
 from cnnrun.explain.deconv import deconv as deconv_of
 from cnnrun.explain.embed import Map
 from cnnrun.explain.embed import embed as embed_of
@@ -33,9 +32,11 @@ from cnnrun.explain.invariance import invariance as invariance_of
 from cnnrun.explain.occlude import occlude as occlude_of
 from cnnrun.explain.slopes import gradcam as gradcam_of
 from cnnrun.explain.slopes import saliency as saliency_of
+from cnnrun.explain.subject import Explanation, Shown, Subject
 from cnnrun.explain.top import top as top_of
 from cnnrun.pictures import viewed
 from cnnrun.predict import files
+from cnnrun.progress import say
 from cnnrun.seeing import Rule
 from cnnrun.sheet import write_png
 from cnnrun.tiles import captioned
@@ -72,9 +73,7 @@ class Opened:
         return eval_data(self.experiment, self.subject.given, split or self.asked.split, at_least)
 
     def examples(self) -> Examples:
-        """The whole split. Raises ConfigError where files were named."""
-        if self.asked.files:
-            raise ConfigError("--file: this looks through a whole split; give --split")
+        """The whole split."""
         name, data = self.data()
         return data.splits[name]
 
@@ -182,20 +181,19 @@ def evolve(asked: Asked, layer: str | None, channels: Sequence[int], most: int) 
 def embed(asked: Asked, layers: Sequence[str], kind: Map, probe: bool) -> dict[str, Any]:
     """The vectors go into a file beside the picture: .npz, or .parquet where `out` ends so."""
     run = opened(asked)
-    if asked.files:
-        raise ConfigError("--file: this looks through a whole split; give --split")
+    for layer in layers:
+        run.subject.any(layer)
     if asked.out and asked.out.suffix not in (".npz", ".parquet"):
         raise ConfigError(f"--out {asked.out}: give a file that ends in .npz or .parquet")
     name, data = run.data(at_least=2**62 if probe else 0)
     made = embed_of(run.subject, data.splits, name, layers, kind, run.experiment.train.batch, probe)
     folder = run.subject.given.run / FOLDER
     path = asked.out or folder / f"embed-{_plain(made.data['layer'])}.npz"
-    write = runs.write_new if asked.out else runs.write_bytes
-    if not asked.out:
-        _make(folder)
-    write(path, _packed(made.arrays, path.suffix))
-    picture = path.with_suffix(".png")
-    return {"features": str(path), **kept(run, "embed", made, picture)}
+    if asked.out and path.exists():
+        raise ConfigError(f"{printable(str(path))}: is there already; choose another")
+    about = kept(run, "embed", made, path.with_suffix(".png"))
+    runs.write_bytes(path, _packed(made.arrays, path.suffix))
+    return {"features": str(path), **about}
 
 
 def found(asked: Asked) -> dict[str, Any]:
@@ -214,7 +212,8 @@ def kept(run: Opened, name: str, made: Explanation, out: Path | None = None) -> 
     layer = f"-{_plain(made.data['layer'])}" if "layer" in made.data else ""
     path = out or run.asked.out or given.run / FOLDER / f"{name}{layer}.png"
     pixels = captioned(made.picture, made.caption)
-    _make(given.run / FOLDER)
+    if path.parent == given.run / FOLDER:
+        _make(path.parent)
     write_png(path, pixels, _BY)
     _to_board(given.run / FOLDER, f"explain/{name}{layer}", pixels, given.step)
     about = {"run": str(given.run), "step": given.step, "path": str(path), "caption": made.caption, "table": made.table}
@@ -229,10 +228,14 @@ def _make(folder: Path) -> None:
 
 
 def _to_board(folder: Path, name: str, pixels: NDArray[np.uint8], step: int) -> None:
+    """So that TensorBoard shows it beside the run; where the run cannot be written to, not, aloud."""
     from torch.utils.tensorboard import SummaryWriter
 
-    with closing(SummaryWriter(str(folder))) as board:
-        board.add_image(name, pixels, step, dataformats="HWC")
+    try:
+        with closing(SummaryWriter(str(folder))) as board:
+            board.add_image(name, pixels, step, dataformats="HWC")
+    except OSError as error:
+        say(f"{folder}: nothing for TensorBoard: {error.strerror or error}")
 
 
 def _plain(path: str) -> str:

@@ -20,9 +20,10 @@ from cnnrun.cache import home
 
 BY = "cnnrun report"  # what pages say of themselves
 _LARGE = 60_000  # letters of a picture
+_WIDEST = 1800  # pixels
 
 
-def rendered(page: Mapping[str, Any], specs: Mapping[str, Any]) -> str:
+def rendered(page: Mapping[str, Any], specs: Mapping[str, Any]) -> bytes:
     """The page as HTML; `specs` are Vega-Lite's, by the id of the element that they are drawn into."""
     from jinja2 import DictLoader, Environment, StrictUndefined
 
@@ -32,16 +33,23 @@ def rendered(page: Mapping[str, Any], specs: Mapping[str, Any]) -> str:
     # Neither may hold what ends a script: in JSON `<` is written by its number.
     inside = json.dumps(specs, allow_nan=False).replace("<", "\\u003c")
     vega = _vega().replace("</script", "<\\/script")
-    return made.get_template("report.html").render(**page, specs=inside, vega=vega, by=BY, version=__version__)
+    text = made.get_template("report.html").render(**page, specs=inside, vega=vega, by=BY, version=__version__)
+    return text.encode(errors="backslashreplace")  # names of files that are no text
 
 
-def as_image(pixels: NDArray[np.uint8]) -> str:
-    """A picture [H, W, 3] as the address of an <img>: PNG, or where that is large and JPEG smaller, JPEG."""
+def as_image(pixels: NDArray[np.uint8], widest: int = _WIDEST) -> str:
+    """A picture [H, W, 3] as the address of an <img>: PNG, or where that is large and JPEG smaller, JPEG.
+
+    One that is wider than that is made smaller.
+    """
     from PIL import Image as Pil
+
+    picture = Pil.fromarray(pixels)
+    picture.thumbnail((widest, 10 * widest))
 
     def saved(kind: str) -> str:
         made = io.BytesIO()
-        Pil.fromarray(pixels).save(made, kind, optimize=True, quality=85)
+        picture.save(made, kind, compress_level=4, quality=85)  # a higher level takes seconds
         return f"data:image/{kind.lower()};base64,{base64.b64encode(made.getvalue()).decode()}"
 
     exact = saved("PNG")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,11 +18,11 @@ from cnnrun.dataset import Examples
 from cnnrun.drawing import svg
 from cnnrun.errors import ConfigError
 from cnnrun.experiment import Experiment
-from cnnrun.explain import Explanation, Shown, Subject
 from cnnrun.explain.filters import filters
 from cnnrun.explain.slopes import gradcam
+from cnnrun.explain.subject import Explanation, Shown, Subject
 from cnnrun.explain.top import top
-from cnnrun.explain.worst import Mistake, worst
+from cnnrun.explain.worst import Mistake, Worst, worst
 from cnnrun.network import flops
 from cnnrun.outline import outline
 from cnnrun.page import as_image
@@ -31,7 +32,11 @@ from cnnrun.resampling import intervals
 from cnnrun.taskspec import Measured
 from cnnrun.tiles import grown
 
+_PANEL = 900  # pixels that two pictures with boxes are wide at most
 _MISTAKES, _EXPLAINED, _CHANNELS = 24, 6, 8  # pictures shown, explained; channels whose patches are shown
+_MOST_EXPLAINED = 4  # runs beside each other
+_ELSEWHERE = "What it sees is in the run's own report: here are too many runs for it."
+_MOST_ROWS, _MOST_CELLS = 100, 400  # of a series, of a matrix, as text
 _SAID = 3  # things that are said of a picture
 _HIDDEN = ("precision_recall", "reliability")  # tables that charts show
 
@@ -52,12 +57,16 @@ class Seen:
         return intervals(self.measured.numbers, self.measured.spread, self.measured.right)
 
 
-def portrait(seen: Seen, key: str, specs: dict[str, Any]) -> dict[str, Any]:
-    """What the template shows of one run; its charts are added to `specs`."""
+def portrait(seen: Seen, key: str, specs: dict[str, Any], beside: int = 1) -> dict[str, Any]:
+    """What the template shows of one run of so many beside each other; its charts are added to `specs`.
+
+    The more runs, the fewer pictures of each: a page stays small enough to be sent around.
+    """
     given = seen.subject.given
     done = runs.result(seen.run) or {}
-    mistakes, by = worst(seen.subject, seen.examples, _MISTAKES, seen.experiment.train.batch)
-    explanations, unseen = _explained(seen, mistakes)
+    bad = worst(seen.subject, seen.examples, _pictures_of(seen, beside), seen.experiment.train.batch)
+    explanations, unseen = _explained(seen, bad.mistakes) if beside <= _MOST_EXPLAINED else ([], [_ELSEWHERE])
+    chose = seen.split == "val" and seen.experiment.train.monitor.startswith("val/")
     best = ", ".join(f"{name} {value:.4f}" for name, value in done.get("best", {}).items())
     return {
         "id": key,
@@ -67,18 +76,23 @@ def portrait(seen: Seen, key: str, specs: dict[str, Any]) -> dict[str, Any]:
         "notes": _notes(seen),
         "headline": _headline(seen),
         "measured": f"On the {len(seen.examples):,} pictures of {seen.split}, with 95 % intervals over pictures. "
-        + ("It chose the checkpoint, so it flatters; test is for the end." if seen.split == "val" else ""),
+        + ("It chose the checkpoint, so it flatters; test is for the end." if chose else ""),
         "tables": _tables(seen, key),
         "charts": _charts(seen, key, specs),
-        "mistakes": _shown(seen, mistakes, by),
+        "mistakes": _shown(seen, bad),
         "explanations": explanations,
         "unseen": unseen,
-        "network": _network(seen),
+        "network": _network(seen, key),
         "cost": _cost(done),
         "data": _data(seen),
         "environment": _environment(seen.run),
         "config": seen.experiment.to_yaml(),
     }
+
+
+def _pictures_of(seen: Seen, beside: int) -> int:
+    """How many of the worst are shown: of those with boxes, which are larger, fewer."""
+    return max(2, (_MISTAKES if seen.subject.given.task.targets != "boxes" else _MISTAKES // 2) // beside)
 
 
 def _notes(seen: Seen) -> list[str]:
@@ -135,17 +149,25 @@ def _charts(seen: Seen, key: str, specs: dict[str, Any]) -> list[dict[str, Any]]
         spec = charts.matrix(f"{name} on {seen.split}", counts, seen.subject.given.facts.classes)
         if spec:
             specs[f"{key}-{name}-matrix"] = spec
-            made.append({"id": f"{key}-{name}-matrix", "title": name, "rows": [], "aside": False})
+            made.append({"id": f"{key}-{name}-matrix", "title": name, **_counts(seen, counts), "aside": False})
     return made
+
+
+def _counts(seen: Seen, counts: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """A matrix as lines: its largest cells, row by row."""
+    classes = seen.subject.given.facts.classes
+    cells = [(count, a, b) for a, row in enumerate(counts) for b, count in enumerate(row) if count]
+    largest = sorted(cells, reverse=True)[:_MOST_CELLS]
+    rows = [[classes[a], classes[b], str(count)] for count, a, b in sorted(largest, key=lambda cell: cell[1:])]
+    return {"columns": ["true", "predicted", "times"], "rows": rows}
 
 
 def chart(key: str, plot: Plot, specs: dict[str, Any]) -> dict[str, Any]:
     specs[key] = charts.vega(plot)
     rows = [
-        [series.name, f"{x:.6g}", f"{y:.6g}"]
+        [series.name, f"{series.x[at]:.6g}", f"{series.y[at]:.6g}"]
         for series in plot.series
-        if len(series.x) <= 100
-        for x, y in zip(series.x, series.y, strict=True)
+        for at in np.unique(np.linspace(0, len(series.x) - 1, min(_MOST_ROWS, len(series.x))).round().astype(int))
     ]
     return {"id": key, "title": plot.title, "columns": ["series", plot.x or "x", plot.y or "y"], "rows": rows}
 
@@ -155,7 +177,7 @@ def curves(of: Sequence[tuple[str, Path]]) -> list[Plot]:
     lines: dict[str, list[Series]] = {}
     for name, run in of:
         rows = _metrics(run)
-        for number in [key for key in rows[0] if key not in ("step", "epoch")] if rows else []:
+        for number in dict.fromkeys(key for row in rows for key in row if key not in ("step", "epoch")):
             points = [(row["epoch"], row[number]) for row in rows if isinstance(row.get(number), int | float)]
             title = "loss" if number in ("train/loss", "val/loss") else number
             label = " ".join(each for each in (name, number) if each) if title == "loss" or not name else name
@@ -164,22 +186,24 @@ def curves(of: Sequence[tuple[str, Path]]) -> list[Plot]:
 
 
 def _metrics(run: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    except (OSError, ValueError):
-        return []
+    """The lines of an epoch each; a last one that was being written is not one yet."""
+    rows = []
+    with contextlib.suppress(OSError, ValueError):
+        for line in (run / "metrics.jsonl").read_text().splitlines():
+            rows.append(json.loads(line))
+    return rows
 
 
-def _shown(seen: Seen, mistakes: Sequence[Mistake], by: str) -> dict[str, Any] | None:
+def _shown(seen: Seen, bad: Worst) -> dict[str, Any] | None:
     """The worst pictures; where results lie somewhere in them, what is there beside what is found."""
-    if not mistakes:
+    if not bad.mistakes:
         return None
-    pictures, large = _pictures(seen, mistakes)
-    true = list(dict.fromkeys(each.true for each in mistakes))
-    way = "Worst first" if len(mistakes) > 1 else "The worst"
+    pictures, large = _pictures(seen, bad.mistakes)
+    true = sorted({each.true for each in bad.mistakes})
+    of = f"{bad.looked_at:,} of " if bad.looked_at < len(seen.examples) else ""
     return {
-        "caption": f"{way}, by {by}, of the {len(seen.examples):,} pictures of {seen.split}.",
-        "names": sorted(true),
+        "caption": f"Worst first, by {bad.by}, of {of}the {len(seen.examples):,} pictures of {seen.split}.",
+        "names": true if 1 < len(true) < len(bad.mistakes) else [],
         "large": large,
         "pictures": [
             {
@@ -187,9 +211,10 @@ def _shown(seen: Seen, mistakes: Sequence[Mistake], by: str) -> dict[str, Any] |
                 "name": seen.examples.name(each.sample),
                 "true": each.true,
                 "said": "" if large else _first(each.said),
-                "badness": f"{by} {each.badness:.3g}",
+                "badness": f"{bad.by if bad.by == 'loss' else 'by'} {each.badness:.3g}",
+                "alt": f"{each.true}, said: {each.said}",
             }
-            for each, image in zip(mistakes, pictures, strict=True)
+            for each, image in zip(bad.mistakes, pictures, strict=True)
         ],
     }
 
@@ -207,7 +232,7 @@ def _pictures(seen: Seen, mistakes: Sequence[Mistake]) -> tuple[list[str], bool]
     if true is None or found is None:
         return [as_image(np.asarray(grown(picture_of(each), 112).convert("RGB"))) for each in shown.pixels], False
     parts = zip(shown.pixels.split(1), true, found, strict=True)
-    return [as_image(panel(one, [mine], [theirs], ["true"])) for one, mine, theirs in parts], True
+    return [as_image(panel(one, [mine], [theirs], ["true"]), _PANEL) for one, mine, theirs in parts], True
 
 
 def _of(seen: Seen, mistakes: Sequence[Mistake]) -> Shown:
@@ -237,17 +262,17 @@ def _explained(seen: Seen, mistakes: Sequence[Mistake]) -> tuple[list[dict[str, 
     return made, unseen
 
 
-def _network(seen: Seen) -> dict[str, Any]:
+def _network(seen: Seen, key: str) -> dict[str, Any]:
     built = seen.subject.built
+    counts = flops(built)
     rows = [
         [row.path, "x".join(map(str, row.out_shape)), f"{row.parameters:,}", f"{count / 1e6:,.2f}"]
-        for row, count in zip(built.rows, flops(built), strict=True)
+        for row, count in zip(built.rows, counts, strict=True)
     ]
-    total = sum(flops(built))
     return {
-        "line": f"{built.parameters:,} parameters, {total / 1e6:,.1f} MFLOPs a picture of "
+        "line": f"{built.parameters:,} parameters, {sum(counts) / 1e6:,.1f} MFLOPs a picture of "
         f"{'x'.join(map(str, built.image))}.",
-        "svg": svg(outline(built, seen.experiment.task.kind), seen.experiment.name),
+        "svg": svg(outline(built, seen.experiment.task.kind), seen.experiment.name, key),
         "columns": ["layer", "output", "parameters", "MFLOPs"],
         "rows": rows,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from cnnrun.contracts import Pair, Shape, Window
@@ -27,7 +28,7 @@ class Signal:
         """
         if self.whole:
             return 0, 0, image[2], image[1]
-        top, left = (int(self.start[d] + place * self.stride[d] // 1) for d, place in ((0, row), (1, column)))
+        top, left = (math.floor(self.start[d] + place * self.stride[d]) for d, place in ((0, row), (1, column)))
         return left, top, left + self.field[1], top + self.field[0]
 
 

@@ -10,9 +10,9 @@ import torch
 
 from cnnrun import runs
 from cnnrun.assemble import eval_data, trained
-from cnnrun.errors import Interrupted, UserError
+from cnnrun.errors import ConfigError, Interrupted, UserError, printable
 from cnnrun.evaluate import evaluate
-from cnnrun.explain import Subject
+from cnnrun.explain.subject import Subject
 from cnnrun.page import BY, rendered
 from cnnrun.portrait import Seen, chart, curves, portrait
 from cnnrun.progress import say
@@ -30,10 +30,13 @@ def report(
     val, so that test stays unseen until it is asked for. Raises CheckpointError, ConfigError, StorageError.
     """
     wanted: Sequence[Path | None] = targets or [None]
+    folder = out.parent if out else root if len(wanted) > 1 else None
+    if folder and not folder.is_dir():
+        raise ConfigError(f"{printable(str(folder))}: no such folder for the report; give --out")
     seen = [_seen(target, root, device, split) for target in wanted]
     specs: dict[str, Any] = {}
     together = _together(seen, specs) if len(seen) > 1 else None
-    pages = [portrait(each, f"run{number}", specs) for number, each in enumerate(seen, 1)]
+    pages = [portrait(each, f"run{number}", specs, len(seen)) for number, each in enumerate(seen, 1)]
     names = ", ".join(str(each.run) for each in seen)
     page = {
         "title": names if len(seen) < 4 else f"{len(seen)} runs",
@@ -42,9 +45,9 @@ def report(
         "together": together,
     }
     path = out or (seen[0].run if len(seen) == 1 else root) / FILE
-    text = rendered(page, specs)
-    runs.write_new(path, text.encode(), mine=BY.encode())
-    return {"path": str(path), "runs": [str(each.run) for each in seen], "split": split, "bytes": len(text.encode())}
+    data = rendered(page, specs)
+    runs.write_new(path, data, mine=BY.encode())
+    return {"path": str(path), "runs": [str(each.run) for each in seen], "split": split, "bytes": len(data)}
 
 
 def after(run: Path, root: Path, device: torch.device) -> None:
@@ -53,8 +56,9 @@ def after(run: Path, root: Path, device: torch.device) -> None:
         say(f"{report([run], root, device)['path']}: the run as a page for a browser")
     except Interrupted:
         raise
-    except (UserError, RuntimeError, MemoryError, OSError) as error:
-        say(f"{run / FILE} was not written: {error}; `cnnrun report {run}` tries again")
+    except Exception as error:
+        why = error if isinstance(error, UserError | OSError) else f"{type(error).__name__}: {error}"
+        say(f"{run / FILE} was not written: {why}; `cnnrun report {run}` tries again")
 
 
 def _seen(target: Path | None, root: Path, device: torch.device, split: str) -> Seen:

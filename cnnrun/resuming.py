@@ -19,12 +19,12 @@ from cnnrun.ranks import Ranks
 from cnnrun.weights import Weights
 
 # What changes no bit of the result: where pictures are kept, how they are read (tests/test_same_bits.py), when to save.
-# Settings that are no reason for a difference, and the statistics that a run writes into its config.
-_ASIDE = ("name", "seed", "data.image.mean", "data.image.std")
 _NO_MATTER = {
     *("data.cache", "data.cache_dir", "data.disk_gib", "data.workers", "data.prefetch"),
     *("data.timeout", "train.timeout", "train.keep", "train.save_every"),
 }
+# Settings that are no reason for a difference, and the statistics that a run writes into its config.
+_ASIDE = ("name", "seed", "data.image.mean", "data.image.std")
 
 
 def unfinished(experiment: Experiment, root: Path, resume: bool, strict: bool = False) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from cnnrun.contracts import Shape
 from cnnrun.errors import ConfigError, printable
 from cnnrun.network import Built, Network
 from cnnrun.receptive import Signal
-from cnnrun.spec import did_you_mean
+from cnnrun.spec import nearest
 
 _MOST_NAMED = 40  # layers in a message
 Rule = Literal["plain", "guided", "deconv"]
@@ -78,7 +79,7 @@ def located(known: Sequence[Place], word: str | None, suits: Sequence[Place], ne
     if found:
         shape = "x".join(map(str, found[0].shape))
         raise ConfigError(f"--layer {printable(word)}: gives {shape}, without {need}; such layers are: {listed}{more}")
-    near = did_you_mean(word, sorted({each for place in suits for each in place.words()}))
+    near = nearest(word, sorted({each for place in suits for each in place.words()}))
     raise ConfigError(f"--layer {printable(word)}: no such layer{near} (layers with {need}: {listed}{more})")
 
 
@@ -134,7 +135,7 @@ def passing_back(network: nn.Module, rule: Rule) -> Iterator[None]:
     """
     changed = rectifiers(network) if rule != "plain" else []
     for module in changed:
-        module.forward = _changed(module.forward, rule)
+        module.forward = _changed(module, rule)
     try:
         yield
     finally:
@@ -147,17 +148,19 @@ def rectifiers(network: nn.Module) -> list[nn.Module]:
     return [module for module in network.modules() if isinstance(module, nn.ReLU | nn.ReLU6)]
 
 
-def _changed(forward: Any, rule: Rule) -> Any:
-    return lambda x: _Rectified.apply(x, forward, rule == "guided")
+def _changed(module: nn.Module, rule: Rule) -> Any:
+    forward, most = module.forward, 6.0 if isinstance(module, nn.ReLU6) else math.inf
+    return lambda x: _Rectified.apply(x, forward, most if rule == "guided" else None)
 
 
 class _Rectified(torch.autograd.Function):
     """An activation whose signal back is rectified as its signal forth is."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, activation: Any, guided: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, activation: Any, most: float | None) -> Tensor:
+        """`most` is the value from which on it is flat, where its slope counts; None where that does not."""
+        ctx.save_for_backward(*([] if most is None else [(x > 0) & (x < most)]))
         out: Tensor = activation(x.clone())  # it may write over its input
-        ctx.save_for_backward(*([out > 0] if guided else []))
         return out
 
     @staticmethod

@@ -193,11 +193,17 @@ _MANY = 16  # a longer list of words helps nobody who was shown the right one
 def did_you_mean(word: object, known: Iterable[str]) -> str:
     """A suggestion to append to a message about an unknown word: the nearest one, then what is allowed."""
     words = list(known)
-    near = difflib.get_close_matches(str(word), words, n=1, cutoff=0.6)
+    near = nearest(word, words)
     known = f" (known: {_listed(words)})"
     if len(words) > _MANY:
         known = "" if near else " (`cnnrun kinds` lists them all)"
-    return (f"; did you mean {near[0]!r}?" if near else "") + known
+    return near + known
+
+
+def nearest(word: object, known: Iterable[str]) -> str:
+    """The nearest of the known words, as the end of a message; nothing where none is near."""
+    near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _listed(words: Iterable[str]) -> str:

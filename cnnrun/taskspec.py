@@ -79,7 +79,7 @@ class Said:
     """How strongly raw outputs say each of K things: `raw_BK` to take slopes of, `shown_BK` for people, as `what`.
 
     `meant_B` is what each picture is said to be where nobody asks for another. Without `names` the K numbers are a
-    direction: what counts is how far two agree.
+    direction: what counts is how far two agree. `comparable` says whether one of the K can be larger than another.
     """
 
     names: tuple[str, ...]
@@ -87,6 +87,7 @@ class Said:
     shown_BK: Tensor
     what: str
     meant_B: Tensor
+    comparable: bool = True
 
 
 class Kept:

@@ -21,6 +21,8 @@ from cnnrun import disk
 from cnnrun.errors import StorageError
 from cnnrun.progress import say
 
+_LONGEST = 24  # letters of a class's name in a picture: longer ones would leave no room for it
+
 
 class Tracker:
     """Writes both; on resuming at `step` what an earlier process wrote beyond it is cut off."""
@@ -133,8 +135,9 @@ def _drawn(matrix: list[list[int]], labels: tuple[str, ...]) -> Any:
     axes = figure.add_subplot(xlabel="predicted", ylabel="true")
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     if len(labels) <= 30:
-        axes.set_xticks(range(len(labels)), labels, rotation=90, parse_math=False)
-        axes.set_yticks(range(len(labels)), labels, parse_math=False)
+        short = [label if len(label) <= _LONGEST else f"{label[:_LONGEST]}…" for label in labels]
+        axes.set_xticks(range(len(labels)), short, rotation=90, parse_math=False)
+        axes.set_yticks(range(len(labels)), short, parse_math=False)
         for row, column in np.argwhere(counts > 0):
             colour = "white" if share[row, column] > 0.5 else "black"
             axes.text(column, row, f"{int(counts[row, column])}", ha="center", va="center", color=colour, fontsize=7)

@@ -65,6 +65,22 @@ def trained_run(tmp_path_factory) -> Path:
     return Path(commands.train(tried, root, torch.device("cpu"), resume=False)["run"])
 
 
+@pytest.fixture(scope="session")
+def linked_run(tmp_path_factory) -> Path:
+    """A run of a network with links by name and parallel branches."""
+    from explained import linked
+
+    return linked(tmp_path_factory.mktemp("linked"))
+
+
+@pytest.fixture(scope="session")
+def of_each_task(tmp_path_factory) -> dict[str, Path]:
+    """A run of each task, trained once for all tests that only read it."""
+    from explained import one_of_each
+
+    return one_of_each(tmp_path_factory.mktemp("tasks"))
+
+
 def save_picture(path: Path, seed: int = 0, size: tuple[int, int] = (12, 10), mode: str = "RGB") -> Path:
     """A picture file of random pixels; `size` is (width, height)."""
     path.parent.mkdir(parents=True, exist_ok=True)

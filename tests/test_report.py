@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from itertools import pairwise
@@ -13,7 +14,7 @@ import pytest
 import torch
 from browser import visited
 from conftest import TINY, save_picture
-from explained import TASKS, one_of_each
+from explained import TASKS
 
 from cnnrun import charts, commands, page, reporting, runs
 from cnnrun.errors import ConfigError, StorageError
@@ -24,11 +25,6 @@ from cnnrun.portrait import curves
 CPU = torch.device("cpu")
 MOST_BYTES = 6 << 20
 HOSTILE = ("<script>document.title='owned'</script>", '"><img src=x onerror=alert(1)>', "{{ 7*7 }} & '${1}' </style>")
-
-
-@pytest.fixture(scope="session")
-def of_each_task(tmp_path_factory) -> dict[str, Path]:
-    return one_of_each(tmp_path_factory.mktemp("tasks"))
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +45,24 @@ train: {{epochs: 2, batch: 8}}
     done = commands.train(parse(text, "hostile.yaml"), root / "runs", CPU, resume=False)
     reporting.report([Path(done["run"])], root / "runs", CPU)
     return Path(done["run"])
+
+
+@pytest.fixture
+def no_text(tmp_path) -> Path:
+    """A run on files whose names are no text, of classes with long and oddly spaced names."""
+    for label, name in enumerate(("a  b", "x" * 120, "c")):
+        for number in range(9):
+            save_picture(tmp_path / "data" / name / f"{number}.png", seed=100 * label + number, size=(8, 8), mode="L")
+    (tmp_path / "data" / "c" / "0.png").rename(tmp_path / "data" / "c" / os.fsdecode(b"\xff0.png"))
+    text = f"""
+task: classify
+name: notext
+data: {{source: {{folder: {tmp_path / "data"}}}, image: {{size: 8, channels: 1}}, split: {{val: 0.6}}}}
+model: [{{conv: {{out_channels: 4, activation: relu}}}}, global_avg_pool]
+train: {{epochs: 1, batch: 8}}
+"""
+    (tmp_path / "notext.yaml").write_text(text)
+    return tmp_path / "notext.yaml"
 
 
 def written(run: Path, tmp_path: Path, **settings) -> Path:
@@ -126,6 +140,18 @@ def test_hostile_names_are_text(hostile):
         assert "<b onmouseover=alert(" in text
 
 
+def test_names_that_are_no_text_or_long_or_oddly_spaced(no_text, tmp_path, run_cli):
+    code, _, err = run_cli("train", no_text, "--runs", tmp_path / "runs")
+    assert code == 0
+    assert "was not written" not in err
+    with visited(tmp_path / "runs" / "notext" / "1" / "report.html", width=390) as visit:
+        assert visit.console == []
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390
+        for name in ("a  b", "x" * 120):
+            visit.page.locator("select.choose").select_option(name)
+            assert int(visit.page.locator(".count").inner_text().split()[0]) > 0
+
+
 def test_it_is_read_by_those_who_do_not_see_it(trained_run, tmp_path):
     """One main part, headings in order, a name for every picture, table and field; all in reach of the keyboard."""
     with visited(written(trained_run, tmp_path)) as visit:
@@ -179,6 +205,8 @@ def test_several_runs_stand_side_by_side(of_each_task, trained_run, tmp_path):
         text = visit.page.locator("#together").inner_text()
         assert f"model[0].conv.out_channels: 4 in {trained_run}, 6 in {other}" in text
         assert visit.page.locator("#together .vega svg").count() >= 2
+        ids = visit.page.evaluate("[...document.querySelectorAll('[id]')].map(each => each.id)")
+        assert len(ids) == len(set(ids))
         visit.page.locator("nav a").nth(2).click()
         assert visit.page.url.endswith("#run2")
 
@@ -193,7 +221,6 @@ def test_its_numbers_are_those_of_eval_on_val(trained_run, tmp_path):
     assert found == {name: f"{value:.4f}" for name, value in measured["numbers"].items()}
     low, high = measured["intervals"]["accuracy"]
     assert f"{low:.4f} to {high:.4f}" in text
-    assert "val" in text
     assert "flatters" in text
     assert "flatters" not in written(trained_run, tmp_path, split="test").read_text()
 
@@ -281,3 +308,33 @@ def test_curves_are_the_lines_of_metrics(trained_run):
     assert list(plots["val/accuracy"].series[0].y) == [row["val/accuracy"] for row in rows]
     assert list(plots["val/accuracy"].series[0].x) == [row["epoch"] for row in rows]
     assert curves([("", trained_run / "nowhere")]) == []
+
+
+def test_a_line_that_was_being_written_costs_itself_alone(trained_run, tmp_path):
+    lines = (trained_run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    later = json.dumps({"step": 99, "epoch": 9, "val/new": 0.5}) + "\n"
+    (tmp_path / "metrics.jsonl").write_text("".join(lines[:3]) + later + lines[3][:20])
+    plots = {plot.title: plot for plot in curves([("", tmp_path)])}
+    assert len(plots["val/accuracy"].series[0].x) == 3
+    assert list(plots["val/new"].series[0].x) == [9]
+
+
+def test_every_chart_is_text_as_well(trained_run, tmp_path):
+    with visited(written(trained_run, tmp_path)) as visit:
+        counts = "[...document.querySelectorAll('figure.chart')].map(each => each.querySelectorAll('tbody tr').length)"
+        assert min(visit.page.evaluate(counts)) > 0
+
+
+def test_pictures_with_boxes_are_made_smaller(tmp_path):
+    wide = np.random.default_rng(0).integers(0, 256, (700, 2100, 3), dtype=np.uint8)
+    assert len(page.as_image(wide, 900)) < 400_000
+    small = np.zeros((8, 8, 3), np.uint8)
+    assert page.as_image(small).startswith("data:image/png")
+
+
+def test_a_folder_that_is_not_there_is_named_before_anything_is_measured(trained_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(reporting, "evaluate", lambda *_, **__: pytest.fail("measured"))
+    with pytest.raises(ConfigError, match="no such folder"):
+        reporting.report([trained_run, trained_run], tmp_path / "nowhere", CPU)
+    with pytest.raises(ConfigError, match="no such folder"):
+        reporting.report([trained_run], tmp_path, CPU, out=tmp_path / "nowhere" / "r.html")

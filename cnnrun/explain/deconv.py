@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cnnrun.explain import SIDE, Explanation, Shown, Subject
-from cnnrun.explain.patches import as_tensor, box_of, projections
+from cnnrun.explain.patches import Cell, box_of, projections
+from cnnrun.explain.subject import SIDE, Explanation, Shown, Subject
 from cnnrun.panels import side_by_side
-from cnnrun.seeing import features, rectifiers
+from cnnrun.seeing import rectifiers
 from cnnrun.tiles import grown, signal
 
 _CHANNELS = 4  # for each picture, its strongest ones
@@ -22,9 +22,9 @@ def deconv(subject: Subject, shown: Shown, layer: str | None, channels: Sequence
     """
     given, place = subject.given, subject.maps(layer)
     asked = subject.channels(place, channels)
-    peaks, at = features(given.network, place, shown.pixels).flatten(2).max(2)
+    peaks, at = subject.features(place, shown.pixels).flatten(2).max(2)
     count = len(asked) or min(_CHANNELS, place.shape[0])
-    cells, told = [], list[dict[str, Any]]()
+    cells, told = list[Cell](), list[dict[str, Any]]()
     for number in range(len(shown)):
         for channel in asked or peaks[number].topk(count).indices.tolist():
             row, column = divmod(int(at[number, channel]), place.shape[2])
@@ -38,12 +38,12 @@ def deconv(subject: Subject, shown: Shown, layer: str | None, channels: Sequence
                     "box": list(box_of(place, row, column, given.facts.image)),
                 }
             )
-    made = list(projections(subject, place, shown.pixels.repeat_interleave(count, 0), as_tensor(cells)))
     rows = []
     for number in range(len(shown)):
         drawn = [(shown.title(number), grown(shown.picture(number), _WIDE).convert("RGB"))]
         for each in range(number * count, (number + 1) * count):
-            drawn.append((f"channel {told[each]['channel']}: {told[each]['value']:.3g}", signal(made[each], _WIDE)))
+            (made,) = projections(subject, place, shown.pixels[number : number + 1], [cells[each]])
+            drawn.append((f"channel {told[each]['channel']}: {told[each]['value']:.3g}", signal(made, _WIDE)))
         rows.append(drawn)
     caption = (
         f"{place.title}: each picture, and what in it the strongest cell of a channel stands for, projected back "

@@ -13,14 +13,14 @@ from torch import Tensor
 from cnnrun.batches import in_order
 from cnnrun.dataset import Examples
 from cnnrun.errors import ConfigError
-from cnnrun.explain import AS_THEY_COME, Explanation, Subject, drawn
+from cnnrun.explain.subject import Explanation, Subject, drawn
 from cnnrun.panels import side_by_side
 from cnnrun.plots import Plot, Series
-from cnnrun.seeing import Place, captured, located
+from cnnrun.seeing import Place, captured
 
 Map = Literal["pca", "tsne"]
 Vectors = NDArray[np.float32]
-_MOST_MAPPED, _MOST_LEARNED, _MOST_SERIES = 3000, 5000, 12
+_MOST_MAPPED, _MOST_PROBED, _MOST_SERIES = 3000, 5000, 12
 
 
 def embed(
@@ -37,35 +37,43 @@ def embed(
     By default of what the task's head takes. A linear model learns each layer's vectors on train and is measured on
     the split. Raises ConfigError.
     """
-    chosen = [located(subject.places, layer, subject.places, "features") for layer in layers] or _default(
-        subject, probe
-    )
-    vectors = vectors_of(subject, splits[name], chosen, batch)
-    last, examples = chosen[-1], splits[name]
-    rows: list[dict[str, Any]] = [
-        {"layer": place.title, "features": vectors[place.module].shape[1]} for place in chosen
-    ]
+    chosen, examples = [subject.any(layer) for layer in layers] or default(subject, probe), splits[name]
+    last = chosen[-1]
+    vectors = vectors_of(subject, examples, [last], batch)[last.module]
+    caption = f"{last.title}: {len(examples):,} pictures of {name} as {vectors.shape[1]} numbers each, "
+    rows: list[dict[str, Any]] = [{"layer": last.title, "features": vectors.shape[1]}]
     said = ""
     if probe:
-        learned = _part(splits["train"], _MOST_LEARNED)
-        trained = vectors_of(subject, learned, chosen, batch)
-        what = probed(subject, learned, examples)
-        for row, place in zip(rows, chosen, strict=True):
-            row[what] = probe_of(trained[place.module], vectors[place.module], learned, examples, what)
-        said = f" A linear model of each layer's vectors, learned from {len(learned):,} pictures of train: {what}."
-    spread = _spread(vectors[last.module], kind)
-    plot = _plot(subject, examples, spread, f"{last.title}, {'principal axes' if kind == 'pca' else 't-SNE'}")
-    first = f"the first {len(spread):,} of them " if len(spread) < len(examples) else ""
-    caption = f"{last.title}: {len(examples):,} pictures of {name} as {vectors[last.module].shape[1]} numbers each, "
-    caption += f"{first}on a map of two.{said}"
+        what = probed(subject, splits["train"], examples)
+        rows, said = probes(subject, chosen, splits["train"], examples, what, batch)
+    spread, how = _spread(vectors, kind)
+    caption += f"{f'the first {len(spread):,} of them ' if len(spread) < len(examples) else ''}{how}.{said}"
     arrays: dict[str, NDArray[Any]] = {
-        "features": vectors[last.module],
+        "features": vectors,
         "picture": np.array([examples.name(number) for number in range(len(examples))]),
         "map": spread,
         **{key: values.numpy() for key, values in examples.targets.items()},
     }
     data = {"layer": last.title, "split": name, "pictures": len(examples), "layers": rows}
-    return Explanation(side_by_side([[("", drawn(plot))]]), caption, data, "layers", arrays)
+    made = side_by_side([[("", drawn(_plot(subject, examples, spread, last.title)))]])
+    return Explanation(made, caption, data, "layers", arrays)
+
+
+def probes(
+    subject: Subject, places: Sequence[Place], train: Examples, split: Examples, what: str, batch: int
+) -> tuple[list[dict[str, Any]], str]:
+    """A row a layer, and what was done in a sentence; of many pictures some at equal distances."""
+    learned, measured = _part(train, _MOST_PROBED), _part(split, _MOST_PROBED)
+    ours, theirs = (vectors_of(subject, part, places, batch) for part in (learned, measured))
+    rows = []
+    for place in places:
+        x, z = ours[place.module], theirs[place.module]
+        value = probe_of(x, z, learned, measured, what)
+        rows.append({"layer": place.title, "features": x.shape[1], what: value})
+    return rows, (
+        f" A linear model of each layer's vectors, learned from {len(learned):,} pictures of train and measured on "
+        f"{len(measured):,}: {what}."
+    )
 
 
 def vectors_of(subject: Subject, examples: Examples, places: Sequence[Place], batch: int) -> dict[str, Vectors]:
@@ -86,13 +94,23 @@ def probed(subject: Subject, learned: Examples, measured: Examples) -> str:
     if targets == "numbers":
         return "R2"
     if targets == "label sets":
+        if not _told_apart(_part(learned, _MOST_PROBED), _part(measured, _MOST_PROBED)).any():
+            raise ConfigError("no label is there in some pictures and not in others; use --no-probe")
         return "mAP"
     if targets != "labels":
         raise ConfigError("a probe learns labels or numbers of whole pictures; use --no-probe")
-    unknown = set(measured.targets["labels"].tolist()) - set(learned.targets["labels"].tolist())
-    if unknown:
+    known = set(_part(learned, _MOST_PROBED).targets["labels"].tolist())
+    if len(known) < 2:
+        raise ConfigError("a probe needs two classes in train; use --no-probe")
+    if set(measured.targets["labels"].tolist()) - set(learned.targets["labels"].tolist()):
         raise ConfigError("a probe knows only the classes of train, and this split has others; use --no-probe")
     return "accuracy"
+
+
+def _told_apart(learned: Examples, measured: Examples) -> NDArray[np.bool_]:
+    """Which labels are there in some pictures and not in others, in both."""
+    ours, theirs = (each.targets["present"].numpy() > 0 for each in (learned, measured))
+    return np.asarray(ours.any(0) & ~ours.all(0) & theirs.any(0) & ~theirs.all(0))
 
 
 def probe_of(learned: Vectors, measured: Vectors, train: Examples, split: Examples, what: str) -> float:
@@ -110,16 +128,15 @@ def probe_of(learned: Vectors, measured: Vectors, train: Examples, split: Exampl
     if what == "R2":
         return float(Ridge().fit(x, train.targets["numbers"].numpy()).score(z, split.targets["numbers"].numpy()))
     present, wanted = train.targets["present"].numpy() > 0, split.targets["present"].numpy() > 0
-    both = (present.any(0) & ~present.all(0)) & (wanted.any(0) & ~wanted.all(0))  # others have nothing to tell
+    both = _told_apart(train, split)
     several = OneVsRestClassifier(LogisticRegression(max_iter=2000)).fit(x, present[:, both])
     return float(average_precision_score(wanted[:, both], several.decision_function(z).reshape(len(z), -1)))
 
 
-def _default(subject: Subject, every: bool) -> list[Place]:
+def default(subject: Subject, every: bool) -> list[Place]:
     """Every top-level layer with something of its own to say, where they are compared; what the head takes last."""
-    above = [place for place in subject.places if place.module != "head" and place.module.count(".") == 1]
-    known = [place for place in above if place.kind not in AS_THEY_COME]
-    last = known[-1] if known else subject.places[-1]
+    known = [place for place in subject.telling() if place.module.count(".") <= 1]
+    last = known[-1]
     telling = [
         place for place in known if place.kind in ("conv", "linear", "residual", "parallel", "sequential", "repeat")
     ]
@@ -135,19 +152,18 @@ def _part(examples: Examples, most: int) -> Examples:
     return examples.only(kept)
 
 
-def _spread(vectors: Vectors, kind: Map) -> NDArray[np.float64]:
-    """[N, 2], of the first ones; the same whenever it is asked for."""
+def _spread(vectors: Vectors, kind: Map) -> tuple[NDArray[np.float64], str]:
+    """[N, 2], of the first ones, and what that is; the same whenever it is asked for."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
     first = vectors[:_MOST_MAPPED].astype(np.float64)
-    if len(first) < 3 or first.shape[1] < 2:
-        raise ConfigError(f"a map needs three pictures and two features; here are {len(first)} and {first.shape[1]}")
+    if len(first) < 4 or first.shape[1] < 2:
+        return np.pad(first, ((0, 0), (0, 2)))[:, :2], "by their first two numbers (too few for a map)"
     if kind == "pca":
-        found: NDArray[np.float64] = PCA(2, svd_solver="full").fit_transform(first)
-        return found
+        return PCA(2, svd_solver="full").fit_transform(first), "on their two principal axes"
     some = TSNE(2, init="pca", random_state=0, perplexity=min(30.0, (len(first) - 1) / 3)).fit_transform(first)
-    return np.asarray(some, dtype=np.float64)
+    return np.asarray(some, dtype=np.float64), "on a plane by t-SNE"
 
 
 def _plot(subject: Subject, examples: Examples, spread: NDArray[np.float64], title: str) -> Plot:

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from cnnrun.dataset import Examples
-from cnnrun.explain import Explanation, Subject
-from cnnrun.explain.patches import as_tensor, box_of, pair, projections
-from cnnrun.explain.top import strongest
+from cnnrun.explain.patches import patches, strongest
+from cnnrun.explain.subject import Explanation, Subject
 from cnnrun.panels import side_by_side
 from cnnrun.tiles import mosaic
 
@@ -27,38 +26,23 @@ def evolve(
     """
     columns: list[list[tuple[str, Any]]] = []
     told: list[dict[str, Any]] = []
-    path = ""
+    title = ""
     for step, subject in subjects:
-        given, place = subject.given, subject.maps(layer)
-        path = place.title
+        place = subject.maps(layer)
+        title = place.title
         chosen = subject.channels(place, channels) or list(range(min(most, place.shape[0])))
-        found = strongest(given, place, examples, batch, 1)
-        samples = found.samples[0, chosen]
-        at = [divmod(cell, place.shape[2]) for cell in found.cells[0, chosen].tolist()]
-        pictures = examples.take(samples).float()
-        cells = as_tensor([(channel, *cell) for channel, cell in zip(chosen, at, strict=True)])
-        signals = projections(subject, place, pictures, cells)
-        column = []
-        for number, (picture, signal) in enumerate(zip(pictures, signals, strict=True)):
-            box = box_of(place, at[number][0], at[number][1], given.facts.image)
-            value, sample = float(found.values[0, chosen[number]]), int(samples[number])
-            column.append(
-                (f"step {step}, channel {chosen[number]}: {value:.3g}", mosaic(pair(picture, signal, box), 2))
-            )
-            told.append(
-                {
-                    "step": step,
-                    "channel": chosen[number],
-                    "picture": examples.name(sample),
-                    "value": value,
-                    "cell": list(at[number]),
-                    "box": list(box),
-                }
-            )
-        columns.append(column)
+        found = patches(subject, place, examples, strongest(subject.given, place, examples, batch, 1), chosen)
+        firsts = [own[0] for own in found]
+        told += [{"step": step, **patch.told(examples)} for patch in firsts]
+        columns.append(
+            [
+                (f"step {step}, channel {patch.cell[0]}: {patch.value:.3g}", mosaic([patch.real, patch.made], 2))
+                for patch in firsts
+            ]
+        )
     caption = (
-        f"{path}: the strongest patch of {len(examples):,} pictures for each channel (a row), and what of it the "
+        f"{title}: the strongest patch of {len(examples):,} pictures for each channel (a row), and what of it the "
         "deconvnet gives back, checkpoint by checkpoint (a column); each scaled by itself, grey is 0."
     )
     rows = [list(row) for row in zip(*columns, strict=True)]
-    return Explanation(side_by_side(rows), caption, {"layer": path, "patches": told}, "patches")
+    return Explanation(side_by_side(rows), caption, {"layer": title, "patches": told}, "patches")

@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from cnnrun.explain import SIDE, Explanation, Shown, Subject
+from cnnrun.explain.subject import SIDE, Explanation, Shown, Subject
 from cnnrun.panels import side_by_side
-from cnnrun.seeing import features as made_by
 from cnnrun.tiles import grey, grown, mosaic
 
 _MOST, _TOLD = 64, 10  # maps that are drawn, and channels that are told, for each picture
@@ -18,7 +17,7 @@ _MOST, _TOLD = 64, 10  # maps that are drawn, and channels that are told, for ea
 def features(subject: Subject, shown: Shown, layer: str | None) -> Explanation:
     """The strongest maps of a layer for each picture. Raises ConfigError."""
     place = subject.maps(layer)
-    maps = made_by(subject.given.network, place, shown.pixels).float()
+    maps = subject.features(place, shown.pixels)
     peaks = maps.flatten(2).amax(2)
     rows, told = [], []
     for number in range(len(shown)):

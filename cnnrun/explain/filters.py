@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cnnrun.explain import Explanation, Subject
+from cnnrun.explain.subject import Explanation, Subject
 from cnnrun.panels import side_by_side
 from cnnrun.seeing import Place, located
 from cnnrun.tiles import grey, mosaic, signal
@@ -22,8 +22,7 @@ def filters(subject: Subject, layer: str | None) -> Explanation:
     Without a layer those of the network's first conv.
     """
     suits = [place for place in subject.places if _kernels(subject, place) is not None]
-    place = located(subject.places, layer, suits, "kernels") if layer else suits[0] if suits else None
-    place = place or located(subject.places, layer, suits, "kernels")
+    place = suits[0] if suits and layer is None else located(subject.places, layer, suits, "kernels")
     kernels = _kernels(subject, place)
     assert kernels is not None
     count, depth, high, wide = kernels.shape
@@ -34,8 +33,8 @@ def filters(subject: Subject, layer: str | None) -> Explanation:
         how = "each as it is, scaled by its own largest weight; grey is 0"
     else:
         strength = shown.norm(dim=1)
-        tiles = [grey(each, 0.0, float(each.max()), _SIDE) for each in strength]
-        how = f"at each place the norm over the {depth} channels that come in; black is 0"
+        tiles = [grey(each, 0.0, float(strength.max()), _SIDE) for each in strength]
+        how = f"at each place the norm over the {depth} channels that come in; black is 0, white the largest of all"
     weak = int((norms < _WEAK * norms.max()).sum())
     more = f" (the first {_MOST} shown)" if count > _MOST else ""
     caption = f"{place.title}: {count} kernels of {high}x{wide}{more}, {how}."

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from cnnrun.errors import ConfigError
-from cnnrun.explain import Explanation, Shown, Subject
+from cnnrun.explain.subject import Explanation, Shown, Subject
 from cnnrun.panels import Dot, dotted, enlarged, panel, side_by_side
 from cnnrun.taskspec import Level
 

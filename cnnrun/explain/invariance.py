@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cnnrun.explain import SIDE, Aim, Explanation, Shown, Subject, aimed, drawn, said_of
+from cnnrun.explain.subject import SIDE, Aim, Explanation, Shown, Subject, aimed, drawn, said_of
 from cnnrun.geometry import affine, warp
 from cnnrun.panels import picture_of, side_by_side
 from cnnrun.plots import Plot, Series
@@ -36,10 +36,9 @@ def invariance(subject: Subject, shown: Shown, layers: Sequence[str], target: st
 
     By default of the first conv and the last layer before the task's. Raises ConfigError.
     """
-    places = [subject.maps(layer) for layer in layers]
-    if not places:
-        convs = [place for place in subject.with_maps() if place.kind == "conv"] or subject.with_maps()
-        places = [convs[0], convs[-1]]
+    telling = subject.telling()
+    first = next((place for place in telling if place.kind == "conv"), telling[0])
+    places = [subject.any(layer) for layer in layers] or [first, telling[-1]]
     modules = list(dict.fromkeys(place.module for place in places))
     paths = {place.module: place.title for place in places}
     given = subject.given

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from cnnrun.errors import ConfigError
-from cnnrun.explain import SIDE, Aim, Explanation, Shown, Subject, aimed, said_of
+from cnnrun.explain.subject import SIDE, Aim, Explanation, Shown, Subject, aimed, said_of
 from cnnrun.panels import colour, side_by_side
-from cnnrun.seeing import captured, features
+from cnnrun.seeing import captured
 from cnnrun.tiles import grown, heat
 
 _WIDE = 2 * SIDE
@@ -44,17 +44,18 @@ def occlude(
     said = subject.said(shown.pixels)
     aim = aimed(said, target, shown, itself=True)
     before = aim.of(said.shown_BK).tolist()
-    sums = torch.cat([features(given.network, place, part).sum((2, 3)) for part in shown.pixels.split(subject.at_once)])
+    sums = subject.features(place, shown.pixels).sum((2, 3))
+    words = said.names if said.comparable else ()
     rows, told = [], []
     for number in range(len(shown)):
         channel = int(sums[number].argmax())
         swept = sweep(subject, shown.pixels[number], aim.part(number), place.module, channel, size, step)
-        rows.append(_drawn(shown, number, swept, aim, before[number], channel, said.names))
-        told.append(_told(shown, number, swept, aim, before[number], channel, said.names, size))
+        rows.append(_drawn(shown, number, swept, aim, before[number], channel, words))
+        told.append(_told(shown, number, swept, aim, before[number], channel, words, size))
     caption = (
         f"A grey square of {size} pixels moves by {step}: how strongly the network says what is written ({aim.what}), "
         f"the sum of the strongest map of {place.title}, each from black (least) to yellow (largest)"
-        + (", and what it says most strongly, a colour each, by the square's middle." if said.names[1:] else ".")
+        + (", and what it says most strongly, a colour each, by the square's middle." if words[1:] else ".")
     )
     data = {"layer": place.title, "size": size, "stride": step, "pictures": told}
     return Explanation(side_by_side(rows), caption, data, "pictures")
@@ -64,7 +65,7 @@ def sweep(subject: Subject, picture_CHW: Tensor, aim: Aim, module: str, channel:
     """What is said of one picture with a square of the data's mean colour at each place, many places at once."""
     given = subject.given
     _, high, wide = picture_CHW.shape
-    tops, lefts = list(range(0, high - size + 1, step)), list(range(0, wide - size + 1, step))
+    tops, lefts = _starts(high, size, step), _starts(wide, size, step)
     at = torch.cartesian_prod(torch.tensor(tops), torch.tensor(lefts)).view(-1, 2).to(given.device)
     rows, columns = torch.arange(high, device=given.device), torch.arange(wide, device=given.device)
     grey = torch.tensor(given.facts.mean, device=given.device).view(-1, 1, 1)
@@ -80,6 +81,12 @@ def sweep(subject: Subject, picture_CHW: Tensor, aim: Aim, module: str, channel:
             winners.append(said.shown_BK.argmax(1))
     score, energy, winner = (torch.cat(each).view(len(tops), len(lefts)).cpu() for each in (scores, energies, winners))
     return Swept(score.float(), energy.float(), winner, tops, lefts)
+
+
+def _starts(side: int, size: int, step: int) -> list[int]:
+    """Where the square begins along a side; the last one ends at the edge."""
+    found = list(range(0, side - size + 1, step))
+    return found if found[-1] == side - size else [*found, side - size]
 
 
 def _drawn(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cnnrun.errors import ConfigError
-from cnnrun.explain import SIDE, Aim, Explanation, Shown, Subject, aimed, said_of
+from cnnrun.explain.subject import SIDE, Aim, Explanation, Shown, Subject, aimed, said_of
 from cnnrun.panels import side_by_side
 from cnnrun.seeing import Rule, captured, passing_back
 from cnnrun.tiles import grey, grown, heated

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from cnnrun.batches import in_order
 from cnnrun.dataset import Examples
-from cnnrun.explain import Subject, said_of
+from cnnrun.explain.subject import Subject, said_of
 from cnnrun.rows import shown
 from cnnrun.taskspec import View
 
 _MOST = 4000  # pictures that are looked through
+_LIKER = "how much more it is like another's picture than like its own"
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,17 @@ class Mistake:
     badness: float
 
 
-def worst(subject: Subject, examples: Examples, count: int, batch: int) -> tuple[list[Mistake], str]:
-    """The worst pictures of a split, worst first, and what they are ordered by; of many, some at equal distances."""
+@dataclass(frozen=True)
+class Worst:
+    """The worst pictures, worst first, what they are ordered by, and how many were looked at."""
+
+    mistakes: list[Mistake]
+    by: str
+    looked_at: int
+
+
+def worst(subject: Subject, examples: Examples, count: int, batch: int) -> Worst:
+    """The pictures of a split that are served worst; of a large split some are looked at, at equal distances."""
     given = subject.given
     numbers = torch.arange(len(examples))
     if len(numbers) > _MOST:
@@ -36,17 +46,18 @@ def worst(subject: Subject, examples: Examples, count: int, batch: int) -> tuple
     kept[numbers] = True
     part = examples.only(kept)
     if given.task.open_set:
-        return _strangers(subject, numbers, part, count, batch), "likeness to another's picture"
+        return Worst(_strangers(subject, numbers, part, count, batch), _LIKER, len(part))
     losses = _losses(subject, part, batch)
     order = losses.argsort(descending=True, stable=True)[:count]
     results = given.results(part.take(order).to(given.device).float())
     true = given.task.words(part.targets_of(order, given.device), given.facts)
     views = [View((given.facts.image[1], given.facts.image[2]))] * len(order)
     said = [shown(row) for row in given.task.rows(results, given.facts, views)]
-    return [
+    found = [
         Mistake(int(numbers[place]), its, told, float(losses[place]))
         for place, its, told in zip(order.tolist(), true, said, strict=True)
-    ], "loss"
+    ]
+    return Worst(found, "loss", len(part))
 
 
 def _losses(subject: Subject, examples: Examples, batch: int) -> Tensor:
@@ -62,7 +73,7 @@ def _losses(subject: Subject, examples: Examples, batch: int) -> Tensor:
 
 
 def _strangers(subject: Subject, numbers: Tensor, examples: Examples, count: int, batch: int) -> list[Mistake]:
-    """Pictures that another class's picture resembles most, beside how much the best of their own does."""
+    """Pictures that another's picture resembles more than any of their own does, or nearly; people with one aside."""
     given, targets = subject.given, examples.targets
     with torch.inference_mode():
         parts = [said_of(given, part.pictures).shown_BK for part in in_order(examples, batch, given.device)]
@@ -71,14 +82,16 @@ def _strangers(subject: Subject, numbers: Tensor, examples: Examples, count: int
     same = labels[:, None] == labels
     others, nearest = likeness.masked_fill(same, -2.0).max(1)
     own = likeness.fill_diagonal_(-2.0).masked_fill(~same, -2.0).amax(1)
-    order = (others - own).argsort(descending=True, stable=True)[:count]
+    apart = (others - own).masked_fill((same.sum(1) < 2) | same.all(1), -torch.inf)
+    order = apart.argsort(descending=True, stable=True)[:count]
     true = subject.given.task.words(targets, subject.given.facts)
     return [
         Mistake(
             int(numbers[place]),
             true[place],
             f"{true[int(nearest[place])]}, cosine {float(others[place]):.3f}; its own at most {float(own[place]):.3f}",
-            float(others[place]),
+            float(apart[place]),
         )
         for place in order.tolist()
+        if torch.isfinite(apart[place])
     ]

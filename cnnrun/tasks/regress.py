@@ -186,7 +186,7 @@ training picture; there is nothing to learn"
     def said(self, outputs: Tensor, facts: Facts) -> Said:
         values = self.decoder(facts).to(outputs.device)(outputs)["values"]
         first = torch.zeros(len(outputs), dtype=torch.int64, device=outputs.device)
-        return Said(tuple(number.name for number in self.chosen(facts)), values, values, "value", first)
+        return Said(tuple(number.name for number in self.chosen(facts)), values, values, "value", first, False)
 
     def nll(self, outputs: Tensor, targets: dict[str, Tensor], facts: Facts, temperature: float) -> float | None:
         if not self.loss.likelihood:

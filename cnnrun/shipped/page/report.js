@@ -12,7 +12,10 @@ function draw(onPaper) {
     rule: { color: ink }, range: night ? { category: { scheme: "tableau20" } } : {},
   };
   return Promise.all(Object.entries(specs).map(([id, spec]) =>
-    vegaEmbed("#" + CSS.escape(id), spec, { renderer: "svg", actions: false, config })));
+    vegaEmbed("#" + CSS.escape(id), spec, { renderer: "svg", actions: false, config }).catch(error => {
+      document.getElementById(id).textContent = `This chart could not be drawn: ${error.message}`;
+      console.error(error);
+    })));
 }
 draw(false).then(() => document.documentElement.dataset.drawn = "yes");
 dark.addEventListener("change", () => draw(false));
