@@ -14,6 +14,7 @@ from torch import Tensor
 from cnnrun.errors import printable
 
 _GAP, _LINE = 2, 16  # pixels
+_BEYOND = 0.002  # of a signal's values
 _DARK, _MIDDLE, _BRIGHT = "#000004", "#bb3754", "#fcffa4"  # three colours of matplotlib's inferno
 
 
@@ -26,12 +27,15 @@ def grown(picture: Any, side: int) -> Any:
 
 
 def signal(values_CHW: Tensor, side: int = 84) -> Any:
-    """Values around 0 as a picture: 0 is grey, the farthest from it black or white (or a colour)."""
+    """Values around 0 as a picture: 0 is grey, the farthest from it black or white (or a colour).
+
+    Two in a thousand may be farther: a single pixel would otherwise leave all others grey.
+    """
     from PIL import Image as Pil
 
     values = values_CHW.detach().float().cpu().numpy()
-    most = np.abs(values).max() or 1.0
-    pixels = np.rint(127.5 + 127.5 * values / most).astype(np.uint8)
+    most = np.quantile(np.abs(values), 1 - _BEYOND, method="higher") or np.abs(values).max() or 1.0
+    pixels = np.rint(127.5 + 127.5 * (values / most).clip(-1, 1)).astype(np.uint8)
     if len(pixels) == 3:
         return grown(Pil.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))), side)
     return grown(Pil.fromarray(pixels[0]), side).convert("RGB")

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cnnrun.explain.patches import Cell, box_of, projections
+from cnnrun.explain.patches import Cell, box_of, other_rule, projections
 from cnnrun.explain.subject import SIDE, Explanation, Shown, Subject
 from cnnrun.panels import side_by_side
-from cnnrun.seeing import rectifiers
 from cnnrun.tiles import grown, signal
 
 _CHANNELS = 4  # for each picture, its strongest ones
@@ -49,6 +48,6 @@ def deconv(subject: Subject, shown: Shown, layer: str | None, channels: Sequence
         f"{place.title}: each picture, and what in it the strongest cell of a channel stands for, projected back "
         "through the filters and the positions that max-pooling chose; scaled each by itself, grey is 0."
     )
-    if not rectifiers(given.network):
-        caption += " No activation here is a ReLU: each hands its own slope back."
-    return Explanation(side_by_side(rows), caption, {"layer": place.title, "projections": told}, "projections")
+    return Explanation(
+        side_by_side(rows), caption + other_rule(subject), {"layer": place.title, "projections": told}, "projections"
+    )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from cnnrun.dataset import Examples
-from cnnrun.explain.patches import patches, strongest
+from cnnrun.explain.patches import other_rule, patches, strongest
 from cnnrun.explain.subject import Explanation, Subject
 from cnnrun.panels import side_by_side
 from cnnrun.tiles import mosaic
@@ -26,10 +26,10 @@ def evolve(
     """
     columns: list[list[tuple[str, Any]]] = []
     told: list[dict[str, Any]] = []
-    title = ""
+    title = note = ""
     for step, subject in subjects:
         place = subject.maps(layer)
-        title = place.title
+        title, note = place.title, other_rule(subject)
         chosen = subject.channels(place, channels) or list(range(min(most, place.shape[0])))
         found = patches(subject, place, examples, strongest(subject.given, place, examples, batch, 1), chosen)
         firsts = [own[0] for own in found]
@@ -42,7 +42,7 @@ def evolve(
         )
     caption = (
         f"{title}: the strongest patch of {len(examples):,} pictures for each channel (a row), and what of it the "
-        "deconvnet gives back, checkpoint by checkpoint (a column); each scaled by itself, grey is 0."
+        "deconvnet gives back, checkpoint by checkpoint (a column); each scaled by itself, grey is 0." + note
     )
     rows = [list(row) for row in zip(*columns, strict=True)]
     return Explanation(side_by_side(rows), caption, {"layer": title, "patches": told}, "patches")

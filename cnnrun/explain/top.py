@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cnnrun.dataset import Examples
-from cnnrun.explain.patches import patches, strongest
+from cnnrun.explain.patches import other_rule, patches, strongest
 from cnnrun.explain.subject import Explanation, Subject
 from cnnrun.panels import side_by_side
 from cnnrun.tiles import mosaic
@@ -28,7 +28,7 @@ def top(
     caption = (
         f"{place.title}: for each channel the {len(found.values)} strongest patches of {len(examples):,} pictures, "
         f"left, and what of each the deconvnet gives back, right (each scaled by itself; grey is 0). A cell here sees "
-        f"{place.out.field[1]}x{place.out.field[0]} pixels."
+        f"{place.out.field[1]}x{place.out.field[0]} pixels.{other_rule(subject)}"
     )
     drawn = side_by_side([blocks[start : start + _BLOCKS] for start in range(0, len(blocks), _BLOCKS)])
     return Explanation(drawn, caption, {"layer": place.title, "pictures": len(examples), "channels": told})
