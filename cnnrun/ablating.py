@@ -74,7 +74,7 @@ def ablate(asked: Asked, remove: Sequence[str], change: Sequence[str], retrain: 
 
 
 def _without(known: Sequence[Place], word: str) -> Variant:
-    removed = tuple(located(known, each.strip(), known, "outputs") for each in word.split(","))
+    removed = tuple(located(known, each.strip(), known, "outputs", "--remove") for each in word.split(","))
     return Variant("without " + ", ".join(place.title for place in removed), removed)
 
 

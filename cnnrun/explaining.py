@@ -83,7 +83,10 @@ class Opened:
         if self.asked.files:
             if self.asked.numbers or self.asked.split:
                 raise ConfigError("--file and --split or --picture: give one of them")
-            return _of_files(self.subject, list(files(self.asked.files))[: self.asked.count])
+            paths = list(files(self.asked.files))
+            if len(paths) > self.asked.count:
+                say(f"the first {self.asked.count} of {len(paths):,} files; --pictures shows more")
+            return _of_files(self.subject, paths[: self.asked.count])
         name, data = self.data()
         examples = data.splits[name]
         chosen = list(self.asked.numbers) or list(range(min(self.asked.count, len(examples))))

@@ -20,7 +20,7 @@ from cnnrun.errors import ConfigError
 from cnnrun.experiment import Experiment
 from cnnrun.explain.filters import filters
 from cnnrun.explain.slopes import gradcam
-from cnnrun.explain.subject import Explanation, Shown, Subject
+from cnnrun.explain.subject import Explanation, Shown, Subject, some
 from cnnrun.explain.top import top
 from cnnrun.explain.worst import Mistake, Worst, worst
 from cnnrun.network import flops
@@ -37,6 +37,7 @@ _MISTAKES, _EXPLAINED, _CHANNELS = 24, 6, 8  # pictures shown, explained; channe
 _MOST_EXPLAINED = 4  # runs beside each other
 _ELSEWHERE = "What it sees is in the run's own report: here are too many runs for it."
 _MOST_ROWS, _MOST_CELLS = 100, 400  # of a series, of a matrix, as text
+_LOOKED_AT = 10_000  # pictures of a split among which the strongest patches are
 _SAID = 3  # things that are said of a picture
 _HIDDEN = ("precision_recall", "reliability")  # tables that charts show
 
@@ -246,14 +247,14 @@ def _of(seen: Seen, mistakes: Sequence[Mistake]) -> Shown:
 def _explained(seen: Seen, mistakes: Sequence[Mistake]) -> tuple[list[dict[str, str]], list[str]]:
     """Pictures of what the network sees, each with its line; and a line for each that cannot be made, and why."""
     subject, batch = seen.subject, seen.experiment.train.batch
-    some = list(mistakes[:_EXPLAINED])
+    few = mistakes[:_EXPLAINED]
     ways: list[tuple[str, Callable[[], Explanation]]] = [
         ("filters", lambda: filters(subject, None)),
-        ("top", lambda: top(subject, seen.examples, None, [], _CHANNELS, batch)),
-        ("gradcam of the worst", lambda: gradcam(subject, _of(seen, some), None, None)),
+        ("top", lambda: top(subject, some(seen.examples, _LOOKED_AT)[0], None, [], _CHANNELS, batch)),
+        ("gradcam of the worst", lambda: gradcam(subject, _of(seen, few), None, None)),
     ]
     made, unseen = [], []
-    for name, way in ways if some else ways[:2]:
+    for name, way in ways if few else ways[:2]:
         try:
             found = way()
             made.append({"image": as_image(found.picture), "caption": found.caption})

@@ -58,7 +58,9 @@ def places(built: Built) -> list[Place]:
     return [*found, Place(head.path, head.path, head.module, head.kind, None, Signal(head.out_shape, whole=True))]
 
 
-def located(known: Sequence[Place], word: str | None, suits: Sequence[Place], need: str) -> Place:
+def located(
+    known: Sequence[Place], word: str | None, suits: Sequence[Place], need: str, option: str = "--layer"
+) -> Place:
     """The layer of that name among those that suit; without one the last conv. Raises ConfigError.
 
     `need` says what it takes to suit, such as "feature maps".
@@ -71,16 +73,16 @@ def located(known: Sequence[Place], word: str | None, suits: Sequence[Place], ne
     found = [place for place in known if word in place.words()]
     if len(found) > 1:
         names = ", ".join(place.module for place in found[:_MOST_NAMED])
-        raise ConfigError(f"--layer {printable(word)}: stands {len(found)} times in the network; say which: {names}")
+        raise ConfigError(f"{option} {printable(word)}: stands {len(found)} times in the network; say which: {names}")
     if found and found[0] in suits:
         return found[0]
     listed = ", ".join(place.title for place in suits[:_MOST_NAMED])
     more = f", and {len(suits) - _MOST_NAMED} more (`cnnrun summary`)" if len(suits) > _MOST_NAMED else ""
     if found:
         shape = "x".join(map(str, found[0].shape))
-        raise ConfigError(f"--layer {printable(word)}: gives {shape}, without {need}; such layers are: {listed}{more}")
+        raise ConfigError(f"{option} {printable(word)}: gives {shape}, without {need}; such layers are: {listed}{more}")
     near = nearest(word, sorted({each for place in suits for each in place.words()}))
-    raise ConfigError(f"--layer {printable(word)}: no such layer{near} (layers with {need}: {listed}{more})")
+    raise ConfigError(f"{option} {printable(word)}: no such layer{near} (layers with {need}: {listed}{more})")
 
 
 @contextmanager

@@ -85,6 +85,7 @@ def test_a_layer_without_maps_is_told_from_one_that_is_not_there(run, run_cli):
 
 def test_other_wrong_words_are_named(run, run_cli, tmp_path):
     for words, line in (
+        (["features", run, "--layer", ""], "--layer : no such layer"),
         (["deconv", run, "--channel", "12"], "--channel 12: model[7].conv has 12 channels, from 0"),
         (["gradcam", run, "--target", "eleven"], "--target eleven: the network says nothing of it"),
         (["gradcam", run, "--picture", "100000"], "--picture 100000: split test has"),
@@ -270,6 +271,8 @@ def test_pictures_of_ones_own(command, run, run_cli, tmp_path):
     code, out, err = run_cli("explain", command, run, "--file", tmp_path, "--json")
     assert code == 0, err
     assert "a <b>.png" in json.dumps(json.loads(out))
+    if command == "features":
+        assert "the first 1 of 2 files" in run_cli("explain", command, run, "--file", tmp_path, "--pictures", "1")[2]
 
 
 def test_the_picture_of_a_split_is_the_picture_as_a_file(run, tmp_path):
@@ -358,7 +361,7 @@ def test_values_of_different_units_are_not_compared(tmp_path, run_cli):
 def test_a_repeat_loses_its_layer_in_every_turn_when_trained_anew(run, run_cli, tmp_path):
     code, _, err = run_cli("explain", "ablate", run, "--remove", "repeat1.2.conv1", "--retrain", "--runs", tmp_path)
     assert code == 2
-    assert "no such layer" in err
+    assert err.startswith("--remove repeat1.2.conv1: no such layer")
     run_ = opened(run)
     known = [place for place in run_.subject.places if place.module != "head"]
     variant = ablating._without(ablating._as_written(known), "model[4].repeat.layers[0].conv")

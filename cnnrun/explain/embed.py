@@ -13,7 +13,7 @@ from torch import Tensor
 from cnnrun.batches import in_order
 from cnnrun.dataset import Examples
 from cnnrun.errors import ConfigError
-from cnnrun.explain.subject import Explanation, Subject, drawn
+from cnnrun.explain.subject import Explanation, Subject, drawn, some
 from cnnrun.panels import side_by_side
 from cnnrun.plots import Plot, Series
 from cnnrun.seeing import Place, captured
@@ -63,7 +63,7 @@ def probes(
     subject: Subject, places: Sequence[Place], train: Examples, split: Examples, what: str, batch: int
 ) -> tuple[list[dict[str, Any]], str]:
     """A row a layer, and what was done in a sentence; of many pictures some at equal distances."""
-    learned, measured = _part(train, _MOST_PROBED), _part(split, _MOST_PROBED)
+    learned, measured = some(train, _MOST_PROBED)[0], some(split, _MOST_PROBED)[0]
     ours, theirs = (vectors_of(subject, part, places, batch) for part in (learned, measured))
     rows = []
     for place in places:
@@ -94,12 +94,12 @@ def probed(subject: Subject, learned: Examples, measured: Examples) -> str:
     if targets == "numbers":
         return "R2"
     if targets == "label sets":
-        if not _told_apart(_part(learned, _MOST_PROBED), _part(measured, _MOST_PROBED)).any():
+        if not _told_apart(some(learned, _MOST_PROBED)[0], some(measured, _MOST_PROBED)[0]).any():
             raise ConfigError("no label is there in some pictures and not in others; use --no-probe")
         return "mAP"
     if targets != "labels":
         raise ConfigError("a probe learns labels or numbers of whole pictures; use --no-probe")
-    known = set(_part(learned, _MOST_PROBED).targets["labels"].tolist())
+    known = set(some(learned, _MOST_PROBED)[0].targets["labels"].tolist())
     if len(known) < 2:
         raise ConfigError("a probe needs two classes in train; use --no-probe")
     if set(measured.targets["labels"].tolist()) - set(learned.targets["labels"].tolist()):
@@ -141,15 +141,6 @@ def default(subject: Subject, every: bool) -> list[Place]:
         place for place in known if place.kind in ("conv", "linear", "residual", "parallel", "sequential", "repeat")
     ]
     return [*(place for place in telling if place != last), last] if every else [last]
-
-
-def _part(examples: Examples, most: int) -> Examples:
-    """At most so many samples, at equal distances."""
-    if len(examples) <= most:
-        return examples
-    kept = torch.zeros(len(examples), dtype=torch.bool)
-    kept[torch.linspace(0, len(examples) - 1, most).round().long()] = True
-    return examples.only(kept)
 
 
 def _spread(vectors: Vectors, kind: Map) -> tuple[NDArray[np.float64], str]:

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cnnrun.dataset import Examples
 from cnnrun.errors import ConfigError, printable
 from cnnrun.network import Built, build
 from cnnrun.panels import picture_of
@@ -108,7 +109,8 @@ class Subject:
 
         Without a name the last conv, or where the task's head takes layers by name, the last of these.
         """
-        word = word or next(reversed(self.given.task.taken()), None)
+        if word is None:
+            word = next(reversed(self.given.task.taken()), None)
         return located(self.places, word, self.with_maps(), "feature maps")
 
     def with_maps(self) -> list[Place]:
@@ -160,6 +162,16 @@ def aimed(said: Said, target: str | None, shown: Shown, itself: bool = False) ->
         raise ConfigError("this network gives embeddings: show two or more pictures, whose likeness is explained")
     likest = (vectors @ vectors.T).fill_diagonal_(-2.0).argmax(1)
     return Aim(vectors[likest], [f"like {shown.title(each)}" for each in likest.tolist()], said.what)
+
+
+def some(examples: Examples, most: int) -> tuple[Examples, Tensor]:
+    """At most so many samples, at equal distances, and their numbers in the split."""
+    numbers = torch.arange(len(examples))
+    if len(numbers) > most:
+        numbers = torch.linspace(0, len(numbers) - 1, most, dtype=torch.float64).round().long()
+    kept = torch.zeros(len(examples), dtype=torch.bool)
+    kept[numbers] = True
+    return examples.only(kept), numbers
 
 
 def drawn(plot: Plot, scale: float = 1.0) -> Any:

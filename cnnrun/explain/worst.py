@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cnnrun.batches import in_order
 from cnnrun.dataset import Examples
-from cnnrun.explain.subject import Subject, said_of
+from cnnrun.explain.subject import Subject, said_of, some
 from cnnrun.rows import shown
 from cnnrun.taskspec import View
 
@@ -39,12 +39,7 @@ class Worst:
 def worst(subject: Subject, examples: Examples, count: int, batch: int) -> Worst:
     """The pictures of a split that are served worst; of a large split some are looked at, at equal distances."""
     given = subject.given
-    numbers = torch.arange(len(examples))
-    if len(numbers) > _MOST:
-        numbers = torch.linspace(0, len(numbers) - 1, _MOST).round().long()
-    kept = torch.zeros(len(examples), dtype=torch.bool)
-    kept[numbers] = True
-    part = examples.only(kept)
+    part, numbers = some(examples, _MOST)
     if given.task.open_set:
         return Worst(_strangers(subject, numbers, part, count, batch), _LIKER, len(part))
     losses = _losses(subject, part, batch)
