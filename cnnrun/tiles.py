@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,9 +18,13 @@ _DARK, _MIDDLE, _BRIGHT = "#000004", "#bb3754", "#fcffa4"  # three colours of ma
 
 
 def grown(picture: Any, side: int) -> Any:
-    """A Pillow picture enlarged by a whole factor to about `side` pixels; one that is larger stays."""
+    """A Pillow picture enlarged by a whole factor to about `side` pixels; one of more than twice that made smaller."""
     from PIL import Image as Pil
 
+    if max(picture.size) > 2 * side:
+        small = picture.copy()
+        small.thumbnail((2 * side, 2 * side))
+        return small
     factor = max(1, round(side / max(picture.size)))
     return picture.resize((picture.width * factor, picture.height * factor), Pil.Resampling.NEAREST)
 
@@ -43,18 +46,14 @@ def signal(values_CHW: Tensor, side: int = 84) -> Any:
 
 def grey(values_HW: Tensor, least: float, most: float, side: int = 84) -> Any:
     """Values as shades from black (`least`) to white (`most`)."""
-    from PIL import Image as Pil
-
-    pixels = (values_HW.detach().float() - least) / ((most - least) or 1.0) * 255
-    return grown(Pil.fromarray(pixels.clamp(0, 255).round().byte().cpu().numpy()), side).convert("RGB")
+    return grown(_shades(values_HW, least, most), side).convert("RGB")
 
 
 def heat(values_HW: Tensor, least: float, most: float) -> Any:
     """Values as colours from black (`least`) over red to yellow (`most`), a pixel each."""
     from PIL import ImageOps
 
-    shades = grey(values_HW, least, most, 1).convert("L")
-    return ImageOps.colorize(shades, black=_DARK, white=_BRIGHT, mid=_MIDDLE)
+    return ImageOps.colorize(_shades(values_HW, least, most), black=_DARK, white=_BRIGHT, mid=_MIDDLE)
 
 
 def heated(picture: Any, values_HW: Tensor, least: float = 0.0) -> Any:
@@ -64,8 +63,16 @@ def heated(picture: Any, values_HW: Tensor, least: float = 0.0) -> Any:
     size = (picture.height, picture.width)
     over = F.interpolate(values_HW.detach().float().cpu()[None, None], size, mode="bilinear", align_corners=False)[0, 0]
     most = max(float(over.max()), least + 1e-12)
-    strength = grey(over, least, most, 1).convert("L").point(lambda shade: 40 + shade * 3 // 5)
+    strength = _shades(over, least, most).point(lambda shade: 40 + shade * 3 // 5)
     return Pil.composite(heat(over, least, most), picture.convert("RGB"), strength)
+
+
+def _shades(values_HW: Tensor, least: float, most: float) -> Any:
+    """Values as a grey Pillow picture, a pixel each."""
+    from PIL import Image as Pil
+
+    pixels = (values_HW.detach().float() - least) / ((most - least) or 1.0) * 255
+    return Pil.fromarray(pixels.clamp(0, 255).round().byte().cpu().numpy())
 
 
 def mosaic(tiles: Sequence[Any], columns: int) -> Any:
@@ -87,10 +94,24 @@ def captioned(pixels: NDArray[np.uint8], caption: str) -> NDArray[np.uint8]:
 
     font = ImageFont.load_default(size=12)
     width = max(480, pixels.shape[1])
-    lines = textwrap.wrap(printable(caption), max(40, width // 6))
+    lines = _lines(printable(caption), font, width - 16)
     made = Pil.new("RGB", (width, pixels.shape[0] + _LINE * len(lines) + 8), "white")
     made.paste(Pil.fromarray(pixels), (0, 0))
     draw = ImageDraw.Draw(made)
     for number, line in enumerate(lines):
         draw.text((8, pixels.shape[0] + _LINE * number), line, "#333333", font)
     return np.asarray(made)
+
+
+def _lines(text: str, font: Any, width: int) -> list[str]:
+    """A text in lines of no more than that many pixels; a word that is longer alone is cut."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".lstrip()
+        while font.getlength(word) > width:
+            word = word[:-1]
+        if font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return [line for line in lines if line]
