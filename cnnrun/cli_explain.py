@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cnnrun.arguments import Device, Json, Runs, SplitName, Target, show
+
+if TYPE_CHECKING:
+    from cnnrun.explaining import Asked
 
 explain_app = typer.Typer(
     help="See what a trained network sees, finds, and learns by. Pictures go to RUN/explain.", no_args_is_help=True
@@ -47,6 +51,29 @@ class Map(StrEnum):
     tsne = "tsne"
 
 
+def _asked(
+    target: Path | None,
+    runs: Path,
+    device: str,
+    out: Path | None,
+    split: str | None = None,
+    count: int = 8,
+    numbers: Sequence[int] | None = None,
+    files: Sequence[Path] | None = None,
+) -> Asked:
+    """What every explanation is asked."""
+    from cnnrun.device import choose
+    from cnnrun.explaining import Asked
+
+    return Asked(target, runs, choose(device), out, split, count, numbers or (), files or ())
+
+
+def _show(data: dict[str, Any], as_json: bool) -> None:
+    from cnnrun.report_explain import explained
+
+    show(data, as_json, explained)
+
+
 @explain_app.command("filters")
 def filters(
     target: Target = None,
@@ -57,11 +84,10 @@ def filters(
     as_json: Json = False,
 ) -> None:
     """The kernels of a conv, by default the first. Example: cnnrun explain filters runs/digits/1"""
-    from cnnrun import explaining, report_explain
-    from cnnrun.device import choose
+    from cnnrun import explaining
 
-    asked = explaining.Asked(target, runs, choose(device), out)
-    show(explaining.filters(asked, layer), as_json, report_explain.explained)
+    asked = _asked(target, runs, device, out)
+    _show(explaining.filters(asked, layer), as_json)
 
 
 @explain_app.command("features")
@@ -78,11 +104,10 @@ def features(
     as_json: Json = False,
 ) -> None:
     """A layer's maps of pictures. Example: cnnrun explain features --layer model[1].conv --picture 3"""
-    from cnnrun import explaining, report_explain
-    from cnnrun.device import choose
+    from cnnrun import explaining
 
-    asked = explaining.Asked(target, runs, choose(device), out, split, pictures, picture or [], file or [])
-    show(explaining.features(asked, layer), as_json, report_explain.explained)
+    asked = _asked(target, runs, device, out, split, pictures, picture, file)
+    _show(explaining.features(asked, layer), as_json)
 
 
 @explain_app.command("top")
@@ -98,11 +123,10 @@ def top(
     as_json: Json = False,
 ) -> None:
     """Each channel's nine strongest patches and their deconvolutions. Example: cnnrun explain top --split train"""
-    from cnnrun import explaining, report_explain
-    from cnnrun.device import choose
+    from cnnrun import explaining
 
-    asked = explaining.Asked(target, runs, choose(device), out, split)
-    show(explaining.top(asked, layer, channel or [], channels), as_json, report_explain.explained)
+    asked = _asked(target, runs, device, out, split)
+    _show(explaining.top(asked, layer, channel or [], channels), as_json)
 
 
 @explain_app.command("deconv")
@@ -120,11 +144,10 @@ def deconv(
     as_json: Json = False,
 ) -> None:
     """What the strongest cells stand for in pictures. Example: cnnrun explain deconv --file cat.jpg"""
-    from cnnrun import explaining, report_explain
-    from cnnrun.device import choose
+    from cnnrun import explaining
 
-    asked = explaining.Asked(target, runs, choose(device), out, split, pictures, picture or [], file or [])
-    show(explaining.deconv(asked, layer, channel or []), as_json, report_explain.explained)
+    asked = _asked(target, runs, device, out, split, pictures, picture, file)
+    _show(explaining.deconv(asked, layer, channel or []), as_json)
 
 
 @explain_app.command("occlude")
@@ -144,11 +167,10 @@ def occlude(
     as_json: Json = False,
 ) -> None:
     """What the network says as a grey square moves over a picture. Example: cnnrun explain occlude --file cat.jpg"""
-    from cnnrun import explaining, report_explain
-    from cnnrun.device import choose
+    from cnnrun import explaining
 
-    asked = explaining.Asked(run, runs, choose(device), out, split, pictures, picture or [], file or [])
-    show(explaining.occlude(asked, layer, target, size, stride), as_json, report_explain.explained)
+    asked = _asked(run, runs, device, out, split, pictures, picture, file)
+    _show(explaining.occlude(asked, layer, target, size, stride), as_json)
 
 
 @explain_app.command("gradcam")
@@ -166,11 +188,10 @@ def gradcam(
     as_json: Json = False,
 ) -> None:
     """Where a layer speaks for what the network says. Example: cnnrun explain gradcam --file cat.jpg --target cat"""
-    from cnnrun import explaining, report_explain
-    from cnnrun.device import choose
+    from cnnrun import explaining
 
-    asked = explaining.Asked(run, runs, choose(device), out, split, pictures, picture or [], file or [])
-    show(explaining.gradcam(asked, layer, target), as_json, report_explain.explained)
+    asked = _asked(run, runs, device, out, split, pictures, picture, file)
+    _show(explaining.gradcam(asked, layer, target), as_json)
 
 
 @explain_app.command("saliency")
@@ -188,11 +209,10 @@ def saliency(
     as_json: Json = False,
 ) -> None:
     """How much each pixel would change what the network says. Example: cnnrun explain saliency --rule guided"""
-    from cnnrun import explaining, report_explain
-    from cnnrun.device import choose
+    from cnnrun import explaining
 
-    asked = explaining.Asked(run, runs, choose(device), out, split, pictures, picture or [], file or [])
-    show(explaining.saliency(asked, target, rule.value), as_json, report_explain.explained)
+    asked = _asked(run, runs, device, out, split, pictures, picture, file)
+    _show(explaining.saliency(asked, target, rule.value), as_json)
 
 
 @explain_app.command("evolve")
@@ -208,11 +228,10 @@ def evolve(
     as_json: Json = False,
 ) -> None:
     """Channels' strongest patches, checkpoint by checkpoint (train with train.keep). Example: cnnrun explain evolve"""
-    from cnnrun import explaining, report_explain
-    from cnnrun.device import choose
+    from cnnrun import explaining
 
-    asked = explaining.Asked(target, runs, choose(device), out, split)
-    show(explaining.evolve(asked, layer, channel or [], channels), as_json, report_explain.explained)
+    asked = _asked(target, runs, device, out, split)
+    _show(explaining.evolve(asked, layer, channel or [], channels), as_json)
 
 
 @explain_app.command("invariance")
@@ -230,11 +249,10 @@ def invariance(
     as_json: Json = False,
 ) -> None:
     """Features and scores as pictures are shifted, enlarged, turned. Example: cnnrun explain invariance"""
-    from cnnrun import explaining, report_explain
-    from cnnrun.device import choose
+    from cnnrun import explaining
 
-    asked = explaining.Asked(run, runs, choose(device), out, split, pictures, picture or [], file or [])
-    show(explaining.invariance(asked, layer or [], target), as_json, report_explain.explained)
+    asked = _asked(run, runs, device, out, split, pictures, picture, file)
+    _show(explaining.invariance(asked, layer or [], target), as_json)
 
 
 @explain_app.command("ablate")
@@ -254,12 +272,12 @@ def ablate(
     as_json: Json = False,
 ) -> None:
     """The numbers without layers, or with other sizes. Example: cnnrun explain ablate --remove model[3] --retrain"""
-    from cnnrun import ablating, explaining, report_explain
-    from cnnrun.device import choose, keep_freed_memory
+    from cnnrun import ablating
+    from cnnrun.device import keep_freed_memory
 
     keep_freed_memory()
-    asked = explaining.Asked(target, runs, choose(device), out, split)
-    show(ablating.ablate(asked, remove or [], change or [], retrain), as_json, report_explain.explained)
+    asked = _asked(target, runs, device, out, split)
+    _show(ablating.ablate(asked, remove or [], change or [], retrain), as_json)
 
 
 @explain_app.command("embed")
@@ -275,11 +293,10 @@ def embed(
     as_json: Json = False,
 ) -> None:
     """Pictures as a layer's vectors: a file, a map, linear probes. Example: cnnrun explain embed --map tsne"""
-    from cnnrun import explaining, report_explain
-    from cnnrun.device import choose
+    from cnnrun import explaining
 
-    asked = explaining.Asked(target, runs, choose(device), out, split)
-    show(explaining.embed(asked, layer or [], map_.value, probe), as_json, report_explain.explained)
+    asked = _asked(target, runs, device, out, split)
+    _show(explaining.embed(asked, layer or [], map_.value, probe), as_json)
 
 
 @explain_app.command("found")
@@ -295,11 +312,10 @@ def found(
     as_json: Json = False,
 ) -> None:
     """Draw what is in pictures beside what the network finds. Example: cnnrun explain found runs/bccd/1 --split val"""
-    from cnnrun import explaining, report_explain
-    from cnnrun.device import choose
+    from cnnrun import explaining
 
-    asked = explaining.Asked(target, runs, choose(device), out, split, pictures, picture or [], file or [])
-    show(explaining.found(asked), as_json, report_explain.explained)
+    asked = _asked(target, runs, device, out, split, pictures, picture, file)
+    _show(explaining.found(asked), as_json)
 
 
 @explain_app.command("assign")
@@ -313,8 +329,7 @@ def assign(
     as_json: Json = False,
 ) -> None:
     """Draw which cells of which level learn which object. Example: cnnrun explain assign --split train --picture 3"""
-    from cnnrun import explaining, report_explain
-    from cnnrun.device import choose
+    from cnnrun import explaining
 
-    asked = explaining.Asked(target, runs, choose(device), out, split, 1, [picture])
-    show(explaining.assign(asked), as_json, report_explain.explained)
+    asked = _asked(target, runs, device, out, split, 1, [picture])
+    _show(explaining.assign(asked), as_json)

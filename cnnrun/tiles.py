@@ -18,12 +18,14 @@ _DARK, _MIDDLE, _BRIGHT = "#000004", "#bb3754", "#fcffa4"  # three colours of ma
 
 
 def grown(picture: Any, side: int) -> Any:
-    """A Pillow picture enlarged by a whole factor to about `side` pixels; one of more than twice that made smaller."""
+    """A Pillow picture enlarged by a whole factor to about `side` pixels; one of more than half as much again is
+    made smaller.
+    """
     from PIL import Image as Pil
 
-    if max(picture.size) > 2 * side:
+    if max(picture.size) > (most := 3 * side // 2):
         small = picture.copy()
-        small.thumbnail((2 * side, 2 * side))
+        small.thumbnail((most, most))
         return small
     factor = max(1, round(side / max(picture.size)))
     return picture.resize((picture.width * factor, picture.height * factor), Pil.Resampling.NEAREST)

@@ -7,7 +7,7 @@ from pathlib import Path
 import killing
 import torch
 
-from cnnrun import commands, experiment
+from cnnrun import commands, experiment, explaining
 
 LINKED = """
 task: classify
@@ -48,3 +48,8 @@ def one_of_each(root: Path) -> dict[str, Path]:
         made = killing.config(folder, root, (0, 2, kinds.get(task, task))).model_copy(update={"name": task})
         found[task] = Path(commands.train(made, root / "runs", torch.device("cpu"), resume=False)["run"])
     return found
+
+
+def opened(run: Path, **asked) -> explaining.Opened:
+    """A run opened as the commands open it, on the CPU."""
+    return explaining.opened(explaining.Asked(run, Path("runs"), torch.device("cpu"), **asked))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from explained import opened
 from torch import nn
 
 from cnnrun import commands, explaining
@@ -33,10 +34,6 @@ WITH_A_LAYER = [name for name in COMMANDS if name != "saliency"]
 @pytest.fixture
 def run(linked_run) -> Path:
     return linked_run
-
-
-def opened(run: Path, **asked) -> explaining.Opened:
-    return explaining.opened(explaining.Asked(run, Path("runs"), CPU, **asked))
 
 
 def small(seed: int = 0) -> tuple[nn.Module, dict[str, Place]]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import save_picture
-from explained import TASKS
+from explained import TASKS, opened
 from PIL import Image as Pil
 from torch import nn
 
@@ -29,10 +29,6 @@ WITH_A_LAYER = [name for name in COMMANDS if name != "saliency"]
 @pytest.fixture
 def run(linked_run) -> Path:
     return linked_run
-
-
-def opened(run: Path, **asked) -> explaining.Opened:
-    return explaining.opened(explaining.Asked(run, Path("runs"), CPU, **asked))
 
 
 # --- layers by name ---------------------------------------------------------------------------------------------------
