@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from cnnrun import commands, yamlfile
+from cnnrun import commands, reporting, yamlfile
 from cnnrun.assemble import fitting
 from cnnrun.comparing import tested
 from cnnrun.dataset import Examples
@@ -155,6 +155,8 @@ def _retrained(run: Opened, variants: Sequence[Variant]) -> dict[str, Any]:
         done = finished(experiment, asked.root)
         say(f"{variant.title}: {f'{done} is finished' if done else 'training'}")
         path = done or Path(commands.train(experiment, asked.root, asked.device, resume=True)["run"])
+        if not done:
+            reporting.after(path, asked.root, asked.device)
         found = {
             split: commands.evaluate(path, asked.root, asked.device, split)["numbers"] for split in ("train", "val")
         }

@@ -21,7 +21,9 @@ explain_app = typer.Typer(
 Out = Annotated[Path | None, typer.Option(help="The PNG file to write; by default in the run's folder explain.")]
 Layer = Annotated[
     str | None,
-    typer.Option(help="By path (model[2].conv), name, or name in the weights; by default the last conv."),
+    typer.Option(
+        help="By path (model[2].conv), name, or name in the weights; by default the last conv, or a detector's finest."
+    ),
 ]
 Layers = Annotated[list[str] | None, typer.Option("--layer", help="A layer, as often as you like.")]
 Channels = Annotated[list[int] | None, typer.Option("--channel", min=0, help="A channel, as often as you like.")]
@@ -285,7 +287,10 @@ def embed(
     target: Target = None,
     layer: Layers = None,
     map_: Annotated[Map, typer.Option("--map", help="How the vectors become points of a plane.")] = Map.pca,
-    probe: Annotated[bool, typer.Option(help="Measure a linear model of each layer's vectors.")] = True,
+    probe: Annotated[
+        bool | None,
+        typer.Option("--probe/--no-probe", help="A linear model of each layer's vectors; by default where it can be."),
+    ] = None,
     split: SplitName = None,
     out: Annotated[Path | None, typer.Option(help="The file for the vectors: .npz or .parquet.")] = None,
     device: Device = "auto",

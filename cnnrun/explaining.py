@@ -159,7 +159,7 @@ def saliency(asked: Asked, target: str | None, rule: Rule) -> dict[str, Any]:
 def invariance(asked: Asked, layers: Sequence[str], target: str | None) -> dict[str, Any]:
     run = opened(asked)
     for layer in layers:
-        run.subject.maps(layer)
+        run.subject.any(layer)
     return kept(run, "invariance", invariance_of(run.subject, run.shown(), layers, target))
 
 
@@ -168,9 +168,9 @@ def evolve(asked: Asked, layer: str | None, channels: Sequence[int], most: int) 
     run = opened(asked)
     run.subject.channels(run.subject.maps(layer), channels)
     saved = sorted(generations(run.subject.given.run / "checkpoints"))
-    steps = [saved[int(place) - 1] for place in np.unique(np.geomspace(1, len(saved), _COLUMNS).round())]
     if len(saved) < 2:
         raise ConfigError(f"{run.subject.given.run}: one checkpoint is kept; train with train.keep=100 to see more")
+    steps = [saved[int(place) - 1] for place in np.unique(np.geomspace(1, len(saved), _COLUMNS).round())]
 
     def each() -> Iterator[tuple[int, Subject]]:
         for path in steps:
@@ -181,21 +181,25 @@ def evolve(asked: Asked, layer: str | None, channels: Sequence[int], most: int) 
     return kept(run, "evolve", made)
 
 
-def embed(asked: Asked, layers: Sequence[str], kind: Map, probe: bool) -> dict[str, Any]:
-    """The vectors go into a file beside the picture: .npz, or .parquet where `out` ends so."""
+def embed(asked: Asked, layers: Sequence[str], kind: Map, probe: bool | None) -> dict[str, Any]:
+    """The vectors go into a file beside the picture: .npz, or .parquet where `out` ends so.
+
+    With `probe` None layers are probed where that can be.
+    """
     run = opened(asked)
     for layer in layers:
         run.subject.any(layer)
     if asked.out and asked.out.suffix not in (".npz", ".parquet"):
         raise ConfigError(f"--out {asked.out}: give a file that ends in .npz or .parquet")
-    name, data = run.data(at_least=2**62 if probe else 0)
+    name, data = run.data(at_least=0 if probe is False else 2**62)
     made = embed_of(run.subject, data.splits, name, layers, kind, run.experiment.train.batch, probe)
     folder = run.subject.given.run / FOLDER
     path = asked.out or folder / f"embed-{_plain(made.data['layer'])}.npz"
     if asked.out and path.exists():
         raise ConfigError(f"{printable(str(path))}: is there already; choose another")
+    packed = _packed(made.arrays, path.suffix)
     about = kept(run, "embed", made, path.with_suffix(".png"))
-    runs.write_bytes(path, _packed(made.arrays, path.suffix))
+    runs.write_bytes(path, packed)
     return {"features": str(path), **about}
 
 
@@ -259,5 +263,6 @@ def _packed(arrays: dict[str, NDArray[Any]], suffix: str) -> bytes:
         raise ConfigError("Parquet needs pyarrow: pip install 'cnnrun[parquet]'") from None
     rows = len(arrays["features"])
     columns = {name: values.tolist() + [None] * (rows - len(values)) for name, values in arrays.items()}
+    columns["picture"] = [printable(name) for name in columns["picture"]]  # Parquet has no place for what is no text
     pq.write_table(pa.table(columns), made)
     return made.getvalue()

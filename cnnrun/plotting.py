@@ -31,7 +31,9 @@ def png(plot: Plot) -> bytes:
     """The figure as the bytes of a PNG."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
+    longest = max((len(tick) for tick in plot.ticks), default=0)
+    size = (6.4 + min(8.0, 0.07 * longest), max(4.8, 0.25 * len(plot.ticks)))  # inches
+    figure = Figure(figsize=size, layout="constrained")
     axes: Any = figure.add_subplot()
     for series in plot.series:
         _draw(axes, series)

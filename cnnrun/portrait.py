@@ -76,7 +76,7 @@ def portrait(seen: Seen, key: str, specs: dict[str, Any], beside: int = 1) -> di
         + (f" of {done['steps']}: the best by {best}" if done else "; the training is not finished"),
         "notes": _notes(seen),
         "headline": _headline(seen),
-        "measured": f"On the {len(seen.examples):,} pictures of {seen.split}, with 95 % intervals over pictures. "
+        "measured": f"On the {len(seen.examples):,} pictures of {seen.split}, with 95 % intervals. "
         + ("It chose the checkpoint, so it flatters; test is for the end." if chose else ""),
         "tables": _tables(seen, key),
         "charts": _charts(seen, key, specs),
@@ -109,11 +109,16 @@ def _headline(seen: Seen) -> list[dict[str, str]]:
     return [
         {
             "name": name,
-            "value": f"{value:.4f}",
+            "value": "none" if _missing(name, value, spans) else f"{value:.4f}",
             "span": f"{spans[name][0]:.4f} to {spans[name][1]:.4f}" if name in spans else "",
         }
         for name, value in seen.measured.numbers.items()
     ]
+
+
+def _missing(name: str, value: float, spans: dict[str, Any]) -> bool:
+    """Whether a number is COCO's -1: there was nothing of that kind."""
+    return value == -1.0 and name not in spans
 
 
 def _tables(seen: Seen, key: str) -> list[dict[str, Any]]:
@@ -164,6 +169,7 @@ def _counts(seen: Seen, counts: Sequence[Sequence[int]]) -> dict[str, Any]:
 
 
 def chart(key: str, plot: Plot, specs: dict[str, Any]) -> dict[str, Any]:
+    """A figure under its id, and its numbers as text."""
     specs[key] = charts.vega(plot)
     rows = [
         [series.name, f"{series.x[at]:.6g}", f"{series.y[at]:.6g}"]
@@ -180,6 +186,8 @@ def curves(of: Sequence[tuple[str, Path]]) -> list[Plot]:
         rows = _metrics(run)
         for number in dict.fromkeys(key for row in rows for key in row if key not in ("step", "epoch")):
             points = [(row["epoch"], row[number]) for row in rows if isinstance(row.get(number), int | float)]
+            if all(value == -1.0 for _, value in points):  # COCO's word for nothing of that kind
+                continue
             title = "loss" if number in ("train/loss", "val/loss") else number
             label = " ".join(each for each in (name, number) if each) if title == "loss" or not name else name
             lines.setdefault(title, []).append(Series(label, [p[0] for p in points], [p[1] for p in points]))
@@ -211,9 +219,9 @@ def _shown(seen: Seen, bad: Worst) -> dict[str, Any] | None:
                 "image": image,
                 "name": seen.examples.name(each.sample),
                 "true": each.true,
-                "said": "" if large else _first(each.said),
+                "said": "" if large else f"{bad.verb}: {_first(each.said)}",
                 "badness": f"{bad.by if bad.by == 'loss' else 'by'} {each.badness:.3g}",
-                "alt": f"{each.true}, said: {each.said}",
+                "alt": f"{each.true}, {bad.verb}: {each.said}",
             }
             for each, image in zip(bad.mistakes, pictures, strict=True)
         ],

@@ -79,7 +79,8 @@ class Said:
     """How strongly raw outputs say each of K things: `raw_BK` to take slopes of, `shown_BK` for people, as `what`.
 
     `meant_B` is what each picture is said to be where nobody asks for another. Without `names` the K numbers are a
-    direction: what counts is how far two agree. `comparable` says whether one of the K can be larger than another.
+    direction: what counts is how far two agree. `comparable` says whether one of the K can be larger than another,
+    `local` whether each comes from one place of the picture alone.
     """
 
     names: tuple[str, ...]
@@ -88,6 +89,7 @@ class Said:
     what: str
     meant_B: Tensor
     comparable: bool = True
+    local: bool = False
 
 
 class Kept:

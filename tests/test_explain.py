@@ -317,6 +317,29 @@ def test_a_square_reaches_the_far_edges(run):
     assert swept.score.shape == (4, 4)
 
 
+def test_the_map_of_an_occlusion_lies_where_the_squares_middles_are():
+    from cnnrun.explain.occlude import _nearest
+
+    assert _nearest([0, 4, 8], 12, 4).tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
+    assert _nearest([0, 2, 4, 5], 8, 3).tolist() == [0, 0, 0, 1, 1, 2, 3, 3]  # the last one ends at the edge
+    assert _nearest([0, 1, 2, 3], 8, 5).tolist() == [-1, -1, 0, 1, 2, 3, -1, -1]
+    assert _nearest([0], 6, 6).tolist() == [0] * 6
+
+
+def test_what_is_said_of_one_place_is_explained_place_by_place(of_each_task):
+    """A detector's best score: slopes times maps, which heat the cells about the one that has the score."""
+    run_ = opened(of_each_task["detect"], split="val", count=6)
+    subject, shown = run_.subject, run_.shown()
+    found, _, _ = cams(subject, shown, subject.maps(None).module, "p3", None)
+    network, module = subject.given.network, subject.maps(None).module
+    for number in range(len(shown)):
+        with captured(network, [module]) as kept:
+            said = said_of(subject.given, shown.pixels[number : number + 1])
+            (slope,) = torch.autograd.grad(said.raw_BK.max(), kept[module])
+        expected = (slope * kept[module]).sum(1).clamp(min=0)
+        assert torch.allclose(found[number], expected[0], atol=1e-6)
+
+
 def test_in_parts_it_is_what_it_is_at_once(run):
     """Whatever fits the memory: slopes, projections and what is said do not depend on how many run together."""
     pixels = opened(run, split="val").examples().take(torch.arange(7)).float()

@@ -142,6 +142,7 @@ def test_variants_are_trained_as_runs_of_their_own(tmp_path, tiny, run_cli):
     config = load(Path(rows[1]["run"]) / "config.yaml")
     assert [layer.kind for layer in config.model.layers] == ["conv", "max_pool", "flatten", "dropout"]
     assert load(Path(rows[2]["run"]) / "config.yaml").model.layers[0].out_channels == 2
+    assert (Path(rows[1]["run"]) / "report.html").exists()
     again = json.loads(run_cli(*words)[1])["variants"]
     assert again == rows  # finished ones are taken
     code, _, err = run_cli("explain", "ablate", tmp_path / "tiny" / "1", "--remove", "model[2]", "--retrain")
@@ -180,10 +181,9 @@ def test_every_command_does_every_task(task, command, of_each_task, run_cli, tmp
     run = of_each_task[task]
     words = ["explain", command, run, "--split", "val"] if command != "filters" else ["explain", command, run]
     if command == "embed" and task in ("detect", "verify"):
-        code, _, err = run_cli(*words)
+        code, _, err = run_cli(*words, "--probe")
         assert code == 2
-        assert "--no-probe" in err
-        words.append("--no-probe")
+        assert "a probe " in err
     code, out, err = run_cli(*words, "--json")
     if command == "ablate" and not able(run):
         assert code == 2
@@ -327,9 +327,12 @@ def test_a_probe_that_has_nothing_to_tell_apart_says_so(of_each_task, run_cli, m
     from cnnrun.explain import embed as module
 
     monkeypatch.setattr(module, "_told_apart", lambda *_: np.zeros(2, bool))
-    code, _, err = run_cli("explain", "embed", of_each_task["multilabel"])
+    code, _, err = run_cli("explain", "embed", of_each_task["multilabel"], "--probe")
     assert code == 2
-    assert "use --no-probe" in err
+    assert "no label is there in some pictures and not in others" in err
+    code, out, _ = run_cli("explain", "embed", of_each_task["multilabel"])
+    assert code == 0
+    assert "Not probed: no label is there" in out
 
 
 def test_of_two_pictures_the_vectors_are_written_all_the_same(run, tmp_path):
@@ -340,6 +343,28 @@ def test_of_two_pictures_the_vectors_are_written_all_the_same(run, tmp_path):
     found = embed(run_.subject, {"val": two}, "val", ["last"], "tsne", 8, False)
     assert found.arrays["features"].shape == (2, 12)
     assert "too few for a map" in found.caption
+
+
+def test_names_that_are_no_text_have_a_place_in_parquet(run, tmp_path):
+    packed = explaining._packed({"features": np.zeros((1, 2)), "picture": np.array(["a\udcff.png"])}, ".parquet")
+    assert packed[:4] == b"PAR1"
+
+
+def test_a_channel_asked_for_twice_is_drawn_once(run):
+    data = explaining.top(explaining.Asked(run, Path("runs"), CPU, split="val"), "stem", [3, 3, 1], 1)
+    assert [each["channel"] for each in data["channels"]] == [3, 1]
+
+
+def test_invariance_takes_layers_without_maps(run):
+    data = explaining.invariance(explaining.Asked(run, Path("runs"), CPU, count=1), ["model[8]"], None)
+    assert data["layers"] == ["model[8].global_avg_pool"]
+
+
+def test_a_rule_that_changes_nothing_is_not_claimed(tmp_path, run_cli):
+    run = small_run(tmp_path, "{source: digits}", "[{conv: {out_channels: 4, activation: silu}}, global_avg_pool]")
+    for rule, said in (("guided", True), ("deconv", True), ("plain", False)):
+        _, out, _ = run_cli("explain", "saliency", run, "--rule", rule)
+        assert ("No activation here is a ReLU" in out) == said
 
 
 def test_values_of_different_units_are_not_compared(tmp_path, run_cli):

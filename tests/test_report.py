@@ -207,6 +207,8 @@ def test_several_runs_stand_side_by_side(of_each_task, trained_run, tmp_path):
         assert visit.page.locator("#together .vega svg").count() >= 2
         ids = visit.page.evaluate("[...document.querySelectorAll('[id]')].map(each => each.id)")
         assert len(ids) == len(set(ids))
+        visit.page.set_viewport_size({"width": 390, "height": 900})
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390
         visit.page.locator("nav a").nth(2).click()
         assert visit.page.url.endswith("#run2")
 

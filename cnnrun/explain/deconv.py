@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cnnrun.explain.patches import Cell, box_of, other_rule, projections
-from cnnrun.explain.subject import SIDE, Explanation, Shown, Subject
+from cnnrun.explain.patches import Cell, box_of, projections
+from cnnrun.explain.subject import SIDE, Explanation, Shown, Subject, other_rule
 from cnnrun.panels import side_by_side
 from cnnrun.tiles import grown, signal
 

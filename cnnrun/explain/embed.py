@@ -30,22 +30,27 @@ def embed(
     layers: Sequence[str],
     kind: Map,
     batch: int,
-    probe: bool,
+    probe: bool | None,
 ) -> Explanation:
     """Vectors of the last layer named, a row a picture of the split; maps are meant over their places.
 
     By default of what the task's head takes. A linear model learns each layer's vectors on train and is measured on
-    the split. Raises ConfigError.
+    the split; with `probe` None where that can be. Raises ConfigError.
     """
-    chosen, examples = [subject.any(layer) for layer in layers] or default(subject, probe), splits[name]
+    chosen, examples = [subject.any(layer) for layer in layers] or default(subject, probe is not False), splits[name]
     last = chosen[-1]
     vectors = vectors_of(subject, examples, [last], batch)[last.module]
     caption = f"{last.title}: {len(examples):,} pictures of {name} as {vectors.shape[1]} numbers each, "
     rows: list[dict[str, Any]] = [{"layer": last.title, "features": vectors.shape[1]}]
     said = ""
-    if probe:
-        what = probed(subject, splits["train"], examples)
-        rows, said = probes(subject, chosen, splits["train"], examples, what, batch)
+    if probe is not False:
+        try:
+            what = probed(subject, splits["train"], examples)
+            rows, said = probes(subject, chosen, splits["train"], examples, what, batch)
+        except ConfigError as error:
+            if probe:
+                raise
+            said = f" Not probed: {error}."
     spread, how = _spread(vectors, kind)
     caption += f"{f'the first {len(spread):,} of them ' if len(spread) < len(examples) else ''}{how}.{said}"
     arrays: dict[str, NDArray[Any]] = {
@@ -95,15 +100,15 @@ def probed(subject: Subject, learned: Examples, measured: Examples) -> str:
         return "R2"
     if targets == "label sets":
         if not _told_apart(some(learned, _MOST_PROBED)[0], some(measured, _MOST_PROBED)[0]).any():
-            raise ConfigError("no label is there in some pictures and not in others; use --no-probe")
+            raise ConfigError("no label is there in some pictures and not in others")
         return "mAP"
     if targets != "labels":
-        raise ConfigError("a probe learns labels or numbers of whole pictures; use --no-probe")
+        raise ConfigError("a probe learns labels or numbers of whole pictures")
     known = set(some(learned, _MOST_PROBED)[0].targets["labels"].tolist())
     if len(known) < 2:
-        raise ConfigError("a probe needs two classes in train; use --no-probe")
+        raise ConfigError("a probe needs two classes in train")
     if set(measured.targets["labels"].tolist()) - set(learned.targets["labels"].tolist()):
-        raise ConfigError("a probe knows only the classes of train, and this split has others; use --no-probe")
+        raise ConfigError("a probe knows only the classes of train, and this split has others")
     return "accuracy"
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from cnnrun.errors import ConfigError
+from cnnrun.errors import ConfigError, printable
 from cnnrun.explain.subject import SIDE, Aim, Explanation, Shown, Subject, aimed, said_of
-from cnnrun.panels import colour, side_by_side
+from cnnrun.panels import colour, cut, side_by_side
 from cnnrun.seeing import captured
 from cnnrun.tiles import grown, heat
 
 _WIDE = 2 * SIDE
+_NEUTRAL, _NAMED = 200, 9  # the grey where no middle comes; what is told of the colours
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Swept:
     said: Tensor  # the number of what is said most strongly
     tops: list[int]
     lefts: list[int]
+    size: int
 
 
 def occlude(
@@ -80,7 +85,7 @@ def sweep(subject: Subject, picture_CHW: Tensor, aim: Aim, module: str, channel:
             energies.append(kept[module][:, channel].sum((1, 2)))
             winners.append(said.shown_BK.argmax(1))
     score, energy, winner = (torch.cat(each).view(len(tops), len(lefts)).cpu() for each in (scores, energies, winners))
-    return Swept(score.float(), energy.float(), winner, tops, lefts)
+    return Swept(score.float(), energy.float(), winner, tops, lefts, size)
 
 
 def _starts(side: int, size: int, step: int) -> list[int]:
@@ -92,12 +97,10 @@ def _starts(side: int, size: int, step: int) -> list[int]:
 def _drawn(
     shown: Shown, number: int, swept: Swept, aim: Aim, before: float, channel: int, names: tuple[str, ...]
 ) -> list[tuple[str, Any]]:
-    from PIL import Image as Pil
-
     picture = grown(shown.picture(number), _WIDE).convert("RGB")
 
     def over(values: Tensor) -> Any:
-        return heat(values, float(values.min()), float(values.max())).resize(picture.size, Pil.Resampling.NEAREST)
+        return _lying(heat(values, float(values.min()), float(values.max())), swept, shown, picture.size)
 
     score, energy = swept.score, swept.energy
     row = [
@@ -105,11 +108,49 @@ def _drawn(
         (f"{aim.names[number]} {before:.3g}: {float(score.min()):.3g} to {float(score.max()):.3g}", over(score)),
         (f"channel {channel}: {float(energy.min()):.3g} to {float(energy.max()):.3g}", over(energy)),
     ]
-    return [*row, _winners(swept.said, names, picture.size)] if len(names) > 1 else row
+    if len(names) < 2:
+        return row
+    made, often = _winners(swept.said)
+    return [*row, ("most strongly", _lying(made, swept, shown, picture.size)), _key(often, names)]
 
 
-def _winners(said: Tensor, names: tuple[str, ...], size: tuple[int, int]) -> tuple[str, Any]:
-    """What is said at each place, in one of ten colours, the most frequent named."""
+def _lying(places: Any, swept: Swept, shown: Shown, size: tuple[int, int]) -> Any:
+    """A pixel for each place of the square -> each where the square's middle is, over the whole picture, else grey."""
+    from PIL import Image as Pil
+
+    high, wide = shown.pixels.shape[2:]
+    rows, columns = (_nearest(each, side, swept.size) for each, side in ((swept.tops, high), (swept.lefts, wide)))
+    spread = np.asarray(places)[rows.clip(0)][:, columns.clip(0)]
+    inside = (rows >= 0)[:, None, None] & (columns >= 0)[None, :, None]
+    made = np.where(inside, spread, _NEUTRAL).astype(np.uint8)
+    return Pil.fromarray(made).resize(size, Pil.Resampling.NEAREST)
+
+
+def _nearest(starts: Sequence[int], side: int, size: int) -> NDArray[np.int64]:
+    """For each pixel along a side the square whose middle is nearest; -1 further out than any middle's own strip."""
+    middles = np.array(starts) + size / 2
+    pixels = np.arange(side) + 0.5
+    away = np.abs(pixels[:, None] - middles)
+    reach = max(0.5, (middles[1] - middles[0]) / 2) if len(middles) > 1 else size / 2
+    return np.where(away.min(1) <= reach, away.argmin(1), -1)
+
+
+def _key(often: Sequence[int], names: tuple[str, ...]) -> tuple[str, Any]:
+    """Which colour is what, the most frequent first."""
+    from PIL import Image as Pil
+    from PIL import ImageDraw, ImageFont
+
+    font, shown = ImageFont.load_default(size=12), often[:_NAMED]
+    made = Pil.new("RGB", (130, 18 * len(shown) + 4), "white")
+    draw = ImageDraw.Draw(made)
+    for line, number in enumerate(shown):
+        draw.rectangle((2, 18 * line + 3, 14, 18 * line + 15), fill=colour(number))
+        draw.text((20, 18 * line + 2), cut(printable(names[number]), font, 108), "black", font)
+    return "", made
+
+
+def _winners(said: Tensor) -> tuple[Any, list[int]]:
+    """What is said at each place, in one of ten colours; and what is said at all, the most frequent first."""
     from PIL import Image as Pil
     from PIL import ImageColor
 
@@ -117,7 +158,7 @@ def _winners(said: Tensor, names: tuple[str, ...], size: tuple[int, int]) -> tup
     made.putdata([ImageColor.getrgb(colour(each)) for each in said.flatten().tolist()])
     found, counts = said.unique(return_counts=True)
     often = found[counts.argsort(descending=True, stable=True)].tolist()
-    return ", ".join(names[each] for each in often[:4]), made.resize(size, Pil.Resampling.NEAREST)
+    return made, often
 
 
 def _told(

@@ -13,7 +13,7 @@ from cnnrun.batches import in_order
 from cnnrun.dataset import Examples
 from cnnrun.explain.subject import SIDE, Subject
 from cnnrun.panels import picture_of
-from cnnrun.seeing import Place, features, projected, rectifiers
+from cnnrun.seeing import Place, features, projected
 from cnnrun.tiles import grown, signal
 from cnnrun.trained import Trained
 
@@ -102,11 +102,6 @@ def projections(subject: Subject, place: Place, pictures_BCHW: Tensor, cells: Se
     given = subject.given
     at = torch.tensor(cells, dtype=torch.int64).view(-1, 3)
     return projected(given.network, place, pictures_BCHW.to(given.device), at).cpu()
-
-
-def other_rule(subject: Subject) -> str:
-    """What a caption must add where the deconvnet's rule does not apply."""
-    return "" if rectifiers(subject.given.network) else " No activation here is a ReLU: each hands its own slope back."
 
 
 def box_of(place: Place, row: int, column: int, image: tuple[int, ...]) -> Box:

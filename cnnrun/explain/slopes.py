@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cnnrun.errors import ConfigError
-from cnnrun.explain.subject import SIDE, Aim, Explanation, Shown, Subject, aimed, said_of
+from cnnrun.explain.subject import SIDE, Aim, Explanation, Shown, Subject, aimed, other_rule, said_of
 from cnnrun.panels import side_by_side
 from cnnrun.seeing import Rule, captured, passing_back
 from cnnrun.tiles import grey, grown, heated
@@ -24,31 +24,39 @@ _HOW: dict[Rule, str] = {
 
 
 def gradcam(subject: Subject, shown: Shown, layer: str | None, target: str | None) -> Explanation:
-    """Where a layer's maps speak for what the network says (Selvaraju et al. 2017). Raises ConfigError."""
+    """Where a layer's maps speak for what the network says (Selvaraju et al. 2017). Raises ConfigError.
+
+    Where that comes from one place alone, as a detector's best score does, by HiResCAM (Draelos and Carin 2021).
+    """
     place = subject.maps(layer)
     maps, aim, scores = cams(subject, shown, place.module, place.title, target)
+    local = subject.said(shown.pixels[:1]).local
     rows, told = [], []
     for number in range(len(shown)):
         picture = grown(shown.picture(number), _WIDE).convert("RGB")
-        title = f"{aim.names[number]} {scores[number]:.3g}"
+        title = f"{aim.names[number]} {scores[number]:.3g}" + ("" if maps[number].any() else ", by nothing here")
         rows.append([(shown.title(number), picture), (title, heated(picture, maps[number]))])
         told.append(_told(shown, number, aim, scores[number]) | {"map": maps[number].tolist()})
     caption = (
         f"{place.title}: where its maps speak for what is written ({aim.what}), from black (not at all) to yellow "
-        "(most), each picture by itself: Grad-CAM."
+        f"(most), each picture by itself: {'HiResCAM' if local else 'Grad-CAM'}."
     )
     return Explanation(side_by_side(_two_by_two(rows)), caption, {"layer": place.title, "pictures": told}, "pictures")
 
 
 def cams(subject: Subject, shown: Shown, module: str, path: str, target: str | None) -> tuple[Tensor, Aim, list[float]]:
-    """Each picture's map [B, H, W]: the ReLU of the maps weighed by their slopes' means (eq. 1, 2); aims and scores."""
+    """Each picture's map [B, H, W]: the ReLU of the maps weighed by their slopes' means (eq. 1, 2); aims and scores.
+
+    For what is local, weighed by the slopes themselves: their mean over the map says nothing of one place.
+    """
     said = subject.said(shown.pixels)
     aim = aimed(said, target, shown)
     made = []
     for maps, slope in _slopes(subject, shown, aim, module, "plain"):
         if slope is None:
             raise ConfigError(f"--layer {path}: nothing that the network says comes from it")
-        made.append((slope.mean((2, 3), keepdim=True) * maps).sum(1).relu().float().cpu())
+        weights = slope if said.local else slope.mean((2, 3), keepdim=True)
+        made.append((weights * maps).sum(1).relu().float().cpu())
     return torch.cat(made), aim, aim.of(said.shown_BK).tolist()
 
 
@@ -82,6 +90,7 @@ def saliency(subject: Subject, shown: Shown, target: str | None, rule: Rule) -> 
         f"How much each pixel would change what is written ({aim.what}){_HOW[rule]}: black not at all, white most, "
         "each picture by itself."
     )
+    caption += other_rule(subject) if rule != "plain" else ""
     return Explanation(side_by_side(_two_by_two(rows)), caption, {"rule": rule, "pictures": told}, "pictures")
 
 

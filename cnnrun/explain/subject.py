@@ -19,7 +19,7 @@ from cnnrun.network import Built, build
 from cnnrun.panels import picture_of
 from cnnrun.plots import Plot
 from cnnrun.plotting import png
-from cnnrun.seeing import Place, features, located, places
+from cnnrun.seeing import Place, features, located, places, rectifiers
 from cnnrun.spec import nearest
 from cnnrun.taskspec import Said
 from cnnrun.trained import Trained
@@ -107,10 +107,11 @@ class Subject:
     def maps(self, word: str | None) -> Place:
         """The layer of that name, which must give feature maps. Raises ConfigError.
 
-        Without a name the last conv, or where the task's head takes layers by name, the last of these.
+        Without a name the last conv, or where the task's head takes layers by name, the first of these: a detector's
+        finest level.
         """
         if word is None:
-            word = next(reversed(self.given.task.taken()), None)
+            word = next(iter(self.given.task.taken()), None)
         return located(self.places, word, self.with_maps(), "feature maps")
 
     def with_maps(self) -> list[Place]:
@@ -120,7 +121,7 @@ class Subject:
         """Those channels of a layer. Raises ConfigError."""
         if wrong := [channel for channel in asked if not 0 <= channel < place.shape[0]]:
             raise ConfigError(f"--channel {wrong[0]}: {place.title} has {place.shape[0]} channels, from 0")
-        return list(asked)
+        return list(dict.fromkeys(asked))
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,11 @@ def aimed(said: Said, target: str | None, shown: Shown, itself: bool = False) ->
         raise ConfigError("this network gives embeddings: show two or more pictures, whose likeness is explained")
     likest = (vectors @ vectors.T).fill_diagonal_(-2.0).argmax(1)
     return Aim(vectors[likest], [f"like {shown.title(each)}" for each in likest.tolist()], said.what)
+
+
+def other_rule(subject: Subject) -> str:
+    """What a caption must add where the deconvnet's rule, or guided backpropagation's, does not apply."""
+    return "" if rectifiers(subject.given.network) else " No activation here is a ReLU: each hands its own slope back."
 
 
 def some(examples: Examples, most: int) -> tuple[Examples, Tensor]:

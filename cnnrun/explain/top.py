@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cnnrun.dataset import Examples
-from cnnrun.explain.patches import other_rule, patches, strongest
-from cnnrun.explain.subject import Explanation, Subject
+from cnnrun.explain.patches import patches, strongest
+from cnnrun.explain.subject import Explanation, Subject, other_rule
 from cnnrun.panels import side_by_side
 from cnnrun.tiles import mosaic
 

@@ -34,6 +34,7 @@ class Worst:
     mistakes: list[Mistake]
     by: str
     looked_at: int
+    verb: str = "said"  # how what stands in `said` comes to be said
 
 
 def worst(subject: Subject, examples: Examples, count: int, batch: int) -> Worst:
@@ -41,7 +42,7 @@ def worst(subject: Subject, examples: Examples, count: int, batch: int) -> Worst
     given = subject.given
     part, numbers = some(examples, _MOST)
     if given.task.open_set:
-        return Worst(_strangers(subject, numbers, part, count, batch), _LIKER, len(part))
+        return Worst(_strangers(subject, numbers, part, count, batch), _LIKER, len(part), "another most like it")
     losses = _losses(subject, part, batch)
     order = losses.argsort(descending=True, stable=True)[:count]
     results = given.results(part.take(order).to(given.device).float())

@@ -281,7 +281,7 @@ class Detect(TaskSpec):
     def said(self, outputs: Tensor, facts: Facts) -> Said:
         """Each class's best score in the picture."""
         best = outputs[:, :, PLACE:].amax(1)
-        return Said(facts.classes, best, best.sigmoid(), "best score", best.argmax(1))
+        return Said(facts.classes, best, best.sigmoid(), "best score", best.argmax(1), local=True)
 
     def meter(self, facts: Facts) -> DetectMeter:
         return DetectMeter(facts.classes)
