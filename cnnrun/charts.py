@@ -131,20 +131,8 @@ def matrix(title: str, counts: Sequence[Sequence[int]], classes: Sequence[str]) 
         "scale": {"scheme": "blues", "domain": [0, 1]},
     }
     told = [{"field": name} for name in ("true", "predicted", "count")]
-    layers: list[Spec] = [
-        {"mark": "rect", "encoding": {"x": x, "y": y, "color": shade | {"legend": None}, "tooltip": told}}
-    ]
-    if len(classes) <= _MOST_NUMBERED:
-        dark = {"condition": {"test": "datum.part > 0.5", "value": "white"}, "value": "#1b2733"}
-        text = {"field": "count", "type": "quantitative"}
-        some = [{"filter": "datum.count > 0"}]
-        layers.append(
-            {
-                "transform": some,
-                "mark": {"type": "text", "fontSize": 10, "aria": False},
-                "encoding": {"x": x, "y": y, "text": text, "color": dark},
-            }
-        )
+    rectangles = {"mark": "rect", "encoding": {"x": x, "y": y, "color": shade | {"legend": None}, "tooltip": told}}
+    layers = [rectangles, _written(x, y)] if len(classes) <= _MOST_NUMBERED else [rectangles]
     side = {"step": _CELL + 6} if len(classes) <= _MOST_NUMBERED else max(_WIDTH, 6 * len(classes))
     return {
         "title": title,
@@ -154,4 +142,14 @@ def matrix(title: str, counts: Sequence[Sequence[int]], classes: Sequence[str]) 
         "data": {"values": values},
         "transform": looked_up,
         "layer": layers,
+    }
+
+
+def _written(x: Spec, y: Spec) -> Spec:
+    """The counts that are not 0, in the cells of a matrix."""
+    dark = {"condition": {"test": "datum.part > 0.5", "value": "white"}, "value": "#1b2733"}
+    return {
+        "transform": [{"filter": "datum.count > 0"}],
+        "mark": {"type": "text", "fontSize": 10, "aria": False},
+        "encoding": {"x": x, "y": y, "text": {"field": "count", "type": "quantitative"}, "color": dark},
     }
