@@ -17,8 +17,9 @@ from cnnrun import checkpoint, runs, weights
 from cnnrun.builder import BuildError
 from cnnrun.calibration import TEMPERATURE
 from cnnrun.contracts import Facts, of_classes
-from cnnrun.dataset import Dataset, Index, index
+from cnnrun.dataset import Dataset, Examples, Index, index
 from cnnrun.errors import CheckpointError, ConfigError, DataError, printable
+from cnnrun.evaluate import evaluate
 from cnnrun.experiment import Experiment, load
 from cnnrun.frozen import held
 from cnnrun.learner import Job, check
@@ -26,6 +27,7 @@ from cnnrun.network import Built, Network, build, materialize
 from cnnrun.prepare import prepare
 from cnnrun.progress import bar, say
 from cnnrun.ranks import Ranks
+from cnnrun.taskspec import Measured
 from cnnrun.trained import Trained
 from cnnrun.weights import Weights
 
@@ -244,6 +246,21 @@ def usable(target: Path | None, root: Path, device: torch.device) -> Trained:
     return Trained(
         _ready(made, device), about.task.criterion(facts), about.task, facts, about.image, target.parent, 0, device
     )
+
+
+def measured(
+    target: Path | None, root: Path, device: torch.device, split: str | None
+) -> tuple[Experiment, Trained, str, Examples, Measured]:
+    """A run's network on a split: with the split's name and samples, and what its task's meter says of them.
+
+    Raises CheckpointError, DataError.
+    """
+    experiment, given = trained(target, root, device)
+    name, data = eval_data(experiment, given, split)
+    examples, criterion = data.splits[name], None if given.task.open_set else given.criterion
+    batch = experiment.train.batch
+    found = evaluate(given.network, criterion, given.task, given.facts, examples, batch, device)
+    return experiment, given, name, examples, found
 
 
 def _ready(made: Network, device: torch.device) -> Network:

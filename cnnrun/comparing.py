@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cnnrun.assemble import eval_data, trained
+from cnnrun.assemble import measured
 from cnnrun.calibration import TEMPERATURE
 from cnnrun.dataset import Examples, told
 from cnnrun.errors import ConfigError, printable
-from cnnrun.evaluate import evaluate
 from cnnrun.experiment import Experiment
 from cnnrun.plots import Plot, Series
 from cnnrun.plotting import written
@@ -65,13 +64,8 @@ def compare(
 
 
 def _seen(target: Path, root: Path, device: torch.device, split: str | None) -> Seen:
-    experiment, given = trained(target, root, device)
-    name, data = eval_data(experiment, given, split)
-    examples = data.splits[name]
-    criterion = None if given.task.open_set else given.criterion
-    batch = experiment.train.batch
-    measured = evaluate(given.network, criterion, given.task, given.facts, examples, batch, device)
-    return Seen(str(given.run), experiment, given, name, examples, measured, given.facts.fingerprint)
+    experiment, given, name, examples, found = measured(target, root, device, split)
+    return Seen(str(given.run), experiment, given, name, examples, found, given.facts.fingerprint)
 
 
 def _about(seen: Seen) -> dict[str, Any]:

@@ -114,17 +114,20 @@ def _of_files(subject: Subject, paths: Sequence[Path]) -> Shown:
 
 
 def filters(asked: Asked, layer: str | None) -> dict[str, Any]:
+    """The kernels of a conv. Raises ConfigError, DataError."""
     run = opened(asked)
     return kept(run, "filters", filters_of(run.subject, layer))
 
 
 def features(asked: Asked, layer: str | None) -> dict[str, Any]:
+    """A layer's maps of the pictures asked for. Raises ConfigError, DataError."""
     run = opened(asked)
     run.subject.maps(layer)
     return kept(run, "features", features_of(run.subject, run.shown(), layer))
 
 
 def top(asked: Asked, layer: str | None, channels: Sequence[int], most: int) -> dict[str, Any]:
+    """The strongest patches of a split; of the first `most` channels where none is named. Raises ConfigError."""
     run = opened(asked)
     run.subject.channels(run.subject.maps(layer), channels)
     made = top_of(run.subject, run.examples(), layer, channels, most, run.experiment.train.batch)
@@ -132,6 +135,7 @@ def top(asked: Asked, layer: str | None, channels: Sequence[int], most: int) -> 
 
 
 def deconv(asked: Asked, layer: str | None, channels: Sequence[int]) -> dict[str, Any]:
+    """What the strongest cells stand for in the pictures asked for. Raises ConfigError, DataError."""
     run = opened(asked)
     run.subject.channels(run.subject.maps(layer), channels)
     return kept(run, "deconv", deconv_of(run.subject, run.shown(), layer, channels))
@@ -140,23 +144,27 @@ def deconv(asked: Asked, layer: str | None, channels: Sequence[int]) -> dict[str
 def occlude(
     asked: Asked, layer: str | None, target: str | None, size: int | None, stride: int | None
 ) -> dict[str, Any]:
+    """What is said as a square moves; `size` and `stride` in pixels. Raises ConfigError, DataError."""
     run = opened(asked)
     run.subject.maps(layer)
     return kept(run, "occlude", occlude_of(run.subject, run.shown(), layer, target, size, stride))
 
 
 def gradcam(asked: Asked, layer: str | None, target: str | None) -> dict[str, Any]:
+    """Where a layer speaks for `target`, or for what the network says. Raises ConfigError, DataError."""
     run = opened(asked)
     run.subject.maps(layer)
     return kept(run, "gradcam", gradcam_of(run.subject, run.shown(), layer, target))
 
 
 def saliency(asked: Asked, target: str | None, rule: Rule) -> dict[str, Any]:
+    """The slopes of what is said, by each pixel; `rule` says what ReLUs hand back. Raises ConfigError, DataError."""
     run = opened(asked)
     return kept(run, "saliency", saliency_of(run.subject, run.shown(), target, rule))
 
 
 def invariance(asked: Asked, layers: Sequence[str], target: str | None) -> dict[str, Any]:
+    """Features and scores under shift, scale and rotation; layers need not give maps. Raises ConfigError, DataError."""
     run = opened(asked)
     for layer in layers:
         run.subject.any(layer)
@@ -204,11 +212,13 @@ def embed(asked: Asked, layers: Sequence[str], kind: Map, probe: bool | None) ->
 
 
 def found(asked: Asked) -> dict[str, Any]:
+    """Results that lie somewhere in a picture, drawn on it. Raises ConfigError, DataError."""
     run = opened(asked)
     return kept(run, "found", found_of(run.subject, run.shown()))
 
 
 def assign(asked: Asked) -> dict[str, Any]:
+    """Which cells learn which objects of the first picture asked for. Raises ConfigError, DataError."""
     run = opened(asked)
     return kept(run, "assign", assign_of(run.subject, run.shown()))
 

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 
 from cnnrun import runs
-from cnnrun.assemble import eval_data, trained
+from cnnrun.assemble import measured
 from cnnrun.errors import ConfigError, Interrupted, UserError, printable
-from cnnrun.evaluate import evaluate
 from cnnrun.explain.subject import Subject
 from cnnrun.page import BY, rendered
 from cnnrun.portrait import Seen, chart, curves, portrait
@@ -62,13 +61,8 @@ def after(run: Path, root: Path, device: torch.device) -> None:
 
 
 def _seen(target: Path | None, root: Path, device: torch.device, split: str) -> Seen:
-    experiment, given = trained(target, root, device)
-    name, data = eval_data(experiment, given, split)
-    examples = data.splits[name]
-    criterion = None if given.task.open_set else given.criterion
-    batch = experiment.train.batch
-    measured = evaluate(given.network, criterion, given.task, given.facts, examples, batch, device)
-    return Seen(given.run, experiment, Subject(given, experiment.model.layers), name, examples, measured)
+    experiment, given, name, examples, found = measured(target, root, device, split)
+    return Seen(given.run, experiment, Subject(given, experiment.model.layers), name, examples, found)
 
 
 def _together(seen: Sequence[Seen], specs: dict[str, Any]) -> dict[str, Any]:

@@ -335,7 +335,7 @@ def test_pictures_with_boxes_are_made_smaller(tmp_path):
 
 
 def test_a_folder_that_is_not_there_is_named_before_anything_is_measured(trained_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(reporting, "evaluate", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr(reporting, "measured", lambda *_, **__: pytest.fail("measured"))
     with pytest.raises(ConfigError, match="no such folder"):
         reporting.report([trained_run, trained_run], tmp_path / "nowhere", CPU)
     with pytest.raises(ConfigError, match="no such folder"):

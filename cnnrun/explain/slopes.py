@@ -30,7 +30,6 @@ def gradcam(subject: Subject, shown: Shown, layer: str | None, target: str | Non
     """
     place = subject.maps(layer)
     maps, aim, scores = cams(subject, shown, place.module, place.title, target)
-    local = subject.said(shown.pixels[:1]).local
     rows, told = [], []
     for number in range(len(shown)):
         picture = grown(shown.picture(number), _WIDE).convert("RGB")
@@ -39,7 +38,7 @@ def gradcam(subject: Subject, shown: Shown, layer: str | None, target: str | Non
         told.append(_told(shown, number, aim, scores[number]) | {"map": maps[number].tolist()})
     caption = (
         f"{place.title}: where its maps speak for what is written ({aim.what}), from black (not at all) to yellow "
-        f"(most), each picture by itself: {'HiResCAM' if local else 'Grad-CAM'}."
+        f"(most), each picture by itself: {'HiResCAM' if aim.local else 'Grad-CAM'}."
     )
     return Explanation(side_by_side(_two_by_two(rows)), caption, {"layer": place.title, "pictures": told}, "pictures")
 
@@ -55,7 +54,7 @@ def cams(subject: Subject, shown: Shown, module: str, path: str, target: str | N
     for maps, slope in _slopes(subject, shown, aim, module, "plain"):
         if slope is None:
             raise ConfigError(f"--layer {path}: nothing that the network says comes from it")
-        weights = slope if said.local else slope.mean((2, 3), keepdim=True)
+        weights = slope if aim.local else slope.mean((2, 3), keepdim=True)
         made.append((weights * maps).sum(1).relu().float().cpu())
     return torch.cat(made), aim, aim.of(said.shown_BK).tolist()
 

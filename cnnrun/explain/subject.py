@@ -131,6 +131,7 @@ class Aim:
     direction_BK: Tensor
     names: list[str]
     what: str
+    local: bool = False  # whether it comes from one place of the picture alone
 
     def of(self, values_BK: Tensor) -> Tensor:
         """How strongly the values say it: [B]."""
@@ -138,7 +139,8 @@ class Aim:
 
     def part(self, start: int, count: int = 1) -> Aim:
         """That of some pictures; that of one serves any number of others."""
-        return Aim(self.direction_BK[start : start + count], self.names[start : start + count], self.what)
+        some = slice(start, start + count)
+        return replace(self, direction_BK=self.direction_BK[some], names=self.names[some])
 
 
 def aimed(said: Said, target: str | None, shown: Shown, itself: bool = False) -> Aim:
@@ -153,7 +155,7 @@ def aimed(said: Said, target: str | None, shown: Shown, itself: bool = False) ->
             raise ConfigError(f"--target {printable(target)}: the network says nothing of it{near} (known: {known})")
         meant = said.meant_B if target is None else torch.full_like(said.meant_B, said.names.index(target))
         direction = torch.nn.functional.one_hot(meant, len(said.names)).to(said.raw_BK.dtype)
-        return Aim(direction, [said.names[each] for each in meant.tolist()], said.what)
+        return Aim(direction, [said.names[each] for each in meant.tolist()], said.what, said.local)
     if target is not None:
         raise ConfigError("--target: this network gives embeddings; what is explained is a likeness between pictures")
     vectors = said.shown_BK.detach()
