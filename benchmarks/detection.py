@@ -59,7 +59,7 @@ def theirs_step(network: nn.Module, optimizer: torch.optim.Optimizer, pictures: 
 def prepared(*overrides: str):
     tried = experiment.load(CONFIG, list(overrides))
     data = assemble.dataset(tried)
-    return tried, data, assemble.job(tried, data, None, Path("/nonexistent"), CPU)
+    return tried, data, assemble.job(tried, data, None, None, CPU)
 
 
 def speed(rounds: int, steps: int) -> None:

@@ -23,7 +23,6 @@ from cnnrun.explaining import Asked, Opened, kept, opened
 from cnnrun.panels import side_by_side
 from cnnrun.plots import Plot, Series
 from cnnrun.progress import say
-from cnnrun.resuming import finished
 from cnnrun.seeing import Place, located
 from cnnrun.taskspec import Measured
 
@@ -152,11 +151,10 @@ def _retrained(run: Opened, variants: Sequence[Variant]) -> dict[str, Any]:
     sizes = [fitting(experiment, facts).parameters for _, experiment in made]  # all mistakes before any training
     rows = []
     for (variant, experiment), size in zip(made, sizes, strict=True):
-        done = finished(experiment, asked.root)
-        say(f"{variant.title}: {f'{done} is finished' if done else 'training'}")
-        path = done or Path(commands.train(experiment, asked.root, asked.device, resume=True)["run"])
-        if not done:
-            reporting.after(path, asked.root, asked.device)
+        say(f"{variant.title}:")
+        result = commands.train(experiment, asked.root, asked.device, resume=True)
+        path = Path(result["run"])
+        reporting.after(path, asked.root, asked.device, anew="already_finished" not in result)
         found = {
             split: commands.evaluate(path, asked.root, asked.device, split)["numbers"] for split in ("train", "val")
         }

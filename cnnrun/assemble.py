@@ -5,15 +5,15 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cnnrun import checkpoint, runs, weights
+from cnnrun.atomic_files import Folder, json_bytes
 from cnnrun.builder import BuildError
 from cnnrun.calibration import TEMPERATURE
 from cnnrun.contracts import Facts, of_classes
@@ -23,10 +23,12 @@ from cnnrun.evaluate import evaluate
 from cnnrun.experiment import Experiment, load
 from cnnrun.frozen import held
 from cnnrun.learner import Job, check
+from cnnrun.losses import State
 from cnnrun.network import Built, Network, build, materialize
 from cnnrun.prepare import prepare
 from cnnrun.progress import bar, say
 from cnnrun.ranks import Ranks
+from cnnrun.run_records import CALIBRATION, CHECKPOINTS, CONFIG, FACTS, FILES, WEIGHTS, read_calibration
 from cnnrun.taskspec import Measured
 from cnnrun.trained import Trained
 from cnnrun.weights import Weights
@@ -90,7 +92,7 @@ def job(
     experiment: Experiment,
     data: Dataset,
     given: Weights | None,
-    run: Path,
+    run: Folder | None,
     device: torch.device,
     ranks: Ranks | None = None,
     enough: Callable[[int, float], bool] | None = None,
@@ -142,14 +144,14 @@ def same_everywhere(data: Dataset, ranks: Ranks) -> None:
 
 def create(experiment: Experiment, data: Dataset, given: Weights | None, root: Path) -> Path:
     """A fresh run folder with the resolved config in it, the data's files, and what the weights it starts from were."""
-    files = {runs.CONFIG: experiment.with_facts(data.facts).to_yaml().encode()}
-    files[runs.FACTS] = (json.dumps(data.facts.to_json(), indent=1) + "\n").encode()
+    files = {CONFIG: experiment.with_facts(data.facts).to_yaml().encode()}
+    files[FACTS] = json_bytes(data.facts.to_json())
     if data.listed:
-        files[runs.FILES] = gzip.compress("\n".join(data.lines()).encode(), 1)
+        files[FILES] = gzip.compress("\n".join(data.lines()).encode(), 1)
     if data.left_out:
         files["skipped.jsonl"] = "".join(json.dumps(each) + "\n" for each in data.left_out).encode()
     if given:
-        files[runs.WEIGHTS] = (json.dumps({"path": experiment.model.weights, "sha256": given.digest}) + "\n").encode()
+        files[WEIGHTS] = (json.dumps({"path": experiment.model.weights, "sha256": given.digest}) + "\n").encode()
     run = runs.create(root, experiment.name, files)
     if data.left_out:
         say(f"{len(data.left_out):,} pictures are left out; {run / 'skipped.jsonl'} lists them")
@@ -157,20 +159,31 @@ def create(experiment: Experiment, data: Dataset, given: Weights | None, root: P
 
 
 def find_run(target: Path | None, root: Path) -> tuple[Path, Path | None]:
-    """The run folder that `target` means (a run, a checkpoint, a config, or none: the newest), and the checkpoint."""
+    """The run folder that `target` means (a run, a checkpoint, a config, or none: the newest), and the checkpoint.
+
+    Raises CheckpointError where there is none, or where links lead out of it.
+    """
+    run, checkpoint_path = _find_run(target, root)
+    if not (run / CONFIG).exists():
+        raise CheckpointError(f"{printable(str(run))}: has no {CONFIG}; not a run")
+    runs.refuse_links(run)
+    return run, checkpoint_path
+
+
+def _find_run(target: Path | None, root: Path) -> tuple[Path, Path | None]:
     if target is None:
         return runs.newest(root), None
     if target.is_file() and target.suffix == ".safetensors":
         raise CheckpointError(f"{target}: weights without data of their own; train from them with model.weights")
     if target.is_file() and target.suffix in (".yaml", ".yml"):
-        if target.name == runs.CONFIG and (target.parent / "checkpoints").is_dir():
+        if target.name == CONFIG and (target.parent / CHECKPOINTS).is_dir():
             return target.parent, None
         return runs.newest(root, load(target).name), None
     if target.is_file() and (name := checkpoint.pointed_at(target.parent, target.name)):
         target = target.parent / name  # checkpoints/best, checkpoints/latest
     if (target / "manifest.json").exists():
         return target.resolve().parent.parent, target
-    if (target / runs.CONFIG).exists():
+    if (target / CONFIG).exists():
         return target, None
     raise CheckpointError(f"{target}: neither a run folder, a checkpoint nor a config")
 
@@ -183,42 +196,63 @@ def trained(
     With what `cnnrun calibrate` chose for it, but where `calibrated` is false.
     """
     run, path = find_run(target, root)
-    experiment = load(run / runs.CONFIG)
-    saved = checkpoint.load(path) if path else checkpoint.load_newest(run / "checkpoints", "best", say)
+    experiment = config_of(run)
+    saved = checkpoint.load(path) if path else checkpoint.load_newest(run / CHECKPOINTS, "best", say)
     if saved is None:
         raise CheckpointError(f"{run}: no checkpoint yet")
-    facts = Facts.from_json(saved.state["facts"])
-    built = network(experiment, facts).network
-    given = saved.parts.get("ema", saved.parts["model"])
+    facts, given = weights.of_checkpoint(saved)
+    try:
+        built = network(experiment, facts).network
+    except ConfigError as error:
+        raise CheckpointError(f"{saved.path}: does not fit {run / CONFIG}: {error.lines[0]}") from None
     try:
         weights.by_name(built.state_dict(), given)
     except weights.Misfit as misfit:
-        raise CheckpointError(*misfit.table(f"{saved.path}: does not fit {run / runs.CONFIG}")) from None
+        raise CheckpointError(*misfit.table(f"{saved.path}: does not fit {run / CONFIG}")) from None
     made = materialize(built, 0)
     made.load_state_dict(given)
     _ready(made, device)
-    criterion = experiment.task.criterion(facts).to(device)
-    criterion.load_state_dict(saved.parts.get("criterion", {}))
-    step = int(saved.state["training"]["step"])
+    criterion = _criterion(experiment, facts, saved).to(device)
+    step = State.from_json(saved.state.get("training"), str(saved.path)).step
     found = Trained(made, criterion, experiment.task, facts, experiment.data.image, run, step, device)
     return experiment, _calibrated(found) if calibrated else found
 
 
+def config_of(run: Path) -> Experiment:
+    """The config that a run was trained with. Raises CheckpointError where it cannot be read."""
+    try:
+        return load(run / CONFIG)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"the run's config is damaged, or of another version of cnnrun: {error.lines[0]}"
+        ) from None
+
+
+def _criterion(experiment: Experiment, facts: Facts, saved: checkpoint.Checkpoint) -> nn.Module:
+    """The criterion with its trained weights. Raises CheckpointError where these are not its own."""
+    criterion = experiment.task.criterion(facts)
+    try:
+        criterion.load_state_dict(saved.parts.get("criterion", {}))
+    except (RuntimeError, ValueError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{saved.path}: the criterion's weights do not fit: {printable(line)}") from None
+    return criterion
+
+
 def _calibrated(given: Trained) -> Trained:
     """The network with what was chosen for these very weights after the training. Raises CheckpointError."""
-    path = given.run / runs.CALIBRATION
-    if not path.exists():
-        return given
+    path = given.run / CALIBRATION
+    advice = "remove it, or run `cnnrun calibrate` again"
     try:
-        kept = json.loads(path.read_text())
-        of_these = kept.get(given.digest)
-        chosen = {str(name): float(value) for name, value in of_these["chosen"].items()} if of_these else {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise CheckpointError(f"{path}: cannot be read; remove it, or run `cnnrun calibrate` again") from None
-    if bad := [name for name, value in chosen.items() if not math.isfinite(value)]:
-        raise CheckpointError(f"{path}: {printable(bad[0])} is no number; remove it, or run `cnnrun calibrate` again")
+        kept = read_calibration(given.run)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error.lines[0]}; {advice}") from None
+    if not kept:
+        return given
+    of_these = kept.get(given.digest)
+    chosen = of_these.chosen if of_these else {}
     if chosen.get(TEMPERATURE, 1.0) <= 0:
-        raise CheckpointError(f"{path}: a temperature is above 0; remove it, or run `cnnrun calibrate` again")
+        raise CheckpointError(f"{path}: a temperature is above 0; {advice}")
     if of_these is None:
         say(f"{path} is of other weights than step {given.step}'s and is not used; `cnnrun calibrate` adds to it")
         return given

@@ -12,31 +12,33 @@ that ends with the process; others wait.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import mmap
 import os
 import re
 import shutil
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnrun import disk
+from cnnrun.atomic_files import Folder, json_bytes, storage_errors
+from cnnrun.bounded_files import read_bytes
 from cnnrun.contracts import Shape
 from cnnrun.decoding import Block, Decoder, Map
 from cnnrun.errors import StorageError
+from cnnrun.locks import Locked, hold
 from cnnrun.progress import say
 from cnnrun.records import RECORD
 
 BLOCK_PICTURES, BLOCK_BYTES = 1024, 32 << 20
 SYNC_BYTES = 64 << 20  # decoded between two waits for the disk: what a kill or a power cut can cost
 
+LOCK = "lock"
+MAX_JSON_BYTES = 1 << 20
 COPIES = "shards"  # beside the data sets: shards fetched from elsewhere
 _KEY, _COPY = re.compile(r"[0-9a-f]{32}"), re.compile(r"[0-9a-f]{32}\.(tar|[0-9]+\.tmp)")
 _PLANNED = {"source", "count", "shape", "block", "files", "blocks"}
@@ -74,15 +76,27 @@ class Entry:
         """Decode what is not there yet; waits while another process does. Raises StorageError."""
         if self.complete() and not os.access(self.path, os.W_OK):
             return  # of somebody else's cache: whole, and not to be written
+        with storage_errors(self.path, self.count * self._bytes_each, " (data.cache_dir, data.cache)"):
+            while not self._build_once(decoder, about, run, progress):
+                pass
+
+    def _build_once(self, decoder: Decoder, about: dict[str, Any], run: Map, progress: Progress) -> bool:
+        """Build while holding the lock; whether the folder is still there then, and not removed while this waited."""
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+        def waiting() -> None:
+            say(f"another process is decoding these pictures into {self.path}; waiting for it")
+
         try:
-            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with _locked(self.path / "lock", str(self.path)):
+            with hold(self.path / LOCK, waiting):
                 if not self.complete():
                     self._build(decoder, about, run, progress)
                 os.utime(self.path)  # when it was last used
-        except OSError as error:
-            line = disk.trouble(self.path, self.count * self._bytes_each, error)
-            raise StorageError(f"{line} (data.cache_dir, data.cache)") from None
+        except FileNotFoundError:
+            if self.path.exists():
+                raise
+            return False
+        return True
 
     def _build(self, decoder: Decoder, about: dict[str, Any], run: Map, progress: Progress) -> None:
         (self.path / "complete.json").unlink(missing_ok=True)
@@ -204,29 +218,21 @@ def clear(folder: Path, keys: list[str]) -> tuple[list[str], list[str]]:
             removed.append(key)
             continue
         try:
-            with _locked(folder / key / "lock", None):
-                shutil.rmtree(folder / key)
+            with storage_errors(folder / key, 0), hold(folder / key / LOCK):
+                _empty(folder / key)
             removed.append(key)
-        except BlockingIOError:
+        except Locked:
             left.append(key)
     return removed, left
 
 
-@contextmanager
-def _locked(path: Path, waiting_for: str | None) -> Iterator[None]:
-    """Hold a lock file, waiting aloud where another process has it; without a name to say, raises BlockingIOError."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if waiting_for is None:
-                raise
-            say(f"another process is decoding these pictures into {waiting_for}; waiting for it")
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+def _empty(folder: Path) -> None:
+    """Remove a data set, its lock last: whoever waits for that finds nothing half removed, and begins anew."""
+    opened = Folder(folder)
+    for name in opened.names():
+        if not name.startswith(LOCK):
+            opened.remove(name)
+    shutil.rmtree(folder)
 
 
 def _sync(files: dict[str, int], blocks: list[int]) -> None:
@@ -254,13 +260,13 @@ def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:
-    disk.replace(path, (json.dumps(data, indent=1) + "\n").encode())
+    Folder(path.parent).replace(path.name, json_bytes(data))
 
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
+        return json.loads(read_bytes(path, StorageError, MAX_JSON_BYTES))
+    except (StorageError, ValueError, RecursionError):
         return None
 
 

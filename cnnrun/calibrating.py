@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +11,13 @@ import torch
 from torch import Tensor
 
 from cnnrun.assemble import eval_data, trained
+from cnnrun.atomic_files import Folder, json_bytes, storage_errors
 from cnnrun.batches import in_order
 from cnnrun.calibration import LEAST, MOST, TEMPERATURE, fitted
 from cnnrun.dataset import Examples
-from cnnrun.errors import ConfigError, DataError
-from cnnrun.runs import CALIBRATION, write_json
+from cnnrun.errors import CheckpointError, ConfigError, DataError
+from cnnrun.progress import say
+from cnnrun.run_records import CALIBRATION, read_calibration
 from cnnrun.taskspec import Measured
 from cnnrun.trained import Trained
 
@@ -53,13 +54,13 @@ def calibrate(target: Path | None, root: Path, device: torch.device) -> dict[str
         **({"ece": [cold.numbers["ece"], heated.numbers["ece"]]} if "ece" in cold.numbers else {}),
         "chosen": {**(heated.chosen or facts.chosen), TEMPERATURE: temperature},
     }
-    path = given.run / CALIBRATION
     try:
-        kept = json.loads(path.read_text()) if path.exists() else {}
-    except (OSError, ValueError):
-        kept = {}  # damaged: what `eval` refuses with the advice to come here
-    others = kept if isinstance(kept, dict) else {}
-    write_json(path, {**others, given.digest: record})
+        others = {digest: each.model_dump() for digest, each in read_calibration(given.run).items()}
+    except CheckpointError as error:  # what `eval` refuses with the advice to come here
+        say(f"{error.lines[0]}; it is written anew")
+        others = {}
+    with storage_errors(given.run / CALIBRATION, 4096):
+        Folder(given.run).replace(CALIBRATION, json_bytes({**others, given.digest: record}))
     return {"run": str(given.run), "temperature": temperature, **record}
 
 

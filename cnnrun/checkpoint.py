@@ -1,11 +1,12 @@
 """Checkpoints: a directory of safetensors and JSON, hashed, written so that a kill at any moment loses nothing.
 
     checkpoints/step-00000420/{model,optimizer,...}.safetensors  state.json  manifest.json
+    checkpoints/step-00000420/evaluation.json    what val said of these weights; added once it has
     checkpoints/latest    a small file that names a directory; likewise `best`
 
 A directory appears under its name only when complete and on disk: temporary directory, fsync of each file, rename,
-fsync of the parent, then the pointer is replaced; only then old ones go. Loading checks every size and SHA-256 before
-a tensor is used.
+fsync of the parent, then the pointer is replaced; only then old ones go. Loading checks every size and SHA-256, and
+that every number is finite, before a tensor is used.
 """
 
 from __future__ import annotations
@@ -13,26 +14,29 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import shutil
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import safetensors.torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
-from cnnrun import disk
-from cnnrun.errors import CheckpointError, StorageError
+from cnnrun.atomic_files import Folder, describe_failure
+from cnnrun.bounded_files import read_bytes
+from cnnrun.errors import CheckpointError, StorageError, printable
 
-FORMAT = 2
+FORMAT: Literal[3] = 3  # 2 had neither evaluation.json nor the numbers of tensors
 MAX_JSON_BYTES = 4 << 20
+STATE, EVALUATION, MANIFEST = "state.json", "evaluation.json", "manifest.json"
 _ATTEMPTS = 3
 _OLD = ".old.tmp"
+_NAME = re.compile(r"step-([0-9]{1,18})")
 
 Parts = dict[str, dict[str, Tensor]]  # "model" -> name -> tensor
 
@@ -46,7 +50,26 @@ class Checkpoint:
     state: dict[str, Any]
 
 
-def save(folder: Path, step: int, parts: Parts, state: dict[str, Any]) -> Path:
+class _Entry(BaseModel):
+    """A file of a checkpoint; `tensors` is how many a safetensors file holds."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    bytes: int = Field(ge=0)
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    tensors: int | None = None
+
+
+class _Manifest(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+    format: Literal[2, 3]
+    step: int = Field(ge=0)
+    files: dict[Annotated[str, Field(pattern=r"^([A-Za-z0-9_]+\.safetensors|state\.json|evaluation\.json)$")], _Entry]
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(self.model_dump(exclude_none=True), indent=1).encode()
+
+
+def save(folder: Folder, step: int, parts: Parts, state: dict[str, Any]) -> Path:
     """Write generation `step` under `folder` and point `latest` at it. Raises StorageError after three attempts."""
     files = {
         f"{name}.safetensors": safetensors.torch.save(
@@ -54,56 +77,77 @@ def save(folder: Path, step: int, parts: Parts, state: dict[str, Any]) -> Path:
         )
         for name, part in parts.items()
     }
-    files["state.json"] = json.dumps(state, indent=1).encode()
-    needed = sum(map(len, files.values()))
-    target = folder / f"step-{step:08d}"
-    retry(lambda: _write_generation(target, step, files), folder, needed)
-    point(folder, "latest", target.name)
-    return target
+    files[STATE] = json.dumps(state, indent=1).encode()
+    tensors = {f"{name}.safetensors": len(part) for name, part in parts.items()}
+    name = f"step-{step:08d}"
+    retry(lambda: _write_generation(folder, name, step, files, tensors), folder, sum(map(len, files.values())))
+    point(folder, "latest", name)
+    return folder.path / name
 
 
-def point(folder: Path, pointer: str, name: str) -> None:
+def add_evaluation(folder: Folder, step: int, state: dict[str, Any]) -> None:
+    """Keep what was found of generation `step` beside it: entries of `state` that replace those it was saved with.
+
+    A kill on the way leaves the generation as it was saved. Raises StorageError, CheckpointError.
+    """
+    name, data = f"step-{step:08d}", json.dumps(state, indent=1).encode()
+
+    def write() -> None:
+        generation = folder.child(name)
+        manifest = _read_manifest(generation)
+        manifest.files[EVALUATION] = _Entry(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        manifest.format = FORMAT
+        generation.replace(EVALUATION, data)
+        generation.replace(MANIFEST, manifest.to_bytes())
+
+    retry(write, folder, len(data))
+
+
+def point(folder: Folder, pointer: str, name: str) -> None:
     """Make the small file `pointer` name the directory `name`, atomically."""
-    retry(lambda: disk.replace(folder / pointer, name.encode()), folder, len(name))
+    retry(lambda: folder.replace(pointer, name.encode()), folder, len(name))
 
 
-def settle(folder: Path, used: Path, best_step: int | None) -> None:
+def settle(folder: Folder, used: Path, best_step: int | None) -> None:
     """Before a run goes on from `used`: mend what a kill between saving and pointing left, put damaged ones aside."""
-    for path in generations(folder):
+    for path in generations(folder.path):
         if _step(path) > _step(used):
             with contextlib.suppress(CheckpointError):
                 load(path)
                 continue
-            damaged = path.with_name(f"{path.name}.damaged")
-            shutil.rmtree(damaged, ignore_errors=True)
-            path.replace(damaged)
-    if best_step is not None and (best := folder / f"step-{best_step:08d}").exists():
-        point(folder, "best", best.name)
+            damaged = f"{path.name}.damaged"
+            if folder.has(damaged):
+                folder.remove(damaged)
+            folder.rename(path.name, damaged)
+    if best_step is not None and folder.has(best := f"step-{best_step:08d}"):
+        point(folder, "best", best)
 
 
-def prune(folder: Path, keep: int) -> None:
+def prune(folder: Folder, keep: int) -> None:
     """Remove all but the newest `keep` generations and those that a pointer names, in the order of their steps."""
-    pointed = {pointed_at(folder, pointer) for pointer in ("latest", "best")}
-    for old in generations(folder)[:-keep]:
+    pointed = {pointed_at(folder.path, pointer) for pointer in ("latest", "best")}
+    for old in generations(folder.path)[:-keep]:
         if old.name not in pointed:
             with contextlib.suppress(OSError):  # the next save tries again
-                shutil.rmtree(_aside(old), ignore_errors=True)
+                folder.remove(_put_aside(folder, old.name))
 
 
-def sweep(folder: Path) -> None:
+def sweep(folder: Folder) -> None:
     """Put right what a killed save left behind: remove what it had begun, put back what it had put aside."""
-    kept = {path.name for path in generations(folder)}
-    names = {pointed_at(folder, pointer) for pointer in ("latest", "best")} - kept
-    for old in folder.glob(f"step-*{_OLD}"):
-        if old.name.removesuffix(_OLD) in names:
-            old.replace(old.with_name(old.name.removesuffix(_OLD)))
-    for stray in folder.glob("*.tmp"):
-        shutil.rmtree(stray, ignore_errors=True) if stray.is_dir() else stray.unlink(missing_ok=True)
+    kept = {path.name for path in generations(folder.path)}
+    wanted = {pointed_at(folder.path, pointer) for pointer in ("latest", "best")} - kept
+    for name in folder.names():
+        if name.endswith(_OLD) and name.removesuffix(_OLD) in wanted:
+            folder.rename(name, name.removesuffix(_OLD))
+        elif name.endswith(".tmp"):
+            folder.remove(name)
+    for name in kept:
+        folder.child(name).remove_abandoned(younger=True)
 
 
 def generations(folder: Path) -> list[Path]:
     """Complete-looking generations, oldest first by step number."""
-    found = [path for path in folder.glob("step-*") if path.name[5:].isdigit() and path.is_dir()]
+    found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=_step)
 
 
@@ -114,36 +158,36 @@ def _step(path: Path) -> int:
 def pointed_at(folder: Path, pointer: str) -> str | None:
     """The directory name in a pointer file, or None where there is no sound one."""
     try:
-        name = (folder / pointer).read_text()
-    except (OSError, UnicodeDecodeError):
+        data = read_bytes(folder / pointer, CheckpointError, 64)
+    except CheckpointError:
         return None
-    return name if name.startswith("step-") and name[5:].isdigit() else None
+    name = data.decode("ascii", "replace")
+    return name if _NAME.fullmatch(name) else None
 
 
 def load(path: Path) -> Checkpoint:
     """A checkpoint whose every file has the size and hash of its manifest. Raises CheckpointError."""
-    written = _bytes(path / "manifest.json", None)
-    manifest = _json(path / "manifest.json", written)
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: not a checkpoint of format {FORMAT}; it is of another version of cnnrun")
-    files = manifest.get("files")
-    # A manifest that says the same in other bytes was not written here.
-    sound = written == _as_bytes(manifest)
-    if not sound or not isinstance(files, dict) or "state.json" not in files or not all(map(_plain, files)):
-        raise CheckpointError(f"{path}: manifest.json is damaged")
-    if path.name != f"step-{manifest.get('step', -1):08d}":
-        raise CheckpointError(f"{path}: holds step {manifest.get('step')}")
+    try:
+        folder = Folder(path)
+    except OSError as error:
+        raise CheckpointError(f"{printable(str(path))}: cannot be read ({error.strerror})") from None
+    manifest = _read_manifest(folder)
     parts = {
-        name.removesuffix(".safetensors"): _tensors(path / name, entry)
-        for name, entry in files.items()
+        name.removesuffix(".safetensors"): _read_tensors(folder, name, entry)
+        for name, entry in manifest.files.items()
         if name.endswith(".safetensors")
     }
-    state = _json(path / "state.json", _bytes(path / "state.json", files["state.json"]))
+    state = _read_state(folder, STATE, manifest)
+    if EVALUATION in manifest.files:
+        state |= _read_state(folder, EVALUATION, manifest)
     return Checkpoint(path, parts, state)
 
 
 def load_newest(folder: Path, pointer: str, say: Callable[[str], None]) -> Checkpoint | None:
-    """The checkpoint that `pointer` names; where it is damaged or missing the newest sound one, aloud. None if none."""
+    """The checkpoint that `pointer` names; where it is damaged or missing the newest sound one, and that is said.
+
+    None where there is none at all. Raises CheckpointError where none is sound.
+    """
     name = pointed_at(folder, pointer)
     order = [path for path in reversed(generations(folder)) if path.name != name]
     problems: list[str] = []
@@ -161,84 +205,104 @@ def load_newest(folder: Path, pointer: str, say: Callable[[str], None]) -> Check
     return None
 
 
-def retry(write: Callable[[], None], folder: Path, needed: int) -> None:
+def retry(write: Callable[[], None], folder: Folder, needed: int) -> None:
     """Run `write`, again after a pause when the disk fails, and raise StorageError after the last attempt."""
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             return write()
         except OSError as error:
-            if attempt == _ATTEMPTS:
-                line = f"{disk.trouble(folder, needed, error)}; earlier checkpoints are kept"
+            if attempt == _ATTEMPTS or not folder.is_in_place():
+                line = f"{describe_failure(folder.path, needed, error)}; earlier checkpoints are kept"
                 raise StorageError(line) from None
             time.sleep(0.1 * 4**attempt)
     raise AssertionError("unreachable")
 
 
-def _as_bytes(manifest: dict[str, Any]) -> bytes:
-    return json.dumps(manifest, indent=1).encode()
-
-
-def _write_generation(target: Path, step: int, files: dict[str, bytes]) -> None:
-    temporary = target.with_name(target.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+def _write_generation(folder: Folder, name: str, step: int, files: dict[str, bytes], tensors: dict[str, int]) -> None:
+    temporary = f"{name}.tmp"
+    if folder.has(temporary):
+        folder.remove(temporary)
     try:
-        temporary.mkdir(parents=True)
+        fresh = folder.make(temporary)
         with ThreadPoolExecutor(4, thread_name_prefix="save") as pool:  # hashing while disks are waited for
-            written = [pool.submit(disk.write, temporary / name, data) for name, data in files.items()]
-            hashes = {name: pool.submit(hashlib.sha256, data) for name, data in files.items()}
+            written = [pool.submit(fresh.create, file, data) for file, data in files.items()]
+            hashes = {file: pool.submit(hashlib.sha256, data) for file, data in files.items()}
             for each in written:
                 each.result()
         entries = {
-            name: {"bytes": len(files[name]), "sha256": made.result().hexdigest()} for name, made in hashes.items()
+            file: _Entry(bytes=len(files[file]), sha256=made.result().hexdigest(), tensors=tensors.get(file))
+            for file, made in hashes.items()
         }
-        disk.write(temporary / "manifest.json", _as_bytes({"format": FORMAT, "step": step, "files": entries}))
-        disk.sync(temporary)
-        _put(temporary, target)
+        fresh.create(MANIFEST, _Manifest(format=FORMAT, step=step, files=entries).to_bytes())
+        fresh.sync()
+        _put(folder, temporary, name)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            folder.remove(temporary)
 
 
-def _put(temporary: Path, target: Path) -> None:
+def _put(folder: Folder, temporary: str, name: str) -> None:
     """Give a generation its name; one of that name goes only when this one is there."""
-    old = _aside(target) if target.exists() else None
+    old = _put_aside(folder, name) if folder.has(name) else None
     try:
-        temporary.rename(target)
-        disk.sync(target.parent)
+        folder.rename(temporary, name)
+        folder.sync()
     except OSError:
-        if old and not target.exists():
-            old.replace(target)
+        if old and not folder.has(name):
+            folder.rename(old, name)
         raise
     if old:
-        shutil.rmtree(old, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            folder.remove(old)
 
 
-def _aside(generation: Path) -> Path:
-    """Out of the way at once; `sweep` puts back what a kill left without a successor."""
-    aside = generation.with_name(f"{generation.name}{_OLD}")
-    shutil.rmtree(aside, ignore_errors=True)
-    generation.replace(aside)
+def _put_aside(folder: Folder, generation: str) -> str:
+    """Rename a generation that is to go, at once; `sweep` puts back what a kill left without a successor."""
+    aside = f"{generation}{_OLD}"
+    if folder.has(aside):
+        folder.remove(aside)
+    folder.rename(generation, aside)
     return aside
 
 
-def _plain(name: str) -> bool:
-    """Whether a file of a checkpoint may be called so."""
-    return name == "state.json" or (name.endswith(".safetensors") and "/" not in name and not name.startswith("."))
-
-
-def _bytes(path: Path, entry: Any) -> bytes:
-    """A file's bytes, if size and hash are as the manifest says; the manifest itself has no entry."""
+def _read_manifest(folder: Folder) -> _Manifest:
+    path = folder.path / MANIFEST
+    data = read_bytes(path, CheckpointError, MAX_JSON_BYTES, folder)
+    known = _json(path, data)
+    if not isinstance(known, dict) or known.get("format") not in (2, FORMAT):
+        raise CheckpointError(f"{folder.path}: not a checkpoint of format {FORMAT}; it is of another version of cnnrun")
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
-            size = os.fstat(descriptor).st_size
-            if size != (entry["bytes"] if entry else size) or (entry is None and size > MAX_JSON_BYTES):
-                raise CheckpointError(f"{path}: has {size} bytes, should have {entry['bytes'] if entry else 'fewer'}")
-            data = file.read()
-    except (OSError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    if entry and hashlib.sha256(data).hexdigest() != entry.get("sha256"):
+        manifest = _Manifest.model_validate(known)
+    except ValidationError:
+        raise CheckpointError(f"{folder.path}: {MANIFEST} is damaged") from None
+    # A manifest that says the same in other bytes was not written here.
+    if STATE not in manifest.files or data != manifest.to_bytes():
+        raise CheckpointError(f"{folder.path}: {MANIFEST} is damaged")
+    if folder.path.name != f"step-{manifest.step:08d}":
+        raise CheckpointError(f"{folder.path}: holds step {manifest.step}")
+    return manifest
+
+
+def _read_entry(folder: Folder, name: str, entry: _Entry) -> bytes:
+    """A file's bytes, if size and hash are as the manifest says."""
+    path = folder.path / name
+    size = folder.status(name).st_size if folder.has(name) else entry.bytes
+    if size != entry.bytes:
+        raise CheckpointError(f"{path}: has {size} bytes, should have {entry.bytes}")
+    data = read_bytes(path, CheckpointError, entry.bytes, folder)
+    if hashlib.sha256(data).hexdigest() != entry.sha256:
         raise CheckpointError(f"{path}: damaged (its SHA-256 is not the manifest's)")
     return data
+
+
+def _read_state(folder: Folder, name: str, manifest: _Manifest) -> dict[str, Any]:
+    entry = manifest.files[name]
+    if entry.bytes > MAX_JSON_BYTES:
+        raise CheckpointError(f"{folder.path / name}: {entry.bytes:,} bytes; at most {MAX_JSON_BYTES:,} are read")
+    state = _json(folder.path / name, _read_entry(folder, name, entry))
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{folder.path / name}: damaged (no object)")
+    return state
 
 
 def _json(path: Path, data: bytes) -> Any:
@@ -248,8 +312,21 @@ def _json(path: Path, data: bytes) -> Any:
         raise CheckpointError(f"{path}: damaged (not JSON)") from None
 
 
-def _tensors(path: Path, entry: Any) -> dict[str, Tensor]:
+def _read_tensors(folder: Folder, name: str, entry: _Entry) -> dict[str, Tensor]:
+    path = folder.path / name
     try:
-        return safetensors.torch.load(_bytes(path, entry))
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: not a safetensors file ({error})") from None
+        tensors = safetensors.torch.load(_read_entry(folder, name, entry))
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: not a safetensors file ({printable(str(error).splitlines()[0])})") from None
+    if entry.tensors is not None and len(tensors) != entry.tensors:
+        raise CheckpointError(f"{path}: holds {len(tensors)} tensors, should hold {entry.tensors}")
+    for key, value in tensors.items():
+        if not _is_finite(value):
+            raise CheckpointError(f"{path}: {printable(key)} is not made of finite real numbers")
+    return tensors
+
+
+def _is_finite(value: Tensor) -> bool:
+    if not value.is_floating_point():
+        return not value.is_complex()
+    return bool((value if value.element_size() > 1 else value.float()).isfinite().all())

@@ -249,7 +249,7 @@ def diagram(
 
     experiment = load(config, overrides or [])
     from cnnrun import commands
-    from cnnrun.runs import write_text
+    from cnnrun.atomic_files import write_text
 
     text, svg = commands.diagram(experiment)
     if out is None:

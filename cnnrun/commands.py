@@ -26,11 +26,13 @@ from cnnrun.assemble import (
     trained,
     usable,
 )
+from cnnrun.atomic_files import Folder, write_text
+from cnnrun.bounded_files import read_text
 from cnnrun.contracts import Facts
 from cnnrun.dataset import Dataset, index
 from cnnrun.device import forget_peak_memory
 from cnnrun.drawing import svg
-from cnnrun.errors import ConfigError
+from cnnrun.errors import CheckpointError, ConfigError
 from cnnrun.evaluate import evaluate as measure_split
 from cnnrun.experiment import Experiment, parse
 from cnnrun.export import MIN_SAMPLES, Format, export
@@ -39,11 +41,12 @@ from cnnrun.outline import outline, text
 from cnnrun.plans import beside_the_plan
 from cnnrun.plotting import written
 from cnnrun.predict import coco_results, drawn_into, files, predict, with_scores
-from cnnrun.prepare import refuse_bad_boxes
+from cnnrun.prepare import fingerprint, refuse_bad_boxes
 from cnnrun.progress import say
 from cnnrun.ranks import Ranks, joined
 from cnnrun.resampling import intervals
-from cnnrun.resuming import same_weights, saved_in, unchanged, unfinished
+from cnnrun.resuming import find_resumable, refuse_changed_data, same_weights, saved_in, unchanged
+from cnnrun.run_records import CHECKPOINTS, CONFIG, EXPORTS, read_result
 from cnnrun.taskspec import Level
 from cnnrun.train import fit
 from cnnrun.weights import How, Weights
@@ -60,7 +63,7 @@ def train(
     """Train to the end in a run folder; returns what was reached. `strict` refuses to go on with anything but the same.
 
     `enough` is asked after each epoch whether the training may end there: see `Job`. Of several ranks all come here;
-    the first makes the run folder and writes.
+    the first makes the run folder and writes. To resume a run that is finished already trains nothing.
     """
     forget_peak_memory(device)
     if torchrun.restarted() and not resume:
@@ -68,26 +71,32 @@ def train(
         resume = True
     with joined(device, experiment.train.timeout) as ranks, ExitStack() as stack:
         left = ranks.from_first(lambda: _left(experiment, root, resume, strict))
+        if left and "finished" in left:
+            return {"run": left["run"], "already_finished": True, **left["finished"]}
         run = Path(left["run"]) if left else None
         # A run that has a checkpoint no longer needs the weights it began with.
         given = None if left and left["saved"] else initial(experiment)
         if run and left:
-            experiment = experiment.with_statistics_of(parse(left["config"], str(run / runs.CONFIG)))
+            experiment = experiment.with_statistics_of(parse(left["config"], str(run / CONFIG)))
         if run and given:
             same_weights(run, given)
         experiment = experiment.with_weights_of(given.facts if given else None)
         data = _learnable(experiment, given, ranks)
         run = run or Path(ranks.from_first(lambda: str(create(experiment, data, given, root))))
-        ranks.from_first(lambda: stack.enter_context(runs.held(run)))
-        if done := ranks.from_first(lambda: runs.result(run)):
+        opened: list[Folder] = []
+        ranks.from_first(lambda: opened.append(stack.enter_context(runs.held(run))))
+        folder = opened[0] if opened else None
+        if done := ranks.from_first(lambda: read_result(run)):
             say(f"{run} was finished by another process meanwhile")
-            return {"run": str(run), **done}
-        saved = saved_in(run, data, ranks) if resume else None
-        ranks.from_first(lambda: unchanged(run, runs.environment(device, ranks.size), strict))
-        result = fit(job(experiment, data, given, run, device, ranks, enough), saved)
-        if saved is None:  # of a run that was resumed no one knows how long it took
-            where = runs.environment(device, ranks.size)
-            ranks.from_first(lambda: beside_the_plan(experiment, root, run, where, result))
+            return {"run": str(run), "already_finished": True, **done}
+        saved = saved_in(folder, data, ranks) if resume else None
+        where = runs.environment(device, ranks.size)
+        if folder:
+            unchanged(folder, where, strict)
+        ranks.wait()
+        result = fit(job(experiment, data, given, folder, device, ranks, enough), saved)
+        if folder and saved is None:  # of a run that was resumed no one knows how long it took
+            beside_the_plan(experiment, root, folder, where, result)
         return {"run": str(run), **result}
 
 
@@ -104,12 +113,25 @@ def _learnable(experiment: Experiment, given: Weights | None, ranks: Ranks) -> D
 
 
 def _left(experiment: Experiment, root: Path, resume: bool, strict: bool) -> dict[str, Any] | None:
-    """The unfinished run to go on with, as the ranks tell each other."""
-    run = unfinished(experiment, root, resume, strict)
-    if run is None:
+    """The run to go on with, or the finished one and what it reached, as the ranks tell each other."""
+    found = find_resumable(experiment, root, resume, strict)
+    if found is None:
         return None
-    saved = (run / "checkpoints" / "latest").exists()
-    return {"run": str(run), "config": (run / runs.CONFIG).read_text(), "saved": saved}
+    if found.is_finished:
+        return {"run": str(found.run), "finished": _reached(experiment, found.run)}
+    saved = (found.run / CHECKPOINTS / "latest").exists()
+    config = read_text(found.run / CONFIG, CheckpointError, folder=Folder(found.run))
+    return {"run": str(found.run), "config": config, "saved": saved}
+
+
+def _reached(experiment: Experiment, run: Path) -> dict[str, Any]:
+    """What a finished run of this config reached. Raises CheckpointError where data or weights changed since."""
+    if given := initial(experiment):
+        same_weights(run, given)
+    refuse_changed_data(run, fingerprint(experiment.data, index(experiment.data)))
+    reached = read_result(run)
+    assert reached is not None
+    return reached
 
 
 def evaluate(
@@ -160,14 +182,14 @@ def predicted(
         found += coco_results(row)
         yield {"objects": [], **row} if boxes else row
     if coco:
-        runs.write_text(coco, json.dumps(found) + "\n")
+        write_text(coco, json.dumps(found) + "\n")
 
 
 def exported(form: Format, target: Path | None, root: Path, split: str | None, out: Path | None) -> dict[str, Any]:
     """Write a trained network in a format; returns how it compares."""
     experiment, given = trained(target, root, torch.device("cpu"))
     name, data = eval_data(experiment, given, split, at_least=MIN_SAMPLES)
-    path = out or given.run / "exports" / f"model{form.suffix}"
+    path = out or given.run / EXPORTS / f"model{form.suffix}"
     if path.suffix != form.suffix or path.is_dir():
         raise ConfigError(f"--out {path}: give a file that ends in {form.suffix}")
     ordered = [name, *(other for other in data.splits if other != name)]

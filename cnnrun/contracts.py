@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from cnnrun.files import Files, Members
@@ -228,13 +228,24 @@ class Facts:
     chosen: dict[str, float] = field(default_factory=dict)
     numbers: tuple[Number, ...] = ()
 
+    # How a file that holds them is read: see run_records.
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Facts:
-        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        return cls(**settings | {"numbers": tuple(Number(**each) for each in data.get("numbers", ()))})
+    def problem(self) -> str | None:
+        """What cannot be true of any data, or None."""
+        channels = self.image[0] if len(self.image) == 3 else 0
+        per_channel = {len(self.mean), len(self.std)} <= {1, channels}
+        if min(self.image, default=0) < 1 or not channels or not per_channel or min(self.std, default=0.0) <= 0:
+            return "image, mean and std do not fit each other"
+        if len(set(self.classes)) < len(self.classes):
+            return "a class stands twice"
+        wrong_lengths = any(each and len(each) != len(self.classes) for each in (self.class_counts, self.class_ids))
+        if wrong_lengths or min((*self.class_counts, *self.counts.values()), default=0) < 0:
+            return "its counts are not those of its classes"
+        return None
 
 
 def of_classes(classes: Sequence[str], values: Sequence[float], unit: str = "", most: int = 10) -> str:

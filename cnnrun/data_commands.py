@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import re
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,12 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cnnrun import cache, manifest, runs
+from cnnrun import cache, manifest
+from cnnrun.atomic_files import Folder, make_folder, storage_errors, write_new
 from cnnrun.auditing import look_through
 from cnnrun.batches import TrainingBatches
 from cnnrun.contracts import Facts, SourceSpec, Split
 from cnnrun.dataset import HOLD_OUT_KEYS, index
 from cnnrun.errors import ConfigError, DataError, printable
+from cnnrun.event_file import EventFile
 from cnnrun.experiment import Experiment
 from cnnrun.files import Files, Members
 from cnnrun.panels import marked, picture_of
@@ -42,7 +45,7 @@ def checked(experiment: Experiment, verify: Path | None, write: Path | None) -> 
             raise DataError("this source has no files to list")
         root = _root(paths)
         if write:
-            runs.write_new(write, manifest.written(paths, root))
+            write_new(write, manifest.written(paths, root))
             found["manifest"] = str(write)
         if verify:
             found["differences"] = manifest.differences(verify, paths, root)
@@ -84,10 +87,9 @@ def shown(experiment: Experiment, count: int, times: int, out: Path, board: Path
     made = sheet(columns)
     write_png(out, made, "cnnrun data show")
     if board:
-        from torch.utils.tensorboard import SummaryWriter
-
-        with SummaryWriter(str(board)) as writer:
-            writer.add_image("data/sheet", made, 0, dataformats="HWC")
+        make_folder(board)
+        with storage_errors(board, made.nbytes), closing(EventFile(Folder(board))) as writer:
+            writer.add_image("data/sheet", made, 0)
     return {"path": str(out), "pictures": len(samples), "times": times, "tensorboard": str(board) if board else None}
 
 
@@ -139,7 +141,7 @@ def divided(experiment: Experiment, parts: Parts, out: Path) -> dict[str, Any]:
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    runs.write_new(out, text.getvalue().encode("utf-8", "surrogateescape"))
+    write_new(out, text.getvalue().encode("utf-8", "surrogateescape"))
     chosen = [column for column in rows[0] if column.startswith("fold_")] or ["split"]
     return {
         "path": str(out),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import re
 import resource
 import sys
@@ -36,10 +37,26 @@ def choose(name: str) -> torch.device:
     return torch.device(name)
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, on the host (torch raises a plain RuntimeError there) or on a device."""
-    text = str(error)
-    return isinstance(error, MemoryError) or "can't allocate memory" in text or "out of memory" in text
+# What libraries say when memory runs out, where the type of their error does not: PyTorch's allocators (Linux, Windows,
+# CUDA, MPS), CUDA's libraries, C++, numpy, mmap, the C library. oneDNN says only what it could not do, so these two may
+# mean something else; whoever gives up says what the error was.
+_OUT_OF_MEMORY = (
+    *("out of memory", "out_of_memory", "outofmemory", "can't allocate memory", "cannot allocate memory"),
+    *("not enough memory", "alloc_failed", "failed to allocate", "unable to allocate", "bad_alloc", "bad allocation"),
+    *("could not create a primitive", "could not execute a primitive", "could not create a memory"),
+)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on the host or on a device: by the error's type, or by what it says."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno == errno.ENOMEM
+    if not isinstance(error, RuntimeError | OSError):
+        return False
+    text = str(error).lower()
+    return any(words in text for words in _OUT_OF_MEMORY)
 
 
 def forget_peak_memory(device: torch.device) -> None:

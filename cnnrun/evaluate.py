@@ -26,8 +26,11 @@ def evaluate(
     device: torch.device,
     ranks: Ranks | None = None,
     tables: bool = True,
+    between: Callable[[], None] = lambda: None,
 ) -> Measured:
     """The task's numbers on `examples`, and `loss`, its criterion's mean if given. `forward` gives raw outputs.
+
+    `between` is called before each batch, by all ranks at once; what it raises ends the evaluation.
 
     Of several ranks each runs every so-many-th batch, and each hears what all found, in the samples' order: the numbers
     are those of one process, to the bit.
@@ -39,6 +42,7 @@ def evaluate(
     places = torch.arange(len(examples)).split(batch)
     with torch.inference_mode():
         for first in range(0, len(places), ranks.size):
+            between()
             found = ranks.gather(_outcome(forward, criterion, decoder, next(own, None)))
             for index, results in zip(places[first:], found, strict=False):
                 total = total + results.pop("loss", torch.zeros(())).double() * len(index)

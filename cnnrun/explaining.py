@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cnnrun import runs
 from cnnrun.assemble import eval_data, trained
+from cnnrun.atomic_files import Folder, storage_errors, write_file
 from cnnrun.checkpoint import generations
 from cnnrun.dataset import Dataset, Examples
-from cnnrun.errors import ConfigError, StorageError, printable
+from cnnrun.errors import ConfigError, Interrupted, printable
+from cnnrun.event_file import EventFile
 from cnnrun.experiment import Experiment
 from cnnrun.explain.deconv import deconv as deconv_of
 from cnnrun.explain.embed import Map
@@ -37,13 +38,13 @@ from cnnrun.explain.top import top as top_of
 from cnnrun.pictures import viewed
 from cnnrun.predict import files
 from cnnrun.progress import say
+from cnnrun.run_records import CHECKPOINTS, EXPLAIN
 from cnnrun.seeing import Rule
 from cnnrun.sheet import write_png
 from cnnrun.tiles import captioned
 
 _BY = "cnnrun explain"  # what drawings say of themselves
 _COLUMNS = 8  # checkpoints that are shown, those of the beginning closer together
-FOLDER = "explain"  # of a run: what is written where nobody says where
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def evolve(asked: Asked, layer: str | None, channels: Sequence[int], most: int) 
     """Over the checkpoints that the run kept. Raises CheckpointError."""
     run = opened(asked)
     run.subject.channels(run.subject.maps(layer), channels)
-    saved = sorted(generations(run.subject.given.run / "checkpoints"))
+    saved = generations(run.subject.given.run / CHECKPOINTS)
     if len(saved) < 2:
         raise ConfigError(f"{run.subject.given.run}: one checkpoint is kept; train with train.keep=100 to see more")
     steps = [saved[int(place) - 1] for place in np.unique(np.geomspace(1, len(saved), _COLUMNS).round())]
@@ -201,13 +202,13 @@ def embed(asked: Asked, layers: Sequence[str], kind: Map, probe: bool | None) ->
         raise ConfigError(f"--out {asked.out}: give a file that ends in .npz or .parquet")
     name, data = run.data(at_least=0 if probe is False else 2**62)
     made = embed_of(run.subject, data.splits, name, layers, kind, run.experiment.train.batch, probe)
-    folder = run.subject.given.run / FOLDER
+    folder = run.subject.given.run / EXPLAIN
     path = asked.out or folder / f"embed-{_plain(made.data['layer'])}.npz"
     if asked.out and path.exists():
         raise ConfigError(f"{printable(str(path))}: is there already; choose another")
     packed = _packed(made.arrays, path.suffix)
     about = kept(run, "embed", made, path.with_suffix(".png"))
-    runs.write_bytes(path, packed)
+    write_file(path, packed)
     return {"features": str(path), **about}
 
 
@@ -227,32 +228,26 @@ def kept(run: Opened, name: str, made: Explanation, out: Path | None = None) -> 
     """Write what was made, as PNG and for TensorBoard; returns its numbers. Raises StorageError, ConfigError."""
     given = run.subject.given
     layer = f"-{_plain(made.data['layer'])}" if "layer" in made.data else ""
-    path = out or run.asked.out or given.run / FOLDER / f"{name}{layer}.png"
+    path = out or run.asked.out or given.run / EXPLAIN / f"{name}{layer}.png"
     pixels = captioned(made.picture, made.caption)
-    if path.parent == given.run / FOLDER:
-        _make(path.parent)
+    with storage_errors(given.run / EXPLAIN, len(pixels)):
+        folder = Folder(given.run).child(EXPLAIN, create=True)
+        folder.remove_abandoned()
     write_png(path, pixels, _BY)
-    _to_board(given.run / FOLDER, f"explain/{name}{layer}", pixels, given.step)
+    _to_board(folder, f"explain/{name}{layer}", pixels, given.step)
     about = {"run": str(given.run), "step": given.step, "path": str(path), "caption": made.caption, "table": made.table}
     return about | made.data
 
 
-def _make(folder: Path) -> None:
+def _to_board(folder: Folder, name: str, pixels: NDArray[np.uint8], step: int) -> None:
+    """Show it in TensorBoard, beside the run; where that fails it is said."""
     try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"{printable(str(folder))}: {error.strerror}") from None
-
-
-def _to_board(folder: Path, name: str, pixels: NDArray[np.uint8], step: int) -> None:
-    """So that TensorBoard shows it beside the run; where the run cannot be written to, not, aloud."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    try:
-        with closing(SummaryWriter(str(folder))) as board:
-            board.add_image(name, pixels, step, dataformats="HWC")
-    except OSError as error:
-        say(f"{folder}: nothing for TensorBoard: {error.strerror or error}")
+        with closing(EventFile(folder)) as board:
+            board.add_image(name, pixels, step)
+    except Interrupted:
+        raise
+    except Exception as error:
+        say(f"{folder.path}: nothing for TensorBoard: {printable(str(error))}")
 
 
 def _plain(path: str) -> str:

@@ -6,7 +6,6 @@ import math
 import statistics
 from itertools import pairwise
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -36,8 +35,7 @@ def find(
     experiment = experiment.with_weights_of(given.facts if given else None)
     data = dataset(experiment)
     fitting(experiment, data.facts, given)
-    with TemporaryDirectory(prefix="cnnrun-find-lr-") as folder:
-        rows = _range(job(experiment, data, given, Path(folder), device), low, high, steps)
+    rows = _range(job(experiment, data, given, None, device), low, high, steps)
     if len(rows) < 3:
         raise ConfigError(f"the loss is not finite from a rate of {low:g} on; give a lower --low")
     made = {"name": experiment.name, "now": experiment.train.optimizer.lr, "rates": rows, **suggested(rows)}
@@ -53,10 +51,7 @@ def _range(made: Job, low: float, high: float, steps: int) -> list[dict[str, flo
         with bar("rates", steps) as advance:
             for step in range(steps):
                 rate = low * (high / low) ** (step / (steps - 1))
-                loss = backward(learner, made, batches.at(step), step)
-                if loss is None:
-                    raise MemoryError
-                value = float(loss)
+                value = float(backward(learner, made, batches.at(step), step))
                 mean = _SMOOTH * mean + (1 - _SMOOTH) * value
                 smoothed = mean / (1 - _SMOOTH ** (step + 1))
                 lowest = min(lowest, smoothed)

@@ -19,8 +19,9 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from cnnrun.atomic_files import write_file
+from cnnrun.bounded_files import open_file
 from cnnrun.errors import CheckpointError, ConfigError, DataError, printable
-from cnnrun.runs import write_bytes
 
 FORMAT = 1
 _KEY = "cnnrun.gallery"
@@ -80,13 +81,13 @@ def write(path: Path, gallery: Gallery) -> None:
         "embeddings": np.ascontiguousarray(gallery.embeddings_ND),
         "person": gallery.person_N,
     }
-    write_bytes(path, safetensors.numpy.save(tensors, {_KEY: json.dumps(about)}))
+    write_file(path, safetensors.numpy.save(tensors, {_KEY: json.dumps(about)}))
 
 
 def read(path: Path) -> Gallery:
     """The gallery in a file. Raises CheckpointError for anything that is not one, whole and well."""
     try:
-        with safetensors.safe_open(path, "np") as file:
+        with open_file(path, CheckpointError), safetensors.safe_open(path, "np") as file:
             metadata, names = file.metadata() or {}, set(file.keys())
             if names != {"embeddings", "person"} or _KEY not in metadata:
                 raise CheckpointError(f"{printable(str(path))}: not a gallery (`cnnrun enroll` makes them)")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from cnnrun import checkpoint
+from cnnrun.atomic_files import Folder
 from cnnrun.augment import Augment
 from cnnrun.batches import TrainingBatches, default_prefetch, in_order
 from cnnrun.contracts import Facts
@@ -145,7 +146,8 @@ class Job:
     augment: Augment
     seed: int
     device: torch.device
-    run: Path
+    run: Folder | None
+    """The run's folder, on the rank that writes."""
     memory_gib: float = 4.0
     prefetch: int | None = None
     reading_timeout: float = 120.0
@@ -271,22 +273,37 @@ class Learner:
             return None
         self.network.eval()
         decoder = job.task.decoder(job.facts).to(job.device)
-        with torch.inference_mode():
-            results = decoder(self._averaged(job)(batch.pictures).float())
-        hold(self.network, job.spec.freeze)
+        try:
+            with torch.inference_mode():
+                results = decoder(self._averaged(job)(batch.pictures).float())
+        finally:  # a drawing that fails must not leave the network as it is evaluated
+            hold(self.network, job.spec.freeze)
         names = [Path(job.dataset.splits[split].name(number)).name for number in range(len(batch))]
         return drawing(job.task, job.facts, batch, results, names)
 
-    def evaluate(self, job: Job, split: str, batch: int) -> Measured:
-        """The averaged weights where there are any, on a split, without touching what learns."""
+    def evaluate(self, job: Job, split: str, batch: int, between: Callable[[], None] = lambda: None) -> Measured:
+        """Measure the averaged weights, where there are any, on a split, without touching what learns.
+
+        `between` is called before each batch and may end the evaluation by raising.
+        """
         self.network.eval()
         examples, forward = job.dataset.splits[split], self._averaged(job)
         criterion = None if job.task.open_set else self.criterion
-        measured = evaluate(
-            forward, criterion, job.task, job.facts, examples, batch, job.device, job.ranks, tables=False
-        )
-        hold(self.network, job.spec.freeze)
-        return measured
+        try:
+            return evaluate(
+                forward,
+                criterion,
+                job.task,
+                job.facts,
+                examples,
+                batch,
+                job.device,
+                job.ranks,
+                tables=False,
+                between=between,
+            )
+        finally:
+            hold(self.network, job.spec.freeze)
 
     def _averaged(self, job: Job) -> Callable[[Tensor], Tensor]:
         """The network as it is evaluated: with the averaged weights where there are any, in float32, as it is used."""

@@ -7,15 +7,16 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from cnnrun.batch import Batch
 from cnnrun.batches import TrainingBatches
 from cnnrun.checkpoint import Parts
-from cnnrun.errors import NonFiniteError, printable
+from cnnrun.errors import CheckpointError, NonFiniteError, printable
 from cnnrun.learner import Job, Learner
 
 # Steps between a step and the look at its numbers. A GPU is given one step's work before the last one's is looked at,
@@ -38,6 +39,22 @@ class State:
     loss_sum: float = 0.0  # of this epoch's steps so far
     loss_count: int = 0
     metrics_offset: int = 0
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def from_json(cls, data: Any, where: str) -> State:
+        """The state that a checkpoint holds. Raises CheckpointError."""
+        try:
+            state = TypeAdapter(cls).validate_json(json.dumps(data), strict=True)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            place = ".".join(printable(str(each)) for each in first["loc"])
+            raise CheckpointError(f"{where}: damaged (training.{place}: {first['msg']})") from None
+        counters = (state.step, state.evaluated, state.best_step, state.waited, state.loss_count, state.metrics_offset)
+        if min(counters) < 0 or state.accumulate < 1 or max(state.evaluated, state.best_step) > state.step:
+            raise CheckpointError(f"{where}: damaged (its counters are of no training)")
+        return state
 
 
 class Losses:

@@ -202,7 +202,10 @@ def state_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[st
 
 
 def load_state_tensors(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, Tensor]) -> None:
-    """The inverse of `state_tensors`. Tensors of a parameter's shape take its memory layout, as fused kernels need."""
+    """The inverse of `state_tensors`. Tensors of a parameter's shape take its memory layout, as fused kernels need.
+
+    Raises KeyError for a parameter that there is not, ValueError for a tensor that is not of its shape.
+    """
     groups = [(p, group) for group in optimizer.param_groups for p in group["params"]]
     parameters = dict(zip(names, groups, strict=True))
     for entry, value in tensors.items():
@@ -210,6 +213,8 @@ def load_state_tensors(optimizer: torch.optim.Optimizer, names: list[str], tenso
         parameter, group = parameters[name]
         if value.shape == parameter.shape:
             value = torch.empty_like(parameter).copy_(value)
+        elif value.dim():
+            raise ValueError(f"{entry} is {list(value.shape)}, its parameter {list(parameter.shape)}")
         # A step count lives on the CPU, but beside the parameter for fused kernels: as torch's own loading has it.
         on_cpu = value.dim() == 0 and not group.get("fused")
         optimizer.state[parameter][key] = value.clone() if on_cpu else value.to(parameter.device)

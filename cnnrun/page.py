@@ -6,7 +6,6 @@ import base64
 import contextlib
 import io
 import json
-import os
 from collections.abc import Mapping
 from importlib import resources
 from importlib.metadata import version
@@ -15,8 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnrun import __version__, disk
+from cnnrun import __version__
+from cnnrun.atomic_files import make_folder, write_file
 from cnnrun.cache import home
+from cnnrun.errors import StorageError
 
 BY = "cnnrun report"  # what pages say of themselves
 _LARGE = 60_000  # letters of a picture
@@ -67,9 +68,7 @@ def _vega() -> str:
             return path.read_text()
     script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     if path:
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # others may be writing it as well
-            disk.write(fresh, script.encode())
-            fresh.replace(path)
+        with contextlib.suppress(StorageError):
+            make_folder(path.parent)
+            write_file(path, script.encode())
     return script

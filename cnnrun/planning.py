@@ -16,6 +16,7 @@ import torch
 
 from cnnrun import plans
 from cnnrun.assemble import dataset, fitting, initial, job
+from cnnrun.atomic_files import Folder
 from cnnrun.contracts import Facts, Indexed, Split
 from cnnrun.dataset import Dataset, Examples, Index, index
 from cnnrun.device import peak_memory_mib
@@ -104,7 +105,7 @@ def _measured(
         splits = {"train": _first(train, steps * batch), "val": _first(val, pictures)}
         (folder / name).mkdir()
         with contextlib.redirect_stderr(io.StringIO()):
-            result = fit(job(short, replace(data, splits=splits), given, folder / name, device))
+            result = fit(job(short, replace(data, splits=splits), given, Folder(folder / name), device))
         stepping = epochs * steps * batch / result["images_per_second"]
         return steps, (result["seconds"] - stepping) / epochs, result
 

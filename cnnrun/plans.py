@@ -8,34 +8,39 @@ from typing import Any
 
 import torch
 
+from cnnrun.atomic_files import Folder, json_bytes, make_folder, storage_errors, write_json
+from cnnrun.bounded_files import read_bytes
+from cnnrun.errors import CheckpointError
 from cnnrun.experiment import Experiment
 from cnnrun.progress import say
-from cnnrun.runs import PLAN, environment, write_json
+from cnnrun.run_records import MAX_JSON_BYTES, PLAN
+from cnnrun.runs import environment
 
 _TOLD = ("seconds", "peak_memory_mib", "data_wait_share")  # what both know
 
 
 def keep(experiment: Experiment, root: Path, device: torch.device, planned: dict[str, Any]) -> None:
     """Keep a plan for the training of this config that may follow."""
-    (root / experiment.name).mkdir(parents=True, exist_ok=True)
+    make_folder(root / experiment.name)
     write_json(root / experiment.name / PLAN, {**planned, "for": _settings(experiment, environment(device))})
 
 
 def beside_the_plan(
-    experiment: Experiment, root: Path, run: Path, where: dict[str, Any], result: dict[str, Any]
+    experiment: Experiment, root: Path, run: Folder, where: dict[str, Any], result: dict[str, Any]
 ) -> None:
     """Write and say what was foretold and what it came to, where there is a plan of the same config and machine.
 
-    `where` is the run's `runs.environment`.
+    `where` is the run's `runs.environment`. A plan that cannot be read is none.
     """
     try:
-        planned = json.loads((root / experiment.name / PLAN).read_text())
+        planned = json.loads(read_bytes(root / experiment.name / PLAN, CheckpointError, MAX_JSON_BYTES))
         if planned.pop("for") != _settings(experiment, where):
             return
         pairs = {name: [float(planned[name]), float(result[name])] for name in _TOLD}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (CheckpointError, ValueError, KeyError, TypeError, AttributeError):
         return
-    write_json(run / PLAN, {"planned": planned, "measured": {name: result[name] for name in _TOLD}})
+    with storage_errors(run.path / PLAN, 4096):
+        run.replace(PLAN, json_bytes({"planned": planned, "measured": {name: result[name] for name in _TOLD}}))
     seconds, memory = pairs["seconds"], pairs["peak_memory_mib"]
     say(f"planned {seconds[0]:.0f} s and {memory[0]:,.0f} MiB; it took {seconds[1]:.0f} s and {memory[1]:,.0f} MiB")
 

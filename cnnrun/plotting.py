@@ -8,22 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cnnrun.errors import StorageError, printable
+from cnnrun.atomic_files import make_folder, write_file
+from cnnrun.errors import printable
 from cnnrun.plots import Plot, Series
-from cnnrun.runs import write_bytes
 
 
 def written(plots: Sequence[Plot], folder: Path) -> list[str]:
     """Write each figure into the folder under its title; returns the paths. Raises StorageError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"{printable(str(folder))}: {error.strerror}") from None
+    make_folder(folder)
     names = [_file(plot.title) for plot in plots]
     again = [names[:place].count(name) for place, name in enumerate(names)]  # such as those of x+ and x-
     paths = [folder / f"{name}{f'-{n + 1}' if n else ''}.png" for name, n in zip(names, again, strict=True)]
     for plot, path in zip(plots, paths, strict=True):
-        write_bytes(path, png(plot))
+        write_file(path, png(plot))
     return [str(path) for path in paths]
 
 

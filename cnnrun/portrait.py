@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cnnrun import charts, runs
+from cnnrun import charts
 from cnnrun.calibration import TEMPERATURE
 from cnnrun.dataset import Examples
 from cnnrun.drawing import svg
@@ -29,6 +27,7 @@ from cnnrun.page import as_image
 from cnnrun.panels import panel, picture_of
 from cnnrun.plots import Plot, Series
 from cnnrun.resampling import intervals
+from cnnrun.run_records import read_environments, read_metrics, read_result
 from cnnrun.taskspec import Measured
 from cnnrun.tiles import grown
 
@@ -64,7 +63,7 @@ def portrait(seen: Seen, key: str, specs: dict[str, Any], beside: int = 1) -> di
     The more runs, the fewer pictures of each: a page stays small enough to be sent around.
     """
     given = seen.subject.given
-    done = runs.result(seen.run) or {}
+    done = read_result(seen.run) or {}
     bad = worst(seen.subject, seen.examples, _pictures_of(seen, beside), seen.experiment.train.batch)
     explanations, unseen = _explained(seen, bad.mistakes) if beside <= _MOST_EXPLAINED else ([], [_ELSEWHERE])
     chose = seen.split == "val" and seen.experiment.train.monitor.startswith("val/")
@@ -183,7 +182,7 @@ def curves(of: Sequence[tuple[str, Path]]) -> list[Plot]:
     """The losses in one figure and each number of val in one of its own, by epoch, of runs by the names given."""
     lines: dict[str, list[Series]] = {}
     for name, run in of:
-        rows = _metrics(run)
+        rows = read_metrics(run)
         for number in dict.fromkeys(key for row in rows for key in row if key not in ("step", "epoch")):
             points = [(row["epoch"], row[number]) for row in rows if isinstance(row.get(number), int | float)]
             if all(value == -1.0 for _, value in points):  # COCO's word for nothing of that kind
@@ -192,15 +191,6 @@ def curves(of: Sequence[tuple[str, Path]]) -> list[Plot]:
             label = " ".join(each for each in (name, number) if each) if title == "loss" or not name else name
             lines.setdefault(title, []).append(Series(label, [p[0] for p in points], [p[1] for p in points]))
     return [Plot(title, "epoch", title, tuple(series)) for title, series in lines.items()]
-
-
-def _metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of an epoch each; a last one that was being written is not one yet."""
-    rows = []
-    with contextlib.suppress(OSError, ValueError):
-        for line in (run / "metrics.jsonl").read_text().splitlines():
-            rows.append(json.loads(line))
-    return rows
 
 
 def _shown(seen: Seen, bad: Worst) -> dict[str, Any] | None:
@@ -310,6 +300,6 @@ def _data(seen: Seen) -> dict[str, Any]:
 
 
 def _environment(run: Path) -> list[list[str]]:
-    found = runs.environments(run)
+    found = read_environments(run)
     rows = [[name, str(value)] for name, value in (found[0] if found else {}).items()]
     return rows + ([["later", f"{len(found) - 1} other environment(s)"]] if len(found) > 1 else [])

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cnnrun.atomic_files import begins_with_mark, make_folder
 from cnnrun.boxes import Mark
 from cnnrun.contracts import Facts
 from cnnrun.errors import ConfigError, DataError, printable
@@ -114,9 +115,9 @@ def drawn_into(folder: Path | None, image: Image) -> Callable[[dict[str, Any]], 
         return lambda row: None
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--draw {printable(str(folder))}: is a file")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for path in folder.glob("*.png"):
-        if _BY.encode() not in path.read_bytes()[:200]:
+        if not begins_with_mark(path, _BY.encode()):
             raise ConfigError(f"--draw {printable(str(folder))}: holds pictures of yours; choose another folder")
     taken: set[str] = set()
 

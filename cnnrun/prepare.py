@@ -33,7 +33,7 @@ def prepare(data: Data, indexed: Index, progress: Progress, only: Sequence[str] 
     shape = data.image_shape()
     assert shape is not None, "experiment.load refuses a config without a picture size"
     refuse_bad_boxes(indexed, data.bad_boxes)
-    listed = {id(split): listing(split, data.fingerprint == "content", data.workers) for split in indexed.sources()}
+    listed = _listed(data, indexed)
     wanted = {name: pair for name, pair in indexed.splits.items() if only is None or name in only}
     once: dict[int, Stored] = {}
     for split, _ in wanted.values():
@@ -64,6 +64,16 @@ def prepare(data: Data, indexed: Index, progress: Progress, only: Sequence[str] 
     apart = data.split.by == "label"
     dataset = replace(dataset, notes=tuple(_remarks(dataset, apart)))
     return _measured(data.image, _without_leaks(dataset, data.leakage, apart))
+
+
+def fingerprint(data: Data, indexed: Index) -> str:
+    """The fingerprint that `prepare` gives the data, without decoding it."""
+    return _fingerprint(indexed.source, _listed(data, indexed))
+
+
+def _listed(data: Data, indexed: Index) -> dict[int, NDArray[np.int64] | None]:
+    """Each split's files with their sizes and times, or hashes of their contents."""
+    return {id(split): listing(split, data.fingerprint == "content", data.workers) for split in indexed.sources()}
 
 
 def _examples(

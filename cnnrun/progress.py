@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cnnrun import torchrun
+from cnnrun.errors import printable
 
 Advance = Callable[..., None]
 
@@ -39,9 +41,13 @@ def bar(what: str, total: int, done: int = 0) -> Iterator[Advance]:
 
 
 def say(line: str) -> None:
-    """A line for people, on stderr, so that stdout stays the command's result. Of several ranks the first speaks."""
+    """Print a line for people on stderr, so that stdout stays the command's result. Of several ranks the first speaks.
+
+    Control characters are escaped. A stderr that is closed or full costs the line alone.
+    """
     if not torchrun.rank():
-        print(line, file=sys.stderr, flush=True)  # noqa: T201
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            print(printable(line), file=sys.stderr, flush=True)  # noqa: T201
 
 
 class Clock:

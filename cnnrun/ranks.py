@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, NoReturn
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from cnnrun import torchrun
-from cnnrun.errors import Elsewhere, Lost, ResourceError, UserError
+from cnnrun.errors import Elsewhere, Lost, ResourceError
 
 _BUCKET_BYTES = 32 << 20  # gradients that are added up at a time
 _PATIENT = timedelta(days=1)  # for decoding a data set, which may take hours on one host and not on another
@@ -109,10 +109,12 @@ class Group(Ranks):
             return told["made"]
         try:
             made = make()
-        except (UserError, OSError):
-            self._broadcast(b'{"failed": true}')
+            told = json.dumps({"made": made}).encode()
+        except BaseException:  # whatever it is, the others must not wait for what does not come
+            with suppress(Lost):
+                self._broadcast(b'{"failed": true}')
             raise
-        self._broadcast(json.dumps({"made": made}).encode())
+        self._broadcast(told)
         return made
 
     def tensors_from_first(self, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:

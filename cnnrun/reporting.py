@@ -8,16 +8,15 @@ from typing import Any
 
 import torch
 
-from cnnrun import runs
 from cnnrun.assemble import measured
+from cnnrun.atomic_files import write_new
 from cnnrun.errors import ConfigError, Interrupted, UserError, printable
 from cnnrun.explain.subject import Subject
 from cnnrun.page import BY, rendered
 from cnnrun.portrait import Seen, chart, curves, portrait
 from cnnrun.progress import say
 from cnnrun.resuming import told_apart
-
-FILE = "report.html"
+from cnnrun.run_records import REPORT, read_result
 
 
 def report(
@@ -43,21 +42,26 @@ def report(
         "runs": pages,
         "together": together,
     }
-    path = out or (seen[0].run if len(seen) == 1 else root) / FILE
+    path = out or (seen[0].run if len(seen) == 1 else root) / REPORT
     data = rendered(page, specs)
-    runs.write_new(path, data, mine=BY.encode())
+    write_new(path, data, mine=BY.encode())
     return {"path": str(path), "runs": [str(each.run) for each in seen], "split": split, "bytes": len(data)}
 
 
-def after(run: Path, root: Path, device: torch.device) -> None:
-    """The page of a run whose training has ended. What keeps it from being written costs the page alone, aloud."""
+def after(run: Path, root: Path, device: torch.device, *, anew: bool = True) -> None:
+    """Write the page of a run whose training has ended; unless `anew`, only where there is none yet.
+
+    Whatever keeps it from being written is said, and costs the page alone.
+    """
+    if not anew and (run / REPORT).exists():
+        return
     try:
         say(f"{report([run], root, device)['path']}: the run as a page for a browser")
     except Interrupted:
         raise
     except Exception as error:
-        why = error if isinstance(error, UserError | OSError) else f"{type(error).__name__}: {error}"
-        say(f"{run / FILE} was not written: {why}; `cnnrun report {run}` tries again")
+        why = printable(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+        say(f"{run / REPORT} was not written: {why}; `cnnrun report {run}` tries again")
 
 
 def _seen(target: Path | None, root: Path, device: torch.device, split: str) -> Seen:
@@ -72,7 +76,7 @@ def _together(seen: Sequence[Seen], specs: dict[str, Any]) -> dict[str, Any]:
     for each in seen:
         spans = each.spans
         cells = [_with_span(each.measured.numbers.get(name), spans.get(name)) for name in names]
-        done = runs.result(each.run) or {}
+        done = read_result(each.run) or {}
         rows.append([str(each.run), *cells, f"{each.subject.built.parameters:,}", f"{done.get('seconds', 0):,.0f}"])
     first = seen[0]
     differences = [

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-import gzip
 import itertools
-import json
-import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cnnrun import checkpoint, runs
+from cnnrun.atomic_files import Folder, json_bytes, storage_errors
+from cnnrun.bounded_files import open_gzip
 from cnnrun.contracts import Facts
 from cnnrun.dataset import Dataset
 from cnnrun.errors import CheckpointError, ConfigError, printable
 from cnnrun.experiment import Experiment, load
 from cnnrun.progress import say
 from cnnrun.ranks import Ranks
+from cnnrun.run_records import (
+    CHECKPOINTS,
+    CONFIG,
+    ENVIRONMENT,
+    FILES,
+    Environment,
+    parse_facts,
+    read_environments,
+    read_facts,
+    read_initial_weights,
+)
 from cnnrun.weights import Weights
 
 # What changes no bit of the result: where pictures are kept, how they are read (tests/test_same_bits.py), when to save.
@@ -27,64 +39,93 @@ _NO_MATTER = {
 _ASIDE = ("name", "seed", "data.image.mean", "data.image.std")
 
 
-def unfinished(experiment: Experiment, root: Path, resume: bool, strict: bool = False) -> Path | None:
-    """The newest unfinished run of the same config, when resuming; otherwise says that there is one.
+@dataclass(frozen=True)
+class Resumable:
+    """A run of the same config that `--resume` takes up; of a finished one nothing is left to train."""
 
-    `strict`: where there are only runs of other settings, raises CheckpointError that names them.
+    run: Path
+    is_finished: bool
+
+
+def find_resumable(experiment: Experiment, root: Path, resume: bool, strict: bool = False) -> Resumable | None:
+    """The newest unfinished run of the same config, else the newest finished one; None where there is none.
+
+    Without `resume` says that there is an unfinished one. `strict`: where there are only unfinished runs of other
+    settings, raises CheckpointError that names them.
     """
     left = runs.unfinished(root, experiment.name)
     if not resume:
         if left:
             say(f"{left[0]} is unfinished; --resume would go on with it")
         return None
-    others = []
+    run, others = _same_config(experiment, left)
+    if run is None and (done := finished(experiment, root)):
+        say(f"{done} of this config is finished: there is nothing left to train")
+        return Resumable(done, is_finished=True)
+    if run is None and others and strict:
+        raise CheckpointError(*others, "--strict-resume goes on with nothing but the same; --resume would start anew")
+    for line in others:
+        say(line)
+    if run is None:
+        return None
+    say(f"going on with {run}")
+    return Resumable(run, is_finished=False)
+
+
+def _same_config(experiment: Experiment, left: Sequence[Path]) -> tuple[Path | None, list[str]]:
+    """The first run of the same config, and why those before it are not."""
+    others: list[str] = []
     for run in left:
+        runs.refuse_links(run)
         try:
-            other = load(run / runs.CONFIG)
+            other = load(run / CONFIG)
         except ConfigError as error:
             others.append(f"{run} is unfinished, but its config cannot be read: {error.lines[0]}")
             continue
         if not (differ := differences(other, experiment.with_statistics_of(other))):
-            for line in others:
-                say(line)
-            say(f"going on with {run}")
-            return run
+            return run, others
         others += [f"{run} is unfinished, but of other settings: {line}" for line in differ]
-    if others and strict:
-        raise CheckpointError(*others, "--strict-resume goes on with nothing but the same; --resume would start anew")
-    for line in others:
-        say(line)
-    return None
+    return None, others
 
 
-def unchanged(run: Path, environment: dict[str, Any], strict: bool) -> None:
+def refuse_changed_data(run: Path, fingerprint: str) -> None:
+    """Raises CheckpointError where a finished run learned from other data than there is now."""
+    before = read_facts(run)
+    if before is not None and before.fingerprint != fingerprint:
+        raise CheckpointError(f"{run} is finished, but the data changed since; train anew without --resume")
+
+
+def unchanged(run: Folder, environment: Environment, strict: bool) -> None:
     """Say what of the machine is not as it was; `strict`: raises CheckpointError that names it."""
-    before = runs.environments(run)
+    before = read_environments(run.path)
     if strict and (lines := [line for each in before for line in runs.changes(each, environment)]):
-        lines = [f"{run}: {line}" for line in dict.fromkeys(lines)]
+        lines = [f"{run.path}: {line}" for line in dict.fromkeys(lines)]
         raise CheckpointError(*lines, "--resume would go on all the same")
     for line in runs.changes(before[-1], environment) if before else ():
         say(f"{line}: the result may differ in its last bits from an uninterrupted run's")
     if environment not in before:
         first, *later = [*before, environment]
-        runs.write_json(run / runs.ENVIRONMENT, first | ({"later": later} if later else {}))
+        data = json_bytes(first | ({"later": later} if later else {}))
+        with storage_errors(run.path / ENVIRONMENT, len(data)):
+            run.replace(ENVIRONMENT, data)
 
 
 def same_weights(run: Path, given: Weights) -> None:
     """Raises CheckpointError when a run without a checkpoint would begin again from other weights."""
-    try:
-        before = json.loads((run / runs.WEIGHTS).read_text())["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # not started yet
-    if before != given.digest:
+    before = read_initial_weights(run)
+    if before and before.sha256 != given.digest:
         raise CheckpointError(f"{run}: the weights it began with changed since; train anew without --resume")
 
 
-def saved_in(run: Path, data: Dataset, ranks: Ranks) -> checkpoint.Checkpoint | None:
-    """The checkpoint to go on from, if the run has one: as rank 0 has it. Raises CheckpointError for other data."""
+def saved_in(run: Folder | None, data: Dataset, ranks: Ranks) -> checkpoint.Checkpoint | None:
+    """The checkpoint to go on from, if the run has one: as rank 0, which has the `run`, has it.
+
+    Raises CheckpointError for other data.
+    """
     found: list[checkpoint.Checkpoint] = []
 
     def load_it() -> Any:
+        assert run is not None
         found.extend(each for each in [_saved_in(run, data)] if each)
         return [[str(each.path), list(each.parts), each.state] for each in found]
 
@@ -101,51 +142,57 @@ def saved_in(run: Path, data: Dataset, ranks: Ranks) -> checkpoint.Checkpoint | 
     return checkpoint.Checkpoint(Path(path), parts, state)
 
 
-def _saved_in(run: Path, data: Dataset) -> checkpoint.Checkpoint | None:
-    checkpoint.sweep(run / "checkpoints")
-    saved = checkpoint.load_newest(run / "checkpoints", "latest", say)
-    known = saved.state["facts"] if saved else _began_with(run)
-    if known is None:
-        return saved
-    before, facts = Facts.from_json(known), data.facts
-    if before.fingerprint != facts.fingerprint:
-        what = f"{sum(before.counts.values())} pictures in {len(before.classes)} classes then, "
-        what += f"{sum(facts.counts.values())} in {len(facts.classes)} now{_first_difference(run / runs.FILES, data)}"
-        if before.classes != facts.classes:
-            what += f"; classes were {', '.join(before.classes)}, are {', '.join(facts.classes)}"
-        raise CheckpointError(f"{run}: the data changed since it was started ({what}); train anew without --resume")
+def _saved_in(run: Folder, data: Dataset) -> checkpoint.Checkpoint | None:
+    with storage_errors(run.path / CHECKPOINTS, 0):
+        folder = run.child(CHECKPOINTS, create=True)
+        checkpoint.sweep(folder)
+    saved = checkpoint.load_newest(folder.path, "latest", say)
+    before = parse_facts(saved.state.get("facts"), str(saved.path)) if saved else read_facts(run.path)
+    if before is not None:
+        _refuse_other_data(run.path, before, data)
     return saved
 
 
-def _began_with(run: Path) -> Any:
-    try:
-        return json.loads((run / runs.FACTS).read_text())
-    except (OSError, ValueError):
-        return None
+def _refuse_other_data(run: Path, before: Facts, data: Dataset) -> None:
+    """Raises CheckpointError where the data is not what the run began with."""
+    facts = data.facts
+    if before.fingerprint != facts.fingerprint:
+        what = f"{sum(before.counts.values())} pictures in {len(before.classes)} classes then, "
+        what += f"{sum(facts.counts.values())} in {len(facts.classes)} now{_first_difference(run, data)}"
+        if before.classes != facts.classes:
+            what += f"; classes were {', '.join(before.classes)}, are {', '.join(facts.classes)}"
+        raise CheckpointError(f"{run}: the data changed since it was started ({what}); train anew without --resume")
 
 
-def _first_difference(listing: Path, data: Dataset) -> str:
+def _first_difference(run: Path, data: Dataset) -> str:
     """The first file that is not as a run's listing has it; nothing where that cannot be told."""
     try:
-        before = gzip.decompress(listing.read_bytes()).decode().split("\n")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError):
+        with open_gzip(run / FILES, CheckpointError) as listing:
+            before = listing.read().decode(errors="replace").split("\n")
+    except CheckpointError:
         return ""
-    now = list(data.lines())
-    for old, new in itertools.zip_longest(before, now, fillvalue=""):
+    for old, new in itertools.zip_longest(before, data.lines(), fillvalue=""):
         if old != new:
-            paths = [line.split("\t")[1] if line else "" for line in (old, new)]
+            paths = [_listed_path(line) for line in (old, new)]
             if paths[0] == paths[1]:
                 return f"; {paths[0]} changed"
-            is_new = paths[1] and all(line.split("\t")[1] != paths[1] for line in before)
+            is_new = paths[1] and all(_listed_path(line) != paths[1] for line in before)
             return f"; {paths[1]} is new" if is_new else f"; {paths[0]} is gone"
     return ""
+
+
+def _listed_path(line: str) -> str:
+    """The path in a line of a run's listing; nothing where the line is none."""
+    cells = line.split("\t")
+    return printable(cells[1]) if len(cells) > 1 else ""
 
 
 def finished(experiment: Experiment, root: Path) -> Path | None:
     """The newest finished run of the same config."""
     for run in runs.finished(root, experiment.name):
+        runs.refuse_links(run)
         try:
-            other = load(run / runs.CONFIG)
+            other = load(run / CONFIG)
         except ConfigError:
             continue
         if not differences(other, experiment.with_statistics_of(other)):

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from cnnrun import commands, reporting, runs, torchrun
+from cnnrun import commands, reporting, torchrun
+from cnnrun.atomic_files import write_json
 from cnnrun.errors import ConfigError, DataError
 from cnnrun.experiment import Experiment
 from cnnrun.progress import say
-from cnnrun.resuming import finished
+from cnnrun.run_records import read_facts
 
 
 def train(
@@ -32,12 +33,11 @@ def train(
     rows = []
     for place, seed in enumerate(seeds, 1):
         of_seed = experiment.model_copy(update={"seed": seed})
-        run = finished(of_seed, root) if resume else None
-        say(f"seed {seed} ({place} of {count})" + (f": {run} is finished" if run else ""))
-        if run is None:
-            run = Path(commands.train(of_seed, root, device, resume, strict)["run"])
-            if page:
-                reporting.after(run, root, device)
+        say(f"seed {seed} ({place} of {count})")
+        result = commands.train(of_seed, root, device, resume, strict)
+        run = Path(result["run"])
+        if page:
+            reporting.after(run, root, device, anew="already_finished" not in result)
         measured = commands.evaluate(run, root, device, None)
         rows.append({"seed": seed, "run": str(run), "split": measured["split"], "numbers": measured["numbers"]})
     _same_data([Path(row["run"]) for row in rows])
@@ -49,7 +49,7 @@ def train(
         "summary": {name: spread([row["numbers"][name] for row in rows]) for name in rows[0]["numbers"]},
     }
     path = root / experiment.name / f"seeds-{seeds[0]}-{seeds[-1]}.json"
-    runs.write_json(path, made)
+    write_json(path, made)
     return {"path": str(path), **made}
 
 
@@ -67,7 +67,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 def _same_data(folders: Sequence[Path]) -> None:
     """Raises DataError where not all runs learned from the same data."""
-    seen = {runs.fingerprint(folder): folder for folder in folders}
+    seen = {facts.fingerprint: folder for folder in folders if (facts := read_facts(folder))}
     if len(seen) > 1:
         one, other, *_ = seen.values()
         raise DataError(f"{one} and {other} learned from different data; train all seeds anew, without --resume")

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnrun import assemble, checkpoint
+from cnnrun.atomic_files import Folder
 from cnnrun.batch import Batch
 from cnnrun.batches import in_order
 from cnnrun.dataset import Dataset, Examples
@@ -76,7 +77,7 @@ class Bench:
         spec = self.experiment.train.model_copy(update=train)
         made = self.experiment.model_copy(update={"train": spec})
         (self.folder / name).mkdir(exist_ok=True)
-        return assemble.job(made, data or self.data, self.given, self.folder / name, self.device)
+        return assemble.job(made, data or self.data, self.given, Folder(self.folder / name), self.device)
 
     def batch(self, count: int) -> Batch:
         """So many pictures as they are."""

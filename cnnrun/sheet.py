@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cnnrun import runs
+from cnnrun.atomic_files import write_new
 from cnnrun.panels import cut
 
 _CELL, _GAP, _LINE = 112, 6, 16  # pixels: the shorter a picture, the more it is enlarged
@@ -46,7 +46,7 @@ def write_png(path: Path, pixels: NDArray[np.uint8], by: str) -> None:
     buffer, about = io.BytesIO(), PngInfo()
     about.add_text("Software", by)
     Pil.fromarray(pixels).save(buffer, "PNG", pnginfo=about)
-    runs.write_new(path, buffer.getvalue(), mine=by.encode())
+    write_new(path, buffer.getvalue(), mine=by.encode())
 
 
 def _pixels(picture_CHW: Tensor) -> NDArray[np.uint8]:

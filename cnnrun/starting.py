@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from cnnrun import runs, yamlfile
+from cnnrun import yamlfile
 from cnnrun.assemble import fitting
+from cnnrun.atomic_files import write_text
 from cnnrun.auditing import look_through
 from cnnrun.contracts import Facts, Pair
 from cnnrun.dataset import Data, Dataset, index
@@ -50,7 +51,7 @@ def start(data: str, task: str, out: Path | None, minutes: float) -> dict[str, A
     text = _written(source, seen, choice, dataset, found, minutes, path)
     experiment = parse(text, str(path))
     built = fitting(experiment, dataset.facts)  # what is written passes `check`
-    runs.write_text(path, text)
+    write_text(path, text)
     return {
         "path": str(path),
         "size": list(choice.size),

@@ -6,26 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from cnnrun.batch import Batch
-from cnnrun.device import out_of_memory
 from cnnrun.errors import ResourceError
 from cnnrun.learner import Job, Learner, too_small
 from cnnrun.randomness import seed_step
 
 
-def backward(learner: Learner, job: Job, batch: Batch, step: int) -> Tensor | None:
-    """The gradients of this rank's share of a batch, micro-batch by micro-batch; returns its part of the loss.
+def backward(learner: Learner, job: Job, batch: Batch, step: int) -> Tensor:
+    """Compute the gradients of this rank's share of a batch, micro-batch by micro-batch; returns its part of the loss.
 
-    The loss stays on the device. None where memory ran out.
+    The loss stays on the device.
     """
-    try:
-        return _backward(learner, job, batch, step)
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error) or (job.ranks.size > 1 and job.spec.sync_batch_norm):
-            raise  # the other ranks wait in the middle of the network, where nothing can be agreed on
-    return None
-
-
-def _backward(learner: Learner, job: Job, batch: Batch, step: int) -> Tensor:
     seed_step(job.seed, step, job.ranks.rank, job.device)
     total = torch.zeros((), device=job.device)
     for part in batch.micro():
@@ -51,12 +41,13 @@ def undo(learner: Learner, buffers: list[Tensor], device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def smaller(job: Job, accumulate: int) -> int:
-    """Twice as many micro-batches. Raises ResourceError where they cannot be smaller."""
+def smaller(job: Job, accumulate: int, reason: str) -> int:
+    """Twice as many micro-batches. Raises ResourceError, which says the `reason`, where they cannot be smaller."""
     count, twice = len(job.dataset.splits["train"]), 2 * accumulate
     why = too_small(job.spec, count, job.network, job.ranks.size, twice, job.task.together())
     if why or job.spec.smallest(count) < twice:
-        raise ResourceError(f"memory ran out with micro-batches as small as they can be ({why or 'one picture'})")
+        line = f"memory ran out with micro-batches as small as they can be ({why or 'one picture'}): {reason}"
+        raise ResourceError(line)
     return twice
 
 

@@ -14,9 +14,15 @@ from cnnrun.errors import Interrupted
 
 
 class Stop:
-    """Which signal asked to stop, 0 while none has."""
+    """Whether, and by which signal, the training was asked to stop."""
 
-    signal = 0
+    def __init__(self) -> None:
+        self.asked = 0
+
+    @property
+    def signal(self) -> int:
+        """The signal's number, 0 while there is none. That torchrun is gone counts as SIGTERM: nobody waits for us."""
+        return self.asked or (signal.SIGTERM if torchrun.is_orphan() else 0)
 
 
 @contextmanager
@@ -48,11 +54,11 @@ def stopping() -> Iterator[Stop]:
 
     def ask(number: int, frame: object) -> None:
         nonlocal asked
-        if stop.signal:
+        if stop.asked:
             if not echoed or time.monotonic() - asked > _ECHO_SECONDS:
                 os._exit(128 + number)
             return
-        stop.signal, asked = number, time.monotonic()
+        stop.asked, asked = number, time.monotonic()
         if not torchrun.rank():
             with contextlib.suppress(OSError):  # not `print`, in the middle of which the signal may have come
                 os.write(2, b"stopping after this step (once more to leave at once) ...\n")

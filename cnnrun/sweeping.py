@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import re
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +13,15 @@ from typing import Any
 import torch
 
 from cnnrun import commands
+from cnnrun.atomic_files import make_folder, write_text
 from cnnrun.dataset import index
 from cnnrun.device import out_of_memory
 from cnnrun.errors import ConfigError, DataError, NonFiniteError, ResourceError, StorageError, UserError, printable
 from cnnrun.experiment import Experiment, load
 from cnnrun.learner import monitored_numbers
+from cnnrun.locks import Locked, hold
 from cnnrun.progress import say
 from cnnrun.randomness import key
-from cnnrun.runs import write_text
 
 STUDY = "study.log"
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -111,8 +109,8 @@ def sweep(
     base = _checked(config, plain, space)
     index(base.data)  # what is wrong with the data is no trial's fault
     folder = root / f"{base.name}-sweep"
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder / "study.lock", wait=True):  # of processes that start at once the first makes it
+    make_folder(folder)
+    with hold(folder / "study.lock", _patiently):  # of processes that start at once the first makes it
         try:
             study = _study(base, folder, storage, space)
         except StorageError:  # seen once: a journal read while another process wrote to it
@@ -121,7 +119,7 @@ def sweep(
     while (trial := _next(study, folder, trials, base)) is not None:
         with trial.held:
             _run(study, trial.asked, space, (config, plain, folder), device)
-            _lock_of(folder, trial.asked.number).unlink()
+            _lock_of(folder, trial.asked.number).unlink(missing_ok=True)
     return _told(study, base, config, plain, folder)
 
 
@@ -184,7 +182,7 @@ def _next(study: Any, folder: Path, trials: int, base: Experiment) -> Begun | No
     from optuna.samplers import TPESampler
     from optuna.trial import TrialState
 
-    with _locked(folder / "study.lock", wait=True):
+    with hold(folder / "study.lock", _patiently):
         _put_back(study, folder)
         waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         begun = [each for each in study.get_trials(deepcopy=False) if not _given_up(each)]
@@ -193,7 +191,7 @@ def _next(study: Any, folder: Path, trials: int, base: Experiment) -> Begun | No
         study.sampler = TPESampler(seed=key(base.seed, len(begun)) % 2**32, constant_liar=True)
         trial = study.ask()
         held = contextlib.ExitStack()
-        held.enter_context(_locked(_lock_of(folder, trial.number), wait=False))
+        held.enter_context(hold(_lock_of(folder, trial.number)))
         return Begun(trial, held)
 
 
@@ -210,14 +208,14 @@ def _put_back(study: Any, folder: Path) -> None:
 
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         try:
-            with _locked(_lock_of(folder, trial.number), wait=False):
-                _lock_of(folder, trial.number).unlink()
+            with hold(_lock_of(folder, trial.number)):
+                _lock_of(folder, trial.number).unlink(missing_ok=True)
                 now = {each.number: each.state for each in study.get_trials(deepcopy=False)}
                 if now[trial.number] != TrialState.RUNNING:
                     continue  # its process came to its end before this one held it
                 study.tell(trial.number, state=TrialState.FAIL)
                 study.enqueue_trial(trial.params, user_attrs={_AGAIN: trial.user_attrs.get(_AGAIN, trial.number)})
-        except BlockingIOError:
+        except Locked:
             continue
 
 
@@ -225,15 +223,8 @@ def _lock_of(folder: Path, number: int) -> Path:
     return folder / f"trial-{number}.lock"
 
 
-@contextmanager
-def _locked(path: Path, wait: bool) -> Iterator[None]:
-    """Hold a file; the hold ends with the process. Raises BlockingIOError where another holds it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
-    finally:
-        os.close(descriptor)
+def _patiently() -> None:
+    """Wait for the study's lock without a word: it is held for moments."""
 
 
 def _run(study: Any, trial: Any, space: Space, base: tuple[Path, Sequence[str], Path], device: torch.device) -> None:

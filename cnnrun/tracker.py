@@ -1,7 +1,7 @@
 """Where numbers go while training: `metrics.jsonl` for machines, TensorBoard for eyes.
 
 `metrics.jsonl` holds nothing of the clock, so a repeated or resumed run writes the same bytes; seconds and images/s go
-to TensorBoard alone.
+to TensorBoard alone. What goes to TensorBoard can fail in any way and costs no training.
 """
 
 from __future__ import annotations
@@ -9,41 +9,50 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from cnnrun import disk
-from cnnrun.errors import StorageError
+from cnnrun.atomic_files import Folder, storage_errors
+from cnnrun.errors import Interrupted, StorageError, printable
+from cnnrun.event_file import EventFile
 from cnnrun.progress import say
+from cnnrun.run_records import METRICS
 
 _LONGEST = 24  # letters of a class's name in a picture: longer ones would leave no room for it
 
 
 class Tracker:
-    """Writes both; on resuming at `step` what an earlier process wrote beyond it is cut off."""
+    """Writes both into the run; on resuming at `step` what an earlier process wrote beyond it is cut off."""
 
-    def __init__(self, run: Path, step: int = 0, offset: int = 0) -> None:
+    def __init__(self, run: Folder, step: int = 0, offset: int = 0) -> None:
         self._run, self._step = run, step
-        self._writer: Any = None
-        path = run / "metrics.jsonl"
-        size = path.stat().st_size if path.exists() else 0
-        if size < offset:
-            say(f"{path}: {offset - size:,} bytes of it are gone; what comes is written after what is left")
+        self._board: EventFile | None = None
+        self._board_failed = False
         with self._writing(0):
-            self._file = path.open("ab")
+            self._file = run.append(METRICS)
+            size = os.fstat(self._file.fileno()).st_size
+            if size < offset:
+                gone = offset - size
+                say(f"{run.path / METRICS}: {gone:,} bytes of it are gone; what comes is written after what is left")
             self._file.truncate(min(size, offset))
 
     def offset(self) -> int:
-        """Bytes of metrics.jsonl that belong to what was saved so far; they are on the disk."""
+        """Bytes of metrics.jsonl that belong to what was saved so far; they are on the disk.
+
+        Raises StorageError where the file is no longer in the run.
+        """
         with self._writing(0):
             self._file.flush()
             os.fsync(self._file.fileno())
-            return self._file.seek(0, 2)
+            status = os.fstat(self._file.fileno())
+        if not self._run.has(METRICS) or self._run.status(METRICS).st_ino != status.st_ino:
+            raise StorageError(f"{self._run.path / METRICS}: was removed or replaced while the run was training")
+        return status.st_size
 
     def record(self, step: int, numbers: Mapping[str, float | int | str]) -> None:
         """A line of metrics.jsonl, its numbers to TensorBoard as well."""
@@ -56,51 +65,54 @@ class Tracker:
     def show(self, step: int, numbers: Mapping[str, float]) -> None:
         """Numbers to TensorBoard alone."""
         for name, value in numbers.items():
-            self._board("add_scalar", name, value, step)
+            self._look(partial(EventFile.add_scalar, name=name, value=value, step=step))
 
     def show_pictures(self, step: int, name: str, pictures_BCHW: Tensor) -> None:
         """A grid of pictures with values 0..255; nothing where these are features."""
         if pictures_BCHW.dim() != 4 or pictures_BCHW.shape[1] not in (1, 3):
             return
-        self._board("add_images", name, pictures_BCHW.clamp(0, 255).byte().cpu(), step)
+        self._look(lambda board: board.add_images(name, pictures_BCHW.clamp(0, 255).byte().cpu(), step))
 
-    def show_drawing(self, step: int, name: str, pixels_HWC: Any) -> None:
-        """A picture that was drawn."""
-        self._board("add_image", name, pixels_HWC, step, dataformats="HWC")
+    def show_drawing(self, step: int, name: str, draw: Callable[[], Any]) -> None:
+        """What `draw` gives, uint8 [H, W, 3]; nothing where it gives None."""
+
+        def add(board: EventFile) -> None:
+            if (pixels := draw()) is not None:
+                board.add_image(name, pixels, step)
+
+        self._look(add)
 
     def show_matrix(self, step: int, name: str, matrix: list[list[int]], labels: tuple[str, ...]) -> None:
         """A confusion matrix as a picture."""
-        self._board("add_image", name, _drawn(matrix, labels), step, dataformats="HWC")
+        self.show_drawing(step, name, lambda: _drawn(matrix, labels))
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # what matters was written out before
             self._file.close()
-        if self._writer:
+        if self._board:
             with contextlib.suppress(OSError):
-                self._writer.close()
+                self._board.close()
 
     @contextmanager
     def _writing(self, needed: int) -> Iterator[None]:
-        try:
+        with storage_errors(self._run.path / METRICS, needed, "; the last checkpoint stands"):
             yield
-        except OSError as error:
-            line = disk.trouble(self._run / "metrics.jsonl", needed, error)
-            raise StorageError(f"{line}; the last checkpoint stands") from None
 
-    def _board(self, method: str, *arguments: Any, **settings: Any) -> None:
-        """One call to TensorBoard's writer. Its disk failing costs the pictures, not the training."""
-        if self._writer is False:
+    def _look(self, show: Callable[[EventFile], None]) -> None:
+        """Something for eyes alone. The first failure of any kind is said and turns TensorBoard off, no more."""
+        if self._board_failed:
             return
         try:
-            if self._writer is None:
-                # Imported at the first write, after the first step: it costs a second.
-                from torch.utils.tensorboard import SummaryWriter
-
-                self._writer = SummaryWriter(str(self._run), purge_step=self._step)
-            getattr(self._writer, method)(*arguments, **settings)
-        except OSError as error:
-            say(f"TensorBoard is off from here: {error}")
-            self._writer = False
+            if self._board is None:
+                # At the first use, after the first step: importing TensorBoard takes a second.
+                self._board = EventFile(self._run, self._step)
+            show(self._board)
+        except Interrupted:
+            raise
+        except Exception as error:
+            self._board_failed = True
+            why = printable(str(error).splitlines()[0] if str(error) else type(error).__name__)
+            say(f"TensorBoard gets nothing from here on ({why}); the training goes on")
 
 
 class Silent(Tracker):
@@ -118,7 +130,7 @@ class Silent(Tracker):
     def close(self) -> None:
         pass
 
-    def _board(self, method: str, *arguments: Any, **settings: Any) -> None:
+    def _look(self, show: Callable[[EventFile], None]) -> None:
         pass
 
 
@@ -135,7 +147,8 @@ def _drawn(matrix: list[list[int]], labels: tuple[str, ...]) -> Any:
     axes = figure.add_subplot(xlabel="predicted", ylabel="true")
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     if len(labels) <= 30:
-        short = [label if len(label) <= _LONGEST else f"{label[:_LONGEST]}…" for label in labels]
+        names = [printable(label) for label in labels]
+        short = [name if len(name) <= _LONGEST else f"{name[:_LONGEST]}…" for name in names]
         axes.set_xticks(range(len(labels)), short, rotation=90, parse_math=False)
         axes.set_yticks(range(len(labels)), short, parse_math=False)
         for row, column in np.argwhere(counts > 0):

@@ -19,11 +19,13 @@ from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from torch import Tensor
 
-from cnnrun import checkpoint, pickled, yamlfile, zoo
+from cnnrun import checkpoint, pickled, runs, yamlfile, zoo
+from cnnrun.atomic_files import make_folder, write_file
 from cnnrun.contracts import Facts
-from cnnrun.errors import CheckpointError, StorageError, UserError
+from cnnrun.errors import CheckpointError, UserError, printable
 from cnnrun.network import Network
 from cnnrun.pictures import Image
+from cnnrun.run_records import CHECKPOINTS, parse_facts
 from cnnrun.spec import Kinds, Spec
 from cnnrun.structures import Model
 from cnnrun.tasks import Task
@@ -112,16 +114,9 @@ def write(path: Path, tensors: State, about: About, facts: Facts) -> None:
     """A weights file with its metadata, whole or not there. Raises StorageError."""
     written = yamlfile.dump(about.model_dump(mode="json", by_alias=True, exclude_none=True))
     metadata = {"cnnrun.config": written, "cnnrun.facts": json.dumps(facts.to_json())}
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        plain = {name: value.contiguous() for name, value in tensors.items()}
-        temporary.write_bytes(safetensors.torch.save(plain, metadata))
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise StorageError(f"{path}: cannot be written ({error})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    plain = {name: value.contiguous() for name, value in tensors.items()}
+    make_folder(path.parent)
+    write_file(path, safetensors.torch.save(plain, metadata))
 
 
 def fitting(network: Network, given: Weights, until: str | None, facts: Facts) -> dict[str, str]:
@@ -217,11 +212,26 @@ def _of_run(path: Path) -> Weights:
     if (path / "manifest.json").exists():
         saved: checkpoint.Checkpoint | None = checkpoint.load(path)
     else:
-        saved = checkpoint.load_newest(path / "checkpoints", "best", lambda line: None)
+        if (path / CHECKPOINTS).is_dir():
+            runs.refuse_links(path)
+        saved = checkpoint.load_newest(path / CHECKPOINTS, "best", lambda line: None)
     if saved is None:
         raise CheckpointError(f"{path}: neither a run nor a checkpoint")
-    tensors, facts = saved.parts.get("ema", saved.parts["model"]), Facts.from_json(saved.state["facts"])
-    return Weights(tensors, "name", None, facts, _digest(saved.path / "manifest.json"))
+    facts, tensors = of_checkpoint(saved)
+    return Weights(tensors, "name", None, facts, _digest(saved.path / checkpoint.MANIFEST))
+
+
+def of_checkpoint(saved: checkpoint.Checkpoint) -> tuple[Facts, State]:
+    """The data facts and the weights that a checkpoint gives: the averaged ones where it has them.
+
+    Raises CheckpointError where it has none, or a variance below zero.
+    """
+    tensors = saved.parts.get("ema", saved.parts.get("model"))
+    if not tensors:
+        raise CheckpointError(f"{saved.path}: has no weights")
+    if bad := [name for name, value in tensors.items() if name.endswith("running_var") and (value < 0).any()]:
+        raise CheckpointError(f"{saved.path}: {printable(bad[0])} is a variance below zero")
+    return parse_facts(saved.state.get("facts"), str(saved.path / checkpoint.STATE)), tensors
 
 
 def _described(path: Path, metadata: dict[str, str]) -> tuple[About | None, Facts | None]:

@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 from several import forked
 
-from cnnrun import checkpoint, commands, disk, experiment
+from cnnrun import atomic_files, checkpoint, commands, experiment
 
 CONFIG = """
 task: classify
@@ -190,17 +190,11 @@ def _training(made: experiment.Experiment, root: Path, fatal: int | None) -> int
     for name in ("fsync", "replace", "rename", "mkdir", "open", "unlink", "rmdir", "pwrite", "write", "ftruncate"):
         setattr(os, name, counted(getattr(os, name)))
 
-    def in_halves(path, data):
-        count()
-        with Path(path).open("wb") as file:
-            file.write(data[: len(data) // 2])
-            file.flush()
-            count()
-            file.write(data[len(data) // 2 :])
-            file.flush()
-            os.fsync(file.fileno())
+    def in_halves(descriptor, data):
+        os.write(descriptor, data[: len(data) // 2])
+        os.write(descriptor, data[len(data) // 2 :])
 
-    disk.write = in_halves
+    atomic_files._write_all = in_halves
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 2)
     commands.train(made, root / "runs", torch.device("cpu"), resume=True)

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from cnnrun import checkpoint, train
-from cnnrun import step as step_of_learning
 from cnnrun.errors import Interrupted
 
 
@@ -33,7 +32,7 @@ def digest(run: Path) -> str:
 @contextmanager
 def stopped_at(step: int) -> Iterator[None]:
     """SIGTERM arrives while optimizer step `step` is under way, and the training in this context ends by it."""
-    real = step_of_learning.backward
+    real = train.backward
 
     def stepping(learner, job, batch, number):
         if number == step:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cnnrun import checkpoint
+from cnnrun.atomic_files import Folder
 from cnnrun.errors import CheckpointError, StorageError
 
 
@@ -21,7 +22,7 @@ def quiet(line: str) -> None:
 
 
 def test_what_is_saved_is_loaded(tmp_path):
-    path = checkpoint.save(tmp_path, 7, parts(1), {"training": {"step": 7}})
+    path = checkpoint.save(Folder(tmp_path), 7, parts(1), {"training": {"step": 7}})
     loaded = checkpoint.load(path)
     assert torch.equal(loaded.parts["model"]["w"], parts(1)["model"]["w"])
     assert loaded.parts["optimizer"] == {}
@@ -32,16 +33,16 @@ def test_what_is_saved_is_loaded(tmp_path):
 
 def test_channels_last_tensors_keep_their_values(tmp_path):
     weight = torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last)
-    path = checkpoint.save(tmp_path, 1, {"model": {"w": weight}}, {})
+    path = checkpoint.save(Folder(tmp_path), 1, {"model": {"w": weight}}, {})
     assert torch.equal(checkpoint.load(path).parts["model"]["w"], weight)
 
 
 def test_steps_sort_as_numbers_and_pruning_keeps_the_newest_and_the_best(tmp_path):
     for step in (9, 10, 100, 99_999_999, 100_000_000):
-        checkpoint.save(tmp_path, step, parts(step), {})
+        checkpoint.save(Folder(tmp_path), step, parts(step), {})
         if step == 10:
-            checkpoint.point(tmp_path, "best", "step-00000010")
-    checkpoint.prune(tmp_path, 2)
+            checkpoint.point(Folder(tmp_path), "best", "step-00000010")
+    checkpoint.prune(Folder(tmp_path), 2)
     assert [int(path.name[5:]) for path in checkpoint.generations(tmp_path)] == [10, 99_999_999, 100_000_000]
 
 
@@ -57,8 +58,8 @@ def flips(data: bytes, count: int, seed: int) -> list[bytes]:
 
 
 def test_every_flipped_bit_and_cut_is_found_and_the_one_before_is_used(tmp_path):
-    checkpoint.save(tmp_path, 1, parts(1), {"training": {"step": 1}})
-    newest = checkpoint.save(tmp_path, 2, parts(2), {"training": {"step": 2}})
+    checkpoint.save(Folder(tmp_path), 1, parts(1), {"training": {"step": 1}})
+    newest = checkpoint.save(Folder(tmp_path), 2, parts(2), {"training": {"step": 2}})
     for name in ("model.safetensors", "state.json", "manifest.json"):
         sound = (newest / name).read_bytes()
         for damaged in [*flips(sound, 40, len(sound)), *(sound[:cut] for cut in range(0, len(sound), 37))]:
@@ -82,7 +83,7 @@ def json_equal(a: bytes, b: bytes) -> bool:
 
 
 def test_files_of_two_generations_do_not_mix(tmp_path):
-    a, b = (checkpoint.save(tmp_path, step, parts(step), {}) for step in (1, 2))
+    a, b = (checkpoint.save(Folder(tmp_path), step, parts(step), {}) for step in (1, 2))
     (b / "model.safetensors").write_bytes((a / "model.safetensors").read_bytes())
     with pytest.raises(CheckpointError, match="SHA-256"):
         checkpoint.load(b)
@@ -91,7 +92,7 @@ def test_files_of_two_generations_do_not_mix(tmp_path):
 @pytest.mark.parametrize("content", [None, b"", b"\xff", b"../../etc", b"/etc", b"step-99999999", b"step-x"])
 def test_a_bad_pointer_falls_back_to_the_newest(tmp_path, content):
     for step in (9, 10):
-        checkpoint.save(tmp_path, step, parts(step), {"step": step})
+        checkpoint.save(Folder(tmp_path), step, parts(step), {"step": step})
     (tmp_path / "latest").unlink()
     if content is not None:
         (tmp_path / "latest").write_bytes(content)
@@ -100,7 +101,7 @@ def test_a_bad_pointer_falls_back_to_the_newest(tmp_path, content):
 
 def test_no_sound_generation_is_an_error_none_at_all_is_none(tmp_path):
     assert checkpoint.load_newest(tmp_path, "latest", quiet) is None
-    path = checkpoint.save(tmp_path, 1, parts(1), {})
+    path = checkpoint.save(Folder(tmp_path), 1, parts(1), {})
     (path / "state.json").unlink()
     with pytest.raises(CheckpointError, match="no sound checkpoint"):
         checkpoint.load_newest(tmp_path, "latest", quiet)
@@ -108,7 +109,7 @@ def test_no_sound_generation_is_an_error_none_at_all_is_none(tmp_path):
 
 @pytest.mark.parametrize("kind", ["symlink", "fifo"])
 def test_only_regular_files_are_read(tmp_path, kind):
-    path = checkpoint.save(tmp_path, 1, parts(1), {})
+    path = checkpoint.save(Folder(tmp_path), 1, parts(1), {})
     target = path / "model.safetensors"
     moved = target.rename(tmp_path / "elsewhere")
     os.symlink(moved, target) if kind == "symlink" else os.mkfifo(target)
@@ -118,7 +119,7 @@ def test_only_regular_files_are_read(tmp_path, kind):
 
 @pytest.mark.parametrize("names", [["../x.safetensors"], [".hidden"], ["/etc/passwd"]])
 def test_a_manifest_cannot_name_other_places(tmp_path, names):
-    path = checkpoint.save(tmp_path, 1, parts(1), {})
+    path = checkpoint.save(Folder(tmp_path), 1, parts(1), {})
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["files"] |= {name: {"bytes": 1, "sha256": "0"} for name in names}
     (path / "manifest.json").write_text(json.dumps(manifest))
@@ -129,29 +130,26 @@ def test_a_manifest_cannot_name_other_places(tmp_path, names):
 @pytest.mark.parametrize("call", ["fsync", "rename", "mkdir", "open"])
 def test_a_failing_disk_costs_no_earlier_checkpoint(tmp_path, monkeypatch, call):
     import errno
-    from pathlib import Path
 
-    checkpoint.save(tmp_path, 1, parts(1), {"step": 1})
+    checkpoint.save(Folder(tmp_path), 1, parts(1), {"step": 1})
     monkeypatch.setattr(checkpoint.time, "sleep", lambda seconds: None)
 
     def fail(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        if call == "fsync":
-            patched.setattr(checkpoint.os, "fsync", fail)
-        else:
-            patched.setattr(Path, call, fail)
+        folder = Folder(tmp_path)
+        patched.setattr(os, call, fail)
         with pytest.raises(StorageError, match="No space left.* are needed.*are free") as refused:
-            checkpoint.save(tmp_path, 2, parts(2), {"step": 2})
+            checkpoint.save(folder, 2, parts(2), {"step": 2})
     assert refused.value.exit_code == 5
     assert checkpoint.load_newest(tmp_path, "latest", quiet).state == {"step": 1}
-    checkpoint.sweep(tmp_path)
+    checkpoint.sweep(Folder(tmp_path))
     assert not list(tmp_path.glob("*.tmp"))
 
 
 def test_a_disk_that_recovers_is_tried_again(tmp_path, monkeypatch):
-    real, failures = checkpoint.os.fsync, [OSError(5, "Input/output error")]
+    real, failures = os.fsync, [OSError(5, "Input/output error")]
     monkeypatch.setattr(checkpoint.time, "sleep", lambda seconds: None)
 
     def flaky(descriptor: int) -> None:
@@ -159,6 +157,6 @@ def test_a_disk_that_recovers_is_tried_again(tmp_path, monkeypatch):
             raise failures.pop()
         real(descriptor)
 
-    monkeypatch.setattr(checkpoint.os, "fsync", flaky)
-    path = checkpoint.save(tmp_path, 1, parts(1), {"step": 1})
+    monkeypatch.setattr(os, "fsync", flaky)
+    path = checkpoint.save(Folder(tmp_path), 1, parts(1), {"step": 1})
     assert checkpoint.load(path).state == {"step": 1}

@@ -30,7 +30,7 @@ def data_of(tried: experiment.Experiment, monkeypatch):
 def test_it_starts_at_chance_and_steps_down(path, monkeypatch, tmp_path):
     tried = experiment.load(path, ["train.batch=32", "train.ema=null"])
     data = data_of(tried, monkeypatch)
-    learning = Learner(job := assemble.job(tried, data, None, tmp_path, CPU))
+    learning = Learner(job := assemble.job(tried, data, None, None, CPU))
     batch = TrainingBatches(data.splits["train"], job.augment, 32, 10, 0, CPU).at(0)
     losses = []
     for step in range(6):

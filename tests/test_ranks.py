@@ -75,7 +75,7 @@ def test_shares_are_a_partition_of_each_micro_batch(whole, parts, size, partners
 @pytest.mark.parametrize("size", [2, 4])
 def test_every_rank_has_its_part_of_the_same_batches(augment, accumulate, size):
     made = tried(f"data.augment={augment}", "train.batch=49", "train.drop_last=false")
-    job = assemble.job(made, assemble.dataset(made), None, Path("unused"), CPU)
+    job = assemble.job(made, assemble.dataset(made), None, None, CPU)
     examples = job.dataset.splits["train"]
     alone = job.batches(examples, accumulate)
     others = [job_of(job, OneOf(rank, size)).batches(examples, accumulate) for rank in range(size)]
@@ -276,7 +276,7 @@ def test_pictures_are_decoded_once_a_host(tmp_path, monkeypatch):
 
 
 def test_memory_that_runs_out_on_one_rank_makes_all_micro_batches_smaller(tmp_path, monkeypatch):
-    real = step_of_learning._backward
+    real = train.backward
 
     def short(learner, job, batch, step):
         if job.ranks.rank == 1 and max(batch.parts) > 16:
@@ -284,7 +284,7 @@ def test_memory_that_runs_out_on_one_rank_makes_all_micro_batches_smaller(tmp_pa
         return real(learner, job, batch, step)
 
     with monkeypatch.context() as patched:
-        patched.setattr(step_of_learning, "_backward", short)
+        patched.setattr(train, "backward", short)
         results = trained(tmp_path / "short", 2)
         assert all(isinstance(each, dict) for each in results), results
     trained(tmp_path / "set", 2, "train.accumulate=2")

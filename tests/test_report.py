@@ -16,11 +16,12 @@ from browser import visited
 from conftest import TINY, save_picture
 from explained import TASKS
 
-from cnnrun import charts, commands, page, reporting, runs
+from cnnrun import charts, commands, page, reporting
 from cnnrun.errors import ConfigError, StorageError
 from cnnrun.experiment import parse
 from cnnrun.plots import Plot, Series
 from cnnrun.portrait import curves
+from cnnrun.run_records import read_result
 
 CPU = torch.device("cpu")
 MOST_BYTES = 6 << 20
@@ -269,7 +270,7 @@ def test_a_page_that_cannot_be_written_does_not_cost_the_training(tiny, tmp_path
     assert code == 0
     assert "report.html was not written: no space left" in err
     assert "best at step" in out
-    assert runs.result(tmp_path / "tiny" / "1")
+    assert read_result(tmp_path / "tiny" / "1")
 
 
 def test_an_unfinished_run_has_a_page_that_says_so(trained_run, tmp_path):

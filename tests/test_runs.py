@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from cnnrun import runs
+from cnnrun import atomic_files, runs
 from cnnrun.errors import CheckpointError, StorageError
 
 
@@ -25,7 +25,7 @@ def test_unfinished_are_those_with_a_config_and_no_result(tmp_path):
     a, b, c, d = (runs.create(tmp_path, "a") for _ in range(4))
     for folder in (a, b, d):
         started(folder)
-    runs.write_json(b / runs.RESULT, {})
+    atomic_files.write_json(b / runs.RESULT, {})
     assert runs.unfinished(tmp_path, "a") == [d, a]
     assert c not in runs.unfinished(tmp_path, "a")
     assert runs.unfinished(tmp_path, "none") == []
@@ -46,12 +46,12 @@ def test_newest_is_by_time_over_all_names(tmp_path):
 
 
 def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
-    runs.write_text(tmp_path / "f", "one")
+    atomic_files.write_text(tmp_path / "f", "one")
 
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match="No space left"):
-        runs.write_text(tmp_path / "f", "two")
+        atomic_files.write_text(tmp_path / "f", "two")
     assert (tmp_path / "f").read_text() == "one"

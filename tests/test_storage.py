@@ -21,7 +21,8 @@ import torch
 from conftest import TINY
 from several import forked, outcome, wait_for
 
-from cnnrun import checkpoint, commands, disk, experiment
+from cnnrun import checkpoint, commands, experiment
+from cnnrun.atomic_files import Folder
 from cnnrun.errors import CheckpointError, StorageError, UserError
 
 CPU = torch.device("cpu")
@@ -39,10 +40,12 @@ def parts(seed: int) -> checkpoint.Parts:
 
 def save(folder: Path, step: int, keep: int = 2) -> None:
     """As training saves: the best is every third."""
-    checkpoint.save(folder, step, parts(step), {"training": {"step": step}})
+    if not folder.exists():
+        folder.mkdir(parents=True)
+    checkpoint.save(Folder(folder), step, parts(step), {"training": {"step": step}})
     if step % 3 == 0:
-        checkpoint.point(folder, "best", f"step-{step:08d}")
-    checkpoint.prune(folder, keep)
+        checkpoint.point(Folder(folder), "best", f"step-{step:08d}")
+    checkpoint.prune(Folder(folder), keep)
 
 
 def newest(folder: Path) -> int:
@@ -66,9 +69,9 @@ def writes(before: Callable[[str], None]) -> Iterator[None]:
 
             return call
 
-        for name in ("fsync", "replace", "rename", "mkdir"):
+        for name in ("fsync", "replace", "rename", "mkdir", "write"):
             patched.setattr(os, name, watched(name, getattr(os, name)))
-        real, descriptor = Path.open, os.open
+        descriptor = os.open
 
         def opened_for(path, flags, *rest, **settings):
             if flags & (os.O_WRONLY | os.O_RDWR):
@@ -77,33 +80,7 @@ def writes(before: Callable[[str], None]) -> Iterator[None]:
 
         patched.setattr(os, "open", opened_for)
 
-        def opened(path, mode="r", *rest, **settings):
-            if "w" not in mode and "a" not in mode:
-                return real(path, mode, *rest, **settings)
-            before("open")
-            file = real(path, mode, *rest, **settings)
-            return Watched(file, before)
-
-        patched.setattr(Path, "open", opened)
         yield
-
-
-class Watched:
-    def __init__(self, file, before) -> None:
-        self._file, self._before = file, before
-
-    def write(self, data):
-        self._before("write")
-        return self._file.write(data)
-
-    def __getattr__(self, name):
-        return getattr(self._file, name)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *arguments):
-        self._file.close()
 
 
 @pytest.mark.parametrize("how", ["moment", "call"])
@@ -141,7 +118,7 @@ def test_kills_while_saving_cost_nothing(tmp_path, how):
                 checkpoint.load(folder / str(name))
         assert newest(folder) >= reached
         reached = newest(folder)
-        checkpoint.sweep(folder)
+        checkpoint.sweep(Folder(folder))
         assert not [path.name for path in folder.iterdir() if "tmp" in path.name]
         for path in checkpoint.generations(folder):
             checkpoint.load(path)
@@ -172,7 +149,7 @@ def test_saving_the_same_step_again_never_loses_it(tmp_path, monkeypatch, how):
         else:
             with contextlib.suppress(StorageError):
                 again()
-        checkpoint.sweep(folder)  # as the next start does
+        checkpoint.sweep(Folder(folder))  # as the next start does
         assert newest(folder) == 3, calls[place]
         assert not [path.name for path in folder.iterdir() if "tmp" in path.name]
 
@@ -231,12 +208,12 @@ def test_a_damaged_newest_is_put_aside_when_the_run_goes_on(tmp_path):
         save(tmp_path, step, keep=9)
     (tmp_path / "step-00000004" / "state.json").write_text("{}")
     (tmp_path / "latest").write_text("step-00000002")
-    checkpoint.settle(tmp_path, tmp_path / "step-00000002", 1)
+    checkpoint.settle(Folder(tmp_path), tmp_path / "step-00000002", 1)
     assert [path.name for path in checkpoint.generations(tmp_path)] == [f"step-0000000{step}" for step in (1, 2, 3)]
     assert (tmp_path / "step-00000004.damaged").is_dir()
     save(tmp_path, 4, keep=9)
     (tmp_path / "step-00000004" / "state.json").write_text("{}")
-    checkpoint.settle(tmp_path, tmp_path / "step-00000002", 1)  # once more
+    checkpoint.settle(Folder(tmp_path), tmp_path / "step-00000002", 1)  # once more
     assert [path.name for path in checkpoint.generations(tmp_path)] == [f"step-0000000{step}" for step in (1, 2, 3)]
     assert checkpoint.pointed_at(tmp_path, "best") == "step-00000001"
 
@@ -283,6 +260,7 @@ def test_a_disk_that_fails_once_or_twice_is_tried_again(tmp_path, monkeypatch):
     calls = len(count(lambda: save(tmp_path / "count", 3)))
     for place, times in itertools.product(range(calls), (1, 2)):
         folder = tmp_path / f"{place} {times}"
+        folder.mkdir()
         passed = itertools.count()
 
         def fail(name: str, place=place, times=times, passed=passed) -> None:
@@ -301,26 +279,29 @@ def test_what_is_pruned_is_pruned_last(tmp_path, monkeypatch):
     said: list[str] = []
 
     def noting(name: str, real):
-        def call(path, *rest):
-            said.append(f"{name} {path.name}")
-            return real(path, *rest)
+        def call(folder, *rest):
+            said.append(" ".join([name, folder.path.name if name == "sync" else str(rest[0])]))
+            return real(folder, *rest)
 
         return call
 
-    for place, name in ((disk, "write"), (disk, "sync"), (Path, "rename"), (Path, "replace")):
-        monkeypatch.setattr(place, name, noting(name, getattr(place, name)))
+    for name in ("create", "sync", "rename", "remove"):
+        monkeypatch.setattr(Folder, name, noting(name, getattr(Folder, name)))
+    monkeypatch.setattr("cnnrun.atomic_files._temporary", lambda name: f".{name}.tmp")
     save(tmp_path, 2, keep=1)
-    files = [*(f"write {name}.safetensors" for name in parts(1)), "write state.json"]
+    files = [*(f"create {name}.safetensors" for name in parts(1)), "create state.json"]
     assert sorted(said[: len(files)]) == sorted(files)
     assert said[len(files) :] == [
-        "write manifest.json",
+        "create manifest.json",
         "sync step-00000002.tmp",
         "rename step-00000002.tmp",
         f"sync {tmp_path.name}",
-        "write .latest.tmp",
-        "replace .latest.tmp",
+        "remove step-00000002.tmp",
+        "create .latest.tmp",
+        "rename .latest.tmp",
         f"sync {tmp_path.name}",
-        "replace step-00000001",
+        "rename step-00000001",
+        "remove step-00000001.old.tmp",
     ]
 
 
@@ -349,11 +330,11 @@ def test_files_are_on_the_disk_before_they_have_a_name(tmp_path):
 @pytest.mark.parametrize("best", [9, 10, 100])
 def test_steps_go_by_their_numbers_and_the_best_stays(tmp_path, keep, best):
     for step in (9, 10, 100):
-        checkpoint.save(tmp_path, step, parts(step), {"training": {"step": step}})
+        checkpoint.save(Folder(tmp_path), step, parts(step), {"training": {"step": step}})
         if step == best:
-            checkpoint.point(tmp_path, "best", f"step-{step:08d}")
+            checkpoint.point(Folder(tmp_path), "best", f"step-{step:08d}")
         os.utime(tmp_path / f"step-{step:08d}", (1000 - step, 1000 - step))  # a clock that goes backward
-    checkpoint.prune(tmp_path, keep)
+    checkpoint.prune(Folder(tmp_path), keep)
     left = [int(path.name[5:]) for path in checkpoint.generations(tmp_path)]
     assert left == sorted({best, *[9, 10, 100][-keep:]})
 

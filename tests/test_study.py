@@ -24,6 +24,7 @@ from cnnrun.errors import ConfigError, DataError
 from cnnrun.export.onnx import Onnx
 from cnnrun.plots import Plot, Series
 from cnnrun.plotting import written
+from cnnrun.run_records import parse_facts
 from cnnrun.tasks.classify import Classify
 
 CPU = torch.device("cpu")
@@ -532,5 +533,5 @@ def test_facts_know_their_numbers_again():
     from cnnrun.contracts import Facts, Number
 
     facts = Facts((), (1, 2, 2), numbers=(Number("a", 1.0, 2.0, 0.0, 5.0),), chosen={"temperature": 2.0})
-    assert Facts.from_json(json.loads(json.dumps(facts.to_json()))) == facts
-    assert Facts.from_json(json.loads(json.dumps(replace(facts, numbers=()).to_json()))).numbers == ()
+    assert parse_facts(json.loads(json.dumps(facts.to_json())), "here") == facts
+    assert parse_facts(json.loads(json.dumps(replace(facts, numbers=()).to_json())), "here").numbers == ()

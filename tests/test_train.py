@@ -70,7 +70,7 @@ def test_accumulated_gradients_are_the_whole_batchs():
     for accumulate in (1, 3):
         made = tried(model, f"train.accumulate={accumulate}", "train.batch=50")
         data = assemble.dataset(made)
-        job = assemble.job(made, data, None, Path("unused"), CPU)
+        job = assemble.job(made, data, None, None, CPU)
         learning = Learner(job)
         job.network.double()
         from cnnrun.batches import TrainingBatches
@@ -83,11 +83,13 @@ def test_accumulated_gradients_are_the_whole_batchs():
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
-def test_a_finished_run_is_never_touched_again(tmp_path):
+def test_a_finished_run_is_not_trained_again_when_resumed(tmp_path, capfd):
     run = whole_run(tmp_path)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    again = Path(commands.train(tried(), tmp_path, CPU, resume=True)["run"])
-    assert again.name == "2"
+    again = commands.train(tried(), tmp_path, CPU, resume=True)
+    assert again == {"run": str(run), "already_finished": True, **json.loads((run / "result.json").read_text())}
+    assert f"{run} of this config is finished: there is nothing left to train" in capfd.readouterr().err
+    assert commands.train(tried("seed=1"), tmp_path, CPU, resume=True)["run"] == str(run.with_name("2"))
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
@@ -111,8 +113,8 @@ def script_accuracies(monkeypatch, accuracies: list[float]) -> None:
     values = iter(accuracies)
     real = Learner.evaluate
 
-    def scripted(self, job, split, batch):
-        measured = real(self, job, split, batch)
+    def scripted(self, job, split, batch, *rest):
+        measured = real(self, job, split, batch, *rest)
         measured.numbers["accuracy"] = next(values)
         return measured
 
@@ -176,7 +178,7 @@ def test_it_learns(trained_run):
 def test_it_can_overfit_eight_pictures(tmp_path):
     made = tried("train.batch=8", "train.epochs=1", "train.optimizer={adam: 0.01}")
     data = assemble.dataset(made)
-    job = assemble.job(made, data, None, tmp_path, CPU)
+    job = assemble.job(made, data, None, None, CPU)
     learning = Learner(job)
     from cnnrun.batches import TrainingBatches
 

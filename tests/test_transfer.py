@@ -24,7 +24,7 @@ def tensors(run: Path) -> dict[str, torch.Tensor]:
 
 
 def job_of(made, tmp_path):
-    return assemble.job(made, assemble.dataset(made), None, tmp_path, CPU)
+    return assemble.job(made, assemble.dataset(made), None, None, CPU)
 
 
 @pytest.mark.parametrize("augment", [None, "data.augment={shift: 0.2}"], ids=["features once", "features each step"])

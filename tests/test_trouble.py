@@ -181,7 +181,7 @@ def test_too_little_memory_is_as_if_smaller_micro_batches_had_been_asked_for(
 
 def test_memory_that_runs_out_later_is_remembered_when_resuming(tmp_path, monkeypatch):
     """Twice the same trouble at step 20, once stopped at step 25 and resumed where memory would suffice."""
-    real = step_of_learning._backward
+    real = train.backward
 
     def run(root: Path, stop: int | None) -> Path:
         with monkeypatch.context() as patched:
@@ -193,7 +193,7 @@ def test_memory_that_runs_out_later_is_remembered_when_resuming(tmp_path, monkey
                     raise MemoryError
                 return real(learner, job, batch, step)
 
-            patched.setattr(step_of_learning, "_backward", backward)
+            patched.setattr(train, "backward", backward)
             if stop is None:
                 return Path(commands.train(tried(*RICH), root, CPU, resume=True)["run"])
             with pytest.raises(BaseException, match="stopped at step 26"):
@@ -324,11 +324,11 @@ def test_an_epoch_that_cannot_be_measured_is_saved_and_measured_when_resumed(tmp
 
     real, calls = Learner.evaluate, []
 
-    def failing(self, job, split, batch):
+    def failing(self, job, split, batch, between):
         calls.append(split)
         if len(calls) == 2:
             raise DataError("a picture of val is gone")
-        return real(self, job, split, batch)
+        return real(self, job, split, batch, between)
 
     with monkeypatch.context() as patched:
         patched.setattr(Learner, "evaluate", failing)
@@ -341,15 +341,61 @@ def test_an_epoch_that_cannot_be_measured_is_saved_and_measured_when_resumed(tmp
     assert state(run) == state(expected)
 
 
-def test_a_disk_that_fails_tensorboard_costs_no_result(tmp_path, monkeypatch):
-    from torch.utils.tensorboard import SummaryWriter
+WRITERS = [
+    "cnnrun.tracker.EventFile.__init__",  # the disk refuses the file itself
+    "cnnrun.tracker.EventFile.add_scalar",
+    "cnnrun.tracker.EventFile.add_image",
+    "cnnrun.tracker.EventFile.add_images",
+    "cnnrun.tracker._drawn",
+    "cnnrun.learner.Learner.shown",
+    "matplotlib.axes.Axes.set_xticks",
+    "matplotlib.axes.Axes.text",
+    "matplotlib.backends.backend_agg.FigureCanvasAgg.draw",
+]
+FAILURES = [
+    OSError(28, "No space left on device"),
+    PermissionError(13, "Permission denied"),
+    UnicodeEncodeError("utf-8", "\udce9", 0, 1, "surrogates not allowed"),
+    RuntimeError("in FT2Font: invalid argument"),
+    MemoryError(),
+    ImportError("No module named tensorboard"),
+]
 
-    def full(self):
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(SummaryWriter, "close", full)
-    run = Path(commands.train(tried(), tmp_path, CPU, resume=False)["run"])
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
+@pytest.mark.parametrize("writer", WRITERS)
+def test_what_is_only_looked_at_fails_and_costs_no_training(tmp_path, monkeypatch, capfd, writer, failure):
+    def fail(*arguments, **settings):
+        raise failure
+
+    expected = state(Path(commands.train(tried(), tmp_path / "whole", CPU, resume=False)["run"]))
+    capfd.readouterr()
+    with monkeypatch.context() as patched:
+        patched.setattr(writer, fail)
+        run = Path(commands.train(tried(), tmp_path / "failing", CPU, resume=False)["run"])
     assert (run / "result.json").exists()
+    assert state(run) == expected
+    said = [line for line in capfd.readouterr().err.splitlines() if "TensorBoard gets nothing from here on" in line]
+    assert len(said) == 1, "once, in our words"
+    assert "the training goes on" in said[0]
+
+
+def test_a_report_that_cannot_be_written_costs_no_training(tmp_path, monkeypatch, run_cli, tiny):
+    def fail(*arguments, **settings):
+        raise ZeroDivisionError("a bug\n\x1b[31min red")
+
+    monkeypatch.setattr("cnnrun.reporting.rendered", fail)
+    code, _, err = run_cli("train", tiny, "--runs", tmp_path / "runs")
+    assert code == 0
+    assert "report.html was not written: ZeroDivisionError: a bug\\n\\x1b[31min red; `cnnrun report" in err
+
+
+def test_standard_error_that_is_closed_costs_no_training(tmp_path, tiny):
+    command = f"exec {sys.executable} -m cnnrun train {tiny} --runs {tmp_path / 'runs'} --no-report"
+    for closing in ("2>&-", "2>/dev/full", "2> >(true)"):
+        left = subprocess.run(["bash", "-c", f"{command} {closing}"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+        assert left.returncode == 0, closing
+        assert "best at step" in left.stdout
 
 
 def test_a_file_that_vanishes_ends_the_training_which_is_saved(tmp_path, monkeypatch):

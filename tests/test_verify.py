@@ -134,7 +134,7 @@ def test_centres_train_are_saved_and_begin_with_the_seed(run, tmp_path):
         from cnnrun.learner import Learner
 
         made = tried(f"seed={seed}")
-        job = assemble.job(made, assemble.dataset(made), None, tmp_path, CPU)
+        job = assemble.job(made, assemble.dataset(made), None, None, CPU)
         firsts.append(Learner(job).criterion.centres.detach().clone())
     assert torch.equal(firsts[0], firsts[1])
     assert not torch.equal(firsts[0], firsts[2])

@@ -13,6 +13,7 @@ from torch import nn
 from cnnrun import assemble, checkpoint, commands, experiment, weights
 from cnnrun.errors import CheckpointError, ConfigError
 from cnnrun.importing import imported
+from cnnrun.run_records import parse_facts
 
 CPU = torch.device("cpu")
 DATA = Path(__file__).parent.parent / "data" / "mobilenet-v2"
@@ -65,9 +66,8 @@ def test_files_older_than_the_counters_of_batch_norm_are_taken():
 def test_a_weights_file_is_read_as_it_was_written(tmp_path, trained_run):
     tried = experiment.load(trained_run / "config.yaml")
     saved = checkpoint.load_newest(trained_run / "checkpoints", "best", pytest.fail)
-    from cnnrun.contracts import Facts
 
-    facts = Facts.from_json(saved.state["facts"])
+    facts = parse_facts(saved.state["facts"], "here")
     about = weights.About(task=tried.task, image=tried.data.image, model=tried.model)
     weights.write(tmp_path / "w.safetensors", saved.parts["model"], about, facts)
     read = weights.read(tmp_path / "w.safetensors")
@@ -351,8 +351,6 @@ def test_statistics_of_the_weights_survive_a_resume(trained_run, tmp_path, monke
     """A network keeps normalising by what it learned with, also in what the next training reads from its run."""
     from resumed import stopped_at
 
-    from cnnrun.contracts import Facts
-
     with stopped_at(5):
         started(trained_run, tmp_path, "data.split={val: 0.4, test: 0.2}", "train.epochs=2")
     run = tmp_path / "given" / "1"
@@ -361,7 +359,7 @@ def test_statistics_of_the_weights_survive_a_resume(trained_run, tmp_path, monke
     after = checkpoint.load_newest(run / "checkpoints", "latest", pytest.fail)
     mine = weights.read(trained_run).facts
     for saved in (before, after):
-        facts = Facts.from_json(saved.state["facts"])
+        facts = parse_facts(saved.state["facts"], "here")
         assert (facts.mean, facts.std) == (mine.mean, mine.std)
         assert torch.allclose(saved.parts["model"]["normalize.mean"].flatten(), torch.tensor(mine.mean))
     assert json.loads((run / "weights.json").read_text())["sha256"] == weights.read(trained_run).digest

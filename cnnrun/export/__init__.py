@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,14 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cnnrun import __version__
+from cnnrun.atomic_files import Folder, json_bytes, make_folder, storage_errors, write_json
 from cnnrun.batches import in_order
 from cnnrun.dataset import Examples
-from cnnrun.errors import ConfigError, ParityError, StorageError
+from cnnrun.errors import ConfigError, ParityError
 from cnnrun.evaluate import measure
 from cnnrun.export.code import Code
 from cnnrun.export.onnx import Onnx
 from cnnrun.pictures import Image
-from cnnrun.runs import write_json
 from cnnrun.taskspec import Results
 from cnnrun.trained import Deployed, Trained
 
@@ -40,30 +41,36 @@ def export(form: Format, trained: Trained, splits: dict[str, Examples], path: Pa
     Raises ParityError, leaving no file behind. The metric is measured on the first of `splits`; the others add pictures
     to compare where it has too few.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     module = Deployed(trained).eval()
     names = list(trained.task.signature(trained.facts))
     example = torch.zeros(2, *_hwc(trained), dtype=torch.uint8, device=trained.device)
     record = path.with_name(form.record)
-    try:
-        with TemporaryDirectory(prefix=f".{path.stem}.", dir=path.parent) as folder:
-            made = Path(folder) / path.name
+    # Made elsewhere: whatever ends this process leaves nothing in the folder.
+    with TemporaryDirectory(prefix="cnnrun-export-") as folder:
+        made = Path(folder) / path.name
+        with storage_errors(made, 0):
             form.write(module, example, names, metadata(trained), made)
-            report = parity(form.reload(made), trained, splits, batch)
-            if not report["passed"]:
-                # Beside the record of an earlier file, which stays with that file.
-                write_json(record.with_stem(record.stem + "-failed"), report | {"file": path.name})
-                raise ParityError(f"{path}: not kept, it is not the model: {report['reason']}")
-            files = sorted((file for file in Path(folder).iterdir() if file.is_file()), key=lambda file: file == made)
-            for file in files:  # the file itself last
-                if (there := path.with_name(file.name)).exists() and not path.exists():
-                    raise ConfigError(f"{there}: is there, and not of an earlier export; choose another --out")
-            for file in files:
-                file.replace(path.with_name(file.name))
-        write_json(record, report | {"file": path.name})
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written ({error.strerror})") from None
+        report = parity(form.reload(made), trained, splits, batch) | {"file": path.name}
+        if not report["passed"]:
+            # Beside the record of an earlier file, which stays with that file.
+            write_json(record.with_stem(record.stem + "-failed"), report)
+            raise ParityError(f"{path}: not kept, it is not the model: {report['reason']}")
+        files = {file.name: file.read_bytes() for file in Path(folder).iterdir() if file.is_file()}
+    _put_in_place(path, record, files, report)
     return report
+
+
+def _put_in_place(path: Path, record: Path, files: dict[str, bytes], report: dict[str, Any]) -> None:
+    """Replace the files of an earlier export; a record that is there is always that of the files beside it."""
+    for name in files:
+        if (there := path.with_name(name)).exists() and not path.exists():
+            raise ConfigError(f"{there}: is there, and not of an earlier export; choose another --out")
+    report["sha256"] = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
+    with storage_errors(path, sum(map(len, files.values()))):
+        folder = Folder(path.parent)
+        folder.remove_abandoned()
+        folder.replace_together(files, (record.name, json_bytes(report)))
 
 
 def metadata(trained: Trained) -> dict[str, Any]:
