@@ -15,13 +15,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
 
 from cnnrun.atomic_files import Folder
 from cnnrun.errors import UserError, printable
 
 MAX_TEXT_BYTES = 64 << 20  # a list of names, a table of contents
 _MOST_EXPANSION = 100  # times its own size that an archive may unpack to
+_MOST_JSON_EXPANSION = 12  # COCO's own files take about four times their size
 _SMALL_BYTES = 256 << 20  # what it may unpack to whatever its size
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
@@ -29,7 +29,9 @@ Error = type[UserError]
 
 
 @contextmanager
-def open_file(path: Path, error: Error, most: int | None = None, folder: Folder | None = None) -> Iterator[BinaryIO]:
+def open_file(
+    path: Path, error: Error, most: int | None = None, folder: Folder | None = None
+) -> Iterator[io.BufferedReader]:
     """Open a regular file of at most `most` bytes for reading; in an opened `folder`, without following a link.
 
     Raises `error` where that cannot be, or where reading fails inside.
@@ -70,8 +72,18 @@ def read_text(path: Path, error: Error, most: int = MAX_TEXT_BYTES, folder: Fold
         raise error(f"{printable(str(path))}: not UTF-8 (byte {failure.start})") from None
 
 
+def read_json_bytes(path: Path, error: Error, most: int) -> bytes:
+    """All of a JSON file that will not take far more memory than its size explains. Raises `error`."""
+    data = read_bytes(path, error, most)
+    needed = len(data) + 232 * data.count(b"{") + 88 * data.count(b"[") + 40 * data.count(b",")
+    if needed > max(_SMALL_BYTES, _MOST_JSON_EXPANSION * len(data)):
+        raise error(f"{printable(str(path))}: {len(data):,} bytes of JSON that would take {needed:,}; refused")
+    refuse_unless_fits(path, needed, error)
+    return data
+
+
 @contextmanager
-def open_gzip(path: Path, error: Error) -> Iterator[BinaryIO]:
+def open_gzip(path: Path, error: Error) -> Iterator[io.BufferedReader]:
     """The unpacked bytes of a gzip file, which can be read up to what an archive of that size may hold.
 
     Raises `error` where it is damaged or holds more.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -21,7 +23,10 @@ from cnnrun.cli_explain import explain_app
 from cnnrun.cli_identity import enroll, identify, verify
 from cnnrun.cli_study import calibrate, compare, find_lr, page, plan, sweep
 from cnnrun.errors import Interrupted, Lost, UserError, printable
+from cnnrun.standard_streams import standard_streams
 from cnnrun.stopping import leaving
+
+_BUG = "this is a bug of cnnrun: please report it with these lines"
 
 
 class Mapping(StrEnum):
@@ -46,7 +51,10 @@ app = typer.Typer(
 def train(
     config: Config,
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with this config's newest unfinished run.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Resume this config's newest unfinished run; complete a finished one."),
+    ] = False,
     strict_resume: Annotated[
         bool, typer.Option("--strict-resume", help="So, but only if the result is that of an uninterrupted run.")
     ] = False,
@@ -76,7 +84,7 @@ def train(
         return
     result = commands.train(experiment, runs, chosen, resume or strict_resume, strict_resume)
     if page and not torchrun.rank():
-        reporting.after(Path(result["run"]), runs, chosen)
+        reporting.after(Path(result["run"]), runs, chosen, anew="already_finished" not in result)
     show(result, as_json, report.training)
 
 
@@ -312,37 +320,43 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
     ] = False,
+    fetch: Annotated[
+        bool, typer.Option("--fetch", help="Let data sources download from URLs and run `pipe:` commands.")
+    ] = False,
 ) -> None:
-    pass
+    if fetch:
+        os.environ["CNNRUN_FETCH"] = "1"  # where data.shards looks, here and in processes that this one starts
+    torchrun.check_environment()
 
 
 def main() -> None:
     """Run the command line; a user's mistake is its lines on stderr and its exit code, never a traceback."""
     try:
-        with leaving():
+        with leaving(), standard_streams():
             app()
     except UserError as error:
         _leave(error, error.lines, error.exit_code)
-    except (RuntimeError, MemoryError) as error:
-        from cnnrun.device import out_of_memory
+    except Exception as error:
+        if isinstance(error, RuntimeError | MemoryError | OSError):
+            from cnnrun.device import out_of_memory
 
-        if not out_of_memory(error):
-            raise
-        _leave(error, ["out of memory; train.accumulate: 2 (or more) or a smaller batch needs less"], 6)
-    except OSError as error:  # a disk that is full, read-only or failing, wherever it happened
-        _leave(error, [f"{error.filename or 'storage'}: {error.strerror or error}"], 5)
+            if out_of_memory(error):
+                _leave(error, ["out of memory; train.accumulate: 2 (or more) or a smaller batch needs less"], 6)
+        _leave(error, [*traceback.format_exc().splitlines(), _BUG], 1)
 
 
 def _leave(error: Exception, lines: Sequence[str], code: int) -> NoReturn:
     """Print and go. Without waiting for threads where these may never end."""
     rank = torchrun.rank()
     for line in lines:
-        print(printable(f"rank {rank}: {line}" if rank else line), file=sys.stderr, flush=True)  # noqa: T201
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # a stderr that is closed or full
+            print(printable(f"rank {rank}: {line}" if rank else line), file=sys.stderr, flush=True)  # noqa: T201
     reading = any(thread.name.startswith("decode") for thread in threading.enumerate())
     hung = isinstance(error, Lost) or (isinstance(error, Interrupted) and reading)
     if torchrun.size() == 1 and not hung:
         sys.exit(code)
     if rank:
         time.sleep(1)  # torchrun ends all once one has ended: what the first has to say comes before
-    sys.stdout.flush()
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()
     os._exit(code)

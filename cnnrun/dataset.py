@@ -18,6 +18,7 @@ from cnnrun.augment import Augment
 from cnnrun.contracts import BadBox, Facts, Indexed, Number, Shape, SourceSpec, Split
 from cnnrun.data import Source
 from cnnrun.errors import DataError, printable
+from cnnrun.labelling import refuse_class_names, unreadable_names
 from cnnrun.pictures import Image
 from cnnrun.placing import placed
 from cnnrun.randomness import key
@@ -206,7 +207,9 @@ HOLD_OUT_KEYS = {"test": 1, "val": 2}
 def index(data: Data) -> Index:
     """Look through the source and hold out what it does not split itself. Raises DataError."""
     source: SourceSpec = data.source
-    indexed = source.read(data.split.by == "label")
+    with unreadable_names():
+        indexed = source.read(data.split.by == "label")
+    refuse_class_names(indexed.classes)
     splits = {name: (split, torch.arange(len(split))) for name, split in indexed.splits.items()}
     wanted = {name: getattr(data.split, name) for name in HOLD_OUT_KEYS if name not in indexed.splits}
     away = frozenset(name for name, part in wanted.items() if part)

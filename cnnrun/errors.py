@@ -82,6 +82,11 @@ class Interrupted(UserError):
         self.exit_code = 128 + signal_number
 
 
+def is_text(text: str) -> bool:
+    """Whether `text` can be written as UTF-8. The name of a file that is no UTF-8, as Python has it, cannot."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 def printable(text: str) -> str:
     """`text` with control characters and direction marks escaped, so that a file's name cannot drive the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from cnnrun import weights, zoo
+from cnnrun.bounded_files import read_text
 from cnnrun.builder import BuildError
 from cnnrun.contracts import Facts
 from cnnrun.errors import CheckpointError, ConfigError
@@ -97,9 +98,9 @@ def _classes(given: str | None, tensors: State) -> tuple[str, ...]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        names = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--classes {path}: cannot be read ({error}); give a file or `imagenet`") from None
+        names = read_text(path, ConfigError).splitlines()
+    except ConfigError as error:
+        raise ConfigError(f"--classes {error}; give a file or `imagenet`") from None
     if len(set(names)) < len(names) or "" in names:
         raise ConfigError(f"--classes {path}: a name is empty or stands twice")
     return names

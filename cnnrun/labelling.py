@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from cnnrun.errors import DataError, printable
+from cnnrun.errors import DataError, is_text, printable
 
 _SPLITS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
     "testing": "test",
 }  # fmt: skip
+MOST_PROBLEMS = 10_000  # that are gathered
 MOST_LINES = 20  # of mistakes of one kind that are told
 
 
@@ -28,10 +30,32 @@ def class_names(labels: Iterable[str]) -> list[str]:
     return sorted(names, key=int) if all(re.fullmatch(r"-?\d{1,18}", name) for name in names) else names
 
 
+def refuse_class_names(names: Sequence[str]) -> None:
+    """Raises DataError for the name of a class that is no valid text, as that of a folder may be.
+
+    Names stand in configs, figures, reports and exported files, and whatever writes one that is no text fails.
+    """
+    bad = [name for name in names if not is_text(name)]
+    refuse([f"class {printable(name)!r}: its name is not valid UTF-8; rename its folder or label" for name in bad])
+
+
+@contextmanager
+def unreadable_names() -> Iterator[None]:
+    """Turn the system's refusal to list or open one of the user's folders or files into a DataError of one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise
+        name = printable(os.fsdecode(error.filename) if isinstance(error.filename, bytes) else str(error.filename))
+        raise DataError(f"{name}: cannot be read ({error.strerror})") from None
+
+
 def refuse(problems: Sequence[str]) -> None:
     """Raise a DataError of these lines, the first of them where they are many; nothing where there are none."""
     if problems:
-        more = [f"... and {len(problems) - MOST_LINES} more mistakes"] if len(problems) > MOST_LINES else []
+        left = f"{len(problems) - MOST_LINES:,}" + (" or" if len(problems) >= MOST_PROBLEMS else "")
+        more = [f"... and {left} more mistakes"] if len(problems) > MOST_LINES else []
         raise DataError(*problems[:MOST_LINES], *more)
 
 

@@ -8,10 +8,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from cnnrun.bounded_files import read_bytes, read_json_bytes
 from cnnrun.data.folder import CLUTTER
 from cnnrun.data.table import Rows, read_rows
 from cnnrun.errors import ConfigError, DataError, printable
-from cnnrun.labelling import split_name
+from cnnrun.labelling import split_name, unreadable_names
 from cnnrun.pictures import SUFFIXES
 
 _TABLES = {".csv", ".tsv", ".parquet"}
@@ -31,7 +32,8 @@ def source_of(given: str) -> tuple[Any, str]:
     if not path.exists():
         raise DataError(f"{printable(given)}: no such file or folder")
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().stem).strip("-._") or "data"
-    return (_of_folder(path) if path.is_dir() else _of_file(path)), name
+    with unreadable_names():
+        return (_of_folder(path) if path.is_dir() else _of_file(path)), name
 
 
 def _of_file(path: Path) -> Any:
@@ -128,8 +130,8 @@ def _voc(folder: Path) -> ConfigError:
     files = sorted(folder.glob("*.xml"))
     objects: Counter[str] = Counter()
     for file in files:
-        if file.stat().st_size < 1 << 20:
-            text = file.read_text("utf-8", "replace")
+        if file.is_file() and file.stat().st_size < 1 << 20:
+            text = read_bytes(file, DataError, 1 << 20).decode("utf-8", "replace")
             objects.update(re.findall(r"<object>\s*<name>([^<]{1,100})</name>", text))
     return _detection(folder, "a VOC tree", len(files), dict(objects))
 
@@ -137,7 +139,7 @@ def _voc(folder: Path) -> ConfigError:
 def _coco(path: Path) -> ConfigError:
     """Why a COCO file cannot be begun with, and what is in it."""
     try:
-        data = json.loads(path.read_bytes()) if path.stat().st_size <= _MOST_BYTES else {}
+        data = json.loads(read_json_bytes(path, ConfigError, _MOST_BYTES))
         names = {each["id"]: str(each["name"]) for each in data["categories"]}
         objects = Counter(names[each["category_id"]] for each in data["annotations"])
         return _detection(path, "a COCO file", len(data["images"]), dict(objects))

@@ -7,10 +7,11 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from cnnrun.bounded_files import open_file, read_bytes
 from cnnrun.decoding import processors, threads
 from cnnrun.errors import DataError, printable
 
-_CHUNK = 1 << 20
+_CHUNK, _MOST_BYTES = 1 << 20, 1 << 30
 
 
 def files_of(pictures: Iterable[Iterable[Path]]) -> list[Path]:
@@ -44,10 +45,7 @@ def differences(manifest: Path, paths: list[Path], root: Path) -> dict[str, list
 
 
 def _read(manifest: Path) -> dict[bytes, str]:
-    try:
-        lines = manifest.read_bytes().splitlines()
-    except OSError as error:
-        raise DataError(f"{printable(str(manifest))}: cannot be read ({error.strerror})") from None
+    lines = read_bytes(manifest, DataError, _MOST_BYTES).splitlines()
     found = {}
     for number, line in enumerate(lines, 1):
         digest, _, name = line.partition(b"  ")
@@ -60,12 +58,9 @@ def _read(manifest: Path) -> dict[bytes, str]:
 def _digests(paths: list[Path]) -> list[str]:
     def one(path: Path) -> str:
         made = hashlib.sha256()
-        try:
-            with path.open("rb") as file:
-                while part := file.read(_CHUNK):
-                    made.update(part)
-        except OSError as error:
-            raise DataError(f"{printable(str(path))}: cannot be read ({error.strerror})") from None
+        with open_file(path, DataError) as file:
+            while part := file.read(_CHUNK):
+                made.update(part)
         return made.hexdigest()
 
     with threads(processors()) as run:

@@ -15,6 +15,7 @@ from pathlib import Path, PurePath
 import torch
 from torch import Tensor
 
+from cnnrun.bounded_files import read_bytes
 from cnnrun.errors import DataError, printable
 from cnnrun.labelling import refuse
 
@@ -61,12 +62,7 @@ def people_of(path: Path) -> tuple[list[Listed], tuple[int, int] | None]:
 
 
 def _text(path: Path) -> str:
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise DataError(f"{path}: too large to be a list of pairs")
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{printable(str(path))}: cannot be read ({error.strerror})") from None
+    data = read_bytes(path, DataError, _MOST_BYTES)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:

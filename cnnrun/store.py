@@ -23,6 +23,7 @@ from pydantic import Field
 from torch import Tensor
 
 from cnnrun import cache
+from cnnrun.bounded_files import open_file
 from cnnrun.cache import Entry, Progress
 from cnnrun.contracts import Shape, Split
 from cnnrun.decoding import Decoder, Threads, processors, threads
@@ -290,7 +291,7 @@ def _stat(path: Path) -> tuple[int, int]:
 
 
 def _hashed(shard: Path) -> int:
-    with shard.open("rb") as file:
+    with open_file(shard, DataError) as file:
         made = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).digest()
     return int.from_bytes(made, "little", signed=True)
 

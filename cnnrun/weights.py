@@ -21,6 +21,7 @@ from torch import Tensor
 
 from cnnrun import checkpoint, pickled, runs, yamlfile, zoo
 from cnnrun.atomic_files import make_folder, write_file
+from cnnrun.bounded_files import open_file
 from cnnrun.contracts import Facts
 from cnnrun.errors import CheckpointError, UserError, printable
 from cnnrun.network import Network
@@ -98,7 +99,7 @@ def read(path: Path) -> Weights:
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_file(path, CheckpointError) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

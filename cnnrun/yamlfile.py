@@ -8,14 +8,14 @@ and the input is bounded in size, depth and nodes, so that no file can hang or c
 from __future__ import annotations
 
 import re
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from cnnrun.errors import ConfigError
+from cnnrun.bounded_files import read_bytes
+from cnnrun.errors import ConfigError, is_text
 from cnnrun.tree import DOUBTFUL, Doubtful, Loc, Map, Mark, Problem, Seq, copy, path_text
 
 # PyYAML scans about 100 kB/s; a hand-written file is a few kB, and a bad one should be answered within a second.
@@ -56,15 +56,7 @@ def parse_value(text: str, where: str, fixed: Mark | None = None) -> tuple[Any, 
 
 
 def _read_text(path: Path) -> str:
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise ConfigError(f"{path}: not a regular file")
-        if status.st_size > MAX_BYTES:
-            raise ConfigError(f"{path}: {status.st_size} bytes; a config may have {MAX_BYTES}")
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}") from None
+    data = read_bytes(path, ConfigError, MAX_BYTES)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -141,6 +133,8 @@ class _Composer:
         if len(path) >= MAX_DEPTH:
             raise ConfigError(f"{mark}: nested deeper than {MAX_DEPTH} levels")
         self._count(1, mark)
+        if isinstance(event, yaml.ScalarEvent) and not is_text(event.value):
+            raise ConfigError(f"{mark}: an escape in quotes stands for no character")
         before = self._nodes
         if event.anchor:
             self._anchors[event.anchor] = None

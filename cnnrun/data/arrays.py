@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import zipfile
 import zlib
 from pathlib import Path
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from cnnrun.bounded_files import open_file, refuse_expansion
 from cnnrun.contracts import ClassNames, Indexed, SourceSpec, Split
 from cnnrun.errors import DataError, printable
 
@@ -114,11 +114,9 @@ train_images and train_labels, images and labels, x and y)."""
 
 def _bounded(path: Path) -> None:
     """Refuse what would not fit the machine, before anything of it is unpacked."""
-    with zipfile.ZipFile(path) as archive:
+    with open_file(path, DataError) as file, zipfile.ZipFile(file) as archive:
         needed = sum(entry.file_size for entry in archive.infolist())
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > memory:
-        raise DataError(f"{path}: unpacks to {needed / 2**30:,.1f} GiB; this machine has {memory / 2**30:,.0f}")
+    refuse_expansion(path, path.stat().st_size, needed, DataError)
 
 
 def _pictures(path: Path, file: Any, pictures: str) -> NDArray[np.uint8]:

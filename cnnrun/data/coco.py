@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cnnrun.annotations import Box, BoxSource, Listed, split_of
+from cnnrun.bounded_files import read_json_bytes
 from cnnrun.contracts import Indexed, Split
 from cnnrun.errors import DataError, printable
 from cnnrun.labelling import jail, refuse
@@ -140,11 +141,8 @@ def _read(path: Path) -> Any:
     def refused(word: str) -> Any:
         raise ValueError(f"{word} is no JSON")
 
+    data = read_json_bytes(path, DataError, _MAX_JSON)
     try:
-        if path.stat().st_size > _MAX_JSON:
-            raise DataError(f"{path}: more than {_MAX_JSON >> 30} GiB")
-        return json.loads(path.read_bytes(), object_pairs_hook=unique, parse_constant=refused)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+        return json.loads(data, object_pairs_hook=unique, parse_constant=refused)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON: {printable(str(error))}") from None

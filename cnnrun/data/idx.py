@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
+import math
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cnnrun.bounded_files import open_file, open_gzip, refuse_expansion
 from cnnrun.contracts import ClassNames, Indexed, SourceSpec, Split
 from cnnrun.errors import DataError
 
@@ -81,15 +81,16 @@ def _split(folder: Path, part: str) -> Split:
 
 def _array(path: Path, what: str) -> NDArray[np.uint8]:
     """The array in an IDX file: a magic number, the sizes as big-endian 32-bit numbers, then the bytes."""
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
     dimensions = {"images": 3, "labels": 1}[what]
-    header = 4 + 4 * dimensions
-    if len(data) < header or int.from_bytes(data[:4], "big") != _MAGIC[what]:
-        raise DataError(f"{path}: not an IDX file of {what}")
-    shape = tuple(int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(dimensions))
-    if len(data) - header != np.prod(shape, dtype=np.int64) or 0 in shape:
-        raise DataError(f"{path}: says {shape} but holds {len(data) - header:,} bytes")
-    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+    with open_gzip(path, DataError) if path.suffix == ".gz" else open_file(path, DataError) as file:
+        header = file.read(4 + 4 * dimensions)
+        if len(header) < 4 + 4 * dimensions or int.from_bytes(header[:4], "big") != _MAGIC[what]:
+            raise DataError(f"{path}: not an IDX file of {what}")
+        shape = tuple(int.from_bytes(header[4 + 4 * i : 8 + 4 * i], "big") for i in range(dimensions))
+        count = math.prod(shape)
+        refuse_expansion(path, path.stat().st_size, count, DataError)  # before any of it is unpacked
+        data = file.read(count)
+        if not count or len(data) < count or file.read(1):
+            held = f"{len(data):,}" if len(data) < count else "more"
+            raise DataError(f"{path}: says {shape} but holds {held} bytes")
+    return np.frombuffer(data, np.uint8).reshape(shape)

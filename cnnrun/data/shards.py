@@ -7,19 +7,25 @@ resume. Shards from elsewhere are fetched once, through the webdataset library, 
 
 from __future__ import annotations
 
+import http.client
+import io
 import os
 import re
 import tarfile
+import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
-from typing import IO, Annotated
+from typing import IO, Annotated, Any
 
 import torch
 from pydantic import Field
 
 from cnnrun import cache
+from cnnrun.atomic_files import Folder, make_folder, storage_errors
+from cnnrun.bounded_files import open_file
 from cnnrun.contracts import ClassNames, Indexed, SourceSpec, Split
 from cnnrun.errors import DataError, StorageError, printable
 from cnnrun.files import Members
@@ -27,16 +33,19 @@ from cnnrun.labelling import class_names, refuse
 from cnnrun.pictures import SUFFIXES
 from cnnrun.progress import say
 
-PIPES = "CNNRUN_PIPES"  # set to 1 in the environment, it lets a config name commands
+FETCH = "CNNRUN_FETCH"  # 1 in the environment: configs may fetch URLs and run commands; `--fetch` sets it
+_PIPES = "CNNRUN_PIPES"  # the old name, for commands alone
 _URL = re.compile(r"(https?|s3|gs|ftps?|sftp|hf|ais)://[A-Za-z0-9._~:/?#@!&+,;=%-]+")
 _PICTURES = ", ".join(sorted(SUFFIXES))
 _MAX_LABEL_BYTES, _MOST_SHARDS = 4096, 100_000
+_MOST_HEADER_BYTES = 16 << 20  # of a tar's own tables, which tarfile reads in one piece
+_TIMEOUT_SECONDS = 30
 
 Urls = str | Annotated[list[str], Field(min_length=1)]
 
 
 class Shards(SourceSpec):
-    """`train-{0000..0009}.tar`: files, URLs, or `pipe:` and a command where the environment has CNNRUN_PIPES=1."""
+    """`train-{0000..0009}.tar`: files; with `cnnrun --fetch` also URLs, and `pipe:` with a command."""
 
     kind = "shards"
     main = "train"
@@ -93,12 +102,11 @@ class Shards(SourceSpec):
         return Members(shards, places), labels
 
     def _local(self, url: str) -> Path:
-        """The shard as a file of this machine, fetched where it is not one."""
-        if url.startswith("pipe:") and os.environ.get(PIPES) != "1":
-            raise DataError(f"{printable(url)}: a config may not run commands; {PIPES}=1 in the environment allows it")
-        if not url.startswith("pipe:") and "://" not in url:
+        """The shard as a file of this machine, fetched where it is not one and the command line allows that."""
+        is_command = url.startswith("pipe:")
+        if not is_command and "://" not in url:
             return Path(url)
-        if "://" in url and not url.startswith("pipe:") and not _URL.fullmatch(url):
+        if not is_command and not _URL.fullmatch(url):
             raise DataError(f"{printable(url)}: not a URL that shards can be fetched from")
         home = cache.home()
         if self.copies is None and home is None:
@@ -106,9 +114,20 @@ class Shards(SourceSpec):
         folder = Path(self.copies or f"{home}/{cache.COPIES}")
         path = folder / f"{sha256(url.encode()).hexdigest()[:32]}.tar"
         if not path.exists():
+            what = "run a command" if is_command else "fetch from the network"
+            if not may_fetch(is_command):
+                raise DataError(f"{printable(url)}: a config may not {what}; `cnnrun --fetch COMMAND ...` allows it")
             say(f"fetching {printable(url)} into {path}")
             _fetch(url, path)
         return path
+
+
+def may_fetch(is_command: bool) -> bool:
+    """Whether the command line lets configs fetch URLs and run `pipe:` commands: `--fetch` sets this variable."""
+    if is_command and os.environ.get(_PIPES) == "1":
+        say(f"{_PIPES} is deprecated: use `cnnrun --fetch`, or {FETCH}=1")
+        return True
+    return os.environ.get(FETCH) == "1"
 
 
 def _expanded(urls: list[str]) -> list[str]:
@@ -137,31 +156,84 @@ def _not_installed() -> DataError:
 
 def _fetch(url: str, path: Path) -> None:
     """Copy a shard from elsewhere, whole or not at all."""
+    make_folder(path.parent)
+    folder, temporary = Folder(path.parent), f"{path.stem}.{os.getpid()}.tmp"
     try:
-        from webdataset import gopen
+        with storage_errors(path, 0), folder.append(temporary) as file, _opened_url(url) as stream:
+            while part := _next_part(url, stream):
+                file.write(part)
+        if not tarfile.is_tarfile(path.with_name(temporary)):
+            raise DataError(f"{printable(url)}: what came is not a tar")
+        with storage_errors(path, 0):
+            folder.rename(temporary, path.name)
+    finally:
+        if folder.has(temporary):
+            folder.remove(temporary)
+
+
+@contextmanager
+def _opened_url(url: str) -> Iterator[Any]:
+    """The bytes behind a URL or a command: HTTP by Python itself, all else by webdataset, which runs other programs."""
+    try:
+        if url.startswith(("http://", "https://")):
+            stream = urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS)  # noqa: S310
+        else:
+            from webdataset import gopen
+
+            stream = gopen(url)
     except ImportError:
         raise _not_installed() from None
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise DataError(f"{printable(url)}: cannot be fetched ({_reason(error)})") from None
+    with stream:
+        yield stream
+
+
+def _next_part(url: str, stream: Any) -> bytes:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with gopen(url) as stream, temporary.open("wb") as file:
-            while part := stream.read(1 << 20):
-                file.write(part)
-        if not tarfile.is_tarfile(temporary):
-            raise DataError(f"{printable(url)}: what came is not a tar")
-        temporary.replace(path)
-    except OSError as error:
-        if error.errno is not None and error.filename is not None:
-            raise StorageError(f"{path}: cannot be written ({error.strerror})") from None
-        raise DataError(f"{printable(url)}: cannot be fetched ({printable(str(error))})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+        part: bytes = stream.read(1 << 20)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise DataError(f"{printable(url)}: cannot be fetched ({_reason(error)})") from None
+    return part
+
+
+def _reason(error: Exception) -> str:
+    return printable(" ".join(str(error).split())[:200] or type(error).__name__)
+
+
+class _Bounded(io.RawIOBase):
+    """A file of which no read asks for more than there is, whatever a header says."""
+
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        self._file, self._size = file, size
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._size - self._file.tell())
+        wanted = left if size < 0 else min(size, left)
+        if wanted > _MOST_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {wanted:,} bytes")
+        return self._file.read(wanted)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
 
 
 def _indexed(shard: Path, label: str) -> Iterator[tuple[str, int, int, str]]:
     """Name, offset and size of each picture in a shard, and its label as it is written. Raises DataError."""
+    if not shard.is_file():
+        raise DataError(f"{printable(str(shard))}: {'not a regular file' if shard.exists() else 'no such file'}")
+    size = shard.stat().st_size
     try:
-        with tarfile.open(shard, "r:") as archive, shard.open("rb") as file:
+        with open_file(shard, DataError) as file, tarfile.open(fileobj=_Bounded(file, size), mode="r:") as archive:
             sample: dict[str, tarfile.TarInfo] = {}
             key = None
             for member in archive:
@@ -169,6 +241,9 @@ def _indexed(shard: Path, label: str) -> Iterator[tuple[str, int, int, str]]:
                 base, _, extension = member.name.rpartition("/")[2].partition(".")
                 if not member.isreg() or not base or not extension:
                     continue
+                if member.issparse() or member.offset_data + member.size > size:
+                    what = "sparse" if member.issparse() else f"{member.size:,} bytes, which the shard has not"
+                    raise DataError(f"{printable(f'{shard}/{member.name}')}: {what}")
                 now = member.name[: len(member.name) - len(extension) - 1]
                 if now != key:
                     yield from _sample(shard, file, sample, label)
@@ -177,9 +252,7 @@ def _indexed(shard: Path, label: str) -> Iterator[tuple[str, int, int, str]]:
                     raise DataError(f"{shard}/{printable(member.name)}: stands twice in its sample")
                 sample[extension] = member
             yield from _sample(shard, file, sample, label)
-    except FileNotFoundError:
-        raise DataError(f"{printable(str(shard))}: no such file") from None
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
         raise DataError(
             f"{printable(str(shard))}: not a plain tar ({error}); a compressed one must be unpacked"
         ) from None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import re
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Self
 
@@ -13,12 +15,15 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from cnnrun.bounded_files import open_file, refuse_expansion, refuse_unless_fits
 from cnnrun.contracts import ClassNames, Indexed, SourceSpec, Split
 from cnnrun.errors import DataError, printable
 from cnnrun.files import Files
-from cnnrun.labelling import class_names, jail, refuse, split_name
+from cnnrun.labelling import MOST_PROBLEMS, class_names, jail, refuse, split_name
 
 _MAX_BYTES = 1 << 30
+_MOST_ROWS = 10_000_000
+_CELL_BYTES = 100  # of memory, text and all
 _LARGEST = 1e30  # of a number
 
 
@@ -200,6 +205,8 @@ def _mistakes(rows: Rows, wanted: list[str], picture: str, why_not: Callable[[st
     ]
     first: dict[str, int] = {}
     for i, path in enumerate(rows.columns[picture]):
+        if len(found) >= MOST_PROBLEMS:
+            break
         if path.strip() and (why := why_not(path)):
             found.append(f"{rows.at(i)}: {printable(path)!r} {why}")
         elif path in first:
@@ -271,33 +278,40 @@ def _zero_or_one(cell: str) -> bool | None:
 def read_rows(path: Path) -> Rows:
     """The rows of a CSV, TSV or Parquet file, every cell as text. Raises DataError."""
     if not path.is_file():
-        raise DataError(f"{printable(str(path))}: no such file")
-    if path.stat().st_size > _MAX_BYTES:
-        raise DataError(f"{printable(str(path))}: more than {_MAX_BYTES:,} bytes")
+        raise DataError(f"{printable(str(path))}: {'not a regular file' if path.exists() else 'no such file'}")
     if path.suffix.lower() == ".parquet":
         return _read_parquet(path)
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with open_file(path, DataError, _MAX_BYTES) as raw, TextIOWrapper(raw, "utf-8-sig", newline="") as file:
             reader = csv.reader(file, delimiter=delimiter, strict=True)
             header = next(reader, [])
             _check_header(path, header, delimiter)
-            cells, lines = [], []
+            columns: list[list[str]] = [[] for _ in header]
+            lines = array("q")
             for row in reader:
                 if len(row) != len(header) and row:
                     raise DataError(f"{path}:{reader.line_num}: {len(row)} cells; the first line has {len(header)}")
                 if row:
-                    cells.append(row)
+                    for column, cell in zip(columns, row, strict=True):
+                        column.append(cell)
                     lines.append(reader.line_num)
+                    _check_size(path, len(lines), len(header))
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 (byte {error.start})") from None
     except csv.Error as error:
         raise DataError(f"{path}: not a table: {error}") from None
-    if not cells:
+    if not lines:
         raise DataError(f"{path}: no rows")
-    return Rows(
-        path, {name: list(column) for name, column in zip(header, zip(*cells, strict=True), strict=True)}, lines
-    )
+    return Rows(path, dict(zip(header, columns, strict=True)), lines)
+
+
+def _check_size(path: Path, rows: int, columns: int) -> None:
+    """Raises DataError for more rows than a table of images has, or than fit the memory."""
+    if rows > _MOST_ROWS:
+        raise DataError(f"{printable(str(path))}: more than {_MOST_ROWS:,} rows")
+    if rows % 100_000 == 0:
+        refuse_unless_fits(path, rows * columns * _CELL_BYTES, DataError)
 
 
 def _check_header(path: Path, header: list[str], delimiter: str) -> None:
@@ -313,11 +327,18 @@ def _check_header(path: Path, header: list[str], delimiter: str) -> None:
 def _read_parquet(path: Path) -> Rows:
     try:
         from pyarrow import ArrowException
-        from pyarrow.parquet import read_table
+        from pyarrow.parquet import ParquetFile
     except ImportError:
         raise DataError(f"{path}: Parquet needs pyarrow: pip install 'cnnrun[parquet]'") from None
     try:
-        table = read_table(str(path))
+        with open_file(path, DataError, _MAX_BYTES) as file:
+            parquet = ParquetFile(file)
+            about = parquet.metadata
+            _check_size(path, about.num_rows, about.num_columns)
+            refuse_unless_fits(path, about.num_rows * about.num_columns * _CELL_BYTES, DataError)
+            unpacked = sum(about.row_group(number).total_byte_size for number in range(about.num_row_groups))
+            refuse_expansion(path, path.stat().st_size, unpacked, DataError)
+            table = parquet.read()
     except (ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot be read: {printable(str(error).splitlines()[0])}") from None
     if not table.num_rows:

@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import Field
 
 from cnnrun.annotations import Box, BoxSource, Listed, split_of
+from cnnrun.bounded_files import read_bytes, read_text
 from cnnrun.contracts import BadBox, ClassNames, Indexed, Pair, Split
 from cnnrun.errors import DataError, printable
 from cnnrun.labelling import jail, refuse
@@ -75,10 +76,7 @@ class Voc(BoxSource):
         for split, name in given.items():
             if problem := jail(lists)(f"{name}.txt"):
                 raise DataError(f"splits.{split}: the path {printable(name)!r} {problem}")
-            try:
-                lines = (lists / f"{name}.txt").read_text("utf-8-sig").splitlines()
-            except (OSError, UnicodeDecodeError) as error:
-                raise DataError(f"{lists / name}.txt: cannot be read ({error})") from None
+            lines = read_text(lists / f"{name}.txt", DataError).splitlines()
             names[split] = _listed_names(lists / f"{name}.txt", lines)
         return names
 
@@ -140,16 +138,15 @@ class _Wrong(Exception):
 
 def _parsed(path: Path) -> ElementTree.Element:
     try:
-        if path.stat().st_size > _MAX_XML:
-            raise _Wrong(f"more than {_MAX_XML >> 20} MiB")
-        data = path.read_bytes()
+        data = read_bytes(path, DataError, _MAX_XML)
+    except DataError as error:
+        raise _Wrong(str(error).removeprefix(f"{printable(str(path))}: ")) from None
+    try:
         if b"<!DOCTYPE" in data or b"<!ENTITY" in data:  # entities can grow without end
             raise _Wrong("declares a document type, which annotations do not need")
         return ElementTree.fromstring(data)  # noqa: S314
     except (ElementTree.ParseError, ValueError, LookupError) as error:  # the latter for encodings that expat lacks
         raise _Wrong(f"not XML in UTF-8: {error}") from None
-    except OSError as error:
-        raise _Wrong(f"cannot be read ({error.strerror})") from None
 
 
 def _picture(root: Path, name: str, written: str, inside: Callable[[str], str | None]) -> Path:
