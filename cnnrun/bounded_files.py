@@ -39,10 +39,11 @@ def open_file(
     shown = printable(str(path))
     try:
         descriptor = os.open(path, _FLAGS) if folder is None else folder.open(path.name, _FLAGS)
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(descriptor)
+            raise error(f"{shown}: not a regular file")
         with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise error(f"{shown}: not a regular file")
             if most is not None and status.st_size > most:
                 raise error(f"{shown}: {status.st_size:,} bytes; at most {most:,} are read")
             yield file

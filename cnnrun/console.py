@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
 
@@ -12,8 +14,19 @@ _WIDE = 10_000  # a table's width when its reader is a program or a file: nothin
 
 def console() -> Console:
     """Where results are printed: as they are, nothing in them read as markup."""
-    made = Console(highlight=False, markup=False, emoji=False)
-    return made if made.is_terminal else Console(highlight=False, markup=False, emoji=False, width=_WIDE)
+    made = _Plain(highlight=False, markup=False, emoji=False)
+    return made if made.is_terminal else _Plain(highlight=False, markup=False, emoji=False, width=_WIDE)
+
+
+class _Plain(Console):
+    """A console that escapes control characters in what it prints."""
+
+    def print(self, *objects: Any, **settings: Any) -> None:
+        super().print(*(_escaped(each) if isinstance(each, str) else each for each in objects), **settings)
+
+
+def _escaped(text: str) -> str:
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def table(columns: list[str], rows: list[list[str]], left: int = 1) -> Table:

@@ -22,7 +22,7 @@ from cnnrun.auditing import look_through
 from cnnrun.batches import TrainingBatches
 from cnnrun.contracts import Facts, SourceSpec, Split
 from cnnrun.dataset import HOLD_OUT_KEYS, index
-from cnnrun.errors import ConfigError, DataError, printable
+from cnnrun.errors import ConfigError, DataError, printable, safe_cell
 from cnnrun.event_file import EventFile
 from cnnrun.experiment import Experiment
 from cnnrun.files import Files, Members
@@ -133,15 +133,15 @@ def divided(experiment: Experiment, parts: Parts, out: Path) -> dict[str, Any]:
         groups, written = _groups(split, parts.group_by)
         columns = _columns(name, split, groups, parts, set(indexed.splits))
         for number in range(len(split)):
-            path = os.path.relpath(str(split.pictures[number]), root)
+            path = _path_cell(os.path.relpath(str(split.pictures[number]), root))
             label = indexed.classes[int(split.targets["labels"][number])]
             group = {"group": written[number]} if written else {}
             rows.append({"path": path, "label": label, **group, **{key: each[number] for key, each in columns.items()}})
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
-    write_new(out, text.getvalue().encode("utf-8", "surrogateescape"))
+    writer.writerows({column: safe_cell(cell) for column, cell in row.items()} for row in rows)
+    write_new(out, text.getvalue().encode())
     chosen = [column for column in rows[0] if column.startswith("fold_")] or ["split"]
     return {
         "path": str(out),
@@ -153,6 +153,15 @@ def divided(experiment: Experiment, parts: Parts, out: Path) -> dict[str, Any]:
         },
         "groups": len({row["group"] for row in rows}) if "group" in rows[0] else None,
     }
+
+
+def _path_cell(path: str) -> str:
+    """A path as a table holds it. Raises DataError for one that no table can name."""
+    if printable(path) != path:
+        raise DataError(
+            f"{printable(path)}: a table cannot name a file with control characters or bytes that are no text"
+        )
+    return f"./{path}" if safe_cell(path) != path else path  # the same file, and no formula
 
 
 def _columns(name: str, split: Split, groups: Tensor | None, parts: Parts, there: set[str]) -> dict[str, list[str]]:

@@ -19,6 +19,12 @@ Anything else that reaches the command line is a bug of ours: exit 1, with a tra
 
 from __future__ import annotations
 
+import re
+import unicodedata
+
+_FORMULA = ("=", "+", "-", "@")  # what spreadsheets take for the beginning of a formula
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
 
 class UserError(Exception):
     """One line a mistake; the command line prints the lines and leaves with `exit_code`, without a traceback."""
@@ -87,6 +93,22 @@ def is_text(text: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
+def safe_cell(text: str) -> str:
+    """`text` as a cell of a table that spreadsheets open: `printable`, and never the beginning of a formula."""
+    shown = printable(text)
+    return f"'{shown}" if shown.startswith(_FORMULA) and not _NUMBER.fullmatch(shown) else shown
+
+
+def unsafe_cell(cell: str) -> str:
+    """The text that `safe_cell` made a cell of, but for control characters."""
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith(_FORMULA) else cell
+
+
 def printable(text: str) -> str:
     """`text` with control characters and direction marks escaped, so that a file's name cannot drive the terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return "".join(c if _is_harmless(c) else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def _is_harmless(letter: str) -> bool:
+    """Whether a letter may stand as it is: what can be seen, spaces of any script, the joiners of emoji and Persian."""
+    return letter.isprintable() or letter in "\u200c\u200d" or unicodedata.category(letter) == "Zs"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from cnnrun.errors import DataError, printable
+from cnnrun.errors import DataError, printable, safe_cell
 
 _LABEL, _BOX = ["label", "probability", "top"], ["label", "score", "x", "y", "width", "height"]
 _PERSON = ["person", "similarity", "matches"]
@@ -63,7 +63,7 @@ class _Table:
 
     def _begin(self, columns: list[str]) -> None:
         self._columns = columns
-        self._writer.writerow(["path", *columns, "error"])
+        self._writer.writerow(map(_cell, ["path", *columns, "error"]))
         for row in self._waiting:
             self._write(row)
         self._waiting = []
@@ -72,7 +72,15 @@ class _Table:
         assert self._columns is not None
         for cells in _cells(row):
             blank = [""] * (len(self._columns) - len(cells))
-            self._writer.writerow([row["path"], *cells, *blank, row.get("error", "")])
+            self._writer.writerow(map(_cell, [row["path"], *cells, *blank, row.get("error", "")]))
+
+
+def _cell(value: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula, nor a terminal for a command.
+
+    Text that begins with = + - @ gets an apostrophe before it, unless it is a number; control characters are escaped.
+    """
+    return safe_cell(value) if isinstance(value, str) else value
 
 
 def _columns(row: dict[str, Any]) -> list[str]:

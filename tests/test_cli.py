@@ -12,6 +12,7 @@ from conftest import save_picture
 from PIL import Image as Pil
 
 from cnnrun import __version__
+from cnnrun.errors import StorageError
 
 
 def test_train_eval_predict_export_from_nothing(tiny, tmp_path, monkeypatch, run_cli):
@@ -119,7 +120,7 @@ def test_predict_equals_eval(trained_run, tmp_path, run_cli):
         (["schema"], 0, '"additionalProperties"'),
         (["train"], 2, "Missing argument"),
         (["trian", "x"], 2, "No such command"),
-        (["train", "none.yaml"], 2, "none.yaml: No such file or directory"),
+        (["train", "none.yaml"], 2, "none.yaml: cannot be read (No such file or directory)"),
         (["eval", "--runs", "nowhere"], 3, "nowhere: no run here; `cnnrun train CONFIG` makes one"),
         (["eval", "--device", "gpu"], 2, "use auto, cpu, cuda or cuda:N"),
         (["eval", "--device", "cuda:77"], 6, "CUDA device(s); use --device cpu"),
@@ -206,7 +207,8 @@ def test_hidden_files_and_folders_named_like_pictures_are_left_out(trained_run, 
     [
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 6),
         (MemoryError(), 6),
-        (OSError(28, "No space left on device", "runs/x"), 5),
+        (OSError(12, "Cannot allocate memory"), 6),
+        (StorageError("runs/x: cannot write (No space left on device)"), 5),
     ],
 )
 def test_memory_and_disk_troubles_are_one_line(error, code, tiny, run_cli, monkeypatch):
@@ -218,3 +220,22 @@ def test_memory_and_disk_troubles_are_one_line(error, code, tiny, run_cli, monke
     monkeypatch.setattr(commands, "checked", trouble)
     got, _, err = run_cli("check", tiny)
     assert (got, len(err.splitlines())) == (code, 1)
+
+
+OWN = [OSError(28, "No space left on device", "runs/x"), FileNotFoundError(2, "no such file"), KeyError("\x1b[31m")]
+
+
+@pytest.mark.parametrize("error", OWN)
+def test_an_error_of_our_own_is_a_bug_with_its_traceback(error, tiny, run_cli, monkeypatch):
+    """Only what the writing module could not write is the disk's fault."""
+    from cnnrun import commands
+
+    def trouble(*args):
+        raise error
+
+    monkeypatch.setattr(commands, "checked", trouble)
+    code, _, err = run_cli("check", tiny)
+    assert code == 1
+    assert err.startswith("Traceback")
+    assert err.splitlines()[-1] == "this is a bug of cnnrun: please report it with these lines"
+    assert "\x1b" not in err

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cnnrun.bounded_files import open_file, refuse_expansion, refuse_unless_fits
 from cnnrun.contracts import ClassNames, Indexed, SourceSpec, Split
-from cnnrun.errors import DataError, printable
+from cnnrun.errors import DataError, printable, unsafe_cell
 from cnnrun.files import Files
 from cnnrun.labelling import MOST_PROBLEMS, class_names, jail, refuse, split_name
 
@@ -294,7 +294,7 @@ def read_rows(path: Path) -> Rows:
                     raise DataError(f"{path}:{reader.line_num}: {len(row)} cells; the first line has {len(header)}")
                 if row:
                     for column, cell in zip(columns, row, strict=True):
-                        column.append(cell)
+                        column.append(unsafe_cell(cell))
                     lines.append(reader.line_num)
                     _check_size(path, len(lines), len(header))
     except UnicodeDecodeError as error:

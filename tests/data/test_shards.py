@@ -120,10 +120,10 @@ def test_a_pipe_needs_the_users_leave_and_is_fetched_once(two, monkeypatch, capf
     pytest.importorskip("webdataset")
     counter = two / "count"
     url = f"pipe:echo x >> {counter}; cat {two / 'train-00.tar'}"
-    with pytest.raises(DataError, match="a config may not run commands"):
+    with pytest.raises(DataError, match="a config may not run a command; `cnnrun --fetch"):
         Shards(train=url).read()
     assert not counter.exists()
-    monkeypatch.setenv("CNNRUN_PIPES", "1")
+    monkeypatch.setenv("CNNRUN_FETCH", "1")
     fetched = Shards(train=url, copies=str(two / "copies")).read().splits["train"]
     plain = Shards(train=str(two / "train-00.tar")).read().splits["train"]
     assert fetched.targets["labels"].tolist() == plain.targets["labels"].tolist()
