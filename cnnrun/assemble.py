@@ -28,7 +28,7 @@ from cnnrun.network import Built, Network, build, materialize
 from cnnrun.prepare import prepare
 from cnnrun.progress import bar, say
 from cnnrun.ranks import Ranks
-from cnnrun.run_records import CALIBRATION, CHECKPOINTS, CONFIG, FACTS, FILES, WEIGHTS, read_calibration
+from cnnrun.run_records import CALIBRATION, CHECKPOINTS, CONFIG, FACTS, FILES, WEIGHTS, read_calibration, read_facts
 from cnnrun.taskspec import Measured
 from cnnrun.trained import Trained
 from cnnrun.weights import Weights
@@ -201,6 +201,8 @@ def trained(
     if saved is None:
         raise CheckpointError(f"{run}: no checkpoint yet")
     facts, given = weights.of_checkpoint(saved)
+    if (began := read_facts(run)) and began.classes != facts.classes:
+        raise CheckpointError(f"{saved.path}: its classes are not those of {run / FACTS}")
     try:
         built = network(experiment, facts).network
     except ConfigError as error:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from cnnrun.files import Files, Members
 from cnnrun.spec import Kind
 
+_LARGEST_SIDE = 65_535  # pixels, or channels
+
 Shape = tuple[int, ...]  # of one sample, without the batch: (C, H, W) for pictures, (F,) for vectors
 Pair = tuple[int, int]  # (height, width)
 
@@ -238,7 +240,8 @@ class Facts:
         """What cannot be true of any data, or None."""
         channels = self.image[0] if len(self.image) == 3 else 0
         per_channel = {len(self.mean), len(self.std)} <= {1, channels}
-        if min(self.image, default=0) < 1 or not channels or not per_channel or min(self.std, default=0.0) <= 0:
+        sides = min(self.image, default=0) >= 1 and max(self.image, default=0) <= _LARGEST_SIDE
+        if not sides or not channels or not per_channel or min(self.std, default=0.0) <= 0:
             return "image, mean and std do not fit each other"
         if len(set(self.classes)) < len(self.classes):
             return "a class stands twice"

@@ -230,24 +230,29 @@ def kept(run: Opened, name: str, made: Explanation, out: Path | None = None) -> 
     layer = f"-{_plain(made.data['layer'])}" if "layer" in made.data else ""
     path = out or run.asked.out or given.run / EXPLAIN / f"{name}{layer}.png"
     pixels = captioned(made.picture, made.caption)
-    with storage_errors(given.run / EXPLAIN, len(pixels)):
-        folder = Folder(given.run).child(EXPLAIN, create=True)
-        folder.remove_abandoned()
+    if path.parent == given.run / EXPLAIN:
+        _folder_in(given.run).remove_abandoned()
     write_png(path, pixels, _BY)
-    _to_board(folder, f"explain/{name}{layer}", pixels, given.step)
+    _to_board(given.run, f"explain/{name}{layer}", pixels, given.step)
     about = {"run": str(given.run), "step": given.step, "path": str(path), "caption": made.caption, "table": made.table}
     return about | made.data
 
 
-def _to_board(folder: Folder, name: str, pixels: NDArray[np.uint8], step: int) -> None:
+def _folder_in(run: Path) -> Folder:
+    """The run's folder for explanations. Raises StorageError, CheckpointError."""
+    with storage_errors(run / EXPLAIN, 0):
+        return Folder(run).child(EXPLAIN, create=True)
+
+
+def _to_board(run: Path, name: str, pixels: NDArray[np.uint8], step: int) -> None:
     """Show it in TensorBoard, beside the run; where that fails it is said."""
     try:
-        with closing(EventFile(folder)) as board:
+        with closing(EventFile(_folder_in(run))) as board:
             board.add_image(name, pixels, step)
     except Interrupted:
         raise
     except Exception as error:
-        say(f"{folder.path}: nothing for TensorBoard: {printable(str(error))}")
+        say(f"{run / EXPLAIN}: nothing for TensorBoard: {printable(str(error))}")
 
 
 def _plain(path: str) -> str:

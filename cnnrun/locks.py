@@ -36,7 +36,7 @@ def _acquired(path: Path, waiting: Callable[[], None] | None) -> Any:
     from filelock import FileLock, SoftFileLock
 
     try:
-        return _wait_for(FileLock(path), waiting)
+        return _wait_for(FileLock(path, fallback_to_soft=False), waiting)
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
             raise

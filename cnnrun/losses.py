@@ -6,7 +6,7 @@ import json
 import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
@@ -51,8 +51,11 @@ class State:
             first = error.errors(include_url=False, include_input=False)[0]
             place = ".".join(printable(str(each)) for each in first["loc"])
             raise CheckpointError(f"{where}: damaged (training.{place}: {first['msg']})") from None
+        if missing := [each.name for each in fields(cls) if each.name not in data]:
+            raise CheckpointError(f"{where}: damaged (training.{missing[0]} is missing)")
         counters = (state.step, state.evaluated, state.best_step, state.waited, state.loss_count, state.metrics_offset)
-        if min(counters) < 0 or state.accumulate < 1 or max(state.evaluated, state.best_step) > state.step:
+        ahead = max(state.evaluated, state.best_step) > state.step or (state.best is None) != (state.best_step == 0)
+        if min(counters) < 0 or state.accumulate < 1 or ahead:
             raise CheckpointError(f"{where}: damaged (its counters are of no training)")
         return state
 

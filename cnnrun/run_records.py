@@ -44,7 +44,7 @@ class Result(_Record):
 
     steps: int = Field(ge=0)
     best_step: int = Field(ge=0)
-    best: dict[str, float | None]
+    best: dict[str, float]
     seconds: float = Field(ge=0)
     images_per_second: float = Field(ge=0)
     data_wait_share: float

@@ -57,7 +57,7 @@ def fit(job: Job, saved: checkpoint.Checkpoint | None = None) -> dict[str, Any]:
         stopping() as stop,
         bar("training", total, state.step) as advance,
     ):
-        training = Training(job, learner, state, batches, losses, clock, tracker, per_epoch, stop, folder)
+        training = Training(job, learner, state, batches, losses, clock, tracker, per_epoch, stop, folder, state.step)
         if state.step > state.evaluated and state.step % per_epoch == 0:
             training.end_epoch()  # stopped between an epoch's last step and its numbers
         while state.step < total and not spec.stops_early(state.waited) and not training.ended:
@@ -100,6 +100,7 @@ class Training:
     per_epoch: int
     stop: Stop
     folder: Folder | None  # of the checkpoints, on the rank that writes
+    saved_step: int  # the last one of which there is a checkpoint, 0 where there is none
     ended: bool = False  # before its time, by the one who asked for it
 
     def gradients(self) -> Batch:
@@ -191,6 +192,7 @@ class Training:
         with self._in_place():
             checkpoint.save(self.folder, state.step, parts, saved)
             checkpoint.prune(self.folder, job.spec.keep)
+        self.saved_step = state.step
 
     def _keep_evaluation(self, chosen: dict[str, float], improved: bool) -> None:
         """What val said of the weights last saved: thresholds and the like, and whether they are the best."""
@@ -225,11 +227,11 @@ class Training:
             raise StorageError(f"{line}; step {self.state.step} is saved in it, {where}")
 
     def _save_reached(self) -> None:
-        """A checkpoint of the steps so far, before the run ends early; none where there is no step to save.
+        """A checkpoint of the steps so far, before the run ends early, unless they are saved already.
 
         Where that fails too it is said, and what ends the run is what failed first.
         """
-        if not self.state.step:
+        if self.state.step == self.saved_step:
             return
         try:
             self.save()

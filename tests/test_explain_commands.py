@@ -410,7 +410,7 @@ def test_an_explain_that_is_a_file_costs_tensorboard_alone(run, run_cli, tmp_pat
     assert code == 0
     assert "nothing for TensorBoard" in err
     code, _, err = run_cli("explain", "filters", other)
-    assert code == 5
+    assert code == 3
     assert (other / "explain").read_text() == "mine"
 
 

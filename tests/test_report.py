@@ -265,7 +265,7 @@ def test_a_page_that_cannot_be_written_does_not_cost_the_training(tiny, tmp_path
     def fails(*_, **__):
         raise StorageError("no space left")
 
-    monkeypatch.setattr(reporting.runs, "write_new", fails)
+    monkeypatch.setattr(reporting, "write_new", fails)
     code, out, err = run_cli("train", tiny, "--runs", tmp_path)
     assert code == 0
     assert "report.html was not written: no space left" in err

@@ -158,7 +158,7 @@ def test_a_run_without_a_checkpoint_does_not_go_on_with_other_weights(trained_ru
     run, _ = started(trained_run, tmp_path)
     (run / "result.json").unlink()
     shutil.rmtree(run / "checkpoints")
-    (run / "weights.json").write_text(json.dumps({"sha256": "another"}))
+    (run / "weights.json").write_text(json.dumps({"path": "w.safetensors", "sha256": "0" * 64}))
     with pytest.raises(CheckpointError, match="changed since"):
         commands.train(experiment.load(run / "config.yaml"), tmp_path, CPU, resume=True)
 

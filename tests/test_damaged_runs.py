@@ -1,0 +1,173 @@
+"""Whatever is wrong with the files of a run, be every hash right: one line and exit 3 (or 4), or it is used as it is.
+
+A part of all damages; `benchmarks/reliability.py --only damage` tries every one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import shutil
+from pathlib import Path
+
+import damage
+import pytest
+from conftest import TINY
+
+from cnnrun import checkpoint
+
+SAMPLE = 60  # of each kind
+
+
+@pytest.fixture(scope="module")
+def runs_of_each_state(tmp_path_factory):
+    """A config, a finished run of it, and the same run as if its training had been killed at the very end."""
+    import torch
+
+    from cnnrun import calibrating, commands, experiment
+
+    root = tmp_path_factory.mktemp("damaged")
+    config = root / "tiny.yaml"
+    config.write_text(TINY.replace("epochs: 2", "epochs: 3, save_every: 5, ema: {decay: 0.9}"))
+    finished = Path(commands.train(experiment.load(config), root / "runs", torch.device("cpu"), resume=False)["run"])
+    calibrating.calibrate(finished, root / "runs", torch.device("cpu"))
+    killed = root / "killed" / "tiny" / "1"
+    shutil.copytree(finished, killed)
+    (killed / "result.json").unlink()
+    return config, finished, killed
+
+
+def sample(damages):
+    found = list(damages)
+    return random.Random(7).sample(found, min(SAMPLE, len(found)))
+
+
+def check(run_cli, source: Path, damages, words, *, refused: int) -> None:
+    """Each damage to a copy of the run gives 0, 3 or 4, and one line without a traceback where it is not 0."""
+    codes, before = [], tree(source)
+    for what, apply in sample(damages):
+        root = source.parent.parent.parent / "copy"
+        copy = root / "tiny" / "1"
+        shutil.copytree(source, copy)
+        apply(copy)
+        code, _, err = run_cli(*words(copy), "--runs", root)
+        assert code in (0, 3, 4), (what, err)
+        assert "Traceback" not in err, what
+        assert code == 0 or err.splitlines(), what
+        codes.append(code)
+        shutil.rmtree(root)
+    assert tree(source) == before
+    assert codes.count(3) >= refused
+
+
+def tree(folder: Path) -> str:
+    """A digest of every name and content in a folder, links as links."""
+    made = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        made.update(os.fsencode(path))
+        if path.is_symlink():
+            made.update(os.fsencode(path.readlink()))
+        elif path.is_file():
+            made.update(path.read_bytes())
+    return made.hexdigest()
+
+
+def test_files_of_a_run_that_is_evaluated(runs_of_each_state, run_cli):
+    _, finished, _ = runs_of_each_state
+    check(run_cli, finished, damage.of_files(finished), lambda run: ("eval", run), refused=3)
+
+
+def test_files_of_a_run_that_is_reported(runs_of_each_state, run_cli):
+    _, finished, _ = runs_of_each_state
+    check(run_cli, finished, damage.of_files(finished), lambda run: ("report", run), refused=10)
+
+
+def test_checkpoints_that_are_evaluated(runs_of_each_state, run_cli):
+    _, finished, _ = runs_of_each_state
+    check(run_cli, finished, damage.of_checkpoints(finished), lambda run: ("eval", run), refused=10)
+
+
+def test_checkpoints_that_a_training_goes_on_from(runs_of_each_state, run_cli):
+    config, _, killed = runs_of_each_state
+    words = ("train", config, "--resume", "--no-report")
+    check(run_cli, killed, damage.of_checkpoints(killed), lambda run: words, refused=10)
+
+
+def test_files_of_a_run_that_is_gone_on_with(runs_of_each_state, run_cli):
+    config, _, killed = runs_of_each_state
+    words = ("train", config, "--resume", "--no-report")
+    check(run_cli, killed, damage.of_files(killed), lambda run: words, refused=3)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("part", ["model", "ema", "optimizer"])
+def test_numbers_that_are_not_finite_are_never_used(runs_of_each_state, run_cli, tmp_path, part, bad):
+    """NaN with the right hashes was evaluated, exit 0."""
+    import safetensors.torch
+    import torch
+
+    config, finished, killed = runs_of_each_state
+    for source, words in ((finished, ("eval",)), (killed, ("train", config, "--resume"))):
+        if part == "optimizer" and source == finished:
+            continue
+        copy = tmp_path / words[0] / "tiny" / "1"
+        shutil.copytree(source, copy)
+        for generation in checkpoint.generations(copy / "checkpoints"):
+            tensors = safetensors.torch.load_file(generation / f"{part}.safetensors")
+            name = next(name for name, value in tensors.items() if value.is_floating_point())
+            tensors[name] = torch.full_like(tensors[name], bad)
+            (generation / f"{part}.safetensors").write_bytes(safetensors.torch.save(tensors))
+            damage.reseal(generation)
+        code, _, err = run_cli(*words, *([copy] if words == ("eval",) else []), "--runs", tmp_path / words[0])
+        assert code == 3
+        assert "is not made of finite real numbers" in err
+
+
+# --- links -----------------------------------------------------------------------------------------------------------
+
+
+COMMANDS = {
+    "eval": lambda run: ("eval", run),
+    "report": lambda run: ("report", run),
+    "calibrate": lambda run: ("calibrate", run),
+    "export": lambda run: ("export", "onnx", run),
+    "explain": lambda run: ("explain", "filters", run),
+    "predict": lambda run: ("predict", run, "--run", run),
+    "checkpoint": lambda run: ("eval", run / "checkpoints" / "best"),
+}
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "train"])
+def test_nothing_leads_out_of_a_run(runs_of_each_state, run_cli, tmp_path, command):
+    """Six of seven writes through a link got out, with exit 0."""
+    config, finished, killed = runs_of_each_state
+    source = killed if command == "train" else finished
+    for number, (what, apply) in enumerate(damage.links_and_pipes(source, tmp_path / "outside")):
+        root, outside = tmp_path / str(number), tmp_path / "outside"
+        outside.mkdir()
+        copy = root / "tiny" / "1"
+        shutil.copytree(source, copy)
+        apply(copy)
+        before = tree(outside)
+        words = ("train", config, "--resume") if command == "train" else COMMANDS[command](copy)
+        code, _, err = run_cli(*words, "--runs", root)
+        assert code == 3, (what, err)
+        assert tree(outside) == before, what
+        assert len(err.splitlines()) >= 1
+        assert "Traceback" not in err
+        shutil.rmtree(outside)
+        shutil.rmtree(root)
+
+
+def test_a_file_of_which_an_attacker_knows_the_temporary_name_is_not_written_through(tmp_path, monkeypatch):
+    """Random names aside: a name that is taken is never opened."""
+    from cnnrun import atomic_files
+    from cnnrun.errors import StorageError
+
+    (tmp_path / "outside").write_text("mine")
+    monkeypatch.setattr(atomic_files, "_temporary", lambda name: f".{name}.tmp")
+    (tmp_path / ".f.tmp").symlink_to(tmp_path / "outside")
+    with pytest.raises(StorageError):
+        atomic_files.write_text(tmp_path / "f", "theirs")
+    assert (tmp_path / "outside").read_text() == "mine"
