@@ -466,3 +466,118 @@ def test_unequal_numbers_of_floats_are_added_in_buckets(monkeypatch):
 def test_the_run_says_how_many_ranks_it_had(tmp_path):
     trained(tmp_path, 2, PLAIN)
     assert json.loads((tmp_path / "tiny" / "1" / "environment.json").read_text())["ranks"] == 2
+
+
+FIRST_FAILS = [
+    ConfigError("a user's"),
+    OSError(5, "a disk's"),
+    RuntimeError("torch's"),
+    ZeroDivisionError("ours"),
+    KeyboardInterrupt(),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", FIRST_FAILS, ids=lambda error: type(error).__name__)
+def test_whatever_fails_on_the_first_rank_nobody_waits_for_it(error):
+    """Others waited for a day for anything but two kinds of error."""
+
+    def run(rank: int) -> object:
+        with joined(CPU, 60) as ranks:
+
+            def fail() -> None:
+                raise error
+
+            return ranks.from_first(fail)
+
+    began = time.monotonic()
+    first, second = on_ranks(2, run)
+    assert type(first) is type(error)
+    assert isinstance(second, Elsewhere)
+    assert time.monotonic() - began < 30
+
+
+def test_what_cannot_be_told_to_the_others_is_an_error_for_all():
+    def run(rank: int) -> object:
+        with joined(CPU, 60) as ranks:
+            return ranks.from_first(lambda: {1, 2})
+
+    first, second = on_ranks(2, run)
+    assert isinstance(first, TypeError)
+    assert isinstance(second, Elsewhere)
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("ours"), KeyError("ours")])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_fails_by_a_bug_takes_the_others_down(tmp_path, monkeypatch, error, rank):
+    real = train.backward
+
+    def failing(learner, job, batch, step):
+        if step == 20 and job.ranks.rank == rank:
+            raise error
+        return real(learner, job, batch, step)
+
+    began = time.monotonic()
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "backward", failing)
+        results = trained(tmp_path, 2, "train.timeout=10")
+    assert time.monotonic() - began < 40
+    assert type(results[rank]) is type(error)
+    assert isinstance(results[1 - rank], ResourceError), results
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process that has not ended, be it that nobody asked for its end."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_ranks_whose_torchrun_is_killed_save_and_end(tmp_path):
+    """They trained on, with nobody to end them."""
+    process = started(tmp_path, more=", timeout: 10")
+    ranks = ranks_of(process)
+    process.kill()
+    process.wait()
+    try:
+        wait_for(lambda: not any(map(is_running, ranks)), 30)
+    finally:
+        for rank in filter(is_running, ranks):
+            os.kill(rank, signal.SIGKILL)
+        process.communicate()
+    reached = saved(tmp_path / "runs").state["training"]["step"]
+    assert reached % 17, "what was reached is saved, not the last epoch's end alone"
+
+
+HALVES = [
+    ({"RANK": "1"}, "the environment has RANK but not WORLD_SIZE"),
+    ({"WORLD_SIZE": "2"}, "but not RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
+    ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "but not MASTER_ADDR, MASTER_PORT"),
+    ({"LOCAL_RANK": "0"}, "but not RANK, WORLD_SIZE"),
+    ({"RANK": "x", "WORLD_SIZE": "2"}, "RANK is 'x', not a whole number"),
+    ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK is '-1', not a whole number"),
+    ({"RANK": "²", "WORLD_SIZE": "2"}, "RANK is '²', not a whole number"),
+    ({"RANK": "1", "WORLD_SIZE": "1"}, "RANK 1 is not below its WORLD_SIZE 1"),
+]
+
+
+@pytest.mark.parametrize(("environment", "said"), HALVES)
+def test_half_of_torchruns_environment_is_refused_by_name(environment, said, tiny, tmp_path):
+    """RANK without WORLD_SIZE trained and printed nothing."""
+    words = [sys.executable, "-m", "cnnrun", "train", str(tiny)]
+    left = subprocess.run(words, env=os.environ | environment, cwd=tmp_path, capture_output=True, text=True)
+    assert (left.returncode, left.stdout) == (2, "")
+    assert said in left.stderr
+    assert "start with torchrun" in left.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_whole_environment_of_one_process_trains(tiny, tmp_path, run_cli, monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    code, out, _ = run_cli("train", tiny, "--runs", tmp_path / "runs", "--no-report")
+    assert code == 0
+    assert "best at step" in out

@@ -164,7 +164,7 @@ def test_a_finished_run_of_other_data_is_not_taken_for_this_one(tmp_path, pictur
     )
     words = ("train", config, "--runs", tmp_path / "runs", "--no-report", "--resume")
     assert run_cli(*words)[0] == 0
-    code, out, err = run_cli(*words)
+    code, _, err = run_cli(*words)
     assert code == 0
     assert "is finished: there is nothing left to train" in err
     save_picture(picture_folder / "cat" / "another.png", seed=99)
@@ -361,7 +361,7 @@ def test_a_cache_that_is_cleared_while_another_waits_for_it_is_built_once_more(t
             folder.mkdir(exist_ok=True)
             try:
                 with locks.hold(folder / cache.LOCK, noted):
-                    return "held" if os.stat(folder / cache.LOCK).st_nlink else "held a lock that nobody sees"
+                    return "held" if (folder / cache.LOCK).stat().st_nlink else "held a lock that nobody sees"
             except FileNotFoundError:
                 continue
 
