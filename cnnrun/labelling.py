@@ -51,6 +51,12 @@ def unreadable_names() -> Iterator[None]:
         raise DataError(f"{name}: cannot be read ({error.strerror})") from None
 
 
+def listed(names: Sequence[str]) -> str:
+    """Names for a message; of many the first, and how many more there are."""
+    more = [f"and {len(names) - MOST_LINES:,} more"] if len(names) > MOST_LINES else []
+    return ", ".join([*map(printable, names[:MOST_LINES]), *more])
+
+
 def refuse(problems: Sequence[str]) -> None:
     """Raise a DataError of these lines, the first of them where they are many; nothing where there are none."""
     if problems:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from array import array
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import TextIOWrapper
@@ -19,10 +20,10 @@ from cnnrun.bounded_files import open_file, refuse_expansion, refuse_unless_fits
 from cnnrun.contracts import ClassNames, Indexed, SourceSpec, Split
 from cnnrun.errors import DataError, printable, unsafe_cell
 from cnnrun.files import Files
-from cnnrun.labelling import MOST_PROBLEMS, class_names, jail, refuse, split_name
+from cnnrun.labelling import MOST_PROBLEMS, class_names, jail, listed, refuse, split_name
 
 _MAX_BYTES = 1 << 30
-_MOST_ROWS = 10_000_000
+_MOST_ROWS, _MOST_COLUMNS = 10_000_000, 4096
 _CELL_BYTES = 100  # of memory, text and all
 _LARGEST = 1e30  # of a number
 
@@ -82,8 +83,7 @@ one a class."""
         group = self._optional(rows, self.group, "group")
         wanted = [self.picture, *columns, *(column for column in (split, group) if column)]
         if missing := [column for column in wanted if column not in rows.columns]:
-            known = ", ".join(map(printable, rows.columns))
-            raise DataError(f"{path}: has no column {printable(missing[0])!r} (columns: {known})")
+            raise DataError(f"{path}: has no column {printable(missing[0])!r} (columns: {listed(list(rows.columns))})")
         may_be_empty = {self.labels} if isinstance(self.labels, str) else set()  # a picture of none of the classes
         refuse(_mistakes(rows, [each for each in wanted if each not in may_be_empty], self.picture, jail(root)))
         for column in dict.fromkeys(wanted[1:]):  # ' cat' is no class beside 'cat'
@@ -317,10 +317,12 @@ def _check_size(path: Path, rows: int, columns: int) -> None:
 def _check_header(path: Path, header: list[str], delimiter: str) -> None:
     if not header:
         raise DataError(f"{path}: empty")
+    if len(header) > _MOST_COLUMNS:
+        raise DataError(f"{path}:1: {len(header):,} columns; at most {_MOST_COLUMNS:,} are read")
     if len(header) == 1 and any(other in header[0] for other in ";\t,"):
         raise DataError(f"{path}:1: one column {printable(header[0])!r}; separate columns by {delimiter!r}")
-    for name in header:
-        if header.count(name) > 1:
+    for name, count in Counter(header).items():
+        if count > 1:
             raise DataError(f"{path}:1: column {printable(name)!r} stands twice")
 
 
