@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import socket
 import time
 from typing import Any
 
@@ -22,10 +21,9 @@ class EventFile:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        name = (
-            f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
-        )
-        self._records = RecordWriter(folder.append(name.replace("/", "_")))
+        # TensorBoard looks for the first three words; the host's name, which others put here, is left out.
+        name = f"events.out.tfevents.{int(time.time()):010d}.{os.getpid()}.{secrets.token_hex(4)}"
+        self._records = RecordWriter(folder.append(name))
         self._add(Event(file_version="brain.Event:2"), purge_step)
         if purge_step is not None:
             self._add(Event(session_log=SessionLog(status=SessionLog.START)), purge_step)

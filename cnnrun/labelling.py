@@ -83,8 +83,11 @@ def jail(root: Path) -> Callable[[str], str | None]:
         if ".." in PurePosixPath(written).parts:
             return "leaves the root with '..'"
         path = root / written
-        if not folder_is_inside(path.parent) or (path.is_symlink() and not path.resolve().is_relative_to(inside)):
-            return f"is a link to outside {printable(os.fspath(root))}"
+        try:
+            if not folder_is_inside(path.parent) or (path.is_symlink() and not path.resolve().is_relative_to(inside)):
+                return f"is a link to outside {printable(os.fspath(root))}"
+        except OSError as error:
+            return f"cannot be the name of a file ({error.strerror})"
         return None
 
     return why_not

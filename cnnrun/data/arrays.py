@@ -78,6 +78,7 @@ train_images and train_labels, images and labels, x and y)."""
             KeyError,
             RuntimeError,
             NotImplementedError,
+            ValueError,  # what is no zip numpy takes for a pickle, which it does not read
         ) as error:
             raise DataError(f"{path}: not a .npz file: {printable(str(error))}") from None
         if "train" not in splits:
