@@ -40,6 +40,12 @@ class Gallery:
     embeddings_ND: Floats
     person_N: NDArray[np.int64]
 
+    def is_same(self, other: Gallery) -> bool:
+        """Whether the other gallery holds the same embeddings of the same people, made by the same network."""
+        same_names = (self.model, self.people) == (other.model, other.people)
+        same_people = same_names and np.array_equal(self.person_N, other.person_N)
+        return same_people and np.array_equal(self.embeddings_ND, other.embeddings_ND)
+
     def counts(self) -> dict[str, int]:
         """Pictures of each person."""
         return dict(zip(self.people, np.bincount(self.person_N, minlength=len(self.people)).tolist(), strict=True))

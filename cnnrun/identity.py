@@ -91,6 +91,8 @@ def enrolled(
         return _told(path, galleries.read(path), [], [])
     network, task = given.network()
     held = galleries.read(path) if path.exists() else None
+    if held is not None and folder is not None and not add:
+        return _there_already(network, folder, path, held, batch)
     if held is not None:
         galleries.refuse_other(held, path, network.digest, task.dimension)
     if held is not None and remove:
@@ -104,12 +106,22 @@ def enrolled(
     return _told(path, made, sorted(people), list(remove))
 
 
+def _there_already(network: Trained, folder: Path, path: Path, held: Gallery, batch: int) -> dict[str, Any]:
+    """What was enrolled, where the gallery is already that of this folder: a command that is repeated changes nothing.
+
+    Raises ConfigError where it is another.
+    """
+    made, _ = galleries.joined(None, network.digest, _people(network, folder, batch))
+    if not made.is_same(held):
+        raise ConfigError(f"--gallery {printable(str(path))}: is there already; --add puts these people into it")
+    say(f"{path} holds these people already")
+    return _told(path, held, [], [])
+
+
 def _refuse_unclear(folder: Path | None, path: Path, add: bool, remove: Sequence[str]) -> None:
     shown = printable(str(path))
     if path.suffix != ".safetensors":
         raise ConfigError(f"--gallery {shown}: a gallery ends in .safetensors")
-    if folder is not None and path.exists() and not add:
-        raise ConfigError(f"--gallery {shown}: is there already; --add puts these people into it")
     if (folder is None or add) and not path.exists():
         raise ConfigError(f"--gallery {shown}: no such file; give a folder of people, without --add, to make it")
     if add and folder is None:

@@ -14,6 +14,7 @@ import torch
 from conftest import TINY
 from resumed import digest
 from several import forked, outcome
+from supervised import PLACES, WRITING, chain
 
 from cnnrun import atomic_files, checkpoint, commands, experiment, locks, runs, train
 from cnnrun.errors import Interrupted, ResourceError, StorageError
@@ -110,48 +111,13 @@ def test_a_signal_is_heeded_within_a_batch_of_validation(tmp_path, monkeypatch):
     assert digest(run) == digest(Path(commands.train(tried(), tmp_path / "whole", CPU, resume=False)["run"]))
 
 
-KILLED_AT = {
-    "validation": "cnnrun.learner.Learner.evaluate",
-    "writing down": "cnnrun.tracker.Tracker.record",
-    "keeping what val said": "cnnrun.checkpoint.add_evaluation",
-    "drawing": "cnnrun.tracker._drawn",
-    "the result": "cnnrun.train._finish",
-    "the report": "cnnrun.reporting.rendered",
-}
-
-
-@pytest.mark.parametrize("place", KILLED_AT)
-def test_a_supervisor_repeats_one_command_blindly(tmp_path, place):
-    """Killed there twice, then left alone twice: trained once, the same bits."""
-    config = tmp_path / "tiny.yaml"
-    config.write_text(TINY)
-    words = ["train", str(config), "--runs", str(tmp_path / "runs"), "--resume"]
-
-    def command(fatal: bool) -> int:
-        import sys
-
-        from cnnrun import cli
-
-        with pytest.MonkeyPatch.context() as patched:
-            if fatal:
-                patched.setattr(KILLED_AT[place], lambda *rest, **more: os.kill(os.getpid(), signal.SIGKILL))
-            patched.setattr(sys, "argv", ["cnnrun", *words])
-            try:
-                cli.main()
-            except SystemExit as left:
-                return int(left.code or 0)
-        return 0
-
-    for fatal in (True, True, False, False):
-        assert outcome(*forked(lambda fatal=fatal: command(fatal))) == (-signal.SIGKILL if fatal else 0), place
-    assert [path.name for path in (tmp_path / "runs" / "tiny").iterdir()] == ["1"]
-    run = tmp_path / "runs" / "tiny" / "1"
-    assert (run / "report.html").exists()
-    assert not [path for path in run.rglob("*") if "tmp" in path.name]
-    made = experiment.load(config)
-    whole = Path(commands.train(made, tmp_path / "whole", CPU, resume=False)["run"])
-    assert digest(run) == digest(whole)
-    assert (run / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+@pytest.mark.slow
+@pytest.mark.parametrize("place", [*PLACES, *WRITING])
+def test_a_supervisor_repeats_one_command_blindly(place):
+    """Killed again and again, repeated until it ends well, and once more: done once, the same bits, nothing left."""
+    found = chain(place, seed=1)
+    assert not found.trouble, found
+    assert found.kills
 
 
 def test_a_finished_run_of_other_data_is_not_taken_for_this_one(tmp_path, picture_folder, run_cli):

@@ -242,8 +242,13 @@ def test_s7_nothing_is_asked_of_the_network(tmp_path):
         )
         os.chdir(tmp_path)
         run = "runs/tiny/1"
-        commands = ("check tiny.yaml", "train tiny.yaml", f"eval {run}", f"export code {run}", f"export onnx {run}",
-                    f"report {run}", f"calibrate {run}", f"explain filters {run}", "train tiny.yaml --resume")  # fmt: skip
+        on_run = ("eval", "export code", "export onnx", "report", "calibrate", "explain filters")
+        commands = (
+            "check tiny.yaml",
+            "train tiny.yaml",
+            *(f"{each} {run}" for each in on_run),
+            "train tiny.yaml --resume",
+        )
         for words in commands:
             sys.argv = ["cnnrun", *words.split()]
             try:

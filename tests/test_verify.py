@@ -572,7 +572,14 @@ def test_people_are_enrolled_added_removed_and_identified(run, people, tmp_path,
     code, out, err = run_cli("enroll", known, "--gallery", path, "--run", run, "--json")
     assert code == 0, err
     assert json.loads(out)["people"] == {"digit 7": 5, "digit 8": 5}
-    assert run_cli("enroll", known, "--gallery", path, "--run", run)[0] == 2  # is there already
+    before = path.read_bytes()
+    code, _, err = run_cli("enroll", known, "--gallery", path, "--run", run)
+    assert code == 0, "a command that is repeated changes nothing"
+    assert "holds these people already" in err
+    code, _, err = run_cli("enroll", people, "--gallery", path, "--run", run)
+    assert code == 2
+    assert "is there already; --add" in err
+    assert path.read_bytes() == before
     assert json.loads(run_cli("enroll", known, "--gallery", path, "--add", "--run", run, "--json")[1])["people"] == {
         "digit 7": 5,
         "digit 8": 5,
