@@ -4,8 +4,12 @@
     python benchmarks/reliability.py --only share           a checkpoint an epoch, configs/fashion-vgg.yaml
     python benchmarks/reliability.py --only ranks           2 ranks of 1 thread against 1 rank of 2 threads, vgg-small
     python benchmarks/reliability.py --only before --other DIR   images/s against another checkout, interleaved
+    python benchmarks/reliability.py --only cost --other DIR     a step, a save, a first epoch, interleaved
+    python benchmarks/reliability.py --only supervisor      30 chains of kills under a supervisor
+    python benchmarks/reliability.py --only damage          every damage of tests/damage.py, and links
+    python benchmarks/reliability.py --only hostile         every input of tests/hostile.py: exit code, peak memory
 
-All need Fashion-MNIST (scripts/get_data fashion-mnist) but the first, and a machine with nothing else to do.
+`share`, `ranks`, `before` and `cost` need Fashion-MNIST (scripts/get_data fashion-mnist), and a quiet machine.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -27,6 +32,8 @@ from cnnrun import checkpoint, experiment, train
 from cnnrun.atomic_files import Folder
 
 HERE = Path(__file__).parent
+CHOICES = ("save", "share", "ranks", "before", "cost", "supervisor", "hostile", "damage")
+sys.path.insert(0, str(HERE.parent / "tests"))
 
 
 def scratch() -> Path:
@@ -134,19 +141,129 @@ def before(rounds: int, other: Path) -> None:
             line(f"{net}, ratio", [b / a for a, b in zip(*found.values(), strict=True)], "x")
 
 
+# One side of `cost`, in the checkout that is its working directory; works with the functions of both sides.
+SIDE = """
+import json, statistics, sys, tempfile, time
+from pathlib import Path
+import torch
+torch.set_num_threads(2)
+from cnnrun import checkpoint, commands, experiment, train, tracker
+from cnnrun.device import keep_freed_memory
+keep_freed_memory()
+made = experiment.load(Path(sys.argv[1]), sys.argv[2:])
+steps, saves, first = [], [], []
+update, save, record = train.update, train.Training.save, tracker.Tracker.record
+def timed_update(*arguments):
+    steps.append(time.perf_counter())
+    return update(*arguments)
+def timed_save(*arguments, **settings):
+    began = time.perf_counter()
+    save(*arguments, **settings)
+    saves.append(time.perf_counter() - began)
+def timed_record(*arguments):
+    first.append(time.perf_counter())
+    return record(*arguments)
+train.update, train.Training.save, tracker.Tracker.record = timed_update, timed_save, timed_record
+with tempfile.TemporaryDirectory() as name:
+    commands.train(made, Path(name) / "warm", torch.device("cpu"), resume=False)
+    steps.clear(), saves.clear(), first.clear()
+    began = time.perf_counter()
+    commands.train(made, Path(name) / "runs", torch.device("cpu"), resume=False)
+between = sorted(b - a for a, b in zip(steps, steps[1:]))
+print(json.dumps({"step": between[len(between) // 4], "save": min(saves), "epoch": first[0] - began}))
+"""
+
+
+def cost(rounds: int, other: Path) -> None:
+    """A step (its lower quartile), a save (of several the fastest), a first epoch (data and all) on both sides."""
+    data = HERE.parent / "data" / "fashion-mnist"
+    settings = [f"data.source={{idx: {data}}}", "data.split={val: 0.6}", "train.epochs=3", "train.save_every=60"]
+    found: dict[str, dict[str, list[float]]] = {name: {"other": [], "this": []} for name in ("step", "save", "epoch")}
+    for number in range(rounds):
+        sides = [("other", other), ("this", HERE.parent)]
+        for side, folder in sides if number % 2 else sides[::-1]:
+            command = [sys.executable, "-c", SIDE, str(HERE / "nets" / "lenet.yaml"), *settings]
+            environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "2"}
+            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+            for name, value in json.loads(done.stdout.splitlines()[-1]).items():
+                found[name][side].append(1000 * value)
+        print(f"  round {number + 1} of {rounds}", flush=True)
+    for name, both in found.items():
+        for side, values in both.items():
+            line(f"{name}, {side}", values, "ms")
+        line(f"{name}, ratio", [b / a for a, b in zip(both["other"], both["this"], strict=True)], "x")
+
+
+def supervisor(rounds: int) -> None:
+    """So many chains for each of ten places."""
+    from supervised import chains
+
+    found, bad = Counter[str](), 0
+    for chain in chains(rounds):
+        found["chains"] += 1
+        found["kills"] += chain.kills
+        found["starts"] += chain.starts
+        bad += bool(chain.trouble)
+        print(
+            f"  {chain.place}: {chain.kills} kills, {chain.starts} starts; {chain.trouble or 'as undisturbed'}",
+            flush=True,
+        )
+    print(f"{dict(found)}; {found['chains'] - bad} of {found['chains']} equal to undisturbed, none done twice")
+
+
+def hostile_inputs(rounds: int) -> None:
+    """A row of Markdown for each input."""
+    import hostile
+
+    print("| input | exit code | peak MiB | s | what it says |\n|---|---|---|---|---|")
+    for name, (build, expected) in hostile.INPUTS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            found = hostile.answer(build, Path(folder) / "files")
+        said = found.err.splitlines()[0].replace("|", "/") if found.err else ""
+        mark = "" if found.code == expected else f" (expected {expected})"
+        print(f"| {name} | {found.code}{mark} | {found.peak_mib:,} | {found.seconds:.1f} | {said[:110]} |", flush=True)
+
+
+def damages(rounds: int) -> None:
+    """Every damage to a run: how many end with which exit code, and those that end with another than 0, 3, 4."""
+    import damage
+    from damaged import runs_of_each_state, trial
+
+    with tempfile.TemporaryDirectory() as name:
+        config, finished, killed = runs_of_each_state(Path(name))
+        resume = ("train", str(config), "--resume", "--no-report")
+        kinds = {
+            "files, eval": (finished, damage.of_files, ("eval",)),
+            "files, report": (finished, damage.of_files, ("report",)),
+            "files, train --resume": (killed, damage.of_files, resume),
+            "checkpoints, eval": (finished, damage.of_checkpoints, ("eval",)),
+            "checkpoints, train --resume": (killed, damage.of_checkpoints, resume),
+        }
+        for kind, (source, all_of, words) in kinds.items():
+            codes, bad = Counter[int](), list[str]()
+            for what, apply in all_of(source):
+                code, err = trial(source, apply, words)
+                codes[code] += 1
+                if code not in (0, 3, 4):
+                    bad.append(f"{code} {what}: {err.splitlines()[-1] if err else ''}")
+            print(f"{kind}: {sum(codes.values())} damages, exit codes {dict(sorted(codes.items()))}", flush=True)
+            print("\n".join(f"  {each}" for each in bad), end="\n" if bad else "")
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--only", choices=("save", "share", "ranks", "before"), required=True)
+    options.add_argument("--only", choices=CHOICES, required=True)
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--pictures", type=int, default=6000)
     options.add_argument("--other", type=Path)
     given = options.parse_args()
     if given.only == "ranks":
         ranks(given.rounds, given.pictures)
-    elif given.only == "before":
-        before(given.rounds, given.other)
+    elif given.only in ("before", "cost"):
+        {"before": before, "cost": cost}[given.only](given.rounds, given.other)
     else:
-        {"save": save, "share": share}[given.only](given.rounds)
+        alone = {"save": save, "share": share, "supervisor": supervisor, "hostile": hostile_inputs, "damage": damages}
+        alone[given.only](given.rounds)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ import shutil
 from pathlib import Path
 
 import damage
+import damaged
 import pytest
-from conftest import TINY
 
 from cnnrun import checkpoint
 
@@ -23,19 +23,7 @@ SAMPLE = 60  # of each kind
 @pytest.fixture(scope="module")
 def runs_of_each_state(tmp_path_factory):
     """A config, a finished run of it, and the same run as if its training had been killed at the very end."""
-    import torch
-
-    from cnnrun import calibrating, commands, experiment
-
-    root = tmp_path_factory.mktemp("damaged")
-    config = root / "tiny.yaml"
-    config.write_text(TINY.replace("epochs: 2", "epochs: 3, save_every: 5, ema: {decay: 0.9}"))
-    finished = Path(commands.train(experiment.load(config), root / "runs", torch.device("cpu"), resume=False)["run"])
-    calibrating.calibrate(finished, root / "runs", torch.device("cpu"))
-    killed = root / "killed" / "tiny" / "1"
-    shutil.copytree(finished, killed)
-    (killed / "result.json").unlink()
-    return config, finished, killed
+    return damaged.runs_of_each_state(tmp_path_factory.mktemp("damaged"))
 
 
 def sample(damages):
@@ -43,20 +31,15 @@ def sample(damages):
     return random.Random(7).sample(found, min(SAMPLE, len(found)))
 
 
-def check(run_cli, source: Path, damages, words, *, refused: int) -> None:
-    """Each damage to a copy of the run gives 0, 3 or 4, and one line without a traceback where it is not 0."""
+def check(source: Path, damages, words, *, refused: int) -> None:
+    """Each damage to a copy of the run gives 0, 3 or 4, and a line without a traceback where it is not 0."""
     codes, before = [], tree(source)
     for what, apply in sample(damages):
-        root = source.parent.parent.parent / "copy"
-        copy = root / "tiny" / "1"
-        shutil.copytree(source, copy)
-        apply(copy)
-        code, _, err = run_cli(*words(copy), "--runs", root)
+        code, err = damaged.trial(source, apply, words)
         assert code in (0, 3, 4), (what, err)
         assert "Traceback" not in err, what
         assert code == 0 or err.splitlines(), what
         codes.append(code)
-        shutil.rmtree(root)
     assert tree(source) == before
     assert codes.count(3) >= refused
 
@@ -73,31 +56,22 @@ def tree(folder: Path) -> str:
     return made.hexdigest()
 
 
-def test_files_of_a_run_that_is_evaluated(runs_of_each_state, run_cli):
-    _, finished, _ = runs_of_each_state
-    check(run_cli, finished, damage.of_files(finished), lambda run: ("eval", run), refused=3)
+KINDS = {
+    "files, eval": (damage.of_files, "eval", 3),
+    "files, report": (damage.of_files, "report", 10),
+    "files, train": (damage.of_files, "train", 3),
+    "checkpoints, eval": (damage.of_checkpoints, "eval", 10),
+    "checkpoints, train": (damage.of_checkpoints, "train", 10),
+}
 
 
-def test_files_of_a_run_that_is_reported(runs_of_each_state, run_cli):
-    _, finished, _ = runs_of_each_state
-    check(run_cli, finished, damage.of_files(finished), lambda run: ("report", run), refused=10)
-
-
-def test_checkpoints_that_are_evaluated(runs_of_each_state, run_cli):
-    _, finished, _ = runs_of_each_state
-    check(run_cli, finished, damage.of_checkpoints(finished), lambda run: ("eval", run), refused=10)
-
-
-def test_checkpoints_that_a_training_goes_on_from(runs_of_each_state, run_cli):
-    config, _, killed = runs_of_each_state
-    words = ("train", config, "--resume", "--no-report")
-    check(run_cli, killed, damage.of_checkpoints(killed), lambda run: words, refused=10)
-
-
-def test_files_of_a_run_that_is_gone_on_with(runs_of_each_state, run_cli):
-    config, _, killed = runs_of_each_state
-    words = ("train", config, "--resume", "--no-report")
-    check(run_cli, killed, damage.of_files(killed), lambda run: words, refused=3)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_damaged_run_is_refused_by_name_or_used(runs_of_each_state, kind):
+    config, finished, killed = runs_of_each_state
+    damages, command, refused = KINDS[kind]
+    source = killed if command == "train" else finished
+    words = ("train", str(config), "--resume", "--no-report") if command == "train" else (command,)
+    check(source, damages(source), words, refused=refused)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
