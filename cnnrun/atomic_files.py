@@ -66,11 +66,11 @@ class Folder:
         return os.listdir(self.path if self._descriptor is None else self._descriptor)
 
     def status(self, name: str) -> os.stat_result:
-        """What `lstat` says of an entry. Raises FileNotFoundError."""
+        """The status of an entry, of a link itself. Raises FileNotFoundError."""
         return os.stat(self._entry(name), follow_symlinks=False, **self._within())
 
     def has(self, name: str) -> bool:
-        """Whether there is an entry of that name, be it a link that leads nowhere."""
+        """Return whether there is an entry of that name, be it a link that leads nowhere."""
         try:
             self.status(name)
         except OSError:
@@ -159,7 +159,7 @@ class Folder:
                     self.remove(name)
 
     def is_in_place(self) -> bool:
-        """Whether its path still leads to this directory."""
+        """Return whether its path still leads to this directory."""
         try:
             return _identity(os.stat(self.path)) == self._identity
         except OSError:
@@ -226,7 +226,7 @@ def describe_failure(path: Path, needed: int, error: OSError) -> str:
 
 
 def _free(path: Path, error: OSError) -> str:
-    """How much is free where `path` is, or was to be."""
+    """Describe how much is free where `path` is, or was to be."""
     place = next((each for each in (path, *path.parents) if each.exists()), None)
     try:
         free = shutil.disk_usage(place or path).free
@@ -259,7 +259,7 @@ def _temporary(name: str) -> str:
 
 
 def begins_with_mark(path: Path, mark: bytes) -> bool:
-    """Whether a regular file has our mark near its beginning, so that we may replace it."""
+    """Return whether a regular file has our mark near its beginning, so that we may replace it."""
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             return False

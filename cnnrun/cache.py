@@ -81,7 +81,7 @@ class Entry:
                 pass
 
     def _build_once(self, decoder: Decoder, about: dict[str, Any], run: Map, progress: Progress) -> bool:
-        """Build while holding the lock; whether the folder is still there then, and not removed while this waited."""
+        """Build while holding the lock; return False where the folder was removed while this waited for it."""
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
 
         def waiting() -> None:

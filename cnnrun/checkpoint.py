@@ -29,7 +29,7 @@ from torch import Tensor
 
 from cnnrun.atomic_files import Folder, describe_failure
 from cnnrun.bounded_files import read_bytes
-from cnnrun.errors import CheckpointError, StorageError, printable
+from cnnrun.errors import CheckpointError, StorageError, first_line, printable
 
 FORMAT: Literal[3] = 3  # 2 had neither evaluation.json nor the numbers of tensors
 MAX_JSON_BYTES = 4 << 20
@@ -317,7 +317,7 @@ def _read_tensors(folder: Folder, name: str, entry: _Entry) -> dict[str, Tensor]
     try:
         tensors = safetensors.torch.load(_read_entry(folder, name, entry))
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: not a safetensors file ({printable(str(error).splitlines()[0])})") from None
+        raise CheckpointError(f"{path}: not a safetensors file ({first_line(error)})") from None
     if entry.tensors is not None and len(tensors) != entry.tensors:
         raise CheckpointError(f"{path}: holds {len(tensors)} tensors, should hold {entry.tensors}")
     for key, value in tensors.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,31 +73,44 @@ def train(
         left = ranks.from_first(lambda: _left(experiment, root, resume, strict))
         if left and "finished" in left:
             return {"run": left["run"], "already_finished": True, **left["finished"]}
-        run = Path(left["run"]) if left else None
-        # A run that has a checkpoint no longer needs the weights it began with.
-        given = None if left and left["saved"] else initial(experiment)
-        if run and left:
-            experiment = experiment.with_statistics_of(parse(left["config"], str(run / CONFIG)))
-        if run and given:
-            same_weights(run, given)
-        experiment = experiment.with_weights_of(given.facts if given else None)
-        data = _learnable(experiment, given, ranks)
-        run = run or Path(ranks.from_first(lambda: str(create(experiment, data, given, root))))
-        opened: list[Folder] = []
+        begun = _begin(experiment, root, left, ranks)
+        run, opened = begun.run, list[Folder]()
         ranks.from_first(lambda: opened.append(stack.enter_context(runs.held(run))))
-        folder = opened[0] if opened else None
         if done := ranks.from_first(lambda: read_result(run)):
             say(f"{run} was finished by another process meanwhile")
             return {"run": str(run), "already_finished": True, **done}
-        saved = saved_in(folder, data, ranks) if resume else None
+        folder = opened[0] if opened else None
+        saved = saved_in(folder, begun.data, ranks) if resume else None
         where = runs.environment(device, ranks.size)
-        if folder:
-            unchanged(folder, where, strict)
-        ranks.wait()
-        result = fit(job(experiment, data, given, folder, device, ranks, enough), saved)
+        ranks.from_first(lambda: unchanged(opened[0], where, strict))
+        result = fit(job(begun.experiment, begun.data, begun.initial, folder, device, ranks, enough), saved)
         if folder and saved is None:  # of a run that was resumed no one knows how long it took
-            beside_the_plan(experiment, root, folder, where, result)
+            beside_the_plan(begun.experiment, root, folder, where, result)
         return {"run": str(run), **result}
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A run whose folder is there: its config, the weights that it begins with where any are given, its data."""
+
+    experiment: Experiment
+    initial: Weights | None
+    data: Dataset
+    run: Path
+
+
+def _begin(experiment: Experiment, root: Path, left: dict[str, Any] | None, ranks: Ranks) -> _Begun:
+    """Prepare the run that was `left` unfinished, or make a new one once everything is known to fit."""
+    # A run that has a checkpoint no longer needs the weights it began with.
+    given = None if left and left["saved"] else initial(experiment)
+    if left:
+        experiment = experiment.with_statistics_of(parse(left["config"], str(Path(left["run"]) / CONFIG)))
+    if left and given:
+        same_weights(Path(left["run"]), given)
+    experiment = experiment.with_weights_of(given.facts if given else None)
+    data = _learnable(experiment, given, ranks)
+    run = left["run"] if left else ranks.from_first(lambda: str(create(experiment, data, given, root)))
+    return _Begun(experiment, given, data, Path(run))
 
 
 def _learnable(experiment: Experiment, given: Weights | None, ranks: Ranks) -> Dataset:
@@ -125,7 +138,7 @@ def _left(experiment: Experiment, root: Path, resume: bool, strict: bool) -> dic
 
 
 def _reached(experiment: Experiment, run: Path) -> dict[str, Any]:
-    """What a finished run of this config reached. Raises CheckpointError where data or weights changed since."""
+    """Read what a finished run of this config reached. Raises CheckpointError where data or weights changed since."""
     if given := initial(experiment):
         same_weights(run, given)
     refuse_changed_data(run, fingerprint(experiment.data, index(experiment.data)))

@@ -89,7 +89,7 @@ class Interrupted(UserError):
 
 
 def is_text(text: str) -> bool:
-    """Whether `text` can be written as UTF-8. The name of a file that is no UTF-8, as Python has it, cannot."""
+    """Return whether `text` can be written as UTF-8. The name of a file that is no UTF-8, as Python has it, cannot."""
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
@@ -104,11 +104,17 @@ def unsafe_cell(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and cell[1:].startswith(_FORMULA) else cell
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, printable; the name of its type where it says nothing."""
+    text = str(error).strip()
+    return printable(text.splitlines()[0] if text else type(error).__name__)
+
+
 def printable(text: str) -> str:
     """`text` with control characters and direction marks escaped, so that a file's name cannot drive the terminal."""
     return "".join(c if _is_harmless(c) else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def _is_harmless(letter: str) -> bool:
-    """Whether a letter may stand as it is: what can be seen, spaces of any script, the joiners of emoji and Persian."""
+    """Return whether a letter is visible, a space of any script, or a joiner, as in emoji and Persian."""
     return letter.isprintable() or letter in "\u200c\u200d" or unicodedata.category(letter) == "Zs"

@@ -41,7 +41,7 @@ class Gallery:
     person_N: NDArray[np.int64]
 
     def is_same(self, other: Gallery) -> bool:
-        """Whether the other gallery holds the same embeddings of the same people, made by the same network."""
+        """Return whether the other gallery holds the same embeddings of the same people, made by the same network."""
         same_names = (self.model, self.people) == (other.model, other.people)
         same_people = same_names and np.array_equal(self.person_N, other.person_N)
         return same_people and np.array_equal(self.embeddings_ND, other.embeddings_ND)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from cnnrun import torchrun
-from cnnrun.errors import Elsewhere, Lost, ResourceError
+from cnnrun.errors import Elsewhere, Lost, ResourceError, first_line
 
 _BUCKET_BYTES = 32 << 20  # gradients that are added up at a time
 _PATIENT = timedelta(days=1)  # for decoding a data set, which may take hours on one host and not on another
@@ -158,7 +158,7 @@ def joined(device: torch.device, timeout: float) -> Iterator[Ranks]:
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
         ranks = Group(timeout)
     except (RuntimeError, ValueError) as error:
-        raise ResourceError(f"the ranks cannot find each other ({str(error).splitlines()[0]})") from None
+        raise ResourceError(f"the ranks cannot find each other ({first_line(error)})") from None
     yield ranks
     dist.destroy_process_group()  # not after an error: it would wait for ranks that are gone
 

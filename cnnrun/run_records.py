@@ -40,7 +40,7 @@ class _Record(BaseModel):
 
 
 class Result(_Record):
-    """What a finished training reached. Later versions may add to it."""
+    """The outcome of a finished training. Later versions may add to it."""
 
     steps: int = Field(ge=0)
     best_step: int = Field(ge=0)
@@ -66,7 +66,7 @@ class WeightsRecord(_Record):
 
 
 class Choices(_Record):
-    """What val chose for the weights of one checkpoint after the training."""
+    """Choices that val made for the weights of one checkpoint after the training."""
 
     chosen: dict[str, float]
 
@@ -78,13 +78,13 @@ _METRICS = TypeAdapter(dict[str, float | int | str | None])
 
 
 def read_result(run: Path) -> dict[str, Any] | None:
-    """What a finished run reached; None for one that is not finished. Raises CheckpointError."""
+    """Read the outcome of a finished run; None for one that is not finished. Raises CheckpointError."""
     found = _read(run, RESULT, _RESULT)
     return None if found is None else found.model_dump()
 
 
 def read_environments(run: Path) -> list[Environment]:
-    """Every environment that the run was trained in, the first one first. Raises CheckpointError."""
+    """Read every environment that the run was trained in, the first one first. Raises CheckpointError."""
     found = _read(run, ENVIRONMENT, _ENVIRONMENTS)
     return [] if found is None else [dict(found.__pydantic_extra__), *found.later]
 
@@ -103,7 +103,7 @@ def read_facts(run: Path) -> Facts | None:
 
 
 def read_calibration(run: Path) -> dict[str, Choices]:
-    """What was chosen on val after the training, by the digest of the weights. Raises CheckpointError."""
+    """Read what was chosen on val after the training, by the digest of the weights. Raises CheckpointError."""
     return _read(run, CALIBRATION, _CALIBRATION) or {}
 
 

@@ -16,7 +16,16 @@ from cnnrun import commands
 from cnnrun.atomic_files import make_folder, write_text
 from cnnrun.dataset import index
 from cnnrun.device import out_of_memory
-from cnnrun.errors import ConfigError, DataError, NonFiniteError, ResourceError, StorageError, UserError, printable
+from cnnrun.errors import (
+    ConfigError,
+    DataError,
+    NonFiniteError,
+    ResourceError,
+    StorageError,
+    UserError,
+    first_line,
+    printable,
+)
 from cnnrun.experiment import Experiment, load
 from cnnrun.learner import monitored_numbers
 from cnnrun.locks import Locked, hold
@@ -157,7 +166,7 @@ def _study(base: Experiment, folder: Path, storage: str | None, space: Space) ->
             pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=warmup),
         )
     except Exception as error:  # a journal's, SQLAlchemy's or a database driver's own, which share no base class
-        why = printable(str(error).splitlines()[0] if str(error) else type(error).__name__)
+        why = first_line(error)
         raise StorageError(f"{printable(place)}: no study can be kept there ({why}); give another --storage") from None
     about = {"space": repr(sorted(space.items())), "config": base.to_yaml()}
     for name, value in about.items():

@@ -28,7 +28,7 @@ def check_environment() -> None:
 
 
 def is_orphan() -> bool:
-    """Whether torchrun, which started this process, is gone."""
+    """Return whether torchrun, which started this process, is gone."""
     return "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != _PARENT
 
 

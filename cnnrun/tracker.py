@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from cnnrun.atomic_files import Folder, storage_errors
-from cnnrun.errors import Interrupted, StorageError, printable
+from cnnrun.errors import Interrupted, StorageError, first_line, printable
 from cnnrun.event_file import EventFile
 from cnnrun.progress import say
 from cnnrun.run_records import METRICS
@@ -111,8 +111,7 @@ class Tracker:
             raise
         except Exception as error:
             self._board_failed = True
-            why = printable(str(error).splitlines()[0] if str(error) else type(error).__name__)
-            say(f"TensorBoard gets nothing from here on ({why}); the training goes on")
+            say(f"TensorBoard gets nothing from here on ({first_line(error)}); the training goes on")
 
 
 class Silent(Tracker):

@@ -21,7 +21,7 @@ from cnnrun.errors import (
     ResourceError,
     StorageError,
     UserError,
-    printable,
+    first_line,
 )
 from cnnrun.learner import Job, Learner, check, monitored_numbers
 from cnnrun.losses import Losses, State
@@ -121,7 +121,7 @@ class Training:
             except Exception as error:
                 if job.ranks.size > 1 and self._others_wait(error):
                     raise
-                short = _first_line(error) if out_of_memory(error) else None
+                short = first_line(error) if out_of_memory(error) else None
                 failure = None if short else error
             failed, lacks = job.ranks.agree([failure is not None, short is not None])
             if batch and loss is not None and not failed and not lacks:
@@ -137,7 +137,7 @@ class Training:
             self._halve(f"at step {step}", short or "memory ran out on another rank")
 
     def _others_wait(self, error: Exception) -> bool:
-        """Whether the other ranks are in the middle of the network, where nothing can be agreed on."""
+        """Return whether the other ranks are in the middle of the network, where nothing can be agreed on."""
         return self.job.spec.sync_batch_norm or not (isinstance(error, UserError) or out_of_memory(error))
 
     def update(self, factor: float) -> None:
@@ -148,7 +148,7 @@ class Training:
             if not out_of_memory(error):
                 raise
             # Some weights may have changed and some not: this is no state to save.
-            line = f"memory ran out in the optimizer's step {self.state.step}: {_first_line(error)}"
+            line = f"memory ran out in the optimizer's step {self.state.step}: {first_line(error)}"
             raise ResourceError(f"{line}; the last checkpoint stands, --resume goes on from it") from None
 
     def end_epoch(self) -> None:
@@ -195,7 +195,7 @@ class Training:
         self.saved_step = state.step
 
     def _keep_evaluation(self, chosen: dict[str, float], improved: bool) -> None:
-        """What val said of the weights last saved: thresholds and the like, and whether they are the best."""
+        """Keep what val said of the weights last saved: thresholds and the like, and whether they are the best."""
         if not self.folder:
             return
         self.state.metrics_offset = self.tracker.offset()
@@ -248,7 +248,7 @@ class Training:
             except (RuntimeError, MemoryError, OSError) as error:
                 if not out_of_memory(error) or job.ranks.size > 1:
                     raise
-                reason = _first_line(error)
+                reason = first_line(error)
             self._halve(f"while evaluating after step {state.step}", reason)
 
     def _heed_signals(self) -> None:
@@ -319,15 +319,11 @@ def _restored(learner: Learner, saved: checkpoint.Checkpoint, job: Job, folder: 
     except weights.Misfit as misfit:
         raise CheckpointError(*misfit.table(f"{saved.path}: not of this network")) from None
     except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{saved.path}: not of this training: {_first_line(error)}") from None
+        raise CheckpointError(f"{saved.path}: not of this training: {first_line(error)}") from None
     if folder:
         with storage_errors(folder.path, 0):
             checkpoint.settle(folder, saved.path, None if state.best is None else state.best_step)
     return state
-
-
-def _first_line(error: BaseException) -> str:
-    return printable(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
 
 
 def _advance(advance: Advance, state: State, losses: Losses, clock: Clock) -> None:

@@ -123,7 +123,7 @@ class Shards(SourceSpec):
 
 
 def may_fetch(is_command: bool) -> bool:
-    """Whether the command line lets configs fetch URLs and run `pipe:` commands: `--fetch` sets this variable."""
+    """Return whether the command line lets configs fetch URLs and run commands: `--fetch` sets this variable."""
     if is_command and os.environ.get(_PIPES) == "1":
         say(f"{_PIPES} is deprecated: use `cnnrun --fetch`, or {FETCH}=1")
         return True

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cnnrun.bounded_files import open_file, refuse_expansion, refuse_unless_fits
 from cnnrun.contracts import ClassNames, Indexed, SourceSpec, Split
-from cnnrun.errors import DataError, printable, unsafe_cell
+from cnnrun.errors import DataError, first_line, printable, unsafe_cell
 from cnnrun.files import Files
 from cnnrun.labelling import MOST_PROBLEMS, class_names, jail, listed, refuse, split_name
 
@@ -342,7 +342,7 @@ def _read_parquet(path: Path) -> Rows:
             refuse_expansion(path, path.stat().st_size, unpacked, DataError)
             table = parquet.read()
     except (ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read: {printable(str(error).splitlines()[0])}") from None
+        raise DataError(f"{path}: cannot be read: {first_line(error)}") from None
     if not table.num_rows:
         raise DataError(f"{path}: no rows")
     columns = {
