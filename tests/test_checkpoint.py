@@ -160,3 +160,75 @@ def test_a_disk_that_recovers_is_tried_again(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", flaky)
     path = checkpoint.save(Folder(tmp_path), 1, parts(1), {"step": 1})
     assert checkpoint.load(path).state == {"step": 1}
+
+
+def test_what_val_said_is_added_and_takes_the_place_of_what_was_saved(tmp_path):
+    folder = Folder(tmp_path)
+    path = checkpoint.save(folder, 7, parts(1), {"training": {"step": 7, "best": None}, "scaler": {}})
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    checkpoint.add_evaluation(folder, 7, {"training": {"step": 7, "best": 0.5}})
+    assert checkpoint.load(path).state == {"training": {"step": 7, "best": 0.5}, "scaler": {}}
+    changed = {file.name for file in path.iterdir() if before.get(file.name) != file.read_bytes()}
+    assert changed == {"manifest.json", "evaluation.json"}
+
+
+@pytest.mark.parametrize("call", range(1, 12))
+def test_a_kill_while_it_is_added_leaves_the_checkpoint_as_it_was_saved(tmp_path, call):
+    import signal
+
+    from several import forked, outcome
+
+    checkpoint.save(Folder(tmp_path), 7, parts(1), {"training": 1})
+
+    def adding() -> None:
+        calls = 0
+
+        def counted(real):
+            def made(*arguments, **settings):
+                nonlocal calls
+                calls += 1
+                if calls == call:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return real(*arguments, **settings)
+
+            return made
+
+        for name in ("open", "write", "fsync", "rename"):
+            setattr(os, name, counted(getattr(os, name)))
+        checkpoint.add_evaluation(Folder(tmp_path), 7, {"training": 2})
+
+    ended = outcome(*forked(adding))
+    assert ended in (None, -signal.SIGKILL)
+    found = checkpoint.load_newest(tmp_path, "latest", pytest.fail)
+    assert found.state["training"] in ({1, 2} if ended else {2})
+    checkpoint.sweep(Folder(tmp_path))
+    assert not list(tmp_path.rglob("*.tmp"))
+    checkpoint.add_evaluation(Folder(tmp_path), 7, {"training": 3})
+    assert checkpoint.load(tmp_path / "step-00000007").state == {"training": 3}
+
+
+def test_checkpoints_of_format_2_are_read_and_gone_on_with(trained_run, tmp_path):
+    """Format 2 had what val said in state.json, and no numbers of tensors."""
+    import hashlib
+    import shutil
+
+    from cnnrun import assemble, commands, experiment
+
+    run = tmp_path / "tiny" / "1"
+    shutil.copytree(trained_run, run)
+    (run / "result.json").unlink()
+    for generation in checkpoint.generations(run / "checkpoints"):
+        state = checkpoint.load(generation).state
+        (generation / "evaluation.json").unlink()
+        (generation / "state.json").write_text(json.dumps(state))
+        files = {path.name: path.read_bytes() for path in generation.iterdir() if path.name != "manifest.json"}
+        listed = {
+            name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()
+        }
+        manifest = {"format": 2, "step": int(generation.name[5:]), "files": listed}
+        (generation / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    cpu = torch.device("cpu")
+    assert assemble.trained(run, tmp_path, cpu)[1].digest == assemble.trained(trained_run, tmp_path, cpu)[1].digest
+    result = commands.train(experiment.load(run / "config.yaml"), tmp_path, cpu, resume=True)
+    assert result["run"] == str(run)
+    assert result["best"] == json.loads((trained_run / "result.json").read_text())["best"]

@@ -164,3 +164,63 @@ def test_damage_is_named(tmp_path, make, words):
     make(tmp_path / "a.tar")
     with pytest.raises(DataError, match=words):
         Shards(train=str(tmp_path / "a.tar")).read()
+
+
+@pytest.fixture
+def served(two):
+    """The address of a server of the shards' folder, and the requests that it got."""
+    import functools
+    import http.server
+    import threading
+
+    asked: list[str] = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments) -> None:
+            asked.append(self.path)
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(two)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_url_needs_the_users_leave_and_is_fetched_once(two, served, monkeypatch):
+    """A config that named one ran curl, with 30 retries."""
+    address, asked = served
+    url, copies = f"{address}/train-00.tar", str(two / "copies")
+    with pytest.raises(DataError, match="a config may not fetch from the network; `cnnrun --fetch"):
+        Shards(train=url, copies=copies).read()
+    assert not asked
+    monkeypatch.setenv("CNNRUN_FETCH", "1")
+    fetched = Shards(train=url, copies=copies).read().splits["train"]
+    plain = Shards(train=str(two / "train-00.tar")).read().splits["train"]
+    assert fetched.targets["labels"].tolist() == plain.targets["labels"].tolist()
+    monkeypatch.delenv("CNNRUN_FETCH")
+    Shards(train=url, copies=copies).read()  # what was fetched needs neither leave nor network
+    assert asked == ["/train-00.tar"]
+
+
+@pytest.mark.parametrize("path", ["/none.tar", "/notes.txt"])
+def test_what_cannot_be_fetched_is_one_line_and_leaves_nothing(two, served, monkeypatch, path):
+    monkeypatch.setenv("CNNRUN_FETCH", "1")
+    (two / "notes.txt").write_text("no tar")
+    with pytest.raises(DataError, match="cannot be fetched|what came is not a tar"):
+        Shards(train=served[0] + path, copies=str(two / "copies")).read()
+    assert not list((two / "copies").iterdir())
+    with pytest.raises(DataError, match="cannot be fetched"):
+        Shards(train="s3://bucket/a.tar", copies=str(two / "copies")).read()
+
+
+def test_the_command_line_gives_leave(two, served, run_cli, monkeypatch):
+    monkeypatch.delenv("CNNRUN_FETCH", raising=False)
+    (two / "c.yaml").write_text(
+        f"task: classify\ndata: {{source: {{shards: {{train: '{served[0]}/train-00.tar', copies: '{two}/copies'}}}}, "
+        "image: {size: 8, channels: 1}, split: {val: 0.3}}\nmodel: [flatten]\ntrain: {batch: 2}\n"
+    )
+    code, _, err = run_cli("check", two / "c.yaml")
+    assert (code, len(err.splitlines())) == (8, 1)
+    code, _, err = run_cli("--fetch", "check", two / "c.yaml")
+    monkeypatch.delenv("CNNRUN_FETCH", raising=False)
+    assert code == 0, err
