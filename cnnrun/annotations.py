@@ -36,6 +36,8 @@ are there at all (`multilabel`)."""
         if self.give == "boxes":
             return indexed
         count = len(indexed.classes)
+        if not count:
+            raise DataError(f"data.source.{self.kind}: no picture has an object, so there is nothing to tell of it")
         if self.give == "counts":
             splits = {name: _told(split, {"numbers": _counts(split, count)}) for name, split in indexed.splits.items()}
             return replace(indexed, splits=splits, classes=(), class_ids=(), numbers=indexed.classes)

@@ -208,7 +208,7 @@ def trained(
     except ConfigError as error:
         raise CheckpointError(f"{saved.path}: does not fit {run / CONFIG}: {error.lines[0]}") from None
     try:
-        weights.by_name(built.state_dict(), given)
+        weights.exactly(built.state_dict(), given)
     except weights.Misfit as misfit:
         raise CheckpointError(*misfit.table(f"{saved.path}: does not fit {run / CONFIG}")) from None
     made = materialize(built, 0)

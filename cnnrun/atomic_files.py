@@ -124,9 +124,15 @@ class Folder:
         self.replace(*seal)
 
     def append(self, name: str) -> BinaryIO:
-        """Open a file to write at its end, new or not."""
+        """Open a file to write at its end, new or not. Raises CheckpointError where it has another name elsewhere."""
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-        return os.fdopen(self.open(name, flags), "r+b")
+        file = os.fdopen(self.open(name, flags), "r+b")
+        if os.fstat(file.fileno()).st_nlink > 1:
+            file.close()
+            raise CheckpointError(
+                f"{printable(str(self.path / name))}: has a second name (a hard link); copy it instead"
+            )
+        return file
 
     def make(self, name: str) -> Folder:
         """Make a directory that must be new, and open it."""

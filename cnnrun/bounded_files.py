@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import re
 import stat
 import zlib
 from collections.abc import Iterator
@@ -46,6 +47,8 @@ def open_file(
         with os.fdopen(descriptor, "rb") as file:
             if most is not None and status.st_size > most:
                 raise error(f"{shown}: {status.st_size:,} bytes; at most {most:,} are read")
+            if on_disk := 512 * getattr(status, "st_blocks", 0):  # 0 where a file system does not say
+                refuse_expansion(path, on_disk, status.st_size, error)
             yield file
     except (OSError, ValueError) as failure:
         if isinstance(failure, ValueError) and "\0" not in str(path):
@@ -76,7 +79,9 @@ def read_text(path: Path, error: Error, most: int = MAX_TEXT_BYTES, folder: Fold
 def read_json_bytes(path: Path, error: Error, most: int) -> bytes:
     """All of a JSON file that will not take far more memory than its size explains. Raises `error`."""
     data = read_bytes(path, error, most)
-    needed = len(data) + 232 * data.count(b"{") + 88 * data.count(b"[") + 40 * data.count(b",")
+    # Python keeps a text in as many bytes a letter as its widest letter needs.
+    wide = 1 if data.isascii() else 4 if re.search(rb"[\xf0-\xf4]", data) else 2
+    needed = (1 + wide) * len(data) + 232 * data.count(b"{") + 88 * data.count(b"[") + 40 * data.count(b",")
     if needed > max(_SMALL_BYTES, _MOST_JSON_EXPANSION * len(data)):
         raise error(f"{printable(str(path))}: {len(data):,} bytes of JSON that would take {needed:,}; refused")
     refuse_unless_fits(path, needed, error)

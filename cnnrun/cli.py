@@ -22,7 +22,7 @@ from cnnrun.cli_data import cache_app, data_app, init
 from cnnrun.cli_explain import explain_app
 from cnnrun.cli_identity import enroll, identify, verify
 from cnnrun.cli_study import calibrate, compare, find_lr, page, plan, sweep
-from cnnrun.errors import Interrupted, Lost, UserError, printable
+from cnnrun.errors import Interrupted, Lost, UserError, printable, shortened
 from cnnrun.standard_streams import standard_streams
 from cnnrun.stopping import leaving
 
@@ -350,7 +350,7 @@ def _leave(error: Exception, lines: Sequence[str], code: int) -> NoReturn:
     rank = torchrun.rank()
     for line in lines:
         with contextlib.suppress(OSError, ValueError, AttributeError):  # a stderr that is closed or full
-            print(printable(f"rank {rank}: {line}" if rank else line), file=sys.stderr, flush=True)  # noqa: T201
+            print(shortened(printable(f"rank {rank}: {line}" if rank else line)), file=sys.stderr, flush=True)  # noqa: T201
     reading = any(thread.name.startswith("decode") for thread in threading.enumerate())
     hung = isinstance(error, Lost) or (isinstance(error, Interrupted) and reading)
     if torchrun.size() == 1 and not hung:

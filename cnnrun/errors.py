@@ -23,6 +23,7 @@ import re
 import unicodedata
 
 _FORMULA = ("=", "+", "-", "@")  # what spreadsheets take for the beginning of a formula
+_LONGEST = 1000  # characters of a line of a message
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
@@ -102,6 +103,11 @@ def safe_cell(text: str) -> str:
 def unsafe_cell(cell: str) -> str:
     """The text that `safe_cell` made a cell of, but for control characters."""
     return cell[1:] if cell.startswith("'") and cell[1:].startswith(_FORMULA) else cell
+
+
+def shortened(line: str) -> str:
+    """A line for people: of one that is very long, as what files hold may be, the beginning."""
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}... ({len(line) - _LONGEST:,} more characters)"
 
 
 def first_line(error: BaseException) -> str:

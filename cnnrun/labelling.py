@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from itertools import islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from cnnrun.errors import DataError, is_text, printable
@@ -57,9 +58,12 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join([*map(printable, names[:MOST_LINES]), *more])
 
 
-def refuse(problems: Sequence[str]) -> None:
-    """Raise a DataError of these lines, the first of them where they are many; nothing where there are none."""
-    if problems:
+def refuse(problems: Iterable[str]) -> None:
+    """Raise a DataError of these lines, the first of them where they are many; nothing where there are none.
+
+    No more of them are gathered than a message needs to say how many there are, roughly.
+    """
+    if problems := list(islice(problems, MOST_PROBLEMS)):
         left = f"{len(problems) - MOST_LINES:,}" + (" or" if len(problems) >= MOST_PROBLEMS else "")
         more = [f"... and {left} more mistakes"] if len(problems) > MOST_LINES else []
         raise DataError(*problems[:MOST_LINES], *more)

@@ -10,10 +10,10 @@ from typing import Any
 
 from cnnrun.bounded_files import read_bytes, read_json_bytes
 from cnnrun.data.folder import CLUTTER
-from cnnrun.data.table import Rows, read_rows
 from cnnrun.errors import ConfigError, DataError, printable
 from cnnrun.labelling import split_name, unreadable_names
 from cnnrun.pictures import SUFFIXES
+from cnnrun.table_files import Rows, read_rows
 
 _TABLES = {".csv", ".tsv", ".parquet"}
 # How people call their columns, the usual first.

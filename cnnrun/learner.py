@@ -25,7 +25,7 @@ from cnnrun.errors import ConfigError
 from cnnrun.evaluate import evaluate
 from cnnrun.frozen import cut, feature_bytes, features, held, hold
 from cnnrun.network import Network
-from cnnrun.optim import Ema, EmaSpec, Optimizer, Sgd, load_state_tensors, state_tensors
+from cnnrun.optim import Ema, EmaSpec, Optimizer, OptimizerSpec, Sgd, check_state, load_state_tensors, state_tensors
 from cnnrun.panels import drawing
 from cnnrun.randomness import key
 from cnnrun.ranks import Ranks
@@ -214,7 +214,9 @@ class Learner:
             parts["criterion"] = criterion
         return parts
 
-    def restore(self, saved: checkpoint.Checkpoint) -> None:
+    def restore(self, saved: checkpoint.Checkpoint, optimizer: OptimizerSpec, step: int) -> None:
+        """Put everything back as it was saved after `step`. Raises an error of any kind where it does not fit."""
+        check_state(optimizer, saved.parts["optimizer"], step)
         self.network.load_state_dict(saved.parts["model"])
         self.criterion.load_state_dict(saved.parts.get("criterion", {}))
         load_state_tensors(self.optimizer, self.names, saved.parts["optimizer"])

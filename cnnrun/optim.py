@@ -201,6 +201,26 @@ def state_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[st
     }
 
 
+def check_state(spec: OptimizerSpec, tensors: dict[str, Tensor], step: int) -> None:
+    """Raises ValueError where these are not the tensors that such an optimizer has for a parameter after `step`.
+
+    What it has is what it has for a parameter of one number after one step.
+    """
+    parameter = nn.Parameter(torch.zeros(1))
+    parameter.grad = torch.zeros(1)
+    optimizer = spec.build([parameter])
+    optimizer.step()
+    expected = {key for key, value in optimizer.state[parameter].items() if value is not None}
+    found: dict[str, set[str]] = {}
+    for entry in tensors:
+        key, _, name = entry.partition(":")
+        found.setdefault(name, set()).add(key)
+    if wrong := [name for name, keys in found.items() if keys != expected]:
+        raise ValueError(f"the optimizer's tensors of {wrong[0]} are not those of {spec.kind}")
+    if step and expected and not found:
+        raise ValueError(f"the optimizer has no tensors after step {step}")
+
+
 def load_state_tensors(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, Tensor]) -> None:
     """The inverse of `state_tensors`. Tensors of a parameter's shape take its memory layout, as fused kernels need.
 
@@ -211,6 +231,8 @@ def load_state_tensors(optimizer: torch.optim.Optimizer, names: list[str], tenso
     for entry, value in tensors.items():
         key, name = entry.split(":", 1)
         parameter, group = parameters[name]
+        if value.dtype != torch.float32:
+            raise ValueError(f"{entry} is of {value.dtype}")
         if value.shape == parameter.shape:
             value = torch.empty_like(parameter).copy_(value)
         elif value.dim():

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cnnrun import torchrun
-from cnnrun.errors import printable
+from cnnrun.errors import printable, shortened
 
 Advance = Callable[..., None]
 
@@ -47,7 +47,7 @@ def say(line: str) -> None:
     """
     if not torchrun.rank():
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            print(printable(line), file=sys.stderr, flush=True)  # noqa: T201
+            print(shortened(printable(line)), file=sys.stderr, flush=True)  # noqa: T201
 
 
 class Clock:

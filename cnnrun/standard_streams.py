@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -20,24 +21,30 @@ class ReaderLeft(UserError):
     exit_code = 0
 
 
-class StandardOutput:
-    """A text stream whose failures are ReaderLeft or StorageError. What it cannot encode is escaped."""
+class _Output(io.RawIOBase):
+    """The bytes of standard output, whose failures are ReaderLeft or StorageError."""
 
     def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+        self._buffer = stream.buffer
 
-    def write(self, text: str) -> int:
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return int(self._buffer.fileno())
+
+    def isatty(self) -> bool:
+        return bool(self._buffer.isatty())
+
+    def write(self, data: Any) -> int:
+        if not len(data):  # which is how click finds out what a stream takes
+            return 0
         with self._failures():
-            return int(self._stream.write(text))
+            return int(self._buffer.write(data))
 
     def flush(self) -> None:
         with self._failures():
-            self._stream.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+            self._buffer.flush()
 
     @contextmanager
     def _failures(self) -> Iterator[None]:
@@ -53,16 +60,23 @@ class StandardOutput:
     def _discard(self) -> None:
         """Send what is left in the buffer nowhere, or the interpreter would fail once more as it ends."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._stream.fileno())
+        os.dup2(nowhere, self.fileno())
         os.close(nowhere)
+
+
+def _standard_output(stream: Any) -> Any:
+    """Standard output with failures of ours, and escapes for what it cannot encode; a stream without bytes as it is."""
+    if not hasattr(stream, "buffer"):
+        return stream
+    return io.TextIOWrapper(_Output(stream), stream.encoding, "backslashreplace", write_through=True)
 
 
 @contextmanager
 def standard_streams() -> Iterator[None]:
-    """Use StandardOutput, write closed streams to nowhere, and print the warnings of libraries as lines of ours."""
+    """Tell failures of standard output apart, write closed streams to nowhere, print libraries' warnings as ours."""
     output, error = sys.stdout, sys.stderr
     with Path(os.devnull).open("w") as nowhere, warnings.catch_warnings():
-        sys.stdout, sys.stderr = StandardOutput(output or nowhere), error or nowhere
+        sys.stdout, sys.stderr = _standard_output(output or nowhere), error or nowhere
         warnings.showwarning = _say_warning
         try:
             yield

@@ -312,10 +312,10 @@ def _restored(learner: Learner, saved: checkpoint.Checkpoint, job: Job, folder: 
     if missing := [part for part in learner.parts() if part not in saved.parts]:
         raise CheckpointError(f"{saved.path}: has no {missing[0]}.safetensors, which this training needs")
     try:
-        weights.by_name(learner.network.state_dict(), saved.parts["model"])
+        weights.exactly(learner.network.state_dict(), saved.parts["model"])
         if learner.ema:
-            weights.by_name(learner.ema.average, saved.parts["ema"])
-        learner.restore(saved)
+            weights.exactly(learner.ema.average, saved.parts["ema"])
+        learner.restore(saved, job.spec.optimizer, state.step)
     except weights.Misfit as misfit:
         raise CheckpointError(*misfit.table(f"{saved.path}: not of this network")) from None
     except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:

@@ -153,6 +153,17 @@ def by_name(ours: State, theirs: State, whole: bool = True) -> dict[str, str]:
     return _fitting({name: name for name in ours if name in theirs}, rows)
 
 
+def exactly(ours: State, theirs: State) -> None:
+    """Raises Misfit unless names, shapes and types of numbers are the same, as those of a checkpoint are."""
+    by_name(ours, theirs)
+    rows = [
+        f"network: {name} {ours[name].dtype}   file: {theirs[name].dtype}"
+        for name in ours
+        if name in theirs and ours[name].dtype != theirs[name].dtype
+    ]
+    _fitting({}, list(rows))
+
+
 def in_order(ours: State, theirs: State, whole: bool = True) -> dict[str, str]:
     """The first is the first, and so on, as long as shapes and roles (weight, bias, running_mean) agree.
 
@@ -230,7 +241,8 @@ def of_checkpoint(saved: checkpoint.Checkpoint) -> tuple[Facts, State]:
     tensors = saved.parts.get("ema", saved.parts.get("model"))
     if not tensors:
         raise CheckpointError(f"{saved.path}: has no weights")
-    if bad := [name for name, value in tensors.items() if name.endswith("running_var") and (value < 0).any()]:
+    variances = {name: value for name, value in tensors.items() if name.endswith("running_var")}
+    if bad := [name for name, value in variances.items() if value.float().min() < 0]:
         raise CheckpointError(f"{saved.path}: {printable(bad[0])} is a variance below zero")
     return parse_facts(saved.state.get("facts"), str(saved.path / checkpoint.STATE)), tensors
 

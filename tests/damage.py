@@ -126,6 +126,10 @@ def _of_tensors(generation: Path) -> Iterator[tuple[str, Damage]]:
             "one number": lambda value: torch.zeros(1),
             "complex": lambda value: torch.zeros(value.shape, dtype=torch.complex64),
             "bytes": lambda value: torch.zeros(value.shape, dtype=torch.uint8),
+            "half": lambda value: value.half(),
+            "an eighth": lambda value: value.to(torch.float8_e4m3fn),
+            "whole numbers": lambda value: value.int(),
+            "truths": lambda value: value > 0,
             "below zero": lambda value: torch.full_like(value, -1),
         }
         names = [name for name, value in tensors.items() if value.is_floating_point()]

@@ -201,6 +201,119 @@ def entities(folder: Path) -> list[str]:
     return config(folder, "{voc: d}", "detect")
 
 
+def entities_in_utf16(folder: Path) -> list[str]:
+    """A document type that no search for its bytes finds, padded so that expat's own limit does not see the growth."""
+    _voc(folder)
+    head = '<?xml version="1.0" encoding="UTF-16"?><!DOCTYPE a [<!ENTITY e "' + "e" * 60_000 + '">]>'
+    body = f"<annotation><!--{'c' * 7_500_000}--><object><name>{'&e;' * 23_000}</name></object></annotation>"
+    (folder / "d" / "Annotations" / "0.xml").write_bytes((head + body).encode("utf-16"))
+    return config(folder, "{voc: d}", "detect")
+
+
+def deep_xml(folder: Path) -> list[str]:
+    _voc(folder)
+    (folder / "d" / "Annotations" / "0.xml").write_bytes(b"<a>" * 5_000_000)
+    return config(folder, "{voc: d}", "detect")
+
+
+def list_of_blanks(folder: Path) -> list[str]:
+    _voc(folder)
+    (folder / "d" / "ImageSets" / "Main").mkdir(parents=True)
+    (folder / "d" / "ImageSets" / "Main" / "train.txt").write_bytes(b"0\n1\n2" + b" " * 400_000 + b"x\n")
+    return config(folder, "{voc: d}", "detect")
+
+
+def nothing_to_count(folder: Path) -> list[str]:
+    _voc(folder)
+    for path in (folder / "d" / "Annotations").iterdir():
+        path.write_text("<annotation/>")
+    return config(folder, "{voc: {root: d, give: presence}}", "multilabel")
+
+
+def empty_cells(folder: Path) -> list[str]:
+    (folder / "t.csv").write_bytes(b"path,label\n" + b",\n" * 9_900_000)
+    return config(folder, "{table: t.csv}")
+
+
+def parquet_of_long_text(folder: Path) -> list[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    label = pa.DictionaryArray.from_arrays(pa.array(np.zeros(20_000, np.int32)), pa.array(["x" * 100_000]))
+    table = pa.table({"path": [f"{number}.png" for number in range(20_000)], "label": label})
+    pq.write_table(table, folder / "t.parquet", compression="zstd")
+    return config(folder, "{table: t.parquet}")
+
+
+def parquet_of(make: Callable[[], object]) -> Build:
+    def build(folder: Path) -> list[str]:
+        import pyarrow.parquet as pq
+
+        pq.write_table(make(), folder / "t.parquet")
+        return config(folder, "{table: t.parquet}")
+
+    return build
+
+
+def twice_named() -> object:
+    import pyarrow as pa
+
+    return pa.Table.from_arrays([pa.array(["a.png"])] * 3, names=["path", "path", "label"])
+
+
+def of_no_time() -> object:
+    import pyarrow as pa
+
+    when = pa.array([2**62], pa.timestamp("us", tz="Mars/Phobos"))
+    return pa.table({"path": ["a.png"], "label": when})
+
+
+def sparse_idx(folder: Path) -> list[str]:
+    (folder / "d").mkdir()
+    for name, magic, shape in (("images-idx3", 0x803, (3_826_530, 28, 28)), ("labels-idx1", 0x801, (3_826_530,))):
+        path = folder / "d" / f"train-{name}-ubyte"
+        path.write_bytes(struct.pack(f">{1 + len(shape)}I", magic, *shape))
+        os.truncate(path, 4 + 4 * len(shape) + int(np.prod(shape)))
+    return config(folder, "{idx: d}")
+
+
+def many_headers() -> bytes:
+    body = b"20 comment=aaaaaaaaa\n".ljust(512, b"\0")
+    return (tar_header(b"x", 21, b"x") + body) * 3000
+
+
+def npz_of(members: dict[str, bytes], how: int = zipfile.ZIP_STORED) -> Build:
+    def build(folder: Path) -> list[str]:
+        with zipfile.ZipFile(folder / "a.npz", "w", how) as archive:
+            for name, data in members.items():
+                archive.writestr(name, data)
+        return config(folder, "{arrays: a.npz}")
+
+    return build
+
+
+def npy(array: object) -> bytes:
+    made = io.BytesIO()
+    np.save(made, np.asarray(array))
+    return made.getvalue()
+
+
+def npy_saying(shape: str) -> bytes:
+    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({shape})}}\n".encode()
+    return b"\x93NUMPY\x02\x00" + struct.pack("<I", len(text)) + text
+
+
+IMAGES, LABELS = npy(np.zeros((4, 8, 8), np.uint8)), npy(np.arange(4))
+
+
+def damaged_lzma(folder: Path) -> list[str]:
+    words = npz_of({"x.npy": IMAGES + bytes(5000), "y.npy": LABELS}, zipfile.ZIP_LZMA)(folder)
+    data = bytearray((folder / "a.npz").read_bytes())
+    data[60:110] = bytes(range(50))
+    (folder / "a.npz").write_bytes(data)
+    return words
+
+
 def _voc(folder: Path) -> None:
     from PIL import Image
 
@@ -321,12 +434,24 @@ INPUTS: dict[str, tuple[Build, int]] = {
     "voc: a pipe": (odd_annotation(_pipe), 8),
     "voc: /dev/zero": (odd_annotation(_endless), 8),
     "voc: entities of entities": (entities, 8),
+    "voc: entities in UTF-16": (entities_in_utf16, 8),
+    "voc: 5,000,000 elements in each other": (deep_xml, 8),
+    "voc: a list with 400,000 blanks": (list_of_blanks, 8),
+    "voc: nothing to count": (nothing_to_count, 8),
+    "idx: a hole of 3 GB": (sparse_idx, 8),
     "idx: .gz of 6 GB, as its header says": (packed_idx(struct.pack(">IIII", 0x803, 7_700_000, 28, 28), 1 << 30), 8),
     "idx: .gz, more than its header says": (packed_idx(struct.pack(">IIII", 0x803, 60_000, 28, 28), 1 << 30), 8),
     "idx: a header of 2^96 bytes": (packed_idx(struct.pack(">IIII", 0x803, *[2**32 - 1] * 3), 1 << 24), 8),
     "npz: 1 MB that is 1 GiB": (packed_npz(1 << 30), 8),
     "npz: a pipe": (odd_source(_pipe, "a.npz", "{arrays: a.npz}"), 8),
     "npz: a pickle": (pickled_npz, 8),
+    "npz: two members of one name": (npz_of({"x.npy": IMAGES, "x": b"garbage", "y.npy": LABELS}), 8),
+    "npz: a header of 6,000 signs": (npz_of({"x.npy": npy_saying("-" * 6000 + "1,"), "y.npy": LABELS}), 8),
+    "npz: damaged LZMA": (damaged_lzma, 8),
+    "table: 9,900,000 empty rows": (empty_cells, 8),
+    "table: Parquet, 2 GB of one text": (parquet_of_long_text, 8),
+    "table: Parquet, a column twice": (parquet_of(twice_named), 8),
+    "table: Parquet, a time of no calendar": (parquet_of(of_no_time), 8),
     "table: a pipe": (odd_source(_pipe, "t.csv", "{table: t.csv}"), 8),
     "table: 12,000,000 rows in 48 MB": (tiny_rows, 8),
     "table: a cell of 50 MB": (one_large_cell, 8),
@@ -336,6 +461,7 @@ INPUTS: dict[str, tuple[Build, int]] = {
     "shards: a member of 2^50 bytes": (shard_of(lambda: tar_header(b"a.png", 2**50) + bytes(1024)), 8),
     "shards: a name of 2^50 bytes": (shard_of(lambda: tar_header(b"././@LongLink", 2**50, b"L") + bytes(1024)), 8),
     "shards: an extended header of 2^60 bytes": (shard_of(lambda: tar_header(b"x", 2**60, b"x") + bytes(1024)), 8),
+    "shards: 3,000 extended headers": (shard_of(many_headers), 8),
     "shards: a sparse member": (shard_of(gnu_sparse), 8),
     "shards: a sparse file of 40 GiB": (sparse_shard, 8),
     "shards: s3://": (lambda folder: config(folder, "{shards: 's3://bucket/a.tar'}"), 8),

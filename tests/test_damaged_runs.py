@@ -14,6 +14,8 @@ from pathlib import Path
 import damage
 import damaged
 import pytest
+import safetensors.torch
+import torch
 
 from cnnrun import checkpoint
 
@@ -78,9 +80,6 @@ def test_a_damaged_run_is_refused_by_name_or_used(runs_of_each_state, kind):
 @pytest.mark.parametrize("part", ["model", "ema", "optimizer"])
 def test_numbers_that_are_not_finite_are_never_used(runs_of_each_state, run_cli, tmp_path, part, bad):
     """NaN with the right hashes was evaluated, exit 0."""
-    import safetensors.torch
-    import torch
-
     config, finished, killed = runs_of_each_state
     for source, words in ((finished, ("eval",)), (killed, ("train", config, "--resume"))):
         if part == "optimizer" and source == finished:
@@ -145,3 +144,39 @@ def test_a_file_of_which_an_attacker_knows_the_temporary_name_is_not_written_thr
     with pytest.raises(StorageError):
         atomic_files.write_text(tmp_path / "f", "theirs")
     assert (tmp_path / "outside").read_text() == "mine"
+
+
+def test_metrics_with_a_second_name_are_not_written_to(runs_of_each_state, run_cli, tmp_path):
+    """A hard link is no link to see, and what is written at the end of it is written in both places."""
+    config, _, killed = runs_of_each_state
+    copy = tmp_path / "tiny" / "1"
+    shutil.copytree(killed, copy)
+    (tmp_path / "victim").write_text("mine")
+    (copy / "metrics.jsonl").unlink()
+    os.link(tmp_path / "victim", copy / "metrics.jsonl")
+    code, _, err = run_cli("train", config, "--resume", "--runs", tmp_path, "--no-report")
+    assert code == 3
+    assert "has a second name (a hard link)" in err
+    assert (tmp_path / "victim").read_text() == "mine"
+
+
+@pytest.mark.parametrize("change", [torch.Tensor.half, lambda value: value.to(torch.float8_e4m3fn), torch.Tensor.int])
+@pytest.mark.parametrize("part", ["model", "ema", "optimizer"])
+def test_numbers_of_another_type_are_refused(runs_of_each_state, part, change):
+    config, finished, killed = runs_of_each_state
+
+    def damage_it(run: Path) -> None:
+        generation = damage.newest(run)
+        tensors = safetensors.torch.load_file(generation / f"{part}.safetensors")
+        changed = {name: change(value) if value.is_floating_point() else value for name, value in tensors.items()}
+        (generation / f"{part}.safetensors").write_bytes(safetensors.torch.save(changed))
+        damage.reseal(generation)
+
+    code, err = damaged.trial(killed, damage_it, ("train", str(config), "--resume", "--no-report"))
+    assert code == 3, err
+    if part == "ema":
+        assert damaged.trial(finished, lambda run: (damage_it(run), _point_best(run)), ("eval",))[0] == 3
+
+
+def _point_best(run: Path) -> None:
+    (run / "checkpoints" / "best").write_text((run / "checkpoints" / "latest").read_text())

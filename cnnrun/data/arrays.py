@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import math
 import zipfile
 import zlib
@@ -74,6 +75,7 @@ train_images and train_labels, images and labels, x and y)."""
             OSError,
             zipfile.BadZipFile,
             zlib.error,
+            lzma.LZMAError,
             EOFError,
             KeyError,
             RuntimeError,
@@ -161,7 +163,10 @@ def _check_header(path: Path, archive: zipfile.ZipFile, name: str) -> None:
     with archive.open(name) as file:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, kind = read(file)
+        try:
+            shape, _, kind = read(file)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            raise DataError(f"{path}: {printable(name)} has a header that is none of numpy's") from None
     if not kind.hasobject and math.prod(shape) * kind.itemsize > archive.getinfo(name).file_size:
         raise DataError(f"{path}: {printable(name)} says {list(shape)}, which is more than it holds")
 
@@ -169,7 +174,7 @@ def _check_header(path: Path, archive: zipfile.ZipFile, name: str) -> None:
 def _array(path: Path, file: Any, name: str) -> NDArray[Any]:
     try:
         _check_header(path, file.zip, f"{name}.npy")
-        array: NDArray[Any] = file[name]
+        array: NDArray[Any] = file[f"{name}.npy"]  # by its own name: there may be a member called `name` as well
     except ValueError as error:
         what = "holds Python objects (a pickle); save it as numbers" if "allow_pickle" in str(error) else str(error)
         raise DataError(f"{path}: {printable(name)} {what}") from None

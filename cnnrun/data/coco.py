@@ -145,4 +145,5 @@ def _read(path: Path) -> Any:
     try:
         return json.loads(data, object_pairs_hook=unique, parse_constant=refused)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON: {printable(str(error))}") from None
+        why = "a number of thousands of digits" if "int_max_str_digits" in str(error) else printable(str(error))
+        raise DataError(f"{path}: not JSON: {why}") from None

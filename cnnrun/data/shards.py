@@ -252,7 +252,7 @@ def _indexed(shard: Path, label: str) -> Iterator[tuple[str, int, int, str]]:
                     raise DataError(f"{shard}/{printable(member.name)}: stands twice in its sample")
                 sample[extension] = member
             yield from _sample(shard, file, sample, label)
-    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+    except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
         raise DataError(
             f"{printable(str(shard))}: not a plain tar ({error}); a compressed one must be unpacked"
         ) from None

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import re
-from array import array
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from io import TextIOWrapper
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -16,15 +11,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from cnnrun.bounded_files import open_file, refuse_expansion, refuse_unless_fits
 from cnnrun.contracts import ClassNames, Indexed, SourceSpec, Split
-from cnnrun.errors import DataError, first_line, printable, unsafe_cell
+from cnnrun.errors import DataError, printable
 from cnnrun.files import Files
-from cnnrun.labelling import MOST_PROBLEMS, class_names, jail, listed, refuse, split_name
+from cnnrun.labelling import class_names, jail, listed, refuse, split_name
+from cnnrun.table_files import Rows, read_rows
 
-_MAX_BYTES = 1 << 30
-_MOST_ROWS, _MOST_COLUMNS = 10_000_000, 4096
-_CELL_BYTES = 100  # of memory, text and all
 _LARGEST = 1e30  # of a number
 
 
@@ -90,7 +82,7 @@ one a class."""
             rows.columns[column] = [cell.strip() for cell in rows.columns[column]]
         where = _splits(rows, split)
         classes, targets = self._targets(rows, columns, [apart or name == "train" for name in where])
-        files = [root / path for path in rows.columns[self.picture]]
+        paths = rows.columns[self.picture]
         groups = _numbered(rows.columns[group]) if group else None
         made = {}
         for name in ("train", "val", "test"):
@@ -98,7 +90,7 @@ one a class."""
             if members:
                 own = {target: values[members] for target, values in targets.items()}
                 grouped = None if groups is None else groups[members]
-                made[name] = Split(Files(files[i] for i in members), own, str(rows.path), grouped)
+                made[name] = Split(Files(root / paths[i] for i in members), own, str(rows.path), grouped)
         return Indexed(classes, made, numbers=tuple(columns) if self.numbers else ())
 
     def _optional(self, rows: Rows, given: str | None, usual: str) -> str | None:
@@ -129,13 +121,12 @@ one a class."""
     def _label_sets(self, rows: Rows, cells: list[str], known: list[bool]) -> tuple[tuple[str, ...], dict[str, Tensor]]:
         """So for a column that lists each row's labels."""
         sets = [[label for each in cell.split(self.separator) if (label := each.strip())] for cell in cells]
-        twice = [
+        refuse(
             f"{rows.at(i)}: {printable(label)!r} stands twice"
             for i, labels in enumerate(sets)
             for label in dict.fromkeys(labels)
             if labels.count(label) > 1
-        ]
-        refuse(twice)
+        )
         training = (label for labels, is_known in zip(sets, known, strict=True) if is_known for label in labels)
         classes = self.classes or class_names(training)
         number = {name: i for i, name in enumerate(classes)}
@@ -151,11 +142,9 @@ def _splits(rows: Rows, column: str | None) -> list[str]:
     written = rows.columns[column] if column else ["train"] * len(rows)
     where = [split_name(each) for each in written]
     refuse(
-        [
-            f"{rows.at(i)}: split is {printable(written[i])!r}; use train, val or test"
-            for i, name in enumerate(where)
-            if name is None
-        ]
+        f"{rows.at(i)}: split is {printable(written[i])!r}; use train, val or test"
+        for i, name in enumerate(where)
+        if name is None
     )
     if "train" not in where:
         raise DataError(f"{rows.path}: no row is of the train split")
@@ -170,49 +159,26 @@ def _numbered(names: list[str]) -> Tensor:
 
 def _refuse_unknown(rows: Rows, labels: Sequence[Sequence[str]], known: dict[str, int]) -> None:
     refuse(
-        [
-            f"{rows.at(i)}: {printable(label)!r} is not a class of the training rows"
-            for i, of_row in enumerate(labels)
-            for label in of_row
-            if label not in known
-        ]
+        f"{rows.at(i)}: {printable(label)!r} is not a class of the training rows"
+        for i, of_row in enumerate(labels)
+        for label in of_row
+        if label not in known
     )
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Columns of text; `first` is the line of the first row in the file."""
-
-    path: Path
-    columns: dict[str, list[str]]
-    lines: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.lines)
-
-    def at(self, row: int) -> str:
-        """Where a row stands, as messages name it."""
-        return f"{printable(str(self.path))}:{self.lines[row]}"
-
-
-def _mistakes(rows: Rows, wanted: list[str], picture: str, why_not: Callable[[str], str | None]) -> list[str]:
+def _mistakes(rows: Rows, wanted: list[str], picture: str, why_not: Callable[[str], str | None]) -> Iterator[str]:
     """Empty cells, paths that may not be used, and pictures that stand twice: a line each."""
-    found = [
-        f"{rows.at(i)}: {printable(column)} is empty"
-        for column in wanted
-        for i, cell in enumerate(rows.columns[column])
-        if not cell.strip()
-    ]
+    for column in wanted:
+        for i, cell in enumerate(rows.columns[column]):
+            if not cell.strip():
+                yield f"{rows.at(i)}: {printable(column)} is empty"
     first: dict[str, int] = {}
     for i, path in enumerate(rows.columns[picture]):
-        if len(found) >= MOST_PROBLEMS:
-            break
         if path.strip() and (why := why_not(path)):
-            found.append(f"{rows.at(i)}: {printable(path)!r} {why}")
+            yield f"{rows.at(i)}: {printable(path)!r} {why}"
         elif path in first:
-            found.append(f"{rows.at(i)}: {printable(path)!r} stands in line {rows.lines[first[path]]} already")
+            yield f"{rows.at(i)}: {printable(path)!r} stands in line {rows.lines[first[path]]} already"
         first.setdefault(path, i)
-    return found
 
 
 def _one_hot(rows: Rows, columns: list[str]) -> list[str]:
@@ -236,12 +202,10 @@ def _zeros_and_ones(rows: Rows, columns: list[str]) -> Tensor:
     """Whether each cell is 1: bool [N, K]."""
     values = [[_zero_or_one(cell) for cell in rows.columns[column]] for column in columns]
     refuse(
-        [
-            f"{rows.at(i)}: {printable(column)} is {printable(rows.columns[column][i])!r}; expected 0 or 1"
-            for column, of_column in zip(columns, values, strict=True)
-            for i, value in enumerate(of_column)
-            if value is None
-        ]
+        f"{rows.at(i)}: {printable(column)} is {printable(rows.columns[column][i])!r}; expected 0 or 1"
+        for column, of_column in zip(columns, values, strict=True)
+        for i, value in enumerate(of_column)
+        if value is None
     )
     return torch.tensor(values, dtype=torch.bool).T.contiguous()
 
@@ -250,13 +214,11 @@ def _numbers(rows: Rows, columns: list[str]) -> Tensor:
     """The cells as numbers: float32 [N, T]."""
     values = [[_number(cell) for cell in rows.columns[column]] for column in columns]
     refuse(
-        [
-            f"{rows.at(i)}: {printable(column)} is {printable(rows.columns[column][i])!r}; expected a number, such as "
-            "-1.5 or 2e3"
-            for column, of_column in zip(columns, values, strict=True)
-            for i, value in enumerate(of_column)
-            if value is None
-        ]
+        f"{rows.at(i)}: {printable(column)} is {printable(rows.columns[column][i])!r}; expected a number, such as "
+        "-1.5 or 2e3"
+        for column, of_column in zip(columns, values, strict=True)
+        for i, value in enumerate(of_column)
+        if value is None
     )
     return torch.tensor(values, dtype=torch.float32).T.contiguous()
 
@@ -273,80 +235,3 @@ def _zero_or_one(cell: str) -> bool | None:
         return {0.0: False, 1.0: True}.get(float(cell))
     except ValueError:
         return None
-
-
-def read_rows(path: Path) -> Rows:
-    """The rows of a CSV, TSV or Parquet file, every cell as text. Raises DataError."""
-    if not path.is_file():
-        raise DataError(f"{printable(str(path))}: {'not a regular file' if path.exists() else 'no such file'}")
-    if path.suffix.lower() == ".parquet":
-        return _read_parquet(path)
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    try:
-        with open_file(path, DataError, _MAX_BYTES) as raw, TextIOWrapper(raw, "utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
-            header = next(reader, [])
-            _check_header(path, header, delimiter)
-            columns: list[list[str]] = [[] for _ in header]
-            lines = array("q")
-            for row in reader:
-                if len(row) != len(header) and row:
-                    raise DataError(f"{path}:{reader.line_num}: {len(row)} cells; the first line has {len(header)}")
-                if row:
-                    for column, cell in zip(columns, row, strict=True):
-                        column.append(unsafe_cell(cell))
-                    lines.append(reader.line_num)
-                    _check_size(path, len(lines), len(header))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 (byte {error.start})") from None
-    except csv.Error as error:
-        raise DataError(f"{path}: not a table: {error}") from None
-    if not lines:
-        raise DataError(f"{path}: no rows")
-    return Rows(path, dict(zip(header, columns, strict=True)), lines)
-
-
-def _check_size(path: Path, rows: int, columns: int) -> None:
-    """Raises DataError for more rows than a table of images has, or than fit the memory."""
-    if rows > _MOST_ROWS:
-        raise DataError(f"{printable(str(path))}: more than {_MOST_ROWS:,} rows")
-    if rows % 100_000 == 0:
-        refuse_unless_fits(path, rows * columns * _CELL_BYTES, DataError)
-
-
-def _check_header(path: Path, header: list[str], delimiter: str) -> None:
-    if not header:
-        raise DataError(f"{path}: empty")
-    if len(header) > _MOST_COLUMNS:
-        raise DataError(f"{path}:1: {len(header):,} columns; at most {_MOST_COLUMNS:,} are read")
-    if len(header) == 1 and any(other in header[0] for other in ";\t,"):
-        raise DataError(f"{path}:1: one column {printable(header[0])!r}; separate columns by {delimiter!r}")
-    for name, count in Counter(header).items():
-        if count > 1:
-            raise DataError(f"{path}:1: column {printable(name)!r} stands twice")
-
-
-def _read_parquet(path: Path) -> Rows:
-    try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
-    except ImportError:
-        raise DataError(f"{path}: Parquet needs pyarrow: pip install 'cnnrun[parquet]'") from None
-    try:
-        with open_file(path, DataError, _MAX_BYTES) as file:
-            parquet = ParquetFile(file)
-            about = parquet.metadata
-            _check_size(path, about.num_rows, about.num_columns)
-            refuse_unless_fits(path, about.num_rows * about.num_columns * _CELL_BYTES, DataError)
-            unpacked = sum(about.row_group(number).total_byte_size for number in range(about.num_row_groups))
-            refuse_expansion(path, path.stat().st_size, unpacked, DataError)
-            table = parquet.read()
-    except (ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read: {first_line(error)}") from None
-    if not table.num_rows:
-        raise DataError(f"{path}: no rows")
-    columns = {
-        name: ["" if cell is None else str(cell) for cell in table.column(name).to_pylist()]
-        for name in table.column_names
-    }
-    return Rows(path, columns, range(1, table.num_rows + 1))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
+from xml.parsers import expat
 
 from pydantic import Field
 
@@ -19,6 +20,7 @@ from cnnrun.labelling import jail, refuse
 from cnnrun.pictures import SUFFIXES, named, opened_header, read
 
 _MAX_XML = 16 << 20
+_DEEPEST, _MOST_ELEMENTS = 64, 500_000  # of the elements of an annotation file
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 _DIFFICULT = 1
 _TRUTHS = {"0": False, "1": True, "false": False, "true": True, "unspecified": False}
@@ -95,15 +97,16 @@ class Voc(BoxSource):
 
 def _listed_names(path: Path, lines: list[str]) -> list[str]:
     """The pictures that a list names, a line each. Raises DataError for lists of one class, and for names twice."""
-    names = [line.strip() for line in lines if line.strip()]
-    if all(re.fullmatch(r".*\s(-1|0|1)", name) for name in names) and any(name.endswith("-1") for name in names):
+    words = [line.strip().rsplit(None, 1) for line in lines if line.strip()]
+    flags = [pair[1] if len(pair) == 2 and pair[1] in ("-1", "0", "1") else "" for pair in words]
+    if all(flags) and "-1" in flags:
         raise DataError(f"{path}: a list of one class, with -1 for pictures without it; give a list of all")
-    names = [re.sub(r"\s+(-1|0|1)$", "", name) for name in names]
+    names = [pair[0] if flag else " ".join(pair) for pair, flag in zip(words, flags, strict=True)]
     names = [Path(name).stem if Path(name).suffix.lower() in SUFFIXES else name for name in names]
     if not names:
         raise DataError(f"{path}: names no picture")
     if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = Counter(names).most_common(1)[0][0]
         raise DataError(f"{path}: names {printable(twice)!r} twice")
     return names
 
@@ -142,11 +145,33 @@ def _parsed(path: Path) -> ElementTree.Element:
     except DataError as error:
         raise _Wrong(str(error).removeprefix(f"{printable(str(path))}: ")) from None
     try:
-        if b"<!DOCTYPE" in data or b"<!ENTITY" in data:  # entities can grow without end
-            raise _Wrong("declares a document type, which annotations do not need")
+        _look_through(data)
         return ElementTree.fromstring(data)  # noqa: S314
-    except (ElementTree.ParseError, ValueError, LookupError) as error:  # the latter for encodings that expat lacks
+    except (expat.ExpatError, ElementTree.ParseError, ValueError, LookupError) as error:  # the last for encodings
         raise _Wrong(f"not XML in UTF-8: {error}") from None
+
+
+def _look_through(data: bytes) -> None:
+    """Raises _Wrong for XML whose tree would be far larger than an annotation's, in whatever encoding it is."""
+    depth = elements = 0
+
+    def refuse_document_type(*about: object) -> None:  # its entities can grow without end
+        raise _Wrong("declares a document type, which annotations do not need")
+
+    def count(name: str, attributes: object) -> None:
+        nonlocal depth, elements
+        depth, elements = depth + 1, elements + 1
+        if depth > _DEEPEST or elements > _MOST_ELEMENTS:
+            raise _Wrong(f"more than {_MOST_ELEMENTS:,} elements, or deeper than {_DEEPEST}")
+
+    def leave(name: str) -> None:
+        nonlocal depth
+        depth -= 1
+
+    parser = expat.ParserCreate()
+    parser.StartDoctypeDeclHandler, parser.EntityDeclHandler = refuse_document_type, refuse_document_type
+    parser.StartElementHandler, parser.EndElementHandler = count, leave
+    parser.Parse(data, True)
 
 
 def _picture(root: Path, name: str, written: str, inside: Callable[[str], str | None]) -> Path:
