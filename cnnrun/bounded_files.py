@@ -47,8 +47,9 @@ def open_file(
         with os.fdopen(descriptor, "rb") as file:
             if most is not None and status.st_size > most:
                 raise error(f"{shown}: {status.st_size:,} bytes; at most {most:,} are read")
-            if on_disk := 512 * getattr(status, "st_blocks", 0):  # 0 where a file system does not say
-                refuse_expansion(path, on_disk, status.st_size, error)
+            on_disk = 512 * getattr(status, "st_blocks", 0)  # 0 where a file system does not say
+            if on_disk and status.st_size > may_unpack_to(on_disk):
+                raise error(f"{shown}: a sparse file: {on_disk:,} bytes on the disk that would be {status.st_size:,}")
             yield file
     except (OSError, ValueError) as failure:
         if isinstance(failure, ValueError) and "\0" not in str(path):

@@ -37,7 +37,7 @@ def refuse_class_names(names: Sequence[str]) -> None:
     Names stand in configs, figures, reports and exported files, and whatever writes one that is no text fails.
     """
     bad = [name for name in names if not is_text(name)]
-    refuse([f"class {printable(name)!r}: its name is not valid UTF-8; rename its folder or label" for name in bad])
+    refuse(f"class '{printable(name)}': its name is not valid UTF-8; rename its folder or label" for name in bad)
 
 
 @contextmanager

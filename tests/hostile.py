@@ -445,7 +445,6 @@ INPUTS: dict[str, tuple[Build, int]] = {
     "npz: 1 MB that is 1 GiB": (packed_npz(1 << 30), 8),
     "npz: a pipe": (odd_source(_pipe, "a.npz", "{arrays: a.npz}"), 8),
     "npz: a pickle": (pickled_npz, 8),
-    "npz: two members of one name": (npz_of({"x.npy": IMAGES, "x": b"garbage", "y.npy": LABELS}), 8),
     "npz: a header of 6,000 signs": (npz_of({"x.npy": npy_saying("-" * 6000 + "1,"), "y.npy": LABELS}), 8),
     "npz: damaged LZMA": (damaged_lzma, 8),
     "table: 9,900,000 empty rows": (empty_cells, 8),
@@ -475,6 +474,6 @@ INPUTS: dict[str, tuple[Build, int]] = {
     "weights: a header of 2^63 bytes": (weights_of("w.safetensors", lambda: safetensors_of(2**63)), 3),
     "weights: a header of 1 GB": (weights_of("w.safetensors", lambda: safetensors_of(10**9)), 3),
     "predict: a run that is a pipe": (odd_argument(_pipe, "w.safetensors", "predict . --run w.safetensors"), 3),
-    "import: classes from a pipe": (odd_argument(_pipe, "w.pth", "import w.pth --like resnet18"), 3),
+    "import: a pipe": (odd_argument(_pipe, "w.pth", "import w.pth --like resnet18"), 3),
     "init: a pipe": (odd_argument(_pipe, "t.csv", "init t.csv"), 8),
 }

@@ -252,7 +252,9 @@ def _indexed(shard: Path, label: str) -> Iterator[tuple[str, int, int, str]]:
                     raise DataError(f"{shard}/{printable(member.name)}: stands twice in its sample")
                 sample[extension] = member
             yield from _sample(shard, file, sample, label)
-    except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
+    except RecursionError:  # tarfile reads a header that belongs to the next within the reading of that
+        raise DataError(f"{printable(str(shard))}: hundreds of extended headers in a row, as no tar has") from None
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
         raise DataError(
             f"{printable(str(shard))}: not a plain tar ({error}); a compressed one must be unpacked"
         ) from None

@@ -143,3 +143,15 @@ def test_columns_that_are_wrong_are_named(tmp_path, values, words, said):
     path = written(tmp_path / "a.npz", x_train=pictures, y_train=values)
     with pytest.raises(DataError, match=said):
         Arrays(path=path, **words).read()
+
+
+def test_an_array_is_the_member_of_its_own_name(tmp_path):
+    """numpy would open a member called `x` for `x`, be there an `x.npy` or not."""
+    images, labels = np.arange(4 * 64, dtype=np.uint8).reshape(4, 8, 8), np.arange(4)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for name, array in (("x.npy", images), ("y.npy", labels)):
+            with archive.open(name, "w") as file:
+                np.lib.format.write_array(file, array)
+        archive.writestr("x", b"garbage")
+    read = Arrays(path=str(tmp_path / "a.npz")).read().splits["train"]
+    assert np.array_equal(read.pictures[..., 0], images)
