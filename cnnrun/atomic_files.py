@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
+import platform
 import re
 import secrets
 import shutil
@@ -19,6 +21,7 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,9 +31,9 @@ _RELATIVE = {os.open, os.mkdir, os.rename, os.unlink, os.stat} <= os.supports_di
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _DIRECTORY = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{16}\.tmp")
-_ABANDONED_SECONDS = 3600  # a temporary file that is older belongs to a process that was killed
-_LONGEST = 200  # bytes of a name within a temporary one
+_TEMPORARY = re.compile(r"\.(.*)\.([0-9a-f]{8})-([0-9]+)-[0-9a-f]{16}\.tmp")  # name, machine, process
+_ABANDONED_SECONDS = 3600  # a temporary file that is older belongs to a process that was killed, on whatever machine
+_LONGEST = 190  # bytes of a name within a temporary one
 
 
 class Folder:
@@ -157,12 +160,18 @@ class Folder:
         if self._descriptor is not None:
             os.fsync(self._descriptor)
 
-    def remove_abandoned(self, *, younger: bool = False) -> None:
-        """Remove temporary files that killed processes left; `younger`: also recent ones, as nobody else writes."""
-        for name in filter(_TEMPORARY.fullmatch, self.names()):
-            with contextlib.suppress(OSError):
-                if younger or time.time() - self.status(name).st_mtime > _ABANDONED_SECONDS:
-                    self.remove(name)
+    def remove_abandoned(self, of: str | None = None, *, held: bool = False) -> None:
+        """Remove temporary files that killed processes left, all or those `of` one file.
+
+        `held`: nobody else writes here, so that every one is left over.
+        """
+        for name in self.names():
+            found = _TEMPORARY.fullmatch(name)
+            if found and of in (None, found[1]):
+                with contextlib.suppress(OSError):
+                    old = time.time() - self.status(name).st_mtime > _ABANDONED_SECONDS
+                    if held or old or (found[2] == _machine() and not _is_running(int(found[3]))):
+                        self.remove(name)
 
     def is_in_place(self) -> bool:
         """Return whether its path still leads to this directory."""
@@ -179,10 +188,16 @@ class Folder:
         return {} if self._descriptor is None else {"dir_fd": self._descriptor}
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file so that it is whole or as it was. Raises StorageError."""
+def write_file(path: Path, data: bytes, *, tidy: bool = True) -> None:
+    """Write a file so that it is whole or as it was. Raises StorageError.
+
+    `tidy` removes what killed processes left of it, for which the folder is looked through.
+    """
     with storage_errors(path, len(data)):
-        Folder(path.parent).replace(path.name, data)
+        folder = Folder(path.parent)
+        folder.replace(path.name, data)
+        if tidy:
+            folder.remove_abandoned(path.name)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -200,14 +215,14 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
     write_file(path, json_bytes(data))
 
 
-def write_new(path: Path, data: bytes, mine: bytes | None = None) -> None:
+def write_new(path: Path, data: bytes, mine: bytes | None = None, *, tidy: bool = True) -> None:
     """Write a new file; one that is there is replaced only if `mine`, our own mark, is near its beginning.
 
     Raises ConfigError where another is there, StorageError.
     """
     if os.path.lexists(path) and not (mine and begins_with_mark(path, mine)):
         raise ConfigError(f"{printable(str(path))}: is there already; choose another")
-    write_file(path, data)
+    write_file(path, data, tidy=tidy)
 
 
 def make_folder(path: Path) -> None:
@@ -261,7 +276,28 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 def _temporary(name: str) -> str:
     short = os.fsdecode(os.fsencode(name)[:_LONGEST])
-    return f".{short}.{secrets.token_hex(8)}.tmp"
+    return f".{short}.{_machine()}-{os.getpid()}-{secrets.token_hex(8)}.tmp"
+
+
+@cache
+def _machine() -> str:
+    """A word for this machine since it was started: process numbers mean something there alone."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    about = boot.read_text() if boot.exists() else ""
+    return hashlib.sha256(f"{platform.node()} {about}".encode()).hexdigest()[:8]
+
+
+def _is_running(process: int) -> bool:
+    """Return whether there is such a process, or whether that cannot be told."""
+    if os.name == "nt":  # where the signal 0 is one that is sent
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def begins_with_mark(path: Path, mark: bytes) -> bool:

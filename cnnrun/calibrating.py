@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cnnrun.assemble import eval_data, trained
-from cnnrun.atomic_files import Folder, json_bytes, storage_errors
+from cnnrun.atomic_files import write_json
 from cnnrun.batches import in_order
 from cnnrun.calibration import LEAST, MOST, TEMPERATURE, fitted
 from cnnrun.dataset import Examples
@@ -59,8 +59,7 @@ def calibrate(target: Path | None, root: Path, device: torch.device) -> dict[str
     except CheckpointError as error:  # what `eval` refuses with the advice to come here
         say(f"{error.lines[0]}; it is written anew")
         others = {}
-    with storage_errors(given.run / CALIBRATION, 4096):
-        Folder(given.run).replace(CALIBRATION, json_bytes({**others, given.digest: record}))
+    write_json(given.run / CALIBRATION, {**others, given.digest: record})
     return {"run": str(given.run), "temperature": temperature, **record}
 
 

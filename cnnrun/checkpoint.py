@@ -142,7 +142,7 @@ def sweep(folder: Folder) -> None:
         elif name.endswith(".tmp"):
             folder.remove(name)
     for name in kept:
-        folder.child(name).remove_abandoned(younger=True)
+        folder.child(name).remove_abandoned(held=True)
 
 
 def generations(folder: Path) -> list[Path]:

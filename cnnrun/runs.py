@@ -132,7 +132,7 @@ def held(run: Path) -> Iterator[Folder]:
             with storage_errors(run / "lock", 0):
                 stack.enter_context(hold(run / "lock"))
                 folder = Folder(run)
-                folder.remove_abandoned(younger=True)
+                folder.remove_abandoned(held=True)
         except Locked:
             raise StorageError(f"{run}: another process is training this run") from None
         yield folder

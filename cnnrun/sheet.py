@@ -46,7 +46,7 @@ def write_png(path: Path, pixels: NDArray[np.uint8], by: str) -> None:
     buffer, about = io.BytesIO(), PngInfo()
     about.add_text("Software", by)
     Pil.fromarray(pixels).save(buffer, "PNG", pnginfo=about)
-    write_new(path, buffer.getvalue(), mine=by.encode())
+    write_new(path, buffer.getvalue(), mine=by.encode(), tidy=False)  # there may be thousands in the folder
 
 
 def _pixels(picture_CHW: Tensor) -> NDArray[np.uint8]:

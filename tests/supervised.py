@@ -135,7 +135,11 @@ def _prepared(place: str, folder: Path) -> tuple[list[str], Callable[[], list[st
         run = _trained(folder, TINY)
         words = ["export", "code", str(run)]
         expected = _exported(run, folder / "other" / "model.py")
-        return words, lambda: [] if _files(run / "exports") == expected else ["the export differs"]
+        kept = {*expected, "parity-code.json"}
+        return words, lambda: [
+            *([] if _files(run / "exports") == expected else ["the export differs"]),
+            *([] if {path.name for path in (run / "exports").iterdir()} == kept else ["files are left behind"]),
+        ]
     if place == "enroll":
         return _enrolling(folder)
     text = TINY
@@ -203,7 +207,8 @@ def _enrolling(folder: Path) -> tuple[list[str], Callable[[], list[str]]]:
 
     def differences() -> list[str]:
         pair = [(folder / name).read_bytes() for name in ("g.safetensors", "other.safetensors")]
-        return [] if pair[0] == pair[1] else ["the gallery differs"]
+        left = [path.name for path in folder.glob(".*.tmp")]
+        return [*([] if pair[0] == pair[1] else ["the gallery differs"]), *([f"left behind: {left}"] if left else [])]
 
     return words("g.safetensors"), differences
 

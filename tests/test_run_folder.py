@@ -338,3 +338,19 @@ def test_a_cache_that_is_cleared_while_another_waits_for_it_is_built_once_more(t
         cache._empty(folder)
         order.append("cleared")
     assert outcome(pid, pipe) == "held"
+
+
+def test_what_a_killed_process_left_of_a_file_goes_with_the_next_write_of_it(tmp_path, monkeypatch):
+    def killed() -> None:
+        monkeypatch.setattr(os, "rename", lambda *rest, **more: os.kill(os.getpid(), signal.SIGKILL))
+        atomic_files.write_text(tmp_path / "g.txt", "one")
+
+    for _ in range(2):
+        assert outcome(*forked(killed)) == -signal.SIGKILL
+    assert len(list(tmp_path.glob(".g.txt.*.tmp"))) == 2
+    being_written = tmp_path / atomic_files._temporary("g.txt")  # by a process that runs
+    being_written.touch()
+    other = tmp_path / atomic_files._temporary("h.txt").replace(str(os.getpid()), "999999999")
+    other.touch()
+    atomic_files.write_text(tmp_path / "g.txt", "two")
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "g.txt", being_written, other])
