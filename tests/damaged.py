@@ -24,6 +24,8 @@ def runs_of_each_state(root: Path) -> tuple[Path, Path, Path]:
     config = root / "tiny.yaml"
     config.write_text(TINY.replace("epochs: 2", "epochs: 3, save_every: 5, ema: {decay: 0.9}"))
     finished = Path(commands.train(experiment.load(config), root / "runs", CPU, resume=False)["run"])
+    # What is damaged is the newest checkpoint: it shall be the one that is evaluated.
+    (finished / "checkpoints" / "best").write_text((finished / "checkpoints" / "latest").read_text())
     calibrating.calibrate(finished, root / "runs", CPU)
     killed = root / "killed" / "tiny" / "1"
     shutil.copytree(finished, killed)
