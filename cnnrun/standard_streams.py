@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from cnnrun.errors import StorageError, UserError
-from cnnrun.progress import say
 
 
 class ReaderLeft(UserError):
@@ -89,4 +88,6 @@ def standard_streams() -> Iterator[None]:
 
 
 def _say_warning(message: Warning | str, category: type[Warning], *place: object, **rest: object) -> None:
+    from cnnrun.progress import say  # rich, which --help does not need
+
     say(f"warning: {' '.join(str(message).split())}")
