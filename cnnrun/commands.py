@@ -142,7 +142,10 @@ def _reached(experiment: Experiment, run: Path) -> dict[str, Any]:
     if given := initial(experiment):
         same_weights(run, given)
     refuse_changed_data(run, fingerprint(experiment.data, index(experiment.data)))
-    reached = read_result(run)
+    try:
+        reached = read_result(run)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error.lines[0]}; remove it, and --resume writes it anew") from None
     assert reached is not None
     return reached
 

@@ -17,7 +17,7 @@ from several import forked, outcome
 from supervised import PLACES, WRITING, chain
 
 from cnnrun import atomic_files, checkpoint, commands, experiment, locks, runs, train
-from cnnrun.errors import Interrupted, ResourceError, StorageError
+from cnnrun.errors import CheckpointError, Interrupted, ResourceError, StorageError
 from cnnrun.learner import Learner
 
 CPU = torch.device("cpu")
@@ -354,3 +354,17 @@ def test_what_a_killed_process_left_of_a_file_goes_with_the_next_write_of_it(tmp
     other.touch()
     atomic_files.write_text(tmp_path / "g.txt", "two")
     assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "g.txt", being_written, other])
+
+
+def test_a_result_that_is_damaged_is_written_anew_once_it_is_removed(tmp_path):
+    result = commands.train(tried(), tmp_path, CPU, resume=False)
+    run = Path(result["run"])
+    before = digest(run)
+    (run / "result.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="remove it, and --resume writes it anew"):
+        commands.train(tried(), tmp_path, CPU, resume=True)
+    (run / "result.json").unlink()
+    again = commands.train(tried(), tmp_path, CPU, resume=True)
+    assert again["run"] == str(run)
+    assert (again["steps"], again["best"]) == (result["steps"], result["best"])
+    assert digest(run) == before
