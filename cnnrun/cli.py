@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
-import threading
-import time
-import traceback
-from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -22,11 +17,10 @@ from cnnrun.cli_data import cache_app, data_app, init
 from cnnrun.cli_explain import explain_app
 from cnnrun.cli_identity import enroll, identify, verify
 from cnnrun.cli_study import calibrate, compare, find_lr, page, plan, sweep
-from cnnrun.errors import Interrupted, Lost, UserError, printable, shortened
+from cnnrun.errors import UserError, printable
+from cnnrun.exits import leave, of_a_bug
 from cnnrun.standard_streams import standard_streams
 from cnnrun.stopping import leaving
-
-_BUG = "this is a bug of cnnrun: please report it with these lines"
 
 
 class Mapping(StrEnum):
@@ -317,6 +311,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
     ] = False,
@@ -324,39 +319,23 @@ def options(
         bool, typer.Option("--fetch", help="Let data sources download from URLs and run `pipe:` commands.")
     ] = False,
 ) -> None:
-    if fetch:
-        os.environ["CNNRUN_FETCH"] = "1"  # where data.shards looks, here and in processes that this one starts
+    if fetch:  # where data.shards looks, here and in processes that this one starts, until the command ends
+        before = os.environ.get("CNNRUN_FETCH", "0")
+        os.environ["CNNRUN_FETCH"] = "1"
+        context.call_on_close(lambda: os.environ.update(CNNRUN_FETCH=before))
     torchrun.check_environment()
 
 
 def main() -> None:
     """Run the command line; a user's mistake is its lines on stderr and its exit code, never a traceback."""
-    try:
-        with leaving(), standard_streams():
-            app()
-    except UserError as error:
-        _leave(error, error.lines, error.exit_code)
-    except Exception as error:
-        if isinstance(error, RuntimeError | MemoryError | OSError):
-            from cnnrun.device import out_of_memory
-
-            if out_of_memory(error):
-                _leave(error, ["out of memory; train.accumulate: 2 (or more) or a smaller batch needs less"], 6)
-        _leave(error, [*traceback.format_exc().splitlines(), _BUG], 1)
-
-
-def _leave(error: Exception, lines: Sequence[str], code: int) -> NoReturn:
-    """Print and go. Without waiting for threads where these may never end."""
-    rank = torchrun.rank()
-    for line in lines:
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # a stderr that is closed or full
-            print(shortened(printable(f"rank {rank}: {line}" if rank else line)), file=sys.stderr, flush=True)  # noqa: T201
-    reading = any(thread.name.startswith("decode") for thread in threading.enumerate())
-    hung = isinstance(error, Lost) or (isinstance(error, Interrupted) and reading)
-    if torchrun.size() == 1 and not hung:
-        sys.exit(code)
-    if rank:
-        time.sleep(1)  # torchrun ends all once one has ended: what the first has to say comes before
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        sys.stdout.flush()
-    os._exit(code)
+    with standard_streams():
+        try:
+            with leaving():
+                try:
+                    app()
+                finally:
+                    sys.stdout.flush()
+        except UserError as error:
+            leave(error, error.lines, error.exit_code)
+        except Exception as error:
+            leave(error, *of_a_bug(error))

@@ -20,11 +20,11 @@ class ReaderLeft(UserError):
     exit_code = 0
 
 
-class _Output(io.RawIOBase):
-    """The bytes of standard output, whose failures are ReaderLeft or StorageError."""
+class _Bytes(io.RawIOBase):
+    """The bytes of a standard stream. Failures are ReaderLeft or StorageError; those of a `quiet` one are ignored."""
 
-    def __init__(self, stream: Any) -> None:
-        self._buffer = stream.buffer
+    def __init__(self, stream: Any, quiet: bool) -> None:
+        self._buffer, self._quiet = stream.buffer, quiet
 
     def writable(self) -> bool:
         return True
@@ -39,7 +39,8 @@ class _Output(io.RawIOBase):
         if not len(data):  # which is how click finds out what a stream takes
             return 0
         with self._failures():
-            return int(self._buffer.write(data))
+            self._buffer.write(data)
+        return len(data)
 
     def flush(self) -> None:
         with self._failures():
@@ -49,11 +50,12 @@ class _Output(io.RawIOBase):
     def _failures(self) -> Iterator[None]:
         try:
             yield
-        except BrokenPipeError:
-            self._discard()
-            raise ReaderLeft from None
         except OSError as error:
             self._discard()
+            if self._quiet:
+                return
+            if isinstance(error, BrokenPipeError):
+                raise ReaderLeft from None
             raise StorageError(f"standard output: cannot be written ({error.strerror})") from None
 
     def _discard(self) -> None:
@@ -63,26 +65,26 @@ class _Output(io.RawIOBase):
         os.close(nowhere)
 
 
-def _standard_output(stream: Any) -> Any:
-    """Standard output with failures of ours, and escapes for what it cannot encode; a stream without bytes as it is."""
+def _safe(stream: Any, *, quiet: bool) -> Any:
+    """A standard stream with failures of ours, and escapes for what it cannot encode; one without bytes as it is."""
     if not hasattr(stream, "buffer"):
         return stream
-    return io.TextIOWrapper(_Output(stream), stream.encoding, "backslashreplace", write_through=True)
+    raw = _Bytes(stream, quiet)
+    return io.TextIOWrapper(raw, stream.encoding, "backslashreplace", line_buffering=quiet, write_through=True)
 
 
 @contextmanager
 def standard_streams() -> Iterator[None]:
-    """Tell failures of standard output apart, write closed streams to nowhere, print libraries' warnings as ours."""
+    """Tell failures of standard output apart, ignore those of standard error, print libraries' warnings as ours.
+
+    Streams that are closed lead nowhere.
+    """
     output, error = sys.stdout, sys.stderr
     with Path(os.devnull).open("w") as nowhere, warnings.catch_warnings():
-        sys.stdout, sys.stderr = _standard_output(output or nowhere), error or nowhere
+        sys.stdout, sys.stderr = _safe(output or nowhere, quiet=False), _safe(error or nowhere, quiet=True)
         warnings.showwarning = _say_warning
         try:
             yield
-            sys.stdout.flush()
-        except SystemExit:
-            sys.stdout.flush()
-            raise
         finally:
             sys.stdout, sys.stderr = output, error
 

@@ -392,10 +392,13 @@ def test_a_report_that_cannot_be_written_costs_no_training(tmp_path, monkeypatch
 
 def test_standard_error_that_is_closed_costs_no_training(tmp_path, tiny):
     command = f"exec {sys.executable} -m cnnrun train {tiny} --runs {tmp_path / 'runs'} --no-report"
-    for closing in ("2>&-", "2>/dev/full", "2> >(true)"):
+    for closing in ("2>&-", "2>/dev/full", "2> >(true)", "2>/dev/full", "2>/dev/full"):
         left = subprocess.run(["bash", "-c", f"{command} {closing}"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
         assert left.returncode == 0, closing
         assert "best at step" in left.stdout
+    for words, code in (("train none.yaml", 2), ("eval none", 3)):
+        command = f"exec {sys.executable} -m cnnrun {words} 2>/dev/full"
+        assert subprocess.run(["bash", "-c", command], cwd=tmp_path).returncode == code
 
 
 def test_a_file_that_vanishes_ends_the_training_which_is_saved(tmp_path, monkeypatch):

@@ -214,7 +214,7 @@ def test_what_cannot_be_fetched_is_one_line_and_leaves_nothing(two, served, monk
 
 
 def test_the_command_line_gives_leave(two, served, run_cli, monkeypatch):
-    monkeypatch.delenv("CNNRUN_FETCH", raising=False)
+    monkeypatch.setenv("CNNRUN_FETCH", "0")
     (two / "c.yaml").write_text(
         f"task: classify\ndata: {{source: {{shards: {{train: '{served[0]}/train-00.tar', copies: '{two}/copies'}}}}, "
         "image: {size: 8, channels: 1}, split: {val: 0.3}}\nmodel: [flatten]\ntrain: {batch: 2}\n"
@@ -222,5 +222,5 @@ def test_the_command_line_gives_leave(two, served, run_cli, monkeypatch):
     code, _, err = run_cli("check", two / "c.yaml")
     assert (code, len(err.splitlines())) == (8, 1)
     code, _, err = run_cli("--fetch", "check", two / "c.yaml")
-    monkeypatch.delenv("CNNRUN_FETCH", raising=False)
     assert code == 0, err
+    assert os.environ["CNNRUN_FETCH"] == "0", "leave is given for one command"
