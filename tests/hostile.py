@@ -23,11 +23,16 @@ from several import forked, outcome
 
 Build = Callable[[Path], list[str]]
 SECONDS, MIB = 30, 1536  # what an answer may take
+COMMAND_MIB = 400  # of which a command holds these before it has read anything: Python and torch
 
 
 @dataclass(frozen=True)
 class Answer:
-    """How the command ended: exit code, what it said, its peak memory in MiB, seconds."""
+    """How the command ended: exit code, what it said, the memory in MiB that it took at its peak, seconds.
+
+    `peak_mib` counts a fresh command's own memory and not what the process it was forked from happened to hold:
+    a test run of 2,000 tests holds twice what a command does.
+    """
 
     code: int
     err: str
@@ -53,12 +58,13 @@ def _run(words: list[str], folder: Path) -> tuple[int, str, int]:
 
     os.chdir(folder)
     forget_peak_memory(torch.device("cpu"))
+    inherited = peak_memory_mib(torch.device("cpu"))
     sys.argv, sys.stderr, sys.stdout, code = ["cnnrun", *words], io.StringIO(), io.StringIO(), 0
     try:
         cli.main()
     except SystemExit as left:
         code = int(left.code or 0)
-    return code, sys.stderr.getvalue(), peak_memory_mib(torch.device("cpu"))
+    return code, sys.stderr.getvalue(), COMMAND_MIB + peak_memory_mib(torch.device("cpu")) - inherited
 
 
 def config(folder: Path, source: str, task: str = "classify") -> list[str]:
