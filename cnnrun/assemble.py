@@ -16,6 +16,7 @@ from cnnrun import checkpoint, runs, weights
 from cnnrun.atomic_files import Folder, json_bytes
 from cnnrun.builder import BuildError
 from cnnrun.calibration import TEMPERATURE
+from cnnrun.config_differences import check_config_fits_run
 from cnnrun.contracts import Facts, of_classes
 from cnnrun.dataset import Dataset, Examples, Index, index
 from cnnrun.errors import CheckpointError, ConfigError, DataError, printable
@@ -28,7 +29,17 @@ from cnnrun.network import Built, Network, build, materialize
 from cnnrun.prepare import prepare
 from cnnrun.progress import bar, say
 from cnnrun.ranks import Ranks
-from cnnrun.run_records import CALIBRATION, CHECKPOINTS, CONFIG, FACTS, FILES, WEIGHTS, read_calibration, read_facts
+from cnnrun.run_records import (
+    CALIBRATION,
+    CHECKPOINTS,
+    CONFIG,
+    FACTS,
+    FILES,
+    RESULT,
+    WEIGHTS,
+    read_calibration,
+    read_facts,
+)
 from cnnrun.taskspec import Measured
 from cnnrun.trained import Trained
 from cnnrun.weights import Weights
@@ -172,13 +183,13 @@ def find_run(target: Path | None, root: Path) -> tuple[Path, Path | None]:
 
 def _find_run(target: Path | None, root: Path) -> tuple[Path, Path | None]:
     if target is None:
-        return runs.newest(root), None
+        return _say_which(runs.newest(root)), None
     if target.is_file() and target.suffix == ".safetensors":
         raise CheckpointError(f"{target}: weights without data of their own; train from them with model.weights")
     if target.is_file() and target.suffix in (".yaml", ".yml"):
         if target.name == CONFIG and (target.parent / CHECKPOINTS).is_dir():
             return target.parent, None
-        return runs.newest(root, load(target).name), None
+        return _newest_run_of(target, root), None
     if target.is_file() and (name := checkpoint.pointed_at(target.parent, target.name)):
         target = target.parent / name  # checkpoints/best, checkpoints/latest
     if (target / "manifest.json").exists():
@@ -186,6 +197,20 @@ def _find_run(target: Path | None, root: Path) -> tuple[Path, Path | None]:
     if (target / CONFIG).exists():
         return target, None
     raise CheckpointError(f"{target}: neither a run folder, a checkpoint nor a config")
+
+
+def _newest_run_of(config: Path, root: Path) -> Path:
+    """The newest run of a config. Raises ConfigError where the config would not give that run's answers."""
+    given = load(config)
+    run = runs.newest(root, given.name)
+    runs.refuse_links(run)
+    check_config_fits_run(config, given, run, config_of(run))
+    return _say_which(run)
+
+
+def _say_which(run: Path) -> Path:
+    say(f"using {run}" + ("" if (run / RESULT).exists() else ", which is unfinished"))
+    return run
 
 
 def trained(

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from cnnrun.assemble import measured
 from cnnrun.calibration import TEMPERATURE
+from cnnrun.config_differences import told_apart
 from cnnrun.dataset import Examples, told
 from cnnrun.errors import ConfigError, printable
 from cnnrun.experiment import Experiment
 from cnnrun.plots import Plot, Series
 from cnnrun.plotting import written
 from cnnrun.resampling import interval, intervals
-from cnnrun.resuming import told_apart
 from cnnrun.taskspec import Measured
 from cnnrun.trained import Trained
 

@@ -10,12 +10,12 @@ import torch
 
 from cnnrun.assemble import measured
 from cnnrun.atomic_files import write_new
+from cnnrun.config_differences import told_apart
 from cnnrun.errors import ConfigError, Interrupted, UserError, printable
 from cnnrun.explain.subject import Subject
 from cnnrun.page import BY, rendered
 from cnnrun.portrait import Seen, chart, curves, portrait
 from cnnrun.progress import say
-from cnnrun.resuming import told_apart
 from cnnrun.run_records import REPORT, read_result
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from cnnrun import checkpoint, runs
 from cnnrun.atomic_files import Folder, json_bytes, storage_errors
 from cnnrun.bounded_files import open_gzip
+from cnnrun.config_differences import differences
 from cnnrun.contracts import Facts
 from cnnrun.dataset import Dataset
 from cnnrun.errors import CheckpointError, ConfigError, printable
@@ -29,14 +30,6 @@ from cnnrun.run_records import (
     read_initial_weights,
 )
 from cnnrun.weights import Weights
-
-# What changes no bit of the result: where pictures are kept, how they are read (tests/test_same_bits.py), when to save.
-_NO_MATTER = {
-    *("data.cache", "data.cache_dir", "data.disk_gib", "data.workers", "data.prefetch"),
-    *("data.timeout", "train.timeout", "train.keep", "train.save_every"),
-}
-# Settings that are no reason for a difference, and the statistics that a run writes into its config.
-_ASIDE = ("name", "seed", "data.image.mean", "data.image.std")
 
 
 @dataclass(frozen=True)
@@ -198,38 +191,3 @@ def finished(experiment: Experiment, root: Path) -> Path | None:
         if not differences(other, experiment.with_statistics_of(other)):
             return run
     return None
-
-
-def differences(ours: Experiment, theirs: Experiment) -> list[str]:
-    """A line for each setting that differs, but for those that change no bit of the result."""
-    return [f"{key} was {mine}, is {other}" for key, mine, other in changed(ours, theirs)]
-
-
-def told_apart(ours: Experiment, theirs: Experiment, our_name: str, their_name: str) -> list[str]:
-    """What two experiments that were trained differ in, a line a setting; names, seeds, measured statistics aside."""
-    return [
-        f"{key}: {_word(mine)} in {our_name}, {_word(others)} in {their_name}"
-        for key, mine, others in changed(ours, theirs)
-        if not key.startswith(_ASIDE)
-    ]
-
-
-def _word(value: object) -> str:
-    return "left out" if value is None else printable(str(value))
-
-
-def changed(ours: Experiment, theirs: Experiment) -> list[tuple[str, object, object]]:
-    """So as (setting, ours, theirs)."""
-
-    def flat(value: object, path: str) -> dict[str, object]:
-        if isinstance(value, dict):
-            return {
-                k: v for key, item in value.items() for k, v in flat(item, f"{path}.{key}" if path else key).items()
-            }
-        if isinstance(value, list):
-            return {k: v for i, item in enumerate(value) for k, v in flat(item, f"{path}[{i}]").items()}
-        return {path: value}
-
-    a, b = (flat(each.model_dump(mode="json", by_alias=True), "") for each in (ours, theirs))
-    keys = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key) and key not in _NO_MATTER)
-    return [(key, a.get(key, "not there"), b.get(key, "not there")) for key in keys]

@@ -83,17 +83,22 @@ def _newest_first(there: Path) -> list[Path]:
 
 
 def newest(root: Path, name: str | None = None) -> Path:
-    """The run started last that has a checkpoint, of all or of that name. Raises CheckpointError."""
+    """The run with a checkpoint that has the highest number, of that name or of all. Raises CheckpointError.
+
+    Numbers are given in order and survive copying, unlike the times of files; these decide between names alone.
+    """
     names = [name] if name else [entry.name for entry in root.iterdir() if entry.is_dir()] if root.is_dir() else []
-    started = [
-        folder
-        for each in names
-        for number in _numbers(root / each)
-        if ((folder := root / each / str(number)) / CHECKPOINTS / "latest").exists()
-    ]
-    if not started:
+    newest_of_each = [found for each in names if (found := _highest_saved(root / each))]
+    if not newest_of_each:
         raise CheckpointError(f"{root / name if name else root}: no run here; `cnnrun train CONFIG` makes one")
-    return max(started, key=lambda folder: ((folder / CONFIG).stat().st_mtime_ns, int(folder.name)))
+    return max(newest_of_each, key=lambda run: (run / CONFIG).stat().st_mtime_ns)
+
+
+def _highest_saved(there: Path) -> Path | None:
+    numbers = sorted(_numbers(there), reverse=True)
+    return next(
+        (there / str(number) for number in numbers if (there / str(number) / CHECKPOINTS / "latest").exists()), None
+    )
 
 
 def refuse_links(run: Path) -> None:

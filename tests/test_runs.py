@@ -31,7 +31,7 @@ def test_unfinished_are_those_with_a_config_and_no_result(tmp_path):
     assert runs.unfinished(tmp_path, "none") == []
 
 
-def test_newest_is_by_time_over_all_names(tmp_path):
+def test_newest_is_by_number_and_among_names_by_time(tmp_path):
     with pytest.raises(CheckpointError, match="no run here"):
         runs.newest(tmp_path / "nothing")
     for place, (name, when) in enumerate((("a", 300), ("b", 500), ("a", 400))):
