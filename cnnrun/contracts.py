@@ -193,6 +193,11 @@ class SourceSpec(Kind):
         """Whether test is measured on a list of pairs."""
         return False
 
+    @property
+    def declares_classes(self) -> bool:
+        """Whether the classes are listed one by one, and not gathered from what is written for the pictures."""
+        return bool(getattr(self, "classes", None))
+
     def read(self, apart: bool = False) -> Indexed:
         """Look through the source; files are listed, not decoded. Raises DataError.
 

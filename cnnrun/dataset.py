@@ -15,10 +15,11 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from cnnrun.augment import Augment
+from cnnrun.class_names import check_class_names
 from cnnrun.contracts import BadBox, Facts, Indexed, Number, Shape, SourceSpec, Split
 from cnnrun.data import Source
 from cnnrun.errors import DataError, printable
-from cnnrun.labelling import refuse_class_names, unreadable_names
+from cnnrun.labelling import unreadable_names
 from cnnrun.pictures import Image
 from cnnrun.placing import placed
 from cnnrun.randomness import key
@@ -209,7 +210,7 @@ def index(data: Data) -> Index:
     source: SourceSpec = data.source
     with unreadable_names():
         indexed = source.read(data.split.by == "label")
-    refuse_class_names(indexed.classes)
+    check_class_names(indexed.classes, f"data.source.{source.kind}", are_declared=source.declares_classes)
     splits = {name: (split, torch.arange(len(split))) for name, split in indexed.splits.items()}
     wanted = {name: getattr(data.split, name) for name in HOLD_OUT_KEYS if name not in indexed.splits}
     away = frozenset(name for name, part in wanted.items() if part)

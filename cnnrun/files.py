@@ -12,6 +12,21 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
+_CLUTTER = {
+    "__macosx",
+    "thumbs.db",
+    "ehthumbs.db",
+    "desktop.ini",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+}
+
+
+def is_clutter(name: str) -> bool:
+    """Return whether an entry of a folder is no one's picture, annotation or class: hidden, or made by a system."""
+    return name.startswith(".") or name.casefold() in _CLUTTER
+
 
 class Files(Sequence[Path]):
     """Paths as one run of bytes: 8 bytes each beyond the names, where a list of `Path` takes some 300."""

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from cnnrun import gallery as galleries
 from cnnrun.assemble import usable
-from cnnrun.data.folder import hidden
 from cnnrun.errors import ConfigError, DataError, printable
+from cnnrun.files import is_clutter
 from cnnrun.gallery import Gallery, Search
-from cnnrun.pictures import SUFFIXES
+from cnnrun.pictures import is_picture_name
 from cnnrun.predict import files, predict
 from cnnrun.progress import say
 from cnnrun.tasks.verify import OperatingPoint, Verify, threshold_of
@@ -138,11 +138,11 @@ def _people(network: Trained, folder: Path, batch: int) -> dict[str, NDArray[np.
     """Each person's embeddings, of a folder with a folder for each."""
     if not folder.is_dir():
         raise DataError(f"{printable(str(folder))}: no such folder")
-    entries = sorted(entry for entry in folder.iterdir() if not hidden(entry.name))
+    entries = sorted(entry for entry in folder.iterdir() if not is_clutter(entry.name))
     own = {entry.name: list(files([entry])) for entry in entries if entry.is_dir()}
     if not own:
         raise DataError(f"{printable(str(folder))}: needs a folder for each person")
-    loose = [entry.name for entry in entries if entry.is_file() and entry.suffix.lower() in SUFFIXES]
+    loose = [entry.name for entry in entries if entry.is_file() and is_picture_name(entry.name)]
     if loose:
         say(f"{printable(str(folder))}: {len(loose)} picture(s) of nobody left out, such as {printable(loose[0])!r}")
     embeddings, _ = _embedded(network, [path for paths in own.values() for path in paths], batch)

@@ -1,4 +1,4 @@
-"""Class names and class numbers out of what a source writes for labels; paths that stay inside their folder."""
+"""What sources write for splits; mistakes gathered into one error; paths that stay inside their folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import cache
 from itertools import islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from cnnrun.errors import DataError, is_text, printable
+from cnnrun.errors import DataError, printable
 
 _SPLITS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
@@ -23,21 +23,6 @@ MOST_LINES = 20  # of mistakes of one kind that are told
 def split_name(written: str) -> str | None:
     """`train`, `val` or `test` for the usual ways to write them."""
     return _SPLITS.get(written.strip().lower())
-
-
-def class_names(labels: Iterable[str]) -> list[str]:
-    """The distinct labels sorted: as numbers where all are whole numbers, else as torchvision sorts folders."""
-    names = sorted(set(labels))
-    return sorted(names, key=int) if all(re.fullmatch(r"-?\d{1,18}", name) for name in names) else names
-
-
-def refuse_class_names(names: Sequence[str]) -> None:
-    """Raises DataError for the name of a class that is no valid text, as that of a folder may be.
-
-    Names stand in configs, figures, reports and exported files, and whatever writes one that is no text fails.
-    """
-    bad = [name for name in names if not is_text(name)]
-    refuse(f"class '{printable(name)}': its name is not valid UTF-8; rename its folder or label" for name in bad)
 
 
 @contextmanager

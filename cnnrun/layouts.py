@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from cnnrun.bounded_files import read_bytes, read_json_bytes
-from cnnrun.data.folder import CLUTTER
 from cnnrun.errors import ConfigError, DataError, printable
+from cnnrun.files import is_clutter
 from cnnrun.labelling import split_name, unreadable_names
-from cnnrun.pictures import SUFFIXES
+from cnnrun.pictures import SUFFIX_LIST, is_picture_name
 from cnnrun.table_files import Rows, read_rows
 
 _TABLES = {".csv", ".tsv", ".parquet"}
@@ -50,7 +50,7 @@ def _of_file(path: Path) -> Any:
 
 
 def _of_folder(path: Path) -> Any:
-    inside = sorted(entry for entry in path.iterdir() if not entry.name.startswith(".") and entry.name not in CLUTTER)
+    inside = sorted(entry for entry in path.iterdir() if not is_clutter(entry.name))
     if (path / "Annotations").is_dir():
         raise _voc(path / "Annotations")
     if found := sorted((path / "annotations").glob("*.json")):
@@ -61,7 +61,7 @@ def _of_folder(path: Path) -> Any:
         return {"folder": str(path)}
     if found := sorted(path.glob("*.json")):
         raise _coco(found[0])
-    if shards := [entry for entry in inside if entry.suffix == ".tar"]:
+    if shards := [entry for entry in inside if entry.suffix.lower() == ".tar"]:
         by_split = {name: [str(shard) for shard in shards if _begins(shard, name)] for name in ("train", "val", "test")}
         return {"shards": {key: value for key, value in by_split.items() if value} or {"train": list(map(str, shards))}}
     tables = [entry for entry in inside if entry.suffix.lower() in _TABLES]
@@ -77,7 +77,7 @@ def _begins(path: Path, split: str) -> bool:
 def _classes_inside(inside: list[Path]) -> bool:
     """Whether two or more folders have pictures in them: a folder a class, or a split."""
     folders = [entry for entry in inside if entry.is_dir()]
-    return sum(any(each.suffix.lower() in SUFFIXES for each in folder.rglob("*")) for folder in folders) > 1
+    return sum(any(is_picture_name(each.name) for each in folder.rglob("*")) for folder in folders) > 1
 
 
 def _table(path: Path) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def _table(path: Path) -> dict[str, Any]:
     rows = read_rows(path)
     picture = next((name for name, cells in rows.columns.items() if _are_pictures(cells)), None)
     if picture is None:
-        raise DataError(f"{path}: no column of picture files ({', '.join(sorted(SUFFIXES))})")
+        raise DataError(f"{path}: no column of picture files ({SUFFIX_LIST})")
     found: dict[str, Any] = {"path": str(path), "root": str(_root(path, rows.columns[picture])), "picture": picture}
     rest = {name: cells for name, cells in rows.columns.items() if name != picture}
     by_name = {name.lower(): name for name in rest}
@@ -99,7 +99,7 @@ def _table(path: Path) -> dict[str, Any]:
 
 
 def _are_pictures(cells: list[str]) -> bool:
-    return sum(Path(cell).suffix.lower() in SUFFIXES for cell in cells) > 0.9 * len(cells)
+    return sum(is_picture_name(Path(cell).name) for cell in cells) > 0.9 * len(cells)
 
 
 def _root(path: Path, cells: list[str]) -> Path:
@@ -127,7 +127,7 @@ def _label(path: Path, rows: Rows, rest: dict[str, list[str]], by_name: dict[str
 
 def _voc(folder: Path) -> ConfigError:
     """Why a VOC tree cannot be begun with, and what is in it."""
-    files = sorted(folder.glob("*.xml"))
+    files = sorted(file for file in folder.iterdir() if file.suffix.lower() == ".xml" and not is_clutter(file.name))
     objects: Counter[str] = Counter()
     for file in files:
         if file.is_file() and file.stat().st_size < 1 << 20:

@@ -27,7 +27,7 @@ from pydantic import Field, field_validator
 
 from cnnrun.contracts import Pair
 from cnnrun.errors import DataError, Unreadable, printable
-from cnnrun.files import Member
+from cnnrun.files import Member, is_clutter
 from cnnrun.spec import SizePair, Spec
 from cnnrun.taskspec import View
 
@@ -41,6 +41,7 @@ FORMAT_SUFFIXES = {
     "PPM": (".pgm", ".ppm"),
 }
 SUFFIXES = {suffix for suffixes in FORMAT_SUFFIXES.values() for suffix in suffixes}
+SUFFIX_LIST = ", ".join(sorted(SUFFIXES))
 MAX_BYTES = 64 << 20
 MAX_PIXELS = 50_000_000
 _MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "I;16", "I;16B", "I;16L"}
@@ -93,6 +94,11 @@ class Opened:
     format: str
     mode: str
     orientation: int
+
+
+def is_picture_name(name: str) -> bool:
+    """Return whether a file's name says that it is a picture of ours: its suffix, in any case, and no clutter."""
+    return not is_clutter(name) and os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
 
 
 def load(path: Path, size: Pair, channels: int, image: Image) -> NDArray[np.uint8]:

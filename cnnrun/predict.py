@@ -17,8 +17,9 @@ from cnnrun.atomic_files import begins_with_mark, make_folder
 from cnnrun.boxes import Mark
 from cnnrun.contracts import Facts
 from cnnrun.errors import ConfigError, DataError, printable
+from cnnrun.files import is_clutter
 from cnnrun.panels import marked
-from cnnrun.pictures import SUFFIXES, Image, named, opened, read, viewed
+from cnnrun.pictures import SUFFIX_LIST, Image, is_picture_name, named, opened, read, viewed
 from cnnrun.sheet import write_png
 from cnnrun.taskspec import TaskSpec, View
 from cnnrun.trained import Trained
@@ -40,12 +41,12 @@ def files(paths: Sequence[Path]) -> Iterator[Path]:
 
 def _inside(folder: Path) -> list[Path]:
     def wanted(path: Path) -> bool:
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        return path.suffix.lower() in SUFFIXES and not hidden and path.is_file()
+        inside = not any(map(is_clutter, path.relative_to(folder).parts))
+        return inside and is_picture_name(path.name) and path.is_file()
 
     found = sorted(path for path in folder.rglob("*") if wanted(path))
     if not found:
-        raise DataError(f"{printable(str(folder))}: no pictures ({', '.join(sorted(SUFFIXES))})")
+        raise DataError(f"{printable(str(folder))}: no pictures ({SUFFIX_LIST})")
     return found
 
 

@@ -45,7 +45,8 @@ def read_rows(path: Path) -> Rows:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
         with open_file(path, DataError, _MAX_BYTES) as raw, TextIOWrapper(raw, "utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            # A blank before quotes is no reason to take the quotes for a part of the cell.
+            reader = csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=True)
             header = next(reader, [])
             _check_header(path, header, delimiter)
             columns: list[list[str]] = [[] for _ in header]

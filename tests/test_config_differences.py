@@ -66,7 +66,7 @@ def test_the_same_config_is_only_named(run, run_cli):
     (run.parents[2] / "tiny.yaml").write_text(TINY.replace("epochs: 2", "epochs: 12"))
     code, _, err = run_cli("eval", "tiny.yaml")
     assert (code, err) == (0, "using runs/tiny/1\n")
-    os.unlink(run / "result.json")
+    (run / "result.json").unlink()
     assert run_cli("eval", "tiny.yaml")[2] == "using runs/tiny/1, which is unfinished\n"
     assert run_cli("eval", run)[2] == ""
 

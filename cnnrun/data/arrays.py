@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from cnnrun.bounded_files import open_file, refuse_expansion
+from cnnrun.class_names import numbered_classes
 from cnnrun.contracts import ClassNames, Indexed, SourceSpec, Split
 from cnnrun.errors import DataError, printable
 
@@ -87,10 +88,10 @@ train_images and train_labels, images and labels, x and y)."""
             raise DataError(f"{path}: no training arrays; data.source.arrays.train: [pictures, labels] names them")
         if self.targets != "labels":
             return Indexed(tuple(self.labels or ()), splits, numbers=tuple(self.numbers or ()))
-        count = 1 + max(int(split.targets["labels"].max()) for split in splits.values())
-        names = self.classes or [str(i) for i in range(count)]
-        if len(names) < count:
-            raise DataError(f"{path}: has labels up to {count - 1}, but {len(names)} names are given in classes")
+        labels = np.concatenate([split.targets["labels"].numpy() for split in splits.values()])
+        names = self.classes or numbered_classes(labels, printable(str(path)), "data.source.arrays.classes")
+        if len(names) <= labels.max():
+            raise DataError(f"{path}: has labels up to {labels.max()}, but {len(names)} names are given in classes")
         return Indexed(tuple(names), splits)
 
     def _split(self, path: Path, file: Any, pictures: str, known: str) -> Split:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,10 @@ class Coco(BoxSource):
     test: str | None = None
     pictures: str | dict[SplitName, str] | None = None
     """The folder that `file_name` starts from, one for all splits or each its own; by default the annotations' own."""
+
+    @property
+    def declares_classes(self) -> bool:
+        return True  # its categories
 
     def boxed(self) -> Indexed:
         splits: dict[str, Split] = {}
@@ -88,10 +93,15 @@ class _File:
     def listed(self, folder: Path, ids: list[int]) -> list[Listed]:
         """The pictures in the file's order, with their boxes."""
         inside, problems, found = jail(folder), list[str](), dict[int, Listed]()
+        first: dict[str, int] = {}
         for row in self._images:
             name, size = str(row.get("file_name", "")), (row.get("height"), row.get("width"))
+            before = first.setdefault(os.path.normpath(name), row["id"])
             if problem := inside(name):
                 problems.append(f"{self.path}: image {row['id']}: file_name {printable(name)!r} {problem}")
+            elif before != row["id"]:  # each would be taught the other's objects as background
+                what = f"image {row['id']}: file_name {printable(name)!r} stands at image {before} already"
+                problems.append(f"{self.path}: {what}; give both one id")
             elif not all(type(side) is int and 0 < side <= _LARGEST for side in size):
                 problems.append(f"{self.path}: image {row['id']}: needs height and width, has {size}")
             else:

@@ -11,13 +11,11 @@ from torch import Tensor
 
 from cnnrun.contracts import ClassNames, Indexed, SourceSpec, Split
 from cnnrun.errors import DataError, printable
-from cnnrun.files import Files
+from cnnrun.files import Files, is_clutter
 from cnnrun.labelling import split_name
 from cnnrun.pairs import people_of, targets_of
-from cnnrun.pictures import SUFFIXES
+from cnnrun.pictures import SUFFIX_LIST, is_picture_name
 from cnnrun.progress import say
-
-CLUTTER = {"__MACOSX", "Thumbs.db", "desktop.ini"}
 
 
 class Folder(SourceSpec):
@@ -58,7 +56,7 @@ class Folder(SourceSpec):
 def _split_folders(root: Path) -> dict[str, Path]:
     """The folders in `root` that are called as splits are. Raises DataError where two are one split's."""
     found: dict[str, Path] = {}
-    for entry in sorted(entry for entry in root.iterdir() if entry.is_dir() and not hidden(entry.name)):
+    for entry in sorted(entry for entry in root.iterdir() if entry.is_dir() and not is_clutter(entry.name)):
         if name := split_name(entry.name):
             if name in found:
                 raise DataError(f"{printable(str(root))}: both {found[name].name} and {entry.name} are {name} folders")
@@ -66,13 +64,8 @@ def _split_folders(root: Path) -> dict[str, Path]:
     return found
 
 
-def hidden(name: str) -> bool:
-    """Whether an entry of a folder is no one's picture or class, by its name."""
-    return name.startswith(".") or name in CLUTTER
-
-
 def _class_names(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not hidden(entry.name))
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_clutter(entry.name))
 
 
 def _paired(splits: dict[str, Split], classes: list[str], path: Path) -> dict[str, Split]:
@@ -101,7 +94,7 @@ def _part(split: Split, chosen: Tensor) -> Split:
 
 
 def _split(folder: Path, classes: list[str], root: Path, split: str, apart: bool) -> Split:
-    loose = [entry.name for entry in folder.iterdir() if entry.is_file() and entry.suffix.lower() in SUFFIXES]
+    loose = [entry.name for entry in folder.iterdir() if entry.is_file() and is_picture_name(entry.name)]
     if loose:
         example = printable(min(loose))
         say(f"{printable(str(folder))}: {len(loose)} picture(s) of no class left out, such as {example!r}")
@@ -113,7 +106,7 @@ def _split(folder: Path, classes: list[str], root: Path, split: str, apart: bool
     for label, name in enumerate(classes):
         files = _files(folder / name, root)
         if not files and split == "train" and not (apart and not (folder / name).exists()):
-            raise DataError(f"{folder / name}: no pictures ({', '.join(sorted(SUFFIXES))}) for this class")
+            raise DataError(f"{folder / name}: no pictures ({SUFFIX_LIST}) for this class")
         paths += files
         labels += [label] * len(files)
     if not paths:
@@ -140,11 +133,10 @@ def _files(folder: Path, root: Path) -> list[str]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        folders[:] = [name for name in folders if not hidden(name)]
+        folders[:] = [name for name in folders if not is_clutter(name)]
         for name in names:
-            if not hidden(name):
-                wanted = f".{name.rpartition('.')[2].lower()}" in SUFFIXES
-                (found if wanted else left_out).append(f"{place}{os.sep}{name}")
+            if not is_clutter(name):
+                (found if is_picture_name(name) else left_out).append(f"{place}{os.sep}{name}")
     if left_out:
         example = Path(left_out[0]).name
         say(f"{printable(str(folder))}: {len(left_out)} file(s) of other kinds left out, such as {example!r}")

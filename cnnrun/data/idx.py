@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from cnnrun.bounded_files import open_file, open_gzip, refuse_expansion
+from cnnrun.class_names import numbered_classes
 from cnnrun.contracts import ClassNames, Indexed, SourceSpec, Split
-from cnnrun.errors import DataError
+from cnnrun.errors import DataError, printable
 
 # Where Debian's packages put them: `apt-get install dataset-fashion-mnist`.
 DEBIAN = Path("/usr/share/datasets")
@@ -38,11 +39,12 @@ class Idx(SourceSpec):
         splits = {name: _split(folder, part) for name, part in _PARTS.items() if _find(folder, part, "images")}
         if "train" not in splits:
             raise DataError(f"{folder}: holds the test files but not train-images-idx3-ubyte")
-        count = 1 + max(int(split.targets["labels"].max()) for split in splits.values())
-        fashion = "fashion" in self.root.lower().replace("-", "")
-        names = self.classes or (list(_FASHION) if fashion and count == 10 else [str(i) for i in range(count)])
-        if len(names) < count:
-            raise DataError(f"{folder}: has labels up to {count - 1}, but {len(names)} names are given in classes")
+        labels = np.concatenate([split.targets["labels"].numpy() for split in splits.values()])
+        fashion = "fashion" in self.root.lower().replace("-", "") and labels.max() == len(_FASHION) - 1
+        names = self.classes or (list(_FASHION) if fashion else None)
+        names = names or numbered_classes(labels, printable(str(folder)), "data.source.idx.classes")
+        if len(names) <= labels.max():
+            raise DataError(f"{folder}: has labels up to {labels.max()}, but {len(names)} names are given in classes")
         return Indexed(tuple(names), splits)
 
     def _folder(self) -> Path:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Annotated, Any
 
 import torch
@@ -26,17 +26,17 @@ from pydantic import Field
 from cnnrun import cache
 from cnnrun.atomic_files import Folder, make_folder, storage_errors
 from cnnrun.bounded_files import open_file
+from cnnrun.class_names import clean_cell, missing_problem, sorted_classes
 from cnnrun.contracts import ClassNames, Indexed, SourceSpec, Split
 from cnnrun.errors import DataError, StorageError, printable
-from cnnrun.files import Members
-from cnnrun.labelling import class_names, refuse
-from cnnrun.pictures import SUFFIXES
+from cnnrun.files import Members, is_clutter
+from cnnrun.labelling import refuse
+from cnnrun.pictures import SUFFIX_LIST, SUFFIXES
 from cnnrun.progress import say
 
 FETCH = "CNNRUN_FETCH"  # 1 in the environment: configs may fetch URLs and run commands; `--fetch` sets it
 _PIPES = "CNNRUN_PIPES"  # the old name, for commands alone
 _URL = re.compile(r"(https?|s3|gs|ftps?|sftp|hf|ais)://[A-Za-z0-9._~:/?#@!&+,;=%-]+")
-_PICTURES = ", ".join(sorted(SUFFIXES))
 _MAX_LABEL_BYTES, _MOST_SHARDS = 4096, 100_000
 _MOST_HEADER_BYTES = 16 << 20  # of a tar's own tables, which tarfile reads in one piece
 _TIMEOUT_SECONDS = 30
@@ -64,7 +64,14 @@ class Shards(SourceSpec):
     def read(self, apart: bool = False) -> Indexed:
         found = {name: self._samples(urls) for name in ("train", "val", "test") if (urls := getattr(self, name))}
         written = [label for _, labels in found.values() for label in labels]
-        classes = self.classes or class_names(written if apart else found["train"][1])
+        classes = self.classes or sorted_classes(written if apart else found["train"][1])
+        if not self.classes:
+            refuse(
+                f"{members[i]}: its label {printable(label)!r} {problem}"
+                for members, labels in found.values()
+                for i, label in enumerate(labels)
+                if (problem := missing_problem(label))
+            )
         highest = max(map(int, written)) if all(re.fullmatch("[0-9]{1,9}", label) for label in written) else None
         if not self.classes and highest is not None and highest < 2 * len(set(written)) + 10:
             # Whole numbers from 0 up are the classes' own: one that no training sample has is a class all the same.
@@ -94,7 +101,7 @@ class Shards(SourceSpec):
         places: list[tuple[int, str, int, int]] = []
         labels: list[str] = []
         for number, shard in enumerate(shards):
-            for name, offset, size, label in _indexed(shard, self.label):
+            for name, offset, size, label in _indexed(shard, self.label.lower()):
                 places.append((number, name, offset, size))
                 labels.append(label)
         if not places:
@@ -239,7 +246,8 @@ def _indexed(shard: Path, label: str) -> Iterator[tuple[str, int, int, str]]:
             for member in archive:
                 archive.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
                 base, _, extension = member.name.rpartition("/")[2].partition(".")
-                if not member.isreg() or not base or not extension:
+                clutter = any(map(is_clutter, PurePosixPath(member.name).parts))
+                if not member.isreg() or not base or not extension or clutter:
                     continue
                 if member.issparse() or member.offset_data + member.size > size:
                     what = "sparse" if member.issparse() else f"{member.size:,} bytes, which the shard has not"
@@ -248,9 +256,9 @@ def _indexed(shard: Path, label: str) -> Iterator[tuple[str, int, int, str]]:
                 if now != key:
                     yield from _sample(shard, file, sample, label)
                     key, sample = now, {}
-                if extension in sample:
+                if extension.lower() in sample:
                     raise DataError(f"{shard}/{printable(member.name)}: stands twice in its sample")
-                sample[extension] = member
+                sample[extension.lower()] = member  # as webdataset has it
             yield from _sample(shard, file, sample, label)
     except RecursionError:  # tarfile reads a header that belongs to the next within the reading of that
         raise DataError(f"{printable(str(shard))}: hundreds of extended headers in a row, as no tar has") from None
@@ -263,9 +271,9 @@ def _indexed(shard: Path, label: str) -> Iterator[tuple[str, int, int, str]]:
 def _sample(
     shard: Path, file: IO[bytes], sample: dict[str, tarfile.TarInfo], label: str
 ) -> Iterator[tuple[str, int, int, str]]:
-    pictures = [member for extension, member in sample.items() if f".{extension.lower()}" in SUFFIXES]
+    pictures = [member for extension, member in sample.items() if f".{extension}" in SUFFIXES]
     if not pictures and label in sample:
-        raise DataError(f"{printable(f'{shard}/{sample[label].name}')}: its sample has no picture ({_PICTURES})")
+        raise DataError(f"{printable(f'{shard}/{sample[label].name}')}: its sample has no picture ({SUFFIX_LIST})")
     if not pictures:
         return
     name = printable(f"{shard}/{pictures[0].name}")
@@ -277,7 +285,7 @@ def _sample(
         raise DataError(f"{name}: its label has {sample[label].size:,} bytes")
     file.seek(sample[label].offset_data)
     try:
-        text = file.read(sample[label].size).decode().strip()
+        text = clean_cell(file.read(sample[label].size).decode())
     except UnicodeDecodeError:
         raise DataError(f"{name}: its label is not text") from None
     yield pictures[0].name, pictures[0].offset_data, pictures[0].size, text

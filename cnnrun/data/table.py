@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
@@ -11,13 +12,15 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from cnnrun.class_names import clean_cell, missing_problem, sorted_classes
 from cnnrun.contracts import ClassNames, Indexed, SourceSpec, Split
 from cnnrun.errors import DataError, printable
 from cnnrun.files import Files
-from cnnrun.labelling import class_names, jail, listed, refuse, split_name
+from cnnrun.labelling import jail, listed, refuse, split_name
 from cnnrun.table_files import Rows, read_rows
 
 _LARGEST = 1e30  # of a number
+_BRACKETS = ("[]", "{}")  # around lists that Python or JSON wrote
 
 
 class Table(SourceSpec):
@@ -61,6 +64,10 @@ one a class."""
         return self
 
     @property
+    def declares_classes(self) -> bool:
+        return bool(self.classes) or isinstance(self.labels or self.label, list)
+
+    @property
     def targets(self) -> str:
         return "label sets" if self.labels else "numbers" if self.numbers else "labels"
 
@@ -79,7 +86,10 @@ one a class."""
         may_be_empty = {self.labels} if isinstance(self.labels, str) else set()  # a picture of none of the classes
         refuse(_mistakes(rows, [each for each in wanted if each not in may_be_empty], self.picture, jail(root)))
         for column in dict.fromkeys(wanted[1:]):  # ' cat' is no class beside 'cat'
-            rows.columns[column] = [cell.strip() for cell in rows.columns[column]]
+            rows.columns[column] = [clean_cell(cell) for cell in rows.columns[column]]
+        refuse(
+            _missing(rows, [*([] if self.declares_classes or self.numbers else columns), *([group] if group else [])])
+        )
         where = _splits(rows, split)
         classes, targets = self._targets(rows, columns, [apart or name == "train" for name in where])
         paths = rows.columns[self.picture]
@@ -112,7 +122,7 @@ one a class."""
         if self.labels:
             return self._label_sets(rows, rows.columns[self.labels], known)
         labels = _one_hot(rows, columns) if isinstance(self.label, list) else rows.columns[columns[0]]
-        from_rows = class_names(label for label, is_known in zip(labels, known, strict=True) if is_known)
+        from_rows = sorted_classes(label for label, is_known in zip(labels, known, strict=True) if is_known)
         classes = self.classes or (self.label if isinstance(self.label, list) else from_rows)
         number = {name: i for i, name in enumerate(classes)}
         _refuse_unknown(rows, [[label] for label in labels], number)
@@ -120,7 +130,7 @@ one a class."""
 
     def _label_sets(self, rows: Rows, cells: list[str], known: list[bool]) -> tuple[tuple[str, ...], dict[str, Tensor]]:
         """So for a column that lists each row's labels."""
-        sets = [[label for each in cell.split(self.separator) if (label := each.strip())] for cell in cells]
+        sets = [[label for each in cell.split(self.separator) if (label := clean_cell(each))] for cell in cells]
         refuse(
             f"{rows.at(i)}: {printable(label)!r} stands twice"
             for i, labels in enumerate(sets)
@@ -128,13 +138,38 @@ one a class."""
             if labels.count(label) > 1
         )
         training = (label for labels, is_known in zip(sets, known, strict=True) if is_known for label in labels)
-        classes = self.classes or class_names(training)
+        classes = self.classes or sorted_classes(training)
+        if not self.classes:
+            refuse(self._other_lists(rows, sets))
         number = {name: i for i, name in enumerate(classes)}
         _refuse_unknown(rows, sets, number)
         present = torch.zeros(len(rows), len(classes), dtype=torch.bool)
         for i, labels in enumerate(sets):
             present[i, [number[label] for label in labels]] = True
         return tuple(classes), {"present": present}
+
+    def _other_lists(self, rows: Rows, sets: list[list[str]]) -> Iterator[str]:
+        """Labels that are lists themselves, by another separator or as programs write them: a line each."""
+        known = Counter(part for label in {each for labels in sets for each in labels} for part in _parts(label))
+        for i, labels in enumerate(sets):
+            for label in labels:
+                parts = _parts(label)
+                if label[0] + label[-1] in _BRACKETS or (len(parts) > 1 and max(known[each] for each in parts) > 1):
+                    how = f"is a list, and labels are separated by {self.separator!r} here (separator)"
+                    yield f"{rows.at(i)}: {printable(label)!r} {how}; or give `classes` if it is one label"
+
+
+def _parts(label: str) -> list[str]:
+    """The labels that a label would be by the usual separators; itself alone where it has none of them."""
+    return [part.strip() for part in re.split(r"[;,|/\t]", label) if part.strip()]
+
+
+def _missing(rows: Rows, columns: list[str]) -> Iterator[str]:
+    """Cells that stand for no value: a line each."""
+    for column in columns:
+        for i, cell in enumerate(rows.columns[column]):
+            if problem := missing_problem(cell):
+                yield f"{rows.at(i)}: {printable(column)} is {cell!r}, which {problem}"
 
 
 def _splits(rows: Rows, column: str | None) -> list[str]:

@@ -77,6 +77,10 @@ def one(**changed):
         (content(categories=[{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]), "two categories have one name"),
         (content(categories=[{"id": 5, "name": "a"}, {"id": 5, "name": "b"}]), "the id 5 stands twice"),
         (content(images=content()["images"][:1] * 2), "images: the id 7 stands twice"),
+        (
+            content(images=[content()["images"][0], {"id": 3, "file_name": "./a.png", "width": 40, "height": 30}]),
+            r"image 3: file_name './a.png' stands at image 7 already; give both one id",
+        ),
         (one(id="x"), "the id 'x' is no whole number"),
         (one(image_id=99), "annotation 1: of image 99, which is not there"),
         (one(category_id=6), "annotation 1: of category 6, which is not there"),

@@ -106,10 +106,53 @@ def test_names_in_lists_as_people_write_them(two):
             Voc(root=str(two)).read()
 
 
-def test_the_picture_is_the_one_that_is_called_as_its_annotations(two):
+def test_a_picture_has_one_annotation_file(two):
     text = (two / "Annotations" / "a.xml").read_text()
     (two / "Annotations" / "b.xml").write_text(text)  # a copy that still names a.png
-    assert [Path(Voc(root=str(two)).read().splits["train"].name(k)).name for k in (0, 1)] == ["a.png", "b.png"]
+    with pytest.raises(DataError, match=r"b.xml: is of a.png, as a.xml is; a picture has one annotation file"):
+        Voc(root=str(two)).read()
+
+
+def pictures_of(root: Path) -> list[str]:
+    split = Voc(root=str(root)).read().splits["train"]
+    return [Path(split.name(number)).name for number in range(len(split))]
+
+
+def rewritten(root: Path, name: str, old: str, new: str) -> None:
+    path = root / "Annotations" / f"{name}.xml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize("written", ["a.png", "JPEGImages/a.png", r"C:\\data\\a.png", " a.png\n"])
+def test_the_picture_is_the_one_that_the_file_names(two, written):
+    save_picture(two / "JPEGImages" / "a.jpg", seed=3)  # another picture of the same name
+    rewritten(two, "a", "a.png", written)
+    assert pictures_of(two) == ["a.png", "b.png"]
+    rewritten(two, "b", "b.png", "")
+    (two / "JPEGImages" / "b.png").rename(two / "JPEGImages" / "b.PNG")
+    assert pictures_of(two) == ["a.png", "b.PNG"]
+
+
+def test_where_it_names_no_picture_that_is_there_its_own_name_is_taken_aloud(two, capsys):
+    rewritten(two, "a", "a.png", "scan-17.tif")
+    assert pictures_of(two) == ["a.png", "b.png"]
+    assert "1 annotation file(s) name a picture that is not there" in capsys.readouterr().err
+    save_picture(two / "JPEGImages" / "a.jpg", seed=3)
+    with pytest.raises(DataError, match=r"a.xml: names 'scan-17.tif', which is not there; a.jpg and a.png are"):
+        pictures_of(two)
+
+
+def test_pictures_without_an_annotation_file_are_counted(tmp_path, capsys):
+    annotated(tmp_path, "a", [("dog", (1, 2, 11, 22))])
+    for name in ("b.png", "c.JPG", "._a.png", "Thumbs.db"):
+        save_picture(tmp_path / "JPEGImages" / "x.png", seed=1)
+        (tmp_path / "JPEGImages" / "x.png").rename(tmp_path / "JPEGImages" / name)
+    (tmp_path / "Annotations" / "._a.xml").write_bytes(b"\0\5\x16\7")  # as macOS leaves them in archives
+    (tmp_path / "Annotations" / "a.xml").rename(tmp_path / "Annotations" / "a.XML")
+    assert pictures_of(tmp_path) == ["a.png"]
+    assert "2 picture(s) without an annotation file" in capsys.readouterr().err
 
 
 def test_a_size_that_is_not_written_is_the_pictures_own(tmp_path):
@@ -173,6 +216,20 @@ def test_sizes_that_are_not_the_pictures_are_named(tmp_path):
             "difficult is '5'",
         ),
         (f"<annotation><filename>{'none.png' * 100}</filename></annotation>", "no picture 'none.png"),
+        ("<annotations/>", "is a <annotations> and no <annotation>"),
+        ('<annotation xmlns="urn:x"/>', r"of a namespace \(urn:x\)"),
+        ('<annotation><a:object xmlns:a="urn:x"/></annotation>', "of a namespace"),
+        (f"<annotation><Object><name>x</name>{BOX}</Object></annotation>", "has <Object>, which is not read"),
+        ("<Annotation/>", "has <Annotation>, which is not read; write <annotation>"),
+        (f"<annotation><object><NAME>x</NAME>{BOX}</object></annotation>", "has <NAME>"),
+        (f"<annotation><object><name>x</name>{BOX}{BOX}</object></annotation>", "more than one <bndbox>"),
+        (f"<annotation><object><name>x</name><name>y</name>{BOX}</object></annotation>", "more than one <name>"),
+        (f"<annotation>{BOX}</annotation>", "has a <bndbox> outside of any <object>"),
+        (f"<annotation><item><name>x</name>{BOX}</item></annotation>", "has a <bndbox> outside of any <object>"),
+        (
+            "<annotation><item><a>1</a><b>2</b><c>3</c><d>4</d></item></annotation>",
+            "has a <item> that may be an object",
+        ),
     ],
 )
 def test_annotation_files_that_cannot_be_read(tmp_path, text, words):
