@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cnnrun import checkpoint, runs, weights
 from cnnrun.atomic_files import Folder, json_bytes
 from cnnrun.builder import BuildError
 from cnnrun.calibration import TEMPERATURE
 from cnnrun.config_differences import check_config_fits_run
-from cnnrun.contracts import Facts, of_classes
+from cnnrun.contracts import Facts
 from cnnrun.dataset import Dataset, Examples, Index, index
 from cnnrun.errors import CheckpointError, ConfigError, DataError, printable
 from cnnrun.evaluate import evaluate
@@ -90,15 +89,6 @@ def start_of(experiment: Experiment, made: Network, given: Weights, facts: Facts
         raise CheckpointError(*misfit.table(f"{experiment.model.weights}: not weights of this network")) from None
 
 
-def balance(experiment: Experiment, data: Dataset) -> list[str]:
-    """What the sampler and the task's weights make of the classes: a line each, for the log."""
-    lines = experiment.task.notes(data.facts)
-    sampler, classes = experiment.train.sampler, data.facts.classes
-    if (times := sampler.times(data.splits["train"].targets.get("labels", torch.zeros(0)), len(classes))) is not None:
-        lines.append(f"sampler: {sampler.kind}, an epoch shows " + of_classes(classes, times, "times"))
-    return lines
-
-
 def job(
     experiment: Experiment,
     data: Dataset,
@@ -135,22 +125,6 @@ def job(
         ranks=ranks or Ranks(),
         enough=enough,
     )
-
-
-def measurable(experiment: Experiment, targets: dict[str, dict[str, Tensor]]) -> None:
-    """Raises DataError where a split would be measured in vain, given each split's targets."""
-    for name, of_split in targets.items():
-        if name != "train" and (problem := experiment.task.unmeasurable(of_split)):
-            raise DataError(f"the {name} split: {problem}")
-
-
-def same_everywhere(data: Dataset, ranks: Ranks) -> None:
-    """Raises DataError where the ranks do not see the same data."""
-    seen = repr(replace(data.facts, fingerprint="")).encode()  # by times of files, which copies do not share
-    digest = int.from_bytes(hashlib.sha256(seen).digest()[:7], "little")
-    largest, smallest = ranks.agree([digest, -digest])
-    if largest != -smallest:
-        raise DataError(f"rank {ranks.rank} does not see the data that others see: {data.facts.counts} pictures here")
 
 
 def create(experiment: Experiment, data: Dataset, given: Weights | None, root: Path) -> Path:

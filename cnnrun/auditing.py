@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from cnnrun import audit
 from cnnrun.audit import Columns
 from cnnrun.cache import Progress, at_once
+from cnnrun.class_names import alike_names, distinguishable, questionable_numbers
 from cnnrun.dataset import Data, Dataset, counted
 from cnnrun.decoding import Decoder, processors, threads
 from cnnrun.errors import printable
-from cnnrun.prepare import columns, statistics_of
+from cnnrun.leakage import columns
+from cnnrun.prepare import dark_words, narrow_peak, statistics_of
 from cnnrun.records import RECORD
 
 EXAMPLES = 10  # of each finding that are named
@@ -56,6 +58,8 @@ def look_through(data: Data, dataset: Dataset, progress: Progress) -> dict[str, 
         *_leaks(data, table, names, records),
         *_near(table, names, records),
         *_files(table, names, records),
+        *_names(labels),
+        *_levels(names, records),
     ]
     order: dict[str, int] = {"error": 0, "warning": 1, "note": 2}
     return {
@@ -222,8 +226,27 @@ def _files(table: Columns, names: _Names, records: NDArray[Any]) -> list[Finding
     ]
 
 
+def _names(classes: Sequence[str]) -> list[Finding]:
+    """Names of classes that may be one class, or none."""
+    alike, odd = alike_names(classes), questionable_numbers(classes)
+    kinds = (
+        ("names of classes that differ in writing alone", [distinguishable(group) for group in alike]),
+        ("classes that are numbers far from the others: labels, or none?", [[name] for name in odd]),
+    )
+    return [Finding("warning", what, len(found), found[:EXAMPLES]) for what, found in kinds if found]
+
+
+def _levels(names: _Names, records: NDArray[Any]) -> list[Finding]:
+    if (peak := narrow_peak(records["peak"])) is None:
+        return []
+    wide = np.flatnonzero(records["peak"])
+    examples = [[names(int(sample))] for sample in wide[:EXAMPLES]]
+    return [Finding("warning", f"pictures of 16 bits that {dark_words(peak)}", len(wide), examples)]
+
+
 def _name_twins(names: _Names, records: NDArray[Any]) -> NDArray[np.int64]:
     folded: dict[str, list[int]] = {}
     for sample in np.flatnonzero(records["format"] != b"").tolist():
         folded.setdefault(unicodedata.normalize("NFC", names.path(sample)).casefold(), []).append(sample)
-    return np.array([sample for group in folded.values() if len(group) > 1 for sample in group], np.int64)
+    apart = [group for group in folded.values() if len({names.path(sample) for sample in group}) > 1]
+    return np.array([sample for group in apart for sample in group], np.int64)

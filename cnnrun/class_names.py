@@ -67,7 +67,8 @@ def numbered_classes(labels_N: NDArray[np.integer[Any]], where: str, setting: st
         shown = listed([f"{int(number)}" for number in used])
         raise DataError(
             f"{where}: has labels up to {highest:,}, but only {len(used)} different ones ({shown}); is {rarest}, "
-            f"which stands there {int(counts.min()):,} time(s), a label? If so, give all {highest + 1:,} classes a name in {setting}"
+            f"which stands there {int(counts.min()):,} time(s), a label? If so, "
+            f"give all {highest + 1:,} classes a name in {setting}"
         )
     return [str(number) for number in range(highest + 1)]
 

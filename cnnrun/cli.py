@@ -217,14 +217,21 @@ def export_code(
 
 
 @app.command()
-def check(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Check a config and its data without training. Example: cnnrun check configs/digits.yaml"""
+def check(
+    config: Config,
+    overrides: Overrides = None,
+    decode: Annotated[
+        bool, typer.Option("--decode/--no-decode", help="Decode the pictures, which training then finds done.")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Check a config and its data as training would. Example: cnnrun check configs/digits.yaml"""
     from cnnrun.experiment import load
 
     experiment = load(config, overrides or [])
     from cnnrun import commands, report
 
-    show(commands.checked(experiment), as_json, report.checked)
+    show(commands.checked(experiment, decode), as_json, report.checked)
 
 
 @app.command()

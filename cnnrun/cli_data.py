@@ -23,15 +23,13 @@ def data_check(
     write_manifest: Annotated[Path | None, typer.Option(help="Write a manifest: SHA-256 of every file.")] = None,
     as_json: Json = False,
 ) -> None:
-    """What is in the data, and what is wrong; leaves with 8 if training would. Example: cnnrun data check c.yaml"""
+    """What is in the data, and what is wrong; leaves as training would. Example: cnnrun data check c.yaml"""
     from cnnrun import data_commands, report
-    from cnnrun.errors import DataError
     from cnnrun.experiment import load
 
     found = data_commands.checked(load(config, overrides or []), verify, write_manifest)
     show(found, as_json, report.audit)
-    if data_commands.fails(found):
-        raise DataError("the data is not fit as it is: see above")
+    data_commands.refuse(found)
 
 
 @data_app.command("show")

@@ -10,38 +10,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cnnrun import importing, runs, torchrun, weights
 from cnnrun.assemble import (
-    balance,
     create,
     dataset,
     eval_data,
     fitting,
     initial,
     job,
-    measurable,
     network,
-    same_everywhere,
     trained,
     usable,
 )
 from cnnrun.atomic_files import Folder, write_text
 from cnnrun.bounded_files import read_text
 from cnnrun.contracts import Facts
-from cnnrun.dataset import Dataset, index
+from cnnrun.dataset import Dataset, Index, index, remarks
 from cnnrun.device import forget_peak_memory
 from cnnrun.drawing import svg
 from cnnrun.errors import CheckpointError, ConfigError
 from cnnrun.evaluate import evaluate as measure_split
 from cnnrun.experiment import Experiment, parse
 from cnnrun.export import MIN_SAMPLES, Format, export
-from cnnrun.network import flops
+from cnnrun.learnable import measurable, notes_on_classes, refuse_unlearnable, same_everywhere
+from cnnrun.network import Built, flops
 from cnnrun.outline import outline, text
 from cnnrun.plans import beside_the_plan
 from cnnrun.plotting import written
 from cnnrun.predict import coco_results, drawn_into, files, predict, with_scores
-from cnnrun.prepare import fingerprint, refuse_bad_boxes
+from cnnrun.prepare import fingerprint, refuse_bad_boxes, refuse_missing_files
 from cnnrun.progress import say
 from cnnrun.ranks import Ranks, joined
 from cnnrun.resampling import intervals
@@ -116,10 +115,9 @@ def _begin(experiment: Experiment, root: Path, left: dict[str, Any] | None, rank
 def _learnable(experiment: Experiment, given: Weights | None, ranks: Ranks) -> Dataset:
     """The data, decoded, once everything is known to fit: nothing is made on the disk for what cannot be trained."""
     data = dataset(experiment)
-    for note in (*data.notes, *balance(experiment, data)):
+    for note in (*data.notes, *notes_on_classes(experiment, data)):
         say(f"data: {note}")
-    measurable(experiment, {name: examples.targets for name, examples in data.splits.items()})
-    fitting(experiment, data.facts, given, ranks.size)
+    refuse_unlearnable(experiment, data, given, ranks.size)
     ranks.wait(patiently=True)
     same_everywhere(data, ranks)
     return data
@@ -230,15 +228,19 @@ def imported(
     }
 
 
-def checked(experiment: Experiment) -> dict[str, Any]:
-    """Everything that can be known without decoding a picture or taking a step. Raises DataError for bad boxes."""
-    facts, indexed = _facts(experiment), index(experiment.data)
-    refuse_bad_boxes(indexed, experiment.data.bad_boxes)
-    built = fitting(experiment, facts, initial(experiment))
+def checked(experiment: Experiment, decode: bool = True) -> dict[str, Any]:
+    """Everything that training would refuse, without a step; unless `decode`, all but what only the pixels can tell."""
+    given = initial(experiment)
+    experiment = experiment.with_weights_of(given.facts if given else None)
+    indexed = index(experiment.data)
+    if decode:
+        data = dataset(experiment, indexed)
+        built, facts = refuse_unlearnable(experiment, data, given), data.facts
+        targets, notes = data.splits["train"].targets, [*data.notes, *notes_on_classes(experiment, data)]
+    else:
+        built, facts, targets = _fits_undecoded(experiment, indexed, given)
+        notes = [*remarks(indexed), "pictures were not decoded: damaged files and duplicates are not looked for"]
     levels = [Level(each.shape, each.field, each.stride) for each in built.levels]
-    image = experiment.data.image
-    measurable(experiment, {name: indexed.targets(name, facts.image, image) for name in indexed.splits})
-    targets = indexed.targets("train", facts.image, image)
     return {
         "name": experiment.name,
         "classes": list(facts.classes),
@@ -248,8 +250,19 @@ def checked(experiment: Experiment) -> dict[str, Any]:
         "parameters": built.parameters,
         "flops": sum(flops(built)),
         "steps": experiment.train.steps_per_epoch(facts.counts["train"]) * experiment.train.epochs,
-        "remarks": experiment.task.remarks(levels, targets, facts),
+        "decoded": decode,
+        "remarks": [*notes, *experiment.task.remarks(levels, targets, facts)],
     }
+
+
+def _fits_undecoded(
+    experiment: Experiment, indexed: Index, given: Weights | None
+) -> tuple[Built, Facts, dict[str, Tensor]]:
+    facts, image = _facts(experiment), experiment.data.image
+    refuse_bad_boxes(indexed, experiment.data.bad_boxes)
+    refuse_missing_files(indexed, experiment.data.bad_files)
+    measurable(experiment, {name: indexed.targets(name, facts.image, image) for name in indexed.splits})
+    return fitting(experiment, facts, given), facts, indexed.targets("train", facts.image, image)
 
 
 def summary(experiment: Experiment) -> dict[str, Any]:

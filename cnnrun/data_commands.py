@@ -17,17 +17,19 @@ import torch
 from torch import Tensor
 
 from cnnrun import cache, manifest
+from cnnrun.assemble import initial
 from cnnrun.atomic_files import Folder, make_folder, storage_errors, write_new
 from cnnrun.auditing import look_through
 from cnnrun.batches import TrainingBatches
 from cnnrun.contracts import Facts, SourceSpec, Split
-from cnnrun.dataset import HOLD_OUT_KEYS, index
-from cnnrun.errors import ConfigError, DataError, printable, safe_cell
+from cnnrun.dataset import HOLD_OUT_KEYS, Index, index
+from cnnrun.errors import ConfigError, DataError, UserError, printable, safe_cell
 from cnnrun.event_file import EventFile
 from cnnrun.experiment import Experiment
 from cnnrun.files import Files, Members
+from cnnrun.learnable import refuse_unlearnable
 from cnnrun.panels import marked, picture_of
-from cnnrun.prepare import prepare
+from cnnrun.prepare import Decoded, decode, prepare, settle
 from cnnrun.progress import bar
 from cnnrun.randomness import key, permutation
 from cnnrun.sheet import sheet, write_png
@@ -51,13 +53,30 @@ def checked(experiment: Experiment, verify: Path | None, write: Path | None) -> 
             found["differences"] = manifest.differences(verify, paths, root)
     # Everything is looked at, whatever the config would stop for.
     lenient = experiment.data.model_copy(update={"bad_files": "skip", "bad_boxes": "skip", "leakage": "keep"})
-    return found | look_through(experiment.data, prepare(lenient, indexed, bar), bar)
+    decoded = decode(lenient, indexed, bar)
+    found |= look_through(experiment.data, settle(lenient, indexed, decoded), bar)
+    return found | {"refused": _refusal(experiment, indexed, decoded)}
 
 
-def fails(found: dict[str, Any]) -> bool:
-    """Whether a report holds what training would refuse, or files that are not the manifest's."""
-    wrong = any(found.get("differences", {}).values())
-    return wrong or any(each["level"] == "error" for each in found["findings"])
+def _refusal(experiment: Experiment, indexed: Index, decoded: Decoded) -> dict[str, Any] | None:
+    """What training would say and leave with, if it would not begin; None where it would."""
+    try:
+        given = initial(experiment)
+        experiment = experiment.with_weights_of(given.facts if given else None)
+        refuse_unlearnable(experiment, settle(experiment.data, indexed, decoded), given)
+    except UserError as error:
+        return {"lines": list(error.lines), "exit_code": error.exit_code}
+    return None
+
+
+def refuse(found: dict[str, Any]) -> None:
+    """Raises DataError for a report with what training would refuse, or with files that are not the manifest's."""
+    if refused := found["refused"]:
+        error = DataError(*refused["lines"])
+        error.exit_code = refused["exit_code"]
+        raise error
+    if any(found.get("differences", {}).values()) or any(each["level"] == "error" for each in found["findings"]):
+        raise DataError("the data is not fit as it is: see above")
 
 
 def shown(experiment: Experiment, count: int, times: int, out: Path, board: Path | None) -> dict[str, Any]:

@@ -15,11 +15,11 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from cnnrun.augment import Augment
-from cnnrun.class_names import check_class_names
+from cnnrun.class_names import alike_names, check_class_names, distinguishable, questionable_numbers
 from cnnrun.contracts import BadBox, Facts, Indexed, Number, Shape, SourceSpec, Split
 from cnnrun.data import Source
 from cnnrun.errors import DataError, printable
-from cnnrun.labelling import unreadable_names
+from cnnrun.labelling import listed, unreadable_names
 from cnnrun.pictures import Image
 from cnnrun.placing import placed
 from cnnrun.randomness import key
@@ -128,9 +128,9 @@ class Dataset:
 
         Nothing for pictures that are no files.
         """
-        for name, split, listed in self.listed:
+        for name, split, of_files in self.listed:
             labels = told(split.targets, len(split)).tolist()
-            for number, (size, when, *_) in enumerate(listed.tolist()):
+            for number, (size, when, *_) in enumerate(of_files.tolist()):
                 yield f"{name}\t{printable(split.name(number))}\t{size}\t{when}\t{labels[number]}"
 
 
@@ -149,6 +149,7 @@ class Index:
     source: Indexed
     splits: dict[str, tuple[Split, Tensor]]
     held_out: frozenset[str]
+    by_label: bool = False  # whole classes are held out
 
     @property
     def counts(self) -> dict[str, int]:
@@ -202,6 +203,15 @@ def numbers_of(names: Sequence[str], targets: dict[str, Tensor]) -> tuple[Number
     return tuple(Number(name, *each) for name, *each in zip(names, *(c.tolist() for c in columns), strict=True))
 
 
+def remarks(indexed: Index) -> list[str]:
+    """What of the classes is worth a line: names that look alike, numbers that may stand for no label."""
+    names = indexed.source.classes
+    lines = [f"classes {' and '.join(distinguishable(group))} differ in writing alone" for group in alike_names(names)]
+    if odd := questionable_numbers(names):
+        lines.append(f"the classes are numbers, and {listed(odd)} is far from the others: a label, or none?")
+    return lines
+
+
 HOLD_OUT_KEYS = {"test": 1, "val": 2}
 
 
@@ -225,7 +235,7 @@ def index(data: Data) -> Index:
     for name, (_, rows) in splits.items():
         if len(rows) == 0:
             raise DataError(f"the {name} split is empty; change data.split")
-    return Index(indexed, splits, away)
+    return Index(indexed, splits, away, data.split.by == "label")
 
 
 def _held(how: HoldOut, name: str, split: Split, rows: Tensor, classes: Sequence[str]) -> Tensor:

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from cnnrun.assemble import dataset, fitting, initial, job
+from cnnrun.assemble import job
 from cnnrun.errors import ConfigError
 from cnnrun.experiment import Experiment
+from cnnrun.learnable import ready_to_train
 from cnnrun.learner import Job, Learner
 from cnnrun.plots import Plot, Series
 from cnnrun.plotting import written
@@ -31,10 +32,7 @@ def find(
     """The smoothed loss at rates from `low` to `high`, and two rates that are usual to take from it."""
     if not 0 < low < high < math.inf:
         raise ConfigError("--low and --high: give a range of rates above 0, the lower one first")
-    given = initial(experiment)
-    experiment = experiment.with_weights_of(given.facts if given else None)
-    data = dataset(experiment)
-    fitting(experiment, data.facts, given)
+    experiment, given, data = ready_to_train(experiment)
     rows = _range(job(experiment, data, given, None, device), low, high, steps)
     if len(rows) < 3:
         raise ConfigError(f"the loss is not finite from a rate of {low:g} on; give a lower --low")

@@ -87,13 +87,14 @@ class Image(Spec):
 class Opened:
     """A decoded picture: upright, over the background, in the network's channels, at its own size.
 
-    `orientation` is EXIF's, 0 where EXIF cannot be read.
+    `orientation` is EXIF's, 0 where EXIF cannot be read; `peak` the largest value of a picture of 16 bits, else 0.
     """
 
     picture: Any
     format: str
     mode: str
     orientation: int
+    peak: int = 0
 
 
 def is_picture_name(name: str) -> bool:
@@ -119,9 +120,10 @@ def opened(data: bytes, channels: int, image: Image) -> Opened:
         _check(picture, image)
         picture.load()
         orientation = _orientation(picture)
-        eight = _eight_bits(picture, picture.mode.startswith("I;16") or _is_wide_pgm(picture))
-        flat = _over_background(_upright(eight, orientation), image.background)
-        return Opened(flat.convert("L" if channels == 1 else "RGB"), picture.format, picture.mode, orientation)
+        wide = picture.mode.startswith("I;16") or _is_wide_pgm(picture)
+        peak = int(np.asarray(picture).max()) if wide else 0
+        flat = _over_background(_upright(_eight_bits(picture, wide), orientation), image.background)
+        return Opened(flat.convert("L" if channels == 1 else "RGB"), picture.format, picture.mode, orientation, peak)
 
 
 def opened_header(data: bytes) -> tuple[Pair, bool]:

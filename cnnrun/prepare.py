@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,16 +14,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cnnrun.audit import Columns, Leaks, leaks
 from cnnrun.cache import Progress, at_once
 from cnnrun.contracts import BadBox, Facts, Indexed, Shape, Split
-from cnnrun.dataset import Data, Dataset, Examples, Index, counted, numbers_of, targets_of, told
+from cnnrun.dataset import Data, Dataset, Examples, Index, counted, numbers_of, remarks, targets_of
 from cnnrun.errors import DataError, printable
 from cnnrun.files import Files
 from cnnrun.labelling import MOST_LINES
+from cnnrun.labelling import listed as shortened
+from cnnrun.leakage import copies_together, without_leaks
 from cnnrun.pictures import Image
-from cnnrun.records import RECORD, digest, statistics, summarize
+from cnnrun.records import RECORD, statistics, summarize
 from cnnrun.store import Stored, content, listing, stored
+
+_FEW_LEVELS = 64  # of 256: pictures of 16 bits that come to fewer are said
 
 
 def prepare(data: Data, indexed: Index, progress: Progress, only: Sequence[str] | None = None) -> Dataset:
@@ -30,40 +35,71 @@ def prepare(data: Data, indexed: Index, progress: Progress, only: Sequence[str] 
     `only` decodes those splits alone and measures nothing: for evaluating a network that knows its own statistics.
     Raises DataError.
     """
+    refuse_bad_boxes(indexed, data.bad_boxes)
+    return settle(data, indexed, decode(data, indexed, progress, only))
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The splits and all that decoding has found, before any of it is judged; `moved` pictures changed sides."""
+
+    splits: dict[str, tuple[Split, Tensor]]
+    stored: dict[str, Stored]
+    listed: dict[int, NDArray[np.int64] | None]
+    moved: int
+    is_whole: bool
+
+
+def decode(data: Data, indexed: Index, progress: Progress, only: Sequence[str] | None = None) -> Decoded:
+    """Decode the splits, or `only` some of them. Raises StorageError, and Unreadable for files that come not now."""
     shape = data.image_shape()
     assert shape is not None, "experiment.load refuses a config without a picture size"
-    refuse_bad_boxes(indexed, data.bad_boxes)
     listed = _listed(data, indexed)
     wanted = {name: pair for name, pair in indexed.splits.items() if only is None or name in only}
     once: dict[int, Stored] = {}
     for split, _ in wanted.values():
         if id(split) not in once:
             once[id(split)] = stored(split, shape, data.image, data, listed[id(split)], progress)
-    by_name = {name: once[id(split)] for name, (split, _) in wanted.items()}
-    splits, left_out = _without_bad(wanted, by_name, data.bad_files)
+    splits, moved = copies_together(indexed, wanted, once)
+    by_name = {name: once[id(split)] for name, (split, _) in splits.items()}
+    return Decoded(splits, by_name, listed, moved, only is None)
+
+
+def settle(data: Data, indexed: Index, decoded: Decoded) -> Dataset:
+    """The data set that the config wants of what was decoded. Raises DataError for what it does not let pass."""
+    refuse_bad_boxes(indexed, data.bad_boxes)
+    shape = data.image_shape()
+    assert shape is not None, "experiment.load refuses a config without a picture size"
+    splits, left_out = _without_bad(decoded.splits, decoded.stored, data.bad_files)
     facts = Facts(
         classes=indexed.source.classes,
         image=shape,
         class_counts=indexed.class_counts(),
-        counts=indexed.counts,
-        fingerprint=_fingerprint(indexed.source, listed),
+        counts={name: len(rows) for name, (_, rows) in splits.items()} if decoded.is_whole else indexed.counts,
+        fingerprint=_fingerprint(indexed.source, decoded.listed),
         class_ids=indexed.source.class_ids,
         numbers=indexed.numbers(),
     )
-    of_files = [(name, split, listed[id(split)]) for name, split in indexed.source.splits.items()]
+    of_files = [(name, split, decoded.listed[id(split)]) for name, split in indexed.source.splits.items()]
     dataset = Dataset(
         facts,
-        _examples(splits, by_name, shape, data.image),
-        by_name,
+        _examples(splits, decoded.stored, shape, data.image),
+        decoded.stored,
         tuple(left_out),
         bad_boxes=indexed.source.bad_boxes,
         listed=tuple((name, split, found) for name, split, found in of_files if found is not None),
     )
-    if only is not None:
+    if not decoded.is_whole:
         return dataset
     apart = data.split.by == "label"
-    dataset = replace(dataset, notes=tuple(_remarks(dataset, apart)))
-    return _measured(data.image, _without_leaks(dataset, data.leakage, apart))
+    notes = [*remarks(indexed), *_moved(decoded.moved), *_remarks(dataset, apart)]
+    return _measured(data.image, without_leaks(replace(dataset, notes=tuple(notes)), data.leakage, apart))
+
+
+def _moved(count: int) -> list[str]:
+    return (
+        [f"{count:,} picture(s) moved within data.split, so that copies of a picture are on one side"] if count else []
+    )
 
 
 def fingerprint(data: Data, indexed: Index) -> str:
@@ -109,12 +145,9 @@ def _without_bad(
         for row in rows[bad].tolist():
             left_out.append({"split": name, "picture": split.name(row), "reason": problems[row]})
         made[name] = (split, rows[~bad])
-        if bad.all():
-            raise DataError(f"no picture of the {name} split can be decoded; the first: {problems[int(rows[0])]}")
-    if left_out and policy == "error":
-        more = [f"... and {len(left_out) - MOST_LINES} more files"] if len(left_out) > MOST_LINES else []
-        lines = [each["reason"] for each in left_out[:MOST_LINES]]
-        raise DataError(*lines, *more, "mend or remove them, or leave them out with data.bad_files: skip")
+        _refuse_all_bad(name, len(rows), [problems[row] for row in rows[bad].tolist()])
+    if policy == "error":
+        _refuse_bad_files([each["reason"] for each in left_out])
     return made, left_out
 
 
@@ -135,6 +168,32 @@ def refuse_bad_boxes(indexed: Index, policy: str) -> None:
         more = [f"... and {len(wrong) - MOST_LINES} more boxes"] if len(wrong) > MOST_LINES else []
         lines = [f"{each.name}: {each.what}" for each in wrong[:MOST_LINES]]
         raise DataError(*lines, *more, "mend or remove them, or leave them out with data.bad_boxes: skip")
+
+
+def refuse_missing_files(indexed: Index, policy: str) -> None:
+    """Raises DataError for files that are not there, in the words of whoever would decode them."""
+    lines: list[str] = []
+    for name, (split, rows) in indexed.splits.items():
+        if not isinstance(split.pictures, Files):
+            continue
+        missing = [row for row in rows.tolist() if not split.pictures[row].exists()]
+        of_split = [f"{printable(split.name(row))}: cannot be decoded: {os.strerror(errno.ENOENT)}" for row in missing]
+        _refuse_all_bad(name, len(rows), of_split)
+        lines += of_split
+    if policy == "error":
+        _refuse_bad_files(lines)
+
+
+def _refuse_all_bad(split: str, count: int, reasons: list[str]) -> None:
+    if len(reasons) == count:
+        raise DataError(f"no picture of the {split} split can be decoded; the first: {reasons[0]}")
+
+
+def _refuse_bad_files(reasons: list[str]) -> None:
+    if reasons:
+        more = [f"... and {len(reasons) - MOST_LINES} more files"] if len(reasons) > MOST_LINES else []
+        advice = "mend or remove them, or leave them out with data.bad_files: skip"
+        raise DataError(*reasons[:MOST_LINES], *more, advice)
 
 
 def _other_size(split: Split, rows: Tensor, kept: Stored) -> dict[int, str]:
@@ -158,104 +217,14 @@ def _remarks(dataset: Dataset, apart: bool) -> list[str]:
         if not apart and (counts := counted(examples.targets, len(classes))):
             missing = [name for name, count in zip(classes, counts, strict=True) if not count]
             what = "picture" if "labels" in examples.targets else "object"
-            lines += [f"no {what} of {', '.join(map(printable, missing[:5]))} in {split}"] if missing else []
+            lines += [f"no {what} of {shortened(missing)} in {split}"] if missing else []
+        lines += _dark(dataset.stored[split], examples, split)
         kept = dataset.stored[split].records
         misnamed: Any = [] if kept is None else np.flatnonzero(kept()["misnamed"][examples.rows.numpy()])
         if len(misnamed):
             name = printable(examples.name(int(misnamed[0])))
             lines.append(f"{len(misnamed):,} file(s) of {split} are of another format than named, such as {name}")
     return lines
-
-
-def columns(dataset: Dataset) -> Columns:
-    """The samples of all splits as an audit wants them."""
-    parts = list(dataset.splits.items())
-
-    def joined(values: list[Any], kind: Any = np.int64) -> NDArray[Any]:
-        return np.concatenate([np.asarray(value, kind) for value in values])
-
-    return Columns(
-        tuple(name for name, _ in parts),
-        joined([np.full(len(each), number) for number, (_, each) in enumerate(parts)]),
-        joined([np.arange(len(each)) for _, each in parts]),
-        joined([_labels(each) for _, each in parts]),
-        joined([_groups(each) for _, each in parts]),
-        joined([_digests(each, dataset.stored[name]) for name, each in parts], np.uint64),
-    )
-
-
-def _labels(examples: Examples) -> Tensor:
-    """What no picture may have two of; boxes are drawn as people see them, and do not count."""
-    return torch.zeros(len(examples)) if "boxes" in examples.targets else told(examples.targets, len(examples))
-
-
-def _groups(examples: Examples) -> Tensor:
-    groups = examples.source.groups
-    return torch.full((len(examples),), -1) if groups is None else groups[examples.source_rows]
-
-
-def _digests(examples: Examples, kept: Stored) -> NDArray[np.uint64]:
-    """A hash of each picture's pixels, as the network sees them: uint64 [N]."""
-    if kept.records is not None:
-        return np.ascontiguousarray(kept.records()["pixels"][examples.rows.numpy()])
-    parts = torch.arange(len(examples)).split(at_once(int(np.prod(examples.pictures.shape))))
-    return np.array([digest(one.numpy().tobytes()) for part in parts for one in examples.take(part)], np.uint64)
-
-
-def _without_leaks(dataset: Dataset, policy: str, apart: bool) -> Dataset:
-    """The data set once its leaks are dealt with as the config says. Raises DataError."""
-    table = columns(dataset)
-    found = leaks(table, apart)
-    if not found:
-        count, more = len(table.split_N), ", no class in two splits" if apart else ""
-        note = (
-            f"{count:,} pictures: none in two splits, none under two labels{more} (`cnnrun data check` looks further)"
-        )
-        return replace(dataset, notes=(note, *dataset.notes))
-    lines = _described(dataset, table, found)
-    if policy == "error":
-        raise DataError(
-            *lines, "mend the data, leave such pictures out of training (data.leakage: skip), or keep them (keep)"
-        )
-    if policy == "keep":
-        return replace(dataset, notes=(*lines, *dataset.notes))
-    test = table.split_N != table.splits.index("train")
-    if apart_still := [group for group in found.shared if len(set(table.split_N[group][test[group]])) > 1]:
-        raise DataError(*lines, f"{len(apart_still):,} class(es) are both in val and in test: mend the data")
-    groups = [*found.across, *found.conflicts, *found.torn, *found.shared]
-    drop = np.unique(np.concatenate([table.in_train(group) for group in groups]))
-    train = dataset.splits["train"]
-    kept = torch.ones(len(train), dtype=torch.bool)
-    kept[torch.from_numpy(table.index_N[drop])] = False
-    if not kept.any():
-        raise DataError(*lines, "no training picture is left without them")
-    out = [{"split": "train", "picture": train.name(int(table.index_N[i])), "reason": "leakage"} for i in drop]
-    splits = dataset.splits | {"train": train.only(kept)}
-    notes = (*lines, *dataset.notes, f"{len(out):,} of them are left out of training (data.leakage: skip)")
-    return replace(dataset, splits=splits, left_out=(*dataset.left_out, *out), notes=notes)
-
-
-def _described(dataset: Dataset, table: Columns, found: Leaks) -> list[str]:
-    """A line a kind of leak, with how many and an example."""
-
-    def shown(sample: int) -> str:
-        split, number = table.place(sample)
-        each = dataset.splits[split]
-        label = int(table.label_N[sample])
-        name = dataset.facts.classes[label] if "labels" in each.targets and dataset.facts.classes else ""
-        return printable(f"{each.name(number)} ({split}{', ' if name else ''}{name})")
-
-    def pair(group: NDArray[np.int64], over: NDArray[np.int64]) -> str:
-        other = group[over[group] != over[group[0]]][0]
-        return f"{shown(int(group[0]))} and {shown(int(other))}"
-
-    kinds = (
-        (found.across, table.split_N, "picture(s) in more than one split"),
-        (found.conflicts, table.label_N, "picture(s) under more than one label"),
-        (found.torn, table.split_N, "group(s) in more than one split"),
-        (found.shared, table.split_N, "class(es), such as people, in more than one split"),
-    )
-    return [f"{len(groups):,} {what}, such as {pair(groups[0], over)}" for groups, over, what in kinds if groups]
 
 
 def _statistics(image: Image, dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -266,6 +235,25 @@ def _statistics(image: Image, dataset: Dataset) -> tuple[tuple[float, ...], tupl
     if min(std) == 0:
         raise DataError("every training picture has one and the same colour; there is nothing to learn from")
     return tuple(image.mean or mean), tuple(image.std or std)
+
+
+def _dark(kept: Stored, examples: Examples, split: str) -> list[str]:
+    if kept.records is None or (peak := narrow_peak(kept.records()["peak"][examples.rows.numpy()])) is None:
+        return []
+    return [f"the 16-bit pictures of {split} {dark_words(peak)}"]
+
+
+def narrow_peak(peak_N: NDArray[np.uint16]) -> int | None:
+    """The largest value of all pictures of 16 bits, where they use so few of them that little is left in 8."""
+    peak = int(peak_N.max(initial=0))
+    return peak if 0 < peak < _FEW_LEVELS << 8 else None
+
+
+def dark_words(peak: int) -> str:
+    """What becomes of pictures of 16 bits with that largest value."""
+    return (
+        f"have no value above {peak:,} of 65,535, which leaves {(peak >> 8) + 1} of 256 grey levels: stretch them first"
+    )
 
 
 def statistics_of(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -18,7 +18,8 @@ THUMB = 8
 
 # `file`: hash of the file's bytes; `pixels`: of what the network sees. `total`, `squares`: exact sums over each
 # channel's pixels, from which mean and deviation of any subset follow; `flat`: of one single colour; `misnamed`: of
-# another format than the name says; `height`, `width`, `format`, `mode`, `orientation`: of the file.
+# another format than the name says; `height`, `width`, `format`, `mode`, `orientation`: of the file; `peak`: the
+# largest value of a picture of 16 bits, 0 of others.
 RECORD = np.dtype(
     [
         ("file", "<u8"),
@@ -30,6 +31,7 @@ RECORD = np.dtype(
         ("orientation", "u1"),
         ("flat", "?"),
         ("misnamed", "?"),
+        ("peak", "<u2"),
         ("total", "<i8", (3,)),
         ("squares", "<i8", (3,)),
         ("thumb", "u1", (THUMB * THUMB,)),
@@ -48,6 +50,7 @@ def describe(row: Any, name: str, data: bytes, seen: Opened, fitted_CHW: NDArray
     row["pixels"] = digest(fitted_CHW.tobytes())
     row["width"], row["height"] = seen.picture.size
     row["format"], row["mode"], row["orientation"] = seen.format, seen.mode, seen.orientation
+    row["peak"] = seen.peak
     row["thumb"] = thumb(seen.picture)
     row["misnamed"] = bool(data) and not name.lower().endswith(FORMAT_SUFFIXES[seen.format])
 

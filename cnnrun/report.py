@@ -152,7 +152,8 @@ def audit(data: dict[str, Any]) -> None:
     for what, found in data.get("differences", {}).items():
         for name in found[:_MOST_ROWS]:
             out.print(f"manifest: {what}: {name}")
-    findings(data["findings"])
+    if data["findings"] or not data["refused"]:  # what is refused is the error that follows
+        findings(data["findings"])
 
 
 def findings(found: list[dict[str, Any]]) -> None:

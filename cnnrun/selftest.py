@@ -24,6 +24,7 @@ from cnnrun.dataset import Dataset, Examples
 from cnnrun.decoding import Decoder
 from cnnrun.errors import SelftestError
 from cnnrun.experiment import Experiment, parse
+from cnnrun.learnable import ready_to_train
 from cnnrun.learner import Job, Learner
 from cnnrun.optim import AdamW
 from cnnrun.progress import say
@@ -91,10 +92,7 @@ def selftest(experiment: Experiment | None, device: torch.device) -> dict[str, A
     """Every check's verdict; without `experiment` those of a small config of cnnrun's own."""
     began = time.monotonic()
     experiment = experiment or parse(OWN, "selftest.yaml", ["name=selftest"])
-    given = assemble.initial(experiment)
-    experiment = experiment.with_weights_of(given.facts if given else None)
-    data = assemble.dataset(experiment)
-    assemble.fitting(experiment, data.facts, given)
+    experiment, given, data = ready_to_train(experiment)
     verdicts = []
     with TemporaryDirectory(prefix="cnnrun-selftest-") as folder:
         bench = _bench(experiment, data, given, device, Path(folder))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cnnrun.randomness import permutation
@@ -22,6 +24,28 @@ def held_out(labels_N: Tensor, groups_N: Tensor | None, part: float, seed: int) 
         # A class of two or more is on both sides: what is held out can be learned, and is measured.
         held[members[: min(max(count, 1), len(members) - 1) if part and len(members) > 1 else count]] = True
     return held
+
+
+def kept_together(
+    side_N: NDArray[np.int64], pixels_N: NDArray[np.uint64], groups_N: NDArray[np.int64] | None
+) -> NDArray[np.int64]:
+    """The sides with all copies of a picture on that of the first of them; a group goes with each of its pictures."""
+    _, copy_N = np.unique(pixels_N, return_inverse=True)
+    first_N = np.arange(len(side_N))
+    while True:
+        before = first_N
+        for of_one in (copy_N, groups_N):
+            if of_one is not None:
+                first_N = _least_of_each(first_N, of_one)
+        if groups_N is None or np.array_equal(before, first_N):
+            return side_N[first_N]
+
+
+def _least_of_each(values_N: NDArray[np.int64], sets_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each sample the smallest value in its set."""
+    least = np.full(int(sets_N.max()) + 1, len(values_N))
+    np.minimum.at(least, sets_N, values_N)
+    return least[sets_N]
 
 
 def combinations(present_NK: Tensor, least: int) -> Tensor:

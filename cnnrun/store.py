@@ -13,6 +13,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -34,7 +35,7 @@ from cnnrun.progress import say
 from cnnrun.records import RECORD, digest
 from cnnrun.spec import Spec
 
-_DECODER = 4  # raised whenever the same file would be decoded to other pixels or remembered otherwise
+_DECODER = 5  # raised whenever the same file would be decoded to other pixels or remembered otherwise
 
 CacheKind = Literal["auto", "disk", "memory", "none"]
 
@@ -139,6 +140,22 @@ class Stored:
     pictures: Pictures
     records: Callable[[], NDArray[Any]] | None
     problems: dict[int, str]
+
+    def digests(self) -> NDArray[np.uint64]:
+        """A hash of each picture's pixels, as the network sees them: uint64 [M]; of bad ones a number of their own."""
+        if self.records is not None:
+            found = np.array(self.records()["pixels"])
+            bad = np.fromiter(self.problems, np.int64, len(self.problems))
+            found[bad] = bad
+            return found
+        return self._of_pixels
+
+    @cached_property
+    def _of_pixels(self) -> NDArray[np.uint64]:
+        parts = torch.arange(len(self.pictures)).split(cache.at_once(int(np.prod(self.pictures.shape))))
+        return np.array(
+            [digest(one.numpy().tobytes()) for part in parts for one in self.pictures.take(part)], np.uint64
+        )
 
 
 class CacheSettings(Spec):
