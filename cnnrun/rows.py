@@ -11,8 +11,7 @@ from typing import Any
 
 from cnnrun.errors import DataError, printable, safe_cell
 
-_LABEL, _BOX = ["label", "probability", "top"], ["label", "score", "x", "y", "width", "height"]
-_PERSON = ["person", "similarity", "matches"]
+_LABEL, _BOX = ["label", "probability"], ["label", "score", "x", "y", "width", "height"]
 
 
 def write_all(rows: Iterable[dict[str, Any]], as_json: bool, as_csv: bool) -> None:
@@ -86,11 +85,20 @@ def _cell(value: Any) -> Any:
 def _columns(row: dict[str, Any]) -> list[str]:
     if "values" in row:
         return list(_numbers(row))
-    if "probabilities" in row:
-        return ["labels", *row["probabilities"]]
+    if "probabilities" in row:  # no list of labels in one cell: names may hold whatever would separate them
+        return [f"{what} {name}" for what in ("present", "probability") for name in row["probabilities"]]
     if "embedding" in row:
         return [f"e{number}" for number in range(len(row["embedding"]))]
-    return _BOX if "objects" in row else _PERSON if "matches" in row else _LABEL
+    if "objects" in row:
+        return _BOX
+    if "matches" in row:
+        return ["person", "similarity", *_ranked(["person", "similarity"], 1, len(row["matches"]))]
+    return [*_LABEL, *_ranked(_LABEL, 2, len(row["top"]))]
+
+
+def _ranked(columns: list[str], first: int, last: int) -> list[str]:
+    """Columns for each of the ranks from `first` to `last`."""
+    return [f"{column} {rank}" for rank in range(first, last + 1) for column in columns]
 
 
 def _cells(row: dict[str, Any]) -> Iterator[list[Any]]:
@@ -102,11 +110,12 @@ def _cells(row: dict[str, Any]) -> Iterator[list[Any]]:
     elif "values" in row:
         yield list(_numbers(row).values())
     elif "probabilities" in row:
-        yield [";".join(row["labels"]), *row["probabilities"].values()]
+        yield [*(int(name in row["labels"]) for name in row["probabilities"]), *row["probabilities"].values()]
     elif "matches" in row:
-        yield [row["person"] or "", row["similarity"], _listed(row["matches"], "person", "similarity")]
+        ranks = [cell for each in row["matches"] for cell in (each["person"], each["similarity"])]
+        yield [row["person"] or "", row["similarity"], *ranks]
     elif "top" in row:
-        yield [row["label"], row["probability"], _listed(row["top"], "label", "probability")]
+        yield [cell for each in row["top"] for cell in (each["label"], each["probability"])]
     else:
         yield []
 
@@ -119,10 +128,6 @@ def _numbers(row: dict[str, Any]) -> dict[str, float]:
     }
     made: dict[str, float] = {**row["values"], **deviations, **quantiles}
     return made
-
-
-def _listed(entries: list[dict[str, Any]], name: str, number: str) -> str:
-    return ";".join(f"{entry[name]}={entry[number]:.6f}" for entry in entries)
 
 
 def _text_row(row: dict[str, Any]) -> None:
