@@ -15,6 +15,7 @@ from cnnrun.average_precision import OBJECT
 from cnnrun.contracts import BadBox, Indexed, Pair, SourceSpec, Split
 from cnnrun.errors import DataError, printable
 from cnnrun.files import Files
+from cnnrun.objects import ObjectTable
 
 _ROUNDING = 1.0  # pixels that a box may reach out of its picture without a word
 _MOST = 10_000  # objects of one picture
@@ -50,14 +51,15 @@ are there at all (`multilabel`)."""
 
 
 def _told(split: Split, targets: dict[str, Tensor]) -> Split:
-    return replace(split, targets=targets, sizes=None)
+    return replace(split, targets=targets, objects=None, sizes=None)
 
 
 def _counts(split: Split, classes: int) -> Tensor:
     """Objects of each class in each picture, float32 [N, K]: those that are to be found."""
-    real = (split.targets["objects"] >= 0) & (split.targets["roles"] == OBJECT)
-    places = split.targets["objects"].clamp(min=0)
-    return torch.zeros(len(split), classes).scatter_add_(1, places, real.float())
+    assert split.objects is not None
+    real = split.objects.columns["roles"] == OBJECT
+    cells = split.objects.picture_M[real] * classes + split.objects.columns["objects"][real]
+    return torch.bincount(cells, minlength=len(split) * classes).view(-1, classes).float()
 
 
 @dataclass(frozen=True)
@@ -98,29 +100,25 @@ def split_of(name: str, pictures: Sequence[Listed], origin: str) -> tuple[Split,
         kept.append(rows)
     sizes = np.array([picture.size for picture in pictures], np.int64).reshape(-1, 2)
     files = Files([picture.path for picture in pictures])
-    return Split(files, targets_of(kept, sizes), origin, sizes=sizes), bad
+    return Split(files, {}, origin, sizes=sizes, objects=object_table(kept, sizes)), bad
 
 
-def targets_of(rows: Sequence[Sequence[Box]], sizes_N2: np.ndarray) -> dict[str, Tensor]:
-    """{boxes [N, M, 4], objects [N, M] (-1 is none), roles [N, M], areas [N, M]}; boxes are cut at the picture."""
-    most = max(1, max((len(each) for each in rows), default=1))
-    boxes = np.zeros((len(rows), most, 4), np.float32)
-    objects = np.full((len(rows), most), -1, np.int64)
-    roles = np.zeros((len(rows), most), np.uint8)
-    areas = np.zeros((len(rows), most), np.float32)
-    for number, row in enumerate(rows):
-        if not row:
-            continue
-        height, width = sizes_N2[number]
-        corners = np.array([box.corners for box in row], np.float64).clip(0, [width, height, width, height])
-        boxes[number, : len(row)] = corners
-        objects[number, : len(row)] = [box.label for box in row]
-        roles[number, : len(row)] = [box.role for box in row]
-        given = [math.nan if box.area is None else box.area for box in row]
-        own = (corners[:, 2:] - corners[:, :2]).prod(1)
-        areas[number, : len(row)] = np.where(np.isnan(given), own, given)
-    made = {"boxes": boxes, "objects": objects, "roles": roles, "areas": areas}
-    return {name: torch.from_numpy(values) for name, values in made.items()}
+def object_table(rows: Sequence[Sequence[Box]], sizes_N2: np.ndarray) -> ObjectTable:
+    """The boxes of each picture, cut at the edges of pictures of those sizes (height, width)."""
+    flat = [box for row in rows for box in row]
+    counts = np.array([len(row) for row in rows], np.int64)
+    edges = np.tile(sizes_N2[:, ::-1], 2).repeat(counts, 0)
+    corners = np.array([box.corners for box in flat], np.float64).reshape(-1, 4).clip(0, edges)
+    given = np.array([math.nan if box.area is None else box.area for box in flat], np.float64)
+    own = (corners[:, 2:] - corners[:, :2]).prod(1)
+    columns = {
+        "boxes": corners.astype(np.float32),
+        "objects": np.array([box.label for box in flat], np.int64),
+        "roles": np.array([box.role for box in flat], np.uint8),
+        "areas": np.where(np.isnan(given), own, given).astype(np.float32),
+    }
+    ends = torch.from_numpy(np.r_[0, counts.cumsum()])
+    return ObjectTable({name: torch.from_numpy(values) for name, values in columns.items()}, ends)
 
 
 def _wrong(box: Box, size: Pair) -> tuple[str | None, bool]:

@@ -314,7 +314,7 @@ def eval_data(experiment: Experiment, given: Trained, split: str | None, at_leas
     data = dataset(experiment, indexed, [name] if indexed.counts[name] >= at_least else [name, "train"])
     if name in indexed.held_out and data.facts.fingerprint != given.facts.fingerprint:
         say(f"the data changed since the training: pictures of the held-out {name} split may have been trained on")
-    if problem := experiment.task.unmeasurable(data.splits[name].targets):
+    if problem := experiment.task.unmeasurable(data.splits[name].all_targets()):
         raise DataError(f"the {name} split: {problem}")
     if [each.name for each in data.facts.numbers] != [each.name for each in given.facts.numbers]:
         raise DataError("the data's numbers are not those that the network learned")

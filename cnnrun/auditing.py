@@ -45,10 +45,10 @@ def look_through(data: Data, dataset: Dataset, progress: Progress) -> dict[str, 
     records = _records(data, dataset, progress)
     labels = dataset.facts.classes
     per_class = {
-        name: dict(zip(labels, counted(dataset.splits[name].targets, len(labels)), strict=True))
+        name: dict(zip(labels, counted(dataset.splits[name].all_targets(), len(labels)), strict=True))
         for name in table.splits
     }
-    what = "an object" if "boxes" in dataset.splits["train"].targets else "a picture"
+    what = "an object" if dataset.splits["train"].objects is not None else "a picture"
     sides = np.stack([records["height"], records["width"]], 1)
     mean, std = statistics_of(dataset)
     findings = [

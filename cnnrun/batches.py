@@ -16,6 +16,7 @@ from cnnrun.batch import Batch
 from cnnrun.dataset import Examples
 from cnnrun.decoding import Stuck
 from cnnrun.draws import Draws
+from cnnrun.objects import COLUMNS, widest
 from cnnrun.ranks import Ranks
 from cnnrun.sampling import Order, uniform_order
 
@@ -187,11 +188,12 @@ class TrainingBatches:
         draws = Draws(
             self._seed, step // self.steps_per_epoch, numbers.to(self._device, non_blocking=True), self._slots
         )
-        targets = {name: values[samples].to(self._device) for name, values in self._examples.targets.items()}
+        targets = self._examples.targets_of(samples, self._device)
         pictures = self._augment.apply(raw, draws, targets)
         targets = self._augment.follow(targets, pictures.shape, draws)
         sizes = [len(each.needed) for each in shares]
-        partners = _shifted([each.partner for each in shares], sizes).to(self._device)
+        at = _shifted([each.partner for each in shares], sizes)
+        widths, partners = self._widths(samples, at, sizes), at.to(self._device)
         if self._augment.mosaic:
             pictures, targets = self._augment.combine(pictures, partners, targets, draws)
         if self._augment.mixes and self._blend:
@@ -206,12 +208,28 @@ class TrainingBatches:
         pieces = {name: values.split(sizes) for name, values in targets.items()}
         return {
             step + i: Batch(
-                picture_B, {name: values[i] for name, values in pieces.items()}, index_B, of.whole, of.parts
+                picture_B,
+                {name: values[i][:, : widths[i]] if name in COLUMNS else values[i] for name, values in pieces.items()},
+                index_B,
+                of.whole,
+                of.parts,
             )
             for i, (picture_B, index_B, of) in enumerate(
                 zip(pictures.split(sizes), samples.split(sizes), shares, strict=True)
             )
         }
+
+    def _widths(self, samples: Tensor, partners: Tensor, sizes: list[int]) -> list[int]:
+        """The most objects that a picture of each batch may have: its own alone decide how wide its targets are.
+
+        What is prepared in one go, which another go may begin within after a resume, has no part in it.
+        """
+        if self._examples.objects is None:
+            return [0] * len(sizes)
+        counts = self._examples.objects.counts_N[samples]
+        if self._augment.mosaic:
+            counts = counts + counts[partners].sum(1)
+        return [widest(of_batch) for of_batch in counts.split(sizes)]
 
 
 def _shifted(places: list[Tensor], sizes: list[int]) -> Tensor:

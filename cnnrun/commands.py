@@ -236,7 +236,7 @@ def checked(experiment: Experiment, decode: bool = True) -> dict[str, Any]:
     if decode:
         data = dataset(experiment, indexed)
         built, facts = refuse_unlearnable(experiment, data, given), data.facts
-        targets, notes = data.splits["train"].targets, [*data.notes, *notes_on_classes(experiment, data)]
+        targets, notes = data.splits["train"].all_targets(), [*data.notes, *notes_on_classes(experiment, data)]
     else:
         built, facts, targets = _fits_undecoded(experiment, indexed, given)
         notes = [*remarks(indexed), "pictures were not decoded: damaged files and duplicates are not looked for"]

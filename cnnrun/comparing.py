@@ -121,7 +121,9 @@ def _not_paired(first: Seen, other: Seen) -> str | None:
     for place in range(len(mine)):
         if mine.name(place) != theirs.name(place):
             return f"picture {place} is {printable(mine.name(place))} and {printable(theirs.name(place))}"
-    known = [told(each.source.targets, len(each.source))[each.source_rows] for each in (mine, theirs)]
+    known = [
+        told(each.source.targets, each.source.objects, len(each.source))[each.source_rows] for each in (mine, theirs)
+    ]
     if not torch.equal(*known):
         return "the pictures have other targets"
     pixels = [each.source.pictures for each in (mine, theirs)]

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from cnnrun.files import Files, Members
+from cnnrun.objects import ObjectTable
 from cnnrun.spec import Kind
 
 _LARGEST_SIDE = 65_535  # pixels, or channels
@@ -127,6 +128,7 @@ class Split:
     origin: str = "picture"
     groups: Tensor | None = None
     sizes: NDArray[np.int64] | None = None  # [N, 2]: height and width that boxes are written for
+    objects: ObjectTable | None = None  # with their boxes, where these are the targets
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -140,6 +142,7 @@ class Split:
             self.origin,
             None if self.groups is None else self.groups[rows],
             None if self.sizes is None else self.sizes[rows.numpy()],
+            None if self.objects is None else self.objects.only(rows),
         )
 
     def name(self, index: int) -> str:
@@ -184,7 +187,7 @@ class SourceSpec(Kind):
     def targets(self) -> str:
         """What is known of each picture: `labels` (one class), `label sets` (any number), `numbers` or `boxes`.
 
-        The tensors of the same: `labels` [N], `present` [N, K], `numbers` [N, T], and those of `annotations`.
+        The tensors of the same: `labels` [N], `present` [N, K], `numbers` [N, T]; boxes are in an `ObjectTable`.
         """
         return "labels"
 

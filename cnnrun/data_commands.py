@@ -94,7 +94,7 @@ def shown(experiment: Experiment, count: int, times: int, out: Path, board: Path
         order=lambda seed, epoch: (samples, samples),
         blend=partial(experiment.task.blend, facts=data.facts),
     )
-    own = {name: values[samples] for name, values in examples.targets.items()}
+    own = examples.targets_of(samples, torch.device("cpu"))
     seen = [("as it is", examples.take(samples).float(), own)]
     for epoch in range(times):
         batch = batches.at(epoch)

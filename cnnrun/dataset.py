@@ -20,6 +20,7 @@ from cnnrun.contracts import BadBox, Facts, Indexed, Number, Shape, SourceSpec, 
 from cnnrun.data import Source
 from cnnrun.errors import DataError, printable
 from cnnrun.labelling import listed, unreadable_names
+from cnnrun.objects import ObjectTable
 from cnnrun.pictures import Image
 from cnnrun.placing import placed
 from cnnrun.randomness import key
@@ -89,6 +90,7 @@ class Examples:
     targets: dict[str, Tensor]
     source: Split
     source_rows: Tensor
+    objects: ObjectTable | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -100,11 +102,19 @@ class Examples:
     def only(self, kept: Tensor) -> Examples:
         """The samples for which `kept` (bool [N]) holds."""
         targets = {name: values[kept] for name, values in self.targets.items()}
-        return replace(self, rows=self.rows[kept], source_rows=self.source_rows[kept], targets=targets)
+        objects = None if self.objects is None else self.objects.only(kept)
+        rows, source_rows = self.rows[kept], self.source_rows[kept]
+        return replace(self, rows=rows, source_rows=source_rows, targets=targets, objects=objects)
 
     def targets_of(self, index_B: Tensor, device: torch.device) -> dict[str, Tensor]:
-        """The targets of samples `index_B`."""
-        return {name: values[index_B].to(device) for name, values in self.targets.items()}
+        """The targets of samples `index_B`, objects padded to the most that one of them has."""
+        objects = {} if self.objects is None else self.objects.padded(index_B)
+        own = {name: values[index_B] for name, values in self.targets.items()} | objects
+        return {name: values.to(device, non_blocking=True) for name, values in own.items()}
+
+    def all_targets(self) -> dict[str, Tensor]:
+        """The targets of all samples; objects one after the other, with how many there are of each: see `flat`."""
+        return flat(self.targets, self.objects)
 
     def take(self, index_B: Tensor) -> Tensor:
         """Samples `index_B` as [B, C, H, W] on the host."""
@@ -129,17 +139,30 @@ class Dataset:
         Nothing for pictures that are no files.
         """
         for name, split, of_files in self.listed:
-            labels = told(split.targets, len(split)).tolist()
+            labels = told(split.targets, split.objects, len(split)).tolist()
             for number, (size, when, *_) in enumerate(of_files.tolist()):
                 yield f"{name}\t{printable(split.name(number))}\t{size}\t{when}\t{labels[number]}"
 
 
-def told(targets: dict[str, Tensor], count: int) -> Tensor:
+def flat(targets: dict[str, Tensor], objects: ObjectTable | None) -> dict[str, Tensor]:
+    """The targets of many samples as tensors, objects one after the other, and `counts` [N] of them."""
+    return targets if objects is None else {**targets, **objects.columns, "counts": objects.counts_N}
+
+
+def told(targets: dict[str, Tensor], objects: ObjectTable | None, count: int) -> Tensor:
     """What is known of each of `count` samples as one number, int64 [N]: its label, or a digest."""
     if "labels" in targets:
         return targets["labels"]
+    if objects is not None:
+        return torch.tensor(
+            [code for block in objects.padded_blocks() for code in _digests(block, len(block["boxes"]))]
+        )
+    return torch.tensor(_digests(targets, count))
+
+
+def _digests(targets: dict[str, Tensor], count: int) -> list[int]:
     known = [targets[name].numpy() for name in ("present", "numbers", "boxes", "objects") if name in targets]
-    return torch.tensor([zlib.crc32(b"".join(each[i].tobytes() for each in known)) for i in range(count)])
+    return [zlib.crc32(b"".join(each[i].tobytes() for each in known)) for i in range(count)]
 
 
 @dataclass(frozen=True)
@@ -160,14 +183,16 @@ class Index:
         return list(self.source.splits.values())
 
     def targets(self, name: str, shape: Shape, image: Image) -> dict[str, Tensor]:
-        """The targets of one of its splits, boxes where they lie in the network's pictures."""
+        """All targets of one of its splits, boxes where they lie in the network's pictures: see `flat`."""
         split, rows = self.splits[name]
-        return targets_of(split, rows, shape, image)
+        return flat(*targets_of(split, rows, shape, image))
 
     def class_counts(self) -> tuple[int, ...]:
         """Training pictures of each class, or objects; empty where the targets are neither."""
         split, rows = self.splits["train"]
-        return counted({name: values[rows] for name, values in split.targets.items()}, len(self.source.classes))
+        objects = {} if split.objects is None else split.objects.only(rows).columns
+        own = {name: values[rows] for name, values in split.targets.items()}
+        return counted(own | objects, len(self.source.classes))
 
     def numbers(self) -> tuple[Number, ...]:
         """The numbers that are known of each picture, as they are over the training pictures."""
@@ -175,10 +200,13 @@ class Index:
         return numbers_of(self.source.numbers, {name: values[rows] for name, values in split.targets.items()})
 
 
-def targets_of(split: Split, rows: Tensor, shape: Shape, image: Image) -> dict[str, Tensor]:
-    """The targets of those of a source's samples, boxes where they lie in the network's pictures."""
+def targets_of(split: Split, rows: Tensor, shape: Shape, image: Image) -> tuple[dict[str, Tensor], ObjectTable | None]:
+    """The targets of those of a source's samples, and their objects where they lie in the network's pictures."""
     own = {target: values[rows] for target, values in split.targets.items()}
-    return own if split.sizes is None else placed(own, split.sizes[rows.numpy()], shape, image)
+    if split.objects is None or split.sizes is None:
+        return own, None
+    objects, views = placed(split.objects.only(rows), split.sizes[rows.numpy()], shape, image)
+    return own | {"view": views}, objects
 
 
 def counted(targets: dict[str, Tensor], classes: int) -> tuple[int, ...]:

@@ -37,7 +37,7 @@ def columns(dataset: Dataset) -> Columns:
 
 def _labels(examples: Examples) -> Tensor:
     """What no picture may have two of; boxes are drawn as people see them, and do not count."""
-    return torch.zeros(len(examples)) if "boxes" in examples.targets else told(examples.targets, len(examples))
+    return torch.zeros(len(examples)) if examples.objects is not None else told(examples.targets, None, len(examples))
 
 
 def _groups(examples: Examples) -> Tensor:

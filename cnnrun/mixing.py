@@ -11,6 +11,7 @@ from torch import Tensor
 from cnnrun.colour import rectangles
 from cnnrun.draws import Draws
 from cnnrun.geometry import still_there, warp
+from cnnrun.objects import COLUMNS
 
 _LEVELS = 4096
 
@@ -57,7 +58,7 @@ def mosaic(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Of a `part` of the pictures each becomes a corner of a picture of four (Bochkovskiy et al. 2020), boxes and all.
 
-    The four meet at a random point in the middle half. Targets are padded to four times as many objects.
+    The four meet at a random point in the middle half. Objects come first; targets are padded to four times as many.
     """
     batch, _, height, width = pictures.shape
     use_B = draws["mosaic"] < part
@@ -69,18 +70,22 @@ def mosaic(
         of = members[:, number]
         filled = _filled(corner.region_B4, height, width) & use_B[:, None, None]
         made = torch.where(filled[:, None], _shrunk(pictures[of], corner), made)
-        own = _cut({name: targets[name][of] for name in _OF_OBJECTS}, corner, least)
+        own = _cut({name: targets[name][of] for name in COLUMNS}, corner, least)
         # A picture that stays as it is keeps its own objects, once.
         stay = targets if number == 0 else {**targets, "objects": torch.full_like(targets["objects"], -1)}
-        moved.append({name: torch.where(_like(use_B, own[name]), own[name], stay[name]) for name in _OF_OBJECTS})
-    return made, {**targets, **{name: torch.cat([each[name] for each in moved], 1) for name in _OF_OBJECTS}}
+        moved.append({name: torch.where(_like(use_B, own[name]), own[name], stay[name]) for name in COLUMNS})
+    return made, {**targets, **_packed({name: torch.cat([each[name] for each in moved], 1) for name in COLUMNS})}
 
 
-_OF_OBJECTS = ("boxes", "objects", "roles", "areas")
+def _packed(targets: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same objects in the same order, with all places that hold none behind them."""
+    order = (targets["objects"] < 0).to(torch.uint8).argsort(dim=1, stable=True)
+    return {name: values.gather(1, _like(order, values).expand_as(values)) for name, values in targets.items()}
 
 
-def _like(which_B: Tensor, values: Tensor) -> Tensor:
-    return which_B.view(-1, *[1] * (values.dim() - 1))
+def _like(which: Tensor, values: Tensor) -> Tensor:
+    """The same with dimensions of size 1 behind, until there are as many as `values` has."""
+    return which.view(*which.shape, *[1] * (values.dim() - which.dim()))
 
 
 def _filled(region_B4: Tensor, height: int, width: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -10,11 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cnnrun.contracts import Pair, Shape
+from cnnrun.objects import ObjectTable
 from cnnrun.pictures import Image, view
 
 
-def placed(targets: dict[str, Tensor], sizes_N2: NDArray[np.int64], shape: Shape, image: Image) -> dict[str, Tensor]:
-    """The targets of pictures of those sizes with boxes in the network's pixels, and `view` [N, 6]: see `View`.
+def placed(objects: ObjectTable, sizes_N2: NDArray[np.int64], shape: Shape, image: Image) -> tuple[ObjectTable, Tensor]:
+    """The objects of pictures of those sizes with boxes in the network's pixels, and `view` [N, 6]: see `View`.
 
     What `fit: crop` cuts away is cut off the boxes; of what less than a pixel a side is left is no object.
     """
@@ -24,12 +26,15 @@ def placed(targets: dict[str, Tensor], sizes_N2: NDArray[np.int64], shape: Shape
         return view((height, width), _pair(shape), image).numbers()
 
     views = torch.tensor([numbers(*map(int, size)) for size in sizes_N2]).view(-1, 6)
-    scale, offset = views[:, None, :2].repeat(1, 1, 2), views[:, None, 2:4].repeat(1, 1, 2)
+    of_object = views[objects.picture_M]
+    scale, offset = of_object[:, :2].repeat(1, 2), of_object[:, 2:4].repeat(1, 2)
     edge = torch.tensor([shape[2], shape[1]] * 2, dtype=torch.float32)
-    boxes = torch.minimum((targets["boxes"] * scale + offset).clamp(min=0), edge)
-    left = ((boxes[..., 2:] - boxes[..., :2]) >= 1).all(2) if image.fit == "crop" else targets["objects"] >= 0
-    objects = torch.where(left, targets["objects"], -1)
-    return {**targets, "boxes": boxes * (objects >= 0)[..., None], "objects": objects, "view": views}
+    boxes = torch.minimum((objects.columns["boxes"] * scale + offset).clamp(min=0), edge)
+    labels = objects.columns["objects"]
+    if image.fit == "crop":
+        left = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(1)
+        labels, boxes = torch.where(left, labels, -1), boxes * left[:, None]
+    return replace(objects, columns={**objects.columns, "boxes": boxes, "objects": labels}), views
 
 
 def _pair(shape: Shape) -> Pair:

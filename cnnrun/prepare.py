@@ -22,6 +22,7 @@ from cnnrun.files import Files
 from cnnrun.labelling import MOST_LINES
 from cnnrun.labelling import listed as shortened
 from cnnrun.leakage import copies_together, without_leaks
+from cnnrun.objects import COLUMNS
 from cnnrun.pictures import Image
 from cnnrun.records import RECORD, statistics, summarize
 from cnnrun.store import Stored, content, listing, stored
@@ -115,17 +116,18 @@ def _listed(data: Data, indexed: Index) -> dict[int, NDArray[np.int64] | None]:
 def _examples(
     splits: dict[str, tuple[Split, Tensor]], kept: dict[str, Stored], shape: Shape, image: Image
 ) -> dict[str, Examples]:
-    return {
-        name: Examples(kept[name].pictures, rows, targets_of(split, rows, shape, image), split, rows)
-        for name, (split, rows) in splits.items()
-    }
+    made = {}
+    for name, (split, rows) in splits.items():
+        targets, objects = targets_of(split, rows, shape, image)
+        made[name] = Examples(kept[name].pictures, rows, targets, split, rows, objects)
+    return made
 
 
 def _measured(image: Image, dataset: Dataset) -> Dataset:
     """The data set with its final counts and the training pictures' mean and deviation. Raises DataError."""
     train, facts = dataset.splits["train"], dataset.facts
     counts = {name: len(examples) for name, examples in dataset.splits.items()}
-    of_class = counted(train.targets, len(facts.classes))
+    of_class = counted(train.all_targets(), len(facts.classes))
     mean, std = _statistics(image, dataset)
     numbers = numbers_of([each.name for each in facts.numbers], train.targets)
     measured = replace(facts, mean=mean, std=std, counts=counts, class_counts=of_class, numbers=numbers)
@@ -214,7 +216,7 @@ def _remarks(dataset: Dataset, apart: bool) -> list[str]:
     """What else is worth a line before training: classes that a split lacks, files that are not what they are named."""
     lines, classes = _of_boxes(dataset.bad_boxes), dataset.facts.classes
     for split, examples in dataset.splits.items():
-        if not apart and (counts := counted(examples.targets, len(classes))):
+        if not apart and (counts := counted(examples.all_targets(), len(classes))):
             missing = [name for name, count in zip(classes, counts, strict=True) if not count]
             what = "picture" if "labels" in examples.targets else "object"
             lines += [f"no {what} of {shortened(missing)} in {split}"] if missing else []
@@ -283,4 +285,9 @@ def _fingerprint(indexed: Indexed, listed: dict[int, NDArray[np.int64] | None]) 
         made.update(name.encode() + content(split, listed[id(split)]))
         for target, values in sorted(split.targets.items()):
             made.update(target.encode() + values.numpy().tobytes())
+        if split.objects is not None:
+            for target in sorted(COLUMNS):
+                made.update(target.encode())
+                for block in split.objects.padded_blocks():  # the bytes that the first edition hashed
+                    made.update(block[target].numpy().tobytes())
     return made.hexdigest()

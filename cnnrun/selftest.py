@@ -251,7 +251,9 @@ def shuffled(bench: Bench) -> Verdict:
 
 def _shuffled(examples: Examples) -> Examples:
     order = permutation(1, 0, len(examples))
-    return replace(examples, targets={name: values[order] for name, values in examples.targets.items()})
+    targets = {name: values[order] for name, values in examples.targets.items()}
+    objects = None if examples.objects is None else examples.objects.only(order)
+    return replace(examples, targets=targets, objects=objects)
 
 
 def _taught(bench: Bench, name: str, changed: Callable[[Examples], Examples]) -> Learner:

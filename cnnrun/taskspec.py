@@ -132,7 +132,7 @@ class TaskSpec(Kind):
         return None
 
     def unmeasurable(self, targets: dict[str, Tensor]) -> str | None:
-        """Why the numbers of a split with these targets would mean nothing, or None."""
+        """Why the numbers of a split with these targets (`dataset.flat`) would mean nothing, or None."""
         return None
 
     def notes(self, facts: Facts) -> list[str]:
@@ -144,7 +144,7 @@ class TaskSpec(Kind):
         return []
 
     def remarks(self, levels: Sequence[Level], targets: dict[str, Tensor], facts: Facts) -> list[str]:
-        """What `check` should say of the network's levels and the training targets, a line each."""
+        """What `check` should say of the network's levels and all training targets (`dataset.flat`), a line each."""
         return []
 
     def head(self, in_shapes: Sequence[Shape], facts: Facts) -> nn.Module:

@@ -292,7 +292,7 @@ def test_boxes_become_counts_and_presence(tmp_path):
         return index(Data.model_validate({"source": {"digit_scenes": {"train": 60, "held_out": 20, "give": what}}}))
 
     boxes, counts, presence = map(given, ("boxes", "counts", "presence"))
-    objects = boxes.source.splits["train"].targets["objects"]
+    objects = boxes.source.splits["train"].objects.padded()["objects"]
     expected = torch.stack([(objects == k).sum(1) for k in range(10)], 1).float()
     assert torch.equal(counts.source.splits["train"].targets["numbers"], expected)
     assert torch.equal(presence.source.splits["train"].targets["present"], expected > 0)

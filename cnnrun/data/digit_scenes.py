@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from cnnrun.annotations import Box, BoxSource, targets_of
+from cnnrun.annotations import Box, BoxSource, object_table
 from cnnrun.contracts import Indexed, Split
 from cnnrun.randomness import permutation, uniform
 
@@ -53,7 +53,7 @@ class DigitScenes(BoxSource):
         draws = uniform(self.seed, number, torch.arange(count), slots).numpy().astype(np.float64)
         rows = [self._scene(pictures[place, :, :, 0], digits, labels, draws[place]) for place in range(count)]
         sizes = np.full((count, 2), _SIDE, np.int64)
-        return Split(pictures, targets_of(rows, sizes), "digit_scenes", sizes=sizes)
+        return Split(pictures, {}, "digit_scenes", sizes=sizes, objects=object_table(rows, sizes))
 
     def _scene(
         self, canvas: NDArray[np.uint8], digits: NDArray[np.uint8], labels: NDArray[Any], draws: NDArray[np.float64]

@@ -57,7 +57,10 @@ def embed(
         "features": vectors,
         "picture": np.array([examples.name(number) for number in range(len(examples))]),
         "map": spread,
-        **{key: values.numpy() for key, values in examples.targets.items()},
+        **{
+            key: values.numpy()
+            for key, values in examples.targets_of(torch.arange(len(examples)), torch.device("cpu")).items()
+        },
     }
     data = {"layer": last.title, "split": name, "pictures": len(examples), "layers": rows}
     made = side_by_side([[("", drawn(_plot(subject, examples, spread, last.title)))]])

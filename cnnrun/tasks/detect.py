@@ -201,10 +201,8 @@ class Detect(TaskSpec):
                 f"warning: the larger objects ({large:.0f} pixels) are larger than what any cell sees ({widest}): add "
                 "layers or a coarser level"
             )
-        if facts.class_counts and targets["objects"].shape[1] > self.most:
-            lines.append(
-                f"warning: a picture has up to {targets['objects'].shape[1]} objects; task.detect.most is {self.most}"
-            )
+        if facts.class_counts and (crowd := int(targets["counts"].max())) > self.most:
+            lines.append(f"warning: a picture has up to {crowd} objects; task.detect.most is {self.most}")
         return lines
 
     def taken(self) -> list[str]:

@@ -43,10 +43,10 @@ def test_boxes_crowds_areas_and_ids(write):
     assert found.classes == ("cat", "dog")
     assert found.class_ids == (5, 90)
     split = found.splits["train"]
-    assert split.targets["boxes"][0].tolist() == [[1, 2, 11, 22], [0, 0, 40, 30]]
-    assert split.targets["objects"].tolist() == [[1, 0], [-1, -1]]
-    assert split.targets["roles"].tolist() == [[0, 2], [0, 0]]
-    assert split.targets["areas"][0].tolist() == [120.5, 1200]
+    assert split.objects.padded()["boxes"][0].tolist() == [[1, 2, 11, 22], [0, 0, 40, 30]]
+    assert split.objects.padded()["objects"].tolist() == [[1, 0], [-1, -1]]
+    assert split.objects.padded()["roles"].tolist() == [[0, 2], [0, 0]]
+    assert split.objects.padded()["areas"][0].tolist() == [120.5, 1200]
     assert [split.name(number).rpartition("/")[2] for number in (0, 1)] == ["a.png", "b.png"]
 
 

@@ -14,7 +14,7 @@ def test_scenes_repeat_and_are_as_told():
         assert np.array_equal(split.pictures, again.splits[name].pictures)
         assert all(torch.equal(value, again.splits[name].targets[key]) for key, value in split.targets.items())
     train = first.splits["train"]
-    counts = (train.targets["objects"] >= 0).sum(1)
+    counts = (train.objects.padded()["objects"] >= 0).sum(1)
     assert counts.min() == 0  # scenes of nothing are among them
     assert counts.max() <= 5
     other = DigitScenes(train=60, held_out=20, most=5, seed=1).read()
@@ -26,7 +26,9 @@ def test_boxes_hold_the_digits_and_nothing_else_is_bright():
     for number in range(80):
         picture, outside = split.pictures[number, :, :, 0], np.ones((96, 96), bool)
         for box, label in zip(
-            split.targets["boxes"][number].long().tolist(), split.targets["objects"][number], strict=True
+            split.objects.padded()["boxes"][number].long().tolist(),
+            split.objects.padded()["objects"][number],
+            strict=True,
         ):
             if label >= 0:
                 x1, y1, x2, y2 = box

@@ -67,10 +67,10 @@ def test_boxes_classes_and_lists(two):
     found = Voc(root=str(two)).read()
     assert found.classes == ("cat", "dog")
     train, val = found.splits["train"], found.splits["val"]
-    assert train.targets["boxes"][0].tolist() == [[1, 2, 11, 22], [5, 5, 40, 30]]
-    assert train.targets["objects"].tolist() == [[1, 0], [-1, -1]]  # the second picture shows nothing
-    assert train.targets["areas"][0].tolist() == [200, 35 * 25]
-    assert val.targets["roles"].tolist() == [[1]]
+    assert train.objects.padded()["boxes"][0].tolist() == [[1, 2, 11, 22], [5, 5, 40, 30]]
+    assert train.objects.padded()["objects"].tolist() == [[1, 0], [-1, -1]]  # the second picture shows nothing
+    assert train.objects.padded()["areas"][0].tolist() == [200, 35 * 25]
+    assert val.objects.padded()["roles"].tolist() == [[1]]
     assert train.sizes.tolist() == [[30, 40], [30, 40]]
     assert found.bad_boxes == ()
 
@@ -254,7 +254,7 @@ def test_the_blood_cell_set():
     found = Voc(root=str(BCCD)).read()
     assert found.classes == ("Platelets", "RBC", "WBC")
     assert {name: len(split) for name, split in found.splits.items()} == {"train": 205, "val": 87, "test": 72}
-    assert sum(int((split.targets["objects"] >= 0).sum()) for split in found.splits.values()) == 4888 - 2
+    assert sum(int((split.objects.padded()["objects"] >= 0).sum()) for split in found.splits.values()) == 4888 - 2
     assert sorted(bad.name.rpartition("/")[2] for bad in found.bad_boxes) == [
         "BloodImage_00338.xml: object 13", "BloodImage_00343.xml: object 4",
     ]  # fmt: skip
