@@ -118,7 +118,8 @@ def copies_together(
     kept = stored[id(split)]
     groups = None if split.groups is None else split.groups.numpy()
     together_N = kept_together(side_N, kept.digests(), groups)
-    if (moved := int((together_N != side_N).sum())) == 0:
+    moved = int((together_N != side_N).sum())
+    if not moved or len(np.unique(together_N)) < len(np.unique(side_N)):  # none may be emptied; it is told as a leak
         return wanted, 0
     made = {name: (split, torch.from_numpy(np.flatnonzero(together_N == n))) for n, name in enumerate(names)}
     return {name: made.get(name, pair) for name, pair in wanted.items()}, moved

@@ -78,9 +78,14 @@ def mosaic(
 
 
 def _packed(targets: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same objects in the same order, with all places that hold none behind them."""
-    order = (targets["objects"] < 0).to(torch.uint8).argsort(dim=1, stable=True)
-    return {name: values.gather(1, _like(order, values).expand_as(values)) for name, values in targets.items()}
+    """The same objects in the same order, with all places that hold none behind them, and empty."""
+    none = targets["objects"] < 0
+    order = none.to(torch.uint8).argsort(dim=1, stable=True)
+    packed = {}
+    for name, values in targets.items():
+        held = values if name == "objects" else values.masked_fill(_like(none, values), 0)
+        packed[name] = held.gather(1, _like(order, values).expand_as(values))
+    return packed
 
 
 def _like(which: Tensor, values: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from cnnrun.batches import TrainingBatches, in_order
 from cnnrun.contracts import Facts, Split
 from cnnrun.dataset import Data, Examples, index
 from cnnrun.errors import DataError
+from cnnrun.objects import ObjectTable
 from cnnrun.prepare import prepare
 from cnnrun.progress import bar
 from cnnrun.store import Held
@@ -145,3 +146,60 @@ def test_reading_ahead_gives_the_same_and_names_what_fails(examples, ahead, monk
     reading = TrainingBatches(broken, Augment(), 32, 5, 3, CPU, prefetch=ahead)
     with closing(reading), pytest.raises(DataError, match="pets/1.png: gone"):
         reading.at(0)
+
+
+@pytest.fixture(scope="module")
+def crowded():
+    """Scenes of which one has fifty times the objects of any other."""
+    data = Data.model_validate({"source": {"digit_scenes": {"train": 60, "held_out": 10}}})
+    split = prepare(data, index(data), bar).splits["train"]
+    counts = split.objects.counts_N.clone()
+    counts[7] = 300
+    ends = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    box = torch.tensor([2.0, 2.0, 9.0, 9.0])
+    columns = {
+        "boxes": box.expand(int(ends[-1]), 4).contiguous(),
+        "objects": torch.arange(int(ends[-1])) % 10,
+        "roles": torch.zeros(int(ends[-1]), dtype=torch.uint8),
+        "areas": torch.full((int(ends[-1]),), 49.0),
+    }
+    return replace(split, objects=ObjectTable(columns, ends))
+
+
+@pytest.mark.parametrize("mosaic", [0.0, 0.7])
+def test_targets_are_as_wide_as_their_own_batch_from_wherever_one_begins(crowded, mosaic, monkeypatch):
+    augment = Augment(mosaic=mosaic)
+    walked = [made(crowded, batch=5, augment=augment).at(step) for step in range(24)]
+    widths = {batch.targets["boxes"].shape[1] for batch in walked}
+    assert max(widths) >= 300 > 10 * sorted(widths)[len(widths) // 2]
+    assert not mosaic or len(widths) > 3
+    monkeypatch.setattr(batches, "AHEAD_BYTES", 10**9)
+    whole = made(crowded, batch=5, augment=augment)
+    for step, batch in enumerate(walked):
+        again = whole.at(step)
+        assert torch.equal(again.pictures, batch.pictures)
+        assert {name: values.tolist() for name, values in again.targets.items()} == {
+            name: values.tolist() for name, values in batch.targets.items()
+        }
+        if not mosaic:
+            own = crowded.objects.counts_N[batch.index_B]
+            assert batch.targets["boxes"].shape[1] == own.max()
+            assert torch.equal((batch.targets["objects"] >= 0).sum(1), own)
+
+
+def test_a_table_of_objects_gives_each_picture_its_own(crowded):
+    table, order = crowded.objects, torch.tensor([7, 3, 3, 59, 0])
+    padded = table.padded(order)
+    for row, number in enumerate(order.tolist()):
+        own = slice(int(table.ends_N1[number]), int(table.ends_N1[number + 1]))
+        count = own.stop - own.start
+        for name, values in table.columns.items():
+            assert torch.equal(padded[name][row, :count], values[own])
+        assert (padded["objects"][row, count:] == -1).all()
+        assert not padded["boxes"][row, count:].any()
+    assert all(torch.equal(table.only(order).padded()[name], values) for name, values in padded.items())
+    mask = torch.zeros(len(table), dtype=torch.bool)
+    mask[[0, 3]] = True
+    assert torch.equal(table.only(mask).ends_N1, table.only(torch.tensor([0, 3])).ends_N1)
+    blocks = list(table.padded_blocks())
+    assert torch.equal(torch.cat([block["boxes"] for block in blocks]), table.padded()["boxes"])

@@ -12,6 +12,7 @@ from PIL import Image as Pil
 from cnnrun.augment import Augment, Crop
 from cnnrun.batches import share
 from cnnrun.draws import Draws
+from cnnrun.objects import ObjectTable
 from cnnrun.pictures import Image, fitted, view
 from cnnrun.placing import placed
 from cnnrun.ranks import Ranks
@@ -147,11 +148,10 @@ def test_after_fitting_pictures_of_any_size(height, width, tall, wide, fit, part
     y2, x2 = min(y2, height), min(x2, width)
     image = Image(size=(tall, wide), channels=1, fit=fit, crop_pct=part, background=0)
     found = seen(torch.from_numpy(fitted(Pil.fromarray(picture), (tall, wide), image)[:, :, 0].copy()))
-    one = {
-        "boxes": torch.tensor([[[x1, y1, x2, y2]]], dtype=torch.float32), "objects": torch.tensor([[0]]),
-    }  # fmt: skip
-    moved = placed(one, np.array([[height, width]]), (1, tall, wide), image)
-    box = moved["boxes"][0, 0].tolist()
+    columns = {"boxes": torch.tensor([[x1, y1, x2, y2]], dtype=torch.float32), "objects": torch.tensor([0])}
+    one = ObjectTable(columns, torch.tensor([0, 1]))
+    moved, _ = placed(one, np.array([[height, width]]), (1, tall, wide), image)
+    box = moved.columns["boxes"][0].tolist()
     if found is None:
         assert (box[2] - box[0]) * (box[3] - box[1]) < 4
     else:

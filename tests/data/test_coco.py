@@ -121,7 +121,7 @@ def test_bad_boxes_are_named_with_annotation_and_picture(write, box, words):
     (bad,) = found.bad_boxes
     assert bad.name.endswith("train.json: annotation 44 of a.png")
     assert re.search(words, bad.what)
-    assert (found.splits["train"].targets["objects"] >= 0).sum() == 2
+    assert (found.splits["train"].objects.padded()["objects"] >= 0).sum() == 2
 
 
 def test_corners_in_the_place_of_sizes_are_noticed(write):

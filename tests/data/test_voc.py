@@ -76,8 +76,13 @@ def test_boxes_classes_and_lists(two):
 
 
 def test_difficult_objects_and_the_first_pixel_by_rule(two):
-    assert Voc(root=str(two), difficult="keep").read().splits["val"].targets["roles"].tolist() == [[0]]
-    assert Voc(root=str(two), first_pixel=1).read().splits["train"].targets["boxes"][0, 0].tolist() == [0, 1, 11, 22]
+    assert Voc(root=str(two), difficult="keep").read().splits["val"].objects.padded()["roles"].tolist() == [[0]]
+    assert Voc(root=str(two), first_pixel=1).read().splits["train"].objects.padded()["boxes"][0, 0].tolist() == [
+        0,
+        1,
+        11,
+        22,
+    ]
 
 
 def test_any_lists_may_be_splits_and_none_is_all_training(two):
@@ -186,7 +191,7 @@ def test_bad_boxes_are_named_with_file_and_object(tmp_path, box, words, kept):
     with pytest.raises(DataError, match=r"a.xml: object 2: .*"):
         prepared(tmp_path)
     dataset = prepared(tmp_path, bad_boxes="skip")
-    assert (dataset.splits["train"].targets["objects"] >= 0).sum() in (3, 4)  # val took a picture
+    assert (dataset.splits["train"].objects.padded()["objects"] >= 0).sum() in (3, 4)  # val took a picture
     assert any("left out (data.bad_boxes: skip), such as" in note for note in dataset.notes)
 
 
