@@ -88,12 +88,14 @@ def split_of(name: str, pictures: Sequence[Listed], origin: str) -> tuple[Split,
     _refuse_other_units(pictures)
     kept, bad = [], []
     for picture in pictures:
-        rows = []
+        rows: list[Box] = []
         for box in picture.boxes:
-            what, cut = _wrong(box, picture.size)
+            what, used = _wrong(box, picture.size)
+            if used and (again := _again(box, rows)):
+                what = again
             if what:
-                bad.append(BadBox(name, printable(f"{picture.where}: {box.id}"), what, cut))
-            if what is None or cut:
+                bad.append(BadBox(name, printable(f"{picture.where}: {box.id}"), what, used))
+            if used:
                 rows.append(box)
         if len(rows) > _MOST:
             raise DataError(f"{printable(picture.where)}: {len(rows):,} objects in one picture; at most {_MOST:,}")
@@ -121,8 +123,16 @@ def object_table(rows: Sequence[Sequence[Box]], sizes_N2: np.ndarray) -> ObjectT
     return ObjectTable({name: torch.from_numpy(values) for name, values in columns.items()}, ends)
 
 
+def _again(box: Box, before: Sequence[Box]) -> str | None:
+    """What is to be asked of a box that is there already, whatever its class."""
+    first = next((other for other in before if other.corners == box.corners), None)
+    if first is None:
+        return None
+    return f"the same box {'and' if first.label == box.label else 'with another'} class as {first.id}"
+
+
 def _wrong(box: Box, size: Pair) -> tuple[str | None, bool]:
-    """What is wrong with a box, and whether the part of it inside the picture can be used."""
+    """What is wrong with a box, if anything, and whether the part of it inside the picture can be used."""
     x1, y1, x2, y2 = box.corners
     height, width = size
     shown = f"({x1:g}, {y1:g}, {x2:g}, {y2:g})"
@@ -136,7 +146,7 @@ def _wrong(box: Box, size: Pair) -> tuple[str | None, bool]:
         return f"a box outside its picture of {width}x{height} {shown}", False
     if min(x1, y1) < -_ROUNDING or x2 > width + _ROUNDING or y2 > height + _ROUNDING:
         return f"a box that reaches out of its picture of {width}x{height} {shown}", True
-    return None, False
+    return None, True
 
 
 def _all(pictures: Sequence[Listed]) -> Iterator[tuple[Listed, Box]]:

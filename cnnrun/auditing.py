@@ -18,7 +18,7 @@ from cnnrun.class_names import alike_names, distinguishable, questionable_number
 from cnnrun.dataset import Data, Dataset, counted
 from cnnrun.decoding import Decoder, processors, threads
 from cnnrun.errors import printable
-from cnnrun.leakage import columns
+from cnnrun.leakage import columns, differing_objects
 from cnnrun.prepare import dark_words, narrow_peak, statistics_of
 from cnnrun.records import RECORD
 
@@ -55,7 +55,7 @@ def look_through(data: Data, dataset: Dataset, progress: Progress) -> dict[str, 
         *_bad(data, dataset),
         *_boxes(data, dataset),
         *_classes(per_class, what, data.split.by == "label"),
-        *_leaks(data, table, names, records),
+        *_leaks(data, dataset, table, names, records),
         *_near(table, names, records),
         *_files(table, names, records),
         *_names(labels),
@@ -101,7 +101,11 @@ class _Names:
         return self._dataset.splits[split].name(number)
 
     def sets(self, groups: Sequence[NDArray[np.int64]]) -> list[list[str]]:
-        return [[self(int(sample)) for sample in group[:4]] for group in groups[:EXAMPLES]]
+        return [self._some(group) for group in groups[:EXAMPLES]]
+
+    def _some(self, group: NDArray[np.int64], most: int = 4) -> list[str]:
+        more = [f"{len(group) - most:,} more"] if len(group) > most else []
+        return [*(self(int(sample)) for sample in group[:most]), *more]
 
 
 def _records(data: Data, dataset: Dataset, progress: Progress) -> NDArray[Any]:
@@ -137,13 +141,11 @@ def _boxes(data: Data, dataset: Dataset) -> list[Finding]:
     """Boxes that are not as they should be, each kind with the files and ids of the first."""
     kinds: dict[tuple[str, bool], list[str]] = {}
     for each in dataset.bad_boxes:
-        kinds.setdefault((each.what.split(" (")[0].split(" of its picture")[0], each.cut), []).append(
-            f"{each.name}: {each.what} ({each.split})"
-        )
+        kinds.setdefault((each.kind, each.used), []).append(f"{each.name}: {each.what} ({each.split})")
     left_out: Level = "error" if data.bad_boxes == "error" else "warning"
     return [
-        Finding("note" if cut else left_out, f"boxes: {what}", len(names), [[name] for name in names[:EXAMPLES]])
-        for (what, cut), names in kinds.items()
+        Finding("note" if used else left_out, f"boxes: {what}", len(names), [[name] for name in names[:EXAMPLES]])
+        for (what, used), names in kinds.items()
     ]
 
 
@@ -161,7 +163,7 @@ def _classes(per_class: dict[str, dict[str, int]], what: str, apart: bool) -> li
     return found
 
 
-def _leaks(data: Data, table: Columns, names: _Names, records: NDArray[Any]) -> list[Finding]:
+def _leaks(data: Data, dataset: Dataset, table: Columns, names: _Names, records: NDArray[Any]) -> list[Finding]:
     level: Level = "error" if data.leakage == "error" else "warning"
     by_bytes = records["file"] * (records["file"] > 0)
     bytes_groups = [group for group in audit.twins(by_bytes) if by_bytes[group[0]]]
@@ -185,6 +187,9 @@ def _leaks(data: Data, table: Columns, names: _Names, records: NDArray[Any]) -> 
     if leaks.conflicts:
         conflicts = leaks.conflicts
         found.append(Finding(level, "the same picture under several labels", len(conflicts), names.sets(conflicts)))
+    if differing := differing_objects(dataset, table):
+        what = "the same picture with other boxes"
+        found.append(Finding("warning", what, len(differing), names.sets(differing)))
     if leaks.torn:
         found.append(Finding(level, "groups in several splits", len(leaks.torn), names.sets(leaks.torn)))
     if leaks.shared:

@@ -193,7 +193,8 @@ def predicted(
     drawn, boxes = drawn_into(draw, given.image), given.task.targets == "boxes"
     for row in predict(given, files(paths), batch):
         drawn(row)
-        found += coco_results(row)
+        if coco:
+            found += coco_results(row)
         yield {"objects": [], **row} if boxes else row
     if coco:
         write_text(coco, json.dumps(found) + "\n")

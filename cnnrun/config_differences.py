@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cnnrun.errors import ConfigError, printable
 from cnnrun.experiment import Experiment
-from cnnrun.labelling import MOST_LINES
+from cnnrun.labelling import first_lines
 from cnnrun.progress import say
 
 # What changes no bit of the result: where pictures are kept, how they are read (tests/test_same_bits.py), when to save.
@@ -36,8 +36,7 @@ def check_config_fits_run(config: Path, given: Experiment, run: Path, trained: E
     if other := [
         line for key, line in lines.items() if key.startswith(_MEASURED_BY) and not key.startswith(_TRAINED_BY)
     ]:
-        more = [f"... and {len(other) - MOST_LINES} more settings"] if len(other) > MOST_LINES else []
-        raise ConfigError(*other[:MOST_LINES], *more, f"train it, or name the run instead of the config: {run}")
+        raise ConfigError(*first_lines(other, "settings"), f"train it, or name the run instead of the config: {run}")
     for line in lines.values():
         say(f"{line}; what that run learned is used")
 

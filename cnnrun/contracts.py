@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, ClassVar, Self
@@ -157,13 +158,18 @@ class Split:
 class BadBox:
     """A box that is not what it should be: in which split, which (file and id), and what is wrong with it.
 
-    `cut` says that it reaches out of its picture and is used as far as it lies inside.
+    `used` says that it is used all the same, as far as it lies inside its picture.
     """
 
     split: str
     name: str
     what: str
-    cut: bool = False
+    used: bool = False
+
+    @property
+    def kind(self) -> str:
+        """What is wrong, without the numbers of this box."""
+        return re.split(r" \(| of its picture| as ", self.what)[0]
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnrun.contracts import Pair, Shape, Split
-from cnnrun.errors import DataError, Lost, Unreadable, printable
+from cnnrun.errors import DataError, Lost, Unreadable
 from cnnrun.files import Files
-from cnnrun.labelling import MOST_LINES
+from cnnrun.labelling import first_lines, listed
 from cnnrun.pictures import Image, Opened, fitted, named, opened, opened_pixels, read
 from cnnrun.records import RECORD, describe, summarize
 
@@ -29,7 +29,7 @@ class Stuck(Lost):
     """Pictures whose reading does not end."""
 
     def __init__(self, seconds: float, names: Sequence[str]) -> None:
-        shown = ", ".join(map(printable, names[:8])) or "pictures"
+        shown = listed(names, 8) or "pictures"
         super().__init__(f"reading {shown} does not end: nothing came for {seconds:g} s (data.timeout)")
         self.seconds = seconds
 
@@ -154,7 +154,7 @@ class Decoder:
 
         self._run(run, decode, len(numbers))
         if unread:
-            raise Unreadable(*sorted(unread)[:MOST_LINES])
+            raise Unreadable(*first_lines(sorted(unread), "files"))
         summarize(made.records, made.pixels)
         return made
 

@@ -37,10 +37,16 @@ def unreadable_names() -> Iterator[None]:
         raise DataError(f"{name}: cannot be read ({error.strerror})") from None
 
 
-def listed(names: Sequence[str]) -> str:
-    """Names for a message; of many the first, and how many more there are."""
-    more = [f"and {len(names) - MOST_LINES:,} more"] if len(names) > MOST_LINES else []
-    return ", ".join([*map(printable, names[:MOST_LINES]), *more])
+def listed(names: Sequence[str], most: int = MOST_LINES) -> str:
+    """Names for a message; of more than `most` the first, and how many more there are."""
+    shown = ", ".join(map(printable, names[:most]))
+    return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
+def first_lines(lines: Sequence[str], what: str) -> list[str]:
+    """The first lines for a message, and how many more `what` there are."""
+    more = [f"... and {len(lines) - MOST_LINES:,} more {what}"] if len(lines) > MOST_LINES else []
+    return [*lines[:MOST_LINES], *more]
 
 
 def refuse(problems: Iterable[str]) -> None:

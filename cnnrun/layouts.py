@@ -11,7 +11,7 @@ from typing import Any
 from cnnrun.bounded_files import read_bytes, read_json_bytes
 from cnnrun.errors import ConfigError, DataError, printable
 from cnnrun.files import is_clutter
-from cnnrun.labelling import split_name, unreadable_names
+from cnnrun.labelling import listed, split_name, unreadable_names
 from cnnrun.pictures import SUFFIX_LIST, is_picture_name
 from cnnrun.table_files import Rows, read_rows
 
@@ -148,9 +148,7 @@ def _coco(path: Path) -> ConfigError:
 
 
 def _detection(path: Path, what: str, pictures: int, objects: dict[str, int]) -> ConfigError:
-    counts = ", ".join(
-        f"{printable(name)} {count:,}" for name, count in sorted(objects.items(), key=lambda p: -p[1])[:20]
-    )
+    counts = listed([f"{name} {count:,}" for name, count in sorted(objects.items(), key=lambda p: -p[1])])
     return ConfigError(
         f"{printable(str(path))}: {what} of {pictures:,} pictures, objects: {counts or 'none'}",
         "that is for object detection (task: detect), for which init writes no config yet: copy configs/bccd.yaml and "

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cnnrun.audit import Columns, Leaks, leaks
+from cnnrun.audit import Columns, Leaks, leaks, twins
 from cnnrun.contracts import Split
 from cnnrun.dataset import Dataset, Examples, Index, told
 from cnnrun.errors import DataError, printable
@@ -45,9 +45,28 @@ def _groups(examples: Examples) -> Tensor:
     return torch.full((len(examples),), -1) if groups is None else groups[examples.source_rows]
 
 
+def differing_objects(dataset: Dataset, table: Columns) -> list[NDArray[np.int64]]:
+    """Sets of samples that are one picture, with other boxes each: what one is taught is background to the other."""
+    if dataset.splits["train"].objects is None:
+        return []
+    return [group for group in twins(table.pixels_N) if len({_objects_of(dataset, table, int(n)) for n in group}) > 1]
+
+
+def _objects_of(dataset: Dataset, table: Columns, sample: int) -> bytes:
+    split, number = table.place(sample)
+    objects = dataset.splits[split].objects
+    assert objects is not None
+    own = objects.only(torch.tensor([number])).columns
+    return b"".join(own[name].numpy().tobytes() for name in ("boxes", "objects"))
+
+
 def without_leaks(dataset: Dataset, policy: str, apart: bool) -> Dataset:
     """The data set once its leaks are dealt with as the config says. Raises DataError."""
     table = columns(dataset)
+    if differing := differing_objects(dataset, table):
+        example = " and ".join(_named(dataset, table, int(sample)) for sample in differing[0][:2])
+        note = f"{len(differing):,} picture(s) stand again with other boxes, such as {example}"
+        dataset = replace(dataset, notes=(note, *dataset.notes))
     found = leaks(table, apart)
     if not found:
         count, more = len(table.split_N), ", no class in two splits" if apart else ""
@@ -78,19 +97,20 @@ def without_leaks(dataset: Dataset, policy: str, apart: bool) -> Dataset:
     return replace(dataset, splits=splits, left_out=(*dataset.left_out, *out), notes=notes)
 
 
+def _named(dataset: Dataset, table: Columns, sample: int) -> str:
+    split, number = table.place(sample)
+    each = dataset.splits[split]
+    label = int(table.label_N[sample])
+    name = dataset.facts.classes[label] if "labels" in each.targets and dataset.facts.classes else ""
+    return printable(f"{each.name(number)} ({split}{', ' if name else ''}{name})")
+
+
 def _described(dataset: Dataset, table: Columns, found: Leaks) -> list[str]:
     """A line a kind of leak, with how many and an example."""
 
-    def shown(sample: int) -> str:
-        split, number = table.place(sample)
-        each = dataset.splits[split]
-        label = int(table.label_N[sample])
-        name = dataset.facts.classes[label] if "labels" in each.targets and dataset.facts.classes else ""
-        return printable(f"{each.name(number)} ({split}{', ' if name else ''}{name})")
-
     def pair(group: NDArray[np.int64], over: NDArray[np.int64]) -> str:
         other = group[over[group] != over[group[0]]][0]
-        return f"{shown(int(group[0]))} and {shown(int(other))}"
+        return f"{_named(dataset, table, int(group[0]))} and {_named(dataset, table, int(other))}"
 
     kinds = (
         (found.across, table.split_N, "picture(s) in more than one split"),

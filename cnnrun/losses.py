@@ -17,6 +17,7 @@ from cnnrun.batch import Batch
 from cnnrun.batches import TrainingBatches
 from cnnrun.checkpoint import Parts
 from cnnrun.errors import CheckpointError, NonFiniteError, printable
+from cnnrun.labelling import listed
 from cnnrun.learner import Job, Learner
 
 # Steps between a step and the look at its numbers. A GPU is given one step's work before the last one's is looked at,
@@ -109,7 +110,7 @@ class Losses:
     def _lines(self, step: int, what: str, first: str) -> list[str]:
         examples = self._job.dataset.splits["train"]
         names = [printable(examples.name(int(i))) for i in self._batches.indices(step)]
-        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        shown = listed(names, 8)
         return [
             f"{what} at step {step}; nothing of it was saved, the last checkpoint stands",
             f"first that is not finite: {first}",
@@ -144,7 +145,7 @@ def first_nonfinite(learner: Learner, batch: Batch, bad: list[str], loss_is_fini
     """
     layer = _first_layer(learner.body, batch)  # on all ranks, for synchronised norms
     if bad:
-        return 0, f"the picture {', '.join(bad[:8])}"
+        return 0, f"the picture {listed(bad, 8)}"
     if layer:
         return 1, layer
     for name, value in learner.moving.items():

@@ -21,6 +21,7 @@ from cnnrun.explain.slopes import gradcam
 from cnnrun.explain.subject import Explanation, Shown, Subject, some
 from cnnrun.explain.top import top
 from cnnrun.explain.worst import Mistake, Worst, worst
+from cnnrun.labelling import listed
 from cnnrun.network import flops
 from cnnrun.outline import outline
 from cnnrun.page import as_image
@@ -100,7 +101,7 @@ def _notes(seen: Seen) -> list[str]:
     heat = chosen.get(TEMPERATURE)
     notes = [f"Calibrated: probabilities are at temperature {heat:.4g}."] if heat else []
     others = [f"{name} {value:.4g}" for name, value in chosen.items() if name != TEMPERATURE]
-    return notes + ([f"Chosen on val: {', '.join(others[:20])}."] if others else [])
+    return notes + ([f"Chosen on val: {listed(others)}."] if others else [])
 
 
 def _headline(seen: Seen) -> list[dict[str, str]]:
@@ -294,7 +295,7 @@ def _data(seen: Seen) -> dict[str, Any]:
     facts = seen.subject.given.facts
     source = seen.experiment.data.source
     what = [number.name for number in facts.numbers] or list(facts.classes)
-    shown = ", ".join(what[:20]) + (f" and {len(what) - 20} more" if len(what) > 20 else "")
+    shown = listed(what)
     rows = [[name, f"{count:,}"] for name, count in facts.counts.items()]
     return {"source": source.kind, "what": shown, "rows": rows}
 

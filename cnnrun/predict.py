@@ -18,6 +18,7 @@ from cnnrun.boxes import Mark
 from cnnrun.contracts import Facts
 from cnnrun.errors import ConfigError, DataError, printable
 from cnnrun.files import is_clutter
+from cnnrun.labelling import listed
 from cnnrun.panels import marked
 from cnnrun.pictures import SUFFIX_LIST, Image, is_picture_name, named, opened, read, viewed
 from cnnrun.sheet import write_png
@@ -93,7 +94,7 @@ def with_scores(task: TaskSpec, written: Sequence[str], facts: Facts) -> TaskSpe
         except ValueError:
             value = -1.0
         if not 0 <= value < 1 or (name and name not in facts.classes):
-            known = ", ".join(facts.classes[:20])
+            known = listed(facts.classes)
             raise ConfigError(f"--score {printable(each)}: give a number below 1, or class=number (classes: {known})")
         scores |= {name: value} if name else dict.fromkeys(facts.classes, value)
     return task.model_copy(update={"score": scores})

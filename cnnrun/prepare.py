@@ -19,8 +19,7 @@ from cnnrun.contracts import BadBox, Facts, Indexed, Shape, Split
 from cnnrun.dataset import Data, Dataset, Examples, Index, counted, numbers_of, remarks, targets_of
 from cnnrun.errors import DataError, printable
 from cnnrun.files import Files
-from cnnrun.labelling import MOST_LINES
-from cnnrun.labelling import listed as shortened
+from cnnrun.labelling import first_lines, listed
 from cnnrun.leakage import copies_together, without_leaks
 from cnnrun.objects import COLUMNS
 from cnnrun.pictures import Image
@@ -154,22 +153,20 @@ def _without_bad(
 
 
 def _of_boxes(bad: Sequence[BadBox]) -> list[str]:
-    """How many boxes are left out, and cut, with an example of each."""
-    out, cut = [each for each in bad if not each.cut], [each for each in bad if each.cut]
-    return [
-        f"{len(found):,} boxes {what}, such as {found[0].name}: {found[0].what}"
-        for found, what in ((out, "are left out (data.bad_boxes: skip)"), (cut, "are cut at their pictures' edges"))
-        if found
-    ]
+    """How many boxes are left out, and used although they are of some doubtful kind, with an example of each."""
+    kinds: dict[str, list[BadBox]] = {}
+    for each in bad:
+        what = f"used as far as they lie inside ({each.kind})" if each.used else "left out (data.bad_boxes: skip)"
+        kinds.setdefault(what, []).append(each)
+    return [f"{len(of):,} boxes are {what}, such as {of[0].name}: {of[0].what}" for what, of in kinds.items()]
 
 
 def refuse_bad_boxes(indexed: Index, policy: str) -> None:
     """Raises DataError with the boxes that cannot be used, unless they are to be left out."""
-    wrong = [each for each in indexed.source.bad_boxes if not each.cut]
+    wrong = [each for each in indexed.source.bad_boxes if not each.used]
     if wrong and policy == "error":
-        more = [f"... and {len(wrong) - MOST_LINES} more boxes"] if len(wrong) > MOST_LINES else []
-        lines = [f"{each.name}: {each.what}" for each in wrong[:MOST_LINES]]
-        raise DataError(*lines, *more, "mend or remove them, or leave them out with data.bad_boxes: skip")
+        lines = first_lines([f"{each.name}: {each.what}" for each in wrong], "boxes")
+        raise DataError(*lines, "mend or remove them, or leave them out with data.bad_boxes: skip")
 
 
 def refuse_missing_files(indexed: Index, policy: str) -> None:
@@ -193,9 +190,8 @@ def _refuse_all_bad(split: str, count: int, reasons: list[str]) -> None:
 
 def _refuse_bad_files(reasons: list[str]) -> None:
     if reasons:
-        more = [f"... and {len(reasons) - MOST_LINES} more files"] if len(reasons) > MOST_LINES else []
         advice = "mend or remove them, or leave them out with data.bad_files: skip"
-        raise DataError(*reasons[:MOST_LINES], *more, advice)
+        raise DataError(*first_lines(reasons, "files"), advice)
 
 
 def _other_size(split: Split, rows: Tensor, kept: Stored) -> dict[int, str]:
@@ -219,7 +215,7 @@ def _remarks(dataset: Dataset, apart: bool) -> list[str]:
         if not apart and (counts := counted(examples.all_targets(), len(classes))):
             missing = [name for name, count in zip(classes, counts, strict=True) if not count]
             what = "picture" if "labels" in examples.targets else "object"
-            lines += [f"no {what} of {shortened(missing)} in {split}"] if missing else []
+            lines += [f"no {what} of {listed(missing)} in {split}"] if missing else []
         lines += _dark(dataset.stored[split], examples, split)
         kept = dataset.stored[split].records
         misnamed: Any = [] if kept is None else np.flatnonzero(kept()["misnamed"][examples.rows.numpy()])

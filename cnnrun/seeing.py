@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cnnrun.contracts import Shape
 from cnnrun.errors import ConfigError, printable
+from cnnrun.labelling import listed
 from cnnrun.network import Built, Network
 from cnnrun.receptive import Signal
 from cnnrun.spec import nearest
@@ -72,17 +73,17 @@ def located(
         return convs[-1] if convs else suits[-1]
     found = [place for place in known if word in place.words()]
     if len(found) > 1:
-        names = ", ".join(place.module for place in found[:_MOST_NAMED])
+        names = listed([place.module for place in found], _MOST_NAMED)
         raise ConfigError(f"{option} {printable(word)}: stands {len(found)} times in the network; say which: {names}")
     if found and found[0] in suits:
         return found[0]
-    listed = ", ".join(place.title for place in suits[:_MOST_NAMED])
-    more = f", and {len(suits) - _MOST_NAMED} more (`cnnrun summary`)" if len(suits) > _MOST_NAMED else ""
+    known_suits = listed([place.title for place in suits], _MOST_NAMED)
+    known_suits += " (`cnnrun summary`)" if len(suits) > _MOST_NAMED else ""
     if found:
         shape = "x".join(map(str, found[0].shape))
-        raise ConfigError(f"{option} {printable(word)}: gives {shape}, without {need}; such layers are: {listed}{more}")
+        raise ConfigError(f"{option} {printable(word)}: gives {shape}, without {need}; such layers are: {known_suits}")
     near = nearest(word, sorted({each for place in suits for each in place.words()}))
-    raise ConfigError(f"{option} {printable(word)}: no such layer{near} (layers with {need}: {listed}{more})")
+    raise ConfigError(f"{option} {printable(word)}: no such layer{near} (layers with {need}: {known_suits})")
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from cnnrun.dataset import Dataset, Examples
 from cnnrun.decoding import Decoder
 from cnnrun.errors import SelftestError
 from cnnrun.experiment import Experiment, parse
+from cnnrun.labelling import listed
 from cnnrun.learnable import ready_to_train
 from cnnrun.learner import Job, Learner
 from cnnrun.optim import AdamW
@@ -331,8 +332,7 @@ def reached(bench: Bench) -> Verdict:
     _loss(learner, job, bench.batch(min(16, bench.experiment.train.batch)), 0)
     learning = [(name, each) for name, each in learner.both.named_parameters() if each.requires_grad]
     without = [name for name, each in learning if each.grad is None or not bool(each.grad.any())]
-    shown = ", ".join(name.removeprefix("network.") for name in without[:3])
-    found = f"none for {shown}" + (f" and {len(without) - 3} more" if len(without) > 3 else "")
+    found = f"none for {listed([name.removeprefix('network.') for name in without], 3)}"
     return Verdict("gradients reach every weight", not without, found if without else f"{len(learning)} tensors")
 
 

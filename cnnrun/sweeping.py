@@ -27,6 +27,7 @@ from cnnrun.errors import (
     printable,
 )
 from cnnrun.experiment import Experiment, load
+from cnnrun.labelling import first_lines
 from cnnrun.learner import monitored_numbers
 from cnnrun.locks import Locked, hold
 from cnnrun.progress import say
@@ -295,7 +296,9 @@ def _told(study: Any, base: Experiment, config: Path, plain: Sequence[str], fold
     ]
     made: dict[str, Any] = {"name": base.name, "monitor": base.train.monitor, "trials": rows}
     if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        raise ConfigError("no trial came to its end", *(f"trial {row['trial']}: {row['why']}" for row in rows[:5]))
+        raise ConfigError(
+            "no trial came to its end", *first_lines([f"trial {row['trial']}: {row['why']}" for row in rows], "trials")
+        )
     best = study.best_trial
     path = folder / "best.yaml"
     header = f"# The best of {len(rows)} trials of `cnnrun sweep`: {base.train.monitor} {best.value:.6g}\n"

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cnnrun.dataset import Examples
 from cnnrun.errors import ConfigError, printable
+from cnnrun.labelling import listed
 from cnnrun.network import Built, build
 from cnnrun.panels import picture_of
 from cnnrun.plots import Plot
@@ -151,8 +152,8 @@ def aimed(said: Said, target: str | None, shown: Shown, itself: bool = False) ->
     if said.names:
         if target is not None and target not in said.names:
             near = nearest(target, said.names)
-            known = ", ".join(map(printable, said.names[:20]))
-            raise ConfigError(f"--target {printable(target)}: the network says nothing of it{near} (known: {known})")
+            known = f"known: {listed(said.names)}"
+            raise ConfigError(f"--target {printable(target)}: the network says nothing of it{near} ({known})")
         meant = said.meant_B if target is None else torch.full_like(said.meant_B, said.names.index(target))
         direction = torch.nn.functional.one_hot(meant, len(said.names)).to(said.raw_BK.dtype)
         return Aim(direction, [said.names[each] for each in meant.tolist()], said.what, said.local)

@@ -25,6 +25,7 @@ from cnnrun.average_precision import (
 from cnnrun.boxes import Mark, areas, overlaps
 from cnnrun.contracts import CannotPass, Facts, Shape, need_picture
 from cnnrun.dense import PLACE, DenseHead, Detections, stride_of
+from cnnrun.labelling import listed
 from cnnrun.plots import Plot, Series
 from cnnrun.taskspec import Better, Criterion, Level, Measured, Results, Said, TaskSpec, View
 
@@ -171,7 +172,7 @@ class Detect(TaskSpec):
         if unknown := [
             name for name in (self.score if isinstance(self.score, dict) else ()) if name not in facts.classes
         ]:
-            return f"score: there is no class {unknown[0]!r}; the data has {', '.join(facts.classes[:20])}"
+            return f"score: there is no class {unknown[0]!r}; the data has {listed(facts.classes)}"
         return None
 
     def remarks(self, levels: Sequence[Level], targets: dict[str, Tensor], facts: Facts) -> list[str]:

@@ -184,7 +184,7 @@ def test_bad_boxes_are_named_with_file_and_object(tmp_path, box, words, kept):
 
     assert bad.name.endswith("a.xml: object 2")
     assert re.search(words, bad.what)
-    assert bad.cut is kept
+    assert bad.used is kept
     if kept:
         assert any("are cut at their pictures' edges" in note for note in prepared(tmp_path).notes)
         return
