@@ -111,4 +111,5 @@ def distinguishable(names: Sequence[str]) -> list[str]:
 
 
 def _has_invisible(name: str) -> bool:
-    return any(unicodedata.category(letter) in _INVISIBLE for letter in name) or name != name.strip()
+    odd = (unicodedata.category(letter) in _INVISIBLE or (letter.isspace() and letter != " ") for letter in name)
+    return any(odd) or name != name.strip()

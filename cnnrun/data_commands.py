@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cnnrun import cache, manifest
@@ -21,8 +22,8 @@ from cnnrun.assemble import initial
 from cnnrun.atomic_files import Folder, make_folder, storage_errors, write_new
 from cnnrun.auditing import look_through
 from cnnrun.batches import TrainingBatches
-from cnnrun.contracts import Facts, SourceSpec, Split
-from cnnrun.dataset import HOLD_OUT_KEYS, Index, index
+from cnnrun.contracts import Facts, Split
+from cnnrun.dataset import HOLD_OUT_KEYS, HoldOut, Index, index
 from cnnrun.errors import ConfigError, DataError, UserError, printable, safe_cell
 from cnnrun.event_file import EventFile
 from cnnrun.experiment import Experiment
@@ -33,7 +34,7 @@ from cnnrun.prepare import Decoded, decode, prepare, settle
 from cnnrun.progress import bar
 from cnnrun.randomness import key, permutation
 from cnnrun.sheet import sheet, write_png
-from cnnrun.splitting import folds, held_out
+from cnnrun.splitting import folds, held_out, sets_of_copies
 from cnnrun.taskspec import TaskSpec
 
 
@@ -137,20 +138,22 @@ class Parts:
 
 def divided(experiment: Experiment, parts: Parts, out: Path) -> dict[str, Any]:
     """Write a table with a split for each of the source's files; what it splits already stays so."""
-    source: SourceSpec = experiment.data.source
+    source = experiment.data.source
     if source.targets != "labels":
         raise DataError(f"{source.kind} cannot be divided into a table, which has one label a picture; use data.split")
     if experiment.data.split.by == "label":
         raise ConfigError("data split divides by picture; whole classes are held out by the config's own data.split")
-    indexed = source.read()
+    looked = index(experiment.data.model_copy(update={"split": HoldOut(val=0.0, test=0.0)}))
+    indexed = looked.source
     paths = manifest.files_of(_files(each) for each in indexed.splits.values() if isinstance(each.pictures, Files))
     if not paths:
         raise DataError("only sources of picture files can be divided: folder and table")
-    root = _root(paths)
+    root, decoded = _root(paths), decode(experiment.data, looked, bar)
     rows: list[dict[str, str]] = []
     for name, split in indexed.splits.items():
         groups, written = _groups(split, parts.group_by)
-        columns = _columns(name, split, groups, parts, set(indexed.splits))
+        digests = decoded.stored[name].digests()
+        columns = _columns(name, split, _with_copies(digests, groups), parts, set(indexed.splits))
         for number in range(len(split)):
             path = _path_cell(os.path.relpath(str(split.pictures[number]), root))
             label = indexed.classes[int(split.targets["labels"][number])]
@@ -181,6 +184,13 @@ def _path_cell(path: str) -> str:
             f"{printable(path)}: a table cannot name a file with control characters or bytes that are no text"
         )
     return f"./{path}" if safe_cell(path) != path else path  # the same file, and no formula
+
+
+def _with_copies(digests_N: NDArray[np.uint64], groups: Tensor | None) -> Tensor | None:
+    """The groups, such that all copies of a picture are in one; None where there is neither a group nor a copy."""
+    if len(np.unique(digests_N)) == len(digests_N):
+        return groups
+    return torch.from_numpy(sets_of_copies(digests_N, None if groups is None else groups.numpy()))
 
 
 def _columns(name: str, split: Split, groups: Tensor | None, parts: Parts, there: set[str]) -> dict[str, list[str]]:

@@ -235,11 +235,16 @@ def remarks(indexed: Index) -> list[str]:
     """What of the classes is worth a line: names that look alike, numbers that may stand for no label."""
     names = indexed.source.classes
     lines = [f"classes {' and '.join(distinguishable(group))} differ in writing alone" for group in alike_names(names)]
+    counts = indexed.class_counts() if "labels" in indexed.splits["train"][0].targets and not indexed.by_label else ()
+    if len(names) > _MANY_CLASSES and sum(count == 1 for count in counts) > len(names) / 2:
+        what = f"{len(names):,} classes for {sum(counts):,} training pictures, most of them with one"
+        lines.append(f"{what}: is the label a number (task: regress), or another name for each picture?")
     if odd := questionable_numbers(names):
         lines.append(f"the classes are numbers, and {listed(odd)} is far from the others: a label, or none?")
     return lines
 
 
+_MANY_CLASSES = 30  # from here on one with a single picture each is asked about
 HOLD_OUT_KEYS = {"test": 1, "val": 2}
 
 

@@ -14,7 +14,7 @@ from cnnrun.audit import Columns, Leaks, leaks, twins
 from cnnrun.contracts import Split
 from cnnrun.dataset import Dataset, Examples, Index, told
 from cnnrun.errors import DataError, printable
-from cnnrun.splitting import kept_together
+from cnnrun.splitting import kept_together, sets_of_copies
 from cnnrun.store import Stored
 
 
@@ -136,10 +136,11 @@ def copies_together(
     for number, name in enumerate(names):
         side_N[indexed.splits[name][1].numpy()] = number
     kept = stored[id(split)]
-    groups = None if split.groups is None else split.groups.numpy()
-    together_N = kept_together(side_N, kept.digests(), groups)
+    sets_N = sets_of_copies(kept.digests(), None if split.groups is None else split.groups.numpy())
+    labels_N = split.targets.get("labels", torch.zeros(len(split), dtype=torch.int64)).numpy()
+    together_N = kept_together(side_N, sets_N, labels_N)
     moved = int((together_N != side_N).sum())
-    if not moved or len(np.unique(together_N)) < len(np.unique(side_N)):  # none may be emptied; it is told as a leak
+    if not moved:
         return wanted, 0
     made = {name: (split, torch.from_numpy(np.flatnonzero(together_N == n))) for n, name in enumerate(names)}
     return {name: made.get(name, pair) for name, pair in wanted.items()}, moved

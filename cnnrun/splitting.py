@@ -26,19 +26,37 @@ def held_out(labels_N: Tensor, groups_N: Tensor | None, part: float, seed: int) 
     return held
 
 
-def kept_together(
-    side_N: NDArray[np.int64], pixels_N: NDArray[np.uint64], groups_N: NDArray[np.int64] | None
-) -> NDArray[np.int64]:
-    """The sides with all copies of a picture on that of the first of them; a group goes with each of its pictures."""
+def sets_of_copies(pixels_N: NDArray[np.uint64], groups_N: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    """The set that each sample is in, as the number of the first in it: copies of one picture, and whole groups."""
     _, copy_N = np.unique(pixels_N, return_inverse=True)
-    first_N = np.arange(len(side_N))
+    first_N = np.arange(len(pixels_N))
     while True:
         before = first_N
         for of_one in (copy_N, groups_N):
             if of_one is not None:
                 first_N = _least_of_each(first_N, of_one)
         if groups_N is None or np.array_equal(before, first_N):
-            return side_N[first_N]
+            return first_N
+
+
+def kept_together(
+    side_N: NDArray[np.int64], set_N: NDArray[np.int64], labels_N: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The sides with every set on one of them: those that were torn are divided anew, in the same shares.
+
+    No side is left empty: where there are too few sets for that, they stay as they are.
+    """
+    low, high = np.full(len(set_N), side_N.max()), np.full(len(set_N), side_N.min())
+    np.minimum.at(low, set_N, side_N)
+    np.maximum.at(high, set_N, side_N)
+    torn = (low != high)[set_N]
+    if not torn.any():
+        return side_N
+    sides, counts = np.unique(side_N[torn], return_counts=True)
+    numbers, sets = torch.from_numpy(labels_N[torn]), torch.from_numpy(set_N[torn])
+    made = side_N.copy()
+    made[torn] = sides[_grouped(numbers, sets, 0, (counts / counts.sum()).tolist()).numpy()]
+    return made if len(np.unique(made)) == len(np.unique(side_N)) else side_N
 
 
 def _least_of_each(values_N: NDArray[np.int64], sets_N: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ import pytest
 from conftest import save_picture
 from PIL import Image as Pil
 
-from cnnrun import __version__
+from cnnrun import __version__, rows
 from cnnrun.errors import StorageError
 
 
@@ -75,10 +75,35 @@ def test_predict_on_folders_as_text_csv_and_json(trained_run, tmp_path, run_cli)
     assert code == 0
     assert [Path(row["path"]).name for row in rows] == [f"{i}.png" for i in range(5)]
     _, out, _ = run_cli("predict", tmp_path / "in", "--run", trained_run, "--json", "--batch", 3)
-    labels = [json.loads(line)["label"] for line in out.splitlines()]
+    told = [json.loads(line) for line in out.splitlines()]
+    labels = [row["label"] for row in told]
     assert labels == [row["label"] for row in rows]
+    for row, of in zip(rows, told, strict=True):
+        ranks = ["", *(f" {rank}" for rank in range(2, 6))]
+        cells = [(row[f"label{rank}"], float(row[f"probability{rank}"])) for rank in ranks]
+        assert [label for label, _ in cells] == [each["label"] for each in of["top"]]
+        assert [value for _, value in cells] == pytest.approx([each["probability"] for each in of["top"]], abs=1e-6)
     _, out, _ = run_cli("predict", tmp_path / "in" / "0.png", "--run", trained_run)
     assert out.startswith(f"{tmp_path}/in/0.png: {labels[0]} ")
+
+
+def test_no_cell_of_a_table_is_a_list_that_names_could_break(capsys):
+    names = ["a;b=1", "a", "present a"]
+    top = [{"label": name, "probability": 0.5} for name in names]
+    scores = dict.fromkeys(names, 0.25)
+    for row, columns in (
+        ({"label": names[0], "probability": 0.5, "top": top}, ["label", "label 2", "label 3"]),
+        ({"labels": names[1:], "probabilities": scores}, [f"present {name}" for name in names]),
+        (
+            {"person": None, "similarity": 0.5, "matches": [{"person": n, "similarity": 0.5} for n in names]},
+            [f"person {n}" for n in (1, 2, 3)],
+        ),
+    ):
+        rows.write_all([{"path": "p", **row}], False, True)
+        (read,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+        assert len(read) == len(set(read))
+        cells = [read[column] for column in columns]
+        assert cells == (["0", "1", "1"] if "labels" in row else names)
 
 
 def test_predict_names_bad_files_goes_on_and_leaves_with_8(trained_run, tmp_path, run_cli):

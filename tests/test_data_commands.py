@@ -14,6 +14,8 @@ from PIL import Image as Pil
 
 from cnnrun import experiment
 from cnnrun.dataset import index
+from cnnrun.prepare import prepare
+from cnnrun.progress import bar
 
 CONFIG = """
 task: classify
@@ -22,6 +24,8 @@ data:
   image: {{size: 16, channels: 3}}
   split: {{val: 0.25}}
 model: [flatten]
+train:
+  batch: 8
 """
 
 
@@ -270,3 +274,120 @@ def test_a_sheet_shows_what_training_sees(run_cli, config, tmp_path):
     before = out.read_bytes()
     run_cli("data", "show", config, *words, "--out", out)
     assert out.read_bytes() == before
+
+
+WIDE = CONFIG.replace("channels: 3", "channels: 1") + "  epochs: 1\n"
+
+
+@pytest.mark.parametrize(("peak", "levels"), [(4095, 16), (16383, 64), (65535, None)])
+def test_sixteen_bits_of_which_few_are_used_are_told_everywhere(run_cli, tmp_path, peak, levels):
+    for number in range(20):
+        path = tmp_path / "p" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, peak, (12, 12), dtype=np.uint16)
+        pixels[0, 0] = peak
+        Pil.fromarray(pixels).save(path)
+    config = tmp_path / "c.yaml"
+    config.write_text(WIDE.format(root=tmp_path / "p"))
+    words = f"have no value above {peak:,} of 65,535, which leaves {levels} of 256 grey levels"
+    for command in (["check"], ["data", "check"], ["train", "--no-report", "--runs", tmp_path / "runs"]):
+        code, out, err = run_cli(*command, config)
+        assert code == 0, err
+        assert (words in out + err) == (levels is not None)
+
+
+def test_copies_of_a_picture_are_on_one_side_of_a_split_of_ours(run_cli, tmp_path):
+    for number in range(40):
+        photo(tmp_path / "p" / "ab"[number % 2] / f"{number:02}.png", number // 8 * 2 + number % 2)  # four copies each
+    config = tmp_path / "c.yaml"
+    config.write_text(CONFIG.format(root=tmp_path / "p"))
+    code, out, err = run_cli("check", config, "train.batch=2", "data.split.test=0.2")
+    assert code == 0, err
+    assert "moved within data.split, so that copies of a picture are on one side" in out
+    made = experiment.load(config, ["train.batch=2", "data.split.test=0.2"])
+    data = prepare(made.data, index(made.data), bar)
+    sides = {}
+    for name, split in data.splits.items():
+        for number in range(len(split)):
+            sides.setdefault(Path(split.name(number)).read_bytes(), set()).add(name)
+    assert len(sides) == 10
+    assert all(len(names) == 1 for names in sides.values())
+    assert sum(data.facts.counts.values()) == 40
+    alone = prepare(made.data, index(made.data), bar, ["val"])
+    assert [alone.splits["val"].name(n) for n in range(len(alone.splits["val"]))] == [
+        data.splits["val"].name(n) for n in range(len(data.splits["val"]))
+    ]
+    run_cli("data", "split", config, "--out", tmp_path / "s.csv", "--val", "0.3", "--test", "0")
+    by_bytes = {}
+    for row in rows(tmp_path / "s.csv"):
+        by_bytes.setdefault((tmp_path / "p" / row["path"]).read_bytes(), set()).add(row["split"])
+    assert {len(names) for names in by_bytes.values()} == {1}
+    assert {name for names in by_bytes.values() for name in names} == {"train", "val"}
+
+
+def test_data_check_leaves_as_training_would(run_cli, tmp_path):
+    for number in range(12):
+        photo(tmp_path / f"{number}.png", number)
+    lines = [f"{number}.png,{16777216 + number}" for number in range(12)]
+    (tmp_path / "t.csv").write_text("path,y\n" + "\n".join(lines) + "\n")
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        f"task: regress\ndata: {{source: {{table: {{path: {tmp_path}/t.csv, numbers: y}}}}, "
+        "image: {size: 16, channels: 3}, split: {val: 0.25}}\nmodel: [flatten]\ntrain: {batch: 2}\n"
+    )
+    answers = [run_cli(*words, config)[::2] for words in (["check"], ["data", "check"], ["train", "--no-report"])]
+    assert {code for code, _ in answers} == {2}
+    told = [[line for line in err.splitlines() if "too finely" in line] for _, err in answers]
+    assert told[0] == told[1] == told[2] != []
+    found = json.loads(run_cli("data", "check", config, "--json")[1])
+    assert found["refused"] == {"lines": told[0], "exit_code": 2}
+
+
+def test_one_name_is_no_twin_of_itself(run_cli, tmp_path):
+    entry = {"width": 48, "height": 48}
+    images = [{"id": n, "file_name": f"{n}.png", **entry} for n in range(8)]
+    boxes = [{"id": n, "image_id": n, "category_id": 1, "bbox": [4, 4, 9, 9]} for n in range(8)]
+    for number in range(8):
+        photo(tmp_path / f"{number}.png", number)
+    (tmp_path / "train.json").write_text(
+        json.dumps({"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "x"}]})
+    )
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        f"task: detect\ndata: {{source: {{coco: {{train: {tmp_path}/train.json, val: {tmp_path}/train.json}}}}, "
+        "image: {size: 24, channels: 3}, leakage: keep}\n"
+        "model: [{conv: {out_channels: 4, stride: 8}}]\ntrain: {batch: 2}\n"
+    )
+    _, found = findings(run_cli, config)
+    assert "the same picture in several splits, byte for byte" in found
+    assert "file names that differ in case or in Unicode's form alone" not in found
+
+
+def test_two_truths_of_one_picture_and_boxes_that_stand_twice_are_told(run_cli, tmp_path):
+    entry = {"width": 48, "height": 48}
+    images = [{"id": n, "file_name": f"{n}.png", **entry} for n in range(8)]
+    boxes = [{"id": n, "image_id": n, "category_id": 1, "bbox": [4, 4 + n, 9, 9]} for n in range(8)]
+    boxes += [{**boxes[3], "id": 90}, {**boxes[4], "id": 91, "category_id": 2}]
+    for number in range(8):
+        photo(tmp_path / f"{number}.png", number if number != 1 else 0)
+    kinds = [{"id": 1, "name": "x"}, {"id": 2, "name": "y"}]
+    (tmp_path / "train.json").write_text(json.dumps({"images": images, "annotations": boxes, "categories": kinds}))
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        f"task: detect\ndata: {{source: {{coco: {tmp_path}/train.json}}, "
+        "image: {size: 24, channels: 3}, split: {val: 0.25}}\n"
+        "model: [{conv: {out_channels: 4, stride: 8}}]\ntrain: {batch: 2, epochs: 1}\n"
+    )
+    _, found = findings(run_cli, config)
+    assert found["the same picture with other boxes"]["count"] == 1
+    assert found["boxes: the same box and class"]["examples"][0][0].startswith(
+        f"{tmp_path}/train.json: annotation 90 of 3.png"
+    )
+    assert "with another class as annotation 4" in found["boxes: the same box with another class"]["examples"][0][0]
+    _, _, err = run_cli("train", config, "--no-report", "--runs", tmp_path / "runs")
+    for words in (
+        "picture(s) stand again with other boxes",
+        "the same box and class",
+        "the same box with another class",
+    ):
+        assert words in err

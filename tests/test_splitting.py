@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
 
 from cnnrun.sampling import Identities, balanced_order, identities_order, times_shown, uniform_order
-from cnnrun.splitting import combinations, folds, held_out, held_out_classes
+from cnnrun.splitting import combinations, folds, held_out, held_out_classes, kept_together, sets_of_copies
 
 labels = st.lists(st.integers(0, 4), min_size=6, max_size=120).map(torch.tensor)
 
@@ -149,3 +150,36 @@ def test_sets_of_labels_are_held_out_in_their_proportions():
     # Sets of which there are few are one: many rare sets would otherwise each give one.
     rare = torch.arange(512)[:, None].bitwise_and(2 ** torch.arange(9)) > 0
     assert int(held_out(combinations(rare, 10), None, 0.1, 0).sum()) == 51
+
+
+@given(st.data())
+def test_copies_and_groups_are_on_one_side_and_nothing_else_moves(data):
+    count = data.draw(st.integers(2, 40))
+    side = np.array(data.draw(st.lists(st.integers(0, 2), min_size=count, max_size=count)))
+    pixels = np.array(data.draw(st.lists(st.integers(0, 15), min_size=count, max_size=count)), np.uint64)
+    groups = np.array(data.draw(st.lists(st.integers(0, 20), min_size=count, max_size=count)))
+    groups = groups if data.draw(st.booleans()) else None
+    labels = np.array(data.draw(st.lists(st.integers(0, 3), min_size=count, max_size=count)))
+    sets = sets_of_copies(pixels, groups)
+    assert (sets <= np.arange(count)).all()
+    for same in (pixels, *([groups] if groups is not None else [])):
+        for value in np.unique(same):
+            assert len(np.unique(sets[same == value])) == 1
+    made = kept_together(side, sets, labels)
+    if len(np.unique(made)) == len(np.unique(side)) and (made != side).any():
+        assert all(len(np.unique(made[sets == each])) == 1 for each in np.unique(sets))
+    whole = [each for each in np.unique(sets) if len(np.unique(side[sets == each])) == 1]
+    assert (made == side)[np.isin(sets, whole)].all()
+
+
+def test_sets_that_were_torn_keep_the_shares():
+    pixels = np.repeat(np.arange(50), 4).astype(np.uint64)
+    side = (np.random.default_rng(0).random(200) < 0.2).astype(int)
+    made = kept_together(side, sets_of_copies(pixels, None), np.repeat(np.arange(2), 100))
+    assert abs(made.mean() - side.mean()) < 0.05
+    assert (made.reshape(50, 4) == made.reshape(50, 4)[:, :1]).all()
+
+
+def test_a_side_is_not_emptied():
+    side = np.array([0, 0, 1])
+    assert kept_together(side, sets_of_copies(np.ones(3, np.uint64), None), np.zeros(3, int)).tolist() == [0, 0, 1]

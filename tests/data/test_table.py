@@ -286,3 +286,53 @@ def test_one_kind_of_target_is_given(tmp_path):
     assert Table(path="t.csv").targets == "labels"
     assert Table(path="t.csv", labels="a").targets == "label sets"
     assert Table(path="t.csv", numbers="a").targets == "numbers"
+
+
+def labelled(tmp_path, cells: list[str], column="label", **settings) -> Table:
+    rows = [[path, label] for (path, _), label in zip(six(tmp_path), cells, strict=False)]
+    return Table(path=str(write(tmp_path / "t.csv", rows, ("path", column))), **settings)
+
+
+def test_quotes_behind_a_blank_are_no_part_of_a_label(tmp_path):
+    paths = [row[0] for row in six(tmp_path)]
+    lines = [
+        f'{path}, "{name}"' if i % 2 else f"{path},{name}"
+        for i, (path, name) in enumerate(zip(paths, "aabbcc", strict=True))
+    ]
+    (tmp_path / "t.csv").write_text("path,label\n" + "\n".join(lines) + "\n")
+    assert Table(path=str(tmp_path / "t.csv")).read().classes == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("word", ["nan", "None", "NA", "<NA>"])
+def test_a_label_that_is_missing_is_named_by_its_line_unless_it_is_listed(tmp_path, word):
+    labels = ["a", "b", word, "a", "b", word]
+    with pytest.raises(DataError) as refused:
+        labelled(tmp_path, labels).read()
+    assert [line.split(": ")[0].rpartition("/")[2] for line in refused.value.lines] == ["t.csv:4", "t.csv:7"]
+    assert (
+        labelled(tmp_path, labels, classes=["a", "b", word]).read().splits["train"].targets["labels"].tolist()
+        == [0, 1, 2] * 2
+    )
+
+
+def test_a_group_that_is_missing_is_named(tmp_path):
+    rows = [[*row, "nan" if number == 4 else "p"] for number, row in enumerate(six(tmp_path))]
+    path = write(tmp_path / "t.csv", rows, ("path", "label", "group"))
+    with pytest.raises(DataError, match=r"t.csv:6: group is 'nan', which stands for a missing value"):
+        Table(path=str(path)).read()
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [["a,b", "a", "b"], ["a|b", "b|c", "c|a"], ["a/b", "a/c", "b"], ["['a', 'b']", "['a']", "[]"], ['["a"]', "a", "b"]],
+)
+def test_a_list_of_labels_by_another_separator_is_named(tmp_path, cells):
+    with pytest.raises(DataError, match=r"t.csv:2: .* is a list, and labels are separated by ';' here"):
+        labelled(tmp_path, cells * 2, "tags", labels="tags").read()
+    classes = sorted(set(cells))
+    assert labelled(tmp_path, cells * 2, "tags", labels="tags", classes=classes).read().classes == tuple(classes)
+
+
+def test_names_with_commas_of_their_own_are_labels(tmp_path):
+    read = labelled(tmp_path, ["Smith, John; Doe, Jane", "Doe, Jane", "Smith, John"] * 2, "tags", labels="tags").read()
+    assert read.classes == ("Doe, Jane", "Smith, John")

@@ -1,0 +1,133 @@
+"""One reader of cells, one validator of names, one warning for names that are alike, one rule for what is no value."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cnnrun.class_names import (
+    alike_names,
+    check_class_names,
+    clean_cell,
+    distinguishable,
+    missing_problem,
+    numbered_classes,
+    questionable_numbers,
+)
+from cnnrun.errors import DataError
+from cnnrun.files import is_clutter
+from cnnrun.pictures import SUFFIXES, is_picture_name
+
+PAIRS = [
+    ("Cat", "cat"),
+    ("cat ", "cat"),
+    ("hot dog", "hot_dog"),
+    ("hot  dog", "hot-dog"),
+    ('"cat"', "cat"),
+    ("\u201ccat\u201d", "cat"),
+    ("01", "1"),
+    ("1.0", "1"),
+    ("caf\u00e9", "cafe\u0301"),
+    ("cat\u200b", "cat"),
+    ("cat\u00ad", "cat"),
+    ("cat\u00a0x", "cat x"),
+    ("\ufb01n", "fin"),
+    ("STRASSE", "stra\u00dfe"),
+]
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_names_that_look_alike_are_told_apart_in_the_message(pair):
+    assert alike_names(["dog", *pair]) == [list(pair)]
+    one, other = distinguishable(pair)
+    assert one != other
+    assert all(letter.isprintable() for letter in one + other)
+
+
+@pytest.mark.parametrize(
+    "pair", [("1", "-1"), ("1", "10"), ("1.5", "15"), ("resume", "r\u00e9sum\u00e9"), ("a", "b"), ("c", "c++")]
+)
+def test_names_that_differ_do_not(pair):
+    assert alike_names(pair) == []
+
+
+@given(
+    st.text(min_size=1),
+    st.sampled_from([str.upper, str.title, lambda t: f" {t}\t", lambda t: f'"{t}"', lambda t: f"\u200b{t}"]),
+)
+def test_another_way_to_write_a_name_is_alike_or_the_same(name, rewrite):
+    other = rewrite(name)
+    groups = alike_names([name, other]) if other != name else [[name, other]]
+    lossless = unicodedata.normalize("NFKC", name).casefold() == unicodedata.normalize("NFKC", other).casefold()
+    assert groups or not lossless
+
+
+@pytest.mark.parametrize("label", ["nan", "NaN", "None", "null", "NULL", "N/A", "NA", "n/a", "<NA>", "#N/A", "NaT"])
+def test_a_word_for_a_missing_value_is_a_class_only_where_it_is_listed(label):
+    assert missing_problem(label)
+    with pytest.raises(DataError, match="stands for a missing value"):
+        check_class_names(["cat", label], "data.source.folder", are_declared=False)
+    check_class_names(["cat", label], "data.source.folder", are_declared=True)
+
+
+@pytest.mark.parametrize("label", ["none", "na", "Nan", "nano", "unknown", "0", "-"])
+def test_other_words_are_names(label):
+    assert missing_problem(label) is None
+
+
+@pytest.mark.parametrize("name", ["", " ", "\u200b", "\u00a0", "\ufeff", "a\udcff"])
+def test_a_name_that_cannot_be_seen_or_written_is_refused(name):
+    with pytest.raises(DataError, match="no visible letter|not valid UTF-8"):
+        check_class_names(["cat", name], "data.source.table", are_declared=True)
+
+
+@pytest.mark.parametrize(
+    ("cell", "text"), [(" cat ", "cat"), ("\ufeffcat", "cat"), ("\u00a0cat\u2003", "cat"), ("a b", "a b")]
+)
+def test_a_cell_is_read_without_what_stands_around_it(cell, text):
+    assert clean_cell(cell) == text
+
+
+@pytest.mark.parametrize("stray", [255, 999_999])
+def test_a_stray_number_is_asked_about_and_makes_no_classes(stray):
+    labels = np.array([0, 1, 2] * 10 + [stray])
+    with pytest.raises(
+        DataError, match=rf"only 4 different ones \(0, 1, 2, {stray}\); is {stray}, which stands there 1 time"
+    ):
+        numbered_classes(labels, "d.npz", "data.source.arrays.classes")
+
+
+@given(st.sets(st.integers(0, 60), min_size=1))
+def test_numbers_with_some_gaps_are_all_classes(used):
+    labels = np.array(sorted(used))
+    if max(used) < 2 * len(used) + 10:
+        assert numbered_classes(labels, "d.npz", "classes") == [str(number) for number in range(max(used) + 1)]
+    else:
+        with pytest.raises(DataError, match=f"up to {max(used)}"):
+            numbered_classes(labels, "d.npz", "classes")
+
+
+def test_numbers_as_names_are_asked_about_where_one_is_far_from_the_others():
+    assert questionable_numbers(["0", "1", "2", "255"]) == ["255"]
+    assert questionable_numbers(["-1", "0", "1"]) == ["-1"]
+    assert questionable_numbers([str(number) for number in range(100)]) == []
+    assert questionable_numbers(["0", "1", "cat", "255"]) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["._a.png", ".DS_Store", "Thumbs.db", "thumbs.DB", "__MACOSX", "desktop.ini", ".ipynb_checkpoints"]
+)
+def test_clutter_is_no_ones_picture(name):
+    assert is_clutter(name)
+    assert not is_picture_name(name)
+
+
+@pytest.mark.parametrize("suffix", sorted(SUFFIXES))
+def test_suffixes_count_in_any_case(suffix):
+    for name in (f"a{suffix}", f"a{suffix.upper()}", f"a.b{suffix.title()}"):
+        assert is_picture_name(name)
+    assert not is_picture_name(f"a{suffix}.txt")
