@@ -84,7 +84,8 @@ class Entry:
             say(f"another process is decoding these pictures into {self.path}; waiting for it")
 
         while True:
-            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for folder in (self.path.parent, self.path):  # the mode of further parents is not given
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             try:
                 with hold(self.path / LOCK, waiting):
                     if not (sealed := self._is_sealed()):
@@ -149,7 +150,12 @@ class Entry:
     def _open(self, about: dict[str, Any]) -> dict[str, int]:
         """Descriptors of the files being built; what an earlier build of the same plan left is gone on with."""
         names = [*(["pixels.u8"] if self.keep_pixels else []), "records", "problems.jsonl", "progress"]
-        plan = {"count": self.count, "shape": list(self.shape), "block": at_once(self._bytes_each)}
+        plan = {
+            "key": self.path.name,
+            "count": self.count,
+            "shape": list(self.shape),
+            "block": at_once(self._bytes_each),
+        }
         plan |= about | {"files": names, "blocks": self._blocks()}
         sizes = {
             "pixels.u8": self.count * self._bytes_each,

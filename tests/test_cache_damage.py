@@ -1,0 +1,376 @@
+"""A cache that can be believed: no pixels but those that were decoded, whatever became of its files, and whoever wrote them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import save_picture
+
+from cnnrun import block_hashes, cache, cached_split, page, store
+from cnnrun.atomic_files import Folder
+from cnnrun.cached_split import Entry
+from cnnrun.data.shards import Shards
+from cnnrun.dataset import Data, index
+from cnnrun.decoding import Decoder, threads
+from cnnrun.errors import StorageError
+from cnnrun.ownership import foreign
+from cnnrun.prepare import prepare
+from cnnrun.progress import bar
+from cnnrun.store import listing
+
+FILES = ["pixels.u8", "records", "problems.jsonl", "progress", "plan.json", "complete.json"]
+HELD, ON_DISK = 4.0, 1e-9  # data.memory_gib
+STRANGER = 12345
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Where caches go."""
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def data(picture_folder, folder, monkeypatch) -> Data:
+    """24 good pictures and a bad one, in blocks of four."""
+    monkeypatch.setattr(cache, "BLOCK_PICTURES", 4)
+    (picture_folder / "cat" / "bad.png").write_bytes(b"no picture")
+    return data_of(picture_folder, folder)
+
+
+def data_of(pictures: Path, folder: Path, **more) -> Data:
+    image = {"size": 8, "channels": 3}
+    settings = {"cache": "disk", "cache_dir": str(folder), "bad_files": "skip"}
+    return Data.model_validate({"source": {"folder": str(pictures)}, "image": image} | settings | more)
+
+
+def everything(data: Data) -> tuple:
+    """All that a training is given: pixels of each split, records, problems and facts."""
+    made = prepare(data, index(data), bar)
+    pixels = [each.take(torch.arange(len(each))).tolist() for each in made.splits.values()]
+    return pixels, made.stored["train"].records().tobytes(), made.left_out, made.facts
+
+
+def of_memory(data: Data, gib: float) -> Data:
+    return data.model_copy(update={"memory_gib": gib})
+
+
+def flip_bit(path: Path, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+@contextmanager
+def counted_blocks() -> Iterator[list[list[int]]]:
+    """The pictures of each block that is decoded inside."""
+    real, seen = Decoder.block, []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(
+            Decoder, "block", lambda self, numbers, run: seen.append(list(numbers)) or real(self, numbers, run)
+        )
+        yield seen
+
+
+def the_entry(folder: Path) -> Path:
+    (entry,) = (path for path in folder.iterdir() if path.is_dir())
+    return entry
+
+
+@pytest.mark.parametrize("gib", [HELD, ON_DISK])
+@pytest.mark.parametrize("victim", FILES)
+def test_a_flipped_bit_is_said_and_changes_nothing(data, folder, victim, gib, capfd):
+    expected = everything(of_memory(data, gib))
+    entry = the_entry(folder)
+    rng = np.random.default_rng(0)
+    for bit in rng.integers(0, 8 * (entry / victim).stat().st_size, 12).tolist():
+        written = {name: (entry / name).read_bytes() for name in FILES}
+        flip_bit(entry / victim, bit)
+        with counted_blocks() as decoded:
+            if victim == "pixels.u8" and gib == ON_DISK and not _is_of_a_bad_picture(entry, bit):
+                picture = bit // 8 // 192
+                with pytest.raises(StorageError, match=f"pixels.u8: picture {picture} is not as it was written"):
+                    everything(of_memory(data, gib))
+                assert not decoded
+            assert everything(of_memory(data, gib)) == expected
+        said = capfd.readouterr().err
+        if victim == "pixels.u8" and gib == ON_DISK and _is_of_a_bad_picture(entry, bit):
+            (entry / victim).write_bytes(written[victim])  # never taken, so nobody looked
+            continue
+        assert f"{entry}: " in said
+        assert "not as" in said
+        if victim == "pixels.u8":
+            block = bit // 8 // 192 // 4
+            assert [numbers[0] for numbers in decoded] == [4 * block]
+            assert (
+                f"pictures {4 * block} to {min(4 * block + 3, 24)} are not as they were written; decoded anew" in said
+            )
+        elif victim in ("records", "progress", "problems.jsonl"):
+            assert len(decoded) in (0, 1, 2)  # 0: what a file says is the same; 2: a line that names another picture
+        assert {name: (entry / name).read_bytes() for name in FILES} == written
+
+
+def _is_of_a_bad_picture(entry: Path, bit: int) -> bool:
+    return bit // 8 // 192 in block_hashes.parse_problems((entry / "problems.jsonl").read_bytes())
+
+
+@pytest.mark.parametrize("victim", ["pixels.u8", "records", "problems.jsonl", "progress"])
+def test_a_build_goes_on_from_what_is_still_as_it_was_written(data, folder, victim):
+    expected = everything(data)
+    entry = the_entry(folder)
+    (entry / "complete.json").unlink()
+    noted = np.fromfile(entry / "progress", np.uint8).reshape(-1, block_hashes.HASH_BYTES)
+    noted[5:] = 0  # as if it was killed then
+    noted.tofile(entry / "progress")
+    flip_bit(entry / victim, 9)
+    with counted_blocks() as decoded:
+        assert everything(data) == expected
+    assert {5, 6} <= {numbers[0] // 4 for numbers in decoded}
+    assert len(decoded) < 5
+
+
+def test_what_nobody_damaged_is_decoded_once_and_nothing_is_said(data, capfd):
+    everything(data)
+    capfd.readouterr()
+    with counted_blocks() as decoded:
+        for gib in (HELD, ON_DISK):
+            everything(of_memory(data, gib))
+    assert decoded == []
+    assert "not as" not in capfd.readouterr().err
+
+
+def test_pictures_are_hashed_when_first_taken_and_never_again(data, monkeypatch):
+    everything(data)
+    made = prepare(of_memory(data, ON_DISK), index(data), bar)
+    train = made.splits["train"]
+    seen = []
+    real = store.has_changed
+    monkeypatch.setattr(store, "has_changed", lambda pixels, hashes: seen.append(len(pixels)) or real(pixels, hashes))
+    half = torch.arange(len(train) // 2)
+    train.take(half)
+    train.take(half)
+    train.take(torch.arange(len(train)))
+    train.take(torch.arange(len(train)))
+    assert seen == [len(half), len(train) - len(half)]
+
+
+@pytest.mark.parametrize("gib", [HELD, ON_DISK])
+def test_an_entry_under_another_key_is_not_believed(picture_folder, folder, tmp_path, gib):
+    other = tmp_path / "other"
+    for number, path in enumerate(sorted(picture_folder.rglob("*.png"))):
+        target = other / path.relative_to(picture_folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        save_picture(target, seed=1000 + number)
+    expected = everything(data_of(picture_folder, folder, memory_gib=gib))
+    entry = the_entry(folder)
+    everything(data_of(other, folder))
+    (foreign_entry,) = (path for path in folder.iterdir() if path != entry)
+    shutil.rmtree(entry)
+    foreign_entry.rename(entry)
+    assert everything(data_of(picture_folder, folder, memory_gib=gib)) == expected
+
+
+def test_entries_of_an_older_format_are_not_found_but_listed_and_cleared(data, folder, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(cache, "FORMAT", 1)
+        everything(data)
+    old = the_entry(folder)
+    with counted_blocks() as decoded:
+        everything(data)
+    assert len(decoded) == 7
+    assert old.name in [entry["key"] for entry in cache.entries(folder)]
+    assert cache.clear(folder, [old.name]) == ([old.name], [])
+    assert not old.exists()
+
+
+def give_away(path: Path, monkeypatch) -> None:
+    """Make another user the owner of a file; where only root may do so, make everything that is ours another's."""
+    if os.geteuid() == 0:
+        os.chown(path, STRANGER, -1)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: STRANGER)
+
+
+@pytest.mark.parametrize("gib", [HELD, ON_DISK])
+@pytest.mark.parametrize("victim", [".", *FILES])
+def test_what_another_user_made_is_refused_by_name(data, folder, victim, gib, monkeypatch):
+    everything(data)
+    entry = the_entry(folder)
+    with monkeypatch.context() as patched:
+        give_away(entry / victim, patched)
+        with pytest.raises(
+            StorageError, match=rf"{entry}.*: of another user \(uid \d+\); give data.cache_dir a folder"
+        ):
+            everything(of_memory(data, gib))
+    if os.geteuid() == 0:
+        os.chown(entry / victim, 0, -1)  # root made it: whoever does not believe root cannot believe anything
+    everything(of_memory(data, gib))
+
+
+def test_what_others_can_write_is_refused(data, folder):
+    everything(data)
+    entry = the_entry(folder)
+
+    def refused(what: str) -> None:
+        with pytest.raises(StorageError, match=rf"^{what} \(`chmod go-w` ends that\); give data.cache_dir a folder"):
+            everything(data)
+
+    folder.chmod(0o755)
+    entry.chmod(0o775)
+    refused(f"{entry}: other users can write it")
+    entry.chmod(0o755)
+    (entry / "records").chmod(0o602)
+    refused(f"{entry}/records: other users can write it")
+    entry.chmod(0o700)  # which nobody else can enter
+    everything(data)
+    folder.chmod(0o777)
+    refused(f"{folder}: other users can write there")
+    shutil.rmtree(entry)
+    refused(f"{folder}: other users can write there")  # before there is anything
+    folder.chmod(0o1777)  # such as /tmp: what is ours there stays ours
+    everything(data)
+    entry.rename(folder.parent / "away")
+    entry.symlink_to(folder.parent / "away")
+    with pytest.raises(StorageError, match=f"{entry}: a link"):
+        everything(data)
+
+
+@pytest.mark.parametrize("kind", ["disk", "none"])
+def test_what_we_write_is_ours_alone_where_a_group_may_write_by_default(data, folder, kind):
+    before = os.umask(0o002)
+    try:
+        deep = data.model_copy(update={"cache": kind, "cache_dir": str(folder / "a" / "b")})
+        assert everything(deep) == everything(deep)
+    finally:
+        os.umask(before)
+    assert foreign(the_entry(folder / "a" / "b")) is None
+
+
+def test_what_may_only_be_read_is_used_where_it_is_whole(data, folder, monkeypatch, picture_folder):
+    expected = everything(data)
+    entry = the_entry(folder)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(cached_split, "hold", None)
+    assert everything(data) == expected
+    flip_bit(entry / "pixels.u8", 1000)
+    before = {path: path.read_bytes() for path in entry.iterdir()}
+    with pytest.raises(StorageError, match=f"{entry}: not as it was written, nor may it be here; `cnnrun cache clear`"):
+        everything(data)
+    assert {path: path.read_bytes() for path in entry.iterdir()} == before
+
+
+@contextmanager
+def as_somebody_without_rights(path: Path) -> Iterator[None]:
+    """Where `path` cannot be looked into; root could otherwise."""
+    mode, is_root = path.stat().st_mode, os.geteuid() == 0
+    path.chmod(0)
+    if is_root:
+        os.seteuid(STRANGER)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+        path.chmod(mode)
+
+
+def test_a_folder_that_cannot_be_looked_into_costs_no_traceback(data):
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        everything(data.model_copy(update={"cache_dir": f"{place}/cache"}))
+        folder = Path(place) / "cache"
+        folder.chmod(0o755)
+        used = cache.bytes_used(folder)
+        entry = the_entry(folder)
+        with as_somebody_without_rights(entry):
+            assert cache.entries(folder) == []
+            assert cache.bytes_used(folder) == 0 < used
+            with pytest.raises(StorageError, match="cannot be (looked at|read)|cannot write"):
+                _build(Entry(entry, 25, (3, 8, 8), keep_pixels=True), data)
+        with as_somebody_without_rights(folder):
+            assert "cannot be looked at (Permission denied)" in str(foreign(entry))
+
+
+def _build(entry: Entry, data: Data) -> None:
+    split = index(data).source.splits["train"]
+    with threads(0) as run:
+        entry.build(Decoder(split, (3, 8, 8), data.image, listing(split, False, 0)), {"source": "s"}, run, bar)
+
+
+def test_a_plan_of_any_content_is_listed_or_left_out(data, folder):
+    everything(data)
+    entry = the_entry(folder)
+    for count in ('"many"', "[1]", "null", "1e3"):
+        (entry / "plan.json").write_text(
+            f'{{"source": 1, "count": {count}, "shape": [], "block": 1, "files": 1, "blocks": 1}}'
+        )
+        assert cache.entries(folder) == []
+
+
+def test_a_lock_that_another_process_makes_while_one_clears_is_left_to_it(data, folder, monkeypatch):
+    everything(data)
+    entry = the_entry(folder)
+    real = Folder.remove
+
+    def remove(self: Folder, name: str) -> None:
+        real(self, name)
+        if name == cache.LOCK:
+            (entry / cache.LOCK).write_bytes(b"another's")
+
+    monkeypatch.setattr(Folder, "remove", remove)
+    assert cache.clear(folder, [entry.name]) == ([entry.name], [])
+    assert [path.name for path in entry.iterdir()] == [cache.LOCK]
+
+
+@pytest.fixture
+def bundles(tmp_path, monkeypatch) -> list[str]:
+    """How often the charts' script was put together, with a cache folder of its own."""
+    import vl_convert
+
+    made: list[str] = []
+    monkeypatch.setattr(page, "home", lambda: tmp_path / "home")
+    monkeypatch.setattr(vl_convert, "javascript_bundle", lambda text: made.append(text) or "draw(1);\r\n draw(2);\n")
+    return made
+
+
+def test_the_charts_script_is_put_together_once_and_again_where_it_is_damaged(tmp_path, bundles, capfd):
+    script = page._vega()
+    assert (page._vega(), len(bundles)) == (script, 1)
+    (path,) = (tmp_path / "home").iterdir()
+    for number, bit in enumerate(np.random.default_rng(0).integers(0, 8 * path.stat().st_size, 12).tolist()):
+        flip_bit(path, bit)
+        assert (page._vega(), page._vega(), len(bundles)) == (script, script, 2 + number)
+        assert capfd.readouterr().err == f"{path}: not as this version writes it; put together anew\n"
+    path.write_text(script)  # as older versions left it
+    assert (page._vega(), len(bundles)) == (script, 14)
+
+
+def test_another_users_script_goes_into_no_report(tmp_path, bundles, capfd, monkeypatch):
+    script = page._vega()
+    (path,) = (tmp_path / "home").iterdir()
+    path.write_text(f"{page._hash_line('steal()')}\nsteal()")  # who can write it can write a hash that fits
+    give_away(path, monkeypatch)
+    for _ in range(2):
+        assert page._vega() == script
+        assert f"{path}: of another user" in capfd.readouterr().err
+    assert "steal" in path.read_text()
+
+
+def test_another_users_copy_of_a_shard_is_refused(tmp_path, monkeypatch):
+    from hashlib import sha256
+
+    url = "https://example.org/a.tar"
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    path = copies / f"{sha256(url.encode()).hexdigest()[:32]}.tar"
+    path.write_bytes(b"anything")
+    give_away(path, monkeypatch)
+    with pytest.raises(StorageError, match=r"of another user \(uid \d+\); give data.source.shards.copies a folder of"):
+        Shards(train=url, copies=str(copies)).read()
