@@ -162,18 +162,19 @@ def test_pictures_are_hashed_when_first_taken_and_never_again(data, monkeypatch)
 
 @pytest.mark.parametrize("gib", [HELD, ON_DISK])
 def test_an_entry_under_another_key_is_not_believed(picture_folder, folder, tmp_path, gib):
-    other = tmp_path / "other"
-    for number, path in enumerate(sorted(picture_folder.rglob("*.png"))):
-        target = other / path.relative_to(picture_folder)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        save_picture(target, seed=1000 + number)
-    expected = everything(data_of(picture_folder, folder, memory_gib=gib))
+    data = data_of(picture_folder, folder, memory_gib=gib)
+    expected = everything(data)
     entry = the_entry(folder)
-    everything(data_of(other, folder))
-    (foreign_entry,) = (path for path in folder.iterdir() if path != entry)
+    shutil.copytree(picture_folder, tmp_path / "first")
+    for number, path in enumerate(sorted(picture_folder.rglob("*.png"))):
+        save_picture(path, seed=1000 + number)
+    everything(data)  # other pictures of the same names
+    (other,) = (path for path in folder.iterdir() if path != entry)
+    shutil.rmtree(picture_folder)
+    (tmp_path / "first").rename(picture_folder)
     shutil.rmtree(entry)
-    foreign_entry.rename(entry)
-    assert everything(data_of(picture_folder, folder, memory_gib=gib)) == expected
+    other.rename(entry)
+    assert everything(data) == expected
 
 
 def test_entries_of_an_older_format_are_not_found_but_listed_and_cleared(data, folder, monkeypatch):
