@@ -87,7 +87,14 @@ def bytes_used(folder: Path, but: str = "") -> int:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    """The folders in the cache's; a link is none of ours. Raises StorageError."""
+    try:
+        with os.scandir(folder) as found:
+            return [Path(each.path) for each in found if each.is_dir(follow_symlinks=False)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be read ({error.strerror})") from None
 
 
 def clear(folder: Path, keys: list[str]) -> tuple[list[str], list[str]]:
@@ -95,8 +102,9 @@ def clear(folder: Path, keys: list[str]) -> tuple[list[str], list[str]]:
     removed, left = [], []
     for key in keys:
         if key == COPIES:
-            for path in _copies(folder / key):
-                path.unlink()
+            with storage_errors(folder / key, 0):
+                for path in _copies(folder / key):
+                    path.unlink()
             removed.append(key)
             continue
         try:

@@ -14,8 +14,10 @@ decoded anew: the user's files are there.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
+import sys
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,7 +39,7 @@ from cnnrun.block_hashes import (
 from cnnrun.cache import LOCK, SEAL, Progress, at_once, read_json
 from cnnrun.contracts import Shape
 from cnnrun.decoding import Block, Decoder, Map
-from cnnrun.errors import StorageError
+from cnnrun.errors import StorageError, printable
 from cnnrun.locks import hold
 from cnnrun.ownership import refuse_foreign
 from cnnrun.progress import say
@@ -105,7 +107,7 @@ class Entry:
         names = ("plan.json", "progress", "problems.jsonl", "records")
         try:
             return {"key": self.path.name, "blake2b": {name: file_hash(self.path / name) for name in names}}
-        except StorageError:
+        except OSError:
             return {}
 
     def unseal(self) -> None:
@@ -114,7 +116,7 @@ class Entry:
 
     def _build(self, decoder: Decoder, about: dict[str, Any], run: Map, progress: Progress) -> None:
         if (self.path / SEAL).exists():
-            say(f"{self.path}: not as it was written; what is damaged is decoded anew")
+            _tell(f"{self.path}: not as it was written; what is damaged is decoded anew")
         self.unseal()
         files = self._open(about)
         try:
@@ -189,7 +191,7 @@ class Entry:
         damaged = self._those(done, is_damaged, run, progress)
         if damaged:
             places = ", ".join(f"{self._numbers(block)[0]:,} to {self._numbers(block)[-1]:,}" for block in damaged[:8])
-            say(f"{self.path}: pictures {places} are not as they were written; decoded anew")
+            _tell(f"{self.path}: pictures {places} are not as they were written; decoded anew")
         whole = set(done) - set(damaged)
         each = at_once(self._bytes_each)
         kept = {number: text for number, text in problems.items() if number // each in whole}
@@ -197,12 +199,14 @@ class Entry:
 
     def _damaged_blocks(self, run: Map, progress: Progress) -> list[int]:
         """The blocks of a sealed entry whose pixels are not as they were written, where they are to be verified."""
-        if not self._verify:
-            return []
-        hashes = self.pixel_hashes()
-        return self._those(
-            range(self._blocks()), lambda block: self._has_other_pixels(self._numbers(block), hashes), run, progress
-        )
+        blocks = list(range(self._blocks())) if self._verify else []
+        try:
+            hashes = self.pixel_hashes()
+            return self._those(
+                blocks, lambda block: self._has_other_pixels(self._numbers(block), hashes), run, progress
+            )
+        except FileNotFoundError:  # cleared meanwhile
+            return blocks
 
     def _those(self, blocks: Sequence[int], is_so: Callable[[int], bool], run: Map, progress: Progress) -> list[int]:
         """The blocks for which `is_so`, asked in several threads."""
@@ -255,6 +259,12 @@ class Records:
 
     def __call__(self) -> NDArray[Any]:
         return np.frombuffer(mmap.mmap(self._file, 0, access=mmap.ACCESS_READ), RECORD)
+
+
+def _tell(line: str) -> None:
+    """Print a line on stderr, whichever rank this is: `say` is the first one's, and any may find the damage."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(f"{printable(line)}\n")
 
 
 def _sync(files: dict[str, int], hashes: dict[int, NDArray[np.uint8]]) -> None:

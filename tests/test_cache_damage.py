@@ -145,6 +145,31 @@ def test_what_nobody_damaged_is_decoded_once_and_nothing_is_said(data, capfd):
     assert "not as" not in capfd.readouterr().err
 
 
+def test_any_rank_says_what_it_decodes_anew(data, folder, monkeypatch, capfd):
+    everything(data)
+    flip_bit(the_entry(folder) / "pixels.u8", 0)
+    monkeypatch.setattr("cnnrun.torchrun.rank", lambda: 1)
+    everything(data)
+    assert "pictures 0 to 3 are not as they were written; decoded anew" in capfd.readouterr().err
+
+
+def test_what_is_cleared_while_it_is_verified_is_decoded_anew(data, folder, monkeypatch):
+    expected = everything(data)
+    entry = the_entry(folder)
+    real = cached_split.has_changed
+
+    def cleared(pixels, hashes):
+        shutil.rmtree(entry, ignore_errors=True)
+        monkeypatch.setattr(cached_split, "has_changed", real)
+        return real(pixels, hashes)
+
+    monkeypatch.setattr(cached_split, "has_changed", cleared)
+    one_thread = data.model_copy(update={"workers": 0})
+    with counted_blocks() as decoded:
+        assert everything(one_thread) == expected
+    assert len(decoded) == 7
+
+
 def test_pictures_are_hashed_when_first_taken_and_never_again(data, monkeypatch):
     everything(data)
     made = prepare(of_memory(data, ON_DISK), index(data), bar)
@@ -240,6 +265,7 @@ def test_what_others_can_write_is_refused(data, folder):
     entry.symlink_to(folder.parent / "away")
     with pytest.raises(StorageError, match=f"{entry}: a link"):
         everything(data)
+    assert cache.entries(folder) == []
 
 
 @pytest.mark.parametrize("kind", ["disk", "none"])
@@ -295,6 +321,8 @@ def test_a_folder_that_cannot_be_looked_into_costs_no_traceback(data):
             with pytest.raises(StorageError, match=r"cannot be looked at \(Permission denied\); give data.cache_dir"):
                 Entry(entry, 25, (3, 8, 8), keep_pixels=True).complete()
         with as_somebody_without_rights(folder):
+            with pytest.raises(StorageError, match=r"cache: cannot be read \(Permission denied\)"):
+                cache.entries(folder)
             assert "cannot be looked at (Permission denied)" in str(foreign(entry))
 
 
