@@ -3,7 +3,8 @@
     git archive COMMIT | tar -x -C /tmp/before
     python benchmarks/cache.py --before /tmp/before [--rounds 7]
 
-Each measurement is a process of its own; sides are interleaved. Seconds:
+Each measurement is a process of its own; sides are interleaved. Seconds of all its threads on a processor, and by the
+clock, which other jobs on the machine lengthen:
 
 build    pictures decoded into a new entry
 open     until the pictures of a complete entry can be taken, in memory (mapped) or picture by picture from the disk
@@ -26,6 +27,8 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 SIZES = {"60,000 x 1x28x28": (60_000, 28, 1), "5,000 x 3x128x128": (5_000, 128, 3)}
 HASHES: dict[str, Callable[[bytes], object]] = {
     "blake2b": lambda data: hashlib.blake2b(data).digest(),
@@ -47,30 +50,32 @@ store._key = lambda *rest: "0" * 32
 pictures = np.random.default_rng(0).integers(0, 256, (count, side + 1, side + 1, channels), dtype=np.uint8)
 split = Split(pictures, {"labels": torch.zeros(count, dtype=torch.int64)}, "numbers")
 settings = store.CacheSettings(cache="disk", cache_dir=folder, memory_gib=gib, workers=2)
-began = time.perf_counter()
+def now():
+    return np.array([time.process_time(), time.perf_counter()])
+began = now()
 kept = store.stored(split, (channels, side, side), Image(size=side, channels=channels), settings, None, bar)
-seconds = [time.perf_counter() - began]
+seconds = [now() - began]
 for epoch in range(2):
     order = torch.randperm(count, generator=torch.Generator().manual_seed(epoch))
-    began = time.perf_counter()
+    began = now()
     for rows in order.split(128):
         kept.pictures.take(rows)
-    seconds.append(time.perf_counter() - began)
-print(json.dumps([cnnrun.__file__, type(kept.pictures).__name__, *seconds]))
+    seconds.append(now() - began)
+print(json.dumps([cnnrun.__file__, type(kept.pictures).__name__, np.array(seconds).tolist()]))
 """
 
 
-def measured(tree: Path, size: tuple[int, int, int], gib: float, folder: str) -> list[float]:
-    """Seconds to open, of the first epoch, of the second."""
+def measured(tree: Path, size: tuple[int, int, int], gib: float, folder: str) -> np.ndarray:
+    """Seconds to open, of the first epoch, of the second: each (on a processor, by the clock)."""
     command = [sys.executable, "-c", MEASURED, *map(str, size), str(gib), folder]
     environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tree, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
-    package, kind, *seconds = json.loads(done.stdout)
+    package, kind, seconds = json.loads(done.stdout)
     assert Path(package).is_relative_to(tree.resolve())
     assert kind == ("Held" if gib >= 1 else "OnDisk")
-    return seconds
+    return np.array(seconds)
 
 
 def drop_pages(folder: str) -> None:
@@ -83,11 +88,11 @@ def drop_pages(folder: str) -> None:
             os.close(descriptor)
 
 
-def compared(sides: dict[str, Path], size: tuple[int, int, int], rounds: int) -> dict[str, dict[str, list[float]]]:
+def compared(sides: dict[str, Path], size: tuple[int, int, int], rounds: int) -> dict[str, dict[str, list[np.ndarray]]]:
     """Seconds of each thing that is measured, by side."""
-    table: dict[str, dict[str, list[float]]] = {}
+    table: dict[str, dict[str, list[np.ndarray]]] = {}
 
-    def note(what: str, side: str, seconds: float) -> None:
+    def note(what: str, side: str, seconds: np.ndarray) -> None:
         table.setdefault(what, {}).setdefault(side, []).append(seconds)
 
     for round_ in range(rounds):
@@ -130,12 +135,13 @@ def main() -> None:
     for name, size in SIZES.items():
         print(f"\n{name}: seconds, median (min .. max)")
         for what, by_side in compared(sides, size, args.rounds).items():
-            shown = [
-                f"{side} {statistics.median(s):.3f} ({min(s):.3f} .. {max(s):.3f})"
-                for side in sides
-                if (s := by_side[side])
-            ]
-            print(f"  {what:<38} " + "   ".join(shown))
+            for column, clock in enumerate(("on a processor", "by the clock")):
+                shown = [f"{side} {spread([each[column] for each in by_side[side]])}" for side in sides]
+                print(f"  {what:<38} {clock:<15} " + "   ".join(shown), flush=True)
+
+
+def spread(seconds: list[float]) -> str:
+    return f"{statistics.median(seconds):.3f} ({min(seconds):.3f} .. {max(seconds):.3f})"
 
 
 if __name__ == "__main__":
