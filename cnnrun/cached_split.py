@@ -46,7 +46,7 @@ from cnnrun.progress import say
 from cnnrun.records import RECORD
 
 SYNC_BYTES = 64 << 20  # decoded between two waits for the disk: what a kill or a power cut can cost
-REMOVE = "`cnnrun cache clear` removes it"
+_ELSEWHERE = "give data.cache_dir a folder of your own"
 _VERIFIED_TOGETHER = 32  # blocks, between two looks of the progress bar
 
 
@@ -59,7 +59,7 @@ class Entry:
 
     def complete(self) -> bool:
         """Return whether everything is there, by the files' sizes. Raises StorageError for what others may write."""
-        refuse_foreign(self.path, "give data.cache_dir a folder of your own")
+        refuse_foreign(self.path, _ELSEWHERE)
         if not (self.path / SEAL).exists() or _size(self.path / "records") != self.count * RECORD.itemsize:
             return False
         return not self.keep_pixels or _size(self.path / "pixels.u8") == self.count * self._bytes_each
@@ -72,7 +72,7 @@ class Entry:
         if not os.access(self.path, os.W_OK) and self.complete():
             if self._is_sealed() and not self._damaged_blocks(run, progress):
                 return  # root made it for all to read
-            raise StorageError(f"{self.path}: not as it was written, nor may it be here; {REMOVE}")
+            raise StorageError(f"{self.path}: not as it was written, and you may not write it; {_ELSEWHERE}")
         with storage_errors(self.path, self.count * self._bytes_each, " (data.cache_dir, data.cache)"):
             built = self._ensure_sealed(decoder, about, run, progress)
             if not built and self._damaged_blocks(run, progress):
@@ -88,6 +88,7 @@ class Entry:
         while True:
             for folder in (self.path.parent, self.path):  # the mode of further parents is not given
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            refuse_foreign(self.path, _ELSEWHERE)
             try:
                 with hold(self.path / LOCK, waiting):
                     if not (sealed := self._is_sealed()):
@@ -116,7 +117,7 @@ class Entry:
 
     def _build(self, decoder: Decoder, about: dict[str, Any], run: Map, progress: Progress) -> None:
         if (self.path / SEAL).exists():
-            _tell(f"{self.path}: not as it was written; what is damaged is decoded anew")
+            _say_from_any_rank(f"{self.path}: not as it was written; what is damaged is decoded anew")
         self.unseal()
         files = self._open(about)
         try:
@@ -128,7 +129,7 @@ class Entry:
 
     def _decode_missing(self, files: dict[str, int], decoder: Decoder, run: Map, progress: Progress) -> None:
         missing, problems = self._missing_blocks(run, progress)
-        _put(files["problems.jsonl"], problem_lines(problems))
+        _set_content(files["problems.jsonl"], problem_lines(problems))
         unsynced: dict[int, NDArray[np.uint8]] = {}
         with progress("decoding", self.count) as advance:
             advance(self.count - sum(len(self._numbers(block)) for block in missing))
@@ -188,10 +189,10 @@ class Entry:
             return self._has_other_pixels(numbers, hashes)
 
         done = np.flatnonzero(noted.any(1)).tolist()
-        damaged = self._those(done, is_damaged, run, progress)
+        damaged = self._blocks_where(done, is_damaged, run, progress)
         if damaged:
             places = ", ".join(f"{self._numbers(block)[0]:,} to {self._numbers(block)[-1]:,}" for block in damaged[:8])
-            _tell(f"{self.path}: pictures {places} are not as they were written; decoded anew")
+            _say_from_any_rank(f"{self.path}: pictures {places} are not as they were written; decoded anew")
         whole = set(done) - set(damaged)
         each = at_once(self._bytes_each)
         kept = {number: text for number, text in problems.items() if number // each in whole}
@@ -202,19 +203,21 @@ class Entry:
         blocks = list(range(self._blocks())) if self._verify else []
         try:
             hashes = self.pixel_hashes()
-            return self._those(
+            return self._blocks_where(
                 blocks, lambda block: self._has_other_pixels(self._numbers(block), hashes), run, progress
             )
         except FileNotFoundError:  # cleared meanwhile
             return blocks
 
-    def _those(self, blocks: Sequence[int], is_so: Callable[[int], bool], run: Map, progress: Progress) -> list[int]:
-        """The blocks for which `is_so`, asked in several threads."""
+    def _blocks_where(
+        self, blocks: Sequence[int], predicate: Callable[[int], bool], run: Map, progress: Progress
+    ) -> list[int]:
+        """The blocks for which the predicate is true, asked in several threads."""
         found: list[int] = []
         with progress("verifying", len(blocks)) as advance:
             for first in range(0, len(blocks), _VERIFIED_TOGETHER):
                 some = blocks[first : first + _VERIFIED_TOGETHER]
-                found += [block for block, so in zip(some, run(is_so, some), strict=True) if so]
+                found += [block for block, is_true in zip(some, run(predicate, some), strict=True) if is_true]
                 advance(len(some))
         return found
 
@@ -261,7 +264,7 @@ class Records:
         return np.frombuffer(mmap.mmap(self._file, 0, access=mmap.ACCESS_READ), RECORD)
 
 
-def _tell(line: str) -> None:
+def _say_from_any_rank(line: str) -> None:
     """Print a line on stderr, whichever rank this is: `say` is the first one's, and any may find the damage."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(f"{printable(line)}\n")
@@ -278,7 +281,7 @@ def _sync(files: dict[str, int], hashes: dict[int, NDArray[np.uint8]]) -> None:
     hashes.clear()
 
 
-def _put(descriptor: int, data: bytes) -> None:
+def _set_content(descriptor: int, data: bytes) -> None:
     """Make `data` all that a file holds, where it is not so already."""
     if os.pread(descriptor, len(data) + 1, 0) != data:
         _write_all(descriptor, memoryview(data), 0)

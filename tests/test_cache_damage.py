@@ -287,7 +287,7 @@ def test_what_may_only_be_read_is_used_where_it_is_whole(data, folder, monkeypat
     assert everything(data) == expected
     flip_bit(entry / "pixels.u8", 1000)
     before = {path: path.read_bytes() for path in entry.iterdir()}
-    with pytest.raises(StorageError, match=f"{entry}: not as it was written, nor may it be here; `cnnrun cache clear`"):
+    with pytest.raises(StorageError, match=f"{entry}: not as it was written, and you may not write it; give"):
         everything(data)
     assert {path: path.read_bytes() for path in entry.iterdir()} == before
 
