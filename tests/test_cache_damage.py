@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,22 +11,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cached_data import (
+    FILES,
+    HELD,
+    ON_DISK,
+    count_bundles,
+    data_in_blocks,
+    data_of,
+    everything,
+    flip_bit,
+    of_memory,
+    the_entry,
+)
 from conftest import save_picture
 
 from cnnrun import block_hashes, cache, cached_split, page, store
 from cnnrun.atomic_files import Folder
-from cnnrun.cached_split import Entry
-from cnnrun.data.shards import Shards
 from cnnrun.dataset import Data, index
 from cnnrun.decoding import Decoder
 from cnnrun.errors import StorageError
-from cnnrun.ownership import foreign
 from cnnrun.prepare import prepare
 from cnnrun.progress import bar
-
-FILES = ["pixels.u8", "records", "problems.jsonl", "progress", "plan.json", "complete.json"]
-HELD, ON_DISK = 4.0, 1e-9  # data.memory_gib
-STRANGER = 12345
 
 
 @pytest.fixture
@@ -39,32 +43,7 @@ def folder(tmp_path) -> Path:
 @pytest.fixture
 def data(picture_folder, folder, monkeypatch) -> Data:
     """24 good pictures and a bad one, in blocks of four."""
-    monkeypatch.setattr(cache, "BLOCK_PICTURES", 4)
-    (picture_folder / "cat" / "bad.png").write_bytes(b"no picture")
-    return data_of(picture_folder, folder)
-
-
-def data_of(pictures: Path, folder: Path, **more) -> Data:
-    image = {"size": 8, "channels": 3}
-    settings = {"cache": "disk", "cache_dir": str(folder), "bad_files": "skip"}
-    return Data.model_validate({"source": {"folder": str(pictures)}, "image": image} | settings | more)
-
-
-def everything(data: Data) -> tuple:
-    """All that a training is given: pixels of each split, records, problems and facts."""
-    made = prepare(data, index(data), bar)
-    pixels = [each.take(torch.arange(len(each))).tolist() for each in made.splits.values()]
-    return pixels, made.stored["train"].records().tobytes(), made.left_out, made.facts
-
-
-def of_memory(data: Data, gib: float) -> Data:
-    return data.model_copy(update={"memory_gib": gib})
-
-
-def flip_bit(path: Path, bit: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[bit // 8] ^= 1 << bit % 8
-    path.write_bytes(content)
+    return data_in_blocks(picture_folder, folder, monkeypatch)
 
 
 @contextmanager
@@ -76,11 +55,6 @@ def counted_blocks() -> Iterator[list[list[int]]]:
             Decoder, "block", lambda self, numbers, run: seen.append(list(numbers)) or real(self, numbers, run)
         )
         yield seen
-
-
-def the_entry(folder: Path) -> Path:
-    (entry,) = (path for path in folder.iterdir() if path.is_dir())
-    return entry
 
 
 @pytest.mark.parametrize("gib", [HELD, ON_DISK])
@@ -215,70 +189,6 @@ def test_entries_of_an_older_format_are_not_found_but_listed_and_cleared(data, f
     assert not old.exists()
 
 
-def give_away(path: Path, monkeypatch) -> None:
-    """Make another user the owner of a file; where only root may do so, make everything that is ours another's."""
-    if os.geteuid() == 0:
-        os.chown(path, STRANGER, -1)
-    else:
-        monkeypatch.setattr(os, "geteuid", lambda: STRANGER)
-
-
-@pytest.mark.parametrize("gib", [HELD, ON_DISK])
-@pytest.mark.parametrize("victim", [".", *FILES])
-def test_what_another_user_made_is_refused_by_name(data, folder, victim, gib, monkeypatch):
-    everything(data)
-    entry = the_entry(folder)
-    with monkeypatch.context() as patched:
-        give_away(entry / victim, patched)
-        with pytest.raises(
-            StorageError, match=rf"{entry}.*: of another user \(uid \d+\); give data.cache_dir a folder"
-        ):
-            everything(of_memory(data, gib))
-    if os.geteuid() == 0:
-        os.chown(entry / victim, 0, -1)  # root made it: whoever does not believe root cannot believe anything
-    everything(of_memory(data, gib))
-
-
-def test_what_others_can_write_is_refused(data, folder):
-    everything(data)
-    entry = the_entry(folder)
-
-    def refused(what: str) -> None:
-        with pytest.raises(StorageError, match=rf"^{what} \(`chmod go-w` ends that\); give data.cache_dir a folder"):
-            everything(data)
-
-    folder.chmod(0o755)
-    entry.chmod(0o775)
-    refused(f"{entry}: other users can write it")
-    entry.chmod(0o755)
-    (entry / "records").chmod(0o602)
-    refused(f"{entry}/records: other users can write it")
-    entry.chmod(0o700)  # which nobody else can enter
-    everything(data)
-    folder.chmod(0o777)
-    refused(f"{folder}: other users can write there")
-    shutil.rmtree(entry)
-    refused(f"{folder}: other users can write there")  # before there is anything
-    folder.chmod(0o1777)  # such as /tmp: what is ours there stays ours
-    everything(data)
-    entry.rename(folder.parent / "away")
-    entry.symlink_to(folder.parent / "away")
-    with pytest.raises(StorageError, match=f"{entry}: a link"):
-        everything(data)
-    assert cache.entries(folder) == []
-
-
-@pytest.mark.parametrize("kind", ["disk", "none"])
-def test_what_we_write_is_ours_alone_where_a_group_may_write_by_default(data, folder, kind):
-    before = os.umask(0o002)
-    try:
-        deep = data.model_copy(update={"cache": kind, "cache_dir": str(folder / "a" / "b")})
-        assert everything(deep) == everything(deep)
-    finally:
-        os.umask(before)
-    assert foreign(the_entry(folder / "a" / "b")) is None
-
-
 def test_what_may_only_be_read_is_used_where_it_is_whole(data, folder, monkeypatch, picture_folder):
     expected = everything(data)
     entry = the_entry(folder)
@@ -290,40 +200,6 @@ def test_what_may_only_be_read_is_used_where_it_is_whole(data, folder, monkeypat
     with pytest.raises(StorageError, match=f"{entry}: not as it was written, and you may not write it; give"):
         everything(data)
     assert {path: path.read_bytes() for path in entry.iterdir()} == before
-
-
-@contextmanager
-def as_somebody_without_rights(path: Path) -> Iterator[None]:
-    """Where `path` cannot be looked into; root could otherwise."""
-    mode, is_root = path.stat().st_mode, os.geteuid() == 0
-    path.chmod(0)
-    if is_root:
-        os.seteuid(STRANGER)
-    try:
-        yield
-    finally:
-        if is_root:
-            os.seteuid(0)
-        path.chmod(mode)
-
-
-def test_a_folder_that_cannot_be_looked_into_costs_no_traceback(data):
-    with tempfile.TemporaryDirectory() as place:
-        Path(place).chmod(0o755)
-        everything(data.model_copy(update={"cache_dir": f"{place}/cache"}))
-        folder = Path(place) / "cache"
-        folder.chmod(0o755)
-        used = cache.bytes_used(folder)
-        entry = the_entry(folder)
-        with as_somebody_without_rights(entry):
-            assert cache.entries(folder) == []
-            assert cache.bytes_used(folder) == 0 < used
-            with pytest.raises(StorageError, match=r"cannot be looked at \(Permission denied\); give data.cache_dir"):
-                Entry(entry, 25, (3, 8, 8), keep_pixels=True).complete()
-        with as_somebody_without_rights(folder):
-            with pytest.raises(StorageError, match=r"cache: cannot be read \(Permission denied\)"):
-                cache.entries(folder)
-            assert "cannot be looked at (Permission denied)" in str(foreign(entry))
 
 
 def test_a_plan_of_any_content_is_listed_or_left_out(data, folder):
@@ -353,13 +229,7 @@ def test_a_lock_that_another_process_makes_while_one_clears_is_left_to_it(data, 
 
 @pytest.fixture
 def bundles(tmp_path, monkeypatch) -> list[str]:
-    """How often the charts' script was put together, with a cache folder of its own."""
-    import vl_convert
-
-    made: list[str] = []
-    monkeypatch.setattr(page, "home", lambda: tmp_path / "home")
-    monkeypatch.setattr(vl_convert, "javascript_bundle", lambda text: made.append(text) or "draw(1);\r\n draw(2);\n")
-    return made
+    return count_bundles(tmp_path / "home", monkeypatch)
 
 
 def test_the_charts_script_is_put_together_once_and_again_where_it_is_damaged(tmp_path, bundles, capfd):
@@ -372,27 +242,3 @@ def test_the_charts_script_is_put_together_once_and_again_where_it_is_damaged(tm
         assert capfd.readouterr().err == f"{path}: not as this version writes it; put together anew\n"
     path.write_text(script)  # as older versions left it
     assert (page._vega(), len(bundles)) == (script, 14)
-
-
-def test_another_users_script_goes_into_no_report(tmp_path, bundles, capfd, monkeypatch):
-    script = page._vega()
-    (path,) = (tmp_path / "home").iterdir()
-    path.write_text(f"{page._hash_line('steal()')}\nsteal()")  # who can write it can write a hash that fits
-    give_away(path, monkeypatch)
-    for _ in range(2):
-        assert page._vega() == script
-        assert f"{path}: of another user" in capfd.readouterr().err
-    assert "steal" in path.read_text()
-
-
-def test_another_users_copy_of_a_shard_is_refused(tmp_path, monkeypatch):
-    from hashlib import sha256
-
-    url = "https://example.org/a.tar"
-    copies = tmp_path / "copies"
-    copies.mkdir()
-    path = copies / f"{sha256(url.encode()).hexdigest()[:32]}.tar"
-    path.write_bytes(b"anything")
-    give_away(path, monkeypatch)
-    with pytest.raises(StorageError, match=r"of another user \(uid \d+\); give data.source.shards.copies a folder of"):
-        Shards(train=url, copies=str(copies)).read()
