@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import hashlib
 import io
 import json
 from collections.abc import Mapping
 from importlib import resources
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cnnrun import __version__
-from cnnrun.atomic_files import make_folder, write_file
+from cnnrun.atomic_files import write_file
 from cnnrun.cache import home
 from cnnrun.errors import StorageError
+from cnnrun.ownership import foreign
+from cnnrun.progress import say
 
 BY = "cnnrun report"  # what pages say of themselves
 _LARGE = 60_000  # letters of a picture
@@ -63,12 +67,30 @@ def _vega() -> str:
 
     folder = home()
     path = folder / f"vega-{version('vl-convert-python')}.js" if folder else None
-    if path:
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            return path.read_text()
+    why = foreign(path) if path else None
+    if why:
+        say(f"{why}: the charts' script is not read from there but put together anew")
+    elif path and (kept := _kept(path)):
+        return kept
     script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-    if path:
-        with contextlib.suppress(StorageError):
-            make_folder(path.parent)
-            write_file(path, script.encode())
+    if path and not why:
+        with contextlib.suppress(StorageError, OSError):
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_file(path, f"{_hash_line(script)}\n{script}".encode())
     return script
+
+
+def _kept(path: Path) -> str | None:
+    """The script that an earlier page left at `path`; None where there is none, or not as it was written."""
+    try:
+        line, _, script = path.read_bytes().decode(errors="replace").partition("\n")
+    except OSError:
+        return None
+    if line == _hash_line(script):
+        return script
+    say(f"{path}: not as this version writes it; put together anew")
+    return None
+
+
+def _hash_line(script: str) -> str:
+    return f"// sha256 {hashlib.sha256(script.encode()).hexdigest()}"

@@ -39,7 +39,7 @@ RECORD = np.dtype(
 )
 
 
-def digest(data: bytes) -> int:
+def digest(data: bytes | memoryview) -> int:
     """64 bits of BLAKE2b; two of a million different pictures agree by chance once in forty million such data sets."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 

@@ -5,6 +5,7 @@ Each gives the same bytes for the same numbers; which it is depends on their siz
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import mmap
 import os
@@ -24,8 +25,10 @@ from pydantic import Field
 from torch import Tensor
 
 from cnnrun import cache
+from cnnrun.block_hashes import has_changed
 from cnnrun.bounded_files import open_file
-from cnnrun.cache import Entry, Progress
+from cnnrun.cache import Progress
+from cnnrun.cached_split import Entry
 from cnnrun.contracts import Shape, Split
 from cnnrun.decoding import Decoder, Threads, processors, threads
 from cnnrun.errors import DataError, StorageError, printable
@@ -81,13 +84,19 @@ class Held:
 class OnDisk:
     """A file of pictures larger than memory may hold: each is read when it is taken, and nothing of it stays.
 
-    Not mapped: the kernel maps up to 2 MiB around each byte that is touched, and counts them to this process.
+    Not mapped: the kernel maps up to 2 MiB around each byte that is touched, and counts them to this process. A picture
+    is compared with its hash when it is taken for the first time; `unseal` has the damaged ones decoded anew when the
+    file is next opened.
     """
 
     in_memory = False
 
-    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, path: Path, shape: tuple[int, ...], hashes: NDArray[np.uint64], unseal: Callable[[], None]
+    ) -> None:
         self._path, self._count, self.shape = path, shape[0], shape[1:]
+        self._hashes, self._unseal = hashes, unseal
+        self._verified = np.zeros(shape[0], bool)
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._reading: list[int] = []
         weakref.finalize(self, os.close, self._file)
@@ -105,7 +114,21 @@ class OnDisk:
             self._reading = [row]
             if os.preadv(self._file, (out[place].data,), row * each) != each:
                 raise StorageError(f"{self._path}: picture {row} is cut off; `cnnrun cache clear` removes the file")
+        self._verify(out, rows.numpy())
         return torch.from_numpy(out)
+
+    def _verify(self, pixels_NCHW: NDArray[np.uint8], rows: NDArray[np.int64]) -> None:
+        new = ~self._verified[rows]
+        if not new.any():
+            return
+        rows = rows[new]
+        changed = has_changed(pixels_NCHW[new], self._hashes[rows])
+        if changed.any():
+            with contextlib.suppress(OSError):
+                self._unseal()
+            which = f"{self._path}: picture {rows[changed].min():,}"
+            raise StorageError(f"{which} is not as it was written; start again, and it is decoded anew")
+        self._verified[rows] = True
 
 
 def mapped(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -198,14 +221,16 @@ def stored(
         return _in_memory(decoder, workers, settings.timeout, progress)
     # Without pixels it is another data set: both may be built at once.
     name = key if kind == "disk" else hashlib.sha256(f"records of {key}".encode()).hexdigest()[:32]
-    entry = Entry(folder / name, len(decoder), shape, keep_pixels=kind == "disk")
+    full = (len(decoder), *shape)
+    fits = int(np.prod(full)) <= settings.memory_gib * 2**30
+    entry = Entry(folder / name, len(decoder), shape, keep_pixels=kind == "disk", verify=fits)
     with threads(workers, settings.timeout) as run:
         entry.build(decoder, {"source": _where(split)}, run, progress)
     if kind == "none":
         return Stored(Streamed(decoder, workers, settings.timeout), entry.records(), entry.problems())
-    path, full = entry.path / "pixels.u8", (len(decoder), *shape)
-    fits = int(np.prod(full)) <= settings.memory_gib * 2**30
-    return Stored(Held(mapped(path, full)) if fits else OnDisk(path, full), entry.records(), entry.problems())
+    path = entry.path / "pixels.u8"
+    kept = Held(mapped(path, full)) if fits else OnDisk(path, full, entry.pixel_hashes(), entry.unseal)
+    return Stored(kept, entry.records(), entry.problems())
 
 
 def kept_already(
@@ -281,7 +306,7 @@ def _where(split: Split) -> str:
 def _key(split: Split, shape: Shape, image: Image, listed: NDArray[np.int64] | None) -> str:
     """A digest of what is decoded and of all that decides what to."""
     how = image.model_dump(exclude={"size", "channels", "mean", "std"})
-    return hashlib.sha256(content(split, listed) + repr((_DECODER, shape, how)).encode()).hexdigest()[:32]
+    return hashlib.sha256(content(split, listed) + repr((_DECODER, cache.FORMAT, shape, how)).encode()).hexdigest()[:32]
 
 
 def listing(split: Split, by_content: bool, workers: int | None) -> NDArray[np.int64] | None:

@@ -14,13 +14,15 @@ import pytest
 import torch
 from conftest import save_picture
 
-from cnnrun import cache
-from cnnrun.cache import Entry
+from cnnrun import cache, cached_split
+from cnnrun.block_hashes import HASH_BYTES
+from cnnrun.cached_split import Entry
 from cnnrun.dataset import Data, index
 from cnnrun.decoding import Decoder, threads
 from cnnrun.errors import DataError, StorageError
 from cnnrun.prepare import prepare
 from cnnrun.progress import bar
+from cnnrun.records import digest
 from cnnrun.store import OnDisk, listing, stored
 
 IMAGE = {"size": 8, "channels": 3}
@@ -111,7 +113,7 @@ def test_a_cut_or_missing_file_is_made_anew(picture_folder, folder, victim, dama
 
 def _build(path: Path, data: Data, seconds: float) -> None:
     """Build slowly, a block of two pictures at a time, each on the disk before the next."""
-    cache.BLOCK_PICTURES, cache.SYNC_BYTES = 2, 1
+    cache.BLOCK_PICTURES, cached_split.SYNC_BYTES = 2, 1
     decoder = decoder_of(data)
     block = decoder.block
 
@@ -137,7 +139,8 @@ def test_a_killed_build_goes_on_where_it_was_and_gives_the_same_bytes(picture_fo
         time.sleep(float(rng.uniform(0.02, 0.2)))
         os.kill(process.pid, signal.SIGKILL)
         process.join()
-    done = sum((path / "progress").read_bytes()) if (path / "progress").exists() else 0
+    noted = np.fromfile(path / "progress", np.uint8) if (path / "progress").exists() else np.zeros(0, np.uint8)
+    done = int(noted.reshape(-1, HASH_BYTES).any(1).sum())
     decoded = []
     block = decoder.block
     monkeypatch.setattr(decoder, "block", lambda numbers, run: decoded.append(numbers) or block(numbers, run))
@@ -181,7 +184,7 @@ def test_bad_files_are_remembered_with_their_reasons(picture_folder, folder):
     with (entry / "problems.jsonl").open("a") as file:
         file.write('[1, "torn')  # a kill in the middle of a line
     (entry / "complete.json").unlink()
-    (entry / "progress").write_bytes(b"\0")
+    (entry / "progress").write_bytes(bytes(HASH_BYTES))
     assert len(prepare(data, index(data), bar).left_out) == 1
 
 
@@ -215,7 +218,8 @@ def test_where_pictures_go_follows_their_size_and_is_said(picture_folder, folder
 def test_a_file_larger_than_memory_may_hold_is_read_piece_by_piece(tmp_path, picture_folder, folder):
     pixels = np.random.default_rng(0).integers(0, 256, (4000, 3, 32, 32), dtype=np.uint8)
     pixels.tofile(tmp_path / "p")
-    pictures = OnDisk(tmp_path / "p", pixels.shape)
+    hashes = np.array([digest(picture.tobytes()) for picture in pixels], np.uint64)
+    pictures = OnDisk(tmp_path / "p", pixels.shape, hashes, lambda: None)
     rows = torch.randperm(4000, generator=torch.Generator().manual_seed(0))
     assert np.array_equal(pictures.take(rows).numpy(), pixels[rows.numpy()])
     assert str(tmp_path / "p") not in Path("/proc/self/maps").read_text()

@@ -631,7 +631,8 @@ def test_a_picture_that_cannot_be_read_first_costs_no_columns(run, people, galle
     both = [tmp_path / "broken.png", photo]
     out = run_cli("identify", *both, "--gallery", gallery, "--run", run, "--csv")[1]
     table = list(csv.reader(io.StringIO(out)))
-    assert table[0] == ["path", "person", "similarity", "matches", "error"]
+    ranks = [f"{column} {rank}" for rank in range(1, len(table[0]) // 2 - 1) for column in ("person", "similarity")]
+    assert table[0] == ["path", "person", "similarity", *ranks, "error"]
     assert [row[1] for row in table[1:]] == ["", "digit 9"]
     table = list(csv.reader(io.StringIO(run_cli("predict", *both, "--run", run, "--csv")[1])))
     assert [len(row) for row in table] == [18, 18, 18]
@@ -665,7 +666,8 @@ def test_identify_gives_the_best_matches_or_nobody(run, people, gallery, run_cli
     assert "stranger.png: unknown   (" in run_cli(*words, "--threshold", (alike + 1) / 2)[1]
     out = run_cli("identify", people / "digit 9", "--gallery", gallery, "--run", run, "--csv")[1]
     table = list(csv.reader(io.StringIO(out)))
-    assert table[0] == ["path", "person", "similarity", "matches", "error"]
+    ranks = [f"{column} {rank}" for rank in range(1, len(table[0]) // 2 - 1) for column in ("person", "similarity")]
+    assert table[0] == ["path", "person", "similarity", *ranks, "error"]
     assert len(table) == 13
     text = run_cli("identify", photos[0], "--gallery", gallery, "--run", run)[1]
     assert f"{photos[0]}: digit 9   (digit 9 1.000" in text

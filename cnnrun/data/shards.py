@@ -24,13 +24,14 @@ import torch
 from pydantic import Field
 
 from cnnrun import cache
-from cnnrun.atomic_files import Folder, make_folder, storage_errors
+from cnnrun.atomic_files import Folder, storage_errors
 from cnnrun.bounded_files import open_file
 from cnnrun.class_names import clean_cell, missing_problem, sorted_classes
 from cnnrun.contracts import ClassNames, Indexed, SourceSpec, Split
 from cnnrun.errors import DataError, StorageError, printable
 from cnnrun.files import Members, is_clutter
 from cnnrun.labelling import refuse
+from cnnrun.ownership import refuse_foreign
 from cnnrun.pictures import SUFFIX_LIST, SUFFIXES
 from cnnrun.progress import say
 
@@ -120,6 +121,7 @@ class Shards(SourceSpec):
             raise StorageError("shards: there is no cache folder (HOME is not set); give data.source.shards.copies")
         folder = Path(self.copies or f"{home}/{cache.COPIES}")
         path = folder / f"{sha256(url.encode()).hexdigest()[:32]}.tar"
+        refuse_foreign(path, "give data.source.shards.copies a folder of your own")
         if not path.exists():
             what = "run a command" if is_command else "fetch from the network"
             if not may_fetch(is_command):
@@ -163,15 +165,18 @@ def _not_installed() -> DataError:
 
 def _fetch(url: str, path: Path) -> None:
     """Copy a shard from elsewhere, whole or not at all."""
-    make_folder(path.parent)
+    with storage_errors(path.parent, 0):
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder, temporary = Folder(path.parent), f"{path.stem}.{os.getpid()}.tmp"
+    partial = path.with_name(temporary)
     try:
         with storage_errors(path, 0), folder.append(temporary) as file, _opened_url(url) as stream:
             while part := _next_part(url, stream):
                 file.write(part)
-        if not tarfile.is_tarfile(path.with_name(temporary)):
+        if not tarfile.is_tarfile(partial):
             raise DataError(f"{printable(url)}: what came is not a tar")
         with storage_errors(path, 0):
+            partial.chmod(partial.stat().st_mode & 0o755)  # or it would be refused as one that others can write
             folder.rename(temporary, path.name)
     finally:
         if folder.has(temporary):

@@ -186,6 +186,20 @@ def served(two):
     server.server_close()
 
 
+def test_what_was_fetched_is_ours_alone_where_a_group_may_write_by_default(two, monkeypatch):
+    pytest.importorskip("webdataset")
+    monkeypatch.setenv("CNNRUN_FETCH", "1")
+    url = f"pipe:cat {two / 'train-00.tar'}"
+    before = os.umask(0o002)
+    try:
+        for copies in (two / "new", two / "there"):
+            (two / "there").mkdir(mode=0o755, exist_ok=True)
+            first, again = (Shards(train=url, copies=str(copies)).read().splits["train"] for _ in range(2))
+            assert len(first) == len(again) > 0
+    finally:
+        os.umask(before)
+
+
 def test_a_url_needs_the_users_leave_and_is_fetched_once(two, served, monkeypatch):
     """A config that named one ran curl, with 30 retries."""
     address, asked = served

@@ -1,0 +1,148 @@
+"""What a verified cache costs, against another commit's that believes its files; and how fast hashes are.
+
+    git archive COMMIT | tar -x -C /tmp/before
+    python benchmarks/cache.py --before /tmp/before [--rounds 7]
+
+Each measurement is a process of its own; sides are interleaved. Seconds of all its threads on a processor, and by the
+clock, which other jobs on the machine lengthen:
+
+build    pictures decoded into a new entry
+open     until the pictures of a complete entry can be taken, in memory (mapped) or picture by picture from the disk
+cold     the same, the entry's files out of the page cache
+epoch    every picture taken once, in random batches of 128: the first, and the second
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+SIZES = {"60,000 x 1x28x28": (60_000, 28, 1), "5,000 x 3x128x128": (5_000, 128, 3)}
+HASHES: dict[str, Callable[[bytes], object]] = {
+    "blake2b": lambda data: hashlib.blake2b(data).digest(),
+    "sha256": lambda data: hashlib.sha256(data).digest(),
+    "crc32": zlib.crc32,
+}
+
+# What both sides understand: the pictures are an array of another size, so that they go through the cache.
+MEASURED = """
+import json, sys, time
+import numpy as np, torch
+import cnnrun
+from cnnrun import store
+from cnnrun.contracts import Split
+from cnnrun.pictures import Image
+from cnnrun.progress import bar
+count, side, channels, gib, folder = *map(int, sys.argv[1:4]), float(sys.argv[4]), sys.argv[5]
+store._key = lambda *rest: "0" * 32
+pictures = np.random.default_rng(0).integers(0, 256, (count, side + 1, side + 1, channels), dtype=np.uint8)
+split = Split(pictures, {"labels": torch.zeros(count, dtype=torch.int64)}, "numbers")
+settings = store.CacheSettings(cache="disk", cache_dir=folder, memory_gib=gib, workers=2)
+def now():
+    return np.array([time.process_time(), time.perf_counter()])
+began = now()
+kept = store.stored(split, (channels, side, side), Image(size=side, channels=channels), settings, None, bar)
+seconds = [now() - began]
+for epoch in range(2):
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(epoch))
+    began = now()
+    for rows in order.split(128):
+        kept.pictures.take(rows)
+    seconds.append(now() - began)
+print(json.dumps([cnnrun.__file__, type(kept.pictures).__name__, np.array(seconds).tolist()]))
+"""
+
+
+def measured(tree: Path, size: tuple[int, int, int], gib: float, folder: str) -> np.ndarray:
+    """Seconds to open, of the first epoch, of the second: each (on a processor, by the clock)."""
+    command = [sys.executable, "-c", MEASURED, *map(str, size), str(gib), folder]
+    environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tree, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    package, kind, seconds = json.loads(done.stdout)
+    assert Path(package).is_relative_to(tree.resolve())
+    assert kind == ("Held" if gib >= 1 else "OnDisk")
+    return np.array(seconds)
+
+
+def drop_pages(folder: str) -> None:
+    """Have what an entry's files hold read from the disk again."""
+    for path in Path(folder).rglob("*"):
+        if path.is_file():
+            descriptor = os.open(path, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(descriptor)
+
+
+def compared(sides: dict[str, Path], size: tuple[int, int, int], rounds: int) -> dict[str, dict[str, list[np.ndarray]]]:
+    """Seconds of each thing that is measured, by side."""
+    table: dict[str, dict[str, list[np.ndarray]]] = {}
+
+    def note(what: str, side: str, seconds: np.ndarray) -> None:
+        table.setdefault(what, {}).setdefault(side, []).append(seconds)
+
+    for round_ in range(rounds):
+        order = list(sides) if round_ % 2 else list(sides)[::-1]
+        with tempfile.TemporaryDirectory() as work:
+            for side in order:
+                note("build", side, measured(sides[side], size, 4.0, f"{work}/{side}")[0])
+            for kind, gib in (("in memory", 4.0), ("from disk", 1e-9)):
+                for side in order:
+                    opened, first, second = measured(sides[side], size, gib, f"{work}/{side}")
+                    note(f"open, {kind}", side, opened)
+                    note(f"first epoch, {kind}", side, first)
+                    note(f"second epoch, {kind}", side, second)
+                for side in order:
+                    drop_pages(f"{work}/{side}")
+                    opened, first, _ = measured(sides[side], size, gib, f"{work}/{side}")
+                    note(f"cold: open and first epoch, {kind}", side, opened + first)
+    return table
+
+
+def hash_speeds(rounds: int) -> None:
+    data = os.urandom(32 << 20)
+    for name, hashed in HASHES.items():
+        speeds = []
+        for _ in range(rounds):
+            began = time.perf_counter()
+            hashed(data)
+            speeds.append(len(data) / (time.perf_counter() - began) / 1e9)
+        print(f"  {name:<10} {statistics.median(speeds):.2f} GB/s ({min(speeds):.2f} .. {max(speeds):.2f})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--before", type=Path, required=True, help="the files of the commit to compare with")
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
+    sides = {"before": args.before, "now": Path(__file__).parent.parent}
+    print(f"{args.rounds} rounds, interleaved\nhashes, 32 MiB, one thread")
+    hash_speeds(args.rounds)
+    for name, size in SIZES.items():
+        print(f"\n{name}: seconds, median (min .. max)")
+        for what, by_side in compared(sides, size, args.rounds).items():
+            for column, clock in enumerate(("on a processor", "by the clock")):
+                shown = [f"{side} {spread([each[column] for each in by_side[side]])}" for side in sides]
+                print(f"  {what:<38} {clock:<15} " + "   ".join(shown), flush=True)
+
+
+def spread(seconds: list[float]) -> str:
+    return f"{statistics.median(seconds):.3f} ({min(seconds):.3f} .. {max(seconds):.3f})"
+
+
+if __name__ == "__main__":
+    main()
