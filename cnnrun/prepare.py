@@ -214,7 +214,7 @@ def _remarks(dataset: Dataset, apart: bool) -> list[str]:
     for split, examples in dataset.splits.items():
         if not apart and (counts := counted(examples.all_targets(), len(classes))):
             missing = [name for name, count in zip(classes, counts, strict=True) if not count]
-            what = "picture" if "labels" in examples.targets else "object"
+            what = "picture" if examples.objects is None else "object"
             lines += [f"no {what} of {listed(missing)} in {split}"] if missing else []
         lines += _dark(dataset.stored[split], examples, split)
         kept = dataset.stored[split].records
