@@ -9,6 +9,10 @@ from contextlib import contextmanager
 from functools import cache
 from itertools import islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cnnrun.errors import DataError, printable
 
@@ -16,6 +20,8 @@ _SPLITS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
     "testing": "test",
 }  # fmt: skip
+_FLOAT32_STEP = 2.0**-24  # what rounding to float32 changes at most, in parts of a number
+_MOST_ROUNDING = 0.01  # in parts of the range that numbers are in
 MOST_PROBLEMS = 10_000  # that are gathered
 MOST_LINES = 20  # of mistakes of one kind that are told
 
@@ -60,6 +66,18 @@ def refuse(problems: Iterable[str]) -> None:
         raise DataError(*problems[:MOST_LINES], *more)
 
 
+def too_fine(name: str, values: Sequence[float | None] | NDArray[Any]) -> str | None:
+    """What is wrong with numbers whose differences float32 cannot hold, or None."""
+    exact = np.asarray(values, np.float64)
+    spread = float(np.ptp(exact))
+    if spread == 0 or np.abs(exact).max() * _FLOAT32_STEP <= _MOST_ROUNDING * spread:
+        return None
+    return (
+        f"{printable(name)}: float32 cannot hold numbers around {exact.mean():.4g} that differ by no more than "
+        f"{spread:.4g}; take a constant away from all"
+    )
+
+
 def jail(root: Path) -> Callable[[str], str | None]:
     """A function that says why a path, relative to `root`, may not be used: None where it may."""
     inside = root.resolve()
@@ -78,6 +96,8 @@ def jail(root: Path) -> Callable[[str], str | None]:
         if ".." in PurePosixPath(written).parts:
             return "leaves the root with '..'"
         path = root / written
+        if "\\" in written and not path.exists():  # of Windows; elsewhere a file's name may have one
+            return "has backslashes, and there is no file of that name; write / between folders"
         try:
             if not folder_is_inside(path.parent) or (path.is_symlink() and not path.resolve().is_relative_to(inside)):
                 return f"is a link to outside {printable(os.fspath(root))}"

@@ -19,6 +19,7 @@ from cnnrun.bounded_files import open_file, refuse_expansion
 from cnnrun.class_names import numbered_classes
 from cnnrun.contracts import ClassNames, Indexed, SourceSpec, Split
 from cnnrun.errors import DataError, printable
+from cnnrun.labelling import refuse, too_fine
 
 # The names that Keras, MedMNIST and most others use, for each split: pictures and labels.
 _USUAL = {
@@ -156,6 +157,10 @@ def _columns(path: Path, values: NDArray[Any], name: str, shape: tuple[int, int]
     if bad := np.argwhere(~np.isfinite(made)).tolist():
         row, column = bad[0]
         raise DataError(f"{path}: {name}[{row}, {column}] is {values[row, column]}; expected a finite number")
+    if values.dtype.kind in "iuf":
+        refuse(
+            f"{path}: {problem}" for t, each in enumerate(values.T) if (problem := too_fine(f"{name}[:, {t}]", each))
+        )
     return made
 
 
