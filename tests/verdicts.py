@@ -20,6 +20,7 @@ from several import forked, outcome
 
 Build = Callable[[Path], None]
 COMMANDS = {"check": "check c.yaml", "data check": "data check c.yaml", "train": "train c.yaml --no-report"}
+MONITORS = {"verify": "val/eer"}
 MODELS = {"detect": "[{conv: {out_channels: 4, stride: 8}}]", "verify": "[global_avg_pool]"}
 
 
@@ -128,10 +129,13 @@ def save(path: Path, seed: int, size: tuple[int, int] = (16, 16)) -> Path:
     return path
 
 
-def config(folder: Path, source: str, task: str = "classify", split: str = "{val: 0.25}", **more: str) -> None:
-    """`c.yaml`: a source, a task, how it is divided, and other keys of `data`."""
+def config(
+    folder: Path, source: str, task: str = "classify", split: str = "{val: 0.25}", monitor: str = "", **more: str
+) -> None:
+    """`c.yaml`: a source, a task, how it is divided, what chooses the best checkpoint, and other keys of `data`."""
     data = {"source": source, "image": "{size: 8, channels: 3}", "split": split, "cache_dir": "cache"} | more
     lines = "".join(f"  {key}: {value}\n" for key, value in data.items())
     kind = re.findall(r"\w+", task)[0]
     model = MODELS.get(kind, "[flatten]")
-    (folder / "c.yaml").write_text(f"task: {task}\ndata:\n{lines}model: {model}\ntrain: {{epochs: 1, batch: 4}}\n")
+    train = f"{{epochs: 1, batch: 4, monitor: {monitor or MONITORS.get(kind, 'val/loss')}}}"
+    (folder / "c.yaml").write_text(f"task: {task}\ndata:\n{lines}model: {model}\ntrain: {train}\n")
