@@ -179,7 +179,7 @@ COCO = {
         one(bbox=[18, 4, 10, 8]), 0, "used as far as they lie inside", finding="reaches out of its picture"
     ),
     "category unknown": Verdict(one(category_id=7), 8, "of category 7, which is not there"),
-    "category_id as text": Verdict(one(category_id="1"), 8, "of category 1, which is not there"),
+    "category_id as text": Verdict(one(category_id="1"), 8, "its category_id is the text '1'"),
     "image_id unknown": Verdict(one(image_id=77), 8, "of image 77, which is not there"),
     "images without size": Verdict(dropped("width", "images"), 8, "needs height and width"),
     "image size of another version": Verdict(one("images", width=48), 8, "its boxes are written for 48x24"),
@@ -189,9 +189,10 @@ COCO = {
     ),
     "a picture missing": Verdict(one("images", file_name="99.png"), 8, "No such file"),
     "RLE crowd": Verdict(coco(one_crowd), 0, "2 classes", FINE),
-    "all are crowds": Verdict(coco(only_crowds), 2, "no object"),
+    "ignore: 1, as CrowdHuman": Verdict(one(ignore=1), 0, "1 annotation(s) with `ignore` are objects like others"),
+    "all are crowds": Verdict(coco(only_crowds), 2, "no training picture has a box"),
     "iscrowd as true": Verdict(one(iscrowd=True), 0, "2 classes", FINE),
-    "no annotations yet": Verdict(coco(lambda data: data.update(annotations=[])), 2, "no object"),
+    "no annotations yet": Verdict(coco(lambda data: data.update(annotations=[])), 2, "no training picture has a box"),
     "categories empty": Verdict(coco(lambda data: data.update(categories=[])), 8, "no categories"),
     "cat and Cat as categories": Verdict(
         each("name", lambda row: ("cat", "Cat")[row["id"] - 1], "categories"),
@@ -246,12 +247,17 @@ VOC = {
     "<item> for <object>": Verdict(swap("object>", "item>", only=3), 8, "has a <bndbox> outside of any <object>"),
     "<obj> with attributes": Verdict(
         voc(
-            lambda text, i: text.replace(
-                text[text.index("<object>") : text.index("</annotation>")], '<obj name="cat" x="4"/>'
+            lambda text, i: (
+                text.replace(
+                    text[text.index("<object>") : text.index("</annotation>")],
+                    '<obj name="cat" x1="4" y1="4" x2="9" y2="9"/>',
+                )
+                if i == 3
+                else text
             )
         ),
         8,
-        "object",
+        "has a <obj> that may be an object",
     ),
     "xmin as attributes": Verdict(
         swap(BOX, '<bndbox xmin="4" ymin="4" xmax="12" ymax="12"/>'), 8, "lacks a number for xmin"
@@ -270,7 +276,9 @@ VOC = {
         8,
         "namespace",
     ),
-    "two <object> in one": Verdict(swap(BOX, f"{BOX}<object><name>cat</name>{BOX}</object>", only=3), 8, "object"),
+    "two <object> in one": Verdict(
+        swap(BOX, f"{BOX}<object><name>cat</name>{BOX}</object>", only=3), 0, "the same box with another class"
+    ),
     "<size> of 0": Verdict(swap(f"<width>{SIDE}</width>", "<width>0</width>"), 0, "2 classes", FINE),
     "<size> turned": Verdict(
         swap(f"<width>{SIDE}</width>", "<width>48</width>", only=3), 8, "its boxes are written for 48x24"
@@ -280,16 +288,17 @@ VOC = {
         voc(lambda text, i: text.split("<object>")[0] + "</annotation>" if i == 3 else text), 0, "2 classes", FINE
     ),
     "no annotation has objects": Verdict(
-        voc(lambda text, i: text.split("<object>")[0] + "</annotation>"), 8, "no object"
+        voc(lambda text, i: text.split("<object>")[0] + "</annotation>"), 2, "no training picture has a box"
     ),
-    "all are difficult": Verdict(swap(BOX, f"<difficult>1</difficult>{BOX}"), 2, "no object"),
+    "all are difficult": Verdict(swap(BOX, f"<difficult>1</difficult>{BOX}"), 2, "no training picture has a box"),
     "difficult in val alone": Verdict(
         voc(
             lambda text, i: text.replace(BOX, f"<difficult>1</difficult>{BOX}") if i > 11 else text,
             files=lists("\n".join(NAMES[:12]), "\n".join(NAMES[12:])),
         ),
-        8,
-        "the val split",
+        0,
+        "no object of cat, dog in val",
+        finding="classes without an object in val",
     ),
     "XML without picture": Verdict(
         voc(files=lambda root: (root / "JPEGImages" / "03.png").unlink()), 8, "no picture '03.png'"
@@ -299,7 +308,7 @@ VOC = {
     ),
     "a list that names what is not there": Verdict(voc(files=lists("\n".join([*NAMES, "99"]))), 8, "99"),
     "a list of paths": Verdict(
-        voc(files=lists("\n".join(f"JPEGImages/{name}.png" for name in NAMES))), 8, "JPEGImages/00"
+        voc(files=lists("\n".join(f"JPEGImages/{name}.png" for name in NAMES))), 0, "2 classes", FINE
     ),
     "a list of one class": Verdict(
         voc(files=lists("\n".join(f"{name} {(-1, 1)[i % 2]}" for i, name in enumerate(NAMES)))),
@@ -307,7 +316,38 @@ VOC = {
         "a list of one class",
     ),
     "lists in another folder": Verdict(
-        voc(files=lambda root: (root / "train.txt").write_text("\n".join(NAMES[:12]))), 0, "train.txt"
+        voc(files=lambda root: (root / "train.txt").write_text("\n".join(NAMES[:12]))), 0, "d/train.txt: not read"
+    ),
+    "a list valid.txt beside train.txt": Verdict(
+        voc(
+            files=lambda root: (
+                lists("\n".join(NAMES[:12]))(root),
+                (root / "ImageSets/Main/valid.txt").write_text("15"),
+            )
+        ),
+        0,
+        "ImageSets/Main/valid.txt: not read",
+    ),
+    "trainval.txt of VOC2007 alone": Verdict(
+        voc(
+            files=lambda root: (
+                lists("")(root),
+                (root / "ImageSets/Main/train.txt").rename(root / "ImageSets/Main/trainval.txt"),
+            )
+        ),
+        0,
+        "ImageSets/Main/trainval.txt: not read",
+    ),
+    "trainval.txt beside train and val": Verdict(
+        voc(
+            files=lambda root: (
+                lists("\n".join(NAMES[:12]), "\n".join(NAMES[12:]))(root),
+                (root / "ImageSets/Main/trainval.txt").write_text("00"),
+            )
+        ),
+        0,
+        "2 classes",
+        FINE,
     ),
     "a class in val alone": Verdict(
         voc(

@@ -153,7 +153,7 @@ FOLDERS = {
         split_folder(lambda root: save(root / "holdout" / "cat" / "0.png", 999)), 0, "holdout"
     ),
     "folder: images/train and images/val": Verdict(
-        folder(classes=("train", "val"), more=lambda root: [path.rename(root / path.name) for path in []]),
+        folder(classes=("train", "val")),
         8,
         "two or more classes",
     ),
@@ -172,7 +172,7 @@ FOLDERS = {
         folder(source="{folder: .}", more=lambda root: None, classes=CLASSES), 8, "two or more classes; has 1"
     ),
     "pictures: damaged": Verdict(folder(damaged), 8, "cat/3.png"),
-    "pictures: damaged, skipped": Verdict(folder(damaged, bad_files="skip"), 0, "", ()),
+    "pictures: damaged, skipped": Verdict(folder(damaged, bad_files="skip"), 0, "cannot be decoded"),
     "pictures: of no bytes": Verdict(folder(write("cat/3.png", b"")), 8, "empty file"),
     "pictures: a web page": Verdict(folder(write("cat/3.png", b"<!DOCTYPE html>")), 8, "a web page"),
     "pictures: a Git LFS pointer": Verdict(
@@ -183,8 +183,9 @@ FOLDERS = {
     "pictures: a JPEG called .png": Verdict(
         folder(jpeg_named_png), 0, "of another format than named", finding="files that are not what their name says"
     ),
-    "pictures: all of one colour": Verdict(folder(one_colour), 8, "one"),
+    "pictures: all of one colour": Verdict(folder(one_colour), 8, "in more than one split"),
     "pictures: one of one colour": Verdict(folder(one_flat), 0, "of one single colour"),
+    "pictures: all of one colour, kept": Verdict(folder(one_colour, leakage="keep"), 8, "one and the same colour"),
     "pictures: 16 bits of which 12 are used": Verdict(folder(twelve_bits), 0, "leaves 16 of 256 grey levels"),
     "pictures: of 2 pixels": Verdict(folder(lambda root: save(root / "cat" / "3.png", 3, (2, 2))), 8, "image.min_side"),
     "copies: twice in one class": Verdict(
@@ -298,7 +299,7 @@ def idx(labels: Any, magic: int = 0x801, count: int | None = None, test: Any = N
         (here / "d").mkdir()
         for part, of_part in (("train", labels), ("t10k", test)):
             if of_part is not None:
-                x = np.stack([pixels(i + 7 * len(part), (8, 8))[:, :, 0] for i in range(24)])
+                x = np.stack([pixels(i + 30 * len(part), (8, 8))[:, :, 0] for i in range(24)])
                 (here / "d" / f"{part}-images-idx3-ubyte").write_bytes(
                     struct.pack(">4I", 0x803, *x.shape) + x.tobytes()
                 )

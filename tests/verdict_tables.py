@@ -260,6 +260,16 @@ NUMBERS = {
     "numbers: an empty cell": Verdict(numbers(lambda i: "" if i == 5 else f"{i}.5"), 8, "weight is empty"),
     "numbers: a constant column": Verdict(numbers(lambda i: "5"), 2, "weight is 5 in every training picture"),
     "numbers: too fine for float32": Verdict(numbers(lambda i: f"{1e9 + i}"), 8, "float32"),
+    "numbers: one value in val": Verdict(
+        labelled(
+            lambda i: f"{5 if i > 17 else i},{'val' if i > 17 else 'train'}",
+            header="path,weight,split",
+            source="{table: {path: t.csv, numbers: weight}}",
+            task=REGRESS,
+        ),
+        0,
+        "weight is 5 in every picture of val",
+    ),
     "numbers: dates": Verdict(numbers(lambda i: f"2024-01-{i + 1:02}"), 8, "expected a number"),
 }
 
