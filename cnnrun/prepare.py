@@ -155,10 +155,8 @@ def _of_boxes(bad: Sequence[BadBox]) -> list[str]:
     """How many boxes are left out, and used although they are of some doubtful kind, with an example of each."""
     kinds: dict[str, list[BadBox]] = {}
     for each in bad:
-        what = f"used as far as they lie inside ({each.kind})" if each.used else "left out (data.bad_boxes: skip)"
-        if each.used and "the same box" in each.kind:
-            what = f"used although they are there twice ({each.kind})"
-        kinds.setdefault(what, []).append(each)
+        used = f"used all the same ({each.kind})" if "the same box" in each.kind else "cut at their pictures' edges"
+        kinds.setdefault(used if each.used else "left out (data.bad_boxes: skip)", []).append(each)
     return [f"{len(of):,} boxes are {what}, such as {of[0].name}: {of[0].what}" for what, of in kinds.items()]
 
 

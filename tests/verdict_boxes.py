@@ -176,7 +176,7 @@ COCO = {
         finding="a box of no area",
     ),
     "bbox that reaches out": Verdict(
-        one(bbox=[18, 4, 10, 8]), 0, "used as far as they lie inside", finding="reaches out of its picture"
+        one(bbox=[18, 4, 10, 8]), 0, "are cut at their pictures' edges", finding="reaches out of its picture"
     ),
     "category unknown": Verdict(one(category_id=7), 8, "of category 7, which is not there"),
     "category_id as text": Verdict(one(category_id="1"), 8, "its category_id is the text '1'"),
