@@ -20,8 +20,6 @@ _SPLITS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
     "testing": "test",
 }  # fmt: skip
-_FLOAT32_STEP = 2.0**-24  # what rounding to float32 changes at most, in parts of a number
-_MOST_ROUNDING = 0.01  # in parts of the range that numbers are in
 MOST_PROBLEMS = 10_000  # that are gathered
 MOST_LINES = 20  # of mistakes of one kind that are told
 
@@ -67,15 +65,13 @@ def refuse(problems: Iterable[str]) -> None:
 
 
 def too_fine(name: str, values: Sequence[float | None] | NDArray[Any]) -> str | None:
-    """What is wrong with numbers whose differences float32 cannot hold, or None."""
+    """What is wrong with different numbers that are all one in float32, or None. What is nearly so the task says."""
     exact = np.asarray(values, np.float64)
     spread = float(np.ptp(exact))
-    if spread == 0 or np.abs(exact).max() * _FLOAT32_STEP <= _MOST_ROUNDING * spread:
+    if spread == 0 or np.ptp(exact.astype(np.float32)) > 0:
         return None
-    return (
-        f"{printable(name)}: float32 cannot hold numbers around {exact.mean():.4g} that differ by no more than "
-        f"{spread:.4g}; take a constant away from all"
-    )
+    text = f"{printable(name)} varies by {spread:.3g} around {exact.mean():.6g}"
+    return f"{text}, too finely for float32; take the mean off it"
 
 
 def jail(root: Path) -> Callable[[str], str | None]:

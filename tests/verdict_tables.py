@@ -259,7 +259,10 @@ NUMBERS = {
     "numbers: nan": Verdict(numbers(lambda i: "nan" if i == 5 else f"{i}.5"), 8, "expected a number"),
     "numbers: an empty cell": Verdict(numbers(lambda i: "" if i == 5 else f"{i}.5"), 8, "weight is empty"),
     "numbers: a constant column": Verdict(numbers(lambda i: "5"), 2, "weight is 5 in every training picture"),
-    "numbers: too fine for float32": Verdict(numbers(lambda i: f"{1e9 + i}"), 8, "float32"),
+    "numbers: so fine that they are one in float32": Verdict(
+        numbers(lambda i: f"{1e9 + i}"), 8, "too finely for float32"
+    ),
+    "numbers: nearly too fine for float32": Verdict(numbers(lambda i: f"{16777216 + i}"), 2, "too finely for float32"),
     "numbers: one value in val": Verdict(
         labelled(
             lambda i: f"{5 if i > 17 else i},{'val' if i > 17 else 'train'}",

@@ -343,23 +343,20 @@ def test_names_with_commas_of_their_own_are_labels(tmp_path):
     ("values", "is_refused"),
     [
         ([1e9 + i for i in range(6)], True),
-        ([1.7e9 + 60 * i for i in range(6)], True),  # seconds since 1970, a minute apart
+        ([1.7e9 + 1e-3 * i for i in range(6)], True),  # of one second since 1970
         ([1e9] * 6, False),  # the task says that there is nothing to learn
         ([0.1] * 6, False),
-        ([20_240_101 + i for i in range(6)], True),
-        ([1e-48, 0.0, 0, 0, 0, 0], False),
+        ([20_240_101 + i for i in range(6)], False),
         ([1000.5 + i for i in range(6)], False),
     ],
 )
-def test_numbers_too_fine_for_float32_are_refused(tmp_path, values, is_refused):
+def test_numbers_that_are_one_in_float32_are_refused(tmp_path, values, is_refused):
     path = with_columns(tmp_path, ("a",), [repr(value) for value in values])
     table = Table(path=str(path), numbers="a")
     if not is_refused:
-        assert table.read().splits["train"].targets["numbers"][:, 0].tolist() == pytest.approx(
-            values, rel=1e-6, abs=1e-40
-        )
+        assert table.read().splits["train"].targets["numbers"][:, 0].tolist() == pytest.approx(values, rel=1e-6)
         return
-    with pytest.raises(DataError, match=r"t\.csv: a: float32 cannot hold numbers around .*; take a constant away"):
+    with pytest.raises(DataError, match=r"t\.csv: a varies by .*, too finely for float32; take the mean off it"):
         table.read()
 
 
