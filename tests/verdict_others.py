@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from verdicts import Build, Verdict, config, pixels, save
+from three_commands import Build, Verdict, config, pixels, save
 
 FINE = ("check",)
 CLASSES = ("cat", "dog", "eel")
@@ -189,7 +189,7 @@ FOLDERS = {
     "pictures: 16 bits of which 12 are used": Verdict(folder(twelve_bits), 0, "leaves 16 of 256 grey levels"),
     "pictures: of 2 pixels": Verdict(folder(lambda root: save(root / "cat" / "3.png", 3, (2, 2))), 8, "image.min_side"),
     "copies: twice in one class": Verdict(
-        folder(copy("cat/0.png", "cat/9.png")), 0, "", (), finding="the same picture again"
+        folder(copy("cat/0.png", "cat/9.png")), 0, "the same picture again", ("data check",)
     ),
     "copies: under two labels": Verdict(folder(copy("cat/0.png", "dog/9.png")), 8, "under more than one label"),
     "copies: under two labels, kept": Verdict(

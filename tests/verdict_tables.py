@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from verdicts import Build, Verdict, config, save
+from three_commands import Build, Verdict, config, save
 
 COUNT = 24
 NAMES = ("cat", "dog", "eel")
