@@ -40,7 +40,11 @@ from cnnrun.taskspec import TaskSpec
 
 def checked(experiment: Experiment, verify: Path | None, write: Path | None) -> dict[str, Any]:
     """The data looked through, and against a manifest where one is given."""
-    indexed = index(experiment.data)
+    try:
+        indexed = index(experiment.data)
+    except DataError:
+        initial(experiment)  # training looks at the weights first, and says what is wrong with them alone
+        raise
     found: dict[str, Any] = {"name": experiment.name}
     if verify or write:
         paths = manifest.files_of(_files(split) for split in indexed.sources())
