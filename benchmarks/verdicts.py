@@ -16,9 +16,9 @@ import cnnrun.commands
 import cnnrun.data_commands  # noqa: F401  # here, and not in the process of each input
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-import three_commands  # noqa: E402
-from three_commands import Said, Verdict  # noqa: E402
-from verdicts import INPUTS  # noqa: E402
+import three_commands
+from three_commands import Said, Verdict
+from verdicts import INPUTS
 
 _LONGEST = 160  # characters of the words that are shown
 

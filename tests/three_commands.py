@@ -139,3 +139,15 @@ def config(
     model = MODELS.get(kind, "[flatten]")
     train = f"{{epochs: 1, batch: 4, monitor: {monitor or MONITORS.get(kind, 'val/loss')}}}"
     (folder / "c.yaml").write_text(f"task: {task}\ndata:\n{lines}model: {model}\ntrain: {train}\n")
+
+
+def reconfigured(build: Build, old: str, new: str) -> Build:
+    """The same files, with other words in the config."""
+
+    def build_anew(folder: Path) -> None:
+        build(folder)
+        path = folder / "c.yaml"
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new))
+
+    return build_anew
