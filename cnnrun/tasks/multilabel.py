@@ -29,7 +29,11 @@ class LabelLoss(Kind):
     """A loss of each label on its own."""
 
     def each(self, logit_BK: Tensor, present_BK: Tensor, weight_K: Tensor | None) -> Tensor:
-        """[B, K]; `present` is 0, 1, or between where pictures are mixed, `weight` that of each label's presence."""
+        """The loss of each label, [B, K].
+
+        `present` is 0, 1, or between where pictures are mixed. `weight` multiplies what a label costs where it is
+        present, or by so much of it as is.
+        """
         raise NotImplementedError
 
 
@@ -43,7 +47,10 @@ class Bce(LabelLoss):
 
 
 class Focal(LabelLoss):
-    """Binary cross-entropy that minds easy labels less (Lin et al. 2017, eq. 4)."""
+    """Binary cross-entropy that minds easy labels less (Lin et al. 2017, eq. 4).
+
+    Of mixed labels as torchvision's: cross-entropy with the part t, times (t * (1 - p) + (1 - t) * p)^gamma.
+    """
 
     kind = "focal"
     main = "gamma"
@@ -94,7 +101,7 @@ class Labelled(Criterion):
         self.register_buffer("weight", weight_K, persistent=False)
 
     def forward(self, outputs: Tensor, targets: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {self.loss.kind: self.loss.each(outputs, targets["present"].float(), self.weight).mean()}
+        return {self.loss.kind: self.loss.each(outputs, targets["present"].to(outputs.dtype), self.weight).mean()}
 
 
 class Scores(nn.Module):
