@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from cnnrun.taskspec import Measured
 from cnnrun.trained import Trained
 
 LEVEL = 0.05  # the part of equal pairs that may be called different, all their numbers together
+_MOST_THINGS = 30  # classes, or other things with a number, that are named where two networks' differ
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def _not_paired(first: Seen, other: Seen) -> str | None:
     mine, theirs = first.examples, other.examples
     about = [each.given.task.about(each.given.facts) for each in (first, other)]
     if about[0] != about[1]:
-        return f"numbers of other things, {printable(str(about[0]))} and {printable(str(about[1]))}"
+        return f"numbers of other things, {_things(*about)}"
     if first.split != other.split or len(mine) != len(theirs):
         return f"{first.split} of {len(mine):,} pictures and {other.split} of {len(theirs):,}"
     for place in range(len(mine)):
@@ -128,6 +130,16 @@ def _not_paired(first: Seen, other: Seen) -> str | None:
     if isinstance(pixels[0], np.ndarray) and not np.array_equal(pixels[0], np.asarray(pixels[1])):
         return "arrays of other pixels"
     return None
+
+
+def _things(mine: list[Any], theirs: list[Any]) -> str:
+    """What two networks give numbers of, in words; of many things, such as classes, the first that differ."""
+    if max(len(mine), len(theirs)) <= _MOST_THINGS:
+        return f"{printable(str(mine))} and {printable(str(theirs))}"
+    pairs = itertools.zip_longest(mine, theirs)
+    place, pair = next((place, pair) for place, pair in enumerate(pairs, 1) if pair[0] != pair[1])
+    one, other = ("none" if each is None else printable(str(each)) for each in pair)
+    return f"{len(mine):,} and {len(theirs):,}; the first that differs is number {place:,}: {one} and {other}"
 
 
 def tested(first: Measured, other: Measured) -> list[dict[str, Any]]:

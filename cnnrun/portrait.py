@@ -21,6 +21,7 @@ from cnnrun.explain.slopes import gradcam
 from cnnrun.explain.subject import Explanation, Shown, Subject, some
 from cnnrun.explain.top import top
 from cnnrun.explain.worst import Mistake, Worst, worst
+from cnnrun.metrics import most_confused
 from cnnrun.network import flops
 from cnnrun.outline import outline
 from cnnrun.page import as_image
@@ -35,9 +36,9 @@ _PANEL = 900  # pixels that two pictures with boxes are wide at most
 _MISTAKES, _EXPLAINED, _CHANNELS = 24, 6, 8  # pictures shown, explained; channels whose patches are shown
 _MOST_EXPLAINED = 4  # runs beside each other
 _ELSEWHERE = "What it sees is in the run's own report: here are too many runs for it."
-_MOST_ROWS, _MOST_CELLS = 100, 400  # of a series, of a matrix, as text
+_MOST_ROWS, _PAIRS = 100, 50  # points of a series as text; pairs of classes that are confused
 _LOOKED_AT = 10_000  # pictures of a split among which the strongest patches are
-_SAID = 3  # things that are said of a picture
+_SAID, _CHOSEN = 3, 20  # things that are said of a picture, that val chose
 _HIDDEN = ("precision_recall", "reliability")  # tables that charts show
 
 
@@ -100,7 +101,8 @@ def _notes(seen: Seen) -> list[str]:
     heat = chosen.get(TEMPERATURE)
     notes = [f"Calibrated: probabilities are at temperature {heat:.4g}."] if heat else []
     others = [f"{name} {value:.4g}" for name, value in chosen.items() if name != TEMPERATURE]
-    return notes + ([f"Chosen on val: {', '.join(others[:20])}."] if others else [])
+    more = f" and {len(others) - _CHOSEN:,} more" if len(others) > _CHOSEN else ""
+    return notes + ([f"Chosen on val: {', '.join(others[:_CHOSEN])}{more}."] if others else [])
 
 
 def _headline(seen: Seen) -> list[dict[str, str]]:
@@ -129,14 +131,17 @@ def _tables(seen: Seen, key: str) -> list[dict[str, Any]]:
             made.append({"id": f"{key}-{name}", "title": title, "columns": list(rows[0]), "rows": cells})
     classes = seen.subject.given.facts.classes
     for name, matrix in seen.measured.matrices.items():
-        confused = sorted(
-            ((count, classes[a], classes[b]) for a, row in enumerate(matrix) for b, count in enumerate(row) if a != b),
-            reverse=True,
-        )
-        lines = [[true, said, str(count)] for count, true, said in confused[:50] if count]
-        columns = ["true", "taken for", "times"]
-        made.append({"id": f"{key}-{name}", "title": f"{name}: most often", "columns": columns, "rows": lines})
+        made.append({"id": f"{key}-{name}", **_confused(name, matrix, classes)})
     return [{"open": len(each["rows"]) <= 12, **each} for each in made if each["rows"]]
+
+
+def _confused(name: str, matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> dict[str, Any]:
+    """The pairs of classes that are confused most, as a table; of many classes it stands for the chart."""
+    pairs, among = most_confused(matrix, _PAIRS)
+    rows = [[classes[true], classes[said], str(count), str(of)] for true, said, count, of in pairs]
+    most = f"the {len(rows)} most confused of {among:,} pairs" if among > len(rows) else "most often"
+    of_many = f" of {len(classes):,} classes" if len(classes) > charts.MOST_CLASSES else ""
+    return {"title": f"{name}{of_many}: {most}", "columns": ["true", "taken for", "times", "of"], "rows": rows}
 
 
 def _cell(value: object) -> str:
@@ -159,12 +164,11 @@ def _charts(seen: Seen, key: str, specs: dict[str, Any]) -> list[dict[str, Any]]
 
 
 def _counts(seen: Seen, counts: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """A matrix as lines: its largest cells, row by row."""
+    """A matrix that is drawn as lines: the cells that hold something, row by row."""
     classes = seen.subject.given.facts.classes
-    cells = [(count, a, b) for a, row in enumerate(counts) for b, count in enumerate(row) if count]
-    largest = sorted(cells, reverse=True)[:_MOST_CELLS]
-    rows = [[classes[a], classes[b], str(count)] for count, a, b in sorted(largest, key=lambda cell: cell[1:])]
-    return {"columns": ["true", "predicted", "times"], "rows": rows}
+    cells = [(a, b, count) for a, row in enumerate(counts) for b, count in enumerate(row) if count]
+    rows = [[classes[a], classes[b], str(count)] for a, b, count in cells]
+    return {"columns": ["true", "predicted", "times"], "rows": rows, "note": ""}
 
 
 def chart(key: str, plot: Plot, specs: dict[str, Any]) -> dict[str, Any]:
@@ -175,7 +179,10 @@ def chart(key: str, plot: Plot, specs: dict[str, Any]) -> dict[str, Any]:
         for series in plot.series
         for at in np.unique(np.linspace(0, len(series.x) - 1, min(_MOST_ROWS, len(series.x))).round().astype(int))
     ]
-    return {"id": key, "title": plot.title, "columns": ["series", plot.x or "x", plot.y or "y"], "rows": rows}
+    most = max((len(series.x) for series in plot.series), default=0)
+    note = f"{_MOST_ROWS} of up to {most:,} points of each series" if most > _MOST_ROWS else ""
+    columns = ["series", plot.x or "x", plot.y or "y"]
+    return {"id": key, "title": plot.title, "columns": columns, "rows": rows, "note": note}
 
 
 def curves(of: Sequence[tuple[str, Path]]) -> list[Plot]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from cnnrun import report_classes
 from cnnrun.console import console, table
 from cnnrun.errors import printable
 
-_MOST_ROWS = 30
+_MOST_ROWS, _EXAMPLES = 30, 3
 
 
 def training(data: dict[str, Any]) -> None:
@@ -43,14 +44,10 @@ def evaluation(data: dict[str, Any]) -> None:
     if rows:
         out.print(table(["number", "value", "from", "to (95 %)"], rows))
     for name, rows in data["tables"].items():
-        if name == "precision_recall":  # for programs: a hundred lines a class
-            continue
-        cells = [[f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
-        out.print(table(list(rows[0]), cells))
+        if name != "precision_recall":  # for programs: a hundred lines a class
+            report_classes.show_rows(out, rows)
     for name, matrix in data["matrices"].items():
-        out.print(f"{name} (rows: true, columns: predicted)")
-        labels = [str(i) for i in range(len(matrix))]
-        out.print(table(["", *labels], [[labels[i], *map(str, row)] for i, row in enumerate(matrix)]))
+        report_classes.show_matrix(out, name, matrix, data["tables"].get("per_class", []))
     for path in data.get("plots", ()):
         out.print(printable(path))
 
@@ -152,6 +149,8 @@ def audit(data: dict[str, Any]) -> None:
     for what, found in data.get("differences", {}).items():
         for name in found[:_MOST_ROWS]:
             out.print(f"manifest: {what}: {name}")
+        if len(found) > _MOST_ROWS:
+            out.print(f"manifest: {what}: and {len(found) - _MOST_ROWS:,} more (--json has them all)")
     findings(data["findings"])
 
 
@@ -160,8 +159,10 @@ def findings(found: list[dict[str, Any]]) -> None:
     out = console()
     for each in found:
         out.print(f"{each['level']}: {each['count']:,} {each['what']}")
-        for example in each["examples"][:3]:
+        for example in each["examples"][:_EXAMPLES]:
             out.print(f"    {' = '.join(example)}")
+        if len(each["examples"]) > _EXAMPLES:
+            out.print(f"    and {each['count'] - _EXAMPLES:,} more")
     if not found:
         out.print("nothing is wrong with it")
 
@@ -266,8 +267,9 @@ def gallery(data: dict[str, Any]) -> None:
     """Who is in a gallery."""
     out = console()
     for what in ("added", "removed"):
-        if data[what]:
-            out.print(f"{what}: {printable(', '.join(data[what][:_MOST_ROWS]))}")
+        if names := data[what]:
+            more = f" and {len(names) - _MOST_ROWS:,} more" if len(names) > _MOST_ROWS else ""
+            out.print(f"{what}: {printable(', '.join(names[:_MOST_ROWS]))}{more}")
     people = data["people"]
     shown = list(people.items())[:_MOST_ROWS]
     out.print(table(["person", "pictures"], [[name, f"{count:,}"] for name, count in shown]))

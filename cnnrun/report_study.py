@@ -109,6 +109,8 @@ def found_lr(data: dict[str, Any]) -> None:
     rates = data["rates"]
     shown = rates[:: max(1, len(rates) // 15)]
     out.print(table(["lr", "loss"], [[f"{row['lr']:.3g}", f"{row['smoothed']:.4f}"] for row in shown]))
+    if len(shown) < len(rates):
+        out.print(f"every {len(rates) // 15}th of {len(rates):,} steps (--json has them all)")
     if "steepest" in data:
         out.print(f"the loss falls fastest at {data['steepest']:.2g}; a tenth of where it is lowest is ", end="")
         out.print(f"{data['lowest_tenth']:.2g}. The config says {data['now']:g}, and nothing was changed.")

@@ -90,7 +90,7 @@ class ClassifyMeter:
         kept = self._kept.all()
         found = Classified(len(self._classes), **kept)
         numbers = found.numbers(self._top_k)
-        confusion = {"confusion": found.confusion_KK().astype(int).tolist()}
+        confusion = {"confusion": found.confusion_KK().tolist()}
         if not tables:
             return Measured(numbers, matrices=confusion)
         rows = {"per_class": found.per_class(self._classes), "reliability": found.reliability()}

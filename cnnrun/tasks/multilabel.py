@@ -147,13 +147,14 @@ class MultilabelMeter:
 
 
 def _precision_recall(found: Present, classes: Sequence[str], known_K: NDArray[np.bool_]) -> Plot:
-    """A line for each of the first classes that some picture has."""
-    series = []
-    for k in np.flatnonzero(known_K)[:_MOST_LINES].tolist():
+    """A line for each of the first classes that some picture has; the title says where there are more."""
+    series, known = [], np.flatnonzero(known_K)
+    for k in known[:_MOST_LINES].tolist():
         recall, precision = found.curve(k)
         some = np.unique(np.linspace(0, len(recall) - 1, _MOST_POINTS).round().astype(int))
         series.append(Series(classes[k], recall[some].tolist(), precision[some].tolist()))
-    return Plot("Precision and recall", "recall", "precision", tuple(series))
+    of = f" of the first {_MOST_LINES} of {len(known):,} classes" if len(known) > _MOST_LINES else ""
+    return Plot(f"Precision and recall{of}", "recall", "precision", tuple(series))
 
 
 class Multilabel(TaskSpec):
