@@ -136,7 +136,7 @@ class Present:
     """Which of K classes were said to be in N pictures, and which are.
 
     Average precision is scikit-learn's: the sum over thresholds of precision times what recall gains. A class that no
-    picture has is left out of the means.
+    picture has is left out of the means; where no picture has any, these are not defined.
     """
 
     def __init__(self, score_NK: Floats, present_NK: NDArray[np.bool_], threshold_K: Floats) -> None:
@@ -152,7 +152,7 @@ class Present:
     def __len__(self) -> int:
         return len(self._present)
 
-    def numbers(self, weight_N: Floats | None = None) -> dict[str, float]:
+    def numbers(self, weight_N: Floats | None = None) -> dict[str, float | None]:
         """mAP, F1 as the mean of the classes' and over all classes together, sets told exactly, calibration error."""
         weight = np.ones(len(self)) if weight_N is None else weight_N
         hits, said, there = self._counts(weight)
@@ -160,8 +160,8 @@ class Present:
         precision = np.array([self._average_precision(k, weight) for k in np.flatnonzero(known).tolist()])
         classes = self._present.shape[1]
         return {
-            "mAP": float(precision.mean()) if known.any() else 0.0,
-            "f1": float(_ratio(2 * hits, said + there)[known].mean()) if known.any() else 0.0,
+            "mAP": float(precision.mean()) if known.any() else None,
+            "f1": float(_ratio(2 * hits, said + there)[known].mean()) if known.any() else None,
             "micro_f1": float(_ratio(2 * hits.sum(keepdims=True), (said + there).sum(keepdims=True))[0]),
             "exact": float(np.average(self.exact, weights=weight)),
             "ece": self._bins.error(np.repeat(weight, classes)),

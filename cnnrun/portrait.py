@@ -27,6 +27,7 @@ from cnnrun.outline import outline
 from cnnrun.page import as_image
 from cnnrun.panels import panel, picture_of
 from cnnrun.plots import Plot, Series
+from cnnrun.report_classes import cell
 from cnnrun.resampling import intervals
 from cnnrun.run_records import read_environments, read_metrics, read_result
 from cnnrun.taskspec import Measured
@@ -110,16 +111,11 @@ def _headline(seen: Seen) -> list[dict[str, str]]:
     return [
         {
             "name": name,
-            "value": "none" if _missing(name, value, spans) else f"{value:.4f}",
+            "value": "none" if value is None else f"{value:.4f}",
             "span": f"{spans[name][0]:.4f} to {spans[name][1]:.4f}" if name in spans else "",
         }
         for name, value in seen.measured.numbers.items()
     ]
-
-
-def _missing(name: str, value: float, spans: dict[str, Any]) -> bool:
-    """Whether a number is COCO's -1: there was nothing of that kind."""
-    return value == -1.0 and name not in spans
 
 
 def _tables(seen: Seen, key: str) -> list[dict[str, Any]]:
@@ -127,7 +123,7 @@ def _tables(seen: Seen, key: str) -> list[dict[str, Any]]:
     for name, rows in seen.measured.tables.items():
         if rows and name not in _HIDDEN:
             title = name.replace("_", " ")
-            cells = [[_cell(value) for value in row.values()] for row in rows]
+            cells = [[cell(value) for value in row.values()] for row in rows]
             made.append({"id": f"{key}-{name}", "title": title, "columns": list(rows[0]), "rows": cells})
     classes = seen.subject.given.facts.classes
     for name, matrix in seen.measured.matrices.items():
@@ -142,10 +138,6 @@ def _confused(name: str, matrix: Sequence[Sequence[int]], classes: Sequence[str]
     most = f"the {len(rows)} most confused of {among:,} pairs" if among > len(rows) else "most often"
     of_many = f" of {len(classes):,} classes" if len(classes) > charts.MOST_CLASSES else ""
     return {"title": f"{name}{of_many}: {most}", "columns": ["true", "taken for", "times", "of"], "rows": rows}
-
-
-def _cell(value: object) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _charts(seen: Seen, key: str, specs: dict[str, Any]) -> list[dict[str, Any]]:
@@ -192,7 +184,8 @@ def curves(of: Sequence[tuple[str, Path]]) -> list[Plot]:
         rows = read_metrics(run)
         for number in dict.fromkeys(key for row in rows for key in row if key not in ("step", "epoch")):
             points = [(row["epoch"], row[number]) for row in rows if isinstance(row.get(number), int | float)]
-            if all(value == -1.0 for _, value in points):  # COCO's word for nothing of that kind
+            # Where there was nothing of that kind a line has no number; those of earlier versions have COCO's -1.
+            if all(value == -1.0 for _, value in points):
                 continue
             title = "loss" if number in ("train/loss", "val/loss") else number
             label = " ".join(each for each in (name, number) if each) if title == "loss" or not name else name

@@ -39,7 +39,9 @@ def evaluation(data: dict[str, Any]) -> None:
     out = console()
     out.print(f"{data['run']}, checkpoint of step {data['step']}: split {data['split']}, {data['samples']:,} pictures")
     numbers, spans = data["numbers"], data["intervals"]
-    out.print("  ".join(f"{name} {value:.4f}" for name, value in numbers.items() if name not in spans))
+    out.print("  ".join(f"{name} {_number(value)}" for name, value in numbers.items() if name not in spans))
+    if None in numbers.values():
+        out.print(f"n/a: not defined here, {data['split']} has nothing of that kind")
     rows = [[name, f"{numbers[name]:.4f}", f"{low:.4f}", f"{high:.4f}"] for name, (low, high) in spans.items()]
     if rows:
         out.print(table(["number", "value", "from", "to (95 %)"], rows))
@@ -58,7 +60,12 @@ def parity(data: dict[str, Any]) -> None:
     out.print(f"{data['path']}: equal to the network on {data['samples_compared']} pictures of split {data['split']}")
     out.print(f"largest difference {data['largest_difference']:.1e} at batch sizes {data['batch_sizes']}")
     artefact = data["metrics"]["artefact"]
-    out.print("measured on the file: " + "  ".join(f"{name} {value:.4f}" for name, value in artefact.items()))
+    out.print("measured on the file: " + "  ".join(f"{name} {_number(value)}" for name, value in artefact.items()))
+
+
+def _number(value: float | None) -> str:
+    """A number; one that is not defined, such as the AP of a size that no object has, is n/a."""
+    return "n/a" if value is None else f"{value:.4f}"
 
 
 def zoo(data: dict[str, Any]) -> None:

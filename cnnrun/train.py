@@ -23,7 +23,7 @@ from cnnrun.errors import (
     UserError,
     first_line,
 )
-from cnnrun.learner import Job, Learner, check, monitored_numbers
+from cnnrun.learner import Job, Learner, check, monitored_numbers, refuse_undefined
 from cnnrun.losses import Losses, State
 from cnnrun.progress import Advance, Clock, bar, say
 from cnnrun.run_records import CHECKPOINTS, RESULT
@@ -41,6 +41,7 @@ def fit(job: Job, saved: checkpoint.Checkpoint | None = None) -> dict[str, Any]:
     """Train to the end, from `saved` where given; returns what result.json says. Raises Interrupted, NonFiniteError."""
     spec, ranks = job.spec, job.ranks
     check(spec, len(job.dataset.splits["train"]), job.network, ranks.size, job.task.together())
+    refuse_undefined(job)
     learner = Learner(job)
     folder = _checkpoints(job)
     state = _restored(learner, saved, job, folder) if saved else State(accumulate=spec.accumulate)
@@ -161,7 +162,7 @@ class Training:
         state.evaluated = state.step
         epoch = state.step // self.per_epoch
         numbers = {"train/loss": state.loss_sum / max(1, state.loss_count)}
-        numbers |= {f"val/{name}": value for name, value in measured.numbers.items()}
+        numbers |= {f"val/{name}": value for name, value in measured.numbers.items() if value is not None}
         state.loss_sum, state.loss_count = 0.0, 0
         self.tracker.record(state.step, {"epoch": epoch, **numbers})
         value = numbers[job.spec.monitor]

@@ -21,6 +21,7 @@ from cnnrun.average_precision import (
     given_back,
     numbers,
     per_class,
+    undefined,
 )
 from cnnrun.boxes import Mark, areas, overlaps
 from cnnrun.contracts import CannotPass, Facts, Shape, need_picture
@@ -118,9 +119,9 @@ def _precision_recall(rows: Sequence[dict[str, Any]], counts: dict[str, int]) ->
         of = f" of the {_CURVES} most frequent of {len(counts):,} classes"
     points: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for row in rows:
-        if row["class"] in points and row["precision"] >= 0:
+        if row["class"] in points:
             points[row["class"]].append((row["recall"], row["precision"]))
-    series = [Series(name, [x for x, _ in each], [y for _, y in each]) for name, each in points.items()]
+    series = [Series(name, [x for x, _ in each], [y for _, y in each]) for name, each in points.items() if each]
     return Plot(f"Precision and recall{of}", "recall", "precision", tuple(series))
 
 
@@ -180,6 +181,12 @@ class Detect(TaskSpec):
         ]:
             return f"score: there is no class {unknown[0]!r}; the data has {', '.join(facts.classes[:20])}"
         return None
+
+    def undefined(self, targets: dict[str, Tensor]) -> dict[str, str]:
+        return undefined(targets)
+
+    def unmeasurable(self, targets: dict[str, Tensor]) -> str | None:
+        return "no picture has an object; give it some that have" if "AP" in undefined(targets) else None
 
     def remarks(self, levels: Sequence[Level], targets: dict[str, Tensor], facts: Facts) -> list[str]:
         boxes = targets["boxes"][targets["objects"] >= 0]
