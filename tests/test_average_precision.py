@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from cnnrun.average_precision import AveragePrecision, curves, numbers, per_class
+from cnnrun.average_precision import AveragePrecision, curves, numbers, per_class, undefined
 
 NAMES = ("ape", "bee", "cat")
 
@@ -85,7 +85,9 @@ def ours(results, targets, batch=4):
 def same(results, targets):
     expected, meter = theirs(results, targets), ours(results, targets)
     done = meter.evaluated()
-    assert list(numbers(done).values()) == pytest.approx(expected.stats.tolist(), abs=1e-9)
+    stats = [-1.0 if value is None else value for value in numbers(done).values()]  # COCO's word for what is not there
+    assert stats == pytest.approx(expected.stats.tolist(), abs=1e-9)
+    assert set(undefined(targets)) == {name for name, value in numbers(done).items() if value is None}
     assert np.abs(done.eval["precision"] - expected.eval["precision"]).max() <= 1e-9
     return expected, meter, done
 
@@ -102,7 +104,9 @@ def test_where_nothing_is_found_or_nothing_is_there():
     assert numbers(ours(nothing, targets).evaluated())["AP"] == 0
     empty = {**targets, "objects": targets["objects"] * 0 - 1}
     same(results, empty)
-    assert numbers(ours(results, empty).evaluated())["AP"] == -1  # as COCO has it: there is nothing to find
+    assert set(numbers(ours(results, empty).evaluated()).values()) == {None}  # there is nothing to find
+    assert curves(ours(results, empty).evaluated(), NAMES) == []
+    assert [row["AP"] for row in per_class(ours(results, empty).evaluated(), NAMES, [0, 0, 0])] == [None] * 3
     same(nothing, empty)
 
 

@@ -10,7 +10,7 @@ import pytest
 from cnnrun import comparing
 from cnnrun.comparing import bootstrapped, holm, mcnemar
 from cnnrun.metrics import Bins, Classified, Present
-from cnnrun.resampling import draws, interval, intervals, spread, wilson
+from cnnrun.resampling import bounds, draws, interval, intervals, spread, wilson
 from cnnrun.residuals import Residuals
 from cnnrun.taskspec import Measured
 
@@ -51,7 +51,7 @@ def test_of_few_samples_nothing_is_said_and_an_interval_of_r2_ends_at_one():
             assert bool(found) == (count >= 20)
             for name, values in found.items():
                 value = residuals.numbers()[name]
-                low, high = interval(value, values)
+                low, high = interval(value, values, bounds(name, value))
                 assert low < value < high
                 assert name not in ("r2", "gain") or high <= 1
 

@@ -201,7 +201,7 @@ def test_seeds_beyond_the_last_are_refused_before_the_first(config, tmp_path, ru
 
 
 def test_one_seed_has_no_interval():
-    assert seeds.spread([0.5]) == {"mean": 0.5}
+    assert seeds.spread([0.5], "accuracy") == {"mean": 0.5}
 
 
 # --- compare ----------------------------------------------------------------------------------------------------------

@@ -216,25 +216,33 @@ def test_data_that_does_not_serve():
     assert Detect().problem(FACTS) is None
 
 
+def split_of(batch):
+    """The same targets as a whole split has them: objects one after the other, and how many of each picture."""
+    there = batch["objects"] >= 0
+    return {name: values[there] for name, values in batch.items() if name != "view"} | {"counts": there.sum(1)}
+
+
 def test_check_says_what_cells_see_and_warns():
     levels = [Level((8, 8, 12), (20, 30), (8.0, 8.0)), Level((8, 4, 6), (60, 60), (16.0, 16.0))]
     usual = targets(20)
     usual["boxes"][..., 2:] += 8
-    lines = Detect(levels=["p3", "p4"]).remarks(levels, usual, FACTS)
+    lines = Detect(levels=["p3", "p4"]).remarks(levels, split_of(usual), FACTS)
     assert lines[1] == "p3: a cell every 8 pixels, which sees 52"  # the towers' two convolutions see four cells more
     assert not any("warning" in line for line in lines)
     small = targets(20)
     small["boxes"][..., 2:] = small["boxes"][..., :2] + 3
     assert any(
         "lie between the cells of the finest level, one every 8" in line
-        for line in Detect().remarks(levels[:1], small, FACTS)
+        for line in Detect().remarks(levels[:1], split_of(small), FACTS)
     )
     large = targets(20)
     large["boxes"] *= 9
-    assert any("larger than what any cell sees (52)" in line for line in Detect().remarks(levels[:1], large, FACTS))
+    assert any(
+        "larger than what any cell sees (52)" in line for line in Detect().remarks(levels[:1], split_of(large), FACTS)
+    )
     assert any(
         "up to 5 objects; task.detect.most is 3" in line
-        for line in Detect(levels=["p3", "p4"], most=3).remarks(levels, targets(), FACTS)
+        for line in Detect(levels=["p3", "p4"], most=3).remarks(levels, split_of(targets()), FACTS)
     )
 
 
