@@ -59,9 +59,10 @@ def compare(
     """
     if len(targets) < 2:
         raise ConfigError("compare needs two or more runs")
+    found = [find_run(target, root) for target in targets]
     if not unfinished:
-        _refuse_unfinished(targets, root)
-    first, *others = [_seen(target, root, device, split) for target in targets]
+        _refuse_unfinished(found)
+    first, *others = [_seen(path or run, root, device, split) for run, path in found]
     for other in others:
         if other.given.task.kind != first.given.task.kind:
             kinds = f"{first.given.task.kind} and {other.given.task.kind}"
@@ -78,11 +79,10 @@ def compare(
     return made
 
 
-def _refuse_unfinished(targets: Sequence[Path], root: Path) -> None:
+def _refuse_unfinished(found: Sequence[tuple[Path, Path | None]]) -> None:
     """Raises CheckpointError, a line for each run whose training has not ended, unless a checkpoint is named."""
     lines = []
-    for target in targets:
-        run, path = find_run(target, root)
+    for run, path in found:
         if path is None and (reached := _unfinished(run)):
             where = f"{printable(str(run))}: unfinished (step {reached['step']:,} of {reached['steps']:,})"
             lines.append(f"{where}; finish it with `cnnrun train CONFIG --resume`, or compare with --unfinished")
