@@ -15,6 +15,7 @@ from cnnrun.batch import Batch
 from cnnrun.batches import TrainingBatches, in_order
 from cnnrun.contracts import Facts, Split
 from cnnrun.dataset import Data, Examples, index
+from cnnrun.draws import Draws
 from cnnrun.errors import DataError
 from cnnrun.prepare import prepare
 from cnnrun.progress import bar
@@ -70,6 +71,15 @@ def test_labels_stay_with_their_pictures(examples):
     for picture, label, i in zip(batch.pictures, batch.targets["labels"], batch.index_B, strict=True):
         assert torch.equal(picture, examples.take(i[None])[0].float())
         assert label == examples.targets["labels"][i]
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 5])
+def test_a_batch_is_augmented_by_the_draws_of_its_own_epoch(examples, epoch):
+    augment = Augment(shift=0.2, rotate=9)
+    batches_of_run = made(examples, augment=augment)
+    batch = batches_of_run.at(epoch * batches_of_run.steps_per_epoch + 2)
+    draws = Draws(3, epoch, batch.index_B, augment.slots())
+    assert torch.equal(batch.pictures, augment.apply(examples.take(batch.index_B), draws))
 
 
 def test_in_order_has_each_sample_once(examples):

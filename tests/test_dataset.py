@@ -110,6 +110,24 @@ def test_one_colour_is_refused(tmp_path):
         prepared(folder_data(tmp_path, leakage="keep"))
 
 
+def test_every_training_copy_of_a_picture_of_val_or_test_is_left_out(tmp_path):
+    for split, count in (("train", 8), ("val", 3), ("test", 3)):
+        for label in ("cat", "dog"):
+            for number in range(count):
+                seed = sum(map(ord, split + label)) * 100 + number
+                save_picture(tmp_path / split / label / f"{number}.png", seed=seed)
+    for held, label in (("val", "cat"), ("test", "dog")):
+        picture = (tmp_path / held / label / "0.png").read_bytes()
+        for number in range(3):
+            (tmp_path / "train" / label / f"copy{number}.png").write_bytes(picture)
+    made = prepared(folder_data(tmp_path, leakage="skip"))
+    seen = {name: {one.numpy().tobytes() for one in whole(examples)} for name, examples in made.splits.items()}
+    assert not seen["train"] & (seen["val"] | seen["test"])
+    assert {name: len(examples) for name, examples in made.splits.items()} == {"train": 16, "val": 6, "test": 6}
+    assert {Path(each["picture"]).stem for each in made.left_out} == {"copy0", "copy1", "copy2"}
+    assert len(made.left_out) == 6
+
+
 def test_the_fingerprint_follows_the_data(picture_folder):
     first = prepared(folder_data(picture_folder)).facts.fingerprint
     assert prepared(folder_data(picture_folder)).facts.fingerprint == first

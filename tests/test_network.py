@@ -137,6 +137,32 @@ def test_repeat_has_weights_of_its_own_each_time():
     ]
 
 
+@pytest.mark.parametrize(
+    "structure",
+    [
+        "sequential: [LAYERS]",
+        "repeat: {times: 2, layers: [LAYERS]}",
+        "residual: {layers: [LAYERS]}",
+        "residual: {layers: [{conv: 2}], shortcut: [LAYERS]}",
+        "parallel: {branches: [[LAYERS], []]}",
+    ],
+)
+def test_a_name_is_known_after_it_in_its_own_list_and_inside_alone(structure):
+    inside = structure.replace("LAYERS", "{conv: {out_channels: 2, name: here}}, {add: [here, outside]}")
+    before = "- conv: {out_channels: 2, name: outside}"
+    assert built(f"{before}\n- {inside}\n- global_avg_pool", 1, 8, 8).parameters
+    where, message = problem(f"{before}\n- {inside}\n- conv: {{from: [here]}}\n- global_avg_pool", 1, 8, 8)
+    assert where == ("model", 2, "conv", "from")
+    assert "no layer 'here' to take from here; named before it: outside" in message
+
+
+def test_branches_do_not_know_each_others_names():
+    branches = "[[{conv: {out_channels: 2, name: here}}], [{conv: {out_channels: 2, from: [here]}}]]"
+    where, message = problem(f"- parallel: {{branches: {branches}}}\n- global_avg_pool", 1, 8, 8)
+    assert where == ("model", 0, "parallel", "branches", 1, 0, "conv", "from")
+    assert "no layer 'here'" in message
+
+
 def test_parallel_merges():
     for merge, channels in (("concat", 7), ("add", 3), ("multiply", 3)):
         second = 4 if merge == "concat" else 3

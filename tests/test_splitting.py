@@ -134,6 +134,14 @@ def test_all_people_are_shown_before_any_is_shown_again_and_epochs_differ():
     assert torch.equal(samples, order(0, 0)[0])
 
 
+def test_each_round_of_all_people_has_an_order_of_its_own():
+    labels_N = torch.arange(12).repeat_interleave(40)
+    samples, _ = identities_order(labels_N, 16, 4)(0, 0)
+    rounds = labels_N[samples].view(10, 12, 4)[:, :, 0].tolist()  # three batches a round
+    assert [sorted(each) for each in rounds] == [list(range(12))] * 10
+    assert len({tuple(each) for each in rounds}) == 10
+
+
 def test_batches_that_people_cannot_make_are_refused():
     assert Identities(pictures=4).problem([5] * 8, 32) is None
     assert Identities(pictures=4).problem([5] * 8, 30) == "a batch of 30 is not made of 4 pictures of each class"

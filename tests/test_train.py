@@ -83,6 +83,21 @@ def test_accumulated_gradients_are_the_whole_batchs():
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+def test_a_clipped_step_is_as_long_as_the_clip_whatever_the_losses_were_scaled_by(scale):
+    """Plain SGD moves the weights by the rate times the gradient, whose norm is then that of `train.clip`."""
+    made = tried("train.precision=float16", "train.clip=0.01", "train.optimizer={sgd: {lr: 0.5}}")
+    job = assemble.job(made, assemble.dataset(made), None, None, CPU)
+    learning = Learner(job)
+    learning.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    batch = job.batches(job.dataset.splits["train"], 1).at(0)
+    before = torch.cat([parameter.detach().flatten().double() for parameter in learning.parameters])
+    backward(learning, job, batch, 0)
+    update(learning, job, 0, 0.8)
+    after = torch.cat([parameter.detach().flatten().double() for parameter in learning.parameters])
+    assert float((after - before).norm()) == pytest.approx(0.8 * 0.5 * 0.01, rel=1e-3)
+
+
 def test_a_finished_run_is_not_trained_again_when_resumed(tmp_path, capfd):
     run = whole_run(tmp_path)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}

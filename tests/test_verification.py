@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -162,6 +164,36 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
         low, high = of_eer(scores, pairs, labels)
         hits += low <= truth <= high
     assert hits >= 51  # of 57 wanted; 51 or less are seen once in 40 draws
+
+
+def test_a_bootstrap_sample_is_its_people_each_copy_a_person_of_its_own():
+    """A person drawn twice brings his own pairs twice, and each pair with another once for each copy of both."""
+    labels = np.repeat(np.arange(6), [4, 3, 2, 3, 2, 4])
+    pairs = all_pairs(labels)
+    scores = pairs.similarities(embedded(4, labels))
+    table = np.zeros((len(labels), len(labels)))
+    table[pairs.first_M, pairs.second_M] = table[pairs.second_M, pairs.first_M] = scores
+    found = verification.spread(scores, pairs, labels, lambda curve: {"eer": curve.eer(), "auc": curve.auc()})
+    draw, place = np.random.default_rng(2), 0
+    for _ in range(30):
+        people = draw.integers(0, 6, 6)
+        copies = [np.flatnonzero(labels == person) for person in people]
+        own = [table[a, b] for rows in copies for a, b in combinations(rows, 2)]
+        other = [
+            table[a, b]
+            for (one, rows), (two, columns) in combinations(zip(people, copies, strict=True), 2)
+            if one != two  # copies of one person are no two people
+            for a in rows
+            for b in columns
+        ]
+        if not other:
+            continue
+        same = np.arange(len(own) + len(other)) < len(own)
+        expected = Ranked(np.r_[own, other], same).curve()
+        assert found["eer"][place] == pytest.approx(expected.eer(), abs=1e-9)
+        assert found["auc"][place] == pytest.approx(expected.auc(), abs=1e-9)
+        place += 1
+    assert place > 20
 
 
 def test_rare_pairs_of_one_person_are_not_drawn_away(monkeypatch):

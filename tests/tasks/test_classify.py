@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from cnnrun.contracts import CannotPass, Facts
+from cnnrun.metrics import Bins
 from cnnrun.tasks.classify import Classify
 
 NAMES = ("ape", "bee", "cat", "dog", "elk", "fox")
@@ -56,6 +57,18 @@ def test_calibration_error_equals_the_definition():
             hit = (predicted == labels)[inside].double().mean()
             expected += float(inside.double().mean() * (hit - confidence[inside].double().mean()).abs())
     assert meter.compute().numbers["ece"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_probability_on_a_bins_edge_belongs_to_the_bin_that_ends_there():
+    """Guo et al. 2017: bin m is ((m - 1) / M, m / M]."""
+    edges, hits = np.arange(1, 16) / 15, np.arange(15) % 3 == 0
+    found = Bins(edges, hits)
+    assert [row["to"] for row in found.rows()] == edges.tolist()
+    between = Bins(edges - 1 / 30, hits)  # in the middle of the same bins
+    assert [row["accuracy"] for row in found.rows()] == [row["accuracy"] for row in between.rows()]
+    together = Bins(np.r_[edges, edges - 1 / 30], np.r_[hits, ~hits])  # one right and one wrong in each
+    assert together.error() == pytest.approx(np.abs(0.5 - (edges - 1 / 60)).mean())
+    assert Bins(np.zeros(1), np.zeros(1, bool)).rows()[0]["from"] == 0
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
