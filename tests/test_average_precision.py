@@ -167,6 +167,8 @@ def test_tables_follow_from_the_same_arrays():
     for k, row in enumerate(rows):
         known = expected.eval["precision"][:, :, k, 0, -1]
         assert row["AP"] == pytest.approx(known[known > -1].mean(), abs=1e-9)
+        assert row["AP50"] == pytest.approx(expected.eval["precision"][0, :, k, 0, -1].mean(), abs=1e-9)
+        assert row["AR100"] == pytest.approx(expected.eval["recall"][:, k, 0, -1].mean(), abs=1e-9)
     known = [row["AP"] for row in rows if row["AP"] >= 0]
     assert sum(known) / len(known) == pytest.approx(numbers(done)["AP"], abs=1e-9)
     objects = case(5)[1]

@@ -130,6 +130,36 @@ def test_residual_shortcut_is_made_to_fit(stride, channels, shape):
     assert sum(row.parameters for row in made.rows) == made.parameters
 
 
+@pytest.mark.parametrize("size", [7, 8, 9])
+@pytest.mark.parametrize("norm", ["", "norm: batch, "])
+def test_a_shortcuts_conv_goes_with_its_layers_at_any_size_and_has_no_bias_before_a_norm(size, norm):
+    layers = "[{conv: {out_channels: 4, stride: 2}}, {conv: 4}]"
+    made = built(f"- residual: {{{norm}layers: {layers}}}\n- global_avg_pool", 2, size, size)
+    shortcut = materialize(made.network, 0).layers.residual1.shortcut
+    (conv,) = [module for module in shortcut.modules() if isinstance(module, nn.Conv2d)]
+    assert conv.stride == (2, 2)
+    assert (conv.bias is None) == bool(norm)
+    assert made.nodes["layers.residual1"].out_shape == (4, -(-size // 2), -(-size // 2))
+
+
+def test_links_from_within_a_shortcut_equal_the_same_network_by_hand():
+    text = """
+    - conv: {out_channels: 4, name: a}
+    - conv: {out_channels: 4}
+    - residual: {layers: [{conv: 4}], shortcut: [{conv: 4}, {multiply: [a]}]}
+    - global_avg_pool
+    """
+    text = text.replace("{multiply: [a]}", "{conv: {out_channels: 4, name: b}}, {multiply: [a, b]}")
+    network = materialize(built(text, 1, 8, 8).network, 0)
+    layers, x = network.layers, torch.randn(2, 1, 8, 8)
+    a = layers.a(x)
+    inner = layers.conv1(a)
+    block = layers.residual1
+    b = block.shortcut.b(block.shortcut.conv1(inner))
+    expected = network.head((block.layers(inner) + a * b).mean((2, 3)))
+    torch.testing.assert_close(network(x), expected)
+
+
 def test_repeat_has_weights_of_its_own_each_time():
     network = built("- conv: 4\n- repeat: {times: 3, layers: [{conv: 4}]}\n- global_avg_pool", 1, 8, 8).network
     assert [name for name in network.state_dict() if "repeat" in name and "weight" in name] == [

@@ -6,6 +6,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.interpolate import interp1d
@@ -13,7 +14,9 @@ from scipy.optimize import brentq
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from cnnrun import identification, verification
+from cnnrun.contracts import Facts
 from cnnrun.resampling import interval
+from cnnrun.tasks.verify import Verify
 from cnnrun.verification import Pairs, Ranked, all_pairs
 
 
@@ -60,6 +63,14 @@ def test_a_threshold_for_a_far_keeps_it_and_no_lower_one_does(seed, count, level
     lower = scores[scores < threshold]
     if len(lower):
         assert (scores[~same] >= lower.max()).mean() > far or curve.far[-1] <= far
+
+
+def test_a_far_that_is_reached_exactly_is_taken():
+    scores, same = drawn(1, 60, 10_000)
+    curve = Ranked(scores, same).curve()
+    for far in np.unique(curve.far[1:-1]).tolist():
+        assert curve.far[curve.at(far)] == far
+        assert curve.at(far) == max(place for place, value in enumerate(curve.far) if value <= far)
 
 
 def test_weights_count_a_pair_so_often():
@@ -313,3 +324,41 @@ def test_pairs_is_what_a_meter_is_given():
     assert found.same_M.tolist() == [True, False, True]
     assert found.fold_M.tolist() == [0, 1, 1]
     assert found.total == (2, 1)
+
+
+def measured(task, labels: np.ndarray, embeddings: np.ndarray):
+    meter = task.meter(Facts(tuple(map(str, range(labels.max() + 1))), (1, 8, 8)))
+    meter.update({"embedding": torch.from_numpy(embeddings)}, {"labels": torch.from_numpy(labels)})
+    return meter.compute(tables=False)
+
+
+def test_a_threshold_that_val_chooses_lies_halfway_between_two_similarities():
+    """So that an exported file, whose similarities are rounded otherwise, accepts the same pairs."""
+    labels = np.repeat(np.arange(12), 5)
+    embeddings = embedded(7, labels)
+    pairs = all_pairs(labels)
+    scores = np.sort(pairs.similarities(embeddings))
+    chosen = measured(Verify(), labels, embeddings).chosen
+    for far in (0.1, 0.01):
+        threshold = chosen[f"threshold at FAR {far:g}"]
+        above = scores[scores >= threshold].min()
+        below = scores[scores < threshold].max()
+        assert threshold == pytest.approx((above + below) / 2, abs=1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_identification_enrolls_as_many_pictures_as_the_task_says(count):
+    labels = np.repeat(np.arange(12), 6)
+    embeddings = embedded(8, labels)
+    numbers = measured(Verify(gallery=count), labels, embeddings).numbers
+    ranks = identification.ranks(embeddings, labels, identification.first_ones(labels, count))
+    assert numbers["rank_1"] == (ranks == 1).mean()
+    assert numbers["rank_5"] == (ranks <= 5).mean()
+    assert 0 < numbers["rank_1"] < 1
+
+
+def test_people_who_are_learned_from_are_numbered_and_no_others_have_a_centre():
+    facts = Facts(("a", "b", "c", "d"), (1, 8, 8), class_counts=(5, 0, 3, 0))
+    criterion = Verify(dimension=6).criterion(facts)
+    assert criterion.place.tolist() == [0, -1, 1, -1]
+    assert criterion.centres.shape == (2, 6)

@@ -106,6 +106,13 @@ def test_the_head_and_what_it_cannot_take():
         Classify().head([(7, 2, 2)], FACTS)
 
 
+def test_maps_of_classes_are_cut_at_0_before_their_mean():
+    head, x = Classify(classifier="conv").head([(7, 4, 5)], FACTS), torch.randn(3, 7, 4, 5)
+    maps = torch.einsum("bchw,kc->bkhw", x, head.conv.weight[:, :, 0, 0]) + head.conv.bias[:, None, None]
+    assert (maps < 0).any()
+    torch.testing.assert_close(head(x), maps.clamp(min=0).sum((2, 3)) / 20)
+
+
 @pytest.mark.parametrize(
     ("task", "facts", "words"),
     [
