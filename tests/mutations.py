@@ -575,7 +575,7 @@ MUTATIONS = [
         ("a person's pictures come in one order for ever",
          "key(seed, place, cycle), epoch, len(members))].tolist()", "key(seed, place), 0, len(members))].tolist()"),
         ("a picture may come last and then first",
-         "[each for each in order if each not in last] + last", "last + [each for each in order if each not in last]"),
+         "next((each for each in waiting if each not in recent), waiting[0])", "waiting[0]"),
     ),
     *faults("prepare", LEAKS,
         ("statistics are those of pictures that are left out, too",

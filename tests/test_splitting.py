@@ -184,6 +184,15 @@ def test_of_pictures_that_follow_each_other_none_is_the_same(own, pictures):
     assert all(len(set(window)) == pictures for window in shown.unfold(0, pictures, 1).tolist())
 
 
+def test_whichever_pictures_come_last_they_are_others_each_time():
+    """The last three of a round once came last in every later one, and so were together in a batch for ever."""
+    labels_N = torch.tensor([0] * 8 + [1] * 200)
+    samples, _ = identities_order(labels_N, 8, 4)(0, 0)
+    rounds = samples[labels_N[samples] == 0][:104].view(13, 8)
+    assert len({tuple(sorted(each[-3:].tolist())) for each in rounds}) > 6
+    assert len({tuple(each.tolist()) for each in rounds}) == 13
+
+
 def test_batches_that_people_cannot_make_are_refused():
     assert Identities(pictures=4).problem([5] * 8, 32) is None
     assert Identities(pictures=4).problem([5] * 8, 30) == "a batch of 30 is not made of 4 pictures of each class"
