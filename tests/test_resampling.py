@@ -30,6 +30,16 @@ def test_the_bootstrap_of_a_mean_is_its_standard_error():
     assert low < values.mean() < high
 
 
+def test_an_interval_is_the_middle_of_the_draws_with_their_bias_taken_off_twice():
+    """What draws say too high is too high itself, by as much: an interval ends lower by what they are off once more."""
+    draws_of_it = np.random.default_rng(0).normal(7, 2, 200_001)
+    draws_of_it -= np.median(draws_of_it) - 7
+    low, high = interval(7.0, draws_of_it)
+    assert (low, high) == pytest.approx((7 - 1.96 * 2, 7 + 1.96 * 2), abs=0.03)
+    for off in (-3.0, 1.5):
+        assert interval(7.0, draws_of_it + off) == pytest.approx((low - off, high - off), abs=1e-9)
+
+
 def test_wilsons_interval_is_scipys_and_has_a_width_where_all_are_right():
     from scipy.stats import binomtest
 
