@@ -19,7 +19,7 @@ from cnnrun.dataset import Data, Dataset, counted
 from cnnrun.decoding import Decoder, processors, threads
 from cnnrun.errors import printable
 from cnnrun.leakage import columns, differing_objects
-from cnnrun.prepare import dark_words, narrow_peak, statistics_of
+from cnnrun.prepare import constant_numbers, dark_words, narrow_peak, statistics_of
 from cnnrun.records import RECORD
 
 EXAMPLES = 10  # of each finding that are named
@@ -55,6 +55,7 @@ def look_through(data: Data, dataset: Dataset, progress: Progress) -> dict[str, 
         *_bad(data, dataset),
         *_boxes(data, dataset),
         *_classes(per_class, what, data.split.by == "label"),
+        *_constant(dataset),
         *_leaks(data, dataset, table, names, records),
         *_near(table, names, records),
         *_files(table, names, records),
@@ -161,6 +162,18 @@ def _classes(per_class: dict[str, dict[str, int]], what: str, apart: bool) -> li
         examples = [[f"{printable(name)}: {train[name]:,}"] for name in rare[:EXAMPLES]]
         found.append(Finding("note", f"classes with a {_RARE}th of the largest or less", len(rare), examples))
     return found
+
+
+def _constant(dataset: Dataset) -> list[Finding]:
+    """Numbers that are one value in all pictures of a split."""
+    found = [
+        f"{name} is {value:g} in every picture of {split}"
+        for split in dataset.splits
+        for name, value in constant_numbers(dataset, split)
+    ]
+    if not found:
+        return []
+    return [Finding("warning", "numbers that are one value in a split", len(found), [[each] for each in found])]
 
 
 def _leaks(data: Data, dataset: Dataset, table: Columns, names: _Names, records: NDArray[Any]) -> list[Finding]:

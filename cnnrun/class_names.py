@@ -14,7 +14,10 @@ from cnnrun.errors import DataError, is_text, printable
 from cnnrun.labelling import listed, refuse
 
 # What pandas and spreadsheets write where there is no value: a label of this kind is none.
-_MISSING = re.compile(r"-?nan|-?NaN|null|NULL|None|NA|N/A|n/a|<NA>|#N/A|#NA|#NULL!|NaT|nil|\(null\)|\(blank\)")
+_MISSING = re.compile(
+    r"-?nan|-?NaN|null|NULL|None|NA|N/A|n/a|<NA>|#N/A( N/A)?|#NA|NaT|nil|\(null\)|\(blank\)|-?1\.#(IND|QNAN)|"
+    r"#(NULL|REF|VALUE|NUM|CALC|SPILL)!|#DIV/0!|#NAME\?|#ERROR!|Err:\d{3}"
+)
 _INVISIBLE = {"Cc", "Cf", "Zl", "Zp"}  # Unicode's categories of what has no shape of its own
 _QUOTES = "\"'`\u2018\u2019\u201c\u201d"
 

@@ -115,9 +115,11 @@ def _begin(experiment: Experiment, root: Path, left: dict[str, Any] | None, rank
 def _learnable(experiment: Experiment, given: Weights | None, ranks: Ranks) -> Dataset:
     """The data, decoded, once everything is known to fit: nothing is made on the disk for what cannot be trained."""
     data = dataset(experiment)
-    for note in (*data.notes, *notes_on_classes(experiment, data)):
+    for note in data.notes:
         say(f"data: {note}")
     refuse_unlearnable(experiment, data, given, ranks.size)
+    for note in notes_on_classes(experiment, data):
+        say(f"data: {note}")
     ranks.wait(patiently=True)
     same_everywhere(data, ranks)
     return data

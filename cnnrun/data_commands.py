@@ -40,7 +40,11 @@ from cnnrun.taskspec import TaskSpec
 
 def checked(experiment: Experiment, verify: Path | None, write: Path | None) -> dict[str, Any]:
     """The data looked through, and against a manifest where one is given."""
-    indexed = index(experiment.data)
+    try:
+        indexed = index(experiment.data)
+    except DataError:
+        initial(experiment)  # training looks at the weights first, and says what is wrong with them alone
+        raise
     found: dict[str, Any] = {"name": experiment.name}
     if verify or write:
         paths = manifest.files_of(_files(split) for split in indexed.sources())
@@ -55,8 +59,13 @@ def checked(experiment: Experiment, verify: Path | None, write: Path | None) -> 
     # Everything is looked at, whatever the config would stop for.
     lenient = experiment.data.model_copy(update={"bad_files": "skip", "bad_boxes": "skip", "leakage": "keep"})
     decoded = decode(lenient, indexed, bar)
-    found |= look_through(experiment.data, settle(lenient, indexed, decoded), bar)
-    return found | {"refused": _refusal(experiment, indexed, decoded)}
+    refused = _refusal(experiment, indexed, decoded)
+    try:
+        dataset = settle(lenient, indexed, decoded)
+    except DataError:
+        refuse({"refused": refused, "findings": []})  # in the words of training, which may stop for another reason
+        raise
+    return found | look_through(experiment.data, dataset, bar) | {"refused": refused}
 
 
 def _refusal(experiment: Experiment, indexed: Index, decoded: Decoded) -> dict[str, Any] | None:

@@ -9,6 +9,10 @@ from contextlib import contextmanager
 from functools import cache
 from itertools import islice
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cnnrun.errors import DataError, printable
 
@@ -60,6 +64,16 @@ def refuse(problems: Iterable[str]) -> None:
         raise DataError(*problems[:MOST_LINES], *more)
 
 
+def too_fine(name: str, values: Sequence[float | None] | NDArray[Any]) -> str | None:
+    """What is wrong with different numbers that are all one in float32, or None. What is nearly so the task says."""
+    exact = np.asarray(values, np.float64)
+    spread = float(np.ptp(exact))
+    if spread == 0 or np.ptp(exact.astype(np.float32)) > 0:
+        return None
+    text = f"{printable(name)} varies by {spread:.3g} around {exact.mean():.6g}"
+    return f"{text}, too finely for float32; take the mean off it"
+
+
 def jail(root: Path) -> Callable[[str], str | None]:
     """A function that says why a path, relative to `root`, may not be used: None where it may."""
     inside = root.resolve()
@@ -78,6 +92,8 @@ def jail(root: Path) -> Callable[[str], str | None]:
         if ".." in PurePosixPath(written).parts:
             return "leaves the root with '..'"
         path = root / written
+        if "\\" in written and not path.exists():  # of Windows; elsewhere a file's name may have one
+            return "has backslashes, and there is no file of that name; write / between folders"
         try:
             if not folder_is_inside(path.parent) or (path.is_symlink() and not path.resolve().is_relative_to(inside)):
                 return f"is a link to outside {printable(os.fspath(root))}"

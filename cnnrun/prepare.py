@@ -7,7 +7,6 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -156,8 +155,8 @@ def _of_boxes(bad: Sequence[BadBox]) -> list[str]:
     """How many boxes are left out, and used although they are of some doubtful kind, with an example of each."""
     kinds: dict[str, list[BadBox]] = {}
     for each in bad:
-        what = f"used as far as they lie inside ({each.kind})" if each.used else "left out (data.bad_boxes: skip)"
-        kinds.setdefault(what, []).append(each)
+        used = f"used all the same ({each.kind})" if "the same box" in each.kind else "cut at their pictures' edges"
+        kinds.setdefault(used if each.used else "left out (data.bad_boxes: skip)", []).append(each)
     return [f"{len(of):,} boxes are {what}, such as {of[0].name}: {of[0].what}" for what, of in kinds.items()]
 
 
@@ -214,14 +213,45 @@ def _remarks(dataset: Dataset, apart: bool) -> list[str]:
     for split, examples in dataset.splits.items():
         if not apart and (counts := counted(examples.all_targets(), len(classes))):
             missing = [name for name, count in zip(classes, counts, strict=True) if not count]
-            what = "picture" if "labels" in examples.targets else "object"
+            what = "picture" if examples.objects is None else "object"
             lines += [f"no {what} of {listed(missing)} in {split}"] if missing else []
+        lines += [
+            f"{name} is {value:g} in every picture of {split}" for name, value in constant_numbers(dataset, split)
+        ]
         lines += _dark(dataset.stored[split], examples, split)
-        kept = dataset.stored[split].records
-        misnamed: Any = [] if kept is None else np.flatnonzero(kept()["misnamed"][examples.rows.numpy()])
-        if len(misnamed):
-            name = printable(examples.name(int(misnamed[0])))
-            lines.append(f"{len(misnamed):,} file(s) of {split} are of another format than named, such as {name}")
+        lines += _odd_files(dataset.stored[split], examples, split)
+    return [*lines, *_undecoded(dataset.left_out)]
+
+
+def constant_numbers(dataset: Dataset, split: str) -> list[tuple[str, float]]:
+    """The numbers that are one value in all pictures of a split, on which no error can be told from another."""
+    values = dataset.splits[split].targets.get("numbers")
+    if values is None:
+        return []
+    same = zip(dataset.facts.numbers, values.amin(0).tolist(), values.amax(0).tolist(), strict=True)
+    return [(printable(number.name), least) for number, least, most in same if least == most]
+
+
+def _undecoded(left_out: Sequence[dict[str, str]]) -> list[str]:
+    if not left_out:
+        return []
+    how = "cannot be decoded and are left out (data.bad_files: skip)"
+    return [f"{len(left_out):,} picture(s) {how}, such as {printable(left_out[0]['reason'])}"]
+
+
+def _odd_files(kept: Stored, examples: Examples, split: str) -> list[str]:
+    """What files of a split are doubtful for: a line a kind."""
+    if kept.records is None:
+        return []
+    records, lines = kept.records()[examples.rows.numpy()], []
+    kinds = {
+        "are of another format than named": records["misnamed"],
+        "are of one single colour": records["flat"],
+        "have EXIF that cannot be read": records["orientation"] == 0,
+    }
+    for what, are_so in kinds.items():
+        if len(found := np.flatnonzero(are_so)):
+            lines.append(f"{len(found):,} file(s) of {split} {what}, such as {printable(examples.name(int(found[0])))}")
     return lines
 
 

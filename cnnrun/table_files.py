@@ -17,6 +17,7 @@ from cnnrun.errors import DataError, first_line, printable, unsafe_cell
 _MAX_BYTES = 1 << 30
 _MOST_ROWS, _MOST_COLUMNS = 10_000_000, 4096
 _CELL_BYTES = 100  # of memory, text and all
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # how such files begin
 _MAX_CELL_BYTES, _PIECE_ROWS = 4096, 10_000  # of a Parquet file's cells on average, and rows read at a time
 
 
@@ -60,7 +61,8 @@ def read_rows(path: Path) -> Rows:
                     lines.append(reader.line_num)
                     _check_size(path, len(lines), len(header))
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 (byte {error.start})") from None
+        what = "UTF-16 and not UTF-8" if error.object[:2] in _UTF_16 else f"not UTF-8 (byte {error.start})"
+        raise DataError(f"{path}: {what}; save it as CSV in UTF-8") from None
     except csv.Error as error:
         raise DataError(f"{path}: not a table: {error}") from None
     if not lines:

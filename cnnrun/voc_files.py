@@ -139,11 +139,11 @@ def _check_elements(tree: ElementTree.Element) -> None:
 
 
 def _numbers_in(element: ElementTree.Element) -> int:
-    """How many elements within hold a number."""
+    """How many elements and attributes within hold a number."""
     count = 0
-    for inner in element.iter():
+    for text in (text for inner in element.iter() for text in (inner.text or "", *inner.attrib.values())):
         try:
-            count += _number(inner.text or "") is not None
+            count += _number(text) is not None
         except ValueError:
             continue
     return count

@@ -19,6 +19,8 @@ from cnnrun.bounded_files import open_file, refuse_expansion
 from cnnrun.class_names import numbered_classes
 from cnnrun.contracts import ClassNames, Indexed, SourceSpec, Split
 from cnnrun.errors import DataError, printable
+from cnnrun.labelling import listed, refuse, too_fine
+from cnnrun.progress import say
 
 # The names that Keras, MedMNIST and most others use, for each split: pictures and labels.
 _USUAL = {
@@ -71,6 +73,7 @@ train_images and train_labels, images and labels, x and y)."""
             _bounded(path)
             with np.load(path, allow_pickle=False) as file:
                 found = {split: self._names(split, list(file.files)) for split in _USUAL}
+                unread = [name for name in file.files if not any(name in (names or ()) for names in found.values())]
                 splits = {name: self._split(path, file, *names) for name, names in found.items() if names}
         except (
             OSError,
@@ -85,7 +88,10 @@ train_images and train_labels, images and labels, x and y)."""
         ) as error:
             raise DataError(f"{path}: not a .npz file: {printable(str(error))}") from None
         if "train" not in splits:
-            raise DataError(f"{path}: no training arrays; data.source.arrays.train: [pictures, labels] names them")
+            known = f"no training arrays among {listed(unread) or 'none'}"
+            raise DataError(f"{path}: {known}; data.source.arrays.train: [pictures, labels] names them")
+        if unread:
+            say(f"{printable(str(path))}: {len(unread):,} array(s) not read: {listed(unread, 3)}")
         if self.targets != "labels":
             return Indexed(tuple(self.labels or ()), splits, numbers=tuple(self.numbers or ()))
         labels = np.concatenate([split.targets["labels"].numpy() for split in splits.values()])
@@ -156,6 +162,10 @@ def _columns(path: Path, values: NDArray[Any], name: str, shape: tuple[int, int]
     if bad := np.argwhere(~np.isfinite(made)).tolist():
         row, column = bad[0]
         raise DataError(f"{path}: {name}[{row}, {column}] is {values[row, column]}; expected a finite number")
+    if values.dtype.kind in "iuf":
+        refuse(
+            f"{path}: {problem}" for t, each in enumerate(values.T) if (problem := too_fine(f"{name}[:, {t}]", each))
+        )
     return made
 
 

@@ -12,6 +12,7 @@ from cnnrun.bounded_files import read_json_bytes
 from cnnrun.contracts import Indexed, Split
 from cnnrun.errors import DataError, printable
 from cnnrun.labelling import jail, refuse
+from cnnrun.progress import say
 
 _MAX_JSON = 1 << 30
 _CROWD = 2
@@ -119,12 +120,16 @@ class _File:
             box = Box((x, y, x + width, y + height), numbers[row["category_id"]], role, of, area)
             found[row["image_id"]].boxes.append(box)
         refuse(problems)
+        if ignored := sum(bool(row.get("ignore")) and not row.get("iscrowd") for row in self._annotations):
+            say(f"{self.path}: {ignored:,} annotation(s) with `ignore` are objects like others; `iscrowd: 1` is read")
         return list(found.values())
 
 
 def _misplaced(row: dict[str, Any], images: dict[int, Listed], numbers: dict[int, int]) -> str | None:
     """Why an annotation cannot be used, whatever its box."""
     for key, known in (("image_id", images), ("category_id", numbers)):
+        if isinstance(row.get(key), str):
+            return f"its {key} is the text {printable(row[key])[:80]!r}, and no whole number"
         if type(row.get(key)) is not int or row[key] not in known:
             return f"of {key.removesuffix('_id')} {printable(str(row.get(key)))[:80]}, which is not there"
     box, area = row.get("bbox"), row.get("area")

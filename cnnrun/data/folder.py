@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from cnnrun.contracts import ClassNames, Indexed, SourceSpec, Split
 from cnnrun.errors import DataError, printable
 from cnnrun.files import Files, is_clutter
-from cnnrun.labelling import split_name
+from cnnrun.labelling import listed, split_name
 from cnnrun.pairs import people_of, targets_of
 from cnnrun.pictures import SUFFIX_LIST, is_picture_name
 from cnnrun.progress import say
@@ -44,7 +45,12 @@ class Folder(SourceSpec):
         found = _split_folders(root)
         if found and "train" not in found:
             raise DataError(f"{root}: has {', '.join(f.name for f in found.values())} but no train folder")
+        pairs = [Path(self.pairs)] if self.pairs else []
+        if found:
+            _say_unread(root, [*found.values(), *pairs], "splits")
         found = found or {"train": root}
+        for folder in found.values():
+            _say_unread(folder, pairs, "classes")
         folders = found.values() if apart else [found["train"]]
         classes = self.classes or sorted({name for folder in folders for name in _class_names(folder)})
         if len(classes) < 2:
@@ -62,6 +68,15 @@ def _split_folders(root: Path) -> dict[str, Path]:
                 raise DataError(f"{printable(str(root))}: both {found[name].name} and {entry.name} are {name} folders")
             found[name] = entry
     return found
+
+
+def _say_unread(folder: Path, read: Sequence[Path], what: str) -> None:
+    """Say which entries of a folder are not read; of loose pictures in a class's place something is said elsewhere."""
+    names = sorted(entry.name for entry in folder.iterdir() if entry not in read and not is_clutter(entry.name))
+    if what == "classes":
+        names = [name for name in names if (folder / name).is_file() and not is_picture_name(name)]
+    if names:
+        say(f"{printable(str(folder))}: beside the {what}, not read: {listed(names, 3)}")
 
 
 def _class_names(folder: Path) -> list[str]:

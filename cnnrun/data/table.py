@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Self
 
 import torch
@@ -16,10 +16,12 @@ from cnnrun.class_names import clean_cell, missing_problem, sorted_classes
 from cnnrun.contracts import ClassNames, Indexed, SourceSpec, Split
 from cnnrun.errors import DataError, printable
 from cnnrun.files import Files
-from cnnrun.labelling import jail, listed, refuse, split_name
+from cnnrun.labelling import jail, listed, refuse, split_name, too_fine
+from cnnrun.progress import say
 from cnnrun.table_files import Rows, read_rows
 
 _LARGEST = 1e30  # of a number
+_TRUTHS = {"true": True, "false": False}
 _BRACKETS = ("[]", "{}")  # around lists that Python or JSON wrote
 
 
@@ -85,12 +87,14 @@ one a class."""
             raise DataError(f"{path}: has no column {printable(missing[0])!r} (columns: {listed(list(rows.columns))})")
         may_be_empty = {self.labels} if isinstance(self.labels, str) else set()  # a picture of none of the classes
         refuse(_mistakes(rows, [each for each in wanted if each not in may_be_empty], self.picture, jail(root)))
+        _refuse_bare_names(rows, self.picture, root)
         for column in dict.fromkeys(wanted[1:]):  # ' cat' is no class beside 'cat'
             rows.columns[column] = [clean_cell(cell) for cell in rows.columns[column]]
         refuse(
             _missing(rows, [*([] if self.declares_classes or self.numbers else columns), *([group] if group else [])])
         )
         where = _splits(rows, split)
+        self._say_unread(rows, split, group)
         classes, targets = self._targets(rows, columns, [apart or name == "train" for name in where])
         paths = rows.columns[self.picture]
         groups = _numbered(rows.columns[group]) if group else None
@@ -106,6 +110,16 @@ one a class."""
     def _optional(self, rows: Rows, given: str | None, usual: str) -> str | None:
         taken = {self.picture, *self._columns}
         return given or (usual if usual in rows.columns and usual not in taken else None)
+
+    def _say_unread(self, rows: Rows, split: str | None, group: str | None) -> None:
+        """Say which columns that are not read look as if they told splits or groups."""
+        unread = [name for name in rows.columns if name not in {self.picture, *self._columns, split, group}]
+        splits = [name for name in unread if name.strip().casefold() == "split" or _are_splits(rows.columns[name])]
+        groups = [name for name in unread if name.strip().casefold() == "group"]
+        for usual, names in (("split", [] if split else splits), ("group", [] if group else groups)):
+            for name in map(printable, names):
+                advice = f"if it tells the {usual}, write `{usual}: {name}` (data.source.table)"
+                say(f"{printable(str(rows.path))}: column {name!r} is not read; {advice}")
 
     @property
     def _columns(self) -> list[str]:
@@ -139,8 +153,11 @@ one a class."""
         )
         training = (label for labels, is_known in zip(sets, known, strict=True) if is_known for label in labels)
         classes = self.classes or sorted_classes(training)
+        if not classes:
+            raise DataError(f"{rows.path}: no training row has a label in {printable(str(self.labels))!r}")
         if not self.classes:
             refuse(self._other_lists(rows, sets))
+            self._say_joined(rows, set(classes))
         number = {name: i for i, name in enumerate(classes)}
         _refuse_unknown(rows, sets, number)
         present = torch.zeros(len(rows), len(classes), dtype=torch.bool)
@@ -157,6 +174,22 @@ one a class."""
                 if label[0] + label[-1] in _BRACKETS or (len(parts) > 1 and max(known[each] for each in parts) > 1):
                     how = f"is a list, and labels are separated by {self.separator!r} here (separator)"
                     yield f"{rows.at(i)}: {printable(label)!r} {how}; or give `classes` if it is one label"
+
+    def _say_joined(self, rows: Rows, classes: set[str]) -> None:
+        """Say which classes may be several, joined by what names have in them as well: blanks, + and &."""
+        parts = {name: [part for part in re.split(r"[\s+&]+", name) if part] for name in sorted(classes)}
+        known = Counter(part for each in parts.values() for part in set(each))
+        joined = [name for name, each in parts.items() if len(each) > 1 and min(known[part] for part in each) > 1]
+        if joined:
+            say(
+                f"{printable(str(rows.path))}: {len(joined):,} classes such as {printable(joined[0])!r} look like "
+                f"lists of others, and labels are separated by {self.separator!r} here (separator)"
+            )
+
+
+def _are_splits(cells: Sequence[str]) -> bool:
+    """Return whether all cells are names of splits, of two splits at least."""
+    return None not in (names := {split_name(cell) for cell in set(cells)}) and len(names) > 1
 
 
 def _parts(label: str) -> list[str]:
@@ -216,6 +249,17 @@ def _mistakes(rows: Rows, wanted: list[str], picture: str, why_not: Callable[[st
         first.setdefault(path, i)
 
 
+def _refuse_bare_names(rows: Rows, column: str, root: Path) -> None:
+    """Raises DataError for a column of names without a suffix, such as Kaggle's ids, that are no files."""
+    names = rows.columns[column]
+    if not any(PurePath(name).suffix for name in names) and not (root / names[0]).exists():
+        problem = f"has no suffix, and there is no such file in {printable(str(root))}"
+        raise DataError(
+            f"{rows.at(0)}: {printable(column)} {printable(names[0])!r} {problem}; write whole names, such as "
+            f"{printable(names[0])}.png"
+        )
+
+
 def _one_hot(rows: Rows, columns: list[str]) -> list[str]:
     """The column that is 1 in each row."""
     found, problems = [], []
@@ -255,6 +299,11 @@ def _numbers(rows: Rows, columns: list[str]) -> Tensor:
         for i, value in enumerate(of_column)
         if value is None
     )
+    refuse(
+        f"{rows.path}: {problem}"
+        for name, each in zip(columns, values, strict=True)
+        if (problem := too_fine(name, each))
+    )
     return torch.tensor(values, dtype=torch.float32).T.contiguous()
 
 
@@ -266,6 +315,8 @@ def _number(cell: str) -> float | None:
 
 
 def _zero_or_one(cell: str) -> bool | None:
+    if cell.casefold() in _TRUTHS:  # as pandas writes them
+        return _TRUTHS[cell.casefold()]
     try:
         return {0.0: False, 1.0: True}.get(float(cell))
     except ValueError:

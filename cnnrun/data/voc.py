@@ -13,8 +13,9 @@ from cnnrun.annotations import Box, BoxSource, Listed, split_of
 from cnnrun.bounded_files import read_text
 from cnnrun.contracts import BadBox, ClassNames, Indexed, Split
 from cnnrun.errors import DataError, printable
-from cnnrun.labelling import jail, refuse
+from cnnrun.labelling import jail, refuse, split_name
 from cnnrun.pictures import is_picture_name
+from cnnrun.progress import say
 from cnnrun.voc_files import VocFile, VocFolder
 
 _DIFFICULT = 1
@@ -49,6 +50,7 @@ class Voc(BoxSource):
         }
         refuse(problems)
         tree.say_guesses(all_are_read=not self._lists(root))
+        _say_unread_lists(root, self._lists(root))
         classes = self.classes or sorted({label for file in found["train"] for label, *_ in file.objects})
         splits: dict[str, Split] = {}
         bad: list[BadBox] = []
@@ -92,6 +94,17 @@ class Voc(BoxSource):
             first = self.first_pixel
             boxes.append(Box((x1 - first, y1 - first, x2, y2), numbers[label], role, f"object {place}"))
         return Listed(file.path, file.size, file.where, boxes)
+
+
+def _say_unread_lists(root: Path, given: dict[str, str]) -> None:
+    """Say which lists that are called as splits are not read, where they are not another's name for one that is."""
+    main = root / "ImageSets" / "Main"
+    read = {main / f"{name}.txt" for name in given.values()}
+    for path in sorted(path for folder in (root, main.parent, main) for path in folder.glob("*.txt")):
+        split = "train" if path.stem == "trainval" else split_name(path.stem)
+        if split and split not in given and path not in read:
+            where = "ImageSets/Main, where `splits` says which list is which"
+            say(f"{printable(str(path))}: not read; the lists of splits that are read lie in {where}")
 
 
 def _listed_names(path: Path, lines: list[str]) -> list[str]:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 from conftest import save_picture
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cnnrun.class_names import sorted_classes
 from cnnrun.data.table import Table
 from cnnrun.errors import DataError
-from cnnrun.labelling import jail
+from cnnrun.labelling import jail, too_fine
 
 
 def write(path: Path, rows: list[list[str]], header=("path", "label"), **how) -> Path:
@@ -200,6 +200,7 @@ def with_columns(root: Path, header: tuple[str, ...], *columns: list[str]) -> Pa
 @given(st.lists(st.floats(-1e20, 1e20), min_size=6, max_size=6))
 @settings(max_examples=20, deadline=None)
 def test_numbers_are_read_as_they_are_written(tmp_path_factory, values):
+    assume(too_fine("a", values) is None)
     root = tmp_path_factory.mktemp("t")
     path = with_columns(root, ("a", "b"), [repr(value) for value in values], [f" {value:.3e}" for value in values])
     indexed = Table(path=str(path), numbers=["a", "b"]).read()
@@ -336,3 +337,37 @@ def test_a_list_of_labels_by_another_separator_is_named(tmp_path, cells):
 def test_names_with_commas_of_their_own_are_labels(tmp_path):
     read = labelled(tmp_path, ["Smith, John; Doe, Jane", "Doe, Jane", "Smith, John"] * 2, "tags", labels="tags").read()
     assert read.classes == ("Doe, Jane", "Smith, John")
+
+
+@pytest.mark.parametrize(
+    ("values", "is_refused"),
+    [
+        ([1e9 + i for i in range(6)], True),
+        ([1.7e9 + 1e-3 * i for i in range(6)], True),  # of one second since 1970
+        ([1e9] * 6, False),  # the task says that there is nothing to learn
+        ([0.1] * 6, False),
+        ([20_240_101 + i for i in range(6)], False),
+        ([1000.5 + i for i in range(6)], False),
+    ],
+)
+def test_numbers_that_are_one_in_float32_are_refused(tmp_path, values, is_refused):
+    path = with_columns(tmp_path, ("a",), [repr(value) for value in values])
+    table = Table(path=str(path), numbers="a")
+    if not is_refused:
+        assert table.read().splits["train"].targets["numbers"][:, 0].tolist() == pytest.approx(values, rel=1e-6)
+        return
+    with pytest.raises(DataError, match=r"t\.csv: a varies by .*, too finely for float32; take the mean off it"):
+        table.read()
+
+
+def test_true_and_false_are_one_and_zero(tmp_path):
+    path = with_columns(tmp_path, ("x", "y"), ["True", "False"] * 3, ["FALSE", "true", "0", "1", "1.0", "0.0"])
+    present = Table(path=str(path), labels=["x", "y"]).read().splits["train"].targets["present"]
+    assert present.tolist() == [
+        [True, False],
+        [False, True],
+        [True, False],
+        [False, True],
+        [True, True],
+        [False, False],
+    ]

@@ -178,7 +178,7 @@ def test_a_size_that_is_not_written_is_the_pictures_own(tmp_path):
 )
 def test_bad_boxes_are_named_with_file_and_object(tmp_path, box, words, kept):
     annotated(tmp_path, "a", [("dog", (1, 2, 11, 22)), ("dog", box)])
-    annotated(tmp_path, "b", [("dog", (3, 3, 20, 20))] * 3)
+    annotated(tmp_path, "b", [("dog", (3, 3, 20, 20 + i)) for i in range(3)])
     listed(tmp_path, train=["a", "b"])
     (bad,) = Voc(root=str(tmp_path)).read().bad_boxes
     import re
