@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -118,7 +118,7 @@ def _numbers(run: Opened, examples: Examples) -> Measured:
     return evaluate(given.network, None, given.task, given.facts, examples, batch, given.device)
 
 
-def _row(title: str, numbers: dict[str, float], parameters: int) -> dict[str, Any]:
+def _row(title: str, numbers: Mapping[str, float | None], parameters: int) -> dict[str, Any]:
     return {"variant": title, "parameters": parameters, **numbers}
 
 

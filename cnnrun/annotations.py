@@ -88,10 +88,10 @@ def split_of(name: str, pictures: Sequence[Listed], origin: str) -> tuple[Split,
     _refuse_other_units(pictures)
     kept, bad = [], []
     for picture in pictures:
-        rows: list[Box] = []
+        rows, first = list[Box](), dict[tuple[float, ...], Box]()
         for box in picture.boxes:
             what, used = _wrong(box, picture.size)
-            if used and (again := _again(box, rows)):
+            if used and (again := _again(box, first.setdefault(box.corners, box))):
                 what = again
             if what:
                 bad.append(BadBox(name, printable(f"{picture.where}: {box.id}"), what, used))
@@ -123,10 +123,9 @@ def object_table(rows: Sequence[Sequence[Box]], sizes_N2: np.ndarray) -> ObjectT
     return ObjectTable({name: torch.from_numpy(values) for name, values in columns.items()}, ends)
 
 
-def _again(box: Box, before: Sequence[Box]) -> str | None:
-    """What is to be asked of a box that is there already, whatever its class."""
-    first = next((other for other in before if other.corners == box.corners), None)
-    if first is None:
+def _again(box: Box, first: Box) -> str | None:
+    """What is to be asked of a box whose picture had it before, whatever its class; None for the first itself."""
+    if first is box:
         return None
     return f"the same box {'and' if first.label == box.label else 'with another'} class as {first.id}"
 

@@ -23,7 +23,8 @@ NUMBERS = {
 }  # fmt: skip
 _BEYOND = 1e11  # an area outside all of COCO's ranges: such a box is passed over wherever it is matched
 _CURVE = 101  # COCO's recall levels
-_FEWEST, _PICTURES = 100, 100_000  # draws at least, and pictures of all draws at most, for an interval
+_SIZES = {"_small": (0, 32**2), "_medium": (32**2, 96**2), "_large": (96**2, 1e10), "": (0, 1e10)}  # COCO's, in pixels
+_FEWEST, _WORK = 100, 100_000  # draws at least, and pictures or classes of all draws at most, for an interval
 
 
 class AveragePrecision:
@@ -65,15 +66,19 @@ class AveragePrecision:
         return evaluation
 
     def spread(self, evaluation: Any) -> dict[str, NDArray[np.float64]]:
-        """The numbers over draws of the pictures: what was matched within a picture stays, and is counted anew."""
-        count = len(self._images)
+        """The numbers over draws of the pictures: what was matched within a picture stays, and is counted anew.
+
+        NaN where a draw has nothing of that size to find.
+        """
+        count, most = len(self._images), _WORK // max(len(self._images), len(self._classes))
         matched = list(evaluation._evalImgs_cpp)  # class by class and size by size, every picture
-        known, found = numbers(evaluation), []
+        found: list[dict[str, float | None]] = []
+        known = [name for name, value in numbers(evaluation).items() if value is not None]
         every, again = np.arange(count), copy.copy(evaluation)
-        for times in draws(count, max(_FEWEST, min(DRAWS, _PICTURES // count))):
+        for times in draws(count, max(_FEWEST, min(DRAWS, most))):
             drawn = np.repeat(every, times.astype(np.int64)).tolist()
             found.append(_counted_anew(again, [matched[k + i] for k in range(0, len(matched), count) for i in drawn]))
-        return {name: np.array([each[name] for each in found]) for name, value in known.items() if value >= 0}
+        return {name: np.array([each[name] for each in found], np.float64) for name in known}
 
     def counts(self) -> list[int]:
         """The objects of each class that were to be found."""
@@ -82,7 +87,7 @@ class AveragePrecision:
         return counts
 
 
-def _counted_anew(evaluation: Any, matched: list[Any]) -> dict[str, float]:
+def _counted_anew(evaluation: Any, matched: list[Any]) -> dict[str, float | None]:
     """The numbers of pictures given by what was matched in each."""
     from faster_coco_eval.core.faster_eval_api import _C
 
@@ -128,14 +133,32 @@ def _annotations(image: int, before: int, true: dict[str, NDArray[Any]]) -> list
     ]
 
 
-def numbers(evaluation: Any) -> dict[str, float]:
-    """COCO's twelve numbers by name; -1 where there is nothing to find, as COCO has it."""
+def numbers(evaluation: Any) -> dict[str, float | None]:
+    """COCO's twelve numbers by name; None where there is nothing of that size to find, for which COCO has -1."""
     stats = np.asarray(evaluation.stats, dtype=np.float64)
-    return {name: float(stats[place]) for name, place in NUMBERS.items()}
+    return {name: _defined(stats[place]) for name, place in NUMBERS.items()}
+
+
+def undefined(targets: dict[str, Tensor]) -> dict[str, str]:
+    """The numbers that are not defined for a split with these targets, and why: it has no object of that size."""
+    real = (targets["objects"] >= 0) & (targets["roles"] == OBJECT)
+    areas = targets["areas"][real]
+    found: dict[str, str] = {}
+    for size, (low, high) in _SIZES.items():
+        if not bool(((areas >= low) & (areas <= high)).any()):
+            names = [name for name in NUMBERS if name.endswith(size)]
+            why = f"has no {size[1:]} object ({low:g} to {high:g} pixels of area)" if size else "has no object"
+            found |= dict.fromkeys(names, why)
+    return found
+
+
+def _defined(value: float) -> float | None:
+    """A value of COCO's; None for the -1 that says there is none."""
+    return float(value) if value > -1 else None
 
 
 def per_class(evaluation: Any, classes: tuple[str, ...], counts: list[int]) -> list[dict[str, Any]]:
-    """AP, AP50, AR100 of each class, and how many objects of it there are."""
+    """AP, AP50, AR100 of each class, None for one that no picture has, and how many objects of it there are."""
     precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
     return [
         {
@@ -150,7 +173,10 @@ def per_class(evaluation: Any, classes: tuple[str, ...], counts: list[int]) -> l
 
 
 def curves(evaluation: Any, classes: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Precision at COCO's recall levels and an overlap of a half, and the score at which it is reached."""
+    """Precision at COCO's recall levels and an overlap of a half, and the score at which it is reached.
+
+    A class that no picture has is left out.
+    """
     precision, scores = evaluation.eval["precision"], evaluation.eval["scores"]
     return [
         {
@@ -160,10 +186,11 @@ def curves(evaluation: Any, classes: tuple[str, ...]) -> list[dict[str, Any]]:
             "score": float(scores[0, level, k, 0, -1]),
         }
         for k, name in enumerate(classes)
+        if precision[0, 0, k, 0, -1] > -1
         for level in range(_CURVE)
     ]
 
 
-def _mean(values: NDArray[Any]) -> float:
+def _mean(values: NDArray[Any]) -> float | None:
     known = values[values > -1]
-    return float(known.mean()) if known.size else -1.0
+    return float(known.mean()) if known.size else None

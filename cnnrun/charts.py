@@ -11,7 +11,7 @@ from cnnrun.plots import MOST_POINTS, Plot, Series
 
 Spec = dict[str, Any]
 _WIDTH, _HEIGHT, _CELL = 250, 200, 22  # pixels
-_MOST_CLASSES, _MOST_NUMBERED = 100, 20  # of a matrix: those drawn, those with their counts written in
+MOST_CLASSES, _MOST_NUMBERED = 30, 20  # of a matrix: those drawn, those with their counts written in
 _LEGEND = {"orient": "bottom", "columns": 2, "labelLimit": 300}
 
 
@@ -109,7 +109,7 @@ def _spans(plot: Plot, series: Series, values: list[dict[str, Any]]) -> Spec:
 
 def matrix(title: str, counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Spec | None:
     """A confusion matrix: rows are true classes, shade is the part of the row; None for too many classes to draw."""
-    if len(classes) > _MOST_CLASSES:
+    if len(classes) > MOST_CLASSES:
         return None
     values = [
         {"row": row, "column": column, "count": count, "part": count / max(1, sum(of_row))}

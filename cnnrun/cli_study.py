@@ -34,6 +34,9 @@ def compare(
     targets: Annotated[list[Path], typer.Argument(help="Runs, checkpoints or configs; each against the first.")],
     split: SplitName = None,
     plots: Plots = None,
+    unfinished: Annotated[
+        bool, typer.Option("--unfinished", help="Compare runs whose training has not ended, by what they reached.")
+    ] = False,
     device: Device = "auto",
     runs: Runs = Path("runs"),
     as_json: Json = False,
@@ -43,7 +46,8 @@ def compare(
     from cnnrun import comparing, report_study
     from cnnrun.device import choose
 
-    show(comparing.compare(targets, runs, choose(device), split, plots), as_json, report_study.compared)
+    made = comparing.compare(targets, runs, choose(device), split, plots, unfinished)
+    show(made, as_json, report_study.compared)
 
 
 def sweep(

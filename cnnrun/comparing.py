@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,19 +13,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cnnrun.assemble import measured
+from cnnrun import checkpoint
+from cnnrun.assemble import config_of, find_run, measured
 from cnnrun.calibration import TEMPERATURE
 from cnnrun.config_differences import told_apart
 from cnnrun.dataset import Examples, told
-from cnnrun.errors import ConfigError, printable
+from cnnrun.errors import CheckpointError, ConfigError, printable
 from cnnrun.experiment import Experiment
 from cnnrun.plots import Plot, Series
 from cnnrun.plotting import written
-from cnnrun.resampling import interval, intervals
+from cnnrun.resampling import bounds, interval, intervals
+from cnnrun.run_records import CHECKPOINTS, read_facts, read_result
 from cnnrun.taskspec import Measured
 from cnnrun.trained import Trained
 
 LEVEL = 0.05  # the part of equal pairs that may be called different, all their numbers together
+_MOST_THINGS = 30  # classes, or other things with a number, that are named where two networks' differ
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,24 @@ class Seen:
 
 
 def compare(
-    targets: Sequence[Path], root: Path, device: torch.device, split: str | None, plots: Path | None = None
+    targets: Sequence[Path],
+    root: Path,
+    device: torch.device,
+    split: str | None,
+    plots: Path | None = None,
+    unfinished: bool = False,
 ) -> dict[str, Any]:
-    """Each network against the first, on the same pictures. Raises ConfigError for networks of different tasks."""
+    """Each network against the first, on the same pictures.
+
+    Raises ConfigError for networks of different tasks; CheckpointError for runs whose training has not ended, unless
+    `unfinished` runs are asked for or a checkpoint is named.
+    """
     if len(targets) < 2:
         raise ConfigError("compare needs two or more runs")
-    first, *others = [_seen(target, root, device, split) for target in targets]
+    found = [find_run(target, root) for target in targets]
+    if not unfinished:
+        _refuse_unfinished(found)
+    first, *others = [_seen(path or run, root, device, split) for run, path in found]
     for other in others:
         if other.given.task.kind != first.given.task.kind:
             kinds = f"{first.given.task.kind} and {other.given.task.kind}"
@@ -63,14 +79,41 @@ def compare(
     return made
 
 
+def _refuse_unfinished(found: Sequence[tuple[Path, Path | None]]) -> None:
+    """Raises CheckpointError, a line for each run whose training has not ended, unless a checkpoint is named."""
+    lines = []
+    for run, path in found:
+        if path is None and (reached := _unfinished(run)):
+            where = f"{printable(str(run))}: unfinished (step {reached['step']:,} of {reached['steps']:,})"
+            lines.append(f"{where}; finish it with `cnnrun train CONFIG --resume`, or compare with --unfinished")
+    if lines:
+        raise CheckpointError(*lines)
+
+
+def _unfinished(run: Path) -> dict[str, int] | None:
+    """The step that a run has reached and how many there are to be; None for a run whose training has ended.
+
+    One that ended by early stopping has a result, as any other that came to its end.
+    """
+    if read_result(run) is not None:
+        return None
+    facts, experiment = read_facts(run), config_of(run)
+    pictures = facts.counts.get("train", 0) if facts else 0
+    latest = checkpoint.pointed_at(run / CHECKPOINTS, "latest") or "step-0"
+    steps = experiment.train.steps_per_epoch(pictures) * experiment.train.epochs
+    return {"step": int(latest.removeprefix("step-")), "steps": steps}
+
+
 def _seen(target: Path, root: Path, device: torch.device, split: str | None) -> Seen:
     experiment, given, name, examples, found = measured(target, root, device, split)
     return Seen(str(given.run), experiment, given, name, examples, found, given.facts.fingerprint)
 
 
 def _about(seen: Seen) -> dict[str, Any]:
+    """The network's numbers; `unfinished` is how far its training has come where it has not ended, and else None."""
     spans = intervals(seen.measured.numbers, seen.measured.spread, seen.measured.right)
-    return {"run": seen.run, "step": seen.given.step, "numbers": seen.measured.numbers, "intervals": spans}
+    about = {"run": seen.run, "step": seen.given.step, "unfinished": _unfinished(seen.given.run)}
+    return {**about, "numbers": seen.measured.numbers, "intervals": spans}
 
 
 def _pair(first: Seen, other: Seen) -> dict[str, Any]:
@@ -115,7 +158,7 @@ def _not_paired(first: Seen, other: Seen) -> str | None:
     mine, theirs = first.examples, other.examples
     about = [each.given.task.about(each.given.facts) for each in (first, other)]
     if about[0] != about[1]:
-        return f"numbers of other things, {printable(str(about[0]))} and {printable(str(about[1]))}"
+        return f"numbers of other things, {_things(*about)}"
     if first.split != other.split or len(mine) != len(theirs):
         return f"{first.split} of {len(mine):,} pictures and {other.split} of {len(theirs):,}"
     for place in range(len(mine)):
@@ -132,6 +175,16 @@ def _not_paired(first: Seen, other: Seen) -> str | None:
     return None
 
 
+def _things(mine: list[Any], theirs: list[Any]) -> str:
+    """What two networks give numbers of, in words; of many things, such as classes, the first that differ."""
+    if max(len(mine), len(theirs)) <= _MOST_THINGS:
+        return f"{printable(str(mine))} and {printable(str(theirs))}"
+    pairs = itertools.zip_longest(mine, theirs)
+    place, pair = next((place, pair) for place, pair in enumerate(pairs, 1) if pair[0] != pair[1])
+    one, other = ("none" if each is None else printable(str(each)) for each in pair)
+    return f"{len(mine):,} and {len(theirs):,}; the first that differs is number {place:,}: {one} and {other}"
+
+
 def tested(first: Measured, other: Measured) -> list[dict[str, Any]]:
     """A row a number that both have: the difference with its interval, and whether it may be chance.
 
@@ -141,21 +194,19 @@ def tested(first: Measured, other: Measured) -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = []
     for name, value in first.numbers.items():
-        if name not in other.numbers or not (name in first.spread and name in other.spread):
+        theirs = other.numbers.get(name)
+        if value is None or theirs is None or (drawn := _differences(first, other, name)) is None:
             continue
-        if len(first.spread[name]) != len(other.spread[name]):
-            continue
-        difference = other.spread[name] - first.spread[name]
-        low, high = interval(other.numbers[name] - value, difference)
+        difference, (least, most) = theirs - value, bounds(name, value)
+        low, high = interval(difference, drawn, (least - most, most - least))
         binary = name in first.right and name in other.right
-        known = other.numbers[name] - value
-        p = mcnemar(first.right[name], other.right[name]) if binary else bootstrapped(known, difference)
+        p = mcnemar(first.right[name], other.right[name]) if binary else bootstrapped(difference, drawn)
         rows.append(
             {
                 "number": name,
                 "first": value,
-                "other": other.numbers[name],
-                "difference": other.numbers[name] - value,
+                "other": theirs,
+                "difference": difference,
                 "from": low,
                 "to": high,
                 "p": p,
@@ -165,6 +216,16 @@ def tested(first: Measured, other: Measured) -> list[dict[str, Any]]:
     for row, below in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["distinguishable"] = below
     return rows
+
+
+def _differences(first: Measured, other: Measured, name: str) -> NDArray[np.float64] | None:
+    """What a number differs by in each draw in which both have it; None where there are no draws of both."""
+    drawn = [each.spread.get(name) for each in (first, other)]
+    if drawn[0] is None or drawn[1] is None or len(drawn[0]) != len(drawn[1]):
+        return None
+    difference: NDArray[np.float64] = drawn[1] - drawn[0]
+    known = difference[np.isfinite(difference)]
+    return known if len(known) else None
 
 
 def mcnemar(first_N: NDArray[np.bool_], other_N: NDArray[np.bool_]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import torch
@@ -49,7 +49,7 @@ def evaluate(
                 meter.update(results, examples.targets_of(index, next(iter(results.values())).device))
     measured = meter.compute(tables)
     loss = {} if criterion is None else {"loss": float(total) / len(examples)}
-    return replace(measured, numbers=loss | measured.numbers)
+    return replace(measured, numbers={**loss, **measured.numbers})
 
 
 def _outcome(
@@ -68,7 +68,7 @@ def _outcome(
 
 def measure(
     results: Callable[[Tensor], Results], task: TaskSpec, facts: Facts, batches: Iterable[Batch]
-) -> dict[str, float]:
+) -> Mapping[str, float | None]:
     """The task's numbers for anything that turns pictures into results, such as an exported file."""
     meter = task.meter(facts)
     for part in batches:

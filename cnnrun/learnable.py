@@ -13,6 +13,7 @@ from cnnrun.contracts import of_classes
 from cnnrun.dataset import Dataset
 from cnnrun.errors import DataError
 from cnnrun.experiment import Experiment
+from cnnrun.learner import refuse_undefined
 from cnnrun.network import Built
 from cnnrun.ranks import Ranks
 from cnnrun.weights import Weights
@@ -50,6 +51,8 @@ def measurable(experiment: Experiment, targets: dict[str, dict[str, Tensor]]) ->
     for name, of_split in targets.items():
         if name != "train" and (problem := experiment.task.unmeasurable(of_split)):
             raise DataError(f"the {name} split: {problem}")
+        if name == "val":
+            refuse_undefined(experiment.task, of_split, experiment.train.monitor)
 
 
 def same_everywhere(data: Dataset, ranks: Ranks) -> None:

@@ -21,7 +21,7 @@ from cnnrun.augment import Augment
 from cnnrun.batches import TrainingBatches, default_prefetch, in_order
 from cnnrun.contracts import Facts
 from cnnrun.dataset import Dataset, Examples
-from cnnrun.errors import ConfigError
+from cnnrun.errors import ConfigError, DataError
 from cnnrun.evaluate import evaluate
 from cnnrun.frozen import cut, feature_bytes, features, held, hold
 from cnnrun.network import Network
@@ -112,6 +112,14 @@ def check(spec: Train, count: int, network: Network, ranks: int = 1, together: b
         raise ConfigError(f"train.batch: {spec.batch} is more than the {count} training pictures: no step an epoch")
     if problem := too_small(spec, count, network, ranks, spec.accumulate, together):
         raise ConfigError(f"train.batch: {problem}: change batch, accumulate or drop_last")
+
+
+def refuse_undefined(task: TaskSpec, targets: dict[str, Tensor], monitor: str) -> None:
+    """Raises DataError where val, with all these targets, cannot give the number that chooses the best weights."""
+    undefined = task.undefined(targets)
+    if why := undefined.get(monitor.removeprefix("val/")):
+        known = ", ".join(name for name in monitored_numbers(task) if name.removeprefix("val/") not in undefined)
+        raise DataError(f"train.monitor: {monitor} is not defined: the val split {why}; name another ({known})")
 
 
 def too_small(spec: Train, count: int, network: Network, ranks: int, accumulate: int, together: bool) -> str | None:

@@ -13,7 +13,10 @@ BINS = 15
 
 
 class Classified:
-    """What was said of N pictures: the class, how surely, and whether the label is among the k likeliest."""
+    """What was said of N pictures: the class, how surely, and whether the label is among the k likeliest.
+
+    Numbers for weights take O(N + K) time and memory for N pictures and K classes: a bootstrap asks for a thousand.
+    """
 
     def __init__(
         self,
@@ -23,24 +26,31 @@ class Classified:
         confidence: Floats,
         among: NDArray[np.bool_],
     ) -> None:
-        self._cell, self._classes = labels * classes + predicted, classes
+        self._labels, self._predicted, self._classes = labels, predicted, classes
         self.hits, self._among = labels == predicted, among
         self._bins = Bins(confidence, self.hits)
 
     def __len__(self) -> int:
         return len(self.hits)
 
-    def confusion_KK(self, weight_N: Floats | None = None) -> Floats:
+    def confusion_KK(self) -> NDArray[np.int64]:
         """Rows are the true classes, columns the predicted ones."""
-        counts = np.bincount(self._cell, weight_N, self._classes**2).astype(np.float64)
+        counts = np.bincount(self._labels * self._classes + self._predicted, minlength=self._classes**2)
         return counts.reshape(self._classes, self._classes)
+
+    def _sums(self, weight_N: Floats | None) -> tuple[Floats, Floats, Floats]:
+        """True positives, predicted positives and actual positives of each class."""
+        weight = np.ones(len(self)) if weight_N is None else weight_N
+        columns = ((self._labels, weight * self.hits), (self._predicted, weight), (self._labels, weight))
+        hits, predicted, support = (np.bincount(of, each, self._classes).astype(np.float64) for of, each in columns)
+        return hits, predicted, support
 
     def numbers(self, top_k: int, weight_N: Floats | None = None) -> dict[str, float]:
         """Accuracy, top-k accuracy, the means of the classes' precision, recall and F1, and the calibration error."""
-        confusion = self.confusion_KK(weight_N)
-        macro = {name: float(values.mean()) for name, values in _of_classes(confusion).items()}
+        hits, predicted, support = self._sums(weight_N)
+        macro = {name: float(values.mean()) for name, values in _of_classes(hits, predicted, support).items()}
         return {
-            "accuracy": float(confusion.diagonal().sum() / confusion.sum()),
+            "accuracy": float(hits.sum() / support.sum()),
             f"top_{top_k}": float(np.average(self._among, weights=weight_N)),
             **macro,
             "ece": self._bins.error(weight_N),
@@ -48,11 +58,10 @@ class Classified:
 
     def per_class(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """Precision, recall, F1 and support of each class; 0 where nothing was predicted or nothing is there."""
-        confusion = self.confusion_KK()
-        found = {name: values.tolist() for name, values in _of_classes(confusion).items()}
-        support = confusion.sum(1).astype(int).tolist()
+        hits, predicted, support = self._sums(None)
+        found = {name: values.tolist() for name, values in _of_classes(hits, predicted, support).items()}
         return [
-            {"class": name, **{of: values[k] for of, values in found.items()}, "support": support[k]}
+            {"class": name, **{of: values[k] for of, values in found.items()}, "support": int(support[k])}
             for k, name in enumerate(names)
         ]
 
@@ -61,13 +70,27 @@ class Classified:
         return self._bins.rows()
 
 
-def _of_classes(confusion_KK: Floats) -> dict[str, Floats]:
-    hits, predicted, support = confusion_KK.diagonal(), confusion_KK.sum(0), confusion_KK.sum(1)
+def _of_classes(hits_K: Floats, predicted_K: Floats, support_K: Floats) -> dict[str, Floats]:
     return {
-        "precision": _ratio(hits, predicted),
-        "recall": _ratio(hits, support),
-        "f1": _ratio(2 * hits, predicted + support),
+        "precision": _ratio(hits_K, predicted_K),
+        "recall": _ratio(hits_K, support_K),
+        "f1": _ratio(2 * hits_K, predicted_K + support_K),
     }
+
+
+def most_confused(matrix: Sequence[Sequence[int]], most: int) -> tuple[list[tuple[int, int, int, int]], int]:
+    """The cells off the diagonal of a confusion matrix that hold most, and how many hold anything.
+
+    A cell is (true class, class it was taken for, how often, of how many); equals stand in the order of the classes.
+    """
+    counts = np.array(matrix, np.int64)
+    totals = counts.sum(1)
+    np.fill_diagonal(counts, 0)
+    cells = np.flatnonzero(counts)
+    first = cells[np.argsort(-counts.ravel()[cells], kind="stable")[:most]]
+    rows, columns = np.unravel_index(first, counts.shape)
+    found = zip(rows.tolist(), columns.tolist(), counts[rows, columns].tolist(), totals[rows].tolist(), strict=True)
+    return list(found), len(cells)
 
 
 def _ratio(part: Floats, whole: Floats) -> Floats:
@@ -113,7 +136,7 @@ class Present:
     """Which of K classes were said to be in N pictures, and which are.
 
     Average precision is scikit-learn's: the sum over thresholds of precision times what recall gains. A class that no
-    picture has is left out of the means.
+    picture has is left out of the means; where no picture has any, these are not defined.
     """
 
     def __init__(self, score_NK: Floats, present_NK: NDArray[np.bool_], threshold_K: Floats) -> None:
@@ -129,7 +152,7 @@ class Present:
     def __len__(self) -> int:
         return len(self._present)
 
-    def numbers(self, weight_N: Floats | None = None) -> dict[str, float]:
+    def numbers(self, weight_N: Floats | None = None) -> dict[str, float | None]:
         """mAP, F1 as the mean of the classes' and over all classes together, sets told exactly, calibration error."""
         weight = np.ones(len(self)) if weight_N is None else weight_N
         hits, said, there = self._counts(weight)
@@ -137,8 +160,8 @@ class Present:
         precision = np.array([self._average_precision(k, weight) for k in np.flatnonzero(known).tolist()])
         classes = self._present.shape[1]
         return {
-            "mAP": float(precision.mean()) if known.any() else 0.0,
-            "f1": float(_ratio(2 * hits, said + there)[known].mean()) if known.any() else 0.0,
+            "mAP": float(precision.mean()) if known.any() else None,
+            "f1": float(_ratio(2 * hits, said + there)[known].mean()) if known.any() else None,
             "micro_f1": float(_ratio(2 * hits.sum(keepdims=True), (said + there).sum(keepdims=True))[0]),
             "exact": float(np.average(self.exact, weights=weight)),
             "ece": self._bins.error(np.repeat(weight, classes)),

@@ -22,11 +22,13 @@ from cnnrun.explain.subject import Explanation, Shown, Subject, some
 from cnnrun.explain.top import top
 from cnnrun.explain.worst import Mistake, Worst, worst
 from cnnrun.labelling import listed
+from cnnrun.metrics import most_confused
 from cnnrun.network import flops
 from cnnrun.outline import outline
 from cnnrun.page import as_image
 from cnnrun.panels import panel, picture_of
 from cnnrun.plots import Plot, Series
+from cnnrun.report_classes import cell
 from cnnrun.resampling import intervals
 from cnnrun.run_records import read_environments, read_metrics, read_result
 from cnnrun.taskspec import Measured
@@ -36,7 +38,7 @@ _PANEL = 900  # pixels that two pictures with boxes are wide at most
 _MISTAKES, _EXPLAINED, _CHANNELS = 24, 6, 8  # pictures shown, explained; channels whose patches are shown
 _MOST_EXPLAINED = 4  # runs beside each other
 _ELSEWHERE = "What it sees is in the run's own report: here are too many runs for it."
-_MOST_ROWS, _MOST_CELLS = 100, 400  # of a series, of a matrix, as text
+_MOST_ROWS, _PAIRS = 100, 50  # points of a series as text; pairs of classes that are confused
 _LOOKED_AT = 10_000  # pictures of a split among which the strongest patches are
 _SAID = 3  # things that are said of a picture
 _HIDDEN = ("precision_recall", "reliability")  # tables that charts show
@@ -109,16 +111,11 @@ def _headline(seen: Seen) -> list[dict[str, str]]:
     return [
         {
             "name": name,
-            "value": "none" if _missing(name, value, spans) else f"{value:.4f}",
+            "value": "none" if value is None else f"{value:.4f}",
             "span": f"{spans[name][0]:.4f} to {spans[name][1]:.4f}" if name in spans else "",
         }
         for name, value in seen.measured.numbers.items()
     ]
-
-
-def _missing(name: str, value: float, spans: dict[str, Any]) -> bool:
-    """Whether a number is COCO's -1: there was nothing of that kind."""
-    return value == -1.0 and name not in spans
 
 
 def _tables(seen: Seen, key: str) -> list[dict[str, Any]]:
@@ -126,22 +123,21 @@ def _tables(seen: Seen, key: str) -> list[dict[str, Any]]:
     for name, rows in seen.measured.tables.items():
         if rows and name not in _HIDDEN:
             title = name.replace("_", " ")
-            cells = [[_cell(value) for value in row.values()] for row in rows]
+            cells = [[cell(value) for value in row.values()] for row in rows]
             made.append({"id": f"{key}-{name}", "title": title, "columns": list(rows[0]), "rows": cells})
     classes = seen.subject.given.facts.classes
     for name, matrix in seen.measured.matrices.items():
-        confused = sorted(
-            ((count, classes[a], classes[b]) for a, row in enumerate(matrix) for b, count in enumerate(row) if a != b),
-            reverse=True,
-        )
-        lines = [[true, said, str(count)] for count, true, said in confused[:50] if count]
-        columns = ["true", "taken for", "times"]
-        made.append({"id": f"{key}-{name}", "title": f"{name}: most often", "columns": columns, "rows": lines})
+        made.append({"id": f"{key}-{name}", **_confused(name, matrix, classes)})
     return [{"open": len(each["rows"]) <= 12, **each} for each in made if each["rows"]]
 
 
-def _cell(value: object) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+def _confused(name: str, matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> dict[str, Any]:
+    """The pairs of classes that are confused most, as a table; of many classes it stands for the chart."""
+    pairs, among = most_confused(matrix, _PAIRS)
+    rows = [[classes[true], classes[said], str(count), str(of)] for true, said, count, of in pairs]
+    most = f"the {len(rows)} most confused of {among:,} pairs" if among > len(rows) else "most often"
+    of_many = f" of {len(classes):,} classes" if len(classes) > charts.MOST_CLASSES else ""
+    return {"title": f"{name}{of_many}: {most}", "columns": ["true", "taken for", "times", "of"], "rows": rows}
 
 
 def _charts(seen: Seen, key: str, specs: dict[str, Any]) -> list[dict[str, Any]]:
@@ -160,12 +156,11 @@ def _charts(seen: Seen, key: str, specs: dict[str, Any]) -> list[dict[str, Any]]
 
 
 def _counts(seen: Seen, counts: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """A matrix as lines: its largest cells, row by row."""
+    """A matrix that is drawn as lines: the cells that hold something, row by row."""
     classes = seen.subject.given.facts.classes
-    cells = [(count, a, b) for a, row in enumerate(counts) for b, count in enumerate(row) if count]
-    largest = sorted(cells, reverse=True)[:_MOST_CELLS]
-    rows = [[classes[a], classes[b], str(count)] for count, a, b in sorted(largest, key=lambda cell: cell[1:])]
-    return {"columns": ["true", "predicted", "times"], "rows": rows}
+    cells = [(a, b, count) for a, row in enumerate(counts) for b, count in enumerate(row) if count]
+    rows = [[classes[a], classes[b], str(count)] for a, b, count in cells]
+    return {"columns": ["true", "predicted", "times"], "rows": rows, "note": ""}
 
 
 def chart(key: str, plot: Plot, specs: dict[str, Any]) -> dict[str, Any]:
@@ -176,7 +171,10 @@ def chart(key: str, plot: Plot, specs: dict[str, Any]) -> dict[str, Any]:
         for series in plot.series
         for at in np.unique(np.linspace(0, len(series.x) - 1, min(_MOST_ROWS, len(series.x))).round().astype(int))
     ]
-    return {"id": key, "title": plot.title, "columns": ["series", plot.x or "x", plot.y or "y"], "rows": rows}
+    most = max((len(series.x) for series in plot.series), default=0)
+    note = f"{_MOST_ROWS} of up to {most:,} points of each series" if most > _MOST_ROWS else ""
+    columns = ["series", plot.x or "x", plot.y or "y"]
+    return {"id": key, "title": plot.title, "columns": columns, "rows": rows, "note": note}
 
 
 def curves(of: Sequence[tuple[str, Path]]) -> list[Plot]:
@@ -186,7 +184,8 @@ def curves(of: Sequence[tuple[str, Path]]) -> list[Plot]:
         rows = read_metrics(run)
         for number in dict.fromkeys(key for row in rows for key in row if key not in ("step", "epoch")):
             points = [(row["epoch"], row[number]) for row in rows if isinstance(row.get(number), int | float)]
-            if all(value == -1.0 for _, value in points):  # COCO's word for nothing of that kind
+            # Where there was nothing of that kind a line has no number; those of earlier versions have COCO's -1.
+            if all(value == -1.0 for _, value in points):
                 continue
             title = "loss" if number in ("train/loss", "val/loss") else number
             label = " ".join(each for each in (name, number) if each) if title == "loss" or not name else name

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from cnnrun import report_classes
 from cnnrun.console import console, table
 from cnnrun.errors import printable
 
-_MOST_ROWS = 30
+_MOST_ROWS, _EXAMPLES = 30, 3
 
 
 def training(data: dict[str, Any]) -> None:
@@ -38,19 +39,17 @@ def evaluation(data: dict[str, Any]) -> None:
     out = console()
     out.print(f"{data['run']}, checkpoint of step {data['step']}: split {data['split']}, {data['samples']:,} pictures")
     numbers, spans = data["numbers"], data["intervals"]
-    out.print("  ".join(f"{name} {value:.4f}" for name, value in numbers.items() if name not in spans))
+    out.print("  ".join(f"{name} {_number(value)}" for name, value in numbers.items() if name not in spans))
+    if None in numbers.values():
+        out.print(f"n/a: not defined here, {data['split']} has nothing of that kind")
     rows = [[name, f"{numbers[name]:.4f}", f"{low:.4f}", f"{high:.4f}"] for name, (low, high) in spans.items()]
     if rows:
         out.print(table(["number", "value", "from", "to (95 %)"], rows))
     for name, rows in data["tables"].items():
-        if name == "precision_recall":  # for programs: a hundred lines a class
-            continue
-        cells = [[f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()] for row in rows]
-        out.print(table(list(rows[0]), cells))
+        if name != "precision_recall":  # for programs: a hundred lines a class
+            report_classes.show_rows(out, rows)
     for name, matrix in data["matrices"].items():
-        out.print(f"{name} (rows: true, columns: predicted)")
-        labels = [str(i) for i in range(len(matrix))]
-        out.print(table(["", *labels], [[labels[i], *map(str, row)] for i, row in enumerate(matrix)]))
+        report_classes.show_matrix(out, name, matrix, data["tables"].get("per_class", []))
     for path in data.get("plots", ()):
         out.print(printable(path))
 
@@ -61,7 +60,12 @@ def parity(data: dict[str, Any]) -> None:
     out.print(f"{data['path']}: equal to the network on {data['samples_compared']} pictures of split {data['split']}")
     out.print(f"largest difference {data['largest_difference']:.1e} at batch sizes {data['batch_sizes']}")
     artefact = data["metrics"]["artefact"]
-    out.print("measured on the file: " + "  ".join(f"{name} {value:.4f}" for name, value in artefact.items()))
+    out.print("measured on the file: " + "  ".join(f"{name} {_number(value)}" for name, value in artefact.items()))
+
+
+def _number(value: float | None) -> str:
+    """A number; one that is not defined, such as the AP of a size that no object has, is n/a."""
+    return "n/a" if value is None else f"{value:.4f}"
 
 
 def zoo(data: dict[str, Any]) -> None:
@@ -152,6 +156,8 @@ def audit(data: dict[str, Any]) -> None:
     for what, found in data.get("differences", {}).items():
         for name in found[:_MOST_ROWS]:
             out.print(f"manifest: {what}: {name}")
+        if len(found) > _MOST_ROWS:
+            out.print(f"manifest: {what}: and {len(found) - _MOST_ROWS:,} more (--json has them all)")
     if data["findings"] or not data["refused"]:  # what is refused is the error that follows
         findings(data["findings"])
 
@@ -161,8 +167,10 @@ def findings(found: list[dict[str, Any]]) -> None:
     out = console()
     for each in found:
         out.print(f"{each['level']}: {each['count']:,} {each['what']}")
-        for example in each["examples"][:3]:
+        for example in each["examples"][:_EXAMPLES]:
             out.print(f"    {' = '.join(example)}")
+        if len(each["examples"]) > _EXAMPLES:
+            out.print(f"    and {each['count'] - _EXAMPLES:,} more")
     if not found:
         out.print("nothing is wrong with it")
 
@@ -267,8 +275,9 @@ def gallery(data: dict[str, Any]) -> None:
     """Who is in a gallery."""
     out = console()
     for what in ("added", "removed"):
-        if data[what]:
-            out.print(f"{what}: {printable(', '.join(data[what][:_MOST_ROWS]))}")
+        if names := data[what]:
+            more = f" and {len(names) - _MOST_ROWS:,} more" if len(names) > _MOST_ROWS else ""
+            out.print(f"{what}: {printable(', '.join(names[:_MOST_ROWS]))}{more}")
     people = data["people"]
     shown = list(people.items())[:_MOST_ROWS]
     out.print(table(["person", "pictures"], [[name, f"{count:,}"] for name, count in shown]))

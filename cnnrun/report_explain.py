@@ -28,4 +28,4 @@ def explained(data: dict[str, Any]) -> None:
 
 
 def _cell(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return "n/a" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

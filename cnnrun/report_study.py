@@ -6,6 +6,7 @@ from typing import Any
 
 from cnnrun.console import console, table
 from cnnrun.errors import printable
+from cnnrun.report_classes import cell
 
 
 def calibrated(data: dict[str, Any]) -> None:
@@ -25,7 +26,7 @@ def seeds(data: dict[str, Any]) -> None:
     out.print(f"{data['name']}: {count} seeds, measured on {data['split']}")
     columns = ("mean", "deviation", "from", "to")
     rows = [
-        [name, *(f"{of[column]:.4f}" if column in of else "" for column in columns)]
+        [name, *(cell(of[column]) if column in of else "" for column in columns)]
         for name, of in data["summary"].items()
     ]
     out.print(table(["number", "mean", "deviation", "from", "to (95 % of the mean)"], rows))
@@ -38,6 +39,12 @@ def compared(data: dict[str, Any]) -> None:
     """For each pair: what differs in config and data, and a row a number with its test."""
     out = console()
     out.print(f"on {data['samples']:,} pictures of {data['split']}")
+    for row in data["runs"]:
+        if reached := row["unfinished"]:
+            how_far = f"step {reached['step']:,} of {reached['steps']:,}"
+            out.print(
+                f"{printable(row['run'])} is unfinished ({how_far}): its checkpoint of step {row['step']:,} is compared"
+            )
     for pair in data["pairs"]:
         first, other = map(printable, pair["runs"])
         out.print(f"{first} and {other}")
@@ -109,6 +116,8 @@ def found_lr(data: dict[str, Any]) -> None:
     rates = data["rates"]
     shown = rates[:: max(1, len(rates) // 15)]
     out.print(table(["lr", "loss"], [[f"{row['lr']:.3g}", f"{row['smoothed']:.4f}"] for row in shown]))
+    if len(shown) < len(rates):
+        out.print(f"every {len(rates) // 15}th of {len(rates):,} steps (--json has them all)")
     if "steepest" in data:
         out.print(f"the loss falls fastest at {data['steepest']:.2g}; a tenth of where it is lowest is ", end="")
         out.print(f"{data['lowest_tenth']:.2g}. The config says {data['now']:g}, and nothing was changed.")

@@ -75,7 +75,8 @@ def _together(seen: Sequence[Seen], specs: dict[str, Any]) -> dict[str, Any]:
     rows = []
     for each in seen:
         spans = each.spans
-        cells = [_with_span(each.measured.numbers.get(name), spans.get(name)) for name in names]
+        numbers = each.measured.numbers
+        cells = [_with_span(numbers[name], spans.get(name)) if name in numbers else "" for name in names]
         done = read_result(each.run) or {}
         rows.append([str(each.run), *cells, f"{each.subject.built.parameters:,}", f"{done.get('seconds', 0):,.0f}"])
     first = seen[0]
@@ -92,5 +93,5 @@ def _together(seen: Sequence[Seen], specs: dict[str, Any]) -> dict[str, Any]:
 
 def _with_span(value: float | None, span: tuple[float, float] | None) -> str:
     if value is None:
-        return ""
+        return "none"
     return f"{value:.4f}" + (f" ({span[0]:.4f} to {span[1]:.4f})" if span else "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
@@ -93,12 +94,17 @@ def _again_and_again(seed: int, epoch: int, place: int, members: Tensor, apart: 
 
     Of `apart` that follow each other none is shown twice, where there are so many.
     """
-    shown: list[int] = []
+    recent: deque[int] = deque(maxlen=apart - 1)
     for cycle in itertools.count():
-        order: list[int] = members[permutation(key(seed, place, cycle), epoch, len(members))].tolist()
-        last = shown[-(apart - 1) :]
-        shown = [each for each in order if each not in last] + last
-        for sample in shown:
+        waiting: list[int] = members[permutation(key(seed, place, cycle), epoch, len(members))].tolist()
+        # Beyond the first `apart` - 1 places every picture was last shown long enough ago.
+        for _ in range(min(apart - 1, len(waiting))):
+            sample = next((each for each in waiting if each not in recent), waiting[0])
+            waiting.remove(sample)
+            recent.append(sample)
+            yield sample, cycle
+        recent.extend(waiting)
+        for sample in waiting:
             yield sample, cycle
 
 

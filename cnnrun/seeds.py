@@ -14,6 +14,7 @@ from cnnrun.atomic_files import write_json
 from cnnrun.errors import ConfigError, DataError
 from cnnrun.experiment import Experiment
 from cnnrun.progress import say
+from cnnrun.resampling import bounds
 from cnnrun.run_records import read_facts
 
 
@@ -46,23 +47,30 @@ def train(
         "split": rows[0]["split"],
         "seeds": list(seeds),
         "runs": rows,
-        "summary": {name: spread([row["numbers"][name] for row in rows]) for name in rows[0]["numbers"]},
+        "summary": {name: spread([row["numbers"][name] for row in rows], name) for name in rows[0]["numbers"]},
     }
     path = root / experiment.name / f"seeds-{seeds[0]}-{seeds[-1]}.json"
     write_json(path, made)
     return {"path": str(path), **made}
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Mean, deviation, and the ends of Student's 95 % interval of the mean; of one value no more than that."""
+def spread(values: Sequence[float | None], name: str) -> dict[str, float | None]:
+    """Mean, deviation, and the ends of Student's 95 % interval of the mean; of one value no more than that.
+
+    The interval is cut at the bounds of a number of that name. A number that is not defined has no mean.
+    """
     from scipy.stats import t
 
-    mean = math.fsum(values) / len(values)
-    if len(values) == 1:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return {"mean": None}
+    mean = math.fsum(known) / len(known)
+    if len(known) == 1:
         return {"mean": mean}
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
-    half = float(t.ppf(0.975, len(values) - 1)) * deviation / math.sqrt(len(values))
-    return {"mean": mean, "deviation": deviation, "from": mean - half, "to": mean + half}
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (len(known) - 1))
+    half = float(t.ppf(0.975, len(known) - 1)) * deviation / math.sqrt(len(known))
+    least, most = bounds(name, mean)
+    return {"mean": mean, "deviation": deviation, "from": max(least, mean - half), "to": min(most, mean + half)}
 
 
 def _same_data(folders: Sequence[Path]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -50,12 +50,14 @@ class Level:
 class Measured:
     """A meter's verdict: headline numbers, tables (name -> rows), and matrices of counts over the classes.
 
+    A number that is not defined for these samples, such as the AP of a size that no object has, is None.
+
     `chosen` are thresholds and the like that this split would choose: those of val are kept with the model. `spread`
-    is what the numbers come to over the draws of a bootstrap; `right` says, for numbers that are the share of the
-    pictures which are right, of which pictures that is so.
+    is what the numbers come to over the draws of a bootstrap, NaN where a draw leaves one undefined; `right` says, for
+    numbers that are the share of the pictures which are right, of which pictures that is so.
     """
 
-    numbers: dict[str, float]
+    numbers: Mapping[str, float | None]
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     matrices: dict[str, list[list[int]]] = field(default_factory=dict)
     chosen: dict[str, float] = field(default_factory=dict)
@@ -134,6 +136,10 @@ class TaskSpec(Kind):
     def unmeasurable(self, targets: dict[str, Tensor]) -> str | None:
         """Why the numbers of a split with these targets (`dataset.flat`) would mean nothing, or None."""
         return None
+
+    def undefined(self, targets: dict[str, Tensor]) -> dict[str, str]:
+        """The numbers that are not defined for a split with these targets, each with what the split lacks."""
+        return {}
 
     def notes(self, facts: Facts) -> list[str]:
         """What the settings come to on this data, where that is worth a line in the log."""

@@ -161,7 +161,7 @@ class Training:
         state.evaluated = state.step
         epoch = state.step // self.per_epoch
         numbers = {"train/loss": state.loss_sum / max(1, state.loss_count)}
-        numbers |= {f"val/{name}": value for name, value in measured.numbers.items()}
+        numbers |= {f"val/{name}": value for name, value in measured.numbers.items() if value is not None}
         state.loss_sum, state.loss_count = 0.0, 0
         self.tracker.record(state.step, {"epoch": epoch, **numbers})
         value = numbers[job.spec.monitor]

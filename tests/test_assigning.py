@@ -115,6 +115,19 @@ def test_an_object_smaller_than_a_cell_is_learned_by_one():
     assert assign(scores, boxes, place, tiny, TOP_K, ALPHA, BETA).taken_BA.any()
 
 
+@pytest.mark.parametrize("side", range(4))
+def test_a_cell_whose_middle_lies_on_an_objects_edge_is_outside_it(side):
+    """The object's edge goes through the middles of a row of cells of stride 8, or of a column."""
+    scores, boxes, place, _ = case(0, pictures=1)
+    box = [10.0, 10.0, 50.0, 50.0]
+    box[side] = 12.0 if side < 2 else 44.0
+    found = assign(scores, boxes, place, objects_of([box], [1]), 1000, ALPHA, BETA)
+    x, y, _ = place[0].unbind(1)
+    inside = (box[0] < x) & (x < box[2]) & (box[1] < y) & (y < box[3])
+    assert torch.equal(found.taken_BA[0], inside)
+    assert ((x if side % 2 == 0 else y) == box[side]).any()
+
+
 def test_pictures_without_objects_and_crowds():
     scores, boxes, place, _ = case(0, pictures=1)
     nothing = assign(scores, boxes, place, objects_of([[0.0, 0, 0, 0]], [-1]), TOP_K, ALPHA, BETA)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from cnnrun.average_precision import AveragePrecision, curves, numbers, per_class
+from cnnrun.average_precision import AveragePrecision, curves, numbers, per_class, undefined
 
 NAMES = ("ape", "bee", "cat")
 
@@ -85,7 +85,9 @@ def ours(results, targets, batch=4):
 def same(results, targets):
     expected, meter = theirs(results, targets), ours(results, targets)
     done = meter.evaluated()
-    assert list(numbers(done).values()) == pytest.approx(expected.stats.tolist(), abs=1e-9)
+    stats = [-1.0 if value is None else value for value in numbers(done).values()]  # COCO's word for what is not there
+    assert stats == pytest.approx(expected.stats.tolist(), abs=1e-9)
+    assert set(undefined(targets)) == {name for name, value in numbers(done).items() if value is None}
     assert np.abs(done.eval["precision"] - expected.eval["precision"]).max() <= 1e-9
     return expected, meter, done
 
@@ -102,7 +104,9 @@ def test_where_nothing_is_found_or_nothing_is_there():
     assert numbers(ours(nothing, targets).evaluated())["AP"] == 0
     empty = {**targets, "objects": targets["objects"] * 0 - 1}
     same(results, empty)
-    assert numbers(ours(results, empty).evaluated())["AP"] == -1  # as COCO has it: there is nothing to find
+    assert set(numbers(ours(results, empty).evaluated()).values()) == {None}  # there is nothing to find
+    assert curves(ours(results, empty).evaluated(), NAMES) == []
+    assert [row["AP"] for row in per_class(ours(results, empty).evaluated(), NAMES, [0, 0, 0])] == [None] * 3
     same(nothing, empty)
 
 
@@ -131,6 +135,25 @@ def test_difficult_objects_are_neither_missed_nor_wrongly_found():
     assert numbers(ours(missed, as_object).evaluated())["AP"] < 0.6
 
 
+@pytest.mark.parametrize(("role", "wrong"), [(1, True), (2, False)])
+def test_a_part_of_a_difficult_object_is_a_wrong_box_and_of_a_crowd_is_none(role, wrong):
+    """What a crowd holds is passed over wherever it lies in it; a difficult object has to be overlapped by half."""
+    true = {
+        "boxes": torch.tensor([[[0.0, 0, 100, 100], [300, 300, 350, 350]]]), "objects": torch.tensor([[0, 0]]),
+        "roles": torch.tensor([[role, 0]]), "areas": torch.tensor([[1e4, 2500.0]]),
+        "view": torch.tensor([[1.0, 1.0, 0.0, 0.0, 1e6, 1e6]]),
+    }  # fmt: skip
+    part, whole = torch.tensor([10.0, 10, 40, 40]), torch.tensor([300.0, 300, 350, 350])
+    found = {
+        "boxes": torch.stack([part, whole])[None], "scores": torch.tensor([[0.9, 0.8]]),
+        "labels": torch.tensor([[0, 0]]),
+    }  # fmt: skip
+    background = {**true, "objects": torch.tensor([[-1, 0]])}
+    ap = numbers(ours(found, true).evaluated())["AP"]
+    assert (ap == numbers(ours(found, background).evaluated())["AP"]) is wrong
+    assert ap == pytest.approx(0.5 if wrong else 1.0)
+
+
 def test_what_the_network_sees_is_measured_in_the_pictures_own_pixels():
     results, targets = case(4)
     view = torch.tensor([0.5, 0.25, 7.0, -3.0, 1e6, 1e6]).double().repeat(len(targets["view"]), 1)
@@ -148,6 +171,8 @@ def test_tables_follow_from_the_same_arrays():
     for k, row in enumerate(rows):
         known = expected.eval["precision"][:, :, k, 0, -1]
         assert row["AP"] == pytest.approx(known[known > -1].mean(), abs=1e-9)
+        assert row["AP50"] == pytest.approx(expected.eval["precision"][0, :, k, 0, -1].mean(), abs=1e-9)
+        assert row["AR100"] == pytest.approx(expected.eval["recall"][:, k, 0, -1].mean(), abs=1e-9)
     known = [row["AP"] for row in rows if row["AP"] >= 0]
     assert sum(known) / len(known) == pytest.approx(numbers(done)["AP"], abs=1e-9)
     objects = case(5)[1]

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from cnnrun import batches
 from cnnrun.augment import Augment
@@ -15,10 +16,12 @@ from cnnrun.batch import Batch
 from cnnrun.batches import TrainingBatches, in_order
 from cnnrun.contracts import Facts, Split
 from cnnrun.dataset import Data, Examples, index
+from cnnrun.draws import Draws
 from cnnrun.errors import DataError
 from cnnrun.objects import ObjectTable
 from cnnrun.prepare import prepare
 from cnnrun.progress import bar
+from cnnrun.sampling import balanced_order
 from cnnrun.store import Held
 from cnnrun.tasks.classify import Classify
 
@@ -71,6 +74,51 @@ def test_labels_stay_with_their_pictures(examples):
     for picture, label, i in zip(batch.pictures, batch.targets["labels"], batch.index_B, strict=True):
         assert torch.equal(picture, examples.take(i[None])[0].float())
         assert label == examples.targets["labels"][i]
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 5])
+def test_a_batch_is_augmented_by_the_draws_of_its_own_epoch(examples, epoch):
+    augment = Augment(shift=0.2, rotate=9)
+    batches_of_run = made(examples, augment=augment)
+    batch = batches_of_run.at(epoch * batches_of_run.steps_per_epoch + 2)
+    draws = Draws(3, epoch, batch.index_B, augment.slots())
+    assert torch.equal(batch.pictures, augment.apply(examples.take(batch.index_B), draws))
+
+
+def test_a_batch_is_mixed_with_its_next_pictures_and_so_are_its_labels(examples):
+    augment, task, facts = Augment(shift=0.2, mixup=0.4), Classify(), Facts(tuple("0123456789"), (1, 8, 8))
+    batch = made(examples, augment=augment, blend=partial(task.blend, facts=facts)).at(3)
+    draws, partner = Draws(3, 0, batch.index_B, augment.slots()), torch.arange(32).roll(-1)
+    pictures, own = augment.mix(augment.apply(examples.take(batch.index_B), draws).float(), partner, draws)
+    assert torch.equal(batch.pictures, pictures)
+    labels = F.one_hot(examples.targets["labels"][batch.index_B], 10).double()
+    expected = own[:, None].double() * labels + (1 - own[:, None].double()) * labels[partner]
+    torch.testing.assert_close(batch.targets["labels"].double(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_sample_that_an_epoch_shows_again_is_changed_by_draws_of_its_own(examples):
+    augment = Augment(shift=0.3, rotate=20)
+    rare = examples.only((examples.targets["labels"] > 0) | (torch.arange(len(examples)) < 100))
+    order = balanced_order(rare.targets["labels"])
+    batches_of_run = made(rare, augment=augment, order=order)
+    samples, numbers = order(3, 0)
+    again = False
+    for step in range(10):
+        here = slice(32 * step, 32 * step + 32)
+        expected = augment.apply(rare.take(samples[here]), Draws(3, 0, numbers[here], augment.slots()))
+        assert torch.equal(batches_of_run.at(step).pictures, expected)
+        again |= bool((samples[here] != numbers[here]).any())
+    assert again
+
+
+def test_batches_are_cut_from_the_next_step_on_though_more_were_prepared(examples):
+    batches_of_run, whole = made(examples), made(examples)
+    assert batches_of_run.at(0).parts == (32,)
+    batches_of_run.cut(4)
+    for step in (1, 2, 40):
+        batch = batches_of_run.at(step)
+        assert batch.parts == (8, 8, 8, 8)
+        assert same(batch, whole.at(step))
 
 
 def test_in_order_has_each_sample_once(examples):

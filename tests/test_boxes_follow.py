@@ -12,6 +12,7 @@ from PIL import Image as Pil
 from cnnrun.augment import Augment, Crop
 from cnnrun.batches import share
 from cnnrun.draws import Draws
+from cnnrun.geometry import crop_boxes
 from cnnrun.objects import ObjectTable
 from cnnrun.pictures import Image, fitted, view
 from cnnrun.placing import placed
@@ -104,6 +105,34 @@ def test_objects_of_which_too_little_is_left_go():
     assert ((left > 0) & (left < 0.7)).any()
 
 
+def test_what_is_left_of_an_enlarged_object_is_a_part_of_the_enlarged_one():
+    pictures, targets = bright()
+    lenient, strict = (Augment(scale=0.7, min_visible=part) for part in (0.0, 0.6))
+    draws = Draws(3, 1, torch.arange(COUNT), lenient.slots())
+    size = 1 + 0.7 * draws.sign("scale")
+    middle = torch.tensor([WIDTH, HEIGHT] * 2) / 2
+    whole = (targets["boxes"][:, 0] - middle) * size[:, None] + middle
+    cut = torch.minimum(whole.clamp(min=0), 2 * middle)
+    left = (cut[:, 2:] - cut[:, :2]).clamp(min=0).prod(1) / (whole[:, 2:] - whole[:, :2]).prod(1)
+    there = lenient.follow(targets, pictures.shape, draws)["objects"][:, 0] >= 0
+    kept = strict.follow(targets, pictures.shape, draws)["objects"][:, 0] >= 0
+    assert torch.equal(kept, there & (left >= 0.6))
+    assert ((left < 0.6) & (left * size.square() >= 0.6) & there).any()  # by its own size before, it would be left
+
+
+def test_a_safe_crop_is_the_crop_and_what_holds_the_objects_alone():
+    pictures, targets = bright()
+    augment = EVERY["safe crop"]
+    draws = Draws(3, 1, torch.arange(COUNT), augment.slots())
+    places = [draws[slot] for slot in ("crop_area", "crop_shape", "crop_y", "crop_x")]
+    window, box = crop_boxes((0.1, 0.5), (0.75, 4 / 3), places, pictures.shape), targets["boxes"][:, 0]
+    grown = torch.cat([torch.minimum(window[:, :2], box[:, :2]), torch.maximum(window[:, 2:], box[:, 2:])], 1)
+    matrices = augment.matrices(draws, pictures.shape, targets)
+    side = torch.tensor([WIDTH, HEIGHT])
+    torch.testing.assert_close(matrices[:, [0, 1], [0, 1]], (grown[:, 2:] - grown[:, :2]) / side)
+    torch.testing.assert_close(matrices[:, :, 2], (grown[:, :2] + grown[:, 2:] - side) / 2, rtol=1e-5, atol=1e-4)
+
+
 def test_mosaics_hold_the_parts_of_four_pictures():
     pictures, targets = bright()
     augment = Augment(mosaic=0.6, min_visible=0.0)
@@ -126,6 +155,24 @@ def test_mosaics_hold_the_parts_of_four_pictures():
         assert changed[number, 0][~mask].max() < 130  # and nothing else is
         of = {int(label) for label in moved["objects"][number] if label >= 0}
         assert of <= {int(each) % 3 for each in [number, *partners[number].tolist()]}
+
+
+def test_a_mosaics_four_pictures_meet_where_the_draws_say_in_the_middle_half():
+    plain = torch.arange(1.0, COUNT + 1).view(-1, 1, 1, 1).expand(-1, 1, HEIGHT, WIDTH)
+    _, targets = bright()
+    augment = Augment(mosaic=1.0)
+    draws = Draws(3, 1, torch.arange(COUNT), augment.slots())
+    partners = (torch.arange(COUNT)[:, None] + torch.arange(1, 4)) % COUNT
+    made, _ = augment.combine(plain, partners, targets, draws)
+    for i in range(COUNT):
+        x = round(WIDTH * (0.25 + 0.5 * float(draws["mosaic_x"][i])))
+        y = round(HEIGHT * (0.25 + 0.5 * float(draws["mosaic_y"][i])))
+        top_right, low_left, low_right = (1.0 + partners[i]).tolist()
+        expected = torch.full((HEIGHT, WIDTH), 1.0 + i)
+        expected[:y, x:], expected[y:, :x], expected[y:, x:] = top_right, low_left, low_right
+        inside = torch.ones(HEIGHT, WIDTH, dtype=torch.bool)  # a pixel at each picture's edge is half black
+        inside[[0, y - 1, y, -1]] = inside[:, [0, x - 1, x, -1]] = False
+        torch.testing.assert_close(made[i, 0][inside], expected[inside])
 
 
 def test_each_rank_needs_its_own_pictures_and_their_partners_alone():
@@ -162,3 +209,14 @@ def test_after_fitting_pictures_of_any_size(height, width, tall, wide, fit, part
     back = [(box[0] - left) / scale_x, (box[1] - top) / scale_y, (box[2] - left) / scale_x, (box[3] - top) / scale_y]
     if fit != "crop":
         assert back == pytest.approx([x1, y1, x2, y2], abs=1e-2)
+
+
+def test_an_object_is_one_while_a_crop_leaves_a_pixel_of_it_each_way():
+    """Of a picture of 20 x 40 the middle 20 x 20 is seen, which begins at its eleventh column."""
+    image = Image(size=(20, 20), channels=1, fit="crop", crop_pct=1.0)
+    boxes = torch.tensor([[[2.0, 3, 10.5, 15], [2, 3, 11, 15], [29.5, 3, 36, 15], [12, 3, 12.5, 15], [12, 5, 18, 9]]])
+    one = {"boxes": boxes, "objects": torch.zeros(1, 5, dtype=torch.int64)}
+    moved = placed(one, np.array([[20, 40]]), (1, 20, 20), image)
+    assert moved["objects"].tolist() == [[-1, 0, -1, -1, 0]]
+    assert moved["boxes"][0, 1].tolist() == [0, 3, 1, 15]
+    assert moved["boxes"][0, [0, 2, 3]].abs().max() == 0

@@ -37,6 +37,18 @@ def test_channels_last_tensors_keep_their_values(tmp_path):
     assert torch.equal(checkpoint.load(path).parts["model"]["w"], weight)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.float64])
+def test_a_tensor_with_one_number_that_is_not_finite_is_refused(tmp_path, kind, bad):
+    weight = torch.ones(50, dtype=kind)
+    path = checkpoint.save(Folder(tmp_path), 1, {"model": {"w": weight}}, {})
+    assert torch.equal(checkpoint.load(path).parts["model"]["w"], weight)
+    weight[17] = bad
+    path = checkpoint.save(Folder(tmp_path), 2, {"model": {"w": weight}}, {})
+    with pytest.raises(CheckpointError, match="w is not made of finite real numbers"):
+        checkpoint.load(path)
+
+
 def test_steps_sort_as_numbers_and_pruning_keeps_the_newest_and_the_best(tmp_path):
     for step in (9, 10, 100, 99_999_999, 100_000_000):
         checkpoint.save(Folder(tmp_path), step, parts(step), {})

@@ -9,6 +9,7 @@ import torch
 from conftest import save_picture
 from pydantic import TypeAdapter
 
+from cnnrun.audit import NEAR_PART, near
 from cnnrun.contracts import Split
 from cnnrun.data import Source
 from cnnrun.dataset import Data, Dataset, Examples, index
@@ -108,6 +109,94 @@ def test_one_colour_is_refused(tmp_path):
             Pil.new("RGB", (8, 8)).save(tmp_path / name / f"{number}.png")
     with pytest.raises(DataError, match="one and the same colour"):
         prepared(folder_data(tmp_path, leakage="keep"))
+
+
+def test_every_training_copy_of_a_picture_of_val_or_test_is_left_out(tmp_path):
+    for split, count in (("train", 8), ("val", 3), ("test", 3)):
+        for label in ("cat", "dog"):
+            for number in range(count):
+                seed = sum(map(ord, split + label)) * 100 + number
+                save_picture(tmp_path / split / label / f"{number}.png", seed=seed)
+    for held, label in (("val", "cat"), ("test", "dog")):
+        picture = (tmp_path / held / label / "0.png").read_bytes()
+        for number in range(3):
+            (tmp_path / "train" / label / f"copy{number}.png").write_bytes(picture)
+    made = prepared(folder_data(tmp_path, leakage="skip"))
+    seen = {name: {one.numpy().tobytes() for one in whole(examples)} for name, examples in made.splits.items()}
+    assert not seen["train"] & (seen["val"] | seen["test"])
+    assert {name: len(examples) for name, examples in made.splits.items()} == {"train": 16, "val": 6, "test": 6}
+    assert {Path(each["picture"]).stem for each in made.left_out} == {"copy0", "copy1", "copy2"}
+    assert len(made.left_out) == 6
+
+
+def test_statistics_and_counts_are_those_of_the_pictures_that_are_left(tmp_path):
+    from PIL import Image as Pil
+
+    for split, count in (("train", 6), ("val", 2)):
+        for label in ("cat", "dog"):
+            for number in range(count):
+                save_picture(
+                    tmp_path / split / label / f"{number}.png", seed=sum(map(ord, split + label)) * 99 + number
+                )
+    for split in ("train", "val"):
+        Pil.new("RGB", (8, 8), (255, 255, 254)).save(tmp_path / split / "cat" / "white.png")
+    made = prepared(folder_data(tmp_path, leakage="skip"))
+    pixels = whole(made.splits["train"]).numpy().astype(np.float64)
+    assert len(pixels) == 12
+    assert made.facts.mean == pytest.approx(pixels.mean((0, 2, 3)), rel=1e-9)
+    assert made.facts.std == pytest.approx(pixels.std((0, 2, 3)), rel=1e-9)
+    assert made.facts.class_counts == (6, 6)
+    assert made.facts.counts == {"train": 12, "val": 5}
+
+
+def test_a_picture_under_two_labels_is_left_out_of_training_under_both(tmp_path):
+    for label in ("cat", "dog"):
+        for number in range(8):
+            save_picture(tmp_path / "train" / label / f"{number}.png", seed=sum(map(ord, label)) * 99 + number)
+            save_picture(tmp_path / "val" / label / f"{number}.png", seed=sum(map(ord, label)) * 77 + 50 + number)
+        save_picture(tmp_path / "train" / label / "both.png", seed=12345)
+    made = prepared(folder_data(tmp_path, leakage="skip"))
+    assert [Path(each["picture"]).name for each in made.left_out] == ["both.png", "both.png"]
+    assert len(made.splits["train"]) == 16
+
+
+def test_the_fingerprint_follows_the_labels_too(tmp_path):
+    for number in range(8):
+        save_picture(tmp_path / "pictures" / f"{number}.png", seed=number)
+
+    def fingerprint(labels: str) -> str:
+        rows = "".join(f"{number}.png,{label}\n" for number, label in enumerate(labels))
+        (tmp_path / "t.csv").write_text(f"path,label\n{rows}")
+        source = {"table": {"path": str(tmp_path / "t.csv"), "root": str(tmp_path / "pictures")}}
+        image = {"size": 8, "channels": 3}
+        return prepared(
+            DATA.validate_python({"source": source, "image": image, "split": {"val": 0.25}})
+        ).facts.fingerprint
+
+    assert fingerprint("aabbaabb") == fingerprint("aabbaabb") != fingerprint("abbbaaba")
+
+
+def test_near_is_what_differs_by_little_in_grey_levels_and_against_the_lesser_contrast():
+    """Thumbs of noise around grey: pairs that differ by a known amount, of a known contrast."""
+    draw = np.random.default_rng(0)
+
+    def thumb(contrast: float) -> np.ndarray:
+        return 128 + contrast * draw.choice([-1.0, 1.0], 256)
+
+    def apart(one: np.ndarray, gap: float) -> np.ndarray:
+        return one + gap * draw.choice([-1.0, 1.0], 256)
+
+    for contrast, gap, is_near in ((100, 3, True), (100, 6, False), (20, 3, False), (20, 1, True), (60, 4.4, False)):
+        one = thumb(contrast)
+        pair = np.stack([one, apart(one, gap), thumb(100), thumb(90)]).clip(0, 255).round().astype(np.uint8)
+        found, through = near(pair)
+        assert through
+        assert found.tolist() == ([[0, 1]] if is_near else [])
+    # Of a strong and a faint version of one picture the fainter one's contrast counts.
+    way = draw.choice([-1.0, 1.0], 256)
+    faint, strong = 128 + 45 * way, 128 + 48 * way
+    assert NEAR_PART * 45 < 3 < NEAR_PART * 48
+    assert near(np.stack([faint, strong, thumb(100)]).round().astype(np.uint8))[0].tolist() == []
 
 
 def test_the_fingerprint_follows_the_data(picture_folder):

@@ -8,11 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnrun import experiment
+from cnnrun.contracts import Facts
 from cnnrun.dataset import Data
 from cnnrun.errors import ConfigError
 from cnnrun.experiment import Experiment
 from cnnrun.layers import Leaf
+from cnnrun.network import build
 from cnnrun.spec import members
+from cnnrun.tasks.classify import Classify
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -101,6 +104,41 @@ def test_blocks_are_expanded_with_parameters_and_defaults():
     assert (pair.name, pair.layers[0].layers[0].out_channels) == ("p", 6)
     assert pair.layers[1].layers[0].norm.num_groups == 2
     assert experiment.parse(tried.to_yaml(), "again") == tried
+
+
+@pytest.mark.parametrize(
+    ("block", "written"),
+    [
+        ("[{conv: {out_channels: $w}}]", "conv: {out_channels: 3, "),
+        ("[{conv: {out_channels: $w}}, relu]", "sequential: {layers: [{conv: {out_channels: 3}}, relu], block: unit, "),
+        ("[{residual: [{conv: {out_channels: $w}}]}]", "residual: {layers: [{conv: {out_channels: 3}}], "),
+    ],
+)
+def test_name_and_from_at_a_blocks_use_are_those_of_what_it_becomes(block, written):
+    def layers(second: str) -> list:
+        text = f"""
+        task: classify
+        data: {{source: digits}}
+        blocks: {{unit: {{parameters: {{w}}, layers: {block}}}}}
+        model:
+          - conv: {{out_channels: 4, name: first}}
+          - conv: {{out_channels: 5}}
+          - {second}
+          - add: [second, second]
+          - flatten
+        """
+        return experiment.parse(text, "f").model.layers
+
+    used, expected = (
+        layers("unit: {w: 3, name: second, from: [first]}"),
+        layers(f"{written}name: second, from: [first]}}"),
+    )
+    assert used == expected
+    assert (used[2].name, used[2].inputs()) == ("second", ["first"])
+    network = build(used, Classify(), Facts(("a", "b"), (1, 8, 8))).network
+    assert {name.split(".")[1] for name in network.state_dict() if name.startswith("layers.")} == {
+        "first", "conv1", "second",
+    }  # fmt: skip
 
 
 def test_a_mistake_in_a_block_is_told_once_at_its_definition():

@@ -80,6 +80,7 @@ def test_another_machine_is_said_and_strictly_refused(unfinished, pets, tmp_path
         ("train.batch=6", "train.batch was 8, is 6"),
         ("seed=4", "seed was 0, is 4"),
         ("train.clip=1.0", "train.clip was None, is 1.0"),
+        ("train.accumulate=2", "train.accumulate was 1, is 2"),
         ("data.augment.shift=0.1", "data.augment.shift was 0.0, is 0.1"),
     ],
 )
@@ -125,6 +126,16 @@ def test_a_machine_in_between_is_remembered(unfinished, pets, tmp_path):
             commands.train(over(pets), tmp_path / "runs", CPU, resume=True)
     for _ in range(2):
         with pytest.raises(CheckpointError, match="cpu_capability was Z80, is "):
+            commands.train(over(pets), tmp_path / "runs", CPU, resume=True, strict=True)
+
+
+def test_strictly_every_machine_before_counts_not_the_last_alone(unfinished, pets, tmp_path):
+    """Begun here, gone on with elsewhere, and then strictly there."""
+    with pytest.MonkeyPatch.context() as patched:
+        MACHINE["threads"](patched)
+        with stopped_at(3):
+            commands.train(over(pets), tmp_path / "runs", CPU, resume=True)
+        with pytest.raises(CheckpointError, match="threads was 1, is 7"):
             commands.train(over(pets), tmp_path / "runs", CPU, resume=True, strict=True)
 
 

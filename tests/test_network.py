@@ -130,11 +130,67 @@ def test_residual_shortcut_is_made_to_fit(stride, channels, shape):
     assert sum(row.parameters for row in made.rows) == made.parameters
 
 
+@pytest.mark.parametrize("size", [7, 8, 9])
+@pytest.mark.parametrize("norm", ["", "norm: batch, "])
+def test_a_shortcuts_conv_goes_with_its_layers_at_any_size_and_has_no_bias_before_a_norm(size, norm):
+    layers = "[{conv: {out_channels: 4, stride: 2}}, {conv: 4}]"
+    made = built(f"- residual: {{{norm}layers: {layers}}}\n- global_avg_pool", 2, size, size)
+    shortcut = materialize(made.network, 0).layers.residual1.shortcut
+    (conv,) = [module for module in shortcut.modules() if isinstance(module, nn.Conv2d)]
+    assert conv.stride == (2, 2)
+    assert (conv.bias is None) == bool(norm)
+    assert made.nodes["layers.residual1"].out_shape == (4, -(-size // 2), -(-size // 2))
+
+
+def test_links_from_within_a_shortcut_equal_the_same_network_by_hand():
+    text = """
+    - conv: {out_channels: 4, name: a}
+    - conv: {out_channels: 4}
+    - residual: {layers: [{conv: 4}], shortcut: [{conv: 4}, {multiply: [a]}]}
+    - global_avg_pool
+    """
+    text = text.replace("{multiply: [a]}", "{conv: {out_channels: 4, name: b}}, {multiply: [a, b]}")
+    network = materialize(built(text, 1, 8, 8).network, 0)
+    layers, x = network.layers, torch.randn(2, 1, 8, 8)
+    a = layers.a(x)
+    inner = layers.conv1(a)
+    block = layers.residual1
+    b = block.shortcut.b(block.shortcut.conv1(inner))
+    expected = network.head((block.layers(inner) + a * b).mean((2, 3)))
+    torch.testing.assert_close(network(x), expected)
+
+
 def test_repeat_has_weights_of_its_own_each_time():
     network = built("- conv: 4\n- repeat: {times: 3, layers: [{conv: 4}]}\n- global_avg_pool", 1, 8, 8).network
     assert [name for name in network.state_dict() if "repeat" in name and "weight" in name] == [
         f"layers.repeat1.{n}.conv1.weight" for n in (1, 2, 3)
     ]
+
+
+@pytest.mark.parametrize(
+    "structure",
+    [
+        "sequential: [LAYERS]",
+        "repeat: {times: 2, layers: [LAYERS]}",
+        "residual: {layers: [LAYERS]}",
+        "residual: {layers: [{conv: 2}], shortcut: [LAYERS]}",
+        "parallel: {branches: [[LAYERS], []]}",
+    ],
+)
+def test_a_name_is_known_after_it_in_its_own_list_and_inside_alone(structure):
+    inside = structure.replace("LAYERS", "{conv: {out_channels: 2, name: here}}, {add: [here, outside]}")
+    before = "- conv: {out_channels: 2, name: outside}"
+    assert built(f"{before}\n- {inside}\n- global_avg_pool", 1, 8, 8).parameters
+    where, message = problem(f"{before}\n- {inside}\n- conv: {{from: [here]}}\n- global_avg_pool", 1, 8, 8)
+    assert where == ("model", 2, "conv", "from")
+    assert "no layer 'here' to take from here; named before it: outside" in message
+
+
+def test_branches_do_not_know_each_others_names():
+    branches = "[[{conv: {out_channels: 2, name: here}}], [{conv: {out_channels: 2, from: [here]}}]]"
+    where, message = problem(f"- parallel: {{branches: {branches}}}\n- global_avg_pool", 1, 8, 8)
+    assert where == ("model", 0, "parallel", "branches", 1, 0, "conv", "from")
+    assert "no layer 'here'" in message
 
 
 def test_parallel_merges():

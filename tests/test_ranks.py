@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from cnnrun.batches import TrainingBatches, share
 from cnnrun.dataset import Examples
 from cnnrun.errors import ConfigError, DataError, Elsewhere, Interrupted, NonFiniteError, ResourceError
 from cnnrun.evaluate import evaluate
+from cnnrun.learner import Learner
 from cnnrun.ranks import Ranks, joined
 
 CPU = torch.device("cpu")
@@ -89,8 +91,6 @@ def test_every_rank_has_its_part_of_the_same_batches(augment, accumulate, size):
 
 
 def job_of(job, ranks):
-    from dataclasses import replace
-
     return replace(job, ranks=ranks)
 
 
@@ -153,6 +153,28 @@ def test_weights_are_those_of_one_process_but_for_rounding(tmp_path, model, accu
         assert isinstance(result, dict), result
     other = saved(tmp_path / "apart").parts["model"]
     assert max(float((other[name] - value).abs().max()) for name, value in one.parts["model"].items()) > 1e-3
+
+
+def test_statistics_that_each_rank_measured_apart_become_their_mean():
+    made = tried(NORMED, "train.batch=40")
+    learner = Learner(assemble.job(made, assemble.dataset(made), None, None, CPU))
+    measured = [[torch.rand_like(value) for value in learner.statistics] for _ in range(3)]
+    expected = [torch.stack(of_all).mean(0) for of_all in zip(*measured, strict=True)]
+
+    class Three(OneOf):
+        """The first of three ranks, which hears what the other two measured."""
+
+        def add_up(self, tensors):
+            for tensor, *others in zip(tensors, *measured[1:], strict=False):
+                tensor.add_(others[0]).add_(others[1])
+
+    for value, own in zip(learner.statistics, measured[0], strict=True):
+        value.copy_(own)
+    made_of = replace(assemble.job(made, assemble.dataset(made), None, None, CPU), ranks=Three(0, 3))
+    step_of_learning.shared(learner, made_of, torch.zeros(()))
+    assert len(expected) == 4  # the mean and variance of both
+    for value, mean in zip(learner.statistics, expected, strict=True):
+        torch.testing.assert_close(value, mean)
 
 
 def digest(root: Path) -> tuple[object, ...]:

@@ -10,7 +10,7 @@ import pytest
 from cnnrun import comparing
 from cnnrun.comparing import bootstrapped, holm, mcnemar
 from cnnrun.metrics import Bins, Classified, Present
-from cnnrun.resampling import draws, interval, intervals, spread, wilson
+from cnnrun.resampling import bounds, draws, interval, intervals, spread, wilson
 from cnnrun.residuals import Residuals
 from cnnrun.taskspec import Measured
 
@@ -28,6 +28,16 @@ def test_the_bootstrap_of_a_mean_is_its_standard_error():
     assert found.std() == pytest.approx(values.std() / 20, rel=0.08)
     low, high = interval(values.mean(), found)
     assert low < values.mean() < high
+
+
+def test_an_interval_is_the_middle_of_the_draws_with_their_bias_taken_off_twice():
+    """What draws say too high is too high itself, by as much: an interval ends lower by what they are off once more."""
+    draws_of_it = np.random.default_rng(0).normal(7, 2, 200_001)
+    draws_of_it -= np.median(draws_of_it) - 7
+    low, high = interval(7.0, draws_of_it)
+    assert (low, high) == pytest.approx((7 - 1.96 * 2, 7 + 1.96 * 2), abs=0.03)
+    for off in (-3.0, 1.5):
+        assert interval(7.0, draws_of_it + off) == pytest.approx((low - off, high - off), abs=1e-9)
 
 
 def test_wilsons_interval_is_scipys_and_has_a_width_where_all_are_right():
@@ -51,7 +61,7 @@ def test_of_few_samples_nothing_is_said_and_an_interval_of_r2_ends_at_one():
             assert bool(found) == (count >= 20)
             for name, values in found.items():
                 value = residuals.numbers()[name]
-                low, high = interval(value, values)
+                low, high = interval(value, values, bounds(name, value))
                 assert low < value < high
                 assert name not in ("r2", "gain") or high <= 1
 

@@ -59,6 +59,13 @@ def test_groups_of_one_class_each_are_spread_over_the_folds():
     assert len(folds(torch.tensor([0, 0, 1, 1, 1]), torch.tensor([0, 0, 1, 1, 1]), 2, 0).unique()) == 2
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_large_group_is_placed_before_the_small_ones_that_make_up_for_it(seed):
+    groups = torch.tensor([0] * 10 + list(range(1, 11)))
+    sizes = torch.bincount(folds(torch.zeros(20, dtype=torch.int64), groups, 2, seed), minlength=2)
+    assert sizes.tolist() == [10, 10]
+
+
 def test_a_held_out_part_is_of_every_class():
     labels_N = torch.tensor([0] * 90 + [1] * 8 + [2] * 2 + [3])
     part = held_out(labels_N, None, 0.1, 3)
@@ -83,6 +90,13 @@ def test_the_balanced_order_shows_each_class_equally_and_nothing_twice_before_al
         assert torch.equal(numbers % len(labels_N), samples)
     assert not torch.equal(order(5, 0)[0], order(5, 1)[0])
     assert times_shown(labels_N, 4) == [101 / 3 / 70, 101 / 3 / 25, 101 / 3 / 6, 0.0]
+
+
+def test_what_does_not_divide_evenly_goes_to_each_class_in_turn():
+    labels_N = torch.tensor([0] * 6 + [1] * 3 + [2] * 2)  # 11 places: four, four and three
+    order = balanced_order(labels_N)
+    total = sum(torch.bincount(labels_N[order(5, epoch)[0]], minlength=3) for epoch in range(3))
+    assert total.tolist() == [11, 11, 11]
 
 
 def test_the_uniform_order_is_a_permutation():
@@ -135,6 +149,51 @@ def test_all_people_are_shown_before_any_is_shown_again_and_epochs_differ():
     assert torch.equal(samples, order(0, 0)[0])
 
 
+def test_each_round_of_all_people_has_an_order_of_its_own():
+    labels_N = torch.arange(12).repeat_interleave(40)
+    samples, _ = identities_order(labels_N, 16, 4)(0, 0)
+    rounds = labels_N[samples].view(10, 12, 4)[:, :, 0].tolist()  # three batches a round
+    assert [sorted(each) for each in rounds] == [list(range(12))] * 10
+    assert len({tuple(each) for each in rounds}) == 10
+
+
+def test_a_persons_pictures_come_in_another_order_each_time_and_each_epoch():
+    labels_N = torch.arange(3).repeat_interleave(12)
+    seen = []
+    for epoch in range(2):
+        samples, _ = identities_order(labels_N.repeat(4), 12, 4)(0, epoch)
+        seen.append(tuple(samples[labels_N.repeat(4)[samples] == 0].tolist()))
+    assert seen[0] != seen[1]
+    few = torch.tensor([0] * 2 + [1] * 60 + [2] * 60)  # the first person's two pictures are shown again and again
+    samples, _ = identities_order(few, 12, 4)(0, 0)
+    own = samples[few[samples] == 0].view(-1, 2)
+    assert {tuple(each) for each in own.tolist()} <= {(0, 1), (1, 0)}
+    rich = torch.arange(2).repeat_interleave(torch.tensor([8, 200]))
+    samples, _ = identities_order(rich, 8, 4)(0, 0)
+    cycles = samples[rich[samples] == 0].split(8)
+    whole = [tuple(each.tolist()) for each in cycles if len(each) == 8]
+    assert len(set(whole)) > len(whole) / 2 > 3
+
+
+@pytest.mark.parametrize("own", [4, 5, 7, 9])
+@pytest.mark.parametrize("pictures", [2, 3, 4])
+def test_of_pictures_that_follow_each_other_none_is_the_same(own, pictures):
+    labels_N = torch.tensor([0] * own + [1] * 200)
+    samples, _ = identities_order(labels_N, 2 * pictures, pictures)(0, 0)
+    shown = samples[labels_N[samples] == 0]
+    assert len(shown) > 5 * own
+    assert all(len(set(window)) == pictures for window in shown.unfold(0, pictures, 1).tolist())
+
+
+def test_whichever_pictures_come_last_they_are_others_each_time():
+    """The last three of a round once came last in every later one, and so were together in a batch for ever."""
+    labels_N = torch.tensor([0] * 8 + [1] * 200)
+    samples, _ = identities_order(labels_N, 8, 4)(0, 0)
+    rounds = samples[labels_N[samples] == 0][:104].view(13, 8)
+    assert len({tuple(sorted(each[-3:].tolist())) for each in rounds}) > 6
+    assert len({tuple(each.tolist()) for each in rounds}) == 13
+
+
 def test_batches_that_people_cannot_make_are_refused():
     assert Identities(pictures=4).problem([5] * 8, 32) is None
     assert Identities(pictures=4).problem([5] * 8, 30) == "a batch of 30 is not made of 4 pictures of each class"
@@ -183,3 +242,11 @@ def test_sets_that_were_torn_keep_the_shares():
 def test_a_side_is_not_emptied():
     side = np.array([0, 0, 1])
     assert kept_together(side, sets_of_copies(np.ones(3, np.uint64), None), np.zeros(3, int)).tolist() == [0, 0, 1]
+
+
+def test_a_set_of_labels_stands_for_itself_from_the_least_number_of_samples_on():
+    present = torch.tensor([[1, 0]] * 4 + [[0, 1]] * 5 + [[1, 1]] * 3).bool()
+    labels = combinations(present, 4)
+    assert (labels[9:] == -1).all()
+    assert len(labels[:4].unique()) == len(labels[4:9].unique()) == 1
+    assert len({*labels.tolist()}) == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -13,12 +14,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import TINY
 from PIL import Image as Pil
 from resumed import digest, stopped_at
 from several import forked, outcome
 
 from cnnrun import assemble, calibrating, commands, comparing, experiment, finding, planning, seeds, sweeping
+from cnnrun.batches import in_order
 from cnnrun.calibration import fitted
 from cnnrun.errors import CheckpointError, ConfigError, DataError
 from cnnrun.export.onnx import Onnx
@@ -53,6 +56,12 @@ def test_a_temperature_that_was_put_on_is_found():
         assert found == pytest.approx(heat, rel=0.03)
 
 
+@pytest.mark.parametrize("best", [0.273, 1.2345, 7.77])
+def test_the_temperature_is_where_the_likelihood_is_highest(best):
+    """best / t + log t is lowest at t = best."""
+    assert fitted(lambda t: best / t + math.log(t)) == pytest.approx(best, rel=1e-3)
+
+
 def test_what_was_calibrated_is_used_everywhere(copied, tmp_path):
     before = commands.evaluate(copied, tmp_path, CPU, "val")
     made = calibrating.calibrate(copied, tmp_path, CPU)
@@ -71,7 +80,22 @@ def test_what_was_calibrated_is_used_everywhere(copied, tmp_path):
     said = {entry.key: entry.value for entry in onnx.load(copied / "exports" / "model.onnx").metadata_props}
     assert float(said["temperature"]) == made["temperature"]
     # Fitted anew from what the network gives, not on top of what was fitted before.
-    assert calibrating.calibrate(copied, tmp_path, CPU)["temperature"] == made["temperature"]
+    assert calibrating.calibrate(copied, tmp_path, CPU) == made
+
+
+def test_no_other_temperature_tells_val_better_than_the_one_that_is_kept(copied, tmp_path):
+    made = calibrating.calibrate(copied, tmp_path, CPU)
+    assert json.loads((copied / "calibration.json").read_text()).popitem()[1]["chosen"] == {
+        "temperature": made["temperature"]
+    }
+    given = assemble.trained(copied, tmp_path, CPU)[1]
+    (batch,) = in_order(assemble.dataset(tried()).splits["val"], 10_000, CPU)
+    with torch.inference_mode():
+        logits, outputs = given.network(batch.pictures).double(), given.results(batch.pictures)["probabilities"]
+    heat = made["temperature"]
+    near = [float(F.cross_entropy(logits / t, batch.targets["labels"])) for t in (heat / 1.01, heat, heat * 1.01)]
+    assert min(near) == near[1] == pytest.approx(made["nll"][1], rel=1e-6)
+    torch.testing.assert_close(outputs.double(), (logits / heat).softmax(1), rtol=1e-4, atol=1e-6)
 
 
 def test_a_temperature_of_other_weights_is_not_used_aloud(copied, tmp_path, capsys):
@@ -201,7 +225,7 @@ def test_seeds_beyond_the_last_are_refused_before_the_first(config, tmp_path, ru
 
 
 def test_one_seed_has_no_interval():
-    assert seeds.spread([0.5]) == {"mean": 0.5}
+    assert seeds.spread([0.5], "accuracy") == {"mean": 0.5}
 
 
 # --- compare ----------------------------------------------------------------------------------------------------------

@@ -12,14 +12,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import TINY, save_picture
 from resumed import digest, stopped_at
 
 from cnnrun import assemble, checkpoint, commands, experiment, train
 from cnnrun import step as step_of_learning
+from cnnrun.batches import in_order
 from cnnrun.errors import CheckpointError, ConfigError, NonFiniteError, StorageError, UserError
+from cnnrun.evaluate import evaluate
 from cnnrun.experiment import Experiment
-from cnnrun.learner import Learner
+from cnnrun.learner import Job, Learner, Train
+from cnnrun.ranks import Ranks
 from cnnrun.runs import held
 from cnnrun.step import backward, update
 
@@ -81,6 +85,114 @@ def test_accumulated_gradients_are_the_whole_batchs():
         grads.append([parameter.grad.clone() for parameter in job.network.parameters()])
     for a, b in zip(*grads, strict=True):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+def test_a_clipped_step_is_as_long_as_the_clip_whatever_the_losses_were_scaled_by(scale):
+    """Plain SGD moves the weights by the rate times the gradient, whose norm is then that of `train.clip`."""
+    made = tried("train.precision=float16", "train.clip=0.01", "train.optimizer={sgd: {lr: 0.5}}")
+    job = assemble.job(made, assemble.dataset(made), None, None, CPU)
+    learning = Learner(job)
+    learning.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    batch = job.batches(job.dataset.splits["train"], 1).at(0)
+    before = torch.cat([parameter.detach().flatten().double() for parameter in learning.parameters])
+    backward(learning, job, batch, 0)
+    update(learning, job, 0, 0.8)
+    after = torch.cat([parameter.detach().flatten().double() for parameter in learning.parameters])
+    assert float((after - before).norm()) == pytest.approx(0.8 * 0.5 * 0.01, rel=1e-3)
+
+
+def learner_of(*overrides: str) -> tuple[Learner, Job]:
+    made = tried(*overrides)
+    job = assemble.job(made, assemble.dataset(made), None, None, CPU)
+    return Learner(job), job
+
+
+def gradients(learning: Learner, job: Job, step: int, rank: int = 0) -> torch.Tensor:
+    """Those of the first batch, at a step on a rank, with whatever dropout draws there."""
+    ranks = Ranks()
+    ranks.rank = rank
+    learning.optimizer.zero_grad()
+    backward(learning, replace(job, ranks=ranks), job.batches(job.dataset.splits["train"], 1).at(0), step)
+    return torch.cat([parameter.grad.flatten().clone() for parameter in learning.parameters])
+
+
+def test_dropout_is_a_function_of_the_step_and_the_rank():
+    learning, job = learner_of("model=[flatten, {dropout: 0.5}]")
+    first = gradients(learning, job, 3, 1)
+    assert not torch.equal(gradients(learning, job, 4, 1), first)
+    assert not torch.equal(gradients(learning, job, 3, 2), first)
+    assert torch.equal(gradients(learning, job, 3, 1), first)
+
+
+def test_the_loss_of_a_batch_is_the_mean_over_its_pictures_whatever_its_parts():
+    losses = []
+    for parts in (1, 3):
+        learning, job = learner_of("model=[flatten]", "train.batch=50")
+        batch = job.batches(job.dataset.splits["train"], parts).at(0)
+        outputs = learning.network(batch.pictures)
+        expected = float(F.cross_entropy(outputs.detach().double(), batch.targets["labels"]))
+        losses.append(float(backward(learning, job, batch, 0)))
+        assert losses[-1] == pytest.approx(expected, rel=1e-6)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_the_average_is_of_the_weights_after_each_step_by_its_decay_and_is_what_val_measures():
+    learning, job = learner_of("train.ema={decay: 0.9}")
+    name = "layers.linear1.linear.weight"
+    expected, batches = learning.network.state_dict()[name].double(), job.batches(job.dataset.splits["train"], 1)
+    for step in range(4):
+        backward(learning, job, batches.at(step), step)
+        update(learning, job, step, 1.0)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * learning.network.state_dict()[name].double()
+    torch.testing.assert_close(learning.ema.average[name].double(), expected, rtol=1e-5, atol=1e-7)
+    measured = learning.evaluate(job, "val", 64).numbers
+    learning.network.load_state_dict(learning.ema.average)
+    (whole,) = in_order(job.dataset.splits["val"], 10_000, CPU)
+    with torch.no_grad():
+        outputs = learning.network.eval()(whole.pictures).double()
+    assert measured["loss"] == pytest.approx(float(F.cross_entropy(outputs, whole.targets["labels"])), rel=1e-5)
+    assert measured["accuracy"] == pytest.approx(float((outputs.argmax(1) == whole.targets["labels"]).double().mean()))
+
+
+@pytest.mark.parametrize("size", [5, 64, 1000])
+def test_the_loss_of_a_split_is_the_criterions_sum_with_each_sample_counted_once(size):
+    learning, job = learner_of("model=[flatten]")
+    examples = job.dataset.splits["val"]
+
+    class Two(torch.nn.Module):
+        def forward(self, outputs, targets):
+            return {"one": F.cross_entropy(outputs, targets["labels"]), "other": outputs.square().mean()}
+
+    found = evaluate(learning.network.eval(), Two(), job.task, job.facts, examples, size, CPU)
+    (whole,) = in_order(examples, len(examples), CPU)
+    with torch.no_grad():
+        expected = sum(Two()(learning.network(whole.pictures), whole.targets).values())
+    assert len(examples) % 5
+    assert found.numbers["loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_each_step_goes_by_the_schedule_at_its_own_number(tmp_path, monkeypatch):
+    seen = []
+
+    def watched(learner, job, step, factor):
+        update(learner, job, step, factor)
+        seen.append((step, factor, learner.optimizer.param_groups[0]["lr"]))
+
+    monkeypatch.setattr(train, "update", watched)
+    spec = tried().train
+    whole_run(tmp_path)
+    factors = [spec.schedule.factor(step, 34) for step in range(34)]
+    assert seen == [(step, factor, spec.optimizer.lr * factor) for step, factor in enumerate(factors)]
+
+
+@pytest.mark.parametrize(("pictures", "steps", "smallest"), [(96, 3, 32), (97, 4, 1), (127, 4, 31)])
+def test_an_epoch_has_as_many_batches_as_its_pictures_fill(pictures, steps, smallest):
+    whole, parts = Train(batch=32), Train(batch=32, drop_last=False)
+    assert (whole.steps_per_epoch(pictures), whole.smallest(pictures)) == (3, 32)
+    sizes = [len(part) for part in torch.arange(pictures).split(32)]
+    assert (parts.steps_per_epoch(pictures), parts.smallest(pictures)) == (len(sizes), sizes[-1]) == (steps, smallest)
 
 
 def test_a_finished_run_is_not_trained_again_when_resumed(tmp_path, capfd):
@@ -279,3 +391,9 @@ def test_the_best_is_the_best_whatever_counts_as_progress(tmp_path, monkeypatch)
     result = commands.train(tried("train.epochs=9", early), tmp_path, CPU, resume=False)
     assert result["best"] == {"val/accuracy": 0.919}
     assert (result["best_step"], result["steps"]) == (3 * 17, 4 * 17)
+
+
+def test_an_evaluation_that_is_just_as_good_is_no_progress(tmp_path, monkeypatch):
+    script_accuracies(monkeypatch, [0.5, 0.5, 0.5, 0.9])
+    result = commands.train(tried("train.epochs=9", "train.early_stop.patience=2"), tmp_path, CPU, resume=False)
+    assert (result["best_step"], result["steps"]) == (17, 3 * 17)

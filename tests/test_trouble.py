@@ -213,6 +213,32 @@ def test_too_little_memory_for_the_smallest_micro_batch_is_one_line(tmp_path, mo
         commands.train(tried(plain), tmp_path, CPU, resume=False)
 
 
+def test_a_step_that_ran_out_of_memory_leaves_no_gradient_of_the_parts_that_were_done(tmp_path, monkeypatch):
+    """The first of two micro-batches is learned from before there is no memory for the second."""
+    plain, real, calls = "model=[flatten, {linear: 8}]", CrossEntropy.forward, []
+
+    def forward(self, outputs, targets):
+        calls.append(len(outputs))
+        if len(calls) == 2:
+            raise MemoryError
+        return real(self, outputs, targets)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CrossEntropy, "forward", forward)
+        made = tried(plain, "train.accumulate=2")
+        short = Path(commands.train(made, tmp_path / "short", CPU, resume=False)["run"])
+    asked = commands.train(tried(plain, "train.accumulate=4"), tmp_path / "asked", CPU, resume=False)["run"]
+    assert calls[:4] == [32, 32, 16, 16]
+    assert state(short) == state(Path(asked))
+
+
+def test_micro_batches_become_as_small_as_one_picture(tmp_path, monkeypatch, capfd):
+    with monkeypatch.context() as patched:
+        short_of_memory(patched, 1)
+        commands.train(tried("model=[flatten]", "train.epochs=1"), tmp_path, CPU, resume=False)
+    assert "from here on in 64 micro-batches" in capfd.readouterr().err
+
+
 def test_other_errors_of_the_network_are_not_taken_for_a_lack_of_memory(tmp_path, monkeypatch):
     def forward(self, outputs, targets):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.interpolate import interp1d
@@ -11,7 +14,9 @@ from scipy.optimize import brentq
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from cnnrun import identification, verification
+from cnnrun.contracts import Facts
 from cnnrun.resampling import interval
+from cnnrun.tasks.verify import Verify
 from cnnrun.verification import Pairs, Ranked, all_pairs
 
 
@@ -58,6 +63,14 @@ def test_a_threshold_for_a_far_keeps_it_and_no_lower_one_does(seed, count, level
     lower = scores[scores < threshold]
     if len(lower):
         assert (scores[~same] >= lower.max()).mean() > far or curve.far[-1] <= far
+
+
+def test_a_far_that_is_reached_exactly_is_taken():
+    scores, same = drawn(1, 60, 10_000)
+    curve = Ranked(scores, same).curve()
+    for far in np.unique(curve.far[1:-1]).tolist():
+        assert curve.far[curve.at(far)] == far
+        assert curve.at(far) == max(place for place, value in enumerate(curve.far) if value <= far)
 
 
 def test_weights_count_a_pair_so_often():
@@ -162,6 +175,36 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
         low, high = of_eer(scores, pairs, labels)
         hits += low <= truth <= high
     assert hits >= 51  # of 57 wanted; 51 or less are seen once in 40 draws
+
+
+def test_a_bootstrap_sample_is_its_people_each_copy_a_person_of_its_own():
+    """A person drawn twice brings his own pairs twice, and each pair with another once for each copy of both."""
+    labels = np.repeat(np.arange(6), [4, 3, 2, 3, 2, 4])
+    pairs = all_pairs(labels)
+    scores = pairs.similarities(embedded(4, labels))
+    table = np.zeros((len(labels), len(labels)))
+    table[pairs.first_M, pairs.second_M] = table[pairs.second_M, pairs.first_M] = scores
+    found = verification.spread(scores, pairs, labels, lambda curve: {"eer": curve.eer(), "auc": curve.auc()})
+    draw, place = np.random.default_rng(2), 0
+    for _ in range(30):
+        people = draw.integers(0, 6, 6)
+        copies = [np.flatnonzero(labels == person) for person in people]
+        own = [table[a, b] for rows in copies for a, b in combinations(rows, 2)]
+        other = [
+            table[a, b]
+            for (one, rows), (two, columns) in combinations(zip(people, copies, strict=True), 2)
+            if one != two  # copies of one person are no two people
+            for a in rows
+            for b in columns
+        ]
+        if not other:
+            continue
+        same = np.arange(len(own) + len(other)) < len(own)
+        expected = Ranked(np.r_[own, other], same).curve()
+        assert found["eer"][place] == pytest.approx(expected.eer(), abs=1e-9)
+        assert found["auc"][place] == pytest.approx(expected.auc(), abs=1e-9)
+        place += 1
+    assert place > 20
 
 
 def test_rare_pairs_of_one_person_are_not_drawn_away(monkeypatch):
@@ -281,3 +324,41 @@ def test_pairs_is_what_a_meter_is_given():
     assert found.same_M.tolist() == [True, False, True]
     assert found.fold_M.tolist() == [0, 1, 1]
     assert found.total == (2, 1)
+
+
+def measured(task, labels: np.ndarray, embeddings: np.ndarray):
+    meter = task.meter(Facts(tuple(map(str, range(labels.max() + 1))), (1, 8, 8)))
+    meter.update({"embedding": torch.from_numpy(embeddings)}, {"labels": torch.from_numpy(labels)})
+    return meter.compute(tables=False)
+
+
+def test_a_threshold_that_val_chooses_lies_halfway_between_two_similarities():
+    """So that an exported file, whose similarities are rounded otherwise, accepts the same pairs."""
+    labels = np.repeat(np.arange(12), 5)
+    embeddings = embedded(7, labels)
+    pairs = all_pairs(labels)
+    scores = np.sort(pairs.similarities(embeddings))
+    chosen = measured(Verify(), labels, embeddings).chosen
+    for far in (0.1, 0.01):
+        threshold = chosen[f"threshold at FAR {far:g}"]
+        above = scores[scores >= threshold].min()
+        below = scores[scores < threshold].max()
+        assert threshold == pytest.approx((above + below) / 2, abs=1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_identification_enrolls_as_many_pictures_as_the_task_says(count):
+    labels = np.repeat(np.arange(12), 6)
+    embeddings = embedded(8, labels)
+    numbers = measured(Verify(gallery=count), labels, embeddings).numbers
+    ranks = identification.ranks(embeddings, labels, identification.first_ones(labels, count))
+    assert numbers["rank_1"] == (ranks == 1).mean()
+    assert numbers["rank_5"] == (ranks <= 5).mean()
+    assert 0 < numbers["rank_1"] < 1
+
+
+def test_people_who_are_learned_from_are_numbered_and_no_others_have_a_centre():
+    facts = Facts(("a", "b", "c", "d"), (1, 8, 8), class_counts=(5, 0, 3, 0))
+    criterion = Verify(dimension=6).criterion(facts)
+    assert criterion.place.tolist() == [0, -1, 1, -1]
+    assert criterion.centres.shape == (2, 6)

@@ -21,7 +21,12 @@ Weight = Annotated[float, Field(ge=0)]
 
 
 class CrossEntropy(Criterion):
-    """Mean over the batch of weight[label] * cross-entropy.
+    """Mean over the batch of weight[label] * smoothed cross-entropy.
+
+    Smoothing takes `label_smoothing` of the label and spreads it evenly over all classes (Szegedy et al. 2016, eq. 13).
+    The weight is that of the picture's own label and weighs the whole of it: torch's own weighs the smoothed part by
+    every class's weight, which pulls rare classes up in pictures that show none of them. Of a mixed picture, which
+    shows the parts t_k of the classes k, it is the sum over k of t_k * weight[k] * smoothed cross-entropy of label k.
 
     The mean divides by the number of samples, not by the sum of their weights as torch's own does: so a batch split
     into micro-batches has the same loss and gradient.
@@ -35,17 +40,15 @@ class CrossEntropy(Criterion):
         self.register_buffer("weight", weight_K, persistent=False)
 
     def forward(self, outputs_BK: Tensor, targets: dict[str, Tensor]) -> dict[str, Tensor]:
+        labels = targets["labels"]
         if self.weight is None:
-            loss = F.cross_entropy(outputs_BK, targets["labels"], label_smoothing=self.label_smoothing)
-        else:
-            loss = F.cross_entropy(
-                outputs_BK,
-                targets["labels"],
-                weight=self.weight,
-                reduction="none",
-                label_smoothing=self.label_smoothing,
-            ).mean()
-        return {"cross_entropy": loss}
+            return {"cross_entropy": F.cross_entropy(outputs_BK, labels, label_smoothing=self.label_smoothing)}
+        loss_B = F.cross_entropy(outputs_BK, labels, self.weight, reduction="none")
+        if self.label_smoothing:
+            weight_B = self.weight[labels] if labels.dim() == 1 else (labels * self.weight).sum(1)
+            even_B = weight_B * -outputs_BK.log_softmax(1).mean(1)
+            loss_B = (1 - self.label_smoothing) * loss_B + self.label_smoothing * even_B
+        return {"cross_entropy": loss_B.mean()}
 
 
 class MapsOfClasses(nn.Module):
@@ -87,7 +90,7 @@ class ClassifyMeter:
         kept = self._kept.all()
         found = Classified(len(self._classes), **kept)
         numbers = found.numbers(self._top_k)
-        confusion = {"confusion": found.confusion_KK().astype(int).tolist()}
+        confusion = {"confusion": found.confusion_KK().tolist()}
         if not tables:
             return Measured(numbers, matrices=confusion)
         rows = {"per_class": found.per_class(self._classes), "reliability": found.reliability()}
@@ -110,8 +113,10 @@ class Classify(TaskSpec):
     classifier: Literal["linear", "conv"] = "linear"
     """The last layer: `linear` over a vector; `conv` makes a map a class (1x1, then ReLU) and takes each map's mean."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """The part of each label that is spread evenly over all classes."""
     class_weights: Literal["balanced"] | list[Weight] | None = None
-    """`balanced` weighs each class by the inverse of its frequency; or a number for each class, in order."""
+    """What the loss of a picture of each class is multiplied by: `balanced` weighs each class by the inverse of its \
+frequency; or a number for each class, in order."""
     top_k: int = Field(5, ge=2)
     """The second accuracy: the label is among the k likeliest."""
 
@@ -150,7 +155,9 @@ class Classify(TaskSpec):
         return {**targets, "labels": torch.lerp(others, mine, own_B[:, None])}
 
     def chance(self, facts: Facts) -> float | None:
-        return math.log(len(facts.classes))
+        weight, counts = self._weights(facts), torch.tensor(facts.class_counts, dtype=torch.float64)
+        of_pictures = 1.0 if weight is None or not counts.sum() else float((weight * counts).sum() / counts.sum())
+        return of_pictures * math.log(len(facts.classes))
 
     def words(self, targets: dict[str, Tensor], facts: Facts) -> list[str]:
         labels = targets["labels"]

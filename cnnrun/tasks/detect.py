@@ -21,6 +21,7 @@ from cnnrun.average_precision import (
     given_back,
     numbers,
     per_class,
+    undefined,
 )
 from cnnrun.boxes import Mark, areas, overlaps
 from cnnrun.contracts import CannotPass, Facts, Shape, need_picture
@@ -32,6 +33,7 @@ from cnnrun.taskspec import Better, Criterion, Level, Measured, Results, Said, T
 BoxLoss = Literal["ciou", "diou", "giou"]
 Score = Annotated[float, Field(ge=0, lt=1)]
 _CANDIDATES = 6  # boxes that suppression chooses from, for each that can be left
+_MOST_CURVES, _CURVES = 30, 10  # classes that have a curve each in a figure; of more, those that have
 _SCORES = 1e-4  # by which scores may differ in an exported file
 _CLEAR = 1e-3  # a difference of scores that decides which of two boxes comes first
 
@@ -104,18 +106,24 @@ class DetectMeter:
             "per_class": per_class(done, self._classes, self._boxes.counts()),
             "precision_recall": curves(done, self._classes),
         }
-        drawn = (_precision_recall(found["precision_recall"]),)
+        drawn = (
+            _precision_recall(found["precision_recall"], dict(zip(self._classes, self._boxes.counts(), strict=True))),
+        )
         return Measured(numbers(done), found, plots=drawn, spread=self._boxes.spread(done))
 
 
-def _precision_recall(rows: Sequence[dict[str, Any]]) -> Plot:
-    """A curve a class."""
-    names = list(dict.fromkeys(row["class"] for row in rows))
-    series = []
-    for name in names:
-        of_class = [row for row in rows if row["class"] == name and row["precision"] >= 0]
-        series.append(Series(name, [row["recall"] for row in of_class], [row["precision"] for row in of_class]))
-    return Plot("Precision and recall", "recall", "precision", tuple(series))
+def _precision_recall(rows: Sequence[dict[str, Any]], counts: dict[str, int]) -> Plot:
+    """A curve a class; of many classes those of the most objects, which the title says."""
+    names, of = list(counts), ""
+    if len(names) > _MOST_CURVES:
+        names = sorted(names, key=lambda name: -counts[name])[:_CURVES]
+        of = f" of the {_CURVES} most frequent of {len(counts):,} classes"
+    points: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    for row in rows:
+        if row["class"] in points:
+            points[row["class"]].append((row["recall"], row["precision"]))
+    series = [Series(name, [x for x, _ in each], [y for _, y in each]) for name, each in points.items() if each]
+    return Plot(f"Precision and recall{of}", "recall", "precision", tuple(series))
 
 
 class Detect(TaskSpec):
@@ -174,6 +182,12 @@ class Detect(TaskSpec):
         ]:
             return f"score: there is no class {unknown[0]!r}; the data has {listed(facts.classes)}"
         return None
+
+    def undefined(self, targets: dict[str, Tensor]) -> dict[str, str]:
+        return undefined(targets)
+
+    def unmeasurable(self, targets: dict[str, Tensor]) -> str | None:
+        return "no picture has an object; give it some that have" if "AP" in undefined(targets) else None
 
     def remarks(self, levels: Sequence[Level], targets: dict[str, Tensor], facts: Facts) -> list[str]:
         boxes = targets["boxes"][targets["objects"] >= 0]

@@ -29,7 +29,11 @@ class LabelLoss(Kind):
     """A loss of each label on its own."""
 
     def each(self, logit_BK: Tensor, present_BK: Tensor, weight_K: Tensor | None) -> Tensor:
-        """[B, K]; `present` is 0, 1, or between where pictures are mixed, `weight` that of each label's presence."""
+        """The loss of each label, [B, K].
+
+        `present` is 0, 1, or between where pictures are mixed. `weight` multiplies what a label costs where it is
+        present, or by so much of it as is.
+        """
         raise NotImplementedError
 
 
@@ -43,7 +47,10 @@ class Bce(LabelLoss):
 
 
 class Focal(LabelLoss):
-    """Binary cross-entropy that minds easy labels less (Lin et al. 2017, eq. 4)."""
+    """Binary cross-entropy that minds easy labels less (Lin et al. 2017, eq. 4).
+
+    Of mixed labels as torchvision's: cross-entropy with the part t, times (t * (1 - p) + (1 - t) * p)^gamma.
+    """
 
     kind = "focal"
     main = "gamma"
@@ -94,7 +101,7 @@ class Labelled(Criterion):
         self.register_buffer("weight", weight_K, persistent=False)
 
     def forward(self, outputs: Tensor, targets: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {self.loss.kind: self.loss.each(outputs, targets["present"].float(), self.weight).mean()}
+        return {self.loss.kind: self.loss.each(outputs, targets["present"].to(outputs.dtype), self.weight).mean()}
 
 
 class Scores(nn.Module):
@@ -140,13 +147,14 @@ class MultilabelMeter:
 
 
 def _precision_recall(found: Present, classes: Sequence[str], known_K: NDArray[np.bool_]) -> Plot:
-    """A line for each of the first classes that some picture has."""
-    series = []
-    for k in np.flatnonzero(known_K)[:_MOST_LINES].tolist():
+    """A line for each of the first classes that some picture has; the title says where there are more."""
+    series, known = [], np.flatnonzero(known_K)
+    for k in known[:_MOST_LINES].tolist():
         recall, precision = found.curve(k)
         some = np.unique(np.linspace(0, len(recall) - 1, _MOST_POINTS).round().astype(int))
         series.append(Series(classes[k], recall[some].tolist(), precision[some].tolist()))
-    return Plot("Precision and recall", "recall", "precision", tuple(series))
+    of = f" of the first {_MOST_LINES} of {len(known):,} classes" if len(known) > _MOST_LINES else ""
+    return Plot(f"Precision and recall{of}", "recall", "precision", tuple(series))
 
 
 class Multilabel(TaskSpec):

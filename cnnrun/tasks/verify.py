@@ -18,7 +18,7 @@ from cnnrun.contracts import Facts, Shape, need_vector
 from cnnrun.errors import DataError, NonFiniteError
 from cnnrun.margins import ArcFace, Loss
 from cnnrun.plots import Plot, Series
-from cnnrun.resampling import interval
+from cnnrun.resampling import bounds, interval
 from cnnrun.spec import Kinds
 from cnnrun.taskspec import Better, Criterion, Kept, Measured, Results, Said, TaskSpec, View
 from cnnrun.verification import Curve, Pairs, Ranked, all_pairs
@@ -99,12 +99,13 @@ class VerifyMeter:
         self, measured: Measured, pairs: Pairs, spread: dict[str, NDArray[np.float64]]
     ) -> dict[str, list[dict[str, Any]]]:
         """EER, AUC and the TAR of each FAR with the middle 95 % of a bootstrap over people, and on how many pairs."""
-        numbers, impostors = measured.numbers, int(measured.chosen[IMPOSTORS])
+        numbers = {name: value for name, value in measured.numbers.items() if value is not None}
+        impostors = int(measured.chosen[IMPOSTORS])
         counts = {"pairs of one person": f"{len(pairs.same_M) - impostors:,}", IMPOSTORS: f"{impostors:,}"}
         counts |= {"of": f"{pairs.total[0]:,} and {pairs.total[1]:,}"}
         if not spread:
             counts["note"] = f"no intervals: people are fewer than {verification.FEWEST}"
-        spans = {name: interval(numbers[name], values) for name, values in spread.items()}
+        spans = {name: interval(numbers[name], values, bounds(name, numbers[name])) for name, values in spread.items()}
         ends = {name: {"from": low, "to": high} for name, (low, high) in spans.items()}
         headlines = [
             {"number": name, "value": numbers[name], **ends.get(name, {}), **counts} for name in ("eer", "auc")

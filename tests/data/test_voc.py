@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from conftest import save_picture
 
+from cnnrun.average_precision import DIFFICULT
 from cnnrun.data.voc import Voc
 from cnnrun.dataset import Data, index
 from cnnrun.errors import DataError
@@ -70,7 +71,7 @@ def test_boxes_classes_and_lists(two):
     assert train.objects.padded()["boxes"][0].tolist() == [[1, 2, 11, 22], [5, 5, 40, 30]]
     assert train.objects.padded()["objects"].tolist() == [[1, 0], [-1, -1]]  # the second picture shows nothing
     assert train.objects.padded()["areas"][0].tolist() == [200, 35 * 25]
-    assert val.objects.padded()["roles"].tolist() == [[1]]
+    assert val.objects.padded()["roles"].tolist() == [[DIFFICULT]]
     assert train.sizes.tolist() == [[30, 40], [30, 40]]
     assert found.bad_boxes == ()
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -91,6 +93,29 @@ def test_a_metric_that_differs_fails_even_when_probabilities_agree(trained_run, 
         commands.exported(Onnx(), trained_run, tmp_path, None, tmp_path / "model.onnx")
 
 
+@pytest.mark.parametrize(("off", "passes"), [(0.0, True), (0.00004, True), (0.0002, False)])
+def test_a_metric_is_the_networks_to_four_digits(trained_run, tmp_path, monkeypatch, off, passes):
+    """One metric of the file is moved by so much; 0.5 in the fourth digit is the bound."""
+    real, calls = exporting.measure, []
+
+    def moved(*arguments):
+        calls.append(real(*arguments))
+        return calls[-1] if len(calls) == 1 else {name: value + off for name, value in calls[-1].items()}
+
+    monkeypatch.setattr(exporting, "measure", moved)
+    if passes:
+        assert commands.exported(Onnx(), trained_run, tmp_path, None, tmp_path / "model.onnx")["passed"]
+    else:
+        with pytest.raises(ParityError, match="in the network and"):
+            commands.exported(Onnx(), trained_run, tmp_path, None, tmp_path / "model.onnx")
+
+
+def test_a_file_says_the_height_of_its_pictures_before_their_width(trained_run, tmp_path):
+    trained = assemble.trained(trained_run, tmp_path, CPU)[1]
+    wide = replace(trained, facts=replace(trained.facts, image=(3, 20, 30)))
+    assert exporting.metadata(wide)["input"] == "uint8 [batch, 20, 30, 3], RGB"
+
+
 @pytest.mark.parametrize("data", [b"", b"text", b"\x08\x07" * 50])
 def test_what_is_no_onnx_file_is_refused(tmp_path, data):
     (tmp_path / "m.onnx").write_bytes(data)
@@ -101,6 +126,19 @@ def test_what_is_no_onnx_file_is_refused(tmp_path, data):
 def test_the_bounds_are_the_designs():
     assert exporting.MIN_SAMPLES >= 64
     assert exporting.BATCH_SIZES == (1, 2, 7)
+
+
+def test_a_picture_is_steady_where_a_hair_more_and_a_hair_less_give_the_same():
+    """One network asks whether the first pixel is above 0; noise is added to it, or taken away, and crosses that."""
+
+    def agree(ours, theirs, facts):
+        return None if torch.equal(ours["above"], theirs["above"]) else "differ"
+
+    task, facts = SimpleNamespace(agree=agree), None
+    for value, steady in ((1.0, True), (0.0, False), (-1.0, True)):
+        trained = SimpleNamespace(results=lambda x: {"above": x[:, 0, 0, 0] > 0}, task=task, facts=facts)
+        picture = torch.full((1, 1, 4, 4), value)
+        assert exporting._steady(trained, picture, trained.results(picture)) is steady
 
 
 def test_a_small_split_is_filled_up_from_training(trained_run, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from cnnrun.contracts import CannotPass, Facts
+from cnnrun.metrics import Bins
 from cnnrun.tasks.classify import Classify
 
 NAMES = ("ape", "bee", "cat", "dog", "elk", "fox")
@@ -58,22 +59,16 @@ def test_calibration_error_equals_the_definition():
     assert meter.compute().numbers["ece"] == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("weights", [None, "balanced", [1.0, 2.0, 0.5, 1.0, 3.0, 0.0]])
-def test_loss_equals_the_formula_in_float64(smoothing, weights):
-    task = Classify(label_smoothing=smoothing, class_weights=weights)
-    logits, labels = outputs(64)
-    loss = task.criterion(FACTS).double()(logits.double(), {"labels": labels})["cross_entropy"]
-    weight = np.ones(6)
-    if weights == "balanced":
-        weight = 210 / (6 * np.array(FACTS.class_counts))
-    elif weights:
-        weight = np.array(weights)
-    log_p = (logits.double() - logits.double().logsumexp(1, keepdim=True)).numpy()
-    total = 0.0
-    for row, label in zip(log_p, labels.tolist(), strict=True):
-        total += (1 - smoothing) * weight[label] * -row[label] + smoothing / 6 * (weight * -row).sum()
-    assert float(loss) == pytest.approx(total / 64, rel=1e-6)
+def test_a_probability_on_a_bins_edge_belongs_to_the_bin_that_ends_there():
+    """Guo et al. 2017: bin m is ((m - 1) / M, m / M]."""
+    edges, hits = np.arange(1, 16) / 15, np.arange(15) % 3 == 0
+    found = Bins(edges, hits)
+    assert [row["to"] for row in found.rows()] == edges.tolist()
+    between = Bins(edges - 1 / 30, hits)  # in the middle of the same bins
+    assert [row["accuracy"] for row in found.rows()] == [row["accuracy"] for row in between.rows()]
+    together = Bins(np.r_[edges, edges - 1 / 30], np.r_[hits, ~hits])  # one right and one wrong in each
+    assert together.error() == pytest.approx(np.abs(0.5 - (edges - 1 / 60)).mean())
+    assert Bins(np.zeros(1), np.zeros(1, bool)).rows()[0]["from"] == 0
 
 
 def test_micro_batches_have_the_whole_batchs_weighted_loss():
@@ -91,6 +86,13 @@ def test_the_head_and_what_it_cannot_take():
     assert Classify().head([(7,)], FACTS)(torch.zeros(2, 7)).shape == (2, 6)
     with pytest.raises(CannotPass, match="add `flatten` or `global_avg_pool`"):
         Classify().head([(7, 2, 2)], FACTS)
+
+
+def test_maps_of_classes_are_cut_at_0_before_their_mean():
+    head, x = Classify(classifier="conv").head([(7, 4, 5)], FACTS), torch.randn(3, 7, 4, 5)
+    maps = torch.einsum("bchw,kc->bkhw", x, head.conv.weight[:, :, 0, 0]) + head.conv.bias[:, None, None]
+    assert (maps < 0).any()
+    torch.testing.assert_close(head(x), maps.clamp(min=0).sum((2, 3)) / 20)
 
 
 @pytest.mark.parametrize(

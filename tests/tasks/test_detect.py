@@ -118,6 +118,13 @@ def test_pictures_without_objects_have_a_loss_and_finite_gradients():
     assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
 
 
+def test_what_is_difficult_or_a_crowd_is_neither_learned_nor_background():
+    true = targets(1, most=4) | {"objects": torch.tensor([[0, 1, 2, -1]]), "roles": torch.tensor([[0, 1, 2, 0]])}
+    found = objects_of(true)
+    assert found.real_BM.tolist() == [[True, False, False, False]]
+    assert found.vague_BM.tolist() == [[False, True, True, False]]
+
+
 @pytest.mark.parametrize("value", [-1e4, 1e4])
 def test_boxes_of_any_size_have_finite_gradients(value):
     network, true = head(), targets()
@@ -216,25 +223,33 @@ def test_data_that_does_not_serve():
     assert Detect().problem(FACTS) is None
 
 
+def split_of(batch):
+    """The same targets as a whole split has them: objects one after the other, and how many of each picture."""
+    there = batch["objects"] >= 0
+    return {name: values[there] for name, values in batch.items() if name != "view"} | {"counts": there.sum(1)}
+
+
 def test_check_says_what_cells_see_and_warns():
     levels = [Level((8, 8, 12), (20, 30), (8.0, 8.0)), Level((8, 4, 6), (60, 60), (16.0, 16.0))]
     usual = targets(20)
     usual["boxes"][..., 2:] += 8
-    lines = Detect(levels=["p3", "p4"]).remarks(levels, usual, FACTS)
+    lines = Detect(levels=["p3", "p4"]).remarks(levels, split_of(usual), FACTS)
     assert lines[1] == "p3: a cell every 8 pixels, which sees 52"  # the towers' two convolutions see four cells more
     assert not any("warning" in line for line in lines)
     small = targets(20)
     small["boxes"][..., 2:] = small["boxes"][..., :2] + 3
     assert any(
         "lie between the cells of the finest level, one every 8" in line
-        for line in Detect().remarks(levels[:1], small, FACTS)
+        for line in Detect().remarks(levels[:1], split_of(small), FACTS)
     )
     large = targets(20)
     large["boxes"] *= 9
-    assert any("larger than what any cell sees (52)" in line for line in Detect().remarks(levels[:1], large, FACTS))
+    assert any(
+        "larger than what any cell sees (52)" in line for line in Detect().remarks(levels[:1], split_of(large), FACTS)
+    )
     assert any(
         "up to 5 objects; task.detect.most is 3" in line
-        for line in Detect(levels=["p3", "p4"], most=3).remarks(levels, targets(), FACTS)
+        for line in Detect(levels=["p3", "p4"], most=3).remarks(levels, split_of(targets()), FACTS)
     )
 
 
@@ -246,3 +261,28 @@ def test_words_and_marks():
     assert [mark.text for mark in Detect().true_marks(true, FACTS)[0]] == ["bee", "bee (difficult)", "ape (crowd)"]
     true["objects"].fill_(-1)
     assert Detect().words(true, FACTS) == ["nothing"]
+
+
+def test_boxes_are_drawn_from_their_own_classs_score():
+    results = {
+        "boxes": torch.tensor([[[10.0, 20, 30, 40], [0, 0, 8, 8], [1, 1, 2, 2], [0, 0, 0, 0]]]),
+        "scores": torch.tensor([[0.9, 0.5, 0.2, 0.0]]), "labels": torch.tensor([[0, 2, 1, -1]]),
+    }  # fmt: skip
+    task = Detect(score={"ape": 0.95, "bee": 0.1, "cat": 0.5})
+    (marks,) = task.found_marks(results, FACTS)
+    assert [(mark.text, mark.box) for mark in marks] == [("cat 0.50", (0, 0, 8, 8)), ("bee 0.20", (1, 1, 2, 2))]
+
+
+def test_the_objects_of_an_assignment_are_numbered_as_they_are_drawn():
+    """Padding may stand between objects, as a mosaic leaves it."""
+    task, true = Detect(), targets(1)
+    true["objects"] = torch.tensor([[-1, 2, -1, 0, 1]])
+    true["roles"].zero_()
+    outputs = head().eval()(*maps(1)).detach()
+    drawn = task.true_marks(true, FACTS)[0]
+    found = task.criterion(FACTS).assigned(outputs, objects_of(true))
+    rows = task.assignment(outputs, true, FACTS)
+    assert len(rows) == int(found.taken_BA.sum()) > 0
+    for row in rows:
+        number = int(found.object_BA[0, row["cell"]])
+        assert list(drawn[row["object"]].box) == true["boxes"][0, number].tolist()

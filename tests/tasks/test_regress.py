@@ -168,6 +168,17 @@ def test_deviations_are_in_the_numbers_own_unit_and_warm_with_the_temperature():
     assert warm["values"].item() == pytest.approx(560)
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_a_temperature_is_put_on_numbers_and_angles_alike(temperature):
+    task, values = Regress(columns=["weight", "angle"], angles={"angle": 360.0}, loss=Gaussian()), truth(30)
+    raw = torch.randn(30, 4, generator=torch.Generator().manual_seed(0)) * 2
+    plain = normal(raw[:, None, :2], (values[:, :1] - 500) / 120, temperature)
+    turn = values[:, 1:2] / 360 * 2 * math.pi
+    angle = von_mises(raw[:, None, 2:], torch.stack([turn.cos(), turn.sin()], 2), temperature)
+    expected = float(torch.cat([plain, angle], 1).double().mean())
+    assert task.nll(raw, {"numbers": values}, FACTS, temperature) == pytest.approx(expected, rel=1e-5)
+
+
 def test_angles_are_given_in_the_range_that_the_data_has():
     task = Regress(columns=["angle", "hour"], angles=ANGLES)
     values = truth(200)

@@ -1,0 +1,63 @@
+"""What one crowded picture costs: 4,000 pictures of ten boxes, one of them with 3,000. Results: benchmarks/README.md.
+
+python benchmarks/crowd.py [--other DIR]     memory of the targets and of looking through the source; a checkout more
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+PICTURES, EACH, CROWD = 4000, 10, 3000
+SIDE = """
+import sys, torch
+from cnnrun.data.coco import Coco
+from cnnrun.device import forget_peak_memory, peak_memory_mib
+import numpy, json
+cpu = torch.device("cpu")
+forget_peak_memory(cpu)
+before = peak_memory_mib(cpu)
+split = Coco(train=sys.argv[1]).read().splits["train"]
+tensors = [*split.targets.values()]
+if getattr(split, "objects", None) is not None:
+    tensors += [*split.objects.columns.values(), split.objects.ends_N1]
+print(sum(each.nbytes for each in tensors) / 2**20, peak_memory_mib(cpu) - before)
+"""
+
+
+def written(path: Path) -> Path:
+    """A COCO file of such pictures; the pictures themselves are not needed to look through it."""
+    images = [{"id": n, "file_name": f"{n}.png", "width": 640, "height": 480} for n in range(PICTURES)]
+    counts = [CROWD if n == 7 else EACH for n in range(PICTURES)]
+    places = [(n, k) for n, count in enumerate(counts) for k in range(count)]
+    boxes = [
+        {"id": number, "image_id": n, "category_id": 1, "bbox": [k % 600, k // 600, 20, 20]}
+        for number, (n, k) in enumerate(places)
+    ]
+    path.write_text(json.dumps({"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "person"}]}))
+    return path
+
+
+def main() -> None:
+    """Print MiB of the targets and the growth of the process's peak for each checkout."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--other", type=Path, help="another checkout to compare with")
+    other = parser.parse_args().other
+    here = Path(__file__).parent.parent
+    with tempfile.TemporaryDirectory() as folder:
+        path = written(Path(folder) / "train.json")
+        for side in [each for each in (other, here) if each]:
+            environment = os.environ | {"PYTHONPATH": str(side), "OMP_NUM_THREADS": "1"}
+            command = [sys.executable, "-c", SIDE, str(path)]
+            done = subprocess.run(command, env=environment, cwd=side, capture_output=True, text=True, check=True)
+            size, peak = map(float, done.stdout.split())
+            print(f"{side}: targets {size:.1f} MiB, peak while looking through grew by {peak:.0f} MiB", flush=True)
+
+
+if __name__ == "__main__":
+    main()

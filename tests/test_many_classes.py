@@ -1,0 +1,242 @@
+"""With hundreds of classes nothing that is printed or drawn grows as their square; with few everything is shown."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cnnrun import charts, comparing, metrics, report, reporting
+from cnnrun.contracts import Facts
+from cnnrun.report_classes import rows_shown
+from cnnrun.tasks.detect import _precision_recall
+from cnnrun.tasks.multilabel import Multilabel
+
+MANY = 1000
+NAMES = tuple(f"class {number}" for number in range(MANY))
+READABLE = 20_000  # characters: a few screens
+
+
+def classified(classes: int, count: int, seed: int = 0) -> tuple[metrics.Classified, np.ndarray, np.ndarray]:
+    draw = np.random.default_rng(seed)
+    labels, predicted = draw.integers(0, classes, (2, count))
+    predicted = np.where(draw.random(count) < 0.5, labels, predicted)
+    return (
+        metrics.Classified(classes, labels, predicted, draw.random(count), draw.random(count) < 0.7),
+        labels,
+        predicted,
+    )
+
+
+# --- counting ---------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 1000), st.integers(2, 6), st.integers(1, 40), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_numbers_for_weights_are_those_of_the_weighted_matrix(seed, classes, count, weighted):
+    found, labels, predicted = classified(classes, count, seed)
+    weight = np.random.default_rng(seed).integers(0, 3, count).astype(float) if weighted else np.ones(count)
+    weight[0] += 1
+    matrix = np.zeros((classes, classes))
+    np.add.at(matrix, (labels, predicted), weight)
+    numbers = found.numbers(2, weight)
+    hits, said, there = matrix.diagonal(), matrix.sum(0), matrix.sum(1)
+
+    def mean(part, whole):
+        return np.mean([p / w if w else 0.0 for p, w in zip(part, whole, strict=True)])
+
+    assert numbers["accuracy"] == hits.sum() / matrix.sum()
+    assert numbers["precision"] == pytest.approx(mean(hits, said), rel=1e-12)
+    assert numbers["recall"] == pytest.approx(mean(hits, there), rel=1e-12)
+    assert numbers["f1"] == pytest.approx(mean(2 * hits, said + there), rel=1e-12)
+    if not weighted:
+        weight[0] -= 1
+        assert found.numbers(2) == found.numbers(2, weight)
+
+
+def test_a_draw_of_the_bootstrap_holds_no_matrix_of_the_classes():
+    found, *_ = classified(MANY, 500)
+    weight = np.ones(500)
+    found.numbers(5, weight)
+    tracemalloc.start()
+    found.numbers(5, weight)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < MANY * MANY / 4  # bytes: a thirtieth of a matrix of float64
+
+
+@given(st.lists(st.lists(st.integers(0, 3), min_size=4, max_size=4), min_size=4, max_size=4), st.integers(1, 20))
+def test_the_most_confused_pairs_are_the_largest_cells_off_the_diagonal(matrix, most):
+    pairs, among = metrics.most_confused(matrix, most)
+    cells = [(-count, a, b) for a, row in enumerate(matrix) for b, count in enumerate(row) if a != b and count]
+    assert among == len(cells)
+    assert pairs == [(a, b, -count, sum(matrix[a])) for count, a, b in sorted(cells)[:most]]
+
+
+# --- what is printed --------------------------------------------------------------------------------------------------
+
+
+def evaluated(classes: int) -> dict:
+    found, *_ = classified(classes, 4 * classes)
+    names = [f"class {number}" for number in range(classes)]
+    tables, matrices = {"per_class": found.per_class(names)}, {"confusion": found.confusion_KK().tolist()}
+    about = {"run": "runs/many/1", "step": 1, "split": "val", "samples": 4 * classes, "intervals": {}}
+    return {**about, "numbers": found.numbers(5), "tables": tables, "matrices": matrices}
+
+
+def test_eval_of_many_classes_prints_the_most_confused_pairs_and_the_ends_of_the_table(capsys):
+    data = evaluated(MANY)
+    report.evaluation(data)
+    out = capsys.readouterr().out
+    assert len(out) < READABLE
+    pairs, among = metrics.most_confused(data["matrices"]["confusion"], 20)
+    lines = [line.split("  ") for line in out.splitlines()]
+    shown = [[cell.strip() for cell in line if cell.strip()] for line in lines]
+    for true, said, count, of in pairs:
+        assert [NAMES[true], NAMES[said], str(count), str(of)] in shown
+    assert f"confusion of 1,000 classes: the 20 most confused of {among:,} pairs; --json has the whole matrix" in out
+    assert "the 10 worst and the 10 best of 1,000, by f1; 980 more: --json has them" in out
+    rows = data["tables"]["per_class"]
+    there = [row["f1"] for row in rows if row["support"]]
+    printed = [float(line[3]) for line in shown if len(line) == 5 and line[0].startswith("class ")]
+    ends = [*sorted(there)[:10], *sorted(there)[-10:]]
+    assert printed == pytest.approx(ends, abs=5e-5)
+
+
+def test_up_to_thirty_classes_everything_is_printed(capsys):
+    data = evaluated(30)
+    report.evaluation(data)
+    out = capsys.readouterr().out
+    assert "--json" not in out
+    assert "confusion (rows: true, columns: predicted)" in out
+    lines = [line.split() for line in out.splitlines()]
+    for number, row in enumerate(data["matrices"]["confusion"]):
+        assert [str(number), *map(str, row)] in lines
+    for row in data["tables"]["per_class"]:
+        assert sum(line[:2] == row["class"].split() for line in lines) == 1
+
+
+def test_nothing_confused_is_said(capsys):
+    report.evaluation(evaluated(31) | {"matrices": {"confusion": np.eye(31, dtype=int).tolist()}})
+    assert "confusion of 31 classes: no class was taken for another; --json" in capsys.readouterr().out
+
+
+def test_a_class_of_which_there_is_nothing_is_neither_best_nor_worst():
+    rows = [{"class": str(n), "AP": n / 100 if n % 2 else None, "objects": n % 2} for n in range(60)]
+    shown, more = rows_shown(rows)
+    assert [row["AP"] for row in shown] == [n / 100 for n in (*range(1, 20, 2), *range(41, 60, 2))]
+    assert more == "the 10 worst and the 10 best of 60, by AP; 40 more: --json has them"
+    shown, more = rows_shown([row | {"AP": None} if int(row["class"]) > 20 else row for row in rows])
+    assert [row["class"] for row in shown] == [str(n) for n in range(1, 20, 2)]
+    assert more == "the 10 that are here of 60, by AP; 50 more: --json has them"
+    assert rows_shown([{"rank": n} for n in range(31)])[1] == "1 more: --json has them"
+    assert rows_shown(rows[:30]) == (rows[:30], "")
+
+
+def test_lists_that_are_cut_say_so(capsys):
+    report.findings([{"level": "note", "what": "things", "count": 12, "examples": [[str(n)] for n in range(10)]}])
+    assert capsys.readouterr().out.splitlines() == ["note: 12 things", "    0", "    1", "    2", "    and 9 more"]
+    report.findings([{"level": "note", "what": "things", "count": 3, "examples": [[str(n)] for n in range(3)]}])
+    assert "more" not in capsys.readouterr().out
+    people = {f"p{n}": 1 for n in range(31)}
+    report.gallery({"added": list(people), "removed": ["q"], "people": people, "path": "g"})
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first.endswith("p28, p29 and 1 more")
+    assert second == "removed: q"
+
+
+def test_networks_of_other_classes_are_told_apart_in_a_line():
+    other = [*NAMES[:700], "new", *NAMES[701:]]
+    said = comparing._things(list(NAMES), other)
+    assert said == "1,000 and 1,000; the first that differs is number 701: class 700 and new"
+    assert comparing._things(list(NAMES), list(NAMES[:-1])).endswith("number 1,000: class 999 and none")
+    assert comparing._things(["a"], ["b"]) == "['a'] and ['b']"
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def test_figures_of_many_classes_say_whose_curves_they_show():
+    counts = {name: number % 500 for number, name in enumerate(NAMES)}
+    rows = [{"class": name, "recall": level / 100, "precision": 0.5} for name in NAMES for level in range(101)]
+    plot = _precision_recall(rows, counts)
+    assert plot.title == "Precision and recall of the 10 most frequent of 1,000 classes"
+    assert [series.name for series in plot.series] == [f"class {n + k}" for n in range(499, 494, -1) for k in (0, 500)]
+    few = _precision_recall(rows, dict.fromkeys(NAMES[:30], 1))
+    assert (few.title, len(few.series)) == ("Precision and recall", 30)
+    meter = Multilabel().meter(Facts(NAMES, (1, 8, 8)))
+    draw = torch.Generator().manual_seed(0)
+    present = torch.rand(15, MANY, generator=draw) < 0.1
+    meter.update({"probabilities": torch.rand(15, MANY, generator=draw)}, {"present": present})
+    measured = meter.compute()
+    known = int(present.any(0).sum())
+    assert measured.plots[0].title == f"Precision and recall of the first 10 of {known} classes"
+    assert len(measured.tables["per_class"]) == MANY
+
+
+def test_a_matrix_is_drawn_of_up_to_thirty_classes():
+    def drawn(classes: int) -> object:
+        return charts.matrix("m", np.eye(classes, dtype=int).tolist(), [str(n) for n in range(classes)])
+
+    assert drawn(30) is not None
+    assert drawn(31) is None
+
+
+# --- commands on a data set of a thousand classes ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    made, draw, splits = tmp_path_factory.mktemp("many"), np.random.default_rng(0), {}
+    for split, each in (("train", 2), ("val", 1)):
+        labels = np.repeat(np.arange(MANY), each)
+        splits[f"x_{split}"] = draw.integers(0, 256, (len(labels), 6, 6), dtype=np.uint8)
+        splits[f"y_{split}"] = labels
+    np.savez(made / "many.npz", **splits)
+    config = {
+        "name": "many",
+        "task": {"classify": {"class_weights": "balanced"}},
+        "data": {
+            "source": {"arrays": {"path": str(made / "many.npz"), "classes": list(NAMES)}},
+            "image": {"size": 6, "channels": 1},
+        },
+        "model": ["flatten"],
+        "train": {"epochs": 1, "batch": 500, "optimizer": {"sgd": {"lr": 0.01}}},
+    }
+    (made / "many.yaml").write_text(yaml.safe_dump(config))
+    return made
+
+
+def test_every_command_is_readable(folder, run_cli, tmp_path):
+    config, runs = folder / "many.yaml", ["--runs", tmp_path / "runs"]
+    run = tmp_path / "runs" / "many" / "1"
+    for words in (
+        ["check", config],
+        ["data", "check", config],
+        ["train", config, "--no-report", *runs],
+        ["train", config, "--no-report", "seed=2", *runs],
+        ["eval", run, *runs],
+        ["compare", run, run.parent / "2", *runs],
+    ):
+        code, out, err = run_cli(*words)
+        assert code == 0, err
+        assert len(out) + len(err) < READABLE, words
+    code, out, _ = run_cli("eval", run, "--json", *runs)
+    data = json.loads(out)
+    assert len(data["matrices"]["confusion"]) == len(data["tables"]["per_class"]) == MANY
+    page = Path(reporting.report([run], tmp_path, torch.device("cpu"))["path"]).read_text()
+    assert "confusion of 1,000 classes: the 50 most confused of" in page
+    specs = page.split('id="specs">')[1].split("</script>")[0]
+    assert len(specs) < 50_000
+    code, _, err = run_cli("export", "onnx", run, "--out", tmp_path / "many.onnx", *runs)
+    assert code == 0, err
+    about = onnxruntime.InferenceSession(tmp_path / "many.onnx").get_modelmeta().custom_metadata_map
+    assert json.loads(about["classes"]) == list(NAMES)

@@ -1,0 +1,52 @@
+"""The faults of `scripts/mutate` can be planted: each where it is to be, none of them a mere mistake of syntax."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from functools import cache
+
+import pytest
+from mutations import MUTATIONS, ROOT, changed_source
+
+CORE = {
+    *("step", "losses", "learner", "schedule", "optim", "batches", "randomness", "augment", "geometry", "colour"),
+    *("draws", "mixing", "boxes", "average_precision", "metrics", "assigning", "dense", "margins", "verification"),
+    *("checkpoint", "resuming", "builder", "blocks", "structures", "export", "calibration", "resampling"),
+    *("splitting", "sampling", "prepare", "audit", "evaluate", "placing", "receptive", "tasks.classify"),
+    *("tasks.multilabel", "tasks.regress", "tasks.detect", "tasks.verify"),
+}
+
+
+@cache
+def functions(file: str) -> frozenset[str]:
+    tree = ast.parse((ROOT / "tests" / file).read_text())
+    return frozenset(node.name for node in tree.body if isinstance(node, ast.FunctionDef))
+
+
+def test_there_are_enough_and_every_part_of_the_core_has_some():
+    assert len(MUTATIONS) >= 80
+    assert len({each.name for each in MUTATIONS}) == len(MUTATIONS)
+    assert {each.module.removeprefix("cnnrun.") for each in MUTATIONS} >= CORE
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda each: each.name)
+def test_a_mutation_is_planted_in_one_place_and_has_tests(mutation):
+    assert mutation.problem() is None
+    assert mutation.old != mutation.new
+    compile(changed_source(mutation), mutation.module, "exec")
+    assert mutation.tests
+    for test in mutation.tests:
+        file, _, name = test.partition("::")
+        assert not name or name.partition("[")[0] in functions(file), test
+
+
+@pytest.mark.slow
+def test_a_planted_fault_is_noticed_and_leaves_no_trace():
+    before = {path: path.read_bytes() for path in (ROOT / "cnnrun").glob("*.py")}
+    command = [sys.executable, str(ROOT / "scripts" / "mutate"), "--only", "a milestone counts a step late"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 of 1 noticed (100.0%)" in done.stdout
+    assert {path: path.read_bytes() for path in (ROOT / "cnnrun").glob("*.py")} == before
