@@ -15,7 +15,7 @@ from cnnrun import audit
 from cnnrun.audit import Columns
 from cnnrun.cache import Progress, at_once
 from cnnrun.class_names import alike_names, distinguishable, questionable_numbers
-from cnnrun.dataset import Data, Dataset, counted
+from cnnrun.dataset import Data, Dataset, counted, many_classes
 from cnnrun.decoding import Decoder, processors, threads
 from cnnrun.errors import printable
 from cnnrun.leakage import columns, differing_objects
@@ -55,6 +55,7 @@ def look_through(data: Data, dataset: Dataset, progress: Progress) -> dict[str, 
         *_bad(data, dataset),
         *_boxes(data, dataset),
         *_classes(per_class, what, data.split.by == "label"),
+        *_many_classes(data, dataset, per_class["train"]),
         *_constant(dataset),
         *_leaks(data, dataset, table, names, records),
         *_near(table, names, records),
@@ -162,6 +163,12 @@ def _classes(per_class: dict[str, dict[str, int]], what: str, apart: bool) -> li
         examples = [[f"{printable(name)}: {train[name]:,}"] for name in rare[:EXAMPLES]]
         found.append(Finding("note", f"classes with a {_RARE}th of the largest or less", len(rare), examples))
     return found
+
+
+def _many_classes(data: Data, dataset: Dataset, counts: dict[str, int]) -> list[Finding]:
+    has_labels = "labels" in dataset.splits["train"].targets and data.split.by != "label"
+    lines = many_classes(dataset.facts.classes, list(counts.values())) if has_labels else []
+    return [Finding("warning", line.partition(" ")[2], len(counts), []) for line in lines]
 
 
 def _constant(dataset: Dataset) -> list[Finding]:

@@ -7,7 +7,7 @@ import io
 import os
 import re
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor
 from cnnrun import cache, manifest
 from cnnrun.assemble import initial
 from cnnrun.atomic_files import Folder, make_folder, storage_errors, write_new
-from cnnrun.auditing import look_through
+from cnnrun.auditing import Finding, look_through
 from cnnrun.batches import TrainingBatches
 from cnnrun.contracts import Facts, Split
 from cnnrun.dataset import HOLD_OUT_KEYS, HoldOut, Index, index
@@ -65,7 +65,11 @@ def checked(experiment: Experiment, verify: Path | None, write: Path | None) -> 
     except DataError:
         refuse({"refused": refused, "findings": []})  # in the words of training, which may stop for another reason
         raise
-    return found | look_through(experiment.data, dataset, bar) | {"refused": refused}
+    found |= look_through(experiment.data, dataset, bar)
+    if decoded.moved:
+        what = "pictures moved within data.split, so that copies of a picture are on one side"
+        found["findings"].append(asdict(Finding("note", what, decoded.moved, [])))
+    return found | {"refused": refused}
 
 
 def _refusal(experiment: Experiment, indexed: Index, decoded: Decoded) -> dict[str, Any] | None:

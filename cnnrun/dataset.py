@@ -236,12 +236,18 @@ def remarks(indexed: Index) -> list[str]:
     names = indexed.source.classes
     lines = [f"classes {' and '.join(distinguishable(group))} differ in writing alone" for group in alike_names(names)]
     counts = indexed.class_counts() if "labels" in indexed.splits["train"][0].targets and not indexed.by_label else ()
-    if len(names) > _MANY_CLASSES and sum(count == 1 for count in counts) > len(names) / 2:
-        what = f"{len(names):,} classes for {sum(counts):,} training pictures, most of them with one"
-        lines.append(f"{what}: is the label a number (task: regress), or another name for each picture?")
+    lines += many_classes(names, counts)
     if odd := questionable_numbers(names):
         lines.append(f"the classes are numbers, and {listed(odd)} is far from the others: a label, or none?")
     return lines
+
+
+def many_classes(names: Sequence[str], counts: Sequence[int]) -> list[str]:
+    """The question that is asked of many classes, most of which have one training picture; nothing else."""
+    if len(names) <= _MANY_CLASSES or sum(count == 1 for count in counts) <= len(names) / 2:
+        return []
+    what = f"{len(names):,} classes for {sum(counts):,} training pictures, most of them with one"
+    return [f"{what}: is the label a number (task: regress), or another name for each picture?"]
 
 
 _MANY_CLASSES = 30  # from here on one with a single picture each is asked about

@@ -25,13 +25,15 @@ def table(
     *,
     write: Callable[[str], bytes] = str.encode,
     file: Row = lambda i: f"p/{i:02}.png",
+    count: int = COUNT,
+    copies: bool = False,
 ) -> Build:
-    """A CSV of 24 rows beside the pictures `p/00.png` to `p/23.png`, or files of other names."""
+    """A CSV of 24 rows beside the pictures `p/00.png` to `p/23.png`, or of other names; `copies`: each is there twice."""
 
     def build(folder: Path) -> None:
-        for i in range(COUNT):
-            save(folder / file(i), i)
-        text = "\n".join([header, *map(row, range(COUNT))]) + "\n"
+        for i in range(count):
+            save(folder / file(i), i % 12 if copies else i)
+        text = "\n".join([header, *map(row, range(count))]) + "\n"
         name = "t.tsv" if "t.tsv" in source else "t.csv"
         (folder / name).write_bytes(write(text))
         config(folder, source, task)
@@ -193,6 +195,18 @@ LABELS = {
         labelled(lambda i: f"{name(i)},{'valid' if i > 17 else 'train'}", header="path,label,subset"),
         0,
         "column 'subset' is not read",
+    ),
+    "a name for each picture": Verdict(
+        table(
+            lambda i: f"p/{i:02}.png,{f'x{i}' if i < COUNT * 2 else 'x1'},{'train' if i < COUNT * 2 else 'val'}",
+            "path,label,split",
+            count=60,
+        ),
+        0,
+        "is the label a number",
+    ),
+    "copies that data.split would part": Verdict(
+        labelled(name, copies=True), 0, "moved within data.split, so that copies"
     ),
     "one class alone": Verdict(labelled(lambda i: "cat"), 2, "needs two or more classes; the data has 1"),
 }
