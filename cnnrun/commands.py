@@ -264,8 +264,10 @@ def _fits_undecoded(
     facts, image = _facts(experiment), experiment.data.image
     refuse_bad_boxes(indexed, experiment.data.bad_boxes)
     refuse_missing_files(indexed, experiment.data.bad_files)
-    measurable(experiment, {name: indexed.targets(name, facts.image, image) for name in indexed.splits})
-    return fitting(experiment, facts, given), facts, indexed.targets("train", facts.image, image)
+    built = fitting(experiment, facts, given)
+    targets = {name: indexed.targets(name, facts.image, image) for name in indexed.splits}
+    measurable(experiment, targets)
+    return built, facts, targets["train"]
 
 
 def summary(experiment: Experiment) -> dict[str, Any]:

@@ -33,8 +33,9 @@ def ready_to_train(experiment: Experiment) -> tuple[Experiment, Weights | None, 
 
 def refuse_unlearnable(experiment: Experiment, data: Dataset, given: Weights | None, ranks: int = 1) -> Built:
     """The network for this data, without memory. Raises ConfigError, DataError or CheckpointError, as `train`."""
+    built = fitting(experiment, data.facts, given, ranks)
     measurable(experiment, {name: examples.all_targets() for name, examples in data.splits.items()})
-    return fitting(experiment, data.facts, given, ranks)
+    return built
 
 
 def notes_on_classes(experiment: Experiment, data: Dataset) -> list[str]:

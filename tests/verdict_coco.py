@@ -145,11 +145,9 @@ INPUTS = {
     "a picture missing": Verdict(one("images", file_name="99.png"), 8, "No such file"),
     "RLE crowd": Verdict(coco(one_crowd), 0, "2 classes", FINE),
     "ignore: 1, as CrowdHuman": Verdict(one(ignore=1), 0, "1 annotation(s) with `ignore` are objects like others"),
-    "all are crowds": Verdict(coco(only_crowds), 8, "the val split: no picture has an object"),
+    "all are crowds": Verdict(coco(only_crowds), 2, "no training picture has a box"),
     "iscrowd as true": Verdict(one(iscrowd=True), 0, "2 classes", FINE),
-    "no annotations yet": Verdict(
-        coco(lambda data: data.update(annotations=[])), 8, "the val split: no picture has an object"
-    ),
+    "no annotations yet": Verdict(coco(lambda data: data.update(annotations=[])), 2, "no training picture has a box"),
     "categories empty": Verdict(coco(lambda data: data.update(categories=[])), 8, "no categories"),
     "cat and Cat as categories": Verdict(
         each("name", lambda row: ("cat", "Cat")[row["id"] - 1], "categories"),

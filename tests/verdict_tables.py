@@ -28,7 +28,7 @@ def table(
     count: int = COUNT,
     copies: bool = False,
 ) -> Build:
-    """A CSV of 24 rows beside the pictures `p/00.png` to `p/23.png`, or of other names; `copies`: each twice."""
+    """A CSV of 24 rows beside pictures `p/00.png` to `p/23.png`, or of other names; `copies`: each stands twice."""
 
     def build(folder: Path) -> None:
         for i in range(count):
