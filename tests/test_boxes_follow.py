@@ -214,9 +214,9 @@ def test_after_fitting_pictures_of_any_size(height, width, tall, wide, fit, part
 def test_an_object_is_one_while_a_crop_leaves_a_pixel_of_it_each_way():
     """Of a picture of 20 x 40 the middle 20 x 20 is seen, which begins at its eleventh column."""
     image = Image(size=(20, 20), channels=1, fit="crop", crop_pct=1.0)
-    boxes = torch.tensor([[[2.0, 3, 10.5, 15], [2, 3, 11, 15], [29.5, 3, 36, 15], [12, 3, 12.5, 15], [12, 5, 18, 9]]])
-    one = {"boxes": boxes, "objects": torch.zeros(1, 5, dtype=torch.int64)}
-    moved = placed(one, np.array([[20, 40]]), (1, 20, 20), image)
-    assert moved["objects"].tolist() == [[-1, 0, -1, -1, 0]]
-    assert moved["boxes"][0, 1].tolist() == [0, 3, 1, 15]
-    assert moved["boxes"][0, [0, 2, 3]].abs().max() == 0
+    boxes = torch.tensor([[2.0, 3, 10.5, 15], [2, 3, 11, 15], [29.5, 3, 36, 15], [12, 3, 12.5, 15], [12, 5, 18, 9]])
+    one = ObjectTable({"boxes": boxes, "objects": torch.zeros(5, dtype=torch.int64)}, torch.tensor([0, 5]))
+    moved, _ = placed(one, np.array([[20, 40]]), (1, 20, 20), image)
+    assert moved.columns["objects"].tolist() == [-1, 0, -1, -1, 0]
+    assert moved.columns["boxes"][1].tolist() == [0, 3, 1, 15]
+    assert moved.columns["boxes"][[0, 2, 3]].abs().max() == 0

@@ -147,16 +147,16 @@ def test_data_that_changes_before_the_first_checkpoint_is_refused_too(unfinished
 
 
 def test_a_run_that_another_process_finishes_meanwhile_is_left_alone(unfinished, pets, tmp_path, monkeypatch):
-    real = commands.fitting
+    real = commands.refuse_unlearnable
 
     def finishing(*arguments):
-        monkeypatch.setattr(commands, "fitting", real)
+        monkeypatch.setattr(commands, "refuse_unlearnable", real)
         commands.train(over(pets), tmp_path / "runs", CPU, resume=True)
         finished.update(everything(unfinished))
         return real(*arguments)
 
     finished: dict[str, bytes] = {}
-    monkeypatch.setattr(commands, "fitting", finishing)
+    monkeypatch.setattr(commands, "refuse_unlearnable", finishing)
     made = commands.train(over(pets), tmp_path / "runs", CPU, resume=True)
     assert made["run"] == str(unfinished)
     assert made["steps"] == 8
