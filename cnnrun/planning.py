@@ -21,8 +21,9 @@ from cnnrun.contracts import Facts, Indexed, Split
 from cnnrun.dataset import Dataset, Examples, Index, index
 from cnnrun.device import peak_memory_mib
 from cnnrun.experiment import Experiment
+from cnnrun.file_listing import listing
 from cnnrun.progress import say
-from cnnrun.store import kept_already, listing
+from cnnrun.store import kept_already
 from cnnrun.train import fit
 from cnnrun.weights import Weights
 

@@ -17,13 +17,14 @@ from cnnrun.cache import Progress, at_once
 from cnnrun.contracts import BadBox, Facts, Indexed, Shape, Split
 from cnnrun.dataset import Data, Dataset, Examples, Index, counted, numbers_of, remarks, targets_of
 from cnnrun.errors import DataError, printable
+from cnnrun.file_listing import content, listing
 from cnnrun.files import Files
 from cnnrun.labelling import first_lines, listed
 from cnnrun.leakage import copies_together, without_leaks
 from cnnrun.objects import COLUMNS
 from cnnrun.pictures import Image
 from cnnrun.records import RECORD, statistics, summarize
-from cnnrun.store import Stored, content, listing, stored
+from cnnrun.store import Stored, stored
 
 _FEW_LEVELS = 64  # of 256: pictures of 16 bits that come to fewer are said
 

@@ -26,14 +26,13 @@ from torch import Tensor
 
 from cnnrun import cache
 from cnnrun.block_hashes import has_changed
-from cnnrun.bounded_files import open_file
 from cnnrun.cache import Progress
 from cnnrun.cached_split import Entry
 from cnnrun.contracts import Shape, Split
 from cnnrun.decoding import Decoder, Threads, processors, threads
-from cnnrun.errors import DataError, StorageError, printable
-from cnnrun.files import Members
-from cnnrun.pictures import Image, named, read
+from cnnrun.errors import StorageError, printable
+from cnnrun.file_listing import content
+from cnnrun.pictures import Image
 from cnnrun.progress import say
 from cnnrun.records import RECORD, digest
 from cnnrun.spec import Spec
@@ -307,59 +306,3 @@ def _key(split: Split, shape: Shape, image: Image, listed: NDArray[np.int64] | N
     """A digest of what is decoded and of all that decides what to."""
     how = image.model_dump(exclude={"size", "channels", "mean", "std"})
     return hashlib.sha256(content(split, listed) + repr((_DECODER, cache.FORMAT, shape, how)).encode()).hexdigest()[:32]
-
-
-def listing(split: Split, by_content: bool, workers: int | None) -> NDArray[np.int64] | None:
-    """[N, 2] of each file's (size, time in ns), or of (size, time, hash of its bytes); -1 where it is not there.
-
-    None for pictures in memory.
-    """
-    pictures = split.pictures
-    if isinstance(pictures, np.ndarray):
-        return None
-    if isinstance(pictures, Members):
-        shards = {shard: (*_stat(shard), *([_hashed(shard)] if by_content else [])) for shard in pictures.shards}
-        return np.array([shards[member.shard] for member in pictures], np.int64)
-    made = np.array([_stat(path) for path in pictures], np.int64)
-    return np.column_stack([made, _contents(split, workers)]) if by_content else made
-
-
-def _stat(path: Path) -> tuple[int, int]:
-    try:
-        status = path.stat()
-    except OSError:
-        return -1, -1
-    return status.st_size, status.st_mtime_ns
-
-
-def _hashed(shard: Path) -> int:
-    with open_file(shard, DataError) as file:
-        made = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).digest()
-    return int.from_bytes(made, "little", signed=True)
-
-
-def _contents(split: Split, workers: int | None) -> NDArray[np.int64]:
-    def hashed(number: int) -> int:
-        item = split.pictures[number]
-        assert isinstance(item, Path)
-        try:
-            with named(str(item)):
-                return digest(read(item))
-        except DataError:  # told with all others when they are decoded
-            return 0
-
-    with threads(processors() if workers is None else workers) as run:
-        return np.array(run(hashed, range(len(split))), np.uint64).view(np.int64)
-
-
-def content(split: Split, listed: NDArray[np.int64] | None) -> bytes:
-    """A digest of a split's pictures: names and listing of its files, or the pixels themselves."""
-    made = hashlib.sha256()
-    if isinstance(split.pictures, np.ndarray):
-        made.update(np.ascontiguousarray(split.pictures).data)
-        return made.digest()
-    assert listed is not None
-    made.update(split.pictures.digest())
-    # Where the bytes were hashed, the files' times say nothing more.
-    made.update(np.ascontiguousarray(listed[:, [0, 2]] if listed.shape[1] == 3 else listed).data)
-    return made.digest()

@@ -20,10 +20,11 @@ from cnnrun.cached_split import Entry
 from cnnrun.dataset import Data, index
 from cnnrun.decoding import Decoder, threads
 from cnnrun.errors import DataError, StorageError
+from cnnrun.file_listing import listing
 from cnnrun.prepare import prepare
 from cnnrun.progress import bar
 from cnnrun.records import digest
-from cnnrun.store import OnDisk, listing, stored
+from cnnrun.store import OnDisk, stored
 
 IMAGE = {"size": 8, "channels": 3}
 
@@ -96,7 +97,7 @@ def test_by_content_a_touched_file_is_the_same_and_a_changed_one_of_equal_size_a
     path.write_bytes(pixels)
     os.utime(path, ns=(1, 1))
     split = index(data_of(picture_folder)).source.splits["train"]
-    from cnnrun.store import content
+    from cnnrun.file_listing import content
 
     assert content(split, listing(split, True, 0)) != by_content
 
