@@ -124,14 +124,14 @@ def object_table(rows: Sequence[Sequence[Box]], sizes_N2: np.ndarray) -> ObjectT
 
 
 def _again(box: Box, first: Box) -> str | None:
-    """What is to be asked of a box whose picture had it before, whatever its class; None for the first itself."""
+    """The doubt about a box whose picture had it before, whatever its class; None for the first itself."""
     if first is box:
         return None
     return f"the same box {'and' if first.label == box.label else 'with another'} class as {first.id}"
 
 
 def _wrong(box: Box, size: Pair) -> tuple[str | None, bool]:
-    """What is wrong with a box, if anything, and whether the part of it inside the picture can be used."""
+    """The fault of a box, if it has one; and True if the part of it inside the picture can be used."""
     x1, y1, x2, y2 = box.corners
     height, width = size
     shown = f"({x1:g}, {y1:g}, {x2:g}, {y2:g})"

@@ -6,7 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ EXAMPLES = 10  # of each finding that are named
 _RARE = 10  # a class that has so many times fewer pictures than another is said
 
 Level = Literal["error", "warning", "note"]
+_LEVELS: tuple[Level, ...] = get_args(Level)
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,6 @@ def look_through(data: Data, dataset: Dataset, progress: Progress) -> dict[str, 
         *_names(labels),
         *_levels(names, records),
     ]
-    order: dict[str, int] = {"error": 0, "warning": 1, "note": 2}
     return {
         "pictures": {name: len(each) for name, each in dataset.splits.items()},
         "classes": per_class,
@@ -77,7 +77,7 @@ def look_through(data: Data, dataset: Dataset, progress: Progress) -> dict[str, 
         "std": list(std),
         "formats": _counted(records["format"]),
         "modes": _counted(records["mode"]),
-        "findings": [asdict(each) for each in sorted(findings, key=lambda each: order[each.level])],
+        "findings": [asdict(each) for each in sorted(findings, key=lambda each: _LEVELS.index(each.level))],
     }
 
 

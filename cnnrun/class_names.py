@@ -47,7 +47,7 @@ def check_class_names(names: Sequence[str], where: str, *, are_declared: bool) -
 
 
 def missing_problem(label: str) -> str | None:
-    """Why a label stands for no label, or None."""
+    """The reason that a label stands for no label, or None."""
     if not _MISSING.fullmatch(label):
         return None
     return "stands for a missing value; mend or remove what has it, or list it in `classes` if it is a class"

@@ -1,4 +1,4 @@
-"""What two configs differ in: settings that change a result, and those that change none."""
+"""Differences between two configs: settings that change a result, and those that change none."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def differences(ours: Experiment, theirs: Experiment) -> list[str]:
 
 
 def told_apart(ours: Experiment, theirs: Experiment, our_name: str, their_name: str) -> list[str]:
-    """What two experiments that were trained differ in, a line a setting; names, seeds, measured statistics aside."""
+    """A line for each setting that two trained experiments differ in; names, seeds, measured statistics aside."""
     return [
         f"{key}: {_word(mine)} in {our_name}, {_word(others)} in {their_name}"
         for key, mine, others in list_differences(ours, theirs)

@@ -30,7 +30,7 @@ from cnnrun.experiment import Experiment
 from cnnrun.files import Files, Members
 from cnnrun.learnable import refuse_unlearnable
 from cnnrun.panels import marked, picture_of
-from cnnrun.prepare import Decoded, decode, prepare, settle
+from cnnrun.prepare import MOVED, Decoded, decode, prepare, settle
 from cnnrun.progress import bar
 from cnnrun.randomness import key, permutation
 from cnnrun.sheet import sheet, write_png
@@ -67,8 +67,7 @@ def checked(experiment: Experiment, verify: Path | None, write: Path | None) -> 
         raise
     found |= look_through(experiment.data, dataset, bar)
     if decoded.moved:
-        what = "pictures moved within data.split, so that copies of a picture are on one side"
-        found["findings"].append(asdict(Finding("note", what, decoded.moved, [])))
+        found["findings"].append(asdict(Finding("note", f"pictures {MOVED}", decoded.moved, [])))
     return found | {"refused": refused}
 
 

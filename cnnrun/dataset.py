@@ -279,14 +279,14 @@ def index(data: Data) -> Index:
 
 def _held(how: HoldOut, name: str, split: Split, rows: Tensor, classes: Sequence[str]) -> Tensor:
     """Which of these rows of train become the split `name`: bool [N]."""
-    part, labels, seed = getattr(how, name), _labels(split)[rows], key(how.seed, HOLD_OUT_KEYS[name])
+    part, labels, seed = getattr(how, name), labels_of(split)[rows], key(how.seed, HOLD_OUT_KEYS[name])
     if "present" in split.targets and isinstance(part, float) and part:
         labels = combinations(split.targets["present"][rows], math.ceil(1 / part))
     if isinstance(part, list):
         return torch.isin(labels, torch.tensor([classes.index(each) for each in part]))
     if how.by == "label":
         # A part of all classes, whatever was held out before.
-        return held_out_classes(labels, min(1.0, part * len(_labels(split).unique()) / len(labels.unique())), seed)
+        return held_out_classes(labels, min(1.0, part * len(labels_of(split).unique()) / len(labels.unique())), seed)
     return held_out(labels, None if split.groups is None else split.groups[rows], part, seed)
 
 
@@ -303,5 +303,6 @@ def _refuse_unknown(indexed: Indexed, how: HoldOut) -> None:
         raise DataError(f"data.split: class {min(both)!r} is held out both for val and for test")
 
 
-def _labels(split: Split) -> Tensor:
+def labels_of(split: Split) -> Tensor:
+    """Each sample's label, or 0 where it has no single one: int64 [N]."""
     return split.targets.get("labels", torch.zeros(len(split), dtype=torch.int64))

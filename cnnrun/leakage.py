@@ -1,4 +1,4 @@
-"""What a decoded data set leaks from one split to another, and what the config wants done about it."""
+"""Leaks of a decoded data set from one split to another, and what the config wants done about them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cnnrun.audit import Columns, Leaks, leaks, twins
 from cnnrun.contracts import Split
-from cnnrun.dataset import Dataset, Examples, Index, told
+from cnnrun.dataset import Dataset, Examples, Index, labels_of, told
 from cnnrun.errors import DataError, printable
 from cnnrun.splitting import kept_together, sets_of_copies
 from cnnrun.store import Stored
@@ -36,7 +36,7 @@ def columns(dataset: Dataset) -> Columns:
 
 
 def _labels(examples: Examples) -> Tensor:
-    """What no picture may have two of; boxes are drawn as people see them, and do not count."""
+    """A number for each picture that its copies must share; 0 with boxes, which people draw as they see them."""
     return torch.zeros(len(examples)) if examples.objects is not None else told(examples.targets, None, len(examples))
 
 
@@ -137,8 +137,7 @@ def copies_together(
         side_N[indexed.splits[name][1].numpy()] = number
     kept = stored[id(split)]
     sets_N = sets_of_copies(kept.digests(), None if split.groups is None else split.groups.numpy())
-    labels_N = split.targets.get("labels", torch.zeros(len(split), dtype=torch.int64)).numpy()
-    together_N = kept_together(side_N, sets_N, labels_N)
+    together_N = kept_together(side_N, sets_N, labels_of(split).numpy())
     moved = int((together_N != side_N).sum())
     if not moved:
         return wanted, 0

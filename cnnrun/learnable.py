@@ -1,4 +1,4 @@
-"""Whether an experiment can be trained on its data: the same answer for whoever asks, before anything is made."""
+"""Checks that an experiment can be trained on its data: the same answer for whoever asks, before anything is made."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def refuse_unlearnable(experiment: Experiment, data: Dataset, given: Weights | N
 
 
 def notes_on_classes(experiment: Experiment, data: Dataset) -> list[str]:
-    """What the sampler and the task's weights make of the classes: a line each, for the log."""
+    """Lines for the log about what the sampler and the task's weights make of the classes."""
     lines = experiment.task.notes(data.facts)
     sampler, classes = experiment.train.sampler, data.facts.classes
     if (times := sampler.times(data.splits["train"].targets.get("labels", torch.zeros(0)), len(classes))) is not None:

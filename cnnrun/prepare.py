@@ -26,6 +26,7 @@ from cnnrun.pictures import Image
 from cnnrun.records import RECORD, statistics, summarize
 from cnnrun.store import Stored, stored
 
+MOVED = "moved within data.split, so that copies of a picture are on one side"
 _FEW_LEVELS = 64  # of 256: pictures of 16 bits that come to fewer are said
 
 
@@ -92,14 +93,9 @@ def settle(data: Data, indexed: Index, decoded: Decoded) -> Dataset:
     if not decoded.is_whole:
         return dataset
     apart = data.split.by == "label"
-    notes = [*remarks(indexed), *_moved(decoded.moved), *_remarks(dataset, apart)]
+    moved = [f"{decoded.moved:,} picture(s) {MOVED}"] if decoded.moved else []
+    notes = [*remarks(indexed), *moved, *_remarks(dataset, apart)]
     return _measured(data.image, without_leaks(replace(dataset, notes=tuple(notes)), data.leakage, apart))
-
-
-def _moved(count: int) -> list[str]:
-    return (
-        [f"{count:,} picture(s) moved within data.split, so that copies of a picture are on one side"] if count else []
-    )
 
 
 def fingerprint(data: Data, indexed: Index) -> str:
@@ -279,7 +275,7 @@ def narrow_peak(peak_N: NDArray[np.uint16]) -> int | None:
 
 
 def dark_words(peak: int) -> str:
-    """What becomes of pictures of 16 bits with that largest value."""
+    """Words for what becomes of pictures of 16 bits with that largest value."""
     return (
         f"have no value above {peak:,} of 65,535, which leaves {(peak >> 8) + 1} of 256 grey levels: stretch them first"
     )

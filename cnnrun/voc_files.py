@@ -31,7 +31,7 @@ _NUMBERS_OF_A_BOX = 4
 
 @dataclass(frozen=True)
 class VocFile:
-    """What an annotation file says: the picture's path and size; label, difficult and corners of each object."""
+    """The content of an annotation file: the picture's path and size; label, difficult and corners of each object."""
 
     path: str
     size: Pair
@@ -118,7 +118,7 @@ def _by_stem(folder: Path, wanted: Callable[[str], bool]) -> dict[str, list[str]
 
 
 class _Wrong(Exception):
-    """What is wrong with an annotation file."""
+    """A fault of an annotation file."""
 
 
 def _check_elements(tree: ElementTree.Element) -> None:

@@ -424,7 +424,9 @@ MUTATIONS = [
          "torch.stack(list(losses.values())).sum()", "torch.stack(list(losses.values())).mean()"),
     ),
     # --- tasks ------------------------------------------------------------------------------------------------------
-    *faults("tasks.classify", "tasks/test_classify.py test_augment.py::test_labels_follow_mixed_pictures",
+    *faults(
+        "tasks.classify",
+        "tasks/test_classify.py tasks/test_losses.py test_augment.py::test_labels_follow_mixed_pictures",
         ("balanced weights go by the largest class",
          "(counts.sum() / (len(counts) * counts)).float()", "(counts.max() / counts).float()"),
         ("maps of classes are averaged before the ReLU",

@@ -143,7 +143,7 @@ one a class."""
         return tuple(classes), {"labels": torch.tensor([number[label] for label in labels])}
 
     def _label_sets(self, rows: Rows, cells: list[str], known: list[bool]) -> tuple[tuple[str, ...], dict[str, Tensor]]:
-        """So for a column that lists each row's labels."""
+        """Classes and targets of a column that lists each row's labels."""
         sets = [[label for each in cell.split(self.separator) if (label := clean_cell(each))] for cell in cells]
         refuse(
             f"{rows.at(i)}: {printable(label)!r} stands twice"

@@ -53,14 +53,12 @@ def embed(
             said = f" Not probed: {error}."
     spread, how = _spread(vectors, kind)
     caption += f"{f'the first {len(spread):,} of them ' if len(spread) < len(examples) else ''}{how}.{said}"
+    targets = examples.targets_of(torch.arange(len(examples)), torch.device("cpu"))
     arrays: dict[str, NDArray[Any]] = {
         "features": vectors,
         "picture": np.array([examples.name(number) for number in range(len(examples))]),
         "map": spread,
-        **{
-            key: values.numpy()
-            for key, values in examples.targets_of(torch.arange(len(examples)), torch.device("cpu")).items()
-        },
+        **{key: values.numpy() for key, values in targets.items()},
     }
     data = {"layer": last.title, "split": name, "pictures": len(examples), "layers": rows}
     made = side_by_side([[("", drawn(_plot(subject, examples, spread, last.title)))]])
