@@ -62,7 +62,7 @@ class DeterministicAdaptiveMaxPool(nn.AdaptiveMaxPool2d):
     def forward(self, x: Tensor) -> Tensor:
         rows, columns = (_windows(size, cells) for size, cells in zip(x.shape[2:], _pair(self), strict=True))
         cells = [x[:, :, top:bottom, left:right].amax((2, 3)) for top, bottom in rows for left, right in columns]
-        return torch.stack(cells, 2).unflatten(2, (len(rows), len(columns)))
+        return torch.stack(cells, 2).view(*x.shape[:2], len(rows), len(columns))
 
 
 class DeterministicResponseNorm(nn.LocalResponseNorm):

@@ -81,6 +81,19 @@ def out_of_memory(error: BaseException) -> bool:
     return any(words in text for words in _OUT_OF_MEMORY)
 
 
+# What CUDA says where the GPU or its driver fails, and no program can help it.
+_BROKEN = (
+    *("uncorrectable ecc", "hardware stack error", "unspecified launch failure", "unknown error", "has fallen off"),
+    *("no kernel image is available", "driver version is insufficient", "driver on your system is too old"),
+    *("busy or unavailable", "system not yet initialized", "found no nvidia driver"),
+)
+
+
+def is_gpu_broken(error: BaseException) -> bool:
+    """Return whether an error is the GPU's or its driver's, by what it says."""
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _BROKEN)
+
+
 def forget_peak_memory(device: torch.device) -> None:
     """From here on the peak is counted anew, as far as the system lets one."""
     if device.type == "cuda":

@@ -255,7 +255,10 @@ def _of_cuda(state: _State) -> dict[str, Any]:
         "Event": _Event,
         "set_sync_debug_mode": allow_waiting,
         "set_per_process_memory_fraction": allow_memory,
-        **{name: _nothing() for name in ("set_device", "empty_cache", "synchronize", "reset_peak_memory_stats")},
+        **{
+            name: _nothing()
+            for name in ("set_device", "empty_cache", "synchronize", "reset_peak_memory_stats", "_sleep")
+        },
     }
 
 
