@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -86,9 +87,9 @@ def of_each_task(tmp_path_factory) -> dict[str, Path]:
 REHEARSAL = "CNNRUN_CUDA_REHEARSAL"
 
 
-@pytest.fixture
-def gpu() -> Iterator[torch.device]:
-    """A GPU; with CNNRUN_CUDA_REHEARSAL=1, where there is none, one that is pretended."""
+@contextmanager
+def some_gpu() -> Iterator[torch.device]:
+    """A GPU; with CNNRUN_CUDA_REHEARSAL=1, where there is none, one that is pretended inside."""
     if torch.cuda.is_available():
         yield torch.device("cuda")
     elif os.environ.get(REHEARSAL) == "1":
@@ -96,6 +97,13 @@ def gpu() -> Iterator[torch.device]:
             yield device
     else:
         pytest.skip(f"needs a CUDA device; {REHEARSAL}=1 rehearses it on a pretended one")
+
+
+@pytest.fixture
+def gpu() -> Iterator[torch.device]:
+    """See `some_gpu`."""
+    with some_gpu() as device:
+        yield device
 
 
 @pytest.fixture

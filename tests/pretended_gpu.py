@@ -95,7 +95,10 @@ class _Operations(TorchDispatchMode):
         return found
 
     def _refuse_mixing(self, packet: Any, tensors: list[Tensor], ours: list[bool]) -> None:
-        if packet in _ACROSS or (packet in _INDEXING and ours[0] and (len(tensors) < 3 or ours[-1])):
+        if packet in _INDEXING and ours[0]:  # the last is the values, where some are put
+            values = [(tensors[-1], ours[-1])] if packet is not _aten.index else []
+            tensors, ours = [tensors[0], *(each for each, _ in values)], [True, *(own for _, own in values)]
+        if packet in _ACROSS:
             return
         if any(tensor.dim() and not own for tensor, own in zip(tensors, ours, strict=True)):
             raise RuntimeError(f"Expected all tensors to be on the same device, but {packet} got cuda:0 and cpu")

@@ -1,0 +1,238 @@
+"""Every command that computes, on a GPU: it does what it does on a processor."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import some_gpu
+from explained import TASKS
+
+pytestmark = pytest.mark.cuda
+# Convolutions of a GPU round to TF32, ten bits of a float's 23.
+CLOSE = {"abs": 5e-3, "rel": 5e-3}
+LOOKING = ("filters", "features", "top", "deconv", "occlude", "gradcam", "saliency", "evolve", "invariance", "embed")
+
+
+def numbers(found: object) -> list[float]:
+    """The floats of a JSON document, in order."""
+    if isinstance(found, dict):
+        return [value for key in sorted(found) for value in numbers(found[key])]
+    if isinstance(found, list):
+        return [value for each in found for value in numbers(each)]
+    return [found] if isinstance(found, float) else []
+
+
+@pytest.fixture
+def on_both(gpu, run_cli):
+    """`on_both("eval", run)` -> what the command says in JSON on the processor and on the GPU."""
+
+    def run(*words: object) -> list[object]:
+        found = []
+        for device in ("cpu", "cuda"):
+            code, out, err = run_cli(*words, "--device", device, "--json")
+            assert code == 0, err
+            found.append(json.loads(out))
+        return found
+
+    return run
+
+
+def copied(run: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(run, tmp_path / "runs" / "tiny" / "1")
+
+
+@pytest.fixture
+def tiny_run(trained_run, tmp_path) -> Path:
+    return copied(trained_run, tmp_path)
+
+
+def pictures_of(run: Path) -> Path:
+    """The folder of pictures that `explained.one_of_each` trained on."""
+    return run.parents[2] / "pets"
+
+
+# --- every task -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_eval_measures_the_same(on_both, of_each_task, task):
+    cpu, cuda = on_both("eval", of_each_task[task])
+    assert numbers(cpu["numbers"]) == pytest.approx(numbers(cuda["numbers"]), **CLOSE)
+    assert cpu["samples"] == cuda["samples"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_predict_says_the_same(gpu, run_cli, of_each_task, task):
+    run = of_each_task[task]
+    rows = []
+    for device in ("cpu", "cuda"):
+        code, out, err = run_cli("predict", pictures_of(run) / "cat", "--run", run, "--device", device, "--json")
+        assert code == 0, err
+        rows.append([json.loads(line) for line in out.splitlines()])
+    assert len(rows[0]) == 30
+    assert numbers(rows[0]) == pytest.approx(numbers(rows[1]), **CLOSE)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_training_leaves_a_run_that_is_shown_and_exported(run_cli, of_each_task, tmp_path, task):
+    config = of_each_task[task] / "config.yaml"
+    words = [config, f"data.cache_dir={tmp_path / 'cache'}", "--device", "cuda", "--runs", tmp_path / "runs"]
+    with some_gpu():  # files are exported, and compared, on the processor
+        code, out, err = run_cli("train", *words, "--json")
+    assert code == 0, err
+    run = Path(json.loads(out)["run"])
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["device"] == "cuda"
+    assert environment["device_name"] != "cpu"
+    assert {"cuda", "cudnn", "tf32"} <= environment.keys()
+    assert "<html" in (run / "report.html").read_text()
+    for form in ("onnx", "code"):
+        code, out, err = run_cli("export", form, run, "--json")
+        assert code == 0, err
+        assert json.loads(out)["largest_difference"] < 1e-3
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_report_is_made_on_a_gpu(gpu, run_cli, of_each_task, tmp_path, task):
+    code, _, err = run_cli("report", of_each_task[task], "--device", "cuda", "--out", tmp_path / "page.html")
+    assert code == 0, err
+    assert "<html" in (tmp_path / "page.html").read_text()
+
+
+# --- looking ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", LOOKING)
+def test_a_way_of_looking_sees_the_same(on_both, linked_run, command):
+    cpu, cuda = on_both("explain", command, linked_run)
+    assert numbers(cpu) == pytest.approx(numbers(cuda), **CLOSE)
+
+
+def test_leaving_layers_out_costs_the_same(on_both, linked_run):
+    cpu, cuda = on_both("explain", "ablate", linked_run, "--remove", "model[3].residual")
+    assert numbers(cpu) == pytest.approx(numbers(cuda), **CLOSE)
+
+
+@pytest.mark.parametrize("command", ["found", "assign"])
+def test_what_a_detector_finds_and_learns_by_is_the_same(on_both, of_each_task, command):
+    cpu, cuda = on_both("explain", command, of_each_task["detect"])
+    assert numbers(cpu) == pytest.approx(numbers(cuda), **CLOSE)
+
+
+# --- studies ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_temperature_is_the_same(on_both, tiny_run):
+    cpu, cuda = on_both("calibrate", tiny_run)
+    assert numbers(cpu) == pytest.approx(numbers(cuda), **CLOSE)
+
+
+def test_a_run_is_not_distinguishable_from_itself(gpu, run_cli, tiny_run):
+    code, out, err = run_cli("compare", tiny_run, tiny_run, "--device", "cuda")
+    assert code == 0, err
+    assert "not distinguishable" in out
+
+
+def test_rates_are_tried(gpu, run_cli, tiny):
+    code, out, err = run_cli("find-lr", tiny, "--steps", 20, "--device", "cuda", "--json")
+    assert code == 0, err
+    assert len(json.loads(out)["rates"]) > 2
+
+
+def test_time_and_memory_are_foretold(gpu, run_cli, tiny, tmp_path):
+    code, out, err = run_cli("plan", tiny, "--device", "cuda", "--runs", tmp_path / "runs", "--json")
+    assert code == 0, err
+    planned = json.loads(out)
+    assert planned["seconds_per_step"] > 0
+    assert planned["peak_memory_mib"] > 0
+
+
+def test_seeds_and_a_sweep_train_on_it(gpu, run_cli, tiny, tmp_path):
+    where = ["--device", "cuda", "--runs", tmp_path / "runs", "--json"]
+    code, out, err = run_cli("train", tiny, "train.epochs=1", "--seeds", 2, "--no-report", *where)
+    assert code == 0, err
+    assert len(json.loads(out)["runs"]) == 2
+    code, out, err = run_cli("sweep", tiny, "train.epochs=1", "train.optimizer.sgd.lr=0.01|0.1", "--trials", 2, *where)
+    assert code == 0, err
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_it_passes_its_own_test(gpu, run_cli, of_each_task, tmp_path, task):
+    config = of_each_task[task] / "config.yaml"
+    code, out, err = run_cli("selftest", config, "--device", "cuda", "--json")
+    checks = {each["check"]: each for each in json.loads(out)["checks"]}
+    promised = ("a repeated run is the same", "a resumed run is the same", "workers do not matter")
+    assert all(checks[name]["passed"] for name in promised), (checks, err)
+    assert code in (0, 9)  # what so small a network learns in so few steps is not promised
+
+
+def test_the_own_test_without_a_config_passes_whole(gpu, run_cli):
+    code, out, err = run_cli("selftest", "--device", "cuda")
+    assert code == 0, (out, err)
+
+
+# --- people -----------------------------------------------------------------------------------------------------------
+
+
+def test_people_are_enrolled_identified_and_verified(on_both, gpu, run_cli, of_each_task, tmp_path):
+    run = of_each_task["verify"]
+    people = pictures_of(run).parent / "people"
+    one, other = sorted((people / "s0").glob("*.png"))[:2]
+    cpu, cuda = on_both("verify", one, other, "--run", run, "--threshold", "0.5")
+    assert numbers(cpu) == pytest.approx(numbers(cuda), **CLOSE)
+    gallery = tmp_path / "known.safetensors"
+    code, _, err = run_cli("enroll", people, "--gallery", gallery, "--run", run, "--device", "cuda")
+    assert code == 0, err
+    found = []
+    for device in ("cpu", "cuda"):  # a gallery that a GPU made serves a processor
+        words = [
+            "identify",
+            one,
+            "--gallery",
+            gallery,
+            "--run",
+            run,
+            "--threshold",
+            "0.5",
+            "--device",
+            device,
+            "--json",
+        ]
+        code, out, err = run_cli(*words)
+        assert code == 0, err
+        found.append(json.loads(out.splitlines()[0]))
+    assert numbers(found[0]) == pytest.approx(numbers(found[1]), **CLOSE)
+
+
+# --- devices that are not there ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "words"),
+    [
+        ("cuda:64", 6, "--device cuda:64: this machine has"),
+        ("cuda:x", 2, "--device cuda:x: use auto, cpu, cuda or cuda:N"),
+        ("gpu", 2, "--device gpu: use auto, cpu, cuda or cuda:N"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused_in_one_line(gpu, run_cli, tiny, name, code, words):
+    found, _, err = run_cli("train", tiny, "--device", name)
+    assert found == code
+    assert err.startswith(words)
+    assert len(err.splitlines()) == 1
+
+
+def test_a_gpu_that_fails_is_one_line(gpu, run_cli, tiny, tmp_path, monkeypatch):
+    from cnnrun.tasks.classify import CrossEntropy
+
+    def forward(self, outputs, targets):
+        raise RuntimeError("CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be ...")
+
+    monkeypatch.setattr(CrossEntropy, "forward", forward)
+    code, _, err = run_cli("train", tiny, "--device", "cuda", "--runs", tmp_path / "runs")
+    assert code == 6
+    assert "the GPU or its driver failed (CUDA error: uncorrectable ECC error encountered)" in err
+    assert "Traceback" not in err

@@ -1,0 +1,80 @@
+"""Several processes on GPUs: two that share one talk by gloo, one of NCCL's is what one process is."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REHEARSAL, TINY
+from resumed import digest
+from several import free_port
+
+pytestmark = pytest.mark.cuda
+NORMED = "model=[{conv: {out_channels: 4, norm: batch, activation: relu}}, {conv: 4}, batch_norm, flatten]"
+STEPS = ["train.epochs=2", "train.batch=60", "data.augment={shift: 0.2, rotate: 8}", NORMED]
+
+
+@pytest.fixture
+def device() -> str:
+    """The GPU that the ranks share. A pretended one cannot be shared: the ranks are rehearsed on the processor."""
+    if torch.cuda.is_available():
+        return "cuda:0"
+    if os.environ.get(REHEARSAL) == "1":
+        return "cpu"
+    pytest.skip(f"needs a CUDA device; {REHEARSAL}=1 rehearses it on the processor")
+
+
+def trained(root: Path, ranks: int, device: str, *overrides: str) -> list[dict[str, float]]:
+    """The metrics of a training by so many processes."""
+    (root / "tiny.yaml").parent.mkdir(parents=True, exist_ok=True)
+    (root / "tiny.yaml").write_text(TINY)
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    words = ["tiny.yaml", *STEPS, *overrides, "--device", device, "--no-report"]
+    done = subprocess.run(
+        [sys.executable, *start, "-m", "cnnrun", "train", *words],
+        cwd=root,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in (root / "runs" / "tiny" / "1" / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_ranks_that_share_a_gpu_with_synchronised_norms_learn_what_one_process_does(device, tmp_path):
+    one = trained(tmp_path / "one", 1, device)
+    two = trained(tmp_path / "two", 2, device, "train.sync_batch_norm=true")
+    for row, other in zip(one, two, strict=True):
+        assert row == pytest.approx(other, rel=2e-2, abs=2e-2)
+
+
+def test_ranks_that_share_a_gpu_repeat(device, tmp_path):
+    for name in "ab":
+        trained(tmp_path / name, 2, device)
+    assert digest(tmp_path / "a" / "runs" / "tiny" / "1") == digest(tmp_path / "b" / "runs" / "tiny" / "1")
+
+
+def test_a_group_of_one_over_nccl_exchanges_what_is_on_the_gpu(real_gpu):
+    import torch.distributed as dist
+
+    from cnnrun.ranks import Group
+
+    address = f"tcp://127.0.0.1:{free_port()}"
+    dist.init_process_group("cpu:gloo,cuda:nccl", init_method=address, rank=0, world_size=1)
+    try:
+        group = Group(60.0)
+        values = [torch.arange(4.0, device=real_gpu), torch.ones(3, device=real_gpu, dtype=torch.float64)]
+        group.add_up(values)
+        assert [value.tolist() for value in values] == [[0, 1, 2, 3], [1, 1, 1]]
+        assert group.agree([3, 1]) == [3, 1]
+        assert group.gather({"a": values[0]})[0]["a"].tolist() == [0, 1, 2, 3]
+        assert group.from_first(lambda: {"made": 1}) == {"made": 1}
+        group.wait()
+    finally:
+        dist.destroy_process_group()
