@@ -17,7 +17,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from packages import LEFT_OUT, RefusedError, find_among, install, installed_versions, needed_wheels, read_wheels, requirements
+from packages import (
+    LEFT_OUT,
+    RefusedError,
+    find_among,
+    install,
+    installed_versions,
+    needed_wheels,
+    read_wheels,
+    requirements,
+)
 from processes import Step, run_step
 from records import Outcome, Record
 
@@ -35,7 +44,7 @@ SHARES = {
     "export": (25, 40),
     "ranks": (30, 45),
 }
-_SHORTEST = 2.0  # seconds in which no step says anything
+_SHORTEST = 1.0  # seconds in which no step says anything
 
 
 class StoppedError(Exception):
@@ -50,8 +59,8 @@ def main() -> None:
         sys.exit(leave(f"gpu_check: {sys.executable} has no CUDA device; --rehearse runs on a CPU", NO_DEVICE))
     deadline = time.monotonic() + options.minutes * 60
     title = "cnnrun on a CPU: a rehearsal" if options.rehearse else "cnnrun on a GPU"
-    record = Record(options.out, f"{title} ({options.minutes:g} min, {time.strftime('%Y-%m-%d %H:%M')})")
-    with tempfile.TemporaryDirectory(prefix="cnnrun-gpu-check-") as folder:
+    title += f" ({options.minutes:g} min, {time.strftime('%Y-%m-%d %H:%M')})"
+    with Record(options.out, title) as record, tempfile.TemporaryDirectory(prefix="cnnrun-gpu-check-") as folder:
         try:
             prepare(options.wheels, Path(folder) / "site", record, deadline)
         except RefusedError as error:
@@ -60,7 +69,7 @@ def main() -> None:
         chosen = [each for each in SHARES if not options.only or each in options.only]
         steps = [Step(name, command_of(name), SHARES[name][options.rehearse], ROOT) for name in chosen]
         outcomes = run_steps(steps, deadline, environment, record)
-    print(record.text())
+        print(record.text())
     sys.exit(0 if all(each.is_ok for each in outcomes) else 1)
 
 

@@ -6,12 +6,10 @@ import argparse
 import json
 import math
 import os
-import shutil
 import signal
-import subprocess
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -45,8 +43,8 @@ train:
 """
 
 
-class TimeIsUpError(Exception):
-    """What was begun took longer than it may."""
+class TimeIsUpError(BaseException):
+    """What was begun took longer than it may. Nothing that heeds errors must take this for one."""
 
 
 @dataclass(frozen=True)
@@ -124,12 +122,6 @@ def within(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait for what the device was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def write_arrays(path: Path, count: int, side: int, channels: int = 1, classes: int = 10) -> Path:
     """Write random pictures of random classes as a .npz file, a quarter as many for val."""
     draw = np.random.default_rng(0)
@@ -140,27 +132,6 @@ def write_arrays(path: Path, count: int, side: int, channels: int = 1, classes: 
         made[f"y_{name}"] = np.arange(number) % classes
     np.savez(path, **made)
     return path
-
-
-def ask_nvidia_smi(*columns: str) -> subprocess.Popen[str] | None:
-    """Start asking nvidia-smi for columns; None where there is none."""
-    if not shutil.which("nvidia-smi"):
-        return None
-    query = [f"--query-gpu={','.join(columns)}", "--format=csv,noheader,nounits"]
-    return subprocess.Popen(["nvidia-smi", *query], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-
-
-def answer(asked: subprocess.Popen[str] | None, columns: Sequence[str]) -> dict[str, str]:
-    """Return what nvidia-smi said, by column; nothing where it did not answer."""
-    if asked is None:
-        return {}
-    try:
-        said = asked.communicate(timeout=10)[0].strip()
-    except subprocess.TimeoutExpired:
-        asked.kill()
-        return {}
-    values = [each.strip() for each in said.splitlines()[0].split(",")] if said else []
-    return dict(zip(columns, values, strict=False))
 
 
 @contextmanager

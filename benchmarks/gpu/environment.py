@@ -1,6 +1,6 @@
 """What the machine is: its GPU and driver, versions, and its plain speed of copying and multiplying.
 
-    python benchmarks/gpu/environment.py --device cuda
+python benchmarks/gpu/environment.py --device cuda
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
-from common import ROOT, Options, answer, ask_nvidia_smi, attempt, emit, options, synchronize
+from common import ROOT, Options, attempt, emit, options
+from devices import answer, ask_nvidia_smi, timed
 from packages import requirements
 
 _SMI = ("driver_version", "memory.total", "power.limit", "clocks.max.sm", "mig.mode.current")
@@ -114,13 +115,7 @@ def _fused(values: torch.Tensor) -> torch.Tensor:
 
 def _best_seconds(given: Options, work: Callable[[], object]) -> float:
     """Return the shortest of some timed calls, after two to warm up."""
-    times = []
-    for _ in range(_ROUNDS + 2):
-        synchronize(given.device)
-        began = time.perf_counter()
-        work()
-        synchronize(given.device)
-        times.append(time.perf_counter() - began)
+    times = [timed(lambda _: work(), 1, given.device) for _ in range(_ROUNDS + 2)]
     return min(times[2:])
 
 

@@ -12,7 +12,7 @@ from email.parser import Parser
 from importlib.metadata import distributions
 from pathlib import Path
 
-from pip._vendor.packaging.requirements import Requirement
+from pip._vendor.packaging.requirements import InvalidRequirement, Requirement
 from pip._vendor.packaging.utils import canonicalize_name, parse_wheel_filename
 from pip._vendor.packaging.version import InvalidVersion, Version
 
@@ -52,7 +52,8 @@ def read_wheel(path: Path) -> Wheel:
     try:
         name, version, *_ = parse_wheel_filename(path.name)
         with zipfile.ZipFile(path) as archive:
-            (member,) = (each for each in archive.namelist() if each.endswith(".dist-info/METADATA"))
+            names = archive.namelist()
+            (member,) = (each for each in names if each.endswith(".dist-info/METADATA") and each.count("/") == 1)
             metadata = Parser().parsestr(archive.read(member).decode())
     except (ValueError, zipfile.BadZipFile, OSError) as error:
         raise RefusedError(f"{path}: not a wheel ({error})") from None
@@ -77,6 +78,19 @@ def read_wheels(folder: Path) -> dict[str, Wheel]:
 def find_among(wheels: Mapping[str, Wheel]) -> Callable[[Requirement], Wheel | None]:
     """Return what finds the wheel of a required package, if it is there."""
     return lambda requirement: wheels.get(canonicalize_name(requirement.name))
+
+
+def read_versions(path: Path) -> dict[str, Version | None]:
+    """Read a list of packages, `name` or `name==version` a line, by name. Raises RefusedError for another line."""
+    found: dict[str, Version | None] = {}
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        name, _, version = line.partition("#")[0].strip().partition("==")
+        try:
+            if name:
+                found[canonicalize_name(Requirement(name).name)] = Version(version) if version else None
+        except (InvalidRequirement, InvalidVersion):
+            raise RefusedError(f"{path}:{number}: {line!r} is neither `name` nor `name==version`") from None
+    return found
 
 
 def installed_versions() -> dict[str, Version | None]:

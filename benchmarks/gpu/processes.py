@@ -66,6 +66,8 @@ def run_step(step: Step, limit: float, environment: Mapping[str, str], record: R
         if not _end(process, mark):
             outcome.status += "; it cannot be killed"
         reader.join(_DUMP_SECONDS)
+        if process.stdout and not reader.is_alive():
+            process.stdout.close()
         outcome.seconds = time.monotonic() - began
         record.end(outcome)
     return outcome

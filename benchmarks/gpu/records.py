@@ -50,6 +50,13 @@ class Record:
         self._results = (folder / "results.jsonl").open("wb", buffering=0)
         self._log = (folder / "log.txt").open("wb", buffering=0)
 
+    def __enter__(self) -> Record:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._results.close()
+        self._log.close()
+
     def note(self, text: str) -> None:
         """Write what is no step's own to the log and the summary."""
         self.notes.append(text)

@@ -13,26 +13,14 @@ from __future__ import annotations
 import os
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import (
-    ROOT,
-    Options,
-    answer,
-    ask_nvidia_smi,
-    attempt,
-    begun_training,
-    emit,
-    options,
-    synchronize,
-    write_arrays,
-)
+from common import ROOT, Options, attempt, begun_training, emit, options, write_arrays
+from devices import answer, ask_nvidia_smi, fixed, peak_mib, timed, used_mib
 
 from cnnrun import assemble, experiment
 from cnnrun.augment import Augment
@@ -41,13 +29,19 @@ from cnnrun.progress import Clock
 
 NETS = {"vgg-small": 28, "resnet50": 224, "resnet18": 32, "lenet": 28, "digit-scenes": 96}
 FACTOR = 0.05  # of the peak learning rate: pictures without meaning must not make it diverge
+WARM_UP = 6  # steps before anything is timed
 BATCHES = 4  # of the bare loop, and so many steps at least in a round
 _SMI = ("power.draw", "clocks.sm", "temperature.gpu", "memory.used")
 _RESNET50 = """
 task: classify
-data: {{source: {{arrays: {path}}}, image: {{size: {side}, channels: 3}}, augment: {{flip: horizontal}}, cache: disk}}
+data:
+  source: {{arrays: {path}}}
+  image: {{size: {side}, channels: 3}}
+  augment: {{flip: horizontal}}
+  cache: disk
+  cache_dir: {cache}
 model: resnet50
-train: {{batch: {batch}, optimizer: {{sgd: {{lr: 0.1, momentum: 0.9, nesterov: true}}}}, schedule: constant}}
+train: {{batch: 128, optimizer: {{sgd: {{lr: 0.1, momentum: 0.9, nesterov: true}}}}, schedule: constant}}
 """
 
 
@@ -56,9 +50,8 @@ def main() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which deterministic sums on CUDA need
     given = options(__doc__)
     data: dict[str, Any] = {}
-    nets = [name for name in NETS if name != "resnet50" or not given.is_small]
-    cases = [(name, precision, False) for name in nets for precision in ("float32", "bfloat16")]
-    compiled = ["lenet"] if given.is_small else nets
+    cases = [(name, precision, False) for name in NETS for precision in ("float32", "bfloat16")]
+    compiled = ["lenet"] if given.is_small else NETS
     cases += [(name, precision, True) for precision in ("bfloat16", "float32") for name in compiled]
     with tempfile.TemporaryDirectory(prefix="cnnrun-speed-") as folder:
         for name, precision, is_compiled in cases:
@@ -74,17 +67,18 @@ def main() -> None:
 
 def prepared(name: str, given: Options, folder: Path) -> tuple[experiment.Experiment, Any]:
     """Return a network's experiment on synthetic pictures, and its data, decoded."""
-    side, few = NETS[name], given.is_small
+    few = given.is_small
+    side = 64 if few and name == "resnet50" else NETS[name]
+    small = ["train.batch=8"] if few and name.startswith("resnet") else []
     if name == "digit-scenes":
         sizes = ["data.source={digit_scenes: {train: 64, held_out: 16}}"] if few else []
         tried = experiment.load(ROOT / "configs" / "digit-scenes.yaml", sizes)
     elif name == "resnet50":  # a little larger than the network sees: they are resized into cnnrun's own cache
-        path = write_arrays(folder / "resnet50.npz", 1024, side + 16, channels=3, classes=100)
-        text = _RESNET50.format(path=path, side=side, batch=128)
-        tried = experiment.parse(text, name, [f"data.cache_dir={folder / 'cache'}"])
+        path = write_arrays(folder / "resnet50.npz", 64 if few else 1024, side + 16, channels=3, classes=50)
+        tried = experiment.parse(_RESNET50.format(path=path, side=side, cache=folder / "cache"), name, small)
     else:
         path = write_arrays(folder / f"{name}.npz", 256 if few else 12_800, side)
-        overrides = [f"data.source={{arrays: {path}}}", f"data.image={{size: {side}, channels: 1}}"]
+        overrides = [f"data.source={{arrays: {path}}}", f"data.image={{size: {side}, channels: 1}}", *small]
         tried = experiment.load(ROOT / "benchmarks" / "nets" / f"{name}.yaml", overrides)
     return tried, assemble.dataset(tried)
 
@@ -95,15 +89,18 @@ def measure(tried: experiment.Experiment, data: Any, about: dict[str, Any], give
     tried = tried.model_copy(update={"train": tried.train.model_copy(update=learns)})
     is_fixed = bool(getattr(tried.train, "deterministic", False))
     found: dict[str, Any] = {"batch": tried.train.batch, "deterministic": is_fixed}
-    made = assemble.job(tried, data, None, None, given.device)
-    with begun_training(made) as training:
+    held = used_mib(given.device)
+    with begun_training(assemble.job(tried, data, None, None, given.device)) as training:
         sides = {"cnnrun": lambda count: own_steps(training, count)}
         if is_fixed and not about["compile"]:
             sides["free"] = sides["cnnrun"]
         with fixed(is_fixed):
-            found["mib"] = warm_up(sides["cnnrun"], given.device)
+            sides["cnnrun"](WARM_UP)
+        found["mib"] = peak_mib(given.device) - held
+        held = used_mib(given.device)
         sides["bare"] = bare_steps(assemble.job(tried, data, None, None, given.device))
-        found["bare_mib"] = warm_up(sides["bare"], given.device)
+        sides["bare"](WARM_UP)
+        found["bare_mib"] = peak_mib(given.device) - held
         speeds, waits = rounds(sides, training, is_fixed, given)
         found |= summed_up(speeds) | {"wait": statistics.median(waits), "n": len(waits)}
         with fixed(is_fixed):
@@ -144,29 +141,6 @@ def bare_steps(job: Any) -> Callable[[int], None]:
     return steps
 
 
-@contextmanager
-def fixed(is_fixed: bool) -> Iterator[None]:
-    """Sum in a fixed order, as `train.fit` does with `train.deterministic`."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(is_fixed, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-
-
-def warm_up(steps: Callable[[int], None], device: torch.device) -> float:
-    """Take the first steps; returns the MiB of the device that they took at most, beyond what was taken already."""
-    if device.type != "cuda":
-        steps(2)
-        return 0.0
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    steps(2 * BATCHES)
-    synchronize(device)
-    return round((torch.cuda.max_memory_allocated(device) - before) / 2**20, 1)
-
-
 def rounds(
     sides: dict[str, Callable[[int], None]], training: Any, is_fixed: bool, given: Options
 ) -> tuple[dict[str, list[float]], list[float]]:
@@ -182,15 +156,6 @@ def rounds(
             if name == "cnnrun":
                 waits.append(training.clock.data_wait_share)
     return speeds, waits
-
-
-def timed(steps: Callable[[int], None], count: int, device: torch.device) -> float:
-    """Return the seconds of some steps, to the end of what the device does for them."""
-    synchronize(device)
-    began = time.perf_counter()
-    steps(count)
-    synchronize(device)
-    return time.perf_counter() - began
 
 
 def steps_of_a_round(steps: Callable[[int], None], given: Options) -> int:

@@ -1,6 +1,6 @@
 """The tests that are marked `cuda`, each a result as it ends. Warnings are no errors here: versions are not ours.
 
-    python benchmarks/gpu/tests.py [pytest's arguments]
+python benchmarks/gpu/tests.py [pytest's arguments]
 """
 
 from __future__ import annotations
