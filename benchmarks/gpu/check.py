@@ -82,7 +82,10 @@ def parsed_options() -> argparse.Namespace:
     parser.add_argument("--rehearse", action="store_true", help="the same steps on a CPU, small")
     parser.add_argument("--only", nargs="+", choices=SHARES, metavar="STEP", help=f"of {', '.join(SHARES)}")
     options = parser.parse_args()
-    options.minutes = options.minutes or (10 if options.rehearse else 7)
+    if options.minutes is None:
+        options.minutes = 10.0 if options.rehearse else 7.0
+    if not 0 < options.minutes < 1000:
+        parser.error(f"--minutes {options.minutes:g}: give more than 0")
     return options
 
 
@@ -125,7 +128,7 @@ def step_environment(folder: Path, *, rehearse: bool) -> dict[str, str]:
     """Return the environment of the steps: this checkout first, caches of their own, and what a rehearsal is."""
     paths = [str(ROOT), str(folder / "site"), os.environ.get("PYTHONPATH", "")]
     own = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "XDG_CACHE_HOME": str(folder / "cache")}
-    own |= {"PYTHONDONTWRITEBYTECODE": "1", "CNNRUN_GPU_CHECK_DEVICE": "cpu" if rehearse else "cuda"}
+    own["CNNRUN_GPU_CHECK_DEVICE"] = "cpu" if rehearse else "cuda"
     small = {"CNNRUN_GPU_CHECK_SMALL": "1", "CNNRUN_CUDA_REHEARSAL": "1"} if rehearse else {}
     return {**os.environ, **own, **small}
 
@@ -145,7 +148,8 @@ def run_steps(steps: Sequence[Step], deadline: float, environment: dict[str, str
                 skip(step, why, record)
                 continue
             try:
-                run_step(step, left, environment, record)
+                done = run_step(step, left, environment, record)
+                print(f"{done.name}: {done.line}, {done.seconds:.0f} s", file=sys.stderr, flush=True)
             except StoppedError as error:
                 why = str(error)
     finally:

@@ -30,6 +30,7 @@ def used_mib(device: torch.device) -> float:
     """Return MiB of the device's memory that tensors hold now; from here on the peak is counted anew."""
     if device.type != "cuda":
         return 0.0
+    torch.cuda.init()  # without which the next line is refused for a device with a number
     torch.cuda.reset_peak_memory_stats(device)
     return torch.cuda.memory_allocated(device) / 2**20
 

@@ -8,6 +8,7 @@ The process is given less of the GPU than the batch takes; on a CPU a hook raise
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import tempfile
 from collections.abc import Iterator
@@ -72,6 +73,7 @@ def measured(tried: experiment.Experiment, device: torch.device) -> int:
 
 def release(device: torch.device) -> None:
     """Give back what is cached of the device's memory, and count the peak anew."""
+    gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
     forget_peak_memory(device)
@@ -117,17 +119,17 @@ def short_of_memory(job: Any, device: torch.device, batch: int) -> Iterator[None
             if len(inputs[0]) > batch // 4:
                 raise torch.OutOfMemoryError("CUDA out of memory (rehearsed)")
 
-        handle = job.network.register_forward_pre_hook(refuse)
-        yield
-        handle.remove()
+        with job.network.register_forward_pre_hook(refuse):
+            yield
         return
     peak, total = torch.cuda.max_memory_reserved(device), torch.cuda.get_device_properties(device).total_memory
+    gc.collect()
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(ENOUGH * peak / total, device)
+    torch.cuda.set_per_process_memory_fraction(ENOUGH * peak / total)
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def train(given: Options, folder: Path) -> None:
     result = commands.train(tried, folder / "runs", given.device, resume=False, enough=enough)
     keys = ("steps", "seconds", "images_per_second", "data_wait_share", "peak_memory_mib", "best")
     said = {("training_seconds" if key == "seconds" else key): result[key] for key in keys}
-    emit("time_to_accuracy", target=TARGET, reached=bool(reached), took=reached[0] if reached else "", **said)
+    emit("time_to_accuracy", target=TARGET, reached=bool(reached), took=reached[0] if reached else None, **said)
     found = commands.evaluate(Path(result["run"]), folder / "runs", given.device, "test")
     emit("test", samples=found["samples"], step=found["step"], accuracy=found["numbers"]["accuracy"])
 
