@@ -227,24 +227,29 @@ def test_skipped(): pytest.skip("no device")
 def broken(): raise OSError("no file")
 
 def test_broken(broken): pass
+
+def test_waits(): time.sleep(600)
+
+def test_last(): pass
 """
 
 
 def test_each_test_is_a_result_as_it_ends(tmp_path):
     (tmp_path / "test_suite.py").write_text(SUITE)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "pytest_results", "-p", "no:cacheprovider"]
-    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    environment = {**os.environ, "PYTHONPATH": str(HERE), "CNNRUN_GPU_CHECK_SECONDS": "3"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     tests = [each for each in lines if each["what"] == "test"]
-    assert [each["outcome"] for each in tests] == ["passed", "failed", "skipped", "failed in setup"]
-    assert [each.get("ok") for each in tests] == [None, False, None, False]
+    assert [each["outcome"] for each in tests] == ["passed", "failed", "skipped", "failed in setup", "failed", "passed"]
+    assert [each.get("ok") for each in tests] == [None, False, None, False, False, None]
+    assert "TimeoutError: test_suite.py::test_waits: not done after 1 s" in "\n".join(tests[4]["lines"])
     assert "assert [1] == [2]" in "\n".join(tests[1]["lines"])
     assert tests[2]["skipped"] == "Skipped: no device"
     assert [each["text"] for each in lines if each["what"] == "warning"] == ["old"]
     assert lines[-1]["what"] == "session"
     assert lines[-1]["warnings"] == {"DeprecationWarning": 2}
-    assert (lines[-1]["collected"], lines[-1]["failed"], lines[-1]["exit"]) == (4, 2, 1)
+    assert (lines[-1]["collected"], lines[-1]["failed"], lines[-1]["exit"]) == (6, 3, 1)
     assert "begun: test_suite.py::test_right" in done.stdout.splitlines()
 
 

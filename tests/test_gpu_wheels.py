@@ -154,7 +154,7 @@ def test_the_wheels_are_those_that_the_machine_lacks_and_pure_spares(gpu_wheels,
         return packages.read_wheel(path)
 
     listed = ["pydantic>=2", "torch>=2", "scipy>=1", "numpy>=1", "rich", "pytest>=8", "vl-convert-python>=1"]
-    pins = "pydantic==2.5\npydantic_core==2\ntyping-inspection==1\npytest==9\nscipy==1.5\n"
+    pins = "torch==2.14\npydantic==2.5\npydantic_core==2\ntyping-inspection==1\npytest==9\nscipy==1.5\n"
     (tmp_path / "constraints.txt").write_text(pins)
     monkeypatch.setattr(gpu_wheels, "ROOT", tmp_path)
     monkeypatch.setattr(gpu_wheels, "requirements", lambda path: list(map(Requirement, listed)))

@@ -23,6 +23,7 @@ from cnnrun import assemble, experiment, planning
 from cnnrun.device import forget_peak_memory
 from cnnrun.train import fit
 
+PRECISIONS = ("float32", "bfloat16")
 PLAN_SECONDS = 2.0  # of training that a plan measures, instead of its eight
 ENOUGH = 0.6  # of the memory that the large batch takes is all that there is
 _RESNET50 = """
@@ -34,27 +35,33 @@ train: {{epochs: 1, optimizer: {{sgd: {{lr: 0.001, momentum: 0.9}}}}, schedule: 
 
 
 def main() -> None:
-    """Measure, run out of memory, then plan."""
+    """Measure the middle batch, run out of memory, plan; then the other batches."""
     given = options(__doc__)
-    batches, side = ((4, 8), 64) if given.is_small else ((32, 128, 256), 224)
+    (middle, *others), side = ((8, 4), 64) if given.is_small else ((128, 32, 256), 224)
     with tempfile.TemporaryDirectory(prefix="cnnrun-memory-") as name:
         folder = Path(name)
-        path = write_arrays(folder / "pictures.npz", 3 * batches[-1], side, channels=3, classes=20)
+        path = write_arrays(folder / "pictures.npz", 3 * max(middle, *others), side, channels=3, classes=20)
         config = _RESNET50.format(path=path, side=side)
-        peaks: dict[str, int] = {}
-        for precision in ("float32", "bfloat16"):
-            for batch in batches:
-                with attempt("peak", seconds=given.seconds_left, precision=precision, batch=batch):
-                    tried = tried_of(config, precision, batch)
-                    peaks[f"{precision} {batch}"] = peak = measured(tried, given.device)
-                    emit("peak", net="resnet50", precision=precision, batch=batch, mib=peak)
+        peaks = {precision: peak_of(config, precision, middle, given) for precision in PRECISIONS}
         with attempt("out_of_memory", seconds=given.seconds_left):
             run_out(given, folder)
-        for precision in ("bfloat16", "float32"):
+        for precision in PRECISIONS:
             with attempt("plan", seconds=given.seconds_left, precision=precision):
-                planned = foretold(tried_of(config, precision, batches[1]), given.device, folder)
-                peak = peaks.get(f"{precision} {batches[1]}", 0)
-                emit("plan", precision=precision, batch=batches[1], planned_mib=planned, measured_mib=peak)
+                planned = foretold(tried_of(config, precision, middle), given.device, folder)
+                emit("plan", precision=precision, batch=middle, planned_mib=planned, measured_mib=peaks[precision])
+        for batch in others:
+            for precision in PRECISIONS:
+                peak_of(config, precision, batch, given)
+
+
+def peak_of(config: str, precision: str, batch: int, given: Options) -> int | None:
+    """Emit the peak of a short training in MiB, and return it."""
+    about = {"net": "resnet50", "precision": precision, "batch": batch}
+    with attempt("peak", seconds=given.seconds_left, **about):
+        peak = measured(tried_of(config, precision, batch), given.device)
+        emit("peak", **about, mib=peak)
+        return peak
+    return None
 
 
 def tried_of(config: str, precision: str, batch: int) -> experiment.Experiment:

@@ -1,17 +1,24 @@
-"""A pytest plugin that prints a line of JSON for each test as it ends. Loaded with `-p pytest_results`."""
+"""A pytest plugin that prints a line of JSON for each test as it ends. Loaded with `-p pytest_results`.
+
+A test that takes a third of the step's time is failed by a signal, so that one that waits for ever is not the last.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import os
+import signal
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 _LINES = 15
 _STDOUT = os.dup(1)  # made before pytest captures what tests print
+_SECONDS = float(os.environ.get("CNNRUN_GPU_CHECK_SECONDS", "inf")) / 3
 _counts: Counter[str] = Counter()
 
 
@@ -22,6 +29,22 @@ def _print(line: str) -> None:
 def pytest_runtest_logstart(nodeid: str) -> None:
     """Name the test that begins, so that one that hangs is known."""
     _print(f"begun: {nodeid}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Raise TimeoutError in a test that takes too long."""
+
+    def leave(number: int, frame: object) -> None:
+        raise TimeoutError(f"{item.nodeid}: not done after {_SECONDS:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, leave)
+    signal.setitimer(signal.ITIMER_REAL, _SECONDS if math.isfinite(_SECONDS) else 0)
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
