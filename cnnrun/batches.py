@@ -193,7 +193,7 @@ class TrainingBatches:
         targets = self._augment.follow(targets, pictures.shape, draws)
         sizes = [len(each.needed) for each in shares]
         at = _shifted([each.partner for each in shares], sizes)
-        widths, partners = self._widths(samples, at, sizes), at.to(self._device)
+        widths, partners = self._widths(samples, at, sizes), at.to(self._device, non_blocking=True)
         if self._augment.mosaic:
             pictures, targets = self._augment.combine(pictures, partners, targets, draws)
         if self._augment.mixes and self._blend:
@@ -202,8 +202,9 @@ class TrainingBatches:
             targets = self._blend(targets, {name: values[partner] for name, values in targets.items()}, part)
         if self._ranks.size > 1:  # what was needed for others' sake goes
             own = _shifted([each.own for each in shares], sizes)
-            pictures, samples = pictures[own.to(self._device)], samples[own]
-            targets = {name: values[own.to(self._device)] for name, values in targets.items()}
+            here = own.to(self._device, non_blocking=True)
+            pictures, samples = pictures[here], samples[own]
+            targets = {name: values[here] for name, values in targets.items()}
             sizes = [len(each.own) for each in shares]
         pieces = {name: values.split(sizes) for name, values in targets.items()}
         return {

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cnnrun.device import tensor_on
 from cnnrun.randomness import bits
 
 _GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma, as Pillow's "L"
@@ -22,7 +23,7 @@ def recoloured(
     The first three are factors, hue an angle in radians. The result is cut to 0..255.
     """
     channels = pictures.shape[1]
-    weight_C = torch.tensor(_GREY if channels == 3 else (1.0,), device=pictures.device)
+    weight_C = tensor_on(pictures.device, _GREY if channels == 3 else (1.0,))
     gain, stretch = brightness_B[:, None], contrast_B[:, None]
     # A sum, no matrix product: that gives other last bits to other numbers of rows.
     mean_grey = (pictures.mean((2, 3)) * weight_C).sum(1)[:, None] * gain
@@ -43,10 +44,10 @@ def _colour_matrices(saturation_B: Tensor, hue_B: Tensor, weight_C: Tensor) -> T
 
 def _hue(angle_B: Tensor) -> Tensor:
     """Rotations of the colour plane of YIQ, [B, 3, 3]."""
-    to_yiq = torch.tensor([[*_GREY], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]], device=angle_B.device)
+    to_yiq = tensor_on(angle_B.device, [[*_GREY], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
     cos, sin, zero, one = torch.cos(angle_B), torch.sin(angle_B), torch.zeros_like(angle_B), torch.ones_like(angle_B)
     turn = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], 1).view(-1, 3, 3)
-    turned: Tensor = torch.linalg.inv(to_yiq) @ turn @ to_yiq
+    turned: Tensor = torch.linalg.inv_ex(to_yiq)[0] @ turn @ to_yiq
     return turned
 
 

@@ -44,7 +44,14 @@ from cnnrun.prepare import fingerprint, refuse_bad_boxes, refuse_missing_files
 from cnnrun.progress import say
 from cnnrun.ranks import Ranks, joined
 from cnnrun.resampling import intervals
-from cnnrun.resuming import find_resumable, refuse_changed_data, same_weights, saved_in, unchanged
+from cnnrun.resuming import (
+    find_resumable,
+    refuse_changed_data,
+    refuse_unrepeatable,
+    same_weights,
+    saved_in,
+    unchanged,
+)
 from cnnrun.run_records import CHECKPOINTS, CONFIG, EXPORTS, read_result
 from cnnrun.taskspec import Level
 from cnnrun.train import fit
@@ -65,6 +72,8 @@ def train(
     the first makes the run folder and writes. To resume a run that is finished already trains nothing.
     """
     forget_peak_memory(device)
+    if strict:
+        refuse_unrepeatable(experiment, device)
     if torchrun.restarted() and not resume:
         say("torchrun started this again: going on as with --resume")
         resume = True

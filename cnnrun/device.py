@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import os
 import re
 import resource
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from cnnrun import torchrun
 from cnnrun.errors import ConfigError, ResourceError
@@ -21,7 +25,8 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 def choose(name: str) -> torch.device:
     """`auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:1`. Raises ConfigError or ResourceError.
 
-    Of the processes that torchrun starts on a host, each takes the GPU of its number there.
+    Of the processes that torchrun starts on a host, each takes the GPU of its number there. A GPU that is chosen is the
+    process's current one: streams, events and pinned memory that name no device belong to it.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -30,11 +35,28 @@ def choose(name: str) -> torch.device:
     kind, _, number = name.partition(":")
     if kind not in ("cpu", "cuda") or (number and not number.isdigit()) or (kind == "cpu" and number):
         raise ConfigError(f"--device {name}: use auto, cpu, cuda or cuda:N")
+    if kind == "cpu":
+        return torch.device(name)
     count = torch.cuda.device_count()
-    if kind == "cuda" and int(number or 0) >= count:
-        fix = "start no more processes than it has" if several and count else "use --device cpu"
-        raise ResourceError(f"--device {name}: this machine has {count} CUDA device(s); {fix}")
+    if int(number or 0) >= count:
+        raise ResourceError(f"--device {name}: {_why_missing(count, several)}")
+    # What cuBLAS needs for deterministic kernels; it is read when the first of them runs.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.cuda.set_device(int(number or 0))
     return torch.device(name)
+
+
+def _why_missing(count: int, several: bool) -> str:
+    """Why there is no such GPU, and what to do."""
+    if torch.version.cuda is None and torch.version.hip is None:
+        return "this PyTorch was built without CUDA; install one with it, or use --device cpu"
+    fix = "start no more processes than it has" if several and count else "use --device cpu"
+    return f"this machine has {count} CUDA device(s); {fix}"
+
+
+def tensor_on(device: torch.device, values: Sequence[Any], dtype: torch.dtype | None = None) -> Tensor:
+    """`torch.tensor(values)` on a device. Unlike with `device=`, the host does not wait until a GPU has got there."""
+    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
 
 # What libraries say when memory runs out, where the type of their error does not: PyTorch's allocators (Linux, Windows,
@@ -57,6 +79,19 @@ def out_of_memory(error: BaseException) -> bool:
         return False
     text = str(error).lower()
     return any(words in text for words in _OUT_OF_MEMORY)
+
+
+# What CUDA says where the GPU or its driver fails, and no program can help it.
+_BROKEN = (
+    *("uncorrectable ecc", "hardware stack error", "unspecified launch failure", "unknown error", "has fallen off"),
+    *("no kernel image is available", "driver version is insufficient", "driver on your system is too old"),
+    *("busy or unavailable", "system not yet initialized", "found no nvidia driver"),
+)
+
+
+def is_gpu_broken(error: BaseException) -> bool:
+    """Return whether an error is the GPU's or its driver's, by what it says."""
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _BROKEN)
 
 
 def forget_peak_memory(device: torch.device) -> None:

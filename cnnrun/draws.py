@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from cnnrun.device import tensor_on
 from cnnrun.randomness import uniform
 
 # A draw's slot is its place here for ever: a new operation is added at the end, so that old runs repeat.
@@ -26,7 +27,7 @@ class Draws:
 
     def __init__(self, seed: int, epoch: int, index_B: Tensor, slots: Sequence[str] = SLOTS) -> None:
         self.seed, self.epoch, self.index_B = seed, epoch, index_B
-        numbers = torch.tensor([SLOTS.index(slot) for slot in slots], dtype=torch.int64, device=index_B.device)
+        numbers = tensor_on(index_B.device, [SLOTS.index(slot) for slot in slots], torch.int64)
         self._values = dict(zip(slots, uniform(seed, epoch, index_B, numbers).unbind(1), strict=True))
 
     def __getitem__(self, slot: str) -> Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from cnnrun import torchrun
-from cnnrun.errors import Interrupted, Lost, UserError, printable, shortened
+from cnnrun.errors import Interrupted, Lost, UserError, first_line, printable, shortened
 
 _BUG = "this is a bug of cnnrun: please report it with these lines"
 
@@ -20,10 +20,15 @@ _BUG = "this is a bug of cnnrun: please report it with these lines"
 def of_a_bug(error: Exception) -> tuple[Sequence[str], int]:
     """The lines and the exit code of an error that is not the user's."""
     if isinstance(error, RuntimeError | MemoryError | OSError):
-        from cnnrun.device import out_of_memory
+        from cnnrun.device import is_gpu_broken, out_of_memory
 
         if out_of_memory(error):
             return ["out of memory; train.accumulate: 2 (or more) or a smaller batch needs less"], 6
+        if is_gpu_broken(error):
+            line = (
+                f"the GPU or its driver failed ({first_line(error)}); `nvidia-smi` says more, --device cpu needs none"
+            )
+            return [line], 6
     return [*"".join(traceback.format_exception(error)).splitlines(), _BUG], 1
 
 

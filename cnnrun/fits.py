@@ -7,6 +7,7 @@ its neighbour across the turn.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from cnnrun.contracts import Number
+from cnnrun.device import tensor_on
 from cnnrun.spec import Kind
 from cnnrun.taskspec import Criterion
 
@@ -126,7 +128,8 @@ class Quantiled(Numbers):
 
 def rising(raw_BLQ: Tensor) -> Tensor:
     """Numbers none of which is below the one before, so that quantiles do not cross."""
-    return torch.cat([raw_BLQ[:, :, :1], F.softplus(raw_BLQ[:, :, 1:])], 2).cumsum(2)
+    rises = [raw_BLQ[:, :, 0], *F.softplus(raw_BLQ[:, :, 1:]).unbind(2)]
+    return torch.stack(list(itertools.accumulate(rises)), 2)  # cumsum is not deterministic on a GPU
 
 
 class FitSpec(Kind):
@@ -215,7 +218,7 @@ class Quantile(FitSpec):
 
     def plain(self, raw_BLk: Tensor, truth_BL: Tensor) -> Tensor:
         off = truth_BL[:, :, None] - rising(raw_BLk)
-        part = torch.tensor(self.quantiles, dtype=off.dtype, device=off.device)
+        part = tensor_on(off.device, self.quantiles, off.dtype)
         return torch.maximum(part * off, (part - 1) * off).mean(2)
 
     def decoder(self, units: Units, temperature: float) -> Numbers:

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cnnrun.device import tensor_on
+
 
 def affine(turn_B: Tensor, slant_B: Tensor, size_B: Tensor, mirror_B2: Tensor, shift_B2: Tensor) -> Tensor:
     """[B, 2, 3]: mirrored, slanted by `slant` (a tangent), enlarged by 1 / `size`, turned by `turn` radians, shifted.
@@ -31,7 +33,7 @@ def affine(turn_B: Tensor, slant_B: Tensor, size_B: Tensor, mirror_B2: Tensor, s
 def cropped(matrix_B23: Tensor, box_B4: Tensor, shape: Sequence[int]) -> Tensor:
     """The matrices after which only `box_B4` (x1, y1, x2, y2 in pixels of the input) is seen, at the full size."""
     height, width = shape[2:]
-    full = torch.tensor([width, height], dtype=box_B4.dtype, device=box_B4.device)
+    full = tensor_on(box_B4.device, [width, height], box_B4.dtype)
     part = (box_B4[:, 2:] - box_B4[:, :2]) / full
     middle = (box_B4[:, :2] + box_B4[:, 2:] - full) / 2
     # An output pixel lies at part * itself + middle of the cropped picture, and from there goes the matrix's way.
@@ -42,7 +44,7 @@ def cropped(matrix_B23: Tensor, box_B4: Tensor, shape: Sequence[int]) -> Tensor:
 def warp(pictures_BCHW: Tensor, matrix_B23: Tensor) -> Tensor:
     """Pictures sampled bilinearly where the matrices say; black outside."""
     height, width = pictures_BCHW.shape[2:]
-    half = torch.tensor([width / 2, height / 2], device=pictures_BCHW.device)
+    half = tensor_on(pictures_BCHW.device, [width / 2, height / 2])
     # grid_sample counts from -1 to 1 over the picture, the matrices in pixels from its middle.
     linear = matrix_B23[:, :, :2] * half[None, None, :] / half[None, :, None]
     theta = torch.cat([linear, matrix_B23[:, :, 2:] / half[None, :, None]], 2)
@@ -52,9 +54,10 @@ def warp(pictures_BCHW: Tensor, matrix_B23: Tensor) -> Tensor:
 
 def move_points(points_BN2: Tensor, matrix_B23: Tensor, shape: Sequence[int]) -> Tensor:
     """Where points (x, y in pixels) of the pictures [B, C, H, W] are once the pictures are warped."""
-    middle = torch.tensor([shape[3] / 2, shape[2] / 2], dtype=points_BN2.dtype, device=points_BN2.device)
+    middle = tensor_on(points_BN2.device, [shape[3] / 2, shape[2] / 2], points_BN2.dtype)
     there = points_BN2 - middle - matrix_B23[:, None, :, 2]
-    moved: Tensor = torch.linalg.solve(matrix_B23[:, :, :2], there.mT).mT + middle
+    # Without the check that `solve` makes, for which the host would wait: an affine matrix of ours has an inverse.
+    moved: Tensor = torch.linalg.solve_ex(matrix_B23[:, :, :2], there.mT).result.mT + middle
     return moved
 
 
@@ -64,7 +67,7 @@ def move_boxes(boxes_BN4: Tensor, matrix_B23: Tensor, shape: Sequence[int]) -> T
     corners = torch.stack([torch.stack(pair, 2) for pair in ((x1, y1), (x2, y1), (x2, y2), (x1, y2))], 2)
     moved = move_points(corners.flatten(1, 2), matrix_B23, shape).view_as(corners)
     low, high = moved.amin(2), moved.amax(2)
-    edge = torch.tensor([shape[3], shape[2]], dtype=moved.dtype, device=moved.device)
+    edge = tensor_on(moved.device, [shape[3], shape[2]], moved.dtype)
     return torch.cat([low.clamp(min=0).minimum(edge), high.clamp(min=0).minimum(edge)], 2)
 
 
@@ -84,7 +87,7 @@ def follow(targets: dict[str, Tensor], matrix_B23: Tensor, shape: Sequence[int],
     """
     moved = move_boxes(targets["boxes"], matrix_B23, shape)
     # What the box would be without the picture's edges: that of the turned box's sides, from its own.
-    stretch = matrix_B23[:, :, :2].inverse().abs()
+    stretch = torch.linalg.inv_ex(matrix_B23[:, :, :2]).inverse.abs()
     whole = ((targets["boxes"][..., 2:] - targets["boxes"][..., :2]) @ stretch.mT).prod(2)
     return still_there(targets, moved, whole, least)
 

@@ -21,6 +21,7 @@ from cnnrun.augment import Augment
 from cnnrun.batches import TrainingBatches, default_prefetch, in_order
 from cnnrun.contracts import Facts
 from cnnrun.dataset import Dataset, Examples
+from cnnrun.determinism import use_deterministic_layers
 from cnnrun.errors import ConfigError, DataError
 from cnnrun.evaluate import evaluate
 from cnnrun.frozen import cut, feature_bytes, features, held, hold
@@ -74,6 +75,9 @@ not suffice."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     compile: bool = False
     """Compile the network with torch.compile."""
+    deterministic: bool = True
+    """On a GPU: kernels that give the same bits each time. Without, a training may be faster, and neither repeats nor \
+resumes to the bit. On a CPU it does either way."""
     sync_batch_norm: bool = False
     """Of several ranks: batch norm over the pictures of all of them, not of each on its own."""
     keep: int = Field(2, ge=1)
@@ -193,6 +197,8 @@ class Learner:
     def __init__(self, job: Job) -> None:
         spec, device = job.spec, job.device
         self.network = job.network.to(device).to(memory_format=torch.channels_last)
+        if device.type == "cuda" and spec.deterministic:
+            use_deterministic_layers(self.network)
         if job.ranks.size > 1 and spec.sync_batch_norm:
             synchronized(self.network, job.ranks, device)
         torch.manual_seed(key(job.seed, _CRITERION))  # its own weights, such as the centres of classes

@@ -24,6 +24,8 @@ from cnnrun.learner import Job, Learner
 # so that it never waits.
 _LAG = {"cpu": 0, "cuda": 1}
 _WHAT = ("the loss", "a gradient", "a weight or statistic")
+# Of a network whose weights were changed by the step before its numbers were looked at.
+_UNKNOWN = "not known on a GPU, whose weights the step has changed; --resume --device cpu would name the layer"
 
 
 @dataclass
@@ -85,16 +87,20 @@ class Losses:
             values = numbers()
             for what, value in zip(_WHAT, values, strict=True):
                 if not math.isfinite(value):
-                    raise NonFiniteError(*self._diagnosis(step, f"{what} became {value}", values[0], learner))
+                    raise NonFiniteError(*self._diagnosis(step, f"{what} became {value}", values, learner))
             self._state.loss_sum += values[0]
             self._state.loss_count += 1
             self.last = values[0]
 
-    def _diagnosis(self, step: int, what: str, loss: float, learner: Learner) -> list[str]:
+    def _diagnosis(self, step: int, what: str, values: list[float], learner: Learner) -> list[str]:
         examples = self._job.dataset.splits["train"]
         batch = self._batches.at(step)
         bad = [printable(examples.name(int(i))) for i in batch.index_B[~_finite_rows(batch.pictures)]]
-        place, found = first_nonfinite(learner, batch, bad, math.isfinite(loss))
+        spread = self._lag > 0 and not all(map(math.isfinite, values[:2]))  # by the step's update, to every weight
+        if spread and not bad:
+            place, found = 4, _UNKNOWN
+        else:
+            place, found = first_nonfinite(learner, batch, bad, math.isfinite(values[0]))
         told = torch.tensor(list(json.dumps([place, self._job.ranks.rank, found]).encode()), dtype=torch.uint8)
         told_by_all = [json.loads(bytes(each["told"].tolist())) for each in self._job.ranks.gather({"told": told})]
         return self._lines(step, what, min(told_by_all)[2])

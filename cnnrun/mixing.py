@@ -26,7 +26,7 @@ def _beta_quantiles(alpha: float) -> Tensor:
 
 def beta(alpha: float, uniform_B: Tensor) -> Tensor:
     """Beta(alpha, alpha) variables out of uniform ones, to 1 in 4096."""
-    return _beta_quantiles(alpha).to(uniform_B.device)[(uniform_B * _LEVELS).long()]
+    return _beta_quantiles(alpha).to(uniform_B.device, non_blocking=True)[(uniform_B * _LEVELS).long()]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ tensors and JSON, never a pickle.
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -69,7 +70,8 @@ class Group(Ranks):
 
     def wait(self, *, patiently: bool = False) -> None:
         with self._losing():
-            dist.barrier(self._patient if patiently else None)
+            # Of numbers on the host, which no GPU has a part in.
+            dist.all_reduce(torch.zeros(1), group=self._patient if patiently else None)
 
     def agree(self, numbers: Sequence[int]) -> list[int]:
         shared = torch.tensor(numbers, dtype=torch.int64)
@@ -150,11 +152,9 @@ def joined(device: torch.device, timeout: float) -> Iterator[Ranks]:
     if torchrun.size() == 1:
         yield Ranks()
         return
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     try:
         store, rank, size = _meeting(timedelta(seconds=timeout))
+        backend = "cpu:gloo,cuda:nccl" if _has_a_gpu_each(store, rank, size, device) else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
         ranks = Group(timeout)
     except (RuntimeError, ValueError) as error:
@@ -174,6 +174,13 @@ def _meeting(timeout: timedelta) -> tuple[Any, int, int]:
     if torchrun.one_host():
         store = dist.PrefixStore(f"attempt-{torchrun.attempt()}", store)  # type: ignore[attr-defined]
     return store, rank, size
+
+
+def _has_a_gpu_each(store: Any, rank: int, size: int, device: torch.device) -> bool:
+    """Whether every rank has a GPU of its own, as NCCL wants it; ranks that share one talk by gloo."""
+    store.set(f"device-{rank}", f"{socket.gethostname()} {device}")
+    devices = {store.get(f"device-{other}") for other in range(size)}
+    return device.type == "cuda" and len(devices) == size
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

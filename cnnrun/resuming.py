@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cnnrun import checkpoint, runs
 from cnnrun.atomic_files import Folder, json_bytes, storage_errors
 from cnnrun.bounded_files import open_gzip
@@ -86,6 +88,13 @@ def refuse_changed_data(run: Path, fingerprint: str) -> None:
     before = read_facts(run)
     if before is not None and before.fingerprint != fingerprint:
         raise CheckpointError(f"{run} is finished, but the data changed since; train anew without --resume")
+
+
+def refuse_unrepeatable(experiment: Experiment, device: torch.device) -> None:
+    """Raises CheckpointError where a resumed training could differ from an uninterrupted one on any machine."""
+    if device.type == "cuda" and not experiment.train.deterministic:
+        line = "--strict-resume: train.deterministic is false, so nothing repeats to the bit on a GPU"
+        raise CheckpointError(f"{line}; --resume would go on all the same")
 
 
 def unchanged(run: Folder, environment: Environment, strict: bool) -> None:

@@ -152,10 +152,21 @@ def environment(device: torch.device, ranks: int = 1) -> Environment:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "device": str(device),
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        **_of_device(device),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "ranks": ranks,
+    }
+
+
+def _of_device(device: torch.device) -> Environment:
+    if device.type != "cuda":
+        return {"device_name": "cpu"}
+    return {
+        "device_name": torch.cuda.get_device_name(device),
+        "cuda": torch.version.cuda or "none",
+        "cudnn": torch.backends.cudnn.version() or 0,
+        "tf32": f"cudnn {torch.backends.cudnn.allow_tf32}, matmul {torch.backends.cuda.matmul.allow_tf32}",
     }
 
 

@@ -12,6 +12,7 @@ from cnnrun import checkpoint, weights
 from cnnrun.atomic_files import Folder, json_bytes, storage_errors
 from cnnrun.batch import Batch
 from cnnrun.batches import TrainingBatches
+from cnnrun.determinism import deterministic_kernels
 from cnnrun.device import out_of_memory, peak_memory_mib
 from cnnrun.errors import (
     CheckpointError,
@@ -39,8 +40,13 @@ DRAWN = 6  # pictures of val that are shown with what is found in them
 
 def fit(job: Job, saved: checkpoint.Checkpoint | None = None) -> dict[str, Any]:
     """Train to the end, from `saved` where given; returns what result.json says. Raises Interrupted, NonFiniteError."""
+    check(job.spec, len(job.dataset.splits["train"]), job.network, job.ranks.size, job.task.together())
+    with deterministic_kernels(job.device, job.spec.deterministic):
+        return _train(job, saved)
+
+
+def _train(job: Job, saved: checkpoint.Checkpoint | None) -> dict[str, Any]:
     spec, ranks = job.spec, job.ranks
-    check(spec, len(job.dataset.splits["train"]), job.network, ranks.size, job.task.together())
     learner = Learner(job)
     folder = _checkpoints(job)
     state = _restored(learner, saved, job, folder) if saved else State(accumulate=spec.accumulate)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image as Pil
+from pretended_gpu import pretended_gpu
 
 from cnnrun import cli
 
@@ -79,6 +81,29 @@ def of_each_task(tmp_path_factory) -> dict[str, Path]:
     from explained import one_of_each
 
     return one_of_each(tmp_path_factory.mktemp("tasks"))
+
+
+REHEARSAL = "CNNRUN_CUDA_REHEARSAL"
+
+
+@pytest.fixture
+def gpu() -> Iterator[torch.device]:
+    """A GPU; with CNNRUN_CUDA_REHEARSAL=1, where there is none, one that is pretended."""
+    if torch.cuda.is_available():
+        yield torch.device("cuda")
+    elif os.environ.get(REHEARSAL) == "1":
+        with pretended_gpu() as device:
+            yield device
+    else:
+        pytest.skip(f"needs a CUDA device; {REHEARSAL}=1 rehearses it on a pretended one")
+
+
+@pytest.fixture
+def real_gpu() -> torch.device:
+    """A GPU that is there."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, and cannot be rehearsed without one")
+    return torch.device("cuda")
 
 
 def save_picture(path: Path, seed: int = 0, size: tuple[int, int] = (12, 10), mode: str = "RGB") -> Path:

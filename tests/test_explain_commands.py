@@ -412,18 +412,3 @@ def test_an_explain_that_is_a_file_costs_tensorboard_alone(run, run_cli, tmp_pat
     code, _, err = run_cli("explain", "filters", other)
     assert code == 3
     assert (other / "explain").read_text() == "mine"
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("command", COMMANDS)
-def test_on_cuda_a_command_does_the_same(command, run, run_cli, tmp_path):
-    def numbers(found: object) -> list[float]:
-        if isinstance(found, dict):
-            return [value for key in sorted(found) for value in numbers(found[key])]
-        if isinstance(found, list):
-            return [value for each in found for value in numbers(each)]
-        return [found] if isinstance(found, float) else []
-
-    both = [json.loads(run_cli("explain", command, run, "--device", name, "--json")[1]) for name in ("cpu", "cuda")]
-    assert numbers(both[0]) == pytest.approx(numbers(both[1]), abs=5e-3)

@@ -332,17 +332,6 @@ def test_a_real_signal_to_a_real_process(tmp_path, number, code):
     assert f"stopped at step {saved.state['training']['step']} " in err
 
 
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-def test_training_and_resuming_on_cuda(tmp_path, monkeypatch, precision):
-    device = torch.device("cuda")
-    with stopped_at(9):
-        commands.train(tried(*RICH, f"train.precision={precision}"), tmp_path, device, resume=True)
-    result = commands.train(tried(*RICH, f"train.precision={precision}"), tmp_path, device, resume=True)
-    assert result["steps"] == 34
-
-
 def interrupted(root: Path, monkeypatch, step: int, *overrides: str) -> Path:
     with stopped_at(step):
         commands.train(tried(*overrides), root, CPU, resume=True)

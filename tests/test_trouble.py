@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY, save_picture
+from poison import PLACES, poison_weight
 from several import forked, outcome
 
 from cnnrun import checkpoint, commands, experiment, pictures, train
 from cnnrun import step as step_of_learning
-from cnnrun.batches import TrainingBatches
 from cnnrun.decoding import Stuck, Threads
 from cnnrun.errors import DataError, NonFiniteError, ResourceError
 from cnnrun.tasks.classify import CrossEntropy
@@ -26,81 +26,6 @@ BAD = [float("nan"), float("inf")]
 
 def tried(*overrides: str) -> experiment.Experiment:
     return experiment.parse(TINY, "tiny.yaml", ["name=tiny", *overrides])
-
-
-def poison_input(monkeypatch, at: int, value: float) -> None:
-    real = TrainingBatches.at
-
-    def poisoned(self, step):
-        batch = real(self, step)
-        if step == at:
-            batch.pictures[7, 0, 3, 3] = value
-            self._ready[step] = batch  # as it would be found again
-        return batch
-
-    monkeypatch.setattr(TrainingBatches, "at", poisoned)
-
-
-def poison_loss(monkeypatch, at: int, value: float) -> None:
-    real, calls = CrossEntropy.forward, []
-
-    def poisoned(self, outputs, targets):
-        losses = real(self, outputs, targets)
-        if torch.is_grad_enabled():
-            calls.append(1)
-        return {name: loss * (value if len(calls) == at + 1 else 1) for name, loss in losses.items()}
-
-    monkeypatch.setattr(CrossEntropy, "forward", poisoned)
-
-
-def after_backward(monkeypatch, at: int, spoil) -> None:
-    real = step_of_learning.backward
-
-    def poisoned(learner, job, batch, step):
-        loss = real(learner, job, batch, step)
-        if step == at:
-            with torch.no_grad():
-                spoil(learner)
-        return loss
-
-    monkeypatch.setattr(train, "backward", poisoned)
-
-
-def poison_gradient(monkeypatch, at: int, value: float) -> None:
-    def spoil(learner):
-        learner.network.get_parameter("layers.linear1.linear.bias").grad[2] = value
-
-    after_backward(monkeypatch, at, spoil)
-
-
-def poison_weight(monkeypatch, at: int, value: float) -> None:
-    real = step_of_learning.update
-
-    def poisoned(learner, job, step, factor):
-        real(learner, job, step, factor)
-        if step == at - 1:
-            with torch.no_grad():
-                learner.network.get_parameter("layers.linear1.linear.weight")[0, 0] = value
-
-    monkeypatch.setattr(train, "update", poisoned)
-
-
-def poison_statistic(monkeypatch, at: int, value: float) -> None:
-    after_backward(monkeypatch, at, lambda learner: learner.network.layers.conv1.norm.running_var.fill_(value))
-
-
-def poison_average(monkeypatch, at: int, value: float) -> None:
-    after_backward(monkeypatch, at, lambda learner: learner.ema.average["head.weight"].fill_(value))
-
-
-PLACES = {
-    "input": (poison_input, "the picture digits["),
-    "loss": (poison_loss, "none (the loss itself)"),
-    "gradient": (poison_gradient, "the gradient of layers.linear1.linear.bias"),
-    "weight": (poison_weight, "model layers.linear1.linear.weight"),  # found when it is to be saved
-    "statistic": (poison_statistic, "layers.conv1.norm (its running_var)"),
-    "average": (poison_average, "head.weight (ema)"),
-}
 
 
 @pytest.mark.parametrize("value", BAD)

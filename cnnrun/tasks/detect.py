@@ -23,6 +23,7 @@ from cnnrun.average_precision import (
     per_class,
     undefined,
 )
+from cnnrun.box_losses import BoxLoss, box_loss
 from cnnrun.boxes import Mark, areas, overlaps
 from cnnrun.contracts import CannotPass, Facts, Shape, need_picture
 from cnnrun.dense import PLACE, DenseHead, Detections, stride_of
@@ -30,7 +31,6 @@ from cnnrun.labelling import listed
 from cnnrun.plots import Plot, Series
 from cnnrun.taskspec import Better, Criterion, Level, Measured, Results, Said, TaskSpec, View
 
-BoxLoss = Literal["ciou", "diou", "giou"]
 Score = Annotated[float, Field(ge=0, lt=1)]
 _CANDIDATES = 6  # boxes that suppression chooses from, for each that can be left
 _MOST_CURVES, _CURVES = 30, 10  # classes that have a curve each in a figure; of more, those that have
@@ -67,7 +67,7 @@ class DetectionLoss(Criterion):
         owners = objects.boxes_BM4.gather(1, found.object_BA[:, :, None].expand(-1, -1, 4))
         # A cell without an object is compared with itself: no loss, and no division by a box of no area.
         owners = torch.where(found.taken_BA[:, :, None], owners, boxes_BA4.detach())
-        apart = _box_loss(self.task.box_loss)(boxes_BA4, owners) * found.quality_BA * found.taken_BA
+        apart = box_loss(self.task.box_loss, boxes_BA4, owners) * found.quality_BA * found.taken_BA
         each = 1 / (self.per_picture * len(outputs_BAF))
         return {"score": scores.sum() * each, "box": apart.sum() * (self.task.box_weight * each)}
 
@@ -80,13 +80,6 @@ class DetectionLoss(Criterion):
 
 def _of_owner(values_BM: Tensor, found: Assigned) -> Tensor:
     return values_BM.gather(1, found.object_BA)
-
-
-def _box_loss(kind: BoxLoss) -> Any:
-    from torchvision import ops
-
-    name = {"ciou": "complete", "diou": "distance", "giou": "generalized"}[kind]
-    return getattr(ops, f"{name}_box_iou_loss")
 
 
 class DetectMeter:

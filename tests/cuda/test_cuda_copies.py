@@ -1,0 +1,47 @@
+"""Batches on their way to a GPU: what arrives is what was read, however late the copies are made."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import pytest
+import torch
+from conftest import TINY
+
+from cnnrun import assemble, experiment
+
+pytestmark = pytest.mark.cuda
+CPU = torch.device("cpu")
+_LONG = 50_000_000  # clock cycles that the GPU is kept busy: some hundredths of a second
+
+
+def batches(device: torch.device, *overrides: str) -> list[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+    """The pictures and targets of an epoch's batches, each asked for while the GPU is still busy."""
+    made = experiment.parse(TINY, "tiny.yaml", ["name=tiny", *overrides])
+    job = assemble.job(made, assemble.dataset(made), None, None, device)
+    found = []
+    with closing(job.batches(job.dataset.splits["train"], 1)) as of_job:
+        for step in range(of_job.steps_per_epoch):
+            if device.type == "cuda":
+                torch.cuda._sleep(_LONG)
+            found.append(of_job.at(step))
+    return [(each.pictures.cpu(), {name: value.cpu() for name, value in each.targets.items()}) for each in found]
+
+
+@pytest.mark.parametrize("prefetch", [0, 4])
+@pytest.mark.parametrize("augment", ["{}", "{flip: horizontal, shift: 0.2}", "{mixup: 0.4}"])
+def test_no_batch_is_overwritten_while_it_is_copied(gpu, prefetch, augment):
+    overrides = [f"data.prefetch={prefetch}", f"data.augment={augment}", "train.batch=16"]
+    expected, found = batches(CPU, *overrides), batches(gpu, *overrides)
+    assert len(expected) == len(found)
+    for (pictures, targets), (copied, others) in zip(expected, found, strict=True):
+        assert torch.allclose(pictures.float(), copied.float(), atol=1e-4 if "mixup" in augment else 0)
+        assert targets.keys() == others.keys()
+        assert all(torch.allclose(targets[name].float(), others[name].float()) for name in targets)
+
+
+def test_what_is_read_for_a_gpu_lies_where_it_can_be_copied_from_without_waiting(real_gpu):
+    made = experiment.parse(TINY, "tiny.yaml", ["name=tiny", "data.prefetch=2"])
+    job = assemble.job(made, assemble.dataset(made), None, None, real_gpu)
+    with closing(job.batches(job.dataset.splits["train"], 1)) as of_job:
+        assert of_job._read(torch.arange(8)).is_pinned()

@@ -1,0 +1,82 @@
+"""Too little memory on a GPU: in the network, in augmentation, while val is measured; and how much was needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+
+from cnnrun import commands, experiment
+from cnnrun.augment import Augment
+from cnnrun.run_records import read_result
+from cnnrun.tasks.classify import ClassifyMeter
+
+pytestmark = pytest.mark.cuda
+WIDE = "model=[{conv: {out_channels: 512, norm: batch}}, {conv: {out_channels: 512, norm: batch}}, global_avg_pool]"
+
+
+def tiny(*overrides: str) -> experiment.Experiment:
+    return experiment.parse(TINY, "tiny.yaml", ["name=tiny", "train.epochs=1", *overrides])
+
+
+@pytest.fixture
+def little_memory(gpu):
+    """Room for so many MiB more than is taken now; a pretended GPU has room for no tensor larger than a tenth of it."""
+
+    def allow(mib: int) -> None:
+        torch.cuda.empty_cache()
+        free = torch.cuda.mem_get_info()[1]
+        taken = torch.cuda.memory_allocated()
+        real = torch.cuda.get_device_name() != "a pretended GPU"
+        torch.cuda.set_per_process_memory_fraction((taken + (mib if real else mib / 10) * 2**20) / free)
+
+    yield allow
+    torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def test_a_batch_that_does_not_fit_goes_on_in_micro_batches(little_memory, gpu, tmp_path, capfd):
+    little_memory(400)
+    result = commands.train(tiny(WIDE, "train.batch=1024"), tmp_path, gpu, resume=False)
+    err = capfd.readouterr().err
+    assert "memory ran out at step 0: from here on in 2 micro-batches, the batch as it is" in err
+    assert result["steps"] == 1
+    assert read_result(Path(result["run"]))["peak_memory_mib"] > 0
+
+
+def ran_out_once(monkeypatch, owner: type, name: str) -> None:
+    """The first call of a method does not find the memory that it needs."""
+    real, calls = getattr(owner, name), []
+
+    def call(self, *arguments):
+        calls.append(name)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(self, *arguments)
+
+    monkeypatch.setattr(owner, name, call)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "when"),
+    [(Augment, "apply", "at step 0"), (ClassifyMeter, "update", "while evaluating after step 17")],
+)
+def test_memory_that_runs_out_elsewhere_ends_nothing(gpu, tmp_path, monkeypatch, capfd, owner, name, when):
+    ran_out_once(monkeypatch, owner, name)
+    result = commands.train(tiny("data.augment={shift: 0.2}"), tmp_path, gpu, resume=False)
+    assert f"memory ran out {when}: from here on in 2 micro-batches" in capfd.readouterr().err
+    assert result["steps"] == 17
+
+
+def test_memory_that_runs_out_in_the_optimizer_ends_the_run_in_one_line(gpu, tmp_path, monkeypatch, run_cli, tiny):
+    from cnnrun import train
+
+    def short(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(train, "update", short)
+    code, _, err = run_cli("train", tiny, "--device", "cuda", "--runs", tmp_path / "runs")
+    assert code == 6
+    assert "memory ran out in the optimizer's step 0: CUDA out of memory" in err
+    assert "Traceback" not in err

@@ -1,0 +1,274 @@
+"""Training on a GPU: repeated, resumed, in every precision, of every task; what makes the host wait; layers."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from pathlib import Path
+
+import killing
+import pytest
+import torch
+from conftest import TINY
+from layers.test_leaves import KINDS as LEAVES
+from layers.test_leaves import random_inputs
+from poison import PLACES
+from resumed import digest, stopped_at
+from torch import nn
+
+from cnnrun import assemble, checkpoint, commands, experiment, train
+from cnnrun.determinism import deterministic_kernels, use_deterministic_layers
+from cnnrun.errors import CheckpointError, ConfigError, NonFiniteError
+from cnnrun.learner import Job, Learner
+from cnnrun.losses import Losses, State
+from cnnrun.step import backward, health, update
+from cnnrun.tasks.classify import CrossEntropy
+
+pytestmark = pytest.mark.cuda
+CPU = torch.device("cpu")
+RICH = ["train.ema={decay: 0.9}", "data.augment={shift: 0.2, rotate: 8, mixup: 0.2}", "train.clip=1.0"]
+EVERYTHING = (
+    "data.augment={flip: both, crop: {}, brightness: 0.2, contrast: 0.2, blur: 1, noise: 3, erase: 0.3, cutmix: 1}"
+)
+
+
+def tiny(*overrides: str) -> experiment.Experiment:
+    return experiment.parse(TINY, "tiny.yaml", ["name=tiny", *overrides])
+
+
+@pytest.fixture(scope="module")
+def pets(tmp_path_factory) -> Path:
+    return killing.pictures(tmp_path_factory.mktemp("data") / "pets")
+
+
+def of_kind(pets: Path, root: Path, kind: str) -> experiment.Experiment:
+    """A small config of a task, or of something else that a training may have, named tiny."""
+    return killing.config(pets, root, (0, 2, kind)).model_copy(update={"name": "tiny"})
+
+
+# --- the same bits ----------------------------------------------------------------------------------------------------
+
+
+def resumed_is_uninterrupted(made: experiment.Experiment, root: Path, gpu: torch.device, step: int) -> bool:
+    whole = Path(commands.train(made, root / "whole", gpu, resume=False)["run"])
+    with stopped_at(step):
+        commands.train(made, root / "cut", gpu, resume=True)
+    cut = Path(commands.train(made, root / "cut", gpu, resume=True, strict=True)["run"])
+    return digest(whole) == digest(cut)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_a_resumed_training_is_the_uninterrupted_one(gpu, tmp_path, precision):
+    assert resumed_is_uninterrupted(tiny(*RICH, f"train.precision={precision}"), tmp_path, gpu, 9)
+
+
+@pytest.mark.parametrize("kind", killing.KINDS)
+def test_a_resumed_training_of_every_kind_is_the_uninterrupted_one(gpu, tmp_path, pets, kind):
+    assert resumed_is_uninterrupted(of_kind(pets, tmp_path, kind), tmp_path, gpu, 7)
+
+
+def test_a_repeated_training_is_the_same(gpu, tmp_path):
+    runs = [Path(commands.train(tiny(*RICH), tmp_path / name, gpu, resume=False)["run"]) for name in "ab"]
+    assert digest(runs[0]) == digest(runs[1])
+
+
+@pytest.mark.parametrize("first", ["cpu", "cuda"])
+def test_a_run_moves_between_processor_and_gpu_aloud(gpu, tmp_path, capfd, first):
+    devices = [CPU, gpu] if first == "cpu" else [gpu, CPU]
+    with stopped_at(9):
+        commands.train(tiny(*RICH), tmp_path, devices[0], resume=True)
+    with pytest.raises(CheckpointError, match=f"device was {devices[0]}, is {devices[1]}"):
+        commands.train(tiny(*RICH), tmp_path, devices[1], resume=True, strict=True)
+    assert commands.train(tiny(*RICH), tmp_path, devices[1], resume=True)["steps"] == 34
+    assert f"device was {devices[0]}, is {devices[1]}: the result may differ" in capfd.readouterr().err
+
+
+def test_without_deterministic_kernels_nothing_is_resumed_strictly(gpu, tmp_path):
+    made = tiny("train.deterministic=false", "train.epochs=1")
+    with pytest.raises(CheckpointError, match="train.deterministic is false"):
+        commands.train(made, tmp_path, gpu, resume=True, strict=True)
+    assert commands.train(made, tmp_path, gpu, resume=False)["steps"] == 17
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_settings_of_pytorch_are_as_before(gpu, tmp_path, monkeypatch):
+    """Inside a training kernels are deterministic, after it they are as they were, however it ended."""
+    seen: list[bool] = []
+
+    def forward(self, outputs, targets):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        raise RuntimeError("histc_cuda does not have a deterministic implementation, but you set ...")
+
+    monkeypatch.setattr(CrossEntropy, "forward", forward)
+    with pytest.raises(ConfigError, match="no deterministic kernel for histc_cuda .*`deterministic: false`"):
+        commands.train(tiny(), tmp_path, gpu, resume=False)
+    assert seen == [True]
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.benchmark
+
+
+# --- every layer ------------------------------------------------------------------------------------------------------
+
+
+def outputs_and_gradients(module: nn.Module, inputs: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    """What a layer gives for these inputs, and the gradients of its parameters and inputs, on the host."""
+    moved = [tensor.detach().to(device).requires_grad_() for tensor in inputs]
+    out = module.to(device)(*moved)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=out.dtype)
+    (out * weight.to(device)).sum().backward()
+    found = [out.detach(), *(tensor.grad for tensor in [*moved, *module.parameters()])]
+    return [tensor.cpu() for tensor in found]
+
+
+EXAMPLES = [(kind, kind.example) for kind in LEAVES]
+EXAMPLES += [
+    (kind, {"padding": 1, "mode": mode}) for kind in LEAVES if kind.kind == "pad" for mode in ("reflect", "replicate")
+]
+EXAMPLES += [(kind, {"mode": "bilinear"}) for kind in LEAVES if kind.kind == "upsample"]
+
+
+@pytest.mark.parametrize(("kind", "settings"), EXAMPLES, ids=lambda each: getattr(each, "kind", None))
+def test_every_layer_repeats_and_is_the_processors(gpu, kind, settings):
+    """In evaluation mode, so that dropout is still; what it draws is tested above."""
+    torch.manual_seed(0)
+    layer = kind(**settings).build(kind.example_shape).double().eval()
+    inputs = random_inputs(kind, dtype=torch.float64)
+    expected = outputs_and_gradients(layer, inputs, CPU)
+    layer.zero_grad()
+    network = nn.Sequential(layer) if not kind.takes_several else layer
+    use_deterministic_layers(network)
+    with deterministic_kernels(gpu, wanted=True):
+        found = outputs_and_gradients(network, inputs, gpu)
+        network.zero_grad()
+        again = outputs_and_gradients(network, inputs, gpu)
+    for one, other, third in zip(expected, found, again, strict=True):
+        assert torch.allclose(one, other, rtol=1e-9, atol=1e-11)
+        assert torch.equal(other, third)
+
+
+# --- numbers that are not finite --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_what_is_not_finite_stops_a_step_later_is_named_and_never_saved(gpu, tmp_path, monkeypatch, place):
+    poison, named = PLACES[place]
+    poison(monkeypatch, 20, float("nan"))
+    taken: list[int] = []
+    real = train.update
+
+    def counting(learner, job, step, factor):
+        taken.append(step)
+        real(learner, job, step, factor)
+
+    monkeypatch.setattr(train, "update", counting)
+    with pytest.raises(NonFiniteError) as stopped:
+        commands.train(tiny("train.ema={decay: 0.9}", "data.augment={rotate: 4}"), tmp_path, gpu, resume=False)
+    lines = stopped.value.lines
+    assert "at step 20; nothing of it was saved" in lines[0]
+    spread = place in ("loss", "gradient", "weight")  # to every weight, before it was seen
+    assert ("not known on a GPU" if spread else named) in lines[1]
+    assert taken[-1] <= 20  # the step after it is under way when it is seen, and changes no weight
+    found = checkpoint.generations(tmp_path / "tiny" / "1" / "checkpoints")
+    assert [path.name for path in found] == ["step-00000017"]
+    assert all(value.isfinite().all() for part in checkpoint.load(found[0]).parts.values() for value in part.values())
+
+
+def test_float16_leaves_out_a_step_whose_gradients_overflow(gpu, tmp_path, monkeypatch):
+    real, losses = CrossEntropy.forward, []
+
+    def forward(self, outputs, targets):
+        found = real(self, outputs, targets)
+        if torch.is_grad_enabled():
+            losses.append(len(outputs))
+            if len(losses) == 3:
+                found = {
+                    name: loss + (outputs * 1e9).sum() * 0 + (outputs.sum() * 1e30) for name, loss in found.items()
+                }
+        return found
+
+    monkeypatch.setattr(CrossEntropy, "forward", forward)
+    run = Path(commands.train(tiny("train.precision=float16", "train.epochs=1"), tmp_path, gpu, resume=False)["run"])
+    saved = checkpoint.load_newest(run / "checkpoints", "latest", pytest.fail)
+    assert saved.state["scaler"]["scale"] == 2.0**15  # half of what it begins with
+    assert all(value.isfinite().all() for part in saved.parts.values() for value in part.values())
+
+
+# --- what makes the host wait -----------------------------------------------------------------------------------------
+
+
+def step_by_step(job: Job, steps: int) -> None:
+    """The first steps of a training; from the second on it is an error to make the host wait for the GPU."""
+    learner, state = Learner(job), State(accumulate=job.spec.accumulate)
+    with closing(job.batches(job.dataset.splits["train"], state.accumulate)) as batches:
+        losses = Losses(state, batches, job)
+        try:
+            for step in range(steps):
+                learner.criterion.advance(step / steps)
+                loss = backward(learner, job, batches.at(step), step)
+                losses.add(health(learner, loss), learner)
+                update(learner, job, step, 1.0)
+                state.step += 1
+                torch.cuda.set_sync_debug_mode("error")
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        RICH,
+        [EVERYTHING, "train.optimizer={adamw: 0.01}"],
+        ["data.augment.policy=trivial_augment", "train.precision=bfloat16"],
+        ["task={classify: {label_smoothing: 0.1, class_weights: balanced}}", "train.accumulate=4", "data.prefetch=0"],
+    ],
+)
+def test_no_step_makes_the_host_wait(gpu, overrides):
+    made = tiny(*overrides)
+    step_by_step(assemble.job(made, assemble.dataset(made), None, None, gpu), 4)
+
+
+@pytest.mark.parametrize("kind", killing.KINDS)
+def test_no_step_of_any_kind_makes_the_host_wait(gpu, tmp_path, pets, kind):
+    made = of_kind(pets, tmp_path, kind)
+    step_by_step(assemble.job(made, assemble.dataset(made), None, None, gpu), 4)
+
+
+def test_pictures_and_weights_have_their_channels_last(gpu, tmp_path, monkeypatch):
+    seen: list[bool] = []
+    real = nn.Conv2d.forward
+
+    def forward(self, x):
+        seen.append(x.is_contiguous(memory_format=torch.channels_last))
+        seen.append(self.weight.is_contiguous(memory_format=torch.channels_last))
+        return real(self, x)
+
+    monkeypatch.setattr(nn.Conv2d, "forward", forward)
+    made = tiny("train.epochs=1", "model=[{conv: 4}, {conv: 8}, flatten]")
+    data = assemble.dataset(made)
+    job = assemble.job(made, data, None, None, gpu)
+    learner = Learner(job)
+    seen.clear()
+    with closing(job.batches(data.splits["train"], 1)) as batches:
+        backward(learner, job, batches.at(0), 0)
+    assert len(seen) == 4
+    assert all(seen)
+
+
+# --- features of frozen layers, compiled networks ---------------------------------------------------------------------
+
+
+def test_features_of_frozen_layers_teach_what_the_layers_themselves_teach(gpu, tmp_path):
+    frozen = ["train.freeze=conv1", "train.epochs=2"]
+    once = commands.train(tiny(*frozen), tmp_path / "once", gpu, resume=False)
+    anew = commands.train(tiny(*frozen, "data.memory_gib=0"), tmp_path / "anew", gpu, resume=False)
+    assert once["best"]["val/accuracy"] == pytest.approx(anew["best"]["val/accuracy"], abs=0.02)
+
+
+def test_a_compiled_training_learns_what_the_other_does(real_gpu, tmp_path):
+    results = []
+    for word in ("false", "true"):
+        made = tiny("train.epochs=3", f"train.compile={word}", "model=[{conv: 8}, flatten]")
+        run = Path(commands.train(made, tmp_path / word, real_gpu, resume=False)["run"])
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        results.append([row["train/loss"] for row in rows])
+    assert results[0] == pytest.approx(results[1], rel=2e-2)
