@@ -178,6 +178,20 @@ def test_files_stay_small_enough_to_be_sent_back(tmp_path, record):
     assert all(path.stat().st_size < LARGEST + (2 << 20) for path in (tmp_path / "out").iterdir())
 
 
+def test_of_many_results_the_summary_shows_those_that_matter(record):
+    many = [{"what": "test", "name": f"number {place}"} for place in range(50)]
+    many[7] |= {"ok": False, "reason": "wrong"}
+    many[9] |= {"skipped": "no device"}
+    record.outcomes = [Outcome("tests", "ok", 1.0, many)]
+    text = record.text()
+    assert "48 of 50 results of **test** are in results.jsonl alone." in text
+    assert [place for place in range(50) if f"| number {place} |" in text] == [7, 9]
+    record.outcomes = [Outcome("tests", "ok", 1.0, many[10:] + many[10:12])]
+    assert record.text().splitlines()[-1] == "42 of 42 results of **test** are in results.jsonl alone."
+    record.outcomes = [Outcome("tests", "ok", 1.0, many[:40])]
+    assert "| number 39 |" in record.text()
+
+
 def test_the_summary_has_steps_then_figures_then_failures(tmp_path, record):
     record.note("missing: nothing")
     speeds = [{"what": "speed", "net": net, "images": 12345.6, "ok": True} for net in ("lenet", "a|b")]
@@ -244,6 +258,11 @@ def test_each_test_is_a_result_as_it_ends(tmp_path):
     assert [each["outcome"] for each in tests] == ["passed", "failed", "skipped", "failed in setup", "failed", "passed"]
     assert [each.get("ok") for each in tests] == [None, False, None, False, False, None]
     assert "TimeoutError: test_suite.py::test_waits: not done after 1 s" in "\n".join(tests[4]["lines"])
+    assert [each["reason"] for each in tests if "reason" in each] == [
+        "assert [1] == [2]",
+        "OSError: no file",
+        "TimeoutError: test_suite.py::test_waits: not done after 1 s",
+    ]
     assert "assert [1] == [2]" in "\n".join(tests[1]["lines"])
     assert tests[2]["skipped"] == "Skipped: no device"
     assert [each["text"] for each in lines if each["what"] == "warning"] == ["old"]

@@ -68,7 +68,16 @@ def options(doc: str | None) -> Options:
     parser.add_argument("--small", action="store_true", default=bool(os.environ.get("CNNRUN_GPU_CHECK_SMALL")))
     parser.add_argument("--seconds", type=float, default=float(os.environ.get("CNNRUN_GPU_CHECK_SECONDS", "600")))
     given = parser.parse_args()
-    return Options(torch.device(given.device), given.small, time.monotonic() + given.seconds - _MARGIN)
+    return Options(chosen_device(given.device), given.small, time.monotonic() + given.seconds - _MARGIN)
+
+
+def chosen_device(name: str) -> torch.device:
+    """Return the device as cnnrun chooses it; plainly, where what cnnrun needs is missing."""
+    try:
+        from cnnrun.device import choose
+    except ImportError:
+        return torch.device(name)
+    return choose(name)
 
 
 def emit(what: str, **figures: Any) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -59,14 +58,3 @@ def answer(asked: subprocess.Popen[str] | None, columns: Sequence[str]) -> dict[
         return {}
     values = [each.strip() for each in said.splitlines()[0].split(",")] if said else []
     return dict(zip(columns, values, strict=False))
-
-
-@contextmanager
-def fixed(is_fixed: bool) -> Iterator[None]:
-    """Sum in a fixed order, as `train.fit` does with `train.deterministic`."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(is_fixed, warn_only=is_fixed)  # another state would be compiled anew
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)

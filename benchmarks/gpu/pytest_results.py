@@ -59,7 +59,9 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         result["skipped"] = report.longrepr[2]
     if report.failed:
         lines = report.longreprtext.splitlines()
-        result |= {"ok": False, "reason": result["outcome"], "lines": lines[-_LINES:]}
+        crash = getattr(report.longrepr, "reprcrash", None)
+        reason = (crash.message if crash else lines[-1] if lines else "").partition("\n")[0]
+        result |= {"ok": False, "reason": reason, "lines": lines[-_LINES:]}
     _print(json.dumps(result))
 
 

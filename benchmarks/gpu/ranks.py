@@ -84,8 +84,6 @@ def largest_gap(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor])
 def group_of_one(config: Path, given: Options, folder: Path) -> None:
     """Emit if a group of one process, over NCCL on a GPU, gives back what it is given and trains as none does."""
     is_cuda = given.device.type == "cuda"
-    if is_cuda:
-        torch.cuda.set_device(0)
     backend = "cpu:gloo,cuda:nccl" if is_cuda else "gloo"
     dist.init_process_group(backend, store=dist.FileStore(str(folder / "store"), 1), rank=0, world_size=1)
     group = Group(60.0)
@@ -93,7 +91,7 @@ def group_of_one(config: Path, given: Options, folder: Path) -> None:
         emit("group", backend=backend, what_is_exchanged=name, ok=is_right, reason="not what was given")
     tried = experiment.load(config, ["train.epochs=1"])
     data = assemble.dataset(tried)
-    jobs = [assemble.job(tried, data, None, None, choose(given.device.type), ranks) for ranks in (None, group)]
+    jobs = [assemble.job(tried, data, None, None, given.device, ranks) for ranks in (None, group)]
     for job in jobs:
         fit(job)
     gap = largest_gap(*(job.network.state_dict() for job in jobs))

@@ -9,6 +9,7 @@ from typing import Any
 
 LARGEST = 12 << 20  # bytes of a file; what a device machine sends back is at most 16 MiB each
 LAST_LINES = 20
+MOST_ROWS = 40  # of a table; of more, those that are not as they should be
 HIDDEN = ("step", "seconds", "what", "lines")  # keys that are no figures
 
 
@@ -116,14 +117,23 @@ def figures(outcome: Outcome) -> list[str]:
         kinds.setdefault(str(result.get("what", "result")), []).append(result)
     parts = ["", f"## {outcome.name}"]
     for kind, results in kinds.items():
-        columns = [key for key in dict.fromkeys(key for each in results for key in each) if key not in HIDDEN]
-        if columns == ["ok"] or len(results) == 1:
-            said = [", ".join(f"{key} {cell(each[key])}" for key in columns if key in each) for each in results]
-            parts += ["", *(f"- **{kind}**: {line}" for line in said)]
-        else:
-            rows = [[cell(each.get(key, "")) for key in columns] for each in results]
-            parts += ["", f"**{kind}**", "", table([columns, *rows])]
+        shown = results
+        if len(results) > MOST_ROWS:
+            shown = [each for each in results if each.get("ok") is False or "skipped" in each]
+            hidden = f"{len(results) - len(shown)} of {len(results)} results"
+            parts += ["", f"{hidden} of **{kind}** are in results.jsonl alone."]
+        parts += figures_of_kind(kind, shown)
     return parts
+
+
+def figures_of_kind(kind: str, results: list[dict[str, Any]]) -> list[str]:
+    """Return results as a table, a single one as a line."""
+    columns = [key for key in dict.fromkeys(key for each in results for key in each) if key not in HIDDEN]
+    if len(results) > 1 and columns != ["ok"]:
+        rows = [[cell(each.get(key, "")) for key in columns] for each in results]
+        return ["", f"**{kind}**", "", table([columns, *rows])]
+    said = [", ".join(f"{key} {cell(each[key])}" for key in columns if key in each) for each in results]
+    return [part for line in said for part in ("", f"- **{kind}**: {line}")]
 
 
 def failure(outcome: Outcome) -> list[str]:

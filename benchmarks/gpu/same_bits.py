@@ -21,7 +21,6 @@ import torch
 from common import RICH, ROOT, Options, attempt, emit, options
 
 from cnnrun import checkpoint, commands, experiment, train
-from cnnrun.device import choose
 from cnnrun.errors import Interrupted
 
 STOP = 7  # the step under way when SIGTERM comes: within an epoch
@@ -46,7 +45,7 @@ def compare(name: str, precision: str, given: Options, folder: Path) -> None:
     scenes = (ROOT / "configs" / "digit-scenes.yaml").read_text()
     config.write_text(scenes if name == "scenes" else RICH)
     overrides = [*(SCENES if name == "scenes" else []), f"train.precision={precision}"]
-    tried, device = experiment.load(config, overrides), choose(given.device.type)
+    tried, device = experiment.load(config, overrides), given.device
     about = {"case": name, "precision": precision}
     whole = Path(commands.train(tried, folder / "whole", device, resume=False)["run"])
     again = Path(commands.train(tried, folder / "again", device, resume=False)["run"])

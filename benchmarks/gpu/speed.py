@@ -3,28 +3,30 @@
     python benchmarks/gpu/speed.py --device cuda
 
 A side `cnnrun` takes the steps of `train.fit` (`Training.gradients` and `update`: data, augmentation, checks, averages,
-losses read). `bare` is what one would write by hand: the same network, criterion and optimizer, autocast, channels_last
-and compile, on a few batches that lie on the device, with no augmentation, no checks and no average of the weights.
-Where the engine has `train.deterministic`, `free` is cnnrun without it. Images/s, medians of the rounds.
+losses read), `free` so with `train.deterministic: false`. `bare` is what one would write by hand: the same network,
+criterion and optimizer, autocast, channels_last and compile, the fastest kernels that cuDNN finds, on a few batches on
+the device, with no augmentation, no checks and no average of the weights. Images/s, medians of the rounds.
 """
 
 from __future__ import annotations
 
-import os
 import statistics
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import ROOT, Options, attempt, begun_training, emit, options, write_arrays
-from devices import answer, ask_nvidia_smi, fixed, peak_mib, timed, used_mib
+from devices import answer, ask_nvidia_smi, peak_mib, timed, used_mib
 
 from cnnrun import assemble, experiment
 from cnnrun.augment import Augment
-from cnnrun.learner import Learner, Train
+from cnnrun.determinism import deterministic_kernels
+from cnnrun.learner import Learner
 from cnnrun.progress import Clock
 
 NETS = {"vgg-small": 28, "resnet50": 224, "resnet18": 32, "lenet": 28, "digit-scenes": 96}
@@ -48,8 +50,6 @@ train: {{batch: 128, optimizer: {{sgd: {{lr: 0.1, momentum: 0.9, nesterov: true}
 def main() -> None:
     """Measure every network in float32 and bfloat16, then what time allows of them compiled."""
     given = options(__doc__)
-    if "deterministic" in Train.model_fields:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # sums in a fixed order need it on CUDA
     data: dict[str, Any] = {}
     cases = [(name, precision, False) for name in NETS for precision in ("float32", "bfloat16")]
     compiled = ["lenet"] if given.is_small else NETS
@@ -85,28 +85,42 @@ def prepared(name: str, given: Options, folder: Path) -> tuple[experiment.Experi
 
 
 def measure(tried: experiment.Experiment, data: Any, about: dict[str, Any], given: Options) -> dict[str, Any]:
-    """Return both sides' images/s, their ratio, and what the GPU did meanwhile."""
+    """Return each side's images/s, cnnrun's part of the bare loop's, and what the GPU did meanwhile."""
     learns = {"precision": about["precision"], "compile": about["compile"]}
-    tried = tried.model_copy(update={"train": tried.train.model_copy(update=learns)})
-    is_fixed = bool(getattr(tried.train, "deterministic", False))
-    found: dict[str, Any] = {"batch": tried.train.batch, "deterministic": is_fixed}
-    held = used_mib(given.device)
-    with begun_training(assemble.job(tried, data, None, None, given.device)) as training:
-        sides = {"cnnrun": lambda count: own_steps(training, count)}
-        if is_fixed and not about["compile"]:
-            sides["free"] = sides["cnnrun"]
-        with fixed(is_fixed):
-            sides["cnnrun"](WARM_UP)
-        found["mib"] = peak_mib(given.device) - held
+    found: dict[str, Any] = {"batch": tried.train.batch}
+    with ExitStack() as stack:
+
+        def job(*, deterministic: bool) -> Any:
+            spec = tried.train.model_copy(update={**learns, "deterministic": deterministic})
+            return assemble.job(tried.model_copy(update={"train": spec}), data, None, None, given.device)
+
         held = used_mib(given.device)
-        sides["bare"] = bare_steps(assemble.job(tried, data, None, None, given.device))
+        training = stack.enter_context(begun_training(job(deterministic=True)))
+        sides = {"cnnrun": by_kernels(partial(own_steps, training), given.device, deterministic=True)}
+        sides["cnnrun"](WARM_UP)
+        found["mib"] = peak_mib(given.device) - held
+        if not about["compile"]:
+            free = stack.enter_context(begun_training(job(deterministic=False)))
+            sides["free"] = by_kernels(partial(own_steps, free), given.device, deterministic=False)
+            sides["free"](WARM_UP)
+        held = used_mib(given.device)
+        sides["bare"] = by_kernels(bare_steps(job(deterministic=False)), given.device, deterministic=False)
         sides["bare"](WARM_UP)
         found["bare_mib"] = peak_mib(given.device) - held
-        speeds, waits = rounds(sides, training, is_fixed, given)
+        speeds, waits = rounds(sides, training, given)
         found |= summed_up(speeds) | {"wait": statistics.median(waits), "n": len(waits)}
-        with fixed(is_fixed):
-            found |= {key.replace(".", "_"): each for key, each in watched(sides["cnnrun"]).items()}
+        found |= {key.replace(".", "_"): each for key, each in watched(sides["cnnrun"]).items()}
     return found
+
+
+def by_kernels(steps: Callable[[int], None], device: torch.device, *, deterministic: bool) -> Callable[[int], None]:
+    """Return the steps as they run by deterministic kernels, or by the fastest."""
+
+    def run(count: int) -> None:
+        with deterministic_kernels(device, deterministic):
+            steps(count)
+
+    return run
 
 
 def own_steps(training: Any, count: int) -> None:
@@ -143,7 +157,7 @@ def bare_steps(job: Any) -> Callable[[int], None]:
 
 
 def rounds(
-    sides: dict[str, Callable[[int], None]], training: Any, is_fixed: bool, given: Options
+    sides: dict[str, Callable[[int], None]], training: Any, given: Options
 ) -> tuple[dict[str, list[float]], list[float]]:
     """Run the sides in turn; returns each one's images/s by round, and cnnrun's shares of time waiting for data."""
     count, batch = steps_of_a_round(sides["bare"], given), training.job.spec.batch
@@ -152,8 +166,7 @@ def rounds(
     for _ in range(3 if given.is_small else 5):
         for name, steps in sides.items():
             training.clock = Clock()
-            with fixed(is_fixed and name == "cnnrun"):
-                speeds[name].append(count * batch / timed(steps, count, given.device))
+            speeds[name].append(count * batch / timed(steps, count, given.device))
             if name == "cnnrun":
                 waits.append(training.clock.data_wait_share)
     return speeds, waits
