@@ -1,0 +1,164 @@
+"""What the steps share: a result as a line of JSON, their options and time, a training taken step by step."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import signal
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+_MARGIN = 3.0  # seconds before a step is killed in which it should be done
+_TRACE_LINES = 15
+
+# All that may differ from one device or process to another: dropout, augmentation, batch norm, averages, momentum.
+RICH = """
+task: classify
+data: {source: digits, split: {val: 0.2, test: 0.2}, augment: {shift: 0.2, rotate: 8}}
+model:
+  - conv: {out_channels: 16, norm: batch, activation: relu}
+  - max_pool
+  - conv: {out_channels: 32, norm: batch, activation: relu}
+  - flatten
+  - dropout: 0.2
+  - linear: {out_features: 32, activation: relu}
+train:
+  epochs: 3
+  batch: 64
+  clip: 1.0
+  ema: {decay: 0.9}
+  optimizer: {sgd: {lr: 0.05, momentum: 0.9, nesterov: true}}
+  monitor: val/accuracy
+"""
+
+
+class TimeIsUpError(BaseException):
+    """What was begun took longer than it may. Nothing that heeds errors must take this for one."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where a step runs, how large, and until when."""
+
+    device: torch.device
+    is_small: bool
+    until: float
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until the step should be done."""
+        return self.until - time.monotonic()
+
+
+def options(doc: str | None) -> Options:
+    """Return a step's options, from its command line or from gpu_check."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default=os.environ.get("CNNRUN_GPU_CHECK_DEVICE", "cuda"))
+    parser.add_argument("--small", action="store_true", default=bool(os.environ.get("CNNRUN_GPU_CHECK_SMALL")))
+    parser.add_argument("--seconds", type=float, default=float(os.environ.get("CNNRUN_GPU_CHECK_SECONDS", "600")))
+    given = parser.parse_args()
+    return Options(chosen_device(given.device), given.small, time.monotonic() + given.seconds - _MARGIN)
+
+
+def chosen_device(name: str) -> torch.device:
+    """Return the device as cnnrun chooses it; plainly, where what cnnrun needs is missing."""
+    try:
+        from cnnrun.device import choose
+    except ImportError:
+        return torch.device(name)
+    return choose(name)
+
+
+def emit(what: str, **figures: Any) -> None:
+    """Print a result, a line of JSON; `ok=False` with a `reason` is a failure, and what is ok needs none."""
+    if figures.get("ok") is True:
+        figures.pop("reason", None)
+    print(json.dumps({"what": what, **{key: _plain(value) for key, value in figures.items()}}, default=str), flush=True)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON has it: floats to six digits, what is not finite as text."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else str(value)
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    return value
+
+
+@contextmanager
+def attempt(what: str, seconds: float = math.inf, **about: Any) -> Iterator[None]:
+    """Report an error of the block as a failed result and go on; after `seconds` the block ends, which is said."""
+    try:
+        with within(seconds):
+            yield
+    except TimeIsUpError:
+        emit(what, **about, skipped=f"not done after {seconds:.0f} s")
+    except Exception as error:
+        lines = traceback.format_exc().splitlines()[-_TRACE_LINES:]
+        first = (str(error).splitlines() or [""])[0]
+        emit(what, **about, ok=False, reason=f"{type(error).__name__}: {first}", lines=lines)
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Raise TimeIsUpError in the block once it has taken so long."""
+    if seconds <= 0:
+        raise TimeIsUpError
+    if math.isinf(seconds):
+        yield
+        return
+
+    def leave(number: int, frame: object) -> None:
+        raise TimeIsUpError
+
+    before = signal.signal(signal.SIGALRM, leave)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def write_arrays(path: Path, count: int, side: int, channels: int = 1, classes: int = 10) -> Path:
+    """Write random pictures of random classes as a .npz file, a quarter as many for val."""
+    draw = np.random.default_rng(0)
+    made: dict[str, Any] = {}
+    for name, number in (("train", count), ("val", max(classes, count // 4))):
+        shape = (number, side, side, channels) if channels > 1 else (number, side, side)
+        made[f"x_{name}"] = draw.integers(0, 256, shape, dtype=np.uint8)
+        made[f"y_{name}"] = np.arange(number) % classes
+    np.savez(path, **made)
+    return path
+
+
+@contextmanager
+def begun_training(job: Any) -> Iterator[Any]:
+    """Give the objects of a training as `train.fit` makes them, with nothing done yet."""
+    from cnnrun.learner import Learner
+    from cnnrun.losses import Losses, State
+    from cnnrun.progress import Clock
+    from cnnrun.stopping import stopping
+    from cnnrun.tracker import Silent
+    from cnnrun.train import Training
+
+    learner, state = Learner(job), State(accumulate=job.spec.accumulate)
+    job = learner.reuse_frozen(job)
+    examples = job.dataset.splits["train"]
+    batches = job.batches(examples, state.accumulate)
+    with closing(batches), stopping() as stop:
+        parts = {"job": job, "learner": learner, "state": state, "batches": batches, "clock": Clock(), "stop": stop}
+        parts |= {"losses": Losses(state, batches, job), "tracker": Silent(), "folder": None, "saved_step": 0}
+        parts |= {"per_epoch": job.spec.steps_per_epoch(len(examples))}
+        yield Training(**{each.name: parts[each.name] for each in fields(Training) if each.name in parts})

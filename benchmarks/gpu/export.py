@@ -1,0 +1,69 @@
+"""A run trained on the device and exported: is the file the model, and does eval say the same on CPU and GPU?
+
+python benchmarks/gpu/export.py --device cuda
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import RICH, ROOT, Options, attempt, emit, options
+
+from cnnrun import commands, experiment
+from cnnrun.export.code import Code
+from cnnrun.export.onnx import Onnx
+
+CLOSE = 5e-3  # numbers of a split on two devices: convolutions in TF32 round at 1e-3
+SCENES = ["data.source={digit_scenes: {train: 160, held_out: 32}}", "train.batch=16", "train.epochs=2"]
+
+
+def main() -> None:
+    """Train, export, measure: a classifier, then a detector."""
+    given = options(__doc__)
+    scenes = (ROOT / "configs" / "digit-scenes.yaml").read_text()
+    configs = {"rich": experiment.parse(RICH, "rich", ["name=rich"])}
+    configs["scenes"] = experiment.parse(scenes, "scenes", ["name=scenes", *SCENES])
+    with tempfile.TemporaryDirectory(prefix="cnnrun-export-") as folder:
+        for name, tried in configs.items():
+            with attempt("train", seconds=given.seconds_left, case=name):
+                run = Path(commands.train(tried, Path(folder), given.device, resume=False)["run"])
+                emit("train", case=name, device=str(given.device))
+                look(name, run, given)
+
+
+def look(name: str, run: Path, given: Options) -> None:
+    """Emit what an exported run says of itself."""
+    for form in (Onnx(), Code()):
+        kind = type(form).__name__.lower()
+        with attempt("export", seconds=given.seconds_left, case=name, format=kind):
+            parity(name, kind, commands.exported(form, run, run.parents[1], None, None))
+    with attempt("eval", seconds=given.seconds_left, case=name):
+        devices(name, run, given)
+
+
+def parity(name: str, kind: str, report: dict[str, Any]) -> None:
+    """Emit how an exported file compares with the network, as the command reports it."""
+    said = {key: report[key] for key in ("samples_compared", "largest_difference")}
+    network, artefact = report["metrics"]["network"], report["metrics"]["artefact"]
+    said["metrics_differ"] = max(abs(value - artefact[key]) for key, value in network.items() if value is not None)
+    emit("export", case=name, format=kind, ok=report["passed"], reason=report["reason"], **said)
+
+
+def devices(name: str, run: Path, given: Options) -> None:
+    """Emit the largest difference of the numbers on the CPU and on the device."""
+    on_cpu, on_device = (
+        commands.evaluate(run, run.parents[1], device, None)["numbers"]
+        for device in (torch.device("cpu"), given.device)
+    )
+    gaps = {key: abs(value - on_device[key]) for key, value in on_cpu.items() if isinstance(value, float)}
+    worst = max(gaps, key=lambda key: gaps[key])
+    reason = f"{worst}: {on_cpu[worst]:.6f} on the CPU, {on_device[worst]:.6f} on {given.device}"
+    figures = {"numbers": len(gaps), "largest_difference": gaps[worst], "of": worst, "allowed": CLOSE}
+    emit("eval", case=name, ok=gaps[worst] <= CLOSE, reason=reason, **figures)
+
+
+if __name__ == "__main__":
+    main()

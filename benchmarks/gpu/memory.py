@@ -1,0 +1,143 @@
+"""Peak memory of resnet50 by batch and precision, beside what `cnnrun plan` foretells; and a training that runs out.
+
+    python benchmarks/gpu/memory.py --device cuda
+
+The process is given less of the GPU than the batch takes; on a CPU a hook raises the error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import ROOT, Options, attempt, emit, options, write_arrays
+
+from cnnrun import assemble, experiment, planning
+from cnnrun.device import forget_peak_memory
+from cnnrun.train import fit
+
+PRECISIONS = ("float32", "bfloat16")
+PLAN_SECONDS = 2.0  # of training that a plan measures, instead of its eight
+ENOUGH = 0.6  # of the memory that the large batch takes is all that there is
+_RESNET50 = """
+task: classify
+data: {{source: {{arrays: {path}}}, image: {{size: {side}, channels: 3}}}}
+model: resnet50
+train: {{epochs: 1, optimizer: {{sgd: {{lr: 0.001, momentum: 0.9}}}}, schedule: constant}}
+"""
+
+
+def main() -> None:
+    """Measure the middle batch, run out of memory, plan; then the other batches."""
+    given = options(__doc__)
+    (middle, *others), side = ((8, 4), 64) if given.is_small else ((128, 32, 256), 224)
+    with tempfile.TemporaryDirectory(prefix="cnnrun-memory-") as name:
+        folder = Path(name)
+        path = write_arrays(folder / "pictures.npz", 3 * max(middle, *others), side, channels=3, classes=20)
+        config = _RESNET50.format(path=path, side=side)
+        peaks = {precision: peak_of(config, precision, middle, given) for precision in PRECISIONS}
+        with attempt("out_of_memory", seconds=given.seconds_left):
+            run_out(given, folder)
+        for precision in PRECISIONS:
+            with attempt("plan", seconds=given.seconds_left, precision=precision):
+                planned = foretold(tried_of(config, precision, middle), given.device, folder)
+                emit("plan", precision=precision, batch=middle, planned_mib=planned, measured_mib=peaks[precision])
+        for batch in others:
+            for precision in PRECISIONS:
+                peak_of(config, precision, batch, given)
+
+
+def peak_of(config: str, precision: str, batch: int, given: Options) -> int | None:
+    """Emit the peak of a short training in MiB, and return it."""
+    about = {"net": "resnet50", "precision": precision, "batch": batch}
+    with attempt("peak", seconds=given.seconds_left, **about):
+        peak = measured(tried_of(config, precision, batch), given.device)
+        emit("peak", **about, mib=peak)
+        return peak
+    return None
+
+
+def tried_of(config: str, precision: str, batch: int) -> experiment.Experiment:
+    """Return the experiment in a precision and batch."""
+    return experiment.parse(
+        config, "resnet50", ["name=resnet50", f"train.precision={precision}", f"train.batch={batch}"]
+    )
+
+
+def measured(tried: experiment.Experiment, device: torch.device) -> int:
+    """Train an epoch; returns the peak in MiB as the training reports it."""
+    release(device)
+    job = assemble.job(tried, assemble.dataset(tried), None, None, device)
+    return int(fit(job)["peak_memory_mib"])
+
+
+def release(device: torch.device) -> None:
+    """Give back what is cached of the device's memory, and count the peak anew."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    forget_peak_memory(device)
+
+
+def foretold(tried: experiment.Experiment, device: torch.device, folder: Path) -> int:
+    """Return the peak in MiB that `cnnrun plan` foretells, from a shorter training than its usual one."""
+    release(device)
+    if hasattr(planning, "_SECONDS"):
+        planning._SECONDS = PLAN_SECONDS
+    return int(planning.plan(tried, device, folder)["peak_memory_mib"])
+
+
+def run_out(given: Options, folder: Path) -> None:
+    """Train with a batch that does not fit; the training must go on in smaller micro-batches, and say so."""
+    batch = 32 if given.is_small else 4096
+    path = write_arrays(folder / "few.npz", 2 * batch, 28)
+    overrides = [f"data.source={{arrays: {path}}}", "data.image={size: 28, channels: 1}"]
+    overrides += [f"train.batch={batch}", "train.epochs=2", "train.optimizer={sgd: {lr: 0.001}}"]
+    tried = experiment.load(ROOT / "benchmarks" / "nets" / "vgg-small.yaml", overrides)
+    data = assemble.dataset(tried)
+    job = assemble.job(tried, data, None, None, given.device)
+    if given.device.type == "cuda":
+        release(given.device)
+        fit(job)
+        job = assemble.job(tried, data, None, None, given.device)
+    said = io.StringIO()
+    with short_of_memory(job, given.device, batch), contextlib.redirect_stderr(said):
+        result = fit(job)
+    print(said.getvalue())
+    lines = [line for line in said.getvalue().splitlines() if "micro-batches" in line]
+    is_ok = bool(lines) and result["steps"] == 4
+    reason = f"{result['steps']} of 4 steps, said of memory: {lines or 'nothing'}"
+    emit("out_of_memory", batch=batch, ok=is_ok, said=lines, peak_mib=result["peak_memory_mib"], reason=reason)
+
+
+@contextmanager
+def short_of_memory(job: Any, device: torch.device, batch: int) -> Iterator[None]:
+    """Let a batch be too large in the block, a half or a quarter of it not."""
+    if device.type != "cuda":
+
+        def refuse(module: Any, inputs: Any) -> None:
+            if len(inputs[0]) > batch // 4:
+                raise torch.OutOfMemoryError("CUDA out of memory (rehearsed)")
+
+        with job.network.register_forward_pre_hook(refuse):
+            yield
+        return
+    peak, total = torch.cuda.max_memory_reserved(device), torch.cuda.get_device_properties(device).total_memory
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(ENOUGH * peak / total)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Two processes against one, on the CPU and on one GPU; and a group of one process over NCCL.
+
+    python benchmarks/gpu/ranks.py --device cuda
+
+Two ranks add up their gradients in another order than one process does: numbers and weights may differ by rounding,
+which every step makes larger; few steps at a small rate are compared. What is allowed is part of each result.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from common import RICH, Options, attempt, emit, options
+
+from cnnrun import assemble, checkpoint, commands, experiment
+from cnnrun.device import choose
+from cnnrun.ranks import Group
+from cnnrun.run_records import METRICS
+from cnnrun.train import fit
+
+ALLOWED = 1e-4
+# Dropout is drawn by rank, and a rank's own batch norm sees its own pictures: neither is what is compared.
+TOGETHER = ["train.sync_batch_norm=true", "train.epochs=2", "train.batch=180", "train.optimizer={sgd: {lr: 0.005}}"]
+
+
+def main() -> None:
+    """Compare on the CPU, on the GPU, then look at NCCL alone."""
+    given = options(__doc__)
+    with tempfile.TemporaryDirectory(prefix="cnnrun-ranks-") as name:
+        folder = Path(name)
+        config = folder / "alike.yaml"
+        config.write_text(RICH.replace("  - dropout: 0.2\n", ""))
+        for device in ["cpu", *(["cuda:0"] if given.device.type == "cuda" else [])]:
+            with attempt("two_ranks", seconds=given.seconds_left, device=device):
+                emit("two_ranks", device=device, **two_against_one(config, device, folder / device[:4], given))
+        with attempt("group", seconds=given.seconds_left):
+            group_of_one(config, given, folder)
+
+
+def two_against_one(config: Path, device: str, folder: Path, given: Options) -> dict[str, Any]:
+    """Train by torchrun and in this process; returns how far apart they ended."""
+    said = ["--device", device, "--runs", str(folder / "two"), "--no-report", "--json"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cnnrun"]
+    command = [sys.executable, *torchrun, "train", str(config), *TOGETHER, *said]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=max(1.0, given.seconds_left))
+    print(done.stderr[-4000:])
+    if done.returncode:
+        line = next((each for each in reversed(done.stderr.splitlines()) if "rror" in each), "")
+        return {"ok": False, "reason": f"torchrun left with {done.returncode}", "lines": [line]}
+    tried = experiment.load(config, TOGETHER)
+    one = Path(commands.train(tried, folder / "one", choose(device), resume=False)["run"])
+    two = folder / "two" / one.parent.name / one.name
+    losses, weights = largest_gap(last_losses(one), last_losses(two)), largest_gap(weights_of(one), weights_of(two))
+    figures = {"losses_differ": losses, "weights_differ": weights, "allowed": ALLOWED}
+    return {"ok": max(losses, weights) <= ALLOWED, "reason": f"losses {losses:g}, weights {weights:g}", **figures}
+
+
+def last_losses(run: Path) -> dict[str, torch.Tensor]:
+    """Return the losses after the last epoch; numbers that count pictures jump by one."""
+    numbers = json.loads((run / METRICS).read_text().splitlines()[-1])
+    return {name: torch.tensor(value) for name, value in numbers.items() if name.endswith("loss")}
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    """Return the last checkpoint's weights."""
+    saved = checkpoint.load_newest(run / "checkpoints", "latest", print)
+    assert saved is not None
+    return saved.parts["model"]
+
+
+def largest_gap(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    """Return the largest difference of tensors of the same names."""
+    assert first.keys() == second.keys()
+    return max(float((value.double() - second[name].double()).abs().max()) for name, value in first.items())
+
+
+def group_of_one(config: Path, given: Options, folder: Path) -> None:
+    """Emit if a group of one process, over NCCL on a GPU, gives back what it is given and trains as none does."""
+    is_cuda = given.device.type == "cuda"
+    backend = "cpu:gloo,cuda:nccl" if is_cuda else "gloo"
+    dist.init_process_group(backend, store=dist.FileStore(str(folder / "store"), 1), rank=0, world_size=1)
+    group = Group(60.0)
+    for name, is_right in exchanges(group, given.device).items():
+        emit("group", backend=backend, what_is_exchanged=name, ok=is_right, reason="not what was given")
+    tried = experiment.load(config, ["train.epochs=1"])
+    data = assemble.dataset(tried)
+    jobs = [assemble.job(tried, data, None, None, given.device, ranks) for ranks in (None, group)]
+    for job in jobs:
+        fit(job)
+    gap = largest_gap(*(job.network.state_dict() for job in jobs))
+    emit("group", backend=backend, what_is_exchanged="a training", ok=gap == 0, reason=f"weights differ by {gap:g}")
+    dist.destroy_process_group()
+
+
+def exchanges(group: Group, device: torch.device) -> dict[str, bool]:
+    """Return which exchanges gave back what they were given."""
+    given = {"floats": torch.randn(1000, 7, device=device), "whole": torch.arange(9, device=device)}
+    summed = [value.clone() for value in given.values()]
+    group.add_up(summed)
+    gathered = group.gather(given)
+    first = group.tensors_from_first({name: value.cpu() for name, value in given.items()})
+    group.wait()
+    return {
+        "add_up": all(torch.equal(*pair) for pair in zip(summed, given.values(), strict=True)),
+        "agree": group.agree([3, 0, 2**40]) == [3, 0, 2**40],
+        "gather": len(gathered) == 1
+        and all(torch.equal(gathered[0][name], each.cpu()) for name, each in given.items()),
+        "from_first": group.from_first(lambda: {"made": [1, "two"]}) == {"made": [1, "two"]},
+        "tensors_from_first": all(torch.equal(first[name], each.cpu()) for name, each in given.items()),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Trainings that must end with the same bits: repeated, stopped and resumed, resumed by `--strict-resume`.
+
+    python benchmarks/gpu/same_bits.py --device cuda
+
+Every tensor of the last checkpoint, its state, metrics.jsonl and which checkpoint is the best are compared.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import RICH, ROOT, Options, attempt, emit, options
+
+from cnnrun import checkpoint, commands, experiment, train
+from cnnrun.errors import Interrupted
+
+STOP = 7  # the step under way when SIGTERM comes: within an epoch
+SCENES = ["data.source={digit_scenes: {train: 80, held_out: 16}}", "train.batch=16", "train.epochs=2"]
+
+
+def main() -> None:
+    """Compare what repeats in every precision, a classifier first, then a detector."""
+    given = options(__doc__)
+    cases = [("rich", precision) for precision in ("float32", "bfloat16", "float16")]
+    cases += [("scenes", precision) for precision in ("float32", "bfloat16")]
+    with tempfile.TemporaryDirectory(prefix="cnnrun-same-bits-") as folder:
+        for name, precision in cases:
+            with attempt("same_bits", seconds=given.seconds_left, case=name, precision=precision):
+                compare(name, precision, given, Path(folder) / f"{name}-{precision}")
+
+
+def compare(name: str, precision: str, given: Options, folder: Path) -> None:
+    """Train one way after the other; emit how each differs from the first."""
+    folder.mkdir()
+    config = folder / f"{name}.yaml"
+    scenes = (ROOT / "configs" / "digit-scenes.yaml").read_text()
+    config.write_text(scenes if name == "scenes" else RICH)
+    overrides = [*(SCENES if name == "scenes" else []), f"train.precision={precision}"]
+    tried, device = experiment.load(config, overrides), given.device
+    about = {"case": name, "precision": precision}
+    whole = Path(commands.train(tried, folder / "whole", device, resume=False)["run"])
+    again = Path(commands.train(tried, folder / "again", device, resume=False)["run"])
+    emit("same_bits", **about, how="repeated", **difference(whole, again))
+    with stopped_at(STOP):
+        commands.train(tried, folder / "cut", device, resume=False)
+    resumed = Path(commands.train(tried, folder / "cut", device, resume=True)["run"])
+    emit("same_bits", **about, how="resumed", **difference(whole, resumed))
+    if precision == "float32":
+        with stopped_at(STOP):
+            commands.train(tried, folder / "strict", device, resume=False)
+        strict = strictly_resumed([str(config), *overrides], folder / "strict", device, given)
+        emit("same_bits", **about, how="--strict-resume", **difference(whole, strict))
+
+
+def strictly_resumed(words: list[str], root: Path, device: torch.device, given: Options) -> Path:
+    """Go on by the command line; returns the run."""
+    said = ["--strict-resume", "--no-report", "--device", str(device), "--runs", str(root), "--json"]
+    command = [sys.executable, "-m", "cnnrun", "train", *words, *said]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=max(1.0, given.seconds_left))
+    if done.returncode:
+        raise RuntimeError(f"--strict-resume left with {done.returncode}: {done.stderr.strip()[-500:]}")
+    return next(path.parent for path in root.glob("*/*/result.json"))
+
+
+@contextmanager
+def stopped_at(step: int) -> Iterator[None]:
+    """Send SIGTERM while optimizer step `step` is under way; the training in the block must end by it."""
+    original = train.backward
+
+    def stopping(learner: Any, job: Any, batch: Any, number: int) -> Any:
+        if number == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(learner, job, batch, number)
+
+    train.backward = stopping
+    try:
+        yield
+    except Interrupted:
+        return
+    finally:
+        train.backward = original
+    raise RuntimeError(f"SIGTERM at step {step} did not stop the training")
+
+
+def difference(first: Path, second: Path) -> dict[str, Any]:
+    """Return how two runs differ: the tensors by name, by how much at most, and the files."""
+    saved = [saved_in(run) for run in (first, second)]
+    tensors = [
+        {f"{part}.{name}": value for part, values in each.parts.items() for name, value in values.items()}
+        for each in saved
+    ]
+    if tensors[0].keys() != tensors[1].keys():
+        return {"ok": False, "reason": f"other tensors: {sorted(tensors[0].keys() ^ tensors[1].keys())[:5]}"}
+    gaps = {name: gap(value, tensors[1][name]) for name, value in tensors[0].items()}
+    other = [name for name, each in gaps.items() if each]
+    files = [name for name in ("metrics.jsonl", "checkpoints/best") if not is_same_file(first / name, second / name)]
+    files += ["the checkpoint's state"] if saved[0].state != saved[1].state else []
+    largest = max(gaps.values(), default=0.0)
+    said = f"{len(other)} of {len(gaps)} tensors differ, by {largest:g} at most ({', '.join(other[:4])})"
+    reason = "; ".join([*([said] if other else []), *(f"{each} differs" for each in files)])
+    return {"ok": not reason, "tensors": len(gaps), "different": len(other), "largest": largest, "reason": reason}
+
+
+def saved_in(run: Path) -> checkpoint.Checkpoint:
+    """Return a run's last checkpoint. Raises RuntimeError where there is none."""
+    found = checkpoint.load_newest(run / "checkpoints", "latest", print)
+    if found is None:
+        raise RuntimeError(f"{run}: no checkpoint")
+    return found
+
+
+def gap(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Return the largest difference of two tensors, 0 only where every bit is the same."""
+    if first.dtype != second.dtype or first.shape != second.shape:
+        return float("inf")
+    if first.numpy().tobytes() == second.numpy().tobytes():
+        return 0.0
+    return float((first.double() - second.double()).abs().max()) or 5e-324  # only the sign of a zero
+
+
+def is_same_file(first: Path, second: Path) -> bool:
+    """Return whether two files hold the same bytes."""
+    return first.read_bytes() == second.read_bytes()
+
+
+if __name__ == "__main__":
+    main()

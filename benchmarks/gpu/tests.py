@@ -1,0 +1,26 @@
+"""The tests that are marked `cuda`, each a result as it ends. Warnings are no errors here: versions are not ours.
+
+python benchmarks/gpu/tests.py [pytest's arguments]
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+
+
+def main() -> None:
+    """Run pytest in this process, with the plugin beside this file."""
+    os.chdir(HERE.parents[1])
+    sys.path.insert(0, str(HERE))
+    quiet = ["-q", "-p", "no:cacheprovider", "-p", "pytest_results", "-o", "filterwarnings=default"]
+    sys.exit(pytest.main(["-m", "cuda", *quiet, *sys.argv[1:]]))
+
+
+if __name__ == "__main__":
+    main()
