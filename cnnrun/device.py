@@ -96,7 +96,7 @@ def is_gpu_broken(error: BaseException) -> bool:
 
 def forget_peak_memory(device: torch.device) -> None:
     """From here on the peak is counted anew, as far as the system lets one."""
-    if device.type == "cuda":
+    if device.type == "cuda" and torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # proc(5)

@@ -35,13 +35,13 @@ ROOT = HERE.parents[1]
 NO_DEVICE = 6
 # Seconds of seven minutes on a GPU, and of ten in a rehearsal. What a step leaves unused flows on to later ones.
 SHARES = {
-    "environment": (30, 40),
-    "tests": (110, 240),
-    "speed": (110, 90),
-    "time_to_accuracy": (40, 40),
-    "same_bits": (45, 70),
-    "memory": (30, 35),
-    "export": (25, 40),
+    "environment": (25, 40),
+    "tests": (150, 240),
+    "speed": (100, 90),
+    "time_to_accuracy": (35, 40),
+    "same_bits": (35, 70),
+    "memory": (25, 35),
+    "export": (20, 40),
     "ranks": (30, 45),
 }
 _SHORTEST = 1.0  # seconds in which no step says anything

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).resolve().parent
+# In order of value, for a run that is cut.
+FILES = [f"tests/cuda/test_cuda_{name}.py" for name in ("training", "copies", "memory", "commands", "ranks")]
 
 
 def main() -> None:
@@ -19,7 +21,7 @@ def main() -> None:
     os.chdir(HERE.parents[1])
     sys.path.insert(0, str(HERE))
     quiet = ["-q", "-p", "no:cacheprovider", "-p", "pytest_results", "-o", "filterwarnings=default"]
-    sys.exit(pytest.main(["-m", "cuda", *quiet, *sys.argv[1:]]))
+    sys.exit(pytest.main(["-m", "cuda", *quiet, *(sys.argv[1:] or FILES)]))
 
 
 if __name__ == "__main__":
