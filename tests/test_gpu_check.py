@@ -272,6 +272,16 @@ def test_each_test_is_a_result_as_it_ends(tmp_path):
     assert "begun: test_suite.py::test_right" in done.stdout.splitlines()
 
 
+def test_every_file_of_cuda_tests_is_run():
+    text = (HERE / "tests.py").read_text()
+    namespace: dict[str, object] = {}
+    exec(next(line for line in text.splitlines() if line.startswith("FILES")), namespace)
+    marked = [
+        path for path in (ROOT / "tests").rglob("test_*.py") if "pytestmark = pytest.mark.cuda" in path.read_text()
+    ]
+    assert sorted(namespace["FILES"]) == sorted(str(path.relative_to(ROOT)) for path in marked)
+
+
 def test_without_a_device_there_is_one_line(tmp_path):
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable}
     command = [str(ROOT / "scripts" / "gpu_check"), "--out", str(tmp_path / "out")]

@@ -77,18 +77,17 @@ def test_predict_says_the_same(gpu, run_cli, of_each_task, task):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_training_leaves_a_run_that_is_shown_and_exported(run_cli, of_each_task, tmp_path, task):
+def test_training_leaves_a_run_that_is_exported(run_cli, of_each_task, tmp_path, task):
     config = of_each_task[task] / "config.yaml"
     words = [config, f"data.cache_dir={tmp_path / 'cache'}", "--device", "cuda", "--runs", tmp_path / "runs"]
     with some_gpu():  # files are exported, and compared, on the processor
-        code, out, err = run_cli("train", *words, "--json")
+        code, out, err = run_cli("train", *words, "--no-report", "--json")
     assert code == 0, err
     run = Path(json.loads(out)["run"])
     environment = json.loads((run / "environment.json").read_text())
     assert environment["device"] == "cuda"
     assert environment["device_name"] != "cpu"
     assert {"cuda", "cudnn", "tf32"} <= environment.keys()
-    assert "<html" in (run / "report.html").read_text()
     for form in ("onnx", "code"):
         code, out, err = run_cli("export", form, run, "--json")
         assert code == 0, err
@@ -97,6 +96,7 @@ def test_training_leaves_a_run_that_is_shown_and_exported(run_cli, of_each_task,
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_report_is_made_on_a_gpu(gpu, run_cli, of_each_task, tmp_path, task):
+    pytest.importorskip("vl_convert")
     code, _, err = run_cli("report", of_each_task[task], "--device", "cuda", "--out", tmp_path / "page.html")
     assert code == 0, err
     assert "<html" in (tmp_path / "page.html").read_text()
@@ -150,11 +150,16 @@ def test_time_and_memory_are_foretold(gpu, run_cli, tiny, tmp_path):
     assert planned["peak_memory_mib"] > 0
 
 
-def test_seeds_and_a_sweep_train_on_it(gpu, run_cli, tiny, tmp_path):
+def test_seeds_train_on_it(gpu, run_cli, tiny, tmp_path):
     where = ["--device", "cuda", "--runs", tmp_path / "runs", "--json"]
     code, out, err = run_cli("train", tiny, "train.epochs=1", "--seeds", 2, "--no-report", *where)
     assert code == 0, err
     assert len(json.loads(out)["runs"]) == 2
+
+
+def test_a_sweep_trains_on_it(gpu, run_cli, tiny, tmp_path):
+    pytest.importorskip("optuna")
+    where = ["--device", "cuda", "--runs", tmp_path / "runs", "--json"]
     code, out, err = run_cli("sweep", tiny, "train.epochs=1", "train.optimizer.sgd.lr=0.01|0.1", "--trials", 2, *where)
     assert code == 0, err
 
