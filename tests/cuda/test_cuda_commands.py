@@ -160,7 +160,7 @@ def test_seeds_train_on_it(gpu, run_cli, tiny, tmp_path):
 def test_a_sweep_trains_on_it(gpu, run_cli, tiny, tmp_path):
     pytest.importorskip("optuna")
     where = ["--device", "cuda", "--runs", tmp_path / "runs", "--json"]
-    code, out, err = run_cli("sweep", tiny, "train.epochs=1", "train.optimizer.sgd.lr=0.01|0.1", "--trials", 2, *where)
+    code, _, err = run_cli("sweep", tiny, "train.epochs=1", "train.optimizer.sgd.lr=0.01|0.1", "--trials", 2, *where)
     assert code == 0, err
 
 
