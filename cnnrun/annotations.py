@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cnnrun.average_precision import OBJECT
 from cnnrun.contracts import BadBox, Indexed, Pair, SourceSpec, Split
 from cnnrun.errors import DataError, printable
 from cnnrun.files import Files
-from cnnrun.objects import ObjectTable
+from cnnrun.objects import OBJECT, ObjectTable
 
 _ROUNDING = 1.0  # pixels that a box may reach out of its picture without a word
 _MOST = 10_000  # objects of one picture

@@ -42,6 +42,7 @@ from cnnrun.run_records import (
 from cnnrun.taskspec import Measured
 from cnnrun.trained import Trained
 from cnnrun.weights import Weights
+from cnnrun.weights_source import read_weights, weights_of_checkpoint
 
 
 def dataset(experiment: Experiment, indexed: Index | None = None, only: Sequence[str] | None = None) -> Dataset:
@@ -59,7 +60,7 @@ def network(experiment: Experiment, facts: Facts) -> Built:
 
 def initial(experiment: Experiment) -> Weights | None:
     """The weights that the config starts from, if it names any. Raises CheckpointError."""
-    return weights.read(Path(experiment.model.weights)) if experiment.model.weights else None
+    return read_weights(Path(experiment.model.weights)) if experiment.model.weights else None
 
 
 def fitting(experiment: Experiment, facts: Facts, given: Weights | None = None, ranks: int = 1) -> Built:
@@ -199,7 +200,7 @@ def trained(
     saved = checkpoint.load(path) if path else checkpoint.load_newest(run / CHECKPOINTS, "best", say)
     if saved is None:
         raise CheckpointError(f"{run}: no checkpoint yet")
-    facts, given = weights.of_checkpoint(saved)
+    facts, given = weights_of_checkpoint(saved)
     if (began := read_facts(run)) and began.classes != facts.classes:
         raise CheckpointError(f"{saved.path}: its classes are not those of {run / FACTS}")
     try:
@@ -264,7 +265,7 @@ def usable(target: Path | None, root: Path, device: torch.device) -> Trained:
     """As `trained`, or the network of a weights file that says what it is for. Raises CheckpointError."""
     if target is None or target.suffix != ".safetensors":
         return trained(target, root, device)[1]
-    given = weights.read(target)
+    given = read_weights(target)
     about, facts = given.about, given.facts
     if about is None or facts is None:
         raise CheckpointError(f"{target}: bare tensors; `cnnrun import --map name` writes what they are for")

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cnnrun.objects import CROWD, DIFFICULT, OBJECT
 from cnnrun.resampling import DRAWS, draws
 
-OBJECT, DIFFICULT, CROWD = 0, 1, 2  # what a box is: to be found, neither to be found nor wrong, or a region of many
 NUMBERS = {
     "AP": 0, "AP50": 1, "AP75": 2, "AP_small": 3, "AP_medium": 4, "AP_large": 5,
     "AR1": 6, "AR10": 7, "AR100": 8, "AR_small": 9, "AR_medium": 10, "AR_large": 11,

@@ -34,12 +34,14 @@ from cnnrun.errors import CheckpointError, ConfigError
 from cnnrun.evaluate import evaluate as measure_split
 from cnnrun.experiment import Experiment, parse
 from cnnrun.export import MIN_SAMPLES, Format, export
+from cnnrun.image_paths import list_images
 from cnnrun.learnable import measurable, notes_on_classes, refuse_unlearnable, same_everywhere
 from cnnrun.network import Built, flops
 from cnnrun.outline import outline, text
+from cnnrun.panels import drawing
 from cnnrun.plans import beside_the_plan
 from cnnrun.plotting import written
-from cnnrun.predict import coco_results, drawn_into, files, predict, with_scores
+from cnnrun.predict import coco_results, drawn_into, predict, with_scores
 from cnnrun.prepare import fingerprint, refuse_bad_boxes, refuse_missing_files
 from cnnrun.progress import say
 from cnnrun.ranks import Ranks, joined
@@ -91,7 +93,8 @@ def train(
         saved = saved_in(folder, begun.data, ranks) if resume else None
         where = runs.environment(device, ranks.size)
         ranks.from_first(lambda: unchanged(opened[0], where, strict))
-        result = fit(job(begun.experiment, begun.data, begun.initial, folder, device, ranks, enough), saved)
+        made = job(begun.experiment, begun.data, begun.initial, folder, device, ranks, enough)
+        result = fit(replace(made, draw=drawing), saved)
         if folder and saved is None:  # of a run that was resumed no one knows how long it took
             beside_the_plan(begun.experiment, root, folder, where, result)
         return {"run": str(run), **result}
@@ -202,7 +205,7 @@ def predicted(
         raise ConfigError(f"--coco {coco}: {'is there already' if coco.exists() else 'no such folder'}; choose another")
     found: list[dict[str, Any]] = []
     drawn, boxes = drawn_into(draw, given.image), given.task.targets == "boxes"
-    for row in predict(given, files(paths), batch):
+    for row in predict(given, list_images(paths), batch):
         drawn(row)
         if coco:
             found += coco_results(row)

@@ -35,8 +35,8 @@ from cnnrun.explain.slopes import gradcam as gradcam_of
 from cnnrun.explain.slopes import saliency as saliency_of
 from cnnrun.explain.subject import Explanation, Shown, Subject
 from cnnrun.explain.top import top as top_of
+from cnnrun.image_paths import list_images
 from cnnrun.pictures import viewed
-from cnnrun.predict import files
 from cnnrun.progress import say
 from cnnrun.run_records import CHECKPOINTS, EXPLAIN
 from cnnrun.seeing import Rule
@@ -84,7 +84,7 @@ class Opened:
         if self.asked.files:
             if self.asked.numbers or self.asked.split:
                 raise ConfigError("--file and --split or --picture: give one of them")
-            paths = list(files(self.asked.files))
+            paths = list(list_images(self.asked.files))
             if len(paths) > self.asked.count:
                 say(f"the first {self.asked.count} of {len(paths):,} files; --pictures shows more")
             return _of_files(self.subject, paths[: self.asked.count])

@@ -16,8 +16,9 @@ from cnnrun.assemble import usable
 from cnnrun.errors import ConfigError, DataError, printable
 from cnnrun.files import is_clutter
 from cnnrun.gallery import Gallery, Search
+from cnnrun.image_paths import list_images
 from cnnrun.pictures import is_picture_name
-from cnnrun.predict import files, predict
+from cnnrun.predict import predict
 from cnnrun.progress import say
 from cnnrun.tasks.verify import OperatingPoint, Verify, threshold_of
 from cnnrun.trained import Trained
@@ -61,7 +62,7 @@ def compared(given: Given, one: Path, other: Path, batch: int = 2) -> dict[str, 
     """Whether two pictures show one person."""
     network, task = given.network()
     point = given.point(network, task)
-    embeddings, _ = _embedded(network, list(files([one, other])), batch)
+    embeddings, _ = _embedded(network, list(list_images([one, other])), batch)
     if len(embeddings) != 2:
         raise ConfigError("two pictures are compared; give two files")
     similarity = float(embeddings[0] @ embeddings[1])
@@ -139,7 +140,7 @@ def _people(network: Trained, folder: Path, batch: int) -> dict[str, NDArray[np.
     if not folder.is_dir():
         raise DataError(f"{printable(str(folder))}: no such folder")
     entries = sorted(entry for entry in folder.iterdir() if not is_clutter(entry.name))
-    own = {entry.name: list(files([entry])) for entry in entries if entry.is_dir()}
+    own = {entry.name: list(list_images([entry])) for entry in entries if entry.is_dir()}
     if not own:
         raise DataError(f"{printable(str(folder))}: needs a folder for each person")
     loose = [entry.name for entry in entries if entry.is_file() and is_picture_name(entry.name)]
@@ -173,7 +174,7 @@ def identified(
     galleries.refuse_other(gallery, path, network.digest, task.dimension)
     if point.far is not None and (line := _of_strangers(point.far, task.fars, len(gallery.person_N))):
         say(line)
-    for row in predict(network, files(paths), batch):
+    for row in predict(network, list_images(paths), batch):
         if "error" in row:
             yield row
             continue

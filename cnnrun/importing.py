@@ -17,6 +17,7 @@ from cnnrun.errors import CheckpointError, ConfigError
 from cnnrun.experiment import load
 from cnnrun.network import build
 from cnnrun.weights import About, How, State
+from cnnrun.weights_source import read_weights
 
 # What torchvision's weights were trained and are measured with, in pixel values 0..255.
 _IMAGENET = "mean: [123.675, 116.28, 103.53], std: [58.395, 57.12, 57.375], fit: crop, crop_pct: 0.875"
@@ -35,7 +36,7 @@ class Imported:
 def imported(path: Path, like: str, how: How, classes: str | None, drop: Sequence[str]) -> Imported:
     """The state dict in `path` as the weights of a zoo network or a config's. Raises CheckpointError, ConfigError."""
     described = _described(like)
-    read = weights.read(path)
+    read = read_weights(path)
     if how == "order" and read.how == "name":
         raise ConfigError(f"{path}: safetensors keep no order; --map name pairs them by their names")
     given = {name: value for name, value in read.tensors.items() if not name.startswith("normalize.")}

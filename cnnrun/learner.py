@@ -18,6 +18,7 @@ from torch.func import functional_call
 from cnnrun import checkpoint
 from cnnrun.atomic_files import Folder
 from cnnrun.augment import Augment
+from cnnrun.batch import Batch
 from cnnrun.batches import TrainingBatches, default_prefetch, in_order
 from cnnrun.contracts import Facts
 from cnnrun.dataset import Dataset, Examples
@@ -27,14 +28,16 @@ from cnnrun.evaluate import evaluate
 from cnnrun.frozen import cut, feature_bytes, features, held, hold
 from cnnrun.network import Network
 from cnnrun.optim import Ema, EmaSpec, Optimizer, OptimizerSpec, Sgd, check_state, load_state_tensors, state_tensors
-from cnnrun.panels import drawing
 from cnnrun.randomness import key
 from cnnrun.ranks import Ranks
 from cnnrun.sampling import Sampler, Uniform
 from cnnrun.schedule import OneCycle, Schedule
 from cnnrun.spec import Kinds, Spec
 from cnnrun.syncnorm import synchronized
-from cnnrun.taskspec import Better, Measured, TaskSpec
+from cnnrun.taskspec import Better, Measured, Results, TaskSpec
+
+# Task, data facts, a batch, its results and the images' names -> one image of all, uint8 [H, W, 3], or None.
+Draw = Callable[[TaskSpec, Facts, Batch, Results, list[str]], NDArray[np.uint8] | None]
 
 _CRITERION = 1  # apart from the network's seed
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -166,6 +169,8 @@ class Job:
     ranks: Ranks = field(default_factory=Ranks)
     enough: Callable[[int, float], bool] | None = None
     """Asked after each epoch, with its number and the monitored number: whether the training may end there."""
+    draw: Draw | None = None
+    """Draws what is in images and what was found in them, for TensorBoard; without it nothing is drawn."""
 
     @property
     def facts(self) -> Facts:
@@ -282,8 +287,8 @@ class Learner:
 
     def shown(self, job: Job, split: str, count: int) -> NDArray[np.uint8] | None:
         """The first samples of a split with what is in them and what is found; None where that has no place."""
-        if self.body is not self.network:
-            return None  # features of the frozen layers have taken the pictures' place
+        if job.draw is None or self.body is not self.network:
+            return None  # or features of the frozen layers have taken the pictures' place
         batch = next(iter(in_order(job.dataset.splits[split], count, job.device)))
         if job.task.true_marks(batch.targets, job.facts) is None:
             return None
@@ -295,7 +300,7 @@ class Learner:
         finally:  # a drawing that fails must not leave the network as it is evaluated
             hold(self.network, job.spec.freeze)
         names = [Path(job.dataset.splits[split].name(number)).name for number in range(len(batch))]
-        return drawing(job.task, job.facts, batch, results, names)
+        return job.draw(job.task, job.facts, batch, results, names)
 
     def evaluate(self, job: Job, split: str, batch: int, between: Callable[[], None] = lambda: None) -> Measured:
         """Measure the averaged weights, where there are any, on a split, without touching what learns.

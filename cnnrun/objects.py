@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 COLUMNS = ("boxes", "objects", "roles", "areas")
+OBJECT, DIFFICULT, CROWD = 0, 1, 2  # roles: to be found, neither to be found nor wrong, or a region of many
 _FILL = {"objects": -1}  # of the places that a picture does not need; 0 elsewhere
 _PICTURES_AT_ONCE = 1024
 

@@ -17,38 +17,14 @@ from cnnrun.atomic_files import begins_with_mark, make_folder
 from cnnrun.boxes import Mark
 from cnnrun.contracts import Facts
 from cnnrun.errors import ConfigError, DataError, printable
-from cnnrun.files import is_clutter
 from cnnrun.labelling import listed
 from cnnrun.panels import marked
-from cnnrun.pictures import SUFFIX_LIST, Image, is_picture_name, named, opened, read, viewed
+from cnnrun.pictures import Image, named, opened, read, viewed
 from cnnrun.sheet import write_png
 from cnnrun.taskspec import TaskSpec, View
 from cnnrun.trained import Trained
 
 _BY = "cnnrun predict"  # what drawings say of themselves
-
-
-def files(paths: Sequence[Path]) -> Iterator[Path]:
-    """The paths themselves, and every picture file inside folders, sorted; hidden ones left out.
-
-    Raises DataError, before anything is predicted, when a path does not exist.
-    """
-    missing = [f"{printable(str(path))}: no such file" for path in paths if not path.exists()]
-    if missing:
-        raise DataError(*missing)
-    for path in paths:
-        yield from _inside(path) if path.is_dir() else [path]
-
-
-def _inside(folder: Path) -> list[Path]:
-    def wanted(path: Path) -> bool:
-        inside = not any(map(is_clutter, path.relative_to(folder).parts))
-        return inside and is_picture_name(path.name) and path.is_file()
-
-    found = sorted(path for path in folder.rglob("*") if wanted(path))
-    if not found:
-        raise DataError(f"{printable(str(folder))}: no pictures ({SUFFIX_LIST})")
-    return found
 
 
 def predict(trained: Trained, paths: Iterable[Path], batch: int) -> Iterator[dict[str, Any]]:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from cnnrun.errors import DataError, printable, safe_cell
+from cnnrun.prediction_text import describe_prediction, named_numbers
 
 _LABEL, _BOX = ["label", "probability"], ["label", "score", "x", "y", "width", "height"]
 
@@ -84,7 +85,7 @@ def _cell(value: Any) -> Any:
 
 def _columns(row: dict[str, Any]) -> list[str]:
     if "values" in row:
-        return list(_numbers(row))
+        return list(named_numbers(row))
     if "probabilities" in row:  # no list of labels in one cell: names may hold whatever would separate them
         return [f"{what} {name}" for what in ("present", "probability") for name in row["probabilities"]]
     if "embedding" in row:
@@ -108,7 +109,7 @@ def _cells(row: dict[str, Any]) -> Iterator[list[Any]]:
     elif "embedding" in row:
         yield row["embedding"]
     elif "values" in row:
-        yield list(_numbers(row).values())
+        yield list(named_numbers(row).values())
     elif "probabilities" in row:
         yield [*(int(name in row["labels"]) for name in row["probabilities"]), *row["probabilities"].values()]
     elif "matches" in row:
@@ -120,36 +121,8 @@ def _cells(row: dict[str, Any]) -> Iterator[list[Any]]:
         yield []
 
 
-def _numbers(row: dict[str, Any]) -> dict[str, float]:
-    """Each number by its name, and what is said of it."""
-    deviations = {f"{name} deviation": value for name, value in row.get("deviations", {}).items()}
-    quantiles = {
-        f"{name} {part}": value for name, of_name in row.get("quantiles", {}).items() for part, value in of_name.items()
-    }
-    made: dict[str, float] = {**row["values"], **deviations, **quantiles}
-    return made
-
-
 def _text_row(row: dict[str, Any]) -> None:
     if "error" in row:
         print(printable(row["error"]), file=sys.stderr)  # noqa: T201
         return
-    print(f"{printable(row['path'])}: {printable(shown(row))}", flush=True)  # noqa: T201
-
-
-def shown(row: dict[str, Any]) -> str:
-    """A picture's result in a line."""
-    if "objects" in row:
-        found = [(f"{each['label']} {each['score']:.2f}", each["bbox"]) for each in row["objects"]]
-        return "  ".join(f"{what} at {x:.0f},{y:.0f} {w:.0f}x{h:.0f}" for what, (x, y, w, h) in found) or "nothing"
-    if "embedding" in row:
-        return f"an embedding of {len(row['embedding'])} numbers (--json and --csv give them)"
-    if "values" in row:
-        return "  ".join(f"{name} {value:.4g}" for name, value in _numbers(row).items())
-    if "probabilities" in row:
-        present = [f"{name} {row['probabilities'][name]:.3f}" for name in row["labels"]]
-        return "  ".join(present) or "none"
-    if "matches" in row:
-        near = "  ".join(f"{entry['person']} {entry['similarity']:.3f}" for entry in row["matches"])
-        return f"{row['person'] or 'unknown'}   ({near})"
-    return "  ".join(f"{entry['label']} {entry['probability']:.3f}" for entry in row["top"])
+    print(f"{printable(row['path'])}: {printable(describe_prediction(row))}", flush=True)  # noqa: T201

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,21 +18,19 @@ from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from torch import Tensor
 
-from cnnrun import checkpoint, pickled, runs, yamlfile, zoo
+from cnnrun import pickled, yamlfile, zoo
 from cnnrun.atomic_files import make_folder, write_file
 from cnnrun.bounded_files import open_file
 from cnnrun.contracts import Facts
-from cnnrun.errors import CheckpointError, UserError, printable
+from cnnrun.errors import CheckpointError, UserError
 from cnnrun.network import Network
 from cnnrun.pictures import Image
-from cnnrun.run_records import CHECKPOINTS, parse_facts
 from cnnrun.spec import Kinds, Spec
 from cnnrun.structures import Model
 from cnnrun.tasks import Task
 
 How = Literal["name", "order"]
 State = dict[str, Tensor]
-_POINTERS = ("best", "latest")
 _SHOWN = 10  # rows of a table of misfits
 
 
@@ -70,21 +67,10 @@ class Misfit(Exception):
         return [f"{head} ({len(self.rows)} tensors differ):", *(f"  {row}" for row in self.rows[:_SHOWN]), *more]
 
 
-def read(path: Path) -> Weights:
-    """A safetensors file, a PyTorch state dict (through the guarded reader), a run or a checkpoint.
-
-    Raises CheckpointError.
-    """
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
-        raise CheckpointError(f"{path}: not a regular file")
-    if stat.S_ISDIR(mode) or path.name in _POINTERS:
-        return _of_run(path)
+def read_file(path: Path) -> Weights:
+    """Read a safetensors file, or a PyTorch state dict through the guarded reader. Raises CheckpointError."""
     if path.name.endswith((".pth", ".pt", ".bin", ".pth.tar")):
-        return Weights(pickled.read(path), "order", digest=_digest(path))
+        return Weights(pickled.read(path), "order", digest=file_digest(path))
     try:
         with safetensors.safe_open(path, "pt") as file:
             names, metadata = list(file.keys()), file.metadata() or {}
@@ -95,10 +81,11 @@ def read(path: Path) -> Weights:
     for name, value in tensors.items():
         if not (value.is_floating_point() or _counter(name)) or not value.float().isfinite().all():
             raise CheckpointError(f"{path}: {name} is not made of finite real numbers")
-    return Weights(tensors, "name", *_described(path, metadata), _digest(path))
+    return Weights(tensors, "name", *_described(path, metadata), file_digest(path))
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal. Raises CheckpointError."""
     with open_file(path, CheckpointError) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -215,36 +202,6 @@ def _within(network: Network, name: str, until: str | None) -> bool:
     """Whether a tensor belongs to the layers up to `until`."""
     keys = [key for key, _ in network.layers.named_children()]
     return until is None or name.startswith("head.") or keys.index(name.split(".")[1]) <= keys.index(until)
-
-
-def _of_run(path: Path) -> Weights:
-    """The averaged weights of a run's best checkpoint, or of the checkpoint given, where it has an average."""
-    if path.name in _POINTERS and (name := checkpoint.pointed_at(path.parent, path.name)):
-        path = path.parent / name  # checkpoints/best, checkpoints/latest
-    if (path / "manifest.json").exists():
-        saved: checkpoint.Checkpoint | None = checkpoint.load(path)
-    else:
-        if (path / CHECKPOINTS).is_dir():
-            runs.refuse_links(path)
-        saved = checkpoint.load_newest(path / CHECKPOINTS, "best", lambda line: None)
-    if saved is None:
-        raise CheckpointError(f"{path}: neither a run nor a checkpoint")
-    facts, tensors = of_checkpoint(saved)
-    return Weights(tensors, "name", None, facts, _digest(saved.path / checkpoint.MANIFEST))
-
-
-def of_checkpoint(saved: checkpoint.Checkpoint) -> tuple[Facts, State]:
-    """The data facts and the weights that a checkpoint gives: the averaged ones where it has them.
-
-    Raises CheckpointError where it has none, or a variance below zero.
-    """
-    tensors = saved.parts.get("ema", saved.parts.get("model"))
-    if not tensors:
-        raise CheckpointError(f"{saved.path}: has no weights")
-    variances = {name: value for name, value in tensors.items() if name.endswith("running_var")}
-    if bad := [name for name, value in variances.items() if value.float().min() < 0]:
-        raise CheckpointError(f"{saved.path}: {printable(bad[0])} is a variance below zero")
-    return parse_facts(saved.state.get("facts"), str(saved.path / checkpoint.STATE)), tensors
 
 
 def _described(path: Path, metadata: dict[str, str]) -> tuple[About | None, Facts | None]:

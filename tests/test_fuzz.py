@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, composite
 
-from cnnrun import checkpoint, experiment, gallery, manifest, pairs, run_records, weights
+from cnnrun import checkpoint, experiment, gallery, manifest, pairs, run_records
 from cnnrun.data.arrays import Arrays
 from cnnrun.data.coco import Coco
 from cnnrun.data.idx import Idx
@@ -29,6 +29,7 @@ from cnnrun.data.shards import Shards
 from cnnrun.data.table import Table
 from cnnrun.data.voc import Voc
 from cnnrun.errors import UserError
+from cnnrun.weights_source import read_weights, weights_of_checkpoint
 
 EXAMPLES = int(os.environ.get("CNNRUN_FUZZ_EXAMPLES", "40"))
 SPECIAL = [
@@ -138,7 +139,7 @@ PARSERS: dict[str, tuple[str, Callable[[Path], bytes], Callable[[Path], object]]
         lambda p: manifest.differences(p, [p.parent / "0.png"], p.parent),
     ),
     "gallery": ("g.safetensors", gallery_bytes, gallery.read),
-    "weights": ("w.safetensors", lambda root: safetensors.torch.save({"w": torch.ones(3)}, {"a": "b"}), weights.read),
+    "weights": ("w.safetensors", lambda root: safetensors.torch.save({"w": torch.ones(3)}, {"a": "b"}), read_weights),
     "image": ("0.png", lambda root: png(), lambda p: _image(p)),
     "metrics": (
         "metrics.jsonl",
@@ -206,7 +207,7 @@ def test_a_changed_checkpoint_gives_an_answer_or_an_error_of_the_users(tmp_path,
         if name != "manifest.json":
             damage.reseal(generation)
         try:
-            weights.of_checkpoint(checkpoint.load(generation))
+            weights_of_checkpoint(checkpoint.load(generation))
         except UserError as error:
             assert error.exit_code == 3
 

@@ -14,6 +14,7 @@ from cnnrun import assemble, checkpoint, commands, experiment, weights
 from cnnrun.errors import CheckpointError, ConfigError
 from cnnrun.importing import imported
 from cnnrun.run_records import parse_facts
+from cnnrun.weights_source import read_weights
 
 CPU = torch.device("cpu")
 DATA = Path(__file__).parent.parent / "data" / "mobilenet-v2"
@@ -70,7 +71,7 @@ def test_a_weights_file_is_read_as_it_was_written(tmp_path, trained_run):
     facts = parse_facts(saved.state["facts"], "here")
     about = weights.About(task=tried.task, image=tried.data.image, model=tried.model)
     weights.write(tmp_path / "w.safetensors", saved.parts["model"], about, facts)
-    read = weights.read(tmp_path / "w.safetensors")
+    read = read_weights(tmp_path / "w.safetensors")
     assert (read.about, read.facts, read.how) == (about, facts, "name")
     assert all(torch.equal(read.tensors[name], value) for name, value in saved.parts["model"].items())
     used = assemble.usable(tmp_path / "w.safetensors", tmp_path, CPU)
@@ -329,7 +330,7 @@ def test_a_hostile_description_costs_one_line(tmp_path, facts, described):
 )
 def test_weights_that_are_no_finite_real_numbers_are_refused(tmp_path, weight):
     with pytest.raises(CheckpointError, match="not made of finite real numbers"):
-        weights.read(hostile(tmp_path, DESCRIBED, json.dumps(FACTS), weight))
+        read_weights(hostile(tmp_path, DESCRIBED, json.dumps(FACTS), weight))
 
 
 def test_pipes_and_impossible_paths_are_refused(tmp_path):
@@ -338,12 +339,12 @@ def test_pipes_and_impossible_paths_are_refused(tmp_path):
     os.mkfifo(tmp_path / "p.safetensors")
     for path in (tmp_path / "p.safetensors", tmp_path / "none.safetensors", Path("x" * 5000), tmp_path):
         with pytest.raises(CheckpointError):
-            weights.read(path)
+            read_weights(path)
 
 
 def test_a_checkpoints_pointer_is_a_checkpoint(trained_run):
-    best = weights.read(trained_run / "checkpoints" / "best")
-    assert best.digest == weights.read(trained_run).digest
+    best = read_weights(trained_run / "checkpoints" / "best")
+    assert best.digest == read_weights(trained_run).digest
     assert best.digest != ""
 
 
@@ -357,12 +358,12 @@ def test_statistics_of_the_weights_survive_a_resume(trained_run, tmp_path, monke
     before = checkpoint.load_newest(run / "checkpoints", "latest", pytest.fail)
     commands.train(experiment.load(run / "config.yaml"), tmp_path, CPU, resume=True)
     after = checkpoint.load_newest(run / "checkpoints", "latest", pytest.fail)
-    mine = weights.read(trained_run).facts
+    mine = read_weights(trained_run).facts
     for saved in (before, after):
         facts = parse_facts(saved.state["facts"], "here")
         assert (facts.mean, facts.std) == (mine.mean, mine.std)
         assert torch.allclose(saved.parts["model"]["normalize.mean"].flatten(), torch.tensor(mine.mean))
-    assert json.loads((run / "weights.json").read_text())["sha256"] == weights.read(trained_run).digest
+    assert json.loads((run / "weights.json").read_text())["sha256"] == read_weights(trained_run).digest
 
 
 def test_our_own_weights_file_is_imported_by_name(tmp_path, run_cli):
@@ -375,7 +376,7 @@ def test_our_own_weights_file_is_imported_by_name(tmp_path, run_cli):
     assert "--map name" in err
     assert run_cli("import", first, "--like", tmp_path / "like.yaml", "--map", "name", "--out", second)[0] == 0
     assert all(
-        torch.equal(value, weights.read(second).tensors[name]) for name, value in weights.read(first).tensors.items()
+        torch.equal(value, read_weights(second).tensors[name]) for name, value in read_weights(first).tensors.items()
     )
 
 

@@ -12,10 +12,10 @@ from cnnrun.bounded_files import read_json_bytes
 from cnnrun.contracts import Indexed, Split
 from cnnrun.errors import DataError, printable
 from cnnrun.labelling import jail, refuse
+from cnnrun.objects import CROWD
 from cnnrun.progress import say
 
 _MAX_JSON = 1 << 30
-_CROWD = 2
 _LARGEST, _FARTHEST = 1_000_000, 1e12  # pixels of a side; what a number may be
 SplitName = Literal["train", "val", "test"]
 
@@ -114,7 +114,7 @@ class _File:
                 problems.append(f"{self.path}: annotation {row['id']}: {why}")
                 continue
             x, y, width, height = row["bbox"]
-            role = _CROWD if row.get("iscrowd") else 0
+            role = CROWD if row.get("iscrowd") else 0
             area = row.get("area")
             of = f"annotation {row['id']} of {printable(Path(found[row['image_id']].path).name)}"
             box = Box((x, y, x + width, y + height), numbers[row["category_id"]], role, of, area)

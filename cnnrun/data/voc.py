@@ -14,11 +14,10 @@ from cnnrun.bounded_files import read_text
 from cnnrun.contracts import BadBox, ClassNames, Indexed, Split
 from cnnrun.errors import DataError, printable
 from cnnrun.labelling import jail, refuse, split_name
+from cnnrun.objects import DIFFICULT
 from cnnrun.pictures import is_picture_name
 from cnnrun.progress import say
 from cnnrun.voc_files import VocFile, VocFolder
-
-_DIFFICULT = 1
 
 
 class Voc(BoxSource):
@@ -90,7 +89,7 @@ class Voc(BoxSource):
                 problems.append(f"{printable(file.where)}: object {place} is a {printable(label)!r}, not a class")
                 continue
             x1, y1, x2, y2 = corners
-            role = _DIFFICULT if difficult and self.difficult == "ignore" else 0
+            role = DIFFICULT if difficult and self.difficult == "ignore" else 0
             first = self.first_pixel
             boxes.append(Box((x1 - first, y1 - first, x2, y2), numbers[label], role, f"object {place}"))
         return Listed(file.path, file.size, file.where, boxes)

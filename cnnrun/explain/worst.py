@@ -10,7 +10,7 @@ from torch import Tensor
 from cnnrun.batches import in_order
 from cnnrun.dataset import Examples
 from cnnrun.explain.subject import Subject, said_of, some
-from cnnrun.rows import shown
+from cnnrun.prediction_text import describe_prediction
 from cnnrun.taskspec import View
 
 _MOST = 4000  # pictures that are looked through
@@ -48,7 +48,7 @@ def worst(subject: Subject, examples: Examples, count: int, batch: int) -> Worst
     results = given.results(part.take(order).to(given.device).float())
     true = given.task.words(part.targets_of(order, given.device), given.facts)
     views = [View((given.facts.image[1], given.facts.image[2]))] * len(order)
-    said = [shown(row) for row in given.task.rows(results, given.facts, views)]
+    said = [describe_prediction(row) for row in given.task.rows(results, given.facts, views)]
     found = [
         Mistake(int(numbers[place]), its, told, float(losses[place]))
         for place, its, told in zip(order.tolist(), true, said, strict=True)

@@ -12,10 +12,7 @@ from torch import Tensor, nn
 
 from cnnrun.assigning import Assigned, Objects, assign, quality_focal
 from cnnrun.average_precision import (
-    CROWD,
-    DIFFICULT,
     NUMBERS,
-    OBJECT,
     AveragePrecision,
     curves,
     given_back,
@@ -28,6 +25,7 @@ from cnnrun.boxes import Mark, areas, overlaps
 from cnnrun.contracts import CannotPass, Facts, Shape, need_picture
 from cnnrun.dense import PLACE, DenseHead, Detections, stride_of
 from cnnrun.labelling import listed
+from cnnrun.objects import CROWD, DIFFICULT, OBJECT
 from cnnrun.plots import Plot, Series
 from cnnrun.taskspec import Better, Criterion, Level, Measured, Results, Said, TaskSpec, View
 

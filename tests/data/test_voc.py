@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from conftest import save_picture
 
-from cnnrun.average_precision import DIFFICULT
 from cnnrun.data.voc import Voc
 from cnnrun.dataset import Data, index
 from cnnrun.errors import DataError
+from cnnrun.objects import DIFFICULT
 from cnnrun.prepare import prepare
 
 BCCD = Path(__file__).parents[3] / "shared" / "data" / "bccd"
