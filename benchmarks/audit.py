@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cnnrun import data_commands, experiment
-from cnnrun.data.idx import Idx
+from cnnrun.commands import data_work as data_commands
+from cnnrun.data.sources.idx import Idx
+from cnnrun.experiment import schema as experiment
 
 PLANTED = 200
 FILTERS = [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS]
@@ -93,7 +94,7 @@ def main() -> None:
     else:
         pixels = Idx(root=str(args.idx)).read().splits["test"].pictures[:5000]
         distinct = [Image.fromarray(each[:, :, 0]) for each in pixels]
-    from cnnrun import auditing
+    from cnnrun.data import audit as auditing
 
     auditing.EXAMPLES = 10**9  # all of them, to count
     with tempfile.TemporaryDirectory() as work:

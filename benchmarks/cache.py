@@ -41,10 +41,10 @@ MEASURED = """
 import json, sys, time
 import numpy as np, torch
 import cnnrun
-from cnnrun import store
-from cnnrun.contracts import Split
-from cnnrun.pictures import Image
-from cnnrun.progress import bar
+from cnnrun.data import storage as store
+from cnnrun.contracts.layer import Split
+from cnnrun.data.image_files import Image
+from cnnrun.base.progress import bar
 count, side, channels, gib, folder = *map(int, sys.argv[1:4]), float(sys.argv[4]), sys.argv[5]
 store._key = lambda *rest: "0" * 32
 pictures = np.random.default_rng(0).integers(0, 256, (count, side + 1, side + 1, channels), dtype=np.uint8)

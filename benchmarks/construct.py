@@ -16,9 +16,9 @@ from collections.abc import Callable
 
 import torch
 
-from cnnrun import experiment
-from cnnrun.contracts import Facts
-from cnnrun.network import build, materialize
+from cnnrun.contracts.layer import Facts
+from cnnrun.experiment import schema as experiment
+from cnnrun.model.network import build, materialize
 
 CLASSES = tuple(map(str, range(1000)))
 CONFIG = "task: classify\nmodel: {name}\ndata: {{source: {{folder: x}}, image: {{size: {size}, channels: 3}}}}\n"

@@ -16,8 +16,8 @@ from pathlib import Path
 PICTURES, EACH, CROWD = 4000, 10, 3000
 SIDE = """
 import sys, torch
-from cnnrun.data.coco import Coco
-from cnnrun.device import forget_peak_memory, peak_memory_mib
+from cnnrun.data.sources.coco import Coco
+from cnnrun.base.device import forget_peak_memory, peak_memory_mib
 import numpy, json
 cpu = torch.device("cpu")
 forget_peak_memory(cpu)

@@ -33,15 +33,15 @@ from PIL import Image
 from torchvision import datasets  # noqa: TID253
 from torchvision.transforms import v2  # noqa: TID253
 
-from cnnrun.augment import Augment
-from cnnrun.batches import TrainingBatches
-from cnnrun.data.idx import Idx
-from cnnrun.dataset import Data, Examples, index
-from cnnrun.device import keep_freed_memory
-from cnnrun.network import Normalize
-from cnnrun.prepare import prepare
-from cnnrun.progress import bar
-from cnnrun.store import Held
+from cnnrun.base.device import keep_freed_memory
+from cnnrun.base.progress import bar
+from cnnrun.data.augment.settings import Augment
+from cnnrun.data.dataset import Data, Examples, index
+from cnnrun.data.prepare import prepare
+from cnnrun.data.sources.idx import Idx
+from cnnrun.data.storage import Held
+from cnnrun.data.training_batches import TrainingBatches
+from cnnrun.model.network import Normalize
 
 BATCH = 128
 AUGMENT = {"flip": "horizontal", "shift": 0.125, "brightness": 0.2, "contrast": 0.2, "saturation": 0.2}
@@ -238,9 +238,9 @@ WATCHED = """
 import json, sys
 from pathlib import Path
 import torch
-from cnnrun import commands, train
-from cnnrun.device import keep_freed_memory
-from cnnrun.experiment import load
+from cnnrun.results import operations as commands; from cnnrun.training import loop as train
+from cnnrun.base.device import keep_freed_memory
+from cnnrun.experiment.schema import load
 keep_freed_memory()
 update, seen = train.update, []
 def watched(learner, job, step, factor):

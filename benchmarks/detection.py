@@ -18,12 +18,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cnnrun import assemble, commands, experiment
-from cnnrun.boxes import padded_to
-from cnnrun.learner import Learner
-from cnnrun.network import flops
-from cnnrun.schedule import OneCycle
-from cnnrun.step import backward, update
+from cnnrun.base.boxes import padded_to
+from cnnrun.experiment import assemble
+from cnnrun.experiment import schema as experiment
+from cnnrun.model.network import flops
+from cnnrun.results import operations as commands
+from cnnrun.training.learner import Learner
+from cnnrun.training.schedules import OneCycle
+from cnnrun.training.step import backward, update
 
 CONFIG = Path(__file__).parents[1] / "configs" / "bccd.yaml"
 CPU = torch.device("cpu")

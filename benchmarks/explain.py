@@ -16,14 +16,15 @@ from pathlib import Path
 
 import torch
 
-from cnnrun import commands, reporting
-from cnnrun.assemble import eval_data, trained
-from cnnrun.evaluate import evaluate
-from cnnrun.experiment import load
-from cnnrun.explain.occlude import occlude
+from cnnrun.experiment.assemble import eval_data, trained
+from cnnrun.experiment.schema import load
+from cnnrun.explain.methods.occlude import occlude
+from cnnrun.explain.methods.top_patches import strongest, top
 from cnnrun.explain.subject import Shown, Subject
-from cnnrun.explain.top import strongest, top
-from cnnrun.network import build, materialize
+from cnnrun.model.network import build, materialize
+from cnnrun.results import operations as commands
+from cnnrun.results.report import write as reporting
+from cnnrun.training.evaluate import evaluate
 
 CPU = torch.device("cpu")
 TIMES = 5
@@ -66,7 +67,7 @@ def of_occlude(_: Path) -> None:
     network = (
         materialize(build(made.model.layers, made.task, facts).network, 0).eval().to(memory_format=torch.channels_last)
     )
-    from cnnrun.trained import Trained
+    from cnnrun.model.trained import Trained
 
     given = Trained(network, made.task.criterion(facts), made.task, facts, made.data.image, Path(), 0, CPU)
     subject = Subject(given, made.model.layers)

@@ -19,11 +19,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cnnrun import assemble, commands, experiment, identity
-from cnnrun.dataset import Examples
-from cnnrun.gallery import Gallery, made
-from cnnrun.resampling import interval
-from cnnrun.verification import Ranked, all_pairs, spread
+from cnnrun.data.dataset import Examples
+from cnnrun.experiment import assemble
+from cnnrun.experiment import schema as experiment
+from cnnrun.results import operations as commands
+from cnnrun.results import people as identity
+from cnnrun.results.gallery_file import Gallery, made
+from cnnrun.tasks.embedding.pair_metrics import Ranked, all_pairs, spread
+from cnnrun.tasks.intervals import interval
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "orl-faces.yaml"

@@ -28,8 +28,10 @@ from pathlib import Path
 
 import torch
 
-from cnnrun import checkpoint, experiment, train
-from cnnrun.atomic_files import Folder
+from cnnrun.base.atomic_files import Folder
+from cnnrun.experiment import schema as experiment
+from cnnrun.training import checkpoints as checkpoint
+from cnnrun.training import loop as train
 
 HERE = Path(__file__).parent
 CHOICES = ("save", "share", "ranks", "before", "cost", "supervisor", "hostile", "damage")
@@ -85,8 +87,8 @@ def share(rounds: int) -> None:
         seconds.append(time.perf_counter() - began)
 
     train.Training.save = timed
-    from cnnrun import commands
-    from cnnrun.device import keep_freed_memory
+    from cnnrun.base.device import keep_freed_memory
+    from cnnrun.results import operations as commands
 
     keep_freed_memory()
     made = experiment.load(HERE.parent / "configs" / "fashion-vgg.yaml", ["train.epochs=2"])
@@ -147,8 +149,12 @@ import json, statistics, sys, tempfile, time
 from pathlib import Path
 import torch
 torch.set_num_threads(2)
-from cnnrun import checkpoint, commands, experiment, train, tracker
-from cnnrun.device import keep_freed_memory
+from cnnrun.training import checkpoints as checkpoint
+from cnnrun.results import operations as commands
+from cnnrun.experiment import schema as experiment
+from cnnrun.training import loop as train
+from cnnrun.training import metrics_log as tracker
+from cnnrun.base.device import keep_freed_memory
 keep_freed_memory()
 made = experiment.load(Path(sys.argv[1]), sys.argv[2:])
 steps, saves, first = [], [], []

@@ -22,13 +22,13 @@ from pathlib import Path
 
 import torch
 
-from cnnrun.data.idx import Idx
+from cnnrun.data.sources.idx import Idx
 
 NETS = {"lenet": 12_800, "vgg-small": 3_840, "resnet18": 768}  # training pictures: some seconds an epoch on 2 cores
 NETS_DIR = Path(__file__).parent / "nets"
 CHECK = """
 import sys
-from cnnrun.cli import main
+from cnnrun.commands.app import main
 sys.argv = ["cnnrun", "check", sys.argv[1]]
 try:
     main()
@@ -37,15 +37,15 @@ except SystemExit:
 """
 FIRST_STEP = """
 import os, sys
-import cnnrun.cli, cnnrun.step
-step = cnnrun.step.update
-import cnnrun.train
+import cnnrun.commands.app, cnnrun.training.step
+step = cnnrun.training.step.update
+import cnnrun.training.loop
 def once(*arguments):
     step(*arguments)
     os._exit(0)
-cnnrun.train.update = once
+cnnrun.training.loop.update = once
 sys.argv = ["cnnrun", "train", *sys.argv[1:]]
-cnnrun.cli.main()
+cnnrun.commands.app.main()
 """
 
 

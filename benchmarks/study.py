@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from cnnrun import comparing
+from cnnrun.results import compare as comparing
 
 ROOT = Path(__file__).parents[1]
 

@@ -46,7 +46,7 @@ def pictures(folder: Path, idx: Path, count: int) -> None:
     """Write the first `count` training and TEST_PICTURES test pictures of each class as PNG files."""
     from PIL import Image
 
-    from cnnrun.data.idx import Idx
+    from cnnrun.data.sources.idx import Idx
 
     indexed = Idx(root=str(idx)).read()
     for split, wanted in (("train", count), ("test", TEST_PICTURES)):

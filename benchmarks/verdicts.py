@@ -12,9 +12,6 @@ from pathlib import Path
 
 import torch
 
-import cnnrun.commands
-import cnnrun.data_commands  # noqa: F401  # here, and not in the process of each input
-
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import three_commands
 from three_commands import Said, Verdict

@@ -1,5 +1,5 @@
 """`python -m cnnrun`."""
 
-from cnnrun.cli import main
+from cnnrun.commands.app import main
 
 main()

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 
-from cnnrun import cache, page
-from cnnrun.dataset import Data, index
-from cnnrun.prepare import prepare
-from cnnrun.progress import bar
+from cnnrun.base.progress import bar
+from cnnrun.data import cache
+from cnnrun.data.dataset import Data, index
+from cnnrun.data.prepare import prepare
+from cnnrun.results.report import html as page
 
 FILES = ["pixels.u8", "records", "problems.jsonl", "progress", "plan.json", "complete.json"]
 HELD, ON_DISK = 4.0, 1e-9  # data.memory_gib

@@ -14,7 +14,7 @@ import torch
 from PIL import Image as Pil
 from pretended_gpu import pretended_gpu
 
-from cnnrun import cli
+from cnnrun.commands import app as cli
 
 TINY = """
 task: classify
@@ -61,7 +61,8 @@ def tiny(tmp_path) -> Path:
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory) -> Path:
     """The run folder of TINY, trained once for all tests that only read it."""
-    from cnnrun import commands, experiment
+    from cnnrun.experiment import schema as experiment
+    from cnnrun.results import operations as commands
 
     root = tmp_path_factory.mktemp("trained")
     tried = experiment.parse(TINY, "tiny.yaml", ["name=tiny", "train.epochs=12"])

@@ -14,7 +14,10 @@ import torch
 from conftest import TINY
 from damage import Damage
 
-from cnnrun import calibrating, cli, commands, experiment
+from cnnrun.commands import app as cli
+from cnnrun.experiment import schema as experiment
+from cnnrun.results import calibrate as calibrating
+from cnnrun.results import operations as commands
 
 CPU = torch.device("cpu")
 

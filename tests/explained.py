@@ -7,7 +7,9 @@ from pathlib import Path
 import killing
 import torch
 
-from cnnrun import commands, experiment, explaining
+from cnnrun.experiment import schema as experiment
+from cnnrun.explain import run_method as explaining
+from cnnrun.results import operations as commands
 
 LINKED = """
 task: classify

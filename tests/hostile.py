@@ -53,8 +53,8 @@ def answer(build: Build, folder: Path) -> Answer:
 def _run(words: list[str], folder: Path) -> tuple[int, str, int]:
     import torch
 
-    from cnnrun import cli
-    from cnnrun.device import forget_peak_memory, peak_memory_mib
+    from cnnrun.base.device import forget_peak_memory, peak_memory_mib
+    from cnnrun.commands import app as cli
 
     os.chdir(folder)
     forget_peak_memory(torch.device("cpu"))

@@ -24,7 +24,10 @@ import torch
 from PIL import Image
 from several import forked
 
-from cnnrun import atomic_files, checkpoint, commands, experiment
+from cnnrun.base import atomic_files
+from cnnrun.experiment import schema as experiment
+from cnnrun.results import operations as commands
+from cnnrun.training import checkpoints as checkpoint
 
 CONFIG = """
 task: classify

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from cnnrun import step as step_of_learning
-from cnnrun import train
-from cnnrun.batches import TrainingBatches
+from cnnrun.data.training_batches import TrainingBatches
 from cnnrun.tasks.classify import CrossEntropy
+from cnnrun.training import loop as train
+from cnnrun.training import step as step_of_learning
 
 
 def poison_input(monkeypatch, at: int, value: float) -> None:

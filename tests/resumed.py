@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from cnnrun import checkpoint, train
-from cnnrun.errors import Interrupted
+from cnnrun.base.errors import Interrupted
+from cnnrun.training import checkpoints as checkpoint
+from cnnrun.training import loop as train
 
 
 def digest(run: Path) -> str:

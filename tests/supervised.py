@@ -23,17 +23,18 @@ from conftest import TINY, save_picture
 from resumed import digest
 from several import forked, outcome
 
-from cnnrun import commands, experiment
+from cnnrun.experiment import schema as experiment
+from cnnrun.results import operations as commands
 
 # Where trainings are killed: before a call of these, the first to the n-th that there are in two epochs.
 PLACES = {
-    "validation": ("cnnrun.evaluate._outcome", 12),
-    "writing down": ("cnnrun.tracker.Tracker.record", 2),
-    "keeping what val said": ("cnnrun.checkpoint.add_evaluation", 2),
-    "drawing": ("cnnrun.tracker._drawn", 2),
-    "writing result.json": ("cnnrun.train._finish", 1),
-    "after result.json": ("cnnrun.reporting.after", 1),
-    "writing the report": ("cnnrun.reporting.write_new", 1),
+    "validation": ("cnnrun.training.evaluate._outcome", 12),
+    "writing down": ("cnnrun.training.metrics_log.Tracker.record", 2),
+    "keeping what val said": ("cnnrun.training.checkpoints.add_evaluation", 2),
+    "drawing": ("cnnrun.training.metrics_log._drawn", 2),
+    "writing result.json": ("cnnrun.training.loop._finish", 1),
+    "after result.json": ("cnnrun.results.report.write.after", 1),
+    "writing the report": ("cnnrun.results.report.write.write_new", 1),
 }
 WRITING = {"export": 12, "enroll": 4, "cache": 60}  # killed before a call that writes, the first to the n-th
 
@@ -50,7 +51,7 @@ class Chain:
 
 def run_command(words: list[str], place: str | None, nth: int) -> int:
     """Run the command in this process, which is killed at the n-th call of `place`; returns its exit code."""
-    from cnnrun import cli
+    from cnnrun.commands import app as cli
 
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patched:

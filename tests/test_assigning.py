@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnrun.assigning import Objects, assign, quality_focal
+from cnnrun.tasks.detection.assignment import Objects, assign, quality_focal
 
 TOP_K, ALPHA, BETA = 5, 1.0, 6.0
 

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from cnnrun.augment import Augment
-from cnnrun.draws import SLOTS, Draws
-from cnnrun.geometry import crop_boxes, cropped, move_boxes, move_points, warp
-from cnnrun.randomness import uniform
+from cnnrun.base.randomness import uniform
+from cnnrun.data.augment.geometry import crop_boxes, cropped, move_boxes, move_points, warp
+from cnnrun.data.augment.random_slots import SLOTS, Draws
+from cnnrun.data.augment.settings import Augment
 
 SEED, EPOCH = 5, 3
 
@@ -315,7 +315,7 @@ def test_with_both_each_picture_is_mixed_in_one_way():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_policy_does_to_each_picture_one_thing_that_the_vocabulary_has(channels):
-    from cnnrun.augment import _OF_COLOUR, _WIDEST
+    from cnnrun.data.augment.settings import _OF_COLOUR, _WIDEST
 
     count, given = 60, pictures(60, channels, 16, 16)
     policy = Augment.model_validate({"policy": {"trivial_augment": 0.5}})
@@ -428,7 +428,7 @@ def test_settings_that_contradict_are_refused(asked, words):
 
 
 def test_labels_follow_mixed_pictures():
-    from cnnrun.contracts import Facts
+    from cnnrun.contracts.layer import Facts
     from cnnrun.tasks.classify import Classify
 
     task, facts = Classify(), Facts(("a", "b", "c"), (1, 4, 4))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from cnnrun.average_precision import AveragePrecision, curves, numbers, per_class, undefined
+from cnnrun.tasks.detection.average_precision import AveragePrecision, curves, numbers, per_class, undefined
 
 NAMES = ("ape", "bee", "cat")
 
@@ -185,8 +185,8 @@ def test_tables_follow_from_the_same_arrays():
 
 def test_a_draw_of_pictures_is_those_pictures_measured_anew():
     """The bootstrap counts what was matched once; pictures that are there twice give the same as two files would."""
-    from cnnrun.average_precision import _counted_anew
-    from cnnrun.resampling import draws
+    from cnnrun.tasks.detection.average_precision import _counted_anew
+    from cnnrun.tasks.intervals import draws
 
     results, targets = case(3, pictures=9)
     meter = AveragePrecision(NAMES)

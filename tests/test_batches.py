@@ -10,19 +10,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cnnrun import batches
-from cnnrun.augment import Augment
-from cnnrun.batch import Batch
-from cnnrun.batches import TrainingBatches, in_order
-from cnnrun.contracts import Facts, Split
-from cnnrun.dataset import Data, Examples, index
-from cnnrun.draws import Draws
-from cnnrun.errors import DataError
-from cnnrun.objects import ObjectTable
-from cnnrun.prepare import prepare
-from cnnrun.progress import bar
-from cnnrun.sampling import balanced_order
-from cnnrun.store import Held
+from cnnrun.base.errors import DataError
+from cnnrun.base.progress import bar
+from cnnrun.contracts.batch import Batch
+from cnnrun.contracts.layer import Facts, Split
+from cnnrun.contracts.objects import ObjectTable
+from cnnrun.data import training_batches as batches
+from cnnrun.data.augment.random_slots import Draws
+from cnnrun.data.augment.settings import Augment
+from cnnrun.data.dataset import Data, Examples, index
+from cnnrun.data.epoch_order import balanced_order
+from cnnrun.data.prepare import prepare
+from cnnrun.data.storage import Held
+from cnnrun.data.training_batches import TrainingBatches, in_order
 from cnnrun.tasks.classify import Classify
 
 CPU = torch.device("cpu")

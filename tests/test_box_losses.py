@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision import ops
 
-from cnnrun.box_losses import box_loss
+from cnnrun.tasks.detection.box_losses import box_loss
 
 TORCHVISION = {
     "ciou": ops.complete_box_iou_loss,

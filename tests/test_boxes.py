@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import batched_nms, box_iou
 
-from cnnrun import boxes as boxes_module
-from cnnrun.boxes import overlaps, padded_to, unsuppressed
+from cnnrun.base import boxes as boxes_module
+from cnnrun.base.boxes import overlaps, padded_to, unsuppressed
 
 
 def boxes(seed: int, pictures: int, count: int, spread: float = 100.0) -> torch.Tensor:

@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pil
 
-from cnnrun.augment import Augment, Crop
-from cnnrun.batches import share
-from cnnrun.draws import Draws
-from cnnrun.geometry import crop_boxes
-from cnnrun.objects import ObjectTable
-from cnnrun.pictures import Image, fitted, view
-from cnnrun.placing import placed
-from cnnrun.ranks import Ranks
+from cnnrun.base.ranks import Ranks
+from cnnrun.contracts.objects import ObjectTable
+from cnnrun.data.augment.geometry import crop_boxes
+from cnnrun.data.augment.random_slots import Draws
+from cnnrun.data.augment.settings import Augment, Crop
+from cnnrun.data.box_placement import placed
+from cnnrun.data.image_files import Image, fitted, view
+from cnnrun.data.training_batches import share
 
 COUNT, HEIGHT, WIDTH = 24, 48, 64
 EVERY = {

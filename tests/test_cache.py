@@ -14,17 +14,17 @@ import pytest
 import torch
 from conftest import save_picture
 
-from cnnrun import cache, cached_split
-from cnnrun.block_hashes import HASH_BYTES
-from cnnrun.cached_split import Entry
-from cnnrun.dataset import Data, index
-from cnnrun.decoding import Decoder, threads
-from cnnrun.errors import DataError, StorageError
-from cnnrun.file_listing import listing
-from cnnrun.prepare import prepare
-from cnnrun.progress import bar
-from cnnrun.records import digest
-from cnnrun.store import OnDisk, stored
+from cnnrun.base.errors import DataError, StorageError
+from cnnrun.base.progress import bar
+from cnnrun.data import cache, cached_split
+from cnnrun.data.block_hashes import HASH_BYTES
+from cnnrun.data.cached_split import Entry
+from cnnrun.data.dataset import Data, index
+from cnnrun.data.decode import Decoder, threads
+from cnnrun.data.file_listing import listing
+from cnnrun.data.image_records import digest
+from cnnrun.data.prepare import prepare
+from cnnrun.data.storage import OnDisk, stored
 
 IMAGE = {"size": 8, "channels": 3}
 
@@ -97,7 +97,7 @@ def test_by_content_a_touched_file_is_the_same_and_a_changed_one_of_equal_size_a
     path.write_bytes(pixels)
     os.utime(path, ns=(1, 1))
     split = index(data_of(picture_folder)).source.splits["train"]
-    from cnnrun.file_listing import content
+    from cnnrun.data.file_listing import content
 
     assert content(split, listing(split, True, 0)) != by_content
 
@@ -275,7 +275,7 @@ def test_clearing_removes_nothing_that_is_not_ours(tmp_path, run_cli):
 
 
 def test_what_cannot_be_read_now_is_not_remembered_as_bad(picture_folder, folder, monkeypatch):
-    from cnnrun import pictures
+    from cnnrun.data import image_files as pictures
 
     real = pictures._read
 

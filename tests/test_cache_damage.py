@@ -25,13 +25,15 @@ from cached_data import (
 )
 from conftest import save_picture
 
-from cnnrun import block_hashes, cache, cached_split, page, store
-from cnnrun.atomic_files import Folder
-from cnnrun.dataset import Data, index
-from cnnrun.decoding import Decoder
-from cnnrun.errors import StorageError
-from cnnrun.prepare import prepare
-from cnnrun.progress import bar
+from cnnrun.base.atomic_files import Folder
+from cnnrun.base.errors import StorageError
+from cnnrun.base.progress import bar
+from cnnrun.data import block_hashes, cache, cached_split
+from cnnrun.data import storage as store
+from cnnrun.data.dataset import Data, index
+from cnnrun.data.decode import Decoder
+from cnnrun.data.prepare import prepare
+from cnnrun.results.report import html as page
 
 
 @pytest.fixture
@@ -122,7 +124,7 @@ def test_what_nobody_damaged_is_decoded_once_and_nothing_is_said(data, capfd):
 def test_any_rank_says_what_it_decodes_anew(data, folder, monkeypatch, capfd):
     everything(data)
     flip_bit(the_entry(folder) / "pixels.u8", 0)
-    monkeypatch.setattr("cnnrun.torchrun.rank", lambda: 1)
+    monkeypatch.setattr("cnnrun.base.torchrun.rank", lambda: 1)
     everything(data)
     assert "pictures 0 to 3 are not as they were written; decoded anew" in capfd.readouterr().err
 

@@ -7,9 +7,9 @@ import random
 import pytest
 import torch
 
-from cnnrun import checkpoint
-from cnnrun.atomic_files import Folder
-from cnnrun.errors import CheckpointError, StorageError
+from cnnrun.base.atomic_files import Folder
+from cnnrun.base.errors import CheckpointError, StorageError
+from cnnrun.training import checkpoints as checkpoint
 
 
 def parts(seed: int) -> checkpoint.Parts:
@@ -224,7 +224,9 @@ def test_checkpoints_of_format_2_are_read_and_gone_on_with(trained_run, tmp_path
     import hashlib
     import shutil
 
-    from cnnrun import assemble, commands, experiment
+    from cnnrun.experiment import assemble
+    from cnnrun.experiment import schema as experiment
+    from cnnrun.results import operations as commands
 
     run = tmp_path / "tiny" / "1"
     shutil.copytree(trained_run, run)

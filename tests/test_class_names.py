@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnnrun.class_names import (
+from cnnrun.base.errors import DataError
+from cnnrun.base.file_list import is_clutter
+from cnnrun.data.class_names import (
     alike_names,
     check_class_names,
     clean_cell,
@@ -18,9 +20,7 @@ from cnnrun.class_names import (
     numbered_classes,
     questionable_numbers,
 )
-from cnnrun.errors import DataError
-from cnnrun.files import is_clutter
-from cnnrun.pictures import SUFFIXES, is_picture_name
+from cnnrun.data.image_files import SUFFIXES, is_picture_name
 
 PAIRS = [
     ("Cat", "cat"),

@@ -11,8 +11,9 @@ import pytest
 from conftest import save_picture
 from PIL import Image as Pil
 
-from cnnrun import __version__, rows
-from cnnrun.errors import StorageError
+from cnnrun import __version__
+from cnnrun.base.errors import StorageError
+from cnnrun.commands import prediction_output as rows
 
 
 def test_train_eval_predict_export_from_nothing(tiny, tmp_path, monkeypatch, run_cli):
@@ -121,7 +122,7 @@ def test_predict_names_bad_files_goes_on_and_leaves_with_8(trained_run, tmp_path
 
 def test_predict_equals_eval(trained_run, tmp_path, run_cli):
     """The label of a picture file is the label of the same pixels in the data set."""
-    from cnnrun.data.digits import Digits
+    from cnnrun.data.sources.digits import Digits
 
     split = Digits().read().splits["train"]
     for number in range(20):
@@ -175,7 +176,7 @@ def test_help_needs_no_torch():
     """Run apart: this process has torch already."""
     program = (
         "import sys; sys.argv = ['cnnrun', '--help']\n"
-        "from cnnrun import cli\n"
+        "from cnnrun.commands import app as cli\n"
         "try: cli.main()\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'numpy', 'pydantic', 'yaml', 'sklearn', 'torchvision'} & set(sys.modules)\n"
@@ -187,7 +188,7 @@ def test_help_needs_no_torch():
 def test_a_bug_of_ours_leaves_with_1_and_a_traceback(tiny, tmp_path):
     program = (
         "import sys; sys.argv = ['cnnrun', 'check', sys.argv[1]]\n"
-        "from cnnrun import cli, commands\n"
+        "from cnnrun.commands import app as cli; from cnnrun.results import operations as commands\n"
         "commands.checked = None\n"
         "cli.main()"
     )
@@ -237,7 +238,7 @@ def test_hidden_files_and_folders_named_like_pictures_are_left_out(trained_run, 
     ],
 )
 def test_memory_and_disk_troubles_are_one_line(error, code, tiny, run_cli, monkeypatch):
-    from cnnrun import commands
+    from cnnrun.results import operations as commands
 
     def trouble(*args):
         raise error
@@ -253,7 +254,7 @@ OWN = [OSError(28, "No space left on device", "runs/x"), FileNotFoundError(2, "n
 @pytest.mark.parametrize("error", OWN)
 def test_an_error_of_our_own_is_a_bug_with_its_traceback(error, tiny, run_cli, monkeypatch):
     """Only what the writing module could not write is the disk's fault."""
-    from cnnrun import commands
+    from cnnrun.results import operations as commands
 
     def trouble(*args):
         raise error

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from cnnrun import assemble, commands, experiment
-from cnnrun.batches import TrainingBatches
-from cnnrun.errors import DataError
-from cnnrun.learner import Learner
-from cnnrun.step import backward, update
+from cnnrun.base.errors import DataError
+from cnnrun.data.training_batches import TrainingBatches
+from cnnrun.experiment import assemble
+from cnnrun.experiment import schema as experiment
+from cnnrun.results import operations as commands
+from cnnrun.training.learner import Learner
+from cnnrun.training.step import backward, update
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -55,7 +57,7 @@ def test_its_header_says_what_score_time_and_command(path):
 
 def test_fashion_vgg_has_at_most_half_a_million_parameters():
     tried = experiment.load(ROOT / "configs" / "fashion-vgg.yaml")
-    from cnnrun.contracts import Facts
+    from cnnrun.contracts.layer import Facts
 
     assert assemble.network(tried, Facts(tuple("0123456789"), (1, 28, 28))).parameters <= 500_000
 

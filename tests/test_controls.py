@@ -16,12 +16,17 @@ import torch
 from conftest import TINY
 from resumed import digest, stopped_at
 
-from cnnrun import batches, checkpoint, commands, experiment, optim, train
-from cnnrun import step as step_of_learning
-from cnnrun.errors import CheckpointError
-from cnnrun.experiment import Experiment
-from cnnrun.learner import Learner
-from cnnrun.schedule import OneCycle
+from cnnrun.base.errors import CheckpointError
+from cnnrun.data import training_batches as batches
+from cnnrun.experiment import schema as experiment
+from cnnrun.experiment.schema import Experiment
+from cnnrun.results import operations as commands
+from cnnrun.training import checkpoints as checkpoint
+from cnnrun.training import loop as train
+from cnnrun.training import optimizers as optim
+from cnnrun.training import step as step_of_learning
+from cnnrun.training.learner import Learner
+from cnnrun.training.schedules import OneCycle
 
 CPU = torch.device("cpu")
 CUT = 38  # 17 steps an epoch, three epochs: in the third, with an epoch behind it that was not the best

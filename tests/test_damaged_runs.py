@@ -17,7 +17,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from cnnrun import checkpoint
+from cnnrun.training import checkpoints as checkpoint
 
 SAMPLE = 60  # of each kind
 
@@ -135,8 +135,8 @@ def test_nothing_leads_out_of_a_run(runs_of_each_state, run_cli, tmp_path, comma
 
 def test_a_file_of_which_an_attacker_knows_the_temporary_name_is_not_written_through(tmp_path, monkeypatch):
     """Random names aside: a name that is taken is never opened."""
-    from cnnrun import atomic_files
-    from cnnrun.errors import StorageError
+    from cnnrun.base import atomic_files
+    from cnnrun.base.errors import StorageError
 
     (tmp_path / "outside").write_text("mine")
     monkeypatch.setattr(atomic_files, "_temporary", lambda name: f".{name}.tmp")

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image as Pil
 
-from cnnrun import experiment
-from cnnrun.dataset import index
-from cnnrun.prepare import prepare
-from cnnrun.progress import bar
+from cnnrun.base.progress import bar
+from cnnrun.data.dataset import index
+from cnnrun.data.prepare import prepare
+from cnnrun.experiment import schema as experiment
 
 CONFIG = """
 task: classify

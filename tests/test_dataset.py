@@ -9,16 +9,16 @@ import torch
 from conftest import save_picture
 from pydantic import TypeAdapter
 
-from cnnrun.audit import NEAR_PART, near
-from cnnrun.contracts import Split
-from cnnrun.data import Source
-from cnnrun.dataset import Data, Dataset, Examples, index
-from cnnrun.errors import DataError
-from cnnrun.pictures import load
-from cnnrun.prepare import prepare
-from cnnrun.progress import bar
-from cnnrun.spec import members
-from cnnrun.store import Held
+from cnnrun.base.errors import DataError
+from cnnrun.base.progress import bar
+from cnnrun.config.spec import members
+from cnnrun.contracts.layer import Split
+from cnnrun.data.dataset import Data, Dataset, Examples, index
+from cnnrun.data.duplicates import NEAR_PART, near
+from cnnrun.data.image_files import load
+from cnnrun.data.prepare import prepare
+from cnnrun.data.sources import Source
+from cnnrun.data.storage import Held
 
 DATA = TypeAdapter(Data)
 
@@ -227,7 +227,7 @@ def test_every_source_says_what_it_is(kind):
 
 
 def test_given_statistics_are_used_and_measured_ones_are_written_down(trained_run, tiny):
-    from cnnrun import experiment
+    from cnnrun.experiment import schema as experiment
 
     given = Data.model_validate({"source": "digits", "image": {"mean": [100.0], "std": [50.0]}})
     assert (prepared(given).facts.mean, prepared(given).facts.std) == ((100.0,), (50.0,))

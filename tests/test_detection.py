@@ -16,12 +16,14 @@ from PIL import Image as Pil
 from resumed import digest, stopped_at
 from several import on_ranks
 
-from cnnrun import assemble, commands, experiment
-from cnnrun.errors import ConfigError
-from cnnrun.evaluate import evaluate
-from cnnrun.export.code import Code
+from cnnrun.base.errors import ConfigError
+from cnnrun.experiment import assemble
+from cnnrun.experiment import schema as experiment
 from cnnrun.export.onnx import Onnx
-from cnnrun.predict import with_scores
+from cnnrun.export.python_file import Code
+from cnnrun.results import operations as commands
+from cnnrun.results.predict import with_scores
+from cnnrun.training.evaluate import evaluate
 
 CPU = torch.device("cpu")
 SCENES = """
@@ -87,7 +89,7 @@ def test_evaluation_by_several_ranks_is_that_of_one(run):
     data = assemble.dataset(tried())
 
     def measured(rank=None):
-        from cnnrun.ranks import joined
+        from cnnrun.base.ranks import joined
 
         with joined(CPU, 60) as ranks:
             return evaluate(
@@ -126,7 +128,7 @@ def test_the_graph_holds_its_own_suppression(run, tmp_path):
 
 def test_a_file_that_finds_other_boxes_is_not_kept(run, tmp_path, monkeypatch):
     from cnnrun import export as exporting
-    from cnnrun.errors import ParityError
+    from cnnrun.base.errors import ParityError
 
     real = Onnx.reload
 

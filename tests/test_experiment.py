@@ -7,14 +7,14 @@ from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnrun import experiment
-from cnnrun.contracts import Facts
-from cnnrun.dataset import Data
-from cnnrun.errors import ConfigError
-from cnnrun.experiment import Experiment
-from cnnrun.layers import Leaf
-from cnnrun.network import build
-from cnnrun.spec import members
+from cnnrun.base.errors import ConfigError
+from cnnrun.config.spec import members
+from cnnrun.contracts.layer import Facts
+from cnnrun.data.dataset import Data
+from cnnrun.experiment import schema as experiment
+from cnnrun.experiment.schema import Experiment
+from cnnrun.model.layers import Leaf
+from cnnrun.model.network import build
 from cnnrun.tasks.classify import Classify
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -216,7 +216,7 @@ def test_an_override_with_a_digit_that_is_no_number_is_refused():
 
 
 def test_the_schema_admits_blocks():
-    from cnnrun.vocabulary import json_schema
+    from cnnrun.commands.kinds import json_schema
 
     schema = json_schema()
     assert "blocks" in schema["properties"]

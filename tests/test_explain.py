@@ -14,17 +14,18 @@ import torch.nn.functional as F
 from explained import opened
 from torch import nn
 
-from cnnrun import commands, explaining
-from cnnrun.errors import ConfigError
-from cnnrun.experiment import parse
-from cnnrun.explain.invariance import changes
-from cnnrun.explain.occlude import sweep
-from cnnrun.explain.patches import strongest
-from cnnrun.explain.slopes import cams, slopes_of
+from cnnrun.base.errors import ConfigError
+from cnnrun.experiment.schema import parse
+from cnnrun.explain import run_method as explaining
+from cnnrun.explain.layer_names import Place, captured, features, passing_back, places, projected
+from cnnrun.explain.methods.gradients import cams, slopes_of
+from cnnrun.explain.methods.invariance import changes
+from cnnrun.explain.methods.occlude import sweep
+from cnnrun.explain.methods.patches import strongest
+from cnnrun.explain.methods.worst import worst
 from cnnrun.explain.subject import Shown, aimed, said_of
-from cnnrun.explain.worst import worst
-from cnnrun.network import build, materialize
-from cnnrun.seeing import Place, captured, features, passing_back, places, projected
+from cnnrun.model.network import build, materialize
+from cnnrun.results import operations as commands
 
 CPU = torch.device("cpu")
 COMMANDS = ("filters", "features", "top", "deconv", "occlude", "gradcam", "saliency", "evolve", "invariance", "embed")
@@ -50,7 +51,7 @@ def small(seed: int = 0) -> tuple[nn.Module, dict[str, Place]]:
 
 
 def explaining_facts():
-    from cnnrun.contracts import Facts
+    from cnnrun.contracts.layer import Facts
 
     return Facts(("a", "b"), (1, 8, 8), mean=(0.5,), std=(2.0,))
 
@@ -318,7 +319,7 @@ def test_a_square_reaches_the_far_edges(run):
 
 
 def test_the_map_of_an_occlusion_lies_where_the_squares_middles_are():
-    from cnnrun.explain.occlude import _nearest
+    from cnnrun.explain.methods.occlude import _nearest
 
     assert _nearest([0, 4, 8], 12, 4).tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
     assert _nearest([0, 2, 4, 5], 8, 3).tolist() == [0, 0, 0, 1, 1, 2, 3, 3]  # the last one ends at the edge
@@ -386,7 +387,7 @@ def test_people_with_one_picture_are_nobodys_mistakes(of_each_task):
 
 
 def test_of_many_pictures_it_says_how_many_were_looked_at(run, monkeypatch):
-    from cnnrun.explain import worst as module
+    from cnnrun.explain.methods import worst as module
 
     monkeypatch.setattr(module, "_MOST", 50)
     found = worst(opened(run).subject, opened(run, split="val").examples(), 3, 16)

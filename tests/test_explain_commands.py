@@ -14,12 +14,14 @@ from explained import TASKS, opened
 from PIL import Image as Pil
 from torch import nn
 
-from cnnrun import ablating, commands, explaining
-from cnnrun.errors import DataError
-from cnnrun.experiment import load, parse
-from cnnrun.explain.slopes import slopes_of
+from cnnrun.base.errors import DataError
+from cnnrun.experiment.schema import load, parse
+from cnnrun.explain import run_method as explaining
+from cnnrun.explain.methods.gradients import slopes_of
+from cnnrun.explain.methods.worst import worst
 from cnnrun.explain.subject import aimed, said_of
-from cnnrun.explain.worst import worst
+from cnnrun.results import operations as commands
+from cnnrun.results.studies import ablate as ablating
 
 CPU = torch.device("cpu")
 COMMANDS = ("filters", "features", "top", "deconv", "occlude", "gradcam", "saliency", "evolve", "invariance", "embed")
@@ -313,7 +315,7 @@ def arrays(path: Path, labels: list[int]) -> str:
 
 
 def test_a_probe_learns_from_a_part_that_may_lack_a_class(tmp_path, monkeypatch):
-    from cnnrun.explain import embed as module
+    from cnnrun.explain.methods import embed as module
 
     monkeypatch.setattr(module, "_MOST_PROBED", 20)
     data = arrays(tmp_path / "a.npz", [0, 1] * 60 + [2] * 4)
@@ -324,7 +326,7 @@ def test_a_probe_learns_from_a_part_that_may_lack_a_class(tmp_path, monkeypatch)
 
 
 def test_a_probe_that_has_nothing_to_tell_apart_says_so(of_each_task, run_cli, monkeypatch):
-    from cnnrun.explain import embed as module
+    from cnnrun.explain.methods import embed as module
 
     monkeypatch.setattr(module, "_told_apart", lambda *_: np.zeros(2, bool))
     code, _, err = run_cli("explain", "embed", of_each_task["multilabel"], "--probe")
@@ -338,7 +340,7 @@ def test_a_probe_that_has_nothing_to_tell_apart_says_so(of_each_task, run_cli, m
 def test_of_two_pictures_the_vectors_are_written_all_the_same(run, tmp_path):
     run_ = opened(run, split="val")
     two = run_.examples().only(torch.arange(len(run_.examples())) < 2)
-    from cnnrun.explain.embed import embed
+    from cnnrun.explain.methods.embed import embed
 
     found = embed(run_.subject, {"val": two}, "val", ["last"], "tsne", 8, False)
     assert found.arrays["features"].shape == (2, 12)

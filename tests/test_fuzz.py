@@ -21,15 +21,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, composite
 
-from cnnrun import checkpoint, experiment, gallery, manifest, pairs, run_records
-from cnnrun.data.arrays import Arrays
-from cnnrun.data.coco import Coco
-from cnnrun.data.idx import Idx
-from cnnrun.data.shards import Shards
-from cnnrun.data.table import Table
-from cnnrun.data.voc import Voc
-from cnnrun.errors import UserError
-from cnnrun.weights_source import read_weights, weights_of_checkpoint
+from cnnrun.base.errors import UserError
+from cnnrun.data import manifest
+from cnnrun.data.sources import lfw_pairs as pairs
+from cnnrun.data.sources.arrays import Arrays
+from cnnrun.data.sources.coco import Coco
+from cnnrun.data.sources.idx import Idx
+from cnnrun.data.sources.shards import Shards
+from cnnrun.data.sources.table import Table
+from cnnrun.data.sources.voc import Voc
+from cnnrun.experiment import schema as experiment
+from cnnrun.experiment.weights_source import read_weights, weights_of_checkpoint
+from cnnrun.results import gallery_file as gallery
+from cnnrun.training import checkpoints as checkpoint
+from cnnrun.training import run_records
 
 EXAMPLES = int(os.environ.get("CNNRUN_FUZZ_EXAMPLES", "40"))
 SPECIAL = [
@@ -161,7 +166,7 @@ PARSERS: dict[str, tuple[str, Callable[[Path], bytes], Callable[[Path], object]]
 
 
 def _image(path: Path) -> object:
-    from cnnrun.pictures import Image, load
+    from cnnrun.data.image_files import Image, load
 
     return load(path, (8, 8), 1, Image())
 

@@ -11,9 +11,9 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cnnrun import gallery as galleries
-from cnnrun.errors import CheckpointError, ConfigError, DataError
-from cnnrun.gallery import Gallery
+from cnnrun.base.errors import CheckpointError, ConfigError, DataError
+from cnnrun.results import gallery_file as galleries
+from cnnrun.results.gallery_file import Gallery
 
 MODEL = "0" * 64
 
@@ -84,7 +84,7 @@ def test_people_join_and_leave():
 
 
 def about(**changes: object) -> dict[str, str]:
-    return {"cnnrun.gallery": json.dumps({"format": 1, "model": MODEL, "people": ["a", "b"], **changes})}
+    return {"cnnrun.results.gallery_file": json.dumps({"format": 1, "model": MODEL, "people": ["a", "b"], **changes})}
 
 
 ROWS = unit(np.random.default_rng(0).normal(size=(3, 4)))
@@ -98,9 +98,9 @@ GOOD = {"embeddings": ROWS, "person": PEOPLE}
         (GOOD, {}, "not a gallery"),
         ({"embeddings": ROWS}, about(), "not a gallery"),
         ({**GOOD, "more": ROWS}, about(), "not a gallery"),
-        (GOOD, {"cnnrun.gallery": "{"}, "its description is damaged"),
-        (GOOD, {"cnnrun.gallery": "[" * 100_000}, "its description is damaged"),
-        (GOOD, {"cnnrun.gallery": "[]"}, "its description is damaged"),
+        (GOOD, {"cnnrun.results.gallery_file": "{"}, "its description is damaged"),
+        (GOOD, {"cnnrun.results.gallery_file": "[" * 100_000}, "its description is damaged"),
+        (GOOD, {"cnnrun.results.gallery_file": "[]"}, "its description is damaged"),
         (GOOD, about(people=["a", "a"]), "its description is damaged"),
         (GOOD, about(people=["a", ""]), "its description is damaged"),
         (GOOD, about(people=["a", 3]), "its description is damaged"),

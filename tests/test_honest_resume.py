@@ -11,8 +11,10 @@ import torch
 from conftest import TINY, save_picture
 from resumed import stopped_at
 
-from cnnrun import commands, experiment, runs
-from cnnrun.errors import CheckpointError
+from cnnrun.base.errors import CheckpointError
+from cnnrun.experiment import schema as experiment
+from cnnrun.results import operations as commands
+from cnnrun.training import run_folder as runs
 
 CPU = torch.device("cpu")
 

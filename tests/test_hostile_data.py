@@ -21,12 +21,14 @@ from conftest import save_picture
 from PIL import Image as Pil
 from PIL.PngImagePlugin import PngInfo
 
-from cnnrun import commands, experiment, pictures
-from cnnrun.dataset import Data, index
-from cnnrun.errors import CheckpointError, DataError, Interrupted
-from cnnrun.pictures import Image, load
-from cnnrun.prepare import prepare
-from cnnrun.progress import bar
+from cnnrun.base.errors import CheckpointError, DataError, Interrupted
+from cnnrun.base.progress import bar
+from cnnrun.data import image_files as pictures
+from cnnrun.data.dataset import Data, index
+from cnnrun.data.image_files import Image, load
+from cnnrun.data.prepare import prepare
+from cnnrun.experiment import schema as experiment
+from cnnrun.results import operations as commands
 
 SIZE = (10, 12)
 
@@ -57,8 +59,8 @@ import resource, sys
 from pathlib import Path
 import PIL.PngImagePlugin
 from PIL import Image as Pil
-from cnnrun.errors import DataError
-from cnnrun.pictures import Image, load
+from cnnrun.base.errors import DataError
+from cnnrun.data.image_files import Image, load
 Pil.new("RGB", (9, 9))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
@@ -233,7 +235,7 @@ def test_b36_what_is_no_file_never_blocks(picture_folder):
 
 
 def test_b37_many_files_take_little_memory():
-    from cnnrun.files import Files
+    from cnnrun.base.file_list import Files
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     files = Files(f"some/folder/of/pictures/{number:08}.jpg" for number in range(200_000))
@@ -247,7 +249,7 @@ def test_b38_data_that_changed_before_a_resume_is_named(picture_folder, tmp_path
 
     import torch
 
-    from cnnrun import train
+    from cnnrun.training import loop as train
 
     text = f"""
 task: classify

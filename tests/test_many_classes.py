@@ -14,10 +14,14 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnrun import charts, comparing, metrics, report, reporting
-from cnnrun.contracts import Facts
-from cnnrun.report_classes import rows_shown
-from cnnrun.tasks.detect import _precision_recall
+from cnnrun.commands import report
+from cnnrun.contracts.layer import Facts
+from cnnrun.results import compare as comparing
+from cnnrun.results.report import charts
+from cnnrun.results.report import write as reporting
+from cnnrun.results.report.classes import rows_shown
+from cnnrun.tasks import classification_metrics as metrics
+from cnnrun.tasks.detection.task import _precision_recall
 from cnnrun.tasks.multilabel import Multilabel
 
 MANY = 1000

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cnnrun.margins import AngularMargin, ArcFace, CosFace, Loss, LossSpec, Softmax, Triplet, Triplets
-from cnnrun.spec import members
+from cnnrun.config.spec import members
+from cnnrun.tasks.embedding.losses import AngularMargin, ArcFace, CosFace, Loss, LossSpec, Softmax, Triplet, Triplets
 
 PEOPLE, DIMENSION, BATCH = 7, 5, 24
 

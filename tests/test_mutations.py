@@ -10,13 +10,19 @@ from functools import cache
 import pytest
 from mutations import MUTATIONS, ROOT, changed_source
 
+# fmt: off
 CORE = {
-    *("step", "losses", "learner", "schedule", "optim", "batches", "randomness", "augment", "geometry", "colour"),
-    *("draws", "mixing", "boxes", "average_precision", "metrics", "assigning", "dense", "margins", "verification"),
-    *("checkpoint", "resuming", "builder", "blocks", "structures", "export", "calibration", "resampling"),
-    *("splitting", "sampling", "prepare", "audit", "evaluate", "placing", "receptive", "tasks.classify"),
-    *("tasks.multilabel", "tasks.regress", "tasks.detect", "tasks.verify"),
+    "training.step", "training.loss_monitor", "training.learner", "training.schedules", "training.optimizers",
+    "data.training_batches", "base.randomness", "data.augment.settings", "data.augment.geometry",
+    "data.augment.colour", "data.augment.random_slots", "data.augment.mixing", "base.boxes",
+    "tasks.detection.average_precision", "tasks.classification_metrics", "tasks.detection.assignment",
+    "tasks.detection.head", "tasks.embedding.losses", "tasks.embedding.pair_metrics", "training.checkpoints",
+    "experiment.resume", "model.builder", "config.blocks", "model.structures", "export", "tasks.temperature",
+    "tasks.intervals", "data.hold_out", "data.epoch_order", "data.prepare", "data.duplicates", "training.evaluate",
+    "data.box_placement", "model.receptive_field", "tasks.classify", "tasks.multilabel", "tasks.regression.task",
+    "tasks.detection.task", "tasks.embedding.task",
 }
+# fmt: on
 
 
 @cache

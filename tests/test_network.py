@@ -7,11 +7,11 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
-from cnnrun import yamlfile
-from cnnrun.builder import BuildError
-from cnnrun.contracts import Facts
-from cnnrun.network import build, flops, materialize
-from cnnrun.structures import Node
+from cnnrun.config import yaml_reader as yamlfile
+from cnnrun.contracts.layer import Facts
+from cnnrun.model.builder import BuildError
+from cnnrun.model.network import build, flops, materialize
+from cnnrun.model.structures import Node
 from cnnrun.tasks.classify import Classify
 
 NODES = TypeAdapter(list[Node])
@@ -373,8 +373,8 @@ def test_what_the_meta_device_lets_pass_but_no_other_does_is_refused(text, why):
 @pytest.mark.parametrize("size", range(1, 9))
 @pytest.mark.parametrize("ceil_mode", [True, False])
 def test_a_max_pool_is_refused_exactly_where_it_has_no_maximum(size, ceil_mode):
-    from cnnrun.contracts import CannotPass
-    from cnnrun.layers.pool import MaxPool
+    from cnnrun.contracts.layer import CannotPass
+    from cnnrun.model.layers.pool import MaxPool
 
     for kernel, stride, padding, dilation in itertools.product((1, 2, 3, 4), (1, 2, 3), (0, 1, 2), (1, 2, 3)):
         settings = {"kernel_size": kernel, "stride": stride, "padding": padding, "dilation": dilation}

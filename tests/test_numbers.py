@@ -17,11 +17,14 @@ from PIL import Image as Pil
 from resumed import digest, stopped_at
 from several import on_ranks
 
-from cnnrun import assemble, commands, comparing, experiment
-from cnnrun.dataset import Data, index
-from cnnrun.errors import ConfigError, DataError
-from cnnrun.export.code import Code
+from cnnrun.base.errors import ConfigError, DataError
+from cnnrun.data.dataset import Data, index
+from cnnrun.experiment import assemble
+from cnnrun.experiment import schema as experiment
 from cnnrun.export.onnx import Onnx
+from cnnrun.export.python_file import Code
+from cnnrun.results import compare as comparing
+from cnnrun.results import operations as commands
 
 CPU = torch.device("cpu")
 SIDE = 12

@@ -7,9 +7,9 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
-from cnnrun.optim import Ema, Group, Optimizer, check_state, load_state_tensors, state_tensors
-from cnnrun.schedule import Schedule
-from cnnrun.spec import Kinds, members
+from cnnrun.config.spec import Kinds, members
+from cnnrun.training.optimizers import Ema, Group, Optimizer, check_state, load_state_tensors, state_tensors
+from cnnrun.training.schedules import Schedule
 
 OPTIMIZERS = members(Optimizer)
 SCHEDULES = members(Schedule)

@@ -7,9 +7,9 @@ from xml.etree import ElementTree
 import pytest
 from test_zoo import built
 
-from cnnrun import zoo
-from cnnrun.drawing import svg
-from cnnrun.outline import Part, outline, text
+from cnnrun.config import zoo
+from cnnrun.explain.figures.network_svg import svg
+from cnnrun.model.outline import Part, outline, text
 
 
 def everything(parts: list[Part]) -> list[Part]:

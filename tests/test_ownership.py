@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 from cached_data import FILES, HELD, ON_DISK, count_bundles, data_in_blocks, everything, of_memory, the_entry
 
-from cnnrun import cache, page
-from cnnrun.cached_split import Entry
-from cnnrun.data.shards import Shards
-from cnnrun.dataset import Data
-from cnnrun.errors import StorageError
-from cnnrun.ownership import foreign
+from cnnrun.base.errors import StorageError
+from cnnrun.base.ownership import foreign
+from cnnrun.data import cache
+from cnnrun.data.cached_split import Entry
+from cnnrun.data.dataset import Data
+from cnnrun.data.sources.shards import Shards
+from cnnrun.results.report import html as page
 
 STRANGER = 12345
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from cnnrun.errors import CheckpointError
-from cnnrun.pickled import read
+from cnnrun.base.errors import CheckpointError
+from cnnrun.model.untrusted_pickle import read
 
 
 def saved(tmp_path: Path, state: object, **settings: object) -> Path:
@@ -112,7 +112,7 @@ def crowded(archive, name, data):
 @pytest.mark.parametrize("change", [compressed, twice, crowded])
 def test_an_archive_that_torch_never_writes_is_refused_unread(tmp_path, state, change, monkeypatch):
     path = rezipped(saved(tmp_path, state), change)
-    monkeypatch.setattr("cnnrun.pickled.subprocess.run", lambda *a, **k: pytest.fail("was read"))
+    monkeypatch.setattr("cnnrun.model.untrusted_pickle.subprocess.run", lambda *a, **k: pytest.fail("was read"))
     with pytest.raises(CheckpointError, match="as torch.save writes none"):
         read(path)
 
@@ -208,7 +208,7 @@ def test_the_reader_may_neither_write_nor_connect_nor_start_processes(tmp_path):
 
     code = f"""
 import ctypes, os, socket, subprocess, sys
-from cnnrun.pickled import _Refused, _guard
+from cnnrun.model.untrusted_pickle import _Refused, _guard
 sys.addaudithook(_guard('out'))
 for attempt in {FORBIDDEN.split(chr(10))[1:-1]!r}:
     try:

@@ -10,8 +10,8 @@ import pytest
 from conftest import save_picture
 from PIL import Image as Pil
 
-from cnnrun.errors import DataError
-from cnnrun.pictures import Image, load
+from cnnrun.base.errors import DataError
+from cnnrun.data.image_files import Image, load
 
 SIZE = (10, 12)
 

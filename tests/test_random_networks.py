@@ -13,21 +13,21 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from cnnrun.builder import Builder
-from cnnrun.contracts import Facts
-from cnnrun.errors import ConfigError
-from cnnrun.export.code import Code
+from cnnrun.base.errors import ConfigError
+from cnnrun.config.spec import members
+from cnnrun.contracts.layer import Facts
+from cnnrun.data.image_files import Image
 from cnnrun.export.onnx import Onnx
-from cnnrun.layers import Leaf
-from cnnrun.layers.activation import Activation
-from cnnrun.layers.norm import Norm
-from cnnrun.network import Built, build, flops, materialize
-from cnnrun.pictures import Image
-from cnnrun.receptive import Signal
-from cnnrun.spec import members
-from cnnrun.structures import Node
+from cnnrun.export.python_file import Code
+from cnnrun.model.builder import Builder
+from cnnrun.model.layers import Leaf
+from cnnrun.model.layers.activation import Activation
+from cnnrun.model.layers.norm import Norm
+from cnnrun.model.network import Built, build, flops, materialize
+from cnnrun.model.receptive_field import Signal
+from cnnrun.model.structures import Node
+from cnnrun.model.trained import Deployed, Trained
 from cnnrun.tasks.classify import Classify
-from cnnrun.trained import Deployed, Trained
 
 COUNT = int(os.environ.get("CNNRUN_NETWORKS", "25"))
 NODES: TypeAdapter[list[Any]] = TypeAdapter(list[Node])

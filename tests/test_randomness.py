@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnrun.randomness import bits, key, permutation, seed_step, uniform
+from cnnrun.base.randomness import bits, key, permutation, seed_step, uniform
 
 MASK = (1 << 64) - 1
 whole = st.integers(0, 2**63 - 1)

@@ -18,14 +18,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from several import forked, free_port, on_ranks, outcome, ranked, wait_for
 
-from cnnrun import assemble, checkpoint, commands, decoding, experiment, train
-from cnnrun import step as step_of_learning
-from cnnrun.batches import TrainingBatches, share
-from cnnrun.dataset import Examples
-from cnnrun.errors import ConfigError, DataError, Elsewhere, Interrupted, NonFiniteError, ResourceError
-from cnnrun.evaluate import evaluate
-from cnnrun.learner import Learner
-from cnnrun.ranks import Ranks, joined
+from cnnrun.base.errors import ConfigError, DataError, Elsewhere, Interrupted, NonFiniteError, ResourceError
+from cnnrun.base.ranks import Ranks, joined
+from cnnrun.data import decode as decoding
+from cnnrun.data.dataset import Examples
+from cnnrun.data.training_batches import TrainingBatches, share
+from cnnrun.experiment import assemble
+from cnnrun.experiment import schema as experiment
+from cnnrun.results import operations as commands
+from cnnrun.training import checkpoints as checkpoint
+from cnnrun.training import loop as train
+from cnnrun.training import step as step_of_learning
+from cnnrun.training.evaluate import evaluate
+from cnnrun.training.learner import Learner
 
 CPU = torch.device("cpu")
 PLAIN = "model=[{conv: {out_channels: 4, activation: relu}}, max_pool, flatten, {linear: {out_features: 16}}]"
@@ -467,7 +472,7 @@ def test_ranks_that_cannot_meet_say_so(monkeypatch):
 
 
 def test_unequal_numbers_of_floats_are_added_in_buckets(monkeypatch):
-    from cnnrun import ranks as module
+    from cnnrun.base import ranks as module
 
     monkeypatch.setattr(module, "_BUCKET_BYTES", 40)
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from cnnrun.contracts import Facts
-from cnnrun.experiment import parse
-from cnnrun.network import Built, build, materialize
+from cnnrun.contracts.layer import Facts
+from cnnrun.experiment.schema import parse
+from cnnrun.model.network import Built, build, materialize
 
 IMAGE = (1, 41, 37)
 PLAIN = {

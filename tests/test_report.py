@@ -16,12 +16,15 @@ from browser import visited
 from conftest import TINY, save_picture
 from explained import TASKS
 
-from cnnrun import charts, commands, page, reporting
-from cnnrun.errors import ConfigError, StorageError
-from cnnrun.experiment import parse
-from cnnrun.plots import Plot, Series
-from cnnrun.portrait import curves
-from cnnrun.run_records import read_result
+from cnnrun.base.errors import ConfigError, StorageError
+from cnnrun.contracts.figure import Plot, Series
+from cnnrun.experiment.schema import parse
+from cnnrun.results import operations as commands
+from cnnrun.results.report import charts
+from cnnrun.results.report import html as page
+from cnnrun.results.report import write as reporting
+from cnnrun.results.report.content import curves
+from cnnrun.training.run_records import read_result
 
 CPU = torch.device("cpu")
 MOST_BYTES = 6 << 20

@@ -7,12 +7,12 @@ import itertools
 import numpy as np
 import pytest
 
-from cnnrun import comparing
-from cnnrun.comparing import bootstrapped, holm, mcnemar
-from cnnrun.metrics import Bins, Classified, Present
-from cnnrun.resampling import bounds, draws, interval, intervals, spread, wilson
-from cnnrun.residuals import Residuals
-from cnnrun.taskspec import Measured
+from cnnrun.contracts.task import Measured
+from cnnrun.results import compare as comparing
+from cnnrun.results.compare import bootstrapped, holm, mcnemar
+from cnnrun.tasks.classification_metrics import Bins, Classified, Present
+from cnnrun.tasks.intervals import bounds, draws, interval, intervals, spread, wilson
+from cnnrun.tasks.regression.residuals import Residuals
 
 
 def test_draws_are_of_all_samples_and_the_same_for_all_who_ask():

@@ -16,9 +16,14 @@ from resumed import digest
 from several import forked, outcome
 from supervised import PLACES, WRITING, chain
 
-from cnnrun import atomic_files, checkpoint, commands, experiment, locks, runs, train
-from cnnrun.errors import CheckpointError, Interrupted, ResourceError, StorageError
-from cnnrun.learner import Learner
+from cnnrun.base import atomic_files, locks
+from cnnrun.base.errors import CheckpointError, Interrupted, ResourceError, StorageError
+from cnnrun.experiment import schema as experiment
+from cnnrun.results import operations as commands
+from cnnrun.training import checkpoints as checkpoint
+from cnnrun.training import loop as train
+from cnnrun.training import run_folder as runs
+from cnnrun.training.learner import Learner
 
 CPU = torch.device("cpu")
 
@@ -165,7 +170,7 @@ MESSAGES = [
 @pytest.mark.parametrize("error", MESSAGES, ids=lambda error: str(error)[:30] or type(error).__name__)
 @pytest.mark.parametrize("place", ["augmentation", "the network"])
 def test_memory_is_known_to_have_run_out_wherever_it_does(tmp_path, monkeypatch, capfd, error, place):
-    from cnnrun.batches import TrainingBatches
+    from cnnrun.data.training_batches import TrainingBatches
 
     def short(self_or_learner, *rest):
         batches = self_or_learner if place == "augmentation" else None
@@ -188,7 +193,7 @@ def test_memory_is_known_to_have_run_out_wherever_it_does(tmp_path, monkeypatch,
     "error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), OSError(errno.EIO, "I/O"), ValueError("x")]
 )
 def test_what_is_no_lack_of_memory_is_not_taken_for_one(error):
-    from cnnrun.device import out_of_memory
+    from cnnrun.base.device import out_of_memory
 
     assert not out_of_memory(error)
 
@@ -196,7 +201,7 @@ def test_what_is_no_lack_of_memory_is_not_taken_for_one(error):
 @pytest.mark.parametrize("place", ["the network", "augmentation", "an own mistake"])
 def test_what_was_reached_is_saved_before_the_end(tmp_path, monkeypatch, place):
     """At the smallest micro-batch nothing was saved; nor where anything else fails in a step."""
-    from cnnrun.batches import TrainingBatches
+    from cnnrun.data.training_batches import TrainingBatches
 
     error = ZeroDivisionError("ours") if place == "an own mistake" else MemoryError("12 GiB")
 
@@ -208,7 +213,7 @@ def test_what_was_reached_is_saved_before_the_end(tmp_path, monkeypatch, place):
 
     target, name = (TrainingBatches, "_prepare") if place == "augmentation" else (train, "backward")
     real = getattr(target, name)
-    monkeypatch.setattr("cnnrun.batches.AHEAD_BYTES", 1)
+    monkeypatch.setattr("cnnrun.data.training_batches.AHEAD_BYTES", 1)
     with monkeypatch.context() as patched:
         patched.setattr(target, name, failing)
         with pytest.raises(ZeroDivisionError if place == "an own mistake" else ResourceError, match="ours|12 GiB"):
@@ -311,7 +316,7 @@ def test_no_inodes_are_called_so(tmp_path, monkeypatch):
 
 def test_a_cache_that_is_cleared_while_another_waits_for_it_is_built_once_more(tmp_path, monkeypatch):
     """The lock that others waited for was removed with the folder: two built at once."""
-    from cnnrun import cache
+    from cnnrun.data import cache
 
     key = "0" * 32
     folder = tmp_path / key

@@ -4,8 +4,9 @@ import os
 
 import pytest
 
-from cnnrun import atomic_files, runs
-from cnnrun.errors import CheckpointError, StorageError
+from cnnrun.base import atomic_files
+from cnnrun.base.errors import CheckpointError, StorageError
+from cnnrun.training import run_folder as runs
 
 
 def started(folder) -> None:

@@ -11,8 +11,9 @@ import safetensors.torch
 import torch
 from conftest import save_picture
 
-from cnnrun import commands, experiment
-from cnnrun.errors import Interrupted
+from cnnrun.base.errors import Interrupted
+from cnnrun.experiment import schema as experiment
+from cnnrun.results import operations as commands
 
 CONFIG = """
 task: classify
@@ -81,7 +82,7 @@ def test_nor_when_it_changes_at_a_resume(root, expected, tmp_path, monkeypatch):
     """Stopped at steps 7 and 19, each time with other threads, other reading ahead and another place for pictures."""
     import signal
 
-    from cnnrun import train
+    from cnnrun.training import loop as train
 
     steps = 0
     update = train.update

@@ -19,7 +19,7 @@ import torch
 from conftest import TINY, save_picture
 from several import forked, outcome
 
-from cnnrun.errors import CheckpointError, UserError
+from cnnrun.base.errors import CheckpointError, UserError
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "cnnrun").rglob("*.py"))
@@ -172,7 +172,7 @@ def test_s4_an_onnx_file_reads_no_other_file(tmp_path):
     "data", [b"", b"GIF89a", b"%!PS-Adobe", b"<svg/>", b"\x89PNG\r\n\x1a\n" + bytes(100), b"\xff\xd8\xff"]
 )
 def test_s5_what_is_no_image_is_named(tmp_path, data):
-    from cnnrun.pictures import Image, load
+    from cnnrun.data.image_files import Image, load
 
     (tmp_path / "a.png").write_bytes(data)
     with pytest.raises(UserError, match="a.png") as refused:
@@ -226,7 +226,7 @@ def test_s7_nothing_is_asked_of_the_network(tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY)
 
     def everything() -> list[str]:
-        from cnnrun import cli
+        from cnnrun.commands import app as cli
 
         seen: list[str] = []
         watched = (

@@ -9,11 +9,14 @@ import torch
 from conftest import TINY
 from torch import nn
 
-from cnnrun import assemble, checkpoint, experiment, selftest
-from cnnrun.batches import TrainingBatches
-from cnnrun.errors import SelftestError
-from cnnrun.learner import Learner
+from cnnrun.base.errors import SelftestError
+from cnnrun.data.training_batches import TrainingBatches
+from cnnrun.experiment import assemble
+from cnnrun.experiment import schema as experiment
+from cnnrun.results.studies import selftest
 from cnnrun.tasks.classify import CrossEntropy
+from cnnrun.training import checkpoints as checkpoint
+from cnnrun.training.learner import Learner
 
 CPU = torch.device("cpu")
 
@@ -77,7 +80,7 @@ def test_what_is_not_restored(monkeypatch):
 
 
 def test_pictures_that_depend_on_who_reads_them(monkeypatch):
-    from cnnrun.store import Streamed
+    from cnnrun.data.storage import Streamed
 
     real = Streamed.take
     monkeypatch.setattr(Streamed, "take", lambda self, rows: real(self, rows.flip(0)))

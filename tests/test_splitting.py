@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
 
-from cnnrun.sampling import Identities, balanced_order, identities_order, times_shown, uniform_order
-from cnnrun.splitting import combinations, folds, held_out, held_out_classes, kept_together, sets_of_copies
+from cnnrun.data.epoch_order import Identities, balanced_order, identities_order, times_shown, uniform_order
+from cnnrun.data.hold_out import combinations, folds, held_out, held_out_classes, kept_together, sets_of_copies
 
 labels = st.lists(st.integers(0, 4), min_size=6, max_size=120).map(torch.tensor)
 

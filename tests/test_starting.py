@@ -15,9 +15,11 @@ from conftest import save_picture
 from PIL import Image as Pil
 from PIL import ImageDraw
 
-from cnnrun import commands, experiment, starting
-from cnnrun.errors import ConfigError, DataError
-from cnnrun.layouts import source_of
+from cnnrun.base.errors import ConfigError, DataError
+from cnnrun.data.guess_source import source_of
+from cnnrun.experiment import init_config as starting
+from cnnrun.experiment import schema as experiment
+from cnnrun.results import operations as commands
 
 
 @pytest.fixture(autouse=True)

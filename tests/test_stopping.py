@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from cnnrun.stopping import stopping
+from cnnrun.base.signals import stopping
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
@@ -26,7 +26,7 @@ def test_the_first_signal_asks_and_the_handlers_are_put_back(number, capfd):
 def test_the_second_signal_leaves_at_once(first, second, code):
     program = (
         "import signal\n"
-        "from cnnrun.stopping import stopping\n"
+        "from cnnrun.base.signals import stopping\n"
         "with stopping():\n"
         f"    signal.raise_signal(signal.SIG{first})\n"
         f"    signal.raise_signal(signal.SIG{second})\n"
@@ -39,7 +39,7 @@ def test_a_signal_outside_of_training_ends_the_command_in_one_line(number, code,
     """While pictures are decoded, say: what was begun is put away, and there is no traceback."""
     program = (
         "import sys, time, tempfile\n"
-        "from cnnrun import cli, vocabulary\n"
+        "from cnnrun.commands import app as cli; from cnnrun.commands import kinds as vocabulary\n"
         "def slow(*_):\n"
         f"    with tempfile.TemporaryDirectory(dir={str(tmp_path)!r}):\n"
         "        print('begun', flush=True)\n"
@@ -68,7 +68,7 @@ def test_an_echo_of_the_first_signal_is_no_second_one(monkeypatch):
         assert stop.signal == signal.SIGINT
     program = (
         "import signal\n"
-        "from cnnrun import stopping\n"
+        "from cnnrun.base import signals as stopping\n"
         "stopping._ECHO_SECONDS = 0.0\n"
         "with stopping.stopping():\n"
         "    signal.raise_signal(signal.SIGINT)\n"

@@ -21,9 +21,11 @@ import torch
 from conftest import TINY
 from several import forked, outcome, wait_for
 
-from cnnrun import checkpoint, commands, experiment
-from cnnrun.atomic_files import Folder
-from cnnrun.errors import CheckpointError, StorageError, UserError
+from cnnrun.base.atomic_files import Folder
+from cnnrun.base.errors import CheckpointError, StorageError, UserError
+from cnnrun.experiment import schema as experiment
+from cnnrun.results import operations as commands
+from cnnrun.training import checkpoints as checkpoint
 
 CPU = torch.device("cpu")
 ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EXDEV)
@@ -289,7 +291,7 @@ def test_what_is_pruned_is_pruned_last(tmp_path, monkeypatch):
 
     for name in ("create", "sync", "rename", "remove"):
         monkeypatch.setattr(Folder, name, noting(name, getattr(Folder, name)))
-    monkeypatch.setattr("cnnrun.atomic_files._temporary", lambda name: f".{name}.tmp")
+    monkeypatch.setattr("cnnrun.base.atomic_files._temporary", lambda name: f".{name}.tmp")
     save(tmp_path, 2, keep=1)
     files = [*(f"create {name}.safetensors" for name in parts(1)), "create state.json"]
     assert sorted(said[: len(files)]) == sorted(files)

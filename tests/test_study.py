@@ -20,15 +20,23 @@ from PIL import Image as Pil
 from resumed import digest, stopped_at
 from several import forked, outcome
 
-from cnnrun import assemble, calibrating, commands, comparing, experiment, finding, planning, seeds, sweeping
-from cnnrun.batches import in_order
-from cnnrun.calibration import fitted
-from cnnrun.errors import CheckpointError, ConfigError, DataError
+from cnnrun.base.errors import CheckpointError, ConfigError, DataError
+from cnnrun.contracts.figure import Plot, Series
+from cnnrun.data.training_batches import in_order
+from cnnrun.experiment import assemble
+from cnnrun.experiment import schema as experiment
+from cnnrun.explain.figures.png import written
 from cnnrun.export.onnx import Onnx
-from cnnrun.plots import Plot, Series
-from cnnrun.plotting import written
-from cnnrun.run_records import parse_facts
+from cnnrun.results import calibrate as calibrating
+from cnnrun.results import compare as comparing
+from cnnrun.results import operations as commands
+from cnnrun.results.studies import find_lr as finding
+from cnnrun.results.studies import plan as planning
+from cnnrun.results.studies import seeds
+from cnnrun.results.studies import sweep as sweeping
 from cnnrun.tasks.classify import Classify
+from cnnrun.tasks.temperature import fitted
+from cnnrun.training.run_records import parse_facts
 
 CPU = torch.device("cpu")
 
@@ -332,7 +340,7 @@ def test_a_trial_whose_process_was_killed_goes_on(config, tmp_path):
     root = tmp_path / "cut"
 
     def killed() -> None:
-        from cnnrun import train
+        from cnnrun.training import loop as train
 
         real = train.backward
 
@@ -557,7 +565,7 @@ def test_a_damaged_plan_is_passed_over(config, tmp_path, run_cli):
 
 
 def test_facts_know_their_numbers_again():
-    from cnnrun.contracts import Facts, Number
+    from cnnrun.contracts.layer import Facts, Number
 
     facts = Facts((), (1, 2, 2), numbers=(Number("a", 1.0, 2.0, 0.0, 5.0),), chosen={"temperature": 2.0})
     assert parse_facts(json.loads(json.dumps(facts.to_json())), "here") == facts

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as Pil
 
-from cnnrun.panels import side_by_side
-from cnnrun.tiles import captioned, grey, grown, heat, heated, mosaic, signal
+from cnnrun.explain.figures.panels import side_by_side
+from cnnrun.explain.figures.tiles import captioned, grey, grown, heat, heated, mosaic, signal
 
 
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(20, 170))

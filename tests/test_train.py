@@ -16,16 +16,20 @@ import torch.nn.functional as F
 from conftest import TINY, save_picture
 from resumed import digest, stopped_at
 
-from cnnrun import assemble, checkpoint, commands, experiment, train
-from cnnrun import step as step_of_learning
-from cnnrun.batches import in_order
-from cnnrun.errors import CheckpointError, ConfigError, NonFiniteError, StorageError, UserError
-from cnnrun.evaluate import evaluate
-from cnnrun.experiment import Experiment
-from cnnrun.learner import Job, Learner, Train
-from cnnrun.ranks import Ranks
-from cnnrun.runs import held
-from cnnrun.step import backward, update
+from cnnrun.base.errors import CheckpointError, ConfigError, NonFiniteError, StorageError, UserError
+from cnnrun.base.ranks import Ranks
+from cnnrun.data.training_batches import in_order
+from cnnrun.experiment import assemble
+from cnnrun.experiment import schema as experiment
+from cnnrun.experiment.schema import Experiment
+from cnnrun.results import operations as commands
+from cnnrun.training import checkpoints as checkpoint
+from cnnrun.training import loop as train
+from cnnrun.training import step as step_of_learning
+from cnnrun.training.evaluate import evaluate
+from cnnrun.training.learner import Job, Learner, Train
+from cnnrun.training.run_folder import held
+from cnnrun.training.step import backward, update
 
 CPU = torch.device("cpu")
 RICH = ["train.ema={decay: 0.9}", "data.augment={shift: 0.2, rotate: 8}", "train.accumulate=2", "train.clip=1.0"]
@@ -77,7 +81,7 @@ def test_accumulated_gradients_are_the_whole_batchs():
         job = assemble.job(made, data, None, None, CPU)
         learning = Learner(job)
         job.network.double()
-        from cnnrun.batches import TrainingBatches
+        from cnnrun.data.training_batches import TrainingBatches
 
         batch = TrainingBatches(data.splits["train"], job.augment, 50, 20, 0, CPU, parts=accumulate).at(0)
         batch = replace(batch, pictures=batch.pictures.double())
@@ -292,7 +296,7 @@ def test_it_can_overfit_eight_pictures(tmp_path):
     data = assemble.dataset(made)
     job = assemble.job(made, data, None, None, CPU)
     learning = Learner(job)
-    from cnnrun.batches import TrainingBatches
+    from cnnrun.data.training_batches import TrainingBatches
 
     batch = TrainingBatches(data.splits["train"], job.augment, 8, 1, 0, CPU).at(0)
     losses = []

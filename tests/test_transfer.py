@@ -11,10 +11,15 @@ from conftest import TINY
 from resumed import digest, stopped_at
 from test_train import CPU, tried, whole_run
 
-from cnnrun import assemble, checkpoint, commands, experiment, frozen, learner
-from cnnrun.errors import ConfigError
-from cnnrun.learner import Learner
-from cnnrun.step import backward, update
+from cnnrun.base.errors import ConfigError
+from cnnrun.experiment import assemble
+from cnnrun.experiment import schema as experiment
+from cnnrun.results import operations as commands
+from cnnrun.training import checkpoints as checkpoint
+from cnnrun.training import frozen_layers as frozen
+from cnnrun.training import learner
+from cnnrun.training.learner import Learner
+from cnnrun.training.step import backward, update
 
 FROZEN = "train.freeze=conv1"
 
@@ -120,7 +125,7 @@ def test_a_step_with_groups_is_a_step_of_each_optimizer(tmp_path):
     made = tried("train.optimizer={sgd: {lr: 0.1, groups: [{params: head, lr: 0.5}]}}")
     job = job_of(made, tmp_path)
     learning = Learner(job)
-    from cnnrun.batches import TrainingBatches
+    from cnnrun.data.training_batches import TrainingBatches
 
     batch = TrainingBatches(job.dataset.splits["train"], job.augment, 8, 1, 0, CPU).at(0)
     backward(learning, job, batch, 0)
@@ -266,7 +271,7 @@ def test_frozen_norms_do_not_ask_for_larger_batches():
 
 
 def test_frozen_weights_that_are_not_finite_are_named_with_the_picture(tmp_path):
-    from cnnrun.errors import NonFiniteError
+    from cnnrun.base.errors import NonFiniteError
 
     job = job_of(tried(FROZEN), tmp_path)
     with torch.no_grad():

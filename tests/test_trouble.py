@@ -14,11 +14,15 @@ from conftest import TINY, save_picture
 from poison import PLACES, poison_weight
 from several import forked, outcome
 
-from cnnrun import checkpoint, commands, experiment, pictures, train
-from cnnrun import step as step_of_learning
-from cnnrun.decoding import Stuck, Threads
-from cnnrun.errors import DataError, NonFiniteError, ResourceError
+from cnnrun.base.errors import DataError, NonFiniteError, ResourceError
+from cnnrun.data import image_files as pictures
+from cnnrun.data.decode import Stuck, Threads
+from cnnrun.experiment import schema as experiment
+from cnnrun.results import operations as commands
 from cnnrun.tasks.classify import CrossEntropy
+from cnnrun.training import checkpoints as checkpoint
+from cnnrun.training import loop as train
+from cnnrun.training import step as step_of_learning
 
 CPU = torch.device("cpu")
 BAD = [float("nan"), float("inf")]
@@ -197,7 +201,7 @@ def hang_on(monkeypatch, name: str, when) -> None:
             time.sleep(1000)
         return real(item, *rest)
 
-    monkeypatch.setattr("cnnrun.decoding.read", read)
+    monkeypatch.setattr("cnnrun.data.decode.read", read)
 
 
 def trained_in_child(made: experiment.Experiment, root: Path) -> tuple[object, float]:
@@ -225,7 +229,7 @@ def test_a_picture_that_never_comes_ends_the_decoding_and_is_named(tmp_path, mon
 def test_a_picture_that_stops_coming_ends_the_training_which_is_saved(tmp_path, monkeypatch, workers, prefetch):
     root = folder_of(tmp_path / "pets")
     settings = ["data.cache=none", f"data.workers={workers}", f"data.prefetch={prefetch}", "train.epochs=40"]
-    monkeypatch.setattr("cnnrun.batches.AHEAD_BYTES", 1)
+    monkeypatch.setattr("cnnrun.data.training_batches.AHEAD_BYTES", 1)
     whole = over(root, *settings, f"data.cache_dir={tmp_path / 'other'}")
     expected = Path(commands.train(whole, tmp_path / "whole", CPU, resume=False)["run"])
     with monkeypatch.context() as patched:
@@ -243,7 +247,7 @@ def test_a_picture_that_stops_coming_ends_the_training_which_is_saved(tmp_path, 
 def test_a_disk_that_stops_answering_ends_the_training_which_is_saved(tmp_path, monkeypatch, ahead):
     """Every read hangs, not one picture's."""
     root = folder_of(tmp_path / "pets")
-    monkeypatch.setattr("cnnrun.batches.AHEAD_BYTES", ahead)
+    monkeypatch.setattr("cnnrun.data.training_batches.AHEAD_BYTES", ahead)
     made = over(root, "data.cache=none", "data.workers=2", "train.epochs=60")
     with monkeypatch.context() as patched:
         run = tmp_path / "runs" / "tiny" / "1"
@@ -271,7 +275,7 @@ def test_an_epoch_that_cannot_be_measured_is_saved_and_measured_when_resumed(tmp
     root = folder_of(tmp_path / "pets")
     made = over(root, "data.cache=none", "train.epochs=3", f"data.cache_dir={tmp_path / 'one'}")
     expected = Path(commands.train(made, tmp_path / "whole", CPU, resume=False)["run"])
-    from cnnrun.learner import Learner
+    from cnnrun.training.learner import Learner
 
     real, calls = Learner.evaluate, []
 
@@ -293,12 +297,12 @@ def test_an_epoch_that_cannot_be_measured_is_saved_and_measured_when_resumed(tmp
 
 
 WRITERS = [
-    "cnnrun.tracker.EventFile.__init__",  # the disk refuses the file itself
-    "cnnrun.tracker.EventFile.add_scalar",
-    "cnnrun.tracker.EventFile.add_image",
-    "cnnrun.tracker.EventFile.add_images",
-    "cnnrun.tracker._drawn",
-    "cnnrun.learner.Learner.shown",
+    "cnnrun.training.metrics_log.EventFile.__init__",  # the disk refuses the file itself
+    "cnnrun.training.metrics_log.EventFile.add_scalar",
+    "cnnrun.training.metrics_log.EventFile.add_image",
+    "cnnrun.training.metrics_log.EventFile.add_images",
+    "cnnrun.training.metrics_log._drawn",
+    "cnnrun.training.learner.Learner.shown",
     "matplotlib.axes.Axes.set_xticks",
     "matplotlib.axes.Axes.text",
     "matplotlib.backends.backend_agg.FigureCanvasAgg.draw",
@@ -335,7 +339,7 @@ def test_a_report_that_cannot_be_written_costs_no_training(tmp_path, monkeypatch
     def fail(*arguments, **settings):
         raise ZeroDivisionError("a bug\n\x1b[31min red")
 
-    monkeypatch.setattr("cnnrun.reporting.rendered", fail)
+    monkeypatch.setattr("cnnrun.results.report.write.rendered", fail)
     code, _, err = run_cli("train", tiny, "--runs", tmp_path / "runs")
     assert code == 0
     assert "report.html was not written: ZeroDivisionError: a bug\\n\\x1b[31min red; `cnnrun report" in err
@@ -380,8 +384,8 @@ def test_the_command_leaves_although_a_thread_never_ends(tmp_path):
     root = folder_of(tmp_path / "pets")
     program = (
         "import sys, time\n"
-        "from cnnrun import cli, pictures\n"
-        "import cnnrun.decoding as decoding\n"
+        "from cnnrun.commands import app as cli; from cnnrun.data import image_files as pictures\n"
+        "import cnnrun.data.decode as decoding\n"
         "real = decoding.read\n"
         "def read(item, *rest):\n"
         "    if str(item).endswith('dog/7.png'):\n"

@@ -11,15 +11,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnrun import commands, comparing, experiment, page, report, report_study, seeds, verification
-from cnnrun.average_precision import NUMBERS, AveragePrecision, undefined
-from cnnrun.errors import DataError
-from cnnrun.metrics import Classified, Present
-from cnnrun.portrait import curves
-from cnnrun.resampling import bounds, interval, intervals, spread, wilson
-from cnnrun.residuals import Residuals
-from cnnrun.tasks.detect import Detect
-from cnnrun.taskspec import Measured
+from cnnrun.base.errors import DataError
+from cnnrun.commands import report, report_study
+from cnnrun.contracts.task import Measured
+from cnnrun.experiment import schema as experiment
+from cnnrun.results import compare as comparing
+from cnnrun.results import operations as commands
+from cnnrun.results.report import html as page
+from cnnrun.results.report.content import curves
+from cnnrun.results.studies import seeds
+from cnnrun.tasks.classification_metrics import Classified, Present
+from cnnrun.tasks.detection.average_precision import NUMBERS, AveragePrecision, undefined
+from cnnrun.tasks.detection.task import Detect
+from cnnrun.tasks.embedding import pair_metrics as verification
+from cnnrun.tasks.intervals import bounds, interval, intervals, spread, wilson
+from cnnrun.tasks.regression.residuals import Residuals
 
 CPU = torch.device("cpu")
 NAMES = ("ape", "bee")

@@ -11,8 +11,10 @@ import torch
 from conftest import TINY
 from resumed import stopped_at
 
-from cnnrun import commands, comparing, experiment
-from cnnrun.errors import CheckpointError
+from cnnrun.base.errors import CheckpointError
+from cnnrun.experiment import schema as experiment
+from cnnrun.results import compare as comparing
+from cnnrun.results import operations as commands
 
 CPU = torch.device("cpu")
 

@@ -13,11 +13,12 @@ from scipy.interpolate import interp1d
 from scipy.optimize import brentq
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from cnnrun import identification, verification
-from cnnrun.contracts import Facts
-from cnnrun.resampling import interval
-from cnnrun.tasks.verify import Verify
-from cnnrun.verification import Pairs, Ranked, all_pairs
+from cnnrun.contracts.layer import Facts
+from cnnrun.tasks.embedding import gallery_metrics as identification
+from cnnrun.tasks.embedding import pair_metrics as verification
+from cnnrun.tasks.embedding.pair_metrics import Pairs, Ranked, all_pairs
+from cnnrun.tasks.embedding.task import Verify
+from cnnrun.tasks.intervals import interval
 
 
 def drawn(seed: int, count: int, levels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -311,7 +312,7 @@ def test_of_three_people_no_half_is_left_out():
 
 def test_pairs_is_what_a_meter_is_given():
     """A pair file's own pairs, whatever order the pictures come in."""
-    from cnnrun.tasks.verify import pairs_of
+    from cnnrun.tasks.embedding.task import pairs_of
 
     every = {
         "labels": np.array([0, 0, 1, 1]),

@@ -19,13 +19,15 @@ from resumed import digest, stopped_at
 from several import on_ranks
 from sklearn.metrics import roc_auc_score
 
-from cnnrun import assemble, commands, experiment
-from cnnrun.contracts import Facts
-from cnnrun.dataset import index
-from cnnrun.errors import ConfigError, DataError, NonFiniteError
-from cnnrun.evaluate import evaluate
-from cnnrun.export.code import Code
+from cnnrun.base.errors import ConfigError, DataError, NonFiniteError
+from cnnrun.contracts.layer import Facts
+from cnnrun.data.dataset import index
+from cnnrun.experiment import assemble
+from cnnrun.experiment import schema as experiment
 from cnnrun.export.onnx import Onnx
+from cnnrun.export.python_file import Code
+from cnnrun.results import operations as commands
+from cnnrun.training.evaluate import evaluate
 
 CPU = torch.device("cpu")
 DIGITS = """
@@ -131,7 +133,7 @@ def test_centres_train_are_saved_and_begin_with_the_seed(run, tmp_path):
     given = assemble.trained(run, run.parent.parent, CPU)[1]
     firsts = []
     for seed in (0, 0, 1):
-        from cnnrun.learner import Learner
+        from cnnrun.training.learner import Learner
 
         made = tried(f"seed={seed}")
         job = assemble.job(made, assemble.dataset(made), None, None, CPU)
@@ -155,7 +157,7 @@ def test_a_group_of_the_centres_has_its_own_rate(tmp_path):
 
 def test_stopped_at_an_epochs_end_the_thresholds_stay(tmp_path, monkeypatch):
     """Where a resume's first batch cannot be read, the best checkpoint, from which it goes on, is not saved anew."""
-    from cnnrun.batches import TrainingBatches
+    from cnnrun.data.training_batches import TrainingBatches
 
     made = tried("train.epochs=2")
     steps = made.train.steps_per_epoch(assemble.dataset(made).facts.counts["train"])
@@ -210,7 +212,7 @@ def test_ranks_measure_what_one_process_measures(run, size):
     alone = evaluate(given.network, None, given.task, given.facts, data.splits[name], 60, CPU)
 
     def of(rank: int) -> object:
-        from cnnrun.ranks import joined
+        from cnnrun.base.ranks import joined
 
         with joined(CPU, 60) as ranks:
             return evaluate(given.network, None, given.task, given.facts, data.splits[name], 60, CPU, ranks).numbers

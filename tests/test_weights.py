@@ -10,11 +10,15 @@ import torch
 from conftest import TINY
 from torch import nn
 
-from cnnrun import assemble, checkpoint, commands, experiment, weights
-from cnnrun.errors import CheckpointError, ConfigError
-from cnnrun.importing import imported
-from cnnrun.run_records import parse_facts
-from cnnrun.weights_source import read_weights
+from cnnrun.base.errors import CheckpointError, ConfigError
+from cnnrun.experiment import assemble
+from cnnrun.experiment import schema as experiment
+from cnnrun.experiment.import_weights import imported
+from cnnrun.experiment.weights_source import read_weights
+from cnnrun.model import weights_file as weights
+from cnnrun.results import operations as commands
+from cnnrun.training import checkpoints as checkpoint
+from cnnrun.training.run_records import parse_facts
 
 CPU = torch.device("cpu")
 DATA = Path(__file__).parent.parent / "data" / "mobilenet-v2"

@@ -8,10 +8,10 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cnnrun import tree as tree_module
-from cnnrun import yamlfile
-from cnnrun.errors import ConfigError
-from cnnrun.tree import Map, Mark, Seq
+from cnnrun.base.errors import ConfigError
+from cnnrun.config import tree as tree_module
+from cnnrun.config import yaml_reader as yamlfile
+from cnnrun.config.tree import Map, Mark, Seq
 
 
 def plain(value):

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cnnrun import experiment, zoo
-from cnnrun.contracts import Facts
-from cnnrun.layers.drop import DropSample
-from cnnrun.network import Network, build, flops, materialize
-from cnnrun.weights import in_order
+from cnnrun.config import zoo
+from cnnrun.contracts.layer import Facts
+from cnnrun.experiment import schema as experiment
+from cnnrun.model.layers.dropout import DropSample
+from cnnrun.model.network import Network, build, flops, materialize
+from cnnrun.model.weights_file import in_order
 
 BIG = {"vgg11", "vgg16_bn", "alexnet", "zfnet", "wide_resnet50_2", "unet"}
 WITHOUT_AUX = {
@@ -289,7 +290,7 @@ def test_every_top_level_layer_with_weights_has_a_name(name):
 
 @pytest.mark.parametrize("name", zoo.names())
 def test_a_small_grey_picture_works_or_the_layer_where_it_shrank_away_is_named(name):
-    from cnnrun.errors import ConfigError
+    from cnnrun.base.errors import ConfigError
 
     try:
         network = materialize(built(name, (1, 28, 28), 10).network, 0).eval()

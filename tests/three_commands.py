@@ -63,7 +63,7 @@ def verdicts(build: Build, folder: Path) -> dict[str, Said]:
 
 
 def _run(words: list[str], folder: Path) -> Said:
-    from cnnrun import cli
+    from cnnrun.commands import app as cli
 
     os.chdir(folder)
     sys.argv, sys.stderr, sys.stdout, code = ["cnnrun", *words], io.StringIO(), io.StringIO(), 0

@@ -74,7 +74,7 @@ def options(doc: str | None) -> Options:
 def chosen_device(name: str) -> torch.device:
     """Return the device as cnnrun chooses it; plainly, where what cnnrun needs is missing."""
     try:
-        from cnnrun.device import choose
+        from cnnrun.base.device import choose
     except ImportError:
         return torch.device(name)
     return choose(name)
@@ -146,12 +146,12 @@ def write_arrays(path: Path, count: int, side: int, channels: int = 1, classes: 
 @contextmanager
 def begun_training(job: Any) -> Iterator[Any]:
     """Give the objects of a training as `train.fit` makes them, with nothing done yet."""
-    from cnnrun.learner import Learner
-    from cnnrun.losses import Losses, State
-    from cnnrun.progress import Clock
-    from cnnrun.stopping import stopping
-    from cnnrun.tracker import Silent
-    from cnnrun.train import Training
+    from cnnrun.base.progress import Clock
+    from cnnrun.base.signals import stopping
+    from cnnrun.training.learner import Learner
+    from cnnrun.training.loop import Training
+    from cnnrun.training.loss_monitor import Losses, State
+    from cnnrun.training.metrics_log import Silent
 
     learner, state = Learner(job), State(accumulate=job.spec.accumulate)
     job = learner.reuse_frozen(job)

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from common import RICH, ROOT, Options, attempt, emit, options
 
-from cnnrun import commands, experiment
-from cnnrun.export.code import Code
+from cnnrun.experiment import schema as experiment
 from cnnrun.export.onnx import Onnx
+from cnnrun.export.python_file import Code
+from cnnrun.results import operations as commands
 
 CLOSE = 5e-3  # numbers of a split on two devices: convolutions in TF32 round at 1e-3
 SCENES = ["data.source={digit_scenes: {train: 160, held_out: 32}}", "train.batch=16", "train.epochs=2"]

@@ -19,9 +19,11 @@ from typing import Any
 import torch
 from common import ROOT, Options, attempt, emit, options, write_arrays
 
-from cnnrun import assemble, experiment, planning
-from cnnrun.device import forget_peak_memory
-from cnnrun.train import fit
+from cnnrun.base.device import forget_peak_memory
+from cnnrun.experiment import assemble
+from cnnrun.experiment import schema as experiment
+from cnnrun.results.studies import plan as planning
+from cnnrun.training.loop import fit
 
 PRECISIONS = ("float32", "bfloat16")
 PLAN_SECONDS = 2.0  # of training that a plan measures, instead of its eight

@@ -19,11 +19,14 @@ import torch
 import torch.distributed as dist
 from common import RICH, Options, attempt, emit, options
 
-from cnnrun import assemble, checkpoint, commands, experiment
-from cnnrun.device import choose
-from cnnrun.ranks import Group
-from cnnrun.run_records import METRICS
-from cnnrun.train import fit
+from cnnrun.base.device import choose
+from cnnrun.base.ranks import Group
+from cnnrun.experiment import assemble
+from cnnrun.experiment import schema as experiment
+from cnnrun.results import operations as commands
+from cnnrun.training import checkpoints as checkpoint
+from cnnrun.training.loop import fit
+from cnnrun.training.run_records import METRICS
 
 ALLOWED = 1e-4
 # Dropout is drawn by rank, and a rank's own batch norm sees its own pictures: neither is what is compared.

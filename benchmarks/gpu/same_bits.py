@@ -20,8 +20,11 @@ from typing import Any
 import torch
 from common import RICH, ROOT, Options, attempt, emit, options
 
-from cnnrun import checkpoint, commands, experiment, train
-from cnnrun.errors import Interrupted
+from cnnrun.base.errors import Interrupted
+from cnnrun.experiment import schema as experiment
+from cnnrun.results import operations as commands
+from cnnrun.training import checkpoints as checkpoint
+from cnnrun.training import loop as train
 
 STOP = 7  # the step under way when SIGTERM comes: within an epoch
 SCENES = ["data.source={digit_scenes: {train: 80, held_out: 16}}", "train.batch=16", "train.epochs=2"]

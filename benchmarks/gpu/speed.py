@@ -23,11 +23,12 @@ import torch
 from common import ROOT, Options, attempt, begun_training, emit, options, write_arrays
 from devices import answer, ask_nvidia_smi, peak_mib, timed, used_mib
 
-from cnnrun import assemble, experiment
-from cnnrun.augment import Augment
-from cnnrun.determinism import deterministic_kernels
-from cnnrun.learner import Learner
-from cnnrun.progress import Clock
+from cnnrun.base.progress import Clock
+from cnnrun.data.augment.settings import Augment
+from cnnrun.experiment import assemble
+from cnnrun.experiment import schema as experiment
+from cnnrun.training.determinism import deterministic_kernels
+from cnnrun.training.learner import Learner
 
 NETS = {"vgg-small": 28, "resnet50": 224, "resnet18": 32, "lenet": 28, "digit-scenes": 96}
 FACTOR = 0.05  # of the peak learning rate: pictures without meaning must not make it diverge

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from common import ROOT, Options, attempt, emit, options
 
-from cnnrun import commands, experiment
+from cnnrun.experiment import schema as experiment
+from cnnrun.results import operations as commands
 
 TARGET = 0.935
 DATA = ROOT / "data" / "fashion-mnist"

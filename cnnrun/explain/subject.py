@@ -13,17 +13,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cnnrun.dataset import Examples
-from cnnrun.errors import ConfigError, printable
-from cnnrun.labelling import listed
-from cnnrun.network import Built, build
-from cnnrun.panels import picture_of
-from cnnrun.plots import Plot
-from cnnrun.plotting import png
-from cnnrun.seeing import Place, features, located, places, rectifiers
-from cnnrun.spec import nearest
-from cnnrun.taskspec import Said
-from cnnrun.trained import Trained
+from cnnrun.base.errors import ConfigError, printable
+from cnnrun.base.labelling import listed
+from cnnrun.config.spec import nearest
+from cnnrun.contracts.figure import Plot
+from cnnrun.contracts.task import Said
+from cnnrun.data.dataset import Examples
+from cnnrun.explain.figures.panels import picture_of
+from cnnrun.explain.figures.png import png
+from cnnrun.explain.layer_names import Place, features, located, places, rectifiers
+from cnnrun.model.network import Built, build
+from cnnrun.model.trained import Trained
 
 _BYTES, _MOST_AT_ONCE = 512 << 20, 128
 _OF_EACH = ("raw_BK", "shown_BK", "meant_B")  # what a Said has for each picture

@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cnnrun import __version__
-from cnnrun.atomic_files import Folder, json_bytes, make_folder, storage_errors, write_json
-from cnnrun.batches import in_order
-from cnnrun.dataset import Examples
-from cnnrun.errors import ConfigError, ParityError
-from cnnrun.evaluate import measure
-from cnnrun.export.code import Code
+from cnnrun.base.atomic_files import Folder, json_bytes, make_folder, storage_errors, write_json
+from cnnrun.base.errors import ConfigError, ParityError
+from cnnrun.contracts.task import Results
+from cnnrun.data.dataset import Examples
+from cnnrun.data.image_files import Image
+from cnnrun.data.training_batches import in_order
 from cnnrun.export.onnx import Onnx
-from cnnrun.pictures import Image
-from cnnrun.taskspec import Results
-from cnnrun.trained import Deployed, Trained
+from cnnrun.export.python_file import Code
+from cnnrun.model.trained import Deployed, Trained
+from cnnrun.training.evaluate import measure
 
 Format = Onnx | Code
 

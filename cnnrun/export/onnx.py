@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cnnrun.errors import CheckpointError, ConfigError
-from cnnrun.spec import Kind
+from cnnrun.base.errors import CheckpointError, ConfigError
+from cnnrun.config.spec import Kind
 
 INPUT = "pixels"
 

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from cnnrun.calibration import TEMPERATURE, reliability, told_temperature
-from cnnrun.contracts import Facts, Shape, need_picture, need_vector, of_classes
-from cnnrun.metrics import Classified
-from cnnrun.resampling import spread
-from cnnrun.taskspec import Better, Criterion, Kept, Measured, Results, Said, TaskSpec, View
+from cnnrun.contracts.layer import Facts, Shape, need_picture, need_vector, of_classes
+from cnnrun.contracts.task import Better, Criterion, Kept, Measured, Results, Said, TaskSpec, View
+from cnnrun.tasks.classification_metrics import Classified
+from cnnrun.tasks.intervals import spread
+from cnnrun.tasks.temperature import TEMPERATURE, reliability, told_temperature
 
 Weight = Annotated[float, Field(ge=0)]
 

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from cnnrun.calibration import TEMPERATURE, reliability, told_temperature
-from cnnrun.contracts import Facts, Shape, need_vector, of_classes
-from cnnrun.metrics import Present
-from cnnrun.plots import Plot, Series
-from cnnrun.resampling import spread
-from cnnrun.spec import Kind, Kinds
-from cnnrun.taskspec import Better, Criterion, Kept, Measured, Results, Said, TaskSpec, View
+from cnnrun.config.spec import Kind, Kinds
+from cnnrun.contracts.figure import Plot, Series
+from cnnrun.contracts.layer import Facts, Shape, need_vector, of_classes
+from cnnrun.contracts.task import Better, Criterion, Kept, Measured, Results, Said, TaskSpec, View
+from cnnrun.tasks.classification_metrics import Present
+from cnnrun.tasks.intervals import spread
+from cnnrun.tasks.temperature import TEMPERATURE, reliability, told_temperature
 
 _TINY = 1e-6
 _MOST_LINES, _MOST_POINTS = 10, 200  # classes in a figure, and points of each

@@ -8,7 +8,8 @@ import pytest
 import torch
 from conftest import TINY
 
-from cnnrun import assemble, experiment
+from cnnrun.experiment import assemble
+from cnnrun.experiment import schema as experiment
 
 pytestmark = pytest.mark.cuda
 CPU = torch.device("cpu")

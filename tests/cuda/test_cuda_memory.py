@@ -8,10 +8,11 @@ import pytest
 import torch
 from conftest import TINY
 
-from cnnrun import commands, experiment
-from cnnrun.augment import Augment
-from cnnrun.run_records import read_result
+from cnnrun.data.augment.settings import Augment
+from cnnrun.experiment import schema as experiment
+from cnnrun.results import operations as commands
 from cnnrun.tasks.classify import ClassifyMeter
+from cnnrun.training.run_records import read_result
 
 pytestmark = pytest.mark.cuda
 WIDE = "model=[{conv: {out_channels: 512, norm: batch}}, {conv: {out_channels: 512, norm: batch}}, global_avg_pool]"
@@ -70,7 +71,7 @@ def test_memory_that_runs_out_elsewhere_ends_nothing(gpu, tmp_path, monkeypatch,
 
 
 def test_memory_that_runs_out_in_the_optimizer_ends_the_run_in_one_line(gpu, tmp_path, monkeypatch, run_cli, tiny):
-    from cnnrun import train
+    from cnnrun.training import loop as train
 
     def short(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")

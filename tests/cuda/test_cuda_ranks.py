@@ -63,7 +63,7 @@ def test_ranks_that_share_a_gpu_repeat(device, tmp_path):
 def test_a_group_of_one_over_nccl_exchanges_what_is_on_the_gpu(real_gpu):
     import torch.distributed as dist
 
-    from cnnrun.ranks import Group
+    from cnnrun.base.ranks import Group
 
     address = f"tcp://127.0.0.1:{free_port()}"
     dist.init_process_group("cpu:gloo,cuda:nccl", init_method=address, rank=0, world_size=1)

@@ -16,13 +16,17 @@ from poison import PLACES
 from resumed import digest, stopped_at
 from torch import nn
 
-from cnnrun import assemble, checkpoint, commands, experiment, train
-from cnnrun.determinism import deterministic_kernels, use_deterministic_layers
-from cnnrun.errors import CheckpointError, ConfigError, NonFiniteError
-from cnnrun.learner import Job, Learner
-from cnnrun.losses import Losses, State
-from cnnrun.step import backward, health, update
+from cnnrun.base.errors import CheckpointError, ConfigError, NonFiniteError
+from cnnrun.experiment import assemble
+from cnnrun.experiment import schema as experiment
+from cnnrun.results import operations as commands
 from cnnrun.tasks.classify import CrossEntropy
+from cnnrun.training import checkpoints as checkpoint
+from cnnrun.training import loop as train
+from cnnrun.training.determinism import deterministic_kernels, use_deterministic_layers
+from cnnrun.training.learner import Job, Learner
+from cnnrun.training.loss_monitor import Losses, State
+from cnnrun.training.step import backward, health, update
 
 pytestmark = pytest.mark.cuda
 CPU = torch.device("cpu")

@@ -6,8 +6,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from cnnrun.data.arrays import Arrays
-from cnnrun.errors import DataError
+from cnnrun.base.errors import DataError
+from cnnrun.data.sources.arrays import Arrays
 
 
 def pictures(count=6, *shape) -> np.ndarray:

@@ -6,8 +6,8 @@ import re
 import pytest
 from conftest import save_picture
 
-from cnnrun.data.coco import Coco
-from cnnrun.errors import DataError
+from cnnrun.base.errors import DataError
+from cnnrun.data.sources.coco import Coco
 
 
 def content(**changed):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from cnnrun.data.digit_scenes import DigitScenes
+from cnnrun.data.sources.digit_scenes import DigitScenes
 
 
 def test_scenes_repeat_and_are_as_told():

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from conftest import save_picture
 
-from cnnrun.data.shards import Shards
-from cnnrun.dataset import Data, index
-from cnnrun.errors import DataError
-from cnnrun.prepare import prepare
-from cnnrun.progress import bar
+from cnnrun.base.errors import DataError
+from cnnrun.base.progress import bar
+from cnnrun.data.dataset import Data, index
+from cnnrun.data.prepare import prepare
+from cnnrun.data.sources.shards import Shards
 
 IMAGE = {"size": 8, "channels": 3}
 
@@ -58,7 +58,7 @@ def test_samples_are_those_that_webdataset_reads(two):
     split = indexed.source.splits["train"]
     assert split.targets["labels"].tolist() == [sample["cls"] for sample in theirs]
     assert [split.name(i).rpartition("/s/")[2] for i in range(12)] == [f"{s['__key__'][2:]}.png" for s in theirs]
-    from cnnrun.decoding import Decoder
+    from cnnrun.data.decode import Decoder
 
     decoder = Decoder(split, (3, 10, 12), data.image, None)
     for number, sample in enumerate(theirs):

@@ -8,10 +8,10 @@ import pytest
 from conftest import save_picture
 from torchvision.datasets import ImageFolder
 
-from cnnrun.data.digits import Digits
-from cnnrun.data.folder import Folder
-from cnnrun.data.idx import Idx
-from cnnrun.errors import DataError
+from cnnrun.base.errors import DataError
+from cnnrun.data.sources.digits import Digits
+from cnnrun.data.sources.folder import Folder
+from cnnrun.data.sources.idx import Idx
 
 
 def write_idx(path, array: np.ndarray) -> None:

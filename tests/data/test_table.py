@@ -9,10 +9,10 @@ from conftest import save_picture
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from cnnrun.class_names import sorted_classes
-from cnnrun.data.table import Table
-from cnnrun.errors import DataError
-from cnnrun.labelling import jail, too_fine
+from cnnrun.base.errors import DataError
+from cnnrun.base.labelling import jail, too_fine
+from cnnrun.data.class_names import sorted_classes
+from cnnrun.data.sources.table import Table
 
 
 def write(path: Path, rows: list[list[str]], header=("path", "label"), **how) -> Path:

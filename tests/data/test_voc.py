@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from conftest import save_picture
 
-from cnnrun.data.voc import Voc
-from cnnrun.dataset import Data, index
-from cnnrun.errors import DataError
-from cnnrun.objects import DIFFICULT
-from cnnrun.prepare import prepare
+from cnnrun.base.errors import DataError
+from cnnrun.contracts.objects import DIFFICULT
+from cnnrun.data.dataset import Data, index
+from cnnrun.data.prepare import prepare
+from cnnrun.data.sources.voc import Voc
 
 BCCD = Path(__file__).parents[3] / "shared" / "data" / "bccd"
 OBJECT = (

@@ -13,17 +13,19 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
-from cnnrun import assemble, commands, zoo
-from cnnrun.errors import ParityError
+from cnnrun.base.errors import ParityError
+from cnnrun.config import zoo
+from cnnrun.config.spec import members
+from cnnrun.data.image_files import Image
+from cnnrun.experiment import assemble
 from cnnrun.export import metadata
-from cnnrun.export.code import Code, source
-from cnnrun.export.source import Sources, construction
-from cnnrun.layers import Leaf
-from cnnrun.pictures import Image
-from cnnrun.spec import members
-from cnnrun.structures import Node
+from cnnrun.export.python_file import Code, source
+from cnnrun.export.python_source import Sources, construction
+from cnnrun.model.layers import Leaf
+from cnnrun.model.structures import Node
+from cnnrun.model.trained import Deployed, Trained
+from cnnrun.results import operations as commands
 from cnnrun.tasks.classify import Classify
-from cnnrun.trained import Deployed, Trained
 
 CPU = torch.device("cpu")
 NODE = TypeAdapter(Node)
@@ -95,8 +97,8 @@ def test_it_is_formatted_and_says_nothing_of_this_machine(exported):
 def of_zoo(name: str) -> Trained:
     from test_zoo import built, tried
 
-    from cnnrun.contracts import Facts
-    from cnnrun.network import materialize
+    from cnnrun.contracts.layer import Facts
+    from cnnrun.model.network import materialize
 
     entry = zoo.entry(name)
     image = entry.image
@@ -150,7 +152,7 @@ def test_parts_that_occur_again_are_written_once():
 
 
 def test_code_that_is_not_the_network_is_not_kept(trained_run, tmp_path, monkeypatch):
-    from cnnrun.export import code
+    from cnnrun.export import python_file as code
 
     real = code.source
     monkeypatch.setattr(code, "source", lambda *a: real(*a).replace("outputs / self", "2 * outputs / self"))
@@ -186,8 +188,8 @@ def test_somebody_elses_weights_are_not_overwritten(trained_run, tmp_path, run_c
 def test_layers_may_have_any_name(names, tmp_path):
     from test_network import built
 
-    from cnnrun.contracts import Facts
-    from cnnrun.network import materialize
+    from cnnrun.contracts.layer import Facts
+    from cnnrun.model.network import materialize
 
     text = "".join(f"- conv: {{name: {name}, out_channels: 4, norm: batch}}\n" for name in names)
     network = materialize(built(text.replace("None", "'None'") + "- flatten", 1, 4, 4).network, 0)

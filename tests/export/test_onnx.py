@@ -11,10 +11,11 @@ import onnxruntime
 import pytest
 import torch
 
-from cnnrun import assemble, commands
 from cnnrun import export as exporting
-from cnnrun.errors import CheckpointError, ParityError
+from cnnrun.base.errors import CheckpointError, ParityError
+from cnnrun.experiment import assemble
 from cnnrun.export.onnx import Onnx
+from cnnrun.results import operations as commands
 
 CPU = torch.device("cpu")
 
@@ -142,7 +143,7 @@ def test_a_picture_is_steady_where_a_hair_more_and_a_hair_less_give_the_same():
 
 
 def test_a_small_split_is_filled_up_from_training(trained_run, tmp_path, monkeypatch):
-    from cnnrun.experiment import Experiment
+    from cnnrun.experiment.schema import Experiment
 
     small = Experiment.model_validate(assemble.load(trained_run / "config.yaml"))
     split = small.data.split.model_copy(update={"test": 0.01})

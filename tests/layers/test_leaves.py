@@ -8,9 +8,9 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
-from cnnrun.layers import Leaf
-from cnnrun.spec import members
-from cnnrun.structures import Node
+from cnnrun.config.spec import members
+from cnnrun.model.layers import Leaf
+from cnnrun.model.structures import Node
 
 KINDS = members(Leaf)
 NODE = TypeAdapter(Node)

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from cnnrun.contracts import CannotPass, Facts
-from cnnrun.metrics import Bins
+from cnnrun.contracts.layer import CannotPass, Facts
+from cnnrun.tasks.classification_metrics import Bins
 from cnnrun.tasks.classify import Classify
 
 NAMES = ("ape", "bee", "cat", "dog", "elk", "fox")

@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from torchvision import ops
 
-from cnnrun.boxes import overlaps
-from cnnrun.contracts import CannotPass, Facts
-from cnnrun.dense import PLACE
-from cnnrun.tasks.detect import Detect, objects_of
-from cnnrun.taskspec import Level, View
+from cnnrun.base.boxes import overlaps
+from cnnrun.contracts.layer import CannotPass, Facts
+from cnnrun.contracts.task import Level, View
+from cnnrun.tasks.detection.head import PLACE
+from cnnrun.tasks.detection.task import Detect, objects_of
 
 FACTS = Facts(("ape", "bee", "cat"), (3, 64, 96), class_counts=(30, 20, 10), counts={"train": 20})
 LEVELS = [(8, 8, 12), (8, 4, 6)]

@@ -13,16 +13,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cnnrun.contracts import Facts, Number
-from cnnrun.dense import PLACE
-from cnnrun.fits import Fit, Gaussian, Huber, Mae, Mse, Quantile
-from cnnrun.margins import ArcFace, CosFace, Loss, LossSpec, Softmax, Triplet
-from cnnrun.spec import members
+from cnnrun.config.spec import members
+from cnnrun.contracts.layer import Facts, Number
 from cnnrun.tasks.classify import Classify
-from cnnrun.tasks.detect import Detect
+from cnnrun.tasks.detection.head import PLACE
+from cnnrun.tasks.detection.task import Detect
+from cnnrun.tasks.embedding.losses import ArcFace, CosFace, Loss, LossSpec, Softmax, Triplet
+from cnnrun.tasks.embedding.task import Verify
 from cnnrun.tasks.multilabel import Asymmetric, Bce, Focal, Label, LabelLoss, Multilabel
-from cnnrun.tasks.regress import Regress
-from cnnrun.tasks.verify import Verify
+from cnnrun.tasks.regression.losses import Fit, Gaussian, Huber, Mae, Mse, Quantile
+from cnnrun.tasks.regression.task import Regress
 
 BATCH = 9
 NEAR = {"rel": 1e-9, "abs": 1e-12}

@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from sklearn import metrics as sk
 from torch import distributions
 
-from cnnrun.contracts import CannotPass, Facts, Number
-from cnnrun.fits import Gaussian, Huber, Mae, Mse, Quantile, normal, von_mises
-from cnnrun.residuals import Residuals, circular_mean, wrapped
-from cnnrun.tasks.regress import Regress
+from cnnrun.contracts.layer import CannotPass, Facts, Number
+from cnnrun.tasks.regression.losses import Gaussian, Huber, Mae, Mse, Quantile, normal, von_mises
+from cnnrun.tasks.regression.residuals import Residuals, circular_mean, wrapped
+from cnnrun.tasks.regression.task import Regress
 
 FACTS = Facts(
     (),
@@ -97,7 +97,7 @@ def test_von_mises_integrates_to_one_and_stays_finite():
 def test_the_quantile_loss_is_the_pinball_loss_and_its_quantiles_never_cross():
     loss = Quantile(quantiles=[0.1, 0.5, 0.8])
     raw, target = torch.randn(50, 1, 3, dtype=torch.float64) * 2, torch.randn(50, 1, dtype=torch.float64)
-    from cnnrun.fits import rising
+    from cnnrun.tasks.regression.losses import rising
 
     quantiles = rising(raw)
     assert (quantiles.diff(dim=2) > 0).all()

@@ -1,0 +1,127 @@
+"""What the YAML may say, read off the unions: for `cnnrun kinds` and the documentation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic_core import PydanticUndefined
+
+from cnnrun.base.errors import ConfigError
+from cnnrun.config import zoo
+from cnnrun.config.spec import Kind, Spec, did_you_mean, members
+from cnnrun.data.augment.settings import Augment, Crop, TrivialAugment
+from cnnrun.data.dataset import Data, HoldOut
+from cnnrun.data.epoch_order import Sampler
+from cnnrun.data.image_files import Image
+from cnnrun.data.sources import Source
+from cnnrun.experiment.schema import Experiment
+from cnnrun.export import Format
+from cnnrun.model.structures import Model, Node
+from cnnrun.tasks import Task
+from cnnrun.tasks.embedding.losses import Loss
+from cnnrun.tasks.multilabel import Label
+from cnnrun.tasks.regression.losses import Fit
+from cnnrun.training.learner import EarlyStop, Train
+from cnnrun.training.optimizers import EmaSpec, Group, Optimizer
+from cnnrun.training.schedules import Schedule
+
+FAMILIES: dict[str, tuple[type[Kind], ...]] = {
+    "layers": members(Node),
+    "tasks": members(Task),
+    "sources": members(Source),
+    "policies": (TrivialAugment,),
+    "optimizers": members(Optimizer),
+    "schedules": members(Schedule),
+    "samplers": members(Sampler),
+    "losses": (*members(Label), *members(Fit), *members(Loss)),
+    "formats": members(Format),
+}
+SECTIONS: dict[str, type[Spec]] = {
+    "(top)": Experiment,
+    "data": Data,
+    "data.image": Image,
+    "data.split": HoldOut,
+    "data.augment": Augment,
+    "data.augment.crop": Crop,
+    "model": Model,
+    "train": Train,
+    "train.optimizer.groups": Group,
+    "train.ema": EmaSpec,
+    "train.early_stop": EarlyStop,
+}
+
+
+def described(word: str | None) -> dict[str, Any]:
+    """Every family, one family, or one kind, with help and settings. Raises ConfigError for an unknown word."""
+    if word is None or word in FAMILIES:
+        chosen = FAMILIES if word is None else {word: FAMILIES[word]}
+        return {family: [entry(kind, kind.kind) for kind in kinds] for family, kinds in chosen.items()}
+    if word in SECTIONS:
+        return {"sections": [entry(SECTIONS[word], word)]}
+    for family, kinds in FAMILIES.items():
+        for kind in kinds:
+            if kind.kind == word:
+                return {family: [entry(kind, word)]}
+    known = [*FAMILIES, *SECTIONS, *(kind.kind for kinds in FAMILIES.values() for kind in kinds)]
+    raise ConfigError(f"{word!r} is neither a kind nor a family{did_you_mean(word, known)}")
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a config as it is written, blocks included: a block's use may stand where a layer may."""
+    schema = Experiment.model_json_schema()
+    block = {
+        "type": "object",
+        "properties": {"parameters": {"type": "object"}, "layers": {"type": "array"}},
+        "required": ["layers"],
+        "additionalProperties": False,
+    }
+    schema["properties"]["blocks"] = {"type": "object", "additionalProperties": block}
+    model = schema["$defs"]["Model"]
+    model.pop("required")  # a zoo network brings its layers
+    listed = model["properties"]["layers"]
+    schema["properties"]["model"] = {"anyOf": [{"enum": zoo.names()}, listed, {"$ref": "#/$defs/Model"}]}
+    layers = {kind.kind for kind in FAMILIES["layers"]}
+    _admit_blocks(schema, layers)
+    return schema
+
+
+def _admit_blocks(node: Any, layers: set[str]) -> None:
+    """Wherever any layer may stand, let a word or a one-key mapping stand that names a block."""
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    for child in children:
+        _admit_blocks(child, layers)
+    if isinstance(node, dict) and "anyOf" in node and set(node["anyOf"][0].get("enum", ())) == layers:
+        block_word = {"type": "string", "not": {"enum": sorted(layers)}}
+        block_use = {"type": "object", "maxProperties": 1, "propertyNames": block_word}
+        node["anyOf"] += [block_word, block_use]
+
+
+def entry(spec: type[Spec], word: str) -> dict[str, Any]:
+    """One kind or section as data."""
+    texts = spec.field_help()
+    return {
+        "kind": word,
+        "main": getattr(spec, "main", None),
+        "help": " ".join((spec.__doc__ or "").split()),
+        "settings": [
+            {
+                "name": field.alias or name,
+                "required": field.is_required(),
+                "default": _default(field),
+                "help": texts.get(field.alias or name, ""),
+            }
+            for name, field in spec.model_fields.items()
+        ],
+    }
+
+
+def _default(field: Any) -> Any:
+    value = field.default
+    if value is PydanticUndefined or value is None:
+        return None
+    if isinstance(value, Kind):
+        settings = value.model_dump(mode="json", exclude_defaults=True)
+        return {value.kind: settings} if settings else value.kind
+    if isinstance(value, Spec):
+        return value.model_dump(mode="json", exclude_defaults=True)
+    return list(value) if isinstance(value, tuple) else value

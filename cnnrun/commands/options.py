@@ -1,0 +1,33 @@
+"""Arguments and options that commands share, and how a result is printed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cnnrun.base import torchrun
+
+Config = Annotated[Path, typer.Argument(help="The YAML file.", metavar="CONFIG")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings that replace the file's.", metavar="[KEY.PATH=VALUE]...")
+]
+Target = Annotated[
+    Path | None, typer.Argument(help="A run folder, a checkpoint or a config; by default the newest run.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Runs = Annotated[Path, typer.Option(help="The folder that holds the runs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+SplitName = Annotated[str | None, typer.Option(help="The split to use; by default test where there is one, else val.")]
+
+
+def show(data: dict[str, Any], as_json: bool, for_people: Any) -> None:
+    """A command's result on stdout, of several ranks the first's: as JSON, or by the function that prints it."""
+    if torchrun.rank():
+        return
+    if as_json:
+        typer.echo(json.dumps(data))
+    else:
+        for_people(data)

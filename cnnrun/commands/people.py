@@ -1,0 +1,96 @@
+"""The commands about people: are these one, who is known, who is this."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cnnrun.commands.options import Device, Json, Runs, show
+
+
+class Searching(StrEnum):
+    """How `identify` looks through a gallery."""
+
+    exact = "exact"
+    faiss = "faiss"
+
+
+Run = Annotated[
+    Path | None, typer.Option(help="A run, a checkpoint, a config or a weights file; by default the newest run.")
+]
+Threshold = Annotated[float | None, typer.Option(min=-1, max=1, help="The least similarity, instead of val's choice.")]
+FalseAccepts = Annotated[
+    float | None, typer.Option("--far", help="Go by the threshold that val chose for this false accept rate.")
+]
+Batch = Annotated[int, typer.Option(min=1, help="Pictures at a time.")]
+GalleryFile = Annotated[Path, typer.Option("--gallery", help="The gallery, a .safetensors file.")]
+
+
+def verify(
+    one: Annotated[Path, typer.Argument(help="A picture.", metavar="A")],
+    other: Annotated[Path, typer.Argument(help="Another.", metavar="B")],
+    run: Run = None,
+    threshold: Threshold = None,
+    far: FalseAccepts = None,
+    device: Device = "auto",
+    runs: Runs = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Whether two pictures show the same person. Example: cnnrun verify a.jpg b.jpg"""
+    from cnnrun.base.device import choose
+    from cnnrun.commands import report
+    from cnnrun.results import people as identity
+
+    show(
+        identity.compared(identity.Given(run, runs, choose(device), threshold, far), one, other),
+        as_json,
+        report.compared,
+    )
+
+
+def enroll(
+    gallery: GalleryFile,
+    folder: Annotated[Path | None, typer.Argument(help="A folder with a folder of pictures for each person.")] = None,
+    add: Annotated[bool, typer.Option("--add", help="Put these people into a gallery that is there.")] = False,
+    remove: Annotated[list[str] | None, typer.Option(help="Take this person out.")] = None,
+    run: Run = None,
+    batch: Batch = 64,
+    device: Device = "auto",
+    runs: Runs = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Make a gallery of known people, change it, show it. Example: cnnrun enroll staff/ --gallery staff.safetensors"""
+    from cnnrun.base.device import choose
+    from cnnrun.commands import report
+    from cnnrun.results import people as identity
+
+    given = identity.Given(run, runs, choose(device))
+    show(identity.enrolled(given, folder, gallery, add, remove or [], batch), as_json, report.gallery)
+
+
+def identify(
+    paths: Annotated[list[Path], typer.Argument(help="Picture files and folders.")],
+    gallery: GalleryFile,
+    run: Run = None,
+    top: Annotated[int, typer.Option(min=1, help="How many of the most similar people to show.")] = 3,
+    threshold: Threshold = None,
+    far: FalseAccepts = None,
+    search: Annotated[
+        Searching, typer.Option(help="The product with all, or faiss's (pip install faiss-cpu).")
+    ] = Searching.exact,
+    batch: Batch = 64,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    device: Device = "auto",
+    runs: Runs = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Who of a gallery is in each picture, or nobody. Example: cnnrun identify photos/ --gallery staff.safetensors"""
+    from cnnrun.base.device import choose
+    from cnnrun.commands import prediction_output as rows
+    from cnnrun.results import people as identity
+
+    given = identity.Given(run, runs, choose(device), threshold, far)
+    rows.write_all(identity.identified(given, paths, gallery, top, search.value, batch), as_json, csv)

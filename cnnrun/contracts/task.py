@@ -1,0 +1,252 @@
+"""What a task promises: what the network is for, and everything that follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cnnrun.base.boxes import Mark
+from cnnrun.config.spec import Kind
+from cnnrun.contracts.figure import Plot
+from cnnrun.contracts.layer import Facts, Pair, Shape
+
+Results = dict[str, Tensor]  # by name; the first dimension is the batch
+
+
+@dataclass(frozen=True)
+class View:
+    """How a picture of any size became the network's: x * scale_x + left, y * scale_y + top. `size` is its own."""
+
+    size: Pair
+    scale_x: float = 1.0
+    scale_y: float = 1.0
+    left: float = 0.0
+    top: float = 0.0
+
+    def numbers(self) -> tuple[float, ...]:
+        """Scale, offset and size, each in x and y: what `average_precision.given_back` takes."""
+        return self.scale_x, self.scale_y, self.left, self.top, self.size[1], self.size[0]
+
+
+Better = Literal["max", "min"]
+
+
+@dataclass(frozen=True)
+class Level:
+    """A feature map that the head takes: its shape, what a cell sees and how far the next one is, in pixels."""
+
+    shape: Shape
+    field: Pair
+    stride: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A meter's verdict: headline numbers, tables (name -> rows), and matrices of counts over the classes.
+
+    A number that is not defined for these samples, such as the AP of a size that no object has, is None.
+
+    `chosen` are thresholds and the like that this split would choose: those of val are kept with the model. `spread`
+    is what the numbers come to over the draws of a bootstrap, NaN where a draw leaves one undefined; `right` says, for
+    numbers that are the share of the pictures which are right, of which pictures that is so.
+    """
+
+    numbers: Mapping[str, float | None]
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    matrices: dict[str, list[list[int]]] = field(default_factory=dict)
+    chosen: dict[str, float] = field(default_factory=dict)
+    plots: tuple[Plot, ...] = ()
+    spread: dict[str, NDArray[np.float64]] = field(default_factory=dict, compare=False)  # arrays compare one by one
+    right: dict[str, NDArray[np.bool_]] = field(default_factory=dict, compare=False)
+
+
+class Meter(Protocol):
+    """Collects results and targets batch by batch; each sample counts once."""
+
+    def update(self, results: Results, targets: dict[str, Tensor]) -> None: ...
+
+    def compute(self, tables: bool = True) -> Measured:
+        """What was found; without `tables` the numbers alone and what is chosen, as after each epoch."""
+        ...
+
+
+@dataclass(frozen=True)
+class Said:
+    """How strongly raw outputs say each of K things: `raw_BK` to take slopes of, `shown_BK` for people, as `what`.
+
+    `meant_B` is what each picture is said to be where nobody asks for another. Without `names` the K numbers are a
+    direction: what counts is how far two agree. `comparable` says whether one of the K can be larger than another,
+    `local` whether each comes from one place of the picture alone.
+    """
+
+    names: tuple[str, ...]
+    raw_BK: Tensor
+    shown_BK: Tensor
+    what: str
+    meant_B: Tensor
+    comparable: bool = True
+    local: bool = False
+
+
+class Kept:
+    """Tensors of each batch, on their device until they are asked for."""
+
+    def __init__(self) -> None:
+        self._parts: list[dict[str, Tensor]] = []
+
+    def add(self, **values: Tensor) -> None:
+        """A batch's, by name."""
+        self._parts.append(values)
+
+    def all(self) -> dict[str, NDArray[Any]]:
+        """Every batch's, one after the other, on the host."""
+        return {name: torch.cat([part[name] for part in self._parts]).cpu().numpy() for name in self._parts[0]}
+
+
+class Criterion(nn.Module):
+    """(outputs, targets) -> dict of named scalar losses, means over the batch; its parameters train with the network's.
+
+    The mean of a batch's parts, weighted by their sizes, is the batch's: so it may be split into micro-batches.
+    """
+
+    def advance(self, done: float) -> None:
+        """Before each step: which part of the training is done, for what grows with it."""
+
+
+class TaskSpec(Kind):
+    """What the network is for, in five words (head, criterion, decode, meter, signature).
+
+    And one for people (rows), and one for mixup (blend).
+    """
+
+    def numbers(self) -> dict[str, Better]:
+        """The headline numbers that the meter gives, and which way is better: what `train.monitor` may name."""
+        raise NotImplementedError
+
+    def problem(self, facts: Facts) -> str | None:
+        """Why this data cannot serve this task, or None."""
+        return None
+
+    def unmeasurable(self, targets: dict[str, Tensor]) -> str | None:
+        """Why the numbers of a split with these targets (`dataset.flat`) would mean nothing, or None."""
+        return None
+
+    def undefined(self, targets: dict[str, Tensor]) -> dict[str, str]:
+        """The numbers that are not defined for a split with these targets, each with what the split lacks."""
+        return {}
+
+    def notes(self, facts: Facts) -> list[str]:
+        """What the settings come to on this data, where that is worth a line in the log."""
+        return []
+
+    def taken(self) -> list[str]:
+        """The names of the layers whose outputs the head takes; empty for the last layer's."""
+        return []
+
+    def remarks(self, levels: Sequence[Level], targets: dict[str, Tensor], facts: Facts) -> list[str]:
+        """What `check` should say of the network's levels and all training targets (`dataset.flat`), a line each."""
+        return []
+
+    def head(self, in_shapes: Sequence[Shape], facts: Facts) -> nn.Module:
+        """The last layer: features of `in_shapes`, an argument each -> raw outputs. Raises CannotPass."""
+        raise NotImplementedError
+
+    def criterion(self, facts: Facts) -> Criterion:
+        """What the network learns by."""
+        raise NotImplementedError
+
+    def blend(
+        self, targets: dict[str, Tensor], partners: dict[str, Tensor], own_B: Tensor, facts: Facts
+    ) -> dict[str, Tensor]:
+        """The targets of pictures of which the part `own_B` is their own and the rest their partners'."""
+        raise NotImplementedError
+
+    def chance(self, facts: Facts) -> float | None:
+        """The loss of a network that knows nothing, where that is known."""
+        return None
+
+    targets: ClassVar[str] = "labels"
+    """What the data must know of each picture, in the words of SourceSpec."""
+    open_set: ClassVar[bool] = False
+    """Whether it is measured on classes that it never learned: then val has no loss, and a class in two splits is a \
+leak."""
+
+    def spoilt_by(self) -> Sequence[str]:
+        """The settings of `data.augment` that would make targets untrue, such as a turn of the picture an angle."""
+        return ()
+
+    mixes: ClassVar[bool] = False
+    """Whether the task has a `blend`: else mixup and cutmix are refused."""
+
+    def together(self) -> bool:
+        """Whether it learns from pictures of a class that come in one batch: a sampler must put them there."""
+        return False
+
+    def words(self, targets: dict[str, Tensor], facts: Facts) -> list[str]:
+        """Each sample's target for people."""
+        raise NotImplementedError
+
+    def true_marks(self, targets: dict[str, Tensor], facts: Facts) -> list[list[Mark]] | None:
+        """What to draw on each sample's picture for its targets; None where nothing has a place."""
+        return None
+
+    def found_marks(self, results: Results, facts: Facts) -> list[list[Mark]] | None:
+        """So for results."""
+        return None
+
+    def assignment(self, outputs: Tensor, targets: dict[str, Tensor], facts: Facts) -> list[dict[str, Any]] | None:
+        """The cells of the first sample that learn objects: {cell, x, y, object, quality} each; None without cells."""
+        return None
+
+    def decoder(self, facts: Facts) -> nn.Module:
+        """A module: raw outputs -> results in the user's terms. Traced into the exported graph."""
+        raise NotImplementedError
+
+    def meter(self, facts: Facts) -> Meter:
+        """A fresh meter."""
+        raise NotImplementedError
+
+    def nll(self, outputs: Tensor, targets: dict[str, Tensor], facts: Facts, temperature: float) -> float | None:
+        """The mean negative log-likelihood where probabilities are those of this temperature; None without any.
+
+        `decoder` goes by the one in `Facts.chosen`.
+        """
+        return None
+
+    def said(self, outputs: Tensor, facts: Facts) -> Said:
+        """What raw outputs say, with gradients: what explanations explain."""
+        raise NotImplementedError
+
+    def signature(self, facts: Facts) -> dict[str, Shape]:
+        """Name and shape (without the batch) of each result, in the order of `decode`."""
+        raise NotImplementedError
+
+    def meaning(self, facts: Facts) -> dict[str, Any]:
+        """What a user of an exported file needs to know of its results, by name: kept in the file."""
+        return {}
+
+    def about(self, facts: Facts) -> list[Any]:
+        """What the numbers are of: networks are compared where it is the same."""
+        return list(facts.classes)
+
+    def thresholds(self, facts: Facts) -> dict[str, float]:
+        """The score from which each class's results are shown; empty where all are."""
+        return {}
+
+    def gap(self, ours: Results, theirs: Results, facts: Facts) -> float:
+        """The largest difference of two results, for people."""
+        return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+
+    def agree(self, ours: Results, theirs: Results, facts: Facts) -> str | None:
+        """Why an artefact's results are not the network's, or None: the export's parity check."""
+        raise NotImplementedError
+
+    def rows(self, results: Results, facts: Facts, views: Sequence[View]) -> list[dict[str, Any]]:
+        """Each sample's result as plain data for people and JSON, in the terms of the picture that was given."""
+        raise NotImplementedError

@@ -1,0 +1,277 @@
+"""A data set looked through as a whole: what is in it, and what is wrong with it."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cnnrun.base.errors import printable
+from cnnrun.data import duplicates as audit
+from cnnrun.data.cache import Progress, at_once
+from cnnrun.data.class_names import alike_names, distinguishable, questionable_numbers
+from cnnrun.data.dataset import Data, Dataset, counted, many_classes
+from cnnrun.data.decode import Decoder, processors, threads
+from cnnrun.data.duplicates import Columns
+from cnnrun.data.image_records import RECORD
+from cnnrun.data.leakage import columns, differing_objects
+from cnnrun.data.prepare import constant_numbers, dark_words, narrow_peak, statistics_of
+
+EXAMPLES = 10  # of each finding that are named
+_RARE = 10  # a class that has so many times fewer pictures than another is said
+
+Level = Literal["error", "warning", "note"]
+_LEVELS: tuple[Level, ...] = get_args(Level)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One kind of trouble: how much of it there is, and examples, each a list of the pictures concerned."""
+
+    level: Level
+    what: str
+    count: int
+    examples: list[list[str]]
+
+
+def look_through(data: Data, dataset: Dataset, progress: Progress) -> dict[str, Any]:
+    """Everything there is to say about a decoded data set: figures, and `findings`."""
+    table = columns(dataset)
+    names = _Names(dataset, table)
+    records = _records(data, dataset, progress)
+    labels = dataset.facts.classes
+    per_class = {
+        name: dict(zip(labels, counted(dataset.splits[name].all_targets(), len(labels)), strict=True))
+        for name in table.splits
+    }
+    what = "an object" if dataset.splits["train"].objects is not None else "a picture"
+    sides = np.stack([records["height"], records["width"]], 1)
+    mean, std = statistics_of(dataset)
+    findings = [
+        *_bad(data, dataset),
+        *_boxes(data, dataset),
+        *_classes(per_class, what, data.split.by == "label"),
+        *_many_classes(data, dataset, per_class["train"]),
+        *_constant(dataset),
+        *_leaks(data, dataset, table, names, records),
+        *_near(table, names, records),
+        *_files(table, names, records),
+        *_names(labels),
+        *_levels(names, records),
+    ]
+    return {
+        "pictures": {name: len(each) for name, each in dataset.splits.items()},
+        "classes": per_class,
+        "sizes": {
+            "smallest": sides[sides.prod(1).argmin()].tolist(),
+            "median": np.median(sides, 0).astype(int).tolist(),
+            "largest": sides[sides.prod(1).argmax()].tolist(),
+            "distinct": len(np.unique(sides, axis=0)),
+        },
+        "mean": list(mean),
+        "std": list(std),
+        "formats": _counted(records["format"]),
+        "modes": _counted(records["mode"]),
+        "findings": [asdict(each) for each in sorted(findings, key=lambda each: _LEVELS.index(each.level))],
+    }
+
+
+def _counted(values: NDArray[Any]) -> dict[str, int]:
+    found = Counter(values.tolist())
+    return {key.decode() or "pixels": count for key, count in found.most_common()}
+
+
+class _Names:
+    """What to call samples in findings."""
+
+    def __init__(self, dataset: Dataset, table: Columns) -> None:
+        self._dataset, self._table = dataset, table
+
+    def __call__(self, sample: int) -> str:
+        split, number = self._table.place(sample)
+        examples, label = self._dataset.splits[split], int(self._table.label_N[sample])
+        known = f", {self._dataset.facts.classes[label]}" if "labels" in examples.targets else ""
+        return printable(f"{examples.name(number)} ({split}{known})")
+
+    def path(self, sample: int) -> str:
+        split, number = self._table.place(sample)
+        return self._dataset.splits[split].name(number)
+
+    def sets(self, groups: Sequence[NDArray[np.int64]]) -> list[list[str]]:
+        return [self._some(group) for group in groups[:EXAMPLES]]
+
+    def _some(self, group: NDArray[np.int64], most: int = 4) -> list[str]:
+        more = [f"{len(group) - most:,} more"] if len(group) > most else []
+        return [*(self(int(sample)) for sample in group[:most]), *more]
+
+
+def _records(data: Data, dataset: Dataset, progress: Progress) -> NDArray[Any]:
+    """The records of all samples, in the order of the columns; pictures that were never decoded are looked at now."""
+    parts = []
+    for name, examples in dataset.splits.items():
+        kept = dataset.stored[name]
+        rows = examples.rows.numpy()
+        if kept.records is not None:
+            parts.append(np.array(kept.records()[rows]))
+            continue
+        decoder = Decoder(examples.source, dataset.facts.image, data.image, None)
+        made = np.zeros(len(rows), RECORD)
+        with threads(processors()) as run, progress(f"looking at {name}", len(rows)) as advance:
+            each = at_once(int(np.prod(dataset.facts.image)))
+            for first in range(0, len(rows), each):
+                block = decoder.block(rows[first : first + each], run)
+                made[first : first + each] = block.records
+                advance(len(block.records))
+        parts.append(made)
+    return np.concatenate(parts)
+
+
+def _bad(data: Data, dataset: Dataset) -> list[Finding]:
+    if not dataset.left_out:
+        return []
+    level: Level = "error" if data.bad_files == "error" else "warning"
+    examples = [[printable(each["reason"])] for each in dataset.left_out[:EXAMPLES]]
+    return [Finding(level, "cannot be decoded", len(dataset.left_out), examples)]
+
+
+def _boxes(data: Data, dataset: Dataset) -> list[Finding]:
+    """Boxes that are not as they should be, each kind with the files and ids of the first."""
+    kinds: dict[tuple[str, bool], list[str]] = {}
+    for each in dataset.bad_boxes:
+        kinds.setdefault((each.kind, each.used), []).append(f"{each.name}: {each.what} ({each.split})")
+    left_out: Level = "error" if data.bad_boxes == "error" else "warning"
+    return [
+        Finding("note" if used else left_out, f"boxes: {what}", len(names), [[name] for name in names[:EXAMPLES]])
+        for (what, used), names in kinds.items()
+    ]
+
+
+def _classes(per_class: dict[str, dict[str, int]], what: str, apart: bool) -> list[Finding]:
+    found = []
+    for split, counts in () if apart else per_class.items():
+        if missing := [name for name, count in counts.items() if not count]:
+            examples = [[printable(name)] for name in missing[:EXAMPLES]]
+            found.append(Finding("warning", f"classes without {what} in {split}", len(missing), examples))
+    train = {name: count for name, count in per_class["train"].items() if count}
+    rare = [name for name, count in train.items() if count * _RARE <= max(train.values())]
+    if rare:
+        examples = [[f"{printable(name)}: {train[name]:,}"] for name in rare[:EXAMPLES]]
+        found.append(Finding("note", f"classes with a {_RARE}th of the largest or less", len(rare), examples))
+    return found
+
+
+def _many_classes(data: Data, dataset: Dataset, counts: dict[str, int]) -> list[Finding]:
+    has_labels = "labels" in dataset.splits["train"].targets and data.split.by != "label"
+    lines = many_classes(dataset.facts.classes, list(counts.values())) if has_labels else []
+    return [Finding("warning", line.partition(" ")[2], len(counts), []) for line in lines]
+
+
+def _constant(dataset: Dataset) -> list[Finding]:
+    """Numbers that are one value in all pictures of a split."""
+    found = [
+        f"{name} is {value:g} in every picture of {split}"
+        for split in dataset.splits
+        for name, value in constant_numbers(dataset, split)
+    ]
+    if not found:
+        return []
+    return [Finding("warning", "numbers that are one value in a split", len(found), [[each] for each in found])]
+
+
+def _leaks(data: Data, dataset: Dataset, table: Columns, names: _Names, records: NDArray[Any]) -> list[Finding]:
+    level: Level = "error" if data.leakage == "error" else "warning"
+    by_bytes = records["file"] * (records["file"] > 0)
+    bytes_groups = [group for group in audit.twins(by_bytes) if by_bytes[group[0]]]
+    # Those of other bytes; what is of the same bytes is told as that.
+    pixel_groups = [
+        group
+        for group in audit.twins(records["pixels"])
+        if (by_bytes[group] == 0).any() or len(set(by_bytes[group])) > 1
+    ]
+    found = []
+    for groups, how in ((bytes_groups, "byte for byte"), (pixel_groups, "pixel for pixel")):
+        across = audit.spread(groups, table.split_N)
+        within = [group for group in groups if (table.split_N[group] == table.split_N[group[0]]).all()]
+        if across:
+            found.append(Finding(level, f"the same picture in several splits, {how}", len(across), names.sets(across)))
+        if within:
+            found.append(
+                Finding("note", f"the same picture again in one split, {how}", len(within), names.sets(within))
+            )
+    leaks = audit.leaks(table, data.split.by == "label")
+    if leaks.conflicts:
+        conflicts = leaks.conflicts
+        found.append(Finding(level, "the same picture under several labels", len(conflicts), names.sets(conflicts)))
+    if differing := differing_objects(dataset, table):
+        what = "the same picture with other boxes"
+        found.append(Finding("warning", what, len(differing), names.sets(differing)))
+    if leaks.torn:
+        found.append(Finding(level, "groups in several splits", len(leaks.torn), names.sets(leaks.torn)))
+    if leaks.shared:
+        what = "classes, such as people, in several splits"
+        found.append(Finding(level, what, len(leaks.shared), names.sets(leaks.shared)))
+    return found
+
+
+def _near(table: Columns, names: _Names, records: NDArray[Any]) -> list[Finding]:
+    """Pictures that are nearly the same: re-encoded or resized. Of identical ones the first stands for all."""
+    _, first = np.unique(records["pixels"], return_index=True)
+    found_pairs, through = audit.near(np.ascontiguousarray(records["thumb"][first]))
+    pairs = first[found_pairs]
+    across = table.split_N[pairs[:, 0]] != table.split_N[pairs[:, 1]]
+    found = []
+    for part, where, level in ((across, "in several splits", "warning"), (~across, "in one split", "note")):
+        if part.any():
+            examples = names.sets(list(pairs[part]))
+            found.append(Finding(level, f"nearly the same picture {where}", int(part.sum()), examples))  # type: ignore[arg-type]
+    if not through:
+        what = "pictures so much alike that the search for nearly the same ended early"
+        found.append(Finding("note", what, len(first), []))
+    return found
+
+
+def _files(table: Columns, names: _Names, records: NDArray[Any]) -> list[Finding]:
+    """What single files are remarkable for."""
+    kinds: list[tuple[Level, str, NDArray[np.int64]]] = [
+        ("warning", "pictures of one single colour", np.flatnonzero(records["flat"])),
+        ("note", "pictures that EXIF turns", np.flatnonzero(records["orientation"] > 1)),
+        ("warning", "pictures whose EXIF cannot be read", np.flatnonzero(records["orientation"] == 0)),
+        ("warning", "files that are not what their name says", np.flatnonzero(records["misnamed"])),
+        ("warning", "file names that differ in case or in Unicode's form alone", _name_twins(names, records)),
+    ]
+    return [
+        Finding(level, what, len(samples), [[names(int(sample))] for sample in samples[:EXAMPLES]])
+        for level, what, samples in kinds
+        if len(samples)
+    ]
+
+
+def _names(classes: Sequence[str]) -> list[Finding]:
+    """Names of classes that may be one class, or none."""
+    alike, odd = alike_names(classes), questionable_numbers(classes)
+    kinds = (
+        ("names of classes that differ in writing alone", [distinguishable(group) for group in alike]),
+        ("classes that are numbers far from the others: labels, or none?", [[name] for name in odd]),
+    )
+    return [Finding("warning", what, len(found), found[:EXAMPLES]) for what, found in kinds if found]
+
+
+def _levels(names: _Names, records: NDArray[Any]) -> list[Finding]:
+    if (peak := narrow_peak(records["peak"])) is None:
+        return []
+    wide = np.flatnonzero(records["peak"])
+    examples = [[names(int(sample))] for sample in wide[:EXAMPLES]]
+    return [Finding("warning", f"pictures of 16 bits that {dark_words(peak)}", len(wide), examples)]
+
+
+def _name_twins(names: _Names, records: NDArray[Any]) -> NDArray[np.int64]:
+    folded: dict[str, list[int]] = {}
+    for sample in np.flatnonzero(records["format"] != b"").tolist():
+        folded.setdefault(unicodedata.normalize("NFC", names.path(sample)).casefold(), []).append(sample)
+    apart = [group for group in folded.values() if len({names.path(sample) for sample in group}) > 1]
+    return np.array([sample for group in apart for sample in group], np.int64)

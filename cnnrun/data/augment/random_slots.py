@@ -1,0 +1,39 @@
+"""The random numbers of a batch by name: pure functions of (seed, epoch, sample)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cnnrun.base.device import tensor_on
+from cnnrun.base.randomness import uniform
+
+# A draw's slot is its place here for ever: a new operation is added at the end, so that old runs repeat.
+SLOTS = (
+    "flip_x", "flip_y", "shift_y", "shift_x", "rotate", "scale", "shear",
+    "brightness", "contrast", "saturation", "hue", "erase", "erase_area", "erase_shape", "erase_y", "erase_x",
+    "crop_area", "crop_shape", "crop_y", "crop_x", "grayscale", "noise", "blur", "policy",
+    "mix", "mix_part", "mix_y", "mix_x", "mosaic", "mosaic_y", "mosaic_x",
+)  # fmt: skip
+
+
+class Draws:
+    """The random numbers of a batch by slot name. `index_B` are the samples' numbers, apart where one is drawn twice.
+
+    Only the `slots` named can be asked for; what the others would be does not depend on it.
+    """
+
+    def __init__(self, seed: int, epoch: int, index_B: Tensor, slots: Sequence[str] = SLOTS) -> None:
+        self.seed, self.epoch, self.index_B = seed, epoch, index_B
+        numbers = tensor_on(index_B.device, [SLOTS.index(slot) for slot in slots], torch.int64)
+        self._values = dict(zip(slots, uniform(seed, epoch, index_B, numbers).unbind(1), strict=True))
+
+    def __getitem__(self, slot: str) -> Tensor:
+        """Uniform in [0, 1): float32 [B]."""
+        return self._values[slot]
+
+    def sign(self, slot: str) -> Tensor:
+        """Uniform in [-1, 1): float32 [B]."""
+        return self._values[slot] * 2 - 1

@@ -1,0 +1,68 @@
+"""A list of files with the SHA-256 of each, as `sha256sum` writes it: it tells damage that no decoder can see."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from cnnrun.base.bounded_files import open_file, read_bytes
+from cnnrun.base.errors import DataError, printable
+from cnnrun.data.decode import processors, threads
+
+_CHUNK, _MOST_BYTES = 1 << 20, 1 << 30
+
+
+def files_of(pictures: Iterable[Iterable[Path]]) -> list[Path]:
+    """Every file once, sorted."""
+    return sorted({path for part in pictures for path in part}, key=os.fsencode)
+
+
+def written(paths: list[Path], root: Path) -> bytes:
+    """The manifest of those files, named relative to `root`. Raises DataError for a name with a line break."""
+    lines = []
+    for path, digest in zip(paths, _digests(paths), strict=True):
+        name = os.fsencode(os.path.relpath(path, root))
+        if b"\n" in name or b"\\" in name:
+            raise DataError(f"{printable(str(path))}: a manifest cannot name a file with a line break or backslash")
+        lines.append(digest.encode() + b"  " + name + b"\n")
+    return b"".join(lines)
+
+
+def differences(manifest: Path, paths: list[Path], root: Path) -> dict[str, list[str]]:
+    """The names of files that are `changed`, `missing` and `new` against a manifest. Raises DataError."""
+    listed = _read(manifest)
+    here = {os.fsencode(os.path.relpath(path, root)): path for path in paths}
+    known = [name for name in here if name in listed]
+    now = dict(zip(known, _digests([here[name] for name in known]), strict=True))
+    found = {
+        "changed": [name for name in known if now[name] != listed[name]],
+        "missing": [name for name in listed if name not in here],
+        "new": [name for name in here if name not in listed],
+    }
+    return {what: [printable(os.fsdecode(name)) for name in names] for what, names in found.items()}
+
+
+def _read(manifest: Path) -> dict[bytes, str]:
+    lines = read_bytes(manifest, DataError, _MOST_BYTES).splitlines()
+    found = {}
+    for number, line in enumerate(lines, 1):
+        digest, _, name = line.partition(b"  ")
+        if len(digest) != 64 or not name:
+            raise DataError(f"{printable(str(manifest))}:{number}: not a line of a manifest")
+        found[name] = digest.decode("ascii", "replace").lower()
+    return found
+
+
+def _digests(paths: list[Path]) -> list[str]:
+    def one(path: Path) -> str:
+        made = hashlib.sha256()
+        with open_file(path, DataError) as file:
+            while part := file.read(_CHUNK):
+                made.update(part)
+        return made.hexdigest()
+
+    with threads(processors()) as run:
+        found: list[str] = run(one, paths)
+    return found

@@ -1,0 +1,13 @@
+"""The data sources. This union is the registry: a new source is one file beside this one, and its line here."""
+
+from cnnrun.data.sources.arrays import Arrays
+from cnnrun.data.sources.coco import Coco
+from cnnrun.data.sources.digit_scenes import DigitScenes
+from cnnrun.data.sources.digits import Digits
+from cnnrun.data.sources.folder import Folder
+from cnnrun.data.sources.idx import Idx
+from cnnrun.data.sources.shards import Shards
+from cnnrun.data.sources.table import Table
+from cnnrun.data.sources.voc import Voc
+
+Source = Digits | Idx | Folder | Table | Arrays | Shards | Coco | Voc | DigitScenes

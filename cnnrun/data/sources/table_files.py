@@ -1,0 +1,138 @@
+"""The rows of a table: CSV, TSV, or Parquet where pyarrow is installed; every cell as text."""
+
+from __future__ import annotations
+
+import csv
+from array import array
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any
+
+from cnnrun.base.bounded_files import may_unpack_to, open_file, refuse_expansion, refuse_unless_fits
+from cnnrun.base.errors import DataError, first_line, printable, unsafe_cell
+
+_MAX_BYTES = 1 << 30
+_MOST_ROWS, _MOST_COLUMNS = 10_000_000, 4096
+_CELL_BYTES = 100  # of memory, text and all
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # how such files begin
+_MAX_CELL_BYTES, _PIECE_ROWS = 4096, 10_000  # of a Parquet file's cells on average, and rows read at a time
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Columns of text; `first` is the line of the first row in the file."""
+
+    path: Path
+    columns: dict[str, list[str]]
+    lines: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def at(self, row: int) -> str:
+        """Where a row stands, as messages name it."""
+        return f"{printable(str(self.path))}:{self.lines[row]}"
+
+
+def read_rows(path: Path) -> Rows:
+    """The rows of a CSV, TSV or Parquet file, every cell as text. Raises DataError."""
+    if not path.is_file():
+        raise DataError(f"{printable(str(path))}: {'not a regular file' if path.exists() else 'no such file'}")
+    if path.suffix.lower() == ".parquet":
+        return _read_parquet(path)
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    try:
+        with open_file(path, DataError, _MAX_BYTES) as raw, TextIOWrapper(raw, "utf-8-sig", newline="") as file:
+            # A blank before quotes is no reason to take the quotes for a part of the cell.
+            reader = csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=True)
+            header = next(reader, [])
+            _check_header(path, header, delimiter)
+            columns: list[list[str]] = [[] for _ in header]
+            lines = array("q")
+            for row in reader:
+                if len(row) != len(header) and row:
+                    raise DataError(f"{path}:{reader.line_num}: {len(row)} cells; the first line has {len(header)}")
+                if row:
+                    for column, cell in zip(columns, row, strict=True):
+                        column.append(unsafe_cell(cell))
+                    lines.append(reader.line_num)
+                    _check_size(path, len(lines), len(header))
+    except UnicodeDecodeError as error:
+        what = "UTF-16 and not UTF-8" if error.object[:2] in _UTF_16 else f"not UTF-8 (byte {error.start})"
+        raise DataError(f"{path}: {what}; save it as CSV in UTF-8") from None
+    except csv.Error as error:
+        raise DataError(f"{path}: not a table: {error}") from None
+    if not lines:
+        raise DataError(f"{path}: no rows")
+    return Rows(path, dict(zip(header, columns, strict=True)), lines)
+
+
+def _check_size(path: Path, rows: int, columns: int) -> None:
+    """Raises DataError for more rows than a table of images has, or than fit the memory."""
+    if rows > _MOST_ROWS:
+        raise DataError(f"{printable(str(path))}: more than {_MOST_ROWS:,} rows")
+    if rows % 100_000 == 0:
+        refuse_unless_fits(path, rows * columns * _CELL_BYTES, DataError)
+
+
+def _check_header(path: Path, header: list[str], delimiter: str) -> None:
+    if not header:
+        raise DataError(f"{path}: empty")
+    if len(header) > _MOST_COLUMNS:
+        raise DataError(f"{path}:1: {len(header):,} columns; at most {_MOST_COLUMNS:,} are read")
+    if len(header) == 1 and any(other in header[0] for other in ";\t,"):
+        raise DataError(f"{path}:1: one column {printable(header[0])!r}; separate columns by {delimiter!r}")
+    for name, count in Counter(header).items():
+        if count > 1:
+            raise DataError(f"{path}:1: column {printable(name)!r} stands twice")
+
+
+def _read_parquet(path: Path) -> Rows:
+    """The rows of a Parquet file, read in pieces, so that a few bytes cannot stand for any amount of text."""
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise DataError(f"{path}: Parquet needs pyarrow: pip install 'cnnrun[parquet]'") from None
+    try:
+        with open_file(path, DataError, _MAX_BYTES) as file:
+            parquet = ParquetFile(file, pre_buffer=False)
+            about = parquet.metadata
+            names = list(parquet.schema_arrow.names)
+            _check_header(path, names, ",")
+            _check_size(path, about.num_rows, about.num_columns)
+            refuse_unless_fits(path, about.num_rows * about.num_columns * _CELL_BYTES, DataError)
+            columns = _read_pieces(path, parquet, names)
+    except (ArrowException, OSError, KeyError, ValueError, OverflowError, TypeError, NotImplementedError) as error:
+        raise DataError(f"{path}: cannot be read: {first_line(error)}") from None
+    if not about.num_rows:
+        raise DataError(f"{path}: no rows")
+    return Rows(path, columns, range(1, about.num_rows + 1))
+
+
+def _read_pieces(path: Path, parquet: Any, names: list[str]) -> dict[str, list[str]]:
+    """The cells of each column as text, with no more text in all than an archive of the file's size may hold."""
+    columns: dict[str, list[str]] = {name: [] for name in names}
+    text_bytes, on_disk = 0, path.stat().st_size
+    # Threads of pyarrow that still run when the interpreter ends abort it.
+    for piece in parquet.iter_batches(_PIECE_ROWS, use_threads=False):
+        for name, column in zip(names, piece.columns, strict=True):
+            _check_cells(path, name, column)
+            cells = ["" if cell is None else str(cell) for cell in column.to_pylist()]
+            text_bytes += sum(map(len, cells))
+            columns[name] += cells
+        if text_bytes > may_unpack_to(on_disk):
+            refuse_expansion(path, on_disk, text_bytes, DataError)
+    return columns
+
+
+def _check_cells(path: Path, name: str, column: Any) -> None:
+    """Raises DataError for cells that are too long, before a dictionary's are written out for each row."""
+    values = getattr(column, "dictionary", column)
+    if values.nbytes > _MAX_CELL_BYTES * max(1, len(values)):
+        raise DataError(
+            f"{printable(str(path))}: column {printable(name)!r} has cells of {_MAX_CELL_BYTES:,} bytes or more"
+        )

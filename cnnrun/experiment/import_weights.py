@@ -1,0 +1,121 @@
+"""`cnnrun import`: another program's state dict as a weights file that says what it is for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import torch
+
+from cnnrun.base.bounded_files import read_text
+from cnnrun.base.errors import CheckpointError, ConfigError
+from cnnrun.config import zoo
+from cnnrun.contracts.layer import Facts
+from cnnrun.experiment.schema import load
+from cnnrun.experiment.weights_source import read_weights
+from cnnrun.model import weights_file as weights
+from cnnrun.model.builder import BuildError
+from cnnrun.model.network import build
+from cnnrun.model.weights_file import About, How, State
+
+# What torchvision's weights were trained and are measured with, in pixel values 0..255.
+_IMAGENET = "mean: [123.675, 116.28, 103.53], std: [58.395, 57.12, 57.375], fit: crop, crop_pct: 0.875"
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A state dict under the network's names, with what using it needs."""
+
+    tensors: State
+    about: About
+    facts: Facts
+    parameters: int
+
+
+def imported(path: Path, like: str, how: How, classes: str | None, drop: Sequence[str]) -> Imported:
+    """The state dict in `path` as the weights of a zoo network or a config's. Raises CheckpointError, ConfigError."""
+    described = _described(like)
+    read = read_weights(path)
+    if how == "order" and read.how == "name":
+        raise ConfigError(f"{path}: safetensors keep no order; --map name pairs them by their names")
+    given = {name: value for name, value in read.tensors.items() if not name.startswith("normalize.")}
+    if idle := [pattern for pattern in drop if not any(fnmatchcase(name, pattern) for name in given)]:
+        raise ConfigError(f"--drop {idle[0]}: no tensor of {path} is so named")
+    kept = {name: value for name, value in given.items() if not any(fnmatchcase(name, pattern) for pattern in drop)}
+    facts = _facts(described, _classes(classes, kept))
+    try:
+        built = build(described.model.layers, described.task, facts)
+    except BuildError as error:
+        raise ConfigError(*(f"--like {like}: {problem.message}" for problem in error.problems)) from None
+    state = built.network.state_dict()
+    ours = {name: value for name, value in state.items() if not name.startswith("normalize.")}
+    try:
+        found = weights.match(ours, kept, how, whole=True)
+    except weights.Misfit as misfit:
+        raise CheckpointError(*misfit.table(f"{path}: not weights of {like} by {how}")) from None
+    tensors = {
+        name: kept[found[name]] if name in found else torch.zeros_like(value, device="cpu")
+        for name, value in ours.items()
+    }
+    tensors["normalize.mean"] = torch.tensor(facts.mean).view(-1, 1, 1)
+    tensors["normalize.std"] = torch.tensor(facts.std).view(-1, 1, 1)
+    return Imported(tensors, described, facts, built.parameters)
+
+
+def _described(like: str) -> About:
+    """What the weights are for: a config says it outright; of a zoo network it is known how torchvision's were made."""
+    if like.endswith((".yaml", ".yml")):
+        experiment = load(Path(like))
+        shape, image = experiment.data.image_shape(), experiment.data.image
+        if shape is None or image.mean is None or image.std is None:
+            raise ConfigError(f"{like}: data.image must give mean and std: those that the weights were trained with")
+        whole = image.model_copy(update={"size": shape[1:], "channels": shape[0]})
+        return About(
+            task=experiment.task,
+            image=whole,
+            model=experiment.model.model_copy(update={"weights": None, "until": None}),
+        )
+    entry = zoo.entry(like)
+    if entry.classes != 1000:
+        raise ConfigError(f"--like {like}: give a config, whose data.image says how the pictures were prepared")
+    channels, height, width = entry.image
+    pictures = f"{{size: [{height}, {width}], channels: {channels}, {_IMAGENET}}}"
+    return weights.about(f"task: classify\nmodel: {like}\nimage: {pictures}\n", like)
+
+
+def _classes(given: str | None, tensors: State) -> tuple[str, ...]:
+    """Class names: a file with one a line, `imagenet`, or numbers; as many as our head's bias, or the last one, has."""
+    lengths = {name: len(value) for name, value in tensors.items() if value.dim() == 1}
+    last = next(reversed(lengths.values()), 0)
+    count = lengths.get("head.bias", lengths.get("head.conv.bias", last))
+    if given is None:
+        return tuple(map(str, range(count)))
+    names = _imagenet() if given == "imagenet" else _lines(Path(given))
+    if len(names) != count:
+        raise ConfigError(f"--classes {given}: {len(names)} names for {count} classes")
+    return tuple(names)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        names = read_text(path, ConfigError).splitlines()
+    except ConfigError as error:
+        raise ConfigError(f"--classes {error}; give a file or `imagenet`") from None
+    if len(set(names)) < len(names) or "" in names:
+        raise ConfigError(f"--classes {path}: a name is empty or stands twice")
+    return names
+
+
+def _imagenet() -> list[str]:
+    """ImageNet's thousand classes in torchvision's words."""
+    from torchvision.models import MobileNet_V2_Weights
+
+    return list(MobileNet_V2_Weights.DEFAULT.meta["categories"])
+
+
+def _facts(about: About, classes: tuple[str, ...]) -> Facts:
+    image = about.image
+    size, channels = image.size or (0, 0), image.channels or 0  # _described gives them all
+    return Facts(classes, (channels, *size), tuple(image.mean or ()), tuple(image.std or ()))

@@ -1,0 +1,1 @@
+"""Methods of looking into a network, one a file."""

@@ -1,0 +1,48 @@
+"""A channel's strongest patch through training: figure 4 of the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from cnnrun.data.dataset import Examples
+from cnnrun.explain.figures.panels import side_by_side
+from cnnrun.explain.figures.tiles import mosaic
+from cnnrun.explain.methods.patches import patches, strongest
+from cnnrun.explain.subject import Explanation, Subject, other_rule
+
+
+def evolve(
+    subjects: Iterable[tuple[int, Subject]],
+    examples: Examples,
+    layer: str | None,
+    channels: Sequence[int],
+    most: int,
+    batch: int,
+) -> Explanation:
+    """For each checkpoint (its step, the network) the strongest patch of a split for each channel, and its projection.
+
+    A patch that jumps shows where another picture has become the strongest. Raises ConfigError.
+    """
+    columns: list[list[tuple[str, Any]]] = []
+    told: list[dict[str, Any]] = []
+    title = note = ""
+    for step, subject in subjects:
+        place = subject.maps(layer)
+        title, note = place.title, other_rule(subject)
+        chosen = subject.channels(place, channels) or list(range(min(most, place.shape[0])))
+        found = patches(subject, place, examples, strongest(subject.given, place, examples, batch, 1), chosen)
+        firsts = [own[0] for own in found]
+        told += [{"step": step, **patch.told(examples)} for patch in firsts]
+        columns.append(
+            [
+                (f"step {step}, channel {patch.cell[0]}: {patch.value:.3g}", mosaic([patch.real, patch.made], 2))
+                for patch in firsts
+            ]
+        )
+    caption = (
+        f"{title}: the strongest patch of {len(examples):,} pictures for each channel (a row), and what of it the "
+        "deconvnet gives back, checkpoint by checkpoint (a column); each scaled by itself, grey is 0." + note
+    )
+    rows = [list(row) for row in zip(*columns, strict=True)]
+    return Explanation(side_by_side(rows), caption, {"layer": title, "patches": told}, "patches")

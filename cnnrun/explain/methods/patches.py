@@ -1,0 +1,118 @@
+"""The strongest cells of a layer over a data set, the part of the picture that each sees, and what it stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cnnrun.data.dataset import Examples
+from cnnrun.data.training_batches import in_order
+from cnnrun.explain.figures.panels import picture_of
+from cnnrun.explain.figures.tiles import grown, signal
+from cnnrun.explain.layer_names import Place, features, projected
+from cnnrun.explain.subject import SIDE, Subject
+from cnnrun.model.trained import Trained
+
+BEST = 9  # as in the paper
+
+Box = tuple[int, int, int, int]
+Cell = tuple[int, int, int]  # channel, row, column
+
+
+@dataclass(frozen=True)
+class Strongest:
+    """For each channel its strongest cells, of different pictures, best first: [N, C], N at most what was asked."""
+
+    values: Tensor
+    samples: Tensor
+    cells: Tensor  # row * width + column
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A cell with its value, the sample and the box that it sees, and both as Pillow pictures of one size."""
+
+    cell: Cell
+    value: float
+    sample: int
+    box: Box
+    real: Any
+    made: Any
+
+    def told(self, examples: Examples) -> dict[str, Any]:
+        """As plain data."""
+        name, where = examples.name(self.sample), {"cell": list(self.cell[1:]), "box": list(self.box)}
+        return {"channel": self.cell[0], "picture": name, "sample": self.sample, "value": self.value, **where}
+
+
+def strongest(given: Trained, place: Place, examples: Examples, batch: int, best: int = BEST) -> Strongest:
+    """One pass over a split: of each picture each channel's strongest cell, of these the best.
+
+    Of equally strong ones the first comes first, whatever the batch.
+    """
+    kept: list[Tensor] = []
+    for part in in_order(examples, batch, given.device):
+        values, cells = features(given.network, place, part.pictures).flatten(2).max(2)
+        new = [values, part.index_B.to(values.device)[:, None].expand_as(values), cells]
+        joined = [torch.cat(pair) for pair in zip(kept, new, strict=True)] if kept else new
+        order = joined[0].sort(dim=0, descending=True, stable=True).indices[:best]
+        kept = [each.gather(0, order) for each in joined]
+    return Strongest(*(each.cpu() for each in kept))
+
+
+def patches(
+    subject: Subject, place: Place, examples: Examples, found: Strongest, channels: Sequence[int]
+) -> list[list[Patch]]:
+    """What was found for those channels, drawn."""
+    cells, samples, values = [], [], []
+    for channel in channels:
+        of_channel = (each[:, channel].tolist() for each in (found.values, found.samples, found.cells))
+        for value, sample, cell in zip(*of_channel, strict=True):
+            cells.append((channel, *divmod(cell, place.shape[2])))
+            samples.append(sample)
+            values.append(value)
+    drawn = _drawn(subject, place, examples, cells, samples)
+    made = [
+        Patch(cell, value, sample, *pair)
+        for cell, value, sample, pair in zip(cells, values, samples, drawn, strict=True)
+    ]
+    count = len(found.values)
+    return [made[start : start + count] for start in range(0, len(made), count)]
+
+
+def _drawn(
+    subject: Subject, place: Place, examples: Examples, cells: list[Cell], samples: list[int]
+) -> Iterator[tuple[Box, Any, Any]]:
+    """For each cell its box, the part of the sample's picture in it, and of the projection; some at a time."""
+    for start in range(0, len(cells), subject.at_once):
+        own = cells[start : start + subject.at_once]
+        pictures = examples.take(torch.tensor(samples[start : start + subject.at_once])).float()
+        for cell, picture, back in zip(own, pictures, projections(subject, place, pictures, own), strict=True):
+            x1, y1, x2, y2 = box = box_of(place, cell[1], cell[2], subject.given.facts.image)
+            part = picture_of(picture[:, y1:y2, x1:x2]).convert("RGB")
+            yield box, grown(part, SIDE), signal(back[:, y1:y2, x1:x2], SIDE)
+
+
+def projections(subject: Subject, place: Place, pictures_BCHW: Tensor, cells: Sequence[Cell]) -> Tensor:
+    """`seeing.projected`, on the host."""
+    given = subject.given
+    at = torch.tensor(cells, dtype=torch.int64).view(-1, 3)
+    return projected(given.network, place, pictures_BCHW.to(given.device), at).cpu()
+
+
+def box_of(place: Place, row: int, column: int, image: tuple[int, ...]) -> Box:
+    """The box (x1, y1, x2, y2) that a cell sees, moved inside the picture where it fits and else cut to it."""
+    x1, y1, x2, y2 = place.out.seen(row, column, image)
+    left, right = _inside(x1, x2, image[2])
+    top, bottom = _inside(y1, y2, image[1])
+    return left, top, right, bottom
+
+
+def _inside(low: int, high: int, size: int) -> tuple[int, int]:
+    length = min(high - low, size)
+    start = min(max(low, 0), size - length)
+    return start, start + length

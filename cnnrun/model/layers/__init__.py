@@ -1,0 +1,24 @@
+"""The layers. This union is the registry: a new leaf is one file beside this one, and its line here."""
+
+from cnnrun.model.layers.across_channels import LocalResponseNorm, Softmax
+from cnnrun.model.layers.activation import Activation
+from cnnrun.model.layers.channel_gates import LayerScale, SqueezeExcite
+from cnnrun.model.layers.conv import Conv, ConvTranspose, Linear
+from cnnrun.model.layers.dropout import Dropout, Dropout2d, DropPath
+from cnnrun.model.layers.merge import Add, Concat, Multiply
+from cnnrun.model.layers.norm import Norm
+from cnnrun.model.layers.pool import AdaptiveAvgPool, AdaptiveMaxPool, AvgPool, GlobalAvgPool, GlobalMaxPool, MaxPool
+from cnnrun.model.layers.reshape import ChannelShuffle, Chunk, Flatten, Identity, Pad, PixelShuffle, Upsample
+
+Leaf = (
+    (Conv | ConvTranspose | Linear)
+    | (MaxPool | AvgPool | AdaptiveAvgPool | AdaptiveMaxPool | GlobalAvgPool | GlobalMaxPool)
+    | Norm
+    | LocalResponseNorm
+    | Activation
+    | Softmax
+    | (Dropout | Dropout2d | DropPath)
+    | (Flatten | Identity | Upsample | PixelShuffle | ChannelShuffle | Chunk | Pad)
+    | (SqueezeExcite | LayerScale)
+    | (Concat | Add | Multiply)
+)

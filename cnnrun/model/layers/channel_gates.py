@@ -1,0 +1,77 @@
+"""Layers that weigh channels."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from cnnrun.config.spec import Kinds
+from cnnrun.contracts.layer import LayerSpec, Shape, Window, need_picture
+from cnnrun.model.layers.activation import Activation, Relu, Sigmoid
+
+
+class SqueezeAndExcite(nn.Module):
+    """x times a gate in (0, 1) a channel, made from the channels' means (Hu et al. 2018, eq. 2-4)."""
+
+    def __init__(self, channels: int, squeezed: int, activation: nn.Module, gate: nn.Module) -> None:
+        super().__init__()
+        self.channels, self.squeezed = channels, squeezed
+        self.squeeze = nn.Conv2d(channels, squeezed, 1)
+        self.activation = activation
+        self.excite = nn.Conv2d(squeezed, channels, 1)
+        self.gate = gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean((2, 3), keepdim=True)
+        scale: Tensor = self.gate(self.excite(self.activation(self.squeeze(mean))))
+        return x * scale
+
+
+class SqueezeExcite(LayerSpec):
+    """Weighs the channels by what the whole picture holds."""
+
+    kind = "squeeze_excite"
+    main = "channels"
+    channels: int | None = Field(None, ge=1)
+    """Width of the bottleneck; by default a quarter of what arrives, at least 1."""
+    activation: Annotated[Activation, Kinds()] = Relu()
+    gate: Annotated[Activation, Kinds()] = Sigmoid()
+
+    def build(self, in_shape: Shape) -> nn.Module:
+        channels, _, _ = need_picture(self.kind, in_shape)
+        squeezed = self.channels or max(1, channels // 4)
+        inner = (squeezed, 1, 1)
+        return SqueezeAndExcite(channels, squeezed, self.activation.build(inner), self.gate.build(in_shape))
+
+    def window(self, in_shape: Shape) -> Window:
+        return Window()  # the gate sees the whole picture, the values that it weighs do not
+
+
+class ScaleChannels(nn.Module):
+    """x times a learnt factor a channel."""
+
+    def __init__(self, shape: Shape, initial: float) -> None:
+        super().__init__()
+        self.shape, self.initial = shape, initial
+        self.weight = nn.Parameter(torch.empty(shape[0], *[1] * (len(shape) - 1)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.weight, self.initial)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight
+
+
+class LayerScale(LayerSpec):
+    """A learnt factor a channel, small at first (Touvron et al. 2021); put it last in a residual branch."""
+
+    kind = "layer_scale"
+    main = "initial"
+    initial: float = 1e-6
+
+    def build(self, in_shape: Shape) -> nn.Module:
+        return ScaleChannels(in_shape, self.initial)

@@ -1,0 +1,166 @@
+"""Convolutions, with the norm and activation that most of them carry."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from cnnrun.config.spec import Kinds, PaddingPair, SizePair
+from cnnrun.contracts.layer import CannotPass, LayerSpec, Pair, Shape, Window, need_picture, need_vector
+from cnnrun.model.layers.activation import Activation, in_place
+from cnnrun.model.layers.norm import Norm
+
+
+class Conv(LayerSpec):
+    """2-D convolution, then norm and activation where given. By default the padding keeps the size at stride 1."""
+
+    kind = "conv"
+    main = "out_channels"
+    example = {"out_channels": 4, "norm": "batch", "activation": "relu"}
+
+    out_channels: int | None = Field(None, ge=1, le=1_000_000)
+    """Channels that come out; by default as many as come in."""
+    kernel_size: SizePair = (3, 3)
+    stride: SizePair = (1, 1)
+    padding: PaddingPair | None = None
+    """Zeros around the picture; by default dilation * (kernel_size - 1) / 2, which keeps the size at stride 1."""
+    dilation: SizePair = (1, 1)
+    groups: Annotated[int, Field(ge=1)] | Literal["depthwise"] = 1
+    """Separate groups of channels; `depthwise` for one a channel."""
+    bias: bool | None = None
+    """By default: yes, unless a norm follows, which has its own."""
+    norm: Annotated[Norm, Kinds("_norm")] | None = None
+    activation: Annotated[Activation, Kinds()] | None = None
+
+    def build(self, in_shape: Shape) -> nn.Module:
+        channels, _, _ = need_picture(self.kind, in_shape)
+        out = self.out_channels or channels
+        groups = channels if self.groups == "depthwise" else self.groups
+        for count, what in ((channels, "arriving"), (out, "outgoing")):
+            if count % groups:
+                raise CannotPass(f"{count} {what} channels do not divide into {groups} groups", "change groups")
+        conv = nn.Conv2d(
+            channels,
+            out,
+            self.kernel_size,
+            self.stride,
+            self.size_keeping_padding() if self.padding is None else self.padding,
+            self.dilation,
+            groups,
+            bias=self.norm is None if self.bias is None else self.bias,
+        )
+        return followed("conv", conv, (out, *in_shape[1:]), self.norm, self.activation)
+
+    def size_keeping_padding(self) -> Pair:
+        """The padding that keeps the size at stride 1. Raises CannotPass for an even kernel, which has none."""
+        reach = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+        if any(r % 2 for r in reach):
+            raise CannotPass("no padding keeps the size under an even kernel", "give padding, or an odd kernel_size")
+        return reach[0] // 2, reach[1] // 2
+
+    def window(self, in_shape: Shape) -> Window:
+        kernel = tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True))
+        padding = self.size_keeping_padding() if self.padding is None else self.padding
+        return Window(kernel=(kernel[0], kernel[1]), stride=self.stride, start=(-padding[0], -padding[1]))
+
+
+class ConvTranspose(LayerSpec):
+    """Transposed 2-D convolution: enlarges by its stride. By default kernel 2, stride 2: exactly twice the size."""
+
+    kind = "conv_transpose"
+    main = "out_channels"
+    example = {"out_channels": 4, "kernel_size": 3, "padding": 1, "output_padding": 1}
+
+    out_channels: int = Field(ge=1, le=1_000_000)
+    kernel_size: SizePair = (2, 2)
+    stride: SizePair = (2, 2)
+    padding: PaddingPair = (0, 0)
+    output_padding: PaddingPair = (0, 0)
+    groups: int = Field(1, ge=1)
+    bias: bool | None = None
+    """By default: yes, unless a norm follows, which has its own."""
+    norm: Annotated[Norm, Kinds("_norm")] | None = None
+    activation: Annotated[Activation, Kinds()] | None = None
+
+    def build(self, in_shape: Shape) -> nn.Module:
+        channels, _, _ = need_picture(self.kind, in_shape)
+        if channels % self.groups or self.out_channels % self.groups:
+            raise CannotPass(
+                f"{channels} -> {self.out_channels} channels do not divide into {self.groups} groups", "change groups"
+            )
+        if any(more >= step for more, step in zip(self.output_padding, self.stride, strict=True)):
+            raise CannotPass(f"output_padding {self.output_padding} is not less than stride {self.stride}", "use less")
+        conv = nn.ConvTranspose2d(
+            channels,
+            self.out_channels,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.output_padding,
+            self.groups,
+            bias=self.norm is None if self.bias is None else self.bias,
+        )
+        return followed("conv", conv, (self.out_channels, *in_shape[1:]), self.norm, self.activation)
+
+    def window(self, in_shape: Shape) -> Window:
+        # An output cell is written by ceil(kernel / stride) input cells in each direction.
+        kernel = tuple(-(-k // s) for k, s in zip(self.kernel_size, self.stride, strict=True))
+        start = [(p - k + 1) / s for p, k, s in zip(self.padding, self.kernel_size, self.stride, strict=True)]
+        return Window(kernel=(kernel[0], kernel[1]), scale=self.stride, start=(start[0], start[1]))
+
+
+class EachPosition(nn.Sequential):
+    """Layers for vectors, over the channels of each position of [B, C, H, W] (as in ConvNeXt, Liu et al. 2022)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        out: Tensor = super().forward(input.permute(0, 2, 3, 1))
+        return out.permute(0, 3, 1, 2)
+
+
+class Linear(LayerSpec):
+    """Fully connected, then norm and activation where given. Takes a vector."""
+
+    kind = "linear"
+    main = "out_features"
+    example = {"out_features": 5, "activation": "relu"}
+    example_shape = (12,)
+
+    out_features: int = Field(ge=1, le=10_000_000)
+    each_position: bool = False
+    """Over the channels of each position of feature maps instead: a 1x1 convolution, computed as PyTorch's Linear."""
+    bias: bool | None = None
+    """By default: yes, unless a norm follows, which has its own."""
+    norm: Annotated[Norm, Kinds("_norm")] | None = None
+    activation: Annotated[Activation, Kinds()] | None = None
+
+    def build(self, in_shape: Shape) -> nn.Module:
+        bias = self.norm is None if self.bias is None else self.bias
+        if not self.each_position:
+            linear = nn.Linear(need_vector("linear", in_shape), self.out_features, bias=bias)
+            return followed("linear", linear, (self.out_features,), self.norm, self.activation)
+        channels, height, width = need_picture("linear with each_position", in_shape)
+        chain = EachPosition(OrderedDict(linear=nn.Linear(channels, self.out_features, bias=bias)))
+        activation = in_place(self.activation.build((self.out_features,))) if self.activation else None
+        if self.norm or activation is None or list(activation.parameters()):  # with weights a channel, which come first
+            return followed("linear", chain, (self.out_features, height, width), self.norm, self.activation)
+        # While the channels lie last in memory, as in the networks that were trained so: same bits, less copying.
+        chain.add_module("activation", activation)
+        return chain
+
+
+def followed(
+    name: str, module: nn.Module, out_shape: Shape, norm: Norm | None, activation: Activation | None
+) -> nn.Module:
+    """`module`, then norm, then activation; alone when it carries neither. Of `out_shape` the channels matter."""
+    if norm is None and activation is None:
+        return module
+    chain = nn.Sequential()
+    chain.add_module(name, module)
+    if norm is not None:
+        chain.add_module("norm", norm.build(out_shape))
+    if activation is not None:
+        chain.add_module("activation", in_place(activation.build(out_shape)))
+    return chain

@@ -1,0 +1,57 @@
+"""Layers that drop something at random while training and do nothing otherwise."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from cnnrun.contracts.layer import LayerSpec, Shape, need_picture
+
+
+class Dropout(LayerSpec):
+    """Each value set to zero with probability p (Srivastava et al. 2014)."""
+
+    kind = "dropout"
+    main = "p"
+    p: float = Field(0.5, ge=0, lt=1)
+
+    def build(self, in_shape: Shape) -> nn.Module:
+        return nn.Dropout(self.p)
+
+
+class Dropout2d(LayerSpec):
+    """Each channel of a picture set to zero with probability p."""
+
+    kind = "dropout2d"
+    main = "p"
+    p: float = Field(0.5, ge=0, lt=1)
+
+    def build(self, in_shape: Shape) -> nn.Module:
+        need_picture(self.kind, in_shape)
+        return nn.Dropout2d(self.p)
+
+
+class DropSample(nn.Module):
+    """A sample's whole branch set to zero with probability p, the others scaled by 1 / (1 - p)."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        keep_B = torch.rand(x.shape[0], device=x.device) >= self.p
+        return x * (keep_B.to(x.dtype) / (1 - self.p)).view(-1, *[1] * (x.dim() - 1))
+
+
+class DropPath(LayerSpec):
+    """Stochastic depth (Huang et al. 2016): drops a residual branch for a sample; put it last in the branch."""
+
+    kind = "drop_path"
+    main = "p"
+    p: float = Field(0.1, ge=0, lt=1)
+
+    def build(self, in_shape: Shape) -> nn.Module:
+        return DropSample(self.p)

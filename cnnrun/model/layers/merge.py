@@ -1,0 +1,90 @@
+"""Layers that join several earlier outputs, named in `from`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from operator import add, mul
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from cnnrun.contracts.layer import CannotPass, LayerSpec, Shape
+
+
+class Concatenate(nn.Module):
+    """Tensors [B, C1, ...], [B, C2, ...] -> [B, C1 + C2, ...]."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return torch.cat(inputs, 1)
+
+
+class Sum(nn.Module):
+    """The sum of tensors of one shape."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return reduce(add, inputs)
+
+
+class Product(nn.Module):
+    """The product of tensors of one shape (or of one that stretches: [B, C, 1, 1] gates [B, C, H, W])."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return reduce(mul, inputs)
+
+
+class _Merge(LayerSpec):
+    takes_several = True
+    main = "from"
+    from_: str | Annotated[list[str], Field(min_length=1)] = Field(alias="from")
+    """The names of the outputs to join."""
+
+
+class Concat(_Merge):
+    """Channels of several outputs, one after the other. Their heights and widths must agree."""
+
+    kind = "concat"
+    example = {"from": ["a", "b"]}
+
+    def build(self, in_shape: Shape) -> nn.Module:
+        return Concatenate()
+
+    def check(self, in_shapes: Sequence[Shape]) -> None:
+        if len({shape[1:] for shape in in_shapes}) > 1:
+            raise CannotPass(f"{listed(in_shapes)} differ beyond the channels", "bring them to one height and width")
+
+
+class Add(_Merge):
+    """The sum of several outputs of one shape."""
+
+    kind = "add"
+    example = {"from": ["a", "b"]}
+
+    def build(self, in_shape: Shape) -> nn.Module:
+        return Sum()
+
+    def check(self, in_shapes: Sequence[Shape]) -> None:
+        if len(set(in_shapes)) > 1:
+            raise CannotPass(f"{listed(in_shapes)} are not one shape", "bring them to one, with a 1x1 conv or a stride")
+
+
+class Multiply(_Merge):
+    """The product of several outputs of one shape, or of (C, H, W) with a gate (C, 1, 1)."""
+
+    kind = "multiply"
+    example = {"from": ["a", "b"]}
+
+    def build(self, in_shape: Shape) -> nn.Module:
+        return Product()
+
+    def check(self, in_shapes: Sequence[Shape]) -> None:
+        whole = {shape for shape in in_shapes if shape[1:] != (1, 1)}
+        if len(whole) > 1 or len({shape[0] for shape in in_shapes}) > 1:
+            raise CannotPass(f"{listed(in_shapes)} do not multiply", "use one shape, or (C, H, W) and (C, 1, 1)")
+
+
+def listed(shapes: Sequence[Shape]) -> str:
+    """Shapes in a message."""
+    return " and ".join(str(shape) for shape in shapes)

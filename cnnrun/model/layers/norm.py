@@ -1,0 +1,73 @@
+"""Normalisation. `conv`, `linear` and `residual` carry it too (`norm: batch`), so it stands half a floor lower."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from cnnrun.contracts.layer import CannotPass, LayerSpec, Shape, need_picture
+
+
+class BatchNorm(LayerSpec):
+    """Each channel to mean 0 and variance 1 over the batch (Ioffe and Szegedy 2015), then scaled and shifted."""
+
+    kind = "batch_norm"
+    eps: float = Field(1e-5, gt=0)
+    momentum: float = Field(0.1, gt=0, le=1)
+    affine: bool = True
+
+    def build(self, in_shape: Shape) -> nn.Module:
+        norm = nn.BatchNorm2d if len(in_shape) == 3 else nn.BatchNorm1d
+        return norm(in_shape[0], eps=self.eps, momentum=self.momentum, affine=self.affine)
+
+
+class GroupNorm(LayerSpec):
+    """Groups of channels of one picture to mean 0 and variance 1 (Wu and He 2018)."""
+
+    kind = "group_norm"
+    main = "num_groups"
+    num_groups: int = Field(8, ge=1)
+    eps: float = Field(1e-5, gt=0)
+    affine: bool = True
+
+    def build(self, in_shape: Shape) -> nn.Module:
+        if in_shape[0] % self.num_groups:
+            raise CannotPass(
+                f"{in_shape[0]} channels do not divide into {self.num_groups} groups", "change num_groups or channels"
+            )
+        return nn.GroupNorm(self.num_groups, in_shape[0], eps=self.eps, affine=self.affine)
+
+
+class ChannelsLayerNorm(nn.LayerNorm):
+    """Layer norm over the channels of each position, for [B, C, H, W] (as in ConvNeXt, Liu et al. 2022)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class LayerNorm(LayerSpec):
+    """The channels of each position, or a vector's features, to mean 0 and variance 1 (Ba, Kiros and Hinton 2016)."""
+
+    kind = "layer_norm"
+    eps: float = Field(1e-5, gt=0)
+
+    def build(self, in_shape: Shape) -> nn.Module:
+        norm = ChannelsLayerNorm if len(in_shape) == 3 else nn.LayerNorm
+        return norm(in_shape[0], eps=self.eps)
+
+
+class InstanceNorm(LayerSpec):
+    """Each channel of one picture to mean 0 and variance 1 (Ulyanov et al. 2016)."""
+
+    kind = "instance_norm"
+    eps: float = Field(1e-5, gt=0)
+    affine: bool = False
+
+    def build(self, in_shape: Shape) -> nn.Module:
+        channels, height, width = need_picture(self.kind, in_shape)
+        if height * width < 2:
+            raise CannotPass("one value a channel has no variance", "use another norm, or put it before the pooling")
+        return nn.InstanceNorm2d(channels, eps=self.eps, affine=self.affine)
+
+
+Norm = BatchNorm | GroupNorm | LayerNorm | InstanceNorm

@@ -1,0 +1,145 @@
+"""Pooling."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from cnnrun.config.spec import PaddingPair, SizePair
+from cnnrun.contracts.layer import CannotPass, LayerSpec, Shape, Window, need_picture
+
+
+class MaxPool(LayerSpec):
+    """The largest value of each window. The windows touch unless `stride` says otherwise."""
+
+    kind = "max_pool"
+    main = "kernel_size"
+
+    kernel_size: SizePair = (2, 2)
+    stride: SizePair | None = None
+    """By default the kernel size."""
+    padding: PaddingPair = (0, 0)
+    dilation: SizePair = (1, 1)
+    ceil_mode: bool = False
+    """Keep the incomplete window at the edge."""
+
+    def build(self, in_shape: Shape) -> nn.Module:
+        _, height, width = need_picture(self.kind, in_shape)
+        half_at_most(self.padding, self.kernel_size)
+        if any(self._beside(direction, size) for direction, size in enumerate((height, width))):
+            raise CannotPass("a dilated window that lies in the padding alone has no maximum", "use less padding")
+        return nn.MaxPool2d(self.kernel_size, self.stride, self.padding, self.dilation, ceil_mode=self.ceil_mode)
+
+    def window(self, in_shape: Shape) -> Window:
+        kernel = tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True))
+        start = (-self.padding[0], -self.padding[1])
+        return Window(kernel=(kernel[0], kernel[1]), stride=self.stride or self.kernel_size, start=start)
+
+    def _beside(self, direction: int, size: int) -> bool:
+        """Whether all cells of some window fall beside the picture: PyTorch would answer minus infinity."""
+        kernel, padding, dilation = self.kernel_size[direction], self.padding[direction], self.dilation[direction]
+        stride = (self.stride or self.kernel_size)[direction]
+        end = size + padding - dilation * (kernel - 1)
+        starts = range(-padding, min(end + stride - 1, size) if self.ceil_mode else end, stride)
+        cells = range(0, dilation * kernel, dilation)
+        return padding > 0 and any(not any(0 <= start + cell < size for cell in cells) for start in starts)
+
+
+class AvgPool(LayerSpec):
+    """The mean of each window. The windows touch unless `stride` says otherwise."""
+
+    kind = "avg_pool"
+    main = "kernel_size"
+
+    kernel_size: SizePair = (2, 2)
+    stride: SizePair | None = None
+    """By default the kernel size."""
+    padding: PaddingPair = (0, 0)
+    ceil_mode: bool = False
+    """Keep the incomplete window at the edge."""
+    count_include_pad: bool = True
+
+    def build(self, in_shape: Shape) -> nn.Module:
+        need_picture(self.kind, in_shape)
+        half_at_most(self.padding, self.kernel_size)
+        return nn.AvgPool2d(self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad)
+
+    def window(self, in_shape: Shape) -> Window:
+        start = (-self.padding[0], -self.padding[1])
+        return Window(kernel=self.kernel_size, stride=self.stride or self.kernel_size, start=start)
+
+
+def half_at_most(padding: tuple[int, int], kernel: tuple[int, int]) -> None:
+    """Raises CannotPass where a pooling window could lie in the padding alone."""
+    if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
+        raise CannotPass(f"padding {padding} is more than half of kernel {kernel}", "use less padding")
+
+
+class _AdaptivePool(LayerSpec):
+    main = "output_size"
+    output_size: SizePair = (1, 1)
+
+    def window(self, in_shape: Shape) -> Window:
+        sizes = tuple(-(-i // o) for i, o in zip(in_shape[1:], self.output_size, strict=True))
+        return Window(kernel=(sizes[0], sizes[1]), stride=(sizes[0], sizes[1]))
+
+
+class AdaptiveAvgPool(_AdaptivePool):
+    """Means over as many windows as `output_size` says, whatever the size that arrives."""
+
+    kind = "adaptive_avg_pool"
+    example = {"output_size": 3}
+
+    def build(self, in_shape: Shape) -> nn.Module:
+        need_picture(self.kind, in_shape)
+        return nn.AdaptiveAvgPool2d(self.output_size)
+
+
+class AdaptiveMaxPool(_AdaptivePool):
+    """Maxima over as many windows as `output_size` says, whatever the size that arrives."""
+
+    kind = "adaptive_max_pool"
+    example = {"output_size": 3}
+
+    def build(self, in_shape: Shape) -> nn.Module:
+        need_picture(self.kind, in_shape)
+        return nn.AdaptiveMaxPool2d(self.output_size)
+
+
+class MeanOverPicture(nn.Module):
+    """[B, C, H, W] -> [B, C]. A plain mean: unlike adaptive pooling, its CUDA gradient is deterministic."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+
+class MaxOverPicture(nn.Module):
+    """[B, C, H, W] -> [B, C]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.amax((2, 3))
+
+
+class GlobalAvgPool(LayerSpec):
+    """Each channel's mean over the whole picture: feature maps become a vector."""
+
+    kind = "global_avg_pool"
+
+    def build(self, in_shape: Shape) -> nn.Module:
+        need_picture(self.kind, in_shape)
+        return MeanOverPicture()
+
+    def window(self, in_shape: Shape) -> Window:
+        return Window(whole=True)
+
+
+class GlobalMaxPool(LayerSpec):
+    """Each channel's maximum over the whole picture: feature maps become a vector."""
+
+    kind = "global_max_pool"
+
+    def build(self, in_shape: Shape) -> nn.Module:
+        need_picture(self.kind, in_shape)
+        return MaxOverPicture()
+
+    def window(self, in_shape: Shape) -> Window:
+        return Window(whole=True)

@@ -1,0 +1,100 @@
+"""The network: normalisation, the layers of the YAML, the task's head; built without memory, then given weights.
+
+It is built on PyTorch's meta device and given memory and weights afterwards, so a network too large for the machine is
+named before anything is allocated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cnnrun.contracts.layer import Facts, Shape
+from cnnrun.contracts.task import TaskSpec
+from cnnrun.model.builder import Builder, BuildError, Node, Row
+from cnnrun.model.receptive_field import Signal
+
+
+class Normalize(nn.Module):
+    """Pixel values 0..255 -> about mean 0, deviation 1 a channel. Inside the network, so no user of it can forget."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def forward(self, pictures_BCHW: Tensor) -> Tensor:
+        return (pictures_BCHW - self.mean) / self.std
+
+
+class Network(nn.Module):
+    """Raw pixel values [B, C, H, W] -> the task's raw outputs."""
+
+    def __init__(self, normalize: nn.Module, layers: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.normalize, self.layers, self.head = normalize, layers, head
+
+    def forward(self, pictures_BCHW: Tensor) -> Tensor:
+        features = self.layers(self.normalize(pictures_BCHW))
+        out: Tensor = self.head(*features) if isinstance(features, tuple) else self.head(features)
+        return out
+
+
+@dataclass
+class Built:
+    """A network on the meta device: rows for the summary, every layer by its name in the weights, what the head takes.
+
+    `materialize` gives the network memory and weights.
+    """
+
+    network: Network
+    image: Shape
+    rows: list[Row] = field(default_factory=list)
+    nodes: dict[str, Node] = field(default_factory=dict)
+    levels: list[Signal] = field(default_factory=list)
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
+
+def build(nodes: Sequence[Any], task: TaskSpec, facts: Facts) -> Built:
+    """The network for pictures of `facts.image`, without memory. Raises BuildError."""
+    builder = Builder()
+    with torch.device("meta"):
+        layers, levels = builder.body(nodes, Signal(facts.image), task.taken())
+        if builder.problems:
+            raise BuildError(builder.problems)
+        head = builder.head(task, facts, levels)
+    network = Network(Normalize(facts.mean, facts.std), layers, head)
+    return Built(network, facts.image, builder.rows, builder.nodes, levels)
+
+
+def flops(built: Built) -> list[int]:
+    """Floating-point operations of each row for one picture, forward, a multiply-add counted as two."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports a tenth of a second's worth
+
+    network = Network(nn.Identity(), built.network.layers, built.network.head).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.empty(1, *built.image, device="meta"))
+    network.train()
+    counts = counter.get_flop_counts()
+    return [sum(counts.get(f"Network.{row.module}", {}).values()) for row in built.rows]
+
+
+def materialize(network: Network, seed: int) -> Network:
+    """Memory and initial weights for a network built on the meta device: PyTorch's own initialisation, in order."""
+    torch.manual_seed(seed)
+    for part in (network.layers, network.head):
+        part.to_empty(device="cpu")
+        for module in part.modules():
+            if [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
+                module.reset_parameters()  # type: ignore[operator]
+    return network

@@ -1,0 +1,46 @@
+"""What flows between layers while a network is built: its shape, and how it lies over the picture."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from cnnrun.contracts.layer import Pair, Shape, Window
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What flows between layers: a shape, and how its cells lie over the picture, in pixels.
+
+    What a cell sees is `field` high and wide; of the first cell that begins at `start`, of the next `stride` further.
+    """
+
+    shape: Shape
+    field: Pair = (1, 1)
+    stride: tuple[float, float] = (1.0, 1.0)
+    whole: bool = False
+    start: tuple[float, float] = (0.0, 0.0)
+
+    def seen(self, row: int, column: int, image: Shape) -> tuple[int, int, int, int]:
+        """The box (x1, y1, x2, y2) of the picture that a cell sees; it may reach beyond the edges.
+
+        Within a cell's width where layers that enlarge came before.
+        """
+        if self.whole:
+            return 0, 0, image[2], image[1]
+        top, left = (math.floor(self.start[d] + place * self.stride[d]) for d, place in ((0, row), (1, column)))
+        return left, top, left + self.field[1], top + self.field[0]
+
+
+def seen_through(window: Window, sources: list[Signal], shape: Shape) -> Signal:
+    """How the output's cells lie over the picture: the recursions of Araujo et al. 2019 (eq. 2, 3), per direction."""
+    whole = window.whole or any(source.whole for source in sources) or len(shape) != 3
+    fields, strides, starts = [], [], []
+    for d in (0, 1):
+        step = max(source.stride[d] for source in sources)
+        first = min(source.start[d] for source in sources)
+        reach = max(source.start[d] + source.field[d] for source in sources) - first
+        fields.append(round(reach + (window.kernel[d] - 1) * step))
+        strides.append(step * window.stride[d] / window.scale[d])
+        starts.append(first + window.start[d] * step)
+    return Signal(shape, (fields[0], fields[1]), (strides[0], strides[1]), whole, (starts[0], starts[1]))

@@ -1,0 +1,180 @@
+"""Structures: the kinds of layers that hold other layers, and the modules they become."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from torch import Tensor, nn
+
+from cnnrun.config.spec import Kinds, Spec
+from cnnrun.contracts.layer import LayerSpec
+from cnnrun.model.layers import Leaf
+from cnnrun.model.layers.activation import Activation
+from cnnrun.model.layers.norm import Norm
+
+
+class Structure(LayerSpec):
+    """Layers made of layers."""
+
+
+class Sequential(Structure):
+    """One layer after the other. What a block of `blocks:` becomes where it is used."""
+
+    kind = "sequential"
+    main = "layers"
+    layers: list[Node] = Field(min_length=1)
+    block: str | None = None
+    """The block that this was, after which its weights are named."""
+
+
+class Repeat(Structure):
+    """The same layers several times, each time with weights of its own."""
+
+    kind = "repeat"
+    times: int = Field(ge=1, le=1000)
+    layers: list[Node] = Field(min_length=1)
+
+
+class Residual(Structure):
+    """layers(x) + shortcut(x), then the activation (He et al. 2016)."""
+
+    kind = "residual"
+    main = "layers"
+    layers: list[Node] = Field(min_length=1)
+    shortcut: Literal["auto", "identity", "conv"] | list[Node] = "auto"
+    """`auto`: identity where the shapes agree, otherwise a 1x1 conv with the stride that makes them agree."""
+    norm: Annotated[Norm, Kinds("_norm")] | None = None
+    """Follows the shortcut's conv, where there is one."""
+    activation: Annotated[Activation, Kinds()] | None = None
+
+
+class Parallel(Structure):
+    """Several branches of layers over one input, merged."""
+
+    kind = "parallel"
+    main = "branches"
+    branches: list[list[Node]] = Field(min_length=2)
+    """An empty branch passes its input on."""
+    merge: Literal["concat", "add", "multiply"] = "concat"
+
+
+Node = Annotated[Leaf | Sequential | Repeat | Residual | Parallel, Kinds()]
+for _structure in (Sequential, Repeat, Residual, Parallel):
+    _structure.model_rebuild()
+
+
+class Model(Spec):
+    """The network: its layers, or a network of the zoo by name. Written as a list, or a name, it is that alone."""
+
+    layers: list[Node] = Field(min_length=1)
+    """The layers in order; with `zoo`, those that follow the zoo's."""
+    zoo: str | None = None
+    """A network of `cnnrun zoo list`, whose layers are put in its place when the file is read."""
+    until: str | None = None
+    """The last layer taken from `zoo` and `weights`; by default all but the task's head."""
+    weights: str | None = Field(None, min_length=1)
+    """Where the layers' weights start: a safetensors file, a run, or a PyTorch state dict (.pth)."""
+
+    @model_validator(mode="after")
+    def _until_needs_weights(self) -> Self:
+        if self.until is not None and self.weights is None:
+            raise ValueError("until says where `zoo` or `weights` end; give one of them")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _list_alone(self, dump: SerializerFunctionWrapHandler) -> Any:
+        written = dump(self)
+        return written["layers"] if self.weights is None else written
+
+
+class Linked(nn.Module):
+    """A chain in which some layers take earlier outputs by name; `outer` holds the names of the enclosing chains.
+
+    `inputs` says which layers take what; `kept` are the layers whose outputs somebody takes. With `outputs` the result
+    is a tuple of these layers', not the last one's.
+    """
+
+    def __init__(
+        self,
+        layers: dict[str, nn.Module],
+        inputs: dict[str, list[str]],
+        kept: list[str],
+        outputs: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        for key, module in layers.items():
+            self.add_module(key, module)
+        self.inputs, self.kept, self.outputs = inputs, kept, outputs
+
+    @property
+    def layers(self) -> dict[str, nn.Module]:
+        """The layers by name, in order."""
+        return dict(self.named_children())
+
+    def forward(self, x: Tensor, outer: dict[str, Tensor] | None = None) -> Tensor | tuple[Tensor, ...]:
+        known = dict(outer or {})
+        for key, module in self.named_children():
+            taken = [known[source] for source in self.inputs.get(key, ())] or [x]
+            x = module(*taken, known) if isinstance(module, Linked | SumOfBranches | Branches) else module(*taken)
+            if key in self.kept:
+                known[key] = x
+        return tuple(known[key] for key in self.outputs) if self.outputs else x
+
+
+class SumOfBranches(nn.Module):
+    """layers(x) + shortcut(x), then the activation."""
+
+    def __init__(self, layers: nn.Module, shortcut: nn.Module, activation: nn.Module) -> None:
+        super().__init__()
+        self.layers, self.shortcut, self.activation = layers, shortcut, activation
+
+    def forward(self, x: Tensor, outer: dict[str, Tensor] | None = None) -> Tensor:
+        out: Tensor = self.activation(_run(self.layers, x, outer) + _run(self.shortcut, x, outer))
+        return out
+
+
+class Branches(nn.Module):
+    """Branches over one input, merged."""
+
+    def __init__(self, branches: list[nn.Module], merge: nn.Module) -> None:
+        super().__init__()
+        for number, branch in enumerate(branches, 1):
+            self.add_module(f"branch{number}", branch)
+        self.count, self.merge = len(branches), merge
+
+    @property
+    def branches(self) -> list[nn.Module]:
+        """The branches in order."""
+        return [self.get_submodule(f"branch{number}") for number in range(1, self.count + 1)]
+
+    def forward(self, x: Tensor, outer: dict[str, Tensor] | None = None) -> Tensor:
+        out: Tensor = self.merge(*[_run(branch, x, outer) for branch in self.branches])
+        return out
+
+
+def _run(module: nn.Module, x: Tensor, outer: dict[str, Tensor] | None) -> Tensor:
+    out: Tensor = module(x, outer) if isinstance(module, Linked | SumOfBranches | Branches) else module(x)
+    return out
+
+
+def links(nodes: Sequence[Any]) -> list[str]:
+    """Every name that a layer of this list, or inside it, takes from."""
+    return [name for node in walk(nodes) for name in node.inputs()]
+
+
+def walk(nodes: Sequence[Any]) -> Iterator[LayerSpec]:
+    """Every layer of a list with what it holds, depth first."""
+    for node in nodes:
+        yield node
+        for inside in _held(node):
+            yield from walk(inside)
+
+
+def _held(node: LayerSpec) -> list[Sequence[Any]]:
+    if isinstance(node, Parallel):
+        return list(node.branches)
+    if isinstance(node, Residual):
+        return [node.layers, node.shortcut if isinstance(node.shortcut, list) else []]
+    return [node.layers] if isinstance(node, Sequential | Repeat) else []

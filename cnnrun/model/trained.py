@@ -1,0 +1,61 @@
+"""A network with the weights that training chose, and what anyone needs to use it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cnnrun.contracts.layer import Facts
+from cnnrun.contracts.task import Results, TaskSpec
+from cnnrun.data.image_files import Image
+from cnnrun.model.network import Network
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The network on its device in eval mode; `step` is the checkpoint's."""
+
+    network: Network
+    criterion: nn.Module
+    task: TaskSpec
+    facts: Facts
+    image: Image
+    run: Path
+    step: int
+    device: torch.device
+
+    @cached_property
+    def decoder(self) -> nn.Module:
+        """The task's: raw outputs -> results."""
+        return self.task.decoder(self.facts).to(self.device)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the weights and of what is done to a picture before: whoever shares it gives the same results."""
+        made = hashlib.sha256(f"{self.image.model_dump_json()} {self.facts.image}".encode())
+        for name, value in sorted(self.network.state_dict().items()):
+            made.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            made.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return made.hexdigest()
+
+    def results(self, pictures_BCHW: Tensor) -> Results:
+        """Pixel values 0..255 -> results, without gradients."""
+        with torch.inference_mode():
+            found: Results = self.decoder(self.network(pictures_BCHW))
+            return found
+
+
+class Deployed(nn.Module):
+    """What is exported: uint8 pixels [B, H, W, C], as any decoder gives them -> the task's results, in order."""
+
+    def __init__(self, trained: Trained) -> None:
+        super().__init__()
+        self.network, self.decoder = trained.network, trained.decoder
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.decoder(self.network(pixels.permute(0, 3, 1, 2).float())).values())

@@ -1,0 +1,221 @@
+"""Weights from elsewhere: from a file or a run into a network, by name or by order, all or none.
+
+A weights file is safetensors; what it is for stands in its metadata (`About`), so `cnnrun predict` can use it alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import safetensors
+import safetensors.torch
+import torch
+from pydantic import TypeAdapter
+from safetensors import SafetensorError
+from torch import Tensor
+
+from cnnrun.base.atomic_files import make_folder, write_file
+from cnnrun.base.bounded_files import open_file
+from cnnrun.base.errors import CheckpointError, UserError
+from cnnrun.config import yaml_reader as yamlfile
+from cnnrun.config import zoo
+from cnnrun.config.spec import Kinds, Spec
+from cnnrun.contracts.layer import Facts
+from cnnrun.data.image_files import Image
+from cnnrun.model import untrusted_pickle as pickled
+from cnnrun.model.network import Network
+from cnnrun.model.structures import Model
+from cnnrun.tasks import Task
+
+How = Literal["name", "order"]
+State = dict[str, Tensor]
+_SHOWN = 10  # rows of a table of misfits
+
+
+class About(Spec):
+    """What a weights file is for: the parts of a config that using the network needs."""
+
+    task: Annotated[Task, Kinds()]
+    image: Image
+    model: Model
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors by name in the file's order; `how` their names or their order tell whose they are."""
+
+    tensors: State
+    how: How
+    about: About | None = None
+    facts: Facts | None = None
+    digest: str = ""
+    """SHA-256 of the file, or of the checkpoint's manifest."""
+
+
+class Misfit(Exception):
+    """Weights that are not the network's; carries a row for each tensor that does not fit."""
+
+    def __init__(self, rows: list[str]) -> None:
+        super().__init__("; ".join(rows))
+        self.rows = rows
+
+    def table(self, head: str) -> list[str]:
+        """The rows as lines for the user, the first ones where there are many."""
+        more = [f"  and {len(self.rows) - _SHOWN} more"] if len(self.rows) > _SHOWN else []
+        return [f"{head} ({len(self.rows)} tensors differ):", *(f"  {row}" for row in self.rows[:_SHOWN]), *more]
+
+
+def read_file(path: Path) -> Weights:
+    """Read a safetensors file, or a PyTorch state dict through the guarded reader. Raises CheckpointError."""
+    if path.name.endswith((".pth", ".pt", ".bin", ".pth.tar")):
+        return Weights(pickled.read(path), "order", digest=file_digest(path))
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            names, metadata = list(file.keys()), file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in names}
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
+        raise CheckpointError(f"{path}: not a safetensors file, a .pth file or a run ({reason})") from None
+    for name, value in tensors.items():
+        if not (value.is_floating_point() or _counter(name)) or not value.float().isfinite().all():
+            raise CheckpointError(f"{path}: {name} is not made of finite real numbers")
+    return Weights(tensors, "name", *_described(path, metadata), file_digest(path))
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal. Raises CheckpointError."""
+    with open_file(path, CheckpointError) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def about(text: str, where: str) -> About:
+    """The description written in `text`, a zoo network put in. Raises ValueError."""
+    tree, problems = yamlfile.parse(text, where)
+    if problems := problems + zoo.expand(tree, ()):
+        raise ValueError(str(problems[0]))
+    return About.model_validate(tree)
+
+
+def write(path: Path, tensors: State, about: About, facts: Facts) -> None:
+    """A weights file with its metadata, whole or not there. Raises StorageError."""
+    written = yamlfile.dump(about.model_dump(mode="json", by_alias=True, exclude_none=True))
+    metadata = {"cnnrun.config": written, "cnnrun.facts": json.dumps(facts.to_json())}
+    plain = {name: value.contiguous() for name, value in tensors.items()}
+    make_folder(path.parent)
+    write_file(path, safetensors.torch.save(plain, metadata))
+
+
+def fitting(network: Network, given: Weights, until: str | None, facts: Facts) -> dict[str, str]:
+    """Which tensor of the file starts each of the network's: the layers up to `until`, all without.
+
+    The task's head is among them where the file says that it knows the same classes. Raises Misfit.
+    """
+    head = until is None and given.facts is not None and given.facts.classes == facts.classes
+    parts = ("layers.", "head.") if head else ("layers.",)
+    mine = {name: value for name, value in network.state_dict().items() if name.startswith(parts)}
+    wanted = {name: value for name, value in mine.items() if _within(network, name, until)}
+    return match(wanted, given.tensors, given.how, whole=False)
+
+
+def start(network: Network, given: Weights, found: dict[str, str]) -> list[str]:
+    """Put the file's tensors into the network's, as `found` says; returns the names of those that start anew."""
+    mine = network.state_dict()
+    with torch.no_grad():
+        for name, other in found.items():
+            mine[name].copy_(given.tensors[other])
+    return [name for name in mine if name not in found and not name.startswith("normalize.") and not _counter(name)]
+
+
+def match(ours: State, theirs: State, how: How, whole: bool) -> dict[str, str]:
+    """Which tensor of `theirs` is each of `ours`; `whole`: none of theirs may be left. Raises Misfit."""
+    return by_name(ours, theirs, whole) if how == "name" else in_order(ours, theirs, whole)
+
+
+def by_name(ours: State, theirs: State, whole: bool = True) -> dict[str, str]:
+    """Each tensor is the one of the same name; counters of batch norm may be missing."""
+    rows = [_row(name, ours, name, theirs) for name in ours if not _counter(name) or name in theirs]
+    rows += [_row("", ours, name, theirs) for name in theirs if whole and name not in ours]
+    return _fitting({name: name for name in ours if name in theirs}, rows)
+
+
+def exactly(ours: State, theirs: State) -> None:
+    """Raises Misfit unless names, shapes and types of numbers are the same, as those of a checkpoint are."""
+    by_name(ours, theirs)
+    rows = [
+        f"network: {name} {ours[name].dtype}   file: {theirs[name].dtype}"
+        for name in ours
+        if name in theirs and ours[name].dtype != theirs[name].dtype
+    ]
+    _fitting({}, list(rows))
+
+
+def in_order(ours: State, theirs: State, whole: bool = True) -> dict[str, str]:
+    """The first is the first, and so on, as long as shapes and roles (weight, bias, running_mean) agree.
+
+    Tensors of three dimensions are ordered among themselves: they are parameters of a whole block, such as ConvNeXt's
+    layer scale, which PyTorch lists before the block's layers. Counters of batch norm may be missing.
+    """
+    counted = any(map(_counter, theirs))
+    found, rows = {}, []
+    for apart in (False, True):
+        mine = [n for n, value in ours.items() if (value.dim() == 3) == apart and (counted or not _counter(n))]
+        other = [n for n, value in theirs.items() if (value.dim() == 3) == apart]
+        other = other if whole else other[: len(mine)]
+        count = max(len(mine), len(other))
+        for name, given in zip(mine + [""] * (count - len(mine)), other + [""] * (count - len(other)), strict=True):
+            rows.append(_row(name, ours, given, theirs))
+            found[name] = given
+    return _fitting(found, rows)
+
+
+def _fitting(found: dict[str, str], rows: list[str | None]) -> dict[str, str]:
+    if bad := [row for row in rows if row is not None]:
+        raise Misfit(bad)
+    return found
+
+
+def _row(name: str, ours: State, given: str, theirs: State) -> str | None:
+    """Why tensor `given` cannot be `name`, as a row of a table; None when it can."""
+    mine, other = ours.get(name), theirs.get(given)
+    same_role = mine is not None and (mine.dim() == 3 or _role(name) == _role(given))
+    if mine is not None and other is not None and mine.shape == other.shape and same_role:
+        return None
+    shown = [f"{n} {_shape(value)}" if value is not None else "nothing" for n, value in ((name, mine), (given, other))]
+    return f"network: {shown[0]}   file: {shown[1]}"
+
+
+def _role(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
+
+
+def _counter(name: str) -> bool:
+    return _role(name) == "num_batches_tracked"
+
+
+def _shape(value: Tensor) -> str:
+    return "x".join(map(str, value.shape)) or "one number"
+
+
+def _within(network: Network, name: str, until: str | None) -> bool:
+    """Whether a tensor belongs to the layers up to `until`."""
+    keys = [key for key, _ in network.layers.named_children()]
+    return until is None or name.startswith("head.") or keys.index(name.split(".")[1]) <= keys.index(until)
+
+
+def _described(path: Path, metadata: dict[str, str]) -> tuple[About | None, Facts | None]:
+    if "cnnrun.config" not in metadata:
+        return None, None
+    try:
+        made = about(metadata["cnnrun.config"], str(path))
+        facts = TypeAdapter(Facts).validate_json(metadata["cnnrun.facts"], strict=True)
+        channels, *size = facts.image
+        shape = Image(size=(size[0], size[1]), channels=channels, mean=list(facts.mean), std=list(facts.std))  # type: ignore[arg-type]
+        if made.image.size not in (None, shape.size) or made.image.channels not in (None, shape.channels):
+            raise ValueError("two picture sizes")
+        return made, facts
+    except (UserError, ValueError, TypeError, KeyError, IndexError):
+        raise CheckpointError(f"{path}: its description is damaged or of another version of cnnrun") from None

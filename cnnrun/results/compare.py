@@ -1,0 +1,269 @@
+"""`cnnrun compare`: what two trained networks differ in, and whether the pictures can tell them apart."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cnnrun.base.errors import CheckpointError, ConfigError, printable
+from cnnrun.contracts.figure import Plot, Series
+from cnnrun.contracts.task import Measured
+from cnnrun.data.dataset import Examples, told
+from cnnrun.experiment.assemble import config_of, find_run, measured
+from cnnrun.experiment.config_differences import told_apart
+from cnnrun.experiment.schema import Experiment
+from cnnrun.explain.figures.png import written
+from cnnrun.model.trained import Trained
+from cnnrun.tasks.intervals import bounds, interval, intervals
+from cnnrun.tasks.temperature import TEMPERATURE
+from cnnrun.training import checkpoints as checkpoint
+from cnnrun.training.run_records import CHECKPOINTS, read_facts, read_result
+
+LEVEL = 0.05  # the part of equal pairs that may be called different, all their numbers together
+_MOST_THINGS = 30  # classes, or other things with a number, that are named where two networks' differ
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A trained network and what it does on a split."""
+
+    run: str
+    experiment: Experiment
+    given: Trained
+    split: str
+    examples: Examples
+    measured: Measured
+    fingerprint: str
+
+
+def compare(
+    targets: Sequence[Path],
+    root: Path,
+    device: torch.device,
+    split: str | None,
+    plots: Path | None = None,
+    unfinished: bool = False,
+) -> dict[str, Any]:
+    """Each network against the first, on the same pictures.
+
+    Raises ConfigError for networks of different tasks; CheckpointError for runs whose training has not ended, unless
+    `unfinished` runs are asked for or a checkpoint is named.
+    """
+    if len(targets) < 2:
+        raise ConfigError("compare needs two or more runs")
+    found = [find_run(target, root) for target in targets]
+    if not unfinished:
+        _refuse_unfinished(found)
+    first, *others = [_seen(path or run, root, device, split) for run, path in found]
+    for other in others:
+        if other.given.task.kind != first.given.task.kind:
+            kinds = f"{first.given.task.kind} and {other.given.task.kind}"
+            raise ConfigError(f"{first.run} and {other.run} are for different tasks ({kinds})")
+    pairs = [_pair(first, other) for other in others]
+    made = {
+        "split": first.split,
+        "samples": len(first.examples),
+        "runs": [_about(each) for each in (first, *others)],
+        "pairs": pairs,
+    }
+    if plots:
+        made["plots"] = written([_figure(first, pair) for pair in pairs if pair["tests"]], plots)
+    return made
+
+
+def _refuse_unfinished(found: Sequence[tuple[Path, Path | None]]) -> None:
+    """Raises CheckpointError, a line for each run whose training has not ended, unless a checkpoint is named."""
+    lines = []
+    for run, path in found:
+        if path is None and (reached := _unfinished(run)):
+            where = f"{printable(str(run))}: unfinished (step {reached['step']:,} of {reached['steps']:,})"
+            lines.append(f"{where}; finish it with `cnnrun train CONFIG --resume`, or compare with --unfinished")
+    if lines:
+        raise CheckpointError(*lines)
+
+
+def _unfinished(run: Path) -> dict[str, int] | None:
+    """The step that a run has reached and how many there are to be; None for a run whose training has ended.
+
+    One that ended by early stopping has a result, as any other that came to its end.
+    """
+    if read_result(run) is not None:
+        return None
+    facts, experiment = read_facts(run), config_of(run)
+    pictures = facts.counts.get("train", 0) if facts else 0
+    latest = checkpoint.pointed_at(run / CHECKPOINTS, "latest") or "step-0"
+    steps = experiment.train.steps_per_epoch(pictures) * experiment.train.epochs
+    return {"step": int(latest.removeprefix("step-")), "steps": steps}
+
+
+def _seen(target: Path, root: Path, device: torch.device, split: str | None) -> Seen:
+    experiment, given, name, examples, found = measured(target, root, device, split)
+    return Seen(str(given.run), experiment, given, name, examples, found, given.facts.fingerprint)
+
+
+def _about(seen: Seen) -> dict[str, Any]:
+    """The network's numbers; `unfinished` is how far its training has come where it has not ended, and else None."""
+    spans = intervals(seen.measured.numbers, seen.measured.spread, seen.measured.right)
+    about = {"run": seen.run, "step": seen.given.step, "unfinished": _unfinished(seen.given.run)}
+    return {**about, "numbers": seen.measured.numbers, "intervals": spans}
+
+
+def _pair(first: Seen, other: Seen) -> dict[str, Any]:
+    words = told_apart(first.experiment, other.experiment, first.run, other.run)
+    same = not words
+    seeds = [each.experiment.seed for each in (first, other)]
+    if seeds[0] != seeds[1]:
+        words.append(f"seed: {seeds[0]} and {seeds[1]}")
+    heats = [each.given.facts.chosen.get(TEMPERATURE) for each in (first, other)]
+    if heats[0] != heats[1]:
+        words.append(f"calibrated: {' and '.join('no' if heat is None else f'{heat:.4g}' for heat in heats)}")
+    why = _not_paired(first, other)
+    tests = [] if why else tested(first.measured, other.measured)
+    return {
+        "runs": [first.run, other.run],
+        "config": words,
+        "same_config": same,
+        "data": _data(first, other),
+        "unpaired": why,
+        "tests": tests,
+        "distinguishable": [row["number"] for row in tests if row["distinguishable"]],
+    }
+
+
+def _data(first: Seen, other: Seen) -> list[str]:
+    """What the two learned from that is not the same."""
+    mine, theirs = first.given.facts, other.given.facts
+    if first.fingerprint == other.fingerprint and mine.counts == theirs.counts:
+        return []
+    lines = [
+        f"{name}: {mine.counts.get(name, 0):,} pictures and {theirs.counts.get(name, 0):,}"
+        for name in dict.fromkeys([*mine.counts, *theirs.counts])
+        if mine.counts.get(name) != theirs.counts.get(name)
+    ]
+    if mine.classes != theirs.classes:
+        lines.append(f"classes: {len(mine.classes)} and {len(theirs.classes)}, or in another order")
+    return lines or ["the same numbers of pictures, but other files, times or targets"]
+
+
+def _not_paired(first: Seen, other: Seen) -> str | None:
+    """Why the two were not measured on the same pictures, or None."""
+    mine, theirs = first.examples, other.examples
+    about = [each.given.task.about(each.given.facts) for each in (first, other)]
+    if about[0] != about[1]:
+        return f"numbers of other things, {_things(*about)}"
+    if first.split != other.split or len(mine) != len(theirs):
+        return f"{first.split} of {len(mine):,} pictures and {other.split} of {len(theirs):,}"
+    for place in range(len(mine)):
+        if mine.name(place) != theirs.name(place):
+            return f"picture {place} is {printable(mine.name(place))} and {printable(theirs.name(place))}"
+    known = [
+        told(each.source.targets, each.source.objects, len(each.source))[each.source_rows] for each in (mine, theirs)
+    ]
+    if not torch.equal(*known):
+        return "the pictures have other targets"
+    pixels = [each.source.pictures for each in (mine, theirs)]
+    if isinstance(pixels[0], np.ndarray) and not np.array_equal(pixels[0], np.asarray(pixels[1])):
+        return "arrays of other pixels"
+    return None
+
+
+def _things(mine: list[Any], theirs: list[Any]) -> str:
+    """What two networks give numbers of, in words; of many things, such as classes, the first that differ."""
+    if max(len(mine), len(theirs)) <= _MOST_THINGS:
+        return f"{printable(str(mine))} and {printable(str(theirs))}"
+    pairs = itertools.zip_longest(mine, theirs)
+    place, pair = next((place, pair) for place, pair in enumerate(pairs, 1) if pair[0] != pair[1])
+    one, other = ("none" if each is None else printable(str(each)) for each in pair)
+    return f"{len(mine):,} and {len(theirs):,}; the first that differs is number {place:,}: {one} and {other}"
+
+
+def tested(first: Measured, other: Measured) -> list[dict[str, Any]]:
+    """A row a number that both have: the difference with its interval, and whether it may be chance.
+
+    Numbers that are shares of the pictures by McNemar's exact test (1947), others by a bootstrap over pictures, the
+    same draws for both (Efron and Tibshirani 1993, ch. 16). Of all numbers together at most LEVEL of equal pairs are
+    called different (Holm 1979).
+    """
+    rows: list[dict[str, Any]] = []
+    for name, value in first.numbers.items():
+        theirs = other.numbers.get(name)
+        if value is None or theirs is None or (drawn := _differences(first, other, name)) is None:
+            continue
+        difference, (least, most) = theirs - value, bounds(name, value)
+        low, high = interval(difference, drawn, (least - most, most - least))
+        binary = name in first.right and name in other.right
+        p = mcnemar(first.right[name], other.right[name]) if binary else bootstrapped(difference, drawn)
+        rows.append(
+            {
+                "number": name,
+                "first": value,
+                "other": theirs,
+                "difference": difference,
+                "from": low,
+                "to": high,
+                "p": p,
+                "test": "McNemar" if binary else "bootstrap",
+            }
+        )
+    for row, below in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row["distinguishable"] = below
+    return rows
+
+
+def _differences(first: Measured, other: Measured, name: str) -> NDArray[np.float64] | None:
+    """What a number differs by in each draw in which both have it; None where there are no draws of both."""
+    drawn = [each.spread.get(name) for each in (first, other)]
+    if drawn[0] is None or drawn[1] is None or len(drawn[0]) != len(drawn[1]):
+        return None
+    difference: NDArray[np.float64] = drawn[1] - drawn[0]
+    known = difference[np.isfinite(difference)]
+    return known if len(known) else None
+
+
+def mcnemar(first_N: NDArray[np.bool_], other_N: NDArray[np.bool_]) -> float:
+    """The probability of such a difference or a larger one if both were right equally often, exactly."""
+    from scipy.stats import binomtest
+
+    better, worse = int((other_N & ~first_N).sum()), int((first_N & ~other_N).sum())
+    return float(binomtest(better, better + worse).pvalue) if better + worse else 1.0
+
+
+def bootstrapped(difference: float, drawn_D: NDArray[np.float64]) -> float:
+    """Twice the normal tail beyond no difference, by the draws' deviation and less their bias, as the interval is.
+
+    Not the part of the draws beyond: of a hundred that is a hundredth at least, too much for twelve numbers at once.
+    """
+    deviation = float(drawn_D.std())
+    apart = 2 * difference - float(drawn_D.mean())
+    if not deviation:
+        return 0.0 if apart else 1.0
+    return math.erfc(abs(apart) / deviation / math.sqrt(2))
+
+
+def holm(p_values: Sequence[float]) -> list[bool]:
+    """Which are small enough, tested together."""
+    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
+    small = [False] * len(p_values)
+    for rank, place in enumerate(order):
+        if p_values[place] > LEVEL / (len(p_values) - rank):
+            break
+        small[place] = True
+    return small
+
+
+def _figure(first: Seen, pair: dict[str, Any]) -> Plot:
+    rows: list[dict[str, Any]] = pair["tests"]
+    places = [float(place) for place in range(len(rows))]
+    middle, low, high = ([float(row[key]) for row in rows] for key in ("difference", "from", "to"))
+    differences = Series("difference, 95 %", middle, places, "spans", low, high)
+    nothing = Series("none", [0.0, 0.0], [-0.5, len(rows) - 0.5])
+    title = f"{pair['runs'][1]} less {first.run} on {first.split}"
+    return Plot(title, "difference", "", (differences, nothing), ticks=tuple(row["number"] for row in rows))

@@ -1,0 +1,1 @@
+"""The HTML page about a run, or about several side by side."""

@@ -1,0 +1,1 @@
+"""Many trainings, or short ones: seeds, sweeps, ablations, learning rates, plans, the selftest."""

@@ -1,0 +1,205 @@
+"""`cnnrun explain ablate`: the network without some layers, or with other sizes: table 3 of Zeiler and Fergus 2014."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from cnnrun.base.errors import ConfigError, printable
+from cnnrun.base.progress import say
+from cnnrun.config import yaml_reader as yamlfile
+from cnnrun.contracts.figure import Plot, Series
+from cnnrun.contracts.task import Measured
+from cnnrun.data.dataset import Examples
+from cnnrun.experiment.assemble import fitting
+from cnnrun.experiment.schema import Experiment, parse
+from cnnrun.explain.figures.panels import side_by_side
+from cnnrun.explain.layer_names import Place, located
+from cnnrun.explain.run_method import Asked, Opened, kept, opened
+from cnnrun.explain.subject import AS_THEY_COME, Explanation, drawn
+from cnnrun.results import operations as commands
+from cnnrun.results.compare import tested
+from cnnrun.results.report import write as reporting
+from cnnrun.training.evaluate import evaluate
+
+_COMMA = re.compile(r",(?![^\[{]*[\]}])")  # one that is not inside a list or a mapping
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A changed network: layers that are left out, settings that are others. What it is called is what was written."""
+
+    title: str
+    removed: tuple[Place, ...] = ()
+    changed: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """As part of a run's name."""
+        return re.sub(r"[^A-Za-z0-9]+", "-", self.title).strip("-")[:80]
+
+
+def ablate(asked: Asked, remove: Sequence[str], change: Sequence[str], retrain: bool) -> dict[str, Any]:
+    """Numbers on val without layers (`remove`, several joined by commas) or with other settings (`change`).
+
+    Each word is a variant. As trained, a layer can be left out where what comes in has the shape of what goes out;
+    with none named each such layer is, one after the other. With `retrain` each variant is trained from scratch.
+    """
+    run = opened(asked)
+    known = [place for place in run.subject.places if place.module != "head"]
+    if retrain:
+        if asked.split:
+            raise ConfigError("--split: variants that are trained are measured on train and val")
+        variants = [_without(_as_written(known), word) for word in remove]
+        return _retrained(run, variants + [Variant(word, changed=tuple(_COMMA.split(word))) for word in change])
+    if change:
+        raise ConfigError("--change: other sizes have other weights; add --retrain")
+    variants = [_without(known, word) for word in remove]
+    variants = variants or [Variant(f"without {place.title}", (place,)) for place in _skipped(run)]
+    if not variants:
+        raise ConfigError("no layer gives what it takes, so none can be left out as trained; --remove and --retrain")
+    for place in [place for variant in variants for place in variant.removed]:
+        if place not in _skipped(run):
+            able = ", ".join(each.title for each in _skipped(run)) or "none"
+            raise ConfigError(
+                f"--remove {place.title}: what comes in has another shape than what goes out; add --retrain "
+                f"(as trained these can go: {able})"
+            )
+    return _measured(run, variants)
+
+
+def _without(known: Sequence[Place], word: str) -> Variant:
+    removed = tuple(located(known, each.strip(), known, "outputs", "--remove") for each in word.split(","))
+    return Variant("without " + ", ".join(place.title for place in removed), removed)
+
+
+def _as_written(known: Sequence[Place]) -> list[Place]:
+    """The layers as the YAML has them: what stands in a `repeat` once, for all its turns."""
+    return [replace(place, title=place.path) for place in {place.path: place for place in reversed(known)}.values()]
+
+
+def _skipped(run: Opened) -> list[Place]:
+    """The layers without which the network still fits together, but those that do nothing."""
+    inside = run.subject.built.nodes
+    return [
+        place
+        for place in run.subject.places
+        if place.module in inside
+        and inside[place.module].in_shapes[:1] == (place.shape,)
+        and not inside[place.module].spec.takes_several
+        and place.kind not in AS_THEY_COME
+    ]
+
+
+def _measured(run: Opened, variants: Sequence[Variant]) -> dict[str, Any]:
+    """Each variant as trained, on val, against the whole network on the same pictures."""
+    given, split = run.subject.given, run.asked.split or "val"
+    name, data = run.data(split)
+    whole = _numbers(run, data.splits[name])
+    rows = [_row("as it is", whole.numbers, _size(given.network))]
+    for variant in variants:
+        with _left_out(given.network, variant.removed):
+            found = _numbers(run, data.splits[name])
+        gone = _size(nn.ModuleList(given.network.get_submodule(place.module) for place in variant.removed))
+        row = _row(variant.title, found.numbers, rows[0]["parameters"] - gone)
+        apart = [each["number"] for each in tested(whole, found) if each["distinguishable"]]
+        rows.append(row | {"distinguishable": ", ".join(apart) or "nothing"})
+    caption = f"{len(data.splits[name]):,} pictures of {name}; the weights as they were trained with all layers."
+    return _shown(run, rows, caption, name)
+
+
+def _numbers(run: Opened, examples: Examples) -> Measured:
+    given = run.subject.given
+    batch = run.experiment.train.batch
+    return evaluate(given.network, None, given.task, given.facts, examples, batch, given.device)
+
+
+def _row(title: str, numbers: Mapping[str, float | None], parameters: int) -> dict[str, Any]:
+    return {"variant": title, "parameters": parameters, **numbers}
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@contextmanager
+def _left_out(network: nn.Module, places: Sequence[Place]) -> Iterator[None]:
+    """Inside, what comes into those layers comes out of them."""
+
+    def through(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        return inputs[0]
+
+    handles = [network.get_submodule(place.module).register_forward_hook(through) for place in places]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _retrained(run: Opened, variants: Sequence[Variant]) -> dict[str, Any]:
+    """The config as it is and each variant, trained as runs of their own; those that are finished are taken."""
+    if not variants:
+        raise ConfigError("--retrain: say what to leave out (--remove) or to change (--change)")
+    asked, base = run.asked, run.experiment
+    made = [(Variant("as it is"), base)] + [(each, _changed(base, each)) for each in variants]
+    facts = run.subject.given.facts
+    sizes = [fitting(experiment, facts).parameters for _, experiment in made]  # all mistakes before any training
+    rows = []
+    for (variant, experiment), size in zip(made, sizes, strict=True):
+        say(f"{variant.title}:")
+        result = commands.train(experiment, asked.root, asked.device, resume=True)
+        path = Path(result["run"])
+        reporting.after(path, asked.root, asked.device, anew="already_finished" not in result)
+        found = {
+            split: commands.evaluate(path, asked.root, asked.device, split)["numbers"] for split in ("train", "val")
+        }
+        both = {f"{split}/{key}": value for split, numbers in found.items() for key, value in numbers.items()}
+        rows.append(_row(variant.title, both, size) | {"run": str(path)})
+    return _shown(run, rows, "Each variant trained from scratch as the config says, its best checkpoint measured.", "")
+
+
+def _shown(run: Opened, rows: list[dict[str, Any]], caption: str, split: str) -> dict[str, Any]:
+    """The table, and a figure of the number that the training was judged by (of others, the task's first)."""
+    monitor = run.experiment.train.monitor
+    number = monitor if not split else monitor.removeprefix("val/")
+    if number not in rows[0]:
+        number = ("" if split else "val/") + next(iter(run.experiment.task.numbers()))
+    places = [float(place) for place in range(len(rows))]
+    series = Series(number, [row[number] for row in rows], places, "points")
+    plot = Plot("variants", number, "", (series,), ticks=tuple(row["variant"] for row in rows))
+    made = Explanation(side_by_side([[("", drawn(plot))]]), caption, {"variants": rows}, "variants")
+    return kept(run, "ablate-retrained" if not split else "ablate", made)
+
+
+def _changed(base: Experiment, variant: Variant) -> Experiment:
+    """The config of a variant, checked as every config is. Raises ConfigError."""
+    data = base.model_dump(mode="json", by_alias=True, exclude_none=True)
+    data["name"] = f"{base.name}-{variant.name}"
+    layers = data["model"]["layers"] if isinstance(data["model"], dict) else data["model"]
+    for place in sorted({place.path for place in variant.removed}, key=_keys, reverse=True):
+        *above, last = _keys(place)
+        node: Any = layers
+        for key in above:
+            node = node[key]
+        del node[last]
+    overrides = list(variant.changed)
+    try:
+        return parse(yamlfile.dump(data), variant.title, overrides)
+    except ConfigError as error:
+        raise ConfigError(*(f"{printable(variant.title)}: {line}" for line in error.lines)) from None
+
+
+def _keys(path: str) -> list[Any]:
+    """A layer's path as keys from the model's list on: model[2].residual.layers[0].conv -> 2, residual, layers, 0."""
+    found = re.findall(r"\[(\d+)\]|\.(\w+)", path.removeprefix("model"))
+    keys: list[Any] = [int(number) if number else word for number, word in found]
+    while keys and not isinstance(keys[-1], int):
+        keys.pop()
+    return keys

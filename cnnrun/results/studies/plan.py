@@ -1,0 +1,153 @@
+"""`cnnrun plan`: how long a training will take and how much memory, from a short one of the same config."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from cnnrun.base.atomic_files import Folder
+from cnnrun.base.device import peak_memory_mib
+from cnnrun.base.progress import say
+from cnnrun.contracts.layer import Facts, Indexed, Split
+from cnnrun.data.dataset import Dataset, Examples, Index, index
+from cnnrun.data.file_listing import listing
+from cnnrun.data.storage import kept_already
+from cnnrun.experiment.assemble import dataset, fitting, initial, job
+from cnnrun.experiment.schema import Experiment
+from cnnrun.model.weights_file import Weights
+from cnnrun.results.studies import plan_records as plans
+from cnnrun.training.loop import fit
+
+_SECONDS = 8.0  # of training that is measured, and half of that of val, as far as one step tells
+_EPOCHS = 10  # at most
+_PICTURES = 1024  # of each split that are decoded where they are not yet
+_VAL = 2000  # pictures of val that are measured on
+
+
+def plan(experiment: Experiment, device: torch.device, root: Path) -> dict[str, Any]:
+    """Measure, foretell, and keep what was foretold for the training of this config that may follow."""
+    began = time.perf_counter()
+    given = initial(experiment)
+    experiment = experiment.with_weights_of(given.facts if given else None)
+    indexed = index(experiment.data)
+    missing = {name: _missing(experiment, split) for name, split in indexed.source.splits.items()}
+    few = _few(indexed) if any(missing.values()) else indexed
+    decoding = time.perf_counter()
+    # What is not decoded yet stays so: the cache is left alone.
+    settings = experiment.data.model_copy(update={"cache": "memory"}) if few is not indexed else experiment.data
+    with contextlib.redirect_stderr(io.StringIO()):
+        data = dataset(experiment.model_copy(update={"data": settings}), few)
+    decoded = sum(len(split) for split in few.sources())
+    rate = decoded / (time.perf_counter() - decoding)
+    facts = replace(data.facts, class_counts=indexed.class_counts(), counts=indexed.counts, numbers=indexed.numbers())
+    fitting(experiment, facts, given)
+    if experiment.data.cache == "none":
+        say("data.cache: none decodes pictures anew at each use, which is not measured here: it may take longer")
+    say(f"training on {len(data.splits['train']):,} pictures for some seconds")
+    with TemporaryDirectory(prefix="cnnrun-plan-") as folder:
+        measured = _measured(experiment, replace(data, facts=facts), given, device, Path(folder))
+    planned = _foretold(experiment, facts, measured)
+    undecoded = sum(missing.values())
+    each = int(np.prod(facts.image))
+    planned |= {
+        "decode_seconds": round(undecoded / rate, 1),
+        "cache_mib": round(sum(len(split) for split in indexed.sources()) * each / 2**20, 1) if undecoded else 0.0,
+        "peak_memory_mib": peak_memory_mib(device)
+        + _still_to_hold(experiment, indexed, facts, decoded if undecoded else int(measured["read"]), device),
+    }
+    plans.keep(experiment, root, device, planned)
+    return {"name": experiment.name, "took": round(time.perf_counter() - began, 1), **planned}
+
+
+def _missing(experiment: Experiment, split: Split) -> int:
+    """Pictures of a source's split that training would have to decode first."""
+    if isinstance(split.pictures, np.ndarray):
+        return 0
+    data, shape = experiment.data, experiment.data.image_shape()
+    assert shape is not None, "experiment.load refuses a config without a picture size"
+    listed = listing(split, data.fingerprint == "content", data.workers)
+    return 0 if kept_already(split, shape, data.image, data, listed) else len(split)
+
+
+def _few(indexed: Index) -> Index:
+    """The index of some pictures of each split, at equal distances."""
+    splits, sources = {}, {}
+    for name, (split, rows) in indexed.splits.items():
+        chosen = rows[torch.linspace(0, len(rows) - 1, min(len(rows), _PICTURES)).long()]
+        sources[name] = split.only(chosen)
+        splits[name] = (sources[name], torch.arange(len(chosen)))
+    source: Indexed = replace(indexed.source, splits=sources)
+    return Index(source, splits, indexed.held_out)
+
+
+def _measured(
+    experiment: Experiment, data: Dataset, given: Weights | None, device: torch.device, folder: Path
+) -> dict[str, float]:
+    """Seconds a step and an epoch's end, from a short training after a shorter one that warms up."""
+    spec = experiment.train
+    train, val = data.splits["train"], data.splits["val"]
+    batch = min(spec.batch, len(train))
+    few = {"batch": batch, "save_every": None, "early_stop": None, "drop_last": True}
+
+    def trained(name: str, wanted: int, pictures: int) -> tuple[int, float, dict[str, Any]]:
+        """Steps of an epoch, the seconds at its end, and what the training says of itself."""
+        steps = max(1, min(wanted, len(train) // batch))
+        epochs = min(-(-wanted // steps), _EPOCHS)  # of few pictures several, as the training itself
+        short = experiment.model_copy(update={"train": spec.model_copy(update=few | {"epochs": epochs})})
+        splits = {"train": _first(train, steps * batch), "val": _first(val, pictures)}
+        (folder / name).mkdir()
+        with contextlib.redirect_stderr(io.StringIO()):
+            result = fit(job(short, replace(data, splits=splits), given, Folder(folder / name), device))
+        stepping = epochs * steps * batch / result["images_per_second"]
+        return steps, (result["seconds"] - stepping) / epochs, result
+
+    _, aside, warm = trained("warm", 1, few_val := min(len(val), batch))
+    steps = math.ceil(_SECONDS * warm["images_per_second"] / batch)
+    pictures = max(few_val, min(len(val), _VAL, int(_SECONDS / 2 * few_val / aside)))
+    steps, aside, result = trained("measured", steps, pictures)
+    return {
+        "step": spec.batch / result["images_per_second"],
+        "aside": aside,
+        "val": pictures,
+        "read": steps * batch + pictures,
+        "wait": result["data_wait_share"],
+    }
+
+
+def _first(examples: Examples, count: int) -> Examples:
+    return examples.only(torch.arange(len(examples)) < count)
+
+
+def _foretold(experiment: Experiment, facts: Facts, measured: dict[str, float]) -> dict[str, Any]:
+    spec = experiment.train
+    steps = spec.steps_per_epoch(facts.counts["train"])
+    aside = measured["aside"] * facts.counts["val"] / measured["val"]
+    epoch = steps * measured["step"] + aside
+    return {
+        "epochs": spec.epochs,
+        "steps_per_epoch": steps,
+        "seconds_per_step": round(measured["step"], 5),
+        "seconds_per_epoch": round(epoch, 2),
+        "seconds": round(epoch * spec.epochs, 1),
+        "images_per_second": round(spec.batch / measured["step"], 1),
+        "data_wait_share": measured["wait"],
+    }
+
+
+def _still_to_hold(experiment: Experiment, indexed: Index, facts: Facts, held: int, device: torch.device) -> int:
+    """MiB of decoded pictures that a whole training has in memory, beyond the `held` ones of the short one."""
+    picture = int(np.prod(facts.image))
+    files = sum(len(split) for split in indexed.sources() if not isinstance(split.pictures, np.ndarray))
+    if device.type == "cuda" or not files or files * picture > experiment.data.memory_gib * 2**30:
+        return 0
+    used = sum(indexed.counts[name] for name in ("train", "val"))
+    return max(0, round((used - held) * picture / 2**20))

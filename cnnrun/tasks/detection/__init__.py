@@ -1,0 +1,1 @@
+"""Boxes with labels: head, assignment, losses, average precision."""

@@ -1,0 +1,1 @@
+"""Who is who: embeddings, losses with margins, pairs and galleries in numbers."""

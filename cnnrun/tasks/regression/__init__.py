@@ -1,0 +1,1 @@
+"""Numbers and angles: losses, decoders, residuals."""

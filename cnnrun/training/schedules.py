@@ -1,0 +1,84 @@
+"""Learning-rate schedules: pure functions of the step, as a factor on the optimizer's rate."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from cnnrun.config.spec import Kind
+
+Part = Annotated[float, Field(ge=0, le=1)]
+
+
+class ScheduleSpec(Kind):
+    """A factor over the run; `warmup` is the part of the run that climbs to 1."""
+
+    warmup: float = Field(0.0, ge=0, lt=1)
+    start: float = Field(0.01, ge=0, le=1)
+    """The factor at the start of the warm-up."""
+
+    def factor(self, step: int, total: int) -> float:
+        """What optimizer step `step` (from 0) of `total` multiplies the rate by."""
+        climb = self.warmup * total
+        if step < climb:
+            return self.start + (1 - self.start) * step / climb
+        return self.after_warmup((step - climb) / max(1.0, total - climb))
+
+    def after_warmup(self, progress: float) -> float:
+        """The factor at `progress` in [0, 1) of what follows the warm-up."""
+        raise NotImplementedError
+
+
+class Constant(ScheduleSpec):
+    """The optimizer's rate throughout, after a warm-up where one is given."""
+
+    kind = "constant"
+
+    def after_warmup(self, progress: float) -> float:
+        return 1.0
+
+
+class Cosine(ScheduleSpec):
+    """Half a cosine from 1 to `end` (Loshchilov and Hutter 2017)."""
+
+    kind = "cosine"
+    end: Part = 0.0
+
+    def after_warmup(self, progress: float) -> float:
+        return self.end + (1 - self.end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+class OneCycle(ScheduleSpec):
+    """Up to the peak, then down to almost nothing (Smith and Topin 2019)."""
+
+    kind = "one_cycle"
+    main = "warmup"
+    warmup: float = Field(0.3, ge=0, lt=1)
+    start: Part = 0.04
+    end: Part = 4e-6
+    anneal: Literal["cosine", "linear"] = "cosine"
+
+    def after_warmup(self, progress: float) -> float:
+        fall = progress if self.anneal == "linear" else (1 - math.cos(math.pi * progress)) / 2
+        return 1 + (self.end - 1) * fall
+
+
+class Step(ScheduleSpec):
+    """Multiplies by `gamma` at each of the `milestones`, given as parts of the run."""
+
+    kind = "step"
+    main = "milestones"
+    milestones: list[Part] = Field([0.5, 0.75], min_length=1)
+    gamma: float = Field(0.1, gt=0, le=1)
+
+    def factor(self, step: int, total: int) -> float:
+        passed = sum(step >= milestone * total for milestone in self.milestones)
+        return self.gamma**passed * super().factor(step, total)
+
+    def after_warmup(self, progress: float) -> float:
+        return 1.0
+
+
+Schedule = Constant | Cosine | OneCycle | Step
