@@ -14,6 +14,7 @@ import torch
 from PIL import Image as Pil
 from pretended_gpu import pretended_gpu
 
+from cnnrun.base.device import choose
 from cnnrun.commands import app as cli
 
 TINY = """
@@ -92,10 +93,10 @@ REHEARSAL = "CNNRUN_CUDA_REHEARSAL"
 def some_gpu() -> Iterator[torch.device]:
     """A GPU; with CNNRUN_CUDA_REHEARSAL=1, where there is none, one that is pretended inside."""
     if torch.cuda.is_available():
-        yield torch.device("cuda")
+        yield choose("cuda")
     elif os.environ.get(REHEARSAL) == "1":
-        with pretended_gpu() as device:
-            yield device
+        with pretended_gpu():
+            yield choose("cuda")
     else:
         pytest.skip(f"needs a CUDA device; {REHEARSAL}=1 rehearses it on a pretended one")
 
@@ -112,7 +113,7 @@ def real_gpu() -> torch.device:
     """A GPU that is there."""
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device, and cannot be rehearsed without one")
-    return torch.device("cuda")
+    return choose("cuda")
 
 
 def save_picture(path: Path, seed: int = 0, size: tuple[int, int] = (12, 10), mode: str = "RGB") -> Path:

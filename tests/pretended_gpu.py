@@ -2,7 +2,7 @@
 
 Its tensors are the host's, with a mark on their storage. `Tensor.device` says "cuda:0" of them, an operation that mixes
 them with the host's raises what CUDA would raise, `.numpy()` refuses them, and under `torch.cuda.set_sync_debug_mode`
-whatever would make the host wait raises. Numbers, kernels, streams and the memory of a real GPU are not pretended.
+what that mode finds raises. Numbers, kernels, streams and the memory of a real GPU are not pretended.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _WAITING = {  # what the host cannot go on without
 
 
 def is_on_gpu(tensor: Tensor) -> bool:
-    """Whether a tensor is pretended to be on the GPU."""
+    """Return whether a tensor is pretended to be on the GPU."""
     return getattr(tensor.untyped_storage(), _MARK, False)
 
 
@@ -255,6 +255,7 @@ def _of_cuda(state: _State) -> dict[str, Any]:
         "mem_get_info": lambda device=None: (_MEMORY, _MEMORY),
         "max_memory_allocated": lambda device=None: 1 << 20,
         "memory_allocated": lambda device=None: 0,
+        "memory_reserved": lambda device=None: 0,
         "default_generators": (torch.default_generator,),
         "Event": _Event,
         "set_sync_debug_mode": allow_waiting,

@@ -277,7 +277,7 @@ def test_every_file_of_cuda_tests_is_run():
     namespace: dict[str, object] = {}
     exec(next(line for line in text.splitlines() if line.startswith("FILES")), namespace)
     marked = [
-        path for path in (ROOT / "tests").rglob("test_*.py") if "pytestmark = pytest.mark.cuda" in path.read_text()
+        path for path in (ROOT / "tests").rglob("test_*.py") if "\npytestmark = pytest.mark.cuda" in path.read_text()
     ]
     assert sorted(namespace["FILES"]) == sorted(str(path.relative_to(ROOT)) for path in marked)
 

@@ -31,10 +31,10 @@ MODULES = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "subp
 ATTRIBUTES = {("os", "system"), ("os", "popen"), ("yaml", "load"), ("yaml", "full_load"), ("yaml", "unsafe_load")}
 # What these are for: reading foreign pickles in a process apart; running the code that was generated a moment before.
 ALLOWED = {
-    ("pickled.py", "pickle"),
-    ("pickled.py", "subprocess"),
-    ("pickled.py", "torch.load"),
-    ("export/code.py", "exec_module"),
+    ("model/untrusted_pickle.py", "pickle"),
+    ("model/untrusted_pickle.py", "subprocess"),
+    ("model/untrusted_pickle.py", "torch.load"),
+    ("export/python_file.py", "exec_module"),
 }
 
 

@@ -131,7 +131,7 @@ def short_of_memory(job: Any, device: torch.device, batch: int) -> Iterator[None
         with job.network.register_forward_pre_hook(refuse):
             yield
         return
-    peak, total = torch.cuda.max_memory_reserved(device), torch.cuda.get_device_properties(device).total_memory
+    peak, total = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(ENOUGH * peak / total)

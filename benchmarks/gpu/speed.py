@@ -60,6 +60,7 @@ def main() -> None:
             most = min(given.seconds_left, 60.0 if is_compiled else 20.0)
             about = {"net": name, "precision": precision, "compile": is_compiled}
             with attempt("speed", seconds=most, **about):
+                torch.compiler.reset()
                 if name not in data:
                     data[name] = prepared(name, given, Path(folder))
                 emit("speed", **about, **measure(*data[name], about, given))

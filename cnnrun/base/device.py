@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import os
 import re
 import resource
 import sys
@@ -18,7 +17,9 @@ from torch import Tensor
 
 from cnnrun.base import torchrun
 from cnnrun.base.errors import ConfigError, ResourceError
+from cnnrun.base.progress import say
 
+_NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
 
@@ -30,6 +31,8 @@ def choose(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cpu" and torch.version.cuda and _NVIDIA_DRIVER.exists():
+            say("PyTorch sees no GPU, but a driver of NVIDIA's is there (too old for it?); the processor computes")
     if several := torchrun.size() > 1:
         name = f"cuda:{torchrun.local_rank()}" if name == "cuda" else name
     kind, _, number = name.partition(":")
@@ -40,14 +43,12 @@ def choose(name: str) -> torch.device:
     count = torch.cuda.device_count()
     if int(number or 0) >= count:
         raise ResourceError(f"--device {name}: {_why_missing(count, several)}")
-    # What cuBLAS needs for deterministic kernels; it is read when the first of them runs.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.cuda.set_device(int(number or 0))
-    return torch.device(name)
+    return torch.device("cuda", int(number or 0))
 
 
 def _why_missing(count: int, several: bool) -> str:
-    """Why there is no such GPU, and what to do."""
+    """Return why there is no such GPU, and what to do."""
     if torch.version.cuda is None and torch.version.hip is None:
         return "this PyTorch was built without CUDA; install one with it, or use --device cpu"
     fix = "start no more processes than it has" if several and count else "use --device cpu"
@@ -91,7 +92,9 @@ _BROKEN = (
 
 def is_gpu_broken(error: BaseException) -> bool:
     """Return whether an error is the GPU's or its driver's, by what it says."""
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _BROKEN)
+    text = str(error).lower()
+    of_gpu = "cuda" in text or "nvidia" in text
+    return isinstance(error, RuntimeError) and of_gpu and any(words in text for words in _BROKEN)
 
 
 def forget_peak_memory(device: torch.device) -> None:

@@ -7,7 +7,6 @@ tensors and JSON, never a pickle.
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -20,7 +19,8 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from cnnrun.base import torchrun
-from cnnrun.base.errors import Elsewhere, Lost, ResourceError, first_line
+from cnnrun.base.errors import ConfigError, Elsewhere, Lost, ResourceError, first_line
+from cnnrun.base.progress import say
 
 _BUCKET_BYTES = 32 << 20  # gradients that are added up at a time
 _PATIENT = timedelta(days=1)  # for decoding a data set, which may take hours on one host and not on another
@@ -154,7 +154,7 @@ def joined(device: torch.device, timeout: float) -> Iterator[Ranks]:
         return
     try:
         store, rank, size = _meeting(timedelta(seconds=timeout))
-        backend = "cpu:gloo,cuda:nccl" if _has_a_gpu_each(store, rank, size, device) else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if has_gpu_of_its_own(store, rank, size, device) else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
         ranks = Group(timeout)
     except (RuntimeError, ValueError) as error:
@@ -176,11 +176,19 @@ def _meeting(timeout: timedelta) -> tuple[Any, int, int]:
     return store, rank, size
 
 
-def _has_a_gpu_each(store: Any, rank: int, size: int, device: torch.device) -> bool:
-    """Whether every rank has a GPU of its own, as NCCL wants it; ranks that share one talk by gloo."""
-    store.set(f"device-{rank}", f"{socket.gethostname()} {device}")
-    devices = {store.get(f"device-{other}") for other in range(size)}
-    return device.type == "cuda" and len(devices) == size
+def has_gpu_of_its_own(store: Any, rank: int, size: int, device: torch.device) -> bool:
+    """Return whether every rank has a GPU of its own, as NCCL wants it; say so where ranks share one.
+
+    Raises ConfigError where only some of the ranks are on GPUs.
+    """
+    on_gpu = device.type == "cuda"
+    store.set(f"device-{rank}", str(torch.cuda.get_device_properties(device).uuid) if on_gpu else device.type)
+    names = [store.get(f"device-{other}").decode() for other in range(size)]
+    if 0 < names.count("cpu") < size:
+        raise ConfigError(f"{names.count('cpu')} of {size} ranks are on processors, the others on GPUs: give --device")
+    if on_gpu and len(set(names)) < size:
+        say("ranks share a GPU: they exchange by gloo, which is slow")
+    return on_gpu and len(set(names)) == size
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

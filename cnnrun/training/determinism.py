@@ -1,13 +1,16 @@
-"""Training on a GPU that gives the same bits each time: PyTorch's deterministic kernels, and layers that lack one.
+"""Training on a GPU that gives the same bits each time: by PyTorch's deterministic kernels, and layers without one
+replaced.
 
 A CPU's kernels are deterministic as they are, and nothing here changes them.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -29,7 +32,10 @@ def deterministic_kernels(device: torch.device, wanted: bool) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    # The size of cuBLAS's workspace, by which its sums may differ; read when the first of its kernels runs.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled()
+    warned, benchmark = torch.is_deterministic_algorithms_warn_only_enabled(), torch.backends.cudnn.benchmark
     filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(wanted)
     torch.backends.cudnn.benchmark = not wanted
@@ -42,17 +48,21 @@ def deterministic_kernels(device: torch.device, wanted: bool) -> Iterator[None]:
             raise ConfigError(f"{line}; use another layer, or `deterministic: false`") from None
         raise
     finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.backends.cudnn.benchmark = before[1]
+        torch.use_deterministic_algorithms(before, warn_only=warned)
+        torch.backends.cudnn.benchmark = benchmark
         torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
 
 
 class DeterministicAdaptiveAvgPool(nn.AdaptiveAvgPool2d):
-    """nn.AdaptiveAvgPool2d as two matrix products, whose gradients are deterministic on a GPU."""
+    """nn.AdaptiveAvgPool2d as two matrix products in float32, whose gradients are deterministic on a GPU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, columns = (_means(size, cells, x) for size, cells in zip(x.shape[2:], _pair(self), strict=True))
-        means: Tensor = rows @ x @ columns.mT
+        wide = x.double() if x.dtype == torch.float64 else x.float()
+        rows, columns = (
+            _means(size, cells, wide.dtype, x.device) for size, cells in zip(x.shape[2:], _pair(self), strict=True)
+        )
+        with torch.autocast(x.device.type, enabled=False):
+            means: Tensor = (rows @ wide @ columns.mT).to(x.dtype)
         return means
 
 
@@ -83,8 +93,8 @@ class DeterministicPad(PadEdges):
         if self.mode != "reflect":
             return super().forward(x)
         top, bottom, left, right = self.sides
-        rows, columns = _reflected(x.shape[2], top, bottom), _reflected(x.shape[3], left, right)
-        return x.index_select(2, rows.to(x.device)).index_select(3, columns.to(x.device))
+        rows, columns = _reflected(x.shape[2], top, bottom, x.device), _reflected(x.shape[3], left, right, x.device)
+        return x.index_select(2, rows).index_select(3, columns)
 
 
 def _pair(pool: nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d) -> tuple[int, int]:
@@ -98,16 +108,18 @@ def _windows(size: int, cells: int) -> list[tuple[int, int]]:
     return [(cell * size // cells, -(-(cell + 1) * size // cells)) for cell in range(cells)]
 
 
-def _means(size: int, cells: int, like: Tensor) -> Tensor:
+@lru_cache(16)
+def _means(size: int, cells: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """[cells, size]: the weight of each pixel in each cell's mean."""
-    made = torch.zeros(cells, size, dtype=like.dtype)
+    made = torch.zeros(cells, size, dtype=dtype)
     for cell, (start, end) in enumerate(_windows(size, cells)):
         made[cell, start:end] = 1 / (end - start)
-    return made.to(like.device, non_blocking=True)
+    return made.to(device, non_blocking=True)
 
 
-def _reflected(size: int, before: int, after: int) -> Tensor:
-    places = torch.arange(-before, size + after).abs()
+def _reflected(size: int, before: int, after: int, device: torch.device) -> Tensor:
+    """The place of each pixel of a reflected row: int64 [before + size + after]."""
+    places = torch.arange(-before, size + after, device=device).abs()
     return torch.where(places < size, places, 2 * (size - 1) - places)
 
 
@@ -120,7 +132,10 @@ _IN_PLACE_OF: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
 
 
 def use_deterministic_layers(network: nn.Module) -> None:
-    """Put in the place of layers whose gradient PyTorch cannot repeat on a GPU others that compute the same."""
+    """Replace, within `network`, layers whose gradient PyTorch cannot repeat on a GPU by others of the same outputs.
+
+    Where several values of a window are the largest, adaptive max pooling shares the gradient among them.
+    """
     for module in list(network.modules()):
         for name, child in module.named_children():
             if build_instead := _IN_PLACE_OF.get(type(child)):

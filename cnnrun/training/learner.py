@@ -365,5 +365,9 @@ def learning(both: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 def compiled(network: nn.Module, spec: Train) -> nn.Module:
     """The network, compiled by torch where the config says so."""
-    made: nn.Module = torch.compile(network) if spec.compile else network  # type: ignore[assignment]
+    if not spec.compile:
+        return network
+    # Of many trainings in one process PyTorch would compile the first eight alone, and say so in its log only.
+    torch.compiler.reset()
+    made: nn.Module = torch.compile(network)  # type: ignore[assignment]
     return made

@@ -160,13 +160,15 @@ def environment(device: torch.device, ranks: int = 1) -> Environment:
 
 
 def _of_device(device: torch.device) -> Environment:
+    """What of a device may change a result's bits."""
     if device.type != "cuda":
         return {"device_name": "cpu"}
     return {
         "device_name": torch.cuda.get_device_name(device),
         "cuda": torch.version.cuda or "none",
         "cudnn": torch.backends.cudnn.version() or 0,
-        "tf32": f"cudnn {torch.backends.cudnn.allow_tf32}, matmul {torch.backends.cuda.matmul.allow_tf32}",
+        "fp32_convolutions": torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
+        "fp32_products": torch.backends.cuda.matmul.fp32_precision,
     }
 
 

@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import some_gpu
 from explained import TASKS
 
 pytestmark = pytest.mark.cuda
-# Convolutions of a GPU round to TF32, ten bits of a float's 23.
-CLOSE = {"abs": 5e-3, "rel": 5e-3}
+CLOSE = {"abs": 1e-3, "rel": 1e-3}
 LOOKING = ("filters", "features", "top", "deconv", "occlude", "gradcam", "saliency", "evolve", "invariance", "embed")
 
 
@@ -23,6 +23,15 @@ def numbers(found: object) -> list[float]:
     if isinstance(found, list):
         return [value for each in found for value in numbers(each)]
     return [found] if isinstance(found, float) else []
+
+
+@pytest.fixture(autouse=True)
+def _full_float32():
+    """Convolutions that round to TF32, as a GPU's do by default, change which of two near scores is the larger."""
+    # Not by `conv.fp32_precision`: mixed with the flag that torch.export reads, it is an error (PyTorch 2.14).
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = True
 
 
 @pytest.fixture
@@ -49,7 +58,7 @@ def tiny_run(trained_run, tmp_path) -> Path:
     return copied(trained_run, tmp_path)
 
 
-def pictures_of(run: Path) -> Path:
+def images_of(run: Path) -> Path:
     """The folder of pictures that `explained.one_of_each` trained on."""
     return run.parents[2] / "pets"
 
@@ -69,7 +78,7 @@ def test_predict_says_the_same(gpu, run_cli, of_each_task, task):
     run = of_each_task[task]
     rows = []
     for device in ("cpu", "cuda"):
-        code, out, err = run_cli("predict", pictures_of(run) / "cat", "--run", run, "--device", device, "--json")
+        code, out, err = run_cli("predict", images_of(run) / "cat", "--run", run, "--device", device, "--json")
         assert code == 0, err
         rows.append([json.loads(line) for line in out.splitlines()])
     assert len(rows[0]) == 30
@@ -85,9 +94,9 @@ def test_training_leaves_a_run_that_is_exported(run_cli, of_each_task, tmp_path,
     assert code == 0, err
     run = Path(json.loads(out)["run"])
     environment = json.loads((run / "environment.json").read_text())
-    assert environment["device"] == "cuda"
+    assert environment["device"] == "cuda:0"
     assert environment["device_name"] != "cpu"
-    assert {"cuda", "cudnn", "tf32"} <= environment.keys()
+    assert {"cuda", "cudnn", "fp32_convolutions", "fp32_products"} <= environment.keys()
     for form in ("onnx", "code"):
         code, out, err = run_cli("export", form, run, "--json")
         assert code == 0, err
@@ -184,7 +193,7 @@ def test_the_own_test_without_a_config_passes_whole(gpu, run_cli):
 
 def test_people_are_enrolled_identified_and_verified(on_both, gpu, run_cli, of_each_task, tmp_path):
     run = of_each_task["verify"]
-    people = pictures_of(run).parent / "people"
+    people = images_of(run).parent / "people"
     one, other = sorted((people / "s0").glob("*.png"))[:2]
     cpu, cuda = on_both("verify", one, other, "--run", run, "--threshold", "0.5")
     assert numbers(cpu) == pytest.approx(numbers(cuda), **CLOSE)

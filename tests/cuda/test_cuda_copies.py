@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import TINY
 
+from cnnrun.data import training_batches
 from cnnrun.experiment import assemble
 from cnnrun.experiment import schema as experiment
 
@@ -27,6 +28,12 @@ def batches(device: torch.device, *overrides: str) -> list[tuple[torch.Tensor, d
                 torch.cuda._sleep(_LONG)
             found.append(of_job.at(step))
     return [(each.pictures.cpu(), {name: value.cpu() for name, value in each.targets.items()}) for each in found]
+
+
+@pytest.fixture(autouse=True)
+def _batch_by_batch(monkeypatch):
+    """Each batch is copied by itself, and the next one is read while it is."""
+    monkeypatch.setattr(training_batches, "AHEAD_BYTES", 1)
 
 
 @pytest.mark.parametrize("prefetch", [0, 4])

@@ -28,10 +28,10 @@ def little_memory(gpu):
 
     def allow(mib: int) -> None:
         torch.cuda.empty_cache()
-        free = torch.cuda.mem_get_info()[1]
-        taken = torch.cuda.memory_allocated()
+        total = torch.cuda.mem_get_info()[1]
+        taken = torch.cuda.memory_reserved()
         real = torch.cuda.get_device_name() != "a pretended GPU"
-        torch.cuda.set_per_process_memory_fraction((taken + (mib if real else mib / 10) * 2**20) / free)
+        torch.cuda.set_per_process_memory_fraction((taken + (mib if real else mib / 10) * 2**20) / total)
 
     yield allow
     torch.cuda.set_per_process_memory_fraction(1.0)

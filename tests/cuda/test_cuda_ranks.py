@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -29,37 +31,6 @@ def device() -> str:
     pytest.skip(f"needs a CUDA device; {REHEARSAL}=1 rehearses it on the processor")
 
 
-def trained(root: Path, ranks: int, device: str, *overrides: str) -> list[dict[str, float]]:
-    """The metrics of a training by so many processes."""
-    (root / "tiny.yaml").parent.mkdir(parents=True, exist_ok=True)
-    (root / "tiny.yaml").write_text(TINY)
-    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-    words = ["tiny.yaml", *STEPS, *overrides, "--device", device, "--no-report"]
-    done = subprocess.run(
-        [sys.executable, *start, "-m", "cnnrun", "train", *words],
-        cwd=root,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in (root / "runs" / "tiny" / "1" / "metrics.jsonl").read_text().splitlines()]
-
-
-def test_ranks_that_share_a_gpu_with_synchronised_norms_learn_what_one_process_does(device, tmp_path):
-    one = trained(tmp_path / "one", 1, device)
-    two = trained(tmp_path / "two", 2, device, "train.sync_batch_norm=true")
-    for row, other in zip(one, two, strict=True):
-        assert row == pytest.approx(other, rel=2e-2, abs=2e-2)
-
-
-def test_ranks_that_share_a_gpu_repeat(device, tmp_path):
-    for name in "ab":
-        trained(tmp_path / name, 2, device)
-    assert digest(tmp_path / "a" / "runs" / "tiny" / "1") == digest(tmp_path / "b" / "runs" / "tiny" / "1")
-
-
 def test_a_group_of_one_over_nccl_exchanges_what_is_on_the_gpu(real_gpu):
     import torch.distributed as dist
 
@@ -78,3 +49,35 @@ def test_a_group_of_one_over_nccl_exchanges_what_is_on_the_gpu(real_gpu):
         group.wait()
     finally:
         dist.destroy_process_group()
+
+
+def metrics_of(root: Path, ranks: int, device: str, *overrides: str) -> list[dict[str, float]]:
+    """The metrics of a training by so many processes."""
+    root.mkdir()
+    (root / "tiny.yaml").write_text(TINY)
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
+    words = ["tiny.yaml", *STEPS, *overrides, "--device", device, "--no-report"]
+    process = subprocess.Popen(
+        [sys.executable, *start, "-m", "cnnrun", "train", *words],
+        cwd=root,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        _, err = process.communicate(timeout=45)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, err
+    return [json.loads(line) for line in (root / "runs" / "tiny" / "1" / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_ranks_that_share_a_gpu_repeat_and_learn_what_one_process_does(device, tmp_path):
+    one = metrics_of(tmp_path / "one", 1, device)
+    two = [metrics_of(tmp_path / name, 2, device, "train.sync_batch_norm=true") for name in "ab"]
+    for row, other in zip(one, two[0], strict=True):
+        assert row == pytest.approx(other, rel=2e-2, abs=2e-2)
+    assert digest(tmp_path / "a" / "runs" / "tiny" / "1") == digest(tmp_path / "b" / "runs" / "tiny" / "1")

@@ -17,6 +17,7 @@ from resumed import digest, stopped_at
 from torch import nn
 
 from cnnrun.base.errors import CheckpointError, ConfigError, NonFiniteError
+from cnnrun.data import training_batches
 from cnnrun.experiment import assemble
 from cnnrun.experiment import schema as experiment
 from cnnrun.results import operations as commands
@@ -33,6 +34,13 @@ CPU = torch.device("cpu")
 RICH = ["train.ema={decay: 0.9}", "data.augment={shift: 0.2, rotate: 8, mixup: 0.2}", "train.clip=1.0"]
 EVERYTHING = (
     "data.augment={flip: both, crop: {}, brightness: 0.2, contrast: 0.2, blur: 1, noise: 3, erase: 0.3, cutmix: 1}"
+)
+
+
+# Layers whose gradient is computed in another way on a GPU.
+SELDOM = (
+    "model=[{pad: {padding: 1, mode: reflect}}, {conv: 4}, {local_response_norm: 3}, {adaptive_avg_pool: 6}, "
+    "{upsample: {scale_factor: 2, mode: bilinear}}, {adaptive_max_pool: 5}, flatten]"
 )
 
 
@@ -77,7 +85,7 @@ def test_a_repeated_training_is_the_same(gpu, tmp_path):
 
 
 @pytest.mark.parametrize("first", ["cpu", "cuda"])
-def test_a_run_moves_between_processor_and_gpu_aloud(gpu, tmp_path, capfd, first):
+def test_a_run_moves_between_processor_and_gpu_and_it_is_said(gpu, tmp_path, capfd, first):
     devices = [CPU, gpu] if first == "cpu" else [gpu, CPU]
     with stopped_at(9):
         commands.train(tiny(*RICH), tmp_path, devices[0], resume=True)
@@ -95,8 +103,10 @@ def test_without_deterministic_kernels_nothing_is_resumed_strictly(gpu, tmp_path
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_settings_of_pytorch_are_as_before(gpu, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("enabled", "warn_only"), [(False, False), (True, True), (True, False)])
+def test_settings_of_pytorch_are_as_before(gpu, tmp_path, monkeypatch, enabled, warn_only):
     """Inside a training kernels are deterministic, after it they are as they were, however it ended."""
+    torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
     seen: list[bool] = []
 
     def forward(self, outputs, targets):
@@ -106,8 +116,10 @@ def test_settings_of_pytorch_are_as_before(gpu, tmp_path, monkeypatch):
     monkeypatch.setattr(CrossEntropy, "forward", forward)
     with pytest.raises(ConfigError, match="no deterministic kernel for histc_cuda .*`deterministic: false`"):
         commands.train(tiny(), tmp_path, gpu, resume=False)
+    after = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
     assert seen == [True]
-    assert not torch.are_deterministic_algorithms_enabled()
+    assert after == (enabled, warn_only)
     assert not torch.backends.cudnn.benchmark
 
 
@@ -148,6 +160,25 @@ def test_every_layer_repeats_and_is_the_processors(gpu, kind, settings):
     for one, other, third in zip(expected, found, again, strict=True):
         assert torch.allclose(one, other, rtol=1e-9, atol=1e-11)
         assert torch.equal(other, third)
+
+
+def test_adaptive_means_are_as_exact_as_pytorchs_in_half_precision(gpu):
+    x = torch.rand(2, 3, 7, 9, generator=torch.Generator().manual_seed(0)).bfloat16()
+    expected = nn.AdaptiveAvgPool2d((3, 4))(x)
+    network = nn.Sequential(nn.AdaptiveAvgPool2d((3, 4)))
+    use_deterministic_layers(network)
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        found = network(x.to(gpu))
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found.cpu(), expected)
+
+
+def test_equal_maxima_share_the_gradient(gpu):
+    network = nn.Sequential(nn.AdaptiveMaxPool2d((1, 1)))
+    use_deterministic_layers(network)
+    x = torch.ones(1, 1, 2, 2, device=gpu, requires_grad=True)
+    network(x).sum().backward()
+    assert x.grad.flatten().tolist() == [0.25] * 4
 
 
 # --- numbers that are not finite --------------------------------------------------------------------------------------
@@ -200,10 +231,17 @@ def test_float16_leaves_out_a_step_whose_gradients_overflow(gpu, tmp_path, monke
 # --- what makes the host wait -----------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def _batch_by_batch(monkeypatch):
+    """Each batch is prepared when it is asked for, none together with others."""
+    monkeypatch.setattr(training_batches, "AHEAD_BYTES", 1)
+
+
 def step_by_step(job: Job, steps: int) -> None:
     """The first steps of a training; from the second on it is an error to make the host wait for the GPU."""
     learner, state = Learner(job), State(accumulate=job.spec.accumulate)
-    with closing(job.batches(job.dataset.splits["train"], state.accumulate)) as batches:
+    kernels = deterministic_kernels(job.device, job.spec.deterministic)
+    with kernels, closing(job.batches(job.dataset.splits["train"], state.accumulate)) as batches:
         losses = Losses(state, batches, job)
         try:
             for step in range(steps):
@@ -224,14 +262,18 @@ def step_by_step(job: Job, steps: int) -> None:
         [EVERYTHING, "train.optimizer={adamw: 0.01}"],
         ["data.augment.policy=trivial_augment", "train.precision=bfloat16"],
         ["task={classify: {label_smoothing: 0.1, class_weights: balanced}}", "train.accumulate=4", "data.prefetch=0"],
+        ["train.precision=float16", "train.deterministic=false"],
+        [SELDOM],
     ],
 )
+@pytest.mark.usefixtures("_batch_by_batch")
 def test_no_step_makes_the_host_wait(gpu, overrides):
     made = tiny(*overrides)
     step_by_step(assemble.job(made, assemble.dataset(made), None, None, gpu), 4)
 
 
 @pytest.mark.parametrize("kind", killing.KINDS)
+@pytest.mark.usefixtures("_batch_by_batch")
 def test_no_step_of_any_kind_makes_the_host_wait(gpu, tmp_path, pets, kind):
     made = of_kind(pets, tmp_path, kind)
     step_by_step(assemble.job(made, assemble.dataset(made), None, None, gpu), 4)

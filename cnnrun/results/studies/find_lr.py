@@ -17,6 +17,7 @@ from cnnrun.experiment.assemble import job
 from cnnrun.experiment.learnable import ready_to_train
 from cnnrun.experiment.schema import Experiment
 from cnnrun.explain.figures.png import written
+from cnnrun.training.determinism import deterministic_kernels
 from cnnrun.training.learner import Job, Learner
 from cnnrun.training.step import backward, update
 
@@ -33,7 +34,8 @@ def find(
     if not 0 < low < high < math.inf:
         raise ConfigError("--low and --high: give a range of rates above 0, the lower one first")
     experiment, given, data = ready_to_train(experiment)
-    rows = _range(job(experiment, data, given, None, device), low, high, steps)
+    with deterministic_kernels(device, experiment.train.deterministic):
+        rows = _range(job(experiment, data, given, None, device), low, high, steps)
     if len(rows) < 3:
         raise ConfigError(f"the loss is not finite from a rate of {low:g} on; give a lower --low")
     made = {"name": experiment.name, "now": experiment.train.optimizer.lr, "rates": rows, **suggested(rows)}
