@@ -50,9 +50,9 @@ def test_a_mutation_is_planted_in_one_place_and_has_tests(mutation):
 
 @pytest.mark.slow
 def test_a_planted_fault_is_noticed_and_leaves_no_trace():
-    before = {path: path.read_bytes() for path in (ROOT / "cnnrun").glob("*.py")}
+    before = {path: path.read_bytes() for path in (ROOT / "cnnrun").rglob("*.py")}
     command = [sys.executable, str(ROOT / "scripts" / "mutate"), "--only", "a milestone counts a step late"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 of 1 noticed (100.0%)" in done.stdout
-    assert {path: path.read_bytes() for path in (ROOT / "cnnrun").glob("*.py")} == before
+    assert {path: path.read_bytes() for path in (ROOT / "cnnrun").rglob("*.py")} == before
