@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cnnrun.commands import data_work as data_commands
+from cnnrun.commands import data_work
 from cnnrun.data.sources.idx import Idx
-from cnnrun.experiment import schema as experiment
+from cnnrun.experiment import schema
 
 PLANTED = 200
 FILTERS = [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS]
@@ -94,15 +94,15 @@ def main() -> None:
     else:
         pixels = Idx(root=str(args.idx)).read().splits["test"].pictures[:5000]
         distinct = [Image.fromarray(each[:, :, 0]) for each in pixels]
-    from cnnrun.data import audit as auditing
+    from cnnrun.data import audit
 
-    auditing.EXAMPLES = 10**9  # all of them, to count
+    audit.EXAMPLES = 10**9  # all of them, to count
     with tempfile.TemporaryDirectory() as work:
         plant(distinct, Path(work), rng)
         text = (
             f"task: classify\ndata: {{source: {{folder: {work}}}, image: {{size: 32, channels: 1}}}}\nmodel: [flatten]"
         )
-        found = data_commands.checked(experiment.parse(text, "audit", [f"data.cache_dir={work}/cache"]), None, None)
+        found = data_work.checked(schema.parse(text, "audit", [f"data.cache_dir={work}/cache"]), None, None)
         print(json.dumps({"distinct": len(distinct), "planted of each": PLANTED} | count(found, Path(work))))
 
 

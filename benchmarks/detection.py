@@ -19,10 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from cnnrun.base.boxes import padded_to
-from cnnrun.experiment import assemble
-from cnnrun.experiment import schema as experiment
+from cnnrun.experiment import assemble, schema
 from cnnrun.model.network import flops
-from cnnrun.results import operations as commands
+from cnnrun.results import operations
 from cnnrun.training.learner import Learner
 from cnnrun.training.schedules import OneCycle
 from cnnrun.training.step import backward, update
@@ -59,7 +58,7 @@ def theirs_step(network: nn.Module, optimizer: torch.optim.Optimizer, pictures: 
 
 
 def prepared(*overrides: str):
-    tried = experiment.load(CONFIG, list(overrides))
+    tried = schema.load(CONFIG, list(overrides))
     data = assemble.dataset(tried)
     return tried, data, assemble.job(tried, data, None, None, CPU)
 
@@ -104,7 +103,7 @@ def _their_flops(network: nn.Module) -> float:
 def decode(run: Path, rounds: int) -> None:
     """How long the network takes and how long its decoder, with suppression, on real pictures."""
     _, given = assemble.trained(run, run.parent.parent, CPU)
-    data = assemble.dataset(experiment.load(run / "config.yaml"))
+    data = assemble.dataset(schema.load(run / "config.yaml"))
     for batch in (1, 8, 64):
         pictures = data.splits["train"].take(torch.arange(batch)).float().contiguous(memory_format=torch.channels_last)
         times: dict[str, list[float]] = {"network": [], "decode": []}
@@ -159,7 +158,7 @@ def _as_ours(found: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 def scores(runs: list[Path]) -> None:
     """Each run's numbers on test, measured once, and their mean and spread."""
-    rows = [commands.evaluate(run, run.parent.parent, CPU, "test")["numbers"] for run in runs]
+    rows = [operations.evaluate(run, run.parent.parent, CPU, "test")["numbers"] for run in runs]
     for run, row in zip(runs, rows, strict=True):
         print(run, {name: round(row[name], 4) for name in ("AP", "AP50", "AP75")})
     for name in ("AP", "AP50", "AP75"):

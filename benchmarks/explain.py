@@ -22,7 +22,7 @@ from cnnrun.explain.methods.occlude import occlude
 from cnnrun.explain.methods.top_patches import strongest, top
 from cnnrun.explain.subject import Shown, Subject
 from cnnrun.model.network import build, materialize
-from cnnrun.results import operations as commands
+from cnnrun.results import operations
 from cnnrun.results.report import write as reporting
 from cnnrun.training.evaluate import evaluate
 
@@ -63,7 +63,7 @@ def of_top(run: Path) -> None:
 
 def of_occlude(_: Path) -> None:
     made = load(Path("configs/fashion-vgg.yaml"), ["data.image.size=64"])
-    facts = commands._facts(made)
+    facts = operations._facts(made)
     network = (
         materialize(build(made.model.layers, made.task, facts).network, 0).eval().to(memory_format=torch.channels_last)
     )
@@ -102,7 +102,7 @@ def of_ending(_: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(TIMES):
             start = time.perf_counter()
-            done = commands.train(experiment, Path(folder), CPU, resume=False)
+            done = operations.train(experiment, Path(folder), CPU, resume=False)
             middle = time.perf_counter()
             reporting.after(Path(done["run"]), Path(folder), CPU)
             print(f"training {middle - start:.1f} s, report {time.perf_counter() - middle:.1f} s")

@@ -20,9 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from cnnrun.data.dataset import Examples
-from cnnrun.experiment import assemble
-from cnnrun.experiment import schema as experiment
-from cnnrun.results import operations as commands
+from cnnrun.experiment import assemble, schema
+from cnnrun.results import operations
 from cnnrun.results import people as identity
 from cnnrun.results.gallery_file import Gallery, made
 from cnnrun.tasks.embedding.pair_metrics import Ranked, all_pairs, spread
@@ -63,11 +62,11 @@ def equal_error(embeddings: Rows, labels: NDArray[np.int64]) -> tuple[float, flo
     return eer, low, high
 
 
-def trained(config: Path, root: Path, seed: int, *words: str) -> tuple[float, experiment.Experiment, Any]:
+def trained(config: Path, root: Path, seed: int, *words: str) -> tuple[float, schema.Experiment, Any]:
     """Train one division; returns the seconds it took, decoding and evaluation included."""
-    made_of = experiment.load(config, [f"seed={seed}", *words])
+    made_of = schema.load(config, [f"seed={seed}", *words])
     began = time.perf_counter()
-    run = commands.train(made_of, root, CPU, resume=True)["run"]
+    run = operations.train(made_of, root, CPU, resume=True)["run"]
     return time.perf_counter() - began, *assemble.trained(Path(run), root, CPU)
 
 

@@ -29,9 +29,8 @@ from pathlib import Path
 import torch
 
 from cnnrun.base.atomic_files import Folder
-from cnnrun.experiment import schema as experiment
-from cnnrun.training import checkpoints as checkpoint
-from cnnrun.training import loop as train
+from cnnrun.experiment import schema
+from cnnrun.training import checkpoints, loop
 
 HERE = Path(__file__).parent
 CHOICES = ("save", "share", "ranks", "before", "cost", "supervisor", "hostile", "damage")
@@ -55,20 +54,20 @@ def save(rounds: int) -> None:
     part = {f"w{number}": torch.randn(1 << 20) for number in range(32)}  # 128 MiB
     parts = {"model": part, "optimizer": {name: value.clone() for name, value in part.items()}}
     found: dict[str, list[float]] = {"whole": [], "bare": []}
-    sync, hashing = os.fsync, checkpoint.hashlib.sha256
+    sync, hashing = os.fsync, checkpoints.hashlib.sha256
     with tempfile.TemporaryDirectory(dir=scratch()) as name:
         for number in range(rounds + 1):
             for side in found:
                 if side == "bare":
                     os.fsync = lambda descriptor: None
-                    checkpoint.hashlib.sha256 = lambda data: hashing(b"")
+                    checkpoints.hashlib.sha256 = lambda data: hashing(b"")
                 shutil.rmtree(Path(name), ignore_errors=True)
                 Path(name).mkdir()
                 os.sync()
                 began = time.perf_counter()
-                checkpoint.save(Folder(Path(name)), 1, parts, {})
+                checkpoints.save(Folder(Path(name)), 1, parts, {})
                 seconds = time.perf_counter() - began
-                os.fsync, checkpoint.hashlib.sha256 = sync, hashing
+                os.fsync, checkpoints.hashlib.sha256 = sync, hashing
                 if number:  # the first is for warming up
                     found[side].append(seconds)
     line("256 MiB saved", found["whole"], "s")
@@ -79,21 +78,21 @@ def save(rounds: int) -> None:
 def share(rounds: int) -> None:
     """The part of fashion-vgg's wall time that goes into its checkpoints, over two epochs."""
     seconds: list[float] = []
-    real = train.Training.save
+    real = loop.Training.save
 
     def timed(*arguments, **settings):
         began = time.perf_counter()
         real(*arguments, **settings)
         seconds.append(time.perf_counter() - began)
 
-    train.Training.save = timed
+    loop.Training.save = timed
     from cnnrun.base.device import keep_freed_memory
-    from cnnrun.results import operations as commands
+    from cnnrun.results import operations
 
     keep_freed_memory()
-    made = experiment.load(HERE.parent / "configs" / "fashion-vgg.yaml", ["train.epochs=2"])
+    made = schema.load(HERE.parent / "configs" / "fashion-vgg.yaml", ["train.epochs=2"])
     with tempfile.TemporaryDirectory(dir=scratch()) as name:
-        result = commands.train(made, Path(name), torch.device("cpu"), resume=False)
+        result = operations.train(made, Path(name), torch.device("cpu"), resume=False)
     line("a checkpoint", seconds, "s")
     print(f"of {result['seconds']:.1f} s in all: {sum(seconds) / result['seconds']:.3%}")
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from cnnrun.results import compare as comparing
+from cnnrun.results import compare
 
 ROOT = Path(__file__).parents[1]
 
@@ -69,9 +69,9 @@ def apart(count: int, root: Path) -> None:
     """Pairs of seeds of one config, real trainings: how often compare tells them apart."""
     config = ROOT / "configs" / "digits.yaml"
     made = cnnrun("train", config, "--seeds", count, "--resume", "--runs", root)
-    seen = [comparing._seen(Path(row["run"]), root, torch.device("cpu"), None).measured for row in made["runs"]]
+    seen = [compare._seen(Path(row["run"]), root, torch.device("cpu"), None).measured for row in made["runs"]]
     told = [
-        any(row["distinguishable"] for row in comparing.tested(first, other))
+        any(row["distinguishable"] for row in compare.tested(first, other))
         for first, other in itertools.combinations(seen, 2)
     ]
     print(f"{len(told)} pairs of {count} seeds: not distinguishable in {len(told) - sum(told)}")

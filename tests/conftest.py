@@ -15,7 +15,7 @@ from PIL import Image as Pil
 from pretended_gpu import pretended_gpu
 
 from cnnrun.base.device import choose
-from cnnrun.commands import app as cli
+from cnnrun.commands import app
 
 TINY = """
 task: classify
@@ -45,7 +45,7 @@ def run_cli(capfd, monkeypatch) -> Cli:
         monkeypatch.setattr(sys, "argv", ["cnnrun", *map(str, words)])
         capfd.readouterr()
         with pytest.raises(SystemExit) as left:
-            cli.main()
+            app.main()
         captured = capfd.readouterr()
         return int(left.value.code or 0), captured.out, captured.err
 
@@ -62,12 +62,12 @@ def tiny(tmp_path) -> Path:
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory) -> Path:
     """The run folder of TINY, trained once for all tests that only read it."""
-    from cnnrun.experiment import schema as experiment
-    from cnnrun.results import operations as commands
+    from cnnrun.experiment import schema
+    from cnnrun.results import operations
 
     root = tmp_path_factory.mktemp("trained")
-    tried = experiment.parse(TINY, "tiny.yaml", ["name=tiny", "train.epochs=12"])
-    return Path(commands.train(tried, root, torch.device("cpu"), resume=False)["run"])
+    tried = schema.parse(TINY, "tiny.yaml", ["name=tiny", "train.epochs=12"])
+    return Path(operations.train(tried, root, torch.device("cpu"), resume=False)["run"])
 
 
 @pytest.fixture(scope="session")

@@ -14,10 +14,9 @@ import torch
 from conftest import TINY
 from damage import Damage
 
-from cnnrun.commands import app as cli
-from cnnrun.experiment import schema as experiment
-from cnnrun.results import calibrate as calibrating
-from cnnrun.results import operations as commands
+from cnnrun.commands import app
+from cnnrun.experiment import schema
+from cnnrun.results import calibrate, operations
 
 CPU = torch.device("cpu")
 
@@ -26,10 +25,10 @@ def runs_of_each_state(root: Path) -> tuple[Path, Path, Path]:
     """A config, a finished run of it, and the same run as if its training had been killed at the very end."""
     config = root / "tiny.yaml"
     config.write_text(TINY.replace("epochs: 2", "epochs: 3, save_every: 5, ema: {decay: 0.9}"))
-    finished = Path(commands.train(experiment.load(config), root / "runs", CPU, resume=False)["run"])
+    finished = Path(operations.train(schema.load(config), root / "runs", CPU, resume=False)["run"])
     # What is damaged is the newest checkpoint: it shall be the one that is evaluated.
     (finished / "checkpoints" / "best").write_text((finished / "checkpoints" / "latest").read_text())
-    calibrating.calibrate(finished, root / "runs", CPU)
+    calibrate.calibrate(finished, root / "runs", CPU)
     killed = root / "killed" / "tiny" / "1"
     shutil.copytree(finished, killed)
     (killed / "result.json").unlink()
@@ -47,7 +46,7 @@ def trial(source: Path, damage: Damage, words: Sequence[str]) -> tuple[int, str]
         error = io.StringIO()
         try:
             with redirect_stdout(io.StringIO()), redirect_stderr(error):
-                cli.main()
+                app.main()
         except SystemExit as left:
             return int(left.code or 0), error.getvalue()
         finally:

@@ -7,9 +7,9 @@ from pathlib import Path
 import killing
 import torch
 
-from cnnrun.experiment import schema as experiment
-from cnnrun.explain import run_method as explaining
-from cnnrun.results import operations as commands
+from cnnrun.experiment import schema
+from cnnrun.explain import run_method
+from cnnrun.results import operations
 
 LINKED = """
 task: classify
@@ -37,8 +37,8 @@ TASKS = ("classify", "multilabel", "regress", "detect", "verify")
 
 def linked(root: Path) -> Path:
     """The run folder of LINKED, trained."""
-    made = experiment.parse(LINKED, "linked.yaml")
-    return Path(commands.train(made, root, torch.device("cpu"), resume=False)["run"])
+    made = schema.parse(LINKED, "linked.yaml")
+    return Path(operations.train(made, root, torch.device("cpu"), resume=False)["run"])
 
 
 def one_of_each(root: Path) -> dict[str, Path]:
@@ -48,10 +48,10 @@ def one_of_each(root: Path) -> dict[str, Path]:
     found = {}
     for task in TASKS:
         made = killing.config(folder, root, (0, 2, kinds.get(task, task))).model_copy(update={"name": task})
-        found[task] = Path(commands.train(made, root / "runs", torch.device("cpu"), resume=False)["run"])
+        found[task] = Path(operations.train(made, root / "runs", torch.device("cpu"), resume=False)["run"])
     return found
 
 
-def opened(run: Path, **asked) -> explaining.Opened:
+def opened(run: Path, **asked) -> run_method.Opened:
     """A run opened as the commands open it, on the CPU."""
-    return explaining.opened(explaining.Asked(run, Path("runs"), torch.device("cpu"), **asked))
+    return run_method.opened(run_method.Asked(run, Path("runs"), torch.device("cpu"), **asked))

@@ -54,14 +54,14 @@ def _run(words: list[str], folder: Path) -> tuple[int, str, int]:
     import torch
 
     from cnnrun.base.device import forget_peak_memory, peak_memory_mib
-    from cnnrun.commands import app as cli
+    from cnnrun.commands import app
 
     os.chdir(folder)
     forget_peak_memory(torch.device("cpu"))
     inherited = peak_memory_mib(torch.device("cpu"))
     sys.argv, sys.stderr, sys.stdout, code = ["cnnrun", *words], io.StringIO(), io.StringIO(), 0
     try:
-        cli.main()
+        app.main()
     except SystemExit as left:
         code = int(left.code or 0)
     return code, sys.stderr.getvalue(), COMMAND_MIB + peak_memory_mib(torch.device("cpu")) - inherited

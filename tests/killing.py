@@ -25,9 +25,9 @@ from PIL import Image
 from several import forked
 
 from cnnrun.base import atomic_files
-from cnnrun.experiment import schema as experiment
-from cnnrun.results import operations as commands
-from cnnrun.training import checkpoints as checkpoint
+from cnnrun.experiment import schema
+from cnnrun.results import operations
+from cnnrun.training import checkpoints
 
 CONFIG = """
 task: classify
@@ -138,7 +138,7 @@ def scenes(root: Path) -> None:
         (root / "Annotations" / f"{number}.xml").write_text(f"<annotation>{written}</annotation>")
 
 
-def config(folder: Path, root: Path, case: tuple[int, int, str]) -> experiment.Experiment:
+def config(folder: Path, root: Path, case: tuple[int, int, str]) -> schema.Experiment:
     """A case's experiment, with a cache of its own in `root`, so that its pictures are decoded there."""
     workers, accumulate, kind = case
     text = {"detect": DETECT, "verify": VERIFY, "regress": REGRESS, "multilabel": LABELS}.get(kind, CONFIG)
@@ -148,7 +148,7 @@ def config(folder: Path, root: Path, case: tuple[int, int, str]) -> experiment.E
         text = text.replace("  - flatten\n", "  - dropout: 0.3\n  - flatten\n")
     cached = "disk" if accumulate == 1 else "none"
     more = ["name=c", f"data.workers={workers}", f"train.accumulate={accumulate}", f"data.cache={cached}"]
-    return experiment.parse(text, "c.yaml", [*KINDS[kind], *more])
+    return schema.parse(text, "c.yaml", [*KINDS[kind], *more])
 
 
 def digest(root: Path) -> str:
@@ -156,9 +156,9 @@ def digest(root: Path) -> str:
     run = root / "runs" / "c" / "1"
     found = hashlib.sha256()
     for pointer in ("latest", "best"):
-        name = checkpoint.pointed_at(run / "checkpoints", pointer)
+        name = checkpoints.pointed_at(run / "checkpoints", pointer)
         assert name, f"no {pointer}"
-        saved = checkpoint.load(run / "checkpoints" / name)
+        saved = checkpoints.load(run / "checkpoints" / name)
         found.update(f"{pointer} {name} {json.dumps(saved.state, sort_keys=True)}".encode())
         for part, tensors in sorted(saved.parts.items()):
             for key, value in sorted(tensors.items()):
@@ -171,7 +171,7 @@ def digest(root: Path) -> str:
     return found.hexdigest()
 
 
-def _training(made: experiment.Experiment, root: Path, fatal: int | None) -> int:
+def _training(made: schema.Experiment, root: Path, fatal: int | None) -> int:
     """Train in this process; the call number `fatal` that writes is never made. Gives how many there were."""
     calls = 0
     lock = threading.Lock()
@@ -200,7 +200,7 @@ def _training(made: experiment.Experiment, root: Path, fatal: int | None) -> int
     atomic_files._write_all = in_halves
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 2)
-    commands.train(made, root / "runs", torch.device("cpu"), resume=True)
+    operations.train(made, root / "runs", torch.device("cpu"), resume=True)
     return calls
 
 
@@ -271,7 +271,7 @@ def killed(
 
 
 def _once(
-    made: experiment.Experiment, root: Path, expected: Whole, draw: random.Random, how: str | None, early: float
+    made: schema.Experiment, root: Path, expected: Whole, draw: random.Random, how: str | None, early: float
 ) -> int:
     """Start the training; gives the signal that ended it, 0 for a good end, -1 for a bad one."""
     fatal = draw.randint(1, int(expected.calls * early)) if how == "write" else None

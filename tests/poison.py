@@ -6,7 +6,7 @@ import torch
 
 from cnnrun.data.training_batches import TrainingBatches
 from cnnrun.tasks.classify import CrossEntropy
-from cnnrun.training import loop as train
+from cnnrun.training import loop
 from cnnrun.training import step as step_of_learning
 
 
@@ -45,7 +45,7 @@ def after_backward(monkeypatch, at: int, spoil) -> None:
                 spoil(learner)
         return loss
 
-    monkeypatch.setattr(train, "backward", poisoned)
+    monkeypatch.setattr(loop, "backward", poisoned)
 
 
 def poison_gradient(monkeypatch, at: int, value: float) -> None:
@@ -64,7 +64,7 @@ def poison_weight(monkeypatch, at: int, value: float) -> None:
             with torch.no_grad():
                 learner.network.get_parameter("layers.linear1.linear.weight")[0, 0] = value
 
-    monkeypatch.setattr(train, "update", poisoned)
+    monkeypatch.setattr(loop, "update", poisoned)
 
 
 def poison_statistic(monkeypatch, at: int, value: float) -> None:

@@ -13,13 +13,12 @@ from pathlib import Path
 import pytest
 
 from cnnrun.base.errors import Interrupted
-from cnnrun.training import checkpoints as checkpoint
-from cnnrun.training import loop as train
+from cnnrun.training import checkpoints, loop
 
 
 def digest(run: Path) -> str:
     """Everything that must repeat: the last checkpoint's tensors and state, metrics.jsonl, and which is the best."""
-    saved = checkpoint.load_newest(run / "checkpoints", "latest", pytest.fail)
+    saved = checkpoints.load_newest(run / "checkpoints", "latest", pytest.fail)
     assert saved is not None
     found = hashlib.sha256(json.dumps(saved.state, sort_keys=True).encode())
     for part, tensors in sorted(saved.parts.items()):
@@ -33,7 +32,7 @@ def digest(run: Path) -> str:
 @contextmanager
 def stopped_at(step: int) -> Iterator[None]:
     """SIGTERM arrives while optimizer step `step` is under way, and the training in this context ends by it."""
-    real = train.backward
+    real = loop.backward
 
     def stepping(learner, job, batch, number):
         if number == step:
@@ -41,7 +40,7 @@ def stopped_at(step: int) -> Iterator[None]:
         return real(learner, job, batch, number)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(train, "backward", stepping)
+        patched.setattr(loop, "backward", stepping)
         with pytest.raises(Interrupted) as stopped:
             yield
     assert stopped.value.exit_code == 128 + signal.SIGTERM

@@ -23,8 +23,8 @@ from conftest import TINY, save_picture
 from resumed import digest
 from several import forked, outcome
 
-from cnnrun.experiment import schema as experiment
-from cnnrun.results import operations as commands
+from cnnrun.experiment import schema
+from cnnrun.results import operations
 
 # Where trainings are killed: before a call of these, the first to the n-th that there are in two epochs.
 PLACES = {
@@ -51,7 +51,7 @@ class Chain:
 
 def run_command(words: list[str], place: str | None, nth: int) -> int:
     """Run the command in this process, which is killed at the n-th call of `place`; returns its exit code."""
-    from cnnrun.commands import app as cli
+    from cnnrun.commands import app
 
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patched:
@@ -64,7 +64,7 @@ def run_command(words: list[str], place: str | None, nth: int) -> int:
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
         try:
-            cli.main()
+            app.main()
         except SystemExit as left:
             return int(left.code or 0)
     return 0
@@ -170,8 +170,8 @@ def _differences(folder: Path) -> list[str]:
 
 
 def _trained(folder: Path, text: str) -> Path:
-    made = experiment.parse(text, "tiny.yaml", ["name=tiny"])
-    trained = outcome(*forked(lambda: commands.train(made, folder / "whole", torch.device("cpu"), resume=False)))
+    made = schema.parse(text, "tiny.yaml", ["name=tiny"])
+    trained = outcome(*forked(lambda: operations.train(made, folder / "whole", torch.device("cpu"), resume=False)))
     return Path(trained["run"])
 
 

@@ -15,7 +15,7 @@ from cnnrun.base.progress import bar
 from cnnrun.contracts.batch import Batch
 from cnnrun.contracts.layer import Facts, Split
 from cnnrun.contracts.objects import ObjectTable
-from cnnrun.data import training_batches as batches
+from cnnrun.data import training_batches
 from cnnrun.data.augment.random_slots import Draws
 from cnnrun.data.augment.settings import Augment
 from cnnrun.data.dataset import Data, Examples, index
@@ -54,7 +54,7 @@ def test_any_step_from_anywhere_is_the_same_batch(examples):
 @pytest.mark.parametrize("ahead", [1, 50_000, 10**9])
 def test_how_many_are_prepared_at_once_changes_no_bit(examples, ahead, monkeypatch):
     expected = [made(examples).at(step) for step in range(60)]
-    monkeypatch.setattr(batches, "AHEAD_BYTES", ahead)
+    monkeypatch.setattr(training_batches, "AHEAD_BYTES", ahead)
     other = made(examples)
     assert all(same(other.at(step), batch) for step, batch in enumerate(expected))
 
@@ -177,7 +177,7 @@ def test_where_one_begins_changes_no_bit(asked, size, drop_last):
 
 @pytest.mark.parametrize("ahead", [1, 4, 50])
 def test_reading_ahead_gives_the_same_and_names_what_fails(examples, ahead, monkeypatch):
-    monkeypatch.setattr(batches, "AHEAD_BYTES", 1)
+    monkeypatch.setattr(training_batches, "AHEAD_BYTES", 1)
     plain = made(examples)
     with closing(
         TrainingBatches(examples, Augment(shift=0.2, rotate=9), 32, plain.steps_per_epoch, 3, CPU, prefetch=ahead)
@@ -221,7 +221,7 @@ def test_targets_are_as_wide_as_their_own_batch_from_wherever_one_begins(crowded
     widths = {batch.targets["boxes"].shape[1] for batch in walked}
     assert max(widths) >= 300 > 10 * sorted(widths)[len(widths) // 2]
     assert not mosaic or len(widths) > 3
-    monkeypatch.setattr(batches, "AHEAD_BYTES", 10**9)
+    monkeypatch.setattr(training_batches, "AHEAD_BYTES", 10**9)
     whole = made(crowded, batch=5, augment=augment)
     for step, batch in enumerate(walked):
         again = whole.at(step)

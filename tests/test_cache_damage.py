@@ -28,8 +28,7 @@ from conftest import save_picture
 from cnnrun.base.atomic_files import Folder
 from cnnrun.base.errors import StorageError
 from cnnrun.base.progress import bar
-from cnnrun.data import block_hashes, cache, cached_split
-from cnnrun.data import storage as store
+from cnnrun.data import block_hashes, cache, cached_split, storage
 from cnnrun.data.dataset import Data, index
 from cnnrun.data.decode import Decoder
 from cnnrun.data.prepare import prepare
@@ -151,8 +150,8 @@ def test_pictures_are_hashed_when_first_taken_and_never_again(data, monkeypatch)
     made = prepare(of_memory(data, ON_DISK), index(data), bar)
     train = made.splits["train"]
     seen = []
-    real = store.has_changed
-    monkeypatch.setattr(store, "has_changed", lambda pixels, hashes: seen.append(len(pixels)) or real(pixels, hashes))
+    real = storage.has_changed
+    monkeypatch.setattr(storage, "has_changed", lambda pixels, hashes: seen.append(len(pixels)) or real(pixels, hashes))
     half = torch.arange(len(train) // 2)
     train.take(half)
     train.take(half)

@@ -238,12 +238,12 @@ def test_hidden_files_and_folders_named_like_pictures_are_left_out(trained_run, 
     ],
 )
 def test_memory_and_disk_troubles_are_one_line(error, code, tiny, run_cli, monkeypatch):
-    from cnnrun.results import operations as commands
+    from cnnrun.results import operations
 
     def trouble(*args):
         raise error
 
-    monkeypatch.setattr(commands, "checked", trouble)
+    monkeypatch.setattr(operations, "checked", trouble)
     got, _, err = run_cli("check", tiny)
     assert (got, len(err.splitlines())) == (code, 1)
 
@@ -254,12 +254,12 @@ OWN = [OSError(28, "No space left on device", "runs/x"), FileNotFoundError(2, "n
 @pytest.mark.parametrize("error", OWN)
 def test_an_error_of_our_own_is_a_bug_with_its_traceback(error, tiny, run_cli, monkeypatch):
     """Only what the writing module could not write is the disk's fault."""
-    from cnnrun.results import operations as commands
+    from cnnrun.results import operations
 
     def trouble(*args):
         raise error
 
-    monkeypatch.setattr(commands, "checked", trouble)
+    monkeypatch.setattr(operations, "checked", trouble)
     code, _, err = run_cli("check", tiny)
     assert code == 1
     assert err.startswith("Traceback")

@@ -9,9 +9,8 @@ import torch
 
 from cnnrun.base.errors import DataError
 from cnnrun.data.training_batches import TrainingBatches
-from cnnrun.experiment import assemble
-from cnnrun.experiment import schema as experiment
-from cnnrun.results import operations as commands
+from cnnrun.experiment import assemble, schema
+from cnnrun.results import operations
 from cnnrun.training.learner import Learner
 from cnnrun.training.step import backward, update
 
@@ -20,7 +19,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 CPU = torch.device("cpu")
 
 
-def data_of(tried: experiment.Experiment, monkeypatch):
+def data_of(tried: schema.Experiment, monkeypatch):
     monkeypatch.chdir(ROOT)
     try:
         return assemble.dataset(tried)
@@ -30,7 +29,7 @@ def data_of(tried: experiment.Experiment, monkeypatch):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_it_starts_at_chance_and_steps_down(path, monkeypatch, tmp_path):
-    tried = experiment.load(path, ["train.batch=32", "train.ema=null"])
+    tried = schema.load(path, ["train.batch=32", "train.ema=null"])
     data = data_of(tried, monkeypatch)
     learning = Learner(job := assemble.job(tried, data, None, None, CPU))
     batch = TrainingBatches(data.splits["train"], job.augment, 32, 10, 0, CPU).at(0)
@@ -56,7 +55,7 @@ def test_its_header_says_what_score_time_and_command(path):
 
 
 def test_fashion_vgg_has_at_most_half_a_million_parameters():
-    tried = experiment.load(ROOT / "configs" / "fashion-vgg.yaml")
+    tried = schema.load(ROOT / "configs" / "fashion-vgg.yaml")
     from cnnrun.contracts.layer import Facts
 
     assert assemble.network(tried, Facts(tuple("0123456789"), (1, 28, 28))).parameters <= 500_000
@@ -71,7 +70,7 @@ def test_digits_reach_98_percent(tmp_path):
     """
     reached = []
     for seed in range(4):
-        tried = experiment.load(ROOT / "configs" / "digits.yaml", [f"seed={seed}", f"data.split.seed={seed}"])
-        run = commands.train(tried, tmp_path, CPU, resume=False)["run"]
-        reached.append(commands.evaluate(Path(run), tmp_path, CPU, "test")["numbers"]["accuracy"])
+        tried = schema.load(ROOT / "configs" / "digits.yaml", [f"seed={seed}", f"data.split.seed={seed}"])
+        run = operations.train(tried, tmp_path, CPU, resume=False)["run"]
+        reached.append(operations.evaluate(Path(run), tmp_path, CPU, "test")["numbers"]["accuracy"])
     assert sum(reached) / 4 >= 0.98, reached

@@ -17,13 +17,11 @@ from conftest import TINY
 from resumed import digest, stopped_at
 
 from cnnrun.base.errors import CheckpointError
-from cnnrun.data import training_batches as batches
-from cnnrun.experiment import schema as experiment
+from cnnrun.data import training_batches
+from cnnrun.experiment import schema
 from cnnrun.experiment.schema import Experiment
-from cnnrun.results import operations as commands
-from cnnrun.training import checkpoints as checkpoint
-from cnnrun.training import loop as train
-from cnnrun.training import optimizers as optim
+from cnnrun.results import operations
+from cnnrun.training import checkpoints, loop, optimizers
 from cnnrun.training import step as step_of_learning
 from cnnrun.training.learner import Learner
 from cnnrun.training.schedules import OneCycle
@@ -42,7 +40,7 @@ HALF = "train.precision=float16"
 
 
 def tried(*overrides: str) -> Experiment:
-    return experiment.parse(TINY, "tiny.yaml", ["name=tiny", *RICH, *overrides])
+    return schema.parse(TINY, "tiny.yaml", ["name=tiny", *RICH, *overrides])
 
 
 @pytest.fixture(autouse=True)
@@ -58,19 +56,19 @@ def _the_first_epoch_is_the_best(monkeypatch):
     monkeypatch.setattr(Learner, "evaluate", worse_each_time)
     monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=64.0, growth_interval=6))
     # Memory runs out at step 5 for batches in two parts.
-    backward = train.backward
+    backward = loop.backward
 
     def short(learner, job, batch, step):
         if step == 5 and len(batch.parts) == 2:
             raise MemoryError
         return backward(learner, job, batch, step)
 
-    monkeypatch.setattr(train, "backward", short)
+    monkeypatch.setattr(loop, "backward", short)
 
 
 def cut_short(root: Path, made: Experiment, steps: int) -> Path:
     with stopped_at(steps - 1):
-        commands.train(made, root, CPU, resume=True)
+        operations.train(made, root, CPU, resume=True)
     return root / "tiny" / "1"
 
 
@@ -81,7 +79,7 @@ def whole(tmp_path_factory):
     def of(*overrides: str) -> str:
         if overrides not in made:
             root = tmp_path_factory.mktemp("whole")
-            made[overrides] = digest(Path(commands.train(tried(*overrides), root, CPU, resume=False)["run"]))
+            made[overrides] = digest(Path(operations.train(tried(*overrides), root, CPU, resume=False)["run"]))
         return made[overrides]
 
     return of
@@ -91,11 +89,11 @@ def whole(tmp_path_factory):
 def test_with_everything_the_resumed_run_is_the_same(tmp_path, whole, overrides):
     expected = whole(*overrides)
     run = cut_short(tmp_path, tried(*overrides), CUT)
-    commands.train(tried(*overrides), tmp_path, CPU, resume=True)
+    operations.train(tried(*overrides), tmp_path, CPU, resume=True)
     assert digest(run) == expected
 
 
-Saved = checkpoint.Checkpoint
+Saved = checkpoints.Checkpoint
 Spoil = Callable[[Learner, Saved], Saved]
 
 
@@ -103,8 +101,8 @@ def forgetting(spoil: Spoil) -> Callable[[pytest.MonkeyPatch], None]:
     """What is restored is first spoilt."""
 
     def apply(patched: pytest.MonkeyPatch) -> None:
-        real = train._restored
-        patched.setattr(train, "_restored", lambda learner, saved, *rest: real(learner, spoil(learner, saved), *rest))
+        real = loop._restored
+        patched.setattr(loop, "_restored", lambda learner, saved, *rest: real(learner, spoil(learner, saved), *rest))
 
     return apply
 
@@ -142,14 +140,14 @@ def scaler(name: str) -> Callable[[pytest.MonkeyPatch], None]:
 
 
 def classes_reversed(patched: pytest.MonkeyPatch) -> None:
-    real = commands.dataset
+    real = operations.dataset
 
     def other(made):
         data = real(made)
         facts = replace(data.facts, classes=data.facts.classes[::-1], fingerprint="of other classes")
         return replace(data, facts=facts)
 
-    patched.setattr(commands, "dataset", other)
+    patched.setattr(operations, "dataset", other)
 
 
 def schedule_from_zero(patched: pytest.MonkeyPatch) -> None:
@@ -158,18 +156,18 @@ def schedule_from_zero(patched: pytest.MonkeyPatch) -> None:
 
 
 def order_of_another_epoch(patched: pytest.MonkeyPatch) -> None:
-    real = batches.uniform_order
+    real = training_batches.uniform_order
 
     def other(count):
         order = real(count)
         return lambda seed, epoch: order(seed, epoch - 1)
 
-    patched.setattr(batches, "uniform_order", other)
+    patched.setattr(training_batches, "uniform_order", other)
 
 
 def draws_of_another_epoch(patched: pytest.MonkeyPatch) -> None:
-    real = batches.Draws
-    patched.setattr(batches, "Draws", lambda seed, epoch, *rest: real(seed, epoch - 1, *rest))
+    real = training_batches.Draws
+    patched.setattr(training_batches, "Draws", lambda seed, epoch, *rest: real(seed, epoch - 1, *rest))
 
 
 def generator_as_it_is(patched: pytest.MonkeyPatch) -> None:
@@ -178,18 +176,18 @@ def generator_as_it_is(patched: pytest.MonkeyPatch) -> None:
 
 
 def average_from_zero(patched: pytest.MonkeyPatch) -> None:
-    real = optim.Ema.update
-    patched.setattr(optim.Ema, "update", lambda self, step: real(self, step - CUT))
+    real = optimizers.Ema.update
+    patched.setattr(optimizers.Ema, "update", lambda self, step: real(self, step - CUT))
 
 
 def epoch_from_its_start(patched: pytest.MonkeyPatch) -> None:
-    real = batches.TrainingBatches.at
-    patched.setattr(batches.TrainingBatches, "at", lambda self, step: real(self, step - CUT % 17))
+    real = training_batches.TrainingBatches.at
+    patched.setattr(training_batches.TrainingBatches, "at", lambda self, step: real(self, step - CUT % 17))
 
 
 def part_of_the_gradients(patched: pytest.MonkeyPatch) -> None:
     """As if it had been saved between two micro-batches, without the first one's gradients."""
-    real = train.backward
+    real = loop.backward
 
     def later_ones(learner, job, batch, step):
         loss = real(learner, job, batch, step)
@@ -200,7 +198,7 @@ def part_of_the_gradients(patched: pytest.MonkeyPatch) -> None:
                 (-sum(losses.values()) * (len(first) / batch.whole)).backward()
         return loss
 
-    patched.setattr(train, "backward", later_ones)
+    patched.setattr(loop, "backward", later_ones)
 
 
 CONTROLS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], tuple[str, ...]]] = {
@@ -237,7 +235,7 @@ CONTROLS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], tuple[str, ...]]
 
 def test_there_are_controls_for_every_counter():
     named = {cell.cell_contents for spoil, _ in CONTROLS.values() for cell in _cells(spoil)}
-    assert {field.name for field in fields(train.State)} <= named
+    assert {field.name for field in fields(loop.State)} <= named
     assert len(CONTROLS) >= 16
 
 
@@ -259,7 +257,7 @@ def test_without_it_the_result_differs(tmp_path, whole, dropped):
     with pytest.MonkeyPatch.context() as patched:
         spoil(patched)
         try:
-            commands.train(tried(*overrides), tmp_path, CPU, resume=True)
+            operations.train(tried(*overrides), tmp_path, CPU, resume=True)
         except (CheckpointError, KeyError):
             return  # it was noticed before a step was taken
     assert digest(run) != expected
@@ -268,9 +266,9 @@ def test_without_it_the_result_differs(tmp_path, whole, dropped):
 def test_every_step_can_be_gone_on_from(tmp_path):
     """24 of 24."""
     made = tried("train.epochs=2", "train.batch=92", "train.save_every=1", "train.keep=1000")
-    run = Path(commands.train(made, tmp_path, CPU, resume=False)["run"])
+    run = Path(operations.train(made, tmp_path, CPU, resume=False)["run"])
     expected = digest(run)
-    found = checkpoint.generations(run / "checkpoints")
+    found = checkpoints.generations(run / "checkpoints")
     assert [int(path.name[5:]) for path in found] == list(range(1, 25))
     for place, path in enumerate(found):
         root = tmp_path / f"from {path.name}"
@@ -280,5 +278,5 @@ def test_every_step_can_be_gone_on_from(tmp_path):
         (there / "checkpoints" / "latest").write_text(path.name)
         for later in found[place + 1 :]:
             shutil.rmtree(there / "checkpoints" / later.name)
-        commands.train(made, root, CPU, resume=True)
+        operations.train(made, root, CPU, resume=True)
         assert digest(there) == expected, path.name

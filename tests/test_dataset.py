@@ -227,11 +227,11 @@ def test_every_source_says_what_it_is(kind):
 
 
 def test_given_statistics_are_used_and_measured_ones_are_written_down(trained_run, tiny):
-    from cnnrun.experiment import schema as experiment
+    from cnnrun.experiment import schema
 
     given = Data.model_validate({"source": "digits", "image": {"mean": [100.0], "std": [50.0]}})
     assert (prepared(given).facts.mean, prepared(given).facts.std) == ((100.0,), (50.0,))
-    written = experiment.load(trained_run / "config.yaml")
-    measured = prepared(experiment.load(tiny).data).facts
+    written = schema.load(trained_run / "config.yaml")
+    measured = prepared(schema.load(tiny).data).facts
     assert (tuple(written.data.image.mean), tuple(written.data.image.std)) == (measured.mean, measured.std)
     assert prepared(written.data).facts == measured

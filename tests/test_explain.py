@@ -16,7 +16,7 @@ from torch import nn
 
 from cnnrun.base.errors import ConfigError
 from cnnrun.experiment.schema import parse
-from cnnrun.explain import run_method as explaining
+from cnnrun.explain import run_method
 from cnnrun.explain.layer_names import Place, captured, features, passing_back, places, projected
 from cnnrun.explain.methods.gradients import cams, slopes_of
 from cnnrun.explain.methods.invariance import changes
@@ -25,7 +25,7 @@ from cnnrun.explain.methods.patches import strongest
 from cnnrun.explain.methods.worst import worst
 from cnnrun.explain.subject import Shown, aimed, said_of
 from cnnrun.model.network import build, materialize
-from cnnrun.results import operations as commands
+from cnnrun.results import operations
 
 CPU = torch.device("cpu")
 COMMANDS = ("filters", "features", "top", "deconv", "occlude", "gradcam", "saliency", "evolve", "invariance", "embed")
@@ -157,8 +157,8 @@ def test_top_is_what_looking_at_every_picture_finds(batch, run):
 
 
 def test_top_tells_where_each_patch_lies(run, tmp_path):
-    asked = explaining.Asked(run, Path("runs"), CPU, tmp_path / "top.png", "val")
-    data = explaining.top(asked, "model[1]", [0, 5], 1)
+    asked = run_method.Asked(run, Path("runs"), CPU, tmp_path / "top.png", "val")
+    data = run_method.top(asked, "model[1]", [0, 5], 1)
     assert [each["channel"] for each in data["channels"]] == [0, 5]
     for patch in data["channels"][0]["patches"]:
         (row, column), (x1, y1, x2, y2) = patch["cell"], patch["box"]
@@ -217,7 +217,7 @@ model:
   - global_avg_pool: {from: a}
 train: {epochs: 1, batch: 256}
 """
-    done = commands.train(parse(text, "aside.yaml"), tmp_path, CPU, resume=False)
+    done = operations.train(parse(text, "aside.yaml"), tmp_path, CPU, resume=False)
     code, _, err = run_cli("explain", "gradcam", done["run"], "--layer", "unused")
     assert code == 2
     assert err.startswith("--layer model[1].conv: nothing that the network says comes from it")
@@ -228,7 +228,7 @@ def test_a_change_of_nothing_moves_nothing(run):
     for change in changes((1, 8, 8), CPU):
         identity = change.matrix_S23[0 if "shift" not in change.name else len(change.amounts) // 2]
         assert torch.allclose(identity, torch.eye(2, 3), atol=1e-6), change.name
-    data = explaining.invariance(explaining.Asked(run, Path("runs"), CPU, count=2), ["stem", "model[3]"], None)
+    data = run_method.invariance(run_method.Asked(run, Path("runs"), CPU, count=2), ["stem", "model[3]"], None)
     assert data["layers"] == ["model[0].conv", "model[3].residual"]
     assert len(data["curves"]) == 6
     for curve in data["curves"]:
@@ -242,8 +242,8 @@ def test_a_change_of_nothing_moves_nothing(run):
 
 
 def test_evolve_shows_each_checkpoint_and_ends_where_top_is(run):
-    asked = explaining.Asked(run, Path("runs"), CPU, split="val")
-    data = explaining.evolve(asked, "last", [1, 2], 1)
+    asked = run_method.Asked(run, Path("runs"), CPU, split="val")
+    data = run_method.evolve(asked, "last", [1, 2], 1)
     steps = list(dict.fromkeys(each["step"] for each in data["patches"]))
     assert len(steps) == 4
     assert steps == sorted(steps)
@@ -268,8 +268,8 @@ def test_evolve_needs_two_checkpoints(trained_run, run_cli, tmp_path):
 
 def test_embeddings_are_the_layers_means_and_a_probe_reads_them(run, tmp_path):
     path = tmp_path / "vectors.npz"
-    asked = explaining.Asked(run, Path("runs"), CPU, path, "val")
-    data = explaining.embed(asked, ["stem", "last"], "pca", True)
+    asked = run_method.Asked(run, Path("runs"), CPU, path, "val")
+    data = run_method.embed(asked, ["stem", "last"], "pca", True)
     kept = np.load(path)
     run_ = opened(run, split="val")
     examples = run_.examples()
@@ -283,14 +283,14 @@ def test_embeddings_are_the_layers_means_and_a_probe_reads_them(run, tmp_path):
     assert rows["model[7].conv"] > 0.3  # ten classes
     assert (tmp_path / "vectors.png").exists()
     with pytest.raises(ConfigError, match="is there already"):
-        explaining.embed(asked, ["last"], "pca", False)
+        run_method.embed(asked, ["last"], "pca", False)
 
 
 def test_embeddings_as_parquet_and_a_map_by_tsne(run, tmp_path):
     from pyarrow.parquet import read_table
 
-    asked = explaining.Asked(run, Path("runs"), CPU, tmp_path / "v.parquet", "val")
-    explaining.embed(asked, ["model[8]"], "tsne", False)
+    asked = run_method.Asked(run, Path("runs"), CPU, tmp_path / "v.parquet", "val")
+    run_method.embed(asked, ["model[8]"], "tsne", False)
     table = read_table(tmp_path / "v.parquet")
     assert table.column_names == ["features", "picture", "map", "labels"]
     assert len(table["features"][0]) == 12

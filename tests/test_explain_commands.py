@@ -16,12 +16,12 @@ from torch import nn
 
 from cnnrun.base.errors import DataError
 from cnnrun.experiment.schema import load, parse
-from cnnrun.explain import run_method as explaining
+from cnnrun.explain import run_method
 from cnnrun.explain.methods.gradients import slopes_of
 from cnnrun.explain.methods.worst import worst
 from cnnrun.explain.subject import aimed, said_of
-from cnnrun.results import operations as commands
-from cnnrun.results.studies import ablate as ablating
+from cnnrun.results import operations
+from cnnrun.results.studies import ablate
 
 CPU = torch.device("cpu")
 COMMANDS = ("filters", "features", "top", "deconv", "occlude", "gradcam", "saliency", "evolve", "invariance", "embed")
@@ -56,7 +56,7 @@ def test_a_layer_that_is_not_there_is_named_with_its_alternatives(command, run, 
     def no_data(*_):
         raise AssertionError("data is read before the layer's name is")
 
-    monkeypatch.setattr(explaining, "eval_data", no_data)
+    monkeypatch.setattr(run_method, "eval_data", no_data)
     code, _, err = run_cli("explain", command, run, "--layer", "stemm")
     assert code == 2
     assert err.startswith("--layer stemm: no such layer; did you mean 'stem'")
@@ -104,10 +104,10 @@ def test_other_wrong_words_are_named(run, run_cli, tmp_path):
 
 
 def test_leaving_out_is_the_network_without(run):
-    asked = explaining.Asked(run, Path("runs"), CPU)
-    data = ablating.ablate(asked, ["model[3]"], [], retrain=False)
+    asked = run_method.Asked(run, Path("runs"), CPU)
+    data = ablate.ablate(asked, ["model[3]"], [], retrain=False)
     as_it_is, without = data["variants"]
-    numbers = commands.evaluate(run, Path("runs"), CPU, "val")["numbers"]
+    numbers = operations.evaluate(run, Path("runs"), CPU, "val")["numbers"]
     assert as_it_is["accuracy"] == numbers["accuracy"]
     subject = opened(run).subject
     network = copy.deepcopy(subject.given.network)
@@ -292,7 +292,7 @@ def test_a_bad_file_is_named(run, tmp_path):
 def small_run(root: Path, data: str, model: str, task: str = "classify", more: str = "") -> Path:
     """A run of one epoch."""
     text = f"task: {task}\nname: small\ndata: {data}\nmodel: {model}\ntrain: {{epochs: 1, batch: 16{more}}}\n"
-    return Path(commands.train(parse(text, "small.yaml"), root, CPU, resume=False)["run"])
+    return Path(operations.train(parse(text, "small.yaml"), root, CPU, resume=False)["run"])
 
 
 def test_a_network_without_convs(tmp_path, run_cli):
@@ -320,7 +320,7 @@ def test_a_probe_learns_from_a_part_that_may_lack_a_class(tmp_path, monkeypatch)
     monkeypatch.setattr(module, "_MOST_PROBED", 20)
     data = arrays(tmp_path / "a.npz", [0, 1] * 60 + [2] * 4)
     run = small_run(tmp_path, data, "[{conv: {out_channels: 4, activation: relu}}, global_avg_pool]")
-    found = explaining.embed(explaining.Asked(run, tmp_path, CPU, split="val"), [], "pca", True)
+    found = run_method.embed(run_method.Asked(run, tmp_path, CPU, split="val"), [], "pca", True)
     assert 0 <= found["layers"][0]["accuracy"] <= 1
     assert "learned from 20 pictures of train and measured on 20" in found["caption"]
 
@@ -348,17 +348,17 @@ def test_of_two_pictures_the_vectors_are_written_all_the_same(run, tmp_path):
 
 
 def test_names_that_are_no_text_have_a_place_in_parquet(run, tmp_path):
-    packed = explaining._packed({"features": np.zeros((1, 2)), "picture": np.array(["a\udcff.png"])}, ".parquet")
+    packed = run_method._packed({"features": np.zeros((1, 2)), "picture": np.array(["a\udcff.png"])}, ".parquet")
     assert packed[:4] == b"PAR1"
 
 
 def test_a_channel_asked_for_twice_is_drawn_once(run):
-    data = explaining.top(explaining.Asked(run, Path("runs"), CPU, split="val"), "stem", [3, 3, 1], 1)
+    data = run_method.top(run_method.Asked(run, Path("runs"), CPU, split="val"), "stem", [3, 3, 1], 1)
     assert [each["channel"] for each in data["channels"]] == [3, 1]
 
 
 def test_invariance_takes_layers_without_maps(run):
-    data = explaining.invariance(explaining.Asked(run, Path("runs"), CPU, count=1), ["model[8]"], None)
+    data = run_method.invariance(run_method.Asked(run, Path("runs"), CPU, count=1), ["model[8]"], None)
     assert data["layers"] == ["model[8].global_avg_pool"]
 
 
@@ -387,7 +387,7 @@ def test_a_repeat_loses_its_layer_in_every_turn_when_trained_anew(run, run_cli, 
     assert err.startswith("--remove repeat1.2.conv1: no such layer")
     run_ = opened(run)
     known = [place for place in run_.subject.places if place.module != "head"]
-    variant = ablating._without(ablating._as_written(known), "model[4].repeat.layers[0].conv")
+    variant = ablate._without(ablate._as_written(known), "model[4].repeat.layers[0].conv")
     assert variant.title == "without model[4].repeat.layers[0].conv"
     code, _, err = run_cli("explain", "ablate", run, "--remove", "model[3]", "--retrain", "--split", "val")
     assert code == 2
@@ -395,9 +395,7 @@ def test_a_repeat_loses_its_layer_in_every_turn_when_trained_anew(run, run_cli, 
 
 
 def test_a_layer_and_what_holds_it_are_counted_once(run):
-    data = ablating.ablate(
-        explaining.Asked(run, Path("runs"), CPU), ["model[3],model[3].residual.layers[0]"], [], False
-    )
+    data = ablate.ablate(run_method.Asked(run, Path("runs"), CPU), ["model[3],model[3].residual.layers[0]"], [], False)
     whole, without = (row["parameters"] for row in data["variants"])
     inside = opened(run).subject.given.network.layers.residual1
     assert without == whole - sum(value.numel() for value in inside.parameters())

@@ -23,18 +23,17 @@ from hypothesis.strategies import DrawFn, composite
 
 from cnnrun.base.errors import UserError
 from cnnrun.data import manifest
-from cnnrun.data.sources import lfw_pairs as pairs
+from cnnrun.data.sources import lfw_pairs
 from cnnrun.data.sources.arrays import Arrays
 from cnnrun.data.sources.coco import Coco
 from cnnrun.data.sources.idx import Idx
 from cnnrun.data.sources.shards import Shards
 from cnnrun.data.sources.table import Table
 from cnnrun.data.sources.voc import Voc
-from cnnrun.experiment import schema as experiment
+from cnnrun.experiment import schema
 from cnnrun.experiment.weights_source import read_weights, weights_of_checkpoint
-from cnnrun.results import gallery_file as gallery
-from cnnrun.training import checkpoints as checkpoint
-from cnnrun.training import run_records
+from cnnrun.results import gallery_file
+from cnnrun.training import checkpoints, run_records
 
 EXAMPLES = int(os.environ.get("CNNRUN_FUZZ_EXAMPLES", "40"))
 SPECIAL = [
@@ -110,8 +109,8 @@ def idx_of(what: int, *shape: int) -> bytes:
 
 
 def gallery_bytes(folder: Path) -> bytes:
-    made = gallery.made("0" * 64, {"ann": np.eye(2, 4, dtype=np.float32), "bob": np.eye(1, 4, dtype=np.float32)})
-    gallery.write(folder / "g.safetensors", made)
+    made = gallery_file.made("0" * 64, {"ann": np.eye(2, 4, dtype=np.float32), "bob": np.eye(1, 4, dtype=np.float32)})
+    gallery_file.write(folder / "g.safetensors", made)
     return (folder / "g.safetensors").read_bytes()
 
 
@@ -130,20 +129,24 @@ RESULT = b"""{"steps": 3, "best_step": 2, "best": {"val/loss": 0.5}, "seconds": 
 YAML = b"task: classify\ndata: {source: digits}\nmodel:\n  - conv: 4\n  - flatten\n"
 CSV = b"path,label,split\n0.png,a,train\n1.png,b,train\n2.png,a,val\n"
 PARSERS: dict[str, tuple[str, Callable[[Path], bytes], Callable[[Path], object]]] = {
-    "yaml": ("c.yaml", lambda root: YAML, lambda p: experiment.load(p)),
+    "yaml": ("c.yaml", lambda root: YAML, lambda p: schema.load(p)),
     "csv": ("t.csv", lambda root: CSV, lambda p: Table(path=str(p)).read()),
     "coco": ("t.json", lambda root: coco(), lambda p: Coco(train=str(p)).read()),
     "voc": ("Annotations/0.xml", lambda root: voc(), lambda p: Voc(root=str(p.parent.parent)).read()),
     "npz": ("a.npz", lambda root: npz(), lambda p: Arrays(path=str(p)).read()),
     "idx": ("train-images-idx3-ubyte", lambda root: idx_of(0x803, 4, 8, 8), lambda p: Idx(root=str(p.parent)).read()),
     "tar": ("t.tar", lambda root: tar(), lambda p: Shards(train=str(p)).read()),
-    "pairs": ("p.txt", lambda root: b"2\t1\nann\t1\t2\nann\t1\tbob\t2\nbob\t1\t2\nbob\t2\tann\t1\n", pairs.people_of),
+    "pairs": (
+        "p.txt",
+        lambda root: b"2\t1\nann\t1\t2\nann\t1\tbob\t2\nbob\t1\t2\nbob\t2\tann\t1\n",
+        lfw_pairs.people_of,
+    ),
     "manifest": (
         "m",
         lambda root: b"a" * 64 + b"  0.png\n",
         lambda p: manifest.differences(p, [p.parent / "0.png"], p.parent),
     ),
-    "gallery": ("g.safetensors", gallery_bytes, gallery.read),
+    "gallery": ("g.safetensors", gallery_bytes, gallery_file.read),
     "weights": ("w.safetensors", lambda root: safetensors.torch.save({"w": torch.ones(3)}, {"a": "b"}), read_weights),
     "image": ("0.png", lambda root: png(), lambda p: _image(p)),
     "metrics": (
@@ -212,7 +215,7 @@ def test_a_changed_checkpoint_gives_an_answer_or_an_error_of_the_users(tmp_path,
         if name != "manifest.json":
             damage.reseal(generation)
         try:
-            weights_of_checkpoint(checkpoint.load(generation))
+            weights_of_checkpoint(checkpoints.load(generation))
         except UserError as error:
             assert error.exit_code == 3
 

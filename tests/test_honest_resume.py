@@ -12,16 +12,16 @@ from conftest import TINY, save_picture
 from resumed import stopped_at
 
 from cnnrun.base.errors import CheckpointError
-from cnnrun.experiment import schema as experiment
-from cnnrun.results import operations as commands
-from cnnrun.training import run_folder as runs
+from cnnrun.experiment import schema
+from cnnrun.results import operations
+from cnnrun.training import run_folder
 
 CPU = torch.device("cpu")
 
 
-def over(root: Path, *more: str) -> experiment.Experiment:
+def over(root: Path, *more: str) -> schema.Experiment:
     data = f"data={{source: {{folder: '{root}'}}, image: {{size: 8, channels: 1}}, split: {{val: 0.2}}}}"
-    return experiment.parse(TINY, "tiny.yaml", ["name=tiny", data, "train.batch=8", *more])
+    return schema.parse(TINY, "tiny.yaml", ["name=tiny", data, "train.batch=8", *more])
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def pets(tmp_path) -> Path:
 def unfinished(pets, tmp_path) -> Path:
     """A run that was stopped at its second step."""
     with stopped_at(1):
-        commands.train(over(pets), tmp_path / "runs", CPU, resume=False)
+        operations.train(over(pets), tmp_path / "runs", CPU, resume=False)
     return tmp_path / "runs" / "tiny" / "1"
 
 
@@ -45,12 +45,12 @@ MACHINE = {
     "torch": lambda patched: patched.setattr(torch, "__version__", "9.9.9"),
     "threads": lambda patched: patched.setattr(torch, "get_num_threads", lambda: 7),
     "cpu_capability": lambda patched: patched.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "Z80"),
-    "pillow": lambda patched: patched.setattr(runs, "version", lambda name: "0.1"),
-    "cnnrun": lambda patched: patched.setattr(runs, "__version__", "0.0"),
-    "python": lambda patched: patched.setattr(runs.platform, "python_version", lambda: "2.7"),
-    "ranks": lambda patched: patched.setattr(runs, "environment", _of_five_ranks),
+    "pillow": lambda patched: patched.setattr(run_folder, "version", lambda name: "0.1"),
+    "cnnrun": lambda patched: patched.setattr(run_folder, "__version__", "0.0"),
+    "python": lambda patched: patched.setattr(run_folder.platform, "python_version", lambda: "2.7"),
+    "ranks": lambda patched: patched.setattr(run_folder, "environment", _of_five_ranks),
 }
-_environment = runs.environment
+_environment = run_folder.environment
 
 
 def _of_five_ranks(device, ranks=1):
@@ -67,11 +67,11 @@ def test_another_machine_is_said_and_strictly_refused(unfinished, pets, tmp_path
     with pytest.MonkeyPatch.context() as patched:
         MACHINE[what](patched)
         with pytest.raises(CheckpointError, match=f"{what} was .*, is ") as refused:
-            commands.train(over(pets), tmp_path / "runs", CPU, resume=True, strict=True)
+            operations.train(over(pets), tmp_path / "runs", CPU, resume=True, strict=True)
         assert len(refused.value.lines) == 2
         assert everything(unfinished) == before
         capfd.readouterr()
-        commands.train(over(pets), tmp_path / "runs", CPU, resume=True)
+        operations.train(over(pets), tmp_path / "runs", CPU, resume=True)
     (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith(f"{what} was ")]
     assert line.endswith("the result may differ in its last bits from an uninterrupted run's")
 
@@ -88,24 +88,24 @@ def test_another_machine_is_said_and_strictly_refused(unfinished, pets, tmp_path
 )
 def test_other_settings_are_said_and_strictly_refused(unfinished, pets, tmp_path, capfd, setting, said):
     with pytest.raises(CheckpointError, match=f"of other settings: {said}"):
-        commands.train(over(pets, setting), tmp_path / "runs", CPU, resume=True, strict=True)
+        operations.train(over(pets, setting), tmp_path / "runs", CPU, resume=True, strict=True)
     assert not (tmp_path / "runs" / "tiny" / "2").exists()
     capfd.readouterr()
-    made = commands.train(over(pets, setting), tmp_path / "runs", CPU, resume=True)
+    made = operations.train(over(pets, setting), tmp_path / "runs", CPU, resume=True)
     assert made["run"].endswith("/2")
     assert f"of other settings: {said}" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("setting", ["data.workers=1", "data.prefetch=3", "train.keep=5", "train.timeout=7"])
 def test_what_changes_no_bit_is_no_other_setting(unfinished, pets, tmp_path, setting):
-    made = commands.train(over(pets, setting), tmp_path / "runs", CPU, resume=True, strict=True)
+    made = operations.train(over(pets, setting), tmp_path / "runs", CPU, resume=True, strict=True)
     assert made["run"] == str(unfinished)
 
 
 def test_other_data_is_refused_with_what_changed(unfinished, pets, tmp_path):
     def refused(*, said: str) -> None:
         with pytest.raises(CheckpointError, match=said) as error:
-            commands.train(over(pets), tmp_path / "runs", CPU, resume=True)
+            operations.train(over(pets), tmp_path / "runs", CPU, resume=True)
         assert error.value.exit_code == 3
         assert len(error.value.lines) == 1
 
@@ -125,10 +125,10 @@ def test_a_machine_in_between_is_remembered(unfinished, pets, tmp_path):
     with pytest.MonkeyPatch.context() as patched:
         MACHINE["cpu_capability"](patched)
         with stopped_at(3):
-            commands.train(over(pets), tmp_path / "runs", CPU, resume=True)
+            operations.train(over(pets), tmp_path / "runs", CPU, resume=True)
     for _ in range(2):
         with pytest.raises(CheckpointError, match="cpu_capability was Z80, is "):
-            commands.train(over(pets), tmp_path / "runs", CPU, resume=True, strict=True)
+            operations.train(over(pets), tmp_path / "runs", CPU, resume=True, strict=True)
 
 
 def test_strictly_every_machine_before_counts_not_the_last_alone(unfinished, pets, tmp_path):
@@ -136,30 +136,30 @@ def test_strictly_every_machine_before_counts_not_the_last_alone(unfinished, pet
     with pytest.MonkeyPatch.context() as patched:
         MACHINE["threads"](patched)
         with stopped_at(3):
-            commands.train(over(pets), tmp_path / "runs", CPU, resume=True)
+            operations.train(over(pets), tmp_path / "runs", CPU, resume=True)
         with pytest.raises(CheckpointError, match="threads was 1, is 7"):
-            commands.train(over(pets), tmp_path / "runs", CPU, resume=True, strict=True)
+            operations.train(over(pets), tmp_path / "runs", CPU, resume=True, strict=True)
 
 
 def test_data_that_changes_before_the_first_checkpoint_is_refused_too(unfinished, pets, tmp_path):
     shutil.rmtree(unfinished / "checkpoints")
     save_picture(pets / "cat" / "3.png", seed=999, size=(8, 8))
     with pytest.raises(CheckpointError, match="3.png changed"):
-        commands.train(over(pets), tmp_path / "runs", CPU, resume=True)
+        operations.train(over(pets), tmp_path / "runs", CPU, resume=True)
 
 
 def test_a_run_that_another_process_finishes_meanwhile_is_left_alone(unfinished, pets, tmp_path, monkeypatch):
-    real = commands.refuse_unlearnable
+    real = operations.refuse_unlearnable
 
     def finishing(*arguments):
-        monkeypatch.setattr(commands, "refuse_unlearnable", real)
-        commands.train(over(pets), tmp_path / "runs", CPU, resume=True)
+        monkeypatch.setattr(operations, "refuse_unlearnable", real)
+        operations.train(over(pets), tmp_path / "runs", CPU, resume=True)
         finished.update(everything(unfinished))
         return real(*arguments)
 
     finished: dict[str, bytes] = {}
-    monkeypatch.setattr(commands, "refuse_unlearnable", finishing)
-    made = commands.train(over(pets), tmp_path / "runs", CPU, resume=True)
+    monkeypatch.setattr(operations, "refuse_unlearnable", finishing)
+    made = operations.train(over(pets), tmp_path / "runs", CPU, resume=True)
     assert made["run"] == str(unfinished)
     assert made["steps"] == 8
     assert everything(unfinished) == finished

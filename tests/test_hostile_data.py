@@ -23,12 +23,12 @@ from PIL.PngImagePlugin import PngInfo
 
 from cnnrun.base.errors import CheckpointError, DataError, Interrupted
 from cnnrun.base.progress import bar
-from cnnrun.data import image_files as pictures
+from cnnrun.data import image_files
 from cnnrun.data.dataset import Data, index
 from cnnrun.data.image_files import Image, load
 from cnnrun.data.prepare import prepare
-from cnnrun.experiment import schema as experiment
-from cnnrun.results import operations as commands
+from cnnrun.experiment import schema
+from cnnrun.results import operations
 
 SIZE = (10, 12)
 
@@ -209,14 +209,14 @@ def test_b19_names_of_all_kinds(tmp_path, run_cli):
 def test_b35_a_failing_disk_is_tried_three_times_then_named(tmp_path, monkeypatch):
     path = save_picture(tmp_path / "p.png", size=(12, 10))
     expected, failures = loaded(path), [5, 5]
-    real = pictures._read
+    real = image_files._read
 
     def flaky(item, listed):
         if failures:
             raise OSError(failures.pop(), "Input/output error")
         return real(item, listed)
 
-    monkeypatch.setattr(pictures, "_read", flaky)
+    monkeypatch.setattr(image_files, "_read", flaky)
     assert np.array_equal(loaded(path), expected)
     failures[:] = [116, 116, 116, 116]
     with pytest.raises(DataError, match=r"p\.png: cannot be read: Input/output error"):
@@ -249,7 +249,7 @@ def test_b38_data_that_changed_before_a_resume_is_named(picture_folder, tmp_path
 
     import torch
 
-    from cnnrun.training import loop as train
+    from cnnrun.training import loop
 
     text = f"""
 task: classify
@@ -257,17 +257,17 @@ data: {{source: {{folder: {picture_folder}}}, image: {{size: 8, channels: 3}}}}
 model: [flatten]
 train: {{epochs: 2, batch: 8}}
 """
-    tried = experiment.parse(text, "c.yaml", ["name=c"])
-    update = train.update
-    monkeypatch.setattr(train, "update", lambda *given: (update(*given), signal.raise_signal(signal.SIGINT)))
+    tried = schema.parse(text, "c.yaml", ["name=c"])
+    update = loop.update
+    monkeypatch.setattr(loop, "update", lambda *given: (update(*given), signal.raise_signal(signal.SIGINT)))
     with pytest.raises(Interrupted):
-        commands.train(tried, tmp_path, torch.device("cpu"), resume=False)
+        operations.train(tried, tmp_path, torch.device("cpu"), resume=False)
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def resumed() -> str:
         with pytest.raises(CheckpointError) as refused:
-            commands.train(tried, tmp_path, torch.device("cpu"), resume=True)
+            operations.train(tried, tmp_path, torch.device("cpu"), resume=True)
         assert refused.value.exit_code == 3
         return str(refused.value)
 

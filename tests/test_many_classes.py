@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from cnnrun.commands import report
 from cnnrun.contracts.layer import Facts
-from cnnrun.results import compare as comparing
+from cnnrun.results import compare
 from cnnrun.results.report import charts
 from cnnrun.results.report import write as reporting
 from cnnrun.results.report.classes import rows_shown
-from cnnrun.tasks import classification_metrics as metrics
+from cnnrun.tasks import classification_metrics
 from cnnrun.tasks.detection.task import _precision_recall
 from cnnrun.tasks.multilabel import Multilabel
 
@@ -29,12 +29,14 @@ NAMES = tuple(f"class {number}" for number in range(MANY))
 READABLE = 20_000  # characters: a few screens
 
 
-def classified(classes: int, count: int, seed: int = 0) -> tuple[metrics.Classified, np.ndarray, np.ndarray]:
+def classified(
+    classes: int, count: int, seed: int = 0
+) -> tuple[classification_metrics.Classified, np.ndarray, np.ndarray]:
     draw = np.random.default_rng(seed)
     labels, predicted = draw.integers(0, classes, (2, count))
     predicted = np.where(draw.random(count) < 0.5, labels, predicted)
     return (
-        metrics.Classified(classes, labels, predicted, draw.random(count), draw.random(count) < 0.7),
+        classification_metrics.Classified(classes, labels, predicted, draw.random(count), draw.random(count) < 0.7),
         labels,
         predicted,
     )
@@ -79,7 +81,7 @@ def test_a_draw_of_the_bootstrap_holds_no_matrix_of_the_classes():
 
 @given(st.lists(st.lists(st.integers(0, 3), min_size=4, max_size=4), min_size=4, max_size=4), st.integers(1, 20))
 def test_the_most_confused_pairs_are_the_largest_cells_off_the_diagonal(matrix, most):
-    pairs, among = metrics.most_confused(matrix, most)
+    pairs, among = classification_metrics.most_confused(matrix, most)
     cells = [(-count, a, b) for a, row in enumerate(matrix) for b, count in enumerate(row) if a != b and count]
     assert among == len(cells)
     assert pairs == [(a, b, -count, sum(matrix[a])) for count, a, b in sorted(cells)[:most]]
@@ -101,7 +103,7 @@ def test_eval_of_many_classes_prints_the_most_confused_pairs_and_the_ends_of_the
     report.evaluation(data)
     out = capsys.readouterr().out
     assert len(out) < READABLE
-    pairs, among = metrics.most_confused(data["matrices"]["confusion"], 20)
+    pairs, among = classification_metrics.most_confused(data["matrices"]["confusion"], 20)
     lines = [line.split("  ") for line in out.splitlines()]
     shown = [[cell.strip() for cell in line if cell.strip()] for line in lines]
     for true, said, count, of in pairs:
@@ -159,10 +161,10 @@ def test_lists_that_are_cut_say_so(capsys):
 
 def test_networks_of_other_classes_are_told_apart_in_a_line():
     other = [*NAMES[:700], "new", *NAMES[701:]]
-    said = comparing._things(list(NAMES), other)
+    said = compare._things(list(NAMES), other)
     assert said == "1,000 and 1,000; the first that differs is number 701: class 700 and new"
-    assert comparing._things(list(NAMES), list(NAMES[:-1])).endswith("number 1,000: class 999 and none")
-    assert comparing._things(["a"], ["b"]) == "['a'] and ['b']"
+    assert compare._things(list(NAMES), list(NAMES[:-1])).endswith("number 1,000: class 999 and none")
+    assert compare._things(["a"], ["b"]) == "['a'] and ['b']"
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
-from cnnrun.config import yaml_reader as yamlfile
+from cnnrun.config import yaml_reader
 from cnnrun.contracts.layer import Facts
 from cnnrun.model.builder import BuildError
 from cnnrun.model.network import build, flops, materialize
@@ -32,7 +32,7 @@ def facts(*shape: int) -> Facts:
 
 
 def built(text: str, *shape: int):
-    nodes, _, problems = yamlfile.parse_value(text, "f")
+    nodes, _, problems = yaml_reader.parse_value(text, "f")
     assert not problems
     return build(NODES.validate_python(nodes), Classify(), facts(*shape))
 

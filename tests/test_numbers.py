@@ -19,12 +19,10 @@ from several import on_ranks
 
 from cnnrun.base.errors import ConfigError, DataError
 from cnnrun.data.dataset import Data, index
-from cnnrun.experiment import assemble
-from cnnrun.experiment import schema as experiment
+from cnnrun.experiment import assemble, schema
 from cnnrun.export.onnx import Onnx
 from cnnrun.export.python_file import Code
-from cnnrun.results import compare as comparing
-from cnnrun.results import operations as commands
+from cnnrun.results import compare, operations
 
 CPU = torch.device("cpu")
 SIDE = 12
@@ -78,25 +76,25 @@ def pictures(tmp_path_factory) -> Path:
     return root
 
 
-def numbers(pictures: Path, *overrides: str, loss: str = "mse") -> experiment.Experiment:
+def numbers(pictures: Path, *overrides: str, loss: str = "mse") -> schema.Experiment:
     text = REGRESS.format(table=pictures / "t.csv", loss=loss)
-    return experiment.parse(text, "numbers.yaml", ["name=numbers", *overrides])
+    return schema.parse(text, "numbers.yaml", ["name=numbers", *overrides])
 
 
-def labels(pictures: Path, *overrides: str, loss: str = "bce") -> experiment.Experiment:
-    return experiment.parse(LABELS.format(table=pictures / "t.csv", loss=loss), "l.yaml", ["name=labels", *overrides])
+def labels(pictures: Path, *overrides: str, loss: str = "bce") -> schema.Experiment:
+    return schema.parse(LABELS.format(table=pictures / "t.csv", loss=loss), "l.yaml", ["name=labels", *overrides])
 
 
 @pytest.fixture(scope="module")
 def run(pictures, tmp_path_factory) -> Path:
     made = numbers(pictures, "train.epochs=25", loss="gaussian")
-    return Path(commands.train(made, tmp_path_factory.mktemp("runs"), CPU, resume=False)["run"])
+    return Path(operations.train(made, tmp_path_factory.mktemp("runs"), CPU, resume=False)["run"])
 
 
 @pytest.fixture(scope="module")
 def labelled(pictures, tmp_path_factory) -> Path:
     made = labels(pictures, "train.epochs=15")
-    return Path(commands.train(made, tmp_path_factory.mktemp("runs"), CPU, resume=False)["run"])
+    return Path(operations.train(made, tmp_path_factory.mktemp("runs"), CPU, resume=False)["run"])
 
 
 def copied(run: Path, root: Path) -> Path:
@@ -107,7 +105,7 @@ def copied(run: Path, root: Path) -> Path:
 
 
 def test_it_learns_numbers_of_any_scale_and_angles(run):
-    found = commands.evaluate(run, Path("runs"), CPU, None)
+    found = operations.evaluate(run, Path("runs"), CPU, None)
     assert found["split"] == "test"
     rows = {row["target"]: row for row in found["tables"]["per_target"]}
     assert rows["level"]["gain"] > 0.6
@@ -124,18 +122,18 @@ def test_every_loss_learns(pictures, tmp_path, loss):
     text = REGRESS.format(table=pictures / "t.csv", loss=loss)
     if angle:
         text = text.replace("angles: {turn: 360}", "columns: [level]")
-    made = experiment.parse(text, "n.yaml", ["name=n"])
-    result = commands.train(made, tmp_path, CPU, resume=False)
+    made = schema.parse(text, "n.yaml", ["name=n"])
+    result = operations.train(made, tmp_path, CPU, resume=False)
     assert result["best"]["val/gain"] > 0.3
 
 
 @pytest.mark.parametrize("loss", ["bce", "focal", "asymmetric"])
 def test_every_label_loss_learns_and_its_thresholds_are_kept(pictures, tmp_path, loss):
-    result = commands.train(labels(pictures, loss=loss), tmp_path, CPU, resume=False)
+    result = operations.train(labels(pictures, loss=loss), tmp_path, CPU, resume=False)
     assert result["best"]["val/mAP"] > 0.9
     given = assemble.trained(Path(result["run"]), tmp_path, CPU)[1]
     assert set(given.facts.chosen) == {"threshold of north", "threshold of south"}
-    again = commands.evaluate(Path(result["run"]), tmp_path, CPU, "val")
+    again = operations.evaluate(Path(result["run"]), tmp_path, CPU, "val")
     assert [row["threshold"] for row in again["tables"]["per_class"]] == list(
         given.task.thresholds(given.facts).values()
     )
@@ -148,25 +146,25 @@ def test_resumed_is_uninterrupted(pictures, tmp_path, kind):
         if kind == "gaussian"
         else labels(pictures, "train.epochs=3")
     )
-    whole = commands.train(made, tmp_path / "whole", CPU, resume=False)["run"]
+    whole = operations.train(made, tmp_path / "whole", CPU, resume=False)["run"]
     with stopped_at(13):
-        commands.train(made, tmp_path / "cut", CPU, resume=False)
-    part = commands.train(made, tmp_path / "cut", CPU, resume=True)["run"]
+        operations.train(made, tmp_path / "cut", CPU, resume=False)
+    part = operations.train(made, tmp_path / "cut", CPU, resume=True)["run"]
     assert digest(Path(whole)) == digest(Path(part))
 
 
 @pytest.mark.parametrize("make", [numbers, labels])
 def test_two_ranks_measure_what_one_does(pictures, tmp_path, make):
     made = make(pictures, "train.epochs=1")
-    run = commands.train(made, tmp_path, CPU, resume=False)["run"]
-    alone = commands.evaluate(Path(run), tmp_path, CPU, None)
-    for rank in on_ranks(2, lambda _: commands.evaluate(Path(run), tmp_path, CPU, None)):
+    run = operations.train(made, tmp_path, CPU, resume=False)["run"]
+    alone = operations.evaluate(Path(run), tmp_path, CPU, None)
+    for rank in on_ranks(2, lambda _: operations.evaluate(Path(run), tmp_path, CPU, None)):
         assert rank["numbers"] == alone["numbers"]
 
 
 def test_mixed_label_sets_and_micro_batches_are_learned_alike(pictures, tmp_path):
     made = labels(pictures, "data.augment={mixup: 0.4}", "train.accumulate=2", "train.epochs=2")
-    assert commands.train(made, tmp_path, CPU, resume=False)["best"]["val/mAP"] > 0.3
+    assert operations.train(made, tmp_path, CPU, resume=False)["best"]["val/mAP"] > 0.3
 
 
 # --- used -------------------------------------------------------------------------------------------------------------
@@ -208,26 +206,26 @@ def test_exported_is_the_network(pictures, tmp_path, form, loss):
         made = labels(pictures, "train.epochs=2")
     elif loss == "quantile":
         text = REGRESS.format(table=pictures / "t.csv", loss="{quantile: [0.1, 0.5, 0.9]}")
-        made = experiment.parse(
+        made = schema.parse(
             text.replace("angles: {turn: 360}", "columns: [place, level]"), "n", ["name=n", "train.epochs=2"]
         )
     else:
         made = numbers(pictures, "train.epochs=2", loss=loss)
-    run = Path(commands.train(made, tmp_path, CPU, resume=False)["run"])
-    report = commands.exported(form, run, tmp_path, None, None)
+    run = Path(operations.train(made, tmp_path, CPU, resume=False)["run"])
+    report = operations.exported(form, run, tmp_path, None, None)
     assert report["passed"]
     assert report["samples_compared"] >= 64
 
 
 def test_an_exported_file_says_what_its_numbers_are(run, labelled, tmp_path):
-    path = Path(commands.exported(Onnx(), run, tmp_path, None, tmp_path / "n.onnx")["path"])
+    path = Path(operations.exported(Onnx(), run, tmp_path, None, tmp_path / "n.onnx")["path"])
     said = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert json.loads(said["values"]) == ["level", "turn", "place"]
     assert json.loads(said["angles"]) == {"turn": 360.0}
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     values, deviations = session.run(None, {"pixels": np.full((3, SIDE, SIDE, 1), 90, np.uint8)})
     assert values.shape == deviations.shape == (3, 3)
-    path = Path(commands.exported(Onnx(), labelled, tmp_path, None, tmp_path / "l.onnx")["path"])
+    path = Path(operations.exported(Onnx(), labelled, tmp_path, None, tmp_path / "l.onnx")["path"])
     said = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     given = assemble.trained(labelled, tmp_path, CPU)[1]
     assert json.loads(said["thresholds"]) == given.task.thresholds(given.facts)
@@ -262,7 +260,7 @@ def test_a_turned_picture_has_another_angle(pictures, tmp_path):
 
 def test_tasks_want_what_the_source_gives(pictures):
     with pytest.raises(ConfigError, match="table gives numbers; multilabel learns label sets"):
-        experiment.parse(
+        schema.parse(
             LABELS.format(table=pictures / "t.csv", loss="bce").replace("labels: marks", "numbers: level"), "l.yaml", []
         )
     with pytest.raises(ConfigError, match="balanced needs one label a picture"):
@@ -272,13 +270,15 @@ def test_tasks_want_what_the_source_gives(pictures):
 
 
 def test_numbers_of_other_columns_are_not_compared(pictures, run, tmp_path):
-    other = commands.train(numbers(pictures, "task.regress.columns=[level, turn]"), tmp_path, CPU, resume=False)["run"]
-    (pair,) = comparing.compare([run, Path(other)], tmp_path, CPU, None)["pairs"]
+    other = operations.train(numbers(pictures, "task.regress.columns=[level, turn]"), tmp_path, CPU, resume=False)[
+        "run"
+    ]
+    (pair,) = compare.compare([run, Path(other)], tmp_path, CPU, None)["pairs"]
     assert pair["tests"] == []
     assert "numbers of other things" in pair["unpaired"]
 
 
-def facts_of(made: experiment.Experiment):
+def facts_of(made: schema.Experiment):
     return assemble.dataset(made).facts
 
 
@@ -313,6 +313,6 @@ def test_boxes_that_are_counted_are_learned_and_measured(tmp_path):
     model: [{conv: {out_channels: 4, stride: 4, norm: batch, activation: relu}}, global_avg_pool]
     train: {epochs: 1, batch: 16, monitor: val/mae}
     """
-    run = commands.train(experiment.parse(text, "c.yaml", ["name=c"]), tmp_path, CPU, resume=False)["run"]
-    found = commands.evaluate(Path(run), tmp_path, CPU, None)
+    run = operations.train(schema.parse(text, "c.yaml", ["name=c"]), tmp_path, CPU, resume=False)["run"]
+    found = operations.evaluate(Path(run), tmp_path, CPU, None)
     assert len(found["tables"]["per_target"]) == 10

@@ -20,14 +20,12 @@ from several import forked, free_port, on_ranks, outcome, ranked, wait_for
 
 from cnnrun.base.errors import ConfigError, DataError, Elsewhere, Interrupted, NonFiniteError, ResourceError
 from cnnrun.base.ranks import Ranks, joined
-from cnnrun.data import decode as decoding
+from cnnrun.data import decode
 from cnnrun.data.dataset import Examples
 from cnnrun.data.training_batches import TrainingBatches, share
-from cnnrun.experiment import assemble
-from cnnrun.experiment import schema as experiment
-from cnnrun.results import operations as commands
-from cnnrun.training import checkpoints as checkpoint
-from cnnrun.training import loop as train
+from cnnrun.experiment import assemble, schema
+from cnnrun.results import operations
+from cnnrun.training import checkpoints, loop
 from cnnrun.training import step as step_of_learning
 from cnnrun.training.evaluate import evaluate
 from cnnrun.training.learner import Learner
@@ -38,8 +36,8 @@ NORMED = "model=[{conv: {out_channels: 4, norm: batch, activation: relu}}, {conv
 STEPS = ["train.epochs=4", "train.batch=60", "data.augment={shift: 0.2, rotate: 8, mixup: 0.3}"]
 
 
-def tried(*overrides: str) -> experiment.Experiment:
-    return experiment.parse(TINY, "tiny.yaml", ["name=tiny", *overrides])
+def tried(*overrides: str) -> schema.Experiment:
+    return schema.parse(TINY, "tiny.yaml", ["name=tiny", *overrides])
 
 
 class OneOf(Ranks):
@@ -53,13 +51,13 @@ def trained(root: Path, size: int, *overrides: str, resume: bool = False) -> lis
     """What each rank's training returned or raised."""
 
     def run(rank: int) -> object:
-        return commands.train(tried(*overrides), root, CPU, resume)
+        return operations.train(tried(*overrides), root, CPU, resume)
 
     return [run(0)] if size == 1 else on_ranks(size, run)
 
 
-def saved(root: Path) -> checkpoint.Checkpoint:
-    found = checkpoint.load_newest(root / "tiny" / "1" / "checkpoints", "latest", pytest.fail)
+def saved(root: Path) -> checkpoints.Checkpoint:
+    found = checkpoints.load_newest(root / "tiny" / "1" / "checkpoints", "latest", pytest.fail)
     assert found is not None
     return found
 
@@ -206,7 +204,7 @@ def test_ranks_repeat_and_resume_to_the_bit(tmp_path, monkeypatch, size):
         return real(learner, job, batch, step)
 
     with monkeypatch.context() as patched:
-        patched.setattr(train, "backward", stepping)
+        patched.setattr(loop, "backward", stepping)
         for stopped in trained(tmp_path / "c", size, *settings, resume=True):
             assert isinstance(stopped, Interrupted), stopped
             assert "stopped at step 21 " in stopped.lines[0]
@@ -221,7 +219,7 @@ def test_another_number_of_ranks_on_resuming_is_said_and_keeps_the_order(tmp_pat
         return step_of_learning.backward(learner, job, batch, step)
 
     with monkeypatch.context() as patched:
-        patched.setattr(train, "backward", stop)
+        patched.setattr(loop, "backward", stop)
         assert isinstance(trained(tmp_path / "cut", 2, PLAIN, *STEPS)[0], Interrupted)
     capfd.readouterr()
     trained(tmp_path / "cut", 1, PLAIN, *STEPS, resume=True)
@@ -285,7 +283,7 @@ def test_pictures_are_decoded_once_a_host(tmp_path, monkeypatch):
     for label, name in enumerate(("cat", "dog")):
         for number in range(40):
             save_picture(tmp_path / "pets" / name / f"{number}.png", seed=100 * label + number, size=(8, 8))
-    real, log = decoding.Decoder.block, tmp_path / "log"
+    real, log = decode.Decoder.block, tmp_path / "log"
 
     def noted(self, numbers, run):
         with log.open("a") as file:
@@ -293,7 +291,7 @@ def test_pictures_are_decoded_once_a_host(tmp_path, monkeypatch):
         time.sleep(0.3)
         return real(self, numbers, run)
 
-    monkeypatch.setattr(decoding.Decoder, "block", noted)
+    monkeypatch.setattr(decode.Decoder, "block", noted)
     data = (
         f"data={{source: {{folder: '{tmp_path / 'pets'}'}}, image: {{size: 8, channels: 1}}, cache_dir: '{tmp_path}'}}"
     )
@@ -303,7 +301,7 @@ def test_pictures_are_decoded_once_a_host(tmp_path, monkeypatch):
 
 
 def test_memory_that_runs_out_on_one_rank_makes_all_micro_batches_smaller(tmp_path, monkeypatch):
-    real = train.backward
+    real = loop.backward
 
     def short(learner, job, batch, step):
         if job.ranks.rank == 1 and max(batch.parts) > 16:
@@ -311,7 +309,7 @@ def test_memory_that_runs_out_on_one_rank_makes_all_micro_batches_smaller(tmp_pa
         return real(learner, job, batch, step)
 
     with monkeypatch.context() as patched:
-        patched.setattr(train, "backward", short)
+        patched.setattr(loop, "backward", short)
         results = trained(tmp_path / "short", 2)
         assert all(isinstance(each, dict) for each in results), results
     trained(tmp_path / "set", 2, "train.accumulate=2")
@@ -537,7 +535,7 @@ def test_what_cannot_be_told_to_the_others_is_an_error_for_all():
 @pytest.mark.parametrize("error", [ZeroDivisionError("ours"), KeyError("ours")])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_fails_by_a_bug_takes_the_others_down(tmp_path, monkeypatch, error, rank):
-    real = train.backward
+    real = loop.backward
 
     def failing(learner, job, batch, step):
         if step == 20 and job.ranks.rank == rank:
@@ -546,7 +544,7 @@ def test_a_rank_that_fails_by_a_bug_takes_the_others_down(tmp_path, monkeypatch,
 
     began = time.monotonic()
     with monkeypatch.context() as patched:
-        patched.setattr(train, "backward", failing)
+        patched.setattr(loop, "backward", failing)
         results = trained(tmp_path, 2, "train.timeout=10")
     assert time.monotonic() - began < 40
     assert type(results[rank]) is type(error)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cnnrun.contracts.task import Measured
-from cnnrun.results import compare as comparing
+from cnnrun.results import compare
 from cnnrun.results.compare import bootstrapped, holm, mcnemar
 from cnnrun.tasks.classification_metrics import Bins, Classified, Present
 from cnnrun.tasks.intervals import bounds, draws, interval, intervals, spread, wilson
@@ -156,7 +156,7 @@ def pair(draw: np.random.Generator, gain: float = 0.0) -> bool:
     """Two networks that are right on the same hard and easy pictures, and of that the second a part more often."""
     labels, ease = draw.integers(0, 5, 500), draw.beta(4, 0.7, 500)
     first, other = (measured(draw.random(500) < part, labels, draw) for part in (ease, ease + gain * (1 - ease)))
-    return any(row["distinguishable"] for row in comparing.tested(first, other))
+    return any(row["distinguishable"] for row in compare.tested(first, other))
 
 
 @pytest.mark.slow

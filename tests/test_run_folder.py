@@ -18,30 +18,28 @@ from supervised import PLACES, WRITING, chain
 
 from cnnrun.base import atomic_files, locks
 from cnnrun.base.errors import CheckpointError, Interrupted, ResourceError, StorageError
-from cnnrun.experiment import schema as experiment
-from cnnrun.results import operations as commands
-from cnnrun.training import checkpoints as checkpoint
-from cnnrun.training import loop as train
-from cnnrun.training import run_folder as runs
+from cnnrun.experiment import schema
+from cnnrun.results import operations
+from cnnrun.training import checkpoints, loop, run_folder
 from cnnrun.training.learner import Learner
 
 CPU = torch.device("cpu")
 
 
-def tried(*overrides: str) -> experiment.Experiment:
-    return experiment.parse(TINY, "tiny.yaml", ["name=tiny", "train.epochs=3", *overrides])
+def tried(*overrides: str) -> schema.Experiment:
+    return schema.parse(TINY, "tiny.yaml", ["name=tiny", "train.epochs=3", *overrides])
 
 
 def at_step(monkeypatch, step: int, action) -> None:
     """Do something while that step is under way."""
-    real = train.backward
+    real = loop.backward
 
     def backward(learner, job, batch, number):
         if number == step:
             action()
         return real(learner, job, batch, number)
 
-    monkeypatch.setattr(train, "backward", backward)
+    monkeypatch.setattr(loop, "backward", backward)
 
 
 @pytest.mark.parametrize("step", [3, 20])
@@ -53,14 +51,14 @@ def test_a_run_that_is_moved_is_saved_where_it_is_and_ends(tmp_path, monkeypatch
         with pytest.raises(
             StorageError, match="was moved or deleted while the run was training; step .* is saved in it"
         ):
-            commands.train(tried(), tmp_path / "runs", CPU, resume=False)
+            operations.train(tried(), tmp_path / "runs", CPU, resume=False)
     assert not run.exists()
-    saved = checkpoint.load_newest(there / "checkpoints", "latest", pytest.fail)
+    saved = checkpoints.load_newest(there / "checkpoints", "latest", pytest.fail)
     assert saved is not None
     there.rename(run)
-    again = commands.train(tried(), tmp_path / "runs", CPU, resume=True)
+    again = operations.train(tried(), tmp_path / "runs", CPU, resume=True)
     assert again["run"] == str(run)
-    whole = commands.train(tried(), tmp_path / "whole", CPU, resume=False)["run"]
+    whole = operations.train(tried(), tmp_path / "whole", CPU, resume=False)["run"]
     assert digest(run) == digest(Path(whole))
 
 
@@ -70,7 +68,7 @@ def test_a_run_that_is_deleted_ends_and_is_not_made_again(tmp_path, monkeypatch,
     with monkeypatch.context() as patched:
         at_step(patched, 20, lambda: shutil.rmtree(run / what))
         with pytest.raises(StorageError) as ended:
-            commands.train(tried(), tmp_path / "runs", CPU, resume=False)
+            operations.train(tried(), tmp_path / "runs", CPU, resume=False)
     assert ended.value.exit_code == 5
     assert not (run / "checkpoints").exists()
 
@@ -87,7 +85,7 @@ def test_metrics_that_are_taken_away_end_the_run(tmp_path, monkeypatch, how):
     with monkeypatch.context() as patched:
         at_step(patched, 20, take_away)
         with pytest.raises(StorageError, match=r"metrics.jsonl: was removed or replaced"):
-            commands.train(tried(), tmp_path / "runs", CPU, resume=False)
+            operations.train(tried(), tmp_path / "runs", CPU, resume=False)
 
 
 def test_a_signal_is_heeded_within_a_batch_of_validation(tmp_path, monkeypatch):
@@ -109,11 +107,11 @@ def test_a_signal_is_heeded_within_a_batch_of_validation(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(Learner, "_averaged", slow)
         with pytest.raises(Interrupted, match="stopped while val was measured after step 17, which is saved") as left:
-            commands.train(tried("train.batch=64"), tmp_path / "runs", CPU, resume=False)
+            operations.train(tried("train.batch=64"), tmp_path / "runs", CPU, resume=False)
     assert left.value.exit_code == 143
     assert len(batches) == 2
-    run = Path(commands.train(tried(), tmp_path / "runs", CPU, resume=True)["run"])
-    assert digest(run) == digest(Path(commands.train(tried(), tmp_path / "whole", CPU, resume=False)["run"]))
+    run = Path(operations.train(tried(), tmp_path / "runs", CPU, resume=True)["run"])
+    assert digest(run) == digest(Path(operations.train(tried(), tmp_path / "whole", CPU, resume=False)["run"]))
 
 
 @pytest.mark.slow
@@ -179,12 +177,14 @@ def test_memory_is_known_to_have_run_out_wherever_it_does(tmp_path, monkeypatch,
             raise error
         return real(self_or_learner, *rest)
 
-    target, name = (TrainingBatches, "_prepare") if place == "augmentation" else (train, "backward")
+    target, name = (TrainingBatches, "_prepare") if place == "augmentation" else (loop, "backward")
     real = getattr(target, name)
-    expected = Path(commands.train(tried("train.accumulate=2", "train.epochs=1"), tmp_path / "set", CPU, False)["run"])
+    expected = Path(
+        operations.train(tried("train.accumulate=2", "train.epochs=1"), tmp_path / "set", CPU, False)["run"]
+    )
     with monkeypatch.context() as patched:
         patched.setattr(target, name, short)
-        run = Path(commands.train(tried("train.epochs=1"), tmp_path / "short", CPU, False)["run"])
+        run = Path(operations.train(tried("train.epochs=1"), tmp_path / "short", CPU, False)["run"])
     assert "memory ran out at step 0: from here on in 2 micro-batches" in capfd.readouterr().err
     assert digest(run) == digest(expected)
 
@@ -211,20 +211,20 @@ def test_what_was_reached_is_saved_before_the_end(tmp_path, monkeypatch, place):
             raise error
         return real(*arguments)
 
-    target, name = (TrainingBatches, "_prepare") if place == "augmentation" else (train, "backward")
+    target, name = (TrainingBatches, "_prepare") if place == "augmentation" else (loop, "backward")
     real = getattr(target, name)
     monkeypatch.setattr("cnnrun.data.training_batches.AHEAD_BYTES", 1)
     with monkeypatch.context() as patched:
         patched.setattr(target, name, failing)
         with pytest.raises(ZeroDivisionError if place == "an own mistake" else ResourceError, match="ours|12 GiB"):
-            commands.train(tried("train.accumulate=2"), tmp_path, CPU, resume=False)
-    saved = checkpoint.load_newest(tmp_path / "tiny" / "1" / "checkpoints", "latest", pytest.fail)
+            operations.train(tried("train.accumulate=2"), tmp_path, CPU, resume=False)
+    saved = checkpoints.load_newest(tmp_path / "tiny" / "1" / "checkpoints", "latest", pytest.fail)
     assert saved is not None
     assert saved.state["training"]["step"] == 9
 
 
 def test_memory_that_runs_out_in_the_optimizer_saves_no_half_changed_weights(tmp_path, monkeypatch):
-    real = train.update
+    real = loop.update
 
     def half(learner, job, step, factor):
         if step == 20:
@@ -234,11 +234,11 @@ def test_memory_that_runs_out_in_the_optimizer_saves_no_half_changed_weights(tmp
         real(learner, job, step, factor)
 
     with monkeypatch.context() as patched:
-        patched.setattr(train, "update", half)
+        patched.setattr(loop, "update", half)
         with pytest.raises(ResourceError, match="in the optimizer's step 20.*the last checkpoint stands"):
-            commands.train(tried(), tmp_path / "runs", CPU, resume=False)
-    run = Path(commands.train(tried(), tmp_path / "runs", CPU, resume=True)["run"])
-    assert digest(run) == digest(Path(commands.train(tried(), tmp_path / "whole", CPU, resume=False)["run"]))
+            operations.train(tried(), tmp_path / "runs", CPU, resume=False)
+    run = Path(operations.train(tried(), tmp_path / "runs", CPU, resume=True)["run"])
+    assert digest(run) == digest(Path(operations.train(tried(), tmp_path / "whole", CPU, resume=False)["run"]))
 
 
 # --- disks -----------------------------------------------------------------------------------------------------------
@@ -252,7 +252,7 @@ def test_a_disk_without_locks_has_a_way_to_go_on(tmp_path, monkeypatch, capfd, n
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", none)
-    with runs.held(tmp_path):
+    with run_folder.held(tmp_path):
         assert (tmp_path / "lock.held").exists() or (tmp_path / "lock").exists()
         holder = outcome(*forked(lambda: _try_to_hold(tmp_path)))
         assert holder == "in use"
@@ -263,7 +263,7 @@ def test_a_disk_without_locks_has_a_way_to_go_on(tmp_path, monkeypatch, capfd, n
 
 def _try_to_hold(run: Path) -> str:
     try:
-        with runs.held(run):
+        with run_folder.held(run):
             return "held"
     except StorageError:
         return "in use"
@@ -278,7 +278,7 @@ def test_a_holder_that_is_killed_holds_no_longer(tmp_path, monkeypatch):
         def hold(folder=folder, number=number) -> None:
             if number:
                 _without_locks(number)
-            with runs.held(folder):
+            with run_folder.held(folder):
                 (folder / "held").touch()
                 time.sleep(100)
 
@@ -361,14 +361,14 @@ def test_what_a_killed_process_left_of_a_file_goes_with_the_next_write_of_it(tmp
 
 
 def test_a_result_that_is_damaged_is_written_anew_once_it_is_removed(tmp_path):
-    result = commands.train(tried(), tmp_path, CPU, resume=False)
+    result = operations.train(tried(), tmp_path, CPU, resume=False)
     run = Path(result["run"])
     before = digest(run)
     (run / "result.json").write_text("[]")
     with pytest.raises(CheckpointError, match="remove it, and --resume writes it anew"):
-        commands.train(tried(), tmp_path, CPU, resume=True)
+        operations.train(tried(), tmp_path, CPU, resume=True)
     (run / "result.json").unlink()
-    again = commands.train(tried(), tmp_path, CPU, resume=True)
+    again = operations.train(tried(), tmp_path, CPU, resume=True)
     assert again["run"] == str(run)
     assert (again["steps"], again["best"]) == (result["steps"], result["best"])
     assert digest(run) == before

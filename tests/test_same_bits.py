@@ -12,8 +12,8 @@ import torch
 from conftest import save_picture
 
 from cnnrun.base.errors import Interrupted
-from cnnrun.experiment import schema as experiment
-from cnnrun.results import operations as commands
+from cnnrun.experiment import schema
+from cnnrun.results import operations
 
 CONFIG = """
 task: classify
@@ -56,13 +56,13 @@ def digest(run: Path) -> str:
 
 def config(root: Path, tmp_path: Path, workers: int, prefetch: int, kind: str, *more: str):
     settings = [f"data.workers={workers}", f"data.prefetch={prefetch}", f"data.cache={kind}"]
-    return experiment.parse(
+    return schema.parse(
         CONFIG.format(root=root), "c.yaml", ["name=c", f"data.cache_dir={tmp_path / 'cache'}", *settings, *more]
     )
 
 
 def trained(tried, runs: Path, resume: bool = False) -> Path:
-    return Path(commands.train(tried, runs, torch.device("cpu"), resume)["run"])
+    return Path(operations.train(tried, runs, torch.device("cpu"), resume)["run"])
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +82,10 @@ def test_nor_when_it_changes_at_a_resume(root, expected, tmp_path, monkeypatch):
     """Stopped at steps 7 and 19, each time with other threads, other reading ahead and another place for pictures."""
     import signal
 
-    from cnnrun.training import loop as train
+    from cnnrun.training import loop
 
     steps = 0
-    update = train.update
+    update = loop.update
 
     def counted(*arguments):
         nonlocal steps
@@ -94,7 +94,7 @@ def test_nor_when_it_changes_at_a_resume(root, expected, tmp_path, monkeypatch):
         if steps in (7, 19):
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(train, "update", counted)
+    monkeypatch.setattr(loop, "update", counted)
     for workers, prefetch, kind in ((0, 0, "memory"), (2, 3, "none")):
         with pytest.raises(Interrupted):
             trained(config(root, tmp_path, workers, prefetch, kind), tmp_path / "runs", resume=True)

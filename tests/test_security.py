@@ -226,7 +226,7 @@ def test_s7_nothing_is_asked_of_the_network(tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY)
 
     def everything() -> list[str]:
-        from cnnrun.commands import app as cli
+        from cnnrun.commands import app
 
         seen: list[str] = []
         watched = (
@@ -252,7 +252,7 @@ def test_s7_nothing_is_asked_of_the_network(tmp_path):
         for words in commands:
             sys.argv = ["cnnrun", *words.split()]
             try:
-                cli.main()
+                app.main()
             except SystemExit as left:
                 assert not left.code, words
         return seen

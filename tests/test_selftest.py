@@ -11,18 +11,17 @@ from torch import nn
 
 from cnnrun.base.errors import SelftestError
 from cnnrun.data.training_batches import TrainingBatches
-from cnnrun.experiment import assemble
-from cnnrun.experiment import schema as experiment
+from cnnrun.experiment import assemble, schema
 from cnnrun.results.studies import selftest
 from cnnrun.tasks.classify import CrossEntropy
-from cnnrun.training import checkpoints as checkpoint
+from cnnrun.training import checkpoints
 from cnnrun.training.learner import Learner
 
 CPU = torch.device("cpu")
 
 
 def verdicts(*overrides: str) -> dict[str, bool | None]:
-    result = selftest.selftest(experiment.parse(TINY, "tiny.yaml", ["name=tiny", *overrides]), CPU)
+    result = selftest.selftest(schema.parse(TINY, "tiny.yaml", ["name=tiny", *overrides]), CPU)
     return {row["check"]: row["passed"] for row in result["checks"]}
 
 
@@ -72,7 +71,7 @@ def test_what_does_not_repeat(monkeypatch):
 
 
 def test_what_is_not_restored(monkeypatch):
-    real = checkpoint.load
+    real = checkpoints.load
     monkeypatch.setattr(
         Learner, "restore", lambda self, saved, *rest: self.network.load_state_dict(real(saved.path).parts["model"])
     )

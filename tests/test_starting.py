@@ -17,15 +17,14 @@ from PIL import ImageDraw
 
 from cnnrun.base.errors import ConfigError, DataError
 from cnnrun.data.guess_source import source_of
-from cnnrun.experiment import init_config as starting
-from cnnrun.experiment import schema as experiment
-from cnnrun.results import operations as commands
+from cnnrun.experiment import init_config, schema
+from cnnrun.results import operations
 
 
 @pytest.fixture(autouse=True)
 def _steady_speed(monkeypatch):
     """A machine whose speed is always the same: 3x32x32 at 1,000 pictures/s, others in proportion."""
-    monkeypatch.setattr(starting, "_speed", lambda layers, shape, batch: 1000 * 3072 / np.prod(shape))
+    monkeypatch.setattr(init_config, "_speed", lambda layers, shape, batch: 1000 * 3072 / np.prod(shape))
 
 
 def shape(path: Path, seed: int, kind: str, size: int = 44) -> Path:
@@ -63,9 +62,9 @@ def messy(tmp_path) -> Path:
     return root
 
 
-def started(data: object, out: Path, **how) -> tuple[dict, experiment.Experiment]:
-    found = starting.start(str(data), "classify", out, how.pop("minutes", 3.0))
-    return found, experiment.load(out)
+def started(data: object, out: Path, **how) -> tuple[dict, schema.Experiment]:
+    found = init_config.start(str(data), "classify", out, how.pop("minutes", 3.0))
+    return found, schema.load(out)
 
 
 @pytest.mark.slow
@@ -79,8 +78,8 @@ def test_a_messy_folder_gives_a_config_that_trains_well(messy, tmp_path):
     assert "# 3 cannot be decoded" in text
     assert "training leaves them out" in text
     torch.manual_seed(0)
-    run = commands.train(tried, tmp_path / "runs", torch.device("cpu"), resume=False)
-    measured = commands.evaluate(Path(run["run"]), tmp_path / "runs", torch.device("cpu"), None)
+    run = operations.train(tried, tmp_path / "runs", torch.device("cpu"), resume=False)
+    measured = operations.evaluate(Path(run["run"]), tmp_path / "runs", torch.device("cpu"), None)
     assert measured["split"] == "test"
     assert measured["numbers"]["accuracy"] > 0.8
 

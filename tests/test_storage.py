@@ -23,15 +23,15 @@ from several import forked, outcome, wait_for
 
 from cnnrun.base.atomic_files import Folder
 from cnnrun.base.errors import CheckpointError, StorageError, UserError
-from cnnrun.experiment import schema as experiment
-from cnnrun.results import operations as commands
-from cnnrun.training import checkpoints as checkpoint
+from cnnrun.experiment import schema
+from cnnrun.results import operations
+from cnnrun.training import checkpoints
 
 CPU = torch.device("cpu")
 ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EXDEV)
 
 
-def parts(seed: int) -> checkpoint.Parts:
+def parts(seed: int) -> checkpoints.Parts:
     generator = torch.Generator().manual_seed(seed)
     return {
         "model": {"w": torch.randn(50, generator=generator), "n": torch.tensor(seed)},
@@ -44,15 +44,15 @@ def save(folder: Path, step: int, keep: int = 2) -> None:
     """As training saves: the best is every third."""
     if not folder.exists():
         folder.mkdir(parents=True)
-    checkpoint.save(Folder(folder), step, parts(step), {"training": {"step": step}})
+    checkpoints.save(Folder(folder), step, parts(step), {"training": {"step": step}})
     if step % 3 == 0:
-        checkpoint.point(Folder(folder), "best", f"step-{step:08d}")
-    checkpoint.prune(Folder(folder), keep)
+        checkpoints.point(Folder(folder), "best", f"step-{step:08d}")
+    checkpoints.prune(Folder(folder), keep)
 
 
 def newest(folder: Path) -> int:
     """The step of the sound checkpoint that would be gone on from; nothing may be said about damage."""
-    found = checkpoint.load_newest(folder, "latest", pytest.fail)
+    found = checkpoints.load_newest(folder, "latest", pytest.fail)
     assert found is not None
     step = int(found.state["training"]["step"])
     assert torch.equal(found.parts["ema"]["w"], parts(step)["ema"]["w"])
@@ -115,23 +115,23 @@ def test_kills_while_saving_cost_nothing(tmp_path, how):
             os.kill(pid, signal.SIGKILL)
         assert outcome(pid, pipe) == -signal.SIGKILL
         for pointer in ("latest", "best"):
-            name = checkpoint.pointed_at(folder, pointer)
+            name = checkpoints.pointed_at(folder, pointer)
             if pointer == "latest" or had_best or name:  # once there, always there
-                checkpoint.load(folder / str(name))
+                checkpoints.load(folder / str(name))
         had_best = had_best or (folder / "best").exists()
         assert newest(folder) >= reached
         reached = newest(folder)
-        checkpoint.sweep(Folder(folder))
+        checkpoints.sweep(Folder(folder))
         assert not [path.name for path in folder.iterdir() if "tmp" in path.name]
-        for path in checkpoint.generations(folder):
-            checkpoint.load(path)
+        for path in checkpoints.generations(folder):
+            checkpoints.load(path)
     assert had_best
     assert reached > 100, reached  # kills fell among saves
 
 
 @pytest.mark.parametrize("how", ["kill", "error"])
 def test_saving_the_same_step_again_never_loses_it(tmp_path, monkeypatch, how):
-    monkeypatch.setattr(checkpoint.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(checkpoints.time, "sleep", lambda seconds: None)
     save(tmp_path / "count", 3, keep=1)
     calls = count(lambda: save(tmp_path / "count", 3, keep=1))
     for place in range(len(calls)):
@@ -153,7 +153,7 @@ def test_saving_the_same_step_again_never_loses_it(tmp_path, monkeypatch, how):
         else:
             with contextlib.suppress(StorageError):
                 again()
-        checkpoint.sweep(Folder(folder))  # as the next start does
+        checkpoints.sweep(Folder(folder))  # as the next start does
         assert newest(folder) == 3, calls[place]
         assert not [path.name for path in folder.iterdir() if "tmp" in path.name]
 
@@ -188,7 +188,7 @@ def test_every_damage_is_found_before_a_tensor_is_used(tmp_path):
         sound = path.read_bytes()
         path.write_bytes(data)
         said: list[str] = []
-        loaded = checkpoint.load_newest(tmp_path, "latest", said.append)
+        loaded = checkpoints.load_newest(tmp_path, "latest", said.append)
         assert loaded is not None
         assert loaded.state == {"training": {"step": 2}}, what
         assert "damaged checkpoint left aside" in said[0]
@@ -204,7 +204,7 @@ def test_a_generation_under_anothers_name_is_found(tmp_path):
     shutil.rmtree(tmp_path / "step-00000002")
     shutil.copytree(tmp_path / "step-00000001", tmp_path / "step-00000002")
     with pytest.raises(CheckpointError, match="holds step 1"):
-        checkpoint.load(tmp_path / "step-00000002")
+        checkpoints.load(tmp_path / "step-00000002")
 
 
 def test_a_damaged_newest_is_put_aside_when_the_run_goes_on(tmp_path):
@@ -212,14 +212,14 @@ def test_a_damaged_newest_is_put_aside_when_the_run_goes_on(tmp_path):
         save(tmp_path, step, keep=9)
     (tmp_path / "step-00000004" / "state.json").write_text("{}")
     (tmp_path / "latest").write_text("step-00000002")
-    checkpoint.settle(Folder(tmp_path), tmp_path / "step-00000002", 1)
-    assert [path.name for path in checkpoint.generations(tmp_path)] == [f"step-0000000{step}" for step in (1, 2, 3)]
+    checkpoints.settle(Folder(tmp_path), tmp_path / "step-00000002", 1)
+    assert [path.name for path in checkpoints.generations(tmp_path)] == [f"step-0000000{step}" for step in (1, 2, 3)]
     assert (tmp_path / "step-00000004.damaged").is_dir()
     save(tmp_path, 4, keep=9)
     (tmp_path / "step-00000004" / "state.json").write_text("{}")
-    checkpoint.settle(Folder(tmp_path), tmp_path / "step-00000002", 1)  # once more
-    assert [path.name for path in checkpoint.generations(tmp_path)] == [f"step-0000000{step}" for step in (1, 2, 3)]
-    assert checkpoint.pointed_at(tmp_path, "best") == "step-00000001"
+    checkpoints.settle(Folder(tmp_path), tmp_path / "step-00000002", 1)  # once more
+    assert [path.name for path in checkpoints.generations(tmp_path)] == [f"step-0000000{step}" for step in (1, 2, 3)]
+    assert checkpoints.pointed_at(tmp_path, "best") == "step-00000001"
 
 
 def count(action: Callable[[], None]) -> list[str]:
@@ -231,7 +231,7 @@ def count(action: Callable[[], None]) -> list[str]:
 
 @pytest.mark.parametrize("number", ERRORS, ids=lambda number: errno.errorcode[number])
 def test_an_error_at_any_call_that_writes_costs_no_checkpoint(tmp_path, monkeypatch, number):
-    monkeypatch.setattr(checkpoint.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(checkpoints.time, "sleep", lambda seconds: None)
     save(tmp_path / "count", 2)
     calls = count(lambda: save(tmp_path / "count", 3))
     assert len(calls) >= 20
@@ -260,7 +260,7 @@ def test_an_error_at_any_call_that_writes_costs_no_checkpoint(tmp_path, monkeypa
 
 def test_a_disk_that_fails_once_or_twice_is_tried_again(tmp_path, monkeypatch):
     waited: list[float] = []
-    monkeypatch.setattr(checkpoint.time, "sleep", waited.append)
+    monkeypatch.setattr(checkpoints.time, "sleep", waited.append)
     calls = len(count(lambda: save(tmp_path / "count", 3)))
     for place, times in itertools.product(range(calls), (1, 2)):
         folder = tmp_path / f"{place} {times}"
@@ -334,12 +334,12 @@ def test_files_are_on_the_disk_before_they_have_a_name(tmp_path):
 @pytest.mark.parametrize("best", [9, 10, 100])
 def test_steps_go_by_their_numbers_and_the_best_stays(tmp_path, keep, best):
     for step in (9, 10, 100):
-        checkpoint.save(Folder(tmp_path), step, parts(step), {"training": {"step": step}})
+        checkpoints.save(Folder(tmp_path), step, parts(step), {"training": {"step": step}})
         if step == best:
-            checkpoint.point(Folder(tmp_path), "best", f"step-{step:08d}")
+            checkpoints.point(Folder(tmp_path), "best", f"step-{step:08d}")
         os.utime(tmp_path / f"step-{step:08d}", (1000 - step, 1000 - step))  # a clock that goes backward
-    checkpoint.prune(Folder(tmp_path), keep)
-    left = [int(path.name[5:]) for path in checkpoint.generations(tmp_path)]
+    checkpoints.prune(Folder(tmp_path), keep)
+    left = [int(path.name[5:]) for path in checkpoints.generations(tmp_path)]
     assert left == sorted({best, *[9, 10, 100][-keep:]})
 
 
@@ -356,7 +356,7 @@ def small_disk(tmp_path) -> Iterator[Path]:
 
 
 def test_a_disk_that_is_full_ends_the_training_and_keeps_what_it_had(small_disk, tmp_path, run_cli, monkeypatch):
-    monkeypatch.setattr(checkpoint.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(checkpoints.time, "sleep", lambda seconds: None)
     config = tmp_path / "tiny.yaml"
     config.write_text(TINY.replace("s: 16", "s: 600").replace("epochs: 2", "epochs: 5"))  # checkpoints of 0.36 MiB
     code, _, err = run_cli("train", config, "--runs", small_disk)
@@ -366,7 +366,7 @@ def test_a_disk_that_is_full_ends_the_training_and_keeps_what_it_had(small_disk,
     assert "earlier checkpoints are kept" in err
     assert "Traceback" not in err
     folder = small_disk / "tiny" / "1" / "checkpoints"
-    saved = checkpoint.load_newest(folder, "latest", pytest.fail)
+    saved = checkpoints.load_newest(folder, "latest", pytest.fail)
     assert saved is not None
     assert not [path.name for path in folder.iterdir() if "tmp" in path.name]
     subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
@@ -376,14 +376,14 @@ def test_a_disk_that_is_full_ends_the_training_and_keeps_what_it_had(small_disk,
 
 
 def trained(root: Path, before: Callable[[str], None]) -> None:
-    made = experiment.parse(TINY, "tiny.yaml", ["name=tiny"])
+    made = schema.parse(TINY, "tiny.yaml", ["name=tiny"])
     with writes(before):
-        commands.train(made, root, CPU, resume=True)
+        operations.train(made, root, CPU, resume=True)
 
 
 def state(root: Path) -> tuple[object, ...]:
     run = root / "tiny" / "1"
-    saved = checkpoint.load_newest(run / "checkpoints", "latest", pytest.fail)
+    saved = checkpoints.load_newest(run / "checkpoints", "latest", pytest.fail)
     tensors = {part: {name: value.tolist() for name, value in of.items()} for part, of in saved.parts.items()}
     return (
         tensors,
@@ -394,7 +394,7 @@ def state(root: Path) -> tuple[object, ...]:
 
 
 def test_a_whole_training_outlives_an_error_at_any_of_its_writes(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(checkpoints.time, "sleep", lambda seconds: None)
     names: list[str] = []
     trained(tmp_path / "whole", names.append)
     expected = state(tmp_path / "whole")
@@ -408,7 +408,7 @@ def test_a_whole_training_outlives_an_error_at_any_of_its_writes(tmp_path, monke
         with contextlib.suppress(UserError):
             trained(root, fail)
         if (root / "tiny" / "1" / "checkpoints").is_dir():
-            checkpoint.load_newest(root / "tiny" / "1" / "checkpoints", "latest", pytest.fail)
+            checkpoints.load_newest(root / "tiny" / "1" / "checkpoints", "latest", pytest.fail)
         if not (root / "tiny" / "1" / "result.json").exists():
             trained(root, lambda name: None)
         assert state(root) == expected, (place, names[place])

@@ -23,17 +23,11 @@ from several import forked, outcome
 from cnnrun.base.errors import CheckpointError, ConfigError, DataError
 from cnnrun.contracts.figure import Plot, Series
 from cnnrun.data.training_batches import in_order
-from cnnrun.experiment import assemble
-from cnnrun.experiment import schema as experiment
+from cnnrun.experiment import assemble, schema
 from cnnrun.explain.figures.png import written
 from cnnrun.export.onnx import Onnx
-from cnnrun.results import calibrate as calibrating
-from cnnrun.results import compare as comparing
-from cnnrun.results import operations as commands
-from cnnrun.results.studies import find_lr as finding
-from cnnrun.results.studies import plan as planning
-from cnnrun.results.studies import seeds
-from cnnrun.results.studies import sweep as sweeping
+from cnnrun.results import calibrate, compare, operations
+from cnnrun.results.studies import find_lr, plan, seeds, sweep
 from cnnrun.tasks.classify import Classify
 from cnnrun.tasks.temperature import fitted
 from cnnrun.training.run_records import parse_facts
@@ -41,8 +35,8 @@ from cnnrun.training.run_records import parse_facts
 CPU = torch.device("cpu")
 
 
-def tried(*overrides: str) -> experiment.Experiment:
-    return experiment.parse(TINY, "tiny.yaml", ["name=tiny", "train.epochs=1", *overrides])
+def tried(*overrides: str) -> schema.Experiment:
+    return schema.parse(TINY, "tiny.yaml", ["name=tiny", "train.epochs=1", *overrides])
 
 
 @pytest.fixture
@@ -71,9 +65,9 @@ def test_the_temperature_is_where_the_likelihood_is_highest(best):
 
 
 def test_what_was_calibrated_is_used_everywhere(copied, tmp_path):
-    before = commands.evaluate(copied, tmp_path, CPU, "val")
-    made = calibrating.calibrate(copied, tmp_path, CPU)
-    after = commands.evaluate(copied, tmp_path, CPU, "val")
+    before = operations.evaluate(copied, tmp_path, CPU, "val")
+    made = calibrate.calibrate(copied, tmp_path, CPU)
+    after = operations.evaluate(copied, tmp_path, CPU, "val")
     assert made["split"] == "val"
     assert made["nll"][1] < made["nll"][0]
     assert made["ece"] == [before["numbers"]["ece"], after["numbers"]["ece"]]
@@ -81,18 +75,18 @@ def test_what_was_calibrated_is_used_everywhere(copied, tmp_path):
     assert after["numbers"]["ece"] != before["numbers"]["ece"]
     given = assemble.trained(copied, tmp_path, CPU)[1]
     assert given.facts.chosen == {"temperature": made["temperature"]}
-    report = commands.exported(Onnx(), copied, tmp_path, None, None)
+    report = operations.exported(Onnx(), copied, tmp_path, None, None)
     assert report["passed"]
     import onnx
 
     said = {entry.key: entry.value for entry in onnx.load(copied / "exports" / "model.onnx").metadata_props}
     assert float(said["temperature"]) == made["temperature"]
     # Fitted anew from what the network gives, not on top of what was fitted before.
-    assert calibrating.calibrate(copied, tmp_path, CPU) == made
+    assert calibrate.calibrate(copied, tmp_path, CPU) == made
 
 
 def test_no_other_temperature_tells_val_better_than_the_one_that_is_kept(copied, tmp_path):
-    made = calibrating.calibrate(copied, tmp_path, CPU)
+    made = calibrate.calibrate(copied, tmp_path, CPU)
     assert json.loads((copied / "calibration.json").read_text()).popitem()[1]["chosen"] == {
         "temperature": made["temperature"]
     }
@@ -107,7 +101,7 @@ def test_no_other_temperature_tells_val_better_than_the_one_that_is_kept(copied,
 
 
 def test_a_temperature_of_other_weights_is_not_used_aloud(copied, tmp_path, capsys):
-    calibrating.calibrate(copied, tmp_path, CPU)
+    calibrate.calibrate(copied, tmp_path, CPU)
     path = copied / "calibration.json"
     path.write_text(re.sub('"[0-9a-f]{64}"', f'"{"0" * 64}"', path.read_text()))
     assert assemble.trained(copied, tmp_path, CPU)[1].facts.chosen == {}
@@ -129,17 +123,17 @@ def test_a_damaged_calibration_is_refused(copied, tmp_path, damage, run_cli):
 
 
 def test_nothing_is_fitted_to_pictures_that_are_all_right(copied, tmp_path, monkeypatch):
-    monkeypatch.setattr(calibrating, "_outputs", lambda *_: (torch.eye(10) * 9, {"labels": torch.arange(10)}))
+    monkeypatch.setattr(calibrate, "_outputs", lambda *_: (torch.eye(10) * 9, {"labels": torch.arange(10)}))
     with pytest.raises(DataError, match="all told rightly"):
-        calibrating.calibrate(copied, tmp_path, CPU)
+        calibrate.calibrate(copied, tmp_path, CPU)
     assert not (copied / "calibration.json").exists()
 
 
 def test_every_checkpoint_keeps_a_calibration_of_its_own(tmp_path):
-    run = Path(commands.train(tried("train.epochs=3", "train.keep=3"), tmp_path, CPU, resume=False)["run"])
-    best = calibrating.calibrate(run, tmp_path, CPU)["temperature"]
+    run = Path(operations.train(tried("train.epochs=3", "train.keep=3"), tmp_path, CPU, resume=False)["run"])
+    best = calibrate.calibrate(run, tmp_path, CPU)["temperature"]
     other = run / "checkpoints" / "step-00000017"
-    assert calibrating.calibrate(other, tmp_path, CPU)["temperature"] != best
+    assert calibrate.calibrate(other, tmp_path, CPU)["temperature"] != best
     assert assemble.trained(run, tmp_path, CPU)[1].facts.chosen == {"temperature": best}
 
 
@@ -190,9 +184,9 @@ def test_seeds_are_the_runs_that_each_would_be(tmp_path):
     made = seeds.train(tried(), 3, tmp_path / "runs", CPU, resume=False, strict=False)
     assert made["seeds"] == [0, 1, 2]
     for row in made["runs"]:
-        alone = commands.train(tried(f"seed={row['seed']}"), tmp_path / "alone", CPU, resume=False)["run"]
+        alone = operations.train(tried(f"seed={row['seed']}"), tmp_path / "alone", CPU, resume=False)["run"]
         assert digest(Path(alone)) == digest(Path(row["run"]))
-    values = [commands.evaluate(Path(row["run"]), tmp_path, CPU, None)["numbers"]["accuracy"] for row in made["runs"]]
+    values = [operations.evaluate(Path(row["run"]), tmp_path, CPU, None)["numbers"]["accuracy"] for row in made["runs"]]
     from scipy import stats
 
     summary = made["summary"]["accuracy"]
@@ -203,9 +197,9 @@ def test_seeds_are_the_runs_that_each_would_be(tmp_path):
 
 def test_seeds_that_were_stopped_are_gone_on_with(tmp_path):
     whole = seeds.train(tried(), 2, tmp_path / "whole", CPU, resume=True, strict=False)
-    commands.train(tried(), tmp_path / "cut", CPU, resume=False)
+    operations.train(tried(), tmp_path / "cut", CPU, resume=False)
     with stopped_at(7):
-        commands.train(tried("seed=1"), tmp_path / "cut", CPU, resume=False)
+        operations.train(tried("seed=1"), tmp_path / "cut", CPU, resume=False)
     part = seeds.train(tried(), 2, tmp_path / "cut", CPU, resume=True, strict=False)
     assert [Path(row["run"]).name for row in part["runs"]] == ["1", "2"]
     for one, other in zip(whole["runs"], part["runs"], strict=True):
@@ -220,7 +214,7 @@ def test_seeds_of_different_data_are_not_summed_up(tmp_path):
     facts.write_text(re.sub(r'"fingerprint": "..', '"fingerprint": "zz', facts.read_text()))
     with pytest.raises(CheckpointError, match="the data changed since"):
         seeds.train(tried(), 2, tmp_path, CPU, resume=True, strict=False)
-    other = Path(commands.train(tried("seed=1"), tmp_path, CPU, resume=False)["run"])
+    other = Path(operations.train(tried("seed=1"), tmp_path, CPU, resume=False)["run"])
     with pytest.raises(DataError, match="learned from different data"):
         seeds._same_data([tmp_path / "tiny" / "1", other])
 
@@ -248,13 +242,13 @@ def test_a_run_is_not_distinguishable_from_itself(trained_run, tmp_path, run_cli
 
 
 def test_what_two_configs_and_their_results_differ_in_is_said(trained_run, tmp_path, run_cli):
-    worse = commands.train(tried("model[0].conv.out_channels=2"), tmp_path, CPU, resume=False)["run"]
+    worse = operations.train(tried("model[0].conv.out_channels=2"), tmp_path, CPU, resume=False)["run"]
     code, out, _ = run_cli("compare", trained_run, worse)
     assert code == 0
     assert f"train.epochs: 12 in {trained_run}, 1 in {worse}" in out
     assert "out_channels: 4 in" in out
     assert "distinguishable by accuracy" in out
-    found = comparing.compare([trained_run, Path(worse)], tmp_path, CPU, None)
+    found = compare.compare([trained_run, Path(worse)], tmp_path, CPU, None)
     (pair,) = found["pairs"]
     assert not pair["same_config"]
     assert "accuracy" in pair["distinguishable"]
@@ -264,8 +258,8 @@ def test_what_two_configs_and_their_results_differ_in_is_said(trained_run, tmp_p
 
 
 def test_a_calibration_of_one_of_them_is_said(copied, trained_run, tmp_path):
-    calibrating.calibrate(copied, tmp_path, CPU)
-    (pair,) = comparing.compare([trained_run, copied], tmp_path, CPU, None)["pairs"]
+    calibrate.calibrate(copied, tmp_path, CPU)
+    (pair,) = compare.compare([trained_run, copied], tmp_path, CPU, None)["pairs"]
     assert any(line.startswith("calibrated: no and ") for line in pair["config"])
     assert pair["same_config"]
 
@@ -286,12 +280,12 @@ def test_people_who_are_too_few_are_not_called_equal(tmp_path, run_cli):
 
 
 def test_what_was_measured_on_other_pictures_is_not_tested(trained_run, tmp_path):
-    other = commands.train(tried("data.split.seed=5"), tmp_path, CPU, resume=False)["run"]
-    (pair,) = comparing.compare([trained_run, Path(other)], tmp_path, CPU, None)["pairs"]
+    other = operations.train(tried("data.split.seed=5"), tmp_path, CPU, resume=False)["run"]
+    (pair,) = compare.compare([trained_run, Path(other)], tmp_path, CPU, None)["pairs"]
     assert pair["tests"] == []
     assert "picture" in pair["unpaired"]
     with pytest.raises(ConfigError, match="two or more"):
-        comparing.compare([trained_run], tmp_path, CPU, None)
+        compare.compare([trained_run], tmp_path, CPU, None)
 
 
 # --- sweep ------------------------------------------------------------------------------------------------------------
@@ -313,7 +307,7 @@ SPACE = [
 
 
 def swept(config: Path, root: Path, trials: int, *words: str) -> dict:
-    return sweeping.sweep(config, [*SPACE, *words], trials, root, CPU, None)
+    return sweep.sweep(config, [*SPACE, *words], trials, root, CPU, None)
 
 
 def settings(result: dict) -> list:
@@ -327,10 +321,10 @@ def test_a_sweep_repeats_goes_on_and_writes_its_best(config, tmp_path):
     assert settings(whole) == settings(part)
     best = min(whole["trials"], key=lambda row: -row["value"])
     assert whole["best"]["value"] == best["value"]
-    made = experiment.load(Path(whole["best"]["config"]))
+    made = schema.load(Path(whole["best"]["config"]))
     assert made.name == "tiny"
     assert made.train.optimizer.lr == pytest.approx(best["settings"]["train.optimizer.sgd.lr"])
-    again = commands.train(made, tmp_path / "c", CPU, resume=False)
+    again = operations.train(made, tmp_path / "c", CPU, resume=False)
     assert again["best"]["val/accuracy"] == best["value"]
     assert swept(config, tmp_path / "b", 4)["trials"] == part["trials"]
 
@@ -340,16 +334,16 @@ def test_a_trial_whose_process_was_killed_goes_on(config, tmp_path):
     root = tmp_path / "cut"
 
     def killed() -> None:
-        from cnnrun.training import loop as train
+        from cnnrun.training import loop
 
-        real = train.backward
+        real = loop.backward
 
         def stepping(learner, job, batch, number):
             if number == 40 and "trial-1" in str(job.run.path):
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(learner, job, batch, number)
 
-        train.backward = stepping
+        loop.backward = stepping
         swept(config, root, 2, "train.epochs=3")
 
     pid, pipe = forked(killed)
@@ -376,7 +370,7 @@ def test_two_processes_share_a_study(config, tmp_path):
 
 def test_bad_trials_end_early(config, tmp_path):
     rates = "train.optimizer.sgd.lr=0.000001|0.1|0.2|0.05|0.08|0.15"
-    result = sweeping.sweep(config, [rates, "train.epochs=5"], 12, tmp_path, CPU, None)
+    result = sweep.sweep(config, [rates, "train.epochs=5"], 12, tmp_path, CPU, None)
     assert {row["state"] for row in result["trials"]} <= {"complete", "pruned"}
     pruned = [row for row in result["trials"] if row["state"] == "pruned"]
     assert pruned
@@ -386,7 +380,7 @@ def test_bad_trials_end_early(config, tmp_path):
 
 
 def test_a_trial_that_cannot_be_trained_is_told_and_passed_over(config, tmp_path, capsys):
-    result = sweeping.sweep(
+    result = sweep.sweep(
         config, ["train.optimizer.sgd.lr=1e20|0.1", "train.epochs=1", "train.schedule=constant"], 6, tmp_path, CPU, None
     )
     failed = [row for row in result["trials"] if row["state"] == "fail"]
@@ -399,23 +393,23 @@ def test_a_trial_that_ends_while_another_process_looks_is_let_be(config, tmp_pat
     """Between seeing that a trial runs and holding its lock, its own process may come to its end."""
     swept(config, tmp_path, 1)
     folder = tmp_path / "tiny-sweep"
-    space, plain = sweeping.space_of(SPACE)
-    study = sweeping._study(experiment.load(config, plain), folder, None, space)
+    space, plain = sweep.space_of(SPACE)
+    study = sweep._study(schema.load(config, plain), folder, None, space)
     trial = study.ask()
-    real = sweeping.hold
+    real = sweep.hold
 
     def ending_first(path, *wait):
         if path.name == f"trial-{trial.number}.lock":
             study.tell(trial.number, 0.5)
         return real(path, *wait)
 
-    monkeypatch.setattr(sweeping, "hold", ending_first)
-    sweeping._put_back(study, folder)
+    monkeypatch.setattr(sweep, "hold", ending_first)
+    sweep._put_back(study, folder)
     assert [each.state.name for each in study.trials] == ["COMPLETE", "COMPLETE"]
 
 
 def test_equal_trials_do_not_take_each_others_runs(config, tmp_path):
-    found = sweeping.sweep(config, ["train.batch=64|32", "train.epochs=1"], 4, tmp_path, CPU, None)["trials"]
+    found = sweep.sweep(config, ["train.batch=64|32", "train.epochs=1"], 4, tmp_path, CPU, None)["trials"]
     assert len({row["run"] for row in found}) == 4
     assert len({str(row["settings"]) for row in found}) == 2
 
@@ -436,7 +430,7 @@ def test_a_sweep_without_its_data_or_its_storage_says_so(config, tmp_path, run_c
     def short(*arguments, **settings):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(commands, "train", short)
+    monkeypatch.setattr(operations, "train", short)
     code, _, err = run_cli("sweep", config, "train.batch=8|16", "--runs", tmp_path / "runs", "--trials", 2)
     assert code == 2
     assert "no trial came to its end\ntrial 0: memory ran out\ntrial 1: memory ran out\n" in err
@@ -469,7 +463,7 @@ def test_a_study_of_something_else_is_not_gone_on_with(config, tmp_path):
     with pytest.raises(ConfigError, match="holds a study of another config"):
         swept(config, tmp_path, 2, "seed=3")
     with pytest.raises(ConfigError, match="holds a study of another space"):
-        sweeping.sweep(config, [*SPACE[:2], "train.epochs=1"], 2, tmp_path, CPU, None)
+        sweep.sweep(config, [*SPACE[:2], "train.epochs=1"], 2, tmp_path, CPU, None)
 
 
 # --- find-lr ----------------------------------------------------------------------------------------------------------
@@ -482,8 +476,8 @@ def test_a_range_of_rates_is_tried_and_nothing_is_left(config, tmp_path, run_cli
     assert "nothing was changed" in out
     assert (tmp_path / "figures" / "learning-rates.png").exists()
     assert not (tmp_path / "runs").exists()
-    found = finding.find(tried(), CPU, 1e-5, 10, 60, None)
-    assert finding.find(tried(), CPU, 1e-5, 10, 60, None) == found
+    found = find_lr.find(tried(), CPU, 1e-5, 10, 60, None)
+    assert find_lr.find(tried(), CPU, 1e-5, 10, 60, None) == found
     rates = [row["lr"] for row in found["rates"]]
     assert rates[0] == pytest.approx(1e-5)
     assert all(b / a == pytest.approx(rates[1] / rates[0]) for a, b in pairwise(rates))
@@ -494,9 +488,9 @@ def test_the_rates_named_are_on_the_way_down():
     rows = [
         {"lr": 10.0**k, "loss": 0.0, "smoothed": s} for k, s in enumerate([3, 3, 2.9, 2.0, 1.5, 1.4, 4.0, 2.0, 9.0])
     ]
-    assert finding.suggested(rows) == {"steepest": 100.0, "lowest_tenth": 1e4}
+    assert find_lr.suggested(rows) == {"steepest": 100.0, "lowest_tenth": 1e4}
     rising = [{"lr": 10.0**k, "loss": 0.0, "smoothed": float(k)} for k in range(5)]
-    assert finding.suggested(rising) == {}
+    assert find_lr.suggested(rising) == {}
 
 
 def test_where_the_loss_does_not_fall_nothing_is_suggested(config, run_cli):
@@ -544,14 +538,14 @@ def test_a_plan_leaves_the_cache_alone_and_knows_what_is_missing(tmp_path, monke
         f"cache_dir: '{tmp_path / 'cache'}', split: {{val: 0.3}}}}\nmodel: [{{conv: 2}}, flatten]\n"
         "train: {epochs: 1, batch: 8}\n"
     )
-    made = experiment.parse(text, "f.yaml", ["name=f"])
-    monkeypatch.setattr(planning, "_PICTURES", 20)
-    found = planning.plan(made, CPU, tmp_path / "runs")
+    made = schema.parse(text, "f.yaml", ["name=f"])
+    monkeypatch.setattr(plan, "_PICTURES", 20)
+    found = plan.plan(made, CPU, tmp_path / "runs")
     assert not (tmp_path / "cache").exists()
     assert found["cache_mib"] == pytest.approx(60 * 3 * 8 * 8 / 2**20, abs=0.05)
     assert found["steps_per_epoch"] == 42 // 8
-    commands.train(made, tmp_path / "runs", CPU, resume=False)
-    again = planning.plan(made, CPU, tmp_path / "runs")
+    operations.train(made, tmp_path / "runs", CPU, resume=False)
+    again = plan.plan(made, CPU, tmp_path / "runs")
     assert again["decode_seconds"] == 0
     assert again["cache_mib"] == 0
 

@@ -12,12 +12,9 @@ from resumed import digest, stopped_at
 from test_train import CPU, tried, whole_run
 
 from cnnrun.base.errors import ConfigError
-from cnnrun.experiment import assemble
-from cnnrun.experiment import schema as experiment
-from cnnrun.results import operations as commands
-from cnnrun.training import checkpoints as checkpoint
-from cnnrun.training import frozen_layers as frozen
-from cnnrun.training import learner
+from cnnrun.experiment import assemble, schema
+from cnnrun.results import operations
+from cnnrun.training import checkpoints, frozen_layers, learner
 from cnnrun.training.learner import Learner
 from cnnrun.training.step import backward, update
 
@@ -25,7 +22,7 @@ FROZEN = "train.freeze=conv1"
 
 
 def tensors(run: Path) -> dict[str, torch.Tensor]:
-    return checkpoint.load_newest(run / "checkpoints", "latest", pytest.fail).parts["model"]
+    return checkpoints.load_newest(run / "checkpoints", "latest", pytest.fail).parts["model"]
 
 
 def job_of(made, tmp_path):
@@ -48,7 +45,7 @@ def test_resumed_over_features_equals_uninterrupted(tmp_path, monkeypatch, rich)
     whole = whole_run(tmp_path / "whole", FROZEN, *rich)
     with stopped_at(13):
         whole_run(tmp_path / "cut", FROZEN, *rich)
-    resumed = commands.train(tried(FROZEN, *rich), tmp_path / "cut", CPU, resume=True)
+    resumed = operations.train(tried(FROZEN, *rich), tmp_path / "cut", CPU, resume=True)
     assert digest(Path(resumed["run"])) == digest(whole)
 
 
@@ -63,8 +60,8 @@ def test_features_computed_once_learn_as_features_computed_each_step(tmp_path, m
 
 def test_features_are_computed_once(tmp_path, monkeypatch):
     passes = []
-    real = frozen.Trunk.forward
-    monkeypatch.setattr(frozen.Trunk, "forward", lambda self, x: passes.append(len(x)) or real(self, x))
+    real = frozen_layers.Trunk.forward
+    monkeypatch.setattr(frozen_layers.Trunk, "forward", lambda self, x: passes.append(len(x)) or real(self, x))
     made = whole_run(tmp_path, FROZEN, "train.epochs=3")
     data = assemble.dataset(tried())
     assert sum(passes) - 1 == sum(len(data.splits[name]) for name in ("train", "val"))  # one to learn their size
@@ -94,11 +91,11 @@ model:
 
 @pytest.mark.parametrize(("source", "cuts"), [("a", False), ("b", False), ("c", True)])
 def test_a_network_is_cut_only_where_one_output_crosses(tmp_path, source, cuts):
-    made = experiment.parse(
+    made = schema.parse(
         LINKED.replace("SOURCE", source), "f", ["train.freeze=b" if source != "c" else "train.freeze=a"]
     )
     network = job_of(made, tmp_path).network.eval()
-    parts = frozen.cut(network, made.train.freeze)
+    parts = frozen_layers.cut(network, made.train.freeze)
     assert (parts is not None) == cuts
     if parts:
         trunk, tail = parts
@@ -146,7 +143,7 @@ def test_resumed_with_groups_equals_uninterrupted(tmp_path, monkeypatch):
     whole = whole_run(tmp_path / "whole", groups)
     with stopped_at(7):
         whole_run(tmp_path / "cut", groups)
-    resumed = commands.train(tried(groups), tmp_path / "cut", CPU, resume=True)
+    resumed = operations.train(tried(groups), tmp_path / "cut", CPU, resume=True)
     assert digest(Path(resumed["run"])) == digest(whole)
 
 
@@ -176,7 +173,7 @@ def test_resumed_with_groups_equals_uninterrupted(tmp_path, monkeypatch):
 )
 def test_a_wrong_name_is_told_with_what_there_is(override, message):
     with pytest.raises(ConfigError) as refused:
-        experiment.parse(TINY, "tiny.yaml", [override])
+        schema.parse(TINY, "tiny.yaml", [override])
     assert any(message in line for line in refused.value.lines), refused.value.lines
 
 
@@ -186,7 +183,7 @@ def test_groups_that_name_only_frozen_parameters_are_refused():
 
 
 def test_a_zoo_network_can_be_cut_and_continued():
-    made = experiment.parse(
+    made = schema.parse(
         """
 task: classify
 data: {source: digits, image: {size: 64, channels: 3}}
@@ -196,8 +193,8 @@ model: {zoo: resnet18, until: stage2, layers: [{conv: {name: mine, out_channels:
     )
     assert [layer.name for layer in made.model.layers][-3:] == ["stage2", "mine", None]
     assert made.model.until is None  # without weights there is nothing more to say
-    assert experiment.parse(made.to_yaml(), "again") == made
-    linked = experiment.parse(
+    assert schema.parse(made.to_yaml(), "again") == made
+    linked = schema.parse(
         made.to_yaml(),
         "f",
         ["model={zoo: resnet18, layers: [{conv: {from: stage3, out_channels: 8}}, global_avg_pool]}"],
@@ -206,7 +203,7 @@ model: {zoo: resnet18, until: stage2, layers: [{conv: {name: mine, out_channels:
 
 
 def test_weights_end_where_the_zoo_network_does():
-    made = experiment.parse(
+    made = schema.parse(
         """
 task: classify
 data: {source: digits, image: {size: 64, channels: 3}}
@@ -215,12 +212,12 @@ model: {zoo: resnet18, weights: some.safetensors, layers: [{linear: {name: mine,
         "f",
     )
     assert (made.model.until, made.model.weights) == ("stage4", "some.safetensors")
-    assert experiment.parse(made.to_yaml(), "again") == made
+    assert schema.parse(made.to_yaml(), "again") == made
 
 
 def test_an_override_adds_to_a_network_given_by_name():
     text = "task: classify\ndata: {source: digits, image: {size: 64, channels: 3}}\nmodel: resnet18\n"
-    made = experiment.parse(
+    made = schema.parse(
         text, "f", ["model.weights=x.safetensors", "model.until=stage3", "model.layers=[global_avg_pool]"]
     )
     assert (made.model.weights, made.model.until) == ("x.safetensors", "stage3")
@@ -230,9 +227,9 @@ def test_an_override_adds_to_a_network_given_by_name():
 def test_the_zoos_own_classifier_holds_unless_the_config_says_otherwise():
     text = "task: TASK\ndata: {source: digits, image: {size: 64, channels: 3}}\nmodel: squeezenet1_1\n"
     for task, expected in (("classify", "conv"), ("{classify: {top_k: 3}}", "conv")):
-        assert experiment.parse(text.replace("TASK", task), "f").task.classifier == expected
+        assert schema.parse(text.replace("TASK", task), "f").task.classifier == expected
     with pytest.raises(ConfigError, match="needs a vector"):
-        experiment.parse(text.replace("TASK", "{classify: {classifier: linear}}"), "f")
+        schema.parse(text.replace("TASK", "{classify: {classifier: linear}}"), "f")
 
 
 ZOO = """
@@ -243,22 +240,22 @@ model: {zoo: resnet18, weights: x.safetensors}
 
 
 def test_overrides_of_a_zoo_network_take_each_other_into_account():
-    assert experiment.parse(ZOO, "f", ["model.weights=null"]).model.weights is None
-    made = experiment.parse(
+    assert schema.parse(ZOO, "f", ["model.weights=null"]).model.weights is None
+    made = schema.parse(
         TINY, "f", ["model=resnet18", "model.until=stage1", "model.layers=[global_avg_pool]", "data.image.size=64"]
     )
     assert made.model.layers[-2].name == "stage1"
 
 
 def test_a_network_taken_whole_takes_its_head_too_where_the_classes_are_the_same():
-    assert experiment.parse(ZOO, "f").model.until is None
+    assert schema.parse(ZOO, "f").model.until is None
 
 
 def test_a_zoo_classifier_is_not_inherited_by_a_part_of_its_network():
     text = "task: classify\ndata: {source: digits, image: {size: 64, channels: 3}}\n"
-    made = experiment.parse(text + "model: {zoo: squeezenet1_1, until: fire4, layers: [global_avg_pool]}\n", "f")
+    made = schema.parse(text + "model: {zoo: squeezenet1_1, until: fire4, layers: [global_avg_pool]}\n", "f")
     assert made.task.classifier == "linear"
-    whole = experiment.parse(text.replace("classify", "{classify: null}") + "model: squeezenet1_1\n", "f")
+    whole = schema.parse(text.replace("classify", "{classify: null}") + "model: squeezenet1_1\n", "f")
     assert whole.task.classifier == "conv"
 
 

@@ -15,21 +15,20 @@ from poison import PLACES, poison_weight
 from several import forked, outcome
 
 from cnnrun.base.errors import DataError, NonFiniteError, ResourceError
-from cnnrun.data import image_files as pictures
+from cnnrun.data import image_files
 from cnnrun.data.decode import Stuck, Threads
-from cnnrun.experiment import schema as experiment
-from cnnrun.results import operations as commands
+from cnnrun.experiment import schema
+from cnnrun.results import operations
 from cnnrun.tasks.classify import CrossEntropy
-from cnnrun.training import checkpoints as checkpoint
-from cnnrun.training import loop as train
+from cnnrun.training import checkpoints, loop
 from cnnrun.training import step as step_of_learning
 
 CPU = torch.device("cpu")
 BAD = [float("nan"), float("inf")]
 
 
-def tried(*overrides: str) -> experiment.Experiment:
-    return experiment.parse(TINY, "tiny.yaml", ["name=tiny", *overrides])
+def tried(*overrides: str) -> schema.Experiment:
+    return schema.parse(TINY, "tiny.yaml", ["name=tiny", *overrides])
 
 
 @pytest.mark.parametrize("value", BAD)
@@ -39,23 +38,23 @@ def test_what_is_not_finite_stops_within_its_step_is_named_and_never_saved(tmp_p
     poison(monkeypatch, 20, value)
     made = tried("train.ema={decay: 0.9}", "data.augment={rotate: 4}", "train.save_every=1", "train.keep=1000")
     with pytest.raises(NonFiniteError) as stopped:
-        commands.train(made, tmp_path, CPU, resume=False)
+        operations.train(made, tmp_path, CPU, resume=False)
     assert stopped.value.exit_code == 4
     lines = stopped.value.lines
     assert f"at step {19 if place == 'weight' else 20}; nothing of it was saved" in lines[0]
     assert named in lines[1]
     assert "digits[" in lines[2]
-    found = checkpoint.generations(tmp_path / "tiny" / "1" / "checkpoints")
+    found = checkpoints.generations(tmp_path / "tiny" / "1" / "checkpoints")
     assert [int(path.name[5:]) for path in found] == list(range(1, 20 if place == "weight" else 21))
     for path in found:
-        for part in checkpoint.load(path).parts.values():
+        for part in checkpoints.load(path).parts.values():
             assert all(tensor.isfinite().all() for tensor in part.values())
 
 
 def test_a_weight_that_is_not_finite_stops_before_it_is_used_again(tmp_path, monkeypatch):
     poison_weight(monkeypatch, 20, float("nan"))
     with pytest.raises(NonFiniteError, match="at step 20;.*\n.*layers.linear1.linear .its weight"):
-        commands.train(tried(), tmp_path, CPU, resume=False)
+        operations.train(tried(), tmp_path, CPU, resume=False)
 
 
 def test_momentum_that_is_not_finite_is_not_saved_either(tmp_path, monkeypatch):
@@ -66,14 +65,14 @@ def test_momentum_that_is_not_finite_is_not_saved_either(tmp_path, monkeypatch):
         if step == 16:  # an epoch's last
             next(iter(learner.optimizer.state.values()))["momentum_buffer"].fill_(float("nan"))
 
-    monkeypatch.setattr(train, "update", poisoned)
+    monkeypatch.setattr(loop, "update", poisoned)
     with pytest.raises(NonFiniteError, match="at step 16.*\n.*optimizer momentum_buffer:layers"):
-        commands.train(tried(), tmp_path, CPU, resume=False)
-    assert not checkpoint.generations(tmp_path / "tiny" / "1" / "checkpoints")
+        operations.train(tried(), tmp_path, CPU, resume=False)
+    assert not checkpoints.generations(tmp_path / "tiny" / "1" / "checkpoints")
 
 
 def state(run: Path) -> tuple[object, ...]:
-    saved = checkpoint.load_newest(run / "checkpoints", "latest", pytest.fail)
+    saved = checkpoints.load_newest(run / "checkpoints", "latest", pytest.fail)
     tensors = {part: {name: value.tolist() for name, value in of.items()} for part, of in saved.parts.items()}
     return tensors, saved.state, (run / "metrics.jsonl").read_bytes()
 
@@ -101,16 +100,16 @@ def test_too_little_memory_is_as_if_smaller_micro_batches_had_been_asked_for(
     with monkeypatch.context() as patched:
         short_of_memory(patched, most, raised)
         made = tried(*RICH, f"train.accumulate={given}")
-        short = Path(commands.train(made, tmp_path / "short", CPU, resume=False)["run"])
+        short = Path(operations.train(made, tmp_path / "short", CPU, resume=False)["run"])
     assert f"memory ran out at step 0: from here on in {2 * given} micro-batches" in capfd.readouterr().err
     made = tried(*RICH, f"train.accumulate={expected}")
-    asked = Path(commands.train(made, tmp_path / "asked", CPU, resume=False)["run"])
+    asked = Path(operations.train(made, tmp_path / "asked", CPU, resume=False)["run"])
     assert state(short) == state(asked)
 
 
 def test_memory_that_runs_out_later_is_remembered_when_resuming(tmp_path, monkeypatch):
     """Twice the same trouble at step 20, once stopped at step 25 and resumed where memory would suffice."""
-    real = train.backward
+    real = loop.backward
 
     def run(root: Path, stop: int | None) -> Path:
         with monkeypatch.context() as patched:
@@ -122,12 +121,12 @@ def test_memory_that_runs_out_later_is_remembered_when_resuming(tmp_path, monkey
                     raise MemoryError
                 return real(learner, job, batch, step)
 
-            patched.setattr(train, "backward", backward)
+            patched.setattr(loop, "backward", backward)
             if stop is None:
-                return Path(commands.train(tried(*RICH), root, CPU, resume=True)["run"])
+                return Path(operations.train(tried(*RICH), root, CPU, resume=True)["run"])
             with pytest.raises(BaseException, match="stopped at step 26"):
-                commands.train(tried(*RICH), root, CPU, resume=True)
-        return Path(commands.train(tried(*RICH), root, CPU, resume=True)["run"])
+                operations.train(tried(*RICH), root, CPU, resume=True)
+        return Path(operations.train(tried(*RICH), root, CPU, resume=True)["run"])
 
     assert state(run(tmp_path / "whole", None)) == state(run(tmp_path / "cut", 25))
 
@@ -135,11 +134,11 @@ def test_memory_that_runs_out_later_is_remembered_when_resuming(tmp_path, monkey
 def test_too_little_memory_for_the_smallest_micro_batch_is_one_line(tmp_path, monkeypatch):
     short_of_memory(monkeypatch, 1)
     with pytest.raises(ResourceError, match="as small as they can be .batch norm needs"):
-        commands.train(tried(), tmp_path, CPU, resume=False)
+        operations.train(tried(), tmp_path, CPU, resume=False)
     plain = "model=[flatten]"
     short_of_memory(monkeypatch, 0)
     with pytest.raises(ResourceError, match="as small as they can be .one picture"):
-        commands.train(tried(plain), tmp_path, CPU, resume=False)
+        operations.train(tried(plain), tmp_path, CPU, resume=False)
 
 
 def test_a_step_that_ran_out_of_memory_leaves_no_gradient_of_the_parts_that_were_done(tmp_path, monkeypatch):
@@ -155,8 +154,8 @@ def test_a_step_that_ran_out_of_memory_leaves_no_gradient_of_the_parts_that_were
     with monkeypatch.context() as patched:
         patched.setattr(CrossEntropy, "forward", forward)
         made = tried(plain, "train.accumulate=2")
-        short = Path(commands.train(made, tmp_path / "short", CPU, resume=False)["run"])
-    asked = commands.train(tried(plain, "train.accumulate=4"), tmp_path / "asked", CPU, resume=False)["run"]
+        short = Path(operations.train(made, tmp_path / "short", CPU, resume=False)["run"])
+    asked = operations.train(tried(plain, "train.accumulate=4"), tmp_path / "asked", CPU, resume=False)["run"]
     assert calls[:4] == [32, 32, 16, 16]
     assert state(short) == state(Path(asked))
 
@@ -164,7 +163,7 @@ def test_a_step_that_ran_out_of_memory_leaves_no_gradient_of_the_parts_that_were
 def test_micro_batches_become_as_small_as_one_picture(tmp_path, monkeypatch, capfd):
     with monkeypatch.context() as patched:
         short_of_memory(patched, 1)
-        commands.train(tried("model=[flatten]", "train.epochs=1"), tmp_path, CPU, resume=False)
+        operations.train(tried("model=[flatten]", "train.epochs=1"), tmp_path, CPU, resume=False)
     assert "from here on in 64 micro-batches" in capfd.readouterr().err
 
 
@@ -174,7 +173,7 @@ def test_other_errors_of_the_network_are_not_taken_for_a_lack_of_memory(tmp_path
 
     monkeypatch.setattr(CrossEntropy, "forward", forward)
     with pytest.raises(RuntimeError, match="mat1"):
-        commands.train(tried(), tmp_path, CPU, resume=False)
+        operations.train(tried(), tmp_path, CPU, resume=False)
 
 
 # --- reading that does not end ---------------------------------------------------------------------------------------
@@ -187,14 +186,14 @@ def folder_of(root: Path) -> Path:
     return root
 
 
-def over(root: Path, *more: str) -> experiment.Experiment:
+def over(root: Path, *more: str) -> schema.Experiment:
     source = f"source: {{folder: '{root}'}}, image: {{size: 8, channels: 1}}, split: {{val: 0.2}}, timeout: 0.5"
     return tried(f"data={{{source}, cache_dir: '{root.parent / 'cache'}'}}", "train.batch=8", *more)
 
 
 def hang_on(monkeypatch, name: str, when) -> None:
     """Reading that file never ends once `when()` holds."""
-    real = pictures.read
+    real = image_files.read
 
     def read(item, *rest):
         if str(item).endswith(name) and when():
@@ -204,10 +203,10 @@ def hang_on(monkeypatch, name: str, when) -> None:
     monkeypatch.setattr("cnnrun.data.decode.read", read)
 
 
-def trained_in_child(made: experiment.Experiment, root: Path) -> tuple[object, float]:
+def trained_in_child(made: schema.Experiment, root: Path) -> tuple[object, float]:
     """What a training in a process of its own returned or raised, and after how long."""
     began = time.monotonic()
-    found = outcome(*forked(lambda: commands.train(made, root, CPU, resume=True)))
+    found = outcome(*forked(lambda: operations.train(made, root, CPU, resume=True)))
     return found, time.monotonic() - began
 
 
@@ -231,7 +230,7 @@ def test_a_picture_that_stops_coming_ends_the_training_which_is_saved(tmp_path, 
     settings = ["data.cache=none", f"data.workers={workers}", f"data.prefetch={prefetch}", "train.epochs=40"]
     monkeypatch.setattr("cnnrun.data.training_batches.AHEAD_BYTES", 1)
     whole = over(root, *settings, f"data.cache_dir={tmp_path / 'other'}")
-    expected = Path(commands.train(whole, tmp_path / "whole", CPU, resume=False)["run"])
+    expected = Path(operations.train(whole, tmp_path / "whole", CPU, resume=False)["run"])
     with monkeypatch.context() as patched:
         run = tmp_path / "runs" / "tiny" / "1"
         hang_on(patched, "dog/7.png", (run / "checkpoints" / "latest").exists)
@@ -267,14 +266,14 @@ def test_memory_that_runs_out_while_evaluating_makes_smaller_batches(tmp_path, m
         return real(self, outputs, targets)
 
     monkeypatch.setattr(CrossEntropy, "forward", forward)
-    commands.train(tried(), tmp_path, CPU, resume=False)
+    operations.train(tried(), tmp_path, CPU, resume=False)
     assert "memory ran out while evaluating after step 17: from here on in 2 micro-batches" in capfd.readouterr().err
 
 
 def test_an_epoch_that_cannot_be_measured_is_saved_and_measured_when_resumed(tmp_path, monkeypatch):
     root = folder_of(tmp_path / "pets")
     made = over(root, "data.cache=none", "train.epochs=3", f"data.cache_dir={tmp_path / 'one'}")
-    expected = Path(commands.train(made, tmp_path / "whole", CPU, resume=False)["run"])
+    expected = Path(operations.train(made, tmp_path / "whole", CPU, resume=False)["run"])
     from cnnrun.training.learner import Learner
 
     real, calls = Learner.evaluate, []
@@ -288,11 +287,11 @@ def test_an_epoch_that_cannot_be_measured_is_saved_and_measured_when_resumed(tmp
     with monkeypatch.context() as patched:
         patched.setattr(Learner, "evaluate", failing)
         with pytest.raises(DataError):
-            commands.train(made, tmp_path / "cut", CPU, resume=True)
+            operations.train(made, tmp_path / "cut", CPU, resume=True)
     run = tmp_path / "cut" / "tiny" / "1"
-    saved = checkpoint.load_newest(run / "checkpoints", "latest", pytest.fail)
+    saved = checkpoints.load_newest(run / "checkpoints", "latest", pytest.fail)
     assert saved.state["training"]["step"] == 2 * saved.state["training"]["evaluated"]
-    commands.train(made, tmp_path / "cut", CPU, resume=True)
+    operations.train(made, tmp_path / "cut", CPU, resume=True)
     assert state(run) == state(expected)
 
 
@@ -323,11 +322,11 @@ def test_what_is_only_looked_at_fails_and_costs_no_training(tmp_path, monkeypatc
     def fail(*arguments, **settings):
         raise failure
 
-    expected = state(Path(commands.train(tried(), tmp_path / "whole", CPU, resume=False)["run"]))
+    expected = state(Path(operations.train(tried(), tmp_path / "whole", CPU, resume=False)["run"]))
     capfd.readouterr()
     with monkeypatch.context() as patched:
         patched.setattr(writer, fail)
-        run = Path(commands.train(tried(), tmp_path / "failing", CPU, resume=False)["run"])
+        run = Path(operations.train(tried(), tmp_path / "failing", CPU, resume=False)["run"])
     assert (run / "result.json").exists()
     assert state(run) == expected
     said = [line for line in capfd.readouterr().err.splitlines() if "TensorBoard gets nothing from here on" in line]
@@ -365,10 +364,10 @@ def test_a_file_that_vanishes_ends_the_training_which_is_saved(tmp_path, monkeyp
             (root / "cat" / "3.png").rename(root / "away")
         return real(learner, job, batch, step)
 
-    monkeypatch.setattr(train, "backward", backward)
+    monkeypatch.setattr(loop, "backward", backward)
     with pytest.raises(DataError, match="3.png"):
-        commands.train(over(root, "data.cache=none", "train.epochs=9"), tmp_path / "runs", CPU, resume=True)
-    saved = checkpoint.load_newest(tmp_path / "runs" / "tiny" / "1" / "checkpoints", "latest", pytest.fail)
+        operations.train(over(root, "data.cache=none", "train.epochs=9"), tmp_path / "runs", CPU, resume=True)
+    saved = checkpoints.load_newest(tmp_path / "runs" / "tiny" / "1" / "checkpoints", "latest", pytest.fail)
     assert saved.state["training"]["step"] > 5
 
 

@@ -14,16 +14,15 @@ from hypothesis import strategies as st
 from cnnrun.base.errors import DataError
 from cnnrun.commands import report, report_study
 from cnnrun.contracts.task import Measured
-from cnnrun.experiment import schema as experiment
-from cnnrun.results import compare as comparing
-from cnnrun.results import operations as commands
+from cnnrun.experiment import schema
+from cnnrun.results import compare, operations
 from cnnrun.results.report import html as page
 from cnnrun.results.report.content import curves
 from cnnrun.results.studies import seeds
 from cnnrun.tasks.classification_metrics import Classified, Present
 from cnnrun.tasks.detection.average_precision import NUMBERS, AveragePrecision, undefined
 from cnnrun.tasks.detection.task import Detect
-from cnnrun.tasks.embedding import pair_metrics as verification
+from cnnrun.tasks.embedding import pair_metrics
 from cnnrun.tasks.intervals import bounds, interval, intervals, spread, wilson
 from cnnrun.tasks.regression.residuals import Residuals
 
@@ -107,10 +106,10 @@ def test_every_interval_of_every_meter_stays_where_its_number_can_be(seed, count
 def test_intervals_over_people_stay_within_0_and_1(seed, apart):
     draw = np.random.default_rng(seed)
     labels = np.repeat(np.arange(6), 3)
-    pairs = verification.all_pairs(labels)
+    pairs = pair_metrics.all_pairs(labels)
     scores = draw.normal(apart * pairs.same_M, 1.0)
-    found = verification.spread(scores, pairs, labels, lambda curve: {"eer": curve.eer(), "auc": curve.auc()})
-    curve = verification.Ranked(scores, pairs.same_M).curve()
+    found = pair_metrics.spread(scores, pairs, labels, lambda curve: {"eer": curve.eer(), "auc": curve.auc()})
+    curve = pair_metrics.Ranked(scores, pairs.same_M).curve()
     for name, (low, high) in intervals({"eer": curve.eer(), "auc": curve.auc()}, found, {}).items():
         assert 0 <= low <= high <= 1, name
 
@@ -122,7 +121,7 @@ def test_a_difference_of_shares_lies_within_one_of_0(mine, theirs, one, other):
         Measured({"f1": value}, spread={"f1": np.array(drawn[:count])})
         for value, drawn in ((one, mine), (other, theirs))
     )
-    (row,) = comparing.tested(first, second)
+    (row,) = compare.tested(first, second)
     assert -1 <= row["from"] <= row["to"] <= 1
 
 
@@ -131,7 +130,7 @@ def test_a_difference_that_is_above_0_in_every_draw_is_not_cut_there():
     drawn = np.linspace(0.001, 0.101, 200)
     first = Measured({"f1": 0.5}, spread={"f1": np.full(200, 0.5)})
     second = Measured({"f1": 0.52}, spread={"f1": 0.5 + drawn})
-    (row,) = comparing.tested(first, second)
+    (row,) = compare.tested(first, second)
     assert row["from"] < 0
 
 
@@ -170,10 +169,10 @@ def test_a_draw_without_an_object_of_that_size_does_not_count_as_minus_one():
 def test_networks_are_compared_on_the_draws_that_have_a_number():
     drawn = {"AP_small": np.array([0.5, np.nan] * 50)}
     first, other = (Measured({"AP_small": value, "AP_large": None}, spread=drawn) for value in (0.5, 0.5))
-    (row,) = comparing.tested(first, other)
+    (row,) = compare.tested(first, other)
     assert (row["number"], row["difference"], row["from"], row["to"], row["p"]) == ("AP_small", 0, 0, 0, 1)
     nothing = Measured({"AP_small": 0.5}, spread={"AP_small": np.full(100, np.nan)})
-    assert comparing.tested(nothing, nothing) == []
+    assert compare.tested(nothing, nothing) == []
     assert intervals(nothing.numbers, nothing.spread, {}) == {}
 
 
@@ -211,8 +210,8 @@ def test_the_undefined_numbers_of_a_split_are_told_by_its_targets():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     """A detector of scenes in which no object is large."""
-    made = experiment.parse(SCENES, "scenes.yaml", ["name=scenes"])
-    return Path(commands.train(made, tmp_path_factory.mktemp("runs"), CPU, resume=False)["run"])
+    made = schema.parse(SCENES, "scenes.yaml", ["name=scenes"])
+    return Path(operations.train(made, tmp_path_factory.mktemp("runs"), CPU, resume=False)["run"])
 
 
 def test_eval_and_the_log_have_no_minus_one(run, run_cli):
@@ -252,11 +251,11 @@ def test_lines_of_earlier_versions_are_read(tmp_path):
 
 
 def test_a_monitor_that_val_cannot_give_is_refused_before_a_step(tmp_path):
-    made = experiment.parse(SCENES, "scenes.yaml", ["name=scenes", "train.monitor=val/AP_large"])
+    made = schema.parse(SCENES, "scenes.yaml", ["name=scenes", "train.monitor=val/AP_large"])
     with pytest.raises(
         DataError, match=r"val/AP_large is not defined: the val split has no large object .* val/AP50"
     ) as error:
-        commands.train(made, tmp_path, CPU, resume=False)
+        operations.train(made, tmp_path, CPU, resume=False)
     assert "AP_large," not in str(error.value)
     assert not list(tmp_path.glob("**/metrics.jsonl"))
 

@@ -12,9 +12,8 @@ from conftest import TINY
 from resumed import stopped_at
 
 from cnnrun.base.errors import CheckpointError
-from cnnrun.experiment import schema as experiment
-from cnnrun.results import compare as comparing
-from cnnrun.results import operations as commands
+from cnnrun.experiment import schema
+from cnnrun.results import compare, operations
 
 CPU = torch.device("cpu")
 
@@ -23,12 +22,12 @@ CPU = torch.device("cpu")
 def runs(tmp_path_factory) -> Path:
     """Runs of one config: 1 finished, 2 stopped in its second epoch, 3 ended early by its own rule."""
     root = tmp_path_factory.mktemp("runs")
-    commands.train(experiment.parse(TINY, "tiny.yaml", ["name=tiny"]), root, CPU, resume=False)
-    stopped = experiment.parse(TINY, "tiny.yaml", ["name=tiny", "seed=1"])
+    operations.train(schema.parse(TINY, "tiny.yaml", ["name=tiny"]), root, CPU, resume=False)
+    stopped = schema.parse(TINY, "tiny.yaml", ["name=tiny", "seed=1"])
     with stopped_at(20):
-        commands.train(stopped, root, CPU, resume=False)
+        operations.train(stopped, root, CPU, resume=False)
     early = ["name=tiny", "seed=2", "train.epochs=5", "train.early_stop={patience: 1, min_delta: 0.9}"]
-    commands.train(experiment.parse(TINY, "tiny.yaml", early), root, CPU, resume=False)
+    operations.train(schema.parse(TINY, "tiny.yaml", early), root, CPU, resume=False)
     return root / "tiny"
 
 
@@ -39,7 +38,7 @@ def test_an_unfinished_run_is_refused_by_name(runs, run_cli):
     line = f"{runs / '2'}: unfinished (step 21 of {steps}); finish it with `cnnrun train CONFIG --resume`"
     assert err.strip().splitlines()[-1].endswith(f"{line}, or compare with --unfinished")
     with pytest.raises(CheckpointError) as error:
-        comparing.compare([runs / "2", runs / "1", runs / "2"], runs.parent, CPU, None)
+        compare.compare([runs / "2", runs / "1", runs / "2"], runs.parent, CPU, None)
     assert len(error.value.lines) == 2
 
 
@@ -74,4 +73,4 @@ def test_a_run_without_a_checkpoint_is_at_step_0(runs, tmp_path):
     shutil.copytree(runs / "2", tmp_path / "2")
     shutil.rmtree(tmp_path / "2" / "checkpoints")
     with pytest.raises(CheckpointError, match=r"2: unfinished \(step 0 of "):
-        comparing.compare([runs / "1", tmp_path / "2"], runs.parent, CPU, None)
+        compare.compare([runs / "1", tmp_path / "2"], runs.parent, CPU, None)

@@ -14,8 +14,7 @@ from scipy.optimize import brentq
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from cnnrun.contracts.layer import Facts
-from cnnrun.tasks.embedding import gallery_metrics as identification
-from cnnrun.tasks.embedding import pair_metrics as verification
+from cnnrun.tasks.embedding import gallery_metrics, pair_metrics
 from cnnrun.tasks.embedding.pair_metrics import Pairs, Ranked, all_pairs
 from cnnrun.tasks.embedding.task import Verify
 from cnnrun.tasks.intervals import interval
@@ -107,7 +106,7 @@ def test_all_pairs_are_all_and_in_even_folds():
 def test_of_many_pictures_some_pairs_are_measured_none_twice(labels, most):
     labels = np.array([0, 1, *labels])
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(verification, "MOST_PAIRS", most)
+        patched.setattr(pair_metrics, "MOST_PAIRS", most)
         pairs = all_pairs(labels)
     assert (pairs.same_M == (labels[pairs.first_M] == labels[pairs.second_M])).all()
     assert (pairs.first_M != pairs.second_M).all()
@@ -128,7 +127,7 @@ def test_a_folds_threshold_does_not_look_at_the_fold():
     labels = np.repeat(np.arange(8), 6)
     pairs = all_pairs(labels)
     scores = pairs.similarities(embedded(1, labels))
-    rows = verification.accuracies(Ranked(scores, pairs.same_M), scores, pairs)
+    rows = pair_metrics.accuracies(Ranked(scores, pairs.same_M), scores, pairs)
     assert [row["fold"] for row in rows] == list(range(1, 11))
     for row in rows:
         here = pairs.fold_M == row["fold"] - 1
@@ -141,14 +140,14 @@ def test_a_folds_threshold_does_not_look_at_the_fold():
         assert row["accuracy"] == pytest.approx((told[same].mean() + (~told[~same]).mean()) / 2)
     for fold in range(10):
         changed = np.where(pairs.fold_M == fold, -scores, scores)
-        again = verification.accuracies(Ranked(changed, pairs.same_M), changed, pairs)
+        again = pair_metrics.accuracies(Ranked(changed, pairs.same_M), changed, pairs)
         assert again[fold]["threshold"] == rows[fold]["threshold"]
         assert again[fold]["accuracy"] != rows[fold]["accuracy"]
 
 
 def of_eer(scores, pairs, labels):
     eer = Ranked(scores, pairs.same_M).curve().eer()
-    return interval(eer, verification.spread(scores, pairs, labels, lambda curve: {"eer": curve.eer()})["eer"])
+    return interval(eer, pair_metrics.spread(scores, pairs, labels, lambda curve: {"eer": curve.eer()})["eer"])
 
 
 def test_intervals_hold_the_number_and_narrow_with_people():
@@ -185,7 +184,7 @@ def test_a_bootstrap_sample_is_its_people_each_copy_a_person_of_its_own():
     scores = pairs.similarities(embedded(4, labels))
     table = np.zeros((len(labels), len(labels)))
     table[pairs.first_M, pairs.second_M] = table[pairs.second_M, pairs.first_M] = scores
-    found = verification.spread(scores, pairs, labels, lambda curve: {"eer": curve.eer(), "auc": curve.auc()})
+    found = pair_metrics.spread(scores, pairs, labels, lambda curve: {"eer": curve.eer(), "auc": curve.auc()})
     draw, place = np.random.default_rng(2), 0
     for _ in range(30):
         people = draw.integers(0, 6, 6)
@@ -210,15 +209,15 @@ def test_a_bootstrap_sample_is_its_people_each_copy_a_person_of_its_own():
 
 def test_rare_pairs_of_one_person_are_not_drawn_away(monkeypatch):
     """The interval is of the number that is shown: a thousand pairs of one person among two million."""
-    monkeypatch.setattr(verification, "_RESAMPLED", 20_000)
+    monkeypatch.setattr(pair_metrics, "_RESAMPLED", 20_000)
     labels = np.repeat(np.arange(300), 2)
     pairs = all_pairs(labels)
     scores = pairs.similarities(embedded(6, labels))
     seen = []
-    verification.spread(scores, pairs, labels, lambda curve: {"seen": float(seen.append(len(curve.tar)) or 0)})
-    monkeypatch.setattr(verification, "_RESAMPLED", 10**9)
+    pair_metrics.spread(scores, pairs, labels, lambda curve: {"seen": float(seen.append(len(curve.tar)) or 0)})
+    monkeypatch.setattr(pair_metrics, "_RESAMPLED", 10**9)
     low, high = of_eer(scores, pairs, labels)
-    monkeypatch.setattr(verification, "_RESAMPLED", 20_000)
+    monkeypatch.setattr(pair_metrics, "_RESAMPLED", 20_000)
     few_low, few_high = of_eer(scores, pairs, labels)
     assert (few_high - few_low) == pytest.approx(high - low, rel=0.4)
 
@@ -227,7 +226,7 @@ def test_of_few_people_there_is_no_interval():
     labels = np.repeat(np.arange(4), 5)
     pairs = all_pairs(labels)
     scores = pairs.similarities(embedded(2, labels))
-    assert verification.spread(scores, pairs, labels, lambda curve: {"eer": curve.eer()}) == {}
+    assert pair_metrics.spread(scores, pairs, labels, lambda curve: {"eer": curve.eer()}) == {}
 
 
 def test_drawing_pairs_as_if_they_were_independent_would_say_too_much():
@@ -244,8 +243,8 @@ def test_drawing_pairs_as_if_they_were_independent_would_say_too_much():
 
 
 def test_a_far_that_few_pairs_carry_is_said():
-    assert verification.note(4500, 0.01) == ""
-    assert verification.note(4500, 0.0001) == "too few pairs of two people: 4,500; 100,000 give 10 false accepts"
+    assert pair_metrics.note(4500, 0.01) == ""
+    assert pair_metrics.note(4500, 0.0001) == "too few pairs of two people: 4,500; 100,000 give 10 false accepts"
 
 
 # --- identification ---------------------------------------------------------------------------------------------------
@@ -256,12 +255,12 @@ def test_a_far_that_few_pairs_carry_is_said():
 def test_ranks_are_those_of_a_plain_search(seed, count):
     labels = np.random.default_rng(seed).integers(0, 9, 60)
     embeddings = embedded(seed, labels)
-    gallery = identification.first_ones(labels, count)
+    gallery = gallery_metrics.first_ones(labels, count)
     for person in np.unique(labels):
         own = np.flatnonzero(labels == person)
         enrolled = np.intersect1d(gallery.enrolled_G, own)
         assert enrolled.tolist() == (own[:count].tolist() if len(own) > count else [])
-    ranks = identification.ranks(embeddings, labels, gallery)
+    ranks = gallery_metrics.ranks(embeddings, labels, gallery)
     for probe, rank in zip(gallery.probes_Q, ranks, strict=True):
         best = {
             person: max(float(embeddings[probe] @ embeddings[g]) for g in gallery.enrolled_G if labels[g] == person)
@@ -269,7 +268,7 @@ def test_ranks_are_those_of_a_plain_search(seed, count):
         }
         ordered = sorted(best.values(), reverse=True)
         assert abs(ordered[rank - 1] - best[labels[probe]]) < 1e-6
-    rates = [row["rate"] for row in identification.cumulative(ranks, 9)]
+    rates = [row["rate"] for row in gallery_metrics.cumulative(ranks, 9)]
     assert rates == sorted(rates)
     assert rates[-1] == 1
 
@@ -277,8 +276,8 @@ def test_ranks_are_those_of_a_plain_search(seed, count):
 def test_the_open_sets_threshold_lets_so_many_strangers_in():
     labels = np.repeat(np.arange(20), 12)
     embeddings = embedded(3, labels)
-    gallery = identification.first_ones(labels, 2)
-    rows = identification.open_set(embeddings, labels, gallery)
+    gallery = gallery_metrics.first_ones(labels, 2)
+    rows = gallery_metrics.open_set(embeddings, labels, gallery)
     assert [row["FPIR"] for row in rows] == [0.1, 0.01]
     for row in rows:
         alarms = missed = known = strangers = 0
@@ -300,14 +299,14 @@ def test_the_open_sets_threshold_lets_so_many_strangers_in():
 
 def test_strangers_that_are_equally_similar_are_let_in_together_or_not_at_all():
     strangers = np.array([0.5] * 100 + [0.1] * 900, np.float32)
-    row = identification._missed(strangers, np.array([0.6, 0.4], np.float32), 0.01)
+    row = gallery_metrics._missed(strangers, np.array([0.6, 0.4], np.float32), 0.01)
     assert (strangers >= row["threshold"]).mean() <= 0.01
-    assert identification._missed(strangers, strangers, 0.1)["threshold"] == pytest.approx(0.3)
+    assert gallery_metrics._missed(strangers, strangers, 0.1)["threshold"] == pytest.approx(0.3)
 
 
 def test_of_three_people_no_half_is_left_out():
     labels = np.repeat(np.arange(3), 4)
-    assert identification.open_set(embedded(0, labels), labels, identification.first_ones(labels, 1)) == []
+    assert gallery_metrics.open_set(embedded(0, labels), labels, gallery_metrics.first_ones(labels, 1)) == []
 
 
 def test_pairs_is_what_a_meter_is_given():
@@ -352,7 +351,7 @@ def test_identification_enrolls_as_many_pictures_as_the_task_says(count):
     labels = np.repeat(np.arange(12), 6)
     embeddings = embedded(8, labels)
     numbers = measured(Verify(gallery=count), labels, embeddings).numbers
-    ranks = identification.ranks(embeddings, labels, identification.first_ones(labels, count))
+    ranks = gallery_metrics.ranks(embeddings, labels, gallery_metrics.first_ones(labels, count))
     assert numbers["rank_1"] == (ranks == 1).mean()
     assert numbers["rank_5"] == (ranks <= 5).mean()
     assert 0 < numbers["rank_1"] < 1

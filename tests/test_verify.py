@@ -22,11 +22,10 @@ from sklearn.metrics import roc_auc_score
 from cnnrun.base.errors import ConfigError, DataError, NonFiniteError
 from cnnrun.contracts.layer import Facts
 from cnnrun.data.dataset import index
-from cnnrun.experiment import assemble
-from cnnrun.experiment import schema as experiment
+from cnnrun.experiment import assemble, schema
 from cnnrun.export.onnx import Onnx
 from cnnrun.export.python_file import Code
-from cnnrun.results import operations as commands
+from cnnrun.results import operations
 from cnnrun.training.evaluate import evaluate
 
 CPU = torch.device("cpu")
@@ -46,15 +45,15 @@ train: {epochs: 3, batch: 60, sampler: {identities: 12}, optimizer: {adamw: 0.00
 LOSSES = ["arcface", "cosface: {margin: 0.2}", "softmax", "triplet"]
 
 
-def tried(*overrides: str) -> experiment.Experiment:
-    return experiment.parse(DIGITS, "digits.yaml", ["name=digits", *overrides])
+def tried(*overrides: str) -> schema.Experiment:
+    return schema.parse(DIGITS, "digits.yaml", ["name=digits", *overrides])
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("digits")
     made = tried("train.epochs=8", "train.ema={decay: 0.9}")
-    return Path(commands.train(made, root, CPU, resume=False)["run"])
+    return Path(operations.train(made, root, CPU, resume=False)["run"])
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +84,9 @@ def test_it_learns_and_measures_the_same_everywhere(run):
     assert set(tried().task.numbers()) == {key[4:] for key in rows[0] if key.startswith("val/")}
     best = min(row["val/eer"] for row in rows)
     assert best < 0.4
-    result = commands.evaluate(run, run.parent.parent, CPU, "val")
+    result = operations.evaluate(run, run.parent.parent, CPU, "val")
     assert result["numbers"]["eer"] == best  # what training said of its best checkpoint
-    test = commands.evaluate(run, run.parent.parent, CPU, None)
+    test = operations.evaluate(run, run.parent.parent, CPU, None)
     assert test["split"] == "test"
     assert [row["value"] for row in test["tables"]["verification"]] == [test["numbers"][n] for n in ("eer", "auc")]
 
@@ -95,12 +94,12 @@ def test_it_learns_and_measures_the_same_everywhere(run):
 def test_the_threshold_is_vals_and_test_only_hears_of_it(run):
     """What the model keeps is what val chose at the best checkpoint; on test it is held to it."""
     given = assemble.trained(run, run.parent.parent, CPU)[1]
-    val = commands.evaluate(run, run.parent.parent, CPU, "val")
+    val = operations.evaluate(run, run.parent.parent, CPU, "val")
     chosen = {row["FAR"]: row["threshold here"] for row in val["tables"]["operating_points"]}
     assert {f"{far:g}": given.facts.chosen[f"threshold at FAR {far:g}"] for far in given.task.fars} == chosen
     held = {row["FAR wanted"]: row for row in val["tables"]["at_the_models_thresholds"]}
     assert all(row["FAR"] <= float(far) for far, row in held.items())  # on val itself, by construction
-    test = commands.evaluate(run, run.parent.parent, CPU, "test")
+    test = operations.evaluate(run, run.parent.parent, CPU, "test")
     kept = {row["FAR wanted"]: row["threshold"] for row in test["tables"]["at_the_models_thresholds"]}
     assert kept == chosen
     assert {row["FAR"]: row["threshold here"] for row in test["tables"]["operating_points"]} != chosen
@@ -111,7 +110,7 @@ def test_each_loss_learns(loss, tmp_path):
     """Of classes that it has seen, which is said to be so: five digits teach little about others."""
     written = f"{{{loss}}}" if ":" in loss else loss
     made = tried(f"task.verify.loss={written}", "data.split={val: 0.2}", "data.leakage=keep")
-    path = Path(commands.train(made, tmp_path, CPU, resume=False)["run"])
+    path = Path(operations.train(made, tmp_path, CPU, resume=False)["run"])
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["val/auc"] > 0.9
     assert rows[-1]["val/rank_1"] > 0.6
@@ -122,10 +121,10 @@ def test_each_loss_learns(loss, tmp_path):
 )
 def test_resumed_is_uninterrupted(tmp_path, more):
     made = tried("train.epochs=2", "train.ema={decay: 0.9}", *more)
-    commands.train(made, tmp_path / "whole", CPU, resume=True)
+    operations.train(made, tmp_path / "whole", CPU, resume=True)
     with stopped_at(17):
-        commands.train(made, tmp_path / "cut", CPU, resume=True)
-    commands.train(made, tmp_path / "cut", CPU, resume=True)
+        operations.train(made, tmp_path / "cut", CPU, resume=True)
+    operations.train(made, tmp_path / "cut", CPU, resume=True)
     assert digest(tmp_path / "whole/digits/1") == digest(tmp_path / "cut/digits/1")
 
 
@@ -149,7 +148,7 @@ def test_a_group_of_the_centres_has_its_own_rate(tmp_path):
         made = tried(groups, "train.epochs=1")
     except ConfigError as error:
         pytest.fail(str(error))
-    path = Path(commands.train(made, tmp_path, CPU, resume=False)["run"])
+    path = Path(operations.train(made, tmp_path, CPU, resume=False)["run"])
     assert path.exists()
     with pytest.raises(ConfigError, match="gets no parameter that learns"):
         tried(groups.replace("criterion.*", "criterion.weights"), "train.epochs=1")
@@ -162,7 +161,7 @@ def test_stopped_at_an_epochs_end_the_thresholds_stay(tmp_path, monkeypatch):
     made = tried("train.epochs=2")
     steps = made.train.steps_per_epoch(assemble.dataset(made).facts.counts["train"])
     with stopped_at(steps + 1):
-        commands.train(made, tmp_path, CPU, resume=True)
+        operations.train(made, tmp_path, CPU, resume=True)
     run = tmp_path / "digits" / "1"
     shutil.rmtree(run / "checkpoints" / f"step-{steps + 2:08d}")
     before = assemble.trained(run, tmp_path, CPU)[1].facts.chosen
@@ -174,14 +173,14 @@ def test_stopped_at_an_epochs_end_the_thresholds_stay(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(TrainingBatches, "at", unreadable)
         with pytest.raises(DataError):
-            commands.train(made, tmp_path, CPU, resume=True)
+            operations.train(made, tmp_path, CPU, resume=True)
     assert assemble.trained(run, tmp_path, CPU)[1].facts.chosen == before
 
 
 def test_a_checkpoint_that_was_not_measured_has_no_threshold_and_says_so(tmp_path, run_cli, people):
     made = tried("train.epochs=2", "train.save_every=7")
     with stopped_at(20):
-        commands.train(made, tmp_path, CPU, resume=True)
+        operations.train(made, tmp_path, CPU, resume=True)
     run = tmp_path / "digits" / "1"
     words = ["verify", *sorted((people / "digit 7").iterdir())[:2], "--run", run / "checkpoints" / "latest"]
     code, _, err = run_cli(*words)
@@ -189,7 +188,7 @@ def test_a_checkpoint_that_was_not_measured_has_no_threshold_and_says_so(tmp_pat
     assert "there are: none" in err
     task, given = made.task, assemble.trained(run / "checkpoints" / "latest", tmp_path, CPU)[1]
     assert "no threshold was chosen" in task.meaning(given.facts)["embedding"]
-    assert commands.evaluate(run / "checkpoints" / "latest", tmp_path, CPU, None)["numbers"]["eer"] < 0.6
+    assert operations.evaluate(run / "checkpoints" / "latest", tmp_path, CPU, None)["numbers"]["eer"] < 0.6
 
 
 def test_embeddings_that_are_not_finite_are_no_numbers():
@@ -201,7 +200,7 @@ def test_embeddings_that_are_not_finite_are_no_numbers():
 
 
 def test_of_two_people_there_is_no_interval(run):
-    rows = commands.evaluate(run, run.parent.parent, CPU, "val")["tables"]["verification"]
+    rows = operations.evaluate(run, run.parent.parent, CPU, "val")["tables"]["verification"]
     assert all(row["note"] == "no intervals: people are fewer than 5" and "from" not in row for row in rows)
 
 
@@ -223,7 +222,7 @@ def test_ranks_measure_what_one_process_measures(run, size):
 def test_exported_is_the_network_and_knows_its_threshold(run, tmp_path):
     given = assemble.trained(run, run.parent.parent, CPU)[1]
     point = given.facts.chosen["threshold at FAR 0.01"]
-    report = commands.exported(Onnx(), run, run.parent.parent, None, tmp_path / "m.onnx")
+    report = operations.exported(Onnx(), run, run.parent.parent, None, tmp_path / "m.onnx")
     assert report["passed"]
     assert report["metrics"]["network"]["eer"] == pytest.approx(report["metrics"]["artefact"]["eer"], abs=1e-4)
     told = {entry.key: entry.value for entry in onnx.load(tmp_path / "m.onnx").metadata_props}
@@ -233,7 +232,7 @@ def test_exported_is_the_network_and_knows_its_threshold(run, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
     (embeddings,) = session.run(["embedding"], {"pixels": pixels})
     np.testing.assert_allclose((embeddings**2).sum(1), 1, atol=1e-5)
-    assert commands.exported(Code(), run, run.parent.parent, None, tmp_path / "m.py")["passed"]
+    assert operations.exported(Code(), run, run.parent.parent, None, tmp_path / "m.py")["passed"]
 
 
 def test_a_file_with_other_embeddings_is_not_kept():
@@ -289,7 +288,7 @@ def test_what_does_not_go_together_is_told_before_data_is_read(overrides, where,
 )
 def test_data_that_cannot_serve_is_told_before_training(overrides, message, tmp_path):
     with pytest.raises((ConfigError, DataError), match=message.replace("(", r"\(").replace(")", r"\)")):
-        commands.train(tried(*overrides), tmp_path, CPU, resume=False)
+        operations.train(tried(*overrides), tmp_path, CPU, resume=False)
     assert not list(tmp_path.iterdir())
 
 
@@ -317,8 +316,8 @@ def faces(tmp_path) -> Path:
     return root
 
 
-def folders(root: Path, *overrides: str) -> experiment.Experiment:
-    return experiment.parse(FOLDERS.format(root=root), "f.yaml", ["name=f", *overrides])
+def folders(root: Path, *overrides: str) -> schema.Experiment:
+    return schema.parse(FOLDERS.format(root=root), "f.yaml", ["name=f", *overrides])
 
 
 def test_a_part_of_all_people_is_held_out(faces):
@@ -337,7 +336,7 @@ def test_folders_of_other_people_for_test_are_theirs_and_the_same_person_twice_i
     assert found.counts == {"train": 20, "test": 12, "val": 8}
     assert assemble.dataset(folders(root)).facts.class_counts.count(0) == 5
     with pytest.raises(DataError, match="Person_7' is not a class of the training split"):
-        experiment.parse(
+        schema.parse(
             FOLDERS.format(root=root).replace("by: label, ", "").replace("data:", "data:\n  leakage: keep"), "f.yaml"
         ).data.source.read()
     save_picture(root / "train" / "Person_8" / "new.png", seed=9999)
@@ -377,8 +376,8 @@ def test_the_people_of_a_file_of_pairs_are_test_and_only_its_pairs_are_measured(
     }
     assert len(data.splits["test"]) == 12
     assert len(train) + len(data.splits["val"]) == 28
-    run = Path(commands.train(made, tmp_path / "runs", CPU, resume=False)["run"])
-    result = commands.evaluate(run, tmp_path / "runs", CPU, None)
+    run = Path(operations.train(made, tmp_path / "runs", CPU, resume=False)["run"])
+    result = operations.evaluate(run, tmp_path / "runs", CPU, None)
     (row, _) = result["tables"]["verification"]
     assert (row["pairs of one person"], row["pairs of two people"]) == ("3", "3")
     given = assemble.trained(run, tmp_path / "runs", CPU)[1]
@@ -469,9 +468,9 @@ def test_pairs_whose_pictures_cannot_be_read_are_left_out_aloud(faces, tmp_path)
     for number in (1, 2):
         (faces / "Person_7" / f"Person_7_{number:04d}.png").write_bytes(b"no")
     made = folders(faces, f"data.source.folder.pairs={path}", "data.bad_files=skip")
-    run = Path(commands.train(made, tmp_path / "runs", CPU, resume=False)["run"])
+    run = Path(operations.train(made, tmp_path / "runs", CPU, resume=False)["run"])
     with pytest.raises(DataError, match="fewer than two folds"):
-        commands.evaluate(run, tmp_path / "runs", CPU, None)
+        operations.evaluate(run, tmp_path / "runs", CPU, None)
 
 
 def test_whole_classes_are_not_divided_by_picture(faces, tmp_path, run_cli):
@@ -693,7 +692,7 @@ def test_pictures_that_cannot_be_read_are_rows_with_an_error(run, people, galler
 
 
 def test_a_gallery_of_another_network_is_refused(run, people, gallery, tmp_path, run_cli):
-    other = commands.train(tried("train.epochs=1"), tmp_path / "other", CPU, resume=False)["run"]
+    other = operations.train(tried("train.epochs=1"), tmp_path / "other", CPU, resume=False)["run"]
     photo = min((people / "digit 9").iterdir())
     for words in (["identify", photo], ["enroll", people, "--add"], ["enroll", "--remove", "digit 9"]):
         before = gallery.read_bytes()

@@ -11,13 +11,12 @@ from conftest import TINY
 from torch import nn
 
 from cnnrun.base.errors import CheckpointError, ConfigError
-from cnnrun.experiment import assemble
-from cnnrun.experiment import schema as experiment
+from cnnrun.experiment import assemble, schema
 from cnnrun.experiment.import_weights import imported
 from cnnrun.experiment.weights_source import read_weights
-from cnnrun.model import weights_file as weights
-from cnnrun.results import operations as commands
-from cnnrun.training import checkpoints as checkpoint
+from cnnrun.model import weights_file
+from cnnrun.results import operations
+from cnnrun.training import checkpoints
 from cnnrun.training.run_records import parse_facts
 
 CPU = torch.device("cpu")
@@ -33,7 +32,7 @@ def numbered(**shapes: tuple[int, ...]) -> dict[str, torch.Tensor]:
 def test_by_order_pairs_equal_places():
     ours = numbered(conv__weight=(2, 3, 3, 3), conv__bias=(2,), head__weight=(5, 2))
     theirs = numbered(a__weight=(2, 3, 3, 3), a__bias=(2,), z__weight=(5, 2))
-    assert weights.in_order(ours, theirs) == {
+    assert weights_file.in_order(ours, theirs) == {
         "conv.weight": "a.weight",
         "conv.bias": "a.bias",
         "head.weight": "z.weight",
@@ -43,7 +42,7 @@ def test_by_order_pairs_equal_places():
 def test_a_blocks_own_parameter_may_stand_before_its_layers():
     ours = numbered(conv__weight=(4, 1, 7, 7), conv__bias=(4,), scale__weight=(4, 1, 1))
     theirs = numbered(layer_scale=(4, 1, 1), block__0__weight=(4, 1, 7, 7), block__0__bias=(4,))
-    assert weights.in_order(ours, theirs)["scale.weight"] == "layer_scale"
+    assert weights_file.in_order(ours, theirs)["scale.weight"] == "layer_scale"
 
 
 @pytest.mark.parametrize(
@@ -57,24 +56,24 @@ def test_a_blocks_own_parameter_may_stand_before_its_layers():
 )
 def test_what_does_not_fit_is_a_row_of_a_table(theirs, row):
     ours = numbered(conv__weight=(2, 3, 3, 3), conv__bias=(2,))
-    with pytest.raises(weights.Misfit) as misfit:
-        weights.in_order(ours, theirs)
+    with pytest.raises(weights_file.Misfit) as misfit:
+        weights_file.in_order(ours, theirs)
     assert row in misfit.value.rows
 
 
 def test_files_older_than_the_counters_of_batch_norm_are_taken():
     norm = nn.BatchNorm2d(3).state_dict()
     old = {name: value for name, value in norm.items() if name != "num_batches_tracked"}
-    assert set(weights.in_order(norm, old)) == set(weights.by_name(norm, old)) == set(old)
+    assert set(weights_file.in_order(norm, old)) == set(weights_file.by_name(norm, old)) == set(old)
 
 
 def test_a_weights_file_is_read_as_it_was_written(tmp_path, trained_run):
-    tried = experiment.load(trained_run / "config.yaml")
-    saved = checkpoint.load_newest(trained_run / "checkpoints", "best", pytest.fail)
+    tried = schema.load(trained_run / "config.yaml")
+    saved = checkpoints.load_newest(trained_run / "checkpoints", "best", pytest.fail)
 
     facts = parse_facts(saved.state["facts"], "here")
-    about = weights.About(task=tried.task, image=tried.data.image, model=tried.model)
-    weights.write(tmp_path / "w.safetensors", saved.parts["model"], about, facts)
+    about = weights_file.About(task=tried.task, image=tried.data.image, model=tried.model)
+    weights_file.write(tmp_path / "w.safetensors", saved.parts["model"], about, facts)
     read = read_weights(tmp_path / "w.safetensors")
     assert (read.about, read.facts, read.how) == (about, facts, "name")
     assert all(torch.equal(read.tensors[name], value) for name, value in saved.parts["model"].items())
@@ -111,13 +110,13 @@ def started(run: Path, tmp_path: Path, *overrides: str) -> tuple[Path, dict[str,
     text = TINY.replace(
         TINY[TINY.index("model:\n") : TINY.index("train:")], f"model:\n  layers:\n{layers}  weights: {run}\n"
     )
-    tried = experiment.parse(text, "f", ["name=given", "train.epochs=1", *overrides])
-    made = Path(commands.train(tried, tmp_path, CPU, resume=False)["run"])
-    return made, checkpoint.load_newest(made / "checkpoints", "latest", pytest.fail).parts["model"]
+    tried = schema.parse(text, "f", ["name=given", "train.epochs=1", *overrides])
+    made = Path(operations.train(tried, tmp_path, CPU, resume=False)["run"])
+    return made, checkpoints.load_newest(made / "checkpoints", "latest", pytest.fail).parts["model"]
 
 
 def test_training_starts_from_a_runs_weights_and_statistics(trained_run, tmp_path, capfd):
-    before = checkpoint.load_newest(trained_run / "checkpoints", "best", pytest.fail).parts["model"]
+    before = checkpoints.load_newest(trained_run / "checkpoints", "best", pytest.fail).parts["model"]
     _, after = started(trained_run, tmp_path, "train.optimizer={sgd: 1e-12}", "train.freeze=max_pool1")
     for name, value in before.items():
         if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
@@ -127,7 +126,7 @@ def test_training_starts_from_a_runs_weights_and_statistics(trained_run, tmp_pat
 
 def test_until_leaves_the_rest_new(trained_run, tmp_path, capfd):
     _, after = started(trained_run, tmp_path, "train.optimizer={sgd: 1e-12}", "model.until=conv1", "train.freeze=conv1")
-    before = checkpoint.load_newest(trained_run / "checkpoints", "best", pytest.fail).parts["model"]
+    before = checkpoints.load_newest(trained_run / "checkpoints", "best", pytest.fail).parts["model"]
     assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("layers.conv1"))
     assert not torch.equal(after["layers.linear1.linear.weight"], before["layers.linear1.linear.weight"])
     assert "new: layers.linear1.linear.weight" in capfd.readouterr().err
@@ -151,9 +150,9 @@ def test_a_resumed_run_no_longer_needs_the_weights_it_began_with(trained_run, tm
     run, _ = started(copy, tmp_path / "runs")
     shutil.rmtree(copy)
     (run / "result.json").unlink()  # as if it had been killed at the end
-    tried = experiment.load(run / "config.yaml")
+    tried = schema.load(run / "config.yaml")
     assert tried.model.weights == str(copy)
-    result = commands.train(tried, tmp_path / "runs", CPU, resume=True)
+    result = operations.train(tried, tmp_path / "runs", CPU, resume=True)
     assert Path(result["run"]) == run
 
 
@@ -165,7 +164,7 @@ def test_a_run_without_a_checkpoint_does_not_go_on_with_other_weights(trained_ru
     shutil.rmtree(run / "checkpoints")
     (run / "weights.json").write_text(json.dumps({"path": "w.safetensors", "sha256": "0" * 64}))
     with pytest.raises(CheckpointError, match="changed since"):
-        commands.train(experiment.load(run / "config.yaml"), tmp_path, CPU, resume=True)
+        operations.train(schema.load(run / "config.yaml"), tmp_path, CPU, resume=True)
 
 
 # --- import ----------------------------------------------------------------------------------------------------------
@@ -242,7 +241,7 @@ def test_torchvisions_state_dicts_are_imported_by_order(name, tmp_path):
     theirs = torchvision.models.get_model(name, weights=None).eval()
     torch.save(theirs.state_dict(), tmp_path / "w.pth")
     made = imported(tmp_path / "w.pth", name, "order", "imagenet", [])
-    weights.write(tmp_path / "w.safetensors", made.tensors, made.about, made.facts)
+    weights_file.write(tmp_path / "w.safetensors", made.tensors, made.about, made.facts)
     used = assemble.usable(tmp_path / "w.safetensors", tmp_path, CPU).network
     pictures = torch.randn(1, 3, 224, 224).to(memory_format=torch.channels_last)
     with torch.no_grad():
@@ -256,7 +255,7 @@ def test_mobilenet_v2_with_its_imagenet_weights_gives_torchvisions_logits_bit_fo
     from PIL import Image
 
     made = imported(PTH, "mobilenet_v2", "order", "imagenet", [])
-    weights.write(tmp_path / "w.safetensors", made.tensors, made.about, made.facts)
+    weights_file.write(tmp_path / "w.safetensors", made.tensors, made.about, made.facts)
     ours = assemble.usable(tmp_path / "w.safetensors", tmp_path, CPU).network
     theirs = torchvision.models.mobilenet_v2().eval()
     theirs.load_state_dict(torch.load(PTH, weights_only=True))
@@ -359,9 +358,9 @@ def test_statistics_of_the_weights_survive_a_resume(trained_run, tmp_path, monke
     with stopped_at(5):
         started(trained_run, tmp_path, "data.split={val: 0.4, test: 0.2}", "train.epochs=2")
     run = tmp_path / "given" / "1"
-    before = checkpoint.load_newest(run / "checkpoints", "latest", pytest.fail)
-    commands.train(experiment.load(run / "config.yaml"), tmp_path, CPU, resume=True)
-    after = checkpoint.load_newest(run / "checkpoints", "latest", pytest.fail)
+    before = checkpoints.load_newest(run / "checkpoints", "latest", pytest.fail)
+    operations.train(schema.load(run / "config.yaml"), tmp_path, CPU, resume=True)
+    after = checkpoints.load_newest(run / "checkpoints", "latest", pytest.fail)
     mine = read_weights(trained_run).facts
     for saved in (before, after):
         facts = parse_facts(saved.state["facts"], "here")

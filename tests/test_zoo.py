@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from cnnrun.config import zoo
 from cnnrun.contracts.layer import Facts
-from cnnrun.experiment import schema as experiment
+from cnnrun.experiment import schema
 from cnnrun.model.layers.dropout import DropSample
 from cnnrun.model.network import Network, build, flops, materialize
 from cnnrun.model.weights_file import in_order
@@ -25,7 +25,7 @@ def tried(name: str, image: tuple[int, int, int]):
     channels, height, width = image
     image_section = f"image: {{size: [{height}, {width}], channels: {channels}}}"
     text = f"task: classify\nmodel: {name}\ndata: {{source: {{folder: x}}, {image_section}}}"
-    return experiment.parse(text, "f")
+    return schema.parse(text, "f")
 
 
 def built(name: str, image: tuple[int, int, int], classes: int):

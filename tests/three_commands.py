@@ -63,12 +63,12 @@ def verdicts(build: Build, folder: Path) -> dict[str, Said]:
 
 
 def _run(words: list[str], folder: Path) -> Said:
-    from cnnrun.commands import app as cli
+    from cnnrun.commands import app
 
     os.chdir(folder)
     sys.argv, sys.stderr, sys.stdout, code = ["cnnrun", *words], io.StringIO(), io.StringIO(), 0
     try:
-        cli.main()
+        app.main()
     except SystemExit as left:
         code = int(left.code or 0)
     return Said(code, sys.stdout.getvalue(), sys.stderr.getvalue())

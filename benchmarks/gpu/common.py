@@ -145,7 +145,7 @@ def write_arrays(path: Path, count: int, side: int, channels: int = 1, classes: 
 
 @contextmanager
 def begun_training(job: Any) -> Iterator[Any]:
-    """Give the objects of a training as `train.fit` makes them, with nothing done yet."""
+    """Give the objects of a training as `loop.fit` makes them, with nothing done yet."""
     from cnnrun.base.progress import Clock
     from cnnrun.base.signals import stopping
     from cnnrun.training.learner import Learner

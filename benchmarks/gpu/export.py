@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from common import RICH, ROOT, Options, attempt, emit, options
 
-from cnnrun.experiment import schema as experiment
+from cnnrun.experiment import schema
 from cnnrun.export.onnx import Onnx
 from cnnrun.export.python_file import Code
-from cnnrun.results import operations as commands
+from cnnrun.results import operations
 
 CLOSE = 1e-3  # numbers of a split on two devices, both in full float32
 SCENES = ["data.source={digit_scenes: {train: 160, held_out: 32}}", "train.batch=16", "train.epochs=2"]
@@ -26,12 +26,12 @@ def main() -> None:
     given = options(__doc__)
     torch.backends.cudnn.allow_tf32 = False  # in TF32 near scores change places
     scenes = (ROOT / "configs" / "digit-scenes.yaml").read_text()
-    configs = {"rich": experiment.parse(RICH, "rich", ["name=rich"])}
-    configs["scenes"] = experiment.parse(scenes, "scenes", ["name=scenes", *SCENES])
+    configs = {"rich": schema.parse(RICH, "rich", ["name=rich"])}
+    configs["scenes"] = schema.parse(scenes, "scenes", ["name=scenes", *SCENES])
     with tempfile.TemporaryDirectory(prefix="cnnrun-export-") as folder:
         for name, tried in configs.items():
             with attempt("train", seconds=given.seconds_left, case=name):
-                run = Path(commands.train(tried, Path(folder), given.device, resume=False)["run"])
+                run = Path(operations.train(tried, Path(folder), given.device, resume=False)["run"])
                 emit("train", case=name, device=str(given.device))
                 look(name, run, given)
 
@@ -41,7 +41,7 @@ def look(name: str, run: Path, given: Options) -> None:
     for form in (Onnx(), Code()):
         kind = type(form).__name__.lower()
         with attempt("export", seconds=given.seconds_left, case=name, format=kind):
-            parity(name, kind, commands.exported(form, run, run.parents[1], None, None))
+            parity(name, kind, operations.exported(form, run, run.parents[1], None, None))
     with attempt("eval", seconds=given.seconds_left, case=name):
         devices(name, run, given)
 
@@ -57,7 +57,7 @@ def parity(name: str, kind: str, report: dict[str, Any]) -> None:
 def devices(name: str, run: Path, given: Options) -> None:
     """Emit the largest difference of the numbers on the CPU and on the device."""
     on_cpu, on_device = (
-        commands.evaluate(run, run.parents[1], device, None)["numbers"]
+        operations.evaluate(run, run.parents[1], device, None)["numbers"]
         for device in (torch.device("cpu"), given.device)
     )
     gaps = {key: abs(value - on_device[key]) for key, value in on_cpu.items() if isinstance(value, float)}

@@ -20,9 +20,8 @@ import torch
 from common import ROOT, Options, attempt, emit, options, write_arrays
 
 from cnnrun.base.device import forget_peak_memory
-from cnnrun.experiment import assemble
-from cnnrun.experiment import schema as experiment
-from cnnrun.results.studies import plan as planning
+from cnnrun.experiment import assemble, schema
+from cnnrun.results.studies import plan
 from cnnrun.training.loop import fit
 
 PRECISIONS = ("float32", "bfloat16")
@@ -66,14 +65,12 @@ def peak_of(config: str, precision: str, batch: int, given: Options) -> int | No
     return None
 
 
-def tried_of(config: str, precision: str, batch: int) -> experiment.Experiment:
+def tried_of(config: str, precision: str, batch: int) -> schema.Experiment:
     """Return the experiment in a precision and batch."""
-    return experiment.parse(
-        config, "resnet50", ["name=resnet50", f"train.precision={precision}", f"train.batch={batch}"]
-    )
+    return schema.parse(config, "resnet50", ["name=resnet50", f"train.precision={precision}", f"train.batch={batch}"])
 
 
-def measured(tried: experiment.Experiment, device: torch.device) -> int:
+def measured(tried: schema.Experiment, device: torch.device) -> int:
     """Train an epoch; returns the peak in MiB as the training reports it."""
     release(device)
     job = assemble.job(tried, assemble.dataset(tried), None, None, device)
@@ -88,12 +85,12 @@ def release(device: torch.device) -> None:
     forget_peak_memory(device)
 
 
-def foretold(tried: experiment.Experiment, device: torch.device, folder: Path) -> int:
+def foretold(tried: schema.Experiment, device: torch.device, folder: Path) -> int:
     """Return the peak in MiB that `cnnrun plan` foretells, from a shorter training than its usual one."""
     release(device)
-    if hasattr(planning, "_SECONDS"):
-        planning._SECONDS = PLAN_SECONDS
-    return int(planning.plan(tried, device, folder)["peak_memory_mib"])
+    if hasattr(plan, "_SECONDS"):
+        plan._SECONDS = PLAN_SECONDS
+    return int(plan.plan(tried, device, folder)["peak_memory_mib"])
 
 
 def run_out(given: Options, folder: Path) -> None:
@@ -102,7 +99,7 @@ def run_out(given: Options, folder: Path) -> None:
     path = write_arrays(folder / "few.npz", 2 * batch, 28)
     overrides = [f"data.source={{arrays: {path}}}", "data.image={size: 28, channels: 1}"]
     overrides += [f"train.batch={batch}", "train.epochs=2", "train.optimizer={sgd: {lr: 0.001}}"]
-    tried = experiment.load(ROOT / "benchmarks" / "nets" / "vgg-small.yaml", overrides)
+    tried = schema.load(ROOT / "benchmarks" / "nets" / "vgg-small.yaml", overrides)
     data = assemble.dataset(tried)
     job = assemble.job(tried, data, None, None, given.device)
     if given.device.type == "cuda":

@@ -21,9 +21,9 @@ from common import RICH, Options, attempt, emit, options
 
 from cnnrun.base.device import choose
 from cnnrun.base.ranks import Group
-from cnnrun.experiment import schema as experiment
-from cnnrun.results import operations as commands
-from cnnrun.training import checkpoints as checkpoint
+from cnnrun.experiment import schema
+from cnnrun.results import operations
+from cnnrun.training import checkpoints
 from cnnrun.training.run_records import METRICS
 
 ALLOWED = 1e-4
@@ -55,8 +55,8 @@ def two_against_one(config: Path, device: str, folder: Path, given: Options) -> 
     if done.returncode:
         line = next((each for each in reversed(done.stderr.splitlines()) if "rror" in each), "")
         return {"ok": False, "reason": f"torchrun left with {done.returncode}", "lines": [line]}
-    tried = experiment.load(config, TOGETHER)
-    one = Path(commands.train(tried, folder / "one", choose(device), resume=False)["run"])
+    tried = schema.load(config, TOGETHER)
+    one = Path(operations.train(tried, folder / "one", choose(device), resume=False)["run"])
     two = folder / "two" / one.parent.name / one.name
     losses, weights = largest_gap(last_losses(one), last_losses(two)), largest_gap(weights_of(one), weights_of(two))
     figures = {"losses_differ": losses, "weights_differ": weights, "allowed": ALLOWED}
@@ -71,7 +71,7 @@ def last_losses(run: Path) -> dict[str, torch.Tensor]:
 
 def weights_of(run: Path) -> dict[str, torch.Tensor]:
     """Return the last checkpoint's weights."""
-    saved = checkpoint.load_newest(run / "checkpoints", "latest", print)
+    saved = checkpoints.load_newest(run / "checkpoints", "latest", print)
     assert saved is not None
     return saved.parts["model"]
 

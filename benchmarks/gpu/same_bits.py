@@ -21,10 +21,9 @@ import torch
 from common import RICH, ROOT, Options, attempt, emit, options
 
 from cnnrun.base.errors import Interrupted
-from cnnrun.experiment import schema as experiment
-from cnnrun.results import operations as commands
-from cnnrun.training import checkpoints as checkpoint
-from cnnrun.training import loop as train
+from cnnrun.experiment import schema
+from cnnrun.results import operations
+from cnnrun.training import checkpoints, loop
 
 STOP = 7  # the step under way when SIGTERM comes: within an epoch
 SCENES = ["data.source={digit_scenes: {train: 80, held_out: 16}}", "train.batch=16", "train.epochs=2"]
@@ -48,18 +47,18 @@ def compare(name: str, precision: str, given: Options, folder: Path) -> None:
     scenes = (ROOT / "configs" / "digit-scenes.yaml").read_text()
     config.write_text(scenes if name == "scenes" else RICH)
     overrides = [*(SCENES if name == "scenes" else []), f"train.precision={precision}"]
-    tried, device = experiment.load(config, overrides), given.device
+    tried, device = schema.load(config, overrides), given.device
     about = {"case": name, "precision": precision}
-    whole = Path(commands.train(tried, folder / "whole", device, resume=False)["run"])
-    again = Path(commands.train(tried, folder / "again", device, resume=False)["run"])
+    whole = Path(operations.train(tried, folder / "whole", device, resume=False)["run"])
+    again = Path(operations.train(tried, folder / "again", device, resume=False)["run"])
     emit("same_bits", **about, how="repeated", **difference(whole, again))
     with stopped_at(STOP):
-        commands.train(tried, folder / "cut", device, resume=False)
-    resumed = Path(commands.train(tried, folder / "cut", device, resume=True)["run"])
+        operations.train(tried, folder / "cut", device, resume=False)
+    resumed = Path(operations.train(tried, folder / "cut", device, resume=True)["run"])
     emit("same_bits", **about, how="resumed", **difference(whole, resumed))
     if precision == "float32":
         with stopped_at(STOP):
-            commands.train(tried, folder / "strict", device, resume=False)
+            operations.train(tried, folder / "strict", device, resume=False)
         strict = strictly_resumed([str(config), *overrides], folder / "strict", device, given)
         emit("same_bits", **about, how="--strict-resume", **difference(whole, strict))
 
@@ -77,20 +76,20 @@ def strictly_resumed(words: list[str], root: Path, device: torch.device, given: 
 @contextmanager
 def stopped_at(step: int) -> Iterator[None]:
     """Send SIGTERM while optimizer step `step` is under way; the training in the block must end by it."""
-    original = train.backward
+    original = loop.backward
 
     def stopping(learner: Any, job: Any, batch: Any, number: int) -> Any:
         if number == step:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(learner, job, batch, number)
 
-    train.backward = stopping
+    loop.backward = stopping
     try:
         yield
     except Interrupted:
         return
     finally:
-        train.backward = original
+        loop.backward = original
     raise RuntimeError(f"SIGTERM at step {step} did not stop the training")
 
 
@@ -113,9 +112,9 @@ def difference(first: Path, second: Path) -> dict[str, Any]:
     return {"ok": not reason, "tensors": len(gaps), "different": len(other), "largest": largest, "reason": reason}
 
 
-def saved_in(run: Path) -> checkpoint.Checkpoint:
+def saved_in(run: Path) -> checkpoints.Checkpoint:
     """Return a run's last checkpoint. Raises RuntimeError where there is none."""
-    found = checkpoint.load_newest(run / "checkpoints", "latest", print)
+    found = checkpoints.load_newest(run / "checkpoints", "latest", print)
     if found is None:
         raise RuntimeError(f"{run}: no checkpoint")
     return found

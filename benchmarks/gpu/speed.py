@@ -2,7 +2,7 @@
 
     python benchmarks/gpu/speed.py --device cuda
 
-A side `cnnrun` takes the steps of `train.fit` (`Training.gradients` and `update`: data, augmentation, checks, averages,
+A side `cnnrun` takes the steps of `loop.fit` (`Training.gradients` and `update`: data, augmentation, checks, averages,
 losses read), `free` so with `train.deterministic: false`. `bare` is what one would write by hand: the same network,
 criterion and optimizer, autocast, channels_last and compile, the fastest kernels that cuDNN finds, on a few batches on
 the device, with no augmentation, no checks and no average of the weights. Images/s, medians of the rounds.
@@ -25,8 +25,7 @@ from devices import answer, ask_nvidia_smi, peak_mib, timed, used_mib
 
 from cnnrun.base.progress import Clock
 from cnnrun.data.augment.settings import Augment
-from cnnrun.experiment import assemble
-from cnnrun.experiment import schema as experiment
+from cnnrun.experiment import assemble, schema
 from cnnrun.training.determinism import deterministic_kernels
 from cnnrun.training.learner import Learner
 
@@ -68,25 +67,25 @@ def main() -> None:
                 torch.cuda.empty_cache()
 
 
-def prepared(name: str, given: Options, folder: Path) -> tuple[experiment.Experiment, Any]:
+def prepared(name: str, given: Options, folder: Path) -> tuple[schema.Experiment, Any]:
     """Return a network's experiment on synthetic pictures, and its data, decoded."""
     few = given.is_small
     side = 64 if few and name == "resnet50" else NETS[name]
     small = ["train.batch=8"] if few and name.startswith("resnet") else []
     if name == "digit-scenes":
         sizes = ["data.source={digit_scenes: {train: 64, held_out: 16}}"] if few else []
-        tried = experiment.load(ROOT / "configs" / "digit-scenes.yaml", sizes)
+        tried = schema.load(ROOT / "configs" / "digit-scenes.yaml", sizes)
     elif name == "resnet50":  # a little larger than the network sees: they are resized into cnnrun's own cache
         path = write_arrays(folder / "resnet50.npz", 64 if few else 1024, side + 16, channels=3, classes=50)
-        tried = experiment.parse(_RESNET50.format(path=path, side=side, cache=folder / "cache"), name, small)
+        tried = schema.parse(_RESNET50.format(path=path, side=side, cache=folder / "cache"), name, small)
     else:
         path = write_arrays(folder / f"{name}.npz", 256 if few else 12_800, side)
         overrides = [f"data.source={{arrays: {path}}}", f"data.image={{size: {side}, channels: 1}}", *small]
-        tried = experiment.load(ROOT / "benchmarks" / "nets" / f"{name}.yaml", overrides)
+        tried = schema.load(ROOT / "benchmarks" / "nets" / f"{name}.yaml", overrides)
     return tried, assemble.dataset(tried)
 
 
-def measure(tried: experiment.Experiment, data: Any, about: dict[str, Any], given: Options) -> dict[str, Any]:
+def measure(tried: schema.Experiment, data: Any, about: dict[str, Any], given: Options) -> dict[str, Any]:
     """Return each side's images/s, cnnrun's part of the bare loop's, and what the GPU did meanwhile."""
     learns = {"precision": about["precision"], "compile": about["compile"]}
     found: dict[str, Any] = {"batch": tried.train.batch}
@@ -126,7 +125,7 @@ def by_kernels(steps: Callable[[int], None], device: torch.device, *, determinis
 
 
 def own_steps(training: Any, count: int) -> None:
-    """Take steps as `train.fit` does."""
+    """Take steps as `loop.fit` does."""
     for _ in range(count):
         training.learner.criterion.advance(1.0)
         batch = training.gradients()

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from common import ROOT, Options, attempt, emit, options
 
-from cnnrun.experiment import schema as experiment
-from cnnrun.results import operations as commands
+from cnnrun.experiment import schema
+from cnnrun.results import operations
 
 TARGET = 0.935
 DATA = ROOT / "data" / "fashion-mnist"
@@ -37,7 +37,7 @@ def train(given: Options, folder: Path) -> None:
     """Emit each epoch, the seconds to the target, and the accuracy on test."""
     root = few_pictures(folder) if given.is_small else DATA
     overrides = [f"data.source={{idx: {{root: {root}}}}}", *(["train.epochs=1"] if given.is_small else [])]
-    tried = experiment.load(ROOT / "configs" / "fashion-vgg.yaml", overrides)
+    tried = schema.load(ROOT / "configs" / "fashion-vgg.yaml", overrides)
     reached: list[float] = []
     began = time.perf_counter()
 
@@ -48,11 +48,11 @@ def train(given: Options, folder: Path) -> None:
             reached.append(took)
         return bool(reached) or given.seconds_left < 0
 
-    result = commands.train(tried, folder / "runs", given.device, resume=False, enough=enough)
+    result = operations.train(tried, folder / "runs", given.device, resume=False, enough=enough)
     keys = ("steps", "seconds", "images_per_second", "data_wait_share", "peak_memory_mib", "best")
     said = {("training_seconds" if key == "seconds" else key): result[key] for key in keys}
     emit("time_to_accuracy", target=TARGET, reached=bool(reached), took=reached[0] if reached else None, **said)
-    found = commands.evaluate(Path(result["run"]), folder / "runs", given.device, "test")
+    found = operations.evaluate(Path(result["run"]), folder / "runs", given.device, "test")
     emit("test", samples=found["samples"], step=found["step"], accuracy=found["numbers"]["accuracy"])
 
 

@@ -70,7 +70,7 @@ def train(
     experiment, chosen = load(config, overrides or []), choose(device)
     # Imported only now: a bad config should be answered sooner.
     from cnnrun.commands import report, report_study
-    from cnnrun.results import operations as commands
+    from cnnrun.results import operations
     from cnnrun.results.report import write as reporting
     from cnnrun.results.studies.seeds import train as train_seeds
 
@@ -79,7 +79,7 @@ def train(
         summary = train_seeds(experiment, seeds, runs, chosen, resume or strict_resume, strict_resume, page)
         show(summary, as_json, report_study.seeds)
         return
-    result = commands.train(experiment, runs, chosen, resume or strict_resume, strict_resume)
+    result = operations.train(experiment, runs, chosen, resume or strict_resume, strict_resume)
     if page and not torchrun.rank():
         reporting.after(Path(result["run"]), runs, chosen, anew="already_finished" not in result)
     show(result, as_json, report.training)
@@ -97,9 +97,9 @@ def evaluate(
     """Measure a trained network on a split. Example: cnnrun eval runs/digits/1 --split val"""
     from cnnrun.base.device import choose
     from cnnrun.commands import report
-    from cnnrun.results import operations as commands
+    from cnnrun.results import operations
 
-    result = commands.evaluate(target, runs, choose(device), split, plots)
+    result = operations.evaluate(target, runs, choose(device), split, plots)
     show(result, as_json, report.evaluation)
 
 
@@ -124,11 +124,11 @@ def predict(
 ) -> None:
     """Results for pictures, one line each, as they come. Example: cnnrun predict photos/ --json"""
     from cnnrun.base.device import choose
-    from cnnrun.commands import prediction_output as rows
-    from cnnrun.results import operations as commands
+    from cnnrun.commands import prediction_output
+    from cnnrun.results import operations
 
-    found = commands.predicted(run, runs, choose(device), paths, batch, score or [], draw, coco)
-    rows.write_all(found, as_json, csv)
+    found = operations.predicted(run, runs, choose(device), paths, batch, score or [], draw, coco)
+    prediction_output.write_all(found, as_json, csv)
 
 
 for command in (init, verify, enroll, identify, calibrate, compare, sweep, plan):
@@ -184,9 +184,9 @@ def import_(
 ) -> None:
     """PyTorch weights as a weights file. Example: cnnrun import resnet50.pth --like resnet50 --classes imagenet"""
     from cnnrun.commands import report
-    from cnnrun.results import operations as commands
+    from cnnrun.results import operations
 
-    show(commands.imported(file, like, map_.value, classes, drop or [], out), as_json, report.imported)
+    show(operations.imported(file, like, map_.value, classes, drop or [], out), as_json, report.imported)
 
 
 export_app = typer.Typer(help="Write a trained network as a file for other programs.", no_args_is_help=True)
@@ -204,9 +204,9 @@ def export_onnx(
     """ONNX with pre-processing inside, compared with the network before it is kept. Example: cnnrun export onnx"""
     from cnnrun.commands import report
     from cnnrun.export.onnx import Onnx
-    from cnnrun.results import operations as commands
+    from cnnrun.results import operations
 
-    show(commands.exported(Onnx(), target, runs, split, out), as_json, report.parity)
+    show(operations.exported(Onnx(), target, runs, split, out), as_json, report.parity)
 
 
 @export_app.command("code")
@@ -220,9 +220,9 @@ def export_code(
     """A Python file and its weights, which need torch alone. Example: cnnrun export code"""
     from cnnrun.commands import report
     from cnnrun.export.python_file import Code
-    from cnnrun.results import operations as commands
+    from cnnrun.results import operations
 
-    show(commands.exported(Code(), target, runs, split, out), as_json, report.parity)
+    show(operations.exported(Code(), target, runs, split, out), as_json, report.parity)
 
 
 @app.command()
@@ -239,9 +239,9 @@ def check(
 
     experiment = load(config, overrides or [])
     from cnnrun.commands import report
-    from cnnrun.results import operations as commands
+    from cnnrun.results import operations
 
-    show(commands.checked(experiment, decode), as_json, report.checked)
+    show(operations.checked(experiment, decode), as_json, report.checked)
 
 
 @app.command()
@@ -251,9 +251,9 @@ def summary(config: Config, overrides: Overrides = None, as_json: Json = False) 
 
     experiment = load(config, overrides or [])
     from cnnrun.commands import report
-    from cnnrun.results import operations as commands
+    from cnnrun.results import operations
 
-    show(commands.summary(experiment), as_json, report.summary)
+    show(operations.summary(experiment), as_json, report.summary)
 
 
 @app.command()
@@ -269,9 +269,9 @@ def diagram(
 
     experiment = load(config, overrides or [])
     from cnnrun.base.atomic_files import write_text
-    from cnnrun.results import operations as commands
+    from cnnrun.results import operations
 
-    text, svg = commands.diagram(experiment)
+    text, svg = operations.diagram(experiment)
     if out is None:
         typer.echo(text)
     else:

@@ -24,13 +24,12 @@ def data_check(
     as_json: Json = False,
 ) -> None:
     """What is in the data, and what is wrong; leaves as training would. Example: cnnrun data check c.yaml"""
-    from cnnrun.commands import data_work as data_commands
-    from cnnrun.commands import report
+    from cnnrun.commands import data_work, report
     from cnnrun.experiment.schema import load
 
-    found = data_commands.checked(load(config, overrides or []), verify, write_manifest)
+    found = data_work.checked(load(config, overrides or []), verify, write_manifest)
     show(found, as_json, report.audit)
-    data_commands.refuse(found)
+    data_work.refuse(found)
 
 
 @data_app.command("show")
@@ -44,11 +43,10 @@ def data_show(
     as_json: Json = False,
 ) -> None:
     """Draw pictures as they are and as training sees them. Example: cnnrun data show c.yaml --out sheet.png"""
-    from cnnrun.commands import data_work as data_commands
-    from cnnrun.commands import report
+    from cnnrun.commands import data_work, report
     from cnnrun.experiment.schema import load
 
-    made = data_commands.shown(load(config, overrides or []), pictures, epochs, out, tensorboard)
+    made = data_work.shown(load(config, overrides or []), pictures, epochs, out, tensorboard)
     show(made, as_json, report.sheet)
 
 
@@ -68,23 +66,21 @@ def data_split(
 ) -> None:
     """Divide pictures, stratified, into a table for `source: table`. Example: cnnrun data split c.yaml --folds 5"""
     from cnnrun.base.errors import ConfigError
-    from cnnrun.commands import data_work as data_commands
-    from cnnrun.commands import report
+    from cnnrun.commands import data_work, report
     from cnnrun.experiment.schema import load
 
     if folds == 1 or val + test >= 1:
         raise ConfigError("give two folds or more, and leave something to train on: --val and --test below 1 together")
-    parts = data_commands.Parts(val, test, folds, group_by, seed)
-    show(data_commands.divided(load(config, overrides or []), parts, out), as_json, report.division)
+    parts = data_work.Parts(val, test, folds, group_by, seed)
+    show(data_work.divided(load(config, overrides or []), parts, out), as_json, report.division)
 
 
 @cache_app.command("list")
 def cache_list(folder: CacheDir = None, as_json: Json = False) -> None:
     """Data sets decoded so far, the one used last first. Example: cnnrun cache list"""
-    from cnnrun.commands import data_work as data_commands
-    from cnnrun.commands import report
+    from cnnrun.commands import data_work, report
 
-    show(data_commands.cached(folder), as_json, report.cached)
+    show(data_work.cached(folder), as_json, report.cached)
 
 
 @cache_app.command("clear")
@@ -95,10 +91,9 @@ def cache_clear(
     as_json: Json = False,
 ) -> None:
     """Remove decoded pictures; they are decoded again when needed. Example: cnnrun cache clear --all"""
-    from cnnrun.commands import data_work as data_commands
-    from cnnrun.commands import report
+    from cnnrun.commands import data_work, report
 
-    show(data_commands.cleared(folder, keys or [], everything), as_json, report.cleared)
+    show(data_work.cleared(folder, keys or [], everything), as_json, report.cleared)
 
 
 def init(
@@ -110,6 +105,6 @@ def init(
 ) -> None:
     """Look at data and write a config that trains well on it. Example: cnnrun init photos/ --out photos.yaml"""
     from cnnrun.commands import report
-    from cnnrun.experiment import init_config as starting
+    from cnnrun.experiment import init_config
 
-    show(starting.start(data, task, out, minutes), as_json, report.started)
+    show(init_config.start(data, task, out, minutes), as_json, report.started)

@@ -86,10 +86,10 @@ def filters(
     as_json: Json = False,
 ) -> None:
     """The kernels of a conv, by default the first. Example: cnnrun explain filters runs/digits/1"""
-    from cnnrun.explain import run_method as explaining
+    from cnnrun.explain import run_method
 
     asked = _asked(target, runs, device, out)
-    _show(explaining.filters(asked, layer), as_json)
+    _show(run_method.filters(asked, layer), as_json)
 
 
 @explain_app.command("features")
@@ -106,10 +106,10 @@ def features(
     as_json: Json = False,
 ) -> None:
     """A layer's maps of pictures. Example: cnnrun explain features --layer model[1].conv --picture 3"""
-    from cnnrun.explain import run_method as explaining
+    from cnnrun.explain import run_method
 
     asked = _asked(target, runs, device, out, split, pictures, picture, file)
-    _show(explaining.features(asked, layer), as_json)
+    _show(run_method.features(asked, layer), as_json)
 
 
 @explain_app.command("top")
@@ -125,10 +125,10 @@ def top(
     as_json: Json = False,
 ) -> None:
     """Each channel's nine strongest patches and their deconvolutions. Example: cnnrun explain top --split train"""
-    from cnnrun.explain import run_method as explaining
+    from cnnrun.explain import run_method
 
     asked = _asked(target, runs, device, out, split)
-    _show(explaining.top(asked, layer, channel or [], channels), as_json)
+    _show(run_method.top(asked, layer, channel or [], channels), as_json)
 
 
 @explain_app.command("deconv")
@@ -146,10 +146,10 @@ def deconv(
     as_json: Json = False,
 ) -> None:
     """What the strongest cells stand for in pictures. Example: cnnrun explain deconv --file cat.jpg"""
-    from cnnrun.explain import run_method as explaining
+    from cnnrun.explain import run_method
 
     asked = _asked(target, runs, device, out, split, pictures, picture, file)
-    _show(explaining.deconv(asked, layer, channel or []), as_json)
+    _show(run_method.deconv(asked, layer, channel or []), as_json)
 
 
 @explain_app.command("occlude")
@@ -169,10 +169,10 @@ def occlude(
     as_json: Json = False,
 ) -> None:
     """What the network says as a grey square moves over a picture. Example: cnnrun explain occlude --file cat.jpg"""
-    from cnnrun.explain import run_method as explaining
+    from cnnrun.explain import run_method
 
     asked = _asked(run, runs, device, out, split, pictures, picture, file)
-    _show(explaining.occlude(asked, layer, target, size, stride), as_json)
+    _show(run_method.occlude(asked, layer, target, size, stride), as_json)
 
 
 @explain_app.command("gradcam")
@@ -190,10 +190,10 @@ def gradcam(
     as_json: Json = False,
 ) -> None:
     """Where a layer speaks for what the network says. Example: cnnrun explain gradcam --file cat.jpg --target cat"""
-    from cnnrun.explain import run_method as explaining
+    from cnnrun.explain import run_method
 
     asked = _asked(run, runs, device, out, split, pictures, picture, file)
-    _show(explaining.gradcam(asked, layer, target), as_json)
+    _show(run_method.gradcam(asked, layer, target), as_json)
 
 
 @explain_app.command("saliency")
@@ -211,10 +211,10 @@ def saliency(
     as_json: Json = False,
 ) -> None:
     """How much each pixel would change what the network says. Example: cnnrun explain saliency --rule guided"""
-    from cnnrun.explain import run_method as explaining
+    from cnnrun.explain import run_method
 
     asked = _asked(run, runs, device, out, split, pictures, picture, file)
-    _show(explaining.saliency(asked, target, rule.value), as_json)
+    _show(run_method.saliency(asked, target, rule.value), as_json)
 
 
 @explain_app.command("evolve")
@@ -230,10 +230,10 @@ def evolve(
     as_json: Json = False,
 ) -> None:
     """Channels' strongest patches, checkpoint by checkpoint (train with train.keep). Example: cnnrun explain evolve"""
-    from cnnrun.explain import run_method as explaining
+    from cnnrun.explain import run_method
 
     asked = _asked(target, runs, device, out, split)
-    _show(explaining.evolve(asked, layer, channel or [], channels), as_json)
+    _show(run_method.evolve(asked, layer, channel or [], channels), as_json)
 
 
 @explain_app.command("invariance")
@@ -251,10 +251,10 @@ def invariance(
     as_json: Json = False,
 ) -> None:
     """Features and scores as pictures are shifted, enlarged, turned. Example: cnnrun explain invariance"""
-    from cnnrun.explain import run_method as explaining
+    from cnnrun.explain import run_method
 
     asked = _asked(run, runs, device, out, split, pictures, picture, file)
-    _show(explaining.invariance(asked, layer or [], target), as_json)
+    _show(run_method.invariance(asked, layer or [], target), as_json)
 
 
 @explain_app.command("ablate")
@@ -298,10 +298,10 @@ def embed(
     as_json: Json = False,
 ) -> None:
     """Pictures as a layer's vectors: a file, a map, linear probes. Example: cnnrun explain embed --map tsne"""
-    from cnnrun.explain import run_method as explaining
+    from cnnrun.explain import run_method
 
     asked = _asked(target, runs, device, out, split)
-    _show(explaining.embed(asked, layer or [], map_.value, probe), as_json)
+    _show(run_method.embed(asked, layer or [], map_.value, probe), as_json)
 
 
 @explain_app.command("found")
@@ -317,10 +317,10 @@ def found(
     as_json: Json = False,
 ) -> None:
     """Draw what is in pictures beside what the network finds. Example: cnnrun explain found runs/bccd/1 --split val"""
-    from cnnrun.explain import run_method as explaining
+    from cnnrun.explain import run_method
 
     asked = _asked(target, runs, device, out, split, pictures, picture, file)
-    _show(explaining.found(asked), as_json)
+    _show(run_method.found(asked), as_json)
 
 
 @explain_app.command("assign")
@@ -334,7 +334,7 @@ def assign(
     as_json: Json = False,
 ) -> None:
     """Draw which cells of which level learn which object. Example: cnnrun explain assign --split train --picture 3"""
-    from cnnrun.explain import run_method as explaining
+    from cnnrun.explain import run_method
 
     asked = _asked(target, runs, device, out, split, 1, [picture])
-    _show(explaining.assign(asked), as_json)
+    _show(run_method.assign(asked), as_json)

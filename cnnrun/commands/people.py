@@ -42,10 +42,10 @@ def verify(
     """Whether two pictures show the same person. Example: cnnrun verify a.jpg b.jpg"""
     from cnnrun.base.device import choose
     from cnnrun.commands import report
-    from cnnrun.results import people as identity
+    from cnnrun.results import people
 
     show(
-        identity.compared(identity.Given(run, runs, choose(device), threshold, far), one, other),
+        people.compared(people.Given(run, runs, choose(device), threshold, far), one, other),
         as_json,
         report.compared,
     )
@@ -65,10 +65,10 @@ def enroll(
     """Make a gallery of known people, change it, show it. Example: cnnrun enroll staff/ --gallery staff.safetensors"""
     from cnnrun.base.device import choose
     from cnnrun.commands import report
-    from cnnrun.results import people as identity
+    from cnnrun.results import people
 
-    given = identity.Given(run, runs, choose(device))
-    show(identity.enrolled(given, folder, gallery, add, remove or [], batch), as_json, report.gallery)
+    given = people.Given(run, runs, choose(device))
+    show(people.enrolled(given, folder, gallery, add, remove or [], batch), as_json, report.gallery)
 
 
 def identify(
@@ -89,8 +89,8 @@ def identify(
 ) -> None:
     """Who of a gallery is in each picture, or nobody. Example: cnnrun identify photos/ --gallery staff.safetensors"""
     from cnnrun.base.device import choose
-    from cnnrun.commands import prediction_output as rows
-    from cnnrun.results import people as identity
+    from cnnrun.commands import prediction_output
+    from cnnrun.results import people
 
-    given = identity.Given(run, runs, choose(device), threshold, far)
-    rows.write_all(identity.identified(given, paths, gallery, top, search.value, batch), as_json, csv)
+    given = people.Given(run, runs, choose(device), threshold, far)
+    prediction_output.write_all(people.identified(given, paths, gallery, top, search.value, batch), as_json, csv)

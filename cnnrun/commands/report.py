@@ -7,7 +7,7 @@ from typing import Any
 
 from cnnrun.base.console import console, table
 from cnnrun.base.errors import printable
-from cnnrun.results.report import classes as report_classes
+from cnnrun.results.report import classes
 
 _MOST_ROWS, _EXAMPLES = 30, 3
 
@@ -47,9 +47,9 @@ def evaluation(data: dict[str, Any]) -> None:
         out.print(table(["number", "value", "from", "to (95 %)"], rows))
     for name, rows in data["tables"].items():
         if name != "precision_recall":  # for programs: a hundred lines a class
-            report_classes.show_rows(out, rows)
+            classes.show_rows(out, rows)
     for name, matrix in data["matrices"].items():
-        report_classes.show_matrix(out, name, matrix, data["tables"].get("per_class", []))
+        classes.show_matrix(out, name, matrix, data["tables"].get("per_class", []))
     for path in data.get("plots", ()):
         out.print(printable(path))
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cnnrun.config import yaml_reader as yamlfile
+from cnnrun.config import yaml_reader
 from cnnrun.config.spec import did_you_mean, shown
 from cnnrun.config.tree import DOUBTFUL, Map, Mark, Problem, Seq, copy
 from cnnrun.config.yaml_reader import MAX_DEPTH, MAX_NODES
@@ -40,7 +40,7 @@ class Block:
 def expand(tree: Map, kinds: Collection[str]) -> list[Problem]:
     """Replace, in place, every use of a block under `model:` by its layers, and remove `blocks:`."""
     expander = _Expander(kinds)
-    shipped, _ = yamlfile.read(SHIPPED)
+    shipped, _ = yaml_reader.read(SHIPPED)
     expander.define(shipped["blocks"], shipped.marks["blocks"])
     if "blocks" in tree:
         expander.define(tree.pop("blocks"), tree.marks["blocks"])

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnrun.base.errors import printable
-from cnnrun.data import duplicates as audit
+from cnnrun.data import duplicates
 from cnnrun.data.cache import Progress, at_once
 from cnnrun.data.class_names import alike_names, distinguishable, questionable_numbers
 from cnnrun.data.dataset import Data, Dataset, counted, many_classes
@@ -186,16 +186,16 @@ def _constant(dataset: Dataset) -> list[Finding]:
 def _leaks(data: Data, dataset: Dataset, table: Columns, names: _Names, records: NDArray[Any]) -> list[Finding]:
     level: Level = "error" if data.leakage == "error" else "warning"
     by_bytes = records["file"] * (records["file"] > 0)
-    bytes_groups = [group for group in audit.twins(by_bytes) if by_bytes[group[0]]]
+    bytes_groups = [group for group in duplicates.twins(by_bytes) if by_bytes[group[0]]]
     # Those of other bytes; what is of the same bytes is told as that.
     pixel_groups = [
         group
-        for group in audit.twins(records["pixels"])
+        for group in duplicates.twins(records["pixels"])
         if (by_bytes[group] == 0).any() or len(set(by_bytes[group])) > 1
     ]
     found = []
     for groups, how in ((bytes_groups, "byte for byte"), (pixel_groups, "pixel for pixel")):
-        across = audit.spread(groups, table.split_N)
+        across = duplicates.spread(groups, table.split_N)
         within = [group for group in groups if (table.split_N[group] == table.split_N[group[0]]).all()]
         if across:
             found.append(Finding(level, f"the same picture in several splits, {how}", len(across), names.sets(across)))
@@ -203,7 +203,7 @@ def _leaks(data: Data, dataset: Dataset, table: Columns, names: _Names, records:
             found.append(
                 Finding("note", f"the same picture again in one split, {how}", len(within), names.sets(within))
             )
-    leaks = audit.leaks(table, data.split.by == "label")
+    leaks = duplicates.leaks(table, data.split.by == "label")
     if leaks.conflicts:
         conflicts = leaks.conflicts
         found.append(Finding(level, "the same picture under several labels", len(conflicts), names.sets(conflicts)))
@@ -221,7 +221,7 @@ def _leaks(data: Data, dataset: Dataset, table: Columns, names: _Names, records:
 def _near(table: Columns, names: _Names, records: NDArray[Any]) -> list[Finding]:
     """Pictures that are nearly the same: re-encoded or resized. Of identical ones the first stands for all."""
     _, first = np.unique(records["pixels"], return_index=True)
-    found_pairs, through = audit.near(np.ascontiguousarray(records["thumb"][first]))
+    found_pairs, through = duplicates.near(np.ascontiguousarray(records["thumb"][first]))
     pairs = first[found_pairs]
     across = table.split_N[pairs[:, 0]] != table.split_N[pairs[:, 1]]
     found = []

@@ -22,14 +22,13 @@ from cnnrun.data.prepare import prepare
 from cnnrun.experiment.config_differences import check_config_fits_run
 from cnnrun.experiment.schema import Experiment, load
 from cnnrun.experiment.weights_source import read_weights, weights_of_checkpoint
-from cnnrun.model import weights_file as weights
+from cnnrun.model import weights_file
 from cnnrun.model.builder import BuildError
 from cnnrun.model.network import Built, Network, build, materialize
 from cnnrun.model.trained import Trained
 from cnnrun.model.weights_file import Weights
 from cnnrun.tasks.temperature import TEMPERATURE
-from cnnrun.training import checkpoints as checkpoint
-from cnnrun.training import run_folder as runs
+from cnnrun.training import checkpoints, run_folder
 from cnnrun.training.evaluate import evaluate
 from cnnrun.training.frozen_layers import held
 from cnnrun.training.learner import Job, check
@@ -87,8 +86,8 @@ def fitting(experiment: Experiment, facts: Facts, given: Weights | None = None, 
 def start_of(experiment: Experiment, made: Network, given: Weights, facts: Facts) -> dict[str, str]:
     """Which tensor of the weights file starts each of the network's. Raises CheckpointError, a line a misfit."""
     try:
-        return weights.fitting(made, given, experiment.model.until, facts)
-    except weights.Misfit as misfit:
+        return weights_file.fitting(made, given, experiment.model.until, facts)
+    except weights_file.Misfit as misfit:
         raise CheckpointError(*misfit.table(f"{experiment.model.weights}: not weights of this network")) from None
 
 
@@ -106,7 +105,7 @@ def job(
     found = start_of(experiment, built, given, data.facts) if given else {}
     made = materialize(built, experiment.seed)
     if given:
-        anew = weights.start(made, given, found)
+        anew = weights_file.start(made, given, found)
         say(f"{len(found)} tensors from {experiment.model.weights}; new: {', '.join(anew) or 'none'}")
         if given.facts is None and experiment.data.image.mean is None:
             say("the file does not say by which mean and deviation it was trained; those of this data are used")
@@ -140,7 +139,7 @@ def create(experiment: Experiment, data: Dataset, given: Weights | None, root: P
         files["skipped.jsonl"] = "".join(json.dumps(each) + "\n" for each in data.left_out).encode()
     if given:
         files[WEIGHTS] = (json.dumps({"path": experiment.model.weights, "sha256": given.digest}) + "\n").encode()
-    run = runs.create(root, experiment.name, files)
+    run = run_folder.create(root, experiment.name, files)
     if data.left_out:
         say(f"{len(data.left_out):,} pictures are left out; {run / 'skipped.jsonl'} lists them")
     return run
@@ -154,20 +153,20 @@ def find_run(target: Path | None, root: Path) -> tuple[Path, Path | None]:
     run, checkpoint_path = _find_run(target, root)
     if not (run / CONFIG).exists():
         raise CheckpointError(f"{printable(str(run))}: has no {CONFIG}; not a run")
-    runs.refuse_links(run)
+    run_folder.refuse_links(run)
     return run, checkpoint_path
 
 
 def _find_run(target: Path | None, root: Path) -> tuple[Path, Path | None]:
     if target is None:
-        return _say_which(runs.newest(root)), None
+        return _say_which(run_folder.newest(root)), None
     if target.is_file() and target.suffix == ".safetensors":
         raise CheckpointError(f"{target}: weights without data of their own; train from them with model.weights")
     if target.is_file() and target.suffix in (".yaml", ".yml"):
         if target.name == CONFIG and (target.parent / CHECKPOINTS).is_dir():
             return target.parent, None
         return _newest_run_of(target, root), None
-    if target.is_file() and (name := checkpoint.pointed_at(target.parent, target.name)):
+    if target.is_file() and (name := checkpoints.pointed_at(target.parent, target.name)):
         target = target.parent / name  # checkpoints/best, checkpoints/latest
     if (target / "manifest.json").exists():
         return target.resolve().parent.parent, target
@@ -179,8 +178,8 @@ def _find_run(target: Path | None, root: Path) -> tuple[Path, Path | None]:
 def _newest_run_of(config: Path, root: Path) -> Path:
     """The newest run of a config. Raises ConfigError where the config would not give that run's answers."""
     given = load(config)
-    run = runs.newest(root, given.name)
-    runs.refuse_links(run)
+    run = run_folder.newest(root, given.name)
+    run_folder.refuse_links(run)
     check_config_fits_run(config, given, run, config_of(run))
     return _say_which(run)
 
@@ -199,7 +198,7 @@ def trained(
     """
     run, path = find_run(target, root)
     experiment = config_of(run)
-    saved = checkpoint.load(path) if path else checkpoint.load_newest(run / CHECKPOINTS, "best", say)
+    saved = checkpoints.load(path) if path else checkpoints.load_newest(run / CHECKPOINTS, "best", say)
     if saved is None:
         raise CheckpointError(f"{run}: no checkpoint yet")
     facts, given = weights_of_checkpoint(saved)
@@ -210,8 +209,8 @@ def trained(
     except ConfigError as error:
         raise CheckpointError(f"{saved.path}: does not fit {run / CONFIG}: {error.lines[0]}") from None
     try:
-        weights.exactly(built.state_dict(), given)
-    except weights.Misfit as misfit:
+        weights_file.exactly(built.state_dict(), given)
+    except weights_file.Misfit as misfit:
         raise CheckpointError(*misfit.table(f"{saved.path}: does not fit {run / CONFIG}")) from None
     made = materialize(built, 0)
     made.load_state_dict(given)
@@ -232,7 +231,7 @@ def config_of(run: Path) -> Experiment:
         ) from None
 
 
-def _criterion(experiment: Experiment, facts: Facts, saved: checkpoint.Checkpoint) -> nn.Module:
+def _criterion(experiment: Experiment, facts: Facts, saved: checkpoints.Checkpoint) -> nn.Module:
     """The criterion with its trained weights. Raises CheckpointError where these are not its own."""
     criterion = experiment.task.criterion(facts)
     try:
@@ -276,11 +275,11 @@ def usable(target: Path | None, root: Path, device: torch.device) -> Trained:
     except BuildError as error:
         raise CheckpointError(f"{target}: does not fit its own description: {error}") from None
     try:
-        found = weights.by_name(built.state_dict(), given.tensors)
-    except weights.Misfit as misfit:
+        found = weights_file.by_name(built.state_dict(), given.tensors)
+    except weights_file.Misfit as misfit:
         raise CheckpointError(*misfit.table(f"{target}: does not fit its own description")) from None
     made = materialize(built, 0)
-    weights.start(made, given, found)
+    weights_file.start(made, given, found)
     return Trained(
         _ready(made, device), about.task.criterion(facts), about.task, facts, about.image, target.parent, 0, device
     )

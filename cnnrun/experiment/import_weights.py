@@ -15,7 +15,7 @@ from cnnrun.config import zoo
 from cnnrun.contracts.layer import Facts
 from cnnrun.experiment.schema import load
 from cnnrun.experiment.weights_source import read_weights
-from cnnrun.model import weights_file as weights
+from cnnrun.model import weights_file
 from cnnrun.model.builder import BuildError
 from cnnrun.model.network import build
 from cnnrun.model.weights_file import About, How, State
@@ -52,8 +52,8 @@ def imported(path: Path, like: str, how: How, classes: str | None, drop: Sequenc
     state = built.network.state_dict()
     ours = {name: value for name, value in state.items() if not name.startswith("normalize.")}
     try:
-        found = weights.match(ours, kept, how, whole=True)
-    except weights.Misfit as misfit:
+        found = weights_file.match(ours, kept, how, whole=True)
+    except weights_file.Misfit as misfit:
         raise CheckpointError(*misfit.table(f"{path}: not weights of {like} by {how}")) from None
     tensors = {
         name: kept[found[name]] if name in found else torch.zeros_like(value, device="cpu")
@@ -82,7 +82,7 @@ def _described(like: str) -> About:
         raise ConfigError(f"--like {like}: give a config, whose data.image says how the pictures were prepared")
     channels, height, width = entry.image
     pictures = f"{{size: [{height}, {width}], channels: {channels}, {_IMAGENET}}}"
-    return weights.about(f"task: classify\nmodel: {like}\nimage: {pictures}\n", like)
+    return weights_file.about(f"task: classify\nmodel: {like}\nimage: {pictures}\n", like)
 
 
 def _classes(given: str | None, tensors: State) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import torch
 from cnnrun.base.atomic_files import write_text
 from cnnrun.base.errors import ConfigError, DataError, printable
 from cnnrun.base.progress import bar, say
-from cnnrun.config import yaml_reader as yamlfile
+from cnnrun.config import yaml_reader
 from cnnrun.contracts.layer import Facts, Pair
 from cnnrun.data.audit import look_through
 from cnnrun.data.dataset import Data, Dataset, index
@@ -213,14 +213,14 @@ def _written(
         if uneven
         else "task: classify",
         "data:",
-        *_indented(yamlfile.dump({"source": source}), 2),
+        *_indented(yaml_reader.dump({"source": source}), 2),
     ]
     if image := choice.image(seen):
         height, width = seen.median
-        lines.append(f"  image: {yamlfile.flow(image)}    # the usual picture has {width}x{height} pixels")
-    lines += [f"  # {_flip_note(seen)}", f"  augment: {yamlfile.flow(_augment(seen))}"]
+        lines.append(f"  image: {yaml_reader.flow(image)}    # the usual picture has {width}x{height} pixels")
+    lines += [f"  # {_flip_note(seen)}", f"  augment: {yaml_reader.flow(_augment(seen))}"]
     if choice.split:
-        lines.append(f"  split: {yamlfile.flow(choice.split)}    # held out of train; val chooses, test is reported")
+        lines.append(f"  split: {yaml_reader.flow(choice.split)}    # held out of train; val chooses, test is reported")
     if bad:
         lines.append(f"  bad_files: skip    # {bad['count']:,} cannot be decoded; `cnnrun data check` names them")
     if problems:

@@ -20,8 +20,7 @@ from cnnrun.data.dataset import Dataset
 from cnnrun.experiment.config_differences import differences
 from cnnrun.experiment.schema import Experiment, load
 from cnnrun.model.weights_file import Weights
-from cnnrun.training import checkpoints as checkpoint
-from cnnrun.training import run_folder as runs
+from cnnrun.training import checkpoints, run_folder
 from cnnrun.training.run_records import (
     CHECKPOINTS,
     CONFIG,
@@ -49,7 +48,7 @@ def find_resumable(experiment: Experiment, root: Path, resume: bool, strict: boo
     Without `resume` says that there is an unfinished one. `strict`: where there are only unfinished runs of other
     settings, raises CheckpointError that names them.
     """
-    left = runs.unfinished(root, experiment.name)
+    left = run_folder.unfinished(root, experiment.name)
     if not resume:
         if left:
             say(f"{left[0]} is unfinished; --resume would go on with it")
@@ -72,7 +71,7 @@ def _same_config(experiment: Experiment, left: Sequence[Path]) -> tuple[Path | N
     """The first run of the same config, and why those before it are not."""
     others: list[str] = []
     for run in left:
-        runs.refuse_links(run)
+        run_folder.refuse_links(run)
         try:
             other = load(run / CONFIG)
         except ConfigError as error:
@@ -101,10 +100,10 @@ def refuse_unrepeatable(experiment: Experiment, device: torch.device) -> None:
 def unchanged(run: Folder, environment: Environment, strict: bool) -> None:
     """Say what of the machine is not as it was; `strict`: raises CheckpointError that names it."""
     before = read_environments(run.path)
-    if strict and (lines := [line for each in before for line in runs.changes(each, environment)]):
+    if strict and (lines := [line for each in before for line in run_folder.changes(each, environment)]):
         lines = [f"{run.path}: {line}" for line in dict.fromkeys(lines)]
         raise CheckpointError(*lines, "--resume would go on all the same")
-    for line in runs.changes(before[-1], environment) if before else ():
+    for line in run_folder.changes(before[-1], environment) if before else ():
         say(f"{line}: the result may differ in its last bits from an uninterrupted run's")
     if environment not in before:
         first, *later = [*before, environment]
@@ -120,12 +119,12 @@ def same_weights(run: Path, given: Weights) -> None:
         raise CheckpointError(f"{run}: the weights it began with changed since; train anew without --resume")
 
 
-def saved_in(run: Folder | None, data: Dataset, ranks: Ranks) -> checkpoint.Checkpoint | None:
+def saved_in(run: Folder | None, data: Dataset, ranks: Ranks) -> checkpoints.Checkpoint | None:
     """The checkpoint to go on from, if the run has one: as rank 0, which has the `run`, has it.
 
     Raises CheckpointError for other data.
     """
-    found: list[checkpoint.Checkpoint] = []
+    found: list[checkpoints.Checkpoint] = []
 
     def load_it() -> Any:
         assert run is not None
@@ -138,18 +137,18 @@ def saved_in(run: Folder | None, data: Dataset, ranks: Ranks) -> checkpoint.Chec
     path, names, state = about[0]
     flat = {f"{part}/{name}": value for each in found for part, of in each.parts.items() for name, value in of.items()}
     sent = ranks.tensors_from_first(flat if found else None)
-    parts: checkpoint.Parts = {name: {} for name in names}
+    parts: checkpoints.Parts = {name: {} for name in names}
     for key, value in sent.items():
         part, name = key.split("/", 1)
         parts[part][name] = value
-    return checkpoint.Checkpoint(Path(path), parts, state)
+    return checkpoints.Checkpoint(Path(path), parts, state)
 
 
-def _saved_in(run: Folder, data: Dataset) -> checkpoint.Checkpoint | None:
+def _saved_in(run: Folder, data: Dataset) -> checkpoints.Checkpoint | None:
     with storage_errors(run.path / CHECKPOINTS, 0):
         folder = run.child(CHECKPOINTS, create=True)
-        checkpoint.sweep(folder)
-    saved = checkpoint.load_newest(folder.path, "latest", say)
+        checkpoints.sweep(folder)
+    saved = checkpoints.load_newest(folder.path, "latest", say)
     before = parse_facts(saved.state.get("facts"), str(saved.path)) if saved else read_facts(run.path)
     if before is not None:
         _refuse_other_data(run.path, before, data)
@@ -192,8 +191,8 @@ def _listed_path(line: str) -> str:
 
 def finished(experiment: Experiment, root: Path) -> Path | None:
     """The newest finished run of the same config."""
-    for run in runs.finished(root, experiment.name):
-        runs.refuse_links(run)
+    for run in run_folder.finished(root, experiment.name):
+        run_folder.refuse_links(run)
         try:
             other = load(run / CONFIG)
         except ConfigError:

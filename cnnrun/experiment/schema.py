@@ -12,8 +12,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from cnnrun.base.errors import ConfigError, printable
-from cnnrun.config import blocks, zoo
-from cnnrun.config import yaml_reader as yamlfile
+from cnnrun.config import blocks, yaml_reader, zoo
 from cnnrun.config.spec import Kinds, Spec, did_you_mean, members, problems_of
 from cnnrun.config.tree import Loc, Map, Mark, Problem, Seq, path_text, position
 from cnnrun.contracts.layer import Facts, Number
@@ -61,12 +60,12 @@ class Experiment(Spec):
 
     def to_yaml(self) -> str:
         """The file with every default written out; reading it gives an equal experiment."""
-        return yamlfile.dump(self.model_dump(mode="json", by_alias=True, exclude_none=True))
+        return yaml_reader.dump(self.model_dump(mode="json", by_alias=True, exclude_none=True))
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     """The experiment in the file at `path`. Raises ConfigError with every mistake found, in the file's order."""
-    tree, problems = yamlfile.read(path)
+    tree, problems = yaml_reader.read(path)
     if not tree.get("name"):
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "run"
         tree.put("name", name, Mark(str(path), 1, 1), Mark(str(path), 1, 1))
@@ -75,7 +74,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Experiment:
 
 def parse(text: str, where: str, overrides: Sequence[str] = ()) -> Experiment:
     """The experiment written in `text`; `where` names it in messages. Raises ConfigError."""
-    tree, problems = yamlfile.parse(text, where)
+    tree, problems = yaml_reader.parse(text, where)
     return _checked(tree, problems, Mark(where, 1, 1), overrides)
 
 
@@ -258,7 +257,7 @@ def _override(tree: Map, text: str) -> list[Problem]:
     ]
     if not equals or not keys:
         return [Problem(mark, "", "an override is written key.path=value, such as train.epochs=3")]
-    value, _, problems = yamlfile.parse_value(written, "", mark)
+    value, _, problems = yaml_reader.parse_value(written, "", mark)
     node: Any = tree
     for depth, key in enumerate(keys[:-1]):
         node, trouble = _step_into(node, key, mark)

@@ -10,8 +10,7 @@ from torch import Tensor
 from cnnrun.base.errors import CheckpointError, printable
 from cnnrun.contracts.layer import Facts
 from cnnrun.model.weights_file import Weights, file_digest, read_file
-from cnnrun.training import checkpoints as checkpoint
-from cnnrun.training import run_folder as runs
+from cnnrun.training import checkpoints, run_folder
 from cnnrun.training.run_records import CHECKPOINTS, parse_facts
 
 _POINTERS = ("best", "latest")
@@ -33,21 +32,21 @@ def read_weights(path: Path) -> Weights:
 
 def _of_run(path: Path) -> Weights:
     """The averaged weights of a run's best checkpoint, or of the checkpoint given, where it has an average."""
-    if path.name in _POINTERS and (name := checkpoint.pointed_at(path.parent, path.name)):
+    if path.name in _POINTERS and (name := checkpoints.pointed_at(path.parent, path.name)):
         path = path.parent / name  # checkpoints/best, checkpoints/latest
     if (path / "manifest.json").exists():
-        saved: checkpoint.Checkpoint | None = checkpoint.load(path)
+        saved: checkpoints.Checkpoint | None = checkpoints.load(path)
     else:
         if (path / CHECKPOINTS).is_dir():
-            runs.refuse_links(path)
-        saved = checkpoint.load_newest(path / CHECKPOINTS, "best", lambda line: None)
+            run_folder.refuse_links(path)
+        saved = checkpoints.load_newest(path / CHECKPOINTS, "best", lambda line: None)
     if saved is None:
         raise CheckpointError(f"{path}: neither a run nor a checkpoint")
     facts, tensors = weights_of_checkpoint(saved)
-    return Weights(tensors, "name", None, facts, file_digest(saved.path / checkpoint.MANIFEST))
+    return Weights(tensors, "name", None, facts, file_digest(saved.path / checkpoints.MANIFEST))
 
 
-def weights_of_checkpoint(saved: checkpoint.Checkpoint) -> tuple[Facts, dict[str, Tensor]]:
+def weights_of_checkpoint(saved: checkpoints.Checkpoint) -> tuple[Facts, dict[str, Tensor]]:
     """The data facts and the weights that a checkpoint gives: the averaged ones where it has them.
 
     Raises CheckpointError where it has none, or a variance below zero.
@@ -58,4 +57,4 @@ def weights_of_checkpoint(saved: checkpoint.Checkpoint) -> tuple[Facts, dict[str
     variances = {name: value for name, value in tensors.items() if name.endswith("running_var")}
     if bad := [name for name, value in variances.items() if value.float().min() < 0]:
         raise CheckpointError(f"{saved.path}: {printable(bad[0])} is a variance below zero")
-    return parse_facts(saved.state.get("facts"), str(saved.path / checkpoint.STATE)), tensors
+    return parse_facts(saved.state.get("facts"), str(saved.path / checkpoints.STATE)), tensors

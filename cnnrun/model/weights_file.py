@@ -21,12 +21,11 @@ from torch import Tensor
 from cnnrun.base.atomic_files import make_folder, write_file
 from cnnrun.base.bounded_files import open_file
 from cnnrun.base.errors import CheckpointError, UserError
-from cnnrun.config import yaml_reader as yamlfile
-from cnnrun.config import zoo
+from cnnrun.config import yaml_reader, zoo
 from cnnrun.config.spec import Kinds, Spec
 from cnnrun.contracts.layer import Facts
 from cnnrun.data.image_files import Image
-from cnnrun.model import untrusted_pickle as pickled
+from cnnrun.model import untrusted_pickle
 from cnnrun.model.network import Network
 from cnnrun.model.structures import Model
 from cnnrun.tasks import Task
@@ -72,7 +71,7 @@ class Misfit(Exception):
 def read_file(path: Path) -> Weights:
     """Read a safetensors file, or a PyTorch state dict through the guarded reader. Raises CheckpointError."""
     if path.name.endswith((".pth", ".pt", ".bin", ".pth.tar")):
-        return Weights(pickled.read(path), "order", digest=file_digest(path))
+        return Weights(untrusted_pickle.read(path), "order", digest=file_digest(path))
     try:
         with safetensors.safe_open(path, "pt") as file:
             names, metadata = list(file.keys()), file.metadata() or {}
@@ -94,7 +93,7 @@ def file_digest(path: Path) -> str:
 
 def about(text: str, where: str) -> About:
     """The description written in `text`, a zoo network put in. Raises ValueError."""
-    tree, problems = yamlfile.parse(text, where)
+    tree, problems = yaml_reader.parse(text, where)
     if problems := problems + zoo.expand(tree, ()):
         raise ValueError(str(problems[0]))
     return About.model_validate(tree)
@@ -102,7 +101,7 @@ def about(text: str, where: str) -> About:
 
 def write(path: Path, tensors: State, about: About, facts: Facts) -> None:
     """A weights file with its metadata, whole or not there. Raises StorageError."""
-    written = yamlfile.dump(about.model_dump(mode="json", by_alias=True, exclude_none=True))
+    written = yaml_reader.dump(about.model_dump(mode="json", by_alias=True, exclude_none=True))
     metadata = {"cnnrun.config": written, "cnnrun.facts": json.dumps(facts.to_json())}
     plain = {name: value.contiguous() for name, value in tensors.items()}
     make_folder(path.parent)

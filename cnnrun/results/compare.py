@@ -24,7 +24,7 @@ from cnnrun.explain.figures.png import written
 from cnnrun.model.trained import Trained
 from cnnrun.tasks.intervals import bounds, interval, intervals
 from cnnrun.tasks.temperature import TEMPERATURE
-from cnnrun.training import checkpoints as checkpoint
+from cnnrun.training import checkpoints
 from cnnrun.training.run_records import CHECKPOINTS, read_facts, read_result
 
 LEVEL = 0.05  # the part of equal pairs that may be called different, all their numbers together
@@ -99,7 +99,7 @@ def _unfinished(run: Path) -> dict[str, int] | None:
         return None
     facts, experiment = read_facts(run), config_of(run)
     pictures = facts.counts.get("train", 0) if facts else 0
-    latest = checkpoint.pointed_at(run / CHECKPOINTS, "latest") or "step-0"
+    latest = checkpoints.pointed_at(run / CHECKPOINTS, "latest") or "step-0"
     steps = experiment.train.steps_per_epoch(pictures) * experiment.train.epochs
     return {"step": int(latest.removeprefix("step-")), "steps": steps}
 

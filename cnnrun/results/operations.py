@@ -24,7 +24,7 @@ from cnnrun.contracts.task import Level
 from cnnrun.data.dataset import Dataset, Index, index, remarks
 from cnnrun.data.image_paths import list_images
 from cnnrun.data.prepare import fingerprint, refuse_bad_boxes, refuse_missing_files
-from cnnrun.experiment import import_weights as importing
+from cnnrun.experiment import import_weights
 from cnnrun.experiment.assemble import create, dataset, eval_data, fitting, initial, job, network, trained, usable
 from cnnrun.experiment.learnable import measurable, notes_on_classes, refuse_unlearnable, same_everywhere
 from cnnrun.experiment.resume import (
@@ -40,14 +40,14 @@ from cnnrun.explain.figures.network_svg import svg
 from cnnrun.explain.figures.panels import drawing
 from cnnrun.explain.figures.png import written
 from cnnrun.export import MIN_SAMPLES, Format, export
-from cnnrun.model import weights_file as weights
+from cnnrun.model import weights_file
 from cnnrun.model.network import Built, flops
 from cnnrun.model.outline import outline, text
 from cnnrun.model.weights_file import How, Weights
 from cnnrun.results.predict import coco_results, drawn_into, predict, with_scores
 from cnnrun.results.studies.plan_records import beside_the_plan
 from cnnrun.tasks.intervals import intervals
-from cnnrun.training import run_folder as runs
+from cnnrun.training import run_folder
 from cnnrun.training.evaluate import evaluate as measure_split
 from cnnrun.training.loop import fit
 from cnnrun.training.run_records import CHECKPOINTS, CONFIG, EXPORTS, read_result
@@ -78,13 +78,13 @@ def train(
             return {"run": left["run"], "already_finished": True, **left["finished"]}
         begun = _begin(experiment, root, left, ranks)
         run, opened = begun.run, list[Folder]()
-        ranks.from_first(lambda: opened.append(stack.enter_context(runs.held(run))))
+        ranks.from_first(lambda: opened.append(stack.enter_context(run_folder.held(run))))
         if done := ranks.from_first(lambda: read_result(run)):
             say(f"{run} was finished by another process meanwhile")
             return {"run": str(run), "already_finished": True, **done}
         folder = opened[0] if opened else None
         saved = saved_in(folder, begun.data, ranks) if resume else None
-        where = runs.environment(device, ranks.size)
+        where = run_folder.environment(device, ranks.size)
         ranks.from_first(lambda: unchanged(opened[0], where, strict))
         made = job(begun.experiment, begun.data, begun.initial, folder, device, ranks, enough)
         result = fit(replace(made, draw=drawing), saved)
@@ -226,8 +226,8 @@ def imported(
     target = out or Path(f"{Path(like).stem}.safetensors")
     if target.suffix != ".safetensors":
         raise ConfigError(f"--out {target}: a weights file ends in .safetensors")
-    made = importing.imported(path, like, how, classes, drop)
-    weights.write(target, made.tensors, made.about, made.facts)
+    made = import_weights.imported(path, like, how, classes, drop)
+    weights_file.write(target, made.tensors, made.about, made.facts)
     return {
         "path": str(target),
         "tensors": len(made.tensors),

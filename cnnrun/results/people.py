@@ -18,7 +18,7 @@ from cnnrun.data.image_files import is_picture_name
 from cnnrun.data.image_paths import list_images
 from cnnrun.experiment.assemble import usable
 from cnnrun.model.trained import Trained
-from cnnrun.results import gallery_file as galleries
+from cnnrun.results import gallery_file
 from cnnrun.results.gallery_file import Gallery, Search
 from cnnrun.results.predict import predict
 from cnnrun.tasks.embedding.task import OperatingPoint, Verify, threshold_of
@@ -89,21 +89,21 @@ def enrolled(
     """Make a gallery of a folder by person, add to one or take people out; returns who is in it."""
     _refuse_unclear(folder, path, add, remove)
     if folder is None and not remove:  # a look at it needs no network
-        return _told(path, galleries.read(path), [], [])
+        return _told(path, gallery_file.read(path), [], [])
     network, task = given.network()
-    held = galleries.read(path) if path.exists() else None
+    held = gallery_file.read(path) if path.exists() else None
     if held is not None and folder is not None and not add:
         return _there_already(network, folder, path, held, batch)
     if held is not None:
-        galleries.refuse_other(held, path, network.digest, task.dimension)
+        gallery_file.refuse_other(held, path, network.digest, task.dimension)
     if held is not None and remove:
-        held = galleries.without(held, remove, more=folder is not None)
+        held = gallery_file.without(held, remove, more=folder is not None)
     people = _people(network, folder, batch) if folder else {}
-    made, again = galleries.joined(held, network.digest, people) if people else (held, 0)
+    made, again = gallery_file.joined(held, network.digest, people) if people else (held, 0)
     assert made is not None
     if again:
         say(f"{again:,} picture(s) left out: each is like another of the same person to the network")
-    galleries.write(path, made)
+    gallery_file.write(path, made)
     return _told(path, made, sorted(people), list(remove))
 
 
@@ -112,7 +112,7 @@ def _there_already(network: Trained, folder: Path, path: Path, held: Gallery, ba
 
     Raises ConfigError where it is another.
     """
-    made, _ = galleries.joined(None, network.digest, _people(network, folder, batch))
+    made, _ = gallery_file.joined(None, network.digest, _people(network, folder, batch))
     if not made.is_same(held):
         raise ConfigError(f"--gallery {printable(str(path))}: is there already; --add puts these people into it")
     say(f"{path} holds these people already")
@@ -170,8 +170,8 @@ def identified(
     """A row a picture: the person, None where it is none of the gallery's, and the most similar ones."""
     network, task = given.network()
     point = given.point(network, task)
-    gallery = galleries.read(path)
-    galleries.refuse_other(gallery, path, network.digest, task.dimension)
+    gallery = gallery_file.read(path)
+    gallery_file.refuse_other(gallery, path, network.digest, task.dimension)
     if point.far is not None and (line := _of_strangers(point.far, task.fars, len(gallery.person_N))):
         say(line)
     for row in predict(network, list_images(paths), batch):

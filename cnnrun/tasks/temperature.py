@@ -14,7 +14,7 @@ LEAST, MOST = 0.05, 20.0  # a temperature beyond is none: so few are wrong, or s
 
 
 def reliability(rows: Sequence[dict[str, Any]]) -> Plot:
-    """What came true of what was said how surely (Guo et al. 2017, figure 1): rows of `metrics.Bins`."""
+    """What came true of what was said how surely (Guo et al. 2017, figure 1): rows of `classification_metrics.Bins`."""
     confidence, accuracy = ([row[name] for row in rows] for name in ("confidence", "accuracy"))
     counts = [row["pictures"] / max(1, sum(each["pictures"] for each in rows)) for row in rows]
     series = (Series("share of the pictures", confidence, counts, "bars"), Series("came true", confidence, accuracy))

@@ -28,7 +28,7 @@ from cnnrun.data.dataset import Dataset, Examples
 from cnnrun.data.epoch_order import Sampler, Uniform
 from cnnrun.data.training_batches import TrainingBatches, default_prefetch, in_order
 from cnnrun.model.network import Network
-from cnnrun.training import checkpoints as checkpoint
+from cnnrun.training import checkpoints
 from cnnrun.training.determinism import use_deterministic_layers
 from cnnrun.training.evaluate import evaluate
 from cnnrun.training.frozen_layers import cut, feature_bytes, features, held, hold
@@ -234,7 +234,7 @@ class Learner:
     def autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
-    def parts(self) -> checkpoint.Parts:
+    def parts(self) -> checkpoints.Parts:
         parts = {"model": self.network.state_dict(), "optimizer": state_tensors(self.optimizer, self.names)}
         if self.ema:
             parts["ema"] = self.ema.average
@@ -242,7 +242,7 @@ class Learner:
             parts["criterion"] = criterion
         return parts
 
-    def restore(self, saved: checkpoint.Checkpoint, optimizer: OptimizerSpec, step: int) -> None:
+    def restore(self, saved: checkpoints.Checkpoint, optimizer: OptimizerSpec, step: int) -> None:
         """Put everything back as it was saved after `step`. Raises an error of any kind where it does not fit."""
         check_state(optimizer, saved.parts["optimizer"], step)
         self.network.load_state_dict(saved.parts["model"])

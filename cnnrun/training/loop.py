@@ -25,8 +25,8 @@ from cnnrun.base.signals import Stop, stopping
 from cnnrun.contracts.batch import Batch
 from cnnrun.contracts.task import Measured
 from cnnrun.data.training_batches import TrainingBatches
-from cnnrun.model import weights_file as weights
-from cnnrun.training import checkpoints as checkpoint
+from cnnrun.model import weights_file
+from cnnrun.training import checkpoints
 from cnnrun.training.determinism import deterministic_kernels
 from cnnrun.training.learner import Job, Learner, check, monitored_numbers
 from cnnrun.training.loss_monitor import Losses, State
@@ -39,14 +39,14 @@ SHOW_EVERY = 50  # steps between two points of TensorBoard's training curves
 DRAWN = 6  # pictures of val that are shown with what is found in them
 
 
-def fit(job: Job, saved: checkpoint.Checkpoint | None = None) -> dict[str, Any]:
+def fit(job: Job, saved: checkpoints.Checkpoint | None = None) -> dict[str, Any]:
     """Train to the end, from `saved` where given; returns what result.json says. Raises Interrupted, NonFiniteError."""
     check(job.spec, len(job.dataset.splits["train"]), job.network, job.ranks.size, job.task.together())
     with deterministic_kernels(job.device, job.spec.deterministic):
         return _train(job, saved)
 
 
-def _train(job: Job, saved: checkpoint.Checkpoint | None) -> dict[str, Any]:
+def _train(job: Job, saved: checkpoints.Checkpoint | None) -> dict[str, Any]:
     spec, ranks = job.spec, job.ranks
     learner = Learner(job)
     folder = _checkpoints(job)
@@ -197,8 +197,8 @@ class Training:
         state.metrics_offset = self.tracker.offset()
         saved = {"scaler": self.learner.scaler.state_dict(), **self._saved({})}
         with self._in_place():
-            checkpoint.save(self.folder, state.step, parts, saved)
-            checkpoint.prune(self.folder, job.spec.keep)
+            checkpoints.save(self.folder, state.step, parts, saved)
+            checkpoints.prune(self.folder, job.spec.keep)
         self.saved_step = state.step
 
     def _keep_evaluation(self, chosen: dict[str, float], improved: bool) -> None:
@@ -207,10 +207,10 @@ class Training:
             return
         self.state.metrics_offset = self.tracker.offset()
         with self._in_place():
-            checkpoint.add_evaluation(self.folder, self.state.step, self._saved(chosen))
+            checkpoints.add_evaluation(self.folder, self.state.step, self._saved(chosen))
             if improved:
-                checkpoint.point(self.folder, "best", f"step-{self.state.step:08d}")
-            checkpoint.prune(self.folder, self.job.spec.keep)
+                checkpoints.point(self.folder, "best", f"step-{self.state.step:08d}")
+            checkpoints.prune(self.folder, self.job.spec.keep)
 
     def _saved(self, chosen: dict[str, float]) -> dict[str, Any]:
         return {"training": asdict(self.state), "facts": replace(self.job.facts, chosen=chosen).to_json()}
@@ -310,26 +310,26 @@ def _checkpoints(job: Job) -> Folder | None:
         return job.run.child(CHECKPOINTS, create=True)
 
 
-def _restored(learner: Learner, saved: checkpoint.Checkpoint, job: Job, folder: Folder | None) -> State:
+def _restored(learner: Learner, saved: checkpoints.Checkpoint, job: Job, folder: Folder | None) -> State:
     """Put everything back as it was saved; mend what a kill between saving and pointing left undone.
 
     Raises CheckpointError where the checkpoint is not of this training.
     """
-    state = State.from_json(saved.state.get("training"), str(saved.path / checkpoint.STATE))
+    state = State.from_json(saved.state.get("training"), str(saved.path / checkpoints.STATE))
     if missing := [part for part in learner.parts() if part not in saved.parts]:
         raise CheckpointError(f"{saved.path}: has no {missing[0]}.safetensors, which this training needs")
     try:
-        weights.exactly(learner.network.state_dict(), saved.parts["model"])
+        weights_file.exactly(learner.network.state_dict(), saved.parts["model"])
         if learner.ema:
-            weights.exactly(learner.ema.average, saved.parts["ema"])
+            weights_file.exactly(learner.ema.average, saved.parts["ema"])
         learner.restore(saved, job.spec.optimizer, state.step)
-    except weights.Misfit as misfit:
+    except weights_file.Misfit as misfit:
         raise CheckpointError(*misfit.table(f"{saved.path}: not of this network")) from None
     except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{saved.path}: not of this training: {first_line(error)}") from None
     if folder:
         with storage_errors(folder.path, 0):
-            checkpoint.settle(folder, saved.path, None if state.best is None else state.best_step)
+            checkpoints.settle(folder, saved.path, None if state.best is None else state.best_step)
     return state
 
 

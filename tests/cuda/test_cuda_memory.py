@@ -9,8 +9,8 @@ import torch
 from conftest import TINY
 
 from cnnrun.data.augment.settings import Augment
-from cnnrun.experiment import schema as experiment
-from cnnrun.results import operations as commands
+from cnnrun.experiment import schema
+from cnnrun.results import operations
 from cnnrun.tasks.classify import ClassifyMeter
 from cnnrun.training.run_records import read_result
 
@@ -18,8 +18,8 @@ pytestmark = pytest.mark.cuda
 WIDE = "model=[{conv: {out_channels: 512, norm: batch}}, {conv: {out_channels: 512, norm: batch}}, global_avg_pool]"
 
 
-def tiny(*overrides: str) -> experiment.Experiment:
-    return experiment.parse(TINY, "tiny.yaml", ["name=tiny", "train.epochs=1", *overrides])
+def tiny(*overrides: str) -> schema.Experiment:
+    return schema.parse(TINY, "tiny.yaml", ["name=tiny", "train.epochs=1", *overrides])
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def little_memory(gpu):
 
 def test_a_batch_that_does_not_fit_goes_on_in_micro_batches(little_memory, gpu, tmp_path, capfd):
     little_memory(400)
-    result = commands.train(tiny(WIDE, "train.batch=1024"), tmp_path, gpu, resume=False)
+    result = operations.train(tiny(WIDE, "train.batch=1024"), tmp_path, gpu, resume=False)
     err = capfd.readouterr().err
     assert "memory ran out at step 0: from here on in 2 micro-batches, the batch as it is" in err
     assert result["steps"] == 1
@@ -65,18 +65,18 @@ def ran_out_once(monkeypatch, owner: type, name: str) -> None:
 )
 def test_memory_that_runs_out_elsewhere_ends_nothing(gpu, tmp_path, monkeypatch, capfd, owner, name, when):
     ran_out_once(monkeypatch, owner, name)
-    result = commands.train(tiny("data.augment={shift: 0.2}"), tmp_path, gpu, resume=False)
+    result = operations.train(tiny("data.augment={shift: 0.2}"), tmp_path, gpu, resume=False)
     assert f"memory ran out {when}: from here on in 2 micro-batches" in capfd.readouterr().err
     assert result["steps"] == 17
 
 
 def test_memory_that_runs_out_in_the_optimizer_ends_the_run_in_one_line(gpu, tmp_path, monkeypatch, run_cli, tiny):
-    from cnnrun.training import loop as train
+    from cnnrun.training import loop
 
     def short(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(train, "update", short)
+    monkeypatch.setattr(loop, "update", short)
     code, _, err = run_cli("train", tiny, "--device", "cuda", "--runs", tmp_path / "runs")
     assert code == 6
     assert "memory ran out in the optimizer's step 0: CUDA out of memory" in err

@@ -18,12 +18,10 @@ from torch import nn
 
 from cnnrun.base.errors import CheckpointError, ConfigError, NonFiniteError
 from cnnrun.data import training_batches
-from cnnrun.experiment import assemble
-from cnnrun.experiment import schema as experiment
-from cnnrun.results import operations as commands
+from cnnrun.experiment import assemble, schema
+from cnnrun.results import operations
 from cnnrun.tasks.classify import CrossEntropy
-from cnnrun.training import checkpoints as checkpoint
-from cnnrun.training import loop as train
+from cnnrun.training import checkpoints, loop
 from cnnrun.training.determinism import deterministic_kernels, use_deterministic_layers
 from cnnrun.training.learner import Job, Learner
 from cnnrun.training.loss_monitor import Losses, State
@@ -44,8 +42,8 @@ SELDOM = (
 )
 
 
-def tiny(*overrides: str) -> experiment.Experiment:
-    return experiment.parse(TINY, "tiny.yaml", ["name=tiny", *overrides])
+def tiny(*overrides: str) -> schema.Experiment:
+    return schema.parse(TINY, "tiny.yaml", ["name=tiny", *overrides])
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +51,7 @@ def pets(tmp_path_factory) -> Path:
     return killing.pictures(tmp_path_factory.mktemp("data") / "pets")
 
 
-def of_kind(pets: Path, root: Path, kind: str) -> experiment.Experiment:
+def of_kind(pets: Path, root: Path, kind: str) -> schema.Experiment:
     """A small config of a task, or of something else that a training may have, named tiny."""
     return killing.config(pets, root, (0, 2, kind)).model_copy(update={"name": "tiny"})
 
@@ -61,11 +59,11 @@ def of_kind(pets: Path, root: Path, kind: str) -> experiment.Experiment:
 # --- the same bits ----------------------------------------------------------------------------------------------------
 
 
-def resumed_is_uninterrupted(made: experiment.Experiment, root: Path, gpu: torch.device, step: int) -> bool:
-    whole = Path(commands.train(made, root / "whole", gpu, resume=False)["run"])
+def resumed_is_uninterrupted(made: schema.Experiment, root: Path, gpu: torch.device, step: int) -> bool:
+    whole = Path(operations.train(made, root / "whole", gpu, resume=False)["run"])
     with stopped_at(step):
-        commands.train(made, root / "cut", gpu, resume=True)
-    cut = Path(commands.train(made, root / "cut", gpu, resume=True, strict=True)["run"])
+        operations.train(made, root / "cut", gpu, resume=True)
+    cut = Path(operations.train(made, root / "cut", gpu, resume=True, strict=True)["run"])
     return digest(whole) == digest(cut)
 
 
@@ -80,7 +78,7 @@ def test_a_resumed_training_of_every_kind_is_the_uninterrupted_one(gpu, tmp_path
 
 
 def test_a_repeated_training_is_the_same(gpu, tmp_path):
-    runs = [Path(commands.train(tiny(*RICH), tmp_path / name, gpu, resume=False)["run"]) for name in "ab"]
+    runs = [Path(operations.train(tiny(*RICH), tmp_path / name, gpu, resume=False)["run"]) for name in "ab"]
     assert digest(runs[0]) == digest(runs[1])
 
 
@@ -88,18 +86,18 @@ def test_a_repeated_training_is_the_same(gpu, tmp_path):
 def test_a_run_moves_between_processor_and_gpu_and_it_is_said(gpu, tmp_path, capfd, first):
     devices = [CPU, gpu] if first == "cpu" else [gpu, CPU]
     with stopped_at(9):
-        commands.train(tiny(*RICH), tmp_path, devices[0], resume=True)
+        operations.train(tiny(*RICH), tmp_path, devices[0], resume=True)
     with pytest.raises(CheckpointError, match=f"device was {devices[0]}, is {devices[1]}"):
-        commands.train(tiny(*RICH), tmp_path, devices[1], resume=True, strict=True)
-    assert commands.train(tiny(*RICH), tmp_path, devices[1], resume=True)["steps"] == 34
+        operations.train(tiny(*RICH), tmp_path, devices[1], resume=True, strict=True)
+    assert operations.train(tiny(*RICH), tmp_path, devices[1], resume=True)["steps"] == 34
     assert f"device was {devices[0]}, is {devices[1]}: the result may differ" in capfd.readouterr().err
 
 
 def test_without_deterministic_kernels_nothing_is_resumed_strictly(gpu, tmp_path):
     made = tiny("train.deterministic=false", "train.epochs=1")
     with pytest.raises(CheckpointError, match="train.deterministic is false"):
-        commands.train(made, tmp_path, gpu, resume=True, strict=True)
-    assert commands.train(made, tmp_path, gpu, resume=False)["steps"] == 17
+        operations.train(made, tmp_path, gpu, resume=True, strict=True)
+    assert operations.train(made, tmp_path, gpu, resume=False)["steps"] == 17
     assert not torch.are_deterministic_algorithms_enabled()
 
 
@@ -115,7 +113,7 @@ def test_settings_of_pytorch_are_as_before(gpu, tmp_path, monkeypatch, enabled, 
 
     monkeypatch.setattr(CrossEntropy, "forward", forward)
     with pytest.raises(ConfigError, match="no deterministic kernel for histc_cuda .*`deterministic: false`"):
-        commands.train(tiny(), tmp_path, gpu, resume=False)
+        operations.train(tiny(), tmp_path, gpu, resume=False)
     after = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(False)
     assert seen == [True]
@@ -189,23 +187,23 @@ def test_what_is_not_finite_stops_a_step_later_is_named_and_never_saved(gpu, tmp
     poison, named = PLACES[place]
     poison(monkeypatch, 20, float("nan"))
     taken: list[int] = []
-    real = train.update
+    real = loop.update
 
     def counting(learner, job, step, factor):
         taken.append(step)
         real(learner, job, step, factor)
 
-    monkeypatch.setattr(train, "update", counting)
+    monkeypatch.setattr(loop, "update", counting)
     with pytest.raises(NonFiniteError) as stopped:
-        commands.train(tiny("train.ema={decay: 0.9}", "data.augment={rotate: 4}"), tmp_path, gpu, resume=False)
+        operations.train(tiny("train.ema={decay: 0.9}", "data.augment={rotate: 4}"), tmp_path, gpu, resume=False)
     lines = stopped.value.lines
     assert "at step 20; nothing of it was saved" in lines[0]
     spread = place in ("loss", "gradient", "weight")  # to every weight, before it was seen
     assert ("not known on a GPU" if spread else named) in lines[1]
     assert taken[-1] <= 20  # the step after it is under way when it is seen, and changes no weight
-    found = checkpoint.generations(tmp_path / "tiny" / "1" / "checkpoints")
+    found = checkpoints.generations(tmp_path / "tiny" / "1" / "checkpoints")
     assert [path.name for path in found] == ["step-00000017"]
-    assert all(value.isfinite().all() for part in checkpoint.load(found[0]).parts.values() for value in part.values())
+    assert all(value.isfinite().all() for part in checkpoints.load(found[0]).parts.values() for value in part.values())
 
 
 def test_float16_leaves_out_a_step_whose_gradients_overflow(gpu, tmp_path, monkeypatch):
@@ -222,8 +220,8 @@ def test_float16_leaves_out_a_step_whose_gradients_overflow(gpu, tmp_path, monke
         return found
 
     monkeypatch.setattr(CrossEntropy, "forward", forward)
-    run = Path(commands.train(tiny("train.precision=float16", "train.epochs=1"), tmp_path, gpu, resume=False)["run"])
-    saved = checkpoint.load_newest(run / "checkpoints", "latest", pytest.fail)
+    run = Path(operations.train(tiny("train.precision=float16", "train.epochs=1"), tmp_path, gpu, resume=False)["run"])
+    saved = checkpoints.load_newest(run / "checkpoints", "latest", pytest.fail)
     assert saved.state["scaler"]["scale"] == 2.0**15  # half of what it begins with
     assert all(value.isfinite().all() for part in saved.parts.values() for value in part.values())
 
@@ -305,8 +303,8 @@ def test_pictures_and_weights_have_their_channels_last(gpu, tmp_path, monkeypatc
 
 def test_features_of_frozen_layers_teach_what_the_layers_themselves_teach(gpu, tmp_path):
     frozen = ["train.freeze=conv1", "train.epochs=2"]
-    once = commands.train(tiny(*frozen), tmp_path / "once", gpu, resume=False)
-    anew = commands.train(tiny(*frozen, "data.memory_gib=0"), tmp_path / "anew", gpu, resume=False)
+    once = operations.train(tiny(*frozen), tmp_path / "once", gpu, resume=False)
+    anew = operations.train(tiny(*frozen, "data.memory_gib=0"), tmp_path / "anew", gpu, resume=False)
     assert once["best"]["val/accuracy"] == pytest.approx(anew["best"]["val/accuracy"], abs=0.02)
 
 
@@ -314,7 +312,7 @@ def test_a_compiled_training_learns_what_the_other_does(real_gpu, tmp_path):
     results = []
     for word in ("false", "true"):
         made = tiny("train.epochs=3", f"train.compile={word}", "model=[{conv: 8}, flatten]")
-        run = Path(commands.train(made, tmp_path / word, real_gpu, resume=False)["run"])
+        run = Path(operations.train(made, tmp_path / word, real_gpu, resume=False)["run"])
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         results.append([row["train/loss"] for row in rows])
     assert results[0] == pytest.approx(results[1], rel=2e-2)

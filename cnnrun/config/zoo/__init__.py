@@ -14,8 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from cnnrun.base.errors import ConfigError
-from cnnrun.config import blocks
-from cnnrun.config import yaml_reader as yamlfile
+from cnnrun.config import blocks, yaml_reader
 from cnnrun.config.spec import did_you_mean, shown
 from cnnrun.config.tree import DOUBTFUL, Map, Mark, Problem, Seq
 
@@ -84,7 +83,7 @@ def expand(tree: Map, kinds: Collection[str]) -> list[Problem]:
     if name not in names():
         tree["model"] = DOUBTFUL
         return [Problem(mark, "model.zoo", f"no network {shown(name)} in the zoo{_suggested(name)}")]
-    network, problems = yamlfile.parse(text(name), f"{mark}: zoo/{name}.yaml")
+    network, problems = yaml_reader.parse(text(name), f"{mark}: zoo/{name}.yaml")
     problems += blocks.expand(network, kinds)
     if not model.keys() & {"until", "layers"}:
         _inherit_task(tree, network)

@@ -75,7 +75,7 @@ def _slopes(
 def saliency(subject: Subject, shown: Shown, target: str | None, rule: Rule) -> Explanation:
     """How much each pixel would change what the network says (Simonyan et al. 2014, section 3.1). Raises ConfigError.
 
-    The largest slope over colours. `rule` says what ReLUs hand back: see `seeing.passing_back`.
+    The largest slope over colours. `rule` says what ReLUs hand back: see `layer_names.passing_back`.
     """
     slopes, aim, scores = slopes_of(subject, shown, target, rule)
     rows, told = [], []

@@ -98,7 +98,7 @@ def _drawn(
 
 
 def projections(subject: Subject, place: Place, pictures_BCHW: Tensor, cells: Sequence[Cell]) -> Tensor:
-    """`seeing.projected`, on the host."""
+    """`layer_names.projected`, on the host."""
     given = subject.given
     at = torch.tensor(cells, dtype=torch.int64).view(-1, 3)
     return projected(given.network, place, pictures_BCHW.to(given.device), at).cpu()

@@ -13,7 +13,7 @@ from torch import nn
 
 from cnnrun.base.errors import ConfigError, printable
 from cnnrun.base.progress import say
-from cnnrun.config import yaml_reader as yamlfile
+from cnnrun.config import yaml_reader
 from cnnrun.contracts.figure import Plot, Series
 from cnnrun.contracts.task import Measured
 from cnnrun.data.dataset import Examples
@@ -23,7 +23,7 @@ from cnnrun.explain.figures.panels import side_by_side
 from cnnrun.explain.layer_names import Place, located
 from cnnrun.explain.run_method import Asked, Opened, kept, opened
 from cnnrun.explain.subject import AS_THEY_COME, Explanation, drawn
-from cnnrun.results import operations as commands
+from cnnrun.results import operations
 from cnnrun.results.compare import tested
 from cnnrun.results.report import write as reporting
 from cnnrun.training.evaluate import evaluate
@@ -154,11 +154,11 @@ def _retrained(run: Opened, variants: Sequence[Variant]) -> dict[str, Any]:
     rows = []
     for (variant, experiment), size in zip(made, sizes, strict=True):
         say(f"{variant.title}:")
-        result = commands.train(experiment, asked.root, asked.device, resume=True)
+        result = operations.train(experiment, asked.root, asked.device, resume=True)
         path = Path(result["run"])
         reporting.after(path, asked.root, asked.device, anew="already_finished" not in result)
         found = {
-            split: commands.evaluate(path, asked.root, asked.device, split)["numbers"] for split in ("train", "val")
+            split: operations.evaluate(path, asked.root, asked.device, split)["numbers"] for split in ("train", "val")
         }
         both = {f"{split}/{key}": value for split, numbers in found.items() for key, value in numbers.items()}
         rows.append(_row(variant.title, both, size) | {"run": str(path)})
@@ -191,7 +191,7 @@ def _changed(base: Experiment, variant: Variant) -> Experiment:
         del node[last]
     overrides = list(variant.changed)
     try:
-        return parse(yamlfile.dump(data), variant.title, overrides)
+        return parse(yaml_reader.dump(data), variant.title, overrides)
     except ConfigError as error:
         raise ConfigError(*(f"{printable(variant.title)}: {line}" for line in error.lines)) from None
 

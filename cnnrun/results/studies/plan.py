@@ -24,7 +24,7 @@ from cnnrun.data.storage import kept_already
 from cnnrun.experiment.assemble import dataset, fitting, initial, job
 from cnnrun.experiment.schema import Experiment
 from cnnrun.model.weights_file import Weights
-from cnnrun.results.studies import plan_records as plans
+from cnnrun.results.studies import plan_records
 from cnnrun.training.loop import fit
 
 _SECONDS = 8.0  # of training that is measured, and half of that of val, as far as one step tells
@@ -64,7 +64,7 @@ def plan(experiment: Experiment, device: torch.device, root: Path) -> dict[str, 
         "peak_memory_mib": peak_memory_mib(device)
         + _still_to_hold(experiment, indexed, facts, decoded if undecoded else int(measured["read"]), device),
     }
-    plans.keep(experiment, root, device, planned)
+    plan_records.keep(experiment, root, device, planned)
     return {"name": experiment.name, "took": round(time.perf_counter() - began, 1), **planned}
 
 

@@ -30,7 +30,7 @@ def beside_the_plan(
 ) -> None:
     """Write and say what was foretold and what it came to, where there is a plan of the same config and machine.
 
-    `where` is the run's `runs.environment`. A plan that cannot be read is none.
+    `where` is the run's `run_folder.environment`. A plan that cannot be read is none.
     """
     try:
         planned = json.loads(read_bytes(root / experiment.name / PLAN, CheckpointError, MAX_JSON_BYTES))

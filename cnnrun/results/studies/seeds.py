@@ -14,7 +14,7 @@ from cnnrun.base.atomic_files import write_json
 from cnnrun.base.errors import ConfigError, DataError
 from cnnrun.base.progress import say
 from cnnrun.experiment.schema import Experiment
-from cnnrun.results import operations as commands
+from cnnrun.results import operations
 from cnnrun.results.report import write as reporting
 from cnnrun.tasks.intervals import bounds
 from cnnrun.training.run_records import read_facts
@@ -37,11 +37,11 @@ def train(
     for place, seed in enumerate(seeds, 1):
         of_seed = experiment.model_copy(update={"seed": seed})
         say(f"seed {seed} ({place} of {count})")
-        result = commands.train(of_seed, root, device, resume, strict)
+        result = operations.train(of_seed, root, device, resume, strict)
         run = Path(result["run"])
         if page:
             reporting.after(run, root, device, anew="already_finished" not in result)
-        measured = commands.evaluate(run, root, device, None)
+        measured = operations.evaluate(run, root, device, None)
         rows.append({"seed": seed, "run": str(run), "split": measured["split"], "numbers": measured["numbers"]})
     _same_data([Path(row["run"]) for row in rows])
     made = {

@@ -30,7 +30,7 @@ from cnnrun.experiment import assemble
 from cnnrun.experiment.learnable import ready_to_train
 from cnnrun.experiment.schema import Experiment, parse
 from cnnrun.model.weights_file import Weights
-from cnnrun.training import checkpoints as checkpoint
+from cnnrun.training import checkpoints
 from cnnrun.training.learner import Job, Learner
 from cnnrun.training.loop import fit
 from cnnrun.training.optimizers import AdamW
@@ -144,7 +144,7 @@ def _some(examples: Examples, count: int) -> Examples:
 
 def _state(run: Path) -> list[Any]:
     """All that two equal runs have in common, to the bit."""
-    saved = checkpoint.load_newest(run / "checkpoints", "latest", say)
+    saved = checkpoints.load_newest(run / "checkpoints", "latest", say)
     assert saved is not None
     tensors = [(part, name, value) for part, of in sorted(saved.parts.items()) for name, value in sorted(of.items())]
     return [*tensors, saved.state, (run / "metrics.jsonl").read_bytes()]
@@ -178,12 +178,12 @@ def repeats(bench: Bench) -> Verdict:
 
 def resumes(bench: Bench) -> Verdict:
     """The training gone on with from the middle of its first epoch."""
-    found = checkpoint.generations(bench.folder / "first" / "checkpoints")
+    found = checkpoints.generations(bench.folder / "first" / "checkpoints")
     middle = found[max(0, len(found) // 4 - 1)]
     shutil.copytree(bench.folder / "first", bench.folder / "resumed")
     for later in found[found.index(middle) + 1 :]:
         shutil.rmtree(bench.folder / "resumed" / "checkpoints" / later.name)
-    fit(bench.job("resumed"), checkpoint.load(bench.folder / "resumed" / "checkpoints" / middle.name))
+    fit(bench.job("resumed"), checkpoints.load(bench.folder / "resumed" / "checkpoints" / middle.name))
     return _same(bench, "a resumed run is the same", "resumed", f"gone on with from {middle.name}, to the last bit")
 
 

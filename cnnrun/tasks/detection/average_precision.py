@@ -98,7 +98,7 @@ def _counted_anew(evaluation: Any, matched: list[Any]) -> dict[str, float | None
 
 
 def given_back(boxes_BN4: NDArray[Any], view_B6: NDArray[Any]) -> NDArray[np.float64]:
-    """Boxes of the network's picture in the pixels of the picture given, cut at its edges: see `taskspec.View`."""
+    """Boxes of the network's picture in the pixels of the picture given, cut at its edges: see `task.View`."""
     scale, offset, size = (np.tile(each, 2) for each in np.split(view_B6[:, None], 3, 2))
     made: NDArray[np.float64] = ((boxes_BN4.astype(np.float64) - offset) / scale).clip(0, size)
     return made

@@ -18,8 +18,7 @@ from cnnrun.config.spec import Kinds
 from cnnrun.contracts.figure import Plot, Series
 from cnnrun.contracts.layer import Facts, Shape, need_vector
 from cnnrun.contracts.task import Better, Criterion, Kept, Measured, Results, Said, TaskSpec, View
-from cnnrun.tasks.embedding import gallery_metrics as identification
-from cnnrun.tasks.embedding import pair_metrics as verification
+from cnnrun.tasks.embedding import gallery_metrics, pair_metrics
 from cnnrun.tasks.embedding.losses import ArcFace, Loss
 from cnnrun.tasks.embedding.pair_metrics import Curve, Pairs, Ranked, all_pairs
 from cnnrun.tasks.intervals import bounds, interval
@@ -67,11 +66,11 @@ class VerifyMeter:
             raise DataError("no pairs of both kinds are left of those listed: their pictures could not be read")
         scores = pairs.similarities(embeddings)
         ranked = Ranked(scores, pairs.same_M)
-        folds = verification.accuracies(ranked, scores, pairs)
+        folds = pair_metrics.accuracies(ranked, scores, pairs)
         if len(folds) < 2:
             raise DataError("fewer than two folds have pairs of one person and of two that can be read")
-        gallery = identification.first_ones(labels, self._task.gallery)
-        ranks = identification.ranks(embeddings, labels, gallery)
+        gallery = gallery_metrics.first_ones(labels, self._task.gallery)
+        ranks = gallery_metrics.ranks(embeddings, labels, gallery)
         numbers = {
             **self._of_curve(curve := ranked.curve()),
             "accuracy": float(np.mean([r["accuracy"] for r in folds])),
@@ -81,13 +80,13 @@ class VerifyMeter:
         measured = Measured(numbers, chosen=thresholds | {IMPOSTORS: float((~pairs.same_M).sum())})
         if not tables:
             return measured
-        spread = verification.spread(scores, pairs, labels, self._of_curve)
+        spread = pair_metrics.spread(scores, pairs, labels, self._of_curve)
         found = {
             **self._with_intervals(measured, pairs, spread),
             "folds": folds,
             "at_the_models_thresholds": self._held_to(scores, pairs),
-            "identification": identification.cumulative(ranks, len(np.unique(labels[gallery.enrolled_G]))),
-            "open_set": identification.open_set(embeddings, labels, gallery),
+            "identification": gallery_metrics.cumulative(ranks, len(np.unique(labels[gallery.enrolled_G]))),
+            "open_set": gallery_metrics.open_set(embeddings, labels, gallery),
         }
         told = {name: rows for name, rows in found.items() if rows}
         return replace(measured, tables=told, spread=spread, plots=(_roc(curve),))
@@ -105,7 +104,7 @@ class VerifyMeter:
         counts = {"pairs of one person": f"{len(pairs.same_M) - impostors:,}", IMPOSTORS: f"{impostors:,}"}
         counts |= {"of": f"{pairs.total[0]:,} and {pairs.total[1]:,}"}
         if not spread:
-            counts["note"] = f"no intervals: people are fewer than {verification.FEWEST}"
+            counts["note"] = f"no intervals: people are fewer than {pair_metrics.FEWEST}"
         spans = {name: interval(numbers[name], values, bounds(name, numbers[name])) for name, values in spread.items()}
         ends = {name: {"from": low, "to": high} for name, (low, high) in spans.items()}
         headlines = [
@@ -117,7 +116,7 @@ class VerifyMeter:
                 "TAR": numbers[f"tar_{far:g}"],
                 **ends.get(f"tar_{far:g}", {}),
                 "threshold here": measured.chosen[f"threshold at FAR {far:g}"],
-                "note": verification.note(impostors, far),
+                "note": pair_metrics.note(impostors, far),
             }
             for far in self._task.fars
         ]
@@ -137,7 +136,7 @@ class VerifyMeter:
                     "threshold": threshold,
                     "FAR": float(taken[~pairs.same_M].mean()),
                     "TAR": float(taken[pairs.same_M].mean()),
-                    "note": verification.note(int(self._chosen[IMPOSTORS]), far),
+                    "note": pair_metrics.note(int(self._chosen[IMPOSTORS]), far),
                 }
             )
         return rows
@@ -283,4 +282,4 @@ def threshold_of(task: Verify, facts: Facts, far: float | None = None) -> Operat
     threshold = facts.chosen.get(f"threshold at FAR {far:g}")
     if threshold is None:
         return None
-    return OperatingPoint(threshold, far, verification.note(int(facts.chosen[IMPOSTORS]), far))
+    return OperatingPoint(threshold, far, pair_metrics.note(int(facts.chosen[IMPOSTORS]), far))

@@ -16,7 +16,7 @@ from cnnrun.contracts.figure import MOST_POINTS, Plot, Series
 from cnnrun.contracts.layer import Facts, Number, Shape, need_vector
 from cnnrun.contracts.task import Better, Criterion, Kept, Measured, Results, Said, TaskSpec, View
 from cnnrun.tasks.intervals import spread
-from cnnrun.tasks.regression import losses as fits
+from cnnrun.tasks.regression import losses
 from cnnrun.tasks.regression.losses import Fit, Fitted, Mse, Units, normal, von_mises
 from cnnrun.tasks.regression.residuals import Residuals, wrapped
 from cnnrun.tasks.temperature import TEMPERATURE, told_temperature
@@ -197,7 +197,7 @@ training picture; there is nothing to learn"
         return float(each.double().mean())
 
     def _units(self, facts: Facts) -> Units:
-        return fits.units(self.chosen(facts), self.places(facts), self.angles)
+        return losses.units(self.chosen(facts), self.places(facts), self.angles)
 
     def signature(self, facts: Facts) -> dict[str, Shape]:
         count = len(self.chosen(facts))
