@@ -14,7 +14,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnrun.commands import report
+from cnnrun.commands import tables
 from cnnrun.contracts.layer import Facts
 from cnnrun.results import compare
 from cnnrun.results.report import charts
@@ -100,7 +100,7 @@ def evaluated(classes: int) -> dict:
 
 def test_eval_of_many_classes_prints_the_most_confused_pairs_and_the_ends_of_the_table(capsys):
     data = evaluated(MANY)
-    report.evaluation(data)
+    tables.evaluation(data)
     out = capsys.readouterr().out
     assert len(out) < READABLE
     pairs, among = classification_metrics.most_confused(data["matrices"]["confusion"], 20)
@@ -119,7 +119,7 @@ def test_eval_of_many_classes_prints_the_most_confused_pairs_and_the_ends_of_the
 
 def test_up_to_thirty_classes_everything_is_printed(capsys):
     data = evaluated(30)
-    report.evaluation(data)
+    tables.evaluation(data)
     out = capsys.readouterr().out
     assert "--json" not in out
     assert "confusion (rows: true, columns: predicted)" in out
@@ -131,7 +131,7 @@ def test_up_to_thirty_classes_everything_is_printed(capsys):
 
 
 def test_nothing_confused_is_said(capsys):
-    report.evaluation(evaluated(31) | {"matrices": {"confusion": np.eye(31, dtype=int).tolist()}})
+    tables.evaluation(evaluated(31) | {"matrices": {"confusion": np.eye(31, dtype=int).tolist()}})
     assert "confusion of 31 classes: no class was taken for another; --json" in capsys.readouterr().out
 
 
@@ -148,12 +148,12 @@ def test_a_class_of_which_there_is_nothing_is_neither_best_nor_worst():
 
 
 def test_lists_that_are_cut_say_so(capsys):
-    report.findings([{"level": "note", "what": "things", "count": 12, "examples": [[str(n)] for n in range(10)]}])
+    tables.findings([{"level": "note", "what": "things", "count": 12, "examples": [[str(n)] for n in range(10)]}])
     assert capsys.readouterr().out.splitlines() == ["note: 12 things", "    0", "    1", "    2", "    and 9 more"]
-    report.findings([{"level": "note", "what": "things", "count": 3, "examples": [[str(n)] for n in range(3)]}])
+    tables.findings([{"level": "note", "what": "things", "count": 3, "examples": [[str(n)] for n in range(3)]}])
     assert "more" not in capsys.readouterr().out
     people = {f"p{n}": 1 for n in range(31)}
-    report.gallery({"added": list(people), "removed": ["q"], "people": people, "path": "g"})
+    tables.gallery({"added": list(people), "removed": ["q"], "people": people, "path": "g"})
     first, second, *_ = capsys.readouterr().out.splitlines()
     assert first.endswith("p28, p29 and 1 more")
     assert second == "removed: q"

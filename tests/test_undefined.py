@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnrun.base.errors import DataError
-from cnnrun.commands import report, report_study
+from cnnrun.commands import study_tables, tables
 from cnnrun.contracts.task import Measured
 from cnnrun.experiment import schema
 from cnnrun.results import compare, operations
@@ -263,10 +263,10 @@ def test_a_monitor_that_val_cannot_give_is_refused_before_a_step(tmp_path):
 def test_undefined_numbers_over_seeds_are_said(capsys):
     data = {"name": "n", "seeds": [0, 1], "split": "val", "path": "p", "runs": []}
     summary = {name: seeds.spread(values, name) for name, values in (("AP", [0.5, 0.7]), ("AP_large", [None, None]))}
-    report_study.seeds({**data, "summary": summary})
+    study_tables.seeds({**data, "summary": summary})
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["AP_large", "n/a"] in lines
-    report.parity(
+    tables.parity(
         {
             "path": "p", "samples_compared": 1, "split": "val", "largest_difference": 0.0, "batch_sizes": [1],
             "metrics": {"artefact": {"AP": 0.5, "AP_large": None}},

@@ -71,7 +71,7 @@ def _asked(
 
 
 def _show(data: dict[str, Any], as_json: bool) -> None:
-    from cnnrun.commands.report_explain import explained
+    from cnnrun.commands.explain_tables import explained
 
     show(data, as_json, explained)
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cnnrun.base import torchrun
+from cnnrun.base.errors import ConfigError
 
 Config = Annotated[Path, typer.Argument(help="The YAML file.", metavar="CONFIG")]
 Overrides = Annotated[
@@ -20,7 +21,14 @@ Target = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Runs = Annotated[Path, typer.Option(help="The folder that holds the runs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Plots = Annotated[Path | None, typer.Option(help="A folder for figures.")]
 SplitName = Annotated[str | None, typer.Option(help="The split to use; by default test where there is one, else val.")]
+
+
+def refuse_ranks(command: str) -> None:
+    """Raises ConfigError under torchrun, whose ranks would all do the same and write the same files."""
+    if torchrun.size() > 1:
+        raise ConfigError(f"{command} is for one process; start it without torchrun")
 
 
 def show(data: dict[str, Any], as_json: bool, for_people: Any) -> None:

@@ -1,4 +1,4 @@
-"""The commands about people: are these one, who is known, who is this."""
+"""`cnnrun enroll` and `identify`: who is known, and who is this."""
 
 from __future__ import annotations
 
@@ -29,28 +29,6 @@ Batch = Annotated[int, typer.Option(min=1, help="Pictures at a time.")]
 GalleryFile = Annotated[Path, typer.Option("--gallery", help="The gallery, a .safetensors file.")]
 
 
-def verify(
-    one: Annotated[Path, typer.Argument(help="A picture.", metavar="A")],
-    other: Annotated[Path, typer.Argument(help="Another.", metavar="B")],
-    run: Run = None,
-    threshold: Threshold = None,
-    far: FalseAccepts = None,
-    device: Device = "auto",
-    runs: Runs = Path("runs"),
-    as_json: Json = False,
-) -> None:
-    """Whether two pictures show the same person. Example: cnnrun verify a.jpg b.jpg"""
-    from cnnrun.base.device import choose
-    from cnnrun.commands import report
-    from cnnrun.results import people
-
-    show(
-        people.compared(people.Given(run, runs, choose(device), threshold, far), one, other),
-        as_json,
-        report.compared,
-    )
-
-
 def enroll(
     gallery: GalleryFile,
     folder: Annotated[Path | None, typer.Argument(help="A folder with a folder of pictures for each person.")] = None,
@@ -64,11 +42,11 @@ def enroll(
 ) -> None:
     """Make a gallery of known people, change it, show it. Example: cnnrun enroll staff/ --gallery staff.safetensors"""
     from cnnrun.base.device import choose
-    from cnnrun.commands import report
+    from cnnrun.commands import tables
     from cnnrun.results import people
 
     given = people.Given(run, runs, choose(device))
-    show(people.enrolled(given, folder, gallery, add, remove or [], batch), as_json, report.gallery)
+    show(people.enrolled(given, folder, gallery, add, remove or [], batch), as_json, tables.gallery)
 
 
 def identify(

@@ -1,0 +1,37 @@
+"""`cnnrun predict`: predictions for image files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cnnrun.commands.options import Device, Json, Runs
+
+
+def predict(
+    paths: Annotated[list[Path], typer.Argument(help="Picture files and folders.")],
+    run: Annotated[
+        Path | None, typer.Option(help="A run, a checkpoint, a config or a weights file; by default the newest run.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 64,
+    score: Annotated[
+        list[str] | None, typer.Option(help="Show objects from this score: 0.4 for all, or cat=0.6 for a class.")
+    ] = None,
+    draw: Annotated[Path | None, typer.Option(help="A folder for the pictures with what was found drawn on.")] = None,
+    coco: Annotated[
+        Path | None, typer.Option(help="A file for what is shown, in COCO's results format; with --score 0 for all.")
+    ] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    device: Device = "auto",
+    runs: Runs = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Results for pictures, one line each, as they come. Example: cnnrun predict photos/ --json"""
+    from cnnrun.base.device import choose
+    from cnnrun.commands import prediction_output
+    from cnnrun.results import operations
+
+    found = operations.predicted(run, runs, choose(device), paths, batch, score or [], draw, coco)
+    prediction_output.write_all(found, as_json, csv)

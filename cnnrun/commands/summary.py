@@ -1,0 +1,44 @@
+"""`cnnrun summary` and `diagram`: the network as a table, as text and as SVG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cnnrun.base.errors import printable
+from cnnrun.commands.options import Config, Json, Overrides, show
+
+
+def summary(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
+    """The network, a row a layer: shape, parameters, FLOPs, memory, receptive field. Example: cnnrun summary c.yaml"""
+    from cnnrun.experiment.schema import load
+
+    experiment = load(config, overrides or [])
+    from cnnrun.commands import tables
+    from cnnrun.results import operations
+
+    show(operations.summary(experiment), as_json, tables.summary)
+
+
+def diagram(
+    config: Config,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="An SVG file to write; without, the diagram is printed as text.")
+    ] = None,
+) -> None:
+    """Draw the network with blocks, links and shapes. Example: cnnrun diagram c.yaml --out c.svg"""
+    from cnnrun.experiment.schema import load
+
+    experiment = load(config, overrides or [])
+    from cnnrun.base.atomic_files import write_text
+    from cnnrun.results import operations
+
+    text, svg = operations.diagram(experiment)
+    if out is None:
+        typer.echo(text)
+    else:
+        write_text(out, svg)
+        typer.echo(f"{printable(str(out))}: {len(svg):,} bytes")
