@@ -35,6 +35,9 @@ Cli = Callable[..., tuple[int, str, str]]
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     torch.set_num_threads(1)
+    # The first backward pass decides whether autograd has threads of its own, which forked tests cannot have: an export
+    # before it makes it so.
+    torch.ones(1, requires_grad=True).sum().backward()
 
 
 @pytest.fixture
