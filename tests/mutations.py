@@ -164,13 +164,15 @@ MUTATIONS = [
         ("a picture is sound if any of its pixels is",
          "pictures.flatten(1).isfinite().all(1)", "pictures.flatten(1).isfinite().any(1)"),
     ),
-    *faults("training.learner",
-            f"{LEARNING} test_train.py::test_a_batch_of_one_with_batch_norm_is_refused_before_training "
-            "test_train.py::test_the_best_is_the_best_whatever_counts_as_progress",
+    *faults("training.settings", LEARNING,
         ("an epoch that divides evenly has an empty batch more",
          "else -(-pictures // self.batch)", "else pictures // self.batch + 1"),
         ("early stop waits once more than it was told",
          "waited >= self.early_stop.patience", "waited > self.early_stop.patience"),
+    ),
+    *faults("training.learner",
+            f"{LEARNING} test_train.py::test_a_batch_of_one_with_batch_norm_is_refused_before_training "
+            "test_train.py::test_the_best_is_the_best_whatever_counts_as_progress",
         ("val is measured as if it were training",
          "self.network.eval()\n        examples, forward", "examples, forward"),
         ("what is measured is not the average",

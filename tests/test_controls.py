@@ -101,8 +101,8 @@ def forgetting(spoil: Spoil) -> Callable[[pytest.MonkeyPatch], None]:
     """What is restored is first spoilt."""
 
     def apply(patched: pytest.MonkeyPatch) -> None:
-        real = loop._restored
-        patched.setattr(loop, "_restored", lambda learner, saved, *rest: real(learner, spoil(learner, saved), *rest))
+        real = loop.restore
+        patched.setattr(loop, "restore", lambda learner, saved, *rest: real(learner, spoil(learner, saved), *rest))
 
     return apply
 

@@ -25,8 +25,9 @@ from cnnrun.results import operations
 from cnnrun.training import checkpoints, loop
 from cnnrun.training import step as step_of_learning
 from cnnrun.training.evaluate import evaluate
-from cnnrun.training.learner import Job, Learner, Train
+from cnnrun.training.learner import Job, Learner
 from cnnrun.training.run_folder import held
+from cnnrun.training.settings import Train
 from cnnrun.training.step import backward, update
 
 CPU = torch.device("cpu")

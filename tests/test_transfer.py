@@ -14,7 +14,7 @@ from test_train import CPU, tried, whole_run
 from cnnrun.base.errors import ConfigError
 from cnnrun.experiment import assemble, schema
 from cnnrun.results import operations
-from cnnrun.training import checkpoints, frozen_layers, learner
+from cnnrun.training import checkpoints, frozen_layers, learner, settings
 from cnnrun.training.learner import Learner
 from cnnrun.training.step import backward, update
 
@@ -262,9 +262,9 @@ def test_a_zoo_classifier_is_not_inherited_by_a_part_of_its_network():
 def test_frozen_norms_do_not_ask_for_larger_batches():
     job = job_of(tried(FROZEN), Path("unused"))
     spec = tried(FROZEN, "train.batch=1").train
-    learner.check(spec, 100, job.network)
+    settings.check(spec, 100, job.network)
     with pytest.raises(ConfigError, match="two pictures"):
-        learner.check(tried("train.batch=1").train, 100, job.network)
+        settings.check(tried("train.batch=1").train, 100, job.network)
 
 
 def test_frozen_weights_that_are_not_finite_are_named_with_the_picture(tmp_path):

@@ -21,9 +21,9 @@ from cnnrun.tasks import Task
 from cnnrun.tasks.embedding.losses import Loss
 from cnnrun.tasks.multilabel import Label
 from cnnrun.tasks.regression.losses import Fit
-from cnnrun.training.learner import EarlyStop, Train
 from cnnrun.training.optimizers import EmaSpec, Group, Optimizer
 from cnnrun.training.schedules import Schedule
+from cnnrun.training.settings import EarlyStop, Train
 
 FAMILIES: dict[str, tuple[type[Kind], ...]] = {
     "layers": members(Node),

@@ -31,7 +31,7 @@ from cnnrun.tasks.temperature import TEMPERATURE
 from cnnrun.training import checkpoints, run_folder
 from cnnrun.training.evaluate import evaluate
 from cnnrun.training.frozen_layers import held
-from cnnrun.training.learner import Job, check
+from cnnrun.training.learner import Job
 from cnnrun.training.loss_monitor import State
 from cnnrun.training.run_records import (
     CALIBRATION,
@@ -44,6 +44,7 @@ from cnnrun.training.run_records import (
     read_calibration,
     read_facts,
 )
+from cnnrun.training.settings import check
 
 
 def dataset(experiment: Experiment, indexed: Index | None = None, only: Sequence[str] | None = None) -> Dataset:

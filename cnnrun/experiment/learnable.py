@@ -16,7 +16,7 @@ from cnnrun.experiment.assemble import dataset, fitting, initial
 from cnnrun.experiment.schema import Experiment
 from cnnrun.model.network import Built
 from cnnrun.model.weights_file import Weights
-from cnnrun.training.learner import refuse_undefined
+from cnnrun.training.settings import refuse_undefined
 
 
 def ready_to_train(experiment: Experiment) -> tuple[Experiment, Weights | None, Dataset]:

@@ -21,7 +21,7 @@ from cnnrun.model.builder import BuildError
 from cnnrun.model.network import Built, build
 from cnnrun.model.structures import Model, Node
 from cnnrun.tasks import Task
-from cnnrun.training.learner import Train, monitored_numbers
+from cnnrun.training.settings import Train, monitored_numbers
 
 _BYTES_PER_PARAMETER = 16  # weight, gradient and two of an optimizer's moments, 4 bytes each
 _UNREAD_CLASSES = tuple(map(str, range(10)))  # stands in for the data's classes until the data is read

@@ -11,7 +11,6 @@ from typing import Any
 from cnnrun.base.atomic_files import Folder, json_bytes, storage_errors
 from cnnrun.base.device import out_of_memory, peak_memory_mib
 from cnnrun.base.errors import (
-    CheckpointError,
     Elsewhere,
     Interrupted,
     NonFiniteError,
@@ -25,13 +24,14 @@ from cnnrun.base.signals import Stop, stopping
 from cnnrun.contracts.batch import Batch
 from cnnrun.contracts.task import Measured
 from cnnrun.data.training_batches import TrainingBatches
-from cnnrun.model import weights_file
 from cnnrun.training import checkpoints
 from cnnrun.training.determinism import deterministic_kernels
-from cnnrun.training.learner import Job, Learner, check, monitored_numbers
+from cnnrun.training.learner import Job, Learner
 from cnnrun.training.loss_monitor import Losses, State
 from cnnrun.training.metrics_log import Silent, Tracker
-from cnnrun.training.run_records import CHECKPOINTS, RESULT
+from cnnrun.training.restore import checkpoints_folder, restore
+from cnnrun.training.run_records import RESULT
+from cnnrun.training.settings import check, monitored_numbers
 from cnnrun.training.step import backward, health, shared, smaller, undo, update
 
 SHOW_EVERY = 50  # steps between two points of TensorBoard's training curves
@@ -49,8 +49,8 @@ def fit(job: Job, saved: checkpoints.Checkpoint | None = None) -> dict[str, Any]
 def _train(job: Job, saved: checkpoints.Checkpoint | None) -> dict[str, Any]:
     spec, ranks = job.spec, job.ranks
     learner = Learner(job)
-    folder = _checkpoints(job)
-    state = _restored(learner, saved, job, folder) if saved else State(accumulate=spec.accumulate)
+    folder = checkpoints_folder(job)
+    state = restore(learner, saved, job, folder) if saved else State(accumulate=spec.accumulate)
     job = learner.reuse_frozen(job)
     examples = job.dataset.splits["train"]
     per_epoch = spec.steps_per_epoch(len(examples))
@@ -300,37 +300,6 @@ class Training:
         if improves:
             state.best, state.best_step = value, state.step
         return improves
-
-
-def _checkpoints(job: Job) -> Folder | None:
-    """The folder of the run's checkpoints, on the rank that writes."""
-    if not job.run:
-        return None
-    with storage_errors(job.run.path / CHECKPOINTS, 0):
-        return job.run.child(CHECKPOINTS, create=True)
-
-
-def _restored(learner: Learner, saved: checkpoints.Checkpoint, job: Job, folder: Folder | None) -> State:
-    """Put everything back as it was saved; mend what a kill between saving and pointing left undone.
-
-    Raises CheckpointError where the checkpoint is not of this training.
-    """
-    state = State.from_json(saved.state.get("training"), str(saved.path / checkpoints.STATE))
-    if missing := [part for part in learner.parts() if part not in saved.parts]:
-        raise CheckpointError(f"{saved.path}: has no {missing[0]}.safetensors, which this training needs")
-    try:
-        weights_file.exactly(learner.network.state_dict(), saved.parts["model"])
-        if learner.ema:
-            weights_file.exactly(learner.ema.average, saved.parts["ema"])
-        learner.restore(saved, job.spec.optimizer, state.step)
-    except weights_file.Misfit as misfit:
-        raise CheckpointError(*misfit.table(f"{saved.path}: not of this network")) from None
-    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{saved.path}: not of this training: {first_line(error)}") from None
-    if folder:
-        with storage_errors(folder.path, 0):
-            checkpoints.settle(folder, saved.path, None if state.best is None else state.best_step)
-    return state
 
 
 def _advance(advance: Advance, state: State, losses: Losses, clock: Clock) -> None:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from cnnrun.base.errors import ResourceError
 from cnnrun.base.randomness import seed_step
 from cnnrun.contracts.batch import Batch
-from cnnrun.training.learner import Job, Learner, too_small
+from cnnrun.training.learner import Job, Learner
+from cnnrun.training.settings import too_small
 
 
 def backward(learner: Learner, job: Job, batch: Batch, step: int) -> Tensor:

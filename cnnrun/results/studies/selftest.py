@@ -139,9 +139,6 @@ def _some(examples: Examples, count: int) -> Examples:
     return examples.only(chosen)
 
 
-# --- the checks ------------------------------------------------------------------------------------------------------
-
-
 def _state(run: Path) -> list[Any]:
     """All that two equal runs have in common, to the bit."""
     saved = checkpoints.load_newest(run / "checkpoints", "latest", say)

@@ -31,7 +31,7 @@ from cnnrun.base.randomness import key
 from cnnrun.data.dataset import index
 from cnnrun.experiment.schema import Experiment, load
 from cnnrun.results import operations
-from cnnrun.training.learner import monitored_numbers
+from cnnrun.training.settings import monitored_numbers
 
 STUDY = "study.log"
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"

@@ -1,0 +1,45 @@
+"""A training put back as a checkpoint has it."""
+
+from __future__ import annotations
+
+from cnnrun.base.atomic_files import Folder, storage_errors
+from cnnrun.base.errors import (
+    CheckpointError,
+    first_line,
+)
+from cnnrun.model import weights_file
+from cnnrun.training import checkpoints
+from cnnrun.training.learner import Job, Learner
+from cnnrun.training.loss_monitor import State
+from cnnrun.training.run_records import CHECKPOINTS
+
+
+def checkpoints_folder(job: Job) -> Folder | None:
+    """Open the folder of the run's checkpoints, on the rank that writes."""
+    if not job.run:
+        return None
+    with storage_errors(job.run.path / CHECKPOINTS, 0):
+        return job.run.child(CHECKPOINTS, create=True)
+
+
+def restore(learner: Learner, saved: checkpoints.Checkpoint, job: Job, folder: Folder | None) -> State:
+    """Put everything back as it was saved; mend what a kill between saving and pointing left undone.
+
+    Raises CheckpointError where the checkpoint is not of this training.
+    """
+    state = State.from_json(saved.state.get("training"), str(saved.path / checkpoints.STATE))
+    if missing := [part for part in learner.parts() if part not in saved.parts]:
+        raise CheckpointError(f"{saved.path}: has no {missing[0]}.safetensors, which this training needs")
+    try:
+        weights_file.exactly(learner.network.state_dict(), saved.parts["model"])
+        if learner.ema:
+            weights_file.exactly(learner.ema.average, saved.parts["ema"])
+        learner.restore(saved, job.spec.optimizer, state.step)
+    except weights_file.Misfit as misfit:
+        raise CheckpointError(*misfit.table(f"{saved.path}: not of this network")) from None
+    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{saved.path}: not of this training: {first_line(error)}") from None
+    if folder:
+        with storage_errors(folder.path, 0):
+            checkpoints.settle(folder, saved.path, None if state.best is None else state.best_step)
+    return state
