@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from several import forked, free_port, on_ranks, outcome, ranked, wait_for
 
 from cnnrun.base.errors import ConfigError, DataError, Elsewhere, Interrupted, NonFiniteError, ResourceError
-from cnnrun.base.ranks import Ranks, joined
+from cnnrun.base.ranks import Ranks, has_gpu_of_its_own, joined
 from cnnrun.data import decode
 from cnnrun.data.dataset import Examples
 from cnnrun.data.training_batches import TrainingBatches, share
@@ -606,3 +607,37 @@ def test_a_whole_environment_of_one_process_trains(tiny, tmp_path, run_cli, monk
     code, out, _ = run_cli("train", tiny, "--runs", tmp_path / "runs", "--no-report")
     assert code == 0
     assert "best at step" in out
+
+
+# --- which backend ranks talk by --------------------------------------------------------------------------------------
+
+
+class Store(dict[str, bytes]):
+    """What ranks tell each other before there is a group."""
+
+    def set(self, key: str, value: str) -> None:
+        self[key] = value.encode()
+
+    def get(self, key: str) -> bytes:
+        return self[key]
+
+
+def chosen(monkeypatch, others: list[str], device: str, uuid: str = "") -> bool:
+    """What the last rank chooses, the others being there already."""
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=uuid))
+    store = Store({f"device-{rank}": name.encode() for rank, name in enumerate(others)})
+    return has_gpu_of_its_own(store, len(others), len(others) + 1, torch.device(device))
+
+
+def test_ranks_with_a_gpu_each_use_nccl_and_ranks_that_share_one_say_that_they_do_not(monkeypatch, capfd):
+    assert chosen(monkeypatch, ["gpu-1"], "cuda:0", "gpu-2")  # of one number on two hosts, or of two containers
+    assert not chosen(monkeypatch, ["cpu"], "cpu")
+    assert capfd.readouterr().err == ""
+    assert not chosen(monkeypatch, ["gpu-1", "gpu-2"], "cuda:0", "gpu-1")
+    assert "ranks share a GPU: they exchange by gloo" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("others", "device"), [(["cpu"], "cuda:0"), (["gpu-1"], "cpu")])
+def test_ranks_of_which_some_are_on_processors_are_refused(monkeypatch, others, device):
+    with pytest.raises(ConfigError, match="1 of 2 ranks are on processors, the others on GPUs: give --device"):
+        chosen(monkeypatch, others, device, "gpu-2")

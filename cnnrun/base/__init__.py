@@ -1,4 +1,4 @@
-"""What knows nothing of networks: errors, files, locks, processes, devices, randomness, progress.
+"""Errors, files, locks, processes, devices, randomness, progress: nothing here knows of networks.
 
 Every package may import from here. Imports nothing of cnnrun.
 """

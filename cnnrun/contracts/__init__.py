@@ -1,4 +1,4 @@
-"""What a layer, a source and a task promise, and the plain data that passes between packages.
+"""Promises of layers, sources and tasks, and the plain data that passes between packages.
 
 Specs are written against it, and whoever works with specs reads it first. Imports `config` and `base`.
 """

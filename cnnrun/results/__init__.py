@@ -1,4 +1,4 @@
-"""What is made of trained networks: predictions, comparison, calibration, people, the report, studies.
+"""Uses of trained networks: predictions, comparison, calibration, people, the report, studies.
 
 `operations` has what the plain commands do. Imports `explain`, `export` and what is below.
 """

@@ -160,7 +160,7 @@ def environment(device: torch.device, ranks: int = 1) -> Environment:
 
 
 def _of_device(device: torch.device) -> Environment:
-    """What of a device may change a result's bits."""
+    """Return what of a device may change a result's bits."""
     if device.type != "cuda":
         return {"device_name": "cpu"}
     return {

@@ -171,6 +171,17 @@ def test_adaptive_means_are_as_exact_as_pytorchs_in_half_precision(gpu):
     assert torch.equal(found.cpu(), expected)
 
 
+def test_adaptive_means_that_val_asked_for_first_can_be_learned_through(gpu):
+    """A resumed run may measure val, in inference mode, before its first step."""
+    network = nn.Sequential(nn.AdaptiveAvgPool2d((2, 5)))
+    use_deterministic_layers(network)
+    x = torch.rand(2, 3, 11, 13, device=gpu, requires_grad=True)
+    with torch.inference_mode():
+        network(x)
+    network(x).sum().backward()
+    assert x.grad.isfinite().all()
+
+
 def test_equal_maxima_share_the_gradient(gpu):
     network = nn.Sequential(nn.AdaptiveMaxPool2d((1, 1)))
     use_deterministic_layers(network)

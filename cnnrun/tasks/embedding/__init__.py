@@ -1,1 +1,1 @@
-"""Who is who: embeddings, losses with margins, pairs and galleries in numbers."""
+"""Embeddings: losses with margins, pairs and galleries in numbers."""
