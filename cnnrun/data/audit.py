@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnrun.base.errors import printable
+from cnnrun.base.extras import missing_package
 from cnnrun.data import duplicates
 from cnnrun.data.cache import Progress, at_once
 from cnnrun.data.class_names import alike_names, distinguishable, questionable_numbers
@@ -221,6 +222,8 @@ def _leaks(data: Data, dataset: Dataset, table: Columns, names: _Names, records:
 def _near(table: Columns, names: _Names, records: NDArray[Any]) -> list[Finding]:
     """Pictures that are nearly the same: re-encoded or resized. Of identical ones the first stands for all."""
     _, first = np.unique(records["pixels"], return_index=True)
+    if problem := missing_package("scipy", "stats", "the search for nearly the same images"):
+        return [Finding("note", problem, len(first), [])]
     found_pairs, through = duplicates.near(np.ascontiguousarray(records["thumb"][first]))
     pairs = first[found_pairs]
     across = table.split_N[pairs[:, 0]] != table.split_N[pairs[:, 1]]

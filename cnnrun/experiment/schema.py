@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from cnnrun.base.errors import ConfigError, printable
+from cnnrun.base.extras import missing_package
 from cnnrun.config import blocks, yaml_reader, zoo
 from cnnrun.config.spec import Kinds, Spec, did_you_mean, members, problems_of
 from cnnrun.config.tree import Loc, Map, Mark, Problem, Seq, path_text, position
@@ -144,6 +145,10 @@ def _meaning(experiment: Experiment, tree: Map, start: Mark) -> list[Problem]:
         given = getattr(experiment.data.image, setting)
         if given is not None and len(given) != shape[0]:
             report(("data", "image", setting), f"{len(given)} numbers for {shape[0]} channel(s)")
+    for setting in ("mixup", "cutmix"):
+        missing = missing_package("scipy", "stats", setting)
+        if missing and getattr(experiment.data.augment, setting):
+            report(("data", "augment", setting), missing)
     if shape[0] == 1:
         for setting in ("saturation", "hue", "grayscale"):
             if getattr(experiment.data.augment, setting):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cnnrun.base.atomic_files import write_json
 from cnnrun.base.errors import CheckpointError, ConfigError, DataError
+from cnnrun.base.extras import require_package
 from cnnrun.base.progress import say
 from cnnrun.contracts.task import Measured
 from cnnrun.data.dataset import Examples
@@ -29,6 +30,7 @@ def calibrate(target: Path | None, root: Path, device: torch.device) -> dict[str
 
     Thresholds that val chose are chosen anew. Raises ConfigError for a task without probabilities.
     """
+    require_package("scipy", "stats", "calibrate")
     experiment, given = trained(target, root, device, calibrated=False)
     name, data = eval_data(experiment, given, "val")
     outputs, targets = _outputs(given, data.splits[name], experiment.train.batch)

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from cnnrun.base.errors import CheckpointError, ConfigError, printable
+from cnnrun.base.extras import require_package
 from cnnrun.contracts.figure import Plot, Series
 from cnnrun.contracts.task import Measured
 from cnnrun.data.dataset import Examples, told
@@ -59,6 +60,7 @@ def compare(
     """
     if len(targets) < 2:
         raise ConfigError("compare needs two or more runs")
+    require_package("scipy", "stats", "compare")
     found = [find_run(target, root) for target in targets]
     if not unfinished:
         _refuse_unfinished(found)

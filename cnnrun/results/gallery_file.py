@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from cnnrun.base.atomic_files import write_file
 from cnnrun.base.bounded_files import open_file
 from cnnrun.base.errors import CheckpointError, ConfigError, DataError, printable
+from cnnrun.base.extras import require_package
 
 FORMAT = 1
 _KEY = "cnnrun.results.gallery_file"
@@ -58,10 +59,9 @@ class Gallery:
     @cached_property
     def index(self) -> Any:
         """faiss's index of all embeddings. Raises ConfigError where faiss is not installed."""
-        try:
-            import faiss  # type: ignore[import-not-found, unused-ignore]
-        except ImportError:
-            raise ConfigError("--search faiss needs the package faiss-cpu: pip install 'cnnrun[faiss]'") from None
+        require_package("faiss", "faiss", "--search faiss")
+        import faiss  # type: ignore[import-not-found, unused-ignore]
+
         index = faiss.IndexFlatIP(self.embeddings_ND.shape[1])
         index.add(self.embeddings_ND)
         return index

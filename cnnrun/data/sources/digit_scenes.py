@@ -12,6 +12,7 @@ from pydantic import Field
 from cnnrun.base.randomness import permutation, uniform
 from cnnrun.contracts.layer import Indexed, Split
 from cnnrun.data.sources.box_lists import Box, BoxSource, object_table
+from cnnrun.data.sources.embedded_digits import read_digits
 
 _SIDE = 96  # pixels of a scene
 _SMALLEST, _LARGEST = 14, 40  # pixels of a digit's side, with its margins
@@ -22,7 +23,7 @@ _APART = {"train": 0.7, "val": 0.15, "test": 0.15}  # parts of the digits: no sc
 
 
 class DigitScenes(BoxSource):
-    """scikit-learn's digits (see `digits`) scattered over a grey canvas of 96 x 96; test shows digits of its own."""
+    """The embedded digits (see `digits`) scattered over a grey canvas of 96 x 96; test shows digits of its own."""
 
     kind = "digit_scenes"
     image = (1, _SIDE, _SIDE)
@@ -35,16 +36,13 @@ class DigitScenes(BoxSource):
     seed: int = Field(0, ge=0, lt=2**63)
 
     def boxed(self) -> Indexed:
-        from sklearn.datasets import load_digits
-
-        bunch = load_digits()
-        digits = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
+        digits, labels = read_digits()
         order = permutation(self.seed, 0, len(digits)).numpy()
         ends = np.cumsum([round(part * len(digits)) for part in _APART.values()])[:-1]
         splits = {}
         for number, (name, chosen) in enumerate(zip(_APART, np.split(order, ends), strict=True)):
             count = self.train if name == "train" else self.held_out
-            splits[name] = self._scenes(digits[chosen], bunch.target[chosen], count, number)
+            splits[name] = self._scenes(digits[chosen], labels[chosen], count, number)
         return Indexed(tuple("0123456789"), splits)
 
     def _scenes(self, digits: NDArray[np.uint8], labels: NDArray[Any], count: int, number: int) -> Split:

@@ -1,11 +1,11 @@
-"""Real handwritten digits that come with scikit-learn: 1,797 pictures of 8 x 8, nothing to download."""
+"""Real handwritten digits that come with cnnrun: 1,797 images of 8 x 8, nothing to download."""
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from cnnrun.contracts.layer import Indexed, SourceSpec, Split
+from cnnrun.data.sources.embedded_digits import read_digits
 
 
 class Digits(SourceSpec):
@@ -15,9 +15,6 @@ class Digits(SourceSpec):
     image = (1, 8, 8)
 
     def read(self, apart: bool = False) -> Indexed:
-        from sklearn.datasets import load_digits
-
-        bunch = load_digits()
-        pictures = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
-        targets = {"labels": torch.from_numpy(bunch.target.astype(np.int64))}
-        return Indexed(tuple("0123456789"), {"train": Split(pictures, targets, "digits")})
+        images, labels = read_digits()
+        targets = {"labels": torch.from_numpy(labels)}
+        return Indexed(tuple("0123456789"), {"train": Split(images[..., None], targets, "digits")})

@@ -26,6 +26,7 @@ from pydantic import Field
 from cnnrun.base.atomic_files import Folder, storage_errors
 from cnnrun.base.bounded_files import open_file
 from cnnrun.base.errors import DataError, StorageError, printable
+from cnnrun.base.extras import require_package
 from cnnrun.base.file_list import Members, is_clutter
 from cnnrun.base.labelling import refuse
 from cnnrun.base.ownership import refuse_foreign
@@ -146,10 +147,9 @@ def _expanded(urls: list[str]) -> list[str]:
         if url.startswith("pipe:") or "{" not in url:
             made.append(url)
             continue
-        try:
-            from braceexpand import braceexpand
-        except ImportError:
-            raise _not_installed() from None
+        require_package("braceexpand", "webdataset", "a list of shards in braces", DataError)
+        from braceexpand import braceexpand
+
         try:
             made += islice(braceexpand(url), _MOST_SHARDS)
         except ValueError:
@@ -157,10 +157,6 @@ def _expanded(urls: list[str]) -> list[str]:
     if len(made) >= _MOST_SHARDS:
         raise DataError(f"{printable(urls[0])}: {_MOST_SHARDS:,} shards or more")
     return made
-
-
-def _not_installed() -> DataError:
-    return DataError("shards need webdataset: pip install 'cnnrun[webdataset]'")
 
 
 def _fetch(url: str, path: Path) -> None:
@@ -190,11 +186,10 @@ def _opened_url(url: str) -> Iterator[Any]:
         if url.startswith(("http://", "https://")):
             stream = urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS)  # noqa: S310
         else:
+            require_package("webdataset", "webdataset", "fetching shards other than by HTTP", DataError)
             from webdataset import gopen
 
             stream = gopen(url)
-    except ImportError:
-        raise _not_installed() from None
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise DataError(f"{printable(url)}: cannot be fetched ({_reason(error)})") from None
     with stream:

@@ -13,6 +13,7 @@ from typing import Any
 
 from cnnrun.base.bounded_files import may_unpack_to, open_file, refuse_expansion, refuse_unless_fits
 from cnnrun.base.errors import DataError, first_line, printable, unsafe_cell
+from cnnrun.base.extras import require_package
 
 _MAX_BYTES = 1 << 30
 _MOST_ROWS, _MOST_COLUMNS = 10_000_000, 4096
@@ -92,11 +93,10 @@ def _check_header(path: Path, header: list[str], delimiter: str) -> None:
 
 def _read_parquet(path: Path) -> Rows:
     """The rows of a Parquet file, read in pieces, so that a few bytes cannot stand for any amount of text."""
-    try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
-    except ImportError:
-        raise DataError(f"{path}: Parquet needs pyarrow: pip install 'cnnrun[parquet]'") from None
+    require_package("pyarrow", "parquet", f"{path}: Parquet", DataError)
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
     try:
         with open_file(path, DataError, _MAX_BYTES) as file:
             parquet = ParquetFile(file, pre_buffer=False)

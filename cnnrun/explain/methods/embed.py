@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cnnrun.base.errors import ConfigError
+from cnnrun.base.extras import require_package
 from cnnrun.contracts.figure import Plot, Series
 from cnnrun.data.dataset import Examples
 from cnnrun.data.training_batches import in_order
@@ -37,6 +38,7 @@ def embed(
     By default of what the task's head takes. A linear model learns each layer's vectors on train and is measured on
     the split; with `probe` None where that can be. Raises ConfigError.
     """
+    require_package("sklearn", "stats", "explain embed")
     chosen, examples = [subject.any(layer) for layer in layers] or default(subject, probe is not False), splits[name]
     last = chosen[-1]
     vectors = vectors_of(subject, examples, [last], batch)[last.module]

@@ -12,6 +12,7 @@ import torch
 from cnnrun.base import torchrun
 from cnnrun.base.atomic_files import write_json
 from cnnrun.base.errors import ConfigError, DataError
+from cnnrun.base.extras import require_package
 from cnnrun.base.progress import say
 from cnnrun.experiment.schema import Experiment
 from cnnrun.results import operations
@@ -32,6 +33,7 @@ def train(
         raise ConfigError("--seeds trains one after the other; start it without torchrun, or each seed with it")
     if experiment.seed + count > 2**63:
         raise ConfigError(f"--seeds {count}: seeds end below 2^63, and the config's is {experiment.seed}")
+    require_package("scipy", "stats", "--seeds")
     seeds = range(experiment.seed, experiment.seed + count)
     rows = []
     for place, seed in enumerate(seeds, 1):

@@ -24,6 +24,7 @@ from cnnrun.base.errors import (
     first_line,
     printable,
 )
+from cnnrun.base.extras import require_package
 from cnnrun.base.labelling import first_lines
 from cnnrun.base.locks import Locked, hold
 from cnnrun.base.progress import say
@@ -115,6 +116,7 @@ def sweep(
 
     What was begun by processes that were killed is gone on with. Raises ConfigError where an end of a range is wrong.
     """
+    require_package("optuna", "sweep", "sweep")
     space, plain = space_of(words)
     base = _checked(config, plain, space)
     index(base.data)  # what is wrong with the data is no trial's fault
@@ -148,11 +150,9 @@ def _overrides(values: dict[str, Any]) -> list[str]:
 
 def _study(base: Experiment, folder: Path, storage: str | None, space: Space) -> Any:
     """The study of this name in the storage; its sampler is seeded by the config's seed and how far the study is."""
-    try:
-        import optuna
-        from optuna.storages.journal import JournalFileBackend
-    except ImportError:
-        raise ConfigError("sweep needs Optuna: pip install 'cnnrun[sweep]'") from None
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     place = str(storage or folder / STUDY)
     direction = {"max": "maximize", "min": "minimize"}[monitored_numbers(base.task)[base.train.monitor]]

@@ -1,0 +1,19 @@
+"""The handwritten digits that come with cnnrun: 1,797 images of 8 x 8 (UCI; Alpaydin and Kaynak 1998)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Written by: numpy.savez_compressed(FILE, images=d.images.astype("u1"), labels=d.target.astype("u1")) of
+# d = sklearn.datasets.load_digits().
+_FILE = Path(__file__).with_name("digits.npz")
+
+
+def read_digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images [1797, 8, 8] with values 0..255 (sixteen steps above 0) and labels [1797]."""
+    with np.load(_FILE) as arrays:
+        images = np.rint(arrays["images"] * (255 / 16)).astype(np.uint8)
+        return images, arrays["labels"].astype(np.int64)

@@ -1,0 +1,74 @@
+"""A plain install does the main job; what needs an extra says so in a line, before any work."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+# What `pip install cnnrun` does not bring. `None` in sys.modules is how Python says that a package cannot be imported.
+_PLAIN = """
+import contextlib, sys
+for package in ("scipy", "sklearn", "pyarrow", "faiss", "optuna", "webdataset", "braceexpand"):
+    sys.modules[package] = None
+from cnnrun.commands import app
+for words in {commands!r}:
+    sys.argv = ["cnnrun", *words]
+    try:
+        app.main()
+    except SystemExit as left:
+        if left.code:
+            raise
+"""
+
+
+def run_plain(folder, *commands: list[str]) -> subprocess.CompletedProcess[str]:
+    """The commands one after the other in a process without extras, until one fails."""
+    code = _PLAIN.format(commands=[list(map(str, words)) for words in commands])
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_a_plain_install_does_the_main_job(tiny, tmp_path):
+    done = run_plain(
+        tmp_path,
+        ["check", tiny],
+        ["data", "check", tiny],
+        ["train", tiny],
+        ["eval", "--plots", "plots"],
+        ["export", "onnx"],
+        ["report"],
+        ["explain", "gradcam"],
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the search for nearly the same images needs scipy: pip install 'cnnrun[stats]'" in done.stdout
+    assert list(tmp_path.glob("runs/tiny/1/exports/model.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["train", "--seeds", "2"], "--seeds needs scipy: pip install 'cnnrun[stats]'"),
+        (["check", "data.augment.mixup=0.2"], "data.augment.mixup: mixup needs scipy: pip install 'cnnrun[stats]'"),
+        (["sweep", "train.epochs=1..2"], "sweep needs optuna: pip install 'cnnrun[sweep]'"),
+    ],
+)
+def test_a_missing_extra_is_one_line_before_any_work(tiny, tmp_path, words, line):
+    done = run_plain(tmp_path, [words[0], tiny, *words[1:]])
+    assert done.returncode == 2
+    assert done.stderr.rstrip().endswith(line), done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_missing_extra_is_one_line_for_a_trained_run(tiny, tmp_path):
+    assert run_plain(tmp_path, ["train", tiny]).returncode == 0
+    for words, need in (
+        (["calibrate"], "calibrate needs scipy"),
+        (["compare", "runs/tiny/1", "runs/tiny/1"], "compare needs scipy"),
+        (["explain", "embed"], "explain embed needs sklearn"),
+    ):
+        done = run_plain(tmp_path, words)
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.rstrip().endswith(f"{need}: pip install 'cnnrun[stats]'"), done.stderr
