@@ -73,6 +73,8 @@ def _scale(plot: Plot) -> Spec:
 
 def _ends(plot: Plot) -> list[float]:
     values = [float(value) for series in plot.series for value in (*series.x, *series.y) if math.isfinite(value)]
+    if any(series.style == "bars" for series in plot.series):
+        values.append(0.0)  # where bars begin
     return [min(values, default=0.0), max(values, default=1.0)]
 
 
