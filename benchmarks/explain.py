@@ -79,8 +79,8 @@ def of_occlude(_: Path) -> None:
 
 
 def of_page(run: Path) -> None:
-    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-    from browser import visited
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    from tests.browser import visited
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "report.html"

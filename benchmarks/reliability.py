@@ -34,7 +34,7 @@ from cnnrun.training import checkpoints, loop
 
 HERE = Path(__file__).parent
 CHOICES = ("save", "share", "ranks", "before", "cost", "supervisor", "hostile", "damage")
-sys.path.insert(0, str(HERE.parent / "tests"))
+sys.path.insert(0, str(HERE.parent))
 
 
 def scratch() -> Path:
@@ -201,7 +201,7 @@ def cost(rounds: int, other: Path) -> None:
 
 def supervisor(rounds: int) -> None:
     """So many chains for each of ten places."""
-    from supervised import chains
+    from tests.supervised import chains
 
     found, bad = Counter[str](), 0
     for chain in chains(rounds):
@@ -218,7 +218,7 @@ def supervisor(rounds: int) -> None:
 
 def hostile_inputs(rounds: int) -> None:
     """A row of Markdown for each input."""
-    import hostile
+    from tests import hostile
 
     print("| input | exit code | peak MiB | s | what it says |\n|---|---|---|---|---|")
     for name, (build, expected) in hostile.INPUTS.items():
@@ -231,8 +231,8 @@ def hostile_inputs(rounds: int) -> None:
 
 def damages(rounds: int) -> None:
     """Every damage to a run: how many end with which exit code, and those that end with another than 0, 3, 4."""
-    import damage
-    from damaged import runs_of_each_state, trial
+    from tests import damage
+    from tests.damaged import runs_of_each_state, trial
 
     with tempfile.TemporaryDirectory() as name:
         config, finished, killed = runs_of_each_state(Path(name))

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-import three_commands
-from three_commands import Said, Verdict
-from verdicts import INPUTS
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from tests import three_commands
+from tests.three_commands import Said, Verdict
+from tests.verdicts import INPUTS
 
 _LONGEST = 160  # characters of the words that are shown
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as Pil
-from pretended_gpu import pretended_gpu
 
 from cnnrun.base.device import choose
 from cnnrun.commands import app
+from tests.pretended_gpu import pretended_gpu
 
 TINY = """
 task: classify
@@ -76,7 +76,7 @@ def trained_run(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def linked_run(tmp_path_factory) -> Path:
     """A run of a network with links by name and parallel branches."""
-    from explained import linked
+    from tests.explained import linked
 
     return linked(tmp_path_factory.mktemp("linked"))
 
@@ -84,7 +84,7 @@ def linked_run(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def of_each_task(tmp_path_factory) -> dict[str, Path]:
     """A run of each task, trained once for all tests that only read it."""
-    from explained import one_of_each
+    from tests.explained import one_of_each
 
     return one_of_each(tmp_path_factory.mktemp("tasks"))
 

@@ -11,12 +11,12 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import torch
-from conftest import TINY
-from damage import Damage
 
 from cnnrun.commands import app
 from cnnrun.experiment import schema
 from cnnrun.results import calibrate, operations
+from tests.conftest import TINY
+from tests.damage import Damage
 
 CPU = torch.device("cpu")
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import killing
 import torch
 
 from cnnrun.experiment import schema
 from cnnrun.explain import run_method
 from cnnrun.results import operations
+from tests import killing
 
 LINKED = """
 task: classify

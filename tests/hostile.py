@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from several import forked, outcome
+
+from tests.several import forked, outcome
 
 Build = Callable[[Path], list[str]]
 SECONDS, MIB = 30, 1536  # what an answer may take

@@ -1,7 +1,7 @@
 """Trainings that are killed with SIGKILL and started again until they are done, and what must be equal then.
 
-torch is imported once and each training forked, so that a kill costs a fraction of a second. tests/test_killed.py runs
-some of them, `scripts/endurance` as many as one likes.
+torch is imported once and each training forked, so that a kill costs a fraction of a second.
+tests/system/test_killed_trainings.py runs some of them, `scripts/endurance` as many as one likes.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from several import forked
 
 from cnnrun.base import atomic_files
 from cnnrun.experiment import schema
 from cnnrun.results import operations
 from cnnrun.training import checkpoints
+from tests.several import forked
 
 CONFIG = """
 task: classify
@@ -214,7 +214,7 @@ class Whole:
 
 
 def whole(folder: Path, case: tuple[int, int, str]) -> Whole:
-    from several import outcome
+    from tests.several import outcome
 
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)

@@ -44,83 +44,102 @@ def faults(module: str, tests: str, *changes: tuple[str, str, str]) -> list[Muta
     return [Mutation(name, f"cnnrun.{module}", old, new, tuple(tests.split())) for name, old, new in changes]
 
 
+def nodes(file: str, *names: str) -> list[str]:
+    """The node ids of tests of a file."""
+    return [f"{file}::{name}" for name in names]
+
+
 # fmt: off
-LEARNING = (
-    "test_train.py::test_accumulated_gradients_are_the_whole_batchs "
-    "test_train.py::test_it_can_overfit_eight_pictures "
-    "test_train.py::test_a_clipped_step_is_as_long_as_the_clip_whatever_the_losses_were_scaled_by "
-    "test_train.py::test_dropout_is_a_function_of_the_step_and_the_rank "
-    "test_train.py::test_the_loss_of_a_batch_is_the_mean_over_its_pictures_whatever_its_parts "
-    "test_train.py::test_the_average_is_of_the_weights_after_each_step_by_its_decay_and_is_what_val_measures "
-    "test_train.py::test_each_step_goes_by_the_schedule_at_its_own_number "
-    "test_train.py::test_an_epoch_has_as_many_batches_as_its_pictures_fill "
-    "test_train.py::test_an_evaluation_that_is_just_as_good_is_no_progress "
-    "test_train.py::test_best_early_stop_and_keep "
-    "test_transfer.py::test_a_step_with_groups_is_a_step_of_each_optimizer "
-    "test_train.py::test_resumed_is_uninterrupted_to_the_bit[5] "
-    "test_train.py::test_resumed_is_uninterrupted_to_the_bit[17] "
-    "test_train.py::test_not_a_number_stops_at_once_names_files_and_layer_and_saves_nothing "
-    "test_train.py::test_it_learns"
-)
-TROUBLE = (
-    "test_trouble.py::test_what_is_not_finite_stops_within_its_step_is_named_and_never_saved[input-nan] "
-    "test_trouble.py::test_what_is_not_finite_stops_within_its_step_is_named_and_never_saved[gradient-nan] "
-    "test_trouble.py::test_what_is_not_finite_stops_within_its_step_is_named_and_never_saved[weight-nan] "
-    "test_trouble.py::test_momentum_that_is_not_finite_is_not_saved_either "
-    "test_trouble.py::test_too_little_memory_is_as_if_smaller_micro_batches_had_been_asked_for[20-1-4-MemoryError] "
-    "test_trouble.py::test_memory_that_runs_out_later_is_remembered_when_resuming "
-    "test_trouble.py::test_too_little_memory_for_the_smallest_micro_batch_is_one_line "
-    "test_trouble.py::test_a_step_that_ran_out_of_memory_leaves_no_gradient_of_the_parts_that_were_done "
-    "test_trouble.py::test_micro_batches_become_as_small_as_one_picture"
-)
-RANKS = (
-    "test_ranks.py::test_shares_are_a_partition_of_each_micro_batch "
-    "test_ranks.py::test_statistics_that_each_rank_measured_apart_become_their_mean "
-    "test_ranks.py::test_every_rank_has_its_part_of_the_same_batches "
-    "test_ranks.py::test_evaluation_is_that_of_one_process[2] "
-    "test_train.py::test_dropout_is_a_function_of_the_step_and_the_rank"
-)
-FREEZING = (
-    "test_transfer.py::test_frozen_layers_and_their_statistics_stay_and_the_rest_learns "
-    "test_transfer.py::test_features_computed_once_learn_as_features_computed_each_step"
-)
-PAIRS = (
-    "test_verification.py::test_curves_are_scikit_learns test_verification.py::test_weights_count_a_pair_so_often "
-    "test_verification.py::test_the_equal_error_rate_is_where_the_interpolated_curve_meets_the_diagonal "
-    "test_verification.py::test_a_threshold_for_a_far_keeps_it_and_no_lower_one_does "
-    "test_verification.py::test_a_far_that_is_reached_exactly_is_taken "
-    "test_verification.py::test_all_pairs_are_all_and_in_even_folds "
-    "test_verification.py::test_of_many_pictures_some_pairs_are_measured_none_twice "
-    "test_verification.py::test_a_folds_threshold_does_not_look_at_the_fold "
-    "test_verification.py::test_intervals_hold_the_number_and_narrow_with_people "
-    "test_verification.py::test_a_bootstrap_sample_is_its_people_each_copy_a_person_of_its_own "
-    "test_verification.py::test_a_far_that_few_pairs_carry_is_said"
-)
-PEOPLE = (
-    "test_verification.py::test_a_threshold_that_val_chooses_lies_halfway_between_two_similarities "
-    "test_verification.py::test_identification_enrolls_as_many_pictures_as_the_task_says "
-    "test_verification.py::test_people_who_are_learned_from_are_numbered_and_no_others_have_a_centre "
-    "test_verification.py::test_pairs_is_what_a_meter_is_given "
-    "test_verify.py::test_no_class_is_in_two_splits_and_others_are_learned"
-)
-PARITY = "export/test_onnx.py export/test_code.py::test_code_that_is_not_the_network_is_not_kept"
-RESUMING = (
-    "test_honest_resume.py::test_other_settings_are_said_and_strictly_refused "
-    "test_honest_resume.py::test_what_changes_no_bit_is_no_other_setting "
-    "test_honest_resume.py::test_a_machine_in_between_is_remembered "
-    "test_honest_resume.py::test_strictly_every_machine_before_counts_not_the_last_alone"
-)
-CALIBRATED = (
-    "test_study.py::test_a_temperature_that_was_put_on_is_found "
-    "test_study.py::test_the_temperature_is_where_the_likelihood_is_highest "
-    "test_study.py::test_what_was_calibrated_is_used_everywhere "
-    "test_study.py::test_every_checkpoint_keeps_a_calibration_of_its_own"
-)
-LEAKS = (
-    "test_dataset.py test_data_commands.py::test_what_training_would_refuse_is_an_error_and_all_of_it_is_told "
-    "test_data_commands.py::test_what_the_config_lets_be_is_left_out_and_listed "
-    "test_data_commands.py::test_a_group_in_two_splits_is_a_leak"
-)
+LEARNING = " ".join([
+    *nodes("training/test_loop.py",
+        "test_accumulated_gradients_are_the_whole_batchs",
+        "test_it_can_overfit_eight_pictures",
+        "test_a_clipped_step_is_as_long_as_the_clip_whatever_the_losses_were_scaled_by",
+        "test_dropout_is_a_function_of_the_step_and_the_rank",
+        "test_the_loss_of_a_batch_is_the_mean_over_its_pictures_whatever_its_parts",
+        "test_the_average_is_of_the_weights_after_each_step_by_its_decay_and_is_what_val_measures",
+        "test_each_step_goes_by_the_schedule_at_its_own_number",
+        "test_an_epoch_has_as_many_batches_as_its_pictures_fill",
+        "test_an_evaluation_that_is_just_as_good_is_no_progress",
+        "test_best_early_stop_and_keep",
+        "test_resumed_is_uninterrupted_to_the_bit[5]",
+        "test_resumed_is_uninterrupted_to_the_bit[17]",
+        "test_not_a_number_stops_at_once_names_files_and_layer_and_saves_nothing",
+        "test_it_learns"),
+    *nodes("training/test_frozen_layers.py", "test_a_step_with_groups_is_a_step_of_each_optimizer"),
+])
+TROUBLE = " ".join([
+    *nodes("training/test_failures.py",
+        "test_what_is_not_finite_stops_within_its_step_is_named_and_never_saved[input-nan]",
+        "test_what_is_not_finite_stops_within_its_step_is_named_and_never_saved[gradient-nan]",
+        "test_what_is_not_finite_stops_within_its_step_is_named_and_never_saved[weight-nan]",
+        "test_momentum_that_is_not_finite_is_not_saved_either",
+        "test_too_little_memory_is_as_if_smaller_micro_batches_had_been_asked_for[20-1-4-MemoryError]",
+        "test_memory_that_runs_out_later_is_remembered_when_resuming",
+        "test_too_little_memory_for_the_smallest_micro_batch_is_one_line",
+        "test_a_step_that_ran_out_of_memory_leaves_no_gradient_of_the_parts_that_were_done",
+        "test_micro_batches_become_as_small_as_one_picture"),
+])
+RANKS = " ".join([
+    *nodes("training/test_distributed.py",
+        "test_shares_are_a_partition_of_each_micro_batch",
+        "test_statistics_that_each_rank_measured_apart_become_their_mean",
+        "test_every_rank_has_its_part_of_the_same_batches",
+        "test_evaluation_is_that_of_one_process[2]"),
+    *nodes("training/test_loop.py", "test_dropout_is_a_function_of_the_step_and_the_rank"),
+])
+FREEZING = " ".join([
+    *nodes("training/test_frozen_layers.py",
+        "test_frozen_layers_and_their_statistics_stay_and_the_rest_learns",
+        "test_features_computed_once_learn_as_features_computed_each_step"),
+])
+PAIRS = " ".join([
+    *nodes("tasks/embedding/test_pair_metrics.py",
+        "test_curves_are_scikit_learns",
+        "test_weights_count_a_pair_so_often",
+        "test_the_equal_error_rate_is_where_the_interpolated_curve_meets_the_diagonal",
+        "test_a_threshold_for_a_far_keeps_it_and_no_lower_one_does",
+        "test_a_far_that_is_reached_exactly_is_taken",
+        "test_all_pairs_are_all_and_in_even_folds",
+        "test_of_many_pictures_some_pairs_are_measured_none_twice",
+        "test_a_folds_threshold_does_not_look_at_the_fold",
+        "test_intervals_hold_the_number_and_narrow_with_people",
+        "test_a_bootstrap_sample_is_its_people_each_copy_a_person_of_its_own",
+        "test_a_far_that_few_pairs_carry_is_said"),
+])
+PEOPLE = " ".join([
+    *nodes("tasks/embedding/test_pair_metrics.py",
+        "test_a_threshold_that_val_chooses_lies_halfway_between_two_similarities",
+        "test_identification_enrolls_as_many_pictures_as_the_task_says",
+        "test_people_who_are_learned_from_are_numbered_and_no_others_have_a_centre",
+        "test_pairs_is_what_a_meter_is_given"),
+    *nodes("system/test_verification.py", "test_no_class_is_in_two_splits_and_others_are_learned"),
+])
+PARITY = " ".join([
+    "export/test_onnx.py",
+    *nodes("export/test_python_file.py", "test_code_that_is_not_the_network_is_not_kept"),
+])
+RESUMING = " ".join([
+    *nodes("experiment/test_resume.py",
+        "test_other_settings_are_said_and_strictly_refused",
+        "test_what_changes_no_bit_is_no_other_setting",
+        "test_a_machine_in_between_is_remembered",
+        "test_strictly_every_machine_before_counts_not_the_last_alone"),
+])
+CALIBRATED = " ".join([
+    *nodes("results/studies/test_studies.py",
+        "test_a_temperature_that_was_put_on_is_found",
+        "test_the_temperature_is_where_the_likelihood_is_highest",
+        "test_what_was_calibrated_is_used_everywhere",
+        "test_every_checkpoint_keeps_a_calibration_of_its_own"),
+])
+LEAKS = " ".join([
+    "data/test_dataset.py",
+    *nodes("commands/test_data.py",
+        "test_what_training_would_refuse_is_an_error_and_all_of_it_is_told",
+        "test_what_the_config_lets_be_is_left_out_and_listed",
+        "test_a_group_in_two_splits_is_a_leak"),
+])
 
 MUTATIONS = [
     # --- learning ---------------------------------------------------------------------------------------------------
@@ -171,8 +190,8 @@ MUTATIONS = [
          "waited >= self.early_stop.patience", "waited > self.early_stop.patience"),
     ),
     *faults("training.learner",
-            f"{LEARNING} test_train.py::test_a_batch_of_one_with_batch_norm_is_refused_before_training "
-            "test_train.py::test_the_best_is_the_best_whatever_counts_as_progress",
+            f"{LEARNING} training/test_loop.py::test_a_batch_of_one_with_batch_norm_is_refused_before_training "
+            "training/test_loop.py::test_the_best_is_the_best_whatever_counts_as_progress",
         ("val is measured as if it were training",
          "self.network.eval()\n        examples, forward", "examples, forward"),
         ("what is measured is not the average",
@@ -181,11 +200,12 @@ MUTATIONS = [
         ("the average that is saved is the weights",
          'parts["ema"] = self.ema.average', 'parts["ema"] = self.network.state_dict()'),
     ),
-    *faults("training.learner", "test_controls.py::test_with_everything_the_resumed_run_is_the_same[overrides2]",
+    *faults("training.learner",
+            "training/test_negative_controls.py::test_with_everything_the_resumed_run_is_the_same[overrides2]",
         ("the scaler begins anew after a resume",
          'self.scaler.load_state_dict(saved.state["scaler"])', "self.scaler.load_state_dict(self.scaler.state_dict())"),
     ),
-    *faults("training.learner", "test_verify.py::test_resumed_is_uninterrupted",
+    *faults("training.learner", "system/test_verification.py::test_resumed_is_uninterrupted",
         ("the classes' centres begin anew after a resume",
          'self.criterion.load_state_dict(saved.parts.get("criterion", {}))',
          "self.criterion.load_state_dict(self.criterion.state_dict())"),
@@ -195,13 +215,13 @@ MUTATIONS = [
          "finally:\n            hold(self.network, job.spec.freeze)\n\n",
          "finally:\n            self.network.train()\n\n"),
     ),
-    *faults("training.loop", f"{LEARNING} test_train.py::test_the_best_is_the_best_whatever_counts_as_progress",
+    *faults("training.loop", f"{LEARNING} training/test_loop.py::test_the_best_is_the_best_whatever_counts_as_progress",
         ("an evaluation that is no better starts the waiting anew",
          "(value - state.mark) * way > margin", "(value - state.mark) * way >= margin"),
         ("the schedule is a step ahead",
          "spec.schedule.factor(state.step, total)", "spec.schedule.factor(state.step + 1, total)"),
     ),
-    *faults("training.schedules", "test_optim.py",
+    *faults("training.schedules", "training/test_optimizers.py",
         ("what follows the warm-up ends before its end",
          "(step - climb) / max(1.0, total - climb)", "(step - climb) / max(1.0, total)"),
         ("the cosine is cut off at its end instead of reaching it",
@@ -210,8 +230,9 @@ MUTATIONS = [
         ("a milestone counts a step late",
          "step >= milestone * total", "step > milestone * total"),
     ),
-    *faults("training.optimizers", "test_optim.py test_transfer.py::test_groups_have_rates_and_decay_of_their_own "
-            "test_transfer.py::test_a_wrong_name_is_told_with_what_there_is",
+    *faults("training.optimizers",
+            "training/test_optimizers.py training/test_frozen_layers.py::test_groups_have_rates_and_decay_of_their_own "
+            "training/test_frozen_layers.py::test_a_wrong_name_is_told_with_what_there_is",
         ("a group of conv1 takes conv10 as well",
          'name.startswith(f"{self.params}.")', "name.startswith(self.params)"),
         ("a group without a decay of its own has none",
@@ -227,7 +248,7 @@ MUTATIONS = [
          "if keys != expected", "if not keys <= expected"),
     ),
     # --- batches and what is done to pictures -----------------------------------------------------------------------
-    *faults("data.training_batches", "test_batches.py test_boxes_follow.py test_splitting.py",
+    *faults("data.training_batches", "data/test_training_batches.py data/test_box_placement.py data/test_hold_out.py",
         ("a picture's partner is itself",
          "torch.arange(1, partners + 1)) % whole", "torch.arange(partners)) % whole"),
         ("mixed labels have the parts the other way round",
@@ -239,7 +260,7 @@ MUTATIONS = [
          "return min(step + self._ahead, (step // self.steps_per_epoch + 1) * self.steps_per_epoch)",
          "return step + self._ahead"),
     ),
-    *faults("data.training_batches", "test_batches.py",
+    *faults("data.training_batches", "data/test_training_batches.py",
         ("batches made before memory ran out stay as large",
          "self._ready, self._coming = {}, {}", "self._coming = {}"),
     ),
@@ -247,7 +268,7 @@ MUTATIONS = [
         ("each rank measures every batch",
          "split(batch)[rank::size]", "split(batch)[::1]"),
     ),
-    *faults("base.randomness", "test_randomness.py test_batches.py",
+    *faults("base.randomness", "base/test_randomness.py data/test_training_batches.py",
         ("every epoch has the first one's order",
          "bits(seed, epoch, torch.arange(count)", "bits(seed, 0, torch.arange(count)"),
         ("seed and epoch are added, not mixed",
@@ -258,7 +279,7 @@ MUTATIONS = [
          "bits(seed, epoch, index_B, slot_S), 40).float() * 2.0**-24",
          "bits(seed, epoch, index_B, slot_S), 41).float() * 2.0**-23"),
     ),
-    *faults("data.augment.settings", "test_augment.py test_boxes_follow.py",
+    *faults("data.augment.settings", "data/augment/test_augmentations.py data/test_box_placement.py",
         ("pictures move down by parts of their width",
          'drawn("shift_y", shape[2]), drawn("shift_x", shape[3])',
          'drawn("shift_y", shape[3]), drawn("shift_x", shape[2])'),
@@ -273,7 +294,7 @@ MUTATIONS = [
         ("pictures shrink where they are to grow",
          'size = 1 / (1 + reach["scale"] * draws.sign("scale"))', 'size = 1 + reach["scale"] * draws.sign("scale")'),
     ),
-    *faults("data.augment.geometry", "test_augment.py test_boxes_follow.py",
+    *faults("data.augment.geometry", "data/augment/test_augmentations.py data/test_box_placement.py",
         ("crops are as high as they are to be wide",
          "wide = torch.sqrt(pixels * aspect).clamp(1, width)\n    tall = torch.sqrt(pixels / aspect)",
          "wide = torch.sqrt(pixels / aspect).clamp(1, width)\n    tall = torch.sqrt(pixels * aspect)"),
@@ -289,7 +310,7 @@ MUTATIONS = [
         ("what moves in is the edge again",
          'padding_mode="zeros"', 'padding_mode="border"'),
     ),
-    *faults("data.augment.colour", "test_augment.py",
+    *faults("data.augment.colour", "data/augment/test_augmentations.py",
         ("contrast goes around the grey that was before brightness",
          "(pictures.mean((2, 3)) * weight_C).sum(1)[:, None] * gain",
          "(pictures.mean((2, 3)) * weight_C).sum(1)[:, None]"),
@@ -302,11 +323,11 @@ MUTATIONS = [
         ("rectangles are a pixel too long",
          "(place < (start_B + length_B)[:, None])", "(place <= (start_B + length_B)[:, None])"),
     ),
-    *faults("data.augment.random_slots", "test_augment.py",
+    *faults("data.augment.random_slots", "data/augment/test_augmentations.py",
         ("what goes either way goes half as far",
          "self._values[slot] * 2 - 1", "self._values[slot] - 0.5"),
     ),
-    *faults("data.augment.mixing", "test_augment.py test_boxes_follow.py",
+    *faults("data.augment.mixing", "data/augment/test_augmentations.py data/test_box_placement.py",
         ("a part is drawn from the lower ends of the quantiles",
          "torch.arange(_LEVELS).double() + 0.5", "torch.arange(_LEVELS).double() + 1e-9"),
         ("labels go by the area that was to be pasted",
@@ -317,13 +338,14 @@ MUTATIONS = [
          "torch.maximum(wide / width, tall / height)", "torch.minimum(wide / width, tall / height)"),
     ),
     # --- boxes ------------------------------------------------------------------------------------------------------
-    *faults("base.boxes", "test_boxes.py",
+    *faults("base.boxes", "base/test_boxes.py",
         ("boxes apart both ways overlap",
          "- start).clamp_(min=0)", "- start)"),
         ("boxes of one class suppress those of another",
          "    beats &= labels_BM[:, :, None] == labels_BM[:, None]\n", ""),
     ),
-    *faults("tasks.detection.average_precision", "test_average_precision.py tasks/test_detect.py",
+    *faults("tasks.detection.average_precision",
+            "tasks/detection/test_average_precision.py tasks/detection/test_task.py",
         ("boxes are not cut at the given picture's edges",
          "- offset) / scale).clip(0, size)", "- offset) / scale)"),
         ("crowds are counted among the objects",
@@ -333,7 +355,7 @@ MUTATIONS = [
         ("recall levels that are not reached are left out of AP",
          "known = values[values > -1]", "known = values[values > 0]"),
     ),
-    *faults("tasks.detection.assignment", "test_assigning.py tasks/test_detect.py",
+    *faults("tasks.detection.assignment", "tasks/detection/test_assignment.py tasks/detection/test_task.py",
         ("a cell whose middle lies on the edge is inside",
          "(2 * x - x1 - x2).abs().lt(wide)", "(2 * x - x1 - x2).abs().le(wide)"),
         ("a cell that several want goes to the one it is best aligned with",
@@ -343,7 +365,7 @@ MUTATIONS = [
         ("a cell that learns an object within a crowd does not count",
          "quality_BA, taken_BA | ~vague)", "quality_BA, ~vague)"),
     ),
-    *faults("tasks.detection.head", "tasks/test_detect.py",
+    *faults("tasks.detection.head", "tasks/detection/test_task.py",
         ("levels that share towers share batch norms",
          'f"{tower}_norms.{level}"', 'f"{tower}_norms.{kind}"'),
         ("boxes end at the picture's edges the other way round",
@@ -353,7 +375,7 @@ MUTATIONS = [
         ("a new network is sure of everything",
          "nn.init.constant_(self.bias, -math.log(", "nn.init.constant_(self.bias, math.log("),
     ),
-    *faults("data.box_placement", "test_boxes_follow.py test_tiles.py",
+    *faults("data.box_placement", "data/test_box_placement.py explain/figures/test_tiles.py",
         ("boxes begin left of the picture",
          "* scale + offset).clamp(min=0)", "* scale + offset)"),
         ("a line that a crop left of an object is one",
@@ -372,10 +394,10 @@ MUTATIONS = [
         ("a threshold chosen takes the next score as well",
          "return middle if lower < middle < upper else upper", "return lower"),
     ),
-    *faults("tasks.intervals", "test_resampling.py::test_draws_are_of_all_samples_and_the_same_for_all_who_ask "
-            "test_resampling.py::test_the_bootstrap_of_a_mean_is_its_standard_error "
-            "test_resampling.py::test_an_interval_is_the_middle_of_the_draws_with_their_bias_taken_off_twice "
-            "test_resampling.py::test_wilsons_interval_is_scipys_and_has_a_width_where_all_are_right",
+    *faults("tasks.intervals", "tasks/test_intervals.py::test_draws_are_of_all_samples_and_the_same_for_all_who_ask "
+            "tasks/test_intervals.py::test_the_bootstrap_of_a_mean_is_its_standard_error "
+            "tasks/test_intervals.py::test_an_interval_is_the_middle_of_the_draws_with_their_bias_taken_off_twice "
+            "tasks/test_intervals.py::test_wilsons_interval_is_scipys_and_has_a_width_where_all_are_right",
         ("samples are drawn without being put back",
          "draw.integers(0, count, count)", "draw.permutation(count)"),
         ("intervals are of 90 %",
@@ -395,7 +417,7 @@ MUTATIONS = [
         ("a temperature is fitted on top of the one before",
          "calibrated=False)", "calibrated=True)"),
     ),
-    *faults("tasks.embedding.losses", "test_margins.py",
+    *faults("tasks.embedding.losses", "tasks/embedding/test_losses.py",
         ("the margin grows over the whole training",
          "min(1.0, done / self.warmup)", "min(1.0, done)"),
         ("the margin turns round beyond pi less itself",
@@ -420,8 +442,8 @@ MUTATIONS = [
          "part = before / (before - after)", "part = 0.0 * before"),
     ),
     *faults("training.evaluate",
-            "test_train.py::test_the_loss_of_a_split_is_the_criterions_sum_with_each_sample_counted_once "
-            "test_ranks.py::test_evaluation_is_that_of_one_process[2]",
+            "training/test_loop.py::test_the_loss_of_a_split_is_the_criterions_sum_with_each_sample_counted_once "
+            "training/test_distributed.py::test_evaluation_is_that_of_one_process[2]",
         ("a smaller last batch weighs as much as the others",
          ".double() * len(index)", ".double() * batch"),
         ("of several losses the mean is told",
@@ -430,7 +452,8 @@ MUTATIONS = [
     # --- tasks ------------------------------------------------------------------------------------------------------
     *faults(
         "tasks.classify",
-        "tasks/test_classify.py tasks/test_losses.py test_augment.py::test_labels_follow_mixed_pictures",
+        "tasks/test_classify.py tasks/test_losses.py "
+        "data/augment/test_augmentations.py::test_labels_follow_mixed_pictures",
         ("balanced weights go by the largest class",
          "(counts.sum() / (len(counts) * counts)).float()", "(counts.max() / counts).float()"),
         ("maps of classes are averaged before the ReLU",
@@ -448,7 +471,9 @@ MUTATIONS = [
         ("balanced weights go by all pictures, not by those without the label",
          '((facts.counts["train"] - counts).clamp(min=1) / counts)', '(facts.counts["train"] / counts)'),
     ),
-    *faults("tasks.regression.task", "tasks/test_regress.py test_study.py::test_a_temperature_that_was_put_on_is_found",
+    *faults("tasks.regression.task",
+            "tasks/regression/test_task.py "
+            "results/studies/test_studies.py::test_a_temperature_that_was_put_on_is_found",
         ("a file may be as far off as the largest number allows",
          "/ (number.std or 1.0))", "/ max(each.std or 1.0 for each in numbers))"),
         ("a temperature is not put on angles",
@@ -456,7 +481,7 @@ MUTATIONS = [
         ("numbers are measured by their places in the task",
          'targets["numbers"][:, self._places], **results', 'targets["numbers"][:, : len(self._places)], **results'),
     ),
-    *faults("tasks.detection.task", "tasks/test_detect.py",
+    *faults("tasks.detection.task", "tasks/detection/test_task.py",
         ("crowds are learned as objects",
          'real = there & (targets["roles"] == OBJECT)', "real = there"),
         ("the loss grows with the batch",
@@ -483,7 +508,7 @@ MUTATIONS = [
          "torch.where(counts > 0, (counts > 0).cumsum(0) - 1, -1)", "torch.arange(len(counts))"),
     ),
     # --- what is kept -----------------------------------------------------------------------------------------------
-    *faults("training.checkpoints", "test_checkpoint.py",
+    *faults("training.checkpoints", "training/test_checkpoints.py",
         ("a checkpoint more than asked for is kept",
          "generations(folder.path)[:-keep]", "generations(folder.path)[: -keep - 1]"),
         ("the best is removed once it is old",
@@ -498,7 +523,8 @@ MUTATIONS = [
         ("without a pointer the oldest is taken",
          "reversed(generations(folder))", "generations(folder)"),
     ),
-    *faults("training.checkpoints", "test_storage.py::test_a_damaged_newest_is_put_aside_when_the_run_goes_on",
+    *faults("training.checkpoints",
+            "training/test_disk_failures.py::test_a_damaged_newest_is_put_aside_when_the_run_goes_on",
         ("`best` stays where a kill left it",
          '        point(folder, "best", best)', "        folder.has(best)"),
     ),
@@ -511,7 +537,7 @@ MUTATIONS = [
          "(differ := differences(experiment.with_statistics_of(other), other))"),
     ),
     # --- networks ---------------------------------------------------------------------------------------------------
-    *faults("model.builder", "test_network.py test_receptive.py",
+    *faults("model.builder", "model/test_network.py model/test_receptive_field.py",
         ("a shortcut's stride is rounded down",
          "(-(-signal.shape[1] // out.shape[1]), -(-signal.shape[2] // out.shape[2]))",
          "(signal.shape[1] // out.shape[1], signal.shape[2] // out.shape[2])"),
@@ -520,10 +546,10 @@ MUTATIONS = [
         ("a shortcut's conv has a bias before its norm",
          "stride, bias=node.norm is None)", "stride, bias=True)"),
     ),
-    *faults("config.blocks", "test_experiment.py::test_blocks_are_expanded_with_parameters_and_defaults "
-            "test_experiment.py::test_a_mistake_in_a_block_is_told_once_at_its_definition "
-            "test_experiment.py::test_name_and_from_at_a_blocks_use_are_those_of_what_it_becomes "
-            "test_detection.py::test_a_shipped_block_can_be_replaced",
+    *faults("config.blocks", "experiment/test_schema.py::test_blocks_are_expanded_with_parameters_and_defaults "
+            "experiment/test_schema.py::test_a_mistake_in_a_block_is_told_once_at_its_definition "
+            "experiment/test_schema.py::test_name_and_from_at_a_blocks_use_are_those_of_what_it_becomes "
+            "system/test_detection.py::test_a_shipped_block_can_be_replaced",
         ("a block keeps what it was first given",
          "self._filled(copy(block.layers), given, block.name)", "self._filled(block.layers, given, block.name)"),
         ("`block: value` sets the last parameter",
@@ -533,14 +559,14 @@ MUTATIONS = [
          'if "blocks" in tree:\n        expander.define(tree.pop("blocks"), tree.marks["blocks"])\n'
          '        expander.define(shipped["blocks"], shipped.marks["blocks"])'),
     ),
-    *faults("model.structures", "test_network.py test_receptive.py",
+    *faults("model.structures", "model/test_network.py model/test_receptive_field.py",
         ("the activation of a residual comes before its sum",
          "self.activation(_run(self.layers, x, outer) + _run(self.shortcut, x, outer))",
          "self.activation(_run(self.layers, x, outer)) + _run(self.shortcut, x, outer)"),
         ("links from within a shortcut are not seen",
          "[node.layers, node.shortcut if isinstance(node.shortcut, list) else []]", "[node.layers]"),
     ),
-    *faults("model.receptive_field", "test_receptive.py test_network.py",
+    *faults("model.receptive_field", "model/test_receptive_field.py model/test_network.py",
         ("a kernel sees a cell more than it has",
          "(window.kernel[d] - 1) * step", "window.kernel[d] * step"),
         ("branches begin where the last of them does",
@@ -559,7 +585,7 @@ MUTATIONS = [
          "return all(trained.task.agree(", "return any(trained.task.agree("),
     ),
     # --- data -------------------------------------------------------------------------------------------------------
-    *faults("data.hold_out", "test_splitting.py test_dataset.py",
+    *faults("data.hold_out", "data/test_hold_out.py data/test_dataset.py",
         ("whatever the seed, the same are held out",
          "order = permutation(seed, 0, len(labels_N))\n    held", "order = permutation(0, 0, len(labels_N))\n    held"),
         ("every class's folds begin at the first",
@@ -571,7 +597,7 @@ MUTATIONS = [
         ("a set of just enough samples is one of the rare ones",
          "counts[labels] < least", "counts[labels] <= least"),
     ),
-    *faults("data.epoch_order", "test_splitting.py",
+    *faults("data.epoch_order", "data/test_hold_out.py",
         ("what does not divide evenly goes to the first classes each epoch",
          "(place + epoch) % classes < count % classes", "place < count % classes"),
         ("samples shown again go by the same number",
@@ -585,25 +611,25 @@ MUTATIONS = [
         ("other micro-batches are no other setting",
          '*("data.timeout", "train.timeout",', '*("data.timeout", "train.accumulate", "train.timeout",'),
     ),
-    *faults("experiment.config_differences", "test_config_differences.py",
+    *faults("experiment.config_differences", "experiment/test_config_differences.py",
         ("another split is answered with the old numbers",
          '_TRAINED_BY = ("data.augment",', '_TRAINED_BY = ("data.augment", "data.split",'),
     ),
     *faults("data.leakage",
-            f"{LEAKS} test_data_commands.py::test_copies_of_a_picture_are_on_one_side_of_a_split_of_ours",
+            f"{LEAKS} commands/test_data.py::test_copies_of_a_picture_are_on_one_side_of_a_split_of_ours",
         ("pictures under two labels stay in training",
          "groups = [*found.across, *found.conflicts, *found.torn, *found.shared]",
          "groups = [*found.across, *found.torn, *found.shared]"),
         ("copies are kept together in train alone",
          'names = ["train", *sorted(indexed.held_out)]', 'names = ["train", *sorted(indexed.held_out)[:1]]'),
     ),
-    *faults("data.class_names", "test_class_names.py",
+    *faults("data.class_names", "data/test_class_names.py",
         ("the sign of a number is no part of it",
          'return "".join(number.group(1, 2))', "return number.group(2)"),
         ("one class more may be without a picture",
          "if highest >= _most_numbers(len(used)):", "if highest > _most_numbers(len(used)):"),
     ),
-    *faults("contracts.objects", "test_batches.py",
+    *faults("contracts.objects", "data/test_training_batches.py",
         ("objects of the pictures before are given",
          "(self.ends_N1[numbers] - ends[:-1])", "(self.ends_N1[numbers] - ends[1:] + counts - 1)"),
         ("a batch is as wide as its pictures have objects on average",
@@ -616,7 +642,7 @@ MUTATIONS = [
         ("other labels are the same data",
          "made.update(target.encode() + values.numpy().tobytes())", "made.update(target.encode())"),
     ),
-    *faults("data.duplicates", f"{LEAKS} test_data_commands.py::test_sound_data_passes_with_its_figures",
+    *faults("data.duplicates", f"{LEAKS} commands/test_data.py::test_sound_data_passes_with_its_figures",
         ("pictures are near if they are in one of the two ways",
          "(apart <= NEAR_LEVELS) & (apart", "(apart <= NEAR_LEVELS) | (apart"),
         ("what is near goes by the larger contrast",
@@ -652,7 +678,7 @@ MUTATIONS = [
         ("a layer is named whose weights the step has spoiled",
          "not all(map(math.isfinite, values[:2]))", "not any(map(math.isfinite, values))"),
     ),
-    *faults("tasks.detection.box_losses", "test_box_losses.py tasks/test_detect.py",
+    *faults("tasks.detection.box_losses", "tasks/detection/test_box_losses.py tasks/detection/test_task.py",
         ("boxes that are apart overlap by what lies between them",
          "(wide > 0) & (tall > 0)", "(wide > 0) | (tall > 0)"),
         ("the distance is not measured", "1 - iou + apart / (", "1 - iou + 0 * apart / ("),

@@ -1,6 +1,6 @@
 """A supervisor that repeats one command until it ends well, while the command is killed at chosen places.
 
-tests/test_run_folder.py runs some chains, `benchmarks/reliability.py --only supervisor` all of them.
+tests/training/test_run_folder.py runs some chains, `benchmarks/reliability.py --only supervisor` all of them.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, save_picture
-from resumed import digest
-from several import forked, outcome
 
 from cnnrun.experiment import schema
 from cnnrun.results import operations
+from tests.conftest import TINY, save_picture
+from tests.resumed import digest
+from tests.several import forked, outcome
 
 # Where trainings are killed: before a call of these, the first to the n-th that there are in two epochs.
 PLACES = {

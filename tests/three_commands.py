@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from several import forked, outcome
+
+from tests.several import forked, outcome
 
 Build = Callable[[Path], None]
 COMMANDS = {"check": "check c.yaml", "data check": "data check c.yaml", "train": "train c.yaml --no-report"}

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from three_commands import Build, Verdict, config, pixels, reconfigured
+
+from tests.three_commands import Build, Verdict, config, pixels, reconfigured
 
 FINE = ("check",)
 CLASSES = ("cat", "dog", "eel")

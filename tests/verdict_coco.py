@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from three_commands import Build, Verdict, config, save
+from tests.three_commands import Build, Verdict, config, save
 
 COUNT, SIDE = 16, 24
 Change = Callable[[dict[str, Any]], None]

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from three_commands import Build, Verdict, config, pixels, reconfigured, save
+
+from tests.three_commands import Build, Verdict, config, pixels, reconfigured, save
 
 FINE = ("check",)
 CLASSES = ("cat", "dog", "eel")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from three_commands import Build, Verdict, config, save
+from tests.three_commands import Build, Verdict, config, save
 
 COUNT, SIDE = 16, 24
 Rewrite = Callable[[str, int], str]

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import verdict_arrays
-import verdict_coco
-import verdict_folders
-import verdict_tables
-import verdict_voc
-from three_commands import Verdict
+from tests import verdict_arrays, verdict_coco, verdict_folders, verdict_tables, verdict_voc
+from tests.three_commands import Verdict
 
 PARTS = tuple(module.INPUTS for module in (verdict_tables, verdict_coco, verdict_voc, verdict_folders, verdict_arrays))
 INPUTS: dict[str, Verdict] = {name: verdict for part in PARTS for name, verdict in part.items()}

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import some_gpu
-from explained import TASKS
+
+from tests.conftest import some_gpu
+from tests.explained import TASKS
 
 pytestmark = pytest.mark.cuda
 CLOSE = {"abs": 1e-3, "rel": 1e-3}

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
 
 from cnnrun.data.augment.settings import Augment
 from cnnrun.experiment import schema
 from cnnrun.results import operations
 from cnnrun.tasks.classify import ClassifyMeter
 from cnnrun.training.run_records import read_result
+from tests.conftest import TINY
 
 pytestmark = pytest.mark.cuda
 WIDE = "model=[{conv: {out_channels: 512, norm: batch}}, {conv: {out_channels: 512, norm: batch}}, global_avg_pool]"

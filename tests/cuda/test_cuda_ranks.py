@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REHEARSAL, TINY
-from resumed import digest
-from several import free_port
+
+from tests.conftest import REHEARSAL, TINY
+from tests.resumed import digest
+from tests.several import free_port
 
 pytestmark = pytest.mark.cuda
 NORMED = "model=[{conv: {out_channels: 4, norm: batch, activation: relu}}, {conv: 4}, batch_norm, flatten]"

@@ -6,14 +6,8 @@ import json
 from contextlib import closing
 from pathlib import Path
 
-import killing
 import pytest
 import torch
-from conftest import TINY
-from layers.test_leaves import KINDS as LEAVES
-from layers.test_leaves import random_inputs
-from poison import PLACES
-from resumed import digest, stopped_at
 from torch import nn
 
 from cnnrun.base.errors import CheckpointError, ConfigError, NonFiniteError
@@ -26,6 +20,12 @@ from cnnrun.training.determinism import deterministic_kernels, use_deterministic
 from cnnrun.training.learner import Job, Learner
 from cnnrun.training.loss_monitor import Losses, State
 from cnnrun.training.step import backward, health, update
+from tests import killing
+from tests.conftest import TINY
+from tests.model.layers.test_layers import KINDS as LEAVES
+from tests.model.layers.test_layers import random_inputs
+from tests.poison import PLACES
+from tests.resumed import digest, stopped_at
 
 pytestmark = pytest.mark.cuda
 CPU = torch.device("cpu")
