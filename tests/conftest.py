@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image as Pil
 
 from cnnrun.base.device import choose
 from cnnrun.commands import app
-from tests.pretended_gpu import pretended_gpu
-
-TINY = """
-task: classify
-data: {source: digits, split: {val: 0.2, test: 0.2}}
-model:
-  - conv: {out_channels: 4, norm: batch, activation: relu}
-  - max_pool
-  - flatten
-  - dropout: 0.1
-  - linear: {out_features: 16, activation: relu}
-train: {epochs: 2, batch: 64, monitor: val/accuracy}
-"""
+from tests.support.configs import TINY
+from tests.support.images import save_picture
+from tests.support.pretended_gpu import some_gpu
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -76,32 +62,17 @@ def trained_run(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def linked_run(tmp_path_factory) -> Path:
     """A run of a network with links by name and parallel branches."""
-    from tests.explained import linked
+    from tests.support.small_runs import train_linked
 
-    return linked(tmp_path_factory.mktemp("linked"))
+    return train_linked(tmp_path_factory.mktemp("linked"))
 
 
 @pytest.fixture(scope="session")
 def of_each_task(tmp_path_factory) -> dict[str, Path]:
     """A run of each task, trained once for all tests that only read it."""
-    from tests.explained import one_of_each
+    from tests.support.small_runs import train_each_task
 
-    return one_of_each(tmp_path_factory.mktemp("tasks"))
-
-
-REHEARSAL = "CNNRUN_CUDA_REHEARSAL"
-
-
-@contextmanager
-def some_gpu() -> Iterator[torch.device]:
-    """A GPU; with CNNRUN_CUDA_REHEARSAL=1, where there is none, one that is pretended inside."""
-    if torch.cuda.is_available():
-        yield choose("cuda")
-    elif os.environ.get(REHEARSAL) == "1":
-        with pretended_gpu():
-            yield choose("cuda")
-    else:
-        pytest.skip(f"needs a CUDA device; {REHEARSAL}=1 rehearses it on a pretended one")
+    return train_each_task(tmp_path_factory.mktemp("tasks"))
 
 
 @pytest.fixture
@@ -117,15 +88,6 @@ def real_gpu() -> torch.device:
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device, and cannot be rehearsed without one")
     return choose("cuda")
-
-
-def save_picture(path: Path, seed: int = 0, size: tuple[int, int] = (12, 10), mode: str = "RGB") -> Path:
-    """A picture file of random pixels; `size` is (width, height)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shape = (size[1], size[0], 3) if mode == "RGB" else (size[1], size[0])
-    pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-    Pil.fromarray(pixels).save(path)
-    return path
 
 
 @pytest.fixture

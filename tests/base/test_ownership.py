@@ -19,7 +19,16 @@ from cnnrun.data.cached_split import Entry
 from cnnrun.data.dataset import Data
 from cnnrun.data.sources.shards import Shards
 from cnnrun.results.report import html as page
-from tests.cached_data import FILES, HELD, ON_DISK, count_bundles, data_in_blocks, everything, of_memory, the_entry
+from tests.support.cached_dataset import (
+    FILES,
+    IN_MEMORY,
+    ON_DISK,
+    cache_entry,
+    data_in_blocks,
+    prepared_contents,
+    record_bundles,
+    with_memory_gib,
+)
 
 STRANGER = 12345
 
@@ -38,7 +47,7 @@ def data(picture_folder, folder, monkeypatch) -> Data:
 
 @pytest.fixture
 def bundles(tmp_path, monkeypatch) -> list[str]:
-    return count_bundles(tmp_path / "home", monkeypatch)
+    return record_bundles(tmp_path / "home", monkeypatch)
 
 
 def give_away(path: Path, monkeypatch) -> None:
@@ -49,29 +58,29 @@ def give_away(path: Path, monkeypatch) -> None:
         monkeypatch.setattr(os, "geteuid", lambda: STRANGER)
 
 
-@pytest.mark.parametrize("gib", [HELD, ON_DISK])
+@pytest.mark.parametrize("gib", [IN_MEMORY, ON_DISK])
 @pytest.mark.parametrize("victim", [".", *FILES])
 def test_what_another_user_made_is_refused_by_name(data, folder, victim, gib, monkeypatch):
-    everything(data)
-    entry = the_entry(folder)
+    prepared_contents(data)
+    entry = cache_entry(folder)
     with monkeypatch.context() as patched:
         give_away(entry / victim, patched)
         with pytest.raises(
             StorageError, match=rf"{entry}.*: of another user \(uid \d+\); give data.cache_dir a folder"
         ):
-            everything(of_memory(data, gib))
+            prepared_contents(with_memory_gib(data, gib))
     if os.geteuid() == 0:
         os.chown(entry / victim, 0, -1)  # root made it: whoever does not believe root cannot believe anything
-    everything(of_memory(data, gib))
+    prepared_contents(with_memory_gib(data, gib))
 
 
 def test_what_others_can_write_is_refused(data, folder):
-    everything(data)
-    entry = the_entry(folder)
+    prepared_contents(data)
+    entry = cache_entry(folder)
 
     def refused(what: str) -> None:
         with pytest.raises(StorageError, match=rf"^{what} \(`chmod go-w` ends that\); give data.cache_dir a folder"):
-            everything(data)
+            prepared_contents(data)
 
     folder.chmod(0o755)
     entry.chmod(0o775)
@@ -80,17 +89,17 @@ def test_what_others_can_write_is_refused(data, folder):
     (entry / "records").chmod(0o602)
     refused(f"{entry}/records: other users can write it")
     entry.chmod(0o700)  # which nobody else can enter
-    everything(data)
+    prepared_contents(data)
     folder.chmod(0o777)
     refused(f"{folder}: other users can write there")
     shutil.rmtree(entry)
     refused(f"{folder}: other users can write there")  # before there is anything
     folder.chmod(0o1777)  # such as /tmp: what is ours there stays ours
-    everything(data)
+    prepared_contents(data)
     entry.rename(folder.parent / "away")
     entry.symlink_to(folder.parent / "away")
     with pytest.raises(StorageError, match=f"{entry}: a link"):
-        everything(data)
+        prepared_contents(data)
     assert cache.entries(folder) == []
 
 
@@ -99,10 +108,10 @@ def test_what_we_write_is_ours_alone_where_a_group_may_write_by_default(data, fo
     before = os.umask(0o002)
     try:
         deep = data.model_copy(update={"cache": kind, "cache_dir": str(folder / "a" / "b")})
-        assert everything(deep) == everything(deep)
+        assert prepared_contents(deep) == prepared_contents(deep)
     finally:
         os.umask(before)
-    assert foreign(the_entry(folder / "a" / "b")) is None
+    assert foreign(cache_entry(folder / "a" / "b")) is None
 
 
 @contextmanager
@@ -123,11 +132,11 @@ def as_somebody_without_rights(path: Path) -> Iterator[None]:
 def test_a_folder_that_cannot_be_looked_into_costs_no_traceback(data):
     with tempfile.TemporaryDirectory() as place:
         Path(place).chmod(0o755)
-        everything(data.model_copy(update={"cache_dir": f"{place}/cache"}))
+        prepared_contents(data.model_copy(update={"cache_dir": f"{place}/cache"}))
         folder = Path(place) / "cache"
         folder.chmod(0o755)
         used = cache.bytes_used(folder)
-        entry = the_entry(folder)
+        entry = cache_entry(folder)
         with as_somebody_without_rights(entry):
             assert cache.entries(folder) == []
             assert cache.bytes_used(folder) == 0 < used

@@ -13,7 +13,7 @@ from PIL import Image as Pil
 from cnnrun import __version__
 from cnnrun.base.errors import StorageError
 from cnnrun.commands import prediction_output as rows
-from tests.conftest import save_picture
+from tests.support.images import save_picture
 
 
 def test_train_eval_predict_export_from_nothing(tiny, tmp_path, monkeypatch, run_cli):

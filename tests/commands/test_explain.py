@@ -20,8 +20,8 @@ from cnnrun.explain.methods.worst import worst
 from cnnrun.explain.subject import aimed, said_of
 from cnnrun.results import operations
 from cnnrun.results.studies import ablate
-from tests.conftest import save_picture
-from tests.explained import TASKS, opened
+from tests.support.images import save_picture
+from tests.support.small_runs import TASKS, open_run
 
 CPU = torch.device("cpu")
 COMMANDS = ("filters", "features", "top", "deconv", "occlude", "gradcam", "saliency", "evolve", "invariance", "embed")
@@ -37,7 +37,7 @@ def run(linked_run) -> Path:
 
 
 def test_layers_go_by_path_by_name_and_by_their_name_in_the_weights(run):
-    subject = opened(run).subject
+    subject = open_run(run).subject
     for words, module in (
         (["model[0].conv", "model[0]", "layers.stem", "stem"], "layers.stem"),
         (["model[3].residual", "model[3]", "residual1"], "layers.residual1"),
@@ -109,10 +109,10 @@ def test_leaving_out_is_the_network_without(run):
     as_it_is, without = data["variants"]
     numbers = operations.evaluate(run, Path("runs"), CPU, "val")["numbers"]
     assert as_it_is["accuracy"] == numbers["accuracy"]
-    subject = opened(run).subject
+    subject = open_run(run).subject
     network = copy.deepcopy(subject.given.network)
     network.layers.residual1 = nn.Identity()
-    run_ = opened(run, split="val")
+    run_ = open_run(run, split="val")
     examples = run_.examples()
     with torch.no_grad():
         said = network(examples.take(torch.arange(len(examples))).float()).argmax(1)
@@ -157,7 +157,7 @@ def test_variants_are_trained_as_runs_of_their_own(tmp_path, tiny, run_cli):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_what_is_said_has_slopes_and_meaning(task, of_each_task):
-    run_ = opened(of_each_task[task], count=5, split="val")
+    run_ = open_run(of_each_task[task], count=5, split="val")
     given, shown = run_.subject.given, run_.shown()
     pixels = shown.pixels.requires_grad_()
     said = said_of(given, pixels)
@@ -201,18 +201,18 @@ def test_every_command_does_every_task(task, command, of_each_task, run_cli, tmp
 
 def able(run: Path) -> bool:
     """Whether some layer gives what it takes, and is not there for training alone."""
-    nodes = opened(run).subject.built.nodes.values()
+    nodes = open_run(run).subject.built.nodes.values()
     return any(node.in_shapes == (node.out_shape,) and node.spec.kind not in ("dropout", "identity") for node in nodes)
 
 
 def build_of(run: Path):
     """The network of a run, without memory."""
-    return opened(run).subject.built
+    return open_run(run).subject.built
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_worst_are_those_of_the_largest_loss(task, of_each_task):
-    run_ = opened(of_each_task[task], split="val")
+    run_ = open_run(of_each_task[task], split="val")
     examples = run_.examples()
     bad = worst(run_.subject, examples, 5, 8)
     if task == "verify":  # see test_people_with_one_picture_are_nobodys_mistakes
@@ -274,10 +274,10 @@ def test_pictures_of_ones_own(command, run, run_cli, tmp_path):
 
 
 def test_the_picture_of_a_split_is_the_picture_as_a_file(run, tmp_path):
-    run_ = opened(run, split="val", numbers=[3])
+    run_ = open_run(run, split="val", numbers=[3])
     shown = run_.shown()
     Pil.fromarray(shown.pixels[0, 0].byte().numpy()).save(tmp_path / "same.png")
-    other = opened(run, files=[tmp_path / "same.png"]).shown()
+    other = open_run(run, files=[tmp_path / "same.png"]).shown()
     assert torch.equal(shown.pixels, other.pixels)
     a, b = (slopes_of(run_.subject, each, "1")[0] for each in (shown, other))
     assert torch.equal(a, b)
@@ -286,7 +286,7 @@ def test_the_picture_of_a_split_is_the_picture_as_a_file(run, tmp_path):
 def test_a_bad_file_is_named(run, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match="bad.png"):
-        opened(run, files=[tmp_path / "bad.png"]).shown()
+        open_run(run, files=[tmp_path / "bad.png"]).shown()
 
 
 def small_run(root: Path, data: str, model: str, task: str = "classify", more: str = "") -> Path:
@@ -338,7 +338,7 @@ def test_a_probe_that_has_nothing_to_tell_apart_says_so(of_each_task, run_cli, m
 
 
 def test_of_two_pictures_the_vectors_are_written_all_the_same(run, tmp_path):
-    run_ = opened(run, split="val")
+    run_ = open_run(run, split="val")
     two = run_.examples().only(torch.arange(len(run_.examples())) < 2)
     from cnnrun.explain.methods.embed import embed
 
@@ -385,7 +385,7 @@ def test_a_repeat_loses_its_layer_in_every_turn_when_trained_anew(run, run_cli, 
     code, _, err = run_cli("explain", "ablate", run, "--remove", "repeat1.2.conv1", "--retrain", "--runs", tmp_path)
     assert code == 2
     assert err.startswith("--remove repeat1.2.conv1: no such layer")
-    run_ = opened(run)
+    run_ = open_run(run)
     known = [place for place in run_.subject.places if place.module != "head"]
     variant = ablate._without(ablate._as_written(known), "model[4].repeat.layers[0].conv")
     assert variant.title == "without model[4].repeat.layers[0].conv"
@@ -397,7 +397,7 @@ def test_a_repeat_loses_its_layer_in_every_turn_when_trained_anew(run, run_cli, 
 def test_a_layer_and_what_holds_it_are_counted_once(run):
     data = ablate.ablate(run_method.Asked(run, Path("runs"), CPU), ["model[3],model[3].residual.layers[0]"], [], False)
     whole, without = (row["parameters"] for row in data["variants"])
-    inside = opened(run).subject.given.network.layers.residual1
+    inside = open_run(run).subject.given.network.layers.residual1
     assert without == whole - sum(value.numel() for value in inside.parameters())
 
 

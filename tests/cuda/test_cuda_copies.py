@@ -9,7 +9,7 @@ import torch
 
 from cnnrun.data import training_batches
 from cnnrun.experiment import assemble, schema
-from tests.conftest import TINY
+from tests.support.configs import TINY
 
 pytestmark = pytest.mark.cuda
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ from cnnrun.experiment import schema
 from cnnrun.results import operations
 from cnnrun.tasks.classify import ClassifyMeter
 from cnnrun.training.run_records import read_result
-from tests.conftest import TINY
+from tests.support.configs import TINY
 
 pytestmark = pytest.mark.cuda
 WIDE = "model=[{conv: {out_channels: 512, norm: batch}}, {conv: {out_channels: 512, norm: batch}}, global_avg_pool]"

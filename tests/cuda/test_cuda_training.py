@@ -20,12 +20,12 @@ from cnnrun.training.determinism import deterministic_kernels, use_deterministic
 from cnnrun.training.learner import Job, Learner
 from cnnrun.training.loss_monitor import Losses, State
 from cnnrun.training.step import backward, health, update
-from tests import killing
-from tests.conftest import TINY
 from tests.model.layers.test_layers import KINDS as LEAVES
 from tests.model.layers.test_layers import random_inputs
-from tests.poison import PLACES
-from tests.resumed import digest, stopped_at
+from tests.support.configs import KINDS, TINY, case_config
+from tests.support.images import write_pictures
+from tests.support.interrupted_trainings import digest, stop_at
+from tests.support.non_finite_values import PLACES
 
 pytestmark = pytest.mark.cuda
 CPU = torch.device("cpu")
@@ -48,12 +48,12 @@ def tiny(*overrides: str) -> schema.Experiment:
 
 @pytest.fixture(scope="module")
 def pets(tmp_path_factory) -> Path:
-    return killing.pictures(tmp_path_factory.mktemp("data") / "pets")
+    return write_pictures(tmp_path_factory.mktemp("data") / "pets")
 
 
 def of_kind(pets: Path, root: Path, kind: str) -> schema.Experiment:
     """A small config of a task, or of something else that a training may have, named tiny."""
-    return killing.config(pets, root, (0, 2, kind)).model_copy(update={"name": "tiny"})
+    return case_config(pets, root, (0, 2, kind)).model_copy(update={"name": "tiny"})
 
 
 # --- the same bits ----------------------------------------------------------------------------------------------------
@@ -61,7 +61,7 @@ def of_kind(pets: Path, root: Path, kind: str) -> schema.Experiment:
 
 def resumed_is_uninterrupted(made: schema.Experiment, root: Path, gpu: torch.device, step: int) -> bool:
     whole = Path(operations.train(made, root / "whole", gpu, resume=False)["run"])
-    with stopped_at(step):
+    with stop_at(step):
         operations.train(made, root / "cut", gpu, resume=True)
     cut = Path(operations.train(made, root / "cut", gpu, resume=True, strict=True)["run"])
     return digest(whole) == digest(cut)
@@ -72,7 +72,7 @@ def test_a_resumed_training_is_the_uninterrupted_one(gpu, tmp_path, precision):
     assert resumed_is_uninterrupted(tiny(*RICH, f"train.precision={precision}"), tmp_path, gpu, 9)
 
 
-@pytest.mark.parametrize("kind", killing.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_resumed_training_of_every_kind_is_the_uninterrupted_one(gpu, tmp_path, pets, kind):
     assert resumed_is_uninterrupted(of_kind(pets, tmp_path, kind), tmp_path, gpu, 7)
 
@@ -85,7 +85,7 @@ def test_a_repeated_training_is_the_same(gpu, tmp_path):
 @pytest.mark.parametrize("first", ["cpu", "cuda"])
 def test_a_run_moves_between_processor_and_gpu_and_it_is_said(gpu, tmp_path, capfd, first):
     devices = [CPU, gpu] if first == "cpu" else [gpu, CPU]
-    with stopped_at(9):
+    with stop_at(9):
         operations.train(tiny(*RICH), tmp_path, devices[0], resume=True)
     with pytest.raises(CheckpointError, match=f"device was {devices[0]}, is {devices[1]}"):
         operations.train(tiny(*RICH), tmp_path, devices[1], resume=True, strict=True)
@@ -281,7 +281,7 @@ def test_no_step_makes_the_host_wait(gpu, overrides):
     step_by_step(assemble.job(made, assemble.dataset(made), None, None, gpu), 4)
 
 
-@pytest.mark.parametrize("kind", killing.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.usefixtures("_batch_by_batch")
 def test_no_step_of_any_kind_makes_the_host_wait(gpu, tmp_path, pets, kind):
     made = of_kind(pets, tmp_path, kind)

@@ -24,7 +24,7 @@ from cnnrun.data.file_listing import listing
 from cnnrun.data.image_records import digest
 from cnnrun.data.prepare import prepare
 from cnnrun.data.storage import OnDisk, stored
-from tests.conftest import save_picture
+from tests.support.images import save_picture
 
 IMAGE = {"size": 8, "channels": 3}
 

@@ -20,19 +20,19 @@ from cnnrun.data.dataset import Data, index
 from cnnrun.data.decode import Decoder
 from cnnrun.data.prepare import prepare
 from cnnrun.results.report import html as page
-from tests.cached_data import (
+from tests.support.cached_dataset import (
     FILES,
-    HELD,
+    IN_MEMORY,
     ON_DISK,
-    count_bundles,
+    cache_entry,
     data_in_blocks,
-    data_of,
-    everything,
     flip_bit,
-    of_memory,
-    the_entry,
+    folder_data,
+    prepared_contents,
+    record_bundles,
+    with_memory_gib,
 )
-from tests.conftest import save_picture
+from tests.support.images import save_picture
 
 
 @pytest.fixture
@@ -58,11 +58,11 @@ def counted_blocks() -> Iterator[list[list[int]]]:
         yield seen
 
 
-@pytest.mark.parametrize("gib", [HELD, ON_DISK])
+@pytest.mark.parametrize("gib", [IN_MEMORY, ON_DISK])
 @pytest.mark.parametrize("victim", FILES)
 def test_a_flipped_bit_is_said_and_changes_nothing(data, folder, victim, gib, capfd):
-    expected = everything(of_memory(data, gib))
-    entry = the_entry(folder)
+    expected = prepared_contents(with_memory_gib(data, gib))
+    entry = cache_entry(folder)
     rng = np.random.default_rng(0)
     for bit in rng.integers(0, 8 * (entry / victim).stat().st_size, 12).tolist():
         written = {name: (entry / name).read_bytes() for name in FILES}
@@ -71,9 +71,9 @@ def test_a_flipped_bit_is_said_and_changes_nothing(data, folder, victim, gib, ca
             if victim == "pixels.u8" and gib == ON_DISK and not _is_of_a_bad_picture(entry, bit):
                 picture = bit // 8 // 192
                 with pytest.raises(StorageError, match=f"pixels.u8: picture {picture} is not as it was written"):
-                    everything(of_memory(data, gib))
+                    prepared_contents(with_memory_gib(data, gib))
                 assert not decoded
-            assert everything(of_memory(data, gib)) == expected
+            assert prepared_contents(with_memory_gib(data, gib)) == expected
         said = capfd.readouterr().err
         if victim == "pixels.u8" and gib == ON_DISK and _is_of_a_bad_picture(entry, bit):
             (entry / victim).write_bytes(written[victim])  # never taken, so nobody looked
@@ -97,40 +97,40 @@ def _is_of_a_bad_picture(entry: Path, bit: int) -> bool:
 
 @pytest.mark.parametrize("victim", ["pixels.u8", "records", "problems.jsonl", "progress"])
 def test_a_build_goes_on_from_what_is_still_as_it_was_written(data, folder, victim):
-    expected = everything(data)
-    entry = the_entry(folder)
+    expected = prepared_contents(data)
+    entry = cache_entry(folder)
     (entry / "complete.json").unlink()
     noted = np.fromfile(entry / "progress", np.uint8).reshape(-1, block_hashes.HASH_BYTES)
     noted[5:] = 0  # as if it was killed then
     noted.tofile(entry / "progress")
     flip_bit(entry / victim, 9)
     with counted_blocks() as decoded:
-        assert everything(data) == expected
+        assert prepared_contents(data) == expected
     assert {5, 6} <= {numbers[0] // 4 for numbers in decoded}
     assert len(decoded) < 5
 
 
 def test_what_nobody_damaged_is_decoded_once_and_nothing_is_said(data, capfd):
-    everything(data)
+    prepared_contents(data)
     capfd.readouterr()
     with counted_blocks() as decoded:
-        for gib in (HELD, ON_DISK):
-            everything(of_memory(data, gib))
+        for gib in (IN_MEMORY, ON_DISK):
+            prepared_contents(with_memory_gib(data, gib))
     assert decoded == []
     assert "not as" not in capfd.readouterr().err
 
 
 def test_any_rank_says_what_it_decodes_anew(data, folder, monkeypatch, capfd):
-    everything(data)
-    flip_bit(the_entry(folder) / "pixels.u8", 0)
+    prepared_contents(data)
+    flip_bit(cache_entry(folder) / "pixels.u8", 0)
     monkeypatch.setattr("cnnrun.base.torchrun.rank", lambda: 1)
-    everything(data)
+    prepared_contents(data)
     assert "pictures 0 to 3 are not as they were written; decoded anew" in capfd.readouterr().err
 
 
 def test_what_is_cleared_while_it_is_verified_is_decoded_anew(data, folder, monkeypatch):
-    expected = everything(data)
-    entry = the_entry(folder)
+    expected = prepared_contents(data)
+    entry = cache_entry(folder)
     real = cached_split.has_changed
 
     def cleared(pixels, hashes):
@@ -141,13 +141,13 @@ def test_what_is_cleared_while_it_is_verified_is_decoded_anew(data, folder, monk
     monkeypatch.setattr(cached_split, "has_changed", cleared)
     one_thread = data.model_copy(update={"workers": 0})
     with counted_blocks() as decoded:
-        assert everything(one_thread) == expected
+        assert prepared_contents(one_thread) == expected
     assert len(decoded) == 7
 
 
 def test_pictures_are_hashed_when_first_taken_and_never_again(data, monkeypatch):
-    everything(data)
-    made = prepare(of_memory(data, ON_DISK), index(data), bar)
+    prepared_contents(data)
+    made = prepare(with_memory_gib(data, ON_DISK), index(data), bar)
     train = made.splits["train"]
     seen = []
     real = storage.has_changed
@@ -160,30 +160,30 @@ def test_pictures_are_hashed_when_first_taken_and_never_again(data, monkeypatch)
     assert seen == [len(half), len(train) - len(half)]
 
 
-@pytest.mark.parametrize("gib", [HELD, ON_DISK])
+@pytest.mark.parametrize("gib", [IN_MEMORY, ON_DISK])
 def test_an_entry_under_another_key_is_not_believed(picture_folder, folder, tmp_path, gib):
-    data = data_of(picture_folder, folder, memory_gib=gib)
-    expected = everything(data)
-    entry = the_entry(folder)
+    data = folder_data(picture_folder, folder, memory_gib=gib)
+    expected = prepared_contents(data)
+    entry = cache_entry(folder)
     shutil.copytree(picture_folder, tmp_path / "first")
     for number, path in enumerate(sorted(picture_folder.rglob("*.png"))):
         save_picture(path, seed=1000 + number)
-    everything(data)  # other pictures of the same names
+    prepared_contents(data)  # other pictures of the same names
     (other,) = (path for path in folder.iterdir() if path != entry)
     shutil.rmtree(picture_folder)
     (tmp_path / "first").rename(picture_folder)
     shutil.rmtree(entry)
     other.rename(entry)
-    assert everything(data) == expected
+    assert prepared_contents(data) == expected
 
 
 def test_entries_of_an_older_format_are_not_found_but_listed_and_cleared(data, folder, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(cache, "FORMAT", 1)
-        everything(data)
-    old = the_entry(folder)
+        prepared_contents(data)
+    old = cache_entry(folder)
     with counted_blocks() as decoded:
-        everything(data)
+        prepared_contents(data)
     assert len(decoded) == 7
     assert old.name in [entry["key"] for entry in cache.entries(folder)]
     assert cache.clear(folder, [old.name]) == ([old.name], [])
@@ -191,21 +191,21 @@ def test_entries_of_an_older_format_are_not_found_but_listed_and_cleared(data, f
 
 
 def test_what_may_only_be_read_is_used_where_it_is_whole(data, folder, monkeypatch, picture_folder):
-    expected = everything(data)
-    entry = the_entry(folder)
+    expected = prepared_contents(data)
+    entry = cache_entry(folder)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     monkeypatch.setattr(cached_split, "hold", None)
-    assert everything(data) == expected
+    assert prepared_contents(data) == expected
     flip_bit(entry / "pixels.u8", 1000)
     before = {path: path.read_bytes() for path in entry.iterdir()}
     with pytest.raises(StorageError, match=f"{entry}: not as it was written, and you may not write it; give"):
-        everything(data)
+        prepared_contents(data)
     assert {path: path.read_bytes() for path in entry.iterdir()} == before
 
 
 def test_a_plan_of_any_content_is_listed_or_left_out(data, folder):
-    everything(data)
-    entry = the_entry(folder)
+    prepared_contents(data)
+    entry = cache_entry(folder)
     for count in ('"many"', "[1]", "null", "1e3"):
         (entry / "plan.json").write_text(
             f'{{"source": 1, "count": {count}, "shape": [], "block": 1, "files": 1, "blocks": 1}}'
@@ -214,8 +214,8 @@ def test_a_plan_of_any_content_is_listed_or_left_out(data, folder):
 
 
 def test_a_lock_that_another_process_makes_while_one_clears_is_left_to_it(data, folder, monkeypatch):
-    everything(data)
-    entry = the_entry(folder)
+    prepared_contents(data)
+    entry = cache_entry(folder)
     real = Folder.remove
 
     def remove(self: Folder, name: str) -> None:
@@ -230,7 +230,7 @@ def test_a_lock_that_another_process_makes_while_one_clears_is_left_to_it(data, 
 
 @pytest.fixture
 def bundles(tmp_path, monkeypatch) -> list[str]:
-    return count_bundles(tmp_path / "home", monkeypatch)
+    return record_bundles(tmp_path / "home", monkeypatch)
 
 
 def test_the_charts_script_is_put_together_once_and_again_where_it_is_damaged(tmp_path, bundles, capfd):

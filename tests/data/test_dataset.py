@@ -18,7 +18,7 @@ from cnnrun.data.image_files import load
 from cnnrun.data.prepare import prepare
 from cnnrun.data.sources import Source
 from cnnrun.data.storage import Held
-from tests.conftest import save_picture
+from tests.support.images import save_picture
 
 DATA = TypeAdapter(Data)
 

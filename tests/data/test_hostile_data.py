@@ -28,7 +28,7 @@ from cnnrun.data.image_files import Image, load
 from cnnrun.data.prepare import prepare
 from cnnrun.experiment import schema
 from cnnrun.results import operations
-from tests.conftest import save_picture
+from tests.support.images import save_picture
 
 SIZE = (10, 12)
 

@@ -11,7 +11,7 @@ from PIL import Image as Pil
 
 from cnnrun.base.errors import DataError
 from cnnrun.data.image_files import Image, load
-from tests.conftest import save_picture
+from tests.support.images import save_picture
 
 SIZE = (10, 12)
 

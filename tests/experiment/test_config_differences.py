@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from tests.conftest import TINY
+from tests.support.configs import TINY
 
 COMMANDS = {
     "eval": ["eval", "CONFIG"],

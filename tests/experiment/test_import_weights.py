@@ -17,7 +17,7 @@ from cnnrun.model import weights_file
 from cnnrun.results import operations
 from cnnrun.training import checkpoints
 from cnnrun.training.run_records import parse_facts
-from tests.conftest import TINY
+from tests.support.configs import TINY
 
 CPU = torch.device("cpu")
 DATA = Path(__file__).parents[2] / "data" / "mobilenet-v2"
@@ -353,9 +353,9 @@ def test_a_checkpoints_pointer_is_a_checkpoint(trained_run):
 
 def test_statistics_of_the_weights_survive_a_resume(trained_run, tmp_path, monkeypatch):
     """A network keeps normalising by what it learned with, also in what the next training reads from its run."""
-    from tests.resumed import stopped_at
+    from tests.support.interrupted_trainings import stop_at
 
-    with stopped_at(5):
+    with stop_at(5):
         started(trained_run, tmp_path, "data.split={val: 0.4, test: 0.2}", "train.epochs=2")
     run = tmp_path / "given" / "1"
     before = checkpoints.load_newest(run / "checkpoints", "latest", pytest.fail)

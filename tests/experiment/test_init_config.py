@@ -18,7 +18,7 @@ from cnnrun.base.errors import ConfigError, DataError
 from cnnrun.data.guess_source import source_of
 from cnnrun.experiment import init_config, schema
 from cnnrun.results import operations
-from tests.conftest import save_picture
+from tests.support.images import save_picture
 
 
 @pytest.fixture(autouse=True)

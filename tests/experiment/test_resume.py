@@ -13,8 +13,9 @@ from cnnrun.base.errors import CheckpointError
 from cnnrun.experiment import schema
 from cnnrun.results import operations
 from cnnrun.training import run_folder
-from tests.conftest import TINY, save_picture
-from tests.resumed import stopped_at
+from tests.support.configs import TINY
+from tests.support.images import save_picture
+from tests.support.interrupted_trainings import stop_at
 
 CPU = torch.device("cpu")
 
@@ -36,7 +37,7 @@ def pets(tmp_path) -> Path:
 @pytest.fixture
 def unfinished(pets, tmp_path) -> Path:
     """A run that was stopped at its second step."""
-    with stopped_at(1):
+    with stop_at(1):
         operations.train(over(pets), tmp_path / "runs", CPU, resume=False)
     return tmp_path / "runs" / "tiny" / "1"
 
@@ -124,7 +125,7 @@ def test_other_data_is_refused_with_what_changed(unfinished, pets, tmp_path):
 def test_a_machine_in_between_is_remembered(unfinished, pets, tmp_path):
     with pytest.MonkeyPatch.context() as patched:
         MACHINE["cpu_capability"](patched)
-        with stopped_at(3):
+        with stop_at(3):
             operations.train(over(pets), tmp_path / "runs", CPU, resume=True)
     for _ in range(2):
         with pytest.raises(CheckpointError, match="cpu_capability was Z80, is "):
@@ -135,7 +136,7 @@ def test_strictly_every_machine_before_counts_not_the_last_alone(unfinished, pet
     """Begun here, gone on with elsewhere, and then strictly there."""
     with pytest.MonkeyPatch.context() as patched:
         MACHINE["threads"](patched)
-        with stopped_at(3):
+        with stop_at(3):
             operations.train(over(pets), tmp_path / "runs", CPU, resume=True)
         with pytest.raises(CheckpointError, match="threads was 1, is 7"):
             operations.train(over(pets), tmp_path / "runs", CPU, resume=True, strict=True)

@@ -15,7 +15,7 @@ from cnnrun.experiment.schema import Experiment
 from cnnrun.model.layers import Leaf
 from cnnrun.model.network import build
 from cnnrun.tasks.classify import Classify
-from tests.conftest import TINY
+from tests.support.configs import TINY
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 

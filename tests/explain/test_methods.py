@@ -25,7 +25,7 @@ from cnnrun.explain.methods.worst import worst
 from cnnrun.explain.subject import Shown, aimed, said_of
 from cnnrun.model.network import build, materialize
 from cnnrun.results import operations
-from tests.explained import opened
+from tests.support.small_runs import open_run
 
 CPU = torch.device("cpu")
 COMMANDS = ("filters", "features", "top", "deconv", "occlude", "gradcam", "saliency", "evolve", "invariance", "embed")
@@ -113,7 +113,7 @@ def test_the_rules_of_handing_back_are_captums():
 
 
 def test_the_network_is_as_it_was_after_looking(run):
-    subject = opened(run).subject
+    subject = open_run(run).subject
     pictures = torch.rand(2, 1, 8, 8) * 16
     before = subject.given.network(pictures)
     place = subject.maps(None)
@@ -128,7 +128,7 @@ def test_the_network_is_as_it_was_after_looking(run):
 
 
 def test_features_are_what_the_layers_give(run):
-    subject = opened(run).subject
+    subject = open_run(run).subject
     pictures = torch.rand(3, 1, 8, 8) * 16
     network = subject.given.network
     for place in subject.places:
@@ -140,7 +140,7 @@ def test_features_are_what_the_layers_give(run):
 
 @pytest.mark.parametrize("batch", [1, 7, 64])
 def test_top_is_what_looking_at_every_picture_finds(batch, run):
-    run_ = opened(run, split="val")
+    run_ = open_run(run, split="val")
     subject, examples = run_.subject, run_.examples()
     for word in ("stem", "model[3]", "last"):
         place = subject.maps(word)
@@ -166,7 +166,7 @@ def test_top_tells_where_each_patch_lies(run, tmp_path):
 
 
 def test_occlusion_in_batches_is_occlusion_one_by_one(run):
-    subject = opened(run).subject
+    subject = open_run(run).subject
     given = subject.given
     picture = torch.rand(1, 8, 8) * 16
     with torch.no_grad():
@@ -185,9 +185,9 @@ def test_occlusion_in_batches_is_occlusion_one_by_one(run):
 
 
 def test_gradcam_is_its_formula_and_captums(run):
-    subject = opened(run).subject
+    subject = open_run(run).subject
     network = subject.given.network
-    pictures = opened(run, split="val").examples().take(torch.arange(5)).float()
+    pictures = open_run(run, split="val").examples().take(torch.arange(5)).float()
     shown = Shown(pictures, list("abcde"), [""] * 5)
     found, aim, scores = cams(subject, shown, "layers.last", "last", "4")
     with captured(network, ["layers.last"]) as kept:
@@ -224,7 +224,7 @@ train: {epochs: 1, batch: 256}
 
 
 def test_a_change_of_nothing_moves_nothing(run):
-    subject = opened(run).subject
+    subject = open_run(run).subject
     for change in changes((1, 8, 8), CPU):
         identity = change.matrix_S23[0 if "shift" not in change.name else len(change.amounts) // 2]
         assert torch.allclose(identity, torch.eye(2, 3), atol=1e-6), change.name
@@ -247,7 +247,7 @@ def test_evolve_shows_each_checkpoint_and_ends_where_top_is(run):
     steps = list(dict.fromkeys(each["step"] for each in data["patches"]))
     assert len(steps) == 4
     assert steps == sorted(steps)
-    opened_ = opened(run / "checkpoints" / f"step-{steps[-1]:08d}", split="val")
+    opened_ = open_run(run / "checkpoints" / f"step-{steps[-1]:08d}", split="val")
     found = strongest(opened_.subject.given, opened_.subject.maps("last"), opened_.examples(), 64)
     last = [each for each in data["patches"] if each["step"] == steps[-1]]
     assert [each["value"] for each in last] == pytest.approx(found.values[0, [1, 2]].tolist(), rel=1e-5)
@@ -271,7 +271,7 @@ def test_embeddings_are_the_layers_means_and_a_probe_reads_them(run, tmp_path):
     asked = run_method.Asked(run, Path("runs"), CPU, path, "val")
     data = run_method.embed(asked, ["stem", "last"], "pca", True)
     kept = np.load(path)
-    run_ = opened(run, split="val")
+    run_ = open_run(run, split="val")
     examples = run_.examples()
     place = run_.subject.maps("last")
     maps = features(run_.subject.given.network, place, examples.take(torch.arange(len(examples))).float())
@@ -310,7 +310,7 @@ def test_guided_minds_where_relu6_is_flat():
 
 
 def test_a_square_reaches_the_far_edges(run):
-    subject = opened(run).subject
+    subject = open_run(run).subject
     picture = torch.rand(1, 8, 8)
     aim = aimed(subject.said(picture[None]), None, Shown(picture[None], ["a"], [""]))
     swept = sweep(subject, picture, aim, "layers.last", 0, 3, 2)
@@ -329,7 +329,7 @@ def test_the_map_of_an_occlusion_lies_where_the_squares_middles_are():
 
 def test_what_is_said_of_one_place_is_explained_place_by_place(of_each_task):
     """A detector's best score: slopes times maps, which heat the cells about the one that has the score."""
-    run_ = opened(of_each_task["detect"], split="val", count=6)
+    run_ = open_run(of_each_task["detect"], split="val", count=6)
     subject, shown = run_.subject, run_.shown()
     found, _, _ = cams(subject, shown, subject.maps(None).module, "p3", None)
     network, module = subject.given.network, subject.maps(None).module
@@ -343,10 +343,10 @@ def test_what_is_said_of_one_place_is_explained_place_by_place(of_each_task):
 
 def test_in_parts_it_is_what_it_is_at_once(run):
     """Whatever fits the memory: slopes, projections and what is said do not depend on how many run together."""
-    pixels = opened(run, split="val").examples().take(torch.arange(7)).float()
+    pixels = open_run(run, split="val").examples().take(torch.arange(7)).float()
     shown, found = Shown(pixels, list("abcdefg"), [""] * 7), []
     for size in (128, 3, 1):
-        subject = opened(run).subject
+        subject = open_run(run).subject
         subject.__dict__["at_once"] = size
         place = subject.maps(None)
         found.append(
@@ -364,7 +364,7 @@ def test_in_parts_it_is_what_it_is_at_once(run):
 
 def test_people_with_one_picture_are_nobodys_mistakes(of_each_task):
     """Of embeddings: those that another's resembles most come first, and no one without a picture like his own."""
-    run_ = opened(of_each_task["verify"], split="val")
+    run_ = open_run(of_each_task["verify"], split="val")
     examples = run_.examples()
     labels = examples.targets["labels"].clone()
     labels[0] = labels.max() + 1
@@ -390,6 +390,6 @@ def test_of_many_pictures_it_says_how_many_were_looked_at(run, monkeypatch):
     from cnnrun.explain.methods import worst as module
 
     monkeypatch.setattr(module, "_MOST", 50)
-    found = worst(opened(run).subject, opened(run, split="val").examples(), 3, 16)
+    found = worst(open_run(run).subject, open_run(run, split="val").examples(), 3, 16)
     assert found.looked_at == 50
     assert len(found.mistakes) == 3

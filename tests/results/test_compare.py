@@ -12,8 +12,8 @@ import torch
 from cnnrun.base.errors import CheckpointError
 from cnnrun.experiment import schema
 from cnnrun.results import compare, operations
-from tests.conftest import TINY
-from tests.resumed import stopped_at
+from tests.support.configs import TINY
+from tests.support.interrupted_trainings import stop_at
 
 CPU = torch.device("cpu")
 
@@ -24,7 +24,7 @@ def runs(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("runs")
     operations.train(schema.parse(TINY, "tiny.yaml", ["name=tiny"]), root, CPU, resume=False)
     stopped = schema.parse(TINY, "tiny.yaml", ["name=tiny", "seed=1"])
-    with stopped_at(20):
+    with stop_at(20):
         operations.train(stopped, root, CPU, resume=False)
     early = ["name=tiny", "seed=2", "train.epochs=5", "train.early_stop={patience: 1, min_delta: 0.9}"]
     operations.train(schema.parse(TINY, "tiny.yaml", early), root, CPU, resume=False)

@@ -9,7 +9,7 @@ from functools import cache
 
 import pytest
 
-from tests.mutations import MUTATIONS, ROOT, changed_source
+from tests.support.mutations import MUTATIONS, ROOT, changed_source
 
 # fmt: off
 CORE = {

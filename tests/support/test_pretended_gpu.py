@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.pretended_gpu import is_on_gpu, pretended_gpu
+from tests.support.pretended_gpu import is_on_gpu, pretended_gpu
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 
 from cnnrun.training import checkpoints
-from tests import damage, damaged
+from tests.support import damaged_runs
 
 SAMPLE = 60  # of each kind
 
@@ -24,7 +24,7 @@ SAMPLE = 60  # of each kind
 @pytest.fixture(scope="module")
 def runs_of_each_state(tmp_path_factory):
     """A config, a finished run of it, and the same run as if its training had been killed at the very end."""
-    return damaged.runs_of_each_state(tmp_path_factory.mktemp("damaged"))
+    return damaged_runs.runs_of_each_state(tmp_path_factory.mktemp("damaged"))
 
 
 def sample(damages):
@@ -36,7 +36,7 @@ def check(source: Path, damages, words, *, refused: int) -> None:
     """Each damage to a copy of the run gives 0, 3 or 4, and a line without a traceback where it is not 0."""
     codes, before = [], tree(source)
     for what, apply in sample(damages):
-        code, err = damaged.trial(source, apply, words)
+        code, err = damaged_runs.run_on_damaged_copy(source, apply, words)
         assert code in (0, 3, 4), (what, err)
         assert "Traceback" not in err, what
         assert code == 0 or err.splitlines(), what
@@ -58,11 +58,11 @@ def tree(folder: Path) -> str:
 
 
 KINDS = {
-    "files, eval": (damage.of_files, "eval", 3),
-    "files, report": (damage.of_files, "report", 10),
-    "files, train": (damage.of_files, "train", 3),
-    "checkpoints, eval": (damage.of_checkpoints, "eval", 10),
-    "checkpoints, train": (damage.of_checkpoints, "train", 10),
+    "files, eval": (damaged_runs.file_damages, "eval", 3),
+    "files, report": (damaged_runs.file_damages, "report", 10),
+    "files, train": (damaged_runs.file_damages, "train", 3),
+    "checkpoints, eval": (damaged_runs.checkpoint_damages, "eval", 10),
+    "checkpoints, train": (damaged_runs.checkpoint_damages, "train", 10),
 }
 
 
@@ -90,7 +90,7 @@ def test_numbers_that_are_not_finite_are_never_used(runs_of_each_state, run_cli,
             name = next(name for name, value in tensors.items() if value.is_floating_point())
             tensors[name] = torch.full_like(tensors[name], bad)
             (generation / f"{part}.safetensors").write_bytes(safetensors.torch.save(tensors))
-            damage.reseal(generation)
+            damaged_runs.reseal(generation)
         code, _, err = run_cli(*words, *([copy] if words == ("eval",) else []), "--runs", tmp_path / words[0])
         assert code == 3
         assert "is not made of finite real numbers" in err
@@ -115,7 +115,7 @@ def test_nothing_leads_out_of_a_run(runs_of_each_state, run_cli, tmp_path, comma
     """Six of seven writes through a link got out, with exit 0."""
     config, finished, killed = runs_of_each_state
     source = killed if command == "train" else finished
-    for number, (what, apply) in enumerate(damage.links_and_pipes(source, tmp_path / "outside")):
+    for number, (what, apply) in enumerate(damaged_runs.links_and_pipes(source, tmp_path / "outside")):
         root, outside = tmp_path / str(number), tmp_path / "outside"
         outside.mkdir()
         copy = root / "tiny" / "1"
@@ -165,13 +165,13 @@ def test_numbers_of_another_type_are_refused(runs_of_each_state, part, change):
     config, finished, killed = runs_of_each_state
 
     def damage_it(run: Path) -> None:
-        generation = damage.newest(run)
+        generation = damaged_runs.newest_checkpoint(run)
         tensors = safetensors.torch.load_file(generation / f"{part}.safetensors")
         changed = {name: change(value) if value.is_floating_point() else value for name, value in tensors.items()}
         (generation / f"{part}.safetensors").write_bytes(safetensors.torch.save(changed))
-        damage.reseal(generation)
+        damaged_runs.reseal(generation)
 
-    code, err = damaged.trial(killed, damage_it, ("train", str(config), "--resume", "--no-report"))
+    code, err = damaged_runs.run_on_damaged_copy(killed, damage_it, ("train", str(config), "--resume", "--no-report"))
     assert code == 3, err
     if part == "ema":
-        assert damaged.trial(finished, damage_it, ("eval",))[0] == 3
+        assert damaged_runs.run_on_damaged_copy(finished, damage_it, ("eval",))[0] == 3

@@ -20,9 +20,9 @@ from cnnrun.export.python_file import Code
 from cnnrun.results import operations
 from cnnrun.results.predict import with_scores
 from cnnrun.training.evaluate import evaluate
-from tests.conftest import save_picture
-from tests.resumed import digest, stopped_at
-from tests.several import on_ranks
+from tests.support.forked_processes import run_on_ranks
+from tests.support.images import save_picture
+from tests.support.interrupted_trainings import digest, stop_at
 
 CPU = torch.device("cpu")
 SCENES = """
@@ -77,7 +77,7 @@ def test_it_learns_and_measures_the_same_everywhere(run):
 def test_resumed_is_uninterrupted(tmp_path, augment):
     made = tried(f"data.augment={augment}", "train.ema={decay: 0.9}", "train.epochs=2", "train.accumulate=2")
     operations.train(made, tmp_path / "whole", CPU, resume=True)
-    with stopped_at(7):
+    with stop_at(7):
         operations.train(made, tmp_path / "cut", CPU, resume=True)
     operations.train(made, tmp_path / "cut", CPU, resume=True)
     assert digest(tmp_path / "cut" / "scenes" / "1") == digest(tmp_path / "whole" / "scenes" / "1")
@@ -97,7 +97,7 @@ def test_evaluation_by_several_ranks_is_that_of_one(run):
 
     alone = measured()
     assert alone["AP50"] > 0
-    assert all(each == alone for each in on_ranks(2, measured))
+    assert all(each == alone for each in run_on_ranks(2, measured))
 
 
 @pytest.mark.parametrize("form", [Onnx(), Code()], ids=lambda form: form.kind)
@@ -289,7 +289,7 @@ def test_mistakes_are_told_where_they_are(override, where, words):
 
 @pytest.mark.parametrize("setting", ["mosaic=0.5", "crop={safe: true}"])
 def test_what_is_for_boxes_is_refused_without(setting):
-    from tests.conftest import TINY
+    from tests.support.configs import TINY
 
     with pytest.raises(ConfigError, match="is for boxes; classify has none"):
         schema.parse(TINY, "tiny.yaml", [f"data.augment.{setting}"])

@@ -199,11 +199,11 @@ def test_a_changed_file_gives_an_answer_or_an_error_of_the_users(tmp_path, name)
 
 @pytest.mark.parametrize("name", ["manifest.json", "state.json", "evaluation.json"])
 def test_a_changed_checkpoint_gives_an_answer_or_an_error_of_the_users(tmp_path, trained_run, name):
-    from tests import damage
+    from tests.support.damaged_runs import newest_checkpoint, reseal
 
     run = tmp_path / "run"
     shutil.copytree(trained_run, run)
-    generation = damage.newest(run)
+    generation = newest_checkpoint(run)
     data = (generation / name).read_bytes()
     sound = (generation / "manifest.json").read_bytes()
 
@@ -213,7 +213,7 @@ def test_a_changed_checkpoint_gives_an_answer_or_an_error_of_the_users(tmp_path,
         (generation / "manifest.json").write_bytes(sound)
         (generation / name).write_bytes(made)
         if name != "manifest.json":
-            damage.reseal(generation)
+            reseal(generation)
         try:
             weights_of_checkpoint(checkpoints.load(generation))
         except UserError as error:

@@ -21,8 +21,8 @@ from cnnrun.experiment import assemble, schema
 from cnnrun.export.onnx import Onnx
 from cnnrun.export.python_file import Code
 from cnnrun.results import compare, operations
-from tests.resumed import digest, stopped_at
-from tests.several import on_ranks
+from tests.support.forked_processes import run_on_ranks
+from tests.support.interrupted_trainings import digest, stop_at
 
 CPU = torch.device("cpu")
 SIDE = 12
@@ -147,7 +147,7 @@ def test_resumed_is_uninterrupted(pictures, tmp_path, kind):
         else labels(pictures, "train.epochs=3")
     )
     whole = operations.train(made, tmp_path / "whole", CPU, resume=False)["run"]
-    with stopped_at(13):
+    with stop_at(13):
         operations.train(made, tmp_path / "cut", CPU, resume=False)
     part = operations.train(made, tmp_path / "cut", CPU, resume=True)["run"]
     assert digest(Path(whole)) == digest(Path(part))
@@ -158,7 +158,7 @@ def test_two_ranks_measure_what_one_does(pictures, tmp_path, make):
     made = make(pictures, "train.epochs=1")
     run = operations.train(made, tmp_path, CPU, resume=False)["run"]
     alone = operations.evaluate(Path(run), tmp_path, CPU, None)
-    for rank in on_ranks(2, lambda _: operations.evaluate(Path(run), tmp_path, CPU, None)):
+    for rank in run_on_ranks(2, lambda _: operations.evaluate(Path(run), tmp_path, CPU, None)):
         assert rank["numbers"] == alone["numbers"]
 
 

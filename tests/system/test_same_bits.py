@@ -13,7 +13,7 @@ import torch
 from cnnrun.base.errors import Interrupted
 from cnnrun.experiment import schema
 from cnnrun.results import operations
-from tests.conftest import save_picture
+from tests.support.images import save_picture
 
 CONFIG = """
 task: classify

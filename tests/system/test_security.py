@@ -18,8 +18,9 @@ import pytest
 import torch
 
 from cnnrun.base.errors import CheckpointError, UserError
-from tests.conftest import TINY, save_picture
-from tests.several import forked, outcome
+from tests.support.configs import TINY
+from tests.support.forked_processes import fork, outcome
+from tests.support.images import save_picture
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "cnnrun").rglob("*.py"))
@@ -258,7 +259,7 @@ def test_s7_nothing_is_asked_of_the_network(tmp_path):
         return seen
 
     # Vega and torch look for programs of the system; none of them may be a connection.
-    found = outcome(*forked(everything))
+    found = outcome(*fork(everything))
     assert isinstance(found, list), found
     assert not [each for each in found if not each.startswith("subprocess.Popen")]
     assert not [each for each in found if "curl" in each or "wget" in each]

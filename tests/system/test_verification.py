@@ -24,9 +24,9 @@ from cnnrun.export.onnx import Onnx
 from cnnrun.export.python_file import Code
 from cnnrun.results import operations
 from cnnrun.training.evaluate import evaluate
-from tests.conftest import save_picture
-from tests.resumed import digest, stopped_at
-from tests.several import on_ranks
+from tests.support.forked_processes import run_on_ranks
+from tests.support.images import save_picture
+from tests.support.interrupted_trainings import digest, stop_at
 
 CPU = torch.device("cpu")
 DIGITS = """
@@ -122,7 +122,7 @@ def test_each_loss_learns(loss, tmp_path):
 def test_resumed_is_uninterrupted(tmp_path, more):
     made = tried("train.epochs=2", "train.ema={decay: 0.9}", *more)
     operations.train(made, tmp_path / "whole", CPU, resume=True)
-    with stopped_at(17):
+    with stop_at(17):
         operations.train(made, tmp_path / "cut", CPU, resume=True)
     operations.train(made, tmp_path / "cut", CPU, resume=True)
     assert digest(tmp_path / "whole/digits/1") == digest(tmp_path / "cut/digits/1")
@@ -160,7 +160,7 @@ def test_stopped_at_an_epochs_end_the_thresholds_stay(tmp_path, monkeypatch):
 
     made = tried("train.epochs=2")
     steps = made.train.steps_per_epoch(assemble.dataset(made).facts.counts["train"])
-    with stopped_at(steps + 1):
+    with stop_at(steps + 1):
         operations.train(made, tmp_path, CPU, resume=True)
     run = tmp_path / "digits" / "1"
     shutil.rmtree(run / "checkpoints" / f"step-{steps + 2:08d}")
@@ -179,7 +179,7 @@ def test_stopped_at_an_epochs_end_the_thresholds_stay(tmp_path, monkeypatch):
 
 def test_a_checkpoint_that_was_not_measured_has_no_threshold_and_says_so(tmp_path, run_cli, people):
     made = tried("train.epochs=2", "train.save_every=7")
-    with stopped_at(20):
+    with stop_at(20):
         operations.train(made, tmp_path, CPU, resume=True)
     run = tmp_path / "digits" / "1"
     words = ["verify", *sorted((people / "digit 7").iterdir())[:2], "--run", run / "checkpoints" / "latest"]
@@ -216,7 +216,7 @@ def test_ranks_measure_what_one_process_measures(run, size):
         with joined(CPU, 60) as ranks:
             return evaluate(given.network, None, given.task, given.facts, data.splits[name], 60, CPU, ranks).numbers
 
-    assert on_ranks(size, of) == [alone.numbers] * size
+    assert run_on_ranks(size, of) == [alone.numbers] * size
 
 
 def test_exported_is_the_network_and_knows_its_threshold(run, tmp_path):

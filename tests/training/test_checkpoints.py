@@ -188,7 +188,7 @@ def test_what_val_said_is_added_and_takes_the_place_of_what_was_saved(tmp_path):
 def test_a_kill_while_it_is_added_leaves_the_checkpoint_as_it_was_saved(tmp_path, call):
     import signal
 
-    from tests.several import forked, outcome
+    from tests.support.forked_processes import fork, outcome
 
     checkpoints.save(Folder(tmp_path), 7, parts(1), {"training": 1})
 
@@ -209,7 +209,7 @@ def test_a_kill_while_it_is_added_leaves_the_checkpoint_as_it_was_saved(tmp_path
             setattr(os, name, counted(getattr(os, name)))
         checkpoints.add_evaluation(Folder(tmp_path), 7, {"training": 2})
 
-    ended = outcome(*forked(adding))
+    ended = outcome(*fork(adding))
     assert ended in (None, -signal.SIGKILL)
     found = checkpoints.load_newest(tmp_path, "latest", pytest.fail)
     assert found.state["training"] in ({1, 2} if ended else {2})

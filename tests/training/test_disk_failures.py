@@ -24,8 +24,8 @@ from cnnrun.base.errors import CheckpointError, StorageError, UserError
 from cnnrun.experiment import schema
 from cnnrun.results import operations
 from cnnrun.training import checkpoints
-from tests.conftest import TINY
-from tests.several import forked, outcome, wait_for
+from tests.support.configs import TINY
+from tests.support.forked_processes import fork, outcome, wait_for
 
 CPU = torch.device("cpu")
 ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EXDEV)
@@ -107,7 +107,7 @@ def test_kills_while_saving_cost_nothing(tmp_path, how):
     reached, had_best = 1, False
     for _ in range(250):
         (tmp_path / "going").unlink(missing_ok=True)
-        pid, pipe = forked(lambda: saving(draw.randint(1, 90) if how == "call" else None))
+        pid, pipe = fork(lambda: saving(draw.randint(1, 90) if how == "call" else None))
         draw.random()
         if how == "moment":
             wait_for((tmp_path / "going").exists)  # however long the fork took
@@ -149,7 +149,7 @@ def test_saving_the_same_step_again_never_loses_it(tmp_path, monkeypatch, how):
                 save(folder, 3, keep=1)
 
         if how == "kill":
-            assert outcome(*forked(again)) == -signal.SIGKILL
+            assert outcome(*fork(again)) == -signal.SIGKILL
         else:
             with contextlib.suppress(StorageError):
                 again()

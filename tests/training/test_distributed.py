@@ -28,8 +28,9 @@ from cnnrun.training import checkpoints, loop
 from cnnrun.training import step as step_of_learning
 from cnnrun.training.evaluate import evaluate
 from cnnrun.training.learner import Learner
-from tests.conftest import TINY, save_picture
-from tests.several import forked, free_port, on_ranks, outcome, ranked, wait_for
+from tests.support.configs import TINY
+from tests.support.forked_processes import fork, free_port, outcome, rank_environment, run_on_ranks, wait_for
+from tests.support.images import save_picture
 
 CPU = torch.device("cpu")
 PLAIN = "model=[{conv: {out_channels: 4, activation: relu}}, max_pool, flatten, {linear: {out_features: 16}}]"
@@ -54,7 +55,7 @@ def trained(root: Path, size: int, *overrides: str, resume: bool = False) -> lis
     def run(rank: int) -> object:
         return operations.train(tried(*overrides), root, CPU, resume)
 
-    return [run(0)] if size == 1 else on_ranks(size, run)
+    return [run(0)] if size == 1 else run_on_ranks(size, run)
 
 
 def saved(root: Path) -> checkpoints.Checkpoint:
@@ -125,7 +126,7 @@ def test_evaluation_is_that_of_one_process(trained_run, size):
     alone = measured(Ranks())
     assert len(alone) == 99
     assert sum(alone[-1].matrices["confusion"][0]) > 0
-    for found in on_ranks(size, run):
+    for found in run_on_ranks(size, run):
         assert found == alone
 
 
@@ -436,7 +437,7 @@ def test_an_error_of_the_first_rank_is_told_once(tmp_path, monkeypatch):
 
             return ranks.from_first(fail)
 
-    first, second = on_ranks(2, run)
+    first, second = run_on_ranks(2, run)
     assert isinstance(first, ConfigError)
     assert isinstance(second, Elsewhere)
     assert second.lines == ()
@@ -454,8 +455,9 @@ def test_a_rank_that_is_started_again_does_not_look_for_one_that_is_gone():
 
     for attempt in range(3):
         there = [
-            forked(
-                lambda rank=rank: run(rank), ranked(rank, 2, port, attempt) | {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+            fork(
+                lambda rank=rank: run(rank),
+                rank_environment(rank, 2, port, attempt) | {"TORCHELASTIC_USE_AGENT_STORE": "True"},
             )
             for rank in range(2)
         ]
@@ -464,7 +466,7 @@ def test_a_rank_that_is_started_again_does_not_look_for_one_that_is_gone():
 
 
 def test_ranks_that_cannot_meet_say_so(monkeypatch):
-    for key, value in ranked(1, 2, free_port()).items():
+    for key, value in rank_environment(1, 2, free_port()).items():
         monkeypatch.setenv(key, value)
     with pytest.raises(ResourceError, match="cannot find each other"), joined(CPU, 1):
         pass
@@ -483,7 +485,7 @@ def test_unequal_numbers_of_floats_are_added_in_buckets(monkeypatch):
             told = ranks.gather({"a": torch.arange(rank)} if rank else {})
         return [value.tolist() for value in values], [{k: v.tolist() for k, v in each.items()} for each in told]
 
-    for sums, told in on_ranks(3, run):
+    for sums, told in run_on_ranks(3, run):
         assert sums[:5] == [[6.0] * size for size in (1, 9, 0, 30, 2)]
         assert sums[5] == [[0.0, 6.0], [3.0, 9.0]]
         assert told == [{}, {"a": [0]}, {"a": [0, 1]}]
@@ -517,7 +519,7 @@ def test_whatever_fails_on_the_first_rank_nobody_waits_for_it(error):
             return ranks.from_first(fail)
 
     began = time.monotonic()
-    first, second = on_ranks(2, run)
+    first, second = run_on_ranks(2, run)
     assert type(first) is type(error)
     assert isinstance(second, Elsewhere)
     assert time.monotonic() - began < 30
@@ -528,7 +530,7 @@ def test_what_cannot_be_told_to_the_others_is_an_error_for_all():
         with joined(CPU, 60) as ranks:
             return ranks.from_first(lambda: {1, 2})
 
-    first, second = on_ranks(2, run)
+    first, second = run_on_ranks(2, run)
     assert isinstance(first, TypeError)
     assert isinstance(second, Elsewhere)
 

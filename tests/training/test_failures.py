@@ -19,9 +19,10 @@ from cnnrun.results import operations
 from cnnrun.tasks.classify import CrossEntropy
 from cnnrun.training import checkpoints, loop
 from cnnrun.training import step as step_of_learning
-from tests.conftest import TINY, save_picture
-from tests.poison import PLACES, poison_weight
-from tests.several import forked, outcome
+from tests.support.configs import TINY
+from tests.support.forked_processes import fork, outcome
+from tests.support.images import save_picture
+from tests.support.non_finite_values import PLACES, poison_weight
 
 CPU = torch.device("cpu")
 BAD = [float("nan"), float("inf")]
@@ -206,7 +207,7 @@ def hang_on(monkeypatch, name: str, when) -> None:
 def trained_in_child(made: schema.Experiment, root: Path) -> tuple[object, float]:
     """What a training in a process of its own returned or raised, and after how long."""
     began = time.monotonic()
-    found = outcome(*forked(lambda: operations.train(made, root, CPU, resume=True)))
+    found = outcome(*fork(lambda: operations.train(made, root, CPU, resume=True)))
     return found, time.monotonic() - began
 
 

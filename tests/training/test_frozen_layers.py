@@ -14,8 +14,8 @@ from cnnrun.results import operations
 from cnnrun.training import checkpoints, frozen_layers, learner, settings
 from cnnrun.training.learner import Learner
 from cnnrun.training.step import backward, update
-from tests.conftest import TINY
-from tests.resumed import digest, stopped_at
+from tests.support.configs import TINY
+from tests.support.interrupted_trainings import digest, stop_at
 from tests.training.test_loop import CPU, tried, whole_run
 
 FROZEN = "train.freeze=conv1"
@@ -43,7 +43,7 @@ def test_frozen_layers_and_their_statistics_stay_and_the_rest_learns(tmp_path, a
 @pytest.mark.parametrize("rich", [[], ["train.ema={decay: 0.9}", "train.accumulate=2", "train.clip=1.0"]])
 def test_resumed_over_features_equals_uninterrupted(tmp_path, monkeypatch, rich):
     whole = whole_run(tmp_path / "whole", FROZEN, *rich)
-    with stopped_at(13):
+    with stop_at(13):
         whole_run(tmp_path / "cut", FROZEN, *rich)
     resumed = operations.train(tried(FROZEN, *rich), tmp_path / "cut", CPU, resume=True)
     assert digest(Path(resumed["run"])) == digest(whole)
@@ -141,7 +141,7 @@ def test_resumed_with_groups_equals_uninterrupted(tmp_path, monkeypatch):
         "train.optimizer={adamw: {lr: 0.01, groups: [{params: head, lr: 0.05}, {params: '*.bias', weight_decay: 0}]}}"
     )
     whole = whole_run(tmp_path / "whole", groups)
-    with stopped_at(7):
+    with stop_at(7):
         whole_run(tmp_path / "cut", groups)
     resumed = operations.train(tried(groups), tmp_path / "cut", CPU, resume=True)
     assert digest(Path(resumed["run"])) == digest(whole)

@@ -27,8 +27,9 @@ from cnnrun.training.learner import Job, Learner
 from cnnrun.training.run_folder import held
 from cnnrun.training.settings import Train
 from cnnrun.training.step import backward, update
-from tests.conftest import TINY, save_picture
-from tests.resumed import digest, stopped_at
+from tests.support.configs import TINY
+from tests.support.images import save_picture
+from tests.support.interrupted_trainings import digest, stop_at
 
 CPU = torch.device("cpu")
 RICH = ["train.ema={decay: 0.9}", "data.augment={shift: 0.2, rotate: 8}", "train.accumulate=2", "train.clip=1.0"]
@@ -52,7 +53,7 @@ def test_repeated_is_identical_and_seeds_differ(tmp_path):
 def test_resumed_is_uninterrupted_to_the_bit(tmp_path, monkeypatch, step):
     """17 steps an epoch: stopped at the start, within an epoch, at its edge, within the last."""
     expected = digest(whole_run(tmp_path / "whole", *RICH))
-    with stopped_at(step):
+    with stop_at(step):
         operations.train(tried(*RICH), tmp_path / "cut", CPU, resume=True)
     run = tmp_path / "cut" / "tiny" / "1"
     assert not (run / "result.json").exists()
@@ -64,7 +65,7 @@ def test_resumed_is_uninterrupted_to_the_bit(tmp_path, monkeypatch, step):
 def test_chain_of_stops_is_uninterrupted(tmp_path, monkeypatch):
     expected = digest(whole_run(tmp_path / "whole", *RICH))
     for step in (3, 4, 12, 20, 30):
-        with stopped_at(step):
+        with stop_at(step):
             operations.train(tried(*RICH), tmp_path / "cut", CPU, resume=True)
     operations.train(tried(*RICH), tmp_path / "cut", CPU, resume=True)
     assert digest(tmp_path / "cut" / "tiny" / "1") == expected
@@ -209,7 +210,7 @@ def test_a_finished_run_is_not_trained_again_when_resumed(tmp_path, capfd):
 
 
 def test_resume_leaves_a_run_of_other_settings_alone_and_names_them(tmp_path, monkeypatch, capfd):
-    with stopped_at(3):
+    with stop_at(3):
         operations.train(tried(), tmp_path, CPU, resume=False)
     run = Path(operations.train(tried("train.batch=32"), tmp_path, CPU, resume=True)["run"])
     assert run.name == "2"
@@ -336,7 +337,7 @@ def test_a_real_signal_to_a_real_process(tmp_path, number, code):
 
 
 def interrupted(root: Path, monkeypatch, step: int, *overrides: str) -> Path:
-    with stopped_at(step):
+    with stop_at(step):
         operations.train(tried(*overrides), root, CPU, resume=True)
     return root / "tiny" / "1"
 

@@ -23,8 +23,8 @@ from cnnrun.training import checkpoints, loop, optimizers
 from cnnrun.training import step as step_of_learning
 from cnnrun.training.learner import Learner
 from cnnrun.training.schedules import OneCycle
-from tests.conftest import TINY
-from tests.resumed import digest, stopped_at
+from tests.support.configs import TINY
+from tests.support.interrupted_trainings import digest, stop_at
 
 CPU = torch.device("cpu")
 CUT = 38  # 17 steps an epoch, three epochs: in the third, with an epoch behind it that was not the best
@@ -67,7 +67,7 @@ def _the_first_epoch_is_the_best(monkeypatch):
 
 
 def cut_short(root: Path, made: Experiment, steps: int) -> Path:
-    with stopped_at(steps - 1):
+    with stop_at(steps - 1):
         operations.train(made, root, CPU, resume=True)
     return root / "tiny" / "1"
 

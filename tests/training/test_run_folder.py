@@ -18,10 +18,10 @@ from cnnrun.experiment import schema
 from cnnrun.results import operations
 from cnnrun.training import checkpoints, loop, run_folder
 from cnnrun.training.learner import Learner
-from tests.conftest import TINY
-from tests.resumed import digest
-from tests.several import forked, outcome
-from tests.supervised import PLACES, WRITING, chain
+from tests.support.configs import TINY
+from tests.support.forked_processes import fork, outcome
+from tests.support.interrupted_trainings import digest
+from tests.support.supervised_commands import PLACES, WRITING, run_chain
 
 CPU = torch.device("cpu")
 
@@ -118,13 +118,13 @@ def test_a_signal_is_heeded_within_a_batch_of_validation(tmp_path, monkeypatch):
 @pytest.mark.parametrize("place", [*PLACES, *WRITING])
 def test_a_supervisor_repeats_one_command_blindly(place):
     """Killed again and again, repeated until it ends well, and once more: done once, the same bits, nothing left."""
-    found = chain(place, seed=1)
+    found = run_chain(place, seed=1)
     assert not found.trouble, found
     assert found.kills
 
 
 def test_a_finished_run_of_other_data_is_not_taken_for_this_one(tmp_path, picture_folder, run_cli):
-    from tests.conftest import save_picture
+    from tests.support.images import save_picture
 
     config = tmp_path / "pets.yaml"
     config.write_text(
@@ -254,9 +254,9 @@ def test_a_disk_without_locks_has_a_way_to_go_on(tmp_path, monkeypatch, capfd, n
     monkeypatch.setattr(fcntl, "flock", none)
     with run_folder.held(tmp_path):
         assert (tmp_path / "lock.held").exists() or (tmp_path / "lock").exists()
-        holder = outcome(*forked(lambda: _try_to_hold(tmp_path)))
+        holder = outcome(*fork(lambda: _try_to_hold(tmp_path)))
         assert holder == "in use"
-    assert outcome(*forked(lambda: _try_to_hold(tmp_path))) == "held"
+    assert outcome(*fork(lambda: _try_to_hold(tmp_path))) == "held"
     if number != errno.ENOSYS:  # for which filelock itself goes on
         assert "this disk has no locks; lock.held holds it instead" in capfd.readouterr().err
 
@@ -282,7 +282,7 @@ def test_a_holder_that_is_killed_holds_no_longer(tmp_path, monkeypatch):
                 (folder / "held").touch()
                 time.sleep(100)
 
-        pid, pipe = forked(hold)
+        pid, pipe = fork(hold)
         while not (folder / "held").exists():
             time.sleep(0.01)
         os.kill(pid, signal.SIGKILL)
@@ -293,7 +293,7 @@ def test_a_holder_that_is_killed_holds_no_longer(tmp_path, monkeypatch):
                 _without_locks(number)
             return _try_to_hold(folder)
 
-        assert outcome(*forked(again)) == "held"
+        assert outcome(*fork(again)) == "held"
 
 
 def _without_locks(number: int) -> None:
@@ -336,7 +336,7 @@ def test_a_cache_that_is_cleared_while_another_waits_for_it_is_built_once_more(t
                 continue
 
     with locks.hold(folder / cache.LOCK):
-        pid, pipe = forked(waiting)
+        pid, pipe = fork(waiting)
         while not (tmp_path / "waiting").exists():
             time.sleep(0.01)
         cache._empty(folder)
@@ -350,7 +350,7 @@ def test_what_a_killed_process_left_of_a_file_goes_with_the_next_write_of_it(tmp
         atomic_files.write_text(tmp_path / "g.txt", "one")
 
     for _ in range(2):
-        assert outcome(*forked(killed)) == -signal.SIGKILL
+        assert outcome(*fork(killed)) == -signal.SIGKILL
     assert len(list(tmp_path.glob(".g.txt.*.tmp"))) == 2
     being_written = tmp_path / atomic_files._temporary("g.txt")  # by a process that runs
     being_written.touch()

@@ -7,7 +7,7 @@ import pytest
 
 from cnnrun.base.errors import DataError
 from cnnrun.data.sources.coco import Coco
-from tests.conftest import save_picture
+from tests.support.images import save_picture
 
 
 def content(**changed):

@@ -11,7 +11,7 @@ from cnnrun.base.errors import DataError
 from cnnrun.data.sources.digits import Digits
 from cnnrun.data.sources.folder import Folder
 from cnnrun.data.sources.idx import Idx
-from tests.conftest import save_picture
+from tests.support.images import save_picture
 
 
 def write_idx(path, array: np.ndarray) -> None:

@@ -14,7 +14,7 @@ from cnnrun.base.progress import bar
 from cnnrun.data.dataset import Data, index
 from cnnrun.data.prepare import prepare
 from cnnrun.data.sources.shards import Shards
-from tests.conftest import save_picture
+from tests.support.images import save_picture
 
 IMAGE = {"size": 8, "channels": 3}
 

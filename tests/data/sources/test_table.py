@@ -12,7 +12,7 @@ from cnnrun.base.errors import DataError
 from cnnrun.base.labelling import jail, too_fine
 from cnnrun.data.class_names import sorted_classes
 from cnnrun.data.sources.table import Table
-from tests.conftest import save_picture
+from tests.support.images import save_picture
 
 
 def write(path: Path, rows: list[list[str]], header=("path", "label"), **how) -> Path:

@@ -9,7 +9,7 @@ from cnnrun.contracts.objects import DIFFICULT
 from cnnrun.data.dataset import Data, index
 from cnnrun.data.prepare import prepare
 from cnnrun.data.sources.voc import Voc
-from tests.conftest import save_picture
+from tests.support.images import save_picture
 
 BCCD = Path(__file__).parents[4] / "shared" / "data" / "bccd"
 OBJECT = (

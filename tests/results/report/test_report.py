@@ -22,9 +22,10 @@ from cnnrun.results.report import html as page
 from cnnrun.results.report import write as reporting
 from cnnrun.results.report.content import curves
 from cnnrun.training.run_records import read_result
-from tests.browser import visited
-from tests.conftest import TINY, save_picture
-from tests.explained import TASKS
+from tests.support.browser import open_page
+from tests.support.configs import TINY
+from tests.support.images import save_picture
+from tests.support.small_runs import TASKS
 
 CPU = torch.device("cpu")
 MOST_BYTES = 6 << 20
@@ -80,7 +81,7 @@ def written(run: Path, tmp_path: Path, **settings) -> Path:
 def test_it_opens_offline_with_its_charts_drawn(width, scheme, trained_run, tmp_path):
     path = written(trained_run, tmp_path)
     assert path.stat().st_size <= MOST_BYTES
-    with visited(path, width=width, scheme=scheme) as visit:
+    with open_page(path, width=width, scheme=scheme) as visit:
         assert visit.console == []
         assert [url for url in visit.requests if not url.startswith("data:")] == [path.resolve().as_uri()]
         charts_ = visit.page.locator(".vega")
@@ -96,7 +97,7 @@ def test_it_opens_offline_with_its_charts_drawn(width, scheme, trained_run, tmp_
 
 
 def test_pictures_of_one_class_are_chosen(trained_run, tmp_path):
-    with visited(written(trained_run, tmp_path)) as visit:
+    with open_page(written(trained_run, tmp_path)) as visit:
         items = visit.page.locator(".pictures li")
         assert items.count() == 24
         true = items.nth(0).get_attribute("data-true")
@@ -124,7 +125,7 @@ model: [{{conv: {{out_channels: 4, activation: relu}}}}, global_avg_pool]
 train: {{epochs: 1, batch: 14}}
 """
     done = operations.train(parse(text, "many.yaml"), tmp_path, CPU, resume=False)
-    with visited(written(Path(done["run"]), tmp_path)) as visit:
+    with open_page(written(Path(done["run"]), tmp_path)) as visit:
         visit.page.locator("summary", has_text="per class").click()
         field = visit.page.locator("input.filter").first
         field.fill("KIND07")
@@ -133,7 +134,7 @@ train: {{epochs: 1, batch: 14}}
 
 
 def test_hostile_names_are_text(hostile):
-    with visited(hostile / "report.html") as visit:
+    with open_page(hostile / "report.html") as visit:
         assert visit.console == []
         assert visit.page.title() == str(hostile)
         assert [url for url in visit.requests if not url.startswith(("data:", "file:"))] == []
@@ -148,7 +149,7 @@ def test_names_that_are_no_text_or_long_or_oddly_spaced(no_text, tmp_path, run_c
     code, _, err = run_cli("train", no_text, "--runs", tmp_path / "runs")
     assert code == 0
     assert "was not written" not in err
-    with visited(tmp_path / "runs" / "notext" / "1" / "report.html", width=390) as visit:
+    with open_page(tmp_path / "runs" / "notext" / "1" / "report.html", width=390) as visit:
         assert visit.console == []
         assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390
         for name in ("a  b", "x" * 120):
@@ -158,7 +159,7 @@ def test_names_that_are_no_text_or_long_or_oddly_spaced(no_text, tmp_path, run_c
 
 def test_it_is_read_by_those_who_do_not_see_it(trained_run, tmp_path):
     """One main part, headings in order, a name for every picture, table and field; all in reach of the keyboard."""
-    with visited(written(trained_run, tmp_path)) as visit:
+    with open_page(written(trained_run, tmp_path)) as visit:
         page_ = visit.page
         assert page_.evaluate("document.documentElement.lang") == "en"
         assert page_.locator("main").count() == page_.locator("h1").count() == 1
@@ -176,7 +177,7 @@ def test_it_is_read_by_those_who_do_not_see_it(trained_run, tmp_path):
 
 
 def test_on_paper_it_is_black_on_white(trained_run, tmp_path):
-    with visited(written(trained_run, tmp_path), scheme="dark") as visit:
+    with open_page(written(trained_run, tmp_path), scheme="dark") as visit:
         visit.page.emulate_media(media="print", color_scheme="dark")
         assert visit.page.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
         assert visit.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
@@ -188,7 +189,7 @@ def test_on_paper_it_is_black_on_white(trained_run, tmp_path):
 def test_every_task_has_a_page(task, of_each_task, tmp_path):
     path = written(of_each_task[task], tmp_path)
     assert path.stat().st_size <= MOST_BYTES
-    with visited(path) as visit:
+    with open_page(path) as visit:
         assert visit.console == []
         assert visit.page.locator(".vega svg").count() == visit.page.locator(".vega").count()
         own = {"classify": "confusion", "detect": "recall", "verify": "FAR", "regress": "true", "multilabel": "recall"}
@@ -202,7 +203,7 @@ def test_several_runs_stand_side_by_side(of_each_task, trained_run, tmp_path):
     other = Path(operations.train(made, tmp_path / "runs", CPU, resume=False)["run"])
     found = reporting.report([trained_run, other], tmp_path, CPU)
     assert found["path"] == str(tmp_path / "report.html")
-    with visited(Path(found["path"])) as visit:
+    with open_page(Path(found["path"])) as visit:
         assert visit.console == []
         rows = visit.page.locator("#together table").first.locator("tbody tr")
         assert [row.locator("th").inner_text() for row in rows.all()] == [str(trained_run), str(other)]
@@ -326,7 +327,7 @@ def test_a_line_that_was_being_written_costs_itself_alone(trained_run, tmp_path)
 
 
 def test_every_chart_is_text_as_well(trained_run, tmp_path):
-    with visited(written(trained_run, tmp_path)) as visit:
+    with open_page(written(trained_run, tmp_path)) as visit:
         counts = "[...document.querySelectorAll('figure.chart')].map(each => each.querySelectorAll('tbody tr').length)"
         assert min(visit.page.evaluate(counts)) > 0
 

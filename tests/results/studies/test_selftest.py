@@ -15,7 +15,7 @@ from cnnrun.results.studies import selftest
 from cnnrun.tasks.classify import CrossEntropy
 from cnnrun.training import checkpoints
 from cnnrun.training.learner import Learner
-from tests.conftest import TINY
+from tests.support.configs import TINY
 
 CPU = torch.device("cpu")
 

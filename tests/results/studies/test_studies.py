@@ -28,9 +28,9 @@ from cnnrun.results.studies import find_lr, plan, seeds, sweep
 from cnnrun.tasks.classify import Classify
 from cnnrun.tasks.temperature import fitted
 from cnnrun.training.run_records import parse_facts
-from tests.conftest import TINY
-from tests.resumed import digest, stopped_at
-from tests.several import forked, outcome
+from tests.support.configs import TINY
+from tests.support.forked_processes import fork, outcome
+from tests.support.interrupted_trainings import digest, stop_at
 
 CPU = torch.device("cpu")
 
@@ -198,7 +198,7 @@ def test_seeds_are_the_runs_that_each_would_be(tmp_path):
 def test_seeds_that_were_stopped_are_gone_on_with(tmp_path):
     whole = seeds.train(tried(), 2, tmp_path / "whole", CPU, resume=True, strict=False)
     operations.train(tried(), tmp_path / "cut", CPU, resume=False)
-    with stopped_at(7):
+    with stop_at(7):
         operations.train(tried("seed=1"), tmp_path / "cut", CPU, resume=False)
     part = seeds.train(tried(), 2, tmp_path / "cut", CPU, resume=True, strict=False)
     assert [Path(row["run"]).name for row in part["runs"]] == ["1", "2"]
@@ -346,7 +346,7 @@ def test_a_trial_whose_process_was_killed_goes_on(config, tmp_path):
         loop.backward = stepping
         swept(config, root, 2, "train.epochs=3")
 
-    pid, pipe = forked(killed)
+    pid, pipe = fork(killed)
     assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
     os.close(pipe)
     part = swept(config, root, 2, "train.epochs=3")
@@ -360,7 +360,7 @@ def test_a_trial_whose_process_was_killed_goes_on(config, tmp_path):
 
 
 def test_two_processes_share_a_study(config, tmp_path):
-    children = [forked(lambda: len(swept(config, tmp_path, 6)["trials"])) for _ in range(2)]
+    children = [fork(lambda: len(swept(config, tmp_path, 6)["trials"])) for _ in range(2)]
     assert all(outcome(*child) >= 5 for child in children)
     found = swept(config, tmp_path, 6)["trials"]
     assert len(found) == 6
@@ -529,7 +529,7 @@ def test_a_plan_is_kept_and_held_against_what_came_of_it(config, tmp_path, run_c
 
 
 def test_a_plan_leaves_the_cache_alone_and_knows_what_is_missing(tmp_path, monkeypatch):
-    from tests.conftest import save_picture
+    from tests.support.images import save_picture
 
     for number in range(60):
         save_picture(tmp_path / "photos" / "ab"[number % 2] / f"{number}.png", seed=number)

@@ -24,7 +24,7 @@ class Visit:
     requests: list[str] = field(default_factory=list)
 
 
-def chromium() -> str:
+def chromium_path() -> str:
     """The browser's path; the test is skipped where there is none."""
     found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if found is None:
@@ -33,12 +33,12 @@ def chromium() -> str:
 
 
 @contextmanager
-def visited(path: Path, width: int = 1280, height: int = 900, scheme: str = "light") -> Iterator[Visit]:
+def open_page(path: Path, width: int = 1280, height: int = 900, scheme: str = "light") -> Iterator[Visit]:
     """A file opened in a window of that size, once its charts have drawn."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=chromium_path(), args=FLAGS)
         page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
         visit = Visit(page)
         page.on("console", lambda message: visit.console.append(f"{message.type}: {message.text}"))

@@ -30,7 +30,7 @@ def digest(run: Path) -> str:
 
 
 @contextmanager
-def stopped_at(step: int) -> Iterator[None]:
+def stop_at(step: int) -> Iterator[None]:
     """SIGTERM arrives while optimizer step `step` is under way, and the training in this context ends by it."""
     real = loop.backward
 

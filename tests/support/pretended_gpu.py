@@ -7,6 +7,7 @@ what that mode finds raises. Numbers, kernels, streams and the memory of a real 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -17,6 +18,10 @@ import torch._dynamo  # what modes import when they are first used; it must not 
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from cnnrun.base.device import choose
+
+REHEARSAL = "CNNRUN_CUDA_REHEARSAL"
 
 _MARK = "_on_pretended_gpu"
 _GPU, _HOST = torch.device("cuda", 0), torch.device("cpu")
@@ -292,3 +297,15 @@ def pretended_gpu() -> Iterator[torch.device]:
         modes.enter_context(_Operations(state))
         modes.enter_context(_Calls(state))
         yield torch.device("cuda")
+
+
+@contextmanager
+def some_gpu() -> Iterator[torch.device]:
+    """A GPU; with CNNRUN_CUDA_REHEARSAL=1, where there is none, one that is pretended inside."""
+    if torch.cuda.is_available():
+        yield choose("cuda")
+    elif os.environ.get(REHEARSAL) == "1":
+        with pretended_gpu():
+            yield choose("cuda")
+    else:
+        pytest.skip(f"needs a CUDA device; {REHEARSAL}=1 rehearses it on a pretended one")

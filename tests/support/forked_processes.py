@@ -20,7 +20,7 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def ranked(rank: int, size: int, port: int, restarts: int = 0) -> dict[str, str]:
+def rank_environment(rank: int, size: int, port: int, restarts: int = 0) -> dict[str, str]:
     """The environment that torchrun gives."""
     places = {
         "RANK": rank,
@@ -33,7 +33,7 @@ def ranked(rank: int, size: int, port: int, restarts: int = 0) -> dict[str, str]
     return {key: str(value) for key, value in places.items()} | {"TORCHELASTIC_RESTART_COUNT": str(restarts)}
 
 
-def forked(function: Callable[[], Any], environment: dict[str, str] | None = None) -> tuple[int, int]:
+def fork(function: Callable[[], Any], environment: dict[str, str] | None = None) -> tuple[int, int]:
     """Run a function in a child; gives its pid and what `outcome` reads to know how it went."""
     ours, theirs = os.pipe()
     pid = os.fork()
@@ -73,10 +73,10 @@ def outcome(pid: int, pipe: int) -> Any:
     return error
 
 
-def on_ranks(size: int, function: Callable[[int], Any]) -> list[Any]:
+def run_on_ranks(size: int, function: Callable[[int], Any]) -> list[Any]:
     """What `function(rank)` returned, or raised, on each of `size` ranks."""
     port = free_port()
-    children = [forked(lambda rank=rank: function(rank), ranked(rank, size, port)) for rank in range(size)]
+    children = [fork(lambda rank=rank: function(rank), rank_environment(rank, size, port)) for rank in range(size)]
     return [outcome(*child) for child in children]
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tests.several import forked, outcome
+from tests.support.forked_processes import fork, outcome
 
 Build = Callable[[Path], None]
 COMMANDS = {"check": "check c.yaml", "data check": "data check c.yaml", "train": "train c.yaml --no-report"}
@@ -54,11 +54,11 @@ class Said:
     err: str
 
 
-def verdicts(build: Build, folder: Path) -> dict[str, Said]:
+def run_commands(build: Build, folder: Path) -> dict[str, Said]:
     """What each command says, one after the other in a process of their own: torch is imported once."""
     folder.mkdir(parents=True, exist_ok=True)
     build(folder)
-    found = outcome(*forked(lambda: {name: _run(words.split(), folder) for name, words in COMMANDS.items()}))
+    found = outcome(*fork(lambda: {name: _run(words.split(), folder) for name, words in COMMANDS.items()}))
     assert isinstance(found, dict), found
     return found
 
@@ -75,7 +75,7 @@ def _run(words: list[str], folder: Path) -> Said:
     return Said(code, sys.stdout.getvalue(), sys.stderr.getvalue())
 
 
-def faults(verdict: Verdict, said: dict[str, Said]) -> list[str]:
+def disagreements(verdict: Verdict, said: dict[str, Said]) -> list[str]:
     """In what the commands are not as expected, or not of one mind: a line each."""
     lines = [
         f"{name} left with {each.code}, not {verdict.code}" for name, each in said.items() if each.code != verdict.code
@@ -83,7 +83,7 @@ def faults(verdict: Verdict, said: dict[str, Said]) -> list[str]:
     lines += [f"{name} ended in a traceback" for name, each in said.items() if "Traceback" in each.err]
     for name, each in said.items():
         spoken = each.err if verdict.code else each.out + each.err
-        if flat(verdict.expected(name)) not in flat(spoken):
+        if unwrapped(verdict.expected(name)) not in unwrapped(spoken):
             lines.append(f"{name} does not say {verdict.expected(name)!r}")
     if verdict.code:
         return lines + [
@@ -96,7 +96,9 @@ def _silences(said: dict[str, Said]) -> list[str]:
     """What one command notes before training and another keeps to itself."""
     noted = [line.removeprefix("data: ") for line in said["train"].err.splitlines() if line.startswith("data: ")]
     lines = [
-        f"check does not say {line!r}, as train does" for line in noted if flat(line) not in flat(said["check"].out)
+        f"check does not say {line!r}, as train does"
+        for line in noted
+        if unwrapped(line) not in unwrapped(said["check"].out)
     ]
     for line in said["check"].err.splitlines():
         lines += [f"{name} does not say {line!r}, as check does" for name in said if line not in said[name].err]
@@ -108,7 +110,7 @@ def errors(said: Said) -> list[str]:
     return [line for line in said.err.splitlines() if not line.startswith("data: ")]
 
 
-def flat(text: str) -> str:
+def unwrapped(text: str) -> str:
     """Text without its line breaks and double blanks: tables are wrapped to the terminal's width."""
     return re.sub(r"\s+", " ", text)
 
@@ -123,14 +125,14 @@ def pixels(seed: int, size: tuple[int, int] = (16, 16)) -> np.ndarray:
     return made
 
 
-def save(path: Path, seed: int, size: tuple[int, int] = (16, 16)) -> Path:
+def save_square(path: Path, seed: int, size: tuple[int, int] = (16, 16)) -> Path:
     """The picture as a file; `size` is (height, width)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels(seed, size)).save(path)
     return path
 
 
-def config(
+def write_config(
     folder: Path, source: str, task: str = "classify", split: str = "{val: 0.25}", monitor: str = "", **more: str
 ) -> None:
     """`c.yaml`: a source, a task, how it is divided, what chooses the best checkpoint, and other keys of `data`."""
@@ -142,7 +144,7 @@ def config(
     (folder / "c.yaml").write_text(f"task: {task}\ndata:\n{lines}model: {model}\ntrain: {train}\n")
 
 
-def reconfigured(build: Build, old: str, new: str) -> Build:
+def change_config(build: Build, old: str, new: str) -> Build:
     """The same files, with other words in the config."""
 
     def build_anew(folder: Path) -> None:

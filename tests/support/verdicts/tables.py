@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.three_commands import Build, Verdict, config, save
+from tests.support.verdicts.three_commands import Build, Verdict, save_square, write_config
 
 COUNT = 24
 NAMES = ("cat", "dog", "eel")
@@ -32,11 +32,11 @@ def table(
 
     def build(folder: Path) -> None:
         for i in range(count):
-            save(folder / file(i), i % 12 if copies else i)
+            save_square(folder / file(i), i % 12 if copies else i)
         text = "\n".join([header, *map(row, range(count))]) + "\n"
         name = "t.tsv" if "t.tsv" in source else "t.csv"
         (folder / name).write_bytes(write(text))
-        config(folder, source, task)
+        write_config(folder, source, task)
 
     return build
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tests.three_commands import Build, Verdict, config, pixels, reconfigured, save
+from tests.support.verdicts.three_commands import Build, Verdict, change_config, pixels, save_square, write_config
 
 FINE = ("check",)
 CLASSES = ("cat", "dog", "eel")
@@ -39,9 +39,9 @@ def folder(
     def build(here: Path) -> None:
         for label, name in enumerate(classes):
             for i in range(each):
-                save(here / "d" / name / f"{i}{suffix}", 100 * label + i)
+                save_square(here / "d" / name / f"{i}{suffix}", 100 * label + i)
         more(here / "d")
-        config(here, source, task, **data)
+        write_config(here, source, task, **data)
 
     return build
 
@@ -53,9 +53,9 @@ def split_folder(more: More = nothing, **how: Any) -> Build:
         for part, first, count in (("train", 0, 6), ("val", 50, 3)):
             for label, name in enumerate(CLASSES):
                 for i in range(count):
-                    save(here / "d" / part / name / f"{i}.png", 100 * label + first + i)
+                    save_square(here / "d" / part / name / f"{i}.png", 100 * label + first + i)
         more(here / "d")
-        config(here, "{folder: d}", **how)
+        write_config(here, "{folder: d}", **how)
 
     return build
 
@@ -134,11 +134,11 @@ FOLDERS = {
     ),
     "folder: labels.csv beside the classes": Verdict(folder(write("labels.csv", b"a,b")), 0, "labels.csv"),
     "folder: a picture beside the classes": Verdict(
-        folder(lambda root: save(root / "9.png", 9)), 0, "of no class left out"
+        folder(lambda root: save_square(root / "9.png", 9)), 0, "of no class left out"
     ),
     "folder: an empty class": Verdict(folder(lambda root: (root / "fox").mkdir()), 8, "no pictures"),
     "folder: a class in val alone": Verdict(
-        split_folder(lambda root: save(root / "val" / "fox" / "0.png", 999)),
+        split_folder(lambda root: save_square(root / "val" / "fox" / "0.png", 999)),
         8,
         "'fox' is not a class of the training split",
     ),
@@ -149,7 +149,7 @@ FOLDERS = {
         finding="classes without a picture in val",
     ),
     "folder: a third split called holdout": Verdict(
-        split_folder(lambda root: save(root / "holdout" / "cat" / "0.png", 999)), 0, "holdout"
+        split_folder(lambda root: save_square(root / "holdout" / "cat" / "0.png", 999)), 0, "holdout"
     ),
     "folder: images/train and images/val": Verdict(
         folder(classes=("train", "val")),
@@ -165,7 +165,7 @@ FOLDERS = {
     "folder: a class nan": Verdict(folder(classes=("cat", "nan")), 8, "stands for a missing value"),
     "folder: one class": Verdict(folder(classes=("cat",)), 8, "two or more classes; has 1"),
     "folder: nested": Verdict(
-        folder(lambda root: save(root / "cat" / "siamese" / "0.png", 999)), 0, "train 19 val 6", FINE
+        folder(lambda root: save_square(root / "cat" / "siamese" / "0.png", 999)), 0, "train 19 val 6", FINE
     ),
     "folder: all in one more folder": Verdict(
         folder(source="{folder: .}", more=lambda root: None, classes=CLASSES), 8, "two or more classes; has 1"
@@ -186,7 +186,9 @@ FOLDERS = {
     "pictures: one of one colour": Verdict(folder(one_flat), 0, "of one single colour"),
     "pictures: all of one colour, kept": Verdict(folder(one_colour, leakage="keep"), 8, "one and the same colour"),
     "pictures: 16 bits of which 12 are used": Verdict(folder(twelve_bits), 0, "leaves 16 of 256 grey levels"),
-    "pictures: of 2 pixels": Verdict(folder(lambda root: save(root / "cat" / "3.png", 3, (2, 2))), 8, "image.min_side"),
+    "pictures: of 2 pixels": Verdict(
+        folder(lambda root: save_square(root / "cat" / "3.png", 3, (2, 2))), 8, "image.min_side"
+    ),
     "copies: twice in one class": Verdict(
         folder(copy("cat/0.png", "cat/9.png")), 0, "the same picture again", ("data check",)
     ),
@@ -248,19 +250,19 @@ FACES = {
 WITH_WEIGHTS = "model: {weights: w.safetensors, layers: [flatten]}"
 CONFIGS = {
     "config: weights missing": Verdict(
-        reconfigured(folder(), "model: [flatten]", WITH_WEIGHTS), 3, "w.safetensors: cannot be read"
+        change_config(folder(), "model: [flatten]", WITH_WEIGHTS), 3, "w.safetensors: cannot be read"
     ),
     "config: weights and a class's pictures missing": Verdict(
-        reconfigured(folder(lambda root: (root / "fox").mkdir()), "model: [flatten]", WITH_WEIGHTS),
+        change_config(folder(lambda root: (root / "fox").mkdir()), "model: [flatten]", WITH_WEIGHTS),
         3,
         "w.safetensors: cannot be read",
     ),
     "config: a batch of more than there are": Verdict(
-        reconfigured(folder(), "batch: 4", "batch: 400"), 2, "400 is more than the 18 training pictures"
+        change_config(folder(), "batch: 4", "batch: 400"), 2, "400 is more than the 18 training pictures"
     ),
     "config: no val": Verdict(folder(split="{val: 0}"), 8, "the data has no val split"),
     "config: two class weights for three classes": Verdict(
-        reconfigured(split_folder(), "task: classify", "task: {classify: {class_weights: [1, 2]}}"),
+        change_config(split_folder(), "task: classify", "task: {classify: {class_weights: [1, 2]}}"),
         2,
         "class_weights has 2 numbers; the data has 3 classes",
     ),

@@ -35,7 +35,7 @@ def poison_loss(monkeypatch, at: int, value: float) -> None:
     monkeypatch.setattr(CrossEntropy, "forward", poisoned)
 
 
-def after_backward(monkeypatch, at: int, spoil) -> None:
+def poison_after_backward(monkeypatch, at: int, spoil) -> None:
     real = step_of_learning.backward
 
     def poisoned(learner, job, batch, step):
@@ -52,7 +52,7 @@ def poison_gradient(monkeypatch, at: int, value: float) -> None:
     def spoil(learner):
         learner.network.get_parameter("layers.linear1.linear.bias").grad[2] = value
 
-    after_backward(monkeypatch, at, spoil)
+    poison_after_backward(monkeypatch, at, spoil)
 
 
 def poison_weight(monkeypatch, at: int, value: float) -> None:
@@ -68,11 +68,11 @@ def poison_weight(monkeypatch, at: int, value: float) -> None:
 
 
 def poison_statistic(monkeypatch, at: int, value: float) -> None:
-    after_backward(monkeypatch, at, lambda learner: learner.network.layers.conv1.norm.running_var.fill_(value))
+    poison_after_backward(monkeypatch, at, lambda learner: learner.network.layers.conv1.norm.running_var.fill_(value))
 
 
 def poison_average(monkeypatch, at: int, value: float) -> None:
-    after_backward(monkeypatch, at, lambda learner: learner.ema.average["head.weight"].fill_(value))
+    poison_after_backward(monkeypatch, at, lambda learner: learner.ema.average["head.weight"].fill_(value))
 
 
 PLACES = {

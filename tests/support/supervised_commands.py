@@ -22,9 +22,10 @@ import torch
 
 from cnnrun.experiment import schema
 from cnnrun.results import operations
-from tests.conftest import TINY, save_picture
-from tests.resumed import digest
-from tests.several import forked, outcome
+from tests.support.configs import TINY
+from tests.support.forked_processes import fork, outcome
+from tests.support.images import save_picture
+from tests.support.interrupted_trainings import digest
 
 # Where trainings are killed: before a call of these, the first to the n-th that there are in two epochs.
 PLACES = {
@@ -103,18 +104,18 @@ def _kill_at_write(patched: pytest.MonkeyPatch, nth: int) -> None:
         patched.setattr(os, name, counted(getattr(os, name)))
 
 
-def chain(place: str, seed: int, most: int = 4) -> Chain:
+def run_chain(place: str, seed: int, most: int = 4) -> Chain:
     """Kill the command up to `most` times, repeat it until it ends well, and once more; compare the result."""
     draw, made = random.Random(f"{place} {seed}"), Chain(place)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        words, found = _prepared(place, folder)
+        words, found = _prepare(place, folder)
         wanted = draw.randint(1, most)
         while made.starts < 40:
             fatal = made.kills < wanted
             nth = draw.randint(1, PLACES[place][1] if place in PLACES else WRITING[place])
             made.starts += 1
-            ended = outcome(*forked(lambda fatal=fatal, nth=nth: run_command(words, place if fatal else None, nth)))
+            ended = outcome(*fork(lambda fatal=fatal, nth=nth: run_command(words, place if fatal else None, nth)))
             if ended == -signal.SIGKILL:
                 made.kills += 1
             elif ended:
@@ -124,25 +125,25 @@ def chain(place: str, seed: int, most: int = 4) -> Chain:
                 break
             else:
                 wanted = made.kills  # it ended before it could be killed again
-        if again := outcome(*forked(lambda: run_command(words, None, 0))):
+        if again := outcome(*fork(lambda: run_command(words, None, 0))):
             made.trouble.append(f"once more, when all was done: {again}")
         made.trouble += found()
     return made
 
 
-def _prepared(place: str, folder: Path) -> tuple[list[str], Callable[[], list[str]]]:
+def _prepare(place: str, folder: Path) -> tuple[list[str], Callable[[], list[str]]]:
     """The command, and what is wrong once it has ended."""
     if place == "export":
-        run = _trained(folder, TINY)
+        run = _train(folder, TINY)
         words = ["export", "code", str(run)]
-        expected = _exported(run, folder / "other" / "model.py")
+        expected = _export(run, folder / "other" / "model.py")
         kept = {*expected, "parity-code.json"}
         return words, lambda: [
             *([] if _files(run / "exports") == expected else ["the export differs"]),
             *([] if {path.name for path in (run / "exports").iterdir()} == kept else ["files are left behind"]),
         ]
     if place == "enroll":
-        return _enrolling(folder)
+        return _prepare_enroll(folder)
     text = TINY
     if place == "cache":
         for number in range(60):
@@ -157,7 +158,7 @@ def _prepared(place: str, folder: Path) -> tuple[list[str], Callable[[], list[st
 
 def _differences(folder: Path) -> list[str]:
     """What is not as in one run that was left alone."""
-    whole = _trained(folder, (folder / "tiny.yaml").read_text())
+    whole = _train(folder, (folder / "tiny.yaml").read_text())
     run = folder / "runs" / "tiny" / "1"
     runs = sorted(path.name for path in run.parent.iterdir())
     left = [str(path) for path in folder.glob("runs/**/*") if "tmp" in path.name]
@@ -169,16 +170,16 @@ def _differences(folder: Path) -> list[str]:
     ]
 
 
-def _trained(folder: Path, text: str) -> Path:
+def _train(folder: Path, text: str) -> Path:
     made = schema.parse(text, "tiny.yaml", ["name=tiny"])
-    trained = outcome(*forked(lambda: operations.train(made, folder / "whole", torch.device("cpu"), resume=False)))
+    trained = outcome(*fork(lambda: operations.train(made, folder / "whole", torch.device("cpu"), resume=False)))
     return Path(trained["run"])
 
 
-def _exported(run: Path, path: Path) -> dict[str, str]:
+def _export(run: Path, path: Path) -> dict[str, str]:
     """The files of an undisturbed export."""
     path.parent.mkdir()
-    assert outcome(*forked(lambda: run_command(["export", "code", str(run), "--out", str(path)], None, 0))) == 0
+    assert outcome(*fork(lambda: run_command(["export", "code", str(run), "--out", str(path)], None, 0))) == 0
     return _files(path.parent)
 
 
@@ -189,7 +190,7 @@ def _files(folder: Path) -> dict[str, str]:
     return record["sha256"]
 
 
-def _enrolling(folder: Path) -> tuple[list[str], Callable[[], list[str]]]:
+def _prepare_enroll(folder: Path) -> tuple[list[str], Callable[[], list[str]]]:
     for person in range(4):
         for number in range(3):
             save_picture(folder / "people" / f"p{person}" / f"{number}.png", seed=10 * person + number, size=(8, 8))
@@ -199,12 +200,12 @@ def _enrolling(folder: Path) -> tuple[list[str], Callable[[], list[str]]]:
         f"split: {{by: label, val: 0.5}}, cache_dir: '{folder}/cache'}}\nmodel: [flatten]\n"
         "train: {epochs: 1, batch: 4, sampler: {identities: 2}, monitor: val/eer}\n"
     )
-    run = _trained(folder, text)
+    run = _train(folder, text)
 
     def words(gallery: str) -> list[str]:
         return ["enroll", str(folder / "people"), "--gallery", str(folder / gallery), "--run", str(run)]
 
-    assert outcome(*forked(lambda: run_command(words("other.safetensors"), None, 0))) == 0
+    assert outcome(*fork(lambda: run_command(words("other.safetensors"), None, 0))) == 0
 
     def differences() -> list[str]:
         pair = [(folder / name).read_bytes() for name in ("g.safetensors", "other.safetensors")]
@@ -218,4 +219,4 @@ def chains(each: int) -> Iterator[Chain]:
     """So many chains of each place."""
     for seed in range(each):
         for place in (*PLACES, *WRITING):
-            yield chain(place, seed)
+            yield run_chain(place, seed)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.several import forked, outcome
+from tests.support.forked_processes import fork, outcome
 
 Build = Callable[[Path], list[str]]
 SECONDS, MIB = 30, 1536  # what an answer may take
@@ -46,7 +46,7 @@ def answer(build: Build, folder: Path) -> Answer:
     folder.mkdir(parents=True, exist_ok=True)
     words = build(folder)
     began = time.monotonic()
-    found = outcome(*forked(lambda: _run(words, folder)))
+    found = outcome(*fork(lambda: _run(words, folder)))
     assert isinstance(found, tuple), found
     return Answer(*found, time.monotonic() - began)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.three_commands import Build, Verdict, config, save
+from tests.support.verdicts.three_commands import Build, Verdict, save_square, write_config
 
 COUNT, SIDE = 16, 24
 Change = Callable[[dict[str, Any]], None]
@@ -29,11 +29,11 @@ def coco(change: Change = lambda data: None, source: str = "{coco: d/t.json}", *
 
     def build(folder: Path) -> None:
         for i in range(1, COUNT + 1):
-            save(folder / "d" / f"{i:02}.png", i, (SIDE, SIDE))
+            save_square(folder / "d" / f"{i:02}.png", i, (SIDE, SIDE))
         data = annotations()
         change(data)
         (folder / "d" / "t.json").write_text(json.dumps(data))
-        config(folder, source, "detect", **more)
+        write_config(folder, source, "detect", **more)
 
     return build
 

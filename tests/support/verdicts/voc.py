@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.three_commands import Build, Verdict, config, save
+from tests.support.verdicts.three_commands import Build, Verdict, save_square, write_config
 
 COUNT, SIDE = 16, 24
 Rewrite = Callable[[str, int], str]
@@ -21,13 +21,13 @@ def voc(
         root = folder / "d"
         (root / "Annotations").mkdir(parents=True)
         for i in range(COUNT):
-            save(root / "JPEGImages" / f"{i:02}.png", i, (SIDE, SIDE))
+            save_square(root / "JPEGImages" / f"{i:02}.png", i, (SIDE, SIDE))
             size = f"<size><width>{SIDE}</width><height>{SIDE}</height><depth>3</depth></size>"
             thing = f"<object><name>{('cat', 'dog')[i % 2]}</name><pose>Unspecified</pose>{BOX}</object>"
             text = f"<annotation><folder>d</folder><filename>{i:02}.png</filename>{size}{thing}</annotation>"
             (root / "Annotations" / f"{i:02}.xml").write_text(change(text, i))
         files(root)
-        config(folder, source, "detect")
+        write_config(folder, source, "detect")
 
     return build
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tests.three_commands import Build, Verdict, config, pixels, reconfigured
+from tests.support.verdicts.three_commands import Build, Verdict, change_config, pixels, write_config
 
 FINE = ("check",)
 CLASSES = ("cat", "dog", "eel")
@@ -26,7 +26,7 @@ def arrays(labels: Any, source: str = "{arrays: a.npz}", task: str = "classify",
         x = np.stack([pixels(i, (8, 8)) for i in range(24)])
         found = {"x_train": x, "y_train": np.asarray(labels)} | members
         np.savez(here / "a.npz", **{name: value for name, value in found.items() if value is not None})
-        config(here, source, task)
+        write_config(here, source, task)
 
     return build
 
@@ -46,7 +46,7 @@ ARRAYS = {
         arrays(THREES + 1), 0, "no picture of 0 in train", finding="classes without a picture in train"
     ),
     "arrays: labels from 1, sampler balanced": Verdict(
-        reconfigured(arrays(THREES + 1), "train: {", "train: {sampler: balanced, "),
+        change_config(arrays(THREES + 1), "train: {", "train: {sampler: balanced, "),
         0,
         "sampler: balanced, an epoch shows 0 0 times",
         ("check", "train"),
@@ -121,7 +121,7 @@ def idx(labels: Any, magic: int = 0x801, count: int | None = None, test: Any = N
                 y = np.asarray(of_part, np.uint8)
                 head = struct.pack(">2I", magic, len(y) if count is None else count)
                 (here / "d" / f"{part}-labels-idx1-ubyte").write_bytes(head + y.tobytes())
-        config(here, "{idx: d}", image="{size: 8, channels: 1}")
+        write_config(here, "{idx: d}", image="{size: 8, channels: 1}")
 
     return build
 
@@ -153,7 +153,7 @@ def shards(members: Callable[[int], dict[str, bytes]], source: str = "{shards: t
                     about = tarfile.TarInfo(name)
                     about.size = len(data)
                     archive.addfile(about, io.BytesIO(data))
-        config(here, source)
+        write_config(here, source)
 
     return build
 
