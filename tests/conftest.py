@@ -11,8 +11,9 @@ import torch
 
 from cnnrun.base.device import choose
 from cnnrun.commands import app
+from cnnrun.data.dataset import Data
 from tests.support.configs import TINY
-from tests.support.images import save_picture
+from tests.support.images import save_class_folders
 from tests.support.pretended_gpu import some_gpu
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -51,12 +52,9 @@ def tiny(tmp_path) -> Path:
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory) -> Path:
     """The run folder of TINY, trained once for all tests that only read it."""
-    from cnnrun.experiment import schema
-    from cnnrun.results import operations
+    from tests.support.small_runs import train_tiny
 
-    root = tmp_path_factory.mktemp("trained")
-    tried = schema.parse(TINY, "tiny.yaml", ["name=tiny", "train.epochs=12"])
-    return Path(operations.train(tried, root, torch.device("cpu"), resume=False)["run"])
+    return train_tiny(tmp_path_factory.mktemp("trained"), "train.epochs=12")
 
 
 @pytest.fixture(scope="session")
@@ -93,14 +91,32 @@ def real_gpu() -> torch.device:
 @pytest.fixture
 def picture_folder(tmp_path) -> Path:
     """Two classes in folders, 12 pictures each, no splits."""
-    root = tmp_path / "pets"
-    for label, name in enumerate(("cat", "dog")):
-        for number in range(12):
-            save_picture(root / name / f"{number}.png", seed=100 * label + number)
-    return root
+    return save_class_folders(tmp_path / "pets", count=12, size=(12, 10))
 
 
 @pytest.fixture(autouse=True)
 def _cache_of_its_own(tmp_path_factory, monkeypatch):
     """No test reads or fills the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def cache_folder(tmp_path) -> Path:
+    """Where caches go."""
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def blocked_data(picture_folder, cache_folder, monkeypatch) -> Data:
+    """24 good pictures and a bad one, in blocks of four."""
+    from tests.support.cached_dataset import data_in_blocks
+
+    return data_in_blocks(picture_folder, cache_folder, monkeypatch)
+
+
+@pytest.fixture
+def bundles(tmp_path, monkeypatch) -> list[str]:
+    """An item for each time that the charts' script is put together."""
+    from tests.support.cached_dataset import record_bundles
+
+    return record_bundles(tmp_path / "home", monkeypatch)

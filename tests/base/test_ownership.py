@@ -16,7 +16,6 @@ from cnnrun.base.errors import StorageError
 from cnnrun.base.ownership import foreign
 from cnnrun.data import cache
 from cnnrun.data.cached_split import Entry
-from cnnrun.data.dataset import Data
 from cnnrun.data.sources.shards import Shards
 from cnnrun.results.report import html as page
 from tests.support.cached_dataset import (
@@ -24,30 +23,11 @@ from tests.support.cached_dataset import (
     IN_MEMORY,
     ON_DISK,
     cache_entry,
-    data_in_blocks,
     prepared_contents,
-    record_bundles,
     with_memory_gib,
 )
 
 STRANGER = 12345
-
-
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    """Where caches go."""
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def data(picture_folder, folder, monkeypatch) -> Data:
-    """24 good pictures and a bad one, in blocks of four."""
-    return data_in_blocks(picture_folder, folder, monkeypatch)
-
-
-@pytest.fixture
-def bundles(tmp_path, monkeypatch) -> list[str]:
-    return record_bundles(tmp_path / "home", monkeypatch)
 
 
 def give_away(path: Path, monkeypatch) -> None:
@@ -60,58 +40,58 @@ def give_away(path: Path, monkeypatch) -> None:
 
 @pytest.mark.parametrize("gib", [IN_MEMORY, ON_DISK])
 @pytest.mark.parametrize("victim", [".", *FILES])
-def test_what_another_user_made_is_refused_by_name(data, folder, victim, gib, monkeypatch):
-    prepared_contents(data)
-    entry = cache_entry(folder)
+def test_what_another_user_made_is_refused_by_name(blocked_data, cache_folder, victim, gib, monkeypatch):
+    prepared_contents(blocked_data)
+    entry = cache_entry(cache_folder)
     with monkeypatch.context() as patched:
         give_away(entry / victim, patched)
         with pytest.raises(
             StorageError, match=rf"{entry}.*: of another user \(uid \d+\); give data.cache_dir a folder"
         ):
-            prepared_contents(with_memory_gib(data, gib))
+            prepared_contents(with_memory_gib(blocked_data, gib))
     if os.geteuid() == 0:
         os.chown(entry / victim, 0, -1)  # root made it: whoever does not believe root cannot believe anything
-    prepared_contents(with_memory_gib(data, gib))
+    prepared_contents(with_memory_gib(blocked_data, gib))
 
 
-def test_what_others_can_write_is_refused(data, folder):
-    prepared_contents(data)
-    entry = cache_entry(folder)
+def test_what_others_can_write_is_refused(blocked_data, cache_folder):
+    prepared_contents(blocked_data)
+    entry = cache_entry(cache_folder)
 
     def refused(what: str) -> None:
         with pytest.raises(StorageError, match=rf"^{what} \(`chmod go-w` ends that\); give data.cache_dir a folder"):
-            prepared_contents(data)
+            prepared_contents(blocked_data)
 
-    folder.chmod(0o755)
+    cache_folder.chmod(0o755)
     entry.chmod(0o775)
     refused(f"{entry}: other users can write it")
     entry.chmod(0o755)
     (entry / "records").chmod(0o602)
     refused(f"{entry}/records: other users can write it")
     entry.chmod(0o700)  # which nobody else can enter
-    prepared_contents(data)
-    folder.chmod(0o777)
-    refused(f"{folder}: other users can write there")
+    prepared_contents(blocked_data)
+    cache_folder.chmod(0o777)
+    refused(f"{cache_folder}: other users can write there")
     shutil.rmtree(entry)
-    refused(f"{folder}: other users can write there")  # before there is anything
-    folder.chmod(0o1777)  # such as /tmp: what is ours there stays ours
-    prepared_contents(data)
-    entry.rename(folder.parent / "away")
-    entry.symlink_to(folder.parent / "away")
+    refused(f"{cache_folder}: other users can write there")  # before there is anything
+    cache_folder.chmod(0o1777)  # such as /tmp: what is ours there stays ours
+    prepared_contents(blocked_data)
+    entry.rename(cache_folder.parent / "away")
+    entry.symlink_to(cache_folder.parent / "away")
     with pytest.raises(StorageError, match=f"{entry}: a link"):
-        prepared_contents(data)
-    assert cache.entries(folder) == []
+        prepared_contents(blocked_data)
+    assert cache.entries(cache_folder) == []
 
 
 @pytest.mark.parametrize("kind", ["disk", "none"])
-def test_what_we_write_is_ours_alone_where_a_group_may_write_by_default(data, folder, kind):
+def test_what_we_write_is_ours_alone_where_a_group_may_write_by_default(blocked_data, cache_folder, kind):
     before = os.umask(0o002)
     try:
-        deep = data.model_copy(update={"cache": kind, "cache_dir": str(folder / "a" / "b")})
+        deep = blocked_data.model_copy(update={"cache": kind, "cache_dir": str(cache_folder / "a" / "b")})
         assert prepared_contents(deep) == prepared_contents(deep)
     finally:
         os.umask(before)
-    assert foreign(cache_entry(folder / "a" / "b")) is None
+    assert foreign(cache_entry(cache_folder / "a" / "b")) is None
 
 
 @contextmanager
@@ -129,10 +109,10 @@ def as_somebody_without_rights(path: Path) -> Iterator[None]:
         path.chmod(mode)
 
 
-def test_a_folder_that_cannot_be_looked_into_costs_no_traceback(data):
+def test_a_folder_that_cannot_be_looked_into_costs_no_traceback(blocked_data):
     with tempfile.TemporaryDirectory() as place:
         Path(place).chmod(0o755)
-        prepared_contents(data.model_copy(update={"cache_dir": f"{place}/cache"}))
+        prepared_contents(blocked_data.model_copy(update={"cache_dir": f"{place}/cache"}))
         folder = Path(place) / "cache"
         folder.chmod(0o755)
         used = cache.bytes_used(folder)

@@ -8,33 +8,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cnnrun.config import zoo
-from cnnrun.contracts.layer import Facts
-from cnnrun.experiment import schema
 from cnnrun.model.layers.dropout import DropSample
-from cnnrun.model.network import Network, build, flops, materialize
+from cnnrun.model.network import Network, flops, materialize
 from cnnrun.model.weights_file import in_order
+from tests.support.networks import build_from_zoo, zoo_experiment
 
 BIG = {"vgg11", "vgg16_bn", "alexnet", "zfnet", "wide_resnet50_2", "unet"}
 WITHOUT_AUX = {
     "googlenet": {"aux_logits": False, "init_weights": False},
     "inception_v3": {"aux_logits": False, "init_weights": False},
 }
-
-
-def tried(name: str, image: tuple[int, int, int]):
-    channels, height, width = image
-    image_section = f"image: {{size: [{height}, {width}], channels: {channels}}}"
-    text = f"task: classify\nmodel: {name}\ndata: {{source: {{folder: x}}, {image_section}}}"
-    return schema.parse(text, "f")
-
-
-def built(name: str, image: tuple[int, int, int], classes: int):
-    made = tried(name, image)
-    return build(
-        made.model.layers,
-        made.task,
-        Facts(tuple(map(str, range(classes))), image, (0.0,) * image[0], (1.0,) * image[0]),
-    )
 
 
 class LeNet5(nn.Sequential):
@@ -207,7 +190,7 @@ def pair(name: str, image: tuple[int, int, int]) -> tuple[Network, nn.Module, di
     """Ours with the reference's weights, the reference, and which tensor of the reference each of ours is."""
     theirs = reference(name)
     classes = zoo.entry(name).classes
-    ours = materialize(built(name, image, classes).network, 0)
+    ours = materialize(build_from_zoo(name, image, classes).network, 0)
     given = state_of(theirs)
     mapping = in_order(
         {key: value for key, value in ours.state_dict().items() if not key.startswith("normalize.")}, given
@@ -260,7 +243,7 @@ def test_gradients_equal_the_references_while_training(name):
 @pytest.mark.parametrize("name", zoo.names())
 def test_the_heads_figures_are_those_of_what_is_built(name):
     entry = zoo.entry(name)
-    made = built(name, entry.image, entry.classes)
+    made = build_from_zoo(name, entry.image, entry.classes)
     assert made.parameters == entry.parameters
     macs = sum(flops(made)) / 2
     assert float(f"{macs:.3g}") == float(f"{entry.macs:.3g}")
@@ -282,8 +265,8 @@ def test_figures_are_those_that_torchvision_publishes(name):
 
 @pytest.mark.parametrize("name", zoo.names())
 def test_every_top_level_layer_with_weights_has_a_name(name):
-    made = built(name, zoo.entry(name).image, 10)
-    given = {layer.name for layer in tried(name, zoo.entry(name).image).model.layers}
+    made = build_from_zoo(name, zoo.entry(name).image, 10)
+    given = {layer.name for layer in zoo_experiment(name, zoo.entry(name).image).model.layers}
     for key, module in made.network.layers.named_children():
         assert key in given or not module.state_dict(), key
 
@@ -293,7 +276,7 @@ def test_a_small_grey_picture_works_or_the_layer_where_it_shrank_away_is_named(n
     from cnnrun.base.errors import ConfigError
 
     try:
-        network = materialize(built(name, (1, 28, 28), 10).network, 0).eval()
+        network = materialize(build_from_zoo(name, (1, 28, 28), 10).network, 0).eval()
     except ConfigError as refused:
         for line in refused.lines:
             assert line.startswith(f"f:2:8: zoo/{name}.yaml:"), line

@@ -43,18 +43,12 @@ def everything(data: Data) -> torch.Tensor:
     return torch.cat([each.take(torch.arange(len(each))) for each in made.splits.values()])
 
 
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    """Where caches go."""
-    return tmp_path / "cache"
-
-
 @pytest.mark.parametrize("kind", ["disk", "memory", "none"])
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_every_kind_gives_the_same_bytes(picture_folder, folder, kind, workers):
+def test_every_kind_gives_the_same_bytes(picture_folder, cache_folder, kind, workers):
     expected = decoder_of(data_of(picture_folder))
     rows = prepare(data_of(picture_folder), index(data_of(picture_folder)), bar).splits["train"].rows
-    data = data_of(picture_folder, cache=kind, workers=workers, cache_dir=str(folder))
+    data = data_of(picture_folder, cache=kind, workers=workers, cache_dir=str(cache_folder))
     made = prepare(data, index(data), bar)
     train = made.splits["train"]
     assert torch.equal(train.rows, rows)
@@ -63,8 +57,8 @@ def test_every_kind_gives_the_same_bytes(picture_folder, folder, kind, workers):
     assert made.facts == prepare(data_of(picture_folder), index(data_of(picture_folder)), bar).facts
 
 
-def test_what_is_kept_is_found_again_and_what_differs_is_not(picture_folder, folder, monkeypatch):
-    data = data_of(picture_folder, cache="disk", cache_dir=str(folder))
+def test_what_is_kept_is_found_again_and_what_differs_is_not(picture_folder, cache_folder, monkeypatch):
+    data = data_of(picture_folder, cache="disk", cache_dir=str(cache_folder))
     first = everything(data)
 
     def never(*_):
@@ -79,10 +73,12 @@ def test_what_is_kept_is_found_again_and_what_differs_is_not(picture_folder, fol
     assert not torch.equal(everything(data), first)
     fitted = data.image.model_copy(update={"fit": "crop", "crop_pct": 0.8})
     assert not torch.equal(everything(data.model_copy(update={"image": fitted})), first)
-    assert len(cache.entries(folder)) == 3
+    assert len(cache.entries(cache_folder)) == 3
 
 
-def test_by_content_a_touched_file_is_the_same_and_a_changed_one_of_equal_size_and_time_is_not(picture_folder, folder):
+def test_by_content_a_touched_file_is_the_same_and_a_changed_one_of_equal_size_and_time_is_not(
+    picture_folder, cache_folder
+):
     def key(**how) -> str:
         return prepare(data := data_of(picture_folder, **how), index(data), bar).facts.fingerprint
 
@@ -104,10 +100,10 @@ def test_by_content_a_touched_file_is_the_same_and_a_changed_one_of_equal_size_a
 
 @pytest.mark.parametrize("victim", ["pixels.u8", "records"])
 @pytest.mark.parametrize("damage", [lambda p: p.write_bytes(p.read_bytes()[:-10]), lambda p: p.unlink()])
-def test_a_cut_or_missing_file_is_made_anew(picture_folder, folder, victim, damage):
-    data = data_of(picture_folder, cache="disk", cache_dir=str(folder))
+def test_a_cut_or_missing_file_is_made_anew(picture_folder, cache_folder, victim, damage):
+    data = data_of(picture_folder, cache="disk", cache_dir=str(cache_folder))
     first = everything(data)
-    (entry,) = folder.iterdir()
+    (entry,) = cache_folder.iterdir()
     damage(entry / victim)
     assert torch.equal(everything(data), first)
 
@@ -127,12 +123,12 @@ def _build(path: Path, data: Data, seconds: float) -> None:
         Entry(path, len(decoder), (3, 8, 8), keep_pixels=True).build(decoder, {"source": "s"}, run, bar)
 
 
-def test_a_killed_build_goes_on_where_it_was_and_gives_the_same_bytes(picture_folder, folder, monkeypatch):
+def test_a_killed_build_goes_on_where_it_was_and_gives_the_same_bytes(picture_folder, cache_folder, monkeypatch):
     data = data_of(picture_folder)
     decoder = decoder_of(data)
     expected = np.stack([decoder.pixels(i) for i in range(len(decoder))])
     monkeypatch.setattr(cache, "BLOCK_PICTURES", 2)
-    path, rng = folder / "k", np.random.default_rng(0)
+    path, rng = cache_folder / "k", np.random.default_rng(0)
     context = multiprocessing.get_context("fork")
     for _ in range(6):
         process = context.Process(target=_build, args=(path, data, 0.03))
@@ -152,36 +148,36 @@ def test_a_killed_build_goes_on_where_it_was_and_gives_the_same_bytes(picture_fo
     assert len(decoded) == 12 - done
     made = np.fromfile(path / "pixels.u8", np.uint8).reshape(expected.shape)
     assert np.array_equal(made, expected)
-    fresh = Entry(folder / "fresh", len(decoder), (3, 8, 8), keep_pixels=True)
+    fresh = Entry(cache_folder / "fresh", len(decoder), (3, 8, 8), keep_pixels=True)
     with threads(0) as run:
         fresh.build(decoder, {"source": "s"}, run, bar)
-    assert (path / "records").read_bytes() == (folder / "fresh" / "records").read_bytes()
+    assert (path / "records").read_bytes() == (cache_folder / "fresh" / "records").read_bytes()
 
 
-def test_who_comes_second_waits_and_decodes_nothing(picture_folder, folder, capfd):
+def test_who_comes_second_waits_and_decodes_nothing(picture_folder, cache_folder, capfd):
     data = data_of(picture_folder)
     context = multiprocessing.get_context("fork")
-    first = context.Process(target=_build, args=(folder / "k", data, 0.05))
+    first = context.Process(target=_build, args=(cache_folder / "k", data, 0.05))
     first.start()
-    while not (folder / "k" / "plan.json").exists():
+    while not (cache_folder / "k" / "plan.json").exists():
         time.sleep(0.005)
     decoder = decoder_of(data)
     decoder.block = None  # type: ignore[method-assign, assignment]
     with threads(0) as run:
-        Entry(folder / "k", len(decoder), (3, 8, 8), keep_pixels=True).build(decoder, {"source": "s"}, run, bar)
+        Entry(cache_folder / "k", len(decoder), (3, 8, 8), keep_pixels=True).build(decoder, {"source": "s"}, run, bar)
     first.join()
     assert first.exitcode == 0
     assert "waiting for it" in capfd.readouterr().err
 
 
-def test_bad_files_are_remembered_with_their_reasons(picture_folder, folder):
+def test_bad_files_are_remembered_with_their_reasons(picture_folder, cache_folder):
     (picture_folder / "cat" / "bad.png").write_bytes(b"no picture")
-    data = data_of(picture_folder, cache="disk", cache_dir=str(folder), bad_files="skip")
+    data = data_of(picture_folder, cache="disk", cache_dir=str(cache_folder), bad_files="skip")
     for _ in range(2):  # decoded, then found again
         made = prepare(data, index(data), bar)
         assert [each["picture"] for each in made.left_out] == [str(picture_folder / "cat" / "bad.png")]
         assert sum(made.facts.counts.values()) == 24
-    (entry,) = folder.iterdir()
+    (entry,) = cache_folder.iterdir()
     with (entry / "problems.jsonl").open("a") as file:
         file.write('[1, "torn')  # a kill in the middle of a line
     (entry / "complete.json").unlink()
@@ -189,21 +185,21 @@ def test_bad_files_are_remembered_with_their_reasons(picture_folder, folder):
     assert len(prepare(data, index(data), bar).left_out) == 1
 
 
-def test_a_disk_that_fails_is_named_with_what_is_needed(picture_folder, folder, monkeypatch):
+def test_a_disk_that_fails_is_named_with_what_is_needed(picture_folder, cache_folder, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "pwrite", full)
-    data = data_of(picture_folder, cache="disk", cache_dir=str(folder))
+    data = data_of(picture_folder, cache="disk", cache_dir=str(cache_folder))
     with pytest.raises(StorageError, match=r"No space left on device.* KiB are needed, .* free .data.cache_dir"):
         everything(data)
     monkeypatch.undo()
     assert len(everything(data)) == 24
 
 
-def test_where_pictures_go_follows_their_size_and_is_said(picture_folder, folder, capfd):
+def test_where_pictures_go_follows_their_size_and_is_said(picture_folder, cache_folder, capfd):
     def kind(**how) -> str:
-        data = data_of(picture_folder, cache_dir=str(folder), **how)
+        data = data_of(picture_folder, cache_dir=str(cache_folder), **how)
         split = index(data).source.splits["train"]
         return type(stored(split, (3, 8, 8), data.image, data, listing(split, False, 0), bar).pictures).__name__
 
@@ -216,7 +212,7 @@ def test_where_pictures_go_follows_their_size_and_is_said(picture_folder, folder
     assert capfd.readouterr().err == ""
 
 
-def test_a_file_larger_than_memory_may_hold_is_read_piece_by_piece(tmp_path, picture_folder, folder):
+def test_a_file_larger_than_memory_may_hold_is_read_piece_by_piece(tmp_path, picture_folder, cache_folder):
     pixels = np.random.default_rng(0).integers(0, 256, (4000, 3, 32, 32), dtype=np.uint8)
     pixels.tofile(tmp_path / "p")
     hashes = np.array([digest(picture.tobytes()) for picture in pixels], np.uint64)
@@ -228,12 +224,12 @@ def test_a_file_larger_than_memory_may_hold_is_read_piece_by_piece(tmp_path, pic
     os.truncate(tmp_path / "p", pixels.nbytes - 1)
     with pytest.raises(StorageError, match="picture 3999 is cut off"):
         pictures.take(torch.tensor([3999]))
-    small = data_of(picture_folder, cache="disk", cache_dir=str(folder), memory_gib=1e-9)
+    small = data_of(picture_folder, cache="disk", cache_dir=str(cache_folder), memory_gib=1e-9)
     assert torch.equal(everything(small), everything(data_of(picture_folder, cache="memory")))
 
 
-def test_a_file_that_changes_under_way_is_named(picture_folder, folder):
-    data = data_of(picture_folder, cache="none", cache_dir=str(folder))
+def test_a_file_that_changes_under_way_is_named(picture_folder, cache_folder):
+    data = data_of(picture_folder, cache="none", cache_dir=str(cache_folder))
     train = prepare(data, index(data), bar).splits["train"]
     path = Path(train.name(3))
     path.write_bytes(path.read_bytes() + b"more")
@@ -244,17 +240,17 @@ def test_a_file_that_changes_under_way_is_named(picture_folder, folder):
         train.take(torch.arange(len(train)))
 
 
-def test_list_and_clear(picture_folder, folder, run_cli, tiny):
-    everything(data_of(picture_folder, cache="disk", cache_dir=str(folder)))
-    code, out, _ = run_cli("cache", "list", "--dir", folder, "--json")
+def test_list_and_clear(picture_folder, cache_folder, run_cli, tiny):
+    everything(data_of(picture_folder, cache="disk", cache_dir=str(cache_folder)))
+    code, out, _ = run_cli("cache", "list", "--dir", cache_folder, "--json")
     (entry,) = json.loads(out)["entries"]
     assert (code, entry["count"], entry["shape"], entry["complete"]) == (0, 24, [3, 8, 8], True)
-    assert run_cli("cache", "clear", "--dir", folder)[0] == 2
-    assert run_cli("cache", "clear", "nothing", "--dir", folder)[0] == 2
-    code, out, _ = run_cli("cache", "clear", entry["key"][:6], "--dir", folder)
-    assert (code, list(folder.iterdir())) == (0, [])
+    assert run_cli("cache", "clear", "--dir", cache_folder)[0] == 2
+    assert run_cli("cache", "clear", "nothing", "--dir", cache_folder)[0] == 2
+    code, out, _ = run_cli("cache", "clear", entry["key"][:6], "--dir", cache_folder)
+    assert (code, list(cache_folder.iterdir())) == (0, [])
     assert "1 removed" in out
-    assert run_cli("cache", "list", "--dir", folder)[0] == 0
+    assert run_cli("cache", "list", "--dir", cache_folder)[0] == 0
 
 
 def test_without_a_home_there_is_no_cache_but_training_goes_on(picture_folder, monkeypatch, capfd):
@@ -274,7 +270,7 @@ def test_clearing_removes_nothing_that_is_not_ours(tmp_path, run_cli):
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 4
 
 
-def test_what_cannot_be_read_now_is_not_remembered_as_bad(picture_folder, folder, monkeypatch):
+def test_what_cannot_be_read_now_is_not_remembered_as_bad(picture_folder, cache_folder, monkeypatch):
     from cnnrun.data import image_files as pictures
 
     real = pictures._read
@@ -285,7 +281,7 @@ def test_what_cannot_be_read_now_is_not_remembered_as_bad(picture_folder, folder
         return real(item, listed)
 
     for policy in ("error", "skip"):
-        data = data_of(picture_folder, cache="disk", cache_dir=str(folder), bad_files=policy)
+        data = data_of(picture_folder, cache="disk", cache_dir=str(cache_folder), bad_files=policy)
         with monkeypatch.context() as patched:
             patched.setattr(pictures, "_read", forbidden)
             with pytest.raises(DataError, match=r"cat/3\.png: cannot be read: Permission denied"):
@@ -293,22 +289,22 @@ def test_what_cannot_be_read_now_is_not_remembered_as_bad(picture_folder, folder
     assert len(everything(data)) == 24
 
 
-def test_records_stay_while_somebody_clears(picture_folder, folder):
-    data = data_of(picture_folder, cache="disk", cache_dir=str(folder))
+def test_records_stay_while_somebody_clears(picture_folder, cache_folder):
+    data = data_of(picture_folder, cache="disk", cache_dir=str(cache_folder))
     split = index(data).source.splits["train"]
     kept = stored(split, (3, 8, 8), data.image, data, listing(split, False, 0), bar)
     expected = np.array(kept.records())
-    cache.clear(folder, [path.name for path in folder.iterdir()])
+    cache.clear(cache_folder, [path.name for path in cache_folder.iterdir()])
     assert np.array_equal(kept.records(), expected)
     assert len(kept.pictures.take(torch.arange(3))) == 3
 
 
-def test_two_kinds_at_once_do_not_share_what_they_build(picture_folder, folder):
+def test_two_kinds_at_once_do_not_share_what_they_build(picture_folder, cache_folder):
     for kind in ("disk", "none"):
-        everything(data_of(picture_folder, cache=kind, cache_dir=str(folder)))
-    assert len(cache.entries(folder)) == 2
+        everything(data_of(picture_folder, cache=kind, cache_dir=str(cache_folder)))
+    assert len(cache.entries(cache_folder)) == 2
 
 
-def test_a_budget_is_one_for_disk_too(picture_folder, folder):
+def test_a_budget_is_one_for_disk_too(picture_folder, cache_folder):
     with pytest.raises(StorageError, match="would take more than data.disk_gib"):
-        everything(data_of(picture_folder, cache="disk", cache_dir=str(folder), disk_gib=1e-9))
+        everything(data_of(picture_folder, cache="disk", cache_dir=str(cache_folder), disk_gib=1e-9))

@@ -17,7 +17,7 @@ from cnnrun.model import weights_file
 from cnnrun.results import operations
 from cnnrun.training import checkpoints
 from cnnrun.training.run_records import parse_facts
-from tests.support.configs import TINY
+from tests.support.small_runs import train_from_weights
 
 CPU = torch.device("cpu")
 DATA = Path(__file__).parents[2] / "data" / "mobilenet-v2"
@@ -104,20 +104,9 @@ def test_damaged_and_foreign_files_cost_one_line(tmp_path, run_cli, trained_run)
     assert "without data" in err
 
 
-def started(run: Path, tmp_path: Path, *overrides: str) -> tuple[Path, dict[str, torch.Tensor]]:
-    """A run of one epoch from a run's weights, and its first checkpoint's tensors; the layers are those of TINY."""
-    layers = TINY[TINY.index("model:\n") + 7 : TINY.index("train:")].replace("  - ", "    - ")
-    text = TINY.replace(
-        TINY[TINY.index("model:\n") : TINY.index("train:")], f"model:\n  layers:\n{layers}  weights: {run}\n"
-    )
-    tried = schema.parse(text, "f", ["name=given", "train.epochs=1", *overrides])
-    made = Path(operations.train(tried, tmp_path, CPU, resume=False)["run"])
-    return made, checkpoints.load_newest(made / "checkpoints", "latest", pytest.fail).parts["model"]
-
-
 def test_training_starts_from_a_runs_weights_and_statistics(trained_run, tmp_path, capfd):
     before = checkpoints.load_newest(trained_run / "checkpoints", "best", pytest.fail).parts["model"]
-    _, after = started(trained_run, tmp_path, "train.optimizer={sgd: 1e-12}", "train.freeze=max_pool1")
+    _, after = train_from_weights(trained_run, tmp_path, "train.optimizer={sgd: 1e-12}", "train.freeze=max_pool1")
     for name, value in before.items():
         if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
             assert torch.allclose(after[name], value, atol=1e-6), name
@@ -125,7 +114,9 @@ def test_training_starts_from_a_runs_weights_and_statistics(trained_run, tmp_pat
 
 
 def test_until_leaves_the_rest_new(trained_run, tmp_path, capfd):
-    _, after = started(trained_run, tmp_path, "train.optimizer={sgd: 1e-12}", "model.until=conv1", "train.freeze=conv1")
+    _, after = train_from_weights(
+        trained_run, tmp_path, "train.optimizer={sgd: 1e-12}", "model.until=conv1", "train.freeze=conv1"
+    )
     before = checkpoints.load_newest(trained_run / "checkpoints", "best", pytest.fail).parts["model"]
     assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("layers.conv1"))
     assert not torch.equal(after["layers.linear1.linear.weight"], before["layers.linear1.linear.weight"])
@@ -134,7 +125,7 @@ def test_until_leaves_the_rest_new(trained_run, tmp_path, capfd):
 
 def test_weights_that_do_not_fit_are_refused_before_a_run_is_made(trained_run, tmp_path):
     with pytest.raises(CheckpointError) as refused:
-        started(trained_run, tmp_path, "model.layers[0].conv.out_channels=5")
+        train_from_weights(trained_run, tmp_path, "model.layers[0].conv.out_channels=5")
     assert "not weights of this network" in refused.value.lines[0]
     assert (
         "network: layers.conv1.conv.weight 5x1x3x3   file: layers.conv1.conv.weight 4x1x3x3" in refused.value.lines[1]
@@ -147,7 +138,7 @@ def test_a_resumed_run_no_longer_needs_the_weights_it_began_with(trained_run, tm
 
     copy = tmp_path / "copy"
     shutil.copytree(trained_run, copy)
-    run, _ = started(copy, tmp_path / "runs")
+    run, _ = train_from_weights(copy, tmp_path / "runs")
     shutil.rmtree(copy)
     (run / "result.json").unlink()  # as if it had been killed at the end
     tried = schema.load(run / "config.yaml")
@@ -159,7 +150,7 @@ def test_a_resumed_run_no_longer_needs_the_weights_it_began_with(trained_run, tm
 def test_a_run_without_a_checkpoint_does_not_go_on_with_other_weights(trained_run, tmp_path):
     import shutil
 
-    run, _ = started(trained_run, tmp_path)
+    run, _ = train_from_weights(trained_run, tmp_path)
     (run / "result.json").unlink()
     shutil.rmtree(run / "checkpoints")
     (run / "weights.json").write_text(json.dumps({"path": "w.safetensors", "sha256": "0" * 64}))
@@ -356,7 +347,7 @@ def test_statistics_of_the_weights_survive_a_resume(trained_run, tmp_path, monke
     from tests.support.interrupted_trainings import stop_at
 
     with stop_at(5):
-        started(trained_run, tmp_path, "data.split={val: 0.4, test: 0.2}", "train.epochs=2")
+        train_from_weights(trained_run, tmp_path, "data.split={val: 0.4, test: 0.2}", "train.epochs=2")
     run = tmp_path / "given" / "1"
     before = checkpoints.load_newest(run / "checkpoints", "latest", pytest.fail)
     operations.train(schema.load(run / "config.yaml"), tmp_path, CPU, resume=True)

@@ -14,7 +14,7 @@ from cnnrun.experiment import schema
 from cnnrun.results import operations
 from cnnrun.training import run_folder
 from tests.support.configs import TINY
-from tests.support.images import save_picture
+from tests.support.images import save_class_folders, save_picture
 from tests.support.interrupted_trainings import stop_at
 
 CPU = torch.device("cpu")
@@ -27,11 +27,7 @@ def over(root: Path, *more: str) -> schema.Experiment:
 
 @pytest.fixture
 def pets(tmp_path) -> Path:
-    root = tmp_path / "pets"
-    for label, name in enumerate(("cat", "dog")):
-        for number in range(24):
-            save_picture(root / name / f"{number}.png", seed=100 * label + number, size=(8, 8))
-    return root
+    return save_class_folders(tmp_path / "pets")
 
 
 @pytest.fixture

@@ -28,8 +28,6 @@ from cnnrun.results import operations
 from tests.support.small_runs import open_run
 
 CPU = torch.device("cpu")
-COMMANDS = ("filters", "features", "top", "deconv", "occlude", "gradcam", "saliency", "evolve", "invariance", "embed")
-WITH_A_LAYER = [name for name in COMMANDS if name != "saliency"]
 
 
 @pytest.fixture

@@ -97,12 +97,12 @@ def test_it_is_formatted_and_says_nothing_of_this_machine(exported):
 def of_zoo(name: str) -> Trained:
     from cnnrun.contracts.layer import Facts
     from cnnrun.model.network import materialize
-    from tests.config.test_zoo import built, tried
+    from tests.support.networks import build_from_zoo, zoo_experiment
 
     entry = zoo.entry(name)
     image = entry.image
-    task = tried(name, image).task
-    network = materialize(built(name, image, 10).network, 0).to(memory_format=torch.channels_last).eval()
+    task = zoo_experiment(name, image).task
+    network = materialize(build_from_zoo(name, image, 10).network, 0).to(memory_format=torch.channels_last).eval()
     facts = Facts(tuple("abcdefghij"), image, (0.0,) * image[0], (1.0,) * image[0])
     return Trained(network, nn.Identity(), task, facts, Image(), Path("run"), 0, CPU)
 
@@ -187,10 +187,10 @@ def test_somebody_elses_weights_are_not_overwritten(trained_run, tmp_path, run_c
 def test_layers_may_have_any_name(names, tmp_path):
     from cnnrun.contracts.layer import Facts
     from cnnrun.model.network import materialize
-    from tests.model.test_network import built
+    from tests.support.networks import build_from_text
 
     text = "".join(f"- conv: {{name: {name}, out_channels: 4, norm: batch}}\n" for name in names)
-    network = materialize(built(text.replace("None", "'None'") + "- flatten", 1, 4, 4).network, 0)
+    network = materialize(build_from_text(text.replace("None", "'None'") + "- flatten", 1, 4, 4).network, 0)
     facts = Facts(("a\n", 'b"', "\u2028"), (1, 4, 4))
     trained = Trained(
         network.to(memory_format=torch.channels_last).eval(),

@@ -4,17 +4,12 @@ import itertools
 
 import pytest
 import torch
-from pydantic import TypeAdapter
 from torch import nn
 
-from cnnrun.config import yaml_reader
-from cnnrun.contracts.layer import Facts
 from cnnrun.model.builder import BuildError
-from cnnrun.model.network import build, flops, materialize
-from cnnrun.model.structures import Node
-from cnnrun.tasks.classify import Classify
+from cnnrun.model.network import flops, materialize
+from tests.support.networks import build_from_text
 
-NODES = TypeAdapter(list[Node])
 LENET = """
 - conv: {out_channels: 6, kernel_size: 5, activation: relu}
 - max_pool
@@ -26,26 +21,15 @@ LENET = """
 """
 
 
-def facts(*shape: int) -> Facts:
-    zeros = (0.0,) * shape[0]
-    return Facts(tuple("0123456789"), shape, zeros, tuple(1.0 for _ in zeros))
-
-
-def built(text: str, *shape: int):
-    nodes, _, problems = yaml_reader.parse_value(text, "f")
-    assert not problems
-    return build(NODES.validate_python(nodes), Classify(), facts(*shape))
-
-
 def problem(text: str, *shape: int) -> tuple[tuple, str]:
     with pytest.raises(BuildError) as refused:
-        built(text, *shape)
+        build_from_text(text, *shape)
     found = refused.value.problems[0]
     return found.path, found.message
 
 
 def test_lenet_has_61706_parameters():
-    made = built(LENET, 1, 28, 28)
+    made = build_from_text(LENET, 1, 28, 28)
     assert made.parameters == 61_706
     assert sum(row.parameters for row in made.rows) == 61_706
     assert [row.out_shape for row in made.rows[:4]] == [(6, 28, 28), (6, 14, 14), (16, 10, 10), (16, 5, 5)]
@@ -59,7 +43,7 @@ def test_lenet_has_61706_parameters():
 
 
 def test_initial_weights_are_those_of_pytorch_in_order():
-    network = materialize(built(LENET, 1, 28, 28).network, seed=5)
+    network = materialize(build_from_text(LENET, 1, 28, 28).network, seed=5)
     torch.manual_seed(5)
     plain = [nn.Conv2d(1, 6, 5), nn.Conv2d(6, 16, 5), nn.Linear(400, 120), nn.Linear(120, 84), nn.Linear(84, 10)]
     expected = [tensor for module in plain for tensor in module.state_dict().values()]
@@ -68,7 +52,9 @@ def test_initial_weights_are_those_of_pytorch_in_order():
 
 
 def test_names_in_the_state_dict_are_readable():
-    network = built("- conv: {out_channels: 2, norm: batch, name: stem}\n- conv: 3\n- global_avg_pool", 1, 4, 4).network
+    network = build_from_text(
+        "- conv: {out_channels: 2, norm: batch, name: stem}\n- conv: 3\n- global_avg_pool", 1, 4, 4
+    ).network
     names = [name for name in network.state_dict() if name.startswith(("layers", "head"))]
     assert names[0] == "layers.stem.conv.weight"
     assert "layers.conv1.weight" in names
@@ -77,7 +63,7 @@ def test_names_in_the_state_dict_are_readable():
 
 def test_links_equal_the_same_network_by_hand():
     network = materialize(
-        built(
+        build_from_text(
             """
             - conv: {out_channels: 4, name: a}
             - conv: {out_channels: 4, stride: 2}
@@ -107,7 +93,7 @@ def test_links_equal_the_same_network_by_hand():
 
 @pytest.mark.parametrize(("stride", "channels", "shape"), [(1, 4, (4, 8, 8)), (2, 6, (6, 4, 4)), (1, 6, (6, 8, 8))])
 def test_residual_shortcut_is_made_to_fit(stride, channels, shape):
-    made = built(
+    made = build_from_text(
         f"""
         - conv: 4
         - residual:
@@ -134,7 +120,7 @@ def test_residual_shortcut_is_made_to_fit(stride, channels, shape):
 @pytest.mark.parametrize("norm", ["", "norm: batch, "])
 def test_a_shortcuts_conv_goes_with_its_layers_at_any_size_and_has_no_bias_before_a_norm(size, norm):
     layers = "[{conv: {out_channels: 4, stride: 2}}, {conv: 4}]"
-    made = built(f"- residual: {{{norm}layers: {layers}}}\n- global_avg_pool", 2, size, size)
+    made = build_from_text(f"- residual: {{{norm}layers: {layers}}}\n- global_avg_pool", 2, size, size)
     shortcut = materialize(made.network, 0).layers.residual1.shortcut
     (conv,) = [module for module in shortcut.modules() if isinstance(module, nn.Conv2d)]
     assert conv.stride == (2, 2)
@@ -150,7 +136,7 @@ def test_links_from_within_a_shortcut_equal_the_same_network_by_hand():
     - global_avg_pool
     """
     text = text.replace("{multiply: [a]}", "{conv: {out_channels: 4, name: b}}, {multiply: [a, b]}")
-    network = materialize(built(text, 1, 8, 8).network, 0)
+    network = materialize(build_from_text(text, 1, 8, 8).network, 0)
     layers, x = network.layers, torch.randn(2, 1, 8, 8)
     a = layers.a(x)
     inner = layers.conv1(a)
@@ -161,7 +147,9 @@ def test_links_from_within_a_shortcut_equal_the_same_network_by_hand():
 
 
 def test_repeat_has_weights_of_its_own_each_time():
-    network = built("- conv: 4\n- repeat: {times: 3, layers: [{conv: 4}]}\n- global_avg_pool", 1, 8, 8).network
+    network = build_from_text(
+        "- conv: 4\n- repeat: {times: 3, layers: [{conv: 4}]}\n- global_avg_pool", 1, 8, 8
+    ).network
     assert [name for name in network.state_dict() if "repeat" in name and "weight" in name] == [
         f"layers.repeat1.{n}.conv1.weight" for n in (1, 2, 3)
     ]
@@ -180,7 +168,7 @@ def test_repeat_has_weights_of_its_own_each_time():
 def test_a_name_is_known_after_it_in_its_own_list_and_inside_alone(structure):
     inside = structure.replace("LAYERS", "{conv: {out_channels: 2, name: here}}, {add: [here, outside]}")
     before = "- conv: {out_channels: 2, name: outside}"
-    assert built(f"{before}\n- {inside}\n- global_avg_pool", 1, 8, 8).parameters
+    assert build_from_text(f"{before}\n- {inside}\n- global_avg_pool", 1, 8, 8).parameters
     where, message = problem(f"{before}\n- {inside}\n- conv: {{from: [here]}}\n- global_avg_pool", 1, 8, 8)
     assert where == ("model", 2, "conv", "from")
     assert "no layer 'here' to take from here; named before it: outside" in message
@@ -196,7 +184,7 @@ def test_branches_do_not_know_each_others_names():
 def test_parallel_merges():
     for merge, channels in (("concat", 7), ("add", 3), ("multiply", 3)):
         second = 4 if merge == "concat" else 3
-        made = built(
+        made = build_from_text(
             f"- parallel: {{merge: {merge}, branches: [[{{conv: 3}}], [{{conv: {second}}}]]}}\n- global_avg_pool",
             1,
             8,
@@ -266,12 +254,12 @@ def test_a_layer_that_cannot_pass_is_named_with_shape_cause_and_fix(text, path, 
 
 def test_mistakes_in_two_branches_are_both_found():
     with pytest.raises(BuildError) as refused:
-        built("- parallel: {branches: [[{max_pool: 9}], [{linear: 2}]]}", 1, 8, 8)
+        build_from_text("- parallel: {branches: [[{max_pool: 9}], [{linear: 2}]]}", 1, 8, 8)
     assert len(refused.value.problems) == 2
 
 
 def test_summary_equals_the_network():
-    made = built(LENET, 1, 28, 28)
+    made = build_from_text(LENET, 1, 28, 28)
     network = materialize(made.network, 0)
     shapes = []
     for module in network.layers:
@@ -289,7 +277,7 @@ def test_structures_and_links_export_with_parity(tmp_path):
     from cnnrun.export.onnx import quietly
 
     network = materialize(
-        built(
+        build_from_text(
             """
             - conv: {out_channels: 4, name: a, activation: relu}
             - repeat:
@@ -331,14 +319,14 @@ def test_a_name_like_an_automatic_one_loses_no_layer():
         "- conv: {out_channels: 8, name: conv2}\n- conv: 8\n- conv: 8",
         "- conv: 8\n- conv: {out_channels: 8, name: conv1}\n- conv: 8",
     ):
-        made = built(f"{text}\n- global_avg_pool", 1, 8, 8)
+        made = build_from_text(f"{text}\n- global_avg_pool", 1, 8, 8)
         assert sum(row.parameters for row in made.rows) == made.parameters
         assert len(made.network.layers) == 4
         materialize(made.network, 0)(torch.zeros(2, 1, 8, 8))
 
 
 def test_a_residuals_row_counts_its_activation_and_sees_through_its_shortcut():
-    made = built(
+    made = build_from_text(
         """
         - residual:
             activation: prelu
@@ -397,7 +385,7 @@ def test_a_max_pool_is_refused_exactly_where_it_has_no_maximum(size, ceil_mode):
 def test_a_linear_layer_at_each_position_is_a_1x1_convolution(then):
     made = {}
     for kind, body in (("linear", "out_features: 5, each_position: true"), ("conv", "out_channels: 5, kernel_size: 1")):
-        network = materialize(built(f"- {kind}: {{{body}, {then}}}\n- flatten", 3, 4, 6).network, 0)
+        network = materialize(build_from_text(f"- {kind}: {{{body}, {then}}}\n- flatten", 3, 4, 6).network, 0)
         made[kind] = network.double().eval()
     weights = [value.reshape(-1) for value in made["linear"].state_dict().values()]
     for value, given in zip(made["conv"].state_dict().values(), weights, strict=True):
@@ -407,7 +395,7 @@ def test_a_linear_layer_at_each_position_is_a_1x1_convolution(then):
 
 
 def test_a_conv_may_be_depthwise():
-    made = built("- conv: {groups: depthwise}\n- flatten", 3, 4, 4)
+    made = build_from_text("- conv: {groups: depthwise}\n- flatten", 3, 4, 4)
     assert made.network.layers.conv1.groups == 3
 
 
@@ -416,12 +404,12 @@ def test_a_conv_may_be_depthwise():
 def test_a_name_that_a_module_already_has_is_refused_in_words(name, link):
     text = f"- conv: {{name: {name}, out_channels: 2}}\n{link.replace('NAME', name)}- flatten"
     if name == "weight_":
-        assert built(text, 1, 4, 4).parameters
+        assert build_from_text(text, 1, 4, 4).parameters
     else:
         assert "is a word of PyTorch's modules" in problem(text, 1, 4, 4)[1]
 
 
 def test_the_picture_goes_in_whatever_the_first_row_takes():
-    made = built("- parallel: [[], []]\n- conv: 8\n- flatten", 1, 4, 4)
+    made = build_from_text("- parallel: [[], []]\n- conv: 8\n- flatten", 1, 4, 4)
     assert made.image == (1, 4, 4)
     assert flops(made)[0] == 2 * 8 * 16 * 2 * 9

@@ -9,7 +9,7 @@ import pytest
 from cnnrun.config import zoo
 from cnnrun.explain.figures.network_svg import svg
 from cnnrun.model.outline import Part, outline, text
-from tests.config.test_zoo import built
+from tests.support.networks import build_from_zoo
 
 
 def everything(parts: list[Part]) -> list[Part]:
@@ -18,7 +18,7 @@ def everything(parts: list[Part]) -> list[Part]:
 
 @pytest.mark.parametrize("name", zoo.names())
 def test_every_zoo_network_is_drawn_whole(name):
-    made = built(name, zoo.entry(name).image, 10)
+    made = build_from_zoo(name, zoo.entry(name).image, 10)
     parts = outline(made, "classify")
     drawing = ElementTree.fromstring(svg(parts, name))
     words = [element.text for element in drawing.iter() if element.tag.endswith("text")]
@@ -33,7 +33,7 @@ def test_every_zoo_network_is_drawn_whole(name):
 
 
 def test_the_text_shows_structures_links_and_shapes():
-    lines = text(outline(built("resnet18_fpn", (3, 64, 64), 10), "classify")).splitlines()
+    lines = text(outline(build_from_zoo("resnet18_fpn", (3, 64, 64), 10), "classify")).splitlines()
     shown = [" ".join(line.split()) for line in lines]
     assert shown[0] == "├─ input 3x64x64"
     assert shown[1] == "├─ stem: conv 64, 7x7, stride 2, batch_norm, relu 64x32x32"
@@ -44,7 +44,7 @@ def test_the_text_shows_structures_links_and_shapes():
 
 
 def test_boxes_stand_apart_and_inside_the_picture():
-    drawing = ElementTree.fromstring(svg(outline(built("googlenet", (3, 224, 224), 10), "classify"), "x"))
+    drawing = ElementTree.fromstring(svg(outline(build_from_zoo("googlenet", (3, 224, 224), 10), "classify"), "x"))
     width, height = float(drawing.get("width")), float(drawing.get("height"))
     rectangles = [element for element in drawing.iter() if element.tag.endswith("rect") and element.get("x")]
     boxes = [[float(element.get(key)) for key in ("x", "y", "width", "height")] for element in rectangles]

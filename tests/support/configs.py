@@ -38,67 +38,23 @@ model:
   - dropout: 0.1
 train: {epochs: 4, batch: 64, keep: 9, monitor: val/accuracy}
 """
-CONFIG = """
-task: classify
+CONFIG = """task: {task}
 data:
-  source: {{folder: '{pictures}'}}
-  image: {{size: 8, channels: 1}}
-  split: {{val: 0.2}}
+  source: {source}
+  image: {{size: {size}, channels: 1}}
+  split: {split}
   cache_dir: '{cache}'
-model:
-  - conv: {{out_channels: 4, norm: batch, activation: relu}}
-  - flatten
-  - linear: {{out_features: 8, activation: relu}}
-train: {{epochs: 3, batch: 8, monitor: val/accuracy, save_every: 4, early_stop: {{patience: 3}}}}
+{model}train: {{epochs: 3, batch: 8, save_every: 4, {train}}}
 """
-DETECT = """
-task: {{detect: {{levels: [p3], channels: 4, depth: 1, most: 8}}}}
-data:
-  source: {{voc: '{scenes}'}}
-  image: {{size: 16, channels: 1}}
-  split: {{val: 0.2}}
-  cache_dir: '{cache}'
-model:
-  - conv: {{out_channels: 4, stride: 2, norm: batch, activation: relu}}
-  - conv: {{name: p3, out_channels: 4, stride: 2, norm: batch, activation: relu}}
-  - conv: {{out_channels: 4}}
-train: {{epochs: 3, batch: 8, optimizer: {{adamw: 0.01}}, monitor: val/loss, save_every: 4}}
-"""
-VERIFY = """
-task: {{verify: {{dimension: 6, loss: {{arcface: {{warmup: 0.9}}}}}}}}
-data:
-  source: {{folder: '{people}'}}
-  image: {{size: 8, channels: 1}}
-  split: {{by: label, val: 0.3}}
-  cache_dir: '{cache}'
-model:
-  - conv: {{out_channels: 4, norm: batch, activation: relu}}
+LAYERS = """model:
+  - conv: {out_channels: 4, norm: batch, activation: relu}
   - flatten
-train: {{epochs: 3, batch: 8, sampler: {{identities: 2}}, monitor: val/eer, save_every: 4}}
 """
-REGRESS = """
-task: {{regress: {{angles: {{turn: 360}}, loss: gaussian}}}}
-data:
-  source: {{table: {{path: '{numbers}', numbers: [level, turn]}}}}
-  image: {{size: 8, channels: 1}}
-  split: {{val: 0.2}}
-  cache_dir: '{cache}'
-model:
-  - conv: {{out_channels: 4, norm: batch, activation: relu}}
-  - flatten
-train: {{epochs: 3, batch: 8, monitor: val/mae, save_every: 4}}
-"""
-LABELS = """
-task: multilabel
-data:
-  source: {{table: {{path: '{numbers}', labels: marks}}}}
-  image: {{size: 8, channels: 1}}
-  split: {{val: 0.2}}
-  cache_dir: '{cache}'
-model:
-  - conv: {{out_channels: 4, norm: batch, activation: relu}}
-  - flatten
-train: {{epochs: 3, batch: 8, monitor: val/mAP, save_every: 4}}
+LINEAR = "  - linear: {out_features: 8, activation: relu}\n"
+DETECTOR = """model:
+  - conv: {out_channels: 4, stride: 2, norm: batch, activation: relu}
+  - conv: {name: p3, out_channels: 4, stride: 2, norm: batch, activation: relu}
+  - conv: {out_channels: 4}
 """
 KINDS = {
     "ema": ["train.ema={decay: 0.9}", "train.optimizer={adamw: 0.01}"],
@@ -111,12 +67,59 @@ KINDS = {
 }
 
 
+def tiny_experiment(*overrides: str) -> schema.Experiment:
+    """TINY with these settings."""
+    return schema.parse(TINY, "tiny.yaml", ["name=tiny", *overrides])
+
+
+def task_config(kind: str, pictures: Path, cache: Path) -> str:
+    """The config of a task on the files of `write_pictures`; of any other kind, of a classifier."""
+    classifier: dict[str, object] = {
+        "task": "classify",
+        "source": f"{{folder: '{pictures}'}}",
+        "split": "{val: 0.2}",
+        "size": 8,
+        "model": LAYERS,
+        "train": "monitor: val/accuracy, early_stop: {patience: 3}",
+    }
+    settings = classifier | _task_settings(pictures.parent).get(kind, {"model": LAYERS + LINEAR})
+    return CONFIG.format(**settings, cache=cache)
+
+
+def _task_settings(folder: Path) -> dict[str, dict[str, object]]:
+    """What each task's config has in the place of the classifier's settings."""
+    numbers = folder / "numbers.csv"
+    return {
+        "detect": {
+            "task": "{detect: {levels: [p3], channels: 4, depth: 1, most: 8}}",
+            "source": f"{{voc: '{folder / 'scenes'}'}}",
+            "size": 16,
+            "model": DETECTOR,
+            "train": "optimizer: {adamw: 0.01}, monitor: val/loss",
+        },
+        "verify": {
+            "task": "{verify: {dimension: 6, loss: {arcface: {warmup: 0.9}}}}",
+            "source": f"{{folder: '{folder / 'people'}'}}",
+            "split": "{by: label, val: 0.3}",
+            "train": "sampler: {identities: 2}, monitor: val/eer",
+        },
+        "regress": {
+            "task": "{regress: {angles: {turn: 360}, loss: gaussian}}",
+            "source": f"{{table: {{path: '{numbers}', numbers: [level, turn]}}}}",
+            "train": "monitor: val/mae",
+        },
+        "multilabel": {
+            "task": "multilabel",
+            "source": f"{{table: {{path: '{numbers}', labels: marks}}}}",
+            "train": "monitor: val/mAP",
+        },
+    }
+
+
 def case_config(folder: Path, root: Path, case: tuple[int, int, str]) -> schema.Experiment:
     """A case's experiment, with a cache of its own in `root`, so that its pictures are decoded there."""
     workers, accumulate, kind = case
-    text = {"detect": DETECT, "verify": VERIFY, "regress": REGRESS, "multilabel": LABELS}.get(kind, CONFIG)
-    places = {name: folder.parent / name for name in ("scenes", "people")} | {"numbers": folder.parent / "numbers.csv"}
-    text = text.format(pictures=folder, cache=root / "cache", **places)
+    text = task_config(kind, folder, root / "cache")
     if kind == "dropout":
         text = text.replace("  - flatten\n", "  - dropout: 0.3\n  - flatten\n")
     cached = "disk" if accumulate == 1 else "none"

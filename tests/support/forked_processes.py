@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import signal
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,6 +74,19 @@ def outcome(pid: int, pipe: int) -> Any:
     error = kind.__new__(kind, *arguments)  # past __init__, which may want other things
     error.args, error.lines = arguments, lines
     return error
+
+
+def run_main(words: list[str], folder: Path) -> tuple[int, str, str]:
+    """Run a command in that folder, in a child that does nothing else; returns its exit code, stdout and stderr."""
+    from cnnrun.commands import app
+
+    os.chdir(folder)
+    sys.argv, sys.stderr, sys.stdout, code = ["cnnrun", *words], io.StringIO(), io.StringIO(), 0
+    try:
+        app.main()
+    except SystemExit as left:
+        code = int(left.code or 0)
+    return code, sys.stdout.getvalue(), sys.stderr.getvalue()
 
 
 def run_on_ranks(size: int, function: Callable[[int], Any]) -> list[Any]:

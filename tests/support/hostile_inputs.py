@@ -10,7 +10,6 @@ import io
 import json
 import os
 import struct
-import sys
 import time
 import zipfile
 import zlib
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.support.forked_processes import fork, outcome
+from tests.support.forked_processes import fork, outcome, run_main
 
 Build = Callable[[Path], list[str]]
 SECONDS, MIB = 30, 1536  # what an answer may take
@@ -55,17 +54,11 @@ def _run(words: list[str], folder: Path) -> tuple[int, str, int]:
     import torch
 
     from cnnrun.base.device import forget_peak_memory, peak_memory_mib
-    from cnnrun.commands import app
 
-    os.chdir(folder)
     forget_peak_memory(torch.device("cpu"))
     inherited = peak_memory_mib(torch.device("cpu"))
-    sys.argv, sys.stderr, sys.stdout, code = ["cnnrun", *words], io.StringIO(), io.StringIO(), 0
-    try:
-        app.main()
-    except SystemExit as left:
-        code = int(left.code or 0)
-    return code, sys.stderr.getvalue(), COMMAND_MIB + peak_memory_mib(torch.device("cpu")) - inherited
+    code, _, err = run_main(words, folder)
+    return code, err, COMMAND_MIB + peak_memory_mib(torch.device("cpu")) - inherited
 
 
 def config(folder: Path, source: str, task: str = "classify") -> list[str]:

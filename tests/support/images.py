@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,16 @@ def save_picture(path: Path, seed: int = 0, size: tuple[int, int] = (12, 10), mo
     pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     return path
+
+
+def save_class_folders(
+    root: Path, classes: Sequence[str] = ("cat", "dog"), count: int = 24, size: tuple[int, int] = (8, 8)
+) -> Path:
+    """Folders of `count` random pictures each, one folder a class."""
+    for label, name in enumerate(classes):
+        for number in range(count):
+            save_picture(root / name / f"{number}.png", seed=100 * label + number, size=size)
+    return root
 
 
 def write_pictures(root: Path) -> Path:

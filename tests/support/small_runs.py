@@ -4,15 +4,33 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from cnnrun.experiment import schema
 from cnnrun.explain import run_method
 from cnnrun.results import operations
-from tests.support.configs import LINKED, case_config
+from cnnrun.training import checkpoints
+from tests.support.configs import LINKED, TINY, case_config, tiny_experiment
 from tests.support.images import write_pictures
 
 TASKS = ("classify", "multilabel", "regress", "detect", "verify")
+
+
+def train_tiny(root: Path, *overrides: str) -> Path:
+    """The run folder of TINY with these settings, trained."""
+    return Path(operations.train(tiny_experiment(*overrides), root, torch.device("cpu"), resume=False)["run"])
+
+
+def train_from_weights(run: Path, root: Path, *overrides: str) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A run of one epoch from a run's weights, and its first checkpoint's tensors; the layers are those of TINY."""
+    layers = TINY[TINY.index("model:\n") + 7 : TINY.index("train:")].replace("  - ", "    - ")
+    text = TINY.replace(
+        TINY[TINY.index("model:\n") : TINY.index("train:")], f"model:\n  layers:\n{layers}  weights: {run}\n"
+    )
+    tried = schema.parse(text, "f", ["name=given", "train.epochs=1", *overrides])
+    made = Path(operations.train(tried, root, torch.device("cpu"), resume=False)["run"])
+    return made, checkpoints.load_newest(made / "checkpoints", "latest", pytest.fail).parts["model"]
 
 
 def train_linked(root: Path) -> Path:

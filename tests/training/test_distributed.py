@@ -22,13 +22,13 @@ from cnnrun.base.ranks import Ranks, has_gpu_of_its_own, joined
 from cnnrun.data import decode
 from cnnrun.data.dataset import Examples
 from cnnrun.data.training_batches import TrainingBatches, share
-from cnnrun.experiment import assemble, schema
+from cnnrun.experiment import assemble
 from cnnrun.results import operations
 from cnnrun.training import checkpoints, loop
 from cnnrun.training import step as step_of_learning
 from cnnrun.training.evaluate import evaluate
 from cnnrun.training.learner import Learner
-from tests.support.configs import TINY
+from tests.support.configs import TINY, tiny_experiment
 from tests.support.forked_processes import fork, free_port, outcome, rank_environment, run_on_ranks, wait_for
 from tests.support.images import save_picture
 
@@ -36,10 +36,6 @@ CPU = torch.device("cpu")
 PLAIN = "model=[{conv: {out_channels: 4, activation: relu}}, max_pool, flatten, {linear: {out_features: 16}}]"
 NORMED = "model=[{conv: {out_channels: 4, norm: batch, activation: relu}}, {conv: 4}, batch_norm, flatten]"
 STEPS = ["train.epochs=4", "train.batch=60", "data.augment={shift: 0.2, rotate: 8, mixup: 0.3}"]
-
-
-def tried(*overrides: str) -> schema.Experiment:
-    return schema.parse(TINY, "tiny.yaml", ["name=tiny", *overrides])
 
 
 class OneOf(Ranks):
@@ -53,7 +49,7 @@ def trained(root: Path, size: int, *overrides: str, resume: bool = False) -> lis
     """What each rank's training returned or raised."""
 
     def run(rank: int) -> object:
-        return operations.train(tried(*overrides), root, CPU, resume)
+        return operations.train(tiny_experiment(*overrides), root, CPU, resume)
 
     return [run(0)] if size == 1 else run_on_ranks(size, run)
 
@@ -81,7 +77,7 @@ def test_shares_are_a_partition_of_each_micro_batch(whole, parts, size, partners
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("size", [2, 4])
 def test_every_rank_has_its_part_of_the_same_batches(augment, accumulate, size):
-    made = tried(f"data.augment={augment}", "train.batch=49", "train.drop_last=false")
+    made = tiny_experiment(f"data.augment={augment}", "train.batch=49", "train.drop_last=false")
     job = assemble.job(made, assemble.dataset(made), None, None, CPU)
     examples = job.dataset.splits["train"]
     alone = job.batches(examples, accumulate)
@@ -161,7 +157,7 @@ def test_weights_are_those_of_one_process_but_for_rounding(tmp_path, model, accu
 
 
 def test_statistics_that_each_rank_measured_apart_become_their_mean():
-    made = tried(NORMED, "train.batch=40")
+    made = tiny_experiment(NORMED, "train.batch=40")
     learner = Learner(assemble.job(made, assemble.dataset(made), None, None, CPU))
     measured = [[torch.rand_like(value) for value in learner.statistics] for _ in range(3)]
     expected = [torch.stack(of_all).mean(0) for of_all in zip(*measured, strict=True)]

@@ -19,17 +19,13 @@ from cnnrun.results import operations
 from cnnrun.tasks.classify import CrossEntropy
 from cnnrun.training import checkpoints, loop
 from cnnrun.training import step as step_of_learning
-from tests.support.configs import TINY
+from tests.support.configs import tiny_experiment
 from tests.support.forked_processes import fork, outcome
-from tests.support.images import save_picture
+from tests.support.images import save_class_folders
 from tests.support.non_finite_values import PLACES, poison_weight
 
 CPU = torch.device("cpu")
 BAD = [float("nan"), float("inf")]
-
-
-def tried(*overrides: str) -> schema.Experiment:
-    return schema.parse(TINY, "tiny.yaml", ["name=tiny", *overrides])
 
 
 @pytest.mark.parametrize("value", BAD)
@@ -37,7 +33,9 @@ def tried(*overrides: str) -> schema.Experiment:
 def test_what_is_not_finite_stops_within_its_step_is_named_and_never_saved(tmp_path, monkeypatch, place, value):
     poison, named = PLACES[place]
     poison(monkeypatch, 20, value)
-    made = tried("train.ema={decay: 0.9}", "data.augment={rotate: 4}", "train.save_every=1", "train.keep=1000")
+    made = tiny_experiment(
+        "train.ema={decay: 0.9}", "data.augment={rotate: 4}", "train.save_every=1", "train.keep=1000"
+    )
     with pytest.raises(NonFiniteError) as stopped:
         operations.train(made, tmp_path, CPU, resume=False)
     assert stopped.value.exit_code == 4
@@ -55,7 +53,7 @@ def test_what_is_not_finite_stops_within_its_step_is_named_and_never_saved(tmp_p
 def test_a_weight_that_is_not_finite_stops_before_it_is_used_again(tmp_path, monkeypatch):
     poison_weight(monkeypatch, 20, float("nan"))
     with pytest.raises(NonFiniteError, match="at step 20;.*\n.*layers.linear1.linear .its weight"):
-        operations.train(tried(), tmp_path, CPU, resume=False)
+        operations.train(tiny_experiment(), tmp_path, CPU, resume=False)
 
 
 def test_momentum_that_is_not_finite_is_not_saved_either(tmp_path, monkeypatch):
@@ -68,7 +66,7 @@ def test_momentum_that_is_not_finite_is_not_saved_either(tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "update", poisoned)
     with pytest.raises(NonFiniteError, match="at step 16.*\n.*optimizer momentum_buffer:layers"):
-        operations.train(tried(), tmp_path, CPU, resume=False)
+        operations.train(tiny_experiment(), tmp_path, CPU, resume=False)
     assert not checkpoints.generations(tmp_path / "tiny" / "1" / "checkpoints")
 
 
@@ -100,10 +98,10 @@ def test_too_little_memory_is_as_if_smaller_micro_batches_had_been_asked_for(
 ):
     with monkeypatch.context() as patched:
         short_of_memory(patched, most, raised)
-        made = tried(*RICH, f"train.accumulate={given}")
+        made = tiny_experiment(*RICH, f"train.accumulate={given}")
         short = Path(operations.train(made, tmp_path / "short", CPU, resume=False)["run"])
     assert f"memory ran out at step 0: from here on in {2 * given} micro-batches" in capfd.readouterr().err
-    made = tried(*RICH, f"train.accumulate={expected}")
+    made = tiny_experiment(*RICH, f"train.accumulate={expected}")
     asked = Path(operations.train(made, tmp_path / "asked", CPU, resume=False)["run"])
     assert state(short) == state(asked)
 
@@ -124,10 +122,10 @@ def test_memory_that_runs_out_later_is_remembered_when_resuming(tmp_path, monkey
 
             patched.setattr(loop, "backward", backward)
             if stop is None:
-                return Path(operations.train(tried(*RICH), root, CPU, resume=True)["run"])
+                return Path(operations.train(tiny_experiment(*RICH), root, CPU, resume=True)["run"])
             with pytest.raises(BaseException, match="stopped at step 26"):
-                operations.train(tried(*RICH), root, CPU, resume=True)
-        return Path(operations.train(tried(*RICH), root, CPU, resume=True)["run"])
+                operations.train(tiny_experiment(*RICH), root, CPU, resume=True)
+        return Path(operations.train(tiny_experiment(*RICH), root, CPU, resume=True)["run"])
 
     assert state(run(tmp_path / "whole", None)) == state(run(tmp_path / "cut", 25))
 
@@ -135,11 +133,11 @@ def test_memory_that_runs_out_later_is_remembered_when_resuming(tmp_path, monkey
 def test_too_little_memory_for_the_smallest_micro_batch_is_one_line(tmp_path, monkeypatch):
     short_of_memory(monkeypatch, 1)
     with pytest.raises(ResourceError, match="as small as they can be .batch norm needs"):
-        operations.train(tried(), tmp_path, CPU, resume=False)
+        operations.train(tiny_experiment(), tmp_path, CPU, resume=False)
     plain = "model=[flatten]"
     short_of_memory(monkeypatch, 0)
     with pytest.raises(ResourceError, match="as small as they can be .one picture"):
-        operations.train(tried(plain), tmp_path, CPU, resume=False)
+        operations.train(tiny_experiment(plain), tmp_path, CPU, resume=False)
 
 
 def test_a_step_that_ran_out_of_memory_leaves_no_gradient_of_the_parts_that_were_done(tmp_path, monkeypatch):
@@ -154,9 +152,9 @@ def test_a_step_that_ran_out_of_memory_leaves_no_gradient_of_the_parts_that_were
 
     with monkeypatch.context() as patched:
         patched.setattr(CrossEntropy, "forward", forward)
-        made = tried(plain, "train.accumulate=2")
+        made = tiny_experiment(plain, "train.accumulate=2")
         short = Path(operations.train(made, tmp_path / "short", CPU, resume=False)["run"])
-    asked = operations.train(tried(plain, "train.accumulate=4"), tmp_path / "asked", CPU, resume=False)["run"]
+    asked = operations.train(tiny_experiment(plain, "train.accumulate=4"), tmp_path / "asked", CPU, resume=False)["run"]
     assert calls[:4] == [32, 32, 16, 16]
     assert state(short) == state(Path(asked))
 
@@ -164,7 +162,7 @@ def test_a_step_that_ran_out_of_memory_leaves_no_gradient_of_the_parts_that_were
 def test_micro_batches_become_as_small_as_one_picture(tmp_path, monkeypatch, capfd):
     with monkeypatch.context() as patched:
         short_of_memory(patched, 1)
-        operations.train(tried("model=[flatten]", "train.epochs=1"), tmp_path, CPU, resume=False)
+        operations.train(tiny_experiment("model=[flatten]", "train.epochs=1"), tmp_path, CPU, resume=False)
     assert "from here on in 64 micro-batches" in capfd.readouterr().err
 
 
@@ -174,22 +172,15 @@ def test_other_errors_of_the_network_are_not_taken_for_a_lack_of_memory(tmp_path
 
     monkeypatch.setattr(CrossEntropy, "forward", forward)
     with pytest.raises(RuntimeError, match="mat1"):
-        operations.train(tried(), tmp_path, CPU, resume=False)
+        operations.train(tiny_experiment(), tmp_path, CPU, resume=False)
 
 
 # --- reading that does not end ---------------------------------------------------------------------------------------
 
 
-def folder_of(root: Path) -> Path:
-    for label, name in enumerate(("cat", "dog")):
-        for number in range(24):
-            save_picture(root / name / f"{number}.png", seed=100 * label + number, size=(8, 8))
-    return root
-
-
 def over(root: Path, *more: str) -> schema.Experiment:
     source = f"source: {{folder: '{root}'}}, image: {{size: 8, channels: 1}}, split: {{val: 0.2}}, timeout: 0.5"
-    return tried(f"data={{{source}, cache_dir: '{root.parent / 'cache'}'}}", "train.batch=8", *more)
+    return tiny_experiment(f"data={{{source}, cache_dir: '{root.parent / 'cache'}'}}", "train.batch=8", *more)
 
 
 def hang_on(monkeypatch, name: str, when) -> None:
@@ -213,7 +204,7 @@ def trained_in_child(made: schema.Experiment, root: Path) -> tuple[object, float
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_picture_that_never_comes_ends_the_decoding_and_is_named(tmp_path, monkeypatch, workers):
-    root = folder_of(tmp_path / "pets")
+    root = save_class_folders(tmp_path / "pets")
     with monkeypatch.context() as patched:
         hang_on(patched, "dog/7.png", lambda: True)
         found, seconds = trained_in_child(over(root, f"data.workers={workers}"), tmp_path / "runs")
@@ -227,7 +218,7 @@ def test_a_picture_that_never_comes_ends_the_decoding_and_is_named(tmp_path, mon
 
 @pytest.mark.parametrize(("workers", "prefetch"), [(2, 2), (1, 2), (2, 0)])
 def test_a_picture_that_stops_coming_ends_the_training_which_is_saved(tmp_path, monkeypatch, workers, prefetch):
-    root = folder_of(tmp_path / "pets")
+    root = save_class_folders(tmp_path / "pets")
     settings = ["data.cache=none", f"data.workers={workers}", f"data.prefetch={prefetch}", "train.epochs=40"]
     monkeypatch.setattr("cnnrun.data.training_batches.AHEAD_BYTES", 1)
     whole = over(root, *settings, f"data.cache_dir={tmp_path / 'other'}")
@@ -246,7 +237,7 @@ def test_a_picture_that_stops_coming_ends_the_training_which_is_saved(tmp_path, 
 @pytest.mark.parametrize("ahead", [1, 8 << 20])
 def test_a_disk_that_stops_answering_ends_the_training_which_is_saved(tmp_path, monkeypatch, ahead):
     """Every read hangs, not one picture's."""
-    root = folder_of(tmp_path / "pets")
+    root = save_class_folders(tmp_path / "pets")
     monkeypatch.setattr("cnnrun.data.training_batches.AHEAD_BYTES", ahead)
     made = over(root, "data.cache=none", "data.workers=2", "train.epochs=60")
     with monkeypatch.context() as patched:
@@ -267,12 +258,12 @@ def test_memory_that_runs_out_while_evaluating_makes_smaller_batches(tmp_path, m
         return real(self, outputs, targets)
 
     monkeypatch.setattr(CrossEntropy, "forward", forward)
-    operations.train(tried(), tmp_path, CPU, resume=False)
+    operations.train(tiny_experiment(), tmp_path, CPU, resume=False)
     assert "memory ran out while evaluating after step 17: from here on in 2 micro-batches" in capfd.readouterr().err
 
 
 def test_an_epoch_that_cannot_be_measured_is_saved_and_measured_when_resumed(tmp_path, monkeypatch):
-    root = folder_of(tmp_path / "pets")
+    root = save_class_folders(tmp_path / "pets")
     made = over(root, "data.cache=none", "train.epochs=3", f"data.cache_dir={tmp_path / 'one'}")
     expected = Path(operations.train(made, tmp_path / "whole", CPU, resume=False)["run"])
     from cnnrun.training.learner import Learner
@@ -323,11 +314,11 @@ def test_what_is_only_looked_at_fails_and_costs_no_training(tmp_path, monkeypatc
     def fail(*arguments, **settings):
         raise failure
 
-    expected = state(Path(operations.train(tried(), tmp_path / "whole", CPU, resume=False)["run"]))
+    expected = state(Path(operations.train(tiny_experiment(), tmp_path / "whole", CPU, resume=False)["run"]))
     capfd.readouterr()
     with monkeypatch.context() as patched:
         patched.setattr(writer, fail)
-        run = Path(operations.train(tried(), tmp_path / "failing", CPU, resume=False)["run"])
+        run = Path(operations.train(tiny_experiment(), tmp_path / "failing", CPU, resume=False)["run"])
     assert (run / "result.json").exists()
     assert state(run) == expected
     said = [line for line in capfd.readouterr().err.splitlines() if "TensorBoard gets nothing from here on" in line]
@@ -357,7 +348,7 @@ def test_standard_error_that_is_closed_costs_no_training(tmp_path, tiny):
 
 
 def test_a_file_that_vanishes_ends_the_training_which_is_saved(tmp_path, monkeypatch):
-    root = folder_of(tmp_path / "pets")
+    root = save_class_folders(tmp_path / "pets")
     real = step_of_learning.backward
 
     def backward(learner, job, batch, step):
@@ -381,7 +372,7 @@ def test_slow_is_not_stuck():
 
 @pytest.mark.slow
 def test_the_command_leaves_although_a_thread_never_ends(tmp_path):
-    root = folder_of(tmp_path / "pets")
+    root = save_class_folders(tmp_path / "pets")
     program = (
         "import sys, time\n"
         "from cnnrun.commands import app as cli; from cnnrun.data import image_files as pictures\n"

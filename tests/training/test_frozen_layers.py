@@ -14,10 +14,11 @@ from cnnrun.results import operations
 from cnnrun.training import checkpoints, frozen_layers, learner, settings
 from cnnrun.training.learner import Learner
 from cnnrun.training.step import backward, update
-from tests.support.configs import TINY
+from tests.support.configs import TINY, tiny_experiment
 from tests.support.interrupted_trainings import digest, stop_at
-from tests.training.test_loop import CPU, tried, whole_run
+from tests.support.small_runs import train_from_weights, train_tiny
 
+CPU = torch.device("cpu")
 FROZEN = "train.freeze=conv1"
 
 
@@ -32,9 +33,9 @@ def job_of(made, tmp_path):
 @pytest.mark.parametrize("augment", [None, "data.augment={shift: 0.2}"], ids=["features once", "features each step"])
 def test_frozen_layers_and_their_statistics_stay_and_the_rest_learns(tmp_path, augment):
     settings = [FROZEN, "train.epochs=1", *([augment] if augment else [])]
-    made = tried(*settings)
+    made = tiny_experiment(*settings)
     initial = job_of(made, tmp_path / "job").network.state_dict()
-    after = tensors(whole_run(tmp_path, *settings))
+    after = tensors(train_tiny(tmp_path, *settings))
     for name, value in after.items():
         frozen_one = name.startswith(("layers.conv1", "normalize"))
         assert torch.equal(value, initial[name]) == frozen_one, name
@@ -42,18 +43,18 @@ def test_frozen_layers_and_their_statistics_stay_and_the_rest_learns(tmp_path, a
 
 @pytest.mark.parametrize("rich", [[], ["train.ema={decay: 0.9}", "train.accumulate=2", "train.clip=1.0"]])
 def test_resumed_over_features_equals_uninterrupted(tmp_path, monkeypatch, rich):
-    whole = whole_run(tmp_path / "whole", FROZEN, *rich)
+    whole = train_tiny(tmp_path / "whole", FROZEN, *rich)
     with stop_at(13):
-        whole_run(tmp_path / "cut", FROZEN, *rich)
-    resumed = operations.train(tried(FROZEN, *rich), tmp_path / "cut", CPU, resume=True)
+        train_tiny(tmp_path / "cut", FROZEN, *rich)
+    resumed = operations.train(tiny_experiment(FROZEN, *rich), tmp_path / "cut", CPU, resume=True)
     assert digest(Path(resumed["run"])) == digest(whole)
 
 
 def test_features_computed_once_learn_as_features_computed_each_step(tmp_path, monkeypatch):
     """The same network, up to the last bits of a convolution over another number of pictures at a time."""
-    once = tensors(whole_run(tmp_path / "once", FROZEN))
+    once = tensors(train_tiny(tmp_path / "once", FROZEN))
     monkeypatch.setattr(Learner, "reuse_frozen", lambda self, job: job)
-    each = tensors(whole_run(tmp_path / "each", FROZEN))
+    each = tensors(train_tiny(tmp_path / "each", FROZEN))
     for name, value in once.items():
         assert torch.allclose(value.double(), each[name].double(), rtol=1e-3, atol=1e-4), name
 
@@ -62,8 +63,8 @@ def test_features_are_computed_once(tmp_path, monkeypatch):
     passes = []
     real = frozen_layers.Trunk.forward
     monkeypatch.setattr(frozen_layers.Trunk, "forward", lambda self, x: passes.append(len(x)) or real(self, x))
-    made = whole_run(tmp_path, FROZEN, "train.epochs=3")
-    data = assemble.dataset(tried())
+    made = train_tiny(tmp_path, FROZEN, "train.epochs=3")
+    data = assemble.dataset(tiny_experiment())
     assert sum(passes) - 1 == sum(len(data.splits[name]) for name in ("train", "val"))  # one to learn their size
     assert made.exists()
 
@@ -73,7 +74,7 @@ def test_features_are_computed_once(tmp_path, monkeypatch):
     [("data.augment={flip: horizontal}", "augmentation changes"), ("data.memory_gib=0.00001", "GiB")],
 )
 def test_what_cannot_be_reused_is_said(tmp_path, capfd, setting, why):
-    whole_run(tmp_path, FROZEN, "train.epochs=1", setting)
+    train_tiny(tmp_path, FROZEN, "train.epochs=1", setting)
     assert why in capfd.readouterr().err
 
 
@@ -105,7 +106,7 @@ def test_a_network_is_cut_only_where_one_output_crosses(tmp_path, source, cuts):
 
 def test_groups_have_rates_and_decay_of_their_own():
     groups = "[{params: head, lr: 0.5}, {params: '*.bias', weight_decay: 0.0}, {params: layers.conv1, lr: 0.01}]"
-    made = tried(f"train.optimizer={{sgd: {{lr: 0.1, weight_decay: 0.3, groups: {groups}}}}}")
+    made = tiny_experiment(f"train.optimizer={{sgd: {{lr: 0.1, weight_decay: 0.3, groups: {groups}}}}}")
     learning = Learner(job_of(made, Path("unused")))
     found = {}
     names = iter(learning.names)
@@ -119,7 +120,7 @@ def test_groups_have_rates_and_decay_of_their_own():
 
 def test_a_step_with_groups_is_a_step_of_each_optimizer(tmp_path):
     """Plain SGD: the change of a weight is its own rate times its gradient times the schedule's factor."""
-    made = tried("train.optimizer={sgd: {lr: 0.1, groups: [{params: head, lr: 0.5}]}}")
+    made = tiny_experiment("train.optimizer={sgd: {lr: 0.1, groups: [{params: head, lr: 0.5}]}}")
     job = job_of(made, tmp_path)
     learning = Learner(job)
     from cnnrun.data.training_batches import TrainingBatches
@@ -140,10 +141,10 @@ def test_resumed_with_groups_equals_uninterrupted(tmp_path, monkeypatch):
     groups = (
         "train.optimizer={adamw: {lr: 0.01, groups: [{params: head, lr: 0.05}, {params: '*.bias', weight_decay: 0}]}}"
     )
-    whole = whole_run(tmp_path / "whole", groups)
+    whole = train_tiny(tmp_path / "whole", groups)
     with stop_at(7):
-        whole_run(tmp_path / "cut", groups)
-    resumed = operations.train(tried(groups), tmp_path / "cut", CPU, resume=True)
+        train_tiny(tmp_path / "cut", groups)
+    resumed = operations.train(tiny_experiment(groups), tmp_path / "cut", CPU, resume=True)
     assert digest(Path(resumed["run"])) == digest(whole)
 
 
@@ -179,7 +180,7 @@ def test_a_wrong_name_is_told_with_what_there_is(override, message):
 
 def test_groups_that_name_only_frozen_parameters_are_refused():
     with pytest.raises(ConfigError, match="gets no parameter that learns"):
-        tried(FROZEN, "train.optimizer={sgd: {groups: [{params: layers.conv1, lr: 1}]}}")
+        tiny_experiment(FROZEN, "train.optimizer={sgd: {groups: [{params: layers.conv1, lr: 1}]}}")
 
 
 def test_a_zoo_network_can_be_cut_and_continued():
@@ -260,17 +261,17 @@ def test_a_zoo_classifier_is_not_inherited_by_a_part_of_its_network():
 
 
 def test_frozen_norms_do_not_ask_for_larger_batches():
-    job = job_of(tried(FROZEN), Path("unused"))
-    spec = tried(FROZEN, "train.batch=1").train
+    job = job_of(tiny_experiment(FROZEN), Path("unused"))
+    spec = tiny_experiment(FROZEN, "train.batch=1").train
     settings.check(spec, 100, job.network)
     with pytest.raises(ConfigError, match="two pictures"):
-        settings.check(tried("train.batch=1").train, 100, job.network)
+        settings.check(tiny_experiment("train.batch=1").train, 100, job.network)
 
 
 def test_frozen_weights_that_are_not_finite_are_named_with_the_picture(tmp_path):
     from cnnrun.base.errors import NonFiniteError
 
-    job = job_of(tried(FROZEN), tmp_path)
+    job = job_of(tiny_experiment(FROZEN), tmp_path)
     with torch.no_grad():
         job.network.layers.conv1[0].weight.fill_(float("nan"))
     with pytest.raises(NonFiniteError, match="features of digits"):
@@ -278,7 +279,5 @@ def test_frozen_weights_that_are_not_finite_are_named_with_the_picture(tmp_path)
 
 
 def test_frozen_layers_without_weights_are_said(trained_run, tmp_path, capfd):
-    from tests.experiment.test_import_weights import started
-
-    started(trained_run, tmp_path, "model.until=conv1", "train.freeze=linear1")
+    train_from_weights(trained_run, tmp_path, "model.until=conv1", "train.freeze=linear1")
     assert "they keep their random weights" in capfd.readouterr().err

@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from cnnrun.base.errors import CheckpointError, ConfigError, NonFiniteError, StorageError, UserError
 from cnnrun.base.ranks import Ranks
 from cnnrun.data.training_batches import in_order
-from cnnrun.experiment import assemble, schema
-from cnnrun.experiment.schema import Experiment
+from cnnrun.experiment import assemble
 from cnnrun.results import operations
 from cnnrun.training import checkpoints, loop
 from cnnrun.training import step as step_of_learning
@@ -27,47 +26,40 @@ from cnnrun.training.learner import Job, Learner
 from cnnrun.training.run_folder import held
 from cnnrun.training.settings import Train
 from cnnrun.training.step import backward, update
-from tests.support.configs import TINY
-from tests.support.images import save_picture
+from tests.support.configs import TINY, tiny_experiment
+from tests.support.images import save_class_folders
 from tests.support.interrupted_trainings import digest, stop_at
+from tests.support.small_runs import train_tiny
 
 CPU = torch.device("cpu")
 RICH = ["train.ema={decay: 0.9}", "data.augment={shift: 0.2, rotate: 8}", "train.accumulate=2", "train.clip=1.0"]
 
 
-def tried(*overrides: str) -> Experiment:
-    return schema.parse(TINY, "tiny.yaml", ["name=tiny", *overrides])
-
-
-def whole_run(root: Path, *overrides: str) -> Path:
-    return Path(operations.train(tried(*overrides), root, CPU, resume=False)["run"])
-
-
 def test_repeated_is_identical_and_seeds_differ(tmp_path):
-    first, second = whole_run(tmp_path / "a", *RICH), whole_run(tmp_path / "b", *RICH)
+    first, second = train_tiny(tmp_path / "a", *RICH), train_tiny(tmp_path / "b", *RICH)
     assert digest(first) == digest(second)
-    assert digest(whole_run(tmp_path / "c", *RICH, "seed=1")) != digest(first)
+    assert digest(train_tiny(tmp_path / "c", *RICH, "seed=1")) != digest(first)
 
 
 @pytest.mark.parametrize("step", [0, 5, 16, 17, 25])
 def test_resumed_is_uninterrupted_to_the_bit(tmp_path, monkeypatch, step):
     """17 steps an epoch: stopped at the start, within an epoch, at its edge, within the last."""
-    expected = digest(whole_run(tmp_path / "whole", *RICH))
+    expected = digest(train_tiny(tmp_path / "whole", *RICH))
     with stop_at(step):
-        operations.train(tried(*RICH), tmp_path / "cut", CPU, resume=True)
+        operations.train(tiny_experiment(*RICH), tmp_path / "cut", CPU, resume=True)
     run = tmp_path / "cut" / "tiny" / "1"
     assert not (run / "result.json").exists()
-    resumed = operations.train(tried(*RICH), tmp_path / "cut", CPU, resume=True)
+    resumed = operations.train(tiny_experiment(*RICH), tmp_path / "cut", CPU, resume=True)
     assert resumed["run"] == str(run)
     assert digest(run) == expected
 
 
 def test_chain_of_stops_is_uninterrupted(tmp_path, monkeypatch):
-    expected = digest(whole_run(tmp_path / "whole", *RICH))
+    expected = digest(train_tiny(tmp_path / "whole", *RICH))
     for step in (3, 4, 12, 20, 30):
         with stop_at(step):
-            operations.train(tried(*RICH), tmp_path / "cut", CPU, resume=True)
-    operations.train(tried(*RICH), tmp_path / "cut", CPU, resume=True)
+            operations.train(tiny_experiment(*RICH), tmp_path / "cut", CPU, resume=True)
+    operations.train(tiny_experiment(*RICH), tmp_path / "cut", CPU, resume=True)
     assert digest(tmp_path / "cut" / "tiny" / "1") == expected
 
 
@@ -76,7 +68,7 @@ def test_accumulated_gradients_are_the_whole_batchs():
     model = "model=[{conv: {out_channels: 4, activation: relu}}, flatten, {linear: 8}]"
     grads = []
     for accumulate in (1, 3):
-        made = tried(model, f"train.accumulate={accumulate}", "train.batch=50")
+        made = tiny_experiment(model, f"train.accumulate={accumulate}", "train.batch=50")
         data = assemble.dataset(made)
         job = assemble.job(made, data, None, None, CPU)
         learning = Learner(job)
@@ -94,7 +86,7 @@ def test_accumulated_gradients_are_the_whole_batchs():
 @pytest.mark.parametrize("scale", [1.0, 1024.0])
 def test_a_clipped_step_is_as_long_as_the_clip_whatever_the_losses_were_scaled_by(scale):
     """Plain SGD moves the weights by the rate times the gradient, whose norm is then that of `train.clip`."""
-    made = tried("train.precision=float16", "train.clip=0.01", "train.optimizer={sgd: {lr: 0.5}}")
+    made = tiny_experiment("train.precision=float16", "train.clip=0.01", "train.optimizer={sgd: {lr: 0.5}}")
     job = assemble.job(made, assemble.dataset(made), None, None, CPU)
     learning = Learner(job)
     learning.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
@@ -107,7 +99,7 @@ def test_a_clipped_step_is_as_long_as_the_clip_whatever_the_losses_were_scaled_b
 
 
 def learner_of(*overrides: str) -> tuple[Learner, Job]:
-    made = tried(*overrides)
+    made = tiny_experiment(*overrides)
     job = assemble.job(made, assemble.dataset(made), None, None, CPU)
     return Learner(job), job
 
@@ -185,8 +177,8 @@ def test_each_step_goes_by_the_schedule_at_its_own_number(tmp_path, monkeypatch)
         seen.append((step, factor, learner.optimizer.param_groups[0]["lr"]))
 
     monkeypatch.setattr(loop, "update", watched)
-    spec = tried().train
-    whole_run(tmp_path)
+    spec = tiny_experiment().train
+    train_tiny(tmp_path)
     factors = [spec.schedule.factor(step, 34) for step in range(34)]
     assert seen == [(step, factor, spec.optimizer.lr * factor) for step, factor in enumerate(factors)]
 
@@ -200,19 +192,19 @@ def test_an_epoch_has_as_many_batches_as_its_pictures_fill(pictures, steps, smal
 
 
 def test_a_finished_run_is_not_trained_again_when_resumed(tmp_path, capfd):
-    run = whole_run(tmp_path)
+    run = train_tiny(tmp_path)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    again = operations.train(tried(), tmp_path, CPU, resume=True)
+    again = operations.train(tiny_experiment(), tmp_path, CPU, resume=True)
     assert again == {"run": str(run), "already_finished": True, **json.loads((run / "result.json").read_text())}
     assert f"{run} of this config is finished: there is nothing left to train" in capfd.readouterr().err
-    assert operations.train(tried("seed=1"), tmp_path, CPU, resume=True)["run"] == str(run.with_name("2"))
+    assert operations.train(tiny_experiment("seed=1"), tmp_path, CPU, resume=True)["run"] == str(run.with_name("2"))
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 def test_resume_leaves_a_run_of_other_settings_alone_and_names_them(tmp_path, monkeypatch, capfd):
     with stop_at(3):
-        operations.train(tried(), tmp_path, CPU, resume=False)
-    run = Path(operations.train(tried("train.batch=32"), tmp_path, CPU, resume=True)["run"])
+        operations.train(tiny_experiment(), tmp_path, CPU, resume=False)
+    run = Path(operations.train(tiny_experiment("train.batch=32"), tmp_path, CPU, resume=True)["run"])
     assert run.name == "2"
     assert "of other settings: train.batch was 64, is 32" in capfd.readouterr().err
 
@@ -239,7 +231,7 @@ def script_accuracies(monkeypatch, accuracies: list[float]) -> None:
 
 def test_best_early_stop_and_keep(tmp_path, monkeypatch):
     script_accuracies(monkeypatch, [0.5, 0.7, 0.6, 0.6, 0.9])
-    made = tried("train.epochs=9", "train.early_stop.patience=2", "train.keep=1")
+    made = tiny_experiment("train.epochs=9", "train.early_stop.patience=2", "train.keep=1")
     result = operations.train(made, tmp_path, CPU, resume=False)
     assert (result["steps"], result["best_step"], result["best"]) == (4 * 17, 2 * 17, {"val/accuracy": 0.7})
     folder = Path(result["run"]) / "checkpoints"
@@ -258,7 +250,7 @@ def test_not_a_number_stops_at_once_names_files_and_layer_and_saves_nothing(tmp_
 
     monkeypatch.setattr(loop, "backward", poisoned)
     with pytest.raises(NonFiniteError) as stopped:
-        operations.train(tried(), tmp_path, CPU, resume=False)
+        operations.train(tiny_experiment(), tmp_path, CPU, resume=False)
     text = "\n".join(stopped.value.lines)
     assert stopped.value.exit_code == 4
     assert "at step 20" in text
@@ -269,16 +261,16 @@ def test_not_a_number_stops_at_once_names_files_and_layer_and_saves_nothing(tmp_
 
 
 def test_a_batch_of_one_with_batch_norm_is_refused_before_training(tmp_path):
-    count = len(assemble.dataset(tried()).splits["train"])
+    count = len(assemble.dataset(tiny_experiment()).splits["train"])
     for overrides in (
         ["train.batch=1"],
         ["train.batch=64", "train.accumulate=64"],
         [f"train.batch={count - 1}", "train.drop_last=false"],
     ):
         with pytest.raises(ConfigError, match="batch norm needs"):
-            operations.train(tried(*overrides), tmp_path, CPU, resume=False)
+            operations.train(tiny_experiment(*overrides), tmp_path, CPU, resume=False)
     with pytest.raises(ConfigError, match="no step an epoch"):
-        operations.train(tried("train.batch=5000"), tmp_path, CPU, resume=False)
+        operations.train(tiny_experiment("train.batch=5000"), tmp_path, CPU, resume=False)
     assert not list(tmp_path.rglob("checkpoints"))
 
 
@@ -292,7 +284,7 @@ def test_it_learns(trained_run):
 
 
 def test_it_can_overfit_eight_pictures(tmp_path):
-    made = tried("train.batch=8", "train.epochs=1", "train.optimizer={adam: 0.01}")
+    made = tiny_experiment("train.batch=8", "train.epochs=1", "train.optimizer={adam: 0.01}")
     data = assemble.dataset(made)
     job = assemble.job(made, data, None, None, CPU)
     learning = Learner(job)
@@ -338,14 +330,12 @@ def test_a_real_signal_to_a_real_process(tmp_path, number, code):
 
 def interrupted(root: Path, monkeypatch, step: int, *overrides: str) -> Path:
     with stop_at(step):
-        operations.train(tried(*overrides), root, CPU, resume=True)
+        operations.train(tiny_experiment(*overrides), root, CPU, resume=True)
     return root / "tiny" / "1"
 
 
 def folder_of(root: Path, *classes: str) -> str:
-    for label, name in enumerate(classes):
-        for number in range(12):
-            save_picture(root / name / f"{number}.png", seed=100 * label + number, size=(8, 8))
+    save_class_folders(root, classes, count=12)
     return f"data={{source: {{folder: '{root}'}}, image: {{size: 8, channels: 1}}, split: {{val: 0.2}}}}"
 
 
@@ -355,7 +345,7 @@ def test_changed_data_is_not_resumed_into(tmp_path, monkeypatch):
     before = (run / "checkpoints" / "latest").read_text()
     folder_of(tmp_path / "pets", "cat", "dog", "elk")
     with pytest.raises(CheckpointError, match="the data changed .*24 pictures in 2 classes then, 36 in 3 now"):
-        operations.train(tried(*data), tmp_path, CPU, resume=True)
+        operations.train(tiny_experiment(*data), tmp_path, CPU, resume=True)
     assert (run / "checkpoints" / "latest").read_text() == before
 
 
@@ -363,7 +353,7 @@ def test_another_thread_count_on_resuming_is_said(tmp_path, monkeypatch, capfd):
     interrupted(tmp_path, monkeypatch, 2)
     torch.set_num_threads(2)
     try:
-        operations.train(tried(), tmp_path, CPU, resume=True)
+        operations.train(tiny_experiment(), tmp_path, CPU, resume=True)
     finally:
         torch.set_num_threads(1)
     assert "threads was 1, is 2: the result may differ" in capfd.readouterr().err
@@ -372,21 +362,23 @@ def test_another_thread_count_on_resuming_is_said(tmp_path, monkeypatch, capfd):
 def test_what_cannot_be_trained_leaves_no_run_behind(tmp_path):
     for override in ("train.batch=1", "train.batch=5000", "data.split.val=0"):
         with pytest.raises(UserError):
-            operations.train(tried(override), tmp_path, CPU, resume=False)
+            operations.train(tiny_experiment(override), tmp_path, CPU, resume=False)
         with pytest.raises(UserError):
-            operations.checked(tried(override))
+            operations.checked(tiny_experiment(override))
     assert not list(tmp_path.iterdir())
 
 
 def test_the_best_is_the_best_whatever_counts_as_progress(tmp_path, monkeypatch):
     script_accuracies(monkeypatch, [0.90, 0.915, 0.919, 0.918])
     early = "train.early_stop={patience: 3, min_delta: 0.02}"
-    result = operations.train(tried("train.epochs=9", early), tmp_path, CPU, resume=False)
+    result = operations.train(tiny_experiment("train.epochs=9", early), tmp_path, CPU, resume=False)
     assert result["best"] == {"val/accuracy": 0.919}
     assert (result["best_step"], result["steps"]) == (3 * 17, 4 * 17)
 
 
 def test_an_evaluation_that_is_just_as_good_is_no_progress(tmp_path, monkeypatch):
     script_accuracies(monkeypatch, [0.5, 0.5, 0.5, 0.9])
-    result = operations.train(tried("train.epochs=9", "train.early_stop.patience=2"), tmp_path, CPU, resume=False)
+    result = operations.train(
+        tiny_experiment("train.epochs=9", "train.early_stop.patience=2"), tmp_path, CPU, resume=False
+    )
     assert (result["best_step"], result["steps"]) == (17, 3 * 17)

@@ -16,14 +16,13 @@ import torch
 
 from cnnrun.base.errors import CheckpointError
 from cnnrun.data import training_batches
-from cnnrun.experiment import schema
 from cnnrun.experiment.schema import Experiment
 from cnnrun.results import operations
 from cnnrun.training import checkpoints, loop, optimizers
 from cnnrun.training import step as step_of_learning
 from cnnrun.training.learner import Learner
 from cnnrun.training.schedules import OneCycle
-from tests.support.configs import TINY
+from tests.support.configs import tiny_experiment
 from tests.support.interrupted_trainings import digest, stop_at
 
 CPU = torch.device("cpu")
@@ -40,7 +39,7 @@ HALF = "train.precision=float16"
 
 
 def tried(*overrides: str) -> Experiment:
-    return schema.parse(TINY, "tiny.yaml", ["name=tiny", *RICH, *overrides])
+    return tiny_experiment(*RICH, *overrides)
 
 
 @pytest.fixture(autouse=True)

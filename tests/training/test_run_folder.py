@@ -18,7 +18,7 @@ from cnnrun.experiment import schema
 from cnnrun.results import operations
 from cnnrun.training import checkpoints, loop, run_folder
 from cnnrun.training.learner import Learner
-from tests.support.configs import TINY
+from tests.support.configs import tiny_experiment
 from tests.support.forked_processes import fork, outcome
 from tests.support.interrupted_trainings import digest
 from tests.support.supervised_commands import PLACES, WRITING, run_chain
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 
 def tried(*overrides: str) -> schema.Experiment:
-    return schema.parse(TINY, "tiny.yaml", ["name=tiny", "train.epochs=3", *overrides])
+    return tiny_experiment("train.epochs=3", *overrides)
 
 
 def at_step(monkeypatch, step: int, action) -> None:

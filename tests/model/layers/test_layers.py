@@ -5,44 +5,26 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from pydantic import TypeAdapter
 from torch import nn
 
 from cnnrun.config.spec import members
 from cnnrun.model.layers import Leaf
-from cnnrun.model.structures import Node
-
-KINDS = members(Leaf)
-NODE = TypeAdapter(Node)
-
-
-def leaf(kind):
-    return NODE.validate_python({kind.kind: dict(kind.example)})
-
-
-def shapes_of(kind, batch: int):
-    """Batches of the kind's example shapes; a leaf that takes several gets two."""
-    return [(batch, *kind.example_shape)] * (2 if kind.takes_several else 1)
+from tests.support.networks import LAYER_KINDS, NODE, example_layer, example_shapes, random_inputs
 
 
 def built(kind, device="cpu"):
     with torch.device(device):
-        return leaf(kind).build(kind.example_shape)
+        return example_layer(kind).build(kind.example_shape)
 
 
-def random_inputs(kind, batch=3, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(7)
-    return [torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes_of(kind, batch)]
-
-
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
+@pytest.mark.parametrize("kind", LAYER_KINDS, ids=lambda kind: kind.kind)
 def test_meta_shape_is_the_real_shape(kind):
     real = built(kind)(*random_inputs(kind))
-    meta = built(kind, "meta")(*[torch.empty(shape, device="meta") for shape in shapes_of(kind, 3)])
+    meta = built(kind, "meta")(*[torch.empty(shape, device="meta") for shape in example_shapes(kind, 3)])
     assert meta.shape == real.shape
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
+@pytest.mark.parametrize("kind", LAYER_KINDS, ids=lambda kind: kind.kind)
 def test_every_parameter_and_input_gets_a_gradient(kind):
     torch.manual_seed(0)
     module = built(kind).double()
@@ -55,7 +37,7 @@ def test_every_parameter_and_input_gets_a_gradient(kind):
         assert tensor.grad.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
+@pytest.mark.parametrize("kind", LAYER_KINDS, ids=lambda kind: kind.kind)
 def test_weights_given_later_are_the_constructors(kind):
     """Built without memory and reset = built at once, for the same seed: so nothing is left uninitialised."""
     torch.manual_seed(3)
@@ -70,13 +52,13 @@ def test_weights_given_later_are_the_constructors(kind):
         assert torch.equal(value, expected[name]), name
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
+@pytest.mark.parametrize("kind", LAYER_KINDS, ids=lambda kind: kind.kind)
 def test_written_and_read_again(kind):
-    once = leaf(kind)
+    once = example_layer(kind)
     assert NODE.validate_python(NODE.dump_python(once)) == once
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
+@pytest.mark.parametrize("kind", LAYER_KINDS, ids=lambda kind: kind.kind)
 def test_batched_equals_one_by_one_in_eval_mode(kind):
     module = built(kind).double().eval()
     inputs = random_inputs(kind, dtype=torch.float64)
@@ -106,25 +88,27 @@ def test_onnx_parity_of_every_leaf_at_two_batch_sizes(tmp_path):
     from cnnrun.export.onnx import quietly
 
     torch.manual_seed(0)
-    module = Side({kind.kind: built(kind) for kind in KINDS}, {f"leaf_{k.kind}": 1 + k.takes_several for k in KINDS})
+    module = Side(
+        {kind.kind: built(kind) for kind in LAYER_KINDS}, {f"leaf_{k.kind}": 1 + k.takes_several for k in LAYER_KINDS}
+    )
     for parameter in module.parameters():  # zeros and ones would hide a swapped weight
         nn.init.normal_(parameter, std=0.5)
     module.eval()
-    inputs = [tensor for kind in KINDS for tensor in random_inputs(kind, 3)]
+    inputs = [tensor for kind in LAYER_KINDS for tensor in random_inputs(kind, 3)]
     dims = tuple({0: torch.export.Dim("batch")} for _ in inputs)
     with quietly():
         torch.onnx.export(module, tuple(inputs), tmp_path / "m.onnx", dynamo=True, dynamic_shapes=(dims,))
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
     for batch in (3, 1):
-        inputs = [tensor for kind in KINDS for tensor in random_inputs(kind, batch)]
+        inputs = [tensor for kind in LAYER_KINDS for tensor in random_inputs(kind, batch)]
         fed = {entry.name: tensor.numpy() for entry, tensor in zip(session.get_inputs(), inputs, strict=True)}
         with torch.no_grad():
             expected = module(*inputs)
-        for kind, ours, theirs in zip(KINDS, expected, session.run(None, fed), strict=True):
+        for kind, ours, theirs in zip(LAYER_KINDS, expected, session.run(None, fed), strict=True):
             np.testing.assert_allclose(theirs, ours.numpy(), rtol=1e-4, atol=1e-5, err_msg=kind.kind)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
+@pytest.mark.parametrize("kind", LAYER_KINDS, ids=lambda kind: kind.kind)
 def test_every_leaf_says_what_it_is(kind):
     assert kind.__doc__
     assert kind.__doc__ != members(Leaf)[0].__base__.__doc__

@@ -28,7 +28,7 @@ from cnnrun.results.studies import find_lr, plan, seeds, sweep
 from cnnrun.tasks.classify import Classify
 from cnnrun.tasks.temperature import fitted
 from cnnrun.training.run_records import parse_facts
-from tests.support.configs import TINY
+from tests.support.configs import TINY, tiny_experiment
 from tests.support.forked_processes import fork, outcome
 from tests.support.interrupted_trainings import digest, stop_at
 
@@ -36,7 +36,7 @@ CPU = torch.device("cpu")
 
 
 def tried(*overrides: str) -> schema.Experiment:
-    return schema.parse(TINY, "tiny.yaml", ["name=tiny", "train.epochs=1", *overrides])
+    return tiny_experiment("train.epochs=1", *overrides)
 
 
 @pytest.fixture

@@ -6,10 +6,7 @@ what is doubtful but can be trained on is said by each. A builder writes its fil
 
 from __future__ import annotations
 
-import io
-import os
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tests.support.forked_processes import fork, outcome
+from tests.support.forked_processes import fork, outcome, run_main
 
 Build = Callable[[Path], None]
 COMMANDS = {"check": "check c.yaml", "data check": "data check c.yaml", "train": "train c.yaml --no-report"}
@@ -58,21 +55,9 @@ def run_commands(build: Build, folder: Path) -> dict[str, Said]:
     """What each command says, one after the other in a process of their own: torch is imported once."""
     folder.mkdir(parents=True, exist_ok=True)
     build(folder)
-    found = outcome(*fork(lambda: {name: _run(words.split(), folder) for name, words in COMMANDS.items()}))
+    found = outcome(*fork(lambda: {name: Said(*run_main(words.split(), folder)) for name, words in COMMANDS.items()}))
     assert isinstance(found, dict), found
     return found
-
-
-def _run(words: list[str], folder: Path) -> Said:
-    from cnnrun.commands import app
-
-    os.chdir(folder)
-    sys.argv, sys.stderr, sys.stdout, code = ["cnnrun", *words], io.StringIO(), io.StringIO(), 0
-    try:
-        app.main()
-    except SystemExit as left:
-        code = int(left.code or 0)
-    return Said(code, sys.stdout.getvalue(), sys.stderr.getvalue())
 
 
 def disagreements(verdict: Verdict, said: dict[str, Said]) -> list[str]:
