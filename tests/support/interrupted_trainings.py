@@ -34,13 +34,13 @@ def stop_at(step: int) -> Iterator[None]:
     """SIGTERM arrives while optimizer step `step` is under way, and the training in this context ends by it."""
     real = loop.backward
 
-    def stepping(learner, job, batch, number):
+    def backward_with_signal(learner, job, batch, number):
         if number == step:
             os.kill(os.getpid(), signal.SIGTERM)
         return real(learner, job, batch, number)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(loop, "backward", stepping)
+        patched.setattr(loop, "backward", backward_with_signal)
         with pytest.raises(Interrupted) as stopped:
             yield
     assert stopped.value.exit_code == 128 + signal.SIGTERM

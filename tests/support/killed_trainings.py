@@ -65,7 +65,7 @@ def _train_counting_calls(made: schema.Experiment, root: Path, fatal: int | None
             if calls == fatal:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    def counted(real):
+    def count_calls(real):
         def call(*arguments, **settings):
             count()
             return real(*arguments, **settings)
@@ -73,13 +73,13 @@ def _train_counting_calls(made: schema.Experiment, root: Path, fatal: int | None
         return call
 
     for name in ("fsync", "replace", "rename", "mkdir", "open", "unlink", "rmdir", "pwrite", "write", "ftruncate"):
-        setattr(os, name, counted(getattr(os, name)))
+        setattr(os, name, count_calls(getattr(os, name)))
 
-    def in_halves(descriptor, data):
+    def write_in_halves(descriptor, data):
         os.write(descriptor, data[: len(data) // 2])
         os.write(descriptor, data[len(data) // 2 :])
 
-    atomic_files._write_all = in_halves
+    atomic_files._write_all = write_in_halves
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 2)
     operations.train(made, root / "runs", torch.device("cpu"), resume=True)

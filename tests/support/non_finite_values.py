@@ -13,39 +13,39 @@ from cnnrun.training import step as step_of_learning
 def poison_input(monkeypatch, at: int, value: float) -> None:
     real = TrainingBatches.at
 
-    def poisoned(self, step):
+    def replacement(self, step):
         batch = real(self, step)
         if step == at:
             batch.pictures[7, 0, 3, 3] = value
             self._ready[step] = batch  # as it would be found again
         return batch
 
-    monkeypatch.setattr(TrainingBatches, "at", poisoned)
+    monkeypatch.setattr(TrainingBatches, "at", replacement)
 
 
 def poison_loss(monkeypatch, at: int, value: float) -> None:
     real, calls = CrossEntropy.forward, []
 
-    def poisoned(self, outputs, targets):
+    def replacement(self, outputs, targets):
         losses = real(self, outputs, targets)
         if torch.is_grad_enabled():
             calls.append(1)
         return {name: loss * (value if len(calls) == at + 1 else 1) for name, loss in losses.items()}
 
-    monkeypatch.setattr(CrossEntropy, "forward", poisoned)
+    monkeypatch.setattr(CrossEntropy, "forward", replacement)
 
 
 def poison_after_backward(monkeypatch, at: int, spoil) -> None:
     real = step_of_learning.backward
 
-    def poisoned(learner, job, batch, step):
+    def replacement(learner, job, batch, step):
         loss = real(learner, job, batch, step)
         if step == at:
             with torch.no_grad():
                 spoil(learner)
         return loss
 
-    monkeypatch.setattr(loop, "backward", poisoned)
+    monkeypatch.setattr(loop, "backward", replacement)
 
 
 def poison_gradient(monkeypatch, at: int, value: float) -> None:
@@ -58,13 +58,13 @@ def poison_gradient(monkeypatch, at: int, value: float) -> None:
 def poison_weight(monkeypatch, at: int, value: float) -> None:
     real = step_of_learning.update
 
-    def poisoned(learner, job, step, factor):
+    def replacement(learner, job, step, factor):
         real(learner, job, step, factor)
         if step == at - 1:
             with torch.no_grad():
                 learner.network.get_parameter("layers.linear1.linear.weight")[0, 0] = value
 
-    monkeypatch.setattr(loop, "update", poisoned)
+    monkeypatch.setattr(loop, "update", replacement)
 
 
 def poison_statistic(monkeypatch, at: int, value: float) -> None:

@@ -79,19 +79,19 @@ def _kill_at_call(patched: pytest.MonkeyPatch, target: str, nth: int) -> None:
     name = words[-1]
     real, calls = getattr(parent, name), [0]
 
-    def counted(*arguments, **settings):
+    def replacement(*arguments, **settings):
         calls[0] += 1
         if calls[0] == nth:
             os.kill(os.getpid(), signal.SIGKILL)
         return real(*arguments, **settings)
 
-    patched.setattr(parent, name, counted)
+    patched.setattr(parent, name, replacement)
 
 
 def _kill_at_write(patched: pytest.MonkeyPatch, nth: int) -> None:
     calls = [0]
 
-    def counted(real):
+    def count_calls(real):
         def call(*arguments, **settings):
             calls[0] += 1
             if calls[0] == nth:
@@ -101,7 +101,7 @@ def _kill_at_write(patched: pytest.MonkeyPatch, nth: int) -> None:
         return call
 
     for name in ("fsync", "replace", "rename", "mkdir", "open", "unlink", "pwrite", "write", "ftruncate"):
-        patched.setattr(os, name, counted(getattr(os, name)))
+        patched.setattr(os, name, count_calls(getattr(os, name)))
 
 
 def run_chain(place: str, seed: int, most: int = 4) -> Chain:

@@ -34,7 +34,7 @@ def arrays(labels: Any, source: str = "{arrays: a.npz}", task: str = "classify",
 THREES = np.arange(24) % 3
 
 
-def replaced(value: int, at: int = 5) -> Any:
+def replace_label(value: int, at: int = 5) -> Any:
     labels = THREES.copy()
     labels[at] = value
     return labels
@@ -54,8 +54,8 @@ ARRAYS = {
     "arrays: labels from 1, class_weights balanced": Verdict(
         arrays(THREES + 1, task="{classify: {class_weights: balanced}}"), 2, "class_weights: balanced needs"
     ),
-    "arrays: -1 for no label": Verdict(arrays(replaced(-1)), 8, "labels are 0, 1"),
-    "arrays: 255 for ignore": Verdict(arrays(replaced(255).astype(np.uint8)), 8, "is 255"),
+    "arrays: -1 for no label": Verdict(arrays(replace_label(-1)), 8, "labels are 0, 1"),
+    "arrays: 255 for ignore": Verdict(arrays(replace_label(255).astype(np.uint8)), 8, "is 255"),
     "arrays: labels as floats": Verdict(arrays(THREES.astype(float)), 8, "expected whole numbers"),
     "arrays: labels as text": Verdict(arrays(np.array(CLASSES)[THREES]), 8, "expected whole numbers"),
     "arrays: labels one-hot": Verdict(arrays(np.eye(3, dtype=int)[THREES]), 8, "expected whole numbers [24]"),
@@ -131,12 +131,12 @@ IDX = {
     "idx: fewer labels than said": Verdict(idx(THREES, count=30), 8, "holds 24 bytes"),
     "idx: fewer labels than pictures": Verdict(idx(THREES[:20]), 8, "24 pictures but 20 labels"),
     "idx: another magic number": Verdict(idx(THREES, magic=0x901), 8, "not an IDX file of labels"),
-    "idx: 255 among the labels": Verdict(idx(replaced(255)), 8, "is 255"),
+    "idx: 255 among the labels": Verdict(idx(replace_label(255)), 8, "is 255"),
     "idx: labels from 1, as EMNIST's letters": Verdict(
         idx(THREES + 1), 0, "no picture of 0 in train", finding="classes without a picture in train"
     ),
     "idx: labels of test alone": Verdict(
-        idx(THREES, test=replaced(3)), 0, "no picture of 3 in train", finding="classes without a picture in train"
+        idx(THREES, test=replace_label(3)), 0, "no picture of 3 in train", finding="classes without a picture in train"
     ),
 }
 

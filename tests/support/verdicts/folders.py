@@ -78,7 +78,7 @@ def copy(one: str, other: str) -> More:
     return make
 
 
-def clutter(root: Path) -> None:
+def add_clutter(root: Path) -> None:
     for name in (
         ".ipynb_checkpoints/0-checkpoint.png",
         "__MACOSX/cat/._0.png",
@@ -89,17 +89,17 @@ def clutter(root: Path) -> None:
         write(name)(root)
 
 
-def damaged(root: Path) -> None:
+def cut_image(root: Path) -> None:
     data = (root / "cat" / "3.png").read_bytes()
     (root / "cat" / "3.png").write_bytes(data[: len(data) // 2])
 
 
-def one_colour(root: Path) -> None:
+def make_all_flat(root: Path) -> None:
     for path in root.rglob("*.png"):
         Image.new("RGB", (16, 16), (9, 9, 9)).save(path)
 
 
-def one_flat(root: Path) -> None:
+def make_one_flat(root: Path) -> None:
     Image.new("RGB", (16, 16), (9, 9, 9)).save(root / "cat" / "3.png")
 
 
@@ -109,12 +109,12 @@ def twelve_bits(root: Path) -> None:
         Image.fromarray(values).save(path)
 
 
-def animated(root: Path) -> None:
+def add_animation(root: Path) -> None:
     frames = [Image.fromarray(pixels(i)) for i in (1, 2)]
     frames[0].save(root / "cat" / "3.png", save_all=True, append_images=frames[1:])
 
 
-def renamed_gif(root: Path) -> None:
+def add_renamed_gif(root: Path) -> None:
     Image.fromarray(pixels(1)).save(root / "cat" / "3.gif")
     (root / "cat" / "3.gif").rename(root / "cat" / "3.png")
 
@@ -127,7 +127,7 @@ def jpeg_named_png(root: Path) -> None:
 
 FOLDERS = {
     "folder: plain": Verdict(folder(), 0, "3 classes", FINE),
-    "folder: clutter of Jupyter, macOS and Windows": Verdict(folder(clutter), 0, "3 classes", FINE),
+    "folder: clutter of Jupyter, macOS and Windows": Verdict(folder(add_clutter), 0, "3 classes", FINE),
     "folder: .JPG and .PNG": Verdict(folder(suffix=".JPG"), 0, "train 18 val 6", FINE),
     "folder: .tif among them": Verdict(
         folder(write("cat/9.tif")), 0, "1 file(s) of other kinds left out, such as '9.tif'"
@@ -170,21 +170,21 @@ FOLDERS = {
     "folder: all in one more folder": Verdict(
         folder(source="{folder: .}", more=lambda root: None, classes=CLASSES), 8, "two or more classes; has 1"
     ),
-    "pictures: damaged": Verdict(folder(damaged), 8, "cat/3.png"),
-    "pictures: damaged, skipped": Verdict(folder(damaged, bad_files="skip"), 0, "cannot be decoded"),
+    "pictures: damaged": Verdict(folder(cut_image), 8, "cat/3.png"),
+    "pictures: damaged, skipped": Verdict(folder(cut_image, bad_files="skip"), 0, "cannot be decoded"),
     "pictures: of no bytes": Verdict(folder(write("cat/3.png", b"")), 8, "empty file"),
     "pictures: a web page": Verdict(folder(write("cat/3.png", b"<!DOCTYPE html>")), 8, "a web page"),
     "pictures: a Git LFS pointer": Verdict(
         folder(write("cat/3.png", b"version https://git-lfs.github.com/spec/v1\n")), 8, "git lfs pull"
     ),
-    "pictures: animated": Verdict(folder(animated), 8, "an animation"),
-    "pictures: a GIF called .png": Verdict(folder(renamed_gif), 8, "not a picture"),
+    "pictures: animated": Verdict(folder(add_animation), 8, "an animation"),
+    "pictures: a GIF called .png": Verdict(folder(add_renamed_gif), 8, "not a picture"),
     "pictures: a JPEG called .png": Verdict(
         folder(jpeg_named_png), 0, "of another format than named", finding="files that are not what their name says"
     ),
-    "pictures: all of one colour": Verdict(folder(one_colour), 8, "in more than one split"),
-    "pictures: one of one colour": Verdict(folder(one_flat), 0, "of one single colour"),
-    "pictures: all of one colour, kept": Verdict(folder(one_colour, leakage="keep"), 8, "one and the same colour"),
+    "pictures: all of one colour": Verdict(folder(make_all_flat), 8, "in more than one split"),
+    "pictures: one of one colour": Verdict(folder(make_one_flat), 0, "of one single colour"),
+    "pictures: all of one colour, kept": Verdict(folder(make_all_flat, leakage="keep"), 8, "one and the same colour"),
     "pictures: 16 bits of which 12 are used": Verdict(folder(twelve_bits), 0, "leaves 16 of 256 grey levels"),
     "pictures: of 2 pixels": Verdict(
         folder(lambda root: save_square(root / "cat" / "3.png", 3, (2, 2))), 8, "image.min_side"

@@ -41,22 +41,22 @@ def table(
     return build
 
 
-def labelled(cell: Row, **how: object) -> Build:
+def label_table(cell: Row, **how: object) -> Build:
     """A table of paths and these labels."""
     return table(lambda i: f"p/{i:02}.png,{cell(i)}", **how)  # type: ignore[arg-type]
 
 
 def sets(cell: Row, more: str = "", header: str = "path,tags") -> Build:
     """A table of label sets."""
-    return labelled(cell, header=header, source=f"{{table: {{path: t.csv, labels: tags{more}}}}}", task=MULTILABEL)
+    return label_table(cell, header=header, source=f"{{table: {{path: t.csv, labels: tags{more}}}}}", task=MULTILABEL)
 
 
 def numbers(cell: Row, columns: str = "weight", header: str = "path,weight") -> Build:
     """A table of numbers."""
-    return labelled(cell, header=header, source=f"{{table: {{path: t.csv, numbers: {columns}}}}}", task=REGRESS)
+    return label_table(cell, header=header, source=f"{{table: {{path: t.csv, numbers: {columns}}}}}", task=REGRESS)
 
 
-def written_as(encoding: str) -> Callable[[str], bytes]:
+def encode_as(encoding: str) -> Callable[[str], bytes]:
     return lambda text: text.encode(encoding)
 
 
@@ -74,40 +74,44 @@ LABELS = {
         table(lambda i: f"{i},p/{i:02}.png,{name(i)}", ",path,label"), 0, "3 classes", ("check",)
     ),
     "pandas: NaN as an empty cell": Verdict(
-        labelled(lambda i: "" if i == 5 else name(i)), 8, "t.csv:7: label is empty"
+        label_table(lambda i: "" if i == 5 else name(i)), 8, "t.csv:7: label is empty"
     ),
-    "pandas: na_rep='NaN'": Verdict(labelled(lambda i: "NaN" if i == 5 else name(i)), 8, "stands for a missing value"),
-    "pandas: float labels 1.0, 2.0": Verdict(labelled(lambda i: f"{i % 3}.0"), 0, "3 classes", ("check",)),
+    "pandas: na_rep='NaN'": Verdict(
+        label_table(lambda i: "NaN" if i == 5 else name(i)), 8, "stands for a missing value"
+    ),
+    "pandas: float labels 1.0, 2.0": Verdict(label_table(lambda i: f"{i % 3}.0"), 0, "3 classes", ("check",)),
     "pandas: 1.0 and 1 of two files joined": Verdict(
-        labelled(lambda i: f"{i % 3}.0" if i % 2 else f"{i % 3}"), 0, "differ in writing alone"
+        label_table(lambda i: f"{i % 3}.0" if i % 2 else f"{i % 3}"), 0, "differ in writing alone"
     ),
-    "pandas: bool labels": Verdict(labelled(lambda i: str(i % 3 == 0)), 0, "2 classes", ("check",)),
-    "True and TRUE": Verdict(labelled(lambda i: ("True", "TRUE", "False")[i % 3]), 0, "differ in writing alone"),
-    "pandas: dates as labels": Verdict(labelled(lambda i: f"2024-01-{i + 1:02}"), 8, "the val split is empty"),
+    "pandas: bool labels": Verdict(label_table(lambda i: str(i % 3 == 0)), 0, "2 classes", ("check",)),
+    "True and TRUE": Verdict(label_table(lambda i: ("True", "TRUE", "False")[i % 3]), 0, "differ in writing alone"),
+    "pandas: dates as labels": Verdict(label_table(lambda i: f"2024-01-{i + 1:02}"), 8, "the val split is empty"),
     "pandas: quoted paths with commas": Verdict(
         table(lambda i: f'"p/a, {i:02}.png",{name(i)}', file=lambda i: f"p/a, {i:02}.png"), 0, "3 classes", ("check",)
     ),
     "Excel: semicolons": Verdict(
         table(lambda i: f"p/{i:02}.png;{name(i)}", "path;label"), 8, "separate columns by ','"
     ),
-    "Excel: UTF-16": Verdict(labelled(name, write=written_as("utf-16")), 8, "UTF-16"),
+    "Excel: UTF-16": Verdict(label_table(name, write=encode_as("utf-16")), 8, "UTF-16"),
     "Excel: Windows-1252": Verdict(
-        labelled(lambda i: "Bär" if i % 2 else "cat", write=written_as("cp1252")), 8, "not UTF-8"
+        label_table(lambda i: "Bär" if i % 2 else "cat", write=encode_as("cp1252")), 8, "not UTF-8"
     ),
     "Excel: BOM and CRLF": Verdict(
-        labelled(name, write=lambda text: text.replace("\n", "\r\n").encode("utf-8-sig")), 0, "3 classes", ("check",)
+        label_table(name, write=lambda text: text.replace("\n", "\r\n").encode("utf-8-sig")), 0, "3 classes", ("check",)
     ),
-    "old Mac: CR": Verdict(labelled(name, write=with_line_ends("\r")), 0, "3 classes", ("check",)),
-    "Excel: sep=, first": Verdict(labelled(name, header="sep=,\npath,label"), 8, "sep="),
-    "LibreOffice: empty rows at the end": Verdict(labelled(name, write=lambda text: (text + "\n\n\n").encode()), 0),
+    "old Mac: CR": Verdict(label_table(name, write=with_line_ends("\r")), 0, "3 classes", ("check",)),
+    "Excel: sep=, first": Verdict(label_table(name, header="sep=,\npath,label"), 8, "sep="),
+    "LibreOffice: empty rows at the end": Verdict(label_table(name, write=lambda text: (text + "\n\n\n").encode()), 0),
     "Excel: rows of commas at the end": Verdict(
-        labelled(name, write=lambda text: (text + ",\n,\n").encode()), 8, "is empty"
+        label_table(name, write=lambda text: (text + ",\n,\n").encode()), 8, "is empty"
     ),
-    "a comma at the end of each row": Verdict(labelled(lambda i: f"{name(i)},"), 8, "3 cells; the first line has 2"),
+    "a comma at the end of each row": Verdict(label_table(lambda i: f"{name(i)},"), 8, "3 cells; the first line has 2"),
     "a comma at the end of each line": Verdict(
-        labelled(lambda i: f"{name(i)},", header="path,label,"), 0, "3 classes", ("check",)
+        label_table(lambda i: f"{name(i)},", header="path,label,"), 0, "3 classes", ("check",)
     ),
-    "the same row twice": Verdict(labelled(name, write=lambda text: (text + "p/23.png,eel\n").encode()), 8, "already"),
+    "the same row twice": Verdict(
+        label_table(name, write=lambda text: (text + "p/23.png,eel\n").encode()), 8, "already"
+    ),
     "the same picture in two rows with two labels": Verdict(table(paired_row), 8, "stands in line 5 already"),
     "Windows: backslashes": Verdict(table(lambda i: f"p\\{i:02}.png,{name(i)}"), 8, "backslash"),
     "absolute paths": Verdict(table(lambda i: f"/data/p/{i:02}.png,{name(i)}"), 8, "is absolute"),
@@ -140,14 +144,16 @@ LABELS = {
         8,
         "has no column 'path' (columns: filename, class)",
     ),
-    "Google Sheets: #N/A": Verdict(labelled(lambda i: "#N/A" if i == 5 else name(i)), 8, "stands for a missing value"),
-    "Excel: #REF!": Verdict(labelled(lambda i: "#REF!" if i == 5 else name(i)), 8, "stands for a missing value"),
-    "Google Sheets: class none among others": Verdict(labelled(lambda i: "none" if i % 3 == 0 else name(i))),
+    "Google Sheets: #N/A": Verdict(
+        label_table(lambda i: "#N/A" if i == 5 else name(i)), 8, "stands for a missing value"
+    ),
+    "Excel: #REF!": Verdict(label_table(lambda i: "#REF!" if i == 5 else name(i)), 8, "stands for a missing value"),
+    "Google Sheets: class none among others": Verdict(label_table(lambda i: "none" if i % 3 == 0 else name(i))),
     "blanks around labels": Verdict(
-        labelled(lambda i: f" {name(i)}" if i % 2 else f"{name(i)} "), 0, "3 classes", ("check",)
+        label_table(lambda i: f" {name(i)}" if i % 2 else f"{name(i)} "), 0, "3 classes", ("check",)
     ),
     "cat and Cat": Verdict(
-        labelled(lambda i: "Cat" if i == 3 else name(i)),
+        label_table(lambda i: "Cat" if i == 3 else name(i)),
         0,
         "'Cat' and 'cat' differ in writing alone",
         finding="'Cat' = 'cat'",
@@ -158,41 +164,43 @@ LABELS = {
     "CSV called .tsv": Verdict(
         table(lambda i: f"p/{i:02}.png,{name(i)}", source="{table: t.tsv}"), 8, "separate columns by"
     ),
-    "header missing": Verdict(labelled(name, header="p/99.png,cat"), 8, "has no column 'path'"),
+    "header missing": Verdict(label_table(name, header="p/99.png,cat"), 8, "has no column 'path'"),
     "a file missing": Verdict(
         table(lambda i: f"p/{90 if i == 3 else i}.png,{name(i)}", file=lambda i: f"p/{i}.png"), 8, "No such file"
     ),
     "split column: Train, Valid": Verdict(
-        labelled(lambda i: f"{name(i)},{'Valid' if i > 17 else 'Train'}", header="path,label,split"),
+        label_table(lambda i: f"{name(i)},{'Valid' if i > 17 else 'Train'}", header="path,label,split"),
         0,
         "train 18 val 6",
         ("check",),
     ),
     "split column: dev": Verdict(
-        labelled(lambda i: f"{name(i)},{'dev' if i > 17 else 'train'}", header="path,label,split"),
+        label_table(lambda i: f"{name(i)},{'dev' if i > 17 else 'train'}", header="path,label,split"),
         8,
         "use train, val or test",
     ),
     "split column: a class in val alone": Verdict(
-        labelled(
+        label_table(
             lambda i: f"{'fox' if i == 20 else name(i)},{'val' if i > 17 else 'train'}", header="path,label,split"
         ),
         8,
         "'fox' is not a class of the training rows",
     ),
     "split column: a class in train alone": Verdict(
-        labelled(lambda i: f"{'cat' if i > 17 else name(i)},{'val' if i > 17 else 'train'}", header="path,label,split"),
+        label_table(
+            lambda i: f"{'cat' if i > 17 else name(i)},{'val' if i > 17 else 'train'}", header="path,label,split"
+        ),
         0,
         "no picture of dog, eel in val",
         finding="classes without a picture in val",
     ),
     "a column Split, unread": Verdict(
-        labelled(lambda i: f"{name(i)},{'val' if i > 17 else 'train'}", header="path,label,Split"),
+        label_table(lambda i: f"{name(i)},{'val' if i > 17 else 'train'}", header="path,label,Split"),
         0,
         "column 'Split' is not read",
     ),
     "a column of splits by another name": Verdict(
-        labelled(lambda i: f"{name(i)},{'valid' if i > 17 else 'train'}", header="path,label,subset"),
+        label_table(lambda i: f"{name(i)},{'valid' if i > 17 else 'train'}", header="path,label,subset"),
         0,
         "column 'subset' is not read",
     ),
@@ -206,9 +214,9 @@ LABELS = {
         "is the label a number",
     ),
     "copies that data.split would part": Verdict(
-        labelled(name, copies=True), 0, "moved within data.split, so that copies"
+        label_table(name, copies=True), 0, "moved within data.split, so that copies"
     ),
-    "one class alone": Verdict(labelled(lambda i: "cat"), 2, "needs two or more classes; the data has 1"),
+    "one class alone": Verdict(label_table(lambda i: "cat"), 2, "needs two or more classes; the data has 1"),
 }
 
 SETS = {
@@ -244,7 +252,7 @@ SETS = {
         "no picture has a label",
     ),
     "labels: columns of True and False": Verdict(
-        labelled(
+        label_table(
             lambda i: f"{i % 2 == 0},{i % 3 == 0}",
             header="path,cat,dog",
             source="{table: {path: t.csv, labels: [cat, dog]}}",
@@ -255,7 +263,7 @@ SETS = {
         ("check",),
     ),
     "labels: -1 for unknown, as CheXpert": Verdict(
-        labelled(
+        label_table(
             lambda i: f"{(1.0, 0.0, -1.0)[i % 3]},{i % 2}.0",
             header="path,cat,dog",
             source="{table: {path: t.csv, labels: [cat, dog]}}",
@@ -278,7 +286,7 @@ NUMBERS = {
     ),
     "numbers: nearly too fine for float32": Verdict(numbers(lambda i: f"{16777216 + i}"), 2, "too finely for float32"),
     "numbers: one value in val": Verdict(
-        labelled(
+        label_table(
             lambda i: f"{5 if i > 17 else i},{'val' if i > 17 else 'train'}",
             header="path,weight,split",
             source="{table: {path: t.csv, numbers: weight}}",
