@@ -248,7 +248,7 @@ MUTATIONS = [
          "if keys != expected", "if not keys <= expected"),
     ),
     # --- batches and what is done to pictures -----------------------------------------------------------------------
-    *faults("data.training_batches", "data/test_training_batches.py data/test_box_placement.py data/test_hold_out.py",
+    *faults("data.training_batches", "data/test_training_batches.py data/test_box_placement.py data/test_epoch_order.py",
         ("a picture's partner is itself",
          "torch.arange(1, partners + 1)) % whole", "torch.arange(partners)) % whole"),
         ("mixed labels have the parts the other way round",
@@ -597,7 +597,7 @@ MUTATIONS = [
         ("a set of just enough samples is one of the rare ones",
          "counts[labels] < least", "counts[labels] <= least"),
     ),
-    *faults("data.epoch_order", "data/test_hold_out.py",
+    *faults("data.epoch_order", "data/test_epoch_order.py",
         ("what does not divide evenly goes to the first classes each epoch",
          "(place + epoch) % classes < count % classes", "place < count % classes"),
         ("samples shown again go by the same number",
