@@ -79,8 +79,8 @@ def of_occlude(_: Path) -> None:
 
 
 def of_page(run: Path) -> None:
-    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-    from browser import visited
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    from tests.support.browser import open_page
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "report.html"
@@ -90,7 +90,7 @@ def of_page(run: Path) -> None:
         for width in (1280, 390):
             seconds = []
             for _ in range(TIMES):
-                with visited(path, width=width) as visit:
+                with open_page(path, width=width) as visit:
                     seconds.append(visit.page.evaluate("performance.now()") / 1000)
                     assert visit.console == []
             middle, most = statistics.median(seconds), max(seconds)

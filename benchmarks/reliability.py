@@ -6,8 +6,8 @@
     python benchmarks/reliability.py --only before --other DIR   images/s against another checkout, interleaved
     python benchmarks/reliability.py --only cost --other DIR     a step, a save, a first epoch, interleaved
     python benchmarks/reliability.py --only supervisor      30 chains of kills under a supervisor
-    python benchmarks/reliability.py --only damage          every damage of tests/damage.py, and links
-    python benchmarks/reliability.py --only hostile         every input of tests/hostile.py: exit code, peak memory
+    python benchmarks/reliability.py --only damage          every damage of tests/support/damaged_runs.py, links
+    python benchmarks/reliability.py --only hostile         every input of tests/support/hostile_inputs.py
 
 `share`, `ranks`, `before` and `cost` need Fashion-MNIST (scripts/get_data fashion-mnist), and a quiet machine.
 """
@@ -34,7 +34,7 @@ from cnnrun.training import checkpoints, loop
 
 HERE = Path(__file__).parent
 CHOICES = ("save", "share", "ranks", "before", "cost", "supervisor", "hostile", "damage")
-sys.path.insert(0, str(HERE.parent / "tests"))
+sys.path.insert(0, str(HERE.parent))
 
 
 def scratch() -> Path:
@@ -201,7 +201,7 @@ def cost(rounds: int, other: Path) -> None:
 
 def supervisor(rounds: int) -> None:
     """So many chains for each of ten places."""
-    from supervised import chains
+    from tests.support.supervised_commands import chains
 
     found, bad = Counter[str](), 0
     for chain in chains(rounds):
@@ -218,12 +218,12 @@ def supervisor(rounds: int) -> None:
 
 def hostile_inputs(rounds: int) -> None:
     """A row of Markdown for each input."""
-    import hostile
+    from tests.support import hostile_inputs
 
     print("| input | exit code | peak MiB | s | what it says |\n|---|---|---|---|---|")
-    for name, (build, expected) in hostile.INPUTS.items():
+    for name, (build, expected) in hostile_inputs.INPUTS.items():
         with tempfile.TemporaryDirectory() as folder:
-            found = hostile.answer(build, Path(folder) / "files")
+            found = hostile_inputs.answer(build, Path(folder) / "files")
         said = found.err.splitlines()[0].replace("|", "/") if found.err else ""
         mark = "" if found.code == expected else f" (expected {expected})"
         print(f"| {name} | {found.code}{mark} | {found.peak_mib:,} | {found.seconds:.1f} | {said[:110]} |", flush=True)
@@ -231,23 +231,22 @@ def hostile_inputs(rounds: int) -> None:
 
 def damages(rounds: int) -> None:
     """Every damage to a run: how many end with which exit code, and those that end with another than 0, 3, 4."""
-    import damage
-    from damaged import runs_of_each_state, trial
+    from tests.support.damaged_runs import checkpoint_damages, file_damages, run_on_damaged_copy, runs_of_each_state
 
     with tempfile.TemporaryDirectory() as name:
         config, finished, killed = runs_of_each_state(Path(name))
         resume = ("train", str(config), "--resume", "--no-report")
         kinds = {
-            "files, eval": (finished, damage.of_files, ("eval",)),
-            "files, report": (finished, damage.of_files, ("report",)),
-            "files, train --resume": (killed, damage.of_files, resume),
-            "checkpoints, eval": (finished, damage.of_checkpoints, ("eval",)),
-            "checkpoints, train --resume": (killed, damage.of_checkpoints, resume),
+            "files, eval": (finished, file_damages, ("eval",)),
+            "files, report": (finished, file_damages, ("report",)),
+            "files, train --resume": (killed, file_damages, resume),
+            "checkpoints, eval": (finished, checkpoint_damages, ("eval",)),
+            "checkpoints, train --resume": (killed, checkpoint_damages, resume),
         }
         for kind, (source, all_of, words) in kinds.items():
             codes, bad = Counter[int](), list[str]()
             for what, apply in all_of(source):
-                code, err = trial(source, apply, words)
+                code, err = run_on_damaged_copy(source, apply, words)
                 codes[code] += 1
                 if code not in (0, 3, 4):
                     bad.append(f"{code} {what}: {err.splitlines()[-1] if err else ''}")

@@ -1,4 +1,4 @@
-"""What `check`, `data check` and `train` say of every input of tests/verdicts.py. Results: benchmarks/verdicts.md.
+"""What `check`, `data check` and `train` say of every input of tests/support/verdicts. Results: benchmarks/verdicts.md.
 
 python benchmarks/verdicts.py            the table as Markdown: input, exit code, words, and whether the three agree
 """
@@ -12,10 +12,9 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-import three_commands
-from three_commands import Said, Verdict
-from verdicts import INPUTS
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from tests.support.verdicts import INPUTS, three_commands
+from tests.support.verdicts.three_commands import Said, Verdict
 
 _LONGEST = 160  # characters of the words that are shown
 
@@ -27,8 +26,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder
         for number, (name, verdict) in enumerate(INPUTS.items()):
-            said = three_commands.verdicts(verdict.build, Path(folder) / str(number))
-            is_fine = not three_commands.faults(verdict, said)
+            said = three_commands.run_commands(verdict.build, Path(folder) / str(number))
+            is_fine = not three_commands.disagreements(verdict, said)
             agree += is_fine
             codes = ", ".join(map(str, sorted({each.code for each in said.values()})))
             cells = (name, codes, words(verdict, said), "yes" if is_fine else "**no**")

@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image as Pil
-from pretended_gpu import pretended_gpu
 
 from cnnrun.base.device import choose
 from cnnrun.commands import app
-
-TINY = """
-task: classify
-data: {source: digits, split: {val: 0.2, test: 0.2}}
-model:
-  - conv: {out_channels: 4, norm: batch, activation: relu}
-  - max_pool
-  - flatten
-  - dropout: 0.1
-  - linear: {out_features: 16, activation: relu}
-train: {epochs: 2, batch: 64, monitor: val/accuracy}
-"""
+from cnnrun.data.dataset import Data
+from tests.support.configs import TINY
+from tests.support.images import save_class_folders
+from tests.support.pretended_gpu import some_gpu
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -65,43 +52,25 @@ def tiny(tmp_path) -> Path:
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory) -> Path:
     """The run folder of TINY, trained once for all tests that only read it."""
-    from cnnrun.experiment import schema
-    from cnnrun.results import operations
+    from tests.support.small_runs import train_tiny
 
-    root = tmp_path_factory.mktemp("trained")
-    tried = schema.parse(TINY, "tiny.yaml", ["name=tiny", "train.epochs=12"])
-    return Path(operations.train(tried, root, torch.device("cpu"), resume=False)["run"])
+    return train_tiny(tmp_path_factory.mktemp("trained"), "train.epochs=12")
 
 
 @pytest.fixture(scope="session")
 def linked_run(tmp_path_factory) -> Path:
     """A run of a network with links by name and parallel branches."""
-    from explained import linked
+    from tests.support.small_runs import train_linked
 
-    return linked(tmp_path_factory.mktemp("linked"))
+    return train_linked(tmp_path_factory.mktemp("linked"))
 
 
 @pytest.fixture(scope="session")
 def of_each_task(tmp_path_factory) -> dict[str, Path]:
     """A run of each task, trained once for all tests that only read it."""
-    from explained import one_of_each
+    from tests.support.small_runs import train_each_task
 
-    return one_of_each(tmp_path_factory.mktemp("tasks"))
-
-
-REHEARSAL = "CNNRUN_CUDA_REHEARSAL"
-
-
-@contextmanager
-def some_gpu() -> Iterator[torch.device]:
-    """A GPU; with CNNRUN_CUDA_REHEARSAL=1, where there is none, one that is pretended inside."""
-    if torch.cuda.is_available():
-        yield choose("cuda")
-    elif os.environ.get(REHEARSAL) == "1":
-        with pretended_gpu():
-            yield choose("cuda")
-    else:
-        pytest.skip(f"needs a CUDA device; {REHEARSAL}=1 rehearses it on a pretended one")
+    return train_each_task(tmp_path_factory.mktemp("tasks"))
 
 
 @pytest.fixture
@@ -119,26 +88,35 @@ def real_gpu() -> torch.device:
     return choose("cuda")
 
 
-def save_picture(path: Path, seed: int = 0, size: tuple[int, int] = (12, 10), mode: str = "RGB") -> Path:
-    """A picture file of random pixels; `size` is (width, height)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shape = (size[1], size[0], 3) if mode == "RGB" else (size[1], size[0])
-    pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-    Pil.fromarray(pixels).save(path)
-    return path
-
-
 @pytest.fixture
 def picture_folder(tmp_path) -> Path:
     """Two classes in folders, 12 pictures each, no splits."""
-    root = tmp_path / "pets"
-    for label, name in enumerate(("cat", "dog")):
-        for number in range(12):
-            save_picture(root / name / f"{number}.png", seed=100 * label + number)
-    return root
+    return save_class_folders(tmp_path / "pets", count=12, size=(12, 10))
 
 
 @pytest.fixture(autouse=True)
 def _cache_of_its_own(tmp_path_factory, monkeypatch):
     """No test reads or fills the user's cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def cache_folder(tmp_path) -> Path:
+    """Where caches go."""
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def blocked_data(picture_folder, cache_folder, monkeypatch) -> Data:
+    """24 good pictures and a bad one, in blocks of four."""
+    from tests.support.cached_dataset import data_in_blocks
+
+    return data_in_blocks(picture_folder, cache_folder, monkeypatch)
+
+
+@pytest.fixture
+def bundles(tmp_path, monkeypatch) -> list[str]:
+    """An item for each time that the charts' script is put together."""
+    from tests.support.cached_dataset import record_bundles
+
+    return record_bundles(tmp_path / "home", monkeypatch)

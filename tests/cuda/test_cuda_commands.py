@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import some_gpu
-from explained import TASKS
+
+from tests.support.pretended_gpu import some_gpu
+from tests.support.small_runs import TASKS
 
 pytestmark = pytest.mark.cuda
 CLOSE = {"abs": 1e-3, "rel": 1e-3}
@@ -59,7 +60,7 @@ def tiny_run(trained_run, tmp_path) -> Path:
 
 
 def images_of(run: Path) -> Path:
-    """The folder of pictures that `explained.one_of_each` trained on."""
+    """The folder of pictures that `train_each_task` trained on."""
     return run.parents[2] / "pets"
 
 

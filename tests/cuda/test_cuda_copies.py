@@ -6,10 +6,10 @@ from contextlib import closing
 
 import pytest
 import torch
-from conftest import TINY
 
 from cnnrun.data import training_batches
 from cnnrun.experiment import assemble, schema
+from tests.support.configs import TINY
 
 pytestmark = pytest.mark.cuda
 CPU = torch.device("cpu")

@@ -6,20 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
 
 from cnnrun.data.augment.settings import Augment
 from cnnrun.experiment import schema
 from cnnrun.results import operations
 from cnnrun.tasks.classify import ClassifyMeter
 from cnnrun.training.run_records import read_result
+from tests.support.configs import tiny_experiment
 
 pytestmark = pytest.mark.cuda
 WIDE = "model=[{conv: {out_channels: 512, norm: batch}}, {conv: {out_channels: 512, norm: batch}}, global_avg_pool]"
 
 
 def tiny(*overrides: str) -> schema.Experiment:
-    return schema.parse(TINY, "tiny.yaml", ["name=tiny", "train.epochs=1", *overrides])
+    return tiny_experiment("train.epochs=1", *overrides)
 
 
 @pytest.fixture

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REHEARSAL, TINY
-from resumed import digest
-from several import free_port
+
+from tests.support.configs import TINY
+from tests.support.forked_processes import free_port
+from tests.support.interrupted_trainings import digest
+from tests.support.pretended_gpu import REHEARSAL
 
 pytestmark = pytest.mark.cuda
 NORMED = "model=[{conv: {out_channels: 4, norm: batch, activation: relu}}, {conv: 4}, batch_norm, flatten]"

@@ -6,14 +6,8 @@ import json
 from contextlib import closing
 from pathlib import Path
 
-import killing
 import pytest
 import torch
-from conftest import TINY
-from layers.test_leaves import KINDS as LEAVES
-from layers.test_leaves import random_inputs
-from poison import PLACES
-from resumed import digest, stopped_at
 from torch import nn
 
 from cnnrun.base.errors import CheckpointError, ConfigError, NonFiniteError
@@ -26,6 +20,11 @@ from cnnrun.training.determinism import deterministic_kernels, use_deterministic
 from cnnrun.training.learner import Job, Learner
 from cnnrun.training.loss_monitor import Losses, State
 from cnnrun.training.step import backward, health, update
+from tests.support.configs import KINDS, case_config, tiny_experiment
+from tests.support.images import write_pictures
+from tests.support.interrupted_trainings import digest, stop_at
+from tests.support.networks import LAYER_KINDS, random_inputs
+from tests.support.non_finite_values import PLACES
 
 pytestmark = pytest.mark.cuda
 CPU = torch.device("cpu")
@@ -42,18 +41,14 @@ SELDOM = (
 )
 
 
-def tiny(*overrides: str) -> schema.Experiment:
-    return schema.parse(TINY, "tiny.yaml", ["name=tiny", *overrides])
-
-
 @pytest.fixture(scope="module")
 def pets(tmp_path_factory) -> Path:
-    return killing.pictures(tmp_path_factory.mktemp("data") / "pets")
+    return write_pictures(tmp_path_factory.mktemp("data") / "pets")
 
 
 def of_kind(pets: Path, root: Path, kind: str) -> schema.Experiment:
     """A small config of a task, or of something else that a training may have, named tiny."""
-    return killing.config(pets, root, (0, 2, kind)).model_copy(update={"name": "tiny"})
+    return case_config(pets, root, (0, 2, kind)).model_copy(update={"name": "tiny"})
 
 
 # --- the same bits ----------------------------------------------------------------------------------------------------
@@ -61,7 +56,7 @@ def of_kind(pets: Path, root: Path, kind: str) -> schema.Experiment:
 
 def resumed_is_uninterrupted(made: schema.Experiment, root: Path, gpu: torch.device, step: int) -> bool:
     whole = Path(operations.train(made, root / "whole", gpu, resume=False)["run"])
-    with stopped_at(step):
+    with stop_at(step):
         operations.train(made, root / "cut", gpu, resume=True)
     cut = Path(operations.train(made, root / "cut", gpu, resume=True, strict=True)["run"])
     return digest(whole) == digest(cut)
@@ -69,32 +64,32 @@ def resumed_is_uninterrupted(made: schema.Experiment, root: Path, gpu: torch.dev
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_a_resumed_training_is_the_uninterrupted_one(gpu, tmp_path, precision):
-    assert resumed_is_uninterrupted(tiny(*RICH, f"train.precision={precision}"), tmp_path, gpu, 9)
+    assert resumed_is_uninterrupted(tiny_experiment(*RICH, f"train.precision={precision}"), tmp_path, gpu, 9)
 
 
-@pytest.mark.parametrize("kind", killing.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_resumed_training_of_every_kind_is_the_uninterrupted_one(gpu, tmp_path, pets, kind):
     assert resumed_is_uninterrupted(of_kind(pets, tmp_path, kind), tmp_path, gpu, 7)
 
 
 def test_a_repeated_training_is_the_same(gpu, tmp_path):
-    runs = [Path(operations.train(tiny(*RICH), tmp_path / name, gpu, resume=False)["run"]) for name in "ab"]
+    runs = [Path(operations.train(tiny_experiment(*RICH), tmp_path / name, gpu, resume=False)["run"]) for name in "ab"]
     assert digest(runs[0]) == digest(runs[1])
 
 
 @pytest.mark.parametrize("first", ["cpu", "cuda"])
 def test_a_run_moves_between_processor_and_gpu_and_it_is_said(gpu, tmp_path, capfd, first):
     devices = [CPU, gpu] if first == "cpu" else [gpu, CPU]
-    with stopped_at(9):
-        operations.train(tiny(*RICH), tmp_path, devices[0], resume=True)
+    with stop_at(9):
+        operations.train(tiny_experiment(*RICH), tmp_path, devices[0], resume=True)
     with pytest.raises(CheckpointError, match=f"device was {devices[0]}, is {devices[1]}"):
-        operations.train(tiny(*RICH), tmp_path, devices[1], resume=True, strict=True)
-    assert operations.train(tiny(*RICH), tmp_path, devices[1], resume=True)["steps"] == 34
+        operations.train(tiny_experiment(*RICH), tmp_path, devices[1], resume=True, strict=True)
+    assert operations.train(tiny_experiment(*RICH), tmp_path, devices[1], resume=True)["steps"] == 34
     assert f"device was {devices[0]}, is {devices[1]}: the result may differ" in capfd.readouterr().err
 
 
 def test_without_deterministic_kernels_nothing_is_resumed_strictly(gpu, tmp_path):
-    made = tiny("train.deterministic=false", "train.epochs=1")
+    made = tiny_experiment("train.deterministic=false", "train.epochs=1")
     with pytest.raises(CheckpointError, match="train.deterministic is false"):
         operations.train(made, tmp_path, gpu, resume=True, strict=True)
     assert operations.train(made, tmp_path, gpu, resume=False)["steps"] == 17
@@ -113,7 +108,7 @@ def test_settings_of_pytorch_are_as_before(gpu, tmp_path, monkeypatch, enabled, 
 
     monkeypatch.setattr(CrossEntropy, "forward", forward)
     with pytest.raises(ConfigError, match="no deterministic kernel for histc_cuda .*`deterministic: false`"):
-        operations.train(tiny(), tmp_path, gpu, resume=False)
+        operations.train(tiny_experiment(), tmp_path, gpu, resume=False)
     after = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(False)
     assert seen == [True]
@@ -134,11 +129,14 @@ def outputs_and_gradients(module: nn.Module, inputs: list[torch.Tensor], device:
     return [tensor.cpu() for tensor in found]
 
 
-EXAMPLES = [(kind, kind.example) for kind in LEAVES]
+EXAMPLES = [(kind, kind.example) for kind in LAYER_KINDS]
 EXAMPLES += [
-    (kind, {"padding": 1, "mode": mode}) for kind in LEAVES if kind.kind == "pad" for mode in ("reflect", "replicate")
+    (kind, {"padding": 1, "mode": mode})
+    for kind in LAYER_KINDS
+    if kind.kind == "pad"
+    for mode in ("reflect", "replicate")
 ]
-EXAMPLES += [(kind, {"mode": "bilinear"}) for kind in LEAVES if kind.kind == "upsample"]
+EXAMPLES += [(kind, {"mode": "bilinear"}) for kind in LAYER_KINDS if kind.kind == "upsample"]
 
 
 @pytest.mark.parametrize(("kind", "settings"), EXAMPLES, ids=lambda each: getattr(each, "kind", None))
@@ -206,7 +204,9 @@ def test_what_is_not_finite_stops_a_step_later_is_named_and_never_saved(gpu, tmp
 
     monkeypatch.setattr(loop, "update", counting)
     with pytest.raises(NonFiniteError) as stopped:
-        operations.train(tiny("train.ema={decay: 0.9}", "data.augment={rotate: 4}"), tmp_path, gpu, resume=False)
+        operations.train(
+            tiny_experiment("train.ema={decay: 0.9}", "data.augment={rotate: 4}"), tmp_path, gpu, resume=False
+        )
     lines = stopped.value.lines
     assert "at step 20; nothing of it was saved" in lines[0]
     spread = place in ("loss", "gradient", "weight")  # to every weight, before it was seen
@@ -231,7 +231,11 @@ def test_float16_leaves_out_a_step_whose_gradients_overflow(gpu, tmp_path, monke
         return found
 
     monkeypatch.setattr(CrossEntropy, "forward", forward)
-    run = Path(operations.train(tiny("train.precision=float16", "train.epochs=1"), tmp_path, gpu, resume=False)["run"])
+    run = Path(
+        operations.train(tiny_experiment("train.precision=float16", "train.epochs=1"), tmp_path, gpu, resume=False)[
+            "run"
+        ]
+    )
     saved = checkpoints.load_newest(run / "checkpoints", "latest", pytest.fail)
     assert saved.state["scaler"]["scale"] == 2.0**15  # half of what it begins with
     assert all(value.isfinite().all() for part in saved.parts.values() for value in part.values())
@@ -277,11 +281,11 @@ def step_by_step(job: Job, steps: int) -> None:
 )
 @pytest.mark.usefixtures("_batch_by_batch")
 def test_no_step_makes_the_host_wait(gpu, overrides):
-    made = tiny(*overrides)
+    made = tiny_experiment(*overrides)
     step_by_step(assemble.job(made, assemble.dataset(made), None, None, gpu), 4)
 
 
-@pytest.mark.parametrize("kind", killing.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.usefixtures("_batch_by_batch")
 def test_no_step_of_any_kind_makes_the_host_wait(gpu, tmp_path, pets, kind):
     made = of_kind(pets, tmp_path, kind)
@@ -298,7 +302,7 @@ def test_pictures_and_weights_have_their_channels_last(gpu, tmp_path, monkeypatc
         return real(self, x)
 
     monkeypatch.setattr(nn.Conv2d, "forward", forward)
-    made = tiny("train.epochs=1", "model=[{conv: 4}, {conv: 8}, flatten]")
+    made = tiny_experiment("train.epochs=1", "model=[{conv: 4}, {conv: 8}, flatten]")
     data = assemble.dataset(made)
     job = assemble.job(made, data, None, None, gpu)
     learner = Learner(job)
@@ -314,15 +318,15 @@ def test_pictures_and_weights_have_their_channels_last(gpu, tmp_path, monkeypatc
 
 def test_features_of_frozen_layers_teach_what_the_layers_themselves_teach(gpu, tmp_path):
     frozen = ["train.freeze=conv1", "train.epochs=2"]
-    once = operations.train(tiny(*frozen), tmp_path / "once", gpu, resume=False)
-    anew = operations.train(tiny(*frozen, "data.memory_gib=0"), tmp_path / "anew", gpu, resume=False)
+    once = operations.train(tiny_experiment(*frozen), tmp_path / "once", gpu, resume=False)
+    anew = operations.train(tiny_experiment(*frozen, "data.memory_gib=0"), tmp_path / "anew", gpu, resume=False)
     assert once["best"]["val/accuracy"] == pytest.approx(anew["best"]["val/accuracy"], abs=0.02)
 
 
 def test_a_compiled_training_learns_what_the_other_does(real_gpu, tmp_path):
     results = []
     for word in ("false", "true"):
-        made = tiny("train.epochs=3", f"train.compile={word}", "model=[{conv: 8}, flatten]")
+        made = tiny_experiment("train.epochs=3", f"train.compile={word}", "model=[{conv: 8}, flatten]")
         run = Path(operations.train(made, tmp_path / word, real_gpu, resume=False)["run"])
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         results.append([row["train/loss"] for row in rows])

@@ -1,0 +1,1 @@
+"""Tests: a folder for each package of cnnrun, `system` for what crosses them, `support` for what tests share."""

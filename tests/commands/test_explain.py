@@ -1,0 +1,414 @@
+"""Every way of looking as a command: on networks with links and branches, on every task, with every mistake named."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as Pil
+from torch import nn
+
+from cnnrun.base.errors import DataError
+from cnnrun.experiment.schema import load, parse
+from cnnrun.explain import run_method
+from cnnrun.explain.methods.gradients import slopes_of
+from cnnrun.explain.methods.worst import worst
+from cnnrun.explain.subject import aimed, said_of
+from cnnrun.results import operations
+from cnnrun.results.studies import ablate
+from tests.support.images import save_picture
+from tests.support.small_runs import TASKS, open_run
+
+CPU = torch.device("cpu")
+COMMANDS = ("filters", "features", "top", "deconv", "occlude", "gradcam", "saliency", "evolve", "invariance", "embed")
+WITH_A_LAYER = [name for name in COMMANDS if name != "saliency"]
+
+
+@pytest.fixture
+def run(linked_run) -> Path:
+    return linked_run
+
+
+# --- layers by name ---------------------------------------------------------------------------------------------------
+
+
+def test_layers_go_by_path_by_name_and_by_their_name_in_the_weights(run):
+    subject = open_run(run).subject
+    for words, module in (
+        (["model[0].conv", "model[0]", "layers.stem", "stem"], "layers.stem"),
+        (["model[3].residual", "model[3]", "residual1"], "layers.residual1"),
+        (["model[2].parallel.branches[1][0].conv", "parallel1.branch2.conv1"], "layers.parallel1.branch2.conv1"),
+        (["repeat1.2.conv1", "layers.repeat1.2.conv1"], "layers.repeat1.2.conv1"),
+        ([None, "last", "model[7].conv"], "layers.last"),
+    ):
+        for word in words:
+            assert subject.maps(word).module == module, word
+    for place in subject.with_maps():
+        assert subject.maps(place.module) == subject.maps(place.title) == place
+
+
+@pytest.mark.parametrize("command", WITH_A_LAYER)
+def test_a_layer_that_is_not_there_is_named_with_its_alternatives(command, run, run_cli, monkeypatch):
+    def no_data(*_):
+        raise AssertionError("data is read before the layer's name is")
+
+    monkeypatch.setattr(run_method, "eval_data", no_data)
+    code, _, err = run_cli("explain", command, run, "--layer", "stemm")
+    assert code == 2
+    assert err.startswith("--layer stemm: no such layer; did you mean 'stem'")
+    assert "model[0].conv" in err
+    assert "model[2].parallel.branches[1][0].conv" in err
+    assert err.count("model[0].conv") == 1
+    assert err.count("\n") == 1
+
+
+def test_a_layer_that_stands_several_times_asks_which(run, run_cli):
+    code, _, err = run_cli("explain", "features", run, "--layer", "model[4].repeat.layers[0].conv")
+    assert code == 2
+    assert "stands 2 times in the network; say which: layers.repeat1.1.conv1, layers.repeat1.2.conv1" in err
+
+
+def test_a_layer_without_maps_is_told_from_one_that_is_not_there(run, run_cli):
+    code, _, err = run_cli("explain", "gradcam", run, "--layer", "model[8]")
+    assert code == 2
+    assert "--layer model[8]: gives 12, without feature maps; such layers are: model[0].conv" in err
+    code, _, err = run_cli("explain", "filters", run, "--layer", "model[1]")
+    assert code == 2
+    assert "without kernels" in err
+
+
+def test_other_wrong_words_are_named(run, run_cli, tmp_path):
+    for words, line in (
+        (["features", run, "--layer", ""], "--layer : no such layer"),
+        (["deconv", run, "--channel", "12"], "--channel 12: model[7].conv has 12 channels, from 0"),
+        (["gradcam", run, "--target", "eleven"], "--target eleven: the network says nothing of it"),
+        (["gradcam", run, "--picture", "100000"], "--picture 100000: split test has"),
+        (["occlude", run, "--size", "9"], "--size 9: larger than the picture, 8x8"),
+        (["features", run, "--file", tmp_path, "--split", "val"], "--file and --split or --picture: give one of them"),
+        (["embed", run, "--out", "x.csv"], "--out x.csv: give a file that ends in .npz or .parquet"),
+        (["ablate", run, "--change", "seed=1"], "--change: other sizes have other weights; add --retrain"),
+        (["ablate", run, "--remove", "stem"], "--remove model[0].conv: what comes in has another shape"),
+        (["ablate", run, "--retrain"], "--retrain: say what to leave out"),
+    ):
+        code, _, err = run_cli("explain", *words)
+        assert code == 2, (words, err)
+        assert err.startswith(line), err
+    assert run_cli("explain", "features", run, "--file", tmp_path / "no.png")[0] == 8
+
+
+# --- ablation ---------------------------------------------------------------------------------------------------------
+
+
+def test_leaving_out_is_the_network_without(run):
+    asked = run_method.Asked(run, Path("runs"), CPU)
+    data = ablate.ablate(asked, ["model[3]"], [], retrain=False)
+    as_it_is, without = data["variants"]
+    numbers = operations.evaluate(run, Path("runs"), CPU, "val")["numbers"]
+    assert as_it_is["accuracy"] == numbers["accuracy"]
+    subject = open_run(run).subject
+    network = copy.deepcopy(subject.given.network)
+    network.layers.residual1 = nn.Identity()
+    run_ = open_run(run, split="val")
+    examples = run_.examples()
+    with torch.no_grad():
+        said = network(examples.take(torch.arange(len(examples))).float()).argmax(1)
+    assert without["accuracy"] == pytest.approx(float((said == examples.targets["labels"]).double().mean()))
+    gone = sum(value.numel() for value in subject.given.network.layers.residual1.parameters())
+    assert without["parameters"] == as_it_is["parameters"] - gone
+
+
+def test_every_layer_that_can_go_is_left_out_where_none_is_named(run, run_cli):
+    code, out, _ = run_cli("explain", "ablate", run, "--json")
+    assert code == 0
+    titles = [row["variant"] for row in json.loads(out)["variants"]]
+    assert titles[0] == "as it is"
+    assert "without model[3].residual" in titles
+    assert not any("dropout" in title for title in titles)
+
+
+def test_variants_are_trained_as_runs_of_their_own(tmp_path, tiny, run_cli):
+    assert run_cli("train", tiny, "--runs", tmp_path, "--no-report")[0] == 0
+    words = ["explain", "ablate", tmp_path / "tiny" / "1", "--remove", "model[4]", "--retrain", "--runs", tmp_path]
+    words += ["--change", "model[0].conv.out_channels=2", "--json"]
+    code, out, err = run_cli(*words)
+    assert code == 0, err
+    rows = json.loads(out)["variants"]
+    assert [row["variant"] for row in rows] == ["as it is", "without model[4].linear", "model[0].conv.out_channels=2"]
+    for row in rows:
+        assert row["parameters"] == build_of(Path(row["run"])).parameters
+    assert {"train/accuracy", "val/accuracy"} <= set(rows[0])
+    config = load(Path(rows[1]["run"]) / "config.yaml")
+    assert [layer.kind for layer in config.model.layers] == ["conv", "max_pool", "flatten", "dropout"]
+    assert load(Path(rows[2]["run"]) / "config.yaml").model.layers[0].out_channels == 2
+    assert (Path(rows[1]["run"]) / "report.html").exists()
+    again = json.loads(run_cli(*words)[1])["variants"]
+    assert again == rows  # finished ones are taken
+    code, _, err = run_cli("explain", "ablate", tmp_path / "tiny" / "1", "--remove", "model[2]", "--retrain")
+    assert code == 2
+    assert "without model[2].flatten" in err  # a vector is needed: said before anything is trained
+
+
+# --- every task -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_is_said_has_slopes_and_meaning(task, of_each_task):
+    run_ = open_run(of_each_task[task], count=5, split="val")
+    given, shown = run_.subject.given, run_.shown()
+    pixels = shown.pixels.requires_grad_()
+    said = said_of(given, pixels)
+    assert said.raw_BK.shape == said.shown_BK.shape
+    assert len(said.raw_BK) == len(said.meant_B) == 5
+    if said.names:
+        assert said.raw_BK.shape[1] == len(said.names)
+    aim = aimed(said, said.names[-1] if said.names else None, shown)
+    (slope,) = torch.autograd.grad(aim.of(said.raw_BK).sum(), pixels)
+    assert slope.abs().max() > 0
+    results = given.results(pixels.detach())
+    if task == "classify":
+        assert torch.allclose(said.shown_BK, results["probabilities"], atol=1e-6)
+    if task == "regress":
+        assert torch.allclose(said.shown_BK, results["values"], atol=1e-4)
+    if task == "detect":
+        assert said.shown_BK.detach().max() == pytest.approx(float(results["scores"].max()), abs=1e-5)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("command", [*COMMANDS, "ablate"])
+def test_every_command_does_every_task(task, command, of_each_task, run_cli, tmp_path):
+    run = of_each_task[task]
+    words = ["explain", command, run, "--split", "val"] if command != "filters" else ["explain", command, run]
+    if command == "embed" and task in ("detect", "verify"):
+        code, _, err = run_cli(*words, "--probe")
+        assert code == 2
+        assert "a probe " in err
+    code, out, err = run_cli(*words, "--json")
+    if command == "ablate" and not able(run):
+        assert code == 2
+        assert "none can be left out as trained" in err
+        return
+    assert code == 0, err
+    data = json.loads(out)
+    assert data["caption"]
+    with Pil.open(data["path"]) as picture:
+        assert picture.info["Software"] == "cnnrun explain"
+        assert min(picture.size) > 40
+
+
+def able(run: Path) -> bool:
+    """Whether some layer gives what it takes, and is not there for training alone."""
+    nodes = open_run(run).subject.built.nodes.values()
+    return any(node.in_shapes == (node.out_shape,) and node.spec.kind not in ("dropout", "identity") for node in nodes)
+
+
+def build_of(run: Path):
+    """The network of a run, without memory."""
+    return open_run(run).subject.built
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_worst_are_those_of_the_largest_loss(task, of_each_task):
+    run_ = open_run(of_each_task[task], split="val")
+    examples = run_.examples()
+    bad = worst(run_.subject, examples, 5, 8)
+    if task == "verify":  # see test_people_with_one_picture_are_nobodys_mistakes
+        assert "another's" in bad.by
+        return
+    assert bad.by == "loss"
+    found = bad.mistakes
+    values = [each.badness for each in found]
+    assert values == sorted(values, reverse=True)
+    given = run_.subject.given
+    index = torch.tensor([found[0].sample])
+    with torch.no_grad():
+        losses = given.criterion(given.network(examples.take(index).float()), examples.targets_of(index, CPU))
+    assert float(sum(losses.values())) == pytest.approx(values[0], rel=1e-4)
+
+
+def test_likeness_needs_two_pictures(of_each_task, run_cli):
+    code, _, err = run_cli("explain", "gradcam", of_each_task["verify"], "--picture", "0")
+    assert code == 2
+    assert "show two or more pictures" in err
+    assert run_cli("explain", "occlude", of_each_task["verify"], "--picture", "0")[0] == 0
+    code, _, err = run_cli("explain", "gradcam", of_each_task["verify"], "--target", "s0")
+    assert code == 2
+    assert "this network gives embeddings" in err
+
+
+# --- as commands ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "ablate"])
+def test_a_command_writes_a_picture_with_its_line_and_one_for_tensorboard(command, run, run_cli, tmp_path):
+    before = {path: path.read_bytes() for path in run.iterdir() if path.is_file() and path.name != "lock"}
+    code, out, err = run_cli("explain", command, run)
+    assert code == 0, err
+    path = Path(out.strip().splitlines()[-2 if command == "embed" else -1])
+    assert path.parent == run / "explain"
+    assert list((run / "explain").glob("events.out.tfevents.*"))
+    assert before == {path: path.read_bytes() for path in run.iterdir() if path.is_file() and path.name != "lock"}
+    first = path.read_bytes()
+    assert run_cli("explain", command, run)[0] == 0  # again: ours is replaced, and is the same
+    assert path.read_bytes() == first
+    if command == "embed":
+        return
+    mine = save_picture(tmp_path / "mine.png")
+    code, _, err = run_cli("explain", command, run, "--out", mine)
+    assert code == 2
+    assert "is there already" in err
+
+
+@pytest.mark.parametrize("command", ["features", "deconv", "occlude", "gradcam", "saliency", "invariance"])
+def test_pictures_of_ones_own(command, run, run_cli, tmp_path):
+    save_picture(tmp_path / "a <b>.png", size=(20, 14))
+    save_picture(tmp_path / "c.png", 1, size=(9, 9), mode="L")
+    code, out, err = run_cli("explain", command, run, "--file", tmp_path, "--json")
+    assert code == 0, err
+    assert "a <b>.png" in json.dumps(json.loads(out))
+    if command == "features":
+        assert "the first 1 of 2 files" in run_cli("explain", command, run, "--file", tmp_path, "--pictures", "1")[2]
+
+
+def test_the_picture_of_a_split_is_the_picture_as_a_file(run, tmp_path):
+    run_ = open_run(run, split="val", numbers=[3])
+    shown = run_.shown()
+    Pil.fromarray(shown.pixels[0, 0].byte().numpy()).save(tmp_path / "same.png")
+    other = open_run(run, files=[tmp_path / "same.png"]).shown()
+    assert torch.equal(shown.pixels, other.pixels)
+    a, b = (slopes_of(run_.subject, each, "1")[0] for each in (shown, other))
+    assert torch.equal(a, b)
+
+
+def test_a_bad_file_is_named(run, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match="bad.png"):
+        open_run(run, files=[tmp_path / "bad.png"]).shown()
+
+
+def small_run(root: Path, data: str, model: str, task: str = "classify", more: str = "") -> Path:
+    """A run of one epoch."""
+    text = f"task: {task}\nname: small\ndata: {data}\nmodel: {model}\ntrain: {{epochs: 1, batch: 16{more}}}\n"
+    return Path(operations.train(parse(text, "small.yaml"), root, CPU, resume=False)["run"])
+
+
+def test_a_network_without_convs(tmp_path, run_cli):
+    run = small_run(tmp_path, "{source: digits}", "[flatten, {linear: {out_features: 8, activation: relu}}]")
+    for command in ("filters", "features", "top", "deconv", "occlude", "gradcam"):
+        code, _, err = run_cli("explain", command, run)
+        assert code == 2
+        assert "this network has no layer with" in err
+    for command in ("saliency", "invariance", "embed"):
+        assert run_cli("explain", command, run)[0] == 0
+    code, _, err = run_cli("report", run)
+    assert code == 0, err
+    assert "Without filters: this network has no layer with kernels" in (run / "report.html").read_text()
+
+
+def arrays(path: Path, labels: list[int]) -> str:
+    pixels = np.random.default_rng(0).integers(0, 256, (len(labels), 8, 8), dtype=np.uint8)
+    np.savez(path, x_train=pixels, y_train=np.array(labels))
+    return f"{{source: {{arrays: {path}}}, image: {{size: 8, channels: 1}}, split: {{val: 0.3}}}}"
+
+
+def test_a_probe_learns_from_a_part_that_may_lack_a_class(tmp_path, monkeypatch):
+    from cnnrun.explain.methods import embed as module
+
+    monkeypatch.setattr(module, "_MOST_PROBED", 20)
+    data = arrays(tmp_path / "a.npz", [0, 1] * 60 + [2] * 4)
+    run = small_run(tmp_path, data, "[{conv: {out_channels: 4, activation: relu}}, global_avg_pool]")
+    found = run_method.embed(run_method.Asked(run, tmp_path, CPU, split="val"), [], "pca", True)
+    assert 0 <= found["layers"][0]["accuracy"] <= 1
+    assert "learned from 20 pictures of train and measured on 20" in found["caption"]
+
+
+def test_a_probe_that_has_nothing_to_tell_apart_says_so(of_each_task, run_cli, monkeypatch):
+    from cnnrun.explain.methods import embed as module
+
+    monkeypatch.setattr(module, "_told_apart", lambda *_: np.zeros(2, bool))
+    code, _, err = run_cli("explain", "embed", of_each_task["multilabel"], "--probe")
+    assert code == 2
+    assert "no label is there in some pictures and not in others" in err
+    code, out, _ = run_cli("explain", "embed", of_each_task["multilabel"])
+    assert code == 0
+    assert "Not probed: no label is there" in out
+
+
+def test_of_two_pictures_the_vectors_are_written_all_the_same(run, tmp_path):
+    run_ = open_run(run, split="val")
+    two = run_.examples().only(torch.arange(len(run_.examples())) < 2)
+    from cnnrun.explain.methods.embed import embed
+
+    found = embed(run_.subject, {"val": two}, "val", ["last"], "tsne", 8, False)
+    assert found.arrays["features"].shape == (2, 12)
+    assert "too few for a map" in found.caption
+
+
+def test_names_that_are_no_text_have_a_place_in_parquet(run, tmp_path):
+    packed = run_method._packed({"features": np.zeros((1, 2)), "picture": np.array(["a\udcff.png"])}, ".parquet")
+    assert packed[:4] == b"PAR1"
+
+
+def test_a_channel_asked_for_twice_is_drawn_once(run):
+    data = run_method.top(run_method.Asked(run, Path("runs"), CPU, split="val"), "stem", [3, 3, 1], 1)
+    assert [each["channel"] for each in data["channels"]] == [3, 1]
+
+
+def test_invariance_takes_layers_without_maps(run):
+    data = run_method.invariance(run_method.Asked(run, Path("runs"), CPU, count=1), ["model[8]"], None)
+    assert data["layers"] == ["model[8].global_avg_pool"]
+
+
+def test_a_rule_that_changes_nothing_is_not_claimed(tmp_path, run_cli):
+    run = small_run(tmp_path, "{source: digits}", "[{conv: {out_channels: 4, activation: silu}}, global_avg_pool]")
+    for rule, said in (("guided", True), ("deconv", True), ("plain", False)):
+        _, out, _ = run_cli("explain", "saliency", run, "--rule", rule)
+        assert ("No activation here is a ReLU" in out) == said
+
+
+def test_values_of_different_units_are_not_compared(tmp_path, run_cli):
+    save = [save_picture(tmp_path / f"{n}.png", n, (8, 8), "L").name for n in range(30)]
+    lines = ["path,u,v", *(f"{name},{n / 30},{1000 + n}" for n, name in enumerate(save))]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    data = f"{{source: {{table: {{path: {tmp_path / 't.csv'}, numbers: [u, v]}}}}, image: {{size: 8, channels: 1}}}}"
+    run = small_run(tmp_path, data, "[{conv: {out_channels: 4, activation: relu}}, global_avg_pool]", "regress")
+    code, out, err = run_cli("explain", "occlude", run, "--json")
+    assert code == 0, err
+    assert "said" not in json.loads(out)["pictures"][0]
+    assert "most strongly" not in json.loads(out)["caption"]
+
+
+def test_a_repeat_loses_its_layer_in_every_turn_when_trained_anew(run, run_cli, tmp_path):
+    code, _, err = run_cli("explain", "ablate", run, "--remove", "repeat1.2.conv1", "--retrain", "--runs", tmp_path)
+    assert code == 2
+    assert err.startswith("--remove repeat1.2.conv1: no such layer")
+    run_ = open_run(run)
+    known = [place for place in run_.subject.places if place.module != "head"]
+    variant = ablate._without(ablate._as_written(known), "model[4].repeat.layers[0].conv")
+    assert variant.title == "without model[4].repeat.layers[0].conv"
+    code, _, err = run_cli("explain", "ablate", run, "--remove", "model[3]", "--retrain", "--split", "val")
+    assert code == 2
+    assert err.startswith("--split: variants")
+
+
+def test_a_layer_and_what_holds_it_are_counted_once(run):
+    data = ablate.ablate(run_method.Asked(run, Path("runs"), CPU), ["model[3],model[3].residual.layers[0]"], [], False)
+    whole, without = (row["parameters"] for row in data["variants"])
+    inside = open_run(run).subject.given.network.layers.residual1
+    assert without == whole - sum(value.numel() for value in inside.parameters())
+
+
+def test_an_explain_that_is_a_file_costs_tensorboard_alone(run, run_cli, tmp_path):
+    import shutil
+
+    other = shutil.copytree(run, tmp_path / "other", ignore=shutil.ignore_patterns("explain"))
+    (other / "explain").write_text("mine")
+    code, _, err = run_cli("explain", "filters", other, "--out", tmp_path / "f.png")
+    assert code == 0
+    assert "nothing for TensorBoard" in err
+    code, _, err = run_cli("explain", "filters", other)
+    assert code == 3
+    assert (other / "explain").read_text() == "mine"

@@ -1,0 +1,287 @@
+"""The zoo against the references: torchvision's networks, and the papers' where torchvision has none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cnnrun.config import zoo
+from cnnrun.model.layers.dropout import DropSample
+from cnnrun.model.network import Network, flops, materialize
+from cnnrun.model.weights_file import in_order
+from tests.support.networks import build_from_zoo, zoo_experiment
+
+BIG = {"vgg11", "vgg16_bn", "alexnet", "zfnet", "wide_resnet50_2", "unet"}
+WITHOUT_AUX = {
+    "googlenet": {"aux_logits": False, "init_weights": False},
+    "inception_v3": {"aux_logits": False, "init_weights": False},
+}
+
+
+class LeNet5(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(
+            *(
+                nn.Conv2d(1, 6, 5, padding=2),
+                nn.Tanh(),
+                nn.AvgPool2d(2),
+                nn.Conv2d(6, 16, 5),
+                nn.Tanh(),
+                nn.AvgPool2d(2),
+            ),
+            *(nn.Flatten(), nn.Linear(400, 120), nn.Tanh(), nn.Linear(120, 84), nn.Tanh(), nn.Linear(84, 10)),
+        )
+
+
+class ZFNet(nn.Sequential):
+    def __init__(self) -> None:
+        norm = [nn.ReLU(), nn.MaxPool2d(3, 2, ceil_mode=True), nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)]
+        super().__init__(
+            *(
+                nn.Conv2d(3, 96, 7, 2, 1),
+                *norm,
+                nn.Conv2d(96, 256, 5, 2),
+                *norm,
+                nn.Conv2d(256, 384, 3, padding=1),
+                nn.ReLU(),
+            ),
+            *(
+                nn.Conv2d(384, 384, 3, padding=1),
+                nn.ReLU(),
+                nn.Conv2d(384, 256, 3, padding=1),
+                nn.ReLU(),
+                nn.MaxPool2d(3, 2),
+            ),
+            *(
+                nn.Flatten(),
+                nn.Linear(9216, 4096),
+                nn.ReLU(),
+                nn.Dropout(),
+                nn.Linear(4096, 4096),
+                nn.ReLU(),
+                nn.Dropout(),
+            ),
+            nn.Linear(4096, 1000),
+        )
+
+
+class BasicA(nn.Module):
+    """A block of ResNet-20 with the paper's option A, as He et al. 2016 describe it."""
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(channels, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
+        self.stride, self.more = stride, width - channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        half = self.more // 2
+        return F.relu(out + F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, half, half)))
+
+
+class ResNet20(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.bn = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
+        widths = [(16, 16)] * 3 + [(16, 32)] + [(32, 32)] * 2 + [(32, 64)] + [(64, 64)] * 2
+        self.blocks = nn.Sequential(*[BasicA(a, b, b // a) for a, b in widths])
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.blocks(F.relu(self.bn(self.stem(x)))).mean((2, 3)))
+
+
+class UNet(nn.Module):
+    """Ronneberger et al. 2015, figure 1, with padding and batch norm; then the mean, as a backbone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = [64, 128, 256, 512, 1024]
+        self.down = nn.ModuleList(self.two(a, b) for a, b in zip([3, *widths], widths, strict=False))
+        self.up = nn.ModuleList()
+        for width in reversed(widths[:-1]):
+            self.up.append(nn.ConvTranspose2d(2 * width, width, 2, 2))
+            self.up.append(self.two(2 * width, width))
+        self.fc = nn.Linear(64, 10)
+
+    @staticmethod
+    def two(a: int, b: int) -> nn.Sequential:
+        def unit(channels: int) -> list[nn.Module]:
+            return [nn.Conv2d(channels, b, 3, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
+
+        return nn.Sequential(*unit(a), *unit(b))
+
+    def forward(self, x: Tensor) -> Tensor:
+        skips = []
+        for stage in self.down:
+            x = stage(F.max_pool2d(x, 2) if skips else x)
+            skips.append(x)
+        skips.pop()
+        for enlarge, merge in zip(self.up[::2], self.up[1::2], strict=True):
+            x = merge(torch.cat([skips.pop(), enlarge(x)], 1))
+        return self.fc(x.mean((2, 3)))
+
+
+class PyramidMeans(nn.Module):
+    """torchvision's ResNet-18 and FeaturePyramidNetwork, and the levels' means side by side."""
+
+    def __init__(self) -> None:
+        from torchvision.models import resnet18
+        from torchvision.ops import FeaturePyramidNetwork
+
+        super().__init__()
+        self.body = resnet18()
+        self.fpn = FeaturePyramidNetwork([64, 128, 256, 512], 256)
+        self.fc = nn.Linear(1024, 1000)
+        del self.body.fc
+
+    def forward(self, x: Tensor) -> Tensor:
+        body, levels = self.body, {}
+        x = body.maxpool(body.relu(body.bn1(body.conv1(x))))
+        for number in (1, 2, 3, 4):
+            x = levels[str(number)] = getattr(body, f"layer{number}")(x)
+        return self.fc(torch.cat([level.mean((2, 3)) for level in self.fpn(levels).values()], 1))
+
+    def in_order_of_use(self) -> dict[str, Tensor]:
+        """The state dict as the data flows: from the coarsest level of the pyramid to the finest, then the outputs."""
+        state = self.state_dict()
+        inner = [key for number in (3, 2, 1, 0) for key in state if key.startswith(f"fpn.inner_blocks.{number}")]
+        rest = [key for key in state if key.startswith("fpn.layer_blocks")]
+        body = [key for key in state if key.startswith("body.")]
+        return {key: state[key] for key in [*body, *inner, *rest, "fc.weight", "fc.bias"]}
+
+
+OWN = {"lenet5": LeNet5, "zfnet": ZFNet, "resnet20": ResNet20, "unet": UNet, "resnet18_fpn": PyramidMeans}
+
+
+def reference(name: str) -> nn.Module:
+    """The other implementation, with random weights and statistics of batch norm that are not 0 and 1."""
+    import torchvision
+
+    torch.manual_seed(0)
+    if name in OWN:
+        network = OWN[name]()
+    else:
+        network = torchvision.models.get_model(name, weights=None, **WITHOUT_AUX.get(name, {}))
+    generator = torch.Generator().manual_seed(1)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for value, low, high in (
+                (module.weight, 0.5, 1.5),
+                (module.bias, -0.5, 0.5),
+                (module.running_mean, -0.5, 0.5),
+            ):
+                nn.init.uniform_(value, low, high, generator=generator)
+            nn.init.uniform_(module.running_var, 0.5, 2.0, generator=generator)
+    for parameter_name, parameter in network.named_parameters():
+        if parameter_name.endswith("layer_scale"):  # 1e-6 would hide the branch
+            nn.init.uniform_(parameter, 0.5, 1.5, generator=generator)
+    return network
+
+
+def state_of(theirs: nn.Module) -> dict[str, Tensor]:
+    return theirs.in_order_of_use() if isinstance(theirs, PyramidMeans) else theirs.state_dict()
+
+
+def pair(name: str, image: tuple[int, int, int]) -> tuple[Network, nn.Module, dict[str, str]]:
+    """Ours with the reference's weights, the reference, and which tensor of the reference each of ours is."""
+    theirs = reference(name)
+    classes = zoo.entry(name).classes
+    ours = materialize(build_from_zoo(name, image, classes).network, 0)
+    given = state_of(theirs)
+    mapping = in_order(
+        {key: value for key, value in ours.state_dict().items() if not key.startswith("normalize.")}, given
+    )
+    ours.load_state_dict({key: given[other] for key, other in mapping.items()}, strict=False)
+    return ours, theirs, mapping
+
+
+def named(names: list[str], slow: set[str]) -> list:
+    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
+
+
+@pytest.mark.parametrize("name", named(zoo.names(), BIG))
+def test_outputs_equal_the_references_to_the_last_bit(name):
+    entry = zoo.entry(name)
+    ours, theirs, mapping = pair(name, entry.image)
+    assert len(mapping) == len(theirs.state_dict())
+    pictures = torch.randn(2, *entry.image, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        assert torch.equal(ours.eval()(pictures), theirs.eval()(pictures))
+
+
+def without_chance(network: nn.Module) -> nn.Module:
+    from torchvision.ops import StochasticDepth
+
+    for module in network.modules():
+        if isinstance(module, nn.Dropout | StochasticDepth | DropSample):
+            module.p = 0.0
+    return network.double().train()
+
+
+@pytest.mark.parametrize(
+    "name", named(zoo.names(), BIG | {"inception_v3", "densenet121", "resnext50_32x4d", "convnext_tiny"})
+)
+def test_gradients_equal_the_references_while_training(name):
+    image = zoo.entry(name).image
+    side = {"inception_v3": 128, "zfnet": 224, "unet": 32}.get(name, min(96, image[1]))
+    ours, theirs, mapping = pair(name, (image[0], side, side))
+    pictures = torch.randn(3, image[0], side, side, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    for network in (ours, theirs):
+        out = without_chance(network)(pictures)
+        (out * torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view_as(out)).sum().backward()
+    gradients = {key: parameter.grad for key, parameter in theirs.named_parameters()}
+    for key, parameter in ours.named_parameters():
+        expected = gradients[mapping[key]]
+        scale = float(expected.abs().max())
+        assert torch.allclose(parameter.grad, expected, rtol=1e-10, atol=1e-12 * scale), key
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_the_heads_figures_are_those_of_what_is_built(name):
+    entry = zoo.entry(name)
+    made = build_from_zoo(name, entry.image, entry.classes)
+    assert made.parameters == entry.parameters
+    macs = sum(flops(made)) / 2
+    assert float(f"{macs:.3g}") == float(f"{entry.macs:.3g}")
+    assert "arXiv:" in entry.paper or name == "lenet5"
+    assert len(zoo.text(name).splitlines()) <= 90
+
+
+@pytest.mark.parametrize("name", [name for name in zoo.names() if name not in OWN])
+def test_figures_are_those_that_torchvision_publishes(name):
+    import torchvision
+
+    published = torchvision.models.get_model_weights(name).DEFAULT.meta
+    entry = zoo.entry(name)
+    if name not in WITHOUT_AUX:  # torchvision counts the auxiliary heads' parameters
+        assert entry.parameters == published["num_params"]
+    # torchvision publishes three decimals, of the size of its evaluation
+    assert round(entry.macs / 1e9, 3) == pytest.approx(published["_ops"], abs=0.0011)
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_every_top_level_layer_with_weights_has_a_name(name):
+    made = build_from_zoo(name, zoo.entry(name).image, 10)
+    given = {layer.name for layer in zoo_experiment(name, zoo.entry(name).image).model.layers}
+    for key, module in made.network.layers.named_children():
+        assert key in given or not module.state_dict(), key
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_a_small_grey_picture_works_or_the_layer_where_it_shrank_away_is_named(name):
+    from cnnrun.base.errors import ConfigError
+
+    try:
+        network = materialize(build_from_zoo(name, (1, 28, 28), 10).network, 0).eval()
+    except ConfigError as refused:
+        for line in refused.lines:
+            assert line.startswith(f"f:2:8: zoo/{name}.yaml:"), line
+            shrunk = ("give a larger data.image.size", "differ beyond the channels", "are not one shape")
+            assert any(words in line for words in shrunk), line
+    else:
+        with torch.no_grad():
+            assert network(torch.rand(2, 1, 28, 28) * 255).shape == (2, 10)

@@ -1,0 +1,13 @@
+from __future__ import annotations
+
+import numpy as np
+
+from cnnrun.data.sources.digits import Digits
+
+
+def test_digits_are_scikit_learns():
+    from sklearn.datasets import load_digits
+
+    split = Digits().read().splits["train"]
+    assert split.pictures.shape == (1797, 8, 8, 1)
+    assert np.array_equal(np.rint(split.pictures[..., 0] * (16 / 255)), load_digits().images)

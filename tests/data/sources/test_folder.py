@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+from torchvision.datasets import ImageFolder
+
+from cnnrun.base.errors import DataError
+from cnnrun.data.sources.folder import Folder
+from tests.support.images import save_picture
+
+
+def test_folder_orders_classes_as_torchvision(tmp_path):
+    for name in ("10", "1", "100", "11", "Zebra", "apple"):
+        for number in range(2):
+            save_picture(tmp_path / name / f"{number}.png")
+    theirs = ImageFolder(str(tmp_path))
+    ours = Folder(root=str(tmp_path)).read()
+    assert list(ours.classes) == theirs.classes
+    assert [
+        (str(p), t)
+        for p, t in zip(ours.splits["train"].pictures, ours.splits["train"].targets["labels"].tolist(), strict=True)
+    ] == theirs.samples
+
+
+def test_folder_with_splits(tmp_path):
+    for split in ("train", "val", "test"):
+        for name in ("a", "b"):
+            save_picture(tmp_path / split / name / "1.png")
+    assert set(Folder(root=str(tmp_path)).read().splits) == {"train", "val", "test"}
+    listed = Folder(root=str(tmp_path), classes=["b", "a"]).read()
+    assert listed.classes == ("b", "a")
+    assert [p.parent.name for p in listed.splits["train"].pictures] == ["b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda r: None, "no such folder"),
+        (lambda r: save_picture(r / "only" / "1.png"), "two or more classes"),
+        (lambda r: [save_picture(r / "a" / "1.png"), (r / "b").mkdir()], "b: no pictures"),
+        (lambda r: [save_picture(r / "val" / "a" / "1.png")], "no train folder"),
+        (
+            lambda r: [save_picture(r / s / c / "1.png") for s, c in (("train", "a"), ("train", "b"), ("val", "c"))],
+            "folder 'c' is not a class of the training split",
+        ),
+    ],
+)
+def test_folder_trouble_is_named(tmp_path, make, words):
+    root = tmp_path / "root"
+    make(root)
+    with pytest.raises(DataError, match=words):
+        Folder(root=str(root)).read()
+
+
+def test_folder_leaves_clutter_out_and_visits_loops_once(tmp_path):
+    for name in ("a", "b"):
+        save_picture(tmp_path / name / "1.png")
+        os.symlink(tmp_path / name, tmp_path / name / "loop")
+    for clutter in (".ipynb_checkpoints", "__MACOSX"):
+        save_picture(tmp_path / clutter / "1.png")
+    (tmp_path / "a" / "Thumbs.db").write_text("x")
+    (tmp_path / "a" / ".hidden.png").write_text("x")
+    indexed = Folder(root=str(tmp_path)).read()
+    assert indexed.classes == ("a", "b")
+    assert len(indexed.splits["train"].pictures) == 2
+
+
+def test_folder_refuses_links_to_outside(tmp_path):
+    outside = save_picture(tmp_path / "outside.png")
+    for name in ("a", "b"):
+        save_picture(tmp_path / "root" / name / "1.png")
+    os.symlink(outside, tmp_path / "root" / "a" / "2.png")
+    with pytest.raises(DataError, match="a link to outside"):
+        Folder(root=str(tmp_path / "root")).read()
+
+
+def test_folder_refuses_linked_folders_to_outside_and_says_what_it_leaves_out(tmp_path, capfd):
+    save_picture(tmp_path / "elsewhere" / "o.png")
+    for name in ("a", "b"):
+        save_picture(tmp_path / "root" / name / "1.png")
+    (tmp_path / "root" / "a" / "x.gif").write_bytes(b"GIF89a")
+    assert len(Folder(root=str(tmp_path / "root")).read().splits["train"].pictures) == 2
+    assert "1 file(s) of other kinds left out, such as 'x.gif'" in capfd.readouterr().err
+    os.symlink(tmp_path / "elsewhere", tmp_path / "root" / "a" / "link")
+    with pytest.raises(DataError, match="a link to outside"):
+        Folder(root=str(tmp_path / "root")).read()
+
+
+def test_folder_splits_by_their_usual_names_in_any_case(tmp_path):
+    for split in ("Training", "VALID", "Test"):
+        for name in ("a", "b"):
+            save_picture(tmp_path / split / name / "1.png", seed=len(split))
+    indexed = Folder(root=str(tmp_path)).read()
+    assert (set(indexed.splits), indexed.classes) == ({"train", "val", "test"}, ("a", "b"))
+    save_picture(tmp_path / "validation" / "a" / "1.png")
+    with pytest.raises(DataError, match="both VALID and validation are val folders"):
+        Folder(root=str(tmp_path)).read()
+
+
+def test_folder_says_what_lies_outside_of_classes(tmp_path, capfd):
+    for name in ("a", "b"):
+        save_picture(tmp_path / name / "1.png")
+    save_picture(tmp_path / "loose.png")
+    Folder(root=str(tmp_path)).read()
+    assert "1 picture(s) of no class left out, such as 'loose.png'" in capfd.readouterr().err
+
+
+def test_folder_names_a_folder_that_cannot_be_read(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        save_picture(tmp_path / name / "1.png")
+    real = os.scandir
+
+    def forbidden(path):
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    (tmp_path / "a" / "deep").mkdir()
+    monkeypatch.setattr(os, "scandir", forbidden)
+    with pytest.raises(DataError, match="deep: cannot be read"):
+        Folder(root=str(tmp_path)).read()

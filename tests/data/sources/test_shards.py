@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import gc
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cnnrun.base.errors import DataError
+from cnnrun.base.progress import bar
+from cnnrun.data.dataset import Data, index
+from cnnrun.data.prepare import prepare
+from cnnrun.data.sources.shards import Shards
+from tests.support.images import save_picture
+
+IMAGE = {"size": 8, "channels": 3}
+
+
+def write_shard(path: Path, samples: list[dict[str, bytes]], compress: str = "") -> Path:
+    """A tar of samples, each a mapping of extensions to bytes; `__key__` names it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, f"w:{compress}") as archive:
+        for number, sample in enumerate(samples):
+            for extension, data in sample.items():
+                if extension != "__key__":
+                    member = tarfile.TarInfo(f"{sample.get('__key__', f's/{number:04}')}.{extension}")
+                    member.size = len(data)
+                    archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def samples(folder: Path, count: int, start: int = 0) -> list[dict[str, bytes]]:
+    return [
+        {"cls": str(i % 3).encode(), "png": save_picture(folder / f"{i}.png", seed=i).read_bytes()}
+        for i in range(start, start + count)
+    ]
+
+
+@pytest.fixture
+def two(tmp_path) -> Path:
+    for number in range(2):
+        write_shard(tmp_path / f"train-{number:02}.tar", samples(tmp_path / "p", 6, 6 * number))
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+def test_samples_are_those_that_webdataset_reads(two):
+    webdataset = pytest.importorskip("webdataset")
+    theirs = list(webdataset.WebDataset(str(two / "train-{00..01}.tar"), shardshuffle=False).decode("rgb8"))
+    gc.collect()  # the library leaves its files open
+    data = Data.model_validate(
+        {"source": {"shards": str(two / "train-{00..01}.tar")}, "image": {"size": [10, 12], "channels": 3}}
+    )
+    indexed = index(data)
+    split = indexed.source.splits["train"]
+    assert split.targets["labels"].tolist() == [sample["cls"] for sample in theirs]
+    assert [split.name(i).rpartition("/s/")[2] for i in range(12)] == [f"{s['__key__'][2:]}.png" for s in theirs]
+    from cnnrun.data.decode import Decoder
+
+    decoder = Decoder(split, (3, 10, 12), data.image, None)
+    for number, sample in enumerate(theirs):
+        assert np.array_equal(decoder.pixels(number).transpose(1, 2, 0), sample["png"])
+
+
+def test_shards_train_as_the_same_files_in_folders_do(two):
+    data = Data.model_validate({"source": {"shards": str(two / "train-{00..01}.tar")}, "image": IMAGE})
+    made = prepare(data, index(data), bar)
+    assert made.facts.classes == ("0", "1", "2")
+    assert {name: len(each) for name, each in made.splits.items()} == {"train": 9, "val": 3}
+    assert "train-01.tar/s/000" in made.splits["train"].name(len(made.splits["train"]) - 1)
+
+
+def test_names_as_labels_and_other_splits(tmp_path):
+    def named(names):
+        return [
+            {"txt": name.encode(), "png": save_picture(tmp_path / "x.png", seed=i).read_bytes()}
+            for i, name in enumerate(names)
+        ]
+
+    write_shard(tmp_path / "a.tar", named(["dog", "cat", "dog"]))
+    write_shard(tmp_path / "b.tar", named(["cat"]))
+    indexed = Shards(train=str(tmp_path / "a.tar"), val=[str(tmp_path / "b.tar")], label="txt").read()
+    assert indexed.classes == ("cat", "dog")
+    assert indexed.splits["train"].targets["labels"].tolist() == [1, 0, 1]
+    write_shard(tmp_path / "b.tar", named(["fox"]))
+    with pytest.raises(DataError, match="its label 'fox' is not a class"):
+        Shards(train=str(tmp_path / "a.tar"), val=str(tmp_path / "b.tar"), label="txt").read()
+
+
+def test_numbers_that_are_no_class_numbers_are_names(tmp_path):
+    png = save_picture(tmp_path / "x.png").read_bytes()
+    write_shard(
+        tmp_path / "a.tar", [{"cls": label, "png": png} for label in (b"20240102", b"20240101", b"99999999999")]
+    )
+    assert Shards(train=str(tmp_path / "a.tar")).read().classes == ("20240101", "20240102", "99999999999")
+
+
+def test_by_content_a_touched_shard_is_the_same_and_a_changed_one_is_not(two):
+    def key(by: str) -> str:
+        source = {"shards": str(two / "train-{00..01}.tar")}
+        data = Data.model_validate({"source": source, "image": IMAGE, "fingerprint": by})
+        return prepare(data, index(data), bar).facts.fingerprint
+
+    path, times, content = two / "train-00.tar", key("times"), key("content")
+    os.utime(path, ns=(1, 1))
+    assert key("times") != times
+    assert key("content") == content
+    data, times = bytearray(path.read_bytes()), key("times")
+    data[-1] ^= 1  # in the padding after the last member: no picture changes, only the file
+    path.write_bytes(data)
+    os.utime(path, ns=(1, 1))
+    assert key("times") == times
+    assert key("content") != content
+
+
+def test_a_pipe_needs_the_users_leave_and_is_fetched_once(two, monkeypatch, capfd):
+    pytest.importorskip("webdataset")
+    counter = two / "count"
+    url = f"pipe:echo x >> {counter}; cat {two / 'train-00.tar'}"
+    with pytest.raises(DataError, match="a config may not run a command; `cnnrun --fetch"):
+        Shards(train=url).read()
+    assert not counter.exists()
+    monkeypatch.setenv("CNNRUN_FETCH", "1")
+    fetched = Shards(train=url, copies=str(two / "copies")).read().splits["train"]
+    plain = Shards(train=str(two / "train-00.tar")).read().splits["train"]
+    assert fetched.targets["labels"].tolist() == plain.targets["labels"].tolist()
+    Shards(train=url, copies=str(two / "copies")).read()
+    assert counter.read_text() == "x\n"
+    assert len(list((two / "copies").iterdir())) == 1
+    with pytest.raises(DataError, match="what came is not a tar"):
+        Shards(train="pipe:echo no tar", copies=str(two / "copies")).read()
+    assert len(list((two / "copies").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "url", ["http://x/$(touch pwned)", "http://x/'; touch pwned; '", "file:///etc/passwd", "-://x"]
+)
+def test_urls_that_could_mean_more_are_refused(tmp_path, monkeypatch, url):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="not a URL"):
+        Shards(train=url).read()
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda p: None, "no such file"),
+        (lambda p: p.write_bytes(b"no tar"), "not a plain tar"),
+        (lambda p: write_shard(p, [{"png": b"x"}]), r"has no \.cls member"),
+        (lambda p: write_shard(p, [{"cls": b"\xff", "png": b"x"}]), "not text"),
+        (lambda p: write_shard(p, [{"cls": b"1" * 5000, "png": b"x"}]), "5,000 bytes"),
+        (lambda p: write_shard(p, [{"cls": b"1", "png": b"x", "jpg": b"y"}]), "2 pictures"),
+        (lambda p: write_shard(p, [{"cls": b"1"}]), r"s/0000\.cls: its sample has no picture"),
+        (lambda p: write_shard(p, [{"txt": b"1"}]), "no sample with a picture"),
+        (lambda p: write_shard(p, [{"cls": b"1", "png": b"x"}], "gz"), "a compressed one must be unpacked"),
+        (lambda p: write_shard(p, [{"__key__": "a", "cls": b"1", "png": b"x"}] * 2), "stands twice"),
+    ],
+)
+def test_damage_is_named(tmp_path, make, words):
+    make(tmp_path / "a.tar")
+    with pytest.raises(DataError, match=words):
+        Shards(train=str(tmp_path / "a.tar")).read()
+
+
+@pytest.fixture
+def served(two):
+    """The address of a server of the shards' folder, and the requests that it got."""
+    import functools
+    import http.server
+    import threading
+
+    asked: list[str] = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments) -> None:
+            asked.append(self.path)
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(two)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_what_was_fetched_is_ours_alone_where_a_group_may_write_by_default(two, monkeypatch):
+    pytest.importorskip("webdataset")
+    monkeypatch.setenv("CNNRUN_FETCH", "1")
+    url = f"pipe:cat {two / 'train-00.tar'}"
+    before = os.umask(0o002)
+    try:
+        for copies in (two / "new", two / "there"):
+            (two / "there").mkdir(mode=0o755, exist_ok=True)
+            first, again = (Shards(train=url, copies=str(copies)).read().splits["train"] for _ in range(2))
+            assert len(first) == len(again) > 0
+    finally:
+        os.umask(before)
+
+
+def test_a_url_needs_the_users_leave_and_is_fetched_once(two, served, monkeypatch):
+    """A config that named one ran curl, with 30 retries."""
+    address, asked = served
+    url, copies = f"{address}/train-00.tar", str(two / "copies")
+    with pytest.raises(DataError, match="a config may not fetch from the network; `cnnrun --fetch"):
+        Shards(train=url, copies=copies).read()
+    assert not asked
+    monkeypatch.setenv("CNNRUN_FETCH", "1")
+    fetched = Shards(train=url, copies=copies).read().splits["train"]
+    plain = Shards(train=str(two / "train-00.tar")).read().splits["train"]
+    assert fetched.targets["labels"].tolist() == plain.targets["labels"].tolist()
+    monkeypatch.delenv("CNNRUN_FETCH")
+    Shards(train=url, copies=copies).read()  # what was fetched needs neither leave nor network
+    assert asked == ["/train-00.tar"]
+
+
+@pytest.mark.parametrize("path", ["/none.tar", "/notes.txt"])
+def test_what_cannot_be_fetched_is_one_line_and_leaves_nothing(two, served, monkeypatch, path):
+    monkeypatch.setenv("CNNRUN_FETCH", "1")
+    (two / "notes.txt").write_text("no tar")
+    with pytest.raises(DataError, match="cannot be fetched|what came is not a tar"):
+        Shards(train=served[0] + path, copies=str(two / "copies")).read()
+    assert not list((two / "copies").iterdir())
+    with pytest.raises(DataError, match="cannot be fetched"):
+        Shards(train="s3://bucket/a.tar", copies=str(two / "copies")).read()
+
+
+def test_the_command_line_gives_leave(two, served, run_cli, monkeypatch):
+    monkeypatch.setenv("CNNRUN_FETCH", "0")
+    (two / "c.yaml").write_text(
+        f"task: classify\ndata: {{source: {{shards: {{train: '{served[0]}/train-00.tar', copies: '{two}/copies'}}}}, "
+        "image: {size: 8, channels: 1}, split: {val: 0.3}}\nmodel: [flatten]\ntrain: {batch: 2}\n"
+    )
+    code, _, err = run_cli("check", two / "c.yaml")
+    assert (code, len(err.splitlines())) == (8, 1)
+    code, _, err = run_cli("--fetch", "check", two / "c.yaml")
+    assert code == 0, err
+    assert os.environ["CNNRUN_FETCH"] == "0", "leave is given for one command"

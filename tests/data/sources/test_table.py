@@ -1,0 +1,373 @@
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from cnnrun.base.errors import DataError
+from cnnrun.base.labelling import jail, too_fine
+from cnnrun.data.class_names import sorted_classes
+from cnnrun.data.sources.table import Table
+from tests.support.images import save_picture
+
+
+def write(path: Path, rows: list[list[str]], header=("path", "label"), **how) -> Path:
+    with path.open("w", newline="", encoding=how.pop("encoding", "utf-8")) as file:
+        csv.writer(file, **how).writerows([list(header), *rows])
+    return path
+
+
+def six(root: Path) -> list[list[str]]:
+    return [[str(save_picture(root / f"{i}.png", seed=i).relative_to(root)), "ab"[i % 2]] for i in range(6)]
+
+
+def test_a_table_is_its_rows(tmp_path):
+    rows = six(tmp_path)
+    indexed = Table(path=str(write(tmp_path / "t.csv", rows))).read()
+    assert indexed.classes == ("a", "b")
+    split = indexed.splits["train"]
+    assert [p.name for p in split.pictures] == [row[0] for row in rows]
+    assert split.targets["labels"].tolist() == [0, 1, 0, 1, 0, 1]
+    assert split.groups is None
+
+
+def test_columns_of_other_names_splits_and_groups(tmp_path):
+    rows = [
+        [*row, where, who]
+        for row, where, who in zip(six(tmp_path), ["train", "Valid", "TEST"] * 2, "xxyyzz", strict=True)
+    ]
+    path = write(tmp_path / "t.csv", rows, ("file", "kind", "fold", "patient"))
+    table = Table(path=str(path), picture="file", label="kind", split="fold", group="patient", classes=["b", "a"])
+    indexed = table.read()
+    assert {name: len(split) for name, split in indexed.splits.items()} == {"train": 2, "val": 2, "test": 2}
+    assert indexed.splits["train"].targets["labels"].tolist() == [1, 0]
+    assert indexed.splits["train"].groups.tolist() == [0, 1]
+    assert indexed.splits["val"].groups.tolist() == [0, 2]
+
+
+def test_tsv_bom_crlf_and_quotes(tmp_path):
+    rows = [[row[0], f'say "{row[1]}", twice'] for row in six(tmp_path)]
+    path = write(tmp_path / "t.tsv", rows, delimiter="\t", encoding="utf-8-sig", lineterminator="\r\n")
+    assert Table(path=str(path)).read().classes == ('say "a", twice', 'say "b", twice')
+
+
+def test_one_column_a_class(tmp_path):
+    rows = [[row[0], "1.0" if row[1] == "a" else "0", str(int(row[1] == "b"))] for row in six(tmp_path)]
+    path = write(tmp_path / "t.csv", rows, ("path", "b", "a"))
+    indexed = Table(path=str(path), label=["b", "a"]).read()
+    assert indexed.classes == ("b", "a")
+    assert indexed.splits["train"].targets["labels"].tolist() == [0, 1, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("cell", ["", "N/A", "inf", "nan", "0,5", "2", "=1", "yes"])
+def test_a_number_that_is_none_is_named_with_row_and_column(tmp_path, cell):
+    rows = [[row[0], "1", "0"] for row in six(tmp_path)]
+    rows[3][2] = cell
+    path = write(tmp_path / "t.csv", rows, ("path", "a", "b"))
+    with pytest.raises(DataError, match=r"t\.csv:5: b is"):
+        Table(path=str(path), label=["a", "b"]).read()
+
+
+def test_two_labels_in_a_row_are_refused(tmp_path):
+    rows = [[row[0], "1", "1"] for row in six(tmp_path)]
+    with pytest.raises(DataError, match="2 of the label columns are 1"):
+        Table(path=str(write(tmp_path / "t.csv", rows, ("path", "a", "b"))), label=["a", "b"]).read()
+
+
+def test_parquet_equals_csv(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [[*row, ["train", "val"][i // 3]] for i, row in enumerate(six(tmp_path))]
+    write(tmp_path / "t.csv", rows, ("path", "label", "split"))
+    columns = dict(zip(("path", "label", "split"), map(list, zip(*rows, strict=True)), strict=True))
+    parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
+    ours, theirs = (Table(path=str(tmp_path / name)).read() for name in ("t.parquet", "t.csv"))
+    assert ours.classes == theirs.classes
+    for name, split in theirs.splits.items():
+        assert list(ours.splits[name].pictures) == list(split.pictures)
+        assert ours.splits[name].targets["labels"].tolist() == split.targets["labels"].tolist()
+    (tmp_path / "t.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(DataError, match="cannot be read"):
+        Table(path=str(tmp_path / "t.parquet")).read()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda rows: rows[2].__setitem__(1, ""), "t.csv:4: label is empty"),
+        (lambda rows: rows[2].__setitem__(0, rows[0][0]), "t.csv:4: '0.png' stands in line 2 already"),
+        (lambda rows: rows[2].append("more"), "t.csv:4: 3 cells; the first line has 2"),
+        (lambda rows: rows.clear(), "no rows"),
+        (lambda rows: rows[1].__setitem__(0, "../../etc/passwd"), "t.csv:3: '../../etc/passwd' leaves the root"),
+        (lambda rows: rows[1].__setitem__(0, "/etc/passwd"), "is absolute"),
+        (lambda rows: rows[1].__setitem__(0, "C:\\pets\\1.png"), "is a URL|is absolute"),
+        (lambda rows: rows[1].__setitem__(0, "\\\\server\\1.png"), "is absolute"),
+        (lambda rows: rows[1].__setitem__(0, "https://example.org/1.png"), "is a URL"),
+    ],
+)
+def test_mistakes_are_named_with_their_line(tmp_path, change, words):
+    rows = six(tmp_path)
+    change(rows)
+    with pytest.raises(DataError, match=words):
+        Table(path=str(write(tmp_path / "t.csv", rows))).read()
+
+
+def test_a_colon_makes_no_url(tmp_path):
+    rows = six(tmp_path)
+    rows.append([save_picture(tmp_path / "at 12:30.png", seed=9).name, "a"])
+    assert len(Table(path=str(write(tmp_path / "t.csv", rows))).read().splits["train"]) == 7
+
+
+def test_every_mistake_is_told_up_to_a_bound(tmp_path):
+    rows = [[row[0], ""] for row in six(tmp_path)]
+    with pytest.raises(DataError) as refused:
+        Table(path=str(write(tmp_path / "t.csv", rows))).read()
+    assert len(refused.value.lines) == 6
+    many = [[f"{i}.png", ""] for i in range(100)]
+    with pytest.raises(DataError, match="and 80 more mistakes"):
+        Table(path=str(write(tmp_path / "t.csv", many))).read()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"", "empty"),
+        (b"path;label\na;b\n", "separate columns by ','"),
+        (b"path,path\na,b\n", "stands twice"),
+        (b"\xff\xfep\x00", "not UTF-8"),
+        (b'path,label\n"a.png,b\n', "not a table"),
+        (b"path,class\na.png,b\n", r"has no column 'label' \(columns: path, class\)"),
+    ],
+)
+def test_what_is_no_table_is_named(tmp_path, text, words):
+    (tmp_path / "t.csv").write_bytes(text)
+    with pytest.raises(DataError, match=words):
+        Table(path=str(tmp_path / "t.csv")).read()
+
+
+def test_a_class_that_only_val_has_is_named(tmp_path):
+    rows = [[*row, "train"] for row in six(tmp_path)]
+    rows[5] = [rows[5][0], "c", "val"]
+    with pytest.raises(DataError, match="t.csv:7: 'c' is not a class of the training rows"):
+        Table(path=str(write(tmp_path / "t.csv", rows, ("path", "label", "split")))).read()
+    rows[5][2] = "dev"
+    with pytest.raises(DataError, match="split is 'dev'; use train, val or test"):
+        Table(path=str(write(tmp_path / "t.csv", rows, ("path", "label", "split")))).read()
+
+
+def test_links_out_of_the_root_are_refused(tmp_path):
+    save_picture(tmp_path / "elsewhere" / "o.png")
+    root = tmp_path / "root"
+    rows = six(root)
+    os.symlink(tmp_path / "elsewhere", root / "folder")
+    os.symlink(tmp_path / "elsewhere" / "o.png", root / "file.png")
+    for name in ("folder/o.png", "file.png"):
+        with pytest.raises(DataError, match="is a link to outside"):
+            Table(path=str(write(root / "t.csv", [*rows, [name, "a"]]))).read()
+
+
+def test_numbers_are_classes_in_their_own_order():
+    assert sorted_classes(["10", "9", "10", "-1"]) == ["-1", "9", "10"]
+    assert sorted_classes(["10", "9", "x"]) == ["10", "9", "x"]
+
+
+@given(st.text(max_size=40))
+@settings(max_examples=300, deadline=None)
+def test_what_the_jail_lets_through_lies_inside(written):
+    root = Path("/srv/pictures")
+    if jail(root)(written) is None:
+        assert Path(os.path.normpath(root / written)).is_relative_to(root)
+
+
+def test_spaces_around_a_label_make_no_other_class(tmp_path):
+    rows = [[row[0], f"{' ' * (i % 3)}{row[1]} "] for i, row in enumerate(six(tmp_path))]
+    assert Table(path=str(write(tmp_path / "t.csv", rows))).read().classes == ("a", "b")
+
+
+# --- numbers and label sets -------------------------------------------------------------------------------------------
+
+
+def with_columns(root: Path, header: tuple[str, ...], *columns: list[str]) -> Path:
+    rows = [[row[0], *cells] for row, cells in zip(six(root), zip(*columns, strict=True), strict=True)]
+    return write(root / "t.csv", rows, ("path", *header))
+
+
+@given(st.lists(st.floats(-1e20, 1e20), min_size=6, max_size=6))
+@settings(max_examples=20, deadline=None)
+def test_numbers_are_read_as_they_are_written(tmp_path_factory, values):
+    assume(too_fine("a", values) is None)
+    root = tmp_path_factory.mktemp("t")
+    path = with_columns(root, ("a", "b"), [repr(value) for value in values], [f" {value:.3e}" for value in values])
+    indexed = Table(path=str(path), numbers=["a", "b"]).read()
+    assert indexed.numbers == ("a", "b")
+    assert indexed.classes == ()
+    found = indexed.splits["train"].targets["numbers"]
+    assert found[:, 0].tolist() == pytest.approx(values, rel=1e-6)
+    assert found[:, 1].tolist() == pytest.approx(values, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "",
+        "N/A",
+        "nan",
+        "inf",
+        "-Infinity",
+        "1,5",
+        "1_000",
+        "=1+1",
+        "0x10",
+        "1e400",
+        "1e39",
+        "१२",
+        "1 2",
+        "--1",
+        "1.2.3",
+    ],
+)
+def test_what_is_no_number_is_named_by_line_and_column(tmp_path, cell):
+    path = with_columns(tmp_path, ("level",), ["1", "2", cell, "4", "-5.5", "+.5e1"])
+    with pytest.raises(DataError) as refused:
+        Table(path=str(path), numbers="level").read()
+    (line,) = refused.value.lines
+    assert line.startswith(f"{path}:4: level is ")
+    assert ("is empty" in line) if not cell else ("expected a number" in line)
+
+
+def test_a_target_is_no_group_and_no_split(tmp_path):
+    path = with_columns(tmp_path, ("group", "split"), ["1", "2", "3", "1", "2", "3"], ["0"] * 6)
+    split = Table(path=str(path), numbers=["group", "split"]).read().splits["train"]
+    assert split.groups is None
+    assert split.targets["numbers"][:, 0].tolist() == [1, 2, 3, 1, 2, 3]
+
+
+def test_label_sets_are_listed_or_have_a_column_each(tmp_path):
+    path = with_columns(tmp_path, ("marks",), ["b;a", " a ", "", "b", "c ; a;", "c"])
+    indexed = Table(path=str(path), labels="marks").read()
+    assert indexed.classes == ("a", "b", "c")
+    expected = [[1, 1, 0], [1, 0, 0], [0, 0, 0], [0, 1, 0], [1, 0, 1], [0, 0, 1]]
+    assert indexed.splits["train"].targets["present"].int().tolist() == expected
+    columns = [[str(row[k]) for row in expected] for k in range(3)]
+    path = with_columns(tmp_path, ("x", "y", "z"), *columns)
+    indexed = Table(path=str(path), labels=["z", "x", "y"]).read()
+    assert indexed.classes == ("z", "x", "y")
+    assert indexed.splits["train"].targets["present"].int().tolist() == [[r[2], r[0], r[1]] for r in expected]
+
+
+def test_label_sets_that_are_wrong_are_named(tmp_path):
+    path = with_columns(tmp_path, ("marks",), ["a", "b", "a;b;a", "a", "b", "a"])
+    with pytest.raises(DataError, match=r"t\.csv:4: 'a' stands twice"):
+        Table(path=str(path), labels="marks").read()
+    path = with_columns(tmp_path, ("marks",), ["a", "b", "a", "a", "a", "a"])
+    with pytest.raises(DataError, match=r"t\.csv:3: 'b' is not a class of the training rows"):
+        Table(path=str(path), labels="marks", classes=["a"]).read()
+    path = with_columns(tmp_path, ("x",), ["1", "0", "yes", "1", "0", "1"])
+    with pytest.raises(DataError, match=r"t\.csv:4: x is 'yes'; expected 0 or 1"):
+        Table(path=str(path), labels=["x"]).read()
+
+
+def test_one_kind_of_target_is_given(tmp_path):
+    for more in ({"labels": "a", "numbers": "b"}, {"label": "c", "numbers": "b"}, {"label": "c", "labels": ["a", "b"]}):
+        with pytest.raises(ValueError, match="one of label, labels and numbers"):
+            Table(path="t.csv", **more)
+    for more, said in (
+        ({"numbers": ["a", "a"]}, "'a' stands twice"),
+        ({"labels": ["a", "b"], "classes": ["b", "a"]}, "classes is for a column"),
+        ({"numbers": "a", "classes": ["b"]}, "classes is for a column"),
+        ({"labels": ["a"], "separator": ","}, "separator is for a column"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            Table(path="t.csv", **more)
+    assert Table(path="t.csv").targets == "labels"
+    assert Table(path="t.csv", labels="a").targets == "label sets"
+    assert Table(path="t.csv", numbers="a").targets == "numbers"
+
+
+def labelled(tmp_path, cells: list[str], column="label", **settings) -> Table:
+    rows = [[path, label] for (path, _), label in zip(six(tmp_path), cells, strict=False)]
+    return Table(path=str(write(tmp_path / "t.csv", rows, ("path", column))), **settings)
+
+
+def test_quotes_behind_a_blank_are_no_part_of_a_label(tmp_path):
+    paths = [row[0] for row in six(tmp_path)]
+    lines = [
+        f'{path}, "{name}"' if i % 2 else f"{path},{name}"
+        for i, (path, name) in enumerate(zip(paths, "aabbcc", strict=True))
+    ]
+    (tmp_path / "t.csv").write_text("path,label\n" + "\n".join(lines) + "\n")
+    assert Table(path=str(tmp_path / "t.csv")).read().classes == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("word", ["nan", "None", "NA", "<NA>"])
+def test_a_label_that_is_missing_is_named_by_its_line_unless_it_is_listed(tmp_path, word):
+    labels = ["a", "b", word, "a", "b", word]
+    with pytest.raises(DataError) as refused:
+        labelled(tmp_path, labels).read()
+    assert [line.split(": ")[0].rpartition("/")[2] for line in refused.value.lines] == ["t.csv:4", "t.csv:7"]
+    assert (
+        labelled(tmp_path, labels, classes=["a", "b", word]).read().splits["train"].targets["labels"].tolist()
+        == [0, 1, 2] * 2
+    )
+
+
+def test_a_group_that_is_missing_is_named(tmp_path):
+    rows = [[*row, "nan" if number == 4 else "p"] for number, row in enumerate(six(tmp_path))]
+    path = write(tmp_path / "t.csv", rows, ("path", "label", "group"))
+    with pytest.raises(DataError, match=r"t.csv:6: group is 'nan', which stands for a missing value"):
+        Table(path=str(path)).read()
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [["a,b", "a", "b"], ["a|b", "b|c", "c|a"], ["a/b", "a/c", "b"], ["['a', 'b']", "['a']", "[]"], ['["a"]', "a", "b"]],
+)
+def test_a_list_of_labels_by_another_separator_is_named(tmp_path, cells):
+    with pytest.raises(DataError, match=r"t.csv:2: .* is a list, and labels are separated by ';' here"):
+        labelled(tmp_path, cells * 2, "tags", labels="tags").read()
+    classes = sorted(set(cells))
+    assert labelled(tmp_path, cells * 2, "tags", labels="tags", classes=classes).read().classes == tuple(classes)
+
+
+def test_names_with_commas_of_their_own_are_labels(tmp_path):
+    read = labelled(tmp_path, ["Smith, John; Doe, Jane", "Doe, Jane", "Smith, John"] * 2, "tags", labels="tags").read()
+    assert read.classes == ("Doe, Jane", "Smith, John")
+
+
+@pytest.mark.parametrize(
+    ("values", "is_refused"),
+    [
+        ([1e9 + i for i in range(6)], True),
+        ([1.7e9 + 1e-3 * i for i in range(6)], True),  # of one second since 1970
+        ([1e9] * 6, False),  # the task says that there is nothing to learn
+        ([0.1] * 6, False),
+        ([20_240_101 + i for i in range(6)], False),
+        ([1000.5 + i for i in range(6)], False),
+    ],
+)
+def test_numbers_that_are_one_in_float32_are_refused(tmp_path, values, is_refused):
+    path = with_columns(tmp_path, ("a",), [repr(value) for value in values])
+    table = Table(path=str(path), numbers="a")
+    if not is_refused:
+        assert table.read().splits["train"].targets["numbers"][:, 0].tolist() == pytest.approx(values, rel=1e-6)
+        return
+    with pytest.raises(DataError, match=r"t\.csv: a varies by .*, too finely for float32; take the mean off it"):
+        table.read()
+
+
+def test_true_and_false_are_one_and_zero(tmp_path):
+    path = with_columns(tmp_path, ("x", "y"), ["True", "False"] * 3, ["FALSE", "true", "0", "1", "1.0", "0.0"])
+    present = Table(path=str(path), labels=["x", "y"]).read().splits["train"].targets["present"]
+    assert present.tolist() == [
+        [True, False],
+        [False, True],
+        [True, False],
+        [False, True],
+        [True, True],
+        [False, False],
+    ]

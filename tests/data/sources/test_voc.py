@@ -1,0 +1,281 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cnnrun.base.errors import DataError
+from cnnrun.contracts.objects import DIFFICULT
+from cnnrun.data.dataset import Data, index
+from cnnrun.data.prepare import prepare
+from cnnrun.data.sources.voc import Voc
+from tests.support.images import save_picture
+
+BCCD = Path(__file__).parents[4] / "shared" / "data" / "bccd"
+OBJECT = (
+    "<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>"
+    "<xmin>{0}</xmin><ymin>{1}</ymin><xmax>{2}</xmax><ymax>{3}</ymax></bndbox></object>"
+)
+
+
+BOX = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+
+
+def annotated(root: Path, name: str, objects, size=(40, 30), picture=(40, 30), head="") -> None:
+    """One picture with its XML file; sizes are (width, height)."""
+    save_picture(root / "JPEGImages" / f"{name}.png", seed=sum(map(ord, name)), size=picture)
+    written = "".join(
+        OBJECT.format(*box, name=label, difficult=int("difficult" in rest)) for label, box, *rest in objects
+    )
+    measured = f"<size><width>{size[0]}</width><height>{size[1]}</height></size>" if size else ""
+    path = root / "Annotations" / f"{name}.xml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"{head}<annotation><filename>{name}.png</filename>{measured}{written}</annotation>")
+
+
+def listed(root: Path, **splits) -> None:
+    lists = root / "ImageSets" / "Main"
+    lists.mkdir(parents=True, exist_ok=True)
+    for name, names in splits.items():
+        (lists / f"{name}.txt").write_text("\n".join(names) + "\n")
+
+
+@pytest.fixture
+def two(tmp_path) -> Path:
+    annotated(tmp_path, "a", [("dog", (1, 2, 11, 22)), ("cat", (5, 5, 40, 30))])
+    annotated(tmp_path, "b", [])
+    annotated(tmp_path, "c", [("cat", (0, 0, 9, 9), "difficult")])
+    listed(tmp_path, train=["a", "b"], val=["c  1"])
+    return tmp_path
+
+
+def prepared(root: Path, **settings):
+    data = Data.model_validate(
+        {"source": {"voc": str(root)}, "image": {"size": [30, 40], "channels": 3}, "cache": "memory"} | settings
+    )
+    return prepare(data, index(data), lambda what, count: _Silent())
+
+
+class _Silent:
+    def __enter__(self):
+        return lambda count: None
+
+    def __exit__(self, *raised):
+        pass
+
+
+def test_boxes_classes_and_lists(two):
+    found = Voc(root=str(two)).read()
+    assert found.classes == ("cat", "dog")
+    train, val = found.splits["train"], found.splits["val"]
+    assert train.objects.padded()["boxes"][0].tolist() == [[1, 2, 11, 22], [5, 5, 40, 30]]
+    assert train.objects.padded()["objects"].tolist() == [[1, 0], [-1, -1]]  # the second picture shows nothing
+    assert train.objects.padded()["areas"][0].tolist() == [200, 35 * 25]
+    assert val.objects.padded()["roles"].tolist() == [[DIFFICULT]]
+    assert train.sizes.tolist() == [[30, 40], [30, 40]]
+    assert found.bad_boxes == ()
+
+
+def test_difficult_objects_and_the_first_pixel_by_rule(two):
+    assert Voc(root=str(two), difficult="keep").read().splits["val"].objects.padded()["roles"].tolist() == [[0]]
+    assert Voc(root=str(two), first_pixel=1).read().splits["train"].objects.padded()["boxes"][0, 0].tolist() == [
+        0,
+        1,
+        11,
+        22,
+    ]
+
+
+def test_any_lists_may_be_splits_and_none_is_all_training(two):
+    listed(two, mine=["b"], rest=["a", "c"])
+    found = Voc(root=str(two), splits={"train": "rest", "test": "mine"}).read()
+    assert {name: len(split) for name, split in found.splits.items()} == {"train": 2, "test": 1}
+    for path in (two / "ImageSets" / "Main").iterdir():
+        path.unlink()
+    assert {name: len(split) for name, split in Voc(root=str(two)).read().splits.items()} == {"train": 3}
+    with pytest.raises(DataError, match="cannot be read"):
+        Voc(root=str(two), splits={"train": "none"}).read()
+    with pytest.raises(DataError, match="leaves the root"):
+        Voc(root=str(two), splits={"train": "../../Annotations/a"}).read()
+
+
+def test_names_in_lists_as_people_write_them(two):
+    listed(two, train=["a.png", "b  -1"], val=["c"])
+    assert len(Voc(root=str(two)).read().splits["train"]) == 2
+    for names, words in (
+        (["a", "a"], "names 'a' twice"),
+        (["a -1", "b 1"], "a list of one class"),
+        ([], "names no picture"),
+    ):
+        listed(two, train=names)
+        with pytest.raises(DataError, match=words):
+            Voc(root=str(two)).read()
+
+
+def test_a_picture_has_one_annotation_file(two):
+    text = (two / "Annotations" / "a.xml").read_text()
+    (two / "Annotations" / "b.xml").write_text(text)  # a copy that still names a.png
+    with pytest.raises(DataError, match=r"b.xml: is of a.png, as a.xml is; a picture has one annotation file"):
+        Voc(root=str(two)).read()
+
+
+def pictures_of(root: Path) -> list[str]:
+    split = Voc(root=str(root)).read().splits["train"]
+    return [Path(split.name(number)).name for number in range(len(split))]
+
+
+def rewritten(root: Path, name: str, old: str, new: str) -> None:
+    path = root / "Annotations" / f"{name}.xml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize("written", ["a.png", "JPEGImages/a.png", r"C:\\data\\a.png", " a.png\n"])
+def test_the_picture_is_the_one_that_the_file_names(two, written):
+    save_picture(two / "JPEGImages" / "a.jpg", seed=3)  # another picture of the same name
+    rewritten(two, "a", "a.png", written)
+    assert pictures_of(two) == ["a.png", "b.png"]
+    rewritten(two, "b", "b.png", "")
+    (two / "JPEGImages" / "b.png").rename(two / "JPEGImages" / "b.PNG")
+    assert pictures_of(two) == ["a.png", "b.PNG"]
+
+
+def test_where_it_names_no_picture_that_is_there_its_own_name_is_taken_aloud(two, capsys):
+    rewritten(two, "a", "a.png", "scan-17.tif")
+    assert pictures_of(two) == ["a.png", "b.png"]
+    assert "1 annotation file(s) name a picture that is not there" in capsys.readouterr().err
+    save_picture(two / "JPEGImages" / "a.jpg", seed=3)
+    with pytest.raises(DataError, match=r"a.xml: names 'scan-17.tif', which is not there; a.jpg and a.png are"):
+        pictures_of(two)
+
+
+def test_pictures_without_an_annotation_file_are_counted(tmp_path, capsys):
+    annotated(tmp_path, "a", [("dog", (1, 2, 11, 22))])
+    for name in ("b.png", "c.JPG", "._a.png", "Thumbs.db"):
+        save_picture(tmp_path / "JPEGImages" / "x.png", seed=1)
+        (tmp_path / "JPEGImages" / "x.png").rename(tmp_path / "JPEGImages" / name)
+    (tmp_path / "Annotations" / "._a.xml").write_bytes(b"\0\5\x16\7")  # as macOS leaves them in archives
+    (tmp_path / "Annotations" / "a.xml").rename(tmp_path / "Annotations" / "a.XML")
+    assert pictures_of(tmp_path) == ["a.png"]
+    assert "2 picture(s) without an annotation file" in capsys.readouterr().err
+
+
+def test_a_size_that_is_not_written_is_the_pictures_own(tmp_path):
+    annotated(tmp_path, "a", [("dog", (1, 2, 11, 22))], size=None)
+    assert Voc(root=str(tmp_path)).read().splits["train"].sizes.tolist() == [[30, 40]]
+
+
+@pytest.mark.parametrize(
+    ("box", "words", "kept"),
+    [
+        ((5, 5, 5, 9), r"a box of no area \(5, 5, 5, 9\)", False),
+        ((9, 5, 5, 9), "corners swapped", False),
+        ((41, 5, 50, 9), "outside its picture of 40x30", False),
+        (("nan", 5, 9, 9), "of no numbers", False),
+        ((30, 5, 45, 9), "reaches out of its picture of 40x30", True),
+    ],
+)
+def test_bad_boxes_are_named_with_file_and_object(tmp_path, box, words, kept):
+    annotated(tmp_path, "a", [("dog", (1, 2, 11, 22)), ("dog", box)])
+    annotated(tmp_path, "b", [("dog", (3, 3, 20, 20 + i)) for i in range(3)])
+    listed(tmp_path, train=["a", "b"])
+    (bad,) = Voc(root=str(tmp_path)).read().bad_boxes
+    import re
+
+    assert bad.name.endswith("a.xml: object 2")
+    assert re.search(words, bad.what)
+    assert bad.used is kept
+    if kept:
+        assert any("are cut at their pictures' edges" in note for note in prepared(tmp_path).notes)
+        return
+    with pytest.raises(DataError, match=r"a.xml: object 2: .*"):
+        prepared(tmp_path)
+    dataset = prepared(tmp_path, bad_boxes="skip")
+    assert (dataset.splits["train"].objects.padded()["objects"] >= 0).sum() in (3, 4)  # val took a picture
+    assert any("left out (data.bad_boxes: skip), such as" in note for note in dataset.notes)
+
+
+def test_sizes_that_are_not_the_pictures_are_named(tmp_path):
+    annotated(tmp_path, "a", [("dog", (1, 2, 11, 22))])
+    annotated(tmp_path, "b", [("dog", (1, 2, 11, 22))], size=(30, 40))
+    listed(tmp_path, train=["a", "b"])
+    with pytest.raises(DataError, match=r"b.png: is 40x30 pixels; its boxes are written for 30x40"):
+        prepared(tmp_path, cache="disk", cache_dir=str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("<annotation>", "not XML"),
+        ("<!DOCTYPE a [<!ENTITY b 'c'>]><annotation/>", "declares a document type"),
+        ("<annotation><filename>none.png</filename></annotation>", "no picture 'none.png'"),
+        ("<annotation><object><bndbox/></object></annotation>", "an object without a name"),
+        ("<annotation><object><name>x</name></object></annotation>", "lacks a number for xmin"),
+        ("<annotation><size><width>a</width></size></annotation>", "a size that is no number"),
+        ("<annotation><size><width>1_0</width></size></annotation>", "a size that is no number"),
+        (f"<annotation><size><width>{'9' * 30}</width><height>4</height></size></annotation>", "a picture of 1"),
+        ('<?xml version="1.0" encoding="GB2312"?><annotation/>', "not XML in UTF-8"),
+        ('<?xml version="1.0" encoding="foo"?><annotation/>', "not XML in UTF-8"),
+        (
+            "<annotation><object><name>x</name><difficult>5</difficult>" + BOX + "</object></annotation>",
+            "difficult is '5'",
+        ),
+        (f"<annotation><filename>{'none.png' * 100}</filename></annotation>", "no picture 'none.png"),
+        ("<annotations/>", "is a <annotations> and no <annotation>"),
+        ('<annotation xmlns="urn:x"/>', r"of a namespace \(urn:x\)"),
+        ('<annotation><a:object xmlns:a="urn:x"/></annotation>', "of a namespace"),
+        (f"<annotation><Object><name>x</name>{BOX}</Object></annotation>", "has <Object>, which is not read"),
+        ("<Annotation/>", "has <Annotation>, which is not read; write <annotation>"),
+        (f"<annotation><object><NAME>x</NAME>{BOX}</object></annotation>", "has <NAME>"),
+        (f"<annotation><object><name>x</name>{BOX}{BOX}</object></annotation>", "more than one <bndbox>"),
+        (f"<annotation><object><name>x</name><name>y</name>{BOX}</object></annotation>", "more than one <name>"),
+        (f"<annotation>{BOX}</annotation>", "has a <bndbox> outside of any <object>"),
+        (f"<annotation><item><name>x</name>{BOX}</item></annotation>", "has a <bndbox> outside of any <object>"),
+        (
+            "<annotation><item><a>1</a><b>2</b><c>3</c><d>4</d></item></annotation>",
+            "has a <item> that may be an object",
+        ),
+    ],
+)
+def test_annotation_files_that_cannot_be_read(tmp_path, text, words):
+    annotated(tmp_path, "a", [("dog", (1, 2, 11, 22))])
+    (tmp_path / "Annotations" / "a.xml").write_text(text)
+    if "none.png" in text:
+        (tmp_path / "JPEGImages" / "a.png").unlink()
+    with pytest.raises(DataError, match=words) as refused:
+        Voc(root=str(tmp_path)).read()
+    assert "a.xml" in refused.value.lines[0]
+
+
+def test_a_class_that_training_does_not_have(two):
+    annotated(two, "d", [("cow", (1, 2, 11, 22))])
+    listed(two, val=["d"])
+    with pytest.raises(DataError, match=r"d.xml: object 1 is a 'cow', not a class"):
+        Voc(root=str(two)).read()
+
+
+@pytest.mark.skipif(not BCCD.is_dir(), reason="the blood-cell set is not here (../shared/data/bccd)")
+def test_the_blood_cell_set():
+    found = Voc(root=str(BCCD)).read()
+    assert found.classes == ("Platelets", "RBC", "WBC")
+    assert {name: len(split) for name, split in found.splits.items()} == {"train": 205, "val": 87, "test": 72}
+    assert sum(int((split.objects.padded()["objects"] >= 0).sum()) for split in found.splits.values()) == 4888 - 2
+    assert sorted(bad.name.rpartition("/")[2] for bad in found.bad_boxes) == [
+        "BloodImage_00338.xml: object 13", "BloodImage_00343.xml: object 4",
+    ]  # fmt: skip
+
+
+def test_check_refuses_what_training_would(tmp_path, run_cli):
+    annotated(tmp_path, "a", [("dog", (5, 5, 5, 9)), ("dog", (5, 5, 9, 9))])
+    for name in "bcdefghij":
+        annotated(tmp_path, name, [("dog", (5, 5, 9, 9))])
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        f"task: detect\ndata: {{source: {{voc: '{tmp_path}'}}, image: {{size: 16, channels: 3}}}}\n"
+        "model: [{conv: 4}]\n"
+    )
+    code, _, err = run_cli("check", config)
+    assert code == 8
+    assert "a.xml: object 1: a box of no area (5, 5, 5, 9)" in err
+    assert "data.bad_boxes: skip" in err

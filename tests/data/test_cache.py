@@ -1,0 +1,310 @@
+"""Decoding once: what is kept equals what would be decoded anew, through kills, waits and damage."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cnnrun.base.errors import DataError, StorageError
+from cnnrun.base.progress import bar
+from cnnrun.data import cache, cached_split
+from cnnrun.data.block_hashes import HASH_BYTES
+from cnnrun.data.cached_split import Entry
+from cnnrun.data.dataset import Data, index
+from cnnrun.data.decode import Decoder, threads
+from cnnrun.data.file_listing import listing
+from cnnrun.data.image_records import digest
+from cnnrun.data.prepare import prepare
+from cnnrun.data.storage import OnDisk, stored
+from tests.support.images import save_picture
+
+IMAGE = {"size": 8, "channels": 3}
+
+
+def data_of(root: Path, **more) -> Data:
+    return Data.model_validate({"source": {"folder": str(root)}, "image": IMAGE, **more})
+
+
+def decoder_of(data: Data) -> Decoder:
+    split = index(data).source.splits["train"]
+    return Decoder(split, (3, 8, 8), data.image, listing(split, False, 0))
+
+
+def everything(data: Data) -> torch.Tensor:
+    made = prepare(data, index(data), bar)
+    return torch.cat([each.take(torch.arange(len(each))) for each in made.splits.values()])
+
+
+@pytest.mark.parametrize("kind", ["disk", "memory", "none"])
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_every_kind_gives_the_same_bytes(picture_folder, cache_folder, kind, workers):
+    expected = decoder_of(data_of(picture_folder))
+    rows = prepare(data_of(picture_folder), index(data_of(picture_folder)), bar).splits["train"].rows
+    data = data_of(picture_folder, cache=kind, workers=workers, cache_dir=str(cache_folder))
+    made = prepare(data, index(data), bar)
+    train = made.splits["train"]
+    assert torch.equal(train.rows, rows)
+    for place, row in enumerate(rows.tolist()):
+        assert np.array_equal(train.take(torch.tensor([place]))[0].numpy(), expected.pixels(row))
+    assert made.facts == prepare(data_of(picture_folder), index(data_of(picture_folder)), bar).facts
+
+
+def test_what_is_kept_is_found_again_and_what_differs_is_not(picture_folder, cache_folder, monkeypatch):
+    data = data_of(picture_folder, cache="disk", cache_dir=str(cache_folder))
+    first = everything(data)
+
+    def never(*_):
+        raise AssertionError("decoded again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Decoder, "block", never)
+        assert torch.equal(everything(data), first)
+        given = data.image.model_copy(update={"mean": [1.0] * 3, "std": [2.0] * 3})
+        everything(data.model_copy(update={"image": given}))  # statistics change no pixel
+    save_picture(picture_folder / "cat" / "0.png", seed=999)
+    assert not torch.equal(everything(data), first)
+    fitted = data.image.model_copy(update={"fit": "crop", "crop_pct": 0.8})
+    assert not torch.equal(everything(data.model_copy(update={"image": fitted})), first)
+    assert len(cache.entries(cache_folder)) == 3
+
+
+def test_by_content_a_touched_file_is_the_same_and_a_changed_one_of_equal_size_and_time_is_not(
+    picture_folder, cache_folder
+):
+    def key(**how) -> str:
+        return prepare(data := data_of(picture_folder, **how), index(data), bar).facts.fingerprint
+
+    path = picture_folder / "cat" / "0.png"
+    by_times, by_content = key(), key(fingerprint="content")
+    os.utime(path, ns=(1, 1))
+    assert key() != by_times
+    assert key(fingerprint="content") == by_content
+    pixels = bytearray(path.read_bytes())
+    by_times = key()
+    pixels[-20] ^= 1  # the chunk's checksum: Pillow does not decode it otherwise, so the file is only hashed here
+    path.write_bytes(pixels)
+    os.utime(path, ns=(1, 1))
+    split = index(data_of(picture_folder)).source.splits["train"]
+    from cnnrun.data.file_listing import content
+
+    assert content(split, listing(split, True, 0)) != by_content
+
+
+@pytest.mark.parametrize("victim", ["pixels.u8", "records"])
+@pytest.mark.parametrize("damage", [lambda p: p.write_bytes(p.read_bytes()[:-10]), lambda p: p.unlink()])
+def test_a_cut_or_missing_file_is_made_anew(picture_folder, cache_folder, victim, damage):
+    data = data_of(picture_folder, cache="disk", cache_dir=str(cache_folder))
+    first = everything(data)
+    (entry,) = cache_folder.iterdir()
+    damage(entry / victim)
+    assert torch.equal(everything(data), first)
+
+
+def _build(path: Path, data: Data, seconds: float) -> None:
+    """Build slowly, a block of two pictures at a time, each on the disk before the next."""
+    cache.BLOCK_PICTURES, cached_split.SYNC_BYTES = 2, 1
+    decoder = decoder_of(data)
+    block = decoder.block
+
+    def slow(numbers, run):
+        time.sleep(seconds)
+        return block(numbers, run)
+
+    decoder.block = slow  # type: ignore[method-assign]
+    with threads(0) as run:
+        Entry(path, len(decoder), (3, 8, 8), keep_pixels=True).build(decoder, {"source": "s"}, run, bar)
+
+
+def test_a_killed_build_goes_on_where_it_was_and_gives_the_same_bytes(picture_folder, cache_folder, monkeypatch):
+    data = data_of(picture_folder)
+    decoder = decoder_of(data)
+    expected = np.stack([decoder.pixels(i) for i in range(len(decoder))])
+    monkeypatch.setattr(cache, "BLOCK_PICTURES", 2)
+    path, rng = cache_folder / "k", np.random.default_rng(0)
+    context = multiprocessing.get_context("fork")
+    for _ in range(6):
+        process = context.Process(target=_build, args=(path, data, 0.03))
+        process.start()
+        time.sleep(float(rng.uniform(0.02, 0.2)))
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    noted = np.fromfile(path / "progress", np.uint8) if (path / "progress").exists() else np.zeros(0, np.uint8)
+    done = int(noted.reshape(-1, HASH_BYTES).any(1).sum())
+    decoded = []
+    block = decoder.block
+    monkeypatch.setattr(decoder, "block", lambda numbers, run: decoded.append(numbers) or block(numbers, run))
+    entry = Entry(path, len(decoder), (3, 8, 8), keep_pixels=True)
+    with threads(0) as run:
+        entry.build(decoder, {"source": "s"}, run, bar)
+    assert done > 0
+    assert len(decoded) == 12 - done
+    made = np.fromfile(path / "pixels.u8", np.uint8).reshape(expected.shape)
+    assert np.array_equal(made, expected)
+    fresh = Entry(cache_folder / "fresh", len(decoder), (3, 8, 8), keep_pixels=True)
+    with threads(0) as run:
+        fresh.build(decoder, {"source": "s"}, run, bar)
+    assert (path / "records").read_bytes() == (cache_folder / "fresh" / "records").read_bytes()
+
+
+def test_who_comes_second_waits_and_decodes_nothing(picture_folder, cache_folder, capfd):
+    data = data_of(picture_folder)
+    context = multiprocessing.get_context("fork")
+    first = context.Process(target=_build, args=(cache_folder / "k", data, 0.05))
+    first.start()
+    while not (cache_folder / "k" / "plan.json").exists():
+        time.sleep(0.005)
+    decoder = decoder_of(data)
+    decoder.block = None  # type: ignore[method-assign, assignment]
+    with threads(0) as run:
+        Entry(cache_folder / "k", len(decoder), (3, 8, 8), keep_pixels=True).build(decoder, {"source": "s"}, run, bar)
+    first.join()
+    assert first.exitcode == 0
+    assert "waiting for it" in capfd.readouterr().err
+
+
+def test_bad_files_are_remembered_with_their_reasons(picture_folder, cache_folder):
+    (picture_folder / "cat" / "bad.png").write_bytes(b"no picture")
+    data = data_of(picture_folder, cache="disk", cache_dir=str(cache_folder), bad_files="skip")
+    for _ in range(2):  # decoded, then found again
+        made = prepare(data, index(data), bar)
+        assert [each["picture"] for each in made.left_out] == [str(picture_folder / "cat" / "bad.png")]
+        assert sum(made.facts.counts.values()) == 24
+    (entry,) = cache_folder.iterdir()
+    with (entry / "problems.jsonl").open("a") as file:
+        file.write('[1, "torn')  # a kill in the middle of a line
+    (entry / "complete.json").unlink()
+    (entry / "progress").write_bytes(bytes(HASH_BYTES))
+    assert len(prepare(data, index(data), bar).left_out) == 1
+
+
+def test_a_disk_that_fails_is_named_with_what_is_needed(picture_folder, cache_folder, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    data = data_of(picture_folder, cache="disk", cache_dir=str(cache_folder))
+    with pytest.raises(StorageError, match=r"No space left on device.* KiB are needed, .* free .data.cache_dir"):
+        everything(data)
+    monkeypatch.undo()
+    assert len(everything(data)) == 24
+
+
+def test_where_pictures_go_follows_their_size_and_is_said(picture_folder, cache_folder, capfd):
+    def kind(**how) -> str:
+        data = data_of(picture_folder, cache_dir=str(cache_folder), **how)
+        split = index(data).source.splits["train"]
+        return type(stored(split, (3, 8, 8), data.image, data, listing(split, False, 0), bar).pictures).__name__
+
+    assert kind(disk_gib=1e-9) == "Held"
+    assert "kept in memory and not for the next run" in capfd.readouterr().err
+    assert kind(disk_gib=1e-9, memory_gib=1e-9) == "Streamed"
+    assert "decoded anew at each use" in capfd.readouterr().err
+    assert kind(memory_gib=1e-9) == "OnDisk"
+    assert kind(disk_gib=1e-9) == "Held"  # it is there already, and mapped
+    assert capfd.readouterr().err == ""
+
+
+def test_a_file_larger_than_memory_may_hold_is_read_piece_by_piece(tmp_path, picture_folder, cache_folder):
+    pixels = np.random.default_rng(0).integers(0, 256, (4000, 3, 32, 32), dtype=np.uint8)
+    pixels.tofile(tmp_path / "p")
+    hashes = np.array([digest(picture.tobytes()) for picture in pixels], np.uint64)
+    pictures = OnDisk(tmp_path / "p", pixels.shape, hashes, lambda: None)
+    rows = torch.randperm(4000, generator=torch.Generator().manual_seed(0))
+    assert np.array_equal(pictures.take(rows).numpy(), pixels[rows.numpy()])
+    assert str(tmp_path / "p") not in Path("/proc/self/maps").read_text()
+    assert (len(pictures), pictures.shape, len(pictures.take(rows[:0]))) == (4000, (3, 32, 32), 0)
+    os.truncate(tmp_path / "p", pixels.nbytes - 1)
+    with pytest.raises(StorageError, match="picture 3999 is cut off"):
+        pictures.take(torch.tensor([3999]))
+    small = data_of(picture_folder, cache="disk", cache_dir=str(cache_folder), memory_gib=1e-9)
+    assert torch.equal(everything(small), everything(data_of(picture_folder, cache="memory")))
+
+
+def test_a_file_that_changes_under_way_is_named(picture_folder, cache_folder):
+    data = data_of(picture_folder, cache="none", cache_dir=str(cache_folder))
+    train = prepare(data, index(data), bar).splits["train"]
+    path = Path(train.name(3))
+    path.write_bytes(path.read_bytes() + b"more")
+    with pytest.raises(DataError, match=f"{path}: changed since it was listed"):
+        train.take(torch.arange(len(train)))
+    path.unlink()
+    with pytest.raises(DataError, match=f"{path}: .*No such file"):
+        train.take(torch.arange(len(train)))
+
+
+def test_list_and_clear(picture_folder, cache_folder, run_cli, tiny):
+    everything(data_of(picture_folder, cache="disk", cache_dir=str(cache_folder)))
+    code, out, _ = run_cli("cache", "list", "--dir", cache_folder, "--json")
+    (entry,) = json.loads(out)["entries"]
+    assert (code, entry["count"], entry["shape"], entry["complete"]) == (0, 24, [3, 8, 8], True)
+    assert run_cli("cache", "clear", "--dir", cache_folder)[0] == 2
+    assert run_cli("cache", "clear", "nothing", "--dir", cache_folder)[0] == 2
+    code, out, _ = run_cli("cache", "clear", entry["key"][:6], "--dir", cache_folder)
+    assert (code, list(cache_folder.iterdir())) == (0, [])
+    assert "1 removed" in out
+    assert run_cli("cache", "list", "--dir", cache_folder)[0] == 0
+
+
+def test_without_a_home_there_is_no_cache_but_training_goes_on(picture_folder, monkeypatch, capfd):
+    monkeypatch.setattr(cache, "home", lambda: None)
+    assert len(everything(data_of(picture_folder))) == 24
+    assert "HOME is not set" in capfd.readouterr().err
+    with pytest.raises(StorageError, match="give data.cache_dir"):
+        everything(data_of(picture_folder, cache="disk"))
+
+
+def test_clearing_removes_nothing_that_is_not_ours(tmp_path, run_cli):
+    for path in ("shards/train-0.tar", "tf/plan.json", "0" * 32 + "/plan.json", "0" * 32 + "/mine.txt"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("{}")
+    code, out, _ = run_cli("cache", "clear", "--all", "--dir", tmp_path)
+    assert (code, "0 removed" in out) == (0, True)
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 4
+
+
+def test_what_cannot_be_read_now_is_not_remembered_as_bad(picture_folder, cache_folder, monkeypatch):
+    from cnnrun.data import image_files as pictures
+
+    real = pictures._read
+
+    def forbidden(item, listed):
+        if str(item).endswith("cat/3.png"):
+            raise PermissionError(13, "Permission denied")
+        return real(item, listed)
+
+    for policy in ("error", "skip"):
+        data = data_of(picture_folder, cache="disk", cache_dir=str(cache_folder), bad_files=policy)
+        with monkeypatch.context() as patched:
+            patched.setattr(pictures, "_read", forbidden)
+            with pytest.raises(DataError, match=r"cat/3\.png: cannot be read: Permission denied"):
+                everything(data)
+    assert len(everything(data)) == 24
+
+
+def test_records_stay_while_somebody_clears(picture_folder, cache_folder):
+    data = data_of(picture_folder, cache="disk", cache_dir=str(cache_folder))
+    split = index(data).source.splits["train"]
+    kept = stored(split, (3, 8, 8), data.image, data, listing(split, False, 0), bar)
+    expected = np.array(kept.records())
+    cache.clear(cache_folder, [path.name for path in cache_folder.iterdir()])
+    assert np.array_equal(kept.records(), expected)
+    assert len(kept.pictures.take(torch.arange(3))) == 3
+
+
+def test_two_kinds_at_once_do_not_share_what_they_build(picture_folder, cache_folder):
+    for kind in ("disk", "none"):
+        everything(data_of(picture_folder, cache=kind, cache_dir=str(cache_folder)))
+    assert len(cache.entries(cache_folder)) == 2
+
+
+def test_a_budget_is_one_for_disk_too(picture_folder, cache_folder):
+    with pytest.raises(StorageError, match="would take more than data.disk_gib"):
+        everything(data_of(picture_folder, cache="disk", cache_dir=str(cache_folder), disk_gib=1e-9))

@@ -1,0 +1,226 @@
+"""A cache that can be believed: no other pixels than those that were decoded, whatever became of its files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cnnrun.base.atomic_files import Folder
+from cnnrun.base.errors import StorageError
+from cnnrun.base.progress import bar
+from cnnrun.data import block_hashes, cache, cached_split, storage
+from cnnrun.data.dataset import index
+from cnnrun.data.decode import Decoder
+from cnnrun.data.prepare import prepare
+from cnnrun.results.report import html as page
+from tests.support.cached_dataset import (
+    FILES,
+    IN_MEMORY,
+    ON_DISK,
+    cache_entry,
+    flip_bit,
+    folder_data,
+    prepared_contents,
+    with_memory_gib,
+)
+from tests.support.images import save_picture
+
+
+@contextmanager
+def counted_blocks() -> Iterator[list[list[int]]]:
+    """The pictures of each block that is decoded inside."""
+    real, seen = Decoder.block, []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(
+            Decoder, "block", lambda self, numbers, run: seen.append(list(numbers)) or real(self, numbers, run)
+        )
+        yield seen
+
+
+@pytest.mark.parametrize("gib", [IN_MEMORY, ON_DISK])
+@pytest.mark.parametrize("victim", FILES)
+def test_a_flipped_bit_is_said_and_changes_nothing(blocked_data, cache_folder, victim, gib, capfd):
+    expected = prepared_contents(with_memory_gib(blocked_data, gib))
+    entry = cache_entry(cache_folder)
+    rng = np.random.default_rng(0)
+    for bit in rng.integers(0, 8 * (entry / victim).stat().st_size, 12).tolist():
+        written = {name: (entry / name).read_bytes() for name in FILES}
+        flip_bit(entry / victim, bit)
+        with counted_blocks() as decoded:
+            if victim == "pixels.u8" and gib == ON_DISK and not _is_of_a_bad_picture(entry, bit):
+                picture = bit // 8 // 192
+                with pytest.raises(StorageError, match=f"pixels.u8: picture {picture} is not as it was written"):
+                    prepared_contents(with_memory_gib(blocked_data, gib))
+                assert not decoded
+            assert prepared_contents(with_memory_gib(blocked_data, gib)) == expected
+        said = capfd.readouterr().err
+        if victim == "pixels.u8" and gib == ON_DISK and _is_of_a_bad_picture(entry, bit):
+            (entry / victim).write_bytes(written[victim])  # never taken, so nobody looked
+            continue
+        assert f"{entry}: " in said
+        assert "not as" in said
+        if victim == "pixels.u8":
+            block = bit // 8 // 192 // 4
+            assert [numbers[0] for numbers in decoded] == [4 * block]
+            assert (
+                f"pictures {4 * block} to {min(4 * block + 3, 24)} are not as they were written; decoded anew" in said
+            )
+        elif victim in ("records", "progress", "problems.jsonl"):
+            assert len(decoded) in (0, 1, 2)  # 0: what a file says is the same; 2: a line that names another picture
+        assert {name: (entry / name).read_bytes() for name in FILES} == written
+
+
+def _is_of_a_bad_picture(entry: Path, bit: int) -> bool:
+    return bit // 8 // 192 in block_hashes.parse_problems((entry / "problems.jsonl").read_bytes())
+
+
+@pytest.mark.parametrize("victim", ["pixels.u8", "records", "problems.jsonl", "progress"])
+def test_a_build_goes_on_from_what_is_still_as_it_was_written(blocked_data, cache_folder, victim):
+    expected = prepared_contents(blocked_data)
+    entry = cache_entry(cache_folder)
+    (entry / "complete.json").unlink()
+    noted = np.fromfile(entry / "progress", np.uint8).reshape(-1, block_hashes.HASH_BYTES)
+    noted[5:] = 0  # as if it was killed then
+    noted.tofile(entry / "progress")
+    flip_bit(entry / victim, 9)
+    with counted_blocks() as decoded:
+        assert prepared_contents(blocked_data) == expected
+    assert {5, 6} <= {numbers[0] // 4 for numbers in decoded}
+    assert len(decoded) < 5
+
+
+def test_what_nobody_damaged_is_decoded_once_and_nothing_is_said(blocked_data, capfd):
+    prepared_contents(blocked_data)
+    capfd.readouterr()
+    with counted_blocks() as decoded:
+        for gib in (IN_MEMORY, ON_DISK):
+            prepared_contents(with_memory_gib(blocked_data, gib))
+    assert decoded == []
+    assert "not as" not in capfd.readouterr().err
+
+
+def test_any_rank_says_what_it_decodes_anew(blocked_data, cache_folder, monkeypatch, capfd):
+    prepared_contents(blocked_data)
+    flip_bit(cache_entry(cache_folder) / "pixels.u8", 0)
+    monkeypatch.setattr("cnnrun.base.torchrun.rank", lambda: 1)
+    prepared_contents(blocked_data)
+    assert "pictures 0 to 3 are not as they were written; decoded anew" in capfd.readouterr().err
+
+
+def test_what_is_cleared_while_it_is_verified_is_decoded_anew(blocked_data, cache_folder, monkeypatch):
+    expected = prepared_contents(blocked_data)
+    entry = cache_entry(cache_folder)
+    real = cached_split.has_changed
+
+    def cleared(pixels, hashes):
+        shutil.rmtree(entry, ignore_errors=True)
+        monkeypatch.setattr(cached_split, "has_changed", real)
+        return real(pixels, hashes)
+
+    monkeypatch.setattr(cached_split, "has_changed", cleared)
+    one_thread = blocked_data.model_copy(update={"workers": 0})
+    with counted_blocks() as decoded:
+        assert prepared_contents(one_thread) == expected
+    assert len(decoded) == 7
+
+
+def test_pictures_are_hashed_when_first_taken_and_never_again(blocked_data, monkeypatch):
+    prepared_contents(blocked_data)
+    made = prepare(with_memory_gib(blocked_data, ON_DISK), index(blocked_data), bar)
+    train = made.splits["train"]
+    seen = []
+    real = storage.has_changed
+    monkeypatch.setattr(storage, "has_changed", lambda pixels, hashes: seen.append(len(pixels)) or real(pixels, hashes))
+    half = torch.arange(len(train) // 2)
+    train.take(half)
+    train.take(half)
+    train.take(torch.arange(len(train)))
+    train.take(torch.arange(len(train)))
+    assert seen == [len(half), len(train) - len(half)]
+
+
+@pytest.mark.parametrize("gib", [IN_MEMORY, ON_DISK])
+def test_an_entry_under_another_key_is_not_believed(picture_folder, cache_folder, tmp_path, gib):
+    data = folder_data(picture_folder, cache_folder, memory_gib=gib)
+    expected = prepared_contents(data)
+    entry = cache_entry(cache_folder)
+    shutil.copytree(picture_folder, tmp_path / "first")
+    for number, path in enumerate(sorted(picture_folder.rglob("*.png"))):
+        save_picture(path, seed=1000 + number)
+    prepared_contents(data)  # other pictures of the same names
+    (other,) = (path for path in cache_folder.iterdir() if path != entry)
+    shutil.rmtree(picture_folder)
+    (tmp_path / "first").rename(picture_folder)
+    shutil.rmtree(entry)
+    other.rename(entry)
+    assert prepared_contents(data) == expected
+
+
+def test_entries_of_an_older_format_are_not_found_but_listed_and_cleared(blocked_data, cache_folder, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(cache, "FORMAT", 1)
+        prepared_contents(blocked_data)
+    old = cache_entry(cache_folder)
+    with counted_blocks() as decoded:
+        prepared_contents(blocked_data)
+    assert len(decoded) == 7
+    assert old.name in [entry["key"] for entry in cache.entries(cache_folder)]
+    assert cache.clear(cache_folder, [old.name]) == ([old.name], [])
+    assert not old.exists()
+
+
+def test_what_may_only_be_read_is_used_where_it_is_whole(blocked_data, cache_folder, monkeypatch, picture_folder):
+    expected = prepared_contents(blocked_data)
+    entry = cache_entry(cache_folder)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(cached_split, "hold", None)
+    assert prepared_contents(blocked_data) == expected
+    flip_bit(entry / "pixels.u8", 1000)
+    before = {path: path.read_bytes() for path in entry.iterdir()}
+    with pytest.raises(StorageError, match=f"{entry}: not as it was written, and you may not write it; give"):
+        prepared_contents(blocked_data)
+    assert {path: path.read_bytes() for path in entry.iterdir()} == before
+
+
+def test_a_plan_of_any_content_is_listed_or_left_out(blocked_data, cache_folder):
+    prepared_contents(blocked_data)
+    entry = cache_entry(cache_folder)
+    for count in ('"many"', "[1]", "null", "1e3"):
+        (entry / "plan.json").write_text(
+            f'{{"source": 1, "count": {count}, "shape": [], "block": 1, "files": 1, "blocks": 1}}'
+        )
+        assert cache.entries(cache_folder) == []
+
+
+def test_a_lock_that_another_process_makes_while_one_clears_is_left_to_it(blocked_data, cache_folder, monkeypatch):
+    prepared_contents(blocked_data)
+    entry = cache_entry(cache_folder)
+    real = Folder.remove
+
+    def remove(self: Folder, name: str) -> None:
+        real(self, name)
+        if name == cache.LOCK:
+            (entry / cache.LOCK).write_bytes(b"another's")
+
+    monkeypatch.setattr(Folder, "remove", remove)
+    assert cache.clear(cache_folder, [entry.name]) == ([entry.name], [])
+    assert [path.name for path in entry.iterdir()] == [cache.LOCK]
+
+
+def test_the_charts_script_is_put_together_once_and_again_where_it_is_damaged(tmp_path, bundles, capfd):
+    script = page._vega()
+    assert (page._vega(), len(bundles)) == (script, 1)
+    (path,) = (tmp_path / "home").iterdir()
+    for number, bit in enumerate(np.random.default_rng(0).integers(0, 8 * path.stat().st_size, 12).tolist()):
+        flip_bit(path, bit)
+        assert (page._vega(), page._vega(), len(bundles)) == (script, script, 2 + number)
+        assert capfd.readouterr().err == f"{path}: not as this version writes it; put together anew\n"
+    path.write_text(script)  # as older versions left it
+    assert (page._vega(), len(bundles)) == (script, 14)

@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from cnnrun.base.errors import DataError
+from cnnrun.base.progress import bar
+from cnnrun.config.spec import members
+from cnnrun.contracts.layer import Split
+from cnnrun.data.dataset import Data, Dataset, Examples, index
+from cnnrun.data.duplicates import NEAR_PART, near
+from cnnrun.data.image_files import load
+from cnnrun.data.prepare import prepare
+from cnnrun.data.sources import Source
+from cnnrun.data.storage import Held
+from tests.support.images import save_picture
+
+DATA = TypeAdapter(Data)
+
+
+def folder_data(root: Path, **more) -> Data:
+    image = {"size": 8, "channels": 3}
+    return DATA.validate_python({"source": {"folder": str(root)}, "image": image, **more})
+
+
+def prepared(data: Data) -> Dataset:
+    return prepare(data, index(data), bar)
+
+
+def whole(examples: Examples) -> torch.Tensor:
+    return examples.take(torch.arange(len(examples)))
+
+
+def tree_digest(root: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*")):
+        if path.is_file():
+            digest.update(str(path).encode() + path.read_bytes() + str(path.stat().st_mtime_ns).encode())
+    return digest.hexdigest()
+
+
+def test_held_out_parts_are_stratified_disjoint_and_whole():
+    data = DATA.validate_python({"source": "digits", "split": {"val": 0.2, "test": 0.1}})
+    indexed = index(data)
+    labels = indexed.source.splits["train"].targets["labels"]
+    rows = {name: set(part.tolist()) for name, (_, part) in indexed.splits.items()}
+    assert not rows["train"] & rows["val"]
+    assert not rows["train"] & rows["test"]
+    assert not rows["val"] & rows["test"]
+    assert len(rows["train"] | rows["val"] | rows["test"]) == 1797
+    for label in range(10):
+        count = int((labels == label).sum())
+        held = sum(int(labels[row]) == label for row in rows["test"])
+        assert held == round(0.1 * count)
+
+
+def test_held_out_parts_follow_their_own_seed():
+    def val(seed: int) -> list[int]:
+        data = DATA.validate_python({"source": "digits", "split": {"seed": seed}})
+        return index(data).splits["val"][1].tolist()
+
+    assert val(0) == val(0)
+    assert val(0) != val(1)
+
+
+def test_statistics_equal_numpy_in_float64():
+    data = DATA.validate_python({"source": "digits"})
+    made = prepared(data)
+    train = made.splits["train"]
+    pixels = whole(train).numpy().astype(np.float64)
+    assert made.facts.mean == pytest.approx((pixels.mean(),), rel=1e-12)
+    assert made.facts.std == pytest.approx((pixels.std(),), rel=1e-10)
+    assert sum(made.facts.class_counts) == len(train)
+
+
+def test_a_folder_in_memory_equals_its_files_one_by_one(picture_folder):
+    before = tree_digest(picture_folder)
+    made = prepared(folder_data(picture_folder))
+    train = made.splits["train"]
+    data = folder_data(picture_folder)
+    for number in range(len(train)):
+        expected = load(Path(train.name(number)), (8, 8), 3, data.image)
+        assert np.array_equal(train.take(torch.tensor([number]))[0].permute(1, 2, 0).numpy(), expected)
+    assert made.facts.classes == ("cat", "dog")
+    assert tree_digest(picture_folder) == before
+
+
+def test_every_bad_file_is_named(picture_folder):
+    for number in range(3):
+        (picture_folder / "cat" / f"bad{number}.png").write_bytes(b"no picture")
+    with pytest.raises(DataError) as refused:
+        prepared(folder_data(picture_folder))
+    assert len(refused.value.lines) == 4
+    assert all("bad" in line for line in refused.value.lines)
+    assert "data.bad_files: skip" in refused.value.lines[-1]
+
+
+def test_one_colour_is_refused(tmp_path):
+    from PIL import Image as Pil
+
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(4):
+            Pil.new("RGB", (8, 8)).save(tmp_path / name / f"{number}.png")
+    with pytest.raises(DataError, match="one and the same colour"):
+        prepared(folder_data(tmp_path, leakage="keep"))
+
+
+def test_every_training_copy_of_a_picture_of_val_or_test_is_left_out(tmp_path):
+    for split, count in (("train", 8), ("val", 3), ("test", 3)):
+        for label in ("cat", "dog"):
+            for number in range(count):
+                seed = sum(map(ord, split + label)) * 100 + number
+                save_picture(tmp_path / split / label / f"{number}.png", seed=seed)
+    for held, label in (("val", "cat"), ("test", "dog")):
+        picture = (tmp_path / held / label / "0.png").read_bytes()
+        for number in range(3):
+            (tmp_path / "train" / label / f"copy{number}.png").write_bytes(picture)
+    made = prepared(folder_data(tmp_path, leakage="skip"))
+    seen = {name: {one.numpy().tobytes() for one in whole(examples)} for name, examples in made.splits.items()}
+    assert not seen["train"] & (seen["val"] | seen["test"])
+    assert {name: len(examples) for name, examples in made.splits.items()} == {"train": 16, "val": 6, "test": 6}
+    assert {Path(each["picture"]).stem for each in made.left_out} == {"copy0", "copy1", "copy2"}
+    assert len(made.left_out) == 6
+
+
+def test_statistics_and_counts_are_those_of_the_pictures_that_are_left(tmp_path):
+    from PIL import Image as Pil
+
+    for split, count in (("train", 6), ("val", 2)):
+        for label in ("cat", "dog"):
+            for number in range(count):
+                save_picture(
+                    tmp_path / split / label / f"{number}.png", seed=sum(map(ord, split + label)) * 99 + number
+                )
+    for split in ("train", "val"):
+        Pil.new("RGB", (8, 8), (255, 255, 254)).save(tmp_path / split / "cat" / "white.png")
+    made = prepared(folder_data(tmp_path, leakage="skip"))
+    pixels = whole(made.splits["train"]).numpy().astype(np.float64)
+    assert len(pixels) == 12
+    assert made.facts.mean == pytest.approx(pixels.mean((0, 2, 3)), rel=1e-9)
+    assert made.facts.std == pytest.approx(pixels.std((0, 2, 3)), rel=1e-9)
+    assert made.facts.class_counts == (6, 6)
+    assert made.facts.counts == {"train": 12, "val": 5}
+
+
+def test_a_picture_under_two_labels_is_left_out_of_training_under_both(tmp_path):
+    for label in ("cat", "dog"):
+        for number in range(8):
+            save_picture(tmp_path / "train" / label / f"{number}.png", seed=sum(map(ord, label)) * 99 + number)
+            save_picture(tmp_path / "val" / label / f"{number}.png", seed=sum(map(ord, label)) * 77 + 50 + number)
+        save_picture(tmp_path / "train" / label / "both.png", seed=12345)
+    made = prepared(folder_data(tmp_path, leakage="skip"))
+    assert [Path(each["picture"]).name for each in made.left_out] == ["both.png", "both.png"]
+    assert len(made.splits["train"]) == 16
+
+
+def test_the_fingerprint_follows_the_labels_too(tmp_path):
+    for number in range(8):
+        save_picture(tmp_path / "pictures" / f"{number}.png", seed=number)
+
+    def fingerprint(labels: str) -> str:
+        rows = "".join(f"{number}.png,{label}\n" for number, label in enumerate(labels))
+        (tmp_path / "t.csv").write_text(f"path,label\n{rows}")
+        source = {"table": {"path": str(tmp_path / "t.csv"), "root": str(tmp_path / "pictures")}}
+        image = {"size": 8, "channels": 3}
+        return prepared(
+            DATA.validate_python({"source": source, "image": image, "split": {"val": 0.25}})
+        ).facts.fingerprint
+
+    assert fingerprint("aabbaabb") == fingerprint("aabbaabb") != fingerprint("abbbaaba")
+
+
+def test_near_is_what_differs_by_little_in_grey_levels_and_against_the_lesser_contrast():
+    """Thumbs of noise around grey: pairs that differ by a known amount, of a known contrast."""
+    draw = np.random.default_rng(0)
+
+    def thumb(contrast: float) -> np.ndarray:
+        return 128 + contrast * draw.choice([-1.0, 1.0], 256)
+
+    def apart(one: np.ndarray, gap: float) -> np.ndarray:
+        return one + gap * draw.choice([-1.0, 1.0], 256)
+
+    for contrast, gap, is_near in ((100, 3, True), (100, 6, False), (20, 3, False), (20, 1, True), (60, 4.4, False)):
+        one = thumb(contrast)
+        pair = np.stack([one, apart(one, gap), thumb(100), thumb(90)]).clip(0, 255).round().astype(np.uint8)
+        found, through = near(pair)
+        assert through
+        assert found.tolist() == ([[0, 1]] if is_near else [])
+    # Of a strong and a faint version of one picture the fainter one's contrast counts.
+    way = draw.choice([-1.0, 1.0], 256)
+    faint, strong = 128 + 45 * way, 128 + 48 * way
+    assert NEAR_PART * 45 < 3 < NEAR_PART * 48
+    assert near(np.stack([faint, strong, thumb(100)]).round().astype(np.uint8))[0].tolist() == []
+
+
+def test_the_fingerprint_follows_the_data(picture_folder):
+    first = prepared(folder_data(picture_folder)).facts.fingerprint
+    assert prepared(folder_data(picture_folder)).facts.fingerprint == first
+    save_picture(picture_folder / "dog" / "3.png", seed=1234)
+    assert prepared(folder_data(picture_folder)).facts.fingerprint != first
+
+
+def test_an_empty_split_is_refused(tmp_path):
+    for name in ("a", "b"):
+        save_picture(tmp_path / name / "1.png")
+    with pytest.raises(DataError, match="the val split is empty"):
+        index(folder_data(tmp_path))
+
+
+def test_names_of_samples():
+    split = Split(np.zeros((3, 2, 2, 1), np.uint8), {"labels": torch.zeros(3)}, "digits")
+    rows = torch.tensor([2, 0])
+    examples = Examples(Held(np.zeros((3, 1, 2, 2), np.uint8)), rows, {}, split, rows)
+    assert examples.name(0) == "digits[2]"
+
+
+@pytest.mark.parametrize("kind", members(Source), ids=lambda kind: kind.kind)
+def test_every_source_says_what_it_is(kind):
+    assert kind.__doc__
+    assert kind.image is None or len(kind.image) == 3
+
+
+def test_given_statistics_are_used_and_measured_ones_are_written_down(trained_run, tiny):
+    from cnnrun.experiment import schema
+
+    given = Data.model_validate({"source": "digits", "image": {"mean": [100.0], "std": [50.0]}})
+    assert (prepared(given).facts.mean, prepared(given).facts.std) == ((100.0,), (50.0,))
+    written = schema.load(trained_run / "config.yaml")
+    measured = prepared(schema.load(tiny).data).facts
+    assert (tuple(written.data.image.mean), tuple(written.data.image.std)) == (measured.mean, measured.std)
+    assert prepared(written.data).facts == measured

@@ -1,0 +1,81 @@
+"""A config given in the place of a run means its newest run, and answers nothing that the run does not know."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+from tests.support.configs import TINY
+
+COMMANDS = {
+    "eval": ["eval", "CONFIG"],
+    "export": ["export", "code", "CONFIG"],
+    "compare": ["compare", "CONFIG", "CONFIG"],
+    "explain": ["explain", "filters", "CONFIG"],
+    "calibrate": ["calibrate", "CONFIG"],
+    "report": ["report", "CONFIG"],
+    "predict": ["predict", "picture.png", "--run", "CONFIG"],
+}
+CHANGES = {
+    "source": (("source: digits", "source: {idx: elsewhere}"), "data.source"),
+    "split": (("val: 0.2", "val: 0.3"), "data.split.val is 0.3, but runs/tiny/1 was trained with 0.2"),
+    "pictures": (("data: {", "data: {image: {background: 0}, "), "data.image.background"),
+    "model": (("out_channels: 4", "out_channels: 8"), "out_channels is 8, but runs/tiny/1 was trained with 4"),
+    "task": (("task: classify", "task: {classify: {top_k: 3}}"), "task.classify.top_k"),
+}
+
+
+@pytest.fixture
+def run(trained_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained_run.parent, "runs/tiny")
+    return tmp_path / "runs" / "tiny" / "1"
+
+
+def words(command, config="tiny.yaml"):
+    return [config if word == "CONFIG" else word for word in COMMANDS[command]]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_config_whose_answer_would_be_another_is_refused(run, run_cli, command, change):
+    (old, new), told = CHANGES[change]
+    assert old in TINY
+    (run.parents[2] / "tiny.yaml").write_text(TINY.replace(old, new))
+    code, out, err = run_cli(*words(command))
+    assert (code, out) == (2, ""), err
+    assert told in err
+    assert "name the run instead of the config: runs/tiny/1" in err
+
+
+@pytest.mark.parametrize("command", ["eval", "explain"])
+def test_what_only_the_training_goes_by_is_said(run, run_cli, command):
+    text = TINY.replace("data: {", "data: {augment: {flip: horizontal}, ").replace("epochs: 2", "epochs: 12")
+    (run.parents[2] / "tiny.yaml").write_text(f"seed: 3\n{text}".replace("batch: 64", "batch: 32"))
+    code, _, err = run_cli(*words(command))
+    assert code == 0, err
+    assert "using runs/tiny/1" in err
+    for setting in ("seed is 3", "data.augment.flip", "train.batch is 32, but runs/tiny/1 was trained with 64"):
+        assert f"tiny.yaml: {setting}" in err
+    assert "train.epochs" not in err
+    assert err.count("what that run learned is used") == 3
+
+
+def test_the_same_config_is_only_named(run, run_cli):
+    (run.parents[2] / "tiny.yaml").write_text(TINY.replace("epochs: 2", "epochs: 12"))
+    code, _, err = run_cli("eval", "tiny.yaml")
+    assert (code, err) == (0, "using runs/tiny/1\n")
+    (run / "result.json").unlink()
+    assert run_cli("eval", "tiny.yaml")[2] == "using runs/tiny/1, which is unfinished\n"
+    assert run_cli("eval", run)[2] == ""
+
+
+def test_the_newest_run_goes_by_its_number(run, run_cli):
+    (run.parents[2] / "tiny.yaml").write_text(TINY.replace("epochs: 2", "epochs: 12"))
+    for number in ("9", "10"):
+        shutil.copytree(run, run.parent / number)
+    os.utime(run.parent / "9" / "config.yaml", (4e9, 4e9))  # as copying a run may leave it
+    assert "using runs/tiny/10\n" in run_cli("eval", "tiny.yaml")[2]
+    assert "using runs/tiny/10\n" in run_cli("eval")[2]

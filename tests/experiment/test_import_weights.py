@@ -1,0 +1,386 @@
+"""Weights from elsewhere: into the right tensors, all or none, and what is written about them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from cnnrun.base.errors import CheckpointError, ConfigError
+from cnnrun.experiment import assemble, schema
+from cnnrun.experiment.import_weights import imported
+from cnnrun.experiment.weights_source import read_weights
+from cnnrun.model import weights_file
+from cnnrun.results import operations
+from cnnrun.training import checkpoints
+from cnnrun.training.run_records import parse_facts
+from tests.support.small_runs import train_from_weights
+
+CPU = torch.device("cpu")
+DATA = Path(__file__).parents[2] / "data" / "mobilenet-v2"
+PTH = DATA / "mobilenet_v2-b0353104.pth"
+fetched = pytest.mark.skipif(not PTH.exists(), reason="scripts/get_data mobilenet-v2 was not run")
+
+
+def numbered(**shapes: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    return {name.replace("__", "."): torch.full(shape, float(n)) for n, (name, shape) in enumerate(shapes.items())}
+
+
+def test_by_order_pairs_equal_places():
+    ours = numbered(conv__weight=(2, 3, 3, 3), conv__bias=(2,), head__weight=(5, 2))
+    theirs = numbered(a__weight=(2, 3, 3, 3), a__bias=(2,), z__weight=(5, 2))
+    assert weights_file.in_order(ours, theirs) == {
+        "conv.weight": "a.weight",
+        "conv.bias": "a.bias",
+        "head.weight": "z.weight",
+    }
+
+
+def test_a_blocks_own_parameter_may_stand_before_its_layers():
+    ours = numbered(conv__weight=(4, 1, 7, 7), conv__bias=(4,), scale__weight=(4, 1, 1))
+    theirs = numbered(layer_scale=(4, 1, 1), block__0__weight=(4, 1, 7, 7), block__0__bias=(4,))
+    assert weights_file.in_order(ours, theirs)["scale.weight"] == "layer_scale"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "row"),
+    [
+        (numbered(a__weight=(2, 3, 5, 5), a__bias=(2,)), "network: conv.weight 2x3x3x3   file: a.weight 2x3x5x5"),
+        (numbered(a__weight=(2, 3, 3, 3)), "network: conv.bias 2   file: nothing"),
+        (numbered(a__weight=(2, 3, 3, 3), a__bias=(2,), b__bias=(2,)), "network: nothing   file: b.bias 2"),
+        (numbered(a__weight=(2, 3, 3, 3), a__running_mean=(2,)), "network: conv.bias 2   file: a.running_mean 2"),
+    ],
+)
+def test_what_does_not_fit_is_a_row_of_a_table(theirs, row):
+    ours = numbered(conv__weight=(2, 3, 3, 3), conv__bias=(2,))
+    with pytest.raises(weights_file.Misfit) as misfit:
+        weights_file.in_order(ours, theirs)
+    assert row in misfit.value.rows
+
+
+def test_files_older_than_the_counters_of_batch_norm_are_taken():
+    norm = nn.BatchNorm2d(3).state_dict()
+    old = {name: value for name, value in norm.items() if name != "num_batches_tracked"}
+    assert set(weights_file.in_order(norm, old)) == set(weights_file.by_name(norm, old)) == set(old)
+
+
+def test_a_weights_file_is_read_as_it_was_written(tmp_path, trained_run):
+    tried = schema.load(trained_run / "config.yaml")
+    saved = checkpoints.load_newest(trained_run / "checkpoints", "best", pytest.fail)
+
+    facts = parse_facts(saved.state["facts"], "here")
+    about = weights_file.About(task=tried.task, image=tried.data.image, model=tried.model)
+    weights_file.write(tmp_path / "w.safetensors", saved.parts["model"], about, facts)
+    read = read_weights(tmp_path / "w.safetensors")
+    assert (read.about, read.facts, read.how) == (about, facts, "name")
+    assert all(torch.equal(read.tensors[name], value) for name, value in saved.parts["model"].items())
+    used = assemble.usable(tmp_path / "w.safetensors", tmp_path, CPU)
+    _, trained = assemble.trained(trained_run, tmp_path, CPU)
+    pictures = torch.rand(4, 1, 8, 8) * 255
+    assert torch.equal(used.results(pictures)["probabilities"], trained.results(pictures)["probabilities"])
+
+
+def test_damaged_and_foreign_files_cost_one_line(tmp_path, run_cli, trained_run):
+    (tmp_path / "x.safetensors").write_bytes(b"nothing")
+    tensors = tmp_path / "bare.safetensors"
+    import safetensors.torch
+
+    safetensors.torch.save_file({"a": torch.ones(2)}, tensors)
+    damaged = tmp_path / "damaged.safetensors"
+    safetensors.torch.save_file({"a": torch.ones(2)}, damaged, {"cnnrun.config": "task: [", "cnnrun.facts": "{}"})
+    for path, why in (
+        (tmp_path / "x.safetensors", "not a safetensors file"),
+        (tensors, "bare tensors"),
+        (damaged, "damaged"),
+    ):
+        code, _, err = run_cli("predict", tmp_path, "--run", path)
+        assert (code, len(err.splitlines())) == (3, 1)
+        assert why in err
+    code, _, err = run_cli("eval", tensors)
+    assert (code, len(err.splitlines())) == (3, 1)
+    assert "without data" in err
+
+
+def test_training_starts_from_a_runs_weights_and_statistics(trained_run, tmp_path, capfd):
+    before = checkpoints.load_newest(trained_run / "checkpoints", "best", pytest.fail).parts["model"]
+    _, after = train_from_weights(trained_run, tmp_path, "train.optimizer={sgd: 1e-12}", "train.freeze=max_pool1")
+    for name, value in before.items():
+        if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
+            assert torch.allclose(after[name], value, atol=1e-6), name
+    assert "new: none" in capfd.readouterr().err  # the head too: the classes are the same
+
+
+def test_until_leaves_the_rest_new(trained_run, tmp_path, capfd):
+    _, after = train_from_weights(
+        trained_run, tmp_path, "train.optimizer={sgd: 1e-12}", "model.until=conv1", "train.freeze=conv1"
+    )
+    before = checkpoints.load_newest(trained_run / "checkpoints", "best", pytest.fail).parts["model"]
+    assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("layers.conv1"))
+    assert not torch.equal(after["layers.linear1.linear.weight"], before["layers.linear1.linear.weight"])
+    assert "new: layers.linear1.linear.weight" in capfd.readouterr().err
+
+
+def test_weights_that_do_not_fit_are_refused_before_a_run_is_made(trained_run, tmp_path):
+    with pytest.raises(CheckpointError) as refused:
+        train_from_weights(trained_run, tmp_path, "model.layers[0].conv.out_channels=5")
+    assert "not weights of this network" in refused.value.lines[0]
+    assert (
+        "network: layers.conv1.conv.weight 5x1x3x3   file: layers.conv1.conv.weight 4x1x3x3" in refused.value.lines[1]
+    )
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_resumed_run_no_longer_needs_the_weights_it_began_with(trained_run, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(trained_run, copy)
+    run, _ = train_from_weights(copy, tmp_path / "runs")
+    shutil.rmtree(copy)
+    (run / "result.json").unlink()  # as if it had been killed at the end
+    tried = schema.load(run / "config.yaml")
+    assert tried.model.weights == str(copy)
+    result = operations.train(tried, tmp_path / "runs", CPU, resume=True)
+    assert Path(result["run"]) == run
+
+
+def test_a_run_without_a_checkpoint_does_not_go_on_with_other_weights(trained_run, tmp_path):
+    import shutil
+
+    run, _ = train_from_weights(trained_run, tmp_path)
+    (run / "result.json").unlink()
+    shutil.rmtree(run / "checkpoints")
+    (run / "weights.json").write_text(json.dumps({"path": "w.safetensors", "sha256": "0" * 64}))
+    with pytest.raises(CheckpointError, match="changed since"):
+        operations.train(schema.load(run / "config.yaml"), tmp_path, CPU, resume=True)
+
+
+# --- import ----------------------------------------------------------------------------------------------------------
+
+
+def plain(tmp_path: Path) -> tuple[Path, nn.Module]:
+    torch.manual_seed(1)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 3)).eval()
+    path = tmp_path / "plain.pth"
+    torch.save(network.state_dict(), path)
+    return path, network
+
+
+LIKE = """
+task: classify
+data: {source: digits, image: {mean: [1.5], std: [4.0]}}
+model: [{conv: {out_channels: 4, activation: relu}}, flatten]
+"""
+
+
+def test_an_imported_state_dict_gives_its_networks_outputs(tmp_path, run_cli):
+    path, network = plain(tmp_path)
+    (tmp_path / "like.yaml").write_text(LIKE)
+    (tmp_path / "names.txt").write_text("cat\ndog\nowl\n")
+    out = tmp_path / "w.safetensors"
+    words = ["import", path, "--like", tmp_path / "like.yaml", "--classes", tmp_path / "names.txt", "--out", out]
+    code, printed, _ = run_cli(*words, "--json")
+    assert code == 0
+    assert json.loads(printed)["parameters"] == sum(p.numel() for p in network.parameters())
+    used = assemble.usable(out, tmp_path, CPU)
+    assert used.facts.classes == ("cat", "dog", "owl")
+    pictures = torch.randint(0, 17, (5, 1, 8, 8)).float()
+    with torch.no_grad():
+        expected = network((pictures - 1.5) / 4.0).softmax(1)
+    assert torch.allclose(used.results(pictures)["probabilities"], expected, atol=1e-6)
+
+
+def test_import_names_what_is_wrong(tmp_path, run_cli):
+    path, _ = plain(tmp_path)
+    (tmp_path / "like.yaml").write_text(LIKE)
+    (tmp_path / "bare.yaml").write_text(LIKE.replace("image: {mean: [1.5], std: [4.0]}", ""))
+    (tmp_path / "two.txt").write_text("cat\ndog\n")
+    cases = [
+        (["--like", "resnet18"], 3, "not weights of resnet18 by order"),
+        (["--like", tmp_path / "like.yaml", "--map", "name"], 3, "file: nothing"),
+        (["--like", "resnet99"], 2, "no network 'resnet99'"),
+        (["--like", "lenet5"], 2, "give a config"),
+        (["--like", tmp_path / "bare.yaml"], 2, "mean and std"),
+        (["--like", tmp_path / "like.yaml", "--classes", tmp_path / "two.txt"], 2, "2 names for 3 classes"),
+        (["--like", tmp_path / "like.yaml", "--classes", tmp_path / "none.txt"], 2, "cannot be read"),
+    ]
+    for words, expected, why in cases:
+        code, _, err = run_cli("import", path, *words, "--out", tmp_path / "w.safetensors")
+        assert code == expected, err
+        assert why in err
+        assert not (tmp_path / "w.safetensors").exists()
+
+
+def test_tensors_can_be_left_out_by_pattern(tmp_path):
+    path, network = plain(tmp_path)
+    torch.save({"aux.weight": torch.ones(7, 7), **network.state_dict()}, path)
+    (tmp_path / "like.yaml").write_text(LIKE)
+    with pytest.raises(CheckpointError):
+        imported(path, str(tmp_path / "like.yaml"), "order", None, [])
+    made = imported(path, str(tmp_path / "like.yaml"), "order", None, ["aux.*"])
+    assert torch.equal(made.tensors["layers.conv1.conv.weight"], network[0].weight)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "regnet_y_400mf", "convnext_tiny", "densenet121"])
+def test_torchvisions_state_dicts_are_imported_by_order(name, tmp_path):
+    import torchvision
+
+    torch.manual_seed(0)
+    theirs = torchvision.models.get_model(name, weights=None).eval()
+    torch.save(theirs.state_dict(), tmp_path / "w.pth")
+    made = imported(tmp_path / "w.pth", name, "order", "imagenet", [])
+    weights_file.write(tmp_path / "w.safetensors", made.tensors, made.about, made.facts)
+    used = assemble.usable(tmp_path / "w.safetensors", tmp_path, CPU).network
+    pictures = torch.randn(1, 3, 224, 224).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        ours = used.head(used.layers(pictures))
+        assert torch.equal(ours, theirs.to(memory_format=torch.channels_last)(pictures))
+
+
+@fetched
+def test_mobilenet_v2_with_its_imagenet_weights_gives_torchvisions_logits_bit_for_bit(tmp_path):
+    import torchvision
+    from PIL import Image
+
+    made = imported(PTH, "mobilenet_v2", "order", "imagenet", [])
+    weights_file.write(tmp_path / "w.safetensors", made.tensors, made.about, made.facts)
+    ours = assemble.usable(tmp_path / "w.safetensors", tmp_path, CPU).network
+    theirs = torchvision.models.mobilenet_v2().eval()
+    theirs.load_state_dict(torch.load(PTH, weights_only=True))
+    prepare = torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1.transforms()
+    pictures = torch.stack([prepare(Image.open(path).convert("RGB")) for path in sorted((DATA / "pictures").iterdir())])
+    pictures = pictures.to(memory_format=torch.channels_last)
+    theirs.to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        assert torch.equal(ours.head(ours.layers(pictures)), theirs(pictures))
+
+
+@fetched
+def test_predict_gets_18_of_20_imagenet_pictures_right_at_top_1_and_20_at_top_5(tmp_path, run_cli):
+    """What torchvision's own network gets on foolbox's pictures, whose file names end in the class number."""
+    out = tmp_path / "mobilenet_v2.safetensors"
+    assert run_cli("import", PTH, "--like", "mobilenet_v2", "--classes", "imagenet", "--out", out)[0] == 0
+    code, printed, _ = run_cli("predict", DATA / "pictures", "--run", out, "--json")
+    assert code == 0
+    from torchvision.models import MobileNet_V2_Weights
+
+    names = MobileNet_V2_Weights.DEFAULT.meta["categories"]
+    rows = [json.loads(line) for line in printed.splitlines()]
+    truth = [names[int(Path(row["path"]).stem.split("_")[-1])] for row in rows]
+    assert sum(row["label"] == name for row, name in zip(rows, truth, strict=True)) == 18
+    assert sum(name in [top["label"] for top in row["top"]] for row, name in zip(rows, truth, strict=True)) == 20
+
+
+def test_config_errors_are_not_file_errors():
+    with pytest.raises(ConfigError):
+        imported(Path("x.pth"), "nothing", "order", None, [])
+
+
+FACTS = {"classes": ["a", "b"], "image": [1, 8, 8], "mean": [0.0], "std": [1.0]}
+DESCRIBED = "task: classify\nimage: {size: 8, channels: 1}\nmodel: [flatten]\n"
+
+
+def hostile(tmp_path: Path, described: str, facts: str, weight: torch.Tensor | None = None) -> Path:
+    import safetensors.torch
+
+    path = tmp_path / "h.safetensors"
+    tensors = {"head.weight": torch.ones(2, 64) if weight is None else weight, "head.bias": torch.zeros(2)}
+    tensors |= {"normalize.mean": torch.zeros(1, 1, 1), "normalize.std": torch.ones(1, 1, 1)}
+    safetensors.torch.save_file(tensors, path, {"cnnrun.config": described, "cnnrun.facts": facts})
+    return path
+
+
+def test_a_sound_description_is_used(tmp_path):
+    assert assemble.usable(hostile(tmp_path, DESCRIBED, json.dumps(FACTS)), tmp_path, CPU).facts.classes == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("facts", "described"),
+    [
+        (FACTS | {"image": [1, 16]}, DESCRIBED),
+        (FACTS | {"image": ["x", 1, 2]}, DESCRIBED),
+        (FACTS | {"mean": "abc"}, DESCRIBED),
+        (FACTS | {"classes": [1, 2]}, DESCRIBED),
+        (FACTS | {"image": [3, 100_000, 100_000]}, DESCRIBED.replace("{size: 8, channels: 1}", "{}")),
+        ("[" * 100_000, DESCRIBED),
+        (FACTS, DESCRIBED.replace("[flatten]", "[{linear: 3}]")),
+        (FACTS, DESCRIBED.replace("[flatten]", "resnet99")),
+        (FACTS, DESCRIBED.replace("[flatten]", "[{max_pool: 100}, flatten]")),
+        (FACTS, "[" * 1000),
+    ],
+)
+def test_a_hostile_description_costs_one_line(tmp_path, facts, described):
+    path = hostile(tmp_path, described, facts if isinstance(facts, str) else json.dumps(facts))
+    with pytest.raises(CheckpointError) as refused:
+        assemble.usable(path, tmp_path, CPU)
+    assert len(refused.value.lines) == 1
+
+
+@pytest.mark.parametrize(
+    "weight", [torch.full((2, 64), float("nan")), torch.ones(2, 64, dtype=torch.complex64), torch.ones(2, 64).long()]
+)
+def test_weights_that_are_no_finite_real_numbers_are_refused(tmp_path, weight):
+    with pytest.raises(CheckpointError, match="not made of finite real numbers"):
+        read_weights(hostile(tmp_path, DESCRIBED, json.dumps(FACTS), weight))
+
+
+def test_pipes_and_impossible_paths_are_refused(tmp_path):
+    import os
+
+    os.mkfifo(tmp_path / "p.safetensors")
+    for path in (tmp_path / "p.safetensors", tmp_path / "none.safetensors", Path("x" * 5000), tmp_path):
+        with pytest.raises(CheckpointError):
+            read_weights(path)
+
+
+def test_a_checkpoints_pointer_is_a_checkpoint(trained_run):
+    best = read_weights(trained_run / "checkpoints" / "best")
+    assert best.digest == read_weights(trained_run).digest
+    assert best.digest != ""
+
+
+def test_statistics_of_the_weights_survive_a_resume(trained_run, tmp_path, monkeypatch):
+    """A network keeps normalising by what it learned with, also in what the next training reads from its run."""
+    from tests.support.interrupted_trainings import stop_at
+
+    with stop_at(5):
+        train_from_weights(trained_run, tmp_path, "data.split={val: 0.4, test: 0.2}", "train.epochs=2")
+    run = tmp_path / "given" / "1"
+    before = checkpoints.load_newest(run / "checkpoints", "latest", pytest.fail)
+    operations.train(schema.load(run / "config.yaml"), tmp_path, CPU, resume=True)
+    after = checkpoints.load_newest(run / "checkpoints", "latest", pytest.fail)
+    mine = read_weights(trained_run).facts
+    for saved in (before, after):
+        facts = parse_facts(saved.state["facts"], "here")
+        assert (facts.mean, facts.std) == (mine.mean, mine.std)
+        assert torch.allclose(saved.parts["model"]["normalize.mean"].flatten(), torch.tensor(mine.mean))
+    assert json.loads((run / "weights.json").read_text())["sha256"] == read_weights(trained_run).digest
+
+
+def test_our_own_weights_file_is_imported_by_name(tmp_path, run_cli):
+    path, _ = plain(tmp_path)
+    (tmp_path / "like.yaml").write_text(LIKE)
+    first, second = tmp_path / "w.safetensors", tmp_path / "again.safetensors"
+    assert run_cli("import", path, "--like", tmp_path / "like.yaml", "--out", first)[0] == 0
+    code, _, err = run_cli("import", first, "--like", tmp_path / "like.yaml", "--out", second)
+    assert code == 2
+    assert "--map name" in err
+    assert run_cli("import", first, "--like", tmp_path / "like.yaml", "--map", "name", "--out", second)[0] == 0
+    assert all(
+        torch.equal(value, read_weights(second).tensors[name]) for name, value in read_weights(first).tensors.items()
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [(["--drop", "nothing.*"], "no tensor of"), (["--out", "noext"], "ends in .safetensors")],
+)
+def test_import_ignores_nothing(tmp_path, run_cli, words, why):
+    path, _ = plain(tmp_path)
+    (tmp_path / "like.yaml").write_text(LIKE)
+    code, _, err = run_cli("import", path, "--like", tmp_path / "like.yaml", *words)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert why in err

@@ -1,0 +1,197 @@
+"""`cnnrun init`: what it writes passes check and trains, whatever the data look like."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as Pil
+from PIL import ImageDraw
+
+from cnnrun.base.errors import ConfigError, DataError
+from cnnrun.data.guess_source import source_of
+from cnnrun.experiment import init_config, schema
+from cnnrun.results import operations
+from tests.support.images import save_picture
+
+
+@pytest.fixture(autouse=True)
+def _steady_speed(monkeypatch):
+    """A machine whose speed is always the same: 3x32x32 at 1,000 pictures/s, others in proportion."""
+    monkeypatch.setattr(init_config, "_speed", lambda layers, shape, batch: 1000 * 3072 / np.prod(shape))
+
+
+def shape(path: Path, seed: int, kind: str, size: int = 44) -> Path:
+    """A bright disc, square or ring somewhere on a dark noisy ground."""
+    rng = np.random.default_rng(seed)
+    made = Pil.fromarray(rng.integers(0, 60, (size, size, 3), dtype=np.uint8))
+    draw, colour = ImageDraw.Draw(made), tuple(map(int, rng.integers(120, 256, 3)))
+    (x, y), r = rng.integers(14, size - 14, 2), int(rng.integers(7, 13))
+    box = (int(x) - r, int(y) - r, int(x) + r, int(y) + r)
+    if kind == "disc":
+        draw.ellipse(box, fill=colour)
+    elif kind == "square":
+        draw.rectangle(box, fill=colour)
+    else:
+        draw.ellipse(box, outline=colour, width=3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made.save(path)
+    return path
+
+
+@pytest.fixture
+def messy(tmp_path) -> Path:
+    """A folder of shapes, uneven classes, with files that are no pictures, copies, and a picture under two labels."""
+    root = tmp_path / "shapes"
+    for label, (kind, count) in enumerate((("disc", 130), ("square", 100), ("ring", 30))):
+        for number in range(count):
+            shape(root / kind / f"{kind}{number}.png", 1000 * label + number, kind)
+    (root / "disc" / "empty.png").write_bytes(b"")
+    (root / "disc" / "page.jpg").write_bytes(b"<!DOCTYPE html>")
+    cut = (root / "disc" / "disc0.png").read_bytes()
+    (root / "disc" / "cut.png").write_bytes(cut[: len(cut) // 2])
+    for number in range(12):
+        (root / "disc" / f"again{number}.png").write_bytes((root / "disc" / f"disc{number}.png").read_bytes())
+    (root / "square" / "wrong.png").write_bytes((root / "ring" / "ring4.png").read_bytes())
+    return root
+
+
+def started(data: object, out: Path, **how) -> tuple[dict, schema.Experiment]:
+    found = init_config.start(str(data), "classify", out, how.pop("minutes", 3.0))
+    return found, schema.load(out)
+
+
+@pytest.mark.slow
+def test_a_messy_folder_gives_a_config_that_trains_well(messy, tmp_path):
+    found, tried = started(messy, tmp_path / "c.yaml", minutes=0.15)
+    assert (tried.data.bad_files, tried.data.leakage) == ("skip", "skip")
+    assert tried.task.class_weights == "balanced"
+    assert tried.train.monitor == "val/f1"
+    assert {each["what"]: each["count"] for each in found["findings"]}["cannot be decoded"] == 3
+    text = (tmp_path / "c.yaml").read_text()
+    assert "# 3 cannot be decoded" in text
+    assert "training leaves them out" in text
+    torch.manual_seed(0)
+    run = operations.train(tried, tmp_path / "runs", torch.device("cpu"), resume=False)
+    measured = operations.evaluate(Path(run["run"]), tmp_path / "runs", torch.device("cpu"), None)
+    assert measured["split"] == "test"
+    assert measured["numbers"]["accuracy"] > 0.8
+
+
+def test_a_table_of_foreign_columns_and_grey_pictures(tmp_path):
+    root = tmp_path / "scans"
+    rows = []
+    for number in range(40):
+        picture = save_picture(root / "img" / f"{number}.png", seed=number, size=(30, 30), mode="L")
+        rows.append([number, picture.name, f"p{number // 2}", "ab"[number % 2], "test" if number > 30 else "train"])
+    with (root / "list.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["id", "image_file", "patient_id", "dx", "subset"], *rows])
+    for data in (root, root / "list.csv"):
+        source, name = source_of(str(data))
+        table = source["table"]
+        expected = {"picture": "image_file", "split": "subset", "group": "patient_id", "label": "dx"}
+        assert {key: table[key] for key in expected} == expected
+        assert table["root"] == str(root / "img")
+        assert name == data.stem
+    _, tried = started(root, tmp_path / "c.yaml")
+    assert tried.data.image_shape() == (1, 32, 32)
+    assert (tried.data.split.test, tried.data.augment.flip) == (0.0, "none")
+
+
+def test_columns_one_a_class_and_tables_that_cannot_be_told(tmp_path):
+    for number in range(8):
+        save_picture(tmp_path / f"{number}.png", seed=number)
+    table = tmp_path / "t.csv"
+    table.write_text("f,cat,dog\n" + "".join(f"{n}.png,{n % 2},{1 - n % 2}\n" for n in range(8)))
+    assert source_of(str(table))[0]["table"]["label"] == ["cat", "dog"]
+    table.write_text("f,weight\n" + "".join(f"{n}.png,{n * 1.5}\n" for n in range(8)))
+    with pytest.raises(DataError, match=r"which column is the label\? \(columns: weight\)"):
+        source_of(str(table))
+    table.write_text("f,label\n" + "".join(f"no{n}.png,a\n" for n in range(8)))
+    with pytest.raises(DataError, match="none of its first pictures is there"):
+        source_of(str(table))
+    table.write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match="no column of picture files"):
+        source_of(str(table))
+
+
+def test_arrays_shards_idx_and_the_digits(tmp_path):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "a.npz", x_train=rng.integers(0, 256, (60, 20, 24, 3), np.uint8), y_train=np.arange(60) % 3)
+    found, tried = started(tmp_path / "a.npz", tmp_path / "a.yaml")
+    assert (tried.data.image_shape(), found["pictures"]["test"]) == ((3, 20, 24), 9)
+    for part in ("train", "val"):
+        with tarfile.open(tmp_path / f"{part}-000.tar", "w") as archive:
+            for number in range(24):
+                png = save_picture(tmp_path / "x.png", seed=number + 100 * (part == "val")).read_bytes()
+                for extension, data in (("cls", str(number % 2).encode()), ("png", png)):
+                    member = tarfile.TarInfo(f"{number}.{extension}")
+                    member.size = len(data)
+                    archive.addfile(member, io.BytesIO(data))
+    source, _ = source_of(str(tmp_path))
+    assert source == {"shards": {part: [str(tmp_path / f"{part}-000.tar")] for part in ("train", "val")}}
+    _, tried = started("digits", tmp_path / "d.yaml")
+    assert tried.data.image_shape() == (1, 8, 8)
+    assert "image:" not in (tmp_path / "d.yaml").read_text()
+
+
+def test_five_pictures_are_enough_to_begin_with(tmp_path):
+    for number in range(5):
+        shape(tmp_path / "few" / "ab"[number % 2] / f"{number}.png", number, "disc")
+    (tmp_path / "few" / "classes.json").write_text("[]")  # not a COCO file: the folders say what this is
+    _, tried = started(tmp_path / "few", tmp_path / "c.yaml")
+    assert tried.train.batch == 2
+    assert tried.data.split.test == 0
+
+
+def test_a_slow_machine_gets_smaller_pictures_and_fewer_epochs(messy, tmp_path):
+    quick, _ = started(messy, tmp_path / "a.yaml", minutes=100.0)
+    slow, _ = started(messy, tmp_path / "b.yaml", minutes=0.1)
+    assert (quick["size"], slow["size"]) == ([32, 32], [32, 32]) or quick["size"] > slow["size"]
+    assert quick["epochs"] > slow["epochs"]
+
+
+def test_detection_trees_are_told_what_they_are(tmp_path):
+    voc = tmp_path / "voc" / "Annotations"
+    voc.mkdir(parents=True)
+    (voc / "1.xml").write_text(
+        "<annotation><object>\n<name>cell</name></object><object><name>cell</name></object></annotation>"
+    )
+    with pytest.raises(ConfigError) as refused:
+        source_of(str(tmp_path / "voc"))
+    assert "a VOC tree of 1 pictures, objects: cell 2" in refused.value.lines[0]
+    assert "nothing was written" in refused.value.lines[1]
+    coco = tmp_path / "coco.json"
+    coco.write_text(
+        json.dumps({"images": [{}, {}], "categories": [{"id": 7, "name": "dog"}], "annotations": [{"category_id": 7}]})
+    )
+    with pytest.raises(ConfigError, match="a COCO file of 2 pictures, objects: dog 1"):
+        source_of(str(coco))
+    coco.write_text("{")
+    with pytest.raises(ConfigError, match="not COCO's"):
+        source_of(str(coco))
+
+
+def test_from_the_command_line(run_cli, messy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run_cli("init", messy, "--minutes", "0.5")
+    assert code == 0
+    assert "error: 3 cannot be decoded" in out
+    assert "next: cnnrun train shapes.yaml" in out
+    assert run_cli("check", "shapes.yaml")[0] == 0
+    assert run_cli("data", "check", "shapes.yaml")[0] == 0  # what is wrong with it is dealt with
+    for words, expected in (
+        (["init", messy], "is there already"),
+        (["init", "nowhere"], "no such file"),
+        (["init", messy, "--task", "detect", "--out", "d.yaml"], "for classify alone"),
+    ):
+        code, _, err = run_cli(*words)
+        assert code in (2, 8)
+        assert expected in err
+        assert len(err.splitlines()) == 1

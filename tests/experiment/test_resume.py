@@ -1,0 +1,174 @@
+"""A resume that cannot be exact says so, a line for each thing; --strict-resume refuses."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from cnnrun.base.errors import CheckpointError
+from cnnrun.experiment import schema
+from cnnrun.results import operations
+from cnnrun.training import run_folder
+from tests.support.configs import TINY
+from tests.support.images import save_class_folders, save_picture
+from tests.support.interrupted_trainings import stop_at
+
+CPU = torch.device("cpu")
+
+
+def over(root: Path, *more: str) -> schema.Experiment:
+    data = f"data={{source: {{folder: '{root}'}}, image: {{size: 8, channels: 1}}, split: {{val: 0.2}}}}"
+    return schema.parse(TINY, "tiny.yaml", ["name=tiny", data, "train.batch=8", *more])
+
+
+@pytest.fixture
+def pets(tmp_path) -> Path:
+    return save_class_folders(tmp_path / "pets")
+
+
+@pytest.fixture
+def unfinished(pets, tmp_path) -> Path:
+    """A run that was stopped at its second step."""
+    with stop_at(1):
+        operations.train(over(pets), tmp_path / "runs", CPU, resume=False)
+    return tmp_path / "runs" / "tiny" / "1"
+
+
+MACHINE = {
+    "torch": lambda patched: patched.setattr(torch, "__version__", "9.9.9"),
+    "threads": lambda patched: patched.setattr(torch, "get_num_threads", lambda: 7),
+    "cpu_capability": lambda patched: patched.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "Z80"),
+    "pillow": lambda patched: patched.setattr(run_folder, "version", lambda name: "0.1"),
+    "cnnrun": lambda patched: patched.setattr(run_folder, "__version__", "0.0"),
+    "python": lambda patched: patched.setattr(run_folder.platform, "python_version", lambda: "2.7"),
+    "ranks": lambda patched: patched.setattr(run_folder, "environment", _of_five_ranks),
+}
+_environment = run_folder.environment
+
+
+def _of_five_ranks(device, ranks=1):
+    return _environment(device, 5)
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("what", MACHINE)
+def test_another_machine_is_said_and_strictly_refused(unfinished, pets, tmp_path, capfd, what):
+    before = everything(unfinished)
+    with pytest.MonkeyPatch.context() as patched:
+        MACHINE[what](patched)
+        with pytest.raises(CheckpointError, match=f"{what} was .*, is ") as refused:
+            operations.train(over(pets), tmp_path / "runs", CPU, resume=True, strict=True)
+        assert len(refused.value.lines) == 2
+        assert everything(unfinished) == before
+        capfd.readouterr()
+        operations.train(over(pets), tmp_path / "runs", CPU, resume=True)
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith(f"{what} was ")]
+    assert line.endswith("the result may differ in its last bits from an uninterrupted run's")
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("train.batch=6", "train.batch was 8, is 6"),
+        ("seed=4", "seed was 0, is 4"),
+        ("train.clip=1.0", "train.clip was None, is 1.0"),
+        ("train.accumulate=2", "train.accumulate was 1, is 2"),
+        ("data.augment.shift=0.1", "data.augment.shift was 0.0, is 0.1"),
+    ],
+)
+def test_other_settings_are_said_and_strictly_refused(unfinished, pets, tmp_path, capfd, setting, said):
+    with pytest.raises(CheckpointError, match=f"of other settings: {said}"):
+        operations.train(over(pets, setting), tmp_path / "runs", CPU, resume=True, strict=True)
+    assert not (tmp_path / "runs" / "tiny" / "2").exists()
+    capfd.readouterr()
+    made = operations.train(over(pets, setting), tmp_path / "runs", CPU, resume=True)
+    assert made["run"].endswith("/2")
+    assert f"of other settings: {said}" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("setting", ["data.workers=1", "data.prefetch=3", "train.keep=5", "train.timeout=7"])
+def test_what_changes_no_bit_is_no_other_setting(unfinished, pets, tmp_path, setting):
+    made = operations.train(over(pets, setting), tmp_path / "runs", CPU, resume=True, strict=True)
+    assert made["run"] == str(unfinished)
+
+
+def test_other_data_is_refused_with_what_changed(unfinished, pets, tmp_path):
+    def refused(*, said: str) -> None:
+        with pytest.raises(CheckpointError, match=said) as error:
+            operations.train(over(pets), tmp_path / "runs", CPU, resume=True)
+        assert error.value.exit_code == 3
+        assert len(error.value.lines) == 1
+
+    kept = pets / "cat" / "3.png"
+    data = kept.read_bytes()
+    kept.unlink()
+    refused(said="3.png is gone")
+    save_picture(kept, seed=999, size=(8, 8))
+    refused(said="3.png changed")
+    kept.write_bytes(data)
+    os.utime(kept, (1, 1))
+    save_picture(pets / "elk" / "1.png", seed=555, size=(8, 8))
+    refused(said="classes were cat, dog, are cat, dog, elk")
+
+
+def test_a_machine_in_between_is_remembered(unfinished, pets, tmp_path):
+    with pytest.MonkeyPatch.context() as patched:
+        MACHINE["cpu_capability"](patched)
+        with stop_at(3):
+            operations.train(over(pets), tmp_path / "runs", CPU, resume=True)
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="cpu_capability was Z80, is "):
+            operations.train(over(pets), tmp_path / "runs", CPU, resume=True, strict=True)
+
+
+def test_strictly_every_machine_before_counts_not_the_last_alone(unfinished, pets, tmp_path):
+    """Begun here, gone on with elsewhere, and then strictly there."""
+    with pytest.MonkeyPatch.context() as patched:
+        MACHINE["threads"](patched)
+        with stop_at(3):
+            operations.train(over(pets), tmp_path / "runs", CPU, resume=True)
+        with pytest.raises(CheckpointError, match="threads was 1, is 7"):
+            operations.train(over(pets), tmp_path / "runs", CPU, resume=True, strict=True)
+
+
+def test_data_that_changes_before_the_first_checkpoint_is_refused_too(unfinished, pets, tmp_path):
+    shutil.rmtree(unfinished / "checkpoints")
+    save_picture(pets / "cat" / "3.png", seed=999, size=(8, 8))
+    with pytest.raises(CheckpointError, match="3.png changed"):
+        operations.train(over(pets), tmp_path / "runs", CPU, resume=True)
+
+
+def test_a_run_that_another_process_finishes_meanwhile_is_left_alone(unfinished, pets, tmp_path, monkeypatch):
+    real = operations.refuse_unlearnable
+
+    def finishing(*arguments):
+        monkeypatch.setattr(operations, "refuse_unlearnable", real)
+        operations.train(over(pets), tmp_path / "runs", CPU, resume=True)
+        finished.update(everything(unfinished))
+        return real(*arguments)
+
+    finished: dict[str, bytes] = {}
+    monkeypatch.setattr(operations, "refuse_unlearnable", finishing)
+    made = operations.train(over(pets), tmp_path / "runs", CPU, resume=True)
+    assert made["run"] == str(unfinished)
+    assert made["steps"] == 8
+    assert everything(unfinished) == finished
+
+
+def test_the_command_line_refuses_with_3(unfinished, pets, tmp_path, run_cli):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(over(pets).to_yaml())
+    code, _, err = run_cli("train", path, "train.batch=6", "--strict-resume", "--runs", tmp_path / "runs")
+    assert code == 3
+    assert "of other settings: train.batch was 8, is 6\n" in err
+    assert "--strict-resume goes on with nothing but the same" in err
+    code, out, _ = run_cli("train", path, "--strict-resume", "--runs", tmp_path / "runs")
+    assert code == 0
+    assert str(unfinished) in out

@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cnnrun.base.errors import ConfigError
+from cnnrun.config.spec import members
+from cnnrun.contracts.layer import Facts
+from cnnrun.data.dataset import Data
+from cnnrun.experiment import schema as experiment
+from cnnrun.experiment.schema import Experiment
+from cnnrun.model.layers import Leaf
+from cnnrun.model.network import build
+from cnnrun.tasks.classify import Classify
+from tests.support.configs import TINY
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+def errors(text: str, *overrides: str) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as refused:
+        experiment.parse(text, "f", overrides)
+    return refused.value.lines
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configs_are_fine_and_survive_being_written(path):
+    once = experiment.load(path)
+    assert once.name == path.stem
+    assert experiment.parse(once.to_yaml(), "again") == once
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("train.epochs=7", lambda e: e.train.epochs == 7),
+        ("train.optimizer.sgd.lr=1e-2", lambda e: e.train.optimizer.lr == 0.01),
+        ("train.optimizer={adamw: {lr: 0.1}}", lambda e: e.train.optimizer.kind == "adamw"),
+        ("train.ema={decay: 0.9}", lambda e: e.train.ema.decay == 0.9),
+        ("train.ema.decay=0.9", lambda e: e.train.ema.decay == 0.9),
+        ("task.classify.label_smoothing=0.1", lambda e: e.task.label_smoothing == 0.1),
+        ("model[0].conv.out_channels=9", lambda e: e.model.layers[0].out_channels == 9),
+        ("model.3.dropout=0.3", lambda e: e.model.layers[3].p == 0.3),
+        ("model[1].max_pool.kernel_size=4", lambda e: e.model.layers[1].kernel_size == (4, 4)),
+        ("data.augment.shift=0", lambda e: e.data.augment.shift == 0),
+        ("name=other", lambda e: e.name == "other"),
+    ],
+)
+def test_overrides(override, value):
+    assert value(experiment.parse(TINY, "f", [override]))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.epoch=3", "argument 'train.epoch=3': train.epoch: unknown key; did you mean 'epochs'?"),
+        ("train.epochs=0", "argument 'train.epochs=0': train.epochs: must be at least 1; got 0"),
+        ("train.epochs", "is written key.path=value"),
+        ("=3", "is written key.path=value"),
+        ("model[9].conv=3", "model[9]: there is no such place"),
+        ("train.epochs=010", "train.epochs: '010'"),
+        ("train.epochs=[1", "argument 'train.epochs=[1'"),
+        ("train.optimizer.sgd.lr=fast", "expected a number; got 'fast'"),
+        ("task.classify.x.y=1", "unknown key"),
+    ],
+)
+def test_wrong_overrides_name_the_argument(override, words):
+    (line,) = errors(TINY, override)
+    assert words in line
+    assert line.startswith("argument '")
+
+
+def test_an_override_of_another_kind_says_what_to_do():
+    (line,) = errors(TINY, "train.optimizer=sgd", "train.optimizer.adamw.lr=0.1")
+    assert "here are sgd, adamw; keep one" in line
+    assert "gives the whole value" in line
+
+
+def test_blocks_are_expanded_with_parameters_and_defaults():
+    tried = experiment.parse(
+        """
+        task: classify
+        data: {source: digits}
+        blocks:
+          unit:
+            parameters: {width, norm: batch}
+            layers: [{conv: {out_channels: $width, norm: $norm}}, relu]
+          pair:
+            parameters: {width}
+            layers: [{unit: {width: $width}}, {unit: {width: $width, norm: {group: 2}}}]
+        model:
+          - unit: 4
+          - pair: {width: 6, name: p}
+          - concat: [p, p]
+          - flatten
+        """,
+        "f",
+    )
+    first, pair = tried.model.layers[0], tried.model.layers[1]
+    assert (first.layers[0].out_channels, first.layers[0].norm.kind) == (4, "batch_norm")
+    assert (pair.name, pair.layers[0].layers[0].out_channels) == ("p", 6)
+    assert pair.layers[1].layers[0].norm.num_groups == 2
+    assert experiment.parse(tried.to_yaml(), "again") == tried
+
+
+@pytest.mark.parametrize(
+    ("block", "written"),
+    [
+        ("[{conv: {out_channels: $w}}]", "conv: {out_channels: 3, "),
+        ("[{conv: {out_channels: $w}}, relu]", "sequential: {layers: [{conv: {out_channels: 3}}, relu], block: unit, "),
+        ("[{residual: [{conv: {out_channels: $w}}]}]", "residual: {layers: [{conv: {out_channels: 3}}], "),
+    ],
+)
+def test_name_and_from_at_a_blocks_use_are_those_of_what_it_becomes(block, written):
+    def layers(second: str) -> list:
+        text = f"""
+        task: classify
+        data: {{source: digits}}
+        blocks: {{unit: {{parameters: {{w}}, layers: {block}}}}}
+        model:
+          - conv: {{out_channels: 4, name: first}}
+          - conv: {{out_channels: 5}}
+          - {second}
+          - add: [second, second]
+          - flatten
+        """
+        return experiment.parse(text, "f").model.layers
+
+    used, expected = (
+        layers("unit: {w: 3, name: second, from: [first]}"),
+        layers(f"{written}name: second, from: [first]}}"),
+    )
+    assert used == expected
+    assert (used[2].name, used[2].inputs()) == ("second", ["first"])
+    network = build(used, Classify(), Facts(("a", "b"), (1, 8, 8))).network
+    assert {name.split(".")[1] for name in network.state_dict() if name.startswith("layers.")} == {
+        "first", "conv1", "second",
+    }  # fmt: skip
+
+
+def test_a_mistake_in_a_block_is_told_once_at_its_definition():
+    (line,) = errors(
+        """task: classify
+data: {source: digits}
+blocks:
+  unit:
+    layers: [{conv: {out_chanels: 3}}]
+model: [unit, unit, flatten]
+"""
+    )
+    assert line.startswith("f:5:22: model[0].unit.conv.out_chanels: unknown key")
+
+
+def test_json_schema_knows_every_kind():
+    schema = Experiment.model_json_schema()
+    text = str(schema)
+    assert all(f"'{kind.kind}'" in text for kind in members(Leaf))
+    assert schema["additionalProperties"] is False
+    assert schema["$defs"]["Conv"]["properties"]["padding"]["description"].startswith("Zeros around the picture")
+    assert schema["$defs"]["Relu"]["properties"]["from"]["description"]
+
+
+keys = st.sampled_from(["task", "data", "model", "train", "conv", "source", "digits", "flatten", "x", "layers", "from"])
+leaves = (
+    keys | st.integers(-3, 40) | st.booleans() | st.none() | st.floats(0, 1) | st.sampled_from(["relu", "val/loss"])
+)
+values = st.recursive(leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3))
+
+
+@given(st.dictionaries(keys, values, max_size=4), st.lists(values, max_size=4))
+@settings(max_examples=150, deadline=None)
+def test_any_tree_is_an_experiment_or_refused_with_places(tree, model):
+    import yaml
+
+    tree |= {"task": "classify", "data": {"source": "digits"}, "model": model}
+    try:
+        experiment.parse(yaml.safe_dump(tree), "f")
+    except ConfigError as error:
+        assert all(line.startswith("f:") for line in error.lines)
+
+
+names = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=12) | st.sampled_from(
+    ["1e5", "12e03", ".5e3", "0o17", "010", "yes", "~", "1:30", "null", "N", "- a", "a: b", "#x", " a ", "1e3"]
+)
+
+
+@given(st.lists(names, min_size=2, max_size=4, unique=True))
+@settings(max_examples=200, deadline=None)
+def test_any_class_names_survive_being_written(classes):
+    tried = experiment.parse(TINY, "f")
+    source = {"folder": {"root": classes[0], "classes": classes}}
+    data = Data.model_validate({"source": source, "image": {"size": 8, "channels": 1}})
+    tried = tried.model_copy(update={"data": data})
+    assert experiment.parse(tried.to_yaml(), "again") == tried
+
+
+def test_a_links_name_may_be_a_blocks_name():
+    tried = experiment.parse(
+        """
+        task: classify
+        data: {source: digits}
+        blocks: {stem: {parameters: {w}, layers: [{conv: $w}]}}
+        model: [{stem: {w: 4, name: stem}}, {conv: {out_channels: 4, name: two}}, {add: [stem, two]}, flatten]
+        """,
+        "f",
+    )
+    assert tried.model.layers[2].inputs() == ["stem", "two"]
+
+
+def test_an_override_with_a_digit_that_is_no_number_is_refused():
+    (line,) = errors(TINY, "model[²]=3")
+    assert "there is no such place" in line
+
+
+def test_the_schema_admits_blocks():
+    from cnnrun.commands.kinds import json_schema
+
+    schema = json_schema()
+    assert "blocks" in schema["properties"]
+    assert "maxProperties" in str(schema["properties"]["model"])

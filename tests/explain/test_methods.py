@@ -1,0 +1,393 @@
+"""What a network sees: each way of looking equals its formula."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from cnnrun.base.errors import ConfigError
+from cnnrun.experiment.schema import parse
+from cnnrun.explain import run_method
+from cnnrun.explain.layer_names import Place, captured, features, passing_back, places, projected
+from cnnrun.explain.methods.gradients import cams, slopes_of
+from cnnrun.explain.methods.invariance import changes
+from cnnrun.explain.methods.occlude import sweep
+from cnnrun.explain.methods.patches import strongest
+from cnnrun.explain.methods.worst import worst
+from cnnrun.explain.subject import Shown, aimed, said_of
+from cnnrun.model.network import build, materialize
+from cnnrun.results import operations
+from tests.support.small_runs import open_run
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def run(linked_run) -> Path:
+    return linked_run
+
+
+def small(seed: int = 0) -> tuple[nn.Module, dict[str, Place]]:
+    """conv, ReLU, max-pool, conv, ReLU, in float64, and its layers by their short names."""
+    made = parse(
+        "task: classify\ndata: {source: digits}\nmodel:\n"
+        "  - conv: {out_channels: 5, activation: relu}\n  - max_pool\n"
+        "  - conv: {out_channels: 6, activation: relu, stride: 2}\n  - flatten\n",
+        "small.yaml",
+    )
+    built = build(made.model.layers, made.task, explaining_facts())
+    known = {place.module: place for place in places(built)}
+    return materialize(built.network, seed).double().eval(), known
+
+
+def explaining_facts():
+    from cnnrun.contracts.layer import Facts
+
+    return Facts(("a", "b"), (1, 8, 8), mean=(0.5,), std=(2.0,))
+
+
+# --- the deconvnet ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_projection_equals_the_deconvnet_written_plainly(seed):
+    """Unpooling by switches, rectifying, filtering with the transposed kernels: Zeiler and Fergus, section 2.1."""
+    network, known = small(seed)
+    first, second = network.layers.conv1.conv, network.layers.conv2.conv
+    torch.manual_seed(seed)
+    picture = torch.rand(3, 1, 8, 8, dtype=torch.float64) * 9
+    x = (picture - 0.5) / 2.0
+    one = F.relu(F.conv2d(x, first.weight, first.bias, padding=1))
+    pooled, switches = F.max_pool2d(one, 2, return_indices=True)
+    two = F.relu(F.conv2d(pooled, second.weight, second.bias, stride=2, padding=1))
+    channels, at = torch.tensor([0, 3, 5]), two.flatten(2).argmax(2)
+    cells = torch.stack([channels, at[range(3), channels] // 2, at[range(3), channels] % 2], 1)
+    signal = torch.zeros_like(two)
+    for n, (channel, row, column) in enumerate(cells.tolist()):
+        signal[n, channel, row, column] = two[n, channel, row, column]
+    signal = F.conv_transpose2d(F.relu(signal), second.weight, stride=2, padding=1, output_padding=1)
+    signal = F.max_unpool2d(signal, switches, 2)
+    signal = F.conv_transpose2d(F.relu(signal), first.weight, padding=1)
+    found = projected(network, known["layers.conv2"], picture, cells)
+    assert signal.abs().max() > 0
+    assert torch.allclose(found, signal, atol=1e-10)
+    single = projected(network.float(), known["layers.conv2"], picture.float(), cells)
+    assert (single - signal).abs().max() <= 1e-5
+
+
+def test_the_rules_of_handing_back_are_captums():
+    """Deconvolution and guided backpropagation, on a copy whose activations write no input over, as Captum needs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from captum.attr import Deconvolution, GuidedBackprop, Saliency
+    network, _ = small()
+    plain = copy.deepcopy(network)
+    for module in plain.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+    picture = torch.rand(4, 1, 8, 8, dtype=torch.float64) * 9
+    for rule, theirs in (("deconv", Deconvolution(plain)), ("guided", GuidedBackprop(plain))):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            expected = theirs.attribute(picture.clone().requires_grad_(), target=1)
+        ours = picture.clone().requires_grad_()
+        with passing_back(network, rule):
+            (found,) = torch.autograd.grad(network(ours)[:, 1].sum(), ours)
+        assert torch.allclose(found, expected, atol=1e-12), rule
+        assert found.abs().max() > 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = Saliency(plain).attribute(picture.clone().requires_grad_(), target=1)
+    (found,) = torch.autograd.grad(network(ours)[:, 1].sum(), ours)
+    assert torch.allclose(found.abs(), expected, atol=1e-12)
+
+
+def test_the_network_is_as_it_was_after_looking(run):
+    subject = open_run(run).subject
+    pictures = torch.rand(2, 1, 8, 8) * 16
+    before = subject.given.network(pictures)
+    place = subject.maps(None)
+    projected(subject.given.network, place, pictures, torch.tensor([[0, 1, 1], [3, 2, 2]]))
+    features(subject.given.network, place, pictures)
+    assert torch.equal(subject.given.network(pictures), before)
+    assert not any(module._forward_hooks for module in subject.given.network.modules())
+    assert not any("forward" in vars(module) for module in subject.given.network.modules())
+
+
+# --- each way equals its formula --------------------------------------------------------------------------------------
+
+
+def test_features_are_what_the_layers_give(run):
+    subject = open_run(run).subject
+    pictures = torch.rand(3, 1, 8, 8) * 16
+    network = subject.given.network
+    for place in subject.places:
+        with captured(network, [place.module]) as kept, torch.no_grad():
+            network(pictures)
+        assert torch.equal(features(network, place, pictures), kept[place.module])
+        assert kept[place.module].shape[1:] == place.shape
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64])
+def test_top_is_what_looking_at_every_picture_finds(batch, run):
+    run_ = open_run(run, split="val")
+    subject, examples = run_.subject, run_.examples()
+    for word in ("stem", "model[3]", "last"):
+        place = subject.maps(word)
+        maps = features(subject.given.network, place, examples.take(torch.arange(len(examples))).float())
+        best = maps.flatten(2).amax(2)
+        found = strongest(subject.given, place, examples, batch)
+        assert torch.allclose(found.values, best.topk(9, 0).values, atol=1e-5)
+        for channel in range(place.shape[0]):
+            assert len(set(found.samples[:, channel].tolist())) == 9  # of different pictures
+            for value, sample, cell in zip(
+                found.values[:, channel], found.samples[:, channel], found.cells[:, channel], strict=True
+            ):
+                assert maps[sample, channel].flatten()[cell] == pytest.approx(float(value), abs=1e-5)
+
+
+def test_top_tells_where_each_patch_lies(run, tmp_path):
+    asked = run_method.Asked(run, Path("runs"), CPU, tmp_path / "top.png", "val")
+    data = run_method.top(asked, "model[1]", [0, 5], 1)
+    assert [each["channel"] for each in data["channels"]] == [0, 5]
+    for patch in data["channels"][0]["patches"]:
+        (row, column), (x1, y1, x2, y2) = patch["cell"], patch["box"]
+        assert (x1, y1, x2, y2) == (max(0, min(2 * column - 1, 4)), max(0, min(2 * row - 1, 4)), x1 + 4, y1 + 4)
+
+
+def test_occlusion_in_batches_is_occlusion_one_by_one(run):
+    subject = open_run(run).subject
+    given = subject.given
+    picture = torch.rand(1, 8, 8) * 16
+    with torch.no_grad():
+        aim = aimed(said_of(given, picture[None]), "3", Shown(picture[None], ["a"], [""]))
+    swept = sweep(subject, picture, aim, "layers.last", 2, 3, 1)
+    assert swept.score.shape == (6, 6)
+    assert (swept.tops, swept.lefts) == (list(range(6)), list(range(6)))
+    for row, column in ((0, 0), (2, 5), (5, 1)):
+        covered = picture.clone()
+        covered[:, row : row + 3, column : column + 3] = given.facts.mean[0]
+        with torch.no_grad(), captured(given.network, ["layers.last"]) as kept:
+            probabilities = given.network(covered[None]).softmax(1)
+        assert swept.score[row, column] == pytest.approx(float(probabilities[0, 3]), abs=1e-6)
+        assert swept.energy[row, column] == pytest.approx(float(kept["layers.last"][0, 2].sum()), rel=1e-5)
+        assert swept.said[row, column] == probabilities[0].argmax()
+
+
+def test_gradcam_is_its_formula_and_captums(run):
+    subject = open_run(run).subject
+    network = subject.given.network
+    pictures = open_run(run, split="val").examples().take(torch.arange(5)).float()
+    shown = Shown(pictures, list("abcde"), [""] * 5)
+    found, aim, scores = cams(subject, shown, "layers.last", "last", "4")
+    with captured(network, ["layers.last"]) as kept:
+        logits = network(pictures)
+        (slope,) = torch.autograd.grad(logits[:, 4].sum(), kept["layers.last"])
+    expected = (slope.mean((2, 3), keepdim=True) * kept["layers.last"]).sum(1).clamp(min=0)
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert found.max() > 0
+    assert aim.names == ["4"] * 5
+    assert scores == pytest.approx(logits.softmax(1)[:, 4].tolist(), abs=1e-6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from captum.attr import LayerGradCam
+
+        theirs = LayerGradCam(network, network.layers.last).attribute(pictures, 4, relu_attributions=True)
+    assert torch.allclose(found, theirs[:, 0], atol=1e-6)
+
+
+def test_a_layer_that_leads_nowhere_explains_nothing(tmp_path, run_cli):
+    text = """
+task: classify
+name: aside
+data: {source: digits}
+model:
+  - conv: {out_channels: 4, activation: relu, name: a}
+  - conv: {out_channels: 4, name: unused}
+  - global_avg_pool: {from: a}
+train: {epochs: 1, batch: 256}
+"""
+    done = operations.train(parse(text, "aside.yaml"), tmp_path, CPU, resume=False)
+    code, _, err = run_cli("explain", "gradcam", done["run"], "--layer", "unused")
+    assert code == 2
+    assert err.startswith("--layer model[1].conv: nothing that the network says comes from it")
+
+
+def test_a_change_of_nothing_moves_nothing(run):
+    subject = open_run(run).subject
+    for change in changes((1, 8, 8), CPU):
+        identity = change.matrix_S23[0 if "shift" not in change.name else len(change.amounts) // 2]
+        assert torch.allclose(identity, torch.eye(2, 3), atol=1e-6), change.name
+    data = run_method.invariance(run_method.Asked(run, Path("runs"), CPU, count=2), ["stem", "model[3]"], None)
+    assert data["layers"] == ["model[0].conv", "model[3].residual"]
+    assert len(data["curves"]) == 6
+    for curve in data["curves"]:
+        still = curve["amounts"].index(1.0 if "enlarged" in curve["change"] else 0.0)
+        assert curve["model[0].conv"][still] == pytest.approx(0, abs=1e-4)
+        assert max(curve["model[3].residual"]) > 0.05
+        assert len(curve["score"]) == len(curve["amounts"])
+    turned = [curve for curve in data["curves"] if "turned" in curve["change"]]
+    assert all(curve["model[0].conv"][-1] == pytest.approx(0, abs=1e-3) for curve in turned)  # all the way round
+    assert subject.given.network.training is False
+
+
+def test_evolve_shows_each_checkpoint_and_ends_where_top_is(run):
+    asked = run_method.Asked(run, Path("runs"), CPU, split="val")
+    data = run_method.evolve(asked, "last", [1, 2], 1)
+    steps = list(dict.fromkeys(each["step"] for each in data["patches"]))
+    assert len(steps) == 4
+    assert steps == sorted(steps)
+    opened_ = open_run(run / "checkpoints" / f"step-{steps[-1]:08d}", split="val")
+    found = strongest(opened_.subject.given, opened_.subject.maps("last"), opened_.examples(), 64)
+    last = [each for each in data["patches"] if each["step"] == steps[-1]]
+    assert [each["value"] for each in last] == pytest.approx(found.values[0, [1, 2]].tolist(), rel=1e-5)
+
+
+def test_evolve_needs_two_checkpoints(trained_run, run_cli, tmp_path):
+    import shutil
+
+    alone = shutil.copytree(trained_run, tmp_path / "alone")
+    kept = (alone / "checkpoints" / "best").read_text().strip()
+    for path in (alone / "checkpoints").glob("step-*"):
+        if path.name != kept:
+            shutil.rmtree(path)
+    code, _, err = run_cli("explain", "evolve", alone)
+    assert code == 2
+    assert "one checkpoint is kept; train with train.keep=100" in err
+
+
+def test_embeddings_are_the_layers_means_and_a_probe_reads_them(run, tmp_path):
+    path = tmp_path / "vectors.npz"
+    asked = run_method.Asked(run, Path("runs"), CPU, path, "val")
+    data = run_method.embed(asked, ["stem", "last"], "pca", True)
+    kept = np.load(path)
+    run_ = open_run(run, split="val")
+    examples = run_.examples()
+    place = run_.subject.maps("last")
+    maps = features(run_.subject.given.network, place, examples.take(torch.arange(len(examples))).float())
+    assert np.allclose(kept["features"], maps.mean((2, 3)).numpy(), atol=1e-5)
+    assert np.array_equal(kept["labels"], examples.targets["labels"].numpy())
+    assert kept["picture"][0] == examples.name(0)
+    rows = {row["layer"]: row["accuracy"] for row in data["layers"]}
+    assert list(rows) == ["model[0].conv", "model[7].conv"]
+    assert rows["model[7].conv"] > 0.3  # ten classes
+    assert (tmp_path / "vectors.png").exists()
+    with pytest.raises(ConfigError, match="is there already"):
+        run_method.embed(asked, ["last"], "pca", False)
+
+
+def test_embeddings_as_parquet_and_a_map_by_tsne(run, tmp_path):
+    from pyarrow.parquet import read_table
+
+    asked = run_method.Asked(run, Path("runs"), CPU, tmp_path / "v.parquet", "val")
+    run_method.embed(asked, ["model[8]"], "tsne", False)
+    table = read_table(tmp_path / "v.parquet")
+    assert table.column_names == ["features", "picture", "map", "labels"]
+    assert len(table["features"][0]) == 12
+    assert all(len(point) == 2 for point in table["map"].to_pylist())
+
+
+# --- corners ----------------------------------------------------------------------------------------------------------
+
+
+def test_guided_minds_where_relu6_is_flat():
+    x = torch.tensor([-1.0, 3.0, 7.0], requires_grad=True)
+    module = nn.Sequential(nn.ReLU6(inplace=True))
+    for rule, expected in (("plain", [0, 1, 0]), ("guided", [0, 1, 0]), ("deconv", [1, 1, 1])):
+        with passing_back(module, rule):
+            (found,) = torch.autograd.grad(module(x * 1).sum(), x)
+        assert found.tolist() == expected, rule
+
+
+def test_a_square_reaches_the_far_edges(run):
+    subject = open_run(run).subject
+    picture = torch.rand(1, 8, 8)
+    aim = aimed(subject.said(picture[None]), None, Shown(picture[None], ["a"], [""]))
+    swept = sweep(subject, picture, aim, "layers.last", 0, 3, 2)
+    assert swept.tops == swept.lefts == [0, 2, 4, 5]
+    assert swept.score.shape == (4, 4)
+
+
+def test_the_map_of_an_occlusion_lies_where_the_squares_middles_are():
+    from cnnrun.explain.methods.occlude import _nearest
+
+    assert _nearest([0, 4, 8], 12, 4).tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
+    assert _nearest([0, 2, 4, 5], 8, 3).tolist() == [0, 0, 0, 1, 1, 2, 3, 3]  # the last one ends at the edge
+    assert _nearest([0, 1, 2, 3], 8, 5).tolist() == [-1, -1, 0, 1, 2, 3, -1, -1]
+    assert _nearest([0], 6, 6).tolist() == [0] * 6
+
+
+def test_what_is_said_of_one_place_is_explained_place_by_place(of_each_task):
+    """A detector's best score: slopes times maps, which heat the cells about the one that has the score."""
+    run_ = open_run(of_each_task["detect"], split="val", count=6)
+    subject, shown = run_.subject, run_.shown()
+    found, _, _ = cams(subject, shown, subject.maps(None).module, "p3", None)
+    network, module = subject.given.network, subject.maps(None).module
+    for number in range(len(shown)):
+        with captured(network, [module]) as kept:
+            said = said_of(subject.given, shown.pixels[number : number + 1])
+            (slope,) = torch.autograd.grad(said.raw_BK.max(), kept[module])
+        expected = (slope * kept[module]).sum(1).clamp(min=0)
+        assert torch.allclose(found[number], expected[0], atol=1e-6)
+
+
+def test_in_parts_it_is_what_it_is_at_once(run):
+    """Whatever fits the memory: slopes, projections and what is said do not depend on how many run together."""
+    pixels = open_run(run, split="val").examples().take(torch.arange(7)).float()
+    shown, found = Shown(pixels, list("abcdefg"), [""] * 7), []
+    for size in (128, 3, 1):
+        subject = open_run(run).subject
+        subject.__dict__["at_once"] = size
+        place = subject.maps(None)
+        found.append(
+            [
+                subject.said(pixels).shown_BK,
+                subject.features(place, pixels),
+                cams(subject, shown, place.module, "", None)[0],
+                slopes_of(subject, shown, None, "guided")[0],
+            ]
+        )
+    for others in found[1:]:
+        for one, other in zip(found[0], others, strict=True):
+            assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_people_with_one_picture_are_nobodys_mistakes(of_each_task):
+    """Of embeddings: those that another's resembles most come first, and no one without a picture like his own."""
+    run_ = open_run(of_each_task["verify"], split="val")
+    examples = run_.examples()
+    labels = examples.targets["labels"].clone()
+    labels[0] = labels.max() + 1
+    alone = dataclasses.replace(
+        examples, targets=examples.targets | {"labels": labels % len(run_.subject.given.facts.classes)}
+    )
+    given = run_.subject.given
+    said = given.results(alone.take(torch.arange(len(alone))).float())["embedding"].double()
+    found = worst(run_.subject, alone, 4, 5)
+    gaps = []
+    for place in range(len(alone)):
+        cosine = said @ said[place]
+        same = alone.targets["labels"] == alone.targets["labels"][place]
+        others = torch.arange(len(alone)) != place
+        if (same & others).any():
+            gaps.append((float(cosine[~same].max() - cosine[same & others].max()), place))
+    expected = sorted(gaps, reverse=True)[:4]
+    assert [each.badness for each in found.mistakes] == pytest.approx([gap for gap, _ in expected], abs=1e-5)
+    assert found.looked_at == len(alone)
+
+
+def test_of_many_pictures_it_says_how_many_were_looked_at(run, monkeypatch):
+    from cnnrun.explain.methods import worst as module
+
+    monkeypatch.setattr(module, "_MOST", 50)
+    found = worst(open_run(run).subject, open_run(run, split="val").examples(), 3, 16)
+    assert found.looked_at == 50
+    assert len(found.mistakes) == 3

@@ -1,0 +1,212 @@
+"""Exported code: needs torch alone, is formatted, and is the network to the last bit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import TypeAdapter
+from torch import nn
+
+from cnnrun.base.errors import ParityError
+from cnnrun.config import zoo
+from cnnrun.config.spec import members
+from cnnrun.data.image_files import Image
+from cnnrun.experiment import assemble
+from cnnrun.export import metadata
+from cnnrun.export.python_file import Code, source
+from cnnrun.export.python_source import Sources, construction
+from cnnrun.model.layers import Leaf
+from cnnrun.model.structures import Node
+from cnnrun.model.trained import Deployed, Trained
+from cnnrun.results import operations
+from cnnrun.tasks.classify import Classify
+
+CPU = torch.device("cpu")
+NODE = TypeAdapter(Node)
+
+
+@pytest.fixture(scope="module")
+def exported(trained_run, tmp_path_factory):
+    path = tmp_path_factory.mktemp("code") / "digits-net.py"
+    report = operations.exported(Code(), trained_run, trained_run.parent.parent, None, path)
+    return path, report
+
+
+def test_the_parity_gate_measures_it_and_nothing_differs(exported):
+    path, report = exported
+    assert report["passed"] is True
+    assert report["largest_difference"] == 0
+    assert report["metrics"]["network"] == report["metrics"]["artefact"]
+    assert {file.name for file in path.parent.iterdir()} == {
+        "digits-net.py",
+        "digits-net.safetensors",
+        "parity-code.json",
+    }
+
+
+def test_it_runs_with_torch_alone(exported, trained_run, tmp_path):
+    """In a process where nothing but torch and the standard library can be imported."""
+    path, _ = exported
+    _, trained = assemble.trained(trained_run, trained_run.parent.parent, CPU)
+    pixels = torch.randint(0, 17, (7, 8, 8, 1), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    np.save(tmp_path / "pixels.npy", pixels.numpy())
+    code = f"""
+import sys, importlib.util
+class Closed:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("cnnrun", "safetensors", "pydantic", "yaml", "torchvision", "onnx"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Closed())
+import numpy, torch
+torch.set_num_threads(1)
+spec = importlib.util.spec_from_file_location("net", {str(path)!r})
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+network = module.load()
+with torch.inference_mode():
+    out = network(torch.from_numpy(numpy.load({str(tmp_path / "pixels.npy")!r})))["probabilities"]
+numpy.save({str(tmp_path / "out.npy")!r}, out.numpy())
+print(network.classes)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.strip() == str(list("0123456789"))
+    with torch.inference_mode():
+        (expected,) = Deployed(trained).eval()(pixels)
+    assert np.array_equal(np.load(tmp_path / "out.npy"), expected.numpy())
+
+
+def formatted(text: str) -> str:
+    command = [sys.executable, "-m", "ruff", "format", "--isolated", "--line-length", "120", "-"]
+    return subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
+
+
+def test_it_is_formatted_and_says_nothing_of_this_machine(exported):
+    path, _ = exported
+    text = path.read_text()
+    assert formatted(text) == text
+    assert "cnnrun." not in text
+    assert str(Path(__file__).parents[2]) not in text
+
+
+def of_zoo(name: str) -> Trained:
+    from cnnrun.contracts.layer import Facts
+    from cnnrun.model.network import materialize
+    from tests.support.networks import build_from_zoo, zoo_experiment
+
+    entry = zoo.entry(name)
+    image = entry.image
+    task = zoo_experiment(name, image).task
+    network = materialize(build_from_zoo(name, image, 10).network, 0).to(memory_format=torch.channels_last).eval()
+    facts = Facts(tuple("abcdefghij"), image, (0.0,) * image[0], (1.0,) * image[0])
+    return Trained(network, nn.Identity(), task, facts, Image(), Path("run"), 0, CPU)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in zoo.names() if not name.startswith(("vgg", "wide", "alex", "zf"))])
+def test_the_zoo_as_code_is_the_zoo_to_the_last_bit(name, tmp_path):
+    trained = of_zoo(name)
+    module = Deployed(trained).eval()
+    Code().write(module, torch.empty(0), ["probabilities"], metadata(trained), tmp_path / "net.py")
+    pixels = torch.randint(0, 256, (2, *trained.facts.image[1:], trained.facts.image[0]), dtype=torch.uint8)
+    (theirs,) = Code().reload(tmp_path / "net.py")(pixels.numpy())
+    with torch.inference_mode():
+        assert torch.equal(module(pixels)[0], torch.from_numpy(theirs))
+    text = (tmp_path / "net.py").read_text()
+    assert formatted(text) == text
+
+
+@pytest.mark.parametrize("kind", members(Leaf), ids=lambda kind: kind.kind)
+def test_every_leafs_construction_can_be_read_back(kind):
+    """The call that is written makes a module with the same state and the same output."""
+    torch.manual_seed(0)
+    spec = NODE.validate_python({kind.kind: dict(kind.example)})
+    module = spec.build(kind.example_shape).eval()
+    call = construction(module).text()
+    names: dict = {}
+    sources = Sources({"collections": {"OrderedDict"}, "torch": {"", "nn"}})
+    for part in module.modules():
+        if type(part).__module__.startswith("cnnrun."):
+            sources.add(type(part))
+    lines = ["from __future__ import annotations", *sources.import_lines(), *sources.definitions.values()]
+    chain = "def chain(**layers):\n    return nn.Sequential(OrderedDict(layers))"
+    exec(compile("\n".join([*lines, chain, f"made = {call}"]), "generated", "exec"), names)
+    made = names["made"].eval()
+    made.load_state_dict(module.state_dict())
+    inputs = [torch.randn(2, *kind.example_shape)] * (2 if kind.takes_several else 1)
+    assert torch.equal(made(*inputs), module(*inputs))
+    assert construction(made).text() == call
+
+
+def test_parts_that_occur_again_are_written_once():
+    trained = of_zoo("resnet50")
+    text = source(Deployed(trained), ["probabilities"], metadata(trained), "net")
+    assert text.count("def part") == 4  # the repeated bottleneck of each stage
+    assert len(text.splitlines()) < 400
+
+
+def test_code_that_is_not_the_network_is_not_kept(trained_run, tmp_path, monkeypatch):
+    from cnnrun.export import python_file as code
+
+    real = code.source
+    monkeypatch.setattr(code, "source", lambda *a: real(*a).replace("outputs / self", "2 * outputs / self"))
+    with pytest.raises(ParityError, match="not the model"):
+        operations.exported(Code(), trained_run, trained_run.parent.parent, None, tmp_path / "net.py")
+    assert [file.name for file in tmp_path.iterdir()] == ["parity-code-failed.json"]
+    assert json.loads((tmp_path / "parity-code-failed.json").read_text())["passed"] is False
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("noext", "ends in .py"), ("net.onnx", "ends in .py"), ("folder.py", "ends in .py")]
+)
+def test_a_target_that_cannot_be_is_refused_first(trained_run, tmp_path, run_cli, name, why):
+    (tmp_path / "folder.py").mkdir()
+    code, _, err = run_cli("export", "code", trained_run, "--out", tmp_path / name)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert why in err
+    assert [file.name for file in tmp_path.iterdir()] == ["folder.py"]
+
+
+def test_somebody_elses_weights_are_not_overwritten(trained_run, tmp_path, run_cli):
+    (tmp_path / "net.safetensors").write_text("precious")
+    code, _, err = run_cli("export", "code", trained_run, "--out", tmp_path / "net.py")
+    assert code == 2
+    assert "choose another --out" in err
+    assert (tmp_path / "net.safetensors").read_text() == "precious"
+    (tmp_path / "net.safetensors").unlink()
+    for _ in range(2):  # an earlier export of the same name is replaced
+        assert run_cli("export", "code", trained_run, "--out", tmp_path / "net.py")[0] == 0
+
+
+@pytest.mark.parametrize("names", [("class", "print"), ("lambda", "chain"), ("None", "load")])
+def test_layers_may_have_any_name(names, tmp_path):
+    from cnnrun.contracts.layer import Facts
+    from cnnrun.model.network import materialize
+    from tests.support.networks import build_from_text
+
+    text = "".join(f"- conv: {{name: {name}, out_channels: 4, norm: batch}}\n" for name in names)
+    network = materialize(build_from_text(text.replace("None", "'None'") + "- flatten", 1, 4, 4).network, 0)
+    facts = Facts(("a\n", 'b"', "\u2028"), (1, 4, 4))
+    trained = Trained(
+        network.to(memory_format=torch.channels_last).eval(),
+        nn.Identity(),
+        Classify(),
+        facts,
+        Image(),
+        Path("r"),
+        0,
+        CPU,
+    )
+    module = Deployed(trained).eval()
+    Code().write(module, torch.empty(0), ["probabilities"], metadata(trained), tmp_path / "net.py")
+    pixels = torch.randint(0, 256, (2, 4, 4, 1), dtype=torch.uint8)
+    (theirs,) = Code().reload(tmp_path / "net.py")(pixels.numpy())
+    with torch.inference_mode():
+        assert torch.equal(module(pixels)[0], torch.from_numpy(theirs))
+    text = (tmp_path / "net.py").read_text()
+    assert formatted(text) == text

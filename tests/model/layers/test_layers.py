@@ -1,0 +1,116 @@
+"""Every leaf of the union, whatever it is: no list of kinds stands here."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cnnrun.config.spec import members
+from cnnrun.model.layers import Leaf
+from tests.support.networks import LAYER_KINDS, NODE, example_layer, example_shapes, random_inputs
+
+
+def built(kind, device="cpu"):
+    with torch.device(device):
+        return example_layer(kind).build(kind.example_shape)
+
+
+@pytest.mark.parametrize("kind", LAYER_KINDS, ids=lambda kind: kind.kind)
+def test_meta_shape_is_the_real_shape(kind):
+    real = built(kind)(*random_inputs(kind))
+    meta = built(kind, "meta")(*[torch.empty(shape, device="meta") for shape in example_shapes(kind, 3)])
+    assert meta.shape == real.shape
+
+
+@pytest.mark.parametrize("kind", LAYER_KINDS, ids=lambda kind: kind.kind)
+def test_every_parameter_and_input_gets_a_gradient(kind):
+    torch.manual_seed(0)
+    module = built(kind).double()
+    inputs = [tensor.requires_grad_() for tensor in random_inputs(kind, dtype=torch.float64)]
+    out = module(*inputs)
+    (out * torch.randn_like(out)).sum().backward()
+    for name, tensor in [*module.named_parameters(), *((f"input {i}", t) for i, t in enumerate(inputs))]:
+        assert tensor.grad is not None, name
+        assert tensor.grad.isfinite().all(), name
+        assert tensor.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("kind", LAYER_KINDS, ids=lambda kind: kind.kind)
+def test_weights_given_later_are_the_constructors(kind):
+    """Built without memory and reset = built at once, for the same seed: so nothing is left uninitialised."""
+    torch.manual_seed(3)
+    expected = built(kind).state_dict()
+    late = built(kind, "meta").to_empty(device="cpu")
+    torch.manual_seed(3)
+    for module in late.modules():
+        if [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
+            module.reset_parameters()
+    assert late.state_dict().keys() == expected.keys()
+    for name, value in late.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.parametrize("kind", LAYER_KINDS, ids=lambda kind: kind.kind)
+def test_written_and_read_again(kind):
+    once = example_layer(kind)
+    assert NODE.validate_python(NODE.dump_python(once)) == once
+
+
+@pytest.mark.parametrize("kind", LAYER_KINDS, ids=lambda kind: kind.kind)
+def test_batched_equals_one_by_one_in_eval_mode(kind):
+    module = built(kind).double().eval()
+    inputs = random_inputs(kind, dtype=torch.float64)
+    singles = [module(*[tensor[i : i + 1] for tensor in inputs]) for i in range(3)]
+    assert torch.allclose(module(*inputs), torch.cat(singles), rtol=1e-10, atol=1e-12)
+
+
+class Side(nn.Module):
+    """All leaves side by side in one graph: exporting it once costs what exporting one leaf costs."""
+
+    def __init__(self, modules: dict[str, nn.Module], several: dict[str, int]) -> None:
+        super().__init__()
+        self.leaves = nn.ModuleDict({f"leaf_{name}": module for name, module in modules.items()})
+        self.several = several
+
+    def forward(self, *inputs):
+        taken, outputs = iter(inputs), []
+        for name, module in self.leaves.items():
+            outputs.append(module(*[next(taken) for _ in range(self.several[name])]))
+        return tuple(outputs)
+
+
+@pytest.mark.slow
+def test_onnx_parity_of_every_leaf_at_two_batch_sizes(tmp_path):
+    import onnxruntime
+
+    from cnnrun.export.onnx import quietly
+
+    torch.manual_seed(0)
+    module = Side(
+        {kind.kind: built(kind) for kind in LAYER_KINDS}, {f"leaf_{k.kind}": 1 + k.takes_several for k in LAYER_KINDS}
+    )
+    for parameter in module.parameters():  # zeros and ones would hide a swapped weight
+        nn.init.normal_(parameter, std=0.5)
+    module.eval()
+    inputs = [tensor for kind in LAYER_KINDS for tensor in random_inputs(kind, 3)]
+    dims = tuple({0: torch.export.Dim("batch")} for _ in inputs)
+    with quietly():
+        torch.onnx.export(module, tuple(inputs), tmp_path / "m.onnx", dynamo=True, dynamic_shapes=(dims,))
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    for batch in (3, 1):
+        inputs = [tensor for kind in LAYER_KINDS for tensor in random_inputs(kind, batch)]
+        fed = {entry.name: tensor.numpy() for entry, tensor in zip(session.get_inputs(), inputs, strict=True)}
+        with torch.no_grad():
+            expected = module(*inputs)
+        for kind, ours, theirs in zip(LAYER_KINDS, expected, session.run(None, fed), strict=True):
+            np.testing.assert_allclose(theirs, ours.numpy(), rtol=1e-4, atol=1e-5, err_msg=kind.kind)
+
+
+@pytest.mark.parametrize("kind", LAYER_KINDS, ids=lambda kind: kind.kind)
+def test_every_leaf_says_what_it_is(kind):
+    assert kind.__doc__
+    assert kind.__doc__ != members(Leaf)[0].__base__.__doc__
+    for field in kind.model_fields.values():
+        assert field.annotation is not None

@@ -1,0 +1,347 @@
+"""The page: whole in one file, drawn by a real browser, safe from hostile names, the same whenever it is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cnnrun.base.errors import ConfigError, StorageError
+from cnnrun.contracts.figure import Plot, Series
+from cnnrun.experiment.schema import parse
+from cnnrun.results import operations
+from cnnrun.results.report import charts
+from cnnrun.results.report import html as page
+from cnnrun.results.report import write as reporting
+from cnnrun.results.report.content import curves
+from cnnrun.training.run_records import read_result
+from tests.support.browser import open_page
+from tests.support.configs import TINY
+from tests.support.images import save_picture
+from tests.support.small_runs import TASKS
+
+CPU = torch.device("cpu")
+MOST_BYTES = 6 << 20
+HOSTILE = ("<script>document.title='owned'</script>", '"><img src=x onerror=alert(1)>', "{{ 7*7 }} & '${1}' </style>")
+
+
+@pytest.fixture(scope="session")
+def hostile(tmp_path_factory) -> Path:
+    """A run whose classes and files are named to break a page."""
+    root = tmp_path_factory.mktemp("hostile")
+    for label, name in enumerate(HOSTILE):
+        for number in range(12):
+            folder = root / "data" / name.replace("/", "\u2215")
+            save_picture(folder / f"<b onmouseover=alert({number})>.png", seed=100 * label + number, mode="L")
+    text = f"""
+task: classify
+name: hostile
+data: {{source: {{folder: {json.dumps(str(root / "data"))}}}, image: {{size: 8, channels: 1}}, split: {{val: 0.4}}}}
+model: [{{conv: {{out_channels: 4, activation: relu}}}}, global_avg_pool]
+train: {{epochs: 2, batch: 8}}
+"""
+    done = operations.train(parse(text, "hostile.yaml"), root / "runs", CPU, resume=False)
+    reporting.report([Path(done["run"])], root / "runs", CPU)
+    return Path(done["run"])
+
+
+@pytest.fixture
+def no_text(tmp_path) -> Path:
+    """A run on files whose names are no text, of classes with long and oddly spaced names."""
+    for label, name in enumerate(("a  b", "x" * 120, "c")):
+        for number in range(9):
+            save_picture(tmp_path / "data" / name / f"{number}.png", seed=100 * label + number, size=(8, 8), mode="L")
+    (tmp_path / "data" / "c" / "0.png").rename(tmp_path / "data" / "c" / os.fsdecode(b"\xff0.png"))
+    text = f"""
+task: classify
+name: notext
+data: {{source: {{folder: {tmp_path / "data"}}}, image: {{size: 8, channels: 1}}, split: {{val: 0.6}}}}
+model: [{{conv: {{out_channels: 4, activation: relu}}}}, global_avg_pool]
+train: {{epochs: 1, batch: 8}}
+"""
+    (tmp_path / "notext.yaml").write_text(text)
+    return tmp_path / "notext.yaml"
+
+
+def written(run: Path, tmp_path: Path, **settings) -> Path:
+    return Path(reporting.report([run], tmp_path, CPU, out=tmp_path / "page.html", **settings)["path"])
+
+
+# --- in a browser -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_it_opens_offline_with_its_charts_drawn(width, scheme, trained_run, tmp_path):
+    path = written(trained_run, tmp_path)
+    assert path.stat().st_size <= MOST_BYTES
+    with open_page(path, width=width, scheme=scheme) as visit:
+        assert visit.console == []
+        assert [url for url in visit.requests if not url.startswith("data:")] == [path.resolve().as_uri()]
+        charts_ = visit.page.locator(".vega")
+        assert charts_.count() >= 4
+        for number in range(charts_.count()):
+            assert charts_.nth(number).locator("svg.marks").count() == 1
+            assert charts_.nth(number).locator("svg path").count() > 3
+        broken = "[...document.images].filter(each => !(each.complete && each.naturalWidth > 0)).length"
+        assert visit.page.evaluate(broken) == 0
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= width  # nothing is cut off at the side
+        background = visit.page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (background == "rgb(255, 255, 255)") == (scheme == "light")
+
+
+def test_pictures_of_one_class_are_chosen(trained_run, tmp_path):
+    with open_page(written(trained_run, tmp_path)) as visit:
+        items = visit.page.locator(".pictures li")
+        assert items.count() == 24
+        true = items.nth(0).get_attribute("data-true")
+        choose = visit.page.locator("select.choose")
+        choose.focus()
+        choose.select_option(true)
+        shown = [items.nth(number) for number in range(24) if items.nth(number).is_visible()]
+        assert 0 < len(shown) < 24
+        assert {each.get_attribute("data-true") for each in shown} == {true}
+        assert visit.page.locator(".count").inner_text() == f"{len(shown)} of 24 pictures"
+        choose.select_option("")
+        assert all(items.nth(number).is_visible() for number in range(24))
+
+
+def test_lines_of_a_table_are_chosen(tmp_path):
+    """A table of many classes has a field that leaves the lines that hold what was typed."""
+    for label in range(14):
+        for number in range(4):
+            save_picture(tmp_path / "data" / f"kind{label:02d}" / f"{number}.png", 10 * label + number, (8, 8), "L")
+    text = f"""
+task: classify
+name: many
+data: {{source: {{folder: {tmp_path / "data"}}}, image: {{size: 8, channels: 1}}, split: {{val: 0.5}}}}
+model: [{{conv: {{out_channels: 4, activation: relu}}}}, global_avg_pool]
+train: {{epochs: 1, batch: 14}}
+"""
+    done = operations.train(parse(text, "many.yaml"), tmp_path, CPU, resume=False)
+    with open_page(written(Path(done["run"]), tmp_path)) as visit:
+        visit.page.locator("summary", has_text="per class").click()
+        field = visit.page.locator("input.filter").first
+        field.fill("KIND07")
+        rows = visit.page.locator("#run1-per_class tbody tr")
+        assert [row.inner_text().split()[0] for row in rows.all() if row.is_visible()] == ["kind07"]
+
+
+def test_hostile_names_are_text(hostile):
+    with open_page(hostile / "report.html") as visit:
+        assert visit.console == []
+        assert visit.page.title() == str(hostile)
+        assert [url for url in visit.requests if not url.startswith(("data:", "file:"))] == []
+        assert visit.page.evaluate("document.querySelectorAll('img:not([src^=\"data:\"]), [onmouseover]').length") == 0
+        text = visit.page.locator("body").inner_text()
+        for name in HOSTILE:
+            assert name.replace("/", "\u2215") in text
+        assert "<b onmouseover=alert(" in text
+
+
+def test_names_that_are_no_text_or_long_or_oddly_spaced(no_text, tmp_path, run_cli):
+    code, _, err = run_cli("train", no_text, "--runs", tmp_path / "runs")
+    assert code == 0
+    assert "was not written" not in err
+    with open_page(tmp_path / "runs" / "notext" / "1" / "report.html", width=390) as visit:
+        assert visit.console == []
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390
+        for name in ("a  b", "x" * 120):
+            visit.page.locator("select.choose").select_option(name)
+            assert int(visit.page.locator(".count").inner_text().split()[0]) > 0
+
+
+def test_it_is_read_by_those_who_do_not_see_it(trained_run, tmp_path):
+    """One main part, headings in order, a name for every picture, table and field; all in reach of the keyboard."""
+    with open_page(written(trained_run, tmp_path)) as visit:
+        page_ = visit.page
+        assert page_.evaluate("document.documentElement.lang") == "en"
+        assert page_.locator("main").count() == page_.locator("h1").count() == 1
+        levels = page_.evaluate("[...document.querySelectorAll('h1,h2,h3')].map(each => +each.tagName[1])")
+        assert all(after <= before + 1 for before, after in pairwise(levels))
+        assert page_.evaluate("[...document.images].every(each => each.alt)")
+        assert page_.evaluate("[...document.querySelectorAll('table')].every(each => each.caption.textContent.trim())")
+        assert page_.evaluate("[...document.querySelectorAll('select,input')].every(each => each.labels.length)")
+        assert page_.evaluate("[...document.querySelectorAll('.vega svg')].every(each => each.ariaLabel || "
+                              "each.querySelector('[aria-label]'))")  # fmt: skip
+        page_.keyboard.press("Tab")
+        assert page_.evaluate("document.activeElement.className") == "skip"
+        ids = page_.evaluate("[...document.querySelectorAll('[id]')].map(each => each.id)")
+        assert len(ids) == len(set(ids))
+
+
+def test_on_paper_it_is_black_on_white(trained_run, tmp_path):
+    with open_page(written(trained_run, tmp_path), scheme="dark") as visit:
+        visit.page.emulate_media(media="print", color_scheme="dark")
+        assert visit.page.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
+        assert visit.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        pdf = visit.page.pdf()
+        assert pdf.startswith(b"%PDF")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_has_a_page(task, of_each_task, tmp_path):
+    path = written(of_each_task[task], tmp_path)
+    assert path.stat().st_size <= MOST_BYTES
+    with open_page(path) as visit:
+        assert visit.console == []
+        assert visit.page.locator(".vega svg").count() == visit.page.locator(".vega").count()
+        own = {"classify": "confusion", "detect": "recall", "verify": "FAR", "regress": "true", "multilabel": "recall"}
+        labels = " ".join(visit.page.locator(".vega svg text").all_text_contents())
+        assert own[task] in labels
+        assert visit.page.locator(".seen img").count() >= 2
+
+
+def test_several_runs_stand_side_by_side(of_each_task, trained_run, tmp_path):
+    made = parse(TINY, "t.yaml", ["name=other", "train.epochs=2", "model[0].conv.out_channels=6"])
+    other = Path(operations.train(made, tmp_path / "runs", CPU, resume=False)["run"])
+    found = reporting.report([trained_run, other], tmp_path, CPU)
+    assert found["path"] == str(tmp_path / "report.html")
+    with open_page(Path(found["path"])) as visit:
+        assert visit.console == []
+        rows = visit.page.locator("#together table").first.locator("tbody tr")
+        assert [row.locator("th").inner_text() for row in rows.all()] == [str(trained_run), str(other)]
+        text = visit.page.locator("#together").inner_text()
+        assert f"model[0].conv.out_channels: 4 in {trained_run}, 6 in {other}" in text
+        assert visit.page.locator("#together .vega svg").count() >= 2
+        ids = visit.page.evaluate("[...document.querySelectorAll('[id]')].map(each => each.id)")
+        assert len(ids) == len(set(ids))
+        visit.page.set_viewport_size({"width": 390, "height": 900})
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= 390
+        visit.page.locator("nav a").nth(2).click()
+        assert visit.page.url.endswith("#run2")
+
+
+# --- what it says -----------------------------------------------------------------------------------------------------
+
+
+def test_its_numbers_are_those_of_eval_on_val(trained_run, tmp_path):
+    text = written(trained_run, tmp_path).read_text()
+    measured = operations.evaluate(trained_run, tmp_path, CPU, "val")
+    found = dict(re.findall(r"<dt>(\w+)</dt><dd>([-\d.]+)", text))
+    assert found == {name: f"{value:.4f}" for name, value in measured["numbers"].items()}
+    low, high = measured["intervals"]["accuracy"]
+    assert f"{low:.4f} to {high:.4f}" in text
+    assert "flatters" in text
+    assert "flatters" not in written(trained_run, tmp_path, split="test").read_text()
+
+
+def test_the_same_page_is_written_again(trained_run, tmp_path):
+    first = written(trained_run, tmp_path).read_bytes()
+    assert written(trained_run, tmp_path).read_bytes() == first
+
+
+def test_it_asks_for_nothing_from_outside(trained_run, tmp_path):
+    text = written(trained_run, tmp_path).read_text()
+    vega = page._vega()
+    own = text.replace(vega.replace("</script", "<\\/script"), "")
+    assert len(own) < len(text) / 2
+    assert re.findall(r"(?:src|href)=[\"'](?!data:|#)[^\"']*", own) == []
+    assert "default-src 'none'" in own
+
+
+def test_a_page_of_somebody_elses_stays(trained_run, tmp_path):
+    (tmp_path / "page.html").write_text("<html>mine</html>")
+    with pytest.raises(ConfigError, match="is there already"):
+        written(trained_run, tmp_path)
+
+
+def test_training_writes_it_at_the_end(tiny, tmp_path, run_cli):
+    code, out, err = run_cli("train", tiny, "--runs", tmp_path)
+    assert code == 0, err
+    assert (tmp_path / "tiny" / "1" / "report.html").stat().st_size > 800_000
+    assert run_cli("train", tiny, "--runs", tmp_path, "--no-report")[0] == 0
+    assert not (tmp_path / "tiny" / "2" / "report.html").exists()
+    assert run_cli("train", tiny, "--runs", tmp_path, "--seeds", "2")[0] == 0
+    assert (tmp_path / "tiny" / "4" / "report.html").exists()
+    code, out, _ = run_cli("report", tmp_path / "tiny" / "2", "--json")
+    assert code == 0
+    assert json.loads(out)["path"] == str(tmp_path / "tiny" / "2" / "report.html")
+
+
+def test_a_page_that_cannot_be_written_does_not_cost_the_training(tiny, tmp_path, run_cli, monkeypatch):
+    def fails(*_, **__):
+        raise StorageError("no space left")
+
+    monkeypatch.setattr(reporting, "write_new", fails)
+    code, out, err = run_cli("train", tiny, "--runs", tmp_path)
+    assert code == 0
+    assert "report.html was not written: no space left" in err
+    assert "best at step" in out
+    assert read_result(tmp_path / "tiny" / "1")
+
+
+def test_an_unfinished_run_has_a_page_that_says_so(trained_run, tmp_path):
+    unfinished = shutil.copytree(trained_run, tmp_path / "unfinished")
+    (unfinished / "result.json").unlink()
+    assert "the training is not finished" in written(unfinished, tmp_path).read_text()
+
+
+# --- charts -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_chart_holds_what_can_be_drawn():
+    """Numbers that are not finite have no place; nothing else is left out."""
+    plot = Plot("t", "x", "y", (Series("a", [0.0, 1.0, 2.0], [1.0, float("nan"), float("inf")]),))
+    assert [row["x"] for row in charts.vega(plot)["layer"][0]["data"]["values"]] == [0.0]
+    json.dumps(charts.vega(plot), allow_nan=False)
+
+
+def test_every_style_and_empty_series_are_drawn(tmp_path):
+    import vl_convert
+
+    plots = [
+        Plot(style, "x", "y", (Series("a", [0.1, 0.2], [0.0, 1.0], style, [0.0, 0.1], [0.3, 0.4]),), ticks=("p", "q"))
+        for style in ("points", "line", "bars", "spans")
+    ]
+    plots += [Plot("same", "x", "y", (Series("a", [x, x], [1.0, 2.0], "bars"),)) for x in (0.3, float("nan"))]
+    plots += [Plot("nothing", "x", "y", (Series("a", [], []),)), Plot("d", "x", "y", (), diagonal=True, log_x=False)]
+    for plot in plots:
+        assert vl_convert.vegalite_to_svg(charts.vega(plot)).startswith("<svg")
+    assert charts.matrix("m", np.zeros((101, 101), int).tolist(), [str(n) for n in range(101)]) is None
+    assert vl_convert.vegalite_to_svg(charts.matrix("m", [[3, 1], [0, 2]], ["a", "b"])).startswith("<svg")
+
+
+def test_curves_are_the_lines_of_metrics(trained_run):
+    rows = [json.loads(line) for line in (trained_run / "metrics.jsonl").read_text().splitlines()]
+    plots = {plot.title: plot for plot in curves([("", trained_run)])}
+    assert [series.name for series in plots["loss"].series] == ["train/loss", "val/loss"]
+    assert list(plots["val/accuracy"].series[0].y) == [row["val/accuracy"] for row in rows]
+    assert list(plots["val/accuracy"].series[0].x) == [row["epoch"] for row in rows]
+    assert curves([("", trained_run / "nowhere")]) == []
+
+
+def test_a_line_that_was_being_written_costs_itself_alone(trained_run, tmp_path):
+    lines = (trained_run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    later = json.dumps({"step": 99, "epoch": 9, "val/new": 0.5}) + "\n"
+    (tmp_path / "metrics.jsonl").write_text("".join(lines[:3]) + later + lines[3][:20])
+    plots = {plot.title: plot for plot in curves([("", tmp_path)])}
+    assert len(plots["val/accuracy"].series[0].x) == 3
+    assert list(plots["val/new"].series[0].x) == [9]
+
+
+def test_every_chart_is_text_as_well(trained_run, tmp_path):
+    with open_page(written(trained_run, tmp_path)) as visit:
+        counts = "[...document.querySelectorAll('figure.chart')].map(each => each.querySelectorAll('tbody tr').length)"
+        assert min(visit.page.evaluate(counts)) > 0
+
+
+def test_pictures_with_boxes_are_made_smaller(tmp_path):
+    wide = np.random.default_rng(0).integers(0, 256, (700, 2100, 3), dtype=np.uint8)
+    assert len(page.as_image(wide, 900)) < 400_000
+    small = np.zeros((8, 8, 3), np.uint8)
+    assert page.as_image(small).startswith("data:image/png")
+
+
+def test_a_folder_that_is_not_there_is_named_before_anything_is_measured(trained_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(reporting, "measured", lambda *_, **__: pytest.fail("measured"))
+    with pytest.raises(ConfigError, match="no such folder"):
+        reporting.report([trained_run, trained_run], tmp_path / "nowhere", CPU)
+    with pytest.raises(ConfigError, match="no such folder"):
+        reporting.report([trained_run], tmp_path, CPU, out=tmp_path / "nowhere" / "r.html")

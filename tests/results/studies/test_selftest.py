@@ -1,0 +1,151 @@
+"""`selftest` passes where all is well, and each of its checks fails where it should."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from cnnrun.base.errors import SelftestError
+from cnnrun.data.training_batches import TrainingBatches
+from cnnrun.experiment import assemble, schema
+from cnnrun.results.studies import selftest
+from cnnrun.tasks.classify import CrossEntropy
+from cnnrun.training import checkpoints
+from cnnrun.training.learner import Learner
+from tests.support.configs import TINY
+
+CPU = torch.device("cpu")
+
+
+def verdicts(*overrides: str) -> dict[str, bool | None]:
+    result = selftest.selftest(schema.parse(TINY, "tiny.yaml", ["name=tiny", *overrides]), CPU)
+    return {row["check"]: row["passed"] for row in result["checks"]}
+
+
+ALL = [
+    "a repeated run is the same",
+    "a resumed run is the same",
+    "workers do not matter",
+    "the first loss is that of a guess",
+    "one batch can be overfitted",
+    "shuffled labels teach nothing",
+    "units are alive",
+    "gradients reach every weight",
+    "a picture alone gives what it gives in a batch",
+]
+
+
+def test_all_is_well_and_nothing_is_left_behind(run_cli, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run_cli("selftest", tiny, "train.accumulate=2", "train.ema={decay: 0.9}", "--json")
+    assert (code, err) == (0, "")
+    result = json.loads(out)
+    assert [row["check"] for row in result["checks"]] == ALL
+    assert {row["passed"] for row in result["checks"]} == {True}
+    assert result["passed"]
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
+    code, out, _ = run_cli("selftest", tiny)
+    assert code == 0
+    assert "tiny: all is well" in out
+
+
+def failing(*names: str, also: tuple[str, ...] = ()) -> None:
+    found = {name for name, passed in verdicts().items() if passed is False}
+    assert set(names) <= found <= {*names, *also}
+
+
+def test_what_does_not_repeat(monkeypatch):
+    real, calls = TrainingBatches.at, []
+
+    def other_each_time(self, step):
+        calls.append(step)
+        batch = real(self, step)
+        batch.pictures.view(-1)[0] = len(calls) % 251
+        return batch
+
+    monkeypatch.setattr(TrainingBatches, "at", other_each_time)
+    failing(*ALL[:3])
+
+
+def test_what_is_not_restored(monkeypatch):
+    real = checkpoints.load
+    monkeypatch.setattr(
+        Learner, "restore", lambda self, saved, *rest: self.network.load_state_dict(real(saved.path).parts["model"])
+    )
+    failing(ALL[1])
+
+
+def test_pictures_that_depend_on_who_reads_them(monkeypatch):
+    from cnnrun.data.storage import Streamed
+
+    real = Streamed.take
+    monkeypatch.setattr(Streamed, "take", lambda self, rows: real(self, rows.flip(0)))
+    failing(ALL[2])
+
+
+def test_a_first_loss_that_is_no_guess(monkeypatch):
+    real = CrossEntropy.forward
+    monkeypatch.setattr(CrossEntropy, "forward", lambda self, outputs, targets: real(self, outputs * 60, targets))
+    failing(ALL[3], also=tuple(ALL[4:7]))
+
+
+def test_a_network_that_cannot_learn(monkeypatch):
+    monkeypatch.setattr(selftest, "update", lambda *arguments: None)
+    failing(ALL[4])
+
+
+def test_labels_that_leak(monkeypatch):
+    """The network sees the label; the shuffle is undone."""
+    monkeypatch.setattr(selftest, "_shuffled", lambda examples: examples)
+    failing(ALL[5])
+
+
+def test_dead_units_and_weights_without_gradients(monkeypatch):
+    real = assemble.job
+
+    def dying(*arguments):
+        job = real(*arguments)
+        with torch.no_grad():
+            job.network.layers.conv1.conv.weight.fill_(0)
+            job.network.layers.conv1.norm.bias.fill_(-9)
+        return job
+
+    monkeypatch.setattr(assemble, "job", dying)
+    found = {name for name, passed in verdicts().items() if passed is False}
+    assert {ALL[6], ALL[7]} <= found
+
+
+def test_a_picture_that_depends_on_its_batch(monkeypatch):
+    class Together(nn.Module):
+        def forward(self, features):
+            return features - features.mean(0)
+
+    real = assemble.job
+
+    def mixing(*arguments):
+        job = real(*arguments)
+        job.network.head = nn.Sequential(job.network.head, Together())
+        return job
+
+    monkeypatch.setattr(assemble, "job", mixing)
+    found = {name for name, passed in verdicts().items() if passed is False}
+    assert ALL[8] in found
+
+
+def test_a_failed_check_is_exit_9(run_cli, tiny, monkeypatch):
+    monkeypatch.setattr(selftest, "update", lambda *arguments: None)
+    code, out, err = run_cli("selftest", tiny)
+    assert code == 9
+    assert "FAILED" in out
+    assert err == "selftest: 1 of 9 checks failed: one batch can be overfitted\n"
+    with pytest.raises(SelftestError):
+        selftest.refuse({"checks": [{"check": "x", "passed": False}]})
+
+
+def test_without_a_config_it_has_its_own(run_cli):
+    code, out, _ = run_cli("selftest")
+    assert code == 0
+    assert "selftest: all is well" in out

@@ -1,0 +1,566 @@
+"""What a result is worth: calibrate, train --seeds, compare, sweep, find-lr, plan."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import signal
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image as Pil
+
+from cnnrun.base.errors import CheckpointError, ConfigError, DataError
+from cnnrun.contracts.figure import Plot, Series
+from cnnrun.data.training_batches import in_order
+from cnnrun.experiment import assemble, schema
+from cnnrun.explain.figures.png import written
+from cnnrun.export.onnx import Onnx
+from cnnrun.results import calibrate, compare, operations
+from cnnrun.results.studies import find_lr, plan, seeds, sweep
+from cnnrun.tasks.classify import Classify
+from cnnrun.tasks.temperature import fitted
+from cnnrun.training.run_records import parse_facts
+from tests.support.configs import TINY, tiny_experiment
+from tests.support.forked_processes import fork, outcome
+from tests.support.interrupted_trainings import digest, stop_at
+
+CPU = torch.device("cpu")
+
+
+def tried(*overrides: str) -> schema.Experiment:
+    return tiny_experiment("train.epochs=1", *overrides)
+
+
+@pytest.fixture
+def copied(trained_run, tmp_path) -> Path:
+    """A run of one's own, to write into."""
+    return Path(shutil.copytree(trained_run, tmp_path / "runs" / "tiny" / "1"))
+
+
+# --- calibrate --------------------------------------------------------------------------------------------------------
+
+
+def test_a_temperature_that_was_put_on_is_found():
+    draw = torch.Generator().manual_seed(0)
+    logits = torch.randn(20_000, 5, generator=draw) * 2
+    labels = torch.multinomial(logits.softmax(1), 1, generator=draw)[:, 0]
+    task = Classify()
+    for heat in (0.3, 1.0, 4.0):
+        found = fitted(lambda t, heat=heat: task.nll(logits * heat, {"labels": labels}, None, t))
+        assert found == pytest.approx(heat, rel=0.03)
+
+
+@pytest.mark.parametrize("best", [0.273, 1.2345, 7.77])
+def test_the_temperature_is_where_the_likelihood_is_highest(best):
+    """best / t + log t is lowest at t = best."""
+    assert fitted(lambda t: best / t + math.log(t)) == pytest.approx(best, rel=1e-3)
+
+
+def test_what_was_calibrated_is_used_everywhere(copied, tmp_path):
+    before = operations.evaluate(copied, tmp_path, CPU, "val")
+    made = calibrate.calibrate(copied, tmp_path, CPU)
+    after = operations.evaluate(copied, tmp_path, CPU, "val")
+    assert made["split"] == "val"
+    assert made["nll"][1] < made["nll"][0]
+    assert made["ece"] == [before["numbers"]["ece"], after["numbers"]["ece"]]
+    assert after["numbers"]["accuracy"] == before["numbers"]["accuracy"]
+    assert after["numbers"]["ece"] != before["numbers"]["ece"]
+    given = assemble.trained(copied, tmp_path, CPU)[1]
+    assert given.facts.chosen == {"temperature": made["temperature"]}
+    report = operations.exported(Onnx(), copied, tmp_path, None, None)
+    assert report["passed"]
+    import onnx
+
+    said = {entry.key: entry.value for entry in onnx.load(copied / "exports" / "model.onnx").metadata_props}
+    assert float(said["temperature"]) == made["temperature"]
+    # Fitted anew from what the network gives, not on top of what was fitted before.
+    assert calibrate.calibrate(copied, tmp_path, CPU) == made
+
+
+def test_no_other_temperature_tells_val_better_than_the_one_that_is_kept(copied, tmp_path):
+    made = calibrate.calibrate(copied, tmp_path, CPU)
+    assert json.loads((copied / "calibration.json").read_text()).popitem()[1]["chosen"] == {
+        "temperature": made["temperature"]
+    }
+    given = assemble.trained(copied, tmp_path, CPU)[1]
+    (batch,) = in_order(assemble.dataset(tried()).splits["val"], 10_000, CPU)
+    with torch.inference_mode():
+        logits, outputs = given.network(batch.pictures).double(), given.results(batch.pictures)["probabilities"]
+    heat = made["temperature"]
+    near = [float(F.cross_entropy(logits / t, batch.targets["labels"])) for t in (heat / 1.01, heat, heat * 1.01)]
+    assert min(near) == near[1] == pytest.approx(made["nll"][1], rel=1e-6)
+    torch.testing.assert_close(outputs.double(), (logits / heat).softmax(1), rtol=1e-4, atol=1e-6)
+
+
+def test_a_temperature_of_other_weights_is_not_used_aloud(copied, tmp_path, capsys):
+    calibrate.calibrate(copied, tmp_path, CPU)
+    path = copied / "calibration.json"
+    path.write_text(re.sub('"[0-9a-f]{64}"', f'"{"0" * 64}"', path.read_text()))
+    assert assemble.trained(copied, tmp_path, CPU)[1].facts.chosen == {}
+    assert "is of other weights than step" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "damage", ["", "{", "[]", '{"DIGEST": 3}', '{"DIGEST": {"chosen": {"temperature": "x"}}}',
+               '{"DIGEST": {"chosen": {"temperature": NaN}}}', '{"DIGEST": {"chosen": {"temperature": -1}}}']
+)  # fmt: skip
+def test_a_damaged_calibration_is_refused(copied, tmp_path, damage, run_cli):
+    digest_of = assemble.trained(copied, tmp_path, CPU)[1].digest
+    (copied / "calibration.json").write_text(damage.replace("DIGEST", digest_of))
+    code, _, err = run_cli("eval", copied)
+    assert code == 3
+    assert "calibration.json" in err
+    assert "calibrate` again" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_nothing_is_fitted_to_pictures_that_are_all_right(copied, tmp_path, monkeypatch):
+    monkeypatch.setattr(calibrate, "_outputs", lambda *_: (torch.eye(10) * 9, {"labels": torch.arange(10)}))
+    with pytest.raises(DataError, match="all told rightly"):
+        calibrate.calibrate(copied, tmp_path, CPU)
+    assert not (copied / "calibration.json").exists()
+
+
+def test_every_checkpoint_keeps_a_calibration_of_its_own(tmp_path):
+    run = Path(operations.train(tried("train.epochs=3", "train.keep=3"), tmp_path, CPU, resume=False)["run"])
+    best = calibrate.calibrate(run, tmp_path, CPU)["temperature"]
+    other = run / "checkpoints" / "step-00000017"
+    assert calibrate.calibrate(other, tmp_path, CPU)["temperature"] != best
+    assert assemble.trained(run, tmp_path, CPU)[1].facts.chosen == {"temperature": best}
+
+
+def test_what_gives_no_probabilities_is_not_calibrated(tmp_path, run_cli):
+    path = tmp_path / "s.yaml"
+    path.write_text(
+        "task: regress\ndata: {source: {digit_scenes: {train: 40, held_out: 20, give: counts}}}\n"
+        "model: [{conv: {out_channels: 2, stride: 8}}, global_avg_pool]\ntrain: {epochs: 1, batch: 8}\n"
+    )
+    assert run_cli("train", path, "--runs", tmp_path / "runs")[0] == 0
+    code, _, err = run_cli("calibrate", "--runs", tmp_path / "runs")
+    assert code == 2
+    assert "regress gives no probabilities here" in err
+
+
+def test_the_reliability_diagram_is_drawn(trained_run, tmp_path, run_cli):
+    code, out, _ = run_cli("eval", trained_run, "--plots", tmp_path / "figures")
+    assert code == 0
+    path = tmp_path / "figures" / "reliability.png"
+    assert str(path) in out
+    with Pil.open(path) as picture:
+        assert min(picture.size) > 300
+    code, out, _ = run_cli("eval", trained_run, "--json")
+    found = json.loads(out)
+    rows = found["tables"]["reliability"]
+    assert sum(row["pictures"] for row in rows) == found["samples"]
+    gap = sum(row["pictures"] * abs(row["confidence"] - row["accuracy"]) for row in rows) / found["samples"]
+    assert found["numbers"]["ece"] == pytest.approx(gap)
+    low, high = found["intervals"]["accuracy"]
+    assert low < found["numbers"]["accuracy"] < high
+
+
+def test_figures_take_any_name(tmp_path):
+    series = Series("$x_{$", [1.0, 2.0], [3.0, 1.0], "spans", [0.5, 1.5], [1.5, 2.5])
+    hostile = Plot(
+        "../../<b>$\\frac{$ \x1b[31m", "a$", "$b", (series, Series("p", [1.0], [1.0], "points")), ticks=("$", "c")
+    )
+    (path,) = written([hostile], tmp_path / "figures")
+    assert Path(path).parent == tmp_path / "figures"
+    alike = [replace(hostile, title=title) for title in ("x+", "x-", "длина", "ширина")]
+    assert len(set(written(alike, tmp_path / "figures"))) == 4
+
+
+# --- seeds ------------------------------------------------------------------------------------------------------------
+
+
+def test_seeds_are_the_runs_that_each_would_be(tmp_path):
+    made = seeds.train(tried(), 3, tmp_path / "runs", CPU, resume=False, strict=False)
+    assert made["seeds"] == [0, 1, 2]
+    for row in made["runs"]:
+        alone = operations.train(tried(f"seed={row['seed']}"), tmp_path / "alone", CPU, resume=False)["run"]
+        assert digest(Path(alone)) == digest(Path(row["run"]))
+    values = [operations.evaluate(Path(row["run"]), tmp_path, CPU, None)["numbers"]["accuracy"] for row in made["runs"]]
+    from scipy import stats
+
+    summary = made["summary"]["accuracy"]
+    ends = stats.t.interval(0.95, 2, loc=summary["mean"], scale=stats.sem(values))
+    assert (summary["from"], summary["to"]) == pytest.approx(ends)
+    assert json.loads((tmp_path / "runs" / "tiny" / "seeds-0-2.json").read_text())["summary"] == made["summary"]
+
+
+def test_seeds_that_were_stopped_are_gone_on_with(tmp_path):
+    whole = seeds.train(tried(), 2, tmp_path / "whole", CPU, resume=True, strict=False)
+    operations.train(tried(), tmp_path / "cut", CPU, resume=False)
+    with stop_at(7):
+        operations.train(tried("seed=1"), tmp_path / "cut", CPU, resume=False)
+    part = seeds.train(tried(), 2, tmp_path / "cut", CPU, resume=True, strict=False)
+    assert [Path(row["run"]).name for row in part["runs"]] == ["1", "2"]
+    for one, other in zip(whole["runs"], part["runs"], strict=True):
+        assert digest(Path(one["run"])) == digest(Path(other["run"]))
+    again = seeds.train(tried(), 2, tmp_path / "cut", CPU, resume=True, strict=False)
+    assert again["runs"] == part["runs"]
+
+
+def test_seeds_of_different_data_are_not_summed_up(tmp_path):
+    seeds.train(tried(), 1, tmp_path, CPU, resume=False, strict=False)
+    facts = tmp_path / "tiny" / "1" / "facts.json"
+    facts.write_text(re.sub(r'"fingerprint": "..', '"fingerprint": "zz', facts.read_text()))
+    with pytest.raises(CheckpointError, match="the data changed since"):
+        seeds.train(tried(), 2, tmp_path, CPU, resume=True, strict=False)
+    other = Path(operations.train(tried("seed=1"), tmp_path, CPU, resume=False)["run"])
+    with pytest.raises(DataError, match="learned from different data"):
+        seeds._same_data([tmp_path / "tiny" / "1", other])
+
+
+def test_seeds_beyond_the_last_are_refused_before_the_first(config, tmp_path, run_cli):
+    code, _, err = run_cli("train", config, f"seed={2**63 - 1}", "--seeds", 2, "--runs", tmp_path / "runs")
+    assert code == 2
+    assert "--seeds 2" in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_one_seed_has_no_interval():
+    assert seeds.spread([0.5], "accuracy") == {"mean": 0.5}
+
+
+# --- compare ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_not_distinguishable_from_itself(trained_run, tmp_path, run_cli):
+    code, out, _ = run_cli("compare", trained_run, trained_run, "--plots", tmp_path)
+    assert code == 0
+    assert "the configs are the same" in out
+    assert "not distinguishable on these pictures" in out
+    assert len(list(tmp_path.glob("*.png"))) == 1
+
+
+def test_what_two_configs_and_their_results_differ_in_is_said(trained_run, tmp_path, run_cli):
+    worse = operations.train(tried("model[0].conv.out_channels=2"), tmp_path, CPU, resume=False)["run"]
+    code, out, _ = run_cli("compare", trained_run, worse)
+    assert code == 0
+    assert f"train.epochs: 12 in {trained_run}, 1 in {worse}" in out
+    assert "out_channels: 4 in" in out
+    assert "distinguishable by accuracy" in out
+    found = compare.compare([trained_run, Path(worse)], tmp_path, CPU, None)
+    (pair,) = found["pairs"]
+    assert not pair["same_config"]
+    assert "accuracy" in pair["distinguishable"]
+    row = next(row for row in pair["tests"] if row["number"] == "accuracy")
+    assert row["test"] == "McNemar"
+    assert row["from"] <= row["difference"] <= row["to"] < 0
+
+
+def test_a_calibration_of_one_of_them_is_said(copied, trained_run, tmp_path):
+    calibrate.calibrate(copied, tmp_path, CPU)
+    (pair,) = compare.compare([trained_run, copied], tmp_path, CPU, None)["pairs"]
+    assert any(line.startswith("calibrated: no and ") for line in pair["config"])
+    assert pair["same_config"]
+
+
+def test_people_who_are_too_few_are_not_called_equal(tmp_path, run_cli):
+    path = tmp_path / "v.yaml"
+    path.write_text(
+        "task: {verify: {dimension: 4}}\n"
+        "data: {source: digits, split: {by: label, val: ['5', '6'], test: ['7', '8']}}\n"
+        "model: [{conv: {out_channels: 2, stride: 4}}, flatten]\ntrain: {epochs: 1, batch: 64, monitor: val/eer}\n"
+    )
+    for seed in (0, 1):
+        assert run_cli("train", path, f"seed={seed}", "--runs", tmp_path / "runs")[0] == 0
+    code, out, _ = run_cli("compare", tmp_path / "runs/v/1", tmp_path / "runs/v/2")
+    assert code == 0
+    assert "not tested: " in out
+    assert "not distinguishable" not in out
+
+
+def test_what_was_measured_on_other_pictures_is_not_tested(trained_run, tmp_path):
+    other = operations.train(tried("data.split.seed=5"), tmp_path, CPU, resume=False)["run"]
+    (pair,) = compare.compare([trained_run, Path(other)], tmp_path, CPU, None)["pairs"]
+    assert pair["tests"] == []
+    assert "picture" in pair["unpaired"]
+    with pytest.raises(ConfigError, match="two or more"):
+        compare.compare([trained_run], tmp_path, CPU, None)
+
+
+# --- sweep ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def config(tmp_path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+SPACE = [
+    "train.optimizer.sgd.lr=log:0.001..0.5",
+    "train.batch=32|64",
+    "model[0].conv.out_channels=2..4",
+    "train.epochs=1",
+]
+
+
+def swept(config: Path, root: Path, trials: int, *words: str) -> dict:
+    return sweep.sweep(config, [*SPACE, *words], trials, root, CPU, None)
+
+
+def settings(result: dict) -> list:
+    return [(row["settings"], row["value"]) for row in result["trials"]]
+
+
+def test_a_sweep_repeats_goes_on_and_writes_its_best(config, tmp_path):
+    whole = swept(config, tmp_path / "a", 4)
+    swept(config, tmp_path / "b", 2)
+    part = swept(config, tmp_path / "b", 4)
+    assert settings(whole) == settings(part)
+    best = min(whole["trials"], key=lambda row: -row["value"])
+    assert whole["best"]["value"] == best["value"]
+    made = schema.load(Path(whole["best"]["config"]))
+    assert made.name == "tiny"
+    assert made.train.optimizer.lr == pytest.approx(best["settings"]["train.optimizer.sgd.lr"])
+    again = operations.train(made, tmp_path / "c", CPU, resume=False)
+    assert again["best"]["val/accuracy"] == best["value"]
+    assert swept(config, tmp_path / "b", 4)["trials"] == part["trials"]
+
+
+def test_a_trial_whose_process_was_killed_goes_on(config, tmp_path):
+    whole = swept(config, tmp_path / "whole", 2, "train.epochs=3")
+    root = tmp_path / "cut"
+
+    def killed() -> None:
+        from cnnrun.training import loop
+
+        real = loop.backward
+
+        def stepping(learner, job, batch, number):
+            if number == 40 and "trial-1" in str(job.run.path):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(learner, job, batch, number)
+
+        loop.backward = stepping
+        swept(config, root, 2, "train.epochs=3")
+
+    pid, pipe = fork(killed)
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+    os.close(pipe)
+    part = swept(config, root, 2, "train.epochs=3")
+    assert settings(whole) == settings(part)
+    # The trial in the place of the one that was killed goes on with its run.
+    assert sorted(str(path.relative_to(root)) for path in root.glob("*/*/*") if path.is_dir()) == [
+        "tiny-sweep/trial-0/1",
+        "tiny-sweep/trial-1/1",
+    ]
+    assert not list((root / "tiny-sweep").glob("trial-*.lock"))
+
+
+def test_two_processes_share_a_study(config, tmp_path):
+    children = [fork(lambda: len(swept(config, tmp_path, 6)["trials"])) for _ in range(2)]
+    assert all(outcome(*child) >= 5 for child in children)
+    found = swept(config, tmp_path, 6)["trials"]
+    assert len(found) == 6
+    assert all(row["state"] == "complete" for row in found)
+    assert len({row["run"] for row in found}) == 6
+
+
+def test_bad_trials_end_early(config, tmp_path):
+    rates = "train.optimizer.sgd.lr=0.000001|0.1|0.2|0.05|0.08|0.15"
+    result = sweep.sweep(config, [rates, "train.epochs=5"], 12, tmp_path, CPU, None)
+    assert {row["state"] for row in result["trials"]} <= {"complete", "pruned"}
+    pruned = [row for row in result["trials"] if row["state"] == "pruned"]
+    assert pruned
+    for row in pruned:
+        assert len((Path(row["run"]) / "metrics.jsonl").read_text().splitlines()) < 5
+        assert (Path(row["run"]) / "result.json").exists()
+
+
+def test_a_trial_that_cannot_be_trained_is_told_and_passed_over(config, tmp_path, capsys):
+    result = sweep.sweep(
+        config, ["train.optimizer.sgd.lr=1e20|0.1", "train.epochs=1", "train.schedule=constant"], 6, tmp_path, CPU, None
+    )
+    failed = [row for row in result["trials"] if row["state"] == "fail"]
+    assert failed
+    assert all("became" in row["why"] for row in failed)
+    assert result["best"]["settings"] == {"train.optimizer.sgd.lr": "0.1"}
+
+
+def test_a_trial_that_ends_while_another_process_looks_is_let_be(config, tmp_path, monkeypatch):
+    """Between seeing that a trial runs and holding its lock, its own process may come to its end."""
+    swept(config, tmp_path, 1)
+    folder = tmp_path / "tiny-sweep"
+    space, plain = sweep.space_of(SPACE)
+    study = sweep._study(schema.load(config, plain), folder, None, space)
+    trial = study.ask()
+    real = sweep.hold
+
+    def ending_first(path, *wait):
+        if path.name == f"trial-{trial.number}.lock":
+            study.tell(trial.number, 0.5)
+        return real(path, *wait)
+
+    monkeypatch.setattr(sweep, "hold", ending_first)
+    sweep._put_back(study, folder)
+    assert [each.state.name for each in study.trials] == ["COMPLETE", "COMPLETE"]
+
+
+def test_equal_trials_do_not_take_each_others_runs(config, tmp_path):
+    found = sweep.sweep(config, ["train.batch=64|32", "train.epochs=1"], 4, tmp_path, CPU, None)["trials"]
+    assert len({row["run"] for row in found}) == 4
+    assert len({str(row["settings"]) for row in found}) == 2
+
+
+def test_a_sweep_without_its_data_or_its_storage_says_so(config, tmp_path, run_cli, monkeypatch):
+    gone = tmp_path / "gone.yaml"
+    gone.write_text(TINY.replace("source: digits", "source: {folder: nowhere}, image: {size: 8, channels: 1}"))
+    code, _, err = run_cli("sweep", gone, "train.batch=8|16", "--runs", tmp_path / "runs")
+    assert code == 8
+    assert "nowhere" in err
+    junk = tmp_path / "junk"
+    junk.write_text("no journal\n")
+    for storage in (junk, "foo://x", f"sqlite:///{tmp_path}/no/such/x.db"):
+        code, _, err = run_cli("sweep", config, "train.batch=8|16", "--runs", tmp_path / "r", "--storage", storage)
+        assert code == 5
+        assert "no study can be kept there" in err
+
+    def short(*arguments, **settings):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(operations, "train", short)
+    code, _, err = run_cli("sweep", config, "train.batch=8|16", "--runs", tmp_path / "runs", "--trials", 2)
+    assert code == 2
+    assert "no trial came to its end\ntrial 0: memory ran out\ntrial 1: memory ran out\n" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train.epochs=3"], "nothing to look for"),
+        (["train.monitor=val/accuracy|val/loss"], "it cannot be looked for"),
+        (["seed=0..3"], "it cannot be looked for"),
+        (["train.batch=8..16", "train.batch=32..64"], "is looked for already"),
+        (["train.optimizer.sgd.lr=0.3..0.1"], "not below the second"),
+        (["train.optimizer.sgd.lr=log:0..0.1"], "is above 0"),
+        (["train.batch=32|32"], "different values"),
+        (["train.btach=8..64"], "did you mean 'batch'"),
+        (["train.optimizer.sgd.lr=-1..0.1"], "must be more than 0"),
+        (["model[0].conv.out_channels=1..4", "model[0].conv.kernel_size=3|x"], "kernel_size"),
+    ],
+)
+def test_a_sweep_that_makes_no_sense_is_refused_before_it_begins(config, tmp_path, run_cli, words, said):
+    code, _, err = run_cli("sweep", config, *words, "--runs", tmp_path / "runs")
+    assert code == 2
+    assert said in err
+    assert not list((tmp_path / "runs").glob("*/1"))
+
+
+def test_a_study_of_something_else_is_not_gone_on_with(config, tmp_path):
+    swept(config, tmp_path, 1)
+    with pytest.raises(ConfigError, match="holds a study of another config"):
+        swept(config, tmp_path, 2, "seed=3")
+    with pytest.raises(ConfigError, match="holds a study of another space"):
+        sweep.sweep(config, [*SPACE[:2], "train.epochs=1"], 2, tmp_path, CPU, None)
+
+
+# --- find-lr ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_range_of_rates_is_tried_and_nothing_is_left(config, tmp_path, run_cli, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run_cli("find-lr", config, "--plots", tmp_path / "figures", "--steps", 60)
+    assert code == 0, err
+    assert "nothing was changed" in out
+    assert (tmp_path / "figures" / "learning-rates.png").exists()
+    assert not (tmp_path / "runs").exists()
+    found = find_lr.find(tried(), CPU, 1e-5, 10, 60, None)
+    assert find_lr.find(tried(), CPU, 1e-5, 10, 60, None) == found
+    rates = [row["lr"] for row in found["rates"]]
+    assert rates[0] == pytest.approx(1e-5)
+    assert all(b / a == pytest.approx(rates[1] / rates[0]) for a, b in pairwise(rates))
+    assert 1e-4 < found["lowest_tenth"] < found["steepest"] < 1
+
+
+def test_the_rates_named_are_on_the_way_down():
+    rows = [
+        {"lr": 10.0**k, "loss": 0.0, "smoothed": s} for k, s in enumerate([3, 3, 2.9, 2.0, 1.5, 1.4, 4.0, 2.0, 9.0])
+    ]
+    assert find_lr.suggested(rows) == {"steepest": 100.0, "lowest_tenth": 1e4}
+    rising = [{"lr": 10.0**k, "loss": 0.0, "smoothed": float(k)} for k in range(5)]
+    assert find_lr.suggested(rising) == {}
+
+
+def test_where_the_loss_does_not_fall_nothing_is_suggested(config, run_cli):
+    code, out, _ = run_cli("find-lr", config, "--low", 1e-12, "--high", 1e-11, "--steps", 40)
+    assert code == 0
+    assert "does not fall in this range" in out
+
+
+def test_a_range_upside_down_or_beyond_all_is_refused(config, run_cli):
+    assert "the lower one first" in run_cli("find-lr", config, "--low", 1, "--high", 0.1)[2]
+    assert "the lower one first" in run_cli("find-lr", config, "--high", "inf")[2]
+    assert "give a lower --low" in run_cli("find-lr", config, "--low", 1e25, "--high", 1e30)[2]
+
+
+# --- plan -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_is_kept_and_held_against_what_came_of_it(config, tmp_path, run_cli):
+    root = tmp_path / "runs"
+    code, out, err = run_cli("plan", config, "--runs", root)
+    assert code == 0, err
+    assert "2 epochs" in out
+    planned = json.loads((root / "tiny" / "plan.json").read_text())
+    assert planned["epochs"] == 2
+    assert planned["steps_per_epoch"] == 17
+    assert planned["seconds"] > 0
+    code, _, err = run_cli("train", config, "--runs", root)
+    assert code == 0
+    assert "planned " in err
+    beside = json.loads((root / "tiny" / "1" / "plan.json").read_text())
+    assert beside["planned"]["seconds"] == planned["seconds"]
+    assert set(beside["measured"]) == {"seconds", "peak_memory_mib", "data_wait_share"}
+    code, _, err = run_cli("train", config, "train.epochs=1", "--runs", root)
+    assert "planned " not in err  # of another config
+    assert not (root / "tiny" / "2" / "plan.json").exists()
+
+
+def test_a_plan_leaves_the_cache_alone_and_knows_what_is_missing(tmp_path, monkeypatch):
+    from tests.support.images import save_picture
+
+    for number in range(60):
+        save_picture(tmp_path / "photos" / "ab"[number % 2] / f"{number}.png", seed=number)
+    text = (
+        f"task: classify\ndata: {{source: {{folder: '{tmp_path / 'photos'}'}}, image: {{size: 8, channels: 3}}, "
+        f"cache_dir: '{tmp_path / 'cache'}', split: {{val: 0.3}}}}\nmodel: [{{conv: 2}}, flatten]\n"
+        "train: {epochs: 1, batch: 8}\n"
+    )
+    made = schema.parse(text, "f.yaml", ["name=f"])
+    monkeypatch.setattr(plan, "_PICTURES", 20)
+    found = plan.plan(made, CPU, tmp_path / "runs")
+    assert not (tmp_path / "cache").exists()
+    assert found["cache_mib"] == pytest.approx(60 * 3 * 8 * 8 / 2**20, abs=0.05)
+    assert found["steps_per_epoch"] == 42 // 8
+    operations.train(made, tmp_path / "runs", CPU, resume=False)
+    again = plan.plan(made, CPU, tmp_path / "runs")
+    assert again["decode_seconds"] == 0
+    assert again["cache_mib"] == 0
+
+
+def test_a_damaged_plan_is_passed_over(config, tmp_path, run_cli):
+    (tmp_path / "runs" / "tiny").mkdir(parents=True)
+    (tmp_path / "runs" / "tiny" / "plan.json").write_text("[3")
+    code, _, err = run_cli("train", config, "--runs", tmp_path / "runs", "train.epochs=1")
+    assert code == 0
+    assert "planned" not in err
+
+
+def test_facts_know_their_numbers_again():
+    from cnnrun.contracts.layer import Facts, Number
+
+    facts = Facts((), (1, 2, 2), numbers=(Number("a", 1.0, 2.0, 0.0, 5.0),), chosen={"temperature": 2.0})
+    assert parse_facts(json.loads(json.dumps(facts.to_json())), "here") == facts
+    assert parse_facts(json.loads(json.dumps(replace(facts, numbers=()).to_json())), "here").numbers == ()

@@ -1,0 +1,76 @@
+"""`compare` says which run is unfinished, and judges it only where it is asked to."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from cnnrun.base.errors import CheckpointError
+from cnnrun.experiment import schema
+from cnnrun.results import compare, operations
+from tests.support.configs import TINY
+from tests.support.interrupted_trainings import stop_at
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """Runs of one config: 1 finished, 2 stopped in its second epoch, 3 ended early by its own rule."""
+    root = tmp_path_factory.mktemp("runs")
+    operations.train(schema.parse(TINY, "tiny.yaml", ["name=tiny"]), root, CPU, resume=False)
+    stopped = schema.parse(TINY, "tiny.yaml", ["name=tiny", "seed=1"])
+    with stop_at(20):
+        operations.train(stopped, root, CPU, resume=False)
+    early = ["name=tiny", "seed=2", "train.epochs=5", "train.early_stop={patience: 1, min_delta: 0.9}"]
+    operations.train(schema.parse(TINY, "tiny.yaml", early), root, CPU, resume=False)
+    return root / "tiny"
+
+
+def test_an_unfinished_run_is_refused_by_name(runs, run_cli):
+    code, out, err = run_cli("compare", runs / "1", runs / "2")
+    assert (code, out) == (3, "")
+    steps = json.loads((runs / "1" / "result.json").read_text())["steps"]
+    line = f"{runs / '2'}: unfinished (step 21 of {steps}); finish it with `cnnrun train CONFIG --resume`"
+    assert err.strip().splitlines()[-1].endswith(f"{line}, or compare with --unfinished")
+    with pytest.raises(CheckpointError) as error:
+        compare.compare([runs / "2", runs / "1", runs / "2"], runs.parent, CPU, None)
+    assert len(error.value.lines) == 2
+
+
+def test_it_is_compared_where_that_is_asked_for_and_said(runs, run_cli):
+    code, out, _ = run_cli("compare", runs / "1", runs / "2", "--unfinished")
+    assert code == 0
+    assert f"{runs / '2'} is unfinished (step 21 of" in out
+    assert f"{runs / '1'} is unfinished" not in out
+    code, out, _ = run_cli("compare", runs / "1", runs / "2", "--unfinished", "--json")
+    first, other = json.loads(out)["runs"]
+    assert first["unfinished"] is None
+    assert other["unfinished"]["step"] == 21
+    assert other["step"] < 21  # the best so far, of the end of the first epoch
+
+
+def test_a_checkpoint_that_is_named_is_compared_and_said(runs, run_cli):
+    code, out, _ = run_cli("compare", runs / "1", runs / "2" / "checkpoints" / "latest")
+    assert code == 0
+    assert f"{runs / '2'} is unfinished (step 21 of" in out
+    assert "its checkpoint of step 21 is compared" in out
+
+
+def test_a_run_that_its_own_rule_ended_is_finished(runs, run_cli):
+    result = json.loads((runs / "3" / "result.json").read_text())
+    assert result["steps"] < json.loads((runs / "1" / "result.json").read_text())["steps"] / 2 * 5
+    code, out, _ = run_cli("compare", runs / "1", runs / "3")
+    assert code == 0
+    assert "unfinished" not in out
+
+
+def test_a_run_without_a_checkpoint_is_at_step_0(runs, tmp_path):
+    shutil.copytree(runs / "2", tmp_path / "2")
+    shutil.rmtree(tmp_path / "2" / "checkpoints")
+    with pytest.raises(CheckpointError, match=r"2: unfinished \(step 0 of "):
+        compare.compare([runs / "1", tmp_path / "2"], runs.parent, CPU, None)

@@ -1,0 +1,61 @@
+"""A small data set and its entry in a cache of its own, for tests of what becomes of that."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from cnnrun.base.progress import bar
+from cnnrun.data import cache
+from cnnrun.data.dataset import Data, index
+from cnnrun.data.prepare import prepare
+from cnnrun.results.report import html as page
+
+FILES = ["pixels.u8", "records", "problems.jsonl", "progress", "plan.json", "complete.json"]
+IN_MEMORY, ON_DISK = 4.0, 1e-9  # data.memory_gib
+
+
+def data_in_blocks(pictures: Path, folder: Path, monkeypatch) -> Data:
+    """24 good pictures and a bad one, in blocks of four."""
+    monkeypatch.setattr(cache, "BLOCK_PICTURES", 4)
+    (pictures / "cat" / "bad.png").write_bytes(b"no picture")
+    return folder_data(pictures, folder)
+
+
+def folder_data(pictures: Path, folder: Path, **more) -> Data:
+    image = {"size": 8, "channels": 3}
+    settings = {"cache": "disk", "cache_dir": str(folder), "bad_files": "skip"}
+    return Data.model_validate({"source": {"folder": str(pictures)}, "image": image} | settings | more)
+
+
+def prepared_contents(data: Data) -> tuple:
+    """All that a training is given: pixels of each split, records, problems and facts."""
+    made = prepare(data, index(data), bar)
+    pixels = [each.take(torch.arange(len(each))).tolist() for each in made.splits.values()]
+    return pixels, made.stored["train"].records().tobytes(), made.left_out, made.facts
+
+
+def with_memory_gib(data: Data, gib: float) -> Data:
+    return data.model_copy(update={"memory_gib": gib})
+
+
+def flip_bit(path: Path, bit: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+def cache_entry(folder: Path) -> Path:
+    (entry,) = (path for path in folder.iterdir() if path.is_dir())
+    return entry
+
+
+def record_bundles(home: Path, monkeypatch) -> list[str]:
+    """An item for each time that the charts' script is put together, kept in that folder."""
+    import vl_convert
+
+    made: list[str] = []
+    monkeypatch.setattr(page, "home", lambda: home)
+    monkeypatch.setattr(vl_convert, "javascript_bundle", lambda text: made.append(text) or "draw(1);\r\n draw(2);\n")
+    return made

@@ -1,0 +1,46 @@
+"""Trainings that a signal stops at a step, and what must be equal once they went on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from cnnrun.base.errors import Interrupted
+from cnnrun.training import checkpoints, loop
+
+
+def digest(run: Path) -> str:
+    """Everything that must repeat: the last checkpoint's tensors and state, metrics.jsonl, and which is the best."""
+    saved = checkpoints.load_newest(run / "checkpoints", "latest", pytest.fail)
+    assert saved is not None
+    found = hashlib.sha256(json.dumps(saved.state, sort_keys=True).encode())
+    for part, tensors in sorted(saved.parts.items()):
+        for name, value in sorted(tensors.items()):
+            found.update(f"{part}.{name}{value.dtype}{tuple(value.shape)}".encode() + value.numpy().tobytes())
+    found.update((run / "metrics.jsonl").read_bytes())
+    found.update((run / "checkpoints" / "best").read_bytes())
+    return found.hexdigest()
+
+
+@contextmanager
+def stop_at(step: int) -> Iterator[None]:
+    """SIGTERM arrives while optimizer step `step` is under way, and the training in this context ends by it."""
+    real = loop.backward
+
+    def backward_with_signal(learner, job, batch, number):
+        if number == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(learner, job, batch, number)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(loop, "backward", backward_with_signal)
+        with pytest.raises(Interrupted) as stopped:
+            yield
+    assert stopped.value.exit_code == 128 + signal.SIGTERM

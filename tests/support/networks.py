@@ -1,0 +1,59 @@
+"""Networks built from the zoo, from layers as text, and single layers as their kinds' examples have them."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import TypeAdapter
+
+from cnnrun.config import yaml_reader
+from cnnrun.config.spec import members
+from cnnrun.contracts.layer import Facts
+from cnnrun.experiment import schema
+from cnnrun.model.layers import Leaf
+from cnnrun.model.network import build
+from cnnrun.model.structures import Node
+from cnnrun.tasks.classify import Classify
+
+LAYER_KINDS = members(Leaf)
+NODE, NODES = TypeAdapter(Node), TypeAdapter(list[Node])
+
+
+def zoo_experiment(name: str, image: tuple[int, int, int]):
+    channels, height, width = image
+    image_section = f"image: {{size: [{height}, {width}], channels: {channels}}}"
+    text = f"task: classify\nmodel: {name}\ndata: {{source: {{folder: x}}, {image_section}}}"
+    return schema.parse(text, "f")
+
+
+def build_from_zoo(name: str, image: tuple[int, int, int], classes: int):
+    made = zoo_experiment(name, image)
+    return build(
+        made.model.layers,
+        made.task,
+        Facts(tuple(map(str, range(classes))), image, (0.0,) * image[0], (1.0,) * image[0]),
+    )
+
+
+def facts_of_shape(*shape: int) -> Facts:
+    zeros = (0.0,) * shape[0]
+    return Facts(tuple("0123456789"), shape, zeros, tuple(1.0 for _ in zeros))
+
+
+def build_from_text(text: str, *shape: int):
+    nodes, _, problems = yaml_reader.parse_value(text, "f")
+    assert not problems
+    return build(NODES.validate_python(nodes), Classify(), facts_of_shape(*shape))
+
+
+def example_layer(kind):
+    return NODE.validate_python({kind.kind: dict(kind.example)})
+
+
+def example_shapes(kind, batch: int):
+    """Batches of the kind's example shapes; a leaf that takes several gets two."""
+    return [(batch, *kind.example_shape)] * (2 if kind.takes_several else 1)
+
+
+def random_inputs(kind, batch=3, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(7)
+    return [torch.randn(shape, generator=generator, dtype=dtype) for shape in example_shapes(kind, batch)]

@@ -1,0 +1,55 @@
+"""Networks for the tests of explanations: with links by name and parallel branches, for every task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cnnrun.experiment import schema
+from cnnrun.explain import run_method
+from cnnrun.results import operations
+from cnnrun.training import checkpoints
+from tests.support.configs import LINKED, TINY, case_config, tiny_experiment
+from tests.support.images import write_pictures
+
+TASKS = ("classify", "multilabel", "regress", "detect", "verify")
+
+
+def train_tiny(root: Path, *overrides: str) -> Path:
+    """The run folder of TINY with these settings, trained."""
+    return Path(operations.train(tiny_experiment(*overrides), root, torch.device("cpu"), resume=False)["run"])
+
+
+def train_from_weights(run: Path, root: Path, *overrides: str) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A run of one epoch from a run's weights, and its first checkpoint's tensors; the layers are those of TINY."""
+    layers = TINY[TINY.index("model:\n") + 7 : TINY.index("train:")].replace("  - ", "    - ")
+    text = TINY.replace(
+        TINY[TINY.index("model:\n") : TINY.index("train:")], f"model:\n  layers:\n{layers}  weights: {run}\n"
+    )
+    tried = schema.parse(text, "f", ["name=given", "train.epochs=1", *overrides])
+    made = Path(operations.train(tried, root, torch.device("cpu"), resume=False)["run"])
+    return made, checkpoints.load_newest(made / "checkpoints", "latest", pytest.fail).parts["model"]
+
+
+def train_linked(root: Path) -> Path:
+    """The run folder of LINKED, trained."""
+    made = schema.parse(LINKED, "linked.yaml")
+    return Path(operations.train(made, root, torch.device("cpu"), resume=False)["run"])
+
+
+def train_each_task(root: Path) -> dict[str, Path]:
+    """A run of each task, of small pictures, trained shortly."""
+    folder = write_pictures(root / "pets")
+    kinds = {"classify": "dropout"}
+    found = {}
+    for task in TASKS:
+        made = case_config(folder, root, (0, 2, kinds.get(task, task))).model_copy(update={"name": task})
+        found[task] = Path(operations.train(made, root / "runs", torch.device("cpu"), resume=False)["run"])
+    return found
+
+
+def open_run(run: Path, **asked) -> run_method.Opened:
+    """A run opened as the commands open it, on the CPU."""
+    return run_method.opened(run_method.Asked(run, Path("runs"), torch.device("cpu"), **asked))

@@ -1,0 +1,318 @@
+"""Numbers and label sets through every command: from a table or arrays to the exported file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from PIL import Image as Pil
+
+from cnnrun.base.errors import ConfigError, DataError
+from cnnrun.data.dataset import Data, index
+from cnnrun.experiment import assemble, schema
+from cnnrun.export.onnx import Onnx
+from cnnrun.export.python_file import Code
+from cnnrun.results import compare, operations
+from tests.support.forked_processes import run_on_ranks
+from tests.support.interrupted_trainings import digest, stop_at
+
+CPU = torch.device("cpu")
+SIDE = 12
+REGRESS = """
+task: {{regress: {{angles: {{turn: 360}}, loss: {loss}}}}}
+data:
+  source: {{table: {{path: {table}, numbers: [level, turn, place]}}}}
+  image: {{size: 12, channels: 1}}
+  split: {{val: 0.2, test: 0.2}}
+  cache: memory
+model:
+  - conv: {{out_channels: 8, norm: batch, activation: relu}}
+  - max_pool
+  - flatten
+  - linear: {{out_features: 32, activation: relu}}
+train: {{epochs: 8, batch: 16, optimizer: {{adamw: 0.01}}, monitor: val/gain}}
+"""
+LABELS = """
+task: {{multilabel: {{loss: {loss}}}}}
+data:
+  source: {{table: {{path: {table}, labels: marks}}}}
+  image: {{size: 12, channels: 1}}
+  split: {{val: 0.2, test: 0.2}}
+  cache: memory
+model: [{{conv: {{out_channels: 8, norm: batch, activation: relu}}}}, max_pool, flatten]
+train: {{epochs: 8, batch: 16, optimizer: {{adamw: 0.01}}, monitor: val/mAP}}
+"""
+LOSSES = ["mse", "mae", "{huber: 0.5}", "gaussian"]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """240 pictures: a dark half whose edge has an angle; a grey level; marks in two corners, or none."""
+    root = tmp_path_factory.mktemp("numbers")
+    draw, rows = np.random.default_rng(0), []
+    across, down = np.meshgrid(np.arange(SIDE) - 5.5, np.arange(SIDE) - 5.5)
+    for number in range(240):
+        level, turn = draw.uniform(60, 200), draw.uniform(0, 360)
+        side = across * np.cos(np.radians(turn)) + down * np.sin(np.radians(turn))
+        pixels = np.where(side > 0, level, 20)
+        marks = [name for name, corner in (("north", (0, 0)), ("south", (9, 9))) if draw.random() < 0.4]
+        for name, corner in (("north", (0, 0)), ("south", (9, 9))):
+            if name in marks:
+                pixels[corner[0] : corner[0] + 3, corner[1] : corner[1] + 3] = 255
+        Pil.fromarray(np.clip(pixels + draw.normal(0, 4, pixels.shape), 0, 255).astype(np.uint8)).save(
+            root / f"{number}.png"
+        )
+        rows.append([f"{number}.png", f"{1000 * level:.2f}", f"{turn:.2f}", f"{level / 1e5:.7f}", ";".join(marks)])
+    with (root / "t.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["path", "level", "turn", "place", "marks"], *rows])
+    return root
+
+
+def numbers(pictures: Path, *overrides: str, loss: str = "mse") -> schema.Experiment:
+    text = REGRESS.format(table=pictures / "t.csv", loss=loss)
+    return schema.parse(text, "numbers.yaml", ["name=numbers", *overrides])
+
+
+def labels(pictures: Path, *overrides: str, loss: str = "bce") -> schema.Experiment:
+    return schema.parse(LABELS.format(table=pictures / "t.csv", loss=loss), "l.yaml", ["name=labels", *overrides])
+
+
+@pytest.fixture(scope="module")
+def run(pictures, tmp_path_factory) -> Path:
+    made = numbers(pictures, "train.epochs=25", loss="gaussian")
+    return Path(operations.train(made, tmp_path_factory.mktemp("runs"), CPU, resume=False)["run"])
+
+
+@pytest.fixture(scope="module")
+def labelled(pictures, tmp_path_factory) -> Path:
+    made = labels(pictures, "train.epochs=15")
+    return Path(operations.train(made, tmp_path_factory.mktemp("runs"), CPU, resume=False)["run"])
+
+
+def copied(run: Path, root: Path) -> Path:
+    return Path(shutil.copytree(run, root / "copy" / "1"))
+
+
+# --- learning ---------------------------------------------------------------------------------------------------------
+
+
+def test_it_learns_numbers_of_any_scale_and_angles(run):
+    found = operations.evaluate(run, Path("runs"), CPU, None)
+    assert found["split"] == "test"
+    rows = {row["target"]: row for row in found["tables"]["per_target"]}
+    assert rows["level"]["gain"] > 0.6
+    assert rows["turn"]["gain"] > 0.7
+    assert rows["place"]["gain"] > 0.6
+    assert rows["level"]["mae"] == pytest.approx(1e8 * rows["place"]["mae"], rel=0.5)
+    for name, (low, high) in found["intervals"].items():
+        assert low <= found["numbers"][name] <= high
+
+
+@pytest.mark.parametrize("loss", [*LOSSES, "quantile"])
+def test_every_loss_learns(pictures, tmp_path, loss):
+    angle = [] if loss != "quantile" else ["task.regress.angles={}", "task.regress.columns=[level]"]
+    text = REGRESS.format(table=pictures / "t.csv", loss=loss)
+    if angle:
+        text = text.replace("angles: {turn: 360}", "columns: [level]")
+    made = schema.parse(text, "n.yaml", ["name=n"])
+    result = operations.train(made, tmp_path, CPU, resume=False)
+    assert result["best"]["val/gain"] > 0.3
+
+
+@pytest.mark.parametrize("loss", ["bce", "focal", "asymmetric"])
+def test_every_label_loss_learns_and_its_thresholds_are_kept(pictures, tmp_path, loss):
+    result = operations.train(labels(pictures, loss=loss), tmp_path, CPU, resume=False)
+    assert result["best"]["val/mAP"] > 0.9
+    given = assemble.trained(Path(result["run"]), tmp_path, CPU)[1]
+    assert set(given.facts.chosen) == {"threshold of north", "threshold of south"}
+    again = operations.evaluate(Path(result["run"]), tmp_path, CPU, "val")
+    assert [row["threshold"] for row in again["tables"]["per_class"]] == list(
+        given.task.thresholds(given.facts).values()
+    )
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "labels"])
+def test_resumed_is_uninterrupted(pictures, tmp_path, kind):
+    made = (
+        numbers(pictures, "train.epochs=3", loss="gaussian")
+        if kind == "gaussian"
+        else labels(pictures, "train.epochs=3")
+    )
+    whole = operations.train(made, tmp_path / "whole", CPU, resume=False)["run"]
+    with stop_at(13):
+        operations.train(made, tmp_path / "cut", CPU, resume=False)
+    part = operations.train(made, tmp_path / "cut", CPU, resume=True)["run"]
+    assert digest(Path(whole)) == digest(Path(part))
+
+
+@pytest.mark.parametrize("make", [numbers, labels])
+def test_two_ranks_measure_what_one_does(pictures, tmp_path, make):
+    made = make(pictures, "train.epochs=1")
+    run = operations.train(made, tmp_path, CPU, resume=False)["run"]
+    alone = operations.evaluate(Path(run), tmp_path, CPU, None)
+    for rank in run_on_ranks(2, lambda _: operations.evaluate(Path(run), tmp_path, CPU, None)):
+        assert rank["numbers"] == alone["numbers"]
+
+
+def test_mixed_label_sets_and_micro_batches_are_learned_alike(pictures, tmp_path):
+    made = labels(pictures, "data.augment={mixup: 0.4}", "train.accumulate=2", "train.epochs=2")
+    assert operations.train(made, tmp_path, CPU, resume=False)["best"]["val/mAP"] > 0.3
+
+
+# --- used -------------------------------------------------------------------------------------------------------------
+
+
+def test_predictions_are_given_by_name(run, pictures, run_cli):
+    code, out, _ = run_cli("predict", pictures / "0.png", pictures / "1.png", "--run", run, "--json")
+    assert code == 0
+    first, second = map(json.loads, out.splitlines())
+    assert list(first["values"]) == list(first["deviations"]) == ["level", "turn", "place"]
+    assert first["values"] != second["values"]
+    assert 0 <= first["values"]["turn"] < 360
+    code, out, _ = run_cli("predict", pictures / "0.png", "--run", run, "--csv")
+    (row,) = csv.DictReader(io.StringIO(out))
+    assert float(row["level"]) == pytest.approx(first["values"]["level"])
+    assert float(row["turn deviation"]) == pytest.approx(first["deviations"]["turn"])
+    code, out, _ = run_cli("predict", pictures / "0.png", "--run", run)
+    assert "level " in out
+    assert "place deviation " in out
+
+
+def test_labels_are_given_where_they_reach_their_threshold(labelled, pictures, run_cli):
+    true = {row["path"]: row["marks"] for row in csv.DictReader((pictures / "t.csv").read_text().splitlines())}
+    code, out, _ = run_cli("predict", *(pictures / f"{n}.png" for n in range(40)), "--run", labelled, "--csv")
+    assert code == 0
+    rows = list(csv.DictReader(io.StringIO(out)))
+    names = ["north", "south"]
+    columns = [f"{what} {name}" for what in ("present", "probability") for name in names]
+    assert list(rows[0]) == ["path", *columns, "error"]
+    told = [";".join(name for name in names if row[f"present {name}"] == "1") for row in rows]
+    assert sum(one == true[Path(row["path"]).name] for one, row in zip(told, rows, strict=True)) >= 36
+    assert " none" in run_cli("predict", *(pictures / f"{n}.png" for n in range(40)), "--run", labelled)[1]
+
+
+@pytest.mark.parametrize("form", [Onnx(), Code()], ids=["onnx", "code"])
+@pytest.mark.parametrize("loss", [*LOSSES, "quantile", "labels"])
+def test_exported_is_the_network(pictures, tmp_path, form, loss):
+    if loss == "labels":
+        made = labels(pictures, "train.epochs=2")
+    elif loss == "quantile":
+        text = REGRESS.format(table=pictures / "t.csv", loss="{quantile: [0.1, 0.5, 0.9]}")
+        made = schema.parse(
+            text.replace("angles: {turn: 360}", "columns: [place, level]"), "n", ["name=n", "train.epochs=2"]
+        )
+    else:
+        made = numbers(pictures, "train.epochs=2", loss=loss)
+    run = Path(operations.train(made, tmp_path, CPU, resume=False)["run"])
+    report = operations.exported(form, run, tmp_path, None, None)
+    assert report["passed"]
+    assert report["samples_compared"] >= 64
+
+
+def test_an_exported_file_says_what_its_numbers_are(run, labelled, tmp_path):
+    path = Path(operations.exported(Onnx(), run, tmp_path, None, tmp_path / "n.onnx")["path"])
+    said = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert json.loads(said["values"]) == ["level", "turn", "place"]
+    assert json.loads(said["angles"]) == {"turn": 360.0}
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    values, deviations = session.run(None, {"pixels": np.full((3, SIDE, SIDE, 1), 90, np.uint8)})
+    assert values.shape == deviations.shape == (3, 3)
+    path = Path(operations.exported(Onnx(), labelled, tmp_path, None, tmp_path / "l.onnx")["path"])
+    said = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    given = assemble.trained(labelled, tmp_path, CPU)[1]
+    assert json.loads(said["thresholds"]) == given.task.thresholds(given.facts)
+
+
+def test_check_and_audit_speak_of_numbers(pictures, tmp_path, run_cli):
+    path = tmp_path / "n.yaml"
+    path.write_text(REGRESS.format(table=pictures / "t.csv", loss="mse"))
+    code, out, _ = run_cli("check", path)
+    assert code == 0
+    assert "n: fine. level, turn, place; pictures 1x12x12" in out
+    code, out, err = run_cli("data", "check", path)
+    assert code == 0, err
+    code, out, err = run_cli("data", "show", path, "--out", tmp_path / "sheet.png")
+    assert code == 0, err
+    path.write_text(LABELS.format(table=pictures / "t.csv", loss="bce"))
+    code, out, err = run_cli("data", "check", path)
+    assert code == 0, err
+    assert "north" in out
+
+
+# --- refused ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_turned_picture_has_another_angle(pictures, tmp_path):
+    for setting in ("flip: both", "rotate: 5", "shear: 3", "policy: trivial_augment"):
+        with pytest.raises(ConfigError, match="would learn what is no longer true"):
+            numbers(pictures, f"data.augment={{{setting}}}")
+    numbers(pictures, "data.augment={flip: both}", "task.regress.turns=false")
+    numbers(pictures, "data.augment={shift: 0.1, brightness: 0.2}")
+
+
+def test_tasks_want_what_the_source_gives(pictures):
+    with pytest.raises(ConfigError, match="table gives numbers; multilabel learns label sets"):
+        schema.parse(
+            LABELS.format(table=pictures / "t.csv", loss="bce").replace("labels: marks", "numbers: level"), "l.yaml", []
+        )
+    with pytest.raises(ConfigError, match="balanced needs one label a picture"):
+        labels(pictures, "train.sampler=balanced")
+    with pytest.raises(ConfigError, match="no number 'leevl'; did you mean 'level'"):
+        assemble.fitting(made := numbers(pictures, "task.regress.columns=[leevl, turn]"), facts_of(made))
+
+
+def test_numbers_of_other_columns_are_not_compared(pictures, run, tmp_path):
+    other = operations.train(numbers(pictures, "task.regress.columns=[level, turn]"), tmp_path, CPU, resume=False)[
+        "run"
+    ]
+    (pair,) = compare.compare([run, Path(other)], tmp_path, CPU, None)["pairs"]
+    assert pair["tests"] == []
+    assert "numbers of other things" in pair["unpaired"]
+
+
+def facts_of(made: schema.Experiment):
+    return assemble.dataset(made).facts
+
+
+def test_a_picture_with_two_numbers_is_found(pictures, tmp_path):
+    shutil.copytree(pictures, tmp_path / "twice")
+    rows = list(csv.reader((tmp_path / "twice" / "t.csv").read_text().splitlines()))
+    shutil.copy(tmp_path / "twice" / "0.png", tmp_path / "twice" / "again.png")
+    rows.append(["again.png", "5", *rows[1][2:]])
+    with (tmp_path / "twice" / "t.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    with pytest.raises(DataError, match="under more than one label"):
+        assemble.dataset(numbers(tmp_path / "twice"))
+
+
+def test_boxes_become_counts_and_presence(tmp_path):
+    def given(what: str):
+        return index(Data.model_validate({"source": {"digit_scenes": {"train": 60, "held_out": 20, "give": what}}}))
+
+    boxes, counts, presence = map(given, ("boxes", "counts", "presence"))
+    objects = boxes.source.splits["train"].objects.padded()["objects"]
+    expected = torch.stack([(objects == k).sum(1) for k in range(10)], 1).float()
+    assert torch.equal(counts.source.splits["train"].targets["numbers"], expected)
+    assert torch.equal(presence.source.splits["train"].targets["present"], expected > 0)
+    assert counts.source.numbers == presence.source.classes == tuple("0123456789")
+    assert [number.name for number in counts.numbers()] == list("0123456789")
+
+
+def test_boxes_that_are_counted_are_learned_and_measured(tmp_path):
+    text = """
+    task: regress
+    data: {source: {digit_scenes: {train: 120, held_out: 30, give: counts}}}
+    model: [{conv: {out_channels: 4, stride: 4, norm: batch, activation: relu}}, global_avg_pool]
+    train: {epochs: 1, batch: 16, monitor: val/mae}
+    """
+    run = operations.train(schema.parse(text, "c.yaml", ["name=c"]), tmp_path, CPU, resume=False)["run"]
+    found = operations.evaluate(Path(run), tmp_path, CPU, None)
+    assert len(found["tables"]["per_target"]) == 10

@@ -1,0 +1,76 @@
+"""The shipped configs: each builds and learns from its own data; the embedded one reaches what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cnnrun.base.errors import DataError
+from cnnrun.data.training_batches import TrainingBatches
+from cnnrun.experiment import assemble, schema
+from cnnrun.results import operations
+from cnnrun.training.learner import Learner
+from cnnrun.training.step import backward, update
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CPU = torch.device("cpu")
+
+
+def data_of(tried: schema.Experiment, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    try:
+        return assemble.dataset(tried)
+    except DataError as error:
+        pytest.skip(f"its data is not here (scripts/get_data): {error.lines[0][:80]}")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_it_starts_at_chance_and_steps_down(path, monkeypatch, tmp_path):
+    tried = schema.load(path, ["train.batch=32", "train.ema=null"])
+    data = data_of(tried, monkeypatch)
+    learning = Learner(job := assemble.job(tried, data, None, None, CPU))
+    batch = TrainingBatches(data.splits["train"], job.augment, 32, 10, 0, CPU).at(0)
+    losses = []
+    for step in range(6):
+        losses.append(float(backward(learning, job, batch, step)))
+        update(learning, job, step, 0.02)
+    if (chance := tried.task.chance(data.facts)) is not None:
+        assert losses[0] == pytest.approx(chance, abs=0.6)
+        assert losses[-1] < losses[0]
+    # A detector's loss grows at first: the better its boxes, the higher the scores it is to give.
+    assert torch.tensor(losses).isfinite().all()
+    assert len(set(losses)) == len(losses)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_its_header_says_what_score_time_and_command(path):
+    head = path.read_text().split("\ntask:")[0]
+    assert all(line.startswith("#") for line in head.splitlines())
+    for word in ("n = ", "2 CPU cores", f"cnnrun train configs/{path.name}"):
+        assert word in head
+    assert any(number in head for number in ("accuracy", "AP50", "EER", "rank-1", "RMSE", "MAE", "mAP"))
+
+
+def test_fashion_vgg_has_at_most_half_a_million_parameters():
+    tried = schema.load(ROOT / "configs" / "fashion-vgg.yaml")
+    from cnnrun.contracts.layer import Facts
+
+    assert assemble.network(tried, Facts(tuple("0123456789"), (1, 28, 28))).parameters <= 500_000
+
+
+@pytest.mark.slow
+def test_digits_reach_98_percent(tmp_path):
+    """The mean over four divisions of the data: one run's figure on 359 pictures strays by a per cent.
+
+    With seed 0 and one division it was 0.994 on one machine, and on another 0.989 with two threads and 0.975 with one,
+    where only last bits differ (benchmarks/README.md).
+    """
+    reached = []
+    for seed in range(4):
+        tried = schema.load(ROOT / "configs" / "digits.yaml", [f"seed={seed}", f"data.split.seed={seed}"])
+        run = operations.train(tried, tmp_path, CPU, resume=False)["run"]
+        reached.append(operations.evaluate(Path(run), tmp_path, CPU, "test")["numbers"]["accuracy"])
+    assert sum(reached) / 4 >= 0.98, reached

@@ -1,0 +1,722 @@
+"""People who were never seen in training: learned, measured, resumed, exported; and the commands about them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from PIL import Image as Pil
+from sklearn.metrics import roc_auc_score
+
+from cnnrun.base.errors import ConfigError, DataError, NonFiniteError
+from cnnrun.contracts.layer import Facts
+from cnnrun.data.dataset import index
+from cnnrun.experiment import assemble, schema
+from cnnrun.export.onnx import Onnx
+from cnnrun.export.python_file import Code
+from cnnrun.results import operations
+from cnnrun.training.evaluate import evaluate
+from tests.support.forked_processes import run_on_ranks
+from tests.support.images import save_picture
+from tests.support.interrupted_trainings import digest, stop_at
+
+CPU = torch.device("cpu")
+DIGITS = """
+task: {verify: {dimension: 16}}
+data:
+  source: digits
+  split: {by: label, val: ["5", "6"], test: ["7", "8", "9"]}
+  augment: {shift: 0.1}
+model:
+  - conv: {out_channels: 16, norm: batch, activation: relu}
+  - max_pool
+  - conv: {out_channels: 24, norm: batch, activation: relu}
+  - flatten
+train: {epochs: 3, batch: 60, sampler: {identities: 12}, optimizer: {adamw: 0.003}, monitor: val/eer}
+"""
+LOSSES = ["arcface", "cosface: {margin: 0.2}", "softmax", "triplet"]
+
+
+def tried(*overrides: str) -> schema.Experiment:
+    return schema.parse(DIGITS, "digits.yaml", ["name=digits", *overrides])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("digits")
+    made = tried("train.epochs=8", "train.ema={decay: 0.9}")
+    return Path(operations.train(made, root, CPU, resume=False)["run"])
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory) -> Path:
+    """The digits 7 to 9 as people: twelve pictures of each."""
+    root = tmp_path_factory.mktemp("people")
+    split = tried().data.source.read().splits["train"]
+    for label in (7, 8, 9):
+        for number in (split.targets["labels"] == label).nonzero()[:12, 0].tolist():
+            path = root / f"digit {label}" / f"{number}.png"
+            path.parent.mkdir(exist_ok=True)
+            Pil.fromarray(split.pictures[number, :, :, 0]).save(path)
+    return root
+
+
+def test_no_class_is_in_two_splits_and_others_are_learned():
+    found = index(tried().data)
+    classes = {name: set(split.targets["labels"][rows].tolist()) for name, (split, rows) in found.splits.items()}
+    assert classes == {"train": {0, 1, 2, 3, 4}, "val": {5, 6}, "test": {7, 8, 9}}
+    data = assemble.dataset(tried())
+    assert tried().task.criterion(data.facts).centres.shape == (5, 16)
+    assert "no class in two splits" in data.notes[0]
+
+
+def test_it_learns_and_measures_the_same_everywhere(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert "val/loss" not in rows[0]
+    assert set(tried().task.numbers()) == {key[4:] for key in rows[0] if key.startswith("val/")}
+    best = min(row["val/eer"] for row in rows)
+    assert best < 0.4
+    result = operations.evaluate(run, run.parent.parent, CPU, "val")
+    assert result["numbers"]["eer"] == best  # what training said of its best checkpoint
+    test = operations.evaluate(run, run.parent.parent, CPU, None)
+    assert test["split"] == "test"
+    assert [row["value"] for row in test["tables"]["verification"]] == [test["numbers"][n] for n in ("eer", "auc")]
+
+
+def test_the_threshold_is_vals_and_test_only_hears_of_it(run):
+    """What the model keeps is what val chose at the best checkpoint; on test it is held to it."""
+    given = assemble.trained(run, run.parent.parent, CPU)[1]
+    val = operations.evaluate(run, run.parent.parent, CPU, "val")
+    chosen = {row["FAR"]: row["threshold here"] for row in val["tables"]["operating_points"]}
+    assert {f"{far:g}": given.facts.chosen[f"threshold at FAR {far:g}"] for far in given.task.fars} == chosen
+    held = {row["FAR wanted"]: row for row in val["tables"]["at_the_models_thresholds"]}
+    assert all(row["FAR"] <= float(far) for far, row in held.items())  # on val itself, by construction
+    test = operations.evaluate(run, run.parent.parent, CPU, "test")
+    kept = {row["FAR wanted"]: row["threshold"] for row in test["tables"]["at_the_models_thresholds"]}
+    assert kept == chosen
+    assert {row["FAR"]: row["threshold here"] for row in test["tables"]["operating_points"]} != chosen
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_each_loss_learns(loss, tmp_path):
+    """Of classes that it has seen, which is said to be so: five digits teach little about others."""
+    written = f"{{{loss}}}" if ":" in loss else loss
+    made = tried(f"task.verify.loss={written}", "data.split={val: 0.2}", "data.leakage=keep")
+    path = Path(operations.train(made, tmp_path, CPU, resume=False)["run"])
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["val/auc"] > 0.9
+    assert rows[-1]["val/rank_1"] > 0.6
+
+
+@pytest.mark.parametrize(
+    "more", [["task.verify.loss={arcface: {warmup: 0.8}}", "train.accumulate=2"], ["task.verify.loss=triplet"]]
+)
+def test_resumed_is_uninterrupted(tmp_path, more):
+    made = tried("train.epochs=2", "train.ema={decay: 0.9}", *more)
+    operations.train(made, tmp_path / "whole", CPU, resume=True)
+    with stop_at(17):
+        operations.train(made, tmp_path / "cut", CPU, resume=True)
+    operations.train(made, tmp_path / "cut", CPU, resume=True)
+    assert digest(tmp_path / "whole/digits/1") == digest(tmp_path / "cut/digits/1")
+
+
+def test_centres_train_are_saved_and_begin_with_the_seed(run, tmp_path):
+    given = assemble.trained(run, run.parent.parent, CPU)[1]
+    firsts = []
+    for seed in (0, 0, 1):
+        from cnnrun.training.learner import Learner
+
+        made = tried(f"seed={seed}")
+        job = assemble.job(made, assemble.dataset(made), None, None, CPU)
+        firsts.append(Learner(job).criterion.centres.detach().clone())
+    assert torch.equal(firsts[0], firsts[1])
+    assert not torch.equal(firsts[0], firsts[2])
+    assert not torch.allclose(given.criterion.centres, firsts[0], atol=1e-3)
+
+
+def test_a_group_of_the_centres_has_its_own_rate(tmp_path):
+    groups = "train.optimizer={adamw: {lr: 0.003, groups: [{params: 'criterion.*', lr: 0.03}]}}"
+    try:
+        made = tried(groups, "train.epochs=1")
+    except ConfigError as error:
+        pytest.fail(str(error))
+    path = Path(operations.train(made, tmp_path, CPU, resume=False)["run"])
+    assert path.exists()
+    with pytest.raises(ConfigError, match="gets no parameter that learns"):
+        tried(groups.replace("criterion.*", "criterion.weights"), "train.epochs=1")
+
+
+def test_stopped_at_an_epochs_end_the_thresholds_stay(tmp_path, monkeypatch):
+    """Where a resume's first batch cannot be read, the best checkpoint, from which it goes on, is not saved anew."""
+    from cnnrun.data.training_batches import TrainingBatches
+
+    made = tried("train.epochs=2")
+    steps = made.train.steps_per_epoch(assemble.dataset(made).facts.counts["train"])
+    with stop_at(steps + 1):
+        operations.train(made, tmp_path, CPU, resume=True)
+    run = tmp_path / "digits" / "1"
+    shutil.rmtree(run / "checkpoints" / f"step-{steps + 2:08d}")
+    before = assemble.trained(run, tmp_path, CPU)[1].facts.chosen
+    assert len(before) == 5
+
+    def unreadable(self, step):
+        raise DataError("no")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingBatches, "at", unreadable)
+        with pytest.raises(DataError):
+            operations.train(made, tmp_path, CPU, resume=True)
+    assert assemble.trained(run, tmp_path, CPU)[1].facts.chosen == before
+
+
+def test_a_checkpoint_that_was_not_measured_has_no_threshold_and_says_so(tmp_path, run_cli, people):
+    made = tried("train.epochs=2", "train.save_every=7")
+    with stop_at(20):
+        operations.train(made, tmp_path, CPU, resume=True)
+    run = tmp_path / "digits" / "1"
+    words = ["verify", *sorted((people / "digit 7").iterdir())[:2], "--run", run / "checkpoints" / "latest"]
+    code, _, err = run_cli(*words)
+    assert code == 2
+    assert "there are: none" in err
+    task, given = made.task, assemble.trained(run / "checkpoints" / "latest", tmp_path, CPU)[1]
+    assert "no threshold was chosen" in task.meaning(given.facts)["embedding"]
+    assert operations.evaluate(run / "checkpoints" / "latest", tmp_path, CPU, None)["numbers"]["eer"] < 0.6
+
+
+def test_embeddings_that_are_not_finite_are_no_numbers():
+    task, facts = tried().task, assemble.dataset(tried()).facts
+    meter = task.meter(facts)
+    meter.update({"embedding": torch.full((6, 16), torch.nan)}, {"labels": torch.tensor([0, 0, 0, 1, 1, 1])})
+    with pytest.raises(NonFiniteError, match="not finite"):
+        meter.compute()
+
+
+def test_of_two_people_there_is_no_interval(run):
+    rows = operations.evaluate(run, run.parent.parent, CPU, "val")["tables"]["verification"]
+    assert all(row["note"] == "no intervals: people are fewer than 5" and "from" not in row for row in rows)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_measure_what_one_process_measures(run, size):
+    made, given = assemble.trained(run, run.parent.parent, CPU)
+    name, data = assemble.eval_data(made, given, "test")
+    alone = evaluate(given.network, None, given.task, given.facts, data.splits[name], 60, CPU)
+
+    def of(rank: int) -> object:
+        from cnnrun.base.ranks import joined
+
+        with joined(CPU, 60) as ranks:
+            return evaluate(given.network, None, given.task, given.facts, data.splits[name], 60, CPU, ranks).numbers
+
+    assert run_on_ranks(size, of) == [alone.numbers] * size
+
+
+def test_exported_is_the_network_and_knows_its_threshold(run, tmp_path):
+    given = assemble.trained(run, run.parent.parent, CPU)[1]
+    point = given.facts.chosen["threshold at FAR 0.01"]
+    report = operations.exported(Onnx(), run, run.parent.parent, None, tmp_path / "m.onnx")
+    assert report["passed"]
+    assert report["metrics"]["network"]["eer"] == pytest.approx(report["metrics"]["artefact"]["eer"], abs=1e-4)
+    told = {entry.key: entry.value for entry in onnx.load(tmp_path / "m.onnx").metadata_props}
+    assert json.loads(told["threshold"]) == point
+    assert json.loads(told["far"]) == 0.01
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
+    (embeddings,) = session.run(["embedding"], {"pixels": pixels})
+    np.testing.assert_allclose((embeddings**2).sum(1), 1, atol=1e-5)
+    assert operations.exported(Code(), run, run.parent.parent, None, tmp_path / "m.py")["passed"]
+
+
+def test_a_file_with_other_embeddings_is_not_kept():
+    task = tried().task
+    ours = torch.nn.functional.normalize(torch.randn(6, 16))
+    assert task.agree({"embedding": ours}, {"embedding": ours + 1e-7}, Facts((), (1, 1, 1))) is None
+    turned = ours.roll(1, 1)
+    assert "cosine with the network's" in task.agree({"embedding": ours}, {"embedding": turned}, Facts((), (1, 1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "where", "message"),
+    [
+        (["data.split={val: 0.2}"], "data.split", "measured on classes that it never saw: `by: label`"),
+        (["train.monitor=val/loss"], "train.monitor", "'val/loss' is not measured"),
+        (["task=classify", "train.monitor=val/accuracy"], "data.split.by", "measured on the classes that it learns"),
+        (["task.verify.fars=[0.01, 0.1]"], "fars", "the largest first"),
+        (["task.verify.far=0.05"], "task", "give one of fars"),
+        (["data.split={by: picture, val: ['1']}", "data.leakage=keep"], "data.split", "with `by: label`"),
+        (
+            ["task.verify.loss=triplet", "train.sampler=uniform"],
+            "train.sampler",
+            "come together: `sampler: identities`",
+        ),
+        (["data.augment={mixup: 0.3}"], "data.augment.mixup", "cannot learn from mixed pictures"),
+        (["model=[{conv: 4}]"], "model", "add `flatten` or `global_avg_pool`"),
+    ],
+)
+def test_what_does_not_go_together_is_told_before_data_is_read(overrides, where, message):
+    with pytest.raises(ConfigError) as told:
+        tried(*overrides)
+    assert any(where in line and message in line for line in told.value.lines), told.value.lines
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.split.val=['11']"], "data.split.val: no class '11'"),
+        (["data.split.val=['9']"], "class '9' is held out both for val and for test"),
+        (["data.split.test=['0', '1', '2', '3', '4', '7', '8', '9']"], "the train split is empty"),
+        (["data.split.val=['5']"], "the val split: pictures of two people or more are compared"),
+        (["data.split.val=0.0"], "the data has no val split"),
+        (["data.split.test=['1', '2', '3', '4', '7', '8', '9']"], "verify needs two or more people"),
+        (["train.sampler.identities=7"], "train.sampler: a batch of 60 is not made of 7"),
+        (["train.sampler.identities=10"], "train.sampler: 6 classes of 10 pictures a batch; train has 5"),
+        (["task.verify.loss=triplet", "train.accumulate=5"], "each part needs 12 pictures of two classes"),
+        (
+            ["data.split={by: label, test: ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9'], val: 0.2}"],
+            "train split is empty",
+        ),
+        (["task.verify.gallery=400"], "someone with more than 400 picture(s)"),
+    ],
+)
+def test_data_that_cannot_serve_is_told_before_training(overrides, message, tmp_path):
+    with pytest.raises((ConfigError, DataError), match=message.replace("(", r"\(").replace(")", r"\)")):
+        operations.train(tried(*overrides), tmp_path, CPU, resume=False)
+    assert not list(tmp_path.iterdir())
+
+
+# --- folders and files of pairs -------------------------------------------------------------------------------------
+
+FOLDERS = """
+task: {{verify: {{dimension: 4}}}}
+data:
+  source: {{folder: {{root: {root}}}}}
+  image: {{size: 8, channels: 3}}
+  split: {{by: label, val: 0.3}}
+model: [{{conv: 4}}, flatten]
+train: {{epochs: 1, batch: 4, monitor: val/eer}}
+"""
+
+
+@pytest.fixture
+def faces(tmp_path) -> Path:
+    """LFW's layout: ten people with four pictures each."""
+    root = tmp_path / "lfw"
+    for person in range(10):
+        for number in range(1, 5):
+            name = f"Person_{person}"
+            save_picture(root / name / f"{name}_{number:04d}.png", seed=100 * person + number)
+    return root
+
+
+def folders(root: Path, *overrides: str) -> schema.Experiment:
+    return schema.parse(FOLDERS.format(root=root), "f.yaml", ["name=f", *overrides])
+
+
+def test_a_part_of_all_people_is_held_out(faces):
+    found = index(folders(faces, "data.split.test=0.2").data)
+    people = {name: set(split.targets["labels"][rows].tolist()) for name, (split, rows) in found.splits.items()}
+    assert {name: len(each) for name, each in people.items()} == {"train": 5, "val": 3, "test": 2}
+    assert len(set.union(*people.values())) == 10
+
+
+def test_folders_of_other_people_for_test_are_theirs_and_the_same_person_twice_is_an_error(faces, tmp_path, run_cli):
+    root = tmp_path / "parted"
+    for person in range(10):
+        shutil.copytree(faces / f"Person_{person}", root / ("test" if person > 6 else "train") / f"Person_{person}")
+    found = index(folders(root).data)
+    assert sorted(found.source.classes) == [f"Person_{n}" for n in range(10)]
+    assert found.counts == {"train": 20, "test": 12, "val": 8}
+    assert assemble.dataset(folders(root)).facts.class_counts.count(0) == 5
+    with pytest.raises(DataError, match="Person_7' is not a class of the training split"):
+        schema.parse(
+            FOLDERS.format(root=root).replace("by: label, ", "").replace("data:", "data:\n  leakage: keep"), "f.yaml"
+        ).data.source.read()
+    save_picture(root / "train" / "Person_8" / "new.png", seed=9999)
+    with pytest.raises(DataError, match=r"1 class\(es\), such as people, in more than one split"):
+        assemble.dataset(folders(root, "data.split.val=['Person_0', 'Person_1']"))
+    kept = assemble.dataset(folders(root, "data.split.val=['Person_0', 'Person_1']", "data.leakage=skip"))
+    assert len(kept.splits["train"]) == 20
+    save_picture(root / "val" / "Person_9" / "new.png", seed=9998)
+    save_picture(root / "val" / "Person_1" / "new.png", seed=9997)
+    with pytest.raises(DataError, match="both in val and in test: mend the data"):
+        assemble.dataset(folders(root, "data.leakage=skip"))
+    shutil.rmtree(root / "val")
+    path = tmp_path / "f.yaml"
+    path.write_text(FOLDERS.format(root=root))
+    code, out, _ = run_cli("data", "check", path, "data.split.val=['Person_0', 'Person_1']")
+    assert code == 8
+    assert "classes, such as people, in several splits" in out
+
+
+PAIRS = [("Person_7", 1, 2), ("Person_8", 1, "Person_9", 3), ("Person_9", 1, 4), ("Person_7", 2, "Person_8", 4)]
+
+
+def listed(path: Path, *rows: tuple[object, ...], header: str = "") -> Path:
+    path.write_text(header + "".join("\t".join(map(str, row)) + "\n" for row in rows))
+    return path
+
+
+def test_the_people_of_a_file_of_pairs_are_test_and_only_its_pairs_are_measured(faces, tmp_path):
+    path = listed(tmp_path / "pairs.txt", *PAIRS, ("Person_8", 1, 2), ("Person_9", "Person_9_0002.png", "Person_7", 3))
+    made = folders(faces, f"data.source.folder.pairs={path}", "train.epochs=1")
+    data = assemble.dataset(made)
+    train = data.splits["train"]
+    assert {data.facts.classes[label] for label in data.splits["test"].targets["labels"].tolist()} == {
+        "Person_7",
+        "Person_8",
+        "Person_9",
+    }
+    assert len(data.splits["test"]) == 12
+    assert len(train) + len(data.splits["val"]) == 28
+    run = Path(operations.train(made, tmp_path / "runs", CPU, resume=False)["run"])
+    result = operations.evaluate(run, tmp_path / "runs", CPU, None)
+    (row, _) = result["tables"]["verification"]
+    assert (row["pairs of one person"], row["pairs of two people"]) == ("3", "3")
+    given = assemble.trained(run, tmp_path / "runs", CPU)[1]
+    test = data.splits["test"]
+    embeddings = given.results(test.take(torch.arange(12)).float())["embedding"]
+    place = {Path(test.name(n)).stem: n for n in range(12)}
+    pairs = [("Person_7_0001", "Person_7_0002"), ("Person_8_0001", "Person_9_0003"), ("Person_9_0001", "Person_9_0004")]
+    pairs += [
+        ("Person_7_0002", "Person_8_0004"),
+        ("Person_8_0001", "Person_8_0002"),
+        ("Person_9_0002", "Person_7_0003"),
+    ]
+    scores = [float(embeddings[place[a]] @ embeddings[place[b]]) for a, b in pairs]
+    assert result["numbers"]["auc"] == pytest.approx(roc_auc_score([a[:8] == b[:8] for a, b in pairs], scores))
+
+
+def test_lfws_folds_are_its_own(faces, tmp_path):
+    rows = [("Person_7", 1, 2), ("Person_8", 1, 2), ("Person_7", 1, "Person_8", 1), ("Person_7", 2, "Person_9", 1)]
+    rows += [("Person_9", 1, 2), ("Person_8", 3, 4), ("Person_9", 3, "Person_8", 3), ("Person_7", 4, "Person_9", 4)]
+    path = listed(tmp_path / "pairs.txt", *rows, header="2\t2\n")
+    pairs = folders(faces, f"data.source.folder.pairs={path}").data.source.read(True).splits["test"].targets["pairs"]
+    assert sorted(pairs[:, :, 1][pairs[:, :, 0] >= 0].tolist()) == [0] * 4 + [1] * 4
+
+
+def test_folds_that_are_drawn_have_both_kinds(faces, tmp_path):
+    rows = [("Person_7", a, b) for a in range(1, 5) for b in range(a + 1, 5)]
+    rows += [("Person_7", 1, "Person_8", 1), ("Person_9", 2, "Person_8", 2), ("Person_9", 3, "Person_8", 2)]
+    path = listed(tmp_path / "pairs.txt", *rows)
+    pairs = folders(faces, f"data.source.folder.pairs={path}").data.source.read(True).splits["test"].targets["pairs"]
+    assert sorted(pairs[:, :, 1][pairs[:, :, 0] >= 0].tolist()) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("rows", "header", "message"),
+    [
+        ([*PAIRS, ("Nobody", 1, 2)], "", "pairs.txt:5: nobody is called 'Nobody' in the test pictures"),
+        ([*PAIRS, ("Person_7", 1, "\u00b2")], "", "pairs.txt:5: 'Person_7' has no picture '\u00b2'"),
+        ([*PAIRS, ("Person_7", 1, "9" * 5000)], "", "pairs.txt:5: 'Person_7' has no picture"),
+        (PAIRS, "500\n", "its first line says 500 pairs of a kind; it has 2 and 2"),
+        (PAIRS, "2\n", ""),
+        (PAIRS, "\ufeff2\t1\n", ""),
+        ([*PAIRS, ("Person_7", 1, 9)], "", "pairs.txt:5: 'Person_7' has no picture '9'"),
+        ([*PAIRS, ("Person_7", 3, 3)], "", "pairs.txt:5: the picture is compared with itself"),
+        ([*PAIRS, ("Person_7", 2, 1)], "", "pairs.txt:5: the pair of line 1 again"),
+        ([*PAIRS, ("Person_7", 1)], "", "pairs.txt:5: a pair is written `name 1 2` or `name 1 other 2`; has 2 words"),
+        (
+            [("Person_7", 1, 2), ("Person_8", 1, 2)],
+            "",
+            "2 pairs of one person and 0 of two; two of each kind are needed",
+        ),
+        ([("Person_7", 1, "Person_8", 2)], "", "0 pairs of one person and 1 of two"),
+        (PAIRS, "2\t1\n", ""),
+        (PAIRS, "2\t2\n", "2 folds of 2 pairs of one person and then 2 of two"),
+        (PAIRS, "1\t2\n", ""),
+        (PAIRS, "0\t2\n", "0 folds of 2 pairs"),
+        (PAIRS, "99999999\t99999999\n", "99999999 folds"),
+        ([], "", "has no pairs"),
+        ([(f"Person_{n}", 1, f"Person_{n + 1}", 1) for n in range(9)] + [("Person_0", 1, 2)], "", "names everyone"),
+    ],
+)
+def test_b23_mistakes_in_a_file_of_pairs_are_named_by_line(faces, tmp_path, rows, header, message):
+    path = listed(tmp_path / "pairs.txt", *rows, header=header)
+    made = folders(faces, f"data.source.folder.pairs={path}")
+    if not message:
+        made.data.source.read(True)
+        return
+    with pytest.raises(DataError) as told:
+        made.data.source.read(True)
+    assert message in str(told.value)
+
+
+def test_a_number_that_means_two_pictures_is_refused(faces, tmp_path):
+    save_picture(faces / "Person_7" / "Person_7_0001.jpg", seed=5)
+    path = listed(tmp_path / "pairs.txt", *PAIRS)
+    with pytest.raises(DataError, match="pairs.txt:1: 'Person_7' has 2 pictures 'Person_7_0001'"):
+        folders(faces, f"data.source.folder.pairs={path}").data.source.read(True)
+
+
+def test_pairs_are_for_networks_that_compare(faces, tmp_path):
+    path = listed(tmp_path / "pairs.txt", *PAIRS)
+    more = ["task=classify", "data.split={val: 0.2}", "train.monitor=val/loss"]
+    with pytest.raises(ConfigError, match="classify is not measured on pairs"):
+        folders(faces, f"data.source.folder.pairs={path}", *more)
+
+
+def test_pairs_whose_pictures_cannot_be_read_are_left_out_aloud(faces, tmp_path):
+    path = listed(tmp_path / "pairs.txt", *PAIRS)
+    for number in (1, 2):
+        (faces / "Person_7" / f"Person_7_{number:04d}.png").write_bytes(b"no")
+    made = folders(faces, f"data.source.folder.pairs={path}", "data.bad_files=skip")
+    run = Path(operations.train(made, tmp_path / "runs", CPU, resume=False)["run"])
+    with pytest.raises(DataError, match="fewer than two folds"):
+        operations.evaluate(run, tmp_path / "runs", CPU, None)
+
+
+def test_whole_classes_are_not_divided_by_picture(faces, tmp_path, run_cli):
+    path = tmp_path / "f.yaml"
+    path.write_text(FOLDERS.format(root=faces))
+    code, _, err = run_cli("data", "split", path, "--out", tmp_path / "t.csv")
+    assert (code, "whole classes are held out by the config" in err) == (2, True)
+
+
+def test_classes_that_a_source_sets_aside_are_not_named_again(faces, tmp_path):
+    path = listed(tmp_path / "pairs.txt", *PAIRS)
+    made = folders(faces, f"data.source.folder.pairs={path}", "data.split={by: label, val: 0.3, test: [Person_1]}")
+    with pytest.raises(DataError, match=r"data.split.test: the source says itself which pictures are test"):
+        index(made.data)
+
+
+def test_b24_pickled_pairs_are_refused(faces, tmp_path):
+    import pickle
+
+    (tmp_path / "lfw.bin").write_bytes(pickle.dumps(([b"\xff\xd8"], [True])))
+    with pytest.raises(DataError, match="not text"):
+        folders(faces, f"data.source.folder.pairs={tmp_path / 'lfw.bin'}").data.source.read(True)
+
+
+def test_a_table_of_people_may_name_others_for_test(faces, tmp_path):
+    rows = ["path,label,split"]
+    for person in range(10):
+        split = "test" if person > 6 else "val" if person > 4 else "train"
+        rows += [f"Person_{person}/Person_{person}_{n:04d}.png,P{person},{split}" for n in range(1, 5)]
+    (faces / "t.csv").write_text("\n".join(rows) + "\n")
+    made = folders(faces, f"data.source={{table: {{path: {faces / 't.csv'}, split: split}}}}")
+    assert index(made.data).counts == {"train": 20, "val": 8, "test": 12}
+    with pytest.raises(DataError, match="'P5' is not a class of the training rows"):
+        made.data.source.read()
+
+
+# --- the commands ---------------------------------------------------------------------------------------------------
+
+
+def test_verify_says_whether_two_pictures_show_one(run, people, run_cli):
+    first, second = sorted((people / "digit 7").iterdir())[:2]
+    other = min((people / "digit 8").iterdir())
+    given = assemble.trained(run, run.parent.parent, CPU)[1]
+    for a, b in ((first, second), (first, other)):
+        code, out, err = run_cli("verify", a, b, "--run", run, "--json")
+        assert code == 0, err
+        told = json.loads(out)
+        assert told["threshold"] == given.facts.chosen["threshold at FAR 0.01"]
+        rows = [json.loads(run_cli("predict", path, "--run", run, "--json")[1])["embedding"] for path in (a, b)]
+        assert told["similarity"] == pytest.approx(float(np.dot(*rows)), abs=1e-5)
+        assert told["same"] == (told["similarity"] >= told["threshold"])
+        assert told["far"] == 0.01
+    assert json.loads(run_cli("verify", first, first, "--run", run, "--json")[1])["similarity"] == pytest.approx(
+        1, abs=1e-5
+    )
+    assert "not the same: similarity" in run_cli("verify", first, other, "--run", run, "--threshold", "1")[1]
+    assert json.loads(run_cli("verify", first, other, "--run", run, "--threshold", "-1", "--json")[1])["same"]
+    code, out, err = run_cli("verify", first, other, "--run", run, "--far", "0.0001", "--json")
+    assert json.loads(out)["threshold"] == given.facts.chosen["threshold at FAR 0.0001"]
+    assert "too few pairs of two people" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--far", "0.3"], 2, "no threshold was chosen on val for this FAR (there are: 0.1, 0.01, 0.001, 0.0001)"),
+        (["--far", "0.1", "--threshold", "0.2"], 2, "--threshold and --far: give one of them"),
+    ],
+)
+def test_verify_refuses(run, people, run_cli, words, code, message):
+    paths = sorted((people / "digit 7").iterdir())[:2]
+    left, _, err = run_cli("verify", *paths, "--run", run, *words)
+    assert (left, message in err) == (code, True), err
+
+
+def test_a_network_of_another_task_gives_no_embeddings(trained_run, people, run_cli):
+    paths = sorted((people / "digit 7").iterdir())[:2]
+    code, _, err = run_cli("verify", *paths, "--run", trained_run)
+    assert code == 2
+    assert err == "this network is for classify; a network of the task verify gives embeddings\n"
+
+
+def test_files_that_cannot_be_read_are_named(run, people, tmp_path, run_cli):
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG")
+    good = min((people / "digit 7").iterdir())
+    code, out, err = run_cli("verify", good, tmp_path / "broken.png", "--run", run)
+    assert (code, out) == (8, "")
+    assert "broken.png" in err
+    assert run_cli("verify", good, tmp_path / "none.png", "--run", run)[0] == 8
+    assert run_cli("verify", good, people, "--run", run)[0] == 2
+
+
+def test_people_are_enrolled_added_removed_and_identified(run, people, tmp_path, run_cli):
+    path = tmp_path / "g.safetensors"
+    known = tmp_path / "known"
+    for person in ("digit 7", "digit 8"):
+        (known / person).mkdir(parents=True)
+        for file in sorted((people / person).iterdir())[:5]:
+            shutil.copy(file, known / person)
+    code, out, err = run_cli("enroll", known, "--gallery", path, "--run", run, "--json")
+    assert code == 0, err
+    assert json.loads(out)["people"] == {"digit 7": 5, "digit 8": 5}
+    before = path.read_bytes()
+    code, _, err = run_cli("enroll", known, "--gallery", path, "--run", run)
+    assert code == 0, "a command that is repeated changes nothing"
+    assert "holds these people already" in err
+    code, _, err = run_cli("enroll", people, "--gallery", path, "--run", run)
+    assert code == 2
+    assert "is there already; --add" in err
+    assert path.read_bytes() == before
+    assert json.loads(run_cli("enroll", known, "--gallery", path, "--add", "--run", run, "--json")[1])["people"] == {
+        "digit 7": 5,
+        "digit 8": 5,
+    }  # the very same pictures are not kept twice
+    code, out, err = run_cli("enroll", people, "--gallery", path, "--add", "--run", run, "--json")
+    assert json.loads(out)["people"] == {"digit 7": 12, "digit 8": 12, "digit 9": 12}
+    code, out, err = run_cli(
+        "enroll", "--gallery", path, "--remove", "digit 9", "--remove", "digit 7", "--run", run, "--json"
+    )
+    assert (json.loads(out)["people"], json.loads(out)["removed"]) == ({"digit 8": 12}, ["digit 9", "digit 7"])
+    assert "digit 8        12" in run_cli("enroll", "--gallery", path)[1]
+    assert run_cli("enroll", "--gallery", path, "--remove", "digit 5", "--run", run)[0] == 2
+    assert run_cli("enroll", "--gallery", path, "--remove", "digit 8", "--run", run)[0] == 2
+    assert json.loads(run_cli("enroll", "--gallery", path, "--json")[1])["people"] == {"digit 8": 12}
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_one_picture_under_two_names_is_not_enrolled(run, people, tmp_path, run_cli):
+    shutil.copytree(people, tmp_path / "known")
+    photo = min((people / "digit 7").iterdir())
+    shutil.copy(photo, tmp_path / "known" / "digit 9" / "again.png")
+    path, told = tmp_path / "g.safetensors", "digit 7 and digit 9 have a picture that is the same to the network"
+    code, _, err = run_cli("enroll", tmp_path / "known", "--gallery", path, "--run", run)
+    assert (code, told in err, path.exists()) == (8, True, False)
+    assert run_cli("enroll", people, "--gallery", path, "--run", run)[0] == 0
+    before = path.read_bytes()
+    (tmp_path / "alias" / "bob").mkdir(parents=True)
+    shutil.copy(photo, tmp_path / "alias" / "bob")
+    code, _, err = run_cli("enroll", tmp_path / "alias", "--gallery", path, "--add", "--run", run)
+    assert (code, "digit 7 and bob have a picture" in err, path.read_bytes() == before) == (8, True, True)
+
+
+def test_someones_pictures_are_replaced(run, people, tmp_path, run_cli):
+    path = tmp_path / "g.safetensors"
+    for person, count in (("first", 3), ("later", 2)):
+        (tmp_path / person / "anna").mkdir(parents=True)
+        for photo in sorted((people / "digit 8").iterdir())[:count]:
+            shutil.copy(photo, tmp_path / person / "anna")
+    assert run_cli("enroll", tmp_path / "first", "--gallery", path, "--run", run)[0] == 0
+    words = ["enroll", tmp_path / "later", "--gallery", path, "--add", "--remove", "anna", "--run", run, "--json"]
+    assert json.loads(run_cli(*words)[1])["people"] == {"anna": 2}
+    _, _, err = run_cli("enroll", tmp_path / "first", "--gallery", path, "--add", "--run", run)
+    assert "2 picture(s) left out: each is like another of the same person" in err
+
+
+def test_a_picture_that_cannot_be_read_first_costs_no_columns(run, people, gallery, tmp_path, run_cli):
+    (tmp_path / "broken.png").write_bytes(b"no")
+    photo = min((people / "digit 9").iterdir())
+    both = [tmp_path / "broken.png", photo]
+    out = run_cli("identify", *both, "--gallery", gallery, "--run", run, "--csv")[1]
+    table = list(csv.reader(io.StringIO(out)))
+    ranks = [f"{column} {rank}" for rank in range(1, len(table[0]) // 2 - 1) for column in ("person", "similarity")]
+    assert table[0] == ["path", "person", "similarity", *ranks, "error"]
+    assert [row[1] for row in table[1:]] == ["", "digit 9"]
+    table = list(csv.reader(io.StringIO(run_cli("predict", *both, "--run", run, "--csv")[1])))
+    assert [len(row) for row in table] == [18, 18, 18]
+    table = list(csv.reader(io.StringIO(run_cli("predict", both[0], "--run", run, "--csv")[1])))
+    assert (len(table), "broken.png" in table[1][0]) == (2, True)
+
+
+@pytest.fixture
+def gallery(run, people, tmp_path, run_cli) -> Path:
+    path = tmp_path / "gallery.safetensors"
+    assert run_cli("enroll", people, "--gallery", path, "--run", run)[0] == 0
+    return path
+
+
+def test_identify_gives_the_best_matches_or_nobody(run, people, gallery, run_cli):
+    photos = sorted((people / "digit 9").iterdir())[:3]
+    code, out, err = run_cli("identify", *photos, "--gallery", gallery, "--run", run, "--json", "--top", "2")
+    assert code == 0, err
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert [row["path"] for row in rows] == list(map(str, photos))
+    for row in rows:
+        assert row["person"] == row["matches"][0]["person"] == "digit 9"  # its own picture is enrolled
+        assert row["similarity"] == pytest.approx(1, abs=1e-5)
+        assert len(row["matches"]) == 2
+    stranger = Pil.new("L", (8, 8), 255)
+    stranger.save(gallery.parent / "stranger.png")
+    words = ["identify", gallery.parent / "stranger.png", photos[0], "--gallery", gallery, "--run", run]
+    alike = json.loads(run_cli(*words, "--json")[1].splitlines()[0])["similarity"]
+    out = run_cli(*words, "--threshold", (alike + 1) / 2, "--json")[1]
+    assert [json.loads(line)["person"] for line in out.splitlines()] == [None, "digit 9"]
+    assert "stranger.png: unknown   (" in run_cli(*words, "--threshold", (alike + 1) / 2)[1]
+    out = run_cli("identify", people / "digit 9", "--gallery", gallery, "--run", run, "--csv")[1]
+    table = list(csv.reader(io.StringIO(out)))
+    ranks = [f"{column} {rank}" for rank in range(1, len(table[0]) // 2 - 1) for column in ("person", "similarity")]
+    assert table[0] == ["path", "person", "similarity", *ranks, "error"]
+    assert len(table) == 13
+    text = run_cli("identify", photos[0], "--gallery", gallery, "--run", run)[1]
+    assert f"{photos[0]}: digit 9   (digit 9 1.000" in text
+
+
+def test_a_stranger_among_many_people_is_said(run, people, gallery, run_cli):
+    photo = min((people / "digit 9").iterdir())
+    err = run_cli("identify", photo, "--gallery", gallery, "--run", run, "--far", "0.1")[2]
+    assert "a stranger meets 36 pictures with a false accept rate of 0.1 each (on val): up to 98% of strangers" in err
+    assert "--far 0.01 takes fewer" in err
+
+
+def test_pictures_that_cannot_be_read_are_rows_with_an_error(run, people, gallery, tmp_path, run_cli):
+    (tmp_path / "broken.png").write_bytes(b"no")
+    photo = min((people / "digit 9").iterdir())
+    code, out, _ = run_cli("identify", tmp_path / "broken.png", photo, "--gallery", gallery, "--run", run, "--json")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 8
+    assert "error" in rows[0]
+    assert rows[1]["person"] == "digit 9"
+
+
+def test_a_gallery_of_another_network_is_refused(run, people, gallery, tmp_path, run_cli):
+    other = operations.train(tried("train.epochs=1"), tmp_path / "other", CPU, resume=False)["run"]
+    photo = min((people / "digit 9").iterdir())
+    for words in (["identify", photo], ["enroll", people, "--add"], ["enroll", "--remove", "digit 9"]):
+        before = gallery.read_bytes()
+        code, _, err = run_cli(*words, "--gallery", gallery, "--run", other)
+        assert code == 3
+        assert "made by another network" in err
+        assert gallery.read_bytes() == before
+
+
+def test_predict_gives_the_embedding(run, people, run_cli):
+    photo = min((people / "digit 9").iterdir())
+    row = json.loads(run_cli("predict", photo, "--run", run, "--json")[1])
+    assert np.square(row["embedding"]).sum() == pytest.approx(1, abs=1e-5)
+    assert "an embedding of 16 numbers" in run_cli("predict", photo, "--run", run)[1]
+    table = list(csv.reader(io.StringIO(run_cli("predict", photo, "--run", run, "--csv")[1])))
+    assert table[0] == ["path", *[f"e{n}" for n in range(16)], "error"]
+    assert [float(cell) for cell in table[1][1:-1]] == row["embedding"]
+
+
+def test_the_selftest_passes_for_it(run_cli, tmp_path):
+    path = tmp_path / "digits.yaml"
+    path.write_text(DIGITS)
+    code, out, err = run_cli("selftest", path, "--json")
+    assert code == 0, (out, err)
+    verdicts = {row["check"]: row["passed"] for row in json.loads(out)["checks"]}
+    unknown = {"the first loss is that of a guess", "shuffled labels teach nothing"}
+    assert {name for name, passed in verdicts.items() if passed is None} == unknown

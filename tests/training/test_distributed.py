@@ -1,0 +1,641 @@
+"""Several processes do what one does: the same order, the same evaluation, weights that differ by rounding alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cnnrun.base.errors import ConfigError, DataError, Elsewhere, Interrupted, NonFiniteError, ResourceError
+from cnnrun.base.ranks import Ranks, has_gpu_of_its_own, joined
+from cnnrun.data import decode
+from cnnrun.data.dataset import Examples
+from cnnrun.data.training_batches import TrainingBatches, share
+from cnnrun.experiment import assemble
+from cnnrun.results import operations
+from cnnrun.training import checkpoints, loop
+from cnnrun.training import step as step_of_learning
+from cnnrun.training.evaluate import evaluate
+from cnnrun.training.learner import Learner
+from tests.support.configs import TINY, tiny_experiment
+from tests.support.forked_processes import fork, free_port, outcome, rank_environment, run_on_ranks, wait_for
+from tests.support.images import save_picture
+
+CPU = torch.device("cpu")
+PLAIN = "model=[{conv: {out_channels: 4, activation: relu}}, max_pool, flatten, {linear: {out_features: 16}}]"
+NORMED = "model=[{conv: {out_channels: 4, norm: batch, activation: relu}}, {conv: 4}, batch_norm, flatten]"
+STEPS = ["train.epochs=4", "train.batch=60", "data.augment={shift: 0.2, rotate: 8, mixup: 0.3}"]
+
+
+class OneOf(Ranks):
+    """A rank that never speaks to the others."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+
+
+def trained(root: Path, size: int, *overrides: str, resume: bool = False) -> list[object]:
+    """What each rank's training returned or raised."""
+
+    def run(rank: int) -> object:
+        return operations.train(tiny_experiment(*overrides), root, CPU, resume)
+
+    return [run(0)] if size == 1 else run_on_ranks(size, run)
+
+
+def saved(root: Path) -> checkpoints.Checkpoint:
+    found = checkpoints.load_newest(root / "tiny" / "1" / "checkpoints", "latest", pytest.fail)
+    assert found is not None
+    return found
+
+
+@given(st.integers(1, 200), st.integers(1, 8), st.integers(1, 6), st.sampled_from([0, 1, 3]))
+def test_shares_are_a_partition_of_each_micro_batch(whole, parts, size, partners):
+    shares = [share(whole, parts, OneOf(rank, size), partners) for rank in range(size)]
+    assert sorted(torch.cat([each.needed[each.own] for each in shares]).tolist()) == list(range(whole))
+    for each in shares:
+        assert sum(each.parts) == len(each.own)
+        places = each.needed[each.own]
+        expected = (places[:, None] + torch.arange(1, partners + 1)) % whole
+        assert torch.equal(each.needed[each.partner[each.own]], expected)
+    if size == 1:
+        assert torch.equal(shares[0].needed, torch.arange(whole))
+
+
+@pytest.mark.parametrize("augment", ["{shift: 0.2, flip: horizontal}", "{rotate: 9, mixup: 0.4, cutmix: 0.6}"])
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("size", [2, 4])
+def test_every_rank_has_its_part_of_the_same_batches(augment, accumulate, size):
+    made = tiny_experiment(f"data.augment={augment}", "train.batch=49", "train.drop_last=false")
+    job = assemble.job(made, assemble.dataset(made), None, None, CPU)
+    examples = job.dataset.splits["train"]
+    alone = job.batches(examples, accumulate)
+    others = [job_of(job, OneOf(rank, size)).batches(examples, accumulate) for rank in range(size)]
+    for step in (0, 1, 20, 22, 23, 47):
+        whole, shares = alone.at(step), [each.at(step) for each in others]
+        for number, micro in enumerate(whole.micro()):
+            ours = [each.micro()[number] for each in shares]
+            assert torch.equal(torch.cat([part.index_B for part in ours]), micro.index_B)
+            assert torch.equal(torch.cat([part.pictures for part in ours]), micro.pictures)
+            assert torch.equal(torch.cat([part.targets["labels"] for part in ours]), micro.targets["labels"])
+
+
+def job_of(job, ranks):
+    return replace(job, ranks=ranks)
+
+
+def _some(examples: Examples, count: int) -> Examples:
+    kept = torch.zeros(len(examples), dtype=torch.bool)
+    kept[:count] = True
+    return examples.only(kept)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_evaluation_is_that_of_one_process(trained_run, size):
+    """99 cases a size: 1 to 33 samples in batches of 1, 4 and 7."""
+    made, given_ = assemble.trained(trained_run, trained_run.parent.parent, CPU)
+    examples = assemble.dataset(made).splits["val"]
+    cases = [(count, batch) for count in range(1, 34) for batch in (1, 4, 7)]
+
+    def measured(ranks: Ranks) -> list[object]:
+        found = []
+        for count, batch in cases:
+            part = _some(examples, count)
+            found.append(evaluate(given_.network, given_.criterion, given_.task, given_.facts, part, batch, CPU, ranks))
+        return found
+
+    def run(rank: int) -> list[object]:
+        with joined(CPU, 60) as ranks:
+            return measured(ranks)
+
+    alone = measured(Ranks())
+    assert len(alone) == 99
+    assert sum(alone[-1].matrices["confusion"][0]) > 0
+    for found in run_on_ranks(size, run):
+        assert found == alone
+
+
+@pytest.mark.parametrize("model", [[PLAIN], [NORMED, "train.sync_batch_norm=true"]], ids=["plain", "sync"])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_weights_are_those_of_one_process_but_for_rounding(tmp_path, model, accumulate):
+    """76 steps; the largest difference of any tensor, relative to its largest value.
+
+    Two threads in one process differ by as much: batch norms and ReLUs make rounding grow, at higher rates without
+    bound (benchmarks/reliability.md).
+    """
+    settings = [*model, *STEPS, f"train.accumulate={accumulate}", "train.ema={decay: 0.9}"]
+    settings += ["train.optimizer={sgd: {lr: 0.02, momentum: 0.9}}"]
+    for size in (1, 2, 4):
+        for result in trained(tmp_path / str(size), size, *settings):
+            assert isinstance(result, dict), result
+            assert result["steps"] > 60
+    one = saved(tmp_path / "1")
+    for size in (2, 4):
+        other = saved(tmp_path / str(size))
+        for part in ("model", "ema"):
+            for name, value in one.parts[part].items():
+                gap = float((other.parts[part][name] - value).abs().max()) / float(value.abs().max())
+                assert gap <= 1e-5, (size, part, name, gap)
+    if "sync_batch_norm" not in model[-1]:
+        return
+    # The control: batch norm on each rank on its own is another computation.
+    for result in trained(tmp_path / "apart", 2, *settings, "train.sync_batch_norm=false"):
+        assert isinstance(result, dict), result
+    other = saved(tmp_path / "apart").parts["model"]
+    assert max(float((other[name] - value).abs().max()) for name, value in one.parts["model"].items()) > 1e-3
+
+
+def test_statistics_that_each_rank_measured_apart_become_their_mean():
+    made = tiny_experiment(NORMED, "train.batch=40")
+    learner = Learner(assemble.job(made, assemble.dataset(made), None, None, CPU))
+    measured = [[torch.rand_like(value) for value in learner.statistics] for _ in range(3)]
+    expected = [torch.stack(of_all).mean(0) for of_all in zip(*measured, strict=True)]
+
+    class Three(OneOf):
+        """The first of three ranks, which hears what the other two measured."""
+
+        def add_up(self, tensors):
+            for tensor, *others in zip(tensors, *measured[1:], strict=False):
+                tensor.add_(others[0]).add_(others[1])
+
+    for value, own in zip(learner.statistics, measured[0], strict=True):
+        value.copy_(own)
+    made_of = replace(assemble.job(made, assemble.dataset(made), None, None, CPU), ranks=Three(0, 3))
+    step_of_learning.shared(learner, made_of, torch.zeros(()))
+    assert len(expected) == 4  # the mean and variance of both
+    for value, mean in zip(learner.statistics, expected, strict=True):
+        torch.testing.assert_close(value, mean)
+
+
+def digest(root: Path) -> tuple[object, ...]:
+    found = saved(root)
+    tensors = {part: {name: value.tolist() for name, value in of.items()} for part, of in found.parts.items()}
+    return tensors, found.state["training"], (root / "tiny" / "1" / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_repeat_and_resume_to_the_bit(tmp_path, monkeypatch, size):
+    """With batch norm apart on each rank, dropout and an average; stopped by a signal that one rank alone gets.
+
+    With three ranks the order of a sum shows (benchmarks/ddp_resume.py).
+    """
+    settings = ["train.epochs=3", "train.ema={decay: 0.9}", "data.augment={shift: 0.2}"]
+    for name in ("a", "b"):
+        assert all(isinstance(each, dict) for each in trained(tmp_path / name, size, *settings))
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+    real = step_of_learning.backward
+
+    def stepping(learner, job, batch, step):
+        if step == 20 and job.ranks.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(learner, job, batch, step)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "backward", stepping)
+        for stopped in trained(tmp_path / "c", size, *settings, resume=True):
+            assert isinstance(stopped, Interrupted), stopped
+            assert "stopped at step 21 " in stopped.lines[0]
+    assert all(isinstance(each, dict) for each in trained(tmp_path / "c", size, *settings, resume=True))
+    assert digest(tmp_path / "c") == digest(tmp_path / "a")
+
+
+def test_another_number_of_ranks_on_resuming_is_said_and_keeps_the_order(tmp_path, monkeypatch, capfd):
+    def stop(learner, job, batch, step):
+        if step == 20:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step_of_learning.backward(learner, job, batch, step)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "backward", stop)
+        assert isinstance(trained(tmp_path / "cut", 2, PLAIN, *STEPS)[0], Interrupted)
+    capfd.readouterr()
+    trained(tmp_path / "cut", 1, PLAIN, *STEPS, resume=True)
+    assert "ranks was 2, is 1: the result may differ" in capfd.readouterr().err
+    trained(tmp_path / "whole", 1, PLAIN, *STEPS)
+    one, other = (saved(tmp_path / name).parts["model"] for name in ("whole", "cut"))
+    for name, value in one.items():
+        assert torch.allclose(other[name], value, rtol=0, atol=1e-5 * float(value.abs().max()))
+
+
+def test_a_rank_without_a_picture_is_refused_before_training(tmp_path):
+    for result in trained(tmp_path, 4, PLAIN, "train.batch=3"):
+        assert isinstance(result, ConfigError)
+        assert "each rank needs a picture of each micro-batch" in str(result)
+    for result in trained(tmp_path, 2, "train.batch=3"):
+        assert isinstance(result, ConfigError)
+        assert "batch norm needs" in str(result)
+    assert not list(tmp_path.rglob("checkpoints"))
+
+
+@pytest.mark.parametrize("model", [[PLAIN], [NORMED, "train.sync_batch_norm=true"]], ids=["plain", "sync"])
+def test_a_number_that_is_not_finite_on_one_rank_stops_all_and_names_its_picture(tmp_path, monkeypatch, model):
+    real = TrainingBatches.at
+
+    def poisoned(self, step):
+        batch = real(self, step)
+        if step == 5 and self._ranks.rank == 1:
+            batch.pictures[3, 0, 0, 0] = float("nan")
+            monkeypatch.setattr(TrainingBatches, "at", lambda self, step: batch)
+        return batch
+
+    monkeypatch.setattr(TrainingBatches, "at", poisoned)
+    results = trained(tmp_path, 2, *model, "data.augment={rotate: 5}")
+    assert all(isinstance(each, NonFiniteError) for each in results), results
+    assert results[0].lines == results[1].lines
+    assert "the loss became nan at step 5" in results[0].lines[0]
+    assert "the picture digits[" in results[0].lines[1]
+    assert not list(tmp_path.rglob("step-*"))
+
+
+def test_what_one_rank_cannot_read_ends_all_and_is_saved_first(tmp_path, monkeypatch):
+    real = TrainingBatches.at
+
+    def unreadable(self, step):
+        if step == 20 and self._ranks.rank == 1:
+            raise DataError("x.png: gone")
+        return real(self, step)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingBatches, "at", unreadable)
+        first, second = trained(tmp_path / "cut", 2)
+    assert isinstance(first, Elsewhere), first
+    assert isinstance(second, DataError), second
+    assert saved(tmp_path / "cut").state["training"]["step"] == 20
+    trained(tmp_path / "cut", 2, resume=True)
+    trained(tmp_path / "whole", 2)
+    assert digest(tmp_path / "cut") == digest(tmp_path / "whole")
+
+
+def test_pictures_are_decoded_once_a_host(tmp_path, monkeypatch):
+    for label, name in enumerate(("cat", "dog")):
+        for number in range(40):
+            save_picture(tmp_path / "pets" / name / f"{number}.png", seed=100 * label + number, size=(8, 8))
+    real, log = decode.Decoder.block, tmp_path / "log"
+
+    def noted(self, numbers, run):
+        with log.open("a") as file:
+            file.write(f"{numbers[0]} {len(numbers)}\n")
+        time.sleep(0.3)
+        return real(self, numbers, run)
+
+    monkeypatch.setattr(decode.Decoder, "block", noted)
+    data = (
+        f"data={{source: {{folder: '{tmp_path / 'pets'}'}}, image: {{size: 8, channels: 1}}, cache_dir: '{tmp_path}'}}"
+    )
+    results = trained(tmp_path / "runs", 2, data, "train.batch=8")
+    assert all(isinstance(each, dict) for each in results), results
+    assert log.read_text() == "0 80\n"
+
+
+def test_memory_that_runs_out_on_one_rank_makes_all_micro_batches_smaller(tmp_path, monkeypatch):
+    real = loop.backward
+
+    def short(learner, job, batch, step):
+        if job.ranks.rank == 1 and max(batch.parts) > 16:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(learner, job, batch, step)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "backward", short)
+        results = trained(tmp_path / "short", 2)
+        assert all(isinstance(each, dict) for each in results), results
+    trained(tmp_path / "set", 2, "train.accumulate=2")
+    assert saved(tmp_path / "short").state["training"]["accumulate"] == 2
+    assert digest(tmp_path / "short") == digest(tmp_path / "set")
+
+
+def torchrun(folder: Path, size: int, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(size)]
+    command += [f"--master-port={free_port()}", *words]
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def ended(process: subprocess.Popen[str], seconds: float) -> tuple[str, str]:
+    """What a job said; one that does not end is killed, with its ranks."""
+    try:
+        return process.communicate(timeout=seconds)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
+def ranks_of(process: subprocess.Popen[str]) -> list[int]:
+    """The processes of the ranks, by rank."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    found = {}
+    for child in children:
+        environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        rank = [each[5:] for each in environment if each.startswith(b"RANK=")]
+        if rank:
+            found[int(rank[0])] = int(child)
+    return [found[rank] for rank in sorted(found)]
+
+
+def started(tmp_path: Path, *words: str, epochs: int = 400, more: str = "") -> subprocess.Popen[str]:
+    """A training by two ranks that has saved its first checkpoint."""
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("epochs: 2", f"epochs: {epochs}{more}"))
+    process = torchrun(tmp_path, 2, *words, "-m", "cnnrun", "train", "tiny.yaml", "--resume")
+    wait_for((tmp_path / "runs" / "tiny" / "1" / "checkpoints" / "latest").exists)
+    return process
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_rank_that_is_killed_ends_the_job_with_its_reason(tmp_path):
+    process = started(tmp_path)
+    os.kill(ranks_of(process)[1], signal.SIGKILL)
+    began = time.monotonic()
+    _, err = ended(process, 60)
+    assert time.monotonic() - began < 30
+    assert process.returncode != 0
+    assert "SIGKILL" in err  # torchrun's table says which rank and why
+    assert saved(tmp_path / "runs").state["training"]["step"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_rank_that_stands_still_ends_the_job(tmp_path):
+    process = started(tmp_path, more=", timeout: 3")
+    stopped = ranks_of(process)[1]
+    os.kill(stopped, signal.SIGSTOP)
+    began = time.monotonic()
+    while process.poll() is None and time.monotonic() - began < 60:
+        time.sleep(0.05)
+        if time.monotonic() - began > 10 and Path(f"/proc/{stopped}").exists():
+            os.kill(stopped, signal.SIGCONT)  # torchrun's own patience with a process that stands still is 30 s
+    _, err = ended(process, 60)
+    assert time.monotonic() - began < 45
+    assert "another rank did not answer for 3 s (train.timeout)" in err
+    assert "Traceback" not in err.split("ChildFailedError")[0].split("elastic")[0]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_torchrun_restarts_and_the_result_is_that_of_an_undisturbed_run(tmp_path):
+    process = started(tmp_path, "--max-restarts", "2", epochs=25)
+    os.kill(ranks_of(process)[0], signal.SIGKILL)
+    out, err = ended(process, 100)
+    assert process.returncode == 0, err
+    assert "going on with runs/tiny/1" in err
+    assert out.count("run: runs/tiny/1") == 1
+    other = tmp_path / "undisturbed"
+    other.mkdir()
+    process = started(other, epochs=25)
+    ended(process, 100)
+    assert digest(tmp_path / "runs") == digest(other / "runs")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_signals_to_a_job_save_within_the_step(tmp_path, number):
+    """SIGINT as a terminal sends it, to torchrun and the ranks; SIGTERM to torchrun, SIGUSR1 to a rank alone."""
+    process = started(tmp_path)
+    ranks = ranks_of(process)
+    targets = {signal.SIGINT: [*ranks, process.pid], signal.SIGTERM: [process.pid], signal.SIGUSR1: [ranks[1]]}
+    for target in targets[number]:
+        os.kill(target, number)
+    _, err = ended(process, 60)
+    assert process.returncode != 0
+    assert "saved; --resume goes on" in err
+    step = saved(tmp_path / "runs").state["training"]["step"]
+    assert f"stopped at step {step} " in err or f"measured after step {step}, " in err
+
+
+@pytest.mark.slow
+def test_eval_by_two_ranks_prints_what_one_prints(trained_run, run_cli):
+    words = ["eval", str(trained_run), "--json"]
+    expected = json.loads(run_cli(*words)[1])
+    out, err = ended(torchrun(trained_run, 2, "-m", "cnnrun", *words), 100)
+    assert json.loads(out) == expected, err
+
+
+def test_an_error_of_the_first_rank_is_told_once(tmp_path, monkeypatch):
+    def run(rank: int) -> object:
+        with joined(CPU, 60) as ranks:
+
+            def fail() -> None:
+                raise ConfigError("no")
+
+            return ranks.from_first(fail)
+
+    first, second = run_on_ranks(2, run)
+    assert isinstance(first, ConfigError)
+    assert isinstance(second, Elsewhere)
+    assert second.lines == ()
+
+
+def test_a_rank_that_is_started_again_does_not_look_for_one_that_is_gone():
+    """torchrun keeps one store through its restarts: what the ranks of an attempt wrote there is still there."""
+    port = free_port()
+    store = torch.distributed.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+
+    def run(rank: int) -> int:
+        time.sleep(0.5 * rank)  # rank 0 looks for rank 1 before that one has come
+        with joined(CPU, 5) as ranks:
+            return ranks.agree([rank])[0]
+
+    for attempt in range(3):
+        there = [
+            fork(
+                lambda rank=rank: run(rank),
+                rank_environment(rank, 2, port, attempt) | {"TORCHELASTIC_USE_AGENT_STORE": "True"},
+            )
+            for rank in range(2)
+        ]
+        assert [outcome(*each) for each in there] == [1, 1]
+    del store
+
+
+def test_ranks_that_cannot_meet_say_so(monkeypatch):
+    for key, value in rank_environment(1, 2, free_port()).items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(ResourceError, match="cannot find each other"), joined(CPU, 1):
+        pass
+
+
+def test_unequal_numbers_of_floats_are_added_in_buckets(monkeypatch):
+    from cnnrun.base import ranks as module
+
+    monkeypatch.setattr(module, "_BUCKET_BYTES", 40)
+
+    def run(rank: int) -> object:
+        values = [torch.full((size,), float(rank + 1)) for size in (1, 9, 0, 30, 2)]
+        values.append(torch.arange(4.0).view(2, 2).t())
+        with joined(CPU, 60) as ranks:
+            ranks.add_up(values)
+            told = ranks.gather({"a": torch.arange(rank)} if rank else {})
+        return [value.tolist() for value in values], [{k: v.tolist() for k, v in each.items()} for each in told]
+
+    for sums, told in run_on_ranks(3, run):
+        assert sums[:5] == [[6.0] * size for size in (1, 9, 0, 30, 2)]
+        assert sums[5] == [[0.0, 6.0], [3.0, 9.0]]
+        assert told == [{}, {"a": [0]}, {"a": [0, 1]}]
+
+
+def test_the_run_says_how_many_ranks_it_had(tmp_path):
+    trained(tmp_path, 2, PLAIN)
+    assert json.loads((tmp_path / "tiny" / "1" / "environment.json").read_text())["ranks"] == 2
+
+
+FIRST_FAILS = [
+    ConfigError("a user's"),
+    OSError(5, "a disk's"),
+    RuntimeError("torch's"),
+    ZeroDivisionError("ours"),
+    KeyboardInterrupt(),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", FIRST_FAILS, ids=lambda error: type(error).__name__)
+def test_whatever_fails_on_the_first_rank_nobody_waits_for_it(error):
+    """Others waited for a day for anything but two kinds of error."""
+
+    def run(rank: int) -> object:
+        with joined(CPU, 60) as ranks:
+
+            def fail() -> None:
+                raise error
+
+            return ranks.from_first(fail)
+
+    began = time.monotonic()
+    first, second = run_on_ranks(2, run)
+    assert type(first) is type(error)
+    assert isinstance(second, Elsewhere)
+    assert time.monotonic() - began < 30
+
+
+def test_what_cannot_be_told_to_the_others_is_an_error_for_all():
+    def run(rank: int) -> object:
+        with joined(CPU, 60) as ranks:
+            return ranks.from_first(lambda: {1, 2})
+
+    first, second = run_on_ranks(2, run)
+    assert isinstance(first, TypeError)
+    assert isinstance(second, Elsewhere)
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("ours"), KeyError("ours")])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_fails_by_a_bug_takes_the_others_down(tmp_path, monkeypatch, error, rank):
+    real = loop.backward
+
+    def failing(learner, job, batch, step):
+        if step == 20 and job.ranks.rank == rank:
+            raise error
+        return real(learner, job, batch, step)
+
+    began = time.monotonic()
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "backward", failing)
+        results = trained(tmp_path, 2, "train.timeout=10")
+    assert time.monotonic() - began < 40
+    assert type(results[rank]) is type(error)
+    assert isinstance(results[1 - rank], ResourceError), results
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process that has not ended, be it that nobody asked for its end."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_ranks_whose_torchrun_is_killed_save_and_end(tmp_path):
+    """They trained on, with nobody to end them."""
+    process = started(tmp_path, more=", timeout: 10")
+    ranks = ranks_of(process)
+    process.kill()
+    process.wait()
+    try:
+        wait_for(lambda: not any(map(is_running, ranks)), 30)
+    finally:
+        for rank in filter(is_running, ranks):
+            os.kill(rank, signal.SIGKILL)
+        process.communicate()
+    reached = saved(tmp_path / "runs").state["training"]["step"]
+    assert reached % 17, "what was reached is saved, not the last epoch's end alone"
+
+
+HALVES = [
+    ({"RANK": "1"}, "the environment has RANK but not WORLD_SIZE"),
+    ({"WORLD_SIZE": "2"}, "but not RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
+    ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "but not MASTER_ADDR, MASTER_PORT"),
+    ({"LOCAL_RANK": "0"}, "but not RANK, WORLD_SIZE"),
+    ({"RANK": "x", "WORLD_SIZE": "2"}, "RANK is 'x', not a whole number"),
+    ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK is '-1', not a whole number"),
+    ({"RANK": "²", "WORLD_SIZE": "2"}, "RANK is '²', not a whole number"),
+    ({"RANK": "1", "WORLD_SIZE": "1"}, "RANK 1 is not below its WORLD_SIZE 1"),
+]
+
+
+@pytest.mark.parametrize(("environment", "said"), HALVES)
+def test_half_of_torchruns_environment_is_refused_by_name(environment, said, tiny, tmp_path):
+    """RANK without WORLD_SIZE trained and printed nothing."""
+    words = [sys.executable, "-m", "cnnrun", "train", str(tiny)]
+    left = subprocess.run(words, env=os.environ | environment, cwd=tmp_path, capture_output=True, text=True)
+    assert (left.returncode, left.stdout) == (2, "")
+    assert said in left.stderr
+    assert "start with torchrun" in left.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_whole_environment_of_one_process_trains(tiny, tmp_path, run_cli, monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    code, out, _ = run_cli("train", tiny, "--runs", tmp_path / "runs", "--no-report")
+    assert code == 0
+    assert "best at step" in out
+
+
+# --- which backend ranks talk by --------------------------------------------------------------------------------------
+
+
+class Store(dict[str, bytes]):
+    """What ranks tell each other before there is a group."""
+
+    def set(self, key: str, value: str) -> None:
+        self[key] = value.encode()
+
+    def get(self, key: str) -> bytes:
+        return self[key]
+
+
+def chosen(monkeypatch, others: list[str], device: str, uuid: str = "") -> bool:
+    """What the last rank chooses, the others being there already."""
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=uuid))
+    store = Store({f"device-{rank}": name.encode() for rank, name in enumerate(others)})
+    return has_gpu_of_its_own(store, len(others), len(others) + 1, torch.device(device))
+
+
+def test_ranks_with_a_gpu_each_use_nccl_and_ranks_that_share_one_say_that_they_do_not(monkeypatch, capfd):
+    assert chosen(monkeypatch, ["gpu-1"], "cuda:0", "gpu-2")  # of one number on two hosts, or of two containers
+    assert not chosen(monkeypatch, ["cpu"], "cpu")
+    assert capfd.readouterr().err == ""
+    assert not chosen(monkeypatch, ["gpu-1", "gpu-2"], "cuda:0", "gpu-1")
+    assert "ranks share a GPU: they exchange by gloo" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("others", "device"), [(["cpu"], "cuda:0"), (["gpu-1"], "cpu")])
+def test_ranks_of_which_some_are_on_processors_are_refused(monkeypatch, others, device):
+    with pytest.raises(ConfigError, match="1 of 2 ranks are on processors, the others on GPUs: give --device"):
+        chosen(monkeypatch, others, device, "gpu-2")

@@ -1,0 +1,396 @@
+"""What goes wrong while training: numbers that are not finite, too little memory, reading that does not end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from cnnrun.base.errors import DataError, NonFiniteError, ResourceError
+from cnnrun.data import image_files
+from cnnrun.data.decode import Stuck, Threads
+from cnnrun.experiment import schema
+from cnnrun.results import operations
+from cnnrun.tasks.classify import CrossEntropy
+from cnnrun.training import checkpoints, loop
+from cnnrun.training import step as step_of_learning
+from tests.support.configs import tiny_experiment
+from tests.support.forked_processes import fork, outcome
+from tests.support.images import save_class_folders
+from tests.support.non_finite_values import PLACES, poison_weight
+
+CPU = torch.device("cpu")
+BAD = [float("nan"), float("inf")]
+
+
+@pytest.mark.parametrize("value", BAD)
+@pytest.mark.parametrize("place", PLACES)
+def test_what_is_not_finite_stops_within_its_step_is_named_and_never_saved(tmp_path, monkeypatch, place, value):
+    poison, named = PLACES[place]
+    poison(monkeypatch, 20, value)
+    made = tiny_experiment(
+        "train.ema={decay: 0.9}", "data.augment={rotate: 4}", "train.save_every=1", "train.keep=1000"
+    )
+    with pytest.raises(NonFiniteError) as stopped:
+        operations.train(made, tmp_path, CPU, resume=False)
+    assert stopped.value.exit_code == 4
+    lines = stopped.value.lines
+    assert f"at step {19 if place == 'weight' else 20}; nothing of it was saved" in lines[0]
+    assert named in lines[1]
+    assert "digits[" in lines[2]
+    found = checkpoints.generations(tmp_path / "tiny" / "1" / "checkpoints")
+    assert [int(path.name[5:]) for path in found] == list(range(1, 20 if place == "weight" else 21))
+    for path in found:
+        for part in checkpoints.load(path).parts.values():
+            assert all(tensor.isfinite().all() for tensor in part.values())
+
+
+def test_a_weight_that_is_not_finite_stops_before_it_is_used_again(tmp_path, monkeypatch):
+    poison_weight(monkeypatch, 20, float("nan"))
+    with pytest.raises(NonFiniteError, match="at step 20;.*\n.*layers.linear1.linear .its weight"):
+        operations.train(tiny_experiment(), tmp_path, CPU, resume=False)
+
+
+def test_momentum_that_is_not_finite_is_not_saved_either(tmp_path, monkeypatch):
+    real = step_of_learning.update
+
+    def poisoned(learner, job, step, factor):
+        real(learner, job, step, factor)
+        if step == 16:  # an epoch's last
+            next(iter(learner.optimizer.state.values()))["momentum_buffer"].fill_(float("nan"))
+
+    monkeypatch.setattr(loop, "update", poisoned)
+    with pytest.raises(NonFiniteError, match="at step 16.*\n.*optimizer momentum_buffer:layers"):
+        operations.train(tiny_experiment(), tmp_path, CPU, resume=False)
+    assert not checkpoints.generations(tmp_path / "tiny" / "1" / "checkpoints")
+
+
+def state(run: Path) -> tuple[object, ...]:
+    saved = checkpoints.load_newest(run / "checkpoints", "latest", pytest.fail)
+    tensors = {part: {name: value.tolist() for name, value in of.items()} for part, of in saved.parts.items()}
+    return tensors, saved.state, (run / "metrics.jsonl").read_bytes()
+
+
+RICH = ["train.ema={decay: 0.9}", "data.augment={shift: 0.2, rotate: 8, mixup: 0.2}"]
+
+
+def short_of_memory(monkeypatch, most: int, raised: type[Exception] = torch.OutOfMemoryError) -> None:
+    """Memory for `most` pictures at a time; it runs out in the last layer, so that much was done by then."""
+    real = CrossEntropy.forward
+
+    def forward(self, outputs, targets):
+        if torch.is_grad_enabled() and len(outputs) > most:
+            raise raised("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+        return real(self, outputs, targets)
+
+    monkeypatch.setattr(CrossEntropy, "forward", forward)
+
+
+@pytest.mark.parametrize("raised", [torch.OutOfMemoryError, RuntimeError, MemoryError])
+@pytest.mark.parametrize(("most", "given", "expected"), [(63, 1, 2), (32, 1, 2), (20, 1, 4), (10, 3, 12)])
+def test_too_little_memory_is_as_if_smaller_micro_batches_had_been_asked_for(
+    tmp_path, monkeypatch, capfd, most, given, expected, raised
+):
+    with monkeypatch.context() as patched:
+        short_of_memory(patched, most, raised)
+        made = tiny_experiment(*RICH, f"train.accumulate={given}")
+        short = Path(operations.train(made, tmp_path / "short", CPU, resume=False)["run"])
+    assert f"memory ran out at step 0: from here on in {2 * given} micro-batches" in capfd.readouterr().err
+    made = tiny_experiment(*RICH, f"train.accumulate={expected}")
+    asked = Path(operations.train(made, tmp_path / "asked", CPU, resume=False)["run"])
+    assert state(short) == state(asked)
+
+
+def test_memory_that_runs_out_later_is_remembered_when_resuming(tmp_path, monkeypatch):
+    """Twice the same trouble at step 20, once stopped at step 25 and resumed where memory would suffice."""
+    real = loop.backward
+
+    def run(root: Path, stop: int | None) -> Path:
+        with monkeypatch.context() as patched:
+
+            def backward(learner, job, batch, step):
+                if step == stop:
+                    os.kill(os.getpid(), 15)
+                if step == 20 and len(batch.parts) == 1:
+                    raise MemoryError
+                return real(learner, job, batch, step)
+
+            patched.setattr(loop, "backward", backward)
+            if stop is None:
+                return Path(operations.train(tiny_experiment(*RICH), root, CPU, resume=True)["run"])
+            with pytest.raises(BaseException, match="stopped at step 26"):
+                operations.train(tiny_experiment(*RICH), root, CPU, resume=True)
+        return Path(operations.train(tiny_experiment(*RICH), root, CPU, resume=True)["run"])
+
+    assert state(run(tmp_path / "whole", None)) == state(run(tmp_path / "cut", 25))
+
+
+def test_too_little_memory_for_the_smallest_micro_batch_is_one_line(tmp_path, monkeypatch):
+    short_of_memory(monkeypatch, 1)
+    with pytest.raises(ResourceError, match="as small as they can be .batch norm needs"):
+        operations.train(tiny_experiment(), tmp_path, CPU, resume=False)
+    plain = "model=[flatten]"
+    short_of_memory(monkeypatch, 0)
+    with pytest.raises(ResourceError, match="as small as they can be .one picture"):
+        operations.train(tiny_experiment(plain), tmp_path, CPU, resume=False)
+
+
+def test_a_step_that_ran_out_of_memory_leaves_no_gradient_of_the_parts_that_were_done(tmp_path, monkeypatch):
+    """The first of two micro-batches is learned from before there is no memory for the second."""
+    plain, real, calls = "model=[flatten, {linear: 8}]", CrossEntropy.forward, []
+
+    def forward(self, outputs, targets):
+        calls.append(len(outputs))
+        if len(calls) == 2:
+            raise MemoryError
+        return real(self, outputs, targets)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CrossEntropy, "forward", forward)
+        made = tiny_experiment(plain, "train.accumulate=2")
+        short = Path(operations.train(made, tmp_path / "short", CPU, resume=False)["run"])
+    asked = operations.train(tiny_experiment(plain, "train.accumulate=4"), tmp_path / "asked", CPU, resume=False)["run"]
+    assert calls[:4] == [32, 32, 16, 16]
+    assert state(short) == state(Path(asked))
+
+
+def test_micro_batches_become_as_small_as_one_picture(tmp_path, monkeypatch, capfd):
+    with monkeypatch.context() as patched:
+        short_of_memory(patched, 1)
+        operations.train(tiny_experiment("model=[flatten]", "train.epochs=1"), tmp_path, CPU, resume=False)
+    assert "from here on in 64 micro-batches" in capfd.readouterr().err
+
+
+def test_other_errors_of_the_network_are_not_taken_for_a_lack_of_memory(tmp_path, monkeypatch):
+    def forward(self, outputs, targets):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(CrossEntropy, "forward", forward)
+    with pytest.raises(RuntimeError, match="mat1"):
+        operations.train(tiny_experiment(), tmp_path, CPU, resume=False)
+
+
+# --- reading that does not end ---------------------------------------------------------------------------------------
+
+
+def over(root: Path, *more: str) -> schema.Experiment:
+    source = f"source: {{folder: '{root}'}}, image: {{size: 8, channels: 1}}, split: {{val: 0.2}}, timeout: 0.5"
+    return tiny_experiment(f"data={{{source}, cache_dir: '{root.parent / 'cache'}'}}", "train.batch=8", *more)
+
+
+def hang_on(monkeypatch, name: str, when) -> None:
+    """Reading that file never ends once `when()` holds."""
+    real = image_files.read
+
+    def read(item, *rest):
+        if str(item).endswith(name) and when():
+            time.sleep(1000)
+        return real(item, *rest)
+
+    monkeypatch.setattr("cnnrun.data.decode.read", read)
+
+
+def trained_in_child(made: schema.Experiment, root: Path) -> tuple[object, float]:
+    """What a training in a process of its own returned or raised, and after how long."""
+    began = time.monotonic()
+    found = outcome(*fork(lambda: operations.train(made, root, CPU, resume=True)))
+    return found, time.monotonic() - began
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_picture_that_never_comes_ends_the_decoding_and_is_named(tmp_path, monkeypatch, workers):
+    root = save_class_folders(tmp_path / "pets")
+    with monkeypatch.context() as patched:
+        hang_on(patched, "dog/7.png", lambda: True)
+        found, seconds = trained_in_child(over(root, f"data.workers={workers}"), tmp_path / "runs")
+    assert isinstance(found, Stuck), found
+    assert found.exit_code == 6
+    assert "dog/7.png does not end: nothing came for 0.5 s (data.timeout)" in str(found)
+    assert seconds < 15
+    found, _ = trained_in_child(over(root), tmp_path / "runs")  # and the next start is as if nothing had been
+    assert isinstance(found, dict), found
+
+
+@pytest.mark.parametrize(("workers", "prefetch"), [(2, 2), (1, 2), (2, 0)])
+def test_a_picture_that_stops_coming_ends_the_training_which_is_saved(tmp_path, monkeypatch, workers, prefetch):
+    root = save_class_folders(tmp_path / "pets")
+    settings = ["data.cache=none", f"data.workers={workers}", f"data.prefetch={prefetch}", "train.epochs=40"]
+    monkeypatch.setattr("cnnrun.data.training_batches.AHEAD_BYTES", 1)
+    whole = over(root, *settings, f"data.cache_dir={tmp_path / 'other'}")
+    expected = Path(operations.train(whole, tmp_path / "whole", CPU, resume=False)["run"])
+    with monkeypatch.context() as patched:
+        run = tmp_path / "runs" / "tiny" / "1"
+        hang_on(patched, "dog/7.png", (run / "checkpoints" / "latest").exists)
+        found, seconds = trained_in_child(over(root, *settings), tmp_path / "runs")
+    assert isinstance(found, Stuck), found
+    assert "dog/7.png does not end" in str(found)
+    assert seconds < 20
+    assert trained_in_child(over(root, *settings), tmp_path / "runs")[0]["run"] == str(run)
+    assert state(run) == state(expected)
+
+
+@pytest.mark.parametrize("ahead", [1, 8 << 20])
+def test_a_disk_that_stops_answering_ends_the_training_which_is_saved(tmp_path, monkeypatch, ahead):
+    """Every read hangs, not one picture's."""
+    root = save_class_folders(tmp_path / "pets")
+    monkeypatch.setattr("cnnrun.data.training_batches.AHEAD_BYTES", ahead)
+    made = over(root, "data.cache=none", "data.workers=2", "train.epochs=60")
+    with monkeypatch.context() as patched:
+        run = tmp_path / "runs" / "tiny" / "1"
+        hang_on(patched, ".png", (run / "checkpoints" / "latest").exists)
+        found, seconds = trained_in_child(made, tmp_path / "runs")
+    assert isinstance(found, Stuck), found
+    assert seconds < 20
+    assert "does not end" in str(found)
+
+
+def test_memory_that_runs_out_while_evaluating_makes_smaller_batches(tmp_path, monkeypatch, capfd):
+    real = CrossEntropy.forward
+
+    def forward(self, outputs, targets):
+        if not torch.is_grad_enabled() and len(outputs) > 40:
+            raise MemoryError
+        return real(self, outputs, targets)
+
+    monkeypatch.setattr(CrossEntropy, "forward", forward)
+    operations.train(tiny_experiment(), tmp_path, CPU, resume=False)
+    assert "memory ran out while evaluating after step 17: from here on in 2 micro-batches" in capfd.readouterr().err
+
+
+def test_an_epoch_that_cannot_be_measured_is_saved_and_measured_when_resumed(tmp_path, monkeypatch):
+    root = save_class_folders(tmp_path / "pets")
+    made = over(root, "data.cache=none", "train.epochs=3", f"data.cache_dir={tmp_path / 'one'}")
+    expected = Path(operations.train(made, tmp_path / "whole", CPU, resume=False)["run"])
+    from cnnrun.training.learner import Learner
+
+    real, calls = Learner.evaluate, []
+
+    def failing(self, job, split, batch, between):
+        calls.append(split)
+        if len(calls) == 2:
+            raise DataError("a picture of val is gone")
+        return real(self, job, split, batch, between)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Learner, "evaluate", failing)
+        with pytest.raises(DataError):
+            operations.train(made, tmp_path / "cut", CPU, resume=True)
+    run = tmp_path / "cut" / "tiny" / "1"
+    saved = checkpoints.load_newest(run / "checkpoints", "latest", pytest.fail)
+    assert saved.state["training"]["step"] == 2 * saved.state["training"]["evaluated"]
+    operations.train(made, tmp_path / "cut", CPU, resume=True)
+    assert state(run) == state(expected)
+
+
+WRITERS = [
+    "cnnrun.training.metrics_log.EventFile.__init__",  # the disk refuses the file itself
+    "cnnrun.training.metrics_log.EventFile.add_scalar",
+    "cnnrun.training.metrics_log.EventFile.add_image",
+    "cnnrun.training.metrics_log.EventFile.add_images",
+    "cnnrun.training.metrics_log._drawn",
+    "cnnrun.training.learner.Learner.shown",
+    "matplotlib.axes.Axes.set_xticks",
+    "matplotlib.axes.Axes.text",
+    "matplotlib.backends.backend_agg.FigureCanvasAgg.draw",
+]
+FAILURES = [
+    OSError(28, "No space left on device"),
+    PermissionError(13, "Permission denied"),
+    UnicodeEncodeError("utf-8", "\udce9", 0, 1, "surrogates not allowed"),
+    RuntimeError("in FT2Font: invalid argument"),
+    MemoryError(),
+    ImportError("No module named tensorboard"),
+]
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
+@pytest.mark.parametrize("writer", WRITERS)
+def test_what_is_only_looked_at_fails_and_costs_no_training(tmp_path, monkeypatch, capfd, writer, failure):
+    def fail(*arguments, **settings):
+        raise failure
+
+    expected = state(Path(operations.train(tiny_experiment(), tmp_path / "whole", CPU, resume=False)["run"]))
+    capfd.readouterr()
+    with monkeypatch.context() as patched:
+        patched.setattr(writer, fail)
+        run = Path(operations.train(tiny_experiment(), tmp_path / "failing", CPU, resume=False)["run"])
+    assert (run / "result.json").exists()
+    assert state(run) == expected
+    said = [line for line in capfd.readouterr().err.splitlines() if "TensorBoard gets nothing from here on" in line]
+    assert len(said) == 1, "once, in our words"
+    assert "the training goes on" in said[0]
+
+
+def test_a_report_that_cannot_be_written_costs_no_training(tmp_path, monkeypatch, run_cli, tiny):
+    def fail(*arguments, **settings):
+        raise ZeroDivisionError("a bug\n\x1b[31min red")
+
+    monkeypatch.setattr("cnnrun.results.report.write.rendered", fail)
+    code, _, err = run_cli("train", tiny, "--runs", tmp_path / "runs")
+    assert code == 0
+    assert "report.html was not written: ZeroDivisionError: a bug\\n\\x1b[31min red; `cnnrun report" in err
+
+
+def test_standard_error_that_is_closed_costs_no_training(tmp_path, tiny):
+    command = f"exec {sys.executable} -m cnnrun train {tiny} --runs {tmp_path / 'runs'} --no-report"
+    for closing in ("2>&-", "2>/dev/full", "2> >(true)", "2>/dev/full", "2>/dev/full"):
+        left = subprocess.run(["bash", "-c", f"{command} {closing}"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+        assert left.returncode == 0, closing
+        assert "best at step" in left.stdout
+    for words, code in (("train none.yaml", 2), ("eval none", 3)):
+        command = f"exec {sys.executable} -m cnnrun {words} 2>/dev/full"
+        assert subprocess.run(["bash", "-c", command], cwd=tmp_path).returncode == code
+
+
+def test_a_file_that_vanishes_ends_the_training_which_is_saved(tmp_path, monkeypatch):
+    root = save_class_folders(tmp_path / "pets")
+    real = step_of_learning.backward
+
+    def backward(learner, job, batch, step):
+        if step == 7:
+            (root / "cat" / "3.png").rename(root / "away")
+        return real(learner, job, batch, step)
+
+    monkeypatch.setattr(loop, "backward", backward)
+    with pytest.raises(DataError, match="3.png"):
+        operations.train(over(root, "data.cache=none", "train.epochs=9"), tmp_path / "runs", CPU, resume=True)
+    saved = checkpoints.load_newest(tmp_path / "runs" / "tiny" / "1" / "checkpoints", "latest", pytest.fail)
+    assert saved.state["training"]["step"] > 5
+
+
+def test_slow_is_not_stuck():
+    pool = Threads(2, 0.3)
+    assert pool(lambda item: time.sleep(0.2) or item, range(8)) == list(range(8))
+    with pytest.raises(Stuck):
+        pool(lambda item: time.sleep(1.0) or item, range(2))
+
+
+@pytest.mark.slow
+def test_the_command_leaves_although_a_thread_never_ends(tmp_path):
+    root = save_class_folders(tmp_path / "pets")
+    program = (
+        "import sys, time\n"
+        "from cnnrun.commands import app as cli; from cnnrun.data import image_files as pictures\n"
+        "import cnnrun.data.decode as decoding\n"
+        "real = decoding.read\n"
+        "def read(item, *rest):\n"
+        "    if str(item).endswith('dog/7.png'):\n"
+        "        time.sleep(1000)\n"
+        "    return real(item, *rest)\n"
+        "decoding.read = read\n"
+        f"sys.argv = ['cnnrun', 'train', '{tmp_path / 'c.yaml'}']\n"
+        "cli.main()\n"
+    )
+    (tmp_path / "c.yaml").write_text(
+        f"task: classify\ndata: {{source: {{folder: '{root}'}}, image: {{size: 8, channels: 1}}, timeout: 0.5, "
+        f"cache_dir: '{tmp_path / 'cache'}', workers: 2}}\nmodel: [flatten]\n"
+    )
+    left = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert left.returncode == 6
+    assert left.stderr.endswith("dog/7.png does not end: nothing came for 0.5 s (data.timeout)\n")
+    assert "Traceback" not in left.stderr

@@ -1,0 +1,283 @@
+"""Frozen layers, their features computed once, rates for parts: what learns, what does not, nothing lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from cnnrun.base.errors import ConfigError
+from cnnrun.experiment import assemble, schema
+from cnnrun.results import operations
+from cnnrun.training import checkpoints, frozen_layers, learner, settings
+from cnnrun.training.learner import Learner
+from cnnrun.training.step import backward, update
+from tests.support.configs import TINY, tiny_experiment
+from tests.support.interrupted_trainings import digest, stop_at
+from tests.support.small_runs import train_from_weights, train_tiny
+
+CPU = torch.device("cpu")
+FROZEN = "train.freeze=conv1"
+
+
+def tensors(run: Path) -> dict[str, torch.Tensor]:
+    return checkpoints.load_newest(run / "checkpoints", "latest", pytest.fail).parts["model"]
+
+
+def job_of(made, tmp_path):
+    return assemble.job(made, assemble.dataset(made), None, None, CPU)
+
+
+@pytest.mark.parametrize("augment", [None, "data.augment={shift: 0.2}"], ids=["features once", "features each step"])
+def test_frozen_layers_and_their_statistics_stay_and_the_rest_learns(tmp_path, augment):
+    settings = [FROZEN, "train.epochs=1", *([augment] if augment else [])]
+    made = tiny_experiment(*settings)
+    initial = job_of(made, tmp_path / "job").network.state_dict()
+    after = tensors(train_tiny(tmp_path, *settings))
+    for name, value in after.items():
+        frozen_one = name.startswith(("layers.conv1", "normalize"))
+        assert torch.equal(value, initial[name]) == frozen_one, name
+
+
+@pytest.mark.parametrize("rich", [[], ["train.ema={decay: 0.9}", "train.accumulate=2", "train.clip=1.0"]])
+def test_resumed_over_features_equals_uninterrupted(tmp_path, monkeypatch, rich):
+    whole = train_tiny(tmp_path / "whole", FROZEN, *rich)
+    with stop_at(13):
+        train_tiny(tmp_path / "cut", FROZEN, *rich)
+    resumed = operations.train(tiny_experiment(FROZEN, *rich), tmp_path / "cut", CPU, resume=True)
+    assert digest(Path(resumed["run"])) == digest(whole)
+
+
+def test_features_computed_once_learn_as_features_computed_each_step(tmp_path, monkeypatch):
+    """The same network, up to the last bits of a convolution over another number of pictures at a time."""
+    once = tensors(train_tiny(tmp_path / "once", FROZEN))
+    monkeypatch.setattr(Learner, "reuse_frozen", lambda self, job: job)
+    each = tensors(train_tiny(tmp_path / "each", FROZEN))
+    for name, value in once.items():
+        assert torch.allclose(value.double(), each[name].double(), rtol=1e-3, atol=1e-4), name
+
+
+def test_features_are_computed_once(tmp_path, monkeypatch):
+    passes = []
+    real = frozen_layers.Trunk.forward
+    monkeypatch.setattr(frozen_layers.Trunk, "forward", lambda self, x: passes.append(len(x)) or real(self, x))
+    made = train_tiny(tmp_path, FROZEN, "train.epochs=3")
+    data = assemble.dataset(tiny_experiment())
+    assert sum(passes) - 1 == sum(len(data.splits[name]) for name in ("train", "val"))  # one to learn their size
+    assert made.exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "why"),
+    [("data.augment={flip: horizontal}", "augmentation changes"), ("data.memory_gib=0.00001", "GiB")],
+)
+def test_what_cannot_be_reused_is_said(tmp_path, capfd, setting, why):
+    train_tiny(tmp_path, FROZEN, "train.epochs=1", setting)
+    assert why in capfd.readouterr().err
+
+
+LINKED = """
+task: classify
+data: {source: digits}
+model:
+  - conv: {name: a, out_channels: 4, activation: relu}
+  - conv: {name: b, out_channels: 4, activation: relu}
+  - conv: {name: c, out_channels: 4}
+  - add: [SOURCE, c]
+  - flatten
+"""
+
+
+@pytest.mark.parametrize(("source", "cuts"), [("a", False), ("b", False), ("c", True)])
+def test_a_network_is_cut_only_where_one_output_crosses(tmp_path, source, cuts):
+    made = schema.parse(
+        LINKED.replace("SOURCE", source), "f", ["train.freeze=b" if source != "c" else "train.freeze=a"]
+    )
+    network = job_of(made, tmp_path).network.eval()
+    parts = frozen_layers.cut(network, made.train.freeze)
+    assert (parts is not None) == cuts
+    if parts:
+        trunk, tail = parts
+        pictures = torch.rand(3, 1, 8, 8)
+        assert torch.equal(tail(trunk(pictures)), network(pictures))
+
+
+def test_groups_have_rates_and_decay_of_their_own():
+    groups = "[{params: head, lr: 0.5}, {params: '*.bias', weight_decay: 0.0}, {params: layers.conv1, lr: 0.01}]"
+    made = tiny_experiment(f"train.optimizer={{sgd: {{lr: 0.1, weight_decay: 0.3, groups: {groups}}}}}")
+    learning = Learner(job_of(made, Path("unused")))
+    found = {}
+    names = iter(learning.names)
+    for group in learning.optimizer.param_groups:
+        found |= {next(names): (group["peak"], group["weight_decay"]) for _ in group["params"]}
+    assert found["head.weight"] == found["head.bias"] == (0.5, 0.3)  # the first group that names it
+    assert found["layers.linear1.linear.bias"] == (0.1, 0.0)
+    assert found["layers.conv1.conv.weight"] == (0.01, 0.3)
+    assert found["layers.linear1.linear.weight"] == (0.1, 0.3)
+
+
+def test_a_step_with_groups_is_a_step_of_each_optimizer(tmp_path):
+    """Plain SGD: the change of a weight is its own rate times its gradient times the schedule's factor."""
+    made = tiny_experiment("train.optimizer={sgd: {lr: 0.1, groups: [{params: head, lr: 0.5}]}}")
+    job = job_of(made, tmp_path)
+    learning = Learner(job)
+    from cnnrun.data.training_batches import TrainingBatches
+
+    batch = TrainingBatches(job.dataset.splits["train"], job.augment, 8, 1, 0, CPU).at(0)
+    backward(learning, job, batch, 0)
+    parameters = dict(learner.learning(learning.both))
+    expected = {
+        name: (value - (0.5 if name.startswith("head") else 0.1) * 0.25 * value.grad).detach().clone()
+        for name, value in parameters.items()
+    }
+    update(learning, job, 0, 0.25)
+    for name, value in parameters.items():
+        assert torch.allclose(value, expected[name], rtol=1e-6, atol=1e-8), name
+
+
+def test_resumed_with_groups_equals_uninterrupted(tmp_path, monkeypatch):
+    groups = (
+        "train.optimizer={adamw: {lr: 0.01, groups: [{params: head, lr: 0.05}, {params: '*.bias', weight_decay: 0}]}}"
+    )
+    whole = train_tiny(tmp_path / "whole", groups)
+    with stop_at(7):
+        train_tiny(tmp_path / "cut", groups)
+    resumed = operations.train(tiny_experiment(groups), tmp_path / "cut", CPU, resume=True)
+    assert digest(Path(resumed["run"])) == digest(whole)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.freeze=conv9", "train.freeze: no layer 'conv9' in the model; did you mean 'conv1'?"),
+        (
+            "train.optimizer={sgd: {groups: [{params: layers.conv2, lr: 1}]}}",
+            "train.optimizer.sgd.groups[0].params: 'layers.conv2' gets no parameter that learns",
+        ),
+        (
+            "train.optimizer={sgd: {groups: [{params: '*', lr: 1}, {params: head, lr: 2}]}}",
+            "train.optimizer.sgd.groups[1].params: 'head' gets no parameter that learns",
+        ),
+        ("train.optimizer={sgd: {groups: [{params: head}]}}", "gives neither lr nor weight_decay"),
+        ("model={zoo: resnet18, until: [a]}", "model.until: no layer ['a']"),
+        ("model={zoo: 5}", "model.zoo: no network 5 in the zoo (`cnnrun zoo list` shows them)"),
+        ("model={layers: [flatten], until: flatten1}", "until says where"),
+        ("model={layers: [flatten], weights: x, until: nope}", "model.until: no layer 'nope'"),
+        ("model={zoo: resnet18, until: stage9}", "model.until: no layer 'stage9'"),
+        ("model=resnet19", "model.zoo: no network 'resnet19' in the zoo; did you mean 'resnet18'?"),
+        ("model={zoo: [1]}", "model.zoo: no network [1] in the zoo"),
+        ("model={zoo: resnet18, layers: 3}", "model: expected a list"),
+        ("model={zoo: resnet18, wieghts: x}", "unknown key; did you mean 'weights'?"),
+    ],
+)
+def test_a_wrong_name_is_told_with_what_there_is(override, message):
+    with pytest.raises(ConfigError) as refused:
+        schema.parse(TINY, "tiny.yaml", [override])
+    assert any(message in line for line in refused.value.lines), refused.value.lines
+
+
+def test_groups_that_name_only_frozen_parameters_are_refused():
+    with pytest.raises(ConfigError, match="gets no parameter that learns"):
+        tiny_experiment(FROZEN, "train.optimizer={sgd: {groups: [{params: layers.conv1, lr: 1}]}}")
+
+
+def test_a_zoo_network_can_be_cut_and_continued():
+    made = schema.parse(
+        """
+task: classify
+data: {source: digits, image: {size: 64, channels: 3}}
+model: {zoo: resnet18, until: stage2, layers: [{conv: {name: mine, out_channels: 8}}, global_avg_pool]}
+""",
+        "f",
+    )
+    assert [layer.name for layer in made.model.layers][-3:] == ["stage2", "mine", None]
+    assert made.model.until is None  # without weights there is nothing more to say
+    assert schema.parse(made.to_yaml(), "again") == made
+    linked = schema.parse(
+        made.to_yaml(),
+        "f",
+        ["model={zoo: resnet18, layers: [{conv: {from: stage3, out_channels: 8}}, global_avg_pool]}"],
+    )
+    assert linked.model.layers[-2].inputs() == ["stage3"]
+
+
+def test_weights_end_where_the_zoo_network_does():
+    made = schema.parse(
+        """
+task: classify
+data: {source: digits, image: {size: 64, channels: 3}}
+model: {zoo: resnet18, weights: some.safetensors, layers: [{linear: {name: mine, out_features: 8}}]}
+""",
+        "f",
+    )
+    assert (made.model.until, made.model.weights) == ("stage4", "some.safetensors")
+    assert schema.parse(made.to_yaml(), "again") == made
+
+
+def test_an_override_adds_to_a_network_given_by_name():
+    text = "task: classify\ndata: {source: digits, image: {size: 64, channels: 3}}\nmodel: resnet18\n"
+    made = schema.parse(
+        text, "f", ["model.weights=x.safetensors", "model.until=stage3", "model.layers=[global_avg_pool]"]
+    )
+    assert (made.model.weights, made.model.until) == ("x.safetensors", "stage3")
+    assert json.loads(json.dumps(made.model_dump(mode="json")))["model"]["weights"] == "x.safetensors"
+
+
+def test_the_zoos_own_classifier_holds_unless_the_config_says_otherwise():
+    text = "task: TASK\ndata: {source: digits, image: {size: 64, channels: 3}}\nmodel: squeezenet1_1\n"
+    for task, expected in (("classify", "conv"), ("{classify: {top_k: 3}}", "conv")):
+        assert schema.parse(text.replace("TASK", task), "f").task.classifier == expected
+    with pytest.raises(ConfigError, match="needs a vector"):
+        schema.parse(text.replace("TASK", "{classify: {classifier: linear}}"), "f")
+
+
+ZOO = """
+task: classify
+data: {source: digits, image: {size: 64, channels: 3}}
+model: {zoo: resnet18, weights: x.safetensors}
+"""
+
+
+def test_overrides_of_a_zoo_network_take_each_other_into_account():
+    assert schema.parse(ZOO, "f", ["model.weights=null"]).model.weights is None
+    made = schema.parse(
+        TINY, "f", ["model=resnet18", "model.until=stage1", "model.layers=[global_avg_pool]", "data.image.size=64"]
+    )
+    assert made.model.layers[-2].name == "stage1"
+
+
+def test_a_network_taken_whole_takes_its_head_too_where_the_classes_are_the_same():
+    assert schema.parse(ZOO, "f").model.until is None
+
+
+def test_a_zoo_classifier_is_not_inherited_by_a_part_of_its_network():
+    text = "task: classify\ndata: {source: digits, image: {size: 64, channels: 3}}\n"
+    made = schema.parse(text + "model: {zoo: squeezenet1_1, until: fire4, layers: [global_avg_pool]}\n", "f")
+    assert made.task.classifier == "linear"
+    whole = schema.parse(text.replace("classify", "{classify: null}") + "model: squeezenet1_1\n", "f")
+    assert whole.task.classifier == "conv"
+
+
+def test_frozen_norms_do_not_ask_for_larger_batches():
+    job = job_of(tiny_experiment(FROZEN), Path("unused"))
+    spec = tiny_experiment(FROZEN, "train.batch=1").train
+    settings.check(spec, 100, job.network)
+    with pytest.raises(ConfigError, match="two pictures"):
+        settings.check(tiny_experiment("train.batch=1").train, 100, job.network)
+
+
+def test_frozen_weights_that_are_not_finite_are_named_with_the_picture(tmp_path):
+    from cnnrun.base.errors import NonFiniteError
+
+    job = job_of(tiny_experiment(FROZEN), tmp_path)
+    with torch.no_grad():
+        job.network.layers.conv1[0].weight.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="features of digits"):
+        Learner(job).reuse_frozen(job)
+
+
+def test_frozen_layers_without_weights_are_said(trained_run, tmp_path, capfd):
+    train_from_weights(trained_run, tmp_path, "model.until=conv1", "train.freeze=linear1")
+    assert "they keep their random weights" in capfd.readouterr().err

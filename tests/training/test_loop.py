@@ -1,0 +1,384 @@
+"""Identities of training: resumed = uninterrupted, accumulated = whole, repeated = identical."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cnnrun.base.errors import CheckpointError, ConfigError, NonFiniteError, StorageError, UserError
+from cnnrun.base.ranks import Ranks
+from cnnrun.data.training_batches import in_order
+from cnnrun.experiment import assemble
+from cnnrun.results import operations
+from cnnrun.training import checkpoints, loop
+from cnnrun.training import step as step_of_learning
+from cnnrun.training.evaluate import evaluate
+from cnnrun.training.learner import Job, Learner
+from cnnrun.training.run_folder import held
+from cnnrun.training.settings import Train
+from cnnrun.training.step import backward, update
+from tests.support.configs import TINY, tiny_experiment
+from tests.support.images import save_class_folders
+from tests.support.interrupted_trainings import digest, stop_at
+from tests.support.small_runs import train_tiny
+
+CPU = torch.device("cpu")
+RICH = ["train.ema={decay: 0.9}", "data.augment={shift: 0.2, rotate: 8}", "train.accumulate=2", "train.clip=1.0"]
+
+
+def test_repeated_is_identical_and_seeds_differ(tmp_path):
+    first, second = train_tiny(tmp_path / "a", *RICH), train_tiny(tmp_path / "b", *RICH)
+    assert digest(first) == digest(second)
+    assert digest(train_tiny(tmp_path / "c", *RICH, "seed=1")) != digest(first)
+
+
+@pytest.mark.parametrize("step", [0, 5, 16, 17, 25])
+def test_resumed_is_uninterrupted_to_the_bit(tmp_path, monkeypatch, step):
+    """17 steps an epoch: stopped at the start, within an epoch, at its edge, within the last."""
+    expected = digest(train_tiny(tmp_path / "whole", *RICH))
+    with stop_at(step):
+        operations.train(tiny_experiment(*RICH), tmp_path / "cut", CPU, resume=True)
+    run = tmp_path / "cut" / "tiny" / "1"
+    assert not (run / "result.json").exists()
+    resumed = operations.train(tiny_experiment(*RICH), tmp_path / "cut", CPU, resume=True)
+    assert resumed["run"] == str(run)
+    assert digest(run) == expected
+
+
+def test_chain_of_stops_is_uninterrupted(tmp_path, monkeypatch):
+    expected = digest(train_tiny(tmp_path / "whole", *RICH))
+    for step in (3, 4, 12, 20, 30):
+        with stop_at(step):
+            operations.train(tiny_experiment(*RICH), tmp_path / "cut", CPU, resume=True)
+    operations.train(tiny_experiment(*RICH), tmp_path / "cut", CPU, resume=True)
+    assert digest(tmp_path / "cut" / "tiny" / "1") == expected
+
+
+def test_accumulated_gradients_are_the_whole_batchs():
+    """Without batch norm, micro-batches change nothing but rounding."""
+    model = "model=[{conv: {out_channels: 4, activation: relu}}, flatten, {linear: 8}]"
+    grads = []
+    for accumulate in (1, 3):
+        made = tiny_experiment(model, f"train.accumulate={accumulate}", "train.batch=50")
+        data = assemble.dataset(made)
+        job = assemble.job(made, data, None, None, CPU)
+        learning = Learner(job)
+        job.network.double()
+        from cnnrun.data.training_batches import TrainingBatches
+
+        batch = TrainingBatches(data.splits["train"], job.augment, 50, 20, 0, CPU, parts=accumulate).at(0)
+        batch = replace(batch, pictures=batch.pictures.double())
+        backward(learning, job, batch, 0)
+        grads.append([parameter.grad.clone() for parameter in job.network.parameters()])
+    for a, b in zip(*grads, strict=True):
+        assert torch.allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+def test_a_clipped_step_is_as_long_as_the_clip_whatever_the_losses_were_scaled_by(scale):
+    """Plain SGD moves the weights by the rate times the gradient, whose norm is then that of `train.clip`."""
+    made = tiny_experiment("train.precision=float16", "train.clip=0.01", "train.optimizer={sgd: {lr: 0.5}}")
+    job = assemble.job(made, assemble.dataset(made), None, None, CPU)
+    learning = Learner(job)
+    learning.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    batch = job.batches(job.dataset.splits["train"], 1).at(0)
+    before = torch.cat([parameter.detach().flatten().double() for parameter in learning.parameters])
+    backward(learning, job, batch, 0)
+    update(learning, job, 0, 0.8)
+    after = torch.cat([parameter.detach().flatten().double() for parameter in learning.parameters])
+    assert float((after - before).norm()) == pytest.approx(0.8 * 0.5 * 0.01, rel=1e-3)
+
+
+def learner_of(*overrides: str) -> tuple[Learner, Job]:
+    made = tiny_experiment(*overrides)
+    job = assemble.job(made, assemble.dataset(made), None, None, CPU)
+    return Learner(job), job
+
+
+def gradients(learning: Learner, job: Job, step: int, rank: int = 0) -> torch.Tensor:
+    """Those of the first batch, at a step on a rank, with whatever dropout draws there."""
+    ranks = Ranks()
+    ranks.rank = rank
+    learning.optimizer.zero_grad()
+    backward(learning, replace(job, ranks=ranks), job.batches(job.dataset.splits["train"], 1).at(0), step)
+    return torch.cat([parameter.grad.flatten().clone() for parameter in learning.parameters])
+
+
+def test_dropout_is_a_function_of_the_step_and_the_rank():
+    learning, job = learner_of("model=[flatten, {dropout: 0.5}]")
+    first = gradients(learning, job, 3, 1)
+    assert not torch.equal(gradients(learning, job, 4, 1), first)
+    assert not torch.equal(gradients(learning, job, 3, 2), first)
+    assert torch.equal(gradients(learning, job, 3, 1), first)
+
+
+def test_the_loss_of_a_batch_is_the_mean_over_its_pictures_whatever_its_parts():
+    losses = []
+    for parts in (1, 3):
+        learning, job = learner_of("model=[flatten]", "train.batch=50")
+        batch = job.batches(job.dataset.splits["train"], parts).at(0)
+        outputs = learning.network(batch.pictures)
+        expected = float(F.cross_entropy(outputs.detach().double(), batch.targets["labels"]))
+        losses.append(float(backward(learning, job, batch, 0)))
+        assert losses[-1] == pytest.approx(expected, rel=1e-6)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_the_average_is_of_the_weights_after_each_step_by_its_decay_and_is_what_val_measures():
+    learning, job = learner_of("train.ema={decay: 0.9}")
+    name = "layers.linear1.linear.weight"
+    expected, batches = learning.network.state_dict()[name].double(), job.batches(job.dataset.splits["train"], 1)
+    for step in range(4):
+        backward(learning, job, batches.at(step), step)
+        update(learning, job, step, 1.0)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * learning.network.state_dict()[name].double()
+    torch.testing.assert_close(learning.ema.average[name].double(), expected, rtol=1e-5, atol=1e-7)
+    measured = learning.evaluate(job, "val", 64).numbers
+    learning.network.load_state_dict(learning.ema.average)
+    (whole,) = in_order(job.dataset.splits["val"], 10_000, CPU)
+    with torch.no_grad():
+        outputs = learning.network.eval()(whole.pictures).double()
+    assert measured["loss"] == pytest.approx(float(F.cross_entropy(outputs, whole.targets["labels"])), rel=1e-5)
+    assert measured["accuracy"] == pytest.approx(float((outputs.argmax(1) == whole.targets["labels"]).double().mean()))
+
+
+@pytest.mark.parametrize("size", [5, 64, 1000])
+def test_the_loss_of_a_split_is_the_criterions_sum_with_each_sample_counted_once(size):
+    learning, job = learner_of("model=[flatten]")
+    examples = job.dataset.splits["val"]
+
+    class Two(torch.nn.Module):
+        def forward(self, outputs, targets):
+            return {"one": F.cross_entropy(outputs, targets["labels"]), "other": outputs.square().mean()}
+
+    found = evaluate(learning.network.eval(), Two(), job.task, job.facts, examples, size, CPU)
+    (whole,) = in_order(examples, len(examples), CPU)
+    with torch.no_grad():
+        expected = sum(Two()(learning.network(whole.pictures), whole.targets).values())
+    assert len(examples) % 5
+    assert found.numbers["loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_each_step_goes_by_the_schedule_at_its_own_number(tmp_path, monkeypatch):
+    seen = []
+
+    def watched(learner, job, step, factor):
+        update(learner, job, step, factor)
+        seen.append((step, factor, learner.optimizer.param_groups[0]["lr"]))
+
+    monkeypatch.setattr(loop, "update", watched)
+    spec = tiny_experiment().train
+    train_tiny(tmp_path)
+    factors = [spec.schedule.factor(step, 34) for step in range(34)]
+    assert seen == [(step, factor, spec.optimizer.lr * factor) for step, factor in enumerate(factors)]
+
+
+@pytest.mark.parametrize(("pictures", "steps", "smallest"), [(96, 3, 32), (97, 4, 1), (127, 4, 31)])
+def test_an_epoch_has_as_many_batches_as_its_pictures_fill(pictures, steps, smallest):
+    whole, parts = Train(batch=32), Train(batch=32, drop_last=False)
+    assert (whole.steps_per_epoch(pictures), whole.smallest(pictures)) == (3, 32)
+    sizes = [len(part) for part in torch.arange(pictures).split(32)]
+    assert (parts.steps_per_epoch(pictures), parts.smallest(pictures)) == (len(sizes), sizes[-1]) == (steps, smallest)
+
+
+def test_a_finished_run_is_not_trained_again_when_resumed(tmp_path, capfd):
+    run = train_tiny(tmp_path)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    again = operations.train(tiny_experiment(), tmp_path, CPU, resume=True)
+    assert again == {"run": str(run), "already_finished": True, **json.loads((run / "result.json").read_text())}
+    assert f"{run} of this config is finished: there is nothing left to train" in capfd.readouterr().err
+    assert operations.train(tiny_experiment("seed=1"), tmp_path, CPU, resume=True)["run"] == str(run.with_name("2"))
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_resume_leaves_a_run_of_other_settings_alone_and_names_them(tmp_path, monkeypatch, capfd):
+    with stop_at(3):
+        operations.train(tiny_experiment(), tmp_path, CPU, resume=False)
+    run = Path(operations.train(tiny_experiment("train.batch=32"), tmp_path, CPU, resume=True)["run"])
+    assert run.name == "2"
+    assert "of other settings: train.batch was 64, is 32" in capfd.readouterr().err
+
+
+def test_two_processes_cannot_train_one_run(tmp_path):
+    with held(tmp_path), pytest.raises(StorageError, match="another process"), held(tmp_path):
+        pass
+    with held(tmp_path):
+        pass
+
+
+def script_accuracies(monkeypatch, accuracies: list[float]) -> None:
+    """Evaluations report these accuracies, one after the other."""
+    values = iter(accuracies)
+    real = Learner.evaluate
+
+    def scripted(self, job, split, batch, *rest):
+        measured = real(self, job, split, batch, *rest)
+        measured.numbers["accuracy"] = next(values)
+        return measured
+
+    monkeypatch.setattr(Learner, "evaluate", scripted)
+
+
+def test_best_early_stop_and_keep(tmp_path, monkeypatch):
+    script_accuracies(monkeypatch, [0.5, 0.7, 0.6, 0.6, 0.9])
+    made = tiny_experiment("train.epochs=9", "train.early_stop.patience=2", "train.keep=1")
+    result = operations.train(made, tmp_path, CPU, resume=False)
+    assert (result["steps"], result["best_step"], result["best"]) == (4 * 17, 2 * 17, {"val/accuracy": 0.7})
+    folder = Path(result["run"]) / "checkpoints"
+    assert [path.name for path in checkpoints.generations(folder)] == ["step-00000034", "step-00000068"]
+    assert checkpoints.pointed_at(folder, "best") == "step-00000034"
+
+
+def test_not_a_number_stops_at_once_names_files_and_layer_and_saves_nothing(tmp_path, monkeypatch):
+    real = step_of_learning.backward
+
+    def poisoned(learning, job, batch, step):
+        if step == 20:
+            with torch.no_grad():
+                learning.network.get_parameter("layers.linear1.linear.weight")[0, 0] = float("nan")
+        return real(learning, job, batch, step)
+
+    monkeypatch.setattr(loop, "backward", poisoned)
+    with pytest.raises(NonFiniteError) as stopped:
+        operations.train(tiny_experiment(), tmp_path, CPU, resume=False)
+    text = "\n".join(stopped.value.lines)
+    assert stopped.value.exit_code == 4
+    assert "at step 20" in text
+    assert "layers.linear1.linear" in text
+    assert "digits[" in text
+    (saved,) = checkpoints.generations(tmp_path / "tiny" / "1" / "checkpoints")
+    assert saved.name == "step-00000017"
+
+
+def test_a_batch_of_one_with_batch_norm_is_refused_before_training(tmp_path):
+    count = len(assemble.dataset(tiny_experiment()).splits["train"])
+    for overrides in (
+        ["train.batch=1"],
+        ["train.batch=64", "train.accumulate=64"],
+        [f"train.batch={count - 1}", "train.drop_last=false"],
+    ):
+        with pytest.raises(ConfigError, match="batch norm needs"):
+            operations.train(tiny_experiment(*overrides), tmp_path, CPU, resume=False)
+    with pytest.raises(ConfigError, match="no step an epoch"):
+        operations.train(tiny_experiment("train.batch=5000"), tmp_path, CPU, resume=False)
+    assert not list(tmp_path.rglob("checkpoints"))
+
+
+def test_it_learns(trained_run):
+    result = json.loads((trained_run / "result.json").read_text())
+    assert result["best"]["val/accuracy"] > 0.9
+    lines = [json.loads(line) for line in (trained_run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == list(range(1, 13))
+    assert lines[-1]["train/loss"] < lines[0]["train/loss"]
+    assert lines[0]["train/loss"] == pytest.approx(2.3, abs=0.5)  # ln 10 at the start
+
+
+def test_it_can_overfit_eight_pictures(tmp_path):
+    made = tiny_experiment("train.batch=8", "train.epochs=1", "train.optimizer={adam: 0.01}")
+    data = assemble.dataset(made)
+    job = assemble.job(made, data, None, None, CPU)
+    learning = Learner(job)
+    from cnnrun.data.training_batches import TrainingBatches
+
+    batch = TrainingBatches(data.splits["train"], job.augment, 8, 1, 0, CPU).at(0)
+    losses = []
+    for step in range(150):
+        losses.append(float(backward(learning, job, batch, step)))
+        update(learning, job, step, 1.0)
+    assert losses[-1] < 0.05 < losses[0]
+
+
+def test_tensorboard_has_curves_pictures_and_the_confusion_matrix(trained_run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(trained_run), size_guidance={"images": 0, "scalars": 0})
+    events.Reload()
+    assert {"val/accuracy", "train/loss", "train/lr", "time/images_per_second"} <= set(events.Tags()["scalars"])
+    assert {"train/pictures", "val/confusion"} <= set(events.Tags()["images"])
+    assert len(events.Scalars("val/accuracy")) == 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+def test_a_real_signal_to_a_real_process(tmp_path, number, code):
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("epochs: 2", "epochs: 5000"))
+    command = [sys.executable, "-m", "cnnrun", "train", "tiny.yaml", "--resume"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    metrics = tmp_path / "runs" / "tiny" / "1" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.stat().st_size):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert "saved; --resume goes on" in err
+    assert "Traceback" not in err
+    saved = checkpoints.load_newest(tmp_path / "runs" / "tiny" / "1" / "checkpoints", "latest", pytest.fail)
+    assert f"stopped at step {saved.state['training']['step']} " in err
+
+
+def interrupted(root: Path, monkeypatch, step: int, *overrides: str) -> Path:
+    with stop_at(step):
+        operations.train(tiny_experiment(*overrides), root, CPU, resume=True)
+    return root / "tiny" / "1"
+
+
+def folder_of(root: Path, *classes: str) -> str:
+    save_class_folders(root, classes, count=12)
+    return f"data={{source: {{folder: '{root}'}}, image: {{size: 8, channels: 1}}, split: {{val: 0.2}}}}"
+
+
+def test_changed_data_is_not_resumed_into(tmp_path, monkeypatch):
+    data = [folder_of(tmp_path / "pets", "cat", "dog"), "train.batch=4"]
+    run = interrupted(tmp_path, monkeypatch, 2, *data)
+    before = (run / "checkpoints" / "latest").read_text()
+    folder_of(tmp_path / "pets", "cat", "dog", "elk")
+    with pytest.raises(CheckpointError, match="the data changed .*24 pictures in 2 classes then, 36 in 3 now"):
+        operations.train(tiny_experiment(*data), tmp_path, CPU, resume=True)
+    assert (run / "checkpoints" / "latest").read_text() == before
+
+
+def test_another_thread_count_on_resuming_is_said(tmp_path, monkeypatch, capfd):
+    interrupted(tmp_path, monkeypatch, 2)
+    torch.set_num_threads(2)
+    try:
+        operations.train(tiny_experiment(), tmp_path, CPU, resume=True)
+    finally:
+        torch.set_num_threads(1)
+    assert "threads was 1, is 2: the result may differ" in capfd.readouterr().err
+
+
+def test_what_cannot_be_trained_leaves_no_run_behind(tmp_path):
+    for override in ("train.batch=1", "train.batch=5000", "data.split.val=0"):
+        with pytest.raises(UserError):
+            operations.train(tiny_experiment(override), tmp_path, CPU, resume=False)
+        with pytest.raises(UserError):
+            operations.checked(tiny_experiment(override))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_best_is_the_best_whatever_counts_as_progress(tmp_path, monkeypatch):
+    script_accuracies(monkeypatch, [0.90, 0.915, 0.919, 0.918])
+    early = "train.early_stop={patience: 3, min_delta: 0.02}"
+    result = operations.train(tiny_experiment("train.epochs=9", early), tmp_path, CPU, resume=False)
+    assert result["best"] == {"val/accuracy": 0.919}
+    assert (result["best_step"], result["steps"]) == (3 * 17, 4 * 17)
+
+
+def test_an_evaluation_that_is_just_as_good_is_no_progress(tmp_path, monkeypatch):
+    script_accuracies(monkeypatch, [0.5, 0.5, 0.5, 0.9])
+    result = operations.train(
+        tiny_experiment("train.epochs=9", "train.early_stop.patience=2"), tmp_path, CPU, resume=False
+    )
+    assert (result["best_step"], result["steps"]) == (17, 3 * 17)

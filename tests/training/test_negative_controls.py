@@ -1,0 +1,281 @@
+"""The proof is sensitive: without any one thing that a checkpoint holds or a resume derives, the result differs.
+
+And any step can be gone on from: a checkpoint after each of 24 steps, a resume from each.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import fields, replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from cnnrun.base.errors import CheckpointError
+from cnnrun.data import training_batches
+from cnnrun.experiment.schema import Experiment
+from cnnrun.results import operations
+from cnnrun.training import checkpoints, loop, optimizers
+from cnnrun.training import step as step_of_learning
+from cnnrun.training.learner import Learner
+from cnnrun.training.schedules import OneCycle
+from tests.support.configs import tiny_experiment
+from tests.support.interrupted_trainings import digest, stop_at
+
+CPU = torch.device("cpu")
+CUT = 38  # 17 steps an epoch, three epochs: in the third, with an epoch behind it that was not the best
+RICH = [
+    "train.epochs=3",
+    "train.ema={decay: 0.9}",
+    "train.accumulate=2",
+    "data.augment={shift: 0.2, rotate: 8}",
+    "train.early_stop={patience: 100, min_delta: 5}",
+]
+ADAM = "train.optimizer={adamw: 0.01}"
+HALF = "train.precision=float16"
+
+
+def tried(*overrides: str) -> Experiment:
+    return tiny_experiment(*RICH, *overrides)
+
+
+@pytest.fixture(autouse=True)
+def _the_first_epoch_is_the_best(monkeypatch):
+    """So that forgetting the best shows; and a scaler that changes its scale often, and memory for 40 pictures."""
+    real = Learner.evaluate
+
+    def worse_each_time(self, job, split, batch, *rest):
+        measured = real(self, job, split, batch, *rest)
+        measured.numbers["accuracy"] = 0.9 - 0.1 * (job.run.path / "metrics.jsonl").read_text().count("\n")
+        return measured
+
+    monkeypatch.setattr(Learner, "evaluate", worse_each_time)
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=64.0, growth_interval=6))
+    # Memory runs out at step 5 for batches in two parts.
+    backward = loop.backward
+
+    def short(learner, job, batch, step):
+        if step == 5 and len(batch.parts) == 2:
+            raise MemoryError
+        return backward(learner, job, batch, step)
+
+    monkeypatch.setattr(loop, "backward", short)
+
+
+def cut_short(root: Path, made: Experiment, steps: int) -> Path:
+    with stop_at(steps - 1):
+        operations.train(made, root, CPU, resume=True)
+    return root / "tiny" / "1"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    made: dict[tuple[str, ...], str] = {}
+
+    def of(*overrides: str) -> str:
+        if overrides not in made:
+            root = tmp_path_factory.mktemp("whole")
+            made[overrides] = digest(Path(operations.train(tried(*overrides), root, CPU, resume=False)["run"]))
+        return made[overrides]
+
+    return of
+
+
+@pytest.mark.parametrize("overrides", [(), (ADAM,), (HALF,)])
+def test_with_everything_the_resumed_run_is_the_same(tmp_path, whole, overrides):
+    expected = whole(*overrides)
+    run = cut_short(tmp_path, tried(*overrides), CUT)
+    operations.train(tried(*overrides), tmp_path, CPU, resume=True)
+    assert digest(run) == expected
+
+
+Saved = checkpoints.Checkpoint
+Spoil = Callable[[Learner, Saved], Saved]
+
+
+def forgetting(spoil: Spoil) -> Callable[[pytest.MonkeyPatch], None]:
+    """What is restored is first spoilt."""
+
+    def apply(patched: pytest.MonkeyPatch) -> None:
+        real = loop.restore
+        patched.setattr(loop, "restore", lambda learner, saved, *rest: real(learner, spoil(learner, saved), *rest))
+
+    return apply
+
+
+def fresh(part: str, *endings: str) -> Callable[[pytest.MonkeyPatch], None]:
+    """Those tensors as a new run would have them, or not at all."""
+
+    def spoil(learner: Learner, saved: Saved) -> Saved:
+        new = {name: value.clone() for name, value in learner.parts()[part].items()}
+        kept = {}
+        for name, value in saved.parts[part].items():
+            chosen = name.endswith(endings) or name.startswith(endings)
+            if not chosen:
+                kept[name] = value
+            elif name in new:
+                kept[name] = new[name]
+        return replace(saved, parts=saved.parts | {part: kept})
+
+    return forgetting(spoil)
+
+
+def counter(name: str, value: object = 0) -> Callable[[pytest.MonkeyPatch], None]:
+    def spoil(learner: Learner, saved: Saved) -> Saved:
+        return replace(saved, state=saved.state | {"training": saved.state["training"] | {name: value}})
+
+    return forgetting(spoil)
+
+
+def scaler(name: str) -> Callable[[pytest.MonkeyPatch], None]:
+    def spoil(learner: Learner, saved: Saved) -> Saved:
+        new = learner.scaler.state_dict()[name]
+        return replace(saved, state=saved.state | {"scaler": saved.state["scaler"] | {name: new}})
+
+    return forgetting(spoil)
+
+
+def classes_reversed(patched: pytest.MonkeyPatch) -> None:
+    real = operations.dataset
+
+    def other(made):
+        data = real(made)
+        facts = replace(data.facts, classes=data.facts.classes[::-1], fingerprint="of other classes")
+        return replace(data, facts=facts)
+
+    patched.setattr(operations, "dataset", other)
+
+
+def schedule_from_zero(patched: pytest.MonkeyPatch) -> None:
+    real = OneCycle.factor
+    patched.setattr(OneCycle, "factor", lambda self, step, total: real(self, step - CUT, total))
+
+
+def order_of_another_epoch(patched: pytest.MonkeyPatch) -> None:
+    real = training_batches.uniform_order
+
+    def other(count):
+        order = real(count)
+        return lambda seed, epoch: order(seed, epoch - 1)
+
+    patched.setattr(training_batches, "uniform_order", other)
+
+
+def draws_of_another_epoch(patched: pytest.MonkeyPatch) -> None:
+    real = training_batches.Draws
+    patched.setattr(training_batches, "Draws", lambda seed, epoch, *rest: real(seed, epoch - 1, *rest))
+
+
+def generator_as_it_is(patched: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(1)
+    patched.setattr(step_of_learning, "seed_step", lambda *arguments: None)
+
+
+def average_from_zero(patched: pytest.MonkeyPatch) -> None:
+    real = optimizers.Ema.update
+    patched.setattr(optimizers.Ema, "update", lambda self, step: real(self, step - CUT))
+
+
+def epoch_from_its_start(patched: pytest.MonkeyPatch) -> None:
+    real = training_batches.TrainingBatches.at
+    patched.setattr(training_batches.TrainingBatches, "at", lambda self, step: real(self, step - CUT % 17))
+
+
+def part_of_the_gradients(patched: pytest.MonkeyPatch) -> None:
+    """As if it had been saved between two micro-batches, without the first one's gradients."""
+    real = loop.backward
+
+    def later_ones(learner, job, batch, step):
+        loss = real(learner, job, batch, step)
+        if step == CUT:
+            first = replace(batch.micro()[0], whole=batch.whole)
+            with torch.enable_grad():
+                losses = learner.criterion(learner.forward(first.pictures.float()), first.targets)
+                (-sum(losses.values()) * (len(first) / batch.whole)).backward()
+        return loss
+
+    patched.setattr(loop, "backward", later_ones)
+
+
+CONTROLS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], tuple[str, ...]]] = {
+    "weights": (fresh("model", "weight", "bias"), ()),
+    "batch norm's statistics": (fresh("model", "running_mean", "running_var"), ()),
+    "batch norm's counter": (fresh("model", "num_batches_tracked"), ()),
+    "momentum": (fresh("optimizer", "momentum_buffer"), ()),
+    "adam's first moment": (fresh("optimizer", "exp_avg:"), (ADAM,)),
+    "adam's second moment": (fresh("optimizer", "exp_avg_sq"), (ADAM,)),
+    "adam's counter": (fresh("optimizer", "step"), (ADAM,)),
+    "average": (fresh("ema", ""), ()),
+    "average's counter": (average_from_zero, ()),
+    "scale": (scaler("scale"), (HALF,)),
+    "scale's counter": (scaler("_growth_tracker"), (HALF,)),
+    "step": (counter("step"), ()),
+    "schedule's position": (schedule_from_zero, ()),
+    "epoch": (order_of_another_epoch, ()),
+    "place in the epoch": (epoch_from_its_start, ()),
+    "augmentation's numbers": (draws_of_another_epoch, ()),
+    "dropout's generator": (generator_as_it_is, ()),
+    "best": (counter("best", None), ()),
+    "best step": (counter("best_step"), ()),
+    "early stop's counter": (counter("waited"), ()),
+    "early stop's mark": (counter("mark", None), ()),
+    "sum of losses": (counter("loss_sum", 0.0), ()),
+    "count of losses": (counter("loss_count"), ()),
+    "metrics' offset": (counter("metrics_offset"), ()),
+    "micro-batches": (counter("accumulate", 2), ()),
+    "part of the gradients": (part_of_the_gradients, ()),
+    "class map": (classes_reversed, ()),
+    "what was measured": (counter("evaluated"), ()),
+}
+
+
+def test_there_are_controls_for_every_counter():
+    named = {cell.cell_contents for spoil, _ in CONTROLS.values() for cell in _cells(spoil)}
+    assert {field.name for field in fields(loop.State)} <= named
+    assert len(CONTROLS) >= 16
+
+
+def _cells(function):
+    for cell in getattr(function, "__closure__", None) or ():
+        if callable(cell.cell_contents):
+            yield from _cells(cell.cell_contents)
+        else:
+            yield cell
+
+
+@pytest.mark.parametrize("dropped", CONTROLS)
+def test_without_it_the_result_differs(tmp_path, whole, dropped):
+    spoil, overrides = CONTROLS[dropped]
+    expected = whole(*overrides)
+    run = cut_short(tmp_path, tried(*overrides), CUT)
+    if dropped == "what was measured":  # the last checkpoint left is of an epoch's end, whose val was measured
+        shutil.rmtree(run / "checkpoints" / f"step-{CUT:08d}")
+    with pytest.MonkeyPatch.context() as patched:
+        spoil(patched)
+        try:
+            operations.train(tried(*overrides), tmp_path, CPU, resume=True)
+        except (CheckpointError, KeyError):
+            return  # it was noticed before a step was taken
+    assert digest(run) != expected
+
+
+def test_every_step_can_be_gone_on_from(tmp_path):
+    """24 of 24."""
+    made = tried("train.epochs=2", "train.batch=92", "train.save_every=1", "train.keep=1000")
+    run = Path(operations.train(made, tmp_path, CPU, resume=False)["run"])
+    expected = digest(run)
+    found = checkpoints.generations(run / "checkpoints")
+    assert [int(path.name[5:]) for path in found] == list(range(1, 25))
+    for place, path in enumerate(found):
+        root = tmp_path / f"from {path.name}"
+        there = root / "tiny" / "1"
+        shutil.copytree(run, there)
+        (there / "result.json").unlink()
+        (there / "checkpoints" / "latest").write_text(path.name)
+        for later in found[place + 1 :]:
+            shutil.rmtree(there / "checkpoints" / later.name)
+        operations.train(made, root, CPU, resume=True)
+        assert digest(there) == expected, path.name

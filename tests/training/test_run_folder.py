@@ -1,0 +1,374 @@
+"""A run whose folder is moved or changed while it trains; how trainings end; a supervisor that repeats one command."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from cnnrun.base import atomic_files, locks
+from cnnrun.base.errors import CheckpointError, Interrupted, ResourceError, StorageError
+from cnnrun.experiment import schema
+from cnnrun.results import operations
+from cnnrun.training import checkpoints, loop, run_folder
+from cnnrun.training.learner import Learner
+from tests.support.configs import tiny_experiment
+from tests.support.forked_processes import fork, outcome
+from tests.support.interrupted_trainings import digest
+from tests.support.supervised_commands import PLACES, WRITING, run_chain
+
+CPU = torch.device("cpu")
+
+
+def tried(*overrides: str) -> schema.Experiment:
+    return tiny_experiment("train.epochs=3", *overrides)
+
+
+def at_step(monkeypatch, step: int, action) -> None:
+    """Do something while that step is under way."""
+    real = loop.backward
+
+    def backward(learner, job, batch, number):
+        if number == step:
+            action()
+        return real(learner, job, batch, number)
+
+    monkeypatch.setattr(loop, "backward", backward)
+
+
+@pytest.mark.parametrize("step", [3, 20])
+def test_a_run_that_is_moved_is_saved_where_it_is_and_ends(tmp_path, monkeypatch, step):
+    """It was made again as a ghost, with half of the run in each, exit 0."""
+    run, there = tmp_path / "runs" / "tiny" / "1", tmp_path / "there"
+    with monkeypatch.context() as patched:
+        at_step(patched, step, lambda: run.rename(there))
+        with pytest.raises(
+            StorageError, match="was moved or deleted while the run was training; step .* is saved in it"
+        ):
+            operations.train(tried(), tmp_path / "runs", CPU, resume=False)
+    assert not run.exists()
+    saved = checkpoints.load_newest(there / "checkpoints", "latest", pytest.fail)
+    assert saved is not None
+    there.rename(run)
+    again = operations.train(tried(), tmp_path / "runs", CPU, resume=True)
+    assert again["run"] == str(run)
+    whole = operations.train(tried(), tmp_path / "whole", CPU, resume=False)["run"]
+    assert digest(run) == digest(Path(whole))
+
+
+@pytest.mark.parametrize("what", ["", "checkpoints"])
+def test_a_run_that_is_deleted_ends_and_is_not_made_again(tmp_path, monkeypatch, what):
+    run = tmp_path / "runs" / "tiny" / "1"
+    with monkeypatch.context() as patched:
+        at_step(patched, 20, lambda: shutil.rmtree(run / what))
+        with pytest.raises(StorageError) as ended:
+            operations.train(tried(), tmp_path / "runs", CPU, resume=False)
+    assert ended.value.exit_code == 5
+    assert not (run / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+def test_metrics_that_are_taken_away_end_the_run(tmp_path, monkeypatch, how):
+    path = tmp_path / "runs" / "tiny" / "1" / "metrics.jsonl"
+
+    def take_away() -> None:
+        path.unlink()
+        if how == "replaced":
+            path.write_text("")
+
+    with monkeypatch.context() as patched:
+        at_step(patched, 20, take_away)
+        with pytest.raises(StorageError, match=r"metrics.jsonl: was removed or replaced"):
+            operations.train(tried(), tmp_path / "runs", CPU, resume=False)
+
+
+def test_a_signal_is_heeded_within_a_batch_of_validation(tmp_path, monkeypatch):
+    """SIGTERM in a long validation and SIGKILL six seconds later cost the whole epoch."""
+    batches: list[int] = []
+    real = Learner._averaged
+
+    def slow(self, job):
+        forward = real(self, job)
+
+        def counted(inputs):
+            batches.append(len(inputs))
+            if len(batches) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return forward(inputs)
+
+        return counted
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Learner, "_averaged", slow)
+        with pytest.raises(Interrupted, match="stopped while val was measured after step 17, which is saved") as left:
+            operations.train(tried("train.batch=64"), tmp_path / "runs", CPU, resume=False)
+    assert left.value.exit_code == 143
+    assert len(batches) == 2
+    run = Path(operations.train(tried(), tmp_path / "runs", CPU, resume=True)["run"])
+    assert digest(run) == digest(Path(operations.train(tried(), tmp_path / "whole", CPU, resume=False)["run"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", [*PLACES, *WRITING])
+def test_a_supervisor_repeats_one_command_blindly(place):
+    """Killed again and again, repeated until it ends well, and once more: done once, the same bits, nothing left."""
+    found = run_chain(place, seed=1)
+    assert not found.trouble, found
+    assert found.kills
+
+
+def test_a_finished_run_of_other_data_is_not_taken_for_this_one(tmp_path, picture_folder, run_cli):
+    from tests.support.images import save_picture
+
+    config = tmp_path / "pets.yaml"
+    config.write_text(
+        f"task: classify\ndata: {{source: {{folder: '{picture_folder}'}}, image: {{size: 8, channels: 1}}, "
+        f"split: {{val: 0.25}}, cache_dir: '{tmp_path}/cache'}}\nmodel: [flatten]\ntrain: {{epochs: 1, batch: 4}}\n"
+    )
+    words = ("train", config, "--runs", tmp_path / "runs", "--no-report", "--resume")
+    assert run_cli(*words)[0] == 0
+    code, _, err = run_cli(*words)
+    assert code == 0
+    assert "is finished: there is nothing left to train" in err
+    save_picture(picture_folder / "cat" / "another.png", seed=99)
+    code, _, err = run_cli(*words)
+    assert code == 3
+    assert "the data changed since; train anew without --resume" in err
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+MESSAGES = [
+    RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:116] data. DefaultCPUAllocator: not enough memory: you tried to allocate"
+    ),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB)"),
+    RuntimeError("could not create a primitive"),
+    RuntimeError("could not execute a primitive"),
+    RuntimeError("std::bad_alloc"),
+    RuntimeError("unable to mmap 1073741824 bytes from file </torch_1>: Cannot allocate memory (12)"),
+    MemoryError("Unable to allocate 12.0 GiB for an array with shape (4000, 1000, 400) and data type float64"),
+    MemoryError(),
+    OSError(errno.ENOMEM, "Cannot allocate memory"),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+]
+
+
+@pytest.mark.parametrize("error", MESSAGES, ids=lambda error: str(error)[:30] or type(error).__name__)
+@pytest.mark.parametrize("place", ["augmentation", "the network"])
+def test_memory_is_known_to_have_run_out_wherever_it_does(tmp_path, monkeypatch, capfd, error, place):
+    from cnnrun.data.training_batches import TrainingBatches
+
+    def short(self_or_learner, *rest):
+        batches = self_or_learner if place == "augmentation" else None
+        parts = batches._parts if batches is not None else len(rest[1].parts)
+        if parts < 2:
+            raise error
+        return real(self_or_learner, *rest)
+
+    target, name = (TrainingBatches, "_prepare") if place == "augmentation" else (loop, "backward")
+    real = getattr(target, name)
+    expected = Path(
+        operations.train(tried("train.accumulate=2", "train.epochs=1"), tmp_path / "set", CPU, False)["run"]
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr(target, name, short)
+        run = Path(operations.train(tried("train.epochs=1"), tmp_path / "short", CPU, False)["run"])
+    assert "memory ran out at step 0: from here on in 2 micro-batches" in capfd.readouterr().err
+    assert digest(run) == digest(expected)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), OSError(errno.EIO, "I/O"), ValueError("x")]
+)
+def test_what_is_no_lack_of_memory_is_not_taken_for_one(error):
+    from cnnrun.base.device import out_of_memory
+
+    assert not out_of_memory(error)
+
+
+@pytest.mark.parametrize("place", ["the network", "augmentation", "an own mistake"])
+def test_what_was_reached_is_saved_before_the_end(tmp_path, monkeypatch, place):
+    """At the smallest micro-batch nothing was saved; nor where anything else fails in a step."""
+    from cnnrun.data.training_batches import TrainingBatches
+
+    error = ZeroDivisionError("ours") if place == "an own mistake" else MemoryError("12 GiB")
+
+    def failing(*arguments):
+        step = arguments[1] if place == "augmentation" else arguments[3]
+        if step >= 9:
+            raise error
+        return real(*arguments)
+
+    target, name = (TrainingBatches, "_prepare") if place == "augmentation" else (loop, "backward")
+    real = getattr(target, name)
+    monkeypatch.setattr("cnnrun.data.training_batches.AHEAD_BYTES", 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(target, name, failing)
+        with pytest.raises(ZeroDivisionError if place == "an own mistake" else ResourceError, match="ours|12 GiB"):
+            operations.train(tried("train.accumulate=2"), tmp_path, CPU, resume=False)
+    saved = checkpoints.load_newest(tmp_path / "tiny" / "1" / "checkpoints", "latest", pytest.fail)
+    assert saved is not None
+    assert saved.state["training"]["step"] == 9
+
+
+def test_memory_that_runs_out_in_the_optimizer_saves_no_half_changed_weights(tmp_path, monkeypatch):
+    real = loop.update
+
+    def half(learner, job, step, factor):
+        if step == 20:
+            with torch.no_grad():
+                next(learner.network.parameters()).zero_()
+            raise MemoryError
+        real(learner, job, step, factor)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "update", half)
+        with pytest.raises(ResourceError, match="in the optimizer's step 20.*the last checkpoint stands"):
+            operations.train(tried(), tmp_path / "runs", CPU, resume=False)
+    run = Path(operations.train(tried(), tmp_path / "runs", CPU, resume=True)["run"])
+    assert digest(run) == digest(Path(operations.train(tried(), tmp_path / "whole", CPU, resume=False)["run"]))
+
+
+# --- disks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP], ids=errno.errorcode.get)
+def test_a_disk_without_locks_has_a_way_to_go_on(tmp_path, monkeypatch, capfd, number):
+    import fcntl
+
+    def none(descriptor, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with run_folder.held(tmp_path):
+        assert (tmp_path / "lock.held").exists() or (tmp_path / "lock").exists()
+        holder = outcome(*fork(lambda: _try_to_hold(tmp_path)))
+        assert holder == "in use"
+    assert outcome(*fork(lambda: _try_to_hold(tmp_path))) == "held"
+    if number != errno.ENOSYS:  # for which filelock itself goes on
+        assert "this disk has no locks; lock.held holds it instead" in capfd.readouterr().err
+
+
+def _try_to_hold(run: Path) -> str:
+    try:
+        with run_folder.held(run):
+            return "held"
+    except StorageError:
+        return "in use"
+
+
+def test_a_holder_that_is_killed_holds_no_longer(tmp_path, monkeypatch):
+    """With the system's locks, and with the file that stands in for them."""
+    for number in (None, errno.ENOLCK):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+
+        def hold(folder=folder, number=number) -> None:
+            if number:
+                _without_locks(number)
+            with run_folder.held(folder):
+                (folder / "held").touch()
+                time.sleep(100)
+
+        pid, pipe = fork(hold)
+        while not (folder / "held").exists():
+            time.sleep(0.01)
+        os.kill(pid, signal.SIGKILL)
+        assert outcome(pid, pipe) == -signal.SIGKILL
+
+        def again(folder=folder, number=number) -> str:
+            if number:
+                _without_locks(number)
+            return _try_to_hold(folder)
+
+        assert outcome(*fork(again)) == "held"
+
+
+def _without_locks(number: int) -> None:
+    import fcntl
+
+    def none(descriptor, operation):
+        raise OSError(number, os.strerror(number))
+
+    fcntl.flock = none
+
+
+def test_no_inodes_are_called_so(tmp_path, monkeypatch):
+    class Status:
+        f_files, f_favail, f_bavail, f_frsize, f_blocks, f_bfree = 1000, 0, 10, 4096, 100, 10
+
+    monkeypatch.setattr(os, "statvfs", lambda place: Status)
+    line = atomic_files.describe_failure(tmp_path / "x", 10, OSError(errno.ENOSPC, "No space left on device"))
+    assert "but no inodes: the disk can hold no more files" in line
+
+
+def test_a_cache_that_is_cleared_while_another_waits_for_it_is_built_once_more(tmp_path, monkeypatch):
+    """The lock that others waited for was removed with the folder: two built at once."""
+    from cnnrun.data import cache
+
+    key = "0" * 32
+    folder = tmp_path / key
+    folder.mkdir()
+    order: list[str] = []
+
+    def waiting() -> str:
+        def noted() -> None:
+            (tmp_path / "waiting").touch()
+
+        while True:
+            folder.mkdir(exist_ok=True)
+            try:
+                with locks.hold(folder / cache.LOCK, noted):
+                    return "held" if (folder / cache.LOCK).stat().st_nlink else "held a lock that nobody sees"
+            except FileNotFoundError:
+                continue
+
+    with locks.hold(folder / cache.LOCK):
+        pid, pipe = fork(waiting)
+        while not (tmp_path / "waiting").exists():
+            time.sleep(0.01)
+        cache._empty(folder)
+        order.append("cleared")
+    assert outcome(pid, pipe) == "held"
+
+
+def test_what_a_killed_process_left_of_a_file_goes_with_the_next_write_of_it(tmp_path, monkeypatch):
+    def killed() -> None:
+        monkeypatch.setattr(os, "rename", lambda *rest, **more: os.kill(os.getpid(), signal.SIGKILL))
+        atomic_files.write_text(tmp_path / "g.txt", "one")
+
+    for _ in range(2):
+        assert outcome(*fork(killed)) == -signal.SIGKILL
+    assert len(list(tmp_path.glob(".g.txt.*.tmp"))) == 2
+    being_written = tmp_path / atomic_files._temporary("g.txt")  # by a process that runs
+    being_written.touch()
+    other = tmp_path / atomic_files._temporary("h.txt").replace(str(os.getpid()), "999999999")
+    other.touch()
+    atomic_files.write_text(tmp_path / "g.txt", "two")
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "g.txt", being_written, other])
+
+
+def test_a_result_that_is_damaged_is_written_anew_once_it_is_removed(tmp_path):
+    result = operations.train(tried(), tmp_path, CPU, resume=False)
+    run = Path(result["run"])
+    before = digest(run)
+    (run / "result.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="remove it, and --resume writes it anew"):
+        operations.train(tried(), tmp_path, CPU, resume=True)
+    (run / "result.json").unlink()
+    again = operations.train(tried(), tmp_path, CPU, resume=True)
+    assert again["run"] == str(run)
+    assert (again["steps"], again["best"]) == (result["steps"], result["best"])
+    assert digest(run) == before
