@@ -66,11 +66,11 @@ def tiny(tmp_path) -> Path:
 def trained_run(tmp_path_factory) -> Path:
     """The run folder of TINY, trained once for all tests that only read it."""
     from cnnrun.experiment import schema
-    from cnnrun.results import operations
+    from cnnrun.results.train_run import train_run
 
     root = tmp_path_factory.mktemp("trained")
     tried = schema.parse(TINY, "tiny.yaml", ["name=tiny", "train.epochs=12"])
-    return Path(operations.train(tried, root, torch.device("cpu"), resume=False)["run"])
+    return Path(train_run(tried, root, torch.device("cpu"), resume=False)["run"])
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import torch
 
 from cnnrun.experiment import schema
 from cnnrun.explain import run_method
-from cnnrun.results import operations
+from cnnrun.results.train_run import train_run
 
 LINKED = """
 task: classify
@@ -38,7 +38,7 @@ TASKS = ("classify", "multilabel", "regress", "detect", "verify")
 def linked(root: Path) -> Path:
     """The run folder of LINKED, trained."""
     made = schema.parse(LINKED, "linked.yaml")
-    return Path(operations.train(made, root, torch.device("cpu"), resume=False)["run"])
+    return Path(train_run(made, root, torch.device("cpu"), resume=False)["run"])
 
 
 def one_of_each(root: Path) -> dict[str, Path]:
@@ -48,7 +48,7 @@ def one_of_each(root: Path) -> dict[str, Path]:
     found = {}
     for task in TASKS:
         made = killing.config(folder, root, (0, 2, kinds.get(task, task))).model_copy(update={"name": task})
-        found[task] = Path(operations.train(made, root / "runs", torch.device("cpu"), resume=False)["run"])
+        found[task] = Path(train_run(made, root / "runs", torch.device("cpu"), resume=False)["run"])
     return found
 
 

@@ -26,7 +26,7 @@ from several import forked
 
 from cnnrun.base import atomic_files
 from cnnrun.experiment import schema
-from cnnrun.results import operations
+from cnnrun.results.train_run import train_run
 from cnnrun.training import checkpoints
 
 CONFIG = """
@@ -200,7 +200,7 @@ def _training(made: schema.Experiment, root: Path, fatal: int | None) -> int:
     atomic_files._write_all = in_halves
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 2)
-    operations.train(made, root / "runs", torch.device("cpu"), resume=True)
+    train_run(made, root / "runs", torch.device("cpu"), resume=True)
     return calls
 
 

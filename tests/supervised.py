@@ -24,7 +24,7 @@ from resumed import digest
 from several import forked, outcome
 
 from cnnrun.experiment import schema
-from cnnrun.results import operations
+from cnnrun.results.train_run import train_run
 
 # Where trainings are killed: before a call of these, the first to the n-th that there are in two epochs.
 PLACES = {
@@ -171,7 +171,7 @@ def _differences(folder: Path) -> list[str]:
 
 def _trained(folder: Path, text: str) -> Path:
     made = schema.parse(text, "tiny.yaml", ["name=tiny"])
-    trained = outcome(*forked(lambda: operations.train(made, folder / "whole", torch.device("cpu"), resume=False)))
+    trained = outcome(*forked(lambda: train_run(made, folder / "whole", torch.device("cpu"), resume=False)))
     return Path(trained["run"])
 
 

@@ -25,7 +25,7 @@ from cnnrun.explain.methods.patches import strongest
 from cnnrun.explain.methods.worst import worst
 from cnnrun.explain.subject import Shown, aimed, said_of
 from cnnrun.model.network import build, materialize
-from cnnrun.results import operations
+from cnnrun.results.train_run import train_run
 
 CPU = torch.device("cpu")
 COMMANDS = ("filters", "features", "top", "deconv", "occlude", "gradcam", "saliency", "evolve", "invariance", "embed")
@@ -217,7 +217,7 @@ model:
   - global_avg_pool: {from: a}
 train: {epochs: 1, batch: 256}
 """
-    done = operations.train(parse(text, "aside.yaml"), tmp_path, CPU, resume=False)
+    done = train_run(parse(text, "aside.yaml"), tmp_path, CPU, resume=False)
     code, _, err = run_cli("explain", "gradcam", done["run"], "--layer", "unused")
     assert code == 2
     assert err.startswith("--layer model[1].conv: nothing that the network says comes from it")

@@ -20,8 +20,9 @@ from cnnrun.explain import run_method
 from cnnrun.explain.methods.gradients import slopes_of
 from cnnrun.explain.methods.worst import worst
 from cnnrun.explain.subject import aimed, said_of
-from cnnrun.results import operations
+from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.studies import ablate
+from cnnrun.results.train_run import train_run
 
 CPU = torch.device("cpu")
 COMMANDS = ("filters", "features", "top", "deconv", "occlude", "gradcam", "saliency", "evolve", "invariance", "embed")
@@ -107,7 +108,7 @@ def test_leaving_out_is_the_network_without(run):
     asked = run_method.Asked(run, Path("runs"), CPU)
     data = ablate.ablate(asked, ["model[3]"], [], retrain=False)
     as_it_is, without = data["variants"]
-    numbers = operations.evaluate(run, Path("runs"), CPU, "val")["numbers"]
+    numbers = evaluate_run(run, Path("runs"), CPU, "val")["numbers"]
     assert as_it_is["accuracy"] == numbers["accuracy"]
     subject = opened(run).subject
     network = copy.deepcopy(subject.given.network)
@@ -292,7 +293,7 @@ def test_a_bad_file_is_named(run, tmp_path):
 def small_run(root: Path, data: str, model: str, task: str = "classify", more: str = "") -> Path:
     """A run of one epoch."""
     text = f"task: {task}\nname: small\ndata: {data}\nmodel: {model}\ntrain: {{epochs: 1, batch: 16{more}}}\n"
-    return Path(operations.train(parse(text, "small.yaml"), root, CPU, resume=False)["run"])
+    return Path(train_run(parse(text, "small.yaml"), root, CPU, resume=False)["run"])
 
 
 def test_a_network_without_convs(tmp_path, run_cli):

@@ -20,8 +20,9 @@ from cnnrun.base.errors import CheckpointError, ConfigError, NonFiniteError, Sto
 from cnnrun.base.ranks import Ranks
 from cnnrun.data.training_batches import in_order
 from cnnrun.experiment import assemble, schema
+from cnnrun.experiment.checks import check
 from cnnrun.experiment.schema import Experiment
-from cnnrun.results import operations
+from cnnrun.results.train_run import train_run
 from cnnrun.training import checkpoints, loop
 from cnnrun.training import step as step_of_learning
 from cnnrun.training.evaluate import evaluate
@@ -39,7 +40,7 @@ def tried(*overrides: str) -> Experiment:
 
 
 def whole_run(root: Path, *overrides: str) -> Path:
-    return Path(operations.train(tried(*overrides), root, CPU, resume=False)["run"])
+    return Path(train_run(tried(*overrides), root, CPU, resume=False)["run"])
 
 
 def test_repeated_is_identical_and_seeds_differ(tmp_path):
@@ -53,10 +54,10 @@ def test_resumed_is_uninterrupted_to_the_bit(tmp_path, monkeypatch, step):
     """17 steps an epoch: stopped at the start, within an epoch, at its edge, within the last."""
     expected = digest(whole_run(tmp_path / "whole", *RICH))
     with stopped_at(step):
-        operations.train(tried(*RICH), tmp_path / "cut", CPU, resume=True)
+        train_run(tried(*RICH), tmp_path / "cut", CPU, resume=True)
     run = tmp_path / "cut" / "tiny" / "1"
     assert not (run / "result.json").exists()
-    resumed = operations.train(tried(*RICH), tmp_path / "cut", CPU, resume=True)
+    resumed = train_run(tried(*RICH), tmp_path / "cut", CPU, resume=True)
     assert resumed["run"] == str(run)
     assert digest(run) == expected
 
@@ -65,8 +66,8 @@ def test_chain_of_stops_is_uninterrupted(tmp_path, monkeypatch):
     expected = digest(whole_run(tmp_path / "whole", *RICH))
     for step in (3, 4, 12, 20, 30):
         with stopped_at(step):
-            operations.train(tried(*RICH), tmp_path / "cut", CPU, resume=True)
-    operations.train(tried(*RICH), tmp_path / "cut", CPU, resume=True)
+            train_run(tried(*RICH), tmp_path / "cut", CPU, resume=True)
+    train_run(tried(*RICH), tmp_path / "cut", CPU, resume=True)
     assert digest(tmp_path / "cut" / "tiny" / "1") == expected
 
 
@@ -201,17 +202,17 @@ def test_an_epoch_has_as_many_batches_as_its_pictures_fill(pictures, steps, smal
 def test_a_finished_run_is_not_trained_again_when_resumed(tmp_path, capfd):
     run = whole_run(tmp_path)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    again = operations.train(tried(), tmp_path, CPU, resume=True)
+    again = train_run(tried(), tmp_path, CPU, resume=True)
     assert again == {"run": str(run), "already_finished": True, **json.loads((run / "result.json").read_text())}
     assert f"{run} of this config is finished: there is nothing left to train" in capfd.readouterr().err
-    assert operations.train(tried("seed=1"), tmp_path, CPU, resume=True)["run"] == str(run.with_name("2"))
+    assert train_run(tried("seed=1"), tmp_path, CPU, resume=True)["run"] == str(run.with_name("2"))
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 def test_resume_leaves_a_run_of_other_settings_alone_and_names_them(tmp_path, monkeypatch, capfd):
     with stopped_at(3):
-        operations.train(tried(), tmp_path, CPU, resume=False)
-    run = Path(operations.train(tried("train.batch=32"), tmp_path, CPU, resume=True)["run"])
+        train_run(tried(), tmp_path, CPU, resume=False)
+    run = Path(train_run(tried("train.batch=32"), tmp_path, CPU, resume=True)["run"])
     assert run.name == "2"
     assert "of other settings: train.batch was 64, is 32" in capfd.readouterr().err
 
@@ -239,7 +240,7 @@ def script_accuracies(monkeypatch, accuracies: list[float]) -> None:
 def test_best_early_stop_and_keep(tmp_path, monkeypatch):
     script_accuracies(monkeypatch, [0.5, 0.7, 0.6, 0.6, 0.9])
     made = tried("train.epochs=9", "train.early_stop.patience=2", "train.keep=1")
-    result = operations.train(made, tmp_path, CPU, resume=False)
+    result = train_run(made, tmp_path, CPU, resume=False)
     assert (result["steps"], result["best_step"], result["best"]) == (4 * 17, 2 * 17, {"val/accuracy": 0.7})
     folder = Path(result["run"]) / "checkpoints"
     assert [path.name for path in checkpoints.generations(folder)] == ["step-00000034", "step-00000068"]
@@ -257,7 +258,7 @@ def test_not_a_number_stops_at_once_names_files_and_layer_and_saves_nothing(tmp_
 
     monkeypatch.setattr(loop, "backward", poisoned)
     with pytest.raises(NonFiniteError) as stopped:
-        operations.train(tried(), tmp_path, CPU, resume=False)
+        train_run(tried(), tmp_path, CPU, resume=False)
     text = "\n".join(stopped.value.lines)
     assert stopped.value.exit_code == 4
     assert "at step 20" in text
@@ -275,9 +276,9 @@ def test_a_batch_of_one_with_batch_norm_is_refused_before_training(tmp_path):
         [f"train.batch={count - 1}", "train.drop_last=false"],
     ):
         with pytest.raises(ConfigError, match="batch norm needs"):
-            operations.train(tried(*overrides), tmp_path, CPU, resume=False)
+            train_run(tried(*overrides), tmp_path, CPU, resume=False)
     with pytest.raises(ConfigError, match="no step an epoch"):
-        operations.train(tried("train.batch=5000"), tmp_path, CPU, resume=False)
+        train_run(tried("train.batch=5000"), tmp_path, CPU, resume=False)
     assert not list(tmp_path.rglob("checkpoints"))
 
 
@@ -337,7 +338,7 @@ def test_a_real_signal_to_a_real_process(tmp_path, number, code):
 
 def interrupted(root: Path, monkeypatch, step: int, *overrides: str) -> Path:
     with stopped_at(step):
-        operations.train(tried(*overrides), root, CPU, resume=True)
+        train_run(tried(*overrides), root, CPU, resume=True)
     return root / "tiny" / "1"
 
 
@@ -354,7 +355,7 @@ def test_changed_data_is_not_resumed_into(tmp_path, monkeypatch):
     before = (run / "checkpoints" / "latest").read_text()
     folder_of(tmp_path / "pets", "cat", "dog", "elk")
     with pytest.raises(CheckpointError, match="the data changed .*24 pictures in 2 classes then, 36 in 3 now"):
-        operations.train(tried(*data), tmp_path, CPU, resume=True)
+        train_run(tried(*data), tmp_path, CPU, resume=True)
     assert (run / "checkpoints" / "latest").read_text() == before
 
 
@@ -362,7 +363,7 @@ def test_another_thread_count_on_resuming_is_said(tmp_path, monkeypatch, capfd):
     interrupted(tmp_path, monkeypatch, 2)
     torch.set_num_threads(2)
     try:
-        operations.train(tried(), tmp_path, CPU, resume=True)
+        train_run(tried(), tmp_path, CPU, resume=True)
     finally:
         torch.set_num_threads(1)
     assert "threads was 1, is 2: the result may differ" in capfd.readouterr().err
@@ -371,21 +372,21 @@ def test_another_thread_count_on_resuming_is_said(tmp_path, monkeypatch, capfd):
 def test_what_cannot_be_trained_leaves_no_run_behind(tmp_path):
     for override in ("train.batch=1", "train.batch=5000", "data.split.val=0"):
         with pytest.raises(UserError):
-            operations.train(tried(override), tmp_path, CPU, resume=False)
+            train_run(tried(override), tmp_path, CPU, resume=False)
         with pytest.raises(UserError):
-            operations.checked(tried(override))
+            check(tried(override))
     assert not list(tmp_path.iterdir())
 
 
 def test_the_best_is_the_best_whatever_counts_as_progress(tmp_path, monkeypatch):
     script_accuracies(monkeypatch, [0.90, 0.915, 0.919, 0.918])
     early = "train.early_stop={patience: 3, min_delta: 0.02}"
-    result = operations.train(tried("train.epochs=9", early), tmp_path, CPU, resume=False)
+    result = train_run(tried("train.epochs=9", early), tmp_path, CPU, resume=False)
     assert result["best"] == {"val/accuracy": 0.919}
     assert (result["best_step"], result["steps"]) == (3 * 17, 4 * 17)
 
 
 def test_an_evaluation_that_is_just_as_good_is_no_progress(tmp_path, monkeypatch):
     script_accuracies(monkeypatch, [0.5, 0.5, 0.5, 0.9])
-    result = operations.train(tried("train.epochs=9", "train.early_stop.patience=2"), tmp_path, CPU, resume=False)
+    result = train_run(tried("train.epochs=9", "train.early_stop.patience=2"), tmp_path, CPU, resume=False)
     assert (result["best_step"], result["steps"]) == (17, 3 * 17)

@@ -13,7 +13,7 @@ from test_train import CPU, tried, whole_run
 
 from cnnrun.base.errors import ConfigError
 from cnnrun.experiment import assemble, schema
-from cnnrun.results import operations
+from cnnrun.results.train_run import train_run
 from cnnrun.training import checkpoints, frozen_layers, learner, settings
 from cnnrun.training.learner import Learner
 from cnnrun.training.step import backward, update
@@ -45,7 +45,7 @@ def test_resumed_over_features_equals_uninterrupted(tmp_path, monkeypatch, rich)
     whole = whole_run(tmp_path / "whole", FROZEN, *rich)
     with stopped_at(13):
         whole_run(tmp_path / "cut", FROZEN, *rich)
-    resumed = operations.train(tried(FROZEN, *rich), tmp_path / "cut", CPU, resume=True)
+    resumed = train_run(tried(FROZEN, *rich), tmp_path / "cut", CPU, resume=True)
     assert digest(Path(resumed["run"])) == digest(whole)
 
 
@@ -143,7 +143,7 @@ def test_resumed_with_groups_equals_uninterrupted(tmp_path, monkeypatch):
     whole = whole_run(tmp_path / "whole", groups)
     with stopped_at(7):
         whole_run(tmp_path / "cut", groups)
-    resumed = operations.train(tried(groups), tmp_path / "cut", CPU, resume=True)
+    resumed = train_run(tried(groups), tmp_path / "cut", CPU, resume=True)
     assert digest(Path(resumed["run"])) == digest(whole)
 
 

@@ -15,10 +15,11 @@ from cnnrun.base.errors import DataError
 from cnnrun.commands import study_tables, tables
 from cnnrun.contracts.task import Measured
 from cnnrun.experiment import schema
-from cnnrun.results import compare, operations
+from cnnrun.results import compare
 from cnnrun.results.report import html as page
 from cnnrun.results.report.content import curves
 from cnnrun.results.studies import seeds
+from cnnrun.results.train_run import train_run
 from cnnrun.tasks.classification_metrics import Classified, Present
 from cnnrun.tasks.detection.average_precision import NUMBERS, AveragePrecision, undefined
 from cnnrun.tasks.detection.task import Detect
@@ -211,7 +212,7 @@ def test_the_undefined_numbers_of_a_split_are_told_by_its_targets():
 def run(tmp_path_factory) -> Path:
     """A detector of scenes in which no object is large."""
     made = schema.parse(SCENES, "scenes.yaml", ["name=scenes"])
-    return Path(operations.train(made, tmp_path_factory.mktemp("runs"), CPU, resume=False)["run"])
+    return Path(train_run(made, tmp_path_factory.mktemp("runs"), CPU, resume=False)["run"])
 
 
 def test_eval_and_the_log_have_no_minus_one(run, run_cli):
@@ -255,7 +256,7 @@ def test_a_monitor_that_val_cannot_give_is_refused_before_a_step(tmp_path):
     with pytest.raises(
         DataError, match=r"val/AP_large is not defined: the val split has no large object .* val/AP50"
     ) as error:
-        operations.train(made, tmp_path, CPU, resume=False)
+        train_run(made, tmp_path, CPU, resume=False)
     assert "AP_large," not in str(error.value)
     assert not list(tmp_path.glob("**/metrics.jsonl"))
 

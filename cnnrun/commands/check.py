@@ -22,6 +22,6 @@ def check(
 
     experiment = load(config, overrides or [])
     from cnnrun.commands import tables
-    from cnnrun.results import operations
+    from cnnrun.experiment import checks
 
-    show(operations.checked(experiment, decode), as_json, tables.checked)
+    show(checks.check(experiment, decode), as_json, tables.checked)

@@ -21,7 +21,6 @@ def evaluate(
     """Measure a trained network on a split. Example: cnnrun eval runs/digits/1 --split val"""
     from cnnrun.base.device import choose
     from cnnrun.commands import tables
-    from cnnrun.results import operations
+    from cnnrun.results.evaluate import evaluate_run
 
-    result = operations.evaluate(target, runs, choose(device), split, plots)
-    show(result, as_json, tables.evaluation)
+    show(evaluate_run(target, runs, choose(device), split, plots), as_json, tables.evaluation)

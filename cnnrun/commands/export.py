@@ -23,9 +23,9 @@ def export_onnx(
     """ONNX with pre-processing inside, compared with the network before it is kept. Example: cnnrun export onnx"""
     from cnnrun.commands import tables
     from cnnrun.export.onnx import Onnx
-    from cnnrun.results import operations
+    from cnnrun.results.export_run import export_run
 
-    show(operations.exported(Onnx(), target, runs, split, out), as_json, tables.parity)
+    show(export_run(Onnx(), target, runs, split, out), as_json, tables.parity)
 
 
 @export_app.command("code")
@@ -39,6 +39,6 @@ def export_code(
     """A Python file and its weights, which need torch alone. Example: cnnrun export code"""
     from cnnrun.commands import tables
     from cnnrun.export.python_file import Code
-    from cnnrun.results import operations
+    from cnnrun.results.export_run import export_run
 
-    show(operations.exported(Code(), target, runs, split, out), as_json, tables.parity)
+    show(export_run(Code(), target, runs, split, out), as_json, tables.parity)

@@ -31,6 +31,6 @@ def import_weights(
 ) -> None:
     """PyTorch weights as a weights file. Example: cnnrun import resnet50.pth --like resnet50 --classes imagenet"""
     from cnnrun.commands import tables
-    from cnnrun.results import operations
+    from cnnrun.experiment import import_weights as conversion
 
-    show(operations.imported(file, like, map_.value, classes, drop or [], out), as_json, tables.imported)
+    show(conversion.import_weights(file, like, map_.value, classes, drop or [], out), as_json, tables.imported)

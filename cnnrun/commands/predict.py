@@ -31,7 +31,8 @@ def predict(
     """Results for pictures, one line each, as they come. Example: cnnrun predict photos/ --json"""
     from cnnrun.base.device import choose
     from cnnrun.commands import prediction_output
-    from cnnrun.results import operations
+    from cnnrun.experiment.assemble import usable
+    from cnnrun.results.predict import BoxOutput, predict_paths
 
-    found = operations.predicted(run, runs, choose(device), paths, batch, score or [], draw, coco)
-    prediction_output.write_all(found, as_json, csv)
+    trained, boxes = usable(run, runs, choose(device)), BoxOutput(score or [], draw, coco)
+    prediction_output.write_all(predict_paths(trained, paths, batch, boxes), as_json, csv)

@@ -17,9 +17,9 @@ def summary(config: Config, overrides: Overrides = None, as_json: Json = False) 
 
     experiment = load(config, overrides or [])
     from cnnrun.commands import tables
-    from cnnrun.results import operations
+    from cnnrun.experiment import checks
 
-    show(operations.summary(experiment), as_json, tables.summary)
+    show(checks.summarize(experiment), as_json, tables.summary)
 
 
 def diagram(
@@ -34,11 +34,14 @@ def diagram(
 
     experiment = load(config, overrides or [])
     from cnnrun.base.atomic_files import write_text
-    from cnnrun.results import operations
+    from cnnrun.experiment.checks import outline_of
+    from cnnrun.explain.figures.network_svg import svg
+    from cnnrun.model import outline
 
-    text, svg = operations.diagram(experiment)
+    parts = outline_of(experiment)
     if out is None:
-        typer.echo(text)
+        typer.echo(outline.text(parts))
     else:
-        write_text(out, svg)
-        typer.echo(f"{printable(str(out))}: {len(svg):,} bytes")
+        drawing = svg(parts, experiment.name)
+        write_text(out, drawing)
+        typer.echo(f"{printable(str(out))}: {len(drawing):,} bytes")

@@ -38,16 +38,16 @@ def train(
     experiment, chosen = load(config, overrides or []), choose(device)
     # Imported only now: a bad config should be answered sooner.
     from cnnrun.commands import study_tables, tables
-    from cnnrun.results import operations
     from cnnrun.results.report import write as reporting
-    from cnnrun.results.studies.seeds import train as train_seeds
+    from cnnrun.results.studies.seeds import train_seeds
+    from cnnrun.results.train_run import train_run
 
     keep_freed_memory()
     if seeds:
         summary = train_seeds(experiment, seeds, runs, chosen, resume or strict_resume, strict_resume, page)
         show(summary, as_json, study_tables.seeds)
         return
-    result = operations.train(experiment, runs, chosen, resume or strict_resume, strict_resume)
+    result = train_run(experiment, runs, chosen, resume or strict_resume, strict_resume)
     if page and not torchrun.rank():
         reporting.after(Path(result["run"]), runs, chosen, anew="already_finished" not in result)
     show(result, as_json, tables.training)

@@ -23,9 +23,10 @@ from cnnrun.explain.figures.panels import side_by_side
 from cnnrun.explain.layer_names import Place, located
 from cnnrun.explain.run_method import Asked, Opened, kept, opened
 from cnnrun.explain.subject import AS_THEY_COME, Explanation, drawn
-from cnnrun.results import operations
 from cnnrun.results.compare import tested
+from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.report import write as reporting
+from cnnrun.results.train_run import train_run
 from cnnrun.training.evaluate import evaluate
 
 _COMMA = re.compile(r",(?![^\[{]*[\]}])")  # one that is not inside a list or a mapping
@@ -154,12 +155,10 @@ def _retrained(run: Opened, variants: Sequence[Variant]) -> dict[str, Any]:
     rows = []
     for (variant, experiment), size in zip(made, sizes, strict=True):
         say(f"{variant.title}:")
-        result = operations.train(experiment, asked.root, asked.device, resume=True)
+        result = train_run(experiment, asked.root, asked.device, resume=True)
         path = Path(result["run"])
         reporting.after(path, asked.root, asked.device, anew="already_finished" not in result)
-        found = {
-            split: operations.evaluate(path, asked.root, asked.device, split)["numbers"] for split in ("train", "val")
-        }
+        found = {split: evaluate_run(path, asked.root, asked.device, split)["numbers"] for split in ("train", "val")}
         both = {f"{split}/{key}": value for split, numbers in found.items() for key, value in numbers.items()}
         rows.append(_row(variant.title, both, size) | {"run": str(path)})
     return _shown(run, rows, "Each variant trained from scratch as the config says, its best checkpoint measured.", "")
