@@ -9,6 +9,7 @@ import torch
 
 from cnnrun.experiment import schema
 from cnnrun.explain import run_method
+from cnnrun.explain.method_base import ExplainMethod
 from cnnrun.results.train_run import train_run
 
 LINKED = """
@@ -52,6 +53,11 @@ def one_of_each(root: Path) -> dict[str, Path]:
     return found
 
 
-def opened(run: Path, **asked) -> run_method.Opened:
+def opened(run: Path) -> run_method.OpenRun:
     """A run opened as the commands open it, on the CPU."""
-    return run_method.opened(run_method.Asked(run, Path("runs"), torch.device("cpu"), **asked))
+    return run_method.open_run(run, Path("runs"), torch.device("cpu"))
+
+
+def explained(method: ExplainMethod, run: Path, out: Path | None = None, root: Path = Path("runs")) -> dict:
+    """What the command of a method returns, on the CPU."""
+    return run_method.explain_run(method, run, root, torch.device("cpu"), out)

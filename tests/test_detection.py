@@ -241,13 +241,13 @@ def test_options_for_boxes_are_refused_for_other_tasks(trained_run, tmp_path, ru
 
 def test_panels_and_the_assignment_are_drawn(run, tmp_path, run_cli, trained_run):
     code, out, _ = run_cli(
-        "explain", "found", run, "--out", tmp_path / "found.png", "--pictures", "3", "--runs", tmp_path
+        "explain", "detections", run, "--out", tmp_path / "found.png", "--images", "3", "--runs", tmp_path
     )
     assert code == 0
     assert "What is in each picture, left, and what the network finds, right." in out
     with Pil.open(tmp_path / "found.png") as picture:
         assert picture.size[1] > 3 * 96
-    code, out, _ = run_cli("explain", "assign", run, "--picture", "3", "--out", tmp_path / "a.png", "--json")
+    code, out, _ = run_cli("explain", "assign", run, "--image", "3", "--out", tmp_path / "a.png", "--json")
     assert code == 0
     about = json.loads(out)
     assert sum(each["cells"] for each in about["objects"]) == len(about["cells"])
@@ -256,9 +256,9 @@ def test_panels_and_the_assignment_are_drawn(run, tmp_path, run_cli, trained_run
         x1, y1, x2, y2 = about["objects"][row["object"]]["box"]
         assert x1 - 8 <= row["x"] <= x2 + 8
         assert y1 - 8 <= row["y"] <= y2 + 8
-    assert run_cli("explain", "assign", run, "--picture", "999", "--out", tmp_path / "b.png")[0] == 2
+    assert run_cli("explain", "assign", run, "--image", "999", "--out", tmp_path / "b.png")[0] == 2
     assert run_cli("explain", "assign", trained_run, "--out", tmp_path / "b.png")[0] == 2
-    assert run_cli("explain", "found", trained_run, "--out", tmp_path / "b.png")[0] == 2
+    assert run_cli("explain", "detections", trained_run, "--out", tmp_path / "b.png")[0] == 2
     assert not (tmp_path / "b.png").exists()
 
 

@@ -10,22 +10,25 @@ import numpy as np
 import pytest
 import torch
 from conftest import save_picture
-from explained import TASKS, opened
+from explained import TASKS, explained, opened
 from PIL import Image as Pil
 from torch import nn
 
 from cnnrun.base.errors import DataError
+from cnnrun.config.spec import members
 from cnnrun.experiment.schema import load, parse
 from cnnrun.explain import run_method
+from cnnrun.explain.methods import Assign, Detections, Embed, Invariance, Method, Top
 from cnnrun.explain.methods.gradients import slopes_of
 from cnnrun.explain.methods.worst import worst
+from cnnrun.explain.run_method import Selection
 from cnnrun.explain.subject import aimed, said_of
 from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.studies import ablate
 from cnnrun.results.train_run import train_run
 
 CPU = torch.device("cpu")
-COMMANDS = ("filters", "features", "top", "deconv", "occlude", "gradcam", "saliency", "evolve", "invariance", "embed")
+COMMANDS = [method.kind for method in members(Method) if method not in (Detections, Assign)]
 WITH_A_LAYER = [name for name in COMMANDS if name != "saliency"]
 
 
@@ -86,10 +89,10 @@ def test_other_wrong_words_are_named(run, run_cli, tmp_path):
     for words, line in (
         (["features", run, "--layer", ""], "--layer : no such layer"),
         (["deconv", run, "--channel", "12"], "--channel 12: model[7].conv has 12 channels, from 0"),
-        (["gradcam", run, "--target", "eleven"], "--target eleven: the network says nothing of it"),
-        (["gradcam", run, "--picture", "100000"], "--picture 100000: split test has"),
+        (["gradcam", run, "--class", "eleven"], "--class eleven: the network says nothing of it"),
+        (["gradcam", run, "--image", "100000"], "--image 100000: split test has"),
         (["occlude", run, "--size", "9"], "--size 9: larger than the picture, 8x8"),
-        (["features", run, "--file", tmp_path, "--split", "val"], "--file and --split or --picture: give one of them"),
+        (["features", run, "--file", tmp_path, "--split", "val"], "--file and --split or --image: give one of them"),
         (["embed", run, "--out", "x.csv"], "--out x.csv: give a file that ends in .npz or .parquet"),
         (["ablate", run, "--change", "seed=1"], "--change: other sizes have other weights; add --retrain"),
         (["ablate", run, "--remove", "stem"], "--remove model[0].conv: what comes in has another shape"),
@@ -105,16 +108,15 @@ def test_other_wrong_words_are_named(run, run_cli, tmp_path):
 
 
 def test_leaving_out_is_the_network_without(run):
-    asked = run_method.Asked(run, Path("runs"), CPU)
-    data = ablate.ablate(asked, ["model[3]"], [], retrain=False)
+    data = ablate.ablate(opened(run), ["model[3]"], [], retrain=False)
     as_it_is, without = data["variants"]
     numbers = evaluate_run(run, Path("runs"), CPU, "val")["numbers"]
     assert as_it_is["accuracy"] == numbers["accuracy"]
     subject = opened(run).subject
     network = copy.deepcopy(subject.given.network)
     network.layers.residual1 = nn.Identity()
-    run_ = opened(run, split="val")
-    examples = run_.examples()
+    run_ = opened(run)
+    examples = run_.examples("val")
     with torch.no_grad():
         said = network(examples.take(torch.arange(len(examples))).float()).argmax(1)
     assert without["accuracy"] == pytest.approx(float((said == examples.targets["labels"]).double().mean()))
@@ -158,8 +160,8 @@ def test_variants_are_trained_as_runs_of_their_own(tmp_path, tiny, run_cli):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_what_is_said_has_slopes_and_meaning(task, of_each_task):
-    run_ = opened(of_each_task[task], count=5, split="val")
-    given, shown = run_.subject.given, run_.shown()
+    run_ = opened(of_each_task[task])
+    given, shown = run_.subject.given, run_.images(Selection("val", 5))
     pixels = shown.pixels.requires_grad_()
     said = said_of(given, pixels)
     assert said.raw_BK.shape == said.shown_BK.shape
@@ -213,8 +215,8 @@ def build_of(run: Path):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_worst_are_those_of_the_largest_loss(task, of_each_task):
-    run_ = opened(of_each_task[task], split="val")
-    examples = run_.examples()
+    run_ = opened(of_each_task[task])
+    examples = run_.examples("val")
     bad = worst(run_.subject, examples, 5, 8)
     if task == "verify":  # see test_people_with_one_picture_are_nobodys_mistakes
         assert "another's" in bad.by
@@ -231,11 +233,11 @@ def test_the_worst_are_those_of_the_largest_loss(task, of_each_task):
 
 
 def test_likeness_needs_two_pictures(of_each_task, run_cli):
-    code, _, err = run_cli("explain", "gradcam", of_each_task["verify"], "--picture", "0")
+    code, _, err = run_cli("explain", "gradcam", of_each_task["verify"], "--image", "0")
     assert code == 2
     assert "show two or more pictures" in err
-    assert run_cli("explain", "occlude", of_each_task["verify"], "--picture", "0")[0] == 0
-    code, _, err = run_cli("explain", "gradcam", of_each_task["verify"], "--target", "s0")
+    assert run_cli("explain", "occlude", of_each_task["verify"], "--image", "0")[0] == 0
+    code, _, err = run_cli("explain", "gradcam", of_each_task["verify"], "--class", "s0")
     assert code == 2
     assert "this network gives embeddings" in err
 
@@ -271,14 +273,14 @@ def test_pictures_of_ones_own(command, run, run_cli, tmp_path):
     assert code == 0, err
     assert "a <b>.png" in json.dumps(json.loads(out))
     if command == "features":
-        assert "the first 1 of 2 files" in run_cli("explain", command, run, "--file", tmp_path, "--pictures", "1")[2]
+        assert "the first 1 of 2 files" in run_cli("explain", command, run, "--file", tmp_path, "--images", "1")[2]
 
 
 def test_the_picture_of_a_split_is_the_picture_as_a_file(run, tmp_path):
-    run_ = opened(run, split="val", numbers=[3])
-    shown = run_.shown()
+    run_ = opened(run)
+    shown = run_.images(Selection("val", numbers=[3]))
     Pil.fromarray(shown.pixels[0, 0].byte().numpy()).save(tmp_path / "same.png")
-    other = opened(run, files=[tmp_path / "same.png"]).shown()
+    other = run_.images(Selection(files=[tmp_path / "same.png"]))
     assert torch.equal(shown.pixels, other.pixels)
     a, b = (slopes_of(run_.subject, each, "1")[0] for each in (shown, other))
     assert torch.equal(a, b)
@@ -287,7 +289,7 @@ def test_the_picture_of_a_split_is_the_picture_as_a_file(run, tmp_path):
 def test_a_bad_file_is_named(run, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match="bad.png"):
-        opened(run, files=[tmp_path / "bad.png"]).shown()
+        opened(run).images(Selection(files=[tmp_path / "bad.png"]))
 
 
 def small_run(root: Path, data: str, model: str, task: str = "classify", more: str = "") -> Path:
@@ -321,7 +323,7 @@ def test_a_probe_learns_from_a_part_that_may_lack_a_class(tmp_path, monkeypatch)
     monkeypatch.setattr(module, "_MOST_PROBED", 20)
     data = arrays(tmp_path / "a.npz", [0, 1] * 60 + [2] * 4)
     run = small_run(tmp_path, data, "[{conv: {out_channels: 4, activation: relu}}, global_avg_pool]")
-    found = run_method.embed(run_method.Asked(run, tmp_path, CPU, split="val"), [], "pca", True)
+    found = explained(Embed(split="val", probe=True), run, root=tmp_path)
     assert 0 <= found["layers"][0]["accuracy"] <= 1
     assert "learned from 20 pictures of train and measured on 20" in found["caption"]
 
@@ -339,8 +341,8 @@ def test_a_probe_that_has_nothing_to_tell_apart_says_so(of_each_task, run_cli, m
 
 
 def test_of_two_pictures_the_vectors_are_written_all_the_same(run, tmp_path):
-    run_ = opened(run, split="val")
-    two = run_.examples().only(torch.arange(len(run_.examples())) < 2)
+    run_ = opened(run)
+    two = run_.examples("val").only(torch.arange(len(run_.examples("val"))) < 2)
     from cnnrun.explain.methods.embed import embed
 
     found = embed(run_.subject, {"val": two}, "val", ["last"], "tsne", 8, False)
@@ -354,12 +356,12 @@ def test_names_that_are_no_text_have_a_place_in_parquet(run, tmp_path):
 
 
 def test_a_channel_asked_for_twice_is_drawn_once(run):
-    data = run_method.top(run_method.Asked(run, Path("runs"), CPU, split="val"), "stem", [3, 3, 1], 1)
+    data = explained(Top(split="val", layer="stem", channels=(3, 3, 1)), run)
     assert [each["channel"] for each in data["channels"]] == [3, 1]
 
 
 def test_invariance_takes_layers_without_maps(run):
-    data = run_method.invariance(run_method.Asked(run, Path("runs"), CPU, count=1), ["model[8]"], None)
+    data = explained(Invariance(images=1, layers=("model[8]",)), run)
     assert data["layers"] == ["model[8].global_avg_pool"]
 
 
@@ -396,7 +398,7 @@ def test_a_repeat_loses_its_layer_in_every_turn_when_trained_anew(run, run_cli, 
 
 
 def test_a_layer_and_what_holds_it_are_counted_once(run):
-    data = ablate.ablate(run_method.Asked(run, Path("runs"), CPU), ["model[3],model[3].residual.layers[0]"], [], False)
+    data = ablate.ablate(opened(run), ["model[3],model[3].residual.layers[0]"], [], False)
     whole, without = (row["parameters"] for row in data["variants"])
     inside = opened(run).subject.given.network.layers.residual1
     assert without == whole - sum(value.numel() for value in inside.parameters())

@@ -184,7 +184,7 @@ def test_figures_take_any_name(tmp_path):
 
 
 def test_seeds_are_the_runs_that_each_would_be(tmp_path):
-    made = seeds.train(tried(), 3, tmp_path / "runs", CPU, resume=False, strict=False)
+    made = seeds.train_seeds(tried(), 3, tmp_path / "runs", CPU, resume=False, strict=False)
     assert made["seeds"] == [0, 1, 2]
     for row in made["runs"]:
         alone = train_run(tried(f"seed={row['seed']}"), tmp_path / "alone", CPU, resume=False)["run"]
@@ -199,24 +199,24 @@ def test_seeds_are_the_runs_that_each_would_be(tmp_path):
 
 
 def test_seeds_that_were_stopped_are_gone_on_with(tmp_path):
-    whole = seeds.train(tried(), 2, tmp_path / "whole", CPU, resume=True, strict=False)
+    whole = seeds.train_seeds(tried(), 2, tmp_path / "whole", CPU, resume=True, strict=False)
     train_run(tried(), tmp_path / "cut", CPU, resume=False)
     with stopped_at(7):
         train_run(tried("seed=1"), tmp_path / "cut", CPU, resume=False)
-    part = seeds.train(tried(), 2, tmp_path / "cut", CPU, resume=True, strict=False)
+    part = seeds.train_seeds(tried(), 2, tmp_path / "cut", CPU, resume=True, strict=False)
     assert [Path(row["run"]).name for row in part["runs"]] == ["1", "2"]
     for one, other in zip(whole["runs"], part["runs"], strict=True):
         assert digest(Path(one["run"])) == digest(Path(other["run"]))
-    again = seeds.train(tried(), 2, tmp_path / "cut", CPU, resume=True, strict=False)
+    again = seeds.train_seeds(tried(), 2, tmp_path / "cut", CPU, resume=True, strict=False)
     assert again["runs"] == part["runs"]
 
 
 def test_seeds_of_different_data_are_not_summed_up(tmp_path):
-    seeds.train(tried(), 1, tmp_path, CPU, resume=False, strict=False)
+    seeds.train_seeds(tried(), 1, tmp_path, CPU, resume=False, strict=False)
     facts = tmp_path / "tiny" / "1" / "facts.json"
     facts.write_text(re.sub(r'"fingerprint": "..', '"fingerprint": "zz', facts.read_text()))
     with pytest.raises(CheckpointError, match="the data changed since"):
-        seeds.train(tried(), 2, tmp_path, CPU, resume=True, strict=False)
+        seeds.train_seeds(tried(), 2, tmp_path, CPU, resume=True, strict=False)
     other = Path(train_run(tried("seed=1"), tmp_path, CPU, resume=False)["run"])
     with pytest.raises(DataError, match="learned from different data"):
         seeds._same_data([tmp_path / "tiny" / "1", other])

@@ -209,7 +209,7 @@ def test_import_names_what_is_wrong(tmp_path, run_cli):
     (tmp_path / "two.txt").write_text("cat\ndog\n")
     cases = [
         (["--like", "resnet18"], 3, "not weights of resnet18 by order"),
-        (["--like", tmp_path / "like.yaml", "--map", "name"], 3, "file: nothing"),
+        (["--like", tmp_path / "like.yaml", "--match", "name"], 3, "file: nothing"),
         (["--like", "resnet99"], 2, "no network 'resnet99'"),
         (["--like", "lenet5"], 2, "give a config"),
         (["--like", tmp_path / "bare.yaml"], 2, "mean and std"),
@@ -376,8 +376,8 @@ def test_our_own_weights_file_is_imported_by_name(tmp_path, run_cli):
     assert run_cli("import", path, "--like", tmp_path / "like.yaml", "--out", first)[0] == 0
     code, _, err = run_cli("import", first, "--like", tmp_path / "like.yaml", "--out", second)
     assert code == 2
-    assert "--map name" in err
-    assert run_cli("import", first, "--like", tmp_path / "like.yaml", "--map", "name", "--out", second)[0] == 0
+    assert "--match name" in err
+    assert run_cli("import", first, "--like", tmp_path / "like.yaml", "--match", "name", "--out", second)[0] == 0
     assert all(
         torch.equal(value, read_weights(second).tensors[name]) for name, value in read_weights(first).tensors.items()
     )

@@ -29,6 +29,7 @@ from cnnrun.commands.init import init
 from cnnrun.commands.people import enroll, identify
 from cnnrun.commands.plan import plan
 from cnnrun.commands.predict import predict
+from cnnrun.commands.renamed import Command
 from cnnrun.commands.report import report
 from cnnrun.commands.schema import kinds, schema
 from cnnrun.commands.selftest import selftest
@@ -79,7 +80,7 @@ for name, command in COMMANDS.items():
     if isinstance(command, typer.Typer):
         app.add_typer(command, name=name)
     else:
-        app.command(name)(command)
+        app.command(name, cls=Command)(command)
 
 
 def _version(wanted: bool) -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import time
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cnnrun.base.errors import printable
 from cnnrun.commands.options import Json, show
+from cnnrun.commands.tables import shape_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 cache_app = typer.Typer(help="Decoded pictures that are kept on the disk.", no_args_is_help=True)
 
@@ -17,9 +23,9 @@ CacheDir = Annotated[str | None, typer.Option("--dir", help="The folder; by defa
 @cache_app.command("list")
 def cache_list(folder: CacheDir = None, as_json: Json = False) -> None:
     """Data sets decoded so far, the one used last first. Example: cnnrun cache list"""
-    from cnnrun.commands import data_work, tables
+    from cnnrun.data.cache import list_cache
 
-    show(data_work.cached(folder), as_json, tables.cached)
+    show(list_cache(folder), as_json, _print_entries)
 
 
 @cache_app.command("clear")
@@ -30,6 +36,33 @@ def cache_clear(
     as_json: Json = False,
 ) -> None:
     """Remove decoded pictures; they are decoded again when needed. Example: cnnrun cache clear --all"""
-    from cnnrun.commands import data_work, tables
+    from cnnrun.data.cache import clear_cache
 
-    show(data_work.cleared(folder, keys or [], everything), as_json, tables.cleared)
+    show(clear_cache(folder, keys or [], everything), as_json, _print_cleared)
+
+
+def _print_entries(data: dict[str, Any], out: Console) -> None:
+    """Print a row for each data set."""
+    from cnnrun.base.console import table
+
+    rows = [
+        [
+            entry["key"][:12],
+            entry["source"],
+            f"{entry['count']:,}",
+            shape_text(entry["shape"]),
+            f"{entry['bytes'] / 2**20:,.1f}",
+            "" if entry["complete"] else "unfinished",
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(entry["used"])),
+        ]
+        for entry in data["entries"]
+    ]
+    out.print(table(["key", "source", "pictures", "shape", "MiB", "", "used"], rows, left=2))
+    out.print(f"{printable(data['folder'])}: {data['bytes'] / 2**30:,.2f} GiB")
+
+
+def _print_cleared(data: dict[str, Any], out: Console) -> None:
+    """Print what was removed."""
+    out.print(f"{len(data['removed'])} removed, {data['bytes'] / 2**30:,.2f} GiB freed")
+    for key in data["in_use"]:
+        out.print(f"{key}: in use, left")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cnnrun.base.errors import printable
 from cnnrun.commands.options import Config, Json, Overrides, show
+from cnnrun.commands.tables import shape_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def check(
@@ -21,7 +26,18 @@ def check(
     from cnnrun.experiment.schema import load
 
     experiment = load(config, overrides or [])
-    from cnnrun.commands import tables
     from cnnrun.experiment import checks
 
-    show(checks.check(experiment, decode), as_json, tables.checked)
+    show(checks.check(experiment, decode), as_json, _print_check)
+
+
+def _print_check(data: dict[str, Any], out: Console) -> None:
+    """Print what a config that is fine comes to."""
+    what = ", ".join(each["name"] for each in data["numbers"]) or f"{len(data['classes'])} classes"
+    out.print(f"{data['name']}: fine. {printable(what)}; pictures {shape_text(data['image'])}")
+    out.print("pictures: " + "  ".join(f"{name} {count:,}" for name, count in data["counts"].items()))
+    out.print(
+        f"{data['parameters']:,} parameters, {data['flops'] / 1e6:,.1f} MFLOPs a picture, {data['steps']:,} steps"
+    )
+    for line in data["remarks"]:
+        out.print(line)

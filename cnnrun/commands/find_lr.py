@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cnnrun.base.errors import printable
 from cnnrun.commands.options import Config, Device, Json, Overrides, Plots, refuse_ranks, show
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def find_lr(
@@ -25,8 +29,25 @@ def find_lr(
     from cnnrun.experiment.schema import load
 
     experiment, chosen = load(config, overrides or []), choose(device)
-    from cnnrun.commands import study_tables
     from cnnrun.results.studies import find_lr as finding
 
     keep_freed_memory()
-    show(finding.find(experiment, chosen, low, high, steps, plots), as_json, study_tables.found_lr)
+    show(finding.find(experiment, chosen, low, high, steps, plots), as_json, _print_range)
+
+
+def _print_range(data: dict[str, Any], out: Console) -> None:
+    """Print some rows of the range, and the rates that are usual to take."""
+    from cnnrun.base.console import table
+
+    rates = data["rates"]
+    shown = rates[:: max(1, len(rates) // 15)]
+    out.print(table(["lr", "loss"], [[f"{row['lr']:.3g}", f"{row['smoothed']:.4f}"] for row in shown]))
+    if len(shown) < len(rates):
+        out.print(f"every {len(rates) // 15}th of {len(rates):,} steps (--json has them all)")
+    if "steepest" in data:
+        out.print(f"the loss falls fastest at {data['steepest']:.2g}; a tenth of where it is lowest is ", end="")
+        out.print(f"{data['lowest_tenth']:.2g}. The config says {data['now']:g}, and nothing was changed.")
+    else:
+        out.print("the loss does not fall in this range by more than its noise; nothing was changed")
+    for path in data.get("plots", ()):
+        out.print(printable(path))

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cnnrun.base import torchrun
 from cnnrun.base.errors import ConfigError
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 Config = Annotated[Path, typer.Argument(help="The YAML file.", metavar="CONFIG")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Settings that replace the file's.", metavar="[KEY.PATH=VALUE]...")
+    list[str] | None, typer.Argument(help="Settings that replace the file's.", metavar="KEY.PATH=VALUE")
 ]
-Target = Annotated[
-    Path | None, typer.Argument(help="A run folder, a checkpoint or a config; by default the newest run.")
+Run = Annotated[
+    Path | None,
+    typer.Argument(help="A run folder, a checkpoint or a config; by default the newest run.", metavar="RUN"),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Runs = Annotated[Path, typer.Option(help="The folder that holds the runs.")]
@@ -31,11 +36,13 @@ def refuse_ranks(command: str) -> None:
         raise ConfigError(f"{command} is for one process; start it without torchrun")
 
 
-def show(data: dict[str, Any], as_json: bool, for_people: Any) -> None:
-    """A command's result on stdout, of several ranks the first's: as JSON, or by the function that prints it."""
+def show(data: dict[str, Any], as_json: bool, print_text: Callable[[dict[str, Any], Console], None]) -> None:
+    """Print a command's result on stdout: as JSON, or as text for people. Of several ranks the first one prints."""
     if torchrun.rank():
         return
     if as_json:
         typer.echo(json.dumps(data))
     else:
-        for_people(data)
+        from cnnrun.base.console import console
+
+        print_text(data, console())

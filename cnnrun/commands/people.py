@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cnnrun.base.errors import printable
 from cnnrun.commands.options import Device, Json, Runs, show
+from cnnrun.commands.tables import MOST_ROWS
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class Searching(StrEnum):
@@ -42,11 +47,10 @@ def enroll(
 ) -> None:
     """Make a gallery of known people, change it, show it. Example: cnnrun enroll staff/ --gallery staff.safetensors"""
     from cnnrun.base.device import choose
-    from cnnrun.commands import tables
     from cnnrun.results import people
 
     given = people.Given(run, runs, choose(device))
-    show(people.enrolled(given, folder, gallery, add, remove or [], batch), as_json, tables.gallery)
+    show(people.enrolled(given, folder, gallery, add, remove or [], batch), as_json, print_gallery)
 
 
 def identify(
@@ -72,3 +76,19 @@ def identify(
 
     given = people.Given(run, runs, choose(device), threshold, far)
     prediction_output.write_all(people.identified(given, paths, gallery, top, search.value, batch), as_json, csv)
+
+
+def print_gallery(data: dict[str, Any], out: Console) -> None:
+    """Print who is in a gallery."""
+    from cnnrun.base.console import table
+
+    for what in ("added", "removed"):
+        if names := data[what]:
+            more = f" and {len(names) - MOST_ROWS:,} more" if len(names) > MOST_ROWS else ""
+            out.print(f"{what}: {printable(', '.join(names[:MOST_ROWS]))}{more}")
+    people = data["people"]
+    shown = list(people.items())[:MOST_ROWS]
+    out.print(table(["person", "pictures"], [[name, f"{count:,}"] for name, count in shown]))
+    if len(people) > len(shown):
+        out.print(f"and {len(people) - len(shown):,} more")
+    out.print(f"{printable(data['path'])}: {len(people):,} people, {sum(people.values()):,} pictures")

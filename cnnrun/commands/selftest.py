@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cnnrun.base.errors import printable
 from cnnrun.commands.options import Device, Json, Overrides, show
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def selftest(
     config: Annotated[
-        Path | None, typer.Argument(help="The YAML file; without, a small one of cnnrun's own.", metavar="[CONFIG]")
+        Path | None, typer.Argument(help="The YAML file; without, a small one of cnnrun's own.", metavar="CONFIG")
     ] = None,
     overrides: Overrides = None,
     device: Device = "auto",
@@ -23,10 +27,20 @@ def selftest(
     from cnnrun.experiment.schema import load
 
     experiment, chosen = load(config, overrides or []) if config else None, choose(device)
-    from cnnrun.commands import tables
     from cnnrun.results.studies import selftest as tests
 
     keep_freed_memory()
     result = tests.selftest(experiment, chosen)
-    show(result, as_json, tables.selftest)
+    show(result, as_json, _print_checks)
     tests.refuse(result)
+
+
+def _print_checks(data: dict[str, Any], out: Console) -> None:
+    """Print a row for each check."""
+    from cnnrun.base.console import table
+
+    words = {True: "ok", False: "FAILED", None: "cannot tell"}
+    rows = [[row["check"], words[row["passed"]], printable(row["found"])] for row in data["checks"]]
+    out.print(table(["check", "verdict", "found"], rows, left=3))
+    verdict = "all is well" if data["passed"] else "not as it must be"
+    out.print(f"{data['name']}: {verdict}, {data['seconds']:.0f} s")

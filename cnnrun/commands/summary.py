@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cnnrun.base.errors import printable
 from cnnrun.commands.options import Config, Json, Overrides, show
+from cnnrun.commands.tables import shape_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def summary(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
@@ -16,10 +20,9 @@ def summary(config: Config, overrides: Overrides = None, as_json: Json = False) 
     from cnnrun.experiment.schema import load
 
     experiment = load(config, overrides or [])
-    from cnnrun.commands import tables
     from cnnrun.experiment import checks
 
-    show(checks.summarize(experiment), as_json, tables.summary)
+    show(checks.summarize(experiment), as_json, _print_summary)
 
 
 def diagram(
@@ -45,3 +48,30 @@ def diagram(
         drawing = svg(parts, experiment.name)
         write_text(out, drawing)
         typer.echo(f"{printable(str(out))}: {len(drawing):,} bytes")
+
+
+def _print_summary(data: dict[str, Any], out: Console) -> None:
+    """Print a row for each layer."""
+    from cnnrun.base.console import table
+
+    columns = ["layer", "in weights", "output", "parameters", "MFLOPs", "KiB", "sees", "stride"]
+    rows = [
+        [
+            row["path"],
+            row["module"],
+            shape_text(row["out_shape"]),
+            f"{row['parameters']:,}",
+            f"{row['flops'] / 1e6:,.2f}",
+            f"{row['activation_bytes'] / 1024:,.1f}",
+            "all" if row["receptive_field"] is None else "x".join(map(str, row["receptive_field"])),
+            "" if row["stride"] is None else "x".join(f"{s:g}" for s in row["stride"]),
+        ]
+        for row in data["layers"]
+    ]
+    out.print(f"input {shape_text(data['image'])}")
+    out.print(table(columns, rows, left=2))
+    total = data["total"]
+    out.print(
+        f"{total['parameters']:,} parameters ({total['parameters'] * 4 / 2**20:,.2f} MiB), "
+        f"{total['flops'] / 1e6:,.2f} MFLOPs a picture, {total['activation_bytes'] / 2**20:,.2f} MiB of activations"
+    )

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cnnrun.base import torchrun
+from cnnrun.base.errors import printable
 from cnnrun.commands.options import Config, Device, Json, Overrides, Runs, show
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def train(
@@ -37,7 +41,6 @@ def train(
 
     experiment, chosen = load(config, overrides or []), choose(device)
     # Imported only now: a bad config should be answered sooner.
-    from cnnrun.commands import study_tables, tables
     from cnnrun.results.report import write as reporting
     from cnnrun.results.studies.seeds import train_seeds
     from cnnrun.results.train_run import train_run
@@ -45,9 +48,38 @@ def train(
     keep_freed_memory()
     if seeds:
         summary = train_seeds(experiment, seeds, runs, chosen, resume or strict_resume, strict_resume, page)
-        show(summary, as_json, study_tables.seeds)
+        show(summary, as_json, print_seeds)
         return
     result = train_run(experiment, runs, chosen, resume or strict_resume, strict_resume)
     if page and not torchrun.rank():
         reporting.after(Path(result["run"]), runs, chosen, anew="already_finished" not in result)
-    show(result, as_json, tables.training)
+    show(result, as_json, _print_training)
+
+
+def _print_training(data: dict[str, Any], out: Console) -> None:
+    """Print what a training reached."""
+    best = "  ".join(f"{name} {value:.4f}" for name, value in data["best"].items())
+    out.print(f"best at step {data['best_step']} of {data['steps']}: {best}")
+    out.print(
+        f"{data['seconds']:.1f} s, {data['images_per_second']:,.0f} images/s, "
+        f"waiting for data {data['data_wait_share']:.1%}"
+    )
+    out.print(f"run: {data['run']}")
+
+
+def print_seeds(data: dict[str, Any], out: Console) -> None:
+    """Print a row for each number: its mean over the seeds, how it varies, and the mean's interval."""
+    from cnnrun.base.console import table
+    from cnnrun.results.report.classes import cell
+
+    count = len(data["seeds"])
+    out.print(f"{data['name']}: {count} seeds, measured on {data['split']}")
+    columns = ("mean", "deviation", "from", "to")
+    rows = [
+        [name, *(cell(of[column]) if column in of else "" for column in columns)]
+        for name, of in data["summary"].items()
+    ]
+    out.print(table(["number", "mean", "deviation", "from", "to (95 % of the mean)"], rows))
+    for row in data["runs"]:
+        out.print(f"seed {row['seed']}: {printable(row['run'])}")
+    out.print(printable(data["path"]))

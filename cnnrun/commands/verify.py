@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cnnrun.commands.options import Device, Json, Runs, show
 from cnnrun.commands.people import FalseAccepts, Run, Threshold
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def verify(
@@ -23,11 +26,20 @@ def verify(
 ) -> None:
     """Whether two pictures show the same person. Example: cnnrun verify a.jpg b.jpg"""
     from cnnrun.base.device import choose
-    from cnnrun.commands import tables
     from cnnrun.results import people
 
     show(
         people.compared(people.Given(run, runs, choose(device), threshold, far), one, other),
         as_json,
-        tables.compared,
+        _print_verdict,
     )
+
+
+def _print_verdict(data: dict[str, Any], out: Console) -> None:
+    """Print if two images show the same person."""
+    verdict = "the same" if data["same"] else "not the same"
+    out.print(f"{verdict}: similarity {data['similarity']:.4f}, threshold {data['threshold']:.4f}{_chosen_for(data)}")
+
+
+def _chosen_for(data: dict[str, Any]) -> str:
+    return "" if data["far"] is None else f" (for FAR {data['far']:g} on val)"

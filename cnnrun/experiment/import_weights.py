@@ -57,7 +57,7 @@ def convert_weights(path: Path, like: str, how: How, classes: str | None, drop: 
     described = _described(like)
     read = read_weights(path)
     if how == "order" and read.how == "name":
-        raise ConfigError(f"{path}: safetensors keep no order; --map name pairs them by their names")
+        raise ConfigError(f"{path}: safetensors keep no order; --match name pairs them by their names")
     given = {name: value for name, value in read.tensors.items() if not name.startswith("normalize.")}
     if idle := [pattern for pattern in drop if not any(fnmatchcase(name, pattern) for name in given)]:
         raise ConfigError(f"--drop {idle[0]}: no tensor of {path} is so named")
