@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pytest
@@ -12,17 +13,19 @@ import torch
 from conftest import save_picture
 from explained import TASKS, explained, opened
 from PIL import Image as Pil
+from pydantic import Field
 from torch import nn
 
 from cnnrun.base.errors import DataError
 from cnnrun.config.spec import members
 from cnnrun.experiment.schema import load, parse
-from cnnrun.explain import run_method
+from cnnrun.explain import methods, run_method
+from cnnrun.explain.method_base import ImageMethod, Images, Layers
 from cnnrun.explain.methods import Assign, Detections, Embed, Invariance, Method, Top
 from cnnrun.explain.methods.gradients import slopes_of
 from cnnrun.explain.methods.worst import worst
 from cnnrun.explain.run_method import Selection
-from cnnrun.explain.subject import aimed, said_of
+from cnnrun.explain.subject import Explanation, aimed, said_of
 from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.studies import ablate
 from cnnrun.results.train_run import train_run
@@ -102,6 +105,50 @@ def test_other_wrong_words_are_named(run, run_cli, tmp_path):
         assert code == 2, (words, err)
         assert err.startswith(line), err
     assert run_cli("explain", "features", run, "--file", tmp_path / "no.png")[0] == 8
+
+
+class Stripes(ImageMethod):
+    """Draw stripes. Example: cnnrun explain stripes"""
+
+    kind = "stripes"
+    depth: Annotated[int, Field(ge=2, le=5, description="How deep.")] = 3
+    fast: bool = False
+    layers: Layers = ()
+    images: Images = 2
+
+    def explain(self, run: run_method.OpenRun) -> Explanation:
+        shown = self.selected(run)
+        told = {"settings": self.model_dump(mode="json"), "names": shown.names}
+        return Explanation(np.zeros((4, 4, 3), np.uint8), "Stripes.", told)
+
+
+def test_a_method_of_ones_own_is_a_command_with_its_settings_as_options(run, run_cli, monkeypatch, tmp_path):
+    monkeypatch.setattr(methods, "Method", methods.Method | Stripes)
+    code, out, _ = run_cli("explain", "stripes", "--help")
+    assert code == 0
+    for words in (
+        "Draw stripes.",
+        "How deep.",
+        "[default: 3; 2<=x<=5]",
+        "--fast / --no-fast",
+        "--layer ",
+        "default: 2;",
+    ):
+        assert words in out, words
+    assert out.index("--depth") < out.index("--images") < out.index("--out")
+    words = ("--depth", 5, "--fast", "--layer", "a", "--layer", "b", "--split", "val", "--image", 7, "--image", 1)
+    code, out, err = run_cli("explain", "stripes", run, *words, "--out", tmp_path / "s.png", "--json")
+    assert code == 0, err
+    data = json.loads(out)
+    assert data["settings"] == {
+        "split": "val", "images": 2, "numbers": [7, 1], "files": [], "depth": 5, "fast": True, "layers": ["a", "b"],
+    }  # fmt: skip
+    examples = opened(run).examples("val")
+    assert data["names"] == [examples.name(7), examples.name(1)]
+    assert (tmp_path / "s.png").exists()
+    for wrong in (("--depth", 6), ("--depth", 1), ("--image", -1), ("--images", 101)):
+        code, _, err = run_cli("explain", "stripes", run, *wrong)
+        assert (code, wrong[0] in err) == (2, True), err
 
 
 # --- ablation ---------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnrun.base.console import console
+from cnnrun.base.console import Output
 from cnnrun.commands.evaluate import print_evaluation
 from cnnrun.commands.people import print_gallery
 from cnnrun.commands.tables import print_findings
@@ -103,7 +103,7 @@ def evaluated(classes: int) -> dict:
 
 def test_eval_of_many_classes_prints_the_most_confused_pairs_and_the_ends_of_the_table(capsys):
     data = evaluated(MANY)
-    print_evaluation(data, console())
+    print_evaluation(data, Output())
     out = capsys.readouterr().out
     assert len(out) < READABLE
     pairs, among = classification_metrics.most_confused(data["matrices"]["confusion"], 20)
@@ -122,7 +122,7 @@ def test_eval_of_many_classes_prints_the_most_confused_pairs_and_the_ends_of_the
 
 def test_up_to_thirty_classes_everything_is_printed(capsys):
     data = evaluated(30)
-    print_evaluation(data, console())
+    print_evaluation(data, Output())
     out = capsys.readouterr().out
     assert "--json" not in out
     assert "confusion (rows: true, columns: predicted)" in out
@@ -134,7 +134,7 @@ def test_up_to_thirty_classes_everything_is_printed(capsys):
 
 
 def test_nothing_confused_is_said(capsys):
-    print_evaluation(evaluated(31) | {"matrices": {"confusion": np.eye(31, dtype=int).tolist()}}, console())
+    print_evaluation(evaluated(31) | {"matrices": {"confusion": np.eye(31, dtype=int).tolist()}}, Output())
     assert "confusion of 31 classes: no class was taken for another; --json" in capsys.readouterr().out
 
 
@@ -152,15 +152,15 @@ def test_a_class_of_which_there_is_nothing_is_neither_best_nor_worst():
 
 def test_lists_that_are_cut_say_so(capsys):
     print_findings(
-        [{"level": "note", "what": "things", "count": 12, "examples": [[str(n)] for n in range(10)]}], console()
+        [{"level": "note", "what": "things", "count": 12, "examples": [[str(n)] for n in range(10)]}], Output()
     )
     assert capsys.readouterr().out.splitlines() == ["note: 12 things", "    0", "    1", "    2", "    and 9 more"]
     print_findings(
-        [{"level": "note", "what": "things", "count": 3, "examples": [[str(n)] for n in range(3)]}], console()
+        [{"level": "note", "what": "things", "count": 3, "examples": [[str(n)] for n in range(3)]}], Output()
     )
     assert "more" not in capsys.readouterr().out
     people = {f"p{n}": 1 for n in range(31)}
-    print_gallery({"added": list(people), "removed": ["q"], "people": people, "path": "g"}, console())
+    print_gallery({"added": list(people), "removed": ["q"], "people": people, "path": "g"}, Output())
     first, second, *_ = capsys.readouterr().out.splitlines()
     assert first.endswith("p28, p29 and 1 more")
     assert second == "removed: q"

@@ -70,7 +70,7 @@ def test_help_shows_the_new_names_alone(run_cli):
 def test_a_name_is_old_only_where_the_new_one_is_known(run, run_cli):
     code, _, err = run_cli("eval", run, "--picture", "3")
     assert (code, "No such option: --picture" in err) == (2, True)
-    code, out, err = run_cli("explain", "embed", run, "--map", "pca", "--no-probe", "--json")
+    code, _, err = run_cli("explain", "embed", run, "--map", "pca", "--no-probe", "--json")
     assert (code, "is now called" in err) == (0, False)
     code, _, err = run_cli("explain", "foundd", run)
     assert (code, "No such command" in err) == (2, True)

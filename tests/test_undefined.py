@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnrun.base.console import console
+from cnnrun.base.console import Output
 from cnnrun.base.errors import DataError
 from cnnrun.commands.export import print_parity
 from cnnrun.commands.train import print_seeds
@@ -266,7 +266,7 @@ def test_a_monitor_that_val_cannot_give_is_refused_before_a_step(tmp_path):
 def test_undefined_numbers_over_seeds_are_said(capsys):
     data = {"name": "n", "seeds": [0, 1], "split": "val", "path": "p", "runs": []}
     summary = {name: seeds.spread(values, name) for name, values in (("AP", [0.5, 0.7]), ("AP_large", [None, None]))}
-    print_seeds({**data, "summary": summary}, console())
+    print_seeds({**data, "summary": summary}, Output())
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["AP_large", "n/a"] in lines
     print_parity(
@@ -274,6 +274,6 @@ def test_undefined_numbers_over_seeds_are_said(capsys):
             "path": "p", "samples_compared": 1, "split": "val", "largest_difference": 0.0, "batch_sizes": [1],
             "metrics": {"artefact": {"AP": 0.5, "AP_large": None}},
         },
-        console(),
+        Output(),
     )  # fmt: skip
     assert "AP 0.5000  AP_large n/a" in capsys.readouterr().out

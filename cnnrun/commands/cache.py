@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from cnnrun.base.console import Output, table
 from cnnrun.base.errors import printable
 from cnnrun.commands.options import Json, show
 from cnnrun.commands.tables import shape_text
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-cache_app = typer.Typer(help="Decoded pictures that are kept on the disk.", no_args_is_help=True)
+cache_app = typer.Typer(help="Decoded images that are kept on the disk.", no_args_is_help=True)
 
 
-CacheDir = Annotated[str | None, typer.Option("--dir", help="The folder; by default cnnrun's under the user's cache.")]
+CacheDir = Annotated[
+    str | None, typer.Option("--dir", help="The cache's folder; by default cnnrun's own in the user's cache.")
+]
 
 
 @cache_app.command("list")
 def cache_list(folder: CacheDir = None, as_json: Json = False) -> None:
-    """Data sets decoded so far, the one used last first. Example: cnnrun cache list"""
+    """List the data sets decoded so far, the one used last first. Example: cnnrun cache list"""
     from cnnrun.data.cache import list_cache
 
     show(list_cache(folder), as_json, _print_entries)
@@ -30,21 +30,21 @@ def cache_list(folder: CacheDir = None, as_json: Json = False) -> None:
 
 @cache_app.command("clear")
 def cache_clear(
-    keys: Annotated[list[str] | None, typer.Argument(help="Keys, or how they begin, from `cnnrun cache list`.")] = None,
+    keys: Annotated[
+        list[str] | None, typer.Argument(help="Keys from `cnnrun cache list`, or their beginnings.")
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Remove all.")] = False,
     folder: CacheDir = None,
     as_json: Json = False,
 ) -> None:
-    """Remove decoded pictures; they are decoded again when needed. Example: cnnrun cache clear --all"""
+    """Remove decoded images; they are decoded again when needed. Example: cnnrun cache clear --all"""
     from cnnrun.data.cache import clear_cache
 
     show(clear_cache(folder, keys or [], everything), as_json, _print_cleared)
 
 
-def _print_entries(data: dict[str, Any], out: Console) -> None:
+def _print_entries(data: dict[str, Any], out: Output) -> None:
     """Print a row for each data set."""
-    from cnnrun.base.console import table
-
     rows = [
         [
             entry["key"][:12],
@@ -61,7 +61,7 @@ def _print_entries(data: dict[str, Any], out: Console) -> None:
     out.print(f"{printable(data['folder'])}: {data['bytes'] / 2**30:,.2f} GiB")
 
 
-def _print_cleared(data: dict[str, Any], out: Console) -> None:
+def _print_cleared(data: dict[str, Any], out: Output) -> None:
     """Print what was removed."""
     out.print(f"{len(data['removed'])} removed, {data['bytes'] / 2**30:,.2f} GiB freed")
     for key in data["in_use"]:

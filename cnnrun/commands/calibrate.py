@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from cnnrun.base.console import Output
 from cnnrun.base.errors import printable
 from cnnrun.commands.options import Device, Json, Run, Runs, refuse_ranks, show
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def calibrate(run: Run = None, device: Device = "auto", runs: Runs = Path("runs"), as_json: Json = False) -> None:
@@ -21,7 +19,7 @@ def calibrate(run: Run = None, device: Device = "auto", runs: Runs = Path("runs"
     show(calibrating.calibrate(run, runs, choose(device)), as_json, _print_calibration)
 
 
-def _print_calibration(data: dict[str, Any], out: Console) -> None:
+def _print_calibration(data: dict[str, Any], out: Output) -> None:
     """Print a temperature, and what it changes on the images that it was fitted on."""
     run = printable(data["run"])
     out.print(f"temperature {data['temperature']:.4f}, kept in {run}: eval, predict and export use it")

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from cnnrun.base.console import Output
 from cnnrun.base.errors import printable
 from cnnrun.commands.options import Config, Json, Overrides, show
 from cnnrun.commands.tables import shape_text
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def check(
     config: Config,
     overrides: Overrides = None,
     decode: Annotated[
-        bool, typer.Option("--decode/--no-decode", help="Decode the pictures, which training then finds done.")
+        bool, typer.Option("--decode/--no-decode", help="Decode the images, which training then need not.")
     ] = True,
     as_json: Json = False,
 ) -> None:
@@ -31,7 +29,7 @@ def check(
     show(checks.check(experiment, decode), as_json, _print_check)
 
 
-def _print_check(data: dict[str, Any], out: Console) -> None:
+def _print_check(data: dict[str, Any], out: Output) -> None:
     """Print what a config that is fine comes to."""
     what = ", ".join(each["name"] for each in data["numbers"]) or f"{len(data['classes'])} classes"
     out.print(f"{data['name']}: fine. {printable(what)}; pictures {shape_text(data['image'])}")

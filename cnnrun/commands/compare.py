@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from cnnrun.base.console import Output, table
 from cnnrun.base.errors import printable
 from cnnrun.commands.options import Device, Json, Plots, Runs, SplitName, refuse_ranks, show
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def compare(
@@ -27,7 +25,7 @@ def compare(
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """What trained networks differ in, and if it may be chance. Example: cnnrun compare runs/digits/1 runs/digits/2"""
+    """Compare trained networks and test how they differ. Example: cnnrun compare runs/digits/1 runs/digits/2"""
     refuse_ranks("compare")
     from cnnrun.base.device import choose
     from cnnrun.results import compare as comparing
@@ -36,7 +34,7 @@ def compare(
     show(made, as_json, _print_comparison)
 
 
-def _print_comparison(data: dict[str, Any], out: Console) -> None:
+def _print_comparison(data: dict[str, Any], out: Output) -> None:
     """Print for each pair what differs in config and data, and a row for each number with its test."""
     out.print(f"on {data['samples']:,} pictures of {data['split']}")
     for row in data["runs"]:
@@ -62,8 +60,6 @@ def _print_comparison(data: dict[str, Any], out: Console) -> None:
 
 
 def _tests_table(tests: list[dict[str, Any]]) -> Any:
-    from cnnrun.base.console import table
-
     rows = [
         [
             row["number"],

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from cnnrun.base.console import Output, table
 from cnnrun.base.errors import ConfigError, printable
 from cnnrun.commands.options import Config, Json, Overrides, show
 from cnnrun.commands.renamed import Command
 from cnnrun.commands.tables import MOST_ROWS, print_findings, width_height
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 data_app = typer.Typer(help="Look at a config's data, and divide it.", no_args_is_help=True)
 
@@ -26,7 +24,7 @@ def data_check(
     write_manifest: Annotated[Path | None, typer.Option(help="Write a manifest: SHA-256 of every file.")] = None,
     as_json: Json = False,
 ) -> None:
-    """What is in the data, and what is wrong; leaves as training would. Example: cnnrun data check c.yaml"""
+    """Report what is in the data and what is wrong; leave as training would. Example: cnnrun data check c.yaml"""
     from cnnrun.experiment.data_report import refuse_unfit, report_data
     from cnnrun.experiment.schema import load
 
@@ -41,11 +39,11 @@ def data_show(
     overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="The PNG file to write.")] = Path("data.png"),
     images: Annotated[int, typer.Option(min=1, max=200, help="How many images, a row each.")] = 8,
-    epochs: Annotated[int, typer.Option(min=1, max=20, help="How often each is augmented.")] = 6,
+    epochs: Annotated[int, typer.Option(min=1, max=20, help="How many epochs of augmentation to show.")] = 6,
     tensorboard: Annotated[Path | None, typer.Option(help="A folder to write the sheet to for TensorBoard.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Draw pictures as they are and as training sees them. Example: cnnrun data show c.yaml --out sheet.png"""
+    """Draw images as they are and as training sees them. Example: cnnrun data show c.yaml --out sheet.png"""
     from cnnrun.experiment.schema import load
     from cnnrun.explain.augmentation_sheet import write_augmentation_sheet
 
@@ -57,17 +55,20 @@ def data_show(
 def data_split(
     config: Config,
     overrides: Overrides = None,
-    val: Annotated[float, typer.Option(min=0, max=0.9, help="The part of the training pictures that chooses.")] = 0.1,
-    test: Annotated[float, typer.Option(min=0, max=0.9, help="The part that is reported.")] = 0.2,
-    folds: Annotated[int, typer.Option(min=0, max=100, help="k folds for cross-validation in the place of val.")] = 0,
+    val: Annotated[float, typer.Option(min=0, max=0.9, help="The share of the training images for val.")] = 0.1,
+    test: Annotated[float, typer.Option(min=0, max=0.9, help="The share of the images for test.")] = 0.2,
+    folds: Annotated[
+        int, typer.Option(min=0, max=100, help="Make this many folds for cross-validation instead of val.")
+    ] = 0,
     group_by: Annotated[
-        str | None, typer.Option(help="A pattern for paths: what it finds stays on one side, such as '(patient\\d+)'.")
+        str | None,
+        typer.Option(help="A pattern; images whose paths have the same match stay together, such as '(patient\\d+)'."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed divides otherwise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The seed of the division.")] = 0,
     out: Annotated[Path, typer.Option(help="The CSV file to write.")] = Path("split.csv"),
     as_json: Json = False,
 ) -> None:
-    """Divide pictures, stratified, into a table for `source: table`. Example: cnnrun data split c.yaml --folds 5"""
+    """Divide images, stratified, into a table for `source: table`. Example: cnnrun data split c.yaml --folds 5"""
     from cnnrun.data.split_table import Shares, write_split_table
     from cnnrun.experiment.schema import load
 
@@ -77,10 +78,8 @@ def data_split(
     show(write_split_table(load(config, overrides or []).data, shares, out), as_json, _print_split)
 
 
-def _print_audit(data: dict[str, Any], out: Console) -> None:
+def _print_audit(data: dict[str, Any], out: Output) -> None:
     """Print what a data set holds and what is wrong with it."""
-    from cnnrun.base.console import table
-
     splits = list(data["pictures"])
     out.print(f"{data['name']}: " + "  ".join(f"{name} {count:,}" for name, count in data["pictures"].items()))
     sizes = data["sizes"]
@@ -104,12 +103,12 @@ def _print_audit(data: dict[str, Any], out: Console) -> None:
         print_findings(data["findings"], out)
 
 
-def _print_sheet(data: dict[str, Any], out: Console) -> None:
+def _print_sheet(data: dict[str, Any], out: Output) -> None:
     """Print where the contact sheet is."""
     out.print(f"{printable(data['path'])}: {data['pictures']} pictures, {data['times']} times augmented")
 
 
-def _print_split(data: dict[str, Any], out: Console) -> None:
+def _print_split(data: dict[str, Any], out: Output) -> None:
     """Print what a table of splits says, and how a config uses it."""
     for column, counts in data["columns"].items():
         out.print(f"{column}: " + "  ".join(f"{name} {count:,}" for name, count in counts.items() if count))

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from cnnrun.base.console import Output, table
 from cnnrun.base.errors import printable
 from cnnrun.commands.options import Device, Json, Run, Runs, SplitName, show
 from cnnrun.commands.tables import number
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def evaluate(
@@ -30,9 +28,8 @@ def evaluate(
     show(evaluate_run(run, runs, choose(device), split, plots), as_json, print_evaluation)
 
 
-def print_evaluation(data: dict[str, Any], out: Console) -> None:
+def print_evaluation(data: dict[str, Any], out: Output) -> None:
     """Print the headline numbers, then the tables."""
-    from cnnrun.base.console import table
     from cnnrun.results.report import classes
 
     out.print(f"{data['run']}, checkpoint of step {data['step']}: split {data['split']}, {data['samples']:,} pictures")

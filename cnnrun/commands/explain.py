@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import typer
 
+from cnnrun.base.console import Output, table
 from cnnrun.base.errors import printable
 from cnnrun.commands.options import Device, Json, Run, Runs, SplitName, show
 from cnnrun.commands.renamed import Command, Group
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
-    from rich.console import Console
-
 
 _MOST_ROWS = 40
 
@@ -56,7 +55,8 @@ def _made_commands() -> dict[str, Any]:
 
 
 def _function(method: Any) -> Callable[..., None]:
-    """A function for Typer: the run, the method's settings, its own before inherited ones, and the common options."""
+    """A function for Typer: the run, the method's settings, its own before the common ones, and the common options."""
+    from cnnrun.explain.method_base import ImageMethod
 
     def explain(run: Path | None, out: Path | None, device: str, runs: Path, as_json: bool, **values: Any) -> None:
         from cnnrun.base.device import choose
@@ -66,12 +66,11 @@ def _function(method: Any) -> Callable[..., None]:
         given = {name: value for name, value in settings.items() if value is not None}
         show(explain_run(method(**given), run, runs, choose(device), out), as_json, _print_explanation)
 
-    fields = sorted(method.model_fields.items(), key=lambda item: item[0] not in method.__annotations__)
-    out = Annotated[Path | None, typer.Option(help=method.out)]
+    fields = sorted(method.model_fields.items(), key=lambda item: item[0] in ImageMethod.model_fields)
     parameters = [
         _parameter("run", Run, None),
-        *(_parameter(name, _option(name, field), field.default or None) for name, field in fields),
-        _parameter("out", out, None),
+        *(_setting(name, field) for name, field in fields),
+        _parameter("out", Annotated[Path | None, typer.Option(help=method.out)], None),
         _parameter("device", Device, "auto"),
         _parameter("runs", Runs, Path("runs")),
         _parameter("as_json", Json, False),
@@ -87,22 +86,22 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _option(name: str, field: FieldInfo) -> Any:
-    """A setting's type as Typer reads it: a tuple is an option that may stand several times."""
+def _setting(name: str, field: FieldInfo) -> inspect.Parameter:
+    """A setting as a parameter that Typer makes an option of; one that is a tuple may be given several times."""
     from cnnrun.explain.method_base import OptionName
 
-    kind, limits = field.annotation, field.metadata
+    kind, default, limits = field.annotation, field.default, field.metadata
     word = "--" + next((each.name for each in limits if isinstance(each, OptionName)), name)
     if bool in (kind, *get_args(kind)):
         word += f"/--no-{name}"
     if get_origin(kind) is tuple:
         element, *_ = get_args(kind)
         limits = [limit for part in getattr(element, "__metadata__", ()) for limit in part.metadata]
-        kind = list[get_args(element)[0] if limits else element] | None  # type: ignore[misc, assignment]
+        kind, default = list[get_args(element)[0] if limits else element] | None, None  # type: ignore[misc, assignment]
     bounds = {
         to: getattr(limit, of) for limit in limits for of, to in (("ge", "min"), ("le", "max")) if hasattr(limit, of)
     }
-    return Annotated[kind, typer.Option(word, help=field.description, **bounds)]
+    return _parameter(name, Annotated[kind, typer.Option(word, help=field.description, **bounds)], default)
 
 
 def ablate(
@@ -132,10 +131,8 @@ def ablate(
     show(ablation.ablate(opened, remove or [], change or [], retrain, split, out), as_json, _print_explanation)
 
 
-def _print_explanation(data: dict[str, Any], out: Console) -> None:
+def _print_explanation(data: dict[str, Any], out: Output) -> None:
     """Print what was seen in one line, its numbers where they are few, and where the picture is."""
-    from cnnrun.base.console import table
-
     rows = data[data["table"]] if data["table"] else []
     if rows:
         shown = [row for row in rows if isinstance(row, dict)][:_MOST_ROWS]

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from cnnrun.base.console import Output
 from cnnrun.commands.options import Json, Run, Runs, SplitName, show
 from cnnrun.commands.tables import number
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 export_app = typer.Typer(help="Write a trained network as a file for other programs.", no_args_is_help=True)
 
@@ -46,7 +44,7 @@ def export_code(
     show(export_run(Code(), run, runs, split, out), as_json, print_parity)
 
 
-def print_parity(data: dict[str, Any], out: Console) -> None:
+def print_parity(data: dict[str, Any], out: Output) -> None:
     """Print what an export was compared on."""
     out.print(f"{data['path']}: equal to the network on {data['samples_compared']} pictures of split {data['split']}")
     out.print(f"largest difference {data['largest_difference']:.1e} at batch sizes {data['batch_sizes']}")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from cnnrun.base.console import Output, table
 from cnnrun.base.errors import printable
 from cnnrun.commands.options import Config, Device, Json, Overrides, Plots, refuse_ranks, show
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def find_lr(
@@ -18,12 +16,14 @@ def find_lr(
     overrides: Overrides = None,
     low: Annotated[float, typer.Option(help="The lowest rate.")] = 1e-5,
     high: Annotated[float, typer.Option(help="The highest rate.")] = 10.0,
-    steps: Annotated[int, typer.Option(min=10, max=100_000, help="Training steps from one to the other.")] = 100,
+    steps: Annotated[
+        int, typer.Option(min=10, max=100_000, help="Training steps from the lowest to the highest rate.")
+    ] = 100,
     plots: Plots = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """The loss over a range of learning rates; nothing is kept. Example: cnnrun find-lr c.yaml --plots figures"""
+    """Measure the loss over learning rates; nothing is kept. Example: cnnrun find-lr c.yaml --plots figures"""
     refuse_ranks("find-lr")
     from cnnrun.base.device import choose, keep_freed_memory
     from cnnrun.experiment.schema import load
@@ -35,10 +35,8 @@ def find_lr(
     show(finding.find(experiment, chosen, low, high, steps, plots), as_json, _print_range)
 
 
-def _print_range(data: dict[str, Any], out: Console) -> None:
+def _print_range(data: dict[str, Any], out: Output) -> None:
     """Print some rows of the range, and the rates that are usual to take."""
-    from cnnrun.base.console import table
-
     rates = data["rates"]
     shown = rates[:: max(1, len(rates) // 15)]
     out.print(table(["lr", "loss"], [[f"{row['lr']:.3g}", f"{row['smoothed']:.4f}"] for row in shown]))

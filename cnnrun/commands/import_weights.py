@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from cnnrun.base.console import Output
 from cnnrun.commands.options import Json, show
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 class Match(StrEnum):
@@ -36,7 +34,7 @@ def import_weights(
     show(conversion.import_weights(file, like, match.value, classes, drop or [], out), as_json, _print_weights)
 
 
-def _print_weights(data: dict[str, Any], out: Console) -> None:
+def _print_weights(data: dict[str, Any], out: Output) -> None:
     """Print what the weights file holds, and how it is used."""
     out.print(
         f"{data['path']}: {data['parameters']:,} parameters, {data['tensors']} tensors, {len(data['classes'])} classes"

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from cnnrun.base.console import Output
 from cnnrun.base.errors import printable
 from cnnrun.commands.options import Json, show
 from cnnrun.commands.tables import print_findings, width_height
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def init(
@@ -28,7 +26,7 @@ def init(
     show(init_config.start(data, task, out, minutes), as_json, _print_config)
 
 
-def _print_config(data: dict[str, Any], out: Console) -> None:
+def _print_config(data: dict[str, Any], out: Output) -> None:
     """Print what `init` found and chose, and what to do next."""
     counts = data["classes"]["train"]
     out.print("found: " + "  ".join(f"{name} {count:,}" for name, count in data["pictures"].items()))

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from cnnrun.base import torchrun
+from cnnrun.base.console import Output
 from cnnrun.base.errors import ConfigError
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 Config = Annotated[Path, typer.Argument(help="The YAML file.", metavar="CONFIG")]
 Overrides = Annotated[
@@ -36,13 +34,11 @@ def refuse_ranks(command: str) -> None:
         raise ConfigError(f"{command} is for one process; start it without torchrun")
 
 
-def show(data: dict[str, Any], as_json: bool, print_text: Callable[[dict[str, Any], Console], None]) -> None:
+def show(data: dict[str, Any], as_json: bool, print_text: Callable[[dict[str, Any], Output], None]) -> None:
     """Print a command's result on stdout: as JSON, or as text for people. Of several ranks the first one prints."""
     if torchrun.rank():
         return
     if as_json:
         typer.echo(json.dumps(data))
     else:
-        from cnnrun.base.console import console
-
-        print_text(data, console())
+        print_text(data, Output())

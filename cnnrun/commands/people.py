@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from cnnrun.base.console import Output, table
 from cnnrun.base.errors import printable
 from cnnrun.commands.options import Device, Json, Runs, show
 from cnnrun.commands.tables import MOST_ROWS
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 class Searching(StrEnum):
@@ -30,15 +28,15 @@ Threshold = Annotated[float | None, typer.Option(min=-1, max=1, help="The least 
 FalseAccepts = Annotated[
     float | None, typer.Option("--far", help="Go by the threshold that val chose for this false accept rate.")
 ]
-Batch = Annotated[int, typer.Option(min=1, help="Pictures at a time.")]
+Batch = Annotated[int, typer.Option(min=1, help="Images per batch.")]
 GalleryFile = Annotated[Path, typer.Option("--gallery", help="The gallery, a .safetensors file.")]
 
 
 def enroll(
     gallery: GalleryFile,
-    folder: Annotated[Path | None, typer.Argument(help="A folder with a folder of pictures for each person.")] = None,
-    add: Annotated[bool, typer.Option("--add", help="Put these people into a gallery that is there.")] = False,
-    remove: Annotated[list[str] | None, typer.Option(help="Take this person out.")] = None,
+    folder: Annotated[Path | None, typer.Argument(help="A folder with a folder of images for each person.")] = None,
+    add: Annotated[bool, typer.Option("--add", help="Add these people to an existing gallery.")] = False,
+    remove: Annotated[list[str] | None, typer.Option(help="Remove this person.")] = None,
     run: Run = None,
     batch: Batch = 64,
     device: Device = "auto",
@@ -54,7 +52,7 @@ def enroll(
 
 
 def identify(
-    paths: Annotated[list[Path], typer.Argument(help="Picture files and folders.")],
+    paths: Annotated[list[Path], typer.Argument(help="Image files and folders.")],
     gallery: GalleryFile,
     run: Run = None,
     top: Annotated[int, typer.Option(min=1, help="How many of the most similar people to show.")] = 3,
@@ -69,7 +67,7 @@ def identify(
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """Who of a gallery is in each picture, or nobody. Example: cnnrun identify photos/ --gallery staff.safetensors"""
+    """Say who of a gallery is in each image, or nobody. Example: cnnrun identify photos/ --gallery staff.safetensors"""
     from cnnrun.base.device import choose
     from cnnrun.commands import prediction_output
     from cnnrun.results import people
@@ -78,10 +76,8 @@ def identify(
     prediction_output.write_all(people.identified(given, paths, gallery, top, search.value, batch), as_json, csv)
 
 
-def print_gallery(data: dict[str, Any], out: Console) -> None:
+def print_gallery(data: dict[str, Any], out: Output) -> None:
     """Print who is in a gallery."""
-    from cnnrun.base.console import table
-
     for what in ("added", "removed"):
         if names := data[what]:
             more = f" and {len(names) - MOST_ROWS:,} more" if len(names) > MOST_ROWS else ""

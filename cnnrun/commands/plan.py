@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from cnnrun.base.console import Output
 from cnnrun.commands.options import Config, Device, Json, Overrides, Runs, refuse_ranks, show
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def plan(
@@ -18,7 +16,7 @@ def plan(
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """How long a training will take, and how much memory. Example: cnnrun plan configs/digits.yaml"""
+    """Measure how long a training will take, and how much memory. Example: cnnrun plan configs/digits.yaml"""
     refuse_ranks("plan")
     from cnnrun.base.device import choose, keep_freed_memory
     from cnnrun.experiment.schema import load
@@ -30,7 +28,7 @@ def plan(
     show(planning.plan(experiment, chosen, runs), as_json, _print_plan)
 
 
-def _print_plan(data: dict[str, Any], out: Console) -> None:
+def _print_plan(data: dict[str, Any], out: Output) -> None:
     """Print the time and memory that a training will take."""
     total, epochs = data["seconds"], data["epochs"]
     out.print(f"{data['name']}: {_time(total)} for {epochs:,} epochs, {_time(data['seconds_per_epoch'])} each")

@@ -11,11 +11,11 @@ from cnnrun.commands.options import Device, Json, Runs
 
 
 def predict(
-    paths: Annotated[list[Path], typer.Argument(help="Picture files and folders.")],
+    paths: Annotated[list[Path], typer.Argument(help="Image files and folders.")],
     run: Annotated[
         Path | None, typer.Option(help="A run, a checkpoint, a config or a weights file; by default the newest run.")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
     score: Annotated[
         list[str] | None, typer.Option(help="Show objects from this score: 0.4 for all, or cat=0.6 for a class.")
     ] = None,
@@ -28,7 +28,7 @@ def predict(
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """Results for pictures, one line each, as they come. Example: cnnrun predict photos/ --json"""
+    """Predict images, a line each as they come. Example: cnnrun predict photos/ --json"""
     from cnnrun.base.device import choose
     from cnnrun.commands import prediction_output
     from cnnrun.experiment.assemble import usable

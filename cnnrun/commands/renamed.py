@@ -36,9 +36,9 @@ def _with_new_options(args: list[str], known: Iterable[str]) -> list[str]:
 
 
 def _new_name(name: str, table: dict[str, str], known: Iterable[str]) -> str:
-    """The new name of what is known by that alone, and a line that says it; any other name as it is."""
+    """The new name of an option or command that has one, said in a line; any other name as it is."""
     new = table.get(name)
-    if new is None or name in known or new not in known:
+    if new is None or new not in known:
         return name
     from cnnrun.base.progress import say
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from cnnrun.base.console import Output
 from cnnrun.base.errors import printable
 from cnnrun.commands.options import Device, Json, Runs, refuse_ranks, show
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def report(
@@ -25,7 +23,7 @@ def report(
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """One page about a run, or several side by side, for a browser. Example: cnnrun report runs/digits/1"""
+    """Write one page about a run, or several side by side, for a browser. Example: cnnrun report runs/digits/1"""
     refuse_ranks("report")
     from cnnrun.base.device import choose
     from cnnrun.results.report import write as reporting
@@ -33,7 +31,7 @@ def report(
     show(reporting.report(targets or [], runs, choose(device), split, out), as_json, _print_page)
 
 
-def _print_page(data: dict[str, Any], out: Console) -> None:
+def _print_page(data: dict[str, Any], out: Output) -> None:
     """Print where a page is."""
     count = f"{len(data['runs'])} runs" if len(data["runs"]) > 1 else data["runs"][0]
     out.print(printable(f"{data['path']}: {count}, measured on {data['split']}, {data['bytes'] / 2**20:.1f} MiB"))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from cnnrun.base.console import Output
 from cnnrun.commands.options import Json, show
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def kinds(
@@ -30,7 +28,7 @@ def schema() -> None:
     typer.echo(json.dumps(vocabulary.json_schema(), indent=1))
 
 
-def _print_kinds(data: dict[str, Any], out: Console) -> None:
+def _print_kinds(data: dict[str, Any], out: Output) -> None:
     """Print families of kinds with what each is, or one kind with its settings."""
     for family, entries in data.items():
         out.print(f"{family}:")

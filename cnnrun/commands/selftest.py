@@ -1,28 +1,26 @@
-"""`cnnrun selftest`: whether this machine trains as it must."""
+"""`cnnrun selftest`: checks that this machine trains as it must."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from cnnrun.base.console import Output, table
 from cnnrun.base.errors import printable
 from cnnrun.commands.options import Device, Json, Overrides, show
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def selftest(
     config: Annotated[
-        Path | None, typer.Argument(help="The YAML file; without, a small one of cnnrun's own.", metavar="CONFIG")
+        Path | None, typer.Argument(help="The YAML file; by default a small one of cnnrun's own.", metavar="CONFIG")
     ] = None,
     overrides: Overrides = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Whether this machine trains a config as it must: repeats, resumes, learns. Example: cnnrun selftest c.yaml"""
+    """Check that this machine trains a config as it must: repeats, resumes, learns. Example: cnnrun selftest c.yaml"""
     from cnnrun.base.device import choose, keep_freed_memory
     from cnnrun.experiment.schema import load
 
@@ -35,10 +33,8 @@ def selftest(
     tests.refuse(result)
 
 
-def _print_checks(data: dict[str, Any], out: Console) -> None:
+def _print_checks(data: dict[str, Any], out: Output) -> None:
     """Print a row for each check."""
-    from cnnrun.base.console import table
-
     words = {True: "ok", False: "FAILED", None: "cannot tell"}
     rows = [[row["check"], words[row["passed"]], printable(row["found"])] for row in data["checks"]]
     out.print(table(["check", "verdict", "found"], rows, left=3))

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from cnnrun.base.console import Output, table
 from cnnrun.base.errors import printable
 from cnnrun.commands.options import Config, Json, Overrides, show
 from cnnrun.commands.tables import shape_text
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def summary(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
@@ -50,10 +48,8 @@ def diagram(
         typer.echo(f"{printable(str(out))}: {len(drawing):,} bytes")
 
 
-def _print_summary(data: dict[str, Any], out: Console) -> None:
+def _print_summary(data: dict[str, Any], out: Output) -> None:
     """Print a row for each layer."""
-    from cnnrun.base.console import table
-
     columns = ["layer", "in weights", "output", "parameters", "MFLOPs", "KiB", "sees", "stride"]
     rows = [
         [

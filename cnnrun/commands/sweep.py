@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from cnnrun.base.console import Output, table
 from cnnrun.base.errors import printable
 from cnnrun.commands.options import Config, Device, Json, Runs, refuse_ranks, show
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def sweep(
@@ -40,10 +38,8 @@ def sweep(
     show(result, as_json, _print_trials)
 
 
-def _print_trials(data: dict[str, Any], out: Console) -> None:
+def _print_trials(data: dict[str, Any], out: Output) -> None:
     """Print a row for each trial, and the best one."""
-    from cnnrun.base.console import table
-
     rows = [
         [
             str(row["trial"]),

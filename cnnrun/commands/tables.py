@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from cnnrun.base.console import Output
 
 MOST_ROWS, _EXAMPLES = 30, 3
 
 
-def print_findings(found: list[dict[str, Any]], out: Console) -> None:
+def print_findings(found: list[dict[str, Any]], out: Output) -> None:
     """Print a line for each finding, and its examples below."""
     for each in found:
         out.print(f"{each['level']}: {each['count']:,} {each['what']}")

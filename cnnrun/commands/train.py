@@ -1,18 +1,16 @@
-"""`cnnrun train`: a training, several seeds, going on with one."""
+"""`cnnrun train`: a training, several seeds, or an earlier one resumed."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from cnnrun.base import torchrun
+from cnnrun.base.console import Output, table
 from cnnrun.base.errors import printable
 from cnnrun.commands.options import Config, Device, Json, Overrides, Runs, show
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def train(
@@ -23,10 +21,13 @@ def train(
         typer.Option("--resume", help="Resume this config's newest unfinished run; complete a finished one."),
     ] = False,
     strict_resume: Annotated[
-        bool, typer.Option("--strict-resume", help="So, but only if the result is that of an uninterrupted run.")
+        bool,
+        typer.Option(
+            "--strict-resume", help="Like --resume, but fail if the result could differ from an uninterrupted run."
+        ),
     ] = False,
     seeds: Annotated[
-        int | None, typer.Option(min=1, max=1000, help="Train so many seeds, a run each; sum them up.")
+        int | None, typer.Option(min=1, max=1000, help="Train this many seeds, a run for each, and summarize them.")
     ] = None,
     page: Annotated[
         bool, typer.Option("--report/--no-report", help="Write report.html into the run at the end.")
@@ -56,7 +57,7 @@ def train(
     show(result, as_json, _print_training)
 
 
-def _print_training(data: dict[str, Any], out: Console) -> None:
+def _print_training(data: dict[str, Any], out: Output) -> None:
     """Print what a training reached."""
     best = "  ".join(f"{name} {value:.4f}" for name, value in data["best"].items())
     out.print(f"best at step {data['best_step']} of {data['steps']}: {best}")
@@ -67,9 +68,8 @@ def _print_training(data: dict[str, Any], out: Console) -> None:
     out.print(f"run: {data['run']}")
 
 
-def print_seeds(data: dict[str, Any], out: Console) -> None:
+def print_seeds(data: dict[str, Any], out: Output) -> None:
     """Print a row for each number: its mean over the seeds, how it varies, and the mean's interval."""
-    from cnnrun.base.console import table
     from cnnrun.results.report.classes import cell
 
     count = len(data["seeds"])

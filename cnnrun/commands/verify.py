@@ -1,21 +1,19 @@
-"""`cnnrun verify`: whether two images show the same person."""
+"""`cnnrun verify`: are two images of the same person?"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from cnnrun.base.console import Output
 from cnnrun.commands.options import Device, Json, Runs, show
 from cnnrun.commands.people import FalseAccepts, Run, Threshold
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 
 def verify(
-    one: Annotated[Path, typer.Argument(help="A picture.", metavar="A")],
+    one: Annotated[Path, typer.Argument(help="An image.", metavar="A")],
     other: Annotated[Path, typer.Argument(help="Another.", metavar="B")],
     run: Run = None,
     threshold: Threshold = None,
@@ -24,7 +22,7 @@ def verify(
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """Whether two pictures show the same person. Example: cnnrun verify a.jpg b.jpg"""
+    """Say if two images show the same person. Example: cnnrun verify a.jpg b.jpg"""
     from cnnrun.base.device import choose
     from cnnrun.results import people
 
@@ -35,7 +33,7 @@ def verify(
     )
 
 
-def _print_verdict(data: dict[str, Any], out: Console) -> None:
+def _print_verdict(data: dict[str, Any], out: Output) -> None:
     """Print if two images show the same person."""
     verdict = "the same" if data["same"] else "not the same"
     out.print(f"{verdict}: similarity {data['similarity']:.4f}, threshold {data['threshold']:.4f}{_chosen_for(data)}")

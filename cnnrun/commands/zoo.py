@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from cnnrun.base.console import Output, table
 from cnnrun.commands.options import Json, show
 from cnnrun.commands.tables import shape_text
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 zoo_app = typer.Typer(help="Networks that are shipped as YAML.", no_args_is_help=True)
 
@@ -41,10 +39,8 @@ def zoo_blocks() -> None:
     typer.echo(SHIPPED.read_text(), nl=False)
 
 
-def _print_networks(data: dict[str, Any], out: Console) -> None:
+def _print_networks(data: dict[str, Any], out: Output) -> None:
     """Print a row for each network."""
-    from cnnrun.base.console import table
-
     columns = ["network", "input", "classes", "parameters", "GMACs", "paper"]
     rows = [
         [

@@ -36,8 +36,10 @@ Layer = Annotated[
         "by default the last conv, or a detector's finest."
     ),
 ]
-Layers = Annotated[tuple[str, ...], OptionName("layer"), Field(description="A layer, as often as you like.")]
-Channels = Annotated[tuple[Natural, ...], OptionName("channel"), Field(description="A channel, as often as you like.")]
+Layers = Annotated[tuple[str, ...], OptionName("layer"), Field(description="A layer; may be given several times.")]
+Channels = Annotated[
+    tuple[Natural, ...], OptionName("channel"), Field(description="A channel; may be given several times.")
+]
 FirstChannels = Annotated[
     int, OptionName("channels"), Field(ge=1, le=1000, description="Channels where none is named: the first ones.")
 ]
@@ -47,12 +49,14 @@ Class = Annotated[
 Split = Annotated[str | None, Field(description="The split to use; by default test where there is one, else val.")]
 Images = Annotated[int, Field(ge=1, le=100, description="How many images: the split's first ones.")]
 ImageNumbers = Annotated[
-    tuple[Natural, ...], OptionName("image"), Field(description="An image's number in the split, as often as you like.")
+    tuple[Natural, ...],
+    OptionName("image"),
+    Field(description="An image's number in the split; may be given several times."),
 ]
 Files = Annotated[
     tuple[Path, ...],
     OptionName("file"),
-    Field(description="An image or a folder of yours instead, as often as you like."),
+    Field(description="An image file or a folder instead; may be given several times."),
 ]
 
 
