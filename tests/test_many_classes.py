@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnrun.base.console import Output
+from cnnrun.commands.enroll import print_gallery
 from cnnrun.commands.evaluate import print_evaluation
-from cnnrun.commands.people import print_gallery
 from cnnrun.commands.tables import print_findings
 from cnnrun.contracts.layer import Facts
 from cnnrun.results import compare

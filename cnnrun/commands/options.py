@@ -26,10 +26,19 @@ Runs = Annotated[Path, typer.Option(help="The folder that holds the runs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Plots = Annotated[Path | None, typer.Option(help="A folder for figures.")]
 SplitName = Annotated[str | None, typer.Option(help="The split to use; by default test where there is one, else val.")]
+RunOption = Annotated[
+    Path | None, typer.Option(help="A run, a checkpoint, a config or a weights file; by default the newest run.")
+]
+Threshold = Annotated[float | None, typer.Option(min=-1, max=1, help="The least similarity, instead of val's choice.")]
+FalseAccepts = Annotated[
+    float | None, typer.Option("--far", help="Go by the threshold that val chose for this false accept rate.")
+]
+Batch = Annotated[int, typer.Option(min=1, help="Images per batch.")]
+GalleryFile = Annotated[Path, typer.Option("--gallery", help="The gallery, a .safetensors file.")]
 
 
 def refuse_ranks(command: str) -> None:
-    """Raises ConfigError under torchrun, whose ranks would all do the same and write the same files."""
+    """Raise ConfigError under torchrun, whose ranks would all do the same and write the same files."""
     if torchrun.size() > 1:
         raise ConfigError(f"{command} is for one process; start it without torchrun")
 

@@ -7,15 +7,13 @@ from typing import Annotated
 
 import typer
 
-from cnnrun.commands.options import Device, Json, Runs
+from cnnrun.commands.options import Batch, Device, Json, RunOption, Runs
 
 
 def predict(
     paths: Annotated[list[Path], typer.Argument(help="Image files and folders.")],
-    run: Annotated[
-        Path | None, typer.Option(help="A run, a checkpoint, a config or a weights file; by default the newest run.")
-    ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 64,
+    run: RunOption = None,
+    batch: Batch = 64,
     score: Annotated[
         list[str] | None, typer.Option(help="Show objects from this score: 0.4 for all, or cat=0.6 for a class.")
     ] = None,

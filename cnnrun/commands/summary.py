@@ -1,14 +1,10 @@
-"""`cnnrun summary` and `diagram`: the network as a table, as text and as SVG."""
+"""`cnnrun summary`: the network as a table."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from cnnrun.base.console import Output, table
-from cnnrun.base.errors import printable
 from cnnrun.commands.options import Config, Json, Overrides, show
 from cnnrun.commands.tables import shape_text
 
@@ -21,31 +17,6 @@ def summary(config: Config, overrides: Overrides = None, as_json: Json = False) 
     from cnnrun.experiment import checks
 
     show(checks.summarize(experiment), as_json, _print_summary)
-
-
-def diagram(
-    config: Config,
-    overrides: Overrides = None,
-    out: Annotated[
-        Path | None, typer.Option(help="An SVG file to write; without, the diagram is printed as text.")
-    ] = None,
-) -> None:
-    """Draw the network with blocks, links and shapes. Example: cnnrun diagram c.yaml --out c.svg"""
-    from cnnrun.experiment.schema import load
-
-    experiment = load(config, overrides or [])
-    from cnnrun.base.atomic_files import write_text
-    from cnnrun.experiment.checks import outline_of
-    from cnnrun.explain.figures.network_svg import svg
-    from cnnrun.model import outline
-
-    parts = outline_of(experiment)
-    if out is None:
-        typer.echo(outline.text(parts))
-    else:
-        drawing = svg(parts, experiment.name)
-        write_text(out, drawing)
-        typer.echo(f"{printable(str(out))}: {len(drawing):,} bytes")
 
 
 def _print_summary(data: dict[str, Any], out: Output) -> None:

@@ -8,14 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from cnnrun.base.console import Output
-from cnnrun.commands.options import Device, Json, Runs, show
-from cnnrun.commands.people import FalseAccepts, Run, Threshold
+from cnnrun.commands.options import Device, FalseAccepts, Json, RunOption, Runs, Threshold, show
 
 
 def verify(
     one: Annotated[Path, typer.Argument(help="An image.", metavar="A")],
     other: Annotated[Path, typer.Argument(help="Another.", metavar="B")],
-    run: Run = None,
+    run: RunOption = None,
     threshold: Threshold = None,
     far: FalseAccepts = None,
     device: Device = "auto",

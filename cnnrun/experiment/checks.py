@@ -20,7 +20,10 @@ from cnnrun.model.weights_file import Weights
 
 
 def check(experiment: Experiment, decode: bool = True) -> dict[str, Any]:
-    """Everything that training would refuse, without a step; unless `decode`, all but what only the pixels can tell."""
+    """Refuse what training would refuse, and report what it would train, without a step.
+
+    Unless `decode`, what only the pixels can tell is not looked at.
+    """
     weights = initial(experiment)
     experiment = experiment.with_weights_of(weights.facts if weights else None)
     indexed = index(experiment.data)
