@@ -238,7 +238,7 @@ WATCHED = """
 import json, sys
 from pathlib import Path
 import torch
-from cnnrun.results import operations as commands; from cnnrun.training import loop as train
+from cnnrun.results.train_run import train_run; from cnnrun.training import loop as train
 from cnnrun.base.device import keep_freed_memory
 from cnnrun.experiment.schema import load
 keep_freed_memory()
@@ -254,7 +254,7 @@ def watched(learner, job, step, factor):
         import os
         os._exit(0)
 train.update = watched
-commands.train(load(Path(sys.argv[1])), Path(sys.argv[2]), torch.device("cpu"), resume=False)
+train_run(load(Path(sys.argv[1])), Path(sys.argv[2]), torch.device("cpu"), resume=False)
 """
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from cnnrun.base.boxes import padded_to
 from cnnrun.experiment import assemble, schema
 from cnnrun.model.network import flops
-from cnnrun.results import operations
+from cnnrun.results.evaluate import evaluate_run
 from cnnrun.training.learner import Learner
 from cnnrun.training.schedules import OneCycle
 from cnnrun.training.step import backward, update
@@ -158,7 +158,7 @@ def _as_ours(found: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 def scores(runs: list[Path]) -> None:
     """Each run's numbers on test, measured once, and their mean and spread."""
-    rows = [operations.evaluate(run, run.parent.parent, CPU, "test")["numbers"] for run in runs]
+    rows = [evaluate_run(run, run.parent.parent, CPU, "test")["numbers"] for run in runs]
     for run, row in zip(runs, rows, strict=True):
         print(run, {name: round(row[name], 4) for name in ("AP", "AP50", "AP75")})
     for name in ("AP", "AP50", "AP75"):

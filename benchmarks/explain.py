@@ -17,13 +17,14 @@ from pathlib import Path
 import torch
 
 from cnnrun.experiment.assemble import eval_data, trained
+from cnnrun.experiment.checks import listed_facts
 from cnnrun.experiment.schema import load
 from cnnrun.explain.methods.occlude import occlude
 from cnnrun.explain.methods.top_patches import strongest, top
 from cnnrun.explain.subject import Shown, Subject
 from cnnrun.model.network import build, materialize
-from cnnrun.results import operations
 from cnnrun.results.report import write as reporting
+from cnnrun.results.train_run import train_run
 from cnnrun.training.evaluate import evaluate
 
 CPU = torch.device("cpu")
@@ -63,7 +64,7 @@ def of_top(run: Path) -> None:
 
 def of_occlude(_: Path) -> None:
     made = load(Path("configs/fashion-vgg.yaml"), ["data.image.size=64"])
-    facts = operations._facts(made)
+    facts = listed_facts(made)
     network = (
         materialize(build(made.model.layers, made.task, facts).network, 0).eval().to(memory_format=torch.channels_last)
     )
@@ -102,7 +103,7 @@ def of_ending(_: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(TIMES):
             start = time.perf_counter()
-            done = operations.train(experiment, Path(folder), CPU, resume=False)
+            done = train_run(experiment, Path(folder), CPU, resume=False)
             middle = time.perf_counter()
             reporting.after(Path(done["run"]), Path(folder), CPU)
             print(f"training {middle - start:.1f} s, report {time.perf_counter() - middle:.1f} s")

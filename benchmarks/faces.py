@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from cnnrun.data.dataset import Examples
 from cnnrun.experiment import assemble, schema
-from cnnrun.results import operations
 from cnnrun.results import people as identity
 from cnnrun.results.gallery_file import Gallery, made
+from cnnrun.results.train_run import train_run
 from cnnrun.tasks.embedding.pair_metrics import Ranked, all_pairs, spread
 from cnnrun.tasks.intervals import interval
 
@@ -66,7 +66,7 @@ def trained(config: Path, root: Path, seed: int, *words: str) -> tuple[float, sc
     """Train one division; returns the seconds it took, decoding and evaluation included."""
     made_of = schema.load(config, [f"seed={seed}", *words])
     began = time.perf_counter()
-    run = operations.train(made_of, root, CPU, resume=True)["run"]
+    run = train_run(made_of, root, CPU, resume=True)["run"]
     return time.perf_counter() - began, *assemble.trained(Path(run), root, CPU)
 
 

@@ -87,12 +87,12 @@ def share(rounds: int) -> None:
 
     loop.Training.save = timed
     from cnnrun.base.device import keep_freed_memory
-    from cnnrun.results import operations
+    from cnnrun.results.train_run import train_run
 
     keep_freed_memory()
     made = schema.load(HERE.parent / "configs" / "fashion-vgg.yaml", ["train.epochs=2"])
     with tempfile.TemporaryDirectory(dir=scratch()) as name:
-        result = operations.train(made, Path(name), torch.device("cpu"), resume=False)
+        result = train_run(made, Path(name), torch.device("cpu"), resume=False)
     line("a checkpoint", seconds, "s")
     print(f"of {result['seconds']:.1f} s in all: {sum(seconds) / result['seconds']:.3%}")
 
@@ -149,7 +149,10 @@ from pathlib import Path
 import torch
 torch.set_num_threads(2)
 from cnnrun.training import checkpoints as checkpoint
-from cnnrun.results import operations as commands
+try:
+    from cnnrun.results.train_run import train_run
+except ImportError:  # an older side
+    from cnnrun.results.train_run import train_run
 from cnnrun.experiment import schema as experiment
 from cnnrun.training import loop as train
 from cnnrun.training import metrics_log as tracker
@@ -170,10 +173,10 @@ def timed_record(*arguments):
     return record(*arguments)
 train.update, train.Training.save, tracker.Tracker.record = timed_update, timed_save, timed_record
 with tempfile.TemporaryDirectory() as name:
-    commands.train(made, Path(name) / "warm", torch.device("cpu"), resume=False)
+    train_run(made, Path(name) / "warm", torch.device("cpu"), resume=False)
     steps.clear(), saves.clear(), first.clear()
     began = time.perf_counter()
-    commands.train(made, Path(name) / "runs", torch.device("cpu"), resume=False)
+    train_run(made, Path(name) / "runs", torch.device("cpu"), resume=False)
 between = sorted(b - a for a, b in zip(steps, steps[1:]))
 print(json.dumps({"step": between[len(between) // 4], "save": min(saves), "epoch": first[0] - began}))
 """

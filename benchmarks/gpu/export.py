@@ -15,7 +15,9 @@ from common import RICH, ROOT, Options, attempt, emit, options
 from cnnrun.experiment import schema
 from cnnrun.export.onnx import Onnx
 from cnnrun.export.python_file import Code
-from cnnrun.results import operations
+from cnnrun.results.evaluate import evaluate_run
+from cnnrun.results.export_run import export_run
+from cnnrun.results.train_run import train_run
 
 CLOSE = 1e-3  # numbers of a split on two devices, both in full float32
 SCENES = ["data.source={digit_scenes: {train: 160, held_out: 32}}", "train.batch=16", "train.epochs=2"]
@@ -31,7 +33,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="cnnrun-export-") as folder:
         for name, tried in configs.items():
             with attempt("train", seconds=given.seconds_left, case=name):
-                run = Path(operations.train(tried, Path(folder), given.device, resume=False)["run"])
+                run = Path(train_run(tried, Path(folder), given.device, resume=False)["run"])
                 emit("train", case=name, device=str(given.device))
                 look(name, run, given)
 
@@ -41,7 +43,7 @@ def look(name: str, run: Path, given: Options) -> None:
     for form in (Onnx(), Code()):
         kind = type(form).__name__.lower()
         with attempt("export", seconds=given.seconds_left, case=name, format=kind):
-            parity(name, kind, operations.exported(form, run, run.parents[1], None, None))
+            parity(name, kind, export_run(form, run, run.parents[1], None, None))
     with attempt("eval", seconds=given.seconds_left, case=name):
         devices(name, run, given)
 
@@ -57,8 +59,7 @@ def parity(name: str, kind: str, report: dict[str, Any]) -> None:
 def devices(name: str, run: Path, given: Options) -> None:
     """Emit the largest difference of the numbers on the CPU and on the device."""
     on_cpu, on_device = (
-        operations.evaluate(run, run.parents[1], device, None)["numbers"]
-        for device in (torch.device("cpu"), given.device)
+        evaluate_run(run, run.parents[1], device, None)["numbers"] for device in (torch.device("cpu"), given.device)
     )
     gaps = {key: abs(value - on_device[key]) for key, value in on_cpu.items() if isinstance(value, float)}
     worst = max(gaps, key=lambda key: gaps[key])

@@ -22,7 +22,7 @@ from common import RICH, ROOT, Options, attempt, emit, options
 
 from cnnrun.base.errors import Interrupted
 from cnnrun.experiment import schema
-from cnnrun.results import operations
+from cnnrun.results.train_run import train_run
 from cnnrun.training import checkpoints, loop
 
 STOP = 7  # the step under way when SIGTERM comes: within an epoch
@@ -49,16 +49,16 @@ def compare(name: str, precision: str, given: Options, folder: Path) -> None:
     overrides = [*(SCENES if name == "scenes" else []), f"train.precision={precision}"]
     tried, device = schema.load(config, overrides), given.device
     about = {"case": name, "precision": precision}
-    whole = Path(operations.train(tried, folder / "whole", device, resume=False)["run"])
-    again = Path(operations.train(tried, folder / "again", device, resume=False)["run"])
+    whole = Path(train_run(tried, folder / "whole", device, resume=False)["run"])
+    again = Path(train_run(tried, folder / "again", device, resume=False)["run"])
     emit("same_bits", **about, how="repeated", **difference(whole, again))
     with stopped_at(STOP):
-        operations.train(tried, folder / "cut", device, resume=False)
-    resumed = Path(operations.train(tried, folder / "cut", device, resume=True)["run"])
+        train_run(tried, folder / "cut", device, resume=False)
+    resumed = Path(train_run(tried, folder / "cut", device, resume=True)["run"])
     emit("same_bits", **about, how="resumed", **difference(whole, resumed))
     if precision == "float32":
         with stopped_at(STOP):
-            operations.train(tried, folder / "strict", device, resume=False)
+            train_run(tried, folder / "strict", device, resume=False)
         strict = strictly_resumed([str(config), *overrides], folder / "strict", device, given)
         emit("same_bits", **about, how="--strict-resume", **difference(whole, strict))
 

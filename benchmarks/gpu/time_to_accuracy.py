@@ -16,7 +16,8 @@ from pathlib import Path
 from common import ROOT, Options, attempt, emit, options
 
 from cnnrun.experiment import schema
-from cnnrun.results import operations
+from cnnrun.results.evaluate import evaluate_run
+from cnnrun.results.train_run import train_run
 
 TARGET = 0.935
 DATA = ROOT / "data" / "fashion-mnist"
@@ -48,11 +49,11 @@ def train(given: Options, folder: Path) -> None:
             reached.append(took)
         return bool(reached) or given.seconds_left < 0
 
-    result = operations.train(tried, folder / "runs", given.device, resume=False, enough=enough)
+    result = train_run(tried, folder / "runs", given.device, resume=False, enough=enough)
     keys = ("steps", "seconds", "images_per_second", "data_wait_share", "peak_memory_mib", "best")
     said = {("training_seconds" if key == "seconds" else key): result[key] for key in keys}
     emit("time_to_accuracy", target=TARGET, reached=bool(reached), took=reached[0] if reached else None, **said)
-    found = operations.evaluate(Path(result["run"]), folder / "runs", given.device, "test")
+    found = evaluate_run(Path(result["run"]), folder / "runs", given.device, "test")
     emit("test", samples=found["samples"], step=found["step"], accuracy=found["numbers"]["accuracy"])
 
 

@@ -1,28 +1,31 @@
-"""How results look on a terminal."""
+"""How results look on a terminal; rich is imported only once something is printed."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from cnnrun.base.errors import printable
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _WIDE = 10_000  # a table's width when its reader is a program or a file: nothing is cut
 
 
-def console() -> Console:
-    """Where results are printed: as they are, nothing in them read as markup."""
-    made = _Plain(highlight=False, markup=False, emoji=False)
-    return made if made.is_terminal else _Plain(highlight=False, markup=False, emoji=False, width=_WIDE)
+class Output:
+    """Stdout for people: text as it is, nothing in it read as markup, control characters escaped."""
 
+    def __init__(self) -> None:
+        from rich.console import Console
 
-class _Plain(Console):
-    """A console that escapes control characters in what it prints."""
+        terminal = Console(highlight=False, markup=False, emoji=False)
+        if not terminal.is_terminal:
+            terminal = Console(highlight=False, markup=False, emoji=False, width=_WIDE)
+        self._console = terminal
 
-    def print(self, *objects: Any, **settings: Any) -> None:
-        super().print(*(_escaped(each) if isinstance(each, str) else each for each in objects), **settings)
+    def print(self, *objects: Any, end: str = "\n") -> None:
+        """Print texts and tables."""
+        self._console.print(*(_escaped(each) if isinstance(each, str) else each for each in objects), end=end)
 
 
 def _escaped(text: str) -> str:
@@ -31,6 +34,8 @@ def _escaped(text: str) -> str:
 
 def table(columns: list[str], rows: list[list[str]], left: int = 1) -> Table:
     """A table whose first columns are words, the others numbers."""
+    from rich.table import Table
+
     made = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
         made.add_column(printable(column), justify="left" if number < left else "right", no_wrap=True)

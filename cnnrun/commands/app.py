@@ -19,20 +19,23 @@ from cnnrun.commands.calibrate import calibrate
 from cnnrun.commands.check import check
 from cnnrun.commands.compare import compare
 from cnnrun.commands.data import data_app
+from cnnrun.commands.diagram import diagram
+from cnnrun.commands.enroll import enroll
 from cnnrun.commands.evaluate import evaluate
 from cnnrun.commands.exits import leave, of_a_bug
 from cnnrun.commands.explain import explain_app
 from cnnrun.commands.export import export_app
 from cnnrun.commands.find_lr import find_lr
+from cnnrun.commands.identify import identify
 from cnnrun.commands.import_weights import import_weights
 from cnnrun.commands.init import init
-from cnnrun.commands.people import enroll, identify
 from cnnrun.commands.plan import plan
 from cnnrun.commands.predict import predict
+from cnnrun.commands.renamed import Command
 from cnnrun.commands.report import report
 from cnnrun.commands.schema import kinds, schema
 from cnnrun.commands.selftest import selftest
-from cnnrun.commands.summary import diagram, summary
+from cnnrun.commands.summary import summary
 from cnnrun.commands.sweep import sweep
 from cnnrun.commands.train import train
 from cnnrun.commands.verify import verify
@@ -79,7 +82,7 @@ for name, command in COMMANDS.items():
     if isinstance(command, typer.Typer):
         app.add_typer(command, name=name)
     else:
-        app.command(name)(command)
+        app.command(name, cls=Command)(command)
 
 
 def _version(wanted: bool) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from cnnrun.base.console import Output
+from cnnrun.base.errors import printable
 from cnnrun.commands.options import Config, Json, Overrides, show
+from cnnrun.commands.tables import shape_text
 
 
 def check(
     config: Config,
     overrides: Overrides = None,
     decode: Annotated[
-        bool, typer.Option("--decode/--no-decode", help="Decode the pictures, which training then finds done.")
+        bool, typer.Option("--decode/--no-decode", help="Decode the images, which training then need not.")
     ] = True,
     as_json: Json = False,
 ) -> None:
@@ -21,7 +24,18 @@ def check(
     from cnnrun.experiment.schema import load
 
     experiment = load(config, overrides or [])
-    from cnnrun.commands import tables
-    from cnnrun.results import operations
+    from cnnrun.experiment import checks
 
-    show(operations.checked(experiment, decode), as_json, tables.checked)
+    show(checks.check(experiment, decode), as_json, _print_check)
+
+
+def _print_check(data: dict[str, Any], out: Output) -> None:
+    """Print what a config that is fine comes to."""
+    what = ", ".join(each["name"] for each in data["numbers"]) or f"{len(data['classes'])} classes"
+    out.print(f"{data['name']}: fine. {printable(what)}; pictures {shape_text(data['image'])}")
+    out.print("pictures: " + "  ".join(f"{name} {count:,}" for name, count in data["counts"].items()))
+    out.print(
+        f"{data['parameters']:,} parameters, {data['flops'] / 1e6:,.1f} MFLOPs a picture, {data['steps']:,} steps"
+    )
+    for line in data["remarks"]:
+        out.print(line)

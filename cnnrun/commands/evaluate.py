@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from cnnrun.commands.options import Device, Json, Runs, SplitName, Target, show
+from cnnrun.base.console import Output, table
+from cnnrun.base.errors import printable
+from cnnrun.commands.options import Device, Json, Run, Runs, SplitName, show
+from cnnrun.commands.tables import number
 
 
 def evaluate(
-    target: Target = None,
+    run: Run = None,
     split: SplitName = None,
     plots: Annotated[Path | None, typer.Option(help="A folder for figures, such as the reliability diagram.")] = None,
     device: Device = "auto",
@@ -20,8 +23,27 @@ def evaluate(
 ) -> None:
     """Measure a trained network on a split. Example: cnnrun eval runs/digits/1 --split val"""
     from cnnrun.base.device import choose
-    from cnnrun.commands import tables
-    from cnnrun.results import operations
+    from cnnrun.results.evaluate import evaluate_run
 
-    result = operations.evaluate(target, runs, choose(device), split, plots)
-    show(result, as_json, tables.evaluation)
+    show(evaluate_run(run, runs, choose(device), split, plots), as_json, print_evaluation)
+
+
+def print_evaluation(data: dict[str, Any], out: Output) -> None:
+    """Print the headline numbers, then the tables."""
+    from cnnrun.results.report import classes
+
+    out.print(f"{data['run']}, checkpoint of step {data['step']}: split {data['split']}, {data['samples']:,} pictures")
+    numbers, spans = data["numbers"], data["intervals"]
+    out.print("  ".join(f"{name} {number(value)}" for name, value in numbers.items() if name not in spans))
+    if None in numbers.values():
+        out.print(f"n/a: not defined here, {data['split']} has nothing of that kind")
+    rows = [[name, f"{numbers[name]:.4f}", f"{low:.4f}", f"{high:.4f}"] for name, (low, high) in spans.items()]
+    if rows:
+        out.print(table(["number", "value", "from", "to (95 %)"], rows))
+    for name, rows in data["tables"].items():
+        if name != "precision_recall":  # for programs: a hundred lines a class
+            classes.show_rows(out, rows)
+    for name, matrix in data["matrices"].items():
+        classes.show_matrix(out, name, matrix, data["tables"].get("per_class", []))
+    for path in data.get("plots", ()):
+        out.print(printable(path))

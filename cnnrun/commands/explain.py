@@ -1,265 +1,111 @@
-"""The commands that show what a network sees."""
+"""`cnnrun explain`: a command for each explain method, made from the method's settings, and `ablate`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from enum import StrEnum
+import inspect
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import typer
 
-from cnnrun.commands.options import Device, Json, Runs, SplitName, Target, show
+from cnnrun.base.console import Output, table
+from cnnrun.base.errors import printable
+from cnnrun.commands.options import Device, Json, Run, Runs, SplitName, show
+from cnnrun.commands.renamed import Command, Group
 
 if TYPE_CHECKING:
-    from cnnrun.explain.run_method import Asked
+    from pydantic.fields import FieldInfo
+
+_MOST_ROWS = 40
+
+
+class _MethodGroup(Group):
+    """The group of commands, made once it is used: what the methods are made of is nothing for `cnnrun --help`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not self.commands:
+            self.commands.update(_made_commands())
+        return super().parse_args(ctx, args)
+
 
 explain_app = typer.Typer(
-    help="See what a trained network sees, finds, and learns by. Pictures go to RUN/explain.", no_args_is_help=True
+    help="See what a trained network sees, finds, and learns by. Pictures go to RUN/explain.",
+    no_args_is_help=True,
+    cls=_MethodGroup,
 )
 
-Out = Annotated[Path | None, typer.Option(help="The PNG file to write; by default in the run's folder explain.")]
-Layer = Annotated[
-    str | None,
-    typer.Option(
-        help="By path (model[2].conv), name, or name in the weights; by default the last conv, or a detector's finest."
-    ),
-]
-Layers = Annotated[list[str] | None, typer.Option("--layer", help="A layer, as often as you like.")]
-Channels = Annotated[list[int] | None, typer.Option("--channel", min=0, help="A channel, as often as you like.")]
-Most = Annotated[int, typer.Option(min=1, max=1000, help="Channels where none is named: the first ones.")]
-Count = Annotated[int, typer.Option(min=1, max=100, help="How many, the split's first.")]
-Numbers = Annotated[
-    list[int] | None, typer.Option("--picture", min=0, help="A sample's number in the split, as often as you like.")
-]
-Files = Annotated[
-    list[Path] | None, typer.Option("--file", help="A picture or a folder of yours instead, as often as you like.")
-]
-Aimed = Annotated[str | None, typer.Option("--target", help="A class or number; by default what the network says.")]
+
+@explain_app.callback()
+def _explain() -> None:
+    """Typer makes a group only of what has a command or a callback."""
 
 
-class Rule(StrEnum):
-    """What ReLUs hand back."""
+def _made_commands() -> dict[str, Any]:
+    """The commands by name, in the order of the methods' union."""
+    from cnnrun.config.spec import members
+    from cnnrun.explain.methods import Method
 
-    plain = "plain"
-    guided = "guided"
-    deconv = "deconv"
-
-
-class Map(StrEnum):
-    """How vectors become points of a plane."""
-
-    pca = "pca"
-    tsne = "tsne"
+    app = typer.Typer(rich_markup_mode=None)
+    for method in members(Method):
+        app.command(method.kind, cls=Command)(_function(method))
+    app.command("ablate", cls=Command)(ablate)
+    group: Any = typer.main.get_group(app)
+    return dict(group.commands)
 
 
-def _asked(
-    target: Path | None,
-    runs: Path,
-    device: str,
-    out: Path | None,
-    split: str | None = None,
-    count: int = 8,
-    numbers: Sequence[int] | None = None,
-    files: Sequence[Path] | None = None,
-) -> Asked:
-    """What every explanation is asked."""
-    from cnnrun.base.device import choose
-    from cnnrun.explain.run_method import Asked
+def _function(method: Any) -> Callable[..., None]:
+    """A function for Typer: the run, the method's settings, its own before the common ones, and the common options."""
+    from cnnrun.explain.method_base import ImageMethod
 
-    return Asked(target, runs, choose(device), out, split, count, numbers or (), files or ())
+    def explain(run: Path | None, out: Path | None, device: str, runs: Path, as_json: bool, **values: Any) -> None:
+        from cnnrun.base.device import choose
+        from cnnrun.explain.run_method import explain_run
 
+        settings = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        given = {name: value for name, value in settings.items() if value is not None}
+        show(explain_run(method(**given), run, runs, choose(device), out), as_json, _print_explanation)
 
-def _show(data: dict[str, Any], as_json: bool) -> None:
-    from cnnrun.commands.explain_tables import explained
-
-    show(data, as_json, explained)
-
-
-@explain_app.command("filters")
-def filters(
-    target: Target = None,
-    layer: Layer = None,
-    out: Out = None,
-    device: Device = "auto",
-    runs: Runs = Path("runs"),
-    as_json: Json = False,
-) -> None:
-    """The kernels of a conv, by default the first. Example: cnnrun explain filters runs/digits/1"""
-    from cnnrun.explain import run_method
-
-    asked = _asked(target, runs, device, out)
-    _show(run_method.filters(asked, layer), as_json)
+    fields = sorted(method.model_fields.items(), key=lambda item: item[0] in ImageMethod.model_fields)
+    parameters = [
+        _parameter("run", Run, None),
+        *(_setting(name, field) for name, field in fields),
+        _parameter("out", Annotated[Path | None, typer.Option(help=method.out)], None),
+        _parameter("device", Device, "auto"),
+        _parameter("runs", Runs, Path("runs")),
+        _parameter("as_json", Json, False),
+    ]
+    made: Any = explain
+    made.__doc__ = method.__doc__
+    made.__signature__ = inspect.Signature(parameters)
+    made.__annotations__ = {each.name: each.annotation for each in parameters}
+    return explain
 
 
-@explain_app.command("features")
-def features(
-    target: Target = None,
-    layer: Layer = None,
-    split: SplitName = None,
-    pictures: Count = 4,
-    picture: Numbers = None,
-    file: Files = None,
-    out: Out = None,
-    device: Device = "auto",
-    runs: Runs = Path("runs"),
-    as_json: Json = False,
-) -> None:
-    """A layer's maps of pictures. Example: cnnrun explain features --layer model[1].conv --picture 3"""
-    from cnnrun.explain import run_method
-
-    asked = _asked(target, runs, device, out, split, pictures, picture, file)
-    _show(run_method.features(asked, layer), as_json)
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-@explain_app.command("top")
-def top(
-    target: Target = None,
-    layer: Layer = None,
-    channel: Channels = None,
-    channels: Most = 16,
-    split: SplitName = None,
-    out: Out = None,
-    device: Device = "auto",
-    runs: Runs = Path("runs"),
-    as_json: Json = False,
-) -> None:
-    """Each channel's nine strongest patches and their deconvolutions. Example: cnnrun explain top --split train"""
-    from cnnrun.explain import run_method
+def _setting(name: str, field: FieldInfo) -> inspect.Parameter:
+    """A setting as a parameter that Typer makes an option of; one that is a tuple may be given several times."""
+    from cnnrun.explain.method_base import OptionName
 
-    asked = _asked(target, runs, device, out, split)
-    _show(run_method.top(asked, layer, channel or [], channels), as_json)
-
-
-@explain_app.command("deconv")
-def deconv(
-    target: Target = None,
-    layer: Layer = None,
-    channel: Channels = None,
-    split: SplitName = None,
-    pictures: Count = 4,
-    picture: Numbers = None,
-    file: Files = None,
-    out: Out = None,
-    device: Device = "auto",
-    runs: Runs = Path("runs"),
-    as_json: Json = False,
-) -> None:
-    """What the strongest cells stand for in pictures. Example: cnnrun explain deconv --file cat.jpg"""
-    from cnnrun.explain import run_method
-
-    asked = _asked(target, runs, device, out, split, pictures, picture, file)
-    _show(run_method.deconv(asked, layer, channel or []), as_json)
+    kind, default, limits = field.annotation, field.default, field.metadata
+    word = "--" + next((each.name for each in limits if isinstance(each, OptionName)), name)
+    if bool in (kind, *get_args(kind)):
+        word += f"/--no-{name}"
+    if get_origin(kind) is tuple:
+        element, *_ = get_args(kind)
+        limits = [limit for part in getattr(element, "__metadata__", ()) for limit in part.metadata]
+        kind, default = list[get_args(element)[0] if limits else element] | None, None  # type: ignore[misc, assignment]
+    bounds = {
+        to: getattr(limit, of) for limit in limits for of, to in (("ge", "min"), ("le", "max")) if hasattr(limit, of)
+    }
+    return _parameter(name, Annotated[kind, typer.Option(word, help=field.description, **bounds)], default)
 
 
-@explain_app.command("occlude")
-def occlude(
-    run: Target = None,
-    target: Aimed = None,
-    size: Annotated[int | None, typer.Option(min=1, help="The square's side; by default a quarter.")] = None,
-    stride: Annotated[int | None, typer.Option(min=1, help="Its steps; by default a quarter of its side.")] = None,
-    layer: Layer = None,
-    split: SplitName = None,
-    pictures: Count = 2,
-    picture: Numbers = None,
-    file: Files = None,
-    out: Out = None,
-    device: Device = "auto",
-    runs: Runs = Path("runs"),
-    as_json: Json = False,
-) -> None:
-    """What the network says as a grey square moves over a picture. Example: cnnrun explain occlude --file cat.jpg"""
-    from cnnrun.explain import run_method
-
-    asked = _asked(run, runs, device, out, split, pictures, picture, file)
-    _show(run_method.occlude(asked, layer, target, size, stride), as_json)
-
-
-@explain_app.command("gradcam")
-def gradcam(
-    run: Target = None,
-    target: Aimed = None,
-    layer: Layer = None,
-    split: SplitName = None,
-    pictures: Count = 4,
-    picture: Numbers = None,
-    file: Files = None,
-    out: Out = None,
-    device: Device = "auto",
-    runs: Runs = Path("runs"),
-    as_json: Json = False,
-) -> None:
-    """Where a layer speaks for what the network says. Example: cnnrun explain gradcam --file cat.jpg --target cat"""
-    from cnnrun.explain import run_method
-
-    asked = _asked(run, runs, device, out, split, pictures, picture, file)
-    _show(run_method.gradcam(asked, layer, target), as_json)
-
-
-@explain_app.command("saliency")
-def saliency(
-    run: Target = None,
-    target: Aimed = None,
-    rule: Annotated[Rule, typer.Option(help="What ReLUs hand back: the slope, or as the deconvnet does.")] = Rule.plain,
-    split: SplitName = None,
-    pictures: Count = 4,
-    picture: Numbers = None,
-    file: Files = None,
-    out: Out = None,
-    device: Device = "auto",
-    runs: Runs = Path("runs"),
-    as_json: Json = False,
-) -> None:
-    """How much each pixel would change what the network says. Example: cnnrun explain saliency --rule guided"""
-    from cnnrun.explain import run_method
-
-    asked = _asked(run, runs, device, out, split, pictures, picture, file)
-    _show(run_method.saliency(asked, target, rule.value), as_json)
-
-
-@explain_app.command("evolve")
-def evolve(
-    target: Target = None,
-    layer: Layer = None,
-    channel: Channels = None,
-    channels: Most = 6,
-    split: SplitName = None,
-    out: Out = None,
-    device: Device = "auto",
-    runs: Runs = Path("runs"),
-    as_json: Json = False,
-) -> None:
-    """Channels' strongest patches, checkpoint by checkpoint (train with train.keep). Example: cnnrun explain evolve"""
-    from cnnrun.explain import run_method
-
-    asked = _asked(target, runs, device, out, split)
-    _show(run_method.evolve(asked, layer, channel or [], channels), as_json)
-
-
-@explain_app.command("invariance")
-def invariance(
-    run: Target = None,
-    target: Aimed = None,
-    layer: Layers = None,
-    split: SplitName = None,
-    pictures: Count = 5,
-    picture: Numbers = None,
-    file: Files = None,
-    out: Out = None,
-    device: Device = "auto",
-    runs: Runs = Path("runs"),
-    as_json: Json = False,
-) -> None:
-    """Features and scores as pictures are shifted, enlarged, turned. Example: cnnrun explain invariance"""
-    from cnnrun.explain import run_method
-
-    asked = _asked(run, runs, device, out, split, pictures, picture, file)
-    _show(run_method.invariance(asked, layer or [], target), as_json)
-
-
-@explain_app.command("ablate")
 def ablate(
-    target: Target = None,
+    run: Run = None,
     remove: Annotated[
         list[str] | None, typer.Option(help="A layer to leave out, several joined by commas; each word a variant.")
     ] = None,
@@ -268,73 +114,38 @@ def ablate(
     ] = None,
     retrain: Annotated[bool, typer.Option("--retrain", help="Train each variant from scratch.")] = False,
     split: SplitName = None,
-    out: Out = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The PNG file to write; by default in the run's folder explain.")
+    ] = None,
     device: Device = "auto",
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
     """The numbers without layers, or with other sizes. Example: cnnrun explain ablate --remove model[3] --retrain"""
-    from cnnrun.base.device import keep_freed_memory
-    from cnnrun.results.studies import ablate as ablating
+    from cnnrun.base.device import choose, keep_freed_memory
+    from cnnrun.explain.run_method import open_run
+    from cnnrun.results.studies import ablate as ablation
 
     keep_freed_memory()
-    asked = _asked(target, runs, device, out, split)
-    _show(ablating.ablate(asked, remove or [], change or [], retrain), as_json)
+    opened = open_run(run, runs, choose(device))
+    show(ablation.ablate(opened, remove or [], change or [], retrain, split, out), as_json, _print_explanation)
 
 
-@explain_app.command("embed")
-def embed(
-    target: Target = None,
-    layer: Layers = None,
-    map_: Annotated[Map, typer.Option("--map", help="How the vectors become points of a plane.")] = Map.pca,
-    probe: Annotated[
-        bool | None,
-        typer.Option("--probe/--no-probe", help="A linear model of each layer's vectors; by default where it can be."),
-    ] = None,
-    split: SplitName = None,
-    out: Annotated[Path | None, typer.Option(help="The file for the vectors: .npz or .parquet.")] = None,
-    device: Device = "auto",
-    runs: Runs = Path("runs"),
-    as_json: Json = False,
-) -> None:
-    """Pictures as a layer's vectors: a file, a map, linear probes. Example: cnnrun explain embed --map tsne"""
-    from cnnrun.explain import run_method
-
-    asked = _asked(target, runs, device, out, split)
-    _show(run_method.embed(asked, layer or [], map_.value, probe), as_json)
+def _print_explanation(data: dict[str, Any], out: Output) -> None:
+    """Print what was seen in one line, its numbers where they are few, and where the picture is."""
+    rows = data[data["table"]] if data["table"] else []
+    if rows:
+        shown = [row for row in rows if isinstance(row, dict)][:_MOST_ROWS]
+        plain = [name for row in shown for name, value in row.items() if not isinstance(value, list | dict)]
+        columns = list(dict.fromkeys(plain))
+        out.print(table(columns, [[_cell(row.get(name, "")) for name in columns] for row in shown]))
+        if len(rows) > len(shown):
+            out.print(f"and {len(rows) - len(shown):,} more (--json has them all)")
+    out.print(printable(data["caption"]))
+    for key in ("path", "features"):
+        if key in data:
+            out.print(printable(data[key]))
 
 
-@explain_app.command("found")
-def found(
-    target: Target = None,
-    split: SplitName = None,
-    pictures: Count = 8,
-    picture: Numbers = None,
-    file: Files = None,
-    out: Out = None,
-    device: Device = "auto",
-    runs: Runs = Path("runs"),
-    as_json: Json = False,
-) -> None:
-    """Draw what is in pictures beside what the network finds. Example: cnnrun explain found runs/bccd/1 --split val"""
-    from cnnrun.explain import run_method
-
-    asked = _asked(target, runs, device, out, split, pictures, picture, file)
-    _show(run_method.found(asked), as_json)
-
-
-@explain_app.command("assign")
-def assign(
-    target: Target = None,
-    split: SplitName = None,
-    picture: Annotated[int, typer.Option(min=0, help="The sample's number in the split.")] = 0,
-    out: Out = None,
-    device: Device = "auto",
-    runs: Runs = Path("runs"),
-    as_json: Json = False,
-) -> None:
-    """Draw which cells of which level learn which object. Example: cnnrun explain assign --split train --picture 3"""
-    from cnnrun.explain import run_method
-
-    asked = _asked(target, runs, device, out, split, 1, [picture])
-    _show(run_method.assign(asked), as_json)
+def _cell(value: object) -> str:
+    return "n/a" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

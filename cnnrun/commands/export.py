@@ -3,42 +3,50 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from cnnrun.commands.options import Json, Runs, SplitName, Target, show
+from cnnrun.base.console import Output
+from cnnrun.commands.options import Json, Run, Runs, SplitName, show
+from cnnrun.commands.tables import number
 
 export_app = typer.Typer(help="Write a trained network as a file for other programs.", no_args_is_help=True)
 
 
 @export_app.command("onnx")
 def export_onnx(
-    target: Target = None,
+    run: Run = None,
     out: Annotated[Path | None, typer.Option(help="The file; by default exports/model.onnx in the run.")] = None,
     split: SplitName = None,
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
     """ONNX with pre-processing inside, compared with the network before it is kept. Example: cnnrun export onnx"""
-    from cnnrun.commands import tables
     from cnnrun.export.onnx import Onnx
-    from cnnrun.results import operations
+    from cnnrun.results.export_run import export_run
 
-    show(operations.exported(Onnx(), target, runs, split, out), as_json, tables.parity)
+    show(export_run(Onnx(), run, runs, split, out), as_json, print_parity)
 
 
 @export_app.command("code")
 def export_code(
-    target: Target = None,
+    run: Run = None,
     out: Annotated[Path | None, typer.Option(help="The file; by default exports/model.py in the run.")] = None,
     split: SplitName = None,
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
     """A Python file and its weights, which need torch alone. Example: cnnrun export code"""
-    from cnnrun.commands import tables
     from cnnrun.export.python_file import Code
-    from cnnrun.results import operations
+    from cnnrun.results.export_run import export_run
 
-    show(operations.exported(Code(), target, runs, split, out), as_json, tables.parity)
+    show(export_run(Code(), run, runs, split, out), as_json, print_parity)
+
+
+def print_parity(data: dict[str, Any], out: Output) -> None:
+    """Print what an export was compared on."""
+    out.print(f"{data['path']}: equal to the network on {data['samples_compared']} pictures of split {data['split']}")
+    out.print(f"largest difference {data['largest_difference']:.1e} at batch sizes {data['batch_sizes']}")
+    artefact = data["metrics"]["artefact"]
+    out.print("measured on the file: " + "  ".join(f"{name} {number(value)}" for name, value in artefact.items()))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from cnnrun.base.console import Output, table
+from cnnrun.base.errors import printable
 from cnnrun.commands.options import Config, Device, Json, Overrides, Plots, refuse_ranks, show
 
 
@@ -14,19 +16,36 @@ def find_lr(
     overrides: Overrides = None,
     low: Annotated[float, typer.Option(help="The lowest rate.")] = 1e-5,
     high: Annotated[float, typer.Option(help="The highest rate.")] = 10.0,
-    steps: Annotated[int, typer.Option(min=10, max=100_000, help="Training steps from one to the other.")] = 100,
+    steps: Annotated[
+        int, typer.Option(min=10, max=100_000, help="Training steps from the lowest to the highest rate.")
+    ] = 100,
     plots: Plots = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """The loss over a range of learning rates; nothing is kept. Example: cnnrun find-lr c.yaml --plots figures"""
+    """Measure the loss over learning rates; nothing is kept. Example: cnnrun find-lr c.yaml --plots figures"""
     refuse_ranks("find-lr")
     from cnnrun.base.device import choose, keep_freed_memory
     from cnnrun.experiment.schema import load
 
     experiment, chosen = load(config, overrides or []), choose(device)
-    from cnnrun.commands import study_tables
     from cnnrun.results.studies import find_lr as finding
 
     keep_freed_memory()
-    show(finding.find(experiment, chosen, low, high, steps, plots), as_json, study_tables.found_lr)
+    show(finding.find(experiment, chosen, low, high, steps, plots), as_json, _print_range)
+
+
+def _print_range(data: dict[str, Any], out: Output) -> None:
+    """Print some rows of the range, and the rates that are usual to take."""
+    rates = data["rates"]
+    shown = rates[:: max(1, len(rates) // 15)]
+    out.print(table(["lr", "loss"], [[f"{row['lr']:.3g}", f"{row['smoothed']:.4f}"] for row in shown]))
+    if len(shown) < len(rates):
+        out.print(f"every {len(rates) // 15}th of {len(rates):,} steps (--json has them all)")
+    if "steepest" in data:
+        out.print(f"the loss falls fastest at {data['steepest']:.2g}; a tenth of where it is lowest is ", end="")
+        out.print(f"{data['lowest_tenth']:.2g}. The config says {data['now']:g}, and nothing was changed.")
+    else:
+        out.print("the loss does not fall in this range by more than its noise; nothing was changed")
+    for path in data.get("plots", ()):
+        out.print(printable(path))

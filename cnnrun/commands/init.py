@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from cnnrun.base.console import Output
+from cnnrun.base.errors import printable
 from cnnrun.commands.options import Json, show
+from cnnrun.commands.tables import print_findings, width_height
 
 
 def init(
@@ -18,7 +21,26 @@ def init(
     as_json: Json = False,
 ) -> None:
     """Look at data and write a config that trains well on it. Example: cnnrun init photos/ --out photos.yaml"""
-    from cnnrun.commands import tables
     from cnnrun.experiment import init_config
 
-    show(init_config.start(data, task, out, minutes), as_json, tables.started)
+    show(init_config.start(data, task, out, minutes), as_json, _print_config)
+
+
+def _print_config(data: dict[str, Any], out: Output) -> None:
+    """Print what `init` found and chose, and what to do next."""
+    counts = data["classes"]["train"]
+    out.print("found: " + "  ".join(f"{name} {count:,}" for name, count in data["pictures"].items()))
+    few, many = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+    out.print(
+        f"{len(counts)} classes in train: {counts[few]:,} ({printable(few)}) to {counts[many]:,} ({printable(many)})"
+    )
+    sizes = data["sizes"]
+    out.print(f"pictures from {width_height(sizes['smallest'])} to {width_height(sizes['largest'])} pixels")
+    print_findings(data["findings"], out)
+    height, width = data["size"]
+    out.print(
+        f"chosen: {width}x{height}x{data['channels']}, {data['parameters']:,} parameters, batch {data['batch']}, "
+        f"{data['epochs']} epochs: about {data['minutes']:g} min here ({data['images_per_second']:,} images/s measured)"
+    )
+    path = printable(data["path"])
+    out.print(f"{path} is written; next: cnnrun train {path}")

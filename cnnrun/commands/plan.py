@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from cnnrun.base.console import Output
 from cnnrun.commands.options import Config, Device, Json, Overrides, Runs, refuse_ranks, show
 
 
@@ -14,14 +16,31 @@ def plan(
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """How long a training will take, and how much memory. Example: cnnrun plan configs/digits.yaml"""
+    """Measure how long a training will take, and how much memory. Example: cnnrun plan configs/digits.yaml"""
     refuse_ranks("plan")
     from cnnrun.base.device import choose, keep_freed_memory
     from cnnrun.experiment.schema import load
 
     experiment, chosen = load(config, overrides or []), choose(device)
-    from cnnrun.commands import study_tables
     from cnnrun.results.studies import plan as planning
 
     keep_freed_memory()
-    show(planning.plan(experiment, chosen, runs), as_json, study_tables.planned)
+    show(planning.plan(experiment, chosen, runs), as_json, _print_plan)
+
+
+def _print_plan(data: dict[str, Any], out: Output) -> None:
+    """Print the time and memory that a training will take."""
+    total, epochs = data["seconds"], data["epochs"]
+    out.print(f"{data['name']}: {_time(total)} for {epochs:,} epochs, {_time(data['seconds_per_epoch'])} each")
+    steps = f"{data['steps_per_epoch']:,} steps of {data['seconds_per_step'] * 1000:.1f} ms"
+    out.print(f"{steps}, {data['images_per_second']:,.0f} images/s, waiting for data {data['data_wait_share']:.1%}")
+    out.print(f"peak memory {data['peak_memory_mib']:,} MiB")
+    if data["decode_seconds"]:
+        out.print(f"before that, decoding: {_time(data['decode_seconds'])}, {data['cache_mib']:,.0f} MiB of cache")
+    out.print(f"measured in {data['took']:.0f} s; the training will say how near this came")
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -7,15 +7,13 @@ from typing import Annotated
 
 import typer
 
-from cnnrun.commands.options import Device, Json, Runs
+from cnnrun.commands.options import Batch, Device, Json, RunOption, Runs
 
 
 def predict(
-    paths: Annotated[list[Path], typer.Argument(help="Picture files and folders.")],
-    run: Annotated[
-        Path | None, typer.Option(help="A run, a checkpoint, a config or a weights file; by default the newest run.")
-    ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 64,
+    paths: Annotated[list[Path], typer.Argument(help="Image files and folders.")],
+    run: RunOption = None,
+    batch: Batch = 64,
     score: Annotated[
         list[str] | None, typer.Option(help="Show objects from this score: 0.4 for all, or cat=0.6 for a class.")
     ] = None,
@@ -28,10 +26,11 @@ def predict(
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """Results for pictures, one line each, as they come. Example: cnnrun predict photos/ --json"""
+    """Predict images, a line each as they come. Example: cnnrun predict photos/ --json"""
     from cnnrun.base.device import choose
     from cnnrun.commands import prediction_output
-    from cnnrun.results import operations
+    from cnnrun.experiment.assemble import usable
+    from cnnrun.results.predict import BoxOutput, predict_paths
 
-    found = operations.predicted(run, runs, choose(device), paths, batch, score or [], draw, coco)
-    prediction_output.write_all(found, as_json, csv)
+    trained, boxes = usable(run, runs, choose(device)), BoxOutput(score or [], draw, coco)
+    prediction_output.write_all(predict_paths(trained, paths, batch, boxes), as_json, csv)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from cnnrun.base.console import Output
 from cnnrun.commands.options import Json, show
 
 
@@ -16,9 +17,8 @@ def kinds(
 ) -> None:
     """What the YAML may say: every kind with its settings. Example: cnnrun kinds conv"""
     from cnnrun.commands import kinds as vocabulary
-    from cnnrun.commands import tables
 
-    show(vocabulary.described(word), as_json, tables.kinds)
+    show(vocabulary.described(word), as_json, _print_kinds)
 
 
 def schema() -> None:
@@ -26,3 +26,15 @@ def schema() -> None:
     from cnnrun.commands import kinds as vocabulary
 
     typer.echo(json.dumps(vocabulary.json_schema(), indent=1))
+
+
+def _print_kinds(data: dict[str, Any], out: Output) -> None:
+    """Print families of kinds with what each is, or one kind with its settings."""
+    for family, entries in data.items():
+        out.print(f"{family}:")
+        for entry in entries:
+            out.print(f"  {entry['kind']:<20} {entry['help']}")
+            if len(entries) == 1:
+                for setting in entry["settings"]:
+                    default = "required" if setting["required"] else f"default {setting['default']}"
+                    out.print(f"      {setting['name']:<18} {default}. {setting['help']}")

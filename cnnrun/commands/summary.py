@@ -1,14 +1,12 @@
-"""`cnnrun summary` and `diagram`: the network as a table, as text and as SVG."""
+"""`cnnrun summary`: the network as a table."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from typing import Any
 
-import typer
-
-from cnnrun.base.errors import printable
+from cnnrun.base.console import Output, table
 from cnnrun.commands.options import Config, Json, Overrides, show
+from cnnrun.commands.tables import shape_text
 
 
 def summary(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
@@ -16,29 +14,31 @@ def summary(config: Config, overrides: Overrides = None, as_json: Json = False) 
     from cnnrun.experiment.schema import load
 
     experiment = load(config, overrides or [])
-    from cnnrun.commands import tables
-    from cnnrun.results import operations
+    from cnnrun.experiment import checks
 
-    show(operations.summary(experiment), as_json, tables.summary)
+    show(checks.summarize(experiment), as_json, _print_summary)
 
 
-def diagram(
-    config: Config,
-    overrides: Overrides = None,
-    out: Annotated[
-        Path | None, typer.Option(help="An SVG file to write; without, the diagram is printed as text.")
-    ] = None,
-) -> None:
-    """Draw the network with blocks, links and shapes. Example: cnnrun diagram c.yaml --out c.svg"""
-    from cnnrun.experiment.schema import load
-
-    experiment = load(config, overrides or [])
-    from cnnrun.base.atomic_files import write_text
-    from cnnrun.results import operations
-
-    text, svg = operations.diagram(experiment)
-    if out is None:
-        typer.echo(text)
-    else:
-        write_text(out, svg)
-        typer.echo(f"{printable(str(out))}: {len(svg):,} bytes")
+def _print_summary(data: dict[str, Any], out: Output) -> None:
+    """Print a row for each layer."""
+    columns = ["layer", "in weights", "output", "parameters", "MFLOPs", "KiB", "sees", "stride"]
+    rows = [
+        [
+            row["path"],
+            row["module"],
+            shape_text(row["out_shape"]),
+            f"{row['parameters']:,}",
+            f"{row['flops'] / 1e6:,.2f}",
+            f"{row['activation_bytes'] / 1024:,.1f}",
+            "all" if row["receptive_field"] is None else "x".join(map(str, row["receptive_field"])),
+            "" if row["stride"] is None else "x".join(f"{s:g}" for s in row["stride"]),
+        ]
+        for row in data["layers"]
+    ]
+    out.print(f"input {shape_text(data['image'])}")
+    out.print(table(columns, rows, left=2))
+    total = data["total"]
+    out.print(
+        f"{total['parameters']:,} parameters ({total['parameters'] * 4 / 2**20:,.2f} MiB), "
+        f"{total['flops'] / 1e6:,.2f} MFLOPs a picture, {total['activation_bytes'] / 2**20:,.2f} MiB of activations"
+    )

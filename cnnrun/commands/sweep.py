@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from cnnrun.base.console import Output, table
+from cnnrun.base.errors import printable
 from cnnrun.commands.options import Config, Device, Json, Runs, refuse_ranks, show
 
 
@@ -15,7 +17,7 @@ def sweep(
     settings: Annotated[
         list[str],
         typer.Argument(
-            help="What to look for, low..high, log:low..high or a|b|c; and plain settings.", metavar="KEY.PATH=RANGE..."
+            help="What to look for, low..high, log:low..high or a|b|c; and plain settings.", metavar="KEY.PATH=RANGE"
         ),
     ],
     trials: Annotated[int, typer.Option(min=1, help="Trials of the study, all processes together.")] = 20,
@@ -29,9 +31,27 @@ def sweep(
     """Look for settings with Optuna. Example: cnnrun sweep c.yaml train.optimizer.sgd.lr=log:0.001..0.3"""
     refuse_ranks("sweep")
     from cnnrun.base.device import choose, keep_freed_memory
-    from cnnrun.commands import study_tables
     from cnnrun.results.studies import sweep as sweeping
 
     keep_freed_memory()
     result = sweeping.sweep(config, settings, trials, runs, choose(device), storage)
-    show(result, as_json, study_tables.swept)
+    show(result, as_json, _print_trials)
+
+
+def _print_trials(data: dict[str, Any], out: Output) -> None:
+    """Print a row for each trial, and the best one."""
+    rows = [
+        [
+            str(row["trial"]),
+            row["state"],
+            "" if row["value"] is None else f"{row['value']:.5g}",
+            "  ".join(
+                f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+                for name, value in row["settings"].items()
+            ),
+        ]
+        for row in data["trials"]
+    ]
+    out.print(table(["trial", "", data["monitor"], "settings"], rows, left=2))
+    best = data["best"]
+    out.print(f"best: trial {best['trial']}, {data['monitor']} {best['value']:.5g}: {printable(best['config'])}")

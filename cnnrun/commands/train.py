@@ -1,13 +1,15 @@
-"""`cnnrun train`: a training, several seeds, going on with one."""
+"""`cnnrun train`: a training, several seeds, or an earlier one resumed."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cnnrun.base import torchrun
+from cnnrun.base.console import Output, table
+from cnnrun.base.errors import printable
 from cnnrun.commands.options import Config, Device, Json, Overrides, Runs, show
 
 
@@ -19,10 +21,13 @@ def train(
         typer.Option("--resume", help="Resume this config's newest unfinished run; complete a finished one."),
     ] = False,
     strict_resume: Annotated[
-        bool, typer.Option("--strict-resume", help="So, but only if the result is that of an uninterrupted run.")
+        bool,
+        typer.Option(
+            "--strict-resume", help="Like --resume, but fail if the result could differ from an uninterrupted run."
+        ),
     ] = False,
     seeds: Annotated[
-        int | None, typer.Option(min=1, max=1000, help="Train so many seeds, a run each; sum them up.")
+        int | None, typer.Option(min=1, max=1000, help="Train this many seeds, a run for each, and summarize them.")
     ] = None,
     page: Annotated[
         bool, typer.Option("--report/--no-report", help="Write report.html into the run at the end.")
@@ -37,17 +42,44 @@ def train(
 
     experiment, chosen = load(config, overrides or []), choose(device)
     # Imported only now: a bad config should be answered sooner.
-    from cnnrun.commands import study_tables, tables
-    from cnnrun.results import operations
     from cnnrun.results.report import write as reporting
-    from cnnrun.results.studies.seeds import train as train_seeds
+    from cnnrun.results.studies.seeds import train_seeds
+    from cnnrun.results.train_run import train_run
 
     keep_freed_memory()
     if seeds:
         summary = train_seeds(experiment, seeds, runs, chosen, resume or strict_resume, strict_resume, page)
-        show(summary, as_json, study_tables.seeds)
+        show(summary, as_json, print_seeds)
         return
-    result = operations.train(experiment, runs, chosen, resume or strict_resume, strict_resume)
+    result = train_run(experiment, runs, chosen, resume or strict_resume, strict_resume)
     if page and not torchrun.rank():
         reporting.after(Path(result["run"]), runs, chosen, anew="already_finished" not in result)
-    show(result, as_json, tables.training)
+    show(result, as_json, _print_training)
+
+
+def _print_training(data: dict[str, Any], out: Output) -> None:
+    """Print what a training reached."""
+    best = "  ".join(f"{name} {value:.4f}" for name, value in data["best"].items())
+    out.print(f"best at step {data['best_step']} of {data['steps']}: {best}")
+    out.print(
+        f"{data['seconds']:.1f} s, {data['images_per_second']:,.0f} images/s, "
+        f"waiting for data {data['data_wait_share']:.1%}"
+    )
+    out.print(f"run: {data['run']}")
+
+
+def print_seeds(data: dict[str, Any], out: Output) -> None:
+    """Print a row for each number: its mean over the seeds, how it varies, and the mean's interval."""
+    from cnnrun.results.report.classes import cell
+
+    count = len(data["seeds"])
+    out.print(f"{data['name']}: {count} seeds, measured on {data['split']}")
+    columns = ("mean", "deviation", "from", "to")
+    rows = [
+        [name, *(cell(of[column]) if column in of else "" for column in columns)]
+        for name, of in data["summary"].items()
+    ]
+    out.print(table(["number", "mean", "deviation", "from", "to (95 % of the mean)"], rows))
+    for row in data["runs"]:
+        out.print(f"seed {row['seed']}: {printable(row['run'])}")
+    out.print(printable(data["path"]))

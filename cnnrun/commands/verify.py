@@ -1,33 +1,42 @@
-"""`cnnrun verify`: whether two images show the same person."""
+"""`cnnrun verify`: are two images of the same person?"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from cnnrun.commands.options import Device, Json, Runs, show
-from cnnrun.commands.people import FalseAccepts, Run, Threshold
+from cnnrun.base.console import Output
+from cnnrun.commands.options import Device, FalseAccepts, Json, RunOption, Runs, Threshold, show
 
 
 def verify(
-    one: Annotated[Path, typer.Argument(help="A picture.", metavar="A")],
+    one: Annotated[Path, typer.Argument(help="An image.", metavar="A")],
     other: Annotated[Path, typer.Argument(help="Another.", metavar="B")],
-    run: Run = None,
+    run: RunOption = None,
     threshold: Threshold = None,
     far: FalseAccepts = None,
     device: Device = "auto",
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """Whether two pictures show the same person. Example: cnnrun verify a.jpg b.jpg"""
+    """Say if two images show the same person. Example: cnnrun verify a.jpg b.jpg"""
     from cnnrun.base.device import choose
-    from cnnrun.commands import tables
     from cnnrun.results import people
 
     show(
         people.compared(people.Given(run, runs, choose(device), threshold, far), one, other),
         as_json,
-        tables.compared,
+        _print_verdict,
     )
+
+
+def _print_verdict(data: dict[str, Any], out: Output) -> None:
+    """Print if two images show the same person."""
+    verdict = "the same" if data["same"] else "not the same"
+    out.print(f"{verdict}: similarity {data['similarity']:.4f}, threshold {data['threshold']:.4f}{_chosen_for(data)}")
+
+
+def _chosen_for(data: dict[str, Any]) -> str:
+    return "" if data["far"] is None else f" (for FAR {data['far']:g} on val)"

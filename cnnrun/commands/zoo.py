@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from cnnrun.base.console import Output, table
 from cnnrun.commands.options import Json, show
+from cnnrun.commands.tables import shape_text
 
 zoo_app = typer.Typer(help="Networks that are shipped as YAML.", no_args_is_help=True)
 
@@ -16,10 +18,9 @@ def zoo_list(as_json: Json = False) -> None:
     """Every network with its parameters and multiply-adds. Example: cnnrun zoo list"""
     from dataclasses import asdict
 
-    from cnnrun.commands import tables
     from cnnrun.config import zoo
 
-    show({"networks": [asdict(zoo.entry(name)) for name in zoo.names()]}, as_json, tables.zoo)
+    show({"networks": [asdict(zoo.entry(name)) for name in zoo.names()]}, as_json, _print_networks)
 
 
 @zoo_app.command("show")
@@ -36,3 +37,22 @@ def zoo_blocks() -> None:
     from cnnrun.config.blocks import SHIPPED
 
     typer.echo(SHIPPED.read_text(), nl=False)
+
+
+def _print_networks(data: dict[str, Any], out: Output) -> None:
+    """Print a row for each network."""
+    columns = ["network", "input", "classes", "parameters", "GMACs", "paper"]
+    rows = [
+        [
+            entry["name"],
+            shape_text(entry["image"]),
+            str(entry["classes"]),
+            f"{entry['parameters']:,}",
+            f"{entry['macs'] / 1e9:.3g}",
+            entry["paper"].split(",")[0].split(" 20")[0].split(" 19")[0],
+        ]
+        for entry in data["networks"]
+    ]
+    out.print(table(columns, rows, left=2))
+    out.print("a multiply-add counts once, as in torchvision's GFLOPS; `cnnrun summary` counts it as two operations")
+    out.print("use one: `model: resnet18` in a config; read, copy and change one: cnnrun zoo show resnet18")

@@ -19,7 +19,7 @@ from typing import Any
 
 from cnnrun.base.atomic_files import Folder, storage_errors
 from cnnrun.base.bounded_files import read_bytes
-from cnnrun.base.errors import StorageError
+from cnnrun.base.errors import ConfigError, StorageError, printable
 from cnnrun.base.locks import Locked, hold
 
 FORMAT = 2  # of an entry's files; raised whenever an older one cannot be read: it is then no longer found
@@ -114,6 +114,30 @@ def clear(folder: Path, keys: list[str]) -> tuple[list[str], list[str]]:
         except Locked:
             left.append(key)
     return removed, left
+
+
+def list_cache(folder: str | None) -> dict[str, Any]:
+    """What the cache in `folder`, else in the user's own, holds."""
+    where = Path(folder) if folder else home()
+    found = entries(where) if where else []
+    return {"folder": str(where), "entries": found, "bytes": sum(entry["bytes"] for entry in found)}
+
+
+def clear_cache(folder: str | None, prefixes: list[str], everything: bool) -> dict[str, Any]:
+    """Remove data sets from the cache: those whose keys begin with the prefixes, or all. Raises ConfigError."""
+    listed = list_cache(folder)
+    known = [entry["key"] for entry in listed["entries"]]
+    if bool(prefixes) == everything:
+        raise ConfigError("give the keys of what to remove (`cnnrun cache list` has them), or --all")
+    chosen = known if everything else []
+    for prefix in prefixes:
+        matching = [name for name in known if name.startswith(prefix)]
+        if len(matching) != 1:
+            raise ConfigError(f"{printable(prefix)}: {len(matching)} data sets have a key that begins so")
+        chosen += matching
+    removed, left = clear(Path(listed["folder"]), chosen)
+    freed = sum(entry["bytes"] for entry in listed["entries"] if entry["key"] in removed)
+    return {"folder": listed["folder"], "removed": removed, "in_use": left, "bytes": freed}
 
 
 def _empty(folder: Path) -> None:

@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cnnrun.base.bounded_files import open_file, read_bytes
 from cnnrun.base.errors import DataError, printable
+from cnnrun.base.file_list import Files, Members
+from cnnrun.contracts.layer import Split
 from cnnrun.data.decode import processors, threads
 
 _CHUNK, _MOST_BYTES = 1 << 20, 1 << 30
 
 
-def files_of(pictures: Iterable[Iterable[Path]]) -> list[Path]:
-    """Every file once, sorted."""
-    return sorted({path for part in pictures for path in part}, key=os.fsencode)
+def files_of(splits: Iterable[Split]) -> list[Path]:
+    """Every file that the splits' images are read from once, sorted."""
+    return sorted({path for split in splits for path in _files_of(split)}, key=os.fsencode)
+
+
+def _files_of(split: Split) -> Sequence[Path]:
+    images = split.pictures
+    if isinstance(images, Members):
+        return list(images.shards)
+    return [Path(path) for path in images] if isinstance(images, Files) else []
+
+
+def common_folder(paths: list[Path]) -> Path:
+    """The deepest folder that all the files are in."""
+    return Path(os.path.commonpath([path.parent for path in paths]))
 
 
 def written(paths: list[Path], root: Path) -> bytes:

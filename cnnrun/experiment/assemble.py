@@ -270,7 +270,7 @@ def usable(target: Path | None, root: Path, device: torch.device) -> Trained:
     given = read_weights(target)
     about, facts = given.about, given.facts
     if about is None or facts is None:
-        raise CheckpointError(f"{target}: bare tensors; `cnnrun import --map name` writes what they are for")
+        raise CheckpointError(f"{target}: bare tensors; `cnnrun import --match name` writes what they are for")
     try:
         built = build(about.model.layers, about.task, facts).network
     except BuildError as error:

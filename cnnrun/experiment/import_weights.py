@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,7 +26,7 @@ _IMAGENET = "mean: [123.675, 116.28, 103.53], std: [58.395, 57.12, 57.375], fit:
 
 
 @dataclass(frozen=True)
-class Imported:
+class Converted:
     """A state dict under the network's names, with what using it needs."""
 
     tensors: State
@@ -34,12 +35,29 @@ class Imported:
     parameters: int
 
 
-def imported(path: Path, like: str, how: How, classes: str | None, drop: Sequence[str]) -> Imported:
+def import_weights(
+    path: Path, like: str, how: How, classes: str | None, drop: Sequence[str], out: Path | None
+) -> dict[str, Any]:
+    """Turn a foreign state dict into a weights file; returns what it holds."""
+    target = out or Path(f"{Path(like).stem}.safetensors")
+    if target.suffix != ".safetensors":
+        raise ConfigError(f"--out {target}: a weights file ends in .safetensors")
+    converted = convert_weights(path, like, how, classes, drop)
+    weights_file.write(target, converted.tensors, converted.about, converted.facts)
+    return {
+        "path": str(target),
+        "tensors": len(converted.tensors),
+        "parameters": converted.parameters,
+        "classes": list(converted.facts.classes),
+    }
+
+
+def convert_weights(path: Path, like: str, how: How, classes: str | None, drop: Sequence[str]) -> Converted:
     """The state dict in `path` as the weights of a zoo network or a config's. Raises CheckpointError, ConfigError."""
     described = _described(like)
     read = read_weights(path)
     if how == "order" and read.how == "name":
-        raise ConfigError(f"{path}: safetensors keep no order; --map name pairs them by their names")
+        raise ConfigError(f"{path}: safetensors keep no order; --match name pairs them by their names")
     given = {name: value for name, value in read.tensors.items() if not name.startswith("normalize.")}
     if idle := [pattern for pattern in drop if not any(fnmatchcase(name, pattern) for name in given)]:
         raise ConfigError(f"--drop {idle[0]}: no tensor of {path} is so named")
@@ -61,7 +79,7 @@ def imported(path: Path, like: str, how: How, classes: str | None, drop: Sequenc
     }
     tensors["normalize.mean"] = torch.tensor(facts.mean).view(-1, 1, 1)
     tensors["normalize.std"] = torch.tensor(facts.std).view(-1, 1, 1)
-    return Imported(tensors, described, facts, built.parameters)
+    return Converted(tensors, described, facts, built.parameters)
 
 
 def _described(like: str) -> About:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +16,11 @@ from cnnrun.base.errors import ConfigError, printable
 from cnnrun.base.labelling import listed
 from cnnrun.config.spec import nearest
 from cnnrun.contracts.layer import Shape
+from cnnrun.explain.method_base import Rule
 from cnnrun.model.network import Built, Network
 from cnnrun.model.receptive_field import Signal
 
 _MOST_NAMED = 40  # layers in a message
-Rule = Literal["plain", "guided", "deconv"]
 
 
 @dataclass(frozen=True)

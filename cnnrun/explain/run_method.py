@@ -1,4 +1,4 @@
-"""What the `explain` commands do: a run opened, its pictures chosen, what is seen of it written beside the run."""
+"""An explanation from start to end: open a run, choose its images, explain it by a method, write what that made."""
 
 from __future__ import annotations
 
@@ -24,20 +24,7 @@ from cnnrun.experiment.assemble import eval_data, trained
 from cnnrun.experiment.schema import Experiment
 from cnnrun.explain.figures.contact_sheet import write_png
 from cnnrun.explain.figures.tiles import captioned
-from cnnrun.explain.layer_names import Rule
-from cnnrun.explain.methods.deconv import deconv as deconv_of
-from cnnrun.explain.methods.detections import assign as assign_of
-from cnnrun.explain.methods.detections import found as found_of
-from cnnrun.explain.methods.embed import Map
-from cnnrun.explain.methods.embed import embed as embed_of
-from cnnrun.explain.methods.evolve import evolve as evolve_of
-from cnnrun.explain.methods.features import features as features_of
-from cnnrun.explain.methods.filters import filters as filters_of
-from cnnrun.explain.methods.gradients import gradcam as gradcam_of
-from cnnrun.explain.methods.gradients import saliency as saliency_of
-from cnnrun.explain.methods.invariance import invariance as invariance_of
-from cnnrun.explain.methods.occlude import occlude as occlude_of
-from cnnrun.explain.methods.top_patches import top as top_of
+from cnnrun.explain.method_base import ExplainMethod
 from cnnrun.explain.subject import Explanation, Shown, Subject
 from cnnrun.training.checkpoints import generations
 from cnnrun.training.event_file import EventFile
@@ -45,16 +32,13 @@ from cnnrun.training.run_records import CHECKPOINTS, EXPLAIN
 
 _BY = "cnnrun explain"  # what drawings say of themselves
 _COLUMNS = 8  # checkpoints that are shown, those of the beginning closer together
+_ALL = 2**62  # more images than any split has
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What every explanation is asked: of which network, on which pictures, written where."""
+class Selection:
+    """Which images are explained: files, samples of a split by number, or else the split's first ones."""
 
-    target: Path | None
-    root: Path
-    device: torch.device
-    out: Path | None = None
     split: str | None = None
     count: int = 8
     numbers: Sequence[int] = ()
@@ -62,180 +46,116 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A run with its network, and how its data is opened once it is needed."""
+class OpenRun:
+    """A run with its network; its data is opened once it is needed."""
 
-    asked: Asked
     experiment: Experiment
     subject: Subject
+    root: Path
+    device: torch.device
 
-    def data(self, split: str | None = None, at_least: int = 0) -> tuple[str, Dataset]:
-        """The split asked for, and the data decoded; with less than `at_least` pictures, train as well."""
-        return eval_data(self.experiment, self.subject.given, split or self.asked.split, at_least)
+    @property
+    def batch(self) -> int:
+        """Images that are run together over a whole split."""
+        return self.experiment.train.batch
 
-    def examples(self) -> Examples:
-        """The whole split."""
-        name, data = self.data()
+    def data(self, split: str | None, with_train: bool = False) -> tuple[str, Dataset]:
+        """The split by name, by default test or else val, and the data decoded: of other splits train if asked for."""
+        return eval_data(self.experiment, self.subject.given, split, _ALL if with_train else 0)
+
+    def examples(self, split: str | None) -> Examples:
+        """A whole split."""
+        name, data = self.data(split)
         return data.splits[name]
 
-    def shown(self) -> Shown:
-        """The pictures asked for: files, numbers of a split's, or its first ones. Raises ConfigError, DataError."""
-        given = self.subject.given
-        if self.asked.files:
-            if self.asked.numbers or self.asked.split:
-                raise ConfigError("--file and --split or --picture: give one of them")
-            paths = list(list_images(self.asked.files))
-            if len(paths) > self.asked.count:
-                say(f"the first {self.asked.count} of {len(paths):,} files; --pictures shows more")
-            return _of_files(self.subject, paths[: self.asked.count])
-        name, data = self.data()
-        examples = data.splits[name]
-        chosen = list(self.asked.numbers) or list(range(min(self.asked.count, len(examples))))
-        if wrong := [each for each in chosen if not 0 <= each < len(examples)]:
-            raise ConfigError(f"--picture {wrong[0]}: split {name} has {len(examples)} pictures, from 0")
-        index = torch.tensor(chosen)
+    def images(self, selection: Selection) -> Shown:
+        """The selected images. Raises ConfigError, DataError."""
+        if not selection.files:
+            return self._images_of_split(selection)
+        if selection.numbers or selection.split:
+            raise ConfigError("--file and --split or --image: give one of them")
+        paths = list(list_images(selection.files))
+        if len(paths) > selection.count:
+            say(f"the first {selection.count} of {len(paths):,} files; --images shows more")
+        return _images_of_files(self.subject, paths[: selection.count])
+
+    def _images_of_split(self, selection: Selection) -> Shown:
+        name, data = self.data(selection.split)
+        given, examples = self.subject.given, data.splits[name]
+        numbers = list(selection.numbers) or list(range(min(selection.count, len(examples))))
+        if wrong := [number for number in numbers if not 0 <= number < len(examples)]:
+            raise ConfigError(f"--image {wrong[0]}: split {name} has {len(examples)} pictures, from 0")
+        index = torch.tensor(numbers)
         targets = examples.targets_of(index, given.device)
         words = given.task.words(targets, given.facts)
         pixels = examples.take(index).to(given.device).float()
-        return Shown(pixels, [examples.name(each) for each in chosen], words, targets)
+        return Shown(pixels, [examples.name(number) for number in numbers], words, targets)
+
+    def history(self) -> Iterator[tuple[int, Subject]]:
+        """The step and the network of some checkpoints that the run kept. Raises ConfigError, CheckpointError."""
+        run = self.subject.given.run
+        saved = generations(run / CHECKPOINTS)
+        if len(saved) < 2:
+            raise ConfigError(f"{run}: one checkpoint is kept; train with train.keep=100 to see more")
+        chosen = [saved[int(place) - 1] for place in np.unique(np.geomspace(1, len(saved), _COLUMNS).round())]
+        opened = (open_run(path, self.root, self.device).subject for path in chosen)
+        return ((subject.given.step, subject) for subject in opened)
 
 
-def opened(asked: Asked) -> Opened:
-    """The network asked for. Raises CheckpointError."""
-    experiment, given = trained(asked.target, asked.root, asked.device)
-    return Opened(asked, experiment, Subject(given, experiment.model.layers))
+def open_run(target: Path | None, root: Path, device: torch.device) -> OpenRun:
+    """Open a run, checkpoint or config's newest run; of None the newest run below `root`. Raises CheckpointError."""
+    experiment, given = trained(target, root, device)
+    return OpenRun(experiment, Subject(given, experiment.model.layers), root, device)
 
 
-def _of_files(subject: Subject, paths: Sequence[Path]) -> Shown:
+def _images_of_files(subject: Subject, paths: Sequence[Path]) -> Shown:
     given = subject.given
     channels, height, width = given.facts.image
     pixels = [viewed(path, (height, width), channels, given.image)[0] for path in paths]
-    made = torch.from_numpy(np.stack(pixels)).to(given.device).permute(0, 3, 1, 2).float()
-    return Shown(made, [path.name for path in paths], [""] * len(paths))
+    pixels_NCHW = torch.from_numpy(np.stack(pixels)).to(given.device).permute(0, 3, 1, 2).float()
+    return Shown(pixels_NCHW, [path.name for path in paths], [""] * len(paths))
 
 
-def filters(asked: Asked, layer: str | None) -> dict[str, Any]:
-    """The kernels of a conv. Raises ConfigError, DataError."""
-    run = opened(asked)
-    return kept(run, "filters", filters_of(run.subject, layer))
-
-
-def features(asked: Asked, layer: str | None) -> dict[str, Any]:
-    """A layer's maps of the pictures asked for. Raises ConfigError, DataError."""
-    run = opened(asked)
-    run.subject.maps(layer)
-    return kept(run, "features", features_of(run.subject, run.shown(), layer))
-
-
-def top(asked: Asked, layer: str | None, channels: Sequence[int], most: int) -> dict[str, Any]:
-    """The strongest patches of a split; of the first `most` channels where none is named. Raises ConfigError."""
-    run = opened(asked)
-    run.subject.channels(run.subject.maps(layer), channels)
-    made = top_of(run.subject, run.examples(), layer, channels, most, run.experiment.train.batch)
-    return kept(run, "top", made)
-
-
-def deconv(asked: Asked, layer: str | None, channels: Sequence[int]) -> dict[str, Any]:
-    """What the strongest cells stand for in the pictures asked for. Raises ConfigError, DataError."""
-    run = opened(asked)
-    run.subject.channels(run.subject.maps(layer), channels)
-    return kept(run, "deconv", deconv_of(run.subject, run.shown(), layer, channels))
-
-
-def occlude(
-    asked: Asked, layer: str | None, target: str | None, size: int | None, stride: int | None
+def explain_run(
+    method: ExplainMethod, target: Path | None, root: Path, device: torch.device, out: Path | None = None
 ) -> dict[str, Any]:
-    """What is said as a square moves; `size` and `stride` in pixels. Raises ConfigError, DataError."""
-    run = opened(asked)
-    run.subject.maps(layer)
-    return kept(run, "occlude", occlude_of(run.subject, run.shown(), layer, target, size, stride))
+    """Explain a run by a method and write what it made, by default in the run's folder; returns its numbers.
 
-
-def gradcam(asked: Asked, layer: str | None, target: str | None) -> dict[str, Any]:
-    """Where a layer speaks for `target`, or for what the network says. Raises ConfigError, DataError."""
-    run = opened(asked)
-    run.subject.maps(layer)
-    return kept(run, "gradcam", gradcam_of(run.subject, run.shown(), layer, target))
-
-
-def saliency(asked: Asked, target: str | None, rule: Rule) -> dict[str, Any]:
-    """The slopes of what is said, by each pixel; `rule` says what ReLUs hand back. Raises ConfigError, DataError."""
-    run = opened(asked)
-    return kept(run, "saliency", saliency_of(run.subject, run.shown(), target, rule))
-
-
-def invariance(asked: Asked, layers: Sequence[str], target: str | None) -> dict[str, Any]:
-    """Features and scores under shift, scale and rotation; layers need not give maps. Raises ConfigError, DataError."""
-    run = opened(asked)
-    for layer in layers:
-        run.subject.any(layer)
-    return kept(run, "invariance", invariance_of(run.subject, run.shown(), layers, target))
-
-
-def evolve(asked: Asked, layer: str | None, channels: Sequence[int], most: int) -> dict[str, Any]:
-    """Over the checkpoints that the run kept. Raises CheckpointError."""
-    run = opened(asked)
-    run.subject.channels(run.subject.maps(layer), channels)
-    saved = generations(run.subject.given.run / CHECKPOINTS)
-    if len(saved) < 2:
-        raise ConfigError(f"{run.subject.given.run}: one checkpoint is kept; train with train.keep=100 to see more")
-    steps = [saved[int(place) - 1] for place in np.unique(np.geomspace(1, len(saved), _COLUMNS).round())]
-
-    def each() -> Iterator[tuple[int, Subject]]:
-        for path in steps:
-            experiment, given = trained(path, asked.root, asked.device)
-            yield given.step, Subject(given, experiment.model.layers)
-
-    made = evolve_of(each(), run.examples(), layer, channels, most, run.experiment.train.batch)
-    return kept(run, "evolve", made)
-
-
-def embed(asked: Asked, layers: Sequence[str], kind: Map, probe: bool | None) -> dict[str, Any]:
-    """The vectors go into a file beside the picture: .npz, or .parquet where `out` ends so.
-
-    With `probe` None layers are probed where that can be.
+    Raises CheckpointError, ConfigError, DataError, StorageError.
     """
-    run = opened(asked)
-    for layer in layers:
-        run.subject.any(layer)
-    if asked.out and asked.out.suffix not in (".npz", ".parquet"):
-        raise ConfigError(f"--out {asked.out}: give a file that ends in .npz or .parquet")
-    name, data = run.data(at_least=0 if probe is False else 2**62)
-    made = embed_of(run.subject, data.splits, name, layers, kind, run.experiment.train.batch, probe)
-    folder = run.subject.given.run / EXPLAIN
-    path = asked.out or folder / f"embed-{_plain(made.data['layer'])}.npz"
-    if asked.out and path.exists():
-        raise ConfigError(f"{printable(str(path))}: is there already; choose another")
-    packed = _packed(made.arrays, path.suffix)
-    about = kept(run, "embed", made, path.with_suffix(".png"))
+    run = open_run(target, root, device)
+    if out and method.suffixes:
+        if out.suffix not in method.suffixes:
+            raise ConfigError(f"--out {out}: give a file that ends in {' or '.join(method.suffixes)}")
+        if out.exists():
+            raise ConfigError(f"{printable(str(out))}: is there already; choose another")
+    explanation = method.explain(run)
+    if not method.suffixes:
+        return write_explanation(run, method.kind, explanation, out)
+    name = f"{method.kind}-{_plain(explanation.data['layer'])}{method.suffixes[0]}"
+    return _write_with_arrays(run, method.kind, explanation, out or run.subject.given.run / EXPLAIN / name)
+
+
+def _write_with_arrays(run: OpenRun, name: str, explanation: Explanation, path: Path) -> dict[str, Any]:
+    """Write the arrays to `path` and the picture beside them."""
+    packed = _packed(explanation.arrays, path.suffix)
+    about = write_explanation(run, name, explanation, path.with_suffix(".png"))
     write_file(path, packed)
     return {"features": str(path), **about}
 
 
-def found(asked: Asked) -> dict[str, Any]:
-    """Results that lie somewhere in a picture, drawn on it. Raises ConfigError, DataError."""
-    run = opened(asked)
-    return kept(run, "found", found_of(run.subject, run.shown()))
-
-
-def assign(asked: Asked) -> dict[str, Any]:
-    """Which cells learn which objects of the first picture asked for. Raises ConfigError, DataError."""
-    run = opened(asked)
-    return kept(run, "assign", assign_of(run.subject, run.shown()))
-
-
-def kept(run: Opened, name: str, made: Explanation, out: Path | None = None) -> dict[str, Any]:
-    """Write what was made, as PNG and for TensorBoard; returns its numbers. Raises StorageError, ConfigError."""
+def write_explanation(run: OpenRun, name: str, explanation: Explanation, out: Path | None = None) -> dict[str, Any]:
+    """Write an explanation as PNG and for TensorBoard; returns its numbers. Raises StorageError, ConfigError."""
     given = run.subject.given
-    layer = f"-{_plain(made.data['layer'])}" if "layer" in made.data else ""
-    path = out or run.asked.out or given.run / EXPLAIN / f"{name}{layer}.png"
-    pixels = captioned(made.picture, made.caption)
+    layer = f"-{_plain(explanation.data['layer'])}" if "layer" in explanation.data else ""
+    path = out or given.run / EXPLAIN / f"{name}{layer}.png"
+    pixels = captioned(explanation.picture, explanation.caption)
     if path.parent == given.run / EXPLAIN:
         _folder_in(given.run).remove_abandoned()
     write_png(path, pixels, _BY)
     _to_board(given.run, f"explain/{name}{layer}", pixels, given.step)
-    about = {"run": str(given.run), "step": given.step, "path": str(path), "caption": made.caption, "table": made.table}
-    return about | made.data
+    about = {"run": str(given.run), "step": given.step, "path": str(path)}
+    return about | {"caption": explanation.caption, "table": explanation.table} | explanation.data
 
 
 def _folder_in(run: Path) -> Folder:

@@ -153,12 +153,12 @@ def aimed(said: Said, target: str | None, shown: Shown, itself: bool = False) ->
         if target is not None and target not in said.names:
             near = nearest(target, said.names)
             known = f"known: {listed(said.names)}"
-            raise ConfigError(f"--target {printable(target)}: the network says nothing of it{near} ({known})")
+            raise ConfigError(f"--class {printable(target)}: the network says nothing of it{near} ({known})")
         meant = said.meant_B if target is None else torch.full_like(said.meant_B, said.names.index(target))
         direction = torch.nn.functional.one_hot(meant, len(said.names)).to(said.raw_BK.dtype)
         return Aim(direction, [said.names[each] for each in meant.tolist()], said.what, said.local)
     if target is not None:
-        raise ConfigError("--target: this network gives embeddings; what is explained is a likeness between pictures")
+        raise ConfigError("--class: this network gives embeddings; what is explained is a likeness between pictures")
     vectors = said.shown_BK.detach()
     if itself:
         return Aim(vectors, ["itself as it is"] * len(shown), said.what)

@@ -1,4 +1,4 @@
 """Uses of trained networks: predictions, comparison, calibration, people, the report, studies.
 
-`operations` has what the plain commands do. Imports `explain`, `export` and what is below.
+Each module has what one command does. Imports `explain`, `export` and what is below.
 """

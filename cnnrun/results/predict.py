@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +15,54 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cnnrun.base.atomic_files import begins_with_mark, make_folder
+from cnnrun.base.atomic_files import begins_with_mark, make_folder, write_text
 from cnnrun.base.boxes import Mark
 from cnnrun.base.errors import ConfigError, DataError, printable
 from cnnrun.base.labelling import listed
 from cnnrun.contracts.layer import Facts
 from cnnrun.contracts.task import TaskSpec, View
 from cnnrun.data.image_files import Image, named, opened, read, viewed
+from cnnrun.data.image_paths import list_images
 from cnnrun.explain.figures.contact_sheet import write_png
 from cnnrun.explain.figures.panels import marked
 from cnnrun.model.trained import Trained
 
 _BY = "cnnrun predict"  # what drawings say of themselves
+
+
+@dataclass(frozen=True)
+class BoxOutput:
+    """How found boxes are shown: from which scores, drawn into which folder, written to which file."""
+
+    scores: Sequence[str] = ()
+    draw: Path | None = None
+    coco: Path | None = None
+
+    @property
+    def is_wanted(self) -> bool:
+        return bool(self.scores or self.draw or self.coco)
+
+
+def predict_paths(trained: Trained, paths: Sequence[Path], batch: int, boxes: BoxOutput) -> Iterator[dict[str, Any]]:
+    """A row for each image in files and folders, as `predict` gives them; boxes are drawn and written if wanted.
+
+    Raises ConfigError.
+    """
+    task, coco, has_boxes = trained.task, boxes.coco, trained.task.targets == "boxes"
+    if boxes.is_wanted and not has_boxes:
+        raise ConfigError(f"--score, --draw and --coco are for boxes; {task.kind} finds none")
+    trained = replace(trained, task=with_scores(task, boxes.scores, trained.facts))
+    if coco and (coco.exists() or not coco.parent.is_dir()):
+        raise ConfigError(f"--coco {coco}: {'is there already' if coco.exists() else 'no such folder'}; choose another")
+    results: list[dict[str, Any]] = []
+    draw = drawn_into(boxes.draw, trained.image)
+    for row in predict(trained, list_images(paths), batch):
+        draw(row)
+        if coco:
+            results += coco_results(row)
+        yield {"objects": [], **row} if has_boxes else row
+    if coco:
+        write_text(coco, json.dumps(results) + "\n")
 
 
 def predict(trained: Trained, paths: Iterable[Path], batch: int) -> Iterator[dict[str, Any]]:

@@ -188,8 +188,8 @@ def test_help_needs_no_torch():
 def test_a_bug_of_ours_leaves_with_1_and_a_traceback(tiny, tmp_path):
     program = (
         "import sys; sys.argv = ['cnnrun', 'check', sys.argv[1]]\n"
-        "from cnnrun.commands import app as cli; from cnnrun.results import operations as commands\n"
-        "commands.checked = None\n"
+        "from cnnrun.commands import app as cli; from cnnrun.experiment import checks\n"
+        "checks.check = None\n"
         "cli.main()"
     )
     done = subprocess.run([sys.executable, "-c", program, tiny], capture_output=True, text=True)
@@ -238,12 +238,12 @@ def test_hidden_files_and_folders_named_like_pictures_are_left_out(trained_run, 
     ],
 )
 def test_memory_and_disk_troubles_are_one_line(error, code, tiny, run_cli, monkeypatch):
-    from cnnrun.results import operations
+    from cnnrun.experiment import checks
 
     def trouble(*args):
         raise error
 
-    monkeypatch.setattr(operations, "checked", trouble)
+    monkeypatch.setattr(checks, "check", trouble)
     got, _, err = run_cli("check", tiny)
     assert (got, len(err.splitlines())) == (code, 1)
 
@@ -254,12 +254,12 @@ OWN = [OSError(28, "No space left on device", "runs/x"), FileNotFoundError(2, "n
 @pytest.mark.parametrize("error", OWN)
 def test_an_error_of_our_own_is_a_bug_with_its_traceback(error, tiny, run_cli, monkeypatch):
     """Only what the writing module could not write is the disk's fault."""
-    from cnnrun.results import operations
+    from cnnrun.experiment import checks
 
     def trouble(*args):
         raise error
 
-    monkeypatch.setattr(operations, "checked", trouble)
+    monkeypatch.setattr(checks, "check", trouble)
     code, _, err = run_cli("check", tiny)
     assert code == 1
     assert err.startswith("Traceback")

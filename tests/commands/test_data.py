@@ -255,7 +255,7 @@ def test_a_group_in_two_splits_is_a_leak(run_cli, picture_folder, tmp_path):
 
 def test_a_sheet_shows_what_training_sees(run_cli, config, tmp_path):
     out, board = tmp_path / "s.png", tmp_path / "board"
-    words = ["data.augment={flip: horizontal, mixup: 0.5}", "--pictures", "3", "--epochs", "2"]
+    words = ["data.augment={flip: horizontal, mixup: 0.5}", "--images", "3", "--epochs", "2"]
     assert run_cli("data", "show", config, *words, "--out", out, "--tensorboard", board)[0] == 0
     sheet = np.asarray(Pil.open(out))
     assert sheet.shape[2] == 3

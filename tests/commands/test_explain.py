@@ -5,26 +5,33 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image as Pil
+from pydantic import Field
 from torch import nn
 
 from cnnrun.base.errors import DataError
+from cnnrun.config.spec import members
 from cnnrun.experiment.schema import load, parse
-from cnnrun.explain import run_method
+from cnnrun.explain import methods, run_method
+from cnnrun.explain.method_base import ImageMethod, Images, Layers
+from cnnrun.explain.methods import Assign, Detections, Embed, Invariance, Method, Top
 from cnnrun.explain.methods.gradients import slopes_of
 from cnnrun.explain.methods.worst import worst
-from cnnrun.explain.subject import aimed, said_of
-from cnnrun.results import operations
+from cnnrun.explain.run_method import Selection
+from cnnrun.explain.subject import Explanation, aimed, said_of
+from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.studies import ablate
+from cnnrun.results.train_run import train_run
 from tests.support.images import save_picture
-from tests.support.small_runs import TASKS, open_run
+from tests.support.small_runs import TASKS, explain_run, open_run
 
 CPU = torch.device("cpu")
-COMMANDS = ("filters", "features", "top", "deconv", "occlude", "gradcam", "saliency", "evolve", "invariance", "embed")
+COMMANDS = [method.kind for method in members(Method) if method not in (Detections, Assign)]
 WITH_A_LAYER = [name for name in COMMANDS if name != "saliency"]
 
 
@@ -85,10 +92,10 @@ def test_other_wrong_words_are_named(run, run_cli, tmp_path):
     for words, line in (
         (["features", run, "--layer", ""], "--layer : no such layer"),
         (["deconv", run, "--channel", "12"], "--channel 12: model[7].conv has 12 channels, from 0"),
-        (["gradcam", run, "--target", "eleven"], "--target eleven: the network says nothing of it"),
-        (["gradcam", run, "--picture", "100000"], "--picture 100000: split test has"),
+        (["gradcam", run, "--class", "eleven"], "--class eleven: the network says nothing of it"),
+        (["gradcam", run, "--image", "100000"], "--image 100000: split test has"),
         (["occlude", run, "--size", "9"], "--size 9: larger than the picture, 8x8"),
-        (["features", run, "--file", tmp_path, "--split", "val"], "--file and --split or --picture: give one of them"),
+        (["features", run, "--file", tmp_path, "--split", "val"], "--file and --split or --image: give one of them"),
         (["embed", run, "--out", "x.csv"], "--out x.csv: give a file that ends in .npz or .parquet"),
         (["ablate", run, "--change", "seed=1"], "--change: other sizes have other weights; add --retrain"),
         (["ablate", run, "--remove", "stem"], "--remove model[0].conv: what comes in has another shape"),
@@ -100,20 +107,63 @@ def test_other_wrong_words_are_named(run, run_cli, tmp_path):
     assert run_cli("explain", "features", run, "--file", tmp_path / "no.png")[0] == 8
 
 
+class Stripes(ImageMethod):
+    """Draw stripes. Example: cnnrun explain stripes"""
+
+    kind = "stripes"
+    depth: Annotated[int, Field(ge=2, le=5, description="How deep.")] = 3
+    fast: bool = False
+    layers: Layers = ()
+    images: Images = 2
+
+    def explain(self, run: run_method.OpenRun) -> Explanation:
+        shown = self.selected(run)
+        told = {"settings": self.model_dump(mode="json"), "names": shown.names}
+        return Explanation(np.zeros((4, 4, 3), np.uint8), "Stripes.", told)
+
+
+def test_a_method_of_ones_own_is_a_command_with_its_settings_as_options(run, run_cli, monkeypatch, tmp_path):
+    monkeypatch.setattr(methods, "Method", methods.Method | Stripes)
+    code, out, _ = run_cli("explain", "stripes", "--help")
+    assert code == 0
+    for words in (
+        "Draw stripes.",
+        "How deep.",
+        "[default: 3; 2<=x<=5]",
+        "--fast / --no-fast",
+        "--layer ",
+        "default: 2;",
+    ):
+        assert words in out, words
+    assert out.index("--depth") < out.index("--images") < out.index("--out")
+    words = ("--depth", 5, "--fast", "--layer", "a", "--layer", "b", "--split", "val", "--image", 7, "--image", 1)
+    code, out, err = run_cli("explain", "stripes", run, *words, "--out", tmp_path / "s.png", "--json")
+    assert code == 0, err
+    data = json.loads(out)
+    assert data["settings"] == {
+        "split": "val", "images": 2, "numbers": [7, 1], "files": [], "depth": 5, "fast": True, "layers": ["a", "b"],
+    }  # fmt: skip
+    examples = open_run(run).examples("val")
+    assert data["names"] == [examples.name(7), examples.name(1)]
+    assert (tmp_path / "s.png").exists()
+    for wrong in (("--depth", 6), ("--depth", 1), ("--image", -1), ("--images", 101)):
+        code, _, err = run_cli("explain", "stripes", run, *wrong)
+        assert (code, wrong[0] in err) == (2, True), err
+
+
 # --- ablation ---------------------------------------------------------------------------------------------------------
 
 
 def test_leaving_out_is_the_network_without(run):
-    asked = run_method.Asked(run, Path("runs"), CPU)
-    data = ablate.ablate(asked, ["model[3]"], [], retrain=False)
+    data = ablate.ablate(open_run(run), ["model[3]"], [], retrain=False)
     as_it_is, without = data["variants"]
-    numbers = operations.evaluate(run, Path("runs"), CPU, "val")["numbers"]
+    numbers = evaluate_run(run, Path("runs"), CPU, "val")["numbers"]
     assert as_it_is["accuracy"] == numbers["accuracy"]
     subject = open_run(run).subject
     network = copy.deepcopy(subject.given.network)
     network.layers.residual1 = nn.Identity()
-    run_ = open_run(run, split="val")
-    examples = run_.examples()
+    run_ = open_run(run)
+    examples = run_.examples("val")
     with torch.no_grad():
         said = network(examples.take(torch.arange(len(examples))).float()).argmax(1)
     assert without["accuracy"] == pytest.approx(float((said == examples.targets["labels"]).double().mean()))
@@ -157,8 +207,8 @@ def test_variants_are_trained_as_runs_of_their_own(tmp_path, tiny, run_cli):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_what_is_said_has_slopes_and_meaning(task, of_each_task):
-    run_ = open_run(of_each_task[task], count=5, split="val")
-    given, shown = run_.subject.given, run_.shown()
+    run_ = open_run(of_each_task[task])
+    given, shown = run_.subject.given, run_.images(Selection("val", 5))
     pixels = shown.pixels.requires_grad_()
     said = said_of(given, pixels)
     assert said.raw_BK.shape == said.shown_BK.shape
@@ -212,8 +262,8 @@ def build_of(run: Path):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_worst_are_those_of_the_largest_loss(task, of_each_task):
-    run_ = open_run(of_each_task[task], split="val")
-    examples = run_.examples()
+    run_ = open_run(of_each_task[task])
+    examples = run_.examples("val")
     bad = worst(run_.subject, examples, 5, 8)
     if task == "verify":  # see test_people_with_one_picture_are_nobodys_mistakes
         assert "another's" in bad.by
@@ -230,11 +280,11 @@ def test_the_worst_are_those_of_the_largest_loss(task, of_each_task):
 
 
 def test_likeness_needs_two_pictures(of_each_task, run_cli):
-    code, _, err = run_cli("explain", "gradcam", of_each_task["verify"], "--picture", "0")
+    code, _, err = run_cli("explain", "gradcam", of_each_task["verify"], "--image", "0")
     assert code == 2
     assert "show two or more pictures" in err
-    assert run_cli("explain", "occlude", of_each_task["verify"], "--picture", "0")[0] == 0
-    code, _, err = run_cli("explain", "gradcam", of_each_task["verify"], "--target", "s0")
+    assert run_cli("explain", "occlude", of_each_task["verify"], "--image", "0")[0] == 0
+    code, _, err = run_cli("explain", "gradcam", of_each_task["verify"], "--class", "s0")
     assert code == 2
     assert "this network gives embeddings" in err
 
@@ -270,14 +320,14 @@ def test_pictures_of_ones_own(command, run, run_cli, tmp_path):
     assert code == 0, err
     assert "a <b>.png" in json.dumps(json.loads(out))
     if command == "features":
-        assert "the first 1 of 2 files" in run_cli("explain", command, run, "--file", tmp_path, "--pictures", "1")[2]
+        assert "the first 1 of 2 files" in run_cli("explain", command, run, "--file", tmp_path, "--images", "1")[2]
 
 
 def test_the_picture_of_a_split_is_the_picture_as_a_file(run, tmp_path):
-    run_ = open_run(run, split="val", numbers=[3])
-    shown = run_.shown()
+    run_ = open_run(run)
+    shown = run_.images(Selection("val", numbers=[3]))
     Pil.fromarray(shown.pixels[0, 0].byte().numpy()).save(tmp_path / "same.png")
-    other = open_run(run, files=[tmp_path / "same.png"]).shown()
+    other = run_.images(Selection(files=[tmp_path / "same.png"]))
     assert torch.equal(shown.pixels, other.pixels)
     a, b = (slopes_of(run_.subject, each, "1")[0] for each in (shown, other))
     assert torch.equal(a, b)
@@ -286,13 +336,13 @@ def test_the_picture_of_a_split_is_the_picture_as_a_file(run, tmp_path):
 def test_a_bad_file_is_named(run, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match="bad.png"):
-        open_run(run, files=[tmp_path / "bad.png"]).shown()
+        open_run(run).images(Selection(files=[tmp_path / "bad.png"]))
 
 
 def small_run(root: Path, data: str, model: str, task: str = "classify", more: str = "") -> Path:
     """A run of one epoch."""
     text = f"task: {task}\nname: small\ndata: {data}\nmodel: {model}\ntrain: {{epochs: 1, batch: 16{more}}}\n"
-    return Path(operations.train(parse(text, "small.yaml"), root, CPU, resume=False)["run"])
+    return Path(train_run(parse(text, "small.yaml"), root, CPU, resume=False)["run"])
 
 
 def test_a_network_without_convs(tmp_path, run_cli):
@@ -320,7 +370,7 @@ def test_a_probe_learns_from_a_part_that_may_lack_a_class(tmp_path, monkeypatch)
     monkeypatch.setattr(module, "_MOST_PROBED", 20)
     data = arrays(tmp_path / "a.npz", [0, 1] * 60 + [2] * 4)
     run = small_run(tmp_path, data, "[{conv: {out_channels: 4, activation: relu}}, global_avg_pool]")
-    found = run_method.embed(run_method.Asked(run, tmp_path, CPU, split="val"), [], "pca", True)
+    found = explain_run(Embed(split="val", probe=True), run, root=tmp_path)
     assert 0 <= found["layers"][0]["accuracy"] <= 1
     assert "learned from 20 pictures of train and measured on 20" in found["caption"]
 
@@ -338,8 +388,8 @@ def test_a_probe_that_has_nothing_to_tell_apart_says_so(of_each_task, run_cli, m
 
 
 def test_of_two_pictures_the_vectors_are_written_all_the_same(run, tmp_path):
-    run_ = open_run(run, split="val")
-    two = run_.examples().only(torch.arange(len(run_.examples())) < 2)
+    run_ = open_run(run)
+    two = run_.examples("val").only(torch.arange(len(run_.examples("val"))) < 2)
     from cnnrun.explain.methods.embed import embed
 
     found = embed(run_.subject, {"val": two}, "val", ["last"], "tsne", 8, False)
@@ -353,12 +403,12 @@ def test_names_that_are_no_text_have_a_place_in_parquet(run, tmp_path):
 
 
 def test_a_channel_asked_for_twice_is_drawn_once(run):
-    data = run_method.top(run_method.Asked(run, Path("runs"), CPU, split="val"), "stem", [3, 3, 1], 1)
+    data = explain_run(Top(split="val", layer="stem", channels=(3, 3, 1)), run)
     assert [each["channel"] for each in data["channels"]] == [3, 1]
 
 
 def test_invariance_takes_layers_without_maps(run):
-    data = run_method.invariance(run_method.Asked(run, Path("runs"), CPU, count=1), ["model[8]"], None)
+    data = explain_run(Invariance(images=1, layers=("model[8]",)), run)
     assert data["layers"] == ["model[8].global_avg_pool"]
 
 
@@ -395,7 +445,7 @@ def test_a_repeat_loses_its_layer_in_every_turn_when_trained_anew(run, run_cli, 
 
 
 def test_a_layer_and_what_holds_it_are_counted_once(run):
-    data = ablate.ablate(run_method.Asked(run, Path("runs"), CPU), ["model[3],model[3].residual.layers[0]"], [], False)
+    data = ablate.ablate(open_run(run), ["model[3],model[3].residual.layers[0]"], [], False)
     whole, without = (row["parameters"] for row in data["variants"])
     inside = open_run(run).subject.given.network.layers.residual1
     assert without == whole - sum(value.numel() for value in inside.parameters())

@@ -126,7 +126,7 @@ def test_leaving_layers_out_costs_the_same(on_both, linked_run):
     assert numbers(cpu) == pytest.approx(numbers(cuda), **CLOSE)
 
 
-@pytest.mark.parametrize("command", ["found", "assign"])
+@pytest.mark.parametrize("command", ["detections", "assign"])
 def test_what_a_detector_finds_and_learns_by_is_the_same(on_both, of_each_task, command):
     cpu, cuda = on_both("explain", command, of_each_task["detect"])
     assert numbers(cpu) == pytest.approx(numbers(cuda), **CLOSE)

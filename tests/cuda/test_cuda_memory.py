@@ -9,7 +9,7 @@ import torch
 
 from cnnrun.data.augment.settings import Augment
 from cnnrun.experiment import schema
-from cnnrun.results import operations
+from cnnrun.results.train_run import train_run
 from cnnrun.tasks.classify import ClassifyMeter
 from cnnrun.training.run_records import read_result
 from tests.support.configs import tiny_experiment
@@ -39,7 +39,7 @@ def little_memory(gpu):
 
 def test_a_batch_that_does_not_fit_goes_on_in_micro_batches(little_memory, gpu, tmp_path, capfd):
     little_memory(400)
-    result = operations.train(tiny(WIDE, "train.batch=1024"), tmp_path, gpu, resume=False)
+    result = train_run(tiny(WIDE, "train.batch=1024"), tmp_path, gpu, resume=False)
     err = capfd.readouterr().err
     assert "memory ran out at step 0: from here on in 2 micro-batches, the batch as it is" in err
     assert result["steps"] == 1
@@ -65,7 +65,7 @@ def ran_out_once(monkeypatch, owner: type, name: str) -> None:
 )
 def test_memory_that_runs_out_elsewhere_ends_nothing(gpu, tmp_path, monkeypatch, capfd, owner, name, when):
     ran_out_once(monkeypatch, owner, name)
-    result = operations.train(tiny("data.augment={shift: 0.2}"), tmp_path, gpu, resume=False)
+    result = train_run(tiny("data.augment={shift: 0.2}"), tmp_path, gpu, resume=False)
     assert f"memory ran out {when}: from here on in 2 micro-batches" in capfd.readouterr().err
     assert result["steps"] == 17
 

@@ -13,7 +13,7 @@ from torch import nn
 from cnnrun.base.errors import CheckpointError, ConfigError, NonFiniteError
 from cnnrun.data import training_batches
 from cnnrun.experiment import assemble, schema
-from cnnrun.results import operations
+from cnnrun.results.train_run import train_run
 from cnnrun.tasks.classify import CrossEntropy
 from cnnrun.training import checkpoints, loop
 from cnnrun.training.determinism import deterministic_kernels, use_deterministic_layers
@@ -55,10 +55,10 @@ def of_kind(pets: Path, root: Path, kind: str) -> schema.Experiment:
 
 
 def resumed_is_uninterrupted(made: schema.Experiment, root: Path, gpu: torch.device, step: int) -> bool:
-    whole = Path(operations.train(made, root / "whole", gpu, resume=False)["run"])
+    whole = Path(train_run(made, root / "whole", gpu, resume=False)["run"])
     with stop_at(step):
-        operations.train(made, root / "cut", gpu, resume=True)
-    cut = Path(operations.train(made, root / "cut", gpu, resume=True, strict=True)["run"])
+        train_run(made, root / "cut", gpu, resume=True)
+    cut = Path(train_run(made, root / "cut", gpu, resume=True, strict=True)["run"])
     return digest(whole) == digest(cut)
 
 
@@ -73,7 +73,7 @@ def test_a_resumed_training_of_every_kind_is_the_uninterrupted_one(gpu, tmp_path
 
 
 def test_a_repeated_training_is_the_same(gpu, tmp_path):
-    runs = [Path(operations.train(tiny_experiment(*RICH), tmp_path / name, gpu, resume=False)["run"]) for name in "ab"]
+    runs = [Path(train_run(tiny_experiment(*RICH), tmp_path / name, gpu, resume=False)["run"]) for name in "ab"]
     assert digest(runs[0]) == digest(runs[1])
 
 
@@ -81,18 +81,18 @@ def test_a_repeated_training_is_the_same(gpu, tmp_path):
 def test_a_run_moves_between_processor_and_gpu_and_it_is_said(gpu, tmp_path, capfd, first):
     devices = [CPU, gpu] if first == "cpu" else [gpu, CPU]
     with stop_at(9):
-        operations.train(tiny_experiment(*RICH), tmp_path, devices[0], resume=True)
+        train_run(tiny_experiment(*RICH), tmp_path, devices[0], resume=True)
     with pytest.raises(CheckpointError, match=f"device was {devices[0]}, is {devices[1]}"):
-        operations.train(tiny_experiment(*RICH), tmp_path, devices[1], resume=True, strict=True)
-    assert operations.train(tiny_experiment(*RICH), tmp_path, devices[1], resume=True)["steps"] == 34
+        train_run(tiny_experiment(*RICH), tmp_path, devices[1], resume=True, strict=True)
+    assert train_run(tiny_experiment(*RICH), tmp_path, devices[1], resume=True)["steps"] == 34
     assert f"device was {devices[0]}, is {devices[1]}: the result may differ" in capfd.readouterr().err
 
 
 def test_without_deterministic_kernels_nothing_is_resumed_strictly(gpu, tmp_path):
     made = tiny_experiment("train.deterministic=false", "train.epochs=1")
     with pytest.raises(CheckpointError, match="train.deterministic is false"):
-        operations.train(made, tmp_path, gpu, resume=True, strict=True)
-    assert operations.train(made, tmp_path, gpu, resume=False)["steps"] == 17
+        train_run(made, tmp_path, gpu, resume=True, strict=True)
+    assert train_run(made, tmp_path, gpu, resume=False)["steps"] == 17
     assert not torch.are_deterministic_algorithms_enabled()
 
 
@@ -108,7 +108,7 @@ def test_settings_of_pytorch_are_as_before(gpu, tmp_path, monkeypatch, enabled, 
 
     monkeypatch.setattr(CrossEntropy, "forward", forward)
     with pytest.raises(ConfigError, match="no deterministic kernel for histc_cuda .*`deterministic: false`"):
-        operations.train(tiny_experiment(), tmp_path, gpu, resume=False)
+        train_run(tiny_experiment(), tmp_path, gpu, resume=False)
     after = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(False)
     assert seen == [True]
@@ -204,9 +204,7 @@ def test_what_is_not_finite_stops_a_step_later_is_named_and_never_saved(gpu, tmp
 
     monkeypatch.setattr(loop, "update", counting)
     with pytest.raises(NonFiniteError) as stopped:
-        operations.train(
-            tiny_experiment("train.ema={decay: 0.9}", "data.augment={rotate: 4}"), tmp_path, gpu, resume=False
-        )
+        train_run(tiny_experiment("train.ema={decay: 0.9}", "data.augment={rotate: 4}"), tmp_path, gpu, resume=False)
     lines = stopped.value.lines
     assert "at step 20; nothing of it was saved" in lines[0]
     spread = place in ("loss", "gradient", "weight")  # to every weight, before it was seen
@@ -232,9 +230,7 @@ def test_float16_leaves_out_a_step_whose_gradients_overflow(gpu, tmp_path, monke
 
     monkeypatch.setattr(CrossEntropy, "forward", forward)
     run = Path(
-        operations.train(tiny_experiment("train.precision=float16", "train.epochs=1"), tmp_path, gpu, resume=False)[
-            "run"
-        ]
+        train_run(tiny_experiment("train.precision=float16", "train.epochs=1"), tmp_path, gpu, resume=False)["run"]
     )
     saved = checkpoints.load_newest(run / "checkpoints", "latest", pytest.fail)
     assert saved.state["scaler"]["scale"] == 2.0**15  # half of what it begins with
@@ -318,8 +314,8 @@ def test_pictures_and_weights_have_their_channels_last(gpu, tmp_path, monkeypatc
 
 def test_features_of_frozen_layers_teach_what_the_layers_themselves_teach(gpu, tmp_path):
     frozen = ["train.freeze=conv1", "train.epochs=2"]
-    once = operations.train(tiny_experiment(*frozen), tmp_path / "once", gpu, resume=False)
-    anew = operations.train(tiny_experiment(*frozen, "data.memory_gib=0"), tmp_path / "anew", gpu, resume=False)
+    once = train_run(tiny_experiment(*frozen), tmp_path / "once", gpu, resume=False)
+    anew = train_run(tiny_experiment(*frozen, "data.memory_gib=0"), tmp_path / "anew", gpu, resume=False)
     assert once["best"]["val/accuracy"] == pytest.approx(anew["best"]["val/accuracy"], abs=0.02)
 
 
@@ -327,7 +323,7 @@ def test_a_compiled_training_learns_what_the_other_does(real_gpu, tmp_path):
     results = []
     for word in ("false", "true"):
         made = tiny_experiment("train.epochs=3", f"train.compile={word}", "model=[{conv: 8}, flatten]")
-        run = Path(operations.train(made, tmp_path / word, real_gpu, resume=False)["run"])
+        run = Path(train_run(made, tmp_path / word, real_gpu, resume=False)["run"])
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         results.append([row["train/loss"] for row in rows])
     assert results[0] == pytest.approx(results[1], rel=2e-2)

@@ -27,7 +27,7 @@ from cnnrun.data.dataset import Data, index
 from cnnrun.data.image_files import Image, load
 from cnnrun.data.prepare import prepare
 from cnnrun.experiment import schema
-from cnnrun.results import operations
+from cnnrun.results.train_run import train_run
 from tests.support.images import save_picture
 
 SIZE = (10, 12)
@@ -261,13 +261,13 @@ train: {{epochs: 2, batch: 8}}
     update = loop.update
     monkeypatch.setattr(loop, "update", lambda *given: (update(*given), signal.raise_signal(signal.SIGINT)))
     with pytest.raises(Interrupted):
-        operations.train(tried, tmp_path, torch.device("cpu"), resume=False)
+        train_run(tried, tmp_path, torch.device("cpu"), resume=False)
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def resumed() -> str:
         with pytest.raises(CheckpointError) as refused:
-            operations.train(tried, tmp_path, torch.device("cpu"), resume=True)
+            train_run(tried, tmp_path, torch.device("cpu"), resume=True)
         assert refused.value.exit_code == 3
         return str(refused.value)
 

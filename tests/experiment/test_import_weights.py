@@ -11,10 +11,10 @@ from torch import nn
 
 from cnnrun.base.errors import CheckpointError, ConfigError
 from cnnrun.experiment import assemble, schema
-from cnnrun.experiment.import_weights import imported
+from cnnrun.experiment.import_weights import convert_weights
 from cnnrun.experiment.weights_source import read_weights
 from cnnrun.model import weights_file
-from cnnrun.results import operations
+from cnnrun.results.train_run import train_run
 from cnnrun.training import checkpoints
 from cnnrun.training.run_records import parse_facts
 from tests.support.small_runs import train_from_weights
@@ -143,7 +143,7 @@ def test_a_resumed_run_no_longer_needs_the_weights_it_began_with(trained_run, tm
     (run / "result.json").unlink()  # as if it had been killed at the end
     tried = schema.load(run / "config.yaml")
     assert tried.model.weights == str(copy)
-    result = operations.train(tried, tmp_path / "runs", CPU, resume=True)
+    result = train_run(tried, tmp_path / "runs", CPU, resume=True)
     assert Path(result["run"]) == run
 
 
@@ -155,7 +155,7 @@ def test_a_run_without_a_checkpoint_does_not_go_on_with_other_weights(trained_ru
     shutil.rmtree(run / "checkpoints")
     (run / "weights.json").write_text(json.dumps({"path": "w.safetensors", "sha256": "0" * 64}))
     with pytest.raises(CheckpointError, match="changed since"):
-        operations.train(schema.load(run / "config.yaml"), tmp_path, CPU, resume=True)
+        train_run(schema.load(run / "config.yaml"), tmp_path, CPU, resume=True)
 
 
 # --- import ----------------------------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def test_import_names_what_is_wrong(tmp_path, run_cli):
     (tmp_path / "two.txt").write_text("cat\ndog\n")
     cases = [
         (["--like", "resnet18"], 3, "not weights of resnet18 by order"),
-        (["--like", tmp_path / "like.yaml", "--map", "name"], 3, "file: nothing"),
+        (["--like", tmp_path / "like.yaml", "--match", "name"], 3, "file: nothing"),
         (["--like", "resnet99"], 2, "no network 'resnet99'"),
         (["--like", "lenet5"], 2, "give a config"),
         (["--like", tmp_path / "bare.yaml"], 2, "mean and std"),
@@ -219,8 +219,8 @@ def test_tensors_can_be_left_out_by_pattern(tmp_path):
     torch.save({"aux.weight": torch.ones(7, 7), **network.state_dict()}, path)
     (tmp_path / "like.yaml").write_text(LIKE)
     with pytest.raises(CheckpointError):
-        imported(path, str(tmp_path / "like.yaml"), "order", None, [])
-    made = imported(path, str(tmp_path / "like.yaml"), "order", None, ["aux.*"])
+        convert_weights(path, str(tmp_path / "like.yaml"), "order", None, [])
+    made = convert_weights(path, str(tmp_path / "like.yaml"), "order", None, ["aux.*"])
     assert torch.equal(made.tensors["layers.conv1.conv.weight"], network[0].weight)
 
 
@@ -231,7 +231,7 @@ def test_torchvisions_state_dicts_are_imported_by_order(name, tmp_path):
     torch.manual_seed(0)
     theirs = torchvision.models.get_model(name, weights=None).eval()
     torch.save(theirs.state_dict(), tmp_path / "w.pth")
-    made = imported(tmp_path / "w.pth", name, "order", "imagenet", [])
+    made = convert_weights(tmp_path / "w.pth", name, "order", "imagenet", [])
     weights_file.write(tmp_path / "w.safetensors", made.tensors, made.about, made.facts)
     used = assemble.usable(tmp_path / "w.safetensors", tmp_path, CPU).network
     pictures = torch.randn(1, 3, 224, 224).to(memory_format=torch.channels_last)
@@ -245,7 +245,7 @@ def test_mobilenet_v2_with_its_imagenet_weights_gives_torchvisions_logits_bit_fo
     import torchvision
     from PIL import Image
 
-    made = imported(PTH, "mobilenet_v2", "order", "imagenet", [])
+    made = convert_weights(PTH, "mobilenet_v2", "order", "imagenet", [])
     weights_file.write(tmp_path / "w.safetensors", made.tensors, made.about, made.facts)
     ours = assemble.usable(tmp_path / "w.safetensors", tmp_path, CPU).network
     theirs = torchvision.models.mobilenet_v2().eval()
@@ -276,7 +276,7 @@ def test_predict_gets_18_of_20_imagenet_pictures_right_at_top_1_and_20_at_top_5(
 
 def test_config_errors_are_not_file_errors():
     with pytest.raises(ConfigError):
-        imported(Path("x.pth"), "nothing", "order", None, [])
+        convert_weights(Path("x.pth"), "nothing", "order", None, [])
 
 
 FACTS = {"classes": ["a", "b"], "image": [1, 8, 8], "mean": [0.0], "std": [1.0]}
@@ -350,7 +350,7 @@ def test_statistics_of_the_weights_survive_a_resume(trained_run, tmp_path, monke
         train_from_weights(trained_run, tmp_path, "data.split={val: 0.4, test: 0.2}", "train.epochs=2")
     run = tmp_path / "given" / "1"
     before = checkpoints.load_newest(run / "checkpoints", "latest", pytest.fail)
-    operations.train(schema.load(run / "config.yaml"), tmp_path, CPU, resume=True)
+    train_run(schema.load(run / "config.yaml"), tmp_path, CPU, resume=True)
     after = checkpoints.load_newest(run / "checkpoints", "latest", pytest.fail)
     mine = read_weights(trained_run).facts
     for saved in (before, after):
@@ -367,8 +367,8 @@ def test_our_own_weights_file_is_imported_by_name(tmp_path, run_cli):
     assert run_cli("import", path, "--like", tmp_path / "like.yaml", "--out", first)[0] == 0
     code, _, err = run_cli("import", first, "--like", tmp_path / "like.yaml", "--out", second)
     assert code == 2
-    assert "--map name" in err
-    assert run_cli("import", first, "--like", tmp_path / "like.yaml", "--map", "name", "--out", second)[0] == 0
+    assert "--match name" in err
+    assert run_cli("import", first, "--like", tmp_path / "like.yaml", "--match", "name", "--out", second)[0] == 0
     assert all(
         torch.equal(value, read_weights(second).tensors[name]) for name, value in read_weights(first).tensors.items()
     )

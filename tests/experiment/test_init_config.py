@@ -17,7 +17,8 @@ from PIL import ImageDraw
 from cnnrun.base.errors import ConfigError, DataError
 from cnnrun.data.guess_source import source_of
 from cnnrun.experiment import init_config, schema
-from cnnrun.results import operations
+from cnnrun.results.evaluate import evaluate_run
+from cnnrun.results.train_run import train_run
 from tests.support.images import save_picture
 
 
@@ -78,8 +79,8 @@ def test_a_messy_folder_gives_a_config_that_trains_well(messy, tmp_path):
     assert "# 3 cannot be decoded" in text
     assert "training leaves them out" in text
     torch.manual_seed(0)
-    run = operations.train(tried, tmp_path / "runs", torch.device("cpu"), resume=False)
-    measured = operations.evaluate(Path(run["run"]), tmp_path / "runs", torch.device("cpu"), None)
+    run = train_run(tried, tmp_path / "runs", torch.device("cpu"), resume=False)
+    measured = evaluate_run(Path(run["run"]), tmp_path / "runs", torch.device("cpu"), None)
     assert measured["split"] == "test"
     assert measured["numbers"]["accuracy"] > 0.8
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from cnnrun.base.errors import CheckpointError
+from cnnrun.experiment import run as experiment_run
 from cnnrun.experiment import schema
-from cnnrun.results import operations
+from cnnrun.results.train_run import train_run
 from cnnrun.training import run_folder
 from tests.support.configs import TINY
 from tests.support.images import save_class_folders, save_picture
@@ -34,7 +35,7 @@ def pets(tmp_path) -> Path:
 def unfinished(pets, tmp_path) -> Path:
     """A run that was stopped at its second step."""
     with stop_at(1):
-        operations.train(over(pets), tmp_path / "runs", CPU, resume=False)
+        train_run(over(pets), tmp_path / "runs", CPU, resume=False)
     return tmp_path / "runs" / "tiny" / "1"
 
 
@@ -64,11 +65,11 @@ def test_another_machine_is_said_and_strictly_refused(unfinished, pets, tmp_path
     with pytest.MonkeyPatch.context() as patched:
         MACHINE[what](patched)
         with pytest.raises(CheckpointError, match=f"{what} was .*, is ") as refused:
-            operations.train(over(pets), tmp_path / "runs", CPU, resume=True, strict=True)
+            train_run(over(pets), tmp_path / "runs", CPU, resume=True, strict=True)
         assert len(refused.value.lines) == 2
         assert everything(unfinished) == before
         capfd.readouterr()
-        operations.train(over(pets), tmp_path / "runs", CPU, resume=True)
+        train_run(over(pets), tmp_path / "runs", CPU, resume=True)
     (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith(f"{what} was ")]
     assert line.endswith("the result may differ in its last bits from an uninterrupted run's")
 
@@ -85,24 +86,24 @@ def test_another_machine_is_said_and_strictly_refused(unfinished, pets, tmp_path
 )
 def test_other_settings_are_said_and_strictly_refused(unfinished, pets, tmp_path, capfd, setting, said):
     with pytest.raises(CheckpointError, match=f"of other settings: {said}"):
-        operations.train(over(pets, setting), tmp_path / "runs", CPU, resume=True, strict=True)
+        train_run(over(pets, setting), tmp_path / "runs", CPU, resume=True, strict=True)
     assert not (tmp_path / "runs" / "tiny" / "2").exists()
     capfd.readouterr()
-    made = operations.train(over(pets, setting), tmp_path / "runs", CPU, resume=True)
+    made = train_run(over(pets, setting), tmp_path / "runs", CPU, resume=True)
     assert made["run"].endswith("/2")
     assert f"of other settings: {said}" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("setting", ["data.workers=1", "data.prefetch=3", "train.keep=5", "train.timeout=7"])
 def test_what_changes_no_bit_is_no_other_setting(unfinished, pets, tmp_path, setting):
-    made = operations.train(over(pets, setting), tmp_path / "runs", CPU, resume=True, strict=True)
+    made = train_run(over(pets, setting), tmp_path / "runs", CPU, resume=True, strict=True)
     assert made["run"] == str(unfinished)
 
 
 def test_other_data_is_refused_with_what_changed(unfinished, pets, tmp_path):
     def refused(*, said: str) -> None:
         with pytest.raises(CheckpointError, match=said) as error:
-            operations.train(over(pets), tmp_path / "runs", CPU, resume=True)
+            train_run(over(pets), tmp_path / "runs", CPU, resume=True)
         assert error.value.exit_code == 3
         assert len(error.value.lines) == 1
 
@@ -122,10 +123,10 @@ def test_a_machine_in_between_is_remembered(unfinished, pets, tmp_path):
     with pytest.MonkeyPatch.context() as patched:
         MACHINE["cpu_capability"](patched)
         with stop_at(3):
-            operations.train(over(pets), tmp_path / "runs", CPU, resume=True)
+            train_run(over(pets), tmp_path / "runs", CPU, resume=True)
     for _ in range(2):
         with pytest.raises(CheckpointError, match="cpu_capability was Z80, is "):
-            operations.train(over(pets), tmp_path / "runs", CPU, resume=True, strict=True)
+            train_run(over(pets), tmp_path / "runs", CPU, resume=True, strict=True)
 
 
 def test_strictly_every_machine_before_counts_not_the_last_alone(unfinished, pets, tmp_path):
@@ -133,30 +134,30 @@ def test_strictly_every_machine_before_counts_not_the_last_alone(unfinished, pet
     with pytest.MonkeyPatch.context() as patched:
         MACHINE["threads"](patched)
         with stop_at(3):
-            operations.train(over(pets), tmp_path / "runs", CPU, resume=True)
+            train_run(over(pets), tmp_path / "runs", CPU, resume=True)
         with pytest.raises(CheckpointError, match="threads was 1, is 7"):
-            operations.train(over(pets), tmp_path / "runs", CPU, resume=True, strict=True)
+            train_run(over(pets), tmp_path / "runs", CPU, resume=True, strict=True)
 
 
 def test_data_that_changes_before_the_first_checkpoint_is_refused_too(unfinished, pets, tmp_path):
     shutil.rmtree(unfinished / "checkpoints")
     save_picture(pets / "cat" / "3.png", seed=999, size=(8, 8))
     with pytest.raises(CheckpointError, match="3.png changed"):
-        operations.train(over(pets), tmp_path / "runs", CPU, resume=True)
+        train_run(over(pets), tmp_path / "runs", CPU, resume=True)
 
 
 def test_a_run_that_another_process_finishes_meanwhile_is_left_alone(unfinished, pets, tmp_path, monkeypatch):
-    real = operations.refuse_unlearnable
+    real = experiment_run.refuse_unlearnable
 
     def finishing(*arguments):
-        monkeypatch.setattr(operations, "refuse_unlearnable", real)
-        operations.train(over(pets), tmp_path / "runs", CPU, resume=True)
+        monkeypatch.setattr(experiment_run, "refuse_unlearnable", real)
+        train_run(over(pets), tmp_path / "runs", CPU, resume=True)
         finished.update(everything(unfinished))
         return real(*arguments)
 
     finished: dict[str, bytes] = {}
-    monkeypatch.setattr(operations, "refuse_unlearnable", finishing)
-    made = operations.train(over(pets), tmp_path / "runs", CPU, resume=True)
+    monkeypatch.setattr(experiment_run, "refuse_unlearnable", finishing)
+    made = train_run(over(pets), tmp_path / "runs", CPU, resume=True)
     assert made["run"] == str(unfinished)
     assert made["steps"] == 8
     assert everything(unfinished) == finished

@@ -15,17 +15,18 @@ from torch import nn
 
 from cnnrun.base.errors import ConfigError
 from cnnrun.experiment.schema import parse
-from cnnrun.explain import run_method
 from cnnrun.explain.layer_names import Place, captured, features, passing_back, places, projected
+from cnnrun.explain.methods import Embed, Evolve, Invariance, Top
 from cnnrun.explain.methods.gradients import cams, slopes_of
 from cnnrun.explain.methods.invariance import changes
 from cnnrun.explain.methods.occlude import sweep
 from cnnrun.explain.methods.patches import strongest
 from cnnrun.explain.methods.worst import worst
+from cnnrun.explain.run_method import Selection
 from cnnrun.explain.subject import Shown, aimed, said_of
 from cnnrun.model.network import build, materialize
-from cnnrun.results import operations
-from tests.support.small_runs import open_run
+from cnnrun.results.train_run import train_run
+from tests.support.small_runs import explain_run, open_run
 
 CPU = torch.device("cpu")
 
@@ -138,8 +139,8 @@ def test_features_are_what_the_layers_give(run):
 
 @pytest.mark.parametrize("batch", [1, 7, 64])
 def test_top_is_what_looking_at_every_picture_finds(batch, run):
-    run_ = open_run(run, split="val")
-    subject, examples = run_.subject, run_.examples()
+    run_ = open_run(run)
+    subject, examples = run_.subject, run_.examples("val")
     for word in ("stem", "model[3]", "last"):
         place = subject.maps(word)
         maps = features(subject.given.network, place, examples.take(torch.arange(len(examples))).float())
@@ -155,8 +156,7 @@ def test_top_is_what_looking_at_every_picture_finds(batch, run):
 
 
 def test_top_tells_where_each_patch_lies(run, tmp_path):
-    asked = run_method.Asked(run, Path("runs"), CPU, tmp_path / "top.png", "val")
-    data = run_method.top(asked, "model[1]", [0, 5], 1)
+    data = explain_run(Top(split="val", layer="model[1]", channels=(0, 5)), run, tmp_path / "top.png")
     assert [each["channel"] for each in data["channels"]] == [0, 5]
     for patch in data["channels"][0]["patches"]:
         (row, column), (x1, y1, x2, y2) = patch["cell"], patch["box"]
@@ -185,7 +185,7 @@ def test_occlusion_in_batches_is_occlusion_one_by_one(run):
 def test_gradcam_is_its_formula_and_captums(run):
     subject = open_run(run).subject
     network = subject.given.network
-    pictures = open_run(run, split="val").examples().take(torch.arange(5)).float()
+    pictures = open_run(run).examples("val").take(torch.arange(5)).float()
     shown = Shown(pictures, list("abcde"), [""] * 5)
     found, aim, scores = cams(subject, shown, "layers.last", "last", "4")
     with captured(network, ["layers.last"]) as kept:
@@ -215,7 +215,7 @@ model:
   - global_avg_pool: {from: a}
 train: {epochs: 1, batch: 256}
 """
-    done = operations.train(parse(text, "aside.yaml"), tmp_path, CPU, resume=False)
+    done = train_run(parse(text, "aside.yaml"), tmp_path, CPU, resume=False)
     code, _, err = run_cli("explain", "gradcam", done["run"], "--layer", "unused")
     assert code == 2
     assert err.startswith("--layer model[1].conv: nothing that the network says comes from it")
@@ -226,7 +226,7 @@ def test_a_change_of_nothing_moves_nothing(run):
     for change in changes((1, 8, 8), CPU):
         identity = change.matrix_S23[0 if "shift" not in change.name else len(change.amounts) // 2]
         assert torch.allclose(identity, torch.eye(2, 3), atol=1e-6), change.name
-    data = run_method.invariance(run_method.Asked(run, Path("runs"), CPU, count=2), ["stem", "model[3]"], None)
+    data = explain_run(Invariance(images=2, layers=("stem", "model[3]")), run)
     assert data["layers"] == ["model[0].conv", "model[3].residual"]
     assert len(data["curves"]) == 6
     for curve in data["curves"]:
@@ -240,13 +240,12 @@ def test_a_change_of_nothing_moves_nothing(run):
 
 
 def test_evolve_shows_each_checkpoint_and_ends_where_top_is(run):
-    asked = run_method.Asked(run, Path("runs"), CPU, split="val")
-    data = run_method.evolve(asked, "last", [1, 2], 1)
+    data = explain_run(Evolve(split="val", layer="last", channels=(1, 2)), run)
     steps = list(dict.fromkeys(each["step"] for each in data["patches"]))
     assert len(steps) == 4
     assert steps == sorted(steps)
-    opened_ = open_run(run / "checkpoints" / f"step-{steps[-1]:08d}", split="val")
-    found = strongest(opened_.subject.given, opened_.subject.maps("last"), opened_.examples(), 64)
+    opened_ = open_run(run / "checkpoints" / f"step-{steps[-1]:08d}")
+    found = strongest(opened_.subject.given, opened_.subject.maps("last"), opened_.examples("val"), 64)
     last = [each for each in data["patches"] if each["step"] == steps[-1]]
     assert [each["value"] for each in last] == pytest.approx(found.values[0, [1, 2]].tolist(), rel=1e-5)
 
@@ -266,11 +265,10 @@ def test_evolve_needs_two_checkpoints(trained_run, run_cli, tmp_path):
 
 def test_embeddings_are_the_layers_means_and_a_probe_reads_them(run, tmp_path):
     path = tmp_path / "vectors.npz"
-    asked = run_method.Asked(run, Path("runs"), CPU, path, "val")
-    data = run_method.embed(asked, ["stem", "last"], "pca", True)
+    data = explain_run(Embed(split="val", layers=("stem", "last"), probe=True), run, path)
     kept = np.load(path)
-    run_ = open_run(run, split="val")
-    examples = run_.examples()
+    run_ = open_run(run)
+    examples = run_.examples("val")
     place = run_.subject.maps("last")
     maps = features(run_.subject.given.network, place, examples.take(torch.arange(len(examples))).float())
     assert np.allclose(kept["features"], maps.mean((2, 3)).numpy(), atol=1e-5)
@@ -281,14 +279,14 @@ def test_embeddings_are_the_layers_means_and_a_probe_reads_them(run, tmp_path):
     assert rows["model[7].conv"] > 0.3  # ten classes
     assert (tmp_path / "vectors.png").exists()
     with pytest.raises(ConfigError, match="is there already"):
-        run_method.embed(asked, ["last"], "pca", False)
+        explain_run(Embed(split="val", layers=("last",), probe=False), run, path)
 
 
 def test_embeddings_as_parquet_and_a_map_by_tsne(run, tmp_path):
     from pyarrow.parquet import read_table
 
-    asked = run_method.Asked(run, Path("runs"), CPU, tmp_path / "v.parquet", "val")
-    run_method.embed(asked, ["model[8]"], "tsne", False)
+    method = Embed(split="val", layers=("model[8]",), map="tsne", probe=False)
+    explain_run(method, run, tmp_path / "v.parquet")
     table = read_table(tmp_path / "v.parquet")
     assert table.column_names == ["features", "picture", "map", "labels"]
     assert len(table["features"][0]) == 12
@@ -327,8 +325,8 @@ def test_the_map_of_an_occlusion_lies_where_the_squares_middles_are():
 
 def test_what_is_said_of_one_place_is_explained_place_by_place(of_each_task):
     """A detector's best score: slopes times maps, which heat the cells about the one that has the score."""
-    run_ = open_run(of_each_task["detect"], split="val", count=6)
-    subject, shown = run_.subject, run_.shown()
+    run_ = open_run(of_each_task["detect"])
+    subject, shown = run_.subject, run_.images(Selection("val", 6))
     found, _, _ = cams(subject, shown, subject.maps(None).module, "p3", None)
     network, module = subject.given.network, subject.maps(None).module
     for number in range(len(shown)):
@@ -341,7 +339,7 @@ def test_what_is_said_of_one_place_is_explained_place_by_place(of_each_task):
 
 def test_in_parts_it_is_what_it_is_at_once(run):
     """Whatever fits the memory: slopes, projections and what is said do not depend on how many run together."""
-    pixels = open_run(run, split="val").examples().take(torch.arange(7)).float()
+    pixels = open_run(run).examples("val").take(torch.arange(7)).float()
     shown, found = Shown(pixels, list("abcdefg"), [""] * 7), []
     for size in (128, 3, 1):
         subject = open_run(run).subject
@@ -362,8 +360,8 @@ def test_in_parts_it_is_what_it_is_at_once(run):
 
 def test_people_with_one_picture_are_nobodys_mistakes(of_each_task):
     """Of embeddings: those that another's resembles most come first, and no one without a picture like his own."""
-    run_ = open_run(of_each_task["verify"], split="val")
-    examples = run_.examples()
+    run_ = open_run(of_each_task["verify"])
+    examples = run_.examples("val")
     labels = examples.targets["labels"].clone()
     labels[0] = labels.max() + 1
     alone = dataclasses.replace(
@@ -388,6 +386,6 @@ def test_of_many_pictures_it_says_how_many_were_looked_at(run, monkeypatch):
     from cnnrun.explain.methods import worst as module
 
     monkeypatch.setattr(module, "_MOST", 50)
-    found = worst(open_run(run).subject, open_run(run, split="val").examples(), 3, 16)
+    found = worst(open_run(run).subject, open_run(run).examples("val"), 3, 16)
     assert found.looked_at == 50
     assert len(found.mistakes) == 3

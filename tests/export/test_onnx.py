@@ -15,7 +15,7 @@ from cnnrun import export as exporting
 from cnnrun.base.errors import CheckpointError, ParityError
 from cnnrun.experiment import assemble
 from cnnrun.export.onnx import Onnx
-from cnnrun.results import operations
+from cnnrun.results.export_run import export_run
 
 CPU = torch.device("cpu")
 
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def exported(trained_run, tmp_path_factory):
     path = tmp_path_factory.mktemp("export") / "model.onnx"
-    report = operations.exported(Onnx(), trained_run, trained_run.parent.parent, None, path)
+    report = export_run(Onnx(), trained_run, trained_run.parent.parent, None, path)
     return path, report
 
 
@@ -73,7 +73,7 @@ def test_a_file_that_is_not_the_network_is_removed_with_7(trained_run, tmp_path,
 
     monkeypatch.setattr(Onnx, "reload", distorted)
     with pytest.raises(ParityError) as refused:
-        operations.exported(Onnx(), trained_run, tmp_path, None, path)
+        export_run(Onnx(), trained_run, tmp_path, None, path)
     assert refused.value.exit_code == 7
     assert "probabilities differ by up to" in str(refused.value)
     assert path.read_bytes() == b"the one before"
@@ -91,7 +91,7 @@ def test_a_metric_that_differs_fails_even_when_probabilities_agree(trained_run, 
 
     monkeypatch.setattr(Onnx, "reload", shuffled)
     with pytest.raises(ParityError, match="accuracy is"):
-        operations.exported(Onnx(), trained_run, tmp_path, None, tmp_path / "model.onnx")
+        export_run(Onnx(), trained_run, tmp_path, None, tmp_path / "model.onnx")
 
 
 @pytest.mark.parametrize(("off", "passes"), [(0.0, True), (0.00004, True), (0.0002, False)])
@@ -105,10 +105,10 @@ def test_a_metric_is_the_networks_to_four_digits(trained_run, tmp_path, monkeypa
 
     monkeypatch.setattr(exporting, "measure", moved)
     if passes:
-        assert operations.exported(Onnx(), trained_run, tmp_path, None, tmp_path / "model.onnx")["passed"]
+        assert export_run(Onnx(), trained_run, tmp_path, None, tmp_path / "model.onnx")["passed"]
     else:
         with pytest.raises(ParityError, match="in the network and"):
-            operations.exported(Onnx(), trained_run, tmp_path, None, tmp_path / "model.onnx")
+            export_run(Onnx(), trained_run, tmp_path, None, tmp_path / "model.onnx")
 
 
 def test_a_file_says_the_height_of_its_pictures_before_their_width(trained_run, tmp_path):
@@ -150,6 +150,6 @@ def test_a_small_split_is_filled_up_from_training(trained_run, tmp_path, monkeyp
     monkeypatch.setattr(
         assemble, "load", lambda *a: small.model_copy(update={"data": small.data.model_copy(update={"split": split})})
     )
-    report = operations.exported(Onnx(), trained_run, tmp_path, None, tmp_path / "model.onnx")
+    report = export_run(Onnx(), trained_run, tmp_path, None, tmp_path / "model.onnx")
     assert report["samples_compared"] == 64
     assert report["split"] == "test"

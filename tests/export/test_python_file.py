@@ -24,7 +24,7 @@ from cnnrun.export.python_source import Sources, construction
 from cnnrun.model.layers import Leaf
 from cnnrun.model.structures import Node
 from cnnrun.model.trained import Deployed, Trained
-from cnnrun.results import operations
+from cnnrun.results.export_run import export_run
 from cnnrun.tasks.classify import Classify
 
 CPU = torch.device("cpu")
@@ -34,7 +34,7 @@ NODE = TypeAdapter(Node)
 @pytest.fixture(scope="module")
 def exported(trained_run, tmp_path_factory):
     path = tmp_path_factory.mktemp("code") / "digits-net.py"
-    report = operations.exported(Code(), trained_run, trained_run.parent.parent, None, path)
+    report = export_run(Code(), trained_run, trained_run.parent.parent, None, path)
     return path, report
 
 
@@ -156,7 +156,7 @@ def test_code_that_is_not_the_network_is_not_kept(trained_run, tmp_path, monkeyp
     real = code.source
     monkeypatch.setattr(code, "source", lambda *a: real(*a).replace("outputs / self", "2 * outputs / self"))
     with pytest.raises(ParityError, match="not the model"):
-        operations.exported(Code(), trained_run, trained_run.parent.parent, None, tmp_path / "net.py")
+        export_run(Code(), trained_run, trained_run.parent.parent, None, tmp_path / "net.py")
     assert [file.name for file in tmp_path.iterdir()] == ["parity-code-failed.json"]
     assert json.loads((tmp_path / "parity-code-failed.json").read_text())["passed"] is False
 

@@ -22,7 +22,8 @@ import torch
 
 from cnnrun.commands import app
 from cnnrun.experiment import schema
-from cnnrun.results import calibrate, operations
+from cnnrun.results import calibrate
+from cnnrun.results.train_run import train_run
 from tests.support.configs import TINY
 
 CPU = torch.device("cpu")
@@ -245,7 +246,7 @@ def runs_of_each_state(root: Path) -> tuple[Path, Path, Path]:
     """A config, a finished run of it, and the same run as if its training had been killed at the very end."""
     config = root / "tiny.yaml"
     config.write_text(TINY.replace("epochs: 2", "epochs: 3, save_every: 5, ema: {decay: 0.9}"))
-    finished = Path(operations.train(schema.load(config), root / "runs", CPU, resume=False)["run"])
+    finished = Path(train_run(schema.load(config), root / "runs", CPU, resume=False)["run"])
     # What is damaged is the newest checkpoint: it shall be the one that is evaluated.
     (finished / "checkpoints" / "best").write_text((finished / "checkpoints" / "latest").read_text())
     calibrate.calibrate(finished, root / "runs", CPU)

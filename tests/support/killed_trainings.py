@@ -23,7 +23,7 @@ import torch
 
 from cnnrun.base import atomic_files
 from cnnrun.experiment import schema
-from cnnrun.results import operations
+from cnnrun.results.train_run import train_run
 from cnnrun.training import checkpoints
 from tests.support.configs import KINDS, case_config
 from tests.support.forked_processes import fork, outcome
@@ -82,7 +82,7 @@ def _train_counting_calls(made: schema.Experiment, root: Path, fatal: int | None
     atomic_files._write_all = write_in_halves
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 2)
-    operations.train(made, root / "runs", torch.device("cpu"), resume=True)
+    train_run(made, root / "runs", torch.device("cpu"), resume=True)
     return calls
 
 

@@ -9,7 +9,8 @@ import torch
 
 from cnnrun.experiment import schema
 from cnnrun.explain import run_method
-from cnnrun.results import operations
+from cnnrun.explain.method_base import ExplainMethod
+from cnnrun.results.train_run import train_run
 from cnnrun.training import checkpoints
 from tests.support.configs import LINKED, TINY, case_config, tiny_experiment
 from tests.support.images import write_pictures
@@ -19,7 +20,7 @@ TASKS = ("classify", "multilabel", "regress", "detect", "verify")
 
 def train_tiny(root: Path, *overrides: str) -> Path:
     """The run folder of TINY with these settings, trained."""
-    return Path(operations.train(tiny_experiment(*overrides), root, torch.device("cpu"), resume=False)["run"])
+    return Path(train_run(tiny_experiment(*overrides), root, torch.device("cpu"), resume=False)["run"])
 
 
 def train_from_weights(run: Path, root: Path, *overrides: str) -> tuple[Path, dict[str, torch.Tensor]]:
@@ -29,14 +30,14 @@ def train_from_weights(run: Path, root: Path, *overrides: str) -> tuple[Path, di
         TINY[TINY.index("model:\n") : TINY.index("train:")], f"model:\n  layers:\n{layers}  weights: {run}\n"
     )
     tried = schema.parse(text, "f", ["name=given", "train.epochs=1", *overrides])
-    made = Path(operations.train(tried, root, torch.device("cpu"), resume=False)["run"])
+    made = Path(train_run(tried, root, torch.device("cpu"), resume=False)["run"])
     return made, checkpoints.load_newest(made / "checkpoints", "latest", pytest.fail).parts["model"]
 
 
 def train_linked(root: Path) -> Path:
     """The run folder of LINKED, trained."""
     made = schema.parse(LINKED, "linked.yaml")
-    return Path(operations.train(made, root, torch.device("cpu"), resume=False)["run"])
+    return Path(train_run(made, root, torch.device("cpu"), resume=False)["run"])
 
 
 def train_each_task(root: Path) -> dict[str, Path]:
@@ -46,10 +47,15 @@ def train_each_task(root: Path) -> dict[str, Path]:
     found = {}
     for task in TASKS:
         made = case_config(folder, root, (0, 2, kinds.get(task, task))).model_copy(update={"name": task})
-        found[task] = Path(operations.train(made, root / "runs", torch.device("cpu"), resume=False)["run"])
+        found[task] = Path(train_run(made, root / "runs", torch.device("cpu"), resume=False)["run"])
     return found
 
 
-def open_run(run: Path, **asked) -> run_method.Opened:
+def open_run(run: Path) -> run_method.OpenRun:
     """A run opened as the commands open it, on the CPU."""
-    return run_method.opened(run_method.Asked(run, Path("runs"), torch.device("cpu"), **asked))
+    return run_method.open_run(run, Path("runs"), torch.device("cpu"))
+
+
+def explain_run(method: ExplainMethod, run: Path, out: Path | None = None, root: Path = Path("runs")) -> dict:
+    """What the command of a method returns, on the CPU."""
+    return run_method.explain_run(method, run, root, torch.device("cpu"), out)

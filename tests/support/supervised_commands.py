@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from cnnrun.experiment import schema
-from cnnrun.results import operations
+from cnnrun.results.train_run import train_run
 from tests.support.configs import TINY
 from tests.support.forked_processes import fork, outcome
 from tests.support.images import save_picture
@@ -172,7 +172,7 @@ def _differences(folder: Path) -> list[str]:
 
 def _train(folder: Path, text: str) -> Path:
     made = schema.parse(text, "tiny.yaml", ["name=tiny"])
-    trained = outcome(*fork(lambda: operations.train(made, folder / "whole", torch.device("cpu"), resume=False)))
+    trained = outcome(*fork(lambda: train_run(made, folder / "whole", torch.device("cpu"), resume=False)))
     return Path(trained["run"])
 
 

@@ -15,10 +15,13 @@ from PIL import Image as Pil
 
 from cnnrun.base.errors import ConfigError
 from cnnrun.experiment import assemble, schema
+from cnnrun.experiment.checks import listed_facts
 from cnnrun.export.onnx import Onnx
 from cnnrun.export.python_file import Code
-from cnnrun.results import operations
+from cnnrun.results.evaluate import evaluate_run
+from cnnrun.results.export_run import export_run
 from cnnrun.results.predict import with_scores
+from cnnrun.results.train_run import train_run
 from cnnrun.training.evaluate import evaluate
 from tests.support.forked_processes import run_on_ranks
 from tests.support.images import save_picture
@@ -49,7 +52,7 @@ def run(tmp_path_factory) -> Path:
     """Trained long enough to find something."""
     root = tmp_path_factory.mktemp("scenes")
     made = tried("train.epochs=14", "data.source.digit_scenes.train=500", "train.ema={decay: 0.9}")
-    return Path(operations.train(made, root, CPU, resume=False)["run"])
+    return Path(train_run(made, root, CPU, resume=False)["run"])
 
 
 @pytest.fixture
@@ -67,7 +70,7 @@ def test_it_learns_and_measures_the_same_everywhere(run):
     best = max(json.loads(line)["val/AP50"] for line in (run / "metrics.jsonl").read_text().splitlines())
     assert best > 0.15
     assert {"val/AP", "val/AP75", "val/AR100", "val/loss"} <= set(last)
-    result = operations.evaluate(run, run.parent.parent, CPU, "val")
+    result = evaluate_run(run, run.parent.parent, CPU, "val")
     assert result["numbers"]["AP50"] == best  # what training said of its best checkpoint
     assert len(result["tables"]["per_class"]) == 10
     assert len(result["tables"]["precision_recall"]) == 1010
@@ -76,10 +79,10 @@ def test_it_learns_and_measures_the_same_everywhere(run):
 @pytest.mark.parametrize("augment", ["{shift: 0.1, flip: both}", "{rotate: 9, scale: 0.2, mosaic: 0.5}"])
 def test_resumed_is_uninterrupted(tmp_path, augment):
     made = tried(f"data.augment={augment}", "train.ema={decay: 0.9}", "train.epochs=2", "train.accumulate=2")
-    operations.train(made, tmp_path / "whole", CPU, resume=True)
+    train_run(made, tmp_path / "whole", CPU, resume=True)
     with stop_at(7):
-        operations.train(made, tmp_path / "cut", CPU, resume=True)
-    operations.train(made, tmp_path / "cut", CPU, resume=True)
+        train_run(made, tmp_path / "cut", CPU, resume=True)
+    train_run(made, tmp_path / "cut", CPU, resume=True)
     assert digest(tmp_path / "cut" / "scenes" / "1") == digest(tmp_path / "whole" / "scenes" / "1")
 
 
@@ -103,7 +106,7 @@ def test_evaluation_by_several_ranks_is_that_of_one(run):
 @pytest.mark.parametrize("form", [Onnx(), Code()], ids=lambda form: form.kind)
 def test_the_exported_file_finds_the_same_boxes_and_the_same_numbers(run, tmp_path, form):
     path = tmp_path / f"model{form.suffix}"
-    report = operations.exported(form, run, run.parent.parent, None, path)
+    report = export_run(form, run, run.parent.parent, None, path)
     assert report["passed"]
     assert report["samples_compared"] == 64
     for name, value in report["metrics"]["network"].items():
@@ -113,7 +116,7 @@ def test_the_exported_file_finds_the_same_boxes_and_the_same_numbers(run, tmp_pa
 
 def test_the_graph_holds_its_own_suppression(run, tmp_path):
     path = tmp_path / "model.onnx"
-    operations.exported(Onnx(), run, run.parent.parent, None, path)
+    export_run(Onnx(), run, run.parent.parent, None, path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     assert [out.name for out in session.get_outputs()] == ["boxes", "scores", "labels"]
     about = session.get_modelmeta().custom_metadata_map
@@ -137,7 +140,7 @@ def test_a_file_that_finds_other_boxes_is_not_kept(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(exporting.onnx.Onnx, "reload", shifted)
     with pytest.raises(ParityError, match="overlaps the network's"):
-        operations.exported(Onnx(), run, run.parent.parent, None, tmp_path / "model.onnx")
+        export_run(Onnx(), run, run.parent.parent, None, tmp_path / "model.onnx")
     assert not (tmp_path / "model.onnx").exists()
 
 
@@ -225,7 +228,7 @@ def test_frozen_layers_whose_features_are_kept(tmp_path):
     made = tried("train.freeze=c3", "task.detect.levels=[p4]", "data.augment={}", "train.epochs=1")
     nodes = [node for node in made.model.layers if node.name != "p3"]
     made = made.model_copy(update={"model": made.model.model_copy(update={"layers": nodes})})
-    assert operations.train(made, tmp_path, CPU, resume=False)["best"]
+    assert train_run(made, tmp_path, CPU, resume=False)["best"]
 
 
 def test_options_for_boxes_are_refused_for_other_tasks(trained_run, tmp_path, run_cli):
@@ -238,13 +241,13 @@ def test_options_for_boxes_are_refused_for_other_tasks(trained_run, tmp_path, ru
 
 def test_panels_and_the_assignment_are_drawn(run, tmp_path, run_cli, trained_run):
     code, out, _ = run_cli(
-        "explain", "found", run, "--out", tmp_path / "found.png", "--pictures", "3", "--runs", tmp_path
+        "explain", "detections", run, "--out", tmp_path / "found.png", "--images", "3", "--runs", tmp_path
     )
     assert code == 0
     assert "What is in each picture, left, and what the network finds, right." in out
     with Pil.open(tmp_path / "found.png") as picture:
         assert picture.size[1] > 3 * 96
-    code, out, _ = run_cli("explain", "assign", run, "--picture", "3", "--out", tmp_path / "a.png", "--json")
+    code, out, _ = run_cli("explain", "assign", run, "--image", "3", "--out", tmp_path / "a.png", "--json")
     assert code == 0
     about = json.loads(out)
     assert sum(each["cells"] for each in about["objects"]) == len(about["cells"])
@@ -253,9 +256,9 @@ def test_panels_and_the_assignment_are_drawn(run, tmp_path, run_cli, trained_run
         x1, y1, x2, y2 = about["objects"][row["object"]]["box"]
         assert x1 - 8 <= row["x"] <= x2 + 8
         assert y1 - 8 <= row["y"] <= y2 + 8
-    assert run_cli("explain", "assign", run, "--picture", "999", "--out", tmp_path / "b.png")[0] == 2
+    assert run_cli("explain", "assign", run, "--image", "999", "--out", tmp_path / "b.png")[0] == 2
     assert run_cli("explain", "assign", trained_run, "--out", tmp_path / "b.png")[0] == 2
-    assert run_cli("explain", "found", trained_run, "--out", tmp_path / "b.png")[0] == 2
+    assert run_cli("explain", "detections", trained_run, "--out", tmp_path / "b.png")[0] == 2
     assert not (tmp_path / "b.png").exists()
 
 
@@ -313,4 +316,4 @@ def test_summary_diagram_and_check_know_the_levels(tmp_path, run_cli):
 def test_a_shipped_block_can_be_replaced(tmp_path):
     own = SCENES + "blocks: {fpn_up: {parameters: {lateral, out_channels: 4}, layers: [{conv: $out_channels}]}}\n"
     made = schema.parse(own, "c.yaml", ["name=c", "task.detect.towers=separate", "task.detect.levels=[p3]"])
-    assert assemble.network(made, operations._facts(made)).levels[0].shape == (16, 6, 6)
+    assert assemble.network(made, listed_facts(made)).levels[0].shape == (16, 6, 6)

@@ -14,7 +14,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnrun.commands import tables
+from cnnrun.base.console import Output
+from cnnrun.commands.enroll import print_gallery
+from cnnrun.commands.evaluate import print_evaluation
+from cnnrun.commands.tables import print_findings
 from cnnrun.contracts.layer import Facts
 from cnnrun.results import compare
 from cnnrun.results.report import charts
@@ -100,7 +103,7 @@ def evaluated(classes: int) -> dict:
 
 def test_eval_of_many_classes_prints_the_most_confused_pairs_and_the_ends_of_the_table(capsys):
     data = evaluated(MANY)
-    tables.evaluation(data)
+    print_evaluation(data, Output())
     out = capsys.readouterr().out
     assert len(out) < READABLE
     pairs, among = classification_metrics.most_confused(data["matrices"]["confusion"], 20)
@@ -119,7 +122,7 @@ def test_eval_of_many_classes_prints_the_most_confused_pairs_and_the_ends_of_the
 
 def test_up_to_thirty_classes_everything_is_printed(capsys):
     data = evaluated(30)
-    tables.evaluation(data)
+    print_evaluation(data, Output())
     out = capsys.readouterr().out
     assert "--json" not in out
     assert "confusion (rows: true, columns: predicted)" in out
@@ -131,7 +134,7 @@ def test_up_to_thirty_classes_everything_is_printed(capsys):
 
 
 def test_nothing_confused_is_said(capsys):
-    tables.evaluation(evaluated(31) | {"matrices": {"confusion": np.eye(31, dtype=int).tolist()}})
+    print_evaluation(evaluated(31) | {"matrices": {"confusion": np.eye(31, dtype=int).tolist()}}, Output())
     assert "confusion of 31 classes: no class was taken for another; --json" in capsys.readouterr().out
 
 
@@ -148,12 +151,16 @@ def test_a_class_of_which_there_is_nothing_is_neither_best_nor_worst():
 
 
 def test_lists_that_are_cut_say_so(capsys):
-    tables.findings([{"level": "note", "what": "things", "count": 12, "examples": [[str(n)] for n in range(10)]}])
+    print_findings(
+        [{"level": "note", "what": "things", "count": 12, "examples": [[str(n)] for n in range(10)]}], Output()
+    )
     assert capsys.readouterr().out.splitlines() == ["note: 12 things", "    0", "    1", "    2", "    and 9 more"]
-    tables.findings([{"level": "note", "what": "things", "count": 3, "examples": [[str(n)] for n in range(3)]}])
+    print_findings(
+        [{"level": "note", "what": "things", "count": 3, "examples": [[str(n)] for n in range(3)]}], Output()
+    )
     assert "more" not in capsys.readouterr().out
     people = {f"p{n}": 1 for n in range(31)}
-    tables.gallery({"added": list(people), "removed": ["q"], "people": people, "path": "g"})
+    print_gallery({"added": list(people), "removed": ["q"], "people": people, "path": "g"}, Output())
     first, second, *_ = capsys.readouterr().out.splitlines()
     assert first.endswith("p28, p29 and 1 more")
     assert second == "removed: q"

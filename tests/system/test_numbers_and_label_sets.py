@@ -20,7 +20,10 @@ from cnnrun.data.dataset import Data, index
 from cnnrun.experiment import assemble, schema
 from cnnrun.export.onnx import Onnx
 from cnnrun.export.python_file import Code
-from cnnrun.results import compare, operations
+from cnnrun.results import compare
+from cnnrun.results.evaluate import evaluate_run
+from cnnrun.results.export_run import export_run
+from cnnrun.results.train_run import train_run
 from tests.support.forked_processes import run_on_ranks
 from tests.support.interrupted_trainings import digest, stop_at
 
@@ -88,13 +91,13 @@ def labels(pictures: Path, *overrides: str, loss: str = "bce") -> schema.Experim
 @pytest.fixture(scope="module")
 def run(pictures, tmp_path_factory) -> Path:
     made = numbers(pictures, "train.epochs=25", loss="gaussian")
-    return Path(operations.train(made, tmp_path_factory.mktemp("runs"), CPU, resume=False)["run"])
+    return Path(train_run(made, tmp_path_factory.mktemp("runs"), CPU, resume=False)["run"])
 
 
 @pytest.fixture(scope="module")
 def labelled(pictures, tmp_path_factory) -> Path:
     made = labels(pictures, "train.epochs=15")
-    return Path(operations.train(made, tmp_path_factory.mktemp("runs"), CPU, resume=False)["run"])
+    return Path(train_run(made, tmp_path_factory.mktemp("runs"), CPU, resume=False)["run"])
 
 
 def copied(run: Path, root: Path) -> Path:
@@ -105,7 +108,7 @@ def copied(run: Path, root: Path) -> Path:
 
 
 def test_it_learns_numbers_of_any_scale_and_angles(run):
-    found = operations.evaluate(run, Path("runs"), CPU, None)
+    found = evaluate_run(run, Path("runs"), CPU, None)
     assert found["split"] == "test"
     rows = {row["target"]: row for row in found["tables"]["per_target"]}
     assert rows["level"]["gain"] > 0.6
@@ -123,17 +126,17 @@ def test_every_loss_learns(pictures, tmp_path, loss):
     if angle:
         text = text.replace("angles: {turn: 360}", "columns: [level]")
     made = schema.parse(text, "n.yaml", ["name=n"])
-    result = operations.train(made, tmp_path, CPU, resume=False)
+    result = train_run(made, tmp_path, CPU, resume=False)
     assert result["best"]["val/gain"] > 0.3
 
 
 @pytest.mark.parametrize("loss", ["bce", "focal", "asymmetric"])
 def test_every_label_loss_learns_and_its_thresholds_are_kept(pictures, tmp_path, loss):
-    result = operations.train(labels(pictures, loss=loss), tmp_path, CPU, resume=False)
+    result = train_run(labels(pictures, loss=loss), tmp_path, CPU, resume=False)
     assert result["best"]["val/mAP"] > 0.9
     given = assemble.trained(Path(result["run"]), tmp_path, CPU)[1]
     assert set(given.facts.chosen) == {"threshold of north", "threshold of south"}
-    again = operations.evaluate(Path(result["run"]), tmp_path, CPU, "val")
+    again = evaluate_run(Path(result["run"]), tmp_path, CPU, "val")
     assert [row["threshold"] for row in again["tables"]["per_class"]] == list(
         given.task.thresholds(given.facts).values()
     )
@@ -146,25 +149,25 @@ def test_resumed_is_uninterrupted(pictures, tmp_path, kind):
         if kind == "gaussian"
         else labels(pictures, "train.epochs=3")
     )
-    whole = operations.train(made, tmp_path / "whole", CPU, resume=False)["run"]
+    whole = train_run(made, tmp_path / "whole", CPU, resume=False)["run"]
     with stop_at(13):
-        operations.train(made, tmp_path / "cut", CPU, resume=False)
-    part = operations.train(made, tmp_path / "cut", CPU, resume=True)["run"]
+        train_run(made, tmp_path / "cut", CPU, resume=False)
+    part = train_run(made, tmp_path / "cut", CPU, resume=True)["run"]
     assert digest(Path(whole)) == digest(Path(part))
 
 
 @pytest.mark.parametrize("make", [numbers, labels])
 def test_two_ranks_measure_what_one_does(pictures, tmp_path, make):
     made = make(pictures, "train.epochs=1")
-    run = operations.train(made, tmp_path, CPU, resume=False)["run"]
-    alone = operations.evaluate(Path(run), tmp_path, CPU, None)
-    for rank in run_on_ranks(2, lambda _: operations.evaluate(Path(run), tmp_path, CPU, None)):
+    run = train_run(made, tmp_path, CPU, resume=False)["run"]
+    alone = evaluate_run(Path(run), tmp_path, CPU, None)
+    for rank in run_on_ranks(2, lambda _: evaluate_run(Path(run), tmp_path, CPU, None)):
         assert rank["numbers"] == alone["numbers"]
 
 
 def test_mixed_label_sets_and_micro_batches_are_learned_alike(pictures, tmp_path):
     made = labels(pictures, "data.augment={mixup: 0.4}", "train.accumulate=2", "train.epochs=2")
-    assert operations.train(made, tmp_path, CPU, resume=False)["best"]["val/mAP"] > 0.3
+    assert train_run(made, tmp_path, CPU, resume=False)["best"]["val/mAP"] > 0.3
 
 
 # --- used -------------------------------------------------------------------------------------------------------------
@@ -211,21 +214,21 @@ def test_exported_is_the_network(pictures, tmp_path, form, loss):
         )
     else:
         made = numbers(pictures, "train.epochs=2", loss=loss)
-    run = Path(operations.train(made, tmp_path, CPU, resume=False)["run"])
-    report = operations.exported(form, run, tmp_path, None, None)
+    run = Path(train_run(made, tmp_path, CPU, resume=False)["run"])
+    report = export_run(form, run, tmp_path, None, None)
     assert report["passed"]
     assert report["samples_compared"] >= 64
 
 
 def test_an_exported_file_says_what_its_numbers_are(run, labelled, tmp_path):
-    path = Path(operations.exported(Onnx(), run, tmp_path, None, tmp_path / "n.onnx")["path"])
+    path = Path(export_run(Onnx(), run, tmp_path, None, tmp_path / "n.onnx")["path"])
     said = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert json.loads(said["values"]) == ["level", "turn", "place"]
     assert json.loads(said["angles"]) == {"turn": 360.0}
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     values, deviations = session.run(None, {"pixels": np.full((3, SIDE, SIDE, 1), 90, np.uint8)})
     assert values.shape == deviations.shape == (3, 3)
-    path = Path(operations.exported(Onnx(), labelled, tmp_path, None, tmp_path / "l.onnx")["path"])
+    path = Path(export_run(Onnx(), labelled, tmp_path, None, tmp_path / "l.onnx")["path"])
     said = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     given = assemble.trained(labelled, tmp_path, CPU)[1]
     assert json.loads(said["thresholds"]) == given.task.thresholds(given.facts)
@@ -270,9 +273,7 @@ def test_tasks_want_what_the_source_gives(pictures):
 
 
 def test_numbers_of_other_columns_are_not_compared(pictures, run, tmp_path):
-    other = operations.train(numbers(pictures, "task.regress.columns=[level, turn]"), tmp_path, CPU, resume=False)[
-        "run"
-    ]
+    other = train_run(numbers(pictures, "task.regress.columns=[level, turn]"), tmp_path, CPU, resume=False)["run"]
     (pair,) = compare.compare([run, Path(other)], tmp_path, CPU, None)["pairs"]
     assert pair["tests"] == []
     assert "numbers of other things" in pair["unpaired"]
@@ -313,6 +314,6 @@ def test_boxes_that_are_counted_are_learned_and_measured(tmp_path):
     model: [{conv: {out_channels: 4, stride: 4, norm: batch, activation: relu}}, global_avg_pool]
     train: {epochs: 1, batch: 16, monitor: val/mae}
     """
-    run = operations.train(schema.parse(text, "c.yaml", ["name=c"]), tmp_path, CPU, resume=False)["run"]
-    found = operations.evaluate(Path(run), tmp_path, CPU, None)
+    run = train_run(schema.parse(text, "c.yaml", ["name=c"]), tmp_path, CPU, resume=False)["run"]
+    found = evaluate_run(Path(run), tmp_path, CPU, None)
     assert len(found["tables"]["per_target"]) == 10

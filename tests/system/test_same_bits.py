@@ -12,7 +12,7 @@ import torch
 
 from cnnrun.base.errors import Interrupted
 from cnnrun.experiment import schema
-from cnnrun.results import operations
+from cnnrun.results.train_run import train_run
 from tests.support.images import save_picture
 
 CONFIG = """
@@ -62,7 +62,7 @@ def config(root: Path, tmp_path: Path, workers: int, prefetch: int, kind: str, *
 
 
 def trained(tried, runs: Path, resume: bool = False) -> Path:
-    return Path(operations.train(tried, runs, torch.device("cpu"), resume)["run"])
+    return Path(train_run(tried, runs, torch.device("cpu"), resume)["run"])
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ import torch
 from cnnrun.base.errors import DataError
 from cnnrun.data.training_batches import TrainingBatches
 from cnnrun.experiment import assemble, schema
-from cnnrun.results import operations
+from cnnrun.results.evaluate import evaluate_run
+from cnnrun.results.train_run import train_run
 from cnnrun.training.learner import Learner
 from cnnrun.training.step import backward, update
 
@@ -71,6 +72,6 @@ def test_digits_reach_98_percent(tmp_path):
     reached = []
     for seed in range(4):
         tried = schema.load(ROOT / "configs" / "digits.yaml", [f"seed={seed}", f"data.split.seed={seed}"])
-        run = operations.train(tried, tmp_path, CPU, resume=False)["run"]
-        reached.append(operations.evaluate(Path(run), tmp_path, CPU, "test")["numbers"]["accuracy"])
+        run = train_run(tried, tmp_path, CPU, resume=False)["run"]
+        reached.append(evaluate_run(Path(run), tmp_path, CPU, "test")["numbers"]["accuracy"])
     assert sum(reached) / 4 >= 0.98, reached

@@ -11,14 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cnnrun.base.console import Output
 from cnnrun.base.errors import DataError
-from cnnrun.commands import study_tables, tables
+from cnnrun.commands.export import print_parity
+from cnnrun.commands.train import print_seeds
 from cnnrun.contracts.task import Measured
 from cnnrun.experiment import schema
-from cnnrun.results import compare, operations
+from cnnrun.results import compare
 from cnnrun.results.report import html as page
 from cnnrun.results.report.content import curves
 from cnnrun.results.studies import seeds
+from cnnrun.results.train_run import train_run
 from cnnrun.tasks.classification_metrics import Classified, Present
 from cnnrun.tasks.detection.average_precision import NUMBERS, AveragePrecision, undefined
 from cnnrun.tasks.detection.task import Detect
@@ -211,7 +214,7 @@ def test_the_undefined_numbers_of_a_split_are_told_by_its_targets():
 def run(tmp_path_factory) -> Path:
     """A detector of scenes in which no object is large."""
     made = schema.parse(SCENES, "scenes.yaml", ["name=scenes"])
-    return Path(operations.train(made, tmp_path_factory.mktemp("runs"), CPU, resume=False)["run"])
+    return Path(train_run(made, tmp_path_factory.mktemp("runs"), CPU, resume=False)["run"])
 
 
 def test_eval_and_the_log_have_no_minus_one(run, run_cli):
@@ -255,7 +258,7 @@ def test_a_monitor_that_val_cannot_give_is_refused_before_a_step(tmp_path):
     with pytest.raises(
         DataError, match=r"val/AP_large is not defined: the val split has no large object .* val/AP50"
     ) as error:
-        operations.train(made, tmp_path, CPU, resume=False)
+        train_run(made, tmp_path, CPU, resume=False)
     assert "AP_large," not in str(error.value)
     assert not list(tmp_path.glob("**/metrics.jsonl"))
 
@@ -263,13 +266,14 @@ def test_a_monitor_that_val_cannot_give_is_refused_before_a_step(tmp_path):
 def test_undefined_numbers_over_seeds_are_said(capsys):
     data = {"name": "n", "seeds": [0, 1], "split": "val", "path": "p", "runs": []}
     summary = {name: seeds.spread(values, name) for name, values in (("AP", [0.5, 0.7]), ("AP_large", [None, None]))}
-    study_tables.seeds({**data, "summary": summary})
+    print_seeds({**data, "summary": summary}, Output())
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["AP_large", "n/a"] in lines
-    tables.parity(
+    print_parity(
         {
             "path": "p", "samples_compared": 1, "split": "val", "largest_difference": 0.0, "batch_sizes": [1],
             "metrics": {"artefact": {"AP": 0.5, "AP_large": None}},
-        }
+        },
+        Output(),
     )  # fmt: skip
     assert "AP 0.5000  AP_large n/a" in capsys.readouterr().out

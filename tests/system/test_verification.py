@@ -22,7 +22,9 @@ from cnnrun.data.dataset import index
 from cnnrun.experiment import assemble, schema
 from cnnrun.export.onnx import Onnx
 from cnnrun.export.python_file import Code
-from cnnrun.results import operations
+from cnnrun.results.evaluate import evaluate_run
+from cnnrun.results.export_run import export_run
+from cnnrun.results.train_run import train_run
 from cnnrun.training.evaluate import evaluate
 from tests.support.forked_processes import run_on_ranks
 from tests.support.images import save_picture
@@ -53,7 +55,7 @@ def tried(*overrides: str) -> schema.Experiment:
 def run(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("digits")
     made = tried("train.epochs=8", "train.ema={decay: 0.9}")
-    return Path(operations.train(made, root, CPU, resume=False)["run"])
+    return Path(train_run(made, root, CPU, resume=False)["run"])
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +86,9 @@ def test_it_learns_and_measures_the_same_everywhere(run):
     assert set(tried().task.numbers()) == {key[4:] for key in rows[0] if key.startswith("val/")}
     best = min(row["val/eer"] for row in rows)
     assert best < 0.4
-    result = operations.evaluate(run, run.parent.parent, CPU, "val")
+    result = evaluate_run(run, run.parent.parent, CPU, "val")
     assert result["numbers"]["eer"] == best  # what training said of its best checkpoint
-    test = operations.evaluate(run, run.parent.parent, CPU, None)
+    test = evaluate_run(run, run.parent.parent, CPU, None)
     assert test["split"] == "test"
     assert [row["value"] for row in test["tables"]["verification"]] == [test["numbers"][n] for n in ("eer", "auc")]
 
@@ -94,12 +96,12 @@ def test_it_learns_and_measures_the_same_everywhere(run):
 def test_the_threshold_is_vals_and_test_only_hears_of_it(run):
     """What the model keeps is what val chose at the best checkpoint; on test it is held to it."""
     given = assemble.trained(run, run.parent.parent, CPU)[1]
-    val = operations.evaluate(run, run.parent.parent, CPU, "val")
+    val = evaluate_run(run, run.parent.parent, CPU, "val")
     chosen = {row["FAR"]: row["threshold here"] for row in val["tables"]["operating_points"]}
     assert {f"{far:g}": given.facts.chosen[f"threshold at FAR {far:g}"] for far in given.task.fars} == chosen
     held = {row["FAR wanted"]: row for row in val["tables"]["at_the_models_thresholds"]}
     assert all(row["FAR"] <= float(far) for far, row in held.items())  # on val itself, by construction
-    test = operations.evaluate(run, run.parent.parent, CPU, "test")
+    test = evaluate_run(run, run.parent.parent, CPU, "test")
     kept = {row["FAR wanted"]: row["threshold"] for row in test["tables"]["at_the_models_thresholds"]}
     assert kept == chosen
     assert {row["FAR"]: row["threshold here"] for row in test["tables"]["operating_points"]} != chosen
@@ -110,7 +112,7 @@ def test_each_loss_learns(loss, tmp_path):
     """Of classes that it has seen, which is said to be so: five digits teach little about others."""
     written = f"{{{loss}}}" if ":" in loss else loss
     made = tried(f"task.verify.loss={written}", "data.split={val: 0.2}", "data.leakage=keep")
-    path = Path(operations.train(made, tmp_path, CPU, resume=False)["run"])
+    path = Path(train_run(made, tmp_path, CPU, resume=False)["run"])
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["val/auc"] > 0.9
     assert rows[-1]["val/rank_1"] > 0.6
@@ -121,10 +123,10 @@ def test_each_loss_learns(loss, tmp_path):
 )
 def test_resumed_is_uninterrupted(tmp_path, more):
     made = tried("train.epochs=2", "train.ema={decay: 0.9}", *more)
-    operations.train(made, tmp_path / "whole", CPU, resume=True)
+    train_run(made, tmp_path / "whole", CPU, resume=True)
     with stop_at(17):
-        operations.train(made, tmp_path / "cut", CPU, resume=True)
-    operations.train(made, tmp_path / "cut", CPU, resume=True)
+        train_run(made, tmp_path / "cut", CPU, resume=True)
+    train_run(made, tmp_path / "cut", CPU, resume=True)
     assert digest(tmp_path / "whole/digits/1") == digest(tmp_path / "cut/digits/1")
 
 
@@ -148,7 +150,7 @@ def test_a_group_of_the_centres_has_its_own_rate(tmp_path):
         made = tried(groups, "train.epochs=1")
     except ConfigError as error:
         pytest.fail(str(error))
-    path = Path(operations.train(made, tmp_path, CPU, resume=False)["run"])
+    path = Path(train_run(made, tmp_path, CPU, resume=False)["run"])
     assert path.exists()
     with pytest.raises(ConfigError, match="gets no parameter that learns"):
         tried(groups.replace("criterion.*", "criterion.weights"), "train.epochs=1")
@@ -161,7 +163,7 @@ def test_stopped_at_an_epochs_end_the_thresholds_stay(tmp_path, monkeypatch):
     made = tried("train.epochs=2")
     steps = made.train.steps_per_epoch(assemble.dataset(made).facts.counts["train"])
     with stop_at(steps + 1):
-        operations.train(made, tmp_path, CPU, resume=True)
+        train_run(made, tmp_path, CPU, resume=True)
     run = tmp_path / "digits" / "1"
     shutil.rmtree(run / "checkpoints" / f"step-{steps + 2:08d}")
     before = assemble.trained(run, tmp_path, CPU)[1].facts.chosen
@@ -173,14 +175,14 @@ def test_stopped_at_an_epochs_end_the_thresholds_stay(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(TrainingBatches, "at", unreadable)
         with pytest.raises(DataError):
-            operations.train(made, tmp_path, CPU, resume=True)
+            train_run(made, tmp_path, CPU, resume=True)
     assert assemble.trained(run, tmp_path, CPU)[1].facts.chosen == before
 
 
 def test_a_checkpoint_that_was_not_measured_has_no_threshold_and_says_so(tmp_path, run_cli, people):
     made = tried("train.epochs=2", "train.save_every=7")
     with stop_at(20):
-        operations.train(made, tmp_path, CPU, resume=True)
+        train_run(made, tmp_path, CPU, resume=True)
     run = tmp_path / "digits" / "1"
     words = ["verify", *sorted((people / "digit 7").iterdir())[:2], "--run", run / "checkpoints" / "latest"]
     code, _, err = run_cli(*words)
@@ -188,7 +190,7 @@ def test_a_checkpoint_that_was_not_measured_has_no_threshold_and_says_so(tmp_pat
     assert "there are: none" in err
     task, given = made.task, assemble.trained(run / "checkpoints" / "latest", tmp_path, CPU)[1]
     assert "no threshold was chosen" in task.meaning(given.facts)["embedding"]
-    assert operations.evaluate(run / "checkpoints" / "latest", tmp_path, CPU, None)["numbers"]["eer"] < 0.6
+    assert evaluate_run(run / "checkpoints" / "latest", tmp_path, CPU, None)["numbers"]["eer"] < 0.6
 
 
 def test_embeddings_that_are_not_finite_are_no_numbers():
@@ -200,7 +202,7 @@ def test_embeddings_that_are_not_finite_are_no_numbers():
 
 
 def test_of_two_people_there_is_no_interval(run):
-    rows = operations.evaluate(run, run.parent.parent, CPU, "val")["tables"]["verification"]
+    rows = evaluate_run(run, run.parent.parent, CPU, "val")["tables"]["verification"]
     assert all(row["note"] == "no intervals: people are fewer than 5" and "from" not in row for row in rows)
 
 
@@ -222,7 +224,7 @@ def test_ranks_measure_what_one_process_measures(run, size):
 def test_exported_is_the_network_and_knows_its_threshold(run, tmp_path):
     given = assemble.trained(run, run.parent.parent, CPU)[1]
     point = given.facts.chosen["threshold at FAR 0.01"]
-    report = operations.exported(Onnx(), run, run.parent.parent, None, tmp_path / "m.onnx")
+    report = export_run(Onnx(), run, run.parent.parent, None, tmp_path / "m.onnx")
     assert report["passed"]
     assert report["metrics"]["network"]["eer"] == pytest.approx(report["metrics"]["artefact"]["eer"], abs=1e-4)
     told = {entry.key: entry.value for entry in onnx.load(tmp_path / "m.onnx").metadata_props}
@@ -232,7 +234,7 @@ def test_exported_is_the_network_and_knows_its_threshold(run, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
     (embeddings,) = session.run(["embedding"], {"pixels": pixels})
     np.testing.assert_allclose((embeddings**2).sum(1), 1, atol=1e-5)
-    assert operations.exported(Code(), run, run.parent.parent, None, tmp_path / "m.py")["passed"]
+    assert export_run(Code(), run, run.parent.parent, None, tmp_path / "m.py")["passed"]
 
 
 def test_a_file_with_other_embeddings_is_not_kept():
@@ -288,7 +290,7 @@ def test_what_does_not_go_together_is_told_before_data_is_read(overrides, where,
 )
 def test_data_that_cannot_serve_is_told_before_training(overrides, message, tmp_path):
     with pytest.raises((ConfigError, DataError), match=message.replace("(", r"\(").replace(")", r"\)")):
-        operations.train(tried(*overrides), tmp_path, CPU, resume=False)
+        train_run(tried(*overrides), tmp_path, CPU, resume=False)
     assert not list(tmp_path.iterdir())
 
 
@@ -376,8 +378,8 @@ def test_the_people_of_a_file_of_pairs_are_test_and_only_its_pairs_are_measured(
     }
     assert len(data.splits["test"]) == 12
     assert len(train) + len(data.splits["val"]) == 28
-    run = Path(operations.train(made, tmp_path / "runs", CPU, resume=False)["run"])
-    result = operations.evaluate(run, tmp_path / "runs", CPU, None)
+    run = Path(train_run(made, tmp_path / "runs", CPU, resume=False)["run"])
+    result = evaluate_run(run, tmp_path / "runs", CPU, None)
     (row, _) = result["tables"]["verification"]
     assert (row["pairs of one person"], row["pairs of two people"]) == ("3", "3")
     given = assemble.trained(run, tmp_path / "runs", CPU)[1]
@@ -468,9 +470,9 @@ def test_pairs_whose_pictures_cannot_be_read_are_left_out_aloud(faces, tmp_path)
     for number in (1, 2):
         (faces / "Person_7" / f"Person_7_{number:04d}.png").write_bytes(b"no")
     made = folders(faces, f"data.source.folder.pairs={path}", "data.bad_files=skip")
-    run = Path(operations.train(made, tmp_path / "runs", CPU, resume=False)["run"])
+    run = Path(train_run(made, tmp_path / "runs", CPU, resume=False)["run"])
     with pytest.raises(DataError, match="fewer than two folds"):
-        operations.evaluate(run, tmp_path / "runs", CPU, None)
+        evaluate_run(run, tmp_path / "runs", CPU, None)
 
 
 def test_whole_classes_are_not_divided_by_picture(faces, tmp_path, run_cli):
@@ -692,7 +694,7 @@ def test_pictures_that_cannot_be_read_are_rows_with_an_error(run, people, galler
 
 
 def test_a_gallery_of_another_network_is_refused(run, people, gallery, tmp_path, run_cli):
-    other = operations.train(tried("train.epochs=1"), tmp_path / "other", CPU, resume=False)["run"]
+    other = train_run(tried("train.epochs=1"), tmp_path / "other", CPU, resume=False)["run"]
     photo = min((people / "digit 9").iterdir())
     for words in (["identify", photo], ["enroll", people, "--add"], ["enroll", "--remove", "digit 9"]):
         before = gallery.read_bytes()

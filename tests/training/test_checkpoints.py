@@ -225,7 +225,7 @@ def test_checkpoints_of_format_2_are_read_and_gone_on_with(trained_run, tmp_path
     import shutil
 
     from cnnrun.experiment import assemble, schema
-    from cnnrun.results import operations
+    from cnnrun.results.train_run import train_run
 
     run = tmp_path / "tiny" / "1"
     shutil.copytree(trained_run, run)
@@ -242,6 +242,6 @@ def test_checkpoints_of_format_2_are_read_and_gone_on_with(trained_run, tmp_path
         (generation / "manifest.json").write_text(json.dumps(manifest, indent=1))
     cpu = torch.device("cpu")
     assert assemble.trained(run, tmp_path, cpu)[1].digest == assemble.trained(trained_run, tmp_path, cpu)[1].digest
-    result = operations.train(schema.load(run / "config.yaml"), tmp_path, cpu, resume=True)
+    result = train_run(schema.load(run / "config.yaml"), tmp_path, cpu, resume=True)
     assert result["run"] == str(run)
     assert result["best"] == json.loads((trained_run / "result.json").read_text())["best"]

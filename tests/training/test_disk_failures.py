@@ -22,7 +22,7 @@ import torch
 from cnnrun.base.atomic_files import Folder
 from cnnrun.base.errors import CheckpointError, StorageError, UserError
 from cnnrun.experiment import schema
-from cnnrun.results import operations
+from cnnrun.results.train_run import train_run
 from cnnrun.training import checkpoints
 from tests.support.configs import TINY
 from tests.support.forked_processes import fork, outcome, wait_for
@@ -378,7 +378,7 @@ def test_a_disk_that_is_full_ends_the_training_and_keeps_what_it_had(small_disk,
 def trained(root: Path, before: Callable[[str], None]) -> None:
     made = schema.parse(TINY, "tiny.yaml", ["name=tiny"])
     with writes(before):
-        operations.train(made, root, CPU, resume=True)
+        train_run(made, root, CPU, resume=True)
 
 
 def state(root: Path) -> tuple[object, ...]:

@@ -23,7 +23,7 @@ from cnnrun.data import decode
 from cnnrun.data.dataset import Examples
 from cnnrun.data.training_batches import TrainingBatches, share
 from cnnrun.experiment import assemble
-from cnnrun.results import operations
+from cnnrun.results.train_run import train_run
 from cnnrun.training import checkpoints, loop
 from cnnrun.training import step as step_of_learning
 from cnnrun.training.evaluate import evaluate
@@ -49,7 +49,7 @@ def trained(root: Path, size: int, *overrides: str, resume: bool = False) -> lis
     """What each rank's training returned or raised."""
 
     def run(rank: int) -> object:
-        return operations.train(tiny_experiment(*overrides), root, CPU, resume)
+        return train_run(tiny_experiment(*overrides), root, CPU, resume)
 
     return [run(0)] if size == 1 else run_on_ranks(size, run)
 

@@ -15,7 +15,7 @@ from cnnrun.base.errors import DataError, NonFiniteError, ResourceError
 from cnnrun.data import image_files
 from cnnrun.data.decode import Stuck, Threads
 from cnnrun.experiment import schema
-from cnnrun.results import operations
+from cnnrun.results.train_run import train_run
 from cnnrun.tasks.classify import CrossEntropy
 from cnnrun.training import checkpoints, loop
 from cnnrun.training import step as step_of_learning
@@ -37,7 +37,7 @@ def test_what_is_not_finite_stops_within_its_step_is_named_and_never_saved(tmp_p
         "train.ema={decay: 0.9}", "data.augment={rotate: 4}", "train.save_every=1", "train.keep=1000"
     )
     with pytest.raises(NonFiniteError) as stopped:
-        operations.train(made, tmp_path, CPU, resume=False)
+        train_run(made, tmp_path, CPU, resume=False)
     assert stopped.value.exit_code == 4
     lines = stopped.value.lines
     assert f"at step {19 if place == 'weight' else 20}; nothing of it was saved" in lines[0]
@@ -53,7 +53,7 @@ def test_what_is_not_finite_stops_within_its_step_is_named_and_never_saved(tmp_p
 def test_a_weight_that_is_not_finite_stops_before_it_is_used_again(tmp_path, monkeypatch):
     poison_weight(monkeypatch, 20, float("nan"))
     with pytest.raises(NonFiniteError, match="at step 20;.*\n.*layers.linear1.linear .its weight"):
-        operations.train(tiny_experiment(), tmp_path, CPU, resume=False)
+        train_run(tiny_experiment(), tmp_path, CPU, resume=False)
 
 
 def test_momentum_that_is_not_finite_is_not_saved_either(tmp_path, monkeypatch):
@@ -66,7 +66,7 @@ def test_momentum_that_is_not_finite_is_not_saved_either(tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "update", poisoned)
     with pytest.raises(NonFiniteError, match="at step 16.*\n.*optimizer momentum_buffer:layers"):
-        operations.train(tiny_experiment(), tmp_path, CPU, resume=False)
+        train_run(tiny_experiment(), tmp_path, CPU, resume=False)
     assert not checkpoints.generations(tmp_path / "tiny" / "1" / "checkpoints")
 
 
@@ -99,10 +99,10 @@ def test_too_little_memory_is_as_if_smaller_micro_batches_had_been_asked_for(
     with monkeypatch.context() as patched:
         short_of_memory(patched, most, raised)
         made = tiny_experiment(*RICH, f"train.accumulate={given}")
-        short = Path(operations.train(made, tmp_path / "short", CPU, resume=False)["run"])
+        short = Path(train_run(made, tmp_path / "short", CPU, resume=False)["run"])
     assert f"memory ran out at step 0: from here on in {2 * given} micro-batches" in capfd.readouterr().err
     made = tiny_experiment(*RICH, f"train.accumulate={expected}")
-    asked = Path(operations.train(made, tmp_path / "asked", CPU, resume=False)["run"])
+    asked = Path(train_run(made, tmp_path / "asked", CPU, resume=False)["run"])
     assert state(short) == state(asked)
 
 
@@ -122,10 +122,10 @@ def test_memory_that_runs_out_later_is_remembered_when_resuming(tmp_path, monkey
 
             patched.setattr(loop, "backward", backward)
             if stop is None:
-                return Path(operations.train(tiny_experiment(*RICH), root, CPU, resume=True)["run"])
+                return Path(train_run(tiny_experiment(*RICH), root, CPU, resume=True)["run"])
             with pytest.raises(BaseException, match="stopped at step 26"):
-                operations.train(tiny_experiment(*RICH), root, CPU, resume=True)
-        return Path(operations.train(tiny_experiment(*RICH), root, CPU, resume=True)["run"])
+                train_run(tiny_experiment(*RICH), root, CPU, resume=True)
+        return Path(train_run(tiny_experiment(*RICH), root, CPU, resume=True)["run"])
 
     assert state(run(tmp_path / "whole", None)) == state(run(tmp_path / "cut", 25))
 
@@ -133,11 +133,11 @@ def test_memory_that_runs_out_later_is_remembered_when_resuming(tmp_path, monkey
 def test_too_little_memory_for_the_smallest_micro_batch_is_one_line(tmp_path, monkeypatch):
     short_of_memory(monkeypatch, 1)
     with pytest.raises(ResourceError, match="as small as they can be .batch norm needs"):
-        operations.train(tiny_experiment(), tmp_path, CPU, resume=False)
+        train_run(tiny_experiment(), tmp_path, CPU, resume=False)
     plain = "model=[flatten]"
     short_of_memory(monkeypatch, 0)
     with pytest.raises(ResourceError, match="as small as they can be .one picture"):
-        operations.train(tiny_experiment(plain), tmp_path, CPU, resume=False)
+        train_run(tiny_experiment(plain), tmp_path, CPU, resume=False)
 
 
 def test_a_step_that_ran_out_of_memory_leaves_no_gradient_of_the_parts_that_were_done(tmp_path, monkeypatch):
@@ -153,8 +153,8 @@ def test_a_step_that_ran_out_of_memory_leaves_no_gradient_of_the_parts_that_were
     with monkeypatch.context() as patched:
         patched.setattr(CrossEntropy, "forward", forward)
         made = tiny_experiment(plain, "train.accumulate=2")
-        short = Path(operations.train(made, tmp_path / "short", CPU, resume=False)["run"])
-    asked = operations.train(tiny_experiment(plain, "train.accumulate=4"), tmp_path / "asked", CPU, resume=False)["run"]
+        short = Path(train_run(made, tmp_path / "short", CPU, resume=False)["run"])
+    asked = train_run(tiny_experiment(plain, "train.accumulate=4"), tmp_path / "asked", CPU, resume=False)["run"]
     assert calls[:4] == [32, 32, 16, 16]
     assert state(short) == state(Path(asked))
 
@@ -162,7 +162,7 @@ def test_a_step_that_ran_out_of_memory_leaves_no_gradient_of_the_parts_that_were
 def test_micro_batches_become_as_small_as_one_picture(tmp_path, monkeypatch, capfd):
     with monkeypatch.context() as patched:
         short_of_memory(patched, 1)
-        operations.train(tiny_experiment("model=[flatten]", "train.epochs=1"), tmp_path, CPU, resume=False)
+        train_run(tiny_experiment("model=[flatten]", "train.epochs=1"), tmp_path, CPU, resume=False)
     assert "from here on in 64 micro-batches" in capfd.readouterr().err
 
 
@@ -172,7 +172,7 @@ def test_other_errors_of_the_network_are_not_taken_for_a_lack_of_memory(tmp_path
 
     monkeypatch.setattr(CrossEntropy, "forward", forward)
     with pytest.raises(RuntimeError, match="mat1"):
-        operations.train(tiny_experiment(), tmp_path, CPU, resume=False)
+        train_run(tiny_experiment(), tmp_path, CPU, resume=False)
 
 
 # --- reading that does not end ---------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def hang_on(monkeypatch, name: str, when) -> None:
 def trained_in_child(made: schema.Experiment, root: Path) -> tuple[object, float]:
     """What a training in a process of its own returned or raised, and after how long."""
     began = time.monotonic()
-    found = outcome(*fork(lambda: operations.train(made, root, CPU, resume=True)))
+    found = outcome(*fork(lambda: train_run(made, root, CPU, resume=True)))
     return found, time.monotonic() - began
 
 
@@ -222,7 +222,7 @@ def test_a_picture_that_stops_coming_ends_the_training_which_is_saved(tmp_path, 
     settings = ["data.cache=none", f"data.workers={workers}", f"data.prefetch={prefetch}", "train.epochs=40"]
     monkeypatch.setattr("cnnrun.data.training_batches.AHEAD_BYTES", 1)
     whole = over(root, *settings, f"data.cache_dir={tmp_path / 'other'}")
-    expected = Path(operations.train(whole, tmp_path / "whole", CPU, resume=False)["run"])
+    expected = Path(train_run(whole, tmp_path / "whole", CPU, resume=False)["run"])
     with monkeypatch.context() as patched:
         run = tmp_path / "runs" / "tiny" / "1"
         hang_on(patched, "dog/7.png", (run / "checkpoints" / "latest").exists)
@@ -258,14 +258,14 @@ def test_memory_that_runs_out_while_evaluating_makes_smaller_batches(tmp_path, m
         return real(self, outputs, targets)
 
     monkeypatch.setattr(CrossEntropy, "forward", forward)
-    operations.train(tiny_experiment(), tmp_path, CPU, resume=False)
+    train_run(tiny_experiment(), tmp_path, CPU, resume=False)
     assert "memory ran out while evaluating after step 17: from here on in 2 micro-batches" in capfd.readouterr().err
 
 
 def test_an_epoch_that_cannot_be_measured_is_saved_and_measured_when_resumed(tmp_path, monkeypatch):
     root = save_class_folders(tmp_path / "pets")
     made = over(root, "data.cache=none", "train.epochs=3", f"data.cache_dir={tmp_path / 'one'}")
-    expected = Path(operations.train(made, tmp_path / "whole", CPU, resume=False)["run"])
+    expected = Path(train_run(made, tmp_path / "whole", CPU, resume=False)["run"])
     from cnnrun.training.learner import Learner
 
     real, calls = Learner.evaluate, []
@@ -279,11 +279,11 @@ def test_an_epoch_that_cannot_be_measured_is_saved_and_measured_when_resumed(tmp
     with monkeypatch.context() as patched:
         patched.setattr(Learner, "evaluate", failing)
         with pytest.raises(DataError):
-            operations.train(made, tmp_path / "cut", CPU, resume=True)
+            train_run(made, tmp_path / "cut", CPU, resume=True)
     run = tmp_path / "cut" / "tiny" / "1"
     saved = checkpoints.load_newest(run / "checkpoints", "latest", pytest.fail)
     assert saved.state["training"]["step"] == 2 * saved.state["training"]["evaluated"]
-    operations.train(made, tmp_path / "cut", CPU, resume=True)
+    train_run(made, tmp_path / "cut", CPU, resume=True)
     assert state(run) == state(expected)
 
 
@@ -314,11 +314,11 @@ def test_what_is_only_looked_at_fails_and_costs_no_training(tmp_path, monkeypatc
     def fail(*arguments, **settings):
         raise failure
 
-    expected = state(Path(operations.train(tiny_experiment(), tmp_path / "whole", CPU, resume=False)["run"]))
+    expected = state(Path(train_run(tiny_experiment(), tmp_path / "whole", CPU, resume=False)["run"]))
     capfd.readouterr()
     with monkeypatch.context() as patched:
         patched.setattr(writer, fail)
-        run = Path(operations.train(tiny_experiment(), tmp_path / "failing", CPU, resume=False)["run"])
+        run = Path(train_run(tiny_experiment(), tmp_path / "failing", CPU, resume=False)["run"])
     assert (run / "result.json").exists()
     assert state(run) == expected
     said = [line for line in capfd.readouterr().err.splitlines() if "TensorBoard gets nothing from here on" in line]
@@ -358,7 +358,7 @@ def test_a_file_that_vanishes_ends_the_training_which_is_saved(tmp_path, monkeyp
 
     monkeypatch.setattr(loop, "backward", backward)
     with pytest.raises(DataError, match="3.png"):
-        operations.train(over(root, "data.cache=none", "train.epochs=9"), tmp_path / "runs", CPU, resume=True)
+        train_run(over(root, "data.cache=none", "train.epochs=9"), tmp_path / "runs", CPU, resume=True)
     saved = checkpoints.load_newest(tmp_path / "runs" / "tiny" / "1" / "checkpoints", "latest", pytest.fail)
     assert saved.state["training"]["step"] > 5
 

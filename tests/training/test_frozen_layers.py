@@ -10,7 +10,7 @@ import torch
 
 from cnnrun.base.errors import ConfigError
 from cnnrun.experiment import assemble, schema
-from cnnrun.results import operations
+from cnnrun.results.train_run import train_run
 from cnnrun.training import checkpoints, frozen_layers, learner, settings
 from cnnrun.training.learner import Learner
 from cnnrun.training.step import backward, update
@@ -46,7 +46,7 @@ def test_resumed_over_features_equals_uninterrupted(tmp_path, monkeypatch, rich)
     whole = train_tiny(tmp_path / "whole", FROZEN, *rich)
     with stop_at(13):
         train_tiny(tmp_path / "cut", FROZEN, *rich)
-    resumed = operations.train(tiny_experiment(FROZEN, *rich), tmp_path / "cut", CPU, resume=True)
+    resumed = train_run(tiny_experiment(FROZEN, *rich), tmp_path / "cut", CPU, resume=True)
     assert digest(Path(resumed["run"])) == digest(whole)
 
 
@@ -144,7 +144,7 @@ def test_resumed_with_groups_equals_uninterrupted(tmp_path, monkeypatch):
     whole = train_tiny(tmp_path / "whole", groups)
     with stop_at(7):
         train_tiny(tmp_path / "cut", groups)
-    resumed = operations.train(tiny_experiment(groups), tmp_path / "cut", CPU, resume=True)
+    resumed = train_run(tiny_experiment(groups), tmp_path / "cut", CPU, resume=True)
     assert digest(Path(resumed["run"])) == digest(whole)
 
 

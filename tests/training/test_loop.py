@@ -18,7 +18,8 @@ from cnnrun.base.errors import CheckpointError, ConfigError, NonFiniteError, Sto
 from cnnrun.base.ranks import Ranks
 from cnnrun.data.training_batches import in_order
 from cnnrun.experiment import assemble
-from cnnrun.results import operations
+from cnnrun.experiment.checks import check
+from cnnrun.results.train_run import train_run
 from cnnrun.training import checkpoints, loop
 from cnnrun.training import step as step_of_learning
 from cnnrun.training.evaluate import evaluate
@@ -46,10 +47,10 @@ def test_resumed_is_uninterrupted_to_the_bit(tmp_path, monkeypatch, step):
     """17 steps an epoch: stopped at the start, within an epoch, at its edge, within the last."""
     expected = digest(train_tiny(tmp_path / "whole", *RICH))
     with stop_at(step):
-        operations.train(tiny_experiment(*RICH), tmp_path / "cut", CPU, resume=True)
+        train_run(tiny_experiment(*RICH), tmp_path / "cut", CPU, resume=True)
     run = tmp_path / "cut" / "tiny" / "1"
     assert not (run / "result.json").exists()
-    resumed = operations.train(tiny_experiment(*RICH), tmp_path / "cut", CPU, resume=True)
+    resumed = train_run(tiny_experiment(*RICH), tmp_path / "cut", CPU, resume=True)
     assert resumed["run"] == str(run)
     assert digest(run) == expected
 
@@ -58,8 +59,8 @@ def test_chain_of_stops_is_uninterrupted(tmp_path, monkeypatch):
     expected = digest(train_tiny(tmp_path / "whole", *RICH))
     for step in (3, 4, 12, 20, 30):
         with stop_at(step):
-            operations.train(tiny_experiment(*RICH), tmp_path / "cut", CPU, resume=True)
-    operations.train(tiny_experiment(*RICH), tmp_path / "cut", CPU, resume=True)
+            train_run(tiny_experiment(*RICH), tmp_path / "cut", CPU, resume=True)
+    train_run(tiny_experiment(*RICH), tmp_path / "cut", CPU, resume=True)
     assert digest(tmp_path / "cut" / "tiny" / "1") == expected
 
 
@@ -194,17 +195,17 @@ def test_an_epoch_has_as_many_batches_as_its_pictures_fill(pictures, steps, smal
 def test_a_finished_run_is_not_trained_again_when_resumed(tmp_path, capfd):
     run = train_tiny(tmp_path)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    again = operations.train(tiny_experiment(), tmp_path, CPU, resume=True)
+    again = train_run(tiny_experiment(), tmp_path, CPU, resume=True)
     assert again == {"run": str(run), "already_finished": True, **json.loads((run / "result.json").read_text())}
     assert f"{run} of this config is finished: there is nothing left to train" in capfd.readouterr().err
-    assert operations.train(tiny_experiment("seed=1"), tmp_path, CPU, resume=True)["run"] == str(run.with_name("2"))
+    assert train_run(tiny_experiment("seed=1"), tmp_path, CPU, resume=True)["run"] == str(run.with_name("2"))
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 def test_resume_leaves_a_run_of_other_settings_alone_and_names_them(tmp_path, monkeypatch, capfd):
     with stop_at(3):
-        operations.train(tiny_experiment(), tmp_path, CPU, resume=False)
-    run = Path(operations.train(tiny_experiment("train.batch=32"), tmp_path, CPU, resume=True)["run"])
+        train_run(tiny_experiment(), tmp_path, CPU, resume=False)
+    run = Path(train_run(tiny_experiment("train.batch=32"), tmp_path, CPU, resume=True)["run"])
     assert run.name == "2"
     assert "of other settings: train.batch was 64, is 32" in capfd.readouterr().err
 
@@ -232,7 +233,7 @@ def script_accuracies(monkeypatch, accuracies: list[float]) -> None:
 def test_best_early_stop_and_keep(tmp_path, monkeypatch):
     script_accuracies(monkeypatch, [0.5, 0.7, 0.6, 0.6, 0.9])
     made = tiny_experiment("train.epochs=9", "train.early_stop.patience=2", "train.keep=1")
-    result = operations.train(made, tmp_path, CPU, resume=False)
+    result = train_run(made, tmp_path, CPU, resume=False)
     assert (result["steps"], result["best_step"], result["best"]) == (4 * 17, 2 * 17, {"val/accuracy": 0.7})
     folder = Path(result["run"]) / "checkpoints"
     assert [path.name for path in checkpoints.generations(folder)] == ["step-00000034", "step-00000068"]
@@ -250,7 +251,7 @@ def test_not_a_number_stops_at_once_names_files_and_layer_and_saves_nothing(tmp_
 
     monkeypatch.setattr(loop, "backward", poisoned)
     with pytest.raises(NonFiniteError) as stopped:
-        operations.train(tiny_experiment(), tmp_path, CPU, resume=False)
+        train_run(tiny_experiment(), tmp_path, CPU, resume=False)
     text = "\n".join(stopped.value.lines)
     assert stopped.value.exit_code == 4
     assert "at step 20" in text
@@ -268,9 +269,9 @@ def test_a_batch_of_one_with_batch_norm_is_refused_before_training(tmp_path):
         [f"train.batch={count - 1}", "train.drop_last=false"],
     ):
         with pytest.raises(ConfigError, match="batch norm needs"):
-            operations.train(tiny_experiment(*overrides), tmp_path, CPU, resume=False)
+            train_run(tiny_experiment(*overrides), tmp_path, CPU, resume=False)
     with pytest.raises(ConfigError, match="no step an epoch"):
-        operations.train(tiny_experiment("train.batch=5000"), tmp_path, CPU, resume=False)
+        train_run(tiny_experiment("train.batch=5000"), tmp_path, CPU, resume=False)
     assert not list(tmp_path.rglob("checkpoints"))
 
 
@@ -330,7 +331,7 @@ def test_a_real_signal_to_a_real_process(tmp_path, number, code):
 
 def interrupted(root: Path, monkeypatch, step: int, *overrides: str) -> Path:
     with stop_at(step):
-        operations.train(tiny_experiment(*overrides), root, CPU, resume=True)
+        train_run(tiny_experiment(*overrides), root, CPU, resume=True)
     return root / "tiny" / "1"
 
 
@@ -345,7 +346,7 @@ def test_changed_data_is_not_resumed_into(tmp_path, monkeypatch):
     before = (run / "checkpoints" / "latest").read_text()
     folder_of(tmp_path / "pets", "cat", "dog", "elk")
     with pytest.raises(CheckpointError, match="the data changed .*24 pictures in 2 classes then, 36 in 3 now"):
-        operations.train(tiny_experiment(*data), tmp_path, CPU, resume=True)
+        train_run(tiny_experiment(*data), tmp_path, CPU, resume=True)
     assert (run / "checkpoints" / "latest").read_text() == before
 
 
@@ -353,7 +354,7 @@ def test_another_thread_count_on_resuming_is_said(tmp_path, monkeypatch, capfd):
     interrupted(tmp_path, monkeypatch, 2)
     torch.set_num_threads(2)
     try:
-        operations.train(tiny_experiment(), tmp_path, CPU, resume=True)
+        train_run(tiny_experiment(), tmp_path, CPU, resume=True)
     finally:
         torch.set_num_threads(1)
     assert "threads was 1, is 2: the result may differ" in capfd.readouterr().err
@@ -362,23 +363,21 @@ def test_another_thread_count_on_resuming_is_said(tmp_path, monkeypatch, capfd):
 def test_what_cannot_be_trained_leaves_no_run_behind(tmp_path):
     for override in ("train.batch=1", "train.batch=5000", "data.split.val=0"):
         with pytest.raises(UserError):
-            operations.train(tiny_experiment(override), tmp_path, CPU, resume=False)
+            train_run(tiny_experiment(override), tmp_path, CPU, resume=False)
         with pytest.raises(UserError):
-            operations.checked(tiny_experiment(override))
+            check(tiny_experiment(override))
     assert not list(tmp_path.iterdir())
 
 
 def test_the_best_is_the_best_whatever_counts_as_progress(tmp_path, monkeypatch):
     script_accuracies(monkeypatch, [0.90, 0.915, 0.919, 0.918])
     early = "train.early_stop={patience: 3, min_delta: 0.02}"
-    result = operations.train(tiny_experiment("train.epochs=9", early), tmp_path, CPU, resume=False)
+    result = train_run(tiny_experiment("train.epochs=9", early), tmp_path, CPU, resume=False)
     assert result["best"] == {"val/accuracy": 0.919}
     assert (result["best_step"], result["steps"]) == (3 * 17, 4 * 17)
 
 
 def test_an_evaluation_that_is_just_as_good_is_no_progress(tmp_path, monkeypatch):
     script_accuracies(monkeypatch, [0.5, 0.5, 0.5, 0.9])
-    result = operations.train(
-        tiny_experiment("train.epochs=9", "train.early_stop.patience=2"), tmp_path, CPU, resume=False
-    )
+    result = train_run(tiny_experiment("train.epochs=9", "train.early_stop.patience=2"), tmp_path, CPU, resume=False)
     assert (result["best_step"], result["steps"]) == (17, 3 * 17)

@@ -16,8 +16,9 @@ import torch
 
 from cnnrun.base.errors import CheckpointError
 from cnnrun.data import training_batches
+from cnnrun.experiment import run as experiment_run
 from cnnrun.experiment.schema import Experiment
-from cnnrun.results import operations
+from cnnrun.results.train_run import train_run
 from cnnrun.training import checkpoints, loop, optimizers
 from cnnrun.training import step as step_of_learning
 from cnnrun.training.learner import Learner
@@ -67,7 +68,7 @@ def _the_first_epoch_is_the_best(monkeypatch):
 
 def cut_short(root: Path, made: Experiment, steps: int) -> Path:
     with stop_at(steps - 1):
-        operations.train(made, root, CPU, resume=True)
+        train_run(made, root, CPU, resume=True)
     return root / "tiny" / "1"
 
 
@@ -78,7 +79,7 @@ def whole(tmp_path_factory):
     def of(*overrides: str) -> str:
         if overrides not in made:
             root = tmp_path_factory.mktemp("whole")
-            made[overrides] = digest(Path(operations.train(tried(*overrides), root, CPU, resume=False)["run"]))
+            made[overrides] = digest(Path(train_run(tried(*overrides), root, CPU, resume=False)["run"]))
         return made[overrides]
 
     return of
@@ -88,7 +89,7 @@ def whole(tmp_path_factory):
 def test_with_everything_the_resumed_run_is_the_same(tmp_path, whole, overrides):
     expected = whole(*overrides)
     run = cut_short(tmp_path, tried(*overrides), CUT)
-    operations.train(tried(*overrides), tmp_path, CPU, resume=True)
+    train_run(tried(*overrides), tmp_path, CPU, resume=True)
     assert digest(run) == expected
 
 
@@ -139,14 +140,14 @@ def scaler(name: str) -> Callable[[pytest.MonkeyPatch], None]:
 
 
 def classes_reversed(patched: pytest.MonkeyPatch) -> None:
-    real = operations.dataset
+    real = experiment_run.dataset
 
     def other(made):
         data = real(made)
         facts = replace(data.facts, classes=data.facts.classes[::-1], fingerprint="of other classes")
         return replace(data, facts=facts)
 
-    patched.setattr(operations, "dataset", other)
+    patched.setattr(experiment_run, "dataset", other)
 
 
 def schedule_from_zero(patched: pytest.MonkeyPatch) -> None:
@@ -256,7 +257,7 @@ def test_without_it_the_result_differs(tmp_path, whole, dropped):
     with pytest.MonkeyPatch.context() as patched:
         spoil(patched)
         try:
-            operations.train(tried(*overrides), tmp_path, CPU, resume=True)
+            train_run(tried(*overrides), tmp_path, CPU, resume=True)
         except (CheckpointError, KeyError):
             return  # it was noticed before a step was taken
     assert digest(run) != expected
@@ -265,7 +266,7 @@ def test_without_it_the_result_differs(tmp_path, whole, dropped):
 def test_every_step_can_be_gone_on_from(tmp_path):
     """24 of 24."""
     made = tried("train.epochs=2", "train.batch=92", "train.save_every=1", "train.keep=1000")
-    run = Path(operations.train(made, tmp_path, CPU, resume=False)["run"])
+    run = Path(train_run(made, tmp_path, CPU, resume=False)["run"])
     expected = digest(run)
     found = checkpoints.generations(run / "checkpoints")
     assert [int(path.name[5:]) for path in found] == list(range(1, 25))
@@ -277,5 +278,5 @@ def test_every_step_can_be_gone_on_from(tmp_path):
         (there / "checkpoints" / "latest").write_text(path.name)
         for later in found[place + 1 :]:
             shutil.rmtree(there / "checkpoints" / later.name)
-        operations.train(made, root, CPU, resume=True)
+        train_run(made, root, CPU, resume=True)
         assert digest(there) == expected, path.name

@@ -15,7 +15,7 @@ import torch
 from cnnrun.base import atomic_files, locks
 from cnnrun.base.errors import CheckpointError, Interrupted, ResourceError, StorageError
 from cnnrun.experiment import schema
-from cnnrun.results import operations
+from cnnrun.results.train_run import train_run
 from cnnrun.training import checkpoints, loop, run_folder
 from cnnrun.training.learner import Learner
 from tests.support.configs import tiny_experiment
@@ -51,14 +51,14 @@ def test_a_run_that_is_moved_is_saved_where_it_is_and_ends(tmp_path, monkeypatch
         with pytest.raises(
             StorageError, match="was moved or deleted while the run was training; step .* is saved in it"
         ):
-            operations.train(tried(), tmp_path / "runs", CPU, resume=False)
+            train_run(tried(), tmp_path / "runs", CPU, resume=False)
     assert not run.exists()
     saved = checkpoints.load_newest(there / "checkpoints", "latest", pytest.fail)
     assert saved is not None
     there.rename(run)
-    again = operations.train(tried(), tmp_path / "runs", CPU, resume=True)
+    again = train_run(tried(), tmp_path / "runs", CPU, resume=True)
     assert again["run"] == str(run)
-    whole = operations.train(tried(), tmp_path / "whole", CPU, resume=False)["run"]
+    whole = train_run(tried(), tmp_path / "whole", CPU, resume=False)["run"]
     assert digest(run) == digest(Path(whole))
 
 
@@ -68,7 +68,7 @@ def test_a_run_that_is_deleted_ends_and_is_not_made_again(tmp_path, monkeypatch,
     with monkeypatch.context() as patched:
         at_step(patched, 20, lambda: shutil.rmtree(run / what))
         with pytest.raises(StorageError) as ended:
-            operations.train(tried(), tmp_path / "runs", CPU, resume=False)
+            train_run(tried(), tmp_path / "runs", CPU, resume=False)
     assert ended.value.exit_code == 5
     assert not (run / "checkpoints").exists()
 
@@ -85,7 +85,7 @@ def test_metrics_that_are_taken_away_end_the_run(tmp_path, monkeypatch, how):
     with monkeypatch.context() as patched:
         at_step(patched, 20, take_away)
         with pytest.raises(StorageError, match=r"metrics.jsonl: was removed or replaced"):
-            operations.train(tried(), tmp_path / "runs", CPU, resume=False)
+            train_run(tried(), tmp_path / "runs", CPU, resume=False)
 
 
 def test_a_signal_is_heeded_within_a_batch_of_validation(tmp_path, monkeypatch):
@@ -107,11 +107,11 @@ def test_a_signal_is_heeded_within_a_batch_of_validation(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(Learner, "_averaged", slow)
         with pytest.raises(Interrupted, match="stopped while val was measured after step 17, which is saved") as left:
-            operations.train(tried("train.batch=64"), tmp_path / "runs", CPU, resume=False)
+            train_run(tried("train.batch=64"), tmp_path / "runs", CPU, resume=False)
     assert left.value.exit_code == 143
     assert len(batches) == 2
-    run = Path(operations.train(tried(), tmp_path / "runs", CPU, resume=True)["run"])
-    assert digest(run) == digest(Path(operations.train(tried(), tmp_path / "whole", CPU, resume=False)["run"]))
+    run = Path(train_run(tried(), tmp_path / "runs", CPU, resume=True)["run"])
+    assert digest(run) == digest(Path(train_run(tried(), tmp_path / "whole", CPU, resume=False)["run"]))
 
 
 @pytest.mark.slow
@@ -179,12 +179,10 @@ def test_memory_is_known_to_have_run_out_wherever_it_does(tmp_path, monkeypatch,
 
     target, name = (TrainingBatches, "_prepare") if place == "augmentation" else (loop, "backward")
     real = getattr(target, name)
-    expected = Path(
-        operations.train(tried("train.accumulate=2", "train.epochs=1"), tmp_path / "set", CPU, False)["run"]
-    )
+    expected = Path(train_run(tried("train.accumulate=2", "train.epochs=1"), tmp_path / "set", CPU, False)["run"])
     with monkeypatch.context() as patched:
         patched.setattr(target, name, short)
-        run = Path(operations.train(tried("train.epochs=1"), tmp_path / "short", CPU, False)["run"])
+        run = Path(train_run(tried("train.epochs=1"), tmp_path / "short", CPU, False)["run"])
     assert "memory ran out at step 0: from here on in 2 micro-batches" in capfd.readouterr().err
     assert digest(run) == digest(expected)
 
@@ -217,7 +215,7 @@ def test_what_was_reached_is_saved_before_the_end(tmp_path, monkeypatch, place):
     with monkeypatch.context() as patched:
         patched.setattr(target, name, failing)
         with pytest.raises(ZeroDivisionError if place == "an own mistake" else ResourceError, match="ours|12 GiB"):
-            operations.train(tried("train.accumulate=2"), tmp_path, CPU, resume=False)
+            train_run(tried("train.accumulate=2"), tmp_path, CPU, resume=False)
     saved = checkpoints.load_newest(tmp_path / "tiny" / "1" / "checkpoints", "latest", pytest.fail)
     assert saved is not None
     assert saved.state["training"]["step"] == 9
@@ -236,9 +234,9 @@ def test_memory_that_runs_out_in_the_optimizer_saves_no_half_changed_weights(tmp
     with monkeypatch.context() as patched:
         patched.setattr(loop, "update", half)
         with pytest.raises(ResourceError, match="in the optimizer's step 20.*the last checkpoint stands"):
-            operations.train(tried(), tmp_path / "runs", CPU, resume=False)
-    run = Path(operations.train(tried(), tmp_path / "runs", CPU, resume=True)["run"])
-    assert digest(run) == digest(Path(operations.train(tried(), tmp_path / "whole", CPU, resume=False)["run"]))
+            train_run(tried(), tmp_path / "runs", CPU, resume=False)
+    run = Path(train_run(tried(), tmp_path / "runs", CPU, resume=True)["run"])
+    assert digest(run) == digest(Path(train_run(tried(), tmp_path / "whole", CPU, resume=False)["run"]))
 
 
 # --- disks -----------------------------------------------------------------------------------------------------------
@@ -361,14 +359,14 @@ def test_what_a_killed_process_left_of_a_file_goes_with_the_next_write_of_it(tmp
 
 
 def test_a_result_that_is_damaged_is_written_anew_once_it_is_removed(tmp_path):
-    result = operations.train(tried(), tmp_path, CPU, resume=False)
+    result = train_run(tried(), tmp_path, CPU, resume=False)
     run = Path(result["run"])
     before = digest(run)
     (run / "result.json").write_text("[]")
     with pytest.raises(CheckpointError, match="remove it, and --resume writes it anew"):
-        operations.train(tried(), tmp_path, CPU, resume=True)
+        train_run(tried(), tmp_path, CPU, resume=True)
     (run / "result.json").unlink()
-    again = operations.train(tried(), tmp_path, CPU, resume=True)
+    again = train_run(tried(), tmp_path, CPU, resume=True)
     assert again["run"] == str(run)
     assert (again["steps"], again["best"]) == (result["steps"], result["best"])
     assert digest(run) == before

@@ -12,7 +12,7 @@ from cnnrun.explain.figures.panels import Dot, dotted, enlarged, panel, side_by_
 from cnnrun.explain.subject import Explanation, Shown, Subject
 
 
-def found(subject: Subject, shown: Shown) -> Explanation:
+def detections(subject: Subject, shown: Shown) -> Explanation:
     """Pictures with what is in them and what the network finds, drawn. Raises ConfigError."""
     given = subject.given
     marks = given.task.found_marks(given.results(shown.pixels), given.facts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +17,9 @@ from cnnrun.data.dataset import Examples
 from cnnrun.data.training_batches import in_order
 from cnnrun.explain.figures.panels import side_by_side
 from cnnrun.explain.layer_names import Place, captured
+from cnnrun.explain.method_base import Map
 from cnnrun.explain.subject import Explanation, Subject, drawn, some
 
-Map = Literal["pca", "tsne"]
 Vectors = NDArray[np.float32]
 _MOST_MAPPED, _MOST_PROBED, _MOST_SERIES = 3000, 5000, 12
 

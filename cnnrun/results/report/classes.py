@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
-
-from cnnrun.base.console import table
+from cnnrun.base.console import Output, table
 
 MOST_CLASSES = 30  # that are printed in full
 _PAIRS = 20  # pairs of classes that are printed of a larger matrix
@@ -18,7 +16,7 @@ _COUNTS = ("support", "objects")  # of what there is of a class
 Row = dict[str, Any]
 
 
-def show_rows(out: Console, rows: Sequence[Row]) -> None:
+def show_rows(out: Output, rows: Sequence[Row]) -> None:
     """Print a table: in full, or its worst and best rows and how many more there are."""
     shown, more = rows_shown(rows)
     if shown:
@@ -45,7 +43,7 @@ def _is_judged(row: Row, by: str) -> bool:
     return row[by] is not None and all(row.get(name, 1) for name in _COUNTS)
 
 
-def show_matrix(out: Console, name: str, matrix: Sequence[Sequence[int]], per_class: Sequence[Row]) -> None:
+def show_matrix(out: Output, name: str, matrix: Sequence[Sequence[int]], per_class: Sequence[Row]) -> None:
     """Print a confusion matrix: in full, or the pairs of classes that are confused most."""
     labels = [str(number) for number in range(len(matrix))]
     if len(matrix) <= MOST_CLASSES:

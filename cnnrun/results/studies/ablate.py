@@ -21,11 +21,12 @@ from cnnrun.experiment.assemble import fitting
 from cnnrun.experiment.schema import Experiment, parse
 from cnnrun.explain.figures.panels import side_by_side
 from cnnrun.explain.layer_names import Place, located
-from cnnrun.explain.run_method import Asked, Opened, kept, opened
+from cnnrun.explain.run_method import OpenRun, write_explanation
 from cnnrun.explain.subject import AS_THEY_COME, Explanation, drawn
-from cnnrun.results import operations
 from cnnrun.results.compare import tested
+from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.report import write as reporting
+from cnnrun.results.train_run import train_run
 from cnnrun.training.evaluate import evaluate
 
 _COMMA = re.compile(r",(?![^\[{]*[\]}])")  # one that is not inside a list or a mapping
@@ -45,19 +46,26 @@ class Variant:
         return re.sub(r"[^A-Za-z0-9]+", "-", self.title).strip("-")[:80]
 
 
-def ablate(asked: Asked, remove: Sequence[str], change: Sequence[str], retrain: bool) -> dict[str, Any]:
+def ablate(
+    run: OpenRun,
+    remove: Sequence[str],
+    change: Sequence[str],
+    retrain: bool,
+    split: str | None = None,
+    out: Path | None = None,
+) -> dict[str, Any]:
     """Numbers on val without layers (`remove`, several joined by commas) or with other settings (`change`).
 
     Each word is a variant. As trained, a layer can be left out where what comes in has the shape of what goes out;
     with none named each such layer is, one after the other. With `retrain` each variant is trained from scratch.
     """
-    run = opened(asked)
     known = [place for place in run.subject.places if place.module != "head"]
     if retrain:
-        if asked.split:
+        if split:
             raise ConfigError("--split: variants that are trained are measured on train and val")
         variants = [_without(_as_written(known), word) for word in remove]
-        return _retrained(run, variants + [Variant(word, changed=tuple(_COMMA.split(word))) for word in change])
+        variants += [Variant(word, changed=tuple(_COMMA.split(word))) for word in change]
+        return _shown(run, *_retrained(run, variants), "", out)
     if change:
         raise ConfigError("--change: other sizes have other weights; add --retrain")
     variants = [_without(known, word) for word in remove]
@@ -71,7 +79,8 @@ def ablate(asked: Asked, remove: Sequence[str], change: Sequence[str], retrain: 
                 f"--remove {place.title}: what comes in has another shape than what goes out; add --retrain "
                 f"(as trained these can go: {able})"
             )
-    return _measured(run, variants)
+    name = split or "val"
+    return _shown(run, *_measured(run, variants, name), name, out)
 
 
 def _without(known: Sequence[Place], word: str) -> Variant:
@@ -84,7 +93,7 @@ def _as_written(known: Sequence[Place]) -> list[Place]:
     return [replace(place, title=place.path) for place in {place.path: place for place in reversed(known)}.values()]
 
 
-def _skipped(run: Opened) -> list[Place]:
+def _skipped(run: OpenRun) -> list[Place]:
     """The layers without which the network still fits together, but those that do nothing."""
     inside = run.subject.built.nodes
     return [
@@ -97,9 +106,12 @@ def _skipped(run: Opened) -> list[Place]:
     ]
 
 
-def _measured(run: Opened, variants: Sequence[Variant]) -> dict[str, Any]:
-    """Each variant as trained, on val, against the whole network on the same pictures."""
-    given, split = run.subject.given, run.asked.split or "val"
+Rows = list[dict[str, Any]]
+
+
+def _measured(run: OpenRun, variants: Sequence[Variant], split: str) -> tuple[Rows, str]:
+    """A row for each variant as trained, against the whole network on the same images; and a caption."""
+    given = run.subject.given
     name, data = run.data(split)
     whole = _numbers(run, data.splits[name])
     rows = [_row("as it is", whole.numbers, _size(given.network))]
@@ -110,11 +122,10 @@ def _measured(run: Opened, variants: Sequence[Variant]) -> dict[str, Any]:
         row = _row(variant.title, found.numbers, rows[0]["parameters"] - gone)
         apart = [each["number"] for each in tested(whole, found) if each["distinguishable"]]
         rows.append(row | {"distinguishable": ", ".join(apart) or "nothing"})
-    caption = f"{len(data.splits[name]):,} pictures of {name}; the weights as they were trained with all layers."
-    return _shown(run, rows, caption, name)
+    return rows, f"{len(data.splits[name]):,} pictures of {name}; the weights as they were trained with all layers."
 
 
-def _numbers(run: Opened, examples: Examples) -> Measured:
+def _numbers(run: OpenRun, examples: Examples) -> Measured:
     given = run.subject.given
     batch = run.experiment.train.batch
     return evaluate(given.network, None, given.task, given.facts, examples, batch, given.device)
@@ -143,30 +154,31 @@ def _left_out(network: nn.Module, places: Sequence[Place]) -> Iterator[None]:
             handle.remove()
 
 
-def _retrained(run: Opened, variants: Sequence[Variant]) -> dict[str, Any]:
-    """The config as it is and each variant, trained as runs of their own; those that are finished are taken."""
+def _retrained(run: OpenRun, variants: Sequence[Variant]) -> tuple[Rows, str]:
+    """The config as it is and each variant, trained as runs of their own; those that are finished are taken.
+
+    Returns a row for each and a caption.
+    """
     if not variants:
         raise ConfigError("--retrain: say what to leave out (--remove) or to change (--change)")
-    asked, base = run.asked, run.experiment
+    base, root, device = run.experiment, run.root, run.device
     made = [(Variant("as it is"), base)] + [(each, _changed(base, each)) for each in variants]
     facts = run.subject.given.facts
     sizes = [fitting(experiment, facts).parameters for _, experiment in made]  # all mistakes before any training
     rows = []
     for (variant, experiment), size in zip(made, sizes, strict=True):
         say(f"{variant.title}:")
-        result = operations.train(experiment, asked.root, asked.device, resume=True)
+        result = train_run(experiment, root, device, resume=True)
         path = Path(result["run"])
-        reporting.after(path, asked.root, asked.device, anew="already_finished" not in result)
-        found = {
-            split: operations.evaluate(path, asked.root, asked.device, split)["numbers"] for split in ("train", "val")
-        }
+        reporting.after(path, root, device, anew="already_finished" not in result)
+        found = {split: evaluate_run(path, root, device, split)["numbers"] for split in ("train", "val")}
         both = {f"{split}/{key}": value for split, numbers in found.items() for key, value in numbers.items()}
         rows.append(_row(variant.title, both, size) | {"run": str(path)})
-    return _shown(run, rows, "Each variant trained from scratch as the config says, its best checkpoint measured.", "")
+    return rows, "Each variant trained from scratch as the config says, its best checkpoint measured."
 
 
-def _shown(run: Opened, rows: list[dict[str, Any]], caption: str, split: str) -> dict[str, Any]:
-    """The table, and a figure of the number that the training was judged by (of others, the task's first)."""
+def _shown(run: OpenRun, rows: Rows, caption: str, split: str, out: Path | None) -> dict[str, Any]:
+    """Write the table, and a figure of the number that the training was judged by (of others, the task's first)."""
     monitor = run.experiment.train.monitor
     number = monitor if not split else monitor.removeprefix("val/")
     if number not in rows[0]:
@@ -175,7 +187,7 @@ def _shown(run: Opened, rows: list[dict[str, Any]], caption: str, split: str) ->
     series = Series(number, [row[number] for row in rows], places, "points")
     plot = Plot("variants", number, "", (series,), ticks=tuple(row["variant"] for row in rows))
     made = Explanation(side_by_side([[("", drawn(plot))]]), caption, {"variants": rows}, "variants")
-    return kept(run, "ablate-retrained" if not split else "ablate", made)
+    return write_explanation(run, "ablate-retrained" if not split else "ablate", made, out)
 
 
 def _changed(base: Experiment, variant: Variant) -> Experiment:

@@ -25,8 +25,8 @@ def keep(experiment: Experiment, root: Path, device: torch.device, planned: dict
     write_json(root / experiment.name / PLAN, {**planned, "for": _settings(experiment, environment(device))})
 
 
-def beside_the_plan(
-    experiment: Experiment, root: Path, run: Folder, where: dict[str, Any], result: dict[str, Any]
+def compare_with_plan(
+    root: Path, experiment: Experiment, run: Folder, where: dict[str, Any], result: dict[str, Any]
 ) -> None:
     """Write and say what was foretold and what it came to, where there is a plan of the same config and machine.
 

@@ -15,13 +15,14 @@ from cnnrun.base.errors import ConfigError, DataError
 from cnnrun.base.extras import require_package
 from cnnrun.base.progress import say
 from cnnrun.experiment.schema import Experiment
-from cnnrun.results import operations
+from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.report import write as reporting
+from cnnrun.results.train_run import train_run
 from cnnrun.tasks.intervals import bounds
 from cnnrun.training.run_records import read_facts
 
 
-def train(
+def train_seeds(
     experiment: Experiment, count: int, root: Path, device: torch.device, resume: bool, strict: bool, page: bool = False
 ) -> dict[str, Any]:
     """A run for each of `count` seeds from the config's on, and the summary, which is kept under the config's name.
@@ -39,11 +40,11 @@ def train(
     for place, seed in enumerate(seeds, 1):
         of_seed = experiment.model_copy(update={"seed": seed})
         say(f"seed {seed} ({place} of {count})")
-        result = operations.train(of_seed, root, device, resume, strict)
+        result = train_run(of_seed, root, device, resume, strict)
         run = Path(result["run"])
         if page:
             reporting.after(run, root, device, anew="already_finished" not in result)
-        measured = operations.evaluate(run, root, device, None)
+        measured = evaluate_run(run, root, device, None)
         rows.append({"seed": seed, "run": str(run), "split": measured["split"], "numbers": measured["numbers"]})
     _same_data([Path(row["run"]) for row in rows])
     made = {

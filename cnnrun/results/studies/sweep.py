@@ -31,7 +31,7 @@ from cnnrun.base.progress import say
 from cnnrun.base.randomness import key
 from cnnrun.data.dataset import index
 from cnnrun.experiment.schema import Experiment, load
-from cnnrun.results import operations
+from cnnrun.results.train_run import train_run
 from cnnrun.training.settings import monitored_numbers
 
 STUDY = "study.log"
@@ -255,7 +255,7 @@ def _run(study: Any, trial: Any, space: Space, base: tuple[Path, Sequence[str], 
     try:
         first = trial.user_attrs.get(_AGAIN, trial.number)
         experiment = load(config, [*plain, *_overrides(values)]).model_copy(update={"name": f"trial-{first}"})
-        result = operations.train(experiment, folder, device, resume=first != trial.number, enough=enough)
+        result = train_run(experiment, folder, device, resume=first != trial.number, enough=enough)
     except (UserError, RuntimeError, MemoryError) as error:
         if (why := _its_own_fault(error)) is None:
             raise

@@ -16,11 +16,12 @@ import torch
 from cnnrun.base.errors import ConfigError, StorageError
 from cnnrun.contracts.figure import Plot, Series
 from cnnrun.experiment.schema import parse
-from cnnrun.results import operations
+from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.report import charts
 from cnnrun.results.report import html as page
 from cnnrun.results.report import write as reporting
 from cnnrun.results.report.content import curves
+from cnnrun.results.train_run import train_run
 from cnnrun.training.run_records import read_result
 from tests.support.browser import open_page
 from tests.support.configs import TINY
@@ -47,7 +48,7 @@ data: {{source: {{folder: {json.dumps(str(root / "data"))}}}, image: {{size: 8, 
 model: [{{conv: {{out_channels: 4, activation: relu}}}}, global_avg_pool]
 train: {{epochs: 2, batch: 8}}
 """
-    done = operations.train(parse(text, "hostile.yaml"), root / "runs", CPU, resume=False)
+    done = train_run(parse(text, "hostile.yaml"), root / "runs", CPU, resume=False)
     reporting.report([Path(done["run"])], root / "runs", CPU)
     return Path(done["run"])
 
@@ -124,7 +125,7 @@ data: {{source: {{folder: {tmp_path / "data"}}}, image: {{size: 8, channels: 1}}
 model: [{{conv: {{out_channels: 4, activation: relu}}}}, global_avg_pool]
 train: {{epochs: 1, batch: 14}}
 """
-    done = operations.train(parse(text, "many.yaml"), tmp_path, CPU, resume=False)
+    done = train_run(parse(text, "many.yaml"), tmp_path, CPU, resume=False)
     with open_page(written(Path(done["run"]), tmp_path)) as visit:
         visit.page.locator("summary", has_text="per class").click()
         field = visit.page.locator("input.filter").first
@@ -200,7 +201,7 @@ def test_every_task_has_a_page(task, of_each_task, tmp_path):
 
 def test_several_runs_stand_side_by_side(of_each_task, trained_run, tmp_path):
     made = parse(TINY, "t.yaml", ["name=other", "train.epochs=2", "model[0].conv.out_channels=6"])
-    other = Path(operations.train(made, tmp_path / "runs", CPU, resume=False)["run"])
+    other = Path(train_run(made, tmp_path / "runs", CPU, resume=False)["run"])
     found = reporting.report([trained_run, other], tmp_path, CPU)
     assert found["path"] == str(tmp_path / "report.html")
     with open_page(Path(found["path"])) as visit:
@@ -223,7 +224,7 @@ def test_several_runs_stand_side_by_side(of_each_task, trained_run, tmp_path):
 
 def test_its_numbers_are_those_of_eval_on_val(trained_run, tmp_path):
     text = written(trained_run, tmp_path).read_text()
-    measured = operations.evaluate(trained_run, tmp_path, CPU, "val")
+    measured = evaluate_run(trained_run, tmp_path, CPU, "val")
     found = dict(re.findall(r"<dt>(\w+)</dt><dd>([-\d.]+)", text))
     assert found == {name: f"{value:.4f}" for name, value in measured["numbers"].items()}
     low, high = measured["intervals"]["accuracy"]

@@ -23,8 +23,11 @@ from cnnrun.data.training_batches import in_order
 from cnnrun.experiment import assemble, schema
 from cnnrun.explain.figures.png import written
 from cnnrun.export.onnx import Onnx
-from cnnrun.results import calibrate, compare, operations
+from cnnrun.results import calibrate, compare
+from cnnrun.results.evaluate import evaluate_run
+from cnnrun.results.export_run import export_run
 from cnnrun.results.studies import find_lr, plan, seeds, sweep
+from cnnrun.results.train_run import train_run
 from cnnrun.tasks.classify import Classify
 from cnnrun.tasks.temperature import fitted
 from cnnrun.training.run_records import parse_facts
@@ -65,9 +68,9 @@ def test_the_temperature_is_where_the_likelihood_is_highest(best):
 
 
 def test_what_was_calibrated_is_used_everywhere(copied, tmp_path):
-    before = operations.evaluate(copied, tmp_path, CPU, "val")
+    before = evaluate_run(copied, tmp_path, CPU, "val")
     made = calibrate.calibrate(copied, tmp_path, CPU)
-    after = operations.evaluate(copied, tmp_path, CPU, "val")
+    after = evaluate_run(copied, tmp_path, CPU, "val")
     assert made["split"] == "val"
     assert made["nll"][1] < made["nll"][0]
     assert made["ece"] == [before["numbers"]["ece"], after["numbers"]["ece"]]
@@ -75,7 +78,7 @@ def test_what_was_calibrated_is_used_everywhere(copied, tmp_path):
     assert after["numbers"]["ece"] != before["numbers"]["ece"]
     given = assemble.trained(copied, tmp_path, CPU)[1]
     assert given.facts.chosen == {"temperature": made["temperature"]}
-    report = operations.exported(Onnx(), copied, tmp_path, None, None)
+    report = export_run(Onnx(), copied, tmp_path, None, None)
     assert report["passed"]
     import onnx
 
@@ -130,7 +133,7 @@ def test_nothing_is_fitted_to_pictures_that_are_all_right(copied, tmp_path, monk
 
 
 def test_every_checkpoint_keeps_a_calibration_of_its_own(tmp_path):
-    run = Path(operations.train(tried("train.epochs=3", "train.keep=3"), tmp_path, CPU, resume=False)["run"])
+    run = Path(train_run(tried("train.epochs=3", "train.keep=3"), tmp_path, CPU, resume=False)["run"])
     best = calibrate.calibrate(run, tmp_path, CPU)["temperature"]
     other = run / "checkpoints" / "step-00000017"
     assert calibrate.calibrate(other, tmp_path, CPU)["temperature"] != best
@@ -181,12 +184,12 @@ def test_figures_take_any_name(tmp_path):
 
 
 def test_seeds_are_the_runs_that_each_would_be(tmp_path):
-    made = seeds.train(tried(), 3, tmp_path / "runs", CPU, resume=False, strict=False)
+    made = seeds.train_seeds(tried(), 3, tmp_path / "runs", CPU, resume=False, strict=False)
     assert made["seeds"] == [0, 1, 2]
     for row in made["runs"]:
-        alone = operations.train(tried(f"seed={row['seed']}"), tmp_path / "alone", CPU, resume=False)["run"]
+        alone = train_run(tried(f"seed={row['seed']}"), tmp_path / "alone", CPU, resume=False)["run"]
         assert digest(Path(alone)) == digest(Path(row["run"]))
-    values = [operations.evaluate(Path(row["run"]), tmp_path, CPU, None)["numbers"]["accuracy"] for row in made["runs"]]
+    values = [evaluate_run(Path(row["run"]), tmp_path, CPU, None)["numbers"]["accuracy"] for row in made["runs"]]
     from scipy import stats
 
     summary = made["summary"]["accuracy"]
@@ -197,24 +200,24 @@ def test_seeds_are_the_runs_that_each_would_be(tmp_path):
 
 def test_seeds_that_were_stopped_are_gone_on_with(tmp_path):
     whole = seeds.train(tried(), 2, tmp_path / "whole", CPU, resume=True, strict=False)
-    operations.train(tried(), tmp_path / "cut", CPU, resume=False)
+    train_run(tried(), tmp_path / "cut", CPU, resume=False)
     with stop_at(7):
-        operations.train(tried("seed=1"), tmp_path / "cut", CPU, resume=False)
+        train_run(tried("seed=1"), tmp_path / "cut", CPU, resume=False)
     part = seeds.train(tried(), 2, tmp_path / "cut", CPU, resume=True, strict=False)
     assert [Path(row["run"]).name for row in part["runs"]] == ["1", "2"]
     for one, other in zip(whole["runs"], part["runs"], strict=True):
         assert digest(Path(one["run"])) == digest(Path(other["run"]))
-    again = seeds.train(tried(), 2, tmp_path / "cut", CPU, resume=True, strict=False)
+    again = seeds.train_seeds(tried(), 2, tmp_path / "cut", CPU, resume=True, strict=False)
     assert again["runs"] == part["runs"]
 
 
 def test_seeds_of_different_data_are_not_summed_up(tmp_path):
-    seeds.train(tried(), 1, tmp_path, CPU, resume=False, strict=False)
+    seeds.train_seeds(tried(), 1, tmp_path, CPU, resume=False, strict=False)
     facts = tmp_path / "tiny" / "1" / "facts.json"
     facts.write_text(re.sub(r'"fingerprint": "..', '"fingerprint": "zz', facts.read_text()))
     with pytest.raises(CheckpointError, match="the data changed since"):
-        seeds.train(tried(), 2, tmp_path, CPU, resume=True, strict=False)
-    other = Path(operations.train(tried("seed=1"), tmp_path, CPU, resume=False)["run"])
+        seeds.train_seeds(tried(), 2, tmp_path, CPU, resume=True, strict=False)
+    other = Path(train_run(tried("seed=1"), tmp_path, CPU, resume=False)["run"])
     with pytest.raises(DataError, match="learned from different data"):
         seeds._same_data([tmp_path / "tiny" / "1", other])
 
@@ -242,7 +245,7 @@ def test_a_run_is_not_distinguishable_from_itself(trained_run, tmp_path, run_cli
 
 
 def test_what_two_configs_and_their_results_differ_in_is_said(trained_run, tmp_path, run_cli):
-    worse = operations.train(tried("model[0].conv.out_channels=2"), tmp_path, CPU, resume=False)["run"]
+    worse = train_run(tried("model[0].conv.out_channels=2"), tmp_path, CPU, resume=False)["run"]
     code, out, _ = run_cli("compare", trained_run, worse)
     assert code == 0
     assert f"train.epochs: 12 in {trained_run}, 1 in {worse}" in out
@@ -280,7 +283,7 @@ def test_people_who_are_too_few_are_not_called_equal(tmp_path, run_cli):
 
 
 def test_what_was_measured_on_other_pictures_is_not_tested(trained_run, tmp_path):
-    other = operations.train(tried("data.split.seed=5"), tmp_path, CPU, resume=False)["run"]
+    other = train_run(tried("data.split.seed=5"), tmp_path, CPU, resume=False)["run"]
     (pair,) = compare.compare([trained_run, Path(other)], tmp_path, CPU, None)["pairs"]
     assert pair["tests"] == []
     assert "picture" in pair["unpaired"]
@@ -324,7 +327,7 @@ def test_a_sweep_repeats_goes_on_and_writes_its_best(config, tmp_path):
     made = schema.load(Path(whole["best"]["config"]))
     assert made.name == "tiny"
     assert made.train.optimizer.lr == pytest.approx(best["settings"]["train.optimizer.sgd.lr"])
-    again = operations.train(made, tmp_path / "c", CPU, resume=False)
+    again = train_run(made, tmp_path / "c", CPU, resume=False)
     assert again["best"]["val/accuracy"] == best["value"]
     assert swept(config, tmp_path / "b", 4)["trials"] == part["trials"]
 
@@ -430,7 +433,7 @@ def test_a_sweep_without_its_data_or_its_storage_says_so(config, tmp_path, run_c
     def short(*arguments, **settings):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(operations, "train", short)
+    monkeypatch.setattr(sweep, "train_run", short)
     code, _, err = run_cli("sweep", config, "train.batch=8|16", "--runs", tmp_path / "runs", "--trials", 2)
     assert code == 2
     assert "no trial came to its end\ntrial 0: memory ran out\ntrial 1: memory ran out\n" in err
@@ -544,7 +547,7 @@ def test_a_plan_leaves_the_cache_alone_and_knows_what_is_missing(tmp_path, monke
     assert not (tmp_path / "cache").exists()
     assert found["cache_mib"] == pytest.approx(60 * 3 * 8 * 8 / 2**20, abs=0.05)
     assert found["steps_per_epoch"] == 42 // 8
-    operations.train(made, tmp_path / "runs", CPU, resume=False)
+    train_run(made, tmp_path / "runs", CPU, resume=False)
     again = plan.plan(made, CPU, tmp_path / "runs")
     assert again["decode_seconds"] == 0
     assert again["cache_mib"] == 0

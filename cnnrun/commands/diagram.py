@@ -1,0 +1,36 @@
+"""`cnnrun diagram`: the network as text and as SVG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cnnrun.base.errors import printable
+from cnnrun.commands.options import Config, Overrides
+
+
+def diagram(
+    config: Config,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="An SVG file to write; without, the diagram is printed as text.")
+    ] = None,
+) -> None:
+    """Draw the network with blocks, links and shapes. Example: cnnrun diagram c.yaml --out c.svg"""
+    from cnnrun.experiment.schema import load
+
+    experiment = load(config, overrides or [])
+    from cnnrun.base.atomic_files import write_text
+    from cnnrun.experiment.checks import outline_of
+    from cnnrun.explain.figures.network_svg import svg
+    from cnnrun.model import outline
+
+    parts = outline_of(experiment)
+    if out is None:
+        typer.echo(outline.text(parts))
+    else:
+        drawing = svg(parts, experiment.name)
+        write_text(out, drawing)
+        typer.echo(f"{printable(str(out))}: {len(drawing):,} bytes")

@@ -1,0 +1,43 @@
+"""`cnnrun identify`: who is this."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cnnrun.commands.options import Batch, Device, FalseAccepts, GalleryFile, Json, RunOption, Runs, Threshold
+
+
+class Searching(StrEnum):
+    """How `identify` looks through a gallery."""
+
+    exact = "exact"
+    faiss = "faiss"
+
+
+def identify(
+    paths: Annotated[list[Path], typer.Argument(help="Image files and folders.")],
+    gallery: GalleryFile,
+    run: RunOption = None,
+    top: Annotated[int, typer.Option(min=1, help="How many of the most similar people to show.")] = 3,
+    threshold: Threshold = None,
+    far: FalseAccepts = None,
+    search: Annotated[
+        Searching, typer.Option(help="Compare with everybody, or search by faiss (pip install faiss-cpu).")
+    ] = Searching.exact,
+    batch: Batch = 64,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    device: Device = "auto",
+    runs: Runs = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Say who of a gallery is in each image, or nobody. Example: cnnrun identify photos/ --gallery staff.safetensors"""
+    from cnnrun.base.device import choose
+    from cnnrun.commands import prediction_output
+    from cnnrun.results import people
+
+    given = people.Given(run, runs, choose(device), threshold, far)
+    prediction_output.write_all(people.identified(given, paths, gallery, top, search.value, batch), as_json, csv)

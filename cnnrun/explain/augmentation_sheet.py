@@ -1,0 +1,87 @@
+"""A contact sheet of training images as they are and as the first epochs would see them."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cnnrun.base.atomic_files import Folder, make_folder, storage_errors
+from cnnrun.base.progress import bar
+from cnnrun.base.randomness import permutation
+from cnnrun.contracts.layer import Facts
+from cnnrun.contracts.task import TaskSpec
+from cnnrun.data.dataset import Dataset, index
+from cnnrun.data.prepare import prepare
+from cnnrun.data.training_batches import TrainingBatches
+from cnnrun.experiment.schema import Experiment
+from cnnrun.explain.figures.contact_sheet import sheet, write_png
+from cnnrun.explain.figures.panels import marked, picture_of
+from cnnrun.training.event_file import EventFile
+
+Column = tuple[str, Tensor, dict[str, Tensor]]  # title, images [N, C, H, W], targets
+
+
+def write_augmentation_sheet(
+    experiment: Experiment, count: int, epochs: int, out: Path, tensorboard: Path | None
+) -> dict[str, Any]:
+    """Write a sheet of `count` training images, a row each, as PNG and for TensorBoard if a folder is given."""
+    data = prepare(experiment.data, index(experiment.data), bar)
+    samples = permutation(experiment.seed, 0, len(data.splits["train"]))[:count]
+    task, facts = experiment.task, data.facts
+    pixels = sheet(
+        [
+            (title, _with_boxes(images, targets, task, facts), task.words(targets, facts))
+            for title, images, targets in _columns(experiment, data, samples, epochs)
+        ]
+    )
+    write_png(out, pixels, "cnnrun data show")
+    if tensorboard:
+        _write_event(tensorboard, pixels)
+    board = str(tensorboard) if tensorboard else None
+    return {"path": str(out), "pictures": len(samples), "times": epochs, "tensorboard": board}
+
+
+def _columns(experiment: Experiment, data: Dataset, samples: Tensor, epochs: int) -> list[Column]:
+    """The samples as they are, then as each epoch augments them."""
+    examples, host = data.splits["train"], torch.device("cpu")
+    batches = TrainingBatches(
+        examples,
+        experiment.data.augment,
+        len(samples),
+        1,
+        experiment.seed,
+        host,
+        order=lambda seed, epoch: (samples, samples),
+        blend=partial(experiment.task.blend, facts=data.facts),
+    )
+    columns: list[Column] = [("as it is", examples.take(samples).float(), examples.targets_of(samples, host))]
+    for epoch in range(epochs):
+        batch = batches.at(epoch)
+        columns.append((f"epoch {epoch + 1}", batch.pictures, batch.targets))
+    return columns
+
+
+def _with_boxes(images_NCHW: Tensor, targets: dict[str, Tensor], task: TaskSpec, facts: Facts) -> Tensor:
+    """The images with the boxes of their targets drawn on, if the task has boxes."""
+    marks = task.true_marks(targets, facts)
+    if marks is None:
+        return images_NCHW
+    drawings = [
+        marked(picture_of(image), [replace(mark, text="") for mark in own])
+        for image, own in zip(images_NCHW, marks, strict=True)
+    ]
+    return torch.from_numpy(np.stack([np.asarray(drawing) for drawing in drawings])).permute(0, 3, 1, 2)
+
+
+def _write_event(folder: Path, pixels: NDArray[np.uint8]) -> None:
+    make_folder(folder)
+    with storage_errors(folder, pixels.nbytes), closing(EventFile(Folder(folder))) as writer:
+        writer.add_image("data/sheet", pixels, 0)

@@ -1,0 +1,44 @@
+"""What callers add to a training: none of it changes what is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from cnnrun.base.atomic_files import Folder
+from cnnrun.experiment import run as experiment_run
+from cnnrun.experiment.run import Hooks
+from cnnrun.experiment.schema import parse
+from cnnrun.results.train_run import train_run
+from tests.support.configs import TINY
+from tests.support.interrupted_trainings import digest, stop_at
+
+CPU = torch.device("cpu")
+
+
+def test_without_hooks_it_is_the_training_of_the_commands(tmp_path):
+    config = parse(TINY, "tiny.yaml", ["name=tiny"])
+    plain = experiment_run.train(config, tmp_path / "plain", CPU)
+    watched = train_run(config, tmp_path / "watched", CPU, resume=False)
+    assert plain["best"] == watched["best"]
+    assert digest(Path(plain["run"])) == digest(Path(watched["run"]))
+
+
+def test_a_result_is_recorded_once_and_not_when_resumed(tmp_path):
+    recorded = []
+
+    def record(experiment, folder, environment, result):
+        assert isinstance(folder, Folder)
+        recorded.append((experiment.name, folder.path, environment["device"], result["steps"]))
+
+    config = parse(TINY, "tiny.yaml", ["name=tiny"])
+    with stop_at(20):
+        experiment_run.train(config, tmp_path, CPU, hooks=Hooks(record=record))
+    resumed = experiment_run.train(config, tmp_path, CPU, resume=True, hooks=Hooks(record=record))
+    assert Path(resumed["run"]).name == "1"
+    assert recorded == []
+    whole = experiment_run.train(config, tmp_path, CPU, hooks=Hooks(record=record))
+    assert [(name, path) for name, path, *_ in recorded] == [("tiny", Path(whole["run"]))]
+    assert experiment_run.train(config, tmp_path, CPU, resume=True, hooks=Hooks(record=record))["already_finished"]
+    assert len(recorded) == 1
