@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from cnnrun.data.sources.idx import Idx
-from cnnrun.experiment import schema
+from cnnrun.experiment import config_file
 from cnnrun.experiment.data_report import report_data
 
 PLANTED = 200
@@ -102,7 +102,7 @@ def main() -> None:
         text = (
             f"task: classify\ndata: {{source: {{folder: {work}}}, image: {{size: 32, channels: 1}}}}\nmodel: [flatten]"
         )
-        found = report_data(schema.parse(text, "audit", [f"data.cache_dir={work}/cache"]), None, None)
+        found = report_data(config_file.parse(text, "audit", [f"data.cache_dir={work}/cache"]), None, None)
         print(json.dumps({"distinct": len(distinct), "planted of each": PLANTED} | count(found, Path(work))))
 
 

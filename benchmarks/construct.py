@@ -16,8 +16,8 @@ from collections.abc import Callable
 
 import torch
 
-from cnnrun.contracts.layer import Facts
-from cnnrun.experiment import schema
+from cnnrun.contracts.facts import Facts
+from cnnrun.experiment import config_file
 from cnnrun.model.network import build, materialize
 
 CLASSES = tuple(map(str, range(1000)))
@@ -27,7 +27,7 @@ SETTINGS = {name: {"aux_logits": False} for name in ("inception_v3", "googlenet"
 
 
 def ours(name: str) -> None:
-    made = schema.parse(CONFIG.format(name=name, size=SIZES.get(name, 224)), "f")
+    made = config_file.parse(CONFIG.format(name=name, size=SIZES.get(name, 224)), "f")
     shape = made.data.image_shape()
     assert shape is not None
     materialize(build(made.model.layers, made.task, Facts(CLASSES, shape)).network, 0)

@@ -36,8 +36,10 @@ from torchvision.transforms import v2  # noqa: TID253
 from cnnrun.base.device import keep_freed_memory
 from cnnrun.base.progress import bar
 from cnnrun.data.augment.settings import Augment
-from cnnrun.data.dataset import Data, Examples, index
+from cnnrun.data.dataset import Examples
+from cnnrun.data.index import index
 from cnnrun.data.prepare import prepare
+from cnnrun.data.settings import Data
 from cnnrun.data.sources.idx import Idx
 from cnnrun.data.storage import Held
 from cnnrun.data.training_batches import TrainingBatches

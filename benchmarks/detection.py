@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnrun.base.boxes import padded_to
-from cnnrun.experiment import assemble, schema
+from cnnrun.experiment import assemble, config_file, open_run
 from cnnrun.model.network import flops
 from cnnrun.results.evaluate import evaluate_run
 from cnnrun.training.learner import Learner
@@ -58,7 +58,7 @@ def theirs_step(network: nn.Module, optimizer: torch.optim.Optimizer, pictures: 
 
 
 def prepared(*overrides: str):
-    tried = schema.load(CONFIG, list(overrides))
+    tried = config_file.load(CONFIG, list(overrides))
     data = assemble.dataset(tried)
     return tried, data, assemble.job(tried, data, None, None, CPU)
 
@@ -102,8 +102,8 @@ def _their_flops(network: nn.Module) -> float:
 
 def decode(run: Path, rounds: int) -> None:
     """How long the network takes and how long its decoder, with suppression, on real pictures."""
-    _, given = assemble.trained(run, run.parent.parent, CPU)
-    data = assemble.dataset(schema.load(run / "config.yaml"))
+    _, given = open_run.trained(run, run.parent.parent, CPU)
+    data = assemble.dataset(config_file.load(run / "config.yaml"))
     for batch in (1, 8, 64):
         pictures = data.splits["train"].take(torch.arange(batch)).float().contiguous(memory_format=torch.channels_last)
         times: dict[str, list[float]] = {"network": [], "decode": []}

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
-from cnnrun.experiment.assemble import eval_data, trained
 from cnnrun.experiment.checks import listed_facts
-from cnnrun.experiment.schema import load
+from cnnrun.experiment.config_file import load
+from cnnrun.experiment.open_run import eval_data, trained
 from cnnrun.explain.methods.occlude import occlude
 from cnnrun.explain.methods.top_patches import strongest, top
 from cnnrun.explain.subject import Shown, Subject

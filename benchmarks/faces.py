@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from cnnrun.data.dataset import Examples
-from cnnrun.experiment import assemble, schema
+from cnnrun.experiment import assemble, config_file, open_run, schema
 from cnnrun.results import people as identity
 from cnnrun.results.gallery_file import Gallery, made
 from cnnrun.results.train_run import train_run
@@ -64,10 +64,10 @@ def equal_error(embeddings: Rows, labels: NDArray[np.int64]) -> tuple[float, flo
 
 def trained(config: Path, root: Path, seed: int, *words: str) -> tuple[float, schema.Experiment, Any]:
     """Train one division; returns the seconds it took, decoding and evaluation included."""
-    made_of = schema.load(config, [f"seed={seed}", *words])
+    made_of = config_file.load(config, [f"seed={seed}", *words])
     began = time.perf_counter()
     run = train_run(made_of, root, CPU, resume=True)["run"]
-    return time.perf_counter() - began, *assemble.trained(Path(run), root, CPU)
+    return time.perf_counter() - began, *open_run.trained(Path(run), root, CPU)
 
 
 def verify(seeds: range, root: Path, words: list[str]) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from cnnrun.base.device import choose
 from cnnrun.commands import app
-from cnnrun.data.dataset import Data
+from cnnrun.data.settings import Data
 from tests.support.configs import TINY
 from tests.support.images import save_class_folders
 from tests.support.pretended_gpu import some_gpu

@@ -150,8 +150,9 @@ def begun_training(job: Any) -> Iterator[Any]:
     from cnnrun.base.signals import stopping
     from cnnrun.training.learner import Learner
     from cnnrun.training.loop import Training
-    from cnnrun.training.loss_monitor import Losses, State
+    from cnnrun.training.loss_monitor import Losses
     from cnnrun.training.metrics_log import Silent
+    from cnnrun.training.state import State
 
     learner, state = Learner(job), State(accumulate=job.spec.accumulate)
     job = learner.reuse_frozen(job)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from common import RICH, ROOT, Options, attempt, emit, options
 
-from cnnrun.experiment import schema
+from cnnrun.experiment import config_file
 from cnnrun.export.onnx import Onnx
 from cnnrun.export.python_file import Code
 from cnnrun.results.evaluate import evaluate_run
@@ -28,8 +28,8 @@ def main() -> None:
     given = options(__doc__)
     torch.backends.cudnn.allow_tf32 = False  # in TF32 near scores change places
     scenes = (ROOT / "configs" / "digit-scenes.yaml").read_text()
-    configs = {"rich": schema.parse(RICH, "rich", ["name=rich"])}
-    configs["scenes"] = schema.parse(scenes, "scenes", ["name=scenes", *SCENES])
+    configs = {"rich": config_file.parse(RICH, "rich", ["name=rich"])}
+    configs["scenes"] = config_file.parse(scenes, "scenes", ["name=scenes", *SCENES])
     with tempfile.TemporaryDirectory(prefix="cnnrun-export-") as folder:
         for name, tried in configs.items():
             with attempt("train", seconds=given.seconds_left, case=name):

@@ -20,7 +20,7 @@ import torch
 from common import ROOT, Options, attempt, emit, options, write_arrays
 
 from cnnrun.base.device import forget_peak_memory
-from cnnrun.experiment import assemble, schema
+from cnnrun.experiment import assemble, config_file, schema
 from cnnrun.results.studies import plan
 from cnnrun.training.loop import fit
 
@@ -67,7 +67,9 @@ def peak_of(config: str, precision: str, batch: int, given: Options) -> int | No
 
 def tried_of(config: str, precision: str, batch: int) -> schema.Experiment:
     """Return the experiment in a precision and batch."""
-    return schema.parse(config, "resnet50", ["name=resnet50", f"train.precision={precision}", f"train.batch={batch}"])
+    return config_file.parse(
+        config, "resnet50", ["name=resnet50", f"train.precision={precision}", f"train.batch={batch}"]
+    )
 
 
 def measured(tried: schema.Experiment, device: torch.device) -> int:
@@ -99,7 +101,7 @@ def run_out(given: Options, folder: Path) -> None:
     path = write_arrays(folder / "few.npz", 2 * batch, 28)
     overrides = [f"data.source={{arrays: {path}}}", "data.image={size: 28, channels: 1}"]
     overrides += [f"train.batch={batch}", "train.epochs=2", "train.optimizer={sgd: {lr: 0.001}}"]
-    tried = schema.load(ROOT / "benchmarks" / "nets" / "vgg-small.yaml", overrides)
+    tried = config_file.load(ROOT / "benchmarks" / "nets" / "vgg-small.yaml", overrides)
     data = assemble.dataset(tried)
     job = assemble.job(tried, data, None, None, given.device)
     if given.device.type == "cuda":

@@ -21,7 +21,7 @@ from common import RICH, Options, attempt, emit, options
 
 from cnnrun.base.device import choose
 from cnnrun.base.ranks import Group
-from cnnrun.experiment import schema
+from cnnrun.experiment import config_file
 from cnnrun.results.train_run import train_run
 from cnnrun.training import checkpoints
 from cnnrun.training.run_records import METRICS
@@ -55,7 +55,7 @@ def two_against_one(config: Path, device: str, folder: Path, given: Options) -> 
     if done.returncode:
         line = next((each for each in reversed(done.stderr.splitlines()) if "rror" in each), "")
         return {"ok": False, "reason": f"torchrun left with {done.returncode}", "lines": [line]}
-    tried = schema.load(config, TOGETHER)
+    tried = config_file.load(config, TOGETHER)
     one = Path(train_run(tried, folder / "one", choose(device), resume=False)["run"])
     two = folder / "two" / one.parent.name / one.name
     losses, weights = largest_gap(last_losses(one), last_losses(two)), largest_gap(weights_of(one), weights_of(two))

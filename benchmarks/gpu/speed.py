@@ -25,7 +25,7 @@ from devices import answer, ask_nvidia_smi, peak_mib, timed, used_mib
 
 from cnnrun.base.progress import Clock
 from cnnrun.data.augment.settings import Augment
-from cnnrun.experiment import assemble, schema
+from cnnrun.experiment import assemble, config_file, schema
 from cnnrun.training.determinism import deterministic_kernels
 from cnnrun.training.learner import Learner
 
@@ -74,14 +74,14 @@ def prepared(name: str, given: Options, folder: Path) -> tuple[schema.Experiment
     small = ["train.batch=8"] if few and name.startswith("resnet") else []
     if name == "digit-scenes":
         sizes = ["data.source={digit_scenes: {train: 64, held_out: 16}}"] if few else []
-        tried = schema.load(ROOT / "configs" / "digit-scenes.yaml", sizes)
+        tried = config_file.load(ROOT / "configs" / "digit-scenes.yaml", sizes)
     elif name == "resnet50":  # a little larger than the network sees: they are resized into cnnrun's own cache
         path = write_arrays(folder / "resnet50.npz", 64 if few else 1024, side + 16, channels=3, classes=50)
-        tried = schema.parse(_RESNET50.format(path=path, side=side, cache=folder / "cache"), name, small)
+        tried = config_file.parse(_RESNET50.format(path=path, side=side, cache=folder / "cache"), name, small)
     else:
         path = write_arrays(folder / f"{name}.npz", 256 if few else 12_800, side)
         overrides = [f"data.source={{arrays: {path}}}", f"data.image={{size: {side}, channels: 1}}", *small]
-        tried = schema.load(ROOT / "benchmarks" / "nets" / f"{name}.yaml", overrides)
+        tried = config_file.load(ROOT / "benchmarks" / "nets" / f"{name}.yaml", overrides)
     return tried, assemble.dataset(tried)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from common import ROOT, Options, attempt, emit, options
 
-from cnnrun.experiment import schema
+from cnnrun.experiment import config_file
 from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.train_run import train_run
 
@@ -38,7 +38,7 @@ def train(given: Options, folder: Path) -> None:
     """Emit each epoch, the seconds to the target, and the accuracy on test."""
     root = few_pictures(folder) if given.is_small else DATA
     overrides = [f"data.source={{idx: {{root: {root}}}}}", *(["train.epochs=1"] if given.is_small else [])]
-    tried = schema.load(ROOT / "configs" / "fashion-vgg.yaml", overrides)
+    tried = config_file.load(ROOT / "configs" / "fashion-vgg.yaml", overrides)
     reached: list[float] = []
     began = time.perf_counter()
 

@@ -21,7 +21,7 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Check a config and its data as training would. Example: cnnrun check configs/digits.yaml"""
-    from cnnrun.experiment.schema import load
+    from cnnrun.experiment.config_file import load
 
     experiment = load(config, overrides or [])
     from cnnrun.experiment import checks

@@ -25,8 +25,8 @@ def data_check(
     as_json: Json = False,
 ) -> None:
     """Report what is in the data and what is wrong; leave as training would. Example: cnnrun data check c.yaml"""
+    from cnnrun.experiment.config_file import load
     from cnnrun.experiment.data_report import refuse_unfit, report_data
-    from cnnrun.experiment.schema import load
 
     report = report_data(load(config, overrides or []), verify, write_manifest)
     show(report, as_json, _print_audit)
@@ -44,7 +44,7 @@ def data_show(
     as_json: Json = False,
 ) -> None:
     """Draw images as they are and as training sees them. Example: cnnrun data show c.yaml --out sheet.png"""
-    from cnnrun.experiment.schema import load
+    from cnnrun.experiment.config_file import load
     from cnnrun.explain.augmentation_sheet import write_augmentation_sheet
 
     sheet = write_augmentation_sheet(load(config, overrides or []), images, epochs, out, tensorboard)
@@ -70,7 +70,7 @@ def data_split(
 ) -> None:
     """Divide images, stratified, into a table for `source: table`. Example: cnnrun data split c.yaml --folds 5"""
     from cnnrun.data.split_table import Shares, write_split_table
-    from cnnrun.experiment.schema import load
+    from cnnrun.experiment.config_file import load
 
     if folds == 1 or val + test >= 1:
         raise ConfigError("give two folds or more, and leave something to train on: --val and --test below 1 together")

@@ -19,7 +19,7 @@ def diagram(
     ] = None,
 ) -> None:
     """Draw the network with blocks, links and shapes. Example: cnnrun diagram c.yaml --out c.svg"""
-    from cnnrun.experiment.schema import load
+    from cnnrun.experiment.config_file import load
 
     experiment = load(config, overrides or [])
     from cnnrun.base.atomic_files import write_text

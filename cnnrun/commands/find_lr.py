@@ -26,7 +26,7 @@ def find_lr(
     """Measure the loss over learning rates; nothing is kept. Example: cnnrun find-lr c.yaml --plots figures"""
     refuse_ranks("find-lr")
     from cnnrun.base.device import choose, keep_freed_memory
-    from cnnrun.experiment.schema import load
+    from cnnrun.experiment.config_file import load
 
     experiment, chosen = load(config, overrides or []), choose(device)
     from cnnrun.results.studies import find_lr as finding

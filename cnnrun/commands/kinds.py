@@ -8,11 +8,12 @@ from pydantic_core import PydanticUndefined
 
 from cnnrun.base.errors import ConfigError
 from cnnrun.config import zoo
-from cnnrun.config.spec import Kind, Spec, did_you_mean, members
+from cnnrun.config.messages import did_you_mean
+from cnnrun.config.spec import Kind, Spec, members
 from cnnrun.data.augment.settings import Augment, Crop, TrivialAugment
-from cnnrun.data.dataset import Data, HoldOut
 from cnnrun.data.epoch_order import Sampler
 from cnnrun.data.image_files import Image
+from cnnrun.data.settings import Data, HoldOut
 from cnnrun.data.sources import Source
 from cnnrun.experiment.schema import Experiment
 from cnnrun.export import Format
@@ -21,7 +22,8 @@ from cnnrun.tasks import Task
 from cnnrun.tasks.embedding.losses import Loss
 from cnnrun.tasks.multilabel import Label
 from cnnrun.tasks.regression.losses import Fit
-from cnnrun.training.optimizers import EmaSpec, Group, Optimizer
+from cnnrun.training.ema import EmaSpec
+from cnnrun.training.optimizers import Group, Optimizer
 from cnnrun.training.schedules import Schedule
 from cnnrun.training.settings import EarlyStop, Train
 

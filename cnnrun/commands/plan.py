@@ -19,7 +19,7 @@ def plan(
     """Measure how long a training will take, and how much memory. Example: cnnrun plan configs/digits.yaml"""
     refuse_ranks("plan")
     from cnnrun.base.device import choose, keep_freed_memory
-    from cnnrun.experiment.schema import load
+    from cnnrun.experiment.config_file import load
 
     experiment, chosen = load(config, overrides or []), choose(device)
     from cnnrun.results.studies import plan as planning

@@ -29,7 +29,7 @@ def predict(
     """Predict images, a line each as they come. Example: cnnrun predict photos/ --json"""
     from cnnrun.base.device import choose
     from cnnrun.commands import prediction_output
-    from cnnrun.experiment.assemble import usable
+    from cnnrun.experiment.open_run import usable
     from cnnrun.results.predict import BoxOutput, predict_paths
 
     trained, boxes = usable(run, runs, choose(device)), BoxOutput(score or [], draw, coco)

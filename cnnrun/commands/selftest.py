@@ -22,7 +22,7 @@ def selftest(
 ) -> None:
     """Check that this machine trains a config as it must: repeats, resumes, learns. Example: cnnrun selftest c.yaml"""
     from cnnrun.base.device import choose, keep_freed_memory
-    from cnnrun.experiment.schema import load
+    from cnnrun.experiment.config_file import load
 
     experiment, chosen = load(config, overrides or []) if config else None, choose(device)
     from cnnrun.results.studies import selftest as tests

@@ -11,7 +11,7 @@ from cnnrun.commands.tables import shape_text
 
 def summary(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
     """The network, a row a layer: shape, parameters, FLOPs, memory, receptive field. Example: cnnrun summary c.yaml"""
-    from cnnrun.experiment.schema import load
+    from cnnrun.experiment.config_file import load
 
     experiment = load(config, overrides or [])
     from cnnrun.experiment import checks

@@ -38,7 +38,7 @@ def train(
 ) -> None:
     """Train a network. Example: cnnrun train configs/digits.yaml train.epochs=3"""
     from cnnrun.base.device import choose, keep_freed_memory
-    from cnnrun.experiment.schema import load
+    from cnnrun.experiment.config_file import load
 
     experiment, chosen = load(config, overrides or []), choose(device)
     # Imported only now: a bad config should be answered sooner.

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnrun.config import yaml_reader
-from cnnrun.config.spec import did_you_mean, shown
+from cnnrun.config.messages import did_you_mean, shown
 from cnnrun.config.tree import DOUBTFUL, Map, Mark, Problem, Seq, copy
 from cnnrun.config.yaml_reader import MAX_DEPTH, MAX_NODES
 

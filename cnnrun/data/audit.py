@@ -16,12 +16,15 @@ from cnnrun.base.extras import missing_package
 from cnnrun.data import duplicates
 from cnnrun.data.cache import Progress, at_once
 from cnnrun.data.class_names import alike_names, distinguishable, questionable_numbers
-from cnnrun.data.dataset import Data, Dataset, counted, many_classes
+from cnnrun.data.dataset import Dataset
 from cnnrun.data.decode import Decoder, processors, threads
 from cnnrun.data.duplicates import Columns
 from cnnrun.data.image_records import RECORD
+from cnnrun.data.index import many_classes
 from cnnrun.data.leakage import columns, differing_objects
 from cnnrun.data.prepare import constant_numbers, dark_words, narrow_peak, statistics_of
+from cnnrun.data.settings import Data
+from cnnrun.data.targets import counted
 
 EXAMPLES = 10  # of each finding that are named
 _RARE = 10  # a class that has so many times fewer pictures than another is said

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnrun.base.error_lines import listed, refuse
 from cnnrun.base.errors import DataError, is_text, printable
-from cnnrun.base.labelling import listed, refuse
 
 # What pandas and spreadsheets write where there is no value: a label of this kind is none.
 _MISSING = re.compile(
@@ -116,3 +116,13 @@ def distinguishable(names: Sequence[str]) -> list[str]:
 def _has_invisible(name: str) -> bool:
     odd = (unicodedata.category(letter) in _INVISIBLE or (letter.isspace() and letter != " ") for letter in name)
     return any(odd) or name != name.strip()
+
+
+def too_fine(name: str, values: Sequence[float | None] | NDArray[Any]) -> str | None:
+    """What is wrong with different numbers that are all one in float32, or None. What is nearly so the task says."""
+    exact = np.asarray(values, np.float64)
+    spread = float(np.ptp(exact))
+    if spread == 0 or np.ptp(exact.astype(np.float32)) > 0:
+        return None
+    text = f"{printable(name)} varies by {spread:.3g} around {exact.mean():.6g}"
+    return f"{text}, too finely for float32; take the mean off it"

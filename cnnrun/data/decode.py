@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnrun.base.error_lines import first_lines, listed
 from cnnrun.base.errors import DataError, Lost, Unreadable
 from cnnrun.base.file_list import Files
-from cnnrun.base.labelling import first_lines, listed
-from cnnrun.contracts.layer import Pair, Shape, Split
+from cnnrun.contracts.layer import Pair, Shape
+from cnnrun.contracts.source import Split
 from cnnrun.data.image_files import Image, Opened, fitted, named, opened, opened_pixels, read
 from cnnrun.data.image_records import RECORD, describe, summarize
 

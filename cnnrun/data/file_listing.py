@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cnnrun.base.bounded_files import open_file
 from cnnrun.base.errors import DataError
 from cnnrun.base.file_list import Members
-from cnnrun.contracts.layer import Split
+from cnnrun.contracts.source import Split
 from cnnrun.data.decode import processors, threads
 from cnnrun.data.image_files import named, read
 from cnnrun.data.image_records import digest

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from cnnrun.base.bounded_files import read_bytes, read_json_bytes
+from cnnrun.base.error_lines import listed
 from cnnrun.base.errors import ConfigError, DataError, printable
 from cnnrun.base.file_list import is_clutter
-from cnnrun.base.labelling import listed, split_name, unreadable_names
+from cnnrun.base.user_paths import unreadable_names
 from cnnrun.data.image_files import SUFFIX_LIST, is_picture_name
 from cnnrun.data.sources.table_files import Rows, read_rows
+from cnnrun.data.split_names import split_name
 
 _TABLES = {".csv", ".tsv", ".parquet"}
 # How people call their columns, the usual first.

@@ -29,7 +29,7 @@ from cnnrun.base.errors import DataError, Unreadable, printable
 from cnnrun.base.file_list import Member, is_clutter
 from cnnrun.config.spec import SizePair, Spec
 from cnnrun.contracts.layer import Pair
-from cnnrun.contracts.task import View
+from cnnrun.contracts.results import View
 
 FORMATS = ["JPEG", "PNG", "BMP", "WEBP", "PPM"]
 FORMAT_SUFFIXES = {

@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cnnrun.base.errors import DataError, printable
-from cnnrun.contracts.layer import Split
-from cnnrun.data.dataset import Dataset, Examples, Index, labels_of, told
+from cnnrun.contracts.source import Split
+from cnnrun.data.dataset import Dataset, Examples
 from cnnrun.data.duplicates import Columns, Leaks, leaks, twins
 from cnnrun.data.hold_out import kept_together, sets_of_copies
+from cnnrun.data.index import Index
 from cnnrun.data.storage import Stored
+from cnnrun.data.targets import labels_of, told
 
 
 def columns(dataset: Dataset) -> Columns:

@@ -10,7 +10,7 @@ from pathlib import Path
 from cnnrun.base.bounded_files import open_file, read_bytes
 from cnnrun.base.errors import DataError, printable
 from cnnrun.base.file_list import Files, Members
-from cnnrun.contracts.layer import Split
+from cnnrun.contracts.source import Split
 from cnnrun.data.decode import processors, threads
 
 _CHUNK, _MOST_BYTES = 1 << 20, 1 << 30

@@ -13,18 +13,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cnnrun.base.error_lines import first_lines, listed
 from cnnrun.base.errors import DataError, printable
 from cnnrun.base.file_list import Files
-from cnnrun.base.labelling import first_lines, listed
-from cnnrun.contracts.layer import BadBox, Facts, Indexed, Shape, Split
+from cnnrun.contracts.facts import Facts
+from cnnrun.contracts.layer import Shape
 from cnnrun.contracts.objects import COLUMNS
+from cnnrun.contracts.source import BadBox, Indexed, Split
 from cnnrun.data.cache import Progress, at_once
-from cnnrun.data.dataset import Data, Dataset, Examples, Index, counted, numbers_of, remarks, targets_of
+from cnnrun.data.dataset import Dataset, Examples
 from cnnrun.data.file_listing import content, listing
 from cnnrun.data.image_files import Image
 from cnnrun.data.image_records import RECORD, statistics, summarize
+from cnnrun.data.index import Index, remarks
 from cnnrun.data.leakage import copies_together, without_leaks
+from cnnrun.data.settings import Data
 from cnnrun.data.storage import Stored, stored
+from cnnrun.data.targets import counted, numbers_of, targets_of
 
 MOVED = "moved within data.split, so that copies of a picture are on one side"
 _FEW_LEVELS = 64  # of 256: pictures of 16 bits that come to fewer are said

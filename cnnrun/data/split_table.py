@@ -20,11 +20,12 @@ from cnnrun.base.errors import ConfigError, DataError, printable, safe_cell
 from cnnrun.base.file_list import Files
 from cnnrun.base.progress import bar
 from cnnrun.base.randomness import key
-from cnnrun.contracts.layer import Split
+from cnnrun.contracts.source import Split
 from cnnrun.data import manifest
-from cnnrun.data.dataset import HOLD_OUT_KEYS, Data, HoldOut, index
 from cnnrun.data.hold_out import folds, held_out, sets_of_copies
+from cnnrun.data.index import HOLD_OUT_KEYS, index
 from cnnrun.data.prepare import decode
+from cnnrun.data.settings import Data, HoldOut
 
 Row = dict[str, str]
 

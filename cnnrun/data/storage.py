@@ -27,7 +27,8 @@ from torch import Tensor
 from cnnrun.base.errors import StorageError, printable
 from cnnrun.base.progress import say
 from cnnrun.config.spec import Spec
-from cnnrun.contracts.layer import Shape, Split
+from cnnrun.contracts.layer import Shape
+from cnnrun.contracts.source import Split
 from cnnrun.data import cache
 from cnnrun.data.block_hashes import has_changed
 from cnnrun.data.cache import Progress

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from cnnrun.contracts.layer import Facts
+from cnnrun.contracts.facts import Facts
 from cnnrun.contracts.task import Level
-from cnnrun.data.dataset import Index, index, remarks
+from cnnrun.data.index import Index, index, remarks
 from cnnrun.data.prepare import refuse_bad_boxes, refuse_missing_files
 from cnnrun.experiment.assemble import dataset, fitting, initial, network
 from cnnrun.experiment.learnable import measurable, notes_on_classes, refuse_unlearnable

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cnnrun.base.error_lines import first_lines
 from cnnrun.base.errors import ConfigError, printable
-from cnnrun.base.labelling import first_lines
 from cnnrun.base.progress import say
 from cnnrun.experiment.schema import Experiment
 

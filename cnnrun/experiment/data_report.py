@@ -11,7 +11,7 @@ from cnnrun.base.errors import DataError, UserError
 from cnnrun.base.progress import bar
 from cnnrun.data import manifest
 from cnnrun.data.audit import Finding, look_through
-from cnnrun.data.dataset import Index, index
+from cnnrun.data.index import Index, index
 from cnnrun.data.prepare import MOVED, Decoded, decode, settle
 from cnnrun.experiment.assemble import initial
 from cnnrun.experiment.learnable import refuse_unlearnable

@@ -13,13 +13,14 @@ import torch
 from cnnrun.base.bounded_files import read_text
 from cnnrun.base.errors import CheckpointError, ConfigError
 from cnnrun.config import zoo
-from cnnrun.contracts.layer import Facts
-from cnnrun.experiment.schema import load
+from cnnrun.contracts.facts import Facts
+from cnnrun.experiment.config_file import load
 from cnnrun.experiment.weights_source import read_weights
-from cnnrun.model import weights_file
+from cnnrun.model import tensor_matching, weights_file
 from cnnrun.model.builder import BuildError
 from cnnrun.model.network import build
-from cnnrun.model.weights_file import About, How, State
+from cnnrun.model.tensor_matching import How, State
+from cnnrun.model.weights_file import About
 
 # What torchvision's weights were trained and are measured with, in pixel values 0..255.
 _IMAGENET = "mean: [123.675, 116.28, 103.53], std: [58.395, 57.12, 57.375], fit: crop, crop_pct: 0.875"
@@ -70,8 +71,8 @@ def convert_weights(path: Path, like: str, how: How, classes: str | None, drop: 
     state = built.network.state_dict()
     ours = {name: value for name, value in state.items() if not name.startswith("normalize.")}
     try:
-        found = weights_file.match(ours, kept, how, whole=True)
-    except weights_file.Misfit as misfit:
+        found = tensor_matching.match(ours, kept, how, whole=True)
+    except tensor_matching.Misfit as misfit:
         raise CheckpointError(*misfit.table(f"{path}: not weights of {like} by {how}")) from None
     tensors = {
         name: kept[found[name]] if name in found else torch.zeros_like(value, device="cpu")

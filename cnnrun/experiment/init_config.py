@@ -15,14 +15,18 @@ from cnnrun.base.atomic_files import write_text
 from cnnrun.base.errors import ConfigError, DataError, printable
 from cnnrun.base.progress import bar, say
 from cnnrun.config import yaml_reader
-from cnnrun.contracts.layer import Facts, Pair
+from cnnrun.contracts.facts import Facts
+from cnnrun.contracts.layer import Pair
 from cnnrun.data.audit import look_through
-from cnnrun.data.dataset import Data, Dataset, index
+from cnnrun.data.dataset import Dataset
 from cnnrun.data.guess_source import source_of
 from cnnrun.data.image_files import named, opened_header, read
+from cnnrun.data.index import index
 from cnnrun.data.prepare import prepare
+from cnnrun.data.settings import Data
 from cnnrun.experiment.assemble import fitting
-from cnnrun.experiment.schema import Experiment, parse
+from cnnrun.experiment.config_file import parse
+from cnnrun.experiment.schema import Experiment
 from cnnrun.model.network import build, materialize
 
 _SIDES = (32, 48, 64, 96, 128, 160, 192, 224)

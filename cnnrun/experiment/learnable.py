@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cnnrun.base.errors import DataError
 from cnnrun.base.ranks import Ranks
-from cnnrun.contracts.layer import of_classes
+from cnnrun.contracts.facts import of_classes
 from cnnrun.data.dataset import Dataset
 from cnnrun.experiment.assemble import dataset, fitting, initial
 from cnnrun.experiment.schema import Experiment

@@ -15,10 +15,11 @@ from cnnrun.base.bounded_files import open_gzip
 from cnnrun.base.errors import CheckpointError, ConfigError, printable
 from cnnrun.base.progress import say
 from cnnrun.base.ranks import Ranks
-from cnnrun.contracts.layer import Facts
+from cnnrun.contracts.facts import Facts
 from cnnrun.data.dataset import Dataset
 from cnnrun.experiment.config_differences import differences
-from cnnrun.experiment.schema import Experiment, load
+from cnnrun.experiment.config_file import load
+from cnnrun.experiment.schema import Experiment
 from cnnrun.model.weights_file import Weights
 from cnnrun.training import checkpoints, run_folder
 from cnnrun.training.run_records import (

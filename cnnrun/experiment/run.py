@@ -17,9 +17,11 @@ from cnnrun.base.device import forget_peak_memory
 from cnnrun.base.errors import CheckpointError
 from cnnrun.base.progress import say
 from cnnrun.base.ranks import Ranks, joined
-from cnnrun.data.dataset import Dataset, index
+from cnnrun.data.dataset import Dataset
+from cnnrun.data.index import index
 from cnnrun.data.prepare import fingerprint
 from cnnrun.experiment.assemble import create, dataset, initial, job
+from cnnrun.experiment.config_file import parse
 from cnnrun.experiment.learnable import notes_on_classes, refuse_unlearnable, same_everywhere
 from cnnrun.experiment.resume import (
     find_resumable,
@@ -29,7 +31,7 @@ from cnnrun.experiment.resume import (
     saved_in,
     unchanged,
 )
-from cnnrun.experiment.schema import Experiment, parse
+from cnnrun.experiment.schema import Experiment
 from cnnrun.model.weights_file import Weights
 from cnnrun.training import run_folder
 from cnnrun.training.learner import Draw

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from cnnrun.base.errors import CheckpointError, printable
-from cnnrun.contracts.layer import Facts
+from cnnrun.contracts.facts import Facts
 from cnnrun.model.weights_file import Weights, file_digest, read_file
 from cnnrun.training import checkpoints, run_folder
 from cnnrun.training.run_records import CHECKPOINTS, parse_facts

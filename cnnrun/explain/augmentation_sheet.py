@@ -16,9 +16,10 @@ from torch import Tensor
 from cnnrun.base.atomic_files import Folder, make_folder, storage_errors
 from cnnrun.base.progress import bar
 from cnnrun.base.randomness import permutation
-from cnnrun.contracts.layer import Facts
+from cnnrun.contracts.facts import Facts
 from cnnrun.contracts.task import TaskSpec
-from cnnrun.data.dataset import Dataset, index
+from cnnrun.data.dataset import Dataset
+from cnnrun.data.index import index
 from cnnrun.data.prepare import prepare
 from cnnrun.data.training_batches import TrainingBatches
 from cnnrun.experiment.schema import Experiment

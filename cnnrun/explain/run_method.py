@@ -20,7 +20,7 @@ from cnnrun.base.progress import say
 from cnnrun.data.dataset import Dataset, Examples
 from cnnrun.data.image_files import viewed
 from cnnrun.data.image_paths import list_images
-from cnnrun.experiment.assemble import eval_data, trained
+from cnnrun.experiment.open_run import eval_data, trained
 from cnnrun.experiment.schema import Experiment
 from cnnrun.explain.figures.contact_sheet import write_png
 from cnnrun.explain.figures.tiles import captioned

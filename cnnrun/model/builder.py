@@ -15,11 +15,12 @@ import torch
 from torch import nn
 
 from cnnrun.config.tree import Loc, path_text
-from cnnrun.contracts.layer import CannotPass, Facts, LayerSpec, Pair, Shape, Window
+from cnnrun.contracts.facts import Facts
+from cnnrun.contracts.layer import CannotPass, LayerSpec, Pair, Shape, Window
 from cnnrun.contracts.task import TaskSpec
 from cnnrun.model.layers.activation import in_place
-from cnnrun.model.layers.conv import followed
 from cnnrun.model.layers.merge import Concatenate, Product, Sum
+from cnnrun.model.layers.norm_and_activation import followed
 from cnnrun.model.receptive_field import Signal, seen_through
 from cnnrun.model.structures import Branches, Linked, Parallel, Repeat, Residual, Sequential, SumOfBranches, links
 

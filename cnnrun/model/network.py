@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnnrun.contracts.layer import Facts, Shape
+from cnnrun.contracts.facts import Facts
+from cnnrun.contracts.layer import Shape
 from cnnrun.contracts.task import TaskSpec
 from cnnrun.model.builder import Builder, BuildError, Node, Row
 from cnnrun.model.receptive_field import Signal

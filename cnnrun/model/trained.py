@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cnnrun.contracts.layer import Facts
-from cnnrun.contracts.task import Results, TaskSpec
+from cnnrun.contracts.facts import Facts
+from cnnrun.contracts.results import Results
+from cnnrun.contracts.task import TaskSpec
 from cnnrun.data.image_files import Image
 from cnnrun.model.network import Network
 

@@ -9,30 +9,26 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import safetensors
 import safetensors.torch
 import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
-from torch import Tensor
 
 from cnnrun.base.atomic_files import make_folder, write_file
 from cnnrun.base.bounded_files import open_file
 from cnnrun.base.errors import CheckpointError, UserError
 from cnnrun.config import yaml_reader, zoo
 from cnnrun.config.spec import Kinds, Spec
-from cnnrun.contracts.layer import Facts
+from cnnrun.contracts.facts import Facts
 from cnnrun.data.image_files import Image
 from cnnrun.model import untrusted_pickle
 from cnnrun.model.network import Network
 from cnnrun.model.structures import Model
+from cnnrun.model.tensor_matching import How, State, _counter, match
 from cnnrun.tasks import Task
-
-How = Literal["name", "order"]
-State = dict[str, Tensor]
-_SHOWN = 10  # rows of a table of misfits
 
 
 class About(Spec):
@@ -53,19 +49,6 @@ class Weights:
     facts: Facts | None = None
     digest: str = ""
     """SHA-256 of the file, or of the checkpoint's manifest."""
-
-
-class Misfit(Exception):
-    """Weights that are not the network's; carries a row for each tensor that does not fit."""
-
-    def __init__(self, rows: list[str]) -> None:
-        super().__init__("; ".join(rows))
-        self.rows = rows
-
-    def table(self, head: str) -> list[str]:
-        """The rows as lines for the user, the first ones where there are many."""
-        more = [f"  and {len(self.rows) - _SHOWN} more"] if len(self.rows) > _SHOWN else []
-        return [f"{head} ({len(self.rows)} tensors differ):", *(f"  {row}" for row in self.rows[:_SHOWN]), *more]
 
 
 def read_file(path: Path) -> Weights:
@@ -127,76 +110,6 @@ def start(network: Network, given: Weights, found: dict[str, str]) -> list[str]:
         for name, other in found.items():
             mine[name].copy_(given.tensors[other])
     return [name for name in mine if name not in found and not name.startswith("normalize.") and not _counter(name)]
-
-
-def match(ours: State, theirs: State, how: How, whole: bool) -> dict[str, str]:
-    """Which tensor of `theirs` is each of `ours`; `whole`: none of theirs may be left. Raises Misfit."""
-    return by_name(ours, theirs, whole) if how == "name" else in_order(ours, theirs, whole)
-
-
-def by_name(ours: State, theirs: State, whole: bool = True) -> dict[str, str]:
-    """Each tensor is the one of the same name; counters of batch norm may be missing."""
-    rows = [_row(name, ours, name, theirs) for name in ours if not _counter(name) or name in theirs]
-    rows += [_row("", ours, name, theirs) for name in theirs if whole and name not in ours]
-    return _fitting({name: name for name in ours if name in theirs}, rows)
-
-
-def exactly(ours: State, theirs: State) -> None:
-    """Raises Misfit unless names, shapes and types of numbers are the same, as those of a checkpoint are."""
-    by_name(ours, theirs)
-    rows = [
-        f"network: {name} {ours[name].dtype}   file: {theirs[name].dtype}"
-        for name in ours
-        if name in theirs and ours[name].dtype != theirs[name].dtype
-    ]
-    _fitting({}, list(rows))
-
-
-def in_order(ours: State, theirs: State, whole: bool = True) -> dict[str, str]:
-    """The first is the first, and so on, as long as shapes and roles (weight, bias, running_mean) agree.
-
-    Tensors of three dimensions are ordered among themselves: they are parameters of a whole block, such as ConvNeXt's
-    layer scale, which PyTorch lists before the block's layers. Counters of batch norm may be missing.
-    """
-    counted = any(map(_counter, theirs))
-    found, rows = {}, []
-    for apart in (False, True):
-        mine = [n for n, value in ours.items() if (value.dim() == 3) == apart and (counted or not _counter(n))]
-        other = [n for n, value in theirs.items() if (value.dim() == 3) == apart]
-        other = other if whole else other[: len(mine)]
-        count = max(len(mine), len(other))
-        for name, given in zip(mine + [""] * (count - len(mine)), other + [""] * (count - len(other)), strict=True):
-            rows.append(_row(name, ours, given, theirs))
-            found[name] = given
-    return _fitting(found, rows)
-
-
-def _fitting(found: dict[str, str], rows: list[str | None]) -> dict[str, str]:
-    if bad := [row for row in rows if row is not None]:
-        raise Misfit(bad)
-    return found
-
-
-def _row(name: str, ours: State, given: str, theirs: State) -> str | None:
-    """Why tensor `given` cannot be `name`, as a row of a table; None when it can."""
-    mine, other = ours.get(name), theirs.get(given)
-    same_role = mine is not None and (mine.dim() == 3 or _role(name) == _role(given))
-    if mine is not None and other is not None and mine.shape == other.shape and same_role:
-        return None
-    shown = [f"{n} {_shape(value)}" if value is not None else "nothing" for n, value in ((name, mine), (given, other))]
-    return f"network: {shown[0]}   file: {shown[1]}"
-
-
-def _role(name: str) -> str:
-    return name.rsplit(".", 1)[-1]
-
-
-def _counter(name: str) -> bool:
-    return _role(name) == "num_batches_tracked"
-
-
-def _shape(value: Tensor) -> str:
-    return "x".join(map(str, value.shape)) or "one number"
 
 
 def _within(network: Network, name: str, until: str | None) -> bool:

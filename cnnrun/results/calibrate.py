@@ -14,10 +14,10 @@ from cnnrun.base.atomic_files import write_json
 from cnnrun.base.errors import CheckpointError, ConfigError, DataError
 from cnnrun.base.extras import require_package
 from cnnrun.base.progress import say
-from cnnrun.contracts.task import Measured
+from cnnrun.contracts.results import Measured
 from cnnrun.data.dataset import Examples
 from cnnrun.data.training_batches import in_order
-from cnnrun.experiment.assemble import eval_data, trained
+from cnnrun.experiment.open_run import eval_data, trained
 from cnnrun.model.trained import Trained
 from cnnrun.tasks.temperature import LEAST, MOST, TEMPERATURE, fitted
 from cnnrun.training.run_records import CALIBRATION, read_calibration

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from cnnrun.base.errors import CheckpointError, ConfigError, printable
 from cnnrun.base.extras import require_package
 from cnnrun.contracts.figure import Plot, Series
-from cnnrun.contracts.task import Measured
-from cnnrun.data.dataset import Examples, told
-from cnnrun.experiment.assemble import config_of, find_run, measured
+from cnnrun.contracts.results import Measured
+from cnnrun.data.dataset import Examples
+from cnnrun.data.targets import told
 from cnnrun.experiment.config_differences import told_apart
+from cnnrun.experiment.open_run import config_of, find_run, measured
 from cnnrun.experiment.schema import Experiment
 from cnnrun.explain.figures.png import written
 from cnnrun.model.trained import Trained

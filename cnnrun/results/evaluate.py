@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from cnnrun.base.ranks import joined
-from cnnrun.experiment.assemble import eval_data, trained
+from cnnrun.experiment.open_run import eval_data, trained
 from cnnrun.explain.figures.png import written
 from cnnrun.tasks.intervals import intervals
 from cnnrun.training.evaluate import evaluate

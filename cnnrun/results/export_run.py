@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 from cnnrun.base.errors import ConfigError
-from cnnrun.experiment.assemble import eval_data, trained
-from cnnrun.export import MIN_SAMPLES, Format, export
+from cnnrun.experiment.open_run import eval_data, trained
+from cnnrun.export import Format
+from cnnrun.export.parity import MIN_SAMPLES
+from cnnrun.export.write import export
 from cnnrun.training.run_records import EXPORTS
 
 

@@ -16,7 +16,7 @@ from cnnrun.base.file_list import is_clutter
 from cnnrun.base.progress import say
 from cnnrun.data.image_files import is_picture_name
 from cnnrun.data.image_paths import list_images
-from cnnrun.experiment.assemble import usable
+from cnnrun.experiment.open_run import usable
 from cnnrun.model.trained import Trained
 from cnnrun.results import gallery_file
 from cnnrun.results.gallery_file import Gallery, Search

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from cnnrun.base.atomic_files import begins_with_mark, make_folder, write_text
 from cnnrun.base.boxes import Mark
+from cnnrun.base.error_lines import listed
 from cnnrun.base.errors import ConfigError, DataError, printable
-from cnnrun.base.labelling import listed
-from cnnrun.contracts.layer import Facts
-from cnnrun.contracts.task import TaskSpec, View
+from cnnrun.contracts.facts import Facts
+from cnnrun.contracts.results import View
+from cnnrun.contracts.task import TaskSpec
 from cnnrun.data.image_files import Image, named, opened, read, viewed
 from cnnrun.data.image_paths import list_images
 from cnnrun.explain.figures.contact_sheet import write_png

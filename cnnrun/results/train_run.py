@@ -12,7 +12,7 @@ import torch
 from cnnrun.experiment import run
 from cnnrun.experiment.schema import Experiment
 from cnnrun.explain.figures.panels import drawing
-from cnnrun.results.studies.plan_records import compare_with_plan
+from cnnrun.results.studies.plan import compare_with_plan
 
 
 def train_run(

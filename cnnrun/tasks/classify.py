@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from cnnrun.contracts.layer import Facts, Shape, need_picture, need_vector, of_classes
-from cnnrun.contracts.task import Better, Criterion, Kept, Measured, Results, Said, TaskSpec, View
+from cnnrun.contracts.facts import Facts, of_classes
+from cnnrun.contracts.layer import Shape, need_picture, need_vector
+from cnnrun.contracts.results import Kept, Measured, Results, Said, View
+from cnnrun.contracts.task import Better, Criterion, TaskSpec
 from cnnrun.tasks.classification_metrics import Classified
 from cnnrun.tasks.intervals import spread
 from cnnrun.tasks.temperature import TEMPERATURE, reliability, told_temperature

@@ -13,9 +13,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cnnrun.config.spec import Kind, Kinds
+from cnnrun.contracts.facts import Facts, of_classes
 from cnnrun.contracts.figure import Plot, Series
-from cnnrun.contracts.layer import Facts, Shape, need_vector, of_classes
-from cnnrun.contracts.task import Better, Criterion, Kept, Measured, Results, Said, TaskSpec, View
+from cnnrun.contracts.layer import Shape, need_vector
+from cnnrun.contracts.results import Kept, Measured, Results, Said, View
+from cnnrun.contracts.task import Better, Criterion, TaskSpec
 from cnnrun.tasks.classification_metrics import Present
 from cnnrun.tasks.intervals import spread
 from cnnrun.tasks.temperature import TEMPERATURE, reliability, told_temperature

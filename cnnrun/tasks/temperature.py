@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from cnnrun.contracts.facts import Facts
 from cnnrun.contracts.figure import Plot, Series
-from cnnrun.contracts.layer import Facts
 
 TEMPERATURE = "temperature"  # what `Facts.chosen` calls it
 LEAST, MOST = 0.05, 20.0  # a temperature beyond is none: so few are wrong, or so few right, that there is no minimum

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from cnnrun.base.ranks import Ranks
 from cnnrun.contracts.batch import Batch
-from cnnrun.contracts.layer import Facts
-from cnnrun.contracts.task import Measured, Results, TaskSpec
+from cnnrun.contracts.facts import Facts
+from cnnrun.contracts.results import Measured, Results
+from cnnrun.contracts.task import TaskSpec
 from cnnrun.data.dataset import Examples
 from cnnrun.data.training_batches import in_order
 

@@ -17,23 +17,19 @@ from cnnrun.base.atomic_files import Folder
 from cnnrun.base.randomness import key
 from cnnrun.base.ranks import Ranks
 from cnnrun.contracts.batch import Batch
-from cnnrun.contracts.layer import Facts
-from cnnrun.contracts.task import Measured, Results, TaskSpec
+from cnnrun.contracts.facts import Facts
+from cnnrun.contracts.results import Measured, Results
+from cnnrun.contracts.task import TaskSpec
 from cnnrun.data.augment.settings import Augment
 from cnnrun.data.dataset import Dataset, Examples
 from cnnrun.data.training_batches import TrainingBatches, default_prefetch, in_order
 from cnnrun.model.network import Network
 from cnnrun.training import checkpoints
 from cnnrun.training.determinism import use_deterministic_layers
+from cnnrun.training.ema import Ema
 from cnnrun.training.evaluate import evaluate
 from cnnrun.training.frozen_layers import cut, feature_bytes, features, hold
-from cnnrun.training.optimizers import (
-    Ema,
-    OptimizerSpec,
-    check_state,
-    load_state_tensors,
-    state_tensors,
-)
+from cnnrun.training.optimizers import OptimizerSpec, check_state, load_state_tensors, state_tensors
 from cnnrun.training.settings import NORMS, Train
 from cnnrun.training.sync_batch_norm import synchronized
 

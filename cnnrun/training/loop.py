@@ -22,16 +22,17 @@ from cnnrun.base.errors import (
 from cnnrun.base.progress import Advance, Clock, bar, say
 from cnnrun.base.signals import Stop, stopping
 from cnnrun.contracts.batch import Batch
-from cnnrun.contracts.task import Measured
+from cnnrun.contracts.results import Measured
 from cnnrun.data.training_batches import TrainingBatches
 from cnnrun.training import checkpoints
 from cnnrun.training.determinism import deterministic_kernels
 from cnnrun.training.learner import Job, Learner
-from cnnrun.training.loss_monitor import Losses, State
+from cnnrun.training.loss_monitor import Losses
 from cnnrun.training.metrics_log import Silent, Tracker
 from cnnrun.training.restore import checkpoints_folder, restore
 from cnnrun.training.run_records import RESULT
 from cnnrun.training.settings import check, monitored_numbers
+from cnnrun.training.state import State
 from cnnrun.training.step import backward, health, shared, smaller, undo, update
 
 SHOW_EVERY = 50  # steps between two points of TensorBoard's training curves

@@ -7,11 +7,11 @@ from cnnrun.base.errors import (
     CheckpointError,
     first_line,
 )
-from cnnrun.model import weights_file
+from cnnrun.model import tensor_matching
 from cnnrun.training import checkpoints
 from cnnrun.training.learner import Job, Learner
-from cnnrun.training.loss_monitor import State
 from cnnrun.training.run_records import CHECKPOINTS
+from cnnrun.training.state import State
 
 
 def checkpoints_folder(job: Job) -> Folder | None:
@@ -31,11 +31,11 @@ def restore(learner: Learner, saved: checkpoints.Checkpoint, job: Job, folder: F
     if missing := [part for part in learner.parts() if part not in saved.parts]:
         raise CheckpointError(f"{saved.path}: has no {missing[0]}.safetensors, which this training needs")
     try:
-        weights_file.exactly(learner.network.state_dict(), saved.parts["model"])
+        tensor_matching.exactly(learner.network.state_dict(), saved.parts["model"])
         if learner.ema:
-            weights_file.exactly(learner.ema.average, saved.parts["ema"])
+            tensor_matching.exactly(learner.ema.average, saved.parts["ema"])
         learner.restore(saved, job.spec.optimizer, state.step)
-    except weights_file.Misfit as misfit:
+    except tensor_matching.Misfit as misfit:
         raise CheckpointError(*misfit.table(f"{saved.path}: not of this network")) from None
     except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{saved.path}: not of this training: {first_line(error)}") from None

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from cnnrun.base.atomic_files import Folder
 from cnnrun.base.bounded_files import read_bytes
 from cnnrun.base.errors import CheckpointError, printable
-from cnnrun.contracts.layer import Facts
+from cnnrun.contracts.facts import Facts
 
 CONFIG = "config.yaml"
 RESULT = "result.json"

@@ -12,12 +12,9 @@ from cnnrun.config.spec import Kinds, Spec
 from cnnrun.contracts.task import Better, TaskSpec
 from cnnrun.data.epoch_order import Sampler, Uniform
 from cnnrun.model.network import Network
+from cnnrun.training.ema import EmaSpec
 from cnnrun.training.frozen_layers import held
-from cnnrun.training.optimizers import (
-    EmaSpec,
-    Optimizer,
-    Sgd,
-)
+from cnnrun.training.optimizers import Optimizer, Sgd
 from cnnrun.training.schedules import OneCycle, Schedule
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image as Pil
 
 from cnnrun.base.progress import bar
-from cnnrun.data.dataset import index
+from cnnrun.data.index import index
 from cnnrun.data.prepare import prepare
-from cnnrun.experiment import schema
+from cnnrun.experiment import config_file
 
 CONFIG = """
 task: classify
@@ -65,7 +65,7 @@ def test_sound_data_passes_with_its_figures(run_cli, config):
     assert found["classes"]["train"] == {"cat": 10, "dog": 10}
     assert found["sizes"] == {"smallest": [48, 48], "median": [48, 48], "largest": [48, 48], "distinct": 1}
     assert found["formats"] == {"PNG": 40}
-    train = schema.load(config)
+    train = config_file.load(config)
     made = json.loads(run_cli("check", config, "--json", "train.batch=8")[1])
     assert made["counts"] == found["pictures"]
     assert train.data.leakage == "error"
@@ -199,9 +199,9 @@ def test_a_divided_folder_is_a_table_that_trains(run_cli, picture_folder, tmp_pa
         counts[row["label"], row["split"]] += 1
     assert counts == {(name, part): n for name in ("cat", "dog") for part, n in (("train", 7), ("val", 2), ("test", 3))}
     table = f"data.source={{table: {{path: {out}, root: {picture_folder}}}}}"
-    assert index(schema.load(config, [table]).data).counts == {"train": 14, "val": 4, "test": 6}
+    assert index(config_file.load(config, [table]).data).counts == {"train": 14, "val": 4, "test": 6}
     # The same parts as data.split with the same seed.
-    held = schema.load(config, ["data.split={val: 0.25, test: 0.25}"])
+    held = config_file.load(config, ["data.split={val: 0.25, test: 0.25}"])
     names = {name: {split.name(int(row)) for row in part} for name, (split, part) in index(held.data).splits.items()}
     for row in rows(out):
         assert str(picture_folder / row["path"]) in names[row["split"]]
@@ -222,7 +222,7 @@ def test_folds_and_groups(run_cli, picture_folder, tmp_path):
         assert all(len(side) == 1 for side in sides.values())
     assert all([row[f"fold_{k}"] for k in (1, 2, 3)].count("val") == 1 for row in made)
     table = f"data.source={{table: {{path: {out}, root: {picture_folder}, split: fold_2}}}}"
-    data = schema.load(config, [table]).data
+    data = config_file.load(config, [table]).data
     assert index(data).source.splits["train"].groups is not None
     assert run_cli("train", config, table, "train.epochs=1", "train.batch=4", "--runs", tmp_path / "runs")[0] == 0
     out.unlink()
@@ -304,7 +304,7 @@ def test_copies_of_a_picture_are_on_one_side_of_a_split_of_ours(run_cli, tmp_pat
     code, out, err = run_cli("check", config, "train.batch=2", "data.split.test=0.2")
     assert code == 0, err
     assert "moved within data.split, so that copies of a picture are on one side" in out
-    made = schema.load(config, ["train.batch=2", "data.split.test=0.2"])
+    made = config_file.load(config, ["train.batch=2", "data.split.test=0.2"])
     data = prepare(made.data, index(made.data), bar)
     sides = {}
     for name, split in data.splits.items():

@@ -16,14 +16,15 @@ from torch import nn
 
 from cnnrun.base.errors import DataError
 from cnnrun.config.spec import members
-from cnnrun.experiment.schema import load, parse
+from cnnrun.experiment.config_file import load, parse
 from cnnrun.explain import methods, run_method
+from cnnrun.explain.aim import aimed
 from cnnrun.explain.method_base import ImageMethod, Images, Layers
 from cnnrun.explain.methods import Assign, Detections, Embed, Invariance, Method, Top
 from cnnrun.explain.methods.gradients import slopes_of
 from cnnrun.explain.methods.worst import worst
 from cnnrun.explain.run_method import Selection
-from cnnrun.explain.subject import Explanation, aimed, said_of
+from cnnrun.explain.subject import Explanation, said_of
 from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.studies import ablate
 from cnnrun.results.train_run import train_run

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from cnnrun.config import zoo
 from cnnrun.model.layers.dropout import DropSample
 from cnnrun.model.network import Network, flops, materialize
-from cnnrun.model.weights_file import in_order
+from cnnrun.model.tensor_matching import in_order
 from tests.support.networks import build_from_zoo, zoo_experiment
 
 BIG = {"vgg11", "vgg16_bn", "alexnet", "zfnet", "wide_resnet50_2", "unet"}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cnnrun.data import training_batches
-from cnnrun.experiment import assemble, schema
+from cnnrun.experiment import assemble, config_file
 from tests.support.configs import TINY
 
 pytestmark = pytest.mark.cuda
@@ -18,7 +18,7 @@ _LONG = 50_000_000  # clock cycles that the GPU is kept busy: some hundredths of
 
 def batches(device: torch.device, *overrides: str) -> list[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
     """The pictures and targets of an epoch's batches, each asked for while the GPU is still busy."""
-    made = schema.parse(TINY, "tiny.yaml", ["name=tiny", *overrides])
+    made = config_file.parse(TINY, "tiny.yaml", ["name=tiny", *overrides])
     job = assemble.job(made, assemble.dataset(made), None, None, device)
     found = []
     with closing(job.batches(job.dataset.splits["train"], 1)) as of_job:
@@ -48,7 +48,7 @@ def test_no_batch_is_overwritten_while_it_is_copied(gpu, prefetch, augment):
 
 
 def test_what_is_read_for_a_gpu_lies_where_it_can_be_copied_from_without_waiting(real_gpu):
-    made = schema.parse(TINY, "tiny.yaml", ["name=tiny", "data.prefetch=2"])
+    made = config_file.parse(TINY, "tiny.yaml", ["name=tiny", "data.prefetch=2"])
     job = assemble.job(made, assemble.dataset(made), None, None, real_gpu)
     with closing(job.batches(job.dataset.splits["train"], 1)) as of_job:
         assert of_job._read(torch.arange(8)).is_pinned()

@@ -18,7 +18,8 @@ from cnnrun.tasks.classify import CrossEntropy
 from cnnrun.training import checkpoints, loop
 from cnnrun.training.determinism import deterministic_kernels, use_deterministic_layers
 from cnnrun.training.learner import Job, Learner
-from cnnrun.training.loss_monitor import Losses, State
+from cnnrun.training.loss_monitor import Losses
+from cnnrun.training.state import State
 from cnnrun.training.step import backward, health, update
 from tests.support.configs import KINDS, case_config, tiny_experiment
 from tests.support.images import write_pictures

@@ -18,11 +18,12 @@ from cnnrun.base.progress import bar
 from cnnrun.data import cache, cached_split
 from cnnrun.data.block_hashes import HASH_BYTES
 from cnnrun.data.cached_split import Entry
-from cnnrun.data.dataset import Data, index
 from cnnrun.data.decode import Decoder, threads
 from cnnrun.data.file_listing import listing
 from cnnrun.data.image_records import digest
+from cnnrun.data.index import index
 from cnnrun.data.prepare import prepare
+from cnnrun.data.settings import Data
 from cnnrun.data.storage import OnDisk, stored
 from tests.support.images import save_picture
 

@@ -16,8 +16,8 @@ from cnnrun.base.atomic_files import Folder
 from cnnrun.base.errors import StorageError
 from cnnrun.base.progress import bar
 from cnnrun.data import block_hashes, cache, cached_split, storage
-from cnnrun.data.dataset import index
 from cnnrun.data.decode import Decoder
+from cnnrun.data.index import index
 from cnnrun.data.prepare import prepare
 from cnnrun.results.report import html as page
 from tests.support.cached_dataset import (

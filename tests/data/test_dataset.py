@@ -11,11 +11,13 @@ from pydantic import TypeAdapter
 from cnnrun.base.errors import DataError
 from cnnrun.base.progress import bar
 from cnnrun.config.spec import members
-from cnnrun.contracts.layer import Split
-from cnnrun.data.dataset import Data, Dataset, Examples, index
+from cnnrun.contracts.source import Split
+from cnnrun.data.dataset import Dataset, Examples
 from cnnrun.data.duplicates import NEAR_PART, near
 from cnnrun.data.image_files import load
+from cnnrun.data.index import index
 from cnnrun.data.prepare import prepare
+from cnnrun.data.settings import Data
 from cnnrun.data.sources import Source
 from cnnrun.data.storage import Held
 from tests.support.images import save_picture
@@ -227,11 +229,11 @@ def test_every_source_says_what_it_is(kind):
 
 
 def test_given_statistics_are_used_and_measured_ones_are_written_down(trained_run, tiny):
-    from cnnrun.experiment import schema
+    from cnnrun.experiment import config_file
 
     given = Data.model_validate({"source": "digits", "image": {"mean": [100.0], "std": [50.0]}})
     assert (prepared(given).facts.mean, prepared(given).facts.std) == ((100.0,), (50.0,))
-    written = schema.load(trained_run / "config.yaml")
-    measured = prepared(schema.load(tiny).data).facts
+    written = config_file.load(trained_run / "config.yaml")
+    measured = prepared(config_file.load(tiny).data).facts
     assert (tuple(written.data.image.mean), tuple(written.data.image.std)) == (measured.mean, measured.std)
     assert prepared(written.data).facts == measured

@@ -23,10 +23,11 @@ from PIL.PngImagePlugin import PngInfo
 from cnnrun.base.errors import CheckpointError, DataError, Interrupted
 from cnnrun.base.progress import bar
 from cnnrun.data import image_files
-from cnnrun.data.dataset import Data, index
 from cnnrun.data.image_files import Image, load
+from cnnrun.data.index import index
 from cnnrun.data.prepare import prepare
-from cnnrun.experiment import schema
+from cnnrun.data.settings import Data
+from cnnrun.experiment import config_file
 from cnnrun.results.train_run import train_run
 from tests.support.images import save_picture
 
@@ -257,7 +258,7 @@ data: {{source: {{folder: {picture_folder}}}, image: {{size: 8, channels: 3}}}}
 model: [flatten]
 train: {{epochs: 2, batch: 8}}
 """
-    tried = schema.parse(text, "c.yaml", ["name=c"])
+    tried = config_file.parse(text, "c.yaml", ["name=c"])
     update = loop.update
     monkeypatch.setattr(loop, "update", lambda *given: (update(*given), signal.raise_signal(signal.SIGINT)))
     with pytest.raises(Interrupted):

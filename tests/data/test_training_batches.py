@@ -13,14 +13,17 @@ import torch.nn.functional as F
 from cnnrun.base.errors import DataError
 from cnnrun.base.progress import bar
 from cnnrun.contracts.batch import Batch
-from cnnrun.contracts.layer import Facts, Split
+from cnnrun.contracts.facts import Facts
 from cnnrun.contracts.objects import ObjectTable
+from cnnrun.contracts.source import Split
 from cnnrun.data import training_batches
 from cnnrun.data.augment.random_slots import Draws
 from cnnrun.data.augment.settings import Augment
-from cnnrun.data.dataset import Data, Examples, index
+from cnnrun.data.dataset import Examples
 from cnnrun.data.epoch_order import balanced_order
+from cnnrun.data.index import index
 from cnnrun.data.prepare import prepare
+from cnnrun.data.settings import Data
 from cnnrun.data.storage import Held
 from cnnrun.data.training_batches import TrainingBatches, in_order
 from cnnrun.tasks.classify import Classify

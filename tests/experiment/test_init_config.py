@@ -16,7 +16,7 @@ from PIL import ImageDraw
 
 from cnnrun.base.errors import ConfigError, DataError
 from cnnrun.data.guess_source import source_of
-from cnnrun.experiment import init_config, schema
+from cnnrun.experiment import config_file, init_config, schema
 from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.train_run import train_run
 from tests.support.images import save_picture
@@ -65,7 +65,7 @@ def messy(tmp_path) -> Path:
 
 def started(data: object, out: Path, **how) -> tuple[dict, schema.Experiment]:
     found = init_config.start(str(data), "classify", out, how.pop("minutes", 3.0))
-    return found, schema.load(out)
+    return found, config_file.load(out)
 
 
 @pytest.mark.slow

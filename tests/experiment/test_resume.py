@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from cnnrun.base.errors import CheckpointError
+from cnnrun.experiment import config_file, schema
 from cnnrun.experiment import run as experiment_run
-from cnnrun.experiment import schema
 from cnnrun.results.train_run import train_run
 from cnnrun.training import run_folder
 from tests.support.configs import TINY
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 def over(root: Path, *more: str) -> schema.Experiment:
     data = f"data={{source: {{folder: '{root}'}}, image: {{size: 8, channels: 1}}, split: {{val: 0.2}}}}"
-    return schema.parse(TINY, "tiny.yaml", ["name=tiny", data, "train.batch=8", *more])
+    return config_file.parse(TINY, "tiny.yaml", ["name=tiny", data, "train.batch=8", *more])
 
 
 @pytest.fixture

@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from cnnrun.base.errors import ConfigError
-from cnnrun.experiment.schema import parse
-from cnnrun.explain.layer_names import Place, captured, features, passing_back, places, projected
+from cnnrun.experiment.config_file import parse
+from cnnrun.explain.aim import aimed
+from cnnrun.explain.backward_rules import passing_back, projected
+from cnnrun.explain.layer_names import Place, captured, features, places
 from cnnrun.explain.methods import Embed, Evolve, Invariance, Top
 from cnnrun.explain.methods.gradients import cams, slopes_of
 from cnnrun.explain.methods.invariance import changes
@@ -23,7 +25,7 @@ from cnnrun.explain.methods.occlude import sweep
 from cnnrun.explain.methods.patches import strongest
 from cnnrun.explain.methods.worst import worst
 from cnnrun.explain.run_method import Selection
-from cnnrun.explain.subject import Shown, aimed, said_of
+from cnnrun.explain.subject import Shown, said_of
 from cnnrun.model.network import build, materialize
 from cnnrun.results.train_run import train_run
 from tests.support.small_runs import explain_run, open_run
@@ -50,7 +52,7 @@ def small(seed: int = 0) -> tuple[nn.Module, dict[str, Place]]:
 
 
 def explaining_facts():
-    from cnnrun.contracts.layer import Facts
+    from cnnrun.contracts.facts import Facts
 
     return Facts(("a", "b"), (1, 8, 8), mean=(0.5,), std=(2.0,))
 

@@ -13,7 +13,8 @@ import torch
 
 from cnnrun import export as exporting
 from cnnrun.base.errors import CheckpointError, ParityError
-from cnnrun.experiment import assemble
+from cnnrun.experiment import assemble, open_run
+from cnnrun.export import parity, write
 from cnnrun.export.onnx import Onnx
 from cnnrun.results.export_run import export_run
 
@@ -29,8 +30,8 @@ def exported(trained_run, tmp_path_factory):
 
 def test_the_file_is_the_network_on_raw_pixels(exported, trained_run):
     path, report = exported
-    experiment, trained = assemble.trained(trained_run, trained_run.parent.parent, CPU)
-    split, data = assemble.eval_data(experiment, trained, None)
+    experiment, trained = open_run.trained(trained_run, trained_run.parent.parent, CPU)
+    split, data = open_run.eval_data(experiment, trained, None)
     examples = data.splits[split]
     pixels = examples.take(torch.arange(len(examples))).permute(0, 2, 3, 1).contiguous().numpy()
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -82,7 +83,7 @@ def test_a_file_that_is_not_the_network_is_removed_with_7(trained_run, tmp_path,
 
 
 def test_a_metric_that_differs_fails_even_when_probabilities_agree(trained_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(type(assemble.trained(trained_run, tmp_path, CPU)[1].task), "agree", lambda *a: None)
+    monkeypatch.setattr(type(open_run.trained(trained_run, tmp_path, CPU)[1].task), "agree", lambda *a: None)
     real = Onnx.reload
 
     def shuffled(self, file):
@@ -112,9 +113,9 @@ def test_a_metric_is_the_networks_to_four_digits(trained_run, tmp_path, monkeypa
 
 
 def test_a_file_says_the_height_of_its_pictures_before_their_width(trained_run, tmp_path):
-    trained = assemble.trained(trained_run, tmp_path, CPU)[1]
+    trained = open_run.trained(trained_run, tmp_path, CPU)[1]
     wide = replace(trained, facts=replace(trained.facts, image=(3, 20, 30)))
-    assert exporting.metadata(wide)["input"] == "uint8 [batch, 20, 30, 3], RGB"
+    assert write.metadata(wide)["input"] == "uint8 [batch, 20, 30, 3], RGB"
 
 
 @pytest.mark.parametrize("data", [b"", b"text", b"\x08\x07" * 50])
@@ -125,8 +126,8 @@ def test_what_is_no_onnx_file_is_refused(tmp_path, data):
 
 
 def test_the_bounds_are_the_designs():
-    assert exporting.MIN_SAMPLES >= 64
-    assert exporting.BATCH_SIZES == (1, 2, 7)
+    assert parity.MIN_SAMPLES >= 64
+    assert parity.BATCH_SIZES == (1, 2, 7)
 
 
 def test_a_picture_is_steady_where_a_hair_more_and_a_hair_less_give_the_same():
@@ -139,7 +140,7 @@ def test_a_picture_is_steady_where_a_hair_more_and_a_hair_less_give_the_same():
     for value, steady in ((1.0, True), (0.0, False), (-1.0, True)):
         trained = SimpleNamespace(results=lambda x: {"above": x[:, 0, 0, 0] > 0}, task=task, facts=facts)
         picture = torch.full((1, 1, 4, 4), value)
-        assert exporting._steady(trained, picture, trained.results(picture)) is steady
+        assert parity._steady(trained, picture, trained.results(picture)) is steady
 
 
 def test_a_small_split_is_filled_up_from_training(trained_run, tmp_path, monkeypatch):

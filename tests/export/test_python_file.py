@@ -17,10 +17,10 @@ from cnnrun.base.errors import ParityError
 from cnnrun.config import zoo
 from cnnrun.config.spec import members
 from cnnrun.data.image_files import Image
-from cnnrun.experiment import assemble
-from cnnrun.export import metadata
+from cnnrun.experiment import open_run
 from cnnrun.export.python_file import Code, source
 from cnnrun.export.python_source import Sources, construction
+from cnnrun.export.write import metadata
 from cnnrun.model.layers import Leaf
 from cnnrun.model.structures import Node
 from cnnrun.model.trained import Deployed, Trained
@@ -53,7 +53,7 @@ def test_the_parity_gate_measures_it_and_nothing_differs(exported):
 def test_it_runs_with_torch_alone(exported, trained_run, tmp_path):
     """In a process where nothing but torch and the standard library can be imported."""
     path, _ = exported
-    _, trained = assemble.trained(trained_run, trained_run.parent.parent, CPU)
+    _, trained = open_run.trained(trained_run, trained_run.parent.parent, CPU)
     pixels = torch.randint(0, 17, (7, 8, 8, 1), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     np.save(tmp_path / "pixels.npy", pixels.numpy())
     code = f"""
@@ -95,7 +95,7 @@ def test_it_is_formatted_and_says_nothing_of_this_machine(exported):
 
 
 def of_zoo(name: str) -> Trained:
-    from cnnrun.contracts.layer import Facts
+    from cnnrun.contracts.facts import Facts
     from cnnrun.model.network import materialize
     from tests.support.networks import build_from_zoo, zoo_experiment
 
@@ -185,7 +185,7 @@ def test_somebody_elses_weights_are_not_overwritten(trained_run, tmp_path, run_c
 
 @pytest.mark.parametrize("names", [("class", "print"), ("lambda", "chain"), ("None", "load")])
 def test_layers_may_have_any_name(names, tmp_path):
-    from cnnrun.contracts.layer import Facts
+    from cnnrun.contracts.facts import Facts
     from cnnrun.model.network import materialize
     from tests.support.networks import build_from_text
 

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from cnnrun.base.errors import ConfigError
 from cnnrun.config.spec import members
-from cnnrun.contracts.layer import Facts
+from cnnrun.contracts.facts import Facts
 from cnnrun.data.image_files import Image
 from cnnrun.export.onnx import Onnx
 from cnnrun.export.python_file import Code

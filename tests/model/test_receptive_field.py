@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from cnnrun.contracts.layer import Facts
-from cnnrun.experiment.schema import parse
+from cnnrun.contracts.facts import Facts
+from cnnrun.experiment.config_file import parse
 from cnnrun.model.network import Built, build, materialize
 
 IMAGE = (1, 41, 37)

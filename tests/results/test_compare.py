@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cnnrun.base.errors import CheckpointError
-from cnnrun.experiment import schema
+from cnnrun.experiment import config_file
 from cnnrun.results import compare
 from cnnrun.results.train_run import train_run
 from tests.support.configs import TINY
@@ -23,12 +23,12 @@ CPU = torch.device("cpu")
 def runs(tmp_path_factory) -> Path:
     """Runs of one config: 1 finished, 2 stopped in its second epoch, 3 ended early by its own rule."""
     root = tmp_path_factory.mktemp("runs")
-    train_run(schema.parse(TINY, "tiny.yaml", ["name=tiny"]), root, CPU, resume=False)
-    stopped = schema.parse(TINY, "tiny.yaml", ["name=tiny", "seed=1"])
+    train_run(config_file.parse(TINY, "tiny.yaml", ["name=tiny"]), root, CPU, resume=False)
+    stopped = config_file.parse(TINY, "tiny.yaml", ["name=tiny", "seed=1"])
     with stop_at(20):
         train_run(stopped, root, CPU, resume=False)
     early = ["name=tiny", "seed=2", "train.epochs=5", "train.early_stop={patience: 1, min_delta: 0.9}"]
-    train_run(schema.parse(TINY, "tiny.yaml", early), root, CPU, resume=False)
+    train_run(config_file.parse(TINY, "tiny.yaml", early), root, CPU, resume=False)
     return root / "tiny"
 
 

@@ -13,12 +13,13 @@ from tests.support.mutations import MUTATIONS, ROOT, changed_source
 
 # fmt: off
 CORE = {
-    "training.step", "training.loss_monitor", "training.learner", "training.schedules", "training.optimizers",
+    "training.step", "training.loss_monitor", "training.nonfinite", "training.learner", "training.schedules", "training.optimizers", "training.ema",
     "data.training_batches", "base.randomness", "data.augment.settings", "data.augment.geometry",
     "data.augment.colour", "data.augment.random_slots", "data.augment.mixing", "base.boxes",
     "tasks.detection.average_precision", "tasks.classification_metrics", "tasks.detection.assignment",
     "tasks.detection.head", "tasks.embedding.losses", "tasks.embedding.pair_metrics", "training.checkpoints",
-    "experiment.resume", "model.builder", "config.blocks", "model.structures", "export", "tasks.temperature",
+    "experiment.resume", "model.builder", "config.blocks", "model.structures", "export.parity", "export.write",
+    "tasks.temperature",
     "tasks.intervals", "data.hold_out", "data.epoch_order", "data.prepare", "data.duplicates", "training.evaluate",
     "data.box_placement", "model.receptive_field", "tasks.classify", "tasks.multilabel", "tasks.regression.task",
     "tasks.detection.task", "tasks.embedding.task",

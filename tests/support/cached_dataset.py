@@ -8,8 +8,9 @@ import torch
 
 from cnnrun.base.progress import bar
 from cnnrun.data import cache
-from cnnrun.data.dataset import Data, index
+from cnnrun.data.index import index
 from cnnrun.data.prepare import prepare
+from cnnrun.data.settings import Data
 from cnnrun.results.report import html as page
 
 FILES = ["pixels.u8", "records", "problems.jsonl", "progress", "plan.json", "complete.json"]

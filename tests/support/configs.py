@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cnnrun.experiment import schema
+from cnnrun.experiment import config_file, schema
 
 TINY = """
 task: classify
@@ -69,7 +69,7 @@ KINDS = {
 
 def tiny_experiment(*overrides: str) -> schema.Experiment:
     """TINY with these settings."""
-    return schema.parse(TINY, "tiny.yaml", ["name=tiny", *overrides])
+    return config_file.parse(TINY, "tiny.yaml", ["name=tiny", *overrides])
 
 
 def task_config(kind: str, pictures: Path, cache: Path) -> str:
@@ -124,4 +124,4 @@ def case_config(folder: Path, root: Path, case: tuple[int, int, str]) -> schema.
         text = text.replace("  - flatten\n", "  - dropout: 0.3\n  - flatten\n")
     cached = "disk" if accumulate == 1 else "none"
     more = ["name=c", f"data.workers={workers}", f"train.accumulate={accumulate}", f"data.cache={cached}"]
-    return schema.parse(text, "c.yaml", [*KINDS[kind], *more])
+    return config_file.parse(text, "c.yaml", [*KINDS[kind], *more])

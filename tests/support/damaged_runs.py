@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 
 from cnnrun.commands import app
-from cnnrun.experiment import schema
+from cnnrun.experiment import config_file
 from cnnrun.results import calibrate
 from cnnrun.results.train_run import train_run
 from tests.support.configs import TINY
@@ -246,7 +246,7 @@ def runs_of_each_state(root: Path) -> tuple[Path, Path, Path]:
     """A config, a finished run of it, and the same run as if its training had been killed at the very end."""
     config = root / "tiny.yaml"
     config.write_text(TINY.replace("epochs: 2", "epochs: 3, save_every: 5, ema: {decay: 0.9}"))
-    finished = Path(train_run(schema.load(config), root / "runs", CPU, resume=False)["run"])
+    finished = Path(train_run(config_file.load(config), root / "runs", CPU, resume=False)["run"])
     # What is damaged is the newest checkpoint: it shall be the one that is evaluated.
     (finished / "checkpoints" / "best").write_text((finished / "checkpoints" / "latest").read_text())
     calibrate.calibrate(finished, root / "runs", CPU)

@@ -7,8 +7,8 @@ from pydantic import TypeAdapter
 
 from cnnrun.config import yaml_reader
 from cnnrun.config.spec import members
-from cnnrun.contracts.layer import Facts
-from cnnrun.experiment import schema
+from cnnrun.contracts.facts import Facts
+from cnnrun.experiment import config_file
 from cnnrun.model.layers import Leaf
 from cnnrun.model.network import build
 from cnnrun.model.structures import Node
@@ -22,7 +22,7 @@ def zoo_experiment(name: str, image: tuple[int, int, int]):
     channels, height, width = image
     image_section = f"image: {{size: [{height}, {width}], channels: {channels}}}"
     text = f"task: classify\nmodel: {name}\ndata: {{source: {{folder: x}}, {image_section}}}"
-    return schema.parse(text, "f")
+    return config_file.parse(text, "f")
 
 
 def build_from_zoo(name: str, image: tuple[int, int, int], classes: int):

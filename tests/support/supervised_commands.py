@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cnnrun.experiment import schema
+from cnnrun.experiment import config_file
 from cnnrun.results.train_run import train_run
 from tests.support.configs import TINY
 from tests.support.forked_processes import fork, outcome
@@ -171,7 +171,7 @@ def _differences(folder: Path) -> list[str]:
 
 
 def _train(folder: Path, text: str) -> Path:
-    made = schema.parse(text, "tiny.yaml", ["name=tiny"])
+    made = config_file.parse(text, "tiny.yaml", ["name=tiny"])
     trained = outcome(*fork(lambda: train_run(made, folder / "whole", torch.device("cpu"), resume=False)))
     return Path(trained["run"])
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image as Pil
 
 from cnnrun.base.errors import ConfigError
-from cnnrun.experiment import assemble, schema
+from cnnrun.experiment import assemble, config_file, open_run, schema
 from cnnrun.experiment.checks import listed_facts
 from cnnrun.export.onnx import Onnx
 from cnnrun.export.python_file import Code
@@ -44,7 +44,7 @@ train: {epochs: 3, batch: 16, optimizer: {adamw: 0.004}, monitor: val/AP50}
 
 
 def tried(*overrides: str) -> schema.Experiment:
-    return schema.parse(SCENES, "scenes.yaml", ["name=scenes", *overrides])
+    return config_file.parse(SCENES, "scenes.yaml", ["name=scenes", *overrides])
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_resumed_is_uninterrupted(tmp_path, augment):
 
 
 def test_evaluation_by_several_ranks_is_that_of_one(run):
-    _, given = assemble.trained(run, run.parent.parent, CPU)
+    _, given = open_run.trained(run, run.parent.parent, CPU)
     data = assemble.dataset(tried())
 
     def measured(rank=None):
@@ -150,7 +150,7 @@ def test_predict_gives_boxes_of_the_picture_that_was_given(run, scene, tmp_path,
     row = json.loads(out)
     assert (row["height"], row["width"]) == (192, 192)
     assert row["objects"]
-    _, given = assemble.trained(run, run.parent.parent, CPU)
+    _, given = open_run.trained(run, run.parent.parent, CPU)
     with Pil.open(scene) as picture:
         pixels = np.asarray(picture.resize((96, 96), Pil.Resampling.BILINEAR))
     results = given.results(torch.from_numpy(pixels.copy())[None, None].float())
@@ -195,7 +195,7 @@ def test_predict_writes_cocos_results_and_drawings(run, scene, tmp_path, run_cli
 
 
 def test_scores_of_one_class_leave_the_others(run):
-    _, given = assemble.trained(run, run.parent.parent, CPU)
+    _, given = open_run.trained(run, run.parent.parent, CPU)
     task = given.task.model_copy(update={"score": {"1": 0.8}})
     few = with_scores(task, ["2=0.6"], given.facts).thresholds(given.facts)
     assert (few["1"], few["2"], few["3"]) == (0.8, 0.6, 0.3)
@@ -295,7 +295,7 @@ def test_what_is_for_boxes_is_refused_without(setting):
     from tests.support.configs import TINY
 
     with pytest.raises(ConfigError, match="is for boxes; classify has none"):
-        schema.parse(TINY, "tiny.yaml", [f"data.augment.{setting}"])
+        config_file.parse(TINY, "tiny.yaml", [f"data.augment.{setting}"])
 
 
 def test_summary_diagram_and_check_know_the_levels(tmp_path, run_cli):
@@ -315,5 +315,5 @@ def test_summary_diagram_and_check_know_the_levels(tmp_path, run_cli):
 
 def test_a_shipped_block_can_be_replaced(tmp_path):
     own = SCENES + "blocks: {fpn_up: {parameters: {lateral, out_channels: 4}, layers: [{conv: $out_channels}]}}\n"
-    made = schema.parse(own, "c.yaml", ["name=c", "task.detect.towers=separate", "task.detect.levels=[p3]"])
+    made = config_file.parse(own, "c.yaml", ["name=c", "task.detect.towers=separate", "task.detect.levels=[p3]"])
     assert assemble.network(made, listed_facts(made)).levels[0].shape == (16, 6, 6)

@@ -30,7 +30,7 @@ from cnnrun.data.sources.idx import Idx
 from cnnrun.data.sources.shards import Shards
 from cnnrun.data.sources.table import Table
 from cnnrun.data.sources.voc import Voc
-from cnnrun.experiment import schema
+from cnnrun.experiment import config_file
 from cnnrun.experiment.weights_source import read_weights, weights_of_checkpoint
 from cnnrun.results import gallery_file
 from cnnrun.training import checkpoints, run_records
@@ -129,7 +129,7 @@ RESULT = b"""{"steps": 3, "best_step": 2, "best": {"val/loss": 0.5}, "seconds": 
 YAML = b"task: classify\ndata: {source: digits}\nmodel:\n  - conv: 4\n  - flatten\n"
 CSV = b"path,label,split\n0.png,a,train\n1.png,b,train\n2.png,a,val\n"
 PARSERS: dict[str, tuple[str, Callable[[Path], bytes], Callable[[Path], object]]] = {
-    "yaml": ("c.yaml", lambda root: YAML, lambda p: schema.load(p)),
+    "yaml": ("c.yaml", lambda root: YAML, lambda p: config_file.load(p)),
     "csv": ("t.csv", lambda root: CSV, lambda p: Table(path=str(p)).read()),
     "coco": ("t.json", lambda root: coco(), lambda p: Coco(train=str(p)).read()),
     "voc": ("Annotations/0.xml", lambda root: voc(), lambda p: Voc(root=str(p.parent.parent)).read()),

@@ -18,7 +18,7 @@ from cnnrun.base.console import Output
 from cnnrun.commands.enroll import print_gallery
 from cnnrun.commands.evaluate import print_evaluation
 from cnnrun.commands.tables import print_findings
-from cnnrun.contracts.layer import Facts
+from cnnrun.contracts.facts import Facts
 from cnnrun.results import compare
 from cnnrun.results.report import charts
 from cnnrun.results.report import write as reporting

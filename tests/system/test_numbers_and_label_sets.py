@@ -16,8 +16,9 @@ import torch
 from PIL import Image as Pil
 
 from cnnrun.base.errors import ConfigError, DataError
-from cnnrun.data.dataset import Data, index
-from cnnrun.experiment import assemble, schema
+from cnnrun.data.index import index
+from cnnrun.data.settings import Data
+from cnnrun.experiment import assemble, config_file, open_run, schema
 from cnnrun.export.onnx import Onnx
 from cnnrun.export.python_file import Code
 from cnnrun.results import compare
@@ -81,11 +82,11 @@ def pictures(tmp_path_factory) -> Path:
 
 def numbers(pictures: Path, *overrides: str, loss: str = "mse") -> schema.Experiment:
     text = REGRESS.format(table=pictures / "t.csv", loss=loss)
-    return schema.parse(text, "numbers.yaml", ["name=numbers", *overrides])
+    return config_file.parse(text, "numbers.yaml", ["name=numbers", *overrides])
 
 
 def labels(pictures: Path, *overrides: str, loss: str = "bce") -> schema.Experiment:
-    return schema.parse(LABELS.format(table=pictures / "t.csv", loss=loss), "l.yaml", ["name=labels", *overrides])
+    return config_file.parse(LABELS.format(table=pictures / "t.csv", loss=loss), "l.yaml", ["name=labels", *overrides])
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +126,7 @@ def test_every_loss_learns(pictures, tmp_path, loss):
     text = REGRESS.format(table=pictures / "t.csv", loss=loss)
     if angle:
         text = text.replace("angles: {turn: 360}", "columns: [level]")
-    made = schema.parse(text, "n.yaml", ["name=n"])
+    made = config_file.parse(text, "n.yaml", ["name=n"])
     result = train_run(made, tmp_path, CPU, resume=False)
     assert result["best"]["val/gain"] > 0.3
 
@@ -134,7 +135,7 @@ def test_every_loss_learns(pictures, tmp_path, loss):
 def test_every_label_loss_learns_and_its_thresholds_are_kept(pictures, tmp_path, loss):
     result = train_run(labels(pictures, loss=loss), tmp_path, CPU, resume=False)
     assert result["best"]["val/mAP"] > 0.9
-    given = assemble.trained(Path(result["run"]), tmp_path, CPU)[1]
+    given = open_run.trained(Path(result["run"]), tmp_path, CPU)[1]
     assert set(given.facts.chosen) == {"threshold of north", "threshold of south"}
     again = evaluate_run(Path(result["run"]), tmp_path, CPU, "val")
     assert [row["threshold"] for row in again["tables"]["per_class"]] == list(
@@ -209,7 +210,7 @@ def test_exported_is_the_network(pictures, tmp_path, form, loss):
         made = labels(pictures, "train.epochs=2")
     elif loss == "quantile":
         text = REGRESS.format(table=pictures / "t.csv", loss="{quantile: [0.1, 0.5, 0.9]}")
-        made = schema.parse(
+        made = config_file.parse(
             text.replace("angles: {turn: 360}", "columns: [place, level]"), "n", ["name=n", "train.epochs=2"]
         )
     else:
@@ -230,7 +231,7 @@ def test_an_exported_file_says_what_its_numbers_are(run, labelled, tmp_path):
     assert values.shape == deviations.shape == (3, 3)
     path = Path(export_run(Onnx(), labelled, tmp_path, None, tmp_path / "l.onnx")["path"])
     said = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-    given = assemble.trained(labelled, tmp_path, CPU)[1]
+    given = open_run.trained(labelled, tmp_path, CPU)[1]
     assert json.loads(said["thresholds"]) == given.task.thresholds(given.facts)
 
 
@@ -263,7 +264,7 @@ def test_a_turned_picture_has_another_angle(pictures, tmp_path):
 
 def test_tasks_want_what_the_source_gives(pictures):
     with pytest.raises(ConfigError, match="table gives numbers; multilabel learns label sets"):
-        schema.parse(
+        config_file.parse(
             LABELS.format(table=pictures / "t.csv", loss="bce").replace("labels: marks", "numbers: level"), "l.yaml", []
         )
     with pytest.raises(ConfigError, match="balanced needs one label a picture"):
@@ -314,6 +315,6 @@ def test_boxes_that_are_counted_are_learned_and_measured(tmp_path):
     model: [{conv: {out_channels: 4, stride: 4, norm: batch, activation: relu}}, global_avg_pool]
     train: {epochs: 1, batch: 16, monitor: val/mae}
     """
-    run = train_run(schema.parse(text, "c.yaml", ["name=c"]), tmp_path, CPU, resume=False)["run"]
+    run = train_run(config_file.parse(text, "c.yaml", ["name=c"]), tmp_path, CPU, resume=False)["run"]
     found = evaluate_run(Path(run), tmp_path, CPU, None)
     assert len(found["tables"]["per_target"]) == 10

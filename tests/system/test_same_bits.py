@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from cnnrun.base.errors import Interrupted
-from cnnrun.experiment import schema
+from cnnrun.experiment import config_file
 from cnnrun.results.train_run import train_run
 from tests.support.images import save_picture
 
@@ -56,7 +56,7 @@ def digest(run: Path) -> str:
 
 def config(root: Path, tmp_path: Path, workers: int, prefetch: int, kind: str, *more: str):
     settings = [f"data.workers={workers}", f"data.prefetch={prefetch}", f"data.cache={kind}"]
-    return schema.parse(
+    return config_file.parse(
         CONFIG.format(root=root), "c.yaml", ["name=c", f"data.cache_dir={tmp_path / 'cache'}", *settings, *more]
     )
 

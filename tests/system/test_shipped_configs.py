@@ -9,7 +9,7 @@ import torch
 
 from cnnrun.base.errors import DataError
 from cnnrun.data.training_batches import TrainingBatches
-from cnnrun.experiment import assemble, schema
+from cnnrun.experiment import assemble, config_file, schema
 from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.train_run import train_run
 from cnnrun.training.learner import Learner
@@ -30,7 +30,7 @@ def data_of(tried: schema.Experiment, monkeypatch):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_it_starts_at_chance_and_steps_down(path, monkeypatch, tmp_path):
-    tried = schema.load(path, ["train.batch=32", "train.ema=null"])
+    tried = config_file.load(path, ["train.batch=32", "train.ema=null"])
     data = data_of(tried, monkeypatch)
     learning = Learner(job := assemble.job(tried, data, None, None, CPU))
     batch = TrainingBatches(data.splits["train"], job.augment, 32, 10, 0, CPU).at(0)
@@ -56,8 +56,8 @@ def test_its_header_says_what_score_time_and_command(path):
 
 
 def test_fashion_vgg_has_at_most_half_a_million_parameters():
-    tried = schema.load(ROOT / "configs" / "fashion-vgg.yaml")
-    from cnnrun.contracts.layer import Facts
+    tried = config_file.load(ROOT / "configs" / "fashion-vgg.yaml")
+    from cnnrun.contracts.facts import Facts
 
     assert assemble.network(tried, Facts(tuple("0123456789"), (1, 28, 28))).parameters <= 500_000
 
@@ -71,7 +71,7 @@ def test_digits_reach_98_percent(tmp_path):
     """
     reached = []
     for seed in range(4):
-        tried = schema.load(ROOT / "configs" / "digits.yaml", [f"seed={seed}", f"data.split.seed={seed}"])
+        tried = config_file.load(ROOT / "configs" / "digits.yaml", [f"seed={seed}", f"data.split.seed={seed}"])
         run = train_run(tried, tmp_path, CPU, resume=False)["run"]
         reached.append(evaluate_run(Path(run), tmp_path, CPU, "test")["numbers"]["accuracy"])
     assert sum(reached) / 4 >= 0.98, reached

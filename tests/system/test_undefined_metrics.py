@@ -15,8 +15,8 @@ from cnnrun.base.console import Output
 from cnnrun.base.errors import DataError
 from cnnrun.commands.export import print_parity
 from cnnrun.commands.train import print_seeds
-from cnnrun.contracts.task import Measured
-from cnnrun.experiment import schema
+from cnnrun.contracts.results import Measured
+from cnnrun.experiment import config_file
 from cnnrun.results import compare
 from cnnrun.results.report import html as page
 from cnnrun.results.report.content import curves
@@ -213,7 +213,7 @@ def test_the_undefined_numbers_of_a_split_are_told_by_its_targets():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     """A detector of scenes in which no object is large."""
-    made = schema.parse(SCENES, "scenes.yaml", ["name=scenes"])
+    made = config_file.parse(SCENES, "scenes.yaml", ["name=scenes"])
     return Path(train_run(made, tmp_path_factory.mktemp("runs"), CPU, resume=False)["run"])
 
 
@@ -254,7 +254,7 @@ def test_lines_of_earlier_versions_are_read(tmp_path):
 
 
 def test_a_monitor_that_val_cannot_give_is_refused_before_a_step(tmp_path):
-    made = schema.parse(SCENES, "scenes.yaml", ["name=scenes", "train.monitor=val/AP_large"])
+    made = config_file.parse(SCENES, "scenes.yaml", ["name=scenes", "train.monitor=val/AP_large"])
     with pytest.raises(
         DataError, match=r"val/AP_large is not defined: the val split has no large object .* val/AP50"
     ) as error:

@@ -17,9 +17,9 @@ from PIL import Image as Pil
 from sklearn.metrics import roc_auc_score
 
 from cnnrun.base.errors import ConfigError, DataError, NonFiniteError
-from cnnrun.contracts.layer import Facts
-from cnnrun.data.dataset import index
-from cnnrun.experiment import assemble, schema
+from cnnrun.contracts.facts import Facts
+from cnnrun.data.index import index
+from cnnrun.experiment import assemble, config_file, open_run, schema
 from cnnrun.export.onnx import Onnx
 from cnnrun.export.python_file import Code
 from cnnrun.results.evaluate import evaluate_run
@@ -48,7 +48,7 @@ LOSSES = ["arcface", "cosface: {margin: 0.2}", "softmax", "triplet"]
 
 
 def tried(*overrides: str) -> schema.Experiment:
-    return schema.parse(DIGITS, "digits.yaml", ["name=digits", *overrides])
+    return config_file.parse(DIGITS, "digits.yaml", ["name=digits", *overrides])
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_it_learns_and_measures_the_same_everywhere(run):
 
 def test_the_threshold_is_vals_and_test_only_hears_of_it(run):
     """What the model keeps is what val chose at the best checkpoint; on test it is held to it."""
-    given = assemble.trained(run, run.parent.parent, CPU)[1]
+    given = open_run.trained(run, run.parent.parent, CPU)[1]
     val = evaluate_run(run, run.parent.parent, CPU, "val")
     chosen = {row["FAR"]: row["threshold here"] for row in val["tables"]["operating_points"]}
     assert {f"{far:g}": given.facts.chosen[f"threshold at FAR {far:g}"] for far in given.task.fars} == chosen
@@ -131,7 +131,7 @@ def test_resumed_is_uninterrupted(tmp_path, more):
 
 
 def test_centres_train_are_saved_and_begin_with_the_seed(run, tmp_path):
-    given = assemble.trained(run, run.parent.parent, CPU)[1]
+    given = open_run.trained(run, run.parent.parent, CPU)[1]
     firsts = []
     for seed in (0, 0, 1):
         from cnnrun.training.learner import Learner
@@ -166,7 +166,7 @@ def test_stopped_at_an_epochs_end_the_thresholds_stay(tmp_path, monkeypatch):
         train_run(made, tmp_path, CPU, resume=True)
     run = tmp_path / "digits" / "1"
     shutil.rmtree(run / "checkpoints" / f"step-{steps + 2:08d}")
-    before = assemble.trained(run, tmp_path, CPU)[1].facts.chosen
+    before = open_run.trained(run, tmp_path, CPU)[1].facts.chosen
     assert len(before) == 5
 
     def unreadable(self, step):
@@ -176,7 +176,7 @@ def test_stopped_at_an_epochs_end_the_thresholds_stay(tmp_path, monkeypatch):
         patched.setattr(TrainingBatches, "at", unreadable)
         with pytest.raises(DataError):
             train_run(made, tmp_path, CPU, resume=True)
-    assert assemble.trained(run, tmp_path, CPU)[1].facts.chosen == before
+    assert open_run.trained(run, tmp_path, CPU)[1].facts.chosen == before
 
 
 def test_a_checkpoint_that_was_not_measured_has_no_threshold_and_says_so(tmp_path, run_cli, people):
@@ -188,7 +188,7 @@ def test_a_checkpoint_that_was_not_measured_has_no_threshold_and_says_so(tmp_pat
     code, _, err = run_cli(*words)
     assert code == 2
     assert "there are: none" in err
-    task, given = made.task, assemble.trained(run / "checkpoints" / "latest", tmp_path, CPU)[1]
+    task, given = made.task, open_run.trained(run / "checkpoints" / "latest", tmp_path, CPU)[1]
     assert "no threshold was chosen" in task.meaning(given.facts)["embedding"]
     assert evaluate_run(run / "checkpoints" / "latest", tmp_path, CPU, None)["numbers"]["eer"] < 0.6
 
@@ -208,8 +208,8 @@ def test_of_two_people_there_is_no_interval(run):
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_ranks_measure_what_one_process_measures(run, size):
-    made, given = assemble.trained(run, run.parent.parent, CPU)
-    name, data = assemble.eval_data(made, given, "test")
+    made, given = open_run.trained(run, run.parent.parent, CPU)
+    name, data = open_run.eval_data(made, given, "test")
     alone = evaluate(given.network, None, given.task, given.facts, data.splits[name], 60, CPU)
 
     def of(rank: int) -> object:
@@ -222,7 +222,7 @@ def test_ranks_measure_what_one_process_measures(run, size):
 
 
 def test_exported_is_the_network_and_knows_its_threshold(run, tmp_path):
-    given = assemble.trained(run, run.parent.parent, CPU)[1]
+    given = open_run.trained(run, run.parent.parent, CPU)[1]
     point = given.facts.chosen["threshold at FAR 0.01"]
     report = export_run(Onnx(), run, run.parent.parent, None, tmp_path / "m.onnx")
     assert report["passed"]
@@ -319,7 +319,7 @@ def faces(tmp_path) -> Path:
 
 
 def folders(root: Path, *overrides: str) -> schema.Experiment:
-    return schema.parse(FOLDERS.format(root=root), "f.yaml", ["name=f", *overrides])
+    return config_file.parse(FOLDERS.format(root=root), "f.yaml", ["name=f", *overrides])
 
 
 def test_a_part_of_all_people_is_held_out(faces):
@@ -338,7 +338,7 @@ def test_folders_of_other_people_for_test_are_theirs_and_the_same_person_twice_i
     assert found.counts == {"train": 20, "test": 12, "val": 8}
     assert assemble.dataset(folders(root)).facts.class_counts.count(0) == 5
     with pytest.raises(DataError, match="Person_7' is not a class of the training split"):
-        schema.parse(
+        config_file.parse(
             FOLDERS.format(root=root).replace("by: label, ", "").replace("data:", "data:\n  leakage: keep"), "f.yaml"
         ).data.source.read()
     save_picture(root / "train" / "Person_8" / "new.png", seed=9999)
@@ -382,7 +382,7 @@ def test_the_people_of_a_file_of_pairs_are_test_and_only_its_pairs_are_measured(
     result = evaluate_run(run, tmp_path / "runs", CPU, None)
     (row, _) = result["tables"]["verification"]
     assert (row["pairs of one person"], row["pairs of two people"]) == ("3", "3")
-    given = assemble.trained(run, tmp_path / "runs", CPU)[1]
+    given = open_run.trained(run, tmp_path / "runs", CPU)[1]
     test = data.splits["test"]
     embeddings = given.results(test.take(torch.arange(12)).float())["embedding"]
     place = {Path(test.name(n)).stem: n for n in range(12)}
@@ -515,7 +515,7 @@ def test_a_table_of_people_may_name_others_for_test(faces, tmp_path):
 def test_verify_says_whether_two_pictures_show_one(run, people, run_cli):
     first, second = sorted((people / "digit 7").iterdir())[:2]
     other = min((people / "digit 8").iterdir())
-    given = assemble.trained(run, run.parent.parent, CPU)[1]
+    given = open_run.trained(run, run.parent.parent, CPU)[1]
     for a, b in ((first, second), (first, other)):
         code, out, err = run_cli("verify", a, b, "--run", run, "--json")
         assert code == 0, err

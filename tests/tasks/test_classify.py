@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from cnnrun.contracts.layer import CannotPass, Facts
+from cnnrun.contracts.facts import Facts
+from cnnrun.contracts.layer import CannotPass
 from cnnrun.tasks.classification_metrics import Bins
 from cnnrun.tasks.classify import Classify
 

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from cnnrun.contracts.task import Measured
+from cnnrun.contracts.results import Measured
 from cnnrun.results import compare
 from cnnrun.results.compare import bootstrapped, holm, mcnemar
 from cnnrun.tasks.classification_metrics import Bins, Classified, Present

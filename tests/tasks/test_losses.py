@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnrun.config.spec import members
-from cnnrun.contracts.layer import Facts, Number
+from cnnrun.contracts.facts import Facts, Number
 from cnnrun.tasks.classify import Classify
 from cnnrun.tasks.detection.head import PLACE
 from cnnrun.tasks.detection.task import Detect

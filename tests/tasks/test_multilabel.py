@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 from torchvision.ops import sigmoid_focal_loss
 
-from cnnrun.contracts.layer import Facts
+from cnnrun.contracts.facts import Facts
 from cnnrun.tasks.classification_metrics import Present
 from cnnrun.tasks.multilabel import Asymmetric, Bce, Focal, Multilabel
 

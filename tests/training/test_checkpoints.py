@@ -224,7 +224,7 @@ def test_checkpoints_of_format_2_are_read_and_gone_on_with(trained_run, tmp_path
     import hashlib
     import shutil
 
-    from cnnrun.experiment import assemble, schema
+    from cnnrun.experiment import config_file, open_run
     from cnnrun.results.train_run import train_run
 
     run = tmp_path / "tiny" / "1"
@@ -241,7 +241,7 @@ def test_checkpoints_of_format_2_are_read_and_gone_on_with(trained_run, tmp_path
         manifest = {"format": 2, "step": int(generation.name[5:]), "files": listed}
         (generation / "manifest.json").write_text(json.dumps(manifest, indent=1))
     cpu = torch.device("cpu")
-    assert assemble.trained(run, tmp_path, cpu)[1].digest == assemble.trained(trained_run, tmp_path, cpu)[1].digest
-    result = train_run(schema.load(run / "config.yaml"), tmp_path, cpu, resume=True)
+    assert open_run.trained(run, tmp_path, cpu)[1].digest == open_run.trained(trained_run, tmp_path, cpu)[1].digest
+    result = train_run(config_file.load(run / "config.yaml"), tmp_path, cpu, resume=True)
     assert result["run"] == str(run)
     assert result["best"] == json.loads((trained_run / "result.json").read_text())["best"]

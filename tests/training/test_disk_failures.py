@@ -21,7 +21,7 @@ import torch
 
 from cnnrun.base.atomic_files import Folder
 from cnnrun.base.errors import CheckpointError, StorageError, UserError
-from cnnrun.experiment import schema
+from cnnrun.experiment import config_file
 from cnnrun.results.train_run import train_run
 from cnnrun.training import checkpoints
 from tests.support.configs import TINY
@@ -376,7 +376,7 @@ def test_a_disk_that_is_full_ends_the_training_and_keeps_what_it_had(small_disk,
 
 
 def trained(root: Path, before: Callable[[str], None]) -> None:
-    made = schema.parse(TINY, "tiny.yaml", ["name=tiny"])
+    made = config_file.parse(TINY, "tiny.yaml", ["name=tiny"])
     with writes(before):
         train_run(made, root, CPU, resume=True)
 

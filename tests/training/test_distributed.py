@@ -22,7 +22,7 @@ from cnnrun.base.ranks import Ranks, has_gpu_of_its_own, joined
 from cnnrun.data import decode
 from cnnrun.data.dataset import Examples
 from cnnrun.data.training_batches import TrainingBatches, share
-from cnnrun.experiment import assemble
+from cnnrun.experiment import assemble, open_run
 from cnnrun.results.train_run import train_run
 from cnnrun.training import checkpoints, loop
 from cnnrun.training import step as step_of_learning
@@ -104,7 +104,7 @@ def _some(examples: Examples, count: int) -> Examples:
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_evaluation_is_that_of_one_process(trained_run, size):
     """99 cases a size: 1 to 33 samples in batches of 1, 4 and 7."""
-    made, given_ = assemble.trained(trained_run, trained_run.parent.parent, CPU)
+    made, given_ = open_run.trained(trained_run, trained_run.parent.parent, CPU)
     examples = assemble.dataset(made).splits["val"]
     cases = [(count, batch) for count in range(1, 34) for batch in (1, 4, 7)]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cnnrun.base.errors import ConfigError
-from cnnrun.experiment import assemble, schema
+from cnnrun.experiment import assemble, config_file
 from cnnrun.results.train_run import train_run
 from cnnrun.training import checkpoints, frozen_layers, learner, settings
 from cnnrun.training.learner import Learner
@@ -92,7 +92,7 @@ model:
 
 @pytest.mark.parametrize(("source", "cuts"), [("a", False), ("b", False), ("c", True)])
 def test_a_network_is_cut_only_where_one_output_crosses(tmp_path, source, cuts):
-    made = schema.parse(
+    made = config_file.parse(
         LINKED.replace("SOURCE", source), "f", ["train.freeze=b" if source != "c" else "train.freeze=a"]
     )
     network = job_of(made, tmp_path).network.eval()
@@ -174,7 +174,7 @@ def test_resumed_with_groups_equals_uninterrupted(tmp_path, monkeypatch):
 )
 def test_a_wrong_name_is_told_with_what_there_is(override, message):
     with pytest.raises(ConfigError) as refused:
-        schema.parse(TINY, "tiny.yaml", [override])
+        config_file.parse(TINY, "tiny.yaml", [override])
     assert any(message in line for line in refused.value.lines), refused.value.lines
 
 
@@ -184,7 +184,7 @@ def test_groups_that_name_only_frozen_parameters_are_refused():
 
 
 def test_a_zoo_network_can_be_cut_and_continued():
-    made = schema.parse(
+    made = config_file.parse(
         """
 task: classify
 data: {source: digits, image: {size: 64, channels: 3}}
@@ -194,8 +194,8 @@ model: {zoo: resnet18, until: stage2, layers: [{conv: {name: mine, out_channels:
     )
     assert [layer.name for layer in made.model.layers][-3:] == ["stage2", "mine", None]
     assert made.model.until is None  # without weights there is nothing more to say
-    assert schema.parse(made.to_yaml(), "again") == made
-    linked = schema.parse(
+    assert config_file.parse(made.to_yaml(), "again") == made
+    linked = config_file.parse(
         made.to_yaml(),
         "f",
         ["model={zoo: resnet18, layers: [{conv: {from: stage3, out_channels: 8}}, global_avg_pool]}"],
@@ -204,7 +204,7 @@ model: {zoo: resnet18, until: stage2, layers: [{conv: {name: mine, out_channels:
 
 
 def test_weights_end_where_the_zoo_network_does():
-    made = schema.parse(
+    made = config_file.parse(
         """
 task: classify
 data: {source: digits, image: {size: 64, channels: 3}}
@@ -213,12 +213,12 @@ model: {zoo: resnet18, weights: some.safetensors, layers: [{linear: {name: mine,
         "f",
     )
     assert (made.model.until, made.model.weights) == ("stage4", "some.safetensors")
-    assert schema.parse(made.to_yaml(), "again") == made
+    assert config_file.parse(made.to_yaml(), "again") == made
 
 
 def test_an_override_adds_to_a_network_given_by_name():
     text = "task: classify\ndata: {source: digits, image: {size: 64, channels: 3}}\nmodel: resnet18\n"
-    made = schema.parse(
+    made = config_file.parse(
         text, "f", ["model.weights=x.safetensors", "model.until=stage3", "model.layers=[global_avg_pool]"]
     )
     assert (made.model.weights, made.model.until) == ("x.safetensors", "stage3")
@@ -228,9 +228,9 @@ def test_an_override_adds_to_a_network_given_by_name():
 def test_the_zoos_own_classifier_holds_unless_the_config_says_otherwise():
     text = "task: TASK\ndata: {source: digits, image: {size: 64, channels: 3}}\nmodel: squeezenet1_1\n"
     for task, expected in (("classify", "conv"), ("{classify: {top_k: 3}}", "conv")):
-        assert schema.parse(text.replace("TASK", task), "f").task.classifier == expected
+        assert config_file.parse(text.replace("TASK", task), "f").task.classifier == expected
     with pytest.raises(ConfigError, match="needs a vector"):
-        schema.parse(text.replace("TASK", "{classify: {classifier: linear}}"), "f")
+        config_file.parse(text.replace("TASK", "{classify: {classifier: linear}}"), "f")
 
 
 ZOO = """
@@ -241,22 +241,22 @@ model: {zoo: resnet18, weights: x.safetensors}
 
 
 def test_overrides_of_a_zoo_network_take_each_other_into_account():
-    assert schema.parse(ZOO, "f", ["model.weights=null"]).model.weights is None
-    made = schema.parse(
+    assert config_file.parse(ZOO, "f", ["model.weights=null"]).model.weights is None
+    made = config_file.parse(
         TINY, "f", ["model=resnet18", "model.until=stage1", "model.layers=[global_avg_pool]", "data.image.size=64"]
     )
     assert made.model.layers[-2].name == "stage1"
 
 
 def test_a_network_taken_whole_takes_its_head_too_where_the_classes_are_the_same():
-    assert schema.parse(ZOO, "f").model.until is None
+    assert config_file.parse(ZOO, "f").model.until is None
 
 
 def test_a_zoo_classifier_is_not_inherited_by_a_part_of_its_network():
     text = "task: classify\ndata: {source: digits, image: {size: 64, channels: 3}}\n"
-    made = schema.parse(text + "model: {zoo: squeezenet1_1, until: fire4, layers: [global_avg_pool]}\n", "f")
+    made = config_file.parse(text + "model: {zoo: squeezenet1_1, until: fire4, layers: [global_avg_pool]}\n", "f")
     assert made.task.classifier == "linear"
-    whole = schema.parse(text.replace("classify", "{classify: null}") + "model: squeezenet1_1\n", "f")
+    whole = config_file.parse(text.replace("classify", "{classify: null}") + "model: squeezenet1_1\n", "f")
     assert whole.task.classifier == "conv"
 
 

@@ -19,7 +19,7 @@ from cnnrun.data import training_batches
 from cnnrun.experiment import run as experiment_run
 from cnnrun.experiment.schema import Experiment
 from cnnrun.results.train_run import train_run
-from cnnrun.training import checkpoints, loop, optimizers
+from cnnrun.training import checkpoints, ema, loop
 from cnnrun.training import step as step_of_learning
 from cnnrun.training.learner import Learner
 from cnnrun.training.schedules import OneCycle
@@ -176,8 +176,8 @@ def generator_as_it_is(patched: pytest.MonkeyPatch) -> None:
 
 
 def average_from_zero(patched: pytest.MonkeyPatch) -> None:
-    real = optimizers.Ema.update
-    patched.setattr(optimizers.Ema, "update", lambda self, step: real(self, step - CUT))
+    real = ema.Ema.update
+    patched.setattr(ema.Ema, "update", lambda self, step: real(self, step - CUT))
 
 
 def epoch_from_its_start(patched: pytest.MonkeyPatch) -> None:

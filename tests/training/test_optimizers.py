@@ -8,7 +8,8 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from cnnrun.config.spec import Kinds, members
-from cnnrun.training.optimizers import Ema, Group, Optimizer, check_state, load_state_tensors, state_tensors
+from cnnrun.training.ema import Ema
+from cnnrun.training.optimizers import Group, Optimizer, check_state, load_state_tensors, state_tensors
 from cnnrun.training.schedules import Schedule
 
 OPTIMIZERS = members(Optimizer)

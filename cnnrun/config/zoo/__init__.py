@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cnnrun.base.errors import ConfigError
 from cnnrun.config import blocks, yaml_reader
-from cnnrun.config.spec import did_you_mean, shown
+from cnnrun.config.messages import did_you_mean, shown
 from cnnrun.config.tree import DOUBTFUL, Map, Mark, Problem, Seq
 
 FOLDER = Path(__file__).parent

@@ -16,11 +16,11 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from cnnrun.base.bounded_files import open_file, refuse_expansion
+from cnnrun.base.error_lines import listed, refuse
 from cnnrun.base.errors import DataError, printable
-from cnnrun.base.labelling import listed, refuse, too_fine
 from cnnrun.base.progress import say
-from cnnrun.contracts.layer import ClassNames, Indexed, SourceSpec, Split
-from cnnrun.data.class_names import numbered_classes
+from cnnrun.contracts.source import ClassNames, Indexed, SourceSpec, Split
+from cnnrun.data.class_names import numbered_classes, too_fine
 
 # The names that Keras, MedMNIST and most others use, for each split: pictures and labels.
 _USUAL = {

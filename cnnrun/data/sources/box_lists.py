@@ -13,8 +13,9 @@ from torch import Tensor
 
 from cnnrun.base.errors import DataError, printable
 from cnnrun.base.file_list import Files
-from cnnrun.contracts.layer import BadBox, Indexed, Pair, SourceSpec, Split
+from cnnrun.contracts.layer import Pair
 from cnnrun.contracts.objects import OBJECT, ObjectTable
+from cnnrun.contracts.source import BadBox, Indexed, SourceSpec, Split
 
 _ROUNDING = 1.0  # pixels that a box may reach out of its picture without a word
 _MOST = 10_000  # objects of one picture

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cnnrun.base.bounded_files import read_json_bytes
+from cnnrun.base.error_lines import refuse
 from cnnrun.base.errors import DataError, printable
-from cnnrun.base.labelling import jail, refuse
 from cnnrun.base.progress import say
-from cnnrun.contracts.layer import Indexed, Split
+from cnnrun.base.user_paths import jail
 from cnnrun.contracts.objects import CROWD
+from cnnrun.contracts.source import Indexed, Split
 from cnnrun.data.sources.box_lists import Box, BoxSource, Listed, split_of
 
 _MAX_JSON = 1 << 30

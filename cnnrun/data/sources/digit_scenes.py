@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from cnnrun.base.randomness import permutation, uniform
-from cnnrun.contracts.layer import Indexed, Split
+from cnnrun.contracts.source import Indexed, Split
 from cnnrun.data.sources.box_lists import Box, BoxSource, object_table
 from cnnrun.data.sources.embedded_digits import read_digits
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cnnrun.contracts.layer import Indexed, SourceSpec, Split
+from cnnrun.contracts.source import Indexed, SourceSpec, Split
 from cnnrun.data.sources.embedded_digits import read_digits
 
 

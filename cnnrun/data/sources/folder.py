@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cnnrun.base.error_lines import listed
 from cnnrun.base.errors import DataError, printable
 from cnnrun.base.file_list import Files, is_clutter
-from cnnrun.base.labelling import listed, split_name
 from cnnrun.base.progress import say
-from cnnrun.contracts.layer import ClassNames, Indexed, SourceSpec, Split
+from cnnrun.contracts.source import ClassNames, Indexed, SourceSpec, Split
 from cnnrun.data.image_files import SUFFIX_LIST, is_picture_name
 from cnnrun.data.sources.lfw_pairs import people_of, targets_of
+from cnnrun.data.split_names import split_name
 
 
 class Folder(SourceSpec):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cnnrun.base.bounded_files import open_file, open_gzip, refuse_expansion
 from cnnrun.base.errors import DataError, printable
-from cnnrun.contracts.layer import ClassNames, Indexed, SourceSpec, Split
+from cnnrun.contracts.source import ClassNames, Indexed, SourceSpec, Split
 from cnnrun.data.class_names import numbered_classes
 
 # Where Debian's packages put them: `apt-get install dataset-fashion-mnist`.

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from cnnrun.base.bounded_files import read_bytes
+from cnnrun.base.error_lines import refuse
 from cnnrun.base.errors import DataError, printable
-from cnnrun.base.labelling import refuse
 
 _MOST_BYTES = 1 << 28
 _NUMBER = re.compile("[0-9]{1,9}")

@@ -25,13 +25,13 @@ from pydantic import Field
 
 from cnnrun.base.atomic_files import Folder, storage_errors
 from cnnrun.base.bounded_files import open_file
+from cnnrun.base.error_lines import refuse
 from cnnrun.base.errors import DataError, StorageError, printable
 from cnnrun.base.extras import require_package
 from cnnrun.base.file_list import Members, is_clutter
-from cnnrun.base.labelling import refuse
 from cnnrun.base.ownership import refuse_foreign
 from cnnrun.base.progress import say
-from cnnrun.contracts.layer import ClassNames, Indexed, SourceSpec, Split
+from cnnrun.contracts.source import ClassNames, Indexed, SourceSpec, Split
 from cnnrun.data import cache
 from cnnrun.data.class_names import clean_cell, missing_problem, sorted_classes
 from cnnrun.data.image_files import SUFFIX_LIST, SUFFIXES

@@ -12,13 +12,15 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from cnnrun.base.error_lines import listed, refuse
 from cnnrun.base.errors import DataError, printable
 from cnnrun.base.file_list import Files
-from cnnrun.base.labelling import jail, listed, refuse, split_name, too_fine
 from cnnrun.base.progress import say
-from cnnrun.contracts.layer import ClassNames, Indexed, SourceSpec, Split
-from cnnrun.data.class_names import clean_cell, missing_problem, sorted_classes
+from cnnrun.base.user_paths import jail
+from cnnrun.contracts.source import ClassNames, Indexed, SourceSpec, Split
+from cnnrun.data.class_names import clean_cell, missing_problem, sorted_classes, too_fine
 from cnnrun.data.sources.table_files import Rows, read_rows
+from cnnrun.data.split_names import split_name
 
 _LARGEST = 1e30  # of a number
 _TRUTHS = {"true": True, "false": False}

@@ -10,14 +10,16 @@ from typing import Literal
 from pydantic import Field
 
 from cnnrun.base.bounded_files import read_text
+from cnnrun.base.error_lines import refuse
 from cnnrun.base.errors import DataError, printable
-from cnnrun.base.labelling import jail, refuse, split_name
 from cnnrun.base.progress import say
-from cnnrun.contracts.layer import BadBox, ClassNames, Indexed, Split
+from cnnrun.base.user_paths import jail
 from cnnrun.contracts.objects import DIFFICULT
+from cnnrun.contracts.source import BadBox, ClassNames, Indexed, Split
 from cnnrun.data.image_files import is_picture_name
 from cnnrun.data.sources.box_lists import Box, BoxSource, Listed, split_of
 from cnnrun.data.sources.voc_files import VocFile, VocFolder
+from cnnrun.data.split_names import split_name
 
 
 class Voc(BoxSource):

@@ -13,8 +13,8 @@ from xml.parsers import expat
 from cnnrun.base.bounded_files import read_bytes
 from cnnrun.base.errors import DataError, printable
 from cnnrun.base.file_list import is_clutter
-from cnnrun.base.labelling import jail
 from cnnrun.base.progress import say
+from cnnrun.base.user_paths import jail
 from cnnrun.contracts.layer import Pair
 from cnnrun.data.image_files import is_picture_name, named, opened_header, read
 

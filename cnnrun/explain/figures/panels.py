@@ -15,8 +15,9 @@ from torch import Tensor
 from cnnrun.base.boxes import Mark
 from cnnrun.base.errors import printable
 from cnnrun.contracts.batch import Batch
-from cnnrun.contracts.layer import Facts
-from cnnrun.contracts.task import Results, TaskSpec
+from cnnrun.contracts.facts import Facts
+from cnnrun.contracts.results import Results
+from cnnrun.contracts.task import TaskSpec
 
 # Ten colours that stay apart for most eyes (matplotlib's own ten).
 _COLOURS = (

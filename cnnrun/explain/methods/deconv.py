@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from cnnrun.explain.aim import other_rule
 from cnnrun.explain.figures.panels import side_by_side
 from cnnrun.explain.figures.tiles import grown, signal
 from cnnrun.explain.methods.patches import Cell, box_of, projections
-from cnnrun.explain.subject import SIDE, Explanation, Shown, Subject, other_rule
+from cnnrun.explain.subject import SIDE, Explanation, Shown, Subject
 
 _CHANNELS = 4  # for each picture, its strongest ones
 _WIDE = 2 * SIDE

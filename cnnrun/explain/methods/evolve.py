@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from cnnrun.data.dataset import Examples
+from cnnrun.explain.aim import other_rule
 from cnnrun.explain.figures.panels import side_by_side
 from cnnrun.explain.figures.tiles import mosaic
 from cnnrun.explain.methods.patches import patches, strongest
-from cnnrun.explain.subject import Explanation, Subject, other_rule
+from cnnrun.explain.subject import Explanation, Subject
 
 
 def evolve(

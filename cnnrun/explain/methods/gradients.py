@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from cnnrun.base.errors import ConfigError
+from cnnrun.explain.aim import Aim, aimed, other_rule
+from cnnrun.explain.backward_rules import passing_back
 from cnnrun.explain.figures.panels import side_by_side
 from cnnrun.explain.figures.tiles import grey, grown, heated
-from cnnrun.explain.layer_names import captured, passing_back
+from cnnrun.explain.layer_names import captured
 from cnnrun.explain.method_base import Rule
-from cnnrun.explain.subject import SIDE, Aim, Explanation, Shown, Subject, aimed, other_rule, said_of
+from cnnrun.explain.subject import SIDE, Explanation, Shown, Subject, said_of
 
 _WIDE = 2 * SIDE
 _HOW: dict[Rule, str] = {

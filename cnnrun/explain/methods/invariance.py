@@ -12,10 +12,11 @@ from torch import Tensor
 
 from cnnrun.contracts.figure import Plot, Series
 from cnnrun.data.augment.geometry import affine, warp
+from cnnrun.explain.aim import Aim, aimed
 from cnnrun.explain.figures.panels import picture_of, side_by_side
 from cnnrun.explain.figures.tiles import grown, mosaic
 from cnnrun.explain.layer_names import captured
-from cnnrun.explain.subject import SIDE, Aim, Explanation, Shown, Subject, aimed, drawn, said_of
+from cnnrun.explain.subject import SIDE, Explanation, Shown, Subject, drawn, said_of
 
 _STEPS = 25
 _SHIFT, _SCALE = 0.25, 1.8  # of the height, either way; as in the paper

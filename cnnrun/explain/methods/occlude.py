@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cnnrun.base.errors import ConfigError, printable
+from cnnrun.explain.aim import Aim, aimed
 from cnnrun.explain.figures.panels import colour, cut, side_by_side
 from cnnrun.explain.figures.tiles import grown, heat
 from cnnrun.explain.layer_names import captured
-from cnnrun.explain.subject import SIDE, Aim, Explanation, Shown, Subject, aimed, said_of
+from cnnrun.explain.subject import SIDE, Explanation, Shown, Subject, said_of
 
 _WIDE = 2 * SIDE
 _NEUTRAL, _NAMED = 200, 9  # the grey where no middle comes; what is told of the colours

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from cnnrun.data.dataset import Examples
 from cnnrun.data.training_batches import in_order
+from cnnrun.explain.backward_rules import projected
 from cnnrun.explain.figures.panels import picture_of
 from cnnrun.explain.figures.tiles import grown, signal
-from cnnrun.explain.layer_names import Place, features, projected
+from cnnrun.explain.layer_names import Place, features
 from cnnrun.explain.subject import SIDE, Subject
 from cnnrun.model.trained import Trained
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cnnrun.data.dataset import Examples
+from cnnrun.explain.aim import other_rule
 from cnnrun.explain.figures.panels import side_by_side
 from cnnrun.explain.figures.tiles import mosaic
 from cnnrun.explain.methods.patches import patches, strongest
-from cnnrun.explain.subject import Explanation, Subject, other_rule
+from cnnrun.explain.subject import Explanation, Subject
 
 _BLOCKS = 4  # channels in a row
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cnnrun.contracts.prediction_text import describe_prediction
-from cnnrun.contracts.task import View
+from cnnrun.contracts.results import View
 from cnnrun.data.dataset import Examples
 from cnnrun.data.training_batches import in_order
 from cnnrun.explain.subject import Subject, said_of, some

@@ -3,8 +3,9 @@
 from cnnrun.model.layers.across_channels import LocalResponseNorm, Softmax
 from cnnrun.model.layers.activation import Activation
 from cnnrun.model.layers.channel_gates import LayerScale, SqueezeExcite
-from cnnrun.model.layers.conv import Conv, ConvTranspose, Linear
+from cnnrun.model.layers.conv import Conv, ConvTranspose
 from cnnrun.model.layers.dropout import Dropout, Dropout2d, DropPath
+from cnnrun.model.layers.linear import Linear
 from cnnrun.model.layers.merge import Add, Concat, Multiply
 from cnnrun.model.layers.norm import Norm
 from cnnrun.model.layers.pool import AdaptiveAvgPool, AdaptiveMaxPool, AvgPool, GlobalAvgPool, GlobalMaxPool, MaxPool

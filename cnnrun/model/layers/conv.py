@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Annotated, Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from cnnrun.config.spec import Kinds, PaddingPair, SizePair
-from cnnrun.contracts.layer import CannotPass, LayerSpec, Pair, Shape, Window, need_picture, need_vector
-from cnnrun.model.layers.activation import Activation, in_place
+from cnnrun.contracts.layer import CannotPass, LayerSpec, Pair, Shape, Window, need_picture
+from cnnrun.model.layers.activation import Activation
 from cnnrun.model.layers.norm import Norm
+from cnnrun.model.layers.norm_and_activation import followed
 
 
 class Conv(LayerSpec):
@@ -110,57 +110,3 @@ class ConvTranspose(LayerSpec):
         kernel = tuple(-(-k // s) for k, s in zip(self.kernel_size, self.stride, strict=True))
         start = [(p - k + 1) / s for p, k, s in zip(self.padding, self.kernel_size, self.stride, strict=True)]
         return Window(kernel=(kernel[0], kernel[1]), scale=self.stride, start=(start[0], start[1]))
-
-
-class EachPosition(nn.Sequential):
-    """Layers for vectors, over the channels of each position of [B, C, H, W] (as in ConvNeXt, Liu et al. 2022)."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        out: Tensor = super().forward(input.permute(0, 2, 3, 1))
-        return out.permute(0, 3, 1, 2)
-
-
-class Linear(LayerSpec):
-    """Fully connected, then norm and activation where given. Takes a vector."""
-
-    kind = "linear"
-    main = "out_features"
-    example = {"out_features": 5, "activation": "relu"}
-    example_shape = (12,)
-
-    out_features: int = Field(ge=1, le=10_000_000)
-    each_position: bool = False
-    """Over the channels of each position of feature maps instead: a 1x1 convolution, computed as PyTorch's Linear."""
-    bias: bool | None = None
-    """By default: yes, unless a norm follows, which has its own."""
-    norm: Annotated[Norm, Kinds("_norm")] | None = None
-    activation: Annotated[Activation, Kinds()] | None = None
-
-    def build(self, in_shape: Shape) -> nn.Module:
-        bias = self.norm is None if self.bias is None else self.bias
-        if not self.each_position:
-            linear = nn.Linear(need_vector("linear", in_shape), self.out_features, bias=bias)
-            return followed("linear", linear, (self.out_features,), self.norm, self.activation)
-        channels, height, width = need_picture("linear with each_position", in_shape)
-        chain = EachPosition(OrderedDict(linear=nn.Linear(channels, self.out_features, bias=bias)))
-        activation = in_place(self.activation.build((self.out_features,))) if self.activation else None
-        if self.norm or activation is None or list(activation.parameters()):  # with weights a channel, which come first
-            return followed("linear", chain, (self.out_features, height, width), self.norm, self.activation)
-        # While the channels lie last in memory, as in the networks that were trained so: same bits, less copying.
-        chain.add_module("activation", activation)
-        return chain
-
-
-def followed(
-    name: str, module: nn.Module, out_shape: Shape, norm: Norm | None, activation: Activation | None
-) -> nn.Module:
-    """`module`, then norm, then activation; alone when it carries neither. Of `out_shape` the channels matter."""
-    if norm is None and activation is None:
-        return module
-    chain = nn.Sequential()
-    chain.add_module(name, module)
-    if norm is not None:
-        chain.add_module("norm", norm.build(out_shape))
-    if activation is not None:
-        chain.add_module("activation", in_place(activation.build(out_shape)))
-    return chain

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from cnnrun.base.error_lines import listed
 from cnnrun.base.errors import ConfigError
-from cnnrun.base.labelling import listed
 from cnnrun.contracts.figure import Plot, Series
-from cnnrun.contracts.task import Measured
+from cnnrun.contracts.results import Measured
 from cnnrun.data.dataset import Examples
 from cnnrun.experiment.schema import Experiment
 from cnnrun.explain.figures.network_svg import svg

@@ -11,8 +11,8 @@ import torch
 from cnnrun.base.atomic_files import write_new
 from cnnrun.base.errors import ConfigError, Interrupted, UserError, printable
 from cnnrun.base.progress import say
-from cnnrun.experiment.assemble import measured
 from cnnrun.experiment.config_differences import told_apart
+from cnnrun.experiment.open_run import measured
 from cnnrun.explain.subject import Subject
 from cnnrun.results.report.content import Seen, chart, curves, portrait
 from cnnrun.results.report.html import BY, rendered

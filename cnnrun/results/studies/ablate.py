@@ -15,10 +15,11 @@ from cnnrun.base.errors import ConfigError, printable
 from cnnrun.base.progress import say
 from cnnrun.config import yaml_reader
 from cnnrun.contracts.figure import Plot, Series
-from cnnrun.contracts.task import Measured
+from cnnrun.contracts.results import Measured
 from cnnrun.data.dataset import Examples
 from cnnrun.experiment.assemble import fitting
-from cnnrun.experiment.schema import Experiment, parse
+from cnnrun.experiment.config_file import parse
+from cnnrun.experiment.schema import Experiment
 from cnnrun.explain.figures.panels import side_by_side
 from cnnrun.explain.layer_names import Place, located
 from cnnrun.explain.run_method import OpenRun, write_explanation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import math
 import time
 from dataclasses import replace
@@ -14,18 +15,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from cnnrun.base.atomic_files import Folder
+from cnnrun.base.atomic_files import Folder, json_bytes, make_folder, storage_errors, write_json
+from cnnrun.base.bounded_files import read_bytes
 from cnnrun.base.device import peak_memory_mib
+from cnnrun.base.errors import CheckpointError
 from cnnrun.base.progress import say
-from cnnrun.contracts.layer import Facts, Indexed, Split
-from cnnrun.data.dataset import Dataset, Examples, Index, index
+from cnnrun.contracts.facts import Facts
+from cnnrun.contracts.source import Indexed, Split
+from cnnrun.data.dataset import Dataset, Examples
 from cnnrun.data.file_listing import listing
+from cnnrun.data.index import Index, index
 from cnnrun.data.storage import kept_already
 from cnnrun.experiment.assemble import dataset, fitting, initial, job
 from cnnrun.experiment.schema import Experiment
 from cnnrun.model.weights_file import Weights
-from cnnrun.results.studies import plan_records
 from cnnrun.training.loop import fit
+from cnnrun.training.run_folder import environment
+from cnnrun.training.run_records import MAX_JSON_BYTES, PLAN
 
 _SECONDS = 8.0  # of training that is measured, and half of that of val, as far as one step tells
 _EPOCHS = 10  # at most
@@ -64,7 +70,7 @@ def plan(experiment: Experiment, device: torch.device, root: Path) -> dict[str, 
         "peak_memory_mib": peak_memory_mib(device)
         + _still_to_hold(experiment, indexed, facts, decoded if undecoded else int(measured["read"]), device),
     }
-    plan_records.keep(experiment, root, device, planned)
+    keep(experiment, root, device, planned)
     return {"name": experiment.name, "took": round(time.perf_counter() - began, 1), **planned}
 
 
@@ -151,3 +157,40 @@ def _still_to_hold(experiment: Experiment, indexed: Index, facts: Facts, held: i
         return 0
     used = sum(indexed.counts[name] for name in ("train", "val"))
     return max(0, round((used - held) * picture / 2**20))
+
+
+_TOLD = ("seconds", "peak_memory_mib", "data_wait_share")  # what both know
+
+
+def keep(experiment: Experiment, root: Path, device: torch.device, planned: dict[str, Any]) -> None:
+    """Keep a plan for the training of this config that may follow."""
+    make_folder(root / experiment.name)
+    write_json(root / experiment.name / PLAN, {**planned, "for": _settings(experiment, environment(device))})
+
+
+def compare_with_plan(
+    root: Path, experiment: Experiment, run: Folder, where: dict[str, Any], result: dict[str, Any]
+) -> None:
+    """Write and say what was foretold and what it came to, where there is a plan of the same config and machine.
+
+    `where` is the run's `run_folder.environment`. A plan that cannot be read is none.
+    """
+    try:
+        planned = json.loads(read_bytes(root / experiment.name / PLAN, CheckpointError, MAX_JSON_BYTES))
+        if planned.pop("for") != _settings(experiment, where):
+            return
+        pairs = {name: [float(planned[name]), float(result[name])] for name in _TOLD}
+    except (CheckpointError, ValueError, KeyError, TypeError, AttributeError):
+        return
+    with storage_errors(run.path / PLAN, 4096):
+        run.replace(PLAN, json_bytes({"planned": planned, "measured": {name: result[name] for name in _TOLD}}))
+    seconds, memory = pairs["seconds"], pairs["peak_memory_mib"]
+    say(f"planned {seconds[0]:.0f} s and {memory[0]:,.0f} MiB; it took {seconds[1]:.0f} s and {memory[1]:,.0f} MiB")
+
+
+def _settings(experiment: Experiment, where: dict[str, Any]) -> dict[str, Any]:
+    """The config, but for the statistics of the pictures, which a run writes into its own; and the machine."""
+    made: dict[str, Any] = experiment.model_dump(mode="json", by_alias=True)
+    for name in ("mean", "std"):
+        made["data"]["image"].pop(name, None)
+    return {"config": made, "machine": where}

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from cnnrun.base.atomic_files import Folder
+from cnnrun.base.error_lines import listed
 from cnnrun.base.errors import SelftestError
-from cnnrun.base.labelling import listed
 from cnnrun.base.progress import say
 from cnnrun.base.randomness import permutation
 from cnnrun.contracts.batch import Batch
@@ -27,8 +27,9 @@ from cnnrun.data.decode import Decoder
 from cnnrun.data.storage import Streamed
 from cnnrun.data.training_batches import in_order
 from cnnrun.experiment import assemble
+from cnnrun.experiment.config_file import parse
 from cnnrun.experiment.learnable import ready_to_train
-from cnnrun.experiment.schema import Experiment, parse
+from cnnrun.experiment.schema import Experiment
 from cnnrun.model.weights_file import Weights
 from cnnrun.training import checkpoints
 from cnnrun.training.learner import Job, Learner

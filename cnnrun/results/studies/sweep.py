@@ -14,6 +14,7 @@ import torch
 
 from cnnrun.base.atomic_files import make_folder, write_text
 from cnnrun.base.device import out_of_memory
+from cnnrun.base.error_lines import first_lines
 from cnnrun.base.errors import (
     ConfigError,
     DataError,
@@ -25,12 +26,12 @@ from cnnrun.base.errors import (
     printable,
 )
 from cnnrun.base.extras import require_package
-from cnnrun.base.labelling import first_lines
 from cnnrun.base.locks import Locked, hold
 from cnnrun.base.progress import say
 from cnnrun.base.randomness import key
-from cnnrun.data.dataset import index
-from cnnrun.experiment.schema import Experiment, load
+from cnnrun.data.index import index
+from cnnrun.experiment.config_file import load
+from cnnrun.experiment.schema import Experiment
 from cnnrun.results.train_run import train_run
 from cnnrun.training.settings import monitored_numbers
 

@@ -11,11 +11,13 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from cnnrun.base.boxes import Mark, areas, overlaps
-from cnnrun.base.labelling import listed
+from cnnrun.base.error_lines import listed
+from cnnrun.contracts.facts import Facts
 from cnnrun.contracts.figure import Plot, Series
-from cnnrun.contracts.layer import CannotPass, Facts, Shape, need_picture
+from cnnrun.contracts.layer import CannotPass, Shape, need_picture
 from cnnrun.contracts.objects import CROWD, DIFFICULT, OBJECT
-from cnnrun.contracts.task import Better, Criterion, Level, Measured, Results, Said, TaskSpec, View
+from cnnrun.contracts.results import Measured, Results, Said, View
+from cnnrun.contracts.task import Better, Criterion, Level, TaskSpec
 from cnnrun.tasks.detection.assignment import Assigned, Objects, assign, quality_focal
 from cnnrun.tasks.detection.average_precision import (
     NUMBERS,

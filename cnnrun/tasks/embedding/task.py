@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from cnnrun.base.errors import DataError, NonFiniteError
 from cnnrun.config.spec import Kinds
+from cnnrun.contracts.facts import Facts
 from cnnrun.contracts.figure import Plot, Series
-from cnnrun.contracts.layer import Facts, Shape, need_vector
-from cnnrun.contracts.task import Better, Criterion, Kept, Measured, Results, Said, TaskSpec, View
+from cnnrun.contracts.layer import Shape, need_vector
+from cnnrun.contracts.results import Kept, Measured, Results, Said, View
+from cnnrun.contracts.task import Better, Criterion, TaskSpec
 from cnnrun.tasks.embedding import gallery_metrics, pair_metrics
 from cnnrun.tasks.embedding.losses import ArcFace, Loss
 from cnnrun.tasks.embedding.pair_metrics import Curve, Pairs, Ranked, all_pairs

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cnnrun.base.device import tensor_on
 from cnnrun.config.spec import Kind
-from cnnrun.contracts.layer import Number
+from cnnrun.contracts.facts import Number
 from cnnrun.contracts.task import Criterion
 
 LEAST = 1e-6  # of a variance, in standard units: a network that is never wrong would divide by zero

@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from cnnrun.config.spec import Kinds, did_you_mean
+from cnnrun.config.messages import did_you_mean
+from cnnrun.config.spec import Kinds
+from cnnrun.contracts.facts import Facts, Number
 from cnnrun.contracts.figure import MOST_POINTS, Plot, Series
-from cnnrun.contracts.layer import Facts, Number, Shape, need_vector
-from cnnrun.contracts.task import Better, Criterion, Kept, Measured, Results, Said, TaskSpec, View
+from cnnrun.contracts.layer import Shape, need_vector
+from cnnrun.contracts.results import Kept, Measured, Results, Said, View
+from cnnrun.contracts.task import Better, Criterion, TaskSpec
 from cnnrun.tasks.intervals import spread
 from cnnrun.tasks.regression import losses
 from cnnrun.tasks.regression.losses import Fit, Fitted, Mse, Units, normal, von_mises

@@ -428,7 +428,7 @@ def test_settings_that_contradict_are_refused(asked, words):
 
 
 def test_labels_follow_mixed_pictures():
-    from cnnrun.contracts.layer import Facts
+    from cnnrun.contracts.facts import Facts
     from cnnrun.tasks.classify import Classify
 
     task, facts = Classify(), Facts(("a", "b", "c"), (1, 4, 4))

@@ -11,8 +11,9 @@ import pytest
 
 from cnnrun.base.errors import DataError
 from cnnrun.base.progress import bar
-from cnnrun.data.dataset import Data, index
+from cnnrun.data.index import index
 from cnnrun.data.prepare import prepare
+from cnnrun.data.settings import Data
 from cnnrun.data.sources.shards import Shards
 from tests.support.images import save_picture
 

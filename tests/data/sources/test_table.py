@@ -9,8 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cnnrun.base.errors import DataError
-from cnnrun.base.labelling import jail, too_fine
-from cnnrun.data.class_names import sorted_classes
+from cnnrun.base.user_paths import jail
+from cnnrun.data.class_names import sorted_classes, too_fine
 from cnnrun.data.sources.table import Table
 from tests.support.images import save_picture
 

@@ -6,8 +6,9 @@ import pytest
 
 from cnnrun.base.errors import DataError
 from cnnrun.contracts.objects import DIFFICULT
-from cnnrun.data.dataset import Data, index
+from cnnrun.data.index import index
 from cnnrun.data.prepare import prepare
+from cnnrun.data.settings import Data
 from cnnrun.data.sources.voc import Voc
 from tests.support.images import save_picture
 

@@ -15,7 +15,7 @@ import torch
 
 from cnnrun.base.errors import ConfigError, StorageError
 from cnnrun.contracts.figure import Plot, Series
-from cnnrun.experiment.schema import parse
+from cnnrun.experiment.config_file import parse
 from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.report import charts
 from cnnrun.results.report import html as page

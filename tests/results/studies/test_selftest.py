@@ -10,7 +10,7 @@ from torch import nn
 
 from cnnrun.base.errors import SelftestError
 from cnnrun.data.training_batches import TrainingBatches
-from cnnrun.experiment import assemble, schema
+from cnnrun.experiment import assemble, config_file
 from cnnrun.results.studies import selftest
 from cnnrun.tasks.classify import CrossEntropy
 from cnnrun.training import checkpoints
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 def verdicts(*overrides: str) -> dict[str, bool | None]:
-    result = selftest.selftest(schema.parse(TINY, "tiny.yaml", ["name=tiny", *overrides]), CPU)
+    result = selftest.selftest(config_file.parse(TINY, "tiny.yaml", ["name=tiny", *overrides]), CPU)
     return {row["check"]: row["passed"] for row in result["checks"]}
 
 

@@ -20,7 +20,7 @@ from PIL import Image as Pil
 from cnnrun.base.errors import CheckpointError, ConfigError, DataError
 from cnnrun.contracts.figure import Plot, Series
 from cnnrun.data.training_batches import in_order
-from cnnrun.experiment import assemble, schema
+from cnnrun.experiment import assemble, config_file, open_run, schema
 from cnnrun.explain.figures.png import written
 from cnnrun.export.onnx import Onnx
 from cnnrun.results import calibrate, compare
@@ -76,7 +76,7 @@ def test_what_was_calibrated_is_used_everywhere(copied, tmp_path):
     assert made["ece"] == [before["numbers"]["ece"], after["numbers"]["ece"]]
     assert after["numbers"]["accuracy"] == before["numbers"]["accuracy"]
     assert after["numbers"]["ece"] != before["numbers"]["ece"]
-    given = assemble.trained(copied, tmp_path, CPU)[1]
+    given = open_run.trained(copied, tmp_path, CPU)[1]
     assert given.facts.chosen == {"temperature": made["temperature"]}
     report = export_run(Onnx(), copied, tmp_path, None, None)
     assert report["passed"]
@@ -93,7 +93,7 @@ def test_no_other_temperature_tells_val_better_than_the_one_that_is_kept(copied,
     assert json.loads((copied / "calibration.json").read_text()).popitem()[1]["chosen"] == {
         "temperature": made["temperature"]
     }
-    given = assemble.trained(copied, tmp_path, CPU)[1]
+    given = open_run.trained(copied, tmp_path, CPU)[1]
     (batch,) = in_order(assemble.dataset(tried()).splits["val"], 10_000, CPU)
     with torch.inference_mode():
         logits, outputs = given.network(batch.pictures).double(), given.results(batch.pictures)["probabilities"]
@@ -107,7 +107,7 @@ def test_a_temperature_of_other_weights_is_not_used_aloud(copied, tmp_path, caps
     calibrate.calibrate(copied, tmp_path, CPU)
     path = copied / "calibration.json"
     path.write_text(re.sub('"[0-9a-f]{64}"', f'"{"0" * 64}"', path.read_text()))
-    assert assemble.trained(copied, tmp_path, CPU)[1].facts.chosen == {}
+    assert open_run.trained(copied, tmp_path, CPU)[1].facts.chosen == {}
     assert "is of other weights than step" in capsys.readouterr().err
 
 
@@ -116,7 +116,7 @@ def test_a_temperature_of_other_weights_is_not_used_aloud(copied, tmp_path, caps
                '{"DIGEST": {"chosen": {"temperature": NaN}}}', '{"DIGEST": {"chosen": {"temperature": -1}}}']
 )  # fmt: skip
 def test_a_damaged_calibration_is_refused(copied, tmp_path, damage, run_cli):
-    digest_of = assemble.trained(copied, tmp_path, CPU)[1].digest
+    digest_of = open_run.trained(copied, tmp_path, CPU)[1].digest
     (copied / "calibration.json").write_text(damage.replace("DIGEST", digest_of))
     code, _, err = run_cli("eval", copied)
     assert code == 3
@@ -137,7 +137,7 @@ def test_every_checkpoint_keeps_a_calibration_of_its_own(tmp_path):
     best = calibrate.calibrate(run, tmp_path, CPU)["temperature"]
     other = run / "checkpoints" / "step-00000017"
     assert calibrate.calibrate(other, tmp_path, CPU)["temperature"] != best
-    assert assemble.trained(run, tmp_path, CPU)[1].facts.chosen == {"temperature": best}
+    assert open_run.trained(run, tmp_path, CPU)[1].facts.chosen == {"temperature": best}
 
 
 def test_what_gives_no_probabilities_is_not_calibrated(tmp_path, run_cli):
@@ -324,7 +324,7 @@ def test_a_sweep_repeats_goes_on_and_writes_its_best(config, tmp_path):
     assert settings(whole) == settings(part)
     best = min(whole["trials"], key=lambda row: -row["value"])
     assert whole["best"]["value"] == best["value"]
-    made = schema.load(Path(whole["best"]["config"]))
+    made = config_file.load(Path(whole["best"]["config"]))
     assert made.name == "tiny"
     assert made.train.optimizer.lr == pytest.approx(best["settings"]["train.optimizer.sgd.lr"])
     again = train_run(made, tmp_path / "c", CPU, resume=False)
@@ -397,7 +397,7 @@ def test_a_trial_that_ends_while_another_process_looks_is_let_be(config, tmp_pat
     swept(config, tmp_path, 1)
     folder = tmp_path / "tiny-sweep"
     space, plain = sweep.space_of(SPACE)
-    study = sweep._study(schema.load(config, plain), folder, None, space)
+    study = sweep._study(config_file.load(config, plain), folder, None, space)
     trial = study.ask()
     real = sweep.hold
 
@@ -541,7 +541,7 @@ def test_a_plan_leaves_the_cache_alone_and_knows_what_is_missing(tmp_path, monke
         f"cache_dir: '{tmp_path / 'cache'}', split: {{val: 0.3}}}}\nmodel: [{{conv: 2}}, flatten]\n"
         "train: {epochs: 1, batch: 8}\n"
     )
-    made = schema.parse(text, "f.yaml", ["name=f"])
+    made = config_file.parse(text, "f.yaml", ["name=f"])
     monkeypatch.setattr(plan, "_PICTURES", 20)
     found = plan.plan(made, CPU, tmp_path / "runs")
     assert not (tmp_path / "cache").exists()
@@ -562,7 +562,7 @@ def test_a_damaged_plan_is_passed_over(config, tmp_path, run_cli):
 
 
 def test_facts_know_their_numbers_again():
-    from cnnrun.contracts.layer import Facts, Number
+    from cnnrun.contracts.facts import Facts, Number
 
     facts = Facts((), (1, 2, 2), numbers=(Number("a", 1.0, 2.0, 0.0, 5.0),), chosen={"temperature": 2.0})
     assert parse_facts(json.loads(json.dumps(facts.to_json())), "here") == facts

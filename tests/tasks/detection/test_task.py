@@ -6,8 +6,10 @@ import torch.nn.functional as F
 from torchvision import ops
 
 from cnnrun.base.boxes import overlaps
-from cnnrun.contracts.layer import CannotPass, Facts
-from cnnrun.contracts.task import Level, View
+from cnnrun.contracts.facts import Facts
+from cnnrun.contracts.layer import CannotPass
+from cnnrun.contracts.results import View
+from cnnrun.contracts.task import Level
 from cnnrun.tasks.detection.head import PLACE
 from cnnrun.tasks.detection.task import Detect, objects_of
 

@@ -13,7 +13,7 @@ from scipy.interpolate import interp1d
 from scipy.optimize import brentq
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from cnnrun.contracts.layer import Facts
+from cnnrun.contracts.facts import Facts
 from cnnrun.tasks.embedding import gallery_metrics, pair_metrics
 from cnnrun.tasks.embedding.pair_metrics import Pairs, Ranked, all_pairs
 from cnnrun.tasks.embedding.task import Verify

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from sklearn import metrics as sk
 from torch import distributions
 
-from cnnrun.contracts.layer import CannotPass, Facts, Number
+from cnnrun.contracts.facts import Facts, Number
+from cnnrun.contracts.layer import CannotPass
 from cnnrun.tasks.regression.losses import Gaussian, Huber, Mae, Mse, Quantile, normal, von_mises
 from cnnrun.tasks.regression.residuals import Residuals, circular_mean, wrapped
 from cnnrun.tasks.regression.task import Regress

@@ -1,0 +1,54 @@
+"""Fully connected layers."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from cnnrun.config.spec import Kinds
+from cnnrun.contracts.layer import LayerSpec, Shape, need_picture, need_vector
+from cnnrun.model.layers.activation import Activation, in_place
+from cnnrun.model.layers.norm import Norm
+from cnnrun.model.layers.norm_and_activation import followed
+
+
+class EachPosition(nn.Sequential):
+    """Layers for vectors, over the channels of each position of [B, C, H, W] (as in ConvNeXt, Liu et al. 2022)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        out: Tensor = super().forward(input.permute(0, 2, 3, 1))
+        return out.permute(0, 3, 1, 2)
+
+
+class Linear(LayerSpec):
+    """Fully connected, then norm and activation where given. Takes a vector."""
+
+    kind = "linear"
+    main = "out_features"
+    example = {"out_features": 5, "activation": "relu"}
+    example_shape = (12,)
+
+    out_features: int = Field(ge=1, le=10_000_000)
+    each_position: bool = False
+    """Over the channels of each position of feature maps instead: a 1x1 convolution, computed as PyTorch's Linear."""
+    bias: bool | None = None
+    """By default: yes, unless a norm follows, which has its own."""
+    norm: Annotated[Norm, Kinds("_norm")] | None = None
+    activation: Annotated[Activation, Kinds()] | None = None
+
+    def build(self, in_shape: Shape) -> nn.Module:
+        bias = self.norm is None if self.bias is None else self.bias
+        if not self.each_position:
+            linear = nn.Linear(need_vector("linear", in_shape), self.out_features, bias=bias)
+            return followed("linear", linear, (self.out_features,), self.norm, self.activation)
+        channels, height, width = need_picture("linear with each_position", in_shape)
+        chain = EachPosition(OrderedDict(linear=nn.Linear(channels, self.out_features, bias=bias)))
+        activation = in_place(self.activation.build((self.out_features,))) if self.activation else None
+        if self.norm or activation is None or list(activation.parameters()):  # with weights a channel, which come first
+            return followed("linear", chain, (self.out_features, height, width), self.norm, self.activation)
+        # While the channels lie last in memory, as in the networks that were trained so: same bits, less copying.
+        chain.add_module("activation", activation)
+        return chain

@@ -1,0 +1,24 @@
+"""The norm and the activation that a convolution or a fully connected layer carries."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from cnnrun.contracts.layer import Shape
+from cnnrun.model.layers.activation import Activation, in_place
+from cnnrun.model.layers.norm import Norm
+
+
+def followed(
+    name: str, module: nn.Module, out_shape: Shape, norm: Norm | None, activation: Activation | None
+) -> nn.Module:
+    """`module`, then norm, then activation; alone when it carries neither. Of `out_shape` the channels matter."""
+    if norm is None and activation is None:
+        return module
+    chain = nn.Sequential()
+    chain.add_module(name, module)
+    if norm is not None:
+        chain.add_module("norm", norm.build(out_shape))
+    if activation is not None:
+        chain.add_module("activation", in_place(activation.build(out_shape)))
+    return chain

@@ -1,0 +1,61 @@
+"""The search for the first value that is not finite."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cnnrun.base.error_lines import listed
+from cnnrun.contracts.batch import Batch
+from cnnrun.training.learner import Learner
+
+
+def _finite_rows(pictures: Tensor) -> Tensor:
+    return pictures.flatten(1).isfinite().all(1).cpu()
+
+
+def first_nonfinite(learner: Learner, batch: Batch, bad: list[str], loss_is_finite: bool) -> tuple[int, str]:
+    """What was not finite first, for people, and how early that is: lower is earlier.
+
+    `bad` are the names of pictures that are not finite themselves.
+    """
+    layer = _first_layer(learner.body, batch)  # on all ranks, for synchronised norms
+    if bad:
+        return 0, f"the picture {listed(bad, 8)}"
+    if layer:
+        return 1, layer
+    for name, value in learner.moving.items():
+        if not value.isfinite().all():
+            return 2, name
+    gradients = {name: parameter.grad for name, parameter in learner.both.named_parameters()}
+    for name, gradient in gradients.items() if loss_is_finite else ():
+        if gradient is not None and not gradient.isfinite().all():
+            return 3, f"the gradient of {name.removeprefix('network.')}"
+    return 4, "none (the loss itself)"
+
+
+def _first_layer(network: nn.Module, batch: Batch) -> str | None:
+    """The first module whose weights, statistics or output are not finite."""
+    found: list[str] = []
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            own = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
+            bad = [key for key, tensor in own.items() if not tensor.isfinite().all()]
+            if bad:
+                found.append(f"{name} (its {bad[0]})")
+            elif isinstance(output, Tensor) and not output.isfinite().all():
+                found.append(f"{name} (its output)")
+
+        return hook
+
+    leaves = [(name, module) for name, module in network.named_modules() if not list(module.children())]
+    handles = [module.register_forward_hook(watch(name)) for name, module in leaves]
+    with torch.no_grad():
+        for part in batch.micro():
+            network(part.pictures)
+    for handle in handles:
+        handle.remove()
+    return found[0] if found else None
