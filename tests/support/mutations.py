@@ -248,7 +248,8 @@ MUTATIONS = [
          "if keys != expected", "if not keys <= expected"),
     ),
     # --- batches and what is done to pictures -----------------------------------------------------------------------
-    *faults("data.training_batches", "data/test_training_batches.py data/test_box_placement.py data/test_epoch_order.py",
+    *faults("data.training_batches",
+            "data/test_training_batches.py data/test_box_placement.py data/test_epoch_order.py",
         ("a picture's partner is itself",
          "torch.arange(1, partners + 1)) % whole", "torch.arange(partners)) % whole"),
         ("mixed labels have the parts the other way round",
