@@ -20,7 +20,7 @@ from PIL import Image
 
 from cnnrun.data.sources.idx import Idx
 from cnnrun.experiment import config_file
-from cnnrun.experiment.data_report import report_data
+from cnnrun.experiment.data_check import check_data
 
 PLANTED = 200
 FILTERS = [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS]
@@ -92,17 +92,17 @@ def main() -> None:
         paths = sorted(path for path in args.folder.rglob("*") if path.suffix in (".jpg", ".png"))[:5000]
         distinct = [Image.open(path).convert("RGB") for path in paths]
     else:
-        pixels = Idx(root=str(args.idx)).read().splits["test"].pictures[:5000]
+        pixels = Idx(root=str(args.idx)).read().splits["test"].images[:5000]
         distinct = [Image.fromarray(each[:, :, 0]) for each in pixels]
     from cnnrun.data import audit
 
-    audit.EXAMPLES = 10**9  # all of them, to count
+    audit.MAX_EXAMPLES = 10**9  # all of them, to count
     with tempfile.TemporaryDirectory() as work:
         plant(distinct, Path(work), rng)
         text = (
             f"task: classify\ndata: {{source: {{folder: {work}}}, image: {{size: 32, channels: 1}}}}\nmodel: [flatten]"
         )
-        found = report_data(config_file.parse(text, "audit", [f"data.cache_dir={work}/cache"]), None, None)
+        found = check_data(config_file.parse_config(text, "audit", [f"data.cache_dir={work}/cache"]), None, None)
         print(json.dumps({"distinct": len(distinct), "planted of each": PLANTED} | count(found, Path(work))))
 
 

@@ -18,7 +18,7 @@ import torch
 
 from cnnrun.contracts.facts import Facts
 from cnnrun.experiment import config_file
-from cnnrun.model.network import build, materialize
+from cnnrun.model.network import build_network, materialize
 
 CLASSES = tuple(map(str, range(1000)))
 CONFIG = "task: classify\nmodel: {name}\ndata: {{source: {{folder: x}}, image: {{size: {size}, channels: 3}}}}\n"
@@ -27,10 +27,10 @@ SETTINGS = {name: {"aux_logits": False} for name in ("inception_v3", "googlenet"
 
 
 def ours(name: str) -> None:
-    made = config_file.parse(CONFIG.format(name=name, size=SIZES.get(name, 224)), "f")
+    made = config_file.parse_config(CONFIG.format(name=name, size=SIZES.get(name, 224)), "f")
     shape = made.data.image_shape()
     assert shape is not None
-    materialize(build(made.model.layers, made.task, Facts(CLASSES, shape)).network, 0)
+    materialize(build_network(made.model.layers, made.task, Facts(CLASSES, shape)).network, 0)
 
 
 def theirs(name: str) -> None:

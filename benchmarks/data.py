@@ -34,14 +34,14 @@ from torchvision import datasets  # noqa: TID253
 from torchvision.transforms import v2  # noqa: TID253
 
 from cnnrun.base.device import keep_freed_memory
-from cnnrun.base.progress import bar
+from cnnrun.base.progress import progress_bar
 from cnnrun.data.augment.settings import Augment
 from cnnrun.data.dataset import Examples
-from cnnrun.data.index import index
-from cnnrun.data.prepare import prepare
+from cnnrun.data.index import index_source
+from cnnrun.data.prepare import build_dataset
 from cnnrun.data.settings import Data
 from cnnrun.data.sources.idx import Idx
-from cnnrun.data.storage import Held
+from cnnrun.data.storage import InMemory
 from cnnrun.data.training_batches import TrainingBatches
 from cnnrun.model.network import Normalize
 
@@ -101,14 +101,14 @@ def our_epochs(examples: Examples, epochs: range) -> list[float]:
     for epoch in epochs:
         began = time.perf_counter()
         for step in range(epoch * steps, (epoch + 1) * steps):
-            normalize(batches.at(step).pictures).sum()
+            normalize(batches.at(step).images).sum()
         seconds.append(time.perf_counter() - began)
     return seconds
 
 
 def held(pictures: torch.Tensor) -> Examples:
     rows = torch.arange(len(pictures))
-    return Examples(Held(pictures.numpy()), rows, {}, None, rows)
+    return Examples(InMemory(pictures.numpy()), rows, {}, None, rows)
 
 
 def show(title: str, table: dict[str, list[float]], digits: int = 0) -> None:
@@ -165,7 +165,7 @@ def jpeg(args: argparse.Namespace) -> None:
                         "cache_dir": f"{work}/cache{round_}",
                     }
                 )
-                examples = prepare(data, index(data), bar).splits["train"]
+                examples = build_dataset(data, index_source(data), progress_bar).splits["train"]
                 first = time.perf_counter() - began
                 ours = our_epochs(examples, range(3))
                 for name, value in (
@@ -186,7 +186,7 @@ def trained(net: str, args: argparse.Namespace, work: str, *more: str) -> dict:
     if not part.exists():
         split, count = Idx(root=str(args.idx)).read().splits["train"], PICTURES[net]
         cuts = {"train": slice(0, count), "val": slice(count, count + 256)}
-        arrays = {f"x_{name}": split.pictures[cut] for name, cut in cuts.items()}
+        arrays = {f"x_{name}": split.images[cut] for name, cut in cuts.items()}
         np.savez(part, **arrays, **{f"y_{name}": split.targets["labels"].numpy()[cut] for name, cut in cuts.items()})
     command = [sys.executable, "-m", "cnnrun", "train", str(NETS / f"{net}.yaml"), f"data.source={{arrays: {part}}}"]
     command += ["--json", "--runs", f"{work}/runs", *more]

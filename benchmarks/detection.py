@@ -18,13 +18,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cnnrun.base.boxes import padded_to
+from cnnrun.base.boxes import pad_to
 from cnnrun.experiment import assemble, config_file, open_run
 from cnnrun.model.network import flops
 from cnnrun.results.evaluate import evaluate_run
 from cnnrun.training.learner import Learner
 from cnnrun.training.schedules import OneCycle
-from cnnrun.training.step import backward, update
+from cnnrun.training.step import backward, update_weights
 
 CONFIG = Path(__file__).parents[1] / "configs" / "bccd.yaml"
 CPU = torch.device("cpu")
@@ -58,9 +58,9 @@ def theirs_step(network: nn.Module, optimizer: torch.optim.Optimizer, pictures: 
 
 
 def prepared(*overrides: str):
-    tried = config_file.load(CONFIG, list(overrides))
-    data = assemble.dataset(tried)
-    return tried, data, assemble.job(tried, data, None, None, CPU)
+    tried = config_file.read_config(CONFIG, list(overrides))
+    data = assemble.prepare_dataset(tried)
+    return tried, data, assemble.assemble_job(tried, data, None, None, CPU)
 
 
 def speed(rounds: int, steps: int) -> None:
@@ -69,7 +69,7 @@ def speed(rounds: int, steps: int) -> None:
     learner, batches = Learner(job), job.batches(data.splits["train"], 1)
     network = ssdlite(len(data.facts.classes)).train()
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
-    ours_gflops = sum(flops(assemble.network(tried, data.facts))) / 1e9
+    ours_gflops = sum(flops(assemble.build_for(tried, data.facts))) / 1e9
     print(f"ours {ours_gflops:.2f} GFLOPs at {data.facts.image}; theirs {_their_flops(network):.2f} at (3, 320, 320)")
     found: dict[str, list[float]] = {"ours": [], "ssdlite": []}
     batch = [batches.at(number) for number in range(steps)]
@@ -79,9 +79,9 @@ def speed(rounds: int, steps: int) -> None:
             for step in range(steps):
                 if who == "ours":
                     backward(learner, job, batch[step], step)
-                    update(learner, job, step, 0.1)
+                    update_weights(learner, job, step, 0.1)
                 else:
-                    theirs_step(network, optimizer, batch[step].pictures, batch[step].targets)
+                    theirs_step(network, optimizer, batch[step].images, batch[step].targets)
             if number:  # the first round warms up
                 found[who].append(steps * 16 / (time.perf_counter() - began))
         if number:
@@ -102,10 +102,12 @@ def _their_flops(network: nn.Module) -> float:
 
 def decode(run: Path, rounds: int) -> None:
     """How long the network takes and how long its decoder, with suppression, on real pictures."""
-    _, given = open_run.trained(run, run.parent.parent, CPU)
-    data = assemble.dataset(config_file.load(run / "config.yaml"))
+    _, given = open_run.open_trained(run, run.parent.parent, CPU)
+    data = assemble.prepare_dataset(config_file.read_config(run / "config.yaml"))
     for batch in (1, 8, 64):
-        pictures = data.splits["train"].take(torch.arange(batch)).float().contiguous(memory_format=torch.channels_last)
+        pictures = (
+            data.splits["train"].load_images(torch.arange(batch)).float().contiguous(memory_format=torch.channels_last)
+        )
         times: dict[str, list[float]] = {"network": [], "decode": []}
         with torch.inference_mode():
             for _ in range(rounds):
@@ -131,7 +133,7 @@ def train_ssdlite(minutes: float, lr: float, seed: int) -> None:
         for group in optimizer.param_groups:
             group["lr"] = lr * schedule.factor(int(spent), int(60 * minutes) + 1)
         batch = batches.at(step)
-        loss = theirs_step(network, optimizer, batch.pictures, batch.targets)
+        loss = theirs_step(network, optimizer, batch.images, batch.targets)
         step += 1
         if step % 100 == 0:
             print(f"step {step}  {spent:.0f} s  loss {loss:.3f}", flush=True)
@@ -142,7 +144,7 @@ def train_ssdlite(minutes: float, lr: float, seed: int) -> None:
         for index in torch.arange(len(examples)).split(16):
             with torch.inference_mode():
                 found = network(list(examples.take(index).float() / 255))
-            meter.update(_as_ours(found), examples.targets_of(index, CPU))
+            meter.update(_as_ours(found), examples.batch_targets(index, CPU))
         print(split, {name: round(value, 4) for name, value in meter.compute().numbers.items()})
 
 
@@ -152,7 +154,7 @@ def _as_ours(found: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         kept = each["scores"].argsort(descending=True)[:MOST]
         parts = {"boxes": each["boxes"][kept], "scores": each["scores"][kept], "labels": each["labels"][kept] - 1}
         fill = {"boxes": 0.0, "scores": 0.0, "labels": -1}
-        rows.append({name: padded_to(value[None], MOST, fill[name]) for name, value in parts.items()})
+        rows.append({name: pad_to(value[None], MOST, fill[name]) for name, value in parts.items()})
     return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
 

@@ -17,15 +17,15 @@ from pathlib import Path
 import torch
 
 from cnnrun.experiment.checks import listed_facts
-from cnnrun.experiment.config_file import load
-from cnnrun.experiment.open_run import eval_data, trained
+from cnnrun.experiment.config_file import read_config
+from cnnrun.experiment.open_run import open_trained, prepare_eval_data
 from cnnrun.explain.methods.occlude import occlude
-from cnnrun.explain.methods.top_patches import strongest, top
-from cnnrun.explain.subject import Shown, Subject
-from cnnrun.model.network import build, materialize
+from cnnrun.explain.methods.top_patches import strongest, top_patches
+from cnnrun.explain.subject import ImagesToExplain, Subject
+from cnnrun.model.network import build_network, materialize
 from cnnrun.results.report import write as reporting
 from cnnrun.results.train_run import train_run
-from cnnrun.training.evaluate import evaluate
+from cnnrun.training.evaluation import measure_split
 
 CPU = torch.device("cpu")
 TIMES = 5
@@ -48,31 +48,37 @@ def measured(sides: dict[str, object]) -> None:
 
 
 def of_top(run: Path) -> None:
-    experiment, given = trained(run, Path("runs"), CPU)
-    name, data = eval_data(experiment, given, None)
+    experiment, given = open_trained(run, Path("runs"), CPU)
+    name, data = prepare_eval_data(experiment, given, None)
     examples, batch = data.splits[name], experiment.train.batch
     subject = Subject(given, experiment.model.layers)
-    places = [place for place in subject.with_maps() if place.shape[0] == 64 and place.kind == "conv"]
+    places = [place for place in subject.map_layers() if place.shape[0] == 64 and place.kind == "conv"]
     print(f"{len(examples):,} pictures of {name}; {places[-1].path} gives {places[-1].shape}")
     sides = {
-        "evaluation": lambda: evaluate(given.network, given.criterion, given.task, given.facts, examples, batch, CPU),
+        "evaluation": lambda: measure_split(
+            given.network, given.criterion, given.task, given.facts, examples, batch, CPU
+        ),
         "top, one pass": lambda: strongest(given, places[-1], examples, batch),
-        "top, drawn, with 576 projections": lambda: top(subject, examples, places[-1].module, [], 64, batch),
+        "top, drawn, with 576 projections": lambda: top_patches(
+            subject, examples, places[-1].module_name, [], 64, batch
+        ),
     }
     measured(sides)
 
 
 def of_occlude(_: Path) -> None:
-    made = load(Path("configs/fashion-vgg.yaml"), ["data.image.size=64"])
+    made = read_config(Path("configs/fashion-vgg.yaml"), ["data.image.size=64"])
     facts = listed_facts(made)
     network = (
-        materialize(build(made.model.layers, made.task, facts).network, 0).eval().to(memory_format=torch.channels_last)
+        materialize(build_network(made.model.layers, made.task, facts).network, 0)
+        .eval()
+        .to(memory_format=torch.channels_last)
     )
-    from cnnrun.model.trained import Trained
+    from cnnrun.model.trained_network import TrainedNetwork
 
-    given = Trained(network, made.task.criterion(facts), made.task, facts, made.data.image, Path(), 0, CPU)
+    given = TrainedNetwork(network, made.task.criterion(facts), made.task, facts, made.data.image, Path(), 0, CPU)
     subject = Subject(given, made.model.layers)
-    shown = Shown(torch.rand(1, 1, 64, 64) * 255, ["a"], [""])
+    shown = ImagesToExplain(torch.rand(1, 1, 64, 64) * 255, ["a"], [""])
     found = occlude(subject, shown, None, None, 16, 4)
     places = sum(map(len, found.data["pictures"][0]["scores"]))
     print(f"{sum(p.numel() for p in network.parameters()):,} parameters, 64x64, {places} places, in batches of 128")
@@ -86,7 +92,7 @@ def of_page(run: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "report.html"
         start = time.perf_counter()
-        reporting.report([run], Path("runs"), CPU, out=path)
+        reporting.write_report([run], Path("runs"), CPU, out=path)
         print(f"written in {time.perf_counter() - start:.1f} s, {path.stat().st_size / 2**20:.2f} MiB")
         for width in (1280, 390):
             seconds = []
@@ -99,13 +105,13 @@ def of_page(run: Path) -> None:
 
 
 def of_ending(_: Path) -> None:
-    experiment = load(Path("configs/digits.yaml"))
+    experiment = read_config(Path("configs/digits.yaml"))
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(TIMES):
             start = time.perf_counter()
             done = train_run(experiment, Path(folder), CPU, resume=False)
             middle = time.perf_counter()
-            reporting.after(Path(done["run"]), Path(folder), CPU)
+            reporting.report_after_training(Path(done["run"]), Path(folder), CPU)
             print(f"training {middle - start:.1f} s, report {time.perf_counter() - middle:.1f} s")
 
 

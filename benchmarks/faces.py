@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from cnnrun.data.dataset import Examples
 from cnnrun.experiment import assemble, config_file, open_run, schema
 from cnnrun.results import people as identity
-from cnnrun.results.gallery_file import Gallery, made
+from cnnrun.results.gallery_file import Gallery, build_gallery
 from cnnrun.results.train_run import train_run
-from cnnrun.tasks.embedding.pair_metrics import Ranked, all_pairs, spread
-from cnnrun.tasks.intervals import interval
+from cnnrun.tasks.embedding.pair_metrics import RankedPairs, all_pairs, bootstrap_over_people
+from cnnrun.tasks.intervals import bootstrap_interval
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "orl-faces.yaml"
@@ -38,7 +38,7 @@ def unit(rows: NDArray[Any]) -> Rows:
 
 
 def pixels(examples: Examples) -> NDArray[np.float64]:
-    return examples.take(torch.arange(len(examples))).flatten(1).double().numpy()
+    return examples.load_images(torch.arange(len(examples))).flatten(1).double().numpy()
 
 
 def baselines(learned: NDArray[np.float64], tested: NDArray[np.float64]) -> dict[str, Rows]:
@@ -57,26 +57,28 @@ def equal_error(embeddings: Rows, labels: NDArray[np.int64]) -> tuple[float, flo
     """EER over all pairs, and the middle 95 % of a bootstrap over people."""
     pairs = all_pairs(labels)
     scores = pairs.similarities(embeddings)
-    eer = Ranked(scores, pairs.same_M).curve().eer()
-    low, high = interval(eer, spread(scores, pairs, labels, lambda curve: {"eer": curve.eer()})["eer"])
+    eer = RankedPairs(scores, pairs.same_M).roc_curve().eer()
+    low, high = bootstrap_interval(
+        eer, bootstrap_over_people(scores, pairs, labels, lambda curve: {"eer": curve.eer()})["eer"]
+    )
     return eer, low, high
 
 
 def trained(config: Path, root: Path, seed: int, *words: str) -> tuple[float, schema.Experiment, Any]:
     """Train one division; returns the seconds it took, decoding and evaluation included."""
-    made_of = config_file.load(config, [f"seed={seed}", *words])
+    made_of = config_file.read_config(config, [f"seed={seed}", *words])
     began = time.perf_counter()
     run = train_run(made_of, root, CPU, resume=True)["run"]
-    return time.perf_counter() - began, *open_run.trained(Path(run), root, CPU)
+    return time.perf_counter() - began, *open_run.open_trained(Path(run), root, CPU)
 
 
 def verify(seeds: range, root: Path, words: list[str]) -> None:
     found: dict[str, list[tuple[float, float, float]]] = {}
     for seed in seeds:
         seconds, tried, given = trained(CONFIG, root, seed, f"data.split.seed={seed}", *words)
-        data = assemble.dataset(tried)
+        data = assemble.prepare_dataset(tried)
         test = data.splits["test"]
-        pictures, labels = test.take(torch.arange(len(test))).float(), test.targets["labels"].numpy()
+        pictures, labels = test.load_images(torch.arange(len(test))).float(), test.targets["labels"].numpy()
         # The baselines learn from all who are not tested: those of val as well, which the network only chooses by.
         known = np.concatenate([pixels(data.splits[name]) for name in ("train", "val")])
         ways = {"cnnrun": given.results(pictures)["embedding"].numpy(), **baselines(known, pixels(test))}
@@ -118,9 +120,9 @@ def closed(seeds: range, root: Path, words: list[str]) -> None:
         path = folder / "gallery.safetensors"
         path.unlink(missing_ok=True)
         last = given.run / "checkpoints" / "latest"
-        using = identity.Given(last, root, CPU, threshold=-1.0)
-        identity.enrolled(using, folder / "train", path, False, [], 64)
-        rows = list(identity.identified(using, [folder / "test"], path, 1, "exact", 64))
+        using = identity.IdentityOptions(last, root, CPU, threshold=-1.0)
+        identity.enroll_people(using, folder / "train", path, False, [], 64)
+        rows = list(identity.identify_people(using, [folder / "test"], path, 1, "exact", 64))
         right = sum(row["person"] == Path(row["path"]).parent.name for row in rows)
         rates.append(right / len(rows))
         times.append(seconds)
@@ -132,17 +134,17 @@ def closed(seeds: range, root: Path, words: list[str]) -> None:
 def queries(counts: list[int], dimension: int, rounds: int) -> None:
     draw = np.random.default_rng(0)
     for count in counts:
-        gallery = made("0" * 64, {"all": unit(draw.normal(size=(count, dimension)))})
+        gallery = build_gallery("0" * 64, {"all": unit(draw.normal(size=(count, dimension)))})
         people = np.sort(draw.integers(0, count // 5, count))
         names, person = np.unique(people, return_inverse=True)
         gallery = Gallery("0" * 64, tuple(map(str, names)), gallery.embeddings_ND, person)
         for search in ("exact", "faiss"):
             times = []
             for _ in range(rounds):
-                _ = gallery.index if search == "faiss" else None  # built once
+                _ = gallery.faiss_index if search == "faiss" else None  # built once
                 query = unit(draw.normal(size=(1, dimension)))
                 began = time.perf_counter()
-                gallery.best(query, 3, search)  # type: ignore[arg-type]
+                gallery.most_similar(query, 3, search)  # type: ignore[arg-type]
                 times.append(1000 * (time.perf_counter() - began))
             spread = f"{min(times):.1f} .. {max(times):.1f}"
             print(

@@ -90,7 +90,7 @@ def share(rounds: int) -> None:
     from cnnrun.results.train_run import train_run
 
     keep_freed_memory()
-    made = config_file.load(HERE.parent / "configs" / "fashion-vgg.yaml", ["train.epochs=2"])
+    made = config_file.read_config(HERE.parent / "configs" / "fashion-vgg.yaml", ["train.epochs=2"])
     with tempfile.TemporaryDirectory(dir=scratch()) as name:
         result = train_run(made, Path(name), torch.device("cpu"), resume=False)
     line("a checkpoint", seconds, "s")

@@ -71,7 +71,7 @@ def pictures(idx: Path, folder: Path, count: int) -> Path:
         for number in numbers:
             place = folder / part / str(int(split.targets["labels"][number]))
             place.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(split.pictures[number, :, :, 0]).save(place / f"{number}.png")
+            Image.fromarray(split.images[number, :, :, 0]).save(place / f"{number}.png")
     return folder
 
 

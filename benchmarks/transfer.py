@@ -55,7 +55,7 @@ def pictures(folder: Path, idx: Path, count: int) -> None:
             if seen[label] < wanted:
                 path = folder / split / str(label) / f"{seen[label]:04d}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(source.pictures[number][:, :, 0]).save(path)  # type: ignore[index, call-overload]
+                Image.fromarray(source.images[number][:, :, 0]).save(path)  # type: ignore[index, call-overload]
                 seen[label] += 1
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cnnrun.base.device import choose
+from cnnrun.base.device import choose_device
 from cnnrun.commands import app
 from cnnrun.data.settings import Data
 from tests.support.configs import TINY
@@ -85,7 +85,7 @@ def real_gpu() -> torch.device:
     """A GPU that is there."""
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device, and cannot be rehearsed without one")
-    return choose("cuda")
+    return choose_device("cuda")
 
 
 @pytest.fixture

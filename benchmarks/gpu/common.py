@@ -74,10 +74,10 @@ def options(doc: str | None) -> Options:
 def chosen_device(name: str) -> torch.device:
     """Return the device as cnnrun chooses it; plainly, where what cnnrun needs is missing."""
     try:
-        from cnnrun.base.device import choose
+        from cnnrun.base.device import choose_device
     except ImportError:
         return torch.device(name)
-    return choose(name)
+    return choose_device(name)
 
 
 def emit(what: str, **figures: Any) -> None:
@@ -147,19 +147,24 @@ def write_arrays(path: Path, count: int, side: int, channels: int = 1, classes: 
 def begun_training(job: Any) -> Iterator[Any]:
     """Give the objects of a training as `loop.fit` makes them, with nothing done yet."""
     from cnnrun.base.progress import Clock
-    from cnnrun.base.signals import stopping
+    from cnnrun.base.signals import stop_on_signals
     from cnnrun.training.learner import Learner
     from cnnrun.training.loop import Training
-    from cnnrun.training.loss_monitor import Losses
-    from cnnrun.training.metrics_log import Silent
-    from cnnrun.training.state import State
+    from cnnrun.training.loss_monitor import LossMonitor
+    from cnnrun.training.metrics_log import NoMetricsLog
+    from cnnrun.training.state import TrainingState
 
-    learner, state = Learner(job), State(accumulate=job.spec.accumulate)
-    job = learner.reuse_frozen(job)
+    learner, state = Learner(job), TrainingState(accumulate=job.spec.accumulate)
+    job = learner.precompute_frozen_features(job)
     examples = job.dataset.splits["train"]
     batches = job.batches(examples, state.accumulate)
-    with closing(batches), stopping() as stop:
+    with closing(batches), stop_on_signals() as stop:
         parts = {"job": job, "learner": learner, "state": state, "batches": batches, "clock": Clock(), "stop": stop}
-        parts |= {"losses": Losses(state, batches, job), "tracker": Silent(), "folder": None, "saved_step": 0}
+        parts |= {
+            "losses": LossMonitor(state, batches, job),
+            "tracker": NoMetricsLog(),
+            "folder": None,
+            "saved_step": 0,
+        }
         parts |= {"per_epoch": job.spec.steps_per_epoch(len(examples))}
         yield Training(**{each.name: parts[each.name] for each in fields(Training) if each.name in parts})

@@ -28,8 +28,8 @@ def main() -> None:
     given = options(__doc__)
     torch.backends.cudnn.allow_tf32 = False  # in TF32 near scores change places
     scenes = (ROOT / "configs" / "digit-scenes.yaml").read_text()
-    configs = {"rich": config_file.parse(RICH, "rich", ["name=rich"])}
-    configs["scenes"] = config_file.parse(scenes, "scenes", ["name=scenes", *SCENES])
+    configs = {"rich": config_file.parse_config(RICH, "rich", ["name=rich"])}
+    configs["scenes"] = config_file.parse_config(scenes, "scenes", ["name=scenes", *SCENES])
     with tempfile.TemporaryDirectory(prefix="cnnrun-export-") as folder:
         for name, tried in configs.items():
             with attempt("train", seconds=given.seconds_left, case=name):

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from common import ROOT, Options, attempt, emit, options, write_arrays
 
-from cnnrun.base.device import forget_peak_memory
+from cnnrun.base.device import reset_peak_memory
 from cnnrun.experiment import assemble, config_file, schema
 from cnnrun.results.studies import plan
 from cnnrun.training.loop import fit
@@ -67,7 +67,7 @@ def peak_of(config: str, precision: str, batch: int, given: Options) -> int | No
 
 def tried_of(config: str, precision: str, batch: int) -> schema.Experiment:
     """Return the experiment in a precision and batch."""
-    return config_file.parse(
+    return config_file.parse_config(
         config, "resnet50", ["name=resnet50", f"train.precision={precision}", f"train.batch={batch}"]
     )
 
@@ -75,7 +75,7 @@ def tried_of(config: str, precision: str, batch: int) -> schema.Experiment:
 def measured(tried: schema.Experiment, device: torch.device) -> int:
     """Train an epoch; returns the peak in MiB as the training reports it."""
     release(device)
-    job = assemble.job(tried, assemble.dataset(tried), None, None, device)
+    job = assemble.assemble_job(tried, assemble.prepare_dataset(tried), None, None, device)
     return int(fit(job)["peak_memory_mib"])
 
 
@@ -84,7 +84,7 @@ def release(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    forget_peak_memory(device)
+    reset_peak_memory(device)
 
 
 def foretold(tried: schema.Experiment, device: torch.device, folder: Path) -> int:
@@ -92,7 +92,7 @@ def foretold(tried: schema.Experiment, device: torch.device, folder: Path) -> in
     release(device)
     if hasattr(plan, "_SECONDS"):
         plan._SECONDS = PLAN_SECONDS
-    return int(plan.plan(tried, device, folder)["peak_memory_mib"])
+    return int(plan.plan_training(tried, device, folder)["peak_memory_mib"])
 
 
 def run_out(given: Options, folder: Path) -> None:
@@ -101,13 +101,13 @@ def run_out(given: Options, folder: Path) -> None:
     path = write_arrays(folder / "few.npz", 2 * batch, 28)
     overrides = [f"data.source={{arrays: {path}}}", "data.image={size: 28, channels: 1}"]
     overrides += [f"train.batch={batch}", "train.epochs=2", "train.optimizer={sgd: {lr: 0.001}}"]
-    tried = config_file.load(ROOT / "benchmarks" / "nets" / "vgg-small.yaml", overrides)
-    data = assemble.dataset(tried)
-    job = assemble.job(tried, data, None, None, given.device)
+    tried = config_file.read_config(ROOT / "benchmarks" / "nets" / "vgg-small.yaml", overrides)
+    data = assemble.prepare_dataset(tried)
+    job = assemble.assemble_job(tried, data, None, None, given.device)
     if given.device.type == "cuda":
         release(given.device)
         fit(job)
-        job = assemble.job(tried, data, None, None, given.device)
+        job = assemble.assemble_job(tried, data, None, None, given.device)
     said = io.StringIO()
     with short_of_memory(job, given.device, batch), contextlib.redirect_stderr(said):
         result = fit(job)

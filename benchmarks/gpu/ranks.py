@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 from common import RICH, Options, attempt, emit, options
 
-from cnnrun.base.device import choose
-from cnnrun.base.ranks import Group
+from cnnrun.base.device import choose_device
+from cnnrun.base.ranks import RankGroup
 from cnnrun.experiment import config_file
 from cnnrun.results.train_run import train_run
 from cnnrun.training import checkpoints
@@ -55,8 +55,8 @@ def two_against_one(config: Path, device: str, folder: Path, given: Options) -> 
     if done.returncode:
         line = next((each for each in reversed(done.stderr.splitlines()) if "rror" in each), "")
         return {"ok": False, "reason": f"torchrun left with {done.returncode}", "lines": [line]}
-    tried = config_file.load(config, TOGETHER)
-    one = Path(train_run(tried, folder / "one", choose(device), resume=False)["run"])
+    tried = config_file.read_config(config, TOGETHER)
+    one = Path(train_run(tried, folder / "one", choose_device(device), resume=False)["run"])
     two = folder / "two" / one.parent.name / one.name
     losses, weights = largest_gap(last_losses(one), last_losses(two)), largest_gap(weights_of(one), weights_of(two))
     figures = {"losses_differ": losses, "weights_differ": weights, "allowed": ALLOWED}
@@ -87,26 +87,26 @@ def group_of_one(config: Path, given: Options, folder: Path) -> None:
     is_cuda = given.device.type == "cuda"
     backend = "cpu:gloo,cuda:nccl" if is_cuda else "gloo"
     dist.init_process_group(backend, store=dist.FileStore(str(folder / "store"), 1), rank=0, world_size=1)
-    group = Group(60.0)
+    group = RankGroup(60.0)
     for name, is_right in exchanges(group, given.device).items():
         emit("group", backend=backend, what_is_exchanged=name, ok=is_right, reason="not what was given")
     dist.destroy_process_group()
 
 
-def exchanges(group: Group, device: torch.device) -> dict[str, bool]:
+def exchanges(group: RankGroup, device: torch.device) -> dict[str, bool]:
     """Return which exchanges gave back what they were given."""
     given = {"floats": torch.randn(1000, 7, device=device), "whole": torch.arange(9, device=device)}
     summed = [value.clone() for value in given.values()]
-    group.add_up(summed)
-    gathered = group.gather(given)
-    first = group.tensors_from_first({name: value.cpu() for name, value in given.items()})
-    group.wait()
+    group.all_reduce_sum(summed)
+    gathered = group.all_gather(given)
+    first = group.broadcast_tensors({name: value.cpu() for name, value in given.items()})
+    group.barrier()
     return {
         "add_up": all(torch.equal(*pair) for pair in zip(summed, given.values(), strict=True)),
-        "agree": group.agree([3, 0, 2**40]) == [3, 0, 2**40],
+        "agree": group.all_reduce_max([3, 0, 2**40]) == [3, 0, 2**40],
         "gather": len(gathered) == 1
         and all(torch.equal(gathered[0][name], each.cpu()) for name, each in given.items()),
-        "from_first": group.from_first(lambda: {"made": [1, "two"]}) == {"made": [1, "two"]},
+        "from_first": group.broadcast(lambda: {"made": [1, "two"]}) == {"made": [1, "two"]},
         "tensors_from_first": all(torch.equal(first[name], each.cpu()) for name, each in given.items()),
     }
 

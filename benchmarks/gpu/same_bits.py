@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from common import RICH, ROOT, Options, attempt, emit, options
 
-from cnnrun.base.errors import Interrupted
+from cnnrun.base.errors import InterruptionError
 from cnnrun.experiment import config_file
 from cnnrun.results.train_run import train_run
 from cnnrun.training import checkpoints, loop
@@ -47,7 +47,7 @@ def compare(name: str, precision: str, given: Options, folder: Path) -> None:
     scenes = (ROOT / "configs" / "digit-scenes.yaml").read_text()
     config.write_text(scenes if name == "scenes" else RICH)
     overrides = [*(SCENES if name == "scenes" else []), f"train.precision={precision}"]
-    tried, device = config_file.load(config, overrides), given.device
+    tried, device = config_file.read_config(config, overrides), given.device
     about = {"case": name, "precision": precision}
     whole = Path(train_run(tried, folder / "whole", device, resume=False)["run"])
     again = Path(train_run(tried, folder / "again", device, resume=False)["run"])
@@ -86,7 +86,7 @@ def stopped_at(step: int) -> Iterator[None]:
     loop.backward = stopping
     try:
         yield
-    except Interrupted:
+    except InterruptionError:
         return
     finally:
         loop.backward = original

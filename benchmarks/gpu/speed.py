@@ -74,15 +74,15 @@ def prepared(name: str, given: Options, folder: Path) -> tuple[schema.Experiment
     small = ["train.batch=8"] if few and name.startswith("resnet") else []
     if name == "digit-scenes":
         sizes = ["data.source={digit_scenes: {train: 64, held_out: 16}}"] if few else []
-        tried = config_file.load(ROOT / "configs" / "digit-scenes.yaml", sizes)
+        tried = config_file.read_config(ROOT / "configs" / "digit-scenes.yaml", sizes)
     elif name == "resnet50":  # a little larger than the network sees: they are resized into cnnrun's own cache
         path = write_arrays(folder / "resnet50.npz", 64 if few else 1024, side + 16, channels=3, classes=50)
-        tried = config_file.parse(_RESNET50.format(path=path, side=side, cache=folder / "cache"), name, small)
+        tried = config_file.parse_config(_RESNET50.format(path=path, side=side, cache=folder / "cache"), name, small)
     else:
         path = write_arrays(folder / f"{name}.npz", 256 if few else 12_800, side)
         overrides = [f"data.source={{arrays: {path}}}", f"data.image={{size: {side}, channels: 1}}", *small]
-        tried = config_file.load(ROOT / "benchmarks" / "nets" / f"{name}.yaml", overrides)
-    return tried, assemble.dataset(tried)
+        tried = config_file.read_config(ROOT / "benchmarks" / "nets" / f"{name}.yaml", overrides)
+    return tried, assemble.prepare_dataset(tried)
 
 
 def measure(tried: schema.Experiment, data: Any, about: dict[str, Any], given: Options) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def measure(tried: schema.Experiment, data: Any, about: dict[str, Any], given: O
 
         def job(*, deterministic: bool) -> Any:
             spec = tried.train.model_copy(update={**learns, "deterministic": deterministic})
-            return assemble.job(tried.model_copy(update={"train": spec}), data, None, None, given.device)
+            return assemble.assemble_job(tried.model_copy(update={"train": spec}), data, None, None, given.device)
 
         held = used_mib(given.device)
         training = stack.enter_context(begun_training(job(deterministic=True)))
@@ -141,7 +141,7 @@ def bare_steps(job: Any) -> Callable[[int], None]:
     source = replace(job, augment=Augment()).batches(job.dataset.splits["train"], 1)
     batches = [source.at(step) for step in range(min(BATCHES, source.steps_per_epoch))]
     source.close()
-    ready = [(each.pictures.contiguous(memory_format=torch.channels_last), each.targets) for each in batches]
+    ready = [(each.images.contiguous(memory_format=torch.channels_last), each.targets) for each in batches]
     for group in learner.optimizer.param_groups:
         group["lr"] = group["peak"] * FACTOR
 

@@ -38,7 +38,7 @@ def train(given: Options, folder: Path) -> None:
     """Emit each epoch, the seconds to the target, and the accuracy on test."""
     root = few_pictures(folder) if given.is_small else DATA
     overrides = [f"data.source={{idx: {{root: {root}}}}}", *(["train.epochs=1"] if given.is_small else [])]
-    tried = config_file.load(ROOT / "configs" / "fashion-vgg.yaml", overrides)
+    tried = config_file.read_config(ROOT / "configs" / "fashion-vgg.yaml", overrides)
     reached: list[float] = []
     began = time.perf_counter()
 
@@ -49,7 +49,7 @@ def train(given: Options, folder: Path) -> None:
             reached.append(took)
         return bool(reached) or given.seconds_left < 0
 
-    result = train_run(tried, folder / "runs", given.device, resume=False, enough=enough)
+    result = train_run(tried, folder / "runs", given.device, resume=False, should_stop=enough)
     keys = ("steps", "seconds", "images_per_second", "data_wait_share", "peak_memory_mib", "best")
     said = {("training_seconds" if key == "seconds" else key): result[key] for key in keys}
     emit("time_to_accuracy", target=TARGET, reached=bool(reached), took=reached[0] if reached else None, **said)

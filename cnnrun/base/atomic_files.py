@@ -25,7 +25,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from cnnrun.base.errors import CheckpointError, ConfigError, StorageError, printable
+from cnnrun.base.errors import CheckpointError, ConfigError, StorageError, escape
 
 _RELATIVE = {os.open, os.mkdir, os.rename, os.unlink, os.stat} <= os.supports_dir_fd  # not on Windows
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
@@ -53,13 +53,13 @@ class Folder:
         """Open an entry of this directory, never through a link; returns the descriptor."""
         return os.open(self._entry(name), flags | _NO_LINK, mode, **self._within())
 
-    def child(self, name: str, *, create: bool = False) -> Folder:
+    def open_child(self, name: str, *, create: bool = False) -> Folder:
         """Open a directory inside this one. Raises CheckpointError where it is a link or no directory."""
         if create:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(self._entry(name), **self._within())
         if not stat.S_ISDIR(self.status(name).st_mode):
-            raise CheckpointError(f"{printable(str(self.path / name))}: a link or no folder; remove it")
+            raise CheckpointError(f"{escape(str(self.path / name))}: a link or no folder; remove it")
         if self._descriptor is None:
             return Folder(self.path / name)
         return Folder(self.path / name, self.open(name, _DIRECTORY))
@@ -126,21 +126,19 @@ class Folder:
         self.sync()
         self.replace(*seal)
 
-    def append(self, name: str) -> BinaryIO:
+    def open_for_append(self, name: str) -> BinaryIO:
         """Open a file to write at its end, new or not. Raises CheckpointError where it has another name elsewhere."""
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
         file = os.fdopen(self.open(name, flags), "r+b")
         if os.fstat(file.fileno()).st_nlink > 1:
             file.close()
-            raise CheckpointError(
-                f"{printable(str(self.path / name))}: has a second name (a hard link); copy it instead"
-            )
+            raise CheckpointError(f"{escape(str(self.path / name))}: has a second name (a hard link); copy it instead")
         return file
 
-    def make(self, name: str) -> Folder:
+    def make_child(self, name: str) -> Folder:
         """Make a directory that must be new, and open it."""
         os.mkdir(self._entry(name), **self._within())
-        return self.child(name)
+        return self.open_child(name)
 
     def rename(self, old: str, new: str) -> None:
         """Rename an entry; a file of the new name is replaced, a directory that is not empty is not."""
@@ -160,7 +158,7 @@ class Folder:
         if self._descriptor is not None:
             os.fsync(self._descriptor)
 
-    def remove_abandoned(self, of: str | None = None, *, held: bool = False) -> None:
+    def remove_abandoned(self, of: str | None = None, *, exclusive: bool = False) -> None:
         """Remove temporary files that killed processes left, all or those `of` one file.
 
         `held`: nobody else writes here, so that every one is left over.
@@ -170,7 +168,7 @@ class Folder:
             if found and of in (None, found[1]):
                 with contextlib.suppress(OSError):
                     old = time.time() - self.status(name).st_mtime > _ABANDONED_SECONDS
-                    if held or old or (found[2] == _machine() and not _is_running(int(found[3]))):
+                    if exclusive or old or (found[2] == _machine() and not _is_running(int(found[3]))):
                         self.remove(name)
 
     def is_in_place(self) -> bool:
@@ -215,13 +213,13 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
     write_file(path, json_bytes(data))
 
 
-def write_new(path: Path, data: bytes, mine: bytes | None = None, *, tidy: bool = True) -> None:
+def write_new_file(path: Path, data: bytes, own_mark: bytes | None = None, *, tidy: bool = True) -> None:
     """Write a new file; one that is there is replaced only if `mine`, our own mark, is near its beginning.
 
     Raises ConfigError where another is there, StorageError.
     """
-    if os.path.lexists(path) and not (mine and begins_with_mark(path, mine)):
-        raise ConfigError(f"{printable(str(path))}: is there already; choose another")
+    if os.path.lexists(path) and not (own_mark and is_own_file(path, own_mark)):
+        raise ConfigError(f"{escape(str(path))}: is there already; choose another")
     write_file(path, data, tidy=tidy)
 
 
@@ -243,7 +241,7 @@ def storage_errors(path: Path, needed: int, consequence: str = "") -> Iterator[N
 def describe_failure(path: Path, needed: int, error: OSError) -> str:
     """A line on why `needed` bytes could not be written there."""
     reason = error.strerror or str(error)
-    return f"{printable(str(path))}: cannot write ({reason}); {_amount(needed)} are needed, {_free(path, error)}"
+    return f"{escape(str(path))}: cannot write ({reason}); {_amount(needed)} are needed, {_free(path, error)}"
 
 
 def _free(path: Path, error: OSError) -> str:
@@ -300,7 +298,7 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def begins_with_mark(path: Path, mark: bytes) -> bool:
+def is_own_file(path: Path, mark: bytes) -> bool:
     """Return whether a regular file has our mark near its beginning, so that we may replace it."""
     try:
         if not stat.S_ISREG(path.lstat().st_mode):

@@ -17,10 +17,10 @@ class Mark:
     colour: int
 
 
-def overlaps(ones_BM4: Tensor, others_BN4: Tensor) -> Tensor:
+def intersection_over_union(ones_BM4: Tensor, others_BN4: Tensor) -> Tensor:
     """Intersection over union of each box with each other box of its picture: [B, M, N]; 0 for boxes of no area."""
     both = _in_common(ones_BM4, others_BN4)
-    union = areas(ones_BM4)[:, :, None] + areas(others_BN4)[:, None] - both
+    union = box_areas(ones_BM4)[:, :, None] + box_areas(others_BN4)[:, None] - both
     return both / union.clamp(min=1e-9)
 
 
@@ -34,12 +34,12 @@ def _in_common(ones_BM4: Tensor, others_BN4: Tensor) -> Tensor:
     return along(0, 2) * along(1, 3)
 
 
-def areas(boxes_N4: Tensor) -> Tensor:
+def box_areas(boxes_N4: Tensor) -> Tensor:
     """Square pixels: [..., 4] -> [...]."""
     return (boxes_N4[..., 2] - boxes_N4[..., 0]) * (boxes_N4[..., 3] - boxes_N4[..., 1])
 
 
-def unsuppressed(boxes_BM4: Tensor, scores_BM: Tensor, labels_BM: Tensor, most: float) -> Tensor:
+def non_maximum_suppression(boxes_BM4: Tensor, scores_BM: Tensor, labels_BM: Tensor, most: float) -> Tensor:
     """Which boxes are left by greedy non-maximum suppression class by class: bool [B, M]. Scores must fall along M.
 
     A box goes where one of its class that is left, before it, overlaps it by more than `most`. That rule applied to
@@ -47,11 +47,11 @@ def unsuppressed(boxes_BM4: Tensor, scores_BM: Tensor, labels_BM: Tensor, most: 
     the longest chain of boxes that decide about each other (Zheng et al. 2021, Cluster-NMS, proposition 1).
     """
     if torch.compiler.is_exporting():  # as one operator, for which ONNX has its own
-        left: Tensor = torch.ops.cnnrun.unsuppressed(boxes_BM4, scores_BM, labels_BM, most)
+        left: Tensor = torch.ops.cnnrun.non_maximum_suppression(boxes_BM4, scores_BM, labels_BM, most)
         return left
     if hasattr(torch.ops.torchvision, "nms"):  # where torchvision is loaded: many times as fast
         return _one_by_one(boxes_BM4, scores_BM, labels_BM, most)
-    area = areas(boxes_BM4)
+    area = box_areas(boxes_BM4)
     # both / (one + other - both) > most, without dividing
     beats = _in_common(boxes_BM4, boxes_BM4) * (1 + most) > (area[:, :, None] + area[:, None]) * most
     beats &= labels_BM[:, :, None] == labels_BM[:, None]
@@ -65,7 +65,7 @@ def unsuppressed(boxes_BM4: Tensor, scores_BM: Tensor, labels_BM: Tensor, most: 
 
 
 def _one_by_one(boxes_BM4: Tensor, scores_BM: Tensor, labels_BM: Tensor, most: float) -> Tensor:
-    """`unsuppressed` by torchvision's operator, picture by picture, classes moved apart until none meets another."""
+    """Suppress by torchvision's operator, image by image, with classes moved apart until no two of them overlap."""
     kept = torch.zeros_like(labels_BM, dtype=torch.bool)
     apart = labels_BM * (boxes_BM4.amax() - boxes_BM4.amin() + 1).double()  # in float64 no box loses a bit by it
     moved, scores = boxes_BM4.double() + apart[:, :, None], scores_BM.double()
@@ -74,9 +74,9 @@ def _one_by_one(boxes_BM4: Tensor, scores_BM: Tensor, labels_BM: Tensor, most: f
     return kept
 
 
-@torch.library.custom_op("cnnrun::unsuppressed", mutates_args=())
+@torch.library.custom_op("cnnrun::non_maximum_suppression", mutates_args=())
 def _operator(boxes_BM4: Tensor, scores_BM: Tensor, labels_BM: Tensor, most: float) -> Tensor:
-    return unsuppressed(boxes_BM4, scores_BM, labels_BM, most)
+    return non_maximum_suppression(boxes_BM4, scores_BM, labels_BM, most)
 
 
 @_operator.register_fake
@@ -84,7 +84,7 @@ def _shaped(boxes_BM4: Tensor, scores_BM: Tensor, labels_BM: Tensor, most: float
     return torch.empty_like(scores_BM, dtype=torch.bool)
 
 
-def padded_to(values_BN: Tensor, size: int, fill: float) -> Tensor:
+def pad_to(values_BN: Tensor, size: int, fill: float) -> Tensor:
     """At least `size` along the second dimension."""
     missing = size - values_BN.shape[1]
     if missing <= 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cnnrun.base.errors import printable
+from cnnrun.base.errors import escape
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,16 +29,16 @@ class Output:
 
 
 def _escaped(text: str) -> str:
-    return "\n".join(map(printable, text.split("\n")))
+    return "\n".join(map(escape, text.split("\n")))
 
 
-def table(columns: list[str], rows: list[list[str]], left: int = 1) -> Table:
+def build_table(columns: list[str], rows: list[list[str]], text_columns: int = 1) -> Table:
     """A table whose first columns are words, the others numbers."""
     from rich.table import Table
 
     made = Table(box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
-        made.add_column(printable(column), justify="left" if number < left else "right", no_wrap=True)
+        made.add_column(escape(column), justify="left" if number < text_columns else "right", no_wrap=True)
     for row in rows:
-        made.add_row(*(printable(cell) for cell in row))
+        made.add_row(*(escape(cell) for cell in row))
     return made

@@ -23,7 +23,7 @@ _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
 
-def choose(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
     """`auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:1`. Raises ConfigError or ResourceError.
 
     Of the processes that torchrun starts on a host, each takes the GPU of its number there. A GPU that is chosen is the
@@ -33,7 +33,7 @@ def choose(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
         if name == "cpu" and torch.version.cuda and _NVIDIA_DRIVER.exists():
             say("PyTorch sees no GPU, but a driver of NVIDIA's is there (too old for it?); the processor computes")
-    if several := torchrun.size() > 1:
+    if several := torchrun.world_size() > 1:
         name = f"cuda:{torchrun.local_rank()}" if name == "cuda" else name
     kind, _, number = name.partition(":")
     if kind not in ("cpu", "cuda") or (number and not number.isdigit()) or (kind == "cpu" and number):
@@ -70,7 +70,7 @@ _OUT_OF_MEMORY = (
 )
 
 
-def out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on the host or on a device: by the error's type, or by what it says."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
@@ -97,7 +97,7 @@ def is_gpu_broken(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and of_gpu and any(words in text for words in _BROKEN)
 
 
-def forget_peak_memory(device: torch.device) -> None:
+def reset_peak_memory(device: torch.device) -> None:
     """From here on the peak is counted anew, as far as the system lets one."""
     if device.type == "cuda" and torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats(device)

@@ -5,32 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
-from cnnrun.base.errors import DataError, printable
+from cnnrun.base.errors import DataError, escape
 
-MOST_PROBLEMS = 10_000  # that are gathered
-
-
-MOST_LINES = 20  # of mistakes of one kind that are told
+MAX_PROBLEMS = 10_000  # that are gathered
 
 
-def listed(names: Sequence[str], most: int = MOST_LINES) -> str:
+MAX_LINES = 20  # of mistakes of one kind that are told
+
+
+def join_names(names: Sequence[str], most: int = MAX_LINES) -> str:
     """Names for a message; of more than `most` the first, and how many more there are."""
-    shown = ", ".join(map(printable, names[:most]))
+    shown = ", ".join(map(escape, names[:most]))
     return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
-def first_lines(lines: Sequence[str], what: str) -> list[str]:
+def truncate_lines(lines: Sequence[str], what: str) -> list[str]:
     """The first lines for a message, and how many more `what` there are."""
-    more = [f"... and {len(lines) - MOST_LINES:,} more {what}"] if len(lines) > MOST_LINES else []
-    return [*lines[:MOST_LINES], *more]
+    more = [f"... and {len(lines) - MAX_LINES:,} more {what}"] if len(lines) > MAX_LINES else []
+    return [*lines[:MAX_LINES], *more]
 
 
-def refuse(problems: Iterable[str]) -> None:
+def refuse_problems(problems: Iterable[str]) -> None:
     """Raise a DataError of these lines, the first of them where they are many; nothing where there are none.
 
     No more of them are gathered than a message needs to say how many there are, roughly.
     """
-    if problems := list(islice(problems, MOST_PROBLEMS)):
-        left = f"{len(problems) - MOST_LINES:,}" + (" or" if len(problems) >= MOST_PROBLEMS else "")
-        more = [f"... and {left} more mistakes"] if len(problems) > MOST_LINES else []
-        raise DataError(*problems[:MOST_LINES], *more)
+    if problems := list(islice(problems, MAX_PROBLEMS)):
+        left = f"{len(problems) - MAX_LINES:,}" + (" or" if len(problems) >= MAX_PROBLEMS else "")
+        more = [f"... and {left} more mistakes"] if len(problems) > MAX_LINES else []
+        raise DataError(*problems[:MAX_LINES], *more)

@@ -57,11 +57,11 @@ class ResourceError(UserError):
     exit_code = 6
 
 
-class Lost(ResourceError):
+class NoAnswerError(ResourceError):
     """A rank or a thread that no longer answers: the process leaves without waiting for it."""
 
 
-class Elsewhere(ResourceError):
+class OtherRankError(ResourceError):
     """Another rank failed, and says so itself."""
 
 
@@ -73,7 +73,7 @@ class DataError(UserError):
     exit_code = 8
 
 
-class Unreadable(DataError):
+class UnreadableFileError(DataError):
     """A file that the system does not give now, and may give later: never remembered as a bad one."""
 
 
@@ -81,7 +81,7 @@ class SelftestError(UserError):
     exit_code = 9
 
 
-class Interrupted(UserError):
+class InterruptionError(UserError):
     """A signal asked to stop. Exit code as the shell expects it: 128 + signal number."""
 
     def __init__(self, signal_number: int, *lines: str) -> None:
@@ -89,23 +89,23 @@ class Interrupted(UserError):
         self.exit_code = 128 + signal_number
 
 
-def is_text(text: str) -> bool:
+def is_encodable(text: str) -> bool:
     """Return whether `text` can be written as UTF-8. The name of a file that is no UTF-8, as Python has it, cannot."""
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
-def safe_cell(text: str) -> str:
-    """`text` as a cell of a table that spreadsheets open: `printable`, and never the beginning of a formula."""
-    shown = printable(text)
+def escape_cell(text: str) -> str:
+    """`text` as a cell of a table that spreadsheets open: `escape`, and never the beginning of a formula."""
+    shown = escape(text)
     return f"'{shown}" if shown.startswith(_FORMULA) and not _NUMBER.fullmatch(shown) else shown
 
 
-def unsafe_cell(cell: str) -> str:
-    """The text that `safe_cell` made a cell of, but for control characters."""
+def unescape_cell(cell: str) -> str:
+    """The text that `escape_cell` made a cell of, but for control characters."""
     return cell[1:] if cell.startswith("'") and cell[1:].startswith(_FORMULA) else cell
 
 
-def shortened(line: str) -> str:
+def shorten(line: str) -> str:
     """A line for people: of one that is very long, as what files hold may be, the beginning."""
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}... ({len(line) - _LONGEST:,} more characters)"
 
@@ -113,10 +113,10 @@ def shortened(line: str) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of what an error says, printable; the name of its type where it says nothing."""
     text = str(error).strip()
-    return printable(text.splitlines()[0] if text else type(error).__name__)
+    return escape(text.splitlines()[0] if text else type(error).__name__)
 
 
-def printable(text: str) -> str:
+def escape(text: str) -> str:
     """`text` with control characters and direction marks escaped, so that a file's name cannot drive the terminal."""
     return "".join(c if _is_harmless(c) else c.encode("unicode_escape").decode("ascii") for c in text)
 

@@ -13,12 +13,12 @@ from cnnrun.base.progress import say
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
-class Locked(Exception):
+class LockHeldError(Exception):
     """Another process holds the lock."""
 
 
 @contextmanager
-def hold(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+def hold_lock(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
     """Hold the lock file at `path`; the hold ends with the process, however that ends.
 
     Where another process has it, calls `waiting` once and waits; without `waiting` raises Locked. Raises OSError where
@@ -52,7 +52,7 @@ def _wait_for(lock: Any, waiting: Callable[[], None] | None) -> Any:
         lock.acquire(timeout=0)
     except Timeout:
         if waiting is None:
-            raise Locked from None
+            raise LockHeldError from None
         waiting()
         lock.acquire()
     return lock

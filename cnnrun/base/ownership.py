@@ -10,18 +10,18 @@ import os
 import stat
 from pathlib import Path
 
-from cnnrun.base.errors import StorageError, printable
+from cnnrun.base.errors import StorageError, escape
 
 _BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
-def refuse_foreign(path: Path, advice: str) -> None:
-    """Raise StorageError, with `advice` on what to do, where `foreign` finds a reason."""
-    if why := foreign(path):
-        raise StorageError(f"{printable(why)}; {advice}")
+def check_ownership(path: Path, advice: str) -> None:
+    """Raise StorageError, with `advice` on what to do, where `ownership_problem` finds a reason."""
+    if why := ownership_problem(path):
+        raise StorageError(f"{escape(why)}; {advice}")
 
 
-def foreign(path: Path) -> str | None:
+def ownership_problem(path: Path) -> str | None:
     """Return why other users may have written what is at `path`, or a file in that folder; None where they cannot.
 
     A path that does not exist is asked about the folder that it is to be in.

@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cnnrun.base import torchrun
-from cnnrun.base.errors import printable, shortened
+from cnnrun.base.errors import escape, shorten
 
 Advance = Callable[..., None]
 
 
 @contextmanager
-def bar(what: str, total: int, done: int = 0) -> Iterator[Advance]:
+def progress_bar(what: str, total: int, done: int = 0) -> Iterator[Advance]:
     """A bar on stderr while a terminal is there; gives `advance(count, note="")`."""
     console = Console(stderr=True)
     if not console.is_terminal or torchrun.rank():
@@ -47,7 +47,7 @@ def say(line: str) -> None:
     """
     if not torchrun.rank():
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            print(shortened(printable(line)), file=sys.stderr, flush=True)  # noqa: T201
+            print(shorten(escape(line)), file=sys.stderr, flush=True)  # noqa: T201
 
 
 class Clock:
@@ -75,14 +75,14 @@ class Clock:
         return self._waited / (self.seconds - self._aside)
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
+    def record_wait(self) -> Iterator[None]:
         """Time spent waiting for data."""
         before = time.perf_counter()
         yield
         self._waited += time.perf_counter() - before
 
     @contextmanager
-    def aside(self) -> Iterator[None]:
+    def exclude_time(self) -> Iterator[None]:
         """Time spent on something else than training."""
         before = time.perf_counter()
         yield

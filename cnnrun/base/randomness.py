@@ -32,7 +32,7 @@ def _mix(z: Tensor) -> Tensor:
     return z.bitwise_xor_(_shift(z, 31))
 
 
-def key(*parts: int) -> int:
+def derive_key(*parts: int) -> int:
     """One 64-bit key out of several whole numbers; different parts give unrelated keys."""
     state = 0
     for part in parts:
@@ -43,24 +43,24 @@ def key(*parts: int) -> int:
     return _signed(state)
 
 
-def bits(seed: int, epoch: int, index_B: Tensor, slot_S: Tensor) -> Tensor:
+def random_bits(seed: int, epoch: int, index_B: Tensor, slot_S: Tensor) -> Tensor:
     """64 random bits for each sample and slot: int64 [B, S], on the samples' device."""
-    sample_B = _mix(index_B * _signed(_GAMMA) + key(seed, epoch))
+    sample_B = _mix(index_B * _signed(_GAMMA) + derive_key(seed, epoch))
     return _mix(sample_B[:, None] + slot_S * _signed(_GAMMA))
 
 
 def uniform(seed: int, epoch: int, index_B: Tensor, slot_S: Tensor) -> Tensor:
     """Uniform numbers in [0, 1) for each sample and slot: float32 [B, S] with all 24 bits random."""
-    return _shift(bits(seed, epoch, index_B, slot_S), 40).float() * 2.0**-24
+    return _shift(random_bits(seed, epoch, index_B, slot_S), 40).float() * 2.0**-24
 
 
 def permutation(seed: int, epoch: int, count: int) -> Tensor:
     """The order of an epoch: a permutation of range(count), int64. No two hashes are equal: `_mix` is a bijection."""
-    drawn = bits(seed, epoch, torch.arange(count), torch.tensor([_ORDER_SLOT]))[:, 0]
+    drawn = random_bits(seed, epoch, torch.arange(count), torch.tensor([_ORDER_SLOT]))[:, 0]
     return torch.from_numpy(drawn.numpy().argsort())  # four times as fast as torch's
 
 
 def seed_step(seed: int, step: int, rank: int, device: torch.device) -> None:
     """Set the device's generator, which dropout draws from, to a function of (seed, step, rank): no state is saved."""
     generators = torch.cuda.default_generators if device.type == "cuda" else (torch.default_generator,)
-    generators[device.index or 0].manual_seed(key(seed, step, 1 + rank) & (_MASK >> 1))
+    generators[device.index or 0].manual_seed(derive_key(seed, step, 1 + rank) & (_MASK >> 1))

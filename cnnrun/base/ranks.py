@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from cnnrun.base import torchrun
-from cnnrun.base.errors import ConfigError, Elsewhere, Lost, ResourceError, first_line
+from cnnrun.base.errors import ConfigError, NoAnswerError, OtherRankError, ResourceError, first_line
 from cnnrun.base.progress import say
 
 _BUCKET_BYTES = 32 << 20  # gradients that are added up at a time
@@ -29,57 +29,57 @@ _PATIENT = timedelta(days=1)  # for decoding a data set, which may take hours on
 class Ranks:
     """A process on its own: there is nobody to exchange anything with."""
 
-    rank, size = 0, 1
+    rank, world_size = 0, 1
 
     @property
-    def first(self) -> bool:
+    def is_first(self) -> bool:
         """Whether this one writes."""
         return self.rank == 0
 
-    def wait(self, *, patiently: bool = False) -> None:
-        """Until all are here; `patiently`: however long that takes."""
+    def barrier(self, *, long_timeout: bool = False) -> None:
+        """Until all are here; with `long_timeout` however long that takes."""
 
-    def agree(self, numbers: Sequence[int]) -> list[int]:
+    def all_reduce_max(self, numbers: Sequence[int]) -> list[int]:
         """The largest of each number over all ranks."""
         return list(numbers)
 
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
         """Put the sum over all ranks in the place of each tensor; the same bits on every rank."""
 
-    def gather(self, tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    def all_gather(self, tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         """Every rank's tensors, in the order of the ranks; on the host where they come from elsewhere."""
         return [tensors]
 
-    def from_first(self, make: Callable[[], Any]) -> Any:
+    def broadcast(self, make: Callable[[], Any]) -> Any:
         """What `make` returns on rank 0, as JSON data; it runs nowhere else, and its error ends all of them."""
         return make()
 
-    def tensors_from_first(self, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    def broadcast_tensors(self, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
         """Rank 0's tensors, on the host; the others give None."""
         assert tensors is not None
         return tensors
 
 
-class Group(Ranks):
+class RankGroup(Ranks):
     """One of several processes. A rank that is lost, or slower than `timeout` seconds, ends the others with Lost."""
 
     def __init__(self, timeout: float) -> None:
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self._timeout = timeout
         self._patient: Any = dist.new_group(backend="gloo", timeout=_PATIENT)
 
-    def wait(self, *, patiently: bool = False) -> None:
+    def barrier(self, *, long_timeout: bool = False) -> None:
         with self._losing():
             # Of numbers on the host, which no GPU has a part in.
-            dist.all_reduce(torch.zeros(1), group=self._patient if patiently else None)
+            dist.all_reduce(torch.zeros(1), group=self._patient if long_timeout else None)
 
-    def agree(self, numbers: Sequence[int]) -> list[int]:
+    def all_reduce_max(self, numbers: Sequence[int]) -> list[int]:
         shared = torch.tensor(numbers, dtype=torch.int64)
         with self._losing():
             dist.all_reduce(shared, op=dist.ReduceOp.MAX)
         return [int(number) for number in shared]
 
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
         for bucket in _buckets(tensors):
             flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
             with self._losing():
@@ -88,38 +88,38 @@ class Group(Ranks):
             for tensor, piece in zip(bucket, pieces, strict=True):
                 tensor.copy_(piece.view(tensor.shape))
 
-    def gather(self, tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    def all_gather(self, tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         on_host = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         own = _as_tensor(safetensors.torch.save(on_host))
-        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
         with self._losing():
             dist.all_gather(lengths, torch.tensor([len(own)]))
             longest = max(int(length) for length in lengths)
             padded = torch.cat([own, own.new_zeros(longest - len(own))])
-            parts = [torch.empty_like(padded) for _ in range(self.size)]
+            parts = [torch.empty_like(padded) for _ in range(self.world_size)]
             dist.all_gather(parts, padded)
         return [
             safetensors.torch.load(part[: int(length)].numpy().tobytes())
             for part, length in zip(parts, lengths, strict=True)
         ]
 
-    def from_first(self, make: Callable[[], Any]) -> Any:
-        if not self.first:
+    def broadcast(self, make: Callable[[], Any]) -> Any:
+        if not self.is_first:
             told = json.loads(self._broadcast(None))
             if "failed" in told:
-                raise Elsewhere
+                raise OtherRankError
             return told["made"]
         try:
             made = make()
             told = json.dumps({"made": made}).encode()
         except BaseException:  # whatever it is, the others must not wait for what does not come
-            with suppress(Lost):
+            with suppress(NoAnswerError):
                 self._broadcast(b'{"failed": true}')
             raise
         self._broadcast(told)
         return made
 
-    def tensors_from_first(self, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    def broadcast_tensors(self, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
         return safetensors.torch.load(self._broadcast(safetensors.torch.save(tensors) if tensors is not None else None))
 
     def _broadcast(self, data: bytes | None) -> bytes:
@@ -141,22 +141,22 @@ class Group(Ranks):
     def _lost(self, why: str) -> NoReturn:
         late = "imed out" in why
         what = f"did not answer for {self._timeout:g} s (train.timeout)" if late else "ended"
-        raise Lost(
+        raise NoAnswerError(
             f"another rank {what}: see its own lines above or below; the last checkpoint stands, --resume goes on"
         )
 
 
 @contextmanager
-def joined(device: torch.device, timeout: float) -> Iterator[Ranks]:
+def join_ranks(device: torch.device, timeout: float) -> Iterator[Ranks]:
     """This process among those that torchrun started with it; on its own otherwise. Raises ResourceError."""
-    if torchrun.size() == 1:
+    if torchrun.world_size() == 1:
         yield Ranks()
         return
     try:
         store, rank, size = _meeting(timedelta(seconds=timeout))
         backend = "cpu:gloo,cuda:nccl" if has_gpu_of_its_own(store, rank, size, device) else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
-        ranks = Group(timeout)
+        ranks = RankGroup(timeout)
     except (RuntimeError, ValueError) as error:
         raise ResourceError(f"the ranks cannot find each other ({first_line(error)})") from None
     yield ranks
@@ -171,8 +171,8 @@ def _meeting(timeout: timedelta) -> tuple[Any, int, int]:
     its own, and `--rdzv-backend c10d` gives a new store.
     """
     store, rank, size = next(rendezvous("env://", timeout=timeout))
-    if torchrun.one_host():
-        store = dist.PrefixStore(f"attempt-{torchrun.attempt()}", store)  # type: ignore[attr-defined]
+    if torchrun.is_single_host():
+        store = dist.PrefixStore(f"attempt-{torchrun.restart_count()}", store)  # type: ignore[attr-defined]
     return store, rank, size
 
 

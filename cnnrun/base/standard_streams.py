@@ -14,7 +14,7 @@ from typing import Any
 from cnnrun.base.errors import StorageError, UserError
 
 
-class ReaderLeft(UserError):
+class OutputClosedError(UserError):
     """Whoever read standard output has seen enough, as `head` has: the command ends, and nothing is wrong."""
 
     exit_code = 0
@@ -55,7 +55,7 @@ class _Bytes(io.RawIOBase):
             if self._quiet:
                 return
             if isinstance(error, BrokenPipeError):
-                raise ReaderLeft from None
+                raise OutputClosedError from None
             raise StorageError(f"standard output: cannot be written ({error.strerror})") from None
 
     def _discard(self) -> None:

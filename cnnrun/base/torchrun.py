@@ -19,12 +19,12 @@ def check_environment() -> None:
     for name in _NUMBERS:
         if not _is_number(value := os.environ.get(name) or "0"):
             raise ConfigError(f"the environment's {name} is {value!r}, not a whole number: {advice}")
-    wanted = (*_ALWAYS, *_OF_SEVERAL) if size() > 1 else _ALWAYS
+    wanted = (*_ALWAYS, *_OF_SEVERAL) if world_size() > 1 else _ALWAYS
     if missing := [name for name in wanted if not os.environ.get(name)]:
         there = ", ".join(name for name in (*_ALWAYS, *_OF_SEVERAL) if os.environ.get(name))
         raise ConfigError(f"the environment has {there} but not {', '.join(missing)}: {advice}")
-    if rank() >= size():
-        raise ConfigError(f"the environment's RANK {rank()} is not below its WORLD_SIZE {size()}: {advice}")
+    if rank() >= world_size():
+        raise ConfigError(f"the environment's RANK {rank()} is not below its WORLD_SIZE {world_size()}: {advice}")
 
 
 def is_orphan() -> bool:
@@ -32,7 +32,7 @@ def is_orphan() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != _PARENT
 
 
-def size() -> int:
+def world_size() -> int:
     """How many processes train together; 1 for a process of its own."""
     return _number("WORLD_SIZE", 1)
 
@@ -47,22 +47,22 @@ def local_rank() -> int:
     return _number("LOCAL_RANK", 0)
 
 
-def one_host() -> bool:
+def is_single_host() -> bool:
     """Whether all of them are on this host."""
-    return _number("LOCAL_WORLD_SIZE", 0) == size()
+    return _number("LOCAL_WORLD_SIZE", 0) == world_size()
 
 
-def attempt() -> int:
+def restart_count() -> int:
     """How often they were started again after a rank was lost."""
     return _number("TORCHELASTIC_RESTART_COUNT", 0)
 
 
-def restarted() -> bool:
+def was_restarted() -> bool:
     """Whether it was started again after a rank was lost."""
-    return attempt() > 0
+    return restart_count() > 0
 
 
-def echoes() -> bool:
+def can_repeat_signals() -> bool:
     """Whether a signal to all processes of a job comes twice: torchrun passes on what it gets."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 

@@ -9,22 +9,22 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from cnnrun.base.errors import DataError, printable
+from cnnrun.base.errors import DataError, escape
 
 
 @contextmanager
-def unreadable_names() -> Iterator[None]:
+def read_errors() -> Iterator[None]:
     """Turn the system's refusal to list or open one of the user's folders or files into a DataError of one line."""
     try:
         yield
     except OSError as error:
         if error.filename is None:
             raise
-        name = printable(os.fsdecode(error.filename) if isinstance(error.filename, bytes) else str(error.filename))
+        name = escape(os.fsdecode(error.filename) if isinstance(error.filename, bytes) else str(error.filename))
         raise DataError(f"{name}: cannot be read ({error.strerror})") from None
 
 
-def jail(root: Path) -> Callable[[str], str | None]:
+def path_checker(root: Path) -> Callable[[str], str | None]:
     """A function that says why a path, relative to `root`, may not be used: None where it may."""
     inside = root.resolve()
 
@@ -46,7 +46,7 @@ def jail(root: Path) -> Callable[[str], str | None]:
             return "has backslashes, and there is no file of that name; write / between folders"
         try:
             if not folder_is_inside(path.parent) or (path.is_symlink() and not path.resolve().is_relative_to(inside)):
-                return f"is a link to outside {printable(os.fspath(root))}"
+                return f"is a link to outside {escape(os.fspath(root))}"
         except OSError as error:
             return f"cannot be the name of a file ({error.strerror})"
         return None

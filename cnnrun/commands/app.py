@@ -12,7 +12,7 @@ import typer
 from cnnrun import __version__
 from cnnrun.base import torchrun
 from cnnrun.base.errors import UserError
-from cnnrun.base.signals import leaving
+from cnnrun.base.signals import exit_on_signals
 from cnnrun.base.standard_streams import standard_streams
 from cnnrun.commands.cache import cache_app
 from cnnrun.commands.calibrate import calibrate
@@ -112,7 +112,7 @@ def main() -> None:
     """Run the command line; a user's mistake is its lines on stderr and its exit code, never a traceback."""
     with standard_streams():
         try:
-            with leaving():
+            with exit_on_signals():
                 try:
                     app()
                 finally:

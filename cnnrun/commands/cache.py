@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from cnnrun.base.console import Output, table
-from cnnrun.base.errors import printable
+from cnnrun.base.console import Output, build_table
+from cnnrun.base.errors import escape
 from cnnrun.commands.options import Json, show
 from cnnrun.commands.tables import shape_text
 
@@ -57,8 +57,8 @@ def _print_entries(data: dict[str, Any], out: Output) -> None:
         ]
         for entry in data["entries"]
     ]
-    out.print(table(["key", "source", "pictures", "shape", "MiB", "", "used"], rows, left=2))
-    out.print(f"{printable(data['folder'])}: {data['bytes'] / 2**30:,.2f} GiB")
+    out.print(build_table(["key", "source", "pictures", "shape", "MiB", "", "used"], rows, text_columns=2))
+    out.print(f"{escape(data['folder'])}: {data['bytes'] / 2**30:,.2f} GiB")
 
 
 def _print_cleared(data: dict[str, Any], out: Output) -> None:

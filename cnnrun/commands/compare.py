@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from cnnrun.base.console import Output, table
-from cnnrun.base.errors import printable
+from cnnrun.base.console import Output, build_table
+from cnnrun.base.errors import escape
 from cnnrun.commands.options import Device, Json, Plots, Runs, SplitName, refuse_ranks, show
 
 
@@ -27,10 +27,10 @@ def compare(
 ) -> None:
     """Compare trained networks and test how they differ. Example: cnnrun compare runs/digits/1 runs/digits/2"""
     refuse_ranks("compare")
-    from cnnrun.base.device import choose
+    from cnnrun.base.device import choose_device
     from cnnrun.results import compare as comparing
 
-    made = comparing.compare(targets, runs, choose(device), split, plots, unfinished)
+    made = comparing.compare_runs(targets, runs, choose_device(device), split, plots, unfinished)
     show(made, as_json, _print_comparison)
 
 
@@ -41,22 +41,22 @@ def _print_comparison(data: dict[str, Any], out: Output) -> None:
         if reached := row["unfinished"]:
             how_far = f"step {reached['step']:,} of {reached['steps']:,}"
             out.print(
-                f"{printable(row['run'])} is unfinished ({how_far}): its checkpoint of step {row['step']:,} is compared"
+                f"{escape(row['run'])} is unfinished ({how_far}): its checkpoint of step {row['step']:,} is compared"
             )
     for pair in data["pairs"]:
-        first, other = map(printable, pair["runs"])
+        first, other = map(escape, pair["runs"])
         out.print(f"{first} and {other}")
         for line in pair["config"] or ["the configs are the same"]:
             out.print(f"  {line}")
         for line in pair["data"]:
-            out.print(f"  other data: {printable(line)}")
+            out.print(f"  other data: {escape(line)}")
         if pair["unpaired"]:
             out.print(f"  not tested, they were not measured on the same: {pair['unpaired']}")
             continue
         out.print(_tests_table(pair["tests"]))
         out.print(_verdict(pair))
     for path in data.get("plots", ()):
-        out.print(printable(path))
+        out.print(escape(path))
 
 
 def _tests_table(tests: list[dict[str, Any]]) -> Any:
@@ -74,7 +74,7 @@ def _tests_table(tests: list[dict[str, Any]]) -> Any:
         ]
         for row in tests
     ]
-    return table(["number", "first", "other", "difference", "from", "to (95 %)", "p", "test", ""], rows)
+    return build_table(["number", "first", "other", "difference", "from", "to (95 %)", "p", "test", ""], rows)
 
 
 def _verdict(pair: dict[str, Any]) -> str:

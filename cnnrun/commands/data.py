@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from cnnrun.base.console import Output, table
-from cnnrun.base.errors import ConfigError, printable
+from cnnrun.base.console import Output, build_table
+from cnnrun.base.errors import ConfigError, escape
 from cnnrun.commands.options import Config, Json, Overrides, show
 from cnnrun.commands.renamed import Command
 from cnnrun.commands.tables import MOST_ROWS, print_findings, width_height
@@ -25,10 +25,10 @@ def data_check(
     as_json: Json = False,
 ) -> None:
     """Report what is in the data and what is wrong; leave as training would. Example: cnnrun data check c.yaml"""
-    from cnnrun.experiment.config_file import load
-    from cnnrun.experiment.data_report import refuse_unfit, report_data
+    from cnnrun.experiment.config_file import read_config
+    from cnnrun.experiment.data_check import check_data, refuse_unfit
 
-    report = report_data(load(config, overrides or []), verify, write_manifest)
+    report = check_data(read_config(config, overrides or []), verify, write_manifest)
     show(report, as_json, _print_audit)
     refuse_unfit(report)
 
@@ -44,10 +44,10 @@ def data_show(
     as_json: Json = False,
 ) -> None:
     """Draw images as they are and as training sees them. Example: cnnrun data show c.yaml --out sheet.png"""
-    from cnnrun.experiment.config_file import load
+    from cnnrun.experiment.config_file import read_config
     from cnnrun.explain.augmentation_sheet import write_augmentation_sheet
 
-    sheet = write_augmentation_sheet(load(config, overrides or []), images, epochs, out, tensorboard)
+    sheet = write_augmentation_sheet(read_config(config, overrides or []), images, epochs, out, tensorboard)
     show(sheet, as_json, _print_sheet)
 
 
@@ -70,12 +70,12 @@ def data_split(
 ) -> None:
     """Divide images, stratified, into a table for `source: table`. Example: cnnrun data split c.yaml --folds 5"""
     from cnnrun.data.split_table import Shares, write_split_table
-    from cnnrun.experiment.config_file import load
+    from cnnrun.experiment.config_file import read_config
 
     if folds == 1 or val + test >= 1:
         raise ConfigError("give two folds or more, and leave something to train on: --val and --test below 1 together")
     shares = Shares(val, test, folds, group_by, seed)
-    show(write_split_table(load(config, overrides or []).data, shares, out), as_json, _print_split)
+    show(write_split_table(read_config(config, overrides or []).data, shares, out), as_json, _print_split)
 
 
 def _print_audit(data: dict[str, Any], out: Output) -> None:
@@ -91,7 +91,7 @@ def _print_audit(data: dict[str, Any], out: Output) -> None:
         out.print(f"{name} of train: " + " ".join(f"{value:.2f}" for value in data[name]))
     names = list(data["classes"][splits[0]])
     rows = [[name, *(f"{data['classes'][split].get(name, 0):,}" for split in splits)] for name in names[:MOST_ROWS]]
-    out.print(table(["class", *splits], rows))
+    out.print(build_table(["class", *splits], rows))
     if len(names) > MOST_ROWS:
         out.print(f"... and {len(names) - MOST_ROWS:,} more classes (--json has them all)")
     for what, found in data.get("differences", {}).items():
@@ -105,7 +105,7 @@ def _print_audit(data: dict[str, Any], out: Output) -> None:
 
 def _print_sheet(data: dict[str, Any], out: Output) -> None:
     """Print where the contact sheet is."""
-    out.print(f"{printable(data['path'])}: {data['pictures']} pictures, {data['times']} times augmented")
+    out.print(f"{escape(data['path'])}: {data['pictures']} pictures, {data['times']} times augmented")
 
 
 def _print_split(data: dict[str, Any], out: Output) -> None:
@@ -116,4 +116,4 @@ def _print_split(data: dict[str, Any], out: Output) -> None:
         out.print(f"{data['groups']:,} groups, each in one split")
     split = "" if "split" in data["columns"] else f", split: {next(iter(data['columns']))}"
     settings = f"path: {data['path']}, root: {data['root']}{split}"
-    out.print(printable(f"use it:  source: {{table: {{{settings}}}}}"))
+    out.print(escape(f"use it:  source: {{table: {{{settings}}}}}"))

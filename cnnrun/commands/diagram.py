@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cnnrun.base.errors import printable
+from cnnrun.base.errors import escape
 from cnnrun.commands.options import Config, Overrides
 
 
@@ -19,18 +19,18 @@ def diagram(
     ] = None,
 ) -> None:
     """Draw the network with blocks, links and shapes. Example: cnnrun diagram c.yaml --out c.svg"""
-    from cnnrun.experiment.config_file import load
+    from cnnrun.experiment.config_file import read_config
 
-    experiment = load(config, overrides or [])
+    experiment = read_config(config, overrides or [])
     from cnnrun.base.atomic_files import write_text
     from cnnrun.experiment.checks import outline_of
-    from cnnrun.explain.figures.network_svg import svg
+    from cnnrun.explain.figures.network_svg import render_svg
     from cnnrun.model import outline
 
     parts = outline_of(experiment)
     if out is None:
-        typer.echo(outline.text(parts))
+        typer.echo(outline.format_outline(parts))
     else:
-        drawing = svg(parts, experiment.name)
+        drawing = render_svg(parts, experiment.name)
         write_text(out, drawing)
-        typer.echo(f"{printable(str(out))}: {len(drawing):,} bytes")
+        typer.echo(f"{escape(str(out))}: {len(drawing):,} bytes")

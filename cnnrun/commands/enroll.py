@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from cnnrun.base.console import Output, table
-from cnnrun.base.errors import printable
+from cnnrun.base.console import Output, build_table
+from cnnrun.base.errors import escape
 from cnnrun.commands.options import Batch, Device, GalleryFile, Json, RunOption, Runs, show
 from cnnrun.commands.tables import MOST_ROWS
 
@@ -25,11 +25,11 @@ def enroll(
     as_json: Json = False,
 ) -> None:
     """Make a gallery of known people, change it, show it. Example: cnnrun enroll staff/ --gallery staff.safetensors"""
-    from cnnrun.base.device import choose
+    from cnnrun.base.device import choose_device
     from cnnrun.results import people
 
-    given = people.Given(run, runs, choose(device))
-    show(people.enrolled(given, folder, gallery, add, remove or [], batch), as_json, print_gallery)
+    given = people.IdentityOptions(run, runs, choose_device(device))
+    show(people.enroll_people(given, folder, gallery, add, remove or [], batch), as_json, print_gallery)
 
 
 def print_gallery(data: dict[str, Any], out: Output) -> None:
@@ -37,10 +37,10 @@ def print_gallery(data: dict[str, Any], out: Output) -> None:
     for what in ("added", "removed"):
         if names := data[what]:
             more = f" and {len(names) - MOST_ROWS:,} more" if len(names) > MOST_ROWS else ""
-            out.print(f"{what}: {printable(', '.join(names[:MOST_ROWS]))}{more}")
+            out.print(f"{what}: {escape(', '.join(names[:MOST_ROWS]))}{more}")
     people = data["people"]
     shown = list(people.items())[:MOST_ROWS]
-    out.print(table(["person", "pictures"], [[name, f"{count:,}"] for name, count in shown]))
+    out.print(build_table(["person", "pictures"], [[name, f"{count:,}"] for name, count in shown]))
     if len(people) > len(shown):
         out.print(f"and {len(people) - len(shown):,} more")
-    out.print(f"{printable(data['path'])}: {len(people):,} people, {sum(people.values()):,} pictures")
+    out.print(f"{escape(data['path'])}: {len(people):,} people, {sum(people.values()):,} pictures")

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from cnnrun.base.console import Output, table
-from cnnrun.base.errors import printable
+from cnnrun.base.console import Output, build_table
+from cnnrun.base.errors import escape
 from cnnrun.commands.options import Device, Json, Run, Runs, SplitName, show
 from cnnrun.commands.tables import number
 
@@ -22,15 +22,15 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure a trained network on a split. Example: cnnrun eval runs/digits/1 --split val"""
-    from cnnrun.base.device import choose
+    from cnnrun.base.device import choose_device
     from cnnrun.results.evaluate import evaluate_run
 
-    show(evaluate_run(run, runs, choose(device), split, plots), as_json, print_evaluation)
+    show(evaluate_run(run, runs, choose_device(device), split, plots), as_json, print_evaluation)
 
 
 def print_evaluation(data: dict[str, Any], out: Output) -> None:
     """Print the headline numbers, then the tables."""
-    from cnnrun.results.report import classes
+    from cnnrun.results.report import class_tables
 
     out.print(f"{data['run']}, checkpoint of step {data['step']}: split {data['split']}, {data['samples']:,} pictures")
     numbers, spans = data["numbers"], data["intervals"]
@@ -39,11 +39,11 @@ def print_evaluation(data: dict[str, Any], out: Output) -> None:
         out.print(f"n/a: not defined here, {data['split']} has nothing of that kind")
     rows = [[name, f"{numbers[name]:.4f}", f"{low:.4f}", f"{high:.4f}"] for name, (low, high) in spans.items()]
     if rows:
-        out.print(table(["number", "value", "from", "to (95 %)"], rows))
+        out.print(build_table(["number", "value", "from", "to (95 %)"], rows))
     for name, rows in data["tables"].items():
         if name != "precision_recall":  # for programs: a hundred lines a class
-            classes.show_rows(out, rows)
+            class_tables.show_rows(out, rows)
     for name, matrix in data["matrices"].items():
-        classes.show_matrix(out, name, matrix, data["tables"].get("per_class", []))
+        class_tables.show_matrix(out, name, matrix, data["tables"].get("per_class", []))
     for path in data.get("plots", ()):
-        out.print(printable(path))
+        out.print(escape(path))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from cnnrun.base import torchrun
-from cnnrun.base.errors import Interrupted, Lost, UserError, first_line, printable, shortened
+from cnnrun.base.errors import InterruptionError, NoAnswerError, UserError, escape, first_line, shorten
 
 _BUG = "this is a bug of cnnrun: please report it with these lines"
 
@@ -20,9 +20,9 @@ _BUG = "this is a bug of cnnrun: please report it with these lines"
 def of_a_bug(error: Exception) -> tuple[Sequence[str], int]:
     """The lines and the exit code of an error that is not the user's."""
     if isinstance(error, RuntimeError | MemoryError | OSError):
-        from cnnrun.base.device import is_gpu_broken, out_of_memory
+        from cnnrun.base.device import is_gpu_broken, is_out_of_memory
 
-        if out_of_memory(error):
+        if is_out_of_memory(error):
             return ["out of memory; train.accumulate: 2 (or more) or a smaller batch needs less"], 6
         if is_gpu_broken(error):
             line = (
@@ -36,10 +36,10 @@ def leave(error: Exception, lines: Sequence[str], code: int) -> NoReturn:
     """Print and go. Without waiting for threads where these may never end."""
     rank = torchrun.rank()
     for line in lines:
-        print(shortened(printable(f"rank {rank}: {line}" if rank else line)), file=sys.stderr, flush=True)  # noqa: T201
+        print(shorten(escape(f"rank {rank}: {line}" if rank else line)), file=sys.stderr, flush=True)  # noqa: T201
     reading = any(thread.name.startswith("decode") for thread in threading.enumerate())
-    hung = isinstance(error, Lost) or (isinstance(error, Interrupted) and reading)
-    if torchrun.size() == 1 and not hung:
+    hung = isinstance(error, NoAnswerError) or (isinstance(error, InterruptionError) and reading)
+    if torchrun.world_size() == 1 and not hung:
         sys.exit(code)
     if rank:
         time.sleep(1)  # torchrun ends all once one has ended: what the first has to say comes before

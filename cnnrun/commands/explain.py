@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import typer
 
-from cnnrun.base.console import Output, table
-from cnnrun.base.errors import printable
+from cnnrun.base.console import Output, build_table
+from cnnrun.base.errors import escape
 from cnnrun.commands.options import Device, Json, Run, Runs, SplitName, show
 from cnnrun.commands.renamed import Command, Group
 
@@ -43,11 +43,11 @@ def _explain() -> None:
 
 def _made_commands() -> dict[str, Any]:
     """The commands by name, in the order of the methods' union."""
-    from cnnrun.config.spec import members
+    from cnnrun.config.spec import union_members
     from cnnrun.explain.methods import Method
 
     app = typer.Typer(rich_markup_mode=None)
-    for method in members(Method):
+    for method in union_members(Method):
         app.command(method.kind, cls=Command)(_function(method))
     app.command("ablate", cls=Command)(ablate)
     group: Any = typer.main.get_group(app)
@@ -59,12 +59,12 @@ def _function(method: Any) -> Callable[..., None]:
     from cnnrun.explain.method_base import ImageMethod
 
     def explain(run: Path | None, out: Path | None, device: str, runs: Path, as_json: bool, **values: Any) -> None:
-        from cnnrun.base.device import choose
+        from cnnrun.base.device import choose_device
         from cnnrun.explain.run_method import explain_run
 
         settings = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         given = {name: value for name, value in settings.items() if value is not None}
-        show(explain_run(method(**given), run, runs, choose(device), out), as_json, _print_explanation)
+        show(explain_run(method(**given), run, runs, choose_device(device), out), as_json, _print_explanation)
 
     fields = sorted(method.model_fields.items(), key=lambda item: item[0] in ImageMethod.model_fields)
     parameters = [
@@ -122,13 +122,13 @@ def ablate(
     as_json: Json = False,
 ) -> None:
     """The numbers without layers, or with other sizes. Example: cnnrun explain ablate --remove model[3] --retrain"""
-    from cnnrun.base.device import choose, keep_freed_memory
+    from cnnrun.base.device import choose_device, keep_freed_memory
     from cnnrun.explain.run_method import open_run
     from cnnrun.results.studies import ablate as ablation
 
     keep_freed_memory()
-    opened = open_run(run, runs, choose(device))
-    show(ablation.ablate(opened, remove or [], change or [], retrain, split, out), as_json, _print_explanation)
+    opened = open_run(run, runs, choose_device(device))
+    show(ablation.run_ablation(opened, remove or [], change or [], retrain, split, out), as_json, _print_explanation)
 
 
 def _print_explanation(data: dict[str, Any], out: Output) -> None:
@@ -138,13 +138,13 @@ def _print_explanation(data: dict[str, Any], out: Output) -> None:
         shown = [row for row in rows if isinstance(row, dict)][:_MOST_ROWS]
         plain = [name for row in shown for name, value in row.items() if not isinstance(value, list | dict)]
         columns = list(dict.fromkeys(plain))
-        out.print(table(columns, [[_cell(row.get(name, "")) for name in columns] for row in shown]))
+        out.print(build_table(columns, [[_cell(row.get(name, "")) for name in columns] for row in shown]))
         if len(rows) > len(shown):
             out.print(f"and {len(rows) - len(shown):,} more (--json has them all)")
-    out.print(printable(data["caption"]))
+    out.print(escape(data["caption"]))
     for key in ("path", "features"):
         if key in data:
-            out.print(printable(data[key]))
+            out.print(escape(data[key]))
 
 
 def _cell(value: object) -> str:

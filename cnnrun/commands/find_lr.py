@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from cnnrun.base.console import Output, table
-from cnnrun.base.errors import printable
+from cnnrun.base.console import Output, build_table
+from cnnrun.base.errors import escape
 from cnnrun.commands.options import Config, Device, Json, Overrides, Plots, refuse_ranks, show
 
 
@@ -25,21 +25,21 @@ def find_lr(
 ) -> None:
     """Measure the loss over learning rates; nothing is kept. Example: cnnrun find-lr c.yaml --plots figures"""
     refuse_ranks("find-lr")
-    from cnnrun.base.device import choose, keep_freed_memory
-    from cnnrun.experiment.config_file import load
+    from cnnrun.base.device import choose_device, keep_freed_memory
+    from cnnrun.experiment.config_file import read_config
 
-    experiment, chosen = load(config, overrides or []), choose(device)
+    experiment, chosen = read_config(config, overrides or []), choose_device(device)
     from cnnrun.results.studies import find_lr as finding
 
     keep_freed_memory()
-    show(finding.find(experiment, chosen, low, high, steps, plots), as_json, _print_range)
+    show(finding.find_learning_rate(experiment, chosen, low, high, steps, plots), as_json, _print_range)
 
 
 def _print_range(data: dict[str, Any], out: Output) -> None:
     """Print some rows of the range, and the rates that are usual to take."""
     rates = data["rates"]
     shown = rates[:: max(1, len(rates) // 15)]
-    out.print(table(["lr", "loss"], [[f"{row['lr']:.3g}", f"{row['smoothed']:.4f}"] for row in shown]))
+    out.print(build_table(["lr", "loss"], [[f"{row['lr']:.3g}", f"{row['smoothed']:.4f}"] for row in shown]))
     if len(shown) < len(rates):
         out.print(f"every {len(rates) // 15}th of {len(rates):,} steps (--json has them all)")
     if "steepest" in data:
@@ -48,4 +48,4 @@ def _print_range(data: dict[str, Any], out: Output) -> None:
     else:
         out.print("the loss does not fall in this range by more than its noise; nothing was changed")
     for path in data.get("plots", ()):
-        out.print(printable(path))
+        out.print(escape(path))

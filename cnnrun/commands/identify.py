@@ -35,9 +35,9 @@ def identify(
     as_json: Json = False,
 ) -> None:
     """Say who of a gallery is in each image, or nobody. Example: cnnrun identify photos/ --gallery staff.safetensors"""
-    from cnnrun.base.device import choose
+    from cnnrun.base.device import choose_device
     from cnnrun.commands import prediction_output
     from cnnrun.results import people
 
-    given = people.Given(run, runs, choose(device), threshold, far)
-    prediction_output.write_all(people.identified(given, paths, gallery, top, search.value, batch), as_json, csv)
+    given = people.IdentityOptions(run, runs, choose_device(device), threshold, far)
+    prediction_output.write_all(people.identify_people(given, paths, gallery, top, search.value, batch), as_json, csv)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cnnrun.base.console import Output
-from cnnrun.base.errors import printable
+from cnnrun.base.errors import escape
 from cnnrun.commands.options import Json, show
 from cnnrun.commands.tables import print_findings, width_height
 
@@ -23,7 +23,7 @@ def init(
     """Look at data and write a config that trains well on it. Example: cnnrun init photos/ --out photos.yaml"""
     from cnnrun.experiment import init_config
 
-    show(init_config.start(data, task, out, minutes), as_json, _print_config)
+    show(init_config.write_config(data, task, out, minutes), as_json, _print_config)
 
 
 def _print_config(data: dict[str, Any], out: Output) -> None:
@@ -31,9 +31,7 @@ def _print_config(data: dict[str, Any], out: Output) -> None:
     counts = data["classes"]["train"]
     out.print("found: " + "  ".join(f"{name} {count:,}" for name, count in data["pictures"].items()))
     few, many = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
-    out.print(
-        f"{len(counts)} classes in train: {counts[few]:,} ({printable(few)}) to {counts[many]:,} ({printable(many)})"
-    )
+    out.print(f"{len(counts)} classes in train: {counts[few]:,} ({escape(few)}) to {counts[many]:,} ({escape(many)})")
     sizes = data["sizes"]
     out.print(f"pictures from {width_height(sizes['smallest'])} to {width_height(sizes['largest'])} pixels")
     print_findings(data["findings"], out)
@@ -42,5 +40,5 @@ def _print_config(data: dict[str, Any], out: Output) -> None:
         f"chosen: {width}x{height}x{data['channels']}, {data['parameters']:,} parameters, batch {data['batch']}, "
         f"{data['epochs']} epochs: about {data['minutes']:g} min here ({data['images_per_second']:,} images/s measured)"
     )
-    path = printable(data["path"])
+    path = escape(data["path"])
     out.print(f"{path} is written; next: cnnrun train {path}")

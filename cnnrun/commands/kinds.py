@@ -9,45 +9,45 @@ from pydantic_core import PydanticUndefined
 from cnnrun.base.errors import ConfigError
 from cnnrun.config import zoo
 from cnnrun.config.messages import did_you_mean
-from cnnrun.config.spec import Kind, Spec, members
+from cnnrun.config.spec import Kind, Spec, union_members
 from cnnrun.data.augment.settings import Augment, Crop, TrivialAugment
 from cnnrun.data.epoch_order import Sampler
-from cnnrun.data.image_files import Image
+from cnnrun.data.image_files import ImageSettings
 from cnnrun.data.settings import Data, HoldOut
 from cnnrun.data.sources import Source
 from cnnrun.experiment.schema import Experiment
 from cnnrun.export import Format
 from cnnrun.model.structures import Model, Node
 from cnnrun.tasks import Task
-from cnnrun.tasks.embedding.losses import Loss
-from cnnrun.tasks.multilabel import Label
-from cnnrun.tasks.regression.losses import Fit
+from cnnrun.tasks.embedding.losses import EmbeddingLoss
+from cnnrun.tasks.multilabel import MultilabelLoss
+from cnnrun.tasks.regression.losses import RegressionLoss
 from cnnrun.training.ema import EmaSpec
-from cnnrun.training.optimizers import Group, Optimizer
+from cnnrun.training.optimizers import Optimizer, ParameterGroup
 from cnnrun.training.schedules import Schedule
 from cnnrun.training.settings import EarlyStop, Train
 
 FAMILIES: dict[str, tuple[type[Kind], ...]] = {
-    "layers": members(Node),
-    "tasks": members(Task),
-    "sources": members(Source),
+    "layers": union_members(Node),
+    "tasks": union_members(Task),
+    "sources": union_members(Source),
     "policies": (TrivialAugment,),
-    "optimizers": members(Optimizer),
-    "schedules": members(Schedule),
-    "samplers": members(Sampler),
-    "losses": (*members(Label), *members(Fit), *members(Loss)),
-    "formats": members(Format),
+    "optimizers": union_members(Optimizer),
+    "schedules": union_members(Schedule),
+    "samplers": union_members(Sampler),
+    "losses": (*union_members(MultilabelLoss), *union_members(RegressionLoss), *union_members(EmbeddingLoss)),
+    "formats": union_members(Format),
 }
 SECTIONS: dict[str, type[Spec]] = {
     "(top)": Experiment,
     "data": Data,
-    "data.image": Image,
+    "data.image": ImageSettings,
     "data.split": HoldOut,
     "data.augment": Augment,
     "data.augment.crop": Crop,
     "model": Model,
     "train": Train,
-    "train.optimizer.groups": Group,
+    "train.optimizer.groups": ParameterGroup,
     "train.ema": EmaSpec,
     "train.early_stop": EarlyStop,
 }
@@ -81,7 +81,7 @@ def json_schema() -> dict[str, Any]:
     model = schema["$defs"]["Model"]
     model.pop("required")  # a zoo network brings its layers
     listed = model["properties"]["layers"]
-    schema["properties"]["model"] = {"anyOf": [{"enum": zoo.names()}, listed, {"$ref": "#/$defs/Model"}]}
+    schema["properties"]["model"] = {"anyOf": [{"enum": zoo.network_names()}, listed, {"$ref": "#/$defs/Model"}]}
     layers = {kind.kind for kind in FAMILIES["layers"]}
     _admit_blocks(schema, layers)
     return schema

@@ -39,7 +39,7 @@ GalleryFile = Annotated[Path, typer.Option("--gallery", help="The gallery, a .sa
 
 def refuse_ranks(command: str) -> None:
     """Raise ConfigError under torchrun, whose ranks would all do the same and write the same files."""
-    if torchrun.size() > 1:
+    if torchrun.world_size() > 1:
         raise ConfigError(f"{command} is for one process; start it without torchrun")
 
 

@@ -18,14 +18,14 @@ def plan(
 ) -> None:
     """Measure how long a training will take, and how much memory. Example: cnnrun plan configs/digits.yaml"""
     refuse_ranks("plan")
-    from cnnrun.base.device import choose, keep_freed_memory
-    from cnnrun.experiment.config_file import load
+    from cnnrun.base.device import choose_device, keep_freed_memory
+    from cnnrun.experiment.config_file import read_config
 
-    experiment, chosen = load(config, overrides or []), choose(device)
+    experiment, chosen = read_config(config, overrides or []), choose_device(device)
     from cnnrun.results.studies import plan as planning
 
     keep_freed_memory()
-    show(planning.plan(experiment, chosen, runs), as_json, _print_plan)
+    show(planning.plan_training(experiment, chosen, runs), as_json, _print_plan)
 
 
 def _print_plan(data: dict[str, Any], out: Output) -> None:

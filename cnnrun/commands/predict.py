@@ -27,10 +27,10 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Predict images, a line each as they come. Example: cnnrun predict photos/ --json"""
-    from cnnrun.base.device import choose
+    from cnnrun.base.device import choose_device
     from cnnrun.commands import prediction_output
-    from cnnrun.experiment.open_run import usable
+    from cnnrun.experiment.open_run import open_network
     from cnnrun.results.predict import BoxOutput, predict_paths
 
-    trained, boxes = usable(run, runs, choose(device)), BoxOutput(score or [], draw, coco)
+    trained, boxes = open_network(run, runs, choose_device(device)), BoxOutput(score or [], draw, coco)
     prediction_output.write_all(predict_paths(trained, paths, batch, boxes), as_json, csv)

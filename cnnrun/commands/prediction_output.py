@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from cnnrun.base.errors import DataError, printable, safe_cell
-from cnnrun.contracts.prediction_text import describe_prediction, named_numbers
+from cnnrun.base.errors import DataError, escape, escape_cell
+from cnnrun.contracts.prediction_text import describe_prediction, named_values
 
 _LABEL, _BOX = ["label", "probability"], ["label", "score", "x", "y", "width", "height"]
 
@@ -80,12 +80,12 @@ def _cell(value: Any) -> Any:
 
     Text that begins with = + - @ gets an apostrophe before it, unless it is a number; control characters are escaped.
     """
-    return safe_cell(value) if isinstance(value, str) else value
+    return escape_cell(value) if isinstance(value, str) else value
 
 
 def _columns(row: dict[str, Any]) -> list[str]:
     if "values" in row:
-        return list(named_numbers(row))
+        return list(named_values(row))
     if "probabilities" in row:  # no list of labels in one cell: names may hold whatever would separate them
         return [f"{what} {name}" for what in ("present", "probability") for name in row["probabilities"]]
     if "embedding" in row:
@@ -109,7 +109,7 @@ def _cells(row: dict[str, Any]) -> Iterator[list[Any]]:
     elif "embedding" in row:
         yield row["embedding"]
     elif "values" in row:
-        yield list(named_numbers(row).values())
+        yield list(named_values(row).values())
     elif "probabilities" in row:
         yield [*(int(name in row["labels"]) for name in row["probabilities"]), *row["probabilities"].values()]
     elif "matches" in row:
@@ -123,6 +123,6 @@ def _cells(row: dict[str, Any]) -> Iterator[list[Any]]:
 
 def _text_row(row: dict[str, Any]) -> None:
     if "error" in row:
-        print(printable(row["error"]), file=sys.stderr)  # noqa: T201
+        print(escape(row["error"]), file=sys.stderr)  # noqa: T201
         return
-    print(f"{printable(row['path'])}: {printable(describe_prediction(row))}", flush=True)  # noqa: T201
+    print(f"{escape(row['path'])}: {escape(describe_prediction(row))}", flush=True)  # noqa: T201

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cnnrun.base.console import Output
-from cnnrun.base.errors import printable
+from cnnrun.base.errors import escape
 from cnnrun.commands.options import Device, Json, Runs, refuse_ranks, show
 
 
@@ -25,13 +25,13 @@ def report(
 ) -> None:
     """Write one page about a run, or several side by side, for a browser. Example: cnnrun report runs/digits/1"""
     refuse_ranks("report")
-    from cnnrun.base.device import choose
+    from cnnrun.base.device import choose_device
     from cnnrun.results.report import write as reporting
 
-    show(reporting.report(targets or [], runs, choose(device), split, out), as_json, _print_page)
+    show(reporting.write_report(targets or [], runs, choose_device(device), split, out), as_json, _print_page)
 
 
 def _print_page(data: dict[str, Any], out: Output) -> None:
     """Print where a page is."""
     count = f"{len(data['runs'])} runs" if len(data["runs"]) > 1 else data["runs"][0]
-    out.print(printable(f"{data['path']}: {count}, measured on {data['split']}, {data['bytes'] / 2**20:.1f} MiB"))
+    out.print(escape(f"{data['path']}: {count}, measured on {data['split']}, {data['bytes'] / 2**20:.1f} MiB"))

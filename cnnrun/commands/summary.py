@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from cnnrun.base.console import Output, table
+from cnnrun.base.console import Output, build_table
 from cnnrun.commands.options import Config, Json, Overrides, show
 from cnnrun.commands.tables import shape_text
 
 
 def summary(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
     """The network, a row a layer: shape, parameters, FLOPs, memory, receptive field. Example: cnnrun summary c.yaml"""
-    from cnnrun.experiment.config_file import load
+    from cnnrun.experiment.config_file import read_config
 
-    experiment = load(config, overrides or [])
+    experiment = read_config(config, overrides or [])
     from cnnrun.experiment import checks
 
     show(checks.summarize(experiment), as_json, _print_summary)
@@ -36,7 +36,7 @@ def _print_summary(data: dict[str, Any], out: Output) -> None:
         for row in data["layers"]
     ]
     out.print(f"input {shape_text(data['image'])}")
-    out.print(table(columns, rows, left=2))
+    out.print(build_table(columns, rows, text_columns=2))
     total = data["total"]
     out.print(
         f"{total['parameters']:,} parameters ({total['parameters'] * 4 / 2**20:,.2f} MiB), "

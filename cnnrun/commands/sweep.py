@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from cnnrun.base.console import Output, table
-from cnnrun.base.errors import printable
+from cnnrun.base.console import Output, build_table
+from cnnrun.base.errors import escape
 from cnnrun.commands.options import Config, Device, Json, Runs, refuse_ranks, show
 
 
@@ -30,11 +30,11 @@ def sweep(
 ) -> None:
     """Look for settings with Optuna. Example: cnnrun sweep c.yaml train.optimizer.sgd.lr=log:0.001..0.3"""
     refuse_ranks("sweep")
-    from cnnrun.base.device import choose, keep_freed_memory
+    from cnnrun.base.device import choose_device, keep_freed_memory
     from cnnrun.results.studies import sweep as sweeping
 
     keep_freed_memory()
-    result = sweeping.sweep(config, settings, trials, runs, choose(device), storage)
+    result = sweeping.run_sweep(config, settings, trials, runs, choose_device(device), storage)
     show(result, as_json, _print_trials)
 
 
@@ -52,6 +52,6 @@ def _print_trials(data: dict[str, Any], out: Output) -> None:
         ]
         for row in data["trials"]
     ]
-    out.print(table(["trial", "", data["monitor"], "settings"], rows, left=2))
+    out.print(build_table(["trial", "", data["monitor"], "settings"], rows, text_columns=2))
     best = data["best"]
-    out.print(f"best: trial {best['trial']}, {data['monitor']} {best['value']:.5g}: {printable(best['config'])}")
+    out.print(f"best: trial {best['trial']}, {data['monitor']} {best['value']:.5g}: {escape(best['config'])}")

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from cnnrun.base import torchrun
-from cnnrun.base.console import Output, table
-from cnnrun.base.errors import printable
+from cnnrun.base.console import Output, build_table
+from cnnrun.base.errors import escape
 from cnnrun.commands.options import Config, Device, Json, Overrides, Runs, show
 
 
@@ -37,10 +37,10 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a network. Example: cnnrun train configs/digits.yaml train.epochs=3"""
-    from cnnrun.base.device import choose, keep_freed_memory
-    from cnnrun.experiment.config_file import load
+    from cnnrun.base.device import choose_device, keep_freed_memory
+    from cnnrun.experiment.config_file import read_config
 
-    experiment, chosen = load(config, overrides or []), choose(device)
+    experiment, chosen = read_config(config, overrides or []), choose_device(device)
     # Imported only now: a bad config should be answered sooner.
     from cnnrun.results.report import write as reporting
     from cnnrun.results.studies.seeds import train_seeds
@@ -53,7 +53,7 @@ def train(
         return
     result = train_run(experiment, runs, chosen, resume or strict_resume, strict_resume)
     if page and not torchrun.rank():
-        reporting.after(Path(result["run"]), runs, chosen, anew="already_finished" not in result)
+        reporting.report_after_training(Path(result["run"]), runs, chosen, overwrite="already_finished" not in result)
     show(result, as_json, _print_training)
 
 
@@ -70,16 +70,16 @@ def _print_training(data: dict[str, Any], out: Output) -> None:
 
 def print_seeds(data: dict[str, Any], out: Output) -> None:
     """Print a row for each number: its mean over the seeds, how it varies, and the mean's interval."""
-    from cnnrun.results.report.classes import cell
+    from cnnrun.results.report.class_tables import format_cell
 
     count = len(data["seeds"])
     out.print(f"{data['name']}: {count} seeds, measured on {data['split']}")
     columns = ("mean", "deviation", "from", "to")
     rows = [
-        [name, *(cell(of[column]) if column in of else "" for column in columns)]
+        [name, *(format_cell(of[column]) if column in of else "" for column in columns)]
         for name, of in data["summary"].items()
     ]
-    out.print(table(["number", "mean", "deviation", "from", "to (95 % of the mean)"], rows))
+    out.print(build_table(["number", "mean", "deviation", "from", "to (95 % of the mean)"], rows))
     for row in data["runs"]:
-        out.print(f"seed {row['seed']}: {printable(row['run'])}")
-    out.print(printable(data["path"]))
+        out.print(f"seed {row['seed']}: {escape(row['run'])}")
+    out.print(escape(data["path"]))

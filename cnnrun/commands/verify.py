@@ -22,11 +22,11 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Say if two images show the same person. Example: cnnrun verify a.jpg b.jpg"""
-    from cnnrun.base.device import choose
+    from cnnrun.base.device import choose_device
     from cnnrun.results import people
 
     show(
-        people.compared(people.Given(run, runs, choose(device), threshold, far), one, other),
+        people.verify_pair(people.IdentityOptions(run, runs, choose_device(device), threshold, far), one, other),
         as_json,
         _print_verdict,
     )

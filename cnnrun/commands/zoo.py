@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cnnrun.base.console import Output, table
+from cnnrun.base.console import Output, build_table
 from cnnrun.commands.options import Json, show
 from cnnrun.commands.tables import shape_text
 
@@ -20,7 +20,7 @@ def zoo_list(as_json: Json = False) -> None:
 
     from cnnrun.config import zoo
 
-    show({"networks": [asdict(zoo.entry(name)) for name in zoo.names()]}, as_json, _print_networks)
+    show({"networks": [asdict(zoo.read_entry(name)) for name in zoo.network_names()]}, as_json, _print_networks)
 
 
 @zoo_app.command("show")
@@ -28,15 +28,15 @@ def zoo_show(name: Annotated[str, typer.Argument(help="One of `cnnrun zoo list`.
     """A network's file, to copy and change. Example: cnnrun zoo show resnet18 > mine.yaml"""
     from cnnrun.config import zoo
 
-    typer.echo(zoo.text(name), nl=False)
+    typer.echo(zoo.network_yaml(name), nl=False)
 
 
 @zoo_app.command("blocks")
 def zoo_blocks() -> None:
     """The blocks that every config may use. Example: cnnrun zoo blocks"""
-    from cnnrun.config.blocks import SHIPPED
+    from cnnrun.config.blocks import BLOCKS_FILE
 
-    typer.echo(SHIPPED.read_text(), nl=False)
+    typer.echo(BLOCKS_FILE.read_text(), nl=False)
 
 
 def _print_networks(data: dict[str, Any], out: Output) -> None:
@@ -53,6 +53,6 @@ def _print_networks(data: dict[str, Any], out: Output) -> None:
         ]
         for entry in data["networks"]
     ]
-    out.print(table(columns, rows, left=2))
+    out.print(build_table(columns, rows, text_columns=2))
     out.print("a multiply-add counts once, as in torchvision's GFLOPS; `cnnrun summary` counts it as two operations")
     out.print("use one: `model: resnet18` in a config; read, copy and change one: cnnrun zoo show resnet18")

@@ -11,7 +11,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from cnnrun.config.tree import DOUBTFUL, Loc, Map, Mark, Problem, path_text, position
+from cnnrun.config.tree import INVALID, KeyPath, Map, Position, Problem, find_position, path_text
 
 _MANY = 16  # a longer list of words helps nobody who was shown the right one
 
@@ -19,36 +19,36 @@ _MANY = 16  # a longer list of words helps nobody who was shown the right one
 def did_you_mean(word: object, known: Iterable[str]) -> str:
     """A suggestion to append to a message about an unknown word: the nearest one, then what is allowed."""
     words = list(known)
-    near = nearest(word, words)
-    known = f" (known: {_listed(words)})"
+    near = nearest_suggestion(word, words)
+    known = f" (known: {join_words(words)})"
     if len(words) > _MANY:
         known = "" if near else " (`cnnrun kinds` lists them all)"
     return near + known
 
 
-def nearest(word: object, known: Iterable[str]) -> str:
+def nearest_suggestion(word: object, known: Iterable[str]) -> str:
     """The nearest of the known words, as the end of a message; nothing where none is near."""
     near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _listed(words: Iterable[str]) -> str:
+def join_words(words: Iterable[str]) -> str:
     return ", ".join(words)
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value of the YAML in a message, cut to one short line."""
     text = repr(dict(value)) if isinstance(value, Map) else repr(value)
     text = {"None": "nothing", "True": "true", "False": "false"}.get(text, text)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def problems_of(error: ValidationError, tree: object, root: Loc, mark: Mark) -> list[Problem]:
+def validation_problems(error: ValidationError, tree: object, root: KeyPath, mark: Position) -> list[Problem]:
     """Pydantic's complaints as ours: with the place in the file, one line each, in the file's order.
 
     `tree` is the whole file, `root` the path of the part that was validated, `mark` where that part stands.
     """
-    found: dict[Loc, list[Any]] = {}
+    found: dict[KeyPath, list[Any]] = {}
     for item in error.errors(include_url=False):
         if item["type"] != "doubtful":
             path = (*root, *item["loc"])
@@ -57,14 +57,14 @@ def problems_of(error: ValidationError, tree: object, root: Loc, mark: Mark) -> 
             found.setdefault(known, []).append(item)
     problems = []
     for path, items in found.items():
-        at = position(tree, path, mark, of_key=items[0]["type"] == "unknown_key")
+        at = find_position(tree, path, mark, at_key=items[0]["type"] == "unknown_key")
         deepest = max(len(item["loc"]) for item in items)
         text = "; or ".join(dict.fromkeys(_message(item) for item in items if len(item["loc"]) == deepest))
         problems.append(Problem(at, path_text(tree, path), text))
     return problems
 
 
-def _known(tree: object, path: Loc) -> int:
+def _known(tree: object, path: KeyPath) -> int:
     """How many leading keys of `path` lead to something in `tree`."""
     node: Any = tree
     for depth, key in enumerate(path):
@@ -75,7 +75,7 @@ def _known(tree: object, path: Loc) -> int:
     return len(path)
 
 
-def _with_suggestions(error: ValidationError, keys: list[str]) -> ValidationError:
+def add_suggestions(error: ValidationError, keys: list[str]) -> ValidationError:
     """The same error, with the model's own keys suggested where a key is unknown, and doubtful values left out."""
     lines: list[Any] = []
     for item in error.errors(include_url=False):
@@ -84,15 +84,15 @@ def _with_suggestions(error: ValidationError, keys: list[str]) -> ValidationErro
         if kind == "extra_forbidden" and len(item["loc"]) == 1:
             text = f"unknown key{did_you_mean(item['loc'][0], keys)}"
             kind, context = PydanticCustomError("unknown_key", "{text}", {"text": text}), {}
-        elif item.get("input") is DOUBTFUL:
-            kind, context = _doubtful(), {}
+        elif item.get("input") is INVALID:
+            kind, context = invalid_value_error(), {}
         elif set(context) == {"text"}:
             kind = PydanticCustomError(kind, "{text}", context)
         lines.append({"type": kind, "loc": item["loc"], "input": item["input"], "ctx": context})
     return ValidationError.from_exception_data(error.title, lines)
 
 
-def _doubtful() -> PydanticCustomError:
+def invalid_value_error() -> PydanticCustomError:
     return PydanticCustomError("doubtful", "already reported")
 
 
@@ -122,14 +122,14 @@ def _message(item: Any) -> str:
         return f"needs at least {context['min_length']} item(s), has {context['actual_length']}"
     if kind == "literal_error":
         allowed = [word.strip("'") for word in context["expected"].replace(" or ", ", ").split(", ")]
-        return f"{shown(value)} is not one of the choices{did_you_mean(value, allowed)}"
+        return f"{format_value(value)} is not one of the choices{did_you_mean(value, allowed)}"
     if kind == "string_pattern_mismatch":
-        return f"{shown(value)} must match {context['pattern']}"
+        return f"{format_value(value)} must match {context['pattern']}"
     if value is None and kind in _EXPECTED:
         return f"{_EXPECTED[kind].format(**context)}; give a value or remove the line"
     if kind not in _EXPECTED:
         return str(item["msg"]).removeprefix("Value error, ")
-    return f"{_EXPECTED[kind].format(**context)}; got {shown(value)}{_quotes_hint(kind, value)}"
+    return f"{_EXPECTED[kind].format(**context)}; got {format_value(value)}{_quotes_hint(kind, value)}"
 
 
 def _quotes_hint(kind: str, value: object) -> str:

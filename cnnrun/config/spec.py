@@ -30,8 +30,8 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from cnnrun.config.messages import _doubtful, _listed, _with_suggestions, did_you_mean, shown
-from cnnrun.config.tree import DOUBTFUL
+from cnnrun.config.messages import add_suggestions, did_you_mean, format_value, invalid_value_error, join_words
+from cnnrun.config.tree import INVALID
 
 
 class Spec(BaseModel):
@@ -49,7 +49,7 @@ class Spec(BaseModel):
         try:
             return handler(value)
         except ValidationError as error:
-            raise _with_suggestions(error, cls.keys()) from None
+            raise add_suggestions(error, cls.keys()) from None
 
     @classmethod
     def keys(cls) -> list[str]:
@@ -103,7 +103,7 @@ class Kinds:
     suffix: str = ""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        choices = {self.word(member): member for member in members(source)}
+        choices = {self.yaml_name(member): member for member in union_members(source)}
         schemas: dict[Any, CoreSchema] = {
             word: core_schema.no_info_before_validator_function(_body_of(member), handler.generate_schema(member))
             for word, member in choices.items()
@@ -119,18 +119,18 @@ class Kinds:
         written = [_json_of(word, inner["schema"], handler) for word, inner in choices.items()]
         return {"anyOf": [{"enum": list(choices)}, *written]}
 
-    def word(self, kind: type[Kind] | Kind) -> str:
+    def yaml_name(self, kind: type[Kind] | Kind) -> str:
         """The kind's word in the YAML where this union stands."""
         return kind.kind.removesuffix(self.suffix)
 
     def _written(self, value: Kind) -> dict[str, Any]:
-        return {self.word(value): value.model_dump(mode="json", by_alias=True, exclude_none=True)}
+        return {self.yaml_name(value): value.model_dump(mode="json", by_alias=True, exclude_none=True)}
 
 
-def members(union: Any) -> tuple[type[Kind], ...]:
+def union_members(union: Any) -> tuple[type[Kind], ...]:
     """The classes of a union of kinds, in its own order; a single class counts as a union of one."""
     if hasattr(union, "__metadata__"):
-        return members(get_args(union)[0])
+        return union_members(get_args(union)[0])
     return get_args(union) or (union,)
 
 
@@ -141,8 +141,8 @@ def _splitter(choices: dict[str, type[Kind]]) -> Callable[[Any], tuple[str, Any]
     def split(value: Any) -> tuple[str, Any]:
         if isinstance(value, Kind) and type(value) in words:
             return words[type(value)], value
-        if value is DOUBTFUL:
-            raise _doubtful()
+        if value is INVALID:
+            raise invalid_value_error()
         if isinstance(value, str):
             word, body = value, None
         elif isinstance(value, dict) and len(value) == 1:
@@ -176,7 +176,9 @@ def _body_of(member: type[Kind]) -> Callable[[tuple[str, Any]], Any]:
         if isinstance(body, dict | Kind):
             return body
         if member.main is None:
-            raise PydanticCustomError("kind", "{text}", {"text": f"{word} takes a mapping: {_listed(member.keys())}"})
+            raise PydanticCustomError(
+                "kind", "{text}", {"text": f"{word} takes a mapping: {join_words(member.keys())}"}
+            )
         return {member.main: body}
 
     return body_of
@@ -188,7 +190,7 @@ def _json_of(word: str, schema: CoreSchema, handler: GetJsonSchemaHandler) -> di
 
 
 @dataclass(frozen=True)
-class WholePair:
+class IntPair:
     """Annotates a (height, width): in YAML one whole number for both directions, or `[height, width]`."""
 
     at_least: int
@@ -202,15 +204,15 @@ class WholePair:
         return {"anyOf": [number, {"type": "array", "items": number, "minItems": 2, "maxItems": 2}]}
 
     def _read(self, value: Any) -> tuple[int, int]:
-        if value is DOUBTFUL:
-            raise _doubtful()
+        if value is INVALID:
+            raise invalid_value_error()
         pair = [value, value] if type(value) is int else value
         whole = isinstance(pair, list | tuple) and len(pair) == 2 and all(type(item) is int for item in pair)
         if not whole or not all(self.at_least <= item <= 1_000_000 for item in pair):
-            text = f"expected a whole number from {self.at_least} up, or [height, width]; got {shown(value)}"
+            text = f"expected a whole number from {self.at_least} up, or [height, width]; got {format_value(value)}"
             raise PydanticCustomError("pair", "{text}", {"text": text})
         return pair[0], pair[1]
 
 
-SizePair = Annotated[tuple[int, int], WholePair(1)]
-PaddingPair = Annotated[tuple[int, int], WholePair(0)]
+SizePair = Annotated[tuple[int, int], IntPair(1)]
+PaddingPair = Annotated[tuple[int, int], IntPair(0)]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-Loc = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
-class Mark:
+class Position:
     """A place: a file's line and column (from 1), or a command-line argument (line 0)."""
 
     where: str
@@ -28,14 +28,14 @@ class Map(dict[str, Any]):
 
     def __init__(self) -> None:
         super().__init__()
-        self.key_marks: dict[str, Mark] = {}
-        self.marks: dict[str, Mark] = {}
-        self.alias: str | None = None
+        self.key_positions: dict[str, Position] = {}
+        self.positions: dict[str, Position] = {}
+        self.display_name: str | None = None
 
-    def put(self, key: str, value: object, key_mark: Mark, mark: Mark) -> None:
+    def put(self, key: str, value: object, key_mark: Position, mark: Position) -> None:
         self[key] = value
-        self.key_marks[key] = key_mark
-        self.marks[key] = mark
+        self.key_positions[key] = key_mark
+        self.positions[key] = mark
 
 
 class Seq(list[Any]):
@@ -43,65 +43,65 @@ class Seq(list[Any]):
 
     def __init__(self) -> None:
         super().__init__()
-        self.marks: list[Mark] = []
+        self.positions: list[Position] = []
 
-    def put(self, value: object, mark: Mark) -> None:
+    def put(self, value: object, mark: Position) -> None:
         self.append(value)
-        self.marks.append(mark)
+        self.positions.append(mark)
 
 
 @dataclass(frozen=True)
 class Problem:
     """One mistake: where, at which path of the file, what, and what to do about it."""
 
-    mark: Mark
+    position: Position
     path: str
     message: str
 
     def __str__(self) -> str:
-        return f"{self.mark}: {self.path}: {self.message}" if self.path else f"{self.mark}: {self.message}"
+        return f"{self.position}: {self.path}: {self.message}" if self.path else f"{self.position}: {self.message}"
 
 
-def path_text(tree: object, path: Loc) -> str:
+def path_text(tree: object, path: KeyPath) -> str:
     """`path` as the user reads it: model[2].conv.out_channels; blocks appear under their own name."""
     text, node = "", tree
     for key in path:
         shown: str | int = key
-        if isinstance(node, Map) and node.alias is not None and key == next(iter(node), None):
-            shown = node.alias
+        if isinstance(node, Map) and node.display_name is not None and key == next(iter(node), None):
+            shown = node.display_name
         if shown != "":
             text += f"[{shown}]" if isinstance(shown, int) else f".{shown}" if text else shown
         node = _child(node, key)
     return text
 
 
-def position(tree: object, path: Loc, mark: Mark, *, of_key: bool = False) -> Mark:
+def find_position(tree: object, path: KeyPath, mark: Position, *, at_key: bool = False) -> Position:
     """Where the value at `path` stands (or its key), or the nearest enclosing place that the tree knows."""
     node = tree
     for depth, key in enumerate(path):
-        last = of_key and depth == len(path) - 1
+        last = at_key and depth == len(path) - 1
         if isinstance(node, Map) and key in node:
-            mark = node.key_marks[str(key)] if last else node.marks[str(key)]
+            mark = node.key_positions[str(key)] if last else node.positions[str(key)]
         elif isinstance(node, Seq) and isinstance(key, int) and key < len(node):
-            mark = node.marks[key]
+            mark = node.positions[key]
         else:
             return mark
         node = _child(node, key)
     return mark
 
 
-def copy(value: Any) -> Any:
+def copy_tree(value: Any) -> Any:
     """A deep copy that keeps the marks."""
     if isinstance(value, Map):
         made = Map()
-        made.alias = value.alias
+        made.display_name = value.display_name
         for key, item in value.items():
-            made.put(key, copy(item), value.key_marks[key], value.marks[key])
+            made.put(key, copy_tree(item), value.key_positions[key], value.positions[key])
         return made
     if isinstance(value, Seq):
         items = Seq()
-        for item, mark in zip(value, value.marks, strict=True):
-            items.put(copy(item), mark)
+        for item, mark in zip(value, value.positions, strict=True):
+            items.put(copy_tree(item), mark)
         return items
     return value
 
@@ -115,10 +115,10 @@ def _child(node: object, key: str | int) -> object:
 
 
 @dataclass(frozen=True)
-class Doubtful:
+class InvalidValue:
     """Stands where a value was already complained about, so that it is not complained about twice."""
 
     name: str = "doubtful value"
 
 
-DOUBTFUL = Doubtful()
+INVALID = InvalidValue()

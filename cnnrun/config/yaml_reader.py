@@ -15,8 +15,8 @@ from typing import Any
 import yaml
 
 from cnnrun.base.bounded_files import read_bytes
-from cnnrun.base.errors import ConfigError, is_text
-from cnnrun.config.tree import DOUBTFUL, Doubtful, Loc, Map, Mark, Problem, Seq, copy, path_text
+from cnnrun.base.errors import ConfigError, is_encodable
+from cnnrun.config.tree import INVALID, InvalidValue, KeyPath, Map, Position, Problem, Seq, copy_tree, path_text
 
 # PyYAML scans about 100 kB/s; a hand-written file is a few kB, and a bad one should be answered within a second.
 MAX_BYTES = 256 * 1024
@@ -25,12 +25,12 @@ MAX_NODES = 50_000
 MAX_INT_DIGITS = 19  # as many as 2**63 - 1 has
 
 
-def read(path: Path) -> tuple[Map, list[Problem]]:
+def read_yaml(path: Path) -> tuple[Map, list[Problem]]:
     """The mapping in the file at `path`, with the mistakes that do not stop the reading. Raises ConfigError."""
-    return parse(_read_text(path), str(path))
+    return parse_yaml(_read_text(path), str(path))
 
 
-def parse(text: str, where: str) -> tuple[Map, list[Problem]]:
+def parse_yaml(text: str, where: str) -> tuple[Map, list[Problem]]:
     """The mapping written in `text`; `where` names it in messages. Raises ConfigError when it is not YAML."""
     value, mark, problems = parse_value(text, where)
     if value is None:
@@ -40,7 +40,7 @@ def parse(text: str, where: str) -> tuple[Map, list[Problem]]:
     return value, problems
 
 
-def parse_value(text: str, where: str, fixed: Mark | None = None) -> tuple[Any, Mark, list[Problem]]:
+def parse_value(text: str, where: str, fixed: Position | None = None) -> tuple[Any, Position, list[Problem]]:
     """Any value written in `text`. With `fixed`, every position is that one (a command-line argument)."""
     composer = _Composer(where, fixed)
     try:
@@ -49,10 +49,10 @@ def parse_value(text: str, where: str, fixed: Mark | None = None) -> tuple[Any, 
         raise ConfigError(f"{composer.mark(error.problem_mark)}: {_syntax(error, text)}") from None
     except yaml.reader.ReaderError as error:
         before = text[: error.position]
-        mark = fixed or Mark(where, before.count("\n") + 1, len(before) - before.rfind("\n"))
+        mark = fixed or Position(where, before.count("\n") + 1, len(before) - before.rfind("\n"))
         raise ConfigError(f"{mark}: character {error.character!r} cannot stand in YAML") from None
     except (ValueError, OverflowError):  # PyYAML turns an escape such as "\U00110000" into a character unchecked
-        raise ConfigError(f"{fixed or Mark(where, 1, 1)}: an escape in quotes stands for no character") from None
+        raise ConfigError(f"{fixed or Position(where, 1, 1)}: an escape in quotes stands for no character") from None
 
 
 def _read_text(path: Path) -> str:
@@ -61,7 +61,7 @@ def _read_text(path: Path) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         before = data[: error.start].decode("utf-8")
-        mark = Mark(str(path), before.count("\n") + 1, len(before) - before.rfind("\n"))
+        mark = Position(str(path), before.count("\n") + 1, len(before) - before.rfind("\n"))
         raise ConfigError(f"{mark}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
 
 
@@ -99,19 +99,19 @@ _DOUBTFUL = [
 class _Composer:
     """Builds Maps and Seqs from PyYAML's events, which come one by one: nothing is built before it was bounded."""
 
-    def __init__(self, where: str, fixed: Mark | None) -> None:
+    def __init__(self, where: str, fixed: Position | None) -> None:
         self.where = where
         self.fixed = fixed
         self.problems: list[Problem] = []
         self._anchors: dict[str, tuple[Any, int, int] | None] = {}
         self._nodes = 0
 
-    def mark(self, at: Any) -> Mark:
+    def mark(self, at: Any) -> Position:
         if self.fixed:
             return self.fixed
-        return Mark(self.where, at.line + 1, at.column + 1) if at else Mark(self.where, 1, 1)
+        return Position(self.where, at.line + 1, at.column + 1) if at else Position(self.where, 1, 1)
 
-    def document(self, events: Iterator[Any]) -> tuple[Any, Mark]:
+    def document(self, events: Iterator[Any]) -> tuple[Any, Position]:
         next(events)  # stream start
         event = next(events)
         if isinstance(event, yaml.StreamEndEvent):
@@ -124,7 +124,7 @@ class _Composer:
             raise ConfigError(f"{self.mark(after.start_mark)}: a second document; one file holds one config")
         return value, self.mark(event.start_mark)
 
-    def _value(self, event: Any, events: Iterator[Any], path: Loc) -> Any:
+    def _value(self, event: Any, events: Iterator[Any], path: KeyPath) -> Any:
         mark = self.mark(event.start_mark)
         if isinstance(event, yaml.AliasEvent):
             return self._alias(event, mark, path)
@@ -133,7 +133,7 @@ class _Composer:
         if len(path) >= MAX_DEPTH:
             raise ConfigError(f"{mark}: nested deeper than {MAX_DEPTH} levels")
         self._count(1, mark)
-        if isinstance(event, yaml.ScalarEvent) and not is_text(event.value):
+        if isinstance(event, yaml.ScalarEvent) and not is_encodable(event.value):
             raise ConfigError(f"{mark}: an escape in quotes stands for no character")
         before = self._nodes
         if event.anchor:
@@ -148,12 +148,12 @@ class _Composer:
             self._anchors[event.anchor] = (value, self._nodes - before + 1, _depth(value))
         return value
 
-    def _count(self, nodes: int, mark: Mark) -> None:
+    def _count(self, nodes: int, mark: Position) -> None:
         self._nodes += nodes
         if self._nodes > MAX_NODES:
             raise ConfigError(f"{mark}: more than {MAX_NODES} values (aliases counted as what they stand for)")
 
-    def _alias(self, event: Any, mark: Mark, path: Loc) -> Any:
+    def _alias(self, event: Any, mark: Position, path: KeyPath) -> Any:
         if event.anchor not in self._anchors:
             raise ConfigError(f"{mark}: alias *{event.anchor} has no anchor before it")
         known = self._anchors[event.anchor]
@@ -162,17 +162,17 @@ class _Composer:
         self._count(known[1], mark)
         if len(path) + known[2] > MAX_DEPTH:
             raise ConfigError(f"{mark}: nested deeper than {MAX_DEPTH} levels")
-        return copy(known[0])
+        return copy_tree(known[0])
 
-    def _sequence(self, events: Iterator[Any], path: Loc) -> Seq:
+    def _sequence(self, events: Iterator[Any], path: KeyPath) -> Seq:
         made = Seq()
         while not isinstance(event := next(events), yaml.SequenceEndEvent):
             made.put(self._value(event, events, (*path, len(made))), self.mark(event.start_mark))
         return made
 
-    def _mapping(self, events: Iterator[Any], path: Loc) -> Map:
+    def _mapping(self, events: Iterator[Any], path: KeyPath) -> Map:
         made = Map()
-        merged: list[tuple[Any, Mark]] = []
+        merged: list[tuple[Any, Position]] = []
         while not isinstance(event := next(events), yaml.MappingEndEvent):
             key_mark = self.mark(event.start_mark)
             key = self._key(event, key_mark)
@@ -181,7 +181,7 @@ class _Composer:
             if key == "<<" and not event.style:
                 merged.append((value, key_mark))
             elif key in made:
-                first = made.key_marks[key]
+                first = made.key_positions[key]
                 self._problem(key_mark, (*path, key), f"{key!r} stands twice (first at line {first.line})")
             else:
                 made.put(key, value, key_mark, mark)
@@ -189,7 +189,7 @@ class _Composer:
             _merge(made, value, mark)
         return made
 
-    def _key(self, event: Any, mark: Mark) -> str:
+    def _key(self, event: Any, mark: Position) -> str:
         if not isinstance(event, yaml.ScalarEvent):
             raise ConfigError(f"{mark}: a key must be a word")
         if event.tag is not None or event.anchor:
@@ -199,7 +199,7 @@ class _Composer:
             raise ConfigError(f"{mark}: key {event.value!r} must be a word; quote it if it is one")
         return str(event.value)
 
-    def _scalar(self, event: Any, path: Loc) -> Any:
+    def _scalar(self, event: Any, path: KeyPath) -> Any:
         text, mark = event.value, self.mark(event.start_mark)
         if event.style or event.tag == "!":
             return text
@@ -219,9 +219,9 @@ class _Composer:
                 return self._problem(mark, path, f"{text!r}: {advice}")
         return text
 
-    def _problem(self, mark: Mark, path: Loc, message: str) -> Doubtful:
+    def _problem(self, mark: Position, path: KeyPath, message: str) -> InvalidValue:
         self.problems.append(Problem(mark, path_text(None, path), message))
-        return DOUBTFUL
+        return INVALID
 
 
 def _depth(value: Any) -> int:
@@ -243,23 +243,23 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _represent_text)
 
 
-def dump(data: Any) -> str:
-    """Plain data as YAML that `parse` reads back as the same data."""
+def dump_yaml(data: Any) -> str:
+    """Plain data as YAML that `parse_yaml` reads back as the same data."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
-def flow(data: Any) -> str:
-    """`dump` in one line."""
+def dump_flow(data: Any) -> str:
+    """`dump_yaml` in one line."""
     return yaml.dump(
         data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=True, width=9999
     ).strip()
 
 
-def _merge(made: Map, value: Any, mark: Mark) -> None:
+def _merge(made: Map, value: Any, mark: Position) -> None:
     """YAML's `<<`: keys of `value` (a mapping or a list of them) that `made` does not have itself."""
     for source in value if isinstance(value, Seq) else [value]:
         if not isinstance(source, Map):
             raise ConfigError(f"{mark}: `<<` takes a mapping or a list of mappings")
         for key, item in source.items():
             if key not in made:
-                made.put(key, item, source.key_marks[key], source.marks[key])
+                made.put(key, item, source.key_positions[key], source.positions[key])

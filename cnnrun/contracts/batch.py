@@ -18,22 +18,24 @@ class Batch:
     Of an optimizer step's batch this is one rank's share: `whole` pictures on all ranks, `parts` in its micro-batches.
     """
 
-    pictures: Tensor
+    images: Tensor
     targets: dict[str, Tensor]
     index_B: Tensor
-    whole: int
-    parts: tuple[int, ...]
+    global_size: int
+    micro_sizes: tuple[int, ...]
 
     def __len__(self) -> int:
-        return self.pictures.shape[0]
+        return self.images.shape[0]
 
-    def micro(self) -> list[Batch]:
+    def micro_batches(self) -> list[Batch]:
         """Its micro-batches."""
-        if len(self.parts) == 1:
+        if len(self.micro_sizes) == 1:
             return [self]
-        pictures, index = self.pictures.split(self.parts), self.index_B.split(self.parts)
-        targets = {name: value.split(self.parts) for name, value in self.targets.items()}
+        pictures, index = self.images.split(self.micro_sizes), self.index_B.split(self.micro_sizes)
+        targets = {name: value.split(self.micro_sizes) for name, value in self.targets.items()}
         return [
-            Batch(pictures[i], {name: pieces[i] for name, pieces in targets.items()}, index[i], self.whole, (size,))
-            for i, size in enumerate(self.parts)
+            Batch(
+                pictures[i], {name: pieces[i] for name, pieces in targets.items()}, index[i], self.global_size, (size,)
+            )
+            for i, size in enumerate(self.micro_sizes)
         ]

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict
 
-from cnnrun.contracts.layer import _LARGEST_SIDE, Shape
+from cnnrun.contracts.layer import MAX_SIDE, Shape
 
 
 @dataclass(frozen=True)
-class Number:
+class NumberStatistics:
     """A number that is known of each picture, and what it is over the training pictures."""
 
     name: str
@@ -38,7 +38,7 @@ class Facts:
     fingerprint: str = ""
     class_ids: tuple[int, ...] = ()
     chosen: dict[str, float] = field(default_factory=dict)
-    numbers: tuple[Number, ...] = ()
+    numbers: tuple[NumberStatistics, ...] = ()
 
     # How a file that holds them is read: see run_records.
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -46,11 +46,11 @@ class Facts:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    def problem(self) -> str | None:
+    def consistency_problem(self) -> str | None:
         """What cannot be true of any data, or None."""
         channels = self.image[0] if len(self.image) == 3 else 0
         per_channel = {len(self.mean), len(self.std)} <= {1, channels}
-        sides = min(self.image, default=0) >= 1 and max(self.image, default=0) <= _LARGEST_SIDE
+        sides = min(self.image, default=0) >= 1 and max(self.image, default=0) <= MAX_SIDE
         if not sides or not channels or not per_channel or min(self.std, default=0.0) <= 0:
             return "image, mean and std do not fit each other"
         if len(set(self.classes)) < len(self.classes):
@@ -61,7 +61,7 @@ class Facts:
         return None
 
 
-def of_classes(classes: Sequence[str], values: Sequence[float], unit: str = "", most: int = 10) -> str:
+def format_per_class(classes: Sequence[str], values: Sequence[float], unit: str = "", most: int = 10) -> str:
     """A number for each class in one line; of many classes the smallest and the largest."""
     pairs = sorted(zip(classes, values, strict=True), key=lambda pair: pair[1])
     shown = pairs if len(pairs) <= most else [pairs[0], pairs[-1]]

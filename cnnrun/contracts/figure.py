@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Style = Literal["points", "line", "bars", "spans"]
-MOST_POINTS = 3000  # of a series; of more, some at equal distances are shown
+MAX_POINTS = 3000  # of a series; of more, some at equal distances are shown
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,16 @@ from torch import nn
 
 from cnnrun.config.spec import Kind
 
-_LARGEST_SIDE = 65_535  # pixels, or channels
+MAX_SIDE = 65_535  # pixels, or channels
 
 Shape = tuple[int, ...]  # of one sample, without the batch: (C, H, W) for pictures, (F,) for vectors
-Pair = tuple[int, int]  # (height, width)
+HeightWidth = tuple[int, int]  # (height, width)
 
 
 # --- layers ---------------------------------------------------------------------------------------------------------
 
 
-class CannotPass(Exception):
+class ShapeError(Exception):
     """A layer cannot take what arrives: why, and what the user can do."""
 
     def __init__(self, reason: str, fix: str) -> None:
@@ -35,10 +35,10 @@ class Window:
     input cell, from the first, where the first output cell's window begins: with padding it is below 0.
     """
 
-    kernel: Pair = (1, 1)
-    stride: Pair = (1, 1)
-    scale: Pair = (1, 1)
-    whole: bool = False
+    kernel: HeightWidth = (1, 1)
+    stride: HeightWidth = (1, 1)
+    scale: HeightWidth = (1, 1)
+    is_global: bool = False
     start: tuple[float, float] = (0.0, 0.0)
 
 
@@ -48,7 +48,7 @@ class LayerSpec(Kind):
     # What the conformance tests build: settings in YAML's words, and a shape that can pass.
     example: ClassVar[dict[str, Any]] = {}
     example_shape: ClassVar[Shape] = (8, 6, 6)
-    takes_several: ClassVar[bool] = False
+    has_several_inputs: ClassVar[bool] = False
 
     name: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=64)
     """Names this layer's output, for a later layer's `from`."""
@@ -73,28 +73,28 @@ class LayerSpec(Kind):
         """What an output cell sees of the input."""
         return Window()
 
-    def check(self, in_shapes: Sequence[Shape]) -> None:
+    def check_inputs(self, in_shapes: Sequence[Shape]) -> None:
         """Raises CannotPass when these inputs cannot be taken together."""
         if len(in_shapes) > 1:
-            raise CannotPass(f"{self.kind} takes one input, here are {len(in_shapes)}", "join them with concat or add")
+            raise ShapeError(f"{self.kind} takes one input, here are {len(in_shapes)}", "join them with concat or add")
 
-    def inputs(self) -> list[str]:
+    def input_names(self) -> list[str]:
         """The names in `from`; empty for the previous layer."""
         return [] if self.from_ is None else [self.from_] if isinstance(self.from_, str) else self.from_
 
 
-def need_picture(kind: str, in_shape: Shape) -> tuple[int, int, int]:
+def require_maps(kind: str, in_shape: Shape) -> tuple[int, int, int]:
     """`in_shape` as (C, H, W). Raises CannotPass when a vector arrives."""
     if len(in_shape) != 3:
         fix = "move it before `flatten` or the global pool"
-        raise CannotPass(f"{kind} needs feature maps (C, H, W)", fix)
+        raise ShapeError(f"{kind} needs feature maps (C, H, W)", fix)
     return in_shape[0], in_shape[1], in_shape[2]
 
 
-def need_vector(kind: str, in_shape: Shape) -> int:
+def require_vector(kind: str, in_shape: Shape) -> int:
     """`in_shape` as a number of features. Raises CannotPass when feature maps arrive."""
     if len(in_shape) != 1:
-        raise CannotPass(f"{kind} needs a vector (features,)", "add `flatten` or `global_avg_pool` before it")
+        raise ShapeError(f"{kind} needs a vector (features,)", "add `flatten` or `global_avg_pool` before it")
     return in_shape[0]
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-COLUMNS = ("boxes", "objects", "roles", "areas")
+OBJECT_COLUMNS = ("boxes", "objects", "roles", "areas")
 OBJECT, DIFFICULT, CROWD = 0, 1, 2  # roles: to be found, neither to be found nor wrong, or a region of many
 _FILL = {"objects": -1}  # of the places that a picture does not need; 0 elsewhere
 _PICTURES_AT_ONCE = 1024
@@ -37,11 +37,11 @@ class ObjectTable:
         return self.ends_N1.diff()
 
     @property
-    def picture_M(self) -> Tensor:
+    def image_index_M(self) -> Tensor:
         """The picture that each object is of."""
         return torch.arange(len(self)).repeat_interleave(self.counts_N)
 
-    def only(self, rows: Tensor) -> ObjectTable:
+    def select(self, rows: Tensor) -> ObjectTable:
         """The objects of those pictures, given by numbers or by a mask."""
         numbers = rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows
         counts = self.counts_N[numbers]
@@ -49,11 +49,11 @@ class ObjectTable:
         places = torch.arange(int(ends[-1])) + (self.ends_N1[numbers] - ends[:-1]).repeat_interleave(counts)
         return ObjectTable({name: values[places] for name, values in self.columns.items()}, ends)
 
-    def padded(self, rows: Tensor | None = None, width: int | None = None) -> dict[str, Tensor]:
+    def pad(self, rows: Tensor | None = None, width: int | None = None) -> dict[str, Tensor]:
         """The columns of those pictures as [B, W, ...], by default as wide as the most crowded, and 1 at least."""
         rows = torch.arange(len(self)) if rows is None else rows
         counts, starts = self.counts_N[rows], self.ends_N1[rows]
-        place = torch.arange(width or widest(counts))
+        place = torch.arange(width or padded_width(counts))
         held = place < counts[:, None]
         places = (starts[:, None] + place)[held]
         made = {}
@@ -64,11 +64,11 @@ class ObjectTable:
 
     def padded_blocks(self) -> Iterator[dict[str, Tensor]]:
         """What `padded` gives for all pictures, some of them at a time."""
-        width = widest(self.counts_N)
+        width = padded_width(self.counts_N)
         for rows in torch.arange(len(self)).split(_PICTURES_AT_ONCE):
-            yield self.padded(rows, width)
+            yield self.pad(rows, width)
 
 
-def widest(counts_N: Tensor) -> int:
+def padded_width(counts_N: Tensor) -> int:
     """How wide a tensor must be that holds so many objects of each picture."""
     return max(1, int(counts_N.max())) if len(counts_N) else 1

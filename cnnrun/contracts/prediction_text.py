@@ -13,7 +13,7 @@ def describe_prediction(row: dict[str, Any]) -> str:
     if "embedding" in row:
         return f"an embedding of {len(row['embedding'])} numbers (--json and --csv give them)"
     if "values" in row:
-        return "  ".join(f"{name} {value:.4g}" for name, value in named_numbers(row).items())
+        return "  ".join(f"{name} {value:.4g}" for name, value in named_values(row).items())
     if "probabilities" in row:
         present = [f"{name} {row['probabilities'][name]:.3f}" for name in row["labels"]]
         return "  ".join(present) or "none"
@@ -23,7 +23,7 @@ def describe_prediction(row: dict[str, Any]) -> str:
     return "  ".join(f"{entry['label']} {entry['probability']:.3f}" for entry in row["top"])
 
 
-def named_numbers(row: dict[str, Any]) -> dict[str, float]:
+def named_values(row: dict[str, Any]) -> dict[str, float]:
     """Return each predicted number by its name, with its deviation and quantiles where there are any."""
     deviations = {f"{name} deviation": value for name, value in row.get("deviations", {}).items()}
     quantiles = {

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cnnrun.contracts.figure import Plot
-from cnnrun.contracts.layer import Pair
+from cnnrun.contracts.layer import HeightWidth
 
 Results = dict[str, Tensor]  # by name; the first dimension is the batch
 
@@ -21,19 +21,19 @@ Results = dict[str, Tensor]  # by name; the first dimension is the batch
 class View:
     """How a picture of any size became the network's: x * scale_x + left, y * scale_y + top. `size` is its own."""
 
-    size: Pair
+    size: HeightWidth
     scale_x: float = 1.0
     scale_y: float = 1.0
     left: float = 0.0
     top: float = 0.0
 
-    def numbers(self) -> tuple[float, ...]:
-        """Scale, offset and size, each in x and y: what `average_precision.given_back` takes."""
+    def as_tuple(self) -> tuple[float, ...]:
+        """Scale, offset and size, each in x and y: what `average_precision.undo_view` takes."""
         return self.scale_x, self.scale_y, self.left, self.top, self.size[1], self.size[0]
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """A meter's verdict: headline numbers, tables (name -> rows), and matrices of counts over the classes.
 
     A number that is not defined for these samples, such as the AP of a size that no object has, is None.
@@ -43,34 +43,36 @@ class Measured:
     numbers that are the share of the pictures which are right, of which pictures that is so.
     """
 
-    numbers: Mapping[str, float | None]
+    metrics: Mapping[str, float | None]
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     matrices: dict[str, list[list[int]]] = field(default_factory=dict)
-    chosen: dict[str, float] = field(default_factory=dict)
+    choices: dict[str, float] = field(default_factory=dict)
     plots: tuple[Plot, ...] = ()
-    spread: dict[str, NDArray[np.float64]] = field(default_factory=dict, compare=False)  # arrays compare one by one
-    right: dict[str, NDArray[np.bool_]] = field(default_factory=dict, compare=False)
+    bootstrap_draws: dict[str, NDArray[np.float64]] = field(
+        default_factory=dict, compare=False
+    )  # arrays compare one by one
+    correct: dict[str, NDArray[np.bool_]] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
-class Said:
-    """How strongly raw outputs say each of K things: `raw_BK` to take slopes of, `shown_BK` for people, as `what`.
+class ClassScores:
+    """How strongly raw outputs say each of K things: `raw_BK` to take slopes of, `display_BK` for people, as `what`.
 
-    `meant_B` is what each picture is said to be where nobody asks for another. Without `names` the K numbers are a
+    `default_B` is what each picture is said to be where nobody asks for another. Without `names` the K numbers are a
     direction: what counts is how far two agree. `comparable` says whether one of the K can be larger than another,
     `local` whether each comes from one place of the picture alone.
     """
 
     names: tuple[str, ...]
     raw_BK: Tensor
-    shown_BK: Tensor
-    what: str
-    meant_B: Tensor
-    comparable: bool = True
-    local: bool = False
+    display_BK: Tensor
+    quantity: str
+    default_B: Tensor
+    is_comparable: bool = True
+    is_local: bool = False
 
 
-class Kept:
+class BatchTensors:
     """Tensors of each batch, on their device until they are asked for."""
 
     def __init__(self) -> None:
@@ -80,6 +82,6 @@ class Kept:
         """A batch's, by name."""
         self._parts.append(values)
 
-    def all(self) -> dict[str, NDArray[Any]]:
+    def concatenate(self) -> dict[str, NDArray[Any]]:
         """Every batch's, one after the other, on the host."""
         return {name: torch.cat([part[name] for part in self._parts]).cpu().numpy() for name in self._parts[0]}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator
 from torch import Tensor
 
-from cnnrun.base.file_list import Files, Members
+from cnnrun.base.file_sequences import Files, Members
 from cnnrun.config.spec import Kind
 from cnnrun.contracts.layer import Shape
 from cnnrun.contracts.objects import ObjectTable
@@ -35,7 +35,7 @@ class Split:
     Samples of one group (a patient, a camera, a session) belong on the same side of every split.
     """
 
-    pictures: Files | Members | NDArray[np.uint8]
+    images: Files | Members | NDArray[np.uint8]
     targets: dict[str, Tensor]
     origin: str = "picture"
     groups: Tensor | None = None
@@ -43,25 +43,25 @@ class Split:
     objects: ObjectTable | None = None  # with their boxes, where these are the targets
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
-    def only(self, rows: Tensor) -> Split:
+    def select(self, rows: Tensor) -> Split:
         """Those samples alone."""
-        pictures = self.pictures
+        pictures = self.images
         return Split(
-            pictures[rows.numpy()] if isinstance(pictures, np.ndarray) else pictures.only(rows.tolist()),
+            pictures[rows.numpy()] if isinstance(pictures, np.ndarray) else pictures.select(rows.tolist()),
             {name: values[rows] for name, values in self.targets.items()},
             self.origin,
             None if self.groups is None else self.groups[rows],
             None if self.sizes is None else self.sizes[rows.numpy()],
-            None if self.objects is None else self.objects.only(rows),
+            None if self.objects is None else self.objects.select(rows),
         )
 
-    def name(self, index: int) -> str:
+    def sample_name(self, index: int) -> str:
         """What to call sample `index` in messages: its file, or its number in the source."""
-        if isinstance(self.pictures, Files):
-            return os.fsdecode(self.pictures.raw(index))
-        item = self.pictures[index]
+        if isinstance(self.images, Files):
+            return os.fsdecode(self.images.path_bytes(index))
+        item = self.images[index]
         return f"{self.origin}[{index}]" if isinstance(item, np.ndarray) else str(item)
 
 
@@ -74,24 +74,24 @@ class BadBox:
 
     split: str
     name: str
-    what: str
-    used: bool = False
+    problem: str
+    is_used: bool = False
 
     @property
     def kind(self) -> str:
         """What is wrong, without the numbers of this box."""
-        return re.split(r" \(| of its picture| as ", self.what)[0]
+        return re.split(r" \(| of its picture| as ", self.problem)[0]
 
 
 @dataclass(frozen=True)
-class Indexed:
+class SourceContents:
     """A source that was looked through: class names in the source's own order, and its splits by name."""
 
     classes: tuple[str, ...]
     splits: dict[str, Split]
     bad_boxes: tuple[BadBox, ...] = ()  # left out of the targets, or cut
     class_ids: tuple[int, ...] = ()  # the numbers by which the source's own files call its classes
-    numbers: tuple[str, ...] = ()  # the names of the numbers that are known of each picture
+    number_names: tuple[str, ...] = ()  # the names of the numbers that are known of each picture
 
 
 class SourceSpec(Kind):
@@ -101,7 +101,7 @@ class SourceSpec(Kind):
     """(C, H, W) of the source's pictures where all have one size; None when the config must say."""
 
     @property
-    def targets(self) -> str:
+    def target_kind(self) -> str:
         """What is known of each picture: `labels` (one class), `label sets` (any number), `numbers` or `boxes`.
 
         The tensors of the same: `labels` [N], `present` [N, K], `numbers` [N, T]; boxes are in an `ObjectTable`.
@@ -109,16 +109,16 @@ class SourceSpec(Kind):
         return "labels"
 
     @property
-    def paired(self) -> bool:
+    def has_pairs(self) -> bool:
         """Whether test is measured on a list of pairs."""
         return False
 
     @property
-    def declares_classes(self) -> bool:
+    def has_declared_classes(self) -> bool:
         """Whether the classes are listed one by one, and not gathered from what is written for the pictures."""
         return bool(getattr(self, "classes", None))
 
-    def read(self, apart: bool = False) -> Indexed:
+    def read(self, apart: bool = False) -> SourceContents:
         """Look through the source; files are listed, not decoded. Raises DataError.
 
         `apart`: val and test may have classes that train has not.

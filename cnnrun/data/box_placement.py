@@ -10,12 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cnnrun.contracts.layer import Pair, Shape
+from cnnrun.contracts.layer import HeightWidth, Shape
 from cnnrun.contracts.objects import ObjectTable
-from cnnrun.data.image_files import Image, view
+from cnnrun.data.image_files import ImageSettings, compute_view
 
 
-def placed(objects: ObjectTable, sizes_N2: NDArray[np.int64], shape: Shape, image: Image) -> tuple[ObjectTable, Tensor]:
+def place_boxes(
+    objects: ObjectTable, sizes_N2: NDArray[np.int64], shape: Shape, image: ImageSettings
+) -> tuple[ObjectTable, Tensor]:
     """The objects of pictures of those sizes with boxes in the network's pixels, and `view` [N, 6]: see `View`.
 
     What `fit: crop` cuts away is cut off the boxes; of what less than a pixel a side is left is no object.
@@ -23,10 +25,10 @@ def placed(objects: ObjectTable, sizes_N2: NDArray[np.int64], shape: Shape, imag
 
     @cache
     def numbers(height: int, width: int) -> tuple[float, ...]:
-        return view((height, width), _pair(shape), image).numbers()
+        return compute_view((height, width), _pair(shape), image).as_tuple()
 
     views = torch.tensor([numbers(*map(int, size)) for size in sizes_N2]).view(-1, 6)
-    of_object = views[objects.picture_M]
+    of_object = views[objects.image_index_M]
     scale, offset = of_object[:, :2].repeat(1, 2), of_object[:, 2:4].repeat(1, 2)
     edge = torch.tensor([shape[2], shape[1]] * 2, dtype=torch.float32)
     boxes = torch.minimum((objects.columns["boxes"] * scale + offset).clamp(min=0), edge)
@@ -37,5 +39,5 @@ def placed(objects: ObjectTable, sizes_N2: NDArray[np.int64], shape: Shape, imag
     return replace(objects, columns={**objects.columns, "boxes": boxes, "objects": labels}), views
 
 
-def _pair(shape: Shape) -> Pair:
+def _pair(shape: Shape) -> HeightWidth:
     return shape[1], shape[2]

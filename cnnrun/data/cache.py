@@ -19,27 +19,27 @@ from typing import Any
 
 from cnnrun.base.atomic_files import Folder, storage_errors
 from cnnrun.base.bounded_files import read_bytes
-from cnnrun.base.errors import ConfigError, StorageError, printable
-from cnnrun.base.locks import Locked, hold
+from cnnrun.base.errors import ConfigError, StorageError, escape
+from cnnrun.base.locks import LockHeldError, hold_lock
 
 FORMAT = 2  # of an entry's files; raised whenever an older one cannot be read: it is then no longer found
-BLOCK_PICTURES, BLOCK_BYTES = 1024, 32 << 20
+BLOCK_IMAGES, BLOCK_BYTES = 1024, 32 << 20
 
 LOCK, SEAL = "lock", "complete.json"
 MAX_JSON_BYTES = 1 << 20
-COPIES = "shards"  # beside the data sets: shards fetched from elsewhere
+SHARD_FOLDER = "shards"  # beside the data sets: shards fetched from elsewhere
 _KEY, _COPY = re.compile(r"[0-9a-f]{32}"), re.compile(r"[0-9a-f]{32}\.(tar|[0-9]+\.tmp)")
 _PLANNED = {"source", "count", "shape", "block", "files", "blocks"}
 
 Progress = Callable[[str, int], Any]
 
 
-def at_once(bytes_each: int) -> int:
+def images_per_block(bytes_each: int) -> int:
     """How many pictures of that size are decoded, written or summed up together."""
-    return max(1, min(BLOCK_PICTURES, BLOCK_BYTES // bytes_each))
+    return max(1, min(BLOCK_IMAGES, BLOCK_BYTES // bytes_each))
 
 
-def home() -> Path | None:
+def user_cache_folder() -> Path | None:
     """cnnrun's folder under the user's cache folder; None where the user has none."""
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cnnrun"
@@ -47,7 +47,7 @@ def home() -> Path | None:
         return None
 
 
-def entries(folder: Path) -> list[dict[str, Any]]:
+def list_entries(folder: Path) -> list[dict[str, Any]]:
     """Every data set in the cache, the one used last first."""
     found = [about for path in _folders(folder) if (about := _about(path))]
     return sorted(found, key=lambda entry: -float(str(entry["used"])))
@@ -56,7 +56,7 @@ def entries(folder: Path) -> list[dict[str, Any]]:
 def _about(path: Path) -> dict[str, Any] | None:
     """What a folder in the cache holds; None where it is not ours, or is removed meanwhile."""
     try:
-        if path.name == COPIES and (copies := _copies(path)):
+        if path.name == SHARD_FOLDER and (copies := _copies(path)):
             plan: Any = dict.fromkeys(_PLANNED) | {"source": "shards from elsewhere", "count": len(copies), "shape": []}
         else:
             plan = read_json(path / "plan.json") if _KEY.fullmatch(path.name) else None
@@ -70,7 +70,7 @@ def _about(path: Path) -> dict[str, Any] | None:
             "count": plan["count"],
             "shape": plan["shape"],
             "bytes": _bytes_in(path),
-            "complete": path.name == COPIES or (path / SEAL).exists(),
+            "complete": path.name == SHARD_FOLDER or (path / SEAL).exists(),
             "used": path.stat().st_mtime,
         }
     except OSError:
@@ -81,9 +81,9 @@ def _copies(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if _COPY.fullmatch(path.name)]
 
 
-def bytes_used(folder: Path, but: str = "") -> int:
+def bytes_used(folder: Path, except_key: str = "") -> int:
     """What the cache takes on the disk; `but` that data set."""
-    return sum(_bytes_in(path) for path in _folders(folder) if path.name != but)
+    return sum(_bytes_in(path) for path in _folders(folder) if path.name != except_key)
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -101,25 +101,25 @@ def clear(folder: Path, keys: list[str]) -> tuple[list[str], list[str]]:
     """Remove those data sets; returns (removed, left because a process is building them)."""
     removed, left = [], []
     for key in keys:
-        if key == COPIES:
+        if key == SHARD_FOLDER:
             with storage_errors(folder / key, 0):
                 for path in _copies(folder / key):
                     path.unlink()
             removed.append(key)
             continue
         try:
-            with storage_errors(folder / key, 0), hold(folder / key / LOCK):
+            with storage_errors(folder / key, 0), hold_lock(folder / key / LOCK):
                 _empty(folder / key)
             removed.append(key)
-        except Locked:
+        except LockHeldError:
             left.append(key)
     return removed, left
 
 
 def list_cache(folder: str | None) -> dict[str, Any]:
     """What the cache in `folder`, else in the user's own, holds."""
-    where = Path(folder) if folder else home()
-    found = entries(where) if where else []
+    where = Path(folder) if folder else user_cache_folder()
+    found = list_entries(where) if where else []
     return {"folder": str(where), "entries": found, "bytes": sum(entry["bytes"] for entry in found)}
 
 
@@ -133,7 +133,7 @@ def clear_cache(folder: str | None, prefixes: list[str], everything: bool) -> di
     for prefix in prefixes:
         matching = [name for name in known if name.startswith(prefix)]
         if len(matching) != 1:
-            raise ConfigError(f"{printable(prefix)}: {len(matching)} data sets have a key that begins so")
+            raise ConfigError(f"{escape(prefix)}: {len(matching)} data sets have a key that begins so")
         chosen += matching
     removed, left = clear(Path(listed["folder"]), chosen)
     freed = sum(entry["bytes"] for entry in listed["entries"] if entry["key"] in removed)

@@ -27,9 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cnnrun.base.atomic_files import Folder, json_bytes, storage_errors
-from cnnrun.base.errors import StorageError, printable
-from cnnrun.base.locks import hold
-from cnnrun.base.ownership import refuse_foreign
+from cnnrun.base.errors import StorageError, escape
+from cnnrun.base.locks import hold_lock
+from cnnrun.base.ownership import check_ownership
 from cnnrun.base.progress import say
 from cnnrun.contracts.layer import Shape
 from cnnrun.data.block_hashes import (
@@ -41,8 +41,8 @@ from cnnrun.data.block_hashes import (
     pixel_hashes,
     problem_lines,
 )
-from cnnrun.data.cache import LOCK, SEAL, Progress, at_once, read_json
-from cnnrun.data.decode import Block, Decoder, Map
+from cnnrun.data.cache import LOCK, SEAL, Progress, images_per_block, read_json
+from cnnrun.data.decode import DecodedBlock, Decoder, ParallelMap
 from cnnrun.data.image_records import RECORD
 
 SYNC_BYTES = 64 << 20  # decoded between two waits for the disk: what a kill or a power cut can cost
@@ -50,26 +50,26 @@ _ELSEWHERE = "give data.cache_dir a folder of your own"
 _VERIFIED_TOGETHER = 32  # blocks, between two looks of the progress bar
 
 
-class Entry:
+class CacheEntry:
     """One data set's folder in the cache. `verify`: all its pixels are looked at before they are used."""
 
     def __init__(self, path: Path, count: int, shape: Shape, *, keep_pixels: bool, verify: bool = False) -> None:
         self.path, self.count, self.shape, self.keep_pixels = path, count, shape, keep_pixels
         self._verify, self._bytes_each = verify and keep_pixels, int(np.prod(shape))
 
-    def complete(self) -> bool:
+    def is_complete(self) -> bool:
         """Return whether everything is there, by the files' sizes. Raises StorageError for what others may write."""
-        refuse_foreign(self.path, _ELSEWHERE)
+        check_ownership(self.path, _ELSEWHERE)
         if not (self.path / SEAL).exists() or _size(self.path / "records") != self.count * RECORD.itemsize:
             return False
         return not self.keep_pixels or _size(self.path / "pixels.u8") == self.count * self._bytes_each
 
-    def build(self, decoder: Decoder, about: dict[str, Any], run: Map, progress: Progress) -> None:
+    def build(self, decoder: Decoder, about: dict[str, Any], run: ParallelMap, progress: Progress) -> None:
         """Decode what is not there yet, or no longer as it was written; waits while another process does.
 
         Raises StorageError.
         """
-        if not os.access(self.path, os.W_OK) and self.complete():
+        if not os.access(self.path, os.W_OK) and self.is_complete():
             if self._is_sealed() and not self._damaged_blocks(run, progress):
                 return  # root made it for all to read
             raise StorageError(f"{self.path}: not as it was written, and you may not write it; {_ELSEWHERE}")
@@ -79,7 +79,7 @@ class Entry:
                 self.unseal()
                 self._ensure_sealed(decoder, about, run, progress)
 
-    def _ensure_sealed(self, decoder: Decoder, about: dict[str, Any], run: Map, progress: Progress) -> bool:
+    def _ensure_sealed(self, decoder: Decoder, about: dict[str, Any], run: ParallelMap, progress: Progress) -> bool:
         """Build while holding the lock, unless it is sealed. Return whether that was to be done."""
 
         def waiting() -> None:
@@ -88,9 +88,9 @@ class Entry:
         while True:
             for folder in (self.path.parent, self.path):  # the mode of further parents is not given
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            refuse_foreign(self.path, _ELSEWHERE)
+            check_ownership(self.path, _ELSEWHERE)
             try:
-                with hold(self.path / LOCK, waiting):
+                with hold_lock(self.path / LOCK, waiting):
                     if not (sealed := self._is_sealed()):
                         self._build(decoder, about, run, progress)
                     os.utime(self.path)  # when it was last used
@@ -101,7 +101,7 @@ class Entry:
 
     def _is_sealed(self) -> bool:
         """Return whether the files are as they were when they were complete; all but the pixels."""
-        return self.complete() and read_json(self.path / SEAL) == self._seal()
+        return self.is_complete() and read_json(self.path / SEAL) == self._seal()
 
     def _seal(self) -> dict[str, Any]:
         """What `complete.json` has to say: whose files these are, and their hashes."""
@@ -115,7 +115,7 @@ class Entry:
         """Have every block looked at, and what is damaged decoded, when this is next opened."""
         (self.path / SEAL).unlink(missing_ok=True)
 
-    def _build(self, decoder: Decoder, about: dict[str, Any], run: Map, progress: Progress) -> None:
+    def _build(self, decoder: Decoder, about: dict[str, Any], run: ParallelMap, progress: Progress) -> None:
         if (self.path / SEAL).exists():
             _say_from_any_rank(f"{self.path}: not as it was written; what is damaged is decoded anew")
         self.unseal()
@@ -127,7 +127,7 @@ class Entry:
                 os.close(descriptor)
         _write_json(self.path / SEAL, self._seal())
 
-    def _decode_missing(self, files: dict[str, int], decoder: Decoder, run: Map, progress: Progress) -> None:
+    def _decode_missing(self, files: dict[str, int], decoder: Decoder, run: ParallelMap, progress: Progress) -> None:
         missing, problems = self._missing_blocks(run, progress)
         _set_content(files["problems.jsonl"], problem_lines(problems))
         unsynced: dict[int, NDArray[np.uint8]] = {}
@@ -135,7 +135,7 @@ class Entry:
             advance(self.count - sum(len(self._numbers(block)) for block in missing))
             for block in missing:
                 numbers = self._numbers(block)
-                made = decoder.block(np.array(numbers), run)
+                made = decoder.decode_block(np.array(numbers), run)
                 unsynced[block] = self._write(files, numbers[0], made)
                 advance(len(numbers))
                 if len(unsynced) * len(numbers) * self._bytes_each >= SYNC_BYTES:
@@ -144,11 +144,11 @@ class Entry:
 
     def _numbers(self, block: int) -> range:
         """The pictures of a block."""
-        each = at_once(self._bytes_each)
+        each = images_per_block(self._bytes_each)
         return range(block * each, min((block + 1) * each, self.count))
 
     def _blocks(self) -> int:
-        return -(-self.count // at_once(self._bytes_each))
+        return -(-self.count // images_per_block(self._bytes_each))
 
     def _open(self, about: dict[str, Any]) -> dict[str, int]:
         """Descriptors of the files being built; what an earlier build of the same plan left is gone on with."""
@@ -157,7 +157,7 @@ class Entry:
             "key": self.path.name,
             "count": self.count,
             "shape": list(self.shape),
-            "block": at_once(self._bytes_each),
+            "block": images_per_block(self._bytes_each),
         }
         plan |= about | {"files": names, "blocks": self._blocks()}
         sizes = {
@@ -176,10 +176,10 @@ class Entry:
             os.ftruncate(files[name], size)
         return files
 
-    def _missing_blocks(self, run: Map, progress: Progress) -> tuple[list[int], dict[int, str]]:
+    def _missing_blocks(self, run: ParallelMap, progress: Progress) -> tuple[list[int], dict[int, str]]:
         """The blocks that are not on the disk as they were written, and the problems of those that are."""
         noted = np.fromfile(self.path / "progress", np.uint8).reshape(-1, HASH_BYTES)
-        records, problems, hashes = self.records()(), self.problems(), self.pixel_hashes()
+        records, problems, hashes = self.open_records()(), self.problems(), self.pixel_hashes()
 
         def is_damaged(block: int) -> bool:
             numbers = self._numbers(block)
@@ -194,11 +194,11 @@ class Entry:
             places = ", ".join(f"{self._numbers(block)[0]:,} to {self._numbers(block)[-1]:,}" for block in damaged[:8])
             _say_from_any_rank(f"{self.path}: pictures {places} are not as they were written; decoded anew")
         whole = set(done) - set(damaged)
-        each = at_once(self._bytes_each)
+        each = images_per_block(self._bytes_each)
         kept = {number: text for number, text in problems.items() if number // each in whole}
         return [block for block in range(self._blocks()) if block not in whole], kept
 
-    def _damaged_blocks(self, run: Map, progress: Progress) -> list[int]:
+    def _damaged_blocks(self, run: ParallelMap, progress: Progress) -> list[int]:
         """The blocks of a sealed entry whose pixels are not as they were written, where they are to be verified."""
         blocks = list(range(self._blocks())) if self._verify else []
         try:
@@ -210,7 +210,7 @@ class Entry:
             return blocks
 
     def _blocks_where(
-        self, blocks: Sequence[int], predicate: Callable[[int], bool], run: Map, progress: Progress
+        self, blocks: Sequence[int], predicate: Callable[[int], bool], run: ParallelMap, progress: Progress
     ) -> list[int]:
         """The blocks for which the predicate is true, asked in several threads."""
         found: list[int] = []
@@ -232,9 +232,9 @@ class Entry:
 
     def pixel_hashes(self) -> NDArray[np.uint64]:
         """The hash that each picture's pixels must have."""
-        return pixel_hashes(self.records()(), self.problems(), self._bytes_each)
+        return pixel_hashes(self.open_records()(), self.problems(), self._bytes_each)
 
-    def _write(self, files: dict[str, int], first: int, made: Block) -> NDArray[np.uint8]:
+    def _write(self, files: dict[str, int], first: int, made: DecodedBlock) -> NDArray[np.uint8]:
         """Write a block that begins with picture `first`; returns its hash."""
         if self.keep_pixels:
             _write_all(files["pixels.u8"], made.pixels.data, first * self._bytes_each)
@@ -243,9 +243,9 @@ class Entry:
         os.write(files["problems.jsonl"], problem_lines(made.problems))
         return block_hash(made.records, made.problems)
 
-    def records(self) -> Callable[[], NDArray[Any]]:
+    def open_records(self) -> Callable[[], NDArray[Any]]:
         """A function that maps a row of RECORD a picture: copy what is to stay. It outlives the folder's removal."""
-        return Records(self.path / "records")
+        return RecordsFile(self.path / "records")
 
     def problems(self) -> dict[int, str]:
         """What is wrong with each bad picture, by its number."""
@@ -253,7 +253,7 @@ class Entry:
         return {number: text for number, text in sorted(found.items()) if 0 <= number < self.count}
 
 
-class Records:
+class RecordsFile:
     """The records of an entry, held open, so that they are these whatever becomes of the cache."""
 
     def __init__(self, path: Path) -> None:
@@ -267,7 +267,7 @@ class Records:
 def _say_from_any_rank(line: str) -> None:
     """Print a line on stderr, whichever rank this is: `say` is the first one's, and any may find the damage."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(f"{printable(line)}\n")
+        sys.stderr.write(f"{escape(line)}\n")
 
 
 def _sync(files: dict[str, int], hashes: dict[int, NDArray[np.uint8]]) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnrun.base.error_lines import listed, refuse
-from cnnrun.base.errors import DataError, is_text, printable
+from cnnrun.base.error_lines import join_names, refuse_problems
+from cnnrun.base.errors import DataError, escape, is_encodable
 
 # What pandas and spreadsheets write where there is no value: a label of this kind is none.
 _MISSING = re.compile(
@@ -39,14 +39,14 @@ def check_class_names(names: Sequence[str], where: str, *, are_declared: bool) -
     Names stand in configs, figures, reports and exported files, and whatever writes one that is no text fails. A word
     for a missing value is a class only where the classes are declared one by one.
     """
-    refuse(
-        f"{where}: class '{printable(name)}': {problem}"
+    refuse_problems(
+        f"{where}: class '{escape(name)}': {problem}"
         for name in names
-        if (problem := _problem(name) or (None if are_declared else missing_problem(name)))
+        if (problem := _problem(name) or (None if are_declared else missing_value_problem(name)))
     )
 
 
-def missing_problem(label: str) -> str | None:
+def missing_value_problem(label: str) -> str | None:
     """The reason that a label stands for no label, or None."""
     if not _MISSING.fullmatch(label):
         return None
@@ -54,7 +54,7 @@ def missing_problem(label: str) -> str | None:
 
 
 def _problem(name: str) -> str | None:
-    if not is_text(name):
+    if not is_encodable(name):
         return "its name is not valid UTF-8; rename its folder or label"
     if not any(unicodedata.category(letter) not in _INVISIBLE and not letter.isspace() for letter in name):
         return "its name has no visible letter; rename its folder or label"
@@ -67,7 +67,7 @@ def numbered_classes(labels_N: NDArray[np.integer[Any]], where: str, setting: st
     highest = int(used[-1])
     if highest >= _most_numbers(len(used)):
         rarest = int(used[np.flatnonzero(counts == counts.min())[-1]])
-        shown = listed([f"{int(number)}" for number in used])
+        shown = join_names([f"{int(number)}" for number in used])
         raise DataError(
             f"{where}: has labels up to {highest:,}, but only {len(used)} different ones ({shown}); is {rarest}, "
             f"which stands there {int(counts.min()):,} time(s), a label? If so, "
@@ -105,11 +105,11 @@ def _folded(name: str) -> str:
     return re.sub(r"[\s_-]+", " ", text).strip()
 
 
-def distinguishable(names: Sequence[str]) -> list[str]:
+def quote_names(names: Sequence[str]) -> list[str]:
     """The names as a message shows them: escaped where they would look the same."""
-    shown = [printable(unicodedata.normalize("NFC", name)) for name in names]
+    shown = [escape(unicodedata.normalize("NFC", name)) for name in names]
     if len(set(shown)) == len(shown) and not any(map(_has_invisible, names)):
-        return [f"'{printable(name)}'" for name in names]
+        return [f"'{escape(name)}'" for name in names]
     return [ascii(name) for name in names]
 
 
@@ -118,11 +118,11 @@ def _has_invisible(name: str) -> bool:
     return any(odd) or name != name.strip()
 
 
-def too_fine(name: str, values: Sequence[float | None] | NDArray[Any]) -> str | None:
+def float32_problem(name: str, values: Sequence[float | None] | NDArray[Any]) -> str | None:
     """What is wrong with different numbers that are all one in float32, or None. What is nearly so the task says."""
     exact = np.asarray(values, np.float64)
     spread = float(np.ptp(exact))
     if spread == 0 or np.ptp(exact.astype(np.float32)) > 0:
         return None
-    text = f"{printable(name)} varies by {spread:.3g} around {exact.mean():.6g}"
+    text = f"{escape(name)} varies by {spread:.3g} around {exact.mean():.6g}"
     return f"{text}, too finely for float32; take the mean off it"

@@ -10,19 +10,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cnnrun.base.errors import printable
+from cnnrun.base.errors import escape
 from cnnrun.contracts.facts import Facts
 from cnnrun.contracts.objects import ObjectTable
 from cnnrun.contracts.source import BadBox, Split
-from cnnrun.data.storage import Pictures, Stored
-from cnnrun.data.targets import flat, told
+from cnnrun.data.storage import ImageStore, StoredSplit
+from cnnrun.data.targets import flatten_targets, target_codes
 
 
 @dataclass(frozen=True)
 class Examples:
     """A split, decoded: `rows` says which of the pictures [M, C, H, W] that splits may share are its own."""
 
-    pictures: Pictures
+    images: ImageStore
     rows: Tensor
     targets: dict[str, Tensor]
     source: Split
@@ -32,30 +32,30 @@ class Examples:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def name(self, index: int) -> str:
+    def sample_name(self, index: int) -> str:
         """What to call sample `index` in messages."""
-        return self.source.name(int(self.source_rows[index]))
+        return self.source.sample_name(int(self.source_rows[index]))
 
-    def only(self, kept: Tensor) -> Examples:
+    def select(self, kept: Tensor) -> Examples:
         """The samples for which `kept` (bool [N]) holds."""
         targets = {name: values[kept] for name, values in self.targets.items()}
-        objects = None if self.objects is None else self.objects.only(kept)
+        objects = None if self.objects is None else self.objects.select(kept)
         rows, source_rows = self.rows[kept], self.source_rows[kept]
         return replace(self, rows=rows, source_rows=source_rows, targets=targets, objects=objects)
 
-    def targets_of(self, index_B: Tensor, device: torch.device) -> dict[str, Tensor]:
+    def batch_targets(self, index_B: Tensor, device: torch.device) -> dict[str, Tensor]:
         """The targets of samples `index_B`, objects padded to the most that one of them has."""
-        objects = {} if self.objects is None else self.objects.padded(index_B)
+        objects = {} if self.objects is None else self.objects.pad(index_B)
         own = {name: values[index_B] for name, values in self.targets.items()} | objects
         return {name: values.to(device, non_blocking=True) for name, values in own.items()}
 
     def all_targets(self) -> dict[str, Tensor]:
         """The targets of all samples; objects one after the other, with how many there are of each: see `flat`."""
-        return flat(self.targets, self.objects)
+        return flatten_targets(self.targets, self.objects)
 
-    def take(self, index_B: Tensor) -> Tensor:
+    def load_images(self, index_B: Tensor) -> Tensor:
         """Samples `index_B` as [B, C, H, W] on the host."""
-        return self.pictures.take(self.rows[index_B])
+        return self.images.take(self.rows[index_B])
 
 
 @dataclass(frozen=True)
@@ -64,18 +64,20 @@ class Dataset:
 
     facts: Facts
     splits: dict[str, Examples]
-    stored: dict[str, Stored] = field(default_factory=dict)
-    left_out: tuple[dict[str, str], ...] = ()
+    stored_splits: dict[str, StoredSplit] = field(default_factory=dict)
+    skipped_samples: tuple[dict[str, str], ...] = ()
     notes: tuple[str, ...] = ()  # what the audit found, for people
     bad_boxes: tuple[BadBox, ...] = ()
-    listed: tuple[tuple[str, Split, NDArray[np.int64]], ...] = ()  # the source's splits of files, with sizes and times
+    file_listings: tuple[
+        tuple[str, Split, NDArray[np.int64]], ...
+    ] = ()  # the source's splits of files, with sizes and times
 
-    def lines(self) -> Iterator[str]:
+    def listing_lines(self) -> Iterator[str]:
         """A line a file: split, path, size, time of change, label (or a digest of its boxes).
 
         Nothing for pictures that are no files.
         """
-        for name, split, of_files in self.listed:
-            labels = told(split.targets, split.objects, len(split)).tolist()
+        for name, split, of_files in self.file_listings:
+            labels = target_codes(split.targets, split.objects, len(split)).tolist()
             for number, (size, when, *_) in enumerate(of_files.tolist()):
-                yield f"{name}\t{printable(split.name(number))}\t{size}\t{when}\t{labels[number]}"
+                yield f"{name}\t{escape(split.sample_name(number))}\t{size}\t{when}\t{labels[number]}"

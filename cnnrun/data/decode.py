@@ -13,29 +13,37 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cnnrun.base.error_lines import first_lines, listed
-from cnnrun.base.errors import DataError, Lost, Unreadable
-from cnnrun.base.file_list import Files
-from cnnrun.contracts.layer import Pair, Shape
+from cnnrun.base.error_lines import join_names, truncate_lines
+from cnnrun.base.errors import DataError, NoAnswerError, UnreadableFileError
+from cnnrun.base.file_sequences import Files
+from cnnrun.contracts.layer import HeightWidth, Shape
 from cnnrun.contracts.source import Split
-from cnnrun.data.image_files import Image, Opened, fitted, named, opened, opened_pixels, read
-from cnnrun.data.image_records import RECORD, describe, summarize
+from cnnrun.data.image_files import (
+    DecodedImage,
+    ImageSettings,
+    decode_image,
+    fit_image,
+    image_errors,
+    image_from_pixels,
+    read_image_bytes,
+)
+from cnnrun.data.image_records import RECORD, fill_pixel_sums, fill_record
 
 _TASK = 16  # pictures that a thread takes at a time
 
-Map = Callable[[Callable[[Any], Any], Sequence[Any]], Any]
+ParallelMap = Callable[[Callable[[Any], Any], Sequence[Any]], Any]
 
 
-class Stuck(Lost):
+class ReadTimeoutError(NoAnswerError):
     """Pictures whose reading does not end."""
 
     def __init__(self, seconds: float, names: Sequence[str]) -> None:
-        shown = listed(names, 8) or "pictures"
+        shown = join_names(names, 8) or "pictures"
         super().__init__(f"reading {shown} does not end: nothing came for {seconds:g} s (data.timeout)")
         self.seconds = seconds
 
 
-class Threads:
+class ThreadedMap:
     """A `map` over so many threads; with 0 in the calling one. Pillow lets go of the interpreter while it decodes."""
 
     def __init__(self, workers: int, timeout: float) -> None:
@@ -45,7 +53,7 @@ class Threads:
     def __call__(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
         """Each item's value. Raises Stuck when for `timeout` seconds none is done."""
         if self._hung:
-            raise Stuck(self._timeout, [])
+            raise ReadTimeoutError(self._timeout, [])
         if self._pool is None:
             return list(map(function, items))
         tasks = [self._pool.submit(function, item) for item in items]
@@ -54,7 +62,7 @@ class Threads:
             done, left = wait(left, self._timeout, FIRST_COMPLETED)
             if not done:
                 self._hung = True
-                raise Stuck(self._timeout, [])
+                raise ReadTimeoutError(self._timeout, [])
         return [task.result() for task in tasks]
 
     def close(self, *, patiently: bool = True) -> None:
@@ -64,9 +72,9 @@ class Threads:
 
 
 @contextmanager
-def threads(workers: int, timeout: float = 120.0) -> Iterator[Map]:
+def start_threads(workers: int, timeout: float = 120.0) -> Iterator[ParallelMap]:
     """Threads for as long as the context lasts."""
-    pool = Threads(workers, timeout)
+    pool = ThreadedMap(workers, timeout)
     try:
         yield pool
     except BaseException:  # such as a signal while a read hangs
@@ -75,13 +83,13 @@ def threads(workers: int, timeout: float = 120.0) -> Iterator[Map]:
     pool.close()
 
 
-def processors() -> int:
+def processor_count() -> int:
     """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
-class Block:
+class DecodedBlock:
     """Some pictures decoded: uint8 [n, C, H, W], their records, and what is wrong with those that are black instead."""
 
     pixels: NDArray[np.uint8]
@@ -95,23 +103,23 @@ class Decoder:
     `listed` is [N, 2] of the files' (size, time in ns) when they were listed: a file that changed since is refused.
     """
 
-    def __init__(self, split: Split, shape: Shape, image: Image, listed: NDArray[np.int64] | None) -> None:
+    def __init__(self, split: Split, shape: Shape, image: ImageSettings, listed: NDArray[np.int64] | None) -> None:
         self.split, self.shape, self.image, self._listed = split, shape, image, listed
-        self._size: Pair = (shape[1], shape[2])
+        self._size: HeightWidth = (shape[1], shape[2])
         self._busy: dict[int, int] = {}  # which picture each thread has at hand
 
     def __len__(self) -> int:
         return len(self.split)
 
-    def pixels(self, number: int) -> NDArray[np.uint8]:
+    def decode_one(self, number: int) -> NDArray[np.uint8]:
         """Picture `number` as uint8 [C, H, W]. Raises DataError that names it."""
-        return self._decoded(number, self.split.name(number))[0]
+        return self._decoded(number, self.split.sample_name(number))[0]
 
-    def reading(self) -> list[int]:
+    def rows_being_read(self) -> list[int]:
         """The pictures that are being read now."""
         return sorted(self._busy.values())
 
-    def _decoded(self, number: int, name: str) -> tuple[NDArray[np.uint8], bytes, Opened]:
+    def _decoded(self, number: int, name: str) -> tuple[NDArray[np.uint8], bytes, DecodedImage]:
         thread = threading.get_ident()
         self._busy[thread] = number
         try:
@@ -119,47 +127,47 @@ class Decoder:
         finally:
             del self._busy[thread]
 
-    def _read(self, number: int, name: str) -> tuple[NDArray[np.uint8], bytes, Opened]:
-        pictures = self.split.pictures
-        with named(name):
+    def _read(self, number: int, name: str) -> tuple[NDArray[np.uint8], bytes, DecodedImage]:
+        pictures = self.split.images
+        with image_errors(name):
             if isinstance(pictures, np.ndarray):
-                data, seen = b"", opened_pixels(pictures[number], self.shape[0])
+                data, seen = b"", image_from_pixels(pictures[number], self.shape[0])
             else:
                 listed = None if self._listed is None else (int(self._listed[number, 0]), int(self._listed[number, 1]))
-                data = read(name if isinstance(pictures, Files) else pictures[number], listed)
-                seen = opened(data, self.shape[0], self.image)
-            return fitted(seen.picture, self._size, self.image).transpose(2, 0, 1), data, seen
+                data = read_image_bytes(name if isinstance(pictures, Files) else pictures[number], listed)
+                seen = decode_image(data, self.shape[0], self.image)
+            return fit_image(seen.pillow_image, self._size, self.image).transpose(2, 0, 1), data, seen
 
-    def block(self, numbers: NDArray[np.int64], run: Map) -> Block:
+    def decode_block(self, numbers: NDArray[np.int64], run: ParallelMap) -> DecodedBlock:
         """Those pictures with their records; a bad one is black, and its trouble is noted.
 
         Raises Unreadable for files that cannot be read now.
         """
         unread: list[str] = []
-        made = Block(np.zeros((len(numbers), *self.shape), np.uint8), np.zeros(len(numbers), RECORD), {})
+        made = DecodedBlock(np.zeros((len(numbers), *self.shape), np.uint8), np.zeros(len(numbers), RECORD), {})
 
         def decode(first: int) -> None:
             for place in range(first, min(first + _TASK, len(numbers))):
                 number = int(numbers[place])
-                name = self.split.name(number)
+                name = self.split.sample_name(number)
                 try:
                     pixels, data, seen = self._decoded(number, name)
-                except Unreadable as error:
+                except UnreadableFileError as error:
                     unread.append(str(error))
                     continue
                 except DataError as error:
                     made.problems[number] = str(error)
                     continue
                 made.pixels[place] = pixels
-                describe(made.records[place], name, data, seen, pixels)
+                fill_record(made.records[place], name, data, seen, pixels)
 
         self._run(run, decode, len(numbers))
         if unread:
-            raise Unreadable(*first_lines(sorted(unread), "files"))
-        summarize(made.records, made.pixels)
+            raise UnreadableFileError(*truncate_lines(sorted(unread), "files"))
+        fill_pixel_sums(made.records, made.pixels)
         return made
 
-    def batch(self, numbers: NDArray[np.int64], run: Map) -> NDArray[np.uint8]:
+    def decode_batch(self, numbers: NDArray[np.int64], run: ParallelMap) -> NDArray[np.uint8]:
         """Those pictures, uint8 [n, C, H, W]. Raises DataError that names the bad ones."""
         out = np.empty((len(numbers), *self.shape), np.uint8)
         bad: list[str] = []
@@ -167,7 +175,7 @@ class Decoder:
         def decode(first: int) -> None:
             for place in range(first, min(first + _TASK, len(numbers))):
                 try:
-                    out[place] = self.pixels(int(numbers[place]))
+                    out[place] = self.decode_one(int(numbers[place]))
                 except DataError as error:
                     bad.append(str(error))
 
@@ -176,8 +184,10 @@ class Decoder:
             raise DataError(*sorted(bad))
         return out
 
-    def _run(self, run: Map, decode: Callable[[int], None], count: int) -> None:
+    def _run(self, run: ParallelMap, decode: Callable[[int], None], count: int) -> None:
         try:
             run(decode, range(0, count, _TASK))
-        except Stuck as error:
-            raise Stuck(error.seconds, [self.split.name(number) for number in self.reading()]) from None
+        except ReadTimeoutError as error:
+            raise ReadTimeoutError(
+                error.seconds, [self.split.sample_name(number) for number in self.rows_being_read()]
+            ) from None

@@ -11,15 +11,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from cnnrun.base.randomness import key, permutation
+from cnnrun.base.randomness import derive_key, permutation
 from cnnrun.config.spec import Kind
 
 # (seed, epoch) -> the samples in order, int64 [N], and beside each a number that no other place of the epoch has: by it
 # a sample that is shown twice is changed in two ways.
-Order = Callable[[int, int], tuple[Tensor, Tensor]]
+EpochOrder = Callable[[int, int], tuple[Tensor, Tensor]]
 
 
-def uniform_order(count: int) -> Order:
+def uniform_order(count: int) -> EpochOrder:
     """Each of `count` samples once."""
 
     def order(seed: int, epoch: int) -> tuple[Tensor, Tensor]:
@@ -29,7 +29,7 @@ def uniform_order(count: int) -> Order:
     return order
 
 
-def balanced_order(labels_N: Tensor) -> Order:
+def balanced_order(labels_N: Tensor) -> EpochOrder:
     """As many places as samples, as many for each class: of rare ones samples are shown again, of others left out.
 
     Within a class everything is shown before anything is shown again.
@@ -43,7 +43,7 @@ def balanced_order(labels_N: Tensor) -> Order:
             # What does not divide evenly goes to other classes each epoch.
             wanted = count // classes + ((place + epoch) % classes < count % classes)
             for cycle in range(-(-wanted // len(of_class))):
-                chosen = of_class[permutation(key(seed, place, cycle), epoch, len(of_class))]
+                chosen = of_class[permutation(derive_key(seed, place, cycle), epoch, len(of_class))]
                 chosen = chosen[: wanted - cycle * len(of_class)]
                 samples.append(chosen)
                 numbers.append(chosen + cycle * count)
@@ -53,14 +53,14 @@ def balanced_order(labels_N: Tensor) -> Order:
     return order
 
 
-def times_shown(labels_N: Tensor, classes: int) -> list[float]:
+def repetitions_per_class(labels_N: Tensor, classes: int) -> list[float]:
     """How often the balanced order shows a sample of each class in an epoch, on average; 0 where a class has none."""
     counts = torch.bincount(labels_N, minlength=classes)
     share = len(labels_N) / int((counts > 0).sum())
     return [share / count if count else 0.0 for count in counts.tolist()]
 
 
-def identities_order(labels_N: Tensor, batch: int, pictures: int) -> Order:
+def identities_order(labels_N: Tensor, batch: int, pictures: int) -> EpochOrder:
     """As many places as samples; each batch has `pictures` of each of batch / `pictures` classes, none of them twice.
 
     All classes are shown before any is shown again. Of a class with fewer pictures some are shown again; where there
@@ -76,7 +76,7 @@ def identities_order(labels_N: Tensor, batch: int, pictures: int) -> Order:
             end, here = min(len(numbers) + batch, count), set[int]()
             while len(numbers) < end:
                 if not waiting:  # those of this batch last, so that none comes twice
-                    fresh = permutation(key(seed, classes, rounds), epoch, classes).tolist()
+                    fresh = permutation(derive_key(seed, classes, rounds), epoch, classes).tolist()
                     waiting, rounds = sorted(fresh, key=lambda place: place not in here), rounds + 1
                 place = waiting.pop()
                 here.add(place)
@@ -96,7 +96,7 @@ def _again_and_again(seed: int, epoch: int, place: int, members: Tensor, apart: 
     """
     recent: deque[int] = deque(maxlen=apart - 1)
     for cycle in itertools.count():
-        waiting: list[int] = members[permutation(key(seed, place, cycle), epoch, len(members))].tolist()
+        waiting: list[int] = members[permutation(derive_key(seed, place, cycle), epoch, len(members))].tolist()
         # Beyond the first `apart` - 1 places every picture was last shown long enough ago.
         for _ in range(min(apart - 1, len(waiting))):
             sample = next((each for each in waiting if each not in recent), waiting[0])
@@ -115,19 +115,19 @@ class SamplerSpec(Kind):
     """Whether it goes by one label a picture."""
 
     @property
-    def together(self) -> int:
+    def images_per_class(self) -> int:
         """Pictures of a class that come together; 0 where that is left to chance."""
         return 0
 
-    def order(self, targets: dict[str, Tensor], batch: int) -> Order | None:
+    def order(self, targets: dict[str, Tensor], batch: int) -> EpochOrder | None:
         """The order over samples with these targets in batches of so many; None for each once."""
         raise NotImplementedError
 
-    def problem(self, counts: Sequence[int], batch: int) -> str | None:
+    def batch_problem(self, counts: Sequence[int], batch: int) -> str | None:
         """Why batches of so many cannot be made of classes with so many pictures each, or None."""
         return None
 
-    def times(self, labels_N: Tensor, classes: int) -> list[float] | None:
+    def repetitions_per_class(self, labels_N: Tensor, classes: int) -> list[float] | None:
         """How often an epoch shows a sample of each class, on average, where that is worth telling."""
         return None
 
@@ -138,7 +138,7 @@ class Uniform(SamplerSpec):
     kind = "uniform"
     needs_labels = False
 
-    def order(self, targets: dict[str, Tensor], batch: int) -> Order | None:
+    def order(self, targets: dict[str, Tensor], batch: int) -> EpochOrder | None:
         return None
 
 
@@ -147,11 +147,11 @@ class Balanced(SamplerSpec):
 
     kind = "balanced"
 
-    def order(self, targets: dict[str, Tensor], batch: int) -> Order | None:
+    def order(self, targets: dict[str, Tensor], batch: int) -> EpochOrder | None:
         return balanced_order(targets["labels"])
 
-    def times(self, labels_N: Tensor, classes: int) -> list[float] | None:
-        return times_shown(labels_N, classes)
+    def repetitions_per_class(self, labels_N: Tensor, classes: int) -> list[float] | None:
+        return repetitions_per_class(labels_N, classes)
 
 
 class Identities(SamplerSpec):
@@ -163,14 +163,14 @@ class Identities(SamplerSpec):
     pictures: int = Field(4, ge=2, le=10_000)
     """Of each class in a batch."""
 
-    def order(self, targets: dict[str, Tensor], batch: int) -> Order | None:
+    def order(self, targets: dict[str, Tensor], batch: int) -> EpochOrder | None:
         return identities_order(targets["labels"], batch, self.pictures)
 
     @property
-    def together(self) -> int:
+    def images_per_class(self) -> int:
         return self.pictures
 
-    def problem(self, counts: Sequence[int], batch: int) -> str | None:
+    def batch_problem(self, counts: Sequence[int], batch: int) -> str | None:
         classes = sum(count > 0 for count in counts)
         if batch % self.pictures:
             return f"a batch of {batch} is not made of {self.pictures} pictures of each class"

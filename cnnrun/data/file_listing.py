@@ -10,19 +10,19 @@ from numpy.typing import NDArray
 
 from cnnrun.base.bounded_files import open_file
 from cnnrun.base.errors import DataError
-from cnnrun.base.file_list import Members
+from cnnrun.base.file_sequences import Members
 from cnnrun.contracts.source import Split
-from cnnrun.data.decode import processors, threads
-from cnnrun.data.image_files import named, read
+from cnnrun.data.decode import processor_count, start_threads
+from cnnrun.data.image_files import image_errors, read_image_bytes
 from cnnrun.data.image_records import digest
 
 
-def listing(split: Split, by_content: bool, workers: int | None) -> NDArray[np.int64] | None:
+def list_files(split: Split, by_content: bool, workers: int | None) -> NDArray[np.int64] | None:
     """[N, 2] of each file's (size, time in ns), or of (size, time, hash of its bytes); -1 where it is not there.
 
     None for pictures in memory.
     """
-    pictures = split.pictures
+    pictures = split.images
     if isinstance(pictures, np.ndarray):
         return None
     if isinstance(pictures, Members):
@@ -48,26 +48,26 @@ def _hashed(shard: Path) -> int:
 
 def _contents(split: Split, workers: int | None) -> NDArray[np.int64]:
     def hashed(number: int) -> int:
-        item = split.pictures[number]
+        item = split.images[number]
         assert isinstance(item, Path)
         try:
-            with named(str(item)):
-                return digest(read(item))
+            with image_errors(str(item)):
+                return digest(read_image_bytes(item))
         except DataError:  # told with all others when they are decoded
             return 0
 
-    with threads(processors() if workers is None else workers) as run:
+    with start_threads(processor_count() if workers is None else workers) as run:
         return np.array(run(hashed, range(len(split))), np.uint64).view(np.int64)
 
 
-def content(split: Split, listed: NDArray[np.int64] | None) -> bytes:
+def content_digest(split: Split, listed: NDArray[np.int64] | None) -> bytes:
     """A digest of a split's pictures: names and listing of its files, or the pixels themselves."""
     made = hashlib.sha256()
-    if isinstance(split.pictures, np.ndarray):
-        made.update(np.ascontiguousarray(split.pictures).data)
+    if isinstance(split.images, np.ndarray):
+        made.update(np.ascontiguousarray(split.images).data)
         return made.digest()
     assert listed is not None
-    made.update(split.pictures.digest())
+    made.update(split.images.digest())
     # Where the bytes were hashed, the files' times say nothing more.
     made.update(np.ascontiguousarray(listed[:, [0, 2]] if listed.shape[1] == 3 else listed).data)
     return made.digest()

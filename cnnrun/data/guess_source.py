@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from cnnrun.base.bounded_files import read_bytes, read_json_bytes
-from cnnrun.base.error_lines import listed
-from cnnrun.base.errors import ConfigError, DataError, printable
-from cnnrun.base.file_list import is_clutter
-from cnnrun.base.user_paths import unreadable_names
-from cnnrun.data.image_files import SUFFIX_LIST, is_picture_name
+from cnnrun.base.error_lines import join_names
+from cnnrun.base.errors import ConfigError, DataError, escape
+from cnnrun.base.file_sequences import is_clutter
+from cnnrun.base.user_paths import read_errors
+from cnnrun.data.image_files import SUFFIX_LIST, is_image_name
 from cnnrun.data.sources.table_files import Rows, read_rows
-from cnnrun.data.split_names import split_name
+from cnnrun.data.split_names import parse_split_name
 
 _TABLES = {".csv", ".tsv", ".parquet"}
 # How people call their columns, the usual first.
@@ -26,15 +26,15 @@ _MOST_BYTES = 1 << 30
 _LOOK = 20  # rows of a table whose files are looked for
 
 
-def source_of(given: str) -> tuple[Any, str]:
+def guess_source(given: str) -> tuple[Any, str]:
     """The `source` setting for a path (or `digits`), and a name for it. Raises DataError or ConfigError."""
     if given == "digits":
         return "digits", "digits"
     path = Path(given)
     if not path.exists():
-        raise DataError(f"{printable(given)}: no such file or folder")
+        raise DataError(f"{escape(given)}: no such file or folder")
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().stem).strip("-._") or "data"
-    with unreadable_names():
+    with read_errors():
         return (_of_folder(path) if path.is_dir() else _of_file(path)), name
 
 
@@ -48,7 +48,7 @@ def _of_file(path: Path) -> Any:
         return {"shards": str(path)}
     if suffix == ".json":
         raise _coco(path)
-    raise DataError(f"{printable(str(path))}: not a table, a .npz file or a tar shard")
+    raise DataError(f"{escape(str(path))}: not a table, a .npz file or a tar shard")
 
 
 def _of_folder(path: Path) -> Any:
@@ -73,13 +73,13 @@ def _of_folder(path: Path) -> Any:
 
 
 def _begins(path: Path, split: str) -> bool:
-    return split_name(re.split(r"[^A-Za-z]", path.name)[0]) == split
+    return parse_split_name(re.split(r"[^A-Za-z]", path.name)[0]) == split
 
 
 def _classes_inside(inside: list[Path]) -> bool:
     """Whether two or more folders have pictures in them: a folder a class, or a split."""
     folders = [entry for entry in inside if entry.is_dir()]
-    return sum(any(is_picture_name(each.name) for each in folder.rglob("*")) for folder in folders) > 1
+    return sum(any(is_image_name(each.name) for each in folder.rglob("*")) for folder in folders) > 1
 
 
 def _table(path: Path) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def _table(path: Path) -> dict[str, Any]:
     by_name = {name.lower(): name for name in rest}
     for setting, words in (("split", _SPLITS), ("group", _GROUPS)):
         name = next((by_name[word] for word in words if word in by_name), None)
-        if name and (setting == "group" or all(split_name(cell) for cell in rest[name])):
+        if name and (setting == "group" or all(parse_split_name(cell) for cell in rest[name])):
             found[setting] = name
             del rest[name], by_name[name.lower()]
     found["label"] = _label(path, rows, rest, by_name)
@@ -101,7 +101,7 @@ def _table(path: Path) -> dict[str, Any]:
 
 
 def _are_pictures(cells: list[str]) -> bool:
-    return sum(is_picture_name(Path(cell).name) for cell in cells) > 0.9 * len(cells)
+    return sum(is_image_name(Path(cell).name) for cell in cells) > 0.9 * len(cells)
 
 
 def _root(path: Path, cells: list[str]) -> Path:
@@ -110,7 +110,7 @@ def _root(path: Path, cells: list[str]) -> Path:
     counts = {place: sum((place / cell).is_file() for cell in cells[:_LOOK]) for place in places}
     best = max(counts, key=lambda place: counts[place])
     if not counts[best]:
-        raise DataError(f"{path}: none of its first pictures is there, such as {printable(cells[0])}")
+        raise DataError(f"{path}: none of its first pictures is there, such as {escape(cells[0])}")
     return best
 
 
@@ -122,7 +122,7 @@ def _label(path: Path, rows: Rows, rest: dict[str, list[str]], by_name: dict[str
         return flags
     few = {name: len(set(cells)) for name, cells in rest.items() if 2 <= len(set(cells)) <= max(2, len(rows) // 4)}
     if not few:
-        known = ", ".join(map(printable, rest))
+        known = ", ".join(map(escape, rest))
         raise DataError(f"{path}: which column is the label? (columns: {known}); rename it to label")
     return min(few, key=lambda name: few[name])
 
@@ -146,13 +146,13 @@ def _coco(path: Path) -> ConfigError:
         objects = Counter(names[each["category_id"]] for each in data["annotations"])
         return _detection(path, "a COCO file", len(data["images"]), dict(objects))
     except (ValueError, KeyError, TypeError, RecursionError):
-        return ConfigError(f"{printable(str(path))}: a JSON file, but not COCO's")
+        return ConfigError(f"{escape(str(path))}: a JSON file, but not COCO's")
 
 
 def _detection(path: Path, what: str, pictures: int, objects: dict[str, int]) -> ConfigError:
-    counts = listed([f"{name} {count:,}" for name, count in sorted(objects.items(), key=lambda p: -p[1])])
+    counts = join_names([f"{name} {count:,}" for name, count in sorted(objects.items(), key=lambda p: -p[1])])
     return ConfigError(
-        f"{printable(str(path))}: {what} of {pictures:,} pictures, objects: {counts or 'none'}",
+        f"{escape(str(path))}: {what} of {pictures:,} pictures, objects: {counts or 'none'}",
         "that is for object detection (task: detect), for which init writes no config yet: copy configs/bccd.yaml and "
         "give data.source this path; nothing was written",
     )

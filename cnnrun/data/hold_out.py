@@ -10,7 +10,7 @@ from torch import Tensor
 from cnnrun.base.randomness import permutation
 
 
-def held_out(labels_N: Tensor, groups_N: Tensor | None, part: float, seed: int) -> Tensor:
+def hold_out_samples(labels_N: Tensor, groups_N: Tensor | None, part: float, seed: int) -> Tensor:
     """Which samples to hold out: bool [N], `part` of every class; with groups, whole groups alone."""
     if groups_N is not None:
         if not part:
@@ -26,7 +26,7 @@ def held_out(labels_N: Tensor, groups_N: Tensor | None, part: float, seed: int) 
     return held
 
 
-def sets_of_copies(pixels_N: NDArray[np.uint64], groups_N: NDArray[np.int64] | None) -> NDArray[np.int64]:
+def group_copies(pixels_N: NDArray[np.uint64], groups_N: NDArray[np.int64] | None) -> NDArray[np.int64]:
     """The set that each sample is in, as the number of the first in it: copies of one picture, and whole groups."""
     _, copy_N = np.unique(pixels_N, return_inverse=True)
     first_N = np.arange(len(pixels_N))
@@ -39,7 +39,7 @@ def sets_of_copies(pixels_N: NDArray[np.uint64], groups_N: NDArray[np.int64] | N
             return first_N
 
 
-def kept_together(
+def keep_sets_together(
     side_N: NDArray[np.int64], set_N: NDArray[np.int64], labels_N: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """The sides with every set on one of them: those that were torn are divided anew, in the same shares.
@@ -66,20 +66,20 @@ def _least_of_each(values_N: NDArray[np.int64], sets_N: NDArray[np.int64]) -> ND
     return least[sets_N]
 
 
-def combinations(present_NK: Tensor, least: int) -> Tensor:
+def label_combinations(present_NK: Tensor, least: int) -> Tensor:
     """A label for each set of labels, int64 [N]: sets of fewer than `least` samples are one."""
     _, labels, counts = present_NK.unique(dim=0, return_inverse=True, return_counts=True)
     return torch.where(counts[labels] < least, -1, labels)
 
 
-def held_out_classes(labels_N: Tensor, part: float, seed: int) -> Tensor:
+def hold_out_classes(labels_N: Tensor, part: float, seed: int) -> Tensor:
     """All samples of some classes: bool [N], `part` of the classes; one at least, and not all."""
     classes = labels_N.unique()
     count = min(max(1, round(part * len(classes))), len(classes) - 1) if part else 0
     return torch.isin(labels_N, classes[permutation(seed, 0, len(classes))[:count]])
 
 
-def folds(labels_N: Tensor, groups_N: Tensor | None, count: int, seed: int) -> Tensor:
+def assign_folds(labels_N: Tensor, groups_N: Tensor | None, count: int, seed: int) -> Tensor:
     """The fold of each sample: int64 [N] in 0..count - 1, each fold with its share of every class."""
     if groups_N is not None:
         return _grouped(labels_N, groups_N, seed, [1 / count] * count)

@@ -25,10 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from cnnrun.base.errors import DataError, Unreadable, printable
-from cnnrun.base.file_list import Member, is_clutter
+from cnnrun.base.errors import DataError, UnreadableFileError, escape
+from cnnrun.base.file_sequences import Member, is_clutter
 from cnnrun.config.spec import SizePair, Spec
-from cnnrun.contracts.layer import Pair
+from cnnrun.contracts.layer import HeightWidth
 from cnnrun.contracts.results import View
 
 FORMATS = ["JPEG", "PNG", "BMP", "WEBP", "PPM"]
@@ -55,7 +55,7 @@ _ATTEMPTS = 3
 Channels = Literal[1, 3]
 
 
-class Image(Spec):
+class ImageSettings(Spec):
     """What the network sees of a picture."""
 
     size: SizePair | None = None
@@ -77,45 +77,47 @@ class Image(Spec):
 
     @field_validator("size")
     @classmethod
-    def _bounded(cls, size: Pair | None) -> Pair | None:
+    def _bounded(cls, size: HeightWidth | None) -> HeightWidth | None:
         if size is not None and size[0] * size[1] > MAX_PIXELS:
             raise ValueError(f"more than {MAX_PIXELS:,} pixels")
         return size
 
 
 @dataclass(frozen=True)
-class Opened:
+class DecodedImage:
     """A decoded picture: upright, over the background, in the network's channels, at its own size.
 
     `orientation` is EXIF's, 0 where EXIF cannot be read; `peak` the largest value of a picture of 16 bits, else 0.
     """
 
-    picture: Any
+    pillow_image: Any
     format: str
     mode: str
     orientation: int
     peak: int = 0
 
 
-def is_picture_name(name: str) -> bool:
+def is_image_name(name: str) -> bool:
     """Return whether a file's name says that it is a picture of ours: its suffix, in any case, and no clutter."""
     return not is_clutter(name) and os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
 
 
-def load(path: Path, size: Pair, channels: int, image: Image) -> NDArray[np.uint8]:
+def load_image(path: Path, size: HeightWidth, channels: int, image: ImageSettings) -> NDArray[np.uint8]:
     """The picture file as uint8 [H, W, C]. Raises DataError that names the file and what is wrong with it."""
-    return viewed(path, size, channels, image)[0]
+    return load_with_view(path, size, channels, image)[0]
 
 
-def viewed(path: Path, size: Pair, channels: int, image: Image) -> tuple[NDArray[np.uint8], View]:
-    """As `load`, and the picture's view."""
-    with named(str(path)):
-        picture = opened(read(path), channels, image).picture
-        return fitted(picture, size, image), view((picture.height, picture.width), size, image)
+def load_with_view(
+    path: Path, size: HeightWidth, channels: int, image: ImageSettings
+) -> tuple[NDArray[np.uint8], View]:
+    """As `load_image`, and the picture's view."""
+    with image_errors(str(path)):
+        picture = decode_image(read_image_bytes(path), channels, image).pillow_image
+        return fit_image(picture, size, image), compute_view((picture.height, picture.width), size, image)
 
 
-def opened(data: bytes, channels: int, image: Image) -> Opened:
-    """The picture in a file's bytes, decoded whole. To be called within `named`."""
+def decode_image(data: bytes, channels: int, image: ImageSettings) -> DecodedImage:
+    """The picture in a file's bytes, decoded whole. To be called within `image_errors`."""
     with _pillow().open(BytesIO(data), formats=FORMATS) as picture:
         _check(picture, image)
         picture.load()
@@ -123,11 +125,13 @@ def opened(data: bytes, channels: int, image: Image) -> Opened:
         wide = picture.mode.startswith("I;16") or _is_wide_pgm(picture)
         peak = int(np.asarray(picture).max()) if wide else 0
         flat = _over_background(_upright(_eight_bits(picture, wide), orientation), image.background)
-        return Opened(flat.convert("L" if channels == 1 else "RGB"), picture.format, picture.mode, orientation, peak)
+        return DecodedImage(
+            flat.convert("L" if channels == 1 else "RGB"), picture.format, picture.mode, orientation, peak
+        )
 
 
-def opened_header(data: bytes) -> tuple[Pair, bool]:
-    """Height and width of the upright picture, and whether it is grey, without decoding it. Within `named`."""
+def read_image_header(data: bytes) -> tuple[HeightWidth, bool]:
+    """Height and width of the upright picture, and whether it is grey, without decoding it. Within `image_errors`."""
     with _pillow().open(BytesIO(data), formats=FORMATS) as picture:
         width, height = picture.size
         turned = _orientation(picture) > 4  # the transpositions that swap the sides
@@ -135,23 +139,23 @@ def opened_header(data: bytes) -> tuple[Pair, bool]:
         return ((width, height) if turned else (height, width)), grey
 
 
-def opened_pixels(pixels: NDArray[np.uint8], channels: int) -> Opened:
-    """As `opened`, for pixels [H, W, C] that were decoded already."""
+def image_from_pixels(pixels: NDArray[np.uint8], channels: int) -> DecodedImage:
+    """As `decode_image`, for pixels [H, W, C] that were decoded already."""
     picture = _pillow().fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    return Opened(picture.convert("L" if channels == 1 else "RGB"), "", picture.mode, 1)
+    return DecodedImage(picture.convert("L" if channels == 1 else "RGB"), "", picture.mode, 1)
 
 
-def fitted(picture: Any, size: Pair, image: Image) -> NDArray[np.uint8]:
+def fit_image(picture: Any, size: HeightWidth, image: ImageSettings) -> NDArray[np.uint8]:
     """An opened picture as the network sees it: uint8 [H, W, C]."""
     pixels: NDArray[np.uint8] = np.asarray(_fitted(picture, size, image), dtype=np.uint8)
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
-def read(item: Path | str | Member, expected: tuple[int, int] | None = None) -> bytes:
+def read_image_bytes(item: Path | str | Member, expected: tuple[int, int] | None = None) -> bytes:
     """The bytes of a picture file or a shard's member, within bounds.
 
     `expected` is the file's (size, time in ns) when it was listed; another now is refused. A disk that fails or a
-    stale network handle is tried three times. To be called within `named`.
+    stale network handle is tried three times. To be called within `image_errors`.
     """
     for attempt in range(_ATTEMPTS):
         try:
@@ -170,41 +174,41 @@ def _read(item: Path | str | Member, expected: tuple[int, int] | None) -> bytes:
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise Refused("not a regular file")
+            raise ImageRefusedError("not a regular file")
         if expected is not None and expected != (status.st_size, status.st_mtime_ns):
-            raise Refused("changed since it was listed; start again")
+            raise ImageRefusedError("changed since it was listed; start again")
         size = item.size if isinstance(item, Member) else status.st_size
         if size == 0:
-            raise Refused("empty file")
+            raise ImageRefusedError("empty file")
         if size > MAX_BYTES:
-            raise Refused(f"{size:,} bytes; at most {MAX_BYTES:,}")
+            raise ImageRefusedError(f"{size:,} bytes; at most {MAX_BYTES:,}")
         data = os.pread(descriptor, size, offset)
     finally:
         os.close(descriptor)
     if len(data) < size:
-        raise Refused(f"ends after {len(data):,} of {size:,} bytes")
+        raise ImageRefusedError(f"ends after {len(data):,} of {size:,} bytes")
     if what := _mistaken(data):
-        raise Refused(f"not a picture ({what})")
+        raise ImageRefusedError(f"not a picture ({what})")
     return data
 
 
-class Refused(Exception):
-    """Why a picture cannot be used; `named` says which."""
+class ImageRefusedError(Exception):
+    """Why a picture cannot be used; `image_errors` says which."""
 
 
 @contextmanager
-def named(name: str) -> Iterator[None]:
+def image_errors(name: str) -> Iterator[None]:
     """Whatever goes wrong with a picture inside, as a DataError of one line that begins with its name."""
     from PIL import UnidentifiedImageError
 
     Pil = _pillow()
 
     def line(text: str) -> DataError:
-        return DataError(f"{printable(name)}: {text}")
+        return DataError(f"{escape(name)}: {text}")
 
     try:
         yield
-    except Refused as refused:
+    except ImageRefusedError as refused:
         raise line(str(refused)) from None
     except UnidentifiedImageError:
         raise line(f"not a picture (accepted: {', '.join(FORMATS)})") from None
@@ -212,10 +216,10 @@ def named(name: str) -> Iterator[None]:
         raise line(f"more than {MAX_PIXELS:,} pixels") from None
     except OSError as error:
         if error.errno is None or isinstance(error, FileNotFoundError):
-            raise line(f"cannot be decoded: {printable(error.strerror or str(error))}") from None
-        raise Unreadable(f"{printable(name)}: cannot be read: {printable(str(error.strerror))}") from None
+            raise line(f"cannot be decoded: {escape(error.strerror or str(error))}") from None
+        raise UnreadableFileError(f"{escape(name)}: cannot be read: {escape(str(error.strerror))}") from None
     except (ValueError, SyntaxError, EOFError, struct.error) as error:
-        raise line(f"cannot be decoded: {printable(str(error))}") from None
+        raise line(f"cannot be decoded: {escape(str(error))}") from None
 
 
 def _mistaken(data: bytes) -> str | None:
@@ -235,16 +239,18 @@ def _pillow() -> Any:
     return Pil
 
 
-def _check(picture: Any, image: Image) -> None:
+def _check(picture: Any, image: ImageSettings) -> None:
     """What the header alone says against a picture."""
     if picture.width * picture.height > MAX_PIXELS:
-        raise Refused(f"{picture.width}x{picture.height} pixels; at most {MAX_PIXELS:,}")
+        raise ImageRefusedError(f"{picture.width}x{picture.height} pixels; at most {MAX_PIXELS:,}")
     if min(picture.size) < image.min_side:
-        raise Refused(f"{picture.width}x{picture.height} pixels; at least {image.min_side} a side (image.min_side)")
+        raise ImageRefusedError(
+            f"{picture.width}x{picture.height} pixels; at least {image.min_side} a side (image.min_side)"
+        )
     if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":  # a phone's JPEG with a preview inside
-        raise Refused("an animation; give single pictures")
+        raise ImageRefusedError("an animation; give single pictures")
     if picture.mode not in _MODES and not _is_wide_pgm(picture):
-        raise Refused(f"pixels of kind {picture.mode!r} have no agreed range; save it as 8 or 16 bit")
+        raise ImageRefusedError(f"pixels of kind {picture.mode!r} have no agreed range; save it as 8 or 16 bit")
 
 
 def _orientation(picture: Any) -> int:
@@ -282,7 +288,7 @@ def _over_background(picture: Any, background: int) -> Any:
     return Pil.alpha_composite(Pil.new("RGBA", seen.size, (background, background, background, 255)), seen)
 
 
-def _fitted(picture: Any, size: Pair, image: Image) -> Any:
+def _fitted(picture: Any, size: HeightWidth, image: ImageSettings) -> Any:
     from PIL import Image as Pil
     from PIL import ImageOps
 
@@ -297,7 +303,7 @@ def _fitted(picture: Any, size: Pair, image: Image) -> Any:
     return picture.resize(width_height, Pil.Resampling.BILINEAR)
 
 
-def view(own: Pair, size: Pair, image: Image) -> View:
+def compute_view(own: HeightWidth, size: HeightWidth, image: ImageSettings) -> View:
     """Where in the network's picture of `size` the pixels of a picture of its `own` size lie. Raises Refused."""
     (height, width), (tall, wide) = own, size
     if image.fit == "crop" and (own != size or image.crop_pct != 1):
@@ -314,7 +320,7 @@ def view(own: Pair, size: Pair, image: Image) -> View:
     return View(own, wide / width, tall / height)
 
 
-def _middle(picture: Any, size: Pair, part: float) -> Any:
+def _middle(picture: Any, size: HeightWidth, part: float) -> Any:
     """The picture so small that `size` is `part` of it in the tighter direction, and `size` cut from its middle.
 
     With the roundings of torchvision's Resize and CenterCrop, so that its weights see what they were measured on.
@@ -327,7 +333,7 @@ def _middle(picture: Any, size: Pair, part: float) -> Any:
     return small.crop((left, top, left + width, top + height))
 
 
-def _cut_from(own: Pair, size: Pair, part: float) -> Pair:
+def _cut_from(own: HeightWidth, size: HeightWidth, part: float) -> HeightWidth:
     """Height and width of the picture from whose middle `size` is cut."""
     (height, width), (tall, wide) = own, (round(size[0] / part), round(size[1] / part))
     if width * tall >= height * wide:
@@ -335,5 +341,5 @@ def _cut_from(own: Pair, size: Pair, part: float) -> Pair:
     else:
         tall = max(tall, int(wide * height / width))
     if wide * tall > MAX_PIXELS:
-        raise Refused(f"{width}x{height} pixels: far from the shape that `fit: crop` cuts from it")
+        raise ImageRefusedError(f"{width}x{height} pixels: far from the shape that `fit: crop` cuts from it")
     return tall, wide

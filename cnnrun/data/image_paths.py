@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cnnrun.base.errors import DataError, printable
-from cnnrun.base.file_list import is_clutter
-from cnnrun.data.image_files import SUFFIX_LIST, is_picture_name
+from cnnrun.base.errors import DataError, escape
+from cnnrun.base.file_sequences import is_clutter
+from cnnrun.data.image_files import SUFFIX_LIST, is_image_name
 
 
 def list_images(paths: Sequence[Path]) -> Iterator[Path]:
@@ -15,7 +15,7 @@ def list_images(paths: Sequence[Path]) -> Iterator[Path]:
 
     Raises DataError, before anything is predicted, when a path does not exist.
     """
-    missing = [f"{printable(str(path))}: no such file" for path in paths if not path.exists()]
+    missing = [f"{escape(str(path))}: no such file" for path in paths if not path.exists()]
     if missing:
         raise DataError(*missing)
     for path in paths:
@@ -25,9 +25,9 @@ def list_images(paths: Sequence[Path]) -> Iterator[Path]:
 def _inside(folder: Path) -> list[Path]:
     def wanted(path: Path) -> bool:
         inside = not any(map(is_clutter, path.relative_to(folder).parts))
-        return inside and is_picture_name(path.name) and path.is_file()
+        return inside and is_image_name(path.name) and path.is_file()
 
     found = sorted(path for path in folder.rglob("*") if wanted(path))
     if not found:
-        raise DataError(f"{printable(str(folder))}: no pictures ({SUFFIX_LIST})")
+        raise DataError(f"{escape(str(folder))}: no pictures ({SUFFIX_LIST})")
     return found

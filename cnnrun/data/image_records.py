@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cnnrun.data.image_files import FORMAT_SUFFIXES, Opened
+from cnnrun.data.image_files import FORMAT_SUFFIXES, DecodedImage
 
 # A picture's fingerprint for near duplicates: its grey values at THUMB x THUMB. Finer ones keep what resizing a small
 # picture destroys (tried on 28 x 28: 16 x 16 finds a quarter of what 8 x 8 finds at the same number of false alarms).
-THUMB = 8
+THUMB_SIDE = 8
 
 # `file`: hash of the file's bytes; `pixels`: of what the network sees. `total`, `squares`: exact sums over each
 # channel's pixels, from which mean and deviation of any subset follow; `flat`: of one single colour; `misnamed`: of
@@ -34,7 +34,7 @@ RECORD = np.dtype(
         ("peak", "<u2"),
         ("total", "<i8", (3,)),
         ("squares", "<i8", (3,)),
-        ("thumb", "u1", (THUMB * THUMB,)),
+        ("thumb", "u1", (THUMB_SIDE * THUMB_SIDE,)),
     ]
 )
 
@@ -44,26 +44,26 @@ def digest(data: bytes | memoryview) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
-def describe(row: Any, name: str, data: bytes, seen: Opened, fitted_CHW: NDArray[np.uint8]) -> None:
+def fill_record(row: Any, name: str, data: bytes, seen: DecodedImage, fitted_CHW: NDArray[np.uint8]) -> None:
     """Fill a row of RECORD with what is known of one picture; without bytes, for pixels that come from no file."""
     row["file"] = digest(data) if data else 0
     row["pixels"] = digest(fitted_CHW.tobytes())
-    row["width"], row["height"] = seen.picture.size
+    row["width"], row["height"] = seen.pillow_image.size
     row["format"], row["mode"], row["orientation"] = seen.format, seen.mode, seen.orientation
     row["peak"] = seen.peak
-    row["thumb"] = thumb(seen.picture)
+    row["thumb"] = grey_thumbnail(seen.pillow_image)
     row["misnamed"] = bool(data) and not name.lower().endswith(FORMAT_SUFFIXES[seen.format])
 
 
-def thumb(picture: Any) -> NDArray[np.uint8]:
+def grey_thumbnail(picture: Any) -> NDArray[np.uint8]:
     """The grey values of a picture at THUMB x THUMB, flat."""
     from PIL import Image as Pil
 
-    small = picture.resize((THUMB, THUMB), Pil.Resampling.BICUBIC, reducing_gap=3.0).convert("L")
+    small = picture.resize((THUMB_SIDE, THUMB_SIDE), Pil.Resampling.BICUBIC, reducing_gap=3.0).convert("L")
     return np.frombuffer(small.tobytes(), np.uint8)
 
 
-def summarize(records_N: NDArray[Any], pixels_NCHW: NDArray[np.uint8]) -> None:
+def fill_pixel_sums(records_N: NDArray[Any], pixels_NCHW: NDArray[np.uint8]) -> None:
     """Fill rows of RECORD with what is computed of many pictures at once."""
     pixels = torch.from_numpy(pixels_NCHW)
     channels, count = pixels.shape[1], pixels[0, 0].numel()
@@ -80,7 +80,7 @@ def _exact_sums(values_NCHW: Tensor) -> Tensor:
     return rows.sum(2, dtype=torch.float64).long()
 
 
-def statistics(
+def channel_mean_std(
     total_NC: NDArray[np.int64], squares_NC: NDArray[np.int64], pixels: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of each channel over N pictures of so many pixels each, exact up to the last division."""

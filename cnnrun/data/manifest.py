@@ -8,21 +8,21 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cnnrun.base.bounded_files import open_file, read_bytes
-from cnnrun.base.errors import DataError, printable
-from cnnrun.base.file_list import Files, Members
+from cnnrun.base.errors import DataError, escape
+from cnnrun.base.file_sequences import Files, Members
 from cnnrun.contracts.source import Split
-from cnnrun.data.decode import processors, threads
+from cnnrun.data.decode import processor_count, start_threads
 
 _CHUNK, _MOST_BYTES = 1 << 20, 1 << 30
 
 
-def files_of(splits: Iterable[Split]) -> list[Path]:
+def list_unique_files(splits: Iterable[Split]) -> list[Path]:
     """Every file that the splits' images are read from once, sorted."""
     return sorted({path for split in splits for path in _files_of(split)}, key=os.fsencode)
 
 
 def _files_of(split: Split) -> Sequence[Path]:
-    images = split.pictures
+    images = split.images
     if isinstance(images, Members):
         return list(images.shards)
     return [Path(path) for path in images] if isinstance(images, Files) else []
@@ -33,13 +33,13 @@ def common_folder(paths: list[Path]) -> Path:
     return Path(os.path.commonpath([path.parent for path in paths]))
 
 
-def written(paths: list[Path], root: Path) -> bytes:
+def format_manifest(paths: list[Path], root: Path) -> bytes:
     """The manifest of those files, named relative to `root`. Raises DataError for a name with a line break."""
     lines = []
     for path, digest in zip(paths, _digests(paths), strict=True):
         name = os.fsencode(os.path.relpath(path, root))
         if b"\n" in name or b"\\" in name:
-            raise DataError(f"{printable(str(path))}: a manifest cannot name a file with a line break or backslash")
+            raise DataError(f"{escape(str(path))}: a manifest cannot name a file with a line break or backslash")
         lines.append(digest.encode() + b"  " + name + b"\n")
     return b"".join(lines)
 
@@ -55,7 +55,7 @@ def differences(manifest: Path, paths: list[Path], root: Path) -> dict[str, list
         "missing": [name for name in listed if name not in here],
         "new": [name for name in here if name not in listed],
     }
-    return {what: [printable(os.fsdecode(name)) for name in names] for what, names in found.items()}
+    return {what: [escape(os.fsdecode(name)) for name in names] for what, names in found.items()}
 
 
 def _read(manifest: Path) -> dict[bytes, str]:
@@ -64,7 +64,7 @@ def _read(manifest: Path) -> dict[bytes, str]:
     for number, line in enumerate(lines, 1):
         digest, _, name = line.partition(b"  ")
         if len(digest) != 64 or not name:
-            raise DataError(f"{printable(str(manifest))}:{number}: not a line of a manifest")
+            raise DataError(f"{escape(str(manifest))}:{number}: not a line of a manifest")
         found[name] = digest.decode("ascii", "replace").lower()
     return found
 
@@ -77,6 +77,6 @@ def _digests(paths: list[Path]) -> list[str]:
                 made.update(part)
         return made.hexdigest()
 
-    with threads(processors()) as run:
+    with start_threads(processor_count()) as run:
         found: list[str] = run(one, paths)
     return found

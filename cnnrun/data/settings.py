@@ -9,11 +9,11 @@ from pydantic import Field, model_validator
 from cnnrun.config.spec import Kinds, Spec
 from cnnrun.contracts.layer import Shape
 from cnnrun.data.augment.settings import Augment
-from cnnrun.data.image_files import Image
+from cnnrun.data.image_files import ImageSettings
 from cnnrun.data.sources import Source
 from cnnrun.data.storage import CacheSettings
 
-Part = Annotated[float, Field(ge=0, lt=1)] | Annotated[list[str], Field(min_length=1)]
+HoldOutPart = Annotated[float, Field(ge=0, lt=1)] | Annotated[list[str], Field(min_length=1)]
 
 
 class HoldOut(Spec):
@@ -24,10 +24,10 @@ class HoldOut(Spec):
 
     by: Literal["picture", "label"] = "picture"
     """`label` holds out whole classes, such as people who are never seen in training."""
-    val: Part = 0.1
+    val: HoldOutPart = 0.1
     """The part that chooses: best checkpoint, early stop, thresholds. With `by: label`, a part of the classes, or \
 their names."""
-    test: Part = 0.0
+    test: HoldOutPart = 0.0
     """The part that is reported, once. With `by: label`, a part of the classes, or their names."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Apart from the run's own seed, so that several seeds are compared on the same pictures."""
@@ -43,7 +43,7 @@ class Data(CacheSettings):
     """What the network learns from."""
 
     source: Annotated[Source, Kinds()]
-    image: Image = Image()
+    image: ImageSettings = ImageSettings()
     augment: Augment = Augment()
     split: HoldOut = HoldOut()
     bad_files: Literal["error", "skip"] = "error"

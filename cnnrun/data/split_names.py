@@ -8,6 +8,6 @@ _SPLITS = {
 }  # fmt: skip
 
 
-def split_name(written: str) -> str | None:
+def parse_split_name(written: str) -> str | None:
     """`train`, `val` or `test` for the usual ways to write them."""
     return _SPLITS.get(written.strip().lower())

@@ -15,16 +15,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cnnrun.base.atomic_files import write_new
-from cnnrun.base.errors import ConfigError, DataError, printable, safe_cell
-from cnnrun.base.file_list import Files
-from cnnrun.base.progress import bar
-from cnnrun.base.randomness import key
+from cnnrun.base.atomic_files import write_new_file
+from cnnrun.base.errors import ConfigError, DataError, escape, escape_cell
+from cnnrun.base.file_sequences import Files
+from cnnrun.base.progress import progress_bar
+from cnnrun.base.randomness import derive_key
 from cnnrun.contracts.source import Split
 from cnnrun.data import manifest
-from cnnrun.data.hold_out import folds, held_out, sets_of_copies
-from cnnrun.data.index import HOLD_OUT_KEYS, index
-from cnnrun.data.prepare import decode
+from cnnrun.data.hold_out import assign_folds, group_copies, hold_out_samples
+from cnnrun.data.index import HOLD_OUT_KEYS, index_source
+from cnnrun.data.prepare import decode_splits
 from cnnrun.data.settings import Data, HoldOut
 
 Row = dict[str, str]
@@ -47,28 +47,28 @@ def write_split_table(data: Data, shares: Shares, out: Path) -> dict[str, Any]:
     Raises DataError, ConfigError.
     """
     source = data.source
-    if source.targets != "labels":
+    if source.target_kind != "labels":
         raise DataError(f"{source.kind} cannot be divided into a table, which has one label a picture; use data.split")
     if data.split.by == "label":
         raise ConfigError("data split divides by picture; whole classes are held out by the config's own data.split")
-    whole = index(data.model_copy(update={"split": HoldOut(val=0.0, test=0.0)}))
-    splits = whole.source.splits
-    paths = manifest.files_of(split for split in splits.values() if isinstance(split.pictures, Files))
+    whole = index_source(data.model_copy(update={"split": HoldOut(val=0.0, test=0.0)}))
+    splits = whole.contents.splits
+    paths = manifest.list_unique_files(split for split in splits.values() if isinstance(split.images, Files))
     if not paths:
         raise DataError("only sources of picture files can be divided: folder and table")
-    root, decoded = manifest.common_folder(paths), decode(data, whole, bar)
+    root, decoded = manifest.common_folder(paths), decode_splits(data, whole, progress_bar)
     rows: list[Row] = []
     for name, split in splits.items():
         groups, written = _groups(split, shares.group_by)
-        together = _with_copies(decoded.stored[name].digests(), groups)
+        together = _with_copies(decoded.stored_splits[name].digests(), groups)
         columns = _columns(name, split, together, shares, set(splits))
-        rows += _rows(split, root, whole.source.classes, written, columns)
-    write_new(out, _csv(rows))
+        rows += _rows(split, root, whole.contents.classes, written, columns)
+    write_new_file(out, _csv(rows))
     chosen = [column for column in rows[0] if column.startswith("fold_")] or ["split"]
     return {
         "path": str(out),
         "root": str(root),
-        "classes": list(whole.source.classes),
+        "classes": list(whole.contents.classes),
         "columns": {
             column: {name: sum(row[column] == name for row in rows) for name in ("train", "val", "test")}
             for column in chosen
@@ -83,7 +83,7 @@ def _rows(
     """A row for each sample: its path, label, group if there are groups, and split columns."""
     rows = []
     for number in range(len(split)):
-        path = _path_cell(os.path.relpath(str(split.pictures[number]), root))
+        path = _path_cell(os.path.relpath(str(split.images[number]), root))
         label = classes[int(split.targets["labels"][number])]
         group = {"group": groups[number]} if groups else {}
         rows.append({"path": path, "label": label, **group, **{name: each[number] for name, each in columns.items()}})
@@ -94,24 +94,22 @@ def _csv(rows: list[Row]) -> bytes:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({column: safe_cell(cell) for column, cell in row.items()} for row in rows)
+    writer.writerows({column: escape_cell(cell) for column, cell in row.items()} for row in rows)
     return text.getvalue().encode()
 
 
 def _path_cell(path: str) -> str:
     """A path as a table holds it. Raises DataError for one that no table can name."""
-    if printable(path) != path:
-        raise DataError(
-            f"{printable(path)}: a table cannot name a file with control characters or bytes that are no text"
-        )
-    return f"./{path}" if safe_cell(path) != path else path  # the same file, and no formula
+    if escape(path) != path:
+        raise DataError(f"{escape(path)}: a table cannot name a file with control characters or bytes that are no text")
+    return f"./{path}" if escape_cell(path) != path else path  # the same file, and no formula
 
 
 def _with_copies(digests_N: NDArray[np.uint64], groups: Tensor | None) -> Tensor | None:
     """The groups, such that all copies of a picture are in one; None where there is neither a group nor a copy."""
     if len(np.unique(digests_N)) == len(digests_N):
         return groups
-    return torch.from_numpy(sets_of_copies(digests_N, None if groups is None else groups.numpy()))
+    return torch.from_numpy(group_copies(digests_N, None if groups is None else groups.numpy()))
 
 
 def _columns(
@@ -126,8 +124,11 @@ def _columns(
     rest = torch.arange(len(split))
     for part, share in (("test", shares.test), ("val", 0.0 if shares.folds else shares.val)):
         if share and part not in existing:
-            held = held_out(
-                labels[rest], None if groups is None else groups[rest], share, key(shares.seed, HOLD_OUT_KEYS[part])
+            held = hold_out_samples(
+                labels[rest],
+                None if groups is None else groups[rest],
+                share,
+                derive_key(shares.seed, HOLD_OUT_KEYS[part]),
             )
             made[rest[held].numpy()] = part
             rest = rest[~held]
@@ -136,7 +137,7 @@ def _columns(
     left = len(rest) if groups is None else len(groups[rest].unique())
     if left < shares.folds:
         raise DataError(f"{left} {'samples' if groups is None else 'groups'} are too few for {shares.folds} folds")
-    fold = folds(labels[rest], None if groups is None else groups[rest], shares.folds, shares.seed)
+    fold = assign_folds(labels[rest], None if groups is None else groups[rest], shares.folds, shares.seed)
     columns = {}
     for number, column in enumerate(of_folds):
         columns[column] = made.copy()
@@ -151,12 +152,12 @@ def _groups(split: Split, pattern: str | None) -> tuple[Tensor | None, list[str]
     try:
         find = re.compile(pattern)
     except re.error as error:
-        raise ConfigError(f"--group-by {printable(pattern)}: not a pattern ({error})") from None
+        raise ConfigError(f"--group-by {escape(pattern)}: not a pattern ({error})") from None
     written = []
     for number in range(len(split)):
-        found = find.search(str(split.pictures[number]))
+        found = find.search(str(split.images[number]))
         if not found:
-            raise DataError(f"{printable(split.name(number))}: --group-by finds nothing in this path")
+            raise DataError(f"{escape(split.sample_name(number))}: --group-by finds nothing in this path")
         written.append(found.group(1) if find.groups else found.group())
     numbers = {name: number for number, name in enumerate(dict.fromkeys(written))}
     return torch.tensor([numbers[name] for name in written]), written

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from cnnrun.base.errors import StorageError, printable
+from cnnrun.base.errors import StorageError, escape
 from cnnrun.base.progress import say
 from cnnrun.config.spec import Spec
 from cnnrun.contracts.layer import Shape
@@ -32,10 +32,10 @@ from cnnrun.contracts.source import Split
 from cnnrun.data import cache
 from cnnrun.data.block_hashes import has_changed
 from cnnrun.data.cache import Progress
-from cnnrun.data.cached_split import Entry
-from cnnrun.data.decode import Decoder, Threads, processors, threads
-from cnnrun.data.file_listing import content
-from cnnrun.data.image_files import Image
+from cnnrun.data.cached_split import CacheEntry
+from cnnrun.data.decode import Decoder, ThreadedMap, processor_count, start_threads
+from cnnrun.data.file_listing import content_digest
+from cnnrun.data.image_files import ImageSettings
 from cnnrun.data.image_records import RECORD, digest
 
 _DECODER = 5  # raised whenever the same file would be decoded to other pixels or remembered otherwise
@@ -43,11 +43,11 @@ _DECODER = 5  # raised whenever the same file would be decoded to other pixels o
 CacheKind = Literal["auto", "disk", "memory", "none"]
 
 
-class Pictures(Protocol):
+class ImageStore(Protocol):
     """Decoded pictures by number."""
 
     shape: Shape
-    in_memory: bool  # whether taking some means neither a disk nor a decoder
+    is_in_memory: bool  # whether taking some means neither a disk nor a decoder
 
     def __len__(self) -> int: ...
 
@@ -55,15 +55,15 @@ class Pictures(Protocol):
         """Those pictures: [n, C, H, W] on the host, uint8 unless they are features."""
         ...
 
-    def reading(self) -> list[int]:
+    def rows_being_read(self) -> list[int]:
         """Those that another thread is reading now, as far as that is known."""
         ...
 
 
-class Held:
+class InMemory:
     """An array in memory, or mapped from a file that fits it."""
 
-    in_memory = True
+    is_in_memory = True
 
     def __init__(self, array_NCHW: NDArray[Any]) -> None:
         self._array, self.shape = array_NCHW, array_NCHW.shape[1:]
@@ -77,7 +77,7 @@ class Held:
             return torch.from_numpy(self._array).index_select(0, rows)
         return torch.from_numpy(self._array.take(rows.numpy(), axis=0))
 
-    def reading(self) -> list[int]:
+    def rows_being_read(self) -> list[int]:
         return []
 
 
@@ -89,7 +89,7 @@ class OnDisk:
     file is next opened.
     """
 
-    in_memory = False
+    is_in_memory = False
 
     def __init__(
         self, path: Path, shape: tuple[int, ...], hashes: NDArray[np.uint64], unseal: Callable[[], None]
@@ -104,7 +104,7 @@ class OnDisk:
     def __len__(self) -> int:
         return self._count
 
-    def reading(self) -> list[int]:
+    def rows_being_read(self) -> list[int]:
         return self._reading
 
     def take(self, rows: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class OnDisk:
         self._verified[rows] = True
 
 
-def mapped(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+def map_file(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """A file as an array; what is written to it would stay in this process."""
     with path.open("rb") as file:
         return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8).reshape(shape)
@@ -140,27 +140,27 @@ def mapped(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
 class Streamed:
     """Pictures decoded each time they are taken, by several threads."""
 
-    in_memory = False
+    is_in_memory = False
 
     def __init__(self, decoder: Decoder, workers: int, timeout: float) -> None:
         self._decoder, self.shape = decoder, decoder.shape
-        self._threads = Threads(workers, timeout)
+        self._threads = ThreadedMap(workers, timeout)
 
     def __len__(self) -> int:
         return len(self._decoder)
 
     def take(self, rows: Tensor) -> Tensor:
-        return torch.from_numpy(self._decoder.batch(rows.numpy(), self._threads))
+        return torch.from_numpy(self._decoder.decode_batch(rows.numpy(), self._threads))
 
-    def reading(self) -> list[int]:
-        return self._decoder.reading()
+    def rows_being_read(self) -> list[int]:
+        return self._decoder.rows_being_read()
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredSplit:
     """A split's pictures, what is remembered of each (None where they were never decoded), and the bad ones."""
 
-    pictures: Pictures
+    images: ImageStore
     records: Callable[[], NDArray[Any]] | None
     problems: dict[int, str]
 
@@ -175,10 +175,8 @@ class Stored:
 
     @cached_property
     def _of_pixels(self) -> NDArray[np.uint64]:
-        parts = torch.arange(len(self.pictures)).split(cache.at_once(int(np.prod(self.pictures.shape))))
-        return np.array(
-            [digest(one.numpy().tobytes()) for part in parts for one in self.pictures.take(part)], np.uint64
-        )
+        parts = torch.arange(len(self.images)).split(cache.images_per_block(int(np.prod(self.images.shape))))
+        return np.array([digest(one.numpy().tobytes()) for part in parts for one in self.images.take(part)], np.uint64)
 
 
 class CacheSettings(Spec):
@@ -199,22 +197,22 @@ class CacheSettings(Spec):
     """Seconds for which reading pictures may bring nothing, before the run ends."""
 
 
-def stored(
+def store_split(
     split: Split,
     shape: Shape,
-    image: Image,
+    image: ImageSettings,
     settings: CacheSettings,
     listed: NDArray[np.int64] | None,
     progress: Progress,
-) -> Stored:
+) -> StoredSplit:
     """The split's pictures, decoded where they are not yet. Raises StorageError."""
-    pictures = split.pictures
+    pictures = split.images
     if isinstance(pictures, np.ndarray) and pictures.shape[1:] == (*shape[1:], shape[0]):
         array = np.require(pictures.transpose(0, 3, 1, 2), requirements=["C", "W"])
-        return Stored(Held(array), None, {})
+        return StoredSplit(InMemory(array), None, {})
     decoder = Decoder(split, shape, image, listed)
-    workers = processors() if settings.workers is None else settings.workers
-    folder = Path(settings.cache_dir) if settings.cache_dir else cache.home()
+    workers = processor_count() if settings.workers is None else settings.workers
+    folder = Path(settings.cache_dir) if settings.cache_dir else cache.user_cache_folder()
     key = _key(split, shape, image, listed)
     kind = _kind(settings, folder, key, decoder)
     if folder is None or kind == "memory":
@@ -223,37 +221,39 @@ def stored(
     name = key if kind == "disk" else hashlib.sha256(f"records of {key}".encode()).hexdigest()[:32]
     full = (len(decoder), *shape)
     fits = int(np.prod(full)) <= settings.memory_gib * 2**30
-    entry = Entry(folder / name, len(decoder), shape, keep_pixels=kind == "disk", verify=fits)
-    with threads(workers, settings.timeout) as run:
+    entry = CacheEntry(folder / name, len(decoder), shape, keep_pixels=kind == "disk", verify=fits)
+    with start_threads(workers, settings.timeout) as run:
         entry.build(decoder, {"source": _where(split)}, run, progress)
     if kind == "none":
-        return Stored(Streamed(decoder, workers, settings.timeout), entry.records(), entry.problems())
+        return StoredSplit(Streamed(decoder, workers, settings.timeout), entry.open_records(), entry.problems())
     path = entry.path / "pixels.u8"
-    kept = Held(mapped(path, full)) if fits else OnDisk(path, full, entry.pixel_hashes(), entry.unseal)
-    return Stored(kept, entry.records(), entry.problems())
+    kept = InMemory(map_file(path, full)) if fits else OnDisk(path, full, entry.pixel_hashes(), entry.unseal)
+    return StoredSplit(kept, entry.open_records(), entry.problems())
 
 
-def kept_already(
-    split: Split, shape: Shape, image: Image, settings: CacheSettings, listed: NDArray[np.int64] | None
+def is_cached(
+    split: Split, shape: Shape, image: ImageSettings, settings: CacheSettings, listed: NDArray[np.int64] | None
 ) -> bool:
     """Whether the cache has the split's pictures, all of them."""
-    folder = Path(settings.cache_dir) if settings.cache_dir else cache.home()
+    folder = Path(settings.cache_dir) if settings.cache_dir else cache.user_cache_folder()
     if folder is None or settings.cache in ("memory", "none"):
         return False
-    return Entry(folder / _key(split, shape, image, listed), len(split), shape, keep_pixels=True).complete()
+    return CacheEntry(folder / _key(split, shape, image, listed), len(split), shape, keep_pixels=True).is_complete()
 
 
-def _in_memory(decoder: Decoder, workers: int, timeout: float, progress: Progress) -> Stored:
+def _in_memory(decoder: Decoder, workers: int, timeout: float, progress: Progress) -> StoredSplit:
     out = np.empty((len(decoder), *decoder.shape), np.uint8)
     records = np.empty(len(decoder), RECORD)
     problems: dict[int, str] = {}
-    with threads(workers, timeout) as run, progress("decoding", len(decoder)) as advance:
-        for numbers in np.array_split(np.arange(len(decoder)), -(-len(decoder) // cache.at_once(out[0].nbytes))):
-            made = decoder.block(numbers, run)
+    with start_threads(workers, timeout) as run, progress("decoding", len(decoder)) as advance:
+        for numbers in np.array_split(
+            np.arange(len(decoder)), -(-len(decoder) // cache.images_per_block(out[0].nbytes))
+        ):
+            made = decoder.decode_block(numbers, run)
             out[numbers], records[numbers] = made.pixels, made.records
             problems |= made.problems
             advance(len(numbers))
-    return Stored(Held(out), lambda: records, problems)
+    return StoredSplit(InMemory(out), lambda: records, problems)
 
 
 def _kind(settings: CacheSettings, folder: Path | None, key: str, decoder: Decoder) -> str:
@@ -263,7 +263,7 @@ def _kind(settings: CacheSettings, folder: Path | None, key: str, decoder: Decod
         raise StorageError("data.cache: there is no cache folder (HOME is not set); give data.cache_dir")
     if settings.cache in ("memory", "none"):
         return settings.cache
-    if folder is not None and Entry(folder / key, len(decoder), decoder.shape, keep_pixels=True).complete():
+    if folder is not None and CacheEntry(folder / key, len(decoder), decoder.shape, keep_pixels=True).is_complete():
         return "disk"
     why = _no_room(settings, folder, key, needed)
     if why and settings.cache == "disk":
@@ -283,7 +283,7 @@ def _no_room(settings: CacheSettings, folder: Path | None, key: str, needed: flo
     """Why so many GiB cannot be kept in the cache folder."""
     if folder is None:
         return "there is no cache folder (HOME is not set)"
-    used = cache.bytes_used(folder, but=key) / 2**30
+    used = cache.bytes_used(folder, except_key=key) / 2**30
     if used + needed > settings.disk_gib:
         return (
             f"{folder} would take more than data.disk_gib: {used:,.1f} GiB now, {needed:,.1f} more (cnnrun cache list)"
@@ -299,11 +299,13 @@ def _no_room(settings: CacheSettings, folder: Path | None, key: str, needed: flo
 
 
 def _where(split: Split) -> str:
-    item = split.pictures[0]
-    return printable(split.origin if isinstance(item, np.ndarray) else str(Path(str(item)).parent))
+    item = split.images[0]
+    return escape(split.origin if isinstance(item, np.ndarray) else str(Path(str(item)).parent))
 
 
-def _key(split: Split, shape: Shape, image: Image, listed: NDArray[np.int64] | None) -> str:
+def _key(split: Split, shape: Shape, image: ImageSettings, listed: NDArray[np.int64] | None) -> str:
     """A digest of what is decoded and of all that decides what to."""
     how = image.model_dump(exclude={"size", "channels", "mean", "std"})
-    return hashlib.sha256(content(split, listed) + repr((_DECODER, cache.FORMAT, shape, how)).encode()).hexdigest()[:32]
+    return hashlib.sha256(
+        content_digest(split, listed) + repr((_DECODER, cache.FORMAT, shape, how)).encode()
+    ).hexdigest()[:32]

@@ -8,14 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from cnnrun.contracts.facts import Facts
-from cnnrun.contracts.task import Level
-from cnnrun.data.index import Index, index, remarks
+from cnnrun.contracts.task import FeatureLevel
+from cnnrun.data.index import SourceIndex, class_remarks, index_source
 from cnnrun.data.prepare import refuse_bad_boxes, refuse_missing_files
-from cnnrun.experiment.assemble import dataset, fitting, initial, network
-from cnnrun.experiment.learnable import measurable, notes_on_classes, refuse_unlearnable
+from cnnrun.experiment.assemble import build_checked_network, build_for, load_initial_weights, prepare_dataset
 from cnnrun.experiment.schema import Experiment
-from cnnrun.model.network import Built, flops
-from cnnrun.model.outline import Part, outline
+from cnnrun.experiment.training_checks import notes_on_classes, refuse_unlearnable, refuse_unmeasurable
+from cnnrun.model.network import BuiltNetwork, flops
+from cnnrun.model.outline import OutlineEntry, build_outline
 from cnnrun.model.weights_file import Weights
 
 
@@ -24,63 +24,63 @@ def check(experiment: Experiment, decode: bool = True) -> dict[str, Any]:
 
     Unless `decode`, what only the pixels can tell is not looked at.
     """
-    weights = initial(experiment)
-    experiment = experiment.with_weights_of(weights.facts if weights else None)
-    indexed = index(experiment.data)
+    weights = load_initial_weights(experiment)
+    experiment = experiment.with_statistics_of_weights(weights.facts if weights else None)
+    indexed = index_source(experiment.data)
     if decode:
-        data = dataset(experiment, indexed)
+        data = prepare_dataset(experiment, indexed)
         built, facts = refuse_unlearnable(experiment, data, weights), data.facts
         targets, notes = data.splits["train"].all_targets(), [*data.notes, *notes_on_classes(experiment, data)]
     else:
         built, facts, targets = _fits_undecoded(experiment, indexed, weights)
-        notes = [*remarks(indexed), "pictures were not decoded: damaged files and duplicates are not looked for"]
-    levels = [Level(each.shape, each.field, each.stride) for each in built.levels]
+        notes = [*class_remarks(indexed), "pictures were not decoded: damaged files and duplicates are not looked for"]
+    levels = [FeatureLevel(each.shape, each.field, each.stride) for each in built.levels]
     return {
         "name": experiment.name,
         "classes": list(facts.classes),
         "numbers": [asdict(number) for number in facts.numbers],
         "image": list(facts.image),
         "counts": facts.counts,
-        "parameters": built.parameters,
+        "parameters": built.parameter_count,
         "flops": sum(flops(built)),
         "steps": experiment.train.steps_per_epoch(facts.counts["train"]) * experiment.train.epochs,
         "decoded": decode,
-        "remarks": [*notes, *experiment.task.remarks(levels, targets, facts)],
+        "remarks": [*notes, *experiment.task.network_remarks(levels, targets, facts)],
     }
 
 
 def _fits_undecoded(
-    experiment: Experiment, indexed: Index, weights: Weights | None
-) -> tuple[Built, Facts, dict[str, Tensor]]:
+    experiment: Experiment, indexed: SourceIndex, weights: Weights | None
+) -> tuple[BuiltNetwork, Facts, dict[str, Tensor]]:
     facts, image = listed_facts(experiment), experiment.data.image
     refuse_bad_boxes(indexed, experiment.data.bad_boxes)
     refuse_missing_files(indexed, experiment.data.bad_files)
-    built = fitting(experiment, facts, weights)
+    built = build_checked_network(experiment, facts, weights)
     targets = {name: indexed.targets(name, facts.image, image) for name in indexed.splits}
-    measurable(experiment, targets)
+    refuse_unmeasurable(experiment, targets)
     return built, facts, targets["train"]
 
 
 def summarize(experiment: Experiment) -> dict[str, Any]:
     """The network, a row a layer, sized for the config's data."""
     facts = listed_facts(experiment)
-    built = network(experiment, facts)
+    built = build_for(experiment, facts)
     rows = [asdict(row) | {"flops": count} for row, count in zip(built.rows, flops(built), strict=True)]
     totals = {key: sum(row[key] for row in rows) for key in ("parameters", "flops", "activation_bytes")}
     return {"name": experiment.name, "image": list(facts.image), "layers": rows, "total": totals}
 
 
-def outline_of(experiment: Experiment) -> list[Part]:
+def outline_of(experiment: Experiment) -> list[OutlineEntry]:
     """The network's blocks, links and shapes, sized for the config's data."""
-    return outline(network(experiment, listed_facts(experiment)), experiment.task.kind)
+    return build_outline(build_for(experiment, listed_facts(experiment)), experiment.task.kind)
 
 
 def listed_facts(experiment: Experiment) -> Facts:
     """What is known of the data once its files are listed."""
-    indexed, shape = index(experiment.data), experiment.data.image_shape()
+    indexed, shape = index_source(experiment.data), experiment.data.image_shape()
     assert shape is not None, "experiment.load refuses a config without a picture size"
     return Facts(
-        indexed.source.classes,
+        indexed.contents.classes,
         shape,
         class_counts=indexed.class_counts(),
         counts=indexed.counts,

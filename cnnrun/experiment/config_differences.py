@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cnnrun.base.error_lines import first_lines
-from cnnrun.base.errors import ConfigError, printable
+from cnnrun.base.error_lines import truncate_lines
+from cnnrun.base.errors import ConfigError, escape
 from cnnrun.base.progress import say
 from cnnrun.experiment.schema import Experiment
 
@@ -29,24 +29,24 @@ def check_config_fits_run(config: Path, given: Experiment, run: Path, trained: E
     """
     found = list_differences(trained, given.with_statistics_of(trained))
     lines = {
-        key: f"{printable(str(config))}: {key} is {_word(now)}, but {run} was trained with {_word(before)}"
+        key: f"{escape(str(config))}: {key} is {_word(now)}, but {run} was trained with {_word(before)}"
         for key, before, now in found
         if key != "name"
     }
     if other := [
         line for key, line in lines.items() if key.startswith(_MEASURED_BY) and not key.startswith(_TRAINED_BY)
     ]:
-        raise ConfigError(*first_lines(other, "settings"), f"train it, or name the run instead of the config: {run}")
+        raise ConfigError(*truncate_lines(other, "settings"), f"train it, or name the run instead of the config: {run}")
     for line in lines.values():
         say(f"{line}; what that run learned is used")
 
 
-def differences(ours: Experiment, theirs: Experiment) -> list[str]:
+def describe_changes(ours: Experiment, theirs: Experiment) -> list[str]:
     """A line for each setting that differs, but for those that change no bit of the result."""
     return [f"{key} was {mine}, is {other}" for key, mine, other in list_differences(ours, theirs)]
 
 
-def told_apart(ours: Experiment, theirs: Experiment, our_name: str, their_name: str) -> list[str]:
+def describe_differences(ours: Experiment, theirs: Experiment, our_name: str, their_name: str) -> list[str]:
     """A line for each setting that two trained experiments differ in; names, seeds, measured statistics aside."""
     return [
         f"{key}: {_word(mine)} in {our_name}, {_word(others)} in {their_name}"
@@ -56,7 +56,7 @@ def told_apart(ours: Experiment, theirs: Experiment, our_name: str, their_name: 
 
 
 def _word(value: object) -> str:
-    return "left out" if value is None else printable(str(value))
+    return "left out" if value is None else escape(str(value))
 
 
 def list_differences(ours: Experiment, theirs: Experiment) -> list[tuple[str, object, object]]:

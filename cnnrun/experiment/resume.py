@@ -12,21 +12,21 @@ import torch
 
 from cnnrun.base.atomic_files import Folder, json_bytes, storage_errors
 from cnnrun.base.bounded_files import open_gzip
-from cnnrun.base.errors import CheckpointError, ConfigError, printable
+from cnnrun.base.errors import CheckpointError, ConfigError, escape
 from cnnrun.base.progress import say
 from cnnrun.base.ranks import Ranks
 from cnnrun.contracts.facts import Facts
 from cnnrun.data.dataset import Dataset
-from cnnrun.experiment.config_differences import differences
-from cnnrun.experiment.config_file import load
+from cnnrun.experiment.config_differences import describe_changes
+from cnnrun.experiment.config_file import read_config
 from cnnrun.experiment.schema import Experiment
 from cnnrun.model.weights_file import Weights
 from cnnrun.training import checkpoints, run_folder
 from cnnrun.training.run_records import (
     CHECKPOINTS,
     CONFIG,
+    DATA_LIST,
     ENVIRONMENT,
-    FILES,
     Environment,
     parse_facts,
     read_environments,
@@ -36,28 +36,28 @@ from cnnrun.training.run_records import (
 
 
 @dataclass(frozen=True)
-class Resumable:
+class ResumableRun:
     """A run of the same config that `--resume` takes up; of a finished one nothing is left to train."""
 
     run: Path
     is_finished: bool
 
 
-def find_resumable(experiment: Experiment, root: Path, resume: bool, strict: bool = False) -> Resumable | None:
+def find_resumable(experiment: Experiment, root: Path, resume: bool, strict: bool = False) -> ResumableRun | None:
     """The newest unfinished run of the same config, else the newest finished one; None where there is none.
 
     Without `resume` says that there is an unfinished one. `strict`: where there are only unfinished runs of other
     settings, raises CheckpointError that names them.
     """
-    left = run_folder.unfinished(root, experiment.name)
+    left = run_folder.unfinished_runs(root, experiment.name)
     if not resume:
         if left:
             say(f"{left[0]} is unfinished; --resume would go on with it")
         return None
     run, others = _same_config(experiment, left)
-    if run is None and (done := finished(experiment, root)):
+    if run is None and (done := find_finished_run(experiment, root)):
         say(f"{done} of this config is finished: there is nothing left to train")
-        return Resumable(done, is_finished=True)
+        return ResumableRun(done, is_finished=True)
     if run is None and others and strict:
         raise CheckpointError(*others, "--strict-resume goes on with nothing but the same; --resume would start anew")
     for line in others:
@@ -65,7 +65,7 @@ def find_resumable(experiment: Experiment, root: Path, resume: bool, strict: boo
     if run is None:
         return None
     say(f"going on with {run}")
-    return Resumable(run, is_finished=False)
+    return ResumableRun(run, is_finished=False)
 
 
 def _same_config(experiment: Experiment, left: Sequence[Path]) -> tuple[Path | None, list[str]]:
@@ -74,11 +74,11 @@ def _same_config(experiment: Experiment, left: Sequence[Path]) -> tuple[Path | N
     for run in left:
         run_folder.refuse_links(run)
         try:
-            other = load(run / CONFIG)
+            other = read_config(run / CONFIG)
         except ConfigError as error:
             others.append(f"{run} is unfinished, but its config cannot be read: {error.lines[0]}")
             continue
-        if not (differ := differences(other, experiment.with_statistics_of(other))):
+        if not (differ := describe_changes(other, experiment.with_statistics_of(other))):
             return run, others
         others += [f"{run} is unfinished, but of other settings: {line}" for line in differ]
     return None, others
@@ -98,13 +98,13 @@ def refuse_unrepeatable(experiment: Experiment, device: torch.device) -> None:
         raise CheckpointError(f"{line}; --resume would go on all the same")
 
 
-def unchanged(run: Folder, environment: Environment, strict: bool) -> None:
+def check_run_environment(run: Folder, environment: Environment, strict: bool) -> None:
     """Say what of the machine is not as it was; `strict`: raises CheckpointError that names it."""
     before = read_environments(run.path)
-    if strict and (lines := [line for each in before for line in run_folder.changes(each, environment)]):
+    if strict and (lines := [line for each in before for line in run_folder.environment_changes(each, environment)]):
         lines = [f"{run.path}: {line}" for line in dict.fromkeys(lines)]
         raise CheckpointError(*lines, "--resume would go on all the same")
-    for line in run_folder.changes(before[-1], environment) if before else ():
+    for line in run_folder.environment_changes(before[-1], environment) if before else ():
         say(f"{line}: the result may differ in its last bits from an uninterrupted run's")
     if environment not in before:
         first, *later = [*before, environment]
@@ -113,14 +113,14 @@ def unchanged(run: Folder, environment: Environment, strict: bool) -> None:
             run.replace(ENVIRONMENT, data)
 
 
-def same_weights(run: Path, given: Weights) -> None:
+def refuse_changed_weights(run: Path, given: Weights) -> None:
     """Raises CheckpointError when a run without a checkpoint would begin again from other weights."""
     before = read_initial_weights(run)
     if before and before.sha256 != given.digest:
         raise CheckpointError(f"{run}: the weights it began with changed since; train anew without --resume")
 
 
-def saved_in(run: Folder | None, data: Dataset, ranks: Ranks) -> checkpoints.Checkpoint | None:
+def load_resume_checkpoint(run: Folder | None, data: Dataset, ranks: Ranks) -> checkpoints.Checkpoint | None:
     """The checkpoint to go on from, if the run has one: as rank 0, which has the `run`, has it.
 
     Raises CheckpointError for other data.
@@ -132,13 +132,13 @@ def saved_in(run: Folder | None, data: Dataset, ranks: Ranks) -> checkpoints.Che
         found.extend(each for each in [_saved_in(run, data)] if each)
         return [[str(each.path), list(each.parts), each.state] for each in found]
 
-    about = ranks.from_first(load_it)
+    about = ranks.broadcast(load_it)
     if not about:
         return None
     path, names, state = about[0]
     flat = {f"{part}/{name}": value for each in found for part, of in each.parts.items() for name, value in of.items()}
-    sent = ranks.tensors_from_first(flat if found else None)
-    parts: checkpoints.Parts = {name: {} for name in names}
+    sent = ranks.broadcast_tensors(flat if found else None)
+    parts: checkpoints.CheckpointParts = {name: {} for name in names}
     for key, value in sent.items():
         part, name = key.split("/", 1)
         parts[part][name] = value
@@ -147,8 +147,8 @@ def saved_in(run: Folder | None, data: Dataset, ranks: Ranks) -> checkpoints.Che
 
 def _saved_in(run: Folder, data: Dataset) -> checkpoints.Checkpoint | None:
     with storage_errors(run.path / CHECKPOINTS, 0):
-        folder = run.child(CHECKPOINTS, create=True)
-        checkpoints.sweep(folder)
+        folder = run.open_child(CHECKPOINTS, create=True)
+        checkpoints.repair_killed_save(folder)
     saved = checkpoints.load_newest(folder.path, "latest", say)
     before = parse_facts(saved.state.get("facts"), str(saved.path)) if saved else read_facts(run.path)
     if before is not None:
@@ -170,11 +170,11 @@ def _refuse_other_data(run: Path, before: Facts, data: Dataset) -> None:
 def _first_difference(run: Path, data: Dataset) -> str:
     """The first file that is not as a run's listing has it; nothing where that cannot be told."""
     try:
-        with open_gzip(run / FILES, CheckpointError) as listing:
+        with open_gzip(run / DATA_LIST, CheckpointError) as listing:
             before = listing.read().decode(errors="replace").split("\n")
     except CheckpointError:
         return ""
-    for old, new in itertools.zip_longest(before, data.lines(), fillvalue=""):
+    for old, new in itertools.zip_longest(before, data.listing_lines(), fillvalue=""):
         if old != new:
             paths = [_listed_path(line) for line in (old, new)]
             if paths[0] == paths[1]:
@@ -187,17 +187,17 @@ def _first_difference(run: Path, data: Dataset) -> str:
 def _listed_path(line: str) -> str:
     """The path in a line of a run's listing; nothing where the line is none."""
     cells = line.split("\t")
-    return printable(cells[1]) if len(cells) > 1 else ""
+    return escape(cells[1]) if len(cells) > 1 else ""
 
 
-def finished(experiment: Experiment, root: Path) -> Path | None:
+def find_finished_run(experiment: Experiment, root: Path) -> Path | None:
     """The newest finished run of the same config."""
-    for run in run_folder.finished(root, experiment.name):
+    for run in run_folder.finished_runs(root, experiment.name):
         run_folder.refuse_links(run)
         try:
-            other = load(run / CONFIG)
+            other = read_config(run / CONFIG)
         except ConfigError:
             continue
-        if not differences(other, experiment.with_statistics_of(other)):
+        if not describe_changes(other, experiment.with_statistics_of(other)):
             return run
     return None

@@ -13,28 +13,28 @@ import torch
 from cnnrun.base import torchrun
 from cnnrun.base.atomic_files import Folder
 from cnnrun.base.bounded_files import read_text
-from cnnrun.base.device import forget_peak_memory
+from cnnrun.base.device import reset_peak_memory
 from cnnrun.base.errors import CheckpointError
 from cnnrun.base.progress import say
-from cnnrun.base.ranks import Ranks, joined
+from cnnrun.base.ranks import Ranks, join_ranks
 from cnnrun.data.dataset import Dataset
-from cnnrun.data.index import index
-from cnnrun.data.prepare import fingerprint
-from cnnrun.experiment.assemble import create, dataset, initial, job
-from cnnrun.experiment.config_file import parse
-from cnnrun.experiment.learnable import notes_on_classes, refuse_unlearnable, same_everywhere
+from cnnrun.data.index import index_source
+from cnnrun.data.prepare import data_fingerprint
+from cnnrun.experiment.assemble import assemble_job, create_run, load_initial_weights, prepare_dataset
+from cnnrun.experiment.config_file import parse_config
 from cnnrun.experiment.resume import (
+    check_run_environment,
     find_resumable,
+    load_resume_checkpoint,
     refuse_changed_data,
+    refuse_changed_weights,
     refuse_unrepeatable,
-    same_weights,
-    saved_in,
-    unchanged,
 )
 from cnnrun.experiment.schema import Experiment
+from cnnrun.experiment.training_checks import check_same_data, notes_on_classes, refuse_unlearnable
 from cnnrun.model.weights_file import Weights
 from cnnrun.training import run_folder
-from cnnrun.training.learner import Draw
+from cnnrun.training.learner import DrawFunction
 from cnnrun.training.loop import fit
 from cnnrun.training.run_records import CHECKPOINTS, CONFIG, read_result
 
@@ -45,9 +45,9 @@ Result = dict[str, Any]
 class Hooks:
     """What a caller adds to a training."""
 
-    enough: Callable[[int, float], bool] | None = None
+    should_stop: Callable[[int, float], bool] | None = None
     """Asked after each epoch whether the training may end there: see `Job`."""
-    draw: Draw | None = None
+    draw: DrawFunction | None = None
     """Draws what is in images and what was found in them, for TensorBoard."""
     record: Callable[[Experiment, Folder, dict[str, Any], Result], None] | None = None
     """Takes the config, the run folder, its environment and the result of a training that was not resumed."""
@@ -69,14 +69,14 @@ def train(
     With `resume` the newest unfinished run of the config goes on; a finished one trains nothing. `strict` refuses to
     resume where the result could differ from an uninterrupted run's. Every rank calls this; the first one writes.
     """
-    forget_peak_memory(device)
+    reset_peak_memory(device)
     if strict:
         refuse_unrepeatable(experiment, device)
-    if torchrun.restarted() and not resume:
+    if torchrun.was_restarted() and not resume:
         say("torchrun started this again: going on as with --resume")
         resume = True
-    with joined(device, experiment.train.timeout) as ranks:
-        earlier = ranks.from_first(lambda: _find_earlier(experiment, root, resume, strict))
+    with join_ranks(device, experiment.train.timeout) as ranks:
+        earlier = ranks.broadcast(lambda: _find_earlier(experiment, root, resume, strict))
         if earlier and "finished" in earlier:
             return {"run": earlier["run"], "already_finished": True, **earlier["finished"]}
         prepared = _prepare(experiment, root, earlier, device, ranks)
@@ -98,15 +98,15 @@ def _train_in_folder(prepared: _Prepared, ranks: Ranks, resume: bool, strict: bo
     """Train while no other process may write to the run folder, which the first rank holds."""
     experiment, run, device, opened = prepared.experiment, prepared.run, prepared.device, list[Folder]()
     with ExitStack() as stack:
-        ranks.from_first(lambda: opened.append(stack.enter_context(run_folder.held(run))))
-        if reached := ranks.from_first(lambda: read_result(run)):
+        ranks.broadcast(lambda: opened.append(stack.enter_context(run_folder.hold_run(run))))
+        if reached := ranks.broadcast(lambda: read_result(run)):
             say(f"{run} was finished by another process meanwhile")
             return {"run": str(run), "already_finished": True, **reached}
         folder = opened[0] if opened else None
-        saved = saved_in(folder, prepared.data, ranks) if resume else None
-        environment = run_folder.environment(device, ranks.size)
-        ranks.from_first(lambda: unchanged(opened[0], environment, strict))
-        training = job(experiment, prepared.data, prepared.weights, folder, device, ranks, hooks.enough)
+        saved = load_resume_checkpoint(folder, prepared.data, ranks) if resume else None
+        environment = run_folder.describe_environment(device, ranks.world_size)
+        ranks.broadcast(lambda: check_run_environment(opened[0], environment, strict))
+        training = assemble_job(experiment, prepared.data, prepared.weights, folder, device, ranks, hooks.should_stop)
         result = fit(replace(training, draw=hooks.draw), saved)
         if folder and saved is None and hooks.record:  # how long a resumed run took is not known
             hooks.record(experiment, folder, environment, result)
@@ -118,27 +118,27 @@ def _prepare(
 ) -> _Prepared:
     """Prepare the unfinished `earlier` run, or make a new one once everything is known to fit."""
     # A run that has a checkpoint no longer needs the weights it began with.
-    weights = None if earlier and earlier["saved"] else initial(experiment)
+    weights = None if earlier and earlier["saved"] else load_initial_weights(experiment)
     if earlier:
-        experiment = experiment.with_statistics_of(parse(earlier["config"], str(Path(earlier["run"]) / CONFIG)))
+        experiment = experiment.with_statistics_of(parse_config(earlier["config"], str(Path(earlier["run"]) / CONFIG)))
     if earlier and weights:
-        same_weights(Path(earlier["run"]), weights)
-    experiment = experiment.with_weights_of(weights.facts if weights else None)
+        refuse_changed_weights(Path(earlier["run"]), weights)
+    experiment = experiment.with_statistics_of_weights(weights.facts if weights else None)
     data = _learnable_data(experiment, weights, ranks)
-    run = earlier["run"] if earlier else ranks.from_first(lambda: str(create(experiment, data, weights, root)))
+    run = earlier["run"] if earlier else ranks.broadcast(lambda: str(create_run(experiment, data, weights, root)))
     return _Prepared(experiment, weights, data, Path(run), device)
 
 
 def _learnable_data(experiment: Experiment, weights: Weights | None, ranks: Ranks) -> Dataset:
     """The data, decoded, once everything is known to fit: nothing is made on the disk for what cannot be trained."""
-    data = dataset(experiment)
+    data = prepare_dataset(experiment)
     for note in data.notes:
         say(f"data: {note}")
-    refuse_unlearnable(experiment, data, weights, ranks.size)
+    refuse_unlearnable(experiment, data, weights, ranks.world_size)
     for note in notes_on_classes(experiment, data):
         say(f"data: {note}")
-    ranks.wait(patiently=True)
-    same_everywhere(data, ranks)
+    ranks.barrier(long_timeout=True)
+    check_same_data(data, ranks)
     return data
 
 
@@ -156,9 +156,9 @@ def _find_earlier(experiment: Experiment, root: Path, resume: bool, strict: bool
 
 def _reached(experiment: Experiment, run: Path) -> Result:
     """Read what a finished run of this config reached. Raises CheckpointError where data or weights changed since."""
-    if weights := initial(experiment):
-        same_weights(run, weights)
-    refuse_changed_data(run, fingerprint(experiment.data, index(experiment.data)))
+    if weights := load_initial_weights(experiment):
+        refuse_changed_weights(run, weights)
+    refuse_changed_data(run, data_fingerprint(experiment.data, index_source(experiment.data)))
     try:
         reached = read_result(run)
     except CheckpointError as error:

@@ -39,7 +39,7 @@ class Experiment(Spec):
         image = mine.model_copy(update={"mean": mine.mean or theirs.mean, "std": mine.std or theirs.std})
         return self.model_copy(update={"data": self.data.model_copy(update={"image": image})})
 
-    def with_weights_of(self, given: Facts | None) -> Experiment:
+    def with_statistics_of_weights(self, given: Facts | None) -> Experiment:
         """The same experiment; where it leaves mean and deviation to be measured, with those its weights learned by."""
         image = self.data.image
         if given is None or (image.mean and image.std) or len(given.mean) != (self.data.image_shape() or (0,))[0]:
@@ -48,4 +48,4 @@ class Experiment(Spec):
 
     def to_yaml(self) -> str:
         """The file with every default written out; reading it gives an equal experiment."""
-        return yaml_reader.dump(self.model_dump(mode="json", by_alias=True, exclude_none=True))
+        return yaml_reader.dump_yaml(self.model_dump(mode="json", by_alias=True, exclude_none=True))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from cnnrun.base.errors import CheckpointError, printable
+from cnnrun.base.errors import CheckpointError, escape
 from cnnrun.contracts.facts import Facts
-from cnnrun.model.weights_file import Weights, file_digest, read_file
+from cnnrun.model.weights_file import Weights, file_digest, read_weights_file
 from cnnrun.training import checkpoints, run_folder
 from cnnrun.training.run_records import CHECKPOINTS, parse_facts
 
@@ -27,12 +27,12 @@ def read_weights(path: Path) -> Weights:
         raise CheckpointError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
         raise CheckpointError(f"{path}: not a regular file")
-    return _of_run(path) if stat.S_ISDIR(mode) or path.name in _POINTERS else read_file(path)
+    return _of_run(path) if stat.S_ISDIR(mode) or path.name in _POINTERS else read_weights_file(path)
 
 
 def _of_run(path: Path) -> Weights:
     """The averaged weights of a run's best checkpoint, or of the checkpoint given, where it has an average."""
-    if path.name in _POINTERS and (name := checkpoints.pointed_at(path.parent, path.name)):
+    if path.name in _POINTERS and (name := checkpoints.read_pointer(path.parent, path.name)):
         path = path.parent / name  # checkpoints/best, checkpoints/latest
     if (path / "manifest.json").exists():
         saved: checkpoints.Checkpoint | None = checkpoints.load(path)
@@ -56,5 +56,5 @@ def weights_of_checkpoint(saved: checkpoints.Checkpoint) -> tuple[Facts, dict[st
         raise CheckpointError(f"{saved.path}: has no weights")
     variances = {name: value for name, value in tensors.items() if name.endswith("running_var")}
     if bad := [name for name, value in variances.items() if value.float().min() < 0]:
-        raise CheckpointError(f"{saved.path}: {printable(bad[0])} is a variance below zero")
+        raise CheckpointError(f"{saved.path}: {escape(bad[0])} is a variance below zero")
     return parse_facts(saved.state.get("facts"), str(saved.path / checkpoints.STATE)), tensors

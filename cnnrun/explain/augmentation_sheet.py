@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cnnrun.base.atomic_files import Folder, make_folder, storage_errors
-from cnnrun.base.progress import bar
+from cnnrun.base.progress import progress_bar
 from cnnrun.base.randomness import permutation
 from cnnrun.contracts.facts import Facts
 from cnnrun.contracts.task import TaskSpec
 from cnnrun.data.dataset import Dataset
-from cnnrun.data.index import index
-from cnnrun.data.prepare import prepare
+from cnnrun.data.index import index_source
+from cnnrun.data.prepare import build_dataset
 from cnnrun.data.training_batches import TrainingBatches
 from cnnrun.experiment.schema import Experiment
-from cnnrun.explain.figures.contact_sheet import sheet, write_png
-from cnnrun.explain.figures.panels import marked, picture_of
+from cnnrun.explain.figures.contact_sheet import draw_contact_sheet, write_png
+from cnnrun.explain.figures.panels import draw_marks, to_pillow
 from cnnrun.training.event_file import EventFile
 
 Column = tuple[str, Tensor, dict[str, Tensor]]  # title, images [N, C, H, W], targets
@@ -34,12 +34,12 @@ def write_augmentation_sheet(
     experiment: Experiment, count: int, epochs: int, out: Path, tensorboard: Path | None
 ) -> dict[str, Any]:
     """Write a sheet of `count` training images, a row each, as PNG and for TensorBoard if a folder is given."""
-    data = prepare(experiment.data, index(experiment.data), bar)
+    data = build_dataset(experiment.data, index_source(experiment.data), progress_bar)
     samples = permutation(experiment.seed, 0, len(data.splits["train"]))[:count]
     task, facts = experiment.task, data.facts
-    pixels = sheet(
+    pixels = draw_contact_sheet(
         [
-            (title, _with_boxes(images, targets, task, facts), task.words(targets, facts))
+            (title, _with_boxes(images, targets, task, facts), task.describe_targets(targets, facts))
             for title, images, targets in _columns(experiment, data, samples, epochs)
         ]
     )
@@ -61,22 +61,22 @@ def _columns(experiment: Experiment, data: Dataset, samples: Tensor, epochs: int
         experiment.seed,
         host,
         order=lambda seed, epoch: (samples, samples),
-        blend=partial(experiment.task.blend, facts=data.facts),
+        blend=partial(experiment.task.blend_targets, facts=data.facts),
     )
-    columns: list[Column] = [("as it is", examples.take(samples).float(), examples.targets_of(samples, host))]
+    columns: list[Column] = [("as it is", examples.load_images(samples).float(), examples.batch_targets(samples, host))]
     for epoch in range(epochs):
         batch = batches.at(epoch)
-        columns.append((f"epoch {epoch + 1}", batch.pictures, batch.targets))
+        columns.append((f"epoch {epoch + 1}", batch.images, batch.targets))
     return columns
 
 
 def _with_boxes(images_NCHW: Tensor, targets: dict[str, Tensor], task: TaskSpec, facts: Facts) -> Tensor:
     """The images with the boxes of their targets drawn on, if the task has boxes."""
-    marks = task.true_marks(targets, facts)
+    marks = task.target_marks(targets, facts)
     if marks is None:
         return images_NCHW
     drawings = [
-        marked(picture_of(image), [replace(mark, text="") for mark in own])
+        draw_marks(to_pillow(image), [replace(mark, text="") for mark in own])
         for image, own in zip(images_NCHW, marks, strict=True)
     ]
     return torch.from_numpy(np.stack([np.asarray(drawing) for drawing in drawings])).permute(0, 3, 1, 2)

@@ -10,20 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnnrun.explain.layer_names import Place, captured, run_upto
-from cnnrun.explain.method_base import Rule
+from cnnrun.explain.layer_names import LayerPlace, capture_outputs, run_upto
+from cnnrun.explain.method_base import BackwardRule
 from cnnrun.model.network import Network
 
 
 @contextmanager
-def passing_back(network: nn.Module, rule: Rule) -> Iterator[None]:
+def use_backward_rule(network: nn.Module, rule: BackwardRule) -> Iterator[None]:
     """What ReLUs hand back inside: the slope (`plain`), that where it is above 0 (`guided`), or the signal from above
     where it is above 0, whatever came in (`deconv`).
 
     `guided`: Springenberg et al. 2015; `deconv`: Zeiler and Fergus 2014, section 2.1. Other activations hand their
     slope back.
     """
-    changed = rectifiers(network) if rule != "plain" else []
+    changed = relu_modules(network) if rule != "plain" else []
     for module in changed:
         module.forward = _changed(module, rule)
     try:
@@ -33,12 +33,12 @@ def passing_back(network: nn.Module, rule: Rule) -> Iterator[None]:
             del module.forward
 
 
-def rectifiers(network: nn.Module) -> list[nn.Module]:
+def relu_modules(network: nn.Module) -> list[nn.Module]:
     """The activations that rules of handing back are about."""
     return [module for module in network.modules() if isinstance(module, nn.ReLU | nn.ReLU6)]
 
 
-def _changed(module: nn.Module, rule: Rule) -> Any:
+def _changed(module: nn.Module, rule: BackwardRule) -> Any:
     forward, most = module.forward, 6.0 if isinstance(module, nn.ReLU6) else math.inf
     return lambda x: _Rectified.apply(x, forward, most if rule == "guided" else None)
 
@@ -59,7 +59,7 @@ class _Rectified(torch.autograd.Function):
         return (back * ctx.saved_tensors[0] if ctx.saved_tensors else back), None, None
 
 
-def projected(network: Network, place: Place, pictures_BCHW: Tensor, cells_B3: Tensor) -> Tensor:
+def project_to_pixels(network: Network, place: LayerPlace, pictures_BCHW: Tensor, cells_B3: Tensor) -> Tensor:
     """The part of each picture that one activation stands for, as the deconvnet has it: [B, C, H, W].
 
     The cell (channel, row, column) is put back alone, with its value, through the filters transposed, the positions
@@ -69,8 +69,12 @@ def projected(network: Network, place: Place, pictures_BCHW: Tensor, cells_B3: T
     pictures = pictures_BCHW.detach().requires_grad_()
     picture = torch.arange(len(pictures), device=pictures.device)
     channel, row, column = cells_B3.to(pictures.device).unbind(1)
-    with torch.enable_grad(), passing_back(network, "deconv"), captured(network, ["normalize", place.module]) as kept:
-        run_upto(network, place.module, pictures)
-        value_B = kept[place.module][picture, channel, row, column]
+    with (
+        torch.enable_grad(),
+        use_backward_rule(network, "deconv"),
+        capture_outputs(network, ["normalize", place.module_name]) as kept,
+    ):
+        run_upto(network, place.module_name, pictures)
+        value_B = kept[place.module_name][picture, channel, row, column]
         (found,) = torch.autograd.grad(value_B, kept["normalize"], value_B.detach())
     return found

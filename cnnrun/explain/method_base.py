@@ -15,7 +15,7 @@ from cnnrun.config.spec import Kind
 
 if TYPE_CHECKING:
     from cnnrun.explain.run_method import OpenRun
-    from cnnrun.explain.subject import Explanation, Shown
+    from cnnrun.explain.subject import Explanation, ImagesToExplain
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class OptionName:
     name: str
 
 
-Rule = Literal["plain", "guided", "deconv"]  # what ReLUs hand back
+BackwardRule = Literal["plain", "guided", "deconv"]  # what ReLUs hand back
 Map = Literal["pca", "tsne"]  # how vectors become points of a plane
 Natural = Annotated[int, Field(ge=0)]
 
@@ -84,8 +84,8 @@ class ImageMethod(SplitMethod):
     numbers: ImageNumbers = ()
     files: Files = ()
 
-    def selected(self, run: OpenRun) -> Shown:
+    def load_images(self, run: OpenRun) -> ImagesToExplain:
         """The images to explain. Raises ConfigError, DataError."""
         from cnnrun.explain.run_method import Selection
 
-        return run.images(Selection(self.split, self.images, self.numbers, self.files))
+        return run.load_images(Selection(self.split, self.images, self.numbers, self.files))

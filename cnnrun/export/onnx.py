@@ -34,7 +34,7 @@ class Onnx(Kind):
         import onnx
 
         try:
-            with quietly():
+            with silence_exporter():
                 program = torch.onnx.export(
                     module,
                     (example,),
@@ -42,7 +42,7 @@ class Onnx(Kind):
                     output_names=names,
                     dynamic_shapes=({0: torch.export.Dim("batch")},),
                     dynamo=True,
-                    custom_translation_table={torch.ops.cnnrun.unsuppressed.default: _unsuppressed},
+                    custom_translation_table={torch.ops.cnnrun.non_maximum_suppression.default: _unsuppressed},
                 )
         except (torch.onnx.OnnxExporterError, torch.onnx.errors.OnnxExporterError) as error:
             raise ConfigError(f"the network has no ONNX form: {str(error).splitlines()[0]}") from None
@@ -75,7 +75,7 @@ class Onnx(Kind):
 
 
 def _unsuppressed(boxes: Any, scores: Any, labels: Any, most: float) -> Any:
-    """`boxes.unsuppressed` in ONNX's words: NonMaxSuppression, which wants a row of scores a class."""
+    """`boxes.non_maximum_suppression` in ONNX's words: NonMaxSuppression, which wants a row of scores a class."""
     from onnxscript import opset18
 
     op: Any = opset18
@@ -100,7 +100,7 @@ def _forget_where_it_was_made(graph: Any) -> None:
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
+def silence_exporter() -> Iterator[None]:
     """The exporter narrates on stdout and logs about torchvision; our users asked for a file."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from cnnrun.contracts.results import Results
 from cnnrun.data.dataset import Examples
-from cnnrun.data.training_batches import in_order
-from cnnrun.model.trained import Trained
-from cnnrun.training.evaluate import measure
+from cnnrun.data.training_batches import batches_in_order
+from cnnrun.model.trained_network import TrainedNetwork
+from cnnrun.training.evaluation import measure_metrics
 
 BATCH_SIZES = (1, 2, 7)
 
@@ -29,27 +29,29 @@ _SHAKE = 2.0**-10  # grey levels: many times what rounding does to a picture, an
 _UNSTEADY = 0.05  # the part of the real pictures compared that may be so
 
 
-DIGITS = 4  # to which the metric of the artefact must equal the network's
+METRIC_DIGITS = 4  # to which the metric of the artefact must equal the network's
 
 
 Artefact = Callable[[NDArray[np.uint8]], list[NDArray[Any]]]
 
 
-def parity(artefact: Artefact, trained: Trained, splits: dict[str, Examples], batch: int) -> dict[str, Any]:
+def measure_parity(
+    artefact: Artefact, trained: TrainedNetwork, splits: dict[str, Examples], batch: int
+) -> dict[str, Any]:
     """Compare the artefact with the network: real samples at several batch sizes, extremes, and the metric again."""
     run = _as_results(artefact, trained)
-    first = [next(iter(in_order(each, MIN_SAMPLES, trained.device))).pictures for each in splits.values()]
+    first = [next(iter(batches_in_order(each, MIN_SAMPLES, trained.device))).images for each in splits.values()]
     real = torch.cat(first)[:MIN_SAMPLES]
     gaps, reasons, unsteady = _compared(run, trained, real)
 
     split, examples = next(iter(splits.items()))
     numbers = {
-        who: measure(function, trained.task, trained.facts, in_order(examples, batch, trained.device))
+        who: measure_metrics(function, trained.task, trained.facts, batches_in_order(examples, batch, trained.device))
         for who, function in (("network", trained.results), ("artefact", run))
     }
     for name, value in numbers["network"].items():
         other = numbers["artefact"][name]
-        close = 0.5 * 10**-DIGITS  # of numbers above 1, such as errors in a large unit, in parts of them
+        close = 0.5 * 10**-METRIC_DIGITS  # of numbers above 1, such as errors in a large unit, in parts of them
         if value is None or other is None:  # not defined on these samples, which is so for both
             continue
         if not math.isclose(value, other, abs_tol=close, rel_tol=close):
@@ -66,9 +68,9 @@ def parity(artefact: Artefact, trained: Trained, splits: dict[str, Examples], ba
     }
 
 
-def _as_results(artefact: Artefact, trained: Trained) -> Callable[[Tensor], Results]:
+def _as_results(artefact: Artefact, trained: TrainedNetwork) -> Callable[[Tensor], Results]:
     """The artefact as the network is called: pixel values [B, C, H, W] -> results by name, on the network's device."""
-    names = list(trained.task.signature(trained.facts))
+    names = list(trained.task.result_shapes(trained.facts))
 
     def run(pictures_BCHW: Tensor) -> Results:
         values = artefact(pictures_BCHW.permute(0, 2, 3, 1).byte().cpu().numpy())
@@ -78,7 +80,7 @@ def _as_results(artefact: Artefact, trained: Trained) -> Callable[[Tensor], Resu
 
 
 def _compared(
-    run: Callable[[Tensor], Results], trained: Trained, real: Tensor
+    run: Callable[[Tensor], Results], trained: TrainedNetwork, real: Tensor
 ) -> tuple[list[float], list[str], list[str]]:
     """The largest difference of each batch, and why batches are not the same, over sizes and extremes.
 
@@ -90,13 +92,13 @@ def _compared(
     gaps, reasons, unsteady = [], [], []
     for what, pictures in cases:
         ours, theirs = trained.results(pictures), run(pictures)
-        if trained.task.agree(ours, theirs, trained.facts) is None:
-            gaps.append(trained.task.gap(ours, theirs, trained.facts))
+        if trained.task.find_disagreement(ours, theirs, trained.facts) is None:
+            gaps.append(trained.task.largest_difference(ours, theirs, trained.facts))
             continue
         for row in range(len(pictures)):
             one = slice(row, row + 1)
             mine, other = ({name: value[one] for name, value in each.items()} for each in (ours, theirs))
-            if why := trained.task.agree(mine, other, trained.facts):
+            if why := trained.task.find_disagreement(mine, other, trained.facts):
                 if _steady(trained, pictures[one], mine):
                     reasons.append(f"{what}: {why}")
                 else:
@@ -107,7 +109,7 @@ def _compared(
     return gaps or [math.nan], reasons, unsteady
 
 
-def _steady(trained: Trained, picture: Tensor, results: Results) -> bool:
+def _steady(trained: TrainedNetwork, picture: Tensor, results: Results) -> bool:
     """Whether the network itself gives the same for the picture with a hair's noise added, and taken away.
 
     Where it does not, two boxes of one object are so equal that rounding says which of them is left; on a picture of
@@ -115,9 +117,9 @@ def _steady(trained: Trained, picture: Tensor, results: Results) -> bool:
     """
     noise = torch.randn(picture.shape, generator=torch.Generator().manual_seed(0)).to(picture.device) * _SHAKE
     shaken = (trained.results(picture + change) for change in (noise, -noise))
-    return all(trained.task.agree(results, each, trained.facts) is None for each in shaken)
+    return all(trained.task.find_disagreement(results, each, trained.facts) is None for each in shaken)
 
 
-def _hwc(trained: Trained) -> tuple[int, int, int]:
+def pixel_shape(trained: TrainedNetwork) -> tuple[int, int, int]:
     channels, height, width = trained.facts.image
     return height, width, channels

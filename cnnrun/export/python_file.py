@@ -17,8 +17,8 @@ from torch import Tensor
 
 from cnnrun.base.errors import CheckpointError
 from cnnrun.config.spec import Kind
-from cnnrun.export.python_source import Call, Sources, construction, lifted, shared
-from cnnrun.model.trained import Deployed
+from cnnrun.export.python_source import Call, SourceCollector, constructor_call, extract_layers, extract_repeats
+from cnnrun.model.trained_network import ExportedNetwork
 
 _HEAD = '''"""A network trained and written by cnnrun {cnnrun}. It needs torch alone.
 
@@ -83,9 +83,11 @@ class Code(Kind):
     suffix: ClassVar[str] = ".py"
     record: ClassVar[str] = "parity-code.json"
 
-    def write(self, module: Deployed, example: Tensor, names: list[str], metadata: dict[str, Any], path: Path) -> None:
+    def write(
+        self, module: ExportedNetwork, example: Tensor, names: list[str], metadata: dict[str, Any], path: Path
+    ) -> None:
         """Write the code to `path` and the weights beside it."""
-        path.write_text(source(module, names, metadata, path.stem))
+        path.write_text(generate_code(module, names, metadata, path.stem))
         tensors = {name: value.cpu().contiguous() for name, value in module.network.state_dict().items()}
         noted = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
         path.with_suffix(".safetensors").write_bytes(safetensors.torch.save(tensors, noted))
@@ -109,23 +111,23 @@ class Code(Kind):
         return run
 
 
-def source(module: Deployed, names: list[str], metadata: dict[str, Any], stem: str) -> str:
+def generate_code(module: ExportedNetwork, names: list[str], metadata: dict[str, Any], stem: str) -> str:
     """The text of the file."""
-    sources = Sources(
+    sources = SourceCollector(
         {"json": {""}, "pathlib": {"Path"}, "torch": {"", "nn", "Tensor"}, "collections": {"OrderedDict"}}
     )
     for part in [*module.network.modules(), *module.decoder.modules()]:
         if type(part).__module__.startswith("cnnrun."):
             sources.add(type(part))
-    whole, functions = shared(construction(module.network))
-    whole, layers = lifted(whole)
+    whole, functions = extract_repeats(constructor_call(module.network))
+    whole, layers = extract_layers(whole)
     pieces = [
         _HEAD.format(stem=re.sub(r"\W", "_", stem), **metadata) + "\n" + "\n".join(sources.import_lines()) + "\n",
         *(f"\n{text}\n" for text in sources.definitions.values()),
         _CHAIN,
         *(_function(name, call) for name, call in (functions | layers).items()),
         _function("network", whole),
-        _function("decoder", construction(module.decoder)),
+        _function("decoder", constructor_call(module.decoder)),
         _TAIL.format(results=", ".join(names)),
     ]
     return "\n".join(pieces)

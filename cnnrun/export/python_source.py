@@ -53,7 +53,7 @@ def _written(value: Any, indent: int | None = None, before: int = 0) -> str:
     return f"{value.name}{value.brackets[0]}{parts}{value.brackets[1]}"
 
 
-def construction(module: nn.Module) -> Call:
+def constructor_call(module: nn.Module) -> Call:
     """The call that makes a module like this one, its parts included."""
     name = type(module).__name__
     name = f"nn.{name}" if type(module).__module__.startswith("torch.") else name
@@ -87,7 +87,7 @@ def _plain(module: nn.Module, name: str) -> Any:
 
 def _literal(value: Any) -> Any:
     if isinstance(value, nn.Module):
-        return construction(value)
+        return constructor_call(value)
     if isinstance(value, list):
         return Call("", tuple(("", _literal(each)) for each in value), "[]")
     if isinstance(value, dict):
@@ -99,14 +99,14 @@ def _sequence(name: str, children: dict[str, nn.Module]) -> Call:
     """`chain(conv=..., norm=...)`, which the generated file defines, or the long way where that cannot be said."""
     words = all(child.isidentifier() and not iskeyword(child) and child != "__debug__" for child in children)
     if name == "nn.Sequential" and words:
-        return Call("chain", tuple((f"{child}=", construction(module)) for child, module in children.items()))
+        return Call("chain", tuple((f"{child}=", constructor_call(module)) for child, module in children.items()))
     return Call(name, (("", Call("OrderedDict", (("", _literal(children)),))),))
 
 
 # --- what occurs again becomes a function -----------------------------------------------------------------------------
 
 
-def shared(call: Call) -> tuple[Call, dict[str, Call]]:
+def extract_repeats(call: Call) -> tuple[Call, dict[str, Call]]:
     """The call with every larger part that occurs again as a function, and those functions, inner ones first."""
     counts: dict[Call, int] = {}
     _count(call, counts)
@@ -146,7 +146,7 @@ def _calls(value: Any) -> Iterator[Call]:
             yield from _calls(each)
 
 
-def lifted(network: Call) -> tuple[Call, dict[str, Call]]:
+def extract_layers(network: Call) -> tuple[Call, dict[str, Call]]:
     """The call of a Network with each larger top-level layer as a function of its name, and those functions."""
     functions: dict[str, Call] = {}
 
@@ -158,8 +158,8 @@ def lifted(network: Call) -> tuple[Call, dict[str, Call]]:
         return key, Call(name, ())
 
     def inside(call: Call) -> Call:
-        """Down to the list of layers: through `Linked({...}, ...)` and `nn.Sequential(OrderedDict({...}))`."""
-        if call.name not in ("Linked", "nn.Sequential", "OrderedDict"):
+        """Down to the list of layers: through `LinkedChain({...}, ...)` and `nn.Sequential(OrderedDict({...}))`."""
+        if call.name not in ("LinkedChain", "nn.Sequential", "OrderedDict"):
             return Call(call.name, tuple(lift(*each) for each in call.arguments), call.brackets)
         (first, value), *rest = call.arguments
         return Call(call.name, ((first, inside(value)), *rest), call.brackets)
@@ -173,7 +173,7 @@ def lifted(network: Call) -> tuple[Call, dict[str, Call]]:
 
 
 @dataclass
-class Sources:
+class SourceCollector:
     """Definitions that generated code needs, in order, and the imports that those need."""
 
     imports: dict[str, set[str]] = field(default_factory=dict)  # module -> names; "" for the module itself
@@ -185,11 +185,11 @@ class Sources:
             return
         text = textwrap.dedent(inspect.getsource(thing))
         self.definitions[thing.__name__] = ""  # holds the place while what it names is added
-        self.use(text, sys.modules[thing.__module__])
+        self.add_dependencies(text, sys.modules[thing.__module__])
         del self.definitions[thing.__name__]
         self.definitions[thing.__name__] = text.rstrip()
 
-    def use(self, text: str, module: types.ModuleType) -> None:
+    def add_dependencies(self, text: str, module: types.ModuleType) -> None:
         """Everything that a piece of `module` names, so that the piece can stand elsewhere."""
         imported = _imports(module)
         for name in dict.fromkeys(node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)):

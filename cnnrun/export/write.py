@@ -13,29 +13,31 @@ from cnnrun import __version__
 from cnnrun.base.atomic_files import Folder, json_bytes, make_folder, storage_errors, write_json
 from cnnrun.base.errors import ConfigError, ParityError
 from cnnrun.data.dataset import Examples
-from cnnrun.data.image_files import Image
+from cnnrun.data.image_files import ImageSettings
 from cnnrun.export import Format
-from cnnrun.export.parity import _hwc, parity
-from cnnrun.model.trained import Deployed, Trained
+from cnnrun.export.parity import measure_parity, pixel_shape
+from cnnrun.model.trained_network import ExportedNetwork, TrainedNetwork
 
 
-def export(form: Format, trained: Trained, splits: dict[str, Examples], path: Path, batch: int) -> dict[str, Any]:
+def export_network(
+    form: Format, trained: TrainedNetwork, splits: dict[str, Examples], path: Path, batch: int
+) -> dict[str, Any]:
     """Write `path`, and the record of its parity beside it; returns the latter.
 
     Raises ParityError, leaving no file behind. The metric is measured on the first of `splits`; the others add pictures
     to compare where it has too few.
     """
     make_folder(path.parent)
-    module = Deployed(trained).eval()
-    names = list(trained.task.signature(trained.facts))
-    example = torch.zeros(2, *_hwc(trained), dtype=torch.uint8, device=trained.device)
+    module = ExportedNetwork(trained).eval()
+    names = list(trained.task.result_shapes(trained.facts))
+    example = torch.zeros(2, *pixel_shape(trained), dtype=torch.uint8, device=trained.device)
     record = path.with_name(form.record)
     # Made elsewhere: whatever ends this process leaves nothing in the folder.
     with TemporaryDirectory(prefix="cnnrun-export-") as folder:
         made = Path(folder) / path.name
         with storage_errors(made, 0):
-            form.write(module, example, names, metadata(trained), made)
-        report = parity(form.reload(made), trained, splits, batch) | {"file": path.name}
+            form.write(module, example, names, artefact_metadata(trained), made)
+        report = measure_parity(form.reload(made), trained, splits, batch) | {"file": path.name}
         if not report["passed"]:
             # Beside the record of an earlier file, which stays with that file.
             write_json(record.with_stem(record.stem + "-failed"), report)
@@ -57,7 +59,7 @@ def _put_in_place(path: Path, record: Path, files: dict[str, bytes], report: dic
         folder.replace_together(files, (record.name, json_bytes(report)))
 
 
-def metadata(trained: Trained) -> dict[str, Any]:
+def artefact_metadata(trained: TrainedNetwork) -> dict[str, Any]:
     """What a user of the file needs to know, and what it came from."""
     channels, height, width = trained.facts.image
     return {
@@ -67,9 +69,9 @@ def metadata(trained: Trained) -> dict[str, Any]:
         "resize": f"{_fit(trained.image)}, bilinear with antialiasing (Pillow), background {trained.image.background}",
         "cnnrun": __version__,
         "step": trained.step,
-        **trained.task.meaning(trained.facts),
+        **trained.task.metadata(trained.facts),
     }
 
 
-def _fit(image: Image) -> str:
+def _fit(image: ImageSettings) -> str:
     return f"crop of the middle {image.crop_pct:g}" if image.fit == "crop" else image.fit

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cnnrun.contracts.facts import Facts
 from cnnrun.contracts.layer import Shape
 from cnnrun.contracts.task import TaskSpec
-from cnnrun.model.builder import Builder, BuildError, Node, Row
+from cnnrun.model.builder import Builder, BuildError, BuiltLayer, SummaryRow
 from cnnrun.model.receptive_field import Signal
 
 
@@ -49,7 +49,7 @@ class Network(nn.Module):
 
 
 @dataclass
-class Built:
+class BuiltNetwork:
     """A network on the meta device: rows for the summary, every layer by its name in the weights, what the head takes.
 
     `materialize` gives the network memory and weights.
@@ -57,28 +57,28 @@ class Built:
 
     network: Network
     image: Shape
-    rows: list[Row] = field(default_factory=list)
-    nodes: dict[str, Node] = field(default_factory=dict)
+    rows: list[SummaryRow] = field(default_factory=list)
+    layers: dict[str, BuiltLayer] = field(default_factory=dict)
     levels: list[Signal] = field(default_factory=list)
 
     @property
-    def parameters(self) -> int:
+    def parameter_count(self) -> int:
         return sum(parameter.numel() for parameter in self.network.parameters())
 
 
-def build(nodes: Sequence[Any], task: TaskSpec, facts: Facts) -> Built:
+def build_network(nodes: Sequence[Any], task: TaskSpec, facts: Facts) -> BuiltNetwork:
     """The network for pictures of `facts.image`, without memory. Raises BuildError."""
     builder = Builder()
     with torch.device("meta"):
-        layers, levels = builder.body(nodes, Signal(facts.image), task.taken())
+        layers, levels = builder.build_body(nodes, Signal(facts.image), task.feature_layers())
         if builder.problems:
             raise BuildError(builder.problems)
-        head = builder.head(task, facts, levels)
+        head = builder.build_head(task, facts, levels)
     network = Network(Normalize(facts.mean, facts.std), layers, head)
-    return Built(network, facts.image, builder.rows, builder.nodes, levels)
+    return BuiltNetwork(network, facts.image, builder.rows, builder.layers, levels)
 
 
-def flops(built: Built) -> list[int]:
+def flops(built: BuiltNetwork) -> list[int]:
     """Floating-point operations of each row for one picture, forward, a multiply-add counted as two."""
     from torch.utils.flop_counter import FlopCounterMode  # imports a tenth of a second's worth
 

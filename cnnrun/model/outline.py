@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cnnrun.contracts.layer import LayerSpec, Shape
-from cnnrun.model.builder import Node
-from cnnrun.model.network import Built
+from cnnrun.model.builder import BuiltLayer
+from cnnrun.model.network import BuiltNetwork
 from cnnrun.model.structures import Parallel, Repeat, Residual, Sequential, Structure
 
 _UNSAID = {"name", "from_", "layers", "branches", "shortcut", "times", "block"}
@@ -15,7 +15,7 @@ _SAID_ELSEWHERE = {"residual": {"norm"}}  # the shortcut's convolution carries i
 
 
 @dataclass(frozen=True)
-class Part:
+class OutlineEntry:
     """A layer in words: `lanes` are the lists of layers that a structure holds, side by side."""
 
     kind: str
@@ -24,25 +24,25 @@ class Part:
     shape: str
     name: str | None = None
     sources: list[str] = field(default_factory=list)
-    lanes: list[list[Part]] = field(default_factory=list)
+    lanes: list[list[OutlineEntry]] = field(default_factory=list)
 
 
-def outline(built: Built, task: str) -> list[Part]:
+def build_outline(built: BuiltNetwork, task: str) -> list[OutlineEntry]:
     """The network's top-level layers, the input before them and the task's head after them."""
     head = built.rows[-1]
-    parts = [Part("input", "input", [], _shown(built.image))]
-    parts += _list(built.nodes, "layers")
-    return [*parts, Part("head", task, [f"{head.parameters:,} parameters"], _shown(head.out_shape))]
+    parts = [OutlineEntry("input", "input", [], _shown(built.image))]
+    parts += _list(built.layers, "layers")
+    return [*parts, OutlineEntry("head", task, [f"{head.parameters:,} parameters"], _shown(head.out_shape))]
 
 
-def text(parts: list[Part]) -> str:
+def format_outline(parts: list[OutlineEntry]) -> str:
     """The outline as a tree of lines, shapes in a column of their own."""
     lines = _lines(parts, "")
     width = max(len(left) for left, _ in lines) + 2
     return "\n".join(f"{left:<{width}}{shape}".rstrip() for left, shape in lines)
 
 
-def _lines(parts: list[Part], before: str) -> list[tuple[str, str]]:
+def _lines(parts: list[OutlineEntry], before: str) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for part in parts:
         last = part is parts[-1]
@@ -60,32 +60,32 @@ def _lines(parts: list[Part], before: str) -> list[tuple[str, str]]:
     return found
 
 
-def _list(nodes: dict[str, Node], prefix: str) -> list[Part]:
+def _list(nodes: dict[str, BuiltLayer], prefix: str) -> list[OutlineEntry]:
     """The layers directly under a name of the weights, in order."""
     return [_part(nodes, name, node) for name, node in nodes.items() if name.rpartition(".")[0] == prefix]
 
 
-def _part(nodes: dict[str, Node], name: str, node: Node) -> Part:
+def _part(nodes: dict[str, BuiltLayer], name: str, node: BuiltLayer) -> OutlineEntry:
     spec, shape = node.spec, _shown(node.out_shape)
-    common: dict[str, Any] = {"shape": shape, "name": spec.name, "sources": spec.inputs()}
+    common: dict[str, Any] = {"shape": shape, "name": spec.name, "sources": spec.input_names()}
     if isinstance(spec, Repeat):
         lanes = [_list(nodes, f"{name}.1")]
-        return Part(
+        return OutlineEntry(
             "repeat", f"{spec.times} times", ["the first shown"] if spec.times > 1 else [], lanes=lanes, **common
         )
     if isinstance(spec, Sequential):
-        return Part("sequential", spec.block or "sequential", [], lanes=[_list(nodes, name)], **common)
+        return OutlineEntry("sequential", spec.block or "sequential", [], lanes=[_list(nodes, name)], **common)
     if isinstance(spec, Parallel):
         lanes = [_list(nodes, f"{name}.branch{number}") for number in range(1, len(spec.branches) + 1)]
-        return Part("parallel", f"parallel, {spec.merge}", [], lanes=lanes, **common)
+        return OutlineEntry("parallel", f"parallel, {spec.merge}", [], lanes=lanes, **common)
     if isinstance(spec, Residual):
         lanes = [_list(nodes, f"{name}.layers"), _shortcut(nodes, name, node)]
-        return Part("residual", "residual", _notes(spec), lanes=lanes, **common)
+        return OutlineEntry("residual", "residual", _notes(spec), lanes=lanes, **common)
     title, *notes = [_title(spec), *_notes(spec)]
-    return Part(spec.kind, title, notes, **common)
+    return OutlineEntry(spec.kind, title, notes, **common)
 
 
-def _shortcut(nodes: dict[str, Node], name: str, node: Node) -> list[Part]:
+def _shortcut(nodes: dict[str, BuiltLayer], name: str, node: BuiltLayer) -> list[OutlineEntry]:
     """What the shortcut holds: its own layers, the 1x1 convolution that was put there, or nothing."""
     spec = node.spec
     assert isinstance(spec, Residual)
@@ -94,7 +94,7 @@ def _shortcut(nodes: dict[str, Node], name: str, node: Node) -> list[Part]:
     if spec.shortcut != "conv" and node.in_shapes[0] == node.out_shape:
         return []
     norm = [spec.norm.kind] if spec.norm else []
-    return [Part("conv", f"conv {node.out_shape[0]}", ["1x1", *norm], _shown(node.out_shape))]
+    return [OutlineEntry("conv", f"conv {node.out_shape[0]}", ["1x1", *norm], _shown(node.out_shape))]
 
 
 def _title(spec: LayerSpec) -> str:

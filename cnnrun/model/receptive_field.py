@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from cnnrun.contracts.layer import Pair, Shape, Window
+from cnnrun.contracts.layer import HeightWidth, Shape, Window
 
 
 @dataclass(frozen=True)
@@ -16,12 +16,12 @@ class Signal:
     """
 
     shape: Shape
-    field: Pair = (1, 1)
+    field: HeightWidth = (1, 1)
     stride: tuple[float, float] = (1.0, 1.0)
     whole: bool = False
     start: tuple[float, float] = (0.0, 0.0)
 
-    def seen(self, row: int, column: int, image: Shape) -> tuple[int, int, int, int]:
+    def receptive_box(self, row: int, column: int, image: Shape) -> tuple[int, int, int, int]:
         """The box (x1, y1, x2, y2) of the picture that a cell sees; it may reach beyond the edges.
 
         Within a cell's width where layers that enlarge came before.
@@ -32,9 +32,9 @@ class Signal:
         return left, top, left + self.field[1], top + self.field[0]
 
 
-def seen_through(window: Window, sources: list[Signal], shape: Shape) -> Signal:
+def propagate_window(window: Window, sources: list[Signal], shape: Shape) -> Signal:
     """How the output's cells lie over the picture: the recursions of Araujo et al. 2019 (eq. 2, 3), per direction."""
-    whole = window.whole or any(source.whole for source in sources) or len(shape) != 3
+    whole = window.is_global or any(source.whole for source in sources) or len(shape) != 3
     fields, strides, starts = [], [], []
     for d in (0, 1):
         step = max(source.stride[d] for source in sources)

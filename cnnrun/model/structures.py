@@ -89,7 +89,7 @@ class Model(Spec):
         return written["layers"] if self.weights is None else written
 
 
-class Linked(nn.Module):
+class LinkedChain(nn.Module):
     """A chain in which some layers take earlier outputs by name; `outer` holds the names of the enclosing chains.
 
     `inputs` says which layers take what; `kept` are the layers whose outputs somebody takes. With `outputs` the result
@@ -117,7 +117,7 @@ class Linked(nn.Module):
         known = dict(outer or {})
         for key, module in self.named_children():
             taken = [known[source] for source in self.inputs.get(key, ())] or [x]
-            x = module(*taken, known) if isinstance(module, Linked | SumOfBranches | Branches) else module(*taken)
+            x = module(*taken, known) if isinstance(module, LinkedChain | SumOfBranches | Branches) else module(*taken)
             if key in self.kept:
                 known[key] = x
         return tuple(known[key] for key in self.outputs) if self.outputs else x
@@ -155,21 +155,21 @@ class Branches(nn.Module):
 
 
 def _run(module: nn.Module, x: Tensor, outer: dict[str, Tensor] | None) -> Tensor:
-    out: Tensor = module(x, outer) if isinstance(module, Linked | SumOfBranches | Branches) else module(x)
+    out: Tensor = module(x, outer) if isinstance(module, LinkedChain | SumOfBranches | Branches) else module(x)
     return out
 
 
-def links(nodes: Sequence[Any]) -> list[str]:
+def link_names(nodes: Sequence[Any]) -> list[str]:
     """Every name that a layer of this list, or inside it, takes from."""
-    return [name for node in walk(nodes) for name in node.inputs()]
+    return [name for node in walk_layers(nodes) for name in node.input_names()]
 
 
-def walk(nodes: Sequence[Any]) -> Iterator[LayerSpec]:
+def walk_layers(nodes: Sequence[Any]) -> Iterator[LayerSpec]:
     """Every layer of a list with what it holds, depth first."""
     for node in nodes:
         yield node
         for inside in _held(node):
-            yield from walk(inside)
+            yield from walk_layers(inside)
 
 
 def _held(node: LayerSpec) -> list[Sequence[Any]]:

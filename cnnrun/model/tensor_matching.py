@@ -6,16 +6,16 @@ from typing import Literal
 
 from torch import Tensor
 
-How = Literal["name", "order"]
+MatchRule = Literal["name", "order"]
 
 
-State = dict[str, Tensor]
+StateDict = dict[str, Tensor]
 
 
 _SHOWN = 10  # rows of a table of misfits
 
 
-class Misfit(Exception):
+class TensorMismatchError(Exception):
     """Weights that are not the network's; carries a row for each tensor that does not fit."""
 
     def __init__(self, rows: list[str]) -> None:
@@ -28,21 +28,21 @@ class Misfit(Exception):
         return [f"{head} ({len(self.rows)} tensors differ):", *(f"  {row}" for row in self.rows[:_SHOWN]), *more]
 
 
-def match(ours: State, theirs: State, how: How, whole: bool) -> dict[str, str]:
+def match_tensors(ours: StateDict, theirs: StateDict, how: MatchRule, use_all: bool) -> dict[str, str]:
     """Which tensor of `theirs` is each of `ours`; `whole`: none of theirs may be left. Raises Misfit."""
-    return by_name(ours, theirs, whole) if how == "name" else in_order(ours, theirs, whole)
+    return match_by_name(ours, theirs, use_all) if how == "name" else match_in_order(ours, theirs, use_all)
 
 
-def by_name(ours: State, theirs: State, whole: bool = True) -> dict[str, str]:
+def match_by_name(ours: StateDict, theirs: StateDict, use_all: bool = True) -> dict[str, str]:
     """Each tensor is the one of the same name; counters of batch norm may be missing."""
-    rows = [_row(name, ours, name, theirs) for name in ours if not _counter(name) or name in theirs]
-    rows += [_row("", ours, name, theirs) for name in theirs if whole and name not in ours]
+    rows = [_row(name, ours, name, theirs) for name in ours if not is_batch_norm_counter(name) or name in theirs]
+    rows += [_row("", ours, name, theirs) for name in theirs if use_all and name not in ours]
     return _fitting({name: name for name in ours if name in theirs}, rows)
 
 
-def exactly(ours: State, theirs: State) -> None:
+def check_exact_match(ours: StateDict, theirs: StateDict) -> None:
     """Raises Misfit unless names, shapes and types of numbers are the same, as those of a checkpoint are."""
-    by_name(ours, theirs)
+    match_by_name(ours, theirs)
     rows = [
         f"network: {name} {ours[name].dtype}   file: {theirs[name].dtype}"
         for name in ours
@@ -51,18 +51,20 @@ def exactly(ours: State, theirs: State) -> None:
     _fitting({}, list(rows))
 
 
-def in_order(ours: State, theirs: State, whole: bool = True) -> dict[str, str]:
+def match_in_order(ours: StateDict, theirs: StateDict, use_all: bool = True) -> dict[str, str]:
     """The first is the first, and so on, as long as shapes and roles (weight, bias, running_mean) agree.
 
     Tensors of three dimensions are ordered among themselves: they are parameters of a whole block, such as ConvNeXt's
     layer scale, which PyTorch lists before the block's layers. Counters of batch norm may be missing.
     """
-    counted = any(map(_counter, theirs))
+    counted = any(map(is_batch_norm_counter, theirs))
     found, rows = {}, []
     for apart in (False, True):
-        mine = [n for n, value in ours.items() if (value.dim() == 3) == apart and (counted or not _counter(n))]
+        mine = [
+            n for n, value in ours.items() if (value.dim() == 3) == apart and (counted or not is_batch_norm_counter(n))
+        ]
         other = [n for n, value in theirs.items() if (value.dim() == 3) == apart]
-        other = other if whole else other[: len(mine)]
+        other = other if use_all else other[: len(mine)]
         count = max(len(mine), len(other))
         for name, given in zip(mine + [""] * (count - len(mine)), other + [""] * (count - len(other)), strict=True):
             rows.append(_row(name, ours, given, theirs))
@@ -72,11 +74,11 @@ def in_order(ours: State, theirs: State, whole: bool = True) -> dict[str, str]:
 
 def _fitting(found: dict[str, str], rows: list[str | None]) -> dict[str, str]:
     if bad := [row for row in rows if row is not None]:
-        raise Misfit(bad)
+        raise TensorMismatchError(bad)
     return found
 
 
-def _row(name: str, ours: State, given: str, theirs: State) -> str | None:
+def _row(name: str, ours: StateDict, given: str, theirs: StateDict) -> str | None:
     """Why tensor `given` cannot be `name`, as a row of a table; None when it can."""
     mine, other = ours.get(name), theirs.get(given)
     same_role = mine is not None and (mine.dim() == 3 or _role(name) == _role(given))
@@ -90,7 +92,7 @@ def _role(name: str) -> str:
     return name.rsplit(".", 1)[-1]
 
 
-def _counter(name: str) -> bool:
+def is_batch_norm_counter(name: str) -> bool:
     return _role(name) == "num_batches_tracked"
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from cnnrun.base.errors import CheckpointError, printable
+from cnnrun.base.errors import CheckpointError, escape
 
 MAX_BYTES = 8 << 30
 _MAX_MEMBERS = 20_000
@@ -36,7 +36,7 @@ _FORBIDDEN = (
 _NESTED = ("state_dict", "model")  # where training scripts put the state dict
 
 
-def read(path: Path) -> dict[str, Tensor]:
+def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The tensors of the state dict in `path`, in its order. Raises CheckpointError."""
     _check_file(path)
     with TemporaryDirectory(prefix="cnnrun-") as folder:
@@ -50,7 +50,7 @@ def read(path: Path) -> dict[str, Tensor]:
             raise CheckpointError(f"{path}: reading it took more than {2 * _SECONDS} s; refused") from None
         if done.returncode != 0 or not out.exists():
             reason = done.stdout.strip().split("\n")[-1] or f"its reader died (code {done.returncode})"
-            raise CheckpointError(f"{path}: {printable(reason)}")
+            raise CheckpointError(f"{path}: {escape(reason)}")
         tensors = safetensors.torch.load_file(out)
     return {name.split(":", 1)[1]: tensors[name] for name in sorted(tensors)}
 

@@ -14,36 +14,36 @@ from cnnrun.base.atomic_files import write_json
 from cnnrun.base.errors import CheckpointError, ConfigError, DataError
 from cnnrun.base.extras import require_package
 from cnnrun.base.progress import say
-from cnnrun.contracts.results import Measured
+from cnnrun.contracts.results import Measurement
 from cnnrun.data.dataset import Examples
-from cnnrun.data.training_batches import in_order
-from cnnrun.experiment.open_run import eval_data, trained
-from cnnrun.model.trained import Trained
-from cnnrun.tasks.temperature import LEAST, MOST, TEMPERATURE, fitted
+from cnnrun.data.training_batches import batches_in_order
+from cnnrun.experiment.open_run import open_trained, prepare_eval_data
+from cnnrun.model.trained_network import TrainedNetwork
+from cnnrun.tasks.temperature import MAX_TEMPERATURE, MIN_TEMPERATURE, TEMPERATURE, fit_temperature
 from cnnrun.training.run_records import CALIBRATION, read_calibration
 
 _NOTHING = 1e-6  # a likelihood that has no lowest place
 
 
-def calibrate(target: Path | None, root: Path, device: torch.device) -> dict[str, Any]:
+def calibrate_run(target: Path | None, root: Path, device: torch.device) -> dict[str, Any]:
     """Fit the temperature of the checkpoint that the run chose, and keep it; returns what it changes on val.
 
     Thresholds that val chose are chosen anew. Raises ConfigError for a task without probabilities.
     """
     require_package("scipy", "stats", "calibrate")
-    experiment, given = trained(target, root, device, calibrated=False)
-    name, data = eval_data(experiment, given, "val")
+    experiment, given = open_trained(target, root, device, with_calibration=False)
+    name, data = prepare_eval_data(experiment, given, "val")
     outputs, targets = _outputs(given, data.splits[name], experiment.train.batch)
     task, facts = given.task, given.facts
 
     def nll(temperature: float) -> float:
-        found = task.nll(outputs, targets, facts, temperature)
+        found = task.negative_log_likelihood(outputs, targets, facts, temperature)
         if found is None:
             raise ConfigError(f"{task.kind} gives no probabilities here; there is nothing to calibrate")
         return found if math.isfinite(found) else math.inf
 
-    before, temperature = nll(1.0), fitted(nll)
-    if not (1.01 * LEAST < temperature < MOST / 1.01 and nll(temperature) > _NOTHING):
+    before, temperature = nll(1.0), fit_temperature(nll)
+    if not (1.01 * MIN_TEMPERATURE < temperature < MAX_TEMPERATURE / 1.01 and nll(temperature) > _NOTHING):
         count = f"{len(data.splits[name]):,} pictures of {name}"
         raise DataError(f"the {count} are all told rightly, or all wrongly: no temperature can be fitted to them")
     warm = replace(facts, chosen=facts.chosen | {TEMPERATURE: temperature})
@@ -53,8 +53,8 @@ def calibrate(target: Path | None, root: Path, device: torch.device) -> dict[str
         "split": name,
         "samples": len(data.splits[name]),
         "nll": [before, nll(temperature)],
-        **({"ece": [cold.numbers["ece"], heated.numbers["ece"]]} if "ece" in cold.numbers else {}),
-        "chosen": {**(heated.chosen or facts.chosen), TEMPERATURE: temperature},
+        **({"ece": [cold.metrics["ece"], heated.metrics["ece"]]} if "ece" in cold.metrics else {}),
+        "chosen": {**(heated.choices or facts.chosen), TEMPERATURE: temperature},
     }
     try:
         others = {digest: each.model_dump() for digest, each in read_calibration(given.run).items()}
@@ -65,15 +65,15 @@ def calibrate(target: Path | None, root: Path, device: torch.device) -> dict[str
     return {"run": str(given.run), "temperature": temperature, **record}
 
 
-def _outputs(given: Trained, examples: Examples, batch: int) -> tuple[Tensor, dict[str, Tensor]]:
+def _outputs(given: TrainedNetwork, examples: Examples, batch: int) -> tuple[Tensor, dict[str, Tensor]]:
     """The raw outputs and the targets of a whole split."""
-    parts = list(in_order(examples, batch, given.device))
+    parts = list(batches_in_order(examples, batch, given.device))
     with torch.inference_mode():
-        outputs = torch.cat([given.network(part.pictures) for part in parts])
+        outputs = torch.cat([given.network(part.images) for part in parts])
     return outputs, {name: torch.cat([part.targets[name] for part in parts]) for name in parts[0].targets}
 
 
-def _measured(given: Trained, outputs: Tensor, targets: dict[str, Tensor]) -> Measured:
+def _measured(given: TrainedNetwork, outputs: Tensor, targets: dict[str, Tensor]) -> Measurement:
     meter = given.task.meter(given.facts)
     with torch.inference_mode():
         meter.update(given.decoder(outputs), targets)

@@ -21,43 +21,43 @@ from safetensors import SafetensorError
 
 from cnnrun.base.atomic_files import write_file
 from cnnrun.base.bounded_files import open_file
-from cnnrun.base.errors import CheckpointError, ConfigError, DataError, printable
+from cnnrun.base.errors import CheckpointError, ConfigError, DataError, escape
 from cnnrun.base.extras import require_package
 
 FORMAT = 1
 _KEY = "cnnrun.results.gallery_file"
 _AT_ONCE = 1 << 28  # bytes of similarities
 _SAME = 1 - 1e-6  # the cosine from which on two embeddings are of one picture, whatever batch each came in
-Search = Literal["exact", "faiss"]
-Floats = NDArray[np.float32]
+SearchMethod = Literal["exact", "faiss"]
+Embeddings = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Gallery:
     """Embeddings in the order of their people: `person_N` are places in `people`, never falling."""
 
-    model: str
+    network_digest: str
     people: tuple[str, ...]
-    embeddings_ND: Floats
+    embeddings_ND: Embeddings
     person_N: NDArray[np.int64]
 
     def is_same(self, other: Gallery) -> bool:
         """Return whether the other gallery holds the same embeddings of the same people, made by the same network."""
-        same_names = (self.model, self.people) == (other.model, other.people)
+        same_names = (self.network_digest, self.people) == (other.network_digest, other.people)
         same_people = same_names and np.array_equal(self.person_N, other.person_N)
         return same_people and np.array_equal(self.embeddings_ND, other.embeddings_ND)
 
-    def counts(self) -> dict[str, int]:
+    def image_counts(self) -> dict[str, int]:
         """Pictures of each person."""
         return dict(zip(self.people, np.bincount(self.person_N, minlength=len(self.people)).tolist(), strict=True))
 
-    def apart(self) -> dict[str, Floats]:
+    def embeddings_by_person(self) -> dict[str, Embeddings]:
         """Each person's embeddings."""
         edges = np.searchsorted(self.person_N, np.arange(1, len(self.people)))
         return dict(zip(self.people, np.split(self.embeddings_ND, edges), strict=True))
 
     @cached_property
-    def index(self) -> Any:
+    def faiss_index(self) -> Any:
         """faiss's index of all embeddings. Raises ConfigError where faiss is not installed."""
         require_package("faiss", "faiss", "--search faiss")
         import faiss  # type: ignore[import-not-found, unused-ignore]
@@ -66,23 +66,25 @@ class Gallery:
         index.add(self.embeddings_ND)
         return index
 
-    def best(self, queries_QD: Floats, most: int, search: Search = "exact") -> list[list[tuple[str, float]]]:
+    def most_similar(
+        self, queries_QD: Embeddings, most: int, search: SearchMethod = "exact"
+    ) -> list[list[tuple[str, float]]]:
         """The `most` people most similar to each query, by the most similar of their pictures."""
         most = min(most, len(self.people))
         found = _by_faiss(self, queries_QD, most) if search == "faiss" else _exactly(self, queries_QD, most)
         return [[(self.people[person], value) for person, value in row] for row in found]
 
 
-def made(model: str, people: Mapping[str, Floats]) -> Gallery:
+def build_gallery(model: str, people: Mapping[str, Embeddings]) -> Gallery:
     """A gallery of people's embeddings, in the order of their names."""
     names = sorted(people)
     person = np.repeat(np.arange(len(names)), [len(people[name]) for name in names])
     return Gallery(model, tuple(names), np.concatenate([people[name] for name in names]), person)
 
 
-def write(path: Path, gallery: Gallery) -> None:
+def write_gallery(path: Path, gallery: Gallery) -> None:
     """The file, whole or as it was. Raises StorageError."""
-    about = {"format": FORMAT, "model": gallery.model, "people": gallery.people}
+    about = {"format": FORMAT, "model": gallery.network_digest, "people": gallery.people}
     tensors: dict[str, NDArray[Any]] = {
         "embeddings": np.ascontiguousarray(gallery.embeddings_ND),
         "person": gallery.person_N,
@@ -90,24 +92,24 @@ def write(path: Path, gallery: Gallery) -> None:
     write_file(path, safetensors.numpy.save(tensors, {_KEY: json.dumps(about)}))
 
 
-def read(path: Path) -> Gallery:
+def read_gallery(path: Path) -> Gallery:
     """The gallery in a file. Raises CheckpointError for anything that is not one, whole and well."""
     try:
         with open_file(path, CheckpointError), safetensors.safe_open(path, "np") as file:
             metadata, names = file.metadata() or {}, set(file.keys())
             if names != {"embeddings", "person"} or _KEY not in metadata:
-                raise CheckpointError(f"{printable(str(path))}: not a gallery (`cnnrun enroll` makes them)")
+                raise CheckpointError(f"{escape(str(path))}: not a gallery (`cnnrun enroll` makes them)")
             embeddings, person = file.get_tensor("embeddings"), file.get_tensor("person")
     except (OSError, SafetensorError, TypeError, ValueError, AttributeError) as error:  # of types that numpy has not
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
-        raise CheckpointError(f"{printable(str(path))}: cannot be read as a gallery ({printable(reason)})") from None
+        raise CheckpointError(f"{escape(str(path))}: cannot be read as a gallery ({escape(reason)})") from None
     try:
         about = json.loads(metadata[_KEY])
         problem = _problem(about, embeddings, person)
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
         problem = "its description is damaged"
     if problem:
-        raise CheckpointError(f"{printable(str(path))}: {problem}")
+        raise CheckpointError(f"{escape(str(path))}: {problem}")
     return Gallery(about["model"], tuple(about["people"]), embeddings, person)
 
 
@@ -131,7 +133,7 @@ def _problem(about: Any, embeddings: NDArray[Any], person: NDArray[Any]) -> str 
     return None
 
 
-def _exactly(gallery: Gallery, queries_QD: Floats, most: int) -> list[list[tuple[int, float]]]:
+def _exactly(gallery: Gallery, queries_QD: Embeddings, most: int) -> list[list[tuple[int, float]]]:
     """By the product with every embedding."""
     starts = np.searchsorted(gallery.person_N, np.arange(len(gallery.people)))
     found: list[list[tuple[int, float]]] = []
@@ -146,9 +148,9 @@ def _exactly(gallery: Gallery, queries_QD: Floats, most: int) -> list[list[tuple
     return found
 
 
-def _by_faiss(gallery: Gallery, queries_QD: Floats, most: int) -> list[list[tuple[int, float]]]:
+def _by_faiss(gallery: Gallery, queries_QD: Embeddings, most: int) -> list[list[tuple[int, float]]]:
     """By faiss's flat index: exact as well."""
-    found, index = [], gallery.index
+    found, index = [], gallery.faiss_index
     for query in queries_QD:
         wanted, best = most, dict[int, float]()
         while len(best) < most:  # several of the nearest pictures may be of one person
@@ -161,28 +163,28 @@ def _by_faiss(gallery: Gallery, queries_QD: Floats, most: int) -> list[list[tupl
     return found
 
 
-def refuse_other(gallery: Gallery, path: Path, model: str, dimension: int) -> None:
+def refuse_other_network(gallery: Gallery, path: Path, model: str, dimension: int) -> None:
     """Raises CheckpointError where another network made the gallery: its numbers mean something else there."""
-    if gallery.model != model:
+    if gallery.network_digest != model:
         raise CheckpointError(
-            f"{printable(str(path))}: made by another network ({gallery.model[:12]}, this one is {model[:12]}); "
+            f"{escape(str(path))}: made by another network ({gallery.network_digest[:12]}, this one is {model[:12]}); "
             "enroll the people again"
         )
     if gallery.embeddings_ND.shape[1] != dimension:
-        raise CheckpointError(f"{printable(str(path))}: its embeddings have {gallery.embeddings_ND.shape[1]} numbers")
+        raise CheckpointError(f"{escape(str(path))}: its embeddings have {gallery.embeddings_ND.shape[1]} numbers")
 
 
-def joined(gallery: Gallery | None, model: str, new: Mapping[str, Floats]) -> tuple[Gallery, int]:
+def add_people(gallery: Gallery | None, model: str, new: Mapping[str, Embeddings]) -> tuple[Gallery, int]:
     """The gallery with more people, or more pictures of its own; and how many it had already.
 
     Raises DataError where two people share a picture: one of the names is wrong.
     """
-    people = dict(gallery.apart()) if gallery else {}
+    people = dict(gallery.embeddings_by_person()) if gallery else {}
     again = 0
     for name, rows in new.items():
         for other, theirs in people.items():
             if other != name and (rows @ theirs.T >= _SAME).any():
-                both = " and ".join(printable(each) for each in (other, name))
+                both = " and ".join(escape(each) for each in (other, name))
                 raise DataError(f"{both} have a picture that is the same to the network: one of the names is wrong")
         kept = people.get(name, rows[:0])
         for row in rows:
@@ -190,20 +192,20 @@ def joined(gallery: Gallery | None, model: str, new: Mapping[str, Floats]) -> tu
             kept = np.concatenate([kept, row[None]]) if fresh else kept
             again += not fresh
         people[name] = kept
-    return made(model, people), again
+    return build_gallery(model, people), again
 
 
-def without(gallery: Gallery, names: Sequence[str], *, more: bool = False) -> Gallery | None:
+def remove_people(gallery: Gallery, names: Sequence[str], *, allow_empty: bool = False) -> Gallery | None:
     """The gallery without some people; None where nobody is left and `more` are to come.
 
     Raises ConfigError where one is not in it, or nobody would be left.
     """
-    people = gallery.apart()
+    people = gallery.embeddings_by_person()
     for name in names:
         if people.pop(name, None) is None:
-            raise ConfigError(f"--remove {printable(name)}: nobody of that name in the gallery")
-    if not people and more:
+            raise ConfigError(f"--remove {escape(name)}: nobody of that name in the gallery")
+    if not people and allow_empty:
         return None
     if not people:
         raise ConfigError("nobody would be left in the gallery; remove the file instead")
-    return made(gallery.model, people)
+    return build_gallery(gallery.network_digest, people)

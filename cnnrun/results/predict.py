@@ -15,18 +15,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cnnrun.base.atomic_files import begins_with_mark, make_folder, write_text
+from cnnrun.base.atomic_files import is_own_file, make_folder, write_text
 from cnnrun.base.boxes import Mark
-from cnnrun.base.error_lines import listed
-from cnnrun.base.errors import ConfigError, DataError, printable
+from cnnrun.base.error_lines import join_names
+from cnnrun.base.errors import ConfigError, DataError, escape
 from cnnrun.contracts.facts import Facts
 from cnnrun.contracts.results import View
 from cnnrun.contracts.task import TaskSpec
-from cnnrun.data.image_files import Image, named, opened, read, viewed
+from cnnrun.data.image_files import ImageSettings, decode_image, image_errors, load_with_view, read_image_bytes
 from cnnrun.data.image_paths import list_images
 from cnnrun.explain.figures.contact_sheet import write_png
-from cnnrun.explain.figures.panels import marked
-from cnnrun.model.trained import Trained
+from cnnrun.explain.figures.panels import draw_marks
+from cnnrun.model.trained_network import TrainedNetwork
 
 _BY = "cnnrun predict"  # what drawings say of themselves
 
@@ -44,20 +44,22 @@ class BoxOutput:
         return bool(self.scores or self.draw or self.coco)
 
 
-def predict_paths(trained: Trained, paths: Sequence[Path], batch: int, boxes: BoxOutput) -> Iterator[dict[str, Any]]:
-    """A row for each image in files and folders, as `predict` gives them; boxes are drawn and written if wanted.
+def predict_paths(
+    trained: TrainedNetwork, paths: Sequence[Path], batch: int, boxes: BoxOutput
+) -> Iterator[dict[str, Any]]:
+    """A row for each image in files and folders, as `predict_files` gives them; boxes are drawn and written if wanted.
 
     Raises ConfigError.
     """
-    task, coco, has_boxes = trained.task, boxes.coco, trained.task.targets == "boxes"
+    task, coco, has_boxes = trained.task, boxes.coco, trained.task.target_kind == "boxes"
     if boxes.is_wanted and not has_boxes:
         raise ConfigError(f"--score, --draw and --coco are for boxes; {task.kind} finds none")
-    trained = replace(trained, task=with_scores(task, boxes.scores, trained.facts))
+    trained = replace(trained, task=task_with_scores(task, boxes.scores, trained.facts))
     if coco and (coco.exists() or not coco.parent.is_dir()):
         raise ConfigError(f"--coco {coco}: {'is there already' if coco.exists() else 'no such folder'}; choose another")
     results: list[dict[str, Any]] = []
-    draw = drawn_into(boxes.draw, trained.image)
-    for row in predict(trained, list_images(paths), batch):
+    draw = box_drawer(boxes.draw, trained.image)
+    for row in predict_files(trained, list_images(paths), batch):
         draw(row)
         if coco:
             results += coco_results(row)
@@ -66,13 +68,13 @@ def predict_paths(trained: Trained, paths: Sequence[Path], batch: int, boxes: Bo
         write_text(coco, json.dumps(results) + "\n")
 
 
-def predict(trained: Trained, paths: Iterable[Path], batch: int) -> Iterator[dict[str, Any]]:
+def predict_files(trained: TrainedNetwork, paths: Iterable[Path], batch: int) -> Iterator[dict[str, Any]]:
     """A row a file, in order: its path with the task's result, or with `error` where it cannot be read."""
     channels, height, width = trained.facts.image
 
     def read(path: Path) -> tuple[NDArray[np.uint8], View] | DataError:
         try:
-            return viewed(path, (height, width), channels, trained.image)
+            return load_with_view(path, (height, width), channels, trained.image)
         except DataError as error:
             return error
 
@@ -88,16 +90,16 @@ def predict(trained: Trained, paths: Iterable[Path], batch: int) -> Iterator[dic
                     yield {"path": str(path), **next(rows)}
 
 
-def _rows(trained: Trained, loaded: list[tuple[NDArray[np.uint8], View]]) -> list[dict[str, Any]]:
+def _rows(trained: TrainedNetwork, loaded: list[tuple[NDArray[np.uint8], View]]) -> list[dict[str, Any]]:
     if not loaded:
         return []
     pictures = (
         torch.from_numpy(np.stack([pixels for pixels, _ in loaded])).to(trained.device).permute(0, 3, 1, 2).float()
     )
-    return trained.task.rows(trained.results(pictures), trained.facts, [view for _, view in loaded])
+    return trained.task.result_rows(trained.results(pictures), trained.facts, [view for _, view in loaded])
 
 
-def with_scores(task: TaskSpec, written: Sequence[str], facts: Facts) -> TaskSpec:
+def task_with_scores(task: TaskSpec, written: Sequence[str], facts: Facts) -> TaskSpec:
     """The task with other scores from which objects are shown: `0.4` for all classes, `cat=0.6` for one of them."""
     if not written:
         return task
@@ -109,8 +111,8 @@ def with_scores(task: TaskSpec, written: Sequence[str], facts: Facts) -> TaskSpe
         except ValueError:
             value = -1.0
         if not 0 <= value < 1 or (name and name not in facts.classes):
-            known = listed(facts.classes)
-            raise ConfigError(f"--score {printable(each)}: give a number below 1, or class=number (classes: {known})")
+            known = join_names(facts.classes)
+            raise ConfigError(f"--score {escape(each)}: give a number below 1, or class=number (classes: {known})")
         scores |= {name: value} if name else dict.fromkeys(facts.classes, value)
     return task.model_copy(update={"score": scores})
 
@@ -123,7 +125,7 @@ def coco_results(row: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"image_id": image, **{key: each[key] for key in keys}} for each in row.get("objects", [])]
 
 
-def drawn_into(folder: Path | None, image: Image) -> Callable[[dict[str, Any]], None]:
+def box_drawer(folder: Path | None, image: ImageSettings) -> Callable[[dict[str, Any]], None]:
     """A function that draws a row's objects on its picture, as a PNG in the folder; that does nothing without one.
 
     Raises ConfigError where pictures of others lie in the folder.
@@ -131,11 +133,11 @@ def drawn_into(folder: Path | None, image: Image) -> Callable[[dict[str, Any]], 
     if folder is None:
         return lambda row: None
     if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--draw {printable(str(folder))}: is a file")
+        raise ConfigError(f"--draw {escape(str(folder))}: is a file")
     make_folder(folder)
     for path in folder.glob("*.png"):
-        if not begins_with_mark(path, _BY.encode()):
-            raise ConfigError(f"--draw {printable(str(folder))}: holds pictures of yours; choose another folder")
+        if not is_own_file(path, _BY.encode()):
+            raise ConfigError(f"--draw {escape(str(folder))}: holds pictures of yours; choose another folder")
     taken: set[str] = set()
 
     def draw(row: dict[str, Any]) -> None:
@@ -147,13 +149,13 @@ def drawn_into(folder: Path | None, image: Image) -> Callable[[dict[str, Any]], 
             number += 1
             name = f"{path.stem}-{number}"
         taken.add(name)
-        with named(str(path)):
-            picture = opened(read(path), 3, image).picture
+        with image_errors(str(path)):
+            picture = decode_image(read_image_bytes(path), 3, image).pillow_image
         marks = [
             Mark((x, y, x + w, y + h), f"{each['label']} {each['score']:.2f}", each["category_id"])
             for each in row["objects"]
             for x, y, w, h in [each["bbox"]]
         ]
-        write_png(folder / f"{name}.png", np.asarray(marked(picture, marks)), _BY)
+        write_png(folder / f"{name}.png", np.asarray(draw_marks(picture, marks)), _BY)
 
     return draw

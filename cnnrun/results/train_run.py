@@ -11,7 +11,7 @@ import torch
 
 from cnnrun.experiment import run
 from cnnrun.experiment.schema import Experiment
-from cnnrun.explain.figures.panels import drawing
+from cnnrun.explain.figures.panels import results_panel
 from cnnrun.results.studies.plan import compare_with_plan
 
 
@@ -21,8 +21,8 @@ def train_run(
     device: torch.device,
     resume: bool,
     strict: bool = False,
-    enough: Callable[[int, float], bool] | None = None,
+    should_stop: Callable[[int, float], bool] | None = None,
 ) -> dict[str, Any]:
     """Train to the end in a run folder: see `run.train`. `enough` is asked after each epoch if training may end."""
-    hooks = run.Hooks(enough, drawing, partial(compare_with_plan, root))
+    hooks = run.Hooks(should_stop, results_panel, partial(compare_with_plan, root))
     return run.train(experiment, root, device, resume, strict, hooks)

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-BINS = 15
+CALIBRATION_BINS = 15
 
 
-class Classified:
+class SingleLabelPredictions:
     """What was said of N pictures: the class, how surely, and whether the label is among the k likeliest.
 
     Numbers for weights take O(N + K) time and memory for N pictures and K classes: a bootstrap asks for a thousand.
@@ -27,11 +27,11 @@ class Classified:
         among: NDArray[np.bool_],
     ) -> None:
         self._labels, self._predicted, self._classes = labels, predicted, classes
-        self.hits, self._among = labels == predicted, among
-        self._bins = Bins(confidence, self.hits)
+        self.correct, self._among = labels == predicted, among
+        self._bins = ReliabilityBins(confidence, self.correct)
 
     def __len__(self) -> int:
-        return len(self.hits)
+        return len(self.correct)
 
     def confusion_KK(self) -> NDArray[np.int64]:
         """Rows are the true classes, columns the predicted ones."""
@@ -41,11 +41,11 @@ class Classified:
     def _sums(self, weight_N: Floats | None) -> tuple[Floats, Floats, Floats]:
         """True positives, predicted positives and actual positives of each class."""
         weight = np.ones(len(self)) if weight_N is None else weight_N
-        columns = ((self._labels, weight * self.hits), (self._predicted, weight), (self._labels, weight))
+        columns = ((self._labels, weight * self.correct), (self._predicted, weight), (self._labels, weight))
         hits, predicted, support = (np.bincount(of, each, self._classes).astype(np.float64) for of, each in columns)
         return hits, predicted, support
 
-    def numbers(self, top_k: int, weight_N: Floats | None = None) -> dict[str, float]:
+    def metrics(self, top_k: int, weight_N: Floats | None = None) -> dict[str, float]:
         """Accuracy, top-k accuracy, the means of the classes' precision, recall and F1, and the calibration error."""
         hits, predicted, support = self._sums(weight_N)
         macro = {name: float(values.mean()) for name, values in _of_classes(hits, predicted, support).items()}
@@ -53,10 +53,10 @@ class Classified:
             "accuracy": float(hits.sum() / support.sum()),
             f"top_{top_k}": float(np.average(self._among, weights=weight_N)),
             **macro,
-            "ece": self._bins.error(weight_N),
+            "ece": self._bins.calibration_error(weight_N),
         }
 
-    def per_class(self, names: Sequence[str]) -> list[dict[str, Any]]:
+    def per_class_rows(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """Precision, recall, F1 and support of each class; 0 where nothing was predicted or nothing is there."""
         hits, predicted, support = self._sums(None)
         found = {name: values.tolist() for name, values in _of_classes(hits, predicted, support).items()}
@@ -65,9 +65,9 @@ class Classified:
             for k, name in enumerate(names)
         ]
 
-    def reliability(self) -> list[dict[str, float]]:
+    def reliability_rows(self) -> list[dict[str, float]]:
         """See `Bins.rows`."""
-        return self._bins.rows()
+        return self._bins.reliability_rows()
 
 
 def _of_classes(hits_K: Floats, predicted_K: Floats, support_K: Floats) -> dict[str, Floats]:
@@ -78,7 +78,7 @@ def _of_classes(hits_K: Floats, predicted_K: Floats, support_K: Floats) -> dict[
     }
 
 
-def most_confused(matrix: Sequence[Sequence[int]], most: int) -> tuple[list[tuple[int, int, int, int]], int]:
+def largest_confusions(matrix: Sequence[Sequence[int]], most: int) -> tuple[list[tuple[int, int, int, int]], int]:
     """The cells off the diagonal of a confusion matrix that hold most, and how many hold anything.
 
     A cell is (true class, class it was taken for, how often, of how many); equals stand in the order of the classes.
@@ -98,31 +98,33 @@ def _ratio(part: Floats, whole: Floats) -> Floats:
     return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
 
 
-class Bins:
+class ReliabilityBins:
     """Probabilities in equal bins (low, high], with what came true of them (Guo et al. 2017)."""
 
     def __init__(self, probability_N: Floats, true_N: NDArray[np.bool_]) -> None:
-        self._place = np.clip(np.ceil(probability_N * BINS).astype(np.int64) - 1, 0, BINS - 1)
+        self._place = np.clip(np.ceil(probability_N * CALIBRATION_BINS).astype(np.int64) - 1, 0, CALIBRATION_BINS - 1)
         self._probability, self._true = probability_N, true_N.astype(np.float64)
 
     def _sums(self, weight_N: Floats | None) -> tuple[Floats, Floats, Floats]:
         weight = np.ones(len(self._place)) if weight_N is None else weight_N
         columns = (weight, weight * self._true, weight * self._probability)
-        count, true, probability = (np.bincount(self._place, each, BINS).astype(np.float64) for each in columns)
+        count, true, probability = (
+            np.bincount(self._place, each, CALIBRATION_BINS).astype(np.float64) for each in columns
+        )
         return count, true, probability
 
-    def error(self, weight_N: Floats | None = None) -> float:
+    def calibration_error(self, weight_N: Floats | None = None) -> float:
         """The mean gap between what was said and what came true, over the bins by their counts (eq. 3)."""
         count, true, probability = self._sums(weight_N)
         return float(np.abs(true - probability).sum() / count.sum())
 
-    def rows(self) -> list[dict[str, float]]:
+    def reliability_rows(self) -> list[dict[str, float]]:
         """The bins that hold something: their ends, their count, what was said and what came true, on average."""
         columns = zip(*(each.tolist() for each in self._sums(None)), strict=True)
         return [
             {
-                "from": place / BINS,
-                "to": (place + 1) / BINS,
+                "from": place / CALIBRATION_BINS,
+                "to": (place + 1) / CALIBRATION_BINS,
                 "pictures": int(count),
                 "confidence": probability / count,
                 "accuracy": true / count,
@@ -132,7 +134,7 @@ class Bins:
         ]
 
 
-class Present:
+class MultilabelPredictions:
     """Which of K classes were said to be in N pictures, and which are.
 
     Average precision is scikit-learn's: the sum over thresholds of precision times what recall gains. A class that no
@@ -147,12 +149,12 @@ class Present:
         self._score, self._present = score, present_NK
         self._said = score_NK >= threshold_K
         self.exact = (self._said == present_NK).all(1)
-        self._bins = Bins(score_NK.ravel(), present_NK.ravel())
+        self._bins = ReliabilityBins(score_NK.ravel(), present_NK.ravel())
 
     def __len__(self) -> int:
         return len(self._present)
 
-    def numbers(self, weight_N: Floats | None = None) -> dict[str, float | None]:
+    def metrics(self, weight_N: Floats | None = None) -> dict[str, float | None]:
         """mAP, F1 as the mean of the classes' and over all classes together, sets told exactly, calibration error."""
         weight = np.ones(len(self)) if weight_N is None else weight_N
         hits, said, there = self._counts(weight)
@@ -164,14 +166,14 @@ class Present:
             "f1": float(_ratio(2 * hits, said + there)[known].mean()) if known.any() else None,
             "micro_f1": float(_ratio(2 * hits.sum(keepdims=True), (said + there).sum(keepdims=True))[0]),
             "exact": float(np.average(self.exact, weights=weight)),
-            "ece": self._bins.error(np.repeat(weight, classes)),
+            "ece": self._bins.calibration_error(np.repeat(weight, classes)),
         }
 
     def _counts(self, weight: Floats) -> tuple[Floats, Floats, Floats]:
         """Of each class: rightly said, said, there."""
         return weight @ (self._said & self._present), weight @ self._said, weight @ self._present
 
-    def curve(self, k: int) -> tuple[Floats, Floats]:
+    def precision_recall_curve(self, k: int) -> tuple[Floats, Floats]:
         """Recall and precision of a class that some picture has, threshold by threshold, the highest first."""
         hits, said = self._rightly(k, np.ones(len(self)))
         return hits / hits[-1], _ratio(hits, said)
@@ -200,7 +202,7 @@ class Present:
         middle = (upper + lower) / 2
         return middle if lower < middle < upper else upper
 
-    def per_class(self, names: Sequence[str], threshold_K: Floats) -> list[dict[str, Any]]:
+    def per_class_rows(self, names: Sequence[str], threshold_K: Floats) -> list[dict[str, Any]]:
         """AP and, at its threshold, precision, recall and F1 of each class; its AP by chance is its share."""
         weight = np.ones(len(self))
         hits, said, there = self._counts(weight)
@@ -221,6 +223,6 @@ class Present:
             for k, name in enumerate(names)
         ]
 
-    def reliability(self) -> list[dict[str, float]]:
+    def reliability_rows(self) -> list[dict[str, float]]:
         """See `Bins.rows`; every class of every picture counts once."""
-        return self._bins.rows()
+        return self._bins.reliability_rows()

@@ -11,32 +11,34 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-DRAWS = 1000
-FEWEST = 20  # samples: draws of fewer say little of other samples
+BOOTSTRAP_DRAWS = 1000
+MIN_BOOTSTRAP_SAMPLES = 20  # samples: draws of fewer say little of other samples
 _ANY = -np.inf, np.inf
 _BOUNDS = {"loss": _ANY, "mae": (0.0, np.inf), "rmse": (0.0, np.inf), "r2": (-np.inf, 1.0), "gain": (-np.inf, 1.0)}
 Floats = NDArray[np.float64]
 
 
-def draws(count: int, number: int = DRAWS) -> Iterator[Floats]:
+def bootstrap_weights(count: int, number: int = BOOTSTRAP_DRAWS) -> Iterator[Floats]:
     """`number` draws of `count` samples: how often each stands in it, [count]."""
     draw = np.random.default_rng(count)
     for _ in range(number):
         yield np.bincount(draw.integers(0, count, count), minlength=count).astype(np.float64)
 
 
-def spread(of: Callable[[Floats], Mapping[str, float | None]], count: int, number: int = DRAWS) -> dict[str, Floats]:
+def bootstrap(
+    of: Callable[[Floats], Mapping[str, float | None]], count: int, number: int = BOOTSTRAP_DRAWS
+) -> dict[str, Floats]:
     """What each number comes to on each draw; `of` gives the numbers for weights [count]. Nothing of a few samples.
 
     A draw in which a number is not defined has NaN for it.
     """
-    if count < FEWEST:
+    if count < MIN_BOOTSTRAP_SAMPLES:
         return {}
-    found = [of(weight) for weight in draws(count, number)]
+    found = [of(weight) for weight in bootstrap_weights(count, number)]
     return {name: np.array([each[name] for each in found], np.float64) for name in found[0]}
 
 
-def bounds(name: str, value: float) -> tuple[float, float]:
+def metric_bounds(name: str, value: float) -> tuple[float, float]:
     """The least and the most that a number of this name can be: a share, but for those that are known to be none.
 
     A number whose `value` lies beyond has no bounds that are known.
@@ -45,7 +47,9 @@ def bounds(name: str, value: float) -> tuple[float, float]:
     return (low, high) if low <= value <= high else _ANY
 
 
-def interval(value: float, values: Floats, within: tuple[float, float] = (-np.inf, np.inf)) -> tuple[float, float]:
+def bootstrap_interval(
+    value: float, values: Floats, within: tuple[float, float] = (-np.inf, np.inf)
+) -> tuple[float, float]:
     """The 95 % interval of a number from its values over draws: their middle, less twice their bias.
 
     What draws are off the number, the number is off the truth, on average (Efron and Tibshirani 1993, ch. 10): much for
@@ -60,7 +64,7 @@ def interval(value: float, values: Floats, within: tuple[float, float] = (-np.in
     return low, high
 
 
-def wilson(right_N: NDArray[np.bool_]) -> tuple[float, float]:
+def wilson_interval(right_N: NDArray[np.bool_]) -> tuple[float, float]:
     """The 95 % interval of a share (Wilson 1927), which has a width even where all are right.
 
     It lies within 0 and 1 and holds the share, to the last bit.
@@ -71,7 +75,7 @@ def wilson(right_N: NDArray[np.bool_]) -> tuple[float, float]:
     return min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))
 
 
-def intervals(
+def confidence_intervals(
     numbers: Mapping[str, float | None], spread: Mapping[str, Floats], right: Mapping[str, NDArray[np.bool_]]
 ) -> dict[str, list[float]]:
     """The 95 % interval of each number: of shares of the pictures Wilson's, of others the bootstrap's.
@@ -79,7 +83,11 @@ def intervals(
     A number that is not defined, or is in no draw, has none.
     """
     return {
-        name: list(wilson(right[name]) if name in right else interval(value, values, bounds(name, value)))
+        name: list(
+            wilson_interval(right[name])
+            if name in right
+            else bootstrap_interval(value, values, metric_bounds(name, value))
+        )
         for name, values in spread.items()
         if (value := numbers[name]) is not None and np.isfinite(values).any()
     }

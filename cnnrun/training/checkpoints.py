@@ -29,7 +29,7 @@ from torch import Tensor
 
 from cnnrun.base.atomic_files import Folder, describe_failure
 from cnnrun.base.bounded_files import read_bytes
-from cnnrun.base.errors import CheckpointError, StorageError, first_line, printable
+from cnnrun.base.errors import CheckpointError, StorageError, escape, first_line
 
 FORMAT: Literal[3] = 3  # 2 had neither evaluation.json nor the numbers of tensors
 MAX_JSON_BYTES = 4 << 20
@@ -38,7 +38,7 @@ _ATTEMPTS = 3
 _OLD = ".old.tmp"
 _NAME = re.compile(r"step-([0-9]{1,18})")
 
-Parts = dict[str, dict[str, Tensor]]  # "model" -> name -> tensor
+CheckpointParts = dict[str, dict[str, Tensor]]  # "model" -> name -> tensor
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Checkpoint:
     """What was saved: tensors by part, and the rest as JSON data."""
 
     path: Path
-    parts: Parts
+    parts: CheckpointParts
     state: dict[str, Any]
 
 
@@ -69,7 +69,7 @@ class _Manifest(BaseModel):
         return json.dumps(self.model_dump(exclude_none=True), indent=1).encode()
 
 
-def save(folder: Folder, step: int, parts: Parts, state: dict[str, Any]) -> Path:
+def save(folder: Folder, step: int, parts: CheckpointParts, state: dict[str, Any]) -> Path:
     """Write generation `step` under `folder` and point `latest` at it. Raises StorageError after three attempts."""
     files = {
         f"{name}.safetensors": safetensors.torch.save(
@@ -81,7 +81,7 @@ def save(folder: Folder, step: int, parts: Parts, state: dict[str, Any]) -> Path
     tensors = {f"{name}.safetensors": len(part) for name, part in parts.items()}
     name = f"step-{step:08d}"
     retry(lambda: _write_generation(folder, name, step, files, tensors), folder, sum(map(len, files.values())))
-    point(folder, "latest", name)
+    set_pointer(folder, "latest", name)
     return folder.path / name
 
 
@@ -93,7 +93,7 @@ def add_evaluation(folder: Folder, step: int, state: dict[str, Any]) -> None:
     name, data = f"step-{step:08d}", json.dumps(state, indent=1).encode()
 
     def write() -> None:
-        generation = folder.child(name)
+        generation = folder.open_child(name)
         manifest = _read_manifest(generation)
         manifest.files[EVALUATION] = _Entry(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
         manifest.format = FORMAT
@@ -103,14 +103,14 @@ def add_evaluation(folder: Folder, step: int, state: dict[str, Any]) -> None:
     retry(write, folder, len(data))
 
 
-def point(folder: Folder, pointer: str, name: str) -> None:
+def set_pointer(folder: Folder, pointer: str, name: str) -> None:
     """Make the small file `pointer` name the directory `name`, atomically."""
     retry(lambda: folder.replace(pointer, name.encode()), folder, len(name))
 
 
-def settle(folder: Folder, used: Path, best_step: int | None) -> None:
+def repair_before_resume(folder: Folder, used: Path, best_step: int | None) -> None:
     """Before a run goes on from `used`: mend what a kill between saving and pointing left, put damaged ones aside."""
-    for path in generations(folder.path):
+    for path in list_checkpoints(folder.path):
         if _step(path) > _step(used):
             with contextlib.suppress(CheckpointError):
                 load(path)
@@ -120,32 +120,32 @@ def settle(folder: Folder, used: Path, best_step: int | None) -> None:
                 folder.remove(damaged)
             folder.rename(path.name, damaged)
     if best_step is not None and folder.has(best := f"step-{best_step:08d}"):
-        point(folder, "best", best)
+        set_pointer(folder, "best", best)
 
 
 def prune(folder: Folder, keep: int) -> None:
     """Remove all but the newest `keep` generations and those that a pointer names, in the order of their steps."""
-    pointed = {pointed_at(folder.path, pointer) for pointer in ("latest", "best")}
-    for old in generations(folder.path)[:-keep]:
+    pointed = {read_pointer(folder.path, pointer) for pointer in ("latest", "best")}
+    for old in list_checkpoints(folder.path)[:-keep]:
         if old.name not in pointed:
             with contextlib.suppress(OSError):  # the next save tries again
                 folder.remove(_put_aside(folder, old.name))
 
 
-def sweep(folder: Folder) -> None:
+def repair_killed_save(folder: Folder) -> None:
     """Put right what a killed save left behind: remove what it had begun, put back what it had put aside."""
-    kept = {path.name for path in generations(folder.path)}
-    wanted = {pointed_at(folder.path, pointer) for pointer in ("latest", "best")} - kept
+    kept = {path.name for path in list_checkpoints(folder.path)}
+    wanted = {read_pointer(folder.path, pointer) for pointer in ("latest", "best")} - kept
     for name in folder.names():
         if name.endswith(_OLD) and name.removesuffix(_OLD) in wanted:
             folder.rename(name, name.removesuffix(_OLD))
         elif name.endswith(".tmp"):
             folder.remove(name)
     for name in kept:
-        folder.child(name).remove_abandoned(held=True)
+        folder.open_child(name).remove_abandoned(exclusive=True)
 
 
-def generations(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """Complete-looking generations, oldest first by step number."""
     found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=_step)
@@ -155,7 +155,7 @@ def _step(path: Path) -> int:
     return int(path.name[5:])
 
 
-def pointed_at(folder: Path, pointer: str) -> str | None:
+def read_pointer(folder: Path, pointer: str) -> str | None:
     """The directory name in a pointer file, or None where there is no sound one."""
     try:
         data = read_bytes(folder / pointer, CheckpointError, 64)
@@ -170,7 +170,7 @@ def load(path: Path) -> Checkpoint:
     try:
         folder = Folder(path)
     except OSError as error:
-        raise CheckpointError(f"{printable(str(path))}: cannot be read ({error.strerror})") from None
+        raise CheckpointError(f"{escape(str(path))}: cannot be read ({error.strerror})") from None
     manifest = _read_manifest(folder)
     parts = {
         name.removesuffix(".safetensors"): _read_tensors(folder, name, entry)
@@ -188,8 +188,8 @@ def load_newest(folder: Path, pointer: str, say: Callable[[str], None]) -> Check
 
     None where there is none at all. Raises CheckpointError where none is sound.
     """
-    name = pointed_at(folder, pointer)
-    order = [path for path in reversed(generations(folder)) if path.name != name]
+    name = read_pointer(folder, pointer)
+    order = [path for path in reversed(list_checkpoints(folder)) if path.name != name]
     problems: list[str] = []
     for path in ([folder / name] if name else []) + order:
         try:
@@ -223,7 +223,7 @@ def _write_generation(folder: Folder, name: str, step: int, files: dict[str, byt
     if folder.has(temporary):
         folder.remove(temporary)
     try:
-        fresh = folder.make(temporary)
+        fresh = folder.make_child(temporary)
         with ThreadPoolExecutor(4, thread_name_prefix="save") as pool:  # hashing while disks are waited for
             written = [pool.submit(fresh.create, file, data) for file, data in files.items()]
             hashes = {file: pool.submit(hashlib.sha256, data) for file, data in files.items()}
@@ -257,7 +257,7 @@ def _put(folder: Folder, temporary: str, name: str) -> None:
 
 
 def _put_aside(folder: Folder, generation: str) -> str:
-    """Rename a generation that is to go, at once; `sweep` puts back what a kill left without a successor."""
+    """Rename a checkpoint that will be removed; `repair_killed_save` restores it if a kill left no successor."""
     aside = f"{generation}{_OLD}"
     if folder.has(aside):
         folder.remove(aside)
@@ -322,7 +322,7 @@ def _read_tensors(folder: Folder, name: str, entry: _Entry) -> dict[str, Tensor]
         raise CheckpointError(f"{path}: holds {len(tensors)} tensors, should hold {entry.tensors}")
     for key, value in tensors.items():
         if not _is_finite(value):
-            raise CheckpointError(f"{path}: {printable(key)} is not made of finite real numbers")
+            raise CheckpointError(f"{path}: {escape(key)} is not made of finite real numbers")
     return tensors
 
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnrun.base.errors import ConfigError
-from cnnrun.model.layers.reshape import PadEdges
+from cnnrun.model.layers.reshape import EdgePadding
 
 _NO_KERNEL = re.compile(r"(\w+) does not have a deterministic implementation")
 
@@ -86,7 +86,7 @@ class DeterministicResponseNorm(nn.LocalResponseNorm):
         return normed
 
 
-class DeterministicPad(PadEdges):
+class DeterministicPad(EdgePadding):
     """PadEdges whose reflected pixels are taken by their numbers."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ _IN_PLACE_OF: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     nn.AdaptiveAvgPool2d: lambda old: DeterministicAdaptiveAvgPool(old.output_size),
     nn.AdaptiveMaxPool2d: lambda old: DeterministicAdaptiveMaxPool(old.output_size),
     nn.LocalResponseNorm: lambda old: DeterministicResponseNorm(old.size, old.alpha, old.beta, old.k),
-    PadEdges: lambda old: DeterministicPad(old.channels, old.sides, old.mode, old.value),
+    EdgePadding: lambda old: DeterministicPad(old.channels, old.sides, old.mode, old.value),
 }
 
 

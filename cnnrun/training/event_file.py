@@ -23,7 +23,7 @@ class EventFile:
 
         # TensorBoard looks for the first three words; the host's name, which others put here, is left out.
         name = f"events.out.tfevents.{int(time.time()):010d}.{os.getpid()}.{secrets.token_hex(4)}"
-        self._records = RecordWriter(folder.append(name))
+        self._records = RecordWriter(folder.open_for_append(name))
         self._add(Event(file_version="brain.Event:2"), purge_step)
         if purge_step is not None:
             self._add(Event(session_log=SessionLog(status=SessionLog.START)), purge_step)

@@ -14,27 +14,27 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from cnnrun.base.atomic_files import Folder
-from cnnrun.base.randomness import key
+from cnnrun.base.randomness import derive_key
 from cnnrun.base.ranks import Ranks
 from cnnrun.contracts.batch import Batch
 from cnnrun.contracts.facts import Facts
-from cnnrun.contracts.results import Measured, Results
+from cnnrun.contracts.results import Measurement, Results
 from cnnrun.contracts.task import TaskSpec
 from cnnrun.data.augment.settings import Augment
 from cnnrun.data.dataset import Dataset, Examples
-from cnnrun.data.training_batches import TrainingBatches, default_prefetch, in_order
+from cnnrun.data.training_batches import TrainingBatches, batches_in_order, default_prefetch
 from cnnrun.model.network import Network
 from cnnrun.training import checkpoints
 from cnnrun.training.determinism import use_deterministic_layers
 from cnnrun.training.ema import Ema
-from cnnrun.training.evaluate import evaluate
-from cnnrun.training.frozen_layers import cut, feature_bytes, features, hold
-from cnnrun.training.optimizers import OptimizerSpec, check_state, load_state_tensors, state_tensors
-from cnnrun.training.settings import NORMS, Train
-from cnnrun.training.sync_batch_norm import synchronized
+from cnnrun.training.evaluation import measure_split
+from cnnrun.training.frozen_layers import compute_features, feature_bytes, separate_trunk, set_training_mode
+from cnnrun.training.optimizers import OptimizerSpec, check_state_tensors, load_state_tensors, state_tensors
+from cnnrun.training.settings import BATCH_NORMS, Train
+from cnnrun.training.sync_batch_norm import synchronize_batch_norms
 
 # Task, data facts, a batch, its results and the images' names -> one image of all, uint8 [H, W, 3], or None.
-Draw = Callable[[TaskSpec, Facts, Batch, Results, list[str]], NDArray[np.uint8] | None]
+DrawFunction = Callable[[TaskSpec, Facts, Batch, Results, list[str]], NDArray[np.uint8] | None]
 
 _CRITERION = 1  # apart from the network's seed
 
@@ -56,9 +56,9 @@ class Job:
     prefetch: int | None = None
     reading_timeout: float = 120.0
     ranks: Ranks = field(default_factory=Ranks)
-    enough: Callable[[int, float], bool] | None = None
+    should_stop: Callable[[int, float], bool] | None = None
     """Asked after each epoch, with its number and the monitored number: whether the training may end there."""
-    draw: Draw | None = None
+    draw: DrawFunction | None = None
     """Draws what is in images and what was found in them, for TensorBoard; without it nothing is drawn."""
 
     @property
@@ -77,10 +77,10 @@ class Job:
             self.seed,
             self.device,
             order=order,
-            blend=partial(self.task.blend, facts=self.facts),
+            blend=partial(self.task.blend_targets, facts=self.facts),
             prefetch=ahead,
             timeout=self.reading_timeout,
-            parts=accumulate,
+            micro_batch_count=accumulate,
             ranks=self.ranks,
         )
 
@@ -93,29 +93,29 @@ class Learner:
         self.network = job.network.to(device).to(memory_format=torch.channels_last)
         if device.type == "cuda" and spec.deterministic:
             use_deterministic_layers(self.network)
-        if job.ranks.size > 1 and spec.sync_batch_norm:
-            synchronized(self.network, job.ranks, device)
-        torch.manual_seed(key(job.seed, _CRITERION))  # its own weights, such as the centres of classes
+        if job.ranks.world_size > 1 and spec.sync_batch_norm:
+            synchronize_batch_norms(self.network, job.ranks, device)
+        torch.manual_seed(derive_key(job.seed, _CRITERION))  # its own weights, such as the centres of classes
         self.criterion = job.task.criterion(job.facts).to(device)
-        self.both = nn.ModuleDict({"network": self.network, "criterion": self.criterion})
-        hold(self.network, spec.freeze)
-        groups = spec.optimizer.grouped(learning(self.both))
-        self.names = [name for group in groups for name in group.pop("names")]
+        self.network_and_criterion = nn.ModuleDict({"network": self.network, "criterion": self.criterion})
+        set_training_mode(self.network, spec.freeze)
+        groups = spec.optimizer.parameter_groups(trainable_parameters(self.network_and_criterion))
+        self.parameter_names = [name for group in groups for name in group.pop("names")]
         self.optimizer = spec.optimizer.build(groups)
         self.scaler = torch.amp.GradScaler(device.type, enabled=spec.precision == "float16")
         self.ema = Ema(self.network, spec.ema.decay) if spec.ema else None
-        self.body, self.forward = self.network, compiled(self.network, spec)
-        self.buffers = list(self.both.buffers())
-        self.statistics = [value for module in self.network.modules() for value in _own_statistics(module)]
-        self.parameters = [parameter for _, parameter in learning(self.both)]
-        self.moving = self._moving()
+        self.active_network, self.forward = self.network, compile_network(self.network, spec)
+        self.buffers = list(self.network_and_criterion.buffers())
+        self.batch_norm_statistics = [value for module in self.network.modules() for value in _own_statistics(module)]
+        self.parameters = [parameter for _, parameter in trainable_parameters(self.network_and_criterion)]
+        self.changing_tensors = self._moving()
         self.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[spec.precision]
 
     def autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
-    def parts(self) -> checkpoints.Parts:
-        parts = {"model": self.network.state_dict(), "optimizer": state_tensors(self.optimizer, self.names)}
+    def checkpoint_parts(self) -> checkpoints.CheckpointParts:
+        parts = {"model": self.network.state_dict(), "optimizer": state_tensors(self.optimizer, self.parameter_names)}
         if self.ema:
             parts["ema"] = self.ema.average
         if criterion := self.criterion.state_dict():
@@ -124,47 +124,49 @@ class Learner:
 
     def restore(self, saved: checkpoints.Checkpoint, optimizer: OptimizerSpec, step: int) -> None:
         """Put everything back as it was saved after `step`. Raises an error of any kind where it does not fit."""
-        check_state(optimizer, saved.parts["optimizer"], step)
+        check_state_tensors(optimizer, saved.parts["optimizer"], step)
         self.network.load_state_dict(saved.parts["model"])
         self.criterion.load_state_dict(saved.parts.get("criterion", {}))
-        load_state_tensors(self.optimizer, self.names, saved.parts["optimizer"])
+        load_state_tensors(self.optimizer, self.parameter_names, saved.parts["optimizer"])
         self.scaler.load_state_dict(saved.state["scaler"])
         if self.ema:
             for name, value in saved.parts["ema"].items():
                 self.ema.average[name].copy_(value)
 
-    def reuse_frozen(self, job: Job) -> Job:
+    def precompute_frozen_features(self, job: Job) -> Job:
         """The job over features of the frozen layers, computed once, where the pictures never change.
 
         From then on `forward` takes features. Where that cannot be, the job as it is, aloud.
         """
-        from cnnrun.base.progress import bar, say  # rich, which checking a config does not need
+        from cnnrun.base.progress import progress_bar, say  # rich, which checking a config does not need
 
         if job.spec.freeze is None:
             return job
-        parts = cut(self.network, job.spec.freeze)
+        parts = separate_trunk(self.network, job.spec.freeze)
         if why := self._changing(job, parts[0] if parts else None):
             say(f"the features of the frozen layers are computed anew at each step: {why}")
             return job
         assert parts is not None
         trunk, tail = parts
         with self.autocast(job.device):
-            data = features(trunk, job.dataset, job.spec.batch, job.device, bar)
-        self.body, self.forward = tail, compiled(tail, job.spec)
+            data = compute_features(trunk, job.dataset, job.spec.batch, job.device, progress_bar)
+        self.active_network, self.forward = tail, compile_network(tail, job.spec)
         return replace(job, dataset=data)
 
     def _changing(self, job: Job, trunk: nn.Module | None) -> str | None:
         """Why the frozen layers' features cannot be computed once and kept."""
         if trunk is None:
             return "a later layer takes an earlier one of them by name"
-        if job.augment.changes:
+        if job.augment.has_changes:
             return "augmentation changes the pictures"
         needed = feature_bytes(trunk, job.dataset, job.device) / 2**30
         return f"they would take {needed:.1f} GiB (data.memory_gib)" if needed > job.memory_gib else None
 
     def _moving(self) -> dict[str, Tensor]:
         """All that changes from step to step and must stay finite, by name: weights, statistics, their average."""
-        found: dict[str, Tensor] = {name: parameter.detach() for name, parameter in learning(self.both)}
+        found: dict[str, Tensor] = {
+            name: parameter.detach() for name, parameter in trainable_parameters(self.network_and_criterion)
+        }
         measuring = {id(buffer) for module in self.network.modules() if module.training for buffer in module.buffers()}
         found |= {
             name: buffer
@@ -174,33 +176,35 @@ class Learner:
         average = self.ema.average if self.ema else {}
         return found | {f"{name} (ema)": average[name] for name in found if name in average}
 
-    def shown(self, job: Job, split: str, count: int) -> NDArray[np.uint8] | None:
+    def draw_samples(self, job: Job, split: str, count: int) -> NDArray[np.uint8] | None:
         """The first samples of a split with what is in them and what is found; None where that has no place."""
-        if job.draw is None or self.body is not self.network:
+        if job.draw is None or self.active_network is not self.network:
             return None  # or features of the frozen layers have taken the pictures' place
-        batch = next(iter(in_order(job.dataset.splits[split], count, job.device)))
-        if job.task.true_marks(batch.targets, job.facts) is None:
+        batch = next(iter(batches_in_order(job.dataset.splits[split], count, job.device)))
+        if job.task.target_marks(batch.targets, job.facts) is None:
             return None
         self.network.eval()
         decoder = job.task.decoder(job.facts).to(job.device)
         try:
             with torch.inference_mode():
-                results = decoder(self._averaged(job)(batch.pictures).float())
+                results = decoder(self._averaged(job)(batch.images).float())
         finally:  # a drawing that fails must not leave the network as it is evaluated
-            hold(self.network, job.spec.freeze)
-        names = [Path(job.dataset.splits[split].name(number)).name for number in range(len(batch))]
+            set_training_mode(self.network, job.spec.freeze)
+        names = [Path(job.dataset.splits[split].sample_name(number)).name for number in range(len(batch))]
         return job.draw(job.task, job.facts, batch, results, names)
 
-    def evaluate(self, job: Job, split: str, batch: int, between: Callable[[], None] = lambda: None) -> Measured:
+    def evaluate(
+        self, job: Job, split: str, batch: int, before_batch: Callable[[], None] = lambda: None
+    ) -> Measurement:
         """Measure the averaged weights, where there are any, on a split, without touching what learns.
 
         `between` is called before each batch and may end the evaluation by raising.
         """
         self.network.eval()
         examples, forward = job.dataset.splits[split], self._averaged(job)
-        criterion = None if job.task.open_set else self.criterion
+        criterion = None if job.task.is_open_set else self.criterion
         try:
-            return evaluate(
+            return measure_split(
                 forward,
                 criterion,
                 job.task,
@@ -210,18 +214,18 @@ class Learner:
                 job.device,
                 job.ranks,
                 tables=False,
-                between=between,
+                before_batch=before_batch,
             )
         finally:
-            hold(self.network, job.spec.freeze)
+            set_training_mode(self.network, job.spec.freeze)
 
     def _averaged(self, job: Job) -> Callable[[Tensor], Tensor]:
         """The network as it is evaluated: with the averaged weights where there are any, in float32, as it is used."""
         average = self.ema.average if self.ema else {}
-        weights = {name: average[name] for name in self.body.state_dict() if name in average}
+        weights = {name: average[name] for name in self.active_network.state_dict() if name in average}
 
         def forward(inputs: Tensor) -> Tensor:
-            out: Tensor = functional_call(self.body, weights, (inputs,))
+            out: Tensor = functional_call(self.active_network, weights, (inputs,))
             return out
 
         return forward
@@ -229,12 +233,12 @@ class Learner:
 
 def _own_statistics(module: nn.Module) -> list[Tensor]:
     """What a batch norm that learns has measured of this rank's pictures alone."""
-    if not isinstance(module, NORMS) or not module.training:
+    if not isinstance(module, BATCH_NORMS) or not module.training:
         return []
     return [value for value in module.buffers() if value.is_floating_point()]
 
 
-def learning(both: nn.Module) -> list[tuple[str, nn.Parameter]]:
+def trainable_parameters(both: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """The parameters that learn, named as `cnnrun summary` names their layers; the criterion's after `criterion.`."""
     return [
         (name.removeprefix("network."), parameter)
@@ -243,7 +247,7 @@ def learning(both: nn.Module) -> list[tuple[str, nn.Parameter]]:
     ]
 
 
-def compiled(network: nn.Module, spec: Train) -> nn.Module:
+def compile_network(network: nn.Module, spec: Train) -> nn.Module:
     """The network, compiled by torch where the config says so."""
     if not spec.compile:
         return network

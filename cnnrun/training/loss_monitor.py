@@ -10,13 +10,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cnnrun.base.error_lines import listed
-from cnnrun.base.errors import NonFiniteError, printable
+from cnnrun.base.error_lines import join_names
+from cnnrun.base.errors import NonFiniteError, escape
 from cnnrun.data.training_batches import TrainingBatches
-from cnnrun.training.checkpoints import Parts
+from cnnrun.training.checkpoints import CheckpointParts
 from cnnrun.training.learner import Job, Learner
-from cnnrun.training.nonfinite import _finite_rows, first_nonfinite
-from cnnrun.training.state import State
+from cnnrun.training.nonfinite import finite_image_mask, first_nonfinite
+from cnnrun.training.state import TrainingState
 
 # Steps between a step and the look at its numbers. A GPU is given one step's work before the last one's is looked at,
 # so that it never waits.
@@ -26,21 +26,21 @@ _WHAT = ("the loss", "a gradient", "a weight or statistic")
 _UNKNOWN = "not known on a GPU, whose weights the step has changed; --resume --device cpu would name the layer"
 
 
-class Losses:
+class LossMonitor:
     """The steps' losses, kept on the device until they are read; what is not finite ends the run."""
 
-    def __init__(self, state: State, batches: TrainingBatches, job: Job) -> None:
+    def __init__(self, state: TrainingState, batches: TrainingBatches, job: Job) -> None:
         self._state, self._batches, self._job = state, batches, job
         self._pending: deque[tuple[int, Callable[[], list[float]]]] = deque()
         self._lag = _LAG.get(job.device.type, 0)
-        self.last = math.nan
+        self.last_loss = math.nan
 
     def add(self, health: Tensor, learner: Learner) -> None:
-        """`step.health` of the step under way. On a CPU, what is not finite stops here, before the weights change."""
+        """Add a step's `finiteness_sums`. On a CPU, values that are not finite end it before the weights change."""
         self._pending.append((self._state.step, _on_host(health)))
         self._read(learner, self._lag)
 
-    def read(self, learner: Learner) -> None:
+    def read_pending(self, learner: Learner) -> None:
         """Look at all that is pending. Raises NonFiniteError that names the files and the first layer."""
         self._read(learner, 0)
 
@@ -53,22 +53,22 @@ class Losses:
                     raise NonFiniteError(*self._diagnosis(step, f"{what} became {value}", values, learner))
             self._state.loss_sum += values[0]
             self._state.loss_count += 1
-            self.last = values[0]
+            self.last_loss = values[0]
 
     def _diagnosis(self, step: int, what: str, values: list[float], learner: Learner) -> list[str]:
         examples = self._job.dataset.splits["train"]
         batch = self._batches.at(step)
-        bad = [printable(examples.name(int(i))) for i in batch.index_B[~_finite_rows(batch.pictures)]]
+        bad = [escape(examples.sample_name(int(i))) for i in batch.index_B[~finite_image_mask(batch.images)]]
         spread = self._lag > 0 and not all(map(math.isfinite, values[:2]))  # by the step's update, to every weight
         if spread and not bad:
             place, found = 4, _UNKNOWN
         else:
             place, found = first_nonfinite(learner, batch, bad, math.isfinite(values[0]))
         told = torch.tensor(list(json.dumps([place, self._job.ranks.rank, found]).encode()), dtype=torch.uint8)
-        told_by_all = [json.loads(bytes(each["told"].tolist())) for each in self._job.ranks.gather({"told": told})]
+        told_by_all = [json.loads(bytes(each["told"].tolist())) for each in self._job.ranks.all_gather({"told": told})]
         return self._lines(step, what, min(told_by_all)[2])
 
-    def refuse(self, parts: Parts) -> None:
+    def refuse_nonfinite(self, parts: CheckpointParts) -> None:
         """Raises NonFiniteError where what is to be saved after the last step is not finite."""
         for part, values in parts.items():
             for name, value in values.items():
@@ -78,8 +78,8 @@ class Losses:
 
     def _lines(self, step: int, what: str, first: str) -> list[str]:
         examples = self._job.dataset.splits["train"]
-        names = [printable(examples.name(int(i))) for i in self._batches.indices(step)]
-        shown = listed(names, 8)
+        names = [escape(examples.sample_name(int(i))) for i in self._batches.sample_indices(step)]
+        shown = join_names(names, 8)
         return [
             f"{what} at step {step}; nothing of it was saved, the last checkpoint stands",
             f"first that is not finite: {first}",

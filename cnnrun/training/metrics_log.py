@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from cnnrun.base.atomic_files import Folder, storage_errors
-from cnnrun.base.errors import Interrupted, StorageError, first_line, printable
+from cnnrun.base.errors import InterruptionError, StorageError, escape, first_line
 from cnnrun.base.progress import say
 from cnnrun.training.event_file import EventFile
 from cnnrun.training.run_records import METRICS
@@ -26,7 +26,7 @@ from cnnrun.training.run_records import METRICS
 _LONGEST = 24  # letters of a class's name in a picture: longer ones would leave no room for it
 
 
-class Tracker:
+class MetricsLog:
     """Writes both into the run; on resuming at `step` what an earlier process wrote beyond it is cut off."""
 
     def __init__(self, run: Folder, step: int = 0, offset: int = 0) -> None:
@@ -34,14 +34,14 @@ class Tracker:
         self._board: EventFile | None = None
         self._board_failed = False
         with self._writing(0):
-            self._file = run.append(METRICS)
+            self._file = run.open_for_append(METRICS)
             size = os.fstat(self._file.fileno()).st_size
             if size < offset:
                 gone = offset - size
                 say(f"{run.path / METRICS}: {gone:,} bytes of it are gone; what comes is written after what is left")
             self._file.truncate(min(size, offset))
 
-    def offset(self) -> int:
+    def sync(self) -> int:
         """Bytes of metrics.jsonl that belong to what was saved so far; they are on the disk.
 
         Raises StorageError where the file is no longer in the run.
@@ -60,20 +60,20 @@ class Tracker:
         with self._writing(len(line)):
             self._file.write(line)
             self._file.flush()
-        self.show(step, {key: value for key, value in numbers.items() if isinstance(value, float)})
+        self.add_scalars(step, {key: value for key, value in numbers.items() if isinstance(value, float)})
 
-    def show(self, step: int, numbers: Mapping[str, float]) -> None:
+    def add_scalars(self, step: int, numbers: Mapping[str, float]) -> None:
         """Numbers to TensorBoard alone."""
         for name, value in numbers.items():
             self._look(partial(EventFile.add_scalar, name=name, value=value, step=step))
 
-    def show_pictures(self, step: int, name: str, pictures_BCHW: Tensor) -> None:
+    def add_images(self, step: int, name: str, pictures_BCHW: Tensor) -> None:
         """A grid of pictures with values 0..255; nothing where these are features."""
         if pictures_BCHW.dim() != 4 or pictures_BCHW.shape[1] not in (1, 3):
             return
         self._look(lambda board: board.add_images(name, pictures_BCHW.clamp(0, 255).byte().cpu(), step))
 
-    def show_drawing(self, step: int, name: str, draw: Callable[[], Any]) -> None:
+    def add_drawing(self, step: int, name: str, draw: Callable[[], Any]) -> None:
         """What `draw` gives, uint8 [H, W, 3]; nothing where it gives None."""
 
         def add(board: EventFile) -> None:
@@ -82,9 +82,9 @@ class Tracker:
 
         self._look(add)
 
-    def show_matrix(self, step: int, name: str, matrix: list[list[int]], labels: tuple[str, ...]) -> None:
+    def add_confusion_matrix(self, step: int, name: str, matrix: list[list[int]], labels: tuple[str, ...]) -> None:
         """A confusion matrix as a picture."""
-        self.show_drawing(step, name, lambda: _drawn(matrix, labels))
+        self.add_drawing(step, name, lambda: _drawn(matrix, labels))
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # what matters was written out before
@@ -107,20 +107,20 @@ class Tracker:
                 # At the first use, after the first step: importing TensorBoard takes a second.
                 self._board = EventFile(self._run, self._step)
             show(self._board)
-        except Interrupted:
+        except InterruptionError:
             raise
         except Exception as error:
             self._board_failed = True
             say(f"TensorBoard gets nothing from here on ({first_line(error)}); the training goes on")
 
 
-class Silent(Tracker):
+class NoMetricsLog(MetricsLog):
     """For ranks that write nothing."""
 
     def __init__(self) -> None:
         pass
 
-    def offset(self) -> int:
+    def sync(self) -> int:
         return 0
 
     def record(self, step: int, numbers: Mapping[str, float | int | str]) -> None:
@@ -146,7 +146,7 @@ def _drawn(matrix: list[list[int]], labels: tuple[str, ...]) -> Any:
     axes = figure.add_subplot(xlabel="predicted", ylabel="true")
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     if len(labels) <= 30:
-        names = [printable(label) for label in labels]
+        names = [escape(label) for label in labels]
         short = [name if len(name) <= _LONGEST else f"{name[:_LONGEST]}…" for name in names]
         axes.set_xticks(range(len(labels)), short, rotation=90, parse_math=False)
         axes.set_yticks(range(len(labels)), short, parse_math=False)

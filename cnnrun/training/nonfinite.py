@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnnrun.base.error_lines import listed
+from cnnrun.base.error_lines import join_names
 from cnnrun.contracts.batch import Batch
 from cnnrun.training.learner import Learner
 
 
-def _finite_rows(pictures: Tensor) -> Tensor:
+def finite_image_mask(pictures: Tensor) -> Tensor:
     return pictures.flatten(1).isfinite().all(1).cpu()
 
 
@@ -21,15 +21,15 @@ def first_nonfinite(learner: Learner, batch: Batch, bad: list[str], loss_is_fini
 
     `bad` are the names of pictures that are not finite themselves.
     """
-    layer = _first_layer(learner.body, batch)  # on all ranks, for synchronised norms
+    layer = _first_layer(learner.active_network, batch)  # on all ranks, for synchronised norms
     if bad:
-        return 0, f"the picture {listed(bad, 8)}"
+        return 0, f"the picture {join_names(bad, 8)}"
     if layer:
         return 1, layer
-    for name, value in learner.moving.items():
+    for name, value in learner.changing_tensors.items():
         if not value.isfinite().all():
             return 2, name
-    gradients = {name: parameter.grad for name, parameter in learner.both.named_parameters()}
+    gradients = {name: parameter.grad for name, parameter in learner.network_and_criterion.named_parameters()}
     for name, gradient in gradients.items() if loss_is_finite else ():
         if gradient is not None and not gradient.isfinite().all():
             return 3, f"the gradient of {name.removeprefix('network.')}"
@@ -54,8 +54,8 @@ def _first_layer(network: nn.Module, batch: Batch) -> str | None:
     leaves = [(name, module) for name, module in network.named_modules() if not list(module.children())]
     handles = [module.register_forward_hook(watch(name)) for name, module in leaves]
     with torch.no_grad():
-        for part in batch.micro():
-            network(part.pictures)
+        for part in batch.micro_batches():
+            network(part.images)
     for handle in handles:
         handle.remove()
     return found[0] if found else None

@@ -15,7 +15,7 @@ from cnnrun.config.spec import Kind, Spec
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
-class Group(Spec):
+class ParameterGroup(Spec):
     """Parameters with settings of their own."""
 
     params: str = Field(min_length=1)
@@ -31,7 +31,7 @@ class Group(Spec):
             raise ValueError(f"the group {self.params!r} gives neither lr nor weight_decay")
         return self
 
-    def takes(self, name: str) -> bool:
+    def has_parameter(self, name: str) -> bool:
         """Whether the parameter of that name is one of the group's."""
         return name.startswith(f"{self.params}.") or fnmatchcase(name, self.params)
 
@@ -40,22 +40,24 @@ class OptimizerSpec(Kind):
     """One of torch's optimizers with torch's own settings and defaults."""
 
     main = "lr"
-    optimizer: ClassVar[type[torch.optim.Optimizer]]
-    fused: ClassVar[bool] = False  # whether torch has it in one kernel on CPU and CUDA
+    torch_class: ClassVar[type[torch.optim.Optimizer]]
+    has_fused_kernel: ClassVar[bool] = False  # whether torch has it in one kernel on CPU and CUDA
 
     lr: float = Field(1e-3, gt=0)
     """The peak learning rate; the schedule multiplies it."""
     weight_decay: float = Field(0.0, ge=0)
-    groups: list[Group] = []
+    groups: list[ParameterGroup] = []
     """Parameters with settings of their own; each takes those of the first group that names it."""
 
-    def grouped(self, named: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
+    def parameter_groups(self, named: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
         """torch's parameter groups, the optimizer's own last; `names` beside `params`, `peak` is the rate to scale."""
         given = list(named)
-        rest = Group(params="*", lr=self.lr)
+        rest = ParameterGroup(params="*", lr=self.lr)
         members: dict[int, list[tuple[str, nn.Parameter]]] = {}
         for name, parameter in given:
-            place = next((place for place, group in enumerate(self.groups) if group.takes(name)), len(self.groups))
+            place = next(
+                (place for place, group in enumerate(self.groups) if group.has_parameter(name)), len(self.groups)
+            )
             members.setdefault(place, []).append((name, parameter))
         return [
             {
@@ -68,25 +70,28 @@ class OptimizerSpec(Kind):
             if (inside := members.get(place))
         ]
 
-    def unused(self, names: Iterable[str]) -> list[Group]:
+    def unused_groups(self, names: Iterable[str]) -> list[ParameterGroup]:
         """The groups that get no parameter of these: none is so named, or earlier groups take them all."""
-        first = {next((place for place, group in enumerate(self.groups) if group.takes(name)), None) for name in names}
+        first = {
+            next((place for place, group in enumerate(self.groups) if group.has_parameter(name)), None)
+            for name in names
+        }
         return [group for place, group in enumerate(self.groups) if place not in first]
 
     def build(self, parameters: Iterable[nn.Parameter] | list[dict[str, Any]]) -> torch.optim.Optimizer:
         """The optimizer over parameters or groups of them, fused where torch can."""
         settings: dict[str, Any] = self.model_dump(exclude={"groups"})
-        if self.fused:
+        if self.has_fused_kernel:
             settings["fused"] = True
-        return self.optimizer(parameters, **settings)
+        return self.torch_class(parameters, **settings)
 
 
 class Sgd(OptimizerSpec):
     """Stochastic gradient descent, with momentum where given."""
 
     kind = "sgd"
-    optimizer = torch.optim.SGD
-    fused = True
+    torch_class = torch.optim.SGD
+    has_fused_kernel = True
     momentum: float = Field(0.0, ge=0, lt=1)
     nesterov: bool = False
     dampening: float = Field(0.0, ge=0, le=1)
@@ -107,8 +112,8 @@ class Adam(_Adaptive):
     """Adam (Kingma and Ba 2015)."""
 
     kind = "adam"
-    optimizer = torch.optim.Adam
-    fused = True
+    torch_class = torch.optim.Adam
+    has_fused_kernel = True
     amsgrad: bool = False
 
 
@@ -116,8 +121,8 @@ class AdamW(_Adaptive):
     """Adam with weight decay apart from the gradient (Loshchilov and Hutter 2019)."""
 
     kind = "adamw"
-    optimizer = torch.optim.AdamW
-    fused = True
+    torch_class = torch.optim.AdamW
+    has_fused_kernel = True
     amsgrad: bool = False
     weight_decay: float = Field(1e-2, ge=0)
 
@@ -126,7 +131,7 @@ class NAdam(_Adaptive):
     """Adam with Nesterov momentum (Dozat 2016)."""
 
     kind = "nadam"
-    optimizer = torch.optim.NAdam
+    torch_class = torch.optim.NAdam
     lr: float = Field(2e-3, gt=0)
 
 
@@ -134,14 +139,14 @@ class RAdam(_Adaptive):
     """Adam with a rectified variance at the start (Liu et al. 2020)."""
 
     kind = "radam"
-    optimizer = torch.optim.RAdam
+    torch_class = torch.optim.RAdam
 
 
 class RMSprop(OptimizerSpec):
     """RMSprop (Tieleman and Hinton 2012)."""
 
     kind = "rmsprop"
-    optimizer = torch.optim.RMSprop
+    torch_class = torch.optim.RMSprop
     lr: float = Field(1e-2, gt=0)
     alpha: float = Field(0.99, ge=0, lt=1)
     eps: float = Field(1e-8, gt=0)
@@ -153,7 +158,7 @@ class Adagrad(OptimizerSpec):
     """Adagrad (Duchi et al. 2011)."""
 
     kind = "adagrad"
-    optimizer = torch.optim.Adagrad
+    torch_class = torch.optim.Adagrad
     lr: float = Field(1e-2, gt=0)
     lr_decay: float = Field(0.0, ge=0)
     eps: float = Field(1e-10, gt=0)
@@ -173,7 +178,7 @@ def state_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[st
     }
 
 
-def check_state(spec: OptimizerSpec, tensors: dict[str, Tensor], step: int) -> None:
+def check_state_tensors(spec: OptimizerSpec, tensors: dict[str, Tensor], step: int) -> None:
     """Raises ValueError where these are not the tensors that such an optimizer has for a parameter after `step`.
 
     What it has is what it has for a parameter of one number after one step.

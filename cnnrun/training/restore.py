@@ -11,35 +11,35 @@ from cnnrun.model import tensor_matching
 from cnnrun.training import checkpoints
 from cnnrun.training.learner import Job, Learner
 from cnnrun.training.run_records import CHECKPOINTS
-from cnnrun.training.state import State
+from cnnrun.training.state import TrainingState
 
 
-def checkpoints_folder(job: Job) -> Folder | None:
+def open_checkpoints_folder(job: Job) -> Folder | None:
     """Open the folder of the run's checkpoints, on the rank that writes."""
     if not job.run:
         return None
     with storage_errors(job.run.path / CHECKPOINTS, 0):
-        return job.run.child(CHECKPOINTS, create=True)
+        return job.run.open_child(CHECKPOINTS, create=True)
 
 
-def restore(learner: Learner, saved: checkpoints.Checkpoint, job: Job, folder: Folder | None) -> State:
+def restore_training(learner: Learner, saved: checkpoints.Checkpoint, job: Job, folder: Folder | None) -> TrainingState:
     """Put everything back as it was saved; mend what a kill between saving and pointing left undone.
 
     Raises CheckpointError where the checkpoint is not of this training.
     """
-    state = State.from_json(saved.state.get("training"), str(saved.path / checkpoints.STATE))
-    if missing := [part for part in learner.parts() if part not in saved.parts]:
+    state = TrainingState.from_json(saved.state.get("training"), str(saved.path / checkpoints.STATE))
+    if missing := [part for part in learner.checkpoint_parts() if part not in saved.parts]:
         raise CheckpointError(f"{saved.path}: has no {missing[0]}.safetensors, which this training needs")
     try:
-        tensor_matching.exactly(learner.network.state_dict(), saved.parts["model"])
+        tensor_matching.check_exact_match(learner.network.state_dict(), saved.parts["model"])
         if learner.ema:
-            tensor_matching.exactly(learner.ema.average, saved.parts["ema"])
+            tensor_matching.check_exact_match(learner.ema.average, saved.parts["ema"])
         learner.restore(saved, job.spec.optimizer, state.step)
-    except tensor_matching.Misfit as misfit:
+    except tensor_matching.TensorMismatchError as misfit:
         raise CheckpointError(*misfit.table(f"{saved.path}: not of this network")) from None
     except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{saved.path}: not of this training: {first_line(error)}") from None
     if folder:
         with storage_errors(folder.path, 0):
-            checkpoints.settle(folder, saved.path, None if state.best is None else state.best_step)
+            checkpoints.repair_before_resume(folder, saved.path, None if state.best is None else state.best_step)
     return state

@@ -17,14 +17,14 @@ import torch
 
 from cnnrun import __version__
 from cnnrun.base.atomic_files import Folder, storage_errors
-from cnnrun.base.errors import CheckpointError, StorageError, printable
-from cnnrun.base.locks import Locked, hold
+from cnnrun.base.errors import CheckpointError, StorageError, escape
+from cnnrun.base.locks import LockHeldError, hold_lock
 from cnnrun.training.run_records import CHECKPOINTS, CONFIG, RESULT, Environment
 
 _MOST_ENTRIES = 100_000
 
 
-def create(root: Path, name: str, files: Mapping[str, bytes] | None = None) -> Path:
+def create_run_folder(root: Path, name: str, files: Mapping[str, bytes] | None = None) -> Path:
     """Make `root/name/<next number>` with these files; there whole or not at all. Raises StorageError."""
     files = files or {}
     there = root / name
@@ -33,7 +33,7 @@ def create(root: Path, name: str, files: Mapping[str, bytes] | None = None) -> P
         _remove_abandoned(there)
         folder, temporary = Folder(there), f".{os.getpid()}.{time.time_ns()}.tmp"
         try:
-            fresh = folder.make(temporary)
+            fresh = folder.make_child(temporary)
             for file, data in files.items():
                 fresh.create(file, data)
             fresh.sync()
@@ -67,12 +67,12 @@ def _remove_abandoned(there: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def unfinished(root: Path, name: str) -> list[Path]:
+def unfinished_runs(root: Path, name: str) -> list[Path]:
     """Runs of that name that have a config but no result, newest first."""
     return [folder for folder in _newest_first(root / name) if not (folder / RESULT).exists()]
 
 
-def finished(root: Path, name: str) -> list[Path]:
+def finished_runs(root: Path, name: str) -> list[Path]:
     """Runs of that name that have a result, newest first."""
     return [folder for folder in _newest_first(root / name) if (folder / RESULT).exists()]
 
@@ -82,7 +82,7 @@ def _newest_first(there: Path) -> list[Path]:
     return [folder for folder in folders if (folder / CONFIG).exists()]
 
 
-def newest(root: Path, name: str | None = None) -> Path:
+def newest_run(root: Path, name: str | None = None) -> Path:
     """The run with a checkpoint that has the highest number, of that name or of all. Raises CheckpointError.
 
     Numbers are given in order and survive copying, unlike the times of files; these decide between names alone.
@@ -112,9 +112,9 @@ def refuse_links(run: Path) -> None:
                 waiting.append(Path(entry.path))
             elif not stat.S_ISREG(kind):
                 what = "a link" if stat.S_ISLNK(kind) else "no file"
-                raise CheckpointError(f"{printable(entry.path)}: {what}; a run holds files of its own alone: remove it")
+                raise CheckpointError(f"{escape(entry.path)}: {what}; a run holds files of its own alone: remove it")
         if seen > _MOST_ENTRIES:
-            raise CheckpointError(f"{printable(str(run))}: more than {_MOST_ENTRIES:,} files: not a run")
+            raise CheckpointError(f"{escape(str(run))}: more than {_MOST_ENTRIES:,} files: not a run")
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -122,11 +122,11 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             return list(entries)
     except OSError as error:
-        raise CheckpointError(f"{printable(str(folder))}: cannot be read ({error.strerror})") from None
+        raise CheckpointError(f"{escape(str(folder))}: cannot be read ({error.strerror})") from None
 
 
 @contextmanager
-def held(run: Path) -> Iterator[Folder]:
+def hold_run(run: Path) -> Iterator[Folder]:
     """Hold the run for this process, opened; the hold ends with the process, however that ends.
 
     Raises StorageError where another process has it, CheckpointError where it holds links.
@@ -135,15 +135,15 @@ def held(run: Path) -> Iterator[Folder]:
     with contextlib.ExitStack() as stack:
         try:
             with storage_errors(run / "lock", 0):
-                stack.enter_context(hold(run / "lock"))
+                stack.enter_context(hold_lock(run / "lock"))
                 folder = Folder(run)
-                folder.remove_abandoned(held=True)
-        except Locked:
+                folder.remove_abandoned(exclusive=True)
+        except LockHeldError:
             raise StorageError(f"{run}: another process is training this run") from None
         yield folder
 
 
-def environment(device: torch.device, ranks: int = 1) -> Environment:
+def describe_environment(device: torch.device, ranks: int = 1) -> Environment:
     """What may change a result's bits, for the run's environment.json."""
     return {
         "cnnrun": __version__,
@@ -172,7 +172,7 @@ def _of_device(device: torch.device) -> Environment:
     }
 
 
-def changes(before: Environment, now: Environment) -> list[str]:
+def environment_changes(before: Environment, now: Environment) -> list[str]:
     """A line for each thing that is not as it was."""
     return [f"{key} was {before[key]}, is {now[key]}" for key in now if key in before and before[key] != now[key]]
 

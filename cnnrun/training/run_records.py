@@ -10,14 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from cnnrun.base.atomic_files import Folder
 from cnnrun.base.bounded_files import read_bytes
-from cnnrun.base.errors import CheckpointError, printable
+from cnnrun.base.errors import CheckpointError, escape
 from cnnrun.contracts.facts import Facts
 
 CONFIG = "config.yaml"
 RESULT = "result.json"
 ENVIRONMENT = "environment.json"
-WEIGHTS = "weights.json"  # the weights that the run began with
-FILES = "data.tsv.gz"  # the files that it learns from
+INITIAL_WEIGHTS = "weights.json"  # the weights that the run began with
+DATA_LIST = "data.tsv.gz"  # the files that it learns from
 PLAN = "plan.json"  # what `cnnrun plan` foretold of the training
 CALIBRATION = "calibration.json"  # what `cnnrun calibrate` chose, and for which weights
 FACTS = "facts.json"  # the data facts when it began
@@ -39,7 +39,7 @@ class _Record(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
 
-class Result(_Record):
+class TrainingResult(_Record):
     """The outcome of a finished training. Later versions may add to it."""
 
     steps: int = Field(ge=0)
@@ -71,7 +71,7 @@ class Choices(_Record):
     chosen: dict[str, float]
 
 
-_RESULT, _ENVIRONMENTS = TypeAdapter(Result), TypeAdapter(Environments)
+_RESULT, _ENVIRONMENTS = TypeAdapter(TrainingResult), TypeAdapter(Environments)
 _WEIGHTS, _CALIBRATION = TypeAdapter(WeightsRecord), TypeAdapter(dict[Digest, Choices])
 _FACTS = TypeAdapter(Facts)
 _METRICS = TypeAdapter(dict[str, float | int | str | None])
@@ -91,14 +91,14 @@ def read_environments(run: Path) -> list[Environment]:
 
 def read_initial_weights(run: Path) -> WeightsRecord | None:
     """The weights that the run began with; None where it began with random ones. Raises CheckpointError."""
-    return _read(run, WEIGHTS, _WEIGHTS)
+    return _read(run, INITIAL_WEIGHTS, _WEIGHTS)
 
 
 def read_facts(run: Path) -> Facts | None:
     """The data facts when the run began; None where it has not come so far. Raises CheckpointError."""
     found = _read(run, FACTS, _FACTS)
-    if found is not None and (problem := found.problem()):
-        raise CheckpointError(f"{printable(str(run / FACTS))}: damaged ({problem})")
+    if found is not None and (problem := found.consistency_problem()):
+        raise CheckpointError(f"{escape(str(run / FACTS))}: damaged ({problem})")
     return found
 
 
@@ -117,7 +117,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
         row: dict[str, Any] = _parsed(f"{path}:{number}", line, _METRICS)
         if not isinstance(row.get("step"), int) or not isinstance(row.get("epoch"), int):
-            raise CheckpointError(f"{printable(str(path))}:{number}: damaged (no step or no epoch)")
+            raise CheckpointError(f"{escape(str(path))}:{number}: damaged (no step or no epoch)")
         rows.append(row)
     return rows
 
@@ -125,8 +125,8 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 def parse_facts(data: Any, where: str) -> Facts:
     """Data facts as a checkpoint holds them. Raises CheckpointError."""
     facts = _parsed(where, json.dumps(data).encode(), _FACTS)
-    if problem := facts.problem():
-        raise CheckpointError(f"{printable(where)}: damaged ({problem})")
+    if problem := facts.consistency_problem():
+        raise CheckpointError(f"{escape(where)}: damaged ({problem})")
     return facts
 
 
@@ -141,11 +141,11 @@ def _parsed(where: str, data: bytes, adapter: TypeAdapter[Record]) -> Record:
     try:
         return adapter.validate_json(data, strict=True)
     except ValidationError as error:
-        raise CheckpointError(f"{printable(where)}: damaged ({_first_problem(error)})") from None
+        raise CheckpointError(f"{escape(where)}: damaged ({_first_problem(error)})") from None
 
 
 def _first_problem(error: ValidationError) -> str:
     """The first mistake in a file, in one line."""
     first = error.errors(include_url=False, include_input=False)[0]
-    place = ".".join(printable(str(each)) for each in first["loc"])
+    place = ".".join(escape(str(each)) for each in first["loc"])
     return f"{place}: {first['msg']}" if place else str(first["msg"])

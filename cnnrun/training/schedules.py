@@ -9,7 +9,7 @@ from pydantic import Field
 
 from cnnrun.config.spec import Kind
 
-Part = Annotated[float, Field(ge=0, le=1)]
+UnitInterval = Annotated[float, Field(ge=0, le=1)]
 
 
 class ScheduleSpec(Kind):
@@ -24,9 +24,9 @@ class ScheduleSpec(Kind):
         climb = self.warmup * total
         if step < climb:
             return self.start + (1 - self.start) * step / climb
-        return self.after_warmup((step - climb) / max(1.0, total - climb))
+        return self.factor_after_warmup((step - climb) / max(1.0, total - climb))
 
-    def after_warmup(self, progress: float) -> float:
+    def factor_after_warmup(self, progress: float) -> float:
         """The factor at `progress` in [0, 1) of what follows the warm-up."""
         raise NotImplementedError
 
@@ -36,7 +36,7 @@ class Constant(ScheduleSpec):
 
     kind = "constant"
 
-    def after_warmup(self, progress: float) -> float:
+    def factor_after_warmup(self, progress: float) -> float:
         return 1.0
 
 
@@ -44,9 +44,9 @@ class Cosine(ScheduleSpec):
     """Half a cosine from 1 to `end` (Loshchilov and Hutter 2017)."""
 
     kind = "cosine"
-    end: Part = 0.0
+    end: UnitInterval = 0.0
 
-    def after_warmup(self, progress: float) -> float:
+    def factor_after_warmup(self, progress: float) -> float:
         return self.end + (1 - self.end) * (1 + math.cos(math.pi * progress)) / 2
 
 
@@ -56,11 +56,11 @@ class OneCycle(ScheduleSpec):
     kind = "one_cycle"
     main = "warmup"
     warmup: float = Field(0.3, ge=0, lt=1)
-    start: Part = 0.04
-    end: Part = 4e-6
+    start: UnitInterval = 0.04
+    end: UnitInterval = 4e-6
     anneal: Literal["cosine", "linear"] = "cosine"
 
-    def after_warmup(self, progress: float) -> float:
+    def factor_after_warmup(self, progress: float) -> float:
         fall = progress if self.anneal == "linear" else (1 - math.cos(math.pi * progress)) / 2
         return 1 + (self.end - 1) * fall
 
@@ -70,14 +70,14 @@ class Step(ScheduleSpec):
 
     kind = "step"
     main = "milestones"
-    milestones: list[Part] = Field([0.5, 0.75], min_length=1)
+    milestones: list[UnitInterval] = Field([0.5, 0.75], min_length=1)
     gamma: float = Field(0.1, gt=0, le=1)
 
     def factor(self, step: int, total: int) -> float:
         passed = sum(step >= milestone * total for milestone in self.milestones)
         return self.gamma**passed * super().factor(step, total)
 
-    def after_warmup(self, progress: float) -> float:
+    def factor_after_warmup(self, progress: float) -> float:
         return 1.0
 
 

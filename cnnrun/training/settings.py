@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 from cnnrun.base.errors import ConfigError, DataError
 from cnnrun.config.spec import Kinds, Spec
-from cnnrun.contracts.task import Better, TaskSpec
+from cnnrun.contracts.task import Direction, TaskSpec
 from cnnrun.data.epoch_order import Sampler, Uniform
 from cnnrun.model.network import Network
 from cnnrun.training.ema import EmaSpec
-from cnnrun.training.frozen_layers import held
+from cnnrun.training.frozen_layers import layers_until
 from cnnrun.training.optimizers import Optimizer, Sgd
 from cnnrun.training.schedules import OneCycle, Schedule
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 class EarlyStop(Spec):
@@ -71,57 +71,57 @@ resumes to the bit. On a CPU it does either way."""
         """Optimizer steps in an epoch of so many pictures."""
         return pictures // self.batch if self.drop_last else -(-pictures // self.batch)
 
-    def smallest(self, pictures: int) -> int:
+    def smallest_batch(self, pictures: int) -> int:
         """The smallest batch of an epoch of so many pictures."""
         return self.batch if self.drop_last else (pictures % self.batch or self.batch)
 
-    def saves_at(self, step: int) -> bool:
+    def should_save(self, step: int) -> bool:
         """Whether there is to be a checkpoint after so many steps, wherever in the epoch."""
         return self.save_every is not None and step % self.save_every == 0
 
-    def stops_early(self, waited: int) -> bool:
+    def should_stop_early(self, waited: int) -> bool:
         """Whether so many evaluations without improvement are enough."""
         return self.early_stop is not None and waited >= self.early_stop.patience
 
 
-def monitored_numbers(task: TaskSpec) -> dict[str, Better]:
+def monitorable_metrics(task: TaskSpec) -> dict[str, Direction]:
     """What `train.monitor` may name, and which way is better."""
-    loss: dict[str, Better] = {} if task.open_set else {"val/loss": "min"}
-    return loss | {f"val/{name}": way for name, way in task.numbers().items()}
+    loss: dict[str, Direction] = {} if task.is_open_set else {"val/loss": "min"}
+    return loss | {f"val/{name}": way for name, way in task.metrics().items()}
 
 
-def check(spec: Train, count: int, network: Network, ranks: int = 1, together: bool = False) -> None:
+def check_batch_size(spec: Train, count: int, network: Network, ranks: int = 1, together: bool = False) -> None:
     """What only shows once the number of training pictures is known. Raises ConfigError."""
     if spec.drop_last and spec.batch > count:
         raise ConfigError(f"train.batch: {spec.batch} is more than the {count} training pictures: no step an epoch")
-    if problem := too_small(spec, count, network, ranks, spec.accumulate, together):
+    if problem := batch_problem(spec, count, network, ranks, spec.accumulate, together):
         raise ConfigError(f"train.batch: {problem}: change batch, accumulate or drop_last")
 
 
-def refuse_undefined(task: TaskSpec, targets: dict[str, Tensor], monitor: str) -> None:
+def refuse_undefined_monitor(task: TaskSpec, targets: dict[str, Tensor], monitor: str) -> None:
     """Raises DataError where val, with all these targets, cannot give the number that chooses the best weights."""
-    undefined = task.undefined(targets)
+    undefined = task.undefined_metrics(targets)
     if why := undefined.get(monitor.removeprefix("val/")):
-        known = ", ".join(name for name in monitored_numbers(task) if name.removeprefix("val/") not in undefined)
+        known = ", ".join(name for name in monitorable_metrics(task) if name.removeprefix("val/") not in undefined)
         raise DataError(f"train.monitor: {monitor} is not defined: the val split {why}; name another ({known})")
 
 
-def too_small(spec: Train, count: int, network: Network, ranks: int, accumulate: int, together: bool) -> str | None:
+def batch_problem(spec: Train, count: int, network: Network, ranks: int, accumulate: int, together: bool) -> str | None:
     """Why batches cannot be split so far, or None: batch norm needs two pictures, a rank of several needs one.
 
     What learns from pictures `together` needs two classes of them.
     """
-    micro = spec.smallest(count) // accumulate
+    micro = spec.smallest_batch(count) // accumulate
     smallest = micro // ranks
-    still = {id(module) for each in held(network, spec.freeze).values() for module in each.modules()}
+    still = {id(module) for each in layers_until(network, spec.freeze).values() for module in each.modules()}
     learning = [module for module in network.modules() if id(module) not in still]
     split = f"{count} pictures in batches of {spec.batch} / {accumulate}" + (f" / {ranks} ranks" if ranks > 1 else "")
     if ranks > 1 and smallest < 1:
         return f"each rank needs a picture of each micro-batch; {split}"
-    if together and smallest < 2 * spec.sampler.together:
-        return f"each part needs {spec.sampler.together} pictures of two classes to compare; {split}"
+    if together and smallest < 2 * spec.sampler.images_per_class:
+        return f"each part needs {spec.sampler.images_per_class} pictures of two classes to compare; {split}"
     if spec.sync_batch_norm:
         smallest = micro
-    if smallest < 2 and any(isinstance(module, NORMS) for module in learning):
+    if smallest < 2 and any(isinstance(module, BATCH_NORMS) for module in learning):
         return f"batch norm needs (micro-)batches of two pictures or more; {split}"
     return None

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from cnnrun.base.errors import CheckpointError, printable
+from cnnrun.base.errors import CheckpointError, escape
 
 
 @dataclass
-class State:
+class TrainingState:
     """Everything that changes during a run and is not a tensor; `checkpoint` saves it as it is."""
 
     step: int = 0
@@ -29,13 +29,13 @@ class State:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     @classmethod
-    def from_json(cls, data: Any, where: str) -> State:
+    def from_json(cls, data: Any, where: str) -> TrainingState:
         """The state that a checkpoint holds. Raises CheckpointError."""
         try:
             state = TypeAdapter(cls).validate_json(json.dumps(data), strict=True)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            place = ".".join(printable(str(each)) for each in first["loc"])
+            place = ".".join(escape(str(each)) for each in first["loc"])
             raise CheckpointError(f"{where}: damaged (training.{place}: {first['msg']})") from None
         if missing := [each.name for each in fields(cls) if each.name not in data]:
             raise CheckpointError(f"{where}: damaged (training.{missing[0]} is missing)")

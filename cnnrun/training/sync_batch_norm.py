@@ -26,7 +26,7 @@ class _Total(torch.autograd.Function):
 
 def _summed(value: Tensor, ranks: Ranks) -> Tensor:
     total = value.clone()
-    ranks.add_up([total])
+    ranks.all_reduce_sum([total])
     return total
 
 
@@ -68,7 +68,7 @@ class SyncBatchNorm(_BatchNorm):
         return total
 
 
-def synchronized(network: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
+def synchronize_batch_norms(network: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
     """The network with its batch norms over all ranks: torch's own on a GPU. Parameters and names stay."""
     if device.type == "cuda":
         made: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torchvision.ops import batched_nms, box_iou
 
 from cnnrun.base import boxes as boxes_module
-from cnnrun.base.boxes import overlaps, padded_to, unsuppressed
+from cnnrun.base.boxes import intersection_over_union, non_maximum_suppression, pad_to
 
 
 def boxes(seed: int, pictures: int, count: int, spread: float = 100.0) -> torch.Tensor:
@@ -25,10 +25,12 @@ def test_suppression_equals_torchvisions_picture_by_picture(seed, pictures, coun
     generator = torch.Generator().manual_seed(seed)
     scores = torch.rand(pictures, count, generator=generator).sort(1, descending=True).values
     labels = torch.randint(0, 3, (pictures, count), generator=generator)
-    kept = unsuppressed(found, scores, labels, most)
+    kept = non_maximum_suppression(found, scores, labels, most)
     with pytest.MonkeyPatch.context() as without:
         without.setattr(boxes_module.torch, "ops", SimpleNamespace(torchvision=object()))
-        assert torch.equal(unsuppressed(found, scores, labels, most), kept)  # our own, where torchvision is not there
+        assert torch.equal(
+            non_maximum_suppression(found, scores, labels, most), kept
+        )  # our own, where torchvision is not there
     for row in range(pictures):
         theirs = torch.zeros(count, dtype=torch.bool)
         theirs[batched_nms(found[row].double(), scores[row].double(), labels[row], most)] = True
@@ -39,18 +41,20 @@ def test_a_long_chain_of_boxes_that_decide_about_each_other(monkeypatch):
     left = torch.arange(200.0)
     chain = torch.stack([left * 4, left * 0, left * 4 + 10, left * 0 + 10], 1)[None]
     monkeypatch.setattr(boxes_module.torch, "ops", SimpleNamespace(torchvision=object()))
-    kept = unsuppressed(chain, torch.linspace(1, 0.1, 200)[None], torch.zeros(1, 200, dtype=torch.int64), 0.4)
+    kept = non_maximum_suppression(
+        chain, torch.linspace(1, 0.1, 200)[None], torch.zeros(1, 200, dtype=torch.int64), 0.4
+    )
     assert kept[0].tolist() == [number % 2 == 0 for number in range(200)]
 
 
 def test_overlaps_equal_torchvisions_and_are_0_for_no_area():
     ones, others = boxes(1, 2, 30), boxes(2, 2, 20)
     for row in range(2):
-        assert torch.allclose(overlaps(ones, others)[row], box_iou(ones[row], others[row]), atol=1e-6)
+        assert torch.allclose(intersection_over_union(ones, others)[row], box_iou(ones[row], others[row]), atol=1e-6)
     nothing = torch.zeros(1, 2, 4)
-    assert overlaps(nothing, nothing).abs().max() == 0
+    assert intersection_over_union(nothing, nothing).abs().max() == 0
 
 
 def test_padding_adds_what_is_missing_and_no_more():
-    assert padded_to(torch.ones(2, 3), 5, -1.0)[0].tolist() == [1, 1, 1, -1, -1]
-    assert padded_to(torch.ones(2, 3, 4), 2, 0.0).shape == (2, 3, 4)
+    assert pad_to(torch.ones(2, 3), 5, -1.0)[0].tolist() == [1, 1, 1, -1, -1]
+    assert pad_to(torch.ones(2, 3, 4), 2, 0.0).shape == (2, 3, 4)

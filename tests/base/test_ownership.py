@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from cnnrun.base.errors import StorageError
-from cnnrun.base.ownership import foreign
+from cnnrun.base.ownership import ownership_problem
 from cnnrun.data import cache
-from cnnrun.data.cached_split import Entry
+from cnnrun.data.cached_split import CacheEntry
 from cnnrun.data.sources.shards import Shards
 from cnnrun.results.report import html as page
 from tests.support.cached_dataset import (
@@ -80,7 +80,7 @@ def test_what_others_can_write_is_refused(blocked_data, cache_folder):
     entry.symlink_to(cache_folder.parent / "away")
     with pytest.raises(StorageError, match=f"{entry}: a link"):
         prepared_contents(blocked_data)
-    assert cache.entries(cache_folder) == []
+    assert cache.list_entries(cache_folder) == []
 
 
 @pytest.mark.parametrize("kind", ["disk", "none"])
@@ -91,7 +91,7 @@ def test_what_we_write_is_ours_alone_where_a_group_may_write_by_default(blocked_
         assert prepared_contents(deep) == prepared_contents(deep)
     finally:
         os.umask(before)
-    assert foreign(cache_entry(cache_folder / "a" / "b")) is None
+    assert ownership_problem(cache_entry(cache_folder / "a" / "b")) is None
 
 
 @contextmanager
@@ -118,14 +118,14 @@ def test_a_folder_that_cannot_be_looked_into_costs_no_traceback(blocked_data):
         used = cache.bytes_used(folder)
         entry = cache_entry(folder)
         with as_somebody_without_rights(entry):
-            assert cache.entries(folder) == []
+            assert cache.list_entries(folder) == []
             assert cache.bytes_used(folder) == 0 < used
             with pytest.raises(StorageError, match=r"cannot be looked at \(Permission denied\); give data.cache_dir"):
-                Entry(entry, 25, (3, 8, 8), keep_pixels=True).complete()
+                CacheEntry(entry, 25, (3, 8, 8), keep_pixels=True).is_complete()
         with as_somebody_without_rights(folder):
             with pytest.raises(StorageError, match=r"cache: cannot be read \(Permission denied\)"):
-                cache.entries(folder)
-            assert "cannot be looked at (Permission denied)" in str(foreign(entry))
+                cache.list_entries(folder)
+            assert "cannot be looked at (Permission denied)" in str(ownership_problem(entry))
 
 
 def test_another_users_script_goes_into_no_report(tmp_path, bundles, capfd, monkeypatch):

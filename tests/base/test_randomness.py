@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnrun.base.randomness import bits, key, permutation, seed_step, uniform
+from cnnrun.base.randomness import derive_key, permutation, random_bits, seed_step, uniform
 
 MASK = (1 << 64) - 1
 whole = st.integers(0, 2**63 - 1)
@@ -21,15 +21,15 @@ def mix(z: int) -> int:
 @settings(max_examples=200, deadline=None)
 def test_bits_are_splitmix64_in_plain_integers(seed, epoch, index, slot):
     gamma = 0x9E3779B97F4A7C15
-    sample = mix((index * gamma + key(seed, epoch)) & MASK)
+    sample = mix((index * gamma + derive_key(seed, epoch)) & MASK)
     expected = mix((sample + slot * gamma) & MASK)
-    assert int(bits(seed, epoch, torch.tensor([index]), torch.tensor([slot]))) & MASK == expected
+    assert int(random_bits(seed, epoch, torch.tensor([index]), torch.tensor([slot]))) & MASK == expected
 
 
 def test_the_generators_first_numbers_are_pinned():
     """A changed formula would change every run that anyone has: this must fail first."""
     samples, slots = torch.tensor([3, 4]), torch.tensor([0, 1])
-    top = (bits(1, 2, samples, slots) >> 40) & 0xFFFFFF  # the upper 24 bits, all that float32 holds
+    top = (random_bits(1, 2, samples, slots) >> 40) & 0xFFFFFF  # the upper 24 bits, all that float32 holds
     assert torch.equal(uniform(1, 2, samples, slots).double(), top.double() / 2**24)
     assert permutation(7, 0, 8).tolist() == [4, 3, 6, 2, 7, 0, 1, 5]
 

@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from cnnrun.base.signals import stopping
+from cnnrun.base.signals import stop_on_signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_the_first_signal_asks_and_the_handlers_are_put_back(number, capfd):
     before = signal.getsignal(number)
-    with stopping() as stop:
+    with stop_on_signals() as stop:
         assert stop.signal == 0
         signal.raise_signal(number)
         assert stop.signal == number
@@ -26,8 +26,8 @@ def test_the_first_signal_asks_and_the_handlers_are_put_back(number, capfd):
 def test_the_second_signal_leaves_at_once(first, second, code):
     program = (
         "import signal\n"
-        "from cnnrun.base.signals import stopping\n"
-        "with stopping():\n"
+        "from cnnrun.base.signals import stop_on_signals\n"
+        "with stop_on_signals():\n"
         f"    signal.raise_signal(signal.SIG{first})\n"
         f"    signal.raise_signal(signal.SIG{second})\n"
     )
@@ -62,15 +62,15 @@ def test_a_signal_outside_of_training_ends_the_command_in_one_line(number, code,
 def test_an_echo_of_the_first_signal_is_no_second_one(monkeypatch):
     """torchrun passes on what came to its processes as well."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
-    with stopping() as stop:
+    with stop_on_signals() as stop:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         assert stop.signal == signal.SIGINT
     program = (
         "import signal\n"
-        "from cnnrun.base import signals as stopping\n"
-        "stopping._ECHO_SECONDS = 0.0\n"
-        "with stopping.stopping():\n"
+        "from cnnrun.base import signals\n"
+        "signals._ECHO_SECONDS = 0.0\n"
+        "with signals.stop_on_signals():\n"
         "    signal.raise_signal(signal.SIGINT)\n"
         "    signal.raise_signal(signal.SIGINT)\n"
     )

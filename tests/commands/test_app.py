@@ -126,7 +126,7 @@ def test_predict_equals_eval(trained_run, tmp_path, run_cli):
 
     split = Digits().read().splits["train"]
     for number in range(20):
-        Pil.fromarray(split.pictures[number, :, :, 0]).save(tmp_path / f"{number:02d}.png")
+        Pil.fromarray(split.images[number, :, :, 0]).save(tmp_path / f"{number:02d}.png")
     _, out, _ = run_cli("predict", tmp_path, "--run", trained_run, "--json")
     labels = [int(json.loads(line)["label"]) for line in out.splitlines()]
     truth = split.targets["labels"][:20].tolist()

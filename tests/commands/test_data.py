@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image as Pil
 
-from cnnrun.base.progress import bar
-from cnnrun.data.index import index
-from cnnrun.data.prepare import prepare
+from cnnrun.base.progress import progress_bar
+from cnnrun.data.index import index_source
+from cnnrun.data.prepare import build_dataset
 from cnnrun.experiment import config_file
 
 CONFIG = """
@@ -65,7 +65,7 @@ def test_sound_data_passes_with_its_figures(run_cli, config):
     assert found["classes"]["train"] == {"cat": 10, "dog": 10}
     assert found["sizes"] == {"smallest": [48, 48], "median": [48, 48], "largest": [48, 48], "distinct": 1}
     assert found["formats"] == {"PNG": 40}
-    train = config_file.load(config)
+    train = config_file.read_config(config)
     made = json.loads(run_cli("check", config, "--json", "train.batch=8")[1])
     assert made["counts"] == found["pictures"]
     assert train.data.leakage == "error"
@@ -199,10 +199,13 @@ def test_a_divided_folder_is_a_table_that_trains(run_cli, picture_folder, tmp_pa
         counts[row["label"], row["split"]] += 1
     assert counts == {(name, part): n for name in ("cat", "dog") for part, n in (("train", 7), ("val", 2), ("test", 3))}
     table = f"data.source={{table: {{path: {out}, root: {picture_folder}}}}}"
-    assert index(config_file.load(config, [table]).data).counts == {"train": 14, "val": 4, "test": 6}
+    assert index_source(config_file.read_config(config, [table]).data).counts == {"train": 14, "val": 4, "test": 6}
     # The same parts as data.split with the same seed.
-    held = config_file.load(config, ["data.split={val: 0.25, test: 0.25}"])
-    names = {name: {split.name(int(row)) for row in part} for name, (split, part) in index(held.data).splits.items()}
+    held = config_file.read_config(config, ["data.split={val: 0.25, test: 0.25}"])
+    names = {
+        name: {split.sample_name(int(row)) for row in part}
+        for name, (split, part) in index_source(held.data).splits.items()
+    }
     for row in rows(out):
         assert str(picture_folder / row["path"]) in names[row["split"]]
 
@@ -222,8 +225,8 @@ def test_folds_and_groups(run_cli, picture_folder, tmp_path):
         assert all(len(side) == 1 for side in sides.values())
     assert all([row[f"fold_{k}"] for k in (1, 2, 3)].count("val") == 1 for row in made)
     table = f"data.source={{table: {{path: {out}, root: {picture_folder}, split: fold_2}}}}"
-    data = config_file.load(config, [table]).data
-    assert index(data).source.splits["train"].groups is not None
+    data = config_file.read_config(config, [table]).data
+    assert index_source(data).contents.splits["train"].groups is not None
     assert run_cli("train", config, table, "train.epochs=1", "train.batch=4", "--runs", tmp_path / "runs")[0] == 0
     out.unlink()
     for words in (["--folds", "1"], ["--val", "0.6", "--test", "0.5"], ["--group-by", "("]):
@@ -304,18 +307,18 @@ def test_copies_of_a_picture_are_on_one_side_of_a_split_of_ours(run_cli, tmp_pat
     code, out, err = run_cli("check", config, "train.batch=2", "data.split.test=0.2")
     assert code == 0, err
     assert "moved within data.split, so that copies of a picture are on one side" in out
-    made = config_file.load(config, ["train.batch=2", "data.split.test=0.2"])
-    data = prepare(made.data, index(made.data), bar)
+    made = config_file.read_config(config, ["train.batch=2", "data.split.test=0.2"])
+    data = build_dataset(made.data, index_source(made.data), progress_bar)
     sides = {}
     for name, split in data.splits.items():
         for number in range(len(split)):
-            sides.setdefault(Path(split.name(number)).read_bytes(), set()).add(name)
+            sides.setdefault(Path(split.sample_name(number)).read_bytes(), set()).add(name)
     assert len(sides) == 10
     assert all(len(names) == 1 for names in sides.values())
     assert sum(data.facts.counts.values()) == 40
-    alone = prepare(made.data, index(made.data), bar, ["val"])
-    assert [alone.splits["val"].name(n) for n in range(len(alone.splits["val"]))] == [
-        data.splits["val"].name(n) for n in range(len(data.splits["val"]))
+    alone = build_dataset(made.data, index_source(made.data), progress_bar, ["val"])
+    assert [alone.splits["val"].sample_name(n) for n in range(len(alone.splits["val"]))] == [
+        data.splits["val"].sample_name(n) for n in range(len(data.splits["val"]))
     ]
     run_cli("data", "split", config, "--out", tmp_path / "s.csv", "--val", "0.3", "--test", "0")
     by_bytes = {}

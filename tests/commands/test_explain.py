@@ -15,16 +15,16 @@ from pydantic import Field
 from torch import nn
 
 from cnnrun.base.errors import DataError
-from cnnrun.config.spec import members
-from cnnrun.experiment.config_file import load, parse
+from cnnrun.config.spec import union_members
+from cnnrun.experiment.config_file import parse_config, read_config
 from cnnrun.explain import methods, run_method
-from cnnrun.explain.aim import aimed
+from cnnrun.explain.aim import choose_direction
 from cnnrun.explain.method_base import ImageMethod, Images, Layers
 from cnnrun.explain.methods import Assign, Detections, Embed, Invariance, Method, Top
-from cnnrun.explain.methods.gradients import slopes_of
-from cnnrun.explain.methods.worst import worst
+from cnnrun.explain.methods.gradients import input_gradients
+from cnnrun.explain.methods.worst_images import find_worst_images
 from cnnrun.explain.run_method import Selection
-from cnnrun.explain.subject import Explanation, said_of
+from cnnrun.explain.subject import Explanation, compute_class_scores
 from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.studies import ablate
 from cnnrun.results.train_run import train_run
@@ -32,7 +32,7 @@ from tests.support.images import save_picture
 from tests.support.small_runs import TASKS, explain_run, open_run
 
 CPU = torch.device("cpu")
-COMMANDS = [method.kind for method in members(Method) if method not in (Detections, Assign)]
+COMMANDS = [method.kind for method in union_members(Method) if method not in (Detections, Assign)]
 WITH_A_LAYER = [name for name in COMMANDS if name != "saliency"]
 
 
@@ -54,9 +54,9 @@ def test_layers_go_by_path_by_name_and_by_their_name_in_the_weights(run):
         ([None, "last", "model[7].conv"], "layers.last"),
     ):
         for word in words:
-            assert subject.maps(word).module == module, word
-    for place in subject.with_maps():
-        assert subject.maps(place.module) == subject.maps(place.title) == place
+            assert subject.find_map_layer(word).module_name == module, word
+    for place in subject.map_layers():
+        assert subject.find_map_layer(place.module_name) == subject.find_map_layer(place.title) == place
 
 
 @pytest.mark.parametrize("command", WITH_A_LAYER)
@@ -64,7 +64,7 @@ def test_a_layer_that_is_not_there_is_named_with_its_alternatives(command, run, 
     def no_data(*_):
         raise AssertionError("data is read before the layer's name is")
 
-    monkeypatch.setattr(run_method, "eval_data", no_data)
+    monkeypatch.setattr(run_method, "prepare_eval_data", no_data)
     code, _, err = run_cli("explain", command, run, "--layer", "stemm")
     assert code == 2
     assert err.startswith("--layer stemm: no such layer; did you mean 'stem'")
@@ -118,7 +118,7 @@ class Stripes(ImageMethod):
     images: Images = 2
 
     def explain(self, run: run_method.OpenRun) -> Explanation:
-        shown = self.selected(run)
+        shown = self.load_images(run)
         told = {"settings": self.model_dump(mode="json"), "names": shown.names}
         return Explanation(np.zeros((4, 4, 3), np.uint8), "Stripes.", told)
 
@@ -144,8 +144,8 @@ def test_a_method_of_ones_own_is_a_command_with_its_settings_as_options(run, run
     assert data["settings"] == {
         "split": "val", "images": 2, "numbers": [7, 1], "files": [], "depth": 5, "fast": True, "layers": ["a", "b"],
     }  # fmt: skip
-    examples = open_run(run).examples("val")
-    assert data["names"] == [examples.name(7), examples.name(1)]
+    examples = open_run(run).load_examples("val")
+    assert data["names"] == [examples.sample_name(7), examples.sample_name(1)]
     assert (tmp_path / "s.png").exists()
     for wrong in (("--depth", 6), ("--depth", 1), ("--image", -1), ("--images", 101)):
         code, _, err = run_cli("explain", "stripes", run, *wrong)
@@ -156,19 +156,19 @@ def test_a_method_of_ones_own_is_a_command_with_its_settings_as_options(run, run
 
 
 def test_leaving_out_is_the_network_without(run):
-    data = ablate.ablate(open_run(run), ["model[3]"], [], retrain=False)
+    data = ablate.run_ablation(open_run(run), ["model[3]"], [], retrain=False)
     as_it_is, without = data["variants"]
     numbers = evaluate_run(run, Path("runs"), CPU, "val")["numbers"]
     assert as_it_is["accuracy"] == numbers["accuracy"]
     subject = open_run(run).subject
-    network = copy.deepcopy(subject.given.network)
+    network = copy.deepcopy(subject.trained.network)
     network.layers.residual1 = nn.Identity()
     run_ = open_run(run)
-    examples = run_.examples("val")
+    examples = run_.load_examples("val")
     with torch.no_grad():
-        said = network(examples.take(torch.arange(len(examples))).float()).argmax(1)
+        said = network(examples.load_images(torch.arange(len(examples))).float()).argmax(1)
     assert without["accuracy"] == pytest.approx(float((said == examples.targets["labels"]).double().mean()))
-    gone = sum(value.numel() for value in subject.given.network.layers.residual1.parameters())
+    gone = sum(value.numel() for value in subject.trained.network.layers.residual1.parameters())
     assert without["parameters"] == as_it_is["parameters"] - gone
 
 
@@ -190,11 +190,11 @@ def test_variants_are_trained_as_runs_of_their_own(tmp_path, tiny, run_cli):
     rows = json.loads(out)["variants"]
     assert [row["variant"] for row in rows] == ["as it is", "without model[4].linear", "model[0].conv.out_channels=2"]
     for row in rows:
-        assert row["parameters"] == build_of(Path(row["run"])).parameters
+        assert row["parameters"] == build_of(Path(row["run"])).parameter_count
     assert {"train/accuracy", "val/accuracy"} <= set(rows[0])
-    config = load(Path(rows[1]["run"]) / "config.yaml")
+    config = read_config(Path(rows[1]["run"]) / "config.yaml")
     assert [layer.kind for layer in config.model.layers] == ["conv", "max_pool", "flatten", "dropout"]
-    assert load(Path(rows[2]["run"]) / "config.yaml").model.layers[0].out_channels == 2
+    assert read_config(Path(rows[2]["run"]) / "config.yaml").model.layers[0].out_channels == 2
     assert (Path(rows[1]["run"]) / "report.html").exists()
     again = json.loads(run_cli(*words)[1])["variants"]
     assert again == rows  # finished ones are taken
@@ -209,23 +209,23 @@ def test_variants_are_trained_as_runs_of_their_own(tmp_path, tiny, run_cli):
 @pytest.mark.parametrize("task", TASKS)
 def test_what_is_said_has_slopes_and_meaning(task, of_each_task):
     run_ = open_run(of_each_task[task])
-    given, shown = run_.subject.given, run_.images(Selection("val", 5))
+    given, shown = run_.subject.trained, run_.load_images(Selection("val", 5))
     pixels = shown.pixels.requires_grad_()
-    said = said_of(given, pixels)
-    assert said.raw_BK.shape == said.shown_BK.shape
-    assert len(said.raw_BK) == len(said.meant_B) == 5
+    said = compute_class_scores(given, pixels)
+    assert said.raw_BK.shape == said.display_BK.shape
+    assert len(said.raw_BK) == len(said.default_B) == 5
     if said.names:
         assert said.raw_BK.shape[1] == len(said.names)
-    aim = aimed(said, said.names[-1] if said.names else None, shown)
-    (slope,) = torch.autograd.grad(aim.of(said.raw_BK).sum(), pixels)
+    aim = choose_direction(said, said.names[-1] if said.names else None, shown)
+    (slope,) = torch.autograd.grad(aim.scores(said.raw_BK).sum(), pixels)
     assert slope.abs().max() > 0
     results = given.results(pixels.detach())
     if task == "classify":
-        assert torch.allclose(said.shown_BK, results["probabilities"], atol=1e-6)
+        assert torch.allclose(said.display_BK, results["probabilities"], atol=1e-6)
     if task == "regress":
-        assert torch.allclose(said.shown_BK, results["values"], atol=1e-4)
+        assert torch.allclose(said.display_BK, results["values"], atol=1e-4)
     if task == "detect":
-        assert said.shown_BK.detach().max() == pytest.approx(float(results["scores"].max()), abs=1e-5)
+        assert said.display_BK.detach().max() == pytest.approx(float(results["scores"].max()), abs=1e-5)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -252,31 +252,31 @@ def test_every_command_does_every_task(task, command, of_each_task, run_cli, tmp
 
 def able(run: Path) -> bool:
     """Whether some layer gives what it takes, and is not there for training alone."""
-    nodes = open_run(run).subject.built.nodes.values()
+    nodes = open_run(run).subject.built_network.layers.values()
     return any(node.in_shapes == (node.out_shape,) and node.spec.kind not in ("dropout", "identity") for node in nodes)
 
 
 def build_of(run: Path):
     """The network of a run, without memory."""
-    return open_run(run).subject.built
+    return open_run(run).subject.built_network
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_worst_are_those_of_the_largest_loss(task, of_each_task):
     run_ = open_run(of_each_task[task])
-    examples = run_.examples("val")
-    bad = worst(run_.subject, examples, 5, 8)
+    examples = run_.load_examples("val")
+    bad = find_worst_images(run_.subject, examples, 5, 8)
     if task == "verify":  # see test_people_with_one_picture_are_nobodys_mistakes
-        assert "another's" in bad.by
+        assert "another's" in bad.badness_name
         return
-    assert bad.by == "loss"
+    assert bad.badness_name == "loss"
     found = bad.mistakes
     values = [each.badness for each in found]
     assert values == sorted(values, reverse=True)
-    given = run_.subject.given
+    given = run_.subject.trained
     index = torch.tensor([found[0].sample])
     with torch.no_grad():
-        losses = given.criterion(given.network(examples.take(index).float()), examples.targets_of(index, CPU))
+        losses = given.criterion(given.network(examples.load_images(index).float()), examples.batch_targets(index, CPU))
     assert float(sum(losses.values())) == pytest.approx(values[0], rel=1e-4)
 
 
@@ -326,24 +326,24 @@ def test_pictures_of_ones_own(command, run, run_cli, tmp_path):
 
 def test_the_picture_of_a_split_is_the_picture_as_a_file(run, tmp_path):
     run_ = open_run(run)
-    shown = run_.images(Selection("val", numbers=[3]))
+    shown = run_.load_images(Selection("val", numbers=[3]))
     Pil.fromarray(shown.pixels[0, 0].byte().numpy()).save(tmp_path / "same.png")
-    other = run_.images(Selection(files=[tmp_path / "same.png"]))
+    other = run_.load_images(Selection(files=[tmp_path / "same.png"]))
     assert torch.equal(shown.pixels, other.pixels)
-    a, b = (slopes_of(run_.subject, each, "1")[0] for each in (shown, other))
+    a, b = (input_gradients(run_.subject, each, "1")[0] for each in (shown, other))
     assert torch.equal(a, b)
 
 
 def test_a_bad_file_is_named(run, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match="bad.png"):
-        open_run(run).images(Selection(files=[tmp_path / "bad.png"]))
+        open_run(run).load_images(Selection(files=[tmp_path / "bad.png"]))
 
 
 def small_run(root: Path, data: str, model: str, task: str = "classify", more: str = "") -> Path:
     """A run of one epoch."""
     text = f"task: {task}\nname: small\ndata: {data}\nmodel: {model}\ntrain: {{epochs: 1, batch: 16{more}}}\n"
-    return Path(train_run(parse(text, "small.yaml"), root, CPU, resume=False)["run"])
+    return Path(train_run(parse_config(text, "small.yaml"), root, CPU, resume=False)["run"])
 
 
 def test_a_network_without_convs(tmp_path, run_cli):
@@ -390,7 +390,7 @@ def test_a_probe_that_has_nothing_to_tell_apart_says_so(of_each_task, run_cli, m
 
 def test_of_two_pictures_the_vectors_are_written_all_the_same(run, tmp_path):
     run_ = open_run(run)
-    two = run_.examples("val").only(torch.arange(len(run_.examples("val"))) < 2)
+    two = run_.load_examples("val").select(torch.arange(len(run_.load_examples("val"))) < 2)
     from cnnrun.explain.methods.embed import embed
 
     found = embed(run_.subject, {"val": two}, "val", ["last"], "tsne", 8, False)
@@ -437,7 +437,7 @@ def test_a_repeat_loses_its_layer_in_every_turn_when_trained_anew(run, run_cli, 
     assert code == 2
     assert err.startswith("--remove repeat1.2.conv1: no such layer")
     run_ = open_run(run)
-    known = [place for place in run_.subject.places if place.module != "head"]
+    known = [place for place in run_.subject.places if place.module_name != "head"]
     variant = ablate._without(ablate._as_written(known), "model[4].repeat.layers[0].conv")
     assert variant.title == "without model[4].repeat.layers[0].conv"
     code, _, err = run_cli("explain", "ablate", run, "--remove", "model[3]", "--retrain", "--split", "val")
@@ -446,9 +446,9 @@ def test_a_repeat_loses_its_layer_in_every_turn_when_trained_anew(run, run_cli, 
 
 
 def test_a_layer_and_what_holds_it_are_counted_once(run):
-    data = ablate.ablate(open_run(run), ["model[3],model[3].residual.layers[0]"], [], False)
+    data = ablate.run_ablation(open_run(run), ["model[3],model[3].residual.layers[0]"], [], False)
     whole, without = (row["parameters"] for row in data["variants"])
-    inside = open_run(run).subject.given.network.layers.residual1
+    inside = open_run(run).subject.trained.network.layers.residual1
     assert without == whole - sum(value.numel() for value in inside.parameters())
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cnnrun.base.errors import ConfigError
 from cnnrun.config import tree as tree_module
 from cnnrun.config import yaml_reader
-from cnnrun.config.tree import Map, Mark, Seq
+from cnnrun.config.tree import Map, Position, Seq
 
 
 def plain(value):
@@ -21,7 +21,7 @@ def plain(value):
 
 
 def parsed(text: str):
-    tree, problems = yaml_reader.parse(text, "f")
+    tree, problems = yaml_reader.parse_yaml(text, "f")
     assert not problems, problems
     return plain(tree)
 
@@ -68,16 +68,16 @@ def test_scalars_are_what_they_look_like(text, value):
     ],
 )
 def test_doubtful_scalars_are_reported_with_their_place(text, word):
-    tree, problems = yaml_reader.parse(f"a: 1\nb:\n  c: {text}\n", "f.yaml")
-    assert [str(problem.mark) for problem in problems] == ["f.yaml:3:6"]
+    tree, problems = yaml_reader.parse_yaml(f"a: 1\nb:\n  c: {text}\n", "f.yaml")
+    assert [str(problem.position) for problem in problems] == ["f.yaml:3:6"]
     assert word in problems[0].message
     assert problems[0].path == "b.c"
-    assert tree["b"]["c"] is tree_module.DOUBTFUL
+    assert tree["b"]["c"] is tree_module.INVALID
 
 
 def test_every_doubtful_scalar_of_a_file_is_reported():
-    _, problems = yaml_reader.parse("a: 010\nb: [yes, 1:30]\na: 2\n", "f")
-    assert [problem.mark.line for problem in problems] == [1, 2, 2, 3]
+    _, problems = yaml_reader.parse_yaml("a: 010\nb: [yes, 1:30]\na: 2\n", "f")
+    assert [problem.position.line for problem in problems] == [1, 2, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_every_doubtful_scalar_of_a_file_is_reported():
 )
 def test_what_is_refused_outright(text, expected):
     with pytest.raises(ConfigError) as refused:
-        yaml_reader.parse(text, "f")
+        yaml_reader.parse_yaml(text, "f")
     assert len(refused.value.lines) == 1
     assert expected in refused.value.lines[0]
 
@@ -111,12 +111,12 @@ def test_what_is_refused_outright(text, expected):
 def test_bounds():
     deep = "a: " + "[" * 200_000
     with pytest.raises(ConfigError, match="nested deeper than 32"):
-        yaml_reader.parse(deep, "f")
+        yaml_reader.parse_yaml(deep, "f")
     bomb = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 9)}]\n" for i in range(8)
     )
     with pytest.raises(ConfigError, match="more than 50000 values"):
-        yaml_reader.parse(bomb, "f")
+        yaml_reader.parse_yaml(bomb, "f")
 
 
 def test_anchors_and_merge_keys_below_the_bound():
@@ -137,17 +137,17 @@ def test_files_that_are_not_files(tmp_path):
         ("none", "No such"),
     ):
         with pytest.raises(ConfigError, match=word):
-            yaml_reader.read(tmp_path / name)
+            yaml_reader.read_yaml(tmp_path / name)
     (tmp_path / "bom").write_bytes(b"\xef\xbb\xbfa: 1")
-    assert yaml_reader.read(tmp_path / "bom")[0] == {"a": 1}
+    assert yaml_reader.read_yaml(tmp_path / "bom")[0] == {"a": 1}
 
 
 def test_positions():
-    tree, _ = yaml_reader.parse("a:\n  - b: {c: 5}\n", "f")
-    nowhere = Mark("f", 9, 9)
-    assert str(tree_module.position(tree, ("a", 0, "b", "c"), nowhere)) == "f:2:12"
-    assert str(tree_module.position(tree, ("a", 0, "b", "c"), nowhere, of_key=True)) == "f:2:9"
-    assert str(tree_module.position(tree, ("a", 0, "b", "unknown"), nowhere)) == "f:2:8"
+    tree, _ = yaml_reader.parse_yaml("a:\n  - b: {c: 5}\n", "f")
+    nowhere = Position("f", 9, 9)
+    assert str(tree_module.find_position(tree, ("a", 0, "b", "c"), nowhere)) == "f:2:12"
+    assert str(tree_module.find_position(tree, ("a", 0, "b", "c"), nowhere, at_key=True)) == "f:2:9"
+    assert str(tree_module.find_position(tree, ("a", 0, "b", "unknown"), nowhere)) == "f:2:8"
     assert tree_module.path_text(tree, ("a", 0, "b", "c")) == "a[0].b.c"
 
 
@@ -177,7 +177,7 @@ def test_what_pyyaml_writes_we_read_back(tree):
 @settings(max_examples=500, deadline=None)
 def test_any_text_is_read_or_refused_in_one_line(text):
     try:
-        yaml_reader.parse(text, "f")
+        yaml_reader.parse_yaml(text, "f")
     except ConfigError as error:
         assert len(error.lines) == 1
         assert error.lines[0].startswith("f:")
@@ -187,6 +187,6 @@ def test_any_text_is_read_or_refused_in_one_line(text):
 @settings(max_examples=500, deadline=None)
 def test_any_punctuation_is_read_or_refused(text):
     try:
-        yaml_reader.parse(text, "f")
+        yaml_reader.parse_yaml(text, "f")
     except ConfigError as error:
         assert error.lines[0].startswith("f:")

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from cnnrun.config import zoo
 from cnnrun.model.layers.dropout import DropSample
 from cnnrun.model.network import Network, flops, materialize
-from cnnrun.model.tensor_matching import in_order
+from cnnrun.model.tensor_matching import match_in_order
 from tests.support.networks import build_from_zoo, zoo_experiment
 
 BIG = {"vgg11", "vgg16_bn", "alexnet", "zfnet", "wide_resnet50_2", "unet"}
@@ -189,10 +189,10 @@ def state_of(theirs: nn.Module) -> dict[str, Tensor]:
 def pair(name: str, image: tuple[int, int, int]) -> tuple[Network, nn.Module, dict[str, str]]:
     """Ours with the reference's weights, the reference, and which tensor of the reference each of ours is."""
     theirs = reference(name)
-    classes = zoo.entry(name).classes
+    classes = zoo.read_entry(name).classes
     ours = materialize(build_from_zoo(name, image, classes).network, 0)
     given = state_of(theirs)
-    mapping = in_order(
+    mapping = match_in_order(
         {key: value for key, value in ours.state_dict().items() if not key.startswith("normalize.")}, given
     )
     ours.load_state_dict({key: given[other] for key, other in mapping.items()}, strict=False)
@@ -203,9 +203,9 @@ def named(names: list[str], slow: set[str]) -> list:
     return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
 
 
-@pytest.mark.parametrize("name", named(zoo.names(), BIG))
+@pytest.mark.parametrize("name", named(zoo.network_names(), BIG))
 def test_outputs_equal_the_references_to_the_last_bit(name):
-    entry = zoo.entry(name)
+    entry = zoo.read_entry(name)
     ours, theirs, mapping = pair(name, entry.image)
     assert len(mapping) == len(theirs.state_dict())
     pictures = torch.randn(2, *entry.image, generator=torch.Generator().manual_seed(2))
@@ -223,10 +223,10 @@ def without_chance(network: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    "name", named(zoo.names(), BIG | {"inception_v3", "densenet121", "resnext50_32x4d", "convnext_tiny"})
+    "name", named(zoo.network_names(), BIG | {"inception_v3", "densenet121", "resnext50_32x4d", "convnext_tiny"})
 )
 def test_gradients_equal_the_references_while_training(name):
-    image = zoo.entry(name).image
+    image = zoo.read_entry(name).image
     side = {"inception_v3": 128, "zfnet": 224, "unet": 32}.get(name, min(96, image[1]))
     ours, theirs, mapping = pair(name, (image[0], side, side))
     pictures = torch.randn(3, image[0], side, side, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -240,38 +240,38 @@ def test_gradients_equal_the_references_while_training(name):
         assert torch.allclose(parameter.grad, expected, rtol=1e-10, atol=1e-12 * scale), key
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize("name", zoo.network_names())
 def test_the_heads_figures_are_those_of_what_is_built(name):
-    entry = zoo.entry(name)
+    entry = zoo.read_entry(name)
     made = build_from_zoo(name, entry.image, entry.classes)
-    assert made.parameters == entry.parameters
+    assert made.parameter_count == entry.parameters
     macs = sum(flops(made)) / 2
     assert float(f"{macs:.3g}") == float(f"{entry.macs:.3g}")
     assert "arXiv:" in entry.paper or name == "lenet5"
-    assert len(zoo.text(name).splitlines()) <= 90
+    assert len(zoo.network_yaml(name).splitlines()) <= 90
 
 
-@pytest.mark.parametrize("name", [name for name in zoo.names() if name not in OWN])
+@pytest.mark.parametrize("name", [name for name in zoo.network_names() if name not in OWN])
 def test_figures_are_those_that_torchvision_publishes(name):
     import torchvision
 
     published = torchvision.models.get_model_weights(name).DEFAULT.meta
-    entry = zoo.entry(name)
+    entry = zoo.read_entry(name)
     if name not in WITHOUT_AUX:  # torchvision counts the auxiliary heads' parameters
         assert entry.parameters == published["num_params"]
     # torchvision publishes three decimals, of the size of its evaluation
     assert round(entry.macs / 1e9, 3) == pytest.approx(published["_ops"], abs=0.0011)
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize("name", zoo.network_names())
 def test_every_top_level_layer_with_weights_has_a_name(name):
-    made = build_from_zoo(name, zoo.entry(name).image, 10)
-    given = {layer.name for layer in zoo_experiment(name, zoo.entry(name).image).model.layers}
+    made = build_from_zoo(name, zoo.read_entry(name).image, 10)
+    given = {layer.name for layer in zoo_experiment(name, zoo.read_entry(name).image).model.layers}
     for key, module in made.network.layers.named_children():
         assert key in given or not module.state_dict(), key
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize("name", zoo.network_names())
 def test_a_small_grey_picture_works_or_the_layer_where_it_shrank_away_is_named(name):
     from cnnrun.base.errors import ConfigError
 

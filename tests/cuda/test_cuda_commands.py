@@ -241,7 +241,7 @@ def test_a_device_that_is_not_there_is_refused_in_one_line(gpu, run_cli, tiny, n
 
 
 def test_a_gpu_that_fails_is_one_line(gpu, run_cli, tiny, tmp_path, monkeypatch):
-    from cnnrun.tasks.classify import CrossEntropy
+    from cnnrun.tasks.classification import CrossEntropy
 
     def forward(self, outputs, targets):
         raise RuntimeError("CUDA error: uncorrectable ECC error encountered\nCUDA kernel errors might be ...")

@@ -18,15 +18,15 @@ _LONG = 50_000_000  # clock cycles that the GPU is kept busy: some hundredths of
 
 def batches(device: torch.device, *overrides: str) -> list[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
     """The pictures and targets of an epoch's batches, each asked for while the GPU is still busy."""
-    made = config_file.parse(TINY, "tiny.yaml", ["name=tiny", *overrides])
-    job = assemble.job(made, assemble.dataset(made), None, None, device)
+    made = config_file.parse_config(TINY, "tiny.yaml", ["name=tiny", *overrides])
+    job = assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, device)
     found = []
     with closing(job.batches(job.dataset.splits["train"], 1)) as of_job:
         for step in range(of_job.steps_per_epoch):
             if device.type == "cuda":
                 torch.cuda._sleep(_LONG)
             found.append(of_job.at(step))
-    return [(each.pictures.cpu(), {name: value.cpu() for name, value in each.targets.items()}) for each in found]
+    return [(each.images.cpu(), {name: value.cpu() for name, value in each.targets.items()}) for each in found]
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ def test_no_batch_is_overwritten_while_it_is_copied(gpu, prefetch, augment):
 
 
 def test_what_is_read_for_a_gpu_lies_where_it_can_be_copied_from_without_waiting(real_gpu):
-    made = config_file.parse(TINY, "tiny.yaml", ["name=tiny", "data.prefetch=2"])
-    job = assemble.job(made, assemble.dataset(made), None, None, real_gpu)
+    made = config_file.parse_config(TINY, "tiny.yaml", ["name=tiny", "data.prefetch=2"])
+    job = assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, real_gpu)
     with closing(job.batches(job.dataset.splits["train"], 1)) as of_job:
         assert of_job._read(torch.arange(8)).is_pinned()

@@ -36,19 +36,19 @@ def device() -> str:
 def test_a_group_of_one_over_nccl_exchanges_what_is_on_the_gpu(real_gpu):
     import torch.distributed as dist
 
-    from cnnrun.base.ranks import Group
+    from cnnrun.base.ranks import RankGroup
 
     address = f"tcp://127.0.0.1:{free_port()}"
     dist.init_process_group("cpu:gloo,cuda:nccl", init_method=address, rank=0, world_size=1)
     try:
-        group = Group(60.0)
+        group = RankGroup(60.0)
         values = [torch.arange(4.0, device=real_gpu), torch.ones(3, device=real_gpu, dtype=torch.float64)]
-        group.add_up(values)
+        group.all_reduce_sum(values)
         assert [value.tolist() for value in values] == [[0, 1, 2, 3], [1, 1, 1]]
-        assert group.agree([3, 1]) == [3, 1]
-        assert group.gather({"a": values[0]})[0]["a"].tolist() == [0, 1, 2, 3]
-        assert group.from_first(lambda: {"made": 1}) == {"made": 1}
-        group.wait()
+        assert group.all_reduce_max([3, 1]) == [3, 1]
+        assert group.all_gather({"a": values[0]})[0]["a"].tolist() == [0, 1, 2, 3]
+        assert group.broadcast(lambda: {"made": 1}) == {"made": 1}
+        group.barrier()
     finally:
         dist.destroy_process_group()
 

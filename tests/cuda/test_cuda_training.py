@@ -14,13 +14,13 @@ from cnnrun.base.errors import CheckpointError, ConfigError, NonFiniteError
 from cnnrun.data import training_batches
 from cnnrun.experiment import assemble, schema
 from cnnrun.results.train_run import train_run
-from cnnrun.tasks.classify import CrossEntropy
+from cnnrun.tasks.classification import CrossEntropy
 from cnnrun.training import checkpoints, loop
 from cnnrun.training.determinism import deterministic_kernels, use_deterministic_layers
 from cnnrun.training.learner import Job, Learner
-from cnnrun.training.loss_monitor import Losses
-from cnnrun.training.state import State
-from cnnrun.training.step import backward, health, update
+from cnnrun.training.loss_monitor import LossMonitor
+from cnnrun.training.state import TrainingState
+from cnnrun.training.step import backward, finiteness_sums, update_weights
 from tests.support.configs import KINDS, case_config, tiny_experiment
 from tests.support.images import write_pictures
 from tests.support.interrupted_trainings import digest, stop_at
@@ -148,7 +148,7 @@ def test_every_layer_repeats_and_is_the_processors(gpu, kind, settings):
     inputs = random_inputs(kind, dtype=torch.float64)
     expected = outputs_and_gradients(layer, inputs, CPU)
     layer.zero_grad()
-    network = nn.Sequential(layer) if not kind.takes_several else layer
+    network = nn.Sequential(layer) if not kind.has_several_inputs else layer
     use_deterministic_layers(network)
     with deterministic_kernels(gpu, wanted=True):
         found = outputs_and_gradients(network, inputs, gpu)
@@ -211,7 +211,7 @@ def test_what_is_not_finite_stops_a_step_later_is_named_and_never_saved(gpu, tmp
     spread = place in ("loss", "gradient", "weight")  # to every weight, before it was seen
     assert ("not known on a GPU" if spread else named) in lines[1]
     assert taken[-1] <= 20  # the step after it is under way when it is seen, and changes no weight
-    found = checkpoints.generations(tmp_path / "tiny" / "1" / "checkpoints")
+    found = checkpoints.list_checkpoints(tmp_path / "tiny" / "1" / "checkpoints")
     assert [path.name for path in found] == ["step-00000017"]
     assert all(value.isfinite().all() for part in checkpoints.load(found[0]).parts.values() for value in part.values())
 
@@ -249,16 +249,16 @@ def _batch_by_batch(monkeypatch):
 
 def step_by_step(job: Job, steps: int) -> None:
     """The first steps of a training; from the second on it is an error to make the host wait for the GPU."""
-    learner, state = Learner(job), State(accumulate=job.spec.accumulate)
+    learner, state = Learner(job), TrainingState(accumulate=job.spec.accumulate)
     kernels = deterministic_kernels(job.device, job.spec.deterministic)
     with kernels, closing(job.batches(job.dataset.splits["train"], state.accumulate)) as batches:
-        losses = Losses(state, batches, job)
+        losses = LossMonitor(state, batches, job)
         try:
             for step in range(steps):
                 learner.criterion.advance(step / steps)
                 loss = backward(learner, job, batches.at(step), step)
-                losses.add(health(learner, loss), learner)
-                update(learner, job, step, 1.0)
+                losses.add(finiteness_sums(learner, loss), learner)
+                update_weights(learner, job, step, 1.0)
                 state.step += 1
                 torch.cuda.set_sync_debug_mode("error")
         finally:
@@ -279,14 +279,14 @@ def step_by_step(job: Job, steps: int) -> None:
 @pytest.mark.usefixtures("_batch_by_batch")
 def test_no_step_makes_the_host_wait(gpu, overrides):
     made = tiny_experiment(*overrides)
-    step_by_step(assemble.job(made, assemble.dataset(made), None, None, gpu), 4)
+    step_by_step(assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, gpu), 4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.usefixtures("_batch_by_batch")
 def test_no_step_of_any_kind_makes_the_host_wait(gpu, tmp_path, pets, kind):
     made = of_kind(pets, tmp_path, kind)
-    step_by_step(assemble.job(made, assemble.dataset(made), None, None, gpu), 4)
+    step_by_step(assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, gpu), 4)
 
 
 def test_pictures_and_weights_have_their_channels_last(gpu, tmp_path, monkeypatch):
@@ -300,8 +300,8 @@ def test_pictures_and_weights_have_their_channels_last(gpu, tmp_path, monkeypatc
 
     monkeypatch.setattr(nn.Conv2d, "forward", forward)
     made = tiny_experiment("train.epochs=1", "model=[{conv: 4}, {conv: 8}, flatten]")
-    data = assemble.dataset(made)
-    job = assemble.job(made, data, None, None, gpu)
+    data = assemble.prepare_dataset(made)
+    job = assemble.assemble_job(made, data, None, None, gpu)
     learner = Learner(job)
     seen.clear()
     with closing(job.batches(data.splits["train"], 1)) as batches:

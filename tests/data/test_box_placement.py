@@ -11,12 +11,12 @@ from PIL import Image as Pil
 
 from cnnrun.base.ranks import Ranks
 from cnnrun.contracts.objects import ObjectTable
-from cnnrun.data.augment.geometry import crop_boxes
+from cnnrun.data.augment.geometry import draw_crop_boxes
 from cnnrun.data.augment.random_slots import Draws
 from cnnrun.data.augment.settings import Augment, Crop
-from cnnrun.data.box_placement import placed
-from cnnrun.data.image_files import Image, fitted, view
-from cnnrun.data.training_batches import share
+from cnnrun.data.box_placement import place_boxes
+from cnnrun.data.image_files import ImageSettings, compute_view, fit_image
+from cnnrun.data.training_batches import compute_share
 
 COUNT, HEIGHT, WIDTH = 24, 48, 64
 EVERY = {
@@ -60,7 +60,7 @@ def test_after_augmentation(name):
     pictures, targets = bright()
     draws = Draws(3, 1, torch.arange(COUNT), augment.slots())
     changed = augment.apply(pictures, draws, targets).float()
-    moved = augment.follow(targets, pictures.shape, draws)
+    moved = augment.move_targets(targets, pictures.shape, draws)
     turned = augment.rotate or augment.shear
     looked = 0
     for number in range(COUNT):
@@ -84,21 +84,21 @@ def test_a_safe_crop_cuts_no_object():
     pictures, targets = bright()
     augment = EVERY["safe crop"]
     draws = Draws(3, 1, torch.arange(COUNT), augment.slots())
-    moved = augment.follow(targets, pictures.shape, draws)
+    moved = augment.move_targets(targets, pictures.shape, draws)
     window = moved["boxes"][:, 0]
     sides, own = window[:, 2:] - window[:, :2], targets["boxes"][:, 0, 2:] - targets["boxes"][:, 0, :2]
     assert (moved["objects"][:, 0] >= 0).all()
     assert (sides >= own - 1e-3).all()  # enlarged, never cut
     assert (sides > 1.2 * own).any()
     unsafe = augment.model_copy(update={"crop": Crop(scale=(0.1, 0.5))})
-    assert (unsafe.follow(targets, pictures.shape, draws)["objects"][:, 0] < 0).any()
+    assert (unsafe.move_targets(targets, pictures.shape, draws)["objects"][:, 0] < 0).any()
 
 
 def test_objects_of_which_too_little_is_left_go():
     pictures, targets = bright()
     draws = Draws(3, 1, torch.arange(COUNT), Augment(shift=0.5).slots())
-    lenient = Augment(shift=0.5, min_visible=0.0).follow(targets, pictures.shape, draws)
-    strict = Augment(shift=0.5, min_visible=0.7).follow(targets, pictures.shape, draws)
+    lenient = Augment(shift=0.5, min_visible=0.0).move_targets(targets, pictures.shape, draws)
+    strict = Augment(shift=0.5, min_visible=0.7).move_targets(targets, pictures.shape, draws)
     own = (targets["boxes"][:, 0, 2:] - targets["boxes"][:, 0, :2]).prod(1)
     left = (lenient["boxes"][:, 0, 2:] - lenient["boxes"][:, 0, :2]).prod(1) / own
     assert torch.equal(strict["objects"][:, 0] >= 0, (left >= 0.7) & (lenient["objects"][:, 0] >= 0))
@@ -109,13 +109,13 @@ def test_what_is_left_of_an_enlarged_object_is_a_part_of_the_enlarged_one():
     pictures, targets = bright()
     lenient, strict = (Augment(scale=0.7, min_visible=part) for part in (0.0, 0.6))
     draws = Draws(3, 1, torch.arange(COUNT), lenient.slots())
-    size = 1 + 0.7 * draws.sign("scale")
+    size = 1 + 0.7 * draws.symmetric("scale")
     middle = torch.tensor([WIDTH, HEIGHT] * 2) / 2
     whole = (targets["boxes"][:, 0] - middle) * size[:, None] + middle
     cut = torch.minimum(whole.clamp(min=0), 2 * middle)
     left = (cut[:, 2:] - cut[:, :2]).clamp(min=0).prod(1) / (whole[:, 2:] - whole[:, :2]).prod(1)
-    there = lenient.follow(targets, pictures.shape, draws)["objects"][:, 0] >= 0
-    kept = strict.follow(targets, pictures.shape, draws)["objects"][:, 0] >= 0
+    there = lenient.move_targets(targets, pictures.shape, draws)["objects"][:, 0] >= 0
+    kept = strict.move_targets(targets, pictures.shape, draws)["objects"][:, 0] >= 0
     assert torch.equal(kept, there & (left >= 0.6))
     assert ((left < 0.6) & (left * size.square() >= 0.6) & there).any()  # by its own size before, it would be left
 
@@ -125,7 +125,7 @@ def test_a_safe_crop_is_the_crop_and_what_holds_the_objects_alone():
     augment = EVERY["safe crop"]
     draws = Draws(3, 1, torch.arange(COUNT), augment.slots())
     places = [draws[slot] for slot in ("crop_area", "crop_shape", "crop_y", "crop_x")]
-    window, box = crop_boxes((0.1, 0.5), (0.75, 4 / 3), places, pictures.shape), targets["boxes"][:, 0]
+    window, box = draw_crop_boxes((0.1, 0.5), (0.75, 4 / 3), places, pictures.shape), targets["boxes"][:, 0]
     grown = torch.cat([torch.minimum(window[:, :2], box[:, :2]), torch.maximum(window[:, 2:], box[:, 2:])], 1)
     matrices = augment.matrices(draws, pictures.shape, targets)
     side = torch.tensor([WIDTH, HEIGHT])
@@ -138,7 +138,7 @@ def test_mosaics_hold_the_parts_of_four_pictures():
     augment = Augment(mosaic=0.6, min_visible=0.0)
     draws = Draws(3, 1, torch.arange(COUNT), augment.slots())
     partners = (torch.arange(COUNT)[:, None] + torch.arange(1, 4)) % COUNT
-    changed, moved = augment.combine(pictures.float(), partners, targets, draws)
+    changed, moved = augment.make_mosaics(pictures.float(), partners, targets, draws)
     assert moved["boxes"].shape[1] == 4 * targets["boxes"].shape[1]
     four = draws["mosaic"] < 0.6
     assert four.any()
@@ -163,7 +163,7 @@ def test_a_mosaics_four_pictures_meet_where_the_draws_say_in_the_middle_half():
     augment = Augment(mosaic=1.0)
     draws = Draws(3, 1, torch.arange(COUNT), augment.slots())
     partners = (torch.arange(COUNT)[:, None] + torch.arange(1, 4)) % COUNT
-    made, _ = augment.combine(plain, partners, targets, draws)
+    made, _ = augment.make_mosaics(plain, partners, targets, draws)
     for i in range(COUNT):
         x = round(WIDTH * (0.25 + 0.5 * float(draws["mosaic_x"][i])))
         y = round(HEIGHT * (0.25 + 0.5 * float(draws["mosaic_y"][i])))
@@ -176,11 +176,11 @@ def test_a_mosaics_four_pictures_meet_where_the_draws_say_in_the_middle_half():
 
 
 def test_each_rank_needs_its_own_pictures_and_their_partners_alone():
-    whole = share(10, 1, Ranks(), 3)
-    assert whole.partner.shape == (10, 3)
-    assert torch.equal(whole.partner, (torch.arange(10)[:, None] + torch.arange(1, 4)) % 10)
-    alone = share(10, 2, Ranks(), 0)
-    assert alone.partner.shape == (10, 0)
+    whole = compute_share(10, 1, Ranks(), 3)
+    assert whole.partner_places.shape == (10, 3)
+    assert torch.equal(whole.partner_places, (torch.arange(10)[:, None] + torch.arange(1, 4)) % 10)
+    alone = compute_share(10, 2, Ranks(), 0)
+    assert alone.partner_places.shape == (10, 0)
 
 
 @given(
@@ -193,18 +193,18 @@ def test_after_fitting_pictures_of_any_size(height, width, tall, wide, fit, part
     y1, x1, y2, x2 = height // 4, width // 3, height // 4 + max(8, height // 3), width // 3 + max(8, width // 3)
     picture[y1:y2, x1:x2] = 255
     y2, x2 = min(y2, height), min(x2, width)
-    image = Image(size=(tall, wide), channels=1, fit=fit, crop_pct=part, background=0)
-    found = seen(torch.from_numpy(fitted(Pil.fromarray(picture), (tall, wide), image)[:, :, 0].copy()))
+    image = ImageSettings(size=(tall, wide), channels=1, fit=fit, crop_pct=part, background=0)
+    found = seen(torch.from_numpy(fit_image(Pil.fromarray(picture), (tall, wide), image)[:, :, 0].copy()))
     columns = {"boxes": torch.tensor([[x1, y1, x2, y2]], dtype=torch.float32), "objects": torch.tensor([0])}
     one = ObjectTable(columns, torch.tensor([0, 1]))
-    moved, _ = placed(one, np.array([[height, width]]), (1, tall, wide), image)
+    moved, _ = place_boxes(one, np.array([[height, width]]), (1, tall, wide), image)
     box = moved.columns["boxes"][0].tolist()
     if found is None:
         assert (box[2] - box[0]) * (box[3] - box[1]) < 4
     else:
         assert np.abs(np.array(box) - np.array(found)).max() <= 1.1
     # And back, where nothing was cut away.
-    scale_x, scale_y, left, top, *size = view((height, width), (tall, wide), image).numbers()
+    scale_x, scale_y, left, top, *size = compute_view((height, width), (tall, wide), image).as_tuple()
     assert size == [width, height]
     back = [(box[0] - left) / scale_x, (box[1] - top) / scale_y, (box[2] - left) / scale_x, (box[3] - top) / scale_y]
     if fit != "crop":
@@ -213,10 +213,10 @@ def test_after_fitting_pictures_of_any_size(height, width, tall, wide, fit, part
 
 def test_an_object_is_one_while_a_crop_leaves_a_pixel_of_it_each_way():
     """Of a picture of 20 x 40 the middle 20 x 20 is seen, which begins at its eleventh column."""
-    image = Image(size=(20, 20), channels=1, fit="crop", crop_pct=1.0)
+    image = ImageSettings(size=(20, 20), channels=1, fit="crop", crop_pct=1.0)
     boxes = torch.tensor([[2.0, 3, 10.5, 15], [2, 3, 11, 15], [29.5, 3, 36, 15], [12, 3, 12.5, 15], [12, 5, 18, 9]])
     one = ObjectTable({"boxes": boxes, "objects": torch.zeros(5, dtype=torch.int64)}, torch.tensor([0, 5]))
-    moved, _ = placed(one, np.array([[20, 40]]), (1, 20, 20), image)
+    moved, _ = place_boxes(one, np.array([[20, 40]]), (1, 20, 20), image)
     assert moved.columns["objects"].tolist() == [-1, 0, -1, -1, 0]
     assert moved.columns["boxes"][1].tolist() == [0, 3, 1, 15]
     assert moved.columns["boxes"][[0, 2, 3]].abs().max() == 0

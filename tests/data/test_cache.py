@@ -14,17 +14,17 @@ import pytest
 import torch
 
 from cnnrun.base.errors import DataError, StorageError
-from cnnrun.base.progress import bar
+from cnnrun.base.progress import progress_bar
 from cnnrun.data import cache, cached_split
 from cnnrun.data.block_hashes import HASH_BYTES
-from cnnrun.data.cached_split import Entry
-from cnnrun.data.decode import Decoder, threads
-from cnnrun.data.file_listing import listing
+from cnnrun.data.cached_split import CacheEntry
+from cnnrun.data.decode import Decoder, start_threads
+from cnnrun.data.file_listing import list_files
 from cnnrun.data.image_records import digest
-from cnnrun.data.index import index
-from cnnrun.data.prepare import prepare
+from cnnrun.data.index import index_source
+from cnnrun.data.prepare import build_dataset
 from cnnrun.data.settings import Data
-from cnnrun.data.storage import OnDisk, stored
+from cnnrun.data.storage import OnDisk, store_split
 from tests.support.images import save_picture
 
 IMAGE = {"size": 8, "channels": 3}
@@ -35,27 +35,31 @@ def data_of(root: Path, **more) -> Data:
 
 
 def decoder_of(data: Data) -> Decoder:
-    split = index(data).source.splits["train"]
-    return Decoder(split, (3, 8, 8), data.image, listing(split, False, 0))
+    split = index_source(data).contents.splits["train"]
+    return Decoder(split, (3, 8, 8), data.image, list_files(split, False, 0))
 
 
 def everything(data: Data) -> torch.Tensor:
-    made = prepare(data, index(data), bar)
-    return torch.cat([each.take(torch.arange(len(each))) for each in made.splits.values()])
+    made = build_dataset(data, index_source(data), progress_bar)
+    return torch.cat([each.load_images(torch.arange(len(each))) for each in made.splits.values()])
 
 
 @pytest.mark.parametrize("kind", ["disk", "memory", "none"])
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_every_kind_gives_the_same_bytes(picture_folder, cache_folder, kind, workers):
     expected = decoder_of(data_of(picture_folder))
-    rows = prepare(data_of(picture_folder), index(data_of(picture_folder)), bar).splits["train"].rows
+    rows = (
+        build_dataset(data_of(picture_folder), index_source(data_of(picture_folder)), progress_bar).splits["train"].rows
+    )
     data = data_of(picture_folder, cache=kind, workers=workers, cache_dir=str(cache_folder))
-    made = prepare(data, index(data), bar)
+    made = build_dataset(data, index_source(data), progress_bar)
     train = made.splits["train"]
     assert torch.equal(train.rows, rows)
     for place, row in enumerate(rows.tolist()):
-        assert np.array_equal(train.take(torch.tensor([place]))[0].numpy(), expected.pixels(row))
-    assert made.facts == prepare(data_of(picture_folder), index(data_of(picture_folder)), bar).facts
+        assert np.array_equal(train.load_images(torch.tensor([place]))[0].numpy(), expected.decode_one(row))
+    assert (
+        made.facts == build_dataset(data_of(picture_folder), index_source(data_of(picture_folder)), progress_bar).facts
+    )
 
 
 def test_what_is_kept_is_found_again_and_what_differs_is_not(picture_folder, cache_folder, monkeypatch):
@@ -66,7 +70,7 @@ def test_what_is_kept_is_found_again_and_what_differs_is_not(picture_folder, cac
         raise AssertionError("decoded again")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Decoder, "block", never)
+        patched.setattr(Decoder, "decode_block", never)
         assert torch.equal(everything(data), first)
         given = data.image.model_copy(update={"mean": [1.0] * 3, "std": [2.0] * 3})
         everything(data.model_copy(update={"image": given}))  # statistics change no pixel
@@ -74,14 +78,14 @@ def test_what_is_kept_is_found_again_and_what_differs_is_not(picture_folder, cac
     assert not torch.equal(everything(data), first)
     fitted = data.image.model_copy(update={"fit": "crop", "crop_pct": 0.8})
     assert not torch.equal(everything(data.model_copy(update={"image": fitted})), first)
-    assert len(cache.entries(cache_folder)) == 3
+    assert len(cache.list_entries(cache_folder)) == 3
 
 
 def test_by_content_a_touched_file_is_the_same_and_a_changed_one_of_equal_size_and_time_is_not(
     picture_folder, cache_folder
 ):
     def key(**how) -> str:
-        return prepare(data := data_of(picture_folder, **how), index(data), bar).facts.fingerprint
+        return build_dataset(data := data_of(picture_folder, **how), index_source(data), progress_bar).facts.fingerprint
 
     path = picture_folder / "cat" / "0.png"
     by_times, by_content = key(), key(fingerprint="content")
@@ -93,10 +97,10 @@ def test_by_content_a_touched_file_is_the_same_and_a_changed_one_of_equal_size_a
     pixels[-20] ^= 1  # the chunk's checksum: Pillow does not decode it otherwise, so the file is only hashed here
     path.write_bytes(pixels)
     os.utime(path, ns=(1, 1))
-    split = index(data_of(picture_folder)).source.splits["train"]
-    from cnnrun.data.file_listing import content
+    split = index_source(data_of(picture_folder)).contents.splits["train"]
+    from cnnrun.data.file_listing import content_digest
 
-    assert content(split, listing(split, True, 0)) != by_content
+    assert content_digest(split, list_files(split, True, 0)) != by_content
 
 
 @pytest.mark.parametrize("victim", ["pixels.u8", "records"])
@@ -111,24 +115,24 @@ def test_a_cut_or_missing_file_is_made_anew(picture_folder, cache_folder, victim
 
 def _build(path: Path, data: Data, seconds: float) -> None:
     """Build slowly, a block of two pictures at a time, each on the disk before the next."""
-    cache.BLOCK_PICTURES, cached_split.SYNC_BYTES = 2, 1
+    cache.BLOCK_IMAGES, cached_split.SYNC_BYTES = 2, 1
     decoder = decoder_of(data)
-    block = decoder.block
+    block = decoder.decode_block
 
     def slow(numbers, run):
         time.sleep(seconds)
         return block(numbers, run)
 
-    decoder.block = slow  # type: ignore[method-assign]
-    with threads(0) as run:
-        Entry(path, len(decoder), (3, 8, 8), keep_pixels=True).build(decoder, {"source": "s"}, run, bar)
+    decoder.decode_block = slow  # type: ignore[method-assign]
+    with start_threads(0) as run:
+        CacheEntry(path, len(decoder), (3, 8, 8), keep_pixels=True).build(decoder, {"source": "s"}, run, progress_bar)
 
 
 def test_a_killed_build_goes_on_where_it_was_and_gives_the_same_bytes(picture_folder, cache_folder, monkeypatch):
     data = data_of(picture_folder)
     decoder = decoder_of(data)
-    expected = np.stack([decoder.pixels(i) for i in range(len(decoder))])
-    monkeypatch.setattr(cache, "BLOCK_PICTURES", 2)
+    expected = np.stack([decoder.decode_one(i) for i in range(len(decoder))])
+    monkeypatch.setattr(cache, "BLOCK_IMAGES", 2)
     path, rng = cache_folder / "k", np.random.default_rng(0)
     context = multiprocessing.get_context("fork")
     for _ in range(6):
@@ -140,18 +144,18 @@ def test_a_killed_build_goes_on_where_it_was_and_gives_the_same_bytes(picture_fo
     noted = np.fromfile(path / "progress", np.uint8) if (path / "progress").exists() else np.zeros(0, np.uint8)
     done = int(noted.reshape(-1, HASH_BYTES).any(1).sum())
     decoded = []
-    block = decoder.block
-    monkeypatch.setattr(decoder, "block", lambda numbers, run: decoded.append(numbers) or block(numbers, run))
-    entry = Entry(path, len(decoder), (3, 8, 8), keep_pixels=True)
-    with threads(0) as run:
-        entry.build(decoder, {"source": "s"}, run, bar)
+    block = decoder.decode_block
+    monkeypatch.setattr(decoder, "decode_block", lambda numbers, run: decoded.append(numbers) or block(numbers, run))
+    entry = CacheEntry(path, len(decoder), (3, 8, 8), keep_pixels=True)
+    with start_threads(0) as run:
+        entry.build(decoder, {"source": "s"}, run, progress_bar)
     assert done > 0
     assert len(decoded) == 12 - done
     made = np.fromfile(path / "pixels.u8", np.uint8).reshape(expected.shape)
     assert np.array_equal(made, expected)
-    fresh = Entry(cache_folder / "fresh", len(decoder), (3, 8, 8), keep_pixels=True)
-    with threads(0) as run:
-        fresh.build(decoder, {"source": "s"}, run, bar)
+    fresh = CacheEntry(cache_folder / "fresh", len(decoder), (3, 8, 8), keep_pixels=True)
+    with start_threads(0) as run:
+        fresh.build(decoder, {"source": "s"}, run, progress_bar)
     assert (path / "records").read_bytes() == (cache_folder / "fresh" / "records").read_bytes()
 
 
@@ -163,9 +167,11 @@ def test_who_comes_second_waits_and_decodes_nothing(picture_folder, cache_folder
     while not (cache_folder / "k" / "plan.json").exists():
         time.sleep(0.005)
     decoder = decoder_of(data)
-    decoder.block = None  # type: ignore[method-assign, assignment]
-    with threads(0) as run:
-        Entry(cache_folder / "k", len(decoder), (3, 8, 8), keep_pixels=True).build(decoder, {"source": "s"}, run, bar)
+    decoder.decode_block = None  # type: ignore[method-assign, assignment]
+    with start_threads(0) as run:
+        CacheEntry(cache_folder / "k", len(decoder), (3, 8, 8), keep_pixels=True).build(
+            decoder, {"source": "s"}, run, progress_bar
+        )
     first.join()
     assert first.exitcode == 0
     assert "waiting for it" in capfd.readouterr().err
@@ -175,15 +181,15 @@ def test_bad_files_are_remembered_with_their_reasons(picture_folder, cache_folde
     (picture_folder / "cat" / "bad.png").write_bytes(b"no picture")
     data = data_of(picture_folder, cache="disk", cache_dir=str(cache_folder), bad_files="skip")
     for _ in range(2):  # decoded, then found again
-        made = prepare(data, index(data), bar)
-        assert [each["picture"] for each in made.left_out] == [str(picture_folder / "cat" / "bad.png")]
+        made = build_dataset(data, index_source(data), progress_bar)
+        assert [each["picture"] for each in made.skipped_samples] == [str(picture_folder / "cat" / "bad.png")]
         assert sum(made.facts.counts.values()) == 24
     (entry,) = cache_folder.iterdir()
     with (entry / "problems.jsonl").open("a") as file:
         file.write('[1, "torn')  # a kill in the middle of a line
     (entry / "complete.json").unlink()
     (entry / "progress").write_bytes(bytes(HASH_BYTES))
-    assert len(prepare(data, index(data), bar).left_out) == 1
+    assert len(build_dataset(data, index_source(data), progress_bar).skipped_samples) == 1
 
 
 def test_a_disk_that_fails_is_named_with_what_is_needed(picture_folder, cache_folder, monkeypatch):
@@ -201,8 +207,10 @@ def test_a_disk_that_fails_is_named_with_what_is_needed(picture_folder, cache_fo
 def test_where_pictures_go_follows_their_size_and_is_said(picture_folder, cache_folder, capfd):
     def kind(**how) -> str:
         data = data_of(picture_folder, cache_dir=str(cache_folder), **how)
-        split = index(data).source.splits["train"]
-        return type(stored(split, (3, 8, 8), data.image, data, listing(split, False, 0), bar).pictures).__name__
+        split = index_source(data).contents.splits["train"]
+        return type(
+            store_split(split, (3, 8, 8), data.image, data, list_files(split, False, 0), progress_bar).images
+        ).__name__
 
     assert kind(disk_gib=1e-9) == "Held"
     assert "kept in memory and not for the next run" in capfd.readouterr().err
@@ -231,14 +239,14 @@ def test_a_file_larger_than_memory_may_hold_is_read_piece_by_piece(tmp_path, pic
 
 def test_a_file_that_changes_under_way_is_named(picture_folder, cache_folder):
     data = data_of(picture_folder, cache="none", cache_dir=str(cache_folder))
-    train = prepare(data, index(data), bar).splits["train"]
-    path = Path(train.name(3))
+    train = build_dataset(data, index_source(data), progress_bar).splits["train"]
+    path = Path(train.sample_name(3))
     path.write_bytes(path.read_bytes() + b"more")
     with pytest.raises(DataError, match=f"{path}: changed since it was listed"):
-        train.take(torch.arange(len(train)))
+        train.load_images(torch.arange(len(train)))
     path.unlink()
     with pytest.raises(DataError, match=f"{path}: .*No such file"):
-        train.take(torch.arange(len(train)))
+        train.load_images(torch.arange(len(train)))
 
 
 def test_list_and_clear(picture_folder, cache_folder, run_cli, tiny):
@@ -255,7 +263,7 @@ def test_list_and_clear(picture_folder, cache_folder, run_cli, tiny):
 
 
 def test_without_a_home_there_is_no_cache_but_training_goes_on(picture_folder, monkeypatch, capfd):
-    monkeypatch.setattr(cache, "home", lambda: None)
+    monkeypatch.setattr(cache, "user_cache_folder", lambda: None)
     assert len(everything(data_of(picture_folder))) == 24
     assert "HOME is not set" in capfd.readouterr().err
     with pytest.raises(StorageError, match="give data.cache_dir"):
@@ -292,18 +300,18 @@ def test_what_cannot_be_read_now_is_not_remembered_as_bad(picture_folder, cache_
 
 def test_records_stay_while_somebody_clears(picture_folder, cache_folder):
     data = data_of(picture_folder, cache="disk", cache_dir=str(cache_folder))
-    split = index(data).source.splits["train"]
-    kept = stored(split, (3, 8, 8), data.image, data, listing(split, False, 0), bar)
+    split = index_source(data).contents.splits["train"]
+    kept = store_split(split, (3, 8, 8), data.image, data, list_files(split, False, 0), progress_bar)
     expected = np.array(kept.records())
     cache.clear(cache_folder, [path.name for path in cache_folder.iterdir()])
     assert np.array_equal(kept.records(), expected)
-    assert len(kept.pictures.take(torch.arange(3))) == 3
+    assert len(kept.images.take(torch.arange(3))) == 3
 
 
 def test_two_kinds_at_once_do_not_share_what_they_build(picture_folder, cache_folder):
     for kind in ("disk", "none"):
         everything(data_of(picture_folder, cache=kind, cache_dir=str(cache_folder)))
-    assert len(cache.entries(cache_folder)) == 2
+    assert len(cache.list_entries(cache_folder)) == 2
 
 
 def test_a_budget_is_one_for_disk_too(picture_folder, cache_folder):

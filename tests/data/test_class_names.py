@@ -10,17 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cnnrun.base.errors import DataError
-from cnnrun.base.file_list import is_clutter
+from cnnrun.base.file_sequences import is_clutter
 from cnnrun.data.class_names import (
     alike_names,
     check_class_names,
     clean_cell,
-    distinguishable,
-    missing_problem,
+    missing_value_problem,
     numbered_classes,
     questionable_numbers,
+    quote_names,
 )
-from cnnrun.data.image_files import SUFFIXES, is_picture_name
+from cnnrun.data.image_files import SUFFIXES, is_image_name
 
 PAIRS = [
     ("Cat", "cat"),
@@ -43,7 +43,7 @@ PAIRS = [
 @pytest.mark.parametrize("pair", PAIRS)
 def test_names_that_look_alike_are_told_apart_in_the_message(pair):
     assert alike_names(["dog", *pair]) == [list(pair)]
-    one, other = distinguishable(pair)
+    one, other = quote_names(pair)
     assert one != other
     assert all(letter.isprintable() for letter in one + other)
 
@@ -68,7 +68,7 @@ def test_another_way_to_write_a_name_is_alike_or_the_same(name, rewrite):
 
 @pytest.mark.parametrize("label", ["nan", "NaN", "None", "null", "NULL", "N/A", "NA", "n/a", "<NA>", "#N/A", "NaT"])
 def test_a_word_for_a_missing_value_is_a_class_only_where_it_is_listed(label):
-    assert missing_problem(label)
+    assert missing_value_problem(label)
     with pytest.raises(DataError, match="stands for a missing value"):
         check_class_names(["cat", label], "data.source.folder", are_declared=False)
     check_class_names(["cat", label], "data.source.folder", are_declared=True)
@@ -76,7 +76,7 @@ def test_a_word_for_a_missing_value_is_a_class_only_where_it_is_listed(label):
 
 @pytest.mark.parametrize("label", ["none", "na", "Nan", "nano", "unknown", "0", "-"])
 def test_other_words_are_names(label):
-    assert missing_problem(label) is None
+    assert missing_value_problem(label) is None
 
 
 @pytest.mark.parametrize("name", ["", " ", "\u200b", "\u00a0", "\ufeff", "a\udcff"])
@@ -123,11 +123,11 @@ def test_numbers_as_names_are_asked_about_where_one_is_far_from_the_others():
 )
 def test_clutter_is_no_ones_picture(name):
     assert is_clutter(name)
-    assert not is_picture_name(name)
+    assert not is_image_name(name)
 
 
 @pytest.mark.parametrize("suffix", sorted(SUFFIXES))
 def test_suffixes_count_in_any_case(suffix):
     for name in (f"a{suffix}", f"a{suffix.upper()}", f"a.b{suffix.title()}"):
-        assert is_picture_name(name)
-    assert not is_picture_name(f"a{suffix}.txt")
+        assert is_image_name(name)
+    assert not is_image_name(f"a{suffix}.txt")

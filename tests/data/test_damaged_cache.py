@@ -14,11 +14,11 @@ import torch
 
 from cnnrun.base.atomic_files import Folder
 from cnnrun.base.errors import StorageError
-from cnnrun.base.progress import bar
+from cnnrun.base.progress import progress_bar
 from cnnrun.data import block_hashes, cache, cached_split, storage
 from cnnrun.data.decode import Decoder
-from cnnrun.data.index import index
-from cnnrun.data.prepare import prepare
+from cnnrun.data.index import index_source
+from cnnrun.data.prepare import build_dataset
 from cnnrun.results.report import html as page
 from tests.support.cached_dataset import (
     FILES,
@@ -36,10 +36,10 @@ from tests.support.images import save_picture
 @contextmanager
 def counted_blocks() -> Iterator[list[list[int]]]:
     """The pictures of each block that is decoded inside."""
-    real, seen = Decoder.block, []
+    real, seen = Decoder.decode_block, []
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(
-            Decoder, "block", lambda self, numbers, run: seen.append(list(numbers)) or real(self, numbers, run)
+            Decoder, "decode_block", lambda self, numbers, run: seen.append(list(numbers)) or real(self, numbers, run)
         )
         yield seen
 
@@ -133,16 +133,16 @@ def test_what_is_cleared_while_it_is_verified_is_decoded_anew(blocked_data, cach
 
 def test_pictures_are_hashed_when_first_taken_and_never_again(blocked_data, monkeypatch):
     prepared_contents(blocked_data)
-    made = prepare(with_memory_gib(blocked_data, ON_DISK), index(blocked_data), bar)
+    made = build_dataset(with_memory_gib(blocked_data, ON_DISK), index_source(blocked_data), progress_bar)
     train = made.splits["train"]
     seen = []
     real = storage.has_changed
     monkeypatch.setattr(storage, "has_changed", lambda pixels, hashes: seen.append(len(pixels)) or real(pixels, hashes))
     half = torch.arange(len(train) // 2)
-    train.take(half)
-    train.take(half)
-    train.take(torch.arange(len(train)))
-    train.take(torch.arange(len(train)))
+    train.load_images(half)
+    train.load_images(half)
+    train.load_images(torch.arange(len(train)))
+    train.load_images(torch.arange(len(train)))
     assert seen == [len(half), len(train) - len(half)]
 
 
@@ -171,7 +171,7 @@ def test_entries_of_an_older_format_are_not_found_but_listed_and_cleared(blocked
     with counted_blocks() as decoded:
         prepared_contents(blocked_data)
     assert len(decoded) == 7
-    assert old.name in [entry["key"] for entry in cache.entries(cache_folder)]
+    assert old.name in [entry["key"] for entry in cache.list_entries(cache_folder)]
     assert cache.clear(cache_folder, [old.name]) == ([old.name], [])
     assert not old.exists()
 
@@ -196,7 +196,7 @@ def test_a_plan_of_any_content_is_listed_or_left_out(blocked_data, cache_folder)
         (entry / "plan.json").write_text(
             f'{{"source": 1, "count": {count}, "shape": [], "block": 1, "files": 1, "blocks": 1}}'
         )
-        assert cache.entries(cache_folder) == []
+        assert cache.list_entries(cache_folder) == []
 
 
 def test_a_lock_that_another_process_makes_while_one_clears_is_left_to_it(blocked_data, cache_folder, monkeypatch):

@@ -9,17 +9,17 @@ import torch
 from pydantic import TypeAdapter
 
 from cnnrun.base.errors import DataError
-from cnnrun.base.progress import bar
-from cnnrun.config.spec import members
+from cnnrun.base.progress import progress_bar
+from cnnrun.config.spec import union_members
 from cnnrun.contracts.source import Split
 from cnnrun.data.dataset import Dataset, Examples
-from cnnrun.data.duplicates import NEAR_PART, near
-from cnnrun.data.image_files import load
-from cnnrun.data.index import index
-from cnnrun.data.prepare import prepare
+from cnnrun.data.duplicates import MAX_RELATIVE_DIFFERENCE, find_near_duplicates
+from cnnrun.data.image_files import load_image
+from cnnrun.data.index import index_source
+from cnnrun.data.prepare import build_dataset
 from cnnrun.data.settings import Data
 from cnnrun.data.sources import Source
-from cnnrun.data.storage import Held
+from cnnrun.data.storage import InMemory
 from tests.support.images import save_picture
 
 DATA = TypeAdapter(Data)
@@ -31,11 +31,11 @@ def folder_data(root: Path, **more) -> Data:
 
 
 def prepared(data: Data) -> Dataset:
-    return prepare(data, index(data), bar)
+    return build_dataset(data, index_source(data), progress_bar)
 
 
 def whole(examples: Examples) -> torch.Tensor:
-    return examples.take(torch.arange(len(examples)))
+    return examples.load_images(torch.arange(len(examples)))
 
 
 def tree_digest(root: Path) -> str:
@@ -48,8 +48,8 @@ def tree_digest(root: Path) -> str:
 
 def test_held_out_parts_are_stratified_disjoint_and_whole():
     data = DATA.validate_python({"source": "digits", "split": {"val": 0.2, "test": 0.1}})
-    indexed = index(data)
-    labels = indexed.source.splits["train"].targets["labels"]
+    indexed = index_source(data)
+    labels = indexed.contents.splits["train"].targets["labels"]
     rows = {name: set(part.tolist()) for name, (_, part) in indexed.splits.items()}
     assert not rows["train"] & rows["val"]
     assert not rows["train"] & rows["test"]
@@ -64,7 +64,7 @@ def test_held_out_parts_are_stratified_disjoint_and_whole():
 def test_held_out_parts_follow_their_own_seed():
     def val(seed: int) -> list[int]:
         data = DATA.validate_python({"source": "digits", "split": {"seed": seed}})
-        return index(data).splits["val"][1].tolist()
+        return index_source(data).splits["val"][1].tolist()
 
     assert val(0) == val(0)
     assert val(0) != val(1)
@@ -86,8 +86,8 @@ def test_a_folder_in_memory_equals_its_files_one_by_one(picture_folder):
     train = made.splits["train"]
     data = folder_data(picture_folder)
     for number in range(len(train)):
-        expected = load(Path(train.name(number)), (8, 8), 3, data.image)
-        assert np.array_equal(train.take(torch.tensor([number]))[0].permute(1, 2, 0).numpy(), expected)
+        expected = load_image(Path(train.sample_name(number)), (8, 8), 3, data.image)
+        assert np.array_equal(train.load_images(torch.tensor([number]))[0].permute(1, 2, 0).numpy(), expected)
     assert made.facts.classes == ("cat", "dog")
     assert tree_digest(picture_folder) == before
 
@@ -127,8 +127,8 @@ def test_every_training_copy_of_a_picture_of_val_or_test_is_left_out(tmp_path):
     seen = {name: {one.numpy().tobytes() for one in whole(examples)} for name, examples in made.splits.items()}
     assert not seen["train"] & (seen["val"] | seen["test"])
     assert {name: len(examples) for name, examples in made.splits.items()} == {"train": 16, "val": 6, "test": 6}
-    assert {Path(each["picture"]).stem for each in made.left_out} == {"copy0", "copy1", "copy2"}
-    assert len(made.left_out) == 6
+    assert {Path(each["picture"]).stem for each in made.skipped_samples} == {"copy0", "copy1", "copy2"}
+    assert len(made.skipped_samples) == 6
 
 
 def test_statistics_and_counts_are_those_of_the_pictures_that_are_left(tmp_path):
@@ -158,7 +158,7 @@ def test_a_picture_under_two_labels_is_left_out_of_training_under_both(tmp_path)
             save_picture(tmp_path / "val" / label / f"{number}.png", seed=sum(map(ord, label)) * 77 + 50 + number)
         save_picture(tmp_path / "train" / label / "both.png", seed=12345)
     made = prepared(folder_data(tmp_path, leakage="skip"))
-    assert [Path(each["picture"]).name for each in made.left_out] == ["both.png", "both.png"]
+    assert [Path(each["picture"]).name for each in made.skipped_samples] == ["both.png", "both.png"]
     assert len(made.splits["train"]) == 16
 
 
@@ -191,14 +191,14 @@ def test_near_is_what_differs_by_little_in_grey_levels_and_against_the_lesser_co
     for contrast, gap, is_near in ((100, 3, True), (100, 6, False), (20, 3, False), (20, 1, True), (60, 4.4, False)):
         one = thumb(contrast)
         pair = np.stack([one, apart(one, gap), thumb(100), thumb(90)]).clip(0, 255).round().astype(np.uint8)
-        found, through = near(pair)
+        found, through = find_near_duplicates(pair)
         assert through
         assert found.tolist() == ([[0, 1]] if is_near else [])
     # Of a strong and a faint version of one picture the fainter one's contrast counts.
     way = draw.choice([-1.0, 1.0], 256)
     faint, strong = 128 + 45 * way, 128 + 48 * way
-    assert NEAR_PART * 45 < 3 < NEAR_PART * 48
-    assert near(np.stack([faint, strong, thumb(100)]).round().astype(np.uint8))[0].tolist() == []
+    assert MAX_RELATIVE_DIFFERENCE * 45 < 3 < MAX_RELATIVE_DIFFERENCE * 48
+    assert find_near_duplicates(np.stack([faint, strong, thumb(100)]).round().astype(np.uint8))[0].tolist() == []
 
 
 def test_the_fingerprint_follows_the_data(picture_folder):
@@ -212,17 +212,17 @@ def test_an_empty_split_is_refused(tmp_path):
     for name in ("a", "b"):
         save_picture(tmp_path / name / "1.png")
     with pytest.raises(DataError, match="the val split is empty"):
-        index(folder_data(tmp_path))
+        index_source(folder_data(tmp_path))
 
 
 def test_names_of_samples():
     split = Split(np.zeros((3, 2, 2, 1), np.uint8), {"labels": torch.zeros(3)}, "digits")
     rows = torch.tensor([2, 0])
-    examples = Examples(Held(np.zeros((3, 1, 2, 2), np.uint8)), rows, {}, split, rows)
-    assert examples.name(0) == "digits[2]"
+    examples = Examples(InMemory(np.zeros((3, 1, 2, 2), np.uint8)), rows, {}, split, rows)
+    assert examples.sample_name(0) == "digits[2]"
 
 
-@pytest.mark.parametrize("kind", members(Source), ids=lambda kind: kind.kind)
+@pytest.mark.parametrize("kind", union_members(Source), ids=lambda kind: kind.kind)
 def test_every_source_says_what_it_is(kind):
     assert kind.__doc__
     assert kind.image is None or len(kind.image) == 3
@@ -233,7 +233,7 @@ def test_given_statistics_are_used_and_measured_ones_are_written_down(trained_ru
 
     given = Data.model_validate({"source": "digits", "image": {"mean": [100.0], "std": [50.0]}})
     assert (prepared(given).facts.mean, prepared(given).facts.std) == ((100.0,), (50.0,))
-    written = config_file.load(trained_run / "config.yaml")
-    measured = prepared(config_file.load(tiny).data).facts
+    written = config_file.read_config(trained_run / "config.yaml")
+    measured = prepared(config_file.read_config(tiny).data).facts
     assert (tuple(written.data.image.mean), tuple(written.data.image.std)) == (measured.mean, measured.std)
     assert prepared(written.data).facts == measured

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnrun.data.epoch_order import Identities, balanced_order, identities_order, times_shown, uniform_order
+from cnnrun.data.epoch_order import Identities, balanced_order, identities_order, repetitions_per_class, uniform_order
 
 labels = st.lists(st.integers(0, 4), min_size=6, max_size=120).map(torch.tensor)
 
@@ -25,7 +25,7 @@ def test_the_balanced_order_shows_each_class_equally_and_nothing_twice_before_al
         assert len(numbers.unique()) == len(numbers)  # the same sample again is changed otherwise
         assert torch.equal(numbers % len(labels_N), samples)
     assert not torch.equal(order(5, 0)[0], order(5, 1)[0])
-    assert times_shown(labels_N, 4) == [101 / 3 / 70, 101 / 3 / 25, 101 / 3 / 6, 0.0]
+    assert repetitions_per_class(labels_N, 4) == [101 / 3 / 70, 101 / 3 / 25, 101 / 3 / 6, 0.0]
 
 
 def test_what_does_not_divide_evenly_goes_to_each_class_in_turn():
@@ -119,6 +119,6 @@ def test_whichever_pictures_come_last_they_are_others_each_time():
 
 
 def test_batches_that_people_cannot_make_are_refused():
-    assert Identities(pictures=4).problem([5] * 8, 32) is None
-    assert Identities(pictures=4).problem([5] * 8, 30) == "a batch of 30 is not made of 4 pictures of each class"
-    assert Identities(pictures=4).problem([5] * 7 + [0], 32) == "8 classes of 4 pictures a batch; train has 7"
+    assert Identities(pictures=4).batch_problem([5] * 8, 32) is None
+    assert Identities(pictures=4).batch_problem([5] * 8, 30) == "a batch of 30 is not made of 4 pictures of each class"
+    assert Identities(pictures=4).batch_problem([5] * 7 + [0], 32) == "8 classes of 4 pictures a batch; train has 7"

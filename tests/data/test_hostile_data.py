@@ -20,12 +20,12 @@ import pytest
 from PIL import Image as Pil
 from PIL.PngImagePlugin import PngInfo
 
-from cnnrun.base.errors import CheckpointError, DataError, Interrupted
-from cnnrun.base.progress import bar
+from cnnrun.base.errors import CheckpointError, DataError, InterruptionError
+from cnnrun.base.progress import progress_bar
 from cnnrun.data import image_files
-from cnnrun.data.image_files import Image, load
-from cnnrun.data.index import index
-from cnnrun.data.prepare import prepare
+from cnnrun.data.image_files import ImageSettings, load_image
+from cnnrun.data.index import index_source
+from cnnrun.data.prepare import build_dataset
 from cnnrun.data.settings import Data
 from cnnrun.experiment import config_file
 from cnnrun.results.train_run import train_run
@@ -35,7 +35,7 @@ SIZE = (10, 12)
 
 
 def loaded(path: Path, channels: int = 3, **settings) -> np.ndarray:
-    return load(path, SIZE, channels, Image(**settings))
+    return load_image(path, SIZE, channels, ImageSettings(**settings))
 
 
 def png(width: int, height: int, body: bytes, bits: int = 8, kind: int = 2) -> bytes:
@@ -178,7 +178,7 @@ def config_of(root: Path, path: Path) -> Path:
 def test_b18_broken_links_are_reported(picture_folder):
     os.symlink(picture_folder / "cat" / "gone.png", picture_folder / "cat" / "link.png")
     with pytest.raises(DataError, match=r"link\.png: .*No such file"):
-        prepare(data := folder_of(picture_folder), index(data), bar)
+        build_dataset(data := folder_of(picture_folder), index_source(data), progress_bar)
 
 
 def test_b19_names_of_all_kinds(tmp_path, run_cli):
@@ -190,9 +190,9 @@ def test_b19_names_of_all_kinds(tmp_path, run_cli):
             picture = save_picture(root / kind / "p.png", seed=100 * label + number)
             picture.rename(root / kind / os.fsdecode(name))
     data = folder_of(root)
-    split = index(data).source.splits["train"]
-    assert [os.fsencode(split.pictures[i].name) for i in range(len(names))] == sorted(names)
-    assert sum(prepare(data, index(data), bar).facts.counts.values()) == 14
+    split = index_source(data).contents.splits["train"]
+    assert [os.fsencode(split.images[i].name) for i in range(len(names))] == sorted(names)
+    assert sum(build_dataset(data, index_source(data), progress_bar).facts.counts.values()) == 14
     config = config_of(root, tmp_path / "c.yaml")
     out = run_cli("data", "check", config)[1]
     assert "differ in case or in Unicode's form alone" in out
@@ -232,11 +232,11 @@ def test_b35_a_failing_disk_is_tried_three_times_then_named(tmp_path, monkeypatc
 def test_b36_what_is_no_file_never_blocks(picture_folder):
     os.mkfifo(picture_folder / "cat" / "pipe.png")
     with pytest.raises(DataError, match=r"pipe\.png: not a regular file"):
-        prepare(data := folder_of(picture_folder), index(data), bar)
+        build_dataset(data := folder_of(picture_folder), index_source(data), progress_bar)
 
 
 def test_b37_many_files_take_little_memory():
-    from cnnrun.base.file_list import Files
+    from cnnrun.base.file_sequences import Files
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     files = Files(f"some/folder/of/pictures/{number:08}.jpg" for number in range(200_000))
@@ -258,10 +258,10 @@ data: {{source: {{folder: {picture_folder}}}, image: {{size: 8, channels: 3}}}}
 model: [flatten]
 train: {{epochs: 2, batch: 8}}
 """
-    tried = config_file.parse(text, "c.yaml", ["name=c"])
+    tried = config_file.parse_config(text, "c.yaml", ["name=c"])
     update = loop.update
     monkeypatch.setattr(loop, "update", lambda *given: (update(*given), signal.raise_signal(signal.SIGINT)))
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptionError):
         train_run(tried, tmp_path, torch.device("cpu"), resume=False)
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

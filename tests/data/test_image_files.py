@@ -10,14 +10,14 @@ import pytest
 from PIL import Image as Pil
 
 from cnnrun.base.errors import DataError
-from cnnrun.data.image_files import Image, load
+from cnnrun.data.image_files import ImageSettings, load_image
 from tests.support.images import save_picture
 
 SIZE = (10, 12)
 
 
 def loaded(path, channels=3, **settings):
-    return load(path, SIZE, channels, Image(**settings))
+    return load_image(path, SIZE, channels, ImageSettings(**settings))
 
 
 def png_header(width: int, height: int) -> bytes:

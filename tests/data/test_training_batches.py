@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from cnnrun.base.errors import DataError
-from cnnrun.base.progress import bar
+from cnnrun.base.progress import progress_bar
 from cnnrun.contracts.batch import Batch
 from cnnrun.contracts.facts import Facts
 from cnnrun.contracts.objects import ObjectTable
@@ -21,12 +21,12 @@ from cnnrun.data.augment.random_slots import Draws
 from cnnrun.data.augment.settings import Augment
 from cnnrun.data.dataset import Examples
 from cnnrun.data.epoch_order import balanced_order
-from cnnrun.data.index import index
-from cnnrun.data.prepare import prepare
+from cnnrun.data.index import index_source
+from cnnrun.data.prepare import build_dataset
 from cnnrun.data.settings import Data
-from cnnrun.data.storage import Held
-from cnnrun.data.training_batches import TrainingBatches, in_order
-from cnnrun.tasks.classify import Classify
+from cnnrun.data.storage import InMemory
+from cnnrun.data.training_batches import TrainingBatches, batches_in_order
+from cnnrun.tasks.classification import Classify
 
 CPU = torch.device("cpu")
 
@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def examples():
     data = Data.model_validate({"source": "digits"})
-    return prepare(data, index(data), bar).splits["train"]
+    return build_dataset(data, index_source(data), progress_bar).splits["train"]
 
 
 def made(examples, batch=32, seed=3, augment=None, drop_last=True, **more):
@@ -43,7 +43,7 @@ def made(examples, batch=32, seed=3, augment=None, drop_last=True, **more):
 
 
 def same(a: Batch, b: Batch) -> bool:
-    return torch.equal(a.pictures, b.pictures) and torch.equal(a.targets["labels"], b.targets["labels"])
+    return torch.equal(a.images, b.images) and torch.equal(a.targets["labels"], b.targets["labels"])
 
 
 def test_any_step_from_anywhere_is_the_same_batch(examples):
@@ -65,16 +65,16 @@ def test_how_many_are_prepared_at_once_changes_no_bit(examples, ahead, monkeypat
 def test_an_epoch_has_every_sample_at_most_once(examples):
     one = made(examples)
     for epoch in range(2):
-        seen = torch.cat([one.indices(epoch * one.steps_per_epoch + i) for i in range(one.steps_per_epoch)])
+        seen = torch.cat([one.sample_indices(epoch * one.steps_per_epoch + i) for i in range(one.steps_per_epoch)])
         assert len(seen.unique()) == len(seen) == one.steps_per_epoch * 32
     whole = made(examples, drop_last=False)
-    seen = torch.cat([whole.indices(i) for i in range(whole.steps_per_epoch)])
+    seen = torch.cat([whole.sample_indices(i) for i in range(whole.steps_per_epoch)])
     assert sorted(seen.tolist()) == list(range(len(examples)))
 
 
 def test_labels_stay_with_their_pictures(examples):
     batch = made(examples, augment=Augment()).at(4)
-    for picture, label, i in zip(batch.pictures, batch.targets["labels"], batch.index_B, strict=True):
+    for picture, label, i in zip(batch.images, batch.targets["labels"], batch.index_B, strict=True):
         assert torch.equal(picture, examples.take(i[None])[0].float())
         assert label == examples.targets["labels"][i]
 
@@ -85,15 +85,15 @@ def test_a_batch_is_augmented_by_the_draws_of_its_own_epoch(examples, epoch):
     batches_of_run = made(examples, augment=augment)
     batch = batches_of_run.at(epoch * batches_of_run.steps_per_epoch + 2)
     draws = Draws(3, epoch, batch.index_B, augment.slots())
-    assert torch.equal(batch.pictures, augment.apply(examples.take(batch.index_B), draws))
+    assert torch.equal(batch.images, augment.apply(examples.take(batch.index_B), draws))
 
 
 def test_a_batch_is_mixed_with_its_next_pictures_and_so_are_its_labels(examples):
     augment, task, facts = Augment(shift=0.2, mixup=0.4), Classify(), Facts(tuple("0123456789"), (1, 8, 8))
-    batch = made(examples, augment=augment, blend=partial(task.blend, facts=facts)).at(3)
+    batch = made(examples, augment=augment, blend=partial(task.blend_targets, facts=facts)).at(3)
     draws, partner = Draws(3, 0, batch.index_B, augment.slots()), torch.arange(32).roll(-1)
-    pictures, own = augment.mix(augment.apply(examples.take(batch.index_B), draws).float(), partner, draws)
-    assert torch.equal(batch.pictures, pictures)
+    pictures, own = augment.mix(augment.apply(examples.load_images(batch.index_B), draws).float(), partner, draws)
+    assert torch.equal(batch.images, pictures)
     labels = F.one_hot(examples.targets["labels"][batch.index_B], 10).double()
     expected = own[:, None].double() * labels + (1 - own[:, None].double()) * labels[partner]
     torch.testing.assert_close(batch.targets["labels"].double(), expected, rtol=1e-6, atol=1e-6)
@@ -101,7 +101,7 @@ def test_a_batch_is_mixed_with_its_next_pictures_and_so_are_its_labels(examples)
 
 def test_a_sample_that_an_epoch_shows_again_is_changed_by_draws_of_its_own(examples):
     augment = Augment(shift=0.3, rotate=20)
-    rare = examples.only((examples.targets["labels"] > 0) | (torch.arange(len(examples)) < 100))
+    rare = examples.select((examples.targets["labels"] > 0) | (torch.arange(len(examples)) < 100))
     order = balanced_order(rare.targets["labels"])
     batches_of_run = made(rare, augment=augment, order=order)
     samples, numbers = order(3, 0)
@@ -109,23 +109,23 @@ def test_a_sample_that_an_epoch_shows_again_is_changed_by_draws_of_its_own(examp
     for step in range(10):
         here = slice(32 * step, 32 * step + 32)
         expected = augment.apply(rare.take(samples[here]), Draws(3, 0, numbers[here], augment.slots()))
-        assert torch.equal(batches_of_run.at(step).pictures, expected)
+        assert torch.equal(batches_of_run.at(step).images, expected)
         again |= bool((samples[here] != numbers[here]).any())
     assert again
 
 
 def test_batches_are_cut_from_the_next_step_on_though_more_were_prepared(examples):
     batches_of_run, whole = made(examples), made(examples)
-    assert batches_of_run.at(0).parts == (32,)
+    assert batches_of_run.at(0).micro_sizes == (32,)
     batches_of_run.cut(4)
     for step in (1, 2, 40):
         batch = batches_of_run.at(step)
-        assert batch.parts == (8, 8, 8, 8)
+        assert batch.micro_sizes == (8, 8, 8, 8)
         assert same(batch, whole.at(step))
 
 
 def test_in_order_has_each_sample_once(examples):
-    parts = list(in_order(examples, 50, CPU))
+    parts = list(batches_in_order(examples, 50, CPU))
     assert torch.cat([part.index_B for part in parts]).tolist() == list(range(len(examples)))
 
 
@@ -135,7 +135,7 @@ def test_micro_batches_are_a_partition(examples, parts):
     pieces = batch.micro()
     assert len(pieces) == min(parts, 32)
     assert {piece.whole for piece in pieces} == {32}
-    assert torch.equal(torch.cat([piece.pictures for piece in pieces]), batch.pictures)
+    assert torch.equal(torch.cat([piece.images for piece in pieces]), batch.images)
     assert torch.equal(torch.cat([piece.index_B for piece in pieces]), batch.index_B)
 
 
@@ -163,11 +163,11 @@ def test_where_one_begins_changes_no_bit(asked, size, drop_last):
     pixels = np.random.default_rng(0).integers(0, 256, (203, 3, 17, 17), dtype=np.uint8)
     rows = torch.arange(203)
     split = Split(pixels.transpose(0, 2, 3, 1), {"labels": rows % 3}, "noise")
-    coloured = Examples(Held(pixels), rows, split.targets, split, rows)
+    coloured = Examples(InMemory(pixels), rows, split.targets, split, rows)
 
     def fresh() -> TrainingBatches:
         augment, steps = Augment.model_validate(asked), 203 // size + (not drop_last)
-        blend = partial(Classify().blend, facts=Facts(("a", "b", "c"), (3, 17, 17)))
+        blend = partial(Classify().blend_targets, facts=Facts(("a", "b", "c"), (3, 17, 17)))
         return TrainingBatches(coloured, augment, size, steps, 3, CPU, blend=blend)
 
     walked = fresh()
@@ -191,7 +191,7 @@ def test_reading_ahead_gives_the_same_and_names_what_fails(examples, ahead, monk
         def fails(rows):
             raise DataError("pets/1.png: gone")
 
-        shape = examples.pictures.shape
+        shape = examples.images.shape
         gone = SimpleNamespace(shape=shape, in_memory=True, take=fails, reading=list)
         broken = replace(examples, pictures=gone)
     reading = TrainingBatches(broken, Augment(), 32, 5, 3, CPU, prefetch=ahead)
@@ -203,7 +203,7 @@ def test_reading_ahead_gives_the_same_and_names_what_fails(examples, ahead, monk
 def crowded():
     """Scenes of which one has fifty times the objects of any other."""
     data = Data.model_validate({"source": {"digit_scenes": {"train": 60, "held_out": 10}}})
-    split = prepare(data, index(data), bar).splits["train"]
+    split = build_dataset(data, index_source(data), progress_bar).splits["train"]
     counts = split.objects.counts_N.clone()
     counts[7] = 300
     ends = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
@@ -228,7 +228,7 @@ def test_targets_are_as_wide_as_their_own_batch_from_wherever_one_begins(crowded
     whole = made(crowded, batch=5, augment=augment)
     for step, batch in enumerate(walked):
         again = whole.at(step)
-        assert torch.equal(again.pictures, batch.pictures)
+        assert torch.equal(again.images, batch.images)
         assert {name: values.tolist() for name, values in again.targets.items()} == {
             name: values.tolist() for name, values in batch.targets.items()
         }
@@ -240,7 +240,7 @@ def test_targets_are_as_wide_as_their_own_batch_from_wherever_one_begins(crowded
 
 def test_a_table_of_objects_gives_each_picture_its_own(crowded):
     table, order = crowded.objects, torch.tensor([7, 3, 3, 59, 0])
-    padded = table.padded(order)
+    padded = table.pad(order)
     for row, number in enumerate(order.tolist()):
         own = slice(int(table.ends_N1[number]), int(table.ends_N1[number + 1]))
         count = own.stop - own.start

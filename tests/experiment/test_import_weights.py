@@ -32,7 +32,7 @@ def numbered(**shapes: tuple[int, ...]) -> dict[str, torch.Tensor]:
 def test_by_order_pairs_equal_places():
     ours = numbered(conv__weight=(2, 3, 3, 3), conv__bias=(2,), head__weight=(5, 2))
     theirs = numbered(a__weight=(2, 3, 3, 3), a__bias=(2,), z__weight=(5, 2))
-    assert tensor_matching.in_order(ours, theirs) == {
+    assert tensor_matching.match_in_order(ours, theirs) == {
         "conv.weight": "a.weight",
         "conv.bias": "a.bias",
         "head.weight": "z.weight",
@@ -42,7 +42,7 @@ def test_by_order_pairs_equal_places():
 def test_a_blocks_own_parameter_may_stand_before_its_layers():
     ours = numbered(conv__weight=(4, 1, 7, 7), conv__bias=(4,), scale__weight=(4, 1, 1))
     theirs = numbered(layer_scale=(4, 1, 1), block__0__weight=(4, 1, 7, 7), block__0__bias=(4,))
-    assert tensor_matching.in_order(ours, theirs)["scale.weight"] == "layer_scale"
+    assert tensor_matching.match_in_order(ours, theirs)["scale.weight"] == "layer_scale"
 
 
 @pytest.mark.parametrize(
@@ -56,29 +56,29 @@ def test_a_blocks_own_parameter_may_stand_before_its_layers():
 )
 def test_what_does_not_fit_is_a_row_of_a_table(theirs, row):
     ours = numbered(conv__weight=(2, 3, 3, 3), conv__bias=(2,))
-    with pytest.raises(tensor_matching.Misfit) as misfit:
-        tensor_matching.in_order(ours, theirs)
+    with pytest.raises(tensor_matching.TensorMismatchError) as misfit:
+        tensor_matching.match_in_order(ours, theirs)
     assert row in misfit.value.rows
 
 
 def test_files_older_than_the_counters_of_batch_norm_are_taken():
     norm = nn.BatchNorm2d(3).state_dict()
     old = {name: value for name, value in norm.items() if name != "num_batches_tracked"}
-    assert set(tensor_matching.in_order(norm, old)) == set(tensor_matching.by_name(norm, old)) == set(old)
+    assert set(tensor_matching.match_in_order(norm, old)) == set(tensor_matching.match_by_name(norm, old)) == set(old)
 
 
 def test_a_weights_file_is_read_as_it_was_written(tmp_path, trained_run):
-    tried = config_file.load(trained_run / "config.yaml")
+    tried = config_file.read_config(trained_run / "config.yaml")
     saved = checkpoints.load_newest(trained_run / "checkpoints", "best", pytest.fail)
 
     facts = parse_facts(saved.state["facts"], "here")
-    about = weights_file.About(task=tried.task, image=tried.data.image, model=tried.model)
-    weights_file.write(tmp_path / "w.safetensors", saved.parts["model"], about, facts)
+    about = weights_file.WeightsDescription(task=tried.task, image=tried.data.image, model=tried.model)
+    weights_file.write_weights(tmp_path / "w.safetensors", saved.parts["model"], about, facts)
     read = read_weights(tmp_path / "w.safetensors")
-    assert (read.about, read.facts, read.how) == (about, facts, "name")
+    assert (read.description, read.facts, read.match_rule) == (about, facts, "name")
     assert all(torch.equal(read.tensors[name], value) for name, value in saved.parts["model"].items())
-    used = open_run.usable(tmp_path / "w.safetensors", tmp_path, CPU)
-    _, trained = open_run.trained(trained_run, tmp_path, CPU)
+    used = open_run.open_network(tmp_path / "w.safetensors", tmp_path, CPU)
+    _, trained = open_run.open_trained(trained_run, tmp_path, CPU)
     pictures = torch.rand(4, 1, 8, 8) * 255
     assert torch.equal(used.results(pictures)["probabilities"], trained.results(pictures)["probabilities"])
 
@@ -141,7 +141,7 @@ def test_a_resumed_run_no_longer_needs_the_weights_it_began_with(trained_run, tm
     run, _ = train_from_weights(copy, tmp_path / "runs")
     shutil.rmtree(copy)
     (run / "result.json").unlink()  # as if it had been killed at the end
-    tried = config_file.load(run / "config.yaml")
+    tried = config_file.read_config(run / "config.yaml")
     assert tried.model.weights == str(copy)
     result = train_run(tried, tmp_path / "runs", CPU, resume=True)
     assert Path(result["run"]) == run
@@ -155,7 +155,7 @@ def test_a_run_without_a_checkpoint_does_not_go_on_with_other_weights(trained_ru
     shutil.rmtree(run / "checkpoints")
     (run / "weights.json").write_text(json.dumps({"path": "w.safetensors", "sha256": "0" * 64}))
     with pytest.raises(CheckpointError, match="changed since"):
-        train_run(config_file.load(run / "config.yaml"), tmp_path, CPU, resume=True)
+        train_run(config_file.read_config(run / "config.yaml"), tmp_path, CPU, resume=True)
 
 
 # --- import ----------------------------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ def test_an_imported_state_dict_gives_its_networks_outputs(tmp_path, run_cli):
     code, printed, _ = run_cli(*words, "--json")
     assert code == 0
     assert json.loads(printed)["parameters"] == sum(p.numel() for p in network.parameters())
-    used = open_run.usable(out, tmp_path, CPU)
+    used = open_run.open_network(out, tmp_path, CPU)
     assert used.facts.classes == ("cat", "dog", "owl")
     pictures = torch.randint(0, 17, (5, 1, 8, 8)).float()
     with torch.no_grad():
@@ -232,8 +232,8 @@ def test_torchvisions_state_dicts_are_imported_by_order(name, tmp_path):
     theirs = torchvision.models.get_model(name, weights=None).eval()
     torch.save(theirs.state_dict(), tmp_path / "w.pth")
     made = convert_weights(tmp_path / "w.pth", name, "order", "imagenet", [])
-    weights_file.write(tmp_path / "w.safetensors", made.tensors, made.about, made.facts)
-    used = open_run.usable(tmp_path / "w.safetensors", tmp_path, CPU).network
+    weights_file.write_weights(tmp_path / "w.safetensors", made.tensors, made.about, made.facts)
+    used = open_run.open_network(tmp_path / "w.safetensors", tmp_path, CPU).network
     pictures = torch.randn(1, 3, 224, 224).to(memory_format=torch.channels_last)
     with torch.no_grad():
         ours = used.head(used.layers(pictures))
@@ -246,8 +246,8 @@ def test_mobilenet_v2_with_its_imagenet_weights_gives_torchvisions_logits_bit_fo
     from PIL import Image
 
     made = convert_weights(PTH, "mobilenet_v2", "order", "imagenet", [])
-    weights_file.write(tmp_path / "w.safetensors", made.tensors, made.about, made.facts)
-    ours = open_run.usable(tmp_path / "w.safetensors", tmp_path, CPU).network
+    weights_file.write_weights(tmp_path / "w.safetensors", made.tensors, made.about, made.facts)
+    ours = open_run.open_network(tmp_path / "w.safetensors", tmp_path, CPU).network
     theirs = torchvision.models.mobilenet_v2().eval()
     theirs.load_state_dict(torch.load(PTH, weights_only=True))
     prepare = torchvision.models.MobileNet_V2_Weights.IMAGENET1K_V1.transforms()
@@ -294,7 +294,10 @@ def hostile(tmp_path: Path, described: str, facts: str, weight: torch.Tensor | N
 
 
 def test_a_sound_description_is_used(tmp_path):
-    assert open_run.usable(hostile(tmp_path, DESCRIBED, json.dumps(FACTS)), tmp_path, CPU).facts.classes == ("a", "b")
+    assert open_run.open_network(hostile(tmp_path, DESCRIBED, json.dumps(FACTS)), tmp_path, CPU).facts.classes == (
+        "a",
+        "b",
+    )
 
 
 @pytest.mark.parametrize(
@@ -315,7 +318,7 @@ def test_a_sound_description_is_used(tmp_path):
 def test_a_hostile_description_costs_one_line(tmp_path, facts, described):
     path = hostile(tmp_path, described, facts if isinstance(facts, str) else json.dumps(facts))
     with pytest.raises(CheckpointError) as refused:
-        open_run.usable(path, tmp_path, CPU)
+        open_run.open_network(path, tmp_path, CPU)
     assert len(refused.value.lines) == 1
 
 
@@ -350,7 +353,7 @@ def test_statistics_of_the_weights_survive_a_resume(trained_run, tmp_path, monke
         train_from_weights(trained_run, tmp_path, "data.split={val: 0.4, test: 0.2}", "train.epochs=2")
     run = tmp_path / "given" / "1"
     before = checkpoints.load_newest(run / "checkpoints", "latest", pytest.fail)
-    train_run(config_file.load(run / "config.yaml"), tmp_path, CPU, resume=True)
+    train_run(config_file.read_config(run / "config.yaml"), tmp_path, CPU, resume=True)
     after = checkpoints.load_newest(run / "checkpoints", "latest", pytest.fail)
     mine = read_weights(trained_run).facts
     for saved in (before, after):

@@ -15,7 +15,7 @@ from PIL import Image as Pil
 from PIL import ImageDraw
 
 from cnnrun.base.errors import ConfigError, DataError
-from cnnrun.data.guess_source import source_of
+from cnnrun.data.guess_source import guess_source
 from cnnrun.experiment import config_file, init_config, schema
 from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.train_run import train_run
@@ -64,8 +64,8 @@ def messy(tmp_path) -> Path:
 
 
 def started(data: object, out: Path, **how) -> tuple[dict, schema.Experiment]:
-    found = init_config.start(str(data), "classify", out, how.pop("minutes", 3.0))
-    return found, config_file.load(out)
+    found = init_config.write_config(str(data), "classify", out, how.pop("minutes", 3.0))
+    return found, config_file.read_config(out)
 
 
 @pytest.mark.slow
@@ -94,7 +94,7 @@ def test_a_table_of_foreign_columns_and_grey_pictures(tmp_path):
     with (root / "list.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["id", "image_file", "patient_id", "dx", "subset"], *rows])
     for data in (root, root / "list.csv"):
-        source, name = source_of(str(data))
+        source, name = guess_source(str(data))
         table = source["table"]
         expected = {"picture": "image_file", "split": "subset", "group": "patient_id", "label": "dx"}
         assert {key: table[key] for key in expected} == expected
@@ -110,16 +110,16 @@ def test_columns_one_a_class_and_tables_that_cannot_be_told(tmp_path):
         save_picture(tmp_path / f"{number}.png", seed=number)
     table = tmp_path / "t.csv"
     table.write_text("f,cat,dog\n" + "".join(f"{n}.png,{n % 2},{1 - n % 2}\n" for n in range(8)))
-    assert source_of(str(table))[0]["table"]["label"] == ["cat", "dog"]
+    assert guess_source(str(table))[0]["table"]["label"] == ["cat", "dog"]
     table.write_text("f,weight\n" + "".join(f"{n}.png,{n * 1.5}\n" for n in range(8)))
     with pytest.raises(DataError, match=r"which column is the label\? \(columns: weight\)"):
-        source_of(str(table))
+        guess_source(str(table))
     table.write_text("f,label\n" + "".join(f"no{n}.png,a\n" for n in range(8)))
     with pytest.raises(DataError, match="none of its first pictures is there"):
-        source_of(str(table))
+        guess_source(str(table))
     table.write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match="no column of picture files"):
-        source_of(str(table))
+        guess_source(str(table))
 
 
 def test_arrays_shards_idx_and_the_digits(tmp_path):
@@ -135,7 +135,7 @@ def test_arrays_shards_idx_and_the_digits(tmp_path):
                     member = tarfile.TarInfo(f"{number}.{extension}")
                     member.size = len(data)
                     archive.addfile(member, io.BytesIO(data))
-    source, _ = source_of(str(tmp_path))
+    source, _ = guess_source(str(tmp_path))
     assert source == {"shards": {part: [str(tmp_path / f"{part}-000.tar")] for part in ("train", "val")}}
     _, tried = started("digits", tmp_path / "d.yaml")
     assert tried.data.image_shape() == (1, 8, 8)
@@ -165,7 +165,7 @@ def test_detection_trees_are_told_what_they_are(tmp_path):
         "<annotation><object>\n<name>cell</name></object><object><name>cell</name></object></annotation>"
     )
     with pytest.raises(ConfigError) as refused:
-        source_of(str(tmp_path / "voc"))
+        guess_source(str(tmp_path / "voc"))
     assert "a VOC tree of 1 pictures, objects: cell 2" in refused.value.lines[0]
     assert "nothing was written" in refused.value.lines[1]
     coco = tmp_path / "coco.json"
@@ -173,10 +173,10 @@ def test_detection_trees_are_told_what_they_are(tmp_path):
         json.dumps({"images": [{}, {}], "categories": [{"id": 7, "name": "dog"}], "annotations": [{"category_id": 7}]})
     )
     with pytest.raises(ConfigError, match="a COCO file of 2 pictures, objects: dog 1"):
-        source_of(str(coco))
+        guess_source(str(coco))
     coco.write_text("{")
     with pytest.raises(ConfigError, match="not COCO's"):
-        source_of(str(coco))
+        guess_source(str(coco))
 
 
 def test_from_the_command_line(run_cli, messy, tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 def over(root: Path, *more: str) -> schema.Experiment:
     data = f"data={{source: {{folder: '{root}'}}, image: {{size: 8, channels: 1}}, split: {{val: 0.2}}}}"
-    return config_file.parse(TINY, "tiny.yaml", ["name=tiny", data, "train.batch=8", *more])
+    return config_file.parse_config(TINY, "tiny.yaml", ["name=tiny", data, "train.batch=8", *more])
 
 
 @pytest.fixture
@@ -46,9 +46,9 @@ MACHINE = {
     "pillow": lambda patched: patched.setattr(run_folder, "version", lambda name: "0.1"),
     "cnnrun": lambda patched: patched.setattr(run_folder, "__version__", "0.0"),
     "python": lambda patched: patched.setattr(run_folder.platform, "python_version", lambda: "2.7"),
-    "ranks": lambda patched: patched.setattr(run_folder, "environment", _of_five_ranks),
+    "ranks": lambda patched: patched.setattr(run_folder, "describe_environment", _of_five_ranks),
 }
-_environment = run_folder.environment
+_environment = run_folder.describe_environment
 
 
 def _of_five_ranks(device, ranks=1):

@@ -8,7 +8,7 @@ import torch
 
 from cnnrun.base.atomic_files import Folder
 from cnnrun.experiment import run as experiment_run
-from cnnrun.experiment.config_file import parse
+from cnnrun.experiment.config_file import parse_config
 from cnnrun.experiment.run import Hooks
 from cnnrun.results.train_run import train_run
 from tests.support.configs import TINY
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def test_without_hooks_it_is_the_training_of_the_commands(tmp_path):
-    config = parse(TINY, "tiny.yaml", ["name=tiny"])
+    config = parse_config(TINY, "tiny.yaml", ["name=tiny"])
     plain = experiment_run.train(config, tmp_path / "plain", CPU)
     watched = train_run(config, tmp_path / "watched", CPU, resume=False)
     assert plain["best"] == watched["best"]
@@ -32,7 +32,7 @@ def test_a_result_is_recorded_once_and_not_when_resumed(tmp_path):
         assert isinstance(folder, Folder)
         recorded.append((experiment.name, folder.path, environment["device"], result["steps"]))
 
-    config = parse(TINY, "tiny.yaml", ["name=tiny"])
+    config = parse_config(TINY, "tiny.yaml", ["name=tiny"])
     with stop_at(20):
         experiment_run.train(config, tmp_path, CPU, hooks=Hooks(record=record))
     resumed = experiment_run.train(config, tmp_path, CPU, resume=True, hooks=Hooks(record=record))

@@ -7,14 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cnnrun.base.errors import ConfigError
-from cnnrun.config.spec import members
+from cnnrun.config.spec import union_members
 from cnnrun.contracts.facts import Facts
 from cnnrun.data.settings import Data
 from cnnrun.experiment import config_file
 from cnnrun.experiment.schema import Experiment
 from cnnrun.model.layers import Leaf
-from cnnrun.model.network import build
-from cnnrun.tasks.classify import Classify
+from cnnrun.model.network import build_network
+from cnnrun.tasks.classification import Classify
 from tests.support.configs import TINY
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -22,15 +22,15 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 def errors(text: str, *overrides: str) -> tuple[str, ...]:
     with pytest.raises(ConfigError) as refused:
-        config_file.parse(text, "f", overrides)
+        config_file.parse_config(text, "f", overrides)
     return refused.value.lines
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configs_are_fine_and_survive_being_written(path):
-    once = config_file.load(path)
+    once = config_file.read_config(path)
     assert once.name == path.stem
-    assert config_file.parse(once.to_yaml(), "again") == once
+    assert config_file.parse_config(once.to_yaml(), "again") == once
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_shipped_configs_are_fine_and_survive_being_written(path):
     ],
 )
 def test_overrides(override, value):
-    assert value(config_file.parse(TINY, "f", [override]))
+    assert value(config_file.parse_config(TINY, "f", [override]))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_an_override_of_another_kind_says_what_to_do():
 
 
 def test_blocks_are_expanded_with_parameters_and_defaults():
-    tried = config_file.parse(
+    tried = config_file.parse_config(
         """
         task: classify
         data: {source: digits}
@@ -103,7 +103,7 @@ def test_blocks_are_expanded_with_parameters_and_defaults():
     assert (first.layers[0].out_channels, first.layers[0].norm.kind) == (4, "batch_norm")
     assert (pair.name, pair.layers[0].layers[0].out_channels) == ("p", 6)
     assert pair.layers[1].layers[0].norm.num_groups == 2
-    assert config_file.parse(tried.to_yaml(), "again") == tried
+    assert config_file.parse_config(tried.to_yaml(), "again") == tried
 
 
 @pytest.mark.parametrize(
@@ -127,15 +127,15 @@ def test_name_and_from_at_a_blocks_use_are_those_of_what_it_becomes(block, writt
           - add: [second, second]
           - flatten
         """
-        return config_file.parse(text, "f").model.layers
+        return config_file.parse_config(text, "f").model.layers
 
     used, expected = (
         layers("unit: {w: 3, name: second, from: [first]}"),
         layers(f"{written}name: second, from: [first]}}"),
     )
     assert used == expected
-    assert (used[2].name, used[2].inputs()) == ("second", ["first"])
-    network = build(used, Classify(), Facts(("a", "b"), (1, 8, 8))).network
+    assert (used[2].name, used[2].input_names()) == ("second", ["first"])
+    network = build_network(used, Classify(), Facts(("a", "b"), (1, 8, 8))).network
     assert {name.split(".")[1] for name in network.state_dict() if name.startswith("layers.")} == {
         "first", "conv1", "second",
     }  # fmt: skip
@@ -157,7 +157,7 @@ model: [unit, unit, flatten]
 def test_json_schema_knows_every_kind():
     schema = Experiment.model_json_schema()
     text = str(schema)
-    assert all(f"'{kind.kind}'" in text for kind in members(Leaf))
+    assert all(f"'{kind.kind}'" in text for kind in union_members(Leaf))
     assert schema["additionalProperties"] is False
     assert schema["$defs"]["Conv"]["properties"]["padding"]["description"].startswith("Zeros around the picture")
     assert schema["$defs"]["Relu"]["properties"]["from"]["description"]
@@ -177,7 +177,7 @@ def test_any_tree_is_an_experiment_or_refused_with_places(tree, model):
 
     tree |= {"task": "classify", "data": {"source": "digits"}, "model": model}
     try:
-        config_file.parse(yaml.safe_dump(tree), "f")
+        config_file.parse_config(yaml.safe_dump(tree), "f")
     except ConfigError as error:
         assert all(line.startswith("f:") for line in error.lines)
 
@@ -190,15 +190,15 @@ names = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_siz
 @given(st.lists(names, min_size=2, max_size=4, unique=True))
 @settings(max_examples=200, deadline=None)
 def test_any_class_names_survive_being_written(classes):
-    tried = config_file.parse(TINY, "f")
+    tried = config_file.parse_config(TINY, "f")
     source = {"folder": {"root": classes[0], "classes": classes}}
     data = Data.model_validate({"source": source, "image": {"size": 8, "channels": 1}})
     tried = tried.model_copy(update={"data": data})
-    assert config_file.parse(tried.to_yaml(), "again") == tried
+    assert config_file.parse_config(tried.to_yaml(), "again") == tried
 
 
 def test_a_links_name_may_be_a_blocks_name():
-    tried = config_file.parse(
+    tried = config_file.parse_config(
         """
         task: classify
         data: {source: digits}
@@ -207,7 +207,7 @@ def test_a_links_name_may_be_a_blocks_name():
         """,
         "f",
     )
-    assert tried.model.layers[2].inputs() == ["stem", "two"]
+    assert tried.model.layers[2].input_names() == ["stem", "two"]
 
 
 def test_an_override_with_a_digit_that_is_no_number_is_refused():

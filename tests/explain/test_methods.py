@@ -14,19 +14,19 @@ import torch.nn.functional as F
 from torch import nn
 
 from cnnrun.base.errors import ConfigError
-from cnnrun.experiment.config_file import parse
-from cnnrun.explain.aim import aimed
-from cnnrun.explain.backward_rules import passing_back, projected
-from cnnrun.explain.layer_names import Place, captured, features, places
+from cnnrun.experiment.config_file import parse_config
+from cnnrun.explain.aim import choose_direction
+from cnnrun.explain.backward_rules import project_to_pixels, use_backward_rule
+from cnnrun.explain.layer_names import LayerPlace, capture_outputs, layer_features, layer_places
 from cnnrun.explain.methods import Embed, Evolve, Invariance, Top
-from cnnrun.explain.methods.gradients import cams, slopes_of
-from cnnrun.explain.methods.invariance import changes
-from cnnrun.explain.methods.occlude import sweep
-from cnnrun.explain.methods.patches import strongest
-from cnnrun.explain.methods.worst import worst
+from cnnrun.explain.methods.gradients import class_activation_maps, input_gradients
+from cnnrun.explain.methods.invariance import image_transforms
+from cnnrun.explain.methods.occlude import measure_occlusion
+from cnnrun.explain.methods.patches import find_strongest_cells
+from cnnrun.explain.methods.worst_images import find_worst_images
 from cnnrun.explain.run_method import Selection
-from cnnrun.explain.subject import Shown, said_of
-from cnnrun.model.network import build, materialize
+from cnnrun.explain.subject import ImagesToExplain, compute_class_scores
+from cnnrun.model.network import build_network, materialize
 from cnnrun.results.train_run import train_run
 from tests.support.small_runs import explain_run, open_run
 
@@ -38,16 +38,16 @@ def run(linked_run) -> Path:
     return linked_run
 
 
-def small(seed: int = 0) -> tuple[nn.Module, dict[str, Place]]:
+def small(seed: int = 0) -> tuple[nn.Module, dict[str, LayerPlace]]:
     """conv, ReLU, max-pool, conv, ReLU, in float64, and its layers by their short names."""
-    made = parse(
+    made = parse_config(
         "task: classify\ndata: {source: digits}\nmodel:\n"
         "  - conv: {out_channels: 5, activation: relu}\n  - max_pool\n"
         "  - conv: {out_channels: 6, activation: relu, stride: 2}\n  - flatten\n",
         "small.yaml",
     )
-    built = build(made.model.layers, made.task, explaining_facts())
-    known = {place.module: place for place in places(built)}
+    built = build_network(made.model.layers, made.task, explaining_facts())
+    known = {place.module_name: place for place in layer_places(built)}
     return materialize(built.network, seed).double().eval(), known
 
 
@@ -79,10 +79,10 @@ def test_a_projection_equals_the_deconvnet_written_plainly(seed):
     signal = F.conv_transpose2d(F.relu(signal), second.weight, stride=2, padding=1, output_padding=1)
     signal = F.max_unpool2d(signal, switches, 2)
     signal = F.conv_transpose2d(F.relu(signal), first.weight, padding=1)
-    found = projected(network, known["layers.conv2"], picture, cells)
+    found = project_to_pixels(network, known["layers.conv2"], picture, cells)
     assert signal.abs().max() > 0
     assert torch.allclose(found, signal, atol=1e-10)
-    single = projected(network.float(), known["layers.conv2"], picture.float(), cells)
+    single = project_to_pixels(network.float(), known["layers.conv2"], picture.float(), cells)
     assert (single - signal).abs().max() <= 1e-5
 
 
@@ -102,7 +102,7 @@ def test_the_rules_of_handing_back_are_captums():
             warnings.simplefilter("ignore")
             expected = theirs.attribute(picture.clone().requires_grad_(), target=1)
         ours = picture.clone().requires_grad_()
-        with passing_back(network, rule):
+        with use_backward_rule(network, rule):
             (found,) = torch.autograd.grad(network(ours)[:, 1].sum(), ours)
         assert torch.allclose(found, expected, atol=1e-12), rule
         assert found.abs().max() > 0
@@ -116,13 +116,13 @@ def test_the_rules_of_handing_back_are_captums():
 def test_the_network_is_as_it_was_after_looking(run):
     subject = open_run(run).subject
     pictures = torch.rand(2, 1, 8, 8) * 16
-    before = subject.given.network(pictures)
-    place = subject.maps(None)
-    projected(subject.given.network, place, pictures, torch.tensor([[0, 1, 1], [3, 2, 2]]))
-    features(subject.given.network, place, pictures)
-    assert torch.equal(subject.given.network(pictures), before)
-    assert not any(module._forward_hooks for module in subject.given.network.modules())
-    assert not any("forward" in vars(module) for module in subject.given.network.modules())
+    before = subject.trained.network(pictures)
+    place = subject.find_map_layer(None)
+    project_to_pixels(subject.trained.network, place, pictures, torch.tensor([[0, 1, 1], [3, 2, 2]]))
+    layer_features(subject.trained.network, place, pictures)
+    assert torch.equal(subject.trained.network(pictures), before)
+    assert not any(module._forward_hooks for module in subject.trained.network.modules())
+    assert not any("forward" in vars(module) for module in subject.trained.network.modules())
 
 
 # --- each way equals its formula --------------------------------------------------------------------------------------
@@ -131,23 +131,23 @@ def test_the_network_is_as_it_was_after_looking(run):
 def test_features_are_what_the_layers_give(run):
     subject = open_run(run).subject
     pictures = torch.rand(3, 1, 8, 8) * 16
-    network = subject.given.network
+    network = subject.trained.network
     for place in subject.places:
-        with captured(network, [place.module]) as kept, torch.no_grad():
+        with capture_outputs(network, [place.module_name]) as kept, torch.no_grad():
             network(pictures)
-        assert torch.equal(features(network, place, pictures), kept[place.module])
-        assert kept[place.module].shape[1:] == place.shape
+        assert torch.equal(layer_features(network, place, pictures), kept[place.module_name])
+        assert kept[place.module_name].shape[1:] == place.shape
 
 
 @pytest.mark.parametrize("batch", [1, 7, 64])
 def test_top_is_what_looking_at_every_picture_finds(batch, run):
     run_ = open_run(run)
-    subject, examples = run_.subject, run_.examples("val")
+    subject, examples = run_.subject, run_.load_examples("val")
     for word in ("stem", "model[3]", "last"):
-        place = subject.maps(word)
-        maps = features(subject.given.network, place, examples.take(torch.arange(len(examples))).float())
+        place = subject.find_map_layer(word)
+        maps = layer_features(subject.trained.network, place, examples.load_images(torch.arange(len(examples))).float())
         best = maps.flatten(2).amax(2)
-        found = strongest(subject.given, place, examples, batch)
+        found = find_strongest_cells(subject.trained, place, examples, batch)
         assert torch.allclose(found.values, best.topk(9, 0).values, atol=1e-5)
         for channel in range(place.shape[0]):
             assert len(set(found.samples[:, channel].tolist())) == 9  # of different pictures
@@ -167,30 +167,32 @@ def test_top_tells_where_each_patch_lies(run, tmp_path):
 
 def test_occlusion_in_batches_is_occlusion_one_by_one(run):
     subject = open_run(run).subject
-    given = subject.given
+    given = subject.trained
     picture = torch.rand(1, 8, 8) * 16
     with torch.no_grad():
-        aim = aimed(said_of(given, picture[None]), "3", Shown(picture[None], ["a"], [""]))
-    swept = sweep(subject, picture, aim, "layers.last", 2, 3, 1)
+        aim = choose_direction(
+            compute_class_scores(given, picture[None]), "3", ImagesToExplain(picture[None], ["a"], [""])
+        )
+    swept = measure_occlusion(subject, picture, aim, "layers.last", 2, 3, 1)
     assert swept.score.shape == (6, 6)
     assert (swept.tops, swept.lefts) == (list(range(6)), list(range(6)))
     for row, column in ((0, 0), (2, 5), (5, 1)):
         covered = picture.clone()
         covered[:, row : row + 3, column : column + 3] = given.facts.mean[0]
-        with torch.no_grad(), captured(given.network, ["layers.last"]) as kept:
+        with torch.no_grad(), capture_outputs(given.network, ["layers.last"]) as kept:
             probabilities = given.network(covered[None]).softmax(1)
         assert swept.score[row, column] == pytest.approx(float(probabilities[0, 3]), abs=1e-6)
         assert swept.energy[row, column] == pytest.approx(float(kept["layers.last"][0, 2].sum()), rel=1e-5)
-        assert swept.said[row, column] == probabilities[0].argmax()
+        assert swept.winner[row, column] == probabilities[0].argmax()
 
 
 def test_gradcam_is_its_formula_and_captums(run):
     subject = open_run(run).subject
-    network = subject.given.network
-    pictures = open_run(run).examples("val").take(torch.arange(5)).float()
-    shown = Shown(pictures, list("abcde"), [""] * 5)
-    found, aim, scores = cams(subject, shown, "layers.last", "last", "4")
-    with captured(network, ["layers.last"]) as kept:
+    network = subject.trained.network
+    pictures = open_run(run).load_examples("val").load_images(torch.arange(5)).float()
+    shown = ImagesToExplain(pictures, list("abcde"), [""] * 5)
+    found, aim, scores = class_activation_maps(subject, shown, "layers.last", "last", "4")
+    with capture_outputs(network, ["layers.last"]) as kept:
         logits = network(pictures)
         (slope,) = torch.autograd.grad(logits[:, 4].sum(), kept["layers.last"])
     expected = (slope.mean((2, 3), keepdim=True) * kept["layers.last"]).sum(1).clamp(min=0)
@@ -217,7 +219,7 @@ model:
   - global_avg_pool: {from: a}
 train: {epochs: 1, batch: 256}
 """
-    done = train_run(parse(text, "aside.yaml"), tmp_path, CPU, resume=False)
+    done = train_run(parse_config(text, "aside.yaml"), tmp_path, CPU, resume=False)
     code, _, err = run_cli("explain", "gradcam", done["run"], "--layer", "unused")
     assert code == 2
     assert err.startswith("--layer model[1].conv: nothing that the network says comes from it")
@@ -225,7 +227,7 @@ train: {epochs: 1, batch: 256}
 
 def test_a_change_of_nothing_moves_nothing(run):
     subject = open_run(run).subject
-    for change in changes((1, 8, 8), CPU):
+    for change in image_transforms((1, 8, 8), CPU):
         identity = change.matrix_S23[0 if "shift" not in change.name else len(change.amounts) // 2]
         assert torch.allclose(identity, torch.eye(2, 3), atol=1e-6), change.name
     data = explain_run(Invariance(images=2, layers=("stem", "model[3]")), run)
@@ -238,7 +240,7 @@ def test_a_change_of_nothing_moves_nothing(run):
         assert len(curve["score"]) == len(curve["amounts"])
     turned = [curve for curve in data["curves"] if "turned" in curve["change"]]
     assert all(curve["model[0].conv"][-1] == pytest.approx(0, abs=1e-3) for curve in turned)  # all the way round
-    assert subject.given.network.training is False
+    assert subject.trained.network.training is False
 
 
 def test_evolve_shows_each_checkpoint_and_ends_where_top_is(run):
@@ -247,7 +249,9 @@ def test_evolve_shows_each_checkpoint_and_ends_where_top_is(run):
     assert len(steps) == 4
     assert steps == sorted(steps)
     opened_ = open_run(run / "checkpoints" / f"step-{steps[-1]:08d}")
-    found = strongest(opened_.subject.given, opened_.subject.maps("last"), opened_.examples("val"), 64)
+    found = find_strongest_cells(
+        opened_.subject.trained, opened_.subject.find_map_layer("last"), opened_.load_examples("val"), 64
+    )
     last = [each for each in data["patches"] if each["step"] == steps[-1]]
     assert [each["value"] for each in last] == pytest.approx(found.values[0, [1, 2]].tolist(), rel=1e-5)
 
@@ -270,12 +274,14 @@ def test_embeddings_are_the_layers_means_and_a_probe_reads_them(run, tmp_path):
     data = explain_run(Embed(split="val", layers=("stem", "last"), probe=True), run, path)
     kept = np.load(path)
     run_ = open_run(run)
-    examples = run_.examples("val")
-    place = run_.subject.maps("last")
-    maps = features(run_.subject.given.network, place, examples.take(torch.arange(len(examples))).float())
+    examples = run_.load_examples("val")
+    place = run_.subject.find_map_layer("last")
+    maps = layer_features(
+        run_.subject.trained.network, place, examples.load_images(torch.arange(len(examples))).float()
+    )
     assert np.allclose(kept["features"], maps.mean((2, 3)).numpy(), atol=1e-5)
     assert np.array_equal(kept["labels"], examples.targets["labels"].numpy())
-    assert kept["picture"][0] == examples.name(0)
+    assert kept["picture"][0] == examples.sample_name(0)
     rows = {row["layer"]: row["accuracy"] for row in data["layers"]}
     assert list(rows) == ["model[0].conv", "model[7].conv"]
     assert rows["model[7].conv"] > 0.3  # ten classes
@@ -302,7 +308,7 @@ def test_guided_minds_where_relu6_is_flat():
     x = torch.tensor([-1.0, 3.0, 7.0], requires_grad=True)
     module = nn.Sequential(nn.ReLU6(inplace=True))
     for rule, expected in (("plain", [0, 1, 0]), ("guided", [0, 1, 0]), ("deconv", [1, 1, 1])):
-        with passing_back(module, rule):
+        with use_backward_rule(module, rule):
             (found,) = torch.autograd.grad(module(x * 1).sum(), x)
         assert found.tolist() == expected, rule
 
@@ -310,8 +316,8 @@ def test_guided_minds_where_relu6_is_flat():
 def test_a_square_reaches_the_far_edges(run):
     subject = open_run(run).subject
     picture = torch.rand(1, 8, 8)
-    aim = aimed(subject.said(picture[None]), None, Shown(picture[None], ["a"], [""]))
-    swept = sweep(subject, picture, aim, "layers.last", 0, 3, 2)
+    aim = choose_direction(subject.class_scores(picture[None]), None, ImagesToExplain(picture[None], ["a"], [""]))
+    swept = measure_occlusion(subject, picture, aim, "layers.last", 0, 3, 2)
     assert swept.tops == swept.lefts == [0, 2, 4, 5]
     assert swept.score.shape == (4, 4)
 
@@ -328,12 +334,12 @@ def test_the_map_of_an_occlusion_lies_where_the_squares_middles_are():
 def test_what_is_said_of_one_place_is_explained_place_by_place(of_each_task):
     """A detector's best score: slopes times maps, which heat the cells about the one that has the score."""
     run_ = open_run(of_each_task["detect"])
-    subject, shown = run_.subject, run_.images(Selection("val", 6))
-    found, _, _ = cams(subject, shown, subject.maps(None).module, "p3", None)
-    network, module = subject.given.network, subject.maps(None).module
+    subject, shown = run_.subject, run_.load_images(Selection("val", 6))
+    found, _, _ = class_activation_maps(subject, shown, subject.find_map_layer(None).module_name, "p3", None)
+    network, module = subject.trained.network, subject.find_map_layer(None).module_name
     for number in range(len(shown)):
-        with captured(network, [module]) as kept:
-            said = said_of(subject.given, shown.pixels[number : number + 1])
+        with capture_outputs(network, [module]) as kept:
+            said = compute_class_scores(subject.trained, shown.pixels[number : number + 1])
             (slope,) = torch.autograd.grad(said.raw_BK.max(), kept[module])
         expected = (slope * kept[module]).sum(1).clamp(min=0)
         assert torch.allclose(found[number], expected[0], atol=1e-6)
@@ -341,18 +347,18 @@ def test_what_is_said_of_one_place_is_explained_place_by_place(of_each_task):
 
 def test_in_parts_it_is_what_it_is_at_once(run):
     """Whatever fits the memory: slopes, projections and what is said do not depend on how many run together."""
-    pixels = open_run(run).examples("val").take(torch.arange(7)).float()
-    shown, found = Shown(pixels, list("abcdefg"), [""] * 7), []
+    pixels = open_run(run).load_examples("val").load_images(torch.arange(7)).float()
+    shown, found = ImagesToExplain(pixels, list("abcdefg"), [""] * 7), []
     for size in (128, 3, 1):
         subject = open_run(run).subject
         subject.__dict__["at_once"] = size
-        place = subject.maps(None)
+        place = subject.find_map_layer(None)
         found.append(
             [
-                subject.said(pixels).shown_BK,
-                subject.features(place, pixels),
-                cams(subject, shown, place.module, "", None)[0],
-                slopes_of(subject, shown, None, "guided")[0],
+                subject.class_scores(pixels).display_BK,
+                subject.layer_features(place, pixels),
+                class_activation_maps(subject, shown, place.module_name, "", None)[0],
+                input_gradients(subject, shown, None, "guided")[0],
             ]
         )
     for others in found[1:]:
@@ -363,15 +369,15 @@ def test_in_parts_it_is_what_it_is_at_once(run):
 def test_people_with_one_picture_are_nobodys_mistakes(of_each_task):
     """Of embeddings: those that another's resembles most come first, and no one without a picture like his own."""
     run_ = open_run(of_each_task["verify"])
-    examples = run_.examples("val")
+    examples = run_.load_examples("val")
     labels = examples.targets["labels"].clone()
     labels[0] = labels.max() + 1
     alone = dataclasses.replace(
-        examples, targets=examples.targets | {"labels": labels % len(run_.subject.given.facts.classes)}
+        examples, targets=examples.targets | {"labels": labels % len(run_.subject.trained.facts.classes)}
     )
-    given = run_.subject.given
-    said = given.results(alone.take(torch.arange(len(alone))).float())["embedding"].double()
-    found = worst(run_.subject, alone, 4, 5)
+    given = run_.subject.trained
+    said = given.results(alone.load_images(torch.arange(len(alone))).float())["embedding"].double()
+    found = find_worst_images(run_.subject, alone, 4, 5)
     gaps = []
     for place in range(len(alone)):
         cosine = said @ said[place]
@@ -381,13 +387,13 @@ def test_people_with_one_picture_are_nobodys_mistakes(of_each_task):
             gaps.append((float(cosine[~same].max() - cosine[same & others].max()), place))
     expected = sorted(gaps, reverse=True)[:4]
     assert [each.badness for each in found.mistakes] == pytest.approx([gap for gap, _ in expected], abs=1e-5)
-    assert found.looked_at == len(alone)
+    assert found.sample_count == len(alone)
 
 
 def test_of_many_pictures_it_says_how_many_were_looked_at(run, monkeypatch):
-    from cnnrun.explain.methods import worst as module
+    from cnnrun.explain.methods import worst_images as module
 
     monkeypatch.setattr(module, "_MOST", 50)
-    found = worst(open_run(run).subject, open_run(run).examples("val"), 3, 16)
-    assert found.looked_at == 50
+    found = find_worst_images(open_run(run).subject, open_run(run).load_examples("val"), 3, 16)
+    assert found.sample_count == 50
     assert len(found.mistakes) == 3

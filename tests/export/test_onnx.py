@@ -11,9 +11,8 @@ import onnxruntime
 import pytest
 import torch
 
-from cnnrun import export as exporting
 from cnnrun.base.errors import CheckpointError, ParityError
-from cnnrun.experiment import assemble, open_run
+from cnnrun.experiment import open_run
 from cnnrun.export import parity, write
 from cnnrun.export.onnx import Onnx
 from cnnrun.results.export_run import export_run
@@ -30,10 +29,10 @@ def exported(trained_run, tmp_path_factory):
 
 def test_the_file_is_the_network_on_raw_pixels(exported, trained_run):
     path, report = exported
-    experiment, trained = open_run.trained(trained_run, trained_run.parent.parent, CPU)
-    split, data = open_run.eval_data(experiment, trained, None)
+    experiment, trained = open_run.open_trained(trained_run, trained_run.parent.parent, CPU)
+    split, data = open_run.prepare_eval_data(experiment, trained, None)
     examples = data.splits[split]
-    pixels = examples.take(torch.arange(len(examples))).permute(0, 2, 3, 1).contiguous().numpy()
+    pixels = examples.load_images(torch.arange(len(examples))).permute(0, 2, 3, 1).contiguous().numpy()
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     for batch in (1, 2, 7, 100):
         (theirs,) = session.run(None, {"pixels": pixels[:batch]})
@@ -83,7 +82,9 @@ def test_a_file_that_is_not_the_network_is_removed_with_7(trained_run, tmp_path,
 
 
 def test_a_metric_that_differs_fails_even_when_probabilities_agree(trained_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(type(open_run.trained(trained_run, tmp_path, CPU)[1].task), "agree", lambda *a: None)
+    monkeypatch.setattr(
+        type(open_run.open_trained(trained_run, tmp_path, CPU)[1].task), "find_disagreement", lambda *a: None
+    )
     real = Onnx.reload
 
     def shuffled(self, file):
@@ -98,13 +99,13 @@ def test_a_metric_that_differs_fails_even_when_probabilities_agree(trained_run, 
 @pytest.mark.parametrize(("off", "passes"), [(0.0, True), (0.00004, True), (0.0002, False)])
 def test_a_metric_is_the_networks_to_four_digits(trained_run, tmp_path, monkeypatch, off, passes):
     """One metric of the file is moved by so much; 0.5 in the fourth digit is the bound."""
-    real, calls = exporting.measure, []
+    real, calls = parity.measure_metrics, []
 
     def moved(*arguments):
         calls.append(real(*arguments))
         return calls[-1] if len(calls) == 1 else {name: value + off for name, value in calls[-1].items()}
 
-    monkeypatch.setattr(exporting, "measure", moved)
+    monkeypatch.setattr(parity, "measure_metrics", moved)
     if passes:
         assert export_run(Onnx(), trained_run, tmp_path, None, tmp_path / "model.onnx")["passed"]
     else:
@@ -113,9 +114,9 @@ def test_a_metric_is_the_networks_to_four_digits(trained_run, tmp_path, monkeypa
 
 
 def test_a_file_says_the_height_of_its_pictures_before_their_width(trained_run, tmp_path):
-    trained = open_run.trained(trained_run, tmp_path, CPU)[1]
+    trained = open_run.open_trained(trained_run, tmp_path, CPU)[1]
     wide = replace(trained, facts=replace(trained.facts, image=(3, 20, 30)))
-    assert write.metadata(wide)["input"] == "uint8 [batch, 20, 30, 3], RGB"
+    assert write.artefact_metadata(wide)["input"] == "uint8 [batch, 20, 30, 3], RGB"
 
 
 @pytest.mark.parametrize("data", [b"", b"text", b"\x08\x07" * 50])
@@ -136,7 +137,7 @@ def test_a_picture_is_steady_where_a_hair_more_and_a_hair_less_give_the_same():
     def agree(ours, theirs, facts):
         return None if torch.equal(ours["above"], theirs["above"]) else "differ"
 
-    task, facts = SimpleNamespace(agree=agree), None
+    task, facts = SimpleNamespace(find_disagreement=agree), None
     for value, steady in ((1.0, True), (0.0, False), (-1.0, True)):
         trained = SimpleNamespace(results=lambda x: {"above": x[:, 0, 0, 0] > 0}, task=task, facts=facts)
         picture = torch.full((1, 1, 4, 4), value)
@@ -146,10 +147,12 @@ def test_a_picture_is_steady_where_a_hair_more_and_a_hair_less_give_the_same():
 def test_a_small_split_is_filled_up_from_training(trained_run, tmp_path, monkeypatch):
     from cnnrun.experiment.schema import Experiment
 
-    small = Experiment.model_validate(assemble.load(trained_run / "config.yaml"))
+    small = Experiment.model_validate(open_run.read_config(trained_run / "config.yaml"))
     split = small.data.split.model_copy(update={"test": 0.01})
     monkeypatch.setattr(
-        assemble, "load", lambda *a: small.model_copy(update={"data": small.data.model_copy(update={"split": split})})
+        open_run,
+        "read_config",
+        lambda *a: small.model_copy(update={"data": small.data.model_copy(update={"split": split})}),
     )
     report = export_run(Onnx(), trained_run, tmp_path, None, tmp_path / "model.onnx")
     assert report["samples_compared"] == 64

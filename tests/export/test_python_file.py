@@ -15,17 +15,17 @@ from torch import nn
 
 from cnnrun.base.errors import ParityError
 from cnnrun.config import zoo
-from cnnrun.config.spec import members
-from cnnrun.data.image_files import Image
+from cnnrun.config.spec import union_members
+from cnnrun.data.image_files import ImageSettings
 from cnnrun.experiment import open_run
-from cnnrun.export.python_file import Code, source
-from cnnrun.export.python_source import Sources, construction
-from cnnrun.export.write import metadata
+from cnnrun.export.python_file import Code, generate_code
+from cnnrun.export.python_source import SourceCollector, constructor_call
+from cnnrun.export.write import artefact_metadata
 from cnnrun.model.layers import Leaf
 from cnnrun.model.structures import Node
-from cnnrun.model.trained import Deployed, Trained
+from cnnrun.model.trained_network import ExportedNetwork, TrainedNetwork
 from cnnrun.results.export_run import export_run
-from cnnrun.tasks.classify import Classify
+from cnnrun.tasks.classification import Classify
 
 CPU = torch.device("cpu")
 NODE = TypeAdapter(Node)
@@ -53,7 +53,7 @@ def test_the_parity_gate_measures_it_and_nothing_differs(exported):
 def test_it_runs_with_torch_alone(exported, trained_run, tmp_path):
     """In a process where nothing but torch and the standard library can be imported."""
     path, _ = exported
-    _, trained = open_run.trained(trained_run, trained_run.parent.parent, CPU)
+    _, trained = open_run.open_trained(trained_run, trained_run.parent.parent, CPU)
     pixels = torch.randint(0, 17, (7, 8, 8, 1), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     np.save(tmp_path / "pixels.npy", pixels.numpy())
     code = f"""
@@ -77,7 +77,7 @@ print(network.classes)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.strip() == str(list("0123456789"))
     with torch.inference_mode():
-        (expected,) = Deployed(trained).eval()(pixels)
+        (expected,) = ExportedNetwork(trained).eval()(pixels)
     assert np.array_equal(np.load(tmp_path / "out.npy"), expected.numpy())
 
 
@@ -94,25 +94,27 @@ def test_it_is_formatted_and_says_nothing_of_this_machine(exported):
     assert str(Path(__file__).parents[2]) not in text
 
 
-def of_zoo(name: str) -> Trained:
+def of_zoo(name: str) -> TrainedNetwork:
     from cnnrun.contracts.facts import Facts
     from cnnrun.model.network import materialize
     from tests.support.networks import build_from_zoo, zoo_experiment
 
-    entry = zoo.entry(name)
+    entry = zoo.read_entry(name)
     image = entry.image
     task = zoo_experiment(name, image).task
     network = materialize(build_from_zoo(name, image, 10).network, 0).to(memory_format=torch.channels_last).eval()
     facts = Facts(tuple("abcdefghij"), image, (0.0,) * image[0], (1.0,) * image[0])
-    return Trained(network, nn.Identity(), task, facts, Image(), Path("run"), 0, CPU)
+    return TrainedNetwork(network, nn.Identity(), task, facts, ImageSettings(), Path("run"), 0, CPU)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in zoo.names() if not name.startswith(("vgg", "wide", "alex", "zf"))])
+@pytest.mark.parametrize(
+    "name", [name for name in zoo.network_names() if not name.startswith(("vgg", "wide", "alex", "zf"))]
+)
 def test_the_zoo_as_code_is_the_zoo_to_the_last_bit(name, tmp_path):
     trained = of_zoo(name)
-    module = Deployed(trained).eval()
-    Code().write(module, torch.empty(0), ["probabilities"], metadata(trained), tmp_path / "net.py")
+    module = ExportedNetwork(trained).eval()
+    Code().write(module, torch.empty(0), ["probabilities"], artefact_metadata(trained), tmp_path / "net.py")
     pixels = torch.randint(0, 256, (2, *trained.facts.image[1:], trained.facts.image[0]), dtype=torch.uint8)
     (theirs,) = Code().reload(tmp_path / "net.py")(pixels.numpy())
     with torch.inference_mode():
@@ -121,15 +123,15 @@ def test_the_zoo_as_code_is_the_zoo_to_the_last_bit(name, tmp_path):
     assert formatted(text) == text
 
 
-@pytest.mark.parametrize("kind", members(Leaf), ids=lambda kind: kind.kind)
+@pytest.mark.parametrize("kind", union_members(Leaf), ids=lambda kind: kind.kind)
 def test_every_leafs_construction_can_be_read_back(kind):
     """The call that is written makes a module with the same state and the same output."""
     torch.manual_seed(0)
     spec = NODE.validate_python({kind.kind: dict(kind.example)})
     module = spec.build(kind.example_shape).eval()
-    call = construction(module).text()
+    call = constructor_call(module).text()
     names: dict = {}
-    sources = Sources({"collections": {"OrderedDict"}, "torch": {"", "nn"}})
+    sources = SourceCollector({"collections": {"OrderedDict"}, "torch": {"", "nn"}})
     for part in module.modules():
         if type(part).__module__.startswith("cnnrun."):
             sources.add(type(part))
@@ -138,14 +140,14 @@ def test_every_leafs_construction_can_be_read_back(kind):
     exec(compile("\n".join([*lines, chain, f"made = {call}"]), "generated", "exec"), names)
     made = names["made"].eval()
     made.load_state_dict(module.state_dict())
-    inputs = [torch.randn(2, *kind.example_shape)] * (2 if kind.takes_several else 1)
+    inputs = [torch.randn(2, *kind.example_shape)] * (2 if kind.has_several_inputs else 1)
     assert torch.equal(made(*inputs), module(*inputs))
-    assert construction(made).text() == call
+    assert constructor_call(made).text() == call
 
 
 def test_parts_that_occur_again_are_written_once():
     trained = of_zoo("resnet50")
-    text = source(Deployed(trained), ["probabilities"], metadata(trained), "net")
+    text = generate_code(ExportedNetwork(trained), ["probabilities"], artefact_metadata(trained), "net")
     assert text.count("def part") == 4  # the repeated bottleneck of each stage
     assert len(text.splitlines()) < 400
 
@@ -153,8 +155,8 @@ def test_parts_that_occur_again_are_written_once():
 def test_code_that_is_not_the_network_is_not_kept(trained_run, tmp_path, monkeypatch):
     from cnnrun.export import python_file as code
 
-    real = code.source
-    monkeypatch.setattr(code, "source", lambda *a: real(*a).replace("outputs / self", "2 * outputs / self"))
+    real = code.generate_code
+    monkeypatch.setattr(code, "generate_code", lambda *a: real(*a).replace("outputs / self", "2 * outputs / self"))
     with pytest.raises(ParityError, match="not the model"):
         export_run(Code(), trained_run, trained_run.parent.parent, None, tmp_path / "net.py")
     assert [file.name for file in tmp_path.iterdir()] == ["parity-code-failed.json"]
@@ -192,18 +194,18 @@ def test_layers_may_have_any_name(names, tmp_path):
     text = "".join(f"- conv: {{name: {name}, out_channels: 4, norm: batch}}\n" for name in names)
     network = materialize(build_from_text(text.replace("None", "'None'") + "- flatten", 1, 4, 4).network, 0)
     facts = Facts(("a\n", 'b"', "\u2028"), (1, 4, 4))
-    trained = Trained(
+    trained = TrainedNetwork(
         network.to(memory_format=torch.channels_last).eval(),
         nn.Identity(),
         Classify(),
         facts,
-        Image(),
+        ImageSettings(),
         Path("r"),
         0,
         CPU,
     )
-    module = Deployed(trained).eval()
-    Code().write(module, torch.empty(0), ["probabilities"], metadata(trained), tmp_path / "net.py")
+    module = ExportedNetwork(trained).eval()
+    Code().write(module, torch.empty(0), ["probabilities"], artefact_metadata(trained), tmp_path / "net.py")
     pixels = torch.randint(0, 256, (2, 4, 4, 1), dtype=torch.uint8)
     (theirs,) = Code().reload(tmp_path / "net.py")(pixels.numpy())
     with torch.inference_mode():

@@ -30,7 +30,7 @@ def problem(text: str, *shape: int) -> tuple[tuple, str]:
 
 def test_lenet_has_61706_parameters():
     made = build_from_text(LENET, 1, 28, 28)
-    assert made.parameters == 61_706
+    assert made.parameter_count == 61_706
     assert sum(row.parameters for row in made.rows) == 61_706
     assert [row.out_shape for row in made.rows[:4]] == [(6, 28, 28), (6, 14, 14), (16, 10, 10), (16, 5, 5)]
     # The published receptive fields of LeNet-5's layers.
@@ -113,7 +113,7 @@ def test_residual_shortcut_is_made_to_fit(stride, channels, shape):
     assert tuple(out.shape[1:]) == shape
     assert torch.equal(out, torch.relu(block.layers(x) + block.shortcut(x)))
     assert isinstance(block.shortcut, nn.Identity) == (shape == (4, 8, 8))
-    assert sum(row.parameters for row in made.rows) == made.parameters
+    assert sum(row.parameters for row in made.rows) == made.parameter_count
 
 
 @pytest.mark.parametrize("size", [7, 8, 9])
@@ -125,7 +125,7 @@ def test_a_shortcuts_conv_goes_with_its_layers_at_any_size_and_has_no_bias_befor
     (conv,) = [module for module in shortcut.modules() if isinstance(module, nn.Conv2d)]
     assert conv.stride == (2, 2)
     assert (conv.bias is None) == bool(norm)
-    assert made.nodes["layers.residual1"].out_shape == (4, -(-size // 2), -(-size // 2))
+    assert made.layers["layers.residual1"].out_shape == (4, -(-size // 2), -(-size // 2))
 
 
 def test_links_from_within_a_shortcut_equal_the_same_network_by_hand():
@@ -168,7 +168,7 @@ def test_repeat_has_weights_of_its_own_each_time():
 def test_a_name_is_known_after_it_in_its_own_list_and_inside_alone(structure):
     inside = structure.replace("LAYERS", "{conv: {out_channels: 2, name: here}}, {add: [here, outside]}")
     before = "- conv: {out_channels: 2, name: outside}"
-    assert build_from_text(f"{before}\n- {inside}\n- global_avg_pool", 1, 8, 8).parameters
+    assert build_from_text(f"{before}\n- {inside}\n- global_avg_pool", 1, 8, 8).parameter_count
     where, message = problem(f"{before}\n- {inside}\n- conv: {{from: [here]}}\n- global_avg_pool", 1, 8, 8)
     assert where == ("model", 2, "conv", "from")
     assert "no layer 'here' to take from here; named before it: outside" in message
@@ -274,7 +274,7 @@ def test_structures_and_links_export_with_parity(tmp_path):
     import numpy as np
     import onnxruntime
 
-    from cnnrun.export.onnx import quietly
+    from cnnrun.export.onnx import silence_exporter
 
     network = materialize(
         build_from_text(
@@ -297,7 +297,7 @@ def test_structures_and_links_export_with_parity(tmp_path):
         seed=0,
     ).eval()
     example = torch.randn(2, 1, 8, 8)
-    with quietly():
+    with silence_exporter():
         torch.onnx.export(
             network,
             (example,),
@@ -320,7 +320,7 @@ def test_a_name_like_an_automatic_one_loses_no_layer():
         "- conv: 8\n- conv: {out_channels: 8, name: conv1}\n- conv: 8",
     ):
         made = build_from_text(f"{text}\n- global_avg_pool", 1, 8, 8)
-        assert sum(row.parameters for row in made.rows) == made.parameters
+        assert sum(row.parameters for row in made.rows) == made.parameter_count
         assert len(made.network.layers) == 4
         materialize(made.network, 0)(torch.zeros(2, 1, 8, 8))
 
@@ -339,7 +339,7 @@ def test_a_residuals_row_counts_its_activation_and_sees_through_its_shortcut():
         8,
         8,
     )
-    assert sum(row.parameters for row in made.rows) == made.parameters
+    assert sum(row.parameters for row in made.rows) == made.parameter_count
     assert made.rows[-3].receptive_field == (5, 5)
 
 
@@ -361,7 +361,7 @@ def test_what_the_meta_device_lets_pass_but_no_other_does_is_refused(text, why):
 @pytest.mark.parametrize("size", range(1, 9))
 @pytest.mark.parametrize("ceil_mode", [True, False])
 def test_a_max_pool_is_refused_exactly_where_it_has_no_maximum(size, ceil_mode):
-    from cnnrun.contracts.layer import CannotPass
+    from cnnrun.contracts.layer import ShapeError
     from cnnrun.model.layers.pool import MaxPool
 
     for kernel, stride, padding, dilation in itertools.product((1, 2, 3, 4), (1, 2, 3), (0, 1, 2), (1, 2, 3)):
@@ -374,7 +374,7 @@ def test_a_max_pool_is_refused_exactly_where_it_has_no_maximum(size, ceil_mode):
         try:
             MaxPool(**settings, ceil_mode=ceil_mode).build((1, size, size))
             refused = False
-        except CannotPass:
+        except ShapeError:
             refused = True
         assert refused != finite, settings
 
@@ -404,7 +404,7 @@ def test_a_conv_may_be_depthwise():
 def test_a_name_that_a_module_already_has_is_refused_in_words(name, link):
     text = f"- conv: {{name: {name}, out_channels: 2}}\n{link.replace('NAME', name)}- flatten"
     if name == "weight_":
-        assert build_from_text(text, 1, 4, 4).parameters
+        assert build_from_text(text, 1, 4, 4).parameter_count
     else:
         assert "is a word of PyTorch's modules" in problem(text, 1, 4, 4)[1]
 

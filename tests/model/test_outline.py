@@ -7,33 +7,33 @@ from xml.etree import ElementTree
 import pytest
 
 from cnnrun.config import zoo
-from cnnrun.explain.figures.network_svg import svg
-from cnnrun.model.outline import Part, outline, text
+from cnnrun.explain.figures.network_svg import render_svg
+from cnnrun.model.outline import OutlineEntry, build_outline, format_outline
 from tests.support.networks import build_from_zoo
 
 
-def everything(parts: list[Part]) -> list[Part]:
+def everything(parts: list[OutlineEntry]) -> list[OutlineEntry]:
     return [inner for part in parts for inner in [part, *(p for lane in part.lanes for p in everything(lane))]]
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize("name", zoo.network_names())
 def test_every_zoo_network_is_drawn_whole(name):
-    made = build_from_zoo(name, zoo.entry(name).image, 10)
-    parts = outline(made, "classify")
-    drawing = ElementTree.fromstring(svg(parts, name))
+    made = build_from_zoo(name, zoo.read_entry(name).image, 10)
+    parts = build_outline(made, "classify")
+    drawing = ElementTree.fromstring(render_svg(parts, name))
     words = [element.text for element in drawing.iter() if element.tag.endswith("text")]
-    written = text(parts)
+    written = format_outline(parts)
     for part in everything(parts):
         assert any(part.title in word for word in words), part.title
         assert part.title in written
         assert part.shape in written
-    for key in made.nodes:
-        if key.count(".") == 1 and (spec := made.nodes[key].spec).name:
+    for key in made.layers:
+        if key.count(".") == 1 and (spec := made.layers[key].spec).name:
             assert f"{spec.name}: " in written
 
 
 def test_the_text_shows_structures_links_and_shapes():
-    lines = text(outline(build_from_zoo("resnet18_fpn", (3, 64, 64), 10), "classify")).splitlines()
+    lines = format_outline(build_outline(build_from_zoo("resnet18_fpn", (3, 64, 64), 10), "classify")).splitlines()
     shown = [" ".join(line.split()) for line in lines]
     assert shown[0] == "├─ input 3x64x64"
     assert shown[1] == "├─ stem: conv 64, 7x7, stride 2, batch_norm, relu 64x32x32"
@@ -44,7 +44,9 @@ def test_the_text_shows_structures_links_and_shapes():
 
 
 def test_boxes_stand_apart_and_inside_the_picture():
-    drawing = ElementTree.fromstring(svg(outline(build_from_zoo("googlenet", (3, 224, 224), 10), "classify"), "x"))
+    drawing = ElementTree.fromstring(
+        render_svg(build_outline(build_from_zoo("googlenet", (3, 224, 224), 10), "classify"), "x")
+    )
     width, height = float(drawing.get("width")), float(drawing.get("height"))
     rectangles = [element for element in drawing.iter() if element.tag.endswith("rect") and element.get("x")]
     boxes = [[float(element.get(key)) for key in ("x", "y", "width", "height")] for element in rectangles]
@@ -59,8 +61,8 @@ def test_boxes_stand_apart_and_inside_the_picture():
 
 
 def test_names_cannot_break_the_svg():
-    part = Part("conv", 'conv <3> & "more"', [], "1x2x3", name="a<b")
-    ElementTree.fromstring(svg([part], "</title><script>"))
+    part = OutlineEntry("conv", 'conv <3> & "more"', [], "1x2x3", name="a<b")
+    ElementTree.fromstring(render_svg([part], "</title><script>"))
 
 
 def test_diagram_on_the_command_line(run_cli, tiny, tmp_path):
@@ -75,9 +77,9 @@ def test_diagram_on_the_command_line(run_cli, tiny, tmp_path):
 def test_zoo_on_the_command_line(run_cli):
     code, out, _ = run_cli("zoo", "list")
     assert code == 0
-    assert [line.split()[0] for line in out.splitlines()[1:-2]] == zoo.names()
+    assert [line.split()[0] for line in out.splitlines()[1:-2]] == zoo.network_names()
     assert "25,557,032" in out
     code, out, _ = run_cli("zoo", "show", "resnet50")
-    assert (code, out) == (0, zoo.text("resnet50"))
+    assert (code, out) == (0, zoo.network_yaml("resnet50"))
     code, _, err = run_cli("zoo", "show", "resnet5")
     assert (code, len(err.splitlines())) == (2, 1)

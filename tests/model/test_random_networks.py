@@ -14,26 +14,26 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from cnnrun.base.errors import ConfigError
-from cnnrun.config.spec import members
+from cnnrun.config.spec import union_members
 from cnnrun.contracts.facts import Facts
-from cnnrun.data.image_files import Image
+from cnnrun.data.image_files import ImageSettings
 from cnnrun.export.onnx import Onnx
 from cnnrun.export.python_file import Code
 from cnnrun.model.builder import Builder
 from cnnrun.model.layers import Leaf
 from cnnrun.model.layers.activation import Activation
 from cnnrun.model.layers.norm import Norm
-from cnnrun.model.network import Built, build, flops, materialize
+from cnnrun.model.network import BuiltNetwork, build_network, flops, materialize
 from cnnrun.model.receptive_field import Signal
 from cnnrun.model.structures import Node
-from cnnrun.model.trained import Deployed, Trained
-from cnnrun.tasks.classify import Classify
+from cnnrun.model.trained_network import ExportedNetwork, TrainedNetwork
+from cnnrun.tasks.classification import Classify
 
 COUNT = int(os.environ.get("CNNRUN_NETWORKS", "25"))
 NODES: TypeAdapter[list[Any]] = TypeAdapter(list[Node])
 SMALL = st.integers(1, 3)
-NORMS = st.sampled_from([kind.kind.removesuffix("_norm") for kind in members(Norm)])
-ACTIVATIONS = st.sampled_from([kind.kind for kind in members(Activation)])
+NORMS = st.sampled_from([kind.kind.removesuffix("_norm") for kind in union_members(Norm)])
+ACTIVATIONS = st.sampled_from([kind.kind for kind in union_members(Activation)])
 # Values for the settings of these names, whichever leaf has them; the others keep their defaults.
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "out_channels": st.integers(1, 8),
@@ -66,12 +66,12 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
 
 @st.composite
 def leaf(draw: st.DrawFn, known: list[str]) -> dict[str, Any]:
-    kind = draw(st.sampled_from([kind for kind in members(Leaf) if known or not kind.takes_several]))
-    body = {} if kind.takes_several else dict(kind.example)
+    kind = draw(st.sampled_from([kind for kind in union_members(Leaf) if known or not kind.has_several_inputs]))
+    body = {} if kind.has_several_inputs else dict(kind.example)
     for key in kind.model_fields:
         if key in VALUES and draw(st.booleans()):
             body[key] = draw(VALUES[key])
-    if kind.takes_several:
+    if kind.has_several_inputs:
         body["from"] = draw(st.lists(st.sampled_from(known), min_size=1, max_size=3))
     return {kind.kind: body}
 
@@ -111,7 +111,7 @@ def chain(draw: st.DrawFn, signal: Signal, known: dict[str, Signal], depth: int)
         try:
             specs = NODES.validate_python([candidate])
             with torch.device("meta"):
-                _, out = builder.chain(specs, signal, ("model",), known)
+                _, out = builder.build_chain(specs, signal, ("model",), known)
         except ValidationError:
             continue
         if builder.problems or max(out.shape) > 64 or len(builder.rows) > 60:
@@ -124,12 +124,12 @@ def chain(draw: st.DrawFn, signal: Signal, known: dict[str, Signal], depth: int)
 
 
 @st.composite
-def networks(draw: st.DrawFn) -> Built:
+def networks(draw: st.DrawFn) -> BuiltNetwork:
     image = (draw(st.sampled_from([1, 3])), *draw(st.sampled_from([(8, 8), (9, 12)])))
     layers = draw(chain(Signal(image), {}, 2))
     specs = NODES.validate_python([*layers, "flatten"])
     facts = Facts(("a", "b", "c"), image, (100.0,) * image[0], (60.0,) * image[0])
-    return build(specs, Classify(), facts)
+    return build_network(specs, Classify(), facts)
 
 
 every = settings(
@@ -141,7 +141,7 @@ every = settings(
 )
 
 
-def pictures(built: Built, count: int) -> torch.Tensor:
+def pictures(built: BuiltNetwork, count: int) -> torch.Tensor:
     shape = (count, *built.rows[0].in_shape)
     return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(1)).float()
 
@@ -166,12 +166,14 @@ def test_forward_and_backward_are_finite_and_the_summary_is_true(built):
     assert sum(row.parameters for row in built.rows) == sum(p.numel() for p in network.parameters())
 
 
-def trained(built: Built) -> Trained:
+def trained(built: BuiltNetwork) -> TrainedNetwork:
     network = materialize(built.network, 0)
     network.train()(pictures(built, 4))  # so that batch norm has statistics of its own
     facts = Facts(("a", "b", "c"), built.rows[0].in_shape, (100.0,) * built.rows[0].in_shape[0])
     ready = network.to(memory_format=torch.channels_last).eval()
-    return Trained(ready, torch.nn.Identity(), Classify(), facts, Image(), Path("run"), 0, torch.device("cpu"))
+    return TrainedNetwork(
+        ready, torch.nn.Identity(), Classify(), facts, ImageSettings(), Path("run"), 0, torch.device("cpu")
+    )
 
 
 @pytest.mark.slow
@@ -179,7 +181,7 @@ def trained(built: Built) -> Trained:
 @given(networks())
 def test_onnx_export_is_the_network_or_is_refused_by_name(built):
     given_network = trained(built)
-    module = Deployed(given_network).eval()
+    module = ExportedNetwork(given_network).eval()
     pixels = pictures(built, 5).byte().permute(0, 2, 3, 1).contiguous()
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
@@ -191,7 +193,7 @@ def test_onnx_export_is_the_network_or_is_refused_by_name(built):
             return
         (theirs,) = Onnx().reload(path)(pixels.numpy())
     ours = given_network.results(pictures(built, 5))
-    if why := Classify().agree(ours, {"probabilities": torch.from_numpy(theirs)}, Facts((), (1, 1, 1))):
+    if why := Classify().find_disagreement(ours, {"probabilities": torch.from_numpy(theirs)}, Facts((), (1, 1, 1))):
         # Only where float32 itself is that far off, such as an instance norm of what is constant but for its rounding:
         # there the parity gate refuses the file, by the same words.
         exact = given_network.network.double()(pictures(built, 5).double()).softmax(1)
@@ -207,7 +209,7 @@ NOTES = {"cnnrun": "0", "input": "pixels", "resize": "none", "classes": ["a", "b
 @every
 @given(networks())
 def test_exported_code_is_the_network_to_the_last_bit(built):
-    module = Deployed(trained(built)).eval()
+    module = ExportedNetwork(trained(built)).eval()
     pixels = pictures(built, 5).byte().permute(0, 2, 3, 1).contiguous()
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.py"

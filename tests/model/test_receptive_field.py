@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from cnnrun.contracts.facts import Facts
-from cnnrun.experiment.config_file import parse
-from cnnrun.model.network import Built, build, materialize
+from cnnrun.experiment.config_file import parse_config
+from cnnrun.model.network import BuiltNetwork, build_network, materialize
 
 IMAGE = (1, 41, 37)
 PLAIN = {
@@ -32,14 +32,14 @@ ENLARGED = {
 }
 
 
-def _built(layers: str) -> tuple[Built, nn.Module]:
+def _built(layers: str) -> tuple[BuiltNetwork, nn.Module]:
     """A network whose every weight is above 0, so that nothing it sees cancels out."""
-    made = parse(
+    made = parse_config(
         f"task: {{classify: {{}}}}\ndata: {{source: digits, image: {{size: [41, 37]}}}}\n"
         f"model: {layers[:-1]}, global_avg_pool]\n",
         "here.yaml",
     )
-    built = build(made.model.layers, made.task, Facts(("a", "b"), IMAGE))
+    built = build_network(made.model.layers, made.task, Facts(("a", "b"), IMAGE))
     network = materialize(built.network, 0).double().eval()
     with torch.no_grad():
         for parameter in network.parameters():
@@ -58,14 +58,14 @@ def _depends_on(network: nn.Module, row: int, column: int) -> tuple[int, int, in
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def _told(built: Built, layer: str, row: int, column: int) -> tuple[int, int, int, int]:
-    x1, y1, x2, y2 = built.nodes[layer].out.seen(row, column, IMAGE)
+def _told(built: BuiltNetwork, layer: str, row: int, column: int) -> tuple[int, int, int, int]:
+    x1, y1, x2, y2 = built.layers[layer].out.receptive_box(row, column, IMAGE)
     return max(0, x1), max(0, y1), min(IMAGE[2], x2), min(IMAGE[1], y2)
 
 
-def _without_the_pool(built: Built, layers: nn.Module) -> tuple[str, nn.Module]:
+def _without_the_pool(built: BuiltNetwork, layers: nn.Module) -> tuple[str, nn.Module]:
     """The last layer before the global pool, and the layers up to it."""
-    names = [name for name in built.nodes if name.count(".") == 1]
+    names = [name for name in built.layers if name.count(".") == 1]
     layers.global_avg_pool1 = nn.Identity()
     return names[-2], layers
 
@@ -74,7 +74,7 @@ def _without_the_pool(built: Built, layers: nn.Module) -> tuple[str, nn.Module]:
 def test_a_cell_sees_what_it_depends_on(layers):
     built, network = _built(layers)
     name, network = _without_the_pool(built, network)
-    _, high, wide = built.nodes[name].out_shape
+    _, high, wide = built.layers[name].out_shape
     for row, column in ((0, 0), (high // 2, wide // 3), (high // 2, wide // 2)):
         assert _depends_on(network, row, column) == _told(built, name, row, column), (row, column)
     # At the far edges strides may leave pixels out that no map on the way has a cell for.
@@ -87,7 +87,7 @@ def test_a_cell_sees_what_it_depends_on(layers):
 def test_after_layers_that_enlarge_within_a_cell(layers):
     built, network = _built(layers)
     name, network = _without_the_pool(built, network)
-    node = built.nodes[name]
+    node = built.layers[name]
     for row, column in ((0, 0), (7, 11), (node.out_shape[1] - 1, 3)):
         for side, told in zip(_depends_on(network, row, column), _told(built, name, row, column), strict=True):
             assert abs(side - told) <= 2  # pixels of a cell of the map that was enlarged

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from cnnrun.base.errors import CheckpointError
-from cnnrun.model.untrusted_pickle import read
+from cnnrun.model.untrusted_pickle import read_state_dict
 
 
 def saved(tmp_path: Path, state: object, **settings: object) -> Path:
@@ -33,7 +33,7 @@ def state():
 @pytest.mark.parametrize("nested", [None, "state_dict"])
 def test_a_sound_file_is_read_bit_for_bit_in_its_order(tmp_path, state, settings, nested):
     path = saved(tmp_path, {nested: state, "epoch": 3} if nested else state, **settings)
-    given = read(path)
+    given = read_state_dict(path)
     assert list(given) == list(state)
     assert all(torch.equal(given[name], value) for name, value in state.items())
 
@@ -75,7 +75,7 @@ def test_code_in_a_pickle_is_not_run(tmp_path, how, where, zipped, monkeypatch):
     }[where]
     path = saved(tmp_path, state, _use_new_zipfile_serialization=zipped)
     with pytest.raises(CheckpointError) as refused:
-        read(path)
+        read_state_dict(path)
     assert not (tmp_path / "canary").exists()
     assert len(refused.value.lines) == 1
     assert "not a state dict" in refused.value.lines[0]
@@ -114,14 +114,14 @@ def test_an_archive_that_torch_never_writes_is_refused_unread(tmp_path, state, c
     path = rezipped(saved(tmp_path, state), change)
     monkeypatch.setattr("cnnrun.model.untrusted_pickle.subprocess.run", lambda *a, **k: pytest.fail("was read"))
     with pytest.raises(CheckpointError, match="as torch.save writes none"):
-        read(path)
+        read_state_dict(path)
 
 
 def test_a_small_file_that_would_become_large_is_refused(tmp_path):
     path = saved(tmp_path, {"weight": torch.zeros(1).expand(1 << 30)})
     assert path.stat().st_size < 10_000
     with pytest.raises(CheckpointError, match="would become"):
-        read(path)
+        read_state_dict(path)
 
 
 def test_a_claimed_size_beyond_the_file_is_refused(tmp_path):
@@ -132,7 +132,7 @@ def test_a_claimed_size_beyond_the_file_is_refused(tmp_path):
     assert data.count(small) >= 1
     path.write_bytes(data.replace(small, large))
     with pytest.raises(CheckpointError, match="more memory than its size explains"):
-        read(path)
+        read_state_dict(path)
 
 
 @pytest.mark.parametrize(
@@ -148,12 +148,12 @@ def test_a_claimed_size_beyond_the_file_is_refused(tmp_path):
 )
 def test_what_is_no_state_dict_is_named(tmp_path, state, why):
     with pytest.raises(CheckpointError, match=why):
-        read(saved(tmp_path, state))
+        read_state_dict(saved(tmp_path, state))
 
 
 def test_a_whole_module_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="not a state dict"):
-        read(saved(tmp_path, nn.Linear(2, 2)))
+        read_state_dict(saved(tmp_path, nn.Linear(2, 2)))
 
 
 @pytest.mark.slow
@@ -163,7 +163,7 @@ def test_a_cut_or_foreign_file_costs_one_line(tmp_path, state, cut, zipped):
     path = saved(tmp_path, state, _use_new_zipfile_serialization=zipped)
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(CheckpointError) as refused:
-        read(path)
+        read_state_dict(path)
     assert len(refused.value.lines) == 1
 
 
@@ -174,7 +174,7 @@ def test_other_files_cost_one_line(tmp_path, content):
     path = tmp_path / "x.pth"
     path.write_bytes(content)
     with pytest.raises(CheckpointError) as refused:
-        read(path)
+        read_state_dict(path)
     assert len(refused.value.lines) == 1
 
 
@@ -182,7 +182,7 @@ def test_neither_folders_nor_missing_files_nor_pipes_are_read(tmp_path):
     os.mkfifo(tmp_path / "pipe.pth")
     for path in (tmp_path, tmp_path / "none.pth", tmp_path / "pipe.pth"):
         with pytest.raises(CheckpointError):
-            read(path)
+            read_state_dict(path)
 
 
 FORBIDDEN = """
@@ -233,26 +233,26 @@ def test_in_memory_buffers_stay_what_they_are(tmp_path, state):
     torch.save({"a": torch.arange(3), "b": torch.ones(2, dtype=torch.float64)}, buffer)
     path = tmp_path / "types.pth"
     path.write_bytes(buffer.getvalue())
-    assert [value.dtype for value in read(path).values()] == [torch.int64, torch.float64]
+    assert [value.dtype for value in read_state_dict(path).values()] == [torch.int64, torch.float64]
 
 
 def test_nothing_beside_the_file_or_in_the_working_directory_is_imported(tmp_path, state, monkeypatch):
     (tmp_path / "torch.py").write_text("open('canary', 'w').close()")
     path = saved(tmp_path, state)
     monkeypatch.chdir(tmp_path)
-    assert list(read(path)) == list(state)
+    assert list(read_state_dict(path)) == list(state)
     assert not (tmp_path / "canary").exists()
 
 
 def test_tied_tensors_count_once(tmp_path):
     weight = torch.ones(200, 200)
-    assert set(read(saved(tmp_path, {"a": weight, "b": weight}))) == {"a", "b"}
+    assert set(read_state_dict(saved(tmp_path, {"a": weight, "b": weight}))) == {"a", "b"}
 
 
 def test_torchs_advice_to_read_unsafely_is_not_passed_on(tmp_path):
     import argparse
 
     with pytest.raises(CheckpointError) as refused:
-        read(saved(tmp_path, {"state_dict": {"a": torch.ones(2)}, "args": argparse.Namespace(lr=1)}))
+        read_state_dict(saved(tmp_path, {"state_dict": {"a": torch.ones(2)}, "args": argparse.Namespace(lr=1)}))
     assert "argparse.Namespace, which is no tensor" in refused.value.lines[0]
     assert "\x1b" not in refused.value.lines[0]

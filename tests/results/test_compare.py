@@ -23,12 +23,12 @@ CPU = torch.device("cpu")
 def runs(tmp_path_factory) -> Path:
     """Runs of one config: 1 finished, 2 stopped in its second epoch, 3 ended early by its own rule."""
     root = tmp_path_factory.mktemp("runs")
-    train_run(config_file.parse(TINY, "tiny.yaml", ["name=tiny"]), root, CPU, resume=False)
-    stopped = config_file.parse(TINY, "tiny.yaml", ["name=tiny", "seed=1"])
+    train_run(config_file.parse_config(TINY, "tiny.yaml", ["name=tiny"]), root, CPU, resume=False)
+    stopped = config_file.parse_config(TINY, "tiny.yaml", ["name=tiny", "seed=1"])
     with stop_at(20):
         train_run(stopped, root, CPU, resume=False)
     early = ["name=tiny", "seed=2", "train.epochs=5", "train.early_stop={patience: 1, min_delta: 0.9}"]
-    train_run(config_file.parse(TINY, "tiny.yaml", early), root, CPU, resume=False)
+    train_run(config_file.parse_config(TINY, "tiny.yaml", early), root, CPU, resume=False)
     return root / "tiny"
 
 
@@ -39,7 +39,7 @@ def test_an_unfinished_run_is_refused_by_name(runs, run_cli):
     line = f"{runs / '2'}: unfinished (step 21 of {steps}); finish it with `cnnrun train CONFIG --resume`"
     assert err.strip().splitlines()[-1].endswith(f"{line}, or compare with --unfinished")
     with pytest.raises(CheckpointError) as error:
-        compare.compare([runs / "2", runs / "1", runs / "2"], runs.parent, CPU, None)
+        compare.compare_runs([runs / "2", runs / "1", runs / "2"], runs.parent, CPU, None)
     assert len(error.value.lines) == 2
 
 
@@ -74,4 +74,4 @@ def test_a_run_without_a_checkpoint_is_at_step_0(runs, tmp_path):
     shutil.copytree(runs / "2", tmp_path / "2")
     shutil.rmtree(tmp_path / "2" / "checkpoints")
     with pytest.raises(CheckpointError, match=r"2: unfinished \(step 0 of "):
-        compare.compare([runs / "1", tmp_path / "2"], runs.parent, CPU, None)
+        compare.compare_runs([runs / "1", tmp_path / "2"], runs.parent, CPU, None)

@@ -24,13 +24,13 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 def example(seed: int = 0, people: int = 6, dimension: int = 8) -> Gallery:
     draw = np.random.default_rng(seed)
-    return gallery_file.made(
+    return gallery_file.build_gallery(
         MODEL, {f"person {n}": unit(draw.normal(size=(draw.integers(1, 5), dimension))) for n in range(people)}
     )
 
 
 def plain(gallery: Gallery, query: np.ndarray, most: int) -> list[tuple[str, float]]:
-    best = {name: max(float(query @ row) for row in rows) for name, rows in gallery.apart().items()}
+    best = {name: max(float(query @ row) for row in rows) for name, rows in gallery.embeddings_by_person().items()}
     return sorted(best.items(), key=lambda pair: -pair[1])[:most]
 
 
@@ -42,7 +42,7 @@ def test_the_search_is_a_plain_one(search, seed, people, most):
         pytest.importorskip("faiss")
     gallery = example(seed, people)
     queries = unit(np.random.default_rng(seed + 1).normal(size=(5, 8)))
-    for query, found in zip(queries, gallery.best(queries, most, search), strict=True):
+    for query, found in zip(queries, gallery.most_similar(queries, most, search), strict=True):
         expected = plain(gallery, query, most)
         assert [name for name, _ in found] == [name for name, _ in expected]
         np.testing.assert_allclose([value for _, value in found], [value for _, value in expected], atol=1e-6)
@@ -50,17 +50,17 @@ def test_the_search_is_a_plain_one(search, seed, people, most):
 
 def test_many_queries_are_searched_in_parts(monkeypatch):
     gallery, queries = example(1, 9), unit(np.random.default_rng(2).normal(size=(50, 8)))
-    whole = gallery.best(queries, 3)
+    whole = gallery.most_similar(queries, 3)
     monkeypatch.setattr(gallery_file, "_AT_ONCE", 300)
-    parts = gallery.best(queries, 3)
+    parts = gallery.most_similar(queries, 3)
     assert [[name for name, _ in row] for row in parts] == [[name for name, _ in row] for row in whole]
 
 
 def test_a_file_gives_back_what_was_written(tmp_path):
     gallery = example()
-    gallery_file.write(tmp_path / "g.safetensors", gallery)
-    again = gallery_file.read(tmp_path / "g.safetensors")
-    assert (again.model, again.people) == (gallery.model, gallery.people)
+    gallery_file.write_gallery(tmp_path / "g.safetensors", gallery)
+    again = gallery_file.read_gallery(tmp_path / "g.safetensors")
+    assert (again.network_digest, again.people) == (gallery.network_digest, gallery.people)
     np.testing.assert_array_equal(again.embeddings_ND, gallery.embeddings_ND)
     np.testing.assert_array_equal(again.person_N, gallery.person_N)
 
@@ -68,19 +68,19 @@ def test_a_file_gives_back_what_was_written(tmp_path):
 def test_people_join_and_leave():
     gallery = example()
     more = unit(np.random.default_rng(5).normal(size=(2, 8)))
-    both, again = gallery_file.joined(gallery, MODEL, {"person 0": more[:1], "new": more[1:]})
+    both, again = gallery_file.add_people(gallery, MODEL, {"person 0": more[:1], "new": more[1:]})
     assert again == 0
-    assert both.counts()["person 0"] == gallery.counts()["person 0"] + 1
-    assert both.counts()["new"] == 1
-    same, again = gallery_file.joined(both, MODEL, {"new": more[1:] * np.float32(1 + 1e-7)})
-    assert (same.counts(), again) == (both.counts(), 1)
+    assert both.image_counts()["person 0"] == gallery.image_counts()["person 0"] + 1
+    assert both.image_counts()["new"] == 1
+    same, again = gallery_file.add_people(both, MODEL, {"new": more[1:] * np.float32(1 + 1e-7)})
+    assert (same.image_counts(), again) == (both.image_counts(), 1)
     with pytest.raises(DataError, match="person 0 and new have a picture that is the same"):
-        gallery_file.joined(both, MODEL, {"new": more[:1]})
-    left = gallery_file.without(both, ["new", "person 3"])
+        gallery_file.add_people(both, MODEL, {"new": more[:1]})
+    left = gallery_file.remove_people(both, ["new", "person 3"])
     assert set(left.people) == set(gallery.people) - {"person 3"}
-    np.testing.assert_array_equal(left.apart()["person 1"], gallery.apart()["person 1"])
+    np.testing.assert_array_equal(left.embeddings_by_person()["person 1"], gallery.embeddings_by_person()["person 1"])
     with pytest.raises(ConfigError, match="nobody of that name"):
-        gallery_file.without(gallery, ["stranger"])
+        gallery_file.remove_people(gallery, ["stranger"])
 
 
 def about(**changes: object) -> dict[str, str]:
@@ -134,18 +134,18 @@ def test_a_hostile_file_is_refused(tmp_path, tensors, metadata, message, run_cli
 def test_no_damage_ends_in_anything_but_a_refusal(tmp_path, data):
     """Cut anywhere, or any bytes changed: refused, or (a number changed by little) still whole."""
     path = tmp_path / "g.safetensors"
-    gallery_file.write(path, example())
+    gallery_file.write_gallery(path, example())
     whole = bytearray(path.read_bytes())
     if data.draw(st.booleans()):
         path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
         with pytest.raises(CheckpointError):
-            gallery_file.read(path)
+            gallery_file.read_gallery(path)
         return
     for _ in range(data.draw(st.integers(1, 4))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     path.write_bytes(whole)
     try:
-        found = gallery_file.read(path)
+        found = gallery_file.read_gallery(path)
     except CheckpointError as error:
         assert len(error.lines) == 1
         return
@@ -165,7 +165,7 @@ def test_no_damage_ends_in_anything_but_a_refusal(tmp_path, data):
 def test_unclear_wishes_are_refused(words, message, tmp_path, monkeypatch, run_cli):
     monkeypatch.chdir(tmp_path)
     Path("people").mkdir()
-    gallery_file.write(Path("there.safetensors"), example())
+    gallery_file.write_gallery(Path("there.safetensors"), example())
     code, _, err = run_cli(*words)
     assert code == 2
     assert message in err
@@ -185,7 +185,7 @@ def test_numbers_that_numpy_has_not_are_refused(kind, tmp_path, run_cli):
 
 def test_embeddings_of_another_size_are_refused():
     with pytest.raises(CheckpointError, match="its embeddings have 8 numbers"):
-        gallery_file.refuse_other(example(), Path("g.safetensors"), MODEL, 16)
+        gallery_file.refuse_other_network(example(), Path("g.safetensors"), MODEL, 16)
 
 
 def test_a_pickle_is_not_a_gallery(tmp_path, run_cli):

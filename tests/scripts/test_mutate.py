@@ -21,8 +21,8 @@ CORE = {
     "tasks.detection.head", "tasks.embedding.losses", "tasks.embedding.pair_metrics", "training.checkpoints",
     "experiment.resume", "model.builder", "config.blocks", "model.structures", "export.parity", "export.write",
     "tasks.temperature",
-    "tasks.intervals", "data.hold_out", "data.epoch_order", "data.prepare", "data.duplicates", "training.evaluate",
-    "data.box_placement", "model.receptive_field", "tasks.classify", "tasks.multilabel", "tasks.regression.task",
+    "tasks.intervals", "data.hold_out", "data.epoch_order", "data.prepare", "data.duplicates", "training.evaluation",
+    "data.box_placement", "model.receptive_field", "tasks.classification", "tasks.multilabel", "tasks.regression.task",
     "tasks.detection.task", "tasks.embedding.task",
 }
 # fmt: on

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from cnnrun.base.progress import bar
+from cnnrun.base.progress import progress_bar
 from cnnrun.data import cache
-from cnnrun.data.index import index
-from cnnrun.data.prepare import prepare
+from cnnrun.data.index import index_source
+from cnnrun.data.prepare import build_dataset
 from cnnrun.data.settings import Data
 from cnnrun.results.report import html as page
 
@@ -19,7 +19,7 @@ IN_MEMORY, ON_DISK = 4.0, 1e-9  # data.memory_gib
 
 def data_in_blocks(pictures: Path, folder: Path, monkeypatch) -> Data:
     """24 good pictures and a bad one, in blocks of four."""
-    monkeypatch.setattr(cache, "BLOCK_PICTURES", 4)
+    monkeypatch.setattr(cache, "BLOCK_IMAGES", 4)
     (pictures / "cat" / "bad.png").write_bytes(b"no picture")
     return folder_data(pictures, folder)
 
@@ -32,9 +32,9 @@ def folder_data(pictures: Path, folder: Path, **more) -> Data:
 
 def prepared_contents(data: Data) -> tuple:
     """All that a training is given: pixels of each split, records, problems and facts."""
-    made = prepare(data, index(data), bar)
-    pixels = [each.take(torch.arange(len(each))).tolist() for each in made.splits.values()]
-    return pixels, made.stored["train"].records().tobytes(), made.left_out, made.facts
+    made = build_dataset(data, index_source(data), progress_bar)
+    pixels = [each.load_images(torch.arange(len(each))).tolist() for each in made.splits.values()]
+    return pixels, made.stored_splits["train"].records().tobytes(), made.skipped_samples, made.facts
 
 
 def with_memory_gib(data: Data, gib: float) -> Data:
@@ -57,6 +57,6 @@ def record_bundles(home: Path, monkeypatch) -> list[str]:
     import vl_convert
 
     made: list[str] = []
-    monkeypatch.setattr(page, "home", lambda: home)
+    monkeypatch.setattr(page, "user_cache_folder", lambda: home)
     monkeypatch.setattr(vl_convert, "javascript_bundle", lambda text: made.append(text) or "draw(1);\r\n draw(2);\n")
     return made

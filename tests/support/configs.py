@@ -69,7 +69,7 @@ KINDS = {
 
 def tiny_experiment(*overrides: str) -> schema.Experiment:
     """TINY with these settings."""
-    return config_file.parse(TINY, "tiny.yaml", ["name=tiny", *overrides])
+    return config_file.parse_config(TINY, "tiny.yaml", ["name=tiny", *overrides])
 
 
 def task_config(kind: str, pictures: Path, cache: Path) -> str:
@@ -124,4 +124,4 @@ def case_config(folder: Path, root: Path, case: tuple[int, int, str]) -> schema.
         text = text.replace("  - flatten\n", "  - dropout: 0.3\n  - flatten\n")
     cached = "disk" if accumulate == 1 else "none"
     more = ["name=c", f"data.workers={workers}", f"train.accumulate={accumulate}", f"data.cache={cached}"]
-    return config_file.parse(text, "c.yaml", [*KINDS[kind], *more])
+    return config_file.parse_config(text, "c.yaml", [*KINDS[kind], *more])

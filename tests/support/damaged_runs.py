@@ -246,10 +246,10 @@ def runs_of_each_state(root: Path) -> tuple[Path, Path, Path]:
     """A config, a finished run of it, and the same run as if its training had been killed at the very end."""
     config = root / "tiny.yaml"
     config.write_text(TINY.replace("epochs: 2", "epochs: 3, save_every: 5, ema: {decay: 0.9}"))
-    finished = Path(train_run(config_file.load(config), root / "runs", CPU, resume=False)["run"])
+    finished = Path(train_run(config_file.read_config(config), root / "runs", CPU, resume=False)["run"])
     # What is damaged is the newest checkpoint: it shall be the one that is evaluated.
     (finished / "checkpoints" / "best").write_text((finished / "checkpoints" / "latest").read_text())
-    calibrate.calibrate(finished, root / "runs", CPU)
+    calibrate.calibrate_run(finished, root / "runs", CPU)
     killed = root / "killed" / "tiny" / "1"
     shutil.copytree(finished, killed)
     (killed / "result.json").unlink()

@@ -53,9 +53,9 @@ def answer(build: Build, folder: Path) -> Answer:
 def _run(words: list[str], folder: Path) -> tuple[int, str, int]:
     import torch
 
-    from cnnrun.base.device import forget_peak_memory, peak_memory_mib
+    from cnnrun.base.device import peak_memory_mib, reset_peak_memory
 
-    forget_peak_memory(torch.device("cpu"))
+    reset_peak_memory(torch.device("cpu"))
     inherited = peak_memory_mib(torch.device("cpu"))
     code, _, err = run_main(words, folder)
     return code, err, COMMAND_MIB + peak_memory_mib(torch.device("cpu")) - inherited

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cnnrun.base.errors import Interrupted
+from cnnrun.base.errors import InterruptionError
 from cnnrun.training import checkpoints, loop
 
 
@@ -41,6 +41,6 @@ def stop_at(step: int) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(loop, "backward", backward_with_signal)
-        with pytest.raises(Interrupted) as stopped:
+        with pytest.raises(InterruptionError) as stopped:
             yield
     assert stopped.value.exit_code == 128 + signal.SIGTERM

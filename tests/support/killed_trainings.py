@@ -38,7 +38,7 @@ def training_digest(root: Path) -> str:
     run = root / "runs" / "c" / "1"
     found = hashlib.sha256()
     for pointer in ("latest", "best"):
-        name = checkpoints.pointed_at(run / "checkpoints", pointer)
+        name = checkpoints.read_pointer(run / "checkpoints", pointer)
         assert name, f"no {pointer}"
         saved = checkpoints.load(run / "checkpoints" / name)
         found.update(f"{pointer} {name} {json.dumps(saved.state, sort_keys=True)}".encode())

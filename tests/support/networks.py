@@ -6,15 +6,15 @@ import torch
 from pydantic import TypeAdapter
 
 from cnnrun.config import yaml_reader
-from cnnrun.config.spec import members
+from cnnrun.config.spec import union_members
 from cnnrun.contracts.facts import Facts
 from cnnrun.experiment import config_file
 from cnnrun.model.layers import Leaf
-from cnnrun.model.network import build
+from cnnrun.model.network import build_network
 from cnnrun.model.structures import Node
-from cnnrun.tasks.classify import Classify
+from cnnrun.tasks.classification import Classify
 
-LAYER_KINDS = members(Leaf)
+LAYER_KINDS = union_members(Leaf)
 NODE, NODES = TypeAdapter(Node), TypeAdapter(list[Node])
 
 
@@ -22,12 +22,12 @@ def zoo_experiment(name: str, image: tuple[int, int, int]):
     channels, height, width = image
     image_section = f"image: {{size: [{height}, {width}], channels: {channels}}}"
     text = f"task: classify\nmodel: {name}\ndata: {{source: {{folder: x}}, {image_section}}}"
-    return config_file.parse(text, "f")
+    return config_file.parse_config(text, "f")
 
 
 def build_from_zoo(name: str, image: tuple[int, int, int], classes: int):
     made = zoo_experiment(name, image)
-    return build(
+    return build_network(
         made.model.layers,
         made.task,
         Facts(tuple(map(str, range(classes))), image, (0.0,) * image[0], (1.0,) * image[0]),
@@ -42,7 +42,7 @@ def facts_of_shape(*shape: int) -> Facts:
 def build_from_text(text: str, *shape: int):
     nodes, _, problems = yaml_reader.parse_value(text, "f")
     assert not problems
-    return build(NODES.validate_python(nodes), Classify(), facts_of_shape(*shape))
+    return build_network(NODES.validate_python(nodes), Classify(), facts_of_shape(*shape))
 
 
 def example_layer(kind):
@@ -51,7 +51,7 @@ def example_layer(kind):
 
 def example_shapes(kind, batch: int):
     """Batches of the kind's example shapes; a leaf that takes several gets two."""
-    return [(batch, *kind.example_shape)] * (2 if kind.takes_several else 1)
+    return [(batch, *kind.example_shape)] * (2 if kind.has_several_inputs else 1)
 
 
 def random_inputs(kind, batch=3, dtype=torch.float32):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from cnnrun.data.training_batches import TrainingBatches
-from cnnrun.tasks.classify import CrossEntropy
+from cnnrun.tasks.classification import CrossEntropy
 from cnnrun.training import loop
 from cnnrun.training import step as step_of_learning
 
@@ -16,7 +16,7 @@ def poison_input(monkeypatch, at: int, value: float) -> None:
     def replacement(self, step):
         batch = real(self, step)
         if step == at:
-            batch.pictures[7, 0, 3, 3] = value
+            batch.images[7, 0, 3, 3] = value
             self._ready[step] = batch  # as it would be found again
         return batch
 
@@ -56,7 +56,7 @@ def poison_gradient(monkeypatch, at: int, value: float) -> None:
 
 
 def poison_weight(monkeypatch, at: int, value: float) -> None:
-    real = step_of_learning.update
+    real = step_of_learning.update_weights
 
     def replacement(learner, job, step, factor):
         real(learner, job, step, factor)
@@ -64,7 +64,7 @@ def poison_weight(monkeypatch, at: int, value: float) -> None:
             with torch.no_grad():
                 learner.network.get_parameter("layers.linear1.linear.weight")[0, 0] = value
 
-    monkeypatch.setattr(loop, "update", replacement)
+    monkeypatch.setattr(loop, "update_weights", replacement)
 
 
 def poison_statistic(monkeypatch, at: int, value: float) -> None:

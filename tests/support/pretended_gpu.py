@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cnnrun.base.device import choose
+from cnnrun.base.device import choose_device
 
 REHEARSAL = "CNNRUN_CUDA_REHEARSAL"
 
@@ -303,9 +303,9 @@ def pretended_gpu() -> Iterator[torch.device]:
 def some_gpu() -> Iterator[torch.device]:
     """A GPU; with CNNRUN_CUDA_REHEARSAL=1, where there is none, one that is pretended inside."""
     if torch.cuda.is_available():
-        yield choose("cuda")
+        yield choose_device("cuda")
     elif os.environ.get(REHEARSAL) == "1":
         with pretended_gpu():
-            yield choose("cuda")
+            yield choose_device("cuda")
     else:
         pytest.skip(f"needs a CUDA device; {REHEARSAL}=1 rehearses it on a pretended one")

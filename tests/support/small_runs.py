@@ -29,14 +29,14 @@ def train_from_weights(run: Path, root: Path, *overrides: str) -> tuple[Path, di
     text = TINY.replace(
         TINY[TINY.index("model:\n") : TINY.index("train:")], f"model:\n  layers:\n{layers}  weights: {run}\n"
     )
-    tried = config_file.parse(text, "f", ["name=given", "train.epochs=1", *overrides])
+    tried = config_file.parse_config(text, "f", ["name=given", "train.epochs=1", *overrides])
     made = Path(train_run(tried, root, torch.device("cpu"), resume=False)["run"])
     return made, checkpoints.load_newest(made / "checkpoints", "latest", pytest.fail).parts["model"]
 
 
 def train_linked(root: Path) -> Path:
     """The run folder of LINKED, trained."""
-    made = config_file.parse(LINKED, "linked.yaml")
+    made = config_file.parse_config(LINKED, "linked.yaml")
     return Path(train_run(made, root, torch.device("cpu"), resume=False)["run"])
 
 

@@ -29,13 +29,13 @@ from tests.support.interrupted_trainings import digest
 
 # Where trainings are killed: before a call of these, the first to the n-th that there are in two epochs.
 PLACES = {
-    "validation": ("cnnrun.training.evaluate._outcome", 12),
-    "writing down": ("cnnrun.training.metrics_log.Tracker.record", 2),
+    "validation": ("cnnrun.training.evaluation._outcome", 12),
+    "writing down": ("cnnrun.training.metrics_log.MetricsLog.record", 2),
     "keeping what val said": ("cnnrun.training.checkpoints.add_evaluation", 2),
     "drawing": ("cnnrun.training.metrics_log._drawn", 2),
     "writing result.json": ("cnnrun.training.loop._finish", 1),
-    "after result.json": ("cnnrun.results.report.write.after", 1),
-    "writing the report": ("cnnrun.results.report.write.write_new", 1),
+    "after result.json": ("cnnrun.results.report.write.report_after_training", 1),
+    "writing the report": ("cnnrun.results.report.write.write_new_file", 1),
 }
 WRITING = {"export": 12, "enroll": 4, "cache": 60}  # killed before a call that writes, the first to the n-th
 
@@ -171,7 +171,7 @@ def _differences(folder: Path) -> list[str]:
 
 
 def _train(folder: Path, text: str) -> Path:
-    made = config_file.parse(text, "tiny.yaml", ["name=tiny"])
+    made = config_file.parse_config(text, "tiny.yaml", ["name=tiny"])
     trained = outcome(*fork(lambda: train_run(made, folder / "whole", torch.device("cpu"), resume=False)))
     return Path(trained["run"])
 

@@ -85,7 +85,7 @@ def test_numbers_that_are_not_finite_are_never_used(runs_of_each_state, run_cli,
             continue
         copy = tmp_path / words[0] / "tiny" / "1"
         shutil.copytree(source, copy)
-        for generation in checkpoints.generations(copy / "checkpoints"):
+        for generation in checkpoints.list_checkpoints(copy / "checkpoints"):
             tensors = safetensors.torch.load_file(generation / f"{part}.safetensors")
             name = next(name for name, value in tensors.items() if value.is_floating_point())
             tensors[name] = torch.full_like(tensors[name], bad)

@@ -20,9 +20,9 @@ from cnnrun.export.onnx import Onnx
 from cnnrun.export.python_file import Code
 from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.export_run import export_run
-from cnnrun.results.predict import with_scores
+from cnnrun.results.predict import task_with_scores
 from cnnrun.results.train_run import train_run
-from cnnrun.training.evaluate import evaluate
+from cnnrun.training.evaluation import measure_split
 from tests.support.forked_processes import run_on_ranks
 from tests.support.images import save_picture
 from tests.support.interrupted_trainings import digest, stop_at
@@ -44,7 +44,7 @@ train: {epochs: 3, batch: 16, optimizer: {adamw: 0.004}, monitor: val/AP50}
 
 
 def tried(*overrides: str) -> schema.Experiment:
-    return config_file.parse(SCENES, "scenes.yaml", ["name=scenes", *overrides])
+    return config_file.parse_config(SCENES, "scenes.yaml", ["name=scenes", *overrides])
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def run(tmp_path_factory) -> Path:
 @pytest.fixture
 def scene(tmp_path, run) -> Path:
     """A scene as a picture file of twice the size."""
-    pixels = tried().data.source.read().splits["test"].pictures[3, :, :, 0]
+    pixels = tried().data.source.read().splits["test"].images[3, :, :, 0]
     path = tmp_path / "pictures" / "12.png"
     path.parent.mkdir()
     Pil.fromarray(pixels).resize((192, 192), Pil.Resampling.BILINEAR).save(path)
@@ -87,16 +87,16 @@ def test_resumed_is_uninterrupted(tmp_path, augment):
 
 
 def test_evaluation_by_several_ranks_is_that_of_one(run):
-    _, given = open_run.trained(run, run.parent.parent, CPU)
-    data = assemble.dataset(tried())
+    _, given = open_run.open_trained(run, run.parent.parent, CPU)
+    data = assemble.prepare_dataset(tried())
 
     def measured(rank=None):
-        from cnnrun.base.ranks import joined
+        from cnnrun.base.ranks import join_ranks
 
-        with joined(CPU, 60) as ranks:
-            return evaluate(
+        with join_ranks(CPU, 60) as ranks:
+            return measure_split(
                 given.network, given.criterion, given.task, given.facts, data.splits["val"], 16, CPU, ranks
-            ).numbers
+            ).metrics
 
     alone = measured()
     assert alone["AP50"] > 0
@@ -150,7 +150,7 @@ def test_predict_gives_boxes_of_the_picture_that_was_given(run, scene, tmp_path,
     row = json.loads(out)
     assert (row["height"], row["width"]) == (192, 192)
     assert row["objects"]
-    _, given = open_run.trained(run, run.parent.parent, CPU)
+    _, given = open_run.open_trained(run, run.parent.parent, CPU)
     with Pil.open(scene) as picture:
         pixels = np.asarray(picture.resize((96, 96), Pil.Resampling.BILINEAR))
     results = given.results(torch.from_numpy(pixels.copy())[None, None].float())
@@ -195,11 +195,11 @@ def test_predict_writes_cocos_results_and_drawings(run, scene, tmp_path, run_cli
 
 
 def test_scores_of_one_class_leave_the_others(run):
-    _, given = open_run.trained(run, run.parent.parent, CPU)
+    _, given = open_run.open_trained(run, run.parent.parent, CPU)
     task = given.task.model_copy(update={"score": {"1": 0.8}})
-    few = with_scores(task, ["2=0.6"], given.facts).thresholds(given.facts)
+    few = task_with_scores(task, ["2=0.6"], given.facts).thresholds(given.facts)
     assert (few["1"], few["2"], few["3"]) == (0.8, 0.6, 0.3)
-    all_but = with_scores(task, ["2=0.6", "0.1"], given.facts).thresholds(given.facts)
+    all_but = task_with_scores(task, ["2=0.6", "0.1"], given.facts).thresholds(given.facts)
     assert (all_but["1"], all_but["2"]) == (0.1, 0.6)
 
 
@@ -295,7 +295,7 @@ def test_what_is_for_boxes_is_refused_without(setting):
     from tests.support.configs import TINY
 
     with pytest.raises(ConfigError, match="is for boxes; classify has none"):
-        config_file.parse(TINY, "tiny.yaml", [f"data.augment.{setting}"])
+        config_file.parse_config(TINY, "tiny.yaml", [f"data.augment.{setting}"])
 
 
 def test_summary_diagram_and_check_know_the_levels(tmp_path, run_cli):
@@ -315,5 +315,5 @@ def test_summary_diagram_and_check_know_the_levels(tmp_path, run_cli):
 
 def test_a_shipped_block_can_be_replaced(tmp_path):
     own = SCENES + "blocks: {fpn_up: {parameters: {lateral, out_channels: 4}, layers: [{conv: $out_channels}]}}\n"
-    made = config_file.parse(own, "c.yaml", ["name=c", "task.detect.towers=separate", "task.detect.levels=[p3]"])
-    assert assemble.network(made, listed_facts(made)).levels[0].shape == (16, 6, 6)
+    made = config_file.parse_config(own, "c.yaml", ["name=c", "task.detect.towers=separate", "task.detect.levels=[p3]"])
+    assert assemble.build_for(made, listed_facts(made)).levels[0].shape == (16, 6, 6)

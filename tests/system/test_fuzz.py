@@ -109,8 +109,10 @@ def idx_of(what: int, *shape: int) -> bytes:
 
 
 def gallery_bytes(folder: Path) -> bytes:
-    made = gallery_file.made("0" * 64, {"ann": np.eye(2, 4, dtype=np.float32), "bob": np.eye(1, 4, dtype=np.float32)})
-    gallery_file.write(folder / "g.safetensors", made)
+    made = gallery_file.build_gallery(
+        "0" * 64, {"ann": np.eye(2, 4, dtype=np.float32), "bob": np.eye(1, 4, dtype=np.float32)}
+    )
+    gallery_file.write_gallery(folder / "g.safetensors", made)
     return (folder / "g.safetensors").read_bytes()
 
 
@@ -129,7 +131,7 @@ RESULT = b"""{"steps": 3, "best_step": 2, "best": {"val/loss": 0.5}, "seconds": 
 YAML = b"task: classify\ndata: {source: digits}\nmodel:\n  - conv: 4\n  - flatten\n"
 CSV = b"path,label,split\n0.png,a,train\n1.png,b,train\n2.png,a,val\n"
 PARSERS: dict[str, tuple[str, Callable[[Path], bytes], Callable[[Path], object]]] = {
-    "yaml": ("c.yaml", lambda root: YAML, lambda p: config_file.load(p)),
+    "yaml": ("c.yaml", lambda root: YAML, lambda p: config_file.read_config(p)),
     "csv": ("t.csv", lambda root: CSV, lambda p: Table(path=str(p)).read()),
     "coco": ("t.json", lambda root: coco(), lambda p: Coco(train=str(p)).read()),
     "voc": ("Annotations/0.xml", lambda root: voc(), lambda p: Voc(root=str(p.parent.parent)).read()),
@@ -139,14 +141,14 @@ PARSERS: dict[str, tuple[str, Callable[[Path], bytes], Callable[[Path], object]]
     "pairs": (
         "p.txt",
         lambda root: b"2\t1\nann\t1\t2\nann\t1\tbob\t2\nbob\t1\t2\nbob\t2\tann\t1\n",
-        lfw_pairs.people_of,
+        lfw_pairs.read_pairs,
     ),
     "manifest": (
         "m",
         lambda root: b"a" * 64 + b"  0.png\n",
         lambda p: manifest.differences(p, [p.parent / "0.png"], p.parent),
     ),
-    "gallery": ("g.safetensors", gallery_bytes, gallery_file.read),
+    "gallery": ("g.safetensors", gallery_bytes, gallery_file.read_gallery),
     "weights": ("w.safetensors", lambda root: safetensors.torch.save({"w": torch.ones(3)}, {"a": "b"}), read_weights),
     "image": ("0.png", lambda root: png(), lambda p: _image(p)),
     "metrics": (
@@ -169,9 +171,9 @@ PARSERS: dict[str, tuple[str, Callable[[Path], bytes], Callable[[Path], object]]
 
 
 def _image(path: Path) -> object:
-    from cnnrun.data.image_files import Image, load
+    from cnnrun.data.image_files import ImageSettings, load_image
 
-    return load(path, (8, 8), 1, Image())
+    return load_image(path, (8, 8), 1, ImageSettings())
 
 
 @pytest.mark.parametrize("name", PARSERS)

@@ -22,9 +22,9 @@ from cnnrun.contracts.facts import Facts
 from cnnrun.results import compare
 from cnnrun.results.report import charts
 from cnnrun.results.report import write as reporting
-from cnnrun.results.report.classes import rows_shown
+from cnnrun.results.report.class_tables import select_rows
 from cnnrun.tasks import classification_metrics
-from cnnrun.tasks.detection.task import _precision_recall
+from cnnrun.tasks.detection.task import _precision_recall_plot
 from cnnrun.tasks.multilabel import Multilabel
 
 MANY = 1000
@@ -34,12 +34,14 @@ READABLE = 20_000  # characters: a few screens
 
 def classified(
     classes: int, count: int, seed: int = 0
-) -> tuple[classification_metrics.Classified, np.ndarray, np.ndarray]:
+) -> tuple[classification_metrics.SingleLabelPredictions, np.ndarray, np.ndarray]:
     draw = np.random.default_rng(seed)
     labels, predicted = draw.integers(0, classes, (2, count))
     predicted = np.where(draw.random(count) < 0.5, labels, predicted)
     return (
-        classification_metrics.Classified(classes, labels, predicted, draw.random(count), draw.random(count) < 0.7),
+        classification_metrics.SingleLabelPredictions(
+            classes, labels, predicted, draw.random(count), draw.random(count) < 0.7
+        ),
         labels,
         predicted,
     )
@@ -56,7 +58,7 @@ def test_numbers_for_weights_are_those_of_the_weighted_matrix(seed, classes, cou
     weight[0] += 1
     matrix = np.zeros((classes, classes))
     np.add.at(matrix, (labels, predicted), weight)
-    numbers = found.numbers(2, weight)
+    numbers = found.metrics(2, weight)
     hits, said, there = matrix.diagonal(), matrix.sum(0), matrix.sum(1)
 
     def mean(part, whole):
@@ -68,15 +70,15 @@ def test_numbers_for_weights_are_those_of_the_weighted_matrix(seed, classes, cou
     assert numbers["f1"] == pytest.approx(mean(2 * hits, said + there), rel=1e-12)
     if not weighted:
         weight[0] -= 1
-        assert found.numbers(2) == found.numbers(2, weight)
+        assert found.metrics(2) == found.metrics(2, weight)
 
 
 def test_a_draw_of_the_bootstrap_holds_no_matrix_of_the_classes():
     found, *_ = classified(MANY, 500)
     weight = np.ones(500)
-    found.numbers(5, weight)
+    found.metrics(5, weight)
     tracemalloc.start()
-    found.numbers(5, weight)
+    found.metrics(5, weight)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < MANY * MANY / 4  # bytes: a thirtieth of a matrix of float64
@@ -84,7 +86,7 @@ def test_a_draw_of_the_bootstrap_holds_no_matrix_of_the_classes():
 
 @given(st.lists(st.lists(st.integers(0, 3), min_size=4, max_size=4), min_size=4, max_size=4), st.integers(1, 20))
 def test_the_most_confused_pairs_are_the_largest_cells_off_the_diagonal(matrix, most):
-    pairs, among = classification_metrics.most_confused(matrix, most)
+    pairs, among = classification_metrics.largest_confusions(matrix, most)
     cells = [(-count, a, b) for a, row in enumerate(matrix) for b, count in enumerate(row) if a != b and count]
     assert among == len(cells)
     assert pairs == [(a, b, -count, sum(matrix[a])) for count, a, b in sorted(cells)[:most]]
@@ -96,9 +98,9 @@ def test_the_most_confused_pairs_are_the_largest_cells_off_the_diagonal(matrix, 
 def evaluated(classes: int) -> dict:
     found, *_ = classified(classes, 4 * classes)
     names = [f"class {number}" for number in range(classes)]
-    tables, matrices = {"per_class": found.per_class(names)}, {"confusion": found.confusion_KK().tolist()}
+    tables, matrices = {"per_class": found.per_class_rows(names)}, {"confusion": found.confusion_KK().tolist()}
     about = {"run": "runs/many/1", "step": 1, "split": "val", "samples": 4 * classes, "intervals": {}}
-    return {**about, "numbers": found.numbers(5), "tables": tables, "matrices": matrices}
+    return {**about, "numbers": found.metrics(5), "tables": tables, "matrices": matrices}
 
 
 def test_eval_of_many_classes_prints_the_most_confused_pairs_and_the_ends_of_the_table(capsys):
@@ -106,7 +108,7 @@ def test_eval_of_many_classes_prints_the_most_confused_pairs_and_the_ends_of_the
     print_evaluation(data, Output())
     out = capsys.readouterr().out
     assert len(out) < READABLE
-    pairs, among = classification_metrics.most_confused(data["matrices"]["confusion"], 20)
+    pairs, among = classification_metrics.largest_confusions(data["matrices"]["confusion"], 20)
     lines = [line.split("  ") for line in out.splitlines()]
     shown = [[cell.strip() for cell in line if cell.strip()] for line in lines]
     for true, said, count, of in pairs:
@@ -140,14 +142,14 @@ def test_nothing_confused_is_said(capsys):
 
 def test_a_class_of_which_there_is_nothing_is_neither_best_nor_worst():
     rows = [{"class": str(n), "AP": n / 100 if n % 2 else None, "objects": n % 2} for n in range(60)]
-    shown, more = rows_shown(rows)
+    shown, more = select_rows(rows)
     assert [row["AP"] for row in shown] == [n / 100 for n in (*range(1, 20, 2), *range(41, 60, 2))]
     assert more == "the 10 worst and the 10 best of 60, by AP; 40 more: --json has them"
-    shown, more = rows_shown([row | {"AP": None} if int(row["class"]) > 20 else row for row in rows])
+    shown, more = select_rows([row | {"AP": None} if int(row["class"]) > 20 else row for row in rows])
     assert [row["class"] for row in shown] == [str(n) for n in range(1, 20, 2)]
     assert more == "the 10 that are here of 60, by AP; 50 more: --json has them"
-    assert rows_shown([{"rank": n} for n in range(31)])[1] == "1 more: --json has them"
-    assert rows_shown(rows[:30]) == (rows[:30], "")
+    assert select_rows([{"rank": n} for n in range(31)])[1] == "1 more: --json has them"
+    assert select_rows(rows[:30]) == (rows[:30], "")
 
 
 def test_lists_that_are_cut_say_so(capsys):
@@ -180,10 +182,10 @@ def test_networks_of_other_classes_are_told_apart_in_a_line():
 def test_figures_of_many_classes_say_whose_curves_they_show():
     counts = {name: number % 500 for number, name in enumerate(NAMES)}
     rows = [{"class": name, "recall": level / 100, "precision": 0.5} for name in NAMES for level in range(101)]
-    plot = _precision_recall(rows, counts)
+    plot = _precision_recall_plot(rows, counts)
     assert plot.title == "Precision and recall of the 10 most frequent of 1,000 classes"
     assert [series.name for series in plot.series] == [f"class {n + k}" for n in range(499, 494, -1) for k in (0, 500)]
-    few = _precision_recall(rows, dict.fromkeys(NAMES[:30], 1))
+    few = _precision_recall_plot(rows, dict.fromkeys(NAMES[:30], 1))
     assert (few.title, len(few.series)) == ("Precision and recall", 30)
     meter = Multilabel().meter(Facts(NAMES, (1, 8, 8)))
     draw = torch.Generator().manual_seed(0)
@@ -197,7 +199,7 @@ def test_figures_of_many_classes_say_whose_curves_they_show():
 
 def test_a_matrix_is_drawn_of_up_to_thirty_classes():
     def drawn(classes: int) -> object:
-        return charts.matrix("m", np.eye(classes, dtype=int).tolist(), [str(n) for n in range(classes)])
+        return charts.matrix_spec("m", np.eye(classes, dtype=int).tolist(), [str(n) for n in range(classes)])
 
     assert drawn(30) is not None
     assert drawn(31) is None
@@ -245,7 +247,7 @@ def test_every_command_is_readable(folder, run_cli, tmp_path):
     code, out, _ = run_cli("eval", run, "--json", *runs)
     data = json.loads(out)
     assert len(data["matrices"]["confusion"]) == len(data["tables"]["per_class"]) == MANY
-    page = Path(reporting.report([run], tmp_path, torch.device("cpu"))["path"]).read_text()
+    page = Path(reporting.write_report([run], tmp_path, torch.device("cpu"))["path"]).read_text()
     assert "confusion of 1,000 classes: the 50 most confused of" in page
     specs = page.split('id="specs">')[1].split("</script>")[0]
     assert len(specs) < 50_000

@@ -16,7 +16,7 @@ import torch
 from PIL import Image as Pil
 
 from cnnrun.base.errors import ConfigError, DataError
-from cnnrun.data.index import index
+from cnnrun.data.index import index_source
 from cnnrun.data.settings import Data
 from cnnrun.experiment import assemble, config_file, open_run, schema
 from cnnrun.export.onnx import Onnx
@@ -82,11 +82,13 @@ def pictures(tmp_path_factory) -> Path:
 
 def numbers(pictures: Path, *overrides: str, loss: str = "mse") -> schema.Experiment:
     text = REGRESS.format(table=pictures / "t.csv", loss=loss)
-    return config_file.parse(text, "numbers.yaml", ["name=numbers", *overrides])
+    return config_file.parse_config(text, "numbers.yaml", ["name=numbers", *overrides])
 
 
 def labels(pictures: Path, *overrides: str, loss: str = "bce") -> schema.Experiment:
-    return config_file.parse(LABELS.format(table=pictures / "t.csv", loss=loss), "l.yaml", ["name=labels", *overrides])
+    return config_file.parse_config(
+        LABELS.format(table=pictures / "t.csv", loss=loss), "l.yaml", ["name=labels", *overrides]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +128,7 @@ def test_every_loss_learns(pictures, tmp_path, loss):
     text = REGRESS.format(table=pictures / "t.csv", loss=loss)
     if angle:
         text = text.replace("angles: {turn: 360}", "columns: [level]")
-    made = config_file.parse(text, "n.yaml", ["name=n"])
+    made = config_file.parse_config(text, "n.yaml", ["name=n"])
     result = train_run(made, tmp_path, CPU, resume=False)
     assert result["best"]["val/gain"] > 0.3
 
@@ -135,7 +137,7 @@ def test_every_loss_learns(pictures, tmp_path, loss):
 def test_every_label_loss_learns_and_its_thresholds_are_kept(pictures, tmp_path, loss):
     result = train_run(labels(pictures, loss=loss), tmp_path, CPU, resume=False)
     assert result["best"]["val/mAP"] > 0.9
-    given = open_run.trained(Path(result["run"]), tmp_path, CPU)[1]
+    given = open_run.open_trained(Path(result["run"]), tmp_path, CPU)[1]
     assert set(given.facts.chosen) == {"threshold of north", "threshold of south"}
     again = evaluate_run(Path(result["run"]), tmp_path, CPU, "val")
     assert [row["threshold"] for row in again["tables"]["per_class"]] == list(
@@ -210,7 +212,7 @@ def test_exported_is_the_network(pictures, tmp_path, form, loss):
         made = labels(pictures, "train.epochs=2")
     elif loss == "quantile":
         text = REGRESS.format(table=pictures / "t.csv", loss="{quantile: [0.1, 0.5, 0.9]}")
-        made = config_file.parse(
+        made = config_file.parse_config(
             text.replace("angles: {turn: 360}", "columns: [place, level]"), "n", ["name=n", "train.epochs=2"]
         )
     else:
@@ -231,7 +233,7 @@ def test_an_exported_file_says_what_its_numbers_are(run, labelled, tmp_path):
     assert values.shape == deviations.shape == (3, 3)
     path = Path(export_run(Onnx(), labelled, tmp_path, None, tmp_path / "l.onnx")["path"])
     said = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-    given = open_run.trained(labelled, tmp_path, CPU)[1]
+    given = open_run.open_trained(labelled, tmp_path, CPU)[1]
     assert json.loads(said["thresholds"]) == given.task.thresholds(given.facts)
 
 
@@ -264,24 +266,24 @@ def test_a_turned_picture_has_another_angle(pictures, tmp_path):
 
 def test_tasks_want_what_the_source_gives(pictures):
     with pytest.raises(ConfigError, match="table gives numbers; multilabel learns label sets"):
-        config_file.parse(
+        config_file.parse_config(
             LABELS.format(table=pictures / "t.csv", loss="bce").replace("labels: marks", "numbers: level"), "l.yaml", []
         )
     with pytest.raises(ConfigError, match="balanced needs one label a picture"):
         labels(pictures, "train.sampler=balanced")
     with pytest.raises(ConfigError, match="no number 'leevl'; did you mean 'level'"):
-        assemble.fitting(made := numbers(pictures, "task.regress.columns=[leevl, turn]"), facts_of(made))
+        assemble.build_checked_network(made := numbers(pictures, "task.regress.columns=[leevl, turn]"), facts_of(made))
 
 
 def test_numbers_of_other_columns_are_not_compared(pictures, run, tmp_path):
     other = train_run(numbers(pictures, "task.regress.columns=[level, turn]"), tmp_path, CPU, resume=False)["run"]
-    (pair,) = compare.compare([run, Path(other)], tmp_path, CPU, None)["pairs"]
+    (pair,) = compare.compare_runs([run, Path(other)], tmp_path, CPU, None)["pairs"]
     assert pair["tests"] == []
     assert "numbers of other things" in pair["unpaired"]
 
 
 def facts_of(made: schema.Experiment):
-    return assemble.dataset(made).facts
+    return assemble.prepare_dataset(made).facts
 
 
 def test_a_picture_with_two_numbers_is_found(pictures, tmp_path):
@@ -292,17 +294,19 @@ def test_a_picture_with_two_numbers_is_found(pictures, tmp_path):
     with (tmp_path / "twice" / "t.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     with pytest.raises(DataError, match="under more than one label"):
-        assemble.dataset(numbers(tmp_path / "twice"))
+        assemble.prepare_dataset(numbers(tmp_path / "twice"))
 
 
 def test_boxes_become_counts_and_presence(tmp_path):
     def given(what: str):
-        return index(Data.model_validate({"source": {"digit_scenes": {"train": 60, "held_out": 20, "give": what}}}))
+        return index_source(
+            Data.model_validate({"source": {"digit_scenes": {"train": 60, "held_out": 20, "give": what}}})
+        )
 
     boxes, counts, presence = map(given, ("boxes", "counts", "presence"))
-    objects = boxes.source.splits["train"].objects.padded()["objects"]
+    objects = boxes.contents.splits["train"].objects.padded()["objects"]
     expected = torch.stack([(objects == k).sum(1) for k in range(10)], 1).float()
-    assert torch.equal(counts.source.splits["train"].targets["numbers"], expected)
+    assert torch.equal(counts.contents.splits["train"].targets["numbers"], expected)
     assert torch.equal(presence.source.splits["train"].targets["present"], expected > 0)
     assert counts.source.numbers == presence.source.classes == tuple("0123456789")
     assert [number.name for number in counts.numbers()] == list("0123456789")
@@ -315,6 +319,6 @@ def test_boxes_that_are_counted_are_learned_and_measured(tmp_path):
     model: [{conv: {out_channels: 4, stride: 4, norm: batch, activation: relu}}, global_avg_pool]
     train: {epochs: 1, batch: 16, monitor: val/mae}
     """
-    run = train_run(config_file.parse(text, "c.yaml", ["name=c"]), tmp_path, CPU, resume=False)["run"]
+    run = train_run(config_file.parse_config(text, "c.yaml", ["name=c"]), tmp_path, CPU, resume=False)["run"]
     found = evaluate_run(Path(run), tmp_path, CPU, None)
     assert len(found["tables"]["per_target"]) == 10

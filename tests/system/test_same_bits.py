@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from cnnrun.base.errors import Interrupted
+from cnnrun.base.errors import InterruptionError
 from cnnrun.experiment import config_file
 from cnnrun.results.train_run import train_run
 from tests.support.images import save_picture
@@ -56,7 +56,7 @@ def digest(run: Path) -> str:
 
 def config(root: Path, tmp_path: Path, workers: int, prefetch: int, kind: str, *more: str):
     settings = [f"data.workers={workers}", f"data.prefetch={prefetch}", f"data.cache={kind}"]
-    return config_file.parse(
+    return config_file.parse_config(
         CONFIG.format(root=root), "c.yaml", ["name=c", f"data.cache_dir={tmp_path / 'cache'}", *settings, *more]
     )
 
@@ -96,7 +96,7 @@ def test_nor_when_it_changes_at_a_resume(root, expected, tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "update", counted)
     for workers, prefetch, kind in ((0, 0, "memory"), (2, 3, "none")):
-        with pytest.raises(Interrupted):
+        with pytest.raises(InterruptionError):
             trained(config(root, tmp_path, workers, prefetch, kind), tmp_path / "runs", resume=True)
     run = trained(config(root, tmp_path, 4, 1, "disk"), tmp_path / "runs", resume=True)
     assert run.name == "1"

@@ -13,7 +13,7 @@ from cnnrun.experiment import assemble, config_file, schema
 from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.train_run import train_run
 from cnnrun.training.learner import Learner
-from cnnrun.training.step import backward, update
+from cnnrun.training.step import backward, update_weights
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -23,22 +23,22 @@ CPU = torch.device("cpu")
 def data_of(tried: schema.Experiment, monkeypatch):
     monkeypatch.chdir(ROOT)
     try:
-        return assemble.dataset(tried)
+        return assemble.prepare_dataset(tried)
     except DataError as error:
         pytest.skip(f"its data is not here (scripts/get_data): {error.lines[0][:80]}")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_it_starts_at_chance_and_steps_down(path, monkeypatch, tmp_path):
-    tried = config_file.load(path, ["train.batch=32", "train.ema=null"])
+    tried = config_file.read_config(path, ["train.batch=32", "train.ema=null"])
     data = data_of(tried, monkeypatch)
-    learning = Learner(job := assemble.job(tried, data, None, None, CPU))
+    learning = Learner(job := assemble.assemble_job(tried, data, None, None, CPU))
     batch = TrainingBatches(data.splits["train"], job.augment, 32, 10, 0, CPU).at(0)
     losses = []
     for step in range(6):
         losses.append(float(backward(learning, job, batch, step)))
-        update(learning, job, step, 0.02)
-    if (chance := tried.task.chance(data.facts)) is not None:
+        update_weights(learning, job, step, 0.02)
+    if (chance := tried.task.chance_loss(data.facts)) is not None:
         assert losses[0] == pytest.approx(chance, abs=0.6)
         assert losses[-1] < losses[0]
     # A detector's loss grows at first: the better its boxes, the higher the scores it is to give.
@@ -56,10 +56,10 @@ def test_its_header_says_what_score_time_and_command(path):
 
 
 def test_fashion_vgg_has_at_most_half_a_million_parameters():
-    tried = config_file.load(ROOT / "configs" / "fashion-vgg.yaml")
+    tried = config_file.read_config(ROOT / "configs" / "fashion-vgg.yaml")
     from cnnrun.contracts.facts import Facts
 
-    assert assemble.network(tried, Facts(tuple("0123456789"), (1, 28, 28))).parameters <= 500_000
+    assert assemble.build_for(tried, Facts(tuple("0123456789"), (1, 28, 28))).parameter_count <= 500_000
 
 
 @pytest.mark.slow
@@ -71,7 +71,7 @@ def test_digits_reach_98_percent(tmp_path):
     """
     reached = []
     for seed in range(4):
-        tried = config_file.load(ROOT / "configs" / "digits.yaml", [f"seed={seed}", f"data.split.seed={seed}"])
+        tried = config_file.read_config(ROOT / "configs" / "digits.yaml", [f"seed={seed}", f"data.split.seed={seed}"])
         run = train_run(tried, tmp_path, CPU, resume=False)["run"]
         reached.append(evaluate_run(Path(run), tmp_path, CPU, "test")["numbers"]["accuracy"])
     assert sum(reached) / 4 >= 0.98, reached

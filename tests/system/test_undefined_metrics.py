@@ -15,18 +15,18 @@ from cnnrun.base.console import Output
 from cnnrun.base.errors import DataError
 from cnnrun.commands.export import print_parity
 from cnnrun.commands.train import print_seeds
-from cnnrun.contracts.results import Measured
+from cnnrun.contracts.results import Measurement
 from cnnrun.experiment import config_file
 from cnnrun.results import compare
 from cnnrun.results.report import html as page
-from cnnrun.results.report.content import curves
+from cnnrun.results.report.content import training_curves
 from cnnrun.results.studies import seeds
 from cnnrun.results.train_run import train_run
-from cnnrun.tasks.classification_metrics import Classified, Present
-from cnnrun.tasks.detection.average_precision import NUMBERS, AveragePrecision, undefined
+from cnnrun.tasks.classification_metrics import MultilabelPredictions, SingleLabelPredictions
+from cnnrun.tasks.detection.average_precision import COCO_METRICS, AveragePrecision, undefined_coco_metrics
 from cnnrun.tasks.detection.task import Detect
 from cnnrun.tasks.embedding import pair_metrics
-from cnnrun.tasks.intervals import bounds, interval, intervals, spread, wilson
+from cnnrun.tasks.intervals import bootstrap, bootstrap_interval, confidence_intervals, metric_bounds, wilson_interval
 from cnnrun.tasks.regression.residuals import Residuals
 
 CPU = torch.device("cpu")
@@ -47,40 +47,40 @@ shares = st.lists(st.floats(0, 1), min_size=5, max_size=60)
 @given(st.floats(0, 1), shares, st.integers(0, 4))
 def test_an_interval_of_a_share_lies_within_0_and_1(value, drawn, missing):
     values = np.array([*drawn, *[np.nan] * missing])
-    low, high = interval(value, values, bounds("ece", value))
+    low, high = bootstrap_interval(value, values, metric_bounds("ece", value))
     assert 0 <= low <= high <= 1
-    assert (low, high) == interval(value, np.array(drawn), bounds("ece", value))
+    assert (low, high) == bootstrap_interval(value, np.array(drawn), metric_bounds("ece", value))
 
 
 @given(shares)
 def test_an_interval_holds_its_number_where_draws_have_no_bias(drawn):
     values = np.array(drawn)
     value = float(np.median(values))
-    low, high = interval(value, values, bounds("f1", value))
+    low, high = bootstrap_interval(value, values, metric_bounds("f1", value))
     assert low - 1e-12 <= value <= high + 1e-12
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=200))
 def test_wilsons_interval_holds_its_share_within_0_and_1(right):
-    low, high = wilson(np.array(right))
+    low, high = wilson_interval(np.array(right))
     assert 0 <= low <= np.mean(right) <= high <= 1
 
 
 @settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=8), st.sampled_from(["accuracy", "AP", "eer"]))
 def test_the_interval_over_seeds_holds_the_mean_within_0_and_1(values, name):
-    found = seeds.spread(values, name)
+    found = seeds.mean_with_interval(values, name)
     assert 0 <= found["from"] <= found["mean"] + 1e-12
     assert found["mean"] - 1e-12 <= found["to"] <= 1
 
 
 def test_the_interval_over_seeds_of_what_is_no_share_is_not_cut():
-    found = seeds.spread([0.5, 3.0, 9.0], "loss")
+    found = seeds.mean_with_interval([0.5, 3.0, 9.0], "loss")
     assert found["from"] < 0
     assert found["to"] > 9
-    assert seeds.spread([0.1, 9.0], "mae")["from"] == 0
-    assert seeds.spread([0.97, 1.0], "accuracy")["to"] == 1
-    assert seeds.spread([0.5, None], "AP_small") == {"mean": None}
+    assert seeds.mean_with_interval([0.1, 9.0], "mae")["from"] == 0
+    assert seeds.mean_with_interval([0.97, 1.0], "accuracy")["to"] == 1
+    assert seeds.mean_with_interval([0.5, None], "AP_small") == {"mean": None}
 
 
 @given(st.integers(0, 10_000), st.integers(20, 60), st.sampled_from([0.5, 0.9, 1.0]))
@@ -89,17 +89,17 @@ def test_every_interval_of_every_meter_stays_where_its_number_can_be(seed, count
     draw = np.random.default_rng(seed)
     labels = draw.integers(0, 3, count)
     predicted = np.where(draw.random(count) < right, labels, draw.integers(0, 3, count))
-    found = Classified(3, labels, predicted, draw.random(count), draw.random(count) < 0.9)
-    known = Present(draw.random((count, 3)), draw.random((count, 3)) < 0.1, np.full(3, 0.5))
+    found = SingleLabelPredictions(3, labels, predicted, draw.random(count), draw.random(count) < 0.9)
+    known = MultilabelPredictions(draw.random((count, 3)), draw.random((count, 3)) < 0.1, np.full(3, 0.5))
     true = draw.normal(0, 1, (count, 1))
     left = Residuals(true + draw.normal(0, 1 - right, (count, 1)), true, [None], [0.0])
     for numbers, drawn, told in (
-        (found.numbers(2), spread(lambda weight: found.numbers(2, weight), count, 100), {"accuracy": found.hits}),
-        (known.numbers(), spread(known.numbers, count, 100), {"exact": known.exact}),
-        (left.numbers(), spread(left.numbers, count, 100), {}),
+        (found.metrics(2), bootstrap(lambda weight: found.metrics(2, weight), count, 100), {"accuracy": found.correct}),
+        (known.metrics(), bootstrap(known.metrics, count, 100), {"exact": known.exact}),
+        (left.metrics(), bootstrap(left.metrics, count, 100), {}),
     ):
-        for name, (low, high) in intervals(numbers, drawn, told).items():
-            least, most = bounds(name, numbers[name])
+        for name, (low, high) in confidence_intervals(numbers, drawn, told).items():
+            least, most = metric_bounds(name, numbers[name])
             assert least <= low <= high <= most, name
             assert name not in told or low <= numbers[name] <= high
 
@@ -111,9 +111,11 @@ def test_intervals_over_people_stay_within_0_and_1(seed, apart):
     labels = np.repeat(np.arange(6), 3)
     pairs = pair_metrics.all_pairs(labels)
     scores = draw.normal(apart * pairs.same_M, 1.0)
-    found = pair_metrics.spread(scores, pairs, labels, lambda curve: {"eer": curve.eer(), "auc": curve.auc()})
-    curve = pair_metrics.Ranked(scores, pairs.same_M).curve()
-    for name, (low, high) in intervals({"eer": curve.eer(), "auc": curve.auc()}, found, {}).items():
+    found = pair_metrics.bootstrap_over_people(
+        scores, pairs, labels, lambda curve: {"eer": curve.eer(), "auc": curve.auc()}
+    )
+    curve = pair_metrics.RankedPairs(scores, pairs.same_M).roc_curve()
+    for name, (low, high) in confidence_intervals({"eer": curve.eer(), "auc": curve.auc()}, found, {}).items():
         assert 0 <= low <= high <= 1, name
 
 
@@ -121,19 +123,19 @@ def test_intervals_over_people_stay_within_0_and_1(seed, apart):
 def test_a_difference_of_shares_lies_within_one_of_0(mine, theirs, one, other):
     count = min(len(mine), len(theirs))
     first, second = (
-        Measured({"f1": value}, spread={"f1": np.array(drawn[:count])})
+        Measurement({"f1": value}, bootstrap_draws={"f1": np.array(drawn[:count])})
         for value, drawn in ((one, mine), (other, theirs))
     )
-    (row,) = compare.tested(first, second)
+    (row,) = compare.compare_metrics(first, second)
     assert -1 <= row["from"] <= row["to"] <= 1
 
 
 def test_a_difference_that_is_above_0_in_every_draw_is_not_cut_there():
     """The bias is taken off the draws, so that an end may lie on the other side of 0."""
     drawn = np.linspace(0.001, 0.101, 200)
-    first = Measured({"f1": 0.5}, spread={"f1": np.full(200, 0.5)})
-    second = Measured({"f1": 0.52}, spread={"f1": 0.5 + drawn})
-    (row,) = compare.tested(first, second)
+    first = Measurement({"f1": 0.5}, bootstrap_draws={"f1": np.full(200, 0.5)})
+    second = Measurement({"f1": 0.52}, bootstrap_draws={"f1": 0.5 + drawn})
+    (row,) = compare.compare_metrics(first, second)
     assert row["from"] < 0
 
 
@@ -159,34 +161,34 @@ def scene(count: int = 24, small_in: tuple[int, ...] = (0,)) -> AveragePrecision
 
 def test_a_draw_without_an_object_of_that_size_does_not_count_as_minus_one():
     meter = scene()
-    found = meter.spread(meter.evaluated())
-    assert set(found) == set(NUMBERS) - {"AP_large", "AR_large"}
+    found = meter.bootstrap_metrics(meter.evaluate())
+    assert set(found) == set(COCO_METRICS) - {"AP_large", "AR_large"}
     missing = np.isnan(found["AP_small"])
     assert 0.2 < missing.mean() < 0.5  # the one picture with a small object is not drawn: (1 - 1/24)^24
     assert found["AP_small"][~missing] == pytest.approx(1.0)
     assert not any(np.isnan(found[name]).any() for name in ("AP", "AP_medium"))
-    low, high = intervals({"AP_small": 1.0}, {"AP_small": found["AP_small"]}, {})["AP_small"]
+    low, high = confidence_intervals({"AP_small": 1.0}, {"AP_small": found["AP_small"]}, {})["AP_small"]
     assert (low, high) == pytest.approx((1.0, 1.0))
 
 
 def test_networks_are_compared_on_the_draws_that_have_a_number():
     drawn = {"AP_small": np.array([0.5, np.nan] * 50)}
-    first, other = (Measured({"AP_small": value, "AP_large": None}, spread=drawn) for value in (0.5, 0.5))
-    (row,) = compare.tested(first, other)
+    first, other = (Measurement({"AP_small": value, "AP_large": None}, bootstrap_draws=drawn) for value in (0.5, 0.5))
+    (row,) = compare.compare_metrics(first, other)
     assert (row["number"], row["difference"], row["from"], row["to"], row["p"]) == ("AP_small", 0, 0, 0, 1)
-    nothing = Measured({"AP_small": 0.5}, spread={"AP_small": np.full(100, np.nan)})
-    assert compare.tested(nothing, nothing) == []
-    assert intervals(nothing.numbers, nothing.spread, {}) == {}
+    nothing = Measurement({"AP_small": 0.5}, bootstrap_draws={"AP_small": np.full(100, np.nan)})
+    assert compare.compare_metrics(nothing, nothing) == []
+    assert confidence_intervals(nothing.metrics, nothing.bootstrap_draws, {}) == {}
 
 
 def test_a_draw_without_any_label_has_no_map():
-    known = Present(np.array([[0.9], [0.1]]), np.array([[True], [False]]), np.full(1, 0.5))
-    numbers = known.numbers(np.array([0.0, 2.0]))
+    known = MultilabelPredictions(np.array([[0.9], [0.1]]), np.array([[True], [False]]), np.full(1, 0.5))
+    numbers = known.metrics(np.array([0.0, 2.0]))
     assert numbers["mAP"] is None
     assert numbers["f1"] is None
-    assert known.numbers()["mAP"] == 1
-    drawn = spread(
-        lambda weight: known.numbers(np.array([weight[0], weight[1:].sum()])),
+    assert known.metrics()["mAP"] == 1
+    drawn = bootstrap(
+        lambda weight: known.metrics(np.array([weight[0], weight[1:].sum()])),
         20,
         200,
     )["mAP"]
@@ -200,11 +202,11 @@ def test_the_undefined_numbers_of_a_split_are_told_by_its_targets():
         "roles": torch.tensor([[0, 2, 0]]).byte(),
         "areas": torch.tensor([[1024.0, 1e5, 5000.0]]),
     }
-    found = undefined(targets)
+    found = undefined_coco_metrics(targets)
     assert set(found) == {"AP_large", "AR_large"}  # an area of 32^2 is small and medium, as COCO has it
     assert found["AP_large"] == "has no large object (9216 to 1e+10 pixels of area)"
-    assert Detect().unmeasurable(targets) is None
-    assert "no picture has an object" in Detect().unmeasurable({**targets, "roles": torch.full((1, 3), 2).byte()})
+    assert Detect().split_problem(targets) is None
+    assert "no picture has an object" in Detect().split_problem({**targets, "roles": torch.full((1, 3), 2).byte()})
 
 
 # --- where numbers go -------------------------------------------------------------------------------------------------
@@ -213,7 +215,7 @@ def test_the_undefined_numbers_of_a_split_are_told_by_its_targets():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     """A detector of scenes in which no object is large."""
-    made = config_file.parse(SCENES, "scenes.yaml", ["name=scenes"])
+    made = config_file.parse_config(SCENES, "scenes.yaml", ["name=scenes"])
     return Path(train_run(made, tmp_path_factory.mktemp("runs"), CPU, resume=False)["run"])
 
 
@@ -241,7 +243,7 @@ def test_a_page_and_a_comparison_have_no_minus_one(run, tmp_path, run_cli, monke
     pages.append((tmp_path / "page.html").read_text())
     assert "<dd>none</dd>" in pages[0]
     assert "-1.0" not in pages[0]
-    assert not [plot for plot in curves([("", run)]) if plot.title == "val/AP_large"]
+    assert not [plot for plot in training_curves([("", run)]) if plot.title == "val/AP_large"]
     code, out, _ = run_cli("compare", run, run)
     assert code == 0
     assert "AP_large" not in out
@@ -250,11 +252,11 @@ def test_a_page_and_a_comparison_have_no_minus_one(run, tmp_path, run_cli, monke
 
 def test_lines_of_earlier_versions_are_read(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "epoch": 1, "val/AP_large": -1.0, "val/AP": 0.5}\n')
-    assert [plot.title for plot in curves([("", tmp_path)])] == ["val/AP"]
+    assert [plot.title for plot in training_curves([("", tmp_path)])] == ["val/AP"]
 
 
 def test_a_monitor_that_val_cannot_give_is_refused_before_a_step(tmp_path):
-    made = config_file.parse(SCENES, "scenes.yaml", ["name=scenes", "train.monitor=val/AP_large"])
+    made = config_file.parse_config(SCENES, "scenes.yaml", ["name=scenes", "train.monitor=val/AP_large"])
     with pytest.raises(
         DataError, match=r"val/AP_large is not defined: the val split has no large object .* val/AP50"
     ) as error:
@@ -265,7 +267,10 @@ def test_a_monitor_that_val_cannot_give_is_refused_before_a_step(tmp_path):
 
 def test_undefined_numbers_over_seeds_are_said(capsys):
     data = {"name": "n", "seeds": [0, 1], "split": "val", "path": "p", "runs": []}
-    summary = {name: seeds.spread(values, name) for name, values in (("AP", [0.5, 0.7]), ("AP_large", [None, None]))}
+    summary = {
+        name: seeds.mean_with_interval(values, name)
+        for name, values in (("AP", [0.5, 0.7]), ("AP_large", [None, None]))
+    }
     print_seeds({**data, "summary": summary}, Output())
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["AP_large", "n/a"] in lines

@@ -18,14 +18,14 @@ from sklearn.metrics import roc_auc_score
 
 from cnnrun.base.errors import ConfigError, DataError, NonFiniteError
 from cnnrun.contracts.facts import Facts
-from cnnrun.data.index import index
+from cnnrun.data.index import index_source
 from cnnrun.experiment import assemble, config_file, open_run, schema
 from cnnrun.export.onnx import Onnx
 from cnnrun.export.python_file import Code
 from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.export_run import export_run
 from cnnrun.results.train_run import train_run
-from cnnrun.training.evaluate import evaluate
+from cnnrun.training.evaluation import measure_split
 from tests.support.forked_processes import run_on_ranks
 from tests.support.images import save_picture
 from tests.support.interrupted_trainings import digest, stop_at
@@ -48,7 +48,7 @@ LOSSES = ["arcface", "cosface: {margin: 0.2}", "softmax", "triplet"]
 
 
 def tried(*overrides: str) -> schema.Experiment:
-    return config_file.parse(DIGITS, "digits.yaml", ["name=digits", *overrides])
+    return config_file.parse_config(DIGITS, "digits.yaml", ["name=digits", *overrides])
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +67,15 @@ def people(tmp_path_factory) -> Path:
         for number in (split.targets["labels"] == label).nonzero()[:12, 0].tolist():
             path = root / f"digit {label}" / f"{number}.png"
             path.parent.mkdir(exist_ok=True)
-            Pil.fromarray(split.pictures[number, :, :, 0]).save(path)
+            Pil.fromarray(split.images[number, :, :, 0]).save(path)
     return root
 
 
 def test_no_class_is_in_two_splits_and_others_are_learned():
-    found = index(tried().data)
+    found = index_source(tried().data)
     classes = {name: set(split.targets["labels"][rows].tolist()) for name, (split, rows) in found.splits.items()}
     assert classes == {"train": {0, 1, 2, 3, 4}, "val": {5, 6}, "test": {7, 8, 9}}
-    data = assemble.dataset(tried())
+    data = assemble.prepare_dataset(tried())
     assert tried().task.criterion(data.facts).centres.shape == (5, 16)
     assert "no class in two splits" in data.notes[0]
 
@@ -83,7 +83,7 @@ def test_no_class_is_in_two_splits_and_others_are_learned():
 def test_it_learns_and_measures_the_same_everywhere(run):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert "val/loss" not in rows[0]
-    assert set(tried().task.numbers()) == {key[4:] for key in rows[0] if key.startswith("val/")}
+    assert set(tried().task.metrics()) == {key[4:] for key in rows[0] if key.startswith("val/")}
     best = min(row["val/eer"] for row in rows)
     assert best < 0.4
     result = evaluate_run(run, run.parent.parent, CPU, "val")
@@ -95,7 +95,7 @@ def test_it_learns_and_measures_the_same_everywhere(run):
 
 def test_the_threshold_is_vals_and_test_only_hears_of_it(run):
     """What the model keeps is what val chose at the best checkpoint; on test it is held to it."""
-    given = open_run.trained(run, run.parent.parent, CPU)[1]
+    given = open_run.open_trained(run, run.parent.parent, CPU)[1]
     val = evaluate_run(run, run.parent.parent, CPU, "val")
     chosen = {row["FAR"]: row["threshold here"] for row in val["tables"]["operating_points"]}
     assert {f"{far:g}": given.facts.chosen[f"threshold at FAR {far:g}"] for far in given.task.fars} == chosen
@@ -131,13 +131,13 @@ def test_resumed_is_uninterrupted(tmp_path, more):
 
 
 def test_centres_train_are_saved_and_begin_with_the_seed(run, tmp_path):
-    given = open_run.trained(run, run.parent.parent, CPU)[1]
+    given = open_run.open_trained(run, run.parent.parent, CPU)[1]
     firsts = []
     for seed in (0, 0, 1):
         from cnnrun.training.learner import Learner
 
         made = tried(f"seed={seed}")
-        job = assemble.job(made, assemble.dataset(made), None, None, CPU)
+        job = assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, CPU)
         firsts.append(Learner(job).criterion.centres.detach().clone())
     assert torch.equal(firsts[0], firsts[1])
     assert not torch.equal(firsts[0], firsts[2])
@@ -161,12 +161,12 @@ def test_stopped_at_an_epochs_end_the_thresholds_stay(tmp_path, monkeypatch):
     from cnnrun.data.training_batches import TrainingBatches
 
     made = tried("train.epochs=2")
-    steps = made.train.steps_per_epoch(assemble.dataset(made).facts.counts["train"])
+    steps = made.train.steps_per_epoch(assemble.prepare_dataset(made).facts.counts["train"])
     with stop_at(steps + 1):
         train_run(made, tmp_path, CPU, resume=True)
     run = tmp_path / "digits" / "1"
     shutil.rmtree(run / "checkpoints" / f"step-{steps + 2:08d}")
-    before = open_run.trained(run, tmp_path, CPU)[1].facts.chosen
+    before = open_run.open_trained(run, tmp_path, CPU)[1].facts.chosen
     assert len(before) == 5
 
     def unreadable(self, step):
@@ -176,7 +176,7 @@ def test_stopped_at_an_epochs_end_the_thresholds_stay(tmp_path, monkeypatch):
         patched.setattr(TrainingBatches, "at", unreadable)
         with pytest.raises(DataError):
             train_run(made, tmp_path, CPU, resume=True)
-    assert open_run.trained(run, tmp_path, CPU)[1].facts.chosen == before
+    assert open_run.open_trained(run, tmp_path, CPU)[1].facts.chosen == before
 
 
 def test_a_checkpoint_that_was_not_measured_has_no_threshold_and_says_so(tmp_path, run_cli, people):
@@ -188,13 +188,13 @@ def test_a_checkpoint_that_was_not_measured_has_no_threshold_and_says_so(tmp_pat
     code, _, err = run_cli(*words)
     assert code == 2
     assert "there are: none" in err
-    task, given = made.task, open_run.trained(run / "checkpoints" / "latest", tmp_path, CPU)[1]
-    assert "no threshold was chosen" in task.meaning(given.facts)["embedding"]
+    task, given = made.task, open_run.open_trained(run / "checkpoints" / "latest", tmp_path, CPU)[1]
+    assert "no threshold was chosen" in task.metadata(given.facts)["embedding"]
     assert evaluate_run(run / "checkpoints" / "latest", tmp_path, CPU, None)["numbers"]["eer"] < 0.6
 
 
 def test_embeddings_that_are_not_finite_are_no_numbers():
-    task, facts = tried().task, assemble.dataset(tried()).facts
+    task, facts = tried().task, assemble.prepare_dataset(tried()).facts
     meter = task.meter(facts)
     meter.update({"embedding": torch.full((6, 16), torch.nan)}, {"labels": torch.tensor([0, 0, 0, 1, 1, 1])})
     with pytest.raises(NonFiniteError, match="not finite"):
@@ -208,21 +208,23 @@ def test_of_two_people_there_is_no_interval(run):
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_ranks_measure_what_one_process_measures(run, size):
-    made, given = open_run.trained(run, run.parent.parent, CPU)
-    name, data = open_run.eval_data(made, given, "test")
-    alone = evaluate(given.network, None, given.task, given.facts, data.splits[name], 60, CPU)
+    made, given = open_run.open_trained(run, run.parent.parent, CPU)
+    name, data = open_run.prepare_eval_data(made, given, "test")
+    alone = measure_split(given.network, None, given.task, given.facts, data.splits[name], 60, CPU)
 
     def of(rank: int) -> object:
-        from cnnrun.base.ranks import joined
+        from cnnrun.base.ranks import join_ranks
 
-        with joined(CPU, 60) as ranks:
-            return evaluate(given.network, None, given.task, given.facts, data.splits[name], 60, CPU, ranks).numbers
+        with join_ranks(CPU, 60) as ranks:
+            return measure_split(
+                given.network, None, given.task, given.facts, data.splits[name], 60, CPU, ranks
+            ).metrics
 
-    assert run_on_ranks(size, of) == [alone.numbers] * size
+    assert run_on_ranks(size, of) == [alone.metrics] * size
 
 
 def test_exported_is_the_network_and_knows_its_threshold(run, tmp_path):
-    given = open_run.trained(run, run.parent.parent, CPU)[1]
+    given = open_run.open_trained(run, run.parent.parent, CPU)[1]
     point = given.facts.chosen["threshold at FAR 0.01"]
     report = export_run(Onnx(), run, run.parent.parent, None, tmp_path / "m.onnx")
     assert report["passed"]
@@ -240,9 +242,11 @@ def test_exported_is_the_network_and_knows_its_threshold(run, tmp_path):
 def test_a_file_with_other_embeddings_is_not_kept():
     task = tried().task
     ours = torch.nn.functional.normalize(torch.randn(6, 16))
-    assert task.agree({"embedding": ours}, {"embedding": ours + 1e-7}, Facts((), (1, 1, 1))) is None
+    assert task.find_disagreement({"embedding": ours}, {"embedding": ours + 1e-7}, Facts((), (1, 1, 1))) is None
     turned = ours.roll(1, 1)
-    assert "cosine with the network's" in task.agree({"embedding": ours}, {"embedding": turned}, Facts((), (1, 1, 1)))
+    assert "cosine with the network's" in task.find_disagreement(
+        {"embedding": ours}, {"embedding": turned}, Facts((), (1, 1, 1))
+    )
 
 
 @pytest.mark.parametrize(
@@ -319,11 +323,11 @@ def faces(tmp_path) -> Path:
 
 
 def folders(root: Path, *overrides: str) -> schema.Experiment:
-    return config_file.parse(FOLDERS.format(root=root), "f.yaml", ["name=f", *overrides])
+    return config_file.parse_config(FOLDERS.format(root=root), "f.yaml", ["name=f", *overrides])
 
 
 def test_a_part_of_all_people_is_held_out(faces):
-    found = index(folders(faces, "data.split.test=0.2").data)
+    found = index_source(folders(faces, "data.split.test=0.2").data)
     people = {name: set(split.targets["labels"][rows].tolist()) for name, (split, rows) in found.splits.items()}
     assert {name: len(each) for name, each in people.items()} == {"train": 5, "val": 3, "test": 2}
     assert len(set.union(*people.values())) == 10
@@ -333,23 +337,23 @@ def test_folders_of_other_people_for_test_are_theirs_and_the_same_person_twice_i
     root = tmp_path / "parted"
     for person in range(10):
         shutil.copytree(faces / f"Person_{person}", root / ("test" if person > 6 else "train") / f"Person_{person}")
-    found = index(folders(root).data)
-    assert sorted(found.source.classes) == [f"Person_{n}" for n in range(10)]
+    found = index_source(folders(root).data)
+    assert sorted(found.contents.classes) == [f"Person_{n}" for n in range(10)]
     assert found.counts == {"train": 20, "test": 12, "val": 8}
-    assert assemble.dataset(folders(root)).facts.class_counts.count(0) == 5
+    assert assemble.prepare_dataset(folders(root)).facts.class_counts.count(0) == 5
     with pytest.raises(DataError, match="Person_7' is not a class of the training split"):
-        config_file.parse(
+        config_file.parse_config(
             FOLDERS.format(root=root).replace("by: label, ", "").replace("data:", "data:\n  leakage: keep"), "f.yaml"
         ).data.source.read()
     save_picture(root / "train" / "Person_8" / "new.png", seed=9999)
     with pytest.raises(DataError, match=r"1 class\(es\), such as people, in more than one split"):
-        assemble.dataset(folders(root, "data.split.val=['Person_0', 'Person_1']"))
-    kept = assemble.dataset(folders(root, "data.split.val=['Person_0', 'Person_1']", "data.leakage=skip"))
+        assemble.prepare_dataset(folders(root, "data.split.val=['Person_0', 'Person_1']"))
+    kept = assemble.prepare_dataset(folders(root, "data.split.val=['Person_0', 'Person_1']", "data.leakage=skip"))
     assert len(kept.splits["train"]) == 20
     save_picture(root / "val" / "Person_9" / "new.png", seed=9998)
     save_picture(root / "val" / "Person_1" / "new.png", seed=9997)
     with pytest.raises(DataError, match="both in val and in test: mend the data"):
-        assemble.dataset(folders(root, "data.leakage=skip"))
+        assemble.prepare_dataset(folders(root, "data.leakage=skip"))
     shutil.rmtree(root / "val")
     path = tmp_path / "f.yaml"
     path.write_text(FOLDERS.format(root=root))
@@ -369,7 +373,7 @@ def listed(path: Path, *rows: tuple[object, ...], header: str = "") -> Path:
 def test_the_people_of_a_file_of_pairs_are_test_and_only_its_pairs_are_measured(faces, tmp_path):
     path = listed(tmp_path / "pairs.txt", *PAIRS, ("Person_8", 1, 2), ("Person_9", "Person_9_0002.png", "Person_7", 3))
     made = folders(faces, f"data.source.folder.pairs={path}", "train.epochs=1")
-    data = assemble.dataset(made)
+    data = assemble.prepare_dataset(made)
     train = data.splits["train"]
     assert {data.facts.classes[label] for label in data.splits["test"].targets["labels"].tolist()} == {
         "Person_7",
@@ -382,10 +386,10 @@ def test_the_people_of_a_file_of_pairs_are_test_and_only_its_pairs_are_measured(
     result = evaluate_run(run, tmp_path / "runs", CPU, None)
     (row, _) = result["tables"]["verification"]
     assert (row["pairs of one person"], row["pairs of two people"]) == ("3", "3")
-    given = open_run.trained(run, tmp_path / "runs", CPU)[1]
+    given = open_run.open_trained(run, tmp_path / "runs", CPU)[1]
     test = data.splits["test"]
-    embeddings = given.results(test.take(torch.arange(12)).float())["embedding"]
-    place = {Path(test.name(n)).stem: n for n in range(12)}
+    embeddings = given.results(test.load_images(torch.arange(12)).float())["embedding"]
+    place = {Path(test.sample_name(n)).stem: n for n in range(12)}
     pairs = [("Person_7_0001", "Person_7_0002"), ("Person_8_0001", "Person_9_0003"), ("Person_9_0001", "Person_9_0004")]
     pairs += [
         ("Person_7_0002", "Person_8_0004"),
@@ -486,7 +490,7 @@ def test_classes_that_a_source_sets_aside_are_not_named_again(faces, tmp_path):
     path = listed(tmp_path / "pairs.txt", *PAIRS)
     made = folders(faces, f"data.source.folder.pairs={path}", "data.split={by: label, val: 0.3, test: [Person_1]}")
     with pytest.raises(DataError, match=r"data.split.test: the source says itself which pictures are test"):
-        index(made.data)
+        index_source(made.data)
 
 
 def test_b24_pickled_pairs_are_refused(faces, tmp_path):
@@ -504,7 +508,7 @@ def test_a_table_of_people_may_name_others_for_test(faces, tmp_path):
         rows += [f"Person_{person}/Person_{person}_{n:04d}.png,P{person},{split}" for n in range(1, 5)]
     (faces / "t.csv").write_text("\n".join(rows) + "\n")
     made = folders(faces, f"data.source={{table: {{path: {faces / 't.csv'}, split: split}}}}")
-    assert index(made.data).counts == {"train": 20, "val": 8, "test": 12}
+    assert index_source(made.data).counts == {"train": 20, "val": 8, "test": 12}
     with pytest.raises(DataError, match="'P5' is not a class of the training rows"):
         made.data.source.read()
 
@@ -515,7 +519,7 @@ def test_a_table_of_people_may_name_others_for_test(faces, tmp_path):
 def test_verify_says_whether_two_pictures_show_one(run, people, run_cli):
     first, second = sorted((people / "digit 7").iterdir())[:2]
     other = min((people / "digit 8").iterdir())
-    given = open_run.trained(run, run.parent.parent, CPU)[1]
+    given = open_run.open_trained(run, run.parent.parent, CPU)[1]
     for a, b in ((first, second), (first, other)):
         code, out, err = run_cli("verify", a, b, "--run", run, "--json")
         assert code == 0, err

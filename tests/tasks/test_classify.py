@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from cnnrun.contracts.facts import Facts
-from cnnrun.contracts.layer import CannotPass
-from cnnrun.tasks.classification_metrics import Bins
-from cnnrun.tasks.classify import Classify
+from cnnrun.contracts.layer import ShapeError
+from cnnrun.tasks.classification import Classify
+from cnnrun.tasks.classification_metrics import ReliabilityBins
 
 NAMES = ("ape", "bee", "cat", "dog", "elk", "fox")
 FACTS = Facts(NAMES, (1, 8, 8), class_counts=(10, 20, 30, 40, 50, 60))
@@ -35,13 +35,13 @@ def test_numbers_equal_scikit_learns(seed, count, batch):
     precision, recall, f1, support = sk.precision_recall_fscore_support(
         truth, predicted, labels=classes, zero_division=0
     )
-    assert measured.numbers["accuracy"] == pytest.approx(sk.accuracy_score(truth, predicted), abs=1e-6)
+    assert measured.metrics["accuracy"] == pytest.approx(sk.accuracy_score(truth, predicted), abs=1e-6)
     top = sk.top_k_accuracy_score(truth, probability, k=3, labels=classes)
-    assert measured.numbers["top_3"] == pytest.approx(top, abs=1e-6)
+    assert measured.metrics["top_3"] == pytest.approx(top, abs=1e-6)
     for name, column in (("precision", precision), ("recall", recall), ("f1", f1), ("support", support)):
         assert [row[name] for row in measured.tables["per_class"]] == pytest.approx(column.tolist())
     for name, column in (("precision", precision), ("recall", recall), ("f1", f1)):
-        assert measured.numbers[name] == pytest.approx(column.mean())
+        assert measured.metrics[name] == pytest.approx(column.mean())
     assert measured.matrices["confusion"] == sk.confusion_matrix(truth, predicted, labels=classes).tolist()
 
 
@@ -57,19 +57,21 @@ def test_calibration_error_equals_the_definition():
         if inside.any():
             hit = (predicted == labels)[inside].double().mean()
             expected += float(inside.double().mean() * (hit - confidence[inside].double().mean()).abs())
-    assert meter.compute().numbers["ece"] == pytest.approx(expected, abs=1e-6)
+    assert meter.compute().metrics["ece"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_probability_on_a_bins_edge_belongs_to_the_bin_that_ends_there():
     """Guo et al. 2017: bin m is ((m - 1) / M, m / M]."""
     edges, hits = np.arange(1, 16) / 15, np.arange(15) % 3 == 0
-    found = Bins(edges, hits)
-    assert [row["to"] for row in found.rows()] == edges.tolist()
-    between = Bins(edges - 1 / 30, hits)  # in the middle of the same bins
-    assert [row["accuracy"] for row in found.rows()] == [row["accuracy"] for row in between.rows()]
-    together = Bins(np.r_[edges, edges - 1 / 30], np.r_[hits, ~hits])  # one right and one wrong in each
-    assert together.error() == pytest.approx(np.abs(0.5 - (edges - 1 / 60)).mean())
-    assert Bins(np.zeros(1), np.zeros(1, bool)).rows()[0]["from"] == 0
+    found = ReliabilityBins(edges, hits)
+    assert [row["to"] for row in found.reliability_rows()] == edges.tolist()
+    between = ReliabilityBins(edges - 1 / 30, hits)  # in the middle of the same bins
+    assert [row["accuracy"] for row in found.reliability_rows()] == [
+        row["accuracy"] for row in between.reliability_rows()
+    ]
+    together = ReliabilityBins(np.r_[edges, edges - 1 / 30], np.r_[hits, ~hits])  # one right and one wrong in each
+    assert together.calibration_error() == pytest.approx(np.abs(0.5 - (edges - 1 / 60)).mean())
+    assert ReliabilityBins(np.zeros(1), np.zeros(1, bool)).reliability_rows()[0]["from"] == 0
 
 
 def test_micro_batches_have_the_whole_batchs_weighted_loss():
@@ -85,7 +87,7 @@ def test_micro_batches_have_the_whole_batchs_weighted_loss():
 
 def test_the_head_and_what_it_cannot_take():
     assert Classify().head([(7,)], FACTS)(torch.zeros(2, 7)).shape == (2, 6)
-    with pytest.raises(CannotPass, match="add `flatten` or `global_avg_pool`"):
+    with pytest.raises(ShapeError, match="add `flatten` or `global_avg_pool`"):
         Classify().head([(7, 2, 2)], FACTS)
 
 
@@ -105,13 +107,13 @@ def test_maps_of_classes_are_cut_at_0_before_their_mean():
     ],
 )
 def test_data_that_does_not_serve(task, facts, words):
-    assert words in task.problem(facts)
-    assert Classify().problem(FACTS) is None
+    assert words in task.data_problem(facts)
+    assert Classify().data_problem(FACTS) is None
 
 
 def test_rows_name_the_likeliest():
     logits = torch.tensor([[0.0, 3.0, 1.0, -1.0, 0.5, 0.2]])
-    (row,) = Classify(top_k=2).rows(Classify().decoder(FACTS)(logits), FACTS, [])
+    (row,) = Classify(top_k=2).result_rows(Classify().decoder(FACTS)(logits), FACTS, [])
     assert row["label"] == "bee"
     assert [entry["label"] for entry in row["top"]] == ["bee", "cat"]
     assert row["probability"] == pytest.approx(float(logits.softmax(1).max()))
@@ -120,9 +122,11 @@ def test_rows_name_the_likeliest():
 def test_parity_verdicts():
     task = Classify()
     ours = task.decoder(FACTS)(outputs(20)[0])
-    assert task.agree(ours, {"probabilities": ours["probabilities"] + 5e-5}, FACTS) is None
-    assert "differ by up to" in task.agree(ours, {"probabilities": ours["probabilities"] + 1e-3}, FACTS)
-    assert "differ by up to" in task.agree(ours, {"probabilities": ours["probabilities"] * float("nan")}, FACTS)
+    assert task.find_disagreement(ours, {"probabilities": ours["probabilities"] + 5e-5}, FACTS) is None
+    assert "differ by up to" in task.find_disagreement(ours, {"probabilities": ours["probabilities"] + 1e-3}, FACTS)
+    assert "differ by up to" in task.find_disagreement(
+        ours, {"probabilities": ours["probabilities"] * float("nan")}, FACTS
+    )
 
 
 def test_every_number_is_given_and_has_a_direction():
@@ -130,5 +134,5 @@ def test_every_number_is_given_and_has_a_direction():
     meter = task.meter(FACTS)
     logits, labels = outputs(20)
     meter.update(task.decoder(FACTS)(logits), {"labels": labels})
-    assert set(meter.compute().numbers) == set(task.numbers())
-    assert {name: values.shape[1:] for name, values in task.decoder(FACTS)(logits).items()} == task.signature(FACTS)
+    assert set(meter.compute().metrics) == set(task.metrics())
+    assert {name: values.shape[1:] for name, values in task.decoder(FACTS)(logits).items()} == task.result_shapes(FACTS)

@@ -13,15 +13,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cnnrun.config.spec import members
-from cnnrun.contracts.facts import Facts, Number
-from cnnrun.tasks.classify import Classify
-from cnnrun.tasks.detection.head import PLACE
+from cnnrun.config.spec import union_members
+from cnnrun.contracts.facts import Facts, NumberStatistics
+from cnnrun.tasks.classification import Classify
+from cnnrun.tasks.detection.head import FIRST_LOGIT
 from cnnrun.tasks.detection.task import Detect
-from cnnrun.tasks.embedding.losses import ArcFace, CosFace, Loss, LossSpec, Softmax, Triplet
+from cnnrun.tasks.embedding.losses import ArcFace, CosFace, EmbeddingLoss, EmbeddingLossSpec, NormFace, Triplet
 from cnnrun.tasks.embedding.task import Verify
-from cnnrun.tasks.multilabel import Asymmetric, Bce, Focal, Label, LabelLoss, Multilabel
-from cnnrun.tasks.regression.losses import Fit, Gaussian, Huber, Mae, Mse, Quantile
+from cnnrun.tasks.multilabel import Asymmetric, Bce, Focal, Multilabel, MultilabelLoss, MultilabelLossSpec
+from cnnrun.tasks.regression.losses import Gaussian, Huber, Mae, Mse, Quantile, RegressionLoss
 from cnnrun.tasks.regression.task import Regress
 
 BATCH = 9
@@ -78,7 +78,7 @@ def labels_of(task: Classify | Multilabel, targets: dict[str, Tensor], mixed: bo
     if not mixed:
         return targets
     own = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0, 0.875, 0.5, 0.125, 0.625])
-    made = task.blend(targets, {name: values.roll(1, 0) for name, values in targets.items()}, own, CLASSES)
+    made = task.blend_targets(targets, {name: values.roll(1, 0) for name, values in targets.items()}, own, CLASSES)
     return {name: values.double() for name, values in made.items()}
 
 
@@ -113,13 +113,13 @@ def test_a_guess_has_the_loss_that_is_said_of_it(weights):
     task = Classify(label_smoothing=0.1, class_weights=WEIGHTS[weights] if weights == "listed" else weights)
     labels = torch.arange(4).repeat_interleave(torch.tensor(COUNTS))  # the classes as often as in train
     loss = loss_of(task.criterion(CLASSES).double(), torch.zeros(16, 4).double(), {"labels": labels})
-    assert task.chance(CLASSES) == pytest.approx(loss, **NEAR)
+    assert task.chance_loss(CLASSES) == pytest.approx(loss, **NEAR)
 
 
 # --- multilabel -------------------------------------------------------------------------------------------------------
 
 POSITIVE = {None: [1.0] * 4, "balanced": [3.0, 7.0, 1.0, 7.0], "listed": [0.5, 50.0, 1.0, 4.0]}
-LABEL_LOSSES: list[LabelLoss] = [
+LABEL_LOSSES: list[MultilabelLossSpec] = [
     Bce(),
     *(Focal(gamma=gamma) for gamma in (0.0, 0.5, 2.0)),
     *(
@@ -129,7 +129,7 @@ LABEL_LOSSES: list[LabelLoss] = [
 ]
 
 
-def of_label(loss: LabelLoss, logit: float, present: float, weight: float) -> float:
+def of_label(loss: MultilabelLossSpec, logit: float, present: float, weight: float) -> float:
     p = sigmoid(logit)
     if isinstance(loss, Asymmetric):
         shifted = max(p - loss.margin, 0.0)
@@ -157,7 +157,7 @@ def test_multilabel(loss, weights, mixed):
 
 
 def test_every_loss_over_labels_is_among_them():
-    assert {type(loss) for loss in LABEL_LOSSES} == set(members(Label))
+    assert {type(loss) for loss in LABEL_LOSSES} == set(union_members(MultilabelLoss))
 
 
 # --- regress ----------------------------------------------------------------------------------------------------------
@@ -166,10 +166,10 @@ NUMBERS = Facts(
     (),
     (1, 8, 8),
     numbers=(
-        Number("weight", 512.0, 128.0, 10.0, 900.0),
-        Number("turn", 3.0, 26.0, -45.0, 45.0),
-        Number("hour", 12.0, 6.0, 0.0, 24.0),
-        Number("length", 0.25, 0.125, 0.0, 1.0),
+        NumberStatistics("weight", 512.0, 128.0, 10.0, 900.0),
+        NumberStatistics("turn", 3.0, 26.0, -45.0, 45.0),
+        NumberStatistics("hour", 12.0, 6.0, 0.0, 24.0),
+        NumberStatistics("length", 0.25, 0.125, 0.0, 1.0),
     ),
 )
 COLUMNS: list[list[str]] = [[], ["length", "hour"], ["hour", "length", "weight"]]
@@ -220,7 +220,7 @@ def fitted_by_hand(task: Regress, outputs: list[list[float]], truth: list[list[f
     known = {number.name: place for place, number in enumerate(NUMBERS.numbers)}
     names = task.columns or list(known)
     plain, angles = [n for n in names if n not in task.angles], [n for n in names if n in task.angles]
-    total, width = 0.0, task.loss.outputs
+    total, width = 0.0, task.loss.outputs_per_number
     for row, numbers in zip(outputs, truth, strict=True):
         for at, name in enumerate(plain):
             number, value = NUMBERS.numbers[known[name]], numbers[known[name]]
@@ -236,12 +236,12 @@ def fitted_by_hand(task: Regress, outputs: list[list[float]], truth: list[list[f
 @pytest.mark.parametrize("loss", FITS, ids=repr)
 def test_regress(loss, columns, angles):
     learned = {name: PERIODS[name] for name in angles if not columns or name in columns}
-    if learned and not loss.turns:
+    if learned and not loss.can_learn_angles:
         return  # refused, see test_regress
     task, draw = Regress(loss=loss, columns=columns, angles=learned), draws(3)
     criterion = task.criterion(NUMBERS).double()
     count = len(columns or NUMBERS.numbers)
-    outputs = 2 * draw(BATCH, (count - len(learned)) * loss.outputs + 2 * len(learned))
+    outputs = 2 * draw(BATCH, (count - len(learned)) * loss.outputs_per_number + 2 * len(learned))
     truth = draw(BATCH, 4) * torch.tensor([128.0, 26.0, 6.0, 0.125]) + torch.tensor([512.0, 3.0, 12.0, 0.25])
     expected = fitted_by_hand(task, outputs.tolist(), truth.tolist())
     assert loss_of(criterion, outputs, {"numbers": truth}) == pytest.approx(expected, **NEAR)
@@ -249,19 +249,19 @@ def test_regress(loss, columns, angles):
 
 
 def test_every_loss_over_numbers_is_among_them():
-    assert {type(loss) for loss in FITS} == set(members(Fit))
+    assert {type(loss) for loss in FITS} == set(union_members(RegressionLoss))
 
 
 # --- verify -----------------------------------------------------------------------------------------------------------
 
 PEOPLE = Facts(("ann", "bob", "cid", "dot", "eve"), (1, 8, 8), class_counts=(3, 0, 5, 2, 4))  # bob is not trained on
-MARGINS: list[LossSpec] = [
+MARGINS: list[EmbeddingLossSpec] = [
     *(
         kind(margin=margin, scale=scale, warmup=warmup)
         for kind in (ArcFace, CosFace)
         for margin, scale, warmup in itertools.product((0.0, 0.25, 1.2), (1.0, 30.0), (0.0, 0.5))
     ),
-    *(Softmax(scale=scale) for scale in (1.0, 30.0)),
+    *(NormFace(scale=scale) for scale in (1.0, 30.0)),
 ]
 
 
@@ -274,7 +274,7 @@ def embedded(seed: int) -> tuple[Tensor, list[int]]:
 @pytest.mark.parametrize("loss", MARGINS, ids=repr)
 def test_margins(loss, done):
     criterion = Verify(dimension=6, loss=loss).criterion(PEOPLE).double()
-    criterion.advance(done)
+    criterion.set_progress(done)
     (outputs, labels), trained = embedded(4), [0, 2, 3, 4]
     full = getattr(loss, "margin", 0.0)
     margin = full * min(1.0, done / loss.warmup) if getattr(loss, "warmup", 0.0) else full
@@ -317,7 +317,7 @@ def test_triplets(margin):
 
 
 def test_every_loss_over_embeddings_is_among_them():
-    assert {type(loss) for loss in MARGINS} | {Triplet} == set(members(Loss))
+    assert {type(loss) for loss in MARGINS} | {Triplet} == set(union_members(EmbeddingLoss))
 
 
 # --- detect -----------------------------------------------------------------------------------------------------------
@@ -387,8 +387,8 @@ def learned(task: Detect, cells: list[list[float]], true: list, labels: list[int
     for m in real:
         found = []
         for a, row in enumerate(cells):
-            if inside(true[m], *row[4:PLACE]):
-                overlap, score = iou(true[m], row[:4])[0], sigmoid(row[PLACE + labels[m]])
+            if inside(true[m], *row[4:FIRST_LOGIT]):
+                overlap, score = iou(true[m], row[:4])[0], sigmoid(row[FIRST_LOGIT + labels[m]])
                 found.append((score**task.alpha * overlap**task.beta, overlap, a))
         for align, overlap, a in sorted(found, key=lambda each: -each[0])[: task.top_k]:
             wants.setdefault(a, []).append((overlap, m, align))
@@ -406,9 +406,9 @@ def detection_by_hand(task: Detect, outputs: list, true: list, objects: list, ro
         owners = learned(task, cells, boxes, labels, real)
         for a, row in enumerate(cells):
             owner, quality = owners.get(a, (-1, 0.0))
-            if owner < 0 and any(inside(boxes[m], *row[4:PLACE]) for m in vague):
+            if owner < 0 and any(inside(boxes[m], *row[4:FIRST_LOGIT]) for m in vague):
                 continue
-            for k, logit in enumerate(row[PLACE:]):
+            for k, logit in enumerate(row[FIRST_LOGIT:]):
                 target, p = quality if owner >= 0 and labels[owner] == k else 0.0, sigmoid(logit)
                 total += focal_of(task.gamma, target, p)
             if owner >= 0:

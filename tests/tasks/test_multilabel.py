@@ -12,7 +12,7 @@ from sklearn import metrics as sk
 from torchvision.ops import sigmoid_focal_loss
 
 from cnnrun.contracts.facts import Facts
-from cnnrun.tasks.classification_metrics import Present
+from cnnrun.tasks.classification_metrics import MultilabelPredictions
 from cnnrun.tasks.multilabel import Asymmetric, Bce, Focal, Multilabel
 
 NAMES = ("ape", "bee", "cat", "dog")
@@ -33,17 +33,17 @@ def test_the_losses_are_their_formulas(seed):
     logit, present = (each.double() for each in outputs(20, seed))
     weight = torch.tensor([1.0, 2.0, 0.5, 4.0], dtype=torch.float64)
     expected = F.binary_cross_entropy_with_logits(logit, present, pos_weight=weight, reduction="none")
-    torch.testing.assert_close(Bce().each(logit, present, weight), expected)
+    torch.testing.assert_close(Bce().loss_per_label(logit, present, weight), expected)
     torch.testing.assert_close(
-        Focal(gamma=1.7).each(logit, present, None), sigmoid_focal_loss(logit, present, alpha=-1, gamma=1.7)
+        Focal(gamma=1.7).loss_per_label(logit, present, None), sigmoid_focal_loss(logit, present, alpha=-1, gamma=1.7)
     )
-    torch.testing.assert_close(Focal(gamma=0).each(logit, present, weight), expected)
+    torch.testing.assert_close(Focal(gamma=0).loss_per_label(logit, present, weight), expected)
     # Ridnik et al. 2021, eqs. 4 to 7, as they stand.
     p = logit.sigmoid()
     shifted = (p - 0.05).clamp(min=0)
     loss = -torch.where(present > 0, (1 - p) ** 1.0 * p.log(), shifted**4.0 * (1 - shifted).log())
-    torch.testing.assert_close(Asymmetric(positive=1.0).each(logit, present, None), loss)
-    plain = Asymmetric(positive=0, negative=0, margin=0).each(logit, present, None)
+    torch.testing.assert_close(Asymmetric(positive=1.0).loss_per_label(logit, present, None), loss)
+    plain = Asymmetric(positive=0, negative=0, margin=0).loss_per_label(logit, present, None)
     torch.testing.assert_close(plain, F.binary_cross_entropy_with_logits(logit, present, reduction="none"))
 
 
@@ -55,7 +55,7 @@ def test_the_losses_are_their_formulas(seed):
 def test_losses_and_gradients_are_finite_for_any_output(loss):
     logit = torch.tensor([[-200.0, -30.0, 0.0, 30.0, 200.0]] * 2, requires_grad=True)
     present = torch.tensor([[1.0] * 5, [0.0] * 5])
-    made = loss.each(logit, present, None)
+    made = loss.loss_per_label(logit, present, None)
     made.sum().backward()
     assert made.isfinite().all()
     assert logit.grad.isfinite().all()
@@ -74,10 +74,10 @@ def test_numbers_equal_scikit_learns(seed, count, batch):
     measured = meter.compute()
     score, truth = torch.cat([part["probabilities"] for part in parts]).double().numpy(), present.numpy()
     said = score >= np.array(list(chosen.values()))
-    assert measured.numbers["mAP"] == pytest.approx(sk.average_precision_score(truth, score, average="macro"))
-    assert measured.numbers["f1"] == pytest.approx(sk.f1_score(truth, said, average="macro", zero_division=0))
-    assert measured.numbers["micro_f1"] == pytest.approx(sk.f1_score(truth, said, average="micro", zero_division=0))
-    assert measured.numbers["exact"] == pytest.approx(sk.accuracy_score(truth, said))
+    assert measured.metrics["mAP"] == pytest.approx(sk.average_precision_score(truth, score, average="macro"))
+    assert measured.metrics["f1"] == pytest.approx(sk.f1_score(truth, said, average="macro", zero_division=0))
+    assert measured.metrics["micro_f1"] == pytest.approx(sk.f1_score(truth, said, average="micro", zero_division=0))
+    assert measured.metrics["exact"] == pytest.approx(sk.accuracy_score(truth, said))
     for k, row in enumerate(measured.tables["per_class"]):
         assert row["AP"] == pytest.approx(sk.average_precision_score(truth[:, k], score[:, k]))
         assert row["prevalence"] == pytest.approx(truth[:, k].mean())
@@ -86,7 +86,7 @@ def test_numbers_equal_scikit_learns(seed, count, batch):
 def test_a_class_that_no_picture_has_is_left_out_of_the_means():
     score, present = np.random.default_rng(0).random((30, 3)), np.zeros((30, 3), bool)
     present[::3, 0] = present[::2, 1] = True
-    numbers = Present(score, present, np.full(3, 0.5)).numbers()
+    numbers = MultilabelPredictions(score, present, np.full(3, 0.5)).metrics()
     assert numbers["mAP"] == pytest.approx(sk.average_precision_score(present[:, :2], score[:, :2]))
     assert numbers["f1"] == pytest.approx(sk.f1_score(present[:, :2], score[:, :2] >= 0.5, average="macro"))
 
@@ -96,7 +96,7 @@ def test_a_class_that_no_picture_has_is_left_out_of_the_means():
 def test_the_thresholds_chosen_are_the_best_there_are(seed, count):
     logit, present = outputs(count, seed)
     score, truth = logit.sigmoid().double().numpy(), present.numpy()
-    found = Present(score, truth, np.full(4, 0.5)).best_thresholds()
+    found = MultilabelPredictions(score, truth, np.full(4, 0.5)).best_thresholds()
     for k, threshold in enumerate(found):
         tried = [0.0, *np.unique(score[:, k])]
         best = max(sk.f1_score(truth[:, k], score[:, k] >= each, zero_division=0) for each in tried)
@@ -110,8 +110,8 @@ def test_weights_count_samples_as_often(seed):
     score, truth = logit.sigmoid().double().numpy(), present.numpy()
     times = np.random.default_rng(seed).integers(0, 4, 25)
     times[0] += 1
-    weighted = Present(score, truth, np.full(4, 0.5)).numbers(times.astype(float))
-    again = Present(score.repeat(times, 0), truth.repeat(times, 0), np.full(4, 0.5)).numbers()
+    weighted = MultilabelPredictions(score, truth, np.full(4, 0.5)).metrics(times.astype(float))
+    again = MultilabelPredictions(score.repeat(times, 0), truth.repeat(times, 0), np.full(4, 0.5)).metrics()
     assert weighted == pytest.approx(again)
 
 
@@ -120,27 +120,27 @@ def test_balanced_makes_presence_and_absence_count_alike():
     assert criterion.weight.tolist() == pytest.approx([4.0, 1.5, 2 / 3, 0.25])
     assert Multilabel(positive_weights="balanced").criterion(Facts(NAMES, (1, 8, 8))).weight is None  # not counted yet
     missing = replace(FACTS, class_counts=(10, 0, 3, 4))
-    assert "'bee' has none" in Multilabel(positive_weights="balanced").problem(missing)
-    assert "has 2 numbers; the data has 4" in Multilabel(positive_weights=[1.0, 2.0]).problem(FACTS)
+    assert "'bee' has none" in Multilabel(positive_weights="balanced").data_problem(missing)
+    assert "has 2 numbers; the data has 4" in Multilabel(positive_weights=[1.0, 2.0]).data_problem(FACTS)
 
 
 def test_what_is_shown_goes_by_the_thresholds_that_val_chose():
     task = Multilabel()
     logit = torch.tensor([[0.0, 1.0, -1.0, 3.0]])
-    rows = task.rows(task.decoder(FACTS)(logit), FACTS, [])
+    rows = task.result_rows(task.decoder(FACTS)(logit), FACTS, [])
     assert rows[0]["labels"] == ["ape", "bee", "dog"]
     chosen = replace(FACTS, chosen={"threshold of bee": 0.9, "threshold of cat": 0.2, "temperature": 2.0})
-    (row,) = task.rows(task.decoder(chosen)(logit), chosen, [])
+    (row,) = task.result_rows(task.decoder(chosen)(logit), chosen, [])
     assert row["labels"] == ["ape", "cat", "dog"]
     assert row["probabilities"]["dog"] == pytest.approx(1 / (1 + np.exp(-1.5)))
-    assert task.meaning(chosen)["thresholds"] == {"ape": 0.5, "bee": 0.9, "cat": 0.2, "dog": 0.5}
+    assert task.metadata(chosen)["thresholds"] == {"ape": 0.5, "bee": 0.9, "cat": 0.2, "dog": 0.5}
 
 
 def test_mixed_pictures_have_parts_of_their_labels():
     task, parts = Multilabel(), torch.tensor([0.25, 1.0])
     mine, others = torch.tensor([[1, 0], [1, 0]]).bool(), torch.tensor([[0, 1], [0, 1]]).bool()
-    made = task.blend({"present": mine}, {"present": others}, parts, FACTS)["present"]
+    made = task.blend_targets({"present": mine}, {"present": others}, parts, FACTS)["present"]
     assert made.tolist() == [[0.25, 0.75], [1.0, 0.0]]
     two = Facts(("ape", "bee"), (1, 8, 8))
-    assert task.words({"present": made}, two) == ["ape 0.25, bee 0.75", "ape"]
-    assert task.words({"present": torch.zeros(1, 2, dtype=torch.bool)}, two) == ["none"]
+    assert task.describe_targets({"present": made}, two) == ["ape 0.25, bee 0.75", "ape"]
+    assert task.describe_targets({"present": torch.zeros(1, 2, dtype=torch.bool)}, two) == ["none"]

@@ -12,7 +12,7 @@ from cnnrun.base.errors import CheckpointError, StorageError
 from cnnrun.training import checkpoints
 
 
-def parts(seed: int) -> checkpoints.Parts:
+def parts(seed: int) -> checkpoints.CheckpointParts:
     generator = torch.Generator().manual_seed(seed)
     return {"model": {"w": torch.randn(50, generator=generator), "n": torch.tensor(seed)}, "optimizer": {}}
 
@@ -27,7 +27,7 @@ def test_what_is_saved_is_loaded(tmp_path):
     assert torch.equal(loaded.parts["model"]["w"], parts(1)["model"]["w"])
     assert loaded.parts["optimizer"] == {}
     assert loaded.state == {"training": {"step": 7}}
-    assert checkpoints.pointed_at(tmp_path, "latest") == path.name
+    assert checkpoints.read_pointer(tmp_path, "latest") == path.name
     assert not list(tmp_path.glob("*.tmp"))
 
 
@@ -53,9 +53,9 @@ def test_steps_sort_as_numbers_and_pruning_keeps_the_newest_and_the_best(tmp_pat
     for step in (9, 10, 100, 99_999_999, 100_000_000):
         checkpoints.save(Folder(tmp_path), step, parts(step), {})
         if step == 10:
-            checkpoints.point(Folder(tmp_path), "best", "step-00000010")
+            checkpoints.set_pointer(Folder(tmp_path), "best", "step-00000010")
     checkpoints.prune(Folder(tmp_path), 2)
-    assert [int(path.name[5:]) for path in checkpoints.generations(tmp_path)] == [10, 99_999_999, 100_000_000]
+    assert [int(path.name[5:]) for path in checkpoints.list_checkpoints(tmp_path)] == [10, 99_999_999, 100_000_000]
 
 
 def flips(data: bytes, count: int, seed: int) -> list[bytes]:
@@ -156,7 +156,7 @@ def test_a_failing_disk_costs_no_earlier_checkpoint(tmp_path, monkeypatch, call)
             checkpoints.save(folder, 2, parts(2), {"step": 2})
     assert refused.value.exit_code == 5
     assert checkpoints.load_newest(tmp_path, "latest", quiet).state == {"step": 1}
-    checkpoints.sweep(Folder(tmp_path))
+    checkpoints.repair_killed_save(Folder(tmp_path))
     assert not list(tmp_path.glob("*.tmp"))
 
 
@@ -213,7 +213,7 @@ def test_a_kill_while_it_is_added_leaves_the_checkpoint_as_it_was_saved(tmp_path
     assert ended in (None, -signal.SIGKILL)
     found = checkpoints.load_newest(tmp_path, "latest", pytest.fail)
     assert found.state["training"] in ({1, 2} if ended else {2})
-    checkpoints.sweep(Folder(tmp_path))
+    checkpoints.repair_killed_save(Folder(tmp_path))
     assert not list(tmp_path.rglob("*.tmp"))
     checkpoints.add_evaluation(Folder(tmp_path), 7, {"training": 3})
     assert checkpoints.load(tmp_path / "step-00000007").state == {"training": 3}
@@ -230,7 +230,7 @@ def test_checkpoints_of_format_2_are_read_and_gone_on_with(trained_run, tmp_path
     run = tmp_path / "tiny" / "1"
     shutil.copytree(trained_run, run)
     (run / "result.json").unlink()
-    for generation in checkpoints.generations(run / "checkpoints"):
+    for generation in checkpoints.list_checkpoints(run / "checkpoints"):
         state = checkpoints.load(generation).state
         (generation / "evaluation.json").unlink()
         (generation / "state.json").write_text(json.dumps(state))
@@ -241,7 +241,10 @@ def test_checkpoints_of_format_2_are_read_and_gone_on_with(trained_run, tmp_path
         manifest = {"format": 2, "step": int(generation.name[5:]), "files": listed}
         (generation / "manifest.json").write_text(json.dumps(manifest, indent=1))
     cpu = torch.device("cpu")
-    assert open_run.trained(run, tmp_path, cpu)[1].digest == open_run.trained(trained_run, tmp_path, cpu)[1].digest
-    result = train_run(config_file.load(run / "config.yaml"), tmp_path, cpu, resume=True)
+    assert (
+        open_run.open_trained(run, tmp_path, cpu)[1].digest
+        == open_run.open_trained(trained_run, tmp_path, cpu)[1].digest
+    )
+    result = train_run(config_file.read_config(run / "config.yaml"), tmp_path, cpu, resume=True)
     assert result["run"] == str(run)
     assert result["best"] == json.loads((trained_run / "result.json").read_text())["best"]

@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EXDEV)
 
 
-def parts(seed: int) -> checkpoints.Parts:
+def parts(seed: int) -> checkpoints.CheckpointParts:
     generator = torch.Generator().manual_seed(seed)
     return {
         "model": {"w": torch.randn(50, generator=generator), "n": torch.tensor(seed)},
@@ -46,7 +46,7 @@ def save(folder: Path, step: int, keep: int = 2) -> None:
         folder.mkdir(parents=True)
     checkpoints.save(Folder(folder), step, parts(step), {"training": {"step": step}})
     if step % 3 == 0:
-        checkpoints.point(Folder(folder), "best", f"step-{step:08d}")
+        checkpoints.set_pointer(Folder(folder), "best", f"step-{step:08d}")
     checkpoints.prune(Folder(folder), keep)
 
 
@@ -115,15 +115,15 @@ def test_kills_while_saving_cost_nothing(tmp_path, how):
             os.kill(pid, signal.SIGKILL)
         assert outcome(pid, pipe) == -signal.SIGKILL
         for pointer in ("latest", "best"):
-            name = checkpoints.pointed_at(folder, pointer)
+            name = checkpoints.read_pointer(folder, pointer)
             if pointer == "latest" or had_best or name:  # once there, always there
                 checkpoints.load(folder / str(name))
         had_best = had_best or (folder / "best").exists()
         assert newest(folder) >= reached
         reached = newest(folder)
-        checkpoints.sweep(Folder(folder))
+        checkpoints.repair_killed_save(Folder(folder))
         assert not [path.name for path in folder.iterdir() if "tmp" in path.name]
-        for path in checkpoints.generations(folder):
+        for path in checkpoints.list_checkpoints(folder):
             checkpoints.load(path)
     assert had_best
     assert reached > 100, reached  # kills fell among saves
@@ -153,7 +153,7 @@ def test_saving_the_same_step_again_never_loses_it(tmp_path, monkeypatch, how):
         else:
             with contextlib.suppress(StorageError):
                 again()
-        checkpoints.sweep(Folder(folder))  # as the next start does
+        checkpoints.repair_killed_save(Folder(folder))  # as the next start does
         assert newest(folder) == 3, calls[place]
         assert not [path.name for path in folder.iterdir() if "tmp" in path.name]
 
@@ -212,14 +212,18 @@ def test_a_damaged_newest_is_put_aside_when_the_run_goes_on(tmp_path):
         save(tmp_path, step, keep=9)
     (tmp_path / "step-00000004" / "state.json").write_text("{}")
     (tmp_path / "latest").write_text("step-00000002")
-    checkpoints.settle(Folder(tmp_path), tmp_path / "step-00000002", 1)
-    assert [path.name for path in checkpoints.generations(tmp_path)] == [f"step-0000000{step}" for step in (1, 2, 3)]
+    checkpoints.repair_before_resume(Folder(tmp_path), tmp_path / "step-00000002", 1)
+    assert [path.name for path in checkpoints.list_checkpoints(tmp_path)] == [
+        f"step-0000000{step}" for step in (1, 2, 3)
+    ]
     assert (tmp_path / "step-00000004.damaged").is_dir()
     save(tmp_path, 4, keep=9)
     (tmp_path / "step-00000004" / "state.json").write_text("{}")
-    checkpoints.settle(Folder(tmp_path), tmp_path / "step-00000002", 1)  # once more
-    assert [path.name for path in checkpoints.generations(tmp_path)] == [f"step-0000000{step}" for step in (1, 2, 3)]
-    assert checkpoints.pointed_at(tmp_path, "best") == "step-00000001"
+    checkpoints.repair_before_resume(Folder(tmp_path), tmp_path / "step-00000002", 1)  # once more
+    assert [path.name for path in checkpoints.list_checkpoints(tmp_path)] == [
+        f"step-0000000{step}" for step in (1, 2, 3)
+    ]
+    assert checkpoints.read_pointer(tmp_path, "best") == "step-00000001"
 
 
 def count(action: Callable[[], None]) -> list[str]:
@@ -336,10 +340,10 @@ def test_steps_go_by_their_numbers_and_the_best_stays(tmp_path, keep, best):
     for step in (9, 10, 100):
         checkpoints.save(Folder(tmp_path), step, parts(step), {"training": {"step": step}})
         if step == best:
-            checkpoints.point(Folder(tmp_path), "best", f"step-{step:08d}")
+            checkpoints.set_pointer(Folder(tmp_path), "best", f"step-{step:08d}")
         os.utime(tmp_path / f"step-{step:08d}", (1000 - step, 1000 - step))  # a clock that goes backward
     checkpoints.prune(Folder(tmp_path), keep)
-    left = [int(path.name[5:]) for path in checkpoints.generations(tmp_path)]
+    left = [int(path.name[5:]) for path in checkpoints.list_checkpoints(tmp_path)]
     assert left == sorted({best, *[9, 10, 100][-keep:]})
 
 
@@ -376,7 +380,7 @@ def test_a_disk_that_is_full_ends_the_training_and_keeps_what_it_had(small_disk,
 
 
 def trained(root: Path, before: Callable[[str], None]) -> None:
-    made = config_file.parse(TINY, "tiny.yaml", ["name=tiny"])
+    made = config_file.parse_config(TINY, "tiny.yaml", ["name=tiny"])
     with writes(before):
         train_run(made, root, CPU, resume=True)
 

@@ -17,16 +17,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cnnrun.base.errors import ConfigError, DataError, Elsewhere, Interrupted, NonFiniteError, ResourceError
-from cnnrun.base.ranks import Ranks, has_gpu_of_its_own, joined
+from cnnrun.base.errors import ConfigError, DataError, InterruptionError, NonFiniteError, OtherRankError, ResourceError
+from cnnrun.base.ranks import Ranks, has_gpu_of_its_own, join_ranks
 from cnnrun.data import decode
 from cnnrun.data.dataset import Examples
-from cnnrun.data.training_batches import TrainingBatches, share
+from cnnrun.data.training_batches import TrainingBatches, compute_share
 from cnnrun.experiment import assemble, open_run
 from cnnrun.results.train_run import train_run
 from cnnrun.training import checkpoints, loop
 from cnnrun.training import step as step_of_learning
-from cnnrun.training.evaluate import evaluate
+from cnnrun.training.evaluation import measure_split
 from cnnrun.training.learner import Learner
 from tests.support.configs import TINY, tiny_experiment
 from tests.support.forked_processes import fork, free_port, outcome, rank_environment, run_on_ranks, wait_for
@@ -42,7 +42,7 @@ class OneOf(Ranks):
     """A rank that never speaks to the others."""
 
     def __init__(self, rank: int, size: int) -> None:
-        self.rank, self.size = rank, size
+        self.rank, self.world_size = rank, size
 
 
 def trained(root: Path, size: int, *overrides: str, resume: bool = False) -> list[object]:
@@ -62,15 +62,15 @@ def saved(root: Path) -> checkpoints.Checkpoint:
 
 @given(st.integers(1, 200), st.integers(1, 8), st.integers(1, 6), st.sampled_from([0, 1, 3]))
 def test_shares_are_a_partition_of_each_micro_batch(whole, parts, size, partners):
-    shares = [share(whole, parts, OneOf(rank, size), partners) for rank in range(size)]
-    assert sorted(torch.cat([each.needed[each.own] for each in shares]).tolist()) == list(range(whole))
+    shares = [compute_share(whole, parts, OneOf(rank, size), partners) for rank in range(size)]
+    assert sorted(torch.cat([each.needed_places[each.own_places] for each in shares]).tolist()) == list(range(whole))
     for each in shares:
-        assert sum(each.parts) == len(each.own)
-        places = each.needed[each.own]
+        assert sum(each.micro_sizes) == len(each.own_places)
+        places = each.needed_places[each.own_places]
         expected = (places[:, None] + torch.arange(1, partners + 1)) % whole
-        assert torch.equal(each.needed[each.partner[each.own]], expected)
+        assert torch.equal(each.needed_places[each.partner_places[each.own_places]], expected)
     if size == 1:
-        assert torch.equal(shares[0].needed, torch.arange(whole))
+        assert torch.equal(shares[0].needed_places, torch.arange(whole))
 
 
 @pytest.mark.parametrize("augment", ["{shift: 0.2, flip: horizontal}", "{rotate: 9, mixup: 0.4, cutmix: 0.6}"])
@@ -78,16 +78,16 @@ def test_shares_are_a_partition_of_each_micro_batch(whole, parts, size, partners
 @pytest.mark.parametrize("size", [2, 4])
 def test_every_rank_has_its_part_of_the_same_batches(augment, accumulate, size):
     made = tiny_experiment(f"data.augment={augment}", "train.batch=49", "train.drop_last=false")
-    job = assemble.job(made, assemble.dataset(made), None, None, CPU)
+    job = assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, CPU)
     examples = job.dataset.splits["train"]
     alone = job.batches(examples, accumulate)
     others = [job_of(job, OneOf(rank, size)).batches(examples, accumulate) for rank in range(size)]
     for step in (0, 1, 20, 22, 23, 47):
         whole, shares = alone.at(step), [each.at(step) for each in others]
-        for number, micro in enumerate(whole.micro()):
-            ours = [each.micro()[number] for each in shares]
+        for number, micro in enumerate(whole.micro_batches()):
+            ours = [each.micro_batches()[number] for each in shares]
             assert torch.equal(torch.cat([part.index_B for part in ours]), micro.index_B)
-            assert torch.equal(torch.cat([part.pictures for part in ours]), micro.pictures)
+            assert torch.equal(torch.cat([part.images for part in ours]), micro.images)
             assert torch.equal(torch.cat([part.targets["labels"] for part in ours]), micro.targets["labels"])
 
 
@@ -98,25 +98,27 @@ def job_of(job, ranks):
 def _some(examples: Examples, count: int) -> Examples:
     kept = torch.zeros(len(examples), dtype=torch.bool)
     kept[:count] = True
-    return examples.only(kept)
+    return examples.select(kept)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_evaluation_is_that_of_one_process(trained_run, size):
     """99 cases a size: 1 to 33 samples in batches of 1, 4 and 7."""
-    made, given_ = open_run.trained(trained_run, trained_run.parent.parent, CPU)
-    examples = assemble.dataset(made).splits["val"]
+    made, given_ = open_run.open_trained(trained_run, trained_run.parent.parent, CPU)
+    examples = assemble.prepare_dataset(made).splits["val"]
     cases = [(count, batch) for count in range(1, 34) for batch in (1, 4, 7)]
 
     def measured(ranks: Ranks) -> list[object]:
         found = []
         for count, batch in cases:
             part = _some(examples, count)
-            found.append(evaluate(given_.network, given_.criterion, given_.task, given_.facts, part, batch, CPU, ranks))
+            found.append(
+                measure_split(given_.network, given_.criterion, given_.task, given_.facts, part, batch, CPU, ranks)
+            )
         return found
 
     def run(rank: int) -> list[object]:
-        with joined(CPU, 60) as ranks:
+        with join_ranks(CPU, 60) as ranks:
             return measured(ranks)
 
     alone = measured(Ranks())
@@ -158,23 +160,23 @@ def test_weights_are_those_of_one_process_but_for_rounding(tmp_path, model, accu
 
 def test_statistics_that_each_rank_measured_apart_become_their_mean():
     made = tiny_experiment(NORMED, "train.batch=40")
-    learner = Learner(assemble.job(made, assemble.dataset(made), None, None, CPU))
-    measured = [[torch.rand_like(value) for value in learner.statistics] for _ in range(3)]
+    learner = Learner(assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, CPU))
+    measured = [[torch.rand_like(value) for value in learner.batch_norm_statistics] for _ in range(3)]
     expected = [torch.stack(of_all).mean(0) for of_all in zip(*measured, strict=True)]
 
     class Three(OneOf):
         """The first of three ranks, which hears what the other two measured."""
 
-        def add_up(self, tensors):
+        def all_reduce_sum(self, tensors):
             for tensor, *others in zip(tensors, *measured[1:], strict=False):
                 tensor.add_(others[0]).add_(others[1])
 
-    for value, own in zip(learner.statistics, measured[0], strict=True):
+    for value, own in zip(learner.batch_norm_statistics, measured[0], strict=True):
         value.copy_(own)
-    made_of = replace(assemble.job(made, assemble.dataset(made), None, None, CPU), ranks=Three(0, 3))
-    step_of_learning.shared(learner, made_of, torch.zeros(()))
+    made_of = replace(assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, CPU), ranks=Three(0, 3))
+    step_of_learning.all_reduce_gradients(learner, made_of, torch.zeros(()))
     assert len(expected) == 4  # the mean and variance of both
-    for value, mean in zip(learner.statistics, expected, strict=True):
+    for value, mean in zip(learner.batch_norm_statistics, expected, strict=True):
         torch.testing.assert_close(value, mean)
 
 
@@ -204,7 +206,7 @@ def test_ranks_repeat_and_resume_to_the_bit(tmp_path, monkeypatch, size):
     with monkeypatch.context() as patched:
         patched.setattr(loop, "backward", stepping)
         for stopped in trained(tmp_path / "c", size, *settings, resume=True):
-            assert isinstance(stopped, Interrupted), stopped
+            assert isinstance(stopped, InterruptionError), stopped
             assert "stopped at step 21 " in stopped.lines[0]
     assert all(isinstance(each, dict) for each in trained(tmp_path / "c", size, *settings, resume=True))
     assert digest(tmp_path / "c") == digest(tmp_path / "a")
@@ -218,7 +220,7 @@ def test_another_number_of_ranks_on_resuming_is_said_and_keeps_the_order(tmp_pat
 
     with monkeypatch.context() as patched:
         patched.setattr(loop, "backward", stop)
-        assert isinstance(trained(tmp_path / "cut", 2, PLAIN, *STEPS)[0], Interrupted)
+        assert isinstance(trained(tmp_path / "cut", 2, PLAIN, *STEPS)[0], InterruptionError)
     capfd.readouterr()
     trained(tmp_path / "cut", 1, PLAIN, *STEPS, resume=True)
     assert "ranks was 2, is 1: the result may differ" in capfd.readouterr().err
@@ -245,7 +247,7 @@ def test_a_number_that_is_not_finite_on_one_rank_stops_all_and_names_its_picture
     def poisoned(self, step):
         batch = real(self, step)
         if step == 5 and self._ranks.rank == 1:
-            batch.pictures[3, 0, 0, 0] = float("nan")
+            batch.images[3, 0, 0, 0] = float("nan")
             monkeypatch.setattr(TrainingBatches, "at", lambda self, step: batch)
         return batch
 
@@ -269,7 +271,7 @@ def test_what_one_rank_cannot_read_ends_all_and_is_saved_first(tmp_path, monkeyp
     with monkeypatch.context() as patched:
         patched.setattr(TrainingBatches, "at", unreadable)
         first, second = trained(tmp_path / "cut", 2)
-    assert isinstance(first, Elsewhere), first
+    assert isinstance(first, OtherRankError), first
     assert isinstance(second, DataError), second
     assert saved(tmp_path / "cut").state["training"]["step"] == 20
     trained(tmp_path / "cut", 2, resume=True)
@@ -281,7 +283,7 @@ def test_pictures_are_decoded_once_a_host(tmp_path, monkeypatch):
     for label, name in enumerate(("cat", "dog")):
         for number in range(40):
             save_picture(tmp_path / "pets" / name / f"{number}.png", seed=100 * label + number, size=(8, 8))
-    real, log = decode.Decoder.block, tmp_path / "log"
+    real, log = decode.Decoder.decode_block, tmp_path / "log"
 
     def noted(self, numbers, run):
         with log.open("a") as file:
@@ -289,7 +291,7 @@ def test_pictures_are_decoded_once_a_host(tmp_path, monkeypatch):
         time.sleep(0.3)
         return real(self, numbers, run)
 
-    monkeypatch.setattr(decode.Decoder, "block", noted)
+    monkeypatch.setattr(decode.Decoder, "decode_block", noted)
     data = (
         f"data={{source: {{folder: '{tmp_path / 'pets'}'}}, image: {{size: 8, channels: 1}}, cache_dir: '{tmp_path}'}}"
     )
@@ -302,7 +304,7 @@ def test_memory_that_runs_out_on_one_rank_makes_all_micro_batches_smaller(tmp_pa
     real = loop.backward
 
     def short(learner, job, batch, step):
-        if job.ranks.rank == 1 and max(batch.parts) > 16:
+        if job.ranks.rank == 1 and max(batch.micro_sizes) > 16:
             raise torch.OutOfMemoryError("out of memory")
         return real(learner, job, batch, step)
 
@@ -426,16 +428,16 @@ def test_eval_by_two_ranks_prints_what_one_prints(trained_run, run_cli):
 
 def test_an_error_of_the_first_rank_is_told_once(tmp_path, monkeypatch):
     def run(rank: int) -> object:
-        with joined(CPU, 60) as ranks:
+        with join_ranks(CPU, 60) as ranks:
 
             def fail() -> None:
                 raise ConfigError("no")
 
-            return ranks.from_first(fail)
+            return ranks.broadcast(fail)
 
     first, second = run_on_ranks(2, run)
     assert isinstance(first, ConfigError)
-    assert isinstance(second, Elsewhere)
+    assert isinstance(second, OtherRankError)
     assert second.lines == ()
 
 
@@ -446,8 +448,8 @@ def test_a_rank_that_is_started_again_does_not_look_for_one_that_is_gone():
 
     def run(rank: int) -> int:
         time.sleep(0.5 * rank)  # rank 0 looks for rank 1 before that one has come
-        with joined(CPU, 5) as ranks:
-            return ranks.agree([rank])[0]
+        with join_ranks(CPU, 5) as ranks:
+            return ranks.all_reduce_max([rank])[0]
 
     for attempt in range(3):
         there = [
@@ -464,7 +466,7 @@ def test_a_rank_that_is_started_again_does_not_look_for_one_that_is_gone():
 def test_ranks_that_cannot_meet_say_so(monkeypatch):
     for key, value in rank_environment(1, 2, free_port()).items():
         monkeypatch.setenv(key, value)
-    with pytest.raises(ResourceError, match="cannot find each other"), joined(CPU, 1):
+    with pytest.raises(ResourceError, match="cannot find each other"), join_ranks(CPU, 1):
         pass
 
 
@@ -476,9 +478,9 @@ def test_unequal_numbers_of_floats_are_added_in_buckets(monkeypatch):
     def run(rank: int) -> object:
         values = [torch.full((size,), float(rank + 1)) for size in (1, 9, 0, 30, 2)]
         values.append(torch.arange(4.0).view(2, 2).t())
-        with joined(CPU, 60) as ranks:
-            ranks.add_up(values)
-            told = ranks.gather({"a": torch.arange(rank)} if rank else {})
+        with join_ranks(CPU, 60) as ranks:
+            ranks.all_reduce_sum(values)
+            told = ranks.all_gather({"a": torch.arange(rank)} if rank else {})
         return [value.tolist() for value in values], [{k: v.tolist() for k, v in each.items()} for each in told]
 
     for sums, told in run_on_ranks(3, run):
@@ -507,28 +509,28 @@ def test_whatever_fails_on_the_first_rank_nobody_waits_for_it(error):
     """Others waited for a day for anything but two kinds of error."""
 
     def run(rank: int) -> object:
-        with joined(CPU, 60) as ranks:
+        with join_ranks(CPU, 60) as ranks:
 
             def fail() -> None:
                 raise error
 
-            return ranks.from_first(fail)
+            return ranks.broadcast(fail)
 
     began = time.monotonic()
     first, second = run_on_ranks(2, run)
     assert type(first) is type(error)
-    assert isinstance(second, Elsewhere)
+    assert isinstance(second, OtherRankError)
     assert time.monotonic() - began < 30
 
 
 def test_what_cannot_be_told_to_the_others_is_an_error_for_all():
     def run(rank: int) -> object:
-        with joined(CPU, 60) as ranks:
-            return ranks.from_first(lambda: {1, 2})
+        with join_ranks(CPU, 60) as ranks:
+            return ranks.broadcast(lambda: {1, 2})
 
     first, second = run_on_ranks(2, run)
     assert isinstance(first, TypeError)
-    assert isinstance(second, Elsewhere)
+    assert isinstance(second, OtherRankError)
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("ours"), KeyError("ours")])

@@ -13,10 +13,10 @@ import torch
 
 from cnnrun.base.errors import DataError, NonFiniteError, ResourceError
 from cnnrun.data import image_files
-from cnnrun.data.decode import Stuck, Threads
+from cnnrun.data.decode import ReadTimeoutError, ThreadedMap
 from cnnrun.experiment import schema
 from cnnrun.results.train_run import train_run
-from cnnrun.tasks.classify import CrossEntropy
+from cnnrun.tasks.classification import CrossEntropy
 from cnnrun.training import checkpoints, loop
 from cnnrun.training import step as step_of_learning
 from tests.support.configs import tiny_experiment
@@ -43,7 +43,7 @@ def test_what_is_not_finite_stops_within_its_step_is_named_and_never_saved(tmp_p
     assert f"at step {19 if place == 'weight' else 20}; nothing of it was saved" in lines[0]
     assert named in lines[1]
     assert "digits[" in lines[2]
-    found = checkpoints.generations(tmp_path / "tiny" / "1" / "checkpoints")
+    found = checkpoints.list_checkpoints(tmp_path / "tiny" / "1" / "checkpoints")
     assert [int(path.name[5:]) for path in found] == list(range(1, 20 if place == "weight" else 21))
     for path in found:
         for part in checkpoints.load(path).parts.values():
@@ -57,17 +57,17 @@ def test_a_weight_that_is_not_finite_stops_before_it_is_used_again(tmp_path, mon
 
 
 def test_momentum_that_is_not_finite_is_not_saved_either(tmp_path, monkeypatch):
-    real = step_of_learning.update
+    real = step_of_learning.update_weights
 
     def poisoned(learner, job, step, factor):
         real(learner, job, step, factor)
         if step == 16:  # an epoch's last
             next(iter(learner.optimizer.state.values()))["momentum_buffer"].fill_(float("nan"))
 
-    monkeypatch.setattr(loop, "update", poisoned)
+    monkeypatch.setattr(loop, "update_weights", poisoned)
     with pytest.raises(NonFiniteError, match="at step 16.*\n.*optimizer momentum_buffer:layers"):
         train_run(tiny_experiment(), tmp_path, CPU, resume=False)
-    assert not checkpoints.generations(tmp_path / "tiny" / "1" / "checkpoints")
+    assert not checkpoints.list_checkpoints(tmp_path / "tiny" / "1" / "checkpoints")
 
 
 def state(run: Path) -> tuple[object, ...]:
@@ -116,7 +116,7 @@ def test_memory_that_runs_out_later_is_remembered_when_resuming(tmp_path, monkey
             def backward(learner, job, batch, step):
                 if step == stop:
                     os.kill(os.getpid(), 15)
-                if step == 20 and len(batch.parts) == 1:
+                if step == 20 and len(batch.micro_sizes) == 1:
                     raise MemoryError
                 return real(learner, job, batch, step)
 
@@ -185,14 +185,14 @@ def over(root: Path, *more: str) -> schema.Experiment:
 
 def hang_on(monkeypatch, name: str, when) -> None:
     """Reading that file never ends once `when()` holds."""
-    real = image_files.read
+    real = image_files.read_image_bytes
 
     def read(item, *rest):
         if str(item).endswith(name) and when():
             time.sleep(1000)
         return real(item, *rest)
 
-    monkeypatch.setattr("cnnrun.data.decode.read", read)
+    monkeypatch.setattr("cnnrun.data.decode.read_image_bytes", read)
 
 
 def trained_in_child(made: schema.Experiment, root: Path) -> tuple[object, float]:
@@ -208,7 +208,7 @@ def test_a_picture_that_never_comes_ends_the_decoding_and_is_named(tmp_path, mon
     with monkeypatch.context() as patched:
         hang_on(patched, "dog/7.png", lambda: True)
         found, seconds = trained_in_child(over(root, f"data.workers={workers}"), tmp_path / "runs")
-    assert isinstance(found, Stuck), found
+    assert isinstance(found, ReadTimeoutError), found
     assert found.exit_code == 6
     assert "dog/7.png does not end: nothing came for 0.5 s (data.timeout)" in str(found)
     assert seconds < 15
@@ -227,7 +227,7 @@ def test_a_picture_that_stops_coming_ends_the_training_which_is_saved(tmp_path, 
         run = tmp_path / "runs" / "tiny" / "1"
         hang_on(patched, "dog/7.png", (run / "checkpoints" / "latest").exists)
         found, seconds = trained_in_child(over(root, *settings), tmp_path / "runs")
-    assert isinstance(found, Stuck), found
+    assert isinstance(found, ReadTimeoutError), found
     assert "dog/7.png does not end" in str(found)
     assert seconds < 20
     assert trained_in_child(over(root, *settings), tmp_path / "runs")[0]["run"] == str(run)
@@ -244,7 +244,7 @@ def test_a_disk_that_stops_answering_ends_the_training_which_is_saved(tmp_path, 
         run = tmp_path / "runs" / "tiny" / "1"
         hang_on(patched, ".png", (run / "checkpoints" / "latest").exists)
         found, seconds = trained_in_child(made, tmp_path / "runs")
-    assert isinstance(found, Stuck), found
+    assert isinstance(found, ReadTimeoutError), found
     assert seconds < 20
     assert "does not end" in str(found)
 
@@ -293,7 +293,7 @@ WRITERS = [
     "cnnrun.training.metrics_log.EventFile.add_image",
     "cnnrun.training.metrics_log.EventFile.add_images",
     "cnnrun.training.metrics_log._drawn",
-    "cnnrun.training.learner.Learner.shown",
+    "cnnrun.training.learner.Learner.draw_samples",
     "matplotlib.axes.Axes.set_xticks",
     "matplotlib.axes.Axes.text",
     "matplotlib.backends.backend_agg.FigureCanvasAgg.draw",
@@ -330,7 +330,7 @@ def test_a_report_that_cannot_be_written_costs_no_training(tmp_path, monkeypatch
     def fail(*arguments, **settings):
         raise ZeroDivisionError("a bug\n\x1b[31min red")
 
-    monkeypatch.setattr("cnnrun.results.report.write.rendered", fail)
+    monkeypatch.setattr("cnnrun.results.report.write.render_page", fail)
     code, _, err = run_cli("train", tiny, "--runs", tmp_path / "runs")
     assert code == 0
     assert "report.html was not written: ZeroDivisionError: a bug\\n\\x1b[31min red; `cnnrun report" in err
@@ -364,9 +364,9 @@ def test_a_file_that_vanishes_ends_the_training_which_is_saved(tmp_path, monkeyp
 
 
 def test_slow_is_not_stuck():
-    pool = Threads(2, 0.3)
+    pool = ThreadedMap(2, 0.3)
     assert pool(lambda item: time.sleep(0.2) or item, range(8)) == list(range(8))
-    with pytest.raises(Stuck):
+    with pytest.raises(ReadTimeoutError):
         pool(lambda item: time.sleep(1.0) or item, range(2))
 
 
@@ -377,12 +377,12 @@ def test_the_command_leaves_although_a_thread_never_ends(tmp_path):
         "import sys, time\n"
         "from cnnrun.commands import app as cli; from cnnrun.data import image_files as pictures\n"
         "import cnnrun.data.decode as decoding\n"
-        "real = decoding.read\n"
+        "real = decoding.read_image_bytes\n"
         "def read(item, *rest):\n"
         "    if str(item).endswith('dog/7.png'):\n"
         "        time.sleep(1000)\n"
         "    return real(item, *rest)\n"
-        "decoding.read = read\n"
+        "decoding.read_image_bytes = read\n"
         f"sys.argv = ['cnnrun', 'train', '{tmp_path / 'c.yaml'}']\n"
         "cli.main()\n"
     )

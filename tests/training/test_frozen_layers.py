@@ -13,7 +13,7 @@ from cnnrun.experiment import assemble, config_file
 from cnnrun.results.train_run import train_run
 from cnnrun.training import checkpoints, frozen_layers, learner, settings
 from cnnrun.training.learner import Learner
-from cnnrun.training.step import backward, update
+from cnnrun.training.step import backward, update_weights
 from tests.support.configs import TINY, tiny_experiment
 from tests.support.interrupted_trainings import digest, stop_at
 from tests.support.small_runs import train_from_weights, train_tiny
@@ -27,7 +27,7 @@ def tensors(run: Path) -> dict[str, torch.Tensor]:
 
 
 def job_of(made, tmp_path):
-    return assemble.job(made, assemble.dataset(made), None, None, CPU)
+    return assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, CPU)
 
 
 @pytest.mark.parametrize("augment", [None, "data.augment={shift: 0.2}"], ids=["features once", "features each step"])
@@ -53,7 +53,7 @@ def test_resumed_over_features_equals_uninterrupted(tmp_path, monkeypatch, rich)
 def test_features_computed_once_learn_as_features_computed_each_step(tmp_path, monkeypatch):
     """The same network, up to the last bits of a convolution over another number of pictures at a time."""
     once = tensors(train_tiny(tmp_path / "once", FROZEN))
-    monkeypatch.setattr(Learner, "reuse_frozen", lambda self, job: job)
+    monkeypatch.setattr(Learner, "precompute_frozen_features", lambda self, job: job)
     each = tensors(train_tiny(tmp_path / "each", FROZEN))
     for name, value in once.items():
         assert torch.allclose(value.double(), each[name].double(), rtol=1e-3, atol=1e-4), name
@@ -64,7 +64,7 @@ def test_features_are_computed_once(tmp_path, monkeypatch):
     real = frozen_layers.Trunk.forward
     monkeypatch.setattr(frozen_layers.Trunk, "forward", lambda self, x: passes.append(len(x)) or real(self, x))
     made = train_tiny(tmp_path, FROZEN, "train.epochs=3")
-    data = assemble.dataset(tiny_experiment())
+    data = assemble.prepare_dataset(tiny_experiment())
     assert sum(passes) - 1 == sum(len(data.splits[name]) for name in ("train", "val"))  # one to learn their size
     assert made.exists()
 
@@ -92,11 +92,11 @@ model:
 
 @pytest.mark.parametrize(("source", "cuts"), [("a", False), ("b", False), ("c", True)])
 def test_a_network_is_cut_only_where_one_output_crosses(tmp_path, source, cuts):
-    made = config_file.parse(
+    made = config_file.parse_config(
         LINKED.replace("SOURCE", source), "f", ["train.freeze=b" if source != "c" else "train.freeze=a"]
     )
     network = job_of(made, tmp_path).network.eval()
-    parts = frozen_layers.cut(network, made.train.freeze)
+    parts = frozen_layers.separate_trunk(network, made.train.freeze)
     assert (parts is not None) == cuts
     if parts:
         trunk, tail = parts
@@ -109,7 +109,7 @@ def test_groups_have_rates_and_decay_of_their_own():
     made = tiny_experiment(f"train.optimizer={{sgd: {{lr: 0.1, weight_decay: 0.3, groups: {groups}}}}}")
     learning = Learner(job_of(made, Path("unused")))
     found = {}
-    names = iter(learning.names)
+    names = iter(learning.parameter_names)
     for group in learning.optimizer.param_groups:
         found |= {next(names): (group["peak"], group["weight_decay"]) for _ in group["params"]}
     assert found["head.weight"] == found["head.bias"] == (0.5, 0.3)  # the first group that names it
@@ -127,12 +127,12 @@ def test_a_step_with_groups_is_a_step_of_each_optimizer(tmp_path):
 
     batch = TrainingBatches(job.dataset.splits["train"], job.augment, 8, 1, 0, CPU).at(0)
     backward(learning, job, batch, 0)
-    parameters = dict(learner.learning(learning.both))
+    parameters = dict(learner.trainable_parameters(learning.network_and_criterion))
     expected = {
         name: (value - (0.5 if name.startswith("head") else 0.1) * 0.25 * value.grad).detach().clone()
         for name, value in parameters.items()
     }
-    update(learning, job, 0, 0.25)
+    update_weights(learning, job, 0, 0.25)
     for name, value in parameters.items():
         assert torch.allclose(value, expected[name], rtol=1e-6, atol=1e-8), name
 
@@ -174,7 +174,7 @@ def test_resumed_with_groups_equals_uninterrupted(tmp_path, monkeypatch):
 )
 def test_a_wrong_name_is_told_with_what_there_is(override, message):
     with pytest.raises(ConfigError) as refused:
-        config_file.parse(TINY, "tiny.yaml", [override])
+        config_file.parse_config(TINY, "tiny.yaml", [override])
     assert any(message in line for line in refused.value.lines), refused.value.lines
 
 
@@ -184,7 +184,7 @@ def test_groups_that_name_only_frozen_parameters_are_refused():
 
 
 def test_a_zoo_network_can_be_cut_and_continued():
-    made = config_file.parse(
+    made = config_file.parse_config(
         """
 task: classify
 data: {source: digits, image: {size: 64, channels: 3}}
@@ -194,17 +194,17 @@ model: {zoo: resnet18, until: stage2, layers: [{conv: {name: mine, out_channels:
     )
     assert [layer.name for layer in made.model.layers][-3:] == ["stage2", "mine", None]
     assert made.model.until is None  # without weights there is nothing more to say
-    assert config_file.parse(made.to_yaml(), "again") == made
-    linked = config_file.parse(
+    assert config_file.parse_config(made.to_yaml(), "again") == made
+    linked = config_file.parse_config(
         made.to_yaml(),
         "f",
         ["model={zoo: resnet18, layers: [{conv: {from: stage3, out_channels: 8}}, global_avg_pool]}"],
     )
-    assert linked.model.layers[-2].inputs() == ["stage3"]
+    assert linked.model.layers[-2].input_names() == ["stage3"]
 
 
 def test_weights_end_where_the_zoo_network_does():
-    made = config_file.parse(
+    made = config_file.parse_config(
         """
 task: classify
 data: {source: digits, image: {size: 64, channels: 3}}
@@ -213,12 +213,12 @@ model: {zoo: resnet18, weights: some.safetensors, layers: [{linear: {name: mine,
         "f",
     )
     assert (made.model.until, made.model.weights) == ("stage4", "some.safetensors")
-    assert config_file.parse(made.to_yaml(), "again") == made
+    assert config_file.parse_config(made.to_yaml(), "again") == made
 
 
 def test_an_override_adds_to_a_network_given_by_name():
     text = "task: classify\ndata: {source: digits, image: {size: 64, channels: 3}}\nmodel: resnet18\n"
-    made = config_file.parse(
+    made = config_file.parse_config(
         text, "f", ["model.weights=x.safetensors", "model.until=stage3", "model.layers=[global_avg_pool]"]
     )
     assert (made.model.weights, made.model.until) == ("x.safetensors", "stage3")
@@ -228,9 +228,9 @@ def test_an_override_adds_to_a_network_given_by_name():
 def test_the_zoos_own_classifier_holds_unless_the_config_says_otherwise():
     text = "task: TASK\ndata: {source: digits, image: {size: 64, channels: 3}}\nmodel: squeezenet1_1\n"
     for task, expected in (("classify", "conv"), ("{classify: {top_k: 3}}", "conv")):
-        assert config_file.parse(text.replace("TASK", task), "f").task.classifier == expected
+        assert config_file.parse_config(text.replace("TASK", task), "f").task.classifier == expected
     with pytest.raises(ConfigError, match="needs a vector"):
-        config_file.parse(text.replace("TASK", "{classify: {classifier: linear}}"), "f")
+        config_file.parse_config(text.replace("TASK", "{classify: {classifier: linear}}"), "f")
 
 
 ZOO = """
@@ -241,31 +241,33 @@ model: {zoo: resnet18, weights: x.safetensors}
 
 
 def test_overrides_of_a_zoo_network_take_each_other_into_account():
-    assert config_file.parse(ZOO, "f", ["model.weights=null"]).model.weights is None
-    made = config_file.parse(
+    assert config_file.parse_config(ZOO, "f", ["model.weights=null"]).model.weights is None
+    made = config_file.parse_config(
         TINY, "f", ["model=resnet18", "model.until=stage1", "model.layers=[global_avg_pool]", "data.image.size=64"]
     )
     assert made.model.layers[-2].name == "stage1"
 
 
 def test_a_network_taken_whole_takes_its_head_too_where_the_classes_are_the_same():
-    assert config_file.parse(ZOO, "f").model.until is None
+    assert config_file.parse_config(ZOO, "f").model.until is None
 
 
 def test_a_zoo_classifier_is_not_inherited_by_a_part_of_its_network():
     text = "task: classify\ndata: {source: digits, image: {size: 64, channels: 3}}\n"
-    made = config_file.parse(text + "model: {zoo: squeezenet1_1, until: fire4, layers: [global_avg_pool]}\n", "f")
+    made = config_file.parse_config(
+        text + "model: {zoo: squeezenet1_1, until: fire4, layers: [global_avg_pool]}\n", "f"
+    )
     assert made.task.classifier == "linear"
-    whole = config_file.parse(text.replace("classify", "{classify: null}") + "model: squeezenet1_1\n", "f")
+    whole = config_file.parse_config(text.replace("classify", "{classify: null}") + "model: squeezenet1_1\n", "f")
     assert whole.task.classifier == "conv"
 
 
 def test_frozen_norms_do_not_ask_for_larger_batches():
     job = job_of(tiny_experiment(FROZEN), Path("unused"))
     spec = tiny_experiment(FROZEN, "train.batch=1").train
-    settings.check(spec, 100, job.network)
+    settings.check_batch_size(spec, 100, job.network)
     with pytest.raises(ConfigError, match="two pictures"):
-        settings.check(tiny_experiment("train.batch=1").train, 100, job.network)
+        settings.check_batch_size(tiny_experiment("train.batch=1").train, 100, job.network)
 
 
 def test_frozen_weights_that_are_not_finite_are_named_with_the_picture(tmp_path):
@@ -275,7 +277,7 @@ def test_frozen_weights_that_are_not_finite_are_named_with_the_picture(tmp_path)
     with torch.no_grad():
         job.network.layers.conv1[0].weight.fill_(float("nan"))
     with pytest.raises(NonFiniteError, match="features of digits"):
-        Learner(job).reuse_frozen(job)
+        Learner(job).precompute_frozen_features(job)
 
 
 def test_frozen_layers_without_weights_are_said(trained_run, tmp_path, capfd):

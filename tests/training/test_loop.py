@@ -16,17 +16,17 @@ import torch.nn.functional as F
 
 from cnnrun.base.errors import CheckpointError, ConfigError, NonFiniteError, StorageError, UserError
 from cnnrun.base.ranks import Ranks
-from cnnrun.data.training_batches import in_order
+from cnnrun.data.training_batches import batches_in_order
 from cnnrun.experiment import assemble
 from cnnrun.experiment.checks import check
 from cnnrun.results.train_run import train_run
 from cnnrun.training import checkpoints, loop
 from cnnrun.training import step as step_of_learning
-from cnnrun.training.evaluate import evaluate
+from cnnrun.training.evaluation import measure_split
 from cnnrun.training.learner import Job, Learner
-from cnnrun.training.run_folder import held
+from cnnrun.training.run_folder import hold_run
 from cnnrun.training.settings import Train
-from cnnrun.training.step import backward, update
+from cnnrun.training.step import backward, update_weights
 from tests.support.configs import TINY, tiny_experiment
 from tests.support.images import save_class_folders
 from tests.support.interrupted_trainings import digest, stop_at
@@ -70,14 +70,14 @@ def test_accumulated_gradients_are_the_whole_batchs():
     grads = []
     for accumulate in (1, 3):
         made = tiny_experiment(model, f"train.accumulate={accumulate}", "train.batch=50")
-        data = assemble.dataset(made)
-        job = assemble.job(made, data, None, None, CPU)
+        data = assemble.prepare_dataset(made)
+        job = assemble.assemble_job(made, data, None, None, CPU)
         learning = Learner(job)
         job.network.double()
         from cnnrun.data.training_batches import TrainingBatches
 
-        batch = TrainingBatches(data.splits["train"], job.augment, 50, 20, 0, CPU, parts=accumulate).at(0)
-        batch = replace(batch, pictures=batch.pictures.double())
+        batch = TrainingBatches(data.splits["train"], job.augment, 50, 20, 0, CPU, micro_batch_count=accumulate).at(0)
+        batch = replace(batch, images=batch.images.double())
         backward(learning, job, batch, 0)
         grads.append([parameter.grad.clone() for parameter in job.network.parameters()])
     for a, b in zip(*grads, strict=True):
@@ -88,20 +88,20 @@ def test_accumulated_gradients_are_the_whole_batchs():
 def test_a_clipped_step_is_as_long_as_the_clip_whatever_the_losses_were_scaled_by(scale):
     """Plain SGD moves the weights by the rate times the gradient, whose norm is then that of `train.clip`."""
     made = tiny_experiment("train.precision=float16", "train.clip=0.01", "train.optimizer={sgd: {lr: 0.5}}")
-    job = assemble.job(made, assemble.dataset(made), None, None, CPU)
+    job = assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, CPU)
     learning = Learner(job)
     learning.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
     batch = job.batches(job.dataset.splits["train"], 1).at(0)
     before = torch.cat([parameter.detach().flatten().double() for parameter in learning.parameters])
     backward(learning, job, batch, 0)
-    update(learning, job, 0, 0.8)
+    update_weights(learning, job, 0, 0.8)
     after = torch.cat([parameter.detach().flatten().double() for parameter in learning.parameters])
     assert float((after - before).norm()) == pytest.approx(0.8 * 0.5 * 0.01, rel=1e-3)
 
 
 def learner_of(*overrides: str) -> tuple[Learner, Job]:
     made = tiny_experiment(*overrides)
-    job = assemble.job(made, assemble.dataset(made), None, None, CPU)
+    job = assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, CPU)
     return Learner(job), job
 
 
@@ -127,7 +127,7 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_pictures_whatever_its_parts():
     for parts in (1, 3):
         learning, job = learner_of("model=[flatten]", "train.batch=50")
         batch = job.batches(job.dataset.splits["train"], parts).at(0)
-        outputs = learning.network(batch.pictures)
+        outputs = learning.network(batch.images)
         expected = float(F.cross_entropy(outputs.detach().double(), batch.targets["labels"]))
         losses.append(float(backward(learning, job, batch, 0)))
         assert losses[-1] == pytest.approx(expected, rel=1e-6)
@@ -140,15 +140,15 @@ def test_the_average_is_of_the_weights_after_each_step_by_its_decay_and_is_what_
     expected, batches = learning.network.state_dict()[name].double(), job.batches(job.dataset.splits["train"], 1)
     for step in range(4):
         backward(learning, job, batches.at(step), step)
-        update(learning, job, step, 1.0)
+        update_weights(learning, job, step, 1.0)
         decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * learning.network.state_dict()[name].double()
     torch.testing.assert_close(learning.ema.average[name].double(), expected, rtol=1e-5, atol=1e-7)
-    measured = learning.evaluate(job, "val", 64).numbers
+    measured = learning.evaluate(job, "val", 64).metrics
     learning.network.load_state_dict(learning.ema.average)
-    (whole,) = in_order(job.dataset.splits["val"], 10_000, CPU)
+    (whole,) = batches_in_order(job.dataset.splits["val"], 10_000, CPU)
     with torch.no_grad():
-        outputs = learning.network.eval()(whole.pictures).double()
+        outputs = learning.network.eval()(whole.images).double()
     assert measured["loss"] == pytest.approx(float(F.cross_entropy(outputs, whole.targets["labels"])), rel=1e-5)
     assert measured["accuracy"] == pytest.approx(float((outputs.argmax(1) == whole.targets["labels"]).double().mean()))
 
@@ -162,22 +162,22 @@ def test_the_loss_of_a_split_is_the_criterions_sum_with_each_sample_counted_once
         def forward(self, outputs, targets):
             return {"one": F.cross_entropy(outputs, targets["labels"]), "other": outputs.square().mean()}
 
-    found = evaluate(learning.network.eval(), Two(), job.task, job.facts, examples, size, CPU)
-    (whole,) = in_order(examples, len(examples), CPU)
+    found = measure_split(learning.network.eval(), Two(), job.task, job.facts, examples, size, CPU)
+    (whole,) = batches_in_order(examples, len(examples), CPU)
     with torch.no_grad():
-        expected = sum(Two()(learning.network(whole.pictures), whole.targets).values())
+        expected = sum(Two()(learning.network(whole.images), whole.targets).values())
     assert len(examples) % 5
-    assert found.numbers["loss"] == pytest.approx(float(expected), rel=1e-5)
+    assert found.metrics["loss"] == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_each_step_goes_by_the_schedule_at_its_own_number(tmp_path, monkeypatch):
     seen = []
 
     def watched(learner, job, step, factor):
-        update(learner, job, step, factor)
+        update_weights(learner, job, step, factor)
         seen.append((step, factor, learner.optimizer.param_groups[0]["lr"]))
 
-    monkeypatch.setattr(loop, "update", watched)
+    monkeypatch.setattr(loop, "update_weights", watched)
     spec = tiny_experiment().train
     train_tiny(tmp_path)
     factors = [spec.schedule.factor(step, 34) for step in range(34)]
@@ -187,9 +187,13 @@ def test_each_step_goes_by_the_schedule_at_its_own_number(tmp_path, monkeypatch)
 @pytest.mark.parametrize(("pictures", "steps", "smallest"), [(96, 3, 32), (97, 4, 1), (127, 4, 31)])
 def test_an_epoch_has_as_many_batches_as_its_pictures_fill(pictures, steps, smallest):
     whole, parts = Train(batch=32), Train(batch=32, drop_last=False)
-    assert (whole.steps_per_epoch(pictures), whole.smallest(pictures)) == (3, 32)
+    assert (whole.steps_per_epoch(pictures), whole.smallest_batch(pictures)) == (3, 32)
     sizes = [len(part) for part in torch.arange(pictures).split(32)]
-    assert (parts.steps_per_epoch(pictures), parts.smallest(pictures)) == (len(sizes), sizes[-1]) == (steps, smallest)
+    assert (
+        (parts.steps_per_epoch(pictures), parts.smallest_batch(pictures))
+        == (len(sizes), sizes[-1])
+        == (steps, smallest)
+    )
 
 
 def test_a_finished_run_is_not_trained_again_when_resumed(tmp_path, capfd):
@@ -211,9 +215,9 @@ def test_resume_leaves_a_run_of_other_settings_alone_and_names_them(tmp_path, mo
 
 
 def test_two_processes_cannot_train_one_run(tmp_path):
-    with held(tmp_path), pytest.raises(StorageError, match="another process"), held(tmp_path):
+    with hold_run(tmp_path), pytest.raises(StorageError, match="another process"), hold_run(tmp_path):
         pass
-    with held(tmp_path):
+    with hold_run(tmp_path):
         pass
 
 
@@ -224,7 +228,7 @@ def script_accuracies(monkeypatch, accuracies: list[float]) -> None:
 
     def scripted(self, job, split, batch, *rest):
         measured = real(self, job, split, batch, *rest)
-        measured.numbers["accuracy"] = next(values)
+        measured.metrics["accuracy"] = next(values)
         return measured
 
     monkeypatch.setattr(Learner, "evaluate", scripted)
@@ -236,8 +240,8 @@ def test_best_early_stop_and_keep(tmp_path, monkeypatch):
     result = train_run(made, tmp_path, CPU, resume=False)
     assert (result["steps"], result["best_step"], result["best"]) == (4 * 17, 2 * 17, {"val/accuracy": 0.7})
     folder = Path(result["run"]) / "checkpoints"
-    assert [path.name for path in checkpoints.generations(folder)] == ["step-00000034", "step-00000068"]
-    assert checkpoints.pointed_at(folder, "best") == "step-00000034"
+    assert [path.name for path in checkpoints.list_checkpoints(folder)] == ["step-00000034", "step-00000068"]
+    assert checkpoints.read_pointer(folder, "best") == "step-00000034"
 
 
 def test_not_a_number_stops_at_once_names_files_and_layer_and_saves_nothing(tmp_path, monkeypatch):
@@ -257,12 +261,12 @@ def test_not_a_number_stops_at_once_names_files_and_layer_and_saves_nothing(tmp_
     assert "at step 20" in text
     assert "layers.linear1.linear" in text
     assert "digits[" in text
-    (saved,) = checkpoints.generations(tmp_path / "tiny" / "1" / "checkpoints")
+    (saved,) = checkpoints.list_checkpoints(tmp_path / "tiny" / "1" / "checkpoints")
     assert saved.name == "step-00000017"
 
 
 def test_a_batch_of_one_with_batch_norm_is_refused_before_training(tmp_path):
-    count = len(assemble.dataset(tiny_experiment()).splits["train"])
+    count = len(assemble.prepare_dataset(tiny_experiment()).splits["train"])
     for overrides in (
         ["train.batch=1"],
         ["train.batch=64", "train.accumulate=64"],
@@ -286,8 +290,8 @@ def test_it_learns(trained_run):
 
 def test_it_can_overfit_eight_pictures(tmp_path):
     made = tiny_experiment("train.batch=8", "train.epochs=1", "train.optimizer={adam: 0.01}")
-    data = assemble.dataset(made)
-    job = assemble.job(made, data, None, None, CPU)
+    data = assemble.prepare_dataset(made)
+    job = assemble.assemble_job(made, data, None, None, CPU)
     learning = Learner(job)
     from cnnrun.data.training_batches import TrainingBatches
 
@@ -295,7 +299,7 @@ def test_it_can_overfit_eight_pictures(tmp_path):
     losses = []
     for step in range(150):
         losses.append(float(backward(learning, job, batch, step)))
-        update(learning, job, step, 1.0)
+        update_weights(learning, job, step, 1.0)
     assert losses[-1] < 0.05 < losses[0]
 
 

@@ -23,6 +23,7 @@ from cnnrun.training import checkpoints, ema, loop
 from cnnrun.training import step as step_of_learning
 from cnnrun.training.learner import Learner
 from cnnrun.training.schedules import OneCycle
+from cnnrun.training.state import TrainingState
 from tests.support.configs import tiny_experiment
 from tests.support.interrupted_trainings import digest, stop_at
 
@@ -50,7 +51,7 @@ def _the_first_epoch_is_the_best(monkeypatch):
 
     def worse_each_time(self, job, split, batch, *rest):
         measured = real(self, job, split, batch, *rest)
-        measured.numbers["accuracy"] = 0.9 - 0.1 * (job.run.path / "metrics.jsonl").read_text().count("\n")
+        measured.metrics["accuracy"] = 0.9 - 0.1 * (job.run.path / "metrics.jsonl").read_text().count("\n")
         return measured
 
     monkeypatch.setattr(Learner, "evaluate", worse_each_time)
@@ -59,7 +60,7 @@ def _the_first_epoch_is_the_best(monkeypatch):
     backward = loop.backward
 
     def short(learner, job, batch, step):
-        if step == 5 and len(batch.parts) == 2:
+        if step == 5 and len(batch.micro_sizes) == 2:
             raise MemoryError
         return backward(learner, job, batch, step)
 
@@ -101,8 +102,10 @@ def forgetting(spoil: Spoil) -> Callable[[pytest.MonkeyPatch], None]:
     """What is restored is first spoilt."""
 
     def apply(patched: pytest.MonkeyPatch) -> None:
-        real = loop.restore
-        patched.setattr(loop, "restore", lambda learner, saved, *rest: real(learner, spoil(learner, saved), *rest))
+        real = loop.restore_training
+        patched.setattr(
+            loop, "restore_training", lambda learner, saved, *rest: real(learner, spoil(learner, saved), *rest)
+        )
 
     return apply
 
@@ -111,7 +114,7 @@ def fresh(part: str, *endings: str) -> Callable[[pytest.MonkeyPatch], None]:
     """Those tensors as a new run would have them, or not at all."""
 
     def spoil(learner: Learner, saved: Saved) -> Saved:
-        new = {name: value.clone() for name, value in learner.parts()[part].items()}
+        new = {name: value.clone() for name, value in learner.checkpoint_parts()[part].items()}
         kept = {}
         for name, value in saved.parts[part].items():
             chosen = name.endswith(endings) or name.startswith(endings)
@@ -140,14 +143,14 @@ def scaler(name: str) -> Callable[[pytest.MonkeyPatch], None]:
 
 
 def classes_reversed(patched: pytest.MonkeyPatch) -> None:
-    real = experiment_run.dataset
+    real = experiment_run.prepare_dataset
 
     def other(made):
         data = real(made)
         facts = replace(data.facts, classes=data.facts.classes[::-1], fingerprint="of other classes")
         return replace(data, facts=facts)
 
-    patched.setattr(experiment_run, "dataset", other)
+    patched.setattr(experiment_run, "prepare_dataset", other)
 
 
 def schedule_from_zero(patched: pytest.MonkeyPatch) -> None:
@@ -192,10 +195,10 @@ def part_of_the_gradients(patched: pytest.MonkeyPatch) -> None:
     def later_ones(learner, job, batch, step):
         loss = real(learner, job, batch, step)
         if step == CUT:
-            first = replace(batch.micro()[0], whole=batch.whole)
+            first = replace(batch.micro_batches()[0], global_size=batch.global_size)
             with torch.enable_grad():
-                losses = learner.criterion(learner.forward(first.pictures.float()), first.targets)
-                (-sum(losses.values()) * (len(first) / batch.whole)).backward()
+                losses = learner.criterion(learner.forward(first.images.float()), first.targets)
+                (-sum(losses.values()) * (len(first) / batch.global_size)).backward()
         return loss
 
     patched.setattr(loop, "backward", later_ones)
@@ -235,7 +238,7 @@ CONTROLS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], tuple[str, ...]]
 
 def test_there_are_controls_for_every_counter():
     named = {cell.cell_contents for spoil, _ in CONTROLS.values() for cell in _cells(spoil)}
-    assert {field.name for field in fields(loop.State)} <= named
+    assert {field.name for field in fields(TrainingState)} <= named
     assert len(CONTROLS) >= 16
 
 
@@ -268,7 +271,7 @@ def test_every_step_can_be_gone_on_from(tmp_path):
     made = tried("train.epochs=2", "train.batch=92", "train.save_every=1", "train.keep=1000")
     run = Path(train_run(made, tmp_path, CPU, resume=False)["run"])
     expected = digest(run)
-    found = checkpoints.generations(run / "checkpoints")
+    found = checkpoints.list_checkpoints(run / "checkpoints")
     assert [int(path.name[5:]) for path in found] == list(range(1, 25))
     for place, path in enumerate(found):
         root = tmp_path / f"from {path.name}"

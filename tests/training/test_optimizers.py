@@ -7,13 +7,13 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
-from cnnrun.config.spec import Kinds, members
+from cnnrun.config.spec import Kinds, union_members
 from cnnrun.training.ema import Ema
-from cnnrun.training.optimizers import Group, Optimizer, check_state, load_state_tensors, state_tensors
+from cnnrun.training.optimizers import Optimizer, ParameterGroup, check_state_tensors, load_state_tensors, state_tensors
 from cnnrun.training.schedules import Schedule
 
-OPTIMIZERS = members(Optimizer)
-SCHEDULES = members(Schedule)
+OPTIMIZERS = union_members(Optimizer)
+SCHEDULES = union_members(Schedule)
 
 
 def network() -> nn.Module:
@@ -34,14 +34,14 @@ def test_each_optimizer_is_torchs_with_its_defaults(kind):
     spec = kind(lr=0.01)
     ours, plain = network(), network()
     walk(ours, spec.build(ours.parameters()), range(4))
-    walk(plain, kind.optimizer(plain.parameters(), lr=0.01), range(4))
+    walk(plain, kind.torch_class(plain.parameters(), lr=0.01), range(4))
     for a, b in zip(ours.parameters(), plain.parameters(), strict=True):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS, ids=lambda kind: kind.kind)
 def test_what_is_not_given_is_torchs_own_default(kind):
-    theirs = kind.optimizer([nn.Parameter(torch.zeros(1))]).defaults
+    theirs = kind.torch_class([nn.Parameter(torch.zeros(1))]).defaults
     ours = kind().build([nn.Parameter(torch.zeros(1))]).defaults
     assert {name: ours[name] for name in theirs if name != "fused"} == {
         name: value for name, value in theirs.items() if name != "fused"
@@ -49,10 +49,10 @@ def test_what_is_not_given_is_torchs_own_default(kind):
 
 
 def test_a_group_is_a_part_by_its_whole_name_or_a_pattern():
-    assert Group(params="layers.conv1", lr=1).takes("layers.conv1.norm.weight")
-    assert not Group(params="layers.conv1", lr=1).takes("layers.conv10.norm.weight")
-    assert Group(params="layers.conv*", lr=1).takes("layers.conv10.norm.weight")
-    assert not Group(params="*.bias", lr=1).takes("layers.conv1.weight")
+    assert ParameterGroup(params="layers.conv1", lr=1).has_parameter("layers.conv1.norm.weight")
+    assert not ParameterGroup(params="layers.conv1", lr=1).has_parameter("layers.conv10.norm.weight")
+    assert ParameterGroup(params="layers.conv*", lr=1).has_parameter("layers.conv10.norm.weight")
+    assert not ParameterGroup(params="*.bias", lr=1).has_parameter("layers.conv1.weight")
 
 
 @pytest.mark.parametrize("kind", [kind for kind in OPTIMIZERS if kind.kind != "sgd"], ids=lambda kind: kind.kind)
@@ -61,14 +61,14 @@ def test_a_state_with_a_tensor_too_few_or_too_many_is_refused(kind):
     optimizer = spec.build(net.parameters())
     walk(net, optimizer, range(2))
     tensors = state_tensors(optimizer, [name for name, _ in net.named_parameters()])
-    check_state(spec, tensors, 2)
+    check_state_tensors(spec, tensors, 2)
     for name in tensors:
         with pytest.raises(ValueError, match=f"are not those of {kind.kind}"):
-            check_state(spec, {key: value for key, value in tensors.items() if key != name}, 2)
+            check_state_tensors(spec, {key: value for key, value in tensors.items() if key != name}, 2)
     with pytest.raises(ValueError, match=f"are not those of {kind.kind}"):
-        check_state(spec, tensors | {"other:0.weight": torch.zeros(1)}, 2)
+        check_state_tensors(spec, tensors | {"other:0.weight": torch.zeros(1)}, 2)
     with pytest.raises(ValueError, match="no tensors after step 2"):
-        check_state(spec, {}, 2)
+        check_state_tensors(spec, {}, 2)
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS, ids=lambda kind: kind.kind)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cnnrun.base import atomic_files, locks
-from cnnrun.base.errors import CheckpointError, Interrupted, ResourceError, StorageError
+from cnnrun.base.errors import CheckpointError, InterruptionError, ResourceError, StorageError
 from cnnrun.experiment import schema
 from cnnrun.results.train_run import train_run
 from cnnrun.training import checkpoints, loop, run_folder
@@ -106,7 +106,9 @@ def test_a_signal_is_heeded_within_a_batch_of_validation(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(Learner, "_averaged", slow)
-        with pytest.raises(Interrupted, match="stopped while val was measured after step 17, which is saved") as left:
+        with pytest.raises(
+            InterruptionError, match="stopped while val was measured after step 17, which is saved"
+        ) as left:
             train_run(tried("train.batch=64"), tmp_path / "runs", CPU, resume=False)
     assert left.value.exit_code == 143
     assert len(batches) == 2
@@ -172,7 +174,7 @@ def test_memory_is_known_to_have_run_out_wherever_it_does(tmp_path, monkeypatch,
 
     def short(self_or_learner, *rest):
         batches = self_or_learner if place == "augmentation" else None
-        parts = batches._parts if batches is not None else len(rest[1].parts)
+        parts = batches._parts if batches is not None else len(rest[1].micro_sizes)
         if parts < 2:
             raise error
         return real(self_or_learner, *rest)
@@ -191,9 +193,9 @@ def test_memory_is_known_to_have_run_out_wherever_it_does(tmp_path, monkeypatch,
     "error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), OSError(errno.EIO, "I/O"), ValueError("x")]
 )
 def test_what_is_no_lack_of_memory_is_not_taken_for_one(error):
-    from cnnrun.base.device import out_of_memory
+    from cnnrun.base.device import is_out_of_memory
 
-    assert not out_of_memory(error)
+    assert not is_out_of_memory(error)
 
 
 @pytest.mark.parametrize("place", ["the network", "augmentation", "an own mistake"])
@@ -222,7 +224,7 @@ def test_what_was_reached_is_saved_before_the_end(tmp_path, monkeypatch, place):
 
 
 def test_memory_that_runs_out_in_the_optimizer_saves_no_half_changed_weights(tmp_path, monkeypatch):
-    real = loop.update
+    real = loop.update_weights
 
     def half(learner, job, step, factor):
         if step == 20:
@@ -232,7 +234,7 @@ def test_memory_that_runs_out_in_the_optimizer_saves_no_half_changed_weights(tmp
         real(learner, job, step, factor)
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "update", half)
+        patched.setattr(loop, "update_weights", half)
         with pytest.raises(ResourceError, match="in the optimizer's step 20.*the last checkpoint stands"):
             train_run(tried(), tmp_path / "runs", CPU, resume=False)
     run = Path(train_run(tried(), tmp_path / "runs", CPU, resume=True)["run"])
@@ -250,7 +252,7 @@ def test_a_disk_without_locks_has_a_way_to_go_on(tmp_path, monkeypatch, capfd, n
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", none)
-    with run_folder.held(tmp_path):
+    with run_folder.hold_run(tmp_path):
         assert (tmp_path / "lock.held").exists() or (tmp_path / "lock").exists()
         holder = outcome(*fork(lambda: _try_to_hold(tmp_path)))
         assert holder == "in use"
@@ -261,7 +263,7 @@ def test_a_disk_without_locks_has_a_way_to_go_on(tmp_path, monkeypatch, capfd, n
 
 def _try_to_hold(run: Path) -> str:
     try:
-        with run_folder.held(run):
+        with run_folder.hold_run(run):
             return "held"
     except StorageError:
         return "in use"
@@ -276,7 +278,7 @@ def test_a_holder_that_is_killed_holds_no_longer(tmp_path, monkeypatch):
         def hold(folder=folder, number=number) -> None:
             if number:
                 _without_locks(number)
-            with run_folder.held(folder):
+            with run_folder.hold_run(folder):
                 (folder / "held").touch()
                 time.sleep(100)
 
@@ -328,12 +330,12 @@ def test_a_cache_that_is_cleared_while_another_waits_for_it_is_built_once_more(t
         while True:
             folder.mkdir(exist_ok=True)
             try:
-                with locks.hold(folder / cache.LOCK, noted):
+                with locks.hold_lock(folder / cache.LOCK, noted):
                     return "held" if (folder / cache.LOCK).stat().st_nlink else "held a lock that nobody sees"
             except FileNotFoundError:
                 continue
 
-    with locks.hold(folder / cache.LOCK):
+    with locks.hold_lock(folder / cache.LOCK):
         pid, pipe = fork(waiting)
         while not (tmp_path / "waiting").exists():
             time.sleep(0.01)

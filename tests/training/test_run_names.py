@@ -16,34 +16,34 @@ def started(folder) -> None:
 
 
 def test_numbers_count_up_past_nine_and_past_gaps(tmp_path):
-    made = [run_folder.create(tmp_path, "a") for _ in range(11)]
+    made = [run_folder.create_run_folder(tmp_path, "a") for _ in range(11)]
     assert [folder.name for folder in made] == [str(n) for n in range(1, 12)]
     made[4].rmdir()
-    assert run_folder.create(tmp_path, "a").name == "12"
+    assert run_folder.create_run_folder(tmp_path, "a").name == "12"
 
 
 def test_unfinished_are_those_with_a_config_and_no_result(tmp_path):
-    a, b, c, d = (run_folder.create(tmp_path, "a") for _ in range(4))
+    a, b, c, d = (run_folder.create_run_folder(tmp_path, "a") for _ in range(4))
     for folder in (a, b, d):
         started(folder)
     atomic_files.write_json(b / run_folder.RESULT, {})
-    assert run_folder.unfinished(tmp_path, "a") == [d, a]
-    assert c not in run_folder.unfinished(tmp_path, "a")
-    assert run_folder.unfinished(tmp_path, "none") == []
+    assert run_folder.unfinished_runs(tmp_path, "a") == [d, a]
+    assert c not in run_folder.unfinished_runs(tmp_path, "a")
+    assert run_folder.unfinished_runs(tmp_path, "none") == []
 
 
 def test_newest_is_by_number_and_among_names_by_time(tmp_path):
     with pytest.raises(CheckpointError, match="no run here"):
-        run_folder.newest(tmp_path / "nothing")
+        run_folder.newest_run(tmp_path / "nothing")
     for place, (name, when) in enumerate((("a", 300), ("b", 500), ("a", 400))):
-        folder = run_folder.create(tmp_path, name)
+        folder = run_folder.create_run_folder(tmp_path, name)
         started(folder)
         os.utime(folder / run_folder.CONFIG, (when, when))
         assert place < 3
-    fresh = run_folder.create(tmp_path, "b")  # a run that has saved nothing yet is nobody's newest
+    fresh = run_folder.create_run_folder(tmp_path, "b")  # a run that has saved nothing yet is nobody's newest
     (fresh / run_folder.CONFIG).write_text("x")
-    assert run_folder.newest(tmp_path) == tmp_path / "b" / "1"
-    assert run_folder.newest(tmp_path, "a") == tmp_path / "a" / "2"
+    assert run_folder.newest_run(tmp_path) == tmp_path / "b" / "1"
+    assert run_folder.newest_run(tmp_path, "a") == tmp_path / "a" / "2"
 
 
 def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):

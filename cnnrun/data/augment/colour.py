@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cnnrun.base.device import tensor_on
-from cnnrun.base.randomness import bits
+from cnnrun.base.randomness import random_bits
 
 _GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma, as Pillow's "L"
 _NOISE_SLOT = 1 << 33  # apart from every other draw's
 
 
-def recoloured(
+def change_colours(
     pictures: Tensor, brightness_B: Tensor, contrast_B: Tensor, saturation_B: Tensor, hue_B: Tensor
 ) -> Tensor:
     """One matrix a picture: brightness, then contrast around the mean grey, then saturation, then hue.
@@ -51,7 +51,7 @@ def _hue(angle_B: Tensor) -> Tensor:
     return turned
 
 
-def blurred(pictures: Tensor, sigma_B: Tensor, largest: float) -> Tensor:
+def gaussian_blur(pictures: Tensor, sigma_B: Tensor, largest: float) -> Tensor:
     """Gaussian blur of `sigma_B` pixels, at most `largest`; the edge's pixels go on beyond it.
 
     The window ends at three deviations, as scipy's `gaussian_filter(truncate=3)` does for the largest.
@@ -69,7 +69,7 @@ def blurred(pictures: Tensor, sigma_B: Tensor, largest: float) -> Tensor:
     return pictures
 
 
-def noisy(pictures: Tensor, sigma_B: Tensor, seed: int, epoch: int, index_B: Tensor) -> Tensor:
+def add_noise(pictures: Tensor, sigma_B: Tensor, seed: int, epoch: int, index_B: Tensor) -> Tensor:
     """Gaussian noise of deviation `sigma_B` for each value of each picture, a function of (seed, epoch, sample, place).
 
     Two normals out of each hash by Box and Muller (1958).
@@ -77,14 +77,14 @@ def noisy(pictures: Tensor, sigma_B: Tensor, seed: int, epoch: int, index_B: Ten
     count = pictures[0].numel()
     half = -(-count // 2)
     slots = torch.arange(half, device=pictures.device) + _NOISE_SLOT
-    raw = bits(seed, epoch, index_B, slots)
+    raw = random_bits(seed, epoch, index_B, slots)
     radius = torch.sqrt(-2 * torch.log(((raw >> 40 & 0xFFFFFF).float() + 1) * 2.0**-24))
     angle = (raw >> 16 & 0xFFFFFF).float() * (2 * math.pi * 2.0**-24)
     normal = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], 1)[:, :count]
     return torch.addcmul(pictures, normal.view_as(pictures), sigma_B.view(-1, 1, 1, 1)).clamp_(0, 255)
 
 
-def rectangles(area_B: Tensor, ratio_B: Tensor, y_B: Tensor, x_B: Tensor, height: int, width: int) -> Tensor:
+def rectangle_masks(area_B: Tensor, ratio_B: Tensor, y_B: Tensor, x_B: Tensor, height: int, width: int) -> Tensor:
     """bool [B, H, W]: rectangles of so many pixels and such ratios of height to width, inside the picture."""
     tall = torch.sqrt(area_B * ratio_B).clamp(1, height).round()
     wide = torch.sqrt(area_B / ratio_B).clamp(1, width).round()

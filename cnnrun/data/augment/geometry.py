@@ -18,7 +18,7 @@ from torch import Tensor
 from cnnrun.base.device import tensor_on
 
 
-def affine(turn_B: Tensor, slant_B: Tensor, size_B: Tensor, mirror_B2: Tensor, shift_B2: Tensor) -> Tensor:
+def affine_matrices(turn_B: Tensor, slant_B: Tensor, size_B: Tensor, mirror_B2: Tensor, shift_B2: Tensor) -> Tensor:
     """[B, 2, 3]: mirrored, slanted by `slant` (a tangent), enlarged by 1 / `size`, turned by `turn` radians, shifted.
 
     `mirror_B2` is -1 or 1 for (x, y), `shift_B2` pixels to the right and down.
@@ -30,7 +30,7 @@ def affine(turn_B: Tensor, slant_B: Tensor, size_B: Tensor, mirror_B2: Tensor, s
     return torch.cat([made, made @ -shift_B2[:, :, None]], 2)
 
 
-def cropped(matrix_B23: Tensor, box_B4: Tensor, shape: Sequence[int]) -> Tensor:
+def crop_matrices(matrix_B23: Tensor, box_B4: Tensor, shape: Sequence[int]) -> Tensor:
     """The matrices after which only `box_B4` (x1, y1, x2, y2 in pixels of the input) is seen, at the full size."""
     height, width = shape[2:]
     full = tensor_on(box_B4.device, [width, height], box_B4.dtype)
@@ -71,7 +71,7 @@ def move_boxes(boxes_BN4: Tensor, matrix_B23: Tensor, shape: Sequence[int]) -> T
     return torch.cat([low.clamp(min=0).minimum(edge), high.clamp(min=0).minimum(edge)], 2)
 
 
-def around(window_B4: Tensor, targets: dict[str, Tensor], matrix_B23: Tensor, shape: Sequence[int]) -> Tensor:
+def grow_windows(window_B4: Tensor, targets: dict[str, Tensor], matrix_B23: Tensor, shape: Sequence[int]) -> Tensor:
     """The windows grown until they hold all objects whole, as these lie once the pictures are warped."""
     boxes = move_boxes(targets["boxes"], matrix_B23, shape)
     there = (targets["objects"] >= 0)[..., None]
@@ -80,7 +80,9 @@ def around(window_B4: Tensor, targets: dict[str, Tensor], matrix_B23: Tensor, sh
     return torch.cat([low, high], 1)
 
 
-def follow(targets: dict[str, Tensor], matrix_B23: Tensor, shape: Sequence[int], least: float) -> dict[str, Tensor]:
+def move_targets(
+    targets: dict[str, Tensor], matrix_B23: Tensor, shape: Sequence[int], least: float
+) -> dict[str, Tensor]:
     """Targets with their `boxes` moved as the pictures [B, C, H, W] are.
 
     An object of which less than the part `least` is left inside, or less than a pixel a side, is an object no more.
@@ -89,10 +91,10 @@ def follow(targets: dict[str, Tensor], matrix_B23: Tensor, shape: Sequence[int],
     # What the box would be without the picture's edges: that of the turned box's sides, from its own.
     stretch = torch.linalg.inv_ex(matrix_B23[:, :, :2]).inverse.abs()
     whole = ((targets["boxes"][..., 2:] - targets["boxes"][..., :2]) @ stretch.mT).prod(2)
-    return still_there(targets, moved, whole, least)
+    return drop_hidden_objects(targets, moved, whole, least)
 
 
-def still_there(targets: dict[str, Tensor], boxes: Tensor, whole: Tensor, least: float) -> dict[str, Tensor]:
+def drop_hidden_objects(targets: dict[str, Tensor], boxes: Tensor, whole: Tensor, least: float) -> dict[str, Tensor]:
     """Targets with these boxes in the place of theirs, without the objects of whose `whole` area too little is left."""
     sides = boxes[..., 2:] - boxes[..., :2]
     there = (sides >= 1).all(-1) & (sides.prod(-1) >= least * whole)
@@ -117,7 +119,7 @@ class Shift:
     reach: tuple[int, int]
 
 
-def copied(pictures: Tensor, mirror: Mirror, shift: Shift | None) -> Tensor:
+def mirror_and_shift(pictures: Tensor, mirror: Mirror, shift: Shift | None) -> Tensor:
     """Mirrored, then shifted: what `warp` gives, without interpolating.
 
     A picture shifted by whole pixels is the same bytes begun elsewhere, but for what is moved in from outside. So each
@@ -163,7 +165,7 @@ def _kept(size: int, shift_N: Tensor) -> Tensor:
     return (source.clamp(0, size - 1) == source).byte().mul_(255)
 
 
-def crop_boxes(
+def draw_crop_boxes(
     area: tuple[float, float], ratio: tuple[float, float], draws: Sequence[Tensor], shape: Sequence[int]
 ) -> Tensor:
     """[B, 4] boxes of a random part of the area and a random ratio of width to height, inside the picture.

@@ -8,9 +8,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from cnnrun.contracts.objects import COLUMNS
-from cnnrun.data.augment.colour import rectangles
-from cnnrun.data.augment.geometry import still_there, warp
+from cnnrun.contracts.objects import OBJECT_COLUMNS
+from cnnrun.data.augment.colour import rectangle_masks
+from cnnrun.data.augment.geometry import drop_hidden_objects, warp
 from cnnrun.data.augment.random_slots import Draws
 
 _LEVELS = 4096
@@ -24,13 +24,13 @@ def _beta_quantiles(alpha: float) -> Tensor:
     return torch.from_numpy(betaincinv(alpha, alpha, (torch.arange(_LEVELS).double() + 0.5).numpy() / _LEVELS)).float()
 
 
-def beta(alpha: float, uniform_B: Tensor) -> Tensor:
+def beta_from_uniform(alpha: float, uniform_B: Tensor) -> Tensor:
     """Beta(alpha, alpha) variables out of uniform ones, to 1 in 4096."""
     return _beta_quantiles(alpha).to(uniform_B.device, non_blocking=True)[(uniform_B * _LEVELS).long()]
 
 
 @dataclass(frozen=True)
-class Corner:
+class MosaicCorner:
     """A corner of a mosaic: the region it fills (x1, y1, x2, y2), and its picture's scale and upper left corner."""
 
     region_B4: Tensor
@@ -39,7 +39,7 @@ class Corner:
     top_B: Tensor
 
 
-def corners(x_B: Tensor, y_B: Tensor, height: int, width: int) -> list[Corner]:
+def mosaic_corners(x_B: Tensor, y_B: Tensor, height: int, width: int) -> list[MosaicCorner]:
     """The four corners of pictures that meet at (x, y): each picture just covers its own, and ends at the meeting."""
     zero, found = torch.zeros_like(x_B), []
     for below in (False, True):
@@ -49,11 +49,11 @@ def corners(x_B: Tensor, y_B: Tensor, height: int, width: int) -> list[Corner]:
             low = (x_B if right else zero), (y_B if below else zero)
             high = (zero + width if right else x_B), (zero + height if below else y_B)
             left, top = (x_B if right else x_B - scale * width), (y_B if below else y_B - scale * height)
-            found.append(Corner(torch.stack([*low, *high], 1), scale, left, top))
+            found.append(MosaicCorner(torch.stack([*low, *high], 1), scale, left, top))
     return found
 
 
-def mosaic(
+def make_mosaics(
     pictures: Tensor, partners_BP: Tensor, targets: dict[str, Tensor], draws: Draws, part: float, least: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Of a `part` of the pictures each becomes a corner of a picture of four (Bochkovskiy et al. 2020), boxes and all.
@@ -66,15 +66,15 @@ def mosaic(
     x = (width * (0.25 + 0.5 * draws["mosaic_x"])).round()
     y = (height * (0.25 + 0.5 * draws["mosaic_y"])).round()
     made, moved = pictures, []
-    for number, corner in enumerate(corners(x, y, height, width)):
+    for number, corner in enumerate(mosaic_corners(x, y, height, width)):
         of = members[:, number]
         filled = _filled(corner.region_B4, height, width) & use_B[:, None, None]
         made = torch.where(filled[:, None], _shrunk(pictures[of], corner), made)
-        own = _cut({name: targets[name][of] for name in COLUMNS}, corner, least)
+        own = _cut({name: targets[name][of] for name in OBJECT_COLUMNS}, corner, least)
         # A picture that stays as it is keeps its own objects, once.
         stay = targets if number == 0 else {**targets, "objects": torch.full_like(targets["objects"], -1)}
-        moved.append({name: torch.where(_like(use_B, own[name]), own[name], stay[name]) for name in COLUMNS})
-    return made, {**targets, **_packed({name: torch.cat([each[name] for each in moved], 1) for name in COLUMNS})}
+        moved.append({name: torch.where(_like(use_B, own[name]), own[name], stay[name]) for name in OBJECT_COLUMNS})
+    return made, {**targets, **_packed({name: torch.cat([each[name] for each in moved], 1) for name in OBJECT_COLUMNS})}
 
 
 def _packed(targets: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -101,16 +101,16 @@ def _filled(region_B4: Tensor, height: int, width: int) -> Tensor:
     return ((rows >= y1) & (rows < y2))[:, :, None] & ((columns >= x1) & (columns < x2))[:, None]
 
 
-def _cut(targets: dict[str, Tensor], corner: Corner, least: float) -> dict[str, Tensor]:
+def _cut(targets: dict[str, Tensor], corner: MosaicCorner, least: float) -> dict[str, Tensor]:
     """Targets of pictures that became corners: boxes shrunk, and cut at the region's edges."""
     offset = torch.stack([corner.left_B, corner.top_B] * 2, 1)[:, None]
     boxes = targets["boxes"] * corner.scale_B[:, None, None] + offset
     whole = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
     low, high = (side.repeat(1, 2)[:, None] for side in corner.region_B4.split(2, 1))
-    return still_there(targets, torch.minimum(torch.maximum(boxes, low), high), whole, least)
+    return drop_hidden_objects(targets, torch.minimum(torch.maximum(boxes, low), high), whole, least)
 
 
-def _shrunk(pictures: Tensor, corner: Corner) -> Tensor:
+def _shrunk(pictures: Tensor, corner: MosaicCorner) -> Tensor:
     """Pictures at the corner's scale and place, on a canvas of their own size."""
     height, width = pictures.shape[2:]
     matrix = torch.zeros(len(pictures), 2, 3, device=pictures.device)
@@ -120,7 +120,7 @@ def _shrunk(pictures: Tensor, corner: Corner) -> Tensor:
     return warp(pictures, matrix)
 
 
-def mixed(pictures: Tensor, partner_B: Tensor, draws: Draws, mixup: float, cutmix: float) -> tuple[Tensor, Tensor]:
+def mix_images(pictures: Tensor, partner_B: Tensor, draws: Draws, mixup: float, cutmix: float) -> tuple[Tensor, Tensor]:
     """Each picture with a part of another of the batch, and how much of it is its own: float32 [B].
 
     Where both are asked for, each picture is mixed in one of the two ways, half of them in each.
@@ -131,12 +131,12 @@ def mixed(pictures: Tensor, partner_B: Tensor, draws: Draws, mixup: float, cutmi
     own_B = torch.ones_like(draws["mix"])
     weight = own_B[:, None, None, None]
     if mixup:
-        own_B = beta(mixup, draws["mix_part"])
+        own_B = beta_from_uniform(mixup, draws["mix_part"])
         weight = own_B[:, None, None, None]
     if cutmix:
-        area = (1 - beta(cutmix, draws["mix_part"])) * height * width
+        area = (1 - beta_from_uniform(cutmix, draws["mix_part"])) * height * width
         square = torch.full_like(area, height / width)
-        patch = rectangles(area, square, draws["mix_y"], draws["mix_x"], height, width)
+        patch = rectangle_masks(area, square, draws["mix_y"], draws["mix_x"], height, width)
         # The labels follow the pixels that were really pasted, after rounding.
         own_B = torch.where(cut_B, 1 - patch.float().mean((1, 2)), own_B)
         pasted = (~patch).float()[:, None]

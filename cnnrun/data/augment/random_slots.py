@@ -34,6 +34,6 @@ class Draws:
         """Uniform in [0, 1): float32 [B]."""
         return self._values[slot]
 
-    def sign(self, slot: str) -> Tensor:
+    def symmetric(self, slot: str) -> Tensor:
         """Uniform in [-1, 1): float32 [B]."""
         return self._values[slot] * 2 - 1

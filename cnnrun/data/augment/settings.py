@@ -15,20 +15,30 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from cnnrun.config.spec import Kind, Kinds, Spec
-from cnnrun.data.augment.colour import blurred, noisy, recoloured, rectangles
-from cnnrun.data.augment.geometry import Mirror, Shift, affine, around, copied, crop_boxes, cropped, follow, warp
-from cnnrun.data.augment.mixing import mixed, mosaic
+from cnnrun.data.augment.colour import add_noise, change_colours, gaussian_blur, rectangle_masks
+from cnnrun.data.augment.geometry import (
+    Mirror,
+    Shift,
+    affine_matrices,
+    crop_matrices,
+    draw_crop_boxes,
+    grow_windows,
+    mirror_and_shift,
+    move_targets,
+    warp,
+)
+from cnnrun.data.augment.mixing import make_mosaics, mix_images
 from cnnrun.data.augment.random_slots import SLOTS, Draws
 
 Reach = Mapping[str, Tensor | float]
-Part = Annotated[float, Field(gt=0, le=1)]
+UnitFraction = Annotated[float, Field(gt=0, le=1)]
 Ratio = Annotated[float, Field(ge=0.1, le=10)]
 
 
 class Crop(Spec):
     """A random part of each picture at the full size, as torchvision's RandomResizedCrop."""
 
-    scale: tuple[Part, Part] = Field((0.25, 1.0), strict=False)
+    scale: tuple[UnitFraction, UnitFraction] = Field((0.25, 1.0), strict=False)
     """The smallest and largest part of the area."""
     ratio: tuple[Ratio, Ratio] = Field((0.75, 4 / 3), strict=False)
     """The narrowest and widest ratio of width to height."""
@@ -53,12 +63,12 @@ class TrivialAugment(Kind):
 
 
 # The reach of each operation that a policy chooses from, in the units of `Augment`'s settings.
-_WIDEST = {
+_WIDEST_RANGES = {
     "nothing": 0.0, "shift_y": 0.3, "shift_x": 0.3, "rotate": 135.0, "shear": 45.0, "scale": 0.5, "brightness": 0.99,
     "contrast": 0.99, "blur": 1.5, "noise": 32.0, "saturation": 0.99, "hue": 0.5, "grayscale": 1.0,
 }  # fmt: skip
-_COMPUTED = tuple(name for name in _WIDEST if name not in ("nothing", "shift_y", "shift_x"))
-_OF_COLOUR = ("saturation", "hue", "grayscale")  # the last of them: grey pictures have none
+_COMPUTED = tuple(name for name in _WIDEST_RANGES if name not in ("nothing", "shift_y", "shift_x"))
+_COLOUR_OPERATIONS = ("saturation", "hue", "grayscale")  # the last of them: grey pictures have none
 
 
 _SLOTS_OF = {
@@ -121,29 +131,29 @@ class Augment(Spec):
         return self
 
     @property
-    def changes(self) -> bool:
+    def has_changes(self) -> bool:
         """Whether any picture is changed at all."""
         return self != type(self)(min_visible=self.min_visible)
 
     @property
-    def mixes(self) -> bool:
+    def has_mixing(self) -> bool:
         """Whether pictures are mixed with others."""
         return bool(self.mixup or self.cutmix)
 
     @property
-    def partners(self) -> int:
+    def partner_count(self) -> int:
         """How many other pictures of the batch each is put together with."""
-        return 3 if self.mosaic else int(self.mixes)
+        return 3 if self.mosaic else int(self.has_mixing)
 
     @property
-    def moves(self) -> bool:
+    def has_geometry(self) -> bool:
         """Whether what is in a picture changes its place."""
         return bool(self.shift or self.flip != "none" or self.crop) or self._any("rotate", "scale", "shear")
 
     @property
-    def copies(self) -> bool:
+    def is_copy_only(self) -> bool:
         """Whether pictures are only copied in other ways, and stay bytes; else they become float32."""
-        return not (self.crop or self._any(*_COMPUTED) or self.erase or self.partners)
+        return not (self.crop or self._any(*_COMPUTED) or self.erase or self.partner_count)
 
     def apply(self, pictures_BCHW: Tensor, draws: Draws, targets: dict[str, Tensor] | None = None) -> Tensor:
         """uint8 pictures, changed: values 0..255, uint8 where pixels are only copied, else float32.
@@ -152,34 +162,34 @@ class Augment(Spec):
         """
         reach = self._reach(draws, pictures_BCHW.shape[1])
         pictures = self._moved(pictures_BCHW, draws, reach, targets)
-        if self.copies:
+        if self.is_copy_only:
             return pictures
         pictures = pictures.float()
         if self._any("brightness", "contrast", "saturation", "hue", "grayscale"):
             pictures = self._recoloured(pictures, draws, reach)
         if self._any("blur"):
-            largest = self.blur or _WIDEST["blur"] * (self.policy.strength if self.policy else 0)
-            pictures = blurred(pictures, reach["blur"] * draws["blur"], largest)
+            largest = self.blur or _WIDEST_RANGES["blur"] * (self.policy.strength if self.policy else 0)
+            pictures = gaussian_blur(pictures, reach["blur"] * draws["blur"], largest)
         if self._any("noise"):
             sigma = reach["noise"] * draws["noise"]
-            pictures = noisy(pictures, sigma, draws.seed, draws.epoch, draws.index_B)
+            pictures = add_noise(pictures, sigma, draws.seed, draws.epoch, draws.index_B)
         return self._erased(pictures, draws) if self.erase else pictures
 
     def mix(self, pictures_BCHW: Tensor, partner_B: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """Augmented pictures mixed with their partners, and how much of each is its own: float32 [B]."""
-        return mixed(pictures_BCHW, partner_B, draws, self.mixup, self.cutmix)
+        return mix_images(pictures_BCHW, partner_B, draws, self.mixup, self.cutmix)
 
-    def follow(self, targets: dict[str, Tensor], shape: Sequence[int], draws: Draws) -> dict[str, Tensor]:
+    def move_targets(self, targets: dict[str, Tensor], shape: Sequence[int], draws: Draws) -> dict[str, Tensor]:
         """The targets of pictures [B, C, H, W] that `apply` changed: boxes lie where what they show does."""
-        if not self.moves or "boxes" not in targets:
+        if not self.has_geometry or "boxes" not in targets:
             return targets
-        return follow(targets, self.matrices(draws, shape, targets), shape, self.min_visible)
+        return move_targets(targets, self.matrices(draws, shape, targets), shape, self.min_visible)
 
-    def combine(
+    def make_mosaics(
         self, pictures: Tensor, partners_BP: Tensor, targets: dict[str, Tensor], draws: Draws
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Augmented pictures as mosaics, with their targets."""
-        return mosaic(pictures, partners_BP, targets, draws, self.mosaic, self.min_visible)
+        return make_mosaics(pictures, partners_BP, targets, draws, self.mosaic, self.min_visible)
 
     def matrices(self, draws: Draws, shape: Sequence[int], targets: dict[str, Tensor] | None = None) -> Tensor:
         """[B, 2, 3]: where each output pixel comes from, for `geometry.warp`, `move_points` and `move_boxes`."""
@@ -196,44 +206,44 @@ class Augment(Spec):
         asked = [name for name in _SLOTS_OF if getattr(self, name, 0) not in (0, None)]
         if self._any("brightness", "contrast", "saturation", "hue", "grayscale"):
             asked += ["colour"]
-        if self.moves:  # what `matrices` asks for
+        if self.has_geometry:  # what `matrices` asks for
             asked += ["rotate", "scale", "shear"]
         return list(dict.fromkeys([*flips, *(slot for name in asked for slot in _SLOTS_OF[name])]))
 
     def _reach(self, draws: Draws, channels: int) -> Reach:
         """How far each operation may go, in each picture where that differs: in the units of the settings."""
         if self.policy is None:
-            given = {name: getattr(self, name) for name in _WIDEST if name in type(self).model_fields}
+            given = {name: getattr(self, name) for name in _WIDEST_RANGES if name in type(self).model_fields}
             return given | {"shift_y": self.shift, "shift_x": self.shift}
-        names = [name for name in _WIDEST if channels == 3 or name not in _OF_COLOUR]
+        names = [name for name in _WIDEST_RANGES if channels == 3 or name not in _COLOUR_OPERATIONS]
         chosen = (draws["policy"] * len(names)).long()
         return {
             name: (chosen == names.index(name)).float() * (reach * self.policy.strength) if name in names else 0.0
-            for name, reach in _WIDEST.items()
+            for name, reach in _WIDEST_RANGES.items()
         }
 
     def _moved(self, pictures: Tensor, draws: Draws, reach: Reach, targets: dict[str, Tensor] | None) -> Tensor:
         if self.crop or self._any("rotate", "scale", "shear"):
             return warp(pictures.float(), self._matrices(draws, reach, pictures.shape, targets))
         if self.shift or self.flip != "none":
-            return copied(pictures, self._mirror(draws), self._shift(draws, reach, pictures.shape))
+            return mirror_and_shift(pictures, self._mirror(draws), self._shift(draws, reach, pictures.shape))
         return pictures
 
     def _matrices(self, draws: Draws, reach: Reach, shape: Sequence[int], targets: dict[str, Tensor] | None) -> Tensor:
         degree = math.pi / 180
-        angle = reach["rotate"] * degree * draws.sign("rotate")
-        slant = torch.tan(reach["shear"] * degree * draws.sign("shear"))
-        size = 1 / (1 + reach["scale"] * draws.sign("scale"))
+        angle = reach["rotate"] * degree * draws.symmetric("rotate")
+        slant = torch.tan(reach["shear"] * degree * draws.symmetric("shear"))
+        size = 1 / (1 + reach["scale"] * draws.symmetric("scale"))
         mirror = torch.stack([1.0 - 2 * flipped for flipped in self._flips(draws)], 1)
         down, right = self._shifts(draws, reach, shape)
-        made = affine(angle, slant, size, mirror, torch.stack([right, down], 1).float())
+        made = affine_matrices(angle, slant, size, mirror, torch.stack([right, down], 1).float())
         if self.crop is None:
             return made
         places = [draws[slot] for slot in ("crop_area", "crop_shape", "crop_y", "crop_x")]
-        window = crop_boxes(self.crop.scale, self.crop.ratio, places, shape)
+        window = draw_crop_boxes(self.crop.scale, self.crop.ratio, places, shape)
         if self.crop.safe and targets is not None:
-            window = around(window, targets, made, shape)
-        return cropped(made, window, shape)
+            window = grow_windows(window, targets, made, shape)
+        return crop_matrices(made, window, shape)
 
     def _flips(self, draws: Draws) -> tuple[Tensor, Tensor]:
         """1 for each picture that is mirrored left-right, up-down, else 0: int64 [B] each."""
@@ -270,17 +280,17 @@ class Augment(Spec):
         return drawn("shift_y", shape[2]), drawn("shift_x", shape[3])
 
     def _recoloured(self, pictures: Tensor, draws: Draws, reach: Reach) -> Tensor:
-        factor = {name: 1 + reach[name] * draws.sign(name) for name in ("brightness", "contrast", "saturation")}
+        factor = {name: 1 + reach[name] * draws.symmetric(name) for name in ("brightness", "contrast", "saturation")}
         colourless = draws["grayscale"] < reach["grayscale"]
         saturation = torch.where(colourless, 0.0, factor["saturation"])
-        angle = 2 * math.pi * reach["hue"] * draws.sign("hue")
-        return recoloured(pictures, factor["brightness"], factor["contrast"], saturation, angle)
+        angle = 2 * math.pi * reach["hue"] * draws.symmetric("hue")
+        return change_colours(pictures, factor["brightness"], factor["contrast"], saturation, angle)
 
     def _erased(self, pictures: Tensor, draws: Draws) -> Tensor:
         """A rectangle of random area, shape and place set to the mid grey, in a part of the pictures."""
         height, width = pictures.shape[2:]
         area = (0.02 + 0.31 * draws["erase_area"]) * height * width
-        ratio = torch.exp(math.log(1 / 0.3) * draws.sign("erase_shape"))
-        blank = rectangles(area, ratio, draws["erase_y"], draws["erase_x"], height, width)
+        ratio = torch.exp(math.log(1 / 0.3) * draws.symmetric("erase_shape"))
+        blank = rectangle_masks(area, ratio, draws["erase_y"], draws["erase_x"], height, width)
         blank &= (draws["erase"] < self.erase)[:, None, None]
         return pictures.masked_fill(blank[:, None], 127.5)

@@ -16,11 +16,11 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from cnnrun.base.bounded_files import open_file, refuse_expansion
-from cnnrun.base.error_lines import listed, refuse
-from cnnrun.base.errors import DataError, printable
+from cnnrun.base.error_lines import join_names, refuse_problems
+from cnnrun.base.errors import DataError, escape
 from cnnrun.base.progress import say
-from cnnrun.contracts.source import ClassNames, Indexed, SourceSpec, Split
-from cnnrun.data.class_names import numbered_classes, too_fine
+from cnnrun.contracts.source import ClassNames, SourceContents, SourceSpec, Split
+from cnnrun.data.class_names import float32_problem, numbered_classes
 
 # The names that Keras, MedMNIST and most others use, for each split: pictures and labels.
 _USUAL = {
@@ -28,7 +28,7 @@ _USUAL = {
     "val": [("x_val", "y_val"), ("val_images", "val_labels")],
     "test": [("x_test", "y_test"), ("test_images", "test_labels")],
 }
-Names = Annotated[list[str], Field(min_length=2, max_length=2)]
+ArrayNames = Annotated[list[str], Field(min_length=2, max_length=2)]
 
 
 class Arrays(SourceSpec):
@@ -41,12 +41,12 @@ class Arrays(SourceSpec):
     main = "path"
 
     path: str
-    train: Names | None = None
+    train: ArrayNames | None = None
     """The names of the two arrays, `[pictures, labels]`; by default the usual ones (x_train and y_train, \
 train_images and train_labels, images and labels, x and y)."""
-    val: Names | None = None
+    val: ArrayNames | None = None
     """Likewise."""
-    test: Names | None = None
+    test: ArrayNames | None = None
     """Likewise."""
     classes: ClassNames | None = None
     """Names of the labels 0, 1, ...; by default the numbers."""
@@ -62,13 +62,13 @@ train_images and train_labels, images and labels, x and y)."""
         return self
 
     @property
-    def targets(self) -> str:
+    def target_kind(self) -> str:
         return "label sets" if self.labels else "numbers" if self.numbers else "labels"
 
-    def read(self, apart: bool = False) -> Indexed:
+    def read(self, apart: bool = False) -> SourceContents:
         path = Path(self.path)
         if not path.is_file():
-            raise DataError(f"{printable(str(path))}: no such file")
+            raise DataError(f"{escape(str(path))}: no such file")
         try:
             _bounded(path)
             with np.load(path, allow_pickle=False) as file:
@@ -86,19 +86,19 @@ train_images and train_labels, images and labels, x and y)."""
             NotImplementedError,
             ValueError,  # what is no zip numpy takes for a pickle, which it does not read
         ) as error:
-            raise DataError(f"{path}: not a .npz file: {printable(str(error))}") from None
+            raise DataError(f"{path}: not a .npz file: {escape(str(error))}") from None
         if "train" not in splits:
-            known = f"no training arrays among {listed(unread) or 'none'}"
+            known = f"no training arrays among {join_names(unread) or 'none'}"
             raise DataError(f"{path}: {known}; data.source.arrays.train: [pictures, labels] names them")
         if unread:
-            say(f"{printable(str(path))}: {len(unread):,} array(s) not read: {listed(unread, 3)}")
-        if self.targets != "labels":
-            return Indexed(tuple(self.labels or ()), splits, numbers=tuple(self.numbers or ()))
+            say(f"{escape(str(path))}: {len(unread):,} array(s) not read: {join_names(unread, 3)}")
+        if self.target_kind != "labels":
+            return SourceContents(tuple(self.labels or ()), splits, number_names=tuple(self.numbers or ()))
         labels = np.concatenate([split.targets["labels"].numpy() for split in splits.values()])
-        names = self.classes or numbered_classes(labels, printable(str(path)), "data.source.arrays.classes")
+        names = self.classes or numbered_classes(labels, escape(str(path)), "data.source.arrays.classes")
         if len(names) <= labels.max():
             raise DataError(f"{path}: has labels up to {labels.max()}, but {len(names)} names are given in classes")
-        return Indexed(tuple(names), splits)
+        return SourceContents(tuple(names), splits)
 
     def _split(self, path: Path, file: Any, pictures: str, known: str) -> Split:
         made, values = _pictures(path, file, pictures), _array(path, file, known)
@@ -116,7 +116,7 @@ train_images and train_labels, images and labels, x and y)."""
     def _names(self, split: str, there: list[str]) -> tuple[str, str] | None:
         if given := getattr(self, split):
             if missing := [name for name in given if name not in there]:
-                known = ", ".join(map(printable, there))
+                known = ", ".join(map(escape, there))
                 raise DataError(f"{self.path}: has no array {missing[0]!r} (arrays: {known})")
             return given[0], given[1]
         return next((names for names in _USUAL[split] if set(names) <= set(there)), None)
@@ -163,8 +163,10 @@ def _columns(path: Path, values: NDArray[Any], name: str, shape: tuple[int, int]
         row, column = bad[0]
         raise DataError(f"{path}: {name}[{row}, {column}] is {values[row, column]}; expected a finite number")
     if values.dtype.kind in "iuf":
-        refuse(
-            f"{path}: {problem}" for t, each in enumerate(values.T) if (problem := too_fine(f"{name}[:, {t}]", each))
+        refuse_problems(
+            f"{path}: {problem}"
+            for t, each in enumerate(values.T)
+            if (problem := float32_problem(f"{name}[:, {t}]", each))
         )
     return made
 
@@ -177,9 +179,9 @@ def _check_header(path: Path, archive: zipfile.ZipFile, name: str) -> None:
         try:
             shape, _, kind = read(file)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            raise DataError(f"{path}: {printable(name)} has a header that is none of numpy's") from None
+            raise DataError(f"{path}: {escape(name)} has a header that is none of numpy's") from None
     if not kind.hasobject and math.prod(shape) * kind.itemsize > archive.getinfo(name).file_size:
-        raise DataError(f"{path}: {printable(name)} says {list(shape)}, which is more than it holds")
+        raise DataError(f"{path}: {escape(name)} says {list(shape)}, which is more than it holds")
 
 
 def _array(path: Path, file: Any, name: str) -> NDArray[Any]:
@@ -188,5 +190,5 @@ def _array(path: Path, file: Any, name: str) -> NDArray[Any]:
         array: NDArray[Any] = file[f"{name}.npy"]  # by its own name: there may be a member called `name` as well
     except ValueError as error:
         what = "holds Python objects (a pickle); save it as numbers" if "allow_pickle" in str(error) else str(error)
-        raise DataError(f"{path}: {printable(name)} {what}") from None
+        raise DataError(f"{path}: {escape(name)} {what}") from None
     return array

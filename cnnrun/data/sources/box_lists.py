@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cnnrun.base.errors import DataError, printable
-from cnnrun.base.file_list import Files
-from cnnrun.contracts.layer import Pair
+from cnnrun.base.errors import DataError, escape
+from cnnrun.base.file_sequences import Files
+from cnnrun.contracts.layer import HeightWidth
 from cnnrun.contracts.objects import OBJECT, ObjectTable
-from cnnrun.contracts.source import BadBox, Indexed, SourceSpec, Split
+from cnnrun.contracts.source import BadBox, SourceContents, SourceSpec, Split
 
 _ROUNDING = 1.0  # pixels that a box may reach out of its picture without a word
 _MOST = 10_000  # objects of one picture
@@ -29,11 +29,11 @@ class BoxSource(SourceSpec):
 are there at all (`multilabel`)."""
 
     @property
-    def targets(self) -> str:
+    def target_kind(self) -> str:
         return {"boxes": "boxes", "counts": "numbers", "presence": "label sets"}[self.give]
 
-    def read(self, apart: bool = False) -> Indexed:
-        indexed = self.boxed()
+    def read(self, apart: bool = False) -> SourceContents:
+        indexed = self.read_boxes()
         if self.give == "boxes":
             return indexed
         count = len(indexed.classes)
@@ -41,11 +41,11 @@ are there at all (`multilabel`)."""
             raise DataError(f"data.source.{self.kind}: no picture has an object, so there is nothing to tell of it")
         if self.give == "counts":
             splits = {name: _told(split, {"numbers": _counts(split, count)}) for name, split in indexed.splits.items()}
-            return replace(indexed, splits=splits, classes=(), class_ids=(), numbers=indexed.classes)
+            return replace(indexed, splits=splits, classes=(), class_ids=(), number_names=indexed.classes)
         splits = {name: _told(split, {"present": _counts(split, count) > 0}) for name, split in indexed.splits.items()}
         return replace(indexed, splits=splits)
 
-    def boxed(self) -> Indexed:
+    def read_boxes(self) -> SourceContents:
         """Look through the source; files are listed, not decoded. Raises DataError."""
         raise NotImplementedError
 
@@ -58,7 +58,7 @@ def _counts(split: Split, classes: int) -> Tensor:
     """Objects of each class in each picture, float32 [N, K]: those that are to be found."""
     assert split.objects is not None
     real = split.objects.columns["roles"] == OBJECT
-    cells = split.objects.picture_M[real] * classes + split.objects.columns["objects"][real]
+    cells = split.objects.image_index_M[real] * classes + split.objects.columns["objects"][real]
     return torch.bincount(cells, minlength=len(split) * classes).view(-1, classes).float()
 
 
@@ -74,16 +74,16 @@ class Box:
 
 
 @dataclass
-class Listed:
+class AnnotatedImage:
     """A picture file with its boxes; `where` names the file that the boxes are written in."""
 
     path: str
-    size: Pair
+    size: HeightWidth
     where: str
     boxes: list[Box] = field(default_factory=list)
 
 
-def split_of(name: str, pictures: Sequence[Listed], origin: str) -> tuple[Split, list[BadBox]]:
+def build_split(name: str, pictures: Sequence[AnnotatedImage], origin: str) -> tuple[Split, list[BadBox]]:
     """The pictures as a split, their boxes padded to equal numbers, and the boxes that are not as they should be."""
     _refuse_other_units(pictures)
     kept, bad = [], []
@@ -94,18 +94,18 @@ def split_of(name: str, pictures: Sequence[Listed], origin: str) -> tuple[Split,
             if used and (again := _again(box, first.setdefault(box.corners, box))):
                 what = again
             if what:
-                bad.append(BadBox(name, printable(f"{picture.where}: {box.id}"), what, used))
+                bad.append(BadBox(name, escape(f"{picture.where}: {box.id}"), what, used))
             if used:
                 rows.append(box)
         if len(rows) > _MOST:
-            raise DataError(f"{printable(picture.where)}: {len(rows):,} objects in one picture; at most {_MOST:,}")
+            raise DataError(f"{escape(picture.where)}: {len(rows):,} objects in one picture; at most {_MOST:,}")
         kept.append(rows)
     sizes = np.array([picture.size for picture in pictures], np.int64).reshape(-1, 2)
     files = Files([picture.path for picture in pictures])
-    return Split(files, {}, origin, sizes=sizes, objects=object_table(kept, sizes)), bad
+    return Split(files, {}, origin, sizes=sizes, objects=build_object_table(kept, sizes)), bad
 
 
-def object_table(rows: Sequence[Sequence[Box]], sizes_N2: np.ndarray) -> ObjectTable:
+def build_object_table(rows: Sequence[Sequence[Box]], sizes_N2: np.ndarray) -> ObjectTable:
     """The boxes of each picture, cut at the edges of pictures of those sizes (height, width)."""
     flat = [box for row in rows for box in row]
     counts = np.array([len(row) for row in rows], np.int64)
@@ -130,7 +130,7 @@ def _again(box: Box, first: Box) -> str | None:
     return f"the same box {'and' if first.label == box.label else 'with another'} class as {first.id}"
 
 
-def _wrong(box: Box, size: Pair) -> tuple[str | None, bool]:
+def _wrong(box: Box, size: HeightWidth) -> tuple[str | None, bool]:
     """The fault of a box, if it has one; and True if the part of it inside the picture can be used."""
     x1, y1, x2, y2 = box.corners
     height, width = size
@@ -148,17 +148,17 @@ def _wrong(box: Box, size: Pair) -> tuple[str | None, bool]:
     return None, True
 
 
-def _all(pictures: Sequence[Listed]) -> Iterator[tuple[Listed, Box]]:
+def _all(pictures: Sequence[AnnotatedImage]) -> Iterator[tuple[AnnotatedImage, Box]]:
     return ((picture, box) for picture in pictures for box in picture.boxes)
 
 
-def _refuse_other_units(pictures: Sequence[Listed]) -> None:
+def _refuse_other_units(pictures: Sequence[AnnotatedImage]) -> None:
     """Raises DataError where all boxes together look as if they were written in another way than the format's."""
     first = next(_all(pictures), None)
     if first is None:
         return
     if all(max(box.corners) <= 1 for _, box in _all(pictures)):
-        raise DataError(f"{printable(first[0].where)}: all boxes lie within 0..1; write them in pixels")
+        raise DataError(f"{escape(first[0].where)}: all boxes lie within 0..1; write them in pixels")
     out, count, otherwise = 0, 0, 0
     for picture, box in _all(pictures):
         x1, y1, x2, y2 = box.corners
@@ -169,6 +169,6 @@ def _refuse_other_units(pictures: Sequence[Listed]) -> None:
             otherwise += x2 - x1 <= width and y2 - y1 <= height and x2 - x1 > x1 and y2 - y1 > y1
     if out > max(1, 0.01 * count) and otherwise > 0.9 * out:
         raise DataError(
-            f"{printable(first[0].where)}: {out:,} of {count:,} boxes reach out of their pictures, and would not "
+            f"{escape(first[0].where)}: {out:,} of {count:,} boxes reach out of their pictures, and would not "
             "if they were written as x1, y1, x2, y2; COCO's bbox is x, y, width, height"
         )

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cnnrun.base.bounded_files import read_json_bytes
-from cnnrun.base.error_lines import refuse
-from cnnrun.base.errors import DataError, printable
+from cnnrun.base.error_lines import refuse_problems
+from cnnrun.base.errors import DataError, escape
 from cnnrun.base.progress import say
-from cnnrun.base.user_paths import jail
+from cnnrun.base.user_paths import path_checker
 from cnnrun.contracts.objects import CROWD
-from cnnrun.contracts.source import Indexed, Split
-from cnnrun.data.sources.box_lists import Box, BoxSource, Listed, split_of
+from cnnrun.contracts.source import SourceContents, Split
+from cnnrun.data.sources.box_lists import AnnotatedImage, Box, BoxSource, build_split
 
 _MAX_JSON = 1 << 30
 _LARGEST, _FARTHEST = 1_000_000, 1e12  # pixels of a side; what a number may be
@@ -35,10 +35,10 @@ class Coco(BoxSource):
     """The folder that `file_name` starts from, one for all splits or each its own; by default the annotations' own."""
 
     @property
-    def declares_classes(self) -> bool:
+    def has_declared_classes(self) -> bool:
         return True  # its categories
 
-    def boxed(self) -> Indexed:
+    def read_boxes(self) -> SourceContents:
         splits: dict[str, Split] = {}
         bad, ids, names = [], [], []
         for name in ("train", "val", "test"):
@@ -50,15 +50,15 @@ class Coco(BoxSource):
             elif different := set(data.categories.items()) ^ set(zip(ids, names, strict=True)):
                 number, label = sorted(different)[0]
                 raise DataError(f"{written}: its categories are not the training split's, such as {number} {label!r}")
-            splits[name], wrong = split_of(name, data.listed(self._folder(name, data.path), ids), written)
+            splits[name], wrong = build_split(name, data.listed(self._folder(name, data.path), ids), written)
             bad += wrong
-        return Indexed(tuple(names), splits, tuple(bad), tuple(ids))
+        return SourceContents(tuple(names), splits, tuple(bad), tuple(ids))
 
     def _folder(self, name: str, path: Path) -> Path:
         given = self.pictures.get(name) if isinstance(self.pictures, dict) else self.pictures  # type: ignore[call-overload]
         folder = Path(given) if given else path.parent
         if not folder.is_dir():
-            raise DataError(f"{printable(str(folder))}: no such folder (data.source.coco.pictures)")
+            raise DataError(f"{escape(str(folder))}: no such folder (data.source.coco.pictures)")
         return folder
 
 
@@ -79,7 +79,7 @@ class _File:
         self.categories = {row["id"]: row.get("name") for row in sorted(categories, key=lambda row: row["id"])}
         for number, name in self.categories.items():
             if not isinstance(name, str) or not name.strip() or not name.isprintable():
-                raise DataError(f"{path}: category {number}: needs a name, has {printable(repr(name))}")
+                raise DataError(f"{path}: category {number}: needs a name, has {escape(repr(name))}")
         if not self.categories or len(set(self.categories.values())) < len(self.categories):
             raise DataError(f"{path}: {'two categories have one name' if self.categories else 'no categories'}")
 
@@ -87,28 +87,28 @@ class _File:
         seen: set[Any] = set()
         for row in rows:
             if not isinstance(row["id"], int) or isinstance(row["id"], bool):
-                raise DataError(f"{self.path}: {key}: the id {printable(str(row['id']))!r} is no whole number")
+                raise DataError(f"{self.path}: {key}: the id {escape(str(row['id']))!r} is no whole number")
             if row["id"] in seen:
                 raise DataError(f"{self.path}: {key}: the id {row['id']} stands twice")
             seen.add(row["id"])
 
-    def listed(self, folder: Path, ids: list[int]) -> list[Listed]:
+    def listed(self, folder: Path, ids: list[int]) -> list[AnnotatedImage]:
         """The pictures in the file's order, with their boxes."""
-        inside, problems, found = jail(folder), list[str](), dict[int, Listed]()
+        inside, problems, found = path_checker(folder), list[str](), dict[int, AnnotatedImage]()
         first: dict[str, int] = {}
         for row in self._images:
             name, size = str(row.get("file_name", "")), (row.get("height"), row.get("width"))
             before = first.setdefault(os.path.normpath(name), row["id"])
             if problem := inside(name):
-                problems.append(f"{self.path}: image {row['id']}: file_name {printable(name)!r} {problem}")
+                problems.append(f"{self.path}: image {row['id']}: file_name {escape(name)!r} {problem}")
             elif before != row["id"]:  # each would be taught the other's objects as background
-                what = f"image {row['id']}: file_name {printable(name)!r} stands at image {before} already"
+                what = f"image {row['id']}: file_name {escape(name)!r} stands at image {before} already"
                 problems.append(f"{self.path}: {what}; give both one id")
             elif not all(type(side) is int and 0 < side <= _LARGEST for side in size):
                 problems.append(f"{self.path}: image {row['id']}: needs height and width, has {size}")
             else:
-                found[row["id"]] = Listed(str(folder / name), size, str(self.path))
-        refuse(problems)
+                found[row["id"]] = AnnotatedImage(str(folder / name), size, str(self.path))
+        refuse_problems(problems)
         numbers = {number: k for k, number in enumerate(ids)}
         for row in self._annotations:
             if why := _misplaced(row, found, numbers):
@@ -117,22 +117,22 @@ class _File:
             x, y, width, height = row["bbox"]
             role = CROWD if row.get("iscrowd") else 0
             area = row.get("area")
-            of = f"annotation {row['id']} of {printable(Path(found[row['image_id']].path).name)}"
+            of = f"annotation {row['id']} of {escape(Path(found[row['image_id']].path).name)}"
             box = Box((x, y, x + width, y + height), numbers[row["category_id"]], role, of, area)
             found[row["image_id"]].boxes.append(box)
-        refuse(problems)
+        refuse_problems(problems)
         if ignored := sum(bool(row.get("ignore")) and not row.get("iscrowd") for row in self._annotations):
             say(f"{self.path}: {ignored:,} annotation(s) with `ignore` are objects like others; `iscrowd: 1` is read")
         return list(found.values())
 
 
-def _misplaced(row: dict[str, Any], images: dict[int, Listed], numbers: dict[int, int]) -> str | None:
+def _misplaced(row: dict[str, Any], images: dict[int, AnnotatedImage], numbers: dict[int, int]) -> str | None:
     """Why an annotation cannot be used, whatever its box."""
     for key, known in (("image_id", images), ("category_id", numbers)):
         if isinstance(row.get(key), str):
-            return f"its {key} is the text {printable(row[key])[:80]!r}, and no whole number"
+            return f"its {key} is the text {escape(row[key])[:80]!r}, and no whole number"
         if type(row.get(key)) is not int or row[key] not in known:
-            return f"of {key.removesuffix('_id')} {printable(str(row.get(key)))[:80]}, which is not there"
+            return f"of {key.removesuffix('_id')} {escape(str(row.get(key)))[:80]}, which is not there"
     box, area = row.get("bbox"), row.get("area")
     if not isinstance(box, list) or len(box) != 4 or not all(_is_number(side) for side in box):
         return "bbox is not [x, y, width, height]"
@@ -161,5 +161,5 @@ def _read(path: Path) -> Any:
     try:
         return json.loads(data, object_pairs_hook=unique, parse_constant=refused)
     except (ValueError, RecursionError) as error:
-        why = "a number of thousands of digits" if "int_max_str_digits" in str(error) else printable(str(error))
+        why = "a number of thousands of digits" if "int_max_str_digits" in str(error) else escape(str(error))
         raise DataError(f"{path}: not JSON: {why}") from None

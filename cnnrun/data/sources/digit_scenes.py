@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from cnnrun.base.randomness import permutation, uniform
-from cnnrun.contracts.source import Indexed, Split
-from cnnrun.data.sources.box_lists import Box, BoxSource, object_table
+from cnnrun.contracts.source import SourceContents, Split
+from cnnrun.data.sources.box_lists import Box, BoxSource, build_object_table
 from cnnrun.data.sources.embedded_digits import read_digits
 
 _SIDE = 96  # pixels of a scene
@@ -35,7 +35,7 @@ class DigitScenes(BoxSource):
     """Digits of a scene, at most; at least none."""
     seed: int = Field(0, ge=0, lt=2**63)
 
-    def boxed(self) -> Indexed:
+    def read_boxes(self) -> SourceContents:
         digits, labels = read_digits()
         order = permutation(self.seed, 0, len(digits)).numpy()
         ends = np.cumsum([round(part * len(digits)) for part in _APART.values()])[:-1]
@@ -43,7 +43,7 @@ class DigitScenes(BoxSource):
         for number, (name, chosen) in enumerate(zip(_APART, np.split(order, ends), strict=True)):
             count = self.train if name == "train" else self.held_out
             splits[name] = self._scenes(digits[chosen], labels[chosen], count, number)
-        return Indexed(tuple("0123456789"), splits)
+        return SourceContents(tuple("0123456789"), splits)
 
     def _scenes(self, digits: NDArray[np.uint8], labels: NDArray[Any], count: int, number: int) -> Split:
         pictures = _paper(self.seed, number, count)
@@ -51,7 +51,7 @@ class DigitScenes(BoxSource):
         draws = uniform(self.seed, number, torch.arange(count), slots).numpy().astype(np.float64)
         rows = [self._scene(pictures[place, :, :, 0], digits, labels, draws[place]) for place in range(count)]
         sizes = np.full((count, 2), _SIDE, np.int64)
-        return Split(pictures, {}, "digit_scenes", sizes=sizes, objects=object_table(rows, sizes))
+        return Split(pictures, {}, "digit_scenes", sizes=sizes, objects=build_object_table(rows, sizes))
 
     def _scene(
         self, canvas: NDArray[np.uint8], digits: NDArray[np.uint8], labels: NDArray[Any], draws: NDArray[np.float64]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cnnrun.contracts.source import Indexed, SourceSpec, Split
+from cnnrun.contracts.source import SourceContents, SourceSpec, Split
 from cnnrun.data.sources.embedded_digits import read_digits
 
 
@@ -14,7 +14,7 @@ class Digits(SourceSpec):
     kind = "digits"
     image = (1, 8, 8)
 
-    def read(self, apart: bool = False) -> Indexed:
+    def read(self, apart: bool = False) -> SourceContents:
         images, labels = read_digits()
         targets = {"labels": torch.from_numpy(labels)}
-        return Indexed(tuple("0123456789"), {"train": Split(images[..., None], targets, "digits")})
+        return SourceContents(tuple("0123456789"), {"train": Split(images[..., None], targets, "digits")})

@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from cnnrun.base.bounded_files import open_file, open_gzip, refuse_expansion
-from cnnrun.base.errors import DataError, printable
-from cnnrun.contracts.source import ClassNames, Indexed, SourceSpec, Split
+from cnnrun.base.errors import DataError, escape
+from cnnrun.contracts.source import ClassNames, SourceContents, SourceSpec, Split
 from cnnrun.data.class_names import numbered_classes
 
 # Where Debian's packages put them: `apt-get install dataset-fashion-mnist`.
-DEBIAN = Path("/usr/share/datasets")
+DEBIAN_FOLDER = Path("/usr/share/datasets")
 _PARTS = {"train": "train", "test": "t10k"}
 _FASHION = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"
@@ -34,7 +34,7 @@ class Idx(SourceSpec):
     classes: ClassNames | None = None
     """Names of the labels 0, 1, ...; by default Fashion-MNIST's where the folder is called so, else the numbers."""
 
-    def read(self, apart: bool = False) -> Indexed:
+    def read(self, apart: bool = False) -> SourceContents:
         folder = self._folder()
         splits = {name: _split(folder, part) for name, part in _PARTS.items() if _find(folder, part, "images")}
         if "train" not in splits:
@@ -42,14 +42,14 @@ class Idx(SourceSpec):
         labels = np.concatenate([split.targets["labels"].numpy() for split in splits.values()])
         fashion = "fashion" in self.root.lower().replace("-", "") and labels.max() == len(_FASHION) - 1
         names = self.classes or (list(_FASHION) if fashion else None)
-        names = names or numbered_classes(labels, printable(str(folder)), "data.source.idx.classes")
+        names = names or numbered_classes(labels, escape(str(folder)), "data.source.idx.classes")
         if len(names) <= labels.max():
             raise DataError(f"{folder}: has labels up to {labels.max()}, but {len(names)} names are given in classes")
-        return Indexed(tuple(names), splits)
+        return SourceContents(tuple(names), splits)
 
     def _folder(self) -> Path:
         root = Path(self.root)
-        places = [root, *sorted(root.glob("*/raw")), DEBIAN / root.name]
+        places = [root, *sorted(root.glob("*/raw")), DEBIAN_FOLDER / root.name]
         for place in places:
             if _find(place, "train", "images") or _find(place, "t10k", "images"):
                 return place

@@ -16,26 +16,26 @@ import torch
 from torch import Tensor
 
 from cnnrun.base.bounded_files import read_bytes
-from cnnrun.base.error_lines import refuse
-from cnnrun.base.errors import DataError, printable
+from cnnrun.base.error_lines import refuse_problems
+from cnnrun.base.errors import DataError, escape
 
 _MOST_BYTES = 1 << 28
 _NUMBER = re.compile("[0-9]{1,9}")
 _DRAWN = 10  # folds where the file has none
 
-Places = Mapping[str, Sequence[tuple[str, int]]]  # person -> file name and number of each picture
+ImagesByPerson = Mapping[str, Sequence[tuple[str, int]]]  # person -> file name and number of each picture
 
 
 @dataclass(frozen=True)
-class Listed:
+class PairLine:
     """A pair: person and picture of both, as written, and where."""
 
     people: tuple[str, str]
-    pictures: tuple[str, str]
+    images: tuple[str, str]
     line: int
 
 
-def people_of(path: Path) -> tuple[list[Listed], tuple[int, int] | None]:
+def read_pairs(path: Path) -> tuple[list[PairLine], tuple[int, int] | None]:
     """The pairs of a file, and its folds and pairs of a kind in each, where it says them. Raises DataError."""
     lines = _text(path).splitlines()
     words = [line.split("\t") if "\t" in line else line.split() for line in lines]
@@ -51,10 +51,10 @@ def people_of(path: Path) -> tuple[list[Listed], tuple[int, int] | None]:
                 f"{path}:{number}: a pair is written `name 1 2` or `name 1 other 2`; has {len(cells)} words"
             )
         elif len(cells) == 3:
-            found.append(Listed((cells[0], cells[0]), (cells[1], cells[2]), number))
+            found.append(PairLine((cells[0], cells[0]), (cells[1], cells[2]), number))
         else:
-            found.append(Listed((cells[0], cells[2]), (cells[1], cells[3]), number))
-    refuse(problems)
+            found.append(PairLine((cells[0], cells[2]), (cells[1], cells[3]), number))
+    refuse_problems(problems)
     if not found:
         raise DataError(f"{path}: has no pairs")
     counts = [int(word) for word in first] if header else []
@@ -66,16 +66,18 @@ def _text(path: Path) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise DataError(f"{printable(str(path))}: not text (pickled pairs are not read: they may run code)") from None
+        raise DataError(f"{escape(str(path))}: not text (pickled pairs are not read: they may run code)") from None
 
 
-def targets_of(path: Path, listed: list[Listed], header: tuple[int, int] | None, places: Places, count: int) -> Tensor:
+def pair_targets(
+    path: Path, listed: list[PairLine], header: tuple[int, int] | None, places: ImagesByPerson, count: int
+) -> Tensor:
     """For each of `count` pictures the pairs in which it comes first: other picture and fold, int64 [N, P, 2], -1 where
     there is none. Raises DataError with every mistake.
     """
     problems, pairs, before = [], list[tuple[int, int]](), dict[tuple[int, int], int]()
     for each in listed:
-        sides = [_place(places, *side) for side in zip(each.people, each.pictures, strict=True)]
+        sides = [_place(places, *side) for side in zip(each.people, each.images, strict=True)]
         wrong = [side for side in sides if isinstance(side, str)]
         one, other = (side if isinstance(side, int) else -1 for side in sides)
         if wrong:
@@ -86,22 +88,22 @@ def targets_of(path: Path, listed: list[Listed], header: tuple[int, int] | None,
             problems.append(f"{path}:{each.line}: the pair of line {before_it} again")
         before[min(one, other), max(one, other)] = each.line
         pairs.append((one, other))
-    refuse(problems)
+    refuse_problems(problems)
     return _padded(pairs, _folds(path, [each.people[0] == each.people[1] for each in listed], header), count)
 
 
-def _place(places: Places, person: str, picture: str) -> int | str:
+def _place(places: ImagesByPerson, person: str, picture: str) -> int | str:
     """The number of a picture, or what is wrong with it."""
     if person not in places:
-        return f"nobody is called {printable(person)!r} in the test pictures"
+        return f"nobody is called {escape(person)!r} in the test pictures"
     numbered = [f"{person}_{int(picture):04d}"] if _NUMBER.fullmatch(picture) else []
     for wanted in (picture, *numbered):
         found = [number for name, number in places[person] if wanted in (name, PurePath(name).stem)]
         if len(found) > 1:
-            return f"{printable(person)!r} has {len(found)} pictures {printable(wanted)!r}"
+            return f"{escape(person)!r} has {len(found)} pictures {escape(wanted)!r}"
         if found:
             return found[0]
-    return f"{printable(person)!r} has no picture {printable(picture)!r}"
+    return f"{escape(person)!r} has no picture {escape(picture)!r}"
 
 
 def _folds(path: Path, same: list[bool], header: tuple[int, int] | None) -> list[int]:

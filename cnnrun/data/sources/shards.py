@@ -25,18 +25,18 @@ from pydantic import Field
 
 from cnnrun.base.atomic_files import Folder, storage_errors
 from cnnrun.base.bounded_files import open_file
-from cnnrun.base.error_lines import refuse
-from cnnrun.base.errors import DataError, StorageError, printable
+from cnnrun.base.error_lines import refuse_problems
+from cnnrun.base.errors import DataError, StorageError, escape
 from cnnrun.base.extras import require_package
-from cnnrun.base.file_list import Members, is_clutter
-from cnnrun.base.ownership import refuse_foreign
+from cnnrun.base.file_sequences import Members, is_clutter
+from cnnrun.base.ownership import check_ownership
 from cnnrun.base.progress import say
-from cnnrun.contracts.source import ClassNames, Indexed, SourceSpec, Split
+from cnnrun.contracts.source import ClassNames, SourceContents, SourceSpec, Split
 from cnnrun.data import cache
-from cnnrun.data.class_names import clean_cell, missing_problem, sorted_classes
+from cnnrun.data.class_names import clean_cell, missing_value_problem, sorted_classes
 from cnnrun.data.image_files import SUFFIX_LIST, SUFFIXES
 
-FETCH = "CNNRUN_FETCH"  # 1 in the environment: configs may fetch URLs and run commands; `--fetch` sets it
+FETCH_VARIABLE = "CNNRUN_FETCH"  # 1 in the environment: configs may fetch URLs and run commands; `--fetch` sets it
 _PIPES = "CNNRUN_PIPES"  # the old name, for commands alone
 _URL = re.compile(r"(https?|s3|gs|ftps?|sftp|hf|ais)://[A-Za-z0-9._~:/?#@!&+,;=%-]+")
 _MAX_LABEL_BYTES, _MOST_SHARDS = 4096, 100_000
@@ -63,16 +63,16 @@ class Shards(SourceSpec):
     copies: str | None = None
     """Where shards from elsewhere are kept; by default cnnrun's folder under the user's cache folder."""
 
-    def read(self, apart: bool = False) -> Indexed:
+    def read(self, apart: bool = False) -> SourceContents:
         found = {name: self._samples(urls) for name in ("train", "val", "test") if (urls := getattr(self, name))}
         written = [label for _, labels in found.values() for label in labels]
         classes = self.classes or sorted_classes(written if apart else found["train"][1])
         if not self.classes:
-            refuse(
-                f"{members[i]}: its label {printable(label)!r} {problem}"
+            refuse_problems(
+                f"{members[i]}: its label {escape(label)!r} {problem}"
                 for members, labels in found.values()
                 for i, label in enumerate(labels)
-                if (problem := missing_problem(label))
+                if (problem := missing_value_problem(label))
             )
         highest = max(map(int, written)) if all(re.fullmatch("[0-9]{1,9}", label) for label in written) else None
         if not self.classes and highest is not None and highest < 2 * len(set(written)) + 10:
@@ -81,15 +81,15 @@ class Shards(SourceSpec):
         number = {name: i for i, name in enumerate(classes)}
         if self.classes and highest is not None:
             number = {str(i): i for i in range(len(classes))}
-        refuse(
+        refuse_problems(
             [
-                f"{members[i]}: its label {printable(label)!r} is not a class"
+                f"{members[i]}: its label {escape(label)!r} is not a class"
                 for members, labels in found.values()
                 for i, label in enumerate(labels)
                 if label not in number
             ]
         )
-        return Indexed(
+        return SourceContents(
             tuple(classes),
             {
                 name: Split(members, {"labels": torch.tensor([number[label] for label in labels])}, "shards")
@@ -116,28 +116,28 @@ class Shards(SourceSpec):
         if not is_command and "://" not in url:
             return Path(url)
         if not is_command and not _URL.fullmatch(url):
-            raise DataError(f"{printable(url)}: not a URL that shards can be fetched from")
-        home = cache.home()
+            raise DataError(f"{escape(url)}: not a URL that shards can be fetched from")
+        home = cache.user_cache_folder()
         if self.copies is None and home is None:
             raise StorageError("shards: there is no cache folder (HOME is not set); give data.source.shards.copies")
-        folder = Path(self.copies or f"{home}/{cache.COPIES}")
+        folder = Path(self.copies or f"{home}/{cache.SHARD_FOLDER}")
         path = folder / f"{sha256(url.encode()).hexdigest()[:32]}.tar"
-        refuse_foreign(path, "give data.source.shards.copies a folder of your own")
+        check_ownership(path, "give data.source.shards.copies a folder of your own")
         if not path.exists():
             what = "run a command" if is_command else "fetch from the network"
-            if not may_fetch(is_command):
-                raise DataError(f"{printable(url)}: a config may not {what}; `cnnrun --fetch COMMAND ...` allows it")
-            say(f"fetching {printable(url)} into {path}")
+            if not is_fetch_allowed(is_command):
+                raise DataError(f"{escape(url)}: a config may not {what}; `cnnrun --fetch COMMAND ...` allows it")
+            say(f"fetching {escape(url)} into {path}")
             _fetch(url, path)
         return path
 
 
-def may_fetch(is_command: bool) -> bool:
+def is_fetch_allowed(is_command: bool) -> bool:
     """Return whether the command line lets configs fetch URLs and run commands: `--fetch` sets this variable."""
     if is_command and os.environ.get(_PIPES) == "1":
-        say(f"{_PIPES} is deprecated: use `cnnrun --fetch`, or {FETCH}=1")
+        say(f"{_PIPES} is deprecated: use `cnnrun --fetch`, or {FETCH_VARIABLE}=1")
         return True
-    return os.environ.get(FETCH) == "1"
+    return os.environ.get(FETCH_VARIABLE) == "1"
 
 
 def _expanded(urls: list[str]) -> list[str]:
@@ -153,9 +153,9 @@ def _expanded(urls: list[str]) -> list[str]:
         try:
             made += islice(braceexpand(url), _MOST_SHARDS)
         except ValueError:
-            raise DataError(f"{printable(url)}: a brace is not closed") from None
+            raise DataError(f"{escape(url)}: a brace is not closed") from None
     if len(made) >= _MOST_SHARDS:
-        raise DataError(f"{printable(urls[0])}: {_MOST_SHARDS:,} shards or more")
+        raise DataError(f"{escape(urls[0])}: {_MOST_SHARDS:,} shards or more")
     return made
 
 
@@ -166,11 +166,11 @@ def _fetch(url: str, path: Path) -> None:
     folder, temporary = Folder(path.parent), f"{path.stem}.{os.getpid()}.tmp"
     partial = path.with_name(temporary)
     try:
-        with storage_errors(path, 0), folder.append(temporary) as file, _opened_url(url) as stream:
+        with storage_errors(path, 0), folder.open_for_append(temporary) as file, _opened_url(url) as stream:
             while part := _next_part(url, stream):
                 file.write(part)
         if not tarfile.is_tarfile(partial):
-            raise DataError(f"{printable(url)}: what came is not a tar")
+            raise DataError(f"{escape(url)}: what came is not a tar")
         with storage_errors(path, 0):
             partial.chmod(partial.stat().st_mode & 0o755)  # or it would be refused as one that others can write
             folder.rename(temporary, path.name)
@@ -191,7 +191,7 @@ def _opened_url(url: str) -> Iterator[Any]:
 
             stream = gopen(url)
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise DataError(f"{printable(url)}: cannot be fetched ({_reason(error)})") from None
+        raise DataError(f"{escape(url)}: cannot be fetched ({_reason(error)})") from None
     with stream:
         yield stream
 
@@ -200,12 +200,12 @@ def _next_part(url: str, stream: Any) -> bytes:
     try:
         part: bytes = stream.read(1 << 20)
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise DataError(f"{printable(url)}: cannot be fetched ({_reason(error)})") from None
+        raise DataError(f"{escape(url)}: cannot be fetched ({_reason(error)})") from None
     return part
 
 
 def _reason(error: Exception) -> str:
-    return printable(" ".join(str(error).split())[:200] or type(error).__name__)
+    return escape(" ".join(str(error).split())[:200] or type(error).__name__)
 
 
 class _Bounded(io.RawIOBase):
@@ -237,7 +237,7 @@ class _Bounded(io.RawIOBase):
 def _indexed(shard: Path, label: str) -> Iterator[tuple[str, int, int, str]]:
     """Name, offset and size of each picture in a shard, and its label as it is written. Raises DataError."""
     if not shard.is_file():
-        raise DataError(f"{printable(str(shard))}: {'not a regular file' if shard.exists() else 'no such file'}")
+        raise DataError(f"{escape(str(shard))}: {'not a regular file' if shard.exists() else 'no such file'}")
     size = shard.stat().st_size
     try:
         with open_file(shard, DataError) as file, tarfile.open(fileobj=_Bounded(file, size), mode="r:") as archive:
@@ -251,21 +251,19 @@ def _indexed(shard: Path, label: str) -> Iterator[tuple[str, int, int, str]]:
                     continue
                 if member.issparse() or member.offset_data + member.size > size:
                     what = "sparse" if member.issparse() else f"{member.size:,} bytes, which the shard has not"
-                    raise DataError(f"{printable(f'{shard}/{member.name}')}: {what}")
+                    raise DataError(f"{escape(f'{shard}/{member.name}')}: {what}")
                 now = member.name[: len(member.name) - len(extension) - 1]
                 if now != key:
                     yield from _sample(shard, file, sample, label)
                     key, sample = now, {}
                 if extension.lower() in sample:
-                    raise DataError(f"{shard}/{printable(member.name)}: stands twice in its sample")
+                    raise DataError(f"{shard}/{escape(member.name)}: stands twice in its sample")
                 sample[extension.lower()] = member  # as webdataset has it
             yield from _sample(shard, file, sample, label)
     except RecursionError:  # tarfile reads a header that belongs to the next within the reading of that
-        raise DataError(f"{printable(str(shard))}: hundreds of extended headers in a row, as no tar has") from None
+        raise DataError(f"{escape(str(shard))}: hundreds of extended headers in a row, as no tar has") from None
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
-        raise DataError(
-            f"{printable(str(shard))}: not a plain tar ({error}); a compressed one must be unpacked"
-        ) from None
+        raise DataError(f"{escape(str(shard))}: not a plain tar ({error}); a compressed one must be unpacked") from None
 
 
 def _sample(
@@ -273,10 +271,10 @@ def _sample(
 ) -> Iterator[tuple[str, int, int, str]]:
     pictures = [member for extension, member in sample.items() if f".{extension}" in SUFFIXES]
     if not pictures and label in sample:
-        raise DataError(f"{printable(f'{shard}/{sample[label].name}')}: its sample has no picture ({SUFFIX_LIST})")
+        raise DataError(f"{escape(f'{shard}/{sample[label].name}')}: its sample has no picture ({SUFFIX_LIST})")
     if not pictures:
         return
-    name = printable(f"{shard}/{pictures[0].name}")
+    name = escape(f"{shard}/{pictures[0].name}")
     if len(pictures) > 1:
         raise DataError(f"{name}: its sample has {len(pictures)} pictures")
     if label not in sample:

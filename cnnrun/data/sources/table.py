@@ -12,15 +12,15 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from cnnrun.base.error_lines import listed, refuse
-from cnnrun.base.errors import DataError, printable
-from cnnrun.base.file_list import Files
+from cnnrun.base.error_lines import join_names, refuse_problems
+from cnnrun.base.errors import DataError, escape
+from cnnrun.base.file_sequences import Files
 from cnnrun.base.progress import say
-from cnnrun.base.user_paths import jail
-from cnnrun.contracts.source import ClassNames, Indexed, SourceSpec, Split
-from cnnrun.data.class_names import clean_cell, missing_problem, sorted_classes, too_fine
+from cnnrun.base.user_paths import path_checker
+from cnnrun.contracts.source import ClassNames, SourceContents, SourceSpec, Split
+from cnnrun.data.class_names import clean_cell, float32_problem, missing_value_problem, sorted_classes
 from cnnrun.data.sources.table_files import Rows, read_rows
-from cnnrun.data.split_names import split_name
+from cnnrun.data.split_names import parse_split_name
 
 _LARGEST = 1e30  # of a number
 _TRUTHS = {"true": True, "false": False}
@@ -68,32 +68,36 @@ one a class."""
         return self
 
     @property
-    def declares_classes(self) -> bool:
+    def has_declared_classes(self) -> bool:
         return bool(self.classes) or isinstance(self.labels or self.label, list)
 
     @property
-    def targets(self) -> str:
+    def target_kind(self) -> str:
         return "label sets" if self.labels else "numbers" if self.numbers else "labels"
 
-    def read(self, apart: bool = False) -> Indexed:
+    def read(self, apart: bool = False) -> SourceContents:
         path = Path(self.path)
         root = Path(self.root) if self.root else path.parent
         if not root.is_dir():
-            raise DataError(f"{printable(str(root))}: no such folder (data.source.table.root)")
+            raise DataError(f"{escape(str(root))}: no such folder (data.source.table.root)")
         rows = read_rows(path)
         columns = self._columns
         split = self._optional(rows, self.split, "split")
         group = self._optional(rows, self.group, "group")
         wanted = [self.picture, *columns, *(column for column in (split, group) if column)]
         if missing := [column for column in wanted if column not in rows.columns]:
-            raise DataError(f"{path}: has no column {printable(missing[0])!r} (columns: {listed(list(rows.columns))})")
+            raise DataError(f"{path}: has no column {escape(missing[0])!r} (columns: {join_names(list(rows.columns))})")
         may_be_empty = {self.labels} if isinstance(self.labels, str) else set()  # a picture of none of the classes
-        refuse(_mistakes(rows, [each for each in wanted if each not in may_be_empty], self.picture, jail(root)))
+        refuse_problems(
+            _mistakes(rows, [each for each in wanted if each not in may_be_empty], self.picture, path_checker(root))
+        )
         _refuse_bare_names(rows, self.picture, root)
         for column in dict.fromkeys(wanted[1:]):  # ' cat' is no class beside 'cat'
             rows.columns[column] = [clean_cell(cell) for cell in rows.columns[column]]
-        refuse(
-            _missing(rows, [*([] if self.declares_classes or self.numbers else columns), *([group] if group else [])])
+        refuse_problems(
+            _missing(
+                rows, [*([] if self.has_declared_classes or self.numbers else columns), *([group] if group else [])]
+            )
         )
         where = _splits(rows, split)
         self._say_unread(rows, split, group)
@@ -107,7 +111,7 @@ one a class."""
                 own = {target: values[members] for target, values in targets.items()}
                 grouped = None if groups is None else groups[members]
                 made[name] = Split(Files(root / paths[i] for i in members), own, str(rows.path), grouped)
-        return Indexed(classes, made, numbers=tuple(columns) if self.numbers else ())
+        return SourceContents(classes, made, number_names=tuple(columns) if self.numbers else ())
 
     def _optional(self, rows: Rows, given: str | None, usual: str) -> str | None:
         taken = {self.picture, *self._columns}
@@ -119,9 +123,9 @@ one a class."""
         splits = [name for name in unread if name.strip().casefold() == "split" or _are_splits(rows.columns[name])]
         groups = [name for name in unread if name.strip().casefold() == "group"]
         for usual, names in (("split", [] if split else splits), ("group", [] if group else groups)):
-            for name in map(printable, names):
+            for name in map(escape, names):
                 advice = f"if it tells the {usual}, write `{usual}: {name}` (data.source.table)"
-                say(f"{printable(str(rows.path))}: column {name!r} is not read; {advice}")
+                say(f"{escape(str(rows.path))}: column {name!r} is not read; {advice}")
 
     @property
     def _columns(self) -> list[str]:
@@ -147,8 +151,8 @@ one a class."""
     def _label_sets(self, rows: Rows, cells: list[str], known: list[bool]) -> tuple[tuple[str, ...], dict[str, Tensor]]:
         """Classes and targets of a column that lists each row's labels."""
         sets = [[label for each in cell.split(self.separator) if (label := clean_cell(each))] for cell in cells]
-        refuse(
-            f"{rows.at(i)}: {printable(label)!r} stands twice"
+        refuse_problems(
+            f"{rows.location(i)}: {escape(label)!r} stands twice"
             for i, labels in enumerate(sets)
             for label in dict.fromkeys(labels)
             if labels.count(label) > 1
@@ -156,9 +160,9 @@ one a class."""
         training = (label for labels, is_known in zip(sets, known, strict=True) if is_known for label in labels)
         classes = self.classes or sorted_classes(training)
         if not classes:
-            raise DataError(f"{rows.path}: no training row has a label in {printable(str(self.labels))!r}")
+            raise DataError(f"{rows.path}: no training row has a label in {escape(str(self.labels))!r}")
         if not self.classes:
-            refuse(self._other_lists(rows, sets))
+            refuse_problems(self._other_lists(rows, sets))
             self._say_joined(rows, set(classes))
         number = {name: i for i, name in enumerate(classes)}
         _refuse_unknown(rows, sets, number)
@@ -175,7 +179,7 @@ one a class."""
                 parts = _parts(label)
                 if label[0] + label[-1] in _BRACKETS or (len(parts) > 1 and max(known[each] for each in parts) > 1):
                     how = f"is a list, and labels are separated by {self.separator!r} here (separator)"
-                    yield f"{rows.at(i)}: {printable(label)!r} {how}; or give `classes` if it is one label"
+                    yield f"{rows.location(i)}: {escape(label)!r} {how}; or give `classes` if it is one label"
 
     def _say_joined(self, rows: Rows, classes: set[str]) -> None:
         """Say which classes may be several, joined by what names have in them as well: blanks, + and &."""
@@ -184,14 +188,14 @@ one a class."""
         joined = [name for name, each in parts.items() if len(each) > 1 and min(known[part] for part in each) > 1]
         if joined:
             say(
-                f"{printable(str(rows.path))}: {len(joined):,} classes such as {printable(joined[0])!r} look like "
+                f"{escape(str(rows.path))}: {len(joined):,} classes such as {escape(joined[0])!r} look like "
                 f"lists of others, and labels are separated by {self.separator!r} here (separator)"
             )
 
 
 def _are_splits(cells: Sequence[str]) -> bool:
     """Return whether all cells are names of splits, of two splits at least."""
-    return None not in (names := {split_name(cell) for cell in set(cells)}) and len(names) > 1
+    return None not in (names := {parse_split_name(cell) for cell in set(cells)}) and len(names) > 1
 
 
 def _parts(label: str) -> list[str]:
@@ -203,16 +207,16 @@ def _missing(rows: Rows, columns: list[str]) -> Iterator[str]:
     """Cells that stand for no value: a line each."""
     for column in columns:
         for i, cell in enumerate(rows.columns[column]):
-            if problem := missing_problem(cell):
-                yield f"{rows.at(i)}: {printable(column)} is {cell!r}, which {problem}"
+            if problem := missing_value_problem(cell):
+                yield f"{rows.location(i)}: {escape(column)} is {cell!r}, which {problem}"
 
 
 def _splits(rows: Rows, column: str | None) -> list[str]:
     """The split of each row."""
     written = rows.columns[column] if column else ["train"] * len(rows)
-    where = [split_name(each) for each in written]
-    refuse(
-        f"{rows.at(i)}: split is {printable(written[i])!r}; use train, val or test"
+    where = [parse_split_name(each) for each in written]
+    refuse_problems(
+        f"{rows.location(i)}: split is {escape(written[i])!r}; use train, val or test"
         for i, name in enumerate(where)
         if name is None
     )
@@ -228,8 +232,8 @@ def _numbered(names: list[str]) -> Tensor:
 
 
 def _refuse_unknown(rows: Rows, labels: Sequence[Sequence[str]], known: dict[str, int]) -> None:
-    refuse(
-        f"{rows.at(i)}: {printable(label)!r} is not a class of the training rows"
+    refuse_problems(
+        f"{rows.location(i)}: {escape(label)!r} is not a class of the training rows"
         for i, of_row in enumerate(labels)
         for label in of_row
         if label not in known
@@ -241,13 +245,13 @@ def _mistakes(rows: Rows, wanted: list[str], picture: str, why_not: Callable[[st
     for column in wanted:
         for i, cell in enumerate(rows.columns[column]):
             if not cell.strip():
-                yield f"{rows.at(i)}: {printable(column)} is empty"
+                yield f"{rows.location(i)}: {escape(column)} is empty"
     first: dict[str, int] = {}
     for i, path in enumerate(rows.columns[picture]):
         if path.strip() and (why := why_not(path)):
-            yield f"{rows.at(i)}: {printable(path)!r} {why}"
+            yield f"{rows.location(i)}: {escape(path)!r} {why}"
         elif path in first:
-            yield f"{rows.at(i)}: {printable(path)!r} stands in line {rows.lines[first[path]]} already"
+            yield f"{rows.location(i)}: {escape(path)!r} stands in line {rows.lines[first[path]]} already"
         first.setdefault(path, i)
 
 
@@ -255,10 +259,10 @@ def _refuse_bare_names(rows: Rows, column: str, root: Path) -> None:
     """Raises DataError for a column of names without a suffix, such as Kaggle's ids, that are no files."""
     names = rows.columns[column]
     if not any(PurePath(name).suffix for name in names) and not (root / names[0]).exists():
-        problem = f"has no suffix, and there is no such file in {printable(str(root))}"
+        problem = f"has no suffix, and there is no such file in {escape(str(root))}"
         raise DataError(
-            f"{rows.at(0)}: {printable(column)} {printable(names[0])!r} {problem}; write whole names, such as "
-            f"{printable(names[0])}.png"
+            f"{rows.location(0)}: {escape(column)} {escape(names[0])!r} {problem}; write whole names, such as "
+            f"{escape(names[0])}.png"
         )
 
 
@@ -270,20 +274,22 @@ def _one_hot(rows: Rows, columns: list[str]) -> list[str]:
         for column, cell in zip(columns, cells, strict=True):
             value = _zero_or_one(cell)
             if value is None:
-                problems.append(f"{rows.at(i)}: {printable(column)} is {printable(cell)!r}; expected 0 or 1")
+                problems.append(f"{rows.location(i)}: {escape(column)} is {escape(cell)!r}; expected 0 or 1")
             chosen += [column] if value else []
         if len(chosen) != 1:
-            problems.append(f"{rows.at(i)}: {len(chosen)} of the label columns are 1; one label a picture is expected")
+            problems.append(
+                f"{rows.location(i)}: {len(chosen)} of the label columns are 1; one label a picture is expected"
+            )
         found += chosen[:1] or [""]
-    refuse(problems)
+    refuse_problems(problems)
     return found
 
 
 def _zeros_and_ones(rows: Rows, columns: list[str]) -> Tensor:
     """Whether each cell is 1: bool [N, K]."""
     values = [[_zero_or_one(cell) for cell in rows.columns[column]] for column in columns]
-    refuse(
-        f"{rows.at(i)}: {printable(column)} is {printable(rows.columns[column][i])!r}; expected 0 or 1"
+    refuse_problems(
+        f"{rows.location(i)}: {escape(column)} is {escape(rows.columns[column][i])!r}; expected 0 or 1"
         for column, of_column in zip(columns, values, strict=True)
         for i, value in enumerate(of_column)
         if value is None
@@ -294,17 +300,17 @@ def _zeros_and_ones(rows: Rows, columns: list[str]) -> Tensor:
 def _numbers(rows: Rows, columns: list[str]) -> Tensor:
     """The cells as numbers: float32 [N, T]."""
     values = [[_number(cell) for cell in rows.columns[column]] for column in columns]
-    refuse(
-        f"{rows.at(i)}: {printable(column)} is {printable(rows.columns[column][i])!r}; expected a number, such as "
+    refuse_problems(
+        f"{rows.location(i)}: {escape(column)} is {escape(rows.columns[column][i])!r}; expected a number, such as "
         "-1.5 or 2e3"
         for column, of_column in zip(columns, values, strict=True)
         for i, value in enumerate(of_column)
         if value is None
     )
-    refuse(
+    refuse_problems(
         f"{rows.path}: {problem}"
         for name, each in zip(columns, values, strict=True)
-        if (problem := too_fine(name, each))
+        if (problem := float32_problem(name, each))
     )
     return torch.tensor(values, dtype=torch.float32).T.contiguous()
 

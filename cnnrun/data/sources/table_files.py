@@ -11,8 +11,8 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from cnnrun.base.bounded_files import may_unpack_to, open_file, refuse_expansion, refuse_unless_fits
-from cnnrun.base.errors import DataError, first_line, printable, unsafe_cell
+from cnnrun.base.bounded_files import check_fits_memory, max_unpacked_bytes, open_file, refuse_expansion
+from cnnrun.base.errors import DataError, escape, first_line, unescape_cell
 from cnnrun.base.extras import require_package
 
 _MAX_BYTES = 1 << 30
@@ -33,15 +33,15 @@ class Rows:
     def __len__(self) -> int:
         return len(self.lines)
 
-    def at(self, row: int) -> str:
+    def location(self, row: int) -> str:
         """Where a row stands, as messages name it."""
-        return f"{printable(str(self.path))}:{self.lines[row]}"
+        return f"{escape(str(self.path))}:{self.lines[row]}"
 
 
 def read_rows(path: Path) -> Rows:
     """The rows of a CSV, TSV or Parquet file, every cell as text. Raises DataError."""
     if not path.is_file():
-        raise DataError(f"{printable(str(path))}: {'not a regular file' if path.exists() else 'no such file'}")
+        raise DataError(f"{escape(str(path))}: {'not a regular file' if path.exists() else 'no such file'}")
     if path.suffix.lower() == ".parquet":
         return _read_parquet(path)
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
@@ -58,7 +58,7 @@ def read_rows(path: Path) -> Rows:
                     raise DataError(f"{path}:{reader.line_num}: {len(row)} cells; the first line has {len(header)}")
                 if row:
                     for column, cell in zip(columns, row, strict=True):
-                        column.append(unsafe_cell(cell))
+                        column.append(unescape_cell(cell))
                     lines.append(reader.line_num)
                     _check_size(path, len(lines), len(header))
     except UnicodeDecodeError as error:
@@ -74,9 +74,9 @@ def read_rows(path: Path) -> Rows:
 def _check_size(path: Path, rows: int, columns: int) -> None:
     """Raises DataError for more rows than a table of images has, or than fit the memory."""
     if rows > _MOST_ROWS:
-        raise DataError(f"{printable(str(path))}: more than {_MOST_ROWS:,} rows")
+        raise DataError(f"{escape(str(path))}: more than {_MOST_ROWS:,} rows")
     if rows % 100_000 == 0:
-        refuse_unless_fits(path, rows * columns * _CELL_BYTES, DataError)
+        check_fits_memory(path, rows * columns * _CELL_BYTES, DataError)
 
 
 def _check_header(path: Path, header: list[str], delimiter: str) -> None:
@@ -85,10 +85,10 @@ def _check_header(path: Path, header: list[str], delimiter: str) -> None:
     if len(header) > _MOST_COLUMNS:
         raise DataError(f"{path}:1: {len(header):,} columns; at most {_MOST_COLUMNS:,} are read")
     if len(header) == 1 and any(other in header[0] for other in ";\t,"):
-        raise DataError(f"{path}:1: one column {printable(header[0])!r}; separate columns by {delimiter!r}")
+        raise DataError(f"{path}:1: one column {escape(header[0])!r}; separate columns by {delimiter!r}")
     for name, count in Counter(header).items():
         if count > 1:
-            raise DataError(f"{path}:1: column {printable(name)!r} stands twice")
+            raise DataError(f"{path}:1: column {escape(name)!r} stands twice")
 
 
 def _read_parquet(path: Path) -> Rows:
@@ -104,7 +104,7 @@ def _read_parquet(path: Path) -> Rows:
             names = list(parquet.schema_arrow.names)
             _check_header(path, names, ",")
             _check_size(path, about.num_rows, about.num_columns)
-            refuse_unless_fits(path, about.num_rows * about.num_columns * _CELL_BYTES, DataError)
+            check_fits_memory(path, about.num_rows * about.num_columns * _CELL_BYTES, DataError)
             columns = _read_pieces(path, parquet, names)
     except (ArrowException, OSError, KeyError, ValueError, OverflowError, TypeError, NotImplementedError) as error:
         raise DataError(f"{path}: cannot be read: {first_line(error)}") from None
@@ -124,7 +124,7 @@ def _read_pieces(path: Path, parquet: Any, names: list[str]) -> dict[str, list[s
             cells = ["" if cell is None else str(cell) for cell in column.to_pylist()]
             text_bytes += sum(map(len, cells))
             columns[name] += cells
-        if text_bytes > may_unpack_to(on_disk):
+        if text_bytes > max_unpacked_bytes(on_disk):
             refuse_expansion(path, on_disk, text_bytes, DataError)
     return columns
 
@@ -133,6 +133,4 @@ def _check_cells(path: Path, name: str, column: Any) -> None:
     """Raises DataError for cells that are too long, before a dictionary's are written out for each row."""
     values = getattr(column, "dictionary", column)
     if values.nbytes > _MAX_CELL_BYTES * max(1, len(values)):
-        raise DataError(
-            f"{printable(str(path))}: column {printable(name)!r} has cells of {_MAX_CELL_BYTES:,} bytes or more"
-        )
+        raise DataError(f"{escape(str(path))}: column {escape(name)!r} has cells of {_MAX_CELL_BYTES:,} bytes or more")

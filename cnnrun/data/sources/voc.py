@@ -10,16 +10,16 @@ from typing import Literal
 from pydantic import Field
 
 from cnnrun.base.bounded_files import read_text
-from cnnrun.base.error_lines import refuse
-from cnnrun.base.errors import DataError, printable
+from cnnrun.base.error_lines import refuse_problems
+from cnnrun.base.errors import DataError, escape
 from cnnrun.base.progress import say
-from cnnrun.base.user_paths import jail
+from cnnrun.base.user_paths import path_checker
 from cnnrun.contracts.objects import DIFFICULT
-from cnnrun.contracts.source import BadBox, ClassNames, Indexed, Split
-from cnnrun.data.image_files import is_picture_name
-from cnnrun.data.sources.box_lists import Box, BoxSource, Listed, split_of
-from cnnrun.data.sources.voc_files import VocFile, VocFolder
-from cnnrun.data.split_names import split_name
+from cnnrun.contracts.source import BadBox, ClassNames, SourceContents, Split
+from cnnrun.data.image_files import is_image_name
+from cnnrun.data.sources.box_lists import AnnotatedImage, Box, BoxSource, build_split
+from cnnrun.data.sources.voc_files import VocAnnotation, VocFolder
+from cnnrun.data.split_names import parse_split_name
 
 
 class Voc(BoxSource):
@@ -38,7 +38,7 @@ class Voc(BoxSource):
     first_pixel: int = Field(0, ge=0, le=1)
     """The number of the picture's first pixel: 1 in VOC's own files, 0 in what most tools write."""
 
-    def boxed(self) -> Indexed:
+    def read_boxes(self) -> SourceContents:
         root = Path(self.root)
         for folder in ("Annotations", "JPEGImages"):
             if not (root / folder).is_dir():
@@ -49,7 +49,7 @@ class Voc(BoxSource):
             name: [file for each in names if (file := tree.read(each, problems))]
             for name, names in self._names(root, tree).items()
         }
-        refuse(problems)
+        refuse_problems(problems)
         tree.say_guesses(all_are_read=not self._lists(root))
         _say_unread_lists(root, self._lists(root))
         classes = self.classes or sorted({label for file in found["train"] for label, *_ in file.objects})
@@ -57,22 +57,22 @@ class Voc(BoxSource):
         bad: list[BadBox] = []
         for name, files in found.items():
             listed = [self._listed(file, {label: k for k, label in enumerate(classes)}, problems) for file in files]
-            refuse(problems)
-            splits[name], wrong = split_of(name, listed, str(root))
+            refuse_problems(problems)
+            splits[name], wrong = build_split(name, listed, str(root))
             bad += wrong
-        return Indexed(tuple(classes), splits, tuple(bad))
+        return SourceContents(tuple(classes), splits, tuple(bad))
 
     def _names(self, root: Path, tree: VocFolder) -> dict[str, list[str]]:
         """The names of each split's pictures."""
         lists, given = root / "ImageSets" / "Main", self._lists(root)
         if not given:
-            return {"train": sorted(tree.annotated(), key=os.fsencode)}
+            return {"train": sorted(tree.annotation_names(), key=os.fsencode)}
         if "train" not in given:
             raise DataError(f"{lists}: no train.txt; say with `splits` which list is which")
         names = {}
         for split, name in given.items():
-            if problem := jail(lists)(f"{name}.txt"):
-                raise DataError(f"splits.{split}: the path {printable(name)!r} {problem}")
+            if problem := path_checker(lists)(f"{name}.txt"):
+                raise DataError(f"splits.{split}: the path {escape(name)!r} {problem}")
             lines = read_text(lists / f"{name}.txt", DataError).splitlines()
             names[split] = _listed_names(lists / f"{name}.txt", lines)
         return names
@@ -84,17 +84,17 @@ class Voc(BoxSource):
         lists = root / "ImageSets" / "Main"
         return {name: name for name in ("train", "val", "test") if (lists / f"{name}.txt").is_file()}
 
-    def _listed(self, file: VocFile, numbers: dict[str, int], problems: list[str]) -> Listed:
+    def _listed(self, file: VocAnnotation, numbers: dict[str, int], problems: list[str]) -> AnnotatedImage:
         boxes = []
         for place, (label, difficult, corners) in enumerate(file.objects, 1):
             if label not in numbers:
-                problems.append(f"{printable(file.where)}: object {place} is a {printable(label)!r}, not a class")
+                problems.append(f"{escape(file.where)}: object {place} is a {escape(label)!r}, not a class")
                 continue
             x1, y1, x2, y2 = corners
             role = DIFFICULT if difficult and self.difficult == "ignore" else 0
             first = self.first_pixel
             boxes.append(Box((x1 - first, y1 - first, x2, y2), numbers[label], role, f"object {place}"))
-        return Listed(file.path, file.size, file.where, boxes)
+        return AnnotatedImage(file.path, file.size, file.where, boxes)
 
 
 def _say_unread_lists(root: Path, given: dict[str, str]) -> None:
@@ -102,10 +102,10 @@ def _say_unread_lists(root: Path, given: dict[str, str]) -> None:
     main = root / "ImageSets" / "Main"
     read = {main / f"{name}.txt" for name in given.values()}
     for path in sorted(path for folder in (root, main.parent, main) for path in folder.glob("*.txt")):
-        split = "train" if path.stem == "trainval" else split_name(path.stem)
+        split = "train" if path.stem == "trainval" else parse_split_name(path.stem)
         if split and split not in given and path not in read:
             where = "ImageSets/Main, where `splits` says which list is which"
-            say(f"{printable(str(path))}: not read; the lists of splits that are read lie in {where}")
+            say(f"{escape(str(path))}: not read; the lists of splits that are read lie in {where}")
 
 
 def _listed_names(path: Path, lines: list[str]) -> list[str]:
@@ -115,10 +115,10 @@ def _listed_names(path: Path, lines: list[str]) -> list[str]:
     if all(flags) and "-1" in flags:
         raise DataError(f"{path}: a list of one class, with -1 for pictures without it; give a list of all")
     names = [pair[0] if flag else " ".join(pair) for pair, flag in zip(words, flags, strict=True)]
-    names = [Path(name).stem if is_picture_name(name) else name for name in names]
+    names = [Path(name).stem if is_image_name(name) else name for name in names]
     if not names:
         raise DataError(f"{path}: names no picture")
     if len(set(names)) < len(names):
         twice = Counter(names).most_common(1)[0][0]
-        raise DataError(f"{path}: names {printable(twice)!r} twice")
+        raise DataError(f"{path}: names {escape(twice)!r} twice")
     return names

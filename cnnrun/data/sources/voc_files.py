@@ -11,12 +11,12 @@ from pathlib import Path, PureWindowsPath
 from xml.parsers import expat
 
 from cnnrun.base.bounded_files import read_bytes
-from cnnrun.base.errors import DataError, printable
-from cnnrun.base.file_list import is_clutter
+from cnnrun.base.errors import DataError, escape
+from cnnrun.base.file_sequences import is_clutter
 from cnnrun.base.progress import say
-from cnnrun.base.user_paths import jail
-from cnnrun.contracts.layer import Pair
-from cnnrun.data.image_files import is_picture_name, named, opened_header, read
+from cnnrun.base.user_paths import path_checker
+from cnnrun.contracts.layer import HeightWidth
+from cnnrun.data.image_files import image_errors, is_image_name, read_image_bytes, read_image_header
 
 _MAX_XML = 16 << 20
 _DEEPEST, _MOST_ELEMENTS = 64, 500_000  # of the elements of an annotation file
@@ -30,11 +30,11 @@ _NUMBERS_OF_A_BOX = 4
 
 
 @dataclass(frozen=True)
-class VocFile:
+class VocAnnotation:
     """The content of an annotation file: the picture's path and size; label, difficult and corners of each object."""
 
     path: str
-    size: Pair
+    size: HeightWidth
     where: str
     objects: list[tuple[str, bool, list[float]]]
 
@@ -43,36 +43,36 @@ class VocFolder:
     """The folders `Annotations` and `JPEGImages`: which files are there, and what is read of them."""
 
     def __init__(self, root: Path) -> None:
-        self._root, self._inside = root, jail(root)
+        self._root, self._inside = root, path_checker(root)
         self._annotations = _by_stem(root / "Annotations", lambda name: name.lower().endswith(".xml"))
-        self.pictures = _by_stem(root / "JPEGImages", is_picture_name)
+        self.pictures = _by_stem(root / "JPEGImages", is_image_name)
         self._taken: dict[str, str] = {}
         self._guessed: list[str] = []
 
-    def annotated(self) -> set[str]:
+    def annotation_names(self) -> set[str]:
         """The names of the annotation files, without their suffix."""
         return set(self._annotations)
 
-    def read(self, name: str, problems: list[str]) -> VocFile | None:
+    def read(self, name: str, problems: list[str]) -> VocAnnotation | None:
         """Read a picture's annotation file; None, with the reason among the problems, where it cannot be used."""
         files = self._annotations.get(name, [f"{name}.xml"])
         where = self._root / "Annotations" / files[0]
         if problem := self._inside(f"Annotations/{files[0]}"):
-            problems.append(f"{printable(str(self._root))}: the name {printable(name)!r} {problem}")
+            problems.append(f"{escape(str(self._root))}: the name {escape(name)!r} {problem}")
             return None
         try:
             if len(files) > 1:
-                raise _Wrong(f"stands beside {printable(files[1])}; one of them is to be removed")
+                raise _Wrong(f"stands beside {escape(files[1])}; one of them is to be removed")
             tree = _parsed(where)
             _check_elements(tree)
             path = self._picture(name, (tree.findtext("filename") or "").strip())
             if (before := self._taken.setdefault(str(path), files[0])) != files[0]:
-                raise _Wrong(
-                    f"is of {printable(path.name)}, as {printable(before)} is; a picture has one annotation file"
-                )
-            return VocFile(str(path), _size(tree, path), str(where), [_object(each) for each in tree.iter("object")])
+                raise _Wrong(f"is of {escape(path.name)}, as {escape(before)} is; a picture has one annotation file")
+            return VocAnnotation(
+                str(path), _size(tree, path), str(where), [_object(each) for each in tree.iter("object")]
+            )
         except _Wrong as wrong:
-            problems.append(f"{printable(str(where))}: {wrong}")
+            problems.append(f"{escape(str(where))}: {wrong}")
             return None
 
     def _picture(self, name: str, written: str) -> Path:
@@ -81,10 +81,10 @@ class VocFolder:
         there = self.pictures.get(os.path.splitext(file)[0], [])  # noqa: PTH122
         chosen = [file] if file in there else self.pictures.get(name, [])
         if not chosen:
-            raise _Wrong(f"no picture {printable(file or name)!r} in {printable(str(self._root / 'JPEGImages'))}")
+            raise _Wrong(f"no picture {escape(file or name)!r} in {escape(str(self._root / 'JPEGImages'))}")
         if len(chosen) > 1:
-            which = f"names {printable(file)!r}, which is not there" if file else "names no picture"
-            raise _Wrong(f"{which}; {' and '.join(map(printable, sorted(chosen)))} are")
+            which = f"names {escape(file)!r}, which is not there" if file else "names no picture"
+            raise _Wrong(f"{which}; {' and '.join(map(escape, sorted(chosen)))} are")
         if file and file != chosen[0]:
             self._guessed.append(f"{name}.xml for {file}")
         if problem := self._inside(f"JPEGImages/{chosen[0]}"):
@@ -93,18 +93,18 @@ class VocFolder:
 
     def say_guesses(self, *, all_are_read: bool) -> None:
         """Say which pictures were taken for others, and, where all files are read, which have none."""
-        where = printable(str(self._root))
+        where = escape(str(self._root))
         if self._guessed:
             say(
                 f"{where}: {len(self._guessed):,} annotation file(s) name a picture that is not there; the one of "
-                f"their own name is taken, such as {printable(self._guessed[0])}"
+                f"their own name is taken, such as {escape(self._guessed[0])}"
             )
         taken = {Path(path).name for path in self._taken}
         bare = sorted(name for names in self.pictures.values() for name in names if name not in taken)
         if bare and all_are_read:
             say(
                 f"{where}: {len(bare):,} picture(s) without an annotation file are left out, such as "
-                f"{printable(bare[0])!r}; for one without objects there must be a file without <object>"
+                f"{escape(bare[0])!r}; for one without objects there must be a file without <object>"
             )
 
 
@@ -125,17 +125,17 @@ def _check_elements(tree: ElementTree.Element) -> None:
     """Raises _Wrong for what may say something about objects and would be passed over."""
     for element in tree.iter():
         if element.tag.startswith("{"):
-            raise _Wrong(f"its elements are of a namespace ({printable(element.tag[1:].partition('}')[0])}); remove it")
+            raise _Wrong(f"its elements are of a namespace ({escape(element.tag[1:].partition('}')[0])}); remove it")
         if element.tag not in _READ and (meant := element.tag.casefold()) in _READ:
-            raise _Wrong(f"has <{printable(element.tag)}>, which is not read; write <{meant}>")
+            raise _Wrong(f"has <{escape(element.tag)}>, which is not read; write <{meant}>")
     if tree.tag != "annotation":
-        raise _Wrong(f"is a <{printable(tree.tag)}> and no <annotation>")
+        raise _Wrong(f"is a <{escape(tree.tag)}> and no <annotation>")
     boxes = sum(1 for _ in tree.iter("bndbox"))
     if boxes != sum(len(parent.findall("bndbox")) for kind in _MAY_HOLD_BOXES for parent in tree.iter(kind)):
         raise _Wrong("has a <bndbox> outside of any <object>")
     for child in tree:
         if child.tag not in _READ and not child.findall(".//object") and _numbers_in(child) >= _NUMBERS_OF_A_BOX:
-            raise _Wrong(f"has a <{printable(child.tag)}> that may be an object; objects are written <object>")
+            raise _Wrong(f"has a <{escape(child.tag)}> that may be an object; objects are written <object>")
 
 
 def _numbers_in(element: ElementTree.Element) -> int:
@@ -153,7 +153,7 @@ def _parsed(path: Path) -> ElementTree.Element:
     try:
         data = read_bytes(path, DataError, _MAX_XML)
     except DataError as error:
-        raise _Wrong(str(error).removeprefix(f"{printable(str(path))}: ")) from None
+        raise _Wrong(str(error).removeprefix(f"{escape(str(path))}: ")) from None
     try:
         _look_through(data)
         return ElementTree.fromstring(data)  # noqa: S314
@@ -184,7 +184,7 @@ def _look_through(data: bytes) -> None:
     parser.Parse(data, True)
 
 
-def _size(tree: ElementTree.Element, path: Path) -> Pair:
+def _size(tree: ElementTree.Element, path: Path) -> HeightWidth:
     """Height and width as written; as the picture's own header has them where they are not."""
     try:
         size = int(_number(tree.findtext("size/height") or "0")), int(_number(tree.findtext("size/width") or "0"))
@@ -195,8 +195,8 @@ def _size(tree: ElementTree.Element, path: Path) -> Pair:
     if min(size) > 0:
         return size
     try:
-        with named(str(path)):
-            return opened_header(read(path))[0]
+        with image_errors(str(path)):
+            return read_image_header(read_image_bytes(path))[0]
     except DataError as error:
         raise _Wrong(error.lines[0]) from None
 
@@ -211,10 +211,10 @@ def _object(tree: ElementTree.Element) -> tuple[str, bool, list[float]]:
     try:
         corners = [_number(tree.findtext(f"bndbox/{side}") or "") for side in _SIDES]
     except ValueError:
-        raise _Wrong(f"the bndbox of a {printable(label)!r} lacks a number for {', '.join(_SIDES)}") from None
+        raise _Wrong(f"the bndbox of a {escape(label)!r} lacks a number for {', '.join(_SIDES)}") from None
     difficult = (tree.findtext("difficult") or "0").strip().lower()
     if difficult not in _TRUTHS:
-        raise _Wrong(f"difficult is {printable(difficult)!r}; expected 0 or 1")
+        raise _Wrong(f"difficult is {escape(difficult)!r}; expected 0 or 1")
     return label, _TRUTHS[difficult], corners
 
 

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cnnrun.base.atomic_files import write_new
-from cnnrun.explain.figures.panels import cut
+from cnnrun.base.atomic_files import write_new_file
+from cnnrun.explain.figures.panels import truncate_text
 
 _CELL, _GAP, _LINE = 112, 6, 16  # pixels: the shorter a picture, the more it is enlarged
 
 
-def sheet(columns: Sequence[tuple[str, Tensor, Sequence[str]]]) -> NDArray[np.uint8]:
+def draw_contact_sheet(columns: Sequence[tuple[str, Tensor, Sequence[str]]]) -> NDArray[np.uint8]:
     """uint8 [H, W, 3]: a column a (title, pictures [N, C, h, w] of values 0..255, a label a picture)."""
     from PIL import Image as Pil
     from PIL import ImageDraw, ImageFont
@@ -29,12 +29,12 @@ def sheet(columns: Sequence[tuple[str, Tensor, Sequence[str]]]) -> NDArray[np.ui
     draw, font = ImageDraw.Draw(made), ImageFont.load_default(size=11)
     for number, (title, pictures, labels) in enumerate(columns):
         left = _GAP + number * wide
-        draw.text((left, 2), cut(title, font, wide - _GAP), "black", font)
+        draw.text((left, 2), truncate_text(title, font, wide - _GAP), "black", font)
         for row in range(rows):
             top = _GAP + _LINE + row * tall
             shown = Pil.fromarray(_pixels(pictures[row]))
             made.paste(shown.resize((width * factor, height * factor), Pil.Resampling.NEAREST), (left, top))
-            draw.text((left, top + height * factor), cut(labels[row], font, wide - _GAP), "black", font)
+            draw.text((left, top + height * factor), truncate_text(labels[row], font, wide - _GAP), "black", font)
     return np.asarray(made)
 
 
@@ -46,7 +46,7 @@ def write_png(path: Path, pixels: NDArray[np.uint8], by: str) -> None:
     buffer, about = io.BytesIO(), PngInfo()
     about.add_text("Software", by)
     Pil.fromarray(pixels).save(buffer, "PNG", pnginfo=about)
-    write_new(path, buffer.getvalue(), mine=by.encode(), tidy=False)  # there may be thousands in the folder
+    write_new_file(path, buffer.getvalue(), own_mark=by.encode(), tidy=False)  # there may be thousands in the folder
 
 
 def _pixels(picture_CHW: Tensor) -> NDArray[np.uint8]:

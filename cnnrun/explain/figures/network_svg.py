@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
-from cnnrun.model.outline import Part
+from cnnrun.model.outline import OutlineEntry
 
 _GAP, _PAD, _TITLE, _LINE, _ROW = 22.0, 12.0, 20.0, 14.0, 1500.0  # pixels
 _LETTER = {"title": 7.0, "note": 5.8}  # about the width of a letter at 12 and 10 pixels
@@ -17,38 +17,38 @@ _COLOURS = {
 }  # fmt: skip
 _MERGES = {"concat", "add", "multiply"}
 
-Draw = Callable[[float, float], list[str]]
+DrawAt = Callable[[float, float], list[str]]
 
 
 @dataclass(frozen=True)
-class Box:
+class Drawable:
     """Something of a size that can be drawn at a place."""
 
     width: float
     height: float
-    draw: Draw
+    draw: DrawAt
 
 
 @dataclass(frozen=True)
-class Placed:
+class PlacedDrawable:
     """A top-level box at its place; `gap` is the height of the free strip above its row."""
 
-    part: Part
-    box: Box
+    part: OutlineEntry
+    drawable: Drawable
     x: float
     y: float
     gap: float
 
     @property
-    def middle(self) -> tuple[float, float]:
-        return self.x + self.box.width / 2, self.y + self.box.height / 2
+    def centre(self) -> tuple[float, float]:
+        return self.x + self.drawable.width / 2, self.y + self.drawable.height / 2
 
 
-def svg(parts: list[Part], title: str, key: str = "") -> str:
+def render_svg(parts: list[OutlineEntry], title: str, key: str = "") -> str:
     """The drawing as the text of an SVG file; `key` begins the names in it, where it is one of several in a page."""
     placed = _placed(parts)
-    width = max(each.x + each.box.width for each in placed) + _GAP
-    height = max(each.y + each.box.height for each in placed) + _GAP
+    width = max(each.x + each.drawable.width for each in placed) + _GAP
+    height = max(each.y + each.drawable.height for each in placed) + _GAP
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" '
         f'height="{height:.0f}" font-family="Helvetica, Arial, sans-serif" role="img">'
@@ -58,14 +58,14 @@ def svg(parts: list[Part], title: str, key: str = "") -> str:
         '<path d="M0 0L8 4L0 8z" fill="#6b7280"/></marker></defs>'
     )
     ground = f'<title>{escape(title)}</title><rect width="100%" height="100%" fill="#fff"/>'
-    boxes = [line for each in placed for line in each.box.draw(each.x, each.y)]
+    boxes = [line for each in placed for line in each.drawable.draw(each.x, each.y)]
     made = "\n".join([head, marker, ground, *_links(placed), *boxes, *_flow(placed), "</svg>\n"])
     return made.replace('id="tip"', f'id="{key}tip"').replace("url(#tip)", f"url(#{key}tip)") if key else made
 
 
-def _placed(parts: list[Part]) -> list[Placed]:
+def _placed(parts: list[OutlineEntry]) -> list[PlacedDrawable]:
     """The top-level boxes in rows, each row's in the middle of its height."""
-    rows: list[list[tuple[Part, Box]]] = [[]]
+    rows: list[list[tuple[OutlineEntry, Drawable]]] = [[]]
     used = 0.0
     for part in parts:
         box = _box(part)
@@ -79,19 +79,19 @@ def _placed(parts: list[Part]) -> list[Placed]:
         gap, top, left = top, top + 3 * _GAP, _GAP
         tallest = max(box.height for _, box in row)
         for part, box in row:
-            found.append(Placed(part, box, left, top + (tallest - box.height) / 2, gap))
+            found.append(PlacedDrawable(part, box, left, top + (tallest - box.height) / 2, gap))
             left += box.width + _GAP
         top += tallest
     return found
 
 
-def _flow(placed: list[Placed]) -> list[str]:
+def _flow(placed: list[PlacedDrawable]) -> list[str]:
     """Arrows from each layer to the next, where that takes it."""
     lines = []
     for before, after in pairwise(placed):
         if after.part.sources and before.part.name not in after.part.sources:
             continue
-        x, y, to_y = before.x + before.box.width, before.middle[1], after.middle[1]
+        x, y, to_y = before.x + before.drawable.width, before.centre[1], after.centre[1]
         if after.gap == before.gap:
             lines.append(_path(f"M{x:.1f} {y:.1f}L{after.x:.1f} {to_y:.1f}"))
         else:  # the next row
@@ -100,7 +100,7 @@ def _flow(placed: list[Placed]) -> list[str]:
     return lines
 
 
-def _links(placed: list[Placed]) -> list[str]:
+def _links(placed: list[PlacedDrawable]) -> list[str]:
     """Links from a named layer to those that take it by name: arcs within a row, else through the strips between."""
     where = {each.part.name: each for each in placed if each.part.name}
     lines: list[str] = []
@@ -109,22 +109,22 @@ def _links(placed: list[Placed]) -> list[str]:
         for start in [where[name] for name in sorted(taken) if name in where]:
             if start is before and start.part.name in after.part.sources:
                 continue  # the flow shows it
-            (x, _), (to_x, _) = start.middle, after.middle
+            (x, _), (to_x, _) = start.centre, after.centre
             if start.gap == after.gap:
                 high = min(start.y, after.y) - min(2.4 * _GAP, 10 + abs(to_x - x) / 12)
                 path = f"M{x:.1f} {start.y:.1f}C{x:.1f} {high:.1f} {to_x:.1f} {high:.1f} {to_x:.1f} {after.y:.1f}"
             else:
                 strip = after.gap + _GAP * (1.0 + 0.35 * (len(lines) % 5))
-                path = f"M{x:.1f} {start.y + start.box.height:.1f}V{strip:.1f}H{to_x:.1f}V{after.y:.1f}"
+                path = f"M{x:.1f} {start.y + start.drawable.height:.1f}V{strip:.1f}H{to_x:.1f}V{after.y:.1f}"
             lines.append(_path(path, "#7c3aed"))
     return lines
 
 
-def _taken_inside(part: Part) -> set[str]:
+def _taken_inside(part: OutlineEntry) -> set[str]:
     return {s for lane in part.lanes for inner in lane for s in {*inner.sources, *_taken_inside(inner)}}
 
 
-def _box(part: Part) -> Box:
+def _box(part: OutlineEntry) -> Drawable:
     if not part.lanes:
         return _leaf(part)
     lanes = [_column(lane) for lane in part.lanes]
@@ -157,7 +157,7 @@ def _box(part: Part) -> Box:
             lines += _join(middle, bottom, sign)
         return lines
 
-    return Box(width, height, draw)
+    return Drawable(width, height, draw)
 
 
 def _join(x: float, y: float, sign: str) -> list[str]:
@@ -166,7 +166,7 @@ def _join(x: float, y: float, sign: str) -> list[str]:
     return [shape, _text(x, y + 4, sign, 11, "bold", "middle")]
 
 
-def _column(lane: list[Part]) -> Box:
+def _column(lane: list[OutlineEntry]) -> Drawable:
     """Layers from top to bottom; an empty lane is a line of the width of one."""
     boxes = [_box(part) for part in lane]
     width = max([box.width for box in boxes], default=24.0)
@@ -181,10 +181,10 @@ def _column(lane: list[Part]) -> Box:
             y += box.height + _GAP
         return lines
 
-    return Box(width, height, draw)
+    return Drawable(width, height, draw)
 
 
-def _leaf(part: Part) -> Box:
+def _leaf(part: OutlineEntry) -> Drawable:
     title = f"{part.name}: {part.title}" if part.name and part.kind not in _MERGES else part.title
     words = [*_folded(part.notes), part.shape]
     width = max(len(title) * _LETTER["title"], *(len(word) * _LETTER["note"] for word in words)) + 2 * _PAD
@@ -198,7 +198,7 @@ def _leaf(part: Part) -> Box:
             lines.append(_text(x + width / 2, y + 16 + _LINE * number, word, 10, weight, "middle"))
         return lines
 
-    return Box(width, height, draw)
+    return Drawable(width, height, draw)
 
 
 def _folded(notes: list[str]) -> list[str]:

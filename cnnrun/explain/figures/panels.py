@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cnnrun.base.boxes import Mark
-from cnnrun.base.errors import printable
+from cnnrun.base.errors import escape
 from cnnrun.contracts.batch import Batch
 from cnnrun.contracts.facts import Facts
 from cnnrun.contracts.results import Results
@@ -32,16 +32,16 @@ class Dot:
 
     x: float
     y: float
-    of: int
+    object_index: int
     quality: float
 
 
-def colour(number: int) -> str:
+def palette_colour(number: int) -> str:
     """One of ten, by class or object."""
     return _COLOURS[number % len(_COLOURS)]
 
 
-def marked(picture: Any, marks: Sequence[Mark], factor: int = 1) -> Any:
+def draw_marks(picture: Any, marks: Sequence[Mark], factor: int = 1) -> Any:
     """A Pillow picture, enlarged, with boxes and labels on it, as RGB."""
     from PIL import Image as Pil
     from PIL import ImageDraw, ImageFont
@@ -51,16 +51,18 @@ def marked(picture: Any, marks: Sequence[Mark], factor: int = 1) -> Any:
     draw, font, width = ImageDraw.Draw(made), ImageFont.load_default(size=size), max(1, min(made.size) // 250)
     for mark in marks:
         x1, y1, x2, y2 = (side * factor for side in mark.box)
-        draw.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colour(mark.colour), width=width)
-        text = printable(mark.text)
+        draw.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=palette_colour(mark.colour), width=width)
+        text = escape(mark.text)
         if text:
             top = y1 - size - 3 if y1 > size + 3 else y1
-            draw.rectangle((x1, top, x1 + draw.textlength(text, font) + 4, top + size + 3), fill=colour(mark.colour))
+            draw.rectangle(
+                (x1, top, x1 + draw.textlength(text, font) + 4, top + size + 3), fill=palette_colour(mark.colour)
+            )
             draw.text((x1 + 2, top), text, "white", font)
     return made
 
 
-def picture_of(pixels_CHW: Tensor) -> Any:
+def to_pillow(pixels_CHW: Tensor) -> Any:
     """A Pillow picture of values 0..255."""
     from PIL import Image as Pil
 
@@ -68,7 +70,7 @@ def picture_of(pixels_CHW: Tensor) -> Any:
     return Pil.fromarray(values[0] if len(values) == 1 else np.ascontiguousarray(values.transpose(1, 2, 0)))
 
 
-def side_by_side(rows: Sequence[Sequence[tuple[str, Any]]]) -> NDArray[np.uint8]:
+def titled_grid(rows: Sequence[Sequence[tuple[str, Any]]]) -> NDArray[np.uint8]:
     """uint8 [H, W, 3]: rows of Pillow pictures, each with its title above, in columns as wide as they need."""
     from PIL import Image as Pil
     from PIL import ImageDraw, ImageFont
@@ -81,14 +83,14 @@ def side_by_side(rows: Sequence[Sequence[tuple[str, Any]]]) -> NDArray[np.uint8]
     for row, high in zip(rows, tall, strict=True):
         left = _GAP
         for (title, picture), width in zip(row, wide, strict=False):
-            draw.text((left, top), cut(printable(title), font, width - 2), "black", font)
+            draw.text((left, top), truncate_text(escape(title), font, width - 2), "black", font)
             made.paste(picture, (left, top + _LINE))
             left += width
         top += high
     return np.asarray(made)
 
 
-def cut(text: str, font: Any, width: int) -> str:
+def truncate_text(text: str, font: Any, width: int) -> str:
     """As much of a text as fits."""
     while text and font.getlength(text) > width:
         text = text[:-1]
@@ -97,44 +99,46 @@ def cut(text: str, font: Any, width: int) -> str:
 
 def _wide(cell: tuple[str, Any], font: Any) -> int:
     """A cell's width: its picture's, or its title's where that is not much wider."""
-    title: int = math.ceil(font.getlength(printable(cell[0])))
+    title: int = math.ceil(font.getlength(escape(cell[0])))
     width: int = cell[1].width
     return width if title <= width else min(title, 2 * width)
 
 
-def panel(
+def marks_panel(
     pictures_BCHW: Tensor, true: Sequence[Sequence[Mark]], found: Sequence[Sequence[Mark]], names: Sequence[str]
 ) -> NDArray[np.uint8]:
     """What is in pictures beside what was found in them: uint8 [H, W, 3], a row a picture."""
     rows = []
     for pixels, truth, result, name in zip(pictures_BCHW, true, found, names, strict=True):
-        picture = picture_of(pixels)
-        factor = enlarged(picture)
-        rows.append([(name, marked(picture, truth, factor)), ("found", marked(picture, result, factor))])
-    return side_by_side(rows)
+        picture = to_pillow(pixels)
+        factor = enlargement(picture)
+        rows.append([(name, draw_marks(picture, truth, factor)), ("found", draw_marks(picture, result, factor))])
+    return titled_grid(rows)
 
 
-def drawing(
+def results_panel(
     task: TaskSpec, facts: Facts, batch: Batch, results: Results, names: Sequence[str]
 ) -> NDArray[np.uint8] | None:
     """The panel of a batch; None for tasks whose results have no place."""
-    true, marks = task.true_marks(batch.targets, facts), task.found_marks(results, facts)
-    return None if true is None or marks is None else panel(batch.pictures, true, marks, names)
+    true, marks = task.target_marks(batch.targets, facts), task.result_marks(results, facts)
+    return None if true is None or marks is None else marks_panel(batch.images, true, marks, names)
 
 
-def enlarged(picture: Any) -> int:
+def enlargement(picture: Any) -> int:
     """How many times larger a picture is shown."""
     factor: int = math.ceil(_LEAST / max(picture.size))
     return max(1, factor)
 
 
-def dotted(picture: Any, marks: Sequence[Mark], dots: Sequence[Dot], factor: int) -> Any:
+def draw_dots(picture: Any, marks: Sequence[Mark], dots: Sequence[Dot], factor: int) -> Any:
     """A picture with boxes, and the cells that learn them: the better one fits, the larger its dot."""
     from PIL import ImageDraw
 
-    made = marked(picture, marks, factor)
+    made = draw_marks(picture, marks, factor)
     draw = ImageDraw.Draw(made)
     for dot in dots:
         x, y, radius = dot.x * factor, dot.y * factor, 2 + 4 * dot.quality
-        draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour(dot.of), outline="white")
+        draw.ellipse(
+            (x - radius, y - radius, x + radius, y + radius), fill=palette_colour(dot.object_index), outline="white"
+        )
     return made

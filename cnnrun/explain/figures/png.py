@@ -9,22 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from cnnrun.base.atomic_files import make_folder, write_file
-from cnnrun.base.errors import printable
+from cnnrun.base.errors import escape
 from cnnrun.contracts.figure import Plot, Series
 
 
-def written(plots: Sequence[Plot], folder: Path) -> list[str]:
+def write_plots(plots: Sequence[Plot], folder: Path) -> list[str]:
     """Write each figure into the folder under its title; returns the paths. Raises StorageError."""
     make_folder(folder)
     names = [_file(plot.title) for plot in plots]
     again = [names[:place].count(name) for place, name in enumerate(names)]  # such as those of x+ and x-
     paths = [folder / f"{name}{f'-{n + 1}' if n else ''}.png" for name, n in zip(names, again, strict=True)]
     for plot, path in zip(plots, paths, strict=True):
-        write_file(path, png(plot))
+        write_file(path, render_png(plot))
     return [str(path) for path in paths]
 
 
-def png(plot: Plot) -> bytes:
+def render_png(plot: Plot) -> bytes:
     """The figure as the bytes of a PNG."""
     from matplotlib.figure import Figure
 
@@ -65,7 +65,7 @@ def _draw(axes: Any, series: Series) -> None:
 
 def _plain(text: str) -> str:
     """As it is: matplotlib reads what stands between dollars as formulas."""
-    return printable(text).replace("$", r"\$")
+    return escape(text).replace("$", r"\$")
 
 
 def _file(title: str) -> str:

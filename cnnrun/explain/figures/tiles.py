@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cnnrun.base.errors import printable
+from cnnrun.base.errors import escape
 
 _GAP, _LINE = 2, 16  # pixels
 _BEYOND = 0.002  # of a signal's values
 _DARK, _MIDDLE, _BRIGHT = "#000004", "#bb3754", "#fcffa4"  # three colours of matplotlib's inferno
 
 
-def grown(picture: Any, side: int) -> Any:
+def scale_to_side(picture: Any, side: int) -> Any:
     """A Pillow picture enlarged by a whole factor to about `side` pixels; one of more than half as much again is
     made smaller.
     """
@@ -31,7 +31,7 @@ def grown(picture: Any, side: int) -> Any:
     return picture.resize((picture.width * factor, picture.height * factor), Pil.Resampling.NEAREST)
 
 
-def signal(values_CHW: Tensor, side: int = 84) -> Any:
+def signed_tile(values_CHW: Tensor, side: int = 84) -> Any:
     """Values around 0 as a picture: 0 is grey, the farthest from it black or white (or a colour).
 
     Two in a thousand may be farther: a single pixel would otherwise leave all others grey.
@@ -42,23 +42,23 @@ def signal(values_CHW: Tensor, side: int = 84) -> Any:
     most = np.quantile(np.abs(values), 1 - _BEYOND, method="higher") or np.abs(values).max() or 1.0
     pixels = np.rint(127.5 + 127.5 * (values / most).clip(-1, 1)).astype(np.uint8)
     if len(pixels) == 3:
-        return grown(Pil.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))), side)
-    return grown(Pil.fromarray(pixels[0]), side).convert("RGB")
+        return scale_to_side(Pil.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))), side)
+    return scale_to_side(Pil.fromarray(pixels[0]), side).convert("RGB")
 
 
-def grey(values_HW: Tensor, least: float, most: float, side: int = 84) -> Any:
+def grey_tile(values_HW: Tensor, least: float, most: float, side: int = 84) -> Any:
     """Values as shades from black (`least`) to white (`most`)."""
-    return grown(_shades(values_HW, least, most), side).convert("RGB")
+    return scale_to_side(_shades(values_HW, least, most), side).convert("RGB")
 
 
-def heat(values_HW: Tensor, least: float, most: float) -> Any:
+def heat_map(values_HW: Tensor, least: float, most: float) -> Any:
     """Values as colours from black (`least`) over red to yellow (`most`), a pixel each."""
     from PIL import ImageOps
 
     return ImageOps.colorize(_shades(values_HW, least, most), black=_DARK, white=_BRIGHT, mid=_MIDDLE)
 
 
-def heated(picture: Any, values_HW: Tensor, least: float = 0.0) -> Any:
+def overlay_heat_map(picture: Any, values_HW: Tensor, least: float = 0.0) -> Any:
     """A Pillow picture under the heat of a map that lies over it, from `least` to the map's largest."""
     from PIL import Image as Pil
 
@@ -66,7 +66,7 @@ def heated(picture: Any, values_HW: Tensor, least: float = 0.0) -> Any:
     over = F.interpolate(values_HW.detach().float().cpu()[None, None], size, mode="bilinear", align_corners=False)[0, 0]
     most = max(float(over.max()), least + 1e-12)
     strength = _shades(over, least, most).point(lambda shade: 40 + shade * 3 // 5)
-    return Pil.composite(heat(over, least, most), picture.convert("RGB"), strength)
+    return Pil.composite(heat_map(over, least, most), picture.convert("RGB"), strength)
 
 
 def _shades(values_HW: Tensor, least: float, most: float) -> Any:
@@ -89,14 +89,14 @@ def mosaic(tiles: Sequence[Any], columns: int) -> Any:
     return made
 
 
-def captioned(pixels: NDArray[np.uint8], caption: str) -> NDArray[np.uint8]:
+def add_caption(pixels: NDArray[np.uint8], caption: str) -> NDArray[np.uint8]:
     """A picture [H, W, 3] with a text below, in as many lines as its width asks for."""
     from PIL import Image as Pil
     from PIL import ImageDraw, ImageFont
 
     font = ImageFont.load_default(size=12)
     width = max(480, pixels.shape[1])
-    lines = _lines(printable(caption), font, width - 16)
+    lines = _lines(escape(caption), font, width - 16)
     made = Pil.new("RGB", (width, pixels.shape[0] + _LINE * len(lines) + 8), "white")
     made.paste(Pil.fromarray(pixels), (0, 0))
     draw = ImageDraw.Draw(made)

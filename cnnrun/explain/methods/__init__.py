@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 from pydantic import Field
 
 from cnnrun.explain.method_base import (
+    BackwardRule,
     Channels,
     Class,
     ExplainMethod,
@@ -20,7 +21,6 @@ from cnnrun.explain.method_base import (
     Layers,
     Map,
     Natural,
-    Rule,
     SplitMethod,
 )
 
@@ -50,10 +50,10 @@ class Features(ImageMethod):
     layer: Layer = None
 
     def explain(self, run: OpenRun) -> Explanation:
-        from cnnrun.explain.methods.features import features
+        from cnnrun.explain.methods.features import feature_maps
 
-        run.subject.maps(self.layer)
-        return features(run.subject, self.selected(run), self.layer)
+        run.subject.find_map_layer(self.layer)
+        return feature_maps(run.subject, self.load_images(run), self.layer)
 
 
 class Top(SplitMethod):
@@ -65,10 +65,12 @@ class Top(SplitMethod):
     first_channels: FirstChannels = 16
 
     def explain(self, run: OpenRun) -> Explanation:
-        from cnnrun.explain.methods.top_patches import top
+        from cnnrun.explain.methods.top_patches import top_patches
 
-        run.subject.channels(run.subject.maps(self.layer), self.channels)
-        return top(run.subject, run.examples(self.split), self.layer, self.channels, self.first_channels, run.batch)
+        run.subject.check_channels(run.subject.find_map_layer(self.layer), self.channels)
+        return top_patches(
+            run.subject, run.load_examples(self.split), self.layer, self.channels, self.first_channels, run.batch
+        )
 
 
 class Deconv(ImageMethod):
@@ -81,8 +83,8 @@ class Deconv(ImageMethod):
     def explain(self, run: OpenRun) -> Explanation:
         from cnnrun.explain.methods.deconv import deconv
 
-        run.subject.channels(run.subject.maps(self.layer), self.channels)
-        return deconv(run.subject, self.selected(run), self.layer, self.channels)
+        run.subject.check_channels(run.subject.find_map_layer(self.layer), self.channels)
+        return deconv(run.subject, self.load_images(run), self.layer, self.channels)
 
 
 class Occlude(ImageMethod):
@@ -98,8 +100,8 @@ class Occlude(ImageMethod):
     def explain(self, run: OpenRun) -> Explanation:
         from cnnrun.explain.methods.occlude import occlude
 
-        run.subject.maps(self.layer)
-        return occlude(run.subject, self.selected(run), self.layer, self.class_, self.size, self.stride)
+        run.subject.find_map_layer(self.layer)
+        return occlude(run.subject, self.load_images(run), self.layer, self.class_, self.size, self.stride)
 
 
 class GradCam(ImageMethod):
@@ -112,8 +114,8 @@ class GradCam(ImageMethod):
     def explain(self, run: OpenRun) -> Explanation:
         from cnnrun.explain.methods.gradients import gradcam
 
-        run.subject.maps(self.layer)
-        return gradcam(run.subject, self.selected(run), self.layer, self.class_)
+        run.subject.find_map_layer(self.layer)
+        return gradcam(run.subject, self.load_images(run), self.layer, self.class_)
 
 
 class Saliency(ImageMethod):
@@ -121,12 +123,12 @@ class Saliency(ImageMethod):
 
     kind = "saliency"
     class_: Class = None
-    rule: Rule = Field("plain", description="What ReLUs hand back: the slope, or as the deconvnet does.")
+    rule: BackwardRule = Field("plain", description="What ReLUs hand back: the slope, or as the deconvnet does.")
 
     def explain(self, run: OpenRun) -> Explanation:
         from cnnrun.explain.methods.gradients import saliency
 
-        return saliency(run.subject, self.selected(run), self.class_, self.rule)
+        return saliency(run.subject, self.load_images(run), self.class_, self.rule)
 
 
 class Evolve(SplitMethod):
@@ -140,9 +142,9 @@ class Evolve(SplitMethod):
     def explain(self, run: OpenRun) -> Explanation:
         from cnnrun.explain.methods.evolve import evolve
 
-        run.subject.channels(run.subject.maps(self.layer), self.channels)
+        run.subject.check_channels(run.subject.find_map_layer(self.layer), self.channels)
         history = run.history()
-        return evolve(history, run.examples(self.split), self.layer, self.channels, self.first_channels, run.batch)
+        return evolve(history, run.load_examples(self.split), self.layer, self.channels, self.first_channels, run.batch)
 
 
 class Invariance(ImageMethod):
@@ -157,8 +159,8 @@ class Invariance(ImageMethod):
         from cnnrun.explain.methods.invariance import invariance
 
         for layer in self.layers:
-            run.subject.any(layer)
-        return invariance(run.subject, self.selected(run), self.layers, self.class_)
+            run.subject.find_layer(layer)
+        return invariance(run.subject, self.load_images(run), self.layers, self.class_)
 
 
 class Embed(SplitMethod):
@@ -175,8 +177,8 @@ class Embed(SplitMethod):
         from cnnrun.explain.methods.embed import embed
 
         for layer in self.layers:
-            run.subject.any(layer)
-        name, data = run.data(self.split, with_train=self.probe is not False)
+            run.subject.find_layer(layer)
+        name, data = run.load_data(self.split, with_train=self.probe is not False)
         return embed(run.subject, data.splits, name, self.layers, self.map, run.batch, self.probe)
 
 
@@ -189,7 +191,7 @@ class Detections(ImageMethod):
     def explain(self, run: OpenRun) -> Explanation:
         from cnnrun.explain.methods.detections import detections
 
-        return detections(run.subject, self.selected(run))
+        return detections(run.subject, self.load_images(run))
 
 
 class Assign(SplitMethod):
@@ -199,10 +201,10 @@ class Assign(SplitMethod):
     image: Natural = Field(0, description="The image's number in the split.")
 
     def explain(self, run: OpenRun) -> Explanation:
-        from cnnrun.explain.methods.detections import assign
+        from cnnrun.explain.methods.detections import show_assignment
         from cnnrun.explain.run_method import Selection
 
-        return assign(run.subject, run.images(Selection(self.split, numbers=(self.image,))))
+        return show_assignment(run.subject, run.load_images(Selection(self.split, numbers=(self.image,))))
 
 
 Method = (

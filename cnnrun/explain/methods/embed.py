@@ -14,11 +14,11 @@ from cnnrun.base.errors import ConfigError
 from cnnrun.base.extras import require_package
 from cnnrun.contracts.figure import Plot, Series
 from cnnrun.data.dataset import Examples
-from cnnrun.data.training_batches import in_order
-from cnnrun.explain.figures.panels import side_by_side
-from cnnrun.explain.layer_names import Place, captured
+from cnnrun.data.training_batches import batches_in_order
+from cnnrun.explain.figures.panels import titled_grid
+from cnnrun.explain.layer_names import LayerPlace, capture_outputs
 from cnnrun.explain.method_base import Map
-from cnnrun.explain.subject import Explanation, Subject, drawn, some
+from cnnrun.explain.subject import Explanation, Subject, plot_to_pillow, sample_evenly
 
 Vectors = NDArray[np.float32]
 _MOST_MAPPED, _MOST_PROBED, _MOST_SERIES = 3000, 5000, 12
@@ -39,44 +39,47 @@ def embed(
     the split; with `probe` None where that can be. Raises ConfigError.
     """
     require_package("sklearn", "stats", "explain embed")
-    chosen, examples = [subject.any(layer) for layer in layers] or default(subject, probe is not False), splits[name]
+    chosen, examples = (
+        [subject.find_layer(layer) for layer in layers] or default_layers(subject, probe is not False),
+        splits[name],
+    )
     last = chosen[-1]
-    vectors = vectors_of(subject, examples, [last], batch)[last.module]
+    vectors = layer_vectors(subject, examples, [last], batch)[last.module_name]
     caption = f"{last.title}: {len(examples):,} pictures of {name} as {vectors.shape[1]} numbers each, "
     rows: list[dict[str, Any]] = [{"layer": last.title, "features": vectors.shape[1]}]
     said = ""
     if probe is not False:
         try:
-            what = probed(subject, splits["train"], examples)
-            rows, said = probes(subject, chosen, splits["train"], examples, what, batch)
+            what = probe_metric(subject, splits["train"], examples)
+            rows, said = probe_layers(subject, chosen, splits["train"], examples, what, batch)
         except ConfigError as error:
             if probe:
                 raise
             said = f" Not probed: {error}."
     spread, how = _spread(vectors, kind)
     caption += f"{f'the first {len(spread):,} of them ' if len(spread) < len(examples) else ''}{how}.{said}"
-    targets = examples.targets_of(torch.arange(len(examples)), torch.device("cpu"))
+    targets = examples.batch_targets(torch.arange(len(examples)), torch.device("cpu"))
     arrays: dict[str, NDArray[Any]] = {
         "features": vectors,
-        "picture": np.array([examples.name(number) for number in range(len(examples))]),
+        "picture": np.array([examples.sample_name(number) for number in range(len(examples))]),
         "map": spread,
         **{key: values.numpy() for key, values in targets.items()},
     }
     data = {"layer": last.title, "split": name, "pictures": len(examples), "layers": rows}
-    made = side_by_side([[("", drawn(_plot(subject, examples, spread, last.title)))]])
+    made = titled_grid([[("", plot_to_pillow(_plot(subject, examples, spread, last.title)))]])
     return Explanation(made, caption, data, "layers", arrays)
 
 
-def probes(
-    subject: Subject, places: Sequence[Place], train: Examples, split: Examples, what: str, batch: int
+def probe_layers(
+    subject: Subject, places: Sequence[LayerPlace], train: Examples, split: Examples, what: str, batch: int
 ) -> tuple[list[dict[str, Any]], str]:
     """A row a layer, and what was done in a sentence; of many pictures some at equal distances."""
-    learned, measured = some(train, _MOST_PROBED)[0], some(split, _MOST_PROBED)[0]
-    ours, theirs = (vectors_of(subject, part, places, batch) for part in (learned, measured))
+    learned, measured = sample_evenly(train, _MOST_PROBED)[0], sample_evenly(split, _MOST_PROBED)[0]
+    ours, theirs = (layer_vectors(subject, part, places, batch) for part in (learned, measured))
     rows = []
     for place in places:
-        x, z = ours[place.module], theirs[place.module]
-        value = probe_of(x, z, learned, measured, what)
+        x, z = ours[place.module_name], theirs[place.module_name]
+        value = probe_score(x, z, learned, measured, what)
         rows.append({"layer": place.title, "features": x.shape[1], what: value})
     return rows, (
         f" A linear model of each layer's vectors, learned from {len(learned):,} pictures of train and measured on "
@@ -84,30 +87,30 @@ def probes(
     )
 
 
-def vectors_of(subject: Subject, examples: Examples, places: Sequence[Place], batch: int) -> dict[str, Vectors]:
+def layer_vectors(subject: Subject, examples: Examples, places: Sequence[LayerPlace], batch: int) -> dict[str, Vectors]:
     """For each layer, by its module, a row a picture: maps meant over their places."""
-    parts: dict[str, list[Tensor]] = {place.module: [] for place in places}
-    with torch.no_grad(), captured(subject.given.network, list(parts)) as kept:
-        for part in in_order(examples, batch, subject.given.device):
-            subject.given.network(part.pictures)
+    parts: dict[str, list[Tensor]] = {place.module_name: [] for place in places}
+    with torch.no_grad(), capture_outputs(subject.trained.network, list(parts)) as kept:
+        for part in batches_in_order(examples, batch, subject.trained.device):
+            subject.trained.network(part.images)
             for module, found in parts.items():
                 values = kept[module].float()
                 found.append((values.mean((2, 3)) if values.dim() == 4 else values.flatten(1)).cpu())
     return {module: torch.cat(found).numpy() for module, found in parts.items()}
 
 
-def probed(subject: Subject, learned: Examples, measured: Examples) -> str:
+def probe_metric(subject: Subject, learned: Examples, measured: Examples) -> str:
     """What a probe can be measured by on these targets. Raises ConfigError where it cannot."""
-    targets = subject.given.task.targets
+    targets = subject.trained.task.target_kind
     if targets == "numbers":
         return "R2"
     if targets == "label sets":
-        if not _told_apart(some(learned, _MOST_PROBED)[0], some(measured, _MOST_PROBED)[0]).any():
+        if not _told_apart(sample_evenly(learned, _MOST_PROBED)[0], sample_evenly(measured, _MOST_PROBED)[0]).any():
             raise ConfigError("no label is there in some pictures and not in others")
         return "mAP"
     if targets != "labels":
         raise ConfigError("a probe learns labels or numbers of whole pictures")
-    known = set(some(learned, _MOST_PROBED)[0].targets["labels"].tolist())
+    known = set(sample_evenly(learned, _MOST_PROBED)[0].targets["labels"].tolist())
     if len(known) < 2:
         raise ConfigError("a probe needs two classes in train")
     if set(measured.targets["labels"].tolist()) - set(learned.targets["labels"].tolist()):
@@ -121,7 +124,7 @@ def _told_apart(learned: Examples, measured: Examples) -> NDArray[np.bool_]:
     return np.asarray(ours.any(0) & ~ours.all(0) & theirs.any(0) & ~theirs.all(0))
 
 
-def probe_of(learned: Vectors, measured: Vectors, train: Examples, split: Examples, what: str) -> float:
+def probe_score(learned: Vectors, measured: Vectors, train: Examples, split: Examples, what: str) -> float:
     """The probe's number on the split: L2-regularised linear models, over features scaled to deviation 1."""
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.metrics import average_precision_score
@@ -141,9 +144,9 @@ def probe_of(learned: Vectors, measured: Vectors, train: Examples, split: Exampl
     return float(average_precision_score(wanted[:, both], several.decision_function(z).reshape(len(z), -1)))
 
 
-def default(subject: Subject, every: bool) -> list[Place]:
+def default_layers(subject: Subject, every: bool) -> list[LayerPlace]:
     """Every top-level layer with something of its own to say, where they are compared; what the head takes last."""
-    known = [place for place in subject.telling() if place.module.count(".") <= 1]
+    known = [place for place in subject.informative_layers() if place.module_name.count(".") <= 1]
     last = known[-1]
     telling = [
         place for place in known if place.kind in ("conv", "linear", "residual", "parallel", "sequential", "repeat")
@@ -166,7 +169,7 @@ def _spread(vectors: Vectors, kind: Map) -> tuple[NDArray[np.float64], str]:
 
 
 def _plot(subject: Subject, examples: Examples, spread: NDArray[np.float64], title: str) -> Plot:
-    labels, classes = examples.targets.get("labels"), subject.given.facts.classes
+    labels, classes = examples.targets.get("labels"), subject.trained.facts.classes
     if labels is None or len(classes) > _MOST_SERIES:
         return Plot(title, "", "", (Series("pictures", spread[:, 0].tolist(), spread[:, 1].tolist(), "points"),))
     own = labels[: len(spread)].numpy()

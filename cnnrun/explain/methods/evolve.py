@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from cnnrun.data.dataset import Examples
-from cnnrun.explain.aim import other_rule
-from cnnrun.explain.figures.panels import side_by_side
+from cnnrun.explain.aim import no_relu_note
+from cnnrun.explain.figures.panels import titled_grid
 from cnnrun.explain.figures.tiles import mosaic
-from cnnrun.explain.methods.patches import patches, strongest
+from cnnrun.explain.methods.patches import draw_patches, find_strongest_cells
 from cnnrun.explain.subject import Explanation, Subject
 
 
@@ -29,15 +29,17 @@ def evolve(
     told: list[dict[str, Any]] = []
     title = note = ""
     for step, subject in subjects:
-        place = subject.maps(layer)
-        title, note = place.title, other_rule(subject)
-        chosen = subject.channels(place, channels) or list(range(min(most, place.shape[0])))
-        found = patches(subject, place, examples, strongest(subject.given, place, examples, batch, 1), chosen)
+        place = subject.find_map_layer(layer)
+        title, note = place.title, no_relu_note(subject)
+        chosen = subject.check_channels(place, channels) or list(range(min(most, place.shape[0])))
+        found = draw_patches(
+            subject, place, examples, find_strongest_cells(subject.trained, place, examples, batch, 1), chosen
+        )
         firsts = [own[0] for own in found]
-        told += [{"step": step, **patch.told(examples)} for patch in firsts]
+        told += [{"step": step, **patch.to_dict(examples)} for patch in firsts]
         columns.append(
             [
-                (f"step {step}, channel {patch.cell[0]}: {patch.value:.3g}", mosaic([patch.real, patch.made], 2))
+                (f"step {step}, channel {patch.cell[0]}: {patch.value:.3g}", mosaic([patch.image, patch.projection], 2))
                 for patch in firsts
             ]
         )
@@ -46,4 +48,4 @@ def evolve(
         "deconvnet gives back, checkpoint by checkpoint (a column); each scaled by itself, grey is 0." + note
     )
     rows = [list(row) for row in zip(*columns, strict=True)]
-    return Explanation(side_by_side(rows), caption, {"layer": title, "patches": told}, "patches")
+    return Explanation(titled_grid(rows), caption, {"layer": title, "patches": told}, "patches")

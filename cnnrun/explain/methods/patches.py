@@ -10,22 +10,22 @@ import torch
 from torch import Tensor
 
 from cnnrun.data.dataset import Examples
-from cnnrun.data.training_batches import in_order
-from cnnrun.explain.backward_rules import projected
-from cnnrun.explain.figures.panels import picture_of
-from cnnrun.explain.figures.tiles import grown, signal
-from cnnrun.explain.layer_names import Place, features
-from cnnrun.explain.subject import SIDE, Subject
-from cnnrun.model.trained import Trained
+from cnnrun.data.training_batches import batches_in_order
+from cnnrun.explain.backward_rules import project_to_pixels
+from cnnrun.explain.figures.panels import to_pillow
+from cnnrun.explain.figures.tiles import scale_to_side, signed_tile
+from cnnrun.explain.layer_names import LayerPlace, layer_features
+from cnnrun.explain.subject import TILE_SIDE, Subject
+from cnnrun.model.trained_network import TrainedNetwork
 
-BEST = 9  # as in the paper
+PATCHES_PER_CHANNEL = 9  # as in the paper
 
-Box = tuple[int, int, int, int]
+PixelBox = tuple[int, int, int, int]
 Cell = tuple[int, int, int]  # channel, row, column
 
 
 @dataclass(frozen=True)
-class Strongest:
+class StrongestCells:
     """For each channel its strongest cells, of different pictures, best first: [N, C], N at most what was asked."""
 
     values: Tensor
@@ -40,33 +40,35 @@ class Patch:
     cell: Cell
     value: float
     sample: int
-    box: Box
-    real: Any
-    made: Any
+    box: PixelBox
+    image: Any
+    projection: Any
 
-    def told(self, examples: Examples) -> dict[str, Any]:
+    def to_dict(self, examples: Examples) -> dict[str, Any]:
         """As plain data."""
-        name, where = examples.name(self.sample), {"cell": list(self.cell[1:]), "box": list(self.box)}
+        name, where = examples.sample_name(self.sample), {"cell": list(self.cell[1:]), "box": list(self.box)}
         return {"channel": self.cell[0], "picture": name, "sample": self.sample, "value": self.value, **where}
 
 
-def strongest(given: Trained, place: Place, examples: Examples, batch: int, best: int = BEST) -> Strongest:
+def find_strongest_cells(
+    given: TrainedNetwork, place: LayerPlace, examples: Examples, batch: int, best: int = PATCHES_PER_CHANNEL
+) -> StrongestCells:
     """One pass over a split: of each picture each channel's strongest cell, of these the best.
 
     Of equally strong ones the first comes first, whatever the batch.
     """
     kept: list[Tensor] = []
-    for part in in_order(examples, batch, given.device):
-        values, cells = features(given.network, place, part.pictures).flatten(2).max(2)
+    for part in batches_in_order(examples, batch, given.device):
+        values, cells = layer_features(given.network, place, part.images).flatten(2).max(2)
         new = [values, part.index_B.to(values.device)[:, None].expand_as(values), cells]
         joined = [torch.cat(pair) for pair in zip(kept, new, strict=True)] if kept else new
         order = joined[0].sort(dim=0, descending=True, stable=True).indices[:best]
         kept = [each.gather(0, order) for each in joined]
-    return Strongest(*(each.cpu() for each in kept))
+    return StrongestCells(*(each.cpu() for each in kept))
 
 
-def patches(
-    subject: Subject, place: Place, examples: Examples, found: Strongest, channels: Sequence[int]
+def draw_patches(
+    subject: Subject, place: LayerPlace, examples: Examples, found: StrongestCells, channels: Sequence[int]
 ) -> list[list[Patch]]:
     """What was found for those channels, drawn."""
     cells, samples, values = [], [], []
@@ -86,28 +88,28 @@ def patches(
 
 
 def _drawn(
-    subject: Subject, place: Place, examples: Examples, cells: list[Cell], samples: list[int]
-) -> Iterator[tuple[Box, Any, Any]]:
+    subject: Subject, place: LayerPlace, examples: Examples, cells: list[Cell], samples: list[int]
+) -> Iterator[tuple[PixelBox, Any, Any]]:
     """For each cell its box, the part of the sample's picture in it, and of the projection; some at a time."""
-    for start in range(0, len(cells), subject.at_once):
-        own = cells[start : start + subject.at_once]
-        pictures = examples.take(torch.tensor(samples[start : start + subject.at_once])).float()
+    for start in range(0, len(cells), subject.batch_size):
+        own = cells[start : start + subject.batch_size]
+        pictures = examples.load_images(torch.tensor(samples[start : start + subject.batch_size])).float()
         for cell, picture, back in zip(own, pictures, projections(subject, place, pictures, own), strict=True):
-            x1, y1, x2, y2 = box = box_of(place, cell[1], cell[2], subject.given.facts.image)
-            part = picture_of(picture[:, y1:y2, x1:x2]).convert("RGB")
-            yield box, grown(part, SIDE), signal(back[:, y1:y2, x1:x2], SIDE)
+            x1, y1, x2, y2 = box = receptive_field_box(place, cell[1], cell[2], subject.trained.facts.image)
+            part = to_pillow(picture[:, y1:y2, x1:x2]).convert("RGB")
+            yield box, scale_to_side(part, TILE_SIDE), signed_tile(back[:, y1:y2, x1:x2], TILE_SIDE)
 
 
-def projections(subject: Subject, place: Place, pictures_BCHW: Tensor, cells: Sequence[Cell]) -> Tensor:
+def projections(subject: Subject, place: LayerPlace, pictures_BCHW: Tensor, cells: Sequence[Cell]) -> Tensor:
     """`layer_names.projected`, on the host."""
-    given = subject.given
+    given = subject.trained
     at = torch.tensor(cells, dtype=torch.int64).view(-1, 3)
-    return projected(given.network, place, pictures_BCHW.to(given.device), at).cpu()
+    return project_to_pixels(given.network, place, pictures_BCHW.to(given.device), at).cpu()
 
 
-def box_of(place: Place, row: int, column: int, image: tuple[int, ...]) -> Box:
+def receptive_field_box(place: LayerPlace, row: int, column: int, image: tuple[int, ...]) -> PixelBox:
     """The box (x1, y1, x2, y2) that a cell sees, moved inside the picture where it fits and else cut to it."""
-    x1, y1, x2, y2 = place.out.seen(row, column, image)
+    x1, y1, x2, y2 = place.output.receptive_box(row, column, image)
     left, right = _inside(x1, x2, image[2])
     top, bottom = _inside(y1, y2, image[1])
     return left, top, right, bottom

@@ -1,8 +1,8 @@
 """The layers. This union is the registry: a new leaf is one file beside this one, and its line here."""
 
-from cnnrun.model.layers.across_channels import LocalResponseNorm, Softmax
 from cnnrun.model.layers.activation import Activation
 from cnnrun.model.layers.channel_gates import LayerScale, SqueezeExcite
+from cnnrun.model.layers.channel_normalization import LocalResponseNorm, Softmax
 from cnnrun.model.layers.conv import Conv, ConvTranspose
 from cnnrun.model.layers.dropout import Dropout, Dropout2d, DropPath
 from cnnrun.model.layers.linear import Linear

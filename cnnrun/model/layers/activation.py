@@ -180,7 +180,7 @@ Activation = (
 )
 
 
-def in_place(module: nn.Module) -> nn.Module:
+def make_in_place(module: nn.Module) -> nn.Module:
     """The same activation writing over its input, where PyTorch can: for inputs that nothing else reads."""
     if isinstance(module, nn.ReLU | nn.ReLU6 | nn.LeakyReLU | nn.Hardswish | nn.SiLU):
         module.inplace = True

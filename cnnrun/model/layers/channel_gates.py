@@ -9,11 +9,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cnnrun.config.spec import Kinds
-from cnnrun.contracts.layer import LayerSpec, Shape, Window, need_picture
+from cnnrun.contracts.layer import LayerSpec, Shape, Window, require_maps
 from cnnrun.model.layers.activation import Activation, Relu, Sigmoid
 
 
-class SqueezeAndExcite(nn.Module):
+class SqueezeExcitation(nn.Module):
     """x times a gate in (0, 1) a channel, made from the channels' means (Hu et al. 2018, eq. 2-4)."""
 
     def __init__(self, channels: int, squeezed: int, activation: nn.Module, gate: nn.Module) -> None:
@@ -41,16 +41,16 @@ class SqueezeExcite(LayerSpec):
     gate: Annotated[Activation, Kinds()] = Sigmoid()
 
     def build(self, in_shape: Shape) -> nn.Module:
-        channels, _, _ = need_picture(self.kind, in_shape)
+        channels, _, _ = require_maps(self.kind, in_shape)
         squeezed = self.channels or max(1, channels // 4)
         inner = (squeezed, 1, 1)
-        return SqueezeAndExcite(channels, squeezed, self.activation.build(inner), self.gate.build(in_shape))
+        return SqueezeExcitation(channels, squeezed, self.activation.build(inner), self.gate.build(in_shape))
 
     def window(self, in_shape: Shape) -> Window:
         return Window()  # the gate sees the whole picture, the values that it weighs do not
 
 
-class ScaleChannels(nn.Module):
+class ChannelScale(nn.Module):
     """x times a learnt factor a channel."""
 
     def __init__(self, shape: Shape, initial: float) -> None:
@@ -74,4 +74,4 @@ class LayerScale(LayerSpec):
     initial: float = 1e-6
 
     def build(self, in_shape: Shape) -> nn.Module:
-        return ScaleChannels(in_shape, self.initial)
+        return ChannelScale(in_shape, self.initial)

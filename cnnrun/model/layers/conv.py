@@ -8,10 +8,10 @@ from pydantic import Field
 from torch import nn
 
 from cnnrun.config.spec import Kinds, PaddingPair, SizePair
-from cnnrun.contracts.layer import CannotPass, LayerSpec, Pair, Shape, Window, need_picture
+from cnnrun.contracts.layer import HeightWidth, LayerSpec, Shape, ShapeError, Window, require_maps
 from cnnrun.model.layers.activation import Activation
 from cnnrun.model.layers.norm import Norm
-from cnnrun.model.layers.norm_and_activation import followed
+from cnnrun.model.layers.norm_and_activation import add_norm_and_activation
 
 
 class Conv(LayerSpec):
@@ -36,34 +36,34 @@ class Conv(LayerSpec):
     activation: Annotated[Activation, Kinds()] | None = None
 
     def build(self, in_shape: Shape) -> nn.Module:
-        channels, _, _ = need_picture(self.kind, in_shape)
+        channels, _, _ = require_maps(self.kind, in_shape)
         out = self.out_channels or channels
         groups = channels if self.groups == "depthwise" else self.groups
         for count, what in ((channels, "arriving"), (out, "outgoing")):
             if count % groups:
-                raise CannotPass(f"{count} {what} channels do not divide into {groups} groups", "change groups")
+                raise ShapeError(f"{count} {what} channels do not divide into {groups} groups", "change groups")
         conv = nn.Conv2d(
             channels,
             out,
             self.kernel_size,
             self.stride,
-            self.size_keeping_padding() if self.padding is None else self.padding,
+            self.same_padding() if self.padding is None else self.padding,
             self.dilation,
             groups,
             bias=self.norm is None if self.bias is None else self.bias,
         )
-        return followed("conv", conv, (out, *in_shape[1:]), self.norm, self.activation)
+        return add_norm_and_activation("conv", conv, (out, *in_shape[1:]), self.norm, self.activation)
 
-    def size_keeping_padding(self) -> Pair:
+    def same_padding(self) -> HeightWidth:
         """The padding that keeps the size at stride 1. Raises CannotPass for an even kernel, which has none."""
         reach = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
         if any(r % 2 for r in reach):
-            raise CannotPass("no padding keeps the size under an even kernel", "give padding, or an odd kernel_size")
+            raise ShapeError("no padding keeps the size under an even kernel", "give padding, or an odd kernel_size")
         return reach[0] // 2, reach[1] // 2
 
     def window(self, in_shape: Shape) -> Window:
         kernel = tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True))
-        padding = self.size_keeping_padding() if self.padding is None else self.padding
+        padding = self.same_padding() if self.padding is None else self.padding
         return Window(kernel=(kernel[0], kernel[1]), stride=self.stride, start=(-padding[0], -padding[1]))
 
 
@@ -86,13 +86,13 @@ class ConvTranspose(LayerSpec):
     activation: Annotated[Activation, Kinds()] | None = None
 
     def build(self, in_shape: Shape) -> nn.Module:
-        channels, _, _ = need_picture(self.kind, in_shape)
+        channels, _, _ = require_maps(self.kind, in_shape)
         if channels % self.groups or self.out_channels % self.groups:
-            raise CannotPass(
+            raise ShapeError(
                 f"{channels} -> {self.out_channels} channels do not divide into {self.groups} groups", "change groups"
             )
         if any(more >= step for more, step in zip(self.output_padding, self.stride, strict=True)):
-            raise CannotPass(f"output_padding {self.output_padding} is not less than stride {self.stride}", "use less")
+            raise ShapeError(f"output_padding {self.output_padding} is not less than stride {self.stride}", "use less")
         conv = nn.ConvTranspose2d(
             channels,
             self.out_channels,
@@ -103,7 +103,7 @@ class ConvTranspose(LayerSpec):
             self.groups,
             bias=self.norm is None if self.bias is None else self.bias,
         )
-        return followed("conv", conv, (self.out_channels, *in_shape[1:]), self.norm, self.activation)
+        return add_norm_and_activation("conv", conv, (self.out_channels, *in_shape[1:]), self.norm, self.activation)
 
     def window(self, in_shape: Shape) -> Window:
         # An output cell is written by ceil(kernel / stride) input cells in each direction.

@@ -9,13 +9,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cnnrun.config.spec import Kinds
-from cnnrun.contracts.layer import LayerSpec, Shape, need_picture, need_vector
-from cnnrun.model.layers.activation import Activation, in_place
+from cnnrun.contracts.layer import LayerSpec, Shape, require_maps, require_vector
+from cnnrun.model.layers.activation import Activation, make_in_place
 from cnnrun.model.layers.norm import Norm
-from cnnrun.model.layers.norm_and_activation import followed
+from cnnrun.model.layers.norm_and_activation import add_norm_and_activation
 
 
-class EachPosition(nn.Sequential):
+class PositionwiseLayers(nn.Sequential):
     """Layers for vectors, over the channels of each position of [B, C, H, W] (as in ConvNeXt, Liu et al. 2022)."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -42,13 +42,15 @@ class Linear(LayerSpec):
     def build(self, in_shape: Shape) -> nn.Module:
         bias = self.norm is None if self.bias is None else self.bias
         if not self.each_position:
-            linear = nn.Linear(need_vector("linear", in_shape), self.out_features, bias=bias)
-            return followed("linear", linear, (self.out_features,), self.norm, self.activation)
-        channels, height, width = need_picture("linear with each_position", in_shape)
-        chain = EachPosition(OrderedDict(linear=nn.Linear(channels, self.out_features, bias=bias)))
-        activation = in_place(self.activation.build((self.out_features,))) if self.activation else None
+            linear = nn.Linear(require_vector("linear", in_shape), self.out_features, bias=bias)
+            return add_norm_and_activation("linear", linear, (self.out_features,), self.norm, self.activation)
+        channels, height, width = require_maps("linear with each_position", in_shape)
+        chain = PositionwiseLayers(OrderedDict(linear=nn.Linear(channels, self.out_features, bias=bias)))
+        activation = make_in_place(self.activation.build((self.out_features,))) if self.activation else None
         if self.norm or activation is None or list(activation.parameters()):  # with weights a channel, which come first
-            return followed("linear", chain, (self.out_features, height, width), self.norm, self.activation)
+            return add_norm_and_activation(
+                "linear", chain, (self.out_features, height, width), self.norm, self.activation
+            )
         # While the channels lie last in memory, as in the networks that were trained so: same bits, less copying.
         chain.add_module("activation", activation)
         return chain

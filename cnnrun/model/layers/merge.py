@@ -11,10 +11,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from cnnrun.contracts.layer import CannotPass, LayerSpec, Shape
+from cnnrun.contracts.layer import LayerSpec, Shape, ShapeError
 
 
-class Concatenate(nn.Module):
+class Concatenation(nn.Module):
     """Tensors [B, C1, ...], [B, C2, ...] -> [B, C1 + C2, ...]."""
 
     def forward(self, *inputs: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ class Product(nn.Module):
 
 
 class _Merge(LayerSpec):
-    takes_several = True
+    has_several_inputs = True
     main = "from"
     from_: str | Annotated[list[str], Field(min_length=1)] = Field(alias="from")
     """The names of the outputs to join."""
@@ -49,11 +49,13 @@ class Concat(_Merge):
     example = {"from": ["a", "b"]}
 
     def build(self, in_shape: Shape) -> nn.Module:
-        return Concatenate()
+        return Concatenation()
 
-    def check(self, in_shapes: Sequence[Shape]) -> None:
+    def check_inputs(self, in_shapes: Sequence[Shape]) -> None:
         if len({shape[1:] for shape in in_shapes}) > 1:
-            raise CannotPass(f"{listed(in_shapes)} differ beyond the channels", "bring them to one height and width")
+            raise ShapeError(
+                f"{join_shapes(in_shapes)} differ beyond the channels", "bring them to one height and width"
+            )
 
 
 class Add(_Merge):
@@ -65,9 +67,11 @@ class Add(_Merge):
     def build(self, in_shape: Shape) -> nn.Module:
         return Sum()
 
-    def check(self, in_shapes: Sequence[Shape]) -> None:
+    def check_inputs(self, in_shapes: Sequence[Shape]) -> None:
         if len(set(in_shapes)) > 1:
-            raise CannotPass(f"{listed(in_shapes)} are not one shape", "bring them to one, with a 1x1 conv or a stride")
+            raise ShapeError(
+                f"{join_shapes(in_shapes)} are not one shape", "bring them to one, with a 1x1 conv or a stride"
+            )
 
 
 class Multiply(_Merge):
@@ -79,12 +83,12 @@ class Multiply(_Merge):
     def build(self, in_shape: Shape) -> nn.Module:
         return Product()
 
-    def check(self, in_shapes: Sequence[Shape]) -> None:
+    def check_inputs(self, in_shapes: Sequence[Shape]) -> None:
         whole = {shape for shape in in_shapes if shape[1:] != (1, 1)}
         if len(whole) > 1 or len({shape[0] for shape in in_shapes}) > 1:
-            raise CannotPass(f"{listed(in_shapes)} do not multiply", "use one shape, or (C, H, W) and (C, 1, 1)")
+            raise ShapeError(f"{join_shapes(in_shapes)} do not multiply", "use one shape, or (C, H, W) and (C, 1, 1)")
 
 
-def listed(shapes: Sequence[Shape]) -> str:
+def join_shapes(shapes: Sequence[Shape]) -> str:
     """Shapes in a message."""
     return " and ".join(str(shape) for shape in shapes)

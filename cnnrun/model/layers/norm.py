@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor, nn
 
-from cnnrun.contracts.layer import CannotPass, LayerSpec, Shape, need_picture
+from cnnrun.contracts.layer import LayerSpec, Shape, ShapeError, require_maps
 
 
 class BatchNorm(LayerSpec):
@@ -32,7 +32,7 @@ class GroupNorm(LayerSpec):
 
     def build(self, in_shape: Shape) -> nn.Module:
         if in_shape[0] % self.num_groups:
-            raise CannotPass(
+            raise ShapeError(
                 f"{in_shape[0]} channels do not divide into {self.num_groups} groups", "change num_groups or channels"
             )
         return nn.GroupNorm(self.num_groups, in_shape[0], eps=self.eps, affine=self.affine)
@@ -64,9 +64,9 @@ class InstanceNorm(LayerSpec):
     affine: bool = False
 
     def build(self, in_shape: Shape) -> nn.Module:
-        channels, height, width = need_picture(self.kind, in_shape)
+        channels, height, width = require_maps(self.kind, in_shape)
         if height * width < 2:
-            raise CannotPass("one value a channel has no variance", "use another norm, or put it before the pooling")
+            raise ShapeError("one value a channel has no variance", "use another norm, or put it before the pooling")
         return nn.InstanceNorm2d(channels, eps=self.eps, affine=self.affine)
 
 

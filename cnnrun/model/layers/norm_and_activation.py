@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import nn
 
 from cnnrun.contracts.layer import Shape
-from cnnrun.model.layers.activation import Activation, in_place
+from cnnrun.model.layers.activation import Activation, make_in_place
 from cnnrun.model.layers.norm import Norm
 
 
-def followed(
+def add_norm_and_activation(
     name: str, module: nn.Module, out_shape: Shape, norm: Norm | None, activation: Activation | None
 ) -> nn.Module:
     """`module`, then norm, then activation; alone when it carries neither. Of `out_shape` the channels matter."""
@@ -20,5 +20,5 @@ def followed(
     if norm is not None:
         chain.add_module("norm", norm.build(out_shape))
     if activation is not None:
-        chain.add_module("activation", in_place(activation.build(out_shape)))
+        chain.add_module("activation", make_in_place(activation.build(out_shape)))
     return chain

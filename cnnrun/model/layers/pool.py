@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from cnnrun.config.spec import PaddingPair, SizePair
-from cnnrun.contracts.layer import CannotPass, LayerSpec, Shape, Window, need_picture
+from cnnrun.contracts.layer import LayerSpec, Shape, ShapeError, Window, require_maps
 
 
 class MaxPool(LayerSpec):
@@ -23,10 +23,10 @@ class MaxPool(LayerSpec):
     """Keep the incomplete window at the edge."""
 
     def build(self, in_shape: Shape) -> nn.Module:
-        _, height, width = need_picture(self.kind, in_shape)
-        half_at_most(self.padding, self.kernel_size)
+        _, height, width = require_maps(self.kind, in_shape)
+        check_pool_padding(self.padding, self.kernel_size)
         if any(self._beside(direction, size) for direction, size in enumerate((height, width))):
-            raise CannotPass("a dilated window that lies in the padding alone has no maximum", "use less padding")
+            raise ShapeError("a dilated window that lies in the padding alone has no maximum", "use less padding")
         return nn.MaxPool2d(self.kernel_size, self.stride, self.padding, self.dilation, ceil_mode=self.ceil_mode)
 
     def window(self, in_shape: Shape) -> Window:
@@ -59,8 +59,8 @@ class AvgPool(LayerSpec):
     count_include_pad: bool = True
 
     def build(self, in_shape: Shape) -> nn.Module:
-        need_picture(self.kind, in_shape)
-        half_at_most(self.padding, self.kernel_size)
+        require_maps(self.kind, in_shape)
+        check_pool_padding(self.padding, self.kernel_size)
         return nn.AvgPool2d(self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad)
 
     def window(self, in_shape: Shape) -> Window:
@@ -68,10 +68,10 @@ class AvgPool(LayerSpec):
         return Window(kernel=self.kernel_size, stride=self.stride or self.kernel_size, start=start)
 
 
-def half_at_most(padding: tuple[int, int], kernel: tuple[int, int]) -> None:
+def check_pool_padding(padding: tuple[int, int], kernel: tuple[int, int]) -> None:
     """Raises CannotPass where a pooling window could lie in the padding alone."""
     if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
-        raise CannotPass(f"padding {padding} is more than half of kernel {kernel}", "use less padding")
+        raise ShapeError(f"padding {padding} is more than half of kernel {kernel}", "use less padding")
 
 
 class _AdaptivePool(LayerSpec):
@@ -90,7 +90,7 @@ class AdaptiveAvgPool(_AdaptivePool):
     example = {"output_size": 3}
 
     def build(self, in_shape: Shape) -> nn.Module:
-        need_picture(self.kind, in_shape)
+        require_maps(self.kind, in_shape)
         return nn.AdaptiveAvgPool2d(self.output_size)
 
 
@@ -101,18 +101,18 @@ class AdaptiveMaxPool(_AdaptivePool):
     example = {"output_size": 3}
 
     def build(self, in_shape: Shape) -> nn.Module:
-        need_picture(self.kind, in_shape)
+        require_maps(self.kind, in_shape)
         return nn.AdaptiveMaxPool2d(self.output_size)
 
 
-class MeanOverPicture(nn.Module):
+class SpatialMean(nn.Module):
     """[B, C, H, W] -> [B, C]. A plain mean: unlike adaptive pooling, its CUDA gradient is deterministic."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean((2, 3))
 
 
-class MaxOverPicture(nn.Module):
+class SpatialMax(nn.Module):
     """[B, C, H, W] -> [B, C]."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -125,11 +125,11 @@ class GlobalAvgPool(LayerSpec):
     kind = "global_avg_pool"
 
     def build(self, in_shape: Shape) -> nn.Module:
-        need_picture(self.kind, in_shape)
-        return MeanOverPicture()
+        require_maps(self.kind, in_shape)
+        return SpatialMean()
 
     def window(self, in_shape: Shape) -> Window:
-        return Window(whole=True)
+        return Window(is_global=True)
 
 
 class GlobalMaxPool(LayerSpec):
@@ -138,8 +138,8 @@ class GlobalMaxPool(LayerSpec):
     kind = "global_max_pool"
 
     def build(self, in_shape: Shape) -> nn.Module:
-        need_picture(self.kind, in_shape)
-        return MaxOverPicture()
+        require_maps(self.kind, in_shape)
+        return SpatialMax()
 
     def window(self, in_shape: Shape) -> Window:
-        return Window(whole=True)
+        return Window(is_global=True)

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor, nn
 
 from cnnrun.config.spec import SizePair
-from cnnrun.contracts.layer import CannotPass, LayerSpec, Shape, Window, need_picture
+from cnnrun.contracts.layer import LayerSpec, Shape, ShapeError, Window, require_maps
 
 
 class Flatten(LayerSpec):
@@ -22,7 +22,7 @@ class Flatten(LayerSpec):
         return nn.Flatten()
 
     def window(self, in_shape: Shape) -> Window:
-        return Window(whole=True)
+        return Window(is_global=True)
 
 
 class Identity(LayerSpec):
@@ -43,7 +43,7 @@ class Upsample(LayerSpec):
     mode: Literal["nearest", "bilinear"] = "nearest"
 
     def build(self, in_shape: Shape) -> nn.Module:
-        need_picture(self.kind, in_shape)
+        require_maps(self.kind, in_shape)
         factors = (float(self.scale_factor[0]), float(self.scale_factor[1]))
         return nn.Upsample(scale_factor=factors, mode=self.mode)
 
@@ -62,17 +62,17 @@ class PixelShuffle(LayerSpec):
     upscale_factor: int = Field(2, ge=1, le=64)
 
     def build(self, in_shape: Shape) -> nn.Module:
-        channels, _, _ = need_picture(self.kind, in_shape)
+        channels, _, _ = require_maps(self.kind, in_shape)
         square = self.upscale_factor**2
         if channels % square:
-            raise CannotPass(f"{channels} channels do not divide by {square}", "change upscale_factor or channels")
+            raise ShapeError(f"{channels} channels do not divide by {square}", "change upscale_factor or channels")
         return nn.PixelShuffle(self.upscale_factor)
 
     def window(self, in_shape: Shape) -> Window:
         return Window(scale=(self.upscale_factor, self.upscale_factor))
 
 
-class PartOfChannels(nn.Module):
+class ChannelChunk(nn.Module):
     """Part `index` of the channels of [B, C, ...], cut into `chunks` equal parts."""
 
     def __init__(self, chunks: int, index: int) -> None:
@@ -94,8 +94,8 @@ class Chunk(LayerSpec):
 
     def build(self, in_shape: Shape) -> nn.Module:
         if in_shape[0] % self.chunks:
-            raise CannotPass(f"{in_shape[0]} channels do not divide into {self.chunks} parts", "change chunks")
-        return PartOfChannels(self.chunks, self.index)
+            raise ShapeError(f"{in_shape[0]} channels do not divide into {self.chunks} parts", "change chunks")
+        return ChannelChunk(self.chunks, self.index)
 
     @model_validator(mode="after")
     def _index_is_a_part(self) -> Self:
@@ -104,7 +104,7 @@ class Chunk(LayerSpec):
         return self
 
 
-class InterleaveChannels(nn.Module):
+class ChannelInterleaving(nn.Module):
     """Channel g * n + i of [B, C, H, W] moves to i * groups + g, so that groups see each other (ShuffleNet)."""
 
     def __init__(self, groups: int) -> None:
@@ -124,13 +124,13 @@ class ChannelShuffle(LayerSpec):
     groups: int = Field(2, ge=1)
 
     def build(self, in_shape: Shape) -> nn.Module:
-        channels, _, _ = need_picture(self.kind, in_shape)
+        channels, _, _ = require_maps(self.kind, in_shape)
         if channels % self.groups:
-            raise CannotPass(f"{channels} channels do not divide into {self.groups} groups", "change groups")
-        return InterleaveChannels(self.groups)
+            raise ShapeError(f"{channels} channels do not divide into {self.groups} groups", "change groups")
+        return ChannelInterleaving(self.groups)
 
 
-class PadEdges(nn.Module):
+class EdgePadding(nn.Module):
     """Padding of [B, C, H, W] by (front, back) channels and (top, bottom, left, right) pixels."""
 
     def __init__(self, channels: tuple[int, int], sides: tuple[int, int, int, int], mode: str, value: float) -> None:
@@ -163,11 +163,11 @@ class Pad(LayerSpec):
     value: float = 0.0
 
     def build(self, in_shape: Shape) -> nn.Module:
-        _, height, width = need_picture(self.kind, in_shape)
+        _, height, width = require_maps(self.kind, in_shape)
         sides: Any = self._all_sides()
         if self.mode == "reflect" and (max(sides[:2]) >= height or max(sides[2:]) >= width):
-            raise CannotPass("reflected padding must be smaller than the picture", "use less, or another mode")
-        return PadEdges((self.channels[0], self.channels[1]), sides, self.mode, self.value)
+            raise ShapeError("reflected padding must be smaller than the picture", "use less, or another mode")
+        return EdgePadding((self.channels[0], self.channels[1]), sides, self.mode, self.value)
 
     def window(self, in_shape: Shape) -> Window:
         top, _, left, _ = self._all_sides()

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from cnnrun.contracts.figure import MOST_POINTS, Plot, Series
+from cnnrun.contracts.figure import MAX_POINTS, Plot, Series
 
-Spec = dict[str, Any]
+VegaSpec = dict[str, Any]
 _WIDTH, _HEIGHT, _CELL = 250, 200, 22  # pixels
-MOST_CLASSES, _MOST_NUMBERED = 30, 20  # of a matrix: those drawn, those with their counts written in
+MAX_MATRIX_CLASSES, _MOST_NUMBERED = 30, 20  # of a matrix: those drawn, those with their counts written in
 _LEGEND = {"orient": "bottom", "columns": 2, "labelLimit": 300}
 
 
-def vega(plot: Plot) -> Spec:
+def vega_spec(plot: Plot) -> VegaSpec:
     """A figure; its series are told apart by colour and, for lines, by their points' tooltips."""
     layers = [_layer(plot, series) for series in plot.series]
     if plot.diagonal:
@@ -37,8 +37,8 @@ def vega(plot: Plot) -> Spec:
     }
 
 
-def _layer(plot: Plot, series: Series) -> Spec:
-    step = max(1, len(series.x) // MOST_POINTS)
+def _layer(plot: Plot, series: Series) -> VegaSpec:
+    step = max(1, len(series.x) // MAX_POINTS)
     values: list[dict[str, Any]] = [
         {"x": float(x), "y": float(y), "series": series.name}
         for x, y in zip(series.x[::step], series.y[::step], strict=True)
@@ -46,7 +46,7 @@ def _layer(plot: Plot, series: Series) -> Spec:
     ]
     if series.style == "spans":
         return _spans(plot, series, values)
-    marks: dict[str, Spec] = {
+    marks: dict[str, VegaSpec] = {
         "points": {"type": "point", "filled": True, "size": 14, "opacity": 0.5},
         "line": {"type": "line", "point": len(values) <= 60},
         "bars": {"type": "bar", "opacity": 0.35, "width": _bar_width(series)},
@@ -66,7 +66,7 @@ def _layer(plot: Plot, series: Series) -> Spec:
     return {"data": {"values": values}, "mark": marks[series.style], "encoding": encoding}
 
 
-def _scale(plot: Plot) -> Spec:
+def _scale(plot: Plot) -> VegaSpec:
     """The same along both axes where the diagonal means something."""
     return {"zero": False} | ({"domain": _ends(plot), "nice": False} if plot.diagonal else {})
 
@@ -89,7 +89,7 @@ def _bar_width(series: Series) -> float:
     return max(2.0, 0.8 * _WIDTH * apart / (places[-1] - places[0] + apart))
 
 
-def _spans(plot: Plot, series: Series, values: list[dict[str, Any]]) -> Spec:
+def _spans(plot: Plot, series: Series, values: list[dict[str, Any]]) -> VegaSpec:
     """Points with spans around x, a row of the figure each, under the names of `ticks`."""
     rows = [
         value | {"low": low, "high": high, "name": plot.ticks[round(value["y"])] if plot.ticks else str(value["y"])}
@@ -109,9 +109,9 @@ def _spans(plot: Plot, series: Series, values: list[dict[str, Any]]) -> Spec:
     }
 
 
-def matrix(title: str, counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Spec | None:
+def matrix_spec(title: str, counts: Sequence[Sequence[int]], classes: Sequence[str]) -> VegaSpec | None:
     """A confusion matrix: rows are true classes, shade is the part of the row; None for too many classes to draw."""
-    if len(classes) > MOST_CLASSES:
+    if len(classes) > MAX_MATRIX_CLASSES:
         return None
     values = [
         {"row": row, "column": column, "count": count, "part": count / max(1, sum(of_row))}
@@ -147,7 +147,7 @@ def matrix(title: str, counts: Sequence[Sequence[int]], classes: Sequence[str]) 
     }
 
 
-def _written(x: Spec, y: Spec) -> Spec:
+def _written(x: VegaSpec, y: VegaSpec) -> VegaSpec:
     """The counts that are not 0, in the cells of a matrix."""
     dark = {"condition": {"test": "datum.part > 0.5", "value": "white"}, "value": "#1b2733"}
     return {

@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 from cnnrun import __version__
 from cnnrun.base.atomic_files import write_file
 from cnnrun.base.errors import StorageError
-from cnnrun.base.ownership import foreign
+from cnnrun.base.ownership import ownership_problem
 from cnnrun.base.progress import say
-from cnnrun.data.cache import home
+from cnnrun.data.cache import user_cache_folder
 
-BY = "cnnrun report"  # what pages say of themselves
+GENERATOR = "cnnrun report"  # what pages say of themselves
 _LARGE = 60_000  # letters of a picture
 _WIDEST = 1800  # pixels
 
 
-def rendered(page: Mapping[str, Any], specs: Mapping[str, Any]) -> bytes:
+def render_page(page: Mapping[str, Any], specs: Mapping[str, Any]) -> bytes:
     """The page as HTML; `specs` are Vega-Lite's, by the id of the element that they are drawn into."""
     from jinja2 import DictLoader, Environment, StrictUndefined
 
@@ -38,11 +38,11 @@ def rendered(page: Mapping[str, Any], specs: Mapping[str, Any]) -> bytes:
     # Neither may hold what ends a script: in JSON `<` is written by its number.
     inside = json.dumps(specs, allow_nan=False).replace("<", "\\u003c")
     vega = _vega().replace("</script", "<\\/script")
-    text = made.get_template("report.html").render(**page, specs=inside, vega=vega, by=BY, version=__version__)
+    text = made.get_template("report.html").render(**page, specs=inside, vega=vega, by=GENERATOR, version=__version__)
     return text.encode(errors="backslashreplace")  # names of files that are no text
 
 
-def as_image(pixels: NDArray[np.uint8], widest: int = _WIDEST) -> str:
+def image_data_url(pixels: NDArray[np.uint8], widest: int = _WIDEST) -> str:
     """A picture [H, W, 3] as the address of an <img>: PNG, or where that is large and JPEG smaller, JPEG.
 
     One that is wider than that is made smaller.
@@ -65,9 +65,9 @@ def _vega() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script. It takes a second to put together and is kept beside the cache."""
     import vl_convert
 
-    folder = home()
+    folder = user_cache_folder()
     path = folder / f"vega-{version('vl-convert-python')}.js" if folder else None
-    why = foreign(path) if path else None
+    why = ownership_problem(path) if path else None
     if why:
         say(f"{why}: the charts' script is not read from there but put together anew")
     elif path and (kept := _kept(path)):

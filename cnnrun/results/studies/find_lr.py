@@ -11,15 +11,15 @@ from typing import Any
 import torch
 
 from cnnrun.base.errors import ConfigError
-from cnnrun.base.progress import bar
+from cnnrun.base.progress import progress_bar
 from cnnrun.contracts.figure import Plot, Series
-from cnnrun.experiment.assemble import job
-from cnnrun.experiment.learnable import ready_to_train
+from cnnrun.experiment.assemble import assemble_job
 from cnnrun.experiment.schema import Experiment
-from cnnrun.explain.figures.png import written
+from cnnrun.experiment.training_checks import prepare_training
+from cnnrun.explain.figures.png import write_plots
 from cnnrun.training.determinism import deterministic_kernels
 from cnnrun.training.learner import Job, Learner
-from cnnrun.training.step import backward, update
+from cnnrun.training.step import backward, update_weights
 
 _SMOOTH = 0.9  # of the moving mean of the losses
 _WORSE = 4.0  # times the lowest loss: it diverges, and the range ends
@@ -27,19 +27,24 @@ _UNSETTLED = 10  # a tenth of the range is not looked at
 _BELOW = 10.0  # what is usual: a tenth of the rate with the lowest loss
 
 
-def find(
+def find_learning_rate(
     experiment: Experiment, device: torch.device, low: float, high: float, steps: int, plots: Path | None
 ) -> dict[str, Any]:
     """The smoothed loss at rates from `low` to `high`, and two rates that are usual to take from it."""
     if not 0 < low < high < math.inf:
         raise ConfigError("--low and --high: give a range of rates above 0, the lower one first")
-    experiment, given, data = ready_to_train(experiment)
+    experiment, given, data = prepare_training(experiment)
     with deterministic_kernels(device, experiment.train.deterministic):
-        rows = _range(job(experiment, data, given, None, device), low, high, steps)
+        rows = _range(assemble_job(experiment, data, given, None, device), low, high, steps)
     if len(rows) < 3:
         raise ConfigError(f"the loss is not finite from a rate of {low:g} on; give a lower --low")
-    made = {"name": experiment.name, "now": experiment.train.optimizer.lr, "rates": rows, **suggested(rows)}
-    return {**made, **({"plots": written([_figure(rows)], plots)} if plots else {})}
+    made = {
+        "name": experiment.name,
+        "now": experiment.train.optimizer.lr,
+        "rates": rows,
+        **suggest_learning_rates(rows),
+    }
+    return {**made, **({"plots": write_plots([_figure(rows)], plots)} if plots else {})}
 
 
 def _range(made: Job, low: float, high: float, steps: int) -> list[dict[str, float]]:
@@ -48,7 +53,7 @@ def _range(made: Job, low: float, high: float, steps: int) -> list[dict[str, flo
     batches = made.batches(made.dataset.splits["train"], made.spec.accumulate)
     base, mean, lowest, rows = made.spec.optimizer.lr, 0.0, math.inf, list[dict[str, float]]()
     try:
-        with bar("rates", steps) as advance:
+        with progress_bar("rates", steps) as advance:
             for step in range(steps):
                 rate = low * (high / low) ** (step / (steps - 1))
                 value = float(backward(learner, made, batches.at(step), step))
@@ -58,14 +63,14 @@ def _range(made: Job, low: float, high: float, steps: int) -> list[dict[str, flo
                 if not math.isfinite(value) or smoothed > _WORSE * lowest > 0:
                     break
                 rows.append({"lr": rate, "loss": value, "smoothed": smoothed})
-                update(learner, made, step, rate / base)
+                update_weights(learner, made, step, rate / base)
                 advance(1)
     finally:
         batches.close()
     return rows
 
 
-def suggested(rows: list[dict[str, float]]) -> dict[str, float]:
+def suggest_learning_rates(rows: list[dict[str, float]]) -> dict[str, float]:
     """Where the smoothed loss falls fastest over the logarithm of the rate, and a tenth of where it is lowest.
 
     Both on the way down to its valley: what happens beyond, where it diverges, says nothing. Nothing where it does not

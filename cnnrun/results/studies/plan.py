@@ -21,16 +21,16 @@ from cnnrun.base.device import peak_memory_mib
 from cnnrun.base.errors import CheckpointError
 from cnnrun.base.progress import say
 from cnnrun.contracts.facts import Facts
-from cnnrun.contracts.source import Indexed, Split
+from cnnrun.contracts.source import SourceContents, Split
 from cnnrun.data.dataset import Dataset, Examples
-from cnnrun.data.file_listing import listing
-from cnnrun.data.index import Index, index
-from cnnrun.data.storage import kept_already
-from cnnrun.experiment.assemble import dataset, fitting, initial, job
+from cnnrun.data.file_listing import list_files
+from cnnrun.data.index import SourceIndex, index_source
+from cnnrun.data.storage import is_cached
+from cnnrun.experiment.assemble import assemble_job, build_checked_network, load_initial_weights, prepare_dataset
 from cnnrun.experiment.schema import Experiment
 from cnnrun.model.weights_file import Weights
 from cnnrun.training.loop import fit
-from cnnrun.training.run_folder import environment
+from cnnrun.training.run_folder import describe_environment
 from cnnrun.training.run_records import MAX_JSON_BYTES, PLAN
 
 _SECONDS = 8.0  # of training that is measured, and half of that of val, as far as one step tells
@@ -39,23 +39,23 @@ _PICTURES = 1024  # of each split that are decoded where they are not yet
 _VAL = 2000  # pictures of val that are measured on
 
 
-def plan(experiment: Experiment, device: torch.device, root: Path) -> dict[str, Any]:
+def plan_training(experiment: Experiment, device: torch.device, root: Path) -> dict[str, Any]:
     """Measure, foretell, and keep what was foretold for the training of this config that may follow."""
     began = time.perf_counter()
-    given = initial(experiment)
-    experiment = experiment.with_weights_of(given.facts if given else None)
-    indexed = index(experiment.data)
-    missing = {name: _missing(experiment, split) for name, split in indexed.source.splits.items()}
+    given = load_initial_weights(experiment)
+    experiment = experiment.with_statistics_of_weights(given.facts if given else None)
+    indexed = index_source(experiment.data)
+    missing = {name: _missing(experiment, split) for name, split in indexed.contents.splits.items()}
     few = _few(indexed) if any(missing.values()) else indexed
     decoding = time.perf_counter()
     # What is not decoded yet stays so: the cache is left alone.
     settings = experiment.data.model_copy(update={"cache": "memory"}) if few is not indexed else experiment.data
     with contextlib.redirect_stderr(io.StringIO()):
-        data = dataset(experiment.model_copy(update={"data": settings}), few)
-    decoded = sum(len(split) for split in few.sources())
+        data = prepare_dataset(experiment.model_copy(update={"data": settings}), few)
+    decoded = sum(len(split) for split in few.source_splits())
     rate = decoded / (time.perf_counter() - decoding)
     facts = replace(data.facts, class_counts=indexed.class_counts(), counts=indexed.counts, numbers=indexed.numbers())
-    fitting(experiment, facts, given)
+    build_checked_network(experiment, facts, given)
     if experiment.data.cache == "none":
         say("data.cache: none decodes pictures anew at each use, which is not measured here: it may take longer")
     say(f"training on {len(data.splits['train']):,} pictures for some seconds")
@@ -66,33 +66,35 @@ def plan(experiment: Experiment, device: torch.device, root: Path) -> dict[str, 
     each = int(np.prod(facts.image))
     planned |= {
         "decode_seconds": round(undecoded / rate, 1),
-        "cache_mib": round(sum(len(split) for split in indexed.sources()) * each / 2**20, 1) if undecoded else 0.0,
+        "cache_mib": round(sum(len(split) for split in indexed.source_splits()) * each / 2**20, 1)
+        if undecoded
+        else 0.0,
         "peak_memory_mib": peak_memory_mib(device)
         + _still_to_hold(experiment, indexed, facts, decoded if undecoded else int(measured["read"]), device),
     }
-    keep(experiment, root, device, planned)
+    write_plan(experiment, root, device, planned)
     return {"name": experiment.name, "took": round(time.perf_counter() - began, 1), **planned}
 
 
 def _missing(experiment: Experiment, split: Split) -> int:
     """Pictures of a source's split that training would have to decode first."""
-    if isinstance(split.pictures, np.ndarray):
+    if isinstance(split.images, np.ndarray):
         return 0
     data, shape = experiment.data, experiment.data.image_shape()
     assert shape is not None, "experiment.load refuses a config without a picture size"
-    listed = listing(split, data.fingerprint == "content", data.workers)
-    return 0 if kept_already(split, shape, data.image, data, listed) else len(split)
+    listed = list_files(split, data.fingerprint == "content", data.workers)
+    return 0 if is_cached(split, shape, data.image, data, listed) else len(split)
 
 
-def _few(indexed: Index) -> Index:
+def _few(indexed: SourceIndex) -> SourceIndex:
     """The index of some pictures of each split, at equal distances."""
     splits, sources = {}, {}
     for name, (split, rows) in indexed.splits.items():
         chosen = rows[torch.linspace(0, len(rows) - 1, min(len(rows), _PICTURES)).long()]
-        sources[name] = split.only(chosen)
+        sources[name] = split.select(chosen)
         splits[name] = (sources[name], torch.arange(len(chosen)))
-    source: Indexed = replace(indexed.source, splits=sources)
-    return Index(source, splits, indexed.held_out)
+    source: SourceContents = replace(indexed.contents, splits=sources)
+    return SourceIndex(source, splits, indexed.held_out_splits)
 
 
 def _measured(
@@ -112,7 +114,7 @@ def _measured(
         splits = {"train": _first(train, steps * batch), "val": _first(val, pictures)}
         (folder / name).mkdir()
         with contextlib.redirect_stderr(io.StringIO()):
-            result = fit(job(short, replace(data, splits=splits), given, Folder(folder / name), device))
+            result = fit(assemble_job(short, replace(data, splits=splits), given, Folder(folder / name), device))
         stepping = epochs * steps * batch / result["images_per_second"]
         return steps, (result["seconds"] - stepping) / epochs, result
 
@@ -130,7 +132,7 @@ def _measured(
 
 
 def _first(examples: Examples, count: int) -> Examples:
-    return examples.only(torch.arange(len(examples)) < count)
+    return examples.select(torch.arange(len(examples)) < count)
 
 
 def _foretold(experiment: Experiment, facts: Facts, measured: dict[str, float]) -> dict[str, Any]:
@@ -149,10 +151,10 @@ def _foretold(experiment: Experiment, facts: Facts, measured: dict[str, float]) 
     }
 
 
-def _still_to_hold(experiment: Experiment, indexed: Index, facts: Facts, held: int, device: torch.device) -> int:
+def _still_to_hold(experiment: Experiment, indexed: SourceIndex, facts: Facts, held: int, device: torch.device) -> int:
     """MiB of decoded pictures that a whole training has in memory, beyond the `held` ones of the short one."""
     picture = int(np.prod(facts.image))
-    files = sum(len(split) for split in indexed.sources() if not isinstance(split.pictures, np.ndarray))
+    files = sum(len(split) for split in indexed.source_splits() if not isinstance(split.images, np.ndarray))
     if device.type == "cuda" or not files or files * picture > experiment.data.memory_gib * 2**30:
         return 0
     used = sum(indexed.counts[name] for name in ("train", "val"))
@@ -162,10 +164,10 @@ def _still_to_hold(experiment: Experiment, indexed: Index, facts: Facts, held: i
 _TOLD = ("seconds", "peak_memory_mib", "data_wait_share")  # what both know
 
 
-def keep(experiment: Experiment, root: Path, device: torch.device, planned: dict[str, Any]) -> None:
+def write_plan(experiment: Experiment, root: Path, device: torch.device, planned: dict[str, Any]) -> None:
     """Keep a plan for the training of this config that may follow."""
     make_folder(root / experiment.name)
-    write_json(root / experiment.name / PLAN, {**planned, "for": _settings(experiment, environment(device))})
+    write_json(root / experiment.name / PLAN, {**planned, "for": _settings(experiment, describe_environment(device))})
 
 
 def compare_with_plan(
@@ -173,7 +175,7 @@ def compare_with_plan(
 ) -> None:
     """Write and say what was foretold and what it came to, where there is a plan of the same config and machine.
 
-    `where` is the run's `run_folder.environment`. A plan that cannot be read is none.
+    `where` is the run's `run_folder.describe_environment`. A plan that cannot be read is none.
     """
     try:
         planned = json.loads(read_bytes(root / experiment.name / PLAN, CheckpointError, MAX_JSON_BYTES))

@@ -18,7 +18,7 @@ from cnnrun.experiment.schema import Experiment
 from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.report import write as reporting
 from cnnrun.results.train_run import train_run
-from cnnrun.tasks.intervals import bounds
+from cnnrun.tasks.intervals import metric_bounds
 from cnnrun.training.run_records import read_facts
 
 
@@ -30,7 +30,7 @@ def train_seeds(
     With `resume`, finished runs of the same config and seed are taken as they are. Raises DataError where the data
     changed between them.
     """
-    if torchrun.size() > 1:
+    if torchrun.world_size() > 1:
         raise ConfigError("--seeds trains one after the other; start it without torchrun, or each seed with it")
     if experiment.seed + count > 2**63:
         raise ConfigError(f"--seeds {count}: seeds end below 2^63, and the config's is {experiment.seed}")
@@ -43,7 +43,7 @@ def train_seeds(
         result = train_run(of_seed, root, device, resume, strict)
         run = Path(result["run"])
         if page:
-            reporting.after(run, root, device, anew="already_finished" not in result)
+            reporting.report_after_training(run, root, device, overwrite="already_finished" not in result)
         measured = evaluate_run(run, root, device, None)
         rows.append({"seed": seed, "run": str(run), "split": measured["split"], "numbers": measured["numbers"]})
     _same_data([Path(row["run"]) for row in rows])
@@ -52,14 +52,16 @@ def train_seeds(
         "split": rows[0]["split"],
         "seeds": list(seeds),
         "runs": rows,
-        "summary": {name: spread([row["numbers"][name] for row in rows], name) for name in rows[0]["numbers"]},
+        "summary": {
+            name: mean_with_interval([row["numbers"][name] for row in rows], name) for name in rows[0]["numbers"]
+        },
     }
     path = root / experiment.name / f"seeds-{seeds[0]}-{seeds[-1]}.json"
     write_json(path, made)
     return {"path": str(path), **made}
 
 
-def spread(values: Sequence[float | None], name: str) -> dict[str, float | None]:
+def mean_with_interval(values: Sequence[float | None], name: str) -> dict[str, float | None]:
     """Mean, deviation, and the ends of Student's 95 % interval of the mean; of one value no more than that.
 
     The interval is cut at the bounds of a number of that name. A number that is not defined has no mean.
@@ -74,7 +76,7 @@ def spread(values: Sequence[float | None], name: str) -> dict[str, float | None]
         return {"mean": mean}
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (len(known) - 1))
     half = float(t.ppf(0.975, len(known) - 1)) * deviation / math.sqrt(len(known))
-    least, most = bounds(name, mean)
+    least, most = metric_bounds(name, mean)
     return {"mean": mean, "deviation": deviation, "from": max(least, mean - half), "to": min(most, mean + half)}
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from cnnrun.base.atomic_files import make_folder, write_text
-from cnnrun.base.device import out_of_memory
-from cnnrun.base.error_lines import first_lines
+from cnnrun.base.device import is_out_of_memory
+from cnnrun.base.error_lines import truncate_lines
 from cnnrun.base.errors import (
     ConfigError,
     DataError,
@@ -22,20 +22,20 @@ from cnnrun.base.errors import (
     ResourceError,
     StorageError,
     UserError,
+    escape,
     first_line,
-    printable,
 )
 from cnnrun.base.extras import require_package
-from cnnrun.base.locks import Locked, hold
+from cnnrun.base.locks import LockHeldError, hold_lock
 from cnnrun.base.progress import say
-from cnnrun.base.randomness import key
-from cnnrun.data.index import index
-from cnnrun.experiment.config_file import load
+from cnnrun.base.randomness import derive_key
+from cnnrun.data.index import index_source
+from cnnrun.experiment.config_file import read_config
 from cnnrun.experiment.schema import Experiment
 from cnnrun.results.train_run import train_run
-from cnnrun.training.settings import monitored_numbers
+from cnnrun.training.settings import monitorable_metrics
 
-STUDY = "study.log"
+STUDY_FILE = "study.log"
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _RANGE = re.compile(rf"(log:)?({_NUMBER})\.\.({_NUMBER})")
 _MEASURE = ("name", "seed", "train.monitor", "data.source", "data.split")  # what trials must have in common
@@ -53,10 +53,10 @@ class Range:
     log: bool
     whole: bool
 
-    def ends(self) -> list[Any]:
+    def boundary_values(self) -> list[Any]:
         return [int(self.low), int(self.high)] if self.whole else [self.low, self.high]
 
-    def suggested(self, trial: Any, name: str) -> Any:
+    def suggest(self, trial: Any, name: str) -> Any:
         if self.whole:
             return trial.suggest_int(name, int(self.low), int(self.high), log=self.log)
         return trial.suggest_float(name, self.low, self.high, log=self.log)
@@ -68,19 +68,19 @@ class Choice:
 
     values: tuple[str, ...]
 
-    def ends(self) -> list[Any]:
+    def boundary_values(self) -> list[Any]:
         return list(self.values)
 
-    def suggested(self, trial: Any, name: str) -> Any:
+    def suggest(self, trial: Any, name: str) -> Any:
         return trial.suggest_categorical(name, list(self.values))
 
 
-Space = dict[str, Range | Choice]
+SearchSpace = dict[str, Range | Choice]
 
 
-def space_of(words: Sequence[str]) -> tuple[Space, list[str]]:
+def parse_search_space(words: Sequence[str]) -> tuple[SearchSpace, list[str]]:
     """What is looked for, by setting, and the plain overrides. Raises ConfigError."""
-    space, plain = Space(), []
+    space, plain = SearchSpace(), []
     for word in words:
         name, _, written = word.partition("=")
         if name in space:
@@ -110,7 +110,7 @@ def _range(word: str, log: str | None, low: str, high: str) -> Range:
     return made
 
 
-def sweep(
+def run_sweep(
     config: Path, words: Sequence[str], trials: int, root: Path, device: torch.device, storage: str | None
 ) -> dict[str, Any]:
     """Trials until the study has so many, those of other processes included; returns all, and writes the best config.
@@ -118,30 +118,32 @@ def sweep(
     What was begun by processes that were killed is gone on with. Raises ConfigError where an end of a range is wrong.
     """
     require_package("optuna", "sweep", "sweep")
-    space, plain = space_of(words)
+    space, plain = parse_search_space(words)
     base = _checked(config, plain, space)
-    index(base.data)  # what is wrong with the data is no trial's fault
+    index_source(base.data)  # what is wrong with the data is no trial's fault
     folder = root / f"{base.name}-sweep"
     make_folder(folder)
-    with hold(folder / "study.lock", _patiently):  # of processes that start at once the first makes it
+    with hold_lock(folder / "study.lock", _patiently):  # of processes that start at once the first makes it
         try:
             study = _study(base, folder, storage, space)
         except StorageError:  # seen once: a journal read while another process wrote to it
             time.sleep(_MOMENT)
             study = _study(base, folder, storage, space)
     while (trial := _next(study, folder, trials, base)) is not None:
-        with trial.held:
-            _run(study, trial.asked, space, (config, plain, folder), device)
-            _lock_of(folder, trial.asked.number).unlink(missing_ok=True)
+        with trial.lock:
+            _run(study, trial.trial, space, (config, plain, folder), device)
+            _lock_of(folder, trial.trial.number).unlink(missing_ok=True)
     return _told(study, base, config, plain, folder)
 
 
-def _checked(config: Path, plain: Sequence[str], space: Space) -> Experiment:
+def _checked(config: Path, plain: Sequence[str], space: SearchSpace) -> Experiment:
     """The config, once both ends of every range and every choice can be trained as far as the file can tell."""
-    base = load(config, plain)
-    for place in range(max(len(each.ends()) for each in space.values())):
-        ends = {name: each.ends()[min(place, len(each.ends()) - 1)] for name, each in space.items()}
-        load(config, [*plain, *_overrides(ends)])
+    base = read_config(config, plain)
+    for place in range(max(len(each.boundary_values()) for each in space.values())):
+        ends = {
+            name: each.boundary_values()[min(place, len(each.boundary_values()) - 1)] for name, each in space.items()
+        }
+        read_config(config, [*plain, *_overrides(ends)])
     return base
 
 
@@ -149,14 +151,14 @@ def _overrides(values: dict[str, Any]) -> list[str]:
     return [f"{name}={value}" for name, value in values.items()]
 
 
-def _study(base: Experiment, folder: Path, storage: str | None, space: Space) -> Any:
+def _study(base: Experiment, folder: Path, storage: str | None, space: SearchSpace) -> Any:
     """The study of this name in the storage; its sampler is seeded by the config's seed and how far the study is."""
     import optuna
     from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    place = str(storage or folder / STUDY)
-    direction = {"max": "maximize", "min": "minimize"}[monitored_numbers(base.task)[base.train.monitor]]
+    place = str(storage or folder / STUDY_FILE)
+    direction = {"max": "maximize", "min": "minimize"}[monitorable_metrics(base.task)[base.train.monitor]]
     warmup = max(1, round(_WARMUP * base.train.epochs))
     try:
         there: Any = place if "://" in place else optuna.storages.JournalStorage(JournalFileBackend(place))
@@ -169,7 +171,7 @@ def _study(base: Experiment, folder: Path, storage: str | None, space: Space) ->
         )
     except Exception as error:  # a journal's, SQLAlchemy's or a database driver's own, which share no base class
         why = first_line(error)
-        raise StorageError(f"{printable(place)}: no study can be kept there ({why}); give another --storage") from None
+        raise StorageError(f"{escape(place)}: no study can be kept there ({why}); give another --storage") from None
     about = {"space": repr(sorted(space.items())), "config": base.to_yaml()}
     for name, value in about.items():
         if study.user_attrs.setdefault(name, value) != value:
@@ -181,29 +183,29 @@ def _study(base: Experiment, folder: Path, storage: str | None, space: Space) ->
 
 
 @dataclass(frozen=True)
-class Begun:
+class LockedTrial:
     """A trial and this process's hold on it."""
 
-    asked: Any
-    held: contextlib.ExitStack
+    trial: Any
+    lock: contextlib.ExitStack
 
 
-def _next(study: Any, folder: Path, trials: int, base: Experiment) -> Begun | None:
+def _next(study: Any, folder: Path, trials: int, base: Experiment) -> LockedTrial | None:
     """The next trial, held by this process; None where the study has as many as wanted."""
     from optuna.samplers import TPESampler
     from optuna.trial import TrialState
 
-    with hold(folder / "study.lock", _patiently):
+    with hold_lock(folder / "study.lock", _patiently):
         _put_back(study, folder)
         waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         begun = [each for each in study.get_trials(deepcopy=False) if not _given_up(each)]
         if not waiting and len(begun) >= trials:
             return None
-        study.sampler = TPESampler(seed=key(base.seed, len(begun)) % 2**32, constant_liar=True)
+        study.sampler = TPESampler(seed=derive_key(base.seed, len(begun)) % 2**32, constant_liar=True)
         trial = study.ask()
         held = contextlib.ExitStack()
-        held.enter_context(hold(_lock_of(folder, trial.number)))
-        return Begun(trial, held)
+        held.enter_context(hold_lock(_lock_of(folder, trial.number)))
+        return LockedTrial(trial, held)
 
 
 def _given_up(trial: Any) -> bool:
@@ -219,14 +221,14 @@ def _put_back(study: Any, folder: Path) -> None:
 
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         try:
-            with hold(_lock_of(folder, trial.number)):
+            with hold_lock(_lock_of(folder, trial.number)):
                 _lock_of(folder, trial.number).unlink(missing_ok=True)
                 now = {each.number: each.state for each in study.get_trials(deepcopy=False)}
                 if now[trial.number] != TrialState.RUNNING:
                     continue  # its process came to its end before this one held it
                 study.tell(trial.number, state=TrialState.FAIL)
                 study.enqueue_trial(trial.params, user_attrs={_AGAIN: trial.user_attrs.get(_AGAIN, trial.number)})
-        except Locked:
+        except LockHeldError:
             continue
 
 
@@ -238,12 +240,14 @@ def _patiently() -> None:
     """Wait for the study's lock without a word: it is held for moments."""
 
 
-def _run(study: Any, trial: Any, space: Space, base: tuple[Path, Sequence[str], Path], device: torch.device) -> None:
+def _run(
+    study: Any, trial: Any, space: SearchSpace, base: tuple[Path, Sequence[str], Path], device: torch.device
+) -> None:
     """Train with a trial's settings and tell the study; what cannot be trained so is told as that."""
     from optuna.trial import TrialState
 
     config, plain, folder = base
-    values = {name: each.suggested(trial, name) for name, each in space.items()}
+    values = {name: each.suggest(trial, name) for name, each in space.items()}
     say(f"trial {trial.number}: {'  '.join(_overrides(values))}")
     pruned: list[int] = []
 
@@ -255,8 +259,8 @@ def _run(study: Any, trial: Any, space: Space, base: tuple[Path, Sequence[str], 
 
     try:
         first = trial.user_attrs.get(_AGAIN, trial.number)
-        experiment = load(config, [*plain, *_overrides(values)]).model_copy(update={"name": f"trial-{first}"})
-        result = train_run(experiment, folder, device, resume=first != trial.number, enough=enough)
+        experiment = read_config(config, [*plain, *_overrides(values)]).model_copy(update={"name": f"trial-{first}"})
+        result = train_run(experiment, folder, device, resume=first != trial.number, should_stop=enough)
     except (UserError, RuntimeError, MemoryError) as error:
         if (why := _its_own_fault(error)) is None:
             raise
@@ -276,7 +280,7 @@ def _its_own_fault(error: Exception) -> str | None:
     """Why a trial cannot be trained with its settings; None for what stops the sweep."""
     if isinstance(error, ConfigError | DataError | NonFiniteError):
         return error.lines[0]
-    return "memory ran out" if type(error) is ResourceError or out_of_memory(error) else None
+    return "memory ran out" if type(error) is ResourceError or is_out_of_memory(error) else None
 
 
 def _told(study: Any, base: Experiment, config: Path, plain: Sequence[str], folder: Path) -> dict[str, Any]:
@@ -298,10 +302,11 @@ def _told(study: Any, base: Experiment, config: Path, plain: Sequence[str], fold
     made: dict[str, Any] = {"name": base.name, "monitor": base.train.monitor, "trials": rows}
     if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         raise ConfigError(
-            "no trial came to its end", *first_lines([f"trial {row['trial']}: {row['why']}" for row in rows], "trials")
+            "no trial came to its end",
+            *truncate_lines([f"trial {row['trial']}: {row['why']}" for row in rows], "trials"),
         )
     best = study.best_trial
     path = folder / "best.yaml"
     header = f"# The best of {len(rows)} trials of `cnnrun sweep`: {base.train.monitor} {best.value:.6g}\n"
-    write_text(path, header + load(config, [*plain, *_overrides(best.params)]).to_yaml())
+    write_text(path, header + read_config(config, [*plain, *_overrides(best.params)]).to_yaml())
     return {**made, "best": {"trial": best.number, "value": best.value, "settings": best.params, "config": str(path)}}

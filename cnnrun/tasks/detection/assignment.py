@@ -13,22 +13,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cnnrun.base.boxes import overlaps
+from cnnrun.base.boxes import intersection_over_union
 
 _EPS = 1e-9
 
 
 @dataclass(frozen=True)
-class Assigned:
+class Assignment:
     """Of each cell: the object it learns (a place among the picture's M), whether it learns one, and how good it is.
 
     `counted` is false for background cells that lie in a region that is not to be learned.
     """
 
     object_BA: Tensor
-    taken_BA: Tensor
+    foreground_BA: Tensor
     quality_BA: Tensor
-    counted_BA: Tensor
+    has_loss_BA: Tensor
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,17 @@ class Objects:
     boxes_BM4: Tensor
     labels_BM: Tensor
     real_BM: Tensor
-    vague_BM: Tensor
+    ignored_BM: Tensor
 
 
 @torch.no_grad()
-def assign(
+def assign_cells(
     scores_BAK: Tensor, boxes_BA4: Tensor, place_BA3: Tensor, objects: Objects, top_k: int, alpha: float, beta: float
-) -> Assigned:
+) -> Assignment:
     """The cells that learn, for these predictions; `place` is each cell's x, y and stride."""
     inside_BMA = _inside(place_BA3, objects.boxes_BM4) & objects.real_BM[:, :, None]
     classes = objects.labels_BM.clamp(min=0)[:, :, None].expand(-1, -1, scores_BAK.shape[1])
-    overlap_BMA = overlaps(objects.boxes_BM4, boxes_BA4) * inside_BMA
+    overlap_BMA = intersection_over_union(objects.boxes_BM4, boxes_BA4) * inside_BMA
     align_BMA = scores_BAK.mT.gather(1, classes).pow(alpha) * overlap_BMA.pow(beta)
     # Cells inside are before those that are not, however little they overlap.
     ranked = torch.where(inside_BMA, align_BMA + _EPS, 0.0)
@@ -63,8 +63,8 @@ def assign(
     scale = overlap.amax(2) / align.amax(2).clamp(min=_EPS)
     quality_BA = (align * scale[:, :, None]).amax(1)
 
-    vague = (_inside(place_BA3, objects.boxes_BM4) & objects.vague_BM[:, :, None]).any(1)
-    return Assigned(owner_BA, taken_BA, quality_BA, taken_BA | ~vague)
+    vague = (_inside(place_BA3, objects.boxes_BM4) & objects.ignored_BM[:, :, None]).any(1)
+    return Assignment(owner_BA, taken_BA, quality_BA, taken_BA | ~vague)
 
 
 def _inside(place_BA3: Tensor, boxes_BM4: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ def _inside(place_BA3: Tensor, boxes_BM4: Tensor) -> Tensor:
     return (2 * x - x1 - x2).abs().lt(wide) & (2 * y - y1 - y2).abs().lt(tall)
 
 
-def quality_focal(logits_BAK: Tensor, target_BAK: Tensor, gamma: float) -> Tensor:
+def quality_focal_loss(logits_BAK: Tensor, target_BAK: Tensor, gamma: float) -> Tensor:
     """|target - score|^gamma * binary cross-entropy (Li et al. 2020, eq. 1).
 
     With gamma 0 the cross-entropy, less the target's own, which no score can undercut: 0 where the score is the target.

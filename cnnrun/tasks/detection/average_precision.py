@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cnnrun.contracts.objects import CROWD, DIFFICULT, OBJECT
-from cnnrun.tasks.intervals import DRAWS, draws
+from cnnrun.tasks.intervals import BOOTSTRAP_DRAWS, bootstrap_weights
 
-NUMBERS = {
+COCO_METRICS = {
     "AP": 0, "AP50": 1, "AP75": 2, "AP_small": 3, "AP_medium": 4, "AP_large": 5,
     "AR1": 6, "AR10": 7, "AR100": 8, "AR_small": 9, "AR_medium": 10, "AR_large": 11,
 }  # fmt: skip
@@ -40,14 +40,14 @@ class AveragePrecision:
         """A batch: {boxes, scores, labels} of a decoder, {boxes, objects, roles, areas, view} of the data."""
         found = {name: value.cpu().numpy() for name, value in results.items()}
         true = {name: value.cpu().numpy() for name, value in targets.items()}
-        found["boxes"], true["boxes"] = (given_back(each["boxes"], true["view"]) for each in (found, true))
+        found["boxes"], true["boxes"] = (undo_view(each["boxes"], true["view"]) for each in (found, true))
         for row in range(len(found["scores"])):
             image = len(self._images) + 1
             self._images.append({"id": image})
             self._found += _detections(image, *(found[name][row] for name in ("boxes", "scores", "labels")))
             self._truth += _annotations(image, len(self._truth), {name: each[row] for name, each in true.items()})
 
-    def evaluated(self) -> Any:
+    def evaluate(self) -> Any:
         """COCO's evaluation, done."""
         from faster_coco_eval import COCO, COCOeval_faster
 
@@ -65,7 +65,7 @@ class AveragePrecision:
             evaluation.summarize()
         return evaluation
 
-    def spread(self, evaluation: Any) -> dict[str, NDArray[np.float64]]:
+    def bootstrap_metrics(self, evaluation: Any) -> dict[str, NDArray[np.float64]]:
         """The numbers over draws of the pictures: what was matched within a picture stays, and is counted anew.
 
         NaN where a draw has nothing of that size to find.
@@ -73,31 +73,33 @@ class AveragePrecision:
         count, most = len(self._images), _WORK // max(len(self._images), len(self._classes))
         matched = list(evaluation._evalImgs_cpp)  # class by class and size by size, every picture
         found: list[dict[str, float | None]] = []
-        known = [name for name, value in numbers(evaluation).items() if value is not None]
+        known = [name for name, value in coco_metrics(evaluation).items() if value is not None]
         every, again = np.arange(count), copy.copy(evaluation)
-        for times in draws(count, max(_FEWEST, min(DRAWS, most))):
+        for times in bootstrap_weights(count, max(_FEWEST, min(BOOTSTRAP_DRAWS, most))):
             drawn = np.repeat(every, times.astype(np.int64)).tolist()
-            found.append(_counted_anew(again, [matched[k + i] for k in range(0, len(matched), count) for i in drawn]))
+            found.append(
+                _accumulate_matches(again, [matched[k + i] for k in range(0, len(matched), count) for i in drawn])
+            )
         return {name: np.array([each[name] for each in found], np.float64) for name in known}
 
-    def counts(self) -> list[int]:
+    def object_counts(self) -> list[int]:
         """The objects of each class that were to be found."""
         wanted = [each["category_id"] - 1 for each in self._truth if each["area"] < _BEYOND and not each["iscrowd"]]
         counts: list[int] = np.bincount(np.array(wanted, np.int64), minlength=len(self._classes)).tolist()
         return counts
 
 
-def _counted_anew(evaluation: Any, matched: list[Any]) -> dict[str, float | None]:
+def _accumulate_matches(evaluation: Any, matched: list[Any]) -> dict[str, float | None]:
     """The numbers of pictures given by what was matched in each."""
     from faster_coco_eval.core.faster_eval_api import _C
 
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.eval = _C.COCOevalAccumulate(evaluation._paramsEval, matched)
         evaluation.summarize()
-    return numbers(evaluation)
+    return coco_metrics(evaluation)
 
 
-def given_back(boxes_BN4: NDArray[Any], view_B6: NDArray[Any]) -> NDArray[np.float64]:
+def undo_view(boxes_BN4: NDArray[Any], view_B6: NDArray[Any]) -> NDArray[np.float64]:
     """Boxes of the network's picture in the pixels of the picture given, cut at its edges: see `task.View`."""
     scale, offset, size = (np.tile(each, 2) for each in np.split(view_B6[:, None], 3, 2))
     made: NDArray[np.float64] = ((boxes_BN4.astype(np.float64) - offset) / scale).clip(0, size)
@@ -133,20 +135,20 @@ def _annotations(image: int, before: int, true: dict[str, NDArray[Any]]) -> list
     ]
 
 
-def numbers(evaluation: Any) -> dict[str, float | None]:
+def coco_metrics(evaluation: Any) -> dict[str, float | None]:
     """COCO's twelve numbers by name; None where there is nothing of that size to find, for which COCO has -1."""
     stats = np.asarray(evaluation.stats, dtype=np.float64)
-    return {name: _defined(stats[place]) for name, place in NUMBERS.items()}
+    return {name: _defined(stats[place]) for name, place in COCO_METRICS.items()}
 
 
-def undefined(targets: dict[str, Tensor]) -> dict[str, str]:
+def undefined_coco_metrics(targets: dict[str, Tensor]) -> dict[str, str]:
     """The numbers that are not defined for a split with these targets, and why: it has no object of that size."""
     real = (targets["objects"] >= 0) & (targets["roles"] == OBJECT)
     areas = targets["areas"][real]
     found: dict[str, str] = {}
     for size, (low, high) in _SIZES.items():
         if not bool(((areas >= low) & (areas <= high)).any()):
-            names = [name for name in NUMBERS if name.endswith(size)]
+            names = [name for name in COCO_METRICS if name.endswith(size)]
             why = f"has no {size[1:]} object ({low:g} to {high:g} pixels of area)" if size else "has no object"
             found |= dict.fromkeys(names, why)
     return found
@@ -157,7 +159,7 @@ def _defined(value: float) -> float | None:
     return float(value) if value > -1 else None
 
 
-def per_class(evaluation: Any, classes: tuple[str, ...], counts: list[int]) -> list[dict[str, Any]]:
+def per_class_rows(evaluation: Any, classes: tuple[str, ...], counts: list[int]) -> list[dict[str, Any]]:
     """AP, AP50, AR100 of each class, None for one that no picture has, and how many objects of it there are."""
     precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
     return [
@@ -172,7 +174,7 @@ def per_class(evaluation: Any, classes: tuple[str, ...], counts: list[int]) -> l
     ]
 
 
-def curves(evaluation: Any, classes: tuple[str, ...]) -> list[dict[str, Any]]:
+def precision_recall_rows(evaluation: Any, classes: tuple[str, ...]) -> list[dict[str, Any]]:
     """Precision at COCO's recall levels and an overlap of a half, and the score at which it is reached.
 
     A class that no picture has is left out.

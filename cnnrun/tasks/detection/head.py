@@ -14,15 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cnnrun.base.boxes import padded_to, unsuppressed
+from cnnrun.base.boxes import non_maximum_suppression, pad_to
 
-PLACE = 7  # x1, y1, x2, y2 of the box; x, y, stride of the cell
+FIRST_LOGIT = 7  # x1, y1, x2, y2 of the box; x, y, stride of the cell
 _RARE = 0.01  # the score that a new network gives every class everywhere (Lin et al. 2017, section 3.3)
 # The exponents of a distance in strides: up to a thousand, and down to a thousandth, so that every box has an area.
 _NEAR, _FAR = -7.0, 7.0
 
 
-class Logits(nn.Conv2d):
+class LogitConv(nn.Conv2d):
     """A 1x1 convolution that begins with a low score everywhere: nearly all cells show nothing."""
 
     def reset_parameters(self) -> None:
@@ -62,7 +62,7 @@ class DenseHead(nn.Module):
                 f"{tower}_norms",
                 nn.ModuleList(nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(depth)) for _ in in_channels),
             )
-        self.logits = nn.ModuleList(Logits(width, classes, 1) for width in widths[:kinds])
+        self.logits = nn.ModuleList(LogitConv(width, classes, 1) for width in widths[:kinds])
         self.sides = nn.ModuleList(nn.Conv2d(width, 4, 1) for width in widths[:kinds])
 
     def forward(self, *levels: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ def _cells(sides_B4HW: Tensor, logits_BKHW: Tensor, image: list[int]) -> Tensor:
     return made.flatten(2).transpose(1, 2)
 
 
-class Detections(nn.Module):
+class DetectionDecoder(nn.Module):
     """What the head gives -> the best `most` boxes of each picture: {boxes [B, N, 4], scores [B, N], labels [B, N]}.
 
     Scores fall; where fewer are found, the rest has score 0, label -1 and a box of zeros.
@@ -120,26 +120,26 @@ class Detections(nn.Module):
         self.overlap, self.least = overlap, least
 
     def forward(self, outputs: Tensor) -> dict[str, Tensor]:
-        classes = outputs.shape[2] - PLACE
-        logits = outputs[:, :, PLACE:].flatten(1)
+        classes = outputs.shape[2] - FIRST_LOGIT
+        logits = outputs[:, :, FIRST_LOGIT:].flatten(1)
         logits, place = logits.topk(min(self.candidates, logits.shape[1]), 1)
         scores, labels, cell = logits.sigmoid(), place % classes, place // classes
         boxes = outputs[:, :, :4].gather(1, cell[:, :, None].expand(-1, -1, 4))
         height, width = self.image
         edge = torch.tensor([width, height, width, height], dtype=boxes.dtype, device=boxes.device)
         boxes = torch.minimum(boxes.clamp(min=0), edge)
-        kept = unsuppressed(boxes, scores, labels, self.overlap) & (scores > self.least)
+        kept = non_maximum_suppression(boxes, scores, labels, self.overlap) & (scores > self.least)
         scores, best = torch.where(kept, scores, 0.0).topk(min(self.most, scores.shape[1]), 1)
         found = scores > 0
         boxes = boxes.gather(1, best[:, :, None].expand(-1, -1, 4)) * found[:, :, None]
         labels = torch.where(found, labels.gather(1, best), -1)
         return {
-            "boxes": padded_to(boxes, self.most, 0.0),
-            "scores": padded_to(scores, self.most, 0.0),
-            "labels": padded_to(labels, self.most, -1),
+            "boxes": pad_to(boxes, self.most, 0.0),
+            "scores": pad_to(scores, self.most, 0.0),
+            "labels": pad_to(labels, self.most, -1),
         }
 
 
-def stride_of(image: Sequence[int], shape: Sequence[int]) -> float:
+def cell_stride(image: Sequence[int], shape: Sequence[int]) -> float:
     """Pixels from one cell of a map [C, H, W] to the next."""
     return max(image[0] / shape[1], image[1] / shape[2])

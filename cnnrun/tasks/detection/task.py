@@ -10,26 +10,26 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from cnnrun.base.boxes import Mark, areas, overlaps
-from cnnrun.base.error_lines import listed
+from cnnrun.base.boxes import Mark, box_areas, intersection_over_union
+from cnnrun.base.error_lines import join_names
 from cnnrun.contracts.facts import Facts
 from cnnrun.contracts.figure import Plot, Series
-from cnnrun.contracts.layer import CannotPass, Shape, need_picture
+from cnnrun.contracts.layer import Shape, ShapeError, require_maps
 from cnnrun.contracts.objects import CROWD, DIFFICULT, OBJECT
-from cnnrun.contracts.results import Measured, Results, Said, View
-from cnnrun.contracts.task import Better, Criterion, Level, TaskSpec
-from cnnrun.tasks.detection.assignment import Assigned, Objects, assign, quality_focal
+from cnnrun.contracts.results import ClassScores, Measurement, Results, View
+from cnnrun.contracts.task import Criterion, Direction, FeatureLevel, TaskSpec
+from cnnrun.tasks.detection.assignment import Assignment, Objects, assign_cells, quality_focal_loss
 from cnnrun.tasks.detection.average_precision import (
-    NUMBERS,
+    COCO_METRICS,
     AveragePrecision,
-    curves,
-    given_back,
-    numbers,
-    per_class,
-    undefined,
+    coco_metrics,
+    per_class_rows,
+    precision_recall_rows,
+    undefined_coco_metrics,
+    undo_view,
 )
 from cnnrun.tasks.detection.box_losses import BoxLoss, box_loss
-from cnnrun.tasks.detection.head import PLACE, DenseHead, Detections, stride_of
+from cnnrun.tasks.detection.head import FIRST_LOGIT, DenseHead, DetectionDecoder, cell_stride
 
 Score = Annotated[float, Field(ge=0, lt=1)]
 _CANDIDATES = 6  # boxes that suppression chooses from, for each that can be left
@@ -38,14 +38,14 @@ _SCORES = 1e-4  # by which scores may differ in an exported file
 _CLEAR = 1e-3  # a difference of scores that decides which of two boxes comes first
 
 
-def objects_of(targets: dict[str, Tensor]) -> Objects:
+def batch_objects(targets: dict[str, Tensor]) -> Objects:
     """The objects of a batch's targets."""
     there = targets["objects"] >= 0
     real = there & (targets["roles"] == OBJECT)
     return Objects(targets["boxes"], targets["objects"], real, there & ~real)
 
 
-class DetectionLoss(Criterion):
+class DetectionCriterion(Criterion):
     """Quality focal loss of every cell's scores; the boxes' overlap loss where a cell learns an object.
 
     Sums over a picture's cells, divided by the mean number of objects a training picture has: a constant, so that a
@@ -53,32 +53,34 @@ class DetectionLoss(Criterion):
     to, which no part of a batch knows.)
     """
 
-    def __init__(self, per_picture: float, task: Detect) -> None:
+    def __init__(self, objects_per_image: float, task: Detect) -> None:
         super().__init__()
-        self.per_picture, self.task = per_picture, task
+        self.objects_per_image, self.task = objects_per_image, task
 
     def forward(self, outputs_BAF: Tensor, targets: dict[str, Tensor]) -> dict[str, Tensor]:
-        boxes_BA4, logits_BAK = outputs_BAF[:, :, :4], outputs_BAF[:, :, PLACE:]
-        objects = objects_of(targets)
-        found = self.assigned(outputs_BAF, objects)
+        boxes_BA4, logits_BAK = outputs_BAF[:, :, :4], outputs_BAF[:, :, FIRST_LOGIT:]
+        objects = batch_objects(targets)
+        found = self.assignment(outputs_BAF, objects)
         target = F.one_hot(_of_owner(objects.labels_BM.clamp(min=0), found), logits_BAK.shape[2])
-        target = target * (found.quality_BA * found.taken_BA)[:, :, None]
-        scores = quality_focal(logits_BAK, target.to(logits_BAK.dtype), self.task.gamma) * found.counted_BA[:, :, None]
+        target = target * (found.quality_BA * found.foreground_BA)[:, :, None]
+        scores = (
+            quality_focal_loss(logits_BAK, target.to(logits_BAK.dtype), self.task.gamma) * found.has_loss_BA[:, :, None]
+        )
         owners = objects.boxes_BM4.gather(1, found.object_BA[:, :, None].expand(-1, -1, 4))
         # A cell without an object is compared with itself: no loss, and no division by a box of no area.
-        owners = torch.where(found.taken_BA[:, :, None], owners, boxes_BA4.detach())
-        apart = box_loss(self.task.box_loss, boxes_BA4, owners) * found.quality_BA * found.taken_BA
-        each = 1 / (self.per_picture * len(outputs_BAF))
+        owners = torch.where(found.foreground_BA[:, :, None], owners, boxes_BA4.detach())
+        apart = box_loss(self.task.box_loss, boxes_BA4, owners) * found.quality_BA * found.foreground_BA
+        each = 1 / (self.objects_per_image * len(outputs_BAF))
         return {"score": scores.sum() * each, "box": apart.sum() * (self.task.box_weight * each)}
 
-    def assigned(self, outputs_BAF: Tensor, objects: Objects) -> Assigned:
+    def assignment(self, outputs_BAF: Tensor, objects: Objects) -> Assignment:
         """Which cells learn which objects."""
-        task, place = self.task, outputs_BAF[:, :, 4:PLACE]
-        scores = outputs_BAF[:, :, PLACE:].detach().sigmoid()
-        return assign(scores, outputs_BAF[:, :, :4].detach(), place, objects, task.top_k, task.alpha, task.beta)
+        task, place = self.task, outputs_BAF[:, :, 4:FIRST_LOGIT]
+        scores = outputs_BAF[:, :, FIRST_LOGIT:].detach().sigmoid()
+        return assign_cells(scores, outputs_BAF[:, :, :4].detach(), place, objects, task.top_k, task.alpha, task.beta)
 
 
-def _of_owner(values_BM: Tensor, found: Assigned) -> Tensor:
+def _of_owner(values_BM: Tensor, found: Assignment) -> Tensor:
     return values_BM.gather(1, found.object_BA)
 
 
@@ -91,21 +93,23 @@ class DetectMeter:
     def update(self, results: Results, targets: dict[str, Tensor]) -> None:
         self._boxes.add(results, targets)
 
-    def compute(self, tables: bool = True) -> Measured:
-        done = self._boxes.evaluated()
+    def compute(self, tables: bool = True) -> Measurement:
+        done = self._boxes.evaluate()
         if not tables:
-            return Measured(numbers(done))
+            return Measurement(coco_metrics(done))
         found = {
-            "per_class": per_class(done, self._classes, self._boxes.counts()),
-            "precision_recall": curves(done, self._classes),
+            "per_class": per_class_rows(done, self._classes, self._boxes.object_counts()),
+            "precision_recall": precision_recall_rows(done, self._classes),
         }
         drawn = (
-            _precision_recall(found["precision_recall"], dict(zip(self._classes, self._boxes.counts(), strict=True))),
+            _precision_recall_plot(
+                found["precision_recall"], dict(zip(self._classes, self._boxes.object_counts(), strict=True))
+            ),
         )
-        return Measured(numbers(done), found, plots=drawn, spread=self._boxes.spread(done))
+        return Measurement(coco_metrics(done), found, plots=drawn, bootstrap_draws=self._boxes.bootstrap_metrics(done))
 
 
-def _precision_recall(rows: Sequence[dict[str, Any]], counts: dict[str, int]) -> Plot:
+def _precision_recall_plot(rows: Sequence[dict[str, Any]], counts: dict[str, int]) -> Plot:
     """A curve a class; of many classes those of the most objects, which the title says."""
     names, of = list(counts), ""
     if len(names) > _MOST_CURVES:
@@ -124,7 +128,7 @@ class Detect(TaskSpec):
 
     kind = "detect"
     main = "levels"
-    targets = "boxes"
+    target_kind = "boxes"
 
     levels: list[str] = []
     """The layers, by name, at whose cells objects are found; by default the last one alone."""
@@ -163,36 +167,37 @@ class Detect(TaskSpec):
             raise ValueError("names a layer twice")
         return levels
 
-    def numbers(self) -> dict[str, Better]:
-        best: Better = "max"
-        return dict.fromkeys(NUMBERS, best)
+    def metrics(self) -> dict[str, Direction]:
+        best: Direction = "max"
+        return dict.fromkeys(COCO_METRICS, best)
 
-    def problem(self, facts: Facts) -> str | None:
+    def data_problem(self, facts: Facts) -> str | None:
         if not sum(facts.class_counts):
             return "detect needs objects to learn; no training picture has a box"
         if unknown := [
             name for name in (self.score if isinstance(self.score, dict) else ()) if name not in facts.classes
         ]:
-            return f"score: there is no class {unknown[0]!r}; the data has {listed(facts.classes)}"
+            return f"score: there is no class {unknown[0]!r}; the data has {join_names(facts.classes)}"
         return None
 
-    def undefined(self, targets: dict[str, Tensor]) -> dict[str, str]:
-        return undefined(targets)
+    def undefined_metrics(self, targets: dict[str, Tensor]) -> dict[str, str]:
+        return undefined_coco_metrics(targets)
 
-    def unmeasurable(self, targets: dict[str, Tensor]) -> str | None:
-        return "no picture has an object; give it some that have" if "AP" in undefined(targets) else None
+    def split_problem(self, targets: dict[str, Tensor]) -> str | None:
+        return "no picture has an object; give it some that have" if "AP" in undefined_coco_metrics(targets) else None
 
-    def remarks(self, levels: Sequence[Level], targets: dict[str, Tensor], facts: Facts) -> list[str]:
+    def network_remarks(self, levels: Sequence[FeatureLevel], targets: dict[str, Tensor], facts: Facts) -> list[str]:
         boxes = targets["boxes"][targets["objects"] >= 0]
         if not len(boxes):
             return []
-        sides = areas(boxes).sqrt()
+        sides = box_areas(boxes).sqrt()
         small, large = sides.quantile(0.05).item(), sides.quantile(0.95).item()
         lines = [f"objects: nine of ten are {small:.0f} to {large:.0f} pixels a side, as the network sees them"]
-        strides = [stride_of(facts.image[1:], level.shape) for level in levels]
+        strides = [cell_stride(facts.image[1:], level.shape) for level in levels]
         # The towers' convolutions of 3x3 see two cells more each.
         fields = [
-            min(level.field) + round(2 * self.depth * stride) for level, stride in zip(levels, strides, strict=True)
+            min(level.receptive_field) + round(2 * self.depth * stride)
+            for level, stride in zip(levels, strides, strict=True)
         ]
         lines += [
             f"{name}: a cell every {stride:.0f} pixels, which sees {field}"
@@ -213,28 +218,28 @@ class Detect(TaskSpec):
             lines.append(f"warning: a picture has up to {crowd} objects; task.detect.most is {self.most}")
         return lines
 
-    def taken(self) -> list[str]:
+    def feature_layers(self) -> list[str]:
         return self.levels
 
     def head(self, in_shapes: Sequence[Shape], facts: Facts) -> nn.Module:
-        channels = [need_picture("its dense head", shape)[0] for shape in in_shapes]
+        channels = [require_maps("its dense head", shape)[0] for shape in in_shapes]
         if self.towers == "shared" and len(set(channels)) > 1:
-            raise CannotPass("levels that share towers need equal channels", "equal them, or `towers: separate`")
+            raise ShapeError("levels that share towers need equal channels", "equal them, or `towers: separate`")
         shared, image = self.towers == "shared", list(facts.image[1:])
         return DenseHead(channels, image, len(facts.classes), self.channels, self.depth, shared, self.depthwise)
 
     def criterion(self, facts: Facts) -> Criterion:
         pictures = facts.counts.get("train", 0)
-        return DetectionLoss(max(1.0, sum(facts.class_counts) / pictures) if pictures else 1.0, self)
+        return DetectionCriterion(max(1.0, sum(facts.class_counts) / pictures) if pictures else 1.0, self)
 
-    def words(self, targets: dict[str, Tensor], facts: Facts) -> list[str]:
+    def describe_targets(self, targets: dict[str, Tensor], facts: Facts) -> list[str]:
         found = []
         for row in targets["objects"].tolist():
             counts = {name: row.count(k) for k, name in enumerate(facts.classes) if k in row}
             found.append(", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing")
         return found
 
-    def true_marks(self, targets: dict[str, Tensor], facts: Facts) -> list[list[Mark]] | None:
+    def target_marks(self, targets: dict[str, Tensor], facts: Facts) -> list[list[Mark]] | None:
         words = {OBJECT: "", DIFFICULT: " (difficult)", CROWD: " (crowd)"}
         rows = zip(*(targets[name].tolist() for name in ("boxes", "objects", "roles")), strict=True)
         return [
@@ -246,7 +251,7 @@ class Detect(TaskSpec):
             for row in rows
         ]
 
-    def found_marks(self, results: Results, facts: Facts) -> list[list[Mark]] | None:
+    def result_marks(self, results: Results, facts: Facts) -> list[list[Mark]] | None:
         least = list(self.thresholds(facts).values())
         rows = zip(*(results[name].tolist() for name in ("boxes", "scores", "labels")), strict=True)
         return [
@@ -259,8 +264,8 @@ class Detect(TaskSpec):
         ]
 
     def assignment(self, outputs: Tensor, targets: dict[str, Tensor], facts: Facts) -> list[dict[str, Any]] | None:
-        criterion = DetectionLoss(1.0, self)
-        found = criterion.assigned(outputs[:1], objects_of({name: value[:1] for name, value in targets.items()}))
+        criterion = DetectionCriterion(1.0, self)
+        found = criterion.assignment(outputs[:1], batch_objects({name: value[:1] for name, value in targets.items()}))
         # Objects are counted as `true_marks` has them: without the padding between those of a mosaic.
         number = (targets["objects"][0] >= 0).cumsum(0) - 1
         return [
@@ -271,7 +276,7 @@ class Detect(TaskSpec):
                 "object": int(number[found.object_BA[0, cell]]),
                 "quality": float(found.quality_BA[0, cell]),
             }
-            for cell in found.taken_BA[0].nonzero()[:, 0].tolist()
+            for cell in found.foreground_BA[0].nonzero()[:, 0].tolist()
         ]
 
     def thresholds(self, facts: Facts) -> dict[str, float]:
@@ -280,22 +285,22 @@ class Detect(TaskSpec):
         return dict.fromkeys(facts.classes, self.score)
 
     def decoder(self, facts: Facts) -> nn.Module:
-        import torchvision.ops  # noqa: F401  its suppression, which `boxes.unsuppressed` takes where it is there
+        import torchvision.ops  # noqa: F401  its suppression, which `boxes.non_maximum_suppression` takes where it is there
 
-        return Detections(list(facts.image[1:]), self.most, _CANDIDATES * self.most, self.nms, self.least_score)
+        return DetectionDecoder(list(facts.image[1:]), self.most, _CANDIDATES * self.most, self.nms, self.least_score)
 
-    def said(self, outputs: Tensor, facts: Facts) -> Said:
+    def class_scores(self, outputs: Tensor, facts: Facts) -> ClassScores:
         """Each class's best score in the picture."""
-        best = outputs[:, :, PLACE:].amax(1)
-        return Said(facts.classes, best, best.sigmoid(), "best score", best.argmax(1), local=True)
+        best = outputs[:, :, FIRST_LOGIT:].amax(1)
+        return ClassScores(facts.classes, best, best.sigmoid(), "best score", best.argmax(1), is_local=True)
 
     def meter(self, facts: Facts) -> DetectMeter:
         return DetectMeter(facts.classes)
 
-    def signature(self, facts: Facts) -> dict[str, Shape]:
+    def result_shapes(self, facts: Facts) -> dict[str, Shape]:
         return {"boxes": (self.most, 4), "scores": (self.most,), "labels": (self.most,)}
 
-    def meaning(self, facts: Facts) -> dict[str, Any]:
+    def metadata(self, facts: Facts) -> dict[str, Any]:
         return {
             "boxes": "x1, y1, x2, y2 in pixels of the input; in those of a picture that was stretched to it: x times "
             "its width / the input's, y times height / height; of a padded one: less the padding, divided by its scale",
@@ -305,24 +310,24 @@ class Detect(TaskSpec):
             "nms": self.nms,
         }
 
-    def agree(self, ours: Results, theirs: Results, facts: Facts) -> str | None:
-        gap = self.gap(ours, theirs, facts)
+    def find_disagreement(self, ours: Results, theirs: Results, facts: Facts) -> str | None:
+        gap = self.largest_difference(ours, theirs, facts)
         if not gap <= _SCORES:
             return f"scores differ by up to {gap:.2e} (allowed 1e-4)"
         # Boxes of nearly equal scores may change places: each is looked for among all of the other's.
         same = ours["labels"][:, :, None] == theirs["labels"][:, None]
         same &= (ours["scores"][:, :, None] - theirs["scores"][:, None]).abs() <= _SCORES
-        alike = overlaps(ours["boxes"], theirs["boxes"]) * same
+        alike = intersection_over_union(ours["boxes"], theirs["boxes"]) * same
         least = max(self.least_score, _CLEAR)
         clear = torch.cat([alike.amax(2)[ours["scores"] > least], alike.amax(1)[theirs["scores"] > least]])
         worst = float(clear.min()) if len(clear) else 1.0
         return None if worst >= 0.999 else f"a box overlaps the network's by {worst:.4f} alone (at least 0.999)"
 
-    def gap(self, ours: Results, theirs: Results, facts: Facts) -> float:
+    def largest_difference(self, ours: Results, theirs: Results, facts: Facts) -> float:
         return float((ours["scores"] - theirs["scores"]).abs().max())
 
-    def rows(self, results: Results, facts: Facts, views: Sequence[View]) -> list[dict[str, Any]]:
-        back = given_back(results["boxes"].cpu().numpy(), torch.tensor([each.numbers() for each in views]).numpy())
+    def result_rows(self, results: Results, facts: Facts, views: Sequence[View]) -> list[dict[str, Any]]:
+        back = undo_view(results["boxes"].cpu().numpy(), torch.tensor([each.as_tuple() for each in views]).numpy())
         ids = facts.class_ids or range(1, len(facts.classes) + 1)
         least, found = list(self.thresholds(facts).values()), []
         for boxes, scores, labels, view in zip(

@@ -14,14 +14,14 @@ _ENOUGH = 10  # false alarms to be expected at an FPIR for it to mean something
 
 
 @dataclass(frozen=True)
-class Gallery:
+class GalleryAndProbes:
     """Some pictures of each person, enrolled; the others, to be recognised."""
 
     enrolled_G: NDArray[np.int64]
     probes_Q: NDArray[np.int64]
 
 
-def first_ones(labels_N: NDArray[np.int64], count: int) -> Gallery:
+def enrol_first(labels_N: NDArray[np.int64], count: int) -> GalleryAndProbes:
     """The first `count` pictures of each person in the split's order, of people who have more than that."""
     order = np.argsort(labels_N, kind="stable")
     ordered = labels_N[order]
@@ -29,10 +29,10 @@ def first_ones(labels_N: NDArray[np.int64], count: int) -> Gallery:
     lengths = np.diff(np.r_[starts, len(ordered)])
     place = np.arange(len(ordered)) - np.repeat(starts, lengths)
     enough = np.repeat(lengths > count, lengths)
-    return Gallery(np.sort(order[enough & (place < count)]), np.sort(order[enough & (place >= count)]))
+    return GalleryAndProbes(np.sort(order[enough & (place < count)]), np.sort(order[enough & (place >= count)]))
 
 
-def best_of_people(
+def similarity_per_person(
     embeddings_ND: NDArray[np.float32], labels_N: NDArray[np.int64], enrolled_G: NDArray[np.int64], probe: slice | Any
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The largest similarity of each probe to each enrolled person [Q, P], and those people [P]."""
@@ -41,23 +41,27 @@ def best_of_people(
     return np.maximum.reduceat(embeddings_ND[probe] @ embeddings_ND[order].T, starts, axis=1), people
 
 
-def ranks(embeddings_ND: NDArray[np.float32], labels_N: NDArray[np.int64], gallery: Gallery) -> NDArray[np.int64]:
+def identification_ranks(
+    embeddings_ND: NDArray[np.float32], labels_N: NDArray[np.int64], gallery: GalleryAndProbes
+) -> NDArray[np.int64]:
     """The place of each probe's own person, from 1; who is as similar stands before."""
     found = []
     for start in range(0, len(gallery.probes_Q), _AT_ONCE):
         probes = gallery.probes_Q[start : start + _AT_ONCE]
-        best, people = best_of_people(embeddings_ND, labels_N, gallery.enrolled_G, probes)
+        best, people = similarity_per_person(embeddings_ND, labels_N, gallery.enrolled_G, probes)
         own = best[np.arange(len(probes)), np.searchsorted(people, labels_N[probes])]
         found.append((best >= own[:, None]).sum(1))
     return np.concatenate(found)
 
 
-def cumulative(ranks_Q: NDArray[np.int64], people: int, most: int = 20) -> list[dict[str, Any]]:
+def cumulative_match_rows(ranks_Q: NDArray[np.int64], people: int, most: int = 20) -> list[dict[str, Any]]:
     """The cumulative match characteristic: how often the right person is among the first k."""
     return [{"rank": k, "rate": float((ranks_Q <= k).mean())} for k in range(1, min(people, most) + 1)]
 
 
-def open_set(embeddings_ND: NDArray[np.float32], labels_N: NDArray[np.int64], gallery: Gallery) -> list[dict[str, Any]]:
+def open_set_rows(
+    embeddings_ND: NDArray[np.float32], labels_N: NDArray[np.int64], gallery: GalleryAndProbes
+) -> list[dict[str, Any]]:
     """How many known people are missed (FNIR) at the threshold at which so many strangers are taken for one (FPIR).
 
     Half of the people are enrolled and the others are strangers, then the other way round; a known person is missed
@@ -72,7 +76,7 @@ def open_set(embeddings_ND: NDArray[np.float32], labels_N: NDArray[np.int64], ga
         mine = np.isin(labels_N[gallery.probes_Q], known)
         for start in range(0, len(mine), _AT_ONCE):
             probes, own = gallery.probes_Q[start : start + _AT_ONCE], mine[start : start + _AT_ONCE]
-            best, who = best_of_people(embeddings_ND, labels_N, enrolled, probes)
+            best, who = similarity_per_person(embeddings_ND, labels_N, enrolled, probes)
             top, right = best.max(1), who[best.argmax(1)] == labels_N[probes]
             alarms.append(top[~own])
             hits.append(np.where(right, top, -np.inf)[own])

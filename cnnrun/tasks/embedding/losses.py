@@ -23,18 +23,18 @@ _TINY = 1e-7  # of a squared sine: float32 cannot tell 1 less the squared cosine
 Warmup = Annotated[float, Field(ge=0, le=1)]
 
 
-class LossSpec(Kind):
+class EmbeddingLossSpec(Kind):
     """A loss over embeddings."""
 
     def build(self, dimension: int, place_K: Tensor) -> Criterion:
         """The criterion. `place_K` numbers the classes that are trained on, from 0; others have -1."""
         raise NotImplementedError
 
-    grouped: ClassVar[bool] = False
+    needs_class_batches: ClassVar[bool] = False
     """Whether a batch needs several pictures of a class: train.sampler: identities."""
 
 
-class Centres(Criterion):
+class CosineCrossEntropy(Criterion):
     """Cross-entropy of `scale` * cosine to each class's centre [P, D]; subclasses lower the true class's by a margin.
 
     Without a margin it is NormFace (Wang et al. 2017, eq. 4). The margin grows from 0 over the first `warmup` of the
@@ -43,47 +43,47 @@ class Centres(Criterion):
 
     def __init__(self, dimension: int, place_K: Tensor, scale: float, margin: float = 0.0, warmup: float = 0.0) -> None:
         super().__init__()
-        self.scale, self.full, self.warmup, self.margin = scale, margin, warmup, margin
+        self.scale, self.full_margin, self.warmup, self.margin = scale, margin, warmup, margin
         self.register_buffer("place", place_K, persistent=False)
         self.centres = nn.Parameter(torch.randn(int(place_K.max()) + 1, dimension))
 
     place: Tensor
 
-    def advance(self, done: float) -> None:
-        self.margin = self.full * min(1.0, done / self.warmup) if self.warmup else self.full
+    def set_progress(self, done: float) -> None:
+        self.margin = self.full_margin * min(1.0, done / self.warmup) if self.warmup else self.full_margin
 
     def forward(self, outputs: Tensor, targets: dict[str, Tensor]) -> dict[str, Tensor]:
         cosine_BP = outputs @ F.normalize(self.centres).T
         own_B1 = self.place[targets["labels"]][:, None]
-        lowered = self.lowered(cosine_BP.gather(1, own_B1))
+        lowered = self.apply_margin(cosine_BP.gather(1, own_B1))
         return {"cross_entropy": F.cross_entropy(self.scale * cosine_BP.scatter(1, own_B1, lowered), own_B1[:, 0])}
 
-    def lowered(self, cosine: Tensor) -> Tensor:
+    def apply_margin(self, cosine: Tensor) -> Tensor:
         """What stands in the place of the true class's cosine."""
         return cosine
 
 
-class AngularMargin(Centres):
+class AngularMargin(CosineCrossEntropy):
     """cos(theta + m) for the true class (ArcFace, Deng et al. 2019, eq. 3).
 
     Beyond theta = pi - m, where that would rise again, -2 - cos(theta + m): continuous and falling, as SphereFace's psi
     (Liu et al. 2017, section 3.2).
     """
 
-    def lowered(self, cosine: Tensor) -> Tensor:
+    def apply_margin(self, cosine: Tensor) -> Tensor:
         sine = (1 - cosine.square()).clamp(min=_TINY).sqrt()
         turned = cosine * math.cos(self.margin) - sine * math.sin(self.margin)
         return torch.where(cosine > -math.cos(self.margin), turned, -2 - turned)
 
 
-class CosineMargin(Centres):
+class CosineMargin(CosineCrossEntropy):
     """cos(theta) - m for the true class (CosFace, Wang et al. 2018, eq. 4)."""
 
-    def lowered(self, cosine: Tensor) -> Tensor:
+    def apply_margin(self, cosine: Tensor) -> Tensor:
         return cosine - self.margin
 
 
-class Triplets(Criterion):
+class TripletCriterion(Criterion):
     """max(0, |a - p|^2 - |a - n|^2 + margin), the mean over all pairs (a, p) of a class in the batch.
 
     n is semi-hard: of the other classes' pictures the nearest that is further than p; where none is, the furthest of
@@ -108,7 +108,7 @@ class Triplets(Criterion):
         return {"triplet": (loss * pairs).sum() / pairs.sum().clamp(min=1)}
 
 
-class ArcFace(LossSpec):
+class ArcFace(EmbeddingLossSpec):
     """An angle added to the true class's (Deng et al. 2019)."""
 
     kind = "arcface"
@@ -124,7 +124,7 @@ class ArcFace(LossSpec):
         return AngularMargin(dimension, place_K, self.scale, self.margin, self.warmup)
 
 
-class CosFace(LossSpec):
+class CosFace(EmbeddingLossSpec):
     """A number taken from the true class's cosine (Wang et al. 2018)."""
 
     kind = "cosface"
@@ -139,7 +139,7 @@ class CosFace(LossSpec):
         return CosineMargin(dimension, place_K, self.scale, self.margin, self.warmup)
 
 
-class Softmax(LossSpec):
+class NormFace(EmbeddingLossSpec):
     """Directions without a margin (NormFace, Wang et al. 2017)."""
 
     kind = "softmax"
@@ -148,20 +148,20 @@ class Softmax(LossSpec):
     """What cosines are multiplied by before the softmax."""
 
     def build(self, dimension: int, place_K: Tensor) -> Criterion:
-        return Centres(dimension, place_K, self.scale)
+        return CosineCrossEntropy(dimension, place_K, self.scale)
 
 
-class Triplet(LossSpec):
+class Triplet(EmbeddingLossSpec):
     """Two pictures of a class nearer than one of another, semi-hard ones (Schroff et al. 2015)."""
 
     kind = "triplet"
     main = "margin"
-    grouped = True
+    needs_class_batches = True
     margin: float = Field(0.2, gt=0, le=4)
     """Between squared distances, which are 2 - 2 cos."""
 
     def build(self, dimension: int, place_K: Tensor) -> Criterion:
-        return Triplets(self.margin)
+        return TripletCriterion(self.margin)
 
 
-Loss = ArcFace | CosFace | Softmax | Triplet
+EmbeddingLoss = ArcFace | CosFace | NormFace | Triplet

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MOST_PAIRS = 2_000_000  # of one kind that are measured; of more, so many drawn at random
+MAX_PAIRS = 2_000_000  # of one kind that are measured; of more, so many drawn at random
 FOLDS = 10
 _ENOUGH = 10  # false accepts that a FAR must be expected to give, for its threshold to mean something
-FEWEST = 5  # people of whom there is an interval
+MIN_PEOPLE = 5  # people of whom there is an interval
 _REPLICATES, _RESAMPLED = (1000, 200), 500_000  # of the bootstrap, for few and for many pairs; pairs at most
 
 Floats = NDArray[np.float64]
@@ -48,7 +48,7 @@ def all_pairs(labels_N: NDArray[np.int64]) -> Pairs:
     draw = np.random.default_rng(0)
     counts = np.unique(labels_N, return_counts=True)[1]
     genuine, total = int((counts * (counts - 1) // 2).sum()), len(labels_N) * (len(labels_N) - 1) // 2
-    if total <= 2 * MOST_PAIRS:
+    if total <= 2 * MAX_PAIRS:
         one, other = np.triu_indices(len(labels_N), 1)
     else:
         order = np.argsort(labels_N, kind="stable")
@@ -63,7 +63,7 @@ def all_pairs(labels_N: NDArray[np.int64]) -> Pairs:
 
 def _own_pairs(counts_P: NDArray[np.int64], total: int, draw: np.random.Generator) -> NDArray[np.int64]:
     """Pairs of one person [M, 2], as places in the pictures ordered by person."""
-    number = np.arange(total) if total <= MOST_PAIRS else _distinct(total, draw)
+    number = np.arange(total) if total <= MAX_PAIRS else _distinct(total, draw)
     of_person = counts_P * (counts_P - 1) // 2
     ends = np.cumsum(of_person)
     person = np.searchsorted(ends, number, side="right")
@@ -79,7 +79,7 @@ def _other_pairs(counts_P: NDArray[np.int64], total: int, draw: np.random.Genera
     """Pairs of two people [M, 2], as places in the pictures ordered by person."""
     pictures, ends = int(counts_P.sum()), np.cumsum(counts_P)
     later = np.repeat(pictures - ends, counts_P)  # of each picture, those of the people after its own
-    number = np.arange(total) if total <= MOST_PAIRS else _distinct(total, draw)
+    number = np.arange(total) if total <= MAX_PAIRS else _distinct(total, draw)
     before = np.cumsum(later)
     first = np.searchsorted(before, number, side="right")
     return np.stack([first, np.repeat(ends, counts_P)[first] + number - (before - later)[first]], 1)
@@ -87,23 +87,23 @@ def _other_pairs(counts_P: NDArray[np.int64], total: int, draw: np.random.Genera
 
 def _distinct(total: int, draw: np.random.Generator) -> NDArray[np.int64]:
     """MOST_PAIRS numbers below `total`, none twice."""
-    found = np.unique(draw.integers(0, total, 2 * MOST_PAIRS))
-    return np.sort(draw.permutation(found)[:MOST_PAIRS])
+    found = np.unique(draw.integers(0, total, 2 * MAX_PAIRS))
+    return np.sort(draw.permutation(found)[:MAX_PAIRS])
 
 
 @dataclass(frozen=True)
-class Curve:
+class RocCurve:
     """FAR and TAR at every threshold that makes a difference, falling; the first accepts nothing."""
 
     threshold: Floats
     far: Floats
     tar: Floats
 
-    def at(self, far: float) -> int:
+    def index_at(self, far: float) -> int:
         """The lowest threshold whose FAR is no more than this."""
         return int(np.searchsorted(self.far, far * (1 + 1e-12), side="right")) - 1
 
-    def between(self, place: int) -> float:
+    def midpoint_threshold(self, place: int) -> float:
         """A threshold halfway to the next one, so that rounding does not decide; the next accepts more than wanted."""
         upper = float(self.threshold[place])
         lower = float(self.threshold[place + 1]) if place + 1 < len(self.threshold) else upper
@@ -125,7 +125,7 @@ class Curve:
         return float(np.trapezoid(self.tar, self.far))
 
 
-class Ranked:
+class RankedPairs:
     """Pairs in the order of their similarity, so that curves of any weights need no sorting."""
 
     def __init__(self, scores_M: Floats, same_M: NDArray[np.bool_]) -> None:
@@ -136,15 +136,15 @@ class Ranked:
         above = max(np.nextafter(scores[0], np.inf), (scores[0] + 1) / 2)
         self._threshold = np.r_[above, scores[self._last]]
 
-    def curve(self, weight_M: Floats | None = None) -> Curve:
+    def roc_curve(self, weight_M: Floats | None = None) -> RocCurve:
         """The curve where each pair, in the order given at first, counts so often."""
         weight = np.ones(len(self.order)) if weight_M is None else weight_M[self.order]
         one, two = (np.r_[0.0, np.cumsum(weight * kind)[self._last]] for kind in (self.same, ~self.same))
         there = np.r_[True, np.diff(one + two) > 0]  # pairs that do not count make no threshold
-        return Curve(self._threshold[there], two[there] / two[-1], one[there] / one[-1])
+        return RocCurve(self._threshold[there], two[there] / two[-1], one[there] / one[-1])
 
 
-def accuracies(ranked: Ranked, scores_M: Floats, pairs: Pairs) -> list[dict[str, Any]]:
+def fold_accuracies(ranked: RankedPairs, scores_M: Floats, pairs: Pairs) -> list[dict[str, Any]]:
     """For each fold: the threshold that is best on all others, and how right it is here; for those of both kinds.
 
     Accuracy is the mean of the parts of each kind that are told rightly: LFW's own where there are as many of each.
@@ -154,8 +154,8 @@ def accuracies(ranked: Ranked, scores_M: Floats, pairs: Pairs) -> list[dict[str,
         here = pairs.fold_M == fold
         if len(set(pairs.same_M[here].tolist())) < 2:  # pictures that could not be read were left out, aloud
             continue
-        curve = ranked.curve((~here).astype(np.float64))
-        threshold = curve.between(int(np.argmax(curve.tar - curve.far)))
+        curve = ranked.roc_curve((~here).astype(np.float64))
+        threshold = curve.midpoint_threshold(int(np.argmax(curve.tar - curve.far)))
         right = (scores_M[here] >= threshold) == pairs.same_M[here]
         same = pairs.same_M[here]
         accuracy = (right[same].mean() + right[~same].mean()) / 2
@@ -163,32 +163,32 @@ def accuracies(ranked: Ranked, scores_M: Floats, pairs: Pairs) -> list[dict[str,
     return rows
 
 
-def spread(
-    scores_M: Floats, pairs: Pairs, labels_N: NDArray[np.int64], of: Callable[[Curve], dict[str, float]]
+def bootstrap_over_people(
+    scores_M: Floats, pairs: Pairs, labels_N: NDArray[np.int64], of: Callable[[RocCurve], dict[str, float]]
 ) -> dict[str, Floats]:
     """What each number comes to over bootstrap samples of the people; nothing of fewer than FEWEST.
 
     People are drawn, not pairs: pairs that share one are not independent (Bolle, Ratha and Pankanti 2004).
     """
     names, person = np.unique(labels_N, return_inverse=True)
-    if len(names) < FEWEST:
+    if len(names) < MIN_PEOPLE:
         return {}
     draw = np.random.default_rng(1)
     kinds = [np.flatnonzero(kind) for kind in (pairs.same_M, ~pairs.same_M)]
     chosen = np.concatenate([draw.permutation(kind)[: _RESAMPLED // 2] for kind in kinds])
     one, other = person[pairs.first_M[chosen]], person[pairs.second_M[chosen]]
     same = pairs.same_M[chosen]
-    ranked = Ranked(scores_M[chosen], same)
+    ranked = RankedPairs(scores_M[chosen], same)
     draw, found = np.random.default_rng(2), []
     for _ in range(_REPLICATES[len(chosen) > _RESAMPLED // 10]):
         times = np.bincount(draw.integers(0, len(names), len(names)), minlength=len(names)).astype(np.float64)
         weight = np.where(same, times[one], times[one] * times[other])
         if weight[same].any() and weight[~same].any():
-            found.append(of(ranked.curve(weight)))
+            found.append(of(ranked.roc_curve(weight)))
     return {name: np.array([each[name] for each in found]) for name in found[0]}
 
 
-def note(impostors: int, far: float) -> str:
+def far_note(impostors: int, far: float) -> str:
     """What a reader must know of a FAR measured on so many pairs of two people."""
     if impostors * far >= _ENOUGH:
         return ""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 
-def wrapped(difference: Floats, period: float | None) -> Floats:
+def wrap_difference(difference: Floats, period: float | None) -> Floats:
     """A difference of angles of that period, in [-period / 2, period / 2); any other as it is."""
     if period is None:
         return difference
@@ -36,25 +36,25 @@ class Residuals:
         self, value_NT: Floats, truth_NT: Floats, periods: Sequence[float | None], constant_T: Sequence[float]
     ) -> None:
         self._truth, self._periods = truth_NT, periods
-        self._of = [wrapped(value_NT[:, t] - truth_NT[:, t], period) for t, period in enumerate(periods)]
+        self._of = [wrap_difference(value_NT[:, t] - truth_NT[:, t], period) for t, period in enumerate(periods)]
         constants = [
             mean if period is None else circular_mean(truth_NT[:, t], period)
             for t, (period, mean) in enumerate(zip(periods, constant_T, strict=True))
         ]
         self._blind = [
-            np.abs(wrapped(truth_NT[:, t] - constants[t], period)).astype(np.float64)
+            np.abs(wrap_difference(truth_NT[:, t] - constants[t], period)).astype(np.float64)
             for t, period in enumerate(periods)
         ]
 
     def __len__(self) -> int:
         return len(self._truth)
 
-    def numbers(self, weight_N: Floats | None = None) -> dict[str, float]:
+    def metrics(self, weight_N: Floats | None = None) -> dict[str, float]:
         """The means over the targets of what `of_target` says."""
-        rows = [self.of_target(t, weight_N) for t in range(len(self._periods))]
+        rows = [self.target_metrics(t, weight_N) for t in range(len(self._periods))]
         return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
-    def of_target(self, t: int, weight_N: Floats | None = None) -> dict[str, float]:
+    def target_metrics(self, t: int, weight_N: Floats | None = None) -> dict[str, float]:
         """MAE and RMSE in the target's unit; R2 against these pictures' mean; `gain`, the part of the constant's MAE
         that is saved.
 
@@ -75,19 +75,19 @@ class Residuals:
         """From the mean of these pictures."""
         truth, period = self._truth[:, t], self._periods[t]
         if period is not None:
-            return wrapped(truth - circular_mean(truth, period, weight_N), period)
+            return wrap_difference(truth - circular_mean(truth, period, weight_N), period)
         made: Floats = truth - np.average(truth, weights=weight_N)
         return made
 
-    def rows(self, names: Sequence[str]) -> list[dict[str, Any]]:
+    def per_target_rows(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """Each target by name, with the constant's MAE."""
         notes = ["" if np.ptp(each) else "one value in all pictures: r2 means nothing" for each in self._truth.T]
         return [
-            {"target": name, **self.of_target(t), "constant's mae": float(self._blind[t].mean()), "note": notes[t]}
+            {"target": name, **self.target_metrics(t), "constant's mae": float(self._blind[t].mean()), "note": notes[t]}
             for t, name in enumerate(names)
         ]
 
     @property
-    def off(self) -> list[Floats]:
+    def errors(self) -> list[Floats]:
         """What was said less the truth, for each target."""
         return self._of

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from cnnrun.base.randomness import uniform
-from cnnrun.data.augment.geometry import crop_boxes, cropped, move_boxes, move_points, warp
+from cnnrun.data.augment.geometry import crop_matrices, draw_crop_boxes, move_boxes, move_points, warp
 from cnnrun.data.augment.random_slots import SLOTS, Draws
 from cnnrun.data.augment.settings import Augment
 
@@ -204,7 +204,7 @@ def test_crops_equal_torchvisions_crop_and_resize():
     given = (torch.arange(24 * 20).view(1, 1, 24, 20) % 7 * 30).byte().expand(1, 3, -1, -1)
     box = torch.tensor([[5.0, 6.0, 15.0, 18.0]])
     eye = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]])
-    got = warp(given.float(), cropped(eye, box, given.shape))
+    got = warp(given.float(), crop_matrices(eye, box, given.shape))
     expected = resize(given[..., 6:18, 5:15].float(), [24, 20], antialias=False)
     assert torch.allclose(got[..., 2:-2, 2:-2], expected[..., 2:-2, 2:-2], atol=0.05)
 
@@ -216,7 +216,7 @@ def test_crop_boxes_are_inside_and_as_asked(scale, ratio):
     shape = (500, 3, 40, 40)
     draws = Draws(SEED, EPOCH, torch.arange(500))
     places = [draws[slot] for slot in ("crop_area", "crop_shape", "crop_y", "crop_x")]
-    box = crop_boxes(scale, ratio, places, shape)
+    box = draw_crop_boxes(scale, ratio, places, shape)
     assert box.min() >= 0
     assert (box <= 40 + 1e-4).all()
     wide, tall = (box[:, 2] - box[:, 0]).double(), (box[:, 3] - box[:, 1]).double()
@@ -315,12 +315,12 @@ def test_with_both_each_picture_is_mixed_in_one_way():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_policy_does_to_each_picture_one_thing_that_the_vocabulary_has(channels):
-    from cnnrun.data.augment.settings import _OF_COLOUR, _WIDEST
+    from cnnrun.data.augment.settings import _COLOUR_OPERATIONS, _WIDEST_RANGES
 
     count, given = 60, pictures(60, channels, 16, 16)
     policy = Augment.model_validate({"policy": {"trivial_augment": 0.5}})
     got = applied(policy, given)
-    names = [name for name in _WIDEST if channels == 3 or name not in _OF_COLOUR]
+    names = [name for name in _WIDEST_RANGES if channels == 3 or name not in _COLOUR_OPERATIONS]
     seen = set()
     for i in range(count):
         name = names[int(draw(i, "policy") * len(names))]
@@ -336,7 +336,7 @@ def test_the_policy_does_to_each_picture_one_thing_that_the_vocabulary_has(chann
             mask = torch.tensor(inside).view(-1, 1) if name == "shift_y" else torch.tensor(inside)
             expected = source * mask
         else:
-            alone = Augment.model_validate({name: _WIDEST[name] * 0.5})
+            alone = Augment.model_validate({name: _WIDEST_RANGES[name] * 0.5})
             expected = alone.apply(given[i : i + 1], Draws(SEED, EPOCH, torch.tensor([i]), alone.slots()))[0]
         tolerance = 0.6 if name == "blur" else 2e-2  # the policy's window is that of its own largest deviation
         assert torch.allclose(got[i], expected, atol=tolerance), name
@@ -395,7 +395,7 @@ def test_threads_and_company_change_no_bit(asked):
         for index in torch.arange(96).split(size):
             draws = Draws(SEED, EPOCH, index, augment.slots())
             out = augment.apply(given[index], draws)
-            if augment.mixes:
+            if augment.has_mixing:
                 out, _ = augment.mix(out, torch.arange(len(index)), draws)
             parts.append(out)
         return torch.cat(parts)
@@ -429,13 +429,13 @@ def test_settings_that_contradict_are_refused(asked, words):
 
 def test_labels_follow_mixed_pictures():
     from cnnrun.contracts.facts import Facts
-    from cnnrun.tasks.classify import Classify
+    from cnnrun.tasks.classification import Classify
 
     task, facts = Classify(), Facts(("a", "b", "c"), (1, 4, 4))
     targets, partners = {"labels": torch.tensor([0, 1])}, {"labels": torch.tensor([2, 1])}
-    soft = task.blend(targets, partners, torch.tensor([0.75, 0.5]), facts)
+    soft = task.blend_targets(targets, partners, torch.tensor([0.75, 0.5]), facts)
     assert torch.allclose(soft["labels"], torch.tensor([[0.75, 0.0, 0.25], [0.0, 1.0, 0.0]]))
-    assert task.words(soft, facts) == ["a 0.75  c 0.25", "b 1.00"]
+    assert task.describe_targets(soft, facts) == ["a 0.75  c 0.25", "b 1.00"]
     outputs = torch.randn(2, 3)
     loss = task.criterion(facts)(outputs, soft)["cross_entropy"]
     each = -outputs.log_softmax(1).double()

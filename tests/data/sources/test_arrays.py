@@ -24,7 +24,7 @@ def test_the_usual_names_are_found(tmp_path, names):
     x, y = pictures(), np.array([0, 1, 2, 0, 1, 2])
     indexed = saved(tmp_path / "a.npz", **dict(zip(names, (x, y), strict=True))).read()
     assert indexed.classes == ("0", "1", "2")
-    assert np.array_equal(indexed.splits["train"].pictures, x)
+    assert np.array_equal(indexed.splits["train"].images, x)
     assert indexed.splits["train"].targets["labels"].tolist() == y.tolist()
 
 
@@ -35,8 +35,8 @@ def test_splits_grey_pictures_and_medmnists_columns(tmp_path):
     }
     indexed = saved(tmp_path / "a.npz", **given).read()
     assert set(indexed.splits) == {"train", "val", "test"}
-    assert indexed.splits["val"].pictures.shape == (6, 8, 8, 1)
-    assert indexed.splits["val"].name(3) == "val_images[3]"
+    assert indexed.splits["val"].images.shape == (6, 8, 8, 1)
+    assert indexed.splits["val"].sample_name(3) == "val_images[3]"
 
 
 def test_names_can_be_given(tmp_path):
@@ -117,7 +117,7 @@ def test_numbers_and_label_sets_have_a_column_each(tmp_path):
     values = np.random.default_rng(0).normal(size=(6, 2))
     path = written(tmp_path / "a.npz", x_train=pictures, y_train=values)
     indexed = Arrays(path=path, numbers=["height", "weight"]).read()
-    assert indexed.numbers == ("height", "weight")
+    assert indexed.number_names == ("height", "weight")
     assert indexed.splits["train"].targets["numbers"].numpy() == pytest.approx(values, rel=1e-6)
     path = written(tmp_path / "b.npz", x_train=pictures, y_train=values[:, 0])
     assert Arrays(path=path, numbers=["height"]).read().splits["train"].targets["numbers"].shape == (6, 1)
@@ -154,7 +154,7 @@ def test_an_array_is_the_member_of_its_own_name(tmp_path):
                 np.lib.format.write_array(file, array)
         archive.writestr("x", b"garbage")
     read = Arrays(path=str(tmp_path / "a.npz")).read().splits["train"]
-    assert np.array_equal(read.pictures[..., 0], images)
+    assert np.array_equal(read.images[..., 0], images)
 
 
 def test_a_stray_label_is_asked_about_unless_all_classes_are_named(tmp_path):

@@ -43,11 +43,11 @@ def test_boxes_crowds_areas_and_ids(write):
     assert found.classes == ("cat", "dog")
     assert found.class_ids == (5, 90)
     split = found.splits["train"]
-    assert split.objects.padded()["boxes"][0].tolist() == [[1, 2, 11, 22], [0, 0, 40, 30]]
-    assert split.objects.padded()["objects"].tolist() == [[1, 0], [-1, -1]]
-    assert split.objects.padded()["roles"].tolist() == [[0, 2], [0, 0]]
-    assert split.objects.padded()["areas"][0].tolist() == [120.5, 1200]
-    assert [split.name(number).rpartition("/")[2] for number in (0, 1)] == ["a.png", "b.png"]
+    assert split.objects.pad()["boxes"][0].tolist() == [[1, 2, 11, 22], [0, 0, 40, 30]]
+    assert split.objects.pad()["objects"].tolist() == [[1, 0], [-1, -1]]
+    assert split.objects.pad()["roles"].tolist() == [[0, 2], [0, 0]]
+    assert split.objects.pad()["areas"][0].tolist() == [120.5, 1200]
+    assert [split.sample_name(number).rpartition("/")[2] for number in (0, 1)] == ["a.png", "b.png"]
 
 
 def test_pictures_may_lie_elsewhere(write, tmp_path):
@@ -55,7 +55,7 @@ def test_pictures_may_lie_elsewhere(write, tmp_path):
     (tmp_path / "p").mkdir()
     (tmp_path / "a.png").rename(tmp_path / "p" / "a.png")
     for given in (str(tmp_path / "p"), {"train": str(tmp_path / "p")}):
-        assert Coco(train=path, pictures=given).read().splits["train"].name(0) == str(tmp_path / "p" / "a.png")
+        assert Coco(train=path, pictures=given).read().splits["train"].sample_name(0) == str(tmp_path / "p" / "a.png")
     with pytest.raises(DataError, match="no such folder"):
         Coco(train=path, pictures=str(tmp_path / "q")).read()
 
@@ -120,8 +120,8 @@ def test_bad_boxes_are_named_with_annotation_and_picture(write, box, words):
     found = Coco(train=write(data)).read()
     (bad,) = found.bad_boxes
     assert bad.name.endswith("train.json: annotation 44 of a.png")
-    assert re.search(words, bad.what)
-    assert (found.splits["train"].objects.padded()["objects"] >= 0).sum() == 2
+    assert re.search(words, bad.problem)
+    assert (found.splits["train"].objects.pad()["objects"] >= 0).sum() == 2
 
 
 def test_corners_in_the_place_of_sizes_are_noticed(write):

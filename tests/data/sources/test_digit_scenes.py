@@ -11,23 +11,23 @@ def test_scenes_repeat_and_are_as_told():
     first, again = source.read(), source.read()
     assert first.classes == tuple("0123456789")
     for name, split in first.splits.items():
-        assert np.array_equal(split.pictures, again.splits[name].pictures)
+        assert np.array_equal(split.images, again.splits[name].images)
         assert all(torch.equal(value, again.splits[name].targets[key]) for key, value in split.targets.items())
     train = first.splits["train"]
-    counts = (train.objects.padded()["objects"] >= 0).sum(1)
+    counts = (train.objects.pad()["objects"] >= 0).sum(1)
     assert counts.min() == 0  # scenes of nothing are among them
     assert counts.max() <= 5
     other = DigitScenes(train=60, held_out=20, most=5, seed=1).read()
-    assert not np.array_equal(other.splits["train"].pictures, train.pictures)
+    assert not np.array_equal(other.splits["train"].images, train.images)
 
 
 def test_boxes_hold_the_digits_and_nothing_else_is_bright():
     split = DigitScenes(train=80, held_out=1).read().splits["train"]
     for number in range(80):
-        picture, outside = split.pictures[number, :, :, 0], np.ones((96, 96), bool)
+        picture, outside = split.images[number, :, :, 0], np.ones((96, 96), bool)
         for box, label in zip(
-            split.objects.padded()["boxes"][number].long().tolist(),
-            split.objects.padded()["objects"][number],
+            split.objects.pad()["boxes"][number].long().tolist(),
+            split.objects.pad()["objects"][number],
             strict=True,
         ):
             if label >= 0:
@@ -40,5 +40,5 @@ def test_boxes_hold_the_digits_and_nothing_else_is_bright():
 
 def test_no_two_scenes_are_the_same_picture():
     found = DigitScenes(train=200, held_out=50).read()
-    pictures = np.concatenate([split.pictures for split in found.splits.values()])
+    pictures = np.concatenate([split.images for split in found.splits.values()])
     assert len({picture.tobytes() for picture in pictures}) == len(pictures)

@@ -9,5 +9,5 @@ def test_digits_are_scikit_learns():
     from sklearn.datasets import load_digits
 
     split = Digits().read().splits["train"]
-    assert split.pictures.shape == (1797, 8, 8, 1)
-    assert np.array_equal(np.rint(split.pictures[..., 0] * (16 / 255)), load_digits().images)
+    assert split.images.shape == (1797, 8, 8, 1)
+    assert np.array_equal(np.rint(split.images[..., 0] * (16 / 255)), load_digits().images)

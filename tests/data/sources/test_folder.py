@@ -19,7 +19,7 @@ def test_folder_orders_classes_as_torchvision(tmp_path):
     assert list(ours.classes) == theirs.classes
     assert [
         (str(p), t)
-        for p, t in zip(ours.splits["train"].pictures, ours.splits["train"].targets["labels"].tolist(), strict=True)
+        for p, t in zip(ours.splits["train"].images, ours.splits["train"].targets["labels"].tolist(), strict=True)
     ] == theirs.samples
 
 
@@ -30,7 +30,7 @@ def test_folder_with_splits(tmp_path):
     assert set(Folder(root=str(tmp_path)).read().splits) == {"train", "val", "test"}
     listed = Folder(root=str(tmp_path), classes=["b", "a"]).read()
     assert listed.classes == ("b", "a")
-    assert [p.parent.name for p in listed.splits["train"].pictures] == ["b", "a"]
+    assert [p.parent.name for p in listed.splits["train"].images] == ["b", "a"]
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_folder_leaves_clutter_out_and_visits_loops_once(tmp_path):
     (tmp_path / "a" / ".hidden.png").write_text("x")
     indexed = Folder(root=str(tmp_path)).read()
     assert indexed.classes == ("a", "b")
-    assert len(indexed.splits["train"].pictures) == 2
+    assert len(indexed.splits["train"].images) == 2
 
 
 def test_folder_refuses_links_to_outside(tmp_path):
@@ -80,7 +80,7 @@ def test_folder_refuses_linked_folders_to_outside_and_says_what_it_leaves_out(tm
     for name in ("a", "b"):
         save_picture(tmp_path / "root" / name / "1.png")
     (tmp_path / "root" / "a" / "x.gif").write_bytes(b"GIF89a")
-    assert len(Folder(root=str(tmp_path / "root")).read().splits["train"].pictures) == 2
+    assert len(Folder(root=str(tmp_path / "root")).read().splits["train"].images) == 2
     assert "1 file(s) of other kinds left out, such as 'x.gif'" in capfd.readouterr().err
     os.symlink(tmp_path / "elsewhere", tmp_path / "root" / "a" / "link")
     with pytest.raises(DataError, match="a link to outside"):

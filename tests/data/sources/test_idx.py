@@ -27,15 +27,15 @@ def idx_folder(tmp_path):
 def test_idx_plain_and_compressed(idx_folder):
     indexed = Idx(root=str(idx_folder)).read()
     assert indexed.classes == ("0", "1", "2")
-    assert indexed.splits["train"].pictures.shape == (30, 28, 28, 1)
+    assert indexed.splits["train"].images.shape == (30, 28, 28, 1)
     assert indexed.splits["test"].targets["labels"].tolist() == [i % 3 for i in range(10)]
-    assert indexed.splits["test"].name(4) == "t10k-images-idx3-ubyte[4]"
+    assert indexed.splits["test"].sample_name(4) == "t10k-images-idx3-ubyte[4]"
 
 
 def test_idx_equals_torchvisions_reader(idx_folder):
     from torchvision.datasets.mnist import read_image_file
 
-    ours = Idx(root=str(idx_folder)).read().splits["test"].pictures[..., 0]
+    ours = Idx(root=str(idx_folder)).read().splits["test"].images[..., 0]
     assert np.array_equal(ours, read_image_file(str(idx_folder / "t10k-images-idx3-ubyte")).numpy())
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from cnnrun.base.errors import DataError
-from cnnrun.base.progress import bar
-from cnnrun.data.index import index
-from cnnrun.data.prepare import prepare
+from cnnrun.base.progress import progress_bar
+from cnnrun.data.index import index_source
+from cnnrun.data.prepare import build_dataset
 from cnnrun.data.settings import Data
 from cnnrun.data.sources.shards import Shards
 from tests.support.images import save_picture
@@ -55,23 +55,23 @@ def test_samples_are_those_that_webdataset_reads(two):
     data = Data.model_validate(
         {"source": {"shards": str(two / "train-{00..01}.tar")}, "image": {"size": [10, 12], "channels": 3}}
     )
-    indexed = index(data)
-    split = indexed.source.splits["train"]
+    indexed = index_source(data)
+    split = indexed.contents.splits["train"]
     assert split.targets["labels"].tolist() == [sample["cls"] for sample in theirs]
-    assert [split.name(i).rpartition("/s/")[2] for i in range(12)] == [f"{s['__key__'][2:]}.png" for s in theirs]
+    assert [split.sample_name(i).rpartition("/s/")[2] for i in range(12)] == [f"{s['__key__'][2:]}.png" for s in theirs]
     from cnnrun.data.decode import Decoder
 
     decoder = Decoder(split, (3, 10, 12), data.image, None)
     for number, sample in enumerate(theirs):
-        assert np.array_equal(decoder.pixels(number).transpose(1, 2, 0), sample["png"])
+        assert np.array_equal(decoder.decode_one(number).transpose(1, 2, 0), sample["png"])
 
 
 def test_shards_train_as_the_same_files_in_folders_do(two):
     data = Data.model_validate({"source": {"shards": str(two / "train-{00..01}.tar")}, "image": IMAGE})
-    made = prepare(data, index(data), bar)
+    made = build_dataset(data, index_source(data), progress_bar)
     assert made.facts.classes == ("0", "1", "2")
     assert {name: len(each) for name, each in made.splits.items()} == {"train": 9, "val": 3}
-    assert "train-01.tar/s/000" in made.splits["train"].name(len(made.splits["train"]) - 1)
+    assert "train-01.tar/s/000" in made.splits["train"].sample_name(len(made.splits["train"]) - 1)
 
 
 def test_names_as_labels_and_other_splits(tmp_path):
@@ -103,7 +103,7 @@ def test_by_content_a_touched_shard_is_the_same_and_a_changed_one_is_not(two):
     def key(by: str) -> str:
         source = {"shards": str(two / "train-{00..01}.tar")}
         data = Data.model_validate({"source": source, "image": IMAGE, "fingerprint": by})
-        return prepare(data, index(data), bar).facts.fingerprint
+        return build_dataset(data, index_source(data), progress_bar).facts.fingerprint
 
     path, times, content = two / "train-00.tar", key("times"), key("content")
     os.utime(path, ns=(1, 1))

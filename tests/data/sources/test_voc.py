@@ -6,8 +6,8 @@ import pytest
 
 from cnnrun.base.errors import DataError
 from cnnrun.contracts.objects import DIFFICULT
-from cnnrun.data.index import index
-from cnnrun.data.prepare import prepare
+from cnnrun.data.index import index_source
+from cnnrun.data.prepare import build_dataset
 from cnnrun.data.settings import Data
 from cnnrun.data.sources.voc import Voc
 from tests.support.images import save_picture
@@ -54,7 +54,7 @@ def prepared(root: Path, **settings):
     data = Data.model_validate(
         {"source": {"voc": str(root)}, "image": {"size": [30, 40], "channels": 3}, "cache": "memory"} | settings
     )
-    return prepare(data, index(data), lambda what, count: _Silent())
+    return build_dataset(data, index_source(data), lambda what, count: _Silent())
 
 
 class _Silent:
@@ -69,17 +69,17 @@ def test_boxes_classes_and_lists(two):
     found = Voc(root=str(two)).read()
     assert found.classes == ("cat", "dog")
     train, val = found.splits["train"], found.splits["val"]
-    assert train.objects.padded()["boxes"][0].tolist() == [[1, 2, 11, 22], [5, 5, 40, 30]]
-    assert train.objects.padded()["objects"].tolist() == [[1, 0], [-1, -1]]  # the second picture shows nothing
-    assert train.objects.padded()["areas"][0].tolist() == [200, 35 * 25]
-    assert val.objects.padded()["roles"].tolist() == [[DIFFICULT]]
+    assert train.objects.pad()["boxes"][0].tolist() == [[1, 2, 11, 22], [5, 5, 40, 30]]
+    assert train.objects.pad()["objects"].tolist() == [[1, 0], [-1, -1]]  # the second picture shows nothing
+    assert train.objects.pad()["areas"][0].tolist() == [200, 35 * 25]
+    assert val.objects.pad()["roles"].tolist() == [[DIFFICULT]]
     assert train.sizes.tolist() == [[30, 40], [30, 40]]
     assert found.bad_boxes == ()
 
 
 def test_difficult_objects_and_the_first_pixel_by_rule(two):
-    assert Voc(root=str(two), difficult="keep").read().splits["val"].objects.padded()["roles"].tolist() == [[0]]
-    assert Voc(root=str(two), first_pixel=1).read().splits["train"].objects.padded()["boxes"][0, 0].tolist() == [
+    assert Voc(root=str(two), difficult="keep").read().splits["val"].objects.pad()["roles"].tolist() == [[0]]
+    assert Voc(root=str(two), first_pixel=1).read().splits["train"].objects.pad()["boxes"][0, 0].tolist() == [
         0,
         1,
         11,
@@ -122,7 +122,7 @@ def test_a_picture_has_one_annotation_file(two):
 
 def pictures_of(root: Path) -> list[str]:
     split = Voc(root=str(root)).read().splits["train"]
-    return [Path(split.name(number)).name for number in range(len(split))]
+    return [Path(split.sample_name(number)).name for number in range(len(split))]
 
 
 def rewritten(root: Path, name: str, old: str, new: str) -> None:
@@ -185,15 +185,15 @@ def test_bad_boxes_are_named_with_file_and_object(tmp_path, box, words, kept):
     import re
 
     assert bad.name.endswith("a.xml: object 2")
-    assert re.search(words, bad.what)
-    assert bad.used is kept
+    assert re.search(words, bad.problem)
+    assert bad.is_used is kept
     if kept:
         assert any("are cut at their pictures' edges" in note for note in prepared(tmp_path).notes)
         return
     with pytest.raises(DataError, match=r"a.xml: object 2: .*"):
         prepared(tmp_path)
     dataset = prepared(tmp_path, bad_boxes="skip")
-    assert (dataset.splits["train"].objects.padded()["objects"] >= 0).sum() in (3, 4)  # val took a picture
+    assert (dataset.splits["train"].objects.pad()["objects"] >= 0).sum() in (3, 4)  # val took a picture
     assert any("left out (data.bad_boxes: skip), such as" in note for note in dataset.notes)
 
 
@@ -261,7 +261,7 @@ def test_the_blood_cell_set():
     found = Voc(root=str(BCCD)).read()
     assert found.classes == ("Platelets", "RBC", "WBC")
     assert {name: len(split) for name, split in found.splits.items()} == {"train": 205, "val": 87, "test": 72}
-    assert sum(int((split.objects.padded()["objects"] >= 0).sum()) for split in found.splits.values()) == 4888 - 2
+    assert sum(int((split.objects.pad()["objects"] >= 0).sum()) for split in found.splits.values()) == 4888 - 2
     assert sorted(bad.name.rpartition("/")[2] for bad in found.bad_boxes) == [
         "BloodImage_00338.xml: object 13", "BloodImage_00343.xml: object 4",
     ]  # fmt: skip

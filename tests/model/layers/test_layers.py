@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from cnnrun.config.spec import members
+from cnnrun.config.spec import union_members
 from cnnrun.model.layers import Leaf
 from tests.support.networks import LAYER_KINDS, NODE, example_layer, example_shapes, random_inputs
 
@@ -85,18 +85,19 @@ class Side(nn.Module):
 def test_onnx_parity_of_every_leaf_at_two_batch_sizes(tmp_path):
     import onnxruntime
 
-    from cnnrun.export.onnx import quietly
+    from cnnrun.export.onnx import silence_exporter
 
     torch.manual_seed(0)
     module = Side(
-        {kind.kind: built(kind) for kind in LAYER_KINDS}, {f"leaf_{k.kind}": 1 + k.takes_several for k in LAYER_KINDS}
+        {kind.kind: built(kind) for kind in LAYER_KINDS},
+        {f"leaf_{k.kind}": 1 + k.has_several_inputs for k in LAYER_KINDS},
     )
     for parameter in module.parameters():  # zeros and ones would hide a swapped weight
         nn.init.normal_(parameter, std=0.5)
     module.eval()
     inputs = [tensor for kind in LAYER_KINDS for tensor in random_inputs(kind, 3)]
     dims = tuple({0: torch.export.Dim("batch")} for _ in inputs)
-    with quietly():
+    with silence_exporter():
         torch.onnx.export(module, tuple(inputs), tmp_path / "m.onnx", dynamo=True, dynamic_shapes=(dims,))
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
     for batch in (3, 1):
@@ -111,6 +112,6 @@ def test_onnx_parity_of_every_leaf_at_two_batch_sizes(tmp_path):
 @pytest.mark.parametrize("kind", LAYER_KINDS, ids=lambda kind: kind.kind)
 def test_every_leaf_says_what_it_is(kind):
     assert kind.__doc__
-    assert kind.__doc__ != members(Leaf)[0].__base__.__doc__
+    assert kind.__doc__ != union_members(Leaf)[0].__base__.__doc__
     for field in kind.model_fields.values():
         assert field.annotation is not None

@@ -15,12 +15,12 @@ import torch
 
 from cnnrun.base.errors import ConfigError, StorageError
 from cnnrun.contracts.figure import Plot, Series
-from cnnrun.experiment.config_file import parse
+from cnnrun.experiment.config_file import parse_config
 from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.report import charts
 from cnnrun.results.report import html as page
 from cnnrun.results.report import write as reporting
-from cnnrun.results.report.content import curves
+from cnnrun.results.report.content import training_curves
 from cnnrun.results.train_run import train_run
 from cnnrun.training.run_records import read_result
 from tests.support.browser import open_page
@@ -48,8 +48,8 @@ data: {{source: {{folder: {json.dumps(str(root / "data"))}}}, image: {{size: 8, 
 model: [{{conv: {{out_channels: 4, activation: relu}}}}, global_avg_pool]
 train: {{epochs: 2, batch: 8}}
 """
-    done = train_run(parse(text, "hostile.yaml"), root / "runs", CPU, resume=False)
-    reporting.report([Path(done["run"])], root / "runs", CPU)
+    done = train_run(parse_config(text, "hostile.yaml"), root / "runs", CPU, resume=False)
+    reporting.write_report([Path(done["run"])], root / "runs", CPU)
     return Path(done["run"])
 
 
@@ -72,7 +72,7 @@ train: {{epochs: 1, batch: 8}}
 
 
 def written(run: Path, tmp_path: Path, **settings) -> Path:
-    return Path(reporting.report([run], tmp_path, CPU, out=tmp_path / "page.html", **settings)["path"])
+    return Path(reporting.write_report([run], tmp_path, CPU, out=tmp_path / "page.html", **settings)["path"])
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ data: {{source: {{folder: {tmp_path / "data"}}}, image: {{size: 8, channels: 1}}
 model: [{{conv: {{out_channels: 4, activation: relu}}}}, global_avg_pool]
 train: {{epochs: 1, batch: 14}}
 """
-    done = train_run(parse(text, "many.yaml"), tmp_path, CPU, resume=False)
+    done = train_run(parse_config(text, "many.yaml"), tmp_path, CPU, resume=False)
     with open_page(written(Path(done["run"]), tmp_path)) as visit:
         visit.page.locator("summary", has_text="per class").click()
         field = visit.page.locator("input.filter").first
@@ -200,9 +200,9 @@ def test_every_task_has_a_page(task, of_each_task, tmp_path):
 
 
 def test_several_runs_stand_side_by_side(of_each_task, trained_run, tmp_path):
-    made = parse(TINY, "t.yaml", ["name=other", "train.epochs=2", "model[0].conv.out_channels=6"])
+    made = parse_config(TINY, "t.yaml", ["name=other", "train.epochs=2", "model[0].conv.out_channels=6"])
     other = Path(train_run(made, tmp_path / "runs", CPU, resume=False)["run"])
-    found = reporting.report([trained_run, other], tmp_path, CPU)
+    found = reporting.write_report([trained_run, other], tmp_path, CPU)
     assert found["path"] == str(tmp_path / "report.html")
     with open_page(Path(found["path"])) as visit:
         assert visit.console == []
@@ -270,7 +270,7 @@ def test_a_page_that_cannot_be_written_does_not_cost_the_training(tiny, tmp_path
     def fails(*_, **__):
         raise StorageError("no space left")
 
-    monkeypatch.setattr(reporting, "write_new", fails)
+    monkeypatch.setattr(reporting, "write_new_file", fails)
     code, out, err = run_cli("train", tiny, "--runs", tmp_path)
     assert code == 0
     assert "report.html was not written: no space left" in err
@@ -290,8 +290,8 @@ def test_an_unfinished_run_has_a_page_that_says_so(trained_run, tmp_path):
 def test_a_chart_holds_what_can_be_drawn():
     """Numbers that are not finite have no place; nothing else is left out."""
     plot = Plot("t", "x", "y", (Series("a", [0.0, 1.0, 2.0], [1.0, float("nan"), float("inf")]),))
-    assert [row["x"] for row in charts.vega(plot)["layer"][0]["data"]["values"]] == [0.0]
-    json.dumps(charts.vega(plot), allow_nan=False)
+    assert [row["x"] for row in charts.vega_spec(plot)["layer"][0]["data"]["values"]] == [0.0]
+    json.dumps(charts.vega_spec(plot), allow_nan=False)
 
 
 def test_every_style_and_empty_series_are_drawn(tmp_path):
@@ -304,25 +304,25 @@ def test_every_style_and_empty_series_are_drawn(tmp_path):
     plots += [Plot("same", "x", "y", (Series("a", [x, x], [1.0, 2.0], "bars"),)) for x in (0.3, float("nan"))]
     plots += [Plot("nothing", "x", "y", (Series("a", [], []),)), Plot("d", "x", "y", (), diagonal=True, log_x=False)]
     for plot in plots:
-        assert vl_convert.vegalite_to_svg(charts.vega(plot)).startswith("<svg")
-    assert charts.matrix("m", np.zeros((101, 101), int).tolist(), [str(n) for n in range(101)]) is None
-    assert vl_convert.vegalite_to_svg(charts.matrix("m", [[3, 1], [0, 2]], ["a", "b"])).startswith("<svg")
+        assert vl_convert.vegalite_to_svg(charts.vega_spec(plot)).startswith("<svg")
+    assert charts.matrix_spec("m", np.zeros((101, 101), int).tolist(), [str(n) for n in range(101)]) is None
+    assert vl_convert.vegalite_to_svg(charts.matrix_spec("m", [[3, 1], [0, 2]], ["a", "b"])).startswith("<svg")
 
 
 def test_curves_are_the_lines_of_metrics(trained_run):
     rows = [json.loads(line) for line in (trained_run / "metrics.jsonl").read_text().splitlines()]
-    plots = {plot.title: plot for plot in curves([("", trained_run)])}
+    plots = {plot.title: plot for plot in training_curves([("", trained_run)])}
     assert [series.name for series in plots["loss"].series] == ["train/loss", "val/loss"]
     assert list(plots["val/accuracy"].series[0].y) == [row["val/accuracy"] for row in rows]
     assert list(plots["val/accuracy"].series[0].x) == [row["epoch"] for row in rows]
-    assert curves([("", trained_run / "nowhere")]) == []
+    assert training_curves([("", trained_run / "nowhere")]) == []
 
 
 def test_a_line_that_was_being_written_costs_itself_alone(trained_run, tmp_path):
     lines = (trained_run / "metrics.jsonl").read_text().splitlines(keepends=True)
     later = json.dumps({"step": 99, "epoch": 9, "val/new": 0.5}) + "\n"
     (tmp_path / "metrics.jsonl").write_text("".join(lines[:3]) + later + lines[3][:20])
-    plots = {plot.title: plot for plot in curves([("", tmp_path)])}
+    plots = {plot.title: plot for plot in training_curves([("", tmp_path)])}
     assert len(plots["val/accuracy"].series[0].x) == 3
     assert list(plots["val/new"].series[0].x) == [9]
 
@@ -335,14 +335,14 @@ def test_every_chart_is_text_as_well(trained_run, tmp_path):
 
 def test_pictures_with_boxes_are_made_smaller(tmp_path):
     wide = np.random.default_rng(0).integers(0, 256, (700, 2100, 3), dtype=np.uint8)
-    assert len(page.as_image(wide, 900)) < 400_000
+    assert len(page.image_data_url(wide, 900)) < 400_000
     small = np.zeros((8, 8, 3), np.uint8)
-    assert page.as_image(small).startswith("data:image/png")
+    assert page.image_data_url(small).startswith("data:image/png")
 
 
 def test_a_folder_that_is_not_there_is_named_before_anything_is_measured(trained_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(reporting, "measured", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr(reporting, "measure_run", lambda *_, **__: pytest.fail("measure_run"))
     with pytest.raises(ConfigError, match="no such folder"):
-        reporting.report([trained_run, trained_run], tmp_path / "nowhere", CPU)
+        reporting.write_report([trained_run, trained_run], tmp_path / "nowhere", CPU)
     with pytest.raises(ConfigError, match="no such folder"):
-        reporting.report([trained_run], tmp_path, CPU, out=tmp_path / "nowhere" / "r.html")
+        reporting.write_report([trained_run], tmp_path, CPU, out=tmp_path / "nowhere" / "r.html")

@@ -12,7 +12,7 @@ from cnnrun.base.errors import SelftestError
 from cnnrun.data.training_batches import TrainingBatches
 from cnnrun.experiment import assemble, config_file
 from cnnrun.results.studies import selftest
-from cnnrun.tasks.classify import CrossEntropy
+from cnnrun.tasks.classification import CrossEntropy
 from cnnrun.training import checkpoints
 from cnnrun.training.learner import Learner
 from tests.support.configs import TINY
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 def verdicts(*overrides: str) -> dict[str, bool | None]:
-    result = selftest.selftest(config_file.parse(TINY, "tiny.yaml", ["name=tiny", *overrides]), CPU)
+    result = selftest.run_selftest(config_file.parse_config(TINY, "tiny.yaml", ["name=tiny", *overrides]), CPU)
     return {row["check"]: row["passed"] for row in result["checks"]}
 
 
@@ -63,7 +63,7 @@ def test_what_does_not_repeat(monkeypatch):
     def other_each_time(self, step):
         calls.append(step)
         batch = real(self, step)
-        batch.pictures.view(-1)[0] = len(calls) % 251
+        batch.images.view(-1)[0] = len(calls) % 251
         return batch
 
     monkeypatch.setattr(TrainingBatches, "at", other_each_time)
@@ -93,7 +93,7 @@ def test_a_first_loss_that_is_no_guess(monkeypatch):
 
 
 def test_a_network_that_cannot_learn(monkeypatch):
-    monkeypatch.setattr(selftest, "update", lambda *arguments: None)
+    monkeypatch.setattr(selftest, "update_weights", lambda *arguments: None)
     failing(ALL[4])
 
 
@@ -104,7 +104,7 @@ def test_labels_that_leak(monkeypatch):
 
 
 def test_dead_units_and_weights_without_gradients(monkeypatch):
-    real = assemble.job
+    real = assemble.assemble_job
 
     def dying(*arguments):
         job = real(*arguments)
@@ -113,7 +113,7 @@ def test_dead_units_and_weights_without_gradients(monkeypatch):
             job.network.layers.conv1.norm.bias.fill_(-9)
         return job
 
-    monkeypatch.setattr(assemble, "job", dying)
+    monkeypatch.setattr(assemble, "assemble_job", dying)
     found = {name for name, passed in verdicts().items() if passed is False}
     assert {ALL[6], ALL[7]} <= found
 
@@ -123,26 +123,26 @@ def test_a_picture_that_depends_on_its_batch(monkeypatch):
         def forward(self, features):
             return features - features.mean(0)
 
-    real = assemble.job
+    real = assemble.assemble_job
 
     def mixing(*arguments):
         job = real(*arguments)
         job.network.head = nn.Sequential(job.network.head, Together())
         return job
 
-    monkeypatch.setattr(assemble, "job", mixing)
+    monkeypatch.setattr(assemble, "assemble_job", mixing)
     found = {name for name, passed in verdicts().items() if passed is False}
     assert ALL[8] in found
 
 
 def test_a_failed_check_is_exit_9(run_cli, tiny, monkeypatch):
-    monkeypatch.setattr(selftest, "update", lambda *arguments: None)
+    monkeypatch.setattr(selftest, "update_weights", lambda *arguments: None)
     code, out, err = run_cli("selftest", tiny)
     assert code == 9
     assert "FAILED" in out
     assert err == "selftest: 1 of 9 checks failed: one batch can be overfitted\n"
     with pytest.raises(SelftestError):
-        selftest.refuse({"checks": [{"check": "x", "passed": False}]})
+        selftest.refuse_failed_checks({"checks": [{"check": "x", "passed": False}]})
 
 
 def test_without_a_config_it_has_its_own(run_cli):

@@ -19,17 +19,17 @@ from PIL import Image as Pil
 
 from cnnrun.base.errors import CheckpointError, ConfigError, DataError
 from cnnrun.contracts.figure import Plot, Series
-from cnnrun.data.training_batches import in_order
+from cnnrun.data.training_batches import batches_in_order
 from cnnrun.experiment import assemble, config_file, open_run, schema
-from cnnrun.explain.figures.png import written
+from cnnrun.explain.figures.png import write_plots
 from cnnrun.export.onnx import Onnx
 from cnnrun.results import calibrate, compare
 from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.export_run import export_run
 from cnnrun.results.studies import find_lr, plan, seeds, sweep
 from cnnrun.results.train_run import train_run
-from cnnrun.tasks.classify import Classify
-from cnnrun.tasks.temperature import fitted
+from cnnrun.tasks.classification import Classify
+from cnnrun.tasks.temperature import fit_temperature
 from cnnrun.training.run_records import parse_facts
 from tests.support.configs import TINY, tiny_experiment
 from tests.support.forked_processes import fork, outcome
@@ -57,26 +57,28 @@ def test_a_temperature_that_was_put_on_is_found():
     labels = torch.multinomial(logits.softmax(1), 1, generator=draw)[:, 0]
     task = Classify()
     for heat in (0.3, 1.0, 4.0):
-        found = fitted(lambda t, heat=heat: task.nll(logits * heat, {"labels": labels}, None, t))
+        found = fit_temperature(
+            lambda t, heat=heat: task.negative_log_likelihood(logits * heat, {"labels": labels}, None, t)
+        )
         assert found == pytest.approx(heat, rel=0.03)
 
 
 @pytest.mark.parametrize("best", [0.273, 1.2345, 7.77])
 def test_the_temperature_is_where_the_likelihood_is_highest(best):
     """best / t + log t is lowest at t = best."""
-    assert fitted(lambda t: best / t + math.log(t)) == pytest.approx(best, rel=1e-3)
+    assert fit_temperature(lambda t: best / t + math.log(t)) == pytest.approx(best, rel=1e-3)
 
 
 def test_what_was_calibrated_is_used_everywhere(copied, tmp_path):
     before = evaluate_run(copied, tmp_path, CPU, "val")
-    made = calibrate.calibrate(copied, tmp_path, CPU)
+    made = calibrate.calibrate_run(copied, tmp_path, CPU)
     after = evaluate_run(copied, tmp_path, CPU, "val")
     assert made["split"] == "val"
     assert made["nll"][1] < made["nll"][0]
     assert made["ece"] == [before["numbers"]["ece"], after["numbers"]["ece"]]
     assert after["numbers"]["accuracy"] == before["numbers"]["accuracy"]
     assert after["numbers"]["ece"] != before["numbers"]["ece"]
-    given = open_run.trained(copied, tmp_path, CPU)[1]
+    given = open_run.open_trained(copied, tmp_path, CPU)[1]
     assert given.facts.chosen == {"temperature": made["temperature"]}
     report = export_run(Onnx(), copied, tmp_path, None, None)
     assert report["passed"]
@@ -85,18 +87,18 @@ def test_what_was_calibrated_is_used_everywhere(copied, tmp_path):
     said = {entry.key: entry.value for entry in onnx.load(copied / "exports" / "model.onnx").metadata_props}
     assert float(said["temperature"]) == made["temperature"]
     # Fitted anew from what the network gives, not on top of what was fitted before.
-    assert calibrate.calibrate(copied, tmp_path, CPU) == made
+    assert calibrate.calibrate_run(copied, tmp_path, CPU) == made
 
 
 def test_no_other_temperature_tells_val_better_than_the_one_that_is_kept(copied, tmp_path):
-    made = calibrate.calibrate(copied, tmp_path, CPU)
+    made = calibrate.calibrate_run(copied, tmp_path, CPU)
     assert json.loads((copied / "calibration.json").read_text()).popitem()[1]["chosen"] == {
         "temperature": made["temperature"]
     }
-    given = open_run.trained(copied, tmp_path, CPU)[1]
-    (batch,) = in_order(assemble.dataset(tried()).splits["val"], 10_000, CPU)
+    given = open_run.open_trained(copied, tmp_path, CPU)[1]
+    (batch,) = batches_in_order(assemble.prepare_dataset(tried()).splits["val"], 10_000, CPU)
     with torch.inference_mode():
-        logits, outputs = given.network(batch.pictures).double(), given.results(batch.pictures)["probabilities"]
+        logits, outputs = given.network(batch.images).double(), given.results(batch.images)["probabilities"]
     heat = made["temperature"]
     near = [float(F.cross_entropy(logits / t, batch.targets["labels"])) for t in (heat / 1.01, heat, heat * 1.01)]
     assert min(near) == near[1] == pytest.approx(made["nll"][1], rel=1e-6)
@@ -104,10 +106,10 @@ def test_no_other_temperature_tells_val_better_than_the_one_that_is_kept(copied,
 
 
 def test_a_temperature_of_other_weights_is_not_used_aloud(copied, tmp_path, capsys):
-    calibrate.calibrate(copied, tmp_path, CPU)
+    calibrate.calibrate_run(copied, tmp_path, CPU)
     path = copied / "calibration.json"
     path.write_text(re.sub('"[0-9a-f]{64}"', f'"{"0" * 64}"', path.read_text()))
-    assert open_run.trained(copied, tmp_path, CPU)[1].facts.chosen == {}
+    assert open_run.open_trained(copied, tmp_path, CPU)[1].facts.chosen == {}
     assert "is of other weights than step" in capsys.readouterr().err
 
 
@@ -116,7 +118,7 @@ def test_a_temperature_of_other_weights_is_not_used_aloud(copied, tmp_path, caps
                '{"DIGEST": {"chosen": {"temperature": NaN}}}', '{"DIGEST": {"chosen": {"temperature": -1}}}']
 )  # fmt: skip
 def test_a_damaged_calibration_is_refused(copied, tmp_path, damage, run_cli):
-    digest_of = open_run.trained(copied, tmp_path, CPU)[1].digest
+    digest_of = open_run.open_trained(copied, tmp_path, CPU)[1].digest
     (copied / "calibration.json").write_text(damage.replace("DIGEST", digest_of))
     code, _, err = run_cli("eval", copied)
     assert code == 3
@@ -128,16 +130,16 @@ def test_a_damaged_calibration_is_refused(copied, tmp_path, damage, run_cli):
 def test_nothing_is_fitted_to_pictures_that_are_all_right(copied, tmp_path, monkeypatch):
     monkeypatch.setattr(calibrate, "_outputs", lambda *_: (torch.eye(10) * 9, {"labels": torch.arange(10)}))
     with pytest.raises(DataError, match="all told rightly"):
-        calibrate.calibrate(copied, tmp_path, CPU)
+        calibrate.calibrate_run(copied, tmp_path, CPU)
     assert not (copied / "calibration.json").exists()
 
 
 def test_every_checkpoint_keeps_a_calibration_of_its_own(tmp_path):
     run = Path(train_run(tried("train.epochs=3", "train.keep=3"), tmp_path, CPU, resume=False)["run"])
-    best = calibrate.calibrate(run, tmp_path, CPU)["temperature"]
+    best = calibrate.calibrate_run(run, tmp_path, CPU)["temperature"]
     other = run / "checkpoints" / "step-00000017"
-    assert calibrate.calibrate(other, tmp_path, CPU)["temperature"] != best
-    assert open_run.trained(run, tmp_path, CPU)[1].facts.chosen == {"temperature": best}
+    assert calibrate.calibrate_run(other, tmp_path, CPU)["temperature"] != best
+    assert open_run.open_trained(run, tmp_path, CPU)[1].facts.chosen == {"temperature": best}
 
 
 def test_what_gives_no_probabilities_is_not_calibrated(tmp_path, run_cli):
@@ -174,10 +176,10 @@ def test_figures_take_any_name(tmp_path):
     hostile = Plot(
         "../../<b>$\\frac{$ \x1b[31m", "a$", "$b", (series, Series("p", [1.0], [1.0], "points")), ticks=("$", "c")
     )
-    (path,) = written([hostile], tmp_path / "figures")
+    (path,) = write_plots([hostile], tmp_path / "figures")
     assert Path(path).parent == tmp_path / "figures"
     alike = [replace(hostile, title=title) for title in ("x+", "x-", "длина", "ширина")]
-    assert len(set(written(alike, tmp_path / "figures"))) == 4
+    assert len(set(write_plots(alike, tmp_path / "figures"))) == 4
 
 
 # --- seeds ------------------------------------------------------------------------------------------------------------
@@ -199,11 +201,11 @@ def test_seeds_are_the_runs_that_each_would_be(tmp_path):
 
 
 def test_seeds_that_were_stopped_are_gone_on_with(tmp_path):
-    whole = seeds.train(tried(), 2, tmp_path / "whole", CPU, resume=True, strict=False)
+    whole = seeds.train_seeds(tried(), 2, tmp_path / "whole", CPU, resume=True, strict=False)
     train_run(tried(), tmp_path / "cut", CPU, resume=False)
     with stop_at(7):
         train_run(tried("seed=1"), tmp_path / "cut", CPU, resume=False)
-    part = seeds.train(tried(), 2, tmp_path / "cut", CPU, resume=True, strict=False)
+    part = seeds.train_seeds(tried(), 2, tmp_path / "cut", CPU, resume=True, strict=False)
     assert [Path(row["run"]).name for row in part["runs"]] == ["1", "2"]
     for one, other in zip(whole["runs"], part["runs"], strict=True):
         assert digest(Path(one["run"])) == digest(Path(other["run"]))
@@ -230,7 +232,7 @@ def test_seeds_beyond_the_last_are_refused_before_the_first(config, tmp_path, ru
 
 
 def test_one_seed_has_no_interval():
-    assert seeds.spread([0.5], "accuracy") == {"mean": 0.5}
+    assert seeds.mean_with_interval([0.5], "accuracy") == {"mean": 0.5}
 
 
 # --- compare ----------------------------------------------------------------------------------------------------------
@@ -251,7 +253,7 @@ def test_what_two_configs_and_their_results_differ_in_is_said(trained_run, tmp_p
     assert f"train.epochs: 12 in {trained_run}, 1 in {worse}" in out
     assert "out_channels: 4 in" in out
     assert "distinguishable by accuracy" in out
-    found = compare.compare([trained_run, Path(worse)], tmp_path, CPU, None)
+    found = compare.compare_runs([trained_run, Path(worse)], tmp_path, CPU, None)
     (pair,) = found["pairs"]
     assert not pair["same_config"]
     assert "accuracy" in pair["distinguishable"]
@@ -261,8 +263,8 @@ def test_what_two_configs_and_their_results_differ_in_is_said(trained_run, tmp_p
 
 
 def test_a_calibration_of_one_of_them_is_said(copied, trained_run, tmp_path):
-    calibrate.calibrate(copied, tmp_path, CPU)
-    (pair,) = compare.compare([trained_run, copied], tmp_path, CPU, None)["pairs"]
+    calibrate.calibrate_run(copied, tmp_path, CPU)
+    (pair,) = compare.compare_runs([trained_run, copied], tmp_path, CPU, None)["pairs"]
     assert any(line.startswith("calibrated: no and ") for line in pair["config"])
     assert pair["same_config"]
 
@@ -284,11 +286,11 @@ def test_people_who_are_too_few_are_not_called_equal(tmp_path, run_cli):
 
 def test_what_was_measured_on_other_pictures_is_not_tested(trained_run, tmp_path):
     other = train_run(tried("data.split.seed=5"), tmp_path, CPU, resume=False)["run"]
-    (pair,) = compare.compare([trained_run, Path(other)], tmp_path, CPU, None)["pairs"]
+    (pair,) = compare.compare_runs([trained_run, Path(other)], tmp_path, CPU, None)["pairs"]
     assert pair["tests"] == []
     assert "picture" in pair["unpaired"]
     with pytest.raises(ConfigError, match="two or more"):
-        compare.compare([trained_run], tmp_path, CPU, None)
+        compare.compare_runs([trained_run], tmp_path, CPU, None)
 
 
 # --- sweep ------------------------------------------------------------------------------------------------------------
@@ -310,7 +312,7 @@ SPACE = [
 
 
 def swept(config: Path, root: Path, trials: int, *words: str) -> dict:
-    return sweep.sweep(config, [*SPACE, *words], trials, root, CPU, None)
+    return sweep.run_sweep(config, [*SPACE, *words], trials, root, CPU, None)
 
 
 def settings(result: dict) -> list:
@@ -324,7 +326,7 @@ def test_a_sweep_repeats_goes_on_and_writes_its_best(config, tmp_path):
     assert settings(whole) == settings(part)
     best = min(whole["trials"], key=lambda row: -row["value"])
     assert whole["best"]["value"] == best["value"]
-    made = config_file.load(Path(whole["best"]["config"]))
+    made = config_file.read_config(Path(whole["best"]["config"]))
     assert made.name == "tiny"
     assert made.train.optimizer.lr == pytest.approx(best["settings"]["train.optimizer.sgd.lr"])
     again = train_run(made, tmp_path / "c", CPU, resume=False)
@@ -373,7 +375,7 @@ def test_two_processes_share_a_study(config, tmp_path):
 
 def test_bad_trials_end_early(config, tmp_path):
     rates = "train.optimizer.sgd.lr=0.000001|0.1|0.2|0.05|0.08|0.15"
-    result = sweep.sweep(config, [rates, "train.epochs=5"], 12, tmp_path, CPU, None)
+    result = sweep.run_sweep(config, [rates, "train.epochs=5"], 12, tmp_path, CPU, None)
     assert {row["state"] for row in result["trials"]} <= {"complete", "pruned"}
     pruned = [row for row in result["trials"] if row["state"] == "pruned"]
     assert pruned
@@ -383,7 +385,7 @@ def test_bad_trials_end_early(config, tmp_path):
 
 
 def test_a_trial_that_cannot_be_trained_is_told_and_passed_over(config, tmp_path, capsys):
-    result = sweep.sweep(
+    result = sweep.run_sweep(
         config, ["train.optimizer.sgd.lr=1e20|0.1", "train.epochs=1", "train.schedule=constant"], 6, tmp_path, CPU, None
     )
     failed = [row for row in result["trials"] if row["state"] == "fail"]
@@ -396,23 +398,23 @@ def test_a_trial_that_ends_while_another_process_looks_is_let_be(config, tmp_pat
     """Between seeing that a trial runs and holding its lock, its own process may come to its end."""
     swept(config, tmp_path, 1)
     folder = tmp_path / "tiny-sweep"
-    space, plain = sweep.space_of(SPACE)
-    study = sweep._study(config_file.load(config, plain), folder, None, space)
+    space, plain = sweep.parse_search_space(SPACE)
+    study = sweep._study(config_file.read_config(config, plain), folder, None, space)
     trial = study.ask()
-    real = sweep.hold
+    real = sweep.hold_lock
 
     def ending_first(path, *wait):
         if path.name == f"trial-{trial.number}.lock":
             study.tell(trial.number, 0.5)
         return real(path, *wait)
 
-    monkeypatch.setattr(sweep, "hold", ending_first)
+    monkeypatch.setattr(sweep, "hold_lock", ending_first)
     sweep._put_back(study, folder)
     assert [each.state.name for each in study.trials] == ["COMPLETE", "COMPLETE"]
 
 
 def test_equal_trials_do_not_take_each_others_runs(config, tmp_path):
-    found = sweep.sweep(config, ["train.batch=64|32", "train.epochs=1"], 4, tmp_path, CPU, None)["trials"]
+    found = sweep.run_sweep(config, ["train.batch=64|32", "train.epochs=1"], 4, tmp_path, CPU, None)["trials"]
     assert len({row["run"] for row in found}) == 4
     assert len({str(row["settings"]) for row in found}) == 2
 
@@ -466,7 +468,7 @@ def test_a_study_of_something_else_is_not_gone_on_with(config, tmp_path):
     with pytest.raises(ConfigError, match="holds a study of another config"):
         swept(config, tmp_path, 2, "seed=3")
     with pytest.raises(ConfigError, match="holds a study of another space"):
-        sweep.sweep(config, [*SPACE[:2], "train.epochs=1"], 2, tmp_path, CPU, None)
+        sweep.run_sweep(config, [*SPACE[:2], "train.epochs=1"], 2, tmp_path, CPU, None)
 
 
 # --- find-lr ----------------------------------------------------------------------------------------------------------
@@ -479,8 +481,8 @@ def test_a_range_of_rates_is_tried_and_nothing_is_left(config, tmp_path, run_cli
     assert "nothing was changed" in out
     assert (tmp_path / "figures" / "learning-rates.png").exists()
     assert not (tmp_path / "runs").exists()
-    found = find_lr.find(tried(), CPU, 1e-5, 10, 60, None)
-    assert find_lr.find(tried(), CPU, 1e-5, 10, 60, None) == found
+    found = find_lr.find_learning_rate(tried(), CPU, 1e-5, 10, 60, None)
+    assert find_lr.find_learning_rate(tried(), CPU, 1e-5, 10, 60, None) == found
     rates = [row["lr"] for row in found["rates"]]
     assert rates[0] == pytest.approx(1e-5)
     assert all(b / a == pytest.approx(rates[1] / rates[0]) for a, b in pairwise(rates))
@@ -491,9 +493,9 @@ def test_the_rates_named_are_on_the_way_down():
     rows = [
         {"lr": 10.0**k, "loss": 0.0, "smoothed": s} for k, s in enumerate([3, 3, 2.9, 2.0, 1.5, 1.4, 4.0, 2.0, 9.0])
     ]
-    assert find_lr.suggested(rows) == {"steepest": 100.0, "lowest_tenth": 1e4}
+    assert find_lr.suggest_learning_rates(rows) == {"steepest": 100.0, "lowest_tenth": 1e4}
     rising = [{"lr": 10.0**k, "loss": 0.0, "smoothed": float(k)} for k in range(5)]
-    assert find_lr.suggested(rising) == {}
+    assert find_lr.suggest_learning_rates(rising) == {}
 
 
 def test_where_the_loss_does_not_fall_nothing_is_suggested(config, run_cli):
@@ -541,14 +543,14 @@ def test_a_plan_leaves_the_cache_alone_and_knows_what_is_missing(tmp_path, monke
         f"cache_dir: '{tmp_path / 'cache'}', split: {{val: 0.3}}}}\nmodel: [{{conv: 2}}, flatten]\n"
         "train: {epochs: 1, batch: 8}\n"
     )
-    made = config_file.parse(text, "f.yaml", ["name=f"])
+    made = config_file.parse_config(text, "f.yaml", ["name=f"])
     monkeypatch.setattr(plan, "_PICTURES", 20)
-    found = plan.plan(made, CPU, tmp_path / "runs")
+    found = plan.plan_training(made, CPU, tmp_path / "runs")
     assert not (tmp_path / "cache").exists()
     assert found["cache_mib"] == pytest.approx(60 * 3 * 8 * 8 / 2**20, abs=0.05)
     assert found["steps_per_epoch"] == 42 // 8
     train_run(made, tmp_path / "runs", CPU, resume=False)
-    again = plan.plan(made, CPU, tmp_path / "runs")
+    again = plan.plan_training(made, CPU, tmp_path / "runs")
     assert again["decode_seconds"] == 0
     assert again["cache_mib"] == 0
 
@@ -562,8 +564,8 @@ def test_a_damaged_plan_is_passed_over(config, tmp_path, run_cli):
 
 
 def test_facts_know_their_numbers_again():
-    from cnnrun.contracts.facts import Facts, Number
+    from cnnrun.contracts.facts import Facts, NumberStatistics
 
-    facts = Facts((), (1, 2, 2), numbers=(Number("a", 1.0, 2.0, 0.0, 5.0),), chosen={"temperature": 2.0})
+    facts = Facts((), (1, 2, 2), numbers=(NumberStatistics("a", 1.0, 2.0, 0.0, 5.0),), chosen={"temperature": 2.0})
     assert parse_facts(json.loads(json.dumps(facts.to_json())), "here") == facts
     assert parse_facts(json.loads(json.dumps(replace(facts, numbers=()).to_json())), "here").numbers == ()

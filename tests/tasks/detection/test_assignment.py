@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cnnrun.tasks.detection.assignment import Objects, assign, quality_focal
+from cnnrun.tasks.detection.assignment import Objects, assign_cells, quality_focal_loss
 
 TOP_K, ALPHA, BETA = 5, 1.0, 6.0
 
@@ -74,11 +74,11 @@ def by_hand(scores, boxes, place, true, labels, real):
 @settings(max_examples=25, deadline=None)
 def test_equals_a_plain_loop(seed):
     scores, boxes, place, objects = case(seed)
-    found = assign(scores, boxes, place, objects, TOP_K, ALPHA, BETA)
+    found = assign_cells(scores, boxes, place, objects, TOP_K, ALPHA, BETA)
     for row in range(len(scores)):
         arrays = (scores, boxes, place, objects.boxes_BM4, objects.labels_BM, objects.real_BM)
         expected = by_hand(*(each[row].numpy() for each in arrays))
-        assert set(found.taken_BA[row].nonzero()[:, 0].tolist()) == set(expected)
+        assert set(found.foreground_BA[row].nonzero()[:, 0].tolist()) == set(expected)
         for cell, (number, quality) in expected.items():
             assert found.object_BA[row, cell] == number
             assert float(found.quality_BA[row, cell]) == pytest.approx(quality, rel=1e-6, abs=1e-12)
@@ -88,19 +88,19 @@ def test_equals_a_plain_loop(seed):
 @settings(max_examples=10, deadline=None)
 def test_batched_is_one_by_one_and_padding_changes_nothing(seed):
     scores, boxes, place, objects = case(seed, pictures=3)
-    whole = assign(scores, boxes, place, objects, TOP_K, ALPHA, BETA)
+    whole = assign_cells(scores, boxes, place, objects, TOP_K, ALPHA, BETA)
     for row in range(3):
         one = slice(row, row + 1)
         wider = Objects(
             torch.cat([objects.boxes_BM4[one], torch.zeros(1, 4, 4, dtype=torch.float64)], 1),
             torch.cat([objects.labels_BM[one], torch.full((1, 4), -1)], 1),
             torch.cat([objects.real_BM[one], torch.zeros(1, 4, dtype=torch.bool)], 1),
-            torch.cat([objects.vague_BM[one], torch.zeros(1, 4, dtype=torch.bool)], 1),
+            torch.cat([objects.ignored_BM[one], torch.zeros(1, 4, dtype=torch.bool)], 1),
         )
-        alone = assign(scores[one], boxes[one], place[one], wider, TOP_K, ALPHA, BETA)
-        assert torch.equal(alone.taken_BA[0], whole.taken_BA[row])
+        alone = assign_cells(scores[one], boxes[one], place[one], wider, TOP_K, ALPHA, BETA)
+        assert torch.equal(alone.foreground_BA[0], whole.foreground_BA[row])
         assert torch.equal(alone.quality_BA[0], whole.quality_BA[row])
-        assert torch.equal(alone.counted_BA[0], whole.counted_BA[row])
+        assert torch.equal(alone.has_loss_BA[0], whole.has_loss_BA[row])
 
 
 def objects_of(boxes, labels, vague=None):
@@ -112,7 +112,7 @@ def objects_of(boxes, labels, vague=None):
 def test_an_object_smaller_than_a_cell_is_learned_by_one():
     scores, boxes, place, _ = case(0, pictures=1)
     tiny = objects_of([[13.0, 13.0, 14.5, 14.5]], [1])
-    assert assign(scores, boxes, place, tiny, TOP_K, ALPHA, BETA).taken_BA.any()
+    assert assign_cells(scores, boxes, place, tiny, TOP_K, ALPHA, BETA).foreground_BA.any()
 
 
 @pytest.mark.parametrize("side", range(4))
@@ -121,21 +121,21 @@ def test_a_cell_whose_middle_lies_on_an_objects_edge_is_outside_it(side):
     scores, boxes, place, _ = case(0, pictures=1)
     box = [10.0, 10.0, 50.0, 50.0]
     box[side] = 12.0 if side < 2 else 44.0
-    found = assign(scores, boxes, place, objects_of([box], [1]), 1000, ALPHA, BETA)
+    found = assign_cells(scores, boxes, place, objects_of([box], [1]), 1000, ALPHA, BETA)
     x, y, _ = place[0].unbind(1)
     inside = (box[0] < x) & (x < box[2]) & (box[1] < y) & (y < box[3])
-    assert torch.equal(found.taken_BA[0], inside)
+    assert torch.equal(found.foreground_BA[0], inside)
     assert ((x if side % 2 == 0 else y) == box[side]).any()
 
 
 def test_pictures_without_objects_and_crowds():
     scores, boxes, place, _ = case(0, pictures=1)
-    nothing = assign(scores, boxes, place, objects_of([[0.0, 0, 0, 0]], [-1]), TOP_K, ALPHA, BETA)
-    assert not nothing.taken_BA.any()
-    assert nothing.counted_BA.all()
-    crowd = assign(scores, boxes, place, objects_of([[0.0, 0, 32, 64]], [0], [True]), TOP_K, ALPHA, BETA)
-    assert not crowd.taken_BA.any()
-    assert torch.equal(crowd.counted_BA[0], place[0, :, 0] >= 32)  # left: neither object nor background
+    nothing = assign_cells(scores, boxes, place, objects_of([[0.0, 0, 0, 0]], [-1]), TOP_K, ALPHA, BETA)
+    assert not nothing.foreground_BA.any()
+    assert nothing.has_loss_BA.all()
+    crowd = assign_cells(scores, boxes, place, objects_of([[0.0, 0, 32, 64]], [0], [True]), TOP_K, ALPHA, BETA)
+    assert not crowd.foreground_BA.any()
+    assert torch.equal(crowd.has_loss_BA[0], place[0, :, 0] >= 32)  # left: neither object nor background
 
 
 def test_five_hundred_objects_in_a_picture():
@@ -144,8 +144,8 @@ def test_five_hundred_objects_in_a_picture():
     corner = torch.rand(1, 500, 2, generator=generator, dtype=torch.float64) * 56
     labels = torch.zeros(1, 500, dtype=torch.int64)
     many = Objects(torch.cat([corner, corner + 8], 2), labels, labels == 0, labels != 0)
-    found = assign(scores, boxes, place, many, TOP_K, ALPHA, BETA)
-    assert found.taken_BA.all()
+    found = assign_cells(scores, boxes, place, many, TOP_K, ALPHA, BETA)
+    assert found.foreground_BA.all()
     assert found.quality_BA.isfinite().all()
 
 
@@ -155,8 +155,8 @@ def test_the_focal_loss_equals_its_formula():
     target = torch.rand(2, 5, 3, generator=generator, dtype=torch.float64)
     p = 1 / (1 + torch.exp(-logits))
     entropy = -(target * p.log() + (1 - target) * (1 - p).log())
-    assert torch.allclose(quality_focal(logits, target, 2.0), (target - p).abs() ** 2 * entropy)
+    assert torch.allclose(quality_focal_loss(logits, target, 2.0), (target - p).abs() ** 2 * entropy)
     own = -(target * target.log() + (1 - target) * (1 - target).log())
-    assert torch.allclose(quality_focal(logits, target, 0.0), entropy - own)
+    assert torch.allclose(quality_focal_loss(logits, target, 0.0), entropy - own)
     sure = torch.tensor([[[0.0, 1.0]]])
-    assert torch.equal(quality_focal(torch.zeros(1, 1, 2), sure, 0.0), torch.full((1, 1, 2), 2.0).log())
+    assert torch.equal(quality_focal_loss(torch.zeros(1, 1, 2), sure, 0.0), torch.full((1, 1, 2), 2.0).log())

@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from cnnrun.tasks.detection.average_precision import AveragePrecision, curves, numbers, per_class, undefined
+from cnnrun.tasks.detection.average_precision import (
+    AveragePrecision,
+    coco_metrics,
+    per_class_rows,
+    precision_recall_rows,
+    undefined_coco_metrics,
+)
 
 NAMES = ("ape", "bee", "cat")
 
@@ -84,10 +90,12 @@ def ours(results, targets, batch=4):
 
 def same(results, targets):
     expected, meter = theirs(results, targets), ours(results, targets)
-    done = meter.evaluated()
-    stats = [-1.0 if value is None else value for value in numbers(done).values()]  # COCO's word for what is not there
+    done = meter.evaluate()
+    stats = [
+        -1.0 if value is None else value for value in coco_metrics(done).values()
+    ]  # COCO's word for what is not there
     assert stats == pytest.approx(expected.stats.tolist(), abs=1e-9)
-    assert set(undefined(targets)) == {name for name, value in numbers(done).items() if value is None}
+    assert set(undefined_coco_metrics(targets)) == {name for name, value in coco_metrics(done).items() if value is None}
     assert np.abs(done.eval["precision"] - expected.eval["precision"]).max() <= 1e-9
     return expected, meter, done
 
@@ -101,12 +109,12 @@ def test_where_nothing_is_found_or_nothing_is_there():
     results, targets = case(1)
     nothing = {**results, "scores": results["scores"] * 0, "labels": results["labels"] * 0 - 1}
     same(nothing, targets)
-    assert numbers(ours(nothing, targets).evaluated())["AP"] == 0
+    assert coco_metrics(ours(nothing, targets).evaluate())["AP"] == 0
     empty = {**targets, "objects": targets["objects"] * 0 - 1}
     same(results, empty)
-    assert set(numbers(ours(results, empty).evaluated()).values()) == {None}  # there is nothing to find
-    assert curves(ours(results, empty).evaluated(), NAMES) == []
-    assert [row["AP"] for row in per_class(ours(results, empty).evaluated(), NAMES, [0, 0, 0])] == [None] * 3
+    assert set(coco_metrics(ours(results, empty).evaluate()).values()) == {None}  # there is nothing to find
+    assert precision_recall_rows(ours(results, empty).evaluate(), NAMES) == []
+    assert [row["AP"] for row in per_class_rows(ours(results, empty).evaluate(), NAMES, [0, 0, 0])] == [None] * 3
     same(nothing, empty)
 
 
@@ -128,11 +136,11 @@ def test_difficult_objects_are_neither_missed_nor_wrongly_found():
         "areas": torch.tensor([[100.0, 100.0]]), "view": targets["view"][:1],
     }  # fmt: skip
     found = {"boxes": one["boxes"], "scores": torch.tensor([[0.9, 0.8]]), "labels": torch.tensor([[0, 0]])}
-    assert numbers(ours(found, one).evaluated())["AP"] == pytest.approx(1.0)
+    assert coco_metrics(ours(found, one).evaluate())["AP"] == pytest.approx(1.0)
     missed = {**found, "labels": torch.tensor([[-1, 0]])}
-    assert numbers(ours(missed, one).evaluated())["AP"] == pytest.approx(1.0)
+    assert coco_metrics(ours(missed, one).evaluate())["AP"] == pytest.approx(1.0)
     as_object = {**one, "roles": torch.tensor([[0, 0]])}
-    assert numbers(ours(missed, as_object).evaluated())["AP"] < 0.6
+    assert coco_metrics(ours(missed, as_object).evaluate())["AP"] < 0.6
 
 
 @pytest.mark.parametrize(("role", "wrong"), [(1, True), (2, False)])
@@ -149,8 +157,8 @@ def test_a_part_of_a_difficult_object_is_a_wrong_box_and_of_a_crowd_is_none(role
         "labels": torch.tensor([[0, 0]]),
     }  # fmt: skip
     background = {**true, "objects": torch.tensor([[-1, 0]])}
-    ap = numbers(ours(found, true).evaluated())["AP"]
-    assert (ap == numbers(ours(found, background).evaluated())["AP"]) is wrong
+    ap = coco_metrics(ours(found, true).evaluate())["AP"]
+    assert (ap == coco_metrics(ours(found, background).evaluate())["AP"]) is wrong
     assert ap == pytest.approx(0.5 if wrong else 1.0)
 
 
@@ -160,45 +168,45 @@ def test_what_the_network_sees_is_measured_in_the_pictures_own_pixels():
     scale, offset = view[:, None, :2].repeat(1, 1, 2), view[:, None, 2:4].repeat(1, 1, 2)
     seen = {**targets, "boxes": targets["boxes"] * scale + offset, "view": view}
     moved = {**results, "boxes": results["boxes"] * scale + offset}
-    assert numbers(ours(moved, seen).evaluated()) == pytest.approx(
-        numbers(ours(results, targets).evaluated()), abs=1e-9
+    assert coco_metrics(ours(moved, seen).evaluate()) == pytest.approx(
+        coco_metrics(ours(results, targets).evaluate()), abs=1e-9
     )
 
 
 def test_tables_follow_from_the_same_arrays():
     expected, meter, done = same(*case(5))
-    rows = per_class(done, NAMES, meter.counts())
+    rows = per_class_rows(done, NAMES, meter.object_counts())
     for k, row in enumerate(rows):
         known = expected.eval["precision"][:, :, k, 0, -1]
         assert row["AP"] == pytest.approx(known[known > -1].mean(), abs=1e-9)
         assert row["AP50"] == pytest.approx(expected.eval["precision"][0, :, k, 0, -1].mean(), abs=1e-9)
         assert row["AR100"] == pytest.approx(expected.eval["recall"][:, k, 0, -1].mean(), abs=1e-9)
     known = [row["AP"] for row in rows if row["AP"] >= 0]
-    assert sum(known) / len(known) == pytest.approx(numbers(done)["AP"], abs=1e-9)
+    assert sum(known) / len(known) == pytest.approx(coco_metrics(done)["AP"], abs=1e-9)
     objects = case(5)[1]
     real = objects["objects"][(objects["objects"] >= 0) & (objects["roles"] == 0)]
     assert [row["objects"] for row in rows] == torch.bincount(real, minlength=3).tolist()
-    curve = [row for row in curves(done, NAMES) if row["class"] == "bee"]
+    curve = [row for row in precision_recall_rows(done, NAMES) if row["class"] == "bee"]
     assert len(curve) == 101
     assert all(a["precision"] >= b["precision"] for a, b in itertools.pairwise(curve))
 
 
 def test_a_draw_of_pictures_is_those_pictures_measured_anew():
     """The bootstrap counts what was matched once; pictures that are there twice give the same as two files would."""
-    from cnnrun.tasks.detection.average_precision import _counted_anew
-    from cnnrun.tasks.intervals import draws
+    from cnnrun.tasks.detection.average_precision import _accumulate_matches
+    from cnnrun.tasks.intervals import bootstrap_weights
 
     results, targets = case(3, pictures=9)
     meter = AveragePrecision(NAMES)
     meter.add(results, targets)
-    done = meter.evaluated()
-    before, matched = numbers(done), list(done._evalImgs_cpp)
-    found = meter.spread(done)
-    for place, times in zip(range(5), draws(9, 5), strict=True):
+    done = meter.evaluate()
+    before, matched = coco_metrics(done), list(done._evalImgs_cpp)
+    found = meter.bootstrap_metrics(done)
+    for place, times in zip(range(5), bootstrap_weights(9, 5), strict=True):
         drawn = np.repeat(np.arange(9), times.astype(int))
         again = AveragePrecision(NAMES)
         again.add(*({name: value[drawn] for name, value in each.items()} for each in (results, targets)))
-        expected = numbers(again.evaluated())
+        expected = coco_metrics(again.evaluate())
         assert {name: values[place] for name, values in found.items()} == pytest.approx(expected)
-    assert numbers(done) == before  # what was measured stays
-    assert _counted_anew(done, matched) == before
+    assert coco_metrics(done) == before  # what was measured stays
+    assert _accumulate_matches(done, matched) == before

@@ -5,13 +5,13 @@ import torch
 import torch.nn.functional as F
 from torchvision import ops
 
-from cnnrun.base.boxes import overlaps
+from cnnrun.base.boxes import intersection_over_union
 from cnnrun.contracts.facts import Facts
-from cnnrun.contracts.layer import CannotPass
+from cnnrun.contracts.layer import ShapeError
 from cnnrun.contracts.results import View
-from cnnrun.contracts.task import Level
-from cnnrun.tasks.detection.head import PLACE
-from cnnrun.tasks.detection.task import Detect, objects_of
+from cnnrun.contracts.task import FeatureLevel
+from cnnrun.tasks.detection.head import FIRST_LOGIT
+from cnnrun.tasks.detection.task import Detect, batch_objects
 
 FACTS = Facts(("ape", "bee", "cat"), (3, 64, 96), class_counts=(30, 20, 10), counts={"train": 20})
 LEVELS = [(8, 8, 12), (8, 4, 6)]
@@ -44,8 +44,8 @@ def targets(batch=2, seed=0, most=5):
 @pytest.mark.parametrize("depth", [0, 2])
 def test_every_cell_of_every_level_has_a_box_around_its_middle(towers, depthwise, depth):
     out = head(towers=towers, depthwise=depthwise, depth=depth).eval()(*maps())
-    assert out.shape == (2, CELLS, PLACE + 3)
-    x, y, stride = out[0, :, 4:PLACE].unbind(1)
+    assert out.shape == (2, CELLS, FIRST_LOGIT + 3)
+    x, y, stride = out[0, :, 4:FIRST_LOGIT].unbind(1)
     assert (x[0], y[0], stride[0]) == (4, 4, 8)
     assert (x[-1], y[-1], stride[-1]) == (88, 56, 16)
     x1, y1, x2, y2 = out[0, :, :4].unbind(1)
@@ -53,13 +53,13 @@ def test_every_cell_of_every_level_has_a_box_around_its_middle(towers, depthwise
 
 
 def test_a_new_network_scores_everything_low():
-    assert float(head().eval()(*maps()).detach()[:, :, PLACE:].sigmoid().mean()) == pytest.approx(0.01, rel=0.2)
+    assert float(head().eval()(*maps()).detach()[:, :, FIRST_LOGIT:].sigmoid().mean()) == pytest.approx(0.01, rel=0.2)
 
 
 def test_levels_and_channels_that_do_not_fit():
-    with pytest.raises(CannotPass, match="need equal channels"):
+    with pytest.raises(ShapeError, match="need equal channels"):
         Detect().head([(8, 8, 12), (16, 4, 6)], FACTS)
-    with pytest.raises(CannotPass, match="needs feature maps"):
+    with pytest.raises(ShapeError, match="needs feature maps"):
         Detect().head([(8,)], FACTS)
     assert Detect(towers="separate").head([(8, 8, 12), (16, 4, 6)], FACTS).in_channels == [8, 16]
 
@@ -70,19 +70,19 @@ def test_the_loss_equals_its_formula_in_float64(box_loss, gamma):
     task, true = Detect(box_loss=box_loss, gamma=gamma), targets()
     out = head().eval()(*maps()).detach().double()
     losses = task.criterion(FACTS)(out, true)
-    found = task.criterion(FACTS).assigned(out, objects_of({**true, "boxes": true["boxes"].double()}))
+    found = task.criterion(FACTS).assignment(out, batch_objects({**true, "boxes": true["boxes"].double()}))
     name = {"ciou": "complete", "diou": "distance", "giou": "generalized"}[box_loss]
     score = box = 0.0
     for row in range(2):
         for cell in range(CELLS):
-            logits, wanted = out[row, cell, PLACE:], torch.zeros(3, dtype=torch.float64)
-            if found.taken_BA[row, cell]:
+            logits, wanted = out[row, cell, FIRST_LOGIT:], torch.zeros(3, dtype=torch.float64)
+            if found.foreground_BA[row, cell]:
                 number, quality = int(found.object_BA[row, cell]), found.quality_BA[row, cell]
                 wanted[true["objects"][row, number]] = quality
                 loss = getattr(ops, f"{name}_box_iou_loss")
                 pair = out[row, cell, :4], true["boxes"][row, number].double()
                 box += float(quality * loss(pair[0][None], pair[1][None]))
-            elif not found.counted_BA[row, cell]:
+            elif not found.has_loss_BA[row, cell]:
                 continue
             entropy = F.binary_cross_entropy(logits.sigmoid(), wanted, reduction="none")
             if not gamma:
@@ -122,9 +122,9 @@ def test_pictures_without_objects_have_a_loss_and_finite_gradients():
 
 def test_what_is_difficult_or_a_crowd_is_neither_learned_nor_background():
     true = targets(1, most=4) | {"objects": torch.tensor([[0, 1, 2, -1]]), "roles": torch.tensor([[0, 1, 2, 0]])}
-    found = objects_of(true)
+    found = batch_objects(true)
     assert found.real_BM.tolist() == [[True, False, False, False]]
-    assert found.vague_BM.tolist() == [[False, True, True, False]]
+    assert found.ignored_BM.tolist() == [[False, True, True, False]]
 
 
 @pytest.mark.parametrize("value", [-1e4, 1e4])
@@ -147,16 +147,20 @@ def test_it_learns_a_few_pictures_by_heart():
         optimizer.step()
     with torch.no_grad():
         results = task.decoder(FACTS)(network(*given))
-    found = overlaps(true["boxes"], results["boxes"]) * (true["objects"][:, :, None] == results["labels"][:, None])
+    found = intersection_over_union(true["boxes"], results["boxes"]) * (
+        true["objects"][:, :, None] == results["labels"][:, None]
+    )
     assert found.amax(2)[true["objects"] >= 0].min() > 0.7
 
 
 def test_results_are_padded_sorted_inside_and_match_one_by_one():
     task = Detect(most=20, least_score=0.0)
     out = head(seed=3).eval()(*maps(4)).detach()
-    out[:, :, PLACE:] += 4 * torch.randn(out[:, :, PLACE:].shape, generator=torch.Generator().manual_seed(1))
+    out[:, :, FIRST_LOGIT:] += 4 * torch.randn(
+        out[:, :, FIRST_LOGIT:].shape, generator=torch.Generator().manual_seed(1)
+    )
     together = task.decoder(FACTS)(out)
-    assert {name: tuple(value.shape[1:]) for name, value in together.items()} == task.signature(FACTS)
+    assert {name: tuple(value.shape[1:]) for name, value in together.items()} == task.result_shapes(FACTS)
     for row in range(4):
         alone = task.decoder(FACTS)(out[row : row + 1])
         assert all(torch.equal(alone[name][0], together[name][row]) for name in together)
@@ -178,25 +182,25 @@ def test_parity_verdicts():
     task = Detect(most=20)
     out = head(seed=3).eval()(*maps(4)).detach()
     ours = task.decoder(FACTS)(out)
-    assert task.agree(ours, ours, FACTS) is None
-    assert task.agree(ours, {**ours, "boxes": ours["boxes"] + 1e-4}, FACTS) is None
-    assert "overlaps the network's by" in task.agree(ours, {**ours, "boxes": ours["boxes"] + 1}, FACTS)
-    assert "scores differ" in task.agree(ours, {**ours, "scores": ours["scores"] + 1e-3}, FACTS)
-    assert "scores differ" in task.agree(ours, {**ours, "scores": ours["scores"] * float("nan")}, FACTS)
+    assert task.find_disagreement(ours, ours, FACTS) is None
+    assert task.find_disagreement(ours, {**ours, "boxes": ours["boxes"] + 1e-4}, FACTS) is None
+    assert "overlaps the network's by" in task.find_disagreement(ours, {**ours, "boxes": ours["boxes"] + 1}, FACTS)
+    assert "scores differ" in task.find_disagreement(ours, {**ours, "scores": ours["scores"] + 1e-3}, FACTS)
+    assert "scores differ" in task.find_disagreement(ours, {**ours, "scores": ours["scores"] * float("nan")}, FACTS)
     swapped = {name: value.clone() for name, value in ours.items()}
     for name in ("boxes", "labels"):
         swapped[name][:, [0, 1]] = ours[name][:, [1, 0]]
-    assert task.agree(ours, swapped, FACTS) is None  # of nearly equal scores either may come first
-    assert "overlaps" in task.agree(ours, {**ours, "labels": (ours["labels"] + 1) % 3}, FACTS)
+    assert task.find_disagreement(ours, swapped, FACTS) is None  # of nearly equal scores either may come first
+    assert "overlaps" in task.find_disagreement(ours, {**ours, "labels": (ours["labels"] + 1) % 3}, FACTS)
     one, other = torch.tensor([0.0, 0, 20, 20]), torch.tensor([40.0, 40, 60, 60])
     two = {"boxes": torch.stack([one, other])[None], "scores": torch.tensor([[0.9, 0.5]]), "labels": torch.zeros(1, 2)}
-    assert "overlaps" in task.agree(
+    assert "overlaps" in task.find_disagreement(
         two, {**two, "boxes": two["boxes"].flip(1)}, FACTS
     )  # each box with the other's score
     twice = {**two, "boxes": torch.stack([one, one])[None], "scores": torch.tensor([[0.9, 0.9]])}
     fewer = {**twice, "boxes": torch.stack([one, other])[None]}
-    assert "overlaps" in task.agree(twice, fewer, FACTS)
-    assert "overlaps" in task.agree(fewer, twice, FACTS)
+    assert "overlaps" in task.find_disagreement(twice, fewer, FACTS)
+    assert "overlaps" in task.find_disagreement(fewer, twice, FACTS)
 
 
 def test_rows_are_in_the_pictures_own_pixels_above_each_classs_score():
@@ -206,23 +210,23 @@ def test_rows_are_in_the_pictures_own_pixels_above_each_classs_score():
     }  # fmt: skip
     view = View((200, 300), 0.5, 2.0, 4.0, -10.0)
     facts = Facts(FACTS.classes, FACTS.image, class_ids=(7, 8, 9))
-    (row,) = Detect().rows(results, facts, [view])
+    (row,) = Detect().result_rows(results, facts, [view])
     assert (row["height"], row["width"]) == (200, 300)
     assert [each["label"] for each in row["objects"]] == ["bee", "cat"]
     first = row["objects"][0]
     assert first["category_id"] == 8
     assert first["bbox"] == pytest.approx([12, 15, 40, 10])
     small = View((20, 40), 0.5, 2.0, 4.0, -10.0)  # boxes end where the picture does
-    assert Detect().rows(results, facts, [small])[0]["objects"][0]["bbox"] == pytest.approx([12, 15, 28, 5])
-    (row,) = Detect(score={"cat": 0.6, "bee": 0.1}).rows(results, facts, [view])
+    assert Detect().result_rows(results, facts, [small])[0]["objects"][0]["bbox"] == pytest.approx([12, 15, 28, 5])
+    (row,) = Detect(score={"cat": 0.6, "bee": 0.1}).result_rows(results, facts, [view])
     assert [each["label"] for each in row["objects"]] == ["bee", "bee"]
-    assert len(Detect(score=0.95).rows(results, facts, [view])[0]["objects"]) == 0
+    assert len(Detect(score=0.95).result_rows(results, facts, [view])[0]["objects"]) == 0
 
 
 def test_data_that_does_not_serve():
-    assert "no training picture has a box" in Detect().problem(Facts(("a",), (1, 8, 8), class_counts=(0,)))
-    assert "no class 'dog'" in Detect(score={"dog": 0.5}).problem(FACTS)
-    assert Detect().problem(FACTS) is None
+    assert "no training picture has a box" in Detect().data_problem(Facts(("a",), (1, 8, 8), class_counts=(0,)))
+    assert "no class 'dog'" in Detect(score={"dog": 0.5}).data_problem(FACTS)
+    assert Detect().data_problem(FACTS) is None
 
 
 def split_of(batch):
@@ -232,26 +236,27 @@ def split_of(batch):
 
 
 def test_check_says_what_cells_see_and_warns():
-    levels = [Level((8, 8, 12), (20, 30), (8.0, 8.0)), Level((8, 4, 6), (60, 60), (16.0, 16.0))]
+    levels = [FeatureLevel((8, 8, 12), (20, 30), (8.0, 8.0)), FeatureLevel((8, 4, 6), (60, 60), (16.0, 16.0))]
     usual = targets(20)
     usual["boxes"][..., 2:] += 8
-    lines = Detect(levels=["p3", "p4"]).remarks(levels, split_of(usual), FACTS)
+    lines = Detect(levels=["p3", "p4"]).network_remarks(levels, split_of(usual), FACTS)
     assert lines[1] == "p3: a cell every 8 pixels, which sees 52"  # the towers' two convolutions see four cells more
     assert not any("warning" in line for line in lines)
     small = targets(20)
     small["boxes"][..., 2:] = small["boxes"][..., :2] + 3
     assert any(
         "lie between the cells of the finest level, one every 8" in line
-        for line in Detect().remarks(levels[:1], split_of(small), FACTS)
+        for line in Detect().network_remarks(levels[:1], split_of(small), FACTS)
     )
     large = targets(20)
     large["boxes"] *= 9
     assert any(
-        "larger than what any cell sees (52)" in line for line in Detect().remarks(levels[:1], split_of(large), FACTS)
+        "larger than what any cell sees (52)" in line
+        for line in Detect().network_remarks(levels[:1], split_of(large), FACTS)
     )
     assert any(
         "up to 5 objects; task.detect.most is 3" in line
-        for line in Detect(levels=["p3", "p4"], most=3).remarks(levels, split_of(targets()), FACTS)
+        for line in Detect(levels=["p3", "p4"], most=3).network_remarks(levels, split_of(targets()), FACTS)
     )
 
 
@@ -259,10 +264,10 @@ def test_words_and_marks():
     true = targets(1)
     true["objects"] = torch.tensor([[1, 1, 0, -1, -1]])
     true["roles"] = torch.tensor([[0, 1, 2, 0, 0]], dtype=torch.uint8)
-    assert Detect().words(true, FACTS) == ["1 ape, 2 bee"]
-    assert [mark.text for mark in Detect().true_marks(true, FACTS)[0]] == ["bee", "bee (difficult)", "ape (crowd)"]
+    assert Detect().describe_targets(true, FACTS) == ["1 ape, 2 bee"]
+    assert [mark.text for mark in Detect().target_marks(true, FACTS)[0]] == ["bee", "bee (difficult)", "ape (crowd)"]
     true["objects"].fill_(-1)
-    assert Detect().words(true, FACTS) == ["nothing"]
+    assert Detect().describe_targets(true, FACTS) == ["nothing"]
 
 
 def test_boxes_are_drawn_from_their_own_classs_score():
@@ -271,7 +276,7 @@ def test_boxes_are_drawn_from_their_own_classs_score():
         "scores": torch.tensor([[0.9, 0.5, 0.2, 0.0]]), "labels": torch.tensor([[0, 2, 1, -1]]),
     }  # fmt: skip
     task = Detect(score={"ape": 0.95, "bee": 0.1, "cat": 0.5})
-    (marks,) = task.found_marks(results, FACTS)
+    (marks,) = task.result_marks(results, FACTS)
     assert [(mark.text, mark.box) for mark in marks] == [("cat 0.50", (0, 0, 8, 8)), ("bee 0.20", (1, 1, 2, 2))]
 
 
@@ -281,10 +286,10 @@ def test_the_objects_of_an_assignment_are_numbered_as_they_are_drawn():
     true["objects"] = torch.tensor([[-1, 2, -1, 0, 1]])
     true["roles"].zero_()
     outputs = head().eval()(*maps(1)).detach()
-    drawn = task.true_marks(true, FACTS)[0]
-    found = task.criterion(FACTS).assigned(outputs, objects_of(true))
+    drawn = task.target_marks(true, FACTS)[0]
+    found = task.criterion(FACTS).assignment(outputs, batch_objects(true))
     rows = task.assignment(outputs, true, FACTS)
-    assert len(rows) == int(found.taken_BA.sum()) > 0
+    assert len(rows) == int(found.foreground_BA.sum()) > 0
     for row in rows:
         number = int(found.object_BA[0, row["cell"]])
         assert list(drawn[row["object"]].box) == true["boxes"][0, number].tolist()

@@ -10,8 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cnnrun.config.spec import members
-from cnnrun.tasks.embedding.losses import AngularMargin, ArcFace, CosFace, Loss, LossSpec, Softmax, Triplet, Triplets
+from cnnrun.config.spec import union_members
+from cnnrun.tasks.embedding.losses import (
+    AngularMargin,
+    ArcFace,
+    CosFace,
+    EmbeddingLoss,
+    EmbeddingLossSpec,
+    NormFace,
+    Triplet,
+    TripletCriterion,
+)
 
 PEOPLE, DIMENSION, BATCH = 7, 5, 24
 
@@ -48,12 +57,12 @@ def plain(kind: str, x: Tensor, labels: Tensor, centres: Tensor, scale: float, m
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize(
-    ("spec", "margin"), [(ArcFace(margin=0.5, scale=30), 0.5), (CosFace(margin=0.35), 0.35), (Softmax(scale=16), 0.0)]
+    ("spec", "margin"), [(ArcFace(margin=0.5, scale=30), 0.5), (CosFace(margin=0.35), 0.35), (NormFace(scale=16), 0.0)]
 )
 def test_it_is_the_papers_formula_in_value_and_gradient(spec, margin, seed):
     x, labels, centres = example(seed)
     criterion = spec.build(DIMENSION, torch.arange(PEOPLE)).double()
-    criterion.advance(1.0)
+    criterion.set_progress(1.0)
     with torch.no_grad():
         criterion.centres.copy_(centres)
     ours_x, theirs_x, theirs_c = (each.clone().requires_grad_() for each in (x, x, centres))
@@ -71,7 +80,7 @@ def test_the_gradient_of_the_true_class_is_not_that_without_the_margin():
     criterion = AngularMargin(2, torch.arange(2), 30.0, 0.5)
     theta = torch.linspace(0.1, 2.5, 13, dtype=torch.float64)
     cosine = theta.cos().requires_grad_()
-    criterion.lowered(cosine).sum().backward()
+    criterion.apply_margin(cosine).sum().backward()
     assert torch.allclose(cosine.grad, (theta + 0.5).sin() / theta.sin(), rtol=1e-10)
 
 
@@ -79,7 +88,7 @@ def test_the_gradient_of_the_true_class_is_not_that_without_the_margin():
 def test_the_angular_margin_lowers_and_never_turns_round(margin, one, other):
     criterion = AngularMargin(2, torch.arange(2), 30.0, margin)
     low, high = sorted((one, other))
-    values = criterion.lowered(torch.tensor([low, high], dtype=torch.float64))
+    values = criterion.apply_margin(torch.tensor([low, high], dtype=torch.float64))
     assert values[0] <= values[1] + 1e-3  # a sine of less than float32 can tell from 0 is taken for that
     assert (values <= torch.tensor([low, high]) + 1e-3).all()
 
@@ -87,7 +96,7 @@ def test_the_angular_margin_lowers_and_never_turns_round(margin, one, other):
 @pytest.mark.parametrize("value", [1.0, -1.0])
 def test_an_embedding_on_its_centre_has_a_finite_gradient(value):
     criterion = ArcFace().build(2, torch.arange(2))
-    criterion.advance(1.0)
+    criterion.set_progress(1.0)
     with torch.no_grad():
         criterion.centres.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
     x = torch.tensor([[value, 0.0]], requires_grad=True)
@@ -100,21 +109,21 @@ def test_margins_warm_up():
     criterion = ArcFace(margin=0.4, warmup=0.5).build(2, torch.arange(2))
     margins = []
     for done in (0.0, 0.25, 0.5, 1.0):
-        criterion.advance(done)
+        criterion.set_progress(done)
         margins.append(criterion.margin)
     assert margins == [0.0, 0.2, 0.4, 0.4]
     at_once = ArcFace(margin=0.4, warmup=0).build(2, torch.arange(2))
-    at_once.advance(0.0)
+    at_once.set_progress(0.0)
     assert at_once.margin == 0.4
 
 
 def test_people_who_are_not_trained_on_have_no_centre():
     place = torch.tensor([0, -1, 1, -1])
-    criterion = Softmax().build(3, place)
+    criterion = NormFace().build(3, place)
     assert criterion.centres.shape == (2, 3)
     x = unit(torch.randn(4, 3))
     (loss,) = criterion(x, {"labels": torch.tensor([0, 2, 2, 0])}).values()
-    dense = Softmax().build(3, torch.arange(2))
+    dense = NormFace().build(3, torch.arange(2))
     dense.load_state_dict(criterion.state_dict())
     assert loss == dense(x, {"labels": torch.tensor([0, 1, 1, 0])})["cross_entropy"]
 
@@ -141,7 +150,7 @@ def test_triplets_are_semi_hard(seed, people, margin):
     x, labels, _ = example(seed)
     labels = labels % people
     ours_x, theirs_x = x.clone().requires_grad_(), x.clone().requires_grad_()
-    ours = Triplets(margin)(ours_x, {"labels": labels})["triplet"]
+    ours = TripletCriterion(margin)(ours_x, {"labels": labels})["triplet"]
     theirs = plain_triplets(theirs_x, labels, margin)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-9, abs=1e-12)
     ours.backward()
@@ -159,11 +168,11 @@ def test_a_batch_without_a_pair_has_no_loss_and_a_gradient_of_zeros():
     assert torch.equal(x.grad, torch.zeros_like(x))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in members(Loss) if kind is not Triplet])
-def test_a_batch_in_parts_has_the_same_gradient(kind: type[LossSpec]):
+@pytest.mark.parametrize("kind", [kind for kind in union_members(EmbeddingLoss) if kind is not Triplet])
+def test_a_batch_in_parts_has_the_same_gradient(kind: type[EmbeddingLossSpec]):
     x, labels, centres = example(3)
     criterion = kind().build(DIMENSION, torch.arange(PEOPLE)).double()
-    criterion.advance(1.0)
+    criterion.set_progress(1.0)
     with torch.no_grad():
         criterion.centres.copy_(centres)
     (whole,) = criterion(x, {"labels": labels}).values()

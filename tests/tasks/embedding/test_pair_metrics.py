@@ -15,9 +15,9 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from cnnrun.contracts.facts import Facts
 from cnnrun.tasks.embedding import gallery_metrics, pair_metrics
-from cnnrun.tasks.embedding.pair_metrics import Pairs, Ranked, all_pairs
+from cnnrun.tasks.embedding.pair_metrics import Pairs, RankedPairs, all_pairs
 from cnnrun.tasks.embedding.task import Verify
-from cnnrun.tasks.intervals import interval
+from cnnrun.tasks.intervals import bootstrap_interval
 
 
 def drawn(seed: int, count: int, levels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -33,7 +33,7 @@ def drawn(seed: int, count: int, levels: int) -> tuple[np.ndarray, np.ndarray]:
 @given(st.integers(0, 10_000), st.integers(4, 300), st.sampled_from([3, 10, 10_000]))
 def test_curves_are_scikit_learns(seed, count, levels):
     scores, same = drawn(seed, count, levels)
-    curve = Ranked(scores, same).curve()
+    curve = RankedPairs(scores, same).roc_curve()
     far, tar, threshold = roc_curve(same, scores, drop_intermediate=False)
     np.testing.assert_allclose(curve.far, far, atol=1e-12)
     np.testing.assert_allclose(curve.tar, tar, atol=1e-12)
@@ -45,7 +45,7 @@ def test_curves_are_scikit_learns(seed, count, levels):
 @given(st.integers(0, 10_000), st.integers(10, 300), st.sampled_from([10, 10_000]))
 def test_the_equal_error_rate_is_where_the_interpolated_curve_meets_the_diagonal(seed, count, levels):
     scores, same = drawn(seed, count, levels)
-    curve = Ranked(scores, same).curve()
+    curve = RankedPairs(scores, same).roc_curve()
     line = interp1d(curve.far + np.arange(len(curve.far)) * 1e-15, curve.tar)  # a function, where the curve rises
     expected = brentq(lambda x: 1 - x - float(line(x)), 0, 1)
     assert curve.eer() == pytest.approx(expected, abs=1e-6)
@@ -55,11 +55,11 @@ def test_the_equal_error_rate_is_where_the_interpolated_curve_meets_the_diagonal
 @given(st.integers(0, 10_000), st.integers(4, 200), st.sampled_from([5, 10_000]), st.sampled_from([0.5, 0.1, 0.01]))
 def test_a_threshold_for_a_far_keeps_it_and_no_lower_one_does(seed, count, levels, far):
     scores, same = drawn(seed, count, levels)
-    curve = Ranked(scores, same).curve()
-    threshold = curve.between(curve.at(far))
+    curve = RankedPairs(scores, same).roc_curve()
+    threshold = curve.midpoint_threshold(curve.index_at(far))
     accepted = scores[~same] >= threshold
     assert accepted.mean() <= far + 1e-12
-    assert curve.tar[curve.at(far)] == pytest.approx((scores[same] >= threshold).mean())
+    assert curve.tar[curve.index_at(far)] == pytest.approx((scores[same] >= threshold).mean())
     lower = scores[scores < threshold]
     if len(lower):
         assert (scores[~same] >= lower.max()).mean() > far or curve.far[-1] <= far
@@ -67,17 +67,17 @@ def test_a_threshold_for_a_far_keeps_it_and_no_lower_one_does(seed, count, level
 
 def test_a_far_that_is_reached_exactly_is_taken():
     scores, same = drawn(1, 60, 10_000)
-    curve = Ranked(scores, same).curve()
+    curve = RankedPairs(scores, same).roc_curve()
     for far in np.unique(curve.far[1:-1]).tolist():
-        assert curve.far[curve.at(far)] == far
-        assert curve.at(far) == max(place for place, value in enumerate(curve.far) if value <= far)
+        assert curve.far[curve.index_at(far)] == far
+        assert curve.index_at(far) == max(place for place, value in enumerate(curve.far) if value <= far)
 
 
 def test_weights_count_a_pair_so_often():
     scores, same = drawn(3, 50, 10)
     times = np.random.default_rng(0).integers(0, 4, 50)
-    repeated = Ranked(np.repeat(scores, times), np.repeat(same, times)).curve()
-    weighted = Ranked(scores, same).curve(times.astype(float))
+    repeated = RankedPairs(np.repeat(scores, times), np.repeat(same, times)).roc_curve()
+    weighted = RankedPairs(scores, same).roc_curve(times.astype(float))
     assert weighted.eer() == pytest.approx(repeated.eer(), abs=1e-12)
     assert weighted.auc() == pytest.approx(repeated.auc(), abs=1e-12)
 
@@ -106,7 +106,7 @@ def test_all_pairs_are_all_and_in_even_folds():
 def test_of_many_pictures_some_pairs_are_measured_none_twice(labels, most):
     labels = np.array([0, 1, *labels])
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(pair_metrics, "MOST_PAIRS", most)
+        patched.setattr(pair_metrics, "MAX_PAIRS", most)
         pairs = all_pairs(labels)
     assert (pairs.same_M == (labels[pairs.first_M] == labels[pairs.second_M])).all()
     assert (pairs.first_M != pairs.second_M).all()
@@ -127,7 +127,7 @@ def test_a_folds_threshold_does_not_look_at_the_fold():
     labels = np.repeat(np.arange(8), 6)
     pairs = all_pairs(labels)
     scores = pairs.similarities(embedded(1, labels))
-    rows = pair_metrics.accuracies(Ranked(scores, pairs.same_M), scores, pairs)
+    rows = pair_metrics.fold_accuracies(RankedPairs(scores, pairs.same_M), scores, pairs)
     assert [row["fold"] for row in rows] == list(range(1, 11))
     for row in rows:
         here = pairs.fold_M == row["fold"] - 1
@@ -140,14 +140,16 @@ def test_a_folds_threshold_does_not_look_at_the_fold():
         assert row["accuracy"] == pytest.approx((told[same].mean() + (~told[~same]).mean()) / 2)
     for fold in range(10):
         changed = np.where(pairs.fold_M == fold, -scores, scores)
-        again = pair_metrics.accuracies(Ranked(changed, pairs.same_M), changed, pairs)
+        again = pair_metrics.fold_accuracies(RankedPairs(changed, pairs.same_M), changed, pairs)
         assert again[fold]["threshold"] == rows[fold]["threshold"]
         assert again[fold]["accuracy"] != rows[fold]["accuracy"]
 
 
 def of_eer(scores, pairs, labels):
-    eer = Ranked(scores, pairs.same_M).curve().eer()
-    return interval(eer, pair_metrics.spread(scores, pairs, labels, lambda curve: {"eer": curve.eer()})["eer"])
+    eer = RankedPairs(scores, pairs.same_M).roc_curve().eer()
+    return bootstrap_interval(
+        eer, pair_metrics.bootstrap_over_people(scores, pairs, labels, lambda curve: {"eer": curve.eer()})["eer"]
+    )
 
 
 def test_intervals_hold_the_number_and_narrow_with_people():
@@ -156,7 +158,7 @@ def test_intervals_hold_the_number_and_narrow_with_people():
         labels = np.repeat(np.arange(people), 5)
         pairs = all_pairs(labels)
         scores = pairs.similarities(embedded(2, labels))
-        curve = Ranked(scores, pairs.same_M).curve()
+        curve = RankedPairs(scores, pairs.same_M).roc_curve()
         low, high = of_eer(scores, pairs, labels)
         assert low <= curve.eer() <= high
         widths.append(high - low)
@@ -167,7 +169,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
     """60 draws of 25 people from one population, whose own EER is known from 1,500 of them."""
     many = np.repeat(np.arange(1500), 4)
     pairs = all_pairs(many)
-    truth = Ranked(pairs.similarities(embedded(5, many)), pairs.same_M).curve().eer()
+    truth = RankedPairs(pairs.similarities(embedded(5, many)), pairs.same_M).roc_curve().eer()
     labels, hits = np.repeat(np.arange(25), 4), 0
     for seed in range(60):
         pairs = all_pairs(labels)
@@ -184,7 +186,9 @@ def test_a_bootstrap_sample_is_its_people_each_copy_a_person_of_its_own():
     scores = pairs.similarities(embedded(4, labels))
     table = np.zeros((len(labels), len(labels)))
     table[pairs.first_M, pairs.second_M] = table[pairs.second_M, pairs.first_M] = scores
-    found = pair_metrics.spread(scores, pairs, labels, lambda curve: {"eer": curve.eer(), "auc": curve.auc()})
+    found = pair_metrics.bootstrap_over_people(
+        scores, pairs, labels, lambda curve: {"eer": curve.eer(), "auc": curve.auc()}
+    )
     draw, place = np.random.default_rng(2), 0
     for _ in range(30):
         people = draw.integers(0, 6, 6)
@@ -200,7 +204,7 @@ def test_a_bootstrap_sample_is_its_people_each_copy_a_person_of_its_own():
         if not other:
             continue
         same = np.arange(len(own) + len(other)) < len(own)
-        expected = Ranked(np.r_[own, other], same).curve()
+        expected = RankedPairs(np.r_[own, other], same).roc_curve()
         assert found["eer"][place] == pytest.approx(expected.eer(), abs=1e-9)
         assert found["auc"][place] == pytest.approx(expected.auc(), abs=1e-9)
         place += 1
@@ -214,7 +218,9 @@ def test_rare_pairs_of_one_person_are_not_drawn_away(monkeypatch):
     pairs = all_pairs(labels)
     scores = pairs.similarities(embedded(6, labels))
     seen = []
-    pair_metrics.spread(scores, pairs, labels, lambda curve: {"seen": float(seen.append(len(curve.tar)) or 0)})
+    pair_metrics.bootstrap_over_people(
+        scores, pairs, labels, lambda curve: {"seen": float(seen.append(len(curve.tar)) or 0)}
+    )
     monkeypatch.setattr(pair_metrics, "_RESAMPLED", 10**9)
     low, high = of_eer(scores, pairs, labels)
     monkeypatch.setattr(pair_metrics, "_RESAMPLED", 20_000)
@@ -226,7 +232,7 @@ def test_of_few_people_there_is_no_interval():
     labels = np.repeat(np.arange(4), 5)
     pairs = all_pairs(labels)
     scores = pairs.similarities(embedded(2, labels))
-    assert pair_metrics.spread(scores, pairs, labels, lambda curve: {"eer": curve.eer()}) == {}
+    assert pair_metrics.bootstrap_over_people(scores, pairs, labels, lambda curve: {"eer": curve.eer()}) == {}
 
 
 def test_drawing_pairs_as_if_they_were_independent_would_say_too_much():
@@ -234,17 +240,17 @@ def test_drawing_pairs_as_if_they_were_independent_would_say_too_much():
     for seed in range(3):
         pairs = all_pairs(labels)
         scores = pairs.similarities(embedded(seed, labels))
-        ranked, draw = Ranked(scores, pairs.same_M), np.random.default_rng(0)
+        ranked, draw = RankedPairs(scores, pairs.same_M), np.random.default_rng(0)
         low, high = of_eer(scores, pairs, labels)
         times = (np.bincount(draw.integers(0, 4950, 4950), minlength=4950).astype(float) for _ in range(200))
-        narrow = np.quantile([ranked.curve(weight).eer() for weight in times], (0.025, 0.975))
+        narrow = np.quantile([ranked.roc_curve(weight).eer() for weight in times], (0.025, 0.975))
         widths.append((narrow[1] - narrow[0]) / (high - low))
     assert max(widths) < 0.5
 
 
 def test_a_far_that_few_pairs_carry_is_said():
-    assert pair_metrics.note(4500, 0.01) == ""
-    assert pair_metrics.note(4500, 0.0001) == "too few pairs of two people: 4,500; 100,000 give 10 false accepts"
+    assert pair_metrics.far_note(4500, 0.01) == ""
+    assert pair_metrics.far_note(4500, 0.0001) == "too few pairs of two people: 4,500; 100,000 give 10 false accepts"
 
 
 # --- identification ---------------------------------------------------------------------------------------------------
@@ -255,12 +261,12 @@ def test_a_far_that_few_pairs_carry_is_said():
 def test_ranks_are_those_of_a_plain_search(seed, count):
     labels = np.random.default_rng(seed).integers(0, 9, 60)
     embeddings = embedded(seed, labels)
-    gallery = gallery_metrics.first_ones(labels, count)
+    gallery = gallery_metrics.enrol_first(labels, count)
     for person in np.unique(labels):
         own = np.flatnonzero(labels == person)
         enrolled = np.intersect1d(gallery.enrolled_G, own)
         assert enrolled.tolist() == (own[:count].tolist() if len(own) > count else [])
-    ranks = gallery_metrics.ranks(embeddings, labels, gallery)
+    ranks = gallery_metrics.identification_ranks(embeddings, labels, gallery)
     for probe, rank in zip(gallery.probes_Q, ranks, strict=True):
         best = {
             person: max(float(embeddings[probe] @ embeddings[g]) for g in gallery.enrolled_G if labels[g] == person)
@@ -268,7 +274,7 @@ def test_ranks_are_those_of_a_plain_search(seed, count):
         }
         ordered = sorted(best.values(), reverse=True)
         assert abs(ordered[rank - 1] - best[labels[probe]]) < 1e-6
-    rates = [row["rate"] for row in gallery_metrics.cumulative(ranks, 9)]
+    rates = [row["rate"] for row in gallery_metrics.cumulative_match_rows(ranks, 9)]
     assert rates == sorted(rates)
     assert rates[-1] == 1
 
@@ -276,8 +282,8 @@ def test_ranks_are_those_of_a_plain_search(seed, count):
 def test_the_open_sets_threshold_lets_so_many_strangers_in():
     labels = np.repeat(np.arange(20), 12)
     embeddings = embedded(3, labels)
-    gallery = gallery_metrics.first_ones(labels, 2)
-    rows = gallery_metrics.open_set(embeddings, labels, gallery)
+    gallery = gallery_metrics.enrol_first(labels, 2)
+    rows = gallery_metrics.open_set_rows(embeddings, labels, gallery)
     assert [row["FPIR"] for row in rows] == [0.1, 0.01]
     for row in rows:
         alarms = missed = known = strangers = 0
@@ -306,19 +312,19 @@ def test_strangers_that_are_equally_similar_are_let_in_together_or_not_at_all():
 
 def test_of_three_people_no_half_is_left_out():
     labels = np.repeat(np.arange(3), 4)
-    assert gallery_metrics.open_set(embedded(0, labels), labels, gallery_metrics.first_ones(labels, 1)) == []
+    assert gallery_metrics.open_set_rows(embedded(0, labels), labels, gallery_metrics.enrol_first(labels, 1)) == []
 
 
 def test_pairs_is_what_a_meter_is_given():
     """A pair file's own pairs, whatever order the pictures come in."""
-    from cnnrun.tasks.embedding.task import pairs_of
+    from cnnrun.tasks.embedding.task import listed_or_all_pairs
 
     every = {
         "labels": np.array([0, 0, 1, 1]),
         "number": np.array([3, 1, 0, 7]),
         "pairs": np.array([[[1, 0], [0, 1]], [[-1, -1], [-1, -1]], [[7, 1], [9, 0]], [[-1, -1], [-1, -1]]]),
     }
-    found: Pairs = pairs_of(every)
+    found: Pairs = listed_or_all_pairs(every)
     assert found.first_M.tolist() == [0, 0, 2]
     assert found.second_M.tolist() == [1, 2, 3]
     assert found.same_M.tolist() == [True, False, True]
@@ -338,7 +344,7 @@ def test_a_threshold_that_val_chooses_lies_halfway_between_two_similarities():
     embeddings = embedded(7, labels)
     pairs = all_pairs(labels)
     scores = np.sort(pairs.similarities(embeddings))
-    chosen = measured(Verify(), labels, embeddings).chosen
+    chosen = measured(Verify(), labels, embeddings).choices
     for far in (0.1, 0.01):
         threshold = chosen[f"threshold at FAR {far:g}"]
         above = scores[scores >= threshold].min()
@@ -350,8 +356,8 @@ def test_a_threshold_that_val_chooses_lies_halfway_between_two_similarities():
 def test_identification_enrolls_as_many_pictures_as_the_task_says(count):
     labels = np.repeat(np.arange(12), 6)
     embeddings = embedded(8, labels)
-    numbers = measured(Verify(gallery=count), labels, embeddings).numbers
-    ranks = gallery_metrics.ranks(embeddings, labels, gallery_metrics.first_ones(labels, count))
+    numbers = measured(Verify(gallery=count), labels, embeddings).metrics
+    ranks = gallery_metrics.identification_ranks(embeddings, labels, gallery_metrics.enrol_first(labels, count))
     assert numbers["rank_1"] == (ranks == 1).mean()
     assert numbers["rank_5"] == (ranks <= 5).mean()
     assert 0 < numbers["rank_1"] < 1

@@ -11,20 +11,20 @@ from pydantic import ValidationError
 from sklearn import metrics as sk
 from torch import distributions
 
-from cnnrun.contracts.facts import Facts, Number
-from cnnrun.contracts.layer import CannotPass
-from cnnrun.tasks.regression.losses import Gaussian, Huber, Mae, Mse, Quantile, normal, von_mises
-from cnnrun.tasks.regression.residuals import Residuals, circular_mean, wrapped
+from cnnrun.contracts.facts import Facts, NumberStatistics
+from cnnrun.contracts.layer import ShapeError
+from cnnrun.tasks.regression.losses import Gaussian, Huber, Mae, Mse, Quantile, normal_nll, von_mises_nll
+from cnnrun.tasks.regression.residuals import Residuals, circular_mean, wrap_difference
 from cnnrun.tasks.regression.task import Regress
 
 FACTS = Facts(
     (),
     (1, 8, 8),
     numbers=(
-        Number("weight", 500.0, 120.0, 10.0, 900.0),
-        Number("angle", 3.0, 26.0, -45.0, 45.0),
-        Number("hour", 12.0, 6.0, 0.0, 24.0),
-        Number("length", 0.02, 0.004, 0.0, 0.05),
+        NumberStatistics("weight", 500.0, 120.0, 10.0, 900.0),
+        NumberStatistics("angle", 3.0, 26.0, -45.0, 45.0),
+        NumberStatistics("hour", 12.0, 6.0, 0.0, 24.0),
+        NumberStatistics("length", 0.02, 0.004, 0.0, 0.05),
     ),
 )
 ANGLES = {"angle": 360.0, "hour": 24.0}
@@ -38,8 +38,8 @@ def truth(count: int, seed: int = 0) -> torch.Tensor:
 
 def encoded(task: Regress, values: torch.Tensor, extra: float = 0.0) -> torch.Tensor:
     """The raw outputs that mean these values: what a perfect network would give."""
-    units, each = task._units(FACTS), task.loss.outputs
-    chosen = values[:, units.place]
+    units, each = task._units(FACTS), task.loss.outputs_per_number
+    chosen = values[:, units.columns]
     count = len(units.mean)
     plain = (chosen[:, :count] - torch.tensor(units.mean)) / torch.tensor(units.std)
     raw = torch.full((len(values), count, each), extra)
@@ -61,7 +61,9 @@ def test_plain_losses_are_torchs_own(seed):
         (Mae(), torch.nn.L1Loss()),
         (Huber(delta=0.7), torch.nn.HuberLoss(delta=0.7)),
     ):
-        assert loss.plain(raw[:, :, None], target).mean().item() == pytest.approx(theirs(raw, target).item(), rel=1e-12)
+        assert loss.loss_per_number(raw[:, :, None], target).mean().item() == pytest.approx(
+            theirs(raw, target).item(), rel=1e-12
+        )
 
 
 @given(st.integers(0, 1000), st.floats(0.2, 5))
@@ -72,11 +74,11 @@ def test_the_likelihoods_are_those_of_torchs_distributions(seed, temperature):
     target = torch.randn(9, 4, dtype=torch.float64, generator=draw)
     deviation = (torch.nn.functional.softplus(raw[:, :, 1]) + 1e-6).sqrt() * temperature
     expected = -distributions.Normal(raw[:, :, 0], deviation).log_prob(target)
-    torch.testing.assert_close(normal(raw, target, temperature), expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(normal_nll(raw, target, temperature), expected, rtol=1e-10, atol=1e-10)
     angle = target * 2
     kappa = raw.square().sum(2).sqrt() / temperature**2
     expected = -distributions.VonMises(torch.atan2(raw[:, :, 1], raw[:, :, 0]), kappa).log_prob(angle)
-    found = von_mises(raw, torch.stack([angle.cos(), angle.sin()], 2), temperature)
+    found = von_mises_nll(raw, torch.stack([angle.cos(), angle.sin()], 2), temperature)
     # torch's own log I0 is a polynomial of 1e-7 or so
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -85,22 +87,22 @@ def test_von_mises_integrates_to_one_and_stays_finite():
     turn = torch.linspace(-math.pi, math.pi, 20001, dtype=torch.float64)[:-1]
     unit = torch.stack([turn.cos(), turn.sin()], 1)[:, None]
     for kappa in (1e-3, 0.5, 3.0, 200.0):
-        density = torch.exp(-von_mises(torch.tensor([[[kappa, 0.0]]]).double().expand(len(turn), 1, 2), unit, 1.0))
+        density = torch.exp(-von_mises_nll(torch.tensor([[[kappa, 0.0]]]).double().expand(len(turn), 1, 2), unit, 1.0))
         assert float(density.mean() * 2 * math.pi) == pytest.approx(1, rel=1e-6)
     far = torch.tensor([[[1e4, 1e4]]], requires_grad=True)
-    von_mises(far, torch.tensor([[[0.0, -1.0]]]), 1.0).sum().backward()
+    von_mises_nll(far, torch.tensor([[[0.0, -1.0]]]), 1.0).sum().backward()
     assert far.grad.isfinite().all()
     none = torch.zeros(1, 1, 2, requires_grad=True)
-    von_mises(none, torch.tensor([[[1.0, 0.0]]]), 1.0).sum().backward()
+    von_mises_nll(none, torch.tensor([[[1.0, 0.0]]]), 1.0).sum().backward()
     assert none.grad.isfinite().all()
 
 
 def test_the_quantile_loss_is_the_pinball_loss_and_its_quantiles_never_cross():
     loss = Quantile(quantiles=[0.1, 0.5, 0.8])
     raw, target = torch.randn(50, 1, 3, dtype=torch.float64) * 2, torch.randn(50, 1, dtype=torch.float64)
-    from cnnrun.tasks.regression.losses import rising
+    from cnnrun.tasks.regression.losses import increasing_quantiles
 
-    quantiles = rising(raw)
+    quantiles = increasing_quantiles(raw)
     assert (quantiles.diff(dim=2) > 0).all()
     expected = np.mean(
         [
@@ -108,7 +110,7 @@ def test_the_quantile_loss_is_the_pinball_loss_and_its_quantiles_never_cross():
             for place, part in enumerate((0.1, 0.5, 0.8))
         ]
     )
-    assert loss.plain(raw, target).mean().item() == pytest.approx(expected, rel=1e-12)
+    assert loss.loss_per_number(raw, target).mean().item() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("loss", [Mse(), Mae(), Huber(), Gaussian()], ids=lambda loss: loss.kind)
@@ -152,7 +154,7 @@ def test_what_is_encoded_is_decoded_in_the_datas_order_and_unit(columns, loss):
     known = [number.name for number in FACTS.numbers]
     expected = values[:, [known.index(name) for name in names]]
     torch.testing.assert_close(found["values"], expected, rtol=1e-4, atol=1e-4)
-    assert {name: tuple(value.shape[1:]) for name, value in found.items()} == task.signature(FACTS)
+    assert {name: tuple(value.shape[1:]) for name, value in found.items()} == task.result_shapes(FACTS)
     assert task.head([(16,)], FACTS)(torch.zeros(2, 16)).shape[1] == encoded(task, values).shape[1]
 
 
@@ -173,11 +175,13 @@ def test_deviations_are_in_the_numbers_own_unit_and_warm_with_the_temperature():
 def test_a_temperature_is_put_on_numbers_and_angles_alike(temperature):
     task, values = Regress(columns=["weight", "angle"], angles={"angle": 360.0}, loss=Gaussian()), truth(30)
     raw = torch.randn(30, 4, generator=torch.Generator().manual_seed(0)) * 2
-    plain = normal(raw[:, None, :2], (values[:, :1] - 500) / 120, temperature)
+    plain = normal_nll(raw[:, None, :2], (values[:, :1] - 500) / 120, temperature)
     turn = values[:, 1:2] / 360 * 2 * math.pi
-    angle = von_mises(raw[:, None, 2:], torch.stack([turn.cos(), turn.sin()], 2), temperature)
+    angle = von_mises_nll(raw[:, None, 2:], torch.stack([turn.cos(), turn.sin()], 2), temperature)
     expected = float(torch.cat([plain, angle], 1).double().mean())
-    assert task.nll(raw, {"numbers": values}, FACTS, temperature) == pytest.approx(expected, rel=1e-5)
+    assert task.negative_log_likelihood(raw, {"numbers": values}, FACTS, temperature) == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_angles_are_given_in_the_range_that_the_data_has():
@@ -205,9 +209,9 @@ def test_numbers_equal_scikit_learns(seed, count, batch):
         meter.update({"values": part}, {"numbers": of})
     measured = meter.compute()
     true, given_ = values[:, [0, 3]].double().numpy(), said.double().numpy()
-    assert measured.numbers["mae"] == pytest.approx(sk.mean_absolute_error(true, given_))
-    assert measured.numbers["rmse"] == pytest.approx(sk.root_mean_squared_error(true, given_))
-    assert measured.numbers["r2"] == pytest.approx(sk.r2_score(true, given_))
+    assert measured.metrics["mae"] == pytest.approx(sk.mean_absolute_error(true, given_))
+    assert measured.metrics["rmse"] == pytest.approx(sk.root_mean_squared_error(true, given_))
+    assert measured.metrics["r2"] == pytest.approx(sk.r2_score(true, given_))
     for row, column in zip(measured.tables["per_target"], (0, 1), strict=True):
         constant = np.full(count, (500.0, 0.02)[column])
         blind = sk.mean_absolute_error(true[:, column], constant)
@@ -224,17 +228,17 @@ def test_weights_count_samples_as_often(seed):
     times = draw.integers(0, 4, 30)
     times[0] += 1
     periods = [None, 7.0]
-    weighted = Residuals(said, true, periods, [0.3, 0.0]).numbers(times.astype(float))
+    weighted = Residuals(said, true, periods, [0.3, 0.0]).metrics(times.astype(float))
     again = Residuals(said.repeat(times, 0), true.repeat(times, 0), periods, [0.3, 0.0])
     # The constant of an angle is its circular mean over all pictures, drawn or not.
-    repeated = again.numbers()
+    repeated = again.metrics()
     for name in ("mae", "rmse", "r2"):
         assert weighted[name] == pytest.approx(repeated[name])
 
 
 @given(st.floats(-1000, 1000), st.floats(-1000, 1000), st.floats(0.1, 400))
 def test_a_wrapped_difference_is_the_short_way_round(one, other, period):
-    found = float(wrapped(np.array([one - other]), period)[0])
+    found = float(wrap_difference(np.array([one - other]), period)[0])
     assert -period / 2 - 1e-9 <= found <= period / 2 + 1e-9
     turns = (one - other - found) / period
     assert turns == pytest.approx(round(turns), abs=1e-6)
@@ -268,10 +272,10 @@ def test_where_all_are_one_r2_means_nothing_and_that_is_said():
     true = np.full((5, 1), 3.0)
     for said, r2 in ((3.0, 1.0), (4.0, 0.0)):
         residuals = Residuals(np.full((5, 1), said), true, [None], [2.0])
-        (row,) = residuals.rows(["weight"])
-        assert row["r2"] == residuals.numbers()["r2"] == r2
+        (row,) = residuals.per_target_rows(["weight"])
+        assert row["r2"] == residuals.metrics()["r2"] == r2
         assert row["note"] == "one value in all pictures: r2 means nothing"
-    assert Residuals(true, np.arange(5.0)[:, None], [None], [2.0]).rows(["a"])[0]["note"] == ""
+    assert Residuals(true, np.arange(5.0)[:, None], [None], [2.0]).per_target_rows(["a"])[0]["note"] == ""
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
@@ -286,13 +290,15 @@ def test_what_makes_no_sense_is_refused():
         Regress(columns=["weight", "weight"])
     with pytest.raises(ValidationError, match=r"0\.5 among them"):
         Quantile(quantiles=[0.1, 0.9])
-    with pytest.raises(CannotPass, match="linear layer needs a vector"):
+    with pytest.raises(ShapeError, match="linear layer needs a vector"):
         Regress().head([(4, 2, 2)], FACTS)
 
 
 def test_what_float32_cannot_hold_is_refused():
-    late = Facts((), (1, 8, 8), numbers=(Number("time", 1.7e9, 8.0, 1.7e9, 1.7e9 + 30),))
-    assert Regress().problem(late) == "time varies by 8 around 1.7e+09, too finely for float32; take the mean off it"
+    late = Facts((), (1, 8, 8), numbers=(NumberStatistics("time", 1.7e9, 8.0, 1.7e9, 1.7e9 + 30),))
+    assert (
+        Regress().data_problem(late) == "time varies by 8 around 1.7e+09, too finely for float32; take the mean off it"
+    )
 
 
 def test_a_hair_below_the_turn_is_the_turn():
@@ -302,18 +308,18 @@ def test_a_hair_below_the_turn_is_the_turn():
 
 
 def test_what_the_data_has_not_is_named():
-    assert "did you mean 'weight'" in Regress(columns=["wieght"]).problem(FACTS)
-    assert "there is no number 'turn'" in Regress(angles={"turn": 360}).problem(FACTS)
-    still = Facts((), (1, 8, 8), numbers=(Number("weight", 5.0, 0.0, 5.0, 5.0),))
-    assert Regress().problem(still) == "weight is 5 in every training picture; there is nothing to learn"
-    assert Regress(angles=ANGLES).problem(FACTS) is None
+    assert "did you mean 'weight'" in Regress(columns=["wieght"]).data_problem(FACTS)
+    assert "there is no number 'turn'" in Regress(angles={"turn": 360}).data_problem(FACTS)
+    still = Facts((), (1, 8, 8), numbers=(NumberStatistics("weight", 5.0, 0.0, 5.0, 5.0),))
+    assert Regress().data_problem(still) == "weight is 5 in every training picture; there is nothing to learn"
+    assert Regress(angles=ANGLES).data_problem(FACTS) is None
 
 
 def test_an_artefact_must_give_the_same_numbers_angles_the_short_way_round():
     task = Regress(angles=ANGLES)
     ours = {"values": torch.tensor([[500.0, 179.99, 23.999, 0.02]])}
     theirs = {"values": torch.tensor([[500.01, -179.99, 0.001, 0.02]])}
-    assert task.agree(ours, theirs, FACTS) is None
+    assert task.find_disagreement(ours, theirs, FACTS) is None
     off = {"values": torch.tensor([[500.0, 179.99, 23.999, 0.0201]])}
-    assert "differ by up to 2.50e-02 deviations" in task.agree(ours, off, FACTS)
-    assert task.agree(ours, {"values": ours["values"] * math.nan}, FACTS)
+    assert "differ by up to 2.50e-02 deviations" in task.find_disagreement(ours, off, FACTS)
+    assert task.find_disagreement(ours, {"values": ours["values"] * math.nan}, FACTS)

@@ -13,19 +13,19 @@ from torch import Tensor, nn
 from cnnrun.contracts.facts import Facts
 from cnnrun.contracts.results import Results
 from cnnrun.contracts.task import TaskSpec
-from cnnrun.data.image_files import Image
+from cnnrun.data.image_files import ImageSettings
 from cnnrun.model.network import Network
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedNetwork:
     """The network on its device in eval mode; `step` is the checkpoint's."""
 
     network: Network
     criterion: nn.Module
     task: TaskSpec
     facts: Facts
-    image: Image
+    image: ImageSettings
     run: Path
     step: int
     device: torch.device
@@ -51,10 +51,10 @@ class Trained:
             return found
 
 
-class Deployed(nn.Module):
+class ExportedNetwork(nn.Module):
     """What is exported: uint8 pixels [B, H, W, C], as any decoder gives them -> the task's results, in order."""
 
-    def __init__(self, trained: Trained) -> None:
+    def __init__(self, trained: TrainedNetwork) -> None:
         super().__init__()
         self.network, self.decoder = trained.network, trained.decoder
 

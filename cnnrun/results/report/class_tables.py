@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cnnrun.base.console import Output, table
+from cnnrun.base.console import Output, build_table
 
-MOST_CLASSES = 30  # that are printed in full
+MAX_PRINTED_CLASSES = 30  # that are printed in full
 _PAIRS = 20  # pairs of classes that are printed of a larger matrix
 _ENDS = 10  # rows that are printed of a longer table, of the worst and of the best
 _JUDGED_BY = ("AP", "f1", "gain")  # the number that says which classes, or targets, are worst
@@ -18,20 +18,20 @@ Row = dict[str, Any]
 
 def show_rows(out: Output, rows: Sequence[Row]) -> None:
     """Print a table: in full, or its worst and best rows and how many more there are."""
-    shown, more = rows_shown(rows)
+    shown, more = select_rows(rows)
     if shown:
-        out.print(table(list(shown[0]), [[cell(value) for value in row.values()] for row in shown]))
+        out.print(build_table(list(shown[0]), [[format_cell(value) for value in row.values()] for row in shown]))
     if more:
         out.print(more)
 
 
-def rows_shown(rows: Sequence[Row]) -> tuple[Sequence[Row], str]:
+def select_rows(rows: Sequence[Row]) -> tuple[Sequence[Row], str]:
     """The rows that are printed, and what to say of the others."""
-    if len(rows) <= MOST_CLASSES:
+    if len(rows) <= MAX_PRINTED_CLASSES:
         return rows, ""
     by = next((name for name in _JUDGED_BY if name in rows[0]), None)
     if by is None:
-        return rows[:MOST_CLASSES], f"{len(rows) - MOST_CLASSES:,} more: --json has them"
+        return rows[:MAX_PRINTED_CLASSES], f"{len(rows) - MAX_PRINTED_CLASSES:,} more: --json has them"
     ranked = sorted((row for row in rows if _is_judged(row, by)), key=lambda row: float(row[by]))
     shown = ranked if len(ranked) <= 2 * _ENDS else [*ranked[:_ENDS], *ranked[-_ENDS:]]
     which = f"the {_ENDS} worst and the {_ENDS} best" if len(shown) < len(ranked) else f"the {len(shown)} that are here"
@@ -46,21 +46,21 @@ def _is_judged(row: Row, by: str) -> bool:
 def show_matrix(out: Output, name: str, matrix: Sequence[Sequence[int]], per_class: Sequence[Row]) -> None:
     """Print a confusion matrix: in full, or the pairs of classes that are confused most."""
     labels = [str(number) for number in range(len(matrix))]
-    if len(matrix) <= MOST_CLASSES:
+    if len(matrix) <= MAX_PRINTED_CLASSES:
         out.print(f"{name} (rows: true, columns: predicted)")
-        out.print(table(["", *labels], [[labels[i], *map(str, row)] for i, row in enumerate(matrix)]))
+        out.print(build_table(["", *labels], [[labels[i], *map(str, row)] for i, row in enumerate(matrix)]))
         return
-    from cnnrun.tasks.classification_metrics import most_confused  # brings numpy, which other reports do not need
+    from cnnrun.tasks.classification_metrics import largest_confusions  # brings numpy, which other reports do not need
 
     names = [str(row["class"]) for row in per_class] if len(per_class) == len(matrix) else labels
-    pairs, among = most_confused(matrix, _PAIRS)
+    pairs, among = largest_confusions(matrix, _PAIRS)
     rows = [[names[true], names[said], f"{count:,}", f"{of:,}"] for true, said, count, of in pairs]
     if rows:
-        out.print(table(["true", "taken for", "times", "of"], rows, left=2))
+        out.print(build_table(["true", "taken for", "times", "of"], rows, text_columns=2))
     what = f"the {len(rows)} most confused of {among:,} pairs" if rows else "no class was taken for another"
     out.print(f"{name} of {len(matrix):,} classes: {what}; --json has the whole matrix")
 
 
-def cell(value: object) -> str:
+def format_cell(value: object) -> str:
     """A value of a table; what is not defined, such as the AP of a class that is not there, is n/a."""
     return "n/a" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)

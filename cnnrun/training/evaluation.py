@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from cnnrun.base.ranks import Ranks
 from cnnrun.contracts.batch import Batch
 from cnnrun.contracts.facts import Facts
-from cnnrun.contracts.results import Measured, Results
+from cnnrun.contracts.results import Measurement, Results
 from cnnrun.contracts.task import TaskSpec
 from cnnrun.data.dataset import Examples
-from cnnrun.data.training_batches import in_order
+from cnnrun.data.training_batches import batches_in_order
 
 
-def evaluate(
+def measure_split(
     forward: Callable[[Tensor], Tensor],
     criterion: nn.Module | None,
     task: TaskSpec,
@@ -27,8 +27,8 @@ def evaluate(
     device: torch.device,
     ranks: Ranks | None = None,
     tables: bool = True,
-    between: Callable[[], None] = lambda: None,
-) -> Measured:
+    before_batch: Callable[[], None] = lambda: None,
+) -> Measurement:
     """The task's numbers on `examples`, and `loss`, its criterion's mean if given. `forward` gives raw outputs.
 
     `between` is called before each batch, by all ranks at once; what it raises ends the evaluation.
@@ -39,18 +39,18 @@ def evaluate(
     ranks = ranks or Ranks()
     meter, total = task.meter(facts), torch.zeros((), dtype=torch.float64)
     decoder = task.decoder(facts).to(device)
-    own = in_order(examples, batch, device, ranks)
+    own = batches_in_order(examples, batch, device, ranks)
     places = torch.arange(len(examples)).split(batch)
     with torch.inference_mode():
-        for first in range(0, len(places), ranks.size):
-            between()
-            found = ranks.gather(_outcome(forward, criterion, decoder, next(own, None)))
+        for first in range(0, len(places), ranks.world_size):
+            before_batch()
+            found = ranks.all_gather(_outcome(forward, criterion, decoder, next(own, None)))
             for index, results in zip(places[first:], found, strict=False):
                 total = total + results.pop("loss", torch.zeros(())).double() * len(index)
-                meter.update(results, examples.targets_of(index, next(iter(results.values())).device))
+                meter.update(results, examples.batch_targets(index, next(iter(results.values())).device))
     measured = meter.compute(tables)
     loss = {} if criterion is None else {"loss": float(total) / len(examples)}
-    return replace(measured, numbers={**loss, **measured.numbers})
+    return replace(measured, metrics={**loss, **measured.metrics})
 
 
 def _outcome(
@@ -59,7 +59,7 @@ def _outcome(
     """A batch's results and its `loss`; nothing for a rank that has none left."""
     if part is None:
         return {}
-    outputs = forward(part.pictures).float()
+    outputs = forward(part.images).float()
     results: dict[str, Tensor] = decoder(outputs)
     if criterion is None:
         return results
@@ -67,11 +67,11 @@ def _outcome(
     return {**results, "loss": torch.stack(list(losses.values())).sum()}
 
 
-def measure(
+def measure_metrics(
     results: Callable[[Tensor], Results], task: TaskSpec, facts: Facts, batches: Iterable[Batch]
 ) -> Mapping[str, float | None]:
     """The task's numbers for anything that turns pictures into results, such as an exported file."""
     meter = task.meter(facts)
     for part in batches:
-        meter.update(results(part.pictures), part.targets)
-    return meter.compute(tables=False).numbers
+        meter.update(results(part.images), part.targets)
+    return meter.compute(tables=False).metrics

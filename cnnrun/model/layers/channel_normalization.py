@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 from torch import nn
 
-from cnnrun.contracts.layer import LayerSpec, Shape, need_picture
+from cnnrun.contracts.layer import LayerSpec, Shape, require_maps
 
 
 class LocalResponseNorm(LayerSpec):
@@ -19,7 +19,7 @@ class LocalResponseNorm(LayerSpec):
     k: float = Field(1.0, gt=0)
 
     def build(self, in_shape: Shape) -> nn.Module:
-        need_picture(self.kind, in_shape)
+        require_maps(self.kind, in_shape)
         return nn.LocalResponseNorm(self.size, self.alpha, self.beta, self.k)
 
 

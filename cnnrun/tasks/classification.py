@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from cnnrun.contracts.facts import Facts, of_classes
-from cnnrun.contracts.layer import Shape, need_picture, need_vector
-from cnnrun.contracts.results import Kept, Measured, Results, Said, View
-from cnnrun.contracts.task import Better, Criterion, TaskSpec
-from cnnrun.tasks.classification_metrics import Classified
-from cnnrun.tasks.intervals import spread
-from cnnrun.tasks.temperature import TEMPERATURE, reliability, told_temperature
+from cnnrun.contracts.facts import Facts, format_per_class
+from cnnrun.contracts.layer import Shape, require_maps, require_vector
+from cnnrun.contracts.results import BatchTensors, ClassScores, Measurement, Results, View
+from cnnrun.contracts.task import Criterion, Direction, TaskSpec
+from cnnrun.tasks.classification_metrics import SingleLabelPredictions
+from cnnrun.tasks.intervals import bootstrap
+from cnnrun.tasks.temperature import TEMPERATURE, reliability_plot, temperature_metadata
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -53,7 +53,7 @@ class CrossEntropy(Criterion):
         return {"cross_entropy": loss_B.mean()}
 
 
-class MapsOfClasses(nn.Module):
+class ConvClassifier(nn.Module):
     """Feature maps [B, C, H, W] -> [B, K]: a map a class, ReLU, and the mean (SqueezeNet, Iandola et al. 2016)."""
 
     def __init__(self, channels: int, classes: int) -> None:
@@ -65,7 +65,7 @@ class MapsOfClasses(nn.Module):
         return F.relu(self.conv(x)).mean((2, 3))
 
 
-class Probabilities(nn.Module):
+class SoftmaxDecoder(nn.Module):
     """Raw outputs [B, K] -> the probability of each class, at a temperature (Guo et al. 2017, eq. 9)."""
 
     def __init__(self, temperature: float = 1.0) -> None:
@@ -80,7 +80,7 @@ class ClassifyMeter:
     """Accuracy, top-k, per-class precision, recall and F1, calibration error, confusion matrix."""
 
     def __init__(self, classes: tuple[str, ...], top_k: int) -> None:
-        self._classes, self._top_k, self._kept = classes, top_k, Kept()
+        self._classes, self._top_k, self._kept = classes, top_k, BatchTensors()
 
     def update(self, results: Results, targets: dict[str, Tensor]) -> None:
         probabilities, labels = results["probabilities"], targets["labels"]
@@ -88,21 +88,21 @@ class ClassifyMeter:
         among = probabilities.topk(min(self._top_k, len(self._classes)), 1).indices == labels[:, None]
         self._kept.add(labels=labels, predicted=predicted, confidence=confidence.double(), among=among.any(1))
 
-    def compute(self, tables: bool = True) -> Measured:
-        kept = self._kept.all()
-        found = Classified(len(self._classes), **kept)
-        numbers = found.numbers(self._top_k)
+    def compute(self, tables: bool = True) -> Measurement:
+        kept = self._kept.concatenate()
+        found = SingleLabelPredictions(len(self._classes), **kept)
+        numbers = found.metrics(self._top_k)
         confusion = {"confusion": found.confusion_KK().tolist()}
         if not tables:
-            return Measured(numbers, matrices=confusion)
-        rows = {"per_class": found.per_class(self._classes), "reliability": found.reliability()}
-        return Measured(
+            return Measurement(numbers, matrices=confusion)
+        rows = {"per_class": found.per_class_rows(self._classes), "reliability": found.reliability_rows()}
+        return Measurement(
             numbers,
             rows,
             confusion,
-            plots=(reliability(rows["reliability"]),),
-            spread=spread(lambda weight: found.numbers(self._top_k, weight), len(found)),
-            right={"accuracy": found.hits, f"top_{self._top_k}": kept["among"]},
+            plots=(reliability_plot(rows["reliability"]),),
+            bootstrap_draws=bootstrap(lambda weight: found.metrics(self._top_k, weight), len(found)),
+            correct={"accuracy": found.correct, f"top_{self._top_k}": kept["among"]},
         )
 
 
@@ -110,7 +110,7 @@ class Classify(TaskSpec):
     """One label a picture: a linear head, cross-entropy, probabilities."""
 
     kind = "classify"
-    mixes = True
+    can_blend = True
 
     classifier: Literal["linear", "conv"] = "linear"
     """The last layer: `linear` over a vector; `conv` makes a map a class (1x1, then ReLU) and takes each map's mean."""
@@ -122,11 +122,11 @@ frequency; or a number for each class, in order."""
     top_k: int = Field(5, ge=2)
     """The second accuracy: the label is among the k likeliest."""
 
-    def numbers(self) -> dict[str, Better]:
-        best: Better = "max"
+    def metrics(self) -> dict[str, Direction]:
+        best: Direction = "max"
         return dict.fromkeys(("accuracy", f"top_{self.top_k}", "precision", "recall", "f1"), best) | {"ece": "min"}
 
-    def problem(self, facts: Facts) -> str | None:
+    def data_problem(self, facts: Facts) -> str | None:
         if len(facts.classes) < 2:
             return f"classify needs two or more classes; the data has {len(facts.classes)}"
         if isinstance(self.class_weights, list) and len(self.class_weights) != len(facts.classes):
@@ -136,32 +136,32 @@ frequency; or a number for each class, in order."""
             return f"class_weights: balanced needs pictures of every class; {missing!r} has none"
         return None
 
-    def notes(self, facts: Facts) -> list[str]:
+    def data_notes(self, facts: Facts) -> list[str]:
         weights = self._weights(facts)
-        return [] if weights is None else [f"class weights: {of_classes(facts.classes, weights.tolist())}"]
+        return [] if weights is None else [f"class weights: {format_per_class(facts.classes, weights.tolist())}"]
 
     def head(self, in_shapes: Sequence[Shape], facts: Facts) -> nn.Module:
         (in_shape,) = in_shapes
         if self.classifier == "conv":
-            return MapsOfClasses(need_picture("its conv classifier", in_shape)[0], len(facts.classes))
-        return nn.Linear(need_vector("its linear layer", in_shape), len(facts.classes))
+            return ConvClassifier(require_maps("its conv classifier", in_shape)[0], len(facts.classes))
+        return nn.Linear(require_vector("its linear layer", in_shape), len(facts.classes))
 
     def criterion(self, facts: Facts) -> Criterion:
         return CrossEntropy(self.label_smoothing, self._weights(facts))
 
-    def blend(
+    def blend_targets(
         self, targets: dict[str, Tensor], partners: dict[str, Tensor], own_B: Tensor, facts: Facts
     ) -> dict[str, Tensor]:
         """Probabilities [B, K] in the place of class numbers."""
         mine, others = (F.one_hot(each["labels"], len(facts.classes)).float() for each in (targets, partners))
         return {**targets, "labels": torch.lerp(others, mine, own_B[:, None])}
 
-    def chance(self, facts: Facts) -> float | None:
+    def chance_loss(self, facts: Facts) -> float | None:
         weight, counts = self._weights(facts), torch.tensor(facts.class_counts, dtype=torch.float64)
         of_pictures = 1.0 if weight is None or not counts.sum() else float((weight * counts).sum() / counts.sum())
         return of_pictures * math.log(len(facts.classes))
 
-    def words(self, targets: dict[str, Tensor], facts: Facts) -> list[str]:
+    def describe_targets(self, targets: dict[str, Tensor], facts: Facts) -> list[str]:
         labels = targets["labels"]
         if labels.dim() == 1:
             return [facts.classes[label] for label in labels.tolist()]
@@ -171,26 +171,28 @@ frequency; or a number for each class, in order."""
         return ["  ".join(f"{name} {part:.2f}" for part, name in sorted(row, reverse=True)) for row in shares]
 
     def decoder(self, facts: Facts) -> nn.Module:
-        return Probabilities(facts.chosen.get(TEMPERATURE, 1.0))
+        return SoftmaxDecoder(facts.chosen.get(TEMPERATURE, 1.0))
 
-    def said(self, outputs: Tensor, facts: Facts) -> Said:
-        return Said(
+    def class_scores(self, outputs: Tensor, facts: Facts) -> ClassScores:
+        return ClassScores(
             facts.classes, outputs, self.decoder(facts)(outputs)["probabilities"], "probability", outputs.argmax(1)
         )
 
-    def nll(self, outputs: Tensor, targets: dict[str, Tensor], facts: Facts, temperature: float) -> float | None:
+    def negative_log_likelihood(
+        self, outputs: Tensor, targets: dict[str, Tensor], facts: Facts, temperature: float
+    ) -> float | None:
         return float(F.cross_entropy(outputs.double() / temperature, targets["labels"]))
 
-    def meaning(self, facts: Facts) -> dict[str, Any]:
-        return told_temperature(facts)
+    def metadata(self, facts: Facts) -> dict[str, Any]:
+        return temperature_metadata(facts)
 
     def meter(self, facts: Facts) -> ClassifyMeter:
         return ClassifyMeter(facts.classes, self.top_k)
 
-    def signature(self, facts: Facts) -> dict[str, Shape]:
+    def result_shapes(self, facts: Facts) -> dict[str, Shape]:
         return {"probabilities": (len(facts.classes),)}
 
-    def agree(self, ours: Results, theirs: Results, facts: Facts) -> str | None:
+    def find_disagreement(self, ours: Results, theirs: Results, facts: Facts) -> str | None:
         expected, got = ours["probabilities"], theirs["probabilities"]
         gap = float((expected - got).abs().max())
         if not gap <= 1e-4:
@@ -200,7 +202,7 @@ frequency; or a number for each class, in order."""
         differ = int((expected.argmax(1) != got.argmax(1))[clear].sum())
         return f"{differ} clear predictions differ" if differ else None
 
-    def rows(self, results: Results, facts: Facts, views: Sequence[View]) -> list[dict[str, Any]]:
+    def result_rows(self, results: Results, facts: Facts, views: Sequence[View]) -> list[dict[str, Any]]:
         values, labels = results["probabilities"].topk(min(self.top_k, len(facts.classes)), 1)
         return [
             {

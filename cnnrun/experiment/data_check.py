@@ -6,68 +6,68 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cnnrun.base.atomic_files import write_new
+from cnnrun.base.atomic_files import write_new_file
 from cnnrun.base.errors import DataError, UserError
-from cnnrun.base.progress import bar
+from cnnrun.base.progress import progress_bar
 from cnnrun.data import manifest
-from cnnrun.data.audit import Finding, look_through
-from cnnrun.data.index import Index, index
-from cnnrun.data.prepare import MOVED, Decoded, decode, settle
-from cnnrun.experiment.assemble import initial
-from cnnrun.experiment.learnable import refuse_unlearnable
+from cnnrun.data.audit import Finding, audit_dataset
+from cnnrun.data.index import SourceIndex, index_source
+from cnnrun.data.prepare import MOVED_NOTE, DecodedSplits, decode_splits, finish_dataset
+from cnnrun.experiment.assemble import load_initial_weights
 from cnnrun.experiment.schema import Experiment
+from cnnrun.experiment.training_checks import refuse_unlearnable
 
 Report = dict[str, Any]
 
 
-def report_data(experiment: Experiment, verify: Path | None, write: Path | None) -> Report:
+def check_data(experiment: Experiment, verify: Path | None, write: Path | None) -> Report:
     """Look through the data; compare its files with the manifest `verify` and list them in `write` if given.
 
     Raises DataError.
     """
     try:
-        indexed = index(experiment.data)
+        indexed = index_source(experiment.data)
     except DataError:
-        initial(experiment)  # training looks at the weights first, and says what is wrong with them alone
+        load_initial_weights(experiment)  # training looks at the weights first, and says what is wrong with them alone
         raise
     report: Report = {"name": experiment.name, **_manifest_part(indexed, verify, write)}
     # Everything is looked at, whatever the config would stop for.
     lenient = experiment.data.model_copy(update={"bad_files": "skip", "bad_boxes": "skip", "leakage": "keep"})
-    decoded = decode(lenient, indexed, bar)
+    decoded = decode_splits(lenient, indexed, progress_bar)
     refusal = _refusal(experiment, indexed, decoded)
     try:
-        dataset = settle(lenient, indexed, decoded)
+        dataset = finish_dataset(lenient, indexed, decoded)
     except DataError:
         refuse_unfit({"refused": refusal, "findings": []})  # in training's words, which may stop for another reason
         raise
-    report |= look_through(experiment.data, dataset, bar)
-    if decoded.moved:
-        report["findings"].append(asdict(Finding("note", f"pictures {MOVED}", decoded.moved, [])))
+    report |= audit_dataset(experiment.data, dataset, progress_bar)
+    if decoded.moved_count:
+        report["findings"].append(asdict(Finding("note", f"pictures {MOVED_NOTE}", decoded.moved_count, [])))
     return report | {"refused": refusal}
 
 
-def _manifest_part(indexed: Index, verify: Path | None, write: Path | None) -> Report:
+def _manifest_part(indexed: SourceIndex, verify: Path | None, write: Path | None) -> Report:
     """The report's part about manifests: where one is written, how the files differ from another."""
     if not verify and not write:
         return {}
-    paths = manifest.files_of(indexed.sources())
+    paths = manifest.list_unique_files(indexed.source_splits())
     if not paths:
         raise DataError("this source has no files to list")
     root, report = manifest.common_folder(paths), Report()
     if write:
-        write_new(write, manifest.written(paths, root))
+        write_new_file(write, manifest.format_manifest(paths, root))
         report["manifest"] = str(write)
     if verify:
         report["differences"] = manifest.differences(verify, paths, root)
     return report
 
 
-def _refusal(experiment: Experiment, indexed: Index, decoded: Decoded) -> dict[str, Any] | None:
+def _refusal(experiment: Experiment, indexed: SourceIndex, decoded: DecodedSplits) -> dict[str, Any] | None:
     """What training would say and leave with, if it would not begin; None where it would."""
     try:
-        weights = initial(experiment)
-        experiment = experiment.with_weights_of(weights.facts if weights else None)
-        refuse_unlearnable(experiment, settle(experiment.data, indexed, decoded), weights)
+        weights = load_initial_weights(experiment)
+        experiment = experiment.with_statistics_of_weights(weights.facts if weights else None)
+        refuse_unlearnable(experiment, finish_dataset(experiment.data, indexed, decoded), weights)
     except UserError as error:
         return {"lines": list(error.lines), "exit_code": error.exit_code}
     return None

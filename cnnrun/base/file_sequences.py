@@ -43,11 +43,11 @@ class Files(Sequence[Path]):
         """Of all the names."""
         return hashlib.sha256(self._bytes + self._ends.tobytes()).digest()
 
-    def only(self, numbers: Sequence[int]) -> Files:
+    def select(self, numbers: Sequence[int]) -> Files:
         """Those alone."""
-        return Files(os.fsdecode(self.raw(number)) for number in numbers)
+        return Files(os.fsdecode(self.path_bytes(number)) for number in numbers)
 
-    def raw(self, number: int) -> bytes:
+    def path_bytes(self, number: int) -> bytes:
         """The path as the file system has it."""
         return self._bytes[self._ends[number] : self._ends[number + 1]]
 
@@ -58,7 +58,7 @@ class Files(Sequence[Path]):
     def __getitem__(self, number: int | slice) -> Path | list[Path]:
         if isinstance(number, slice):
             return [self[i] for i in range(len(self))[number]]
-        return Path(os.fsdecode(self.raw(range(len(self))[number])))
+        return Path(os.fsdecode(self.path_bytes(range(len(self))[number])))
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,10 @@ class Members(Sequence[Member]):
     def __len__(self) -> int:
         return len(self._places)
 
-    def only(self, numbers: Sequence[int]) -> Members:
+    def select(self, numbers: Sequence[int]) -> Members:
         """Those alone."""
         rows = ((number, self._places[number].tolist()) for number in numbers)
-        places = [(shard, os.fsdecode(self._names.raw(number)), at, size) for number, (shard, at, size) in rows]
+        places = [(shard, os.fsdecode(self._names.path_bytes(number)), at, size) for number, (shard, at, size) in rows]
         return Members(self.shards, places)
 
     @overload
@@ -106,4 +106,4 @@ class Members(Sequence[Member]):
             return [self[i] for i in range(len(self))[number]]
         number = range(len(self))[number]
         shard, offset, size = self._places[number].tolist()
-        return Member(self.shards[shard], os.fsdecode(self._names.raw(number)), offset, size)
+        return Member(self.shards[shard], os.fsdecode(self._names.path_bytes(number)), offset, size)
