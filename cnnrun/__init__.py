@@ -1,3 +1,3 @@
-"""cnnrun: convolutional networks written as YAML."""
+"""cnnrun trains convolutional networks that are described in YAML."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""`python -m cnnrun`."""
+"""Run the command line as `python -m cnnrun`."""
 
 from cnnrun.commands.app import main
 

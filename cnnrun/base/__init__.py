@@ -1,4 +1,4 @@
-"""Errors, files, locks, processes, devices, randomness, progress: nothing here knows of networks.
+"""Errors, files, locks, processes, devices, random numbers and progress; nothing here is about networks.
 
-Every package may import from here. Imports nothing of cnnrun.
+Every package may import this one. It imports nothing else of cnnrun.
 """

@@ -1,4 +1,4 @@
-"""Where the network runs, and how the process is set up for it."""
+"""The device on which the network runs, its memory, and its failures."""
 
 from __future__ import annotations
 
@@ -24,46 +24,47 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` (a GPU where there is one), `cpu`, `cuda` or `cuda:1`. Raises ConfigError or ResourceError.
+    """Return the device for `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.
 
-    Of the processes that torchrun starts on a host, each takes the GPU of its number there. A GPU that is chosen is the
-    process's current one: streams, events and pinned memory that name no device belong to it.
+    Under torchrun, `cuda` is the GPU with the process's local rank. A chosen GPU becomes the process's current device,
+    so that streams, events and pinned memory without a device belong to it. Raises ConfigError if the name is wrong
+    and ResourceError if there is no such GPU.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
         if name == "cpu" and torch.version.cuda and _NVIDIA_DRIVER.exists():
-            say("PyTorch sees no GPU, but a driver of NVIDIA's is there (too old for it?); the processor computes")
-    if several := torchrun.world_size() > 1:
+            say("PyTorch finds no GPU although an NVIDIA driver is installed (it may be too old); running on the CPU")
+    if is_distributed := torchrun.world_size() > 1:
         name = f"cuda:{torchrun.local_rank()}" if name == "cuda" else name
-    kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda") or (number and not number.isdigit()) or (kind == "cpu" and number):
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
         raise ConfigError(f"--device {name}: use auto, cpu, cuda or cuda:N")
     if kind == "cpu":
         return torch.device(name)
     count = torch.cuda.device_count()
-    if int(number or 0) >= count:
-        raise ResourceError(f"--device {name}: {_why_missing(count, several)}")
-    torch.cuda.set_device(int(number or 0))
-    return torch.device("cuda", int(number or 0))
+    if int(index or 0) >= count:
+        raise ResourceError(f"--device {name}: {_missing_gpu_reason(count, is_distributed)}")
+    torch.cuda.set_device(int(index or 0))
+    return torch.device("cuda", int(index or 0))
 
 
-def _why_missing(count: int, several: bool) -> str:
-    """Return why there is no such GPU, and what to do."""
+def _missing_gpu_reason(count: int, is_distributed: bool) -> str:
+    """Reason that there is no such GPU, and what to do."""
     if torch.version.cuda is None and torch.version.hip is None:
-        return "this PyTorch was built without CUDA; install one with it, or use --device cpu"
-    fix = "start no more processes than it has" if several and count else "use --device cpu"
+        return "this PyTorch was built without CUDA; install a build with CUDA, or use --device cpu"
+    fix = "start no more processes than it has" if is_distributed and count else "use --device cpu"
     return f"this machine has {count} CUDA device(s); {fix}"
 
 
 def tensor_on(device: torch.device, values: Sequence[Any], dtype: torch.dtype | None = None) -> Tensor:
-    """`torch.tensor(values)` on a device. Unlike with `device=`, the host does not wait until a GPU has got there."""
+    """Copy values to a tensor on a device, without waiting for the GPU as `torch.tensor(values, device=...)` does."""
     return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
 
-# What libraries say when memory runs out, where the type of their error does not: PyTorch's allocators (Linux, Windows,
-# CUDA, MPS), CUDA's libraries, C++, numpy, mmap, the C library. oneDNN says only what it could not do, so these two may
-# mean something else; whoever gives up says what the error was.
-_OUT_OF_MEMORY = (
+# Messages of libraries whose error type does not say that memory ran out: PyTorch (Linux, Windows, CUDA, MPS), CUDA's
+# libraries, C++, numpy, mmap, the C library. oneDNN's ("could not ...") may have another cause, so a caller that stops
+# because of one also shows the error.
+_OUT_OF_MEMORY_WORDS = (
     *("out of memory", "out_of_memory", "outofmemory", "can't allocate memory", "cannot allocate memory"),
     *("not enough memory", "alloc_failed", "failed to allocate", "unable to allocate", "bad_alloc", "bad allocation"),
     *("could not create a primitive", "could not execute a primitive", "could not create a memory"),
@@ -71,7 +72,7 @@ _OUT_OF_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on the host or on a device: by the error's type, or by what it says."""
+    """Return whether an error means that memory ran out on the host or a device, by its type or its message."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     if isinstance(error, OSError) and error.errno is not None:
@@ -79,11 +80,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     if not isinstance(error, RuntimeError | OSError):
         return False
     text = str(error).lower()
-    return any(words in text for words in _OUT_OF_MEMORY)
+    return any(words in text for words in _OUT_OF_MEMORY_WORDS)
 
 
-# What CUDA says where the GPU or its driver fails, and no program can help it.
-_BROKEN = (
+# Messages of CUDA when the GPU or its driver fails, which no program can repair.
+_GPU_FAILURE_WORDS = (
     *("uncorrectable ecc", "hardware stack error", "unspecified launch failure", "unknown error", "has fallen off"),
     *("no kernel image is available", "driver version is insufficient", "driver on your system is too old"),
     *("busy or unavailable", "system not yet initialized", "found no nvidia driver"),
@@ -91,14 +92,14 @@ _BROKEN = (
 
 
 def is_gpu_broken(error: BaseException) -> bool:
-    """Return whether an error is the GPU's or its driver's, by what it says."""
+    """Return whether an error comes from a failing GPU or driver, by its message."""
     text = str(error).lower()
-    of_gpu = "cuda" in text or "nvidia" in text
-    return isinstance(error, RuntimeError) and of_gpu and any(words in text for words in _BROKEN)
+    names_gpu = "cuda" in text or "nvidia" in text
+    return isinstance(error, RuntimeError) and names_gpu and any(words in text for words in _GPU_FAILURE_WORDS)
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """From here on the peak is counted anew, as far as the system lets one."""
+    """Restart the measurement of peak memory, as far as the system allows."""
     if device.type == "cuda" and torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
@@ -106,23 +107,23 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory_mib(device: torch.device) -> int:
-    """The most memory that this process has had: of the GPU where the network is on one, else of the host."""
+    """Peak memory of this process in MiB: of the GPU if `device` is one, else of the host."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20)
     try:
         (kib,) = re.findall(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
-    except (OSError, ValueError):  # no Linux
+    except (OSError, ValueError):  # not on Linux
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return round(peak / (2**20 if sys.platform == "darwin" else 2**10))  # bytes there, KiB elsewhere
+        return round(peak / (2**20 if sys.platform == "darwin" else 2**10))  # bytes on macOS, KiB elsewhere
     return round(int(kib) / 2**10)
 
 
 def keep_freed_memory() -> None:
-    """Tell the C library to keep freed memory for the next step instead of handing it back to the kernel.
+    """Tell the C library to keep freed memory for the next step instead of returning it to the kernel.
 
-    A training step frees and takes the same large tensors again and again; by default glibc returns each to the
-    kernel, which then clears every page anew. Measured on 2 cores (benchmarks/README.md): lenet's bare loop 12,200 ->
-    19,400 images/s, vgg-small's 1,130 -> 1,340. Peak memory grows by some per cent, being what the step needs anyway.
+    Every training step frees and allocates the same large tensors. By default glibc returns each to the kernel, which
+    then clears every page again. Measured on 2 cores (benchmarks/README.md): lenet's bare loop 12,200 -> 19,400
+    images/s, vgg-small's 1,130 -> 1,340. Peak memory grows by a few per cent.
     """
     if sys.platform != "linux":
         return

@@ -1,4 +1,4 @@
-"""Lists of names and mistakes as a few lines of a message."""
+"""Long lists of names and problems, shortened for a message."""
 
 from __future__ import annotations
 
@@ -7,30 +7,28 @@ from itertools import islice
 
 from cnnrun.base.errors import DataError, escape
 
-MAX_PROBLEMS = 10_000  # that are gathered
+MAX_PROBLEMS = 10_000  # collected before the search stops
+MAX_LINES = 20  # shown of one kind of problem
 
 
-MAX_LINES = 20  # of mistakes of one kind that are told
+def join_names(names: Sequence[str], max_names: int = MAX_LINES) -> str:
+    """The first `max_names` names separated by commas, and how many more there are."""
+    shown = ", ".join(map(escape, names[:max_names]))
+    return shown + (f" and {len(names) - max_names:,} more" if len(names) > max_names else "")
 
 
-def join_names(names: Sequence[str], most: int = MAX_LINES) -> str:
-    """Names for a message; of more than `most` the first, and how many more there are."""
-    shown = ", ".join(map(escape, names[:most]))
-    return shown + (f" and {len(names) - most:,} more" if len(names) > most else "")
-
-
-def truncate_lines(lines: Sequence[str], what: str) -> list[str]:
-    """The first lines for a message, and how many more `what` there are."""
-    more = [f"... and {len(lines) - MAX_LINES:,} more {what}"] if len(lines) > MAX_LINES else []
-    return [*lines[:MAX_LINES], *more]
+def truncate_lines(lines: Sequence[str], noun: str) -> list[str]:
+    """The first lines, and a line that says how many more there are; `noun` is what they are about, such as "files"."""
+    rest = [f"... and {len(lines) - MAX_LINES:,} more {noun}"] if len(lines) > MAX_LINES else []
+    return [*lines[:MAX_LINES], *rest]
 
 
 def refuse_problems(problems: Iterable[str]) -> None:
-    """Raise a DataError of these lines, the first of them where they are many; nothing where there are none.
+    """Raise DataError with the first problems and how many more there are; do nothing if there are none.
 
-    No more of them are gathered than a message needs to say how many there are, roughly.
+    At most MAX_PROBLEMS are collected. After that the count is a lower bound and the message says "or more".
     """
     if problems := list(islice(problems, MAX_PROBLEMS)):
-        left = f"{len(problems) - MAX_LINES:,}" + (" or" if len(problems) >= MAX_PROBLEMS else "")
-        more = [f"... and {left} more mistakes"] if len(problems) > MAX_LINES else []
-        raise DataError(*problems[:MAX_LINES], *more)
+        count = f"{len(problems) - MAX_LINES:,}" + (" or" if len(problems) >= MAX_PROBLEMS else "")
+        rest = [f"... and {count} more mistakes"] if len(problems) > MAX_LINES else []
+        raise DataError(*problems[:MAX_LINES], *rest)

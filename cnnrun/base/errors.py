@@ -1,4 +1,4 @@
-"""What can go wrong by the user's hand or the machine's, and the exit code of each.
+"""Errors that a user or a machine can cause, and their exit codes.
 
     UserError
     |- ConfigError        2   the YAML file or the command line
@@ -6,15 +6,16 @@
     |- NonFiniteError     4   NaN or infinity while training
     |- StorageError       5   a full, read-only or failing disk; a run in use
     |- ResourceError      6   memory, device
-    |  |- Lost            6   a rank or a reading thread that no longer answers
-    |  `- Elsewhere       6   another rank failed and says so itself
-    |- ParityError        7   an export that is not the model
-    |- DataError          8   pictures, labels, splits
-    |  `- Unreadable      8   a file that the system does not give now
-    |- SelftestError      9   a check of `cnnrun selftest` that failed
-    `- Interrupted  128 + n   SIGINT 130, SIGTERM 143, SIGUSR1 138: saved, then left
+    |  |- NoAnswerError   6   a rank or a reading thread that no longer answers
+    |  `- OtherRankError  6   another rank failed and reports its own error
+    |- ParityError        7   an exported file whose results differ from the network's
+    |- DataError          8   images, labels, splits
+    |  `- UnreadableFileError
+    |                     8   a file that the system cannot read now
+    |- SelftestError      9   a failed check of `cnnrun selftest`
+    `- InterruptionError  128 + n   SIGINT 130, SIGTERM 143, SIGUSR1 138: stopped after saving
 
-Anything else that reaches the command line is a bug of ours: exit 1, with a traceback.
+Any other error that reaches the command line is a bug of cnnrun: exit code 1, with a traceback.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from __future__ import annotations
 import re
 import unicodedata
 
-_FORMULA = ("=", "+", "-", "@")  # what spreadsheets take for the beginning of a formula
-_LONGEST = 1000  # characters of a line of a message
+_FORMULA_STARTS = ("=", "+", "-", "@")  # a spreadsheet evaluates a cell that begins with one of these
+_MAX_LINE_CHARACTERS = 1000
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 class UserError(Exception):
-    """One line a mistake; the command line prints the lines and leaves with `exit_code`, without a traceback."""
+    """One line per mistake. The command line prints the lines and exits with `exit_code`, without a traceback."""
 
     exit_code = 2
 
@@ -58,11 +59,11 @@ class ResourceError(UserError):
 
 
 class NoAnswerError(ResourceError):
-    """A rank or a thread that no longer answers: the process leaves without waiting for it."""
+    """A rank or a thread that no longer answers: the process exits without waiting for it."""
 
 
 class OtherRankError(ResourceError):
-    """Another rank failed, and says so itself."""
+    """Another rank failed and reports its own error, so this one stays silent."""
 
 
 class ParityError(UserError):
@@ -74,7 +75,7 @@ class DataError(UserError):
 
 
 class UnreadableFileError(DataError):
-    """A file that the system does not give now, and may give later: never remembered as a bad one."""
+    """A file that the system cannot read now but may read later, so it is never recorded as damaged."""
 
 
 class SelftestError(UserError):
@@ -82,7 +83,7 @@ class SelftestError(UserError):
 
 
 class InterruptionError(UserError):
-    """A signal asked to stop. Exit code as the shell expects it: 128 + signal number."""
+    """A signal asked the process to stop. The exit code is 128 + the signal's number, as shells expect."""
 
     def __init__(self, signal_number: int, *lines: str) -> None:
         super().__init__(*lines)
@@ -90,37 +91,38 @@ class InterruptionError(UserError):
 
 
 def is_encodable(text: str) -> bool:
-    """Return whether `text` can be written as UTF-8. The name of a file that is no UTF-8, as Python has it, cannot."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+    """Return whether `text` can be written as UTF-8. Python's form of a file name that is not UTF-8 cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def escape_cell(text: str) -> str:
-    """`text` as a cell of a table that spreadsheets open: `escape`, and never the beginning of a formula."""
+    """Escape `text` for a table cell that a spreadsheet may open, so that it is never read as a formula."""
     shown = escape(text)
-    return f"'{shown}" if shown.startswith(_FORMULA) and not _NUMBER.fullmatch(shown) else shown
+    return f"'{shown}" if shown.startswith(_FORMULA_STARTS) and not _NUMBER.fullmatch(shown) else shown
 
 
 def unescape_cell(cell: str) -> str:
-    """The text that `escape_cell` made a cell of, but for control characters."""
-    return cell[1:] if cell.startswith("'") and cell[1:].startswith(_FORMULA) else cell
+    """Undo `escape_cell`, except for escaped control characters."""
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith(_FORMULA_STARTS) else cell
 
 
 def shorten(line: str) -> str:
-    """A line for people: of one that is very long, as what files hold may be, the beginning."""
-    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}... ({len(line) - _LONGEST:,} more characters)"
+    """Cut a very long line, such as one that quotes a file, after its first 1,000 characters."""
+    left_out = len(line) - _MAX_LINE_CHARACTERS
+    return line if left_out <= 0 else f"{line[:_MAX_LINE_CHARACTERS]}... ({left_out:,} more characters)"
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, printable; the name of its type where it says nothing."""
+    """First line of an error's message, escaped; the name of its type if the message is empty."""
     text = str(error).strip()
     return escape(text.splitlines()[0] if text else type(error).__name__)
 
 
 def escape(text: str) -> str:
-    """`text` with control characters and direction marks escaped, so that a file's name cannot drive the terminal."""
+    """Escape control characters and direction marks, so that a file's name cannot control the terminal."""
     return "".join(c if _is_harmless(c) else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-def _is_harmless(letter: str) -> bool:
-    """Return whether a letter is visible, a space of any script, or a joiner, as in emoji and Persian."""
-    return letter.isprintable() or letter in "\u200c\u200d" or unicodedata.category(letter) == "Zs"
+def _is_harmless(character: str) -> bool:
+    """Return whether a character is visible, a space of any script, or a joiner as in emoji and Persian."""
+    return character.isprintable() or character in "\u200c\u200d" or unicodedata.category(character) == "Zs"

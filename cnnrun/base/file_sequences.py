@@ -1,4 +1,4 @@
-"""Many picture files in little memory, and members of tar shards, which are read where they lie."""
+"""Compact sequences of image files and of members of tar shards, which are read without unpacking."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-_CLUTTER = {
+_SYSTEM_NAMES = {
     "__macosx",
     "thumbs.db",
     "ehthumbs.db",
@@ -24,12 +24,12 @@ _CLUTTER = {
 
 
 def is_clutter(name: str) -> bool:
-    """Return whether an entry of a folder is no one's picture, annotation or class: hidden, or made by a system."""
-    return name.startswith(".") or name.casefold() in _CLUTTER
+    """Return whether a folder's entry is hidden or written by an operating system, and so is not part of the data."""
+    return name.startswith(".") or name.casefold() in _SYSTEM_NAMES
 
 
 class Files(Sequence[Path]):
-    """Paths as one run of bytes: 8 bytes each beyond the names, where a list of `Path` takes some 300."""
+    """Paths joined into one bytes object: 8 bytes per path plus its name, where a list of `Path` takes about 300."""
 
     def __init__(self, paths: Iterable[str | Path]) -> None:
         names = [os.fsencode(path) for path in paths]
@@ -40,30 +40,30 @@ class Files(Sequence[Path]):
         return len(self._ends) - 1
 
     def digest(self) -> bytes:
-        """Of all the names."""
+        """SHA-256 of all paths in order."""
         return hashlib.sha256(self._bytes + self._ends.tobytes()).digest()
 
-    def select(self, numbers: Sequence[int]) -> Files:
-        """Those alone."""
-        return Files(os.fsdecode(self.path_bytes(number)) for number in numbers)
+    def select(self, indices: Sequence[int]) -> Files:
+        """The paths at these indices."""
+        return Files(os.fsdecode(self.path_bytes(index)) for index in indices)
 
-    def path_bytes(self, number: int) -> bytes:
-        """The path as the file system has it."""
-        return self._bytes[self._ends[number] : self._ends[number + 1]]
+    def path_bytes(self, index: int) -> bytes:
+        """Path in the file system's own bytes."""
+        return self._bytes[self._ends[index] : self._ends[index + 1]]
 
     @overload
-    def __getitem__(self, number: int) -> Path: ...
+    def __getitem__(self, index: int) -> Path: ...
     @overload
-    def __getitem__(self, number: slice) -> list[Path]: ...
-    def __getitem__(self, number: int | slice) -> Path | list[Path]:
-        if isinstance(number, slice):
-            return [self[i] for i in range(len(self))[number]]
-        return Path(os.fsdecode(self.path_bytes(range(len(self))[number])))
+    def __getitem__(self, index: slice) -> list[Path]: ...
+    def __getitem__(self, index: int | slice) -> Path | list[Path]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        return Path(os.fsdecode(self.path_bytes(range(len(self))[index])))
 
 
 @dataclass(frozen=True)
 class Member:
-    """A picture inside an uncompressed tar: `size` bytes from `offset`."""
+    """A file inside an uncompressed tar shard: `size` bytes from `offset`."""
 
     shard: Path
     name: str
@@ -75,35 +75,38 @@ class Member:
 
 
 class Members(Sequence[Member]):
-    """Members of several shards in little memory: of each the number of its shard, its name, offset and size."""
+    """Compact sequence of members of several shards, from rows of (index of the shard, name, offset, size)."""
 
-    def __init__(self, shards: Sequence[Path], places: Sequence[tuple[int, str, int, int]]) -> None:
+    def __init__(self, shards: Sequence[Path], rows: Sequence[tuple[int, str, int, int]]) -> None:
         self.shards = tuple(shards)
-        self._names = Files(name for _, name, _, _ in places)
-        numbers = [(shard, offset, size) for shard, _, offset, size in places]
-        self._places: NDArray[np.int64] = np.array(numbers, np.int64).reshape(-1, 3)
+        self._names = Files(name for _, name, _, _ in rows)
+        locations = [(shard, offset, size) for shard, _, offset, size in rows]
+        self._locations: NDArray[np.int64] = np.array(locations, np.int64).reshape(-1, 3)
 
     def digest(self) -> bytes:
-        """Of all the names and places."""
+        """SHA-256 of all shards, names and locations in order."""
         shards = repr([str(shard) for shard in self.shards]).encode()
-        return hashlib.sha256(self._names.digest() + self._places.tobytes() + shards).digest()
+        return hashlib.sha256(self._names.digest() + self._locations.tobytes() + shards).digest()
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._locations)
 
-    def select(self, numbers: Sequence[int]) -> Members:
-        """Those alone."""
-        rows = ((number, self._places[number].tolist()) for number in numbers)
-        places = [(shard, os.fsdecode(self._names.path_bytes(number)), at, size) for number, (shard, at, size) in rows]
-        return Members(self.shards, places)
+    def select(self, indices: Sequence[int]) -> Members:
+        """The members at these indices."""
+        locations = ((index, self._locations[index].tolist()) for index in indices)
+        rows = [(shard, self._name(index), offset, size) for index, (shard, offset, size) in locations]
+        return Members(self.shards, rows)
 
     @overload
-    def __getitem__(self, number: int) -> Member: ...
+    def __getitem__(self, index: int) -> Member: ...
     @overload
-    def __getitem__(self, number: slice) -> list[Member]: ...
-    def __getitem__(self, number: int | slice) -> Member | list[Member]:
-        if isinstance(number, slice):
-            return [self[i] for i in range(len(self))[number]]
-        number = range(len(self))[number]
-        shard, offset, size = self._places[number].tolist()
-        return Member(self.shards[shard], os.fsdecode(self._names.path_bytes(number)), offset, size)
+    def __getitem__(self, index: slice) -> list[Member]: ...
+    def __getitem__(self, index: int | slice) -> Member | list[Member]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        index = range(len(self))[index]
+        shard, offset, size = self._locations[index].tolist()
+        return Member(self.shards[shard], self._name(index), offset, size)
+
+    def _name(self, index: int) -> str:
+        return os.fsdecode(self._names.path_bytes(index))

@@ -1,4 +1,4 @@
-"""Locks on the disk that end with their process, and what stands in for them on disks that have none."""
+"""Lock files that are released when their process ends, with a fallback for disks without locks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from cnnrun.base.progress import say
 
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+_UNSUPPORTED_ERRORS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 class LockHeldError(Exception):
@@ -18,41 +18,41 @@ class LockHeldError(Exception):
 
 
 @contextmanager
-def hold_lock(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold the lock file at `path`; the hold ends with the process, however that ends.
+def hold_lock(path: Path, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold the lock file at `path`; it is released even if the process is killed.
 
-    Where another process has it, calls `waiting` once and waits; without `waiting` raises Locked. Raises OSError where
-    the file cannot be made.
+    If another process holds it, calls `on_wait` once and waits; without `on_wait` raises LockHeldError. Raises OSError
+    if the file cannot be created.
     """
-    lock = _acquired(path, waiting)
+    lock = _acquire_file(path, on_wait)
     try:
         yield
     finally:
         lock.release()
 
 
-def _acquired(path: Path, waiting: Callable[[], None] | None) -> Any:
-    """The lock, held: the system's own, or where the disk has none a file whose presence is the lock."""
+def _acquire_file(path: Path, on_wait: Callable[[], None] | None) -> Any:
+    """Acquire the system's lock; on a disk without locks, create a file whose presence is the lock."""
     from filelock import FileLock, SoftFileLock
 
     try:
-        return _wait_for(FileLock(path, fallback_to_soft=False), waiting)
+        return _acquire(FileLock(path, fallback_to_soft=False), on_wait)
     except (OSError, NotImplementedError) as error:
-        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+        if isinstance(error, OSError) and error.errno not in _UNSUPPORTED_ERRORS:
             raise
     file = path.with_name(f"{path.name}.held")
-    say(f"{path}: this disk has no locks; {file.name} holds it instead: remove that if its machine is gone")
-    return _wait_for(SoftFileLock(file), waiting)
+    say(f"{path}: this disk has no locks; the file {file.name} is used instead: remove it if its machine has crashed")
+    return _acquire(SoftFileLock(file), on_wait)
 
 
-def _wait_for(lock: Any, waiting: Callable[[], None] | None) -> Any:
+def _acquire(lock: Any, on_wait: Callable[[], None] | None) -> Any:
     from filelock import Timeout
 
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        if waiting is None:
+        if on_wait is None:
             raise LockHeldError from None
-        waiting()
+        on_wait()
         lock.acquire()
     return lock

@@ -1,4 +1,4 @@
-"""What is shown while something runs: a live bar on a terminal, nothing that a log file would have to unpick."""
+"""Progress for people: a bar on a terminal, messages on stderr, and a clock for throughput."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Advance = Callable[..., None]
 
 
 @contextmanager
-def progress_bar(what: str, total: int, done: int = 0) -> Iterator[Advance]:
-    """A bar on stderr while a terminal is there; gives `advance(count, note="")`."""
+def progress_bar(description: str, total: int, completed: int = 0) -> Iterator[Advance]:
+    """Show a bar on stderr if it is a terminal, and give the function `advance(count, note="")`."""
     console = Console(stderr=True)
     if not console.is_terminal or torchrun.rank():
         yield lambda count, note="": None
@@ -32,7 +32,7 @@ def progress_bar(what: str, total: int, done: int = 0) -> Iterator[Advance]:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console, transient=True, refresh_per_second=4) as progress:
-        task = progress.add_task(what, total=total, completed=done, note="")
+        task = progress.add_task(description, total=total, completed=completed, note="")
 
         def advance(count: int, note: str = "") -> None:
             progress.update(task, advance=count, note=note) if note else progress.update(task, advance=count)
@@ -41,9 +41,9 @@ def progress_bar(what: str, total: int, done: int = 0) -> Iterator[Advance]:
 
 
 def say(line: str) -> None:
-    """Print a line for people on stderr, so that stdout stays the command's result. Of several ranks the first speaks.
+    """Print a line for people on stderr, so that stdout holds only the command's result. Only rank 0 prints.
 
-    Control characters are escaped. A stderr that is closed or full costs the line alone.
+    Control characters are escaped. If stderr is closed or full, the line is lost and nothing fails.
     """
     if not torchrun.rank():
         with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -51,15 +51,15 @@ def say(line: str) -> None:
 
 
 class Clock:
-    """Seconds, pictures and waiting, for people; nothing that is computed depends on it.
+    """Elapsed time, images and time spent waiting for data; nothing that is computed depends on it.
 
-    Evaluation and saving count to `seconds`, but not to the speed of training.
+    Evaluation and saving count in `seconds`, but not in `images_per_second`.
     """
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
-        self._aside = 0.0
-        self._waited = 0.0
+        self._excluded_seconds = 0.0
+        self._wait_seconds = 0.0
         self.images = 0
 
     @property
@@ -68,25 +68,25 @@ class Clock:
 
     @property
     def images_per_second(self) -> float:
-        return self.images / (self.seconds - self._aside)
+        return self.images / (self.seconds - self._excluded_seconds)
 
     @property
     def data_wait_share(self) -> float:
-        return self._waited / (self.seconds - self._aside)
+        return self._wait_seconds / (self.seconds - self._excluded_seconds)
 
     @contextmanager
     def record_wait(self) -> Iterator[None]:
-        """Time spent waiting for data."""
-        before = time.perf_counter()
+        """Count the time inside as waiting for data."""
+        start = time.perf_counter()
         yield
-        self._waited += time.perf_counter() - before
+        self._wait_seconds += time.perf_counter() - start
 
     @contextmanager
     def exclude_time(self) -> Iterator[None]:
-        """Time spent on something else than training."""
-        before = time.perf_counter()
+        """Leave the time inside out of the training speed."""
+        start = time.perf_counter()
         yield
-        self._aside += time.perf_counter() - before
+        self._excluded_seconds += time.perf_counter() - start
 
     def __str__(self) -> str:
         return f"{self.images_per_second:,.0f} images/s  data {self.data_wait_share:.0%}"

@@ -1,7 +1,7 @@
-"""The processes that train together, as torchrun starts them: what they exchange, and what happens when one is lost.
+"""Communication between the processes that train together under torchrun, and errors when one of them is lost.
 
-Every rank holds the same weights, statistics and counters after each step; rank 0 alone writes. What is exchanged is
-tensors and JSON, never a pickle.
+All ranks have the same weights, statistics and counters after each step; only rank 0 writes files. Ranks exchange
+tensors and JSON, never pickles.
 """
 
 from __future__ import annotations
@@ -22,67 +22,67 @@ from cnnrun.base import torchrun
 from cnnrun.base.errors import ConfigError, NoAnswerError, OtherRankError, ResourceError, first_line
 from cnnrun.base.progress import say
 
-_BUCKET_BYTES = 32 << 20  # gradients that are added up at a time
-_PATIENT = timedelta(days=1)  # for decoding a data set, which may take hours on one host and not on another
+_BUCKET_BYTES = 32 << 20  # size of gradients that are summed in one exchange
+_LONG_TIMEOUT = timedelta(days=1)  # decoding a data set may take hours on one host and no time on another
 
 
 class Ranks:
-    """A process on its own: there is nobody to exchange anything with."""
+    """A single process, which has no other ranks to communicate with."""
 
     rank, world_size = 0, 1
 
     @property
     def is_first(self) -> bool:
-        """Whether this one writes."""
+        """True for rank 0, which alone writes files."""
         return self.rank == 0
 
     def barrier(self, *, long_timeout: bool = False) -> None:
-        """Until all are here; with `long_timeout` however long that takes."""
+        """Wait until every rank is here; with `long_timeout` for up to a day."""
 
     def all_reduce_max(self, numbers: Sequence[int]) -> list[int]:
-        """The largest of each number over all ranks."""
+        """Maximum of each number over all ranks."""
         return list(numbers)
 
     def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
-        """Put the sum over all ranks in the place of each tensor; the same bits on every rank."""
+        """Replace each tensor by its sum over all ranks, bit for bit the same on every rank."""
 
     def all_gather(self, tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-        """Every rank's tensors, in the order of the ranks; on the host where they come from elsewhere."""
+        """Every rank's tensors in the order of the ranks; those from other ranks are on the CPU."""
         return [tensors]
 
-    def broadcast(self, make: Callable[[], Any]) -> Any:
-        """What `make` returns on rank 0, as JSON data; it runs nowhere else, and its error ends all of them."""
-        return make()
+    def broadcast(self, compute: Callable[[], Any]) -> Any:
+        """Run `compute` on rank 0 alone and return its JSON data on every rank; if it fails, every rank ends."""
+        return compute()
 
     def broadcast_tensors(self, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
-        """Rank 0's tensors, on the host; the others give None."""
+        """Rank 0's tensors on every rank, on the CPU; other ranks pass None."""
         assert tensors is not None
         return tensors
 
 
 class RankGroup(Ranks):
-    """One of several processes. A rank that is lost, or slower than `timeout` seconds, ends the others with Lost."""
+    """One of several processes. If a rank ends or does not answer for `timeout` seconds, others get NoAnswerError."""
 
     def __init__(self, timeout: float) -> None:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self._timeout = timeout
-        self._patient: Any = dist.new_group(backend="gloo", timeout=_PATIENT)
+        self._long_timeout_group: Any = dist.new_group(backend="gloo", timeout=_LONG_TIMEOUT)
 
     def barrier(self, *, long_timeout: bool = False) -> None:
-        with self._losing():
-            # Of numbers on the host, which no GPU has a part in.
-            dist.all_reduce(torch.zeros(1), group=self._patient if long_timeout else None)
+        with self._convert_errors():
+            # A tensor on the CPU, so that no GPU has to finish its work first.
+            dist.all_reduce(torch.zeros(1), group=self._long_timeout_group if long_timeout else None)
 
     def all_reduce_max(self, numbers: Sequence[int]) -> list[int]:
         shared = torch.tensor(numbers, dtype=torch.int64)
-        with self._losing():
+        with self._convert_errors():
             dist.all_reduce(shared, op=dist.ReduceOp.MAX)
         return [int(number) for number in shared]
 
     def all_reduce_sum(self, tensors: Sequence[Tensor]) -> None:
         for bucket in _buckets(tensors):
             flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
-            with self._losing():
+            with self._convert_errors():
                 dist.all_reduce(flat)
             pieces = flat.split([tensor.numel() for tensor in bucket])
             for tensor, piece in zip(bucket, pieces, strict=True):
@@ -90,12 +90,12 @@ class RankGroup(Ranks):
 
     def all_gather(self, tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         on_host = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        own = _as_tensor(safetensors.torch.save(on_host))
+        own_bytes = _as_tensor(safetensors.torch.save(on_host))
         lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
-        with self._losing():
-            dist.all_gather(lengths, torch.tensor([len(own)]))
-            longest = max(int(length) for length in lengths)
-            padded = torch.cat([own, own.new_zeros(longest - len(own))])
+        with self._convert_errors():
+            dist.all_gather(lengths, torch.tensor([len(own_bytes)]))
+            max_length = max(int(length) for length in lengths)
+            padded = torch.cat([own_bytes, own_bytes.new_zeros(max_length - len(own_bytes))])
             parts = [torch.empty_like(padded) for _ in range(self.world_size)]
             dist.all_gather(parts, padded)
         return [
@@ -103,72 +103,76 @@ class RankGroup(Ranks):
             for part, length in zip(parts, lengths, strict=True)
         ]
 
-    def broadcast(self, make: Callable[[], Any]) -> Any:
+    def broadcast(self, compute: Callable[[], Any]) -> Any:
         if not self.is_first:
-            told = json.loads(self._broadcast(None))
-            if "failed" in told:
+            message = json.loads(self._broadcast_bytes(None))
+            if "failed" in message:
                 raise OtherRankError
-            return told["made"]
+            return message["result"]
         try:
-            made = make()
-            told = json.dumps({"made": made}).encode()
-        except BaseException:  # whatever it is, the others must not wait for what does not come
+            result = compute()
+            data = json.dumps({"result": result}).encode()
+        except BaseException:  # after any error, the other ranks must not wait for a result
             with suppress(NoAnswerError):
-                self._broadcast(b'{"failed": true}')
+                self._broadcast_bytes(b'{"failed": true}')
             raise
-        self._broadcast(told)
-        return made
+        self._broadcast_bytes(data)
+        return result
 
     def broadcast_tensors(self, tensors: dict[str, Tensor] | None) -> dict[str, Tensor]:
-        return safetensors.torch.load(self._broadcast(safetensors.torch.save(tensors) if tensors is not None else None))
+        data = safetensors.torch.save(tensors) if tensors is not None else None
+        return safetensors.torch.load(self._broadcast_bytes(data))
 
-    def _broadcast(self, data: bytes | None) -> bytes:
-        """Rank 0's bytes; the others give None."""
+    def _broadcast_bytes(self, data: bytes | None) -> bytes:
+        """Rank 0's bytes on every rank; other ranks pass None."""
         length = torch.tensor([len(data or b"")])
-        with self._losing():
-            dist.broadcast(length, 0, group=self._patient)
+        with self._convert_errors():
+            dist.broadcast(length, 0, group=self._long_timeout_group)
             shared = _as_tensor(data) if data is not None else torch.empty(int(length), dtype=torch.uint8)
-            dist.broadcast(shared, 0, group=self._patient)
+            dist.broadcast(shared, 0, group=self._long_timeout_group)
         return shared.numpy().tobytes()
 
     @contextmanager
-    def _losing(self) -> Iterator[None]:
+    def _convert_errors(self) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
-            self._lost(str(error))
+            self._raise_no_answer(str(error))
 
-    def _lost(self, why: str) -> NoReturn:
-        late = "imed out" in why
-        what = f"did not answer for {self._timeout:g} s (train.timeout)" if late else "ended"
+    def _raise_no_answer(self, reason: str) -> NoReturn:
+        timed_out = "imed out" in reason
+        event = f"did not answer for {self._timeout:g} s (train.timeout)" if timed_out else "ended"
         raise NoAnswerError(
-            f"another rank {what}: see its own lines above or below; the last checkpoint stands, --resume goes on"
+            f"another rank {event}: see its messages above or below; --resume continues from the last checkpoint"
         )
 
 
 @contextmanager
 def join_ranks(device: torch.device, timeout: float) -> Iterator[Ranks]:
-    """This process among those that torchrun started with it; on its own otherwise. Raises ResourceError."""
+    """Connect this process to the other ranks that torchrun started; without torchrun it is alone.
+
+    Raises ResourceError if the ranks cannot connect.
+    """
     if torchrun.world_size() == 1:
         yield Ranks()
         return
     try:
-        store, rank, size = _meeting(timedelta(seconds=timeout))
+        store, rank, size = _meet_ranks(timedelta(seconds=timeout))
         backend = "cpu:gloo,cuda:nccl" if has_gpu_of_its_own(store, rank, size, device) else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
         ranks = RankGroup(timeout)
     except (RuntimeError, ValueError) as error:
         raise ResourceError(f"the ranks cannot find each other ({first_line(error)})") from None
     yield ranks
-    dist.destroy_process_group()  # not after an error: it would wait for ranks that are gone
+    dist.destroy_process_group()  # not after an error: it would wait for ranks that have ended
 
 
-def _meeting(timeout: timedelta) -> tuple[Any, int, int]:
-    """Where the ranks find each other, and which of how many this one is.
+def _meet_ranks(timeout: timedelta) -> tuple[Any, int, int]:
+    """Return the store through which the ranks connect, this process's rank, and the world size.
 
-    torchrun on one host keeps its store when it starts ranks again: what an earlier attempt wrote there is set apart,
-    or a rank would wait for a process that is gone (torch 2.5 to 2.14). Between hosts attempts are counted by each on
-    its own, and `--rdzv-backend c10d` gives a new store.
+    On one host torchrun keeps its store when it restarts the ranks. Each attempt gets its own prefix there, or a rank
+    would wait for a process that has ended (torch 2.5 to 2.14). With several hosts each counts attempts on its own,
+    and `--rdzv-backend c10d` gives a new store.
     """
     store, rank, size = next(rendezvous("env://", timeout=timeout))
     if torchrun.is_single_host():
@@ -177,26 +181,26 @@ def _meeting(timeout: timedelta) -> tuple[Any, int, int]:
 
 
 def has_gpu_of_its_own(store: Any, rank: int, size: int, device: torch.device) -> bool:
-    """Return whether every rank has a GPU of its own, as NCCL wants it; say so where ranks share one.
+    """Return whether every rank has its own GPU, as NCCL requires; print a note if ranks share one.
 
-    Raises ConfigError where only some of the ranks are on GPUs.
+    Raises ConfigError if only some ranks are on GPUs.
     """
     on_gpu = device.type == "cuda"
     store.set(f"device-{rank}", str(torch.cuda.get_device_properties(device).uuid) if on_gpu else device.type)
-    names = [store.get(f"device-{other}").decode() for other in range(size)]
+    names = [store.get(f"device-{any_rank}").decode() for any_rank in range(size)]
     if 0 < names.count("cpu") < size:
-        raise ConfigError(f"{names.count('cpu')} of {size} ranks are on processors, the others on GPUs: give --device")
+        raise ConfigError(f"{names.count('cpu')} of {size} ranks are on CPUs, the others on GPUs: give --device")
     if on_gpu and len(set(names)) < size:
-        say("ranks share a GPU: they exchange by gloo, which is slow")
+        say("ranks share a GPU: they communicate by gloo, which is slow")
     return on_gpu and len(set(names)) == size
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """The tensors in order, of one type and about _BUCKET_BYTES at a time."""
+    """Split tensors, in order, into groups of one dtype and about _BUCKET_BYTES."""
     bucket: list[Tensor] = []
     for tensor in tensors:
-        full = sum(each.numel() * each.element_size() for each in bucket) >= _BUCKET_BYTES
-        if bucket and (full or tensor.dtype != bucket[0].dtype):
+        is_full = sum(member.numel() * member.element_size() for member in bucket) >= _BUCKET_BYTES
+        if bucket and (is_full or tensor.dtype != bucket[0].dtype):
             yield bucket
             bucket = []
         bucket.append(tensor)

@@ -14,58 +14,59 @@ from cnnrun.base.errors import InterruptionError
 
 
 class StopRequest:
-    """Whether, and by which signal, the training was asked to stop."""
+    """The signal by which the training was asked to stop, if any."""
 
     def __init__(self) -> None:
         self.signal_number = 0
 
     @property
     def signal(self) -> int:
-        """The signal's number, 0 while there is none. That torchrun is gone counts as SIGTERM: nobody waits for us."""
+        """Number of the signal, or 0. If torchrun has ended, it is SIGTERM: nothing waits for this process."""
         return self.signal_number or (signal.SIGTERM if torchrun.is_orphan() else 0)
 
 
 @contextmanager
 def exit_on_signals() -> Iterator[None]:
-    """SIGINT and SIGTERM end a command, which puts away what it had begun. Raises Interrupted wherever it is."""
+    """Raise InterruptionError at SIGINT or SIGTERM, wherever the command is, so that it can clean up and exit."""
 
-    def leave(number: int, frame: object) -> None:
+    def interrupt(number: int, frame: object) -> None:
         raise InterruptionError(number, "stopped")
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous_handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler)
 
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last is what SLURM sends before the time is over
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # SLURM can send SIGUSR1 before the time limit
 _ECHO_SECONDS = 3.0
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """These signals ask for a stop at the next step; a second one leaves at once.
+    """Turn STOP_SIGNALS into a request to stop at the next step; a second signal exits at once.
 
-    Where torchrun may pass a signal on that came already, what follows within three seconds is no second one.
+    torchrun may repeat a signal that the process already got. Under torchrun a signal within three seconds of the
+    first is therefore ignored.
     """
-    stop, asked, echoed = StopRequest(), 0.0, torchrun.can_repeat_signals()
+    stop, first_time, may_repeat = StopRequest(), 0.0, torchrun.can_repeat_signals()
 
-    def ask(number: int, frame: object) -> None:
-        nonlocal asked
+    def request_stop(number: int, frame: object) -> None:
+        nonlocal first_time
         if stop.signal_number:
-            if not echoed or time.monotonic() - asked > _ECHO_SECONDS:
+            if not may_repeat or time.monotonic() - first_time > _ECHO_SECONDS:
                 os._exit(128 + number)
             return
-        stop.signal_number, asked = number, time.monotonic()
+        stop.signal_number, first_time = number, time.monotonic()
         if not torchrun.rank():
-            with contextlib.suppress(OSError):  # not `print`, in the middle of which the signal may have come
-                os.write(2, b"stopping after this step (once more to leave at once) ...\n")
+            with contextlib.suppress(OSError):  # `print` is not safe here: the signal may have interrupted one
+                os.write(2, b"stopping after this step (send the signal again to exit at once) ...\n")
 
-    before = {number: signal.signal(number, ask) for number in STOP_SIGNALS}
+    previous_handlers = {number: signal.signal(number, request_stop) for number in STOP_SIGNALS}
     try:
         yield stop
     finally:
-        for number, handler in before.items():
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""Standard output and error as a command uses them: what fails there is told apart from every other error."""
+"""Standard output and error whose failures raise errors of their own, distinct from every other OSError."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from cnnrun.base.errors import StorageError, UserError
 
 
 class OutputClosedError(UserError):
-    """Whoever read standard output has seen enough, as `head` has: the command ends, and nothing is wrong."""
+    """The reader of standard output, such as `head`, closed it: the command ends with exit code 0."""
 
     exit_code = 0
 
 
-class _Bytes(io.RawIOBase):
-    """The bytes of a standard stream. Failures are ReaderLeft or StorageError; those of a `quiet` one are ignored."""
+class _CheckedBuffer(io.RawIOBase):
+    """The bytes of a standard stream. A failure raises OutputClosedError or StorageError, or is ignored."""
 
-    def __init__(self, stream: Any, quiet: bool) -> None:
-        self._buffer, self._quiet = stream.buffer, quiet
+    def __init__(self, stream: Any, ignore_errors: bool) -> None:
+        self._buffer, self._ignore_errors = stream.buffer, ignore_errors
 
     def writable(self) -> bool:
         return True
@@ -36,52 +36,56 @@ class _Bytes(io.RawIOBase):
         return bool(self._buffer.isatty())
 
     def write(self, data: Any) -> int:
-        if not len(data):  # which is how click finds out what a stream takes
+        if not len(data):  # click writes nothing to find out whether a stream takes bytes
             return 0
-        with self._failures():
+        with self._convert_errors():
             self._buffer.write(data)
         return len(data)
 
     def flush(self) -> None:
-        with self._failures():
+        with self._convert_errors():
             self._buffer.flush()
 
     @contextmanager
-    def _failures(self) -> Iterator[None]:
+    def _convert_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            self._discard()
-            if self._quiet:
+            self._discard_buffer()
+            if self._ignore_errors:
                 return
             if isinstance(error, BrokenPipeError):
                 raise OutputClosedError from None
             raise StorageError(f"standard output: cannot be written ({error.strerror})") from None
 
-    def _discard(self) -> None:
-        """Send what is left in the buffer nowhere, or the interpreter would fail once more as it ends."""
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.fileno())
-        os.close(nowhere)
+    def _discard_buffer(self) -> None:
+        """Redirect the stream to the null device, or flushing the buffer at exit would fail again."""
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self.fileno())
+        os.close(null)
 
 
-def _safe(stream: Any, *, quiet: bool) -> Any:
-    """A standard stream with failures of ours, and escapes for what it cannot encode; one without bytes as it is."""
+def _wrap_stream(stream: Any, *, is_stderr: bool) -> Any:
+    """Wrap a standard stream so that it checks errors and escapes what it cannot encode.
+
+    A stream without a byte buffer, such as a test's, is returned unchanged.
+    """
     if not hasattr(stream, "buffer"):
         return stream
-    raw = _Bytes(stream, quiet)
-    return io.TextIOWrapper(raw, stream.encoding, "backslashreplace", line_buffering=quiet, write_through=True)
+    raw = _CheckedBuffer(stream, ignore_errors=is_stderr)
+    return io.TextIOWrapper(raw, stream.encoding, "backslashreplace", line_buffering=is_stderr, write_through=True)
 
 
 @contextmanager
 def standard_streams() -> Iterator[None]:
-    """Tell failures of standard output apart, ignore those of standard error, print libraries' warnings as ours.
+    """Check writes to standard output, ignore failures of standard error, and print warnings as single lines.
 
-    Streams that are closed lead nowhere.
+    What is written to a closed stream is discarded.
     """
     output, error = sys.stdout, sys.stderr
-    with Path(os.devnull).open("w") as nowhere, warnings.catch_warnings():
-        sys.stdout, sys.stderr = _safe(output or nowhere, quiet=False), _safe(error or nowhere, quiet=True)
+    with Path(os.devnull).open("w") as null, warnings.catch_warnings():
+        sys.stdout = _wrap_stream(output or null, is_stderr=False)
+        sys.stderr = _wrap_stream(error or null, is_stderr=True)
         warnings.showwarning = _say_warning
         try:
             yield
@@ -90,6 +94,6 @@ def standard_streams() -> Iterator[None]:
 
 
 def _say_warning(message: Warning | str, category: type[Warning], *place: object, **rest: object) -> None:
-    from cnnrun.base.progress import say  # rich, which --help does not need
+    from cnnrun.base.progress import say  # here, because it imports rich, which --help does not need
 
     say(f"warning: {' '.join(str(message).split())}")

@@ -1,4 +1,4 @@
-"""Paths that a user's files name: readable, and inside their folder."""
+"""Checks of paths that a user's files contain: readable, and inside the data folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cnnrun.base.errors import DataError, escape
 
 @contextmanager
 def read_errors() -> Iterator[None]:
-    """Turn the system's refusal to list or open one of the user's folders or files into a DataError of one line."""
+    """Turn an OSError for one of the user's files or folders into a DataError of one line."""
     try:
         yield
     except OSError as error:
@@ -25,30 +25,34 @@ def read_errors() -> Iterator[None]:
 
 
 def path_checker(root: Path) -> Callable[[str], str | None]:
-    """A function that says why a path, relative to `root`, may not be used: None where it may."""
-    inside = root.resolve()
+    """Return a function from a path relative to `root` to the reason that it is refused, or None."""
+    resolved_root = root.resolve()
 
     @cache
     def folder_is_inside(folder: Path) -> bool:
-        return folder.resolve().is_relative_to(inside)
+        return folder.resolve().is_relative_to(resolved_root)
 
-    def why_not(written: str) -> str | None:
-        if not written or "\0" in written:
-            return "is empty" if not written else "has a NUL byte in it"
-        if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", written):
+    def leads_outside(path: Path) -> bool:
+        is_outside_link = path.is_symlink() and not path.resolve().is_relative_to(resolved_root)
+        return is_outside_link or not folder_is_inside(path.parent)
+
+    def path_problem(text: str) -> str | None:
+        if not text or "\0" in text:
+            return "is empty" if not text else "has a NUL byte in it"
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
             return "is a URL; give a path relative to the root"
-        if PurePosixPath(written).is_absolute() or PureWindowsPath(written).drive or written.startswith("\\"):
+        if PurePosixPath(text).is_absolute() or PureWindowsPath(text).drive or text.startswith("\\"):
             return "is absolute; give a path relative to the root"
-        if ".." in PurePosixPath(written).parts:
+        if ".." in PurePosixPath(text).parts:
             return "leaves the root with '..'"
-        path = root / written
-        if "\\" in written and not path.exists():  # of Windows; elsewhere a file's name may have one
+        path = root / text
+        if "\\" in text and not path.exists():  # a Windows path; elsewhere a file's name may contain a backslash
             return "has backslashes, and there is no file of that name; write / between folders"
         try:
-            if not folder_is_inside(path.parent) or (path.is_symlink() and not path.resolve().is_relative_to(inside)):
+            if leads_outside(path):
                 return f"is a link to outside {escape(os.fspath(root))}"
         except OSError as error:
             return f"cannot be the name of a file ({error.strerror})"
         return None
 
-    return why_not
+    return path_problem

@@ -348,7 +348,7 @@ MUTATIONS = [
         ("boxes apart both ways overlap",
          "- start).clamp_(min=0)", "- start)"),
         ("boxes of one class suppress those of another",
-         "    beats &= labels_BM[:, :, None] == labels_BM[:, None]\n", ""),
+         "    suppresses &= labels_BM[:, :, None] == labels_BM[:, None]\n", ""),
     ),
     *faults("tasks.detection.average_precision",
             "tasks/detection/test_average_precision.py tasks/detection/test_task.py",

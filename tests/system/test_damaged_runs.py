@@ -138,7 +138,7 @@ def test_a_file_of_which_an_attacker_knows_the_temporary_name_is_not_written_thr
     from cnnrun.base.errors import StorageError
 
     (tmp_path / "outside").write_text("mine")
-    monkeypatch.setattr(atomic_files, "_temporary", lambda name: f".{name}.tmp")
+    monkeypatch.setattr(atomic_files, "_temporary_name", lambda name: f".{name}.tmp")
     (tmp_path / ".f.tmp").symlink_to(tmp_path / "outside")
     with pytest.raises(StorageError):
         atomic_files.write_text(tmp_path / "f", "theirs")

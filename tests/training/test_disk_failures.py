@@ -295,7 +295,7 @@ def test_what_is_pruned_is_pruned_last(tmp_path, monkeypatch):
 
     for name in ("create", "sync", "rename", "remove"):
         monkeypatch.setattr(Folder, name, noting(name, getattr(Folder, name)))
-    monkeypatch.setattr("cnnrun.base.atomic_files._temporary", lambda name: f".{name}.tmp")
+    monkeypatch.setattr("cnnrun.base.atomic_files._temporary_name", lambda name: f".{name}.tmp")
     save(tmp_path, 2, keep=1)
     files = [*(f"create {name}.safetensors" for name in parts(1)), "create state.json"]
     assert sorted(said[: len(files)]) == sorted(files)

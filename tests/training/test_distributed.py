@@ -634,10 +634,10 @@ def test_ranks_with_a_gpu_each_use_nccl_and_ranks_that_share_one_say_that_they_d
     assert not chosen(monkeypatch, ["cpu"], "cpu")
     assert capfd.readouterr().err == ""
     assert not chosen(monkeypatch, ["gpu-1", "gpu-2"], "cuda:0", "gpu-1")
-    assert "ranks share a GPU: they exchange by gloo" in capfd.readouterr().err
+    assert "ranks share a GPU: they communicate by gloo" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("others", "device"), [(["cpu"], "cuda:0"), (["gpu-1"], "cpu")])
 def test_ranks_of_which_some_are_on_processors_are_refused(monkeypatch, others, device):
-    with pytest.raises(ConfigError, match="1 of 2 ranks are on processors, the others on GPUs: give --device"):
+    with pytest.raises(ConfigError, match="1 of 2 ranks are on CPUs, the others on GPUs: give --device"):
         chosen(monkeypatch, others, device, "gpu-2")

@@ -258,7 +258,7 @@ def test_a_disk_without_locks_has_a_way_to_go_on(tmp_path, monkeypatch, capfd, n
         assert holder == "in use"
     assert outcome(*fork(lambda: _try_to_hold(tmp_path))) == "held"
     if number != errno.ENOSYS:  # for which filelock itself goes on
-        assert "this disk has no locks; lock.held holds it instead" in capfd.readouterr().err
+        assert "this disk has no locks; the file lock.held is used instead" in capfd.readouterr().err
 
 
 def _try_to_hold(run: Path) -> str:
@@ -352,9 +352,9 @@ def test_what_a_killed_process_left_of_a_file_goes_with_the_next_write_of_it(tmp
     for _ in range(2):
         assert outcome(*fork(killed)) == -signal.SIGKILL
     assert len(list(tmp_path.glob(".g.txt.*.tmp"))) == 2
-    being_written = tmp_path / atomic_files._temporary("g.txt")  # by a process that runs
+    being_written = tmp_path / atomic_files._temporary_name("g.txt")  # by a process that runs
     being_written.touch()
-    other = tmp_path / atomic_files._temporary("h.txt").replace(str(os.getpid()), "999999999")
+    other = tmp_path / atomic_files._temporary_name("h.txt").replace(str(os.getpid()), "999999999")
     other.touch()
     atomic_files.write_text(tmp_path / "g.txt", "two")
     assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "g.txt", being_written, other])
