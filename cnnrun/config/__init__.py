@@ -1,4 +1,4 @@
-"""YAML text -> a positioned tree -> a checked spec: reading, blocks, overrides, suggestions, the zoo as text.
+"""The YAML config: text -> tree with positions -> validated spec; also blocks, suggestions and the zoo's files.
 
-Knows no layer, task or source by name. Imports `base`.
+This package names no layer, task or source. It imports `base`.
 """

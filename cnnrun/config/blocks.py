@@ -1,14 +1,14 @@
-"""The `blocks:` section: lists of layers with parameters, expanded where they are used, before anything is checked.
+"""The `blocks:` section: named lists of layers with parameters, expanded before the config is validated.
 
     blocks:
       bottleneck:
-        parameters: {width, stride: 1}        # without a value: must be given
+        parameters: {width, stride: 1}        # a parameter without a default is required
         layers:
           - conv: {out_channels: $width, stride: $stride}
     model:
       - bottleneck: {width: 64}               # or `bottleneck: 64`: the first parameter
 
-`$name` stands for a whole value. There are no expressions. Every file has the blocks of blocks.yaml.
+`$name` replaces a whole value; there are no expressions. The blocks in blocks.yaml are available in every config.
 """
 
 from __future__ import annotations
@@ -26,170 +26,177 @@ from cnnrun.config.yaml_reader import MAX_DEPTH, MAX_NODES
 
 BLOCKS_FILE = Path(__file__).parent / "blocks.yaml"
 
-_MAIN = {"sequential": "layers", "residual": "layers", "parallel": "branches"}  # what `kind: [...]` sets
-_AT_USE = ("name", "from")  # every layer may carry them, so a block where it is used may, too
+_MAIN_SETTINGS = {"sequential": "layers", "residual": "layers", "parallel": "branches"}  # set by `kind: [...]`
+_LAYER_KEYS = ("name", "from")  # every layer takes them, so the use of a block does too
 
 
 @dataclass(frozen=True)
 class Block:
+    """A named list of layers; `parameters` maps each parameter to its default, or to None if it is required."""
+
     name: str
     parameters: Map
     layers: Seq
 
 
 def expand_blocks(tree: Map, kinds: Collection[str]) -> list[Problem]:
-    """Replace, in place, every use of a block under `model:` by its layers, and remove `blocks:`."""
+    """Replace every use of a block under `model:` by its layers, remove `blocks:`, and return the problems.
+
+    Changes `tree` in place. `kinds` are the names of the layers, which a block may not take.
+    """
     expander = _Expander(kinds)
-    shipped, _ = yaml_reader.read_yaml(BLOCKS_FILE)
-    expander.define(shipped["blocks"], shipped.positions["blocks"])
+    built_in, _ = yaml_reader.read_yaml(BLOCKS_FILE)
+    expander.define_blocks(built_in["blocks"], built_in.positions["blocks"])
     if "blocks" in tree:
-        expander.define(tree.pop("blocks"), tree.positions["blocks"])
+        expander.define_blocks(tree.pop("blocks"), tree.positions["blocks"])
     model = tree.get("model")
-    expander.walk_list(model["layers"] if isinstance(model, Map) and "layers" in model else model, ())
+    expander.expand_list(model["layers"] if isinstance(model, Map) and "layers" in model else model, ())
     return expander.problems
 
 
 class _Expander:
+    """Expands blocks in place and collects problems. `stack` holds the blocks being expanded, outermost first."""
+
     def __init__(self, kinds: Collection[str]) -> None:
         self.problems: list[Problem] = []
         self._kinds = kinds
         self._blocks: dict[str, Block] = {}
         self._nodes = 0
 
-    def define(self, section: Any, mark: Position) -> None:
+    def define_blocks(self, section: Any, position: Position) -> None:
+        """Add the blocks of a `blocks:` section, which stands at `position`."""
         if not isinstance(section, Map):
-            return self._problem(mark, "blocks", "expected a mapping of block names to {parameters, layers}")
+            return self._add_problem(position, "blocks", "expected a mapping of block names to {parameters, layers}")
         for name, body in section.items():
-            path, at = f"blocks.{name}", section.positions[name]
+            path, key_position = f"blocks.{name}", section.key_positions[name]
             if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
-                self._problem(
-                    section.key_positions[name], "blocks", f"{format_value(name)} is no name: letters, digits and _"
-                )
+                text = f"{format_value(name)} is not a name: use letters, digits and _"
+                self._add_problem(key_position, "blocks", text)
             elif name in self._kinds:
-                self._problem(section.key_positions[name], path, f"{name!r} is a layer of cnnrun; choose another name")
+                self._add_problem(key_position, path, f"{name!r} is a layer of cnnrun; choose another name")
             elif not isinstance(body, Map) or not isinstance(body.get("layers"), Seq):
-                self._problem(at, path, "expected {parameters: {...}, layers: [...]}")
+                self._add_problem(section.positions[name], path, "expected {parameters: {...}, layers: [...]}")
             elif unknown := [key for key in body if key not in ("parameters", "layers")]:
                 text = f"unknown key{did_you_mean(unknown[0], ('parameters', 'layers'))}"
-                self._problem(body.key_positions[unknown[0]], f"{path}.{unknown[0]}", text)
+                self._add_problem(body.key_positions[unknown[0]], f"{path}.{unknown[0]}", text)
             elif not isinstance(parameters := body.get("parameters", Map()), Map):
-                self._problem(
-                    body.positions["parameters"], f"{path}.parameters", "expected a mapping: {width, stride: 1}"
-                )
+                text = "expected a mapping: {width, stride: 1}"
+                self._add_problem(body.positions["parameters"], f"{path}.parameters", text)
             else:
                 self._blocks[name] = Block(name, parameters, body["layers"])
         return None
 
-    def walk_list(self, layers: Any, inside: tuple[str, ...]) -> None:
-        """Expand a list of layers; `inside` are the blocks being expanded, outermost first."""
+    def expand_list(self, layers: Any, stack: tuple[str, ...]) -> None:
+        """Expand the blocks in a list of layers, and in the lists inside its layers."""
         if not isinstance(layers, Seq):
             return
-        for number, item in enumerate(layers):
+        for index, layer in enumerate(layers):
             self._nodes += 1
-            if (name := self._block_used(item)) is not None:
-                layers[number] = self._use(self._blocks[name], item, layers.positions[number], inside)
-            if isinstance(layers[number], Map):
-                for kind, body in layers[number].items():
-                    self._walk_body(kind, body, (*inside, name) if name else inside)
+            if (name := self._block_name(layer)) is not None:
+                layers[index] = self._expand_use(self._blocks[name], layer, layers.positions[index], stack)
+            if isinstance(layers[index], Map):
+                for kind, body in layers[index].items():
+                    self._expand_body(kind, body, (*stack, name) if name else stack)
 
-    def _walk_body(self, kind: str, body: Any, inside: tuple[str, ...]) -> None:
-        """Expand the lists of layers that a structure holds, written out or as its main setting."""
-        held = body if isinstance(body, Map) else {_MAIN.get(kind): body}
+    def _expand_body(self, kind: str, body: Any, stack: tuple[str, ...]) -> None:
+        """Expand the lists of layers in a structure's settings, or in its main setting if that is all it has."""
+        settings = body if isinstance(body, Map) else {_MAIN_SETTINGS.get(kind): body}
         for key in ("layers", "shortcut"):
-            self.walk_list(held.get(key), inside)
-        branches = held.get("branches")
+            self.expand_list(settings.get(key), stack)
+        branches = settings.get("branches")
         for branch in branches if isinstance(branches, Seq) else ():
-            self.walk_list(branch, inside)
+            self.expand_list(branch, stack)
 
-    def _block_used(self, item: Any) -> str | None:
-        word = item if isinstance(item, str) else next(iter(item)) if isinstance(item, Map) and len(item) == 1 else None
+    def _block_name(self, layer: Any) -> str | None:
+        """Name of the block that an item of a list of layers uses, or None."""
+        is_single_key = isinstance(layer, Map) and len(layer) == 1
+        word = layer if isinstance(layer, str) else next(iter(layer)) if is_single_key else None
         return word if word in self._blocks else None
 
-    def _use(self, block: Block, item: Any, mark: Position, inside: tuple[str, ...]) -> Any:
-        if block.name in inside or self._nodes > MAX_NODES or len(inside) >= MAX_DEPTH:
-            why = (
-                "contains itself" if block.name in inside else f"grows beyond {MAX_NODES} layers or {MAX_DEPTH} levels"
-            )
-            self._problem(mark, f"blocks.{block.name}", f"the block {why}")
+    def _expand_use(self, block: Block, use: Any, position: Position, stack: tuple[str, ...]) -> Any:
+        """The layer that replaces a use of a block: its only layer, or a `sequential` of several."""
+        if block.name in stack or self._nodes > MAX_NODES or len(stack) >= MAX_DEPTH:
+            is_recursive = block.name in stack
+            problem = "contains itself" if is_recursive else f"grows beyond {MAX_NODES} layers or {MAX_DEPTH} levels"
+            self._add_problem(position, f"blocks.{block.name}", f"the block {problem}")
             return INVALID
-        given = self._arguments(block, item, mark)
-        layers = self._filled(copy_tree(block.layers), given, block.name)
-        if made := _alone(layers):
-            made.display_name = f"{block.name}.{next(iter(made))}"
+        arguments = self._arguments(block, use, position)
+        layers = self._substitute(copy_tree(block.layers), arguments, block.name)
+        if layer := _only_layer(layers):
+            layer.display_name = f"{block.name}.{next(iter(layer))}"
         else:
-            made = self._sequential(layers, block.name, mark)
-            made.display_name = block.name
-        body = next(iter(made.values()))
-        for key in _AT_USE:
-            if key in given:
-                body.put(key, given[key], given.key_positions[key], given.positions[key])
-        return made
+            layer = self._sequential(layers, block.name, position)
+            layer.display_name = block.name
+        body = next(iter(layer.values()))
+        for key in _LAYER_KEYS:
+            if key in arguments:
+                body.put(key, arguments[key], arguments.key_positions[key], arguments.positions[key])
+        return layer
 
-    def _sequential(self, layers: Seq, name: str, mark: Position) -> Map:
-        made, body = Map(), Map()
-        body.put("layers", layers, mark, mark)
-        body.put("block", name, mark, mark)
-        made.put("sequential", body, mark, mark)
-        return made
+    def _sequential(self, layers: Seq, name: str, position: Position) -> Map:
+        layer, body = Map(), Map()
+        body.put("layers", layers, position, position)
+        body.put("block", name, position, position)
+        layer.put("sequential", body, position, position)
+        return layer
 
-    def _arguments(self, block: Block, item: Any, mark: Position) -> Map:
-        """The parameters' values for this use: given here, or the block's defaults."""
-        value = item[block.name] if isinstance(item, Map) else None
-        given = Map()
+    def _arguments(self, block: Block, use: Any, position: Position) -> Map:
+        """Values of a block's parameters, and name and from, for one use: written there, or the block's defaults."""
+        value = use[block.name] if isinstance(use, Map) else None
+        written = Map()
         if isinstance(value, Map):
-            given = value
+            written = value
         elif value is not None and block.parameters:
-            given.put(next(iter(block.parameters)), value, mark, item.positions[block.name])
+            written.put(next(iter(block.parameters)), value, position, use.positions[block.name])
         elif value is not None:
-            self._problem(mark, block.name, "the block has no parameters")
-        made = Map()
-        for key, argument in given.items():
-            if key in block.parameters or key in _AT_USE:
-                made.put(key, argument, given.key_positions[key], given.positions[key])
+            self._add_problem(position, block.name, "the block has no parameters")
+        arguments = Map()
+        for key, argument in written.items():
+            if key in block.parameters or key in _LAYER_KEYS:
+                arguments.put(key, argument, written.key_positions[key], written.positions[key])
             else:
-                known = [*block.parameters, *_AT_USE]
-                self._problem(
-                    given.key_positions[key], f"{block.name}.{key}", f"unknown parameter{did_you_mean(key, known)}"
-                )
+                text = f"unknown parameter{did_you_mean(key, [*block.parameters, *_LAYER_KEYS])}"
+                self._add_problem(written.key_positions[key], f"{block.name}.{key}", text)
         for key, default in block.parameters.items():
-            if key not in made and default is None:
-                self._problem(mark, block.name, f"needs {key!r}")
-                made.put(key, INVALID, mark, mark)
-            elif key not in made:
-                made.put(key, default, block.parameters.key_positions[key], block.parameters.positions[key])
-        return made
+            if key not in arguments and default is None:
+                self._add_problem(position, block.name, f"needs {key!r}")
+                arguments.put(key, INVALID, position, position)
+            elif key not in arguments:
+                arguments.put(key, default, block.parameters.key_positions[key], block.parameters.positions[key])
+        return arguments
 
-    def _filled(self, node: Any, given: Map, name: str) -> Any:
-        """`node` with every `$parameter` replaced; the value keeps the place where it was given."""
+    def _substitute(self, node: Any, arguments: Map, name: str) -> Any:
+        """Replace every `$parameter` in `node`, in place, by its value with the position where that was written."""
         if isinstance(node, Seq | Map):
             keys: Any = range(len(node)) if isinstance(node, Seq) else list(node)
             for key in keys:
                 value = node[key]
                 if isinstance(value, str) and value.startswith("$"):
                     parameter = value[1:]
-                    if parameter in given:
-                        node[key], node.positions[key] = copy_tree(given[parameter]), given.positions[parameter]
+                    if parameter in arguments:
+                        node[key] = copy_tree(arguments[parameter])
+                        node.positions[key] = arguments.positions[parameter]
                     else:
-                        text = f"no parameter {value!r}{did_you_mean(parameter, given)}"
-                        self._problem(node.positions[key], f"blocks.{name}", text)
+                        text = f"no parameter {value!r}{did_you_mean(parameter, arguments)}"
+                        self._add_problem(node.positions[key], f"blocks.{name}", text)
                         node[key] = INVALID
                 else:
-                    self._filled(value, given, name)
+                    self._substitute(value, arguments, name)
         return node
 
-    def _problem(self, mark: Position, path: str, message: str) -> None:
-        problem = Problem(mark, path, message)
+    def _add_problem(self, position: Position, path: str, message: str) -> None:
+        problem = Problem(position, path, message)
         if problem not in self.problems:
             self.problems.append(problem)
 
 
-def _alone(layers: Seq) -> Map | None:
-    """The single layer of a block that has one, where that can carry the name given at the block's use."""
+def _only_layer(layers: Seq) -> Map | None:
+    """The layer of a block with one layer, if that has no name or from of its own; else None."""
     layer = layers[0] if len(layers) == 1 else None
     if not isinstance(layer, Map) or len(layer) != 1:
         return None
-    (kind, body), mark = next(iter(layer.items())), layers.positions[0]
-    if isinstance(body, Seq) and kind in _MAIN:
+    (kind, body), position = next(iter(layer.items())), layers.positions[0]
+    if isinstance(body, Seq) and kind in _MAIN_SETTINGS:
         layer[kind] = Map()
-        layer[kind].put(_MAIN[kind], body, mark, mark)
-    return layer if isinstance(layer[kind], Map) and not any(key in layer[kind] for key in _AT_USE) else None
+        layer[kind].put(_MAIN_SETTINGS[kind], body, position, position)
+    return layer if isinstance(layer[kind], Map) and not any(key in layer[kind] for key in _LAYER_KEYS) else None

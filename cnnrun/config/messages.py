@@ -1,4 +1,4 @@
-"""Messages about mistakes in the YAML: their place, what is wrong, suggestions for unknown words."""
+"""Messages about mistakes in the YAML: position, problem, and suggestions for unknown words."""
 
 from __future__ import annotations
 
@@ -6,66 +6,66 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
-from pydantic import (
-    ValidationError,
-)
+from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
 from cnnrun.config.tree import INVALID, KeyPath, Map, Position, Problem, find_position, path_text
 
-_MANY = 16  # a longer list of words helps nobody who was shown the right one
+_MAX_KNOWN_WORDS = 16  # longer lists of choices are left out of a message
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:
-    """A suggestion to append to a message about an unknown word: the nearest one, then what is allowed."""
-    words = list(known)
-    near = nearest_suggestion(word, words)
-    known = f" (known: {join_words(words)})"
-    if len(words) > _MANY:
-        known = "" if near else " (`cnnrun kinds` lists them all)"
-    return near + known
+    """End of a message about an unknown word: the nearest known word, then the list of them if it is short."""
+    known_words = list(known)
+    suggestion = nearest_suggestion(word, known_words)
+    if len(known_words) <= _MAX_KNOWN_WORDS:
+        return f"{suggestion} (known: {join_words(known_words)})"
+    return suggestion or " (`cnnrun kinds` lists them all)"
 
 
 def nearest_suggestion(word: object, known: Iterable[str]) -> str:
-    """The nearest of the known words, as the end of a message; nothing where none is near."""
-    near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    """End of a message that suggests the nearest known word; empty if none is similar."""
+    matches = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
 def join_words(words: Iterable[str]) -> str:
+    """Words separated by commas."""
     return ", ".join(words)
 
 
 def format_value(value: Any) -> str:
-    """A value of the YAML in a message, cut to one short line."""
+    """A value as YAML writes it, cut to 60 characters for a message."""
     text = repr(dict(value)) if isinstance(value, Map) else repr(value)
     text = {"None": "nothing", "True": "true", "False": "false"}.get(text, text)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def validation_problems(error: ValidationError, tree: object, root: KeyPath, mark: Position) -> list[Problem]:
-    """Pydantic's complaints as ours: with the place in the file, one line each, in the file's order.
+def validation_problems(error: ValidationError, tree: object, root: KeyPath, position: Position) -> list[Problem]:
+    """Turn pydantic's errors into problems with a position in the file, one per path, in the file's order.
 
-    `tree` is the whole file, `root` the path of the part that was validated, `mark` where that part stands.
+    `tree` is the whole file, `root` the path of the validated part, `position` the position of that part.
     """
-    found: dict[KeyPath, list[Any]] = {}
-    for item in error.errors(include_url=False):
-        if item["type"] != "doubtful":
-            path = (*root, *item["loc"])
-            # Beyond what the file holds, the path names the branches of a union: one mistake, told once.
-            known = path if item["type"] in ("missing", "unknown_key") else path[: _known(tree, path)]
-            found.setdefault(known, []).append(item)
+    details_by_path: dict[KeyPath, list[Any]] = {}
+    for detail in error.errors(include_url=False):
+        if detail["type"] != "doubtful":
+            path = (*root, *detail["loc"])
+            # Keys beyond the file's own name the branches of a union: those errors are one mistake.
+            is_key_error = detail["type"] in ("missing", "unknown_key")
+            written_path = path if is_key_error else path[: _existing_depth(tree, path)]
+            details_by_path.setdefault(written_path, []).append(detail)
     problems = []
-    for path, items in found.items():
-        at = find_position(tree, path, mark, at_key=items[0]["type"] == "unknown_key")
-        deepest = max(len(item["loc"]) for item in items)
-        text = "; or ".join(dict.fromkeys(_message(item) for item in items if len(item["loc"]) == deepest))
-        problems.append(Problem(at, path_text(tree, path), text))
+    for path, details in details_by_path.items():
+        is_unknown_key = details[0]["type"] == "unknown_key"
+        max_depth = max(len(detail["loc"]) for detail in details)
+        messages = dict.fromkeys(_message(detail) for detail in details if len(detail["loc"]) == max_depth)
+        path_position = find_position(tree, path, position, at_key=is_unknown_key)
+        problems.append(Problem(path_position, path_text(tree, path), "; or ".join(messages)))
     return problems
 
 
-def _known(tree: object, path: KeyPath) -> int:
-    """How many leading keys of `path` lead to something in `tree`."""
+def _existing_depth(tree: object, path: KeyPath) -> int:
+    """Number of leading keys of `path` that exist in `tree`."""
     node: Any = tree
     for depth, key in enumerate(path):
         try:
@@ -76,23 +76,24 @@ def _known(tree: object, path: KeyPath) -> int:
 
 
 def add_suggestions(error: ValidationError, keys: list[str]) -> ValidationError:
-    """The same error, with the model's own keys suggested where a key is unknown, and doubtful values left out."""
-    lines: list[Any] = []
-    for item in error.errors(include_url=False):
-        kind: Any = item["type"]
-        context = item.get("ctx", {})
-        if kind == "extra_forbidden" and len(item["loc"]) == 1:
-            text = f"unknown key{did_you_mean(item['loc'][0], keys)}"
+    """Return the same error with suggestions from `keys` for unknown keys, and reported values marked as such."""
+    details: list[Any] = []
+    for detail in error.errors(include_url=False):
+        kind: Any = detail["type"]
+        context = detail.get("ctx", {})
+        if kind == "extra_forbidden" and len(detail["loc"]) == 1:
+            text = f"unknown key{did_you_mean(detail['loc'][0], keys)}"
             kind, context = PydanticCustomError("unknown_key", "{text}", {"text": text}), {}
-        elif item.get("input") is INVALID:
+        elif detail.get("input") is INVALID:
             kind, context = invalid_value_error(), {}
         elif set(context) == {"text"}:
             kind = PydanticCustomError(kind, "{text}", context)
-        lines.append({"type": kind, "loc": item["loc"], "input": item["input"], "ctx": context})
-    return ValidationError.from_exception_data(error.title, lines)
+        details.append({"type": kind, "loc": detail["loc"], "input": detail["input"], "ctx": context})
+    return ValidationError.from_exception_data(error.title, details)
 
 
 def invalid_value_error() -> PydanticCustomError:
+    """Error for a value that was reported already; `validation_problems` leaves it out."""
     return PydanticCustomError("doubtful", "already reported")
 
 
@@ -114,8 +115,9 @@ _EXPECTED = {
 }
 
 
-def _message(item: Any) -> str:
-    kind, value, context = item["type"], item.get("input"), item.get("ctx", {})
+def _message(detail: Any) -> str:
+    """Message for one of pydantic's error details, in the user's words."""
+    kind, value, context = detail["type"], detail.get("input"), detail.get("ctx", {})
     if kind == "missing":
         return "this setting is required"
     if kind == "too_short":
@@ -128,7 +130,7 @@ def _message(item: Any) -> str:
     if value is None and kind in _EXPECTED:
         return f"{_EXPECTED[kind].format(**context)}; give a value or remove the line"
     if kind not in _EXPECTED:
-        return str(item["msg"]).removeprefix("Value error, ")
+        return str(detail["msg"]).removeprefix("Value error, ")
     return f"{_EXPECTED[kind].format(**context)}; got {format_value(value)}{_quotes_hint(kind, value)}"
 
 

@@ -1,4 +1,4 @@
-"""The YAML's tree: mappings and lists that remember where everything stands, and the mistakes found in them."""
+"""The tree of a YAML file: mappings and lists that store the position of every key and value, and problems in them."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ KeyPath = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Position:
-    """A place: a file's line and column (from 1), or a command-line argument (line 0)."""
+    """Line and column (from 1) in the file `origin`, or a command-line argument `origin` (line 0)."""
 
-    where: str
+    origin: str
     line: int = 0
     column: int = 0
 
     def __str__(self) -> str:
-        return f"{self.where}:{self.line}:{self.column}" if self.line else self.where
+        return f"{self.origin}:{self.line}:{self.column}" if self.line else self.origin
 
 
 class Map(dict[str, Any]):
-    """A mapping that knows where its keys and values stand. `alias` is what messages call its first key.
+    """A mapping that stores the positions of its keys and values.
 
-    A block's name where the block was expanded, nothing where the key was put in and the user never wrote it.
+    `display_name` replaces the name of its first key in messages. It is the block's name in an expanded block, and
+    empty if cnnrun inserted the key and the user never wrote it.
     """
 
     def __init__(self) -> None:
@@ -32,27 +33,29 @@ class Map(dict[str, Any]):
         self.positions: dict[str, Position] = {}
         self.display_name: str | None = None
 
-    def put(self, key: str, value: object, key_mark: Position, mark: Position) -> None:
+    def put(self, key: str, value: object, key_position: Position, position: Position) -> None:
+        """Set a key together with its position and that of its value."""
         self[key] = value
-        self.key_positions[key] = key_mark
-        self.positions[key] = mark
+        self.key_positions[key] = key_position
+        self.positions[key] = position
 
 
 class Seq(list[Any]):
-    """A list that knows where its items stand."""
+    """A list that stores the positions of its items."""
 
     def __init__(self) -> None:
         super().__init__()
         self.positions: list[Position] = []
 
-    def put(self, value: object, mark: Position) -> None:
+    def put(self, value: object, position: Position) -> None:
+        """Append an item together with its position."""
         self.append(value)
-        self.positions.append(mark)
+        self.positions.append(position)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake: where, at which path of the file, what, and what to do about it."""
+    """One mistake: its position, its path in the file, and a message that says what is wrong and what to do."""
 
     position: Position
     path: str
@@ -63,45 +66,48 @@ class Problem:
 
 
 def path_text(tree: object, path: KeyPath) -> str:
-    """`path` as the user reads it: model[2].conv.out_channels; blocks appear under their own name."""
+    """Text of a path, such as model[2].conv.out_channels; an expanded block appears under its own name."""
     text, node = "", tree
     for key in path:
-        shown: str | int = key
+        name: str | int = key
         if isinstance(node, Map) and node.display_name is not None and key == next(iter(node), None):
-            shown = node.display_name
-        if shown != "":
-            text += f"[{shown}]" if isinstance(shown, int) else f".{shown}" if text else shown
+            name = node.display_name
+        if name != "":
+            text += f"[{name}]" if isinstance(name, int) else f".{name}" if text else name
         node = _child(node, key)
     return text
 
 
-def find_position(tree: object, path: KeyPath, mark: Position, *, at_key: bool = False) -> Position:
-    """Where the value at `path` stands (or its key), or the nearest enclosing place that the tree knows."""
+def find_position(tree: object, path: KeyPath, position: Position, *, at_key: bool = False) -> Position:
+    """Position of the value at `path`, or of its key with `at_key`.
+
+    If the path does not exist in full, returns the position of the deepest part that does; `position` is the root's.
+    """
     node = tree
     for depth, key in enumerate(path):
-        last = at_key and depth == len(path) - 1
+        use_key = at_key and depth == len(path) - 1
         if isinstance(node, Map) and key in node:
-            mark = node.key_positions[str(key)] if last else node.positions[str(key)]
+            position = node.key_positions[str(key)] if use_key else node.positions[str(key)]
         elif isinstance(node, Seq) and isinstance(key, int) and key < len(node):
-            mark = node.positions[key]
+            position = node.positions[key]
         else:
-            return mark
+            return position
         node = _child(node, key)
-    return mark
+    return position
 
 
 def copy_tree(value: Any) -> Any:
-    """A deep copy that keeps the marks."""
+    """Deep copy of a tree with its positions."""
     if isinstance(value, Map):
-        made = Map()
-        made.display_name = value.display_name
+        mapping = Map()
+        mapping.display_name = value.display_name
         for key, item in value.items():
-            made.put(key, copy_tree(item), value.key_positions[key], value.positions[key])
-        return made
+            mapping.put(key, copy_tree(item), value.key_positions[key], value.positions[key])
+        return mapping
     if isinstance(value, Seq):
         items = Seq()
-        for item, mark in zip(value, value.positions, strict=True):
-            items.put(copy_tree(item), mark)
+        for item, position in zip(value, value.positions, strict=True):
+            items.put(copy_tree(item), position)
         return items
     return value
 
@@ -116,7 +122,7 @@ def _child(node: object, key: str | int) -> object:
 
 @dataclass(frozen=True)
 class InvalidValue:
-    """Stands where a value was already complained about, so that it is not complained about twice."""
+    """Placeholder for a value with a reported problem, so that it is not reported again."""
 
     name: str = "doubtful value"
 

@@ -146,5 +146,7 @@ def test_another_users_copy_of_a_shard_is_refused(tmp_path, monkeypatch):
     path = copies / f"{sha256(url.encode()).hexdigest()[:32]}.tar"
     path.write_bytes(b"anything")
     give_away(path, monkeypatch)
-    with pytest.raises(StorageError, match=r"belongs to another user \(uid \d+\); give data.source.shards.copies a folder of"):
+    with pytest.raises(
+        StorageError, match=r"belongs to another user \(uid \d+\); give data.source.shards.copies a folder"
+    ):
         Shards(train=url, copies=str(copies)).read()

@@ -98,7 +98,7 @@ def test_every_doubtful_scalar_of_a_file_is_reported():
         ("1: a", "f:1:1: key '1' must be a word"),
         ("true: a", "f:1:1: key 'true' must be a word"),
         ("a: {<<: 3}", "f:1:5: `<<` takes a mapping"),
-        ("a: b\0c", "cannot stand in YAML"),
+        ("a: b\0c", "is not allowed in YAML"),
     ],
 )
 def test_what_is_refused_outright(text, expected):

@@ -75,7 +75,7 @@ def test_wrong_overrides_name_the_argument(override, words):
 
 def test_an_override_of_another_kind_says_what_to_do():
     (line,) = errors(TINY, "train.optimizer=sgd", "train.optimizer.adamw.lr=0.1")
-    assert "here are sgd, adamw; keep one" in line
+    assert "found sgd, adamw; keep one" in line
     assert "gives the whole value" in line
 
 
