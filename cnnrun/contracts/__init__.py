@@ -1,4 +1,4 @@
-"""Promises of layers, sources and tasks, and the plain data that passes between packages.
+"""Interfaces of layers, data sources and tasks, and the plain data that passes between packages.
 
-Specs are written against it, and whoever works with specs reads it first. Imports `config` and `base`.
+Read this package before you write a layer, a source or a task. It imports `config` and `base`.
 """

@@ -1,7 +1,7 @@
-"""A batch, and the legend of the shape letters that stand at the end of names.
+"""A batch of images and targets, and the meaning of the shape letters at the end of names.
 
 B batch   C channels   H height   W width   K classes   N any count   S slots   F features
-pictures_BCHW: pixel values 0..255, uint8 or float32 (the network normalises); labels_B: int64 class numbers
+images_BCHW: pixel values 0..255, uint8 or float32 (the network normalises them); labels_B: int64 class indices
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures with their targets; `index_B` are the samples' numbers in their split.
+    """Images with their targets; `index_B` are the indices of the samples in their split.
 
-    Of an optimizer step's batch this is one rank's share: `whole` pictures on all ranks, `parts` in its micro-batches.
+    This is one rank's share of the batch of an optimizer step. `global_size` counts the images on all ranks,
+    `micro_sizes` those in each micro-batch of this rank.
     """
 
     images: Tensor
@@ -28,14 +29,12 @@ class Batch:
         return self.images.shape[0]
 
     def micro_batches(self) -> list[Batch]:
-        """Its micro-batches."""
+        """Split the batch into micro-batches of `micro_sizes`."""
         if len(self.micro_sizes) == 1:
             return [self]
-        pictures, index = self.images.split(self.micro_sizes), self.index_B.split(self.micro_sizes)
+        images, indices = self.images.split(self.micro_sizes), self.index_B.split(self.micro_sizes)
         targets = {name: value.split(self.micro_sizes) for name, value in self.targets.items()}
         return [
-            Batch(
-                pictures[i], {name: pieces[i] for name, pieces in targets.items()}, index[i], self.global_size, (size,)
-            )
+            Batch(images[i], {name: parts[i] for name, parts in targets.items()}, indices[i], self.global_size, (size,))
             for i, size in enumerate(self.micro_sizes)
         ]

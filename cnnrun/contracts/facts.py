@@ -1,4 +1,4 @@
-"""What is known of the data once it was measured: classes, image shape, statistics, counts."""
+"""Facts about the data, measured once: classes, image shape, pixel statistics, counts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cnnrun.contracts.layer import MAX_SIDE, Shape
 
 @dataclass(frozen=True)
 class NumberStatistics:
-    """A number that is known of each picture, and what it is over the training pictures."""
+    """Statistics of a numeric target over the training images; `least` and `most` are its minimum and maximum."""
 
     name: str
     mean: float = 0.0
@@ -24,9 +24,9 @@ class NumberStatistics:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the data says about itself: measured once on the training split, kept with the model.
+    """Properties of the data, measured once on the training split and stored with the model.
 
-    `chosen` is what val chose for the trained network, such as thresholds; empty until then.
+    `chosen` holds values that were chosen on val for the trained network, such as thresholds; it is empty until then.
     """
 
     classes: tuple[str, ...]
@@ -40,30 +40,32 @@ class Facts:
     chosen: dict[str, float] = field(default_factory=dict)
     numbers: tuple[NumberStatistics, ...] = ()
 
-    # How a file that holds them is read: see run_records.
+    # For reading facts from a file: see run_records.
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     def to_json(self) -> dict[str, Any]:
+        """Return the facts as plain data for JSON."""
         return asdict(self)
 
     def consistency_problem(self) -> str | None:
-        """What cannot be true of any data, or None."""
+        """Reason that the facts contradict each other, or None."""
         channels = self.image[0] if len(self.image) == 3 else 0
-        per_channel = {len(self.mean), len(self.std)} <= {1, channels}
-        sides = min(self.image, default=0) >= 1 and max(self.image, default=0) <= MAX_SIDE
-        if not sides or not channels or not per_channel or min(self.std, default=0.0) <= 0:
+        has_lengths = {len(self.mean), len(self.std)} <= {1, channels}
+        has_sides = min(self.image, default=0) >= 1 and max(self.image, default=0) <= MAX_SIDE
+        if not has_sides or not channels or not has_lengths or min(self.std, default=0.0) <= 0:
             return "image, mean and std do not fit each other"
         if len(set(self.classes)) < len(self.classes):
             return "a class stands twice"
-        wrong_lengths = any(each and len(each) != len(self.classes) for each in (self.class_counts, self.class_ids))
+        per_class = (self.class_counts, self.class_ids)
+        wrong_lengths = any(values and len(values) != len(self.classes) for values in per_class)
         if wrong_lengths or min((*self.class_counts, *self.counts.values()), default=0) < 0:
             return "its counts are not those of its classes"
         return None
 
 
-def format_per_class(classes: Sequence[str], values: Sequence[float], unit: str = "", most: int = 10) -> str:
-    """A number for each class in one line; of many classes the smallest and the largest."""
+def format_per_class(classes: Sequence[str], values: Sequence[float], unit: str = "", max_shown: int = 10) -> str:
+    """Format a value per class in one line, in ascending order; of many classes only the smallest and the largest."""
     pairs = sorted(zip(classes, values, strict=True), key=lambda pair: pair[1])
-    shown = pairs if len(pairs) <= most else [pairs[0], pairs[-1]]
+    shown = pairs if len(pairs) <= max_shown else [pairs[0], pairs[-1]]
     text = ", ".join(f"{name} {value:.3g}{f' {unit}' if unit else ''}" for name, value in shown)
-    return text if len(pairs) <= most else f"{text} ({len(pairs)} classes)"
+    return text if len(pairs) <= max_shown else f"{text} ({len(pairs)} classes)"

@@ -1,4 +1,4 @@
-"""A figure as data: what a meter or a command wants drawn, whoever draws it."""
+"""A figure as plain data, independent of the library that draws it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 Style = Literal["points", "line", "bars", "spans"]
-MAX_POINTS = 3000  # of a series; of more, some at equal distances are shown
+MAX_POINTS = 3000  # of a series; a longer one is thinned to points at equal distances
 
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one kind. `low` and `high`, where given, are the ends of the spans around y."""
+    """Points of one kind. `low` and `high`, if they are not empty, are the ends of the spans around y."""
 
     name: str
     x: Sequence[float]
@@ -24,7 +24,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure with its axes' names; `diagonal` draws where x equals y; `ticks` names the places 0, 1, ... of y."""
+    """A figure; `x` and `y` label its axes, `diagonal` draws the line x = y, `ticks` label y at 0, 1, ..."""
 
     title: str
     x: str

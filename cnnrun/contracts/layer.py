@@ -1,4 +1,4 @@
-"""What a layer and a data source promise. Read this second, after the README; a task's promises are in taskspec.py."""
+"""Interface of a layer. Read this first, after the README; source.py and task.py hold the other interfaces."""
 
 from __future__ import annotations
 
@@ -13,15 +13,12 @@ from cnnrun.config.spec import Kind
 
 MAX_SIDE = 65_535  # pixels, or channels
 
-Shape = tuple[int, ...]  # of one sample, without the batch: (C, H, W) for pictures, (F,) for vectors
+Shape = tuple[int, ...]  # of one sample, without the batch: (C, H, W) for images, (F,) for vectors
 HeightWidth = tuple[int, int]  # (height, width)
 
 
-# --- layers ---------------------------------------------------------------------------------------------------------
-
-
 class ShapeError(Exception):
-    """A layer cannot take what arrives: why, and what the user can do."""
+    """A layer cannot take its input; the message says why, and what the user can do."""
 
     def __init__(self, reason: str, fix: str) -> None:
         super().__init__(f"{reason}; {fix}")
@@ -29,10 +26,10 @@ class ShapeError(Exception):
 
 @dataclass(frozen=True)
 class Window:
-    """What a layer's output cell sees of its input, per direction: for receptive fields.
+    """Part of a layer's input that one output cell depends on, per direction; receptive fields are computed from it.
 
-    `kernel` counts dilation in; `scale` is how much the layer enlarges; `whole` means all of the input. `start` is the
-    input cell, from the first, where the first output cell's window begins: with padding it is below 0.
+    `kernel` includes dilation, `scale` is the factor of upsampling, and `is_global` means the whole input. `start` is
+    the index of the input cell at which the window of the first output cell begins; with padding it is negative.
     """
 
     kernel: HeightWidth = (1, 1)
@@ -43,9 +40,9 @@ class Window:
 
 
 class LayerSpec(Kind):
-    """A layer of the YAML: its settings, and how to build it for the shape that arrives."""
+    """A layer of the YAML: its settings, and a method that builds it for the shape of its input."""
 
-    # What the conformance tests build: settings in YAML's words, and a shape that can pass.
+    # Settings as in YAML, and a valid input shape: the conformance tests build this.
     example: ClassVar[dict[str, Any]] = {}
     example_shape: ClassVar[Shape] = (8, 6, 6)
     has_several_inputs: ClassVar[bool] = False
@@ -57,7 +54,7 @@ class LayerSpec(Kind):
 
     @model_validator(mode="after")
     def _parts_are_unnamed(self) -> Self:
-        """A norm or activation inside a layer is a part of it: a name or link there would be ignored, so is refused."""
+        """Refuse a name or from on a norm or activation inside a layer, where it would have no effect."""
         for value in self.__dict__.values():
             if isinstance(value, LayerSpec) and (value.name is not None or value.from_ is not None):
                 raise ValueError(
@@ -66,25 +63,25 @@ class LayerSpec(Kind):
         return self
 
     def build(self, in_shape: Shape) -> nn.Module:
-        """The module, for one input of `in_shape`. Raises CannotPass."""
+        """Build the module for an input of `in_shape`. Raises ShapeError."""
         raise NotImplementedError
 
     def window(self, in_shape: Shape) -> Window:
-        """What an output cell sees of the input."""
+        """Part of the input that one output cell depends on."""
         return Window()
 
     def check_inputs(self, in_shapes: Sequence[Shape]) -> None:
-        """Raises CannotPass when these inputs cannot be taken together."""
+        """Raise ShapeError if the layer cannot take these inputs together."""
         if len(in_shapes) > 1:
-            raise ShapeError(f"{self.kind} takes one input, here are {len(in_shapes)}", "join them with concat or add")
+            raise ShapeError(f"{self.kind} takes one input, not {len(in_shapes)}", "join them with concat or add")
 
     def input_names(self) -> list[str]:
-        """The names in `from`; empty for the previous layer."""
+        """Names in `from`; empty if the input is the previous layer's output."""
         return [] if self.from_ is None else [self.from_] if isinstance(self.from_, str) else self.from_
 
 
 def require_maps(kind: str, in_shape: Shape) -> tuple[int, int, int]:
-    """`in_shape` as (C, H, W). Raises CannotPass when a vector arrives."""
+    """Return `in_shape` as (C, H, W). Raises ShapeError if it is a vector."""
     if len(in_shape) != 3:
         fix = "move it before `flatten` or the global pool"
         raise ShapeError(f"{kind} needs feature maps (C, H, W)", fix)
@@ -92,10 +89,7 @@ def require_maps(kind: str, in_shape: Shape) -> tuple[int, int, int]:
 
 
 def require_vector(kind: str, in_shape: Shape) -> int:
-    """`in_shape` as a number of features. Raises CannotPass when feature maps arrive."""
+    """Return the number of features of `in_shape`. Raises ShapeError if it is feature maps."""
     if len(in_shape) != 1:
         raise ShapeError(f"{kind} needs a vector (features,)", "add `flatten` or `global_avg_pool` before it")
     return in_shape[0]
-
-
-# --- data -----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A prediction in words: a row of `cnnrun predict` for people."""
+"""Text of one prediction: a line of `cnnrun predict`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from typing import Any
 
 
 def describe_prediction(row: dict[str, Any]) -> str:
-    """Return an image's prediction in a line."""
+    """Describe an image's prediction in one line."""
     if "objects" in row:
-        found = [(f"{each['label']} {each['score']:.2f}", each["bbox"]) for each in row["objects"]]
-        return "  ".join(f"{what} at {x:.0f},{y:.0f} {w:.0f}x{h:.0f}" for what, (x, y, w, h) in found) or "nothing"
+        return "  ".join(map(_describe_object, row["objects"])) or "nothing"
     if "embedding" in row:
         return f"an embedding of {len(row['embedding'])} numbers (--json and --csv give them)"
     if "values" in row:
@@ -18,16 +17,23 @@ def describe_prediction(row: dict[str, Any]) -> str:
         present = [f"{name} {row['probabilities'][name]:.3f}" for name in row["labels"]]
         return "  ".join(present) or "none"
     if "matches" in row:
-        near = "  ".join(f"{entry['person']} {entry['similarity']:.3f}" for entry in row["matches"])
-        return f"{row['person'] or 'unknown'}   ({near})"
+        matches = "  ".join(f"{match['person']} {match['similarity']:.3f}" for match in row["matches"])
+        return f"{row['person'] or 'unknown'}   ({matches})"
     return "  ".join(f"{entry['label']} {entry['probability']:.3f}" for entry in row["top"])
 
 
+def _describe_object(entry: dict[str, Any]) -> str:
+    x, y, width, height = entry["bbox"]
+    return f"{entry['label']} {entry['score']:.2f} at {x:.0f},{y:.0f} {width:.0f}x{height:.0f}"
+
+
 def named_values(row: dict[str, Any]) -> dict[str, float]:
-    """Return each predicted number by its name, with its deviation and quantiles where there are any."""
+    """Predicted numbers by name, followed by their deviations and quantiles if there are any."""
     deviations = {f"{name} deviation": value for name, value in row.get("deviations", {}).items()}
     quantiles = {
-        f"{name} {part}": value for name, of_name in row.get("quantiles", {}).items() for part, value in of_name.items()
+        f"{name} {quantile}": value
+        for name, by_quantile in row.get("quantiles", {}).items()
+        for quantile, value in by_quantile.items()
     }
-    made: dict[str, float] = {**row["values"], **deviations, **quantiles}
-    return made
+    values: dict[str, float] = {**row["values"], **deviations, **quantiles}
+    return values

@@ -1,4 +1,4 @@
-"""What passes between a task and the rest: results, measured metrics, scores to explain."""
+"""Results, measurements and scores that a task gives to the other packages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Results = dict[str, Tensor]  # by name; the first dimension is the batch
 
 @dataclass(frozen=True)
 class View:
-    """How a picture of any size became the network's: x * scale_x + left, y * scale_y + top. `size` is its own."""
+    """Mapping from an original image of `size` to the network's input: x * scale_x + left, y * scale_y + top."""
 
     size: HeightWidth
     scale_x: float = 1.0
@@ -28,19 +28,19 @@ class View:
     top: float = 0.0
 
     def as_tuple(self) -> tuple[float, ...]:
-        """Scale, offset and size, each in x and y: what `average_precision.undo_view` takes."""
+        """Scale, offset and size, each as x and y, for `average_precision.undo_view`."""
         return self.scale_x, self.scale_y, self.left, self.top, self.size[1], self.size[0]
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A meter's verdict: headline numbers, tables (name -> rows), and matrices of counts over the classes.
+    """Result of a meter: metrics, tables (name -> rows), and matrices of counts over the classes.
 
-    A number that is not defined for these samples, such as the AP of a size that no object has, is None.
+    A metric that is undefined for these samples, such as the AP of a size that no object has, is None.
 
-    `chosen` are thresholds and the like that this split would choose: those of val are kept with the model. `spread`
-    is what the numbers come to over the draws of a bootstrap, NaN where a draw leaves one undefined; `right` says, for
-    numbers that are the share of the pictures which are right, of which pictures that is so.
+    `choices` are values chosen on this split, such as thresholds; those of val are stored with the model.
+    `bootstrap_draws` are the values of a metric over the draws of a bootstrap, NaN where a draw leaves it undefined.
+    `correct` says which images are correct, for metrics that are the share of correct images.
     """
 
     metrics: Mapping[str, float | None]
@@ -48,19 +48,18 @@ class Measurement:
     matrices: dict[str, list[list[int]]] = field(default_factory=dict)
     choices: dict[str, float] = field(default_factory=dict)
     plots: tuple[Plot, ...] = ()
-    bootstrap_draws: dict[str, NDArray[np.float64]] = field(
-        default_factory=dict, compare=False
-    )  # arrays compare one by one
+    # Arrays are left out of ==, which compares them element by element.
+    bootstrap_draws: dict[str, NDArray[np.float64]] = field(default_factory=dict, compare=False)
     correct: dict[str, NDArray[np.bool_]] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True)
 class ClassScores:
-    """How strongly raw outputs say each of K things: `raw_BK` to take slopes of, `display_BK` for people, as `what`.
+    """Scores of K classes or outputs, computed from raw outputs, that explanations can explain.
 
-    `default_B` is what each picture is said to be where nobody asks for another. Without `names` the K numbers are a
-    direction: what counts is how far two agree. `comparable` says whether one of the K can be larger than another,
-    `local` whether each comes from one place of the picture alone.
+    `raw_BK` are differentiable; `display_BK` are for people, in units of `quantity`. `default_B` is the index that is
+    explained for each image by default. Without `names` the K values are a vector, of which the direction matters.
+    `is_comparable` means that the K scores of an image can be ranked, `is_local` that each comes from one location.
     """
 
     names: tuple[str, ...]
@@ -73,15 +72,15 @@ class ClassScores:
 
 
 class BatchTensors:
-    """Tensors of each batch, on their device until they are asked for."""
+    """Collector of named tensors, batch by batch, which stay on their device until they are concatenated."""
 
     def __init__(self) -> None:
-        self._parts: list[dict[str, Tensor]] = []
+        self._batches: list[dict[str, Tensor]] = []
 
     def add(self, **values: Tensor) -> None:
-        """A batch's, by name."""
-        self._parts.append(values)
+        """Add one batch's tensors, by name."""
+        self._batches.append(values)
 
     def concatenate(self) -> dict[str, NDArray[Any]]:
-        """Every batch's, one after the other, on the host."""
-        return {name: torch.cat([part[name] for part in self._parts]).cpu().numpy() for name in self._parts[0]}
+        """Concatenate the batches and return them as numpy arrays, by name."""
+        return {name: torch.cat([batch[name] for batch in self._batches]).cpu().numpy() for name in self._batches[0]}

@@ -1,4 +1,4 @@
-"""What a data source promises, and what it finds: splits of undecoded samples."""
+"""Interface of a data source, and its contents: splits of undecoded samples."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ from cnnrun.contracts.layer import Shape
 from cnnrun.contracts.objects import ObjectTable
 
 
-def _distinct(names: list[str]) -> list[str]:
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise ValueError(f"class {twice[0]!r} stands twice")
+def _check_distinct(names: list[str]) -> list[str]:
+    repeated = [name for name in names if names.count(name) > 1]
+    if repeated:
+        raise ValueError(f"class {repeated[0]!r} stands twice")
     return names
 
 
-ClassNames = Annotated[list[str], AfterValidator(_distinct)]
+ClassNames = Annotated[list[str], AfterValidator(_check_distinct)]
 
 
 @dataclass(frozen=True)
 class Split:
-    """Undecoded samples: files, or pictures already in memory as uint8 [N, H, W, C]; and one row of targets each.
+    """Undecoded samples: image files, or images in memory as uint8 [N, H, W, C], with one row of targets each.
 
-    Samples of one group (a patient, a camera, a session) belong on the same side of every split.
+    Samples of one group (a patient, a camera, a session) must all be in the same split.
     """
 
     images: Files | Members | NDArray[np.uint8]
     targets: dict[str, Tensor]
     origin: str = "picture"
     groups: Tensor | None = None
-    sizes: NDArray[np.int64] | None = None  # [N, 2]: height and width that boxes are written for
-    objects: ObjectTable | None = None  # with their boxes, where these are the targets
+    sizes: NDArray[np.int64] | None = None  # [N, 2]: height and width of the image to which the boxes refer
+    objects: ObjectTable | None = None  # if the targets are boxes
 
     def __len__(self) -> int:
         return len(self.images)
 
     def select(self, rows: Tensor) -> Split:
-        """Those samples alone."""
-        pictures = self.images
+        """Return the samples at these indices."""
+        images = self.images
         return Split(
-            pictures[rows.numpy()] if isinstance(pictures, np.ndarray) else pictures.select(rows.tolist()),
+            images[rows.numpy()] if isinstance(images, np.ndarray) else images.select(rows.tolist()),
             {name: values[rows] for name, values in self.targets.items()},
             self.origin,
             None if self.groups is None else self.groups[rows],
@@ -58,18 +58,18 @@ class Split:
         )
 
     def sample_name(self, index: int) -> str:
-        """What to call sample `index` in messages: its file, or its number in the source."""
+        """Name of a sample in messages: its file, or its index in the source."""
         if isinstance(self.images, Files):
             return os.fsdecode(self.images.path_bytes(index))
-        item = self.images[index]
-        return f"{self.origin}[{index}]" if isinstance(item, np.ndarray) else str(item)
+        image = self.images[index]
+        return f"{self.origin}[{index}]" if isinstance(image, np.ndarray) else str(image)
 
 
 @dataclass(frozen=True)
 class BadBox:
-    """A box that is not what it should be: in which split, which (file and id), and what is wrong with it.
+    """A box with a problem: its split, its name (file and id), and what is wrong.
 
-    `used` says that it is used all the same, as far as it lies inside its picture.
+    `is_used` means that the part of the box inside the image is used all the same.
     """
 
     split: str
@@ -79,48 +79,48 @@ class BadBox:
 
     @property
     def kind(self) -> str:
-        """What is wrong, without the numbers of this box."""
+        """The problem without this box's coordinates, to count boxes with the same problem."""
         return re.split(r" \(| of its picture| as ", self.problem)[0]
 
 
 @dataclass(frozen=True)
 class SourceContents:
-    """A source that was looked through: class names in the source's own order, and its splits by name."""
+    """Contents of a source: class names in the source's order, and splits by name."""
 
     classes: tuple[str, ...]
     splits: dict[str, Split]
-    bad_boxes: tuple[BadBox, ...] = ()  # left out of the targets, or cut
-    class_ids: tuple[int, ...] = ()  # the numbers by which the source's own files call its classes
-    number_names: tuple[str, ...] = ()  # the names of the numbers that are known of each picture
+    bad_boxes: tuple[BadBox, ...] = ()  # left out of the targets, or cut at the image's edges
+    class_ids: tuple[int, ...] = ()  # ids of the classes in the source's files
+    number_names: tuple[str, ...] = ()  # names of the numeric targets
 
 
 class SourceSpec(Kind):
-    """Where pictures and targets come from."""
+    """A source of images and targets."""
 
     image: ClassVar[Shape | None] = None
-    """(C, H, W) of the source's pictures where all have one size; None when the config must say."""
+    """(C, H, W) of the images if all have the same size; None if the config must set it."""
 
     @property
     def target_kind(self) -> str:
-        """What is known of each picture: `labels` (one class), `label sets` (any number), `numbers` or `boxes`.
+        """Kind of the targets: `labels` (one class per image), `label sets` (any number), `numbers` or `boxes`.
 
-        The tensors of the same: `labels` [N], `present` [N, K], `numbers` [N, T]; boxes are in an `ObjectTable`.
+        Their tensors are `labels` [N], `present` [N, K] and `numbers` [N, T]; boxes are in an `ObjectTable`.
         """
         return "labels"
 
     @property
     def has_pairs(self) -> bool:
-        """Whether test is measured on a list of pairs."""
+        """True if test is measured on a list of pairs."""
         return False
 
     @property
     def has_declared_classes(self) -> bool:
-        """Whether the classes are listed one by one, and not gathered from what is written for the pictures."""
+        """True if the config lists the classes, and they are not collected from the targets."""
         return bool(getattr(self, "classes", None))
 
     def read(self, apart: bool = False) -> SourceContents:
-        """Look through the source; files are listed, not decoded. Raises DataError.
+        """List the source's samples without decoding images. Raises DataError.
 
-        `apart`: val and test may have classes that train has not.
+        With `apart`, val and test may have classes that train does not have.
         """
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""What a task promises: what the network is for, and everything that follows from it."""
+"""Interface of a task, which decides the head, the loss, the metrics and the form of results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Direction = Literal["max", "min"]
 
 @dataclass(frozen=True)
 class FeatureLevel:
-    """A feature map that the head takes: its shape, what a cell sees and how far the next one is, in pixels."""
+    """A feature map that the head takes, with its receptive field and its stride in pixels of the input."""
 
     shape: Shape
     receptive_field: HeightWidth
@@ -27,155 +27,161 @@ class FeatureLevel:
 
 
 class Meter(Protocol):
-    """Collects results and targets batch by batch; each sample counts once."""
+    """Collector of results and targets, batch by batch, that computes metrics over all samples."""
 
-    def update(self, results: Results, targets: dict[str, Tensor]) -> None: ...
+    def update(self, results: Results, targets: dict[str, Tensor]) -> None:
+        """Add one batch."""
+        ...
 
     def compute(self, tables: bool = True) -> Measurement:
-        """What was found; without `tables` the numbers alone and what is chosen, as after each epoch."""
+        """Compute the measurement; without `tables` only the metrics and choices, which suffices after each epoch."""
         ...
 
 
 class Criterion(nn.Module):
-    """(outputs, targets) -> dict of named scalar losses, means over the batch; its parameters train with the network's.
+    """Module: (outputs, targets) -> named scalar losses, each a mean over the batch.
 
-    The mean of a batch's parts, weighted by their sizes, is the batch's: so it may be split into micro-batches.
+    Its parameters are trained with the network's. The loss of a batch must equal the mean over its parts, weighted by
+    their sizes, so that the batch can be split into micro-batches.
     """
 
     def set_progress(self, done: float) -> None:
-        """Before each step: which part of the training is done, for what grows with it."""
+        """Set the fraction of the training that is done, from 0 to 1; called before each step."""
 
 
 class TaskSpec(Kind):
-    """What the network is for, in five words (head, criterion, decode, meter, signature).
+    """A task of the YAML, and the factory of everything that depends on it.
 
-    And one for people (rows), and one for mixup (blend).
+    A task defines every method that raises NotImplementedError here; `blend_targets` only if it sets `can_blend`.
     """
 
     def metrics(self) -> dict[str, Direction]:
-        """The headline numbers that the meter gives, and which way is better: what `train.monitor` may name."""
+        """Names of the metrics of the meter, which `train.monitor` may name, and whether more or less is better."""
         raise NotImplementedError
 
     def data_problem(self, facts: Facts) -> str | None:
-        """Why this data cannot serve this task, or None."""
+        """Reason that the task cannot use this data, or None."""
         return None
 
     def split_problem(self, targets: dict[str, Tensor]) -> str | None:
-        """Why the numbers of a split with these targets (`dataset.flat`) would mean nothing, or None."""
+        """Reason that metrics on a split with these targets would be meaningless, or None."""
         return None
 
     def undefined_metrics(self, targets: dict[str, Tensor]) -> dict[str, str]:
-        """The numbers that are not defined for a split with these targets, each with what the split lacks."""
+        """Metrics that are undefined on a split with these targets, each with what the split lacks."""
         return {}
 
     def data_notes(self, facts: Facts) -> list[str]:
-        """What the settings come to on this data, where that is worth a line in the log."""
+        """Lines for the log about the effect of the settings on this data, such as class weights."""
         return []
 
     def feature_layers(self) -> list[str]:
-        """The names of the layers whose outputs the head takes; empty for the last layer's."""
+        """Names of the layers whose outputs the head takes; empty for the output of the last layer."""
         return []
 
     def network_remarks(self, levels: Sequence[FeatureLevel], targets: dict[str, Tensor], facts: Facts) -> list[str]:
-        """What `check` should say of the network's levels and all training targets (`dataset.flat`), a line each."""
+        """Lines of `cnnrun check` about how the feature levels suit the targets of the training split."""
         return []
 
     def head(self, in_shapes: Sequence[Shape], facts: Facts) -> nn.Module:
-        """The last layer: features of `in_shapes`, an argument each -> raw outputs. Raises CannotPass."""
+        """Build the head, which maps features of `in_shapes`, one argument each, to raw outputs. Raises ShapeError."""
         raise NotImplementedError
 
     def criterion(self, facts: Facts) -> Criterion:
-        """What the network learns by."""
+        """Build the criterion, which computes the loss."""
         raise NotImplementedError
 
     def blend_targets(
         self, targets: dict[str, Tensor], partners: dict[str, Tensor], own_B: Tensor, facts: Facts
     ) -> dict[str, Tensor]:
-        """The targets of pictures of which the part `own_B` is their own and the rest their partners'."""
+        """Mix the targets of blended images: the share `own_B` of each image is its own, the rest its partner's."""
         raise NotImplementedError
 
     def chance_loss(self, facts: Facts) -> float | None:
-        """The loss of a network that knows nothing, where that is known."""
+        """Loss of an untrained network that predicts at random, or None if it is unknown."""
         return None
 
     target_kind: ClassVar[str] = "labels"
-    """What the data must know of each picture, in the words of SourceSpec."""
+    """Kind of targets that the task needs; see SourceSpec.target_kind."""
     is_open_set: ClassVar[bool] = False
-    """Whether it is measured on classes that it never learned: then val has no loss, and a class in two splits is a \
-leak."""
+    """True if the task is measured on classes that are not in train. Then val has no loss, and a class in two splits \
+is a leak."""
 
     def harmful_augmentations(self) -> Sequence[str]:
-        """The settings of `data.augment` that would make targets untrue, such as a turn of the picture an angle."""
+        """Settings of `data.augment` that would falsify targets, as a rotation falsifies an angle."""
         return ()
 
     can_blend: ClassVar[bool] = False
-    """Whether the task has a `blend`: else mixup and cutmix are refused."""
+    """True if the task has `blend_targets`; otherwise mixup and cutmix are refused."""
 
     def needs_class_batches(self) -> bool:
-        """Whether it learns from pictures of a class that come in one batch: a sampler must put them there."""
+        """Return whether each batch must hold several images of a class, which a sampler then has to ensure."""
         return False
 
     def describe_targets(self, targets: dict[str, Tensor], facts: Facts) -> list[str]:
-        """Each sample's target for people."""
+        """Text of each sample's target, for people."""
         raise NotImplementedError
 
     def target_marks(self, targets: dict[str, Tensor], facts: Facts) -> list[list[Mark]] | None:
-        """What to draw on each sample's picture for its targets; None where nothing has a place."""
+        """Boxes to draw for each sample's targets; None if the task has no boxes."""
         return None
 
     def result_marks(self, results: Results, facts: Facts) -> list[list[Mark]] | None:
-        """So for results."""
+        """Boxes to draw for each sample's results; None if the task has no boxes."""
         return None
 
     def assignment(self, outputs: Tensor, targets: dict[str, Tensor], facts: Facts) -> list[dict[str, Any]] | None:
-        """The cells of the first sample that learn objects: {cell, x, y, object, quality} each; None without cells."""
+        """Cells of the first sample that are assigned to objects, each as {cell, x, y, object, quality}.
+
+        None if the task has no cells.
+        """
         return None
 
     def decoder(self, facts: Facts) -> nn.Module:
-        """A module: raw outputs -> results in the user's terms. Traced into the exported graph."""
+        """Build the module from raw outputs to results, such as probabilities. It is part of the exported network."""
         raise NotImplementedError
 
     def meter(self, facts: Facts) -> Meter:
-        """A fresh meter."""
+        """Build an empty meter."""
         raise NotImplementedError
 
     def negative_log_likelihood(
         self, outputs: Tensor, targets: dict[str, Tensor], facts: Facts, temperature: float
     ) -> float | None:
-        """The mean negative log-likelihood where probabilities are those of this temperature; None without any.
+        """Mean negative log-likelihood with probabilities at this temperature; None if the task has no probabilities.
 
-        `decoder` goes by the one in `Facts.chosen`.
+        `decoder` uses the temperature in `Facts.chosen` instead.
         """
         return None
 
     def class_scores(self, outputs: Tensor, facts: Facts) -> ClassScores:
-        """What raw outputs say, with gradients: what explanations explain."""
+        """Differentiable scores computed from raw outputs, for explanations."""
         raise NotImplementedError
 
     def result_shapes(self, facts: Facts) -> dict[str, Shape]:
-        """Name and shape (without the batch) of each result, in the order of `decode`."""
+        """Name and shape (without the batch) of each result, in the order of the decoder's outputs."""
         raise NotImplementedError
 
     def metadata(self, facts: Facts) -> dict[str, Any]:
-        """What a user of an exported file needs to know of its results, by name: kept in the file."""
+        """Metadata of an exported file that its user needs to interpret results, such as thresholds."""
         return {}
 
     def comparison_key(self, facts: Facts) -> list[Any]:
-        """What the numbers are of: networks are compared where it is the same."""
+        """Key of what is measured. Two runs are comparable only if their keys are equal."""
         return list(facts.classes)
 
     def thresholds(self, facts: Facts) -> dict[str, float]:
-        """The score from which each class's results are shown; empty where all are."""
+        """Minimum score of each class's shown results; empty if all are shown."""
         return {}
 
-    def largest_difference(self, ours: Results, theirs: Results, facts: Facts) -> float:
-        """The largest difference of two results, for people."""
-        return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+    def largest_difference(self, expected: Results, actual: Results, facts: Facts) -> float:
+        """Largest absolute difference between two results, for the export's record."""
+        return max(float((expected[name] - actual[name]).abs().max()) for name in expected)
 
-    def find_disagreement(self, ours: Results, theirs: Results, facts: Facts) -> str | None:
-        """Why an artefact's results are not the network's, or None: the export's parity check."""
+    def find_disagreement(self, expected: Results, actual: Results, facts: Facts) -> str | None:
+        """Reason that an exported file's results (`actual`) differ from the network's (`expected`), or None."""
         raise NotImplementedError
 
     def result_rows(self, results: Results, facts: Facts, views: Sequence[View]) -> list[dict[str, Any]]:
-        """Each sample's result as plain data for people and JSON, in the terms of the picture that was given."""
+        """Each sample's result as plain data for people and JSON, in coordinates of the original image."""
         raise NotImplementedError

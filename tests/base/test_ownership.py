@@ -59,7 +59,7 @@ def test_what_others_can_write_is_refused(blocked_data, cache_folder):
     entry = cache_entry(cache_folder)
 
     def refused(what: str) -> None:
-        with pytest.raises(StorageError, match=rf"^{what} \(`chmod go-w` ends that\); give data.cache_dir a folder"):
+        with pytest.raises(StorageError, match=rf"^{what} \(`chmod go-w` prevents it\); give data.cache_dir a folder"):
             prepared_contents(blocked_data)
 
     cache_folder.chmod(0o755)

@@ -626,7 +626,7 @@ MUTATIONS = [
     ),
     *faults("contracts.objects", "data/test_training_batches.py",
         ("objects of the pictures before are given",
-         "(self.ends_N1[numbers] - ends[:-1])", "(self.ends_N1[numbers] - ends[1:] + counts - 1)"),
+         "(self.ends_N1[images] - ends[:-1])", "(self.ends_N1[images] - ends[1:] + counts - 1)"),
         ("a batch is as wide as its pictures have objects on average",
          "return max(1, int(counts_N.max()))", "return max(1, int(counts_N.float().mean()))"),
     ),
