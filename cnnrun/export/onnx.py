@@ -1,4 +1,4 @@
-"""ONNX: one file with pre-processing, weights and metadata, for any ONNX runtime."""
+"""Export to ONNX: one file with normalization, weights and metadata, for any ONNX runtime."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ INPUT = "pixels"
 
 
 class Onnx(Kind):
-    """A graph from uint8 pixels [batch, height, width, channels] to the task's results, any batch size."""
+    """An ONNX graph from uint8 pixels [batch, height, width, channels] to the task's results, for any batch size."""
 
     kind = "onnx"
     suffix: ClassVar[str] = ".onnx"
     record: ClassVar[str] = "parity.json"
 
     def write(self, module: nn.Module, example: Tensor, names: list[str], metadata: dict[str, Any], path: Path) -> None:
-        """Write `module` as one ONNX file. Raises ConfigError where a layer has no ONNX form."""
+        """Write `module` as one ONNX file. Raises ConfigError if a layer has no ONNX form."""
         import onnx
 
         try:
@@ -42,7 +42,7 @@ class Onnx(Kind):
                     output_names=names,
                     dynamic_shapes=({0: torch.export.Dim("batch")},),
                     dynamo=True,
-                    custom_translation_table={torch.ops.cnnrun.non_maximum_suppression.default: _unsuppressed},
+                    custom_translation_table={torch.ops.cnnrun.non_maximum_suppression.default: _suppression_graph},
                 )
         except (torch.onnx.OnnxExporterError, torch.onnx.errors.OnnxExporterError) as error:
             raise ConfigError(f"the network has no ONNX form: {str(error).splitlines()[0]}") from None
@@ -51,21 +51,21 @@ class Onnx(Kind):
         for key, value in metadata.items():
             entry = proto.metadata_props.add()
             entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value)
-        _forget_where_it_was_made(proto.graph)
+        _remove_exporter_notes(proto.graph)
         onnx.checker.check_model(proto)
         path.write_bytes(proto.SerializeToString())
 
     def reload(self, path: Path) -> Callable[[NDArray[np.uint8]], list[NDArray[Any]]]:
-        """The written file as a function of pixels. Raises CheckpointError where it does not load."""
+        """Load a written file as a function of pixels. Raises CheckpointError if it does not load."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         try:
-            # Bytes, not the path: a file that names other files as its weights then cannot read them.
+            # From bytes, not a path, so that the file cannot make the runtime read other files as its weights.
             session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own exceptions share no base class
-            raise CheckpointError(f"{path}: ONNX Runtime refuses it: {error}") from None
+            raise CheckpointError(f"{path}: ONNX Runtime refuses it ({error})") from None
 
         def run(pixels: NDArray[np.uint8]) -> list[NDArray[Any]]:
             results: list[NDArray[Any]] = session.run(None, {INPUT: pixels})
@@ -74,26 +74,26 @@ class Onnx(Kind):
         return run
 
 
-def _unsuppressed(boxes: Any, scores: Any, labels: Any, most: float) -> Any:
-    """`boxes.non_maximum_suppression` in ONNX's words: NonMaxSuppression, which wants a row of scores a class."""
+def _suppression_graph(boxes: Any, scores: Any, labels: Any, max_overlap: float) -> Any:
+    """Translate `boxes.non_maximum_suppression` to ONNX's operator, which takes a row of scores per class."""
     from onnxscript import opset18
 
     op: Any = opset18
     zero, one = op.Constant(value_ints=[0]), op.Constant(value_ints=[1])
     classes = op.Add(op.ReduceMax(labels, keepdims=0), op.Constant(value_int=1))
-    of_class = op.OneHot(labels, op.Reshape(classes, one), op.Constant(value_floats=[0.0, 1.0]), axis=1)
-    by_class = op.Mul(of_class, op.Unsqueeze(scores, one))
+    one_hot = op.OneHot(labels, op.Reshape(classes, one), op.Constant(value_floats=[0.0, 1.0]), axis=1)
+    scores_by_class = op.Mul(one_hot, op.Unsqueeze(scores, one))
     count = op.Shape(scores, start=1, end=2)
-    threshold, none = op.Constant(value_floats=[most]), op.Constant(value_floats=[0.0])
-    left = op.NonMaxSuppression(boxes, by_class, count, threshold, none)  # [S, 3]: picture, class, box
-    places = op.Gather(left, op.Constant(value_ints=[0, 2]), axis=1)
-    nothing = op.Expand(zero, op.Shape(scores))
-    marks = op.Expand(one, op.Shape(left, start=0, end=1))
-    return op.Cast(op.ScatterND(nothing, places, marks), to=9)  # to booleans
+    overlap, min_score = op.Constant(value_floats=[max_overlap]), op.Constant(value_floats=[0.0])
+    remaining = op.NonMaxSuppression(boxes, scores_by_class, count, overlap, min_score)  # [S, 3]: image, class, box
+    indices = op.Gather(remaining, op.Constant(value_ints=[0, 2]), axis=1)
+    zeros = op.Expand(zero, op.Shape(scores))
+    ones = op.Expand(one, op.Shape(remaining, start=0, end=1))
+    return op.Cast(op.ScatterND(zeros, indices, ones), to=9)  # 9 is bool
 
 
-def _forget_where_it_was_made(graph: Any) -> None:
-    """Remove the exporter's notes: every node carries a stack trace with the paths of this machine."""
+def _remove_exporter_notes(graph: Any) -> None:
+    """Remove the stack traces that the exporter adds to every node, with the paths of this machine."""
     for entry in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
         entry.ClearField("doc_string")
         entry.ClearField("metadata_props")
@@ -101,7 +101,7 @@ def _forget_where_it_was_made(graph: Any) -> None:
 
 @contextmanager
 def silence_exporter() -> Iterator[None]:
-    """The exporter narrates on stdout and logs about torchvision; our users asked for a file."""
+    """Suppress the exporter's output on stdout, its log messages and its warnings."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,4 +1,4 @@
-"""The parity gate: an artefact is kept only if it gives the network's results on real samples."""
+"""The parity check: an artefact must give the network's results on real samples, and the same metrics."""
 
 from __future__ import annotations
 
@@ -18,108 +18,107 @@ from cnnrun.model.trained_network import TrainedNetwork
 from cnnrun.training.evaluation import measure_metrics
 
 BATCH_SIZES = (1, 2, 7)
-
-
 MIN_SAMPLES = 64
-
-
-_SHAKE = 2.0**-10  # grey levels: many times what rounding does to a picture, and nothing to anyone else
-
-
-_UNSTEADY = 0.05  # the part of the real pictures compared that may be so
-
-
-METRIC_DIGITS = 4  # to which the metric of the artefact must equal the network's
-
-
+METRIC_DIGITS = 4  # decimals to which the artefact's metrics must equal the network's
+_NOISE_LEVELS = 2.0**-10  # grey levels: many times larger than rounding errors, and invisible
+_MAX_UNSTABLE_SHARE = 0.05  # of the real images compared
 Artefact = Callable[[NDArray[np.uint8]], list[NDArray[Any]]]
 
 
 def measure_parity(
     artefact: Artefact, trained: TrainedNetwork, splits: dict[str, Examples], batch: int
 ) -> dict[str, Any]:
-    """Compare the artefact with the network: real samples at several batch sizes, extremes, and the metric again."""
-    run = _as_results(artefact, trained)
-    first = [next(iter(batches_in_order(each, MIN_SAMPLES, trained.device))).images for each in splits.values()]
-    real = torch.cat(first)[:MIN_SAMPLES]
-    gaps, reasons, unsteady = _compared(run, trained, real)
+    """Compare an artefact with its network, and return the record that is stored beside the artefact.
+
+    At least MIN_SAMPLES real images at several batch sizes, a black and a white image are compared, and the metrics on
+    the first of `splits` are measured again.
+    """
+    compute_results = _results_function(artefact, trained)
+    batches = [next(iter(batches_in_order(examples, MIN_SAMPLES, trained.device))) for examples in splits.values()]
+    images = torch.cat([batch.images for batch in batches])[:MIN_SAMPLES]
+    differences, reasons, unstable = _compare_results(compute_results, trained, images)
 
     split, examples = next(iter(splits.items()))
-    numbers = {
-        who: measure_metrics(function, trained.task, trained.facts, batches_in_order(examples, batch, trained.device))
-        for who, function in (("network", trained.results), ("artefact", run))
+    metrics = {
+        side: measure_metrics(function, trained.task, trained.facts, batches_in_order(examples, batch, trained.device))
+        for side, function in (("network", trained.results), ("artefact", compute_results))
     }
-    for name, value in numbers["network"].items():
-        other = numbers["artefact"][name]
-        close = 0.5 * 10**-METRIC_DIGITS  # of numbers above 1, such as errors in a large unit, in parts of them
-        if value is None or other is None:  # not defined on these samples, which is so for both
+    tolerance = 0.5 * 10**-METRIC_DIGITS  # relative for metrics above 1, such as errors in a large unit
+    for name, expected in metrics["network"].items():
+        actual = metrics["artefact"][name]
+        if expected is None or actual is None:  # undefined on these samples, for both
             continue
-        if not math.isclose(value, other, abs_tol=close, rel_tol=close):
-            reasons.append(f"{name} is {value:.6f} in the network and {other:.6f} in the file")
+        if not math.isclose(expected, actual, abs_tol=tolerance, rel_tol=tolerance):
+            reasons.append(f"{name} is {expected:.6f} in the network and {actual:.6f} in the file")
     return {
         "passed": not reasons,
         "reason": reasons[0] if reasons else None,
         "split": split,
-        "samples_compared": len(real),
+        "samples_compared": len(images),
         "batch_sizes": list(BATCH_SIZES),
-        "unsteady": unsteady,
-        "largest_difference": max(gaps),
-        "metrics": numbers,
+        "unsteady": unstable,
+        "largest_difference": max(differences),
+        "metrics": metrics,
     }
 
 
-def _as_results(artefact: Artefact, trained: TrainedNetwork) -> Callable[[Tensor], Results]:
-    """The artefact as the network is called: pixel values [B, C, H, W] -> results by name, on the network's device."""
+def _results_function(artefact: Artefact, trained: TrainedNetwork) -> Callable[[Tensor], Results]:
+    """Wrap an artefact so that it maps pixels [B, C, H, W] to results by name on the network's device."""
     names = list(trained.task.result_shapes(trained.facts))
 
-    def run(pictures_BCHW: Tensor) -> Results:
-        values = artefact(pictures_BCHW.permute(0, 2, 3, 1).byte().cpu().numpy())
+    def compute_results(images_BCHW: Tensor) -> Results:
+        values = artefact(images_BCHW.permute(0, 2, 3, 1).byte().cpu().numpy())
         return {name: torch.from_numpy(value).to(trained.device) for name, value in zip(names, values, strict=True)}
 
-    return run
+    return compute_results
 
 
-def _compared(
-    run: Callable[[Tensor], Results], trained: TrainedNetwork, real: Tensor
+def _compare_results(
+    compute_results: Callable[[Tensor], Results], trained: TrainedNetwork, images: Tensor
 ) -> tuple[list[float], list[str], list[str]]:
-    """The largest difference of each batch, and why batches are not the same, over sizes and extremes.
+    """Compare results over batch sizes and extreme images.
 
-    And which pictures were left out because they say nothing: see `_steady`.
+    Returns the largest difference of each batch that agrees, the reasons for disagreement, and the batches of images
+    that were left out because they are unstable (see `_is_stable`).
     """
     black = torch.zeros(1, *trained.facts.image, device=trained.device)
-    cases = [(f"batch {size}", part) for size in BATCH_SIZES for part in real.split(size)]
-    cases += [("a black picture", black), ("a white picture", black + 255)]
-    gaps, reasons, unsteady = [], [], []
-    for what, pictures in cases:
-        ours, theirs = trained.results(pictures), run(pictures)
-        if trained.task.find_disagreement(ours, theirs, trained.facts) is None:
-            gaps.append(trained.task.largest_difference(ours, theirs, trained.facts))
+    cases = [(f"batch {size}", batch) for size in BATCH_SIZES for batch in images.split(size)]
+    cases += [("a black image", black), ("a white image", black + 255)]
+    differences, reasons, unstable = [], [], []
+    for case, batch in cases:
+        expected, actual = trained.results(batch), compute_results(batch)
+        if trained.task.find_disagreement(expected, actual, trained.facts) is None:
+            differences.append(trained.task.largest_difference(expected, actual, trained.facts))
             continue
-        for row in range(len(pictures)):
-            one = slice(row, row + 1)
-            mine, other = ({name: value[one] for name, value in each.items()} for each in (ours, theirs))
-            if why := trained.task.find_disagreement(mine, other, trained.facts):
-                if _steady(trained, pictures[one], mine):
-                    reasons.append(f"{what}: {why}")
+        for index in range(len(batch)):
+            expected_row, actual_row = _select_row(expected, index), _select_row(actual, index)
+            if reason := trained.task.find_disagreement(expected_row, actual_row, trained.facts):
+                if _is_stable(trained, batch[index : index + 1], expected_row):
+                    reasons.append(f"{case}: {reason}")
                 else:
-                    unsteady.append(what)
-    most = _UNSTEADY * len(BATCH_SIZES) * len(real)
-    if len(unsteady) > most + 2:
-        reasons.append(f"{len(unsteady)} pictures have results that noise of {_SHAKE:g} grey levels alters")
-    return gaps or [math.nan], reasons, unsteady
+                    unstable.append(case)
+    max_unstable = _MAX_UNSTABLE_SHARE * len(BATCH_SIZES) * len(images) + 2  # 2: the black and the white image
+    if len(unstable) > max_unstable:
+        reasons.append(f"{len(unstable)} images have results that noise of {_NOISE_LEVELS:g} grey levels changes")
+    return differences or [math.nan], reasons, unstable
 
 
-def _steady(trained: TrainedNetwork, picture: Tensor, results: Results) -> bool:
-    """Whether the network itself gives the same for the picture with a hair's noise added, and taken away.
+def _select_row(results: Results, index: int) -> Results:
+    return {name: values[index : index + 1] for name, values in results.items()}
 
-    Where it does not, two boxes of one object are so equal that rounding says which of them is left; on a picture of
-    one colour, where all cells see the same, that is the rule.
+
+def _is_stable(trained: TrainedNetwork, image: Tensor, results: Results) -> bool:
+    """Return whether the network's own results stay the same when tiny noise is added to the image, and subtracted.
+
+    If not, rounding decides, for example, which of two almost equal boxes of an object remains. That is usual on an
+    image of one colour, where all cells see the same.
     """
-    noise = torch.randn(picture.shape, generator=torch.Generator().manual_seed(0)).to(picture.device) * _SHAKE
-    shaken = (trained.results(picture + change) for change in (noise, -noise))
-    return all(trained.task.find_disagreement(results, each, trained.facts) is None for each in shaken)
+    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0)).to(image.device) * _NOISE_LEVELS
+    noisy_results = (trained.results(image + change) for change in (noise, -noise))
+    return all(trained.task.find_disagreement(results, noisy, trained.facts) is None for noisy in noisy_results)
 
 
 def pixel_shape(trained: TrainedNetwork) -> tuple[int, int, int]:
+    """Shape of an artefact's input image: (height, width, channels)."""
     channels, height, width = trained.facts.image
     return height, width, channels

@@ -1,4 +1,4 @@
-"""Code: the network as a Python file that needs torch alone, and its weights beside it."""
+"""Export to Python: a file with the network's code, which needs only torch, and a file with its weights."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from cnnrun.config.spec import Kind
 from cnnrun.export.python_source import Call, SourceCollector, constructor_call, extract_layers, extract_repeats
 from cnnrun.model.trained_network import ExportedNetwork
 
-_HEAD = '''"""A network trained and written by cnnrun {cnnrun}. It needs torch alone.
+_HEAD = '''"""A network that was trained and exported by cnnrun {cnnrun}. It needs only torch.
 
     from {stem} import load
     network = load()
     results = network(pixels)  # {input}; network.classes has the names
 
-Pictures of another size are first brought to it: {resize}.
+Resize images of another size first: {resize}.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from __future__ import annotations
 
 _CHAIN = '''
 def chain(**layers: nn.Module) -> nn.Sequential:
-    """Layers one after the other, by name."""
+    """Build named layers that run one after the other."""
     return nn.Sequential(OrderedDict(layers))
 '''
 
 _TAIL = '''
 class Deployed(nn.Module):
-    """Pixels, uint8 [B, H, W, C] -> {results}."""
+    """Network from pixels, uint8 [B, H, W, C], to {results}."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,32 +52,32 @@ class Deployed(nn.Module):
 
 
 def load(weights: Path | None = None) -> Deployed:
-    """The network with its weights (by default those of the file beside this one), ready to use."""
-    made = Deployed()
+    """Load the network with its weights, by default from the file beside this one, in evaluation mode."""
+    deployed = Deployed()
     tensors, metadata = read_safetensors(weights or Path(__file__).with_suffix(".safetensors"))
-    made.network.load_state_dict(tensors)
-    made.classes = json.loads(metadata["classes"])
-    return made.to(memory_format=torch.channels_last).eval()
+    deployed.network.load_state_dict(tensors)
+    deployed.classes = json.loads(metadata["classes"])
+    return deployed.to(memory_format=torch.channels_last).eval()
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a file: eight bytes that give the length of a table in JSON, the table, the numbers."""
+    """Read the tensors and metadata of a safetensors file: length of a JSON header (8 bytes), the header, the data."""
     data = path.read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
-    table = json.loads(data[8:start])
-    metadata = table.pop("__metadata__", {{}})
+    header = json.loads(data[8:start])
+    metadata = header.pop("__metadata__", {{}})
     dtypes = {{"F32": torch.float32, "I64": torch.int64}}
     tensors = {{}}
-    for name, entry in table.items():
+    for name, entry in header.items():
         first, last = entry["data_offsets"]
-        numbers = torch.frombuffer(bytearray(data[start + first : start + last]), dtype=dtypes[entry["dtype"]])
-        tensors[name] = numbers.reshape(entry["shape"])
+        values = torch.frombuffer(bytearray(data[start + first : start + last]), dtype=dtypes[entry["dtype"]])
+        tensors[name] = values.reshape(entry["shape"])
     return tensors, metadata
 '''
 
 
 class Code(Kind):
-    """A Python file and a safetensors file that need torch alone."""
+    """A Python file and a safetensors file that need only torch."""
 
     kind = "code"
     suffix: ClassVar[str] = ".py"
@@ -86,14 +86,14 @@ class Code(Kind):
     def write(
         self, module: ExportedNetwork, example: Tensor, names: list[str], metadata: dict[str, Any], path: Path
     ) -> None:
-        """Write the code to `path` and the weights beside it."""
+        """Write the code to `path`, and the weights to the same path with suffix .safetensors."""
         path.write_text(generate_code(module, names, metadata, path.stem))
         tensors = {name: value.cpu().contiguous() for name, value in module.network.state_dict().items()}
-        noted = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
-        path.with_suffix(".safetensors").write_bytes(safetensors.torch.save(tensors, noted))
+        texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+        path.with_suffix(".safetensors").write_bytes(safetensors.torch.save(tensors, texts))
 
     def reload(self, path: Path) -> Callable[[NDArray[np.uint8]], list[NDArray[Any]]]:
-        """The written file as a function of pixels. Raises CheckpointError where it does not run."""
+        """Load a written file as a function of pixels. Raises CheckpointError if it does not run."""
         try:
             spec = importlib.util.spec_from_file_location("exported_network", path)
             assert spec is not None
@@ -101,8 +101,8 @@ class Code(Kind):
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
             network = module.load()
-        except Exception as error:  # whatever is wrong with generated code, the file is not kept
-            raise CheckpointError(f"{path}: does not run: {type(error).__name__}: {error}") from None
+        except Exception as error:  # generated code may fail in any way, and then the file must not be kept
+            raise CheckpointError(f"{path}: does not run ({type(error).__name__}: {error})") from None
 
         def run(pixels: NDArray[np.uint8]) -> list[NDArray[Any]]:
             with torch.inference_mode():
@@ -112,26 +112,26 @@ class Code(Kind):
 
 
 def generate_code(module: ExportedNetwork, names: list[str], metadata: dict[str, Any], stem: str) -> str:
-    """The text of the file."""
+    """Generate the text of the Python file; `names` are the results, `stem` is the file's name without suffix."""
     sources = SourceCollector(
         {"json": {""}, "pathlib": {"Path"}, "torch": {"", "nn", "Tensor"}, "collections": {"OrderedDict"}}
     )
-    for part in [*module.network.modules(), *module.decoder.modules()]:
-        if type(part).__module__.startswith("cnnrun."):
-            sources.add(type(part))
-    whole, functions = extract_repeats(constructor_call(module.network))
-    whole, layers = extract_layers(whole)
+    for submodule in [*module.network.modules(), *module.decoder.modules()]:
+        if type(submodule).__module__.startswith("cnnrun."):
+            sources.add(type(submodule))
+    network, repeats = extract_repeats(constructor_call(module.network))
+    network, layers = extract_layers(network)
     pieces = [
         _HEAD.format(stem=re.sub(r"\W", "_", stem), **metadata) + "\n" + "\n".join(sources.import_lines()) + "\n",
         *(f"\n{text}\n" for text in sources.definitions.values()),
         _CHAIN,
-        *(_function(name, call) for name, call in (functions | layers).items()),
-        _function("network", whole),
-        _function("decoder", constructor_call(module.decoder)),
+        *(_function_text(name, call) for name, call in (repeats | layers).items()),
+        _function_text("network", network),
+        _function_text("decoder", constructor_call(module.decoder)),
         _TAIL.format(results=", ".join(names)),
     ]
     return "\n".join(pieces)
 
 
-def _function(name: str, call: Call) -> str:
+def _function_text(name: str, call: Call) -> str:
     return f"\ndef {name}() -> nn.Module:\n    return {call.text(4, len('return '))}\n"

@@ -1,6 +1,6 @@
-"""Modules as Python source: how each is constructed, read back from its attributes, and the classes that needs.
+"""Python source of modules: their constructor calls, read from their attributes, and the classes that these need.
 
-Every module, torch's and ours, keeps its constructor's arguments under their own names; the tests hold them to it.
+Every module of torch and cnnrun stores its constructor's arguments in attributes of the same names; tests check this.
 """
 
 from __future__ import annotations
@@ -20,67 +20,71 @@ from typing import Any
 from torch import Tensor, nn
 
 WIDTH = 120
-_PAIRS = {"kernel_size", "stride", "padding", "dilation", "output_size", "output_padding"}
-_LEFT_OUT = {"self", "device", "dtype"}
-_WORTH_A_FUNCTION = 3  # lines
+_PAIR_ARGUMENTS = {"kernel_size", "stride", "padding", "dilation", "output_size", "output_padding"}
+_OMITTED_ARGUMENTS = {"self", "device", "dtype"}
+_MIN_FUNCTION_LINES = 3  # shorter calls are not moved to a function of their own
 
 
 @dataclass(frozen=True)
 class Call:
-    """`name(first, key=value)`, or a list or mapping when `name` says so by its brackets."""
+    """A call `name(first, key=value)`, or a list or mapping if `brackets` says so."""
 
     name: str
     arguments: tuple[tuple[str, Any], ...]
     brackets: str = "()"
 
-    def text(self, indent: int = 0, before: int = 0) -> str:
-        """Formatted as ruff does: on one line where that fits, else an argument a line; `before` is taken already."""
-        parts = [f"{key}{_written(value)}" for key, value in self.arguments]
-        line = f"{self.name}{self.brackets[0]}{', '.join(parts)}{self.brackets[1]}"
-        if indent + before + len(line) < WIDTH and "\n" not in line:
+    def text(self, indent: int = 0, prefix_length: int = 0) -> str:
+        """Format the call as ruff does: on one line if it fits, else with one argument per line.
+
+        `prefix_length` characters stand before it on its first line, after the indentation.
+        """
+        line = _one_line(self)
+        if indent + prefix_length + len(line) < WIDTH and "\n" not in line:
             return line
-        inner = " " * (indent + 4)
-        lines = [f"{inner}{key}{_written(value, indent + 4, len(key))}," for key, value in self.arguments]
+        padding = " " * (indent + 4)
+        lines = [f"{padding}{key}{_value_text(value, indent + 4, len(key))}," for key, value in self.arguments]
         return "\n".join([f"{self.name}{self.brackets[0]}", *lines, " " * indent + self.brackets[1]])
 
 
-def _written(value: Any, indent: int | None = None, before: int = 0) -> str:
+def _value_text(value: Any, indent: int, prefix_length: int) -> str:
+    return value.text(indent, prefix_length) if isinstance(value, Call) else str(value)
+
+
+def _one_line(value: Any) -> str:
     if not isinstance(value, Call):
         return str(value)
-    if indent is not None:
-        return value.text(indent, before)
-    parts = ", ".join(f"{key}{_written(each)}" for key, each in value.arguments)
-    return f"{value.name}{value.brackets[0]}{parts}{value.brackets[1]}"
+    arguments = ", ".join(f"{key}{_one_line(argument)}" for key, argument in value.arguments)
+    return f"{value.name}{value.brackets[0]}{arguments}{value.brackets[1]}"
 
 
 def constructor_call(module: nn.Module) -> Call:
-    """The call that makes a module like this one, its parts included."""
+    """Return the call that constructs a module like this one, including its submodules."""
     name = type(module).__name__
     name = f"nn.{name}" if type(module).__module__.startswith("torch.") else name
     if isinstance(module, nn.Sequential):
         return _sequence(name, dict(module.named_children()))
     arguments = []
     for parameter in inspect.signature(type(module).__init__).parameters.values():
-        if parameter.name in _LEFT_OUT or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        if parameter.name in _OMITTED_ARGUMENTS or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        required = parameter.default is parameter.empty
-        if not required and not hasattr(module, parameter.name):
+        is_required = parameter.default is parameter.empty
+        if not is_required and not hasattr(module, parameter.name):
             continue
-        value = _plain(module, parameter.name)
-        if required or value != parameter.default:
-            arguments.append(("" if required else f"{parameter.name}=", _literal(value)))
+        value = _constructor_argument(module, parameter.name)
+        if is_required or value != parameter.default:
+            arguments.append(("" if is_required else f"{parameter.name}=", _literal(value)))
     return Call(name, tuple(arguments))
 
 
-def _plain(module: nn.Module, name: str) -> Any:
-    """An attribute as its constructor took it: whether there is a bias, one number for an equal pair."""
+def _constructor_argument(module: nn.Module, name: str) -> Any:
+    """An attribute in the form that the constructor takes: a bool for the bias, one number for an equal pair."""
     value = getattr(module, name)
     if name == "bias":
         return value is not None and value is not False
     if isinstance(value, Tensor):
         return value.flatten().tolist()
-    torchs_own = type(module).__module__.startswith("torch.")
-    if torchs_own and name in _PAIRS and isinstance(value, tuple) and len(set(value)) == 1:
+    is_torch_pair = type(module).__module__.startswith("torch.") and name in _PAIR_ARGUMENTS
+    if is_torch_pair and isinstance(value, tuple) and len(set(value)) == 1:
         return value[0]
     return value
 
@@ -89,109 +93,117 @@ def _literal(value: Any) -> Any:
     if isinstance(value, nn.Module):
         return constructor_call(value)
     if isinstance(value, list):
-        return Call("", tuple(("", _literal(each)) for each in value), "[]")
+        return Call("", tuple(("", _literal(item)) for item in value), "[]")
     if isinstance(value, dict):
-        return Call("", tuple((f"{_literal(key)}: ", _literal(each)) for key, each in value.items()), "{}")
+        return Call("", tuple((f"{_literal(key)}: ", _literal(item)) for key, item in value.items()), "{}")
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 def _sequence(name: str, children: dict[str, nn.Module]) -> Call:
-    """`chain(conv=..., norm=...)`, which the generated file defines, or the long way where that cannot be said."""
-    words = all(child.isidentifier() and not iskeyword(child) and child != "__debug__" for child in children)
-    if name == "nn.Sequential" and words:
+    """Call for a sequence: `chain(conv=..., norm=...)`, which the generated file defines, or an OrderedDict.
+
+    The latter is for names that cannot be keyword arguments, and for subclasses of nn.Sequential.
+    """
+    are_keywords = all(child.isidentifier() and not iskeyword(child) and child != "__debug__" for child in children)
+    if name == "nn.Sequential" and are_keywords:
         return Call("chain", tuple((f"{child}=", constructor_call(module)) for child, module in children.items()))
     return Call(name, (("", Call("OrderedDict", (("", _literal(children)),))),))
 
 
-# --- what occurs again becomes a function -----------------------------------------------------------------------------
+# --- functions for repeated calls and for layers ----------------------------------------------------------------------
 
 
 def extract_repeats(call: Call) -> tuple[Call, dict[str, Call]]:
-    """The call with every larger part that occurs again as a function, and those functions, inner ones first."""
+    """Replace every long call that occurs again by a function; return the result and the functions, inner first."""
     counts: dict[Call, int] = {}
-    _count(call, counts)
-    again = {part for part, count in counts.items() if count > 1 and part.text().count("\n") >= _WORTH_A_FUNCTION}
-    functions: dict[Call, str] = {}
+    _count_calls(call, counts)
+    repeated = {part for part, count in counts.items() if count > 1 and _is_long(part)}
+    names: dict[Call, str] = {}
+    functions: dict[str, Call] = {}
 
-    def replaced(value: Any) -> Any:
+    def replace_repeats(value: Any) -> Any:
         if not isinstance(value, Call):
             return value
-        if value in functions:
-            return Call(functions[value], ())
-        made = Call(value.name, tuple((key, replaced(each)) for key, each in value.arguments), value.brackets)
-        if value not in again:
-            return made
-        functions[value] = f"part{len(functions) + 1}"
-        bodies[functions[value]] = made
-        return Call(functions[value], ())
+        if value in names:
+            return Call(names[value], ())
+        arguments = tuple((key, replace_repeats(argument)) for key, argument in value.arguments)
+        body = Call(value.name, arguments, value.brackets)
+        if value not in repeated:
+            return body
+        names[value] = f"part{len(names) + 1}"
+        functions[names[value]] = body
+        return Call(names[value], ())
 
-    bodies: dict[str, Call] = {}
-    return replaced(call), bodies
+    return replace_repeats(call), functions
 
 
-def _count(call: Call, counts: dict[Call, int]) -> None:
+def _is_long(call: Call) -> bool:
+    return call.text().count("\n") >= _MIN_FUNCTION_LINES
+
+
+def _count_calls(call: Call, counts: dict[Call, int]) -> None:
     counts[call] = counts.get(call, 0) + 1
     if counts[call] == 1 and call.brackets == "()":
         for _, value in call.arguments:
-            for inner in _calls(value):
-                _count(inner, counts)
+            for inner_call in _inner_calls(value):
+                _count_calls(inner_call, counts)
 
 
-def _calls(value: Any) -> Iterator[Call]:
-    """The module calls directly inside a value, through lists and mappings."""
+def _inner_calls(value: Any) -> Iterator[Call]:
+    """Calls of modules directly inside a value, also in lists and mappings."""
     if isinstance(value, Call) and value.brackets == "()" and value.name != "OrderedDict":
         yield value
     elif isinstance(value, Call):
-        for _, each in value.arguments:
-            yield from _calls(each)
+        for _, argument in value.arguments:
+            yield from _inner_calls(argument)
 
 
 def extract_layers(network: Call) -> tuple[Call, dict[str, Call]]:
-    """The call of a Network with each larger top-level layer as a function of its name, and those functions."""
+    """Replace each longer top-level layer of a Network by the call of a function; return the call and the functions."""
     functions: dict[str, Call] = {}
 
-    def lift(key: str, value: Any) -> tuple[str, Any]:
-        if not isinstance(value, Call) or not value.arguments or value.text().count("\n") < _WORTH_A_FUNCTION:
+    def extract_layer(key: str, value: Any) -> tuple[str, Any]:
+        if not isinstance(value, Call) or not value.arguments or not _is_long(value):
             return key, value
         name = "layer_" + re.sub(r"\W", "", key)
         functions[name] = value
         return key, Call(name, ())
 
-    def inside(call: Call) -> Call:
-        """Down to the list of layers: through `LinkedChain({...}, ...)` and `nn.Sequential(OrderedDict({...}))`."""
+    def replace_layers(call: Call) -> Call:
+        """Descend to the list of layers, through `LinkedChain({...}, ...)` or `nn.Sequential(OrderedDict({...}))`."""
         if call.name not in ("LinkedChain", "nn.Sequential", "OrderedDict"):
-            return Call(call.name, tuple(lift(*each) for each in call.arguments), call.brackets)
-        (first, value), *rest = call.arguments
-        return Call(call.name, ((first, inside(value)), *rest), call.brackets)
+            return Call(call.name, tuple(extract_layer(*argument) for argument in call.arguments), call.brackets)
+        (first_key, value), *rest = call.arguments
+        return Call(call.name, ((first_key, replace_layers(value)), *rest), call.brackets)
 
     normalize, (key, layers), head = network.arguments
-    made = inside(layers)
-    return Call(network.name, (normalize, (key, made), head)), functions
+    return Call(network.name, (normalize, (key, replace_layers(layers)), head)), functions
 
 
-# --- the source of our own classes ------------------------------------------------------------------------------------
+# --- source of cnnrun's classes ---------------------------------------------------------------------------------------
 
 
 @dataclass
 class SourceCollector:
-    """Definitions that generated code needs, in order, and the imports that those need."""
+    """Collector of the definitions that generated code needs, in order, and of their imports."""
 
     imports: dict[str, set[str]] = field(default_factory=dict)  # module -> names; "" for the module itself
     definitions: dict[str, str] = field(default_factory=dict)
 
-    def add(self, thing: Callable[..., Any]) -> None:
-        """A class or function of ours, with whatever its source names."""
-        if thing.__name__ in self.definitions:
+    def add(self, definition: Callable[..., Any]) -> None:
+        """Add a class or function of cnnrun, after everything that its source uses."""
+        name = definition.__name__
+        if name in self.definitions:
             return
-        text = textwrap.dedent(inspect.getsource(thing))
-        self.definitions[thing.__name__] = ""  # holds the place while what it names is added
-        self.add_dependencies(text, sys.modules[thing.__module__])
-        del self.definitions[thing.__name__]
-        self.definitions[thing.__name__] = text.rstrip()
+        text = textwrap.dedent(inspect.getsource(definition))
+        self.definitions[name] = ""  # so that it is not added again while its dependencies are
+        self.add_dependencies(text, sys.modules[definition.__module__])
+        del self.definitions[name]
+        self.definitions[name] = text.rstrip()
 
     def add_dependencies(self, text: str, module: types.ModuleType) -> None:
-        """Everything that a piece of `module` names, so that the piece can stand elsewhere."""
-        imported = _imports(module)
+        """Add every definition and import that a piece of a module's source uses."""
+        imported = _imported_names(module)
         for name in dict.fromkeys(node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)):
             value = getattr(module, name, None)
             if name in imported and not imported[name][0].startswith("cnnrun"):
@@ -202,30 +214,30 @@ class SourceCollector:
             elif isinstance(value, int | float | str) and name in vars(module):
                 self.definitions.setdefault(name, f"{name} = {value!r}")
             elif isinstance(value, types.GenericAlias):
-                self.definitions.setdefault(name, f"{name} = {_alias(value)}")
+                self.definitions.setdefault(name, f"{name} = {_alias_text(value)}")
 
     def import_lines(self) -> list[str]:
-        """The import statements, the standard library's first."""
+        """Import statements, those of the standard library first."""
         lines = []
-        for name, names in self.imports.items():
-            lines += [f"import {name}{each}" for each in names if each.startswith(" as ") or not each]
-            plain = sorted(each for each in names if each and not each.startswith(" as "))
-            lines += [f"from {name} import {', '.join(plain)}"] if plain else []
+        for module, names in self.imports.items():
+            lines += [f"import {module}{name}" for name in names if name.startswith(" as ") or not name]
+            members = sorted(name for name in names if name and not name.startswith(" as "))
+            lines += [f"from {module} import {', '.join(members)}"] if members else []
         lines.sort(key=lambda line: (line.startswith("from"), line))
-        torchs = [line for line in lines if " torch" in line]
-        return [*(line for line in lines if line not in torchs), "", *torchs]
+        torch_lines = [line for line in lines if " torch" in line]
+        return [*(line for line in lines if line not in torch_lines), "", *torch_lines]
 
 
-def _imports(module: types.ModuleType) -> dict[str, tuple[str, str]]:
-    """What each name that a module imports is: (module, name), or (module, "" or " as name") for a module itself."""
-    found: dict[str, tuple[str, str]] = {}
+def _imported_names(module: types.ModuleType) -> dict[str, tuple[str, str]]:
+    """Origin of each name that a module imports: (module, name), or (module, "" or " as name") for a whole module."""
+    origins: dict[str, tuple[str, str]] = {}
     for node in ast.parse(inspect.getsource(module)).body:
         if isinstance(node, ast.ImportFrom) and node.module:
-            found |= {alias.asname or alias.name: (node.module, alias.name) for alias in node.names}
+            origins |= {alias.asname or alias.name: (node.module, alias.name) for alias in node.names}
         elif isinstance(node, ast.Import):
-            found |= {a.asname or a.name: (a.name, f" as {a.asname}" if a.asname else "") for a in node.names}
-    return found
+            origins |= {a.asname or a.name: (a.name, f" as {a.asname}" if a.asname else "") for a in node.names}
+    return origins
 
 
-def _alias(value: Any) -> str:
+def _alias_text(value: Any) -> str:
     return repr(value).replace("torch.Tensor", "Tensor")

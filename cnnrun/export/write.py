@@ -1,4 +1,4 @@
-"""Export: write, reload, compare, and keep the file only if it is the model."""
+"""Export of a network: write a file, load it again, compare it with the network, and keep it only if they agree."""
 
 from __future__ import annotations
 
@@ -22,56 +22,57 @@ from cnnrun.model.trained_network import ExportedNetwork, TrainedNetwork
 def export_network(
     form: Format, trained: TrainedNetwork, splits: dict[str, Examples], path: Path, batch: int
 ) -> dict[str, Any]:
-    """Write `path`, and the record of its parity beside it; returns the latter.
+    """Write the artefact to `path` and the record of its parity check beside it; return the record.
 
-    Raises ParityError, leaving no file behind. The metric is measured on the first of `splits`; the others add pictures
-    to compare where it has too few.
+    The metrics are measured on the first of `splits`; the others add images if it has too few. Raises ParityError and
+    writes no artefact if its results differ from the network's.
     """
     make_folder(path.parent)
     module = ExportedNetwork(trained).eval()
     names = list(trained.task.result_shapes(trained.facts))
     example = torch.zeros(2, *pixel_shape(trained), dtype=torch.uint8, device=trained.device)
-    record = path.with_name(form.record)
-    # Made elsewhere: whatever ends this process leaves nothing in the folder.
+    record_path = path.with_name(form.record)
+    # In a temporary folder, so that a process that is killed leaves nothing beside `path`.
     with TemporaryDirectory(prefix="cnnrun-export-") as folder:
-        made = Path(folder) / path.name
-        with storage_errors(made, 0):
-            form.write(module, example, names, artefact_metadata(trained), made)
-        report = measure_parity(form.reload(made), trained, splits, batch) | {"file": path.name}
-        if not report["passed"]:
-            # Beside the record of an earlier file, which stays with that file.
-            write_json(record.with_stem(record.stem + "-failed"), report)
-            raise ParityError(f"{path}: not kept, it is not the model: {report['reason']}")
+        temporary = Path(folder) / path.name
+        with storage_errors(temporary, 0):
+            form.write(module, example, names, artefact_metadata(trained), temporary)
+        record = measure_parity(form.reload(temporary), trained, splits, batch) | {"file": path.name}
+        if not record["passed"]:
+            # Under a name of its own: an earlier artefact keeps its record.
+            write_json(record_path.with_stem(record_path.stem + "-failed"), record)
+            raise ParityError(f"{path}: not kept, its results differ from the network's: {record['reason']}")
         files = {file.name: file.read_bytes() for file in Path(folder).iterdir() if file.is_file()}
-    _put_in_place(path, record, files, report)
-    return report
+    _replace_export(path, record_path, files, record)
+    return record
 
 
-def _put_in_place(path: Path, record: Path, files: dict[str, bytes], report: dict[str, Any]) -> None:
-    """Replace the files of an earlier export; a record that is there is always that of the files beside it."""
+def _replace_export(path: Path, record_path: Path, files: dict[str, bytes], record: dict[str, Any]) -> None:
+    """Write the files of an export, in place of an earlier one, so that a record is always that of its files."""
     for name in files:
-        if (there := path.with_name(name)).exists() and not path.exists():
-            raise ConfigError(f"{there}: is there, and not of an earlier export; choose another --out")
-    report["sha256"] = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
+        if (sibling := path.with_name(name)).exists() and not path.exists():
+            raise ConfigError(f"{sibling}: exists, but is not part of an earlier export; choose another --out")
+    record["sha256"] = {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
     with storage_errors(path, sum(map(len, files.values()))):
         folder = Folder(path.parent)
         folder.remove_abandoned()
-        folder.replace_together(files, (record.name, json_bytes(report)))
+        folder.replace_together(files, (record_path.name, json_bytes(record)))
 
 
 def artefact_metadata(trained: TrainedNetwork) -> dict[str, Any]:
-    """What a user of the file needs to know, and what it came from."""
+    """Metadata of an artefact: its task, classes and input, and the version and step that it comes from."""
     channels, height, width = trained.facts.image
+    image = trained.image
     return {
         "task": trained.task.kind,
         "classes": list(trained.facts.classes),
         "input": f"uint8 [batch, {height}, {width}, {channels}], {'grey' if channels == 1 else 'RGB'}",
-        "resize": f"{_fit(trained.image)}, bilinear with antialiasing (Pillow), background {trained.image.background}",
+        "resize": f"{_describe_fit(image)}, bilinear with antialiasing (Pillow), background {image.background}",
         "cnnrun": __version__,
         "step": trained.step,
         **trained.task.metadata(trained.facts),
     }
 
 
-def _fit(image: ImageSettings) -> str:
+def _describe_fit(image: ImageSettings) -> str:
     return f"crop of the middle {image.crop_pct:g}" if image.fit == "crop" else image.fit

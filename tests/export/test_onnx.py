@@ -141,7 +141,7 @@ def test_a_picture_is_steady_where_a_hair_more_and_a_hair_less_give_the_same():
     for value, steady in ((1.0, True), (0.0, False), (-1.0, True)):
         trained = SimpleNamespace(results=lambda x: {"above": x[:, 0, 0, 0] > 0}, task=task, facts=facts)
         picture = torch.full((1, 1, 4, 4), value)
-        assert parity._steady(trained, picture, trained.results(picture)) is steady
+        assert parity._is_stable(trained, picture, trained.results(picture)) is steady
 
 
 def test_a_small_split_is_filled_up_from_training(trained_run, tmp_path, monkeypatch):
