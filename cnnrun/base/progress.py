@@ -64,14 +64,17 @@ class Clock:
 
     @property
     def seconds(self) -> float:
+        """Time since the clock was created."""
         return time.perf_counter() - self._start
 
     @property
     def images_per_second(self) -> float:
+        """Speed of training, without the time in `exclude_time`."""
         return self.images / (self.seconds - self._excluded_seconds)
 
     @property
     def data_wait_share(self) -> float:
+        """Share of the training time that was spent waiting for data."""
         return self._wait_seconds / (self.seconds - self._excluded_seconds)
 
     @contextmanager

@@ -30,8 +30,8 @@ def measure_parity(
 ) -> dict[str, Any]:
     """Compare an artefact with its network, and return the record that is stored beside the artefact.
 
-    At least MIN_SAMPLES real images at several batch sizes, a black and a white image are compared, and the metrics on
-    the first of `splits` are measured again.
+    Compares results on MIN_SAMPLES real images at several batch sizes and on a black and a white image, then metrics
+    on the first of `splits`.
     """
     compute_results = _results_function(artefact, trained)
     batches = [next(iter(batches_in_order(examples, MIN_SAMPLES, trained.device))) for examples in splits.values()]
