@@ -272,7 +272,7 @@ def test_a_sheet_shows_what_training_sees(run_cli, config, tmp_path):
     photo(tmp_path / "mine.png", 3)
     for words in (["show", config, "--out", tmp_path / "mine.png"], ["split", config, "--out", config]):
         code, _, err = run_cli("data", *words)
-        assert (code, "is there already" in err) == (2, True)
+        assert (code, "already exists" in err) == (2, True)
     assert run_cli("data", "check", config, "--write-manifest", config)[0] == 2
     before = out.read_bytes()
     run_cli("data", "show", config, *words, "--out", out)

@@ -249,7 +249,7 @@ def test_it_asks_for_nothing_from_outside(trained_run, tmp_path):
 
 def test_a_page_of_somebody_elses_stays(trained_run, tmp_path):
     (tmp_path / "page.html").write_text("<html>mine</html>")
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="already exists"):
         written(trained_run, tmp_path)
 
 
