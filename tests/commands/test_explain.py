@@ -310,7 +310,7 @@ def test_a_command_writes_a_picture_with_its_line_and_one_for_tensorboard(comman
     mine = save_picture(tmp_path / "mine.png")
     code, _, err = run_cli("explain", command, run, "--out", mine)
     assert code == 2
-    assert "is there already" in err
+    assert "already exists" in err
 
 
 @pytest.mark.parametrize("command", ["features", "deconv", "occlude", "gradcam", "saliency", "invariance"])
