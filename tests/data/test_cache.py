@@ -215,7 +215,7 @@ def test_where_pictures_go_follows_their_size_and_is_said(picture_folder, cache_
     assert kind(disk_gib=1e-9) == "Held"
     assert "kept in memory and not for the next run" in capfd.readouterr().err
     assert kind(disk_gib=1e-9, memory_gib=1e-9) == "Streamed"
-    assert "decoded anew at each use" in capfd.readouterr().err
+    assert "decoded again at each use" in capfd.readouterr().err
     assert kind(memory_gib=1e-9) == "OnDisk"
     assert kind(disk_gib=1e-9) == "Held"  # it is there already, and mapped
     assert capfd.readouterr().err == ""
