@@ -54,7 +54,7 @@ class ThreadedMap:
         self._timeout, self._is_hung = timeout, False
 
     def __call__(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-        """Return the function's value for each item. Raises ReadTimeoutError if no item is done for `timeout` seconds."""
+        """The function's value for each item. Raises ReadTimeoutError if no item is done for `timeout` seconds."""
         if self._is_hung:
             raise ReadTimeoutError(self._timeout, [])
         if self._pool is None:

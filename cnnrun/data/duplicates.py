@@ -99,7 +99,7 @@ def find_near_duplicates(thumbs_NF: NDArray[np.uint8], limit: int = 5_000_000) -
     from scipy.spatial import cKDTree
 
     values = thumbs_NF.astype(np.float32)
-    # If the tolerance is below rounding errors, the contrast is too low to compare the image at all.
+    # Images of low contrast are left out: their tolerance would be smaller than rounding errors.
     rows = np.flatnonzero(values.std(1) * MAX_RELATIVE_DIFFERENCE > _MIN_TOLERANCE)
     values = values[rows]
     if len(values) < 2:
