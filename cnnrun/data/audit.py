@@ -273,8 +273,8 @@ def _class_name_findings(classes: Sequence[str]) -> list[Finding]:
     """Class names that may mean the same class, or no class."""
     alike, odd = alike_names(classes), questionable_numbers(classes)
     kinds = (
-        ("names of classes that differ in writing alone", [quote_names(group) for group in alike]),
-        ("classes that are numbers far from the others: labels, or none?", [[name] for name in odd]),
+        ("class names that differ only in spelling", [quote_names(group) for group in alike]),
+        ("class names that are numbers far from the others: are these labels?", [[name] for name in odd]),
     )
     return [Finding("warning", kind, len(names), names[:MAX_EXAMPLES]) for kind, names in kinds if names]
 
