@@ -106,20 +106,20 @@ def _assign_groups(labels_N: Tensor, groups_N: Tensor, seed: int, shares: list[f
     names, groups = groups_N.unique(return_inverse=True)
     counts = torch.zeros(len(names), int(labels.max()) + 1, dtype=torch.float64)
     counts.index_put_((groups, labels), torch.ones(len(labels), dtype=torch.float64), accumulate=True)
-    wanted = torch.tensor(shares, dtype=torch.float64)[:, None] * counts.sum(0)
-    assigned = torch.zeros_like(wanted)
+    target_counts = torch.tensor(shares, dtype=torch.float64)[:, None] * counts.sum(0)
+    side_counts = torch.zeros_like(target_counts)
     side = torch.zeros(len(names), dtype=torch.int64)
     order = permutation(seed, 0, len(names))
     order = order[counts.sum(1)[order].argsort(descending=True, stable=True)]
     for group in order.tolist():
         # The squared shortfall as a share of each class, before and after the group is added to each side.
         total = counts.sum(0)
-        before = ((wanted - assigned) / total).square().sum(1)
-        after = ((wanted - assigned - counts[group]) / total).square().sum(1)
+        before = ((target_counts - side_counts) / total).square().sum(1)
+        after = ((target_counts - side_counts - counts[group]) / total).square().sum(1)
         change = after - before
         # Of the sides that gain equally, take the least full one for its size.
-        fill = assigned.sum(1) / wanted.sum(1)
+        fill_ratio = side_counts.sum(1) / target_counts.sum(1)
         is_best = change <= change.min() + 1e-9
-        side[group] = int(torch.where(is_best, fill, torch.inf).argmin())
-        assigned[side[group]] += counts[group]
+        side[group] = int(torch.where(is_best, fill_ratio, torch.inf).argmin())
+        side_counts[side[group]] += counts[group]
     return side[groups]

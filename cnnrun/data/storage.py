@@ -158,7 +158,7 @@ class Streamed:
 
 @dataclass(frozen=True)
 class StoredSplit:
-    """A split's images, a function that returns their records (None if none were decoded), and the bad ones' problems."""
+    """A split's images, a function that returns their records (None if they came as pixels), and problems by image."""
 
     images: ImageStore
     records: Callable[[], NDArray[Any]] | None
@@ -283,7 +283,7 @@ def _choose_kind(settings: CacheSettings, folder: Path | None, key: str, decoder
     if not problem:
         return "disk"
     if needed_gib <= settings.memory_gib:
-        say(f"decoded pictures are kept in memory, and not for the next run: {problem}")
+        say(f"decoded pictures are kept in memory and not for the next run: {problem}")
         return "memory"
     if folder is None:
         raise StorageError(f"{needed_gib:,.1f} GiB is more than data.memory_gib, and {problem}; give data.cache_dir")
