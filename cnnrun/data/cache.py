@@ -35,7 +35,7 @@ Progress = Callable[[str, int], Any]
 
 
 def images_per_block(bytes_each: int) -> int:
-    """How many images of `bytes_each` bytes are decoded, written or summed up together."""
+    """Number of images of `bytes_each` bytes that are decoded, written or summed up together."""
     return max(1, min(BLOCK_IMAGES, BLOCK_BYTES // bytes_each))
 
 

@@ -37,7 +37,7 @@ class SampleTable:
         return self.splits[int(self.split_N[sample])], int(self.index_N[sample])
 
     def select_train(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Those of the samples that are in the training split."""
+        """The samples among these that are in the training split."""
         train: NDArray[np.int64] = samples[self.split_N[samples] == self.splits.index("train")]
         return train
 

@@ -55,7 +55,7 @@ def balanced_order(labels_N: Tensor) -> EpochOrder:
 
 
 def repetitions_per_class(labels_N: Tensor, classes: int) -> list[float]:
-    """How often the balanced order shows a sample of each class in an epoch, on average; 0 for an empty class."""
+    """Average number of times that a balanced epoch shows a sample of each class; 0 for an empty class."""
     counts = torch.bincount(labels_N, minlength=classes)
     share = len(labels_N) / int((counts > 0).sum())
     return [share / count if count else 0.0 for count in counts.tolist()]
@@ -135,7 +135,7 @@ class SamplerSpec(Kind):
         return None
 
     def repetitions_per_class(self, labels_N: Tensor, classes: int) -> list[float] | None:
-        """How often an epoch shows a sample of each class, on average, or None if always once."""
+        """Average number of times that an epoch shows a sample of each class, or None if always once."""
         return None
 
 

@@ -57,14 +57,14 @@ Channels = Literal[1, 3]
 
 
 class ImageSettings(Spec):
-    """How a picture becomes the network's input."""
+    """Conversion of pictures to the network's input."""
 
     size: SizePair | None = None
     """Height and width in pixels; by default those of the source, if all its pictures have the same size."""
     channels: Channels | None = None
     """1 for grey, 3 for colour; by default those of the source."""
     fit: Literal["stretch", "crop", "pad"] = "stretch"
-    """How a picture of another shape becomes `size`: stretch it, crop its middle, or pad it with `background`."""
+    """For pictures of another shape than `size`: stretch them, crop their middle, or pad them with `background`."""
     crop_pct: float = Field(1.0, gt=0, le=1)
     """The part of each side that `fit: crop` keeps: for `size: 224`, 0.875 cuts 224 pixels out of 256."""
     background: int = Field(255, ge=0, le=255)

@@ -40,7 +40,7 @@ their names."""
 
 
 class Data(CacheSettings):
-    """What the network learns from."""
+    """The data set that the network learns from: its source, pictures, splits and checks."""
 
     source: Annotated[Source, Kinds()]
     image: ImageSettings = ImageSettings()
@@ -54,7 +54,7 @@ class Data(CacheSettings):
     """For a picture or group of train that is in val or test too, and a picture with two labels: stop, leave such \
 pictures out of training, or warn and go on."""
     fingerprint: Literal["times", "content"] = "times"
-    """How to notice changed files: by size and time of change, or by reading all of them."""
+    """Find changed files by size and time of change, or by reading all of them."""
     prefetch: int | None = Field(None, ge=0, le=1000)
     """Batches to read ahead while the network works; by default 2, or 0 for pictures in memory on a CPU."""
 

@@ -182,7 +182,7 @@ class StoredSplit:
 
 
 class CacheSettings(Spec):
-    """Where to keep decoded pictures, and the threads that decode them."""
+    """Storage of decoded pictures, and the threads that decode them."""
 
     cache: CacheKind = "auto"
     """`disk`: decode once and keep for later runs; `memory`: decode in each run; `none`: decode at each use; `auto`: \

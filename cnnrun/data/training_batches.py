@@ -44,21 +44,24 @@ class Share:
     partner_places: Tensor
 
 
-def compute_share(whole: int, parts: int, ranks: Ranks, partners: int) -> Share:
-    """Compute a rank's share of a batch of `whole` images in `parts` micro-batches.
+def compute_share(global_size: int, micro_batch_count: int, ranks: Ranks, partner_count: int) -> Share:
+    """Compute a rank's share of a batch of `global_size` images in `micro_batch_count` micro-batches.
 
     Each micro-batch is divided among all ranks, so that it has the same images for any number of ranks. An image's
     partners are the next images of the batch.
     """
-    pieces = [micro.tensor_split(ranks.world_size)[ranks.rank] for micro in torch.arange(whole).tensor_split(parts)]
+    pieces = [
+        micro.tensor_split(ranks.world_size)[ranks.rank]
+        for micro in torch.arange(global_size).tensor_split(micro_batch_count)
+    ]
     own = torch.cat(pieces)
-    own_partners = (own[:, None] + torch.arange(1, partners + 1)) % whole
-    needed = torch.cat([own, own_partners.flatten()]).unique() if partners else own
+    own_partners = (own[:, None] + torch.arange(1, partner_count + 1)) % global_size
+    needed = torch.cat([own, own_partners.flatten()]).unique() if partner_count else own
     own_places = torch.searchsorted(needed, own)
-    partner_places = torch.arange(len(needed))[:, None].repeat(1, partners)
+    partner_places = torch.arange(len(needed))[:, None].repeat(1, partner_count)
     partner_places[own_places] = torch.searchsorted(needed, own_partners)
     micro_sizes = tuple(len(piece) for piece in pieces if len(piece))
-    return Share(whole, micro_sizes, needed, own_places, partner_places)
+    return Share(global_size, micro_sizes, needed, own_places, partner_places)
 
 
 class TrainingBatches:
@@ -105,9 +108,9 @@ class TrainingBatches:
             self._ready = self._prepare(step)
         return self._ready.pop(step)
 
-    def set_micro_batches(self, parts: int) -> None:
-        """Divide the batches from now on into `parts` micro-batches."""
-        self._micro_batch_count, self._shares = parts, {}
+    def set_micro_batches(self, count: int) -> None:
+        """Divide the batches from now on into `count` micro-batches."""
+        self._micro_batch_count, self._shares = count, {}
         self._ready, self._pending = {}, {}
 
     def sample_indices(self, step: int) -> Tensor:
@@ -129,12 +132,12 @@ class TrainingBatches:
         samples, numbers = self._orders[epoch]
         return samples[chosen], numbers[chosen]
 
-    def _share(self, whole: int) -> Share:
-        if whole not in self._shares:
-            self._shares[whole] = compute_share(
-                whole, self._micro_batch_count, self._ranks, self._augment.partner_count
+    def _share(self, global_size: int) -> Share:
+        if global_size not in self._shares:
+            self._shares[global_size] = compute_share(
+                global_size, self._micro_batch_count, self._ranks, self._augment.partner_count
             )
-        return self._shares[whole]
+        return self._shares[global_size]
 
     def _needed_samples(self, step: int) -> tuple[Tensor, Tensor, list[Share]]:
         """Samples and numbers that this rank needs in the chunk that begins at `step`, and its shares by step."""

@@ -256,7 +256,7 @@ MUTATIONS = [
     *faults("data.training_batches",
         "data/test_training_batches.py data/test_box_placement.py data/test_epoch_order.py",
         ("a picture's partner is itself",
-         "torch.arange(1, partners + 1)) % whole", "torch.arange(partners)) % whole"),
+         "torch.arange(1, partner_count + 1)) % global_size", "torch.arange(partner_count)) % global_size"),
         ("mixed labels have the parts the other way round",
          "{name: values[partner] for name, values in targets.items()}, part)",
          "{name: values[partner] for name, values in targets.items()}, 1 - part)"),
