@@ -50,7 +50,7 @@ def write_split_table(data: Data, shares: Shares, out: Path) -> dict[str, Any]:
     if source.target_kind != "labels":
         raise DataError(f"{source.kind} cannot be divided into a table, which has one label a picture; use data.split")
     if data.split.by == "label":
-        raise ConfigError("data split divides by picture; for whole classes, train with the config's data.split")
+        raise ConfigError("data split divides by picture; whole classes are held out by the config's own data.split")
     indexed = index_source(data.model_copy(update={"split": HoldOut(val=0.0, test=0.0)}))
     splits = indexed.contents.splits
     paths = manifest.list_unique_files(split for split in splits.values() if isinstance(split.images, Files))
