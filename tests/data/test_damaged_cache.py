@@ -69,9 +69,7 @@ def test_a_flipped_bit_is_said_and_changes_nothing(blocked_data, cache_folder, v
         if victim == "pixels.u8":
             block = bit // 8 // 192 // 4
             assert [numbers[0] for numbers in decoded] == [4 * block]
-            assert (
-                f"pictures {4 * block} to {min(4 * block + 3, 24)} are damaged; decoding them again" in said
-            )
+            assert f"pictures {4 * block} to {min(4 * block + 3, 24)} are damaged; decoding them again" in said
         elif victim in ("records", "progress", "problems.jsonl"):
             assert len(decoded) in (0, 1, 2)  # 0: what a file says is the same; 2: a line that names another picture
         assert {name: (entry / name).read_bytes() for name in FILES} == written
