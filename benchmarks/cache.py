@@ -46,7 +46,7 @@ from cnnrun.contracts.layer import Split
 from cnnrun.data.image_files import Image
 from cnnrun.base.progress import bar
 count, side, channels, gib, folder = *map(int, sys.argv[1:4]), float(sys.argv[4]), sys.argv[5]
-store._key = lambda *rest: "0" * 32
+store._cache_key = lambda *rest: "0" * 32
 pictures = np.random.default_rng(0).integers(0, 256, (count, side + 1, side + 1, channels), dtype=np.uint8)
 split = Split(pictures, {"labels": torch.zeros(count, dtype=torch.int64)}, "numbers")
 settings = store.CacheSettings(cache="disk", cache_dir=folder, memory_gib=gib, workers=2)

@@ -1,5 +1,5 @@
 """From files to batches: sources, decoding, the cache, storage, splits, order, augmentation, the audit.
 
-`dataset` has the `data` section of the YAML, `prepare` decodes it, `training_batches` gives batches.
-Imports `contracts` and what is below, not `tasks`.
+`settings` has the `data` section of the YAML, `index` lists a source, `prepare` decodes it, and `training_batches`
+makes batches. Imports `contracts` and the packages below it, not `tasks`.
 """

@@ -1,4 +1,4 @@
-"""A data set looked through as a whole: what is in it, and what is wrong with it."""
+"""Audit of a whole data set: its sizes and class counts, and everything that looks wrong with it."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from cnnrun.data.prepare import constant_numbers, describe_dark_images, narrow_p
 from cnnrun.data.settings import Data
 from cnnrun.data.targets import count_classes
 
-MAX_EXAMPLES = 10  # of each finding that are named
-_RARE = 10  # a class that has so many times fewer pictures than another is said
+MAX_EXAMPLES = 10  # samples named for each finding
+_MAX_IMBALANCE = 10  # a class this many times smaller than the largest is reported
 
 Level = Literal["error", "warning", "note"]
 _LEVELS: tuple[Level, ...] = get_args(Level)
@@ -35,7 +35,7 @@ _LEVELS: tuple[Level, ...] = get_args(Level)
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of trouble: how much of it there is, and examples, each a list of the pictures concerned."""
+    """One kind of problem: how often it occurs, and examples, each a list of the images concerned."""
 
     level: Level
     what: str
@@ -44,33 +44,33 @@ class Finding:
 
 
 def audit_dataset(data: Data, dataset: Dataset, progress: Progress) -> dict[str, Any]:
-    """Everything there is to say about a decoded data set: figures, and `findings`."""
+    """Audit a decoded data set; returns its figures and, under `findings`, its problems, the worst first."""
     table = build_sample_table(dataset)
-    names = _Names(dataset, table)
-    records = _records(data, dataset, progress)
-    labels = dataset.facts.classes
-    per_class = {
-        name: dict(zip(labels, count_classes(dataset.splits[name].all_targets(), len(labels)), strict=True))
-        for name in table.splits
+    samples = _SampleNames(dataset, table)
+    records = _collect_records(data, dataset, progress)
+    classes = dataset.facts.classes
+    class_counts = {
+        split: dict(zip(classes, count_classes(dataset.splits[split].all_targets(), len(classes)), strict=True))
+        for split in table.splits
     }
-    what = "an object" if dataset.splits["train"].objects is not None else "a picture"
+    sample_noun = "an object" if dataset.splits["train"].objects is not None else "a picture"
     sides = np.stack([records["height"], records["width"]], 1)
     mean, std = training_mean_std(dataset)
     findings = [
-        *_bad(data, dataset),
-        *_boxes(data, dataset),
-        *_classes(per_class, what, data.split.by == "label"),
-        *_many_classes(data, dataset, per_class["train"]),
-        *_constant(dataset),
-        *_leaks(data, dataset, table, names, records),
-        *_near(table, names, records),
-        *_files(table, names, records),
-        *_names(labels),
-        *_levels(names, records),
+        *_undecodable_findings(data, dataset),
+        *_box_findings(data, dataset),
+        *_class_count_findings(class_counts, sample_noun, data.split.by == "label"),
+        *_many_classes_findings(data, dataset, class_counts["train"]),
+        *_constant_target_findings(dataset),
+        *_leak_findings(data, dataset, table, samples, records),
+        *_near_duplicate_findings(table, samples, records),
+        *_file_findings(samples, records),
+        *_class_name_findings(classes),
+        *_grey_level_findings(samples, records),
     ]
     return {
-        "pictures": {name: len(each) for name, each in dataset.splits.items()},
-        "classes": per_class,
+        "pictures": {split: len(examples) for split, examples in dataset.splits.items()},
+        "classes": class_counts,
         "sizes": {
             "smallest": sides[sides.prod(1).argmin()].tolist(),
             "median": np.median(sides, 0).astype(int).tolist(),
@@ -79,212 +79,220 @@ def audit_dataset(data: Data, dataset: Dataset, progress: Progress) -> dict[str,
         },
         "mean": list(mean),
         "std": list(std),
-        "formats": _counted(records["format"]),
-        "modes": _counted(records["mode"]),
-        "findings": [asdict(each) for each in sorted(findings, key=lambda each: _LEVELS.index(each.level))],
+        "formats": _count_values(records["format"]),
+        "modes": _count_values(records["mode"]),
+        "findings": [asdict(finding) for finding in sorted(findings, key=lambda found: _LEVELS.index(found.level))],
     }
 
 
-def _counted(values: NDArray[Any]) -> dict[str, int]:
-    found = Counter(values.tolist())
-    return {key.decode() or "pixels": count for key, count in found.most_common()}
+def _count_values(values: NDArray[Any]) -> dict[str, int]:
+    counts = Counter(values.tolist())
+    return {value.decode() or "pixels": count for value, count in counts.most_common()}
 
 
-class _Names:
-    """What to call samples in findings."""
+class _SampleNames:
+    """Names of samples for findings, by their row in the sample table."""
 
     def __init__(self, dataset: Dataset, table: SampleTable) -> None:
         self._dataset, self._table = dataset, table
 
-    def __call__(self, sample: int) -> str:
-        split, number = self._table.locate(sample)
+    def name_with_label(self, sample: int) -> str:
+        """The file or number, split and class of a sample."""
+        split, index = self._table.locate(sample)
         examples, label = self._dataset.splits[split], int(self._table.label_N[sample])
-        known = f", {self._dataset.facts.classes[label]}" if "labels" in examples.targets else ""
-        return escape(f"{examples.sample_name(number)} ({split}{known})")
+        class_suffix = f", {self._dataset.facts.classes[label]}" if "labels" in examples.targets else ""
+        return escape(f"{examples.sample_name(index)} ({split}{class_suffix})")
 
     def path(self, sample: int) -> str:
-        split, number = self._table.locate(sample)
-        return self._dataset.splits[split].sample_name(number)
+        split, index = self._table.locate(sample)
+        return self._dataset.splits[split].sample_name(index)
 
-    def sets(self, groups: Sequence[NDArray[np.int64]]) -> list[list[str]]:
-        return [self._some(group) for group in groups[:MAX_EXAMPLES]]
+    def name_groups(self, groups: Sequence[NDArray[np.int64]]) -> list[list[str]]:
+        return [self._name_group(group) for group in groups[:MAX_EXAMPLES]]
 
-    def _some(self, group: NDArray[np.int64], most: int = 4) -> list[str]:
-        more = [f"{len(group) - most:,} more"] if len(group) > most else []
-        return [*(self(int(sample)) for sample in group[:most]), *more]
+    def _name_group(self, group: NDArray[np.int64], max_names: int = 4) -> list[str]:
+        rest = [f"{len(group) - max_names:,} more"] if len(group) > max_names else []
+        return [*(self.name_with_label(int(sample)) for sample in group[:max_names]), *rest]
 
 
-def _records(data: Data, dataset: Dataset, progress: Progress) -> NDArray[Any]:
-    """The records of all samples, in the order of the columns; pictures that were never decoded are looked at now."""
+def _collect_records(data: Data, dataset: Dataset, progress: Progress) -> NDArray[Any]:
+    """The records of all samples, in the order of the sample table. Decodes images that have no records yet."""
     parts = []
     for name, examples in dataset.splits.items():
-        kept = dataset.stored_splits[name]
+        stored = dataset.stored_splits[name]
         rows = examples.rows.numpy()
-        if kept.records is not None:
-            parts.append(np.array(kept.records()[rows]))
+        if stored.records is not None:
+            parts.append(np.array(stored.records()[rows]))
             continue
         decoder = Decoder(examples.source, dataset.facts.image, data.image, None)
-        made = np.zeros(len(rows), RECORD)
+        records = np.zeros(len(rows), RECORD)
         with start_threads(processor_count()) as run, progress(f"looking at {name}", len(rows)) as advance:
-            each = images_per_block(int(np.prod(dataset.facts.image)))
-            for first in range(0, len(rows), each):
-                block = decoder.decode_block(rows[first : first + each], run)
-                made[first : first + each] = block.records
+            block_size = images_per_block(int(np.prod(dataset.facts.image)))
+            for first in range(0, len(rows), block_size):
+                block = decoder.decode_block(rows[first : first + block_size], run)
+                records[first : first + block_size] = block.records
                 advance(len(block.records))
-        parts.append(made)
+        parts.append(records)
     return np.concatenate(parts)
 
 
-def _bad(data: Data, dataset: Dataset) -> list[Finding]:
+def _undecodable_findings(data: Data, dataset: Dataset) -> list[Finding]:
     if not dataset.skipped_samples:
         return []
     level: Level = "error" if data.bad_files == "error" else "warning"
-    examples = [[escape(each["reason"])] for each in dataset.skipped_samples[:MAX_EXAMPLES]]
+    examples = [[escape(sample["reason"])] for sample in dataset.skipped_samples[:MAX_EXAMPLES]]
     return [Finding(level, "cannot be decoded", len(dataset.skipped_samples), examples)]
 
 
-def _boxes(data: Data, dataset: Dataset) -> list[Finding]:
-    """Boxes that are not as they should be, each kind with the files and ids of the first."""
+def _box_findings(data: Data, dataset: Dataset) -> list[Finding]:
+    """A finding for each kind of bad box, with the first boxes of the kind as examples."""
     kinds: dict[tuple[str, bool], list[str]] = {}
-    for each in dataset.bad_boxes:
-        kinds.setdefault((each.kind, each.is_used), []).append(f"{each.name}: {each.problem} ({each.split})")
-    left_out: Level = "error" if data.bad_boxes == "error" else "warning"
+    for box in dataset.bad_boxes:
+        kinds.setdefault((box.kind, box.is_used), []).append(f"{box.name}: {box.problem} ({box.split})")
+    unused_level: Level = "error" if data.bad_boxes == "error" else "warning"
     return [
-        Finding("note" if used else left_out, f"boxes: {what}", len(names), [[name] for name in names[:MAX_EXAMPLES]])
-        for (what, used), names in kinds.items()
+        Finding(
+            "note" if is_used else unused_level,
+            f"boxes: {kind}",
+            len(names),
+            [[name] for name in names[:MAX_EXAMPLES]],
+        )
+        for (kind, is_used), names in kinds.items()
     ]
 
 
-def _classes(per_class: dict[str, dict[str, int]], what: str, apart: bool) -> list[Finding]:
-    found = []
-    for split, counts in () if apart else per_class.items():
+def _class_count_findings(
+    class_counts: dict[str, dict[str, int]], sample_noun: str, has_disjoint_classes: bool
+) -> list[Finding]:
+    """Classes that a split lacks, unless each class is meant to be in one split only, and rare training classes."""
+    findings = []
+    for split, counts in () if has_disjoint_classes else class_counts.items():
         if missing := [name for name, count in counts.items() if not count]:
             examples = [[escape(name)] for name in missing[:MAX_EXAMPLES]]
-            found.append(Finding("warning", f"classes without {what} in {split}", len(missing), examples))
-    train = {name: count for name, count in per_class["train"].items() if count}
-    rare = [name for name, count in train.items() if count * _RARE <= max(train.values())]
+            findings.append(Finding("warning", f"classes without {sample_noun} in {split}", len(missing), examples))
+    train = {name: count for name, count in class_counts["train"].items() if count}
+    rare = [name for name, count in train.items() if count * _MAX_IMBALANCE <= max(train.values())]
     if rare:
         examples = [[f"{escape(name)}: {train[name]:,}"] for name in rare[:MAX_EXAMPLES]]
-        found.append(Finding("note", f"classes with a {_RARE}th of the largest or less", len(rare), examples))
-    return found
+        kind = f"classes at most 1/{_MAX_IMBALANCE} the size of the largest"
+        findings.append(Finding("note", kind, len(rare), examples))
+    return findings
 
 
-def _many_classes(data: Data, dataset: Dataset, counts: dict[str, int]) -> list[Finding]:
+def _many_classes_findings(data: Data, dataset: Dataset, counts: dict[str, int]) -> list[Finding]:
     has_labels = "labels" in dataset.splits["train"].targets and data.split.by != "label"
     lines = many_classes_warning(dataset.facts.classes, list(counts.values())) if has_labels else []
     return [Finding("warning", line.partition(" ")[2], len(counts), []) for line in lines]
 
 
-def _constant(dataset: Dataset) -> list[Finding]:
-    """Numbers that are one value in all pictures of a split."""
-    found = [
+def _constant_target_findings(dataset: Dataset) -> list[Finding]:
+    """Regression targets that have the same value in all images of a split."""
+    lines = [
         f"{name} is {value:g} in every picture of {split}"
         for split in dataset.splits
         for name, value in constant_numbers(dataset, split)
     ]
-    if not found:
+    if not lines:
         return []
-    return [Finding("warning", "numbers that are one value in a split", len(found), [[each] for each in found])]
+    return [Finding("warning", "numbers that have a single value in a split", len(lines), [[line] for line in lines])]
 
 
-def _leaks(data: Data, dataset: Dataset, table: SampleTable, names: _Names, records: NDArray[Any]) -> list[Finding]:
+def _leak_findings(
+    data: Data, dataset: Dataset, table: SampleTable, samples: _SampleNames, records: NDArray[Any]
+) -> list[Finding]:
+    """Duplicates, contradicting labels and boxes, and groups or classes that are in several splits."""
     level: Level = "error" if data.leakage == "error" else "warning"
-    by_bytes = records["file"] * (records["file"] > 0)
-    bytes_groups = [group for group in duplicates.group_by_value(by_bytes) if by_bytes[group[0]]]
-    # Those of other bytes; what is of the same bytes is told as that.
-    pixel_groups = [
+    file_hash_N = records["file"]
+    same_bytes = [group for group in duplicates.group_by_value(file_hash_N) if file_hash_N[group[0]]]
+    # Only groups whose files differ in bytes: the others are reported as equal byte for byte.
+    same_pixels = [
         group
         for group in duplicates.group_by_value(records["pixels"])
-        if (by_bytes[group] == 0).any() or len(set(by_bytes[group])) > 1
+        if (file_hash_N[group] == 0).any() or len(set(file_hash_N[group])) > 1
     ]
-    found = []
-    for groups, how in ((bytes_groups, "byte for byte"), (pixel_groups, "pixel for pixel")):
+    findings = []
+    for groups, precision in ((same_bytes, "byte for byte"), (same_pixels, "pixel for pixel")):
         across = duplicates.mixed_groups(groups, table.split_N)
         within = [group for group in groups if (table.split_N[group] == table.split_N[group[0]]).all()]
-        if across:
-            found.append(Finding(level, f"the same picture in several splits, {how}", len(across), names.sets(across)))
-        if within:
-            found.append(
-                Finding("note", f"the same picture again in one split, {how}", len(within), names.sets(within))
-            )
+        findings += [
+            *_group_finding(level, f"the same picture in several splits, {precision}", across, samples),
+            *_group_finding("note", f"the same picture again in one split, {precision}", within, samples),
+        ]
     leaks = duplicates.find_leaks(table, data.split.by == "label")
-    if leaks.label_conflicts:
-        conflicts = leaks.label_conflicts
-        found.append(Finding(level, "the same picture under several labels", len(conflicts), names.sets(conflicts)))
-    if differing := find_differing_boxes(dataset, table):
-        what = "the same picture with other boxes"
-        found.append(Finding("warning", what, len(differing), names.sets(differing)))
-    if leaks.groups_across_splits:
-        found.append(
-            Finding(
-                level,
-                "groups in several splits",
-                len(leaks.groups_across_splits),
-                names.sets(leaks.groups_across_splits),
-            )
-        )
-    if leaks.classes_across_splits:
-        what = "classes, such as people, in several splits"
-        found.append(Finding(level, what, len(leaks.classes_across_splits), names.sets(leaks.classes_across_splits)))
-    return found
+    differing_boxes = find_differing_boxes(dataset, table)
+    return [
+        *findings,
+        *_group_finding(level, "the same picture under several labels", leaks.label_conflicts, samples),
+        *_group_finding("warning", "the same picture with other boxes", differing_boxes, samples),
+        *_group_finding(level, "groups in several splits", leaks.groups_across_splits, samples),
+        *_group_finding(level, "classes, such as people, in several splits", leaks.classes_across_splits, samples),
+    ]
 
 
-def _near(table: SampleTable, names: _Names, records: NDArray[Any]) -> list[Finding]:
-    """Pictures that are nearly the same: re-encoded or resized. Of identical ones the first stands for all."""
+def _group_finding(
+    level: Level, kind: str, groups: Sequence[NDArray[np.int64]], samples: _SampleNames
+) -> list[Finding]:
+    return [Finding(level, kind, len(groups), samples.name_groups(groups))] if groups else []
+
+
+def _near_duplicate_findings(table: SampleTable, samples: _SampleNames, records: NDArray[Any]) -> list[Finding]:
+    """Re-encoded or resized copies of an image. Only the first of several identical images is compared."""
     _, first = np.unique(records["pixels"], return_index=True)
     if problem := missing_package("scipy", "stats", "the search for nearly the same images"):
         return [Finding("note", problem, len(first), [])]
-    found_pairs, through = duplicates.find_near_duplicates(np.ascontiguousarray(records["thumb"][first]))
-    pairs = first[found_pairs]
-    across = table.split_N[pairs[:, 0]] != table.split_N[pairs[:, 1]]
-    found = []
-    for part, where, level in ((across, "in several splits", "warning"), (~across, "in one split", "note")):
-        if part.any():
-            examples = names.sets(list(pairs[part]))
-            found.append(Finding(level, f"nearly the same picture {where}", int(part.sum()), examples))  # type: ignore[arg-type]
-    if not through:
-        what = "pictures so much alike that the search for nearly the same ended early"
-        found.append(Finding("note", what, len(first), []))
-    return found
+    pairs_of_first, is_exhaustive = duplicates.find_near_duplicates(np.ascontiguousarray(records["thumb"][first]))
+    pairs = first[pairs_of_first]
+    is_across = table.split_N[pairs[:, 0]] != table.split_N[pairs[:, 1]]
+    findings = [
+        *_group_finding("warning", "nearly the same picture in several splits", list(pairs[is_across]), samples),
+        *_group_finding("note", "nearly the same picture in one split", list(pairs[~is_across]), samples),
+    ]
+    if not is_exhaustive:
+        kind = "pictures so similar that the search for nearly the same ones ended early"
+        findings.append(Finding("note", kind, len(first), []))
+    return findings
 
 
-def _files(table: SampleTable, names: _Names, records: NDArray[Any]) -> list[Finding]:
-    """What single files are remarkable for."""
+def _file_findings(samples: _SampleNames, records: NDArray[Any]) -> list[Finding]:
+    """Files that are doubtful by themselves, a finding for each kind."""
     kinds: list[tuple[Level, str, NDArray[np.int64]]] = [
         ("warning", "pictures of one single colour", np.flatnonzero(records["flat"])),
         ("note", "pictures that EXIF turns", np.flatnonzero(records["orientation"] > 1)),
         ("warning", "pictures whose EXIF cannot be read", np.flatnonzero(records["orientation"] == 0)),
         ("warning", "files that are not what their name says", np.flatnonzero(records["misnamed"])),
-        ("warning", "file names that differ in case or in Unicode's form alone", _name_twins(names, records)),
+        ("warning", "file names that differ only in case or Unicode form", _similar_file_names(samples, records)),
     ]
     return [
-        Finding(level, what, len(samples), [[names(int(sample))] for sample in samples[:MAX_EXAMPLES]])
-        for level, what, samples in kinds
-        if len(samples)
+        Finding(level, kind, len(rows), [[samples.name_with_label(int(row))] for row in rows[:MAX_EXAMPLES]])
+        for level, kind, rows in kinds
+        if len(rows)
     ]
 
 
-def _names(classes: Sequence[str]) -> list[Finding]:
-    """Names of classes that may be one class, or none."""
+def _class_name_findings(classes: Sequence[str]) -> list[Finding]:
+    """Class names that may mean the same class, or no class."""
     alike, odd = alike_names(classes), questionable_numbers(classes)
     kinds = (
-        ("names of classes that differ in writing alone", [quote_names(group) for group in alike]),
-        ("classes that are numbers far from the others: labels, or none?", [[name] for name in odd]),
+        ("class names that differ only in spelling", [quote_names(group) for group in alike]),
+        ("class names that are numbers far from the others: are these labels?", [[name] for name in odd]),
     )
-    return [Finding("warning", what, len(found), found[:MAX_EXAMPLES]) for what, found in kinds if found]
+    return [Finding("warning", kind, len(names), names[:MAX_EXAMPLES]) for kind, names in kinds if names]
 
 
-def _levels(names: _Names, records: NDArray[Any]) -> list[Finding]:
+def _grey_level_findings(samples: _SampleNames, records: NDArray[Any]) -> list[Finding]:
+    """16-bit images that are nearly black once scaled to 8 bits."""
     if (peak := narrow_peak(records["peak"])) is None:
         return []
-    wide = np.flatnonzero(records["peak"])
-    examples = [[names(int(sample))] for sample in wide[:MAX_EXAMPLES]]
-    return [Finding("warning", f"pictures of 16 bits that {describe_dark_images(peak)}", len(wide), examples)]
+    rows = np.flatnonzero(records["peak"])
+    examples = [[samples.name_with_label(int(row))] for row in rows[:MAX_EXAMPLES]]
+    return [Finding("warning", f"pictures of 16 bits that {describe_dark_images(peak)}", len(rows), examples)]
 
 
-def _name_twins(names: _Names, records: NDArray[Any]) -> NDArray[np.int64]:
-    folded: dict[str, list[int]] = {}
+def _similar_file_names(samples: _SampleNames, records: NDArray[Any]) -> NDArray[np.int64]:
+    """The samples whose file has another path than a second one, but only in case or Unicode form."""
+    samples_by_path: dict[str, list[int]] = {}
     for sample in np.flatnonzero(records["format"] != b"").tolist():
-        folded.setdefault(unicodedata.normalize("NFC", names.path(sample)).casefold(), []).append(sample)
-    apart = [group for group in folded.values() if len({names.path(sample) for sample in group}) > 1]
-    return np.array([sample for group in apart for sample in group], np.int64)
+        folded_path = unicodedata.normalize("NFC", samples.path(sample)).casefold()
+        samples_by_path.setdefault(folded_path, []).append(sample)
+    groups = [group for group in samples_by_path.values() if len({samples.path(sample) for sample in group}) > 1]
+    return np.array([sample for group in groups for sample in group], np.int64)

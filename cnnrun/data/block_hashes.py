@@ -1,8 +1,8 @@
-"""Hashes by which the files of a cache's entry are known to be as they were written.
+"""Hashes that detect damage in the files of a cache entry.
 
-Each record holds 64 bits of BLAKE2b of its image's pixels; a block's hash covers its records and its problems; and the
-hashes of whole files cover the rest. They find damage, not malice: whoever can write an entry can write hashes that
-fit, and is kept out by who owns it (ownership.py).
+Each record holds 64 bits of BLAKE2b of its image's pixels. A block's hash covers its records and its problems, and
+hashes of whole files cover the rest. They find damage, not malice: whoever can write an entry can also write matching
+hashes. Ownership of the folder keeps other users out (ownership.py).
 """
 
 from __future__ import annotations
@@ -22,43 +22,43 @@ HASH_BYTES = 32  # of a block
 
 
 def block_hash(records: NDArray[Any], problems: Mapping[int, str]) -> NDArray[np.uint8]:
-    """BLAKE2b of a block's records and of what is wrong with its images, by their numbers: uint8 [HASH_BYTES]."""
-    made = hashlib.blake2b(problem_lines(problems), digest_size=HASH_BYTES)
-    made.update(records.tobytes())
-    return np.frombuffer(made.digest(), np.uint8)
+    """BLAKE2b of a block's records and of its images' problems, by image number: uint8 [HASH_BYTES]."""
+    hasher = hashlib.blake2b(problem_lines(problems), digest_size=HASH_BYTES)
+    hasher.update(records.tobytes())
+    return np.frombuffer(hasher.digest(), np.uint8)
 
 
 def problem_lines(problems: Mapping[int, str]) -> bytes:
-    """What is wrong with the bad images, a line of JSON each."""
+    """The problems of the bad images by their numbers, one line of JSON for each image."""
     return "".join(json.dumps([number, text]) + "\n" for number, text in sorted(problems.items())).encode()
 
 
 def parse_problems(lines: bytes) -> dict[int, str]:
-    """The images' problems by their numbers, of lines that `problem_lines` wrote; what is no such line is left out."""
-    found = {}
+    """Read the lines that `problem_lines` wrote: problems by image number. Other lines are ignored."""
+    problems = {}
     for line in lines.split(b"\n"):
         try:
             number, text = json.loads(line)
         except (ValueError, TypeError, RecursionError):
             continue
         if type(number) is int and isinstance(text, str):
-            found[number] = text
-    return found
+            problems[number] = text
+    return problems
 
 
 def pixel_hashes(records: NDArray[Any], problems: Mapping[int, str], image_bytes: int) -> NDArray[np.uint64]:
-    """The hash that each image's pixels must have; a bad one is black."""
+    """The hash that each image's pixels must have. The pixels of a bad image are all black."""
     hashes = records["pixels"].astype(np.uint64)
     hashes[list(problems)] = digest(bytes(image_bytes))
     return hashes
 
 
 def has_changed(pixels: NDArray[np.uint8], hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Compare images, uint8 [n, ...], with their hashes; True where the pixels are others."""
+    """Compare images, uint8 [n, ...], with their hashes: bool [n], True where the pixels have changed."""
     size = pixels.nbytes // max(1, len(pixels))
     view = pixels.reshape(-1).data
-    found = [digest(view[first : first + size]) for first in range(0, pixels.nbytes, size)]
-    return np.not_equal(np.array(found, np.uint64), hashes)
+    actual = [digest(view[first : first + size]) for first in range(0, pixels.nbytes, size)]
+    return np.not_equal(np.array(actual, np.uint64), hashes)
 
 
 def file_hash(path: Path) -> str:

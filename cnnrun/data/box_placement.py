@@ -1,4 +1,4 @@
-"""Where boxes lie once their pictures are what the network sees."""
+"""Boxes in the pixels of the network's input, after images are resized, cropped or padded."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ from cnnrun.data.image_files import ImageSettings, compute_view
 
 
 def place_boxes(
-    objects: ObjectTable, sizes_N2: NDArray[np.int64], shape: Shape, image: ImageSettings
+    objects: ObjectTable, sizes_N2: NDArray[np.int64], shape: Shape, image_settings: ImageSettings
 ) -> tuple[ObjectTable, Tensor]:
-    """The objects of pictures of those sizes with boxes in the network's pixels, and `view` [N, 6]: see `View`.
+    """Move the boxes of N images to the network's pixels; returns the objects and each image's `View` as [N, 6].
 
-    What `fit: crop` cuts away is cut off the boxes; of what less than a pixel a side is left is no object.
+    `sizes_N2` has the height and width of each image. `fit: crop` cuts boxes at the edges. An object of which less
+    than a pixel in height or width is left loses its label.
     """
 
     @cache
-    def numbers(height: int, width: int) -> tuple[float, ...]:
-        return compute_view((height, width), _pair(shape), image).as_tuple()
+    def view_of_size(height: int, width: int) -> tuple[float, ...]:
+        return compute_view((height, width), _height_width(shape), image_settings).as_tuple()
 
-    views = torch.tensor([numbers(*map(int, size)) for size in sizes_N2]).view(-1, 6)
-    of_object = views[objects.image_index_M]
-    scale, offset = of_object[:, :2].repeat(1, 2), of_object[:, 2:4].repeat(1, 2)
+    views = torch.tensor([view_of_size(*map(int, size)) for size in sizes_N2]).view(-1, 6)
+    object_views = views[objects.image_index_M]
+    scale, offset = object_views[:, :2].repeat(1, 2), object_views[:, 2:4].repeat(1, 2)
     edge = torch.tensor([shape[2], shape[1]] * 2, dtype=torch.float32)
     boxes = torch.minimum((objects.columns["boxes"] * scale + offset).clamp(min=0), edge)
     labels = objects.columns["objects"]
-    if image.fit == "crop":
-        left = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(1)
-        labels, boxes = torch.where(left, labels, -1), boxes * left[:, None]
+    if image_settings.fit == "crop":
+        is_left = ((boxes[:, 2:] - boxes[:, :2]) >= 1).all(1)
+        labels, boxes = torch.where(is_left, labels, -1), boxes * is_left[:, None]
     return replace(objects, columns={**objects.columns, "boxes": boxes, "objects": labels}), views
 
 
-def _pair(shape: Shape) -> HeightWidth:
+def _height_width(shape: Shape) -> HeightWidth:
     return shape[1], shape[2]

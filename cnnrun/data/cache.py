@@ -1,9 +1,9 @@
-"""Decoded pictures on the disk, each data set decoded once: found again by the next run, shared by those that run now.
+"""The cache folder: decoded images on disk, so that each data set is decoded once for all runs that use it.
 
     <folder>/<key>/               a split of a data set (cached_split.py)
-    <folder>/shards/              copies of shards fetched from elsewhere
+    <folder>/shards/              copies of shards downloaded from object storage
 
-The key is a digest of the files and of everything that decides what they are decoded to.
+The key is a digest of the files and of every setting that affects the decoded pixels.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from cnnrun.base.bounded_files import read_bytes
 from cnnrun.base.errors import ConfigError, StorageError, escape
 from cnnrun.base.locks import LockHeldError, hold_lock
 
-FORMAT = 2  # of an entry's files; raised whenever an older one cannot be read: it is then no longer found
+FORMAT = 2  # version of an entry's files, part of its key; raise it when older entries can no longer be read
 BLOCK_IMAGES, BLOCK_BYTES = 1024, 32 << 20
 
 LOCK, SEAL = "lock", "complete.json"
 MAX_JSON_BYTES = 1 << 20
-SHARD_FOLDER = "shards"  # beside the data sets: shards fetched from elsewhere
-_KEY, _COPY = re.compile(r"[0-9a-f]{32}"), re.compile(r"[0-9a-f]{32}\.(tar|[0-9]+\.tmp)")
-_PLANNED = {"source", "count", "shape", "block", "files", "blocks"}
+SHARD_FOLDER = "shards"  # beside the data sets: copies of remote shards
+_KEY, _SHARD_COPY = re.compile(r"[0-9a-f]{32}"), re.compile(r"[0-9a-f]{32}\.(tar|[0-9]+\.tmp)")
+_PLAN_KEYS = {"source", "count", "shape", "block", "files", "blocks"}
 
 Progress = Callable[[str, int], Any]
 
 
 def images_per_block(bytes_each: int) -> int:
-    """How many pictures of that size are decoded, written or summed up together."""
+    """Number of images of `bytes_each` bytes that are decoded, written or summed up together."""
     return max(1, min(BLOCK_IMAGES, BLOCK_BYTES // bytes_each))
 
 
 def user_cache_folder() -> Path | None:
-    """cnnrun's folder under the user's cache folder; None where the user has none."""
+    """cnnrun's folder under the user's cache folder, or None if the user has none."""
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cnnrun"
     except RuntimeError:  # neither HOME nor an account
@@ -48,19 +48,20 @@ def user_cache_folder() -> Path | None:
 
 
 def list_entries(folder: Path) -> list[dict[str, Any]]:
-    """Every data set in the cache, the one used last first."""
-    found = [about for path in _folders(folder) if (about := _about(path))]
-    return sorted(found, key=lambda entry: -float(str(entry["used"])))
+    """Every data set in the cache, the last used first."""
+    entries = [entry for path in _subfolders(folder) if (entry := _describe_entry(path))]
+    return sorted(entries, key=lambda entry: -float(str(entry["used"])))
 
 
-def _about(path: Path) -> dict[str, Any] | None:
-    """What a folder in the cache holds; None where it is not ours, or is removed meanwhile."""
+def _describe_entry(path: Path) -> dict[str, Any] | None:
+    """Key, source, size and use of a folder in the cache. None if cnnrun did not make it or it was just removed."""
     try:
-        if path.name == SHARD_FOLDER and (copies := _copies(path)):
-            plan: Any = dict.fromkeys(_PLANNED) | {"source": "shards from elsewhere", "count": len(copies), "shape": []}
+        if path.name == SHARD_FOLDER and (copies := _shard_copies(path)):
+            description = {"source": "shards from elsewhere", "count": len(copies), "shape": []}
+            plan: Any = dict.fromkeys(_PLAN_KEYS) | description
         else:
             plan = read_json(path / "plan.json") if _KEY.fullmatch(path.name) else None
-        if not isinstance(plan, dict) or not set(plan) >= _PLANNED:
+        if not isinstance(plan, dict) or not set(plan) >= _PLAN_KEYS:
             return None
         if not isinstance(plan["count"], int) or not isinstance(plan["shape"], list):
             return None
@@ -77,20 +78,20 @@ def _about(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _copies(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if _COPY.fullmatch(path.name)]
+def _shard_copies(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if _SHARD_COPY.fullmatch(path.name)]
 
 
 def bytes_used(folder: Path, except_key: str = "") -> int:
-    """What the cache takes on the disk; `but` that data set."""
-    return sum(_bytes_in(path) for path in _folders(folder) if path.name != except_key)
+    """Bytes that the cache takes on the disk, without the data set `except_key`."""
+    return sum(_bytes_in(path) for path in _subfolders(folder) if path.name != except_key)
 
 
-def _folders(folder: Path) -> list[Path]:
-    """The folders in the cache's; a link is none of ours. Raises StorageError."""
+def _subfolders(folder: Path) -> list[Path]:
+    """The folders inside a folder; links are left out. Raises StorageError if it cannot be read."""
     try:
-        with os.scandir(folder) as found:
-            return [Path(each.path) for each in found if each.is_dir(follow_symlinks=False)]
+        with os.scandir(folder) as entries:
+            return [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
@@ -98,12 +99,12 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def clear(folder: Path, keys: list[str]) -> tuple[list[str], list[str]]:
-    """Remove those data sets; returns (removed, left because a process is building them)."""
-    removed, left = [], []
+    """Remove the data sets with these keys; returns the removed keys, and those that a process is building now."""
+    removed, in_use = [], []
     for key in keys:
         if key == SHARD_FOLDER:
             with storage_errors(folder / key, 0):
-                for path in _copies(folder / key):
+                for path in _shard_copies(folder / key):
                     path.unlink()
             removed.append(key)
             continue
@@ -112,38 +113,43 @@ def clear(folder: Path, keys: list[str]) -> tuple[list[str], list[str]]:
                 _empty(folder / key)
             removed.append(key)
         except LockHeldError:
-            left.append(key)
-    return removed, left
+            in_use.append(key)
+    return removed, in_use
 
 
 def list_cache(folder: str | None) -> dict[str, Any]:
-    """What the cache in `folder`, else in the user's own, holds."""
-    where = Path(folder) if folder else user_cache_folder()
-    found = list_entries(where) if where else []
-    return {"folder": str(where), "entries": found, "bytes": sum(entry["bytes"] for entry in found)}
+    """List the data sets in the cache at `folder`, by default the user's cache, and their sizes."""
+    path = Path(folder) if folder else user_cache_folder()
+    entries = list_entries(path) if path else []
+    return {"folder": str(path), "entries": entries, "bytes": sum(entry["bytes"] for entry in entries)}
 
 
 def clear_cache(folder: str | None, prefixes: list[str], everything: bool) -> dict[str, Any]:
-    """Remove data sets from the cache: those whose keys begin with the prefixes, or all. Raises ConfigError."""
-    listed = list_cache(folder)
-    known = [entry["key"] for entry in listed["entries"]]
+    """Remove data sets from the cache: those whose keys begin with the prefixes, or all.
+
+    Raises ConfigError unless each prefix fits exactly one key.
+    """
+    listing = list_cache(folder)
+    keys = [entry["key"] for entry in listing["entries"]]
     if bool(prefixes) == everything:
-        raise ConfigError("give the keys of what to remove (`cnnrun cache list` has them), or --all")
-    chosen = known if everything else []
+        raise ConfigError("give the keys of the data sets to remove (see `cnnrun cache list`), or --all")
+    chosen = keys if everything else []
     for prefix in prefixes:
-        matching = [name for name in known if name.startswith(prefix)]
+        matching = [key for key in keys if key.startswith(prefix)]
         if len(matching) != 1:
-            raise ConfigError(f"{escape(prefix)}: {len(matching)} data sets have a key that begins so")
+            raise ConfigError(
+                f"{escape(prefix)}: {len(matching)} data sets have a key that begins like this; see `cnnrun cache list`"
+            )
         chosen += matching
-    removed, left = clear(Path(listed["folder"]), chosen)
-    freed = sum(entry["bytes"] for entry in listed["entries"] if entry["key"] in removed)
-    return {"folder": listed["folder"], "removed": removed, "in_use": left, "bytes": freed}
+    removed, in_use = clear(Path(listing["folder"]), chosen)
+    freed = sum(entry["bytes"] for entry in listing["entries"] if entry["key"] in removed)
+    return {"folder": listing["folder"], "removed": removed, "in_use": in_use, "bytes": freed}
 
 
 def _empty(folder: Path) -> None:
-    """Remove a data set, its lock last: whoever waits for that finds nothing half removed, and begins anew.
+    """Remove a data set, its lock last: a process that waits for the lock then finds an empty folder.
 
-    What others put there once the lock is gone is theirs, and stays.
+    Files that another process writes after the lock is gone stay.
     """
     opened = Folder(folder)
     for name in sorted(opened.names(), key=lambda name: name.startswith(LOCK)):
@@ -156,7 +162,7 @@ def _empty(folder: Path) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file of an entry says; None where it is not there or no JSON."""
+    """The content of a JSON file of an entry, or None if it is missing or not JSON."""
     try:
         return json.loads(read_bytes(path, StorageError, MAX_JSON_BYTES))
     except (StorageError, ValueError, RecursionError):
@@ -164,9 +170,9 @@ def read_json(path: Path) -> Any:
 
 
 def _bytes_in(folder: Path) -> int:
-    """What a folder takes on the disk, as far as this user may see it: another process may remove it meanwhile."""
+    """Bytes that a folder's files take on the disk, as far as this user may read it."""
     total = 0
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # another process may remove it meanwhile
         for path in folder.iterdir():
             total += 512 * path.stat().st_blocks
     return total

@@ -1,15 +1,15 @@
-"""One split's folder in the cache: its pictures are decoded into it once, and verified whenever it is used again.
+"""One split's folder in the cache: its images are decoded into it once, and verified each time it is used again.
 
-    pixels.u8      uint8 [N, C, H, W]; absent where pictures are decoded anew each time
-    records        what is remembered of each picture, with a hash of its pixels (records.py)
-    problems.jsonl what is wrong with the bad ones
-    progress       a hash a block of its records and problems, zeros until the block is on the disk: a killed build goes
-                   on from there
-    plan.json      what is being built
-    complete.json  the hashes of all these but the pixels, written last: without it the rest is unfinished
+    pixels.u8      uint8 [N, C, H, W]; absent if images are decoded at each use
+    records        a row for each image: size, format, statistics and a hash of its pixels (image_records.py)
+    problems.jsonl the reasons that bad images cannot be decoded
+    progress       a hash for each block's records and problems, zeros until the block is on the disk; a killed build
+                   resumes from here
+    plan.json      key, shape and files of the entry
+    complete.json  the hashes of all these files except the pixels, written last: without it the entry is unfinished
 
-Whoever builds holds a lock that ends with the process; others wait. What is not as it was written is said, and is
-decoded anew: the user's files are there.
+A process that builds an entry holds its lock, and others wait. Damaged blocks are reported, and decoded again from the
+user's files.
 """
 
 from __future__ import annotations
@@ -45,66 +45,66 @@ from cnnrun.data.cache import LOCK, SEAL, Progress, images_per_block, read_json
 from cnnrun.data.decode import DecodedBlock, Decoder, ParallelMap
 from cnnrun.data.image_records import RECORD
 
-SYNC_BYTES = 64 << 20  # decoded between two waits for the disk: what a kill or a power cut can cost
-_ELSEWHERE = "give data.cache_dir a folder of your own"
-_VERIFIED_TOGETHER = 32  # blocks, between two looks of the progress bar
+SYNC_BYTES = 64 << 20  # pixels decoded between two syncs: the work that a kill or a power cut can lose
+_OWN_FOLDER_ADVICE = "give data.cache_dir a folder of your own"
+_BLOCKS_PER_UPDATE = 32  # blocks verified between two updates of the progress bar
 
 
 class CacheEntry:
-    """One data set's folder in the cache. `verify`: all its pixels are looked at before they are used."""
+    """One split's folder in the cache. With `verify` all its pixels are checked before they are used."""
 
     def __init__(self, path: Path, count: int, shape: Shape, *, keep_pixels: bool, verify: bool = False) -> None:
         self.path, self.count, self.shape, self.keep_pixels = path, count, shape, keep_pixels
-        self._verify, self._bytes_each = verify and keep_pixels, int(np.prod(shape))
+        self._verify, self._image_bytes = verify and keep_pixels, int(np.prod(shape))
 
     def is_complete(self) -> bool:
-        """Return whether everything is there, by the files' sizes. Raises StorageError for what others may write."""
-        check_ownership(self.path, _ELSEWHERE)
-        if not (self.path / SEAL).exists() or _size(self.path / "records") != self.count * RECORD.itemsize:
+        """Return whether all files have their full size. Raises StorageError if other users may write the folder."""
+        check_ownership(self.path, _OWN_FOLDER_ADVICE)
+        if not (self.path / SEAL).exists() or _file_size(self.path / "records") != self.count * RECORD.itemsize:
             return False
-        return not self.keep_pixels or _size(self.path / "pixels.u8") == self.count * self._bytes_each
+        return not self.keep_pixels or _file_size(self.path / "pixels.u8") == self.count * self._image_bytes
 
     def build(self, decoder: Decoder, about: dict[str, Any], run: ParallelMap, progress: Progress) -> None:
-        """Decode what is not there yet, or no longer as it was written; waits while another process does.
+        """Decode the blocks that are missing or damaged. Waits while another process builds the entry.
 
-        Raises StorageError.
+        Raises StorageError if the folder cannot be used, or the disk is full.
         """
         if not os.access(self.path, os.W_OK) and self.is_complete():
-            if self._is_sealed() and not self._damaged_blocks(run, progress):
-                return  # root made it for all to read
-            raise StorageError(f"{self.path}: not as it was written, and you may not write it; {_ELSEWHERE}")
-        with storage_errors(self.path, self.count * self._bytes_each, " (data.cache_dir, data.cache)"):
+            if self._is_sealed() and not self._find_damaged_blocks(run, progress):
+                return  # such as an entry that root made for all to read
+            raise StorageError(f"{self.path}: damaged, and you may not write it; {_OWN_FOLDER_ADVICE}")
+        with storage_errors(self.path, self.count * self._image_bytes, " (data.cache_dir, data.cache)"):
             built = self._ensure_sealed(decoder, about, run, progress)
-            if not built and self._damaged_blocks(run, progress):
+            if not built and self._find_damaged_blocks(run, progress):
                 self.unseal()
                 self._ensure_sealed(decoder, about, run, progress)
 
     def _ensure_sealed(self, decoder: Decoder, about: dict[str, Any], run: ParallelMap, progress: Progress) -> bool:
-        """Build while holding the lock, unless it is sealed. Return whether that was to be done."""
+        """Build the entry while holding its lock, unless it is sealed. Returns whether it was built."""
 
         def waiting() -> None:
             say(f"another process is decoding these pictures into {self.path}; waiting for it")
 
         while True:
-            for folder in (self.path.parent, self.path):  # the mode of further parents is not given
+            for folder in (self.path.parent, self.path):  # `mode` does not apply to further parents
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            check_ownership(self.path, _ELSEWHERE)
+            check_ownership(self.path, _OWN_FOLDER_ADVICE)
             try:
                 with hold_lock(self.path / LOCK, waiting):
                     if not (sealed := self._is_sealed()):
                         self._build(decoder, about, run, progress)
                     os.utime(self.path)  # when it was last used
                     return not sealed
-            except FileNotFoundError:  # removed while this waited for the lock: begin anew
+            except FileNotFoundError:  # removed while this process waited for the lock: try again
                 if self.path.exists():
                     raise
 
     def _is_sealed(self) -> bool:
-        """Return whether the files are as they were when they were complete; all but the pixels."""
+        """Return whether all files but the pixels are unchanged since the entry was completed."""
         return self.is_complete() and read_json(self.path / SEAL) == self._seal()
 
     def _seal(self) -> dict[str, Any]:
-        """What `complete.json` has to say: whose files these are, and their hashes."""
+        """The content that `complete.json` must have: the entry's key and the hashes of its files."""
         names = ("plan.json", "progress", "problems.jsonl", "records")
         try:
             return {"key": self.path.name, "blake2b": {name: file_hash(self.path / name) for name in names}}
@@ -112,14 +112,14 @@ class CacheEntry:
             return {}
 
     def unseal(self) -> None:
-        """Have every block looked at, and what is damaged decoded, when this is next opened."""
+        """Mark the entry as unfinished, so that the next build checks every block and decodes damaged ones again."""
         (self.path / SEAL).unlink(missing_ok=True)
 
     def _build(self, decoder: Decoder, about: dict[str, Any], run: ParallelMap, progress: Progress) -> None:
         if (self.path / SEAL).exists():
-            _say_from_any_rank(f"{self.path}: not as it was written; what is damaged is decoded anew")
+            _print_on_any_rank(f"{self.path}: damaged; decoding the damaged parts again")
         self.unseal()
-        files = self._open(about)
+        files = self._open_files(about)
         try:
             self._decode_missing(files, decoder, run, progress)
         finally:
@@ -128,46 +128,46 @@ class CacheEntry:
         _write_json(self.path / SEAL, self._seal())
 
     def _decode_missing(self, files: dict[str, int], decoder: Decoder, run: ParallelMap, progress: Progress) -> None:
-        missing, problems = self._missing_blocks(run, progress)
-        _set_content(files["problems.jsonl"], problem_lines(problems))
+        missing, problems = self._find_missing_blocks(run, progress)
+        _replace_content(files["problems.jsonl"], problem_lines(problems))
         unsynced: dict[int, NDArray[np.uint8]] = {}
         with progress("decoding", self.count) as advance:
-            advance(self.count - sum(len(self._numbers(block)) for block in missing))
+            advance(self.count - sum(len(self._block_images(block)) for block in missing))
             for block in missing:
-                numbers = self._numbers(block)
-                made = decoder.decode_block(np.array(numbers), run)
-                unsynced[block] = self._write(files, numbers[0], made)
-                advance(len(numbers))
-                if len(unsynced) * len(numbers) * self._bytes_each >= SYNC_BYTES:
+                rows = self._block_images(block)
+                decoded = decoder.decode_block(np.array(rows), run)
+                unsynced[block] = self._write_block(files, rows[0], decoded)
+                advance(len(rows))
+                if len(unsynced) * len(rows) * self._image_bytes >= SYNC_BYTES:
                     _sync(files, unsynced)
             _sync(files, unsynced)
 
-    def _numbers(self, block: int) -> range:
-        """The pictures of a block."""
-        each = images_per_block(self._bytes_each)
-        return range(block * each, min((block + 1) * each, self.count))
+    def _block_images(self, block: int) -> range:
+        """The numbers of the images in a block."""
+        block_size = images_per_block(self._image_bytes)
+        return range(block * block_size, min((block + 1) * block_size, self.count))
 
-    def _blocks(self) -> int:
-        return -(-self.count // images_per_block(self._bytes_each))
+    def _block_count(self) -> int:
+        return -(-self.count // images_per_block(self._image_bytes))
 
-    def _open(self, about: dict[str, Any]) -> dict[str, int]:
-        """Descriptors of the files being built; what an earlier build of the same plan left is gone on with."""
+    def _open_files(self, about: dict[str, Any]) -> dict[str, int]:
+        """Open the entry's files for writing: descriptors by name. An unfinished build of the same plan is resumed."""
         names = [*(["pixels.u8"] if self.keep_pixels else []), "records", "problems.jsonl", "progress"]
         plan = {
             "key": self.path.name,
             "count": self.count,
             "shape": list(self.shape),
-            "block": images_per_block(self._bytes_each),
+            "block": images_per_block(self._image_bytes),
         }
-        plan |= about | {"files": names, "blocks": self._blocks()}
+        plan |= about | {"files": names, "blocks": self._block_count()}
         sizes = {
-            "pixels.u8": self.count * self._bytes_each,
+            "pixels.u8": self.count * self._image_bytes,
             "records": self.count * RECORD.itemsize,
-            "progress": self._blocks() * HASH_BYTES,
+            "progress": self._block_count() * HASH_BYTES,
         }
         sizes = {name: size for name, size in sizes.items() if name in names}
-        whole = all(_size(self.path / name) == size for name, size in sizes.items())
-        if read_json(self.path / "plan.json") != plan or not whole:
+        has_full_sizes = all(_file_size(self.path / name) == size for name, size in sizes.items())
+        if read_json(self.path / "plan.json") != plan or not has_full_sizes:
             for name in ("progress", "pixels.u8", "records", "problems.jsonl"):
                 (self.path / name).unlink(missing_ok=True)
             _write_json(self.path / "plan.json", plan)
@@ -176,85 +176,90 @@ class CacheEntry:
             os.ftruncate(files[name], size)
         return files
 
-    def _missing_blocks(self, run: ParallelMap, progress: Progress) -> tuple[list[int], dict[int, str]]:
-        """The blocks that are not on the disk as they were written, and the problems of those that are."""
-        noted = np.fromfile(self.path / "progress", np.uint8).reshape(-1, HASH_BYTES)
+    def _find_missing_blocks(self, run: ParallelMap, progress: Progress) -> tuple[list[int], dict[int, str]]:
+        """The blocks that are missing or damaged, and the image problems noted in the others."""
+        expected_hashes = np.fromfile(self.path / "progress", np.uint8).reshape(-1, HASH_BYTES)
         records, problems, hashes = self.open_records()(), self.problems(), self.pixel_hashes()
 
         def is_damaged(block: int) -> bool:
-            numbers = self._numbers(block)
-            own = {number: problems[number] for number in numbers if number in problems}
-            if not np.array_equal(block_hash(records[numbers.start : numbers.stop], own), noted[block]):
+            rows = self._block_images(block)
+            block_problems = {row: problems[row] for row in rows if row in problems}
+            if not np.array_equal(block_hash(records[rows.start : rows.stop], block_problems), expected_hashes[block]):
                 return True
-            return self._has_other_pixels(numbers, hashes)
+            return self._has_damaged_pixels(rows, hashes)
 
-        done = np.flatnonzero(noted.any(1)).tolist()
-        damaged = self._blocks_where(done, is_damaged, run, progress)
+        written = np.flatnonzero(expected_hashes.any(1)).tolist()
+        damaged = self._filter_blocks(written, is_damaged, run, progress)
         if damaged:
-            places = ", ".join(f"{self._numbers(block)[0]:,} to {self._numbers(block)[-1]:,}" for block in damaged[:8])
-            _say_from_any_rank(f"{self.path}: pictures {places} are not as they were written; decoded anew")
-        whole = set(done) - set(damaged)
-        each = images_per_block(self._bytes_each)
-        kept = {number: text for number, text in problems.items() if number // each in whole}
-        return [block for block in range(self._blocks()) if block not in whole], kept
+            ranges = ", ".join(
+                f"{self._block_images(block)[0]:,} to {self._block_images(block)[-1]:,}" for block in damaged[:8]
+            )
+            _print_on_any_rank(f"{self.path}: pictures {ranges} are damaged; decoding them again")
+        intact = set(written) - set(damaged)
+        block_size = images_per_block(self._image_bytes)
+        intact_problems = {row: text for row, text in problems.items() if row // block_size in intact}
+        return [block for block in range(self._block_count()) if block not in intact], intact_problems
 
-    def _damaged_blocks(self, run: ParallelMap, progress: Progress) -> list[int]:
-        """The blocks of a sealed entry whose pixels are not as they were written, where they are to be verified."""
-        blocks = list(range(self._blocks())) if self._verify else []
+    def _find_damaged_blocks(self, run: ParallelMap, progress: Progress) -> list[int]:
+        """The blocks of a sealed entry whose pixels are damaged. Empty if pixels are verified at first use."""
+        blocks = list(range(self._block_count())) if self._verify else []
         try:
             hashes = self.pixel_hashes()
-            return self._blocks_where(
-                blocks, lambda block: self._has_other_pixels(self._numbers(block), hashes), run, progress
+            return self._filter_blocks(
+                blocks, lambda block: self._has_damaged_pixels(self._block_images(block), hashes), run, progress
             )
-        except FileNotFoundError:  # cleared meanwhile
+        except FileNotFoundError:  # another process cleared the cache meanwhile
             return blocks
 
-    def _blocks_where(
+    def _filter_blocks(
         self, blocks: Sequence[int], predicate: Callable[[int], bool], run: ParallelMap, progress: Progress
     ) -> list[int]:
-        """The blocks for which the predicate is true, asked in several threads."""
-        found: list[int] = []
+        """The blocks for which the predicate is true. Calls it in several threads."""
+        matching: list[int] = []
         with progress("verifying", len(blocks)) as advance:
-            for first in range(0, len(blocks), _VERIFIED_TOGETHER):
-                some = blocks[first : first + _VERIFIED_TOGETHER]
-                found += [block for block, is_true in zip(some, run(predicate, some), strict=True) if is_true]
-                advance(len(some))
-        return found
+            for first in range(0, len(blocks), _BLOCKS_PER_UPDATE):
+                part = blocks[first : first + _BLOCKS_PER_UPDATE]
+                matching += [block for block, is_true in zip(part, run(predicate, part), strict=True) if is_true]
+                advance(len(part))
+        return matching
 
-    def _has_other_pixels(self, numbers: range, hashes: NDArray[np.uint64]) -> bool:
+    def _has_damaged_pixels(self, rows: range, hashes: NDArray[np.uint64]) -> bool:
         if not self.keep_pixels:
             return False
-        pixels = np.empty((len(numbers), self._bytes_each), np.uint8)
+        pixels = np.empty((len(rows), self._image_bytes), np.uint8)
         with (self.path / "pixels.u8").open("rb", buffering=0) as file:
-            file.seek(numbers.start * self._bytes_each)
-            whole = file.readinto(pixels.data.cast("B")) == pixels.nbytes
-        return not whole or bool(has_changed(pixels, hashes[numbers.start : numbers.stop]).any())
+            file.seek(rows.start * self._image_bytes)
+            is_full = file.readinto(pixels.data.cast("B")) == pixels.nbytes
+        return not is_full or bool(has_changed(pixels, hashes[rows.start : rows.stop]).any())
 
     def pixel_hashes(self) -> NDArray[np.uint64]:
-        """The hash that each picture's pixels must have."""
-        return pixel_hashes(self.open_records()(), self.problems(), self._bytes_each)
+        """The hash that each image's pixels must have, by its records."""
+        return pixel_hashes(self.open_records()(), self.problems(), self._image_bytes)
 
-    def _write(self, files: dict[str, int], first: int, made: DecodedBlock) -> NDArray[np.uint8]:
-        """Write a block that begins with picture `first`; returns its hash."""
+    def _write_block(self, files: dict[str, int], first: int, decoded: DecodedBlock) -> NDArray[np.uint8]:
+        """Write a block that begins with image `first`; returns its hash."""
         if self.keep_pixels:
-            _write_all(files["pixels.u8"], made.pixels.data, first * self._bytes_each)
-        _write_all(files["records"], made.records.data, first * RECORD.itemsize)
+            _write_all(files["pixels.u8"], decoded.pixels.data, first * self._image_bytes)
+        _write_all(files["records"], decoded.records.data, first * RECORD.itemsize)
         os.lseek(files["problems.jsonl"], 0, os.SEEK_END)
-        os.write(files["problems.jsonl"], problem_lines(made.problems))
-        return block_hash(made.records, made.problems)
+        os.write(files["problems.jsonl"], problem_lines(decoded.problems))
+        return block_hash(decoded.records, decoded.problems)
 
     def open_records(self) -> Callable[[], NDArray[Any]]:
-        """A function that maps a row of RECORD a picture: copy what is to stay. It outlives the folder's removal."""
+        """Open the records file; the result maps it, a row of RECORD per image. Copy rows that are needed for long.
+
+        It works after the folder is removed.
+        """
         return RecordsFile(self.path / "records")
 
     def problems(self) -> dict[int, str]:
-        """What is wrong with each bad picture, by its number."""
-        found = parse_problems((self.path / "problems.jsonl").read_bytes())
-        return {number: text for number, text in sorted(found.items()) if 0 <= number < self.count}
+        """The reason that each bad image cannot be decoded, by its number."""
+        problems = parse_problems((self.path / "problems.jsonl").read_bytes())
+        return {number: text for number, text in sorted(problems.items()) if 0 <= number < self.count}
 
 
 class RecordsFile:
-    """The records of an entry, held open, so that they are these whatever becomes of the cache."""
+    """The open records file of an entry. It stays readable if the entry is removed from the cache."""
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -264,25 +269,25 @@ class RecordsFile:
         return np.frombuffer(mmap.mmap(self._file, 0, access=mmap.ACCESS_READ), RECORD)
 
 
-def _say_from_any_rank(line: str) -> None:
-    """Print a line on stderr, whichever rank this is: `say` is the first one's, and any may find the damage."""
+def _print_on_any_rank(line: str) -> None:
+    """Print a line on stderr. `say` prints on the first rank only, and any rank may find damage."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(f"{escape(line)}\n")
 
 
 def _sync(files: dict[str, int], hashes: dict[int, NDArray[np.uint8]]) -> None:
-    """Wait for the disk, and only then note those blocks as done, by their hashes."""
+    """Wait until blocks are on the disk, and only then write their hashes to `progress`. Empties `hashes`."""
     for name in files:
         if name != "progress":
             os.fsync(files[name])
-    for block, hashed in hashes.items():
-        _write_all(files["progress"], hashed.data, block * HASH_BYTES)
+    for block, hash_bytes in hashes.items():
+        _write_all(files["progress"], hash_bytes.data, block * HASH_BYTES)
     os.fsync(files["progress"])
     hashes.clear()
 
 
-def _set_content(descriptor: int, data: bytes) -> None:
-    """Make `data` all that a file holds, where it is not so already."""
+def _replace_content(descriptor: int, data: bytes) -> None:
+    """Make `data` the whole content of a file. Writes nothing if it is already."""
     if os.pread(descriptor, len(data) + 1, 0) != data:
         _write_all(descriptor, memoryview(data), 0)
         os.ftruncate(descriptor, len(data))
@@ -299,5 +304,5 @@ def _write_json(path: Path, data: dict[str, Any]) -> None:
     Folder(path.parent).replace(path.name, json_bytes(data))
 
 
-def _size(path: Path) -> int:
+def _file_size(path: Path) -> int:
     return path.stat().st_size if path.exists() else -1

@@ -1,4 +1,4 @@
-"""Names of classes: as sources write them, what cannot be one, and those that look alike."""
+"""Class names: how sources write them, which names are refused, and which ones look alike."""
 
 from __future__ import annotations
 
@@ -13,47 +13,47 @@ from numpy.typing import NDArray
 from cnnrun.base.error_lines import join_names, refuse_problems
 from cnnrun.base.errors import DataError, escape, is_encodable
 
-# What pandas and spreadsheets write where there is no value: a label of this kind is none.
+# What pandas and spreadsheets write for a missing value: such a label means that there is no label.
 _MISSING = re.compile(
     r"-?nan|-?NaN|null|NULL|None|NA|N/A|n/a|<NA>|#N/A( N/A)?|#NA|NaT|nil|\(null\)|\(blank\)|-?1\.#(IND|QNAN)|"
     r"#(NULL|REF|VALUE|NUM|CALC|SPILL)!|#DIV/0!|#NAME\?|#ERROR!|Err:\d{3}"
 )
-_INVISIBLE = {"Cc", "Cf", "Zl", "Zp"}  # Unicode's categories of what has no shape of its own
+_INVISIBLE = {"Cc", "Cf", "Zl", "Zp"}  # Unicode categories of invisible characters
 _QUOTES = "\"'`\u2018\u2019\u201c\u201d"
 
 
-def clean_cell(written: str) -> str:
-    """A cell of a table, or a label from a file, without the blanks and byte order marks around it."""
-    return written.strip().strip("\ufeff").strip()
+def clean_cell(text: str) -> str:
+    """Strip blanks and byte order marks from a table's cell or a label file's text."""
+    return text.strip().strip("\ufeff").strip()
 
 
 def sorted_classes(labels: Iterable[str]) -> list[str]:
-    """The distinct labels sorted: as numbers where all are whole numbers, else as torchvision sorts folders."""
+    """The distinct labels, sorted as numbers if all are whole numbers, else as torchvision sorts folders."""
     names = sorted(set(labels))
     return sorted(names, key=int) if all(re.fullmatch(r"-?\d{1,18}", name) for name in names) else names
 
 
 def check_class_names(names: Sequence[str], where: str, *, are_declared: bool) -> None:
-    """Raises DataError for names that no class can have.
+    """Raise DataError for names that no class can have.
 
-    Names stand in configs, figures, reports and exported files, and whatever writes one that is no text fails. A word
-    for a missing value is a class only where the classes are declared one by one.
+    Names are written to configs, figures, reports and exported files, which fails for names that are not valid text.
+    A word for a missing value, such as NaN, is refused unless the config declares the classes (`are_declared`).
     """
     refuse_problems(
         f"{where}: class '{escape(name)}': {problem}"
         for name in names
-        if (problem := _problem(name) or (None if are_declared else missing_value_problem(name)))
+        if (problem := _unusable_name_problem(name) or (None if are_declared else missing_value_problem(name)))
     )
 
 
 def missing_value_problem(label: str) -> str | None:
-    """The reason that a label stands for no label, or None."""
+    """Reason that a label means a missing value, or None."""
     if not _MISSING.fullmatch(label):
         return None
-    return "stands for a missing value; mend or remove what has it, or list it in `classes` if it is a class"
+    return "stands for a missing value; fix or remove these samples, or list it in `classes` if it is a class"
 
 
-def _problem(name: str) -> str | None:
+def _unusable_name_problem(name: str) -> str | None:
     if not is_encodable(name):
         return "its name is not valid UTF-8; rename its folder or label"
     if not any(unicodedata.category(letter) not in _INVISIBLE and not letter.isspace() for letter in name):
@@ -62,42 +62,45 @@ def _problem(name: str) -> str | None:
 
 
 def numbered_classes(labels_N: NDArray[np.integer[Any]], where: str, setting: str) -> list[str]:
-    """Names for the labels 0, 1, ... of arrays. Raises DataError where a stray number would make many classes."""
+    """Names for the labels 0, 1, ... of arrays.
+
+    Raises DataError if the highest label is so large that most classes would be empty.
+    """
     used, counts = np.unique(labels_N, return_counts=True)
     highest = int(used[-1])
-    if highest >= _most_numbers(len(used)):
+    if highest >= _max_class_count(len(used)):
         rarest = int(used[np.flatnonzero(counts == counts.min())[-1]])
-        shown = join_names([f"{int(number)}" for number in used])
+        used_names = join_names([f"{int(label)}" for label in used])
         raise DataError(
-            f"{where}: has labels up to {highest:,}, but only {len(used)} different ones ({shown}); is {rarest}, "
-            f"which stands there {int(counts.min()):,} time(s), a label? If so, "
+            f"{where}: has labels up to {highest:,}, but only {len(used)} different ones ({used_names}); is {rarest}, "
+            f"which occurs {int(counts.min()):,} time(s), a label? If so, "
             f"give all {highest + 1:,} classes a name in {setting}"
         )
-    return [str(number) for number in range(highest + 1)]
+    return [str(label) for label in range(highest + 1)]
 
 
-def _most_numbers(used: int) -> int:
-    """How many classes there may be where so many different labels are used: some may have no picture yet."""
+def _max_class_count(used: int) -> int:
+    """The largest number of classes that is plausible for `used` different labels: some may have no image yet."""
     return 2 * used + 10
 
 
 def questionable_numbers(names: Sequence[str]) -> list[str]:
-    """Names that are numbers far from the others', or below 0: what some tools write where there is no label."""
+    """Names that are negative numbers or far larger than the others. Some tools write these for a missing label."""
     if not names or not all(re.fullmatch(r"-?\d{1,18}", name) for name in names):
         return []
-    limit = _most_numbers(len(names))
+    limit = _max_class_count(len(names))
     return [name for name in names if not 0 <= int(name) < limit]
 
 
 def alike_names(names: Iterable[str]) -> list[list[str]]:
-    """Groups of names that differ in case, blanks, quotes, leading zeros or invisible letters alone."""
+    """Groups of names that differ only in case, blanks, quotes, leading zeros or invisible letters."""
     groups: dict[str, list[str]] = {}
     for name in names:
-        groups.setdefault(_folded(name), []).append(name)
+        groups.setdefault(_fold_name(name), []).append(name)
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _folded(name: str) -> str:
+def _fold_name(name: str) -> str:
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
     text = "".join(letter for letter in text if unicodedata.category(letter) not in _INVISIBLE).strip().strip(_QUOTES)
     if number := re.fullmatch(r"([+-]?)0*(\d+)(\.0*)?", text):
@@ -106,23 +109,25 @@ def _folded(name: str) -> str:
 
 
 def quote_names(names: Sequence[str]) -> list[str]:
-    """The names as a message shows them: escaped where they would look the same."""
-    shown = [escape(unicodedata.normalize("NFC", name)) for name in names]
-    if len(set(shown)) == len(shown) and not any(map(_has_invisible, names)):
+    """The names in quotes for a message, as ASCII with escapes if they would look the same otherwise."""
+    visible = [escape(unicodedata.normalize("NFC", name)) for name in names]
+    if len(set(visible)) == len(visible) and not any(map(_has_invisible, names)):
         return [f"'{escape(name)}'" for name in names]
     return [ascii(name) for name in names]
 
 
 def _has_invisible(name: str) -> bool:
-    odd = (unicodedata.category(letter) in _INVISIBLE or (letter.isspace() and letter != " ") for letter in name)
-    return any(odd) or name != name.strip()
+    is_invisible = (
+        unicodedata.category(letter) in _INVISIBLE or (letter.isspace() and letter != " ") for letter in name
+    )
+    return any(is_invisible) or name != name.strip()
 
 
 def float32_problem(name: str, values: Sequence[float | None] | NDArray[Any]) -> str | None:
-    """What is wrong with different numbers that are all one in float32, or None. What is nearly so the task says."""
+    """Reason that values which differ are all equal in float32, or None. Tasks warn of values that are nearly so."""
     exact = np.asarray(values, np.float64)
     spread = float(np.ptp(exact))
     if spread == 0 or np.ptp(exact.astype(np.float32)) > 0:
         return None
     text = f"{escape(name)} varies by {spread:.3g} around {exact.mean():.6g}"
-    return f"{text}, too finely for float32; take the mean off it"
+    return f"{text}, too finely for float32; subtract the mean from it"

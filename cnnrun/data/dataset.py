@@ -1,4 +1,4 @@
-"""What the network learns from: the `data` section of the YAML, its splits, and what they are once decoded."""
+"""A decoded data set: its splits with images, targets and objects, and the facts measured on it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from cnnrun.data.targets import flatten_targets, target_codes
 
 @dataclass(frozen=True)
 class Examples:
-    """A split, decoded: `rows` says which of the pictures [M, C, H, W] that splits may share are its own."""
+    """A decoded split. Splits may share `images` [M, C, H, W]: `rows` [N] are the numbers of this split's own images.
+
+    `source_rows` [N] are the numbers of the same samples in `source`.
+    """
 
     images: ImageStore
     rows: Tensor
@@ -33,51 +36,50 @@ class Examples:
         return len(self.rows)
 
     def sample_name(self, index: int) -> str:
-        """What to call sample `index` in messages."""
+        """Name of sample `index` for messages: its file, or its number in the source."""
         return self.source.sample_name(int(self.source_rows[index]))
 
-    def select(self, kept: Tensor) -> Examples:
-        """The samples for which `kept` (bool [N]) holds."""
-        targets = {name: values[kept] for name, values in self.targets.items()}
-        objects = None if self.objects is None else self.objects.select(kept)
-        rows, source_rows = self.rows[kept], self.source_rows[kept]
+    def select(self, mask_N: Tensor) -> Examples:
+        """The samples for which `mask_N` (bool [N]) is true."""
+        targets = {name: values[mask_N] for name, values in self.targets.items()}
+        objects = None if self.objects is None else self.objects.select(mask_N)
+        rows, source_rows = self.rows[mask_N], self.source_rows[mask_N]
         return replace(self, rows=rows, source_rows=source_rows, targets=targets, objects=objects)
 
     def batch_targets(self, index_B: Tensor, device: torch.device) -> dict[str, Tensor]:
-        """The targets of samples `index_B`, objects padded to the most that one of them has."""
+        """The targets of samples `index_B` on a device, objects padded to the largest count among these samples."""
         objects = {} if self.objects is None else self.objects.pad(index_B)
-        own = {name: values[index_B] for name, values in self.targets.items()} | objects
-        return {name: values.to(device, non_blocking=True) for name, values in own.items()}
+        targets = {name: values[index_B] for name, values in self.targets.items()} | objects
+        return {name: values.to(device, non_blocking=True) for name, values in targets.items()}
 
     def all_targets(self) -> dict[str, Tensor]:
-        """The targets of all samples; objects one after the other, with how many there are of each: see `flat`."""
+        """The targets of all samples, objects concatenated with a count per sample: see `flatten_targets`."""
         return flatten_targets(self.targets, self.objects)
 
     def load_images(self, index_B: Tensor) -> Tensor:
-        """Samples `index_B` as [B, C, H, W] on the host."""
+        """The images of samples `index_B`, [B, C, H, W], on the host."""
         return self.images.take(self.rows[index_B])
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Every split, decoded, what was measured on the training split, and what was left out and why."""
+    """All decoded splits, the facts measured on the training split, and the samples left out with reasons."""
 
     facts: Facts
     splits: dict[str, Examples]
     stored_splits: dict[str, StoredSplit] = field(default_factory=dict)
     skipped_samples: tuple[dict[str, str], ...] = ()
-    notes: tuple[str, ...] = ()  # what the audit found, for people
+    notes: tuple[str, ...] = ()  # remarks on the data, a line each, for the user
     bad_boxes: tuple[BadBox, ...] = ()
-    file_listings: tuple[
-        tuple[str, Split, NDArray[np.int64]], ...
-    ] = ()  # the source's splits of files, with sizes and times
+    # Name, split and (size, time) of each file, for the source's splits that consist of files.
+    file_listings: tuple[tuple[str, Split, NDArray[np.int64]], ...] = ()
 
     def listing_lines(self) -> Iterator[str]:
-        """A line a file: split, path, size, time of change, label (or a digest of its boxes).
+        """Yield a line for each file: split, path, size, time of change, label (or a digest of its boxes).
 
-        Nothing for pictures that are no files.
+        Splits whose images are in memory have no lines.
         """
-        for name, split, of_files in self.file_listings:
+        for name, split, listing in self.file_listings:
             labels = target_codes(split.targets, split.objects, len(split)).tolist()
-            for number, (size, when, *_) in enumerate(of_files.tolist()):
-                yield f"{name}\t{escape(split.sample_name(number))}\t{size}\t{when}\t{labels[number]}"
+            for index, (size, changed_ns, *_) in enumerate(listing.tolist()):
+                yield f"{name}\t{escape(split.sample_name(index))}\t{size}\t{changed_ns}\t{labels[index]}"

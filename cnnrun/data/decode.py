@@ -1,4 +1,4 @@
-"""Pictures of a split by number: decoded, fitted and remembered, one by one or in blocks over several threads."""
+"""Decoder for a split's images by number: one by one, or in blocks over several threads, with their records."""
 
 from __future__ import annotations
 
@@ -29,68 +29,71 @@ from cnnrun.data.image_files import (
 )
 from cnnrun.data.image_records import RECORD, fill_pixel_sums, fill_record
 
-_TASK = 16  # pictures that a thread takes at a time
+_IMAGES_PER_TASK = 16  # images that a thread decodes before it takes the next task
 
 ParallelMap = Callable[[Callable[[Any], Any], Sequence[Any]], Any]
 
 
 class ReadTimeoutError(NoAnswerError):
-    """Pictures whose reading does not end."""
+    """Error for images whose reading does not end."""
 
     def __init__(self, seconds: float, names: Sequence[str]) -> None:
-        shown = join_names(names, 8) or "pictures"
-        super().__init__(f"reading {shown} does not end: nothing came for {seconds:g} s (data.timeout)")
+        images = join_names(names, 8) or "pictures"
+        super().__init__(f"reading {images} does not end: nothing came for {seconds:g} s (data.timeout)")
         self.seconds = seconds
 
 
 class ThreadedMap:
-    """A `map` over so many threads; with 0 in the calling one. Pillow lets go of the interpreter while it decodes."""
+    """A `map` that calls the function in several threads, or in the calling thread if `workers` is 0.
+
+    Threads help because Pillow releases the interpreter's lock while it decodes.
+    """
 
     def __init__(self, workers: int, timeout: float) -> None:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode") if workers else None
-        self._timeout, self._hung = timeout, False
+        self._timeout, self._is_hung = timeout, False
 
     def __call__(self, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-        """Each item's value. Raises Stuck when for `timeout` seconds none is done."""
-        if self._hung:
+        """The function's value for each item. Raises ReadTimeoutError if no item is done for `timeout` seconds."""
+        if self._is_hung:
             raise ReadTimeoutError(self._timeout, [])
         if self._pool is None:
             return list(map(function, items))
         tasks = [self._pool.submit(function, item) for item in items]
-        left = set(tasks)
-        while left:
-            done, left = wait(left, self._timeout, FIRST_COMPLETED)
+        pending = set(tasks)
+        while pending:
+            done, pending = wait(pending, self._timeout, FIRST_COMPLETED)
             if not done:
-                self._hung = True
+                self._is_hung = True
                 raise ReadTimeoutError(self._timeout, [])
         return [task.result() for task in tasks]
 
-    def close(self, *, patiently: bool = True) -> None:
-        """End the threads, or leave those behind that hang."""
+    def close(self, *, wait_for_tasks: bool = True) -> None:
+        """End the threads. Does not wait for threads that hang."""
         if self._pool:
-            self._pool.shutdown(wait=patiently and not self._hung, cancel_futures=True)
+            self._pool.shutdown(wait=wait_for_tasks and not self._is_hung, cancel_futures=True)
 
 
 @contextmanager
 def start_threads(workers: int, timeout: float = 120.0) -> Iterator[ParallelMap]:
-    """Threads for as long as the context lasts."""
+    """Context with a `ThreadedMap` of `workers` threads, which end with it."""
     pool = ThreadedMap(workers, timeout)
     try:
         yield pool
     except BaseException:  # such as a signal while a read hangs
-        pool.close(patiently=False)
+        pool.close(wait_for_tasks=False)
         raise
     pool.close()
 
 
 def processor_count() -> int:
-    """How many processors this process may use."""
+    """Number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
 class DecodedBlock:
-    """Some pictures decoded: uint8 [n, C, H, W], their records, and what is wrong with those that are black instead."""
+    """Decoded images: uint8 [n, C, H, W], their records, and the problems of bad images, whose pixels are black."""
 
     pixels: NDArray[np.uint8]
     records: NDArray[Any]
@@ -98,95 +101,102 @@ class DecodedBlock:
 
 
 class Decoder:
-    """Decodes pictures of a split to one shape (C, H, W).
+    """Decoder of a split's images to one shape (C, H, W).
 
-    `listed` is [N, 2] of the files' (size, time in ns) when they were listed: a file that changed since is refused.
+    `listing` [N, 2] has each file's (size, time in ns) when it was listed: a file that changed since is refused.
     """
 
-    def __init__(self, split: Split, shape: Shape, image: ImageSettings, listed: NDArray[np.int64] | None) -> None:
-        self.split, self.shape, self.image, self._listed = split, shape, image, listed
+    def __init__(
+        self, split: Split, shape: Shape, image_settings: ImageSettings, listing: NDArray[np.int64] | None
+    ) -> None:
+        self.split, self.shape, self.image_settings, self._listing = split, shape, image_settings, listing
         self._size: HeightWidth = (shape[1], shape[2])
-        self._busy: dict[int, int] = {}  # which picture each thread has at hand
+        self._row_by_thread: dict[int, int] = {}  # the image that each thread decodes now
 
     def __len__(self) -> int:
         return len(self.split)
 
     def decode_one(self, number: int) -> NDArray[np.uint8]:
-        """Picture `number` as uint8 [C, H, W]. Raises DataError that names it."""
-        return self._decoded(number, self.split.sample_name(number))[0]
+        """Decode image `number` to uint8 [C, H, W]. Raises DataError with its name if it cannot be used."""
+        return self._decode_in_thread(number, self.split.sample_name(number))[0]
 
     def rows_being_read(self) -> list[int]:
-        """The pictures that are being read now."""
-        return sorted(self._busy.values())
+        """The numbers of the images that threads are reading now."""
+        return sorted(self._row_by_thread.values())
 
-    def _decoded(self, number: int, name: str) -> tuple[NDArray[np.uint8], bytes, DecodedImage]:
+    def _decode_in_thread(self, number: int, name: str) -> tuple[NDArray[np.uint8], bytes, DecodedImage]:
         thread = threading.get_ident()
-        self._busy[thread] = number
+        self._row_by_thread[thread] = number
         try:
-            return self._read(number, name)
+            return self._decode(number, name)
         finally:
-            del self._busy[thread]
+            del self._row_by_thread[thread]
 
-    def _read(self, number: int, name: str) -> tuple[NDArray[np.uint8], bytes, DecodedImage]:
-        pictures = self.split.images
+    def _decode(self, number: int, name: str) -> tuple[NDArray[np.uint8], bytes, DecodedImage]:
+        """The fitted pixels [C, H, W], the file's bytes (none for an array), and the decoded image."""
+        images = self.split.images
         with image_errors(name):
-            if isinstance(pictures, np.ndarray):
-                data, seen = b"", image_from_pixels(pictures[number], self.shape[0])
+            if isinstance(images, np.ndarray):
+                data, decoded = b"", image_from_pixels(images[number], self.shape[0])
             else:
-                listed = None if self._listed is None else (int(self._listed[number, 0]), int(self._listed[number, 1]))
-                data = read_image_bytes(name if isinstance(pictures, Files) else pictures[number], listed)
-                seen = decode_image(data, self.shape[0], self.image)
-            return fit_image(seen.pillow_image, self._size, self.image).transpose(2, 0, 1), data, seen
+                data = read_image_bytes(name if isinstance(images, Files) else images[number], self._expected(number))
+                decoded = decode_image(data, self.shape[0], self.image_settings)
+            pixels_HWC = fit_image(decoded.pillow_image, self._size, self.image_settings)
+            return pixels_HWC.transpose(2, 0, 1), data, decoded
+
+    def _expected(self, number: int) -> tuple[int, int] | None:
+        """Size and time of an image's file when it was listed."""
+        return None if self._listing is None else (int(self._listing[number, 0]), int(self._listing[number, 1]))
 
     def decode_block(self, numbers: NDArray[np.int64], run: ParallelMap) -> DecodedBlock:
-        """Those pictures with their records; a bad one is black, and its trouble is noted.
+        """Decode images with their records. Bad images become black, and their problems are noted.
 
-        Raises Unreadable for files that cannot be read now.
+        Raises UnreadableFileError for files that cannot be read now, such as on a disk that fails.
         """
-        unread: list[str] = []
-        made = DecodedBlock(np.zeros((len(numbers), *self.shape), np.uint8), np.zeros(len(numbers), RECORD), {})
+        unreadable: list[str] = []
+        block = DecodedBlock(np.zeros((len(numbers), *self.shape), np.uint8), np.zeros(len(numbers), RECORD), {})
 
         def decode(first: int) -> None:
-            for place in range(first, min(first + _TASK, len(numbers))):
-                number = int(numbers[place])
+            for position in range(first, min(first + _IMAGES_PER_TASK, len(numbers))):
+                number = int(numbers[position])
                 name = self.split.sample_name(number)
                 try:
-                    pixels, data, seen = self._decoded(number, name)
+                    pixels, data, decoded = self._decode_in_thread(number, name)
                 except UnreadableFileError as error:
-                    unread.append(str(error))
+                    unreadable.append(str(error))
                     continue
                 except DataError as error:
-                    made.problems[number] = str(error)
+                    block.problems[number] = str(error)
                     continue
-                made.pixels[place] = pixels
-                fill_record(made.records[place], name, data, seen, pixels)
+                block.pixels[position] = pixels
+                fill_record(block.records[position], name, data, decoded, pixels)
 
-        self._run(run, decode, len(numbers))
-        if unread:
-            raise UnreadableFileError(*truncate_lines(sorted(unread), "files"))
-        fill_pixel_sums(made.records, made.pixels)
-        return made
+        self._run_tasks(run, decode, len(numbers))
+        if unreadable:
+            raise UnreadableFileError(*truncate_lines(sorted(unreadable), "files"))
+        fill_pixel_sums(block.records, block.pixels)
+        return block
 
     def decode_batch(self, numbers: NDArray[np.int64], run: ParallelMap) -> NDArray[np.uint8]:
-        """Those pictures, uint8 [n, C, H, W]. Raises DataError that names the bad ones."""
-        out = np.empty((len(numbers), *self.shape), np.uint8)
-        bad: list[str] = []
+        """Decode images to uint8 [n, C, H, W]. Raises DataError with the names and problems of the bad ones."""
+        pixels = np.empty((len(numbers), *self.shape), np.uint8)
+        problems: list[str] = []
 
         def decode(first: int) -> None:
-            for place in range(first, min(first + _TASK, len(numbers))):
+            for position in range(first, min(first + _IMAGES_PER_TASK, len(numbers))):
                 try:
-                    out[place] = self.decode_one(int(numbers[place]))
+                    pixels[position] = self.decode_one(int(numbers[position]))
                 except DataError as error:
-                    bad.append(str(error))
+                    problems.append(str(error))
 
-        self._run(run, decode, len(numbers))
-        if bad:
-            raise DataError(*sorted(bad))
-        return out
+        self._run_tasks(run, decode, len(numbers))
+        if problems:
+            raise DataError(*sorted(problems))
+        return pixels
 
-    def _run(self, run: ParallelMap, decode: Callable[[int], None], count: int) -> None:
+    def _run_tasks(self, run: ParallelMap, decode: Callable[[int], None], count: int) -> None:
         try:
-            run(decode, range(0, count, _TASK))
+            run(decode, range(0, count, _IMAGES_PER_TASK))
         except ReadTimeoutError as error:
             raise ReadTimeoutError(
                 error.seconds, [self.split.sample_name(number) for number in self.rows_being_read()]

@@ -1,6 +1,6 @@
-"""What is wrong with a data set as a whole: the same picture twice, in two splits, under two labels; groups torn apart.
+"""Duplicates and leaks: copies of an image, in two splits or under two labels, and groups that are in two splits.
 
-Everything here works on columns, a row a sample, made from what was remembered when the pictures were decoded.
+Everything here works on a table with a row per sample. It needs the records made at decoding, not the pixels.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Near duplicates: the root mean square difference of two thumbs (grey levels), in absolute terms and in parts of their
-# own deviation. Chosen on Fashion-MNIST's training pictures, reported on others (benchmarks/README.md).
+# Near duplicates: limits on the root mean square difference of two thumbnails, in grey levels and relative to the
+# thumbnails' own standard deviation. Chosen on Fashion-MNIST's training images, measured on others
+# (benchmarks/README.md).
 MAX_LEVEL_DIFFERENCE, MAX_RELATIVE_DIFFERENCE = 4.0, 0.065
-_LEAST = 0.25  # grey levels
-_AT_ONCE = 256  # samples whose neighbours are looked for together
-_DIRECTIONS = 8  # principal directions in which neighbours are looked for
+_MIN_TOLERANCE = 0.25  # grey levels
+_QUERY_SIZE = 256  # samples whose neighbours are searched together
+_DIRECTIONS = 8  # principal directions in which neighbours are searched
 
 
 @dataclass(frozen=True)
 class SampleTable:
-    """The samples of all splits, one after the other: split and number in it, label, group (-1: none), digest."""
+    """The samples of all splits, concatenated: split, number in the split, label, group (-1: none), pixel digest."""
 
     splits: tuple[str, ...]
     split_N: NDArray[np.int64]
@@ -32,17 +33,17 @@ class SampleTable:
     digest_N: NDArray[np.uint64]
 
     def locate(self, sample: int) -> tuple[str, int]:
-        """The split's name and the sample's number in it."""
+        """A sample's split, and its number in the split."""
         return self.splits[int(self.split_N[sample])], int(self.index_N[sample])
 
     def select_train(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Those of the training split."""
-        kept: NDArray[np.int64] = samples[self.split_N[samples] == self.splits.index("train")]
-        return kept
+        """The samples among these that are in the training split."""
+        train: NDArray[np.int64] = samples[self.split_N[samples] == self.splits.index("train")]
+        return train
 
 
 def group_by_value(values_N: NDArray[Any]) -> list[NDArray[np.int64]]:
-    """The samples that share a value, a group of two or more each, in the samples' order."""
+    """Groups of two or more samples with the same value, each in the samples' order."""
     order = np.argsort(values_N, kind="stable")
     ordered = values_N[order]
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
@@ -50,16 +51,17 @@ def group_by_value(values_N: NDArray[Any]) -> list[NDArray[np.int64]]:
     return [order[start : start + n] for start, n in zip(starts, lengths, strict=True) if n > 1]
 
 
-def mixed_groups(groups: Sequence[NDArray[np.int64]], over_N: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Those groups whose samples are not all of one kind in `over_N`: of several splits, or under several labels."""
-    return [group for group in groups if (over_N[group] != over_N[group[0]]).any()]
+def mixed_groups(groups: Sequence[NDArray[np.int64]], values_N: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """The groups whose samples have different values in `values_N`, such as several splits or several labels."""
+    return [group for group in groups if (values_N[group] != values_N[group[0]]).any()]
 
 
 @dataclass(frozen=True)
 class Leaks:
-    """Sets of samples: a picture in several splits, a picture under several labels, a group in several splits.
+    """Groups of samples that make a measurement on val or test, or the labels themselves, wrong.
 
-    And a class in several splits, where each is to be in one.
+    Copies of an image in several splits or under several labels, groups in several splits, and, if each class should
+    be in one split only, classes in several splits.
     """
 
     copies_across_splits: list[NDArray[np.int64]]
@@ -73,58 +75,61 @@ class Leaks:
         )
 
 
-def find_leaks(columns: SampleTable, apart: bool = False) -> Leaks:
-    """What makes a measurement on val or test, or the labels themselves, untrue; `apart`: no class is in two splits."""
-    same = group_by_value(columns.digest_N)
-    known = np.flatnonzero(columns.group_N >= 0)
-    of_group = [known[members] for members in group_by_value(columns.group_N[known])]
-    shared = mixed_groups(group_by_value(columns.label_N), columns.split_N) if apart else []
+def find_leaks(table: SampleTable, has_disjoint_classes: bool = False) -> Leaks:
+    """Find all leaks in a data set. With `has_disjoint_classes`, a class in two splits is a leak too."""
+    copies = group_by_value(table.digest_N)
+    grouped = np.flatnonzero(table.group_N >= 0)
+    groups = [grouped[members] for members in group_by_value(table.group_N[grouped])]
+    classes = group_by_value(table.label_N) if has_disjoint_classes else []
     return Leaks(
-        mixed_groups(same, columns.split_N),
-        mixed_groups(same, columns.label_N),
-        mixed_groups(of_group, columns.split_N),
-        shared,
+        copies_across_splits=mixed_groups(copies, table.split_N),
+        label_conflicts=mixed_groups(copies, table.label_N),
+        groups_across_splits=mixed_groups(groups, table.split_N),
+        classes_across_splits=mixed_groups(classes, table.split_N),
     )
 
 
 def find_near_duplicates(thumbs_NF: NDArray[np.uint8], limit: int = 5_000_000) -> tuple[NDArray[np.int64], bool]:
-    """Pairs of samples [P, 2] whose thumbs differ by no more than re-encoding and resizing make them differ.
+    """Find pairs of samples [P, 2] whose thumbnails differ no more than after re-encoding or resizing.
 
-    Neighbours are found exactly in the thumbs' first principal directions, where no pair is further apart than in all,
-    and then compared in all. After `limit` neighbours the search ends; returns whether it went through.
+    The search looks for neighbours in the first principal directions of the thumbnails, where no distance is larger
+    than in all directions, and compares these in full. It ends early after `limit` neighbours. Returns the pairs, and
+    True if the search was not cut short.
     """
     from scipy.spatial import cKDTree
 
     values = thumbs_NF.astype(np.float32)
-    # Where the contrast is less than a grey level's worth of it, nothing can be near.
-    kept = np.flatnonzero(values.std(1) * MAX_RELATIVE_DIFFERENCE > _LEAST)
-    values = values[kept]
+    # Images of low contrast are left out: their tolerance would be smaller than rounding errors.
+    rows = np.flatnonzero(values.std(1) * MAX_RELATIVE_DIFFERENCE > _MIN_TOLERANCE)
+    values = values[rows]
     if len(values) < 2:
         return np.empty((0, 2), np.int64), True
-    sample = values[:: max(1, len(values) // 20_000)]
-    _, directions = np.linalg.eigh(np.cov(sample, rowvar=False))
-    flat = (values - sample.mean(0)) @ directions[:, -_DIRECTIONS:]
-    tree, radius, looked = cKDTree(flat), MAX_LEVEL_DIFFERENCE * values.shape[1] ** 0.5, 0
-    found = [np.empty((0, 2), np.int64)]
-    for first in range(0, len(flat), _AT_ONCE):
-        neighbours = tree.query_ball_point(flat[first : first + _AT_ONCE], radius)
-        one = np.repeat(np.arange(first, first + len(neighbours)), [len(each) for each in neighbours])
-        pairs = np.stack([one, np.concatenate([np.array(each, np.int64) for each in neighbours])], 1)
+    subset = values[:: max(1, len(values) // 20_000)]
+    _, directions = np.linalg.eigh(np.cov(subset, rowvar=False))
+    projected = (values - subset.mean(0)) @ directions[:, -_DIRECTIONS:]
+    tree, radius, compared_count = cKDTree(projected), MAX_LEVEL_DIFFERENCE * values.shape[1] ** 0.5, 0
+    near_pairs = [np.empty((0, 2), np.int64)]
+    for first in range(0, len(projected), _QUERY_SIZE):
+        neighbours = tree.query_ball_point(projected[first : first + _QUERY_SIZE], radius)
+        sources = np.repeat(np.arange(first, first + len(neighbours)), [len(row) for row in neighbours])
+        pairs = np.stack([sources, np.concatenate([np.array(row, np.int64) for row in neighbours])], 1)
         pairs = pairs[pairs[:, 0] < pairs[:, 1]]
-        found.append(pairs[_close(values, pairs)])
-        looked += len(pairs)
-        if looked > limit:
-            return kept[np.concatenate(found)], False
-    return kept[np.concatenate(found)], True
+        near_pairs.append(pairs[_is_near(values, pairs)])
+        compared_count += len(pairs)
+        if compared_count > limit:
+            return rows[np.concatenate(near_pairs)], False
+    return rows[np.concatenate(near_pairs)], True
 
 
-def _close(values: NDArray[np.float32], pairs: NDArray[np.int64], chunk: int = 100_000) -> NDArray[np.bool_]:
-    """Which pairs differ by little, both in grey levels and against the contrast that the pictures have."""
+def _is_near(values: NDArray[np.float32], pairs: NDArray[np.int64], chunk: int = 100_000) -> NDArray[np.bool_]:
+    """Return for each pair whether it differs little, both in grey levels and relative to the lower contrast."""
     deviation = values.std(1)
-    made = np.empty(len(pairs), bool)
+    is_near = np.empty(len(pairs), bool)
     for first in range(0, len(pairs), chunk):
         a, b = pairs[first : first + chunk].T
-        apart = np.sqrt(np.square(values[a] - values[b]).mean(1))
+        difference = np.sqrt(np.square(values[a] - values[b]).mean(1))
         contrast = np.minimum(deviation[a], deviation[b])
-        made[first : first + chunk] = (apart <= MAX_LEVEL_DIFFERENCE) & (apart <= MAX_RELATIVE_DIFFERENCE * contrast)
-    return made
+        is_near[first : first + chunk] = (difference <= MAX_LEVEL_DIFFERENCE) & (
+            difference <= MAX_RELATIVE_DIFFERENCE * contrast
+        )
+    return is_near

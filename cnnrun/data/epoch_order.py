@@ -1,4 +1,4 @@
-"""Which samples an epoch shows and in which order: pure functions of (seed, epoch). `train.sampler` of the YAML."""
+"""The samples of an epoch and their order, as pure functions of (seed, epoch): `train.sampler` of the YAML."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch import Tensor
 from cnnrun.base.randomness import derive_key, permutation
 from cnnrun.config.spec import Kind
 
-# (seed, epoch) -> the samples in order, int64 [N], and beside each a number that no other place of the epoch has: by it
-# a sample that is shown twice is changed in two ways.
+# (seed, epoch) -> the samples in order, int64 [N], and for each a number that is unique in the epoch. Augmentation is
+# seeded by this number, so that repeated samples in an epoch get different augmentations.
 EpochOrder = Callable[[int, int], tuple[Tensor, Tensor]]
 
 
 def uniform_order(count: int) -> EpochOrder:
-    """Each of `count` samples once."""
+    """Make an order that has each of `count` samples once."""
 
     def order(seed: int, epoch: int) -> tuple[Tensor, Tensor]:
         samples = permutation(seed, epoch, count)
@@ -30,21 +30,22 @@ def uniform_order(count: int) -> EpochOrder:
 
 
 def balanced_order(labels_N: Tensor) -> EpochOrder:
-    """As many places as samples, as many for each class: of rare ones samples are shown again, of others left out.
+    """Make an order in which all classes are equally frequent, with as many places as there are samples.
 
-    Within a class everything is shown before anything is shown again.
+    Samples of rare classes are repeated, and of frequent ones some are left out. All samples of a class are shown
+    before one is repeated.
     """
     members = [torch.nonzero(labels_N == label)[:, 0] for label in labels_N.unique()]
     count, classes = len(labels_N), len(members)
 
     def order(seed: int, epoch: int) -> tuple[Tensor, Tensor]:
         samples, numbers = [], []
-        for place, of_class in enumerate(members):
-            # What does not divide evenly goes to other classes each epoch.
-            wanted = count // classes + ((place + epoch) % classes < count % classes)
-            for cycle in range(-(-wanted // len(of_class))):
-                chosen = of_class[permutation(derive_key(seed, place, cycle), epoch, len(of_class))]
-                chosen = chosen[: wanted - cycle * len(of_class)]
+        for index, class_members in enumerate(members):
+            # The places that do not divide evenly go to other classes in each epoch.
+            class_count = count // classes + ((index + epoch) % classes < count % classes)
+            for cycle in range(-(-class_count // len(class_members))):
+                chosen = class_members[permutation(derive_key(seed, index, cycle), epoch, len(class_members))]
+                chosen = chosen[: class_count - cycle * len(class_members)]
                 samples.append(chosen)
                 numbers.append(chosen + cycle * count)
         shuffled = permutation(seed, epoch, count)
@@ -54,52 +55,58 @@ def balanced_order(labels_N: Tensor) -> EpochOrder:
 
 
 def repetitions_per_class(labels_N: Tensor, classes: int) -> list[float]:
-    """How often the balanced order shows a sample of each class in an epoch, on average; 0 where a class has none."""
+    """Average number of times that a balanced epoch shows a sample of each class; 0 for an empty class."""
     counts = torch.bincount(labels_N, minlength=classes)
     share = len(labels_N) / int((counts > 0).sum())
     return [share / count if count else 0.0 for count in counts.tolist()]
 
 
-def identities_order(labels_N: Tensor, batch: int, pictures: int) -> EpochOrder:
-    """As many places as samples; each batch has `pictures` of each of batch / `pictures` classes, none of them twice.
+def identities_order(labels_N: Tensor, batch: int, images_per_class: int) -> EpochOrder:
+    """Make an order whose batches have `images_per_class` images of each of batch / `images_per_class` classes.
 
-    All classes are shown before any is shown again. Of a class with fewer pictures some are shown again; where there
-    are fewer classes than a batch takes, classes are.
+    There are as many places as samples. All classes are shown before one is repeated. No class is twice in a batch,
+    unless there are fewer classes than a batch needs. A class with fewer images than `images_per_class` repeats some.
     """
     members = [torch.nonzero(labels_N == label)[:, 0] for label in labels_N.unique()]
     count, classes = len(labels_N), len(members)
 
     def order(seed: int, epoch: int) -> tuple[Tensor, Tensor]:
-        streams = [_again_and_again(seed, epoch, place, each, pictures) for place, each in enumerate(members)]
+        streams = [
+            _cycle_samples(seed, epoch, index, class_members, images_per_class)
+            for index, class_members in enumerate(members)
+        ]
         waiting, rounds, numbers = list[int](), 0, list[int]()
         while len(numbers) < count:
-            end, here = min(len(numbers) + batch, count), set[int]()
+            end, in_batch = min(len(numbers) + batch, count), set[int]()
             while len(numbers) < end:
-                if not waiting:  # those of this batch last, so that none comes twice
-                    fresh = permutation(derive_key(seed, classes, rounds), epoch, classes).tolist()
-                    waiting, rounds = sorted(fresh, key=lambda place: place not in here), rounds + 1
-                place = waiting.pop()
-                here.add(place)
-                for _ in range(min(pictures, end - len(numbers))):
-                    sample, cycle = next(streams[place])
+                if not waiting:  # classes of this batch come last (`pop` takes from the end), so that none comes twice
+                    shuffled = permutation(derive_key(seed, classes, rounds), epoch, classes).tolist()
+                    waiting, rounds = sorted(shuffled, key=lambda index: index not in in_batch), rounds + 1
+                index = waiting.pop()
+                in_batch.add(index)
+                for _ in range(min(images_per_class, end - len(numbers))):
+                    sample, cycle = next(streams[index])
                     numbers.append(sample + cycle * count)
-        made = torch.tensor(numbers)
-        return made % count, made
+        numbers_N = torch.tensor(numbers)
+        return numbers_N % count, numbers_N
 
     return order
 
 
-def _again_and_again(seed: int, epoch: int, place: int, members: Tensor, apart: int) -> Iterator[tuple[int, int]]:
-    """A class's samples in an order of their own, with how often all were shown before; then in another one.
+def _cycle_samples(
+    seed: int, epoch: int, class_index: int, members: Tensor, min_distance: int
+) -> Iterator[tuple[int, int]]:
+    """Yield a class's samples without end, reshuffled in each cycle, with the number of the cycle.
 
-    Of `apart` that follow each other none is shown twice, where there are so many.
+    No sample occurs twice within `min_distance` successive ones, if the class has that many.
     """
-    recent: deque[int] = deque(maxlen=apart - 1)
+    recent: deque[int] = deque(maxlen=min_distance - 1)
     for cycle in itertools.count():
-        waiting: list[int] = members[permutation(derive_key(seed, place, cycle), epoch, len(members))].tolist()
-        # Beyond the first `apart` - 1 places every picture was last shown long enough ago.
-        for _ in range(min(apart - 1, len(waiting))):
-            sample = next((each for each in waiting if each not in recent), waiting[0])
+        shuffled = permutation(derive_key(seed, class_index, cycle), epoch, len(members))
+        waiting: list[int] = members[shuffled].tolist()
+        # After the first `min_distance` - 1 places no sample of the cycle before is too near.
+        for _ in range(min(min_distance - 1, len(waiting))):
+            sample = next((sample for sample in waiting if sample not in recent), waiting[0])
             waiting.remove(sample)
             recent.append(sample)
             yield sample, cycle
@@ -109,26 +116,26 @@ def _again_and_again(seed: int, epoch: int, place: int, members: Tensor, apart: 
 
 
 class SamplerSpec(Kind):
-    """An epoch's order."""
+    """The order of an epoch's samples."""
 
     needs_labels: ClassVar[bool] = True
-    """Whether it goes by one label a picture."""
+    """True if the order depends on each image having one label."""
 
     @property
     def images_per_class(self) -> int:
-        """Pictures of a class that come together; 0 where that is left to chance."""
+        """Images of each class in a batch; 0 if that is left to chance."""
         return 0
 
     def order(self, targets: dict[str, Tensor], batch: int) -> EpochOrder | None:
-        """The order over samples with these targets in batches of so many; None for each once."""
+        """The order of samples with these targets in batches of `batch`, or None for each sample once."""
         raise NotImplementedError
 
     def batch_problem(self, counts: Sequence[int], batch: int) -> str | None:
-        """Why batches of so many cannot be made of classes with so many pictures each, or None."""
+        """Reason that batches of `batch` cannot be made of classes with `counts` images, or None."""
         return None
 
     def repetitions_per_class(self, labels_N: Tensor, classes: int) -> list[float] | None:
-        """How often an epoch shows a sample of each class, on average, where that is worth telling."""
+        """Average number of times that an epoch shows a sample of each class, or None if always once."""
         return None
 
 
@@ -143,7 +150,7 @@ class Uniform(SamplerSpec):
 
 
 class Balanced(SamplerSpec):
-    """Every class equally often: samples of rare ones again, changed otherwise."""
+    """Every class equally often: samples of rare classes are repeated, with different augmentations."""
 
     kind = "balanced"
 
@@ -161,7 +168,7 @@ class Identities(SamplerSpec):
     main = "pictures"
 
     pictures: int = Field(4, ge=2, le=10_000)
-    """Of each class in a batch."""
+    """Pictures of each class in a batch."""
 
     def order(self, targets: dict[str, Tensor], batch: int) -> EpochOrder | None:
         return identities_order(targets["labels"], batch, self.pictures)

@@ -1,4 +1,4 @@
-"""The files of a split as they were found: sizes and times, or hashes of their bytes; and a digest of the whole."""
+"""Listing of a split's files: sizes and times, or hashes of their bytes, and a digest of the whole split."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ from cnnrun.data.image_records import digest
 
 
 def list_files(split: Split, by_content: bool, workers: int | None) -> NDArray[np.int64] | None:
-    """[N, 2] of each file's (size, time in ns), or of (size, time, hash of its bytes); -1 where it is not there.
+    """List each image's file as (size, time in ns), [N, 2], or with a hash of its bytes as [N, 3].
 
-    None for pictures in memory.
+    Size and time of a missing file are -1. None if the images are in memory.
     """
-    pictures = split.images
-    if isinstance(pictures, np.ndarray):
+    images = split.images
+    if isinstance(images, np.ndarray):
         return None
-    if isinstance(pictures, Members):
-        shards = {shard: (*_stat(shard), *([_hashed(shard)] if by_content else [])) for shard in pictures.shards}
-        return np.array([shards[member.shard] for member in pictures], np.int64)
-    made = np.array([_stat(path) for path in pictures], np.int64)
-    return np.column_stack([made, _contents(split, workers)]) if by_content else made
+    if isinstance(images, Members):
+        shards = {shard: (*_stat(shard), *([_hash_shard(shard)] if by_content else [])) for shard in images.shards}
+        return np.array([shards[member.shard] for member in images], np.int64)
+    listing = np.array([_stat(path) for path in images], np.int64)
+    return np.column_stack([listing, _hash_images(split, workers)]) if by_content else listing
 
 
 def _stat(path: Path) -> tuple[int, int]:
+    """Size and time of change in ns, or (-1, -1) if there is no such file."""
     try:
         status = path.stat()
     except OSError:
@@ -40,34 +41,34 @@ def _stat(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _hashed(shard: Path) -> int:
+def _hash_shard(shard: Path) -> int:
     with open_file(shard, DataError) as file:
-        made = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).digest()
-    return int.from_bytes(made, "little", signed=True)
+        hash_bytes = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).digest()
+    return int.from_bytes(hash_bytes, "little", signed=True)
 
 
-def _contents(split: Split, workers: int | None) -> NDArray[np.int64]:
-    def hashed(number: int) -> int:
+def _hash_images(split: Split, workers: int | None) -> NDArray[np.int64]:
+    def hash_image(number: int) -> int:
         item = split.images[number]
         assert isinstance(item, Path)
         try:
             with image_errors(str(item)):
                 return digest(read_image_bytes(item))
-        except DataError:  # told with all others when they are decoded
+        except DataError:  # reported with all other bad files when they are decoded
             return 0
 
     with start_threads(processor_count() if workers is None else workers) as run:
-        return np.array(run(hashed, range(len(split))), np.uint64).view(np.int64)
+        return np.array(run(hash_image, range(len(split))), np.uint64).view(np.int64)
 
 
-def content_digest(split: Split, listed: NDArray[np.int64] | None) -> bytes:
-    """A digest of a split's pictures: names and listing of its files, or the pixels themselves."""
-    made = hashlib.sha256()
+def content_digest(split: Split, listing: NDArray[np.int64] | None) -> bytes:
+    """A digest of a split's images: of the names and the listing of its files, or of the pixels themselves."""
+    hasher = hashlib.sha256()
     if isinstance(split.images, np.ndarray):
-        made.update(np.ascontiguousarray(split.images).data)
-        return made.digest()
-    assert listed is not None
-    made.update(split.images.digest())
-    # Where the bytes were hashed, the files' times say nothing more.
-    made.update(np.ascontiguousarray(listed[:, [0, 2]] if listed.shape[1] == 3 else listed).data)
-    return made.digest()
+        hasher.update(np.ascontiguousarray(split.images).data)
+        return hasher.digest()
+    assert listing is not None
+    hasher.update(split.images.digest())
+    # If the bytes were hashed, the files' times (column 1) do not matter.
+    hasher.update(np.ascontiguousarray(listing[:, [0, 2]] if listing.shape[1] == 3 else listing).data)
+    return hasher.digest()

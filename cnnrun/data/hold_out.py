@@ -1,4 +1,4 @@
-"""Which samples go where: parts held out and folds, stratified by class, groups kept together, by a seed."""
+"""Held-out parts and folds by a seed, stratified by class, with groups kept together."""
 
 from __future__ import annotations
 
@@ -11,30 +11,32 @@ from cnnrun.base.randomness import permutation
 
 
 def hold_out_samples(labels_N: Tensor, groups_N: Tensor | None, part: float, seed: int) -> Tensor:
-    """Which samples to hold out: bool [N], `part` of every class; with groups, whole groups alone."""
+    """Choose samples to hold out: bool [N], `part` of every class. With groups, only whole groups are held out."""
     if groups_N is not None:
         if not part:
             return torch.zeros(len(labels_N), dtype=torch.bool)
-        return _grouped(labels_N, groups_N, seed, [1 - part, part]) == 1
+        return _assign_groups(labels_N, groups_N, seed, [1 - part, part]) == 1
     order = permutation(seed, 0, len(labels_N))
-    held = torch.zeros(len(labels_N), dtype=torch.bool)
+    is_held_out = torch.zeros(len(labels_N), dtype=torch.bool)
     for label in labels_N.unique():
         members = order[labels_N[order] == label]
         count = round(part * len(members))
-        # A class of two or more is on both sides: what is held out can be learned, and is measured.
-        held[members[: min(max(count, 1), len(members) - 1) if part and len(members) > 1 else count]] = True
-    return held
+        # A class of two or more samples is on both sides, so that it is both trained and measured.
+        if part and len(members) > 1:
+            count = min(max(count, 1), len(members) - 1)
+        is_held_out[members[:count]] = True
+    return is_held_out
 
 
 def group_copies(pixels_N: NDArray[np.uint64], groups_N: NDArray[np.int64] | None) -> NDArray[np.int64]:
-    """The set that each sample is in, as the number of the first in it: copies of one picture, and whole groups."""
+    """Join copies of an image and samples of a group into sets: the first sample of each sample's set, int64 [N]."""
     _, copy_N = np.unique(pixels_N, return_inverse=True)
     first_N = np.arange(len(pixels_N))
     while True:
         before = first_N
-        for of_one in (copy_N, groups_N):
-            if of_one is not None:
-                first_N = _least_of_each(first_N, of_one)
+        for set_N in (copy_N, groups_N):
+            if set_N is not None:
+                first_N = _minimum_per_set(first_N, set_N)
         if groups_N is None or np.array_equal(before, first_N):
             return first_N
 
@@ -42,81 +44,82 @@ def group_copies(pixels_N: NDArray[np.uint64], groups_N: NDArray[np.int64] | Non
 def keep_sets_together(
     side_N: NDArray[np.int64], set_N: NDArray[np.int64], labels_N: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """The sides with every set on one of them: those that were torn are divided anew, in the same shares.
+    """Put each set on one side: int64 [N]. Sets that are on several sides are divided again, in the same shares.
 
-    No side is left empty: where there are too few sets for that, they stay as they are.
+    Returns `side_N` unchanged if a side would become empty, because there are too few sets.
     """
     low, high = np.full(len(set_N), side_N.max()), np.full(len(set_N), side_N.min())
     np.minimum.at(low, set_N, side_N)
     np.maximum.at(high, set_N, side_N)
-    torn = (low != high)[set_N]
-    if not torn.any():
+    is_split = (low != high)[set_N]
+    if not is_split.any():
         return side_N
-    sides, counts = np.unique(side_N[torn], return_counts=True)
-    numbers, sets = torch.from_numpy(labels_N[torn]), torch.from_numpy(set_N[torn])
-    made = side_N.copy()
-    made[torn] = sides[_grouped(numbers, sets, 0, (counts / counts.sum()).tolist()).numpy()]
-    return made if len(np.unique(made)) == len(np.unique(side_N)) else side_N
+    sides, counts = np.unique(side_N[is_split], return_counts=True)
+    labels, sets = torch.from_numpy(labels_N[is_split]), torch.from_numpy(set_N[is_split])
+    new_side_N = side_N.copy()
+    new_side_N[is_split] = sides[_assign_groups(labels, sets, 0, (counts / counts.sum()).tolist()).numpy()]
+    return new_side_N if len(np.unique(new_side_N)) == len(np.unique(side_N)) else side_N
 
 
-def _least_of_each(values_N: NDArray[np.int64], sets_N: NDArray[np.int64]) -> NDArray[np.int64]:
-    """For each sample the smallest value in its set."""
-    least = np.full(int(sets_N.max()) + 1, len(values_N))
-    np.minimum.at(least, sets_N, values_N)
-    return least[sets_N]
+def _minimum_per_set(values_N: NDArray[np.int64], set_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each sample the smallest value in its set. The values are below N."""
+    minimum = np.full(int(set_N.max()) + 1, len(values_N))
+    np.minimum.at(minimum, set_N, values_N)
+    return minimum[set_N]
 
 
-def label_combinations(present_NK: Tensor, least: int) -> Tensor:
-    """A label for each set of labels, int64 [N]: sets of fewer than `least` samples are one."""
+def label_combinations(present_NK: Tensor, min_count: int) -> Tensor:
+    """A label for each combination of labels, int64 [N]. Combinations of fewer than `min_count` samples share -1."""
     _, labels, counts = present_NK.unique(dim=0, return_inverse=True, return_counts=True)
-    return torch.where(counts[labels] < least, -1, labels)
+    return torch.where(counts[labels] < min_count, -1, labels)
 
 
 def hold_out_classes(labels_N: Tensor, part: float, seed: int) -> Tensor:
-    """All samples of some classes: bool [N], `part` of the classes; one at least, and not all."""
+    """Choose all samples of `part` of the classes: bool [N]. At least one class is chosen, and never all."""
     classes = labels_N.unique()
     count = min(max(1, round(part * len(classes))), len(classes) - 1) if part else 0
     return torch.isin(labels_N, classes[permutation(seed, 0, len(classes))[:count]])
 
 
 def assign_folds(labels_N: Tensor, groups_N: Tensor | None, count: int, seed: int) -> Tensor:
-    """The fold of each sample: int64 [N] in 0..count - 1, each fold with its share of every class."""
+    """Assign each sample to a fold: int64 [N] in 0..count - 1. Each fold has its share of every class."""
     if groups_N is not None:
-        return _grouped(labels_N, groups_N, seed, [1 / count] * count)
+        return _assign_groups(labels_N, groups_N, seed, [1 / count] * count)
     order = permutation(seed, 0, len(labels_N))
-    made = torch.empty(len(labels_N), dtype=torch.int64)
+    fold_N = torch.empty(len(labels_N), dtype=torch.int64)
     start = 0
     for label in labels_N.unique():
         members = order[labels_N[order] == label]
-        # Each class goes on where the one before ended, so that the folds' sizes differ by one at most.
-        made[members] = (torch.arange(len(members)) + start) % count
+        # Each class starts at the fold after the last one's end, so that the folds' sizes differ by one at most.
+        fold_N[members] = (torch.arange(len(members)) + start) % count
         start += len(members)
-    return made
+    return fold_N
 
 
-def _grouped(labels_N: Tensor, groups_N: Tensor, seed: int, shares: list[float]) -> Tensor:
-    """A side for each sample, the same for all of a group: greedily, large groups first, to where they are missed most.
+def _assign_groups(labels_N: Tensor, groups_N: Tensor, seed: int, shares: list[float]) -> Tensor:
+    """A side for each sample, the same for a whole group: int64 [N].
 
-    What is missed is counted class by class, as scikit-learn's StratifiedGroupKFold does.
+    Greedy, large groups first: each group goes to the side where it reduces the shortfall most. The shortfall is
+    counted by class, as in scikit-learn's StratifiedGroupKFold.
     """
     _, labels = labels_N.unique(return_inverse=True)
     names, groups = groups_N.unique(return_inverse=True)
     counts = torch.zeros(len(names), int(labels.max()) + 1, dtype=torch.float64)
     counts.index_put_((groups, labels), torch.ones(len(labels), dtype=torch.float64), accumulate=True)
-    wanted = torch.tensor(shares, dtype=torch.float64)[:, None] * counts.sum(0)
-    have = torch.zeros_like(wanted)
+    target_counts = torch.tensor(shares, dtype=torch.float64)[:, None] * counts.sum(0)
+    side_counts = torch.zeros_like(target_counts)
     side = torch.zeros(len(names), dtype=torch.int64)
     order = permutation(seed, 0, len(names))
     order = order[counts.sum(1)[order].argsort(descending=True, stable=True)]
     for group in order.tolist():
-        # The squared shortfall, in parts of each class, after giving the group to each side.
+        # The squared shortfall as a share of each class, before and after the group is added to each side.
         total = counts.sum(0)
-        before = ((wanted - have) / total).square().sum(1)
-        after = ((wanted - have - counts[group]) / total).square().sum(1)
-        gain = after - before
-        # Of sides that want it equally the one that has least, for its size.
-        fullest = have.sum(1) / wanted.sum(1)
-        equal = gain <= gain.min() + 1e-9
-        side[group] = int(torch.where(equal, fullest, torch.inf).argmin())
-        have[side[group]] += counts[group]
+        before = ((target_counts - side_counts) / total).square().sum(1)
+        after = ((target_counts - side_counts - counts[group]) / total).square().sum(1)
+        change = after - before
+        # Of the sides that gain equally, take the least full one for its size.
+        fill_ratio = side_counts.sum(1) / target_counts.sum(1)
+        is_best = change <= change.min() + 1e-9
+        side[group] = int(torch.where(is_best, fill_ratio, torch.inf).argmin())
+        side_counts[side[group]] += counts[group]
     return side[groups]

@@ -1,8 +1,9 @@
-"""The gate for picture files: bounded, explicit about every kind of pixel, and never touching the user's files.
+"""Reading of image files: decoded within size limits, converted by fixed rules, and fitted to the network's input.
 
-Accepted by content, not by name: JPEG, PNG, BMP, WEBP, PGM/PPM. Rules: EXIF rotation is applied; transparency is laid
-over `background`; 16-bit grey is scaled by 1/257; CMYK, palette, 1-bit and grey are converted; what has no agreed
-range (32-bit, float) and what moves (animations) is refused. A picture is decoded whole, so a cut file is found.
+JPEG, PNG, BMP, WEBP and PGM/PPM are accepted, by content and not by name. EXIF rotation is applied, transparency is
+laid over `background`, 16-bit grey is scaled by 1/257, and CMYK, palette, 1-bit and grey images are converted. Pixels
+without an agreed range (32-bit, float) and animations are refused. Images are decoded to the end, so that truncated
+files are found.
 """
 
 from __future__ import annotations
@@ -48,36 +49,36 @@ _MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK"
 
 _GREY_MODES = {"1", "L", "LA", "La", "I;16", "I;16B", "I;16L"}
 # EXIF's orientation tag, and Pillow's transposition that undoes each of its values.
-_ORIENTATION = 0x0112
-_UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
+_ORIENTATION_TAG = 0x0112
+_TRANSPOSITIONS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}
 _ATTEMPTS = 3
 
 Channels = Literal[1, 3]
 
 
 class ImageSettings(Spec):
-    """What the network sees of a picture."""
+    """Conversion of pictures to the network's input."""
 
     size: SizePair | None = None
-    """Height and width in pixels; by default the source's own, where all its pictures have one."""
+    """Height and width in pixels; by default those of the source, if all its pictures have the same size."""
     channels: Channels | None = None
-    """1 for grey, 3 for colour; by default the source's own."""
+    """1 for grey, 3 for colour; by default those of the source."""
     fit: Literal["stretch", "crop", "pad"] = "stretch"
-    """How another shape becomes `size`: stretched, its middle cropped, or padded with `background`."""
+    """For pictures of another shape than `size`: stretch them, crop their middle, or pad them with `background`."""
     crop_pct: float = Field(1.0, gt=0, le=1)
-    """The part of each side that `fit: crop` keeps: with 0.875, 224 pixels are cut from a picture made 256 small."""
+    """The part of each side that `fit: crop` keeps: for `size: 224`, 0.875 cuts 224 pixels out of 256."""
     background: int = Field(255, ge=0, le=255)
-    """The grey value behind transparent pixels and around padded pictures."""
+    """The grey value (0..255) behind transparent pixels and around padded pictures."""
     min_side: int = Field(4, ge=1)
-    """A picture with a shorter side, in pixels, is refused."""
+    """The shortest side, in pixels, that a picture may have; smaller ones are refused."""
     mean: list[float] | None = None
-    """What the network subtracts from each channel (pixel values 0..255); by default measured on the training split."""
+    """The mean to subtract from each channel (pixel values 0..255); by default measured on the training split."""
     std: list[Annotated[float, Field(gt=0)]] | None = None
-    """What it divides each channel by; by default measured on the training split."""
+    """The standard deviation to divide each channel by; by default measured on the training split."""
 
     @field_validator("size")
     @classmethod
-    def _bounded(cls, size: HeightWidth | None) -> HeightWidth | None:
+    def _check_size(cls, size: HeightWidth | None) -> HeightWidth | None:
         if size is not None and size[0] * size[1] > MAX_PIXELS:
             raise ValueError(f"more than {MAX_PIXELS:,} pixels")
         return size
@@ -85,9 +86,9 @@ class ImageSettings(Spec):
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """A decoded picture: upright, over the background, in the network's channels, at its own size.
+    """A decoded image: upright, over the background, in the network's channels, at its own size.
 
-    `orientation` is EXIF's, 0 where EXIF cannot be read; `peak` the largest value of a picture of 16 bits, else 0.
+    `orientation` is EXIF's value, 0 if EXIF cannot be read. `peak` is the largest value of a 16-bit image, else 0.
     """
 
     pillow_image: Any
@@ -98,68 +99,67 @@ class DecodedImage:
 
 
 def is_image_name(name: str) -> bool:
-    """Return whether a file's name says that it is a picture of ours: its suffix, in any case, and no clutter."""
+    """Return whether a file name has the suffix of an image, in any case, and is no hidden or temporary file."""
     return not is_clutter(name) and os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
 
 
-def load_image(path: Path, size: HeightWidth, channels: int, image: ImageSettings) -> NDArray[np.uint8]:
-    """The picture file as uint8 [H, W, C]. Raises DataError that names the file and what is wrong with it."""
-    return load_with_view(path, size, channels, image)[0]
+def load_image(path: Path, size: HeightWidth, channels: int, settings: ImageSettings) -> NDArray[np.uint8]:
+    """Read an image file as uint8 [H, W, C]. Raises DataError with the file's name and the problem."""
+    return load_with_view(path, size, channels, settings)[0]
 
 
 def load_with_view(
-    path: Path, size: HeightWidth, channels: int, image: ImageSettings
+    path: Path, size: HeightWidth, channels: int, settings: ImageSettings
 ) -> tuple[NDArray[np.uint8], View]:
-    """As `load_image`, and the picture's view."""
+    """Read an image file as `load_image` does, with its `View` in the network's input."""
     with image_errors(str(path)):
-        picture = decode_image(read_image_bytes(path), channels, image).pillow_image
-        return fit_image(picture, size, image), compute_view((picture.height, picture.width), size, image)
+        image = decode_image(read_image_bytes(path), channels, settings).pillow_image
+        return fit_image(image, size, settings), compute_view((image.height, image.width), size, settings)
 
 
-def decode_image(data: bytes, channels: int, image: ImageSettings) -> DecodedImage:
-    """The picture in a file's bytes, decoded whole. To be called within `image_errors`."""
-    with _pillow().open(BytesIO(data), formats=FORMATS) as picture:
-        _check(picture, image)
-        picture.load()
-        orientation = _orientation(picture)
-        wide = picture.mode.startswith("I;16") or _is_wide_pgm(picture)
-        peak = int(np.asarray(picture).max()) if wide else 0
-        flat = _over_background(_upright(_eight_bits(picture, wide), orientation), image.background)
-        return DecodedImage(
-            flat.convert("L" if channels == 1 else "RGB"), picture.format, picture.mode, orientation, peak
-        )
+def decode_image(data: bytes, channels: int, settings: ImageSettings) -> DecodedImage:
+    """Decode the whole image in a file's bytes. Call it within `image_errors`."""
+    with _pillow().open(BytesIO(data), formats=FORMATS) as image:
+        _check_header(image, settings)
+        image.load()
+        orientation = _read_orientation(image)
+        is_wide = image.mode.startswith("I;16") or _is_wide_pgm(image)
+        peak = int(np.asarray(image).max()) if is_wide else 0
+        opaque = _lay_over_background(_turn_upright(_to_eight_bits(image, is_wide), orientation), settings.background)
+        converted = opaque.convert("L" if channels == 1 else "RGB")
+        return DecodedImage(converted, image.format, image.mode, orientation, peak)
 
 
 def read_image_header(data: bytes) -> tuple[HeightWidth, bool]:
-    """Height and width of the upright picture, and whether it is grey, without decoding it. Within `image_errors`."""
-    with _pillow().open(BytesIO(data), formats=FORMATS) as picture:
-        width, height = picture.size
-        turned = _orientation(picture) > 4  # the transpositions that swap the sides
-        grey = picture.mode in _GREY_MODES or _is_wide_pgm(picture)
-        return ((width, height) if turned else (height, width)), grey
+    """Height and width of the upright image, and True if it is grey. Call it within `image_errors`."""
+    with _pillow().open(BytesIO(data), formats=FORMATS) as image:
+        width, height = image.size
+        has_swapped_sides = _read_orientation(image) > 4
+        is_grey = image.mode in _GREY_MODES or _is_wide_pgm(image)
+        return ((width, height) if has_swapped_sides else (height, width)), is_grey
 
 
 def image_from_pixels(pixels: NDArray[np.uint8], channels: int) -> DecodedImage:
-    """As `decode_image`, for pixels [H, W, C] that were decoded already."""
-    picture = _pillow().fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    return DecodedImage(picture.convert("L" if channels == 1 else "RGB"), "", picture.mode, 1)
+    """Make a `DecodedImage` of pixels [H, W, C] that are in memory already."""
+    image = _pillow().fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    return DecodedImage(image.convert("L" if channels == 1 else "RGB"), "", image.mode, 1)
 
 
-def fit_image(picture: Any, size: HeightWidth, image: ImageSettings) -> NDArray[np.uint8]:
-    """An opened picture as the network sees it: uint8 [H, W, C]."""
-    pixels: NDArray[np.uint8] = np.asarray(_fitted(picture, size, image), dtype=np.uint8)
+def fit_image(image: Any, size: HeightWidth, settings: ImageSettings) -> NDArray[np.uint8]:
+    """Fit a Pillow image to the network's input: uint8 [H, W, C]."""
+    pixels: NDArray[np.uint8] = np.asarray(_fit(image, size, settings), dtype=np.uint8)
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
 def read_image_bytes(item: Path | str | Member, expected: tuple[int, int] | None = None) -> bytes:
-    """The bytes of a picture file or a shard's member, within bounds.
+    """The bytes of an image file or a shard's member, of at most MAX_BYTES.
 
-    `expected` is the file's (size, time in ns) when it was listed; another now is refused. A disk that fails or a
-    stale network handle is tried three times. To be called within `image_errors`.
+    `expected` is the file's (size, time in ns) when it was listed: a file that changed since is refused. Reading is
+    tried three times if a disk fails or a network handle is stale. Call it within `image_errors`.
     """
     for attempt in range(_ATTEMPTS):
         try:
-            return _read(item, expected)
+            return _read_once(item, expected)
         except OSError as error:
             if error.errno not in (errno.EIO, errno.ESTALE) or attempt == _ATTEMPTS - 1:
                 raise
@@ -167,9 +167,9 @@ def read_image_bytes(item: Path | str | Member, expected: tuple[int, int] | None
     raise AssertionError("unreachable")
 
 
-def _read(item: Path | str | Member, expected: tuple[int, int] | None) -> bytes:
+def _read_once(item: Path | str | Member, expected: tuple[int, int] | None) -> bytes:
     path, offset = (item.shard, item.offset) if isinstance(item, Member) else (item, 0)
-    # Not to wait for what is no file (a pipe); what was opened is what is looked at.
+    # O_NONBLOCK does not wait for a pipe's writer; `fstat` checks the file that was opened, whatever the path is now.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(descriptor)
@@ -187,43 +187,43 @@ def _read(item: Path | str | Member, expected: tuple[int, int] | None) -> bytes:
         os.close(descriptor)
     if len(data) < size:
         raise ImageRefusedError(f"ends after {len(data):,} of {size:,} bytes")
-    if what := _mistaken(data):
-        raise ImageRefusedError(f"not a picture ({what})")
+    if content := _recognize_content(data):
+        raise ImageRefusedError(f"not a picture ({content})")
     return data
 
 
 class ImageRefusedError(Exception):
-    """Why a picture cannot be used; `image_errors` says which."""
+    """Reason that an image cannot be used, without its name; `image_errors` adds that."""
 
 
 @contextmanager
 def image_errors(name: str) -> Iterator[None]:
-    """Whatever goes wrong with a picture inside, as a DataError of one line that begins with its name."""
+    """Turn errors with an image into a DataError with its name, or UnreadableFileError if the disk fails."""
     from PIL import UnidentifiedImageError
 
     Pil = _pillow()
 
-    def line(text: str) -> DataError:
-        return DataError(f"{escape(name)}: {text}")
+    def data_error(problem: str) -> DataError:
+        return DataError(f"{escape(name)}: {problem}")
 
     try:
         yield
     except ImageRefusedError as refused:
-        raise line(str(refused)) from None
+        raise data_error(str(refused)) from None
     except UnidentifiedImageError:
-        raise line(f"not a picture (accepted: {', '.join(FORMATS)})") from None
+        raise data_error(f"not a picture (accepted: {', '.join(FORMATS)})") from None
     except (Pil.DecompressionBombWarning, Pil.DecompressionBombError):
-        raise line(f"more than {MAX_PIXELS:,} pixels") from None
+        raise data_error(f"more than {MAX_PIXELS:,} pixels") from None
     except OSError as error:
         if error.errno is None or isinstance(error, FileNotFoundError):
-            raise line(f"cannot be decoded: {escape(error.strerror or str(error))}") from None
+            raise data_error(f"cannot be decoded: {escape(error.strerror or str(error))}") from None
         raise UnreadableFileError(f"{escape(name)}: cannot be read: {escape(str(error.strerror))}") from None
     except (ValueError, SyntaxError, EOFError, struct.error) as error:
-        raise line(f"cannot be decoded: {escape(str(error))}") from None
+        raise data_error(f"cannot be decoded: {escape(str(error))}") from None
 
 
-def _mistaken(data: bytes) -> str | None:
-    """What a file is that only has a picture's name, where that can be told."""
+def _recognize_content(data: bytes) -> str | None:
+    """The kind of a file that has only the name of an image, or None if it is not a known one."""
     if data.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer: run `git lfs pull`"
     return "a web page" if data[:64].lstrip().lower().startswith((b"<!doctype", b"<html")) else None
@@ -231,7 +231,7 @@ def _mistaken(data: bytes) -> str | None:
 
 @cache
 def _pillow() -> Any:
-    """Pillow, told once that a picture of too many pixels is an error and no warning, and broken EXIF neither."""
+    """Import Pillow, with too many pixels as an error instead of a warning, and no warnings of broken EXIF."""
     from PIL import Image as Pil
 
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -239,107 +239,107 @@ def _pillow() -> Any:
     return Pil
 
 
-def _check(picture: Any, image: ImageSettings) -> None:
-    """What the header alone says against a picture."""
-    if picture.width * picture.height > MAX_PIXELS:
-        raise ImageRefusedError(f"{picture.width}x{picture.height} pixels; at most {MAX_PIXELS:,}")
-    if min(picture.size) < image.min_side:
-        raise ImageRefusedError(
-            f"{picture.width}x{picture.height} pixels; at least {image.min_side} a side (image.min_side)"
-        )
-    if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":  # a phone's JPEG with a preview inside
+def _check_header(image: Any, settings: ImageSettings) -> None:
+    """Raise ImageRefusedError if size, frames or mode of an image are not accepted."""
+    size = f"{image.width}x{image.height}"
+    if image.width * image.height > MAX_PIXELS:
+        raise ImageRefusedError(f"{size} pixels; at most {MAX_PIXELS:,}")
+    if min(image.size) < settings.min_side:
+        raise ImageRefusedError(f"{size} pixels; at least {settings.min_side} a side (data.image.min_side)")
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a phone's JPEG with a preview inside
         raise ImageRefusedError("an animation; give single pictures")
-    if picture.mode not in _MODES and not _is_wide_pgm(picture):
-        raise ImageRefusedError(f"pixels of kind {picture.mode!r} have no agreed range; save it as 8 or 16 bit")
+    if image.mode not in _MODES and not _is_wide_pgm(image):
+        raise ImageRefusedError(f"pixels of kind {image.mode!r} have no agreed range; save it as 8 or 16 bit")
 
 
-def _orientation(picture: Any) -> int:
-    """EXIF's orientation, 1 to 8; 0 where EXIF is there and cannot be read."""
+def _read_orientation(image: Any) -> int:
+    """EXIF's orientation, 1 to 8, or 0 if EXIF cannot be read."""
     try:
-        value = picture.getexif().get(_ORIENTATION, 1)
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
     except (OSError, ValueError, SyntaxError, EOFError, KeyError, TypeError, struct.error):
         return 0
-    return value if value in _UPRIGHT or value == 1 else 0
+    return value if value in _TRANSPOSITIONS or value == 1 else 0
 
 
-def _upright(picture: Any, orientation: int) -> Any:
-    return picture.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else picture
+def _turn_upright(image: Any, orientation: int) -> Any:
+    return image.transpose(_TRANSPOSITIONS[orientation]) if orientation in _TRANSPOSITIONS else image
 
 
-def _is_wide_pgm(picture: Any) -> bool:
-    """Whether this is a 16-bit PGM, which Pillow opens as 32-bit integers 0..65535."""
-    return bool(picture.format == "PPM" and picture.mode == "I")
+def _is_wide_pgm(image: Any) -> bool:
+    """Return whether this is a 16-bit PGM, which Pillow opens as 32-bit integers 0..65535."""
+    return bool(image.format == "PPM" and image.mode == "I")
 
 
-def _eight_bits(picture: Any, wide: bool) -> Any:
-    """16-bit grey scaled to 8 bits; Pillow's own conversion would cut every value above 255."""
-    if not wide:
-        return picture
-    return _pillow().fromarray((np.asarray(picture).astype(np.uint32) // 257).astype(np.uint8))
+def _to_eight_bits(image: Any, is_wide: bool) -> Any:
+    """Scale 16-bit grey to 8 bits. Pillow's own conversion would clip every value above 255."""
+    if not is_wide:
+        return image
+    return _pillow().fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8))
 
 
-def _over_background(picture: Any, background: int) -> Any:
-    """Transparent pixels shown over the background; their hidden colours must not reach the network."""
+def _lay_over_background(image: Any, background: int) -> Any:
+    """Lay transparent pixels over the background: the network must not see their hidden colours."""
     from PIL import Image as Pil
 
-    if picture.mode not in ("LA", "La", "PA", "RGBA", "RGBa") and "transparency" not in picture.info:
-        return picture
-    seen = picture.convert("RGBA")
-    return Pil.alpha_composite(Pil.new("RGBA", seen.size, (background, background, background, 255)), seen)
+    if image.mode not in ("LA", "La", "PA", "RGBA", "RGBa") and "transparency" not in image.info:
+        return image
+    rgba = image.convert("RGBA")
+    return Pil.alpha_composite(Pil.new("RGBA", rgba.size, (background, background, background, 255)), rgba)
 
 
-def _fitted(picture: Any, size: HeightWidth, image: ImageSettings) -> Any:
+def _fit(image: Any, size: HeightWidth, settings: ImageSettings) -> Any:
     from PIL import Image as Pil
     from PIL import ImageOps
 
     width_height = (size[1], size[0])
-    if picture.size == width_height and (image.fit != "crop" or image.crop_pct == 1):
-        return picture
-    if image.fit == "crop":
-        return _middle(picture, size, image.crop_pct)
-    if image.fit == "pad":
-        colour = image.background if picture.mode == "L" else (image.background,) * 3
-        return ImageOps.pad(picture, width_height, Pil.Resampling.BILINEAR, color=colour)
-    return picture.resize(width_height, Pil.Resampling.BILINEAR)
+    if image.size == width_height and (settings.fit != "crop" or settings.crop_pct == 1):
+        return image
+    if settings.fit == "crop":
+        return _crop_middle(image, size, settings.crop_pct)
+    if settings.fit == "pad":
+        colour = settings.background if image.mode == "L" else (settings.background,) * 3
+        return ImageOps.pad(image, width_height, Pil.Resampling.BILINEAR, color=colour)
+    return image.resize(width_height, Pil.Resampling.BILINEAR)
 
 
-def compute_view(own: HeightWidth, size: HeightWidth, image: ImageSettings) -> View:
-    """Where in the network's picture of `size` the pixels of a picture of its `own` size lie. Raises Refused."""
-    (height, width), (tall, wide) = own, size
-    if image.fit == "crop" and (own != size or image.crop_pct != 1):
-        tall, wide = _cut_from(own, size, image.crop_pct)
-        top, left = round((tall - size[0]) / 2), round((wide - size[1]) / 2)
-        return View(own, wide / width, tall / height, -left, -top)
-    if image.fit == "pad":  # with the roundings of Pillow's ImageOps.pad
+def compute_view(image_size: HeightWidth, size: HeightWidth, settings: ImageSettings) -> View:
+    """The view of an image in the network's input. Raises ImageRefusedError if it is too elongated for `fit: crop`."""
+    (height, width), (new_height, new_width) = image_size, size
+    if settings.fit == "crop" and (image_size != size or settings.crop_pct != 1):
+        new_height, new_width = _size_before_crop(image_size, size, settings.crop_pct)
+        top, left = round((new_height - size[0]) / 2), round((new_width - size[1]) / 2)
+        return View(image_size, new_width / width, new_height / height, -left, -top)
+    if settings.fit == "pad":  # with the roundings of Pillow's ImageOps.pad
         if width * size[0] > height * size[1]:
-            tall = round(height / width * wide)
+            new_height = round(height / width * new_width)
         elif width * size[0] < height * size[1]:
-            wide = round(width / height * tall)
-        left, top = round((size[1] - wide) * 0.5), round((size[0] - tall) * 0.5)
-        return View(own, wide / width, tall / height, left, top)
-    return View(own, wide / width, tall / height)
+            new_width = round(width / height * new_height)
+        left, top = round((size[1] - new_width) * 0.5), round((size[0] - new_height) * 0.5)
+        return View(image_size, new_width / width, new_height / height, left, top)
+    return View(image_size, new_width / width, new_height / height)
 
 
-def _middle(picture: Any, size: HeightWidth, part: float) -> Any:
-    """The picture so small that `size` is `part` of it in the tighter direction, and `size` cut from its middle.
+def _crop_middle(image: Any, size: HeightWidth, part: float) -> Any:
+    """Resize an image so that `size` is `part` of it in the tighter direction, and crop `size` from its middle.
 
-    With the roundings of torchvision's Resize and CenterCrop, so that its weights see what they were measured on.
+    Rounds as torchvision's Resize and CenterCrop do, so that torchvision's weights reach their published accuracy.
     """
     from PIL import Image as Pil
 
-    (height, width), (tall, wide) = size, _cut_from((picture.height, picture.width), size, part)
-    small = picture.resize((wide, tall), Pil.Resampling.BILINEAR)
-    top, left = round((tall - height) / 2), round((wide - width) / 2)
-    return small.crop((left, top, left + width, top + height))
+    height, width = size
+    new_height, new_width = _size_before_crop((image.height, image.width), size, part)
+    resized = image.resize((new_width, new_height), Pil.Resampling.BILINEAR)
+    top, left = round((new_height - height) / 2), round((new_width - width) / 2)
+    return resized.crop((left, top, left + width, top + height))
 
 
-def _cut_from(own: HeightWidth, size: HeightWidth, part: float) -> HeightWidth:
-    """Height and width of the picture from whose middle `size` is cut."""
-    (height, width), (tall, wide) = own, (round(size[0] / part), round(size[1] / part))
-    if width * tall >= height * wide:
-        wide = max(wide, int(tall * width / height))
+def _size_before_crop(image_size: HeightWidth, size: HeightWidth, part: float) -> HeightWidth:
+    """Height and width to resize an image of `image_size` to, before `size` is cropped from its middle."""
+    (height, width), (new_height, new_width) = image_size, (round(size[0] / part), round(size[1] / part))
+    if width * new_height >= height * new_width:
+        new_width = max(new_width, int(new_height * width / height))
     else:
-        tall = max(tall, int(wide * height / width))
-    if wide * tall > MAX_PIXELS:
-        raise ImageRefusedError(f"{width}x{height} pixels: far from the shape that `fit: crop` cuts from it")
-    return tall, wide
+        new_height = max(new_height, int(new_width * height / width))
+    if new_width * new_height > MAX_PIXELS:
+        raise ImageRefusedError(f"{width}x{height} pixels: too elongated for `fit: crop`; use `fit: pad` or `stretch`")
+    return new_height, new_width

@@ -1,4 +1,4 @@
-"""The image files that paths given by a user mean."""
+"""Image files at the paths that a user gives: files, and folders searched for images."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from cnnrun.data.image_files import SUFFIX_LIST, is_image_name
 
 
 def list_images(paths: Sequence[Path]) -> Iterator[Path]:
-    """Yield the paths themselves, and every image file inside folders, sorted; hidden ones left out.
+    """Yield the files among the paths, and the image files inside folders, sorted. Hidden files are left out.
 
-    Raises DataError, before anything is predicted, when a path does not exist.
+    Raises DataError at the start if a path does not exist.
     """
     missing = [f"{escape(str(path))}: no such file" for path in paths if not path.exists()]
     if missing:
         raise DataError(*missing)
     for path in paths:
-        yield from _inside(path) if path.is_dir() else [path]
+        yield from _find_images(path) if path.is_dir() else [path]
 
 
-def _inside(folder: Path) -> list[Path]:
-    def wanted(path: Path) -> bool:
-        inside = not any(map(is_clutter, path.relative_to(folder).parts))
-        return inside and is_image_name(path.name) and path.is_file()
+def _find_images(folder: Path) -> list[Path]:
+    def is_image(path: Path) -> bool:
+        is_visible = not any(map(is_clutter, path.relative_to(folder).parts))
+        return is_visible and is_image_name(path.name) and path.is_file()
 
-    found = sorted(path for path in folder.rglob("*") if wanted(path))
-    if not found:
+    images = sorted(path for path in folder.rglob("*") if is_image(path))
+    if not images:
         raise DataError(f"{escape(str(folder))}: no pictures ({SUFFIX_LIST})")
-    return found
+    return images

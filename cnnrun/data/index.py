@@ -1,4 +1,4 @@
-"""A source listed before anything is decoded: its splits, held-out ones included, and their targets."""
+"""Index of a source before anything is decoded: its splits, held-out ones included, and their targets."""
 
 from __future__ import annotations
 
@@ -23,38 +23,41 @@ from cnnrun.data.image_files import ImageSettings
 from cnnrun.data.settings import Data, HoldOut
 from cnnrun.data.targets import count_classes, flatten_targets, labels_or_zeros, measure_numbers, select_targets
 
+_MANY_CLASSES = 30  # this many classes or fewer are never asked about
+
 
 @dataclass(frozen=True)
 class SourceIndex:
-    """A source looked through: its splits as (source split, rows), held-out ones included."""
+    """The contents of a source, and its splits as (source split, rows), held-out ones included."""
 
     contents: SourceContents
     splits: dict[str, tuple[Split, Tensor]]
     held_out_splits: frozenset[str]
-    has_held_out_classes: bool = False  # whole classes are held out
+    has_held_out_classes: bool = False  # val and test hold whole classes (`data.split.by: label`)
 
     @property
     def counts(self) -> dict[str, int]:
+        """The number of samples in each split."""
         return {name: len(rows) for name, (_, rows) in self.splits.items()}
 
     def source_splits(self) -> list[Split]:
-        """The source's own splits."""
+        """The splits that the source itself has."""
         return list(self.contents.splits.values())
 
-    def targets(self, name: str, shape: Shape, image: ImageSettings) -> dict[str, Tensor]:
-        """All targets of one of its splits, boxes where they lie in the network's pictures: see `flat`."""
+    def targets(self, name: str, shape: Shape, image_settings: ImageSettings) -> dict[str, Tensor]:
+        """All targets of a split, with boxes in the network's pixels: see `flatten_targets`."""
         split, rows = self.splits[name]
-        return flatten_targets(*select_targets(split, rows, shape, image))
+        return flatten_targets(*select_targets(split, rows, shape, image_settings))
 
     def class_counts(self) -> tuple[int, ...]:
-        """Training pictures of each class, or objects; empty where the targets are neither."""
+        """Training images of each class, or objects of each class; empty if the targets have no classes."""
         split, rows = self.splits["train"]
         objects = {} if split.objects is None else split.objects.select(rows).columns
-        own = {name: values[rows] for name, values in split.targets.items()}
-        return count_classes(own | objects, len(self.contents.classes))
+        targets = {name: values[rows] for name, values in split.targets.items()}
+        return count_classes(targets | objects, len(self.contents.classes))
 
     def numbers(self) -> tuple[NumberStatistics, ...]:
-        """The numbers that are known of each picture, as they are over the training pictures."""
+        """Statistics of the regression targets over the training images."""
         split, rows = self.splits["train"]
         return measure_numbers(
             self.contents.number_names, {name: values[rows] for name, values in split.targets.items()}
@@ -62,80 +65,80 @@ class SourceIndex:
 
 
 def class_remarks(indexed: SourceIndex) -> list[str]:
-    """What of the classes is worth a line: names that look alike, numbers that may stand for no label."""
+    """Warn of doubtful classes, a line each: names that look alike, and numbers that may mean a missing label."""
     names = indexed.contents.classes
-    lines = [f"classes {' and '.join(quote_names(group))} differ in writing alone" for group in alike_names(names)]
-    counts = (
-        indexed.class_counts()
-        if "labels" in indexed.splits["train"][0].targets and not indexed.has_held_out_classes
-        else ()
-    )
+    lines = [f"classes {' and '.join(quote_names(group))} differ only in spelling" for group in alike_names(names)]
+    has_labels = "labels" in indexed.splits["train"][0].targets
+    counts = indexed.class_counts() if has_labels and not indexed.has_held_out_classes else ()
     lines += many_classes_warning(names, counts)
     if odd := questionable_numbers(names):
-        lines.append(f"the classes are numbers, and {join_names(odd)} is far from the others: a label, or none?")
+        lines.append(f"the classes are numbers, and {join_names(odd)} is far from the others: is it a label?")
     return lines
 
 
 def many_classes_warning(names: Sequence[str], counts: Sequence[int]) -> list[str]:
-    """The question that is asked of many classes, most of which have one training picture; nothing else."""
+    """Ask in one line about many classes of which most have a single training image; else no line."""
     if len(names) <= _MANY_CLASSES or sum(count == 1 for count in counts) <= len(names) / 2:
         return []
-    what = f"{len(names):,} classes for {sum(counts):,} training pictures, most of them with one"
-    return [f"{what}: is the label a number (task: regress), or another name for each picture?"]
-
-
-_MANY_CLASSES = 30  # from here on one with a single picture each is asked about
+    classes = f"{len(names):,} classes for {sum(counts):,} training pictures, most of them with one"
+    return [f"{classes}: is the label a number (task: regress), or another name for each picture?"]
 
 
 HOLD_OUT_KEYS = {"test": 1, "val": 2}
 
 
 def index_source(data: Data) -> SourceIndex:
-    """Look through the source and hold out what it does not split itself. Raises DataError."""
+    """List a source, and hold out the splits that it does not have itself.
+
+    Raises DataError if the source cannot be read, a class name cannot be used, or a split is empty.
+    """
     source: SourceSpec = data.source
     with read_errors():
-        indexed = source.read(data.split.by == "label")
-    check_class_names(indexed.classes, f"data.source.{source.kind}", are_declared=source.has_declared_classes)
-    splits = {name: (split, torch.arange(len(split))) for name, split in indexed.splits.items()}
-    wanted = {name: getattr(data.split, name) for name in HOLD_OUT_KEYS if name not in indexed.splits}
-    away = frozenset(name for name, part in wanted.items() if part)
-    _refuse_unknown(indexed, data.split)
-    for name in sorted(away):
+        contents = source.read(data.split.by == "label")
+    check_class_names(contents.classes, f"data.source.{source.kind}", are_declared=source.has_declared_classes)
+    splits = {name: (split, torch.arange(len(split))) for name, split in contents.splits.items()}
+    parts = {name: getattr(data.split, name) for name in HOLD_OUT_KEYS if name not in contents.splits}
+    held_out_splits = frozenset(name for name, part in parts.items() if part)
+    _refuse_wrong_class_names(contents, data.split)
+    for name in sorted(held_out_splits):
         split, rows = splits["train"]
         if not len(rows):
             break
-        held = _held(data.split, name, split, rows, indexed.classes)
-        splits["train"] = (split, rows[~held])
-        splits[name] = (split, rows[held])
+        is_held_out = _choose_held_out(data.split, name, split, rows, contents.classes)
+        splits["train"] = (split, rows[~is_held_out])
+        splits[name] = (split, rows[is_held_out])
     for name, (_, rows) in splits.items():
         if len(rows) == 0:
             raise DataError(f"the {name} split is empty; change data.split")
-    return SourceIndex(indexed, splits, away, data.split.by == "label")
+    return SourceIndex(contents, splits, held_out_splits, data.split.by == "label")
 
 
-def _held(how: HoldOut, name: str, split: Split, rows: Tensor, classes: Sequence[str]) -> Tensor:
-    """Which of these rows of train become the split `name`: bool [N]."""
-    part, labels, seed = getattr(how, name), labels_or_zeros(split)[rows], derive_key(how.seed, HOLD_OUT_KEYS[name])
+def _choose_held_out(settings: HoldOut, name: str, split: Split, rows: Tensor, classes: Sequence[str]) -> Tensor:
+    """Choose the training rows that become the split `name`: bool [N]."""
+    part, labels, seed = getattr(settings, name), labels_or_zeros(split)[rows], _hold_out_seed(settings, name)
     if "present" in split.targets and isinstance(part, float) and part:
         labels = label_combinations(split.targets["present"][rows], math.ceil(1 / part))
     if isinstance(part, list):
-        return torch.isin(labels, torch.tensor([classes.index(each) for each in part]))
-    if how.by == "label":
-        # A part of all classes, whatever was held out before.
-        return hold_out_classes(
-            labels, min(1.0, part * len(labels_or_zeros(split).unique()) / len(labels.unique())), seed
-        )
+        return torch.isin(labels, torch.tensor([classes.index(class_name) for class_name in part]))
+    if settings.by == "label":
+        # `part` counts all classes, but some may have been held out before.
+        rest = part * len(labels_or_zeros(split).unique()) / len(labels.unique())
+        return hold_out_classes(labels, min(1.0, rest), seed)
     return hold_out_samples(labels, None if split.groups is None else split.groups[rows], part, seed)
 
 
-def _refuse_unknown(indexed: SourceContents, how: HoldOut) -> None:
-    """Raises DataError where classes are to be held out that are not there, or twice, or that stand aside already."""
-    classes = indexed.classes
-    named = {name: part for name in HOLD_OUT_KEYS if isinstance(part := getattr(how, name), list)}
-    for name, part in named.items():
-        if name in indexed.splits:
+def _hold_out_seed(settings: HoldOut, name: str) -> int:
+    return derive_key(settings.seed, HOLD_OUT_KEYS[name])
+
+
+def _refuse_wrong_class_names(contents: SourceContents, settings: HoldOut) -> None:
+    """Raise DataError for classes to hold out that do not exist, are in both parts, or are in a split of the source."""
+    classes = contents.classes
+    named_parts = {name: part for name in HOLD_OUT_KEYS if isinstance(part := getattr(settings, name), list)}
+    for name, part in named_parts.items():
+        if name in contents.splits:
             raise DataError(f"data.split.{name}: the source says itself which pictures are {name}; remove the line")
-        if unknown := [each for each in part if each not in classes]:
+        if unknown := [class_name for class_name in part if class_name not in classes]:
             raise DataError(f"data.split.{name}: no class {unknown[0]!r}{did_you_mean(unknown[0], list(classes))}")
-    if both := set(named.get("val", ())) & set(named.get("test", ())):
-        raise DataError(f"data.split: class {min(both)!r} is held out both for val and for test")
+    if in_both := set(named_parts.get("val", ())) & set(named_parts.get("test", ())):
+        raise DataError(f"data.split: class {min(in_both)!r} is held out both for val and for test")

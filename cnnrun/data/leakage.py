@@ -1,4 +1,4 @@
-"""Leaks of a decoded data set from one split to another, and what the config wants done about them."""
+"""Leaks between the splits of a decoded data set, and the policy of the config for them: refuse, skip or keep."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from cnnrun.data.targets import labels_or_zeros, target_codes
 
 
 def build_sample_table(dataset: Dataset) -> SampleTable:
-    """The samples of all splits as an audit wants them."""
-    parts = list(dataset.splits.items())
+    """Make a table of the samples of all splits, for the search for leaks and duplicates."""
+    splits = list(dataset.splits.items())
 
-    def joined(values: list[Any], kind: Any = np.int64) -> NDArray[Any]:
-        return np.concatenate([np.asarray(value, kind) for value in values])
+    def join(columns: list[Any], dtype: Any = np.int64) -> NDArray[Any]:
+        return np.concatenate([np.asarray(column, dtype) for column in columns])
 
     return SampleTable(
-        tuple(name for name, _ in parts),
-        joined([np.full(len(each), number) for number, (_, each) in enumerate(parts)]),
-        joined([np.arange(len(each)) for _, each in parts]),
-        joined([_labels(each) for _, each in parts]),
-        joined([_groups(each) for _, each in parts]),
-        joined([dataset.stored_splits[name].digests()[each.rows.numpy()] for name, each in parts], np.uint64),
+        tuple(name for name, _ in splits),
+        join([np.full(len(examples), index) for index, (_, examples) in enumerate(splits)]),
+        join([np.arange(len(examples)) for _, examples in splits]),
+        join([_labels(examples) for _, examples in splits]),
+        join([_groups(examples) for _, examples in splits]),
+        join([dataset.stored_splits[name].digests()[examples.rows.numpy()] for name, examples in splits], np.uint64),
     )
 
 
 def _labels(examples: Examples) -> Tensor:
-    """A number for each picture that its copies must share; 0 with boxes, which people draw as they see them."""
+    """A number for each image that its copies must share; 0 with boxes, which differ a little from person to person."""
     return (
         torch.zeros(len(examples))
         if examples.objects is not None
@@ -47,116 +47,137 @@ def _labels(examples: Examples) -> Tensor:
 
 
 def _groups(examples: Examples) -> Tensor:
+    """Each sample's group, or -1 for samples without groups."""
     groups = examples.source.groups
     return torch.full((len(examples),), -1) if groups is None else groups[examples.source_rows]
 
 
 def find_differing_boxes(dataset: Dataset, table: SampleTable) -> list[NDArray[np.int64]]:
-    """Sets of samples that are one picture, with other boxes each: what one is taught is background to the other."""
+    """Find copies of an image that have different boxes, so that an object of one copy is background in another."""
     if dataset.splits["train"].objects is None:
         return []
     return [
         group
         for group in group_by_value(table.digest_N)
-        if len({_objects_of(dataset, table, int(n)) for n in group}) > 1
+        if len({_object_bytes(dataset, table, int(sample)) for sample in group}) > 1
     ]
 
 
-def _objects_of(dataset: Dataset, table: SampleTable, sample: int) -> bytes:
-    split, number = table.locate(sample)
+def _object_bytes(dataset: Dataset, table: SampleTable, sample: int) -> bytes:
+    """The boxes and classes of a sample's objects as bytes, to compare them."""
+    split, index = table.locate(sample)
     objects = dataset.splits[split].objects
     assert objects is not None
-    own = objects.select(torch.tensor([number])).columns
-    return b"".join(own[name].numpy().tobytes() for name in ("boxes", "objects"))
+    columns = objects.select(torch.tensor([index])).columns
+    return b"".join(columns[name].numpy().tobytes() for name in ("boxes", "objects"))
 
 
-def apply_leakage_policy(dataset: Dataset, policy: str, apart: bool) -> Dataset:
-    """The data set once its leaks are dealt with as the config says. Raises DataError."""
+def apply_leakage_policy(dataset: Dataset, policy: str, has_disjoint_classes: bool) -> Dataset:
+    """Apply `data.leakage` to the leaks of a data set. Raises DataError for leaks that the policy does not allow."""
     table = build_sample_table(dataset)
     if differing := find_differing_boxes(dataset, table):
-        example = " and ".join(_named(dataset, table, int(sample)) for sample in differing[0][:2])
+        example = " and ".join(_describe_sample(dataset, table, int(sample)) for sample in differing[0][:2])
         note = f"{len(differing):,} picture(s) stand again with other boxes, such as {example}"
         dataset = replace(dataset, notes=(note, *dataset.notes))
-    found = find_leaks(table, apart)
-    if not found:
-        count, more = len(table.split_N), ", no class in two splits" if apart else ""
+    leaks = find_leaks(table, has_disjoint_classes)
+    if not leaks:
+        classes = ", no class in two splits" if has_disjoint_classes else ""
         note = (
-            f"{count:,} pictures: none in two splits, none under two labels{more} (`cnnrun data check` looks further)"
+            f"{len(table.split_N):,} pictures: none in two splits, none under two labels{classes} "
+            "(`cnnrun data check` looks further)"
         )
         return replace(dataset, notes=(note, *dataset.notes))
-    lines = _described(dataset, table, found)
+    lines = _describe_leaks(dataset, table, leaks)
     if policy == "error":
         raise DataError(
-            *lines, "mend the data, leave such pictures out of training (data.leakage: skip), or keep them (keep)"
+            *lines, "fix the data, leave such pictures out of training (data.leakage: skip), or keep them (keep)"
         )
     if policy == "keep":
         return replace(dataset, notes=(*lines, *dataset.notes))
-    test = table.split_N != table.splits.index("train")
-    if apart_still := [
-        group for group in found.classes_across_splits if len(set(table.split_N[group][test[group]])) > 1
+    return _skip_leaks(dataset, table, leaks, lines)
+
+
+def _skip_leaks(dataset: Dataset, table: SampleTable, leaks: Leaks, lines: list[str]) -> Dataset:
+    """Leave the training samples of all leaks out.
+
+    Raises DataError with `lines` if a leak between val and test remains, or no training sample.
+    """
+    is_measured = table.split_N != table.splits.index("train")
+    if in_val_and_test := [
+        group for group in leaks.classes_across_splits if len(set(table.split_N[group][is_measured[group]])) > 1
     ]:
-        raise DataError(*lines, f"{len(apart_still):,} class(es) are both in val and in test: mend the data")
+        raise DataError(*lines, f"{len(in_val_and_test):,} class(es) are both in val and in test: fix the data")
     groups = [
-        *found.copies_across_splits,
-        *found.label_conflicts,
-        *found.groups_across_splits,
-        *found.classes_across_splits,
+        *leaks.copies_across_splits,
+        *leaks.label_conflicts,
+        *leaks.groups_across_splits,
+        *leaks.classes_across_splits,
     ]
-    drop = np.unique(np.concatenate([table.select_train(group) for group in groups]))
+    dropped = np.unique(np.concatenate([table.select_train(group) for group in groups]))
     train = dataset.splits["train"]
-    kept = torch.ones(len(train), dtype=torch.bool)
-    kept[torch.from_numpy(table.index_N[drop])] = False
-    if not kept.any():
+    is_kept = torch.ones(len(train), dtype=torch.bool)
+    is_kept[torch.from_numpy(table.index_N[dropped])] = False
+    if not is_kept.any():
         raise DataError(*lines, "no training picture is left without them")
-    out = [{"split": "train", "picture": train.sample_name(int(table.index_N[i])), "reason": "leakage"} for i in drop]
-    splits = dataset.splits | {"train": train.select(kept)}
-    notes = (*lines, *dataset.notes, f"{len(out):,} of them are left out of training (data.leakage: skip)")
-    return replace(dataset, splits=splits, skipped_samples=(*dataset.skipped_samples, *out), notes=notes)
+    skipped = [
+        {"split": "train", "picture": train.sample_name(int(table.index_N[sample])), "reason": "leakage"}
+        for sample in dropped
+    ]
+    splits = dataset.splits | {"train": train.select(is_kept)}
+    notes = (*lines, *dataset.notes, f"{len(skipped):,} of them are left out of training (data.leakage: skip)")
+    return replace(dataset, splits=splits, skipped_samples=(*dataset.skipped_samples, *skipped), notes=notes)
 
 
-def _named(dataset: Dataset, table: SampleTable, sample: int) -> str:
-    split, number = table.locate(sample)
-    each = dataset.splits[split]
+def _describe_sample(dataset: Dataset, table: SampleTable, sample: int) -> str:
+    """The file or number, split and class of a sample."""
+    split, index = table.locate(sample)
+    examples = dataset.splits[split]
     label = int(table.label_N[sample])
-    name = dataset.facts.classes[label] if "labels" in each.targets and dataset.facts.classes else ""
-    return escape(f"{each.sample_name(number)} ({split}{', ' if name else ''}{name})")
+    class_name = dataset.facts.classes[label] if "labels" in examples.targets and dataset.facts.classes else ""
+    return escape(f"{examples.sample_name(index)} ({split}{', ' if class_name else ''}{class_name})")
 
 
-def _described(dataset: Dataset, table: SampleTable, found: Leaks) -> list[str]:
-    """A line a kind of leak, with how many and an example."""
+def _describe_leaks(dataset: Dataset, table: SampleTable, leaks: Leaks) -> list[str]:
+    """A line for each kind of leak, with a count and an example."""
 
-    def pair(group: NDArray[np.int64], over: NDArray[np.int64]) -> str:
-        other = group[over[group] != over[group[0]]][0]
-        return f"{_named(dataset, table, int(group[0]))} and {_named(dataset, table, int(other))}"
+    def describe_pair(group: NDArray[np.int64], values_N: NDArray[np.int64]) -> str:
+        second = group[values_N[group] != values_N[group[0]]][0]
+        first_name, second_name = (_describe_sample(dataset, table, int(sample)) for sample in (group[0], second))
+        return f"{first_name} and {second_name}"
 
     kinds = (
-        (found.copies_across_splits, table.split_N, "picture(s) in more than one split"),
-        (found.label_conflicts, table.label_N, "picture(s) under more than one label"),
-        (found.groups_across_splits, table.split_N, "group(s) in more than one split"),
-        (found.classes_across_splits, table.split_N, "class(es), such as people, in more than one split"),
+        (leaks.copies_across_splits, table.split_N, "picture(s) in more than one split"),
+        (leaks.label_conflicts, table.label_N, "picture(s) under more than one label"),
+        (leaks.groups_across_splits, table.split_N, "group(s) in more than one split"),
+        (leaks.classes_across_splits, table.split_N, "class(es), such as people, in more than one split"),
     )
-    return [f"{len(groups):,} {what}, such as {pair(groups[0], over)}" for groups, over, what in kinds if groups]
+    return [
+        f"{len(groups):,} {kind}, such as {describe_pair(groups[0], values_N)}"
+        for groups, values_N, kind in kinds
+        if groups
+    ]
 
 
 def move_copies_together(
-    indexed: SourceIndex, wanted: dict[str, tuple[Split, Tensor]], stored: dict[int, StoredSplit]
+    indexed: SourceIndex, splits: dict[str, tuple[Split, Tensor]], stored: dict[int, StoredSplit]
 ) -> tuple[dict[str, tuple[Split, Tensor]], int]:
-    """The splits that we hold out of train, with all copies of a picture on one side; and how many pictures moved.
+    """Move all copies of an image to one side of a random division; returns the splits and the number of moved images.
 
-    Whoever divides pictures by chance puts some copies on both sides, and what is measured there has been learned.
+    Otherwise an image in val or test may be a copy of a training image. Only splits held out of train are changed.
     """
     names = ["train", *sorted(indexed.held_out_splits)]
-    if len(names) < 2 or indexed.has_held_out_classes or not any(name in wanted for name in names):
-        return wanted, 0
+    if len(names) < 2 or indexed.has_held_out_classes or not any(name in splits for name in names):
+        return splits, 0
     split, _ = indexed.splits["train"]
     side_N = np.full(len(split), -1)
-    for number, name in enumerate(names):
-        side_N[indexed.splits[name][1].numpy()] = number
-    kept = stored[id(split)]
-    sets_N = group_copies(kept.digests(), None if split.groups is None else split.groups.numpy())
+    for side, name in enumerate(names):
+        side_N[indexed.splits[name][1].numpy()] = side
+    sets_N = group_copies(stored[id(split)].digests(), None if split.groups is None else split.groups.numpy())
     together_N = keep_sets_together(side_N, sets_N, labels_or_zeros(split).numpy())
-    moved = int((together_N != side_N).sum())
-    if not moved:
-        return wanted, 0
-    made = {name: (split, torch.from_numpy(np.flatnonzero(together_N == n))) for n, name in enumerate(names)}
-    return {name: made.get(name, pair) for name, pair in wanted.items()}, moved
+    moved_count = int((together_N != side_N).sum())
+    if not moved_count:
+        return splits, 0
+    new_splits = {
+        name: (split, torch.from_numpy(np.flatnonzero(together_N == side))) for side, name in enumerate(names)
+    }
+    return {name: new_splits.get(name, pair) for name, pair in splits.items()}, moved_count

@@ -1,4 +1,4 @@
-"""A list of files with the SHA-256 of each, as `sha256sum` writes it: it tells damage that no decoder can see."""
+"""Manifests: lists of files with SHA-256 hashes, as `sha256sum` writes them, that show damage no decoder can see."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from cnnrun.base.file_sequences import Files, Members
 from cnnrun.contracts.source import Split
 from cnnrun.data.decode import processor_count, start_threads
 
-_CHUNK, _MOST_BYTES = 1 << 20, 1 << 30
+_CHUNK_BYTES, _MAX_BYTES = 1 << 20, 1 << 30
 
 
 def list_unique_files(splits: Iterable[Split]) -> list[Path]:
-    """Every file that the splits' images are read from once, sorted."""
-    return sorted({path for split in splits for path in _files_of(split)}, key=os.fsencode)
+    """The distinct files that the splits' images are read from, sorted."""
+    return sorted({path for split in splits for path in _split_files(split)}, key=os.fsencode)
 
 
-def _files_of(split: Split) -> Sequence[Path]:
+def _split_files(split: Split) -> Sequence[Path]:
+    """The image files or shards of a split; none for images in memory."""
     images = split.images
     if isinstance(images, Members):
         return list(images.shards)
@@ -29,14 +30,17 @@ def _files_of(split: Split) -> Sequence[Path]:
 
 
 def common_folder(paths: list[Path]) -> Path:
-    """The deepest folder that all the files are in."""
+    """The deepest folder that contains all the files."""
     return Path(os.path.commonpath([path.parent for path in paths]))
 
 
 def format_manifest(paths: list[Path], root: Path) -> bytes:
-    """The manifest of those files, named relative to `root`. Raises DataError for a name with a line break."""
+    """The manifest of the files, named relative to `root`.
+
+    Raises DataError for a name with a line break or backslash.
+    """
     lines = []
-    for path, digest in zip(paths, _digests(paths), strict=True):
+    for path, digest in zip(paths, _hash_files(paths), strict=True):
         name = os.fsencode(os.path.relpath(path, root))
         if b"\n" in name or b"\\" in name:
             raise DataError(f"{escape(str(path))}: a manifest cannot name a file with a line break or backslash")
@@ -45,38 +49,42 @@ def format_manifest(paths: list[Path], root: Path) -> bytes:
 
 
 def differences(manifest: Path, paths: list[Path], root: Path) -> dict[str, list[str]]:
-    """The names of files that are `changed`, `missing` and `new` against a manifest. Raises DataError."""
-    listed = _read(manifest)
-    here = {os.fsencode(os.path.relpath(path, root)): path for path in paths}
-    known = [name for name in here if name in listed]
-    now = dict(zip(known, _digests([here[name] for name in known]), strict=True))
-    found = {
-        "changed": [name for name in known if now[name] != listed[name]],
-        "missing": [name for name in listed if name not in here],
-        "new": [name for name in here if name not in listed],
+    """The names of files that are `changed`, `missing` and `new` compared with a manifest.
+
+    Raises DataError if the manifest or a file cannot be read.
+    """
+    expected = _read_manifest(manifest)
+    path_by_name = {os.fsencode(os.path.relpath(path, root)): path for path in paths}
+    common = [name for name in path_by_name if name in expected]
+    actual = dict(zip(common, _hash_files([path_by_name[name] for name in common]), strict=True))
+    names_by_kind = {
+        "changed": [name for name in common if actual[name] != expected[name]],
+        "missing": [name for name in expected if name not in path_by_name],
+        "new": [name for name in path_by_name if name not in expected],
     }
-    return {what: [escape(os.fsdecode(name)) for name in names] for what, names in found.items()}
+    return {kind: [escape(os.fsdecode(name)) for name in names] for kind, names in names_by_kind.items()}
 
 
-def _read(manifest: Path) -> dict[bytes, str]:
-    lines = read_bytes(manifest, DataError, _MOST_BYTES).splitlines()
-    found = {}
+def _read_manifest(manifest: Path) -> dict[bytes, str]:
+    """The SHA-256 of each file by its name."""
+    lines = read_bytes(manifest, DataError, _MAX_BYTES).splitlines()
+    hashes = {}
     for number, line in enumerate(lines, 1):
         digest, _, name = line.partition(b"  ")
         if len(digest) != 64 or not name:
             raise DataError(f"{escape(str(manifest))}:{number}: not a line of a manifest")
-        found[name] = digest.decode("ascii", "replace").lower()
-    return found
+        hashes[name] = digest.decode("ascii", "replace").lower()
+    return hashes
 
 
-def _digests(paths: list[Path]) -> list[str]:
-    def one(path: Path) -> str:
-        made = hashlib.sha256()
+def _hash_files(paths: list[Path]) -> list[str]:
+    def hash_file(path: Path) -> str:
+        hasher = hashlib.sha256()
         with open_file(path, DataError) as file:
-            while part := file.read(_CHUNK):
-                made.update(part)
-        return made.hexdigest()
+            while chunk := file.read(_CHUNK_BYTES):
+                hasher.update(chunk)
+        return hasher.hexdigest()
 
     with start_threads(processor_count()) as run:
-        found: list[str] = run(one, paths)
-    return found
+        hashes: list[str] = run(hash_file, paths)
+    return hashes

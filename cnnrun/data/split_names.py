@@ -1,4 +1,4 @@
-"""Names of splits, as sources write them."""
+"""Names of splits, as data sets write them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ _SPLITS = {
 }  # fmt: skip
 
 
-def parse_split_name(written: str) -> str | None:
-    """`train`, `val` or `test` for the usual ways to write them."""
-    return _SPLITS.get(written.strip().lower())
+def parse_split_name(text: str) -> str | None:
+    """`train`, `val` or `test` for the usual spellings, in any case; None for other texts."""
+    return _SPLITS.get(text.strip().lower())

@@ -1,4 +1,4 @@
-"""A table with a split for each of a source's images, as `cnnrun data split` writes it for `source: table`."""
+"""Split tables: a split for each of a source's images, as `cnnrun data split` writes them for `source: table`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Row = dict[str, str]
 
 @dataclass(frozen=True)
 class Shares:
-    """How a table divides: the parts of val and test, or a number of folds; what stays together; the seed."""
+    """Settings of a split table: the parts of val and test, or a number of folds; a pattern for groups; the seed."""
 
     val: float
     test: float
@@ -42,55 +42,56 @@ class Shares:
 
 
 def write_split_table(data: Data, shares: Shares, out: Path) -> dict[str, Any]:
-    """Write a row for each image file of the source; a split that the source has already is kept.
+    """Write a row for each image file of the source. Splits that the source has already are kept.
 
-    Raises DataError, ConfigError.
+    Raises DataError for sources that no table can hold, and ConfigError for settings that do not fit.
     """
     source = data.source
     if source.target_kind != "labels":
         raise DataError(f"{source.kind} cannot be divided into a table, which has one label a picture; use data.split")
     if data.split.by == "label":
         raise ConfigError("data split divides by picture; whole classes are held out by the config's own data.split")
-    whole = index_source(data.model_copy(update={"split": HoldOut(val=0.0, test=0.0)}))
-    splits = whole.contents.splits
+    indexed = index_source(data.model_copy(update={"split": HoldOut(val=0.0, test=0.0)}))
+    splits = indexed.contents.splits
     paths = manifest.list_unique_files(split for split in splits.values() if isinstance(split.images, Files))
     if not paths:
         raise DataError("only sources of picture files can be divided: folder and table")
-    root, decoded = manifest.common_folder(paths), decode_splits(data, whole, progress_bar)
+    root, decoded = manifest.common_folder(paths), decode_splits(data, indexed, progress_bar)
     rows: list[Row] = []
     for name, split in splits.items():
-        groups, written = _groups(split, shares.group_by)
-        together = _with_copies(decoded.stored_splits[name].digests(), groups)
-        columns = _columns(name, split, together, shares, set(splits))
-        rows += _rows(split, root, whole.contents.classes, written, columns)
-    write_new_file(out, _csv(rows))
-    chosen = [column for column in rows[0] if column.startswith("fold_")] or ["split"]
+        groups, group_names = _read_groups(split, shares.group_by)
+        sets = _join_copies(decoded.stored_splits[name].digests(), groups)
+        columns = _split_columns(name, split, sets, shares, set(splits))
+        rows += _table_rows(split, root, indexed.contents.classes, group_names, columns)
+    write_new_file(out, _format_csv(rows))
+    split_columns = [column for column in rows[0] if column.startswith("fold_")] or ["split"]
     return {
         "path": str(out),
         "root": str(root),
-        "classes": list(whole.contents.classes),
+        "classes": list(indexed.contents.classes),
         "columns": {
             column: {name: sum(row[column] == name for row in rows) for name in ("train", "val", "test")}
-            for column in chosen
+            for column in split_columns
         },
         "groups": len({row["group"] for row in rows}) if "group" in rows[0] else None,
     }
 
 
-def _rows(
+def _table_rows(
     split: Split, root: Path, classes: tuple[str, ...], groups: list[str] | None, columns: dict[str, list[str]]
 ) -> list[Row]:
     """A row for each sample: its path, label, group if there are groups, and split columns."""
     rows = []
-    for number in range(len(split)):
-        path = _path_cell(os.path.relpath(str(split.images[number]), root))
-        label = classes[int(split.targets["labels"][number])]
-        group = {"group": groups[number]} if groups else {}
-        rows.append({"path": path, "label": label, **group, **{name: each[number] for name, each in columns.items()}})
+    for index in range(len(split)):
+        path = _path_cell(os.path.relpath(str(split.images[index]), root))
+        label = classes[int(split.targets["labels"][index])]
+        group = {"group": groups[index]} if groups else {}
+        splits = {name: column[index] for name, column in columns.items()}
+        rows.append({"path": path, "label": label, **group, **splits})
     return rows
 
 
-def _csv(rows: list[Row]) -> bytes:
+def _format_csv(rows: list[Row]) -> bytes:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -99,65 +100,63 @@ def _csv(rows: list[Row]) -> bytes:
 
 
 def _path_cell(path: str) -> str:
-    """A path as a table holds it. Raises DataError for one that no table can name."""
+    """A path as a cell of the table. Raises DataError for a path that no table can hold."""
     if escape(path) != path:
         raise DataError(f"{escape(path)}: a table cannot name a file with control characters or bytes that are no text")
-    return f"./{path}" if escape_cell(path) != path else path  # the same file, and no formula
+    return f"./{path}" if escape_cell(path) != path else path  # `./` keeps spreadsheets from reading a formula
 
 
-def _with_copies(digests_N: NDArray[np.uint64], groups: Tensor | None) -> Tensor | None:
-    """The groups, such that all copies of a picture are in one; None where there is neither a group nor a copy."""
+def _join_copies(digests_N: NDArray[np.uint64], groups: Tensor | None) -> Tensor | None:
+    """Join groups so that all copies of an image are in one. None if there are neither groups nor copies."""
     if len(np.unique(digests_N)) == len(digests_N):
         return groups
     return torch.from_numpy(group_copies(digests_N, None if groups is None else groups.numpy()))
 
 
-def _columns(
+def _split_columns(
     name: str, split: Split, groups: Tensor | None, shares: Shares, existing: set[str]
 ) -> dict[str, list[str]]:
-    """The columns of splits for one of the source's own: where a source has a val or test, that is kept."""
-    of_folds = [f"fold_{number + 1}" for number in range(shares.folds)]
+    """The split of each sample, a column for each fold. Only the source's train split is divided."""
+    fold_columns = [f"fold_{number + 1}" for number in range(shares.folds)]
     if name != "train":
-        return {column: [name] * len(split) for column in of_folds or ["split"]}
+        return {column: [name] * len(split) for column in fold_columns or ["split"]}
     labels = split.targets["labels"]
-    made = np.full(len(split), "train", object)
+    names_N = np.full(len(split), "train", object)
     rest = torch.arange(len(split))
     for part, share in (("test", shares.test), ("val", 0.0 if shares.folds else shares.val)):
         if share and part not in existing:
-            held = hold_out_samples(
-                labels[rest],
-                None if groups is None else groups[rest],
-                share,
-                derive_key(shares.seed, HOLD_OUT_KEYS[part]),
-            )
-            made[rest[held].numpy()] = part
-            rest = rest[~held]
+            seed = derive_key(shares.seed, HOLD_OUT_KEYS[part])
+            rest_groups = None if groups is None else groups[rest]
+            is_held_out = hold_out_samples(labels[rest], rest_groups, share, seed)
+            names_N[rest[is_held_out].numpy()] = part
+            rest = rest[~is_held_out]
     if not shares.folds:
-        return {"split": made.tolist()}
-    left = len(rest) if groups is None else len(groups[rest].unique())
-    if left < shares.folds:
-        raise DataError(f"{left} {'samples' if groups is None else 'groups'} are too few for {shares.folds} folds")
+        return {"split": names_N.tolist()}
+    rest_count = len(rest) if groups is None else len(groups[rest].unique())
+    if rest_count < shares.folds:
+        unit = "samples" if groups is None else "groups"
+        raise DataError(f"{rest_count} {unit} are too few for {shares.folds} folds")
     fold = assign_folds(labels[rest], None if groups is None else groups[rest], shares.folds, shares.seed)
     columns = {}
-    for number, column in enumerate(of_folds):
-        columns[column] = made.copy()
+    for number, column in enumerate(fold_columns):
+        columns[column] = names_N.copy()
         columns[column][rest[fold == number].numpy()] = "val"
     return {column: values.tolist() for column, values in columns.items()}
 
 
-def _groups(split: Split, pattern: str | None) -> tuple[Tensor | None, list[str] | None]:
-    """Each sample's group as a number and as text: the source's own, or what a pattern finds in its path."""
+def _read_groups(split: Split, pattern: str | None) -> tuple[Tensor | None, list[str] | None]:
+    """Each sample's group as a number and as text: from the source, or the match of a pattern in its path."""
     if pattern is None:
         return split.groups, None if split.groups is None else [str(group) for group in split.groups.tolist()]
     try:
-        find = re.compile(pattern)
+        expression = re.compile(pattern)
     except re.error as error:
         raise ConfigError(f"--group-by {escape(pattern)}: not a pattern ({error})") from None
-    written = []
-    for number in range(len(split)):
-        found = find.search(str(split.images[number]))
-        if not found:
-            raise DataError(f"{escape(split.sample_name(number))}: --group-by finds nothing in this path")
-        written.append(found.group(1) if find.groups else found.group())
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(written))}
-    return torch.tensor([numbers[name] for name in written]), written
+    names = []
+    for index in range(len(split)):
+        match = expression.search(str(split.images[index]))
+        if not match:
+            raise DataError(f"{escape(split.sample_name(index))}: --group-by finds nothing in this path")
+        names.append(match.group(1) if expression.groups else match.group())
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return torch.tensor([numbers[name] for name in names]), names

@@ -1,6 +1,6 @@
-"""Where decoded pictures are: in memory, in a mapped file of the cache, or nowhere, decoded anew each time.
+"""Storage of decoded images: in memory, in a file of the cache, or nowhere, decoded again at each use.
 
-Each gives the same bytes for the same numbers; which it is depends on their size and on what the config allows.
+All kinds return the same bytes for the same rows. The kind depends on the images' size and the limits of the config.
 """
 
 from __future__ import annotations
@@ -38,30 +38,30 @@ from cnnrun.data.file_listing import content_digest
 from cnnrun.data.image_files import ImageSettings
 from cnnrun.data.image_records import RECORD, digest
 
-_DECODER = 5  # raised whenever the same file would be decoded to other pixels or remembered otherwise
+_DECODER_VERSION = 5  # raise it when the same file would be decoded to other pixels, or get another record
 
 CacheKind = Literal["auto", "disk", "memory", "none"]
 
 
 class ImageStore(Protocol):
-    """Decoded pictures by number."""
+    """Decoded images by number."""
 
     shape: Shape
-    is_in_memory: bool  # whether taking some means neither a disk nor a decoder
+    is_in_memory: bool  # True if `take` needs neither the disk nor a decoder
 
     def __len__(self) -> int: ...
 
     def take(self, rows: Tensor) -> Tensor:
-        """Those pictures: [n, C, H, W] on the host, uint8 unless they are features."""
+        """The images of these rows, [n, C, H, W] on the host: uint8, or features of frozen layers."""
         ...
 
     def rows_being_read(self) -> list[int]:
-        """Those that another thread is reading now, as far as that is known."""
+        """The images that another thread is reading now, as far as known."""
         ...
 
 
 class InMemory:
-    """An array in memory, or mapped from a file that fits it."""
+    """Images in an array in memory, or in a mapped file that fits into memory."""
 
     is_in_memory = True
 
@@ -72,7 +72,7 @@ class InMemory:
         return len(self._array)
 
     def take(self, rows: Tensor) -> Tensor:
-        # A second thread that used torch's threads would slow the network's steps by a third (benchmarks/README.md).
+        # A second thread that uses torch's threads slows the network's steps by a third (benchmarks/README.md).
         if threading.current_thread() is threading.main_thread():
             return torch.from_numpy(self._array).index_select(0, rows)
         return torch.from_numpy(self._array.take(rows.numpy(), axis=0))
@@ -82,11 +82,11 @@ class InMemory:
 
 
 class OnDisk:
-    """A file of pictures larger than memory may hold: each is read when it is taken, and nothing of it stays.
+    """Images in a file too large for memory: each is read when it is taken, and not kept.
 
-    Not mapped: the kernel maps up to 2 MiB around each byte that is touched, and counts them to this process. A picture
-    is compared with its hash when it is taken for the first time; `unseal` has the damaged ones decoded anew when the
-    file is next opened.
+    The file is not mapped, because the kernel maps up to 2 MiB around each byte that is read, and counts them as this
+    process's memory. An image is compared with its hash when it is taken for the first time. For damage, `unseal` is
+    called, so that the next start decodes damaged images again.
     """
 
     is_in_memory = False
@@ -96,7 +96,7 @@ class OnDisk:
     ) -> None:
         self._path, self._count, self.shape = path, shape[0], shape[1:]
         self._hashes, self._unseal = hashes, unseal
-        self._verified = np.zeros(shape[0], bool)
+        self._is_verified = np.zeros(shape[0], bool)
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._reading: list[int] = []
         weakref.finalize(self, os.close, self._file)
@@ -108,37 +108,37 @@ class OnDisk:
         return self._reading
 
     def take(self, rows: Tensor) -> Tensor:
-        out = np.empty((len(rows), *self.shape), np.uint8)
-        each = int(np.prod(self.shape))
-        for place, row in enumerate(rows.tolist()):
+        pixels = np.empty((len(rows), *self.shape), np.uint8)
+        image_bytes = int(np.prod(self.shape))
+        for position, row in enumerate(rows.tolist()):
             self._reading = [row]
-            if os.preadv(self._file, (out[place].data,), row * each) != each:
+            if os.preadv(self._file, (pixels[position].data,), row * image_bytes) != image_bytes:
                 raise StorageError(f"{self._path}: picture {row} is cut off; `cnnrun cache clear` removes the file")
-        self._verify(out, rows.numpy())
-        return torch.from_numpy(out)
+        self._verify(pixels, rows.numpy())
+        return torch.from_numpy(pixels)
 
     def _verify(self, pixels_NCHW: NDArray[np.uint8], rows: NDArray[np.int64]) -> None:
-        new = ~self._verified[rows]
-        if not new.any():
+        is_new = ~self._is_verified[rows]
+        if not is_new.any():
             return
-        rows = rows[new]
-        changed = has_changed(pixels_NCHW[new], self._hashes[rows])
-        if changed.any():
+        rows = rows[is_new]
+        is_damaged = has_changed(pixels_NCHW[is_new], self._hashes[rows])
+        if is_damaged.any():
             with contextlib.suppress(OSError):
                 self._unseal()
-            which = f"{self._path}: picture {rows[changed].min():,}"
-            raise StorageError(f"{which} is not as it was written; start again, and it is decoded anew")
-        self._verified[rows] = True
+            image = f"{self._path}: picture {rows[is_damaged].min():,}"
+            raise StorageError(f"{image} is damaged; start again to decode it again")
+        self._is_verified[rows] = True
 
 
 def map_file(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """A file as an array; what is written to it would stay in this process."""
+    """Map a file as an array. Changes to the array would not reach the file."""
     with path.open("rb") as file:
         return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8).reshape(shape)
 
 
 class Streamed:
-    """Pictures decoded each time they are taken, by several threads."""
+    """Images that several threads decode each time they are taken."""
 
     is_in_memory = False
 
@@ -158,154 +158,166 @@ class Streamed:
 
 @dataclass(frozen=True)
 class StoredSplit:
-    """A split's pictures, what is remembered of each (None where they were never decoded), and the bad ones."""
+    """A split's images, a function that returns their records (None if they came as pixels), and problems by image."""
 
     images: ImageStore
     records: Callable[[], NDArray[Any]] | None
     problems: dict[int, str]
 
     def digests(self) -> NDArray[np.uint64]:
-        """A hash of each picture's pixels, as the network sees them: uint64 [M]; of bad ones a number of their own."""
+        """A hash of each image's pixels: uint64 [M]. Each bad image has a unique number instead."""
         if self.records is not None:
-            found = np.array(self.records()["pixels"])
-            bad = np.fromiter(self.problems, np.int64, len(self.problems))
-            found[bad] = bad
-            return found
-        return self._of_pixels
+            digests = np.array(self.records()["pixels"])
+            bad_rows = np.fromiter(self.problems, np.int64, len(self.problems))
+            digests[bad_rows] = bad_rows
+            return digests
+        return self._pixel_digests
 
     @cached_property
-    def _of_pixels(self) -> NDArray[np.uint64]:
+    def _pixel_digests(self) -> NDArray[np.uint64]:
         parts = torch.arange(len(self.images)).split(cache.images_per_block(int(np.prod(self.images.shape))))
-        return np.array([digest(one.numpy().tobytes()) for part in parts for one in self.images.take(part)], np.uint64)
+        return np.array(
+            [digest(image.numpy().tobytes()) for part in parts for image in self.images.take(part)], np.uint64
+        )
 
 
 class CacheSettings(Spec):
-    """Where decoded pictures are kept, and how many threads decode."""
+    """Storage of decoded pictures, and the threads that decode them."""
 
     cache: CacheKind = "auto"
-    """`disk`: decoded once, found again by the next run; `memory`: decoded by each run; `none`: decoded at each use; \
-`auto`: the first of these that the sizes below allow."""
+    """`disk`: decode once and keep for later runs; `memory`: decode in each run; `none`: decode at each use; `auto`: \
+the first of these that the limits below allow."""
     cache_dir: str | None = None
-    """Where they are kept; by default cnnrun's folder under the user's cache folder (`cnnrun cache list`)."""
+    """Folder for `disk`; by default cnnrun's folder under the user's cache folder (see `cnnrun cache list`)."""
     disk_gib: float = Field(20.0, ge=0)
-    """What the cache folder may take altogether."""
+    """The most that the cache folder may take, in GiB, with all its data sets."""
     memory_gib: float = Field(4.0, ge=0)
-    """What decoded pictures may take in memory."""
+    """The most that decoded pictures may take in memory, in GiB."""
     workers: int | None = Field(None, ge=0, le=1024)
-    """Threads that decode; by default one a processor. The result does not depend on it."""
+    """Threads that decode; by default one for each processor. The result does not depend on it."""
     timeout: float = Field(120.0, gt=0)
-    """Seconds for which reading pictures may bring nothing, before the run ends."""
+    """Seconds to wait for pictures that are being read, before the run ends with an error."""
 
 
 def store_split(
     split: Split,
     shape: Shape,
-    image: ImageSettings,
+    image_settings: ImageSettings,
     settings: CacheSettings,
-    listed: NDArray[np.int64] | None,
+    listing: NDArray[np.int64] | None,
     progress: Progress,
 ) -> StoredSplit:
-    """The split's pictures, decoded where they are not yet. Raises StorageError."""
-    pictures = split.images
-    if isinstance(pictures, np.ndarray) and pictures.shape[1:] == (*shape[1:], shape[0]):
-        array = np.require(pictures.transpose(0, 3, 1, 2), requirements=["C", "W"])
+    """Store the split's images, and decode those that are not in the cache yet. Raises StorageError."""
+    images = split.images
+    if isinstance(images, np.ndarray) and images.shape[1:] == (*shape[1:], shape[0]):
+        array = np.require(images.transpose(0, 3, 1, 2), requirements=["C", "W"])
         return StoredSplit(InMemory(array), None, {})
-    decoder = Decoder(split, shape, image, listed)
+    decoder = Decoder(split, shape, image_settings, listing)
     workers = processor_count() if settings.workers is None else settings.workers
     folder = Path(settings.cache_dir) if settings.cache_dir else cache.user_cache_folder()
-    key = _key(split, shape, image, listed)
-    kind = _kind(settings, folder, key, decoder)
+    key = _cache_key(split, shape, image_settings, listing)
+    kind = _choose_kind(settings, folder, key, decoder)
     if folder is None or kind == "memory":
-        return _in_memory(decoder, workers, settings.timeout, progress)
-    # Without pixels it is another data set: both may be built at once.
+        return _decode_to_memory(decoder, workers, settings.timeout, progress)
+    # An entry without pixels has a key of its own, because a run may build each kind at the same time.
     name = key if kind == "disk" else hashlib.sha256(f"records of {key}".encode()).hexdigest()[:32]
-    full = (len(decoder), *shape)
-    fits = int(np.prod(full)) <= settings.memory_gib * 2**30
-    entry = CacheEntry(folder / name, len(decoder), shape, keep_pixels=kind == "disk", verify=fits)
+    full_shape = (len(decoder), *shape)
+    fits_memory = int(np.prod(full_shape)) <= settings.memory_gib * 2**30
+    entry = CacheEntry(folder / name, len(decoder), shape, keep_pixels=kind == "disk", verify=fits_memory)
     with start_threads(workers, settings.timeout) as run:
-        entry.build(decoder, {"source": _where(split)}, run, progress)
-    if kind == "none":
-        return StoredSplit(Streamed(decoder, workers, settings.timeout), entry.open_records(), entry.problems())
-    path = entry.path / "pixels.u8"
-    kept = InMemory(map_file(path, full)) if fits else OnDisk(path, full, entry.pixel_hashes(), entry.unseal)
-    return StoredSplit(kept, entry.open_records(), entry.problems())
+        entry.build(decoder, {"source": _source_name(split)}, run, progress)
+    return StoredSplit(
+        _open_images(entry, decoder, workers, settings.timeout, fits_memory), entry.open_records(), entry.problems()
+    )
+
+
+def _open_images(entry: CacheEntry, decoder: Decoder, workers: int, timeout: float, fits_memory: bool) -> ImageStore:
+    """The images of a complete cache entry; without pixels in it, they are decoded at each use."""
+    if not entry.keep_pixels:
+        return Streamed(decoder, workers, timeout)
+    path, shape = entry.path / "pixels.u8", (entry.count, *entry.shape)
+    return InMemory(map_file(path, shape)) if fits_memory else OnDisk(path, shape, entry.pixel_hashes(), entry.unseal)
 
 
 def is_cached(
-    split: Split, shape: Shape, image: ImageSettings, settings: CacheSettings, listed: NDArray[np.int64] | None
+    split: Split,
+    shape: Shape,
+    image_settings: ImageSettings,
+    settings: CacheSettings,
+    listing: NDArray[np.int64] | None,
 ) -> bool:
-    """Whether the cache has the split's pictures, all of them."""
+    """Return whether the cache has all images of the split."""
     folder = Path(settings.cache_dir) if settings.cache_dir else cache.user_cache_folder()
     if folder is None or settings.cache in ("memory", "none"):
         return False
-    return CacheEntry(folder / _key(split, shape, image, listed), len(split), shape, keep_pixels=True).is_complete()
+    key = _cache_key(split, shape, image_settings, listing)
+    return CacheEntry(folder / key, len(split), shape, keep_pixels=True).is_complete()
 
 
-def _in_memory(decoder: Decoder, workers: int, timeout: float, progress: Progress) -> StoredSplit:
-    out = np.empty((len(decoder), *decoder.shape), np.uint8)
+def _decode_to_memory(decoder: Decoder, workers: int, timeout: float, progress: Progress) -> StoredSplit:
+    pixels = np.empty((len(decoder), *decoder.shape), np.uint8)
     records = np.empty(len(decoder), RECORD)
     problems: dict[int, str] = {}
+    block_count = -(-len(decoder) // cache.images_per_block(pixels[0].nbytes))
     with start_threads(workers, timeout) as run, progress("decoding", len(decoder)) as advance:
-        for numbers in np.array_split(
-            np.arange(len(decoder)), -(-len(decoder) // cache.images_per_block(out[0].nbytes))
-        ):
-            made = decoder.decode_block(numbers, run)
-            out[numbers], records[numbers] = made.pixels, made.records
-            problems |= made.problems
-            advance(len(numbers))
-    return StoredSplit(InMemory(out), lambda: records, problems)
+        for rows in np.array_split(np.arange(len(decoder)), block_count):
+            block = decoder.decode_block(rows, run)
+            pixels[rows], records[rows] = block.pixels, block.records
+            problems |= block.problems
+            advance(len(rows))
+    return StoredSplit(InMemory(pixels), lambda: records, problems)
 
 
-def _kind(settings: CacheSettings, folder: Path | None, key: str, decoder: Decoder) -> str:
-    """`disk`, `memory` or `none`. What does not go where it was to go is said. Raises StorageError."""
-    needed = len(decoder) * int(np.prod(decoder.shape)) / 2**30
+def _choose_kind(settings: CacheSettings, folder: Path | None, key: str, decoder: Decoder) -> str:
+    """Choose `disk`, `memory` or `none`, with a message if `auto` cannot use the disk. Raises StorageError."""
+    needed_gib = len(decoder) * int(np.prod(decoder.shape)) / 2**30
     if folder is None and settings.cache in ("disk", "none"):
         raise StorageError("data.cache: there is no cache folder (HOME is not set); give data.cache_dir")
     if settings.cache in ("memory", "none"):
         return settings.cache
     if folder is not None and CacheEntry(folder / key, len(decoder), decoder.shape, keep_pixels=True).is_complete():
         return "disk"
-    why = _no_room(settings, folder, key, needed)
-    if why and settings.cache == "disk":
-        raise StorageError(f"data.cache: disk: {why}")
-    if not why:
+    problem = _disk_problem(settings, folder, key, needed_gib)
+    if problem and settings.cache == "disk":
+        raise StorageError(f"data.cache: disk: {problem}")
+    if not problem:
         return "disk"
-    if needed <= settings.memory_gib:
-        say(f"decoded pictures are kept in memory and not for the next run: {why}")
+    if needed_gib <= settings.memory_gib:
+        say(f"decoded pictures are kept in memory and not for the next run: {problem}")
         return "memory"
     if folder is None:
-        raise StorageError(f"{needed:,.1f} GiB is more than data.memory_gib, and {why}; give data.cache_dir")
-    say(f"pictures are decoded anew at each use: {needed:,.1f} GiB is more than data.memory_gib, and {why}")
+        raise StorageError(f"{needed_gib:,.1f} GiB is more than data.memory_gib, and {problem}; give data.cache_dir")
+    say(f"pictures are decoded again at each use: {needed_gib:,.1f} GiB is more than data.memory_gib, and {problem}")
     return "none"
 
 
-def _no_room(settings: CacheSettings, folder: Path | None, key: str, needed: float) -> str | None:
-    """Why so many GiB cannot be kept in the cache folder."""
+def _disk_problem(settings: CacheSettings, folder: Path | None, key: str, needed_gib: float) -> str | None:
+    """Reason that images of `needed_gib` cannot be kept in the cache folder, or None."""
     if folder is None:
         return "there is no cache folder (HOME is not set)"
-    used = cache.bytes_used(folder, except_key=key) / 2**30
-    if used + needed > settings.disk_gib:
-        return (
-            f"{folder} would take more than data.disk_gib: {used:,.1f} GiB now, {needed:,.1f} more (cnnrun cache list)"
-        )
+    used_gib = cache.bytes_used(folder, except_key=key) / 2**30
+    if used_gib + needed_gib > settings.disk_gib:
+        sizes = f"{used_gib:,.1f} GiB now, {needed_gib:,.1f} GiB more"
+        return f"{folder} would take more than data.disk_gib: {sizes} (cnnrun cache list)"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        free = shutil.disk_usage(folder).free / 2**30
+        free_gib = shutil.disk_usage(folder).free / 2**30
     except OSError as error:
         return f"{folder} cannot be used ({error.strerror})"
     if not os.access(folder, os.W_OK):
         return f"{folder} cannot be written"
-    return f"{folder} has {free:,.1f} GiB free, {needed:,.1f} are needed" if needed * 1.05 > free else None
+    has_room = needed_gib * 1.05 <= free_gib
+    return None if has_room else f"{folder} has {free_gib:,.1f} GiB free, {needed_gib:,.1f} GiB are needed"
 
 
-def _where(split: Split) -> str:
+def _source_name(split: Split) -> str:
+    """The folder of the split's images, or the name of the source, for lists of the cache."""
     item = split.images[0]
     return escape(split.origin if isinstance(item, np.ndarray) else str(Path(str(item)).parent))
 
 
-def _key(split: Split, shape: Shape, image: ImageSettings, listed: NDArray[np.int64] | None) -> str:
-    """A digest of what is decoded and of all that decides what to."""
-    how = image.model_dump(exclude={"size", "channels", "mean", "std"})
-    return hashlib.sha256(
-        content_digest(split, listed) + repr((_DECODER, cache.FORMAT, shape, how)).encode()
-    ).hexdigest()[:32]
+def _cache_key(split: Split, shape: Shape, image_settings: ImageSettings, listing: NDArray[np.int64] | None) -> str:
+    """A digest of the files and of every setting that affects the decoded pixels."""
+    pixel_settings = image_settings.model_dump(exclude={"size", "channels", "mean", "std"})
+    decoding = repr((_DECODER_VERSION, cache.FORMAT, shape, pixel_settings))
+    return hashlib.sha256(content_digest(split, listing) + decoding.encode()).hexdigest()[:32]

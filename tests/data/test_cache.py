@@ -215,7 +215,7 @@ def test_where_pictures_go_follows_their_size_and_is_said(picture_folder, cache_
     assert kind(disk_gib=1e-9) == "Held"
     assert "kept in memory and not for the next run" in capfd.readouterr().err
     assert kind(disk_gib=1e-9, memory_gib=1e-9) == "Streamed"
-    assert "decoded anew at each use" in capfd.readouterr().err
+    assert "decoded again at each use" in capfd.readouterr().err
     assert kind(memory_gib=1e-9) == "OnDisk"
     assert kind(disk_gib=1e-9) == "Held"  # it is there already, and mapped
     assert capfd.readouterr().err == ""
@@ -282,7 +282,7 @@ def test_clearing_removes_nothing_that_is_not_ours(tmp_path, run_cli):
 def test_what_cannot_be_read_now_is_not_remembered_as_bad(picture_folder, cache_folder, monkeypatch):
     from cnnrun.data import image_files as pictures
 
-    real = pictures._read
+    real = pictures._read_once
 
     def forbidden(item, listed):
         if str(item).endswith("cat/3.png"):
@@ -292,7 +292,7 @@ def test_what_cannot_be_read_now_is_not_remembered_as_bad(picture_folder, cache_
     for policy in ("error", "skip"):
         data = data_of(picture_folder, cache="disk", cache_dir=str(cache_folder), bad_files=policy)
         with monkeypatch.context() as patched:
-            patched.setattr(pictures, "_read", forbidden)
+            patched.setattr(pictures, "_read_once", forbidden)
             with pytest.raises(DataError, match=r"cat/3\.png: cannot be read: Permission denied"):
                 everything(data)
     assert len(everything(data)) == 24

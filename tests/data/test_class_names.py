@@ -96,7 +96,7 @@ def test_a_cell_is_read_without_what_stands_around_it(cell, text):
 def test_a_stray_number_is_asked_about_and_makes_no_classes(stray):
     labels = np.array([0, 1, 2] * 10 + [stray])
     with pytest.raises(
-        DataError, match=rf"only 4 different ones \(0, 1, 2, {stray}\); is {stray}, which stands there 1 time"
+        DataError, match=rf"only 4 different ones \(0, 1, 2, {stray}\); is {stray}, which occurs 1 time"
     ):
         numbered_classes(labels, "d.npz", "data.source.arrays.classes")
 

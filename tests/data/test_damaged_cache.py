@@ -56,7 +56,7 @@ def test_a_flipped_bit_is_said_and_changes_nothing(blocked_data, cache_folder, v
         with counted_blocks() as decoded:
             if victim == "pixels.u8" and gib == ON_DISK and not _is_of_a_bad_picture(entry, bit):
                 picture = bit // 8 // 192
-                with pytest.raises(StorageError, match=f"pixels.u8: picture {picture} is not as it was written"):
+                with pytest.raises(StorageError, match=f"pixels.u8: picture {picture} is damaged"):
                     prepared_contents(with_memory_gib(blocked_data, gib))
                 assert not decoded
             assert prepared_contents(with_memory_gib(blocked_data, gib)) == expected
@@ -65,13 +65,11 @@ def test_a_flipped_bit_is_said_and_changes_nothing(blocked_data, cache_folder, v
             (entry / victim).write_bytes(written[victim])  # never taken, so nobody looked
             continue
         assert f"{entry}: " in said
-        assert "not as" in said
+        assert "damaged" in said
         if victim == "pixels.u8":
             block = bit // 8 // 192 // 4
             assert [numbers[0] for numbers in decoded] == [4 * block]
-            assert (
-                f"pictures {4 * block} to {min(4 * block + 3, 24)} are not as they were written; decoded anew" in said
-            )
+            assert f"pictures {4 * block} to {min(4 * block + 3, 24)} are damaged; decoding them again" in said
         elif victim in ("records", "progress", "problems.jsonl"):
             assert len(decoded) in (0, 1, 2)  # 0: what a file says is the same; 2: a line that names another picture
         assert {name: (entry / name).read_bytes() for name in FILES} == written
@@ -111,7 +109,7 @@ def test_any_rank_says_what_it_decodes_anew(blocked_data, cache_folder, monkeypa
     flip_bit(cache_entry(cache_folder) / "pixels.u8", 0)
     monkeypatch.setattr("cnnrun.base.torchrun.rank", lambda: 1)
     prepared_contents(blocked_data)
-    assert "pictures 0 to 3 are not as they were written; decoded anew" in capfd.readouterr().err
+    assert "pictures 0 to 3 are damaged; decoding them again" in capfd.readouterr().err
 
 
 def test_what_is_cleared_while_it_is_verified_is_decoded_anew(blocked_data, cache_folder, monkeypatch):
@@ -184,7 +182,7 @@ def test_what_may_only_be_read_is_used_where_it_is_whole(blocked_data, cache_fol
     assert prepared_contents(blocked_data) == expected
     flip_bit(entry / "pixels.u8", 1000)
     before = {path: path.read_bytes() for path in entry.iterdir()}
-    with pytest.raises(StorageError, match=f"{entry}: not as it was written, and you may not write it; give"):
+    with pytest.raises(StorageError, match=f"{entry}: damaged, and you may not write it; give"):
         prepared_contents(blocked_data)
     assert {path: path.read_bytes() for path in entry.iterdir()} == before
 

@@ -115,7 +115,7 @@ def test_columns_one_a_class_and_tables_that_cannot_be_told(tmp_path):
     with pytest.raises(DataError, match=r"which column is the label\? \(columns: weight\)"):
         guess_source(str(table))
     table.write_text("f,label\n" + "".join(f"no{n}.png,a\n" for n in range(8)))
-    with pytest.raises(DataError, match="none of its first pictures is there"):
+    with pytest.raises(DataError, match="none of its first pictures exists"):
         guess_source(str(table))
     table.write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match="no column of picture files"):

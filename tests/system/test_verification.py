@@ -352,7 +352,7 @@ def test_folders_of_other_people_for_test_are_theirs_and_the_same_person_twice_i
     assert len(kept.splits["train"]) == 20
     save_picture(root / "val" / "Person_9" / "new.png", seed=9998)
     save_picture(root / "val" / "Person_1" / "new.png", seed=9997)
-    with pytest.raises(DataError, match="both in val and in test: mend the data"):
+    with pytest.raises(DataError, match="both in val and in test: fix the data"):
         assemble.prepare_dataset(folders(root, "data.leakage=skip"))
     shutil.rmtree(root / "val")
     path = tmp_path / "f.yaml"

@@ -174,7 +174,7 @@ def test_memory_is_known_to_have_run_out_wherever_it_does(tmp_path, monkeypatch,
 
     def short(self_or_learner, *rest):
         batches = self_or_learner if place == "augmentation" else None
-        parts = batches._parts if batches is not None else len(rest[1].micro_sizes)
+        parts = batches._micro_batch_count if batches is not None else len(rest[1].micro_sizes)
         if parts < 2:
             raise error
         return real(self_or_learner, *rest)

@@ -159,7 +159,7 @@ def test_an_array_is_the_member_of_its_own_name(tmp_path):
 
 def test_a_stray_label_is_asked_about_unless_all_classes_are_named(tmp_path):
     x, y = pictures(), np.array([0, 1, 2, 0, 1, 255])
-    with pytest.raises(DataError, match="is 255, which stands there 1 time"):
+    with pytest.raises(DataError, match="is 255, which occurs 1 time"):
         saved(tmp_path / "a.npz", x_train=x, y_train=y).read()
     names = [f"c{number}" for number in range(256)]
     assert Arrays(path=str(tmp_path / "a.npz"), classes=names).read().classes == tuple(names)

@@ -356,7 +356,7 @@ def test_numbers_that_are_one_in_float32_are_refused(tmp_path, values, is_refuse
     if not is_refused:
         assert table.read().splits["train"].targets["numbers"][:, 0].tolist() == pytest.approx(values, rel=1e-6)
         return
-    with pytest.raises(DataError, match=r"t\.csv: a varies by .*, too finely for float32; take the mean off it"):
+    with pytest.raises(DataError, match=r"t\.csv: a varies by .*, too finely for float32; subtract the mean from it"):
         table.read()
 
 

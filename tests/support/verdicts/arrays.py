@@ -183,7 +183,7 @@ SHARDS = {
     ),
     "shards: label -1": Verdict(shards(lambda i: {f"{i:02}.cls": b"-1" if i == 5 else cls(i)}), 0, "-1"),
     "shards: labels 1 and 1.0": Verdict(
-        shards(lambda i: {f"{i:02}.cls": b"1.0" if i == 4 else cls(i)}), 0, "differ in writing alone"
+        shards(lambda i: {f"{i:02}.cls": b"1.0" if i == 4 else cls(i)}), 0, "differ only in spelling"
     ),
     "shards: labels as bytes of a number": Verdict(
         shards(lambda i: {f"{i:02}.cls": struct.pack("<q", i % 3)}), 8, "label"

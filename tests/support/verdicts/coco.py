@@ -154,7 +154,7 @@ INPUTS = {
     "cat and Cat as categories": Verdict(
         change_each("name", lambda row: ("cat", "Cat")[row["id"] - 1], "categories"),
         0,
-        "differ in writing alone",
+        "differ only in spelling",
         finding="'cat' = 'Cat'",
     ),
     "the same box twice": Verdict(

@@ -157,10 +157,10 @@ FOLDERS = {
         "two or more classes",
     ),
     "folder: Cat and cat": Verdict(
-        folder(classes=("Cat", "cat", "dog")), 0, "differ in writing alone", finding="'Cat' = 'cat'"
+        folder(classes=("Cat", "cat", "dog")), 0, "differ only in spelling", finding="'Cat' = 'cat'"
     ),
     "folder: accents in two forms": Verdict(
-        folder(classes=(unicodedata.normalize("NFD", "bär"), "bär", "dog")), 0, "differ in writing alone", finding="xe4"
+        folder(classes=(unicodedata.normalize("NFD", "bär"), "bär", "dog")), 0, "differ only in spelling", finding="xe4"
     ),
     "folder: a class nan": Verdict(folder(classes=("cat", "nan")), 8, "stands for a missing value"),
     "folder: one class": Verdict(folder(classes=("cat",)), 8, "two or more classes; has 1"),

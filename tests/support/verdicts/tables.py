@@ -81,10 +81,10 @@ LABELS = {
     ),
     "pandas: float labels 1.0, 2.0": Verdict(label_table(lambda i: f"{i % 3}.0"), 0, "3 classes", ("check",)),
     "pandas: 1.0 and 1 of two files joined": Verdict(
-        label_table(lambda i: f"{i % 3}.0" if i % 2 else f"{i % 3}"), 0, "differ in writing alone"
+        label_table(lambda i: f"{i % 3}.0" if i % 2 else f"{i % 3}"), 0, "differ only in spelling"
     ),
     "pandas: bool labels": Verdict(label_table(lambda i: str(i % 3 == 0)), 0, "2 classes", ("check",)),
-    "True and TRUE": Verdict(label_table(lambda i: ("True", "TRUE", "False")[i % 3]), 0, "differ in writing alone"),
+    "True and TRUE": Verdict(label_table(lambda i: ("True", "TRUE", "False")[i % 3]), 0, "differ only in spelling"),
     "pandas: dates as labels": Verdict(label_table(lambda i: f"2024-01-{i + 1:02}"), 8, "the val split is empty"),
     "pandas: quoted paths with commas": Verdict(
         table(lambda i: f'"p/a, {i:02}.png",{name(i)}', file=lambda i: f"p/a, {i:02}.png"), 0, "3 classes", ("check",)
@@ -155,7 +155,7 @@ LABELS = {
     "cat and Cat": Verdict(
         label_table(lambda i: "Cat" if i == 3 else name(i)),
         0,
-        "'Cat' and 'cat' differ in writing alone",
+        "'Cat' and 'cat' differ only in spelling",
         finding="'Cat' = 'cat'",
     ),
     "TSV called .csv": Verdict(
