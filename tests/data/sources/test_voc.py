@@ -173,7 +173,7 @@ def test_a_size_that_is_not_written_is_the_pictures_own(tmp_path):
         ((5, 5, 5, 9), r"a box of no area \(5, 5, 5, 9\)", False),
         ((9, 5, 5, 9), "corners swapped", False),
         ((41, 5, 50, 9), "outside its picture of 40x30", False),
-        (("nan", 5, 9, 9), "of no numbers", False),
+        (("nan", 5, 9, 9), "that is not finite", False),
         ((30, 5, 45, 9), "reaches out of its picture of 40x30", True),
     ],
 )
