@@ -175,7 +175,7 @@ def test_detection_trees_are_told_what_they_are(tmp_path):
     with pytest.raises(ConfigError, match="a COCO file of 2 pictures, objects: dog 1"):
         guess_source(str(coco))
     coco.write_text("{")
-    with pytest.raises(ConfigError, match="not a COCO file"):
+    with pytest.raises(ConfigError, match="not COCO's"):
         guess_source(str(coco))
 
 

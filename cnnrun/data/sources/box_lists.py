@@ -73,7 +73,7 @@ class Box:
 
     corners: tuple[float, float, float, float]
     label: int
-    role: int = 0
+    role: int = OBJECT
     id: str = ""
     area: float | None = None
 

@@ -12,7 +12,7 @@ from cnnrun.base.error_lines import refuse_problems
 from cnnrun.base.errors import DataError, escape
 from cnnrun.base.progress import say
 from cnnrun.base.user_paths import path_checker
-from cnnrun.contracts.objects import CROWD
+from cnnrun.contracts.objects import CROWD, OBJECT
 from cnnrun.contracts.source import SourceContents, Split
 from cnnrun.data.sources.box_lists import AnnotatedImage, Box, BoxSource, build_split
 
@@ -123,7 +123,7 @@ class _AnnotationFile:
                 problems.append(f"{self.path}: annotation {row['id']}: {problem}")
                 continue
             x, y, width, height = row["bbox"]
-            role = CROWD if row.get("iscrowd") else 0
+            role = CROWD if row.get("iscrowd") else OBJECT
             image = images[row["image_id"]]
             box_id = f"annotation {row['id']} of {escape(Path(image.path).name)}"
             box = Box((x, y, x + width, y + height), labels[row["category_id"]], role, box_id, row.get("area"))
