@@ -51,7 +51,7 @@ one for each class."""
     split: str | None = None
     """The column that says train, val or test; by default the column `split` if there is one."""
     group: str | None = None
-    """The column of groups that must not be split, such as patients; by default the column `group` if there is one."""
+    """The column of groups that stay in one split, such as patients; by default the column `group` if there is one."""
     classes: ClassNames | None = None
     """The classes in the order of their labels; by default the labels sorted."""
 
