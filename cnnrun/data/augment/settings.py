@@ -104,11 +104,11 @@ class Augment(Spec):
     contrast: float = Field(0.0, ge=0, le=1)
     """Scales the difference from the image's mean grey by a factor in [1 - contrast, 1 + contrast]."""
     saturation: float = Field(0.0, ge=0, le=1)
-    """Scales each pixel's difference from its grey by a factor in [1 - saturation, 1 + saturation]; colour images only."""
+    """Scales each pixel's difference from its grey by a factor in [1 - saturation, 1 + saturation]; colour only."""
     hue: float = Field(0.0, ge=0, le=0.5)
-    """Rotates hues by up to this fraction of the colour circle in either direction; colour images only."""
+    """Rotates hues by up to this fraction of the colour circle in either direction; colour only."""
     grayscale: float = Field(0.0, ge=0, le=1)
-    """The probability of removing all colour; colour images only."""
+    """The probability of removing all colour; colour only."""
     blur: float = Field(0.0, ge=0, le=8)
     """Gaussian blur with a deviation of up to this, in pixels."""
     noise: float = Field(0.0, ge=0, le=128)
