@@ -136,12 +136,12 @@ class Augment(Spec):
 
     @property
     def has_changes(self) -> bool:
-        """Whether any setting changes images."""
+        """Return whether any setting changes images."""
         return self != type(self)(min_visible=self.min_visible)
 
     @property
     def has_mixing(self) -> bool:
-        """Whether images are mixed with others, and their labels too."""
+        """Return whether images are mixed with others, and their labels too."""
         return bool(self.mixup or self.cutmix)
 
     @property
@@ -151,12 +151,12 @@ class Augment(Spec):
 
     @property
     def has_geometry(self) -> bool:
-        """Whether the content of images moves, so that boxes must move too."""
+        """Return whether the content of images moves, so that boxes must move too."""
         return bool(self.shift or self.flip != "none" or self.crop) or self._is_on("rotate", "scale", "shear")
 
     @property
     def is_copy_only(self) -> bool:
-        """Whether pixels are only copied, so that images stay uint8; otherwise they become float32."""
+        """Return whether pixels are only copied, so that images stay uint8; otherwise they become float32."""
         return not (self.crop or self._is_on(*_COMPUTED_OPERATIONS) or self.erase or self.partner_count)
 
     def apply(self, images_BCHW: Tensor, draws: Draws, targets: dict[str, Tensor] | None = None) -> Tensor:
