@@ -441,7 +441,7 @@ def test_folds_that_are_drawn_have_both_kinds(faces, tmp_path):
         (PAIRS, "0\t2\n", "0 folds of 2 pairs"),
         (PAIRS, "99999999\t99999999\n", "99999999 folds"),
         ([], "", "has no pairs"),
-        ([(f"Person_{n}", 1, f"Person_{n + 1}", 1) for n in range(9)] + [("Person_0", 1, 2)], "", "names everyone"),
+        ([(f"Person_{n}", 1, f"Person_{n + 1}", 1) for n in range(9)] + [("Person_0", 1, 2)], "", "names every person"),
     ],
 )
 def test_b23_mistakes_in_a_file_of_pairs_are_named_by_line(faces, tmp_path, rows, header, message):

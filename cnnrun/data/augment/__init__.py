@@ -1,1 +1,1 @@
-"""Random changes of a batch of images, as pure functions of (seed, epoch, sample)."""
+"""Random augmentations of batches of images, as pure functions of (seed, epoch, sample)."""

@@ -1,7 +1,7 @@
-"""Moving pictures, points and boxes by one affine matrix a picture, a batch at a time.
+"""Moving batches of images, points and boxes by one affine matrix for each image.
 
-A matrix [2, 3] says where each output pixel (x, y, 1) comes from, in pixels from the picture's middle: it is what
-sampling needs. Points go the other way, by its inverse.
+A matrix [2, 3] maps each output pixel (x, y, 1) to its source in the input, in pixels from the image's centre: this is
+what sampling needs. Points move by its inverse.
 """
 
 from __future__ import annotations
@@ -19,50 +19,54 @@ from cnnrun.base.device import tensor_on
 
 
 def affine_matrices(turn_B: Tensor, slant_B: Tensor, size_B: Tensor, mirror_B2: Tensor, shift_B2: Tensor) -> Tensor:
-    """[B, 2, 3]: mirrored, slanted by `slant` (a tangent), enlarged by 1 / `size`, turned by `turn` radians, shifted.
+    """The matrices that mirror, slant, scale, turn and shift images in this order, [B, 2, 3].
 
-    `mirror_B2` is -1 or 1 for (x, y), `shift_B2` pixels to the right and down.
+    `slant_B` is the tangent of the angle, `size_B` is 1 / the scale, `turn_B` is in radians, `mirror_B2` is -1 or 1 for
+    (x, y), and `shift_B2` is in pixels to the right and down.
     """
     cos, sin = torch.cos(turn_B) * size_B, torch.sin(turn_B) * size_B
-    made = torch.stack([cos, sin, -sin, cos], 1).view(-1, 2, 2)
-    made = torch.stack([made[:, 0] + slant_B[:, None] * made[:, 1], made[:, 1]], 1)
-    made = made * mirror_B2[:, :, None]
-    return torch.cat([made, made @ -shift_B2[:, :, None]], 2)
+    linear = torch.stack([cos, sin, -sin, cos], 1).view(-1, 2, 2)
+    linear = torch.stack([linear[:, 0] + slant_B[:, None] * linear[:, 1], linear[:, 1]], 1)
+    linear = linear * mirror_B2[:, :, None]
+    return torch.cat([linear, linear @ -shift_B2[:, :, None]], 2)
 
 
 def crop_matrices(matrix_B23: Tensor, box_B4: Tensor, shape: Sequence[int]) -> Tensor:
-    """The matrices after which only `box_B4` (x1, y1, x2, y2 in pixels of the input) is seen, at the full size."""
+    """The matrices followed by a crop to `box_B4` that is resized to the full size.
+
+    Boxes are x1, y1, x2, y2 in pixels of the warped image; `shape` is [B, C, H, W].
+    """
     height, width = shape[2:]
-    full = tensor_on(box_B4.device, [width, height], box_B4.dtype)
-    part = (box_B4[:, 2:] - box_B4[:, :2]) / full
-    middle = (box_B4[:, :2] + box_B4[:, 2:] - full) / 2
-    # An output pixel lies at part * itself + middle of the cropped picture, and from there goes the matrix's way.
-    linear = matrix_B23[:, :, :2] * part[:, None, :]
-    return torch.cat([linear, matrix_B23[:, :, 2:] + matrix_B23[:, :, :2] @ middle[:, :, None]], 2)
+    full_size = tensor_on(box_B4.device, [width, height], box_B4.dtype)
+    fraction = (box_B4[:, 2:] - box_B4[:, :2]) / full_size
+    centre = (box_B4[:, :2] + box_B4[:, 2:] - full_size) / 2
+    # The output pixel p comes from fraction * p + centre, which the matrix then maps to the input.
+    linear = matrix_B23[:, :, :2] * fraction[:, None, :]
+    return torch.cat([linear, matrix_B23[:, :, 2:] + matrix_B23[:, :, :2] @ centre[:, :, None]], 2)
 
 
-def warp(pictures_BCHW: Tensor, matrix_B23: Tensor) -> Tensor:
-    """Pictures sampled bilinearly where the matrices say; black outside."""
-    height, width = pictures_BCHW.shape[2:]
-    half = tensor_on(pictures_BCHW.device, [width / 2, height / 2])
-    # grid_sample counts from -1 to 1 over the picture, the matrices in pixels from its middle.
+def warp(images_BCHW: Tensor, matrix_B23: Tensor) -> Tensor:
+    """Images sampled bilinearly at the source of each output pixel; black outside."""
+    height, width = images_BCHW.shape[2:]
+    half = tensor_on(images_BCHW.device, [width / 2, height / 2])
+    # grid_sample's coordinates run from -1 to 1 over the image; the matrices use pixels from its centre.
     linear = matrix_B23[:, :, :2] * half[None, None, :] / half[None, :, None]
     theta = torch.cat([linear, matrix_B23[:, :, 2:] / half[None, :, None]], 2)
-    grid = F.affine_grid(theta, list(pictures_BCHW.shape), align_corners=False)
-    return F.grid_sample(pictures_BCHW, grid, padding_mode="zeros", align_corners=False)
+    grid = F.affine_grid(theta, list(images_BCHW.shape), align_corners=False)
+    return F.grid_sample(images_BCHW, grid, padding_mode="zeros", align_corners=False)
 
 
 def move_points(points_BN2: Tensor, matrix_B23: Tensor, shape: Sequence[int]) -> Tensor:
-    """Where points (x, y in pixels) of the pictures [B, C, H, W] are once the pictures are warped."""
-    middle = tensor_on(points_BN2.device, [shape[3] / 2, shape[2] / 2], points_BN2.dtype)
-    there = points_BN2 - middle - matrix_B23[:, None, :, 2]
-    # Without the check that `solve` makes, for which the host would wait: an affine matrix of ours has an inverse.
-    moved: Tensor = torch.linalg.solve_ex(matrix_B23[:, :, :2], there.mT).result.mT + middle
+    """Where points (x, y in pixels) of images [B, C, H, W] lie after the images are warped."""
+    centre = tensor_on(points_BN2.device, [shape[3] / 2, shape[2] / 2], points_BN2.dtype)
+    offsets = points_BN2 - centre - matrix_B23[:, None, :, 2]
+    # solve_ex: `solve` would make the host wait for a check that the matrices always pass, since they have an inverse.
+    moved: Tensor = torch.linalg.solve_ex(matrix_B23[:, :, :2], offsets.mT).result.mT + centre
     return moved
 
 
 def move_boxes(boxes_BN4: Tensor, matrix_B23: Tensor, shape: Sequence[int]) -> Tensor:
-    """The upright boxes (x1, y1, x2, y2) around the warped corners of boxes, cut at the picture's edges."""
+    """The upright boxes (x1, y1, x2, y2) around the warped corners of boxes, clipped to the image."""
     x1, y1, x2, y2 = boxes_BN4.unbind(2)
     corners = torch.stack([torch.stack(pair, 2) for pair in ((x1, y1), (x2, y1), (x2, y2), (x1, y2))], 2)
     moved = move_points(corners.flatten(1, 2), matrix_B23, shape).view_as(corners)
@@ -72,95 +76,99 @@ def move_boxes(boxes_BN4: Tensor, matrix_B23: Tensor, shape: Sequence[int]) -> T
 
 
 def grow_windows(window_B4: Tensor, targets: dict[str, Tensor], matrix_B23: Tensor, shape: Sequence[int]) -> Tensor:
-    """The windows grown until they hold all objects whole, as these lie once the pictures are warped."""
+    """Crop windows grown until they contain all objects of the warped images."""
     boxes = move_boxes(targets["boxes"], matrix_B23, shape)
-    there = (targets["objects"] >= 0)[..., None]
-    low = torch.where(there, boxes[..., :2], math.inf).amin(1).minimum(window_B4[:, :2])
-    high = torch.where(there, boxes[..., 2:], -math.inf).amax(1).maximum(window_B4[:, 2:])
+    is_object = (targets["objects"] >= 0)[..., None]
+    low = torch.where(is_object, boxes[..., :2], math.inf).amin(1).minimum(window_B4[:, :2])
+    high = torch.where(is_object, boxes[..., 2:], -math.inf).amax(1).maximum(window_B4[:, 2:])
     return torch.cat([low, high], 1)
 
 
 def move_targets(
-    targets: dict[str, Tensor], matrix_B23: Tensor, shape: Sequence[int], least: float
+    targets: dict[str, Tensor], matrix_B23: Tensor, shape: Sequence[int], min_visible: float
 ) -> dict[str, Tensor]:
-    """Targets with their `boxes` moved as the pictures [B, C, H, W] are.
+    """Targets with their `boxes` moved like the images [B, C, H, W], without the objects that left the image.
 
-    An object of which less than the part `least` is left inside, or less than a pixel a side, is an object no more.
+    An object is dropped if less than the fraction `min_visible` of its box is left, or a side of less than a pixel.
     """
     moved = move_boxes(targets["boxes"], matrix_B23, shape)
-    # What the box would be without the picture's edges: that of the turned box's sides, from its own.
+    # The area of the upright box around the warped box before clipping; its sides follow from the box's sides.
     stretch = torch.linalg.inv_ex(matrix_B23[:, :, :2]).inverse.abs()
-    whole = ((targets["boxes"][..., 2:] - targets["boxes"][..., :2]) @ stretch.mT).prod(2)
-    return drop_hidden_objects(targets, moved, whole, least)
+    full_area = ((targets["boxes"][..., 2:] - targets["boxes"][..., :2]) @ stretch.mT).prod(2)
+    return drop_hidden_objects(targets, moved, full_area, min_visible)
 
 
-def drop_hidden_objects(targets: dict[str, Tensor], boxes: Tensor, whole: Tensor, least: float) -> dict[str, Tensor]:
-    """Targets with these boxes in the place of theirs, without the objects of whose `whole` area too little is left."""
+def drop_hidden_objects(
+    targets: dict[str, Tensor], boxes: Tensor, full_area: Tensor, min_visible: float
+) -> dict[str, Tensor]:
+    """Targets with `boxes` in place of their own, without the objects of whose `full_area` too little is left.
+
+    Dropped objects have the label -1 and an empty box. The fraction that must be left is `min_visible`.
+    """
     sides = boxes[..., 2:] - boxes[..., :2]
-    there = (sides >= 1).all(-1) & (sides.prod(-1) >= least * whole)
-    objects = torch.where(there, targets["objects"], -1)
+    is_visible = (sides >= 1).all(-1) & (sides.prod(-1) >= min_visible * full_area)
+    objects = torch.where(is_visible, targets["objects"], -1)
     return {**targets, "boxes": boxes * (objects >= 0)[..., None], "objects": objects}
 
 
 @dataclass(frozen=True)
 class Mirror:
-    """Ways of mirroring, each as the axes of [B, C, H, W] to turn round, and which of them each picture takes."""
+    """Ways of mirroring, as axes of [B, C, H, W] to flip, and the index of the way for each image."""
 
     axes: tuple[tuple[int, ...], ...]
-    which_B: Tensor
+    way_B: Tensor
 
 
 @dataclass(frozen=True)
 class Shift:
-    """Whole pixels down and to the right, no further than `reach` (vertically, horizontally) either way."""
+    """Whole pixels down and to the right; `reach` is the maximum (vertically, horizontally) in either direction."""
 
     down_B: Tensor
     right_B: Tensor
     reach: tuple[int, int]
 
 
-def mirror_and_shift(pictures: Tensor, mirror: Mirror, shift: Shift | None) -> Tensor:
-    """Mirrored, then shifted: what `warp` gives, without interpolating.
+def mirror_and_shift(images: Tensor, mirror: Mirror, shift: Shift | None) -> Tensor:
+    """Mirror images, then shift them. The result equals that of `warp`, without its interpolation.
 
-    A picture shifted by whole pixels is the same bytes begun elsewhere, but for what is moved in from outside. So each
-    is copied as one piece out of the batch laid flat, beside the batch mirrored, and what does not belong to it is made
-    black.
+    In the flattened batch, an image shifted by whole pixels is one contiguous piece that starts elsewhere. So each
+    image is copied as one piece of the batch or of a mirrored version, and pixels from outside it are made black.
     """
-    batch, channels, height, width = pictures.shape
+    batch, channels, height, width = images.shape
     size, reach = channels * height * width, height * width + width
-    margin = pictures.new_zeros(reach)
-    versions = [pictures.flip(axes) if axes else pictures for axes in mirror.axes]
+    margin = images.new_zeros(reach)
+    versions = [images.flip(axes) if axes else images for axes in mirror.axes]
     flat = torch.cat([margin, *(version.reshape(-1) for version in versions), margin])
     pieces = flat.as_strided((len(flat) - size + 1, size), (1, 1))
-    start_B = reach + size * (torch.arange(batch, device=pictures.device) + batch * mirror.which_B)
+    start_B = reach + size * (torch.arange(batch, device=images.device) + batch * mirror.way_B)
     if shift is None:
-        return pieces.index_select(0, start_B).view_as(pictures)
+        return pieces.index_select(0, start_B).view_as(images)
     moved = pieces.index_select(0, start_B - shift.down_B * width - shift.right_B).view(batch, channels, -1)
-    # As bits of bytes: many times as fast as selecting by truths.
-    return moved.bitwise_and_(_inside(height, width, shift)[:, None]).view_as(pictures)
+    # A bitwise `and` with 0 or 255 is many times as fast as `where` with a bool mask.
+    return moved.bitwise_and_(_inside_masks(height, width, shift)[:, None]).view_as(images)
 
 
-def _inside(height: int, width: int, shift: Shift) -> Tensor:
-    """255 where a shifted picture shows what it had, 0 where something moved in: uint8 [B, H * W]."""
-    down_B, right_B, (most_down, most_right) = shift.down_B, shift.right_B, shift.reach
-    if (2 * most_down + 1) * (2 * most_right + 1) > len(down_B):
-        rows, columns = _kept(height, down_B), _kept(width, right_B)
+def _inside_masks(height: int, width: int, shift: Shift) -> Tensor:
+    """Masks for shifted images, uint8 [B, H * W]: 255 for pixels of the image, 0 for those that come from outside."""
+    down_B, right_B, (max_down, max_right) = shift.down_B, shift.right_B, shift.reach
+    if (2 * max_down + 1) * (2 * max_right + 1) > len(down_B):
+        rows, columns = _axis_masks(height, down_B), _axis_masks(width, right_B)
         return (rows[:, :, None] & columns[:, None, :]).flatten(1)
-    # Shifts repeat within a batch: each one's mask is made once, and copied.
-    masks = _masks(height, width, most_down, most_right, down_B.device)
-    return masks.index_select(0, (down_B + most_down) * (2 * most_right + 1) + (right_B + most_right))
+    # Few shifts are possible, so they repeat within a batch: look their masks up in a cached table.
+    masks = _masks_of_all_shifts(height, width, max_down, max_right, down_B.device)
+    return masks.index_select(0, (down_B + max_down) * (2 * max_right + 1) + (right_B + max_right))
 
 
 @lru_cache(8)
-def _masks(height: int, width: int, most_down: int, most_right: int, device: torch.device) -> Tensor:
-    """The mask of each shift up to those, uint8 [shifts, H * W]."""
-    rows = _kept(height, torch.arange(-most_down, most_down + 1, device=device))
-    columns = _kept(width, torch.arange(-most_right, most_right + 1, device=device))
+def _masks_of_all_shifts(height: int, width: int, max_down: int, max_right: int, device: torch.device) -> Tensor:
+    """The masks of all shifts up to the maximum in either direction, uint8 [shifts, H * W]."""
+    rows = _axis_masks(height, torch.arange(-max_down, max_down + 1, device=device))
+    columns = _axis_masks(width, torch.arange(-max_right, max_right + 1, device=device))
     return (rows[:, None, :, None] & columns[None, :, None, :]).view(-1, height * width)
 
 
-def _kept(size: int, shift_N: Tensor) -> Tensor:
-    """255 for those of range(size) that come from inside the picture, else 0: uint8 [N, size]."""
+def _axis_masks(size: int, shift_N: Tensor) -> Tensor:
+    """Masks for one axis, uint8 [N, size]: 255 for positions that come from inside the image, else 0."""
     source = torch.arange(size, device=shift_N.device) - shift_N[:, None]
     return (source.clamp(0, size - 1) == source).byte().mul_(255)
 
@@ -168,16 +176,16 @@ def _kept(size: int, shift_N: Tensor) -> Tensor:
 def draw_crop_boxes(
     area: tuple[float, float], ratio: tuple[float, float], draws: Sequence[Tensor], shape: Sequence[int]
 ) -> Tensor:
-    """[B, 4] boxes of a random part of the area and a random ratio of width to height, inside the picture.
+    """Boxes [B, 4] inside the image with a random fraction of its area and a random ratio of width to height.
 
-    The four draws are for area, ratio, y and x. Where a box would not fit, its longer side is cut to the picture's.
+    The four draws are for area, ratio, y and x. A side that would be longer than the image's is cut to it.
     """
     height, width = shape[2:]
-    part, shape_draw, y, x = draws
+    area_draw, ratio_draw, y, x = draws
     low, high = math.log(ratio[0]), math.log(ratio[1])
-    pixels = (area[0] + (area[1] - area[0]) * part) * height * width
-    aspect = torch.exp(low + (high - low) * shape_draw)
-    wide = torch.sqrt(pixels * aspect).clamp(1, width)
-    tall = torch.sqrt(pixels / aspect).clamp(1, height)
-    left, top = x * (width - wide), y * (height - tall)
-    return torch.stack([left, top, left + wide, top + tall], 1)
+    pixels = (area[0] + (area[1] - area[0]) * area_draw) * height * width
+    aspect = torch.exp(low + (high - low) * ratio_draw)
+    box_width = torch.sqrt(pixels * aspect).clamp(1, width)
+    box_height = torch.sqrt(pixels / aspect).clamp(1, height)
+    left, top = x * (width - box_width), y * (height - box_height)
+    return torch.stack([left, top, left + box_width, top + box_height], 1)

@@ -1,4 +1,4 @@
-"""Two pictures in one: mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019), each picture with its own part."""
+"""Images made of several: mixup (Zhang et al. 2018), cutmix (Yun et al. 2019) and mosaic (Bochkovskiy et al. 2020)."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from cnnrun.data.augment.colour import rectangle_masks
 from cnnrun.data.augment.geometry import drop_hidden_objects, warp
 from cnnrun.data.augment.random_slots import Draws
 
-_LEVELS = 4096
+_LEVELS = 4096  # quantiles in the table
 
 
 @cache
 def _beta_quantiles(alpha: float) -> Tensor:
-    """The quantiles of Beta(alpha, alpha) at the middles of _LEVELS equal parts of [0, 1]."""
+    """The quantiles of Beta(alpha, alpha) at the middles of 4,096 equal parts of [0, 1]."""
     from scipy.special import betaincinv
 
     return torch.from_numpy(betaincinv(alpha, alpha, (torch.arange(_LEVELS).double() + 0.5).numpy() / _LEVELS)).float()
 
 
 def beta_from_uniform(alpha: float, uniform_B: Tensor) -> Tensor:
-    """Beta(alpha, alpha) variables out of uniform ones, to 1 in 4096."""
+    """Beta(alpha, alpha) variables from uniform ones in [0, 1), by a table of 4,096 quantiles."""
     return _beta_quantiles(alpha).to(uniform_B.device, non_blocking=True)[(uniform_B * _LEVELS).long()]
 
 
 @dataclass(frozen=True)
 class MosaicCorner:
-    """A corner of a mosaic: the region it fills (x1, y1, x2, y2), and its picture's scale and upper left corner."""
+    """A corner of a mosaic: the region it fills (x1, y1, x2, y2), and the scale and upper left corner of its image."""
 
     region_B4: Tensor
     scale_B: Tensor
@@ -40,94 +40,108 @@ class MosaicCorner:
 
 
 def mosaic_corners(x_B: Tensor, y_B: Tensor, height: int, width: int) -> list[MosaicCorner]:
-    """The four corners of pictures that meet at (x, y): each picture just covers its own, and ends at the meeting."""
-    zero, found = torch.zeros_like(x_B), []
+    """The four corners of mosaics that meet at (x, y). Each image just covers its region, with a corner at (x, y)."""
+    zero, corners = torch.zeros_like(x_B), []
     for below in (False, True):
         for right in (False, True):
-            wide, tall = (width - x_B if right else x_B), (height - y_B if below else y_B)
-            scale = torch.maximum(wide / width, tall / height)
+            region_width, region_height = (width - x_B if right else x_B), (height - y_B if below else y_B)
+            scale = torch.maximum(region_width / width, region_height / height)
             low = (x_B if right else zero), (y_B if below else zero)
             high = (zero + width if right else x_B), (zero + height if below else y_B)
             left, top = (x_B if right else x_B - scale * width), (y_B if below else y_B - scale * height)
-            found.append(MosaicCorner(torch.stack([*low, *high], 1), scale, left, top))
-    return found
+            corners.append(MosaicCorner(torch.stack([*low, *high], 1), scale, left, top))
+    return corners
 
 
 def make_mosaics(
-    pictures: Tensor, partners_BP: Tensor, targets: dict[str, Tensor], draws: Draws, part: float, least: float
+    images: Tensor,
+    partners_BP: Tensor,
+    targets: dict[str, Tensor],
+    draws: Draws,
+    probability: float,
+    min_visible: float,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Of a `part` of the pictures each becomes a corner of a picture of four (Bochkovskiy et al. 2020), boxes and all.
+    """Turn images, each with `probability`, into mosaics with their three partners; the boxes follow.
 
-    The four meet at a random point in the middle half. Objects come first; targets are padded to four times as many.
+    The four images meet at a random point in the middle half. Targets are padded to four times as many places, with the
+    objects first. Objects of which less than `min_visible` is left are dropped.
     """
-    batch, _, height, width = pictures.shape
-    use_B = draws["mosaic"] < part
-    members = torch.cat([torch.arange(batch, device=pictures.device)[:, None], partners_BP], 1)
+    batch, _, height, width = images.shape
+    is_mosaic_B = draws["mosaic"] < probability
+    members = torch.cat([torch.arange(batch, device=images.device)[:, None], partners_BP], 1)
     x = (width * (0.25 + 0.5 * draws["mosaic_x"])).round()
     y = (height * (0.25 + 0.5 * draws["mosaic_y"])).round()
-    made, moved = pictures, []
+    mosaics, corner_targets = images, []
     for number, corner in enumerate(mosaic_corners(x, y, height, width)):
-        of = members[:, number]
-        filled = _filled(corner.region_B4, height, width) & use_B[:, None, None]
-        made = torch.where(filled[:, None], _shrunk(pictures[of], corner), made)
-        own = _cut({name: targets[name][of] for name in OBJECT_COLUMNS}, corner, least)
-        # A picture that stays as it is keeps its own objects, once.
-        stay = targets if number == 0 else {**targets, "objects": torch.full_like(targets["objects"], -1)}
-        moved.append({name: torch.where(_like(use_B, own[name]), own[name], stay[name]) for name in OBJECT_COLUMNS})
-    return made, {**targets, **_packed({name: torch.cat([each[name] for each in moved], 1) for name in OBJECT_COLUMNS})}
+        sources_B = members[:, number]
+        mask = _region_masks(corner.region_B4, height, width) & is_mosaic_B[:, None, None]
+        mosaics = torch.where(mask[:, None], _place_images(images[sources_B], corner), mosaics)
+        placed = _place_targets({name: targets[name][sources_B] for name in OBJECT_COLUMNS}, corner, min_visible)
+        # An image that is no mosaic keeps its own objects, in the columns of the first corner only.
+        unchanged = targets if number == 0 else {**targets, "objects": torch.full_like(targets["objects"], -1)}
+        corner_targets.append(
+            {
+                name: torch.where(_add_dimensions(is_mosaic_B, placed[name]), placed[name], unchanged[name])
+                for name in OBJECT_COLUMNS
+            }
+        )
+    joined = {name: torch.cat([columns[name] for columns in corner_targets], 1) for name in OBJECT_COLUMNS}
+    return mosaics, {**targets, **_move_objects_first(joined)}
 
 
-def _packed(targets: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same objects in the same order, with all places that hold none behind them, and empty."""
-    none = targets["objects"] < 0
-    order = none.to(torch.uint8).argsort(dim=1, stable=True)
-    packed = {}
+def _move_objects_first(targets: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same targets with all objects first, in the same order; the places without objects follow, set to 0."""
+    is_empty = targets["objects"] < 0
+    order = is_empty.to(torch.uint8).argsort(dim=1, stable=True)
+    sorted_targets = {}
     for name, values in targets.items():
-        held = values if name == "objects" else values.masked_fill(_like(none, values), 0)
-        packed[name] = held.gather(1, _like(order, values).expand_as(values))
-    return packed
+        cleared = values if name == "objects" else values.masked_fill(_add_dimensions(is_empty, values), 0)
+        sorted_targets[name] = cleared.gather(1, _add_dimensions(order, values).expand_as(values))
+    return sorted_targets
 
 
-def _like(which: Tensor, values: Tensor) -> Tensor:
-    """The same with dimensions of size 1 behind, until there are as many as `values` has."""
-    return which.view(*which.shape, *[1] * (values.dim() - which.dim()))
+def _add_dimensions(tensor: Tensor, like: Tensor) -> Tensor:
+    """`tensor` with trailing dimensions of size 1, so that it has as many dimensions as `like`."""
+    return tensor.view(*tensor.shape, *[1] * (like.dim() - tensor.dim()))
 
 
-def _filled(region_B4: Tensor, height: int, width: int) -> Tensor:
-    """Which pixels lie in a region: bool [B, H, W]."""
+def _region_masks(region_B4: Tensor, height: int, width: int) -> Tensor:
+    """Masks of the pixels in a region, bool [B, H, W]."""
     x1, y1, x2, y2 = (side[:, None] for side in region_B4.unbind(1))
     columns = torch.arange(width, device=region_B4.device)
     rows = torch.arange(height, device=region_B4.device)
     return ((rows >= y1) & (rows < y2))[:, :, None] & ((columns >= x1) & (columns < x2))[:, None]
 
 
-def _cut(targets: dict[str, Tensor], corner: MosaicCorner, least: float) -> dict[str, Tensor]:
-    """Targets of pictures that became corners: boxes shrunk, and cut at the region's edges."""
+def _place_targets(targets: dict[str, Tensor], corner: MosaicCorner, min_visible: float) -> dict[str, Tensor]:
+    """Targets of images placed in a corner: boxes are scaled, moved and clipped to the region."""
     offset = torch.stack([corner.left_B, corner.top_B] * 2, 1)[:, None]
     boxes = targets["boxes"] * corner.scale_B[:, None, None] + offset
-    whole = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
+    full_area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
     low, high = (side.repeat(1, 2)[:, None] for side in corner.region_B4.split(2, 1))
-    return drop_hidden_objects(targets, torch.minimum(torch.maximum(boxes, low), high), whole, least)
+    clipped = torch.minimum(torch.maximum(boxes, low), high)
+    return drop_hidden_objects(targets, clipped, full_area, min_visible)
 
 
-def _shrunk(pictures: Tensor, corner: MosaicCorner) -> Tensor:
-    """Pictures at the corner's scale and place, on a canvas of their own size."""
-    height, width = pictures.shape[2:]
-    matrix = torch.zeros(len(pictures), 2, 3, device=pictures.device)
+def _place_images(images: Tensor, corner: MosaicCorner) -> Tensor:
+    """Images at the corner's scale and place, on a black canvas of their own size."""
+    height, width = images.shape[2:]
+    matrix = torch.zeros(len(images), 2, 3, device=images.device)
     matrix[:, 0, 0] = matrix[:, 1, 1] = 1 / corner.scale_B
     matrix[:, 0, 2] = (width / 2 - corner.left_B) / corner.scale_B - width / 2
     matrix[:, 1, 2] = (height / 2 - corner.top_B) / corner.scale_B - height / 2
-    return warp(pictures, matrix)
+    return warp(images, matrix)
 
 
-def mix_images(pictures: Tensor, partner_B: Tensor, draws: Draws, mixup: float, cutmix: float) -> tuple[Tensor, Tensor]:
-    """Each picture with a part of another of the batch, and how much of it is its own: float32 [B].
+def mix_images(images: Tensor, partner_B: Tensor, draws: Draws, mixup: float, cutmix: float) -> tuple[Tensor, Tensor]:
+    """Images mixed with their partners, and the weight of each image's own label, float32 [B].
 
-    Where both are asked for, each picture is mixed in one of the two ways, half of them in each.
+    `mixup` and `cutmix` are the parameters of the Beta distributions, 0 for off. If both are on, each image is mixed in
+    one of the two ways at random, with equal chances.
     """
-    others = pictures[partner_B]
-    height, width = pictures.shape[2:]
-    cut_B = draws["mix"] < (0.5 if mixup and cutmix else float(bool(cutmix)))
+    partners = images[partner_B]
+    height, width = images.shape[2:]
+    is_cutmix_B = draws["mix"] < (0.5 if mixup and cutmix else float(bool(cutmix)))
     own_B = torch.ones_like(draws["mix"])
     weight = own_B[:, None, None, None]
     if mixup:
@@ -137,8 +151,8 @@ def mix_images(pictures: Tensor, partner_B: Tensor, draws: Draws, mixup: float, 
         area = (1 - beta_from_uniform(cutmix, draws["mix_part"])) * height * width
         square = torch.full_like(area, height / width)
         patch = rectangle_masks(area, square, draws["mix_y"], draws["mix_x"], height, width)
-        # The labels follow the pixels that were really pasted, after rounding.
-        own_B = torch.where(cut_B, 1 - patch.float().mean((1, 2)), own_B)
-        pasted = (~patch).float()[:, None]
-        weight = torch.where(cut_B[:, None, None, None], pasted, weight)
-    return torch.lerp(others, pictures, weight.expand_as(pictures)), own_B
+        # The label weights use the pasted pixels as rounded, and not the area that was drawn.
+        own_B = torch.where(is_cutmix_B, 1 - patch.float().mean((1, 2)), own_B)
+        outside_patch = (~patch).float()[:, None]
+        weight = torch.where(is_cutmix_B[:, None, None, None], outside_patch, weight)
+    return torch.lerp(partners, images, weight.expand_as(images)), own_B

@@ -1,4 +1,4 @@
-"""The random numbers of a batch by name: pure functions of (seed, epoch, sample)."""
+"""Random numbers for augmentation, by name, as pure functions of (seed, epoch, sample)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from cnnrun.base.device import tensor_on
 from cnnrun.base.randomness import uniform
 
-# A draw's slot is its place here for ever: a new operation is added at the end, so that old runs repeat.
+# The position of a name is the slot of its random numbers. Add new names at the end, so that old runs can be repeated.
 SLOTS = (
     "flip_x", "flip_y", "shift_y", "shift_x", "rotate", "scale", "shear",
     "brightness", "contrast", "saturation", "hue", "erase", "erase_area", "erase_shape", "erase_y", "erase_x",
@@ -20,9 +20,10 @@ SLOTS = (
 
 
 class Draws:
-    """The random numbers of a batch by slot name. `index_B` are the samples' numbers, apart where one is drawn twice.
+    """The random numbers of a batch by slot name.
 
-    Only the `slots` named can be asked for; what the others would be does not depend on it.
+    `index_B` are the samples' numbers; a sample that is repeated in an epoch has a number of its own for each repeat.
+    Only the numbers of `slots` are computed. They do not depend on which other slots are named.
     """
 
     def __init__(self, seed: int, epoch: int, index_B: Tensor, slots: Sequence[str] = SLOTS) -> None:
@@ -31,9 +32,9 @@ class Draws:
         self._values = dict(zip(slots, uniform(seed, epoch, index_B, numbers).unbind(1), strict=True))
 
     def __getitem__(self, slot: str) -> Tensor:
-        """Uniform in [0, 1): float32 [B]."""
+        """Uniform numbers in [0, 1), float32 [B]."""
         return self._values[slot]
 
     def symmetric(self, slot: str) -> Tensor:
-        """Uniform in [-1, 1): float32 [B]."""
+        """Uniform numbers in [-1, 1), float32 [B]."""
         return self._values[slot] * 2 - 1

@@ -1,4 +1,4 @@
-"""The data sources. This union is the registry: a new source is one file beside this one, and its line here."""
+"""The data sources. The union below is the registry: a new source is one module here and one entry in it."""
 
 from cnnrun.data.sources.arrays import Arrays
 from cnnrun.data.sources.coco import Coco

@@ -1,4 +1,4 @@
-"""Pictures in one NumPy file."""
+"""Images and targets in one NumPy .npz file."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ from cnnrun.base.progress import say
 from cnnrun.contracts.source import ClassNames, SourceContents, SourceSpec, Split
 from cnnrun.data.class_names import float32_problem, numbered_classes
 
-# The names that Keras, MedMNIST and most others use, for each split: pictures and labels.
-_USUAL = {
+# The array names that Keras, MedMNIST and most others use for each split: images, labels.
+_COMMON_NAMES = {
     "train": [("x_train", "y_train"), ("train_images", "train_labels"), ("images", "labels"), ("x", "y")],
     "val": [("x_val", "y_val"), ("val_images", "val_labels")],
     "test": [("x_test", "y_test"), ("test_images", "test_labels")],
 }
+_MAX_LABEL = 1_000_000
 ArrayNames = Annotated[list[str], Field(min_length=2, max_length=2)]
 
 
 class Arrays(SourceSpec):
-    """A .npz file with arrays of pictures, uint8 [N, H, W] or [N, H, W, C], and of labels, whole numbers [N].
+    """A .npz file with arrays of images, uint8 [N, H, W] or [N, H, W, C], and of labels, whole numbers [N].
 
-    Or, with `numbers` or `labels`, of numbers [N, T], or of 0 and 1 [N, K].
+    With `numbers` the second array holds numbers [N, T]; with `labels` it holds 0 and 1 [N, K].
     """
 
     kind = "arrays"
@@ -42,22 +43,22 @@ class Arrays(SourceSpec):
 
     path: str
     train: ArrayNames | None = None
-    """The names of the two arrays, `[pictures, labels]`; by default the usual ones (x_train and y_train, \
+    """The names of the two training arrays, `[images, labels]`; by default the common ones (x_train and y_train, \
 train_images and train_labels, images and labels, x and y)."""
     val: ArrayNames | None = None
-    """Likewise."""
+    """The names of the two validation arrays; by default x_val and y_val, or val_images and val_labels."""
     test: ArrayNames | None = None
-    """Likewise."""
+    """The names of the two test arrays; by default x_test and y_test, or test_images and test_labels."""
     classes: ClassNames | None = None
     """Names of the labels 0, 1, ...; by default the numbers."""
     labels: ClassNames | None = None
-    """The second array is of label sets, a column of 0 and 1 for each of these classes."""
+    """For label sets: the second array has one column of 0 and 1 for each of these classes."""
     numbers: ClassNames | None = None
-    """The second array is of numbers, which are called so, a column each."""
+    """For numbers: the second array has one column for each of these names."""
 
     @model_validator(mode="after")
-    def _one_kind_of_target(self) -> Self:
-        if sum(each is not None for each in (self.classes, self.labels, self.numbers)) > 1:
+    def _refuse_two_target_kinds(self) -> Self:
+        if sum(names is not None for names in (self.classes, self.labels, self.numbers)) > 1:
             raise ValueError("give one of classes, labels and numbers")
         return self
 
@@ -70,11 +71,12 @@ train_images and train_labels, images and labels, x and y)."""
         if not path.is_file():
             raise DataError(f"{escape(str(path))}: no such file")
         try:
-            _bounded(path)
+            _refuse_large_archive(path)
             with np.load(path, allow_pickle=False) as file:
-                found = {split: self._names(split, list(file.files)) for split in _USUAL}
-                unread = [name for name in file.files if not any(name in (names or ()) for names in found.values())]
-                splits = {name: self._split(path, file, *names) for name, names in found.items() if names}
+                array_names = {split: self._array_names(split, list(file.files)) for split in _COMMON_NAMES}
+                read_names = {name for names in array_names.values() for name in names or ()}
+                unread = [name for name in file.files if name not in read_names]
+                splits = {split: self._read_split(path, file, *names) for split, names in array_names.items() if names}
         except (
             OSError,
             zipfile.BadZipFile,
@@ -84,12 +86,12 @@ train_images and train_labels, images and labels, x and y)."""
             KeyError,
             RuntimeError,
             NotImplementedError,
-            ValueError,  # what is no zip numpy takes for a pickle, which it does not read
+            ValueError,  # numpy takes a file that is no zip for a pickle, which it refuses to read
         ) as error:
             raise DataError(f"{path}: not a .npz file: {escape(str(error))}") from None
         if "train" not in splits:
-            known = f"no training arrays among {join_names(unread) or 'none'}"
-            raise DataError(f"{path}: {known}; data.source.arrays.train: [pictures, labels] names them")
+            problem = f"no training arrays among {join_names(unread) or 'none'}"
+            raise DataError(f"{path}: {problem}; name them with data.source.arrays.train: [images, labels]")
         if unread:
             say(f"{escape(str(path))}: {len(unread):,} array(s) not read: {join_names(unread, 3)}")
         if self.target_kind != "labels":
@@ -97,98 +99,106 @@ train_images and train_labels, images and labels, x and y)."""
         labels = np.concatenate([split.targets["labels"].numpy() for split in splits.values()])
         names = self.classes or numbered_classes(labels, escape(str(path)), "data.source.arrays.classes")
         if len(names) <= labels.max():
-            raise DataError(f"{path}: has labels up to {labels.max()}, but {len(names)} names are given in classes")
+            raise DataError(f"{path}: has labels up to {labels.max()}, but {len(names)} names in classes")
         return SourceContents(tuple(names), splits)
 
-    def _split(self, path: Path, file: Any, pictures: str, known: str) -> Split:
-        made, values = _pictures(path, file, pictures), _array(path, file, known)
+    def _read_split(self, path: Path, file: Any, images_name: str, targets_name: str) -> Split:
+        images, values = _read_images(path, file, images_name), _read_array(path, file, targets_name)
         columns = self.labels or self.numbers
         if columns is None:
-            return Split(made, {"labels": _labels(path, values, known, len(made))}, pictures)
-        found = _columns(path, values, known, (len(made), len(columns)))
+            labels = _checked_labels(path, values, targets_name, len(images))
+            return Split(images, {"labels": labels}, images_name)
+        numbers = _checked_numbers(path, values, targets_name, (len(images), len(columns)))
         if self.numbers:
-            return Split(made, {"numbers": torch.from_numpy(found)}, pictures)
-        if bad := np.argwhere((found != 0) & (found != 1)).tolist():
+            return Split(images, {"numbers": torch.from_numpy(numbers)}, images_name)
+        if bad := np.argwhere((numbers != 0) & (numbers != 1)).tolist():
             row, column = bad[0]
-            raise DataError(f"{path}: {known}[{row}, {column}] is {found[row, column]:g}; expected 0 or 1")
-        return Split(made, {"present": torch.from_numpy(found > 0)}, pictures)
+            raise DataError(f"{path}: {targets_name}[{row}, {column}] is {numbers[row, column]:g}; expected 0 or 1")
+        return Split(images, {"present": torch.from_numpy(numbers > 0)}, images_name)
 
-    def _names(self, split: str, there: list[str]) -> tuple[str, str] | None:
-        if given := getattr(self, split):
-            if missing := [name for name in given if name not in there]:
-                known = ", ".join(map(escape, there))
+    def _array_names(self, split: str, file_names: list[str]) -> tuple[str, str] | None:
+        """The names of a split's two arrays, or None if the file has no such split.
+
+        Raises DataError if the config names an array that the file does not have.
+        """
+        if config_names := getattr(self, split):
+            if missing := [name for name in config_names if name not in file_names]:
+                known = ", ".join(map(escape, file_names))
                 raise DataError(f"{self.path}: has no array {missing[0]!r} (arrays: {known})")
-            return given[0], given[1]
-        return next((names for names in _USUAL[split] if set(names) <= set(there)), None)
+            return config_names[0], config_names[1]
+        return next((names for names in _COMMON_NAMES[split] if set(names) <= set(file_names)), None)
 
 
-def _bounded(path: Path) -> None:
-    """Refuse what would not fit the machine, before anything of it is unpacked."""
+def _refuse_large_archive(path: Path) -> None:
+    """Raise DataError if the arrays would not fit the memory, before any of them is unpacked."""
     with open_file(path, DataError) as file, zipfile.ZipFile(file) as archive:
-        needed = sum(entry.file_size for entry in archive.infolist())
-    refuse_expansion(path, path.stat().st_size, needed, DataError)
+        unpacked_bytes = sum(entry.file_size for entry in archive.infolist())
+    refuse_expansion(path, path.stat().st_size, unpacked_bytes, DataError)
 
 
-def _pictures(path: Path, file: Any, pictures: str) -> NDArray[np.uint8]:
-    made = _array(path, file, pictures)
-    if made.ndim == 3:
-        made = made[..., None]
-    if made.dtype != np.uint8 or made.ndim != 4 or made.shape[3] not in (1, 3) or 0 in made.shape:
+def _read_images(path: Path, file: Any, name: str) -> NDArray[np.uint8]:
+    """The images in array `name`, uint8 [N, H, W, C]. Raises DataError if it holds anything else."""
+    images = _read_array(path, file, name)
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape:
         raise DataError(
-            f"{path}: {pictures} is {made.dtype} {list(made.shape)}; expected uint8 [N, H, W] or [N, H, W, 1 or 3]"
+            f"{path}: {name} is {images.dtype} {list(images.shape)}; expected uint8 [N, H, W] or [N, H, W, 1 or 3]"
         )
-    return np.ascontiguousarray(made)
+    return np.ascontiguousarray(images)
 
 
-def _labels(path: Path, numbers: NDArray[Any], labels: str, count: int) -> Tensor:
-    if numbers.ndim == 2 and numbers.shape[1] == 1:  # as MedMNIST writes them
-        numbers = numbers[:, 0]
-    if numbers.dtype.kind not in "iu" or numbers.shape != (count,):
-        raise DataError(f"{path}: {labels} is {numbers.dtype} {list(numbers.shape)}; expected whole numbers [{count}]")
-    if numbers.min() < 0 or numbers.max() > 1_000_000:
-        bad = int(np.flatnonzero((numbers < 0) | (numbers > 1_000_000))[0])
-        raise DataError(f"{path}: {labels}[{bad}] is {numbers[bad]}; labels are 0, 1, ...")
-    return torch.from_numpy(numbers.astype(np.int64))
+def _checked_labels(path: Path, labels: NDArray[Any], name: str, count: int) -> Tensor:
+    """The labels as int64 [N]. Raises DataError if they are not `count` whole numbers from 0 up."""
+    if labels.ndim == 2 and labels.shape[1] == 1:  # as MedMNIST writes them
+        labels = labels[:, 0]
+    if labels.dtype.kind not in "iu" or labels.shape != (count,):
+        raise DataError(f"{path}: {name} is {labels.dtype} {list(labels.shape)}; expected whole numbers [{count}]")
+    if labels.min() < 0 or labels.max() > _MAX_LABEL:
+        bad = int(np.flatnonzero((labels < 0) | (labels > _MAX_LABEL))[0])
+        raise DataError(f"{path}: {name}[{bad}] is {labels[bad]}; labels are 0, 1, ...")
+    return torch.from_numpy(labels.astype(np.int64))
 
 
-def _columns(path: Path, values: NDArray[Any], name: str, shape: tuple[int, int]) -> NDArray[np.float32]:
-    """Finite numbers [N, T]; a single column may be written [N]."""
+def _checked_numbers(path: Path, values: NDArray[Any], name: str, shape: tuple[int, int]) -> NDArray[np.float32]:
+    """The values as float32 [N, T]; a single column may be written [N]. Raises DataError if one is not finite."""
     if values.ndim == 1:
         values = values[:, None]
     if values.dtype.kind not in "iufb" or values.shape != shape:
         raise DataError(f"{path}: {name} is {values.dtype} {list(values.shape)}; expected numbers {list(shape)}")
     with np.errstate(over="ignore"):
-        made = values.astype(np.float32)
-    if bad := np.argwhere(~np.isfinite(made)).tolist():
+        numbers = values.astype(np.float32)
+    if bad := np.argwhere(~np.isfinite(numbers)).tolist():
         row, column = bad[0]
         raise DataError(f"{path}: {name}[{row}, {column}] is {values[row, column]}; expected a finite number")
     if values.dtype.kind in "iuf":
         refuse_problems(
             f"{path}: {problem}"
-            for t, each in enumerate(values.T)
-            if (problem := float32_problem(f"{name}[:, {t}]", each))
+            for t, column_values in enumerate(values.T)
+            if (problem := float32_problem(f"{name}[:, {t}]", column_values))
         )
-    return made
+    return numbers
 
 
 def _check_header(path: Path, archive: zipfile.ZipFile, name: str) -> None:
-    """Refuse a header that claims more than the file holds, before memory is taken for it."""
+    """Raise DataError if a header claims more data than the file holds, before memory is allocated for it."""
     with archive.open(name) as file:
         version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         try:
-            shape, _, kind = read(file)
+            shape, _, dtype = read_header(file)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            raise DataError(f"{path}: {escape(name)} has a header that is none of numpy's") from None
-    if not kind.hasobject and math.prod(shape) * kind.itemsize > archive.getinfo(name).file_size:
-        raise DataError(f"{path}: {escape(name)} says {list(shape)}, which is more than it holds")
+            raise DataError(f"{path}: {escape(name)} is not a NumPy array: its header cannot be read") from None
+    if not dtype.hasobject and math.prod(shape) * dtype.itemsize > archive.getinfo(name).file_size:
+        raise DataError(f"{path}: {escape(name)} claims the shape {list(shape)}, which is more than it holds")
 
 
-def _array(path: Path, file: Any, name: str) -> NDArray[Any]:
+def _read_array(path: Path, file: Any, name: str) -> NDArray[Any]:
+    """The array `name` of an opened .npz file. Raises DataError if it cannot be read as numbers."""
     try:
         _check_header(path, file.zip, f"{name}.npy")
-        array: NDArray[Any] = file[f"{name}.npy"]  # by its own name: there may be a member called `name` as well
+        array: NDArray[Any] = file[f"{name}.npy"]  # with its suffix: another member may be called just `name`
     except ValueError as error:
-        what = "holds Python objects (a pickle); save it as numbers" if "allow_pickle" in str(error) else str(error)
-        raise DataError(f"{path}: {escape(name)} {what}") from None
+        problem = "holds Python objects (a pickle); save it as numbers" if "allow_pickle" in str(error) else str(error)
+        raise DataError(f"{path}: {escape(name)} {problem}") from None
     return array

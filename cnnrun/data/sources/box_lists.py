@@ -1,4 +1,7 @@
-"""Pictures with boxes as a source lists them -> a split; what is wrong with the boxes; and what they say in sum."""
+"""Sources of images with boxes: the split that a list of annotated images becomes, and the checks of its boxes.
+
+A split gives the boxes themselves, or only what they add up to: counts or presence of the classes.
+"""
 
 from __future__ import annotations
 
@@ -17,65 +20,67 @@ from cnnrun.contracts.layer import HeightWidth
 from cnnrun.contracts.objects import OBJECT, ObjectTable
 from cnnrun.contracts.source import BadBox, SourceContents, SourceSpec, Split
 
-_ROUNDING = 1.0  # pixels that a box may reach out of its picture without a word
-_MOST = 10_000  # objects of one picture
+_ROUNDING_PX = 1.0  # a box may reach this far out of its image without being reported
+_MAX_OBJECTS = 10_000  # in one image
 
 
 class BoxSource(SourceSpec):
-    """A source of pictures with boxes."""
+    """A source of images with boxes."""
 
     give: Literal["boxes", "counts", "presence"] = "boxes"
-    """What is told of a picture: its boxes, how many objects of each class it has (to `regress`), or which classes \
-are there at all (`multilabel`)."""
+    """The targets of an image: its boxes, the number of objects of each class (for `regress`), or which classes it \
+shows (for `multilabel`)."""
 
     @property
     def target_kind(self) -> str:
         return {"boxes": "boxes", "counts": "numbers", "presence": "label sets"}[self.give]
 
     def read(self, apart: bool = False) -> SourceContents:
-        indexed = self.read_boxes()
+        contents = self.read_boxes()
         if self.give == "boxes":
-            return indexed
-        count = len(indexed.classes)
-        if not count:
-            raise DataError(f"data.source.{self.kind}: no picture has an object, so there is nothing to tell of it")
+            return contents
+        class_count = len(contents.classes)
+        if not class_count:
+            raise DataError(f"data.source.{self.kind}: no picture has an object, so there is no class to count")
+        counts = {name: _count_objects(split, class_count) for name, split in contents.splits.items()}
         if self.give == "counts":
-            splits = {name: _told(split, {"numbers": _counts(split, count)}) for name, split in indexed.splits.items()}
-            return replace(indexed, splits=splits, classes=(), class_ids=(), number_names=indexed.classes)
-        splits = {name: _told(split, {"present": _counts(split, count) > 0}) for name, split in indexed.splits.items()}
-        return replace(indexed, splits=splits)
+            targets = {name: {"numbers": counts_NK} for name, counts_NK in counts.items()}
+            contents = replace(contents, classes=(), class_ids=(), number_names=contents.classes)
+        else:
+            targets = {name: {"present": counts_NK > 0} for name, counts_NK in counts.items()}
+        splits = {
+            name: replace(split, targets=targets[name], objects=None, sizes=None)
+            for name, split in contents.splits.items()
+        }
+        return replace(contents, splits=splits)
 
     def read_boxes(self) -> SourceContents:
-        """Look through the source; files are listed, not decoded. Raises DataError."""
+        """Read the annotations; image files are listed, not decoded. Raises DataError if the source cannot be used."""
         raise NotImplementedError
 
 
-def _told(split: Split, targets: dict[str, Tensor]) -> Split:
-    return replace(split, targets=targets, objects=None, sizes=None)
-
-
-def _counts(split: Split, classes: int) -> Tensor:
-    """Objects of each class in each picture, float32 [N, K]: those that are to be found."""
+def _count_objects(split: Split, class_count: int) -> Tensor:
+    """The number of objects of each class in each image, float32 [N, K]; difficult objects and crowds do not count."""
     assert split.objects is not None
-    real = split.objects.columns["roles"] == OBJECT
-    cells = split.objects.image_index_M[real] * classes + split.objects.columns["objects"][real]
-    return torch.bincount(cells, minlength=len(split) * classes).view(-1, classes).float()
+    is_object = split.objects.columns["roles"] == OBJECT
+    cells = split.objects.image_index_M[is_object] * class_count + split.objects.columns["objects"][is_object]
+    return torch.bincount(cells, minlength=len(split) * class_count).view(-1, class_count).float()
 
 
 @dataclass(frozen=True)
 class Box:
-    """A box as it is written: x1, y1, x2, y2 in pixels; `role` as in `average_precision`; `id` names it in its file."""
+    """An annotated box: x1, y1, x2, y2 in pixels; `role` as in `contracts.objects`; `id` names it in its file."""
 
     corners: tuple[float, float, float, float]
     label: int
-    role: int = 0
+    role: int = OBJECT
     id: str = ""
     area: float | None = None
 
 
 @dataclass
 class AnnotatedImage:
-    """A picture file with its boxes; `where` names the file that the boxes are written in."""
+    """An image file with its boxes; `where` names the annotation file."""
 
     path: str
     size: HeightWidth
@@ -83,92 +88,97 @@ class AnnotatedImage:
     boxes: list[Box] = field(default_factory=list)
 
 
-def build_split(name: str, pictures: Sequence[AnnotatedImage], origin: str) -> tuple[Split, list[BadBox]]:
-    """The pictures as a split, their boxes padded to equal numbers, and the boxes that are not as they should be."""
-    _refuse_other_units(pictures)
-    kept, bad = [], []
-    for picture in pictures:
-        rows, first = list[Box](), dict[tuple[float, ...], Box]()
-        for box in picture.boxes:
-            what, used = _wrong(box, picture.size)
-            if used and (again := _again(box, first.setdefault(box.corners, box))):
-                what = again
-            if what:
-                bad.append(BadBox(name, escape(f"{picture.where}: {box.id}"), what, used))
-            if used:
-                rows.append(box)
-        if len(rows) > _MOST:
-            raise DataError(f"{escape(picture.where)}: {len(rows):,} objects in one picture; at most {_MOST:,}")
-        kept.append(rows)
-    sizes = np.array([picture.size for picture in pictures], np.int64).reshape(-1, 2)
-    files = Files([picture.path for picture in pictures])
-    return Split(files, {}, origin, sizes=sizes, objects=build_object_table(kept, sizes)), bad
+def build_split(name: str, images: Sequence[AnnotatedImage], origin: str) -> tuple[Split, list[BadBox]]:
+    """The split that the images make, and the boxes that are wrong or doubtful.
+
+    Raises DataError if the boxes are in other units than pixels, or if an image has more than 10,000 objects.
+    """
+    _refuse_other_units(images)
+    boxes_by_image, bad_boxes = [], []
+    for image in images:
+        boxes, first_of_corners = list[Box](), dict[tuple[float, ...], Box]()
+        for box in image.boxes:
+            problem, is_used = _box_problem(box, image.size)
+            if is_used and (repeat := _repeat_problem(box, first_of_corners.setdefault(box.corners, box))):
+                problem = repeat
+            if problem:
+                bad_boxes.append(BadBox(name, escape(f"{image.where}: {box.id}"), problem, is_used))
+            if is_used:
+                boxes.append(box)
+        if len(boxes) > _MAX_OBJECTS:
+            raise DataError(f"{escape(image.where)}: {len(boxes):,} objects in one picture; at most {_MAX_OBJECTS:,}")
+        boxes_by_image.append(boxes)
+    sizes_N2 = np.array([image.size for image in images], np.int64).reshape(-1, 2)
+    files = Files([image.path for image in images])
+    objects = build_object_table(boxes_by_image, sizes_N2)
+    return Split(files, {}, origin, sizes=sizes_N2, objects=objects), bad_boxes
 
 
-def build_object_table(rows: Sequence[Sequence[Box]], sizes_N2: np.ndarray) -> ObjectTable:
-    """The boxes of each picture, cut at the edges of pictures of those sizes (height, width)."""
-    flat = [box for row in rows for box in row]
-    counts = np.array([len(row) for row in rows], np.int64)
+def build_object_table(boxes_by_image: Sequence[Sequence[Box]], sizes_N2: np.ndarray) -> ObjectTable:
+    """The boxes of each image, cut at the image's edges; `sizes_N2` are heights and widths in pixels."""
+    boxes = [box for image_boxes in boxes_by_image for box in image_boxes]
+    counts = np.array([len(image_boxes) for image_boxes in boxes_by_image], np.int64)
     edges = np.tile(sizes_N2[:, ::-1], 2).repeat(counts, 0)
-    corners = np.array([box.corners for box in flat], np.float64).reshape(-1, 4).clip(0, edges)
-    given = np.array([math.nan if box.area is None else box.area for box in flat], np.float64)
-    own = (corners[:, 2:] - corners[:, :2]).prod(1)
+    corners = np.array([box.corners for box in boxes], np.float64).reshape(-1, 4).clip(0, edges)
+    annotated_areas = np.array([math.nan if box.area is None else box.area for box in boxes], np.float64)
+    box_areas = (corners[:, 2:] - corners[:, :2]).prod(1)
     columns = {
         "boxes": corners.astype(np.float32),
-        "objects": np.array([box.label for box in flat], np.int64),
-        "roles": np.array([box.role for box in flat], np.uint8),
-        "areas": np.where(np.isnan(given), own, given).astype(np.float32),
+        "objects": np.array([box.label for box in boxes], np.int64),
+        "roles": np.array([box.role for box in boxes], np.uint8),
+        "areas": np.where(np.isnan(annotated_areas), box_areas, annotated_areas).astype(np.float32),
     }
     ends = torch.from_numpy(np.r_[0, counts.cumsum()])
     return ObjectTable({name: torch.from_numpy(values) for name, values in columns.items()}, ends)
 
 
-def _again(box: Box, first: Box) -> str | None:
-    """The doubt about a box whose picture had it before, whatever its class; None for the first itself."""
+def _repeat_problem(box: Box, first: Box) -> str | None:
+    """Message about a box whose corners its image had before; None if `box` is the first with these corners."""
     if first is box:
         return None
     return f"the same box {'and' if first.label == box.label else 'with another'} class as {first.id}"
 
 
-def _wrong(box: Box, size: HeightWidth) -> tuple[str | None, bool]:
-    """The fault of a box, if it has one; and True if the part of it inside the picture can be used."""
+def _box_problem(box: Box, size: HeightWidth) -> tuple[str | None, bool]:
+    """What is wrong with a box, or None; and True if the part of it inside the image can be used."""
     x1, y1, x2, y2 = box.corners
     height, width = size
-    shown = f"({x1:g}, {y1:g}, {x2:g}, {y2:g})"
+    written = f"({x1:g}, {y1:g}, {x2:g}, {y2:g})"
     if not all(map(math.isfinite, box.corners)):
-        return f"a box of no numbers {shown}", False
+        return f"a box with a coordinate that is not finite {written}", False
     if x2 < x1 or y2 < y1:
-        return f"a box with its corners swapped, or of negative size {shown}", False
+        return f"a box with its corners swapped, or of negative size {written}", False
     if x2 == x1 or y2 == y1:
-        return f"a box of no area {shown}", False
+        return f"a box of no area {written}", False
     if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
-        return f"a box outside its picture of {width}x{height} {shown}", False
-    if min(x1, y1) < -_ROUNDING or x2 > width + _ROUNDING or y2 > height + _ROUNDING:
-        return f"a box that reaches out of its picture of {width}x{height} {shown}", True
+        return f"a box outside its picture of {width}x{height} {written}", False
+    if min(x1, y1) < -_ROUNDING_PX or x2 > width + _ROUNDING_PX or y2 > height + _ROUNDING_PX:
+        return f"a box that reaches out of its picture of {width}x{height} {written}", True
     return None, True
 
 
-def _all(pictures: Sequence[AnnotatedImage]) -> Iterator[tuple[AnnotatedImage, Box]]:
-    return ((picture, box) for picture in pictures for box in picture.boxes)
+def _iterate_boxes(images: Sequence[AnnotatedImage]) -> Iterator[tuple[AnnotatedImage, Box]]:
+    return ((image, box) for image in images for box in image.boxes)
 
 
-def _refuse_other_units(pictures: Sequence[AnnotatedImage]) -> None:
-    """Raises DataError where all boxes together look as if they were written in another way than the format's."""
-    first = next(_all(pictures), None)
+def _refuse_other_units(images: Sequence[AnnotatedImage]) -> None:
+    """Raise DataError if the boxes look like fractions of the image, or like corners in the place of sizes."""
+    first = next(_iterate_boxes(images), None)
     if first is None:
         return
-    if all(max(box.corners) <= 1 for _, box in _all(pictures)):
-        raise DataError(f"{escape(first[0].where)}: all boxes lie within 0..1; write them in pixels")
-    out, count, otherwise = 0, 0, 0
-    for picture, box in _all(pictures):
+    where = escape(first[0].where)
+    if all(max(box.corners) <= 1 for _, box in _iterate_boxes(images)):
+        raise DataError(f"{where}: all boxes lie within 0..1; write them in pixels")
+    count = outside = fit_as_corners = 0
+    for image, box in _iterate_boxes(images):
         x1, y1, x2, y2 = box.corners
-        height, width = picture.size
+        height, width = image.size
         count += 1
-        if x2 > width + _ROUNDING or y2 > height + _ROUNDING:
-            out += 1
-            otherwise += x2 - x1 <= width and y2 - y1 <= height and x2 - x1 > x1 and y2 - y1 > y1
-    if out > max(1, 0.01 * count) and otherwise > 0.9 * out:
+        if x2 > width + _ROUNDING_PX or y2 > height + _ROUNDING_PX:
+            outside += 1
+            fit_as_corners += x2 - x1 <= width and y2 - y1 <= height and x2 - x1 > x1 and y2 - y1 > y1
+    if outside > max(1, 0.01 * count) and fit_as_corners > 0.9 * outside:
         raise DataError(
-            f"{escape(first[0].where)}: {out:,} of {count:,} boxes reach out of their pictures, and would not "
+            f"{where}: {outside:,} of {count:,} boxes reach out of their pictures, and would not "
             "if they were written as x1, y1, x2, y2; COCO's bbox is x, y, width, height"
         )

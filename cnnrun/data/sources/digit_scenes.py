@@ -1,4 +1,4 @@
-"""Scenes of real handwritten digits: several a picture, of random place, size and number. Nothing to download."""
+"""Generated images of real handwritten digits at random places, in random sizes and numbers. Nothing to download."""
 
 from __future__ import annotations
 
@@ -14,75 +14,84 @@ from cnnrun.contracts.source import SourceContents, Split
 from cnnrun.data.sources.box_lists import Box, BoxSource, build_object_table
 from cnnrun.data.sources.embedded_digits import read_digits
 
-_SIDE = 96  # pixels of a scene
-_SMALLEST, _LARGEST = 14, 40  # pixels of a digit's side, with its margins
-_GRAIN = 32  # grey levels of the canvas's grain
-_INK = 64  # the grey level from which a pixel belongs to a digit's box
+_SIDE_PX = 96  # of a scene
+_MIN_DIGIT_PX, _MAX_DIGIT_PX = 14, 40  # of a digit's side, with its margins
+_GRAIN_LEVELS = 32  # grey levels of the background's noise
+_INK_LEVEL = 64  # a pixel of this grey level or above belongs to the digit's box
 _TRIES = 10  # places tried for a digit that must not cover others
-_APART = {"train": 0.7, "val": 0.15, "test": 0.15}  # parts of the digits: no scene of test shows one of train
+_DRAWS_PER_DIGIT = 2 + 2 * _TRIES  # which digit, its size, and y and x of each place
+_DIGIT_FRACTIONS = {"train": 0.7, "val": 0.15, "test": 0.15}  # of the digits: no digit of train is shown in test
 
 
 class DigitScenes(BoxSource):
-    """The embedded digits (see `digits`) scattered over a grey canvas of 96 x 96; test shows digits of its own."""
+    """The built-in digits (see `digits`) scattered over a grey canvas of 96 x 96; no two splits share a digit."""
 
     kind = "digit_scenes"
-    image = (1, _SIDE, _SIDE)
+    image = (1, _SIDE_PX, _SIDE_PX)
 
     train: int = Field(2000, ge=1, le=1_000_000)
-    """Training scenes; val and test have `held_out` each."""
+    """The number of training scenes."""
     held_out: int = Field(400, ge=1, le=1_000_000)
+    """The number of scenes in val, and in test."""
     most: int = Field(6, ge=1, le=500)
-    """Digits of a scene, at most; at least none."""
+    """The maximum number of digits in a scene; the minimum is 0."""
     seed: int = Field(0, ge=0, lt=2**63)
+    """The seed of the scenes; the config's own `seed` does not change them."""
 
     def read_boxes(self) -> SourceContents:
         digits, labels = read_digits()
         order = permutation(self.seed, 0, len(digits)).numpy()
-        ends = np.cumsum([round(part * len(digits)) for part in _APART.values()])[:-1]
+        ends = np.cumsum([round(fraction * len(digits)) for fraction in _DIGIT_FRACTIONS.values()])[:-1]
         splits = {}
-        for number, (name, chosen) in enumerate(zip(_APART, np.split(order, ends), strict=True)):
-            count = self.train if name == "train" else self.held_out
-            splits[name] = self._scenes(digits[chosen], labels[chosen], count, number)
+        for split_number, (split, rows) in enumerate(zip(_DIGIT_FRACTIONS, np.split(order, ends), strict=True)):
+            count = self.train if split == "train" else self.held_out
+            splits[split] = self._generate_split(digits[rows], labels[rows], count, split_number)
         return SourceContents(tuple("0123456789"), splits)
 
-    def _scenes(self, digits: NDArray[np.uint8], labels: NDArray[Any], count: int, number: int) -> Split:
-        pictures = _paper(self.seed, number, count)
-        slots = torch.arange(1 + self.most * (2 + 2 * _TRIES))
-        draws = uniform(self.seed, number, torch.arange(count), slots).numpy().astype(np.float64)
-        rows = [self._scene(pictures[place, :, :, 0], digits, labels, draws[place]) for place in range(count)]
-        sizes = np.full((count, 2), _SIDE, np.int64)
-        return Split(pictures, {}, "digit_scenes", sizes=sizes, objects=build_object_table(rows, sizes))
+    def _generate_split(self, digits: NDArray[np.uint8], labels: NDArray[Any], count: int, split_number: int) -> Split:
+        """A split of `count` scenes. `split_number` takes the place of the epoch in the random numbers."""
+        scenes = _empty_canvases(self.seed, split_number, count)
+        slots = torch.arange(1 + self.most * _DRAWS_PER_DIGIT)
+        draws = uniform(self.seed, split_number, torch.arange(count), slots).numpy().astype(np.float64)
+        boxes = [self._draw_scene(scenes[index, :, :, 0], digits, labels, draws[index]) for index in range(count)]
+        sizes = np.full((count, 2), _SIDE_PX, np.int64)
+        return Split(scenes, {}, "digit_scenes", sizes=sizes, objects=build_object_table(boxes, sizes))
 
-    def _scene(
+    def _draw_scene(
         self, canvas: NDArray[np.uint8], digits: NDArray[np.uint8], labels: NDArray[Any], draws: NDArray[np.float64]
     ) -> list[Box]:
-        """Draw one scene; returns the boxes of what is in it."""
+        """Draw digits onto the canvas and return their boxes. A digit that finds no free place is left out."""
         from PIL import Image as Pil
 
         boxes: list[Box] = []
-        for each in range(int(draws[0] * (self.most + 1))):
-            which, size, *places = draws[1 + each * (2 + 2 * _TRIES) :][: 2 + 2 * _TRIES]
-            chosen, side = int(which * len(digits)), round(_SMALLEST + size * (_LARGEST - _SMALLEST))
-            drawn = np.asarray(Pil.fromarray(digits[chosen]).resize((side, side), Pil.Resampling.BICUBIC))
-            ys, xs = np.nonzero(drawn >= _INK)
+        for number in range(int(draws[0] * (self.most + 1))):
+            choice, size, *places = draws[1 + number * _DRAWS_PER_DIGIT :][:_DRAWS_PER_DIGIT]
+            index, side = int(choice * len(digits)), round(_MIN_DIGIT_PX + size * (_MAX_DIGIT_PX - _MIN_DIGIT_PX))
+            digit = np.asarray(Pil.fromarray(digits[index]).resize((side, side), Pil.Resampling.BICUBIC))
+            ys, xs = np.nonzero(digit >= _INK_LEVEL)
             for y, x in zip(places[::2], places[1::2], strict=True):
-                top, left = int(y * (_SIDE - side + 1)), int(x * (_SIDE - side + 1))
+                top, left = int(y * (_SIDE_PX - side + 1)), int(x * (_SIDE_PX - side + 1))
                 corners = (left + xs.min(), top + ys.min(), left + xs.max() + 1, top + ys.max() + 1)
-                if not any(_meet(corners, box.corners) for box in boxes):
-                    part = canvas[top : top + side, left : left + side]
-                    np.maximum(part, drawn, out=part)
-                    boxes.append(Box(tuple(map(float, corners)), int(labels[chosen])))  # type: ignore[arg-type]
+                if not any(_has_overlap(corners, box.corners) for box in boxes):
+                    region = canvas[top : top + side, left : left + side]
+                    np.maximum(region, digit, out=region)
+                    boxes.append(Box(tuple(map(float, corners)), int(labels[index])))  # type: ignore[arg-type]
                     break
         return boxes
 
 
-def _paper(seed: int, number: int, count: int) -> NDArray[np.uint8]:
-    """Empty canvases [N, H, W, 1], no two alike: even a scene without digits is a picture of its own."""
-    pixels = torch.arange(1 << 30, (1 << 30) + _SIDE * _SIDE)  # slots that no scene draws from
-    parts = [(uniform(seed, number, each, pixels) * _GRAIN).byte() for each in torch.arange(count).split(256)]
-    return torch.cat(parts).view(count, _SIDE, _SIDE, 1).numpy()
+def _empty_canvases(seed: int, split_number: int, count: int) -> NDArray[np.uint8]:
+    """Canvases of grey noise, uint8 [N, H, W, 1]. No two are equal, so that scenes without digits differ too."""
+    slots = torch.arange(1 << 30, (1 << 30) + _SIDE_PX * _SIDE_PX)  # slots that no scene draws from
+    canvases = [
+        (uniform(seed, split_number, indices, slots) * _GRAIN_LEVELS).byte()
+        for indices in torch.arange(count).split(256)
+    ]
+    return torch.cat(canvases).view(count, _SIDE_PX, _SIDE_PX, 1).numpy()
 
 
-def _meet(one: Any, other: Any) -> bool:
-    """Whether two boxes have a pixel in common."""
-    return bool(max(one[0], other[0]) < min(one[2], other[2]) and max(one[1], other[1]) < min(one[3], other[3]))
+def _has_overlap(first: Any, second: Any) -> bool:
+    """Return whether two boxes (x1, y1, x2, y2) have a pixel in common."""
+    return bool(
+        max(first[0], second[0]) < min(first[2], second[2]) and max(first[1], second[1]) < min(first[3], second[3])
+    )

@@ -9,7 +9,7 @@ from cnnrun.data.sources.embedded_digits import read_digits
 
 
 class Digits(SourceSpec):
-    """The UCI handwritten digits (Alpaydin and Kaynak 1998). It has no splits of its own: `data.split` makes them."""
+    """The UCI handwritten digits (Alpaydin and Kaynak 1998). They come without splits: `data.split` makes them."""
 
     kind = "digits"
     image = (1, 8, 8)

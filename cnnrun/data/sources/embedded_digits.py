@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-# Written by: numpy.savez_compressed(FILE, images=d.images.astype("u1"), labels=d.target.astype("u1")) of
-# d = sklearn.datasets.load_digits().
+# How the file was made: d = sklearn.datasets.load_digits();
+# numpy.savez_compressed(FILE, images=d.images.astype("u1"), labels=d.target.astype("u1")).
 _FILE = Path(__file__).with_name("digits.npz")
 
 
 def read_digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images [1797, 8, 8] with values 0..255 (sixteen steps above 0) and labels [1797]."""
+    """Images [1797, 8, 8], in 17 grey levels from 0 to 255, and labels [1797]."""
     with np.load(_FILE) as arrays:
         images = np.rint(arrays["images"] * (255 / 16)).astype(np.uint8)
         return images, arrays["labels"].astype(np.int64)

@@ -1,8 +1,9 @@
-"""Files of pairs in LFW's format: which pictures are compared, in which fold.
+"""Files of pairs in LFW's format: which images are compared, and in which fold.
 
-`name  1  4` are two pictures of one person, `name  1  other  2` of two; a number n is the picture `name_000n` or `n` of
-the person's folder, anything else a file there by its name. A first line `10  300` says that there are ten folds, each
-of 300 pairs of one person and then 300 of two, `500` that there are 500 of each; without folds there, they are drawn.
+A line `name  1  4` is two images of one person, and `name  1  other  2` is images of two persons. A number n stands for
+the image `name_000n` or `n` in the person's folder; any other word is the name of a file there. The first line may be
+`10  300`: ten folds, each of 300 pairs of one person and then 300 of two. It may also be `500`: 500 pairs of each kind.
+Where the file has no folds, the pairs of each kind are dealt to ten folds in turn.
 """
 
 from __future__ import annotations
@@ -19,50 +20,53 @@ from cnnrun.base.bounded_files import read_bytes
 from cnnrun.base.error_lines import refuse_problems
 from cnnrun.base.errors import DataError, escape
 
-_MOST_BYTES = 1 << 28
+_MAX_BYTES = 1 << 28
 _NUMBER = re.compile("[0-9]{1,9}")
-_DRAWN = 10  # folds where the file has none
+_DEFAULT_FOLDS = 10  # if the file has no folds
 
-ImagesByPerson = Mapping[str, Sequence[tuple[str, int]]]  # person -> file name and number of each picture
+ImagesByPerson = Mapping[str, Sequence[tuple[str, int]]]  # person -> file name and index of each image
 
 
 @dataclass(frozen=True)
 class PairLine:
-    """A pair: person and picture of both, as written, and where."""
+    """A pair as it is written: the person and the image of both sides, and the line number."""
 
     people: tuple[str, str]
     images: tuple[str, str]
-    line: int
+    number: int
 
 
 def read_pairs(path: Path) -> tuple[list[PairLine], tuple[int, int] | None]:
-    """The pairs of a file, and its folds and pairs of a kind in each, where it says them. Raises DataError."""
-    lines = _text(path).splitlines()
+    """The pairs of a file, and (folds, pairs of each kind in a fold) if its first line has them, or None.
+
+    Raises DataError if the file cannot be read, has a line that is not a pair, or has no pairs.
+    """
+    lines = _read_text(path).splitlines()
     words = [line.split("\t") if "\t" in line else line.split() for line in lines]
     first = words[0] if words else []
-    header = len(first) in (1, 2) and all(_NUMBER.fullmatch(word.strip()) for word in first)
-    problems, found = [], []
-    for number, row in enumerate(words[header:], 1 + header):
+    has_header = len(first) in (1, 2) and all(_NUMBER.fullmatch(word.strip()) for word in first)
+    problems, pairs = [], []
+    for line, row in enumerate(words[has_header:], 1 + has_header):
         cells = [cell.strip() for cell in row]
         if not any(cells):
             continue
         if len(cells) not in (3, 4) or not all(cells):
-            problems.append(
-                f"{path}:{number}: a pair is written `name 1 2` or `name 1 other 2`; has {len(cells)} words"
-            )
+            problems.append(f"{path}:{line}: a pair is written `name 1 2` or `name 1 other 2`; has {len(cells)} words")
         elif len(cells) == 3:
-            found.append(PairLine((cells[0], cells[0]), (cells[1], cells[2]), number))
+            pairs.append(PairLine((cells[0], cells[0]), (cells[1], cells[2]), line))
         else:
-            found.append(PairLine((cells[0], cells[2]), (cells[1], cells[3]), number))
+            pairs.append(PairLine((cells[0], cells[2]), (cells[1], cells[3]), line))
     refuse_problems(problems)
-    if not found:
+    if not pairs:
         raise DataError(f"{path}: has no pairs")
-    counts = [int(word) for word in first] if header else []
-    return found, None if not counts else (counts[0], counts[1]) if len(counts) == 2 else (1, counts[0])
+    if not has_header:
+        return pairs, None
+    counts = [int(word) for word in first]
+    return pairs, (counts[0], counts[1]) if len(counts) == 2 else (1, counts[0])
 
 
-def _text(path: Path) -> str:
-    data = read_bytes(path, DataError, _MOST_BYTES)
+def _read_text(path: Path) -> str:
+    data = read_bytes(path, DataError, _MAX_BYTES)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -70,72 +74,76 @@ def _text(path: Path) -> str:
 
 
 def pair_targets(
-    path: Path, listed: list[PairLine], header: tuple[int, int] | None, places: ImagesByPerson, count: int
+    path: Path, lines: list[PairLine], header: tuple[int, int] | None, images: ImagesByPerson, count: int
 ) -> Tensor:
-    """For each of `count` pictures the pairs in which it comes first: other picture and fold, int64 [N, P, 2], -1 where
-    there is none. Raises DataError with every mistake.
+    """The pairs as targets of `count` images, int64 [N, P, 2]: the second image and the fold, in the row of the first.
+
+    Places without a pair are -1. Raises DataError with a line for every mistake.
     """
-    problems, pairs, before = [], list[tuple[int, int]](), dict[tuple[int, int], int]()
-    for each in listed:
-        sides = [_place(places, *side) for side in zip(each.people, each.images, strict=True)]
-        wrong = [side for side in sides if isinstance(side, str)]
-        one, other = (side if isinstance(side, int) else -1 for side in sides)
-        if wrong:
-            problems.append(f"{path}:{each.line}: {wrong[0]}")
-        elif one == other:
-            problems.append(f"{path}:{each.line}: the picture is compared with itself")
-        elif (before_it := before.get((min(one, other), max(one, other)))) is not None:
-            problems.append(f"{path}:{each.line}: the pair of line {before_it} again")
-        before[min(one, other), max(one, other)] = each.line
-        pairs.append((one, other))
+    problems, pairs, line_of_pair = [], list[tuple[int, int]](), dict[tuple[int, int], int]()
+    for line in lines:
+        sides = [_find_image(images, *side) for side in zip(line.people, line.images, strict=True)]
+        side_problems = [side for side in sides if isinstance(side, str)]
+        first, second = (side if isinstance(side, int) else -1 for side in sides)
+        pair = min(first, second), max(first, second)
+        if side_problems:
+            problems.append(f"{path}:{line.number}: {side_problems[0]}")
+        elif first == second:
+            problems.append(f"{path}:{line.number}: the picture is compared with itself")
+        elif (earlier_line := line_of_pair.get(pair)) is not None:
+            problems.append(f"{path}:{line.number}: the pair of line {earlier_line} again")
+        line_of_pair[pair] = line.number
+        pairs.append((first, second))
     refuse_problems(problems)
-    return _padded(pairs, _folds(path, [each.people[0] == each.people[1] for each in listed], header), count)
+    return _pad_pairs(pairs, _assign_folds(path, [line.people[0] == line.people[1] for line in lines], header), count)
 
 
-def _place(places: ImagesByPerson, person: str, picture: str) -> int | str:
-    """The number of a picture, or what is wrong with it."""
-    if person not in places:
+def _find_image(images: ImagesByPerson, person: str, image: str) -> int | str:
+    """The index of an image, or a message if it is not found."""
+    if person not in images:
         return f"nobody is called {escape(person)!r} in the test pictures"
-    numbered = [f"{person}_{int(picture):04d}"] if _NUMBER.fullmatch(picture) else []
-    for wanted in (picture, *numbered):
-        found = [number for name, number in places[person] if wanted in (name, PurePath(name).stem)]
-        if len(found) > 1:
-            return f"{escape(person)!r} has {len(found)} pictures {escape(wanted)!r}"
-        if found:
-            return found[0]
-    return f"{escape(person)!r} has no picture {escape(picture)!r}"
+    lfw_names = [f"{person}_{int(image):04d}"] if _NUMBER.fullmatch(image) else []
+    for candidate in (image, *lfw_names):
+        indices = [index for name, index in images[person] if candidate in (name, PurePath(name).stem)]
+        if len(indices) > 1:
+            return f"{escape(person)!r} has {len(indices)} pictures {escape(candidate)!r}"
+        if indices:
+            return indices[0]
+    return f"{escape(person)!r} has no picture {escape(image)!r}"
 
 
-def _folds(path: Path, same: list[bool], header: tuple[int, int] | None) -> list[int]:
-    kinds = (sum(same), len(same) - sum(same))
-    if min(kinds) < 2:
-        counts = f"{kinds[0]:,} pairs of one person and {kinds[1]:,} of two"
-        raise DataError(f"{path}: {counts}; two of each kind are needed, or there is no rate of errors")
+def _assign_folds(path: Path, is_same: list[bool], header: tuple[int, int] | None) -> list[int]:
+    """The fold of each pair; `is_same` says which are pairs of one person.
+
+    Raises DataError if there are too few pairs of a kind, or other pairs than the header announces.
+    """
+    same, different = sum(is_same), len(is_same) - sum(is_same)
+    if min(same, different) < 2:
+        counts = f"{same:,} pairs of one person and {different:,} of two"
+        raise DataError(f"{path}: {counts}; two of each kind are needed to measure error rates")
     if header and header[0] == 1:
-        if kinds != (header[1], header[1]):
-            raise DataError(
-                f"{path}: its first line says {header[1]} pairs of a kind; it has {kinds[0]} and {kinds[1]}"
-            )
+        if (same, different) != (header[1], header[1]):
+            raise DataError(f"{path}: its first line says {header[1]} pairs of a kind; it has {same} and {different}")
         header = None
     if header is None:
-        many, counted, made = min(_DRAWN, *kinds), [0, 0], []
-        for each in same:  # in turns: as many of each kind in each
-            made.append(counted[each] % many)
-            counted[each] += 1
-        return made
-    folds, of_kind = header
-    as_said = folds > 1 and 2 * of_kind * folds == len(same)
-    if not as_said or [*([True] * of_kind), *([False] * of_kind)] * folds != same:
-        wanted = f"{folds} folds of {of_kind} pairs of one person and then {of_kind} of two"
+        fold_count, seen, folds = min(_DEFAULT_FOLDS, same, different), [0, 0], []
+        for kind in is_same:  # each kind is dealt in turn, so that all folds get an equal share of it
+            folds.append(seen[kind] % fold_count)
+            seen[kind] += 1
+        return folds
+    fold_count, pairs_of_kind = header
+    has_length = fold_count > 1 and 2 * pairs_of_kind * fold_count == len(is_same)
+    if not has_length or [*([True] * pairs_of_kind), *([False] * pairs_of_kind)] * fold_count != is_same:
+        announced = f"{fold_count} folds of {pairs_of_kind} pairs of one person and then {pairs_of_kind} of two"
         raise DataError(
-            f"{path}: its first line says {wanted}; it has {sum(same)} and {len(same) - sum(same)}, or not so"
+            f"{path}: its first line says {announced}; it has {same} and {different}, or they are in another order"
         )
-    return [number // (2 * of_kind) for number in range(len(same))]
+    return [index // (2 * pairs_of_kind) for index in range(len(is_same))]
 
 
-def _padded(pairs: list[tuple[int, int]], folds: list[int], count: int) -> Tensor:
+def _pad_pairs(pairs: list[tuple[int, int]], folds: list[int], count: int) -> Tensor:
     rows: list[list[tuple[int, int]]] = [[] for _ in range(count)]
-    for (one, other), fold in zip(pairs, folds, strict=True):
-        rows[one].append((other, fold))
+    for (first, second), fold in zip(pairs, folds, strict=True):
+        rows[first].append((second, fold))
     longest = max(map(len, rows))
     return torch.tensor([[*row, *[(-1, -1)] * (longest - len(row))] for row in rows])

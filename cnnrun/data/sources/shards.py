@@ -1,8 +1,8 @@
 """Tar shards in WebDataset's layout: a sample is consecutive members that share a name up to the first dot.
 
-Local shards are read where they lie: every picture has its place in its tar, so that any sample can be asked for, and
-the order of an epoch is a function of (seed, epoch) here as everywhere, for any number of workers and ranks and after a
-resume. Shards from elsewhere are fetched once, through the webdataset library, and are then local.
+Local shards are read in place. The offset of every image in its tar is indexed, so that samples can be read in any
+order. The order of an epoch is therefore a function of (seed, epoch), as for every source: for any number of workers
+and ranks, and after a resume. Remote shards are copied to a local folder once.
 """
 
 from __future__ import annotations
@@ -36,82 +36,90 @@ from cnnrun.data import cache
 from cnnrun.data.class_names import clean_cell, missing_value_problem, sorted_classes
 from cnnrun.data.image_files import SUFFIX_LIST, SUFFIXES
 
-FETCH_VARIABLE = "CNNRUN_FETCH"  # 1 in the environment: configs may fetch URLs and run commands; `--fetch` sets it
-_PIPES = "CNNRUN_PIPES"  # the old name, for commands alone
+FETCH_VARIABLE = "CNNRUN_FETCH"  # if it is 1, configs may fetch URLs and run commands; `--fetch` sets it
+_PIPES_VARIABLE = "CNNRUN_PIPES"  # the deprecated name, which allows commands but not URLs
 _URL = re.compile(r"(https?|s3|gs|ftps?|sftp|hf|ais)://[A-Za-z0-9._~:/?#@!&+,;=%-]+")
-_MAX_LABEL_BYTES, _MOST_SHARDS = 4096, 100_000
-_MOST_HEADER_BYTES = 16 << 20  # of a tar's own tables, which tarfile reads in one piece
+_MAX_LABEL_BYTES, _MAX_SHARDS = 4096, 100_000
+_MAX_HEADER_BYTES = 16 << 20  # of a tar's extended headers, which tarfile reads in one piece
 _TIMEOUT_SECONDS = 30
 
 Urls = str | Annotated[list[str], Field(min_length=1)]
 
 
 class Shards(SourceSpec):
-    """`train-{0000..0009}.tar`: files; with `cnnrun --fetch` also URLs, and `pipe:` with a command."""
+    """Tar files such as `train-{0000..0009}.tar`; with `cnnrun --fetch` also URLs, and `pipe:` with a command."""
 
     kind = "shards"
     main = "train"
 
     train: Urls
-    """One or several, with {0000..0009} for a run of numbers."""
+    """The training shards, one or a list; {0000..0009} stands for a range of numbers."""
     val: Urls | None = None
+    """The validation shards."""
     test: Urls | None = None
+    """The test shards."""
     label: str = "cls"
     """The extension of the member that holds the label: a whole number or a name."""
     classes: ClassNames | None = None
-    """The classes in the order wanted; by default the labels sorted."""
+    """The classes in the order of their labels; by default the labels sorted."""
     copies: str | None = None
-    """Where shards from elsewhere are kept; by default cnnrun's folder under the user's cache folder."""
+    """The folder for copies of remote shards; by default cnnrun's folder under the user's cache folder."""
 
     def read(self, apart: bool = False) -> SourceContents:
-        found = {name: self._samples(urls) for name in ("train", "val", "test") if (urls := getattr(self, name))}
-        written = [label for _, labels in found.values() for label in labels]
-        classes = self.classes or sorted_classes(written if apart else found["train"][1])
+        samples = {
+            split: self._list_samples(urls) for split in ("train", "val", "test") if (urls := getattr(self, split))
+        }
+        all_labels = [label for _, labels in samples.values() for label in labels]
+        classes = self.classes or sorted_classes(all_labels if apart else samples["train"][1])
         if not self.classes:
             refuse_problems(
                 f"{members[i]}: its label {escape(label)!r} {problem}"
-                for members, labels in found.values()
+                for members, labels in samples.values()
                 for i, label in enumerate(labels)
                 if (problem := missing_value_problem(label))
             )
-        highest = max(map(int, written)) if all(re.fullmatch("[0-9]{1,9}", label) for label in written) else None
-        if not self.classes and highest is not None and highest < 2 * len(set(written)) + 10:
-            # Whole numbers from 0 up are the classes' own: one that no training sample has is a class all the same.
+        are_whole = all(re.fullmatch("[0-9]{1,9}", label) for label in all_labels)
+        highest = max(map(int, all_labels)) if are_whole else None
+        if not self.classes and highest is not None and highest < 2 * len(set(all_labels)) + 10:
+            # Whole numbers from 0 up are class indices: a number that no training sample has is a class too.
             classes = [str(i) for i in range(1 + highest)]
-        number = {name: i for i, name in enumerate(classes)}
+        label_index = {name: i for i, name in enumerate(classes)}
         if self.classes and highest is not None:
-            number = {str(i): i for i in range(len(classes))}
+            label_index = {str(i): i for i in range(len(classes))}
         refuse_problems(
             [
                 f"{members[i]}: its label {escape(label)!r} is not a class"
-                for members, labels in found.values()
+                for members, labels in samples.values()
                 for i, label in enumerate(labels)
-                if label not in number
+                if label not in label_index
             ]
         )
         return SourceContents(
             tuple(classes),
             {
-                name: Split(members, {"labels": torch.tensor([number[label] for label in labels])}, "shards")
-                for name, (members, labels) in found.items()
+                split: Split(members, {"labels": torch.tensor([label_index[label] for label in labels])}, "shards")
+                for split, (members, labels) in samples.items()
             },
         )
 
-    def _samples(self, urls: Urls) -> tuple[Members, list[str]]:
-        """The pictures of those shards and the label of each, as it is written."""
-        shards = [self._local(url) for url in _expanded([urls] if isinstance(urls, str) else urls)]
-        places: list[tuple[int, str, int, int]] = []
+    def _list_samples(self, urls: Urls) -> tuple[Members, list[str]]:
+        """The images in these shards, and their labels as they are written. Raises DataError if there are none."""
+        shards = [self._local_path(url) for url in _expand_braces([urls] if isinstance(urls, str) else urls)]
+        locations: list[tuple[int, str, int, int]] = []
         labels: list[str] = []
-        for number, shard in enumerate(shards):
-            for name, offset, size, label in _indexed(shard, self.label.lower()):
-                places.append((number, name, offset, size))
+        for shard_index, shard in enumerate(shards):
+            for name, offset, size, label in _index_shard(shard, self.label.lower()):
+                locations.append((shard_index, name, offset, size))
                 labels.append(label)
-        if not places:
+        if not locations:
             raise DataError(f"{shards[0]}: no sample with a picture and a .{self.label} member")
-        return Members(shards, places), labels
+        return Members(shards, locations), labels
 
-    def _local(self, url: str) -> Path:
-        """The shard as a file of this machine, fetched where it is not one and the command line allows that."""
+    def _local_path(self, url: str) -> Path:
+        """The path of a shard on this machine; a remote shard is fetched if it is not here yet.
+
+        Raises DataError if the command line does not allow fetching, StorageError if there is no folder for copies.
+        """
         is_command = url.startswith("pipe:")
         if not is_command and "://" not in url:
             return Path(url)
@@ -124,55 +132,55 @@ class Shards(SourceSpec):
         path = folder / f"{sha256(url.encode()).hexdigest()[:32]}.tar"
         check_ownership(path, "give data.source.shards.copies a folder of your own")
         if not path.exists():
-            what = "run a command" if is_command else "fetch from the network"
+            action = "run a command" if is_command else "fetch from the network"
             if not is_fetch_allowed(is_command):
-                raise DataError(f"{escape(url)}: a config may not {what}; `cnnrun --fetch COMMAND ...` allows it")
+                raise DataError(f"{escape(url)}: a config may not {action}; `cnnrun --fetch COMMAND ...` allows it")
             say(f"fetching {escape(url)} into {path}")
             _fetch(url, path)
         return path
 
 
 def is_fetch_allowed(is_command: bool) -> bool:
-    """Return whether the command line lets configs fetch URLs and run commands: `--fetch` sets this variable."""
-    if is_command and os.environ.get(_PIPES) == "1":
-        say(f"{_PIPES} is deprecated: use `cnnrun --fetch`, or {FETCH_VARIABLE}=1")
+    """Return whether configs may fetch URLs and run commands; `--fetch` and CNNRUN_FETCH=1 allow it."""
+    if is_command and os.environ.get(_PIPES_VARIABLE) == "1":
+        say(f"{_PIPES_VARIABLE} is deprecated: use `cnnrun --fetch`, or {FETCH_VARIABLE}=1")
         return True
     return os.environ.get(FETCH_VARIABLE) == "1"
 
 
-def _expanded(urls: list[str]) -> list[str]:
-    """Each URL with its {0..9} written out."""
-    made = []
+def _expand_braces(urls: list[str]) -> list[str]:
+    """The URLs that these stand for, with {0..9} written out. Raises DataError for 100,000 or more."""
+    expanded = []
     for url in urls:
         if url.startswith("pipe:") or "{" not in url:
-            made.append(url)
+            expanded.append(url)
             continue
         require_package("braceexpand", "webdataset", "a list of shards in braces", DataError)
         from braceexpand import braceexpand
 
         try:
-            made += islice(braceexpand(url), _MOST_SHARDS)
+            expanded += islice(braceexpand(url), _MAX_SHARDS)
         except ValueError:
             raise DataError(f"{escape(url)}: a brace is not closed") from None
-    if len(made) >= _MOST_SHARDS:
-        raise DataError(f"{escape(urls[0])}: {_MOST_SHARDS:,} shards or more")
-    return made
+    if len(expanded) >= _MAX_SHARDS:
+        raise DataError(f"{escape(urls[0])}: {_MAX_SHARDS:,} shards or more; give fewer")
+    return expanded
 
 
 def _fetch(url: str, path: Path) -> None:
-    """Copy a shard from elsewhere, whole or not at all."""
+    """Copy a remote shard to `path`, whole or not at all. Raises DataError if it cannot be fetched or is not a tar."""
     with storage_errors(path.parent, 0):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder, temporary = Folder(path.parent), f"{path.stem}.{os.getpid()}.tmp"
     partial = path.with_name(temporary)
     try:
-        with storage_errors(path, 0), folder.open_for_append(temporary) as file, _opened_url(url) as stream:
-            while part := _next_part(url, stream):
-                file.write(part)
+        with storage_errors(path, 0), folder.open_for_append(temporary) as file, _open_url(url) as stream:
+            while chunk := _read_chunk(url, stream):
+                file.write(chunk)
         if not tarfile.is_tarfile(partial):
-            raise DataError(f"{escape(url)}: what came is not a tar")
+            raise DataError(f"{escape(url)}: what was fetched is not a tar")
         with storage_errors(path, 0):
-            partial.chmod(partial.stat().st_mode & 0o755)  # or it would be refused as one that others can write
+            partial.chmod(partial.stat().st_mode & 0o755)  # a file that others can write would be refused
             folder.rename(temporary, path.name)
     finally:
         if folder.has(temporary):
@@ -180,8 +188,8 @@ def _fetch(url: str, path: Path) -> None:
 
 
 @contextmanager
-def _opened_url(url: str) -> Iterator[Any]:
-    """The bytes behind a URL or a command: HTTP by Python itself, all else by webdataset, which runs other programs."""
+def _open_url(url: str) -> Iterator[Any]:
+    """Open a URL or a command for reading. Python itself reads HTTP; webdataset runs other programs for the rest."""
     try:
         if url.startswith(("http://", "https://")):
             stream = urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS)  # noqa: S310
@@ -196,20 +204,20 @@ def _opened_url(url: str) -> Iterator[Any]:
         yield stream
 
 
-def _next_part(url: str, stream: Any) -> bytes:
+def _read_chunk(url: str, stream: Any) -> bytes:
     try:
-        part: bytes = stream.read(1 << 20)
+        chunk: bytes = stream.read(1 << 20)
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise DataError(f"{escape(url)}: cannot be fetched ({_reason(error)})") from None
-    return part
+    return chunk
 
 
 def _reason(error: Exception) -> str:
     return escape(" ".join(str(error).split())[:200] or type(error).__name__)
 
 
-class _Bounded(io.RawIOBase):
-    """A file of which no read asks for more than there is, whatever a header says."""
+class _BoundedReader(io.RawIOBase):
+    """A file that never reads beyond its end or more than 16 MiB at once, whatever size a tar header claims."""
 
     def __init__(self, file: IO[bytes], size: int) -> None:
         self._file, self._size = file, size
@@ -221,11 +229,11 @@ class _Bounded(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
-        left = max(0, self._size - self._file.tell())
-        wanted = left if size < 0 else min(size, left)
-        if wanted > _MOST_HEADER_BYTES:
-            raise tarfile.ReadError(f"a header of {wanted:,} bytes")
-        return self._file.read(wanted)
+        remaining = max(0, self._size - self._file.tell())
+        count = remaining if size < 0 else min(size, remaining)
+        if count > _MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {count:,} bytes")
+        return self._file.read(count)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         return self._file.seek(offset, whence)
@@ -234,56 +242,67 @@ class _Bounded(io.RawIOBase):
         return self._file.tell()
 
 
-def _indexed(shard: Path, label: str) -> Iterator[tuple[str, int, int, str]]:
-    """Name, offset and size of each picture in a shard, and its label as it is written. Raises DataError."""
+def _index_shard(shard: Path, label: str) -> Iterator[tuple[str, int, int, str]]:
+    """Yield name, offset and size of each image in a shard, and its label as it is written.
+
+    `label` is the extension of the member that holds the label. Raises DataError if the shard cannot be used.
+    """
     if not shard.is_file():
         raise DataError(f"{escape(str(shard))}: {'not a regular file' if shard.exists() else 'no such file'}")
     size = shard.stat().st_size
     try:
-        with open_file(shard, DataError) as file, tarfile.open(fileobj=_Bounded(file, size), mode="r:") as archive:
+        with (
+            open_file(shard, DataError) as file,
+            tarfile.open(fileobj=_BoundedReader(file, size), mode="r:") as archive,
+        ):
             sample: dict[str, tarfile.TarInfo] = {}
             key = None
             for member in archive:
                 archive.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
                 base, _, extension = member.name.rpartition("/")[2].partition(".")
-                clutter = any(map(is_clutter, PurePosixPath(member.name).parts))
-                if not member.isreg() or not base or not extension or clutter:
+                in_clutter = any(map(is_clutter, PurePosixPath(member.name).parts))
+                if not member.isreg() or not base or not extension or in_clutter:
                     continue
                 if member.issparse() or member.offset_data + member.size > size:
-                    what = "sparse" if member.issparse() else f"{member.size:,} bytes, which the shard has not"
-                    raise DataError(f"{escape(f'{shard}/{member.name}')}: {what}")
-                now = member.name[: len(member.name) - len(extension) - 1]
-                if now != key:
-                    yield from _sample(shard, file, sample, label)
-                    key, sample = now, {}
+                    problem = (
+                        "a sparse file, which is not read"
+                        if member.issparse()
+                        else f"{member.size:,} bytes, but the shard ends before"
+                    )
+                    raise DataError(f"{escape(f'{shard}/{member.name}')}: {problem}")
+                member_key = member.name[: len(member.name) - len(extension) - 1]
+                if member_key != key:
+                    yield from _index_sample(shard, file, sample, label)
+                    key, sample = member_key, {}
                 if extension.lower() in sample:
                     raise DataError(f"{shard}/{escape(member.name)}: stands twice in its sample")
-                sample[extension.lower()] = member  # as webdataset has it
-            yield from _sample(shard, file, sample, label)
-    except RecursionError:  # tarfile reads a header that belongs to the next within the reading of that
-        raise DataError(f"{escape(str(shard))}: hundreds of extended headers in a row, as no tar has") from None
+                sample[extension.lower()] = member  # in lower case, as in webdataset
+            yield from _index_sample(shard, file, sample, label)
+    except RecursionError:  # tarfile calls itself for each extended header in a row
+        raise DataError(f"{escape(str(shard))}: hundreds of extended headers in a row; write the tar anew") from None
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
         raise DataError(f"{escape(str(shard))}: not a plain tar ({error}); a compressed one must be unpacked") from None
 
 
-def _sample(
+def _index_sample(
     shard: Path, file: IO[bytes], sample: dict[str, tarfile.TarInfo], label: str
 ) -> Iterator[tuple[str, int, int, str]]:
-    pictures = [member for extension, member in sample.items() if f".{extension}" in SUFFIXES]
-    if not pictures and label in sample:
+    """Yield the entry of a sample; nothing if it has neither image nor label. Raises DataError if it lacks one."""
+    images = [member for extension, member in sample.items() if f".{extension}" in SUFFIXES]
+    if not images and label in sample:
         raise DataError(f"{escape(f'{shard}/{sample[label].name}')}: its sample has no picture ({SUFFIX_LIST})")
-    if not pictures:
+    if not images:
         return
-    name = escape(f"{shard}/{pictures[0].name}")
-    if len(pictures) > 1:
-        raise DataError(f"{name}: its sample has {len(pictures)} pictures")
+    name = escape(f"{shard}/{images[0].name}")
+    if len(images) > 1:
+        raise DataError(f"{name}: its sample has {len(images)} pictures; expected one")
     if label not in sample:
         raise DataError(f"{name}: its sample has no .{label} member")
     if sample[label].size > _MAX_LABEL_BYTES:
-        raise DataError(f"{name}: its label has {sample[label].size:,} bytes")
+        raise DataError(f"{name}: its label has {sample[label].size:,} bytes; at most {_MAX_LABEL_BYTES:,}")
     file.seek(sample[label].offset_data)
     try:
         text = clean_cell(file.read(sample[label].size).decode())
     except UnicodeDecodeError:
         raise DataError(f"{name}: its label is not text") from None
-    yield pictures[0].name, pictures[0].offset_data, pictures[0].size, text
+    yield images[0].name, images[0].offset_data, images[0].size, text

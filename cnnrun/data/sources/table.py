@@ -1,4 +1,4 @@
-"""A table with a row a picture: CSV, TSV, or Parquet where pyarrow is installed."""
+"""A table with one row for each image: CSV, TSV, or Parquet if pyarrow is installed."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from cnnrun.data.class_names import clean_cell, float32_problem, missing_value_p
 from cnnrun.data.sources.table_files import Rows, read_rows
 from cnnrun.data.split_names import parse_split_name
 
-_LARGEST = 1e30  # of a number
-_TRUTHS = {"true": True, "false": False}
+_MAX_NUMBER = 1e30
+_BOOLEANS = {"true": True, "false": False}  # in any case, as pandas writes them
 _BRACKETS = ("[]", "{}")  # around lists that Python or JSON wrote
 
 
 class Table(SourceSpec):
-    """A row a picture: its path, its label, and, where there are such columns, its split and its group."""
+    """One row for each image: its path, its label, and, if there are such columns, its split and its group."""
 
     kind = "table"
     main = "path"
@@ -36,33 +36,33 @@ class Table(SourceSpec):
     path: str
     """A .csv, .tsv or .parquet file with a line of column names."""
     root: str | None = None
-    """The folder that the pictures' paths start from; by default the table's own."""
+    """The folder that the image paths start from; by default the table's own."""
     picture: str = "path"
-    """The column of paths."""
+    """The column of image paths."""
     label: str | list[str] = Field("label", min_length=1)
-    """The column of labels; or several columns, one a class, of which each row has one 1 and otherwise 0."""
+    """The column of labels; or several columns, one for each class, with a single 1 in each row and 0 elsewhere."""
     labels: str | list[str] | None = Field(None, min_length=1)
-    """For label sets, in the place of `label`: the column that lists a row's labels, or several columns of 0 and 1, \
-one a class."""
+    """For label sets, instead of `label`: the column that lists a row's labels, or several columns of 0 and 1, \
+one for each class."""
     separator: str = Field(";", min_length=1, max_length=8)
-    """What stands between the labels in a column of `labels`."""
+    """The text between two labels in the column `labels`."""
     numbers: str | list[str] | None = Field(None, min_length=1)
-    """For numbers, in the place of `label`: their column or columns."""
+    """For numbers, instead of `label`: their column or columns."""
     split: str | None = None
-    """The column that says train, val or test; by default the column `split` where there is one."""
+    """The column that says train, val or test; by default the column `split` if there is one."""
     group: str | None = None
-    """The column of what belongs on one side of a split, such as a patient; by default `group` where there is one."""
+    """The column of groups that stay in one split, such as patients; by default the column `group` if there is one."""
     classes: ClassNames | None = None
-    """The classes in the order wanted; by default the labels sorted."""
+    """The classes in the order of their labels; by default the labels sorted."""
 
     @model_validator(mode="after")
-    def _one_kind_of_target(self) -> Self:
+    def _refuse_unused_settings(self) -> Self:
         if (self.label != "label") + (self.labels is not None) + (self.numbers is not None) > 1:
             raise ValueError("give one of label, labels and numbers")
-        if twice := [name for name in self._columns if self._columns.count(name) > 1]:
-            raise ValueError(f"column {twice[0]!r} stands twice")
+        if repeated := [name for name in self._target_columns if self._target_columns.count(name) > 1]:
+            raise ValueError(f"column {repeated[0]!r} stands twice")
         if self.classes and (self.numbers or isinstance(self.labels, list)):
-            raise ValueError("classes is for a column that holds them; remove it")
+            raise ValueError("classes is for a single column of labels; remove it")
         if self.separator != ";" and not isinstance(self.labels, str):
             raise ValueError("separator is for a column that lists labels; remove it")
         return self
@@ -81,111 +81,120 @@ one a class."""
         if not root.is_dir():
             raise DataError(f"{escape(str(root))}: no such folder (data.source.table.root)")
         rows = read_rows(path)
-        columns = self._columns
-        split = self._optional(rows, self.split, "split")
-        group = self._optional(rows, self.group, "group")
-        wanted = [self.picture, *columns, *(column for column in (split, group) if column)]
-        if missing := [column for column in wanted if column not in rows.columns]:
+        columns = self._target_columns
+        split = self._find_column(rows, self.split, "split")
+        group = self._find_column(rows, self.group, "group")
+        needed = [self.picture, *columns, *(column for column in (split, group) if column)]
+        if missing := [column for column in needed if column not in rows.columns]:
             raise DataError(f"{path}: has no column {escape(missing[0])!r} (columns: {join_names(list(rows.columns))})")
-        may_be_empty = {self.labels} if isinstance(self.labels, str) else set()  # a picture of none of the classes
-        refuse_problems(
-            _mistakes(rows, [each for each in wanted if each not in may_be_empty], self.picture, path_checker(root))
-        )
+        may_be_empty = {self.labels} if isinstance(self.labels, str) else set()  # an image without any of the classes
+        non_empty = [column for column in needed if column not in may_be_empty]
+        refuse_problems(_cell_problems(rows, non_empty, self.picture, path_checker(root)))
         _refuse_bare_names(rows, self.picture, root)
-        for column in dict.fromkeys(wanted[1:]):  # ' cat' is no class beside 'cat'
+        for column in dict.fromkeys(needed[1:]):  # ' cat' and 'cat' are one class
             rows.columns[column] = [clean_cell(cell) for cell in rows.columns[column]]
-        refuse_problems(
-            _missing(
-                rows, [*([] if self.has_declared_classes or self.numbers else columns), *([group] if group else [])]
-            )
-        )
-        where = _splits(rows, split)
+        name_columns = [] if self.has_declared_classes or self.numbers else columns
+        refuse_problems(_missing_value_problems(rows, [*name_columns, *([group] if group else [])]))
+        split_of_row = _row_splits(rows, split)
         self._say_unread(rows, split, group)
-        classes, targets = self._targets(rows, columns, [apart or name == "train" for name in where])
+        classes, targets = self._read_targets(rows, columns, [apart or name == "train" for name in split_of_row])
         paths = rows.columns[self.picture]
-        groups = _numbered(rows.columns[group]) if group else None
-        made = {}
+        groups = _number_groups(rows.columns[group]) if group else None
+        splits = {}
         for name in ("train", "val", "test"):
-            members = [i for i, each in enumerate(where) if each == name]
+            members = [i for i, row_split in enumerate(split_of_row) if row_split == name]
             if members:
-                own = {target: values[members] for target, values in targets.items()}
-                grouped = None if groups is None else groups[members]
-                made[name] = Split(Files(root / paths[i] for i in members), own, str(rows.path), grouped)
-        return SourceContents(classes, made, number_names=tuple(columns) if self.numbers else ())
+                split_targets = {target: values[members] for target, values in targets.items()}
+                split_groups = None if groups is None else groups[members]
+                files = Files(root / paths[i] for i in members)
+                splits[name] = Split(files, split_targets, str(rows.path), split_groups)
+        return SourceContents(classes, splits, number_names=tuple(columns) if self.numbers else ())
 
-    def _optional(self, rows: Rows, given: str | None, usual: str) -> str | None:
-        taken = {self.picture, *self._columns}
-        return given or (usual if usual in rows.columns and usual not in taken else None)
+    def _find_column(self, rows: Rows, setting: str | None, default: str) -> str | None:
+        """The column that the config names, else the default one if the table has it and nothing else uses it."""
+        used = {self.picture, *self._target_columns}
+        return setting or (default if default in rows.columns and default not in used else None)
 
     def _say_unread(self, rows: Rows, split: str | None, group: str | None) -> None:
-        """Say which columns that are not read look as if they told splits or groups."""
-        unread = [name for name in rows.columns if name not in {self.picture, *self._columns, split, group}]
+        """Say which columns look like splits or groups but are not read."""
+        unread = [name for name in rows.columns if name not in {self.picture, *self._target_columns, split, group}]
         splits = [name for name in unread if name.strip().casefold() == "split" or _are_splits(rows.columns[name])]
         groups = [name for name in unread if name.strip().casefold() == "group"]
-        for usual, names in (("split", [] if split else splits), ("group", [] if group else groups)):
+        for setting, names in (("split", [] if split else splits), ("group", [] if group else groups)):
             for name in map(escape, names):
-                advice = f"if it tells the {usual}, write `{usual}: {name}` (data.source.table)"
+                advice = f"if it holds the {setting}, write `{setting}: {name}` (data.source.table)"
                 say(f"{escape(str(rows.path))}: column {name!r} is not read; {advice}")
 
     @property
-    def _columns(self) -> list[str]:
-        """Those of the targets."""
-        given = self.labels or self.numbers or self.label
-        return [given] if isinstance(given, str) else given
+    def _target_columns(self) -> list[str]:
+        columns = self.labels or self.numbers or self.label
+        return [columns] if isinstance(columns, str) else columns
 
-    def _targets(self, rows: Rows, columns: list[str], known: list[bool]) -> tuple[tuple[str, ...], dict[str, Tensor]]:
-        """The classes, as the rows that are `known` have them, and every row's targets."""
+    def _read_targets(
+        self, rows: Rows, columns: list[str], has_classes: list[bool]
+    ) -> tuple[tuple[str, ...], dict[str, Tensor]]:
+        """The classes, and the targets of every row. Undeclared classes are gathered where `has_classes` is true."""
         if self.numbers:
-            return (), {"numbers": _numbers(rows, columns)}
+            return (), {"numbers": _read_numbers(rows, columns)}
         if isinstance(self.labels, list):
-            return tuple(self.labels), {"present": _zeros_and_ones(rows, columns)}
+            return tuple(self.labels), {"present": _read_booleans(rows, columns)}
         if self.labels:
-            return self._label_sets(rows, rows.columns[self.labels], known)
-        labels = _one_hot(rows, columns) if isinstance(self.label, list) else rows.columns[columns[0]]
-        from_rows = sorted_classes(label for label, is_known in zip(labels, known, strict=True) if is_known)
-        classes = self.classes or (self.label if isinstance(self.label, list) else from_rows)
-        number = {name: i for i, name in enumerate(classes)}
-        _refuse_unknown(rows, [[label] for label in labels], number)
-        return tuple(classes), {"labels": torch.tensor([number[label] for label in labels])}
+            return self._read_label_sets(rows, rows.columns[self.labels], has_classes)
+        labels = _read_one_hot(rows, columns) if isinstance(self.label, list) else rows.columns[columns[0]]
+        gathered = sorted_classes(label for label, gathers in zip(labels, has_classes, strict=True) if gathers)
+        classes = self.classes or (self.label if isinstance(self.label, list) else gathered)
+        label_index = {name: i for i, name in enumerate(classes)}
+        _refuse_unknown_labels(rows, [[label] for label in labels], label_index)
+        return tuple(classes), {"labels": torch.tensor([label_index[label] for label in labels])}
 
-    def _label_sets(self, rows: Rows, cells: list[str], known: list[bool]) -> tuple[tuple[str, ...], dict[str, Tensor]]:
-        """Classes and targets of a column that lists each row's labels."""
-        sets = [[label for each in cell.split(self.separator) if (label := clean_cell(each))] for cell in cells]
+    def _read_label_sets(
+        self, rows: Rows, cells: list[str], has_classes: list[bool]
+    ) -> tuple[tuple[str, ...], dict[str, Tensor]]:
+        """The classes and targets of a column that lists the labels of each row."""
+        sets = [[label for text in cell.split(self.separator) if (label := clean_cell(text))] for cell in cells]
         refuse_problems(
             f"{rows.location(i)}: {escape(label)!r} stands twice"
             for i, labels in enumerate(sets)
             for label in dict.fromkeys(labels)
             if labels.count(label) > 1
         )
-        training = (label for labels, is_known in zip(sets, known, strict=True) if is_known for label in labels)
-        classes = self.classes or sorted_classes(training)
+        gathered = (label for labels, gathers in zip(sets, has_classes, strict=True) if gathers for label in labels)
+        classes = self.classes or sorted_classes(gathered)
         if not classes:
             raise DataError(f"{rows.path}: no training row has a label in {escape(str(self.labels))!r}")
         if not self.classes:
-            refuse_problems(self._other_lists(rows, sets))
-            self._say_joined(rows, set(classes))
-        number = {name: i for i, name in enumerate(classes)}
-        _refuse_unknown(rows, sets, number)
+            refuse_problems(self._list_problems(rows, sets))
+            self._say_joined_classes(rows, set(classes))
+        label_index = {name: i for i, name in enumerate(classes)}
+        _refuse_unknown_labels(rows, sets, label_index)
         present = torch.zeros(len(rows), len(classes), dtype=torch.bool)
         for i, labels in enumerate(sets):
-            present[i, [number[label] for label in labels]] = True
+            present[i, [label_index[label] for label in labels]] = True
         return tuple(classes), {"present": present}
 
-    def _other_lists(self, rows: Rows, sets: list[list[str]]) -> Iterator[str]:
-        """Labels that are lists themselves, by another separator or as programs write them: a line each."""
-        known = Counter(part for label in {each for labels in sets for each in labels} for part in _parts(label))
+    def _list_problems(self, rows: Rows, sets: list[list[str]]) -> Iterator[str]:
+        """Yield a line for each label that is a list itself: with another separator, or in Python's or JSON's brackets.
+
+        A separator counts if one of the parts occurs in several labels.
+        """
+        part_counts = Counter(
+            part for label in {label for labels in sets for label in labels} for part in _parts(label)
+        )
         for i, labels in enumerate(sets):
             for label in labels:
                 parts = _parts(label)
-                if label[0] + label[-1] in _BRACKETS or (len(parts) > 1 and max(known[each] for each in parts) > 1):
-                    how = f"is a list, and labels are separated by {self.separator!r} here (separator)"
-                    yield f"{rows.location(i)}: {escape(label)!r} {how}; or give `classes` if it is one label"
+                has_known_part = len(parts) > 1 and max(part_counts[part] for part in parts) > 1
+                if label[0] + label[-1] in _BRACKETS or has_known_part:
+                    problem = f"is a list, and labels are separated by {self.separator!r} here (separator)"
+                    yield f"{rows.location(i)}: {escape(label)!r} {problem}; or give `classes` if it is one label"
 
-    def _say_joined(self, rows: Rows, classes: set[str]) -> None:
-        """Say which classes may be several, joined by what names have in them as well: blanks, + and &."""
-        parts = {name: [part for part in re.split(r"[\s+&]+", name) if part] for name in sorted(classes)}
-        known = Counter(part for each in parts.values() for part in set(each))
-        joined = [name for name, each in parts.items() if len(each) > 1 and min(known[part] for part in each) > 1]
+    def _say_joined_classes(self, rows: Rows, classes: set[str]) -> None:
+        """Say which classes may be lists joined by blanks, + or &. No error: class names may contain these too."""
+        parts_of_class = {name: [part for part in re.split(r"[\s+&]+", name) if part] for name in sorted(classes)}
+        counts = Counter(part for parts in parts_of_class.values() for part in set(parts))
+        joined = [
+            name for name, parts in parts_of_class.items() if len(parts) > 1 and min(counts[part] for part in parts) > 1
+        ]
         if joined:
             say(
                 f"{escape(str(rows.path))}: {len(joined):,} classes such as {escape(joined[0])!r} look like "
@@ -194,137 +203,137 @@ one a class."""
 
 
 def _are_splits(cells: Sequence[str]) -> bool:
-    """Return whether all cells are names of splits, of two splits at least."""
+    """Return whether all cells are names of splits, and name two splits or more."""
     return None not in (names := {parse_split_name(cell) for cell in set(cells)}) and len(names) > 1
 
 
 def _parts(label: str) -> list[str]:
-    """The labels that a label would be by the usual separators; itself alone where it has none of them."""
+    """The parts of a label between common separators; the label alone if it has none of them."""
     return [part.strip() for part in re.split(r"[;,|/\t]", label) if part.strip()]
 
 
-def _missing(rows: Rows, columns: list[str]) -> Iterator[str]:
-    """Cells that stand for no value: a line each."""
+def _missing_value_problems(rows: Rows, columns: list[str]) -> Iterator[str]:
+    """Yield a line for each cell that stands for a missing value, such as `nan`."""
     for column in columns:
         for i, cell in enumerate(rows.columns[column]):
             if problem := missing_value_problem(cell):
                 yield f"{rows.location(i)}: {escape(column)} is {cell!r}, which {problem}"
 
 
-def _splits(rows: Rows, column: str | None) -> list[str]:
-    """The split of each row."""
-    written = rows.columns[column] if column else ["train"] * len(rows)
-    where = [parse_split_name(each) for each in written]
+def _row_splits(rows: Rows, column: str | None) -> list[str]:
+    """The split of each row; train if there is no column. Raises DataError for other words, and if train is empty."""
+    cells = rows.columns[column] if column else ["train"] * len(rows)
+    splits = [parse_split_name(cell) for cell in cells]
     refuse_problems(
-        f"{rows.location(i)}: split is {escape(written[i])!r}; use train, val or test"
-        for i, name in enumerate(where)
-        if name is None
+        f"{rows.location(i)}: split is {escape(cells[i])!r}; use train, val or test"
+        for i, split in enumerate(splits)
+        if split is None
     )
-    if "train" not in where:
+    if "train" not in splits:
         raise DataError(f"{rows.path}: no row is of the train split")
-    return [name for name in where if name]
+    return [split for split in splits if split]
 
 
-def _numbered(names: list[str]) -> Tensor:
-    """Each name by its place among the different ones."""
-    place = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    return torch.tensor([place[name] for name in names])
+def _number_groups(names: list[str]) -> Tensor:
+    """A number for each name, int64 [N]; equal names have equal numbers."""
+    numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return torch.tensor([numbers[name] for name in names])
 
 
-def _refuse_unknown(rows: Rows, labels: Sequence[Sequence[str]], known: dict[str, int]) -> None:
+def _refuse_unknown_labels(rows: Rows, sets: Sequence[Sequence[str]], label_index: dict[str, int]) -> None:
     refuse_problems(
         f"{rows.location(i)}: {escape(label)!r} is not a class of the training rows"
-        for i, of_row in enumerate(labels)
-        for label in of_row
-        if label not in known
+        for i, labels in enumerate(sets)
+        for label in labels
+        if label not in label_index
     )
 
 
-def _mistakes(rows: Rows, wanted: list[str], picture: str, why_not: Callable[[str], str | None]) -> Iterator[str]:
-    """Empty cells, paths that may not be used, and pictures that stand twice: a line each."""
-    for column in wanted:
+def _cell_problems(
+    rows: Rows, columns: list[str], image_column: str, path_problem: Callable[[str], str | None]
+) -> Iterator[str]:
+    """Yield a line for each empty cell in `columns`, and each image path that may not be used or is repeated."""
+    for column in columns:
         for i, cell in enumerate(rows.columns[column]):
             if not cell.strip():
                 yield f"{rows.location(i)}: {escape(column)} is empty"
-    first: dict[str, int] = {}
-    for i, path in enumerate(rows.columns[picture]):
-        if path.strip() and (why := why_not(path)):
-            yield f"{rows.location(i)}: {escape(path)!r} {why}"
-        elif path in first:
-            yield f"{rows.location(i)}: {escape(path)!r} stands in line {rows.lines[first[path]]} already"
-        first.setdefault(path, i)
+    first_row: dict[str, int] = {}
+    for i, path in enumerate(rows.columns[image_column]):
+        if path.strip() and (problem := path_problem(path)):
+            yield f"{rows.location(i)}: {escape(path)!r} {problem}"
+        elif path in first_row:
+            yield f"{rows.location(i)}: {escape(path)!r} stands in line {rows.lines[first_row[path]]} already"
+        first_row.setdefault(path, i)
 
 
 def _refuse_bare_names(rows: Rows, column: str, root: Path) -> None:
-    """Raises DataError for a column of names without a suffix, such as Kaggle's ids, that are no files."""
+    """Raise DataError if the paths are names without a suffix, such as Kaggle's ids, and not the names of files."""
     names = rows.columns[column]
     if not any(PurePath(name).suffix for name in names) and not (root / names[0]).exists():
         problem = f"has no suffix, and there is no such file in {escape(str(root))}"
         raise DataError(
-            f"{rows.location(0)}: {escape(column)} {escape(names[0])!r} {problem}; write whole names, such as "
+            f"{rows.location(0)}: {escape(column)} {escape(names[0])!r} {problem}; write the whole file name, such as "
             f"{escape(names[0])}.png"
         )
 
 
-def _one_hot(rows: Rows, columns: list[str]) -> list[str]:
-    """The column that is 1 in each row."""
-    found, problems = [], []
+def _read_one_hot(rows: Rows, columns: list[str]) -> list[str]:
+    """The label of each row: the column that is 1. Raises DataError for rows without exactly one 1."""
+    labels, problems = [], []
     for i, cells in enumerate(zip(*(rows.columns[column] for column in columns), strict=True)):
-        chosen = []
+        row_labels = []
         for column, cell in zip(columns, cells, strict=True):
-            value = _zero_or_one(cell)
+            value = _parse_boolean(cell)
             if value is None:
                 problems.append(f"{rows.location(i)}: {escape(column)} is {escape(cell)!r}; expected 0 or 1")
-            chosen += [column] if value else []
-        if len(chosen) != 1:
-            problems.append(
-                f"{rows.location(i)}: {len(chosen)} of the label columns are 1; one label a picture is expected"
-            )
-        found += chosen[:1] or [""]
+            row_labels += [column] if value else []
+        if len(row_labels) != 1:
+            problems.append(f"{rows.location(i)}: {len(row_labels)} of the label columns are 1; expected exactly one")
+        labels += row_labels[:1] or [""]
     refuse_problems(problems)
-    return found
+    return labels
 
 
-def _zeros_and_ones(rows: Rows, columns: list[str]) -> Tensor:
-    """Whether each cell is 1: bool [N, K]."""
-    values = [[_zero_or_one(cell) for cell in rows.columns[column]] for column in columns]
+def _read_booleans(rows: Rows, columns: list[str]) -> Tensor:
+    """The cells 0 and 1 as bool [N, K]. Raises DataError for any other cell."""
+    values = [[_parse_boolean(cell) for cell in rows.columns[column]] for column in columns]
     refuse_problems(
         f"{rows.location(i)}: {escape(column)} is {escape(rows.columns[column][i])!r}; expected 0 or 1"
-        for column, of_column in zip(columns, values, strict=True)
-        for i, value in enumerate(of_column)
+        for column, column_values in zip(columns, values, strict=True)
+        for i, value in enumerate(column_values)
         if value is None
     )
     return torch.tensor(values, dtype=torch.bool).T.contiguous()
 
 
-def _numbers(rows: Rows, columns: list[str]) -> Tensor:
-    """The cells as numbers: float32 [N, T]."""
-    values = [[_number(cell) for cell in rows.columns[column]] for column in columns]
+def _read_numbers(rows: Rows, columns: list[str]) -> Tensor:
+    """The cells as float32 [N, T]. Raises DataError for cells that are no numbers or too fine for float32."""
+    values = [[_parse_number(cell) for cell in rows.columns[column]] for column in columns]
     refuse_problems(
         f"{rows.location(i)}: {escape(column)} is {escape(rows.columns[column][i])!r}; expected a number, such as "
         "-1.5 or 2e3"
-        for column, of_column in zip(columns, values, strict=True)
-        for i, value in enumerate(of_column)
+        for column, column_values in zip(columns, values, strict=True)
+        for i, value in enumerate(column_values)
         if value is None
     )
     refuse_problems(
         f"{rows.path}: {problem}"
-        for name, each in zip(columns, values, strict=True)
-        if (problem := float32_problem(name, each))
+        for column, column_values in zip(columns, values, strict=True)
+        if (problem := float32_problem(column, column_values))
     )
     return torch.tensor(values, dtype=torch.float32).T.contiguous()
 
 
-def _number(cell: str) -> float | None:
-    """A number that float32 can hold, with a point; None for all else (Python's own float takes 1_000 and nan too)."""
+def _parse_number(cell: str) -> float | None:
+    """A decimal number below 1e30, or None. Python's own `float` would accept 1_000 and nan."""
     if not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", cell, re.ASCII):
         return None
-    return value if abs(value := float(cell)) < _LARGEST else None
+    return value if abs(value := float(cell)) < _MAX_NUMBER else None
 
 
-def _zero_or_one(cell: str) -> bool | None:
-    if cell.casefold() in _TRUTHS:  # as pandas writes them
-        return _TRUTHS[cell.casefold()]
+def _parse_boolean(cell: str) -> bool | None:
+    if cell.casefold() in _BOOLEANS:
+        return _BOOLEANS[cell.casefold()]
     try:
         return {0.0: False, 1.0: True}.get(float(cell))
     except ValueError:

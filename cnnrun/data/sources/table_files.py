@@ -1,4 +1,4 @@
-"""The rows of a table: CSV, TSV, or Parquet where pyarrow is installed; every cell as text."""
+"""Reading a table as text: CSV, TSV, or Parquet if pyarrow is installed."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from cnnrun.base.errors import DataError, escape, first_line, unescape_cell
 from cnnrun.base.extras import require_package
 
 _MAX_BYTES = 1 << 30
-_MOST_ROWS, _MOST_COLUMNS = 10_000_000, 4096
-_CELL_BYTES = 100  # of memory, text and all
-_UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # how such files begin
-_MAX_CELL_BYTES, _PIECE_ROWS = 4096, 10_000  # of a Parquet file's cells on average, and rows read at a time
+_MAX_ROWS, _MAX_COLUMNS = 10_000_000, 4096
+_CELL_BYTES = 100  # an estimate of the memory that a cell takes
+_UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")  # the first bytes of a UTF-16 file
+_MAX_CELL_BYTES = 4096  # of a Parquet file's cells, on average
+_BATCH_ROWS = 10_000  # of a Parquet file, read at a time
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Columns of text; `first` is the line of the first row in the file."""
+    """Columns of text; `lines` are the line numbers of the rows in the file."""
 
     path: Path
     columns: dict[str, list[str]]
@@ -34,12 +35,12 @@ class Rows:
         return len(self.lines)
 
     def location(self, row: int) -> str:
-        """Where a row stands, as messages name it."""
+        """The file and line of a row, for messages."""
         return f"{escape(str(self.path))}:{self.lines[row]}"
 
 
 def read_rows(path: Path) -> Rows:
-    """The rows of a CSV, TSV or Parquet file, every cell as text. Raises DataError."""
+    """Read a CSV, TSV or Parquet file, every cell as text. Raises DataError if it cannot be read or has no rows."""
     if not path.is_file():
         raise DataError(f"{escape(str(path))}: {'not a regular file' if path.exists() else 'no such file'}")
     if path.suffix.lower() == ".parquet":
@@ -47,7 +48,7 @@ def read_rows(path: Path) -> Rows:
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
         with open_file(path, DataError, _MAX_BYTES) as raw, TextIOWrapper(raw, "utf-8-sig", newline="") as file:
-            # A blank before quotes is no reason to take the quotes for a part of the cell.
+            # skipinitialspace: quotes after a blank are still quotes, and no part of the cell.
             reader = csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=True)
             header = next(reader, [])
             _check_header(path, header, delimiter)
@@ -62,8 +63,8 @@ def read_rows(path: Path) -> Rows:
                     lines.append(reader.line_num)
                     _check_size(path, len(lines), len(header))
     except UnicodeDecodeError as error:
-        what = "UTF-16 and not UTF-8" if error.object[:2] in _UTF_16 else f"not UTF-8 (byte {error.start})"
-        raise DataError(f"{path}: {what}; save it as CSV in UTF-8") from None
+        problem = "UTF-16 and not UTF-8" if error.object[:2] in _UTF_16_MARKS else f"not UTF-8 (byte {error.start})"
+        raise DataError(f"{path}: {problem}; save it as CSV in UTF-8") from None
     except csv.Error as error:
         raise DataError(f"{path}: not a table: {error}") from None
     if not lines:
@@ -72,19 +73,20 @@ def read_rows(path: Path) -> Rows:
 
 
 def _check_size(path: Path, rows: int, columns: int) -> None:
-    """Raises DataError for more rows than a table of images has, or than fit the memory."""
-    if rows > _MOST_ROWS:
-        raise DataError(f"{escape(str(path))}: more than {_MOST_ROWS:,} rows")
+    """Raise DataError for more than 10,000,000 rows, or more than fit the memory."""
+    if rows > _MAX_ROWS:
+        raise DataError(f"{escape(str(path))}: more than {_MAX_ROWS:,} rows")
     if rows % 100_000 == 0:
         check_fits_memory(path, rows * columns * _CELL_BYTES, DataError)
 
 
 def _check_header(path: Path, header: list[str], delimiter: str) -> None:
+    """Raise DataError if the column names are missing, too many, repeated, or separated by another delimiter."""
     if not header:
         raise DataError(f"{path}: empty")
-    if len(header) > _MOST_COLUMNS:
-        raise DataError(f"{path}:1: {len(header):,} columns; at most {_MOST_COLUMNS:,} are read")
-    if len(header) == 1 and any(other in header[0] for other in ";\t,"):
+    if len(header) > _MAX_COLUMNS:
+        raise DataError(f"{path}:1: {len(header):,} columns; at most {_MAX_COLUMNS:,} are read")
+    if len(header) == 1 and any(separator in header[0] for separator in ";\t,"):
         raise DataError(f"{path}:1: one column {escape(header[0])!r}; separate columns by {delimiter!r}")
     for name, count in Counter(header).items():
         if count > 1:
@@ -92,7 +94,7 @@ def _check_header(path: Path, header: list[str], delimiter: str) -> None:
 
 
 def _read_parquet(path: Path) -> Rows:
-    """The rows of a Parquet file, read in pieces, so that a few bytes cannot stand for any amount of text."""
+    """Read a Parquet file in batches, so that a small file cannot unpack to any amount of text."""
     require_package("pyarrow", "parquet", f"{path}: Parquet", DataError)
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
@@ -100,37 +102,37 @@ def _read_parquet(path: Path) -> Rows:
     try:
         with open_file(path, DataError, _MAX_BYTES) as file:
             parquet = ParquetFile(file, pre_buffer=False)
-            about = parquet.metadata
+            metadata = parquet.metadata
             names = list(parquet.schema_arrow.names)
             _check_header(path, names, ",")
-            _check_size(path, about.num_rows, about.num_columns)
-            check_fits_memory(path, about.num_rows * about.num_columns * _CELL_BYTES, DataError)
-            columns = _read_pieces(path, parquet, names)
+            _check_size(path, metadata.num_rows, metadata.num_columns)
+            check_fits_memory(path, metadata.num_rows * metadata.num_columns * _CELL_BYTES, DataError)
+            columns = _read_columns(path, parquet, names)
     except (ArrowException, OSError, KeyError, ValueError, OverflowError, TypeError, NotImplementedError) as error:
         raise DataError(f"{path}: cannot be read: {first_line(error)}") from None
-    if not about.num_rows:
+    if not metadata.num_rows:
         raise DataError(f"{path}: no rows")
-    return Rows(path, columns, range(1, about.num_rows + 1))
+    return Rows(path, columns, range(1, metadata.num_rows + 1))
 
 
-def _read_pieces(path: Path, parquet: Any, names: list[str]) -> dict[str, list[str]]:
-    """The cells of each column as text, with no more text in all than an archive of the file's size may hold."""
+def _read_columns(path: Path, parquet: Any, names: list[str]) -> dict[str, list[str]]:
+    """The cells of each column as text. Raises DataError if they hold more text than an archive of this size may."""
     columns: dict[str, list[str]] = {name: [] for name in names}
-    text_bytes, on_disk = 0, path.stat().st_size
-    # Threads of pyarrow that still run when the interpreter ends abort it.
-    for piece in parquet.iter_batches(_PIECE_ROWS, use_threads=False):
-        for name, column in zip(names, piece.columns, strict=True):
+    text_bytes, file_bytes = 0, path.stat().st_size
+    # No threads: pyarrow's abort the interpreter if they still run when it exits.
+    for batch in parquet.iter_batches(_BATCH_ROWS, use_threads=False):
+        for name, column in zip(names, batch.columns, strict=True):
             _check_cells(path, name, column)
             cells = ["" if cell is None else str(cell) for cell in column.to_pylist()]
             text_bytes += sum(map(len, cells))
             columns[name] += cells
-        if text_bytes > max_unpacked_bytes(on_disk):
-            refuse_expansion(path, on_disk, text_bytes, DataError)
+        if text_bytes > max_unpacked_bytes(file_bytes):
+            refuse_expansion(path, file_bytes, text_bytes, DataError)
     return columns
 
 
 def _check_cells(path: Path, name: str, column: Any) -> None:
-    """Raises DataError for cells that are too long, before a dictionary's are written out for each row."""
+    """Raise DataError if cells are too long, before a dictionary column is expanded to one text for each row."""
     values = getattr(column, "dictionary", column)
     if values.nbytes > _MAX_CELL_BYTES * max(1, len(values)):
         raise DataError(f"{escape(str(path))}: column {escape(name)!r} has cells of {_MAX_CELL_BYTES:,} bytes or more")

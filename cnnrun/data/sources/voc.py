@@ -1,4 +1,4 @@
-"""Pascal VOC's layout: an XML file a picture, lists of names a split."""
+"""Pascal VOC's layout: one XML file for each image, one list of names for each split."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cnnrun.base.error_lines import refuse_problems
 from cnnrun.base.errors import DataError, escape
 from cnnrun.base.progress import say
 from cnnrun.base.user_paths import path_checker
-from cnnrun.contracts.objects import DIFFICULT
+from cnnrun.contracts.objects import DIFFICULT, OBJECT
 from cnnrun.contracts.source import BadBox, ClassNames, SourceContents, Split
 from cnnrun.data.image_files import is_image_name
 from cnnrun.data.sources.box_lists import AnnotatedImage, Box, BoxSource, build_split
@@ -30,95 +30,99 @@ class Voc(BoxSource):
 
     root: str
     classes: ClassNames | None = None
-    """The classes in the order wanted; by default those of the training split, sorted."""
+    """The classes in the order of their labels; by default those of the training split, sorted."""
     splits: dict[Literal["train", "val", "test"], str] | None = None
-    """Which list is which split; by default those that are called so. Without lists `data.split` divides."""
+    """The list of each split; by default train.txt, val.txt and test.txt. Without lists `data.split` divides."""
     difficult: Literal["ignore", "keep"] = "ignore"
-    """Objects marked difficult: neither learned nor counted, as VOC has it, or objects like others."""
+    """How to treat objects marked difficult: `ignore` neither learns nor counts them, as VOC does; `keep` does both."""
     first_pixel: int = Field(0, ge=0, le=1)
-    """The number of the picture's first pixel: 1 in VOC's own files, 0 in what most tools write."""
+    """The coordinate of an image's first pixel: 1 in VOC's own files, 0 in files of most tools."""
 
     def read_boxes(self) -> SourceContents:
         root = Path(self.root)
-        for folder in ("Annotations", "JPEGImages"):
-            if not (root / folder).is_dir():
-                raise DataError(f"{root}: no folder {folder}")
+        for name in ("Annotations", "JPEGImages"):
+            if not (root / name).is_dir():
+                raise DataError(f"{root}: no folder {name}")
         problems: list[str] = []
-        tree = VocFolder(root)
-        found = {
-            name: [file for each in names if (file := tree.read(each, problems))]
-            for name, names in self._names(root, tree).items()
+        folder = VocFolder(root)
+        annotations = {
+            split: [annotation for name in names if (annotation := folder.read(name, problems))]
+            for split, names in self._split_names(root, folder).items()
         }
         refuse_problems(problems)
-        tree.say_guesses(all_are_read=not self._lists(root))
-        _say_unread_lists(root, self._lists(root))
-        classes = self.classes or sorted({label for file in found["train"] for label, *_ in file.objects})
+        list_names = self._list_names(root)
+        folder.say_guesses(all_are_read=not list_names)
+        _say_unread_lists(root, list_names)
+        classes = self.classes or sorted({label for image in annotations["train"] for label, *_ in image.objects})
+        label_index = {label: k for k, label in enumerate(classes)}
         splits: dict[str, Split] = {}
-        bad: list[BadBox] = []
-        for name, files in found.items():
-            listed = [self._listed(file, {label: k for k, label in enumerate(classes)}, problems) for file in files]
+        bad_boxes: list[BadBox] = []
+        for split, split_annotations in annotations.items():
+            images = [self._annotated_image(annotation, label_index, problems) for annotation in split_annotations]
             refuse_problems(problems)
-            splits[name], wrong = build_split(name, listed, str(root))
-            bad += wrong
-        return SourceContents(tuple(classes), splits, tuple(bad))
+            splits[split], split_bad_boxes = build_split(split, images, str(root))
+            bad_boxes += split_bad_boxes
+        return SourceContents(tuple(classes), splits, tuple(bad_boxes))
 
-    def _names(self, root: Path, tree: VocFolder) -> dict[str, list[str]]:
-        """The names of each split's pictures."""
-        lists, given = root / "ImageSets" / "Main", self._lists(root)
-        if not given:
-            return {"train": sorted(tree.annotation_names(), key=os.fsencode)}
-        if "train" not in given:
-            raise DataError(f"{lists}: no train.txt; say with `splits` which list is which")
+    def _split_names(self, root: Path, folder: VocFolder) -> dict[str, list[str]]:
+        """The names of the images in each split; all are in train if there are no lists."""
+        lists, list_names = root / "ImageSets" / "Main", self._list_names(root)
+        if not list_names:
+            return {"train": sorted(folder.annotation_names(), key=os.fsencode)}
+        if "train" not in list_names:
+            raise DataError(f"{lists}: no train.txt; name the list of each split with data.source.voc.splits")
         names = {}
-        for split, name in given.items():
-            if problem := path_checker(lists)(f"{name}.txt"):
-                raise DataError(f"splits.{split}: the path {escape(name)!r} {problem}")
-            lines = read_text(lists / f"{name}.txt", DataError).splitlines()
-            names[split] = _listed_names(lists / f"{name}.txt", lines)
+        for split, list_name in list_names.items():
+            if problem := path_checker(lists)(f"{list_name}.txt"):
+                raise DataError(f"splits.{split}: the path {escape(list_name)!r} {problem}")
+            lines = read_text(lists / f"{list_name}.txt", DataError).splitlines()
+            names[split] = _parse_list(lists / f"{list_name}.txt", lines)
         return names
 
-    def _lists(self, root: Path) -> dict[str, str]:
-        """The name of each split's list; empty where there are none."""
+    def _list_names(self, root: Path) -> dict[str, str]:
+        """The name of each split's list, without its suffix; empty if there are no lists."""
         if self.splits:
-            return {str(key): value for key, value in self.splits.items()}
+            return {str(split): name for split, name in self.splits.items()}
         lists = root / "ImageSets" / "Main"
-        return {name: name for name in ("train", "val", "test") if (lists / f"{name}.txt").is_file()}
+        return {split: split for split in ("train", "val", "test") if (lists / f"{split}.txt").is_file()}
 
-    def _listed(self, file: VocAnnotation, numbers: dict[str, int], problems: list[str]) -> AnnotatedImage:
+    def _annotated_image(
+        self, annotation: VocAnnotation, label_index: dict[str, int], problems: list[str]
+    ) -> AnnotatedImage:
+        """The image with boxes in pixels from 0; a line is added to `problems` for each object of an unknown class."""
         boxes = []
-        for place, (label, difficult, corners) in enumerate(file.objects, 1):
-            if label not in numbers:
-                problems.append(f"{escape(file.where)}: object {place} is a {escape(label)!r}, not a class")
+        for number, (label, is_difficult, corners) in enumerate(annotation.objects, 1):
+            if label not in label_index:
+                problems.append(f"{escape(annotation.where)}: object {number} is a {escape(label)!r}, not a class")
                 continue
             x1, y1, x2, y2 = corners
-            role = DIFFICULT if difficult and self.difficult == "ignore" else 0
+            role = DIFFICULT if is_difficult and self.difficult == "ignore" else OBJECT
             first = self.first_pixel
-            boxes.append(Box((x1 - first, y1 - first, x2, y2), numbers[label], role, f"object {place}"))
-        return AnnotatedImage(file.path, file.size, file.where, boxes)
+            boxes.append(Box((x1 - first, y1 - first, x2, y2), label_index[label], role, f"object {number}"))
+        return AnnotatedImage(annotation.path, annotation.size, annotation.where, boxes)
 
 
-def _say_unread_lists(root: Path, given: dict[str, str]) -> None:
-    """Say which lists that are called as splits are not read, where they are not another's name for one that is."""
+def _say_unread_lists(root: Path, list_names: dict[str, str]) -> None:
+    """Say which lists are named like a split that has no list, and are not read."""
     main = root / "ImageSets" / "Main"
-    read = {main / f"{name}.txt" for name in given.values()}
+    read = {main / f"{name}.txt" for name in list_names.values()}
     for path in sorted(path for folder in (root, main.parent, main) for path in folder.glob("*.txt")):
         split = "train" if path.stem == "trainval" else parse_split_name(path.stem)
-        if split and split not in given and path not in read:
-            where = "ImageSets/Main, where `splits` says which list is which"
-            say(f"{escape(str(path))}: not read; the lists of splits that are read lie in {where}")
+        if split and split not in list_names and path not in read:
+            say(f"{escape(str(path))}: not read; put lists in ImageSets/Main and name them with data.source.voc.splits")
 
 
-def _listed_names(path: Path, lines: list[str]) -> list[str]:
-    """The pictures that a list names, a line each. Raises DataError for lists of one class, and for names twice."""
+def _parse_list(path: Path, lines: list[str]) -> list[str]:
+    """The names of the images in a list. Raises DataError if it is empty, of one class alone, or repeats a name."""
     words = [line.strip().rsplit(None, 1) for line in lines if line.strip()]
     flags = [pair[1] if len(pair) == 2 and pair[1] in ("-1", "0", "1") else "" for pair in words]
     if all(flags) and "-1" in flags:
-        raise DataError(f"{path}: a list of one class, with -1 for pictures without it; give a list of all")
+        raise DataError(f"{path}: a list of one class, with -1 for pictures without it; give a list of all pictures")
     names = [pair[0] if flag else " ".join(pair) for pair, flag in zip(words, flags, strict=True)]
     names = [Path(name).stem if is_image_name(name) else name for name in names]
     if not names:
         raise DataError(f"{path}: names no picture")
     if len(set(names)) < len(names):
-        twice = Counter(names).most_common(1)[0][0]
-        raise DataError(f"{path}: names {escape(twice)!r} twice")
+        repeated = Counter(names).most_common(1)[0][0]
+        raise DataError(f"{path}: names {escape(repeated)!r} twice")
     return names

@@ -1,4 +1,4 @@
-"""Annotation files of Pascal VOC's kind, read strictly: what is not understood is named and never passed over."""
+"""Strict reading of Pascal VOC annotation files: whatever is not understood is an error and never ignored."""
 
 from __future__ import annotations
 
@@ -18,20 +18,19 @@ from cnnrun.base.user_paths import path_checker
 from cnnrun.contracts.layer import HeightWidth
 from cnnrun.data.image_files import image_errors, is_image_name, read_image_bytes, read_image_header
 
-_MAX_XML = 16 << 20
-_DEEPEST, _MOST_ELEMENTS = 64, 500_000  # of the elements of an annotation file
+_MAX_XML_BYTES = 16 << 20
+_MAX_DEPTH, _MAX_ELEMENTS = 64, 500_000  # of the XML tree
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
-_TRUTHS = {"0": False, "1": True, "false": False, "true": True, "unspecified": False}
-_LARGEST = 1_000_000  # pixels of a side
-# The elements that are read; in another spelling they would be passed over.
-_READ = ("annotation", "filename", "size", "width", "height", "object", "name", "difficult", "bndbox", *_SIDES)
-_MAY_HOLD_BOXES = ("object", "part")
-_NUMBERS_OF_A_BOX = 4
+_BOOLEANS = {"0": False, "1": True, "false": False, "true": True, "unspecified": False}
+_MAX_SIDE_PX = 1_000_000
+# The elements that are read. The same name in another case is refused, for it would be ignored.
+_TAGS = ("annotation", "filename", "size", "width", "height", "object", "name", "difficult", "bndbox", *_SIDES)
+_BOX_PARENTS = ("object", "part")
 
 
 @dataclass(frozen=True)
 class VocAnnotation:
-    """The content of an annotation file: the picture's path and size; label, difficult and corners of each object."""
+    """The content of an annotation file: the image's path and size; label, difficult and corners of each object."""
 
     path: str
     size: HeightWidth
@@ -40,186 +39,198 @@ class VocAnnotation:
 
 
 class VocFolder:
-    """The folders `Annotations` and `JPEGImages`: which files are there, and what is read of them."""
+    """The folders `Annotations` and `JPEGImages`, and what was read from them."""
 
     def __init__(self, root: Path) -> None:
-        self._root, self._inside = root, path_checker(root)
-        self._annotations = _by_stem(root / "Annotations", lambda name: name.lower().endswith(".xml"))
-        self.pictures = _by_stem(root / "JPEGImages", is_image_name)
-        self._taken: dict[str, str] = {}
-        self._guessed: list[str] = []
+        self._root, self._path_problem = root, path_checker(root)
+        self._annotations = _files_by_stem(root / "Annotations", lambda name: name.lower().endswith(".xml"))
+        self._images = _files_by_stem(root / "JPEGImages", is_image_name)
+        self._annotation_of_image: dict[str, str] = {}
+        self._guesses: list[str] = []
 
     def annotation_names(self) -> set[str]:
         """The names of the annotation files, without their suffix."""
         return set(self._annotations)
 
     def read(self, name: str, problems: list[str]) -> VocAnnotation | None:
-        """Read a picture's annotation file; None, with the reason among the problems, where it cannot be used."""
+        """Read the annotation file of an image. If it cannot be used, add the reason to `problems` and return None."""
         files = self._annotations.get(name, [f"{name}.xml"])
         where = self._root / "Annotations" / files[0]
-        if problem := self._inside(f"Annotations/{files[0]}"):
+        if problem := self._path_problem(f"Annotations/{files[0]}"):
             problems.append(f"{escape(str(self._root))}: the name {escape(name)!r} {problem}")
             return None
         try:
             if len(files) > 1:
-                raise _Wrong(f"stands beside {escape(files[1])}; one of them is to be removed")
-            tree = _parsed(where)
+                raise _AnnotationError(f"differs from {escape(files[1])} in its suffix alone; remove one of them")
+            tree = _parse_xml(where)
             _check_elements(tree)
-            path = self._picture(name, (tree.findtext("filename") or "").strip())
-            if (before := self._taken.setdefault(str(path), files[0])) != files[0]:
-                raise _Wrong(f"is of {escape(path.name)}, as {escape(before)} is; a picture has one annotation file")
-            return VocAnnotation(
-                str(path), _size(tree, path), str(where), [_object(each) for each in tree.iter("object")]
-            )
-        except _Wrong as wrong:
-            problems.append(f"{escape(str(where))}: {wrong}")
+            path = self._find_image(name, (tree.findtext("filename") or "").strip())
+            if (earlier := self._annotation_of_image.setdefault(str(path), files[0])) != files[0]:
+                problem = f"describes {escape(path.name)}, as {escape(earlier)} does"
+                raise _AnnotationError(f"{problem}; a picture has one annotation file")
+            size = _image_size(tree, path)
+            return VocAnnotation(str(path), size, str(where), [_read_object(child) for child in tree.iter("object")])
+        except _AnnotationError as error:
+            problems.append(f"{escape(str(where))}: {error}")
             return None
 
-    def _picture(self, name: str, written: str) -> Path:
-        """The picture that the file names; where it names none that is there, the one that is called as it is."""
-        file = PureWindowsPath(written).name  # some tools write the whole path, in the way of either system
-        there = self.pictures.get(os.path.splitext(file)[0], [])  # noqa: PTH122
-        chosen = [file] if file in there else self.pictures.get(name, [])
-        if not chosen:
-            raise _Wrong(f"no picture {escape(file or name)!r} in {escape(str(self._root / 'JPEGImages'))}")
-        if len(chosen) > 1:
-            which = f"names {escape(file)!r}, which is not there" if file else "names no picture"
-            raise _Wrong(f"{which}; {' and '.join(map(escape, sorted(chosen)))} are")
-        if file and file != chosen[0]:
-            self._guessed.append(f"{name}.xml for {file}")
-        if problem := self._inside(f"JPEGImages/{chosen[0]}"):
-            raise _Wrong(f"its picture {problem}")
-        return self._root / "JPEGImages" / chosen[0]
+    def _find_image(self, name: str, written: str) -> Path:
+        """The image `written` in the annotation file, else the one with the annotation file's own name."""
+        file = PureWindowsPath(written).name  # some tools write the whole path, with / or \
+        same_stem = self._images.get(os.path.splitext(file)[0], [])  # noqa: PTH122
+        candidates = [file] if file in same_stem else self._images.get(name, [])
+        if not candidates:
+            raise _AnnotationError(f"no picture {escape(file or name)!r} in {escape(str(self._root / 'JPEGImages'))}")
+        if len(candidates) > 1:
+            problem = f"names {escape(file)!r}, which is not there" if file else "names no picture"
+            raise _AnnotationError(f"{problem}; {' and '.join(map(escape, sorted(candidates)))} are")
+        image = candidates[0]
+        if file and file != image:
+            self._guesses.append(f"{name}.xml for {file}")
+        if path_problem := self._path_problem(f"JPEGImages/{image}"):
+            raise _AnnotationError(f"its picture {path_problem}")
+        return self._root / "JPEGImages" / image
 
     def say_guesses(self, *, all_are_read: bool) -> None:
-        """Say which pictures were taken for others, and, where all files are read, which have none."""
+        """Say which images were found by the annotation's own name and, if all files are read, which have none."""
         where = escape(str(self._root))
-        if self._guessed:
+        if self._guesses:
             say(
-                f"{where}: {len(self._guessed):,} annotation file(s) name a picture that is not there; the one of "
-                f"their own name is taken, such as {escape(self._guessed[0])}"
+                f"{where}: {len(self._guesses):,} annotation file(s) name a picture that is not there; the one "
+                f"with their own name is used, such as {escape(self._guesses[0])}"
             )
-        taken = {Path(path).name for path in self._taken}
-        bare = sorted(name for names in self.pictures.values() for name in names if name not in taken)
-        if bare and all_are_read:
+        annotated = {Path(path).name for path in self._annotation_of_image}
+        unannotated = sorted(name for names in self._images.values() for name in names if name not in annotated)
+        if unannotated and all_are_read:
             say(
-                f"{where}: {len(bare):,} picture(s) without an annotation file are left out, such as "
-                f"{escape(bare[0])!r}; for one without objects there must be a file without <object>"
+                f"{where}: {len(unannotated):,} picture(s) without an annotation file are left out, such as "
+                f"{escape(unannotated[0])!r}; a picture without objects needs a file without <object>"
             )
 
 
-def _by_stem(folder: Path, wanted: Callable[[str], bool]) -> dict[str, list[str]]:
-    """The files in a folder by their names without the suffix."""
-    found: defaultdict[str, list[str]] = defaultdict(list)
+def _files_by_stem(folder: Path, is_match: Callable[[str], bool]) -> dict[str, list[str]]:
+    """The matching files in a folder, by their names without the suffix."""
+    files: defaultdict[str, list[str]] = defaultdict(list)
     for name in sorted(os.listdir(folder), key=os.fsencode):  # noqa: PTH208
-        if wanted(name) and not is_clutter(name):
-            found[os.path.splitext(name)[0]].append(name)  # noqa: PTH122
-    return dict(found)
+        if is_match(name) and not is_clutter(name):
+            files[os.path.splitext(name)[0]].append(name)  # noqa: PTH122
+    return dict(files)
 
 
-class _Wrong(Exception):
-    """A fault of an annotation file."""
+class _AnnotationError(Exception):
+    """A mistake in an annotation file."""
 
 
 def _check_elements(tree: ElementTree.Element) -> None:
-    """Raises _Wrong for what may say something about objects and would be passed over."""
+    """Raise _AnnotationError for an element that may describe an object and would be ignored."""
     for element in tree.iter():
         if element.tag.startswith("{"):
-            raise _Wrong(f"its elements are of a namespace ({escape(element.tag[1:].partition('}')[0])}); remove it")
-        if element.tag not in _READ and (meant := element.tag.casefold()) in _READ:
-            raise _Wrong(f"has <{escape(element.tag)}>, which is not read; write <{meant}>")
+            namespace = escape(element.tag[1:].partition("}")[0])
+            raise _AnnotationError(f"its elements are in a namespace ({namespace}); remove it")
+        if element.tag not in _TAGS and (known := element.tag.casefold()) in _TAGS:
+            raise _AnnotationError(f"has <{escape(element.tag)}>, which is not read; write <{known}>")
     if tree.tag != "annotation":
-        raise _Wrong(f"is a <{escape(tree.tag)}> and no <annotation>")
+        raise _AnnotationError(f"is a <{escape(tree.tag)}> and not an <annotation>")
     boxes = sum(1 for _ in tree.iter("bndbox"))
-    if boxes != sum(len(parent.findall("bndbox")) for kind in _MAY_HOLD_BOXES for parent in tree.iter(kind)):
-        raise _Wrong("has a <bndbox> outside of any <object>")
+    if boxes != sum(len(parent.findall("bndbox")) for tag in _BOX_PARENTS for parent in tree.iter(tag)):
+        raise _AnnotationError("has a <bndbox> outside of any <object>")
     for child in tree:
-        if child.tag not in _READ and not child.findall(".//object") and _numbers_in(child) >= _NUMBERS_OF_A_BOX:
-            raise _Wrong(f"has a <{escape(child.tag)}> that may be an object; objects are written <object>")
+        if child.tag not in _TAGS and not child.findall(".//object") and _count_numbers(child) >= len(_SIDES):
+            raise _AnnotationError(f"has a <{escape(child.tag)}> that may be an object; objects are written <object>")
 
 
-def _numbers_in(element: ElementTree.Element) -> int:
-    """How many elements and attributes within hold a number."""
+def _count_numbers(element: ElementTree.Element) -> int:
+    """The number of elements and attributes in `element` whose text is a number."""
     count = 0
-    for text in (text for inner in element.iter() for text in (inner.text or "", *inner.attrib.values())):
+    for text in (text for child in element.iter() for text in (child.text or "", *child.attrib.values())):
         try:
-            count += _number(text) is not None
+            count += _parse_number(text) is not None
         except ValueError:
             continue
     return count
 
 
-def _parsed(path: Path) -> ElementTree.Element:
+def _parse_xml(path: Path) -> ElementTree.Element:
     try:
-        data = read_bytes(path, DataError, _MAX_XML)
+        data = read_bytes(path, DataError, _MAX_XML_BYTES)
     except DataError as error:
-        raise _Wrong(str(error).removeprefix(f"{escape(str(path))}: ")) from None
+        raise _AnnotationError(str(error).removeprefix(f"{escape(str(path))}: ")) from None
     try:
-        _look_through(data)
+        _check_xml_size(data)
         return ElementTree.fromstring(data)  # noqa: S314
-    except (expat.ExpatError, ElementTree.ParseError, ValueError, LookupError) as error:  # the last for encodings
-        raise _Wrong(f"not XML in UTF-8: {error}") from None
+    except (
+        expat.ExpatError,
+        ElementTree.ParseError,
+        ValueError,
+        LookupError,
+    ) as error:  # LookupError: an unknown encoding
+        raise _AnnotationError(f"not XML in UTF-8: {error}") from None
 
 
-def _look_through(data: bytes) -> None:
-    """Raises _Wrong for XML whose tree would be far larger than an annotation's, in whatever encoding it is."""
+def _check_xml_size(data: bytes) -> None:
+    """Raise _AnnotationError for XML with a document type or a tree far larger than an annotation's.
+
+    The check runs on the parser's events, so that it holds in any encoding and before a tree is built.
+    """
     depth = elements = 0
 
-    def refuse_document_type(*about: object) -> None:  # its entities can grow without end
-        raise _Wrong("declares a document type, which annotations do not need")
+    def refuse_document_type(*arguments: object) -> None:  # its entities can expand without limit
+        raise _AnnotationError("declares a document type, which annotations do not need")
 
-    def count(name: str, attributes: object) -> None:
+    def enter_element(name: str, attributes: object) -> None:
         nonlocal depth, elements
         depth, elements = depth + 1, elements + 1
-        if depth > _DEEPEST or elements > _MOST_ELEMENTS:
-            raise _Wrong(f"more than {_MOST_ELEMENTS:,} elements, or deeper than {_DEEPEST}")
+        if depth > _MAX_DEPTH or elements > _MAX_ELEMENTS:
+            raise _AnnotationError(f"has more than {_MAX_ELEMENTS:,} elements, or more than {_MAX_DEPTH} levels")
 
-    def leave(name: str) -> None:
+    def leave_element(name: str) -> None:
         nonlocal depth
         depth -= 1
 
     parser = expat.ParserCreate()
     parser.StartDoctypeDeclHandler, parser.EntityDeclHandler = refuse_document_type, refuse_document_type
-    parser.StartElementHandler, parser.EndElementHandler = count, leave
+    parser.StartElementHandler, parser.EndElementHandler = enter_element, leave_element
     parser.Parse(data, True)
 
 
-def _size(tree: ElementTree.Element, path: Path) -> HeightWidth:
-    """Height and width as written; as the picture's own header has them where they are not."""
+def _image_size(tree: ElementTree.Element, path: Path) -> HeightWidth:
+    """Height and width from the annotation file, or from the image's header if the file has none."""
     try:
-        size = int(_number(tree.findtext("size/height") or "0")), int(_number(tree.findtext("size/width") or "0"))
+        height, width = (int(_parse_number(tree.findtext(f"size/{side}") or "0")) for side in ("height", "width"))
     except (ValueError, OverflowError):
-        raise _Wrong("a size that is no number") from None
-    if max(size) > _LARGEST:
-        raise _Wrong(f"a picture of {size[1]}x{size[0]} pixels")
+        raise _AnnotationError("has a size that is not a number") from None
+    size = height, width
+    if max(size) > _MAX_SIDE_PX:
+        raise _AnnotationError(f"has a picture of {width}x{height} pixels; at most {_MAX_SIDE_PX:,} a side")
     if min(size) > 0:
         return size
     try:
         with image_errors(str(path)):
             return read_image_header(read_image_bytes(path))[0]
     except DataError as error:
-        raise _Wrong(error.lines[0]) from None
+        raise _AnnotationError(error.lines[0]) from None
 
 
-def _object(tree: ElementTree.Element) -> tuple[str, bool, list[float]]:
+def _read_object(tree: ElementTree.Element) -> tuple[str, bool, list[float]]:
+    """Label, difficult and corners of an <object>. Raises _AnnotationError if one is missing, repeated or malformed."""
     for tag in ("name", "bndbox", "difficult", *(f"bndbox/{side}" for side in _SIDES)):
         if len(tree.findall(tag)) > 1:
-            raise _Wrong(f"an object with more than one <{tag.rpartition('/')[2]}>")
+            raise _AnnotationError(f"has an object with more than one <{tag.rpartition('/')[2]}>")
     label = (tree.findtext("name") or "").strip()
     if not label:
-        raise _Wrong("an object without a name")
+        raise _AnnotationError("has an object without a name")
     try:
-        corners = [_number(tree.findtext(f"bndbox/{side}") or "") for side in _SIDES]
+        corners = [_parse_number(tree.findtext(f"bndbox/{side}") or "") for side in _SIDES]
     except ValueError:
-        raise _Wrong(f"the bndbox of a {escape(label)!r} lacks a number for {', '.join(_SIDES)}") from None
+        raise _AnnotationError(f"the bndbox of a {escape(label)!r} needs numbers for {', '.join(_SIDES)}") from None
     difficult = (tree.findtext("difficult") or "0").strip().lower()
-    if difficult not in _TRUTHS:
-        raise _Wrong(f"difficult is {escape(difficult)!r}; expected 0 or 1")
-    return label, _TRUTHS[difficult], corners
+    if difficult not in _BOOLEANS:
+        raise _AnnotationError(f"difficult is {escape(difficult)!r}; expected 0 or 1")
+    return label, _BOOLEANS[difficult], corners
 
 
-def _number(text: str) -> float:
-    """A number as XML has it: Python's own reading takes `1_0` for ten."""
+def _parse_number(text: str) -> float:
+    """The number in a text. Raises ValueError for `1_0` too, which Python's own `float` takes for ten."""
     if "_" in text:
         raise ValueError(text)
     return float(text)

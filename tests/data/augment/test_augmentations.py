@@ -315,12 +315,12 @@ def test_with_both_each_picture_is_mixed_in_one_way():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_policy_does_to_each_picture_one_thing_that_the_vocabulary_has(channels):
-    from cnnrun.data.augment.settings import _COLOUR_OPERATIONS, _WIDEST_RANGES
+    from cnnrun.data.augment.settings import _RGB_OPERATIONS, _WIDEST_RANGES
 
     count, given = 60, pictures(60, channels, 16, 16)
     policy = Augment.model_validate({"policy": {"trivial_augment": 0.5}})
     got = applied(policy, given)
-    names = [name for name in _WIDEST_RANGES if channels == 3 or name not in _COLOUR_OPERATIONS]
+    names = [name for name in _WIDEST_RANGES if channels == 3 or name not in _RGB_OPERATIONS]
     seen = set()
     for i in range(count):
         name = names[int(draw(i, "policy") * len(names))]

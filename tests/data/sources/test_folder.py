@@ -103,7 +103,7 @@ def test_folder_says_what_lies_outside_of_classes(tmp_path, capfd):
         save_picture(tmp_path / name / "1.png")
     save_picture(tmp_path / "loose.png")
     Folder(root=str(tmp_path)).read()
-    assert "1 picture(s) of no class left out, such as 'loose.png'" in capfd.readouterr().err
+    assert "1 picture(s) outside the class folders left out, such as 'loose.png'" in capfd.readouterr().err
 
 
 def test_folder_names_a_folder_that_cannot_be_read(tmp_path, monkeypatch):

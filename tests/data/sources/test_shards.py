@@ -131,7 +131,7 @@ def test_a_pipe_needs_the_users_leave_and_is_fetched_once(two, monkeypatch, capf
     Shards(train=url, copies=str(two / "copies")).read()
     assert counter.read_text() == "x\n"
     assert len(list((two / "copies").iterdir())) == 1
-    with pytest.raises(DataError, match="what came is not a tar"):
+    with pytest.raises(DataError, match="what was fetched is not a tar"):
         Shards(train="pipe:echo no tar", copies=str(two / "copies")).read()
     assert len(list((two / "copies").iterdir())) == 1
 
@@ -221,7 +221,7 @@ def test_a_url_needs_the_users_leave_and_is_fetched_once(two, served, monkeypatc
 def test_what_cannot_be_fetched_is_one_line_and_leaves_nothing(two, served, monkeypatch, path):
     monkeypatch.setenv("CNNRUN_FETCH", "1")
     (two / "notes.txt").write_text("no tar")
-    with pytest.raises(DataError, match="cannot be fetched|what came is not a tar"):
+    with pytest.raises(DataError, match="cannot be fetched|what was fetched is not a tar"):
         Shards(train=served[0] + path, copies=str(two / "copies")).read()
     assert not list((two / "copies").iterdir())
     with pytest.raises(DataError, match="cannot be fetched"):

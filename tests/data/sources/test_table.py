@@ -278,8 +278,8 @@ def test_one_kind_of_target_is_given(tmp_path):
             Table(path="t.csv", **more)
     for more, said in (
         ({"numbers": ["a", "a"]}, "'a' stands twice"),
-        ({"labels": ["a", "b"], "classes": ["b", "a"]}, "classes is for a column"),
-        ({"numbers": "a", "classes": ["b"]}, "classes is for a column"),
+        ({"labels": ["a", "b"], "classes": ["b", "a"]}, "classes is for a single column"),
+        ({"numbers": "a", "classes": ["b"]}, "classes is for a single column"),
         ({"labels": ["a"], "separator": ","}, "separator is for a column"),
     ):
         with pytest.raises(ValueError, match=said):

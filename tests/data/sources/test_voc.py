@@ -116,7 +116,7 @@ def test_names_in_lists_as_people_write_them(two):
 def test_a_picture_has_one_annotation_file(two):
     text = (two / "Annotations" / "a.xml").read_text()
     (two / "Annotations" / "b.xml").write_text(text)  # a copy that still names a.png
-    with pytest.raises(DataError, match=r"b.xml: is of a.png, as a.xml is; a picture has one annotation file"):
+    with pytest.raises(DataError, match=r"b.xml: describes a.png, as a.xml does; a picture has one annotation file"):
         Voc(root=str(two)).read()
 
 
@@ -173,7 +173,7 @@ def test_a_size_that_is_not_written_is_the_pictures_own(tmp_path):
         ((5, 5, 5, 9), r"a box of no area \(5, 5, 5, 9\)", False),
         ((9, 5, 5, 9), "corners swapped", False),
         ((41, 5, 50, 9), "outside its picture of 40x30", False),
-        (("nan", 5, 9, 9), "of no numbers", False),
+        (("nan", 5, 9, 9), "that is not finite", False),
         ((30, 5, 45, 9), "reaches out of its picture of 40x30", True),
     ],
 )
@@ -212,9 +212,9 @@ def test_sizes_that_are_not_the_pictures_are_named(tmp_path):
         ("<!DOCTYPE a [<!ENTITY b 'c'>]><annotation/>", "declares a document type"),
         ("<annotation><filename>none.png</filename></annotation>", "no picture 'none.png'"),
         ("<annotation><object><bndbox/></object></annotation>", "an object without a name"),
-        ("<annotation><object><name>x</name></object></annotation>", "lacks a number for xmin"),
-        ("<annotation><size><width>a</width></size></annotation>", "a size that is no number"),
-        ("<annotation><size><width>1_0</width></size></annotation>", "a size that is no number"),
+        ("<annotation><object><name>x</name></object></annotation>", "needs numbers for xmin"),
+        ("<annotation><size><width>a</width></size></annotation>", "a size that is not a number"),
+        ("<annotation><size><width>1_0</width></size></annotation>", "a size that is not a number"),
         (f"<annotation><size><width>{'9' * 30}</width><height>4</height></size></annotation>", "a picture of 1"),
         ('<?xml version="1.0" encoding="GB2312"?><annotation/>', "not XML in UTF-8"),
         ('<?xml version="1.0" encoding="foo"?><annotation/>', "not XML in UTF-8"),
@@ -223,9 +223,9 @@ def test_sizes_that_are_not_the_pictures_are_named(tmp_path):
             "difficult is '5'",
         ),
         (f"<annotation><filename>{'none.png' * 100}</filename></annotation>", "no picture 'none.png"),
-        ("<annotations/>", "is a <annotations> and no <annotation>"),
-        ('<annotation xmlns="urn:x"/>', r"of a namespace \(urn:x\)"),
-        ('<annotation><a:object xmlns:a="urn:x"/></annotation>', "of a namespace"),
+        ("<annotations/>", "is a <annotations> and not an <annotation>"),
+        ('<annotation xmlns="urn:x"/>', r"in a namespace \(urn:x\)"),
+        ('<annotation><a:object xmlns:a="urn:x"/></annotation>', "in a namespace"),
         (f"<annotation><Object><name>x</name>{BOX}</Object></annotation>", "has <Object>, which is not read"),
         ("<Annotation/>", "has <Annotation>, which is not read; write <annotation>"),
         (f"<annotation><object><NAME>x</NAME>{BOX}</object></annotation>", "has <NAME>"),

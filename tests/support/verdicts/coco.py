@@ -144,9 +144,7 @@ INPUTS = {
     ),
     "a picture missing": Verdict(change_one("images", file_name="99.png"), 8, "No such file"),
     "RLE crowd": Verdict(coco(make_one_crowd), 0, "2 classes", FINE),
-    "ignore: 1, as CrowdHuman": Verdict(
-        change_one(ignore=1), 0, "1 annotation(s) with `ignore` are objects like others"
-    ),
+    "ignore: 1, as CrowdHuman": Verdict(change_one(ignore=1), 0, "1 annotation(s) with `ignore` are used as objects"),
     "all are crowds": Verdict(coco(make_all_crowds), 2, "no training picture has a box"),
     "iscrowd as true": Verdict(change_one(iscrowd=True), 0, "2 classes", FINE),
     "no annotations yet": Verdict(coco(lambda data: data.update(annotations=[])), 2, "no training picture has a box"),
@@ -167,7 +165,7 @@ INPUTS = {
         change_each("file_name", lambda row: f"http://x.org/{row['id']}.jpg", "images"), 8, "is a URL"
     ),
     "a list of results": Verdict(
-        lambda folder: (coco()(folder), (folder / "d" / "t.json").write_text("[]"))[0], 8, "not COCO's"
+        lambda folder: (coco()(folder), (folder / "d" / "t.json").write_text("[]"))[0], 8, "not a COCO file"
     ),
     "NaN in it": Verdict(change_one(area=float("nan")), 8, "NaN is no JSON"),
     "the labels are in val alone": Verdict(

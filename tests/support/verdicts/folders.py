@@ -134,7 +134,7 @@ FOLDERS = {
     ),
     "folder: labels.csv beside the classes": Verdict(folder(write("labels.csv", b"a,b")), 0, "labels.csv"),
     "folder: a picture beside the classes": Verdict(
-        folder(lambda root: save_square(root / "9.png", 9)), 0, "of no class left out"
+        folder(lambda root: save_square(root / "9.png", 9)), 0, "outside the class folders left out"
     ),
     "folder: an empty class": Verdict(folder(lambda root: (root / "fox").mkdir()), 8, "no pictures"),
     "folder: a class in val alone": Verdict(

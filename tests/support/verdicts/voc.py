@@ -73,8 +73,8 @@ INPUTS = {
         0,
         "name a picture that is not there",
     ),
-    "roLabelImg: rotated boxes": Verdict(swap(BOX, ROB), 8, "lacks a number for xmin"),
-    "LabelMe: polygons and no boxes": Verdict(swap(BOX, LABELME), 8, "lacks a number for xmin"),
+    "roLabelImg: rotated boxes": Verdict(swap(BOX, ROB), 8, "needs numbers for xmin"),
+    "LabelMe: polygons and no boxes": Verdict(swap(BOX, LABELME), 8, "needs numbers for xmin"),
     "LabelMe: a polygon beside the box": Verdict(swap(BOX, BOX + LABELME), 0, "2 classes", FINE),
     "<Bndbox>": Verdict(swap("bndbox>", "Bndbox>", only=3), 8, "write <bndbox>"),
     "<objects> around them": Verdict(
@@ -83,7 +83,7 @@ INPUTS = {
         "2 classes",
         FINE,
     ),
-    "<box> for <bndbox>": Verdict(swap("bndbox>", "box>", only=3), 8, "lacks a number for xmin"),
+    "<box> for <bndbox>": Verdict(swap("bndbox>", "box>", only=3), 8, "needs numbers for xmin"),
     "<item> for <object>": Verdict(swap("object>", "item>", only=3), 8, "has a <bndbox> outside of any <object>"),
     "<obj> with attributes": Verdict(
         voc(
@@ -100,7 +100,7 @@ INPUTS = {
         "has a <obj> that may be an object",
     ),
     "xmin as attributes": Verdict(
-        swap(BOX, '<bndbox xmin="4" ymin="4" xmax="12" ymax="12"/>'), 8, "lacks a number for xmin"
+        swap(BOX, '<bndbox xmin="4" ymin="4" xmax="12" ymax="12"/>'), 8, "needs numbers for xmin"
     ),
     "a default namespace": Verdict(
         swap("<annotation>", '<annotation xmlns="http://x.org/voc">', only=3), 8, "namespace"
@@ -199,5 +199,5 @@ INPUTS = {
     "folders of other names": Verdict(
         voc(files=lambda root: (root / "JPEGImages").rename(root / "images")), 8, "no folder JPEGImages"
     ),
-    "numbers with decimal commas": Verdict(swap("<xmin>4<", "<xmin>4,5<", only=3), 8, "lacks a number for xmin"),
+    "numbers with decimal commas": Verdict(swap("<xmin>4<", "<xmin>4,5<", only=3), 8, "needs numbers for xmin"),
 }
