@@ -479,7 +479,7 @@ MUTATIONS = [
         ("a temperature is not put on angles",
          'von_mises_nll(angle, unit, temperature)', 'von_mises_nll(angle, unit, 1.0)'),
         ("numbers are measured by their places in the task",
-         'targets["numbers"][:, self._places], **results', 'targets["numbers"][:, : len(self._places)], **results'),
+         'targets["numbers"][:, self._columns], **results', 'targets["numbers"][:, : len(self._columns)], **results'),
     ),
     *faults("tasks.detection.task", "tasks/detection/test_task.py",
         ("crowds are learned as objects",

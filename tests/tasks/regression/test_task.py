@@ -217,7 +217,7 @@ def test_numbers_equal_scikit_learns(seed, count, batch):
         blind = sk.mean_absolute_error(true[:, column], constant)
         assert row["constant's mae"] == pytest.approx(blind)
         assert row["gain"] == pytest.approx(1 - sk.mean_absolute_error(true[:, column], given_[:, column]) / blind)
-    assert {plot.title for plot in measured.plots} >= {"weight: said against true", "length: residuals"}
+    assert {plot.title for plot in measured.plots} >= {"weight: predicted against true", "length: residuals"}
 
 
 @given(st.integers(0, 1000))
