@@ -199,7 +199,7 @@ absence the same total weight."""
         return None
 
     def split_problem(self, targets: dict[str, Tensor]) -> str | None:
-        return None if bool(targets["present"].any()) else "no picture has a label; give it some that have"
+        return None if bool(targets["present"].any()) else "no picture has a label; it needs some that have"
 
     def data_notes(self, facts: Facts) -> list[str]:
         weights = self._positive_weights(facts)

@@ -143,7 +143,7 @@ class Detect(TaskSpec):
     box_weight: float = Field(2.0, gt=0)
     """Weight of the loss of the boxes; that of the scores has weight 1."""
     gamma: float = Field(2.0, ge=0)
-    """Exponent of the scores' loss (quality focal loss, Li et al. 2020); 0 is cross-entropy, which is slower at first."""
+    """Exponent of the scores' loss (quality focal loss, Li et al. 2020); 0 is cross-entropy, slower at first."""
     top_k: int = Field(13, ge=1)
     """Maximum number of cells that learn an object."""
     alpha: float = Field(1.0, ge=0)
@@ -182,7 +182,7 @@ class Detect(TaskSpec):
         return undefined_coco_metrics(targets)
 
     def split_problem(self, targets: dict[str, Tensor]) -> str | None:
-        return "no picture has an object; give it some that have" if "AP" in undefined_coco_metrics(targets) else None
+        return "no picture has an object; it needs some that have" if "AP" in undefined_coco_metrics(targets) else None
 
     def network_remarks(self, levels: Sequence[FeatureLevel], targets: dict[str, Tensor], facts: Facts) -> list[str]:
         boxes = targets["boxes"][targets["objects"] >= 0]

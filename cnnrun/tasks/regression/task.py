@@ -118,15 +118,15 @@ class Regress(TaskSpec):
     angles: dict[str, Period] = {}
     """The numbers that are angles, each with its period, such as 360."""
     turns: bool = True
-    """The angles turn with the image, so that flip, rotate and shear would make them wrong; these augmentations are \
-then refused."""
+    """If true, the angles turn with the image, and flip, rotate and shear are refused because they would make them \
+wrong."""
     loss: Annotated[RegressionLoss, Kinds()] = Mse()
     """The loss; `gaussian` and `quantile` also predict how large the error may be."""
 
     @model_validator(mode="after")
     def _check_columns_and_angles(self) -> Self:
         if len(set(self.columns)) < len(self.columns):
-            raise ValueError("columns names one twice")
+            raise ValueError("columns names a number twice")
         if self.columns and (unlearned := [name for name in self.angles if name not in self.columns]):
             raise ValueError(f"angles names {unlearned[0]!r}, which is not among columns")
         if self.angles and not self.loss.can_learn_angles:

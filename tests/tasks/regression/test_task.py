@@ -286,7 +286,7 @@ def test_what_makes_no_sense_is_refused():
         Regress(columns=["weight"], angles={"angle": 360})
     with pytest.raises(ValidationError, match="quantile cannot learn angles"):
         Regress(angles={"angle": 360}, loss=Quantile())
-    with pytest.raises(ValidationError, match="names one twice"):
+    with pytest.raises(ValidationError, match="names a number twice"):
         Regress(columns=["weight", "weight"])
     with pytest.raises(ValidationError, match=r"0\.5 among them"):
         Quantile(quantiles=[0.1, 0.9])
