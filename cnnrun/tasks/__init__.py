@@ -1,4 +1,4 @@
-"""The tasks. This union is the registry: a new task is one file beside this one, and its line here."""
+"""The kinds of task. To add one, write its module in this package and add its class to the union `Task`."""
 
 from cnnrun.tasks.classification import Classify
 from cnnrun.tasks.detection.task import Detect

@@ -1,4 +1,4 @@
-"""One label a picture."""
+"""Classification: one label per image."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ Weight = Annotated[float, Field(ge=0)]
 class CrossEntropy(Criterion):
     """Mean over the batch of weight[label] * smoothed cross-entropy.
 
-    Smoothing takes `label_smoothing` of the label and spreads it evenly over all classes (Szegedy et al. 2016, eq. 13).
-    The weight is that of the picture's own label and weighs the whole of it: torch's own weighs the smoothed part by
-    every class's weight, which pulls rare classes up in pictures that show none of them. Of a mixed picture, which
-    shows the parts t_k of the classes k, it is the sum over k of t_k * weight[k] * smoothed cross-entropy of label k.
+    Smoothing takes the share `label_smoothing` of each label and spreads it evenly over all classes (Szegedy et al.
+    2016, eq. 13). The whole loss of an image is multiplied by the weight of its label. `F.cross_entropy` instead
+    multiplies the smoothed part by every class's weight, which pulls rare classes up in images that show none of them.
+    For a blended image with the share t_k of class k, the loss is the sum over k of t_k * weight[k] * smoothed
+    cross-entropy of label k.
 
-    The mean divides by the number of samples, not by the sum of their weights as torch's own does: so a batch split
-    into micro-batches has the same loss and gradient.
+    The mean divides by the number of samples, where `F.cross_entropy` divides by the sum of their weights. A batch that
+    is split into micro-batches therefore has the same loss and gradient.
     """
 
     weight: Tensor | None
@@ -48,13 +49,16 @@ class CrossEntropy(Criterion):
         loss_B = F.cross_entropy(outputs_BK, labels, self.weight, reduction="none")
         if self.label_smoothing:
             weight_B = self.weight[labels] if labels.dim() == 1 else (labels * self.weight).sum(1)
-            even_B = weight_B * -outputs_BK.log_softmax(1).mean(1)
-            loss_B = (1 - self.label_smoothing) * loss_B + self.label_smoothing * even_B
+            uniform_loss_B = weight_B * -outputs_BK.log_softmax(1).mean(1)
+            loss_B = (1 - self.label_smoothing) * loss_B + self.label_smoothing * uniform_loss_B
         return {"cross_entropy": loss_B.mean()}
 
 
 class ConvClassifier(nn.Module):
-    """Feature maps [B, C, H, W] -> [B, K]: a map a class, ReLU, and the mean (SqueezeNet, Iandola et al. 2016)."""
+    """Feature maps [B, C, H, W] -> logits [B, K]: 1x1 convolution to one map per class, ReLU, global average pooling.
+
+    Source: SqueezeNet (Iandola et al. 2016).
+    """
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
@@ -66,7 +70,7 @@ class ConvClassifier(nn.Module):
 
 
 class SoftmaxDecoder(nn.Module):
-    """Raw outputs [B, K] -> the probability of each class, at a temperature (Guo et al. 2017, eq. 9)."""
+    """Raw outputs [B, K] -> class probabilities: the softmax of outputs / temperature (Guo et al. 2017, eq. 9)."""
 
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()
@@ -77,54 +81,57 @@ class SoftmaxDecoder(nn.Module):
 
 
 class ClassifyMeter:
-    """Accuracy, top-k, per-class precision, recall and F1, calibration error, confusion matrix."""
+    """Meter of accuracy, top-k accuracy, precision, recall and F1, calibration error and the confusion matrix."""
 
     def __init__(self, classes: tuple[str, ...], top_k: int) -> None:
-        self._classes, self._top_k, self._kept = classes, top_k, BatchTensors()
+        self._classes, self._top_k, self._batches = classes, top_k, BatchTensors()
 
     def update(self, results: Results, targets: dict[str, Tensor]) -> None:
         probabilities, labels = results["probabilities"], targets["labels"]
         confidence, predicted = probabilities.max(1)
-        among = probabilities.topk(min(self._top_k, len(self._classes)), 1).indices == labels[:, None]
-        self._kept.add(labels=labels, predicted=predicted, confidence=confidence.double(), among=among.any(1))
+        in_top_k = (probabilities.topk(min(self._top_k, len(self._classes)), 1).indices == labels[:, None]).any(1)
+        self._batches.add(labels=labels, predicted=predicted, confidence=confidence.double(), in_top_k=in_top_k)
 
     def compute(self, tables: bool = True) -> Measurement:
-        kept = self._kept.concatenate()
-        found = SingleLabelPredictions(len(self._classes), **kept)
-        numbers = found.metrics(self._top_k)
-        confusion = {"confusion": found.confusion_KK().tolist()}
+        arrays = self._batches.concatenate()
+        predictions = SingleLabelPredictions(len(self._classes), **arrays)
+        metrics = predictions.metrics(self._top_k)
+        confusion = {"confusion": predictions.confusion_KK().tolist()}
         if not tables:
-            return Measurement(numbers, matrices=confusion)
-        rows = {"per_class": found.per_class_rows(self._classes), "reliability": found.reliability_rows()}
+            return Measurement(metrics, matrices=confusion)
+        rows = {"per_class": predictions.per_class_rows(self._classes), "reliability": predictions.reliability_rows()}
         return Measurement(
-            numbers,
+            metrics,
             rows,
             confusion,
             plots=(reliability_plot(rows["reliability"]),),
-            bootstrap_draws=bootstrap(lambda weight: found.metrics(self._top_k, weight), len(found)),
-            correct={"accuracy": found.correct, f"top_{self._top_k}": kept["among"]},
+            bootstrap_draws=bootstrap(lambda weight_N: predictions.metrics(self._top_k, weight_N), len(predictions)),
+            correct={"accuracy": predictions.correct, f"top_{self._top_k}": arrays["in_top_k"]},
         )
 
 
 class Classify(TaskSpec):
-    """One label a picture: a linear head, cross-entropy, probabilities."""
+    """One label per image: a linear or convolutional classifier with cross-entropy gives class probabilities."""
 
     kind = "classify"
     can_blend = True
 
     classifier: Literal["linear", "conv"] = "linear"
-    """The last layer: `linear` over a vector; `conv` makes a map a class (1x1, then ReLU) and takes each map's mean."""
+    """The last layer: `linear` takes a vector; `conv` makes one map per class (1x1 convolution, then ReLU) and takes \
+the mean of each map."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    """The part of each label that is spread evenly over all classes."""
+    """The share of each label that is spread evenly over all classes."""
     class_weights: Literal["balanced"] | list[Weight] | None = None
-    """What the loss of a picture of each class is multiplied by: `balanced` weighs each class by the inverse of its \
-frequency; or a number for each class, in order."""
+    """Factor on the loss of each class's images: a number for each class, in order; `balanced` uses the inverse of \
+each class's frequency."""
     top_k: int = Field(5, ge=2)
-    """The second accuracy: the label is among the k likeliest."""
+    """Also measure top-k accuracy: how often the label is among the k most probable classes."""
 
     def metrics(self) -> dict[str, Direction]:
-        best: Direction = "max"
-        return dict.fromkeys(("accuracy", f"top_{self.top_k}", "precision", "recall", "f1"), best) | {"ece": "min"}
+        rising: dict[str, Direction] = dict.fromkeys(
+            ("accuracy", f"top_{self.top_k}", "precision", "recall", "f1"), "max"
+        )
+        return rising | {"ece": "min"}
 
     def data_problem(self, facts: Facts) -> str | None:
         if len(facts.classes) < 2:
@@ -137,7 +144,7 @@ frequency; or a number for each class, in order."""
         return None
 
     def data_notes(self, facts: Facts) -> list[str]:
-        weights = self._weights(facts)
+        weights = self._class_weights(facts)
         return [] if weights is None else [f"class weights: {format_per_class(facts.classes, weights.tolist())}"]
 
     def head(self, in_shapes: Sequence[Shape], facts: Facts) -> nn.Module:
@@ -147,28 +154,28 @@ frequency; or a number for each class, in order."""
         return nn.Linear(require_vector("its linear layer", in_shape), len(facts.classes))
 
     def criterion(self, facts: Facts) -> Criterion:
-        return CrossEntropy(self.label_smoothing, self._weights(facts))
+        return CrossEntropy(self.label_smoothing, self._class_weights(facts))
 
     def blend_targets(
         self, targets: dict[str, Tensor], partners: dict[str, Tensor], own_B: Tensor, facts: Facts
     ) -> dict[str, Tensor]:
-        """Probabilities [B, K] in the place of class numbers."""
-        mine, others = (F.one_hot(each["labels"], len(facts.classes)).float() for each in (targets, partners))
-        return {**targets, "labels": torch.lerp(others, mine, own_B[:, None])}
+        """Replace the class indices by class probabilities [B, K]."""
+        own_BK, partner_BK = (F.one_hot(part["labels"], len(facts.classes)).float() for part in (targets, partners))
+        return {**targets, "labels": torch.lerp(partner_BK, own_BK, own_B[:, None])}
 
     def chance_loss(self, facts: Facts) -> float | None:
-        weight, counts = self._weights(facts), torch.tensor(facts.class_counts, dtype=torch.float64)
-        of_pictures = 1.0 if weight is None or not counts.sum() else float((weight * counts).sum() / counts.sum())
-        return of_pictures * math.log(len(facts.classes))
+        weight, counts = self._class_weights(facts), torch.tensor(facts.class_counts, dtype=torch.float64)
+        mean_weight = 1.0 if weight is None or not counts.sum() else float((weight * counts).sum() / counts.sum())
+        return mean_weight * math.log(len(facts.classes))
 
     def describe_targets(self, targets: dict[str, Tensor], facts: Facts) -> list[str]:
         labels = targets["labels"]
         if labels.dim() == 1:
             return [facts.classes[label] for label in labels.tolist()]
-        shares = [
-            [(part, name) for part, name in zip(row, facts.classes, strict=True) if part] for row in labels.tolist()
+        blends = [
+            [(share, name) for share, name in zip(row, facts.classes, strict=True) if share] for row in labels.tolist()
         ]
-        return ["  ".join(f"{name} {part:.2f}" for part, name in sorted(row, reverse=True)) for row in shares]
+        return ["  ".join(f"{name} {share:.2f}" for share, name in sorted(blend, reverse=True)) for blend in blends]
 
     def decoder(self, facts: Facts) -> nn.Module:
         return SoftmaxDecoder(facts.chosen.get(TEMPERATURE, 1.0))
@@ -192,28 +199,28 @@ frequency; or a number for each class, in order."""
     def result_shapes(self, facts: Facts) -> dict[str, Shape]:
         return {"probabilities": (len(facts.classes),)}
 
-    def find_disagreement(self, ours: Results, theirs: Results, facts: Facts) -> str | None:
-        expected, got = ours["probabilities"], theirs["probabilities"]
-        gap = float((expected - got).abs().max())
+    def find_disagreement(self, expected: Results, actual: Results, facts: Facts) -> str | None:
+        expected_BK, actual_BK = expected["probabilities"], actual["probabilities"]
+        gap = float((expected_BK - actual_BK).abs().max())
         if not gap <= 1e-4:
             return f"probabilities differ by up to {gap:.2e} (allowed 1e-4)"
-        best = expected.topk(2, 1).values
-        clear = best[:, 0] - best[:, 1] > 1e-3
-        differ = int((expected.argmax(1) != got.argmax(1))[clear].sum())
-        return f"{differ} clear predictions differ" if differ else None
+        top_two_B2 = expected_BK.topk(2, 1).values
+        is_clear_B = top_two_B2[:, 0] - top_two_B2[:, 1] > 1e-3
+        count = int((expected_BK.argmax(1) != actual_BK.argmax(1))[is_clear_B].sum())
+        return f"another class is predicted for {count:,} images, though it is clear" if count else None
 
     def result_rows(self, results: Results, facts: Facts, views: Sequence[View]) -> list[dict[str, Any]]:
-        values, labels = results["probabilities"].topk(min(self.top_k, len(facts.classes)), 1)
+        probabilities, labels = results["probabilities"].topk(min(self.top_k, len(facts.classes)), 1)
         return [
             {
-                "label": facts.classes[places[0]],
+                "label": facts.classes[indices[0]],
                 "probability": row[0],
-                "top": [{"label": facts.classes[k], "probability": p} for k, p in zip(places, row, strict=True)],
+                "top": [{"label": facts.classes[k], "probability": p} for k, p in zip(indices, row, strict=True)],
             }
-            for places, row in zip(labels.tolist(), values.tolist(), strict=True)
+            for indices, row in zip(labels.tolist(), probabilities.tolist(), strict=True)
         ]
 
-    def _weights(self, facts: Facts) -> Tensor | None:
+    def _class_weights(self, facts: Facts) -> Tensor | None:
         if self.class_weights is None:
             return None
         if isinstance(self.class_weights, list):

@@ -1,7 +1,8 @@
-"""How far a number would move on other samples of the same kind: the bootstrap (Efron 1979).
+"""Confidence intervals of metrics: the bootstrap (Efron 1979), and Wilson's interval of a share.
 
-Samples are drawn with replacement, as often as there are; a draw says how often each stands in it. Draws depend on
-the number of samples alone, so that two networks measured on the same pictures are measured on the same draws.
+A bootstrap draw takes as many samples as there are, with replacement. It is given as a weight per sample: how often the
+sample was taken. Draws depend only on the number of samples, so that two networks measured on the same images are
+measured on the same draws.
 """
 
 from __future__ import annotations
@@ -12,82 +13,91 @@ import numpy as np
 from numpy.typing import NDArray
 
 BOOTSTRAP_DRAWS = 1000
-MIN_BOOTSTRAP_SAMPLES = 20  # samples: draws of fewer say little of other samples
-_ANY = -np.inf, np.inf
-_BOUNDS = {"loss": _ANY, "mae": (0.0, np.inf), "rmse": (0.0, np.inf), "r2": (-np.inf, 1.0), "gain": (-np.inf, 1.0)}
+MIN_BOOTSTRAP_SAMPLES = 20  # draws of fewer samples say little about new samples
+_UNBOUNDED = -np.inf, np.inf
+_BOUNDS = {
+    "loss": _UNBOUNDED,
+    "mae": (0.0, np.inf),
+    "rmse": (0.0, np.inf),
+    "r2": (-np.inf, 1.0),
+    "gain": (-np.inf, 1.0),
+}
 Floats = NDArray[np.float64]
 
 
-def bootstrap_weights(count: int, number: int = BOOTSTRAP_DRAWS) -> Iterator[Floats]:
-    """`number` draws of `count` samples: how often each stands in it, [count]."""
-    draw = np.random.default_rng(count)
-    for _ in range(number):
-        yield np.bincount(draw.integers(0, count, count), minlength=count).astype(np.float64)
+def bootstrap_weights(count: int, draws: int = BOOTSTRAP_DRAWS) -> Iterator[Floats]:
+    """Yield the weights [count] of `count` samples in each of `draws` bootstrap draws."""
+    generator = np.random.default_rng(count)
+    for _ in range(draws):
+        yield np.bincount(generator.integers(0, count, count), minlength=count).astype(np.float64)
 
 
 def bootstrap(
-    of: Callable[[Floats], Mapping[str, float | None]], count: int, number: int = BOOTSTRAP_DRAWS
+    compute_metrics: Callable[[Floats], Mapping[str, float | None]], count: int, draws: int = BOOTSTRAP_DRAWS
 ) -> dict[str, Floats]:
-    """What each number comes to on each draw; `of` gives the numbers for weights [count]. Nothing of a few samples.
+    """Values of each metric over bootstrap draws [draws]; empty if there are fewer than MIN_BOOTSTRAP_SAMPLES samples.
 
-    A draw in which a number is not defined has NaN for it.
+    `compute_metrics` returns the metrics for sample weights [count]. Where a draw leaves a metric undefined, it is NaN.
     """
     if count < MIN_BOOTSTRAP_SAMPLES:
         return {}
-    found = [of(weight) for weight in bootstrap_weights(count, number)]
-    return {name: np.array([each[name] for each in found], np.float64) for name in found[0]}
+    metrics_per_draw = [compute_metrics(weight_N) for weight_N in bootstrap_weights(count, draws)]
+    return {name: np.array([metrics[name] for metrics in metrics_per_draw], np.float64) for name in metrics_per_draw[0]}
 
 
 def metric_bounds(name: str, value: float) -> tuple[float, float]:
-    """The least and the most that a number of this name can be: a share, but for those that are known to be none.
+    """The minimum and maximum that a metric of this name can have: 0 and 1, except for the names in `_BOUNDS`.
 
-    A number whose `value` lies beyond has no bounds that are known.
+    If `value` lies outside of them, the bounds are unknown and the result is (-inf, inf).
     """
     low, high = _BOUNDS.get(name, (0.0, 1.0))
-    return (low, high) if low <= value <= high else _ANY
+    return (low, high) if low <= value <= high else _UNBOUNDED
 
 
 def bootstrap_interval(
-    value: float, values: Floats, within: tuple[float, float] = (-np.inf, np.inf)
+    value: float, values: Floats, bounds: tuple[float, float] = (-np.inf, np.inf)
 ) -> tuple[float, float]:
-    """The 95 % interval of a number from its values over draws: their middle, less twice their bias.
+    """The 95 % interval of a metric from its values over bootstrap draws: their middle 95 %, less twice their bias.
 
-    What draws are off the number, the number is off the truth, on average (Efron and Tibshirani 1993, ch. 10): much for
-    a calibration error, hardly for anything else. Without that, 0 to 90 of 100 intervals of a calibration error held
-    the truth in simulations, with it 87. Where the bias is larger than the spread, the number itself lies outside.
+    On average a metric is off the truth by as much as its draws are off the metric (Efron and Tibshirani 1993, ch. 10).
+    This bias is large for a calibration error and small for other metrics. In simulations, 0 to 90 of 100 intervals of
+    a calibration error contained the truth without the correction, and 87 with it. Where the bias is larger than the
+    spread of the draws, the metric itself lies outside of its interval.
 
-    Both ends stay `within` the bounds of the number. Draws in which it is not defined, which are NaN, are left out.
+    Both ends are clipped to `bounds`. Draws that leave the metric undefined (NaN) are left out.
     """
-    known = values[np.isfinite(values)]
-    ends = np.quantile(known - 2 * (np.median(known) - value), (0.025, 0.975))
-    low, high = np.clip(ends, *within).tolist()
+    defined = values[np.isfinite(values)]
+    ends = np.quantile(defined - 2 * (np.median(defined) - value), (0.025, 0.975))
+    low, high = np.clip(ends, *bounds).tolist()
     return low, high
 
 
-def wilson_interval(right_N: NDArray[np.bool_]) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927), which has a width even where all are right.
+def wilson_interval(correct_N: NDArray[np.bool_]) -> tuple[float, float]:
+    """The 95 % interval of the share of correct samples (Wilson 1927).
 
-    It lies within 0 and 1 and holds the share, to the last bit.
+    Its width is not zero even if all are correct. It lies within 0 and 1, and contains the share in spite of rounding.
     """
-    count, share, z = len(right_N), float(right_N.mean()), 1.959964
+    count, share, z = len(correct_N), float(correct_N.mean()), 1.959964
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5
     return min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))
 
 
 def confidence_intervals(
-    numbers: Mapping[str, float | None], spread: Mapping[str, Floats], right: Mapping[str, NDArray[np.bool_]]
+    metrics: Mapping[str, float | None],
+    bootstrap_draws: Mapping[str, Floats],
+    correct: Mapping[str, NDArray[np.bool_]],
 ) -> dict[str, list[float]]:
-    """The 95 % interval of each number: of shares of the pictures Wilson's, of others the bootstrap's.
+    """The 95 % interval of each metric that has bootstrap draws; a metric that is undefined has none.
 
-    A number that is not defined, or is in no draw, has none.
+    A metric in `correct` is the share of correct images and gets Wilson's interval; any other gets the bootstrap's.
     """
     return {
         name: list(
-            wilson_interval(right[name])
-            if name in right
+            wilson_interval(correct[name])
+            if name in correct
             else bootstrap_interval(value, values, metric_bounds(name, value))
         )
-        for name, values in spread.items()
-        if (value := numbers[name]) is not None and np.isfinite(values).any()
+        for name, values in bootstrap_draws.items()
+        if (value := metrics[name]) is not None and np.isfinite(values).any()
     }

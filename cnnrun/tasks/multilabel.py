@@ -1,4 +1,4 @@
-"""Any number of labels a picture."""
+"""Multilabel classification: any number of labels per image."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from cnnrun.tasks.classification_metrics import MultilabelPredictions
 from cnnrun.tasks.intervals import bootstrap
 from cnnrun.tasks.temperature import TEMPERATURE, reliability_plot, temperature_metadata
 
-_TINY = 1e-6
-_MOST_LINES, _MOST_POINTS = 10, 200  # classes in a figure, and points of each
-DEFAULT_THRESHOLD = 0.5  # of a class for which val has chosen none
+_EPS = 1e-6
+_MAX_CURVES, _MAX_POINTS = 10, 200  # classes in a figure, and points of each curve
+DEFAULT_THRESHOLD = 0.5  # for a class whose threshold was not chosen on val
 
 
 class MultilabelLossSpec(Kind):
-    """A loss of each label on its own."""
+    """Base class of losses that treat each label on its own."""
 
     def loss_per_label(self, logit_BK: Tensor, present_BK: Tensor, weight_K: Tensor | None) -> Tensor:
-        """The loss of each label, [B, K].
+        """Loss of each label, [B, K].
 
-        `present` is 0, 1, or between where pictures are mixed. `weight` multiplies what a label costs where it is
-        present, or by so much of it as is.
+        `present_BK` is 0 or 1, or between them for blended images. `weight_K` multiplies the loss of the present share
+        of a label.
         """
         raise NotImplementedError
 
@@ -49,51 +49,54 @@ class Bce(MultilabelLossSpec):
 
 
 class Focal(MultilabelLossSpec):
-    """Binary cross-entropy that minds easy labels less (Lin et al. 2017, eq. 4).
+    """Focal loss: binary cross-entropy that gives easy labels less weight (Lin et al. 2017, eq. 4).
 
-    Of mixed labels as torchvision's: cross-entropy with the part t, times (t * (1 - p) + (1 - t) * p)^gamma.
+    A label that is present with the share t has the loss of `torchvision.ops.sigmoid_focal_loss`: cross-entropy with t,
+    times (t * (1 - p) + (1 - t) * p)^gamma.
     """
 
     kind = "focal"
     main = "gamma"
 
     gamma: float = Field(2.0, ge=0)
-    """The exponent of how wrong it is; 0 is `bce`."""
+    """The focusing exponent; 0 is `bce`."""
 
     def loss_per_label(self, logit_BK: Tensor, present_BK: Tensor, weight_K: Tensor | None) -> Tensor:
         score = logit_BK.sigmoid()
-        wrong = present_BK * (1 - score) + (1 - present_BK) * score
-        # A root has no slope at 0, where nothing is left to learn.
-        return wrong.clamp(min=_TINY).pow(self.gamma) * Bce().loss_per_label(logit_BK, present_BK, weight_K)
+        error = present_BK * (1 - score) + (1 - present_BK) * score
+        # A power below 1 has an infinite slope at 0, where nothing is left to learn.
+        return error.clamp(min=_EPS).pow(self.gamma) * Bce().loss_per_label(logit_BK, present_BK, weight_K)
 
 
 class Asymmetric(MultilabelLossSpec):
-    """Focal with an exponent of its own for absent labels, of which the easiest count nothing (Ridnik et al. 2021)."""
+    """Focal loss with a separate exponent for absent labels, whose easiest have no loss (Ridnik et al. 2021)."""
 
     kind = "asymmetric"
 
     positive: float = Field(0.0, ge=0)
-    """The exponent where the label is present (gamma+)."""
+    """The focusing exponent of present labels (gamma+)."""
     negative: float = Field(4.0, ge=0)
-    """The exponent where it is absent (gamma-)."""
+    """The focusing exponent of absent labels (gamma-)."""
     margin: float = Field(0.05, ge=0, lt=1)
-    """Absent labels of a probability below this count nothing."""
+    """Absent labels whose probability is below this have no loss."""
 
     def loss_per_label(self, logit_BK: Tensor, present_BK: Tensor, weight_K: Tensor | None) -> Tensor:
         score = logit_BK.sigmoid()
-        shifted = (score - self.margin).clamp(min=0, max=1 - _TINY)  # eq. 5; 1 is as near as a margin comes to none
-        there = (1 - score).clamp(min=_TINY).pow(self.positive) * F.logsigmoid(logit_BK)
-        absent = F.logsigmoid(-logit_BK) if self.margin == 0 else torch.log1p(-shifted)
-        absent = shifted.clamp(min=_TINY).pow(self.negative) * absent
+        shifted = (score - self.margin).clamp(
+            min=0, max=1 - _EPS
+        )  # eq. 5; below 1, for a tiny margin, so log1p is finite
+        positive = (1 - score).clamp(min=_EPS).pow(self.positive) * F.logsigmoid(logit_BK)
+        log_absent = F.logsigmoid(-logit_BK) if self.margin == 0 else torch.log1p(-shifted)
+        negative = shifted.clamp(min=_EPS).pow(self.negative) * log_absent
         weight = 1.0 if weight_K is None else weight_K
-        return -(weight * present_BK * there + (1 - present_BK) * absent)
+        return -(weight * present_BK * positive + (1 - present_BK) * negative)
 
 
 MultilabelLoss = Bce | Focal | Asymmetric
 
 
 class MultilabelCriterion(Criterion):
-    """The mean over labels and pictures."""
+    """Mean of the loss over labels and images."""
 
     weight: Tensor | None
 
@@ -109,7 +112,7 @@ class MultilabelCriterion(Criterion):
 
 
 class SigmoidDecoder(nn.Module):
-    """Raw outputs [B, K] -> the probability that each class is there, at a temperature."""
+    """Raw outputs [B, K] -> the probability that each class is present: the sigmoid of outputs / temperature."""
 
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()
@@ -120,66 +123,68 @@ class SigmoidDecoder(nn.Module):
 
 
 class MultilabelMeter:
-    """mAP, F1 at each class's threshold, calibration; and the thresholds that would be best here."""
+    """Meter of mAP, F1 at each class's threshold and calibration error; also chooses the thresholds of highest F1."""
 
     def __init__(self, classes: tuple[str, ...], thresholds: Sequence[float]) -> None:
-        self._classes, self._thresholds, self._kept = classes, np.array(thresholds), BatchTensors()
+        self._classes, self._thresholds, self._batches = classes, np.array(thresholds), BatchTensors()
 
     def update(self, results: Results, targets: dict[str, Tensor]) -> None:
-        self._kept.add(score=results["probabilities"].double(), present=targets["present"].bool())
+        self._batches.add(score=results["probabilities"].double(), present=targets["present"].bool())
 
     def compute(self, tables: bool = True) -> Measurement:
-        kept = self._kept.concatenate()
-        found = MultilabelPredictions(kept["score"], kept["present"], self._thresholds)
-        best = found.best_thresholds()
-        chosen = {f"threshold of {name}": value for name, value in zip(self._classes, best, strict=True)}
-        numbers = found.metrics()
+        arrays = self._batches.concatenate()
+        predictions = MultilabelPredictions(arrays["score"], arrays["present"], self._thresholds)
+        best = predictions.best_thresholds()
+        choices = {f"threshold of {name}": threshold for name, threshold in zip(self._classes, best, strict=True)}
+        metrics = predictions.metrics()
         if not tables:
-            return Measurement(numbers, choices=chosen)
+            return Measurement(metrics, choices=choices)
         rows = {
-            "per_class": found.per_class_rows(self._classes, self._thresholds),
-            "reliability": found.reliability_rows(),
+            "per_class": predictions.per_class_rows(self._classes, self._thresholds),
+            "reliability": predictions.reliability_rows(),
         }
         return Measurement(
-            numbers,
+            metrics,
             rows,
-            choices=chosen,
+            choices=choices,
             plots=(
-                _precision_recall(found, self._classes, kept["present"].sum(0) > 0),
+                _precision_recall_plot(predictions, self._classes, arrays["present"].sum(0) > 0),
                 reliability_plot(rows["reliability"]),
             ),
-            bootstrap_draws=bootstrap(found.metrics, len(found)),
-            correct={"exact": found.exact},
+            bootstrap_draws=bootstrap(predictions.metrics, len(predictions)),
+            correct={"exact": predictions.exact},
         )
 
 
-def _precision_recall(found: MultilabelPredictions, classes: Sequence[str], known_K: NDArray[np.bool_]) -> Plot:
-    """A line for each of the first classes that some picture has; the title says where there are more."""
-    series, known = [], np.flatnonzero(known_K)
-    for k in known[:_MOST_LINES].tolist():
-        recall, precision = found.precision_recall_curve(k)
-        some = np.unique(np.linspace(0, len(recall) - 1, _MOST_POINTS).round().astype(int))
-        series.append(Series(classes[k], recall[some].tolist(), precision[some].tolist()))
-    of = f" of the first {_MOST_LINES} of {len(known):,} classes" if len(known) > _MOST_LINES else ""
-    return Plot(f"Precision and recall{of}", "recall", "precision", tuple(series))
+def _precision_recall_plot(
+    predictions: MultilabelPredictions, classes: Sequence[str], is_present_K: NDArray[np.bool_]
+) -> Plot:
+    """Precision-recall curves of the first classes that some image has; the title says if classes are left out."""
+    series, present = [], np.flatnonzero(is_present_K)
+    for k in present[:_MAX_CURVES].tolist():
+        recall, precision = predictions.precision_recall_curve(k)
+        points = np.unique(np.linspace(0, len(recall) - 1, _MAX_POINTS).round().astype(int))
+        series.append(Series(classes[k], recall[points].tolist(), precision[points].tolist()))
+    scope = f" of the first {_MAX_CURVES} of {len(present):,} classes" if len(present) > _MAX_CURVES else ""
+    return Plot(f"Precision and recall{scope}", "recall", "precision", tuple(series))
 
 
 class Multilabel(TaskSpec):
-    """Any number of labels a picture: a probability for each, and a threshold that val chooses."""
+    """Any number of labels per image: a probability for each class, and a threshold chosen on val."""
 
     kind = "multilabel"
     target_kind = "label sets"
     can_blend = True
 
     loss: Annotated[MultilabelLoss, Kinds()] = Bce()
-    """What each label is learned by."""
+    """The loss of each label."""
     positive_weights: Literal["balanced"] | list[Annotated[float, Field(gt=0)]] | None = None
-    """How much more a label's presence counts than its absence: a number for each class, in order; `balanced` makes \
-both count alike."""
+    """Factor on the loss where a label is present: a number for each class, in order; `balanced` gives presence and \
+absence the same total weight."""
 
     def metrics(self) -> dict[str, Direction]:
-        best: Direction = "max"
-        return dict.fromkeys(("mAP", "f1", "micro_f1", "exact"), best) | {"ece": "min"}
+        rising: dict[str, Direction] = dict.fromkeys(("mAP", "f1", "micro_f1", "exact"), "max")
+        return rising | {"ece": "min"}
 
     def data_problem(self, facts: Facts) -> str | None:
         if not facts.classes:
@@ -194,10 +199,10 @@ both count alike."""
         return None
 
     def split_problem(self, targets: dict[str, Tensor]) -> str | None:
-        return None if bool(targets["present"].any()) else "no picture has a label; give it some that have"
+        return None if bool(targets["present"].any()) else "no picture has a label; it needs some that have"
 
     def data_notes(self, facts: Facts) -> list[str]:
-        weights = self._weights(facts)
+        weights = self._positive_weights(facts)
         return [] if weights is None else [f"positive weights: {format_per_class(facts.classes, weights.tolist())}"]
 
     def head(self, in_shapes: Sequence[Shape], facts: Facts) -> nn.Module:
@@ -205,19 +210,21 @@ both count alike."""
         return nn.Linear(require_vector("its linear layer", in_shape), len(facts.classes))
 
     def criterion(self, facts: Facts) -> Criterion:
-        return MultilabelCriterion(self.loss, self._weights(facts))
+        return MultilabelCriterion(self.loss, self._positive_weights(facts))
 
     def blend_targets(
         self, targets: dict[str, Tensor], partners: dict[str, Tensor], own_B: Tensor, facts: Facts
     ) -> dict[str, Tensor]:
-        """How far each label is present, between 0 and 1."""
-        mine, others = (each["present"].float() for each in (targets, partners))
-        return {**targets, "present": torch.lerp(others, mine, own_B[:, None])}
+        """Replace 0 and 1 by the share to which each label is present, between 0 and 1."""
+        own_BK, partner_BK = (part["present"].float() for part in (targets, partners))
+        return {**targets, "present": torch.lerp(partner_BK, own_BK, own_B[:, None])}
 
     def describe_targets(self, targets: dict[str, Tensor], facts: Facts) -> list[str]:
-        rows = targets["present"].tolist()
-        found = [[(part, name) for part, name in zip(row, facts.classes, strict=True) if part] for row in rows]
-        return [", ".join(name if part == 1 else f"{name} {part:.2f}" for part, name in row) or "none" for row in found]
+        lines = []
+        for row in targets["present"].tolist():
+            present = [(share, name) for share, name in zip(row, facts.classes, strict=True) if share]
+            lines.append(", ".join(name if share == 1 else f"{name} {share:.2f}" for share, name in present) or "none")
+        return lines
 
     def thresholds(self, facts: Facts) -> dict[str, float]:
         return {name: facts.chosen.get(f"threshold of {name}", DEFAULT_THRESHOLD) for name in facts.classes}
@@ -245,21 +252,21 @@ both count alike."""
     def metadata(self, facts: Facts) -> dict[str, Any]:
         return {"thresholds": self.thresholds(facts), **temperature_metadata(facts)}
 
-    def find_disagreement(self, ours: Results, theirs: Results, facts: Facts) -> str | None:
-        gap = self.largest_difference(ours, theirs, facts)
+    def find_disagreement(self, expected: Results, actual: Results, facts: Facts) -> str | None:
+        gap = self.largest_difference(expected, actual, facts)
         return None if gap <= 1e-4 else f"probabilities differ by up to {gap:.2e} (allowed 1e-4)"
 
     def result_rows(self, results: Results, facts: Facts, views: Sequence[View]) -> list[dict[str, Any]]:
-        least = list(self.thresholds(facts).values())
+        thresholds = list(self.thresholds(facts).values())
         return [
             {
-                "labels": [name for name, p, t in zip(facts.classes, row, least, strict=True) if p >= t],
+                "labels": [name for name, p, t in zip(facts.classes, row, thresholds, strict=True) if p >= t],
                 "probabilities": dict(zip(facts.classes, row, strict=True)),
             }
             for row in results["probabilities"].tolist()
         ]
 
-    def _weights(self, facts: Facts) -> Tensor | None:
+    def _positive_weights(self, facts: Facts) -> Tensor | None:
         if self.positive_weights is None:
             return None
         if isinstance(self.positive_weights, list):

@@ -1,4 +1,4 @@
-"""Whether probabilities are what they say: the reliability diagram, and a temperature that makes them so."""
+"""Calibration of probabilities: the reliability diagram, and the temperature that calibrates them."""
 
 from __future__ import annotations
 
@@ -9,30 +9,32 @@ from typing import Any
 from cnnrun.contracts.facts import Facts
 from cnnrun.contracts.figure import Plot, Series
 
-TEMPERATURE = "temperature"  # what `Facts.chosen` calls it
-MIN_TEMPERATURE, MAX_TEMPERATURE = (
-    0.05,
-    20.0,
-)  # a temperature beyond is none: so few are wrong, or so few right, that there is no minimum
+TEMPERATURE = "temperature"  # its key in `Facts.chosen`
+# The likelihood has no minimum where nearly all predictions are right, or nearly all wrong: the fit ends at a bound.
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 
 
 def reliability_plot(rows: Sequence[dict[str, Any]]) -> Plot:
-    """Reliability diagram (Guo et al. 2017, figure 1) from rows of `classification_metrics.ReliabilityBins`."""
+    """Reliability diagram (Guo et al. 2017, figure 1) of the rows of `classification_metrics.ReliabilityBins`."""
     confidence, accuracy = ([row[name] for row in rows] for name in ("confidence", "accuracy"))
-    counts = [row["pictures"] / max(1, sum(each["pictures"] for each in rows)) for row in rows]
-    series = (Series("share of the pictures", confidence, counts, "bars"), Series("came true", confidence, accuracy))
-    return Plot("Reliability", "probability said", "part that came true", series, diagonal=True)
+    total = max(1, sum(row["pictures"] for row in rows))
+    shares = [row["pictures"] / total for row in rows]
+    series = (Series("share of the images", confidence, shares, "bars"), Series("accuracy", confidence, accuracy))
+    return Plot("Reliability", "predicted probability", "share that is right", series, diagonal=True)
 
 
 def temperature_metadata(facts: Facts) -> dict[str, Any]:
-    """For an export's metadata: the temperature that is in the file already; nothing where none was fitted."""
+    """Metadata of an exported file: the temperature that its graph applies; empty if none was fitted."""
     return {TEMPERATURE: facts.chosen[TEMPERATURE]} if TEMPERATURE in facts.chosen else {}
 
 
 def fit_temperature(nll: Callable[[float], float]) -> float:
-    """The temperature of the lowest negative log-likelihood; convex in its inverse, so there is one minimum."""
+    """Find the temperature with the lowest negative log-likelihood.
+
+    `nll` is convex in the inverse of the temperature, so it has a single minimum.
+    """
     from scipy.optimize import minimize_scalar
 
     bounds = (math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE))
-    found = minimize_scalar(lambda log: nll(math.exp(log)), bounds=bounds, method="bounded", options={"xatol": 1e-4})
-    return math.exp(float(found.x))
+    minimum = minimize_scalar(lambda log: nll(math.exp(log)), bounds=bounds, method="bounded", options={"xatol": 1e-4})
+    return math.exp(float(minimum.x))

@@ -107,7 +107,7 @@ def test_intervals_of_classification_hold_the_truth_95_times_of_100():
         right = draw.random(COUNT) < 0.8
         predicted = np.where(right, labels, 1 - labels)
         found = SingleLabelPredictions(2, labels, predicted, np.full(COUNT, 0.8), np.ones(COUNT, bool))
-        drawn = bootstrap(lambda weight, found=found: found.numbers(2, weight), COUNT, DRAWS)
+        drawn = bootstrap(lambda weight, found=found: found.metrics(2, weight), COUNT, DRAWS)
         ends = confidence_intervals(found.metrics(2), drawn, {"accuracy": found.correct})
         for name, each in made.items():
             each.append((ends[name], 0.8))
@@ -144,7 +144,7 @@ def test_intervals_of_a_calibration_error_hold_the_truth_most_of_the_time():
     truth, made = drawn(2_000_000).calibration_error(), []
     for _ in range(300):
         found = drawn(COUNT)
-        values = bootstrap(lambda weight, found=found: {"ece": found.error(weight)}, COUNT, DRAWS)["ece"]
+        values = bootstrap(lambda weight, found=found: {"ece": found.calibration_error(weight)}, COUNT, DRAWS)["ece"]
         made.append((bootstrap_interval(found.calibration_error(), values), truth))
     assert 0.82 <= covered(made) <= 0.97
 

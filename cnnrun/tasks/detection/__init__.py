@@ -1,1 +1,1 @@
-"""Boxes with labels: head, assignment, losses, average precision."""
+"""Object detection: the task, its dense head, the assignment of cells to objects, box losses and average precision."""

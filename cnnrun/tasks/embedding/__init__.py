@@ -1,1 +1,1 @@
-"""Embeddings: losses with margins, pairs and galleries in numbers."""
+"""Embeddings: the verify task, its losses with margins, and its metrics over pairs and against a gallery."""

@@ -1,4 +1,7 @@
-"""Who is it: the people of a gallery in the order of their similarity to a picture, and whether it is any of them."""
+"""Metrics of identification: the people of a gallery are ranked by their similarity to a probe image.
+
+Closed-set metrics assume that the person is in the gallery; open-set metrics also have probes of strangers.
+"""
 
 from __future__ import annotations
 
@@ -9,94 +12,103 @@ import numpy as np
 from numpy.typing import NDArray
 
 FPIRS = (0.1, 0.01)
-_AT_ONCE = 1024  # probes
-_ENOUGH = 10  # false alarms to be expected at an FPIR for it to mean something
+_CHUNK = 1024  # probes that are compared with the gallery at once, to bound memory
+_MIN_FALSE_ALARMS = 10  # a threshold for an FPIR means little if fewer are expected
 
 
 @dataclass(frozen=True)
 class GalleryAndProbes:
-    """Some pictures of each person, enrolled; the others, to be recognised."""
+    """Indices of the enrolled images, and of the other images of the same people: the probes."""
 
     enrolled_G: NDArray[np.int64]
     probes_Q: NDArray[np.int64]
 
 
 def enrol_first(labels_N: NDArray[np.int64], count: int) -> GalleryAndProbes:
-    """The first `count` pictures of each person in the split's order, of people who have more than that."""
+    """Enrol the first `count` images of each person who has more; their other images are probes.
+
+    The order of the images is that of the split.
+    """
     order = np.argsort(labels_N, kind="stable")
-    ordered = labels_N[order]
-    starts = np.r_[0, np.flatnonzero(np.diff(ordered)) + 1]
-    lengths = np.diff(np.r_[starts, len(ordered)])
-    place = np.arange(len(ordered)) - np.repeat(starts, lengths)
-    enough = np.repeat(lengths > count, lengths)
-    return GalleryAndProbes(np.sort(order[enough & (place < count)]), np.sort(order[enough & (place >= count)]))
+    sorted_labels = labels_N[order]
+    starts = np.r_[0, np.flatnonzero(np.diff(sorted_labels)) + 1]
+    lengths = np.diff(np.r_[starts, len(sorted_labels)])
+    index_in_person = np.arange(len(sorted_labels)) - np.repeat(starts, lengths)
+    has_probes = np.repeat(lengths > count, lengths)
+    enrolled = has_probes & (index_in_person < count)
+    probes = has_probes & (index_in_person >= count)
+    return GalleryAndProbes(np.sort(order[enrolled]), np.sort(order[probes]))
 
 
 def similarity_per_person(
-    embeddings_ND: NDArray[np.float32], labels_N: NDArray[np.int64], enrolled_G: NDArray[np.int64], probe: slice | Any
+    embeddings_ND: NDArray[np.float32],
+    labels_N: NDArray[np.int64],
+    enrolled_G: NDArray[np.int64],
+    probes_Q: NDArray[np.int64],
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The largest similarity of each probe to each enrolled person [Q, P], and those people [P]."""
+    """The largest similarity of each probe to an image of each enrolled person [Q, P], and the people's labels [P]."""
     order = enrolled_G[np.argsort(labels_N[enrolled_G], kind="stable")]
     people, starts = np.unique(labels_N[order], return_index=True)
-    return np.maximum.reduceat(embeddings_ND[probe] @ embeddings_ND[order].T, starts, axis=1), people
+    return np.maximum.reduceat(embeddings_ND[probes_Q] @ embeddings_ND[order].T, starts, axis=1), people
 
 
 def identification_ranks(
     embeddings_ND: NDArray[np.float32], labels_N: NDArray[np.int64], gallery: GalleryAndProbes
 ) -> NDArray[np.int64]:
-    """The place of each probe's own person, from 1; who is as similar stands before."""
-    found = []
-    for start in range(0, len(gallery.probes_Q), _AT_ONCE):
-        probes = gallery.probes_Q[start : start + _AT_ONCE]
-        best, people = similarity_per_person(embeddings_ND, labels_N, gallery.enrolled_G, probes)
-        own = best[np.arange(len(probes)), np.searchsorted(people, labels_N[probes])]
-        found.append((best >= own[:, None]).sum(1))
-    return np.concatenate(found)
+    """Rank of each probe's own person by similarity, from 1; people who are equally similar rank before them."""
+    ranks = []
+    for start in range(0, len(gallery.probes_Q), _CHUNK):
+        probes = gallery.probes_Q[start : start + _CHUNK]
+        similarity_QP, people = similarity_per_person(embeddings_ND, labels_N, gallery.enrolled_G, probes)
+        own_Q = similarity_QP[np.arange(len(probes)), np.searchsorted(people, labels_N[probes])]
+        ranks.append((similarity_QP >= own_Q[:, None]).sum(1))
+    return np.concatenate(ranks)
 
 
-def cumulative_match_rows(ranks_Q: NDArray[np.int64], people: int, most: int = 20) -> list[dict[str, Any]]:
-    """The cumulative match characteristic: how often the right person is among the first k."""
-    return [{"rank": k, "rate": float((ranks_Q <= k).mean())} for k in range(1, min(people, most) + 1)]
+def cumulative_match_rows(ranks_Q: NDArray[np.int64], people: int, max_rank: int = 20) -> list[dict[str, Any]]:
+    """Cumulative match characteristic: how often the right person is among the first k, for k up to `max_rank`."""
+    return [{"rank": k, "rate": float((ranks_Q <= k).mean())} for k in range(1, min(people, max_rank) + 1)]
 
 
 def open_set_rows(
     embeddings_ND: NDArray[np.float32], labels_N: NDArray[np.int64], gallery: GalleryAndProbes
 ) -> list[dict[str, Any]]:
-    """How many known people are missed (FNIR) at the threshold at which so many strangers are taken for one (FPIR).
+    """Share of known people who are missed (FNIR) at the threshold for each share of strangers accepted (FPIR).
 
-    Half of the people are enrolled and the others are strangers, then the other way round; a known person is missed
-    when somebody else is more similar, or the similarity is below the threshold (NIST's FRVT 1:N).
+    Half of the people are enrolled while the others are strangers, then the halves change roles. A known person is
+    missed if somebody else is more similar, or if the similarity is below the threshold (NIST's FRVT 1:N). Empty if
+    there are fewer than four people.
     """
     people = np.unique(labels_N[gallery.enrolled_G])
     if len(people) < 4:
         return []
-    alarms, hits = [], []
-    for known in (people[::2], people[1::2]):
-        enrolled = gallery.enrolled_G[np.isin(labels_N[gallery.enrolled_G], known)]
-        mine = np.isin(labels_N[gallery.probes_Q], known)
-        for start in range(0, len(mine), _AT_ONCE):
-            probes, own = gallery.probes_Q[start : start + _AT_ONCE], mine[start : start + _AT_ONCE]
-            best, who = similarity_per_person(embeddings_ND, labels_N, enrolled, probes)
-            top, right = best.max(1), who[best.argmax(1)] == labels_N[probes]
-            alarms.append(top[~own])
-            hits.append(np.where(right, top, -np.inf)[own])
-    strangers, found = np.sort(np.concatenate(alarms))[::-1], np.concatenate(hits)
-    return [_missed(strangers, found, fpir) for fpir in FPIRS]
+    stranger_parts, known_parts = [], []
+    for half in (people[::2], people[1::2]):
+        enrolled = gallery.enrolled_G[np.isin(labels_N[gallery.enrolled_G], half)]
+        is_enrolled = np.isin(labels_N[gallery.probes_Q], half)
+        for start in range(0, len(is_enrolled), _CHUNK):
+            probes, is_known = gallery.probes_Q[start : start + _CHUNK], is_enrolled[start : start + _CHUNK]
+            similarity_QP, labels_P = similarity_per_person(embeddings_ND, labels_N, enrolled, probes)
+            best, is_right = similarity_QP.max(1), labels_P[similarity_QP.argmax(1)] == labels_N[probes]
+            stranger_parts.append(best[~is_known])
+            known_parts.append(np.where(is_right, best, -np.inf)[is_known])
+    strangers, known = np.sort(np.concatenate(stranger_parts))[::-1], np.concatenate(known_parts)
+    return [_open_set_row(strangers, known, fpir) for fpir in FPIRS]
 
 
-def _missed(strangers: NDArray[np.float32], found: NDArray[np.float32], fpir: float) -> dict[str, Any]:
-    place = int(len(strangers) * fpir + 1e-9)  # so many strangers may reach the threshold
-    place = int((strangers > strangers[place]).sum())  # those that are as similar as the next one are not let in
-    above = strangers[place - 1] if place else max(strangers[0], 1.0)
-    threshold = (float(above) + float(strangers[place])) / 2  # so that rounding does not decide
-    few = len(strangers) * fpir < _ENOUGH
+def _open_set_row(strangers: NDArray[np.float32], known: NDArray[np.float32], fpir: float) -> dict[str, Any]:
+    """Table row of one FPIR, from the falling similarities of strangers and those of known people (-inf if missed)."""
+    accepted = int(len(strangers) * fpir + 1e-9)
+    accepted = int((strangers > strangers[accepted]).sum())  # strangers as similar as the first refused one are refused
+    lowest_accepted = strangers[accepted - 1] if accepted else max(strangers[0], 1.0)
+    threshold = (float(lowest_accepted) + float(strangers[accepted])) / 2  # halfway, so that rounding does not decide
+    needed = f"{_MIN_FALSE_ALARMS / fpir:,.0f} give {_MIN_FALSE_ALARMS} alarms"
+    few = len(strangers) * fpir < _MIN_FALSE_ALARMS
     return {
         "FPIR": fpir,
         "threshold": threshold,
-        "FNIR": float((found < threshold).mean()),
-        "pictures of people": len(found),
+        "FNIR": float((known < threshold).mean()),
+        "pictures of people": len(known),
         "of strangers": len(strangers),
-        "note": f"too few pictures of strangers: {len(strangers):,}; {_ENOUGH / fpir:,.0f} give {_ENOUGH} alarms"
-        if few
-        else "",
+        "note": f"too few pictures of strangers: {len(strangers):,}; {needed}" if few else "",
     }

@@ -1,8 +1,8 @@
-"""What an embedding learns by: a direction for each class with a margin between them, or triplets.
+"""Losses over embeddings: softmax losses with a margin between class centres, and triplets.
 
-Embeddings have unit length, so a product with a unit direction is the cosine of the angle between them. The formulas
-are written so that gradients pass through the margin; a well-known implementation computes it without, which scales the
-gradient of the true class by cos(theta) / cos(theta + m) and the like.
+Embeddings have unit length, so the product of two is the cosine of the angle between them. Gradients pass through the
+margin, as in the papers' formulas. A well-known implementation computes the margin without gradients, which scales the
+gradient of the true class, for ArcFace by cos(theta) / cos(theta + m).
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from torch import Tensor, nn
 from cnnrun.config.spec import Kind
 from cnnrun.contracts.task import Criterion
 
-_TINY = 1e-7  # of a squared sine: float32 cannot tell 1 less the squared cosine from 0 any nearer
+_MIN_SQUARED_SINE = 1e-7  # about the rounding error of 1 - cosine^2 in float32; keeps the root's slope finite
 
 Warmup = Annotated[float, Field(ge=0, le=1)]
 
 
 class EmbeddingLossSpec(Kind):
-    """A loss over embeddings."""
+    """Base class of losses over embeddings."""
 
     def build(self, dimension: int, place_K: Tensor) -> Criterion:
-        """The criterion. `place_K` numbers the classes that are trained on, from 0; others have -1."""
+        """Build the criterion. `place_K` numbers the classes that have training images, from 0; others have -1."""
         raise NotImplementedError
 
     needs_class_batches: ClassVar[bool] = False
-    """Whether a batch needs several pictures of a class: train.sampler: identities."""
+    """True if a batch needs several images of a class, as from `train.sampler: identities`."""
 
 
 class CosineCrossEntropy(Criterion):
-    """Cross-entropy of `scale` * cosine to each class's centre [P, D]; subclasses lower the true class's by a margin.
+    """Cross-entropy of `scale` times the cosines to the class centres [P, D]; subclasses add a margin.
 
-    Without a margin it is NormFace (Wang et al. 2017, eq. 4). The margin grows from 0 over the first `warmup` of the
-    training: at once, it would ask of random directions what they cannot give.
+    Without a margin it is NormFace (Wang et al. 2017, eq. 4). The margin grows from 0 over the first share `warmup` of
+    the training, because random embeddings cannot learn the full margin.
     """
 
     def __init__(self, dimension: int, place_K: Tensor, scale: float, margin: float = 0.0, warmup: float = 0.0) -> None:
@@ -54,40 +54,42 @@ class CosineCrossEntropy(Criterion):
 
     def forward(self, outputs: Tensor, targets: dict[str, Tensor]) -> dict[str, Tensor]:
         cosine_BP = outputs @ F.normalize(self.centres).T
-        own_B1 = self.place[targets["labels"]][:, None]
-        lowered = self.apply_margin(cosine_BP.gather(1, own_B1))
-        return {"cross_entropy": F.cross_entropy(self.scale * cosine_BP.scatter(1, own_B1, lowered), own_B1[:, 0])}
+        label_B1 = self.place[targets["labels"]][:, None]
+        lowered_B1 = self.apply_margin(cosine_BP.gather(1, label_B1))
+        logits_BP = self.scale * cosine_BP.scatter(1, label_B1, lowered_B1)
+        return {"cross_entropy": F.cross_entropy(logits_BP, label_B1[:, 0])}
 
     def apply_margin(self, cosine: Tensor) -> Tensor:
-        """What stands in the place of the true class's cosine."""
+        """Lower the true class's cosine by the margin."""
         return cosine
 
 
 class AngularMargin(CosineCrossEntropy):
-    """cos(theta + m) for the true class (ArcFace, Deng et al. 2019, eq. 3).
+    """ArcFace's margin: cos(theta + m) for the true class (Deng et al. 2019, eq. 3).
 
-    Beyond theta = pi - m, where that would rise again, -2 - cos(theta + m): continuous and falling, as SphereFace's psi
-    (Liu et al. 2017, section 3.2).
+    Beyond theta = pi - m, where cos(theta + m) would rise again, it is -2 - cos(theta + m): continuous and falling,
+    like SphereFace's psi (Liu et al. 2017, section 3.2).
     """
 
     def apply_margin(self, cosine: Tensor) -> Tensor:
-        sine = (1 - cosine.square()).clamp(min=_TINY).sqrt()
-        turned = cosine * math.cos(self.margin) - sine * math.sin(self.margin)
-        return torch.where(cosine > -math.cos(self.margin), turned, -2 - turned)
+        sine = (1 - cosine.square()).clamp(min=_MIN_SQUARED_SINE).sqrt()
+        rotated = cosine * math.cos(self.margin) - sine * math.sin(self.margin)
+        return torch.where(cosine > -math.cos(self.margin), rotated, -2 - rotated)
 
 
 class CosineMargin(CosineCrossEntropy):
-    """cos(theta) - m for the true class (CosFace, Wang et al. 2018, eq. 4)."""
+    """CosFace's margin: cos(theta) - m for the true class (Wang et al. 2018, eq. 4)."""
 
     def apply_margin(self, cosine: Tensor) -> Tensor:
         return cosine - self.margin
 
 
 class TripletCriterion(Criterion):
-    """max(0, |a - p|^2 - |a - n|^2 + margin), the mean over all pairs (a, p) of a class in the batch.
+    """Triplet loss max(0, |a - p|^2 - |a - n|^2 + margin): the mean over all pairs (a, p) of a class in the batch.
 
-    n is semi-hard: of the other classes' pictures the nearest that is further than p; where none is, the furthest of
-    all (Schroff et al. 2015, section 3.2). Of a batch in micro-batches or over ranks, each part has its own triplets.
+    The negative n is semi-hard: the nearest image of another class that is farther from a than p is; if there is none,
+    the farthest image of another class (Schroff et al. 2015, section 3.2). Triplets are formed within a micro-batch on
+    one rank.
     """
 
     def __init__(self, margin: float) -> None:
@@ -98,67 +100,68 @@ class TripletCriterion(Criterion):
         labels = targets["labels"]
         distance_BB = 2 - 2 * outputs @ outputs.T
         same = labels[:, None] == labels
-        negatives = (~same).sum(1, keepdim=True)
-        far, places = distance_BB.detach().masked_fill(same, math.inf).sort(1)
-        # How many negatives are no further than each of the row's pictures: the next one is the semi-hard one.
-        nearer = torch.searchsorted(far, distance_BB.detach(), right=True)
-        chosen = places.gather(1, torch.minimum(nearer, negatives - 1).clamp(min=0))
-        loss = (distance_BB - distance_BB.gather(1, chosen) + self.margin).clamp(min=0)
-        pairs = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device) & (negatives > 0)
+        negatives_B1 = (~same).sum(1, keepdim=True)
+        sorted_BB, order_BB = distance_BB.detach().masked_fill(same, math.inf).sort(1)
+        # The number of negatives that are at most as far as each image of the row is the index of the semi-hard one.
+        semi_hard_BB = torch.searchsorted(sorted_BB, distance_BB.detach(), right=True)
+        negative_BB = order_BB.gather(1, torch.minimum(semi_hard_BB, negatives_B1 - 1).clamp(min=0))
+        loss = (distance_BB - distance_BB.gather(1, negative_BB) + self.margin).clamp(min=0)
+        pairs = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device) & (negatives_B1 > 0)
         return {"triplet": (loss * pairs).sum() / pairs.sum().clamp(min=1)}
 
 
 class ArcFace(EmbeddingLossSpec):
-    """An angle added to the true class's (Deng et al. 2019)."""
+    """Softmax over cosines with a margin added to the true class's angle (Deng et al. 2019)."""
 
     kind = "arcface"
     main = "margin"
     margin: float = Field(0.5, ge=0, lt=math.pi / 2)
-    """In radians."""
+    """Angle in radians that is added to the true class's."""
     scale: float = Field(30.0, gt=0)
-    """What cosines are multiplied by before the softmax."""
+    """Factor on the cosines before the softmax."""
     warmup: Warmup = 0.2
-    """The part of the training over which the margin grows from 0."""
+    """The share of the training over which the margin grows from 0."""
 
     def build(self, dimension: int, place_K: Tensor) -> Criterion:
         return AngularMargin(dimension, place_K, self.scale, self.margin, self.warmup)
 
 
 class CosFace(EmbeddingLossSpec):
-    """A number taken from the true class's cosine (Wang et al. 2018)."""
+    """Softmax over cosines with a margin subtracted from the true class's cosine (Wang et al. 2018)."""
 
     kind = "cosface"
     main = "margin"
     margin: float = Field(0.35, ge=0, lt=2)
+    """Number that is subtracted from the true class's cosine."""
     scale: float = Field(30.0, gt=0)
-    """What cosines are multiplied by before the softmax."""
+    """Factor on the cosines before the softmax."""
     warmup: Warmup = 0.2
-    """The part of the training over which the margin grows from 0."""
+    """The share of the training over which the margin grows from 0."""
 
     def build(self, dimension: int, place_K: Tensor) -> Criterion:
         return CosineMargin(dimension, place_K, self.scale, self.margin, self.warmup)
 
 
 class NormFace(EmbeddingLossSpec):
-    """Directions without a margin (NormFace, Wang et al. 2017)."""
+    """Softmax over cosines without a margin (NormFace, Wang et al. 2017)."""
 
     kind = "softmax"
     main = "scale"
     scale: float = Field(30.0, gt=0)
-    """What cosines are multiplied by before the softmax."""
+    """Factor on the cosines before the softmax."""
 
     def build(self, dimension: int, place_K: Tensor) -> Criterion:
         return CosineCrossEntropy(dimension, place_K, self.scale)
 
 
 class Triplet(EmbeddingLossSpec):
-    """Two pictures of a class nearer than one of another, semi-hard ones (Schroff et al. 2015)."""
+    """Triplets: two images of a class should be nearer than a semi-hard image of another (Schroff et al. 2015)."""
 
     kind = "triplet"
     main = "margin"
     needs_class_batches = True
     margin: float = Field(0.2, gt=0, le=4)
-    """Between squared distances, which are 2 - 2 cos."""
+    """Margin between the squared distances, which are 2 - 2 cos."""
 
     def build(self, dimension: int, place_K: Tensor) -> Criterion:
         return TripletCriterion(self.margin)

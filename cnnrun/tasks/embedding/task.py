@@ -1,4 +1,4 @@
-"""Who is who, of people or things that were never seen in training: embeddings and what their likeness is worth."""
+"""Verification and identification of people or things that were not seen in training, by embeddings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ IMPOSTORS = "pairs of two people"
 
 
 class EmbeddingHead(nn.Module):
-    """Features [B, F] -> embeddings [B, D] of unit length: linear, batch norm, division by the length in float32."""
+    """Features [B, F] -> embeddings [B, D] of unit length: linear, batch norm, L2 normalization in float32."""
 
     def __init__(self, in_features: int, dimension: int) -> None:
         super().__init__()
@@ -43,135 +43,138 @@ class EmbeddingHead(nn.Module):
 
 
 class EmbeddingDecoder(nn.Module):
-    """What the head gives, by its name."""
+    """Raw outputs, which are embeddings already -> `embedding` [B, D]."""
 
     def forward(self, outputs: Tensor) -> dict[str, Tensor]:
         return {"embedding": outputs}
 
 
 class VerifyMeter:
-    """Verification over pairs, identification against a gallery; and the thresholds for the FARs wanted."""
+    """Meter of verification over pairs and identification against a gallery; chooses a threshold for each FAR.
+
+    Raises NonFiniteError if an embedding is not finite, and DataError if the pairs that can be read are too few.
+    """
 
     def __init__(self, task: Verify, chosen: dict[str, float]) -> None:
-        self._task, self._chosen, self._kept = task, chosen, BatchTensors()
+        self._task, self._chosen, self._batches = task, chosen, BatchTensors()
 
     def update(self, results: Results, targets: dict[str, Tensor]) -> None:
-        self._kept.add(embedding=results["embedding"].float(), **targets)
+        self._batches.add(embedding=results["embedding"].float(), **targets)
 
     def compute(self, tables: bool = True) -> Measurement:
-        every = self._kept.concatenate()
-        embeddings, labels = every["embedding"], every["labels"]
+        arrays = self._batches.concatenate()
+        embeddings, labels = arrays["embedding"], arrays["labels"]
         if not np.isfinite(embeddings).all():
             raise NonFiniteError("an embedding is not finite; there is no similarity to measure")
-        pairs = listed_or_all_pairs(every)
+        pairs = listed_or_all_pairs(arrays)
         if pairs.same_M.all() or not pairs.same_M.any():
-            raise DataError("no pairs of both kinds are left of those listed: their pictures could not be read")
+            raise DataError("the listed pairs that can be read are not of both kinds: of one person, and of two people")
         scores = pairs.similarities(embeddings)
         ranked = RankedPairs(scores, pairs.same_M)
         folds = pair_metrics.fold_accuracies(ranked, scores, pairs)
         if len(folds) < 2:
-            raise DataError("fewer than two folds have pairs of one person and of two that can be read")
+            raise DataError("fewer than two folds have readable pairs of both kinds: of one person, and of two people")
         gallery = gallery_metrics.enrol_first(labels, self._task.gallery)
         ranks = gallery_metrics.identification_ranks(embeddings, labels, gallery)
-        numbers = {
-            **self._of_curve(curve := ranked.roc_curve()),
-            "accuracy": float(np.mean([r["accuracy"] for r in folds])),
+        curve = ranked.roc_curve()
+        metrics = {
+            **self._curve_metrics(curve),
+            "accuracy": float(np.mean([fold["accuracy"] for fold in folds])),
+            **{f"rank_{k}": float((ranks <= k).mean()) for k in (1, 5)},
         }
-        numbers |= {f"rank_{k}": float((ranks <= k).mean()) for k in (1, 5)}
         thresholds = {
             f"threshold at FAR {far:g}": curve.midpoint_threshold(curve.index_at(far)) for far in self._task.fars
         }
-        measured = Measurement(numbers, choices=thresholds | {IMPOSTORS: float((~pairs.same_M).sum())})
+        measurement = Measurement(metrics, choices=thresholds | {IMPOSTORS: float((~pairs.same_M).sum())})
         if not tables:
-            return measured
-        spread = pair_metrics.bootstrap_over_people(scores, pairs, labels, self._of_curve)
-        found = {
-            **self._with_intervals(measured, pairs, spread),
+            return measurement
+        draws = pair_metrics.bootstrap_over_people(scores, pairs, labels, self._curve_metrics)
+        rows = {
+            **self._interval_rows(measurement, pairs, draws),
             "folds": folds,
-            "at_the_models_thresholds": self._held_to(scores, pairs),
+            "at_the_models_thresholds": self._chosen_threshold_rows(scores, pairs),
             "identification": gallery_metrics.cumulative_match_rows(ranks, len(np.unique(labels[gallery.enrolled_G]))),
             "open_set": gallery_metrics.open_set_rows(embeddings, labels, gallery),
         }
-        told = {name: rows for name, rows in found.items() if rows}
-        return replace(measured, tables=told, bootstrap_draws=spread, plots=(_roc(curve),))
+        nonempty = {name: table for name, table in rows.items() if table}
+        return replace(measurement, tables=nonempty, bootstrap_draws=draws, plots=(_roc_plot(curve),))
 
-    def _of_curve(self, curve: RocCurve) -> dict[str, float]:
+    def _curve_metrics(self, curve: RocCurve) -> dict[str, float]:
         tars = {f"tar_{far:g}": float(curve.tar[curve.index_at(far)]) for far in self._task.fars}
         return {"eer": curve.eer(), "auc": curve.auc(), **tars}
 
-    def _with_intervals(
-        self, measured: Measurement, pairs: Pairs, spread: dict[str, NDArray[np.float64]]
+    def _interval_rows(
+        self, measurement: Measurement, pairs: Pairs, draws: dict[str, NDArray[np.float64]]
     ) -> dict[str, list[dict[str, Any]]]:
-        """EER, AUC and the TAR of each FAR with the middle 95 % of a bootstrap over people, and on how many pairs."""
-        numbers = {name: value for name, value in measured.metrics.items() if value is not None}
-        impostors = int(measured.choices[IMPOSTORS])
+        """Tables of EER, AUC and the TAR at each FAR, with 95 % intervals over people and the number of pairs."""
+        metrics = {name: value for name, value in measurement.metrics.items() if value is not None}
+        impostors = int(measurement.choices[IMPOSTORS])
         counts = {"pairs of one person": f"{len(pairs.same_M) - impostors:,}", IMPOSTORS: f"{impostors:,}"}
         counts |= {"of": f"{pairs.total[0]:,} and {pairs.total[1]:,}"}
-        if not spread:
+        if not draws:
             counts["note"] = f"no intervals: people are fewer than {pair_metrics.MIN_PEOPLE}"
-        spans = {
-            name: bootstrap_interval(numbers[name], values, metric_bounds(name, numbers[name]))
-            for name, values in spread.items()
-        }
-        ends = {name: {"from": low, "to": high} for name, (low, high) in spans.items()}
+        ends = {}
+        for name, values in draws.items():
+            low, high = bootstrap_interval(metrics[name], values, metric_bounds(name, metrics[name]))
+            ends[name] = {"from": low, "to": high}
         headlines = [
-            {"number": name, "value": numbers[name], **ends.get(name, {}), **counts} for name in ("eer", "auc")
+            {"number": name, "value": metrics[name], **ends.get(name, {}), **counts} for name in ("eer", "auc")
         ]
         points = [
             {
                 "FAR": f"{far:g}",
-                "TAR": numbers[f"tar_{far:g}"],
+                "TAR": metrics[f"tar_{far:g}"],
                 **ends.get(f"tar_{far:g}", {}),
-                "threshold here": measured.choices[f"threshold at FAR {far:g}"],
+                "threshold here": measurement.choices[f"threshold at FAR {far:g}"],
                 "note": pair_metrics.far_note(impostors, far),
             }
             for far in self._task.fars
         ]
         return {"verification": headlines, "operating_points": points}
 
-    def _held_to(self, scores: NDArray[np.float64], pairs: Pairs) -> list[dict[str, Any]]:
-        """What the thresholds that val chose do here; nothing while they are being chosen."""
+    def _chosen_threshold_rows(self, scores: NDArray[np.float64], pairs: Pairs) -> list[dict[str, Any]]:
+        """FAR and TAR here at the thresholds that were chosen on val; empty before they are chosen."""
         rows = []
         for far in self._task.fars:
             threshold = self._chosen.get(f"threshold at FAR {far:g}")
             if threshold is None:
                 continue
-            taken = scores >= threshold
+            is_accepted = scores >= threshold
             rows.append(
                 {
                     "FAR wanted": f"{far:g}",
                     "threshold": threshold,
-                    "FAR": float(taken[~pairs.same_M].mean()),
-                    "TAR": float(taken[pairs.same_M].mean()),
+                    "FAR": float(is_accepted[~pairs.same_M].mean()),
+                    "TAR": float(is_accepted[pairs.same_M].mean()),
                     "note": pair_metrics.far_note(int(self._chosen[IMPOSTORS]), far),
                 }
             )
         return rows
 
 
-def _roc(curve: RocCurve) -> Plot:
-    """TAR over FAR, thinned where there are many thresholds."""
-    shown = np.unique(np.linspace(0, len(curve.far) - 1, 1000).astype(int))
-    return Plot("Verification", "FAR", "TAR", (Series("ROC", curve.far[shown].tolist(), curve.tar[shown].tolist()),))
+def _roc_plot(curve: RocCurve) -> Plot:
+    """Plot of TAR over FAR with at most 1000 points."""
+    points = np.unique(np.linspace(0, len(curve.far) - 1, 1000).astype(int))
+    return Plot("Verification", "FAR", "TAR", (Series("ROC", curve.far[points].tolist(), curve.tar[points].tolist()),))
 
 
-def listed_or_all_pairs(every: dict[str, NDArray[np.int64]]) -> Pairs:
-    """The pairs that a file lists, where one does; otherwise all."""
-    labels = every["labels"]
-    if "pairs" not in every:
+def listed_or_all_pairs(arrays: dict[str, NDArray[np.int64]]) -> Pairs:
+    """The pairs that the data lists, without those of images that could not be read; all pairs if it lists none."""
+    labels = arrays["labels"]
+    if "pairs" not in arrays:
         return all_pairs(labels)
-    place = {number: row for row, number in enumerate(every["number"].tolist())}
-    row, column = (every["pairs"][:, :, 0] >= 0).nonzero()
-    other, fold = every["pairs"][row, column].T
-    second = np.array([place.get(number, -1) for number in other.tolist()], np.int64)
-    kept = second >= 0  # a picture that could not be read was left out, aloud
-    first, second = row[kept], second[kept]
+    index_of_number = {number: index for index, number in enumerate(arrays["number"].tolist())}
+    first, column = (arrays["pairs"][:, :, 0] >= 0).nonzero()
+    second_number, fold = arrays["pairs"][first, column].T
+    second = np.array([index_of_number.get(number, -1) for number in second_number.tolist()], np.int64)
+    is_readable = second >= 0
+    first, second, fold = first[is_readable], second[is_readable], fold[is_readable]
     same = labels[first] == labels[second]
-    return Pairs(first, second, same, fold[kept], (int(same.sum()), int((~same).sum())))
+    return Pairs(first, second, same, fold, (int(same.sum()), int((~same).sum())))
 
 
 class Verify(TaskSpec):
-    """Embeddings of unit length, alike for pictures of one person or thing: measured on ones never seen in training."""
+    """Embeddings of unit length, similar for images of one person or thing; measured on people not seen in training."""
 
     kind = "verify"
     main = "dimension"
@@ -181,33 +184,34 @@ class Verify(TaskSpec):
         return self.loss.needs_class_batches
 
     dimension: int = Field(128, ge=2, le=65_536)
-    """Numbers of an embedding."""
+    """Number of values of an embedding."""
     loss: Annotated[EmbeddingLoss, Kinds()] = ArcFace()
-    """What the embedding learns by."""
+    """The loss that the embedding is trained by."""
     fars: list[Far] = Field([0.1, 0.01, 0.001, 0.0001], min_length=1)
-    """Parts of the pairs of two people that may be taken for one: each with its TAR, and a threshold chosen on val."""
+    """False accept rates (shares of the pairs of two people that are accepted), largest first: each is measured, and \
+a threshold is chosen for it on val."""
     far: Far = 0.01
-    """Which of them `cnnrun verify` and `identify` go by."""
+    """The one of `fars` whose threshold `cnnrun verify` and `identify` use."""
     gallery: int = Field(1, ge=1)
-    """Pictures of each person that are enrolled, the first ones, when identification is measured."""
+    """How many images of each person, the first ones, are enrolled to measure identification."""
 
     @field_validator("fars")
     @classmethod
-    def _falling(cls, fars: list[float]) -> list[float]:
+    def _check_falling(cls, fars: list[float]) -> list[float]:
         if sorted(set(fars), reverse=True) != fars:
             raise ValueError("give each once, the largest first")
         return fars
 
     @model_validator(mode="after")
-    def _one_of_them(self) -> Self:
+    def _check_far(self) -> Self:
         if self.far not in self.fars:
             raise ValueError(f"far is {self.far:g}; give one of fars ({', '.join(f'{far:g}' for far in self.fars)})")
         return self
 
     def metrics(self) -> dict[str, Direction]:
         rising = ("auc", "accuracy", *(f"tar_{far:g}" for far in self.fars), "rank_1", "rank_5")
-        ways: dict[str, Direction] = {"eer": "min"}
-        return ways | dict.fromkeys(rising, "max")
+        directions: dict[str, Direction] = {"eer": "min"}
+        return directions | dict.fromkeys(rising, "max")
 
     def data_problem(self, facts: Facts) -> str | None:
         if facts.class_counts and sum(count > 0 for count in facts.class_counts) < 2:
@@ -217,9 +221,9 @@ class Verify(TaskSpec):
     def split_problem(self, targets: dict[str, Tensor]) -> str | None:
         counts = targets["labels"].unique(return_counts=True)[1]
         if len(counts) < 2 or len(targets["labels"]) < 4:
-            return "pictures of two people or more are compared, four at least"
+            return "verify needs pictures of two or more people, and four pictures or more"
         if int((counts * (counts - 1) // 2).sum()) < 2 or int((counts > self.gallery).sum()) < 1:
-            return f"two pairs of one person are needed, and someone with more than {self.gallery} picture(s)"
+            return f"verify needs two pairs of one person, and a person with more than {self.gallery} picture(s)"
         return None
 
     def head(self, in_shapes: Sequence[Shape], facts: Facts) -> nn.Module:
@@ -227,7 +231,7 @@ class Verify(TaskSpec):
         return EmbeddingHead(require_vector("its embedding", in_shape), self.dimension)
 
     def comparison_key(self, facts: Facts) -> list[Any]:
-        return []  # whoever was learned, others are measured
+        return []  # the people of the training split do not matter: others are measured
 
     def criterion(self, facts: Facts) -> Criterion:
         counts = torch.tensor(facts.class_counts or [1] * len(facts.classes))
@@ -250,25 +254,26 @@ class Verify(TaskSpec):
         return {"embedding": (self.dimension,)}
 
     def metadata(self, facts: Facts) -> dict[str, Any]:
-        points = find_operating_point(self, facts)
-        said = {"threshold": points.threshold, "far": self.far} if points else {}
+        point = find_operating_point(self, facts)
+        threshold = {"threshold": point.threshold, "far": self.far} if point else {}
         return {
             "embedding": "of unit length: the product of two is their cosine"
-            + (", at least threshold for one person" if said else "; no threshold was chosen for this checkpoint"),
-            **said,
-            **{name: value for name, value in facts.chosen.items() if said},
+            + (", at least threshold for one person" if point else "; no threshold was chosen for this checkpoint"),
+            **threshold,
+            **(facts.chosen if point else {}),
         }
 
-    def find_disagreement(self, ours: Results, theirs: Results, facts: Facts) -> str | None:
-        apart = float((1 - (ours["embedding"] * theirs["embedding"]).sum(1)).max())
-        if not apart <= 1e-5:
-            return f"an embedding's cosine with the network's is {1 - apart:.6f} (at least 0.99999)"
-        gap = self.largest_difference(ours, theirs, facts)
+    def find_disagreement(self, expected: Results, actual: Results, facts: Facts) -> str | None:
+        distance = float((1 - (expected["embedding"] * actual["embedding"]).sum(1)).max())
+        if not distance <= 1e-5:
+            return f"an embedding's cosine with the network's is {1 - distance:.6f} (at least 0.99999)"
+        gap = self.largest_difference(expected, actual, facts)
         return None if gap <= 1e-4 else f"similarities differ by up to {gap:.2e} (allowed 1e-4)"
 
-    def largest_difference(self, ours: Results, theirs: Results, facts: Facts) -> float:
-        mine, others = (each["embedding"] @ each["embedding"].T for each in (ours, theirs))
-        return float((mine - others).abs().max())
+    def largest_difference(self, expected: Results, actual: Results, facts: Facts) -> float:
+        """The largest difference of the similarity of two images."""
+        expected_BB, actual_BB = (results["embedding"] @ results["embedding"].T for results in (expected, actual))
+        return float((expected_BB - actual_BB).abs().max())
 
     def result_rows(self, results: Results, facts: Facts, views: Sequence[View]) -> list[dict[str, Any]]:
         return [{"embedding": row} for row in results["embedding"].tolist()]
@@ -276,7 +281,7 @@ class Verify(TaskSpec):
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """A threshold, the FAR it was chosen for on val (None: not chosen there), and what is to be known of it."""
+    """A threshold, the FAR it was chosen for on val (None if the user set it), and a note: a warning or empty."""
 
     threshold: float
     far: float | None
@@ -284,7 +289,7 @@ class OperatingPoint:
 
 
 def find_operating_point(task: Verify, facts: Facts, far: float | None = None) -> OperatingPoint | None:
-    """The threshold that val chose for a FAR (by default the task's); None where it chose none."""
+    """Find the threshold that was chosen on val for a FAR, by default the task's; None if none was chosen."""
     far = task.far if far is None else far
     threshold = facts.chosen.get(f"threshold at FAR {far:g}")
     if threshold is None:

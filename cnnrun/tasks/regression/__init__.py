@@ -1,1 +1,1 @@
-"""Numbers and angles: losses, decoders, residuals."""
+"""Regression of numbers and angles: the task, its losses and decoders, and the metrics of its residuals."""

@@ -1,4 +1,4 @@
-"""One or more numbers a picture."""
+"""Regression: one or more numbers or angles per image."""
 
 from __future__ import annotations
 
@@ -31,111 +31,120 @@ from cnnrun.tasks.regression.losses import (
 from cnnrun.tasks.regression.residuals import Residuals, wrap_difference
 from cnnrun.tasks.temperature import TEMPERATURE, temperature_metadata
 
-_LEVELS = {0.5: 0.674490, 0.8: 1.281552, 0.95: 1.959964}  # the middle part of a normal, and its deviations either way
-_FINEST = 1e-4  # of the mean: a finer deviation loses digits that matter in float32
-_CLOSE = 1e-3  # of a deviation of the training numbers: how near an exported file must come
+# Central share of a normal distribution -> how many standard deviations from the mean it reaches.
+_REACH = {0.5: 0.674490, 0.8: 1.281552, 0.95: 1.959964}
+_MIN_RELATIVE_DEVIATION = 1e-4  # of the mean: float32 loses digits that matter of numbers that vary less
+_TOLERANCE = 1e-3  # of an exported file, in standard deviations of the training numbers
 
 Period = Annotated[float, Field(gt=0)]
 
 
 class RegressMeter:
-    """MAE, RMSE, R2 and what is gained on the constant mean, as means over the targets and for each of them."""
+    """Meter of MAE, RMSE, R2 and the gain on a constant prediction: means over the targets, and for each target."""
 
     def __init__(self, task: Regress, facts: Facts) -> None:
-        self._task, self._numbers, self._kept = task, task.learned_numbers(facts), BatchTensors()
-        self._places = task.column_indices(facts)
+        self._task, self._numbers, self._batches = task, task.learned_numbers(facts), BatchTensors()
+        self._columns = task.column_indices(facts)
 
     def update(self, results: Results, targets: dict[str, Tensor]) -> None:
-        self._kept.add(truth=targets["numbers"][:, self._places], **results)
+        self._batches.add(truth=targets["numbers"][:, self._columns], **results)
 
     def compute(self, tables: bool = True) -> Measurement:
-        kept = {name: values.astype(np.float64) for name, values in self._kept.concatenate().items()}
+        arrays = {name: values.astype(np.float64) for name, values in self._batches.concatenate().items()}
         names = [number.name for number in self._numbers]
         periods = [self._task.angles.get(name) for name in names]
-        found = Residuals(kept["values"], kept["truth"], periods, [number.mean for number in self._numbers])
-        numbers = found.metrics()
+        truth_NT, value_NT = arrays["truth"], arrays["values"]
+        residuals = Residuals(value_NT, truth_NT, periods, [number.mean for number in self._numbers])
+        metrics = residuals.metrics()
         if not tables:
-            return Measurement(numbers)
-        rows = {"per_target": found.per_target_rows(names), "intervals_said": self._held(kept, found)}
-        plots = [_against(name, kept["truth"][:, t], kept["values"][:, t]) for t, name in enumerate(names)]
-        plots += [_left(name, kept["values"][:, t], found.errors[t]) for t, name in enumerate(names)]
+            return Measurement(metrics)
+        rows = {
+            "per_target": residuals.per_target_rows(names),
+            "intervals_said": self._interval_rows(arrays, residuals.errors),
+        }
+        plots = [_prediction_plot(name, truth_NT[:, t], value_NT[:, t]) for t, name in enumerate(names)]
+        plots += [_residual_plot(name, value_NT[:, t], residuals.errors[t]) for t, name in enumerate(names)]
         return Measurement(
-            numbers,
-            {name: of for name, of in rows.items() if of},
+            metrics,
+            {name: table for name, table in rows.items() if table},
             plots=tuple(plots),
-            bootstrap_draws=bootstrap(found.metrics, len(found)),
+            bootstrap_draws=bootstrap(residuals.metrics, len(residuals)),
         )
 
-    def _held(self, kept: dict[str, NDArray[np.float64]], found: Residuals) -> list[dict[str, Any]]:
-        """For each target, how many of the pictures lie within what was said they would."""
+    def _interval_rows(
+        self, arrays: dict[str, NDArray[np.float64]], errors: Sequence[NDArray[np.float64]]
+    ) -> list[dict[str, Any]]:
+        """Share of the images within predicted deviations, or below predicted quantiles, for each target."""
         rows: list[dict[str, Any]] = []
         for t, number in enumerate(self._numbers):
-            off = np.abs(found.errors[t])
-            if "deviations" in kept:
-                inside = {f"inside {level:.0%}": (off <= far * kept["deviations"][:, t]).mean() for level, far in
-                          _LEVELS.items()}  # fmt: skip
-                rows.append({"target": number.name, **{name: float(part) for name, part in inside.items()}})
-            if "quantiles" in kept:
-                below = (kept["truth"][:, t, None] <= kept["quantiles"][:, t]).mean(0).tolist()
-                parts = zip(self._task.quantiles(), below, strict=True)
-                rows.append({"target": number.name, **{f"below {part:g}": share for part, share in parts}})
+            if "deviations" in arrays:
+                error, deviation = np.abs(errors[t]), arrays["deviations"][:, t]
+                inside = {
+                    f"inside {level:.0%}": float((error <= reach * deviation).mean()) for level, reach in _REACH.items()
+                }
+                rows.append({"target": number.name, **inside})
+            if "quantiles" in arrays:
+                below = (arrays["truth"][:, t, None] <= arrays["quantiles"][:, t]).mean(0).tolist()
+                levels = zip(self._task.quantiles(), below, strict=True)
+                rows.append({"target": number.name, **{f"below {level:g}": share for level, share in levels}})
         return rows
 
 
-def _shown(count: int) -> NDArray[np.int64]:
+def _plot_points(count: int) -> NDArray[np.int64]:
+    """Indices of at most MAX_POINTS of `count` images, evenly spaced."""
     return np.unique(np.linspace(0, count - 1, min(count, MAX_POINTS)).astype(np.int64))
 
 
-def _against(name: str, truth: NDArray[np.float64], value: NDArray[np.float64]) -> Plot:
-    at = _shown(len(truth))
-    series = Series("a picture each", truth[at].tolist(), value[at].tolist(), "points")
-    return Plot(f"{name}: said against true", "true", "said", (series,), diagonal=True)
+def _prediction_plot(name: str, truth: NDArray[np.float64], value: NDArray[np.float64]) -> Plot:
+    points = _plot_points(len(truth))
+    series = Series("one point per image", truth[points].tolist(), value[points].tolist(), "points")
+    return Plot(f"{name}: predicted against true", "true", "predicted", (series,), diagonal=True)
 
 
-def _left(name: str, value: NDArray[np.float64], off: NDArray[np.float64]) -> Plot:
-    at = _shown(len(value))
-    series = Series("a picture each", value[at].tolist(), off[at].tolist(), "points")
-    return Plot(f"{name}: residuals", "said", "said - true", (series,))
+def _residual_plot(name: str, value: NDArray[np.float64], error: NDArray[np.float64]) -> Plot:
+    points = _plot_points(len(value))
+    series = Series("one point per image", value[points].tolist(), error[points].tolist(), "points")
+    return Plot(f"{name}: residuals", "predicted", "predicted - true", (series,))
 
 
 class Regress(TaskSpec):
-    """One or more numbers a picture: learned in standard units, given in their own; angles wrap around."""
+    """One or more numbers per image, learned in standard units and returned in their own; angles wrap around."""
 
     kind = "regress"
     target_kind = "numbers"
 
     columns: list[str] = []
-    """Which of the data's numbers are learned; by default all."""
+    """Names of the data's numbers to learn; by default all."""
     angles: dict[str, Period] = {}
-    """Which of them are angles, each with its period, such as 360."""
+    """The numbers that are angles, each with its period, such as 360."""
     turns: bool = True
-    """Whether the angles are of what is in the picture, so that flip, rotate and shear would make them untrue: then \
-these are refused."""
+    """If true, the angles turn with the image, and flip, rotate and shear are refused because they would make them \
+wrong."""
     loss: Annotated[RegressionLoss, Kinds()] = Mse()
-    """What it learns by; `gaussian` and `quantile` also say how far off it may be."""
+    """The loss; `gaussian` and `quantile` also predict how large the error may be."""
 
     @model_validator(mode="after")
-    def _angles_are_learned(self) -> Self:
+    def _check_columns_and_angles(self) -> Self:
         if len(set(self.columns)) < len(self.columns):
-            raise ValueError("columns names one twice")
-        if self.columns and (other := [name for name in self.angles if name not in self.columns]):
-            raise ValueError(f"angles names {other[0]!r}, which is not among columns")
+            raise ValueError("columns names a number twice")
+        if self.columns and (unlearned := [name for name in self.angles if name not in self.columns]):
+            raise ValueError(f"angles names {unlearned[0]!r}, which is not among columns")
         if self.angles and not self.loss.can_learn_angles:
-            raise ValueError(f"{self.loss.kind} has no meaning for angles; take gaussian, which says how sure it is")
+            raise ValueError(f"loss {self.loss.kind} cannot learn angles; use gaussian, which also predicts deviations")
         return self
 
     def learned_numbers(self, facts: Facts) -> list[NumberStatistics]:
-        """The numbers that are learned, in order."""
+        """Statistics of the numbers that are learned, in the order of `columns`."""
         known = {number.name: number for number in facts.numbers}
         return [known.get(name, NumberStatistics(name)) for name in self.columns or known]
 
     def column_indices(self, facts: Facts) -> list[int]:
-        """Which of the data's numbers they are."""
+        """Index of each learned number among the data's numbers."""
         known = [number.name for number in facts.numbers]
         return [known.index(number.name) if number.name in known else 0 for number in self.learned_numbers(facts)]
 
     def quantiles(self) -> list[float]:
-        """Those that are learned."""
+        """The quantiles that are learned; empty if the loss has none."""
         return getattr(self.loss, "quantiles", [])
 
     def metrics(self) -> dict[str, Direction]:
@@ -147,25 +156,21 @@ these are refused."""
             if name not in known:
                 return f"there is no number {name!r}{did_you_mean(name, known)}"
         for number in self.learned_numbers(facts):
-            if number.std < _FINEST * abs(number.mean):
-                text = f"{number.name} varies by {number.std:.3g} around {number.mean:.6g}, too finely for float32"
-                return (
-                    f"{text}; take the mean off it"
-                    if number.std
-                    else f"{number.name} is {number.least:g} in every \
-training picture; there is nothing to learn"
-                )
             if not number.std:
                 return f"{number.name} is {number.least:g} in every training picture; there is nothing to learn"
+            if number.std < _MIN_RELATIVE_DEVIATION * abs(number.mean):
+                spread = f"{number.name} varies by {number.std:.3g} around {number.mean:.6g}"
+                return f"{spread}, too finely for float32; take the mean off it"
         return None
 
     def comparison_key(self, facts: Facts) -> list[Any]:
-        return [(each.name, self.angles.get(each.name)) for each in self.learned_numbers(facts)]
+        return [(number.name, self.angles.get(number.name)) for number in self.learned_numbers(facts)]
 
     def data_notes(self, facts: Facts) -> list[str]:
         return [
-            f"{each.name}: {each.least:.6g} to {each.most:.6g}, mean {each.mean:.6g}, deviation {each.std:.6g}"
-            for each in self.learned_numbers(facts)
+            f"{number.name}: {number.least:.6g} to {number.most:.6g}, "
+            f"mean {number.mean:.6g}, deviation {number.std:.6g}"
+            for number in self.learned_numbers(facts)
         ]
 
     def harmful_augmentations(self) -> Sequence[str]:
@@ -207,20 +212,20 @@ training picture; there is nothing to learn"
             return None
         criterion = RegressionCriterion(self.loss, self._units(facts)).to(outputs.device)
         plain, truth, angle, unit = criterion.split_and_standardize(outputs, targets["numbers"])
-        each = torch.cat([normal_nll(plain, truth, temperature), von_mises_nll(angle, unit, temperature)], 1)
-        return float(each.double().mean())
+        nll_BT = torch.cat([normal_nll(plain, truth, temperature), von_mises_nll(angle, unit, temperature)], 1)
+        return float(nll_BT.double().mean())
 
     def _units(self, facts: Facts) -> TargetUnits:
         return losses.build_units(self.learned_numbers(facts), self.column_indices(facts), self.angles)
 
     def result_shapes(self, facts: Facts) -> dict[str, Shape]:
         count = len(self.learned_numbers(facts))
-        made: dict[str, Shape] = {"values": (count,)}
+        shapes: dict[str, Shape] = {"values": (count,)}
         if self.loss.has_likelihood:
-            made["deviations"] = (count,)
+            shapes["deviations"] = (count,)
         if self.quantiles():
-            made["quantiles"] = (count, len(self.quantiles()))
-        return made
+            shapes["quantiles"] = (count, len(self.quantiles()))
+        return shapes
 
     def metadata(self, facts: Facts) -> dict[str, Any]:
         return {
@@ -231,32 +236,35 @@ training picture; there is nothing to learn"
             **temperature_metadata(facts),
         }
 
-    def largest_difference(self, ours: Results, theirs: Results, facts: Facts) -> float:
-        """In deviations of the training numbers; of angles the short way round."""
-        numbers, found = self.learned_numbers(facts), []
-        for name in ours:
+    def largest_difference(self, expected: Results, actual: Results, facts: Facts) -> float:
+        """The largest difference, in standard deviations of the training numbers; angles go the short way round."""
+        numbers, gaps = self.learned_numbers(facts), []
+        for name in expected:
             for t, number in enumerate(numbers):
-                apart = (ours[name][:, t] - theirs[name][:, t]).double().cpu().numpy()
+                difference = (expected[name][:, t] - actual[name][:, t]).double().cpu().numpy()
                 period = self.angles.get(number.name) if name == "values" else None
-                found.append(float(np.abs(wrap_difference(apart, period)).max()) / (number.std or 1.0))
-        return float(np.max(found))
+                gaps.append(float(np.abs(wrap_difference(difference, period)).max()) / (number.std or 1.0))
+        return float(np.max(gaps))
 
-    def find_disagreement(self, ours: Results, theirs: Results, facts: Facts) -> str | None:
-        gap = self.largest_difference(ours, theirs, facts)
-        return None if gap <= _CLOSE else f"numbers differ by up to {gap:.2e} deviations (allowed {_CLOSE:g})"
+    def find_disagreement(self, expected: Results, actual: Results, facts: Facts) -> str | None:
+        gap = self.largest_difference(expected, actual, facts)
+        if gap <= _TOLERANCE:
+            return None
+        return f"numbers differ by up to {gap:.2e} standard deviations (allowed {_TOLERANCE:g})"
 
     def result_rows(self, results: Results, facts: Facts, views: Sequence[View]) -> list[dict[str, Any]]:
         names = [number.name for number in self.learned_numbers(facts)]
-        made: list[dict[str, Any]] = [
-            {"values": dict(zip(names, row, strict=True))} for row in results["values"].tolist()
+        rows: list[dict[str, Any]] = [
+            {"values": dict(zip(names, values, strict=True))} for values in results["values"].tolist()
         ]
         if "deviations" in results:
-            for row, deviations in zip(made, results["deviations"].tolist(), strict=True):
+            for row, deviations in zip(rows, results["deviations"].tolist(), strict=True):
                 row["deviations"] = dict(zip(names, deviations, strict=True))
         if "quantiles" in results:
-            parts = [f"{part:g}" for part in self.quantiles()]
-            for row, of_row in zip(made, results["quantiles"].tolist(), strict=True):
+            levels = [f"{level:g}" for level in self.quantiles()]
+            for row, quantiles_TQ in zip(rows, results["quantiles"].tolist(), strict=True):
                 row["quantiles"] = {
-                    name: dict(zip(parts, values, strict=True)) for name, values in zip(names, of_row, strict=True)
+                    name: dict(zip(levels, quantiles, strict=True))
+                    for name, quantiles in zip(names, quantiles_TQ, strict=True)
                 }
-        return made
+        return rows

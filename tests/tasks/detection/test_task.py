@@ -240,18 +240,19 @@ def test_check_says_what_cells_see_and_warns():
     usual = targets(20)
     usual["boxes"][..., 2:] += 8
     lines = Detect(levels=["p3", "p4"]).network_remarks(levels, split_of(usual), FACTS)
-    assert lines[1] == "p3: a cell every 8 pixels, which sees 52"  # the towers' two convolutions see four cells more
+    # The towers' two convolutions see four cells more.
+    assert lines[1] == "p3: a cell every 8 pixels, which sees 52 pixels"
     assert not any("warning" in line for line in lines)
     small = targets(20)
     small["boxes"][..., 2:] = small["boxes"][..., :2] + 3
     assert any(
-        "lie between the cells of the finest level, one every 8" in line
+        "lie between the cells of the finest level, one every 8 pixels" in line
         for line in Detect().network_remarks(levels[:1], split_of(small), FACTS)
     )
     large = targets(20)
     large["boxes"] *= 9
     assert any(
-        "larger than what any cell sees (52)" in line
+        "larger than the 52 pixels that a cell sees" in line
         for line in Detect().network_remarks(levels[:1], split_of(large), FACTS)
     )
     assert any(

@@ -213,7 +213,7 @@ def test_a_bootstrap_sample_is_its_people_each_copy_a_person_of_its_own():
 
 def test_rare_pairs_of_one_person_are_not_drawn_away(monkeypatch):
     """The interval is of the number that is shown: a thousand pairs of one person among two million."""
-    monkeypatch.setattr(pair_metrics, "_RESAMPLED", 20_000)
+    monkeypatch.setattr(pair_metrics, "_BOOTSTRAP_PAIRS", 20_000)
     labels = np.repeat(np.arange(300), 2)
     pairs = all_pairs(labels)
     scores = pairs.similarities(embedded(6, labels))
@@ -221,9 +221,9 @@ def test_rare_pairs_of_one_person_are_not_drawn_away(monkeypatch):
     pair_metrics.bootstrap_over_people(
         scores, pairs, labels, lambda curve: {"seen": float(seen.append(len(curve.tar)) or 0)}
     )
-    monkeypatch.setattr(pair_metrics, "_RESAMPLED", 10**9)
+    monkeypatch.setattr(pair_metrics, "_BOOTSTRAP_PAIRS", 10**9)
     low, high = of_eer(scores, pairs, labels)
-    monkeypatch.setattr(pair_metrics, "_RESAMPLED", 20_000)
+    monkeypatch.setattr(pair_metrics, "_BOOTSTRAP_PAIRS", 20_000)
     few_low, few_high = of_eer(scores, pairs, labels)
     assert (few_high - few_low) == pytest.approx(high - low, rel=0.4)
 
@@ -305,9 +305,9 @@ def test_the_open_sets_threshold_lets_so_many_strangers_in():
 
 def test_strangers_that_are_equally_similar_are_let_in_together_or_not_at_all():
     strangers = np.array([0.5] * 100 + [0.1] * 900, np.float32)
-    row = gallery_metrics._missed(strangers, np.array([0.6, 0.4], np.float32), 0.01)
+    row = gallery_metrics._open_set_row(strangers, np.array([0.6, 0.4], np.float32), 0.01)
     assert (strangers >= row["threshold"]).mean() <= 0.01
-    assert gallery_metrics._missed(strangers, strangers, 0.1)["threshold"] == pytest.approx(0.3)
+    assert gallery_metrics._open_set_row(strangers, strangers, 0.1)["threshold"] == pytest.approx(0.3)
 
 
 def test_of_three_people_no_half_is_left_out():
