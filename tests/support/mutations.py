@@ -539,7 +539,7 @@ MUTATIONS = [
          "(-(-signal.shape[1] // out.shape[1]), -(-signal.shape[2] // out.shape[2]))",
          "(signal.shape[1] // out.shape[1], signal.shape[2] // out.shape[2])"),
         ("a residual sees what its layers see alone",
-         'propagate_window(Window(), [out, other], out.shape)', 'propagate_window(Window(), [out], out.shape)'),
+         'propagate_window(Window(), [out, shortcut_out], out.shape)', 'propagate_window(Window(), [out], out.shape)'),
         ("a shortcut's conv has a bias before its norm",
          "stride, bias=node.norm is None)", "stride, bias=True)"),
     ),
