@@ -34,7 +34,10 @@ def check(experiment: Experiment, decode: bool = True) -> dict[str, Any]:
         targets, notes = data.splits["train"].all_targets(), [*data.notes, *notes_on_classes(experiment, data)]
     else:
         built, facts, targets = _check_undecoded(experiment, indexed, weights)
-        notes = [*class_remarks(indexed), "pictures were not decoded: damaged files and duplicates are not looked for"]
+        notes = [
+            *class_remarks(indexed),
+            "pictures were not decoded, so damaged files and duplicates were not looked for",
+        ]
     levels = [FeatureLevel(level.shape, level.field, level.stride) for level in built.levels]
     return {
         "name": experiment.name,

@@ -73,7 +73,8 @@ def _find_task_mistakes(experiment: Experiment) -> list[Mistake]:
     task, data, train = experiment.task, experiment.data, experiment.train
     mistakes: list[Mistake] = []
     if train.batch < train.accumulate:
-        mistakes.append((("train", "accumulate"), f"cannot split a batch of {train.batch} into that many parts"))
+        message = f"a batch of {train.batch} does not split into {train.accumulate} parts"
+        mistakes.append((("train", "accumulate"), message))
     if data.source.target_kind != task.target_kind:
         message = f"{data.source.kind} gives {data.source.target_kind}; {task.kind} learns {task.target_kind}"
         mistakes.append((("data", "source"), message))
@@ -81,19 +82,16 @@ def _find_task_mistakes(experiment: Experiment) -> list[Mistake]:
         if getattr(data.augment, setting) and not task.can_blend:
             message = f"{task.kind} cannot learn from mixed pictures; remove the line"
             mistakes.append((("data", "augment", setting), message))
-    for setting, is_used in (
-        ("mosaic", data.augment.mosaic),
-        ("crop.safe", data.augment.crop and data.augment.crop.safe),
-    ):
+    crop = data.augment.crop
+    for path, is_used in ((("mosaic",), data.augment.mosaic), (("crop", "safe"), crop and crop.safe)):
         if is_used and task.target_kind != "boxes":
-            path = ("data", "augment", *setting.split("."))
-            mistakes.append((path, f"is for boxes; {task.kind} has none; remove it"))
+            mistakes.append((("data", "augment", *path), f"is for boxes; {task.kind} has none; remove it"))
     if train.sampler.needs_labels and task.target_kind != "labels":
         message = f"{train.sampler.kind} needs one label a picture; {task.kind} has {task.target_kind}"
         mistakes.append((("train", "sampler"), message))
     mistakes += _find_class_split_mistakes(experiment)
     if task.needs_class_batches() and not train.sampler.images_per_class:
-        message = f"{task.kind} learns here from pictures of a class that come together: `sampler: identities`"
+        message = f"this loss of {task.kind} needs several pictures of a class in a batch: use `sampler: identities`"
         mistakes.append((("train", "sampler"), message))
     for setting in task.harmful_augmentations():
         if getattr(data.augment, setting) not in (None, 0, "none"):
@@ -133,16 +131,10 @@ def _find_unknown_layers(experiment: Experiment, built: BuiltNetwork) -> list[Mi
     criterion = experiment.task.criterion(Facts(_PLACEHOLDER_CLASSES, (1,), numbers=_PLACEHOLDER_NUMBERS))
     trainable += [f"criterion.{name}" for name, _ in criterion.named_parameters()]
     for group in train.optimizer.unused_groups(trainable):
-        group_path = (
-            "train",
-            "optimizer",
-            train.optimizer.kind,
-            "groups",
-            train.optimizer.groups.index(group),
-            "params",
-        )
+        group_path = ("groups", train.optimizer.groups.index(group), "params")
         hint = did_you_mean(group.params, _top_level_names(trainable))
-        mistakes.append((group_path, f"{group.params!r} gets no parameter that learns{hint}"))
+        message = f"{group.params!r} gets no parameter that learns{hint}"
+        mistakes.append((("train", "optimizer", train.optimizer.kind, *group_path), message))
     return mistakes
 
 

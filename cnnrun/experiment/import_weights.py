@@ -108,7 +108,9 @@ def _describe(like: str) -> WeightsDescription:
         )
     entry = zoo.read_entry(like)
     if entry.classes != 1000:
-        raise ConfigError(f"--like {like}: give a config, whose data.image says how the pictures were prepared")
+        raise ConfigError(
+            f"--like {like}: how its pictures were prepared is not known; give a config with data.image instead"
+        )
     channels, height, width = entry.image
     image_section = f"{{size: [{height}, {width}], channels: {channels}, {_IMAGENET}}}"
     return weights_file.parse_description(f"task: classify\nmodel: {like}\nimage: {image_section}\n", like)

@@ -66,7 +66,7 @@ class InstanceNorm(LayerSpec):
     def build(self, in_shape: Shape) -> nn.Module:
         channels, height, width = require_maps(self.kind, in_shape)
         if height * width < 2:
-            raise ShapeError("one value a channel has no variance", "use another norm, or put it before the pooling")
+            raise ShapeError("one value per channel has no variance", "use another norm, or put it before the pooling")
         return nn.InstanceNorm2d(channels, eps=self.eps, affine=self.affine)
 
 

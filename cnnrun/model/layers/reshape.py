@@ -166,7 +166,9 @@ class Pad(LayerSpec):
         _, height, width = require_maps(self.kind, in_shape)
         sides: Any = self._all_sides()
         if self.mode == "reflect" and (max(sides[:2]) >= height or max(sides[2:]) >= width):
-            raise ShapeError("reflected padding must be smaller than the picture", "use less, or another mode")
+            raise ShapeError(
+                "reflected padding must be smaller than the feature map", "use less padding, or another mode"
+            )
         return EdgePadding((self.channels[0], self.channels[1]), sides, self.mode, self.value)
 
     def window(self, in_shape: Shape) -> Window:
