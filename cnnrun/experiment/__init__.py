@@ -1,5 +1,5 @@
-"""The whole file and what joins packages: schema, cross-checks, assembly, resuming, opening a finished run, init.
+"""The whole config, and everything that needs all of it: schema, cross-checks, assembly, training, resuming, init.
 
-`schema.load` reads a config, `assemble` makes objects of it. Only here and above is the whole file seen.
-Imports `training` and what is below.
+`config_file.read_config` reads a config; `assemble` builds data, network and job from it. The packages below see only
+their own sections. Imports `training` and the packages below it.
 """

@@ -1,4 +1,4 @@
-"""From a checked experiment to the objects that work: data, network, job; and back from a run folder."""
+"""Build the dataset, the network, the job and the run folder of an experiment."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ from cnnrun.training.settings import check_batch_size
 
 
 def prepare_dataset(
-    experiment: Experiment, indexed: SourceIndex | None = None, only: Sequence[str] | None = None
+    experiment: Experiment, indexed: SourceIndex | None = None, splits: Sequence[str] | None = None
 ) -> Dataset:
-    """The experiment's data, decoded (`only` those splits). Raises DataError."""
-    return build_dataset(experiment.data, indexed or index_source(experiment.data), progress_bar, only)
+    """Decode the experiment's data: all splits, or only those in `splits`. Raises DataError."""
+    return build_dataset(experiment.data, indexed or index_source(experiment.data), progress_bar, splits)
 
 
 def build_for(experiment: Experiment, facts: Facts) -> BuiltNetwork:
-    """The network for this data, without memory."""
+    """Build the network for data with these facts, without memory. Raises ConfigError."""
     try:
         return build_network(experiment.model.layers, experiment.task, facts)
     except BuildError as error:
@@ -51,14 +51,14 @@ def build_for(experiment: Experiment, facts: Facts) -> BuiltNetwork:
 
 
 def load_initial_weights(experiment: Experiment) -> Weights | None:
-    """The weights that the config starts from, if it names any. Raises CheckpointError."""
+    """Read the weights in `model.weights`; None if the config names none. Raises CheckpointError."""
     return read_weights(Path(experiment.model.weights)) if experiment.model.weights else None
 
 
 def build_checked_network(
-    experiment: Experiment, facts: Facts, given: Weights | None = None, ranks: int = 1
+    experiment: Experiment, facts: Facts, weights: Weights | None = None, ranks: int = 1
 ) -> BuiltNetwork:
-    """The network for this data, without memory, once everything is known to fit.
+    """Build the network, without memory, after checking that task, sampler, batch, data and weights fit together.
 
     Raises ConfigError, DataError or CheckpointError.
     """
@@ -73,43 +73,37 @@ def build_checked_network(
     check_batch_size(
         experiment.train, facts.counts["train"], built.network, ranks, experiment.task.needs_class_batches()
     )
-    if given:
-        match_initial_weights(experiment, built.network, given, facts)
+    if weights:
+        match_initial_weights(experiment, built.network, weights, facts)
     return built
 
 
-def match_initial_weights(experiment: Experiment, made: Network, given: Weights, facts: Facts) -> dict[str, str]:
-    """Which tensor of the weights file starts each of the network's. Raises CheckpointError, a line a misfit."""
+def match_initial_weights(experiment: Experiment, network: Network, weights: Weights, facts: Facts) -> dict[str, str]:
+    """Map tensor names of the network to those of the initial weights. Raises CheckpointError that lists mismatches."""
     try:
-        return weights_file.match_weights(made, given, experiment.model.until, facts)
-    except tensor_matching.TensorMismatchError as misfit:
-        raise CheckpointError(*misfit.table(f"{experiment.model.weights}: not weights of this network")) from None
+        return weights_file.match_weights(network, weights, experiment.model.until, facts)
+    except tensor_matching.TensorMismatchError as error:
+        raise CheckpointError(*error.table(f"{experiment.model.weights}: not weights of this network")) from None
 
 
 def assemble_job(
     experiment: Experiment,
     data: Dataset,
-    given: Weights | None,
+    weights: Weights | None,
     run: Folder | None,
     device: torch.device,
     ranks: Ranks | None = None,
     should_stop: Callable[[int, float], bool] | None = None,
 ) -> Job:
-    """What the training loop works on; with `given` weights the network starts from them, aloud."""
-    built = build_checked_network(experiment, data.facts).network
-    found = match_initial_weights(experiment, built, given, data.facts) if given else {}
-    made = materialize(built, experiment.seed)
-    if given:
-        anew = weights_file.load_weights(made, given, found)
-        say(f"{len(found)} tensors from {experiment.model.weights}; new: {', '.join(anew) or 'none'}")
-        if given.facts is None and experiment.data.image.mean is None:
-            say("the file does not say by which mean and deviation it was trained; those of this data are used")
-        still = tuple(f"layers.{name}." for name in layers_until(made, experiment.train.freeze))
-        if still and any(name.startswith(still) for name in anew):
-            say("train.freeze holds still layers that start anew: they keep their random weights")
+    """Build the job that the training loop runs. The network starts from `weights`, or else from random ones."""
+    network = build_checked_network(experiment, data.facts).network
+    matches = match_initial_weights(experiment, network, weights, data.facts) if weights else {}
+    network = materialize(network, experiment.seed)
+    if weights:
+        _start_from_weights(experiment, network, weights, matches)
     return Job(
         spec=experiment.train,
-        network=made,
+        network=network,
         task=experiment.task,
         dataset=data,
         augment=experiment.data.augment,
@@ -124,19 +118,29 @@ def assemble_job(
     )
 
 
-def create_run(experiment: Experiment, data: Dataset, given: Weights | None, root: Path) -> Path:
-    """A fresh run folder with the resolved config in it, the data's files, and what the weights it starts from were."""
+def _start_from_weights(experiment: Experiment, network: Network, weights: Weights, matches: dict[str, str]) -> None:
+    """Load the matched weights, and log which tensors keep random ones."""
+    new_names = weights_file.load_weights(network, weights, matches)
+    say(f"{len(matches)} tensors from {experiment.model.weights}; new: {', '.join(new_names) or 'none'}")
+    if weights.facts is None and experiment.data.image.mean is None:
+        say(f"{experiment.model.weights} does not say which mean and std it was trained with; this data's are used")
+    frozen = tuple(f"layers.{name}." for name in layers_until(network, experiment.train.freeze))
+    if frozen and any(name.startswith(frozen) for name in new_names):
+        say("train.freeze freezes layers that are not in the weights: they keep their random weights")
+
+
+def create_run(experiment: Experiment, data: Dataset, weights: Weights | None, runs: Path) -> Path:
+    """Create a run folder in `runs` with the resolved config, the data facts, the file list and the weights' digest."""
     files = {CONFIG: experiment.with_facts(data.facts).to_yaml().encode()}
     files[FACTS] = json_bytes(data.facts.to_json())
     if data.file_listings:
         files[DATA_LIST] = gzip.compress("\n".join(data.listing_lines()).encode(), 1)
     if data.skipped_samples:
-        files["skipped.jsonl"] = "".join(json.dumps(each) + "\n" for each in data.skipped_samples).encode()
-    if given:
-        files[INITIAL_WEIGHTS] = (
-            json.dumps({"path": experiment.model.weights, "sha256": given.digest}) + "\n"
-        ).encode()
-    run = run_folder.create_run_folder(root, experiment.name, files)
+        files["skipped.jsonl"] = "".join(json.dumps(sample) + "\n" for sample in data.skipped_samples).encode()
+    if weights:
+        record = {"path": experiment.model.weights, "sha256": weights.digest}
+        files[INITIAL_WEIGHTS] = f"{json.dumps(record)}\n".encode()
+    run = run_folder.create_run_folder(runs, experiment.name, files)
     if data.skipped_samples:
         say(f"{len(data.skipped_samples):,} pictures are left out; {run / 'skipped.jsonl'} lists them")
     return run

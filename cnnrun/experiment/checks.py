@@ -1,4 +1,4 @@
-"""What a config comes to without a training step: what training would refuse, the network's rows, its outline."""
+"""Check and summarise a config without training: `cnnrun check`, `cnnrun summary` and the network's outline."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from cnnrun.model.weights_file import Weights
 
 
 def check(experiment: Experiment, decode: bool = True) -> dict[str, Any]:
-    """Refuse what training would refuse, and report what it would train, without a step.
+    """Check everything that training would check, and describe the training, without a step.
 
-    Unless `decode`, what only the pixels can tell is not looked at.
+    With `decode=False` images are not decoded, so damaged files and duplicates are not found. Raises ConfigError,
+    DataError or CheckpointError, as training would.
     """
     weights = load_initial_weights(experiment)
     experiment = experiment.with_statistics_of_weights(weights.facts if weights else None)
@@ -32,9 +33,12 @@ def check(experiment: Experiment, decode: bool = True) -> dict[str, Any]:
         built, facts = refuse_unlearnable(experiment, data, weights), data.facts
         targets, notes = data.splits["train"].all_targets(), [*data.notes, *notes_on_classes(experiment, data)]
     else:
-        built, facts, targets = _fits_undecoded(experiment, indexed, weights)
-        notes = [*class_remarks(indexed), "pictures were not decoded: damaged files and duplicates are not looked for"]
-    levels = [FeatureLevel(each.shape, each.field, each.stride) for each in built.levels]
+        built, facts, targets = _check_undecoded(experiment, indexed, weights)
+        notes = [
+            *class_remarks(indexed),
+            "pictures were not decoded, so damaged files and duplicates were not looked for",
+        ]
+    levels = [FeatureLevel(level.shape, level.field, level.stride) for level in built.levels]
     return {
         "name": experiment.name,
         "classes": list(facts.classes),
@@ -49,9 +53,10 @@ def check(experiment: Experiment, decode: bool = True) -> dict[str, Any]:
     }
 
 
-def _fits_undecoded(
+def _check_undecoded(
     experiment: Experiment, indexed: SourceIndex, weights: Weights | None
 ) -> tuple[BuiltNetwork, Facts, dict[str, Tensor]]:
+    """Check what can be checked without decoding. Returns the network, the data facts and the training targets."""
     facts, image = listed_facts(experiment), experiment.data.image
     refuse_bad_boxes(indexed, experiment.data.bad_boxes)
     refuse_missing_files(indexed, experiment.data.bad_files)
@@ -62,23 +67,23 @@ def _fits_undecoded(
 
 
 def summarize(experiment: Experiment) -> dict[str, Any]:
-    """The network, a row a layer, sized for the config's data."""
+    """Describe the network for the config's data, one row per layer."""
     facts = listed_facts(experiment)
     built = build_for(experiment, facts)
-    rows = [asdict(row) | {"flops": count} for row, count in zip(built.rows, flops(built), strict=True)]
+    rows = [asdict(row) | {"flops": row_flops} for row, row_flops in zip(built.rows, flops(built), strict=True)]
     totals = {key: sum(row[key] for row in rows) for key in ("parameters", "flops", "activation_bytes")}
     return {"name": experiment.name, "image": list(facts.image), "layers": rows, "total": totals}
 
 
 def outline_of(experiment: Experiment) -> list[OutlineEntry]:
-    """The network's blocks, links and shapes, sized for the config's data."""
+    """The outline of the network for the config's data."""
     return build_outline(build_for(experiment, listed_facts(experiment)), experiment.task.kind)
 
 
 def listed_facts(experiment: Experiment) -> Facts:
-    """What is known of the data once its files are listed."""
+    """The data facts that are known after listing the files, without decoding them."""
     indexed, shape = index_source(experiment.data), experiment.data.image_shape()
-    assert shape is not None, "experiment.load refuses a config without a picture size"
+    assert shape is not None, "read_config refuses a config without an image size"
     return Facts(
         indexed.contents.classes,
         shape,

@@ -1,4 +1,4 @@
-"""Differences between two configs: settings that change a result, and those that change none."""
+"""Differences between two configs in the settings that affect the result."""
 
 from __future__ import annotations
 
@@ -9,68 +9,72 @@ from cnnrun.base.errors import ConfigError, escape
 from cnnrun.base.progress import say
 from cnnrun.experiment.schema import Experiment
 
-# What changes no bit of the result: where pictures are kept, how they are read (tests/test_same_bits.py), when to save.
-_NO_MATTER = {
+# Settings that change no bit of the result: caching, reading (tests/system/test_same_bits.py), timeouts, when to save.
+_WITHOUT_EFFECT = {
     *("data.cache", "data.cache_dir", "data.disk_gib", "data.workers", "data.prefetch"),
     *("data.timeout", "train.timeout", "train.keep", "train.save_every"),
 }
-# Settings that are no reason for a difference, and the statistics that a run writes into its config.
-_ASIDE = ("name", "seed", "data.image.mean", "data.image.std")
+# Settings that a comparison of two runs does not list: names, seeds, and the statistics that a run measures.
+_NOT_COMPARED = ("name", "seed", "data.image.mean", "data.image.std")
 
-# Sections and settings that decide what a trained network is measured on, or what network it is.
-_MEASURED_BY = ("task", "data", "model")
-_TRAINED_BY = ("data.augment", "model.weights", "model.until")  # of these: those that only the training goes by
+# Sections that decide which network it is and on which data it is measured, except the settings of training alone.
+_MEASUREMENT_SECTIONS = ("task", "data", "model")
+_TRAINING_ONLY = ("data.augment", "model.weights", "model.until")
 
 
-def check_config_fits_run(config: Path, given: Experiment, run: Path, trained: Experiment) -> None:
-    """Say which settings of a config are not its newest run's. Raises ConfigError where they change the answer.
+def check_config_fits_run(config: Path, experiment: Experiment, run: Path, trained: Experiment) -> None:
+    """Raise ConfigError if `experiment`, read from `config`, describes another measurement than its newest run's.
 
-    Whatever differs in the training alone is only said: the run is there to be measured as it was trained.
+    `trained` is the run's experiment. Settings that differ but affect only the training are logged.
     """
-    found = list_differences(trained, given.with_statistics_of(trained))
     lines = {
-        key: f"{escape(str(config))}: {key} is {_word(now)}, but {run} was trained with {_word(before)}"
-        for key, before, now in found
+        key: f"{escape(str(config))}: {key} is {_format_value(now)}, but {run} was trained with {_format_value(before)}"
+        for key, before, now in list_differences(trained, experiment.with_statistics_of(trained))
         if key != "name"
     }
-    if other := [
-        line for key, line in lines.items() if key.startswith(_MEASURED_BY) and not key.startswith(_TRAINED_BY)
+    if refused := [
+        line
+        for key, line in lines.items()
+        if key.startswith(_MEASUREMENT_SECTIONS) and not key.startswith(_TRAINING_ONLY)
     ]:
-        raise ConfigError(*truncate_lines(other, "settings"), f"train it, or name the run instead of the config: {run}")
+        raise ConfigError(
+            *truncate_lines(refused, "settings"), f"train it, or name the run instead of the config: {run}"
+        )
     for line in lines.values():
         say(f"{line}; what that run learned is used")
 
 
-def describe_changes(ours: Experiment, theirs: Experiment) -> list[str]:
-    """A line for each setting that differs, but for those that change no bit of the result."""
-    return [f"{key} was {mine}, is {other}" for key, mine, other in list_differences(ours, theirs)]
+def describe_changes(before: Experiment, now: Experiment) -> list[str]:
+    """A line for each changed setting, without those that change no bit of the result."""
+    return [f"{key} was {old}, is {new}" for key, old, new in list_differences(before, now)]
 
 
-def describe_differences(ours: Experiment, theirs: Experiment, our_name: str, their_name: str) -> list[str]:
-    """A line for each setting that two trained experiments differ in; names, seeds, measured statistics aside."""
+def describe_differences(first: Experiment, second: Experiment, first_name: str, second_name: str) -> list[str]:
+    """A line for each setting that differs between two trained experiments, without names, seeds and statistics."""
     return [
-        f"{key}: {_word(mine)} in {our_name}, {_word(others)} in {their_name}"
-        for key, mine, others in list_differences(ours, theirs)
-        if not key.startswith(_ASIDE)
+        f"{key}: {_format_value(first_value)} in {first_name}, {_format_value(second_value)} in {second_name}"
+        for key, first_value, second_value in list_differences(first, second)
+        if not key.startswith(_NOT_COMPARED)
     ]
 
 
-def _word(value: object) -> str:
+def _format_value(value: object) -> str:
     return "left out" if value is None else escape(str(value))
 
 
-def list_differences(ours: Experiment, theirs: Experiment) -> list[tuple[str, object, object]]:
-    """Every setting that differs and changes a bit of the result, as (setting, ours, theirs)."""
+def list_differences(first: Experiment, second: Experiment) -> list[tuple[str, object, object]]:
+    """Every setting that differs and affects the result, as (setting, first value, second value), sorted."""
+    a, b = (_flatten(experiment.model_dump(mode="json", by_alias=True), "") for experiment in (first, second))
+    keys = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key) and key not in _WITHOUT_EFFECT)
+    return [(key, a.get(key, "not set"), b.get(key, "not set")) for key in keys]
 
-    def flat(value: object, path: str) -> dict[str, object]:
-        if isinstance(value, dict):
-            return {
-                k: v for key, item in value.items() for k, v in flat(item, f"{path}.{key}" if path else key).items()
-            }
-        if isinstance(value, list):
-            return {k: v for i, item in enumerate(value) for k, v in flat(item, f"{path}[{i}]").items()}
+
+def _flatten(value: object, path: str) -> dict[str, object]:
+    """Every value inside `value`, by its path: `train.epochs`, `model[0].conv.out_channels`."""
+    if isinstance(value, dict):
+        children = {f"{path}.{key}" if path else key: child for key, child in value.items()}
+    elif isinstance(value, list):
+        children = {f"{path}[{index}]": child for index, child in enumerate(value)}
+    else:
         return {path: value}
-
-    a, b = (flat(each.model_dump(mode="json", by_alias=True), "") for each in (ours, theirs))
-    keys = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key) and key not in _NO_MATTER)
-    return [(key, a.get(key, "not there"), b.get(key, "not there")) for key in keys]
+    return {key: leaf for child_path, child in children.items() for key, leaf in _flatten(child, child_path).items()}

@@ -1,4 +1,4 @@
-"""What is in a config's data and what is wrong with it, as `cnnrun data check` reports it."""
+"""Check a config's data: its contents and what is wrong with it, as `cnnrun data check` reports them."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ Report = dict[str, Any]
 
 
 def check_data(experiment: Experiment, verify: Path | None, write: Path | None) -> Report:
-    """Look through the data; compare its files with the manifest `verify` and list them in `write` if given.
+    """Audit the data; compare its files with the manifest `verify`, and write their manifest to `write`, if given.
 
     Raises DataError.
     """
     try:
         indexed = index_source(experiment.data)
     except DataError:
-        load_initial_weights(experiment)  # training looks at the weights first, and says what is wrong with them alone
+        load_initial_weights(experiment)  # training reads the weights first, so it would report a mistake there
         raise
-    report: Report = {"name": experiment.name, **_manifest_part(indexed, verify, write)}
-    # Everything is looked at, whatever the config would stop for.
+    report: Report = {"name": experiment.name, **_check_manifest(indexed, verify, write)}
+    # Audit all of the data, even where the config's policies would stop.
     lenient = experiment.data.model_copy(update={"bad_files": "skip", "bad_boxes": "skip", "leakage": "keep"})
     decoded = decode_splits(lenient, indexed, progress_bar)
-    refusal = _refusal(experiment, indexed, decoded)
+    refusal = _training_refusal(experiment, indexed, decoded)
     try:
         dataset = finish_dataset(lenient, indexed, decoded)
     except DataError:
-        refuse_unfit({"refused": refusal, "findings": []})  # in training's words, which may stop for another reason
+        refuse_unfit({"refused": refusal, "findings": []})  # training may stop earlier, for another reason
         raise
     report |= audit_dataset(experiment.data, dataset, progress_bar)
     if decoded.moved_count:
@@ -46,8 +46,8 @@ def check_data(experiment: Experiment, verify: Path | None, write: Path | None) 
     return report | {"refused": refusal}
 
 
-def _manifest_part(indexed: SourceIndex, verify: Path | None, write: Path | None) -> Report:
-    """The report's part about manifests: where one is written, how the files differ from another."""
+def _check_manifest(indexed: SourceIndex, verify: Path | None, write: Path | None) -> Report:
+    """Write and compare manifests; returns the report's keys `manifest` and `differences`. Raises DataError."""
     if not verify and not write:
         return {}
     paths = manifest.list_unique_files(indexed.source_splits())
@@ -62,8 +62,8 @@ def _manifest_part(indexed: SourceIndex, verify: Path | None, write: Path | None
     return report
 
 
-def _refusal(experiment: Experiment, indexed: SourceIndex, decoded: DecodedSplits) -> dict[str, Any] | None:
-    """What training would say and leave with, if it would not begin; None where it would."""
+def _training_refusal(experiment: Experiment, indexed: SourceIndex, decoded: DecodedSplits) -> dict[str, Any] | None:
+    """The message and the exit code with which training would refuse the data, or None."""
     try:
         weights = load_initial_weights(experiment)
         experiment = experiment.with_statistics_of_weights(weights.facts if weights else None)
@@ -74,7 +74,7 @@ def _refusal(experiment: Experiment, indexed: SourceIndex, decoded: DecodedSplit
 
 
 def refuse_unfit(report: dict[str, Any]) -> None:
-    """Raise DataError for a report with what training would refuse, or with files that are not the manifest's."""
+    """Raise DataError if training would refuse the data, or if its files differ from the manifest."""
     if refused := report["refused"]:
         error = DataError(*refused["lines"])
         error.exit_code = refused["exit_code"]
@@ -82,4 +82,4 @@ def refuse_unfit(report: dict[str, Any]) -> None:
     if any(report.get("differences", {}).values()) or any(
         finding["level"] == "error" for finding in report["findings"]
     ):
-        raise DataError("the data is not fit as it is: see above")
+        raise DataError("the data has errors or differs from the manifest: see above")

@@ -1,4 +1,4 @@
-"""`cnnrun import`: another program's state dict as a weights file that says what it is for."""
+"""Convert another program's state dict to a weights file with a description: `cnnrun import`."""
 
 from __future__ import annotations
 
@@ -22,102 +22,117 @@ from cnnrun.model.network import build_network
 from cnnrun.model.tensor_matching import MatchRule, StateDict
 from cnnrun.model.weights_file import WeightsDescription
 
-# What torchvision's weights were trained and are measured with, in pixel values 0..255.
+# The preprocessing of torchvision's weights, in pixel values 0..255.
 _IMAGENET = "mean: [123.675, 116.28, 103.53], std: [58.395, 57.12, 57.375], fit: crop, crop_pct: 0.875"
 
 
 @dataclass(frozen=True)
-class Converted:
-    """A state dict under the network's names, with what using it needs."""
+class ConvertedWeights:
+    """A state dict under the network's names, with what is needed to use it."""
 
     tensors: StateDict
-    about: WeightsDescription
+    description: WeightsDescription
     facts: Facts
     parameters: int
 
 
 def import_weights(
-    path: Path, like: str, how: MatchRule, classes: str | None, drop: Sequence[str], out: Path | None
+    path: Path, like: str, match_rule: MatchRule, classes: str | None, drop: Sequence[str], out: Path | None
 ) -> dict[str, Any]:
-    """Turn a foreign state dict into a weights file; returns what it holds."""
-    target = out or Path(f"{Path(like).stem}.safetensors")
-    if target.suffix != ".safetensors":
-        raise ConfigError(f"--out {target}: a weights file ends in .safetensors")
-    converted = convert_weights(path, like, how, classes, drop)
-    weights_file.write_weights(target, converted.tensors, converted.about, converted.facts)
+    """Convert a state dict and write the weights file. Returns its path and its contents.
+
+    Raises CheckpointError, ConfigError or StorageError.
+    """
+    out_path = out or Path(f"{Path(like).stem}.safetensors")
+    if out_path.suffix != ".safetensors":
+        raise ConfigError(f"--out {out_path}: a weights file ends in .safetensors")
+    converted = convert_weights(path, like, match_rule, classes, drop)
+    weights_file.write_weights(out_path, converted.tensors, converted.description, converted.facts)
     return {
-        "path": str(target),
+        "path": str(out_path),
         "tensors": len(converted.tensors),
         "parameters": converted.parameters,
         "classes": list(converted.facts.classes),
     }
 
 
-def convert_weights(path: Path, like: str, how: MatchRule, classes: str | None, drop: Sequence[str]) -> Converted:
-    """The state dict in `path` as the weights of a zoo network or a config's. Raises CheckpointError, ConfigError."""
-    described = _described(like)
-    read = read_weights(path)
-    if how == "order" and read.match_rule == "name":
+def convert_weights(
+    path: Path, like: str, match_rule: MatchRule, classes: str | None, drop: Sequence[str]
+) -> ConvertedWeights:
+    """Convert the state dict in `path` to weights of the network `like`, the name of a zoo network or a config.
+
+    Tensors that match a pattern in `drop` are left out. Raises CheckpointError or ConfigError.
+    """
+    description = _describe(like)
+    weights = read_weights(path)
+    if match_rule == "order" and weights.match_rule == "name":
         raise ConfigError(f"{path}: safetensors keep no order; --match name pairs them by their names")
-    given = {name: value for name, value in read.tensors.items() if not name.startswith("normalize.")}
-    if idle := [pattern for pattern in drop if not any(fnmatchcase(name, pattern) for name in given)]:
-        raise ConfigError(f"--drop {idle[0]}: no tensor of {path} is so named")
-    kept = {name: value for name, value in given.items() if not any(fnmatchcase(name, pattern) for pattern in drop)}
-    facts = _facts(described, _classes(classes, kept))
+    tensors = {name: value for name, value in weights.tensors.items() if not name.startswith("normalize.")}
+    if unused := [pattern for pattern in drop if not any(fnmatchcase(name, pattern) for name in tensors)]:
+        raise ConfigError(f"--drop {unused[0]}: no tensor of {path} has such a name")
+    tensors = {
+        name: value for name, value in tensors.items() if not any(fnmatchcase(name, pattern) for pattern in drop)
+    }
+    facts = _build_facts(description, _class_names(classes, tensors))
     try:
-        built = build_network(described.model.layers, described.task, facts)
+        built = build_network(description.model.layers, description.task, facts)
     except BuildError as error:
         raise ConfigError(*(f"--like {like}: {problem.message}" for problem in error.problems)) from None
     state = built.network.state_dict()
-    ours = {name: value for name, value in state.items() if not name.startswith("normalize.")}
+    expected = {name: value for name, value in state.items() if not name.startswith("normalize.")}
     try:
-        found = tensor_matching.match_tensors(ours, kept, how, use_all=True)
-    except tensor_matching.TensorMismatchError as misfit:
-        raise CheckpointError(*misfit.table(f"{path}: not weights of {like} by {how}")) from None
-    tensors = {
-        name: kept[found[name]] if name in found else torch.zeros_like(value, device="cpu")
-        for name, value in ours.items()
+        matches = tensor_matching.match_tensors(expected, tensors, match_rule, use_all=True)
+    except tensor_matching.TensorMismatchError as error:
+        raise CheckpointError(*error.table(f"{path}: not weights of {like} by {match_rule}")) from None
+    converted = {
+        name: tensors[matches[name]] if name in matches else torch.zeros_like(value, device="cpu")
+        for name, value in expected.items()
     }
-    tensors["normalize.mean"] = torch.tensor(facts.mean).view(-1, 1, 1)
-    tensors["normalize.std"] = torch.tensor(facts.std).view(-1, 1, 1)
-    return Converted(tensors, described, facts, built.parameter_count)
+    converted["normalize.mean"] = torch.tensor(facts.mean).view(-1, 1, 1)
+    converted["normalize.std"] = torch.tensor(facts.std).view(-1, 1, 1)
+    return ConvertedWeights(converted, description, facts, built.parameter_count)
 
 
-def _described(like: str) -> WeightsDescription:
-    """What the weights are for: a config says it outright; of a zoo network it is known how torchvision's were made."""
+def _describe(like: str) -> WeightsDescription:
+    """The description of weights of a config's network, or of torchvision's weights of a zoo network."""
     if like.endswith((".yaml", ".yml")):
         experiment = read_config(Path(like))
         shape, image = experiment.data.image_shape(), experiment.data.image
         if shape is None or image.mean is None or image.std is None:
-            raise ConfigError(f"{like}: data.image must give mean and std: those that the weights were trained with")
-        whole = image.model_copy(update={"size": shape[1:], "channels": shape[0]})
+            raise ConfigError(f"{like}: data.image must give the mean and std that the weights were trained with")
+        image = image.model_copy(update={"size": shape[1:], "channels": shape[0]})
         return WeightsDescription(
             task=experiment.task,
-            image=whole,
+            image=image,
             model=experiment.model.model_copy(update={"weights": None, "until": None}),
         )
     entry = zoo.read_entry(like)
     if entry.classes != 1000:
-        raise ConfigError(f"--like {like}: give a config, whose data.image says how the pictures were prepared")
+        raise ConfigError(
+            f"--like {like}: how its pictures were prepared is not known; give a config with data.image instead"
+        )
     channels, height, width = entry.image
-    pictures = f"{{size: [{height}, {width}], channels: {channels}, {_IMAGENET}}}"
-    return weights_file.parse_description(f"task: classify\nmodel: {like}\nimage: {pictures}\n", like)
+    image_section = f"{{size: [{height}, {width}], channels: {channels}, {_IMAGENET}}}"
+    return weights_file.parse_description(f"task: classify\nmodel: {like}\nimage: {image_section}\n", like)
 
 
-def _classes(given: str | None, tensors: StateDict) -> tuple[str, ...]:
-    """Class names: a file with one a line, `imagenet`, or numbers; as many as our head's bias, or the last one, has."""
+def _class_names(classes: str | None, tensors: StateDict) -> tuple[str, ...]:
+    """The class names in the file `classes`, one per line; ImageNet's for `imagenet`; numbers for None.
+
+    Their count must be the length of the head's bias, or else of the last vector. Raises ConfigError.
+    """
     lengths = {name: len(value) for name, value in tensors.items() if value.dim() == 1}
-    last = next(reversed(lengths.values()), 0)
-    count = lengths.get("head.bias", lengths.get("head.conv.bias", last))
-    if given is None:
+    last_length = next(reversed(lengths.values()), 0)
+    count = lengths.get("head.bias", lengths.get("head.conv.bias", last_length))
+    if classes is None:
         return tuple(map(str, range(count)))
-    names = _imagenet() if given == "imagenet" else _lines(Path(given))
+    names = _imagenet_classes() if classes == "imagenet" else _read_classes(Path(classes))
     if len(names) != count:
-        raise ConfigError(f"--classes {given}: {len(names)} names for {count} classes")
+        raise ConfigError(f"--classes {classes}: {len(names)} names for {count} classes")
     return tuple(names)
 
 
-def _lines(path: Path) -> list[str]:
+def _read_classes(path: Path) -> list[str]:
     try:
         names = read_text(path, ConfigError).splitlines()
     except ConfigError as error:
@@ -127,14 +142,14 @@ def _lines(path: Path) -> list[str]:
     return names
 
 
-def _imagenet() -> list[str]:
-    """ImageNet's thousand classes in torchvision's words."""
+def _imagenet_classes() -> list[str]:
+    """The names of ImageNet's 1,000 classes, as torchvision has them."""
     from torchvision.models import MobileNet_V2_Weights
 
     return list(MobileNet_V2_Weights.DEFAULT.meta["categories"])
 
 
-def _facts(about: WeightsDescription, classes: tuple[str, ...]) -> Facts:
-    image = about.image
-    size, channels = image.size or (0, 0), image.channels or 0  # _described gives them all
+def _build_facts(description: WeightsDescription, classes: tuple[str, ...]) -> Facts:
+    image = description.image
+    size, channels = image.size or (0, 0), image.channels or 0  # _describe always sets them
     return Facts(classes, (channels, *size), tuple(image.mean or ()), tuple(image.std or ()))

@@ -1,4 +1,4 @@
-"""`cnnrun init`: looks at data, says what it found, and writes a config that trains well as it stands."""
+"""Write a config for new data: `cnnrun init` looks at the data and chooses every setting."""
 
 from __future__ import annotations
 
@@ -30,52 +30,63 @@ from cnnrun.experiment.schema import Experiment
 from cnnrun.model.network import build_network, materialize
 
 _SIDES = (32, 48, 64, 96, 128, 160, 192, 224)
-_SMALL = 40  # pictures up to this side are used as they are
-_LOOK = 400  # pictures whose headers decide the size
-_ENOUGH_STEPS, _FEW_EPOCHS, _MANY_EPOCHS = 3000, 20, 150
-_TINY = 40  # pictures: too few to report anything on a part of them
-_UNEVEN = 3  # classes that differ in size by more are weighed
+_SMALL_SIDE = 40  # pixels; images whose shorter side is at most this are not scaled down
+_MAX_HEADERS = 400  # the image size is the median of this many headers
+_WANTED_STEPS, _MIN_EPOCHS, _MAX_EPOCHS = 3000, 20, 150
+_MIN_IMAGES_FOR_TEST = 40  # with fewer, a test split would be too small to report
+_MAX_CLASS_RATIO = 3  # classes get weights if the largest has more than this many times the smallest's images
 
 
 def write_config(data: str, task: str, out: Path | None, minutes: float) -> dict[str, Any]:
-    """Write the config; returns what was found and chosen. Raises ConfigError or DataError."""
+    """Write the config; return the choices and the findings about the data. Raises ConfigError or DataError.
+
+    The number of epochs is chosen for a training of `minutes`.
+    """
     if task != "classify":
         raise ConfigError(f"--task {escape(task)}: init writes configs for classify alone")
     source, name = guess_source(data)
     path = out or Path(f"{name}.yaml")
     if path.exists():
         raise ConfigError(f"{escape(str(path))}: is there already; choose another --out")
-    seen = _seen(source)
-    choice = _chosen(seen, minutes)
-    lenient = {"bad_files": "skip", "leakage": "skip", "split": choice.split, "image": choice.image_section(seen)}
-    settings = Data.model_validate({"source": source, **lenient})
+    overview = _survey_source(source)
+    choice = _choose_settings(overview, minutes)
+    data_settings = {
+        "bad_files": "skip",
+        "leakage": "skip",
+        "split": choice.split,
+        "image": choice.image_section(overview),
+    }
+    settings = Data.model_validate({"source": source, **data_settings})
     dataset = build_dataset(settings, index_source(settings), progress_bar)
     strict = settings.model_copy(update={"leakage": "error", "bad_files": "error"})
-    found = audit_dataset(
+    findings = audit_dataset(
         strict,
         build_dataset(settings.model_copy(update={"leakage": "keep"}), index_source(settings), progress_bar),
         progress_bar,
     )
-    text = _written(source, seen, choice, dataset, found, minutes, path)
+    text = _format_config(source, overview, choice, dataset, findings, minutes, path)
     experiment = parse_config(text, str(path))
-    built = build_checked_network(experiment, dataset.facts)  # what is written passes `check`
+    built = build_checked_network(experiment, dataset.facts)  # the config must pass `cnnrun check`
     write_text(path, text)
     return {
         "path": str(path),
         "size": list(choice.size),
-        "channels": seen.channels,
+        "channels": overview.channels,
         "parameters": built.parameter_count,
         "epochs": choice.epochs,
         "batch": choice.batch,
         "images_per_second": round(choice.images_per_second),
         "minutes": round(choice.epochs * len(dataset.splits["train"]) / choice.images_per_second / 60, 1),
-        **found,
+        **findings,
     }
 
 
 @dataclass(frozen=True)
 class SourceOverview:
-    """What a first look says: how many training pictures, their usual (height, width), channels, own splits."""
+    """The training images of a source: their count, median (height, width) and channels; and the splits it has.
+
+    `has_own_size` is true if the source itself sets the image size.
+    """
 
     images: int
     median: HeightWidth
@@ -84,7 +95,8 @@ class SourceOverview:
     splits: frozenset[str]
 
 
-def _seen(source: Any) -> SourceOverview:
+def _survey_source(source: Any) -> SourceOverview:
+    """Read the headers of at most 400 training images. Raises DataError if no image can be read."""
     data = Data.model_validate({"source": source, "split": {"val": 0.0, "test": 0.0}})
     indexed = index_source(data)
     split = indexed.contents.splits["train"]
@@ -93,14 +105,14 @@ def _seen(source: Any) -> SourceOverview:
         height, width, channels = split.images.shape[1:]
         return SourceOverview(len(split), (height, width), channels, data.source.image is not None, splits)
     sizes, grey = [], 0
-    for number in np.linspace(0, len(split) - 1, min(_LOOK, len(split))).astype(int).tolist():
+    for number in np.linspace(0, len(split) - 1, min(_MAX_HEADERS, len(split))).astype(int).tolist():
         item = split.images[number]
         try:
             with image_errors(split.sample_name(number)):
                 assert not isinstance(item, np.ndarray)
                 size, is_grey = read_image_header(read_image_bytes(item))
         except DataError:
-            continue  # told below with all that cannot be used
+            continue  # the audit reports it with all other damaged files
         sizes.append(size)
         grey += is_grey
     if not sizes:
@@ -111,7 +123,7 @@ def _seen(source: Any) -> SourceOverview:
 
 @dataclass(frozen=True)
 class ConfigChoice:
-    """What the config will say, and the speed that was measured for it, in pictures a second."""
+    """The chosen settings, and the measured training speed in images per second."""
 
     size: HeightWidth
     epochs: int
@@ -120,48 +132,51 @@ class ConfigChoice:
     layers: str
     split: dict[str, float]
 
-    def image_section(self, seen: SourceOverview) -> dict[str, Any]:
-        """The `image` section; empty where the source knows."""
-        return {} if seen.has_own_size else {"size": list(self.size), "channels": seen.channels}
+    def image_section(self, overview: SourceOverview) -> dict[str, Any]:
+        """The `image` section of the config; empty if the source sets the size."""
+        return {} if overview.has_own_size else {"size": list(self.size), "channels": overview.channels}
 
 
-def _chosen(seen: SourceOverview, minutes: float) -> ConfigChoice:
-    """The largest pictures that can be shown often enough in the time that there is."""
-    train = seen.images
-    batch = max(2, min(128, 2 ** int(math.log2(max(1, 0.7 * train / 12)))))
-    wanted = max(_FEW_EPOCHS, min(_MANY_EPOCHS, math.ceil(_ENOUGH_STEPS / max(1, train // batch))))
-    split = {} if "val" in seen.splits else {"val": 0.1 if "test" in seen.splits else 0.15}
-    split |= {} if "test" in seen.splits or train < _TINY else {"test": 0.15}
-    sides = [side for side in _sides(seen) if side >= 32] or _sides(seen)
+def _choose_settings(overview: SourceOverview, minutes: float) -> ConfigChoice:
+    """Choose the largest image size that allows at least 20 epochs in `minutes`, with its epochs, batch and layers."""
+    count = overview.images
+    batch = max(2, min(128, 2 ** int(math.log2(max(1, 0.7 * count / 12)))))
+    wanted_epochs = max(_MIN_EPOCHS, min(_MAX_EPOCHS, math.ceil(_WANTED_STEPS / max(1, count // batch))))
+    split = {} if "val" in overview.splits else {"val": 0.1 if "test" in overview.splits else 0.15}
+    split |= {} if "test" in overview.splits or count < _MIN_IMAGES_FOR_TEST else {"test": 0.15}
+    sides = [side for side in _possible_sides(overview) if side >= 32] or _possible_sides(overview)
     for side in reversed(sides):
-        size = _size(seen, side)
-        layers = _layers(min(size))
-        speed = _speed(layers, (seen.channels, *size), batch)
-        possible = int(0.8 * 60 * minutes * speed / train)
-        if possible >= _FEW_EPOCHS or side == sides[0]:
-            return ConfigChoice(size, max(2, min(wanted, possible)), batch, speed, layers, split)
-    raise AssertionError("unreachable: the smallest side is always taken")
+        size = _choose_size(overview, side)
+        layers = _choose_layers(min(size))
+        speed = _measure_speed(layers, (overview.channels, *size), batch)
+        possible_epochs = int(0.8 * 60 * minutes * speed / count)
+        if possible_epochs >= _MIN_EPOCHS or side == sides[0]:
+            epochs = max(2, min(wanted_epochs, possible_epochs))
+            return ConfigChoice(size, epochs, batch, speed, layers, split)
+    raise AssertionError("unreachable: the smallest side is always accepted")
 
 
-def _sides(seen: SourceOverview) -> list[int]:
-    shorter = min(seen.median)
-    if seen.has_own_size or shorter <= _SMALL:
+def _possible_sides(overview: SourceOverview) -> list[int]:
+    shorter = min(overview.median)
+    if overview.has_own_size or shorter <= _SMALL_SIDE:
         return [shorter]
     return [side for side in _SIDES if side <= max(shorter, _SIDES[0])]
 
 
-def _size(seen: SourceOverview, side: int) -> HeightWidth:
-    """That side, and the other in proportion where pictures are far from square."""
-    height, width = seen.median
-    if seen.has_own_size or min(seen.median) <= _SMALL:
-        return (height, width) if seen.has_own_size else (max(8, round(height / 4) * 4), max(8, round(width / 4) * 4))
+def _choose_size(overview: SourceOverview, side: int) -> HeightWidth:
+    """Choose (height, width) with this shorter side; the longer side is in proportion if images are far from square."""
+    height, width = overview.median
+    if overview.has_own_size or min(overview.median) <= _SMALL_SIDE:
+        return (
+            (height, width) if overview.has_own_size else (max(8, round(height / 4) * 4), max(8, round(width / 4) * 4))
+        )
     longer = round(side * max(height, width) / min(height, width) / 8) * 8
     longer = side if longer <= 1.25 * side else min(longer, 2 * side)
     return (side, longer) if height <= width else (longer, side)
 
 
 _CONV = "  - conv: {{out_channels: {0}, norm: batch, activation: relu}}\n"
-_TWICE = "  - repeat: {{times: 2, layers: [conv: {{out_channels: {0}, norm: batch, activation: relu}}]}}\n"
+_TWO_CONVS = "  - repeat: {{times: 2, layers: [conv: {{out_channels: {0}, norm: batch, activation: relu}}]}}\n"
 _STAGE = """  - residual:
       norm: batch
       activation: relu
@@ -171,108 +186,108 @@ _STAGE = """  - residual:
 """
 
 
-def _layers(side: int) -> str:
-    """Layers for pictures of that side: convolutions in pairs for small ones, residual stages for larger."""
-    if side <= _SMALL:
-        made = _CONV.format(32) + _CONV.format(32)
+def _choose_layers(side: int) -> str:
+    """The YAML of the layers: pairs of convolutions for small images, residual stages for larger ones."""
+    if side <= _SMALL_SIDE:
+        text = _CONV.format(32) + _CONV.format(32)
         for width in (64, 128)[: max(1, round(math.log2(side / 8)))]:
-            made += "  - max_pool: 2\n" + _TWICE.format(width)
+            text += "  - max_pool: 2\n" + _TWO_CONVS.format(width)
     else:
-        made = "  - conv: {out_channels: 32, stride: 2, norm: batch, activation: relu}\n"
+        text = "  - conv: {out_channels: 32, stride: 2, norm: batch, activation: relu}\n"
         for width in (64, 128, 256, 256)[: max(2, round(math.log2(side / 12)))]:
-            made += _STAGE.format(width)
-    return made + "  - global_avg_pool\n  - dropout: 0.2\n"
+            text += _STAGE.format(width)
+    return text + "  - global_avg_pool\n  - dropout: 0.2\n"
 
 
-def _speed(layers: str, shape: tuple[int, int, int], batch: int) -> float:
-    """Pictures a second of a training step on this machine, of three the fastest."""
+def _measure_speed(layers: str, shape: tuple[int, int, int], batch: int) -> float:
+    """Measure training steps on this machine; return the images per second of the fastest of three."""
     say(f"measuring a training step at {shape[1]}x{shape[2]}")
     text = f"task: classify\ndata: {{source: digits}}\nmodel:\n{layers}"
     experiment: Experiment = parse_config(text, "init")
     facts = Facts(tuple(map(str, range(10))), shape)
-    net = materialize(build_network(experiment.model.layers, experiment.task, facts).network, 0)
+    network = materialize(build_network(experiment.model.layers, experiment.task, facts).network, 0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    net = net.to(device).to(memory_format=torch.channels_last)
-    pictures = torch.rand(batch, *shape, device=device).contiguous(memory_format=torch.channels_last)
-    best = math.inf
+    network = network.to(device).to(memory_format=torch.channels_last)
+    images = torch.rand(batch, *shape, device=device).contiguous(memory_format=torch.channels_last)
+    min_seconds = math.inf
     for _ in range(3):
-        began = time.perf_counter()
-        net(pictures).logsumexp(1).mean().backward()
-        float(next(net.parameters()).detach().sum())  # waits for the device
-        best = min(best, time.perf_counter() - began)
-    return batch / best
+        start = time.perf_counter()
+        network(images).logsumexp(1).mean().backward()
+        float(next(network.parameters()).detach().sum())  # waits for the device
+        min_seconds = min(min_seconds, time.perf_counter() - start)
+    return batch / min_seconds
 
 
-def _written(
+def _format_config(
     source: Any,
-    seen: SourceOverview,
+    overview: SourceOverview,
     choice: ConfigChoice,
     dataset: Dataset,
-    found: dict[str, Any],
+    findings: dict[str, Any],
     minutes: float,
     path: Path,
 ) -> str:
-    """The config with a comment for each choice."""
+    """Format the config, with a comment for each choice."""
     counts = [count for count in dataset.facts.class_counts if count]
-    uneven = max(counts) / min(counts) > _UNEVEN
-    problems = {each["what"]: each for each in found["findings"] if each["level"] == "error"}
-    bad = problems.pop("cannot be decoded", None)
-    problems = {what: each for what, each in problems.items() if "without a picture" not in what}
+    is_imbalanced = max(counts) / min(counts) > _MAX_CLASS_RATIO
+    errors = {finding["what"]: finding for finding in findings["findings"] if finding["level"] == "error"}
+    damaged = errors.pop("cannot be decoded", None)
+    errors = {what: finding for what, finding in errors.items() if "without a picture" not in what}
     lines = [
-        f"# Written by `cnnrun init`: {sum(found['pictures'].values()):,} pictures, "
+        f"# Written by `cnnrun init`: {sum(findings['pictures'].values()):,} pictures, "
         f"{len(dataset.facts.classes)} classes of {min(counts):,} to {max(counts):,} training pictures.",
         f"# Train: cnnrun train {path}    Look at the data: cnnrun data check {path}, cnnrun data show {path}",
         f"# A training step was measured at {choice.images_per_second:,.0f} images/s here; "
         f"the epochs fit {minutes:g} minutes.",
         "task: {classify: {class_weights: balanced}}    # rare classes count as much as frequent ones"
-        if uneven
+        if is_imbalanced
         else "task: classify",
         "data:",
-        *_indented(yaml_reader.dump_yaml({"source": source}), 2),
+        *_indent_lines(yaml_reader.dump_yaml({"source": source}), 2),
     ]
-    if image := choice.image_section(seen):
-        height, width = seen.median
+    if image := choice.image_section(overview):
+        height, width = overview.median
         lines.append(f"  image: {yaml_reader.dump_flow(image)}    # the usual picture has {width}x{height} pixels")
-    lines += [f"  # {_flip_note(seen)}", f"  augment: {yaml_reader.dump_flow(_augment(seen))}"]
+    lines += [f"  # {_flip_note(overview)}", f"  augment: {yaml_reader.dump_flow(_augment_section(overview))}"]
     if choice.split:
         lines.append(
             f"  split: {yaml_reader.dump_flow(choice.split)}    # held out of train; val chooses, test is reported"
         )
-    if bad:
-        lines.append(f"  bad_files: skip    # {bad['count']:,} cannot be decoded; `cnnrun data check` names them")
-    if problems:
-        worst = next(iter(problems.values()))
-        lines.append(f"  leakage: skip    # {worst['count']:,}: {worst['what']}; training leaves them out")
+    if damaged:
+        lines.append(f"  bad_files: skip    # {damaged['count']:,} cannot be decoded; `cnnrun data check` names them")
+    if errors:
+        first = next(iter(errors.values()))
+        lines.append(f"  leakage: skip    # {first['count']:,}: {first['what']}; training leaves them out")
     lines += ["model:    # summary: cnnrun summary " + str(path), choice.layers.rstrip()]
-    lines += _training(choice, uneven, dataset)
+    lines += _train_section(choice, is_imbalanced, dataset)
     return "\n".join(lines) + "\n"
 
 
-def _training(choice: ConfigChoice, uneven: bool, dataset: Dataset) -> list[str]:
-    few = len(dataset.splits["val"]) < 400
-    monitor = "val/f1" if uneven else "val/loss" if few else "val/accuracy"
-    rate = float(f"{0.1 * math.sqrt(choice.batch / 128):.1g}")
+def _train_section(choice: ConfigChoice, is_imbalanced: bool, dataset: Dataset) -> list[str]:
+    is_val_small = len(dataset.splits["val"]) < 400
+    monitor = "val/f1" if is_imbalanced else "val/loss" if is_val_small else "val/accuracy"
+    learning_rate = float(f"{0.1 * math.sqrt(choice.batch / 128):.1g}")
     return [
         "train:",
         f"  epochs: {choice.epochs}",
         f"  batch: {choice.batch}",
-        f"  optimizer: {{sgd: {{lr: {rate}, momentum: 0.9, nesterov: true, weight_decay: 5.0e-4}}}}",
+        f"  optimizer: {{sgd: {{lr: {learning_rate}, momentum: 0.9, nesterov: true, weight_decay: 5.0e-4}}}}",
         "  schedule: {one_cycle: {warmup: 0.2}}",
         f"  monitor: {monitor}    # chooses the best checkpoint",
     ]
 
 
-def _augment(seen: SourceOverview) -> dict[str, Any]:
-    if seen.channels == 1 or min(seen.median) <= _SMALL:
-        return {"shift": 0.1} if seen.channels == 3 else {"shift": 0.08, "rotate": 8, "scale": 0.1}
+def _augment_section(overview: SourceOverview) -> dict[str, Any]:
+    if overview.channels == 1 or min(overview.median) <= _SMALL_SIDE:
+        return {"shift": 0.1} if overview.channels == 3 else {"shift": 0.08, "rotate": 8, "scale": 0.1}
     return {"flip": "horizontal", "crop": {"scale": [0.5, 1.0]}, "brightness": 0.2, "contrast": 0.2}
 
 
-def _flip_note(seen: SourceOverview) -> str:
-    if "flip" in _augment(seen):
+def _flip_note(overview: SourceOverview) -> str:
+    if "flip" in _augment_section(overview):
         return "Remove the flip where left and right differ."
     return "Add `flip: horizontal` where left and right are alike."
 
 
-def _indented(text: str, by: int) -> list[str]:
-    return [" " * by + line for line in text.rstrip().splitlines()]
+def _indent_lines(text: str, width: int) -> list[str]:
+    return [" " * width + line for line in text.rstrip().splitlines()]

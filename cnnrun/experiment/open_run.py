@@ -1,4 +1,4 @@
-"""Opening a finished run: its config, the network it chose, its data."""
+"""Open a trained run: its config, its best network and its data."""
 
 from __future__ import annotations
 
@@ -38,84 +38,85 @@ from cnnrun.training.run_records import (
 from cnnrun.training.state import TrainingState
 
 
-def find_run(target: Path | None, root: Path) -> tuple[Path, Path | None]:
-    """The run folder that `target` means (a run, a checkpoint, a config, or none: the newest), and the checkpoint.
+def find_run(run: Path | None, runs: Path) -> tuple[Path, Path | None]:
+    """Find the folder of a run, and the path of the checkpoint if `run` is one.
 
-    Raises CheckpointError where there is none, or where links lead out of it.
+    `run` is a run folder, a checkpoint, or a config, whose newest run in `runs` is used; None means the newest run.
+    Raises CheckpointError if there is no run, or if links lead out of its folder.
     """
-    run, checkpoint_path = _find_run(target, root)
-    if not (run / CONFIG).exists():
-        raise CheckpointError(f"{escape(str(run))}: has no {CONFIG}; not a run")
+    folder, checkpoint_path = _resolve_run(run, runs)
+    if not (folder / CONFIG).exists():
+        raise CheckpointError(f"{escape(str(folder))}: has no {CONFIG}; not a run")
+    run_folder.refuse_links(folder)
+    return folder, checkpoint_path
+
+
+def _resolve_run(run: Path | None, runs: Path) -> tuple[Path, Path | None]:
+    if run is None:
+        return _say_run(run_folder.newest_run(runs)), None
+    if run.is_file() and run.suffix == ".safetensors":
+        raise CheckpointError(f"{run}: weights without data of their own; train from them with model.weights")
+    if run.is_file() and run.suffix in (".yaml", ".yml"):
+        if run.name == CONFIG and (run.parent / CHECKPOINTS).is_dir():
+            return run.parent, None
+        return _find_newest_run(run, runs), None
+    if run.is_file() and (name := checkpoints.read_pointer(run.parent, run.name)):
+        run = run.parent / name  # checkpoints/best, checkpoints/latest
+    if (run / "manifest.json").exists():
+        return run.resolve().parent.parent, run
+    if (run / CONFIG).exists():
+        return run, None
+    raise CheckpointError(f"{run}: neither a run folder, a checkpoint nor a config")
+
+
+def _find_newest_run(config: Path, runs: Path) -> Path:
+    """Find the newest run of a config. Raises ConfigError if the config now describes another measurement."""
+    experiment = read_config(config)
+    run = run_folder.newest_run(runs, experiment.name)
     run_folder.refuse_links(run)
-    return run, checkpoint_path
+    check_config_fits_run(config, experiment, run, read_run_config(run))
+    return _say_run(run)
 
 
-def _find_run(target: Path | None, root: Path) -> tuple[Path, Path | None]:
-    if target is None:
-        return _say_which(run_folder.newest_run(root)), None
-    if target.is_file() and target.suffix == ".safetensors":
-        raise CheckpointError(f"{target}: weights without data of their own; train from them with model.weights")
-    if target.is_file() and target.suffix in (".yaml", ".yml"):
-        if target.name == CONFIG and (target.parent / CHECKPOINTS).is_dir():
-            return target.parent, None
-        return _newest_run_of(target, root), None
-    if target.is_file() and (name := checkpoints.read_pointer(target.parent, target.name)):
-        target = target.parent / name  # checkpoints/best, checkpoints/latest
-    if (target / "manifest.json").exists():
-        return target.resolve().parent.parent, target
-    if (target / CONFIG).exists():
-        return target, None
-    raise CheckpointError(f"{target}: neither a run folder, a checkpoint nor a config")
-
-
-def _newest_run_of(config: Path, root: Path) -> Path:
-    """The newest run of a config. Raises ConfigError where the config would not give that run's answers."""
-    given = read_config(config)
-    run = run_folder.newest_run(root, given.name)
-    run_folder.refuse_links(run)
-    check_config_fits_run(config, given, run, read_run_config(run))
-    return _say_which(run)
-
-
-def _say_which(run: Path) -> Path:
+def _say_run(run: Path) -> Path:
     say(f"using {run}" + ("" if (run / RESULT).exists() else ", which is unfinished"))
     return run
 
 
 def open_trained(
-    target: Path | None, root: Path, device: torch.device, with_calibration: bool = True
+    run: Path | None, runs: Path, device: torch.device, with_calibration: bool = True
 ) -> tuple[Experiment, TrainedNetwork]:
-    """The network that a run chose (its best checkpoint), or that of a given checkpoint. Raises CheckpointError.
+    """Open the network of a run's best checkpoint, or of the checkpoint `run` (see `find_run`).
 
-    With what `cnnrun calibrate` chose for it, but where `calibrated` is false.
+    With `with_calibration` the choices of `cnnrun calibrate` for these weights are used. Raises CheckpointError.
     """
-    run, path = find_run(target, root)
-    experiment = read_run_config(run)
-    saved = checkpoints.load(path) if path else checkpoints.load_newest(run / CHECKPOINTS, "best", say)
-    if saved is None:
-        raise CheckpointError(f"{run}: no checkpoint yet")
-    facts, given = weights_of_checkpoint(saved)
-    if (began := read_facts(run)) and began.classes != facts.classes:
-        raise CheckpointError(f"{saved.path}: its classes are not those of {run / FACTS}")
+    folder, path = find_run(run, runs)
+    experiment = read_run_config(folder)
+    checkpoint = checkpoints.load(path) if path else checkpoints.load_newest(folder / CHECKPOINTS, "best", say)
+    if checkpoint is None:
+        raise CheckpointError(f"{folder}: no checkpoint yet")
+    facts, weights = weights_of_checkpoint(checkpoint)
+    if (run_facts := read_facts(folder)) and run_facts.classes != facts.classes:
+        raise CheckpointError(f"{checkpoint.path}: its classes are not those of {folder / FACTS}")
     try:
-        built = build_for(experiment, facts).network
+        network = build_for(experiment, facts).network
     except ConfigError as error:
-        raise CheckpointError(f"{saved.path}: does not fit {run / CONFIG}: {error.lines[0]}") from None
+        raise CheckpointError(f"{checkpoint.path}: does not fit {folder / CONFIG}: {error.lines[0]}") from None
     try:
-        tensor_matching.check_exact_match(built.state_dict(), given)
-    except tensor_matching.TensorMismatchError as misfit:
-        raise CheckpointError(*misfit.table(f"{saved.path}: does not fit {run / CONFIG}")) from None
-    made = materialize(built, 0)
-    made.load_state_dict(given)
-    _ready(made, device)
-    criterion = _criterion(experiment, facts, saved).to(device)
-    step = TrainingState.from_json(saved.state.get("training"), str(saved.path)).step
-    found = TrainedNetwork(made, criterion, experiment.task, facts, experiment.data.image, run, step, device)
-    return experiment, _calibrated(found) if with_calibration else found
+        tensor_matching.check_exact_match(network.state_dict(), weights)
+    except tensor_matching.TensorMismatchError as error:
+        raise CheckpointError(*error.table(f"{checkpoint.path}: does not fit {folder / CONFIG}")) from None
+    network = materialize(network, 0)
+    network.load_state_dict(weights)
+    _prepare_inference(network, device)
+    criterion = _load_criterion(experiment, facts, checkpoint).to(device)
+    step = TrainingState.from_json(checkpoint.state.get("training"), str(checkpoint.path)).step
+    trained = TrainedNetwork(network, criterion, experiment.task, facts, experiment.data.image, folder, step, device)
+    return experiment, _apply_calibration(trained) if with_calibration else trained
 
 
 def read_run_config(run: Path) -> Experiment:
-    """The config that a run was trained with. Raises CheckpointError where it cannot be read."""
+    """Read the config that a run was trained with. Raises CheckpointError."""
     try:
         return read_config(run / CONFIG)
     except ConfigError as error:
@@ -124,97 +125,101 @@ def read_run_config(run: Path) -> Experiment:
         ) from None
 
 
-def _criterion(experiment: Experiment, facts: Facts, saved: checkpoints.Checkpoint) -> nn.Module:
-    """The criterion with its trained weights. Raises CheckpointError where these are not its own."""
+def _load_criterion(experiment: Experiment, facts: Facts, checkpoint: checkpoints.Checkpoint) -> nn.Module:
+    """Build the criterion with its trained weights. Raises CheckpointError if they do not fit."""
     criterion = experiment.task.criterion(facts)
     try:
-        criterion.load_state_dict(saved.parts.get("criterion", {}))
+        criterion.load_state_dict(checkpoint.parts.get("criterion", {}))
     except (RuntimeError, ValueError) as error:
         line = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{saved.path}: the criterion's weights do not fit: {escape(line)}") from None
+        raise CheckpointError(f"{checkpoint.path}: the criterion's weights do not fit: {escape(line)}") from None
     return criterion
 
 
-def _calibrated(given: TrainedNetwork) -> TrainedNetwork:
-    """The network with what was chosen for these very weights after the training. Raises CheckpointError."""
-    path = given.run / CALIBRATION
+def _apply_calibration(trained: TrainedNetwork) -> TrainedNetwork:
+    """Add the choices that `cnnrun calibrate` made for exactly these weights. Raises CheckpointError."""
+    path = trained.run / CALIBRATION
     advice = "remove it, or run `cnnrun calibrate` again"
     try:
-        kept = read_calibration(given.run)
+        calibrations = read_calibration(trained.run)
     except CheckpointError as error:
         raise CheckpointError(f"{error.lines[0]}; {advice}") from None
-    if not kept:
-        return given
-    of_these = kept.get(given.digest)
-    chosen = of_these.chosen if of_these else {}
+    if not calibrations:
+        return trained
+    calibration = calibrations.get(trained.digest)
+    chosen = calibration.chosen if calibration else {}
     if chosen.get(TEMPERATURE, 1.0) <= 0:
-        raise CheckpointError(f"{path}: a temperature is above 0; {advice}")
-    if of_these is None:
-        say(f"{path} is of other weights than step {given.step}'s and is not used; `cnnrun calibrate` adds to it")
-        return given
-    return replace(given, facts=replace(given.facts, chosen=given.facts.chosen | chosen))
+        raise CheckpointError(f"{path}: a temperature must be above 0; {advice}")
+    if calibration is None:
+        say(f"{path} is of other weights than step {trained.step}'s and is not used; `cnnrun calibrate` adds to it")
+        return trained
+    return replace(trained, facts=replace(trained.facts, chosen=trained.facts.chosen | chosen))
 
 
-def open_network(target: Path | None, root: Path, device: torch.device) -> TrainedNetwork:
-    """As `open_trained`, or the network of a weights file that says what it is for. Raises CheckpointError."""
-    if target is None or target.suffix != ".safetensors":
-        return open_trained(target, root, device)[1]
-    given = read_weights(target)
-    about, facts = given.description, given.facts
-    if about is None or facts is None:
-        raise CheckpointError(f"{target}: bare tensors; `cnnrun import --match name` writes what they are for")
+def open_network(run: Path | None, runs: Path, device: torch.device) -> TrainedNetwork:
+    """Open the network of a run, as `open_trained` does, or of a weights file with a description.
+
+    Raises CheckpointError.
+    """
+    if run is None or run.suffix != ".safetensors":
+        return open_trained(run, runs, device)[1]
+    weights = read_weights(run)
+    description, facts = weights.description, weights.facts
+    if description is None or facts is None:
+        raise CheckpointError(f"{run}: bare tensors without a description; `cnnrun import --match name` adds one")
+    task = description.task
     try:
-        built = build_network(about.model.layers, about.task, facts).network
+        network = build_network(description.model.layers, task, facts).network
     except BuildError as error:
-        raise CheckpointError(f"{target}: does not fit its own description: {error}") from None
+        raise CheckpointError(f"{run}: does not fit its own description: {error}") from None
     try:
-        found = tensor_matching.match_by_name(built.state_dict(), given.tensors)
-    except tensor_matching.TensorMismatchError as misfit:
-        raise CheckpointError(*misfit.table(f"{target}: does not fit its own description")) from None
-    made = materialize(built, 0)
-    weights_file.load_weights(made, given, found)
-    return TrainedNetwork(
-        _ready(made, device), about.task.criterion(facts), about.task, facts, about.image, target.parent, 0, device
-    )
+        matches = tensor_matching.match_by_name(network.state_dict(), weights.tensors)
+    except tensor_matching.TensorMismatchError as error:
+        raise CheckpointError(*error.table(f"{run}: does not fit its own description")) from None
+    network = materialize(network, 0)
+    weights_file.load_weights(network, weights, matches)
+    _prepare_inference(network, device)
+    return TrainedNetwork(network, task.criterion(facts), task, facts, description.image, run.parent, 0, device)
 
 
 def measure_run(
-    target: Path | None, root: Path, device: torch.device, split: str | None
+    run: Path | None, runs: Path, device: torch.device, split: str | None
 ) -> tuple[Experiment, TrainedNetwork, str, Examples, Measurement]:
-    """A run's network on a split: with the split's name and samples, and what its task's meter says of them.
+    """Measure a run's network on a split; also return its config, the network, and the split's name and samples.
 
-    Raises CheckpointError, DataError.
+    Raises CheckpointError or DataError.
     """
-    experiment, given = open_trained(target, root, device)
-    name, data = prepare_eval_data(experiment, given, split)
-    examples, criterion = data.splits[name], None if given.task.is_open_set else given.criterion
+    experiment, trained = open_trained(run, runs, device)
+    name, data = prepare_eval_data(experiment, trained, split)
+    examples, criterion = data.splits[name], None if trained.task.is_open_set else trained.criterion
     batch = experiment.train.batch
-    found = measure_split(given.network, criterion, given.task, given.facts, examples, batch, device)
-    return experiment, given, name, examples, found
+    measurement = measure_split(trained.network, criterion, trained.task, trained.facts, examples, batch, device)
+    return experiment, trained, name, examples, measurement
 
 
-def _ready(made: Network, device: torch.device) -> Network:
-    return made.to(device).to(memory_format=torch.channels_last).eval()
+def _prepare_inference(network: Network, device: torch.device) -> None:
+    network.to(device).to(memory_format=torch.channels_last).eval()
 
 
 def prepare_eval_data(
-    experiment: Experiment, given: TrainedNetwork, split: str | None, min_images: int = 0
+    experiment: Experiment, trained: TrainedNetwork, split: str | None, min_images: int = 0
 ) -> tuple[str, Dataset]:
-    """The split to report (test where there is one, else val), decoded; its classes must be the network's.
+    """Decode the split to report and return its name: `split`, or by default test, or val if there is no test.
 
-    Where it has less than `at_least` pictures, the training split is decoded as well.
+    If it has fewer than `min_images` images, the training split is decoded too. Raises DataError unless the classes are
+    the network's.
     """
     indexed = index_source(experiment.data)
     name = split or ("test" if "test" in indexed.splits else "val")
     if name not in indexed.splits:
         raise DataError(f"no split {name!r}; the data has {', '.join(indexed.splits)}")
     data = prepare_dataset(experiment, indexed, [name] if indexed.counts[name] >= min_images else [name, "train"])
-    if name in indexed.held_out_splits and data.facts.fingerprint != given.facts.fingerprint:
+    if name in indexed.held_out_splits and data.facts.fingerprint != trained.facts.fingerprint:
         say(f"the data changed since the training: pictures of the held-out {name} split may have been trained on")
     if problem := experiment.task.split_problem(data.splits[name].all_targets()):
         raise DataError(f"the {name} split: {problem}")
-    if [each.name for each in data.facts.numbers] != [each.name for each in given.facts.numbers]:
+    if [number.name for number in data.facts.numbers] != [number.name for number in trained.facts.numbers]:
         raise DataError("the data's numbers are not those that the network learned")
-    if data.facts.classes != given.facts.classes:
-        raise DataError(f"the data's classes {data.facts.classes} are not the network's {given.facts.classes}")
-    return name, replace(data, facts=given.facts)
+    if data.facts.classes != trained.facts.classes:
+        raise DataError(f"the data's classes {data.facts.classes} are not the network's {trained.facts.classes}")
+    return name, replace(data, facts=trained.facts)

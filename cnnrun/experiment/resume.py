@@ -1,4 +1,4 @@
-"""Going on with a run that was stopped: which one, whether it is the same, and from which checkpoint."""
+"""Resume a stopped run: find it, check that config, data, weights and machine are the same, load its checkpoint."""
 
 from __future__ import annotations
 
@@ -37,30 +37,32 @@ from cnnrun.training.run_records import (
 
 @dataclass(frozen=True)
 class ResumableRun:
-    """A run of the same config that `--resume` takes up; of a finished one nothing is left to train."""
+    """The run of the same config that `--resume` uses. A finished run is not trained further."""
 
     run: Path
     is_finished: bool
 
 
-def find_resumable(experiment: Experiment, root: Path, resume: bool, strict: bool = False) -> ResumableRun | None:
-    """The newest unfinished run of the same config, else the newest finished one; None where there is none.
+def find_resumable(experiment: Experiment, runs: Path, resume: bool, strict: bool = False) -> ResumableRun | None:
+    """Find the newest unfinished run of the same config, or else the newest finished one; None if there is neither.
 
-    Without `resume` says that there is an unfinished one. `strict`: where there are only unfinished runs of other
-    settings, raises CheckpointError that names them.
+    Without `resume`, only log that an unfinished run exists. With `strict`, raise CheckpointError if all unfinished
+    runs have other settings.
     """
-    left = run_folder.unfinished_runs(root, experiment.name)
+    unfinished = run_folder.unfinished_runs(runs, experiment.name)
     if not resume:
-        if left:
-            say(f"{left[0]} is unfinished; --resume would go on with it")
+        if unfinished:
+            say(f"{unfinished[0]} is unfinished; --resume would go on with it")
         return None
-    run, others = _same_config(experiment, left)
-    if run is None and (done := find_finished_run(experiment, root)):
-        say(f"{done} of this config is finished: there is nothing left to train")
-        return ResumableRun(done, is_finished=True)
-    if run is None and others and strict:
-        raise CheckpointError(*others, "--strict-resume goes on with nothing but the same; --resume would start anew")
-    for line in others:
+    run, differences = _find_same_config(experiment, unfinished)
+    if run is None and (finished := find_finished_run(experiment, runs)):
+        say(f"{finished} of this config is finished: there is nothing left to train")
+        return ResumableRun(finished, is_finished=True)
+    if run is None and differences and strict:
+        raise CheckpointError(
+            *differences, "--strict-resume goes on with nothing but the same; --resume would start a new run"
+        )
+    for line in differences:
         say(line)
     if run is None:
         return None
@@ -68,107 +70,116 @@ def find_resumable(experiment: Experiment, root: Path, resume: bool, strict: boo
     return ResumableRun(run, is_finished=False)
 
 
-def _same_config(experiment: Experiment, left: Sequence[Path]) -> tuple[Path | None, list[str]]:
-    """The first run of the same config, and why those before it are not."""
-    others: list[str] = []
-    for run in left:
+def _find_same_config(experiment: Experiment, runs: Sequence[Path]) -> tuple[Path | None, list[str]]:
+    """Find the first run of the same config; also return a line for each difference of the runs before it."""
+    lines: list[str] = []
+    for run in runs:
         run_folder.refuse_links(run)
         try:
-            other = read_config(run / CONFIG)
+            earlier = read_config(run / CONFIG)
         except ConfigError as error:
-            others.append(f"{run} is unfinished, but its config cannot be read: {error.lines[0]}")
+            lines.append(f"{run} is unfinished, but its config cannot be read: {error.lines[0]}")
             continue
-        if not (differ := describe_changes(other, experiment.with_statistics_of(other))):
-            return run, others
-        others += [f"{run} is unfinished, but of other settings: {line}" for line in differ]
-    return None, others
+        if not (changes := describe_changes(earlier, experiment.with_statistics_of(earlier))):
+            return run, lines
+        lines += [f"{run} is unfinished, but of other settings: {change}" for change in changes]
+    return None, lines
 
 
 def refuse_changed_data(run: Path, fingerprint: str) -> None:
-    """Raises CheckpointError where a finished run learned from other data than there is now."""
+    """Raise CheckpointError if the data has changed since a finished run was trained."""
     before = read_facts(run)
     if before is not None and before.fingerprint != fingerprint:
         raise CheckpointError(f"{run} is finished, but the data changed since; train anew without --resume")
 
 
 def refuse_unrepeatable(experiment: Experiment, device: torch.device) -> None:
-    """Raises CheckpointError where a resumed training could differ from an uninterrupted one on any machine."""
+    """Raise CheckpointError if the training is not deterministic, so a resumed one could differ on the same machine."""
     if device.type == "cuda" and not experiment.train.deterministic:
-        line = "--strict-resume: train.deterministic is false, so nothing repeats to the bit on a GPU"
-        raise CheckpointError(f"{line}; --resume would go on all the same")
+        line = "--strict-resume: train.deterministic is false, so results on a GPU do not repeat to the bit"
+        raise CheckpointError(f"{line}; use --resume to go on anyway")
 
 
 def check_run_environment(run: Folder, environment: Environment, strict: bool) -> None:
-    """Say what of the machine is not as it was; `strict`: raises CheckpointError that names it."""
-    before = read_environments(run.path)
-    if strict and (lines := [line for each in before for line in run_folder.environment_changes(each, environment)]):
+    """Log how the machine and the versions differ from the run's, and record them; `strict`: raise CheckpointError."""
+    earlier = read_environments(run.path)
+    if strict and (lines := [line for past in earlier for line in run_folder.environment_changes(past, environment)]):
         lines = [f"{run.path}: {line}" for line in dict.fromkeys(lines)]
-        raise CheckpointError(*lines, "--resume would go on all the same")
-    for line in run_folder.environment_changes(before[-1], environment) if before else ():
+        raise CheckpointError(*lines, "use --resume to go on anyway")
+    for line in run_folder.environment_changes(earlier[-1], environment) if earlier else ():
         say(f"{line}: the result may differ in its last bits from an uninterrupted run's")
-    if environment not in before:
-        first, *later = [*before, environment]
+    if environment not in earlier:
+        first, *later = [*earlier, environment]
         data = json_bytes(first | ({"later": later} if later else {}))
         with storage_errors(run.path / ENVIRONMENT, len(data)):
             run.replace(ENVIRONMENT, data)
 
 
-def refuse_changed_weights(run: Path, given: Weights) -> None:
-    """Raises CheckpointError when a run without a checkpoint would begin again from other weights."""
+def refuse_changed_weights(run: Path, weights: Weights) -> None:
+    """Raise CheckpointError if the weights are not the ones that the run began with."""
     before = read_initial_weights(run)
-    if before and before.sha256 != given.digest:
+    if before and before.sha256 != weights.digest:
         raise CheckpointError(f"{run}: the weights it began with changed since; train anew without --resume")
 
 
 def load_resume_checkpoint(run: Folder | None, data: Dataset, ranks: Ranks) -> checkpoints.Checkpoint | None:
-    """The checkpoint to go on from, if the run has one: as rank 0, which has the `run`, has it.
+    """Load the checkpoint to resume from on rank 0, which has the folder `run`, and send it to every rank.
 
-    Raises CheckpointError for other data.
+    None if the run has no checkpoint. Raises CheckpointError if the data has changed.
     """
-    found: list[checkpoints.Checkpoint] = []
+    loaded: list[checkpoints.Checkpoint] = []  # at most one, on rank 0
 
-    def load_it() -> Any:
+    def load_header() -> Any:
         assert run is not None
-        found.extend(each for each in [_saved_in(run, data)] if each)
-        return [[str(each.path), list(each.parts), each.state] for each in found]
+        checkpoint = _load_checkpoint(run, data)
+        if checkpoint is None:
+            return None
+        loaded.append(checkpoint)
+        return [str(checkpoint.path), list(checkpoint.parts), checkpoint.state]
 
-    about = ranks.broadcast(load_it)
-    if not about:
+    header = ranks.broadcast(load_header)
+    if not header:
         return None
-    path, names, state = about[0]
-    flat = {f"{part}/{name}": value for each in found for part, of in each.parts.items() for name, value in of.items()}
-    sent = ranks.broadcast_tensors(flat if found else None)
-    parts: checkpoints.CheckpointParts = {name: {} for name in names}
-    for key, value in sent.items():
+    path, part_names, state = header
+    tensors = {
+        f"{part}/{name}": value
+        for checkpoint in loaded
+        for part, values in checkpoint.parts.items()
+        for name, value in values.items()
+    }
+    received = ranks.broadcast_tensors(tensors if loaded else None)
+    parts: checkpoints.CheckpointParts = {name: {} for name in part_names}
+    for key, value in received.items():
         part, name = key.split("/", 1)
         parts[part][name] = value
     return checkpoints.Checkpoint(Path(path), parts, state)
 
 
-def _saved_in(run: Folder, data: Dataset) -> checkpoints.Checkpoint | None:
+def _load_checkpoint(run: Folder, data: Dataset) -> checkpoints.Checkpoint | None:
+    """Load the run's newest checkpoint, if it has one. Raises CheckpointError if the data has changed."""
     with storage_errors(run.path / CHECKPOINTS, 0):
         folder = run.open_child(CHECKPOINTS, create=True)
         checkpoints.repair_killed_save(folder)
-    saved = checkpoints.load_newest(folder.path, "latest", say)
-    before = parse_facts(saved.state.get("facts"), str(saved.path)) if saved else read_facts(run.path)
+    checkpoint = checkpoints.load_newest(folder.path, "latest", say)
+    before = parse_facts(checkpoint.state.get("facts"), str(checkpoint.path)) if checkpoint else read_facts(run.path)
     if before is not None:
         _refuse_other_data(run.path, before, data)
-    return saved
+    return checkpoint
 
 
 def _refuse_other_data(run: Path, before: Facts, data: Dataset) -> None:
-    """Raises CheckpointError where the data is not what the run began with."""
+    """Raise CheckpointError, with what changed, if the data is not what the run began with."""
     facts = data.facts
     if before.fingerprint != facts.fingerprint:
-        what = f"{sum(before.counts.values())} pictures in {len(before.classes)} classes then, "
-        what += f"{sum(facts.counts.values())} in {len(facts.classes)} now{_first_difference(run, data)}"
+        changes = f"{sum(before.counts.values())} pictures in {len(before.classes)} classes then, "
+        changes += f"{sum(facts.counts.values())} in {len(facts.classes)} now{_first_difference(run, data)}"
         if before.classes != facts.classes:
-            what += f"; classes were {', '.join(before.classes)}, are {', '.join(facts.classes)}"
-        raise CheckpointError(f"{run}: the data changed since it was started ({what}); train anew without --resume")
+            changes += f"; classes were {', '.join(before.classes)}, are {', '.join(facts.classes)}"
+        raise CheckpointError(f"{run}: the data changed since it was started ({changes}); train anew without --resume")
 
 
 def _first_difference(run: Path, data: Dataset) -> str:
-    """The first file that is not as a run's listing has it; nothing where that cannot be told."""
+    """Describe the first file that differs from the run's listing; empty if the listing cannot be read."""
     try:
         with open_gzip(run / DATA_LIST, CheckpointError) as listing:
             before = listing.read().decode(errors="replace").split("\n")
@@ -176,28 +187,28 @@ def _first_difference(run: Path, data: Dataset) -> str:
         return ""
     for old, new in itertools.zip_longest(before, data.listing_lines(), fillvalue=""):
         if old != new:
-            paths = [_listed_path(line) for line in (old, new)]
-            if paths[0] == paths[1]:
-                return f"; {paths[0]} changed"
-            is_new = paths[1] and all(_listed_path(line) != paths[1] for line in before)
-            return f"; {paths[1]} is new" if is_new else f"; {paths[0]} is gone"
+            old_path, new_path = _listed_path(old), _listed_path(new)
+            if old_path == new_path:
+                return f"; {old_path} changed"
+            is_new = new_path and all(_listed_path(line) != new_path for line in before)
+            return f"; {new_path} is new" if is_new else f"; {old_path} is gone"
     return ""
 
 
 def _listed_path(line: str) -> str:
-    """The path in a line of a run's listing; nothing where the line is none."""
+    """The path in a line of a run's listing; empty for an empty line."""
     cells = line.split("\t")
     return escape(cells[1]) if len(cells) > 1 else ""
 
 
-def find_finished_run(experiment: Experiment, root: Path) -> Path | None:
-    """The newest finished run of the same config."""
-    for run in run_folder.finished_runs(root, experiment.name):
+def find_finished_run(experiment: Experiment, runs: Path) -> Path | None:
+    """Find the newest finished run of the same config."""
+    for run in run_folder.finished_runs(runs, experiment.name):
         run_folder.refuse_links(run)
         try:
-            other = read_config(run / CONFIG)
+            earlier = read_config(run / CONFIG)
         except ConfigError:
             continue
-        if not describe_changes(other, experiment.with_statistics_of(other)):
+        if not describe_changes(earlier, experiment.with_statistics_of(earlier)):
             return run
     return None

@@ -1,4 +1,4 @@
-"""A training from its config to its result, in a run folder: new, resumed, or found finished."""
+"""Train an experiment in a run folder: start a new run, resume one, or return the result of a finished one."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a caller adds to a training."""
+    """Functions that a caller adds to a training."""
 
     should_stop: Callable[[int, float], bool] | None = None
-    """Asked after each epoch whether the training may end there: see `Job`."""
+    """Called after each epoch; if it returns true the training ends there: see `Job`."""
     draw: DrawFunction | None = None
-    """Draws what is in images and what was found in them, for TensorBoard."""
+    """Draws images with their targets and predictions for TensorBoard."""
     record: Callable[[Experiment, Folder, dict[str, Any], Result], None] | None = None
-    """Takes the config, the run folder, its environment and the result of a training that was not resumed."""
+    """Called with the config, the run folder, its environment and the result after a training that was not resumed."""
 
 
 _NO_HOOKS = Hooks()
@@ -58,34 +58,35 @@ _NO_HOOKS = Hooks()
 
 def train(
     experiment: Experiment,
-    root: Path,
+    runs: Path,
     device: torch.device,
     resume: bool = False,
     strict: bool = False,
     hooks: Hooks = _NO_HOOKS,
 ) -> Result:
-    """Train to the end in a run folder below `root`; returns what was reached, with the folder as `run`.
+    """Train to the end in a run folder in `runs`; return the result, with the folder as `run`.
 
-    With `resume` the newest unfinished run of the config goes on; a finished one trains nothing. `strict` refuses to
-    resume where the result could differ from an uninterrupted run's. Every rank calls this; the first one writes.
+    `resume` continues the newest unfinished run of the config; if it is already finished, nothing is trained. `strict`
+    raises CheckpointError if the result could differ from an uninterrupted run's. Every rank must call this; only the
+    first one writes.
     """
     reset_peak_memory(device)
     if strict:
         refuse_unrepeatable(experiment, device)
     if torchrun.was_restarted() and not resume:
-        say("torchrun started this again: going on as with --resume")
+        say("restarted by torchrun: resuming as with --resume")
         resume = True
     with join_ranks(device, experiment.train.timeout) as ranks:
-        earlier = ranks.broadcast(lambda: _find_earlier(experiment, root, resume, strict))
+        earlier = ranks.broadcast(lambda: _find_earlier_run(experiment, runs, resume, strict))
         if earlier and "finished" in earlier:
             return {"run": earlier["run"], "already_finished": True, **earlier["finished"]}
-        prepared = _prepare(experiment, root, earlier, device, ranks)
+        prepared = _prepare_run(experiment, runs, earlier, device, ranks)
         return _train_in_folder(prepared, ranks, resume, strict, hooks)
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """A run whose folder is there: its config, the weights it begins with if any are given, its data, its device."""
+class _PreparedRun:
+    """A run that is ready to train: its folder exists, and its config, initial weights and data are loaded."""
 
     experiment: Experiment
     weights: Weights | None
@@ -94,43 +95,44 @@ class _Prepared:
     device: torch.device
 
 
-def _train_in_folder(prepared: _Prepared, ranks: Ranks, resume: bool, strict: bool, hooks: Hooks) -> Result:
-    """Train while no other process may write to the run folder, which the first rank holds."""
-    experiment, run, device, opened = prepared.experiment, prepared.run, prepared.device, list[Folder]()
+def _train_in_folder(prepared: _PreparedRun, ranks: Ranks, resume: bool, strict: bool, hooks: Hooks) -> Result:
+    """Train while the first rank locks the run folder, so that no other process can write to it."""
+    experiment, run, device = prepared.experiment, prepared.run, prepared.device
+    folders: list[Folder] = []  # the locked folder, on the first rank only
     with ExitStack() as stack:
-        ranks.broadcast(lambda: opened.append(stack.enter_context(run_folder.hold_run(run))))
-        if reached := ranks.broadcast(lambda: read_result(run)):
+        ranks.broadcast(lambda: folders.append(stack.enter_context(run_folder.hold_run(run))))
+        if earlier_result := ranks.broadcast(lambda: read_result(run)):
             say(f"{run} was finished by another process meanwhile")
-            return {"run": str(run), "already_finished": True, **reached}
-        folder = opened[0] if opened else None
-        saved = load_resume_checkpoint(folder, prepared.data, ranks) if resume else None
+            return {"run": str(run), "already_finished": True, **earlier_result}
+        folder = folders[0] if folders else None
+        checkpoint = load_resume_checkpoint(folder, prepared.data, ranks) if resume else None
         environment = run_folder.describe_environment(device, ranks.world_size)
-        ranks.broadcast(lambda: check_run_environment(opened[0], environment, strict))
-        training = assemble_job(experiment, prepared.data, prepared.weights, folder, device, ranks, hooks.should_stop)
-        result = fit(replace(training, draw=hooks.draw), saved)
-        if folder and saved is None and hooks.record:  # how long a resumed run took is not known
+        ranks.broadcast(lambda: check_run_environment(folders[0], environment, strict))
+        job = assemble_job(experiment, prepared.data, prepared.weights, folder, device, ranks, hooks.should_stop)
+        result = fit(replace(job, draw=hooks.draw), checkpoint)
+        if folder and checkpoint is None and hooks.record:  # the total time of a resumed run is not known
             hooks.record(experiment, folder, environment, result)
         return {"run": str(run), **result}
 
 
-def _prepare(
-    experiment: Experiment, root: Path, earlier: dict[str, Any] | None, device: torch.device, ranks: Ranks
-) -> _Prepared:
-    """Prepare the unfinished `earlier` run, or make a new one once everything is known to fit."""
+def _prepare_run(
+    experiment: Experiment, runs: Path, earlier: dict[str, Any] | None, device: torch.device, ranks: Ranks
+) -> _PreparedRun:
+    """Prepare the unfinished run `earlier`, or create a new one after all checks."""
     # A run that has a checkpoint no longer needs the weights it began with.
-    weights = None if earlier and earlier["saved"] else load_initial_weights(experiment)
+    weights = None if earlier and earlier["has_checkpoint"] else load_initial_weights(experiment)
     if earlier:
         experiment = experiment.with_statistics_of(parse_config(earlier["config"], str(Path(earlier["run"]) / CONFIG)))
     if earlier and weights:
         refuse_changed_weights(Path(earlier["run"]), weights)
     experiment = experiment.with_statistics_of_weights(weights.facts if weights else None)
-    data = _learnable_data(experiment, weights, ranks)
-    run = earlier["run"] if earlier else ranks.broadcast(lambda: str(create_run(experiment, data, weights, root)))
-    return _Prepared(experiment, weights, data, Path(run), device)
+    data = _prepare_data(experiment, weights, ranks)
+    run = earlier["run"] if earlier else ranks.broadcast(lambda: str(create_run(experiment, data, weights, runs)))
+    return _PreparedRun(experiment, weights, data, Path(run), device)
 
 
-def _learnable_data(experiment: Experiment, weights: Weights | None, ranks: Ranks) -> Dataset:
-    """The data, decoded, once everything is known to fit: nothing is made on the disk for what cannot be trained."""
+def _prepare_data(experiment: Experiment, weights: Weights | None, ranks: Ranks) -> Dataset:
+    """Decode the data and check that the experiment can train on it, before anything is written to disk."""
     data = prepare_dataset(experiment)
     for note in data.notes:
         say(f"data: {note}")
@@ -142,26 +144,27 @@ def _learnable_data(experiment: Experiment, weights: Weights | None, ranks: Rank
     return data
 
 
-def _find_earlier(experiment: Experiment, root: Path, resume: bool, strict: bool) -> dict[str, Any] | None:
-    """The run to go on with, or the finished one and what it reached, as data that ranks can send each other."""
-    found = find_resumable(experiment, root, resume, strict)
-    if found is None:
+def _find_earlier_run(experiment: Experiment, runs: Path, resume: bool, strict: bool) -> dict[str, Any] | None:
+    """Find the run to resume, or the finished run and its result, as plain data that can be sent to other ranks."""
+    resumable = find_resumable(experiment, runs, resume, strict)
+    if resumable is None:
         return None
-    if found.is_finished:
-        return {"run": str(found.run), "finished": _reached(experiment, found.run)}
-    saved = (found.run / CHECKPOINTS / "latest").exists()
-    config = read_text(found.run / CONFIG, CheckpointError, folder=Folder(found.run))
-    return {"run": str(found.run), "config": config, "saved": saved}
+    run = resumable.run
+    if resumable.is_finished:
+        return {"run": str(run), "finished": _read_finished(experiment, run)}
+    has_checkpoint = (run / CHECKPOINTS / "latest").exists()
+    config = read_text(run / CONFIG, CheckpointError, folder=Folder(run))
+    return {"run": str(run), "config": config, "has_checkpoint": has_checkpoint}
 
 
-def _reached(experiment: Experiment, run: Path) -> Result:
-    """Read what a finished run of this config reached. Raises CheckpointError where data or weights changed since."""
+def _read_finished(experiment: Experiment, run: Path) -> Result:
+    """Read the result of a finished run. Raises CheckpointError if its data or initial weights have changed since."""
     if weights := load_initial_weights(experiment):
         refuse_changed_weights(run, weights)
     refuse_changed_data(run, data_fingerprint(experiment.data, index_source(experiment.data)))
     try:
-        reached = read_result(run)
+        result = read_result(run)
     except CheckpointError as error:
         raise CheckpointError(f"{error.lines[0]}; remove it, and --resume writes it anew") from None
-    assert reached is not None
-    return reached
+    assert result is not None
+    return result

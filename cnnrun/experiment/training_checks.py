@@ -1,4 +1,4 @@
-"""Checks that an experiment can be trained on its data: the same answer for whoever asks, before anything is made."""
+"""Checks that an experiment can be trained on its data, shared by all commands and run before anything is written."""
 
 from __future__ import annotations
 
@@ -20,48 +20,54 @@ from cnnrun.training.settings import refuse_undefined_monitor
 
 
 def prepare_training(experiment: Experiment) -> tuple[Experiment, Weights | None, Dataset]:
-    """The experiment, the weights it starts from and its data, once everything is known to fit.
+    """Load the initial weights and the data, and check that they fit. Returns the experiment with its mean and std set.
 
     Raises ConfigError, DataError or CheckpointError, as `train` would.
     """
-    given = load_initial_weights(experiment)
-    experiment = experiment.with_statistics_of_weights(given.facts if given else None)
+    weights = load_initial_weights(experiment)
+    experiment = experiment.with_statistics_of_weights(weights.facts if weights else None)
     data = prepare_dataset(experiment)
-    refuse_unlearnable(experiment, data, given)
-    return experiment, given, data
+    refuse_unlearnable(experiment, data, weights)
+    return experiment, weights, data
 
 
-def refuse_unlearnable(experiment: Experiment, data: Dataset, given: Weights | None, ranks: int = 1) -> BuiltNetwork:
-    """The network for this data, without memory. Raises ConfigError, DataError or CheckpointError, as `train`."""
-    built = build_checked_network(experiment, data.facts, given, ranks)
+def refuse_unlearnable(experiment: Experiment, data: Dataset, weights: Weights | None, ranks: int = 1) -> BuiltNetwork:
+    """Check that the experiment can train on decoded data. Returns the network, without memory.
+
+    Raises ConfigError, DataError or CheckpointError, as `train` would.
+    """
+    built = build_checked_network(experiment, data.facts, weights, ranks)
     refuse_unmeasurable(experiment, {name: examples.all_targets() for name, examples in data.splits.items()})
     return built
 
 
 def notes_on_classes(experiment: Experiment, data: Dataset) -> list[str]:
-    """Lines for the log about what the sampler and the task's weights make of the classes."""
+    """Lines for the log about the task's class weights and how often the sampler repeats each class."""
     lines = experiment.task.data_notes(data.facts)
     sampler, classes = experiment.train.sampler, data.facts.classes
-    if (
-        times := sampler.repetitions_per_class(data.splits["train"].targets.get("labels", torch.zeros(0)), len(classes))
-    ) is not None:
-        lines.append(f"sampler: {sampler.kind}, an epoch shows " + format_per_class(classes, times, "times"))
+    labels = data.splits["train"].targets.get("labels", torch.zeros(0))
+    repetitions = sampler.repetitions_per_class(labels, len(classes))
+    if repetitions is not None:
+        lines.append(f"sampler: {sampler.kind}, an epoch shows " + format_per_class(classes, repetitions, "times"))
     return lines
 
 
 def refuse_unmeasurable(experiment: Experiment, targets: dict[str, dict[str, Tensor]]) -> None:
-    """Raises DataError where a split would be measured in vain, given each split's targets."""
-    for name, of_split in targets.items():
-        if name != "train" and (problem := experiment.task.split_problem(of_split)):
+    """Raise DataError if the task cannot be measured on val or test; `targets` are those of each split."""
+    for name, split_targets in targets.items():
+        if name != "train" and (problem := experiment.task.split_problem(split_targets)):
             raise DataError(f"the {name} split: {problem}")
         if name == "val":
-            refuse_undefined_monitor(experiment.task, of_split, experiment.train.monitor)
+            refuse_undefined_monitor(experiment.task, split_targets, experiment.train.monitor)
 
 
 def check_same_data(data: Dataset, ranks: Ranks) -> None:
-    """Raises DataError where the ranks do not see the same data."""
-    seen = repr(replace(data.facts, fingerprint="")).encode()  # by times of files, which copies do not share
-    digest = int.from_bytes(hashlib.sha256(seen).digest()[:7], "little")
+    """Raise DataError if the ranks do not have the same data."""
+    # The fingerprint depends on the files' times, which differ between copies of the same data.
+    facts = repr(replace(data.facts, fingerprint="")).encode()
+    digest = int.from_bytes(hashlib.sha256(facts).digest()[:7], "little")
     largest, smallest = ranks.all_reduce_max([digest, -digest])
     if largest != -smallest:
-        raise DataError(f"rank {ranks.rank} does not see the data that others see: {data.facts.counts} pictures here")
+        raise DataError(
+            f"rank {ranks.rank} does not have the same data as other ranks: {data.facts.counts} pictures here"
+        )

@@ -1,4 +1,4 @@
-"""Weights to begin with or to use: of a file, a run or a checkpoint."""
+"""Read weights from a file, a run or a checkpoint."""
 
 from __future__ import annotations
 
@@ -27,34 +27,34 @@ def read_weights(path: Path) -> Weights:
         raise CheckpointError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
         raise CheckpointError(f"{path}: not a regular file")
-    return _of_run(path) if stat.S_ISDIR(mode) or path.name in _POINTERS else read_weights_file(path)
+    return _read_run_weights(path) if stat.S_ISDIR(mode) or path.name in _POINTERS else read_weights_file(path)
 
 
-def _of_run(path: Path) -> Weights:
-    """The averaged weights of a run's best checkpoint, or of the checkpoint given, where it has an average."""
+def _read_run_weights(path: Path) -> Weights:
+    """Read the weights of a run's best checkpoint, or of a checkpoint; the averaged ones if it has them."""
     if path.name in _POINTERS and (name := checkpoints.read_pointer(path.parent, path.name)):
         path = path.parent / name  # checkpoints/best, checkpoints/latest
     if (path / "manifest.json").exists():
-        saved: checkpoints.Checkpoint | None = checkpoints.load(path)
+        checkpoint: checkpoints.Checkpoint | None = checkpoints.load(path)
     else:
         if (path / CHECKPOINTS).is_dir():
             run_folder.refuse_links(path)
-        saved = checkpoints.load_newest(path / CHECKPOINTS, "best", lambda line: None)
-    if saved is None:
+        checkpoint = checkpoints.load_newest(path / CHECKPOINTS, "best", lambda line: None)
+    if checkpoint is None:
         raise CheckpointError(f"{path}: neither a run nor a checkpoint")
-    facts, tensors = weights_of_checkpoint(saved)
-    return Weights(tensors, "name", None, facts, file_digest(saved.path / checkpoints.MANIFEST))
+    facts, tensors = weights_of_checkpoint(checkpoint)
+    return Weights(tensors, "name", None, facts, file_digest(checkpoint.path / checkpoints.MANIFEST))
 
 
-def weights_of_checkpoint(saved: checkpoints.Checkpoint) -> tuple[Facts, dict[str, Tensor]]:
-    """The data facts and the weights that a checkpoint gives: the averaged ones where it has them.
+def weights_of_checkpoint(checkpoint: checkpoints.Checkpoint) -> tuple[Facts, dict[str, Tensor]]:
+    """The data facts and the weights of a checkpoint; the averaged weights if it has them.
 
-    Raises CheckpointError where it has none, or a variance below zero.
+    Raises CheckpointError if it has no weights, or if a variance is below zero.
     """
-    tensors = saved.parts.get("ema", saved.parts.get("model"))
+    tensors = checkpoint.parts.get("ema", checkpoint.parts.get("model"))
     if not tensors:
-        raise CheckpointError(f"{saved.path}: has no weights")
+        raise CheckpointError(f"{checkpoint.path}: has no weights")
     variances = {name: value for name, value in tensors.items() if name.endswith("running_var")}
-    if bad := [name for name, value in variances.items() if value.float().min() < 0]:
-        raise CheckpointError(f"{saved.path}: {escape(bad[0])} is a variance below zero")
-    return parse_facts(saved.state.get("facts"), str(saved.path / checkpoints.STATE)), tensors
+    if negative := [name for name, value in variances.items() if value.float().min() < 0]:
+        raise CheckpointError(f"{checkpoint.path}: {escape(negative[0])} is a variance below zero")
+    return parse_facts(checkpoint.state.get("facts"), str(checkpoint.path / checkpoints.STATE)), tensors

@@ -1,5 +1,5 @@
-"""From the `model` section to modules: layers, structures, builder, network, outline, weights files.
+"""The network that the `model` section describes: layers, structures, builder, outline and weights files.
 
-`network.build` makes a network without memory, `network.materialize` one with weights.
-Imports `tasks`, `data` and what is below.
+`network.build_network` builds a network without memory; `network.materialize` gives it weights.
+Imports `tasks`, `data` and the packages below them.
 """

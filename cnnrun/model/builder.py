@@ -1,7 +1,7 @@
-"""From the YAML's list of layers to modules: structures, links by name, shapes found on the way.
+"""Build modules from the YAML's list of layers: structures, links by name, and the shape of every output.
 
-Shapes are found by running each layer on PyTorch's meta device, which computes shapes and nothing else, so no kind of
-layer writes channel arithmetic.
+Each layer runs once on PyTorch's meta device, which computes shapes and nothing else. No kind of layer has to compute
+its own output shape.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from cnnrun.model.structures import (
     link_names,
 )
 
-MAX_LAYERS = 3_000  # what no network of today comes near; building so many takes two seconds
+MAX_LAYERS = 3_000  # far above any real network; building 3,000 layers takes about two seconds
 
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """A leaf (or the head) in the summary; `activation_bytes` for one picture in float32."""
+    """One layer (or the head) in the summary; `activation_bytes` is the size of its output for one image in float32."""
 
     path: str
     kind: str
@@ -53,7 +53,7 @@ class SummaryRow:
 
 @dataclass(frozen=True)
 class BuiltLayer:
-    """A layer of the list, structures too: where it stands, the shapes that go in, and what comes out."""
+    """A layer or structure that was built: its path in the YAML, its settings, its input shapes and its output."""
 
     path: str
     spec: LayerSpec
@@ -67,14 +67,14 @@ class BuiltLayer:
 
 @dataclass(frozen=True)
 class ShapeProblem:
-    """A layer that cannot take what arrives: its path in the model section, and the sentence for the user."""
+    """A layer that cannot take its input: the layer's path in the config, and the message for the user."""
 
     path: KeyPath
     message: str
 
 
 class BuildError(Exception):
-    """The network cannot be built; carries every ShapeProblem found."""
+    """The network cannot be built; `problems` lists every ShapeProblem."""
 
     def __init__(self, problems: list[ShapeProblem]) -> None:
         super().__init__("; ".join(problem.message for problem in problems))
@@ -82,98 +82,104 @@ class BuildError(Exception):
 
 
 class Builder:
-    """Builds lists of layers; keeps rows for the summary, every layer's shapes, and every problem found."""
+    """Builds lists of layers; collects the summary's rows, every layer by its module name, and every problem."""
 
     def __init__(self) -> None:
         self.rows: list[SummaryRow] = []
         self.layers: dict[str, BuiltLayer] = {}
         self.problems: list[ShapeProblem] = []
 
-    def build_body(self, nodes: Sequence[Any], signal: Signal, taken: Sequence[str]) -> tuple[nn.Module, list[Signal]]:
-        """The network's layers, and what its head takes of them: the outputs named in `taken`, or the last one's."""
-        known: dict[str, Signal] = {}
-        layers, signal = self.build_chain(nodes, signal, ("model",), known)
-        if not taken or self.problems:
+    def build_body(
+        self, nodes: Sequence[Any], signal: Signal, feature_names: Sequence[str]
+    ) -> tuple[nn.Module, list[Signal]]:
+        """Build the layers; also return the head's inputs: the outputs named in `feature_names`, or the last one."""
+        signals: dict[str, Signal] = {}
+        layers, signal = self.build_chain(nodes, signal, ("model",), signals)
+        if not feature_names or self.problems:
             return layers, [signal]
-        for name in taken:
-            if name not in known:
+        for name in feature_names:
+            if name not in signals:
                 self.problems.append(ShapeProblem(("model",), f"no layer {name!r}, which the task's head takes"))
                 return layers, [signal]
-        kept, inputs = ([*layers.kept], layers.inputs) if isinstance(layers, LinkedChain) else ([], {})
+        sources, inputs = (layers.kept, layers.inputs) if isinstance(layers, LinkedChain) else ([], {})
         modules = dict(layers.named_children())
-        kept = [key for key in modules if key in kept or key in taken]
-        return LinkedChain(modules, inputs, kept, list(taken)), [known[name] for name in taken]
+        sources = [key for key in modules if key in sources or key in feature_names]
+        features = [signals[name] for name in feature_names]
+        return LinkedChain(modules, inputs, sources, list(feature_names)), features
 
     def build_chain(
-        self, nodes: Sequence[Any], signal: Signal, path: KeyPath, known: dict[str, Signal], prefix: str = "layers"
+        self, nodes: Sequence[Any], signal: Signal, path: KeyPath, signals: dict[str, Signal], prefix: str = "layers"
     ) -> tuple[nn.Module, Signal]:
-        """The layers of one list, in order; `known` learns their names. After one that fails, the rest is unbuilt."""
-        modules, keys = {}, _Keys(nodes)
+        """Build the layers of one list and add their outputs to `signals`. Stop at the first failure."""
+        modules, keys = {}, _LayerKeys(nodes)
         for index, node in enumerate(nodes):
-            here = (*path, index, node.kind)
+            layer_path = (*path, index, node.kind)
             try:
-                key = keys.take(node)
-                sources = [self._named(name, known) for name in node.input_names()] or [signal]
+                key = keys.add(node)
+                sources = [self._find_signal(name, signals) for name in node.input_names()] or [signal]
                 node.check_inputs([source.shape for source in sources])
-                before = len(self.problems)
-                module, signal = self.build_layer(node, sources, here, known, f"{prefix}.{key}")
-                shapes = tuple(each.shape for each in sources)
-                self.layers[f"{prefix}.{key}"] = BuiltLayer(path_text(None, here), node, shapes, signal)
-                if len(self.problems) > before:
+                problem_count = len(self.problems)
+                module, signal = self.build_layer(node, sources, layer_path, signals, f"{prefix}.{key}")
+                in_shapes = tuple(source.shape for source in sources)
+                self.layers[f"{prefix}.{key}"] = BuiltLayer(path_text(None, layer_path), node, in_shapes, signal)
+                if len(self.problems) > problem_count:
                     break
-            except ShapeError as problem:
-                arrived = (
-                    " and ".join(str(source.shape) for source in sources) if node.input_names() else str(signal.shape)
-                )
-                self.problems.append(ShapeProblem(here, f"{node.kind} cannot take {arrived}: {problem}"))
+            except ShapeError as error:
+                arrivals = sources if node.input_names() else [signal]
+                shapes = " and ".join(str(arrival.shape) for arrival in arrivals)
+                self.problems.append(ShapeProblem(layer_path, f"{node.kind} cannot take {shapes}: {error}"))
                 break
-            except _BadName as problem:
-                self.problems.append(ShapeProblem((*here, problem.setting), str(problem)))
+            except _InvalidNameError as error:
+                self.problems.append(ShapeProblem((*layer_path, error.setting), str(error)))
                 break
             modules[key] = module
             if node.name is not None:
-                known[node.name] = signal
-        return _chained(nodes, modules), signal
+                signals[node.name] = signal
+        return _build_chain_module(nodes, modules), signal
 
     def build_layer(
-        self, node: Any, sources: list[Signal], path: KeyPath, known: dict[str, Signal], prefix: str
+        self, node: Any, sources: list[Signal], path: KeyPath, signals: dict[str, Signal], prefix: str
     ) -> tuple[nn.Module, Signal]:
+        """Build one layer or structure. Raises ShapeError."""
         signal = sources[0]
         if isinstance(node, Sequential):
-            return self.build_chain(node.layers, signal, (*path, "layers"), dict(known), prefix)
+            return self.build_chain(node.layers, signal, (*path, "layers"), dict(signals), prefix)
         if isinstance(node, Repeat):
-            return self._repeat(node, signal, path, known, prefix)
+            return self._build_repeat(node, signal, path, signals, prefix)
         if isinstance(node, Residual):
-            return self._residual(node, signal, path, known, prefix)
+            return self._build_residual(node, signal, path, signals, prefix)
         if isinstance(node, Parallel):
-            return self._parallel(node, signal, path, known, prefix)
-        return self._leaf(node, sources, path, prefix)
+            return self._build_parallel(node, signal, path, signals, prefix)
+        return self._build_leaf(node, sources, path, prefix)
 
     def build_head(self, task: TaskSpec, facts: Facts, levels: list[Signal]) -> nn.Module:
-        """The task's last layer, as a row like any other."""
-        shapes = [each.shape for each in levels]
+        """Build the task's head on the feature maps `levels` and add its summary row. Raises BuildError."""
+        shapes = [level.shape for level in levels]
         try:
             head = task.head(shapes, facts)
-        except ShapeError as problem:
-            message = f"the task's head ({task.kind}) cannot take {' and '.join(map(str, shapes))}: {problem}"
+        except ShapeError as error:
+            message = f"the task's head ({task.kind}) cannot take {' and '.join(map(str, shapes))}: {error}"
             raise BuildError([ShapeProblem(("model",), message)]) from None
-        self._row("task", task.kind, "head", head, levels, Window())
+        self._add_row("task", task.kind, "head", head, levels, Window())
         return head
 
-    def _leaf(self, node: LayerSpec, sources: list[Signal], path: KeyPath, prefix: str) -> tuple[nn.Module, Signal]:
+    def _build_leaf(
+        self, node: LayerSpec, sources: list[Signal], path: KeyPath, prefix: str
+    ) -> tuple[nn.Module, Signal]:
         if len(self.rows) >= MAX_LAYERS:
             raise ShapeError(f"the network has more than {MAX_LAYERS:,} layers", "repeat less")
         module = node.build(sources[0].shape)
         try:
-            return module, self._row(
+            return module, self._add_row(
                 path_text(None, path), node.kind, prefix, module, sources, node.window(sources[0].shape)
             )
         except (RuntimeError, ValueError) as error:
-            raise self._reason(node, sources[0].shape, error) from None
+            raise self._describe_failure(node, sources[0].shape, error) from None
 
-    def _row(
+    def _add_row(
         self, path: str, kind: str, prefix: str, module: nn.Module, sources: list[Signal], window: Window
     ) -> Signal:
+        """Run a module on the meta device, add its summary row and return its output. Raises ShapeError."""
         with torch.no_grad():
             out = module.eval()(*[torch.empty(1, *source.shape, device="meta") for source in sources])
         module.train()
@@ -195,136 +201,146 @@ class Builder:
         )
         return signal
 
-    def _reason(self, node: LayerSpec, shape: Shape, error: Exception) -> ShapeError:
-        """PyTorch's refusal of a shape, in terms of the picture where a window does not fit."""
+    def _describe_failure(self, node: LayerSpec, shape: Shape, error: Exception) -> ShapeError:
+        """PyTorch's error as a ShapeError; a kernel larger than the feature map gets a message of its own."""
         kernel = node.window(shape).kernel
         if len(shape) == 3 and (kernel[0] > shape[1] or kernel[1] > shape[2]):
             reason = f"a window of {kernel[0]}x{kernel[1]} does not fit a map of {shape[1]}x{shape[2]}"
             return ShapeError(reason, "pool or stride less before it, or give a larger data.image.size")
         return ShapeError(str(error).split("\n")[0].rstrip("."), "change this layer or what comes before it")
 
-    def _named(self, name: str, known: dict[str, Signal]) -> Signal:
-        if name not in known:
-            before = f"named before it: {', '.join(known)}" if known else "no layer before it has a name"
-            raise _BadName("from", f"no layer {name!r} to take from here; {before}")
-        return known[name]
+    def _find_signal(self, name: str, signals: dict[str, Signal]) -> Signal:
+        if name not in signals:
+            names = f"named before it: {', '.join(signals)}" if signals else "no layer before it has a name"
+            raise _InvalidNameError("from", f"no layer {name!r} to take from here; {names}")
+        return signals[name]
 
-    def _repeat(
-        self, node: Repeat, signal: Signal, path: KeyPath, known: dict[str, Signal], prefix: str
+    def _build_repeat(
+        self, node: Repeat, signal: Signal, path: KeyPath, signals: dict[str, Signal], prefix: str
     ) -> tuple[nn.Module, Signal]:
-        modules, linked = {}, bool(link_names(node.layers))
+        modules, has_links = {}, bool(link_names(node.layers))
         for number in range(1, node.times + 1):
-            before = len(self.problems)
-            module, signal = self.build_chain(node.layers, signal, (*path, "layers"), dict(known), f"{prefix}.{number}")
+            problem_count = len(self.problems)
+            module, signal = self.build_chain(
+                node.layers, signal, (*path, "layers"), dict(signals), f"{prefix}.{number}"
+            )
             modules[str(number)] = module
-            if len(self.problems) > before:
+            if len(self.problems) > problem_count:
                 break
-        if linked:
+        if has_links:
             return LinkedChain(modules, {}, []), signal
         return nn.Sequential(OrderedDict(modules)), signal
 
-    def _residual(
-        self, node: Residual, signal: Signal, path: KeyPath, known: dict[str, Signal], prefix: str
+    def _build_residual(
+        self, node: Residual, signal: Signal, path: KeyPath, signals: dict[str, Signal], prefix: str
     ) -> tuple[nn.Module, Signal]:
-        before = len(self.problems)
-        layers, out = self.build_chain(node.layers, signal, (*path, "layers"), dict(known), f"{prefix}.layers")
-        if len(self.problems) > before:
+        problem_count = len(self.problems)
+        layers, out = self.build_chain(node.layers, signal, (*path, "layers"), dict(signals), f"{prefix}.layers")
+        if len(self.problems) > problem_count:
             return layers, out
         if isinstance(node.shortcut, list):
-            shortcut, other = self.build_chain(
-                node.shortcut, signal, (*path, "shortcut"), dict(known), f"{prefix}.shortcut"
+            shortcut, shortcut_out = self.build_chain(
+                node.shortcut, signal, (*path, "shortcut"), dict(signals), f"{prefix}.shortcut"
             )
-            if other.shape != out.shape and len(self.problems) == before:
-                reason = f"its layers give {out.shape}, its shortcut {other.shape}"
+            if shortcut_out.shape != out.shape and len(self.problems) == problem_count:
+                reason = f"its layers give {out.shape}, its shortcut {shortcut_out.shape}"
                 raise ShapeError(reason, "make them agree")
         else:
-            shortcut, other = self._shortcut(node, signal, out, path_text(None, path), f"{prefix}.shortcut")
-        joined = propagate_window(Window(), [out, other], out.shape)
+            shortcut, shortcut_out = self._build_shortcut(
+                node, signal, out, path_text(None, path), f"{prefix}.shortcut"
+            )
+        total = propagate_window(Window(), [out, shortcut_out], out.shape)
         activation: nn.Module = nn.Identity()
         if node.activation is not None:
             activation = make_in_place(node.activation.build(out.shape))
-            kind, where = node.activation.kind, f"{path_text(None, path)}.activation"
-            self._row(where, kind, f"{prefix}.activation", activation, [joined], Window())
-        return SumOfBranches(layers, shortcut, activation), joined
+            kind, activation_path = node.activation.kind, f"{path_text(None, path)}.activation"
+            self._add_row(activation_path, kind, f"{prefix}.activation", activation, [total], Window())
+        return SumOfBranches(layers, shortcut, activation), total
 
-    def _shortcut(
+    def _build_shortcut(
         self, node: Residual, signal: Signal, out: Signal, path: str, prefix: str
     ) -> tuple[nn.Module, Signal]:
-        agree = signal.shape == out.shape
-        if node.shortcut == "identity" and not agree:
+        """Build the identity, or a 1x1 conv with the stride that brings `signal` to the shape of `out`."""
+        shapes_agree = signal.shape == out.shape
+        if node.shortcut == "identity" and not shapes_agree:
             raise ShapeError(f"its layers give {out.shape}, the identity {signal.shape}", "use `shortcut: auto`")
-        if agree and node.shortcut != "conv":
+        if shapes_agree and node.shortcut != "conv":
             return nn.Identity(), signal
         if len(out.shape) != 3 or len(signal.shape) != 3:
             raise ShapeError(f"no 1x1 conv leads to {out.shape}", "give the shortcut's layers")
         stride = (-(-signal.shape[1] // out.shape[1]), -(-signal.shape[2] // out.shape[2]))
         conv = nn.Conv2d(signal.shape[0], out.shape[0], 1, stride, bias=node.norm is None)
         module = add_norm_and_activation("conv", conv, out.shape, node.norm, None)
-        made = self._row(f"{path}.shortcut", "conv", prefix, module, [signal], Window(stride=stride))
-        if made.shape != out.shape:
-            raise ShapeError(f"its layers give {out.shape}, a 1x1 conv {made.shape}", "give the shortcut's layers")
-        return module, made
+        shortcut_out = self._add_row(f"{path}.shortcut", "conv", prefix, module, [signal], Window(stride=stride))
+        if shortcut_out.shape != out.shape:
+            reason = f"its layers give {out.shape}, a 1x1 conv {shortcut_out.shape}"
+            raise ShapeError(reason, "give the shortcut's layers")
+        return module, shortcut_out
 
-    def _parallel(
-        self, node: Parallel, signal: Signal, path: KeyPath, known: dict[str, Signal], prefix: str
+    def _build_parallel(
+        self, node: Parallel, signal: Signal, path: KeyPath, signals: dict[str, Signal], prefix: str
     ) -> tuple[nn.Module, Signal]:
-        before = len(self.problems)
-        modules, signals = [], []
+        problem_count = len(self.problems)
+        modules, branch_signals = [], []
         for number, layers in enumerate(node.branches):
-            here = (*path, "branches", number)
-            module, out = self.build_chain(layers, signal, here, dict(known), f"{prefix}.branch{number + 1}")
+            layer_path = (*path, "branches", number)
+            module, out = self.build_chain(layers, signal, layer_path, dict(signals), f"{prefix}.branch{number + 1}")
             modules.append(module)
-            signals.append(out)
+            branch_signals.append(out)
         merge = {"concat": Concatenation, "add": Sum, "multiply": Product}[node.merge]()
-        if len(self.problems) > before:
+        if len(self.problems) > problem_count:
             return merge, signal
-        shapes = " and ".join(str(out.shape) for out in signals)
-        same = {out.shape[1:] if node.merge == "concat" else out.shape for out in signals}
-        if len(same) > 1:
+        shapes = " and ".join(str(out.shape) for out in branch_signals)
+        merge_shapes = {out.shape[1:] if node.merge == "concat" else out.shape for out in branch_signals}
+        if len(merge_shapes) > 1:
             raise ShapeError(f"its branches give {shapes}, which do not {node.merge}", "make them agree")
-        channels = sum(out.shape[0] for out in signals) if node.merge == "concat" else signals[0].shape[0]
-        widest = propagate_window(Window(), signals, (channels, *signals[0].shape[1:]))
-        return Branches(modules, merge), widest
+        channels = sum(out.shape[0] for out in branch_signals) if node.merge == "concat" else branch_signals[0].shape[0]
+        merged = propagate_window(Window(), branch_signals, (channels, *branch_signals[0].shape[1:]))
+        return Branches(modules, merge), merged
 
 
-class _BadName(Exception):
-    """A `name` or `from` that cannot be; `setting` says which of the two."""
+class _InvalidNameError(Exception):
+    """A `name` or `from` that cannot be used; `setting` says which of the two."""
 
     def __init__(self, setting: str, message: str) -> None:
         super().__init__(message)
         self.setting = setting
 
 
-_TAKEN = {*dir(nn.Sequential()), *dir(LinkedChain({}, {}, []))}  # what a module already has cannot name a layer
+# A layer is an attribute of its chain, so it cannot have the name of an existing attribute.
+_RESERVED_NAMES = {*dir(nn.Sequential()), *dir(LinkedChain({}, {}, []))}
 
 
-class _Keys:
-    """Module names of a chain: a layer's own name, or its kind (or block) and a count (conv1, conv2)."""
+class _LayerKeys:
+    """Module names in a chain: the layer's own name, or its kind (or block) and a number (conv1, conv2)."""
 
     def __init__(self, nodes: Sequence[Any]) -> None:
-        self._given = {node.name for node in nodes}
-        self._count: dict[str, int] = {}
-        self._names: set[str] = set()
+        self._user_names = {node.name for node in nodes}
+        self._counts: dict[str, int] = {}
+        self._used_names: set[str] = set()
 
-    def take(self, node: LayerSpec) -> str:
+    def add(self, node: LayerSpec) -> str:
+        """Return the module name of the next layer."""
         if node.name is not None:
-            if node.name in self._names or node.name in _TAKEN:
-                why = "stands twice in this list" if node.name in self._names else "is a word of PyTorch's modules"
-                raise _BadName("name", f"the name {node.name!r} {why}; choose another")
-            self._names.add(node.name)
+            if node.name in self._used_names or node.name in _RESERVED_NAMES:
+                reason = (
+                    "stands twice in this list" if node.name in self._used_names else "is a word of PyTorch's modules"
+                )
+                raise _InvalidNameError("name", f"the name {node.name!r} {reason}; choose another")
+            self._used_names.add(node.name)
             return node.name
         kind = getattr(node, "block", None) or node.kind
         while True:
-            self._count[kind] = self._count.get(kind, 0) + 1
-            key = f"{kind}{self._count[kind]}"
-            if key not in self._given:  # somebody's conv may be named conv2
+            self._counts[kind] = self._counts.get(kind, 0) + 1
+            key = f"{kind}{self._counts[kind]}"
+            if key not in self._user_names:  # the user may have named a layer conv2
                 return key
 
 
-def _chained(nodes: Sequence[Any], modules: dict[str, nn.Module]) -> nn.Module:
-    """A plain nn.Sequential unless a layer inside takes another's output by name."""
-    taken = set(link_names(nodes))
-    if not taken:
+def _build_chain_module(nodes: Sequence[Any], modules: dict[str, nn.Module]) -> nn.Module:
+    """Join modules into a plain nn.Sequential, or a LinkedChain if a layer inside takes an output by name."""
+    names = set(link_names(nodes))
+    if not names:
         return nn.Sequential(OrderedDict(modules))
     inputs = {key: node.input_names() for key, node in zip(modules, nodes, strict=False) if node.input_names()}
-    return LinkedChain(modules, inputs, [key for key in modules if key in taken])
+    return LinkedChain(modules, inputs, [key for key in modules if key in names])

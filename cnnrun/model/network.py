@@ -1,7 +1,7 @@
-"""The network: normalisation, the layers of the YAML, the task's head; built without memory, then given weights.
+"""The network: normalisation, the layers of the YAML and the task's head.
 
-It is built on PyTorch's meta device and given memory and weights afterwards, so a network too large for the machine is
-named before anything is allocated.
+It is first built on PyTorch's meta device, without memory. A network that is too large for the machine is reported
+before anything is allocated.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cnnrun.model.receptive_field import Signal
 
 
 class Normalize(nn.Module):
-    """Pixel values 0..255 -> about mean 0, deviation 1 a channel. Inside the network, so no user of it can forget."""
+    """Pixel values 0..255 -> about mean 0, deviation 1 per channel. Part of the network, so it cannot be forgotten."""
 
     mean: Tensor
     std: Tensor
@@ -31,8 +31,8 @@ class Normalize(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
 
-    def forward(self, pictures_BCHW: Tensor) -> Tensor:
-        return (pictures_BCHW - self.mean) / self.std
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        return (images_BCHW - self.mean) / self.std
 
 
 class Network(nn.Module):
@@ -42,17 +42,18 @@ class Network(nn.Module):
         super().__init__()
         self.normalize, self.layers, self.head = normalize, layers, head
 
-    def forward(self, pictures_BCHW: Tensor) -> Tensor:
-        features = self.layers(self.normalize(pictures_BCHW))
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        features = self.layers(self.normalize(images_BCHW))
         out: Tensor = self.head(*features) if isinstance(features, tuple) else self.head(features)
         return out
 
 
 @dataclass
 class BuiltNetwork:
-    """A network on the meta device: rows for the summary, every layer by its name in the weights, what the head takes.
+    """A network on the meta device, with what building it showed; `materialize` gives it memory and weights.
 
-    `materialize` gives the network memory and weights.
+    `image` is the shape of one image, `rows` are the summary's, `layers` has every layer by its name in the weights,
+    and `levels` are the head's inputs.
     """
 
     network: Network
@@ -67,7 +68,7 @@ class BuiltNetwork:
 
 
 def build_network(nodes: Sequence[Any], task: TaskSpec, facts: Facts) -> BuiltNetwork:
-    """The network for pictures of `facts.image`, without memory. Raises BuildError."""
+    """Build the network for images of shape `facts.image`, without memory. Raises BuildError."""
     builder = Builder()
     with torch.device("meta"):
         layers, levels = builder.build_body(nodes, Signal(facts.image), task.feature_layers())
@@ -79,8 +80,8 @@ def build_network(nodes: Sequence[Any], task: TaskSpec, facts: Facts) -> BuiltNe
 
 
 def flops(built: BuiltNetwork) -> list[int]:
-    """Floating-point operations of each row for one picture, forward, a multiply-add counted as two."""
-    from torch.utils.flop_counter import FlopCounterMode  # imports a tenth of a second's worth
+    """Floating-point operations of each summary row in one image's forward pass; a multiply-add counts as two."""
+    from torch.utils.flop_counter import FlopCounterMode  # this import takes 0.1 s
 
     network = Network(nn.Identity(), built.network.layers, built.network.head).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -91,7 +92,7 @@ def flops(built: BuiltNetwork) -> list[int]:
 
 
 def materialize(network: Network, seed: int) -> Network:
-    """Memory and initial weights for a network built on the meta device: PyTorch's own initialisation, in order."""
+    """Allocate a network built on the meta device, on the CPU, and initialize its layers in order as PyTorch does."""
     torch.manual_seed(seed)
     for part in (network.layers, network.head):
         part.to_empty(device="cpu")

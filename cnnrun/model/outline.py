@@ -1,4 +1,4 @@
-"""The network as people draw it: layers in words with their shapes, structures with what they hold; and as text."""
+"""The network's outline: its layers in words with their shapes, nested as the structures are; and the same as text."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from cnnrun.model.builder import BuiltLayer
 from cnnrun.model.network import BuiltNetwork
 from cnnrun.model.structures import Parallel, Repeat, Residual, Sequential, Structure
 
-_UNSAID = {"name", "from_", "layers", "branches", "shortcut", "times", "block"}
-_SAID_ELSEWHERE = {"residual": {"norm"}}  # the shortcut's convolution carries it
+_HIDDEN_SETTINGS = {"name", "from_", "layers", "branches", "shortcut", "times", "block"}
+_HIDDEN_BY_KIND = {"residual": {"norm"}}  # it is shown at the shortcut's convolution
 
 
 @dataclass(frozen=True)
 class OutlineEntry:
-    """A layer in words: `lanes` are the lists of layers that a structure holds, side by side."""
+    """A layer in words; `lanes` are the lists of layers that a structure contains, side by side."""
 
     kind: str
     title: str
@@ -28,102 +28,104 @@ class OutlineEntry:
 
 
 def build_outline(built: BuiltNetwork, task: str) -> list[OutlineEntry]:
-    """The network's top-level layers, the input before them and the task's head after them."""
+    """Describe the input, the network's top-level layers and the task's head."""
     head = built.rows[-1]
-    parts = [OutlineEntry("input", "input", [], _shown(built.image))]
-    parts += _list(built.layers, "layers")
-    return [*parts, OutlineEntry("head", task, [f"{head.parameters:,} parameters"], _shown(head.out_shape))]
+    parts = [OutlineEntry("input", "input", [], _format_shape(built.image))]
+    parts += _describe_children(built.layers, "layers")
+    return [*parts, OutlineEntry("head", task, [f"{head.parameters:,} parameters"], _format_shape(head.out_shape))]
 
 
 def format_outline(parts: list[OutlineEntry]) -> str:
-    """The outline as a tree of lines, shapes in a column of their own."""
-    lines = _lines(parts, "")
+    """Format the outline as a tree of text lines, with the shapes in a column."""
+    lines = _format_lines(parts, "")
     width = max(len(left) for left, _ in lines) + 2
     return "\n".join(f"{left:<{width}}{shape}".rstrip() for left, shape in lines)
 
 
-def _lines(parts: list[OutlineEntry], before: str) -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
+def _format_lines(parts: list[OutlineEntry], indent: str) -> list[tuple[str, str]]:
+    """The lines of a tree as pairs (text, shape)."""
+    lines: list[tuple[str, str]] = []
     for part in parts:
-        last = part is parts[-1]
-        branch, inside = (before + ("└─ " if last else "├─ "), before + ("   " if last else "│  "))
+        is_last = part is parts[-1]
+        branch, child_indent = (indent + ("└─ " if is_last else "├─ "), indent + ("   " if is_last else "│  "))
         name = f"{part.name}: " if part.name else ""
-        taken = f"  ← {', '.join(part.sources)}" if part.sources else ""
-        found.append((f"{branch}{name}{', '.join([part.title, *part.notes])}{taken}", part.shape))
+        sources = f"  ← {', '.join(part.sources)}" if part.sources else ""
+        lines.append((f"{branch}{name}{', '.join([part.title, *part.notes])}{sources}", part.shape))
         if len(part.lanes) == 1:
-            found += _lines(part.lanes[0], inside)
+            lines += _format_lines(part.lanes[0], child_indent)
         for number, lane in enumerate(part.lanes if len(part.lanes) > 1 else []):
-            end = number == len(part.lanes) - 1
+            is_last_lane = number == len(part.lanes) - 1
             title = ("layers", "shortcut")[number] if part.kind == "residual" else f"branch {number + 1}"
-            found.append((f"{inside}{'└─ ' if end else '├─ '}{title}{'' if lane else ': as it is'}", ""))
-            found += _lines(lane, inside + ("   " if end else "│  "))
-    return found
+            lines.append((f"{child_indent}{'└─ ' if is_last_lane else '├─ '}{title}{'' if lane else ': as it is'}", ""))
+            lines += _format_lines(lane, child_indent + ("   " if is_last_lane else "│  "))
+    return lines
 
 
-def _list(nodes: dict[str, BuiltLayer], prefix: str) -> list[OutlineEntry]:
-    """The layers directly under a name of the weights, in order."""
-    return [_part(nodes, name, node) for name, node in nodes.items() if name.rpartition(".")[0] == prefix]
+def _describe_children(nodes: dict[str, BuiltLayer], prefix: str) -> list[OutlineEntry]:
+    """Describe the layers directly below the module name `prefix`, in order."""
+    return [_describe_layer(nodes, name, node) for name, node in nodes.items() if name.rpartition(".")[0] == prefix]
 
 
-def _part(nodes: dict[str, BuiltLayer], name: str, node: BuiltLayer) -> OutlineEntry:
-    spec, shape = node.spec, _shown(node.out_shape)
+def _describe_layer(nodes: dict[str, BuiltLayer], name: str, node: BuiltLayer) -> OutlineEntry:
+    spec, shape = node.spec, _format_shape(node.out_shape)
     common: dict[str, Any] = {"shape": shape, "name": spec.name, "sources": spec.input_names()}
     if isinstance(spec, Repeat):
-        lanes = [_list(nodes, f"{name}.1")]
+        lanes = [_describe_children(nodes, f"{name}.1")]
         return OutlineEntry(
             "repeat", f"{spec.times} times", ["the first shown"] if spec.times > 1 else [], lanes=lanes, **common
         )
     if isinstance(spec, Sequential):
-        return OutlineEntry("sequential", spec.block or "sequential", [], lanes=[_list(nodes, name)], **common)
+        lanes = [_describe_children(nodes, name)]
+        return OutlineEntry("sequential", spec.block or "sequential", [], lanes=lanes, **common)
     if isinstance(spec, Parallel):
-        lanes = [_list(nodes, f"{name}.branch{number}") for number in range(1, len(spec.branches) + 1)]
+        lanes = [_describe_children(nodes, f"{name}.branch{number}") for number in range(1, len(spec.branches) + 1)]
         return OutlineEntry("parallel", f"parallel, {spec.merge}", [], lanes=lanes, **common)
     if isinstance(spec, Residual):
-        lanes = [_list(nodes, f"{name}.layers"), _shortcut(nodes, name, node)]
+        lanes = [_describe_children(nodes, f"{name}.layers"), _describe_shortcut(nodes, name, node)]
         return OutlineEntry("residual", "residual", _notes(spec), lanes=lanes, **common)
     title, *notes = [_title(spec), *_notes(spec)]
     return OutlineEntry(spec.kind, title, notes, **common)
 
 
-def _shortcut(nodes: dict[str, BuiltLayer], name: str, node: BuiltLayer) -> list[OutlineEntry]:
-    """What the shortcut holds: its own layers, the 1x1 convolution that was put there, or nothing."""
+def _describe_shortcut(nodes: dict[str, BuiltLayer], name: str, node: BuiltLayer) -> list[OutlineEntry]:
+    """Describe a residual's shortcut: its own layers, the added 1x1 convolution, or nothing for an identity."""
     spec = node.spec
     assert isinstance(spec, Residual)
     if isinstance(spec.shortcut, list):
-        return _list(nodes, f"{name}.shortcut")
+        return _describe_children(nodes, f"{name}.shortcut")
     if spec.shortcut != "conv" and node.in_shapes[0] == node.out_shape:
         return []
     norm = [spec.norm.kind] if spec.norm else []
-    return [OutlineEntry("conv", f"conv {node.out_shape[0]}", ["1x1", *norm], _shown(node.out_shape))]
+    return [OutlineEntry("conv", f"conv {node.out_shape[0]}", ["1x1", *norm], _format_shape(node.out_shape))]
 
 
 def _title(spec: LayerSpec) -> str:
     main = getattr(spec, spec.main, None) if spec.main not in (None, "from") else None
-    return spec.kind if main is None else f"{spec.kind} {_value(main)}"
+    return spec.kind if main is None else f"{spec.kind} {_format_value(main)}"
 
 
 def _notes(spec: LayerSpec) -> list[str]:
-    """The settings that are not the default's, the main one aside; a norm or an activation by its kind alone."""
-    found = []
-    unsaid = _UNSAID | _SAID_ELSEWHERE.get(spec.kind, set()) | {spec.main}
-    for key in [key for key in type(spec).model_fields if key not in unsaid]:
+    """The settings that differ from their defaults, without the main one; a norm or activation is named by its kind."""
+    notes = []
+    hidden = _HIDDEN_SETTINGS | _HIDDEN_BY_KIND.get(spec.kind, set()) | {spec.main}
+    for key in [key for key in type(spec).model_fields if key not in hidden]:
         value = getattr(spec, key)
-        if key == "kernel_size":  # the one default that a drawing must say
-            found.append("x".join(map(str, value)))
+        if key == "kernel_size":  # shown even at its default
+            notes.append("x".join(map(str, value)))
         elif value == type(spec).model_fields[key].default:
             continue
         elif isinstance(value, LayerSpec):
-            found.append(value.kind if not isinstance(spec, Structure) else f"then {value.kind}")
+            notes.append(value.kind if not isinstance(spec, Structure) else f"then {value.kind}")
         else:
-            found.append(key if value is True else f"no {key}" if value is False else f"{key} {_value(value)}")
-    return found
+            notes.append(key if value is True else f"no {key}" if value is False else f"{key} {_format_value(value)}")
+    return notes
 
 
-def _value(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, tuple):
         return str(value[0]) if len(set(value)) == 1 else "x".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _shown(shape: Shape) -> str:
+def _format_shape(shape: Shape) -> str:
     return "x".join(map(str, shape))

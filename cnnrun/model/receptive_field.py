@@ -1,4 +1,4 @@
-"""What flows between layers while a network is built: its shape, and how it lies over the picture."""
+"""Receptive fields: the shape of each layer's output, and the part of the image that each of its cells sees."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from cnnrun.contracts.layer import HeightWidth, Shape, Window
 
 @dataclass(frozen=True)
 class Signal:
-    """What flows between layers: a shape, and how its cells lie over the picture, in pixels.
+    """The output of a layer: its shape, and the receptive fields of its cells, in pixels of the image.
 
-    What a cell sees is `field` high and wide; of the first cell that begins at `start`, of the next `stride` further.
+    A receptive field is `field` high and wide. The first cell's begins at `start`, the next cell's `stride` further.
+    With `whole`, every cell sees the whole image.
     """
 
     shape: Shape
@@ -22,18 +23,18 @@ class Signal:
     start: tuple[float, float] = (0.0, 0.0)
 
     def receptive_box(self, row: int, column: int, image: Shape) -> tuple[int, int, int, int]:
-        """The box (x1, y1, x2, y2) of the picture that a cell sees; it may reach beyond the edges.
+        """The box (x1, y1, x2, y2) of the image that a cell sees; it may reach beyond the image's edges.
 
-        Within a cell's width where layers that enlarge came before.
+        After a layer that enlarges, the box is exact only to within the width of a cell.
         """
         if self.whole:
             return 0, 0, image[2], image[1]
-        top, left = (math.floor(self.start[d] + place * self.stride[d]) for d, place in ((0, row), (1, column)))
+        top, left = (math.floor(self.start[d] + index * self.stride[d]) for d, index in ((0, row), (1, column)))
         return left, top, left + self.field[1], top + self.field[0]
 
 
 def propagate_window(window: Window, sources: list[Signal], shape: Shape) -> Signal:
-    """How the output's cells lie over the picture: the recursions of Araujo et al. 2019 (eq. 2, 3), per direction."""
+    """Compute a layer's receptive fields from its inputs' (Araujo et al. 2019, eq. 2 and 3, per direction)."""
     whole = window.is_global or any(source.whole for source in sources) or len(shape) != 3
     fields, strides, starts = [], [], []
     for d in (0, 1):

@@ -1,4 +1,4 @@
-"""Structures: the kinds of layers that hold other layers, and the modules they become."""
+"""Structures: layers that contain other layers, and the modules that they build."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from cnnrun.model.layers.norm import Norm
 
 
 class Structure(LayerSpec):
-    """Layers made of layers."""
+    """A layer that contains other layers."""
 
 
 class Sequential(Structure):
-    """One layer after the other. What a block of `blocks:` becomes where it is used."""
+    """Layers one after the other. Each use of a block from `blocks:` becomes one of these."""
 
     kind = "sequential"
     main = "layers"
     layers: list[Node] = Field(min_length=1)
     block: str | None = None
-    """The block that this was, after which its weights are named."""
+    """The name of the block that these layers came from; the names of its weights begin with it."""
 
 
 class Repeat(Structure):
-    """The same layers several times, each time with weights of its own."""
+    """The same layers several times, each time with their own weights."""
 
     kind = "repeat"
     times: int = Field(ge=1, le=1000)
@@ -46,12 +46,12 @@ class Residual(Structure):
     shortcut: Literal["auto", "identity", "conv"] | list[Node] = "auto"
     """`auto`: identity where the shapes agree, otherwise a 1x1 conv with the stride that makes them agree."""
     norm: Annotated[Norm, Kinds("_norm")] | None = None
-    """Follows the shortcut's conv, where there is one."""
+    """The norm after the shortcut's 1x1 conv, if it has one."""
     activation: Annotated[Activation, Kinds()] | None = None
 
 
 class Parallel(Structure):
-    """Several branches of layers over one input, merged."""
+    """Several branches of layers over the same input, merged."""
 
     kind = "parallel"
     main = "branches"
@@ -66,16 +66,16 @@ for _structure in (Sequential, Repeat, Residual, Parallel):
 
 
 class Model(Spec):
-    """The network: its layers, or a network of the zoo by name. Written as a list, or a name, it is that alone."""
+    """The network: its layers, or the name of a zoo network. A bare list means `layers`, a bare name means `zoo`."""
 
     layers: list[Node] = Field(min_length=1)
-    """The layers in order; with `zoo`, those that follow the zoo's."""
+    """The layers in order; with `zoo`, the layers that follow the zoo network's."""
     zoo: str | None = None
-    """A network of `cnnrun zoo list`, whose layers are put in its place when the file is read."""
+    """A network of `cnnrun zoo list`. Its layers replace the name when the file is read."""
     until: str | None = None
-    """The last layer taken from `zoo` and `weights`; by default all but the task's head."""
+    """The last layer to use from `zoo` and `weights`; by default all layers but the task's head."""
     weights: str | None = Field(None, min_length=1)
-    """Where the layers' weights start: a safetensors file, a run, or a PyTorch state dict (.pth)."""
+    """Initial weights of the layers: a safetensors file, a run, or a PyTorch state dict (.pth)."""
 
     @model_validator(mode="after")
     def _until_needs_weights(self) -> Self:
@@ -84,16 +84,17 @@ class Model(Spec):
         return self
 
     @model_serializer(mode="wrap")
-    def _list_alone(self, dump: SerializerFunctionWrapHandler) -> Any:
-        written = dump(self)
-        return written["layers"] if self.weights is None else written
+    def _dump_bare_list(self, dump: SerializerFunctionWrapHandler) -> Any:
+        fields = dump(self)
+        return fields["layers"] if self.weights is None else fields
 
 
 class LinkedChain(nn.Module):
-    """A chain in which some layers take earlier outputs by name; `outer` holds the names of the enclosing chains.
+    """A chain in which some layers take earlier outputs by name.
 
-    `inputs` says which layers take what; `kept` are the layers whose outputs somebody takes. With `outputs` the result
-    is a tuple of these layers', not the last one's.
+    `inputs` maps a layer to the names of its inputs. `kept` are the layers whose outputs are kept for use by name. With
+    `outputs` the result is the tuple of these layers' outputs instead of the last layer's output. `forward` takes the
+    named outputs of the enclosing chains in `outer`.
     """
 
     def __init__(
@@ -114,13 +115,17 @@ class LinkedChain(nn.Module):
         return dict(self.named_children())
 
     def forward(self, x: Tensor, outer: dict[str, Tensor] | None = None) -> Tensor | tuple[Tensor, ...]:
-        known = dict(outer or {})
+        named = dict(outer or {})
         for key, module in self.named_children():
-            taken = [known[source] for source in self.inputs.get(key, ())] or [x]
-            x = module(*taken, known) if isinstance(module, LinkedChain | SumOfBranches | Branches) else module(*taken)
+            inputs = [named[source] for source in self.inputs.get(key, ())] or [x]
+            x = (
+                module(*inputs, named)
+                if isinstance(module, LinkedChain | SumOfBranches | Branches)
+                else module(*inputs)
+            )
             if key in self.kept:
-                known[key] = x
-        return tuple(known[key] for key in self.outputs) if self.outputs else x
+                named[key] = x
+        return tuple(named[key] for key in self.outputs) if self.outputs else x
 
 
 class SumOfBranches(nn.Module):
@@ -136,7 +141,7 @@ class SumOfBranches(nn.Module):
 
 
 class Branches(nn.Module):
-    """Branches over one input, merged."""
+    """Branches over the same input, merged."""
 
     def __init__(self, branches: list[nn.Module], merge: nn.Module) -> None:
         super().__init__()
@@ -160,19 +165,19 @@ def _run(module: nn.Module, x: Tensor, outer: dict[str, Tensor] | None) -> Tenso
 
 
 def link_names(nodes: Sequence[Any]) -> list[str]:
-    """Every name that a layer of this list, or inside it, takes from."""
+    """Every name in `from` of the layers in this list, nested layers included."""
     return [name for node in walk_layers(nodes) for name in node.input_names()]
 
 
 def walk_layers(nodes: Sequence[Any]) -> Iterator[LayerSpec]:
-    """Every layer of a list with what it holds, depth first."""
+    """Yield every layer of a list, nested layers included, depth first."""
     for node in nodes:
         yield node
-        for inside in _held(node):
-            yield from walk_layers(inside)
+        for child_nodes in _child_lists(node):
+            yield from walk_layers(child_nodes)
 
 
-def _held(node: LayerSpec) -> list[Sequence[Any]]:
+def _child_lists(node: LayerSpec) -> list[Sequence[Any]]:
     if isinstance(node, Parallel):
         return list(node.branches)
     if isinstance(node, Residual):

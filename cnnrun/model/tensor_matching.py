@@ -1,91 +1,105 @@
-"""Which tensor of a file belongs to which tensor of a network: by name or by order, all or none."""
+"""Match the tensors of a file to the tensors of a network, by name or by order. Either all match or none."""
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import Literal
 
 from torch import Tensor
 
 MatchRule = Literal["name", "order"]
-
-
 StateDict = dict[str, Tensor]
 
-
-_SHOWN = 10  # rows of a table of misfits
+_MAX_ROWS = 10  # of a table of tensors that do not match
 
 
 class TensorMismatchError(Exception):
-    """Weights that are not the network's; carries a row for each tensor that does not fit."""
+    """The file's tensors do not match the network's; `rows` has a line for each tensor that differs."""
 
     def __init__(self, rows: list[str]) -> None:
         super().__init__("; ".join(rows))
         self.rows = rows
 
-    def table(self, head: str) -> list[str]:
-        """The rows as lines for the user, the first ones where there are many."""
-        more = [f"  and {len(self.rows) - _SHOWN} more"] if len(self.rows) > _SHOWN else []
-        return [f"{head} ({len(self.rows)} tensors differ):", *(f"  {row}" for row in self.rows[:_SHOWN]), *more]
+    def table(self, title: str) -> list[str]:
+        """The message for the user: a title and at most 10 rows."""
+        more = [f"  and {len(self.rows) - _MAX_ROWS} more"] if len(self.rows) > _MAX_ROWS else []
+        return [f"{title} ({len(self.rows)} tensors differ):", *(f"  {row}" for row in self.rows[:_MAX_ROWS]), *more]
 
 
-def match_tensors(ours: StateDict, theirs: StateDict, how: MatchRule, use_all: bool) -> dict[str, str]:
-    """Which tensor of `theirs` is each of `ours`; `whole`: none of theirs may be left. Raises Misfit."""
-    return match_by_name(ours, theirs, use_all) if how == "name" else match_in_order(ours, theirs, use_all)
+def match_tensors(network_state: StateDict, file_state: StateDict, rule: MatchRule, use_all: bool) -> dict[str, str]:
+    """Map each tensor name of the network to a tensor name of the file, by name or by order.
 
-
-def match_by_name(ours: StateDict, theirs: StateDict, use_all: bool = True) -> dict[str, str]:
-    """Each tensor is the one of the same name; counters of batch norm may be missing."""
-    rows = [_row(name, ours, name, theirs) for name in ours if not is_batch_norm_counter(name) or name in theirs]
-    rows += [_row("", ours, name, theirs) for name in theirs if use_all and name not in ours]
-    return _fitting({name: name for name in ours if name in theirs}, rows)
-
-
-def check_exact_match(ours: StateDict, theirs: StateDict) -> None:
-    """Raises Misfit unless names, shapes and types of numbers are the same, as those of a checkpoint are."""
-    match_by_name(ours, theirs)
-    rows = [
-        f"network: {name} {ours[name].dtype}   file: {theirs[name].dtype}"
-        for name in ours
-        if name in theirs and ours[name].dtype != theirs[name].dtype
-    ]
-    _fitting({}, list(rows))
-
-
-def match_in_order(ours: StateDict, theirs: StateDict, use_all: bool = True) -> dict[str, str]:
-    """The first is the first, and so on, as long as shapes and roles (weight, bias, running_mean) agree.
-
-    Tensors of three dimensions are ordered among themselves: they are parameters of a whole block, such as ConvNeXt's
-    layer scale, which PyTorch lists before the block's layers. Counters of batch norm may be missing.
+    With `use_all`, every tensor of the file must be used. Raises TensorMismatchError.
     """
-    counted = any(map(is_batch_norm_counter, theirs))
-    found, rows = {}, []
-    for apart in (False, True):
-        mine = [
-            n for n, value in ours.items() if (value.dim() == 3) == apart and (counted or not is_batch_norm_counter(n))
+    match = match_by_name if rule == "name" else match_in_order
+    return match(network_state, file_state, use_all)
+
+
+def match_by_name(network_state: StateDict, file_state: StateDict, use_all: bool = True) -> dict[str, str]:
+    """Match tensors that have the same name. The file may lack batch norm counters. Raises TensorMismatchError."""
+    rows = [
+        _mismatch(name, network_state, name, file_state)
+        for name in network_state
+        if not is_batch_norm_counter(name) or name in file_state
+    ]
+    rows += [
+        _mismatch("", network_state, name, file_state) for name in file_state if use_all and name not in network_state
+    ]
+    _refuse_mismatches(rows)
+    return {name: name for name in network_state if name in file_state}
+
+
+def check_exact_match(network_state: StateDict, file_state: StateDict) -> None:
+    """Raise TensorMismatchError unless names, shapes and dtypes are equal, as they are in a checkpoint."""
+    match_by_name(network_state, file_state)
+    rows: list[str | None] = [
+        f"network: {name} {network_state[name].dtype}   file: {file_state[name].dtype}"
+        for name in network_state
+        if name in file_state and network_state[name].dtype != file_state[name].dtype
+    ]
+    _refuse_mismatches(rows)
+
+
+def match_in_order(network_state: StateDict, file_state: StateDict, use_all: bool = True) -> dict[str, str]:
+    """Match the first tensor to the first, and so on; shapes and roles (weight, bias, running_mean) must agree.
+
+    Tensors of three dimensions are matched separately: they are parameters of a whole block, such as ConvNeXt's layer
+    scale, which PyTorch lists before the block's layers. The file may lack batch norm counters. Raises
+    TensorMismatchError.
+    """
+    has_counters = any(map(is_batch_norm_counter, file_state))
+    matches, rows = {}, []
+    for is_block_parameter in (False, True):
+        names = [
+            name
+            for name, value in network_state.items()
+            if (value.dim() == 3) == is_block_parameter and (has_counters or not is_batch_norm_counter(name))
         ]
-        other = [n for n, value in theirs.items() if (value.dim() == 3) == apart]
-        other = other if use_all else other[: len(mine)]
-        count = max(len(mine), len(other))
-        for name, given in zip(mine + [""] * (count - len(mine)), other + [""] * (count - len(other)), strict=True):
-            rows.append(_row(name, ours, given, theirs))
-            found[name] = given
-    return _fitting(found, rows)
+        file_names = [name for name, value in file_state.items() if (value.dim() == 3) == is_block_parameter]
+        file_names = file_names if use_all else file_names[: len(names)]
+        for name, file_name in zip_longest(names, file_names, fillvalue=""):
+            rows.append(_mismatch(name, network_state, file_name, file_state))
+            matches[name] = file_name
+    _refuse_mismatches(rows)
+    return matches
 
 
-def _fitting(found: dict[str, str], rows: list[str | None]) -> dict[str, str]:
-    if bad := [row for row in rows if row is not None]:
-        raise TensorMismatchError(bad)
-    return found
+def _refuse_mismatches(rows: list[str | None]) -> None:
+    if mismatches := [row for row in rows if row is not None]:
+        raise TensorMismatchError(mismatches)
 
 
-def _row(name: str, ours: StateDict, given: str, theirs: StateDict) -> str | None:
-    """Why tensor `given` cannot be `name`, as a row of a table; None when it can."""
-    mine, other = ours.get(name), theirs.get(given)
-    same_role = mine is not None and (mine.dim() == 3 or _role(name) == _role(given))
-    if mine is not None and other is not None and mine.shape == other.shape and same_role:
+def _mismatch(name: str, network_state: StateDict, file_name: str, file_state: StateDict) -> str | None:
+    """Reason that the file's tensor `file_name` cannot be the network's `name`, as a row of a table, or None."""
+    expected, actual = network_state.get(name), file_state.get(file_name)
+    same_role = expected is not None and (expected.dim() == 3 or _role(name) == _role(file_name))
+    if expected is not None and actual is not None and expected.shape == actual.shape and same_role:
         return None
-    shown = [f"{n} {_shape(value)}" if value is not None else "nothing" for n, value in ((name, mine), (given, other))]
-    return f"network: {shown[0]}   file: {shown[1]}"
+    sides = [
+        f"{key} {_format_shape(value)}" if value is not None else "nothing"
+        for key, value in ((name, expected), (file_name, actual))
+    ]
+    return f"network: {sides[0]}   file: {sides[1]}"
 
 
 def _role(name: str) -> str:
@@ -93,8 +107,9 @@ def _role(name: str) -> str:
 
 
 def is_batch_norm_counter(name: str) -> bool:
+    """Tell whether a tensor is batch norm's count of batches."""
     return _role(name) == "num_batches_tracked"
 
 
-def _shape(value: Tensor) -> str:
+def _format_shape(value: Tensor) -> str:
     return "x".join(map(str, value.shape)) or "one number"

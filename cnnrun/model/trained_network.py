@@ -1,4 +1,4 @@
-"""A network with the weights that training chose, and what anyone needs to use it."""
+"""A trained network with everything that is needed to use it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cnnrun.model.network import Network
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """The network on its device in eval mode; `step` is the checkpoint's."""
+    """A network on its device in eval mode, with its task, its data facts and its run; `step` is the checkpoint's."""
 
     network: Network
     criterion: nn.Module
@@ -32,27 +32,27 @@ class TrainedNetwork:
 
     @cached_property
     def decoder(self) -> nn.Module:
-        """The task's: raw outputs -> results."""
+        """The task's decoder: raw outputs -> results."""
         return self.task.decoder(self.facts).to(self.device)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the weights and of what is done to a picture before: whoever shares it gives the same results."""
-        made = hashlib.sha256(f"{self.image.model_dump_json()} {self.facts.image}".encode())
+        """SHA-256 of the weights and of the image settings; networks with equal digests give equal results."""
+        digest = hashlib.sha256(f"{self.image.model_dump_json()} {self.facts.image}".encode())
         for name, value in sorted(self.network.state_dict().items()):
-            made.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            made.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        return made.hexdigest()
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
-    def results(self, pictures_BCHW: Tensor) -> Results:
+    def results(self, images_BCHW: Tensor) -> Results:
         """Pixel values 0..255 -> results, without gradients."""
         with torch.inference_mode():
-            found: Results = self.decoder(self.network(pictures_BCHW))
-            return found
+            results: Results = self.decoder(self.network(images_BCHW))
+            return results
 
 
 class ExportedNetwork(nn.Module):
-    """What is exported: uint8 pixels [B, H, W, C], as any decoder gives them -> the task's results, in order."""
+    """The module to export: uint8 pixels [B, H, W, C], as from any image decoder -> the task's results, in order."""
 
     def __init__(self, trained: TrainedNetwork) -> None:
         super().__init__()

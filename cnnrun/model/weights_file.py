@@ -1,7 +1,7 @@
-"""Weights from elsewhere: from a file or a run into a network, by name or by order, all or none.
+"""Weights files: reading and writing them, and loading their tensors into a network.
 
-A weights file is safetensors. Its metadata (`WeightsDescription`) says what it is for: `cnnrun predict` needs nothing
-else.
+A weights file is a safetensors file. Its metadata holds a `WeightsDescription` and the data facts, so `cnnrun predict`
+needs no other file.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from cnnrun.tasks import Task
 
 
 class WeightsDescription(Spec):
-    """What a weights file is for: the parts of a config that using the network needs."""
+    """Description in a weights file: the parts of a config that are needed to use the network."""
 
     task: Annotated[Task, Kinds()]
     image: ImageSettings
@@ -42,7 +42,7 @@ class WeightsDescription(Spec):
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors by name in the file's order; `how` their names or their order tell whose they are."""
+    """Tensors by name in the file's order; `match_rule` says whether they are matched by name or by order."""
 
     tensors: StateDict
     match_rule: MatchRule
@@ -66,7 +66,7 @@ def read_weights_file(path: Path) -> Weights:
     for name, value in tensors.items():
         if not (value.is_floating_point() or is_batch_norm_counter(name)) or not value.float().isfinite().all():
             raise CheckpointError(f"{path}: {name} is not made of finite real numbers")
-    return Weights(tensors, "name", *_described(path, metadata), file_digest(path))
+    return Weights(tensors, "name", *_read_metadata(path, metadata), file_digest(path))
 
 
 def file_digest(path: Path) -> str:
@@ -76,63 +76,65 @@ def file_digest(path: Path) -> str:
 
 
 def parse_description(text: str, where: str) -> WeightsDescription:
-    """The description written in `text`, a zoo network put in. Raises ValueError."""
+    """Parse the description in `text` and expand a zoo network. `where` names it in messages. Raises ValueError."""
     tree, problems = yaml_reader.parse_yaml(text, where)
     if problems := problems + zoo.expand_model(tree, ()):
         raise ValueError(str(problems[0]))
     return WeightsDescription.model_validate(tree)
 
 
-def write_weights(path: Path, tensors: StateDict, about: WeightsDescription, facts: Facts) -> None:
-    """A weights file with its metadata, whole or not there. Raises StorageError."""
-    written = yaml_reader.dump_yaml(about.model_dump(mode="json", by_alias=True, exclude_none=True))
-    metadata = {"cnnrun.config": written, "cnnrun.facts": json.dumps(facts.to_json())}
-    plain = {name: value.contiguous() for name, value in tensors.items()}
+def write_weights(path: Path, tensors: StateDict, description: WeightsDescription, facts: Facts) -> None:
+    """Write a weights file with its metadata, completely or not at all. Raises StorageError."""
+    config = yaml_reader.dump_yaml(description.model_dump(mode="json", by_alias=True, exclude_none=True))
+    metadata = {"cnnrun.config": config, "cnnrun.facts": json.dumps(facts.to_json())}
+    contiguous = {name: value.contiguous() for name, value in tensors.items()}
     make_folder(path.parent)
-    write_file(path, safetensors.torch.save(plain, metadata))
+    write_file(path, safetensors.torch.save(contiguous, metadata))
 
 
-def match_weights(network: Network, given: Weights, until: str | None, facts: Facts) -> dict[str, str]:
-    """Which tensor of the file starts each of the network's: the layers up to `until`, all without.
+def match_weights(network: Network, weights: Weights, until: str | None, facts: Facts) -> dict[str, str]:
+    """Match the network's layers up to `until` (all layers without it) to tensors of the weights.
 
-    The task's head is among them where the file says that it knows the same classes. Raises Misfit.
+    The task's head is matched too if the weights were trained on the same classes and `until` is not given. Returns the
+    weights' tensor name for each tensor name of the network. Raises TensorMismatchError.
     """
-    head = until is None and given.facts is not None and given.facts.classes == facts.classes
-    parts = ("layers.", "head.") if head else ("layers.",)
-    mine = {name: value for name, value in network.state_dict().items() if name.startswith(parts)}
-    wanted = {name: value for name, value in mine.items() if _within(network, name, until)}
-    return match_tensors(wanted, given.tensors, given.match_rule, use_all=False)
+    has_head = until is None and weights.facts is not None and weights.facts.classes == facts.classes
+    prefixes = ("layers.", "head.") if has_head else ("layers.",)
+    state = {name: value for name, value in network.state_dict().items() if name.startswith(prefixes)}
+    state = {name: value for name, value in state.items() if _is_within(network, name, until)}
+    return match_tensors(state, weights.tensors, weights.match_rule, use_all=False)
 
 
-def load_weights(network: Network, given: Weights, found: dict[str, str]) -> list[str]:
-    """Put the file's tensors into the network's, as `found` says; returns the names of those that start anew."""
-    mine = network.state_dict()
+def load_weights(network: Network, weights: Weights, matches: dict[str, str]) -> list[str]:
+    """Copy the matched tensors into the network. Returns the names of those that keep their random weights."""
+    state = network.state_dict()
     with torch.no_grad():
-        for name, other in found.items():
-            mine[name].copy_(given.tensors[other])
+        for name, source_name in matches.items():
+            state[name].copy_(weights.tensors[source_name])
     return [
         name
-        for name in mine
-        if name not in found and not name.startswith("normalize.") and not is_batch_norm_counter(name)
+        for name in state
+        if name not in matches and not name.startswith("normalize.") and not is_batch_norm_counter(name)
     ]
 
 
-def _within(network: Network, name: str, until: str | None) -> bool:
-    """Whether a tensor belongs to the layers up to `until`."""
+def _is_within(network: Network, name: str, until: str | None) -> bool:
+    """Tell whether a tensor belongs to the head or to the layers up to `until`."""
     keys = [key for key, _ in network.layers.named_children()]
     return until is None or name.startswith("head.") or keys.index(name.split(".")[1]) <= keys.index(until)
 
 
-def _described(path: Path, metadata: dict[str, str]) -> tuple[WeightsDescription | None, Facts | None]:
+def _read_metadata(path: Path, metadata: dict[str, str]) -> tuple[WeightsDescription | None, Facts | None]:
     if "cnnrun.config" not in metadata:
         return None, None
     try:
-        made = parse_description(metadata["cnnrun.config"], str(path))
+        description = parse_description(metadata["cnnrun.config"], str(path))
         facts = TypeAdapter(Facts).validate_json(metadata["cnnrun.facts"], strict=True)
         channels, *size = facts.image
-        shape = ImageSettings(size=(size[0], size[1]), channels=channels, mean=list(facts.mean), std=list(facts.std))  # type: ignore[arg-type]
-        if made.image.size not in (None, shape.size) or made.image.channels not in (None, shape.channels):
-            raise ValueError("two picture sizes")
-        return made, facts
+        measured = ImageSettings(size=(size[0], size[1]), channels=channels, mean=list(facts.mean), std=list(facts.std))  # type: ignore[arg-type]
+        image = description.image
+        if image.size not in (None, measured.size) or image.channels not in (None, measured.channels):
+            raise ValueError("two image sizes")
+        return description, facts
     except (UserError, ValueError, TypeError, KeyError, IndexError):
         raise CheckpointError(f"{path}: its description is damaged or of another version of cnnrun") from None

@@ -25,7 +25,7 @@ from tests.support.images import save_picture
 @pytest.fixture(autouse=True)
 def _steady_speed(monkeypatch):
     """A machine whose speed is always the same: 3x32x32 at 1,000 pictures/s, others in proportion."""
-    monkeypatch.setattr(init_config, "_speed", lambda layers, shape, batch: 1000 * 3072 / np.prod(shape))
+    monkeypatch.setattr(init_config, "_measure_speed", lambda layers, shape, batch: 1000 * 3072 / np.prod(shape))
 
 
 def shape(path: Path, seed: int, kind: str, size: int = 44) -> Path:

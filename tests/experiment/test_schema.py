@@ -159,7 +159,7 @@ def test_json_schema_knows_every_kind():
     text = str(schema)
     assert all(f"'{kind.kind}'" in text for kind in union_members(Leaf))
     assert schema["additionalProperties"] is False
-    assert schema["$defs"]["Conv"]["properties"]["padding"]["description"].startswith("Zeros around the picture")
+    assert schema["$defs"]["Conv"]["properties"]["padding"]["description"].startswith("Zeros around the feature map")
     assert schema["$defs"]["Relu"]["properties"]["from"]["description"]
 
 

@@ -208,13 +208,13 @@ def test_the_reader_may_neither_write_nor_connect_nor_start_processes(tmp_path):
 
     code = f"""
 import ctypes, os, socket, subprocess, sys
-from cnnrun.model.untrusted_pickle import _Refused, _guard
+from cnnrun.model.untrusted_pickle import _RefusedError, _guard
 sys.addaudithook(_guard('out'))
 for attempt in {FORBIDDEN.split(chr(10))[1:-1]!r}:
     try:
         exec(attempt)
         print('allowed:', attempt)
-    except _Refused:
+    except _RefusedError:
         print('refused')
     except Exception as error:
         print('not tried:', attempt, error)

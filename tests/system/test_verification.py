@@ -261,7 +261,7 @@ def test_a_file_with_other_embeddings_is_not_kept():
         (
             ["task.verify.loss=triplet", "train.sampler=uniform"],
             "train.sampler",
-            "come together: `sampler: identities`",
+            "in a batch: use `sampler: identities`",
         ),
         (["data.augment={mixup: 0.3}"], "data.augment.mixup", "cannot learn from mixed pictures"),
         (["model=[{conv: 4}]"], "model", "add `flatten` or `global_avg_pool`"),

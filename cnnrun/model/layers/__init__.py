@@ -1,4 +1,4 @@
-"""The layers. This union is the registry: a new leaf is one file beside this one, and its line here."""
+"""The layers that contain no other layers. The union is their registry: a new layer needs a module and a line here."""
 
 from cnnrun.model.layers.activation import Activation
 from cnnrun.model.layers.channel_gates import LayerScale, SqueezeExcite

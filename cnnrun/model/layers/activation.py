@@ -1,4 +1,4 @@
-"""Activations, under PyTorch's names. `conv` and others carry them too, so they stand half a floor lower."""
+"""Activations, under PyTorch's names. They are also settings of `conv` and other layers, which import this module."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cnnrun.contracts.layer import LayerSpec, Shape
 
 
 class ActivationSpec(LayerSpec):
-    """An activation without settings."""
+    """An activation; its fields are the arguments of PyTorch's `module`."""
 
     module: ClassVar[type[nn.Module]]
 
@@ -19,7 +19,7 @@ class ActivationSpec(LayerSpec):
         return self.module(**self.settings())
 
     def settings(self) -> dict[str, Any]:
-        """The module's arguments: the spec's own fields under PyTorch's names."""
+        """The module's arguments: the fields of the spec, under PyTorch's names."""
         return {key: getattr(self, key) for key in type(self).model_fields if key not in ("name", "from_")}
 
 
@@ -38,7 +38,7 @@ class Relu6(ActivationSpec):
 
 
 class LeakyRelu(ActivationSpec):
-    """x where positive, negative_slope * x elsewhere."""
+    """x if x > 0, else negative_slope * x."""
 
     kind = "leaky_relu"
     main = "negative_slope"
@@ -47,7 +47,7 @@ class LeakyRelu(ActivationSpec):
 
 
 class Prelu(ActivationSpec):
-    """LeakyReLU with a learnt slope, one a channel."""
+    """LeakyReLU with a learned slope per channel."""
 
     kind = "prelu"
     module = nn.PReLU
@@ -57,7 +57,7 @@ class Prelu(ActivationSpec):
 
 
 class Elu(ActivationSpec):
-    """x where positive, alpha * (exp(x) - 1) elsewhere."""
+    """x if x > 0, else alpha * (exp(x) - 1)."""
 
     kind = "elu"
     main = "alpha"
@@ -66,7 +66,7 @@ class Elu(ActivationSpec):
 
 
 class Celu(ActivationSpec):
-    """ELU that is smooth for every alpha."""
+    """ELU with a continuous derivative for every alpha (Barron 2017)."""
 
     kind = "celu"
     main = "alpha"
@@ -75,7 +75,7 @@ class Celu(ActivationSpec):
 
 
 class Selu(ActivationSpec):
-    """Self-normalising ELU."""
+    """Self-normalising ELU (Klambauer et al. 2017)."""
 
     kind = "selu"
     module = nn.SELU
@@ -117,7 +117,7 @@ class Tanh(ActivationSpec):
 
 
 class Hardsigmoid(ActivationSpec):
-    """Sigmoid in three straight pieces."""
+    """Piecewise linear approximation of the sigmoid."""
 
     kind = "hardsigmoid"
     module = nn.Hardsigmoid
@@ -131,7 +131,7 @@ class Hardswish(ActivationSpec):
 
 
 class Hardtanh(ActivationSpec):
-    """x cut to [min_val, max_val]."""
+    """x limited to [min_val, max_val]."""
 
     kind = "hardtanh"
     module = nn.Hardtanh
@@ -139,7 +139,7 @@ class Hardtanh(ActivationSpec):
     max_val: float = 1.0
 
     @model_validator(mode="after")
-    def _range(self) -> Self:
+    def _check_range(self) -> Self:
         if self.min_val >= self.max_val:
             raise ValueError("min_val must be less than max_val")
         return self
@@ -181,7 +181,7 @@ Activation = (
 
 
 def make_in_place(module: nn.Module) -> nn.Module:
-    """The same activation writing over its input, where PyTorch can: for inputs that nothing else reads."""
+    """Let an activation overwrite its input if PyTorch can. Use it only if no other layer reads that input."""
     if isinstance(module, nn.ReLU | nn.ReLU6 | nn.LeakyReLU | nn.Hardswish | nn.SiLU):
         module.inplace = True
     return module

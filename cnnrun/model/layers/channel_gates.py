@@ -1,4 +1,4 @@
-"""Layers that weigh channels."""
+"""Layers that scale channels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cnnrun.model.layers.activation import Activation, Relu, Sigmoid
 
 
 class SqueezeExcitation(nn.Module):
-    """x times a gate in (0, 1) a channel, made from the channels' means (Hu et al. 2018, eq. 2-4)."""
+    """x times a gate per channel, computed from the channels' means (Hu et al. 2018, eq. 2-4)."""
 
     def __init__(self, channels: int, squeezed: int, activation: nn.Module, gate: nn.Module) -> None:
         super().__init__()
@@ -31,27 +31,27 @@ class SqueezeExcitation(nn.Module):
 
 
 class SqueezeExcite(LayerSpec):
-    """Weighs the channels by what the whole picture holds."""
+    """Scales each channel by a gate that depends on the whole image (Hu et al. 2018)."""
 
     kind = "squeeze_excite"
     main = "channels"
     channels: int | None = Field(None, ge=1)
-    """Width of the bottleneck; by default a quarter of what arrives, at least 1."""
+    """Channels of the bottleneck; by default a quarter of the input's, at least 1."""
     activation: Annotated[Activation, Kinds()] = Relu()
     gate: Annotated[Activation, Kinds()] = Sigmoid()
 
     def build(self, in_shape: Shape) -> nn.Module:
         channels, _, _ = require_maps(self.kind, in_shape)
         squeezed = self.channels or max(1, channels // 4)
-        inner = (squeezed, 1, 1)
-        return SqueezeExcitation(channels, squeezed, self.activation.build(inner), self.gate.build(in_shape))
+        squeezed_shape = (squeezed, 1, 1)
+        return SqueezeExcitation(channels, squeezed, self.activation.build(squeezed_shape), self.gate.build(in_shape))
 
     def window(self, in_shape: Shape) -> Window:
-        return Window()  # the gate sees the whole picture, the values that it weighs do not
+        return Window()  # the gate sees the whole image, the values that it scales do not
 
 
 class ChannelScale(nn.Module):
-    """x times a learnt factor a channel."""
+    """x times a learned factor per channel."""
 
     def __init__(self, shape: Shape, initial: float) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class ChannelScale(nn.Module):
 
 
 class LayerScale(LayerSpec):
-    """A learnt factor a channel, small at first (Touvron et al. 2021); put it last in a residual branch."""
+    """A learned factor per channel, small at first (Touvron et al. 2021). Put it last in a residual branch."""
 
     kind = "layer_scale"
     main = "initial"

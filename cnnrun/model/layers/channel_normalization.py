@@ -1,4 +1,4 @@
-"""Layers across channels that learn nothing."""
+"""Normalisation across channels, without parameters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cnnrun.contracts.layer import LayerSpec, Shape, require_maps
 
 
 class LocalResponseNorm(LayerSpec):
-    """Each value divided by the strength of its `size` neighbouring channels (Krizhevsky et al. 2012, section 3.3)."""
+    """Divides by (k + alpha * mean square of `size` neighbouring channels) ** beta (Krizhevsky et al. 2012, 3.3)."""
 
     kind = "local_response_norm"
     main = "size"
@@ -24,7 +24,7 @@ class LocalResponseNorm(LayerSpec):
 
 
 class Softmax(LayerSpec):
-    """Exponentials that sum to 1 over the channels or features."""
+    """Softmax over the channels or features."""
 
     kind = "softmax"
 

@@ -1,4 +1,4 @@
-"""Convolutions, with the norm and activation that most of them carry."""
+"""Convolutions, with an optional norm and activation."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from cnnrun.model.layers.norm_and_activation import add_norm_and_activation
 
 
 class Conv(LayerSpec):
-    """2-D convolution, then norm and activation where given. By default the padding keeps the size at stride 1."""
+    """2-D convolution, then the norm and activation if given. The default padding keeps the size at stride 1."""
 
     kind = "conv"
     main = "out_channels"
     example = {"out_channels": 4, "norm": "batch", "activation": "relu"}
 
     out_channels: int | None = Field(None, ge=1, le=1_000_000)
-    """Channels that come out; by default as many as come in."""
+    """Output channels; by default as many as the input has."""
     kernel_size: SizePair = (3, 3)
     stride: SizePair = (1, 1)
     padding: PaddingPair | None = None
-    """Zeros around the picture; by default dilation * (kernel_size - 1) / 2, which keeps the size at stride 1."""
+    """Zeros around the feature map; by default dilation * (kernel_size - 1) / 2, which keeps the size at stride 1."""
     dilation: SizePair = (1, 1)
     groups: Annotated[int, Field(ge=1)] | Literal["depthwise"] = 1
-    """Separate groups of channels; `depthwise` for one a channel."""
+    """Number of separate groups of channels; `depthwise` means one group per channel."""
     bias: bool | None = None
-    """By default: yes, unless a norm follows, which has its own."""
+    """By default true, unless a norm follows, because a norm has its own bias."""
     norm: Annotated[Norm, Kinds("_norm")] | None = None
     activation: Annotated[Activation, Kinds()] | None = None
 
     def build(self, in_shape: Shape) -> nn.Module:
         channels, _, _ = require_maps(self.kind, in_shape)
-        out = self.out_channels or channels
+        out_channels = self.out_channels or channels
         groups = channels if self.groups == "depthwise" else self.groups
-        for count, what in ((channels, "arriving"), (out, "outgoing")):
+        for count, side in ((channels, "arriving"), (out_channels, "outgoing")):
             if count % groups:
-                raise ShapeError(f"{count} {what} channels do not divide into {groups} groups", "change groups")
+                raise ShapeError(f"{count} {side} channels do not divide into {groups} groups", "change groups")
         conv = nn.Conv2d(
             channels,
-            out,
+            out_channels,
             self.kernel_size,
             self.stride,
             self.same_padding() if self.padding is None else self.padding,
@@ -52,14 +52,14 @@ class Conv(LayerSpec):
             groups,
             bias=self.norm is None if self.bias is None else self.bias,
         )
-        return add_norm_and_activation("conv", conv, (out, *in_shape[1:]), self.norm, self.activation)
+        return add_norm_and_activation("conv", conv, (out_channels, *in_shape[1:]), self.norm, self.activation)
 
     def same_padding(self) -> HeightWidth:
-        """The padding that keeps the size at stride 1. Raises CannotPass for an even kernel, which has none."""
-        reach = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
-        if any(r % 2 for r in reach):
+        """The padding that keeps the size at stride 1. Raises ShapeError for an even kernel, which has none."""
+        total = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+        if any(t % 2 for t in total):
             raise ShapeError("no padding keeps the size under an even kernel", "give padding, or an odd kernel_size")
-        return reach[0] // 2, reach[1] // 2
+        return total[0] // 2, total[1] // 2
 
     def window(self, in_shape: Shape) -> Window:
         kernel = tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel_size, strict=True))
@@ -68,7 +68,7 @@ class Conv(LayerSpec):
 
 
 class ConvTranspose(LayerSpec):
-    """Transposed 2-D convolution: enlarges by its stride. By default kernel 2, stride 2: exactly twice the size."""
+    """Transposed 2-D convolution, which enlarges by its stride. The defaults give exactly twice the size."""
 
     kind = "conv_transpose"
     main = "out_channels"
@@ -81,7 +81,7 @@ class ConvTranspose(LayerSpec):
     output_padding: PaddingPair = (0, 0)
     groups: int = Field(1, ge=1)
     bias: bool | None = None
-    """By default: yes, unless a norm follows, which has its own."""
+    """By default true, unless a norm follows, because a norm has its own bias."""
     norm: Annotated[Norm, Kinds("_norm")] | None = None
     activation: Annotated[Activation, Kinds()] | None = None
 
@@ -91,7 +91,7 @@ class ConvTranspose(LayerSpec):
             raise ShapeError(
                 f"{channels} -> {self.out_channels} channels do not divide into {self.groups} groups", "change groups"
             )
-        if any(more >= step for more, step in zip(self.output_padding, self.stride, strict=True)):
+        if any(extra >= stride for extra, stride in zip(self.output_padding, self.stride, strict=True)):
             raise ShapeError(f"output_padding {self.output_padding} is not less than stride {self.stride}", "use less")
         conv = nn.ConvTranspose2d(
             channels,

@@ -1,4 +1,4 @@
-"""Layers that drop something at random while training and do nothing otherwise."""
+"""Layers that set values to zero at random in training and do nothing otherwise."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cnnrun.contracts.layer import LayerSpec, Shape, require_maps
 
 
 class Dropout(LayerSpec):
-    """Each value set to zero with probability p (Srivastava et al. 2014)."""
+    """Sets each value to zero with probability p (Srivastava et al. 2014)."""
 
     kind = "dropout"
     main = "p"
@@ -21,7 +21,7 @@ class Dropout(LayerSpec):
 
 
 class Dropout2d(LayerSpec):
-    """Each channel of a picture set to zero with probability p."""
+    """Sets each channel of an image to zero with probability p."""
 
     kind = "dropout2d"
     main = "p"
@@ -33,7 +33,7 @@ class Dropout2d(LayerSpec):
 
 
 class DropSample(nn.Module):
-    """A sample's whole branch set to zero with probability p, the others scaled by 1 / (1 - p)."""
+    """Sets all values of a sample to zero with probability p and scales the other samples by 1 / (1 - p)."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class DropSample(nn.Module):
 
 
 class DropPath(LayerSpec):
-    """Stochastic depth (Huang et al. 2016): drops a residual branch for a sample; put it last in the branch."""
+    """Stochastic depth (Huang et al. 2016): drops a residual branch per sample. Put it last in the branch."""
 
     kind = "drop_path"
     main = "p"

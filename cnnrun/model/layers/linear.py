@@ -16,7 +16,7 @@ from cnnrun.model.layers.norm_and_activation import add_norm_and_activation
 
 
 class PositionwiseLayers(nn.Sequential):
-    """Layers for vectors, over the channels of each position of [B, C, H, W] (as in ConvNeXt, Liu et al. 2022)."""
+    """Applies layers for vectors to the channels of each position of [B, C, H, W], as in ConvNeXt (Liu et al. 2022)."""
 
     def forward(self, input: Tensor) -> Tensor:
         out: Tensor = super().forward(input.permute(0, 2, 3, 1))
@@ -24,7 +24,7 @@ class PositionwiseLayers(nn.Sequential):
 
 
 class Linear(LayerSpec):
-    """Fully connected, then norm and activation where given. Takes a vector."""
+    """Fully connected layer for a vector, then the norm and activation if given."""
 
     kind = "linear"
     main = "out_features"
@@ -33,9 +33,9 @@ class Linear(LayerSpec):
 
     out_features: int = Field(ge=1, le=10_000_000)
     each_position: bool = False
-    """Over the channels of each position of feature maps instead: a 1x1 convolution, computed as PyTorch's Linear."""
+    """Apply it to the channels of each position of feature maps: a 1x1 convolution, computed by PyTorch's Linear."""
     bias: bool | None = None
-    """By default: yes, unless a norm follows, which has its own."""
+    """By default true, unless a norm follows, because a norm has its own bias."""
     norm: Annotated[Norm, Kinds("_norm")] | None = None
     activation: Annotated[Activation, Kinds()] | None = None
 
@@ -47,10 +47,11 @@ class Linear(LayerSpec):
         channels, height, width = require_maps("linear with each_position", in_shape)
         chain = PositionwiseLayers(OrderedDict(linear=nn.Linear(channels, self.out_features, bias=bias)))
         activation = make_in_place(self.activation.build((self.out_features,))) if self.activation else None
-        if self.norm or activation is None or list(activation.parameters()):  # with weights a channel, which come first
+        if self.norm or activation is None or list(activation.parameters()):
+            # A norm, and an activation with a weight per channel, expect the channels first.
             return add_norm_and_activation(
                 "linear", chain, (self.out_features, height, width), self.norm, self.activation
             )
-        # While the channels lie last in memory, as in the networks that were trained so: same bits, less copying.
+        # Apply the activation while the channels are last, as ConvNeXt's own code does: same bits, less copying.
         chain.add_module("activation", activation)
         return chain

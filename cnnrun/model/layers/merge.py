@@ -29,7 +29,7 @@ class Sum(nn.Module):
 
 
 class Product(nn.Module):
-    """The product of tensors of one shape (or of one that stretches: [B, C, 1, 1] gates [B, C, H, W])."""
+    """The product of tensors of one shape, or of [B, C, H, W] with a gate [B, C, 1, 1]."""
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return reduce(mul, inputs)
@@ -43,7 +43,7 @@ class _Merge(LayerSpec):
 
 
 class Concat(_Merge):
-    """Channels of several outputs, one after the other. Their heights and widths must agree."""
+    """Concatenates the channels of several outputs. Their heights and widths must agree."""
 
     kind = "concat"
     example = {"from": ["a", "b"]}
@@ -84,11 +84,11 @@ class Multiply(_Merge):
         return Product()
 
     def check_inputs(self, in_shapes: Sequence[Shape]) -> None:
-        whole = {shape for shape in in_shapes if shape[1:] != (1, 1)}
-        if len(whole) > 1 or len({shape[0] for shape in in_shapes}) > 1:
+        full_shapes = {shape for shape in in_shapes if shape[1:] != (1, 1)}
+        if len(full_shapes) > 1 or len({shape[0] for shape in in_shapes}) > 1:
             raise ShapeError(f"{join_shapes(in_shapes)} do not multiply", "use one shape, or (C, H, W) and (C, 1, 1)")
 
 
 def join_shapes(shapes: Sequence[Shape]) -> str:
-    """Shapes in a message."""
+    """Join shapes for a message."""
     return " and ".join(str(shape) for shape in shapes)

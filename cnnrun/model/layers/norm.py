@@ -1,4 +1,4 @@
-"""Normalisation. `conv`, `linear` and `residual` carry it too (`norm: batch`), so it stands half a floor lower."""
+"""Normalisation layers. They are also a setting of `conv`, `linear` and `residual`, which import this module."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cnnrun.contracts.layer import LayerSpec, Shape, ShapeError, require_maps
 
 
 class BatchNorm(LayerSpec):
-    """Each channel to mean 0 and variance 1 over the batch (Ioffe and Szegedy 2015), then scaled and shifted."""
+    """Normalises each channel over the batch to mean 0, variance 1, then scales and shifts (Ioffe and Szegedy 2015)."""
 
     kind = "batch_norm"
     eps: float = Field(1e-5, gt=0)
@@ -22,7 +22,7 @@ class BatchNorm(LayerSpec):
 
 
 class GroupNorm(LayerSpec):
-    """Groups of channels of one picture to mean 0 and variance 1 (Wu and He 2018)."""
+    """Normalises each group of channels of an image to mean 0, variance 1 (Wu and He 2018)."""
 
     kind = "group_norm"
     main = "num_groups"
@@ -39,14 +39,14 @@ class GroupNorm(LayerSpec):
 
 
 class ChannelsLayerNorm(nn.LayerNorm):
-    """Layer norm over the channels of each position, for [B, C, H, W] (as in ConvNeXt, Liu et al. 2022)."""
+    """Layer norm over the channels of each position of [B, C, H, W], as in ConvNeXt (Liu et al. 2022)."""
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class LayerNorm(LayerSpec):
-    """The channels of each position, or a vector's features, to mean 0 and variance 1 (Ba, Kiros and Hinton 2016)."""
+    """Normalises the channels of each position, or a vector, to mean 0, variance 1 (Ba, Kiros and Hinton 2016)."""
 
     kind = "layer_norm"
     eps: float = Field(1e-5, gt=0)
@@ -57,7 +57,7 @@ class LayerNorm(LayerSpec):
 
 
 class InstanceNorm(LayerSpec):
-    """Each channel of one picture to mean 0 and variance 1 (Ulyanov et al. 2016)."""
+    """Normalises each channel of an image to mean 0, variance 1 (Ulyanov et al. 2016)."""
 
     kind = "instance_norm"
     eps: float = Field(1e-5, gt=0)
@@ -66,7 +66,7 @@ class InstanceNorm(LayerSpec):
     def build(self, in_shape: Shape) -> nn.Module:
         channels, height, width = require_maps(self.kind, in_shape)
         if height * width < 2:
-            raise ShapeError("one value a channel has no variance", "use another norm, or put it before the pooling")
+            raise ShapeError("one value per channel has no variance", "use another norm, or put it before the pooling")
         return nn.InstanceNorm2d(channels, eps=self.eps, affine=self.affine)
 
 

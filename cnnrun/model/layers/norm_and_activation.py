@@ -1,4 +1,4 @@
-"""The norm and the activation that a convolution or a fully connected layer carries."""
+"""The norm and activation that follow a convolution or a fully connected layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cnnrun.model.layers.norm import Norm
 def add_norm_and_activation(
     name: str, module: nn.Module, out_shape: Shape, norm: Norm | None, activation: Activation | None
 ) -> nn.Module:
-    """`module`, then norm, then activation; alone when it carries neither. Of `out_shape` the channels matter."""
+    """Chain `module`, norm and activation, or return `module` if it has neither. Only `out_shape`'s channels matter."""
     if norm is None and activation is None:
         return module
     chain = nn.Sequential()

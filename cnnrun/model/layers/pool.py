@@ -1,4 +1,4 @@
-"""Pooling."""
+"""Pooling layers."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from cnnrun.contracts.layer import LayerSpec, Shape, ShapeError, Window, require
 
 
 class MaxPool(LayerSpec):
-    """The largest value of each window. The windows touch unless `stride` says otherwise."""
+    """The maximum of each window. By default the windows do not overlap."""
 
     kind = "max_pool"
     main = "kernel_size"
 
     kernel_size: SizePair = (2, 2)
     stride: SizePair | None = None
-    """By default the kernel size."""
+    """By default equal to `kernel_size`."""
     padding: PaddingPair = (0, 0)
     dilation: SizePair = (1, 1)
     ceil_mode: bool = False
-    """Keep the incomplete window at the edge."""
+    """Keep incomplete windows at the edge."""
 
     def build(self, in_shape: Shape) -> nn.Module:
         _, height, width = require_maps(self.kind, in_shape)
         check_pool_padding(self.padding, self.kernel_size)
-        if any(self._beside(direction, size) for direction, size in enumerate((height, width))):
+        if any(self._has_empty_window(direction, size) for direction, size in enumerate((height, width))):
             raise ShapeError("a dilated window that lies in the padding alone has no maximum", "use less padding")
         return nn.MaxPool2d(self.kernel_size, self.stride, self.padding, self.dilation, ceil_mode=self.ceil_mode)
 
@@ -34,8 +34,8 @@ class MaxPool(LayerSpec):
         start = (-self.padding[0], -self.padding[1])
         return Window(kernel=(kernel[0], kernel[1]), stride=self.stride or self.kernel_size, start=start)
 
-    def _beside(self, direction: int, size: int) -> bool:
-        """Whether all cells of some window fall beside the picture: PyTorch would answer minus infinity."""
+    def _has_empty_window(self, direction: int, size: int) -> bool:
+        """Tell whether a window lies in the padding alone; its maximum would be minus infinity."""
         kernel, padding, dilation = self.kernel_size[direction], self.padding[direction], self.dilation[direction]
         stride = (self.stride or self.kernel_size)[direction]
         end = size + padding - dilation * (kernel - 1)
@@ -45,18 +45,19 @@ class MaxPool(LayerSpec):
 
 
 class AvgPool(LayerSpec):
-    """The mean of each window. The windows touch unless `stride` says otherwise."""
+    """The mean of each window. By default the windows do not overlap."""
 
     kind = "avg_pool"
     main = "kernel_size"
 
     kernel_size: SizePair = (2, 2)
     stride: SizePair | None = None
-    """By default the kernel size."""
+    """By default equal to `kernel_size`."""
     padding: PaddingPair = (0, 0)
     ceil_mode: bool = False
-    """Keep the incomplete window at the edge."""
+    """Keep incomplete windows at the edge."""
     count_include_pad: bool = True
+    """Count the padding's zeros in the mean."""
 
     def build(self, in_shape: Shape) -> nn.Module:
         require_maps(self.kind, in_shape)
@@ -69,7 +70,7 @@ class AvgPool(LayerSpec):
 
 
 def check_pool_padding(padding: tuple[int, int], kernel: tuple[int, int]) -> None:
-    """Raises CannotPass where a pooling window could lie in the padding alone."""
+    """Raise ShapeError if a pooling window could lie in the padding alone."""
     if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
         raise ShapeError(f"padding {padding} is more than half of kernel {kernel}", "use less padding")
 
@@ -84,7 +85,7 @@ class _AdaptivePool(LayerSpec):
 
 
 class AdaptiveAvgPool(_AdaptivePool):
-    """Means over as many windows as `output_size` says, whatever the size that arrives."""
+    """Means over `output_size` windows, whatever the input size."""
 
     kind = "adaptive_avg_pool"
     example = {"output_size": 3}
@@ -95,7 +96,7 @@ class AdaptiveAvgPool(_AdaptivePool):
 
 
 class AdaptiveMaxPool(_AdaptivePool):
-    """Maxima over as many windows as `output_size` says, whatever the size that arrives."""
+    """Maxima over `output_size` windows, whatever the input size."""
 
     kind = "adaptive_max_pool"
     example = {"output_size": 3}
@@ -106,21 +107,21 @@ class AdaptiveMaxPool(_AdaptivePool):
 
 
 class SpatialMean(nn.Module):
-    """[B, C, H, W] -> [B, C]. A plain mean: unlike adaptive pooling, its CUDA gradient is deterministic."""
+    """The mean of each channel, [B, C, H, W] -> [B, C]. Unlike adaptive pooling, its CUDA gradient is deterministic."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean((2, 3))
 
 
 class SpatialMax(nn.Module):
-    """[B, C, H, W] -> [B, C]."""
+    """The maximum of each channel, [B, C, H, W] -> [B, C]."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.amax((2, 3))
 
 
 class GlobalAvgPool(LayerSpec):
-    """Each channel's mean over the whole picture: feature maps become a vector."""
+    """The mean of each channel over all positions: feature maps become a vector."""
 
     kind = "global_avg_pool"
 
@@ -133,7 +134,7 @@ class GlobalAvgPool(LayerSpec):
 
 
 class GlobalMaxPool(LayerSpec):
-    """Each channel's maximum over the whole picture: feature maps become a vector."""
+    """The maximum of each channel over all positions: feature maps become a vector."""
 
     kind = "global_max_pool"
 

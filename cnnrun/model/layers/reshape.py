@@ -1,4 +1,4 @@
-"""Layers that move values without changing them, or resize the maps."""
+"""Layers that rearrange values, or resize or pad feature maps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cnnrun.contracts.layer import LayerSpec, Shape, ShapeError, Window, require
 
 
 class Flatten(LayerSpec):
-    """(C, H, W) -> (C * H * W,)."""
+    """Flattens feature maps to a vector: (C, H, W) -> (C * H * W,)."""
 
     kind = "flatten"
 
@@ -26,7 +26,7 @@ class Flatten(LayerSpec):
 
 
 class Identity(LayerSpec):
-    """Passes its input on: a place to hang a name on."""
+    """Returns its input unchanged. Use it to give an output a name."""
 
     kind = "identity"
 
@@ -35,7 +35,7 @@ class Identity(LayerSpec):
 
 
 class Upsample(LayerSpec):
-    """Enlarges the maps by a whole factor."""
+    """Enlarges feature maps by a whole factor."""
 
     kind = "upsample"
     main = "scale_factor"
@@ -50,12 +50,12 @@ class Upsample(LayerSpec):
     def window(self, in_shape: Shape) -> Window:
         if self.mode == "nearest":
             return Window(scale=self.scale_factor)
-        high, wide = self.scale_factor
-        return Window(kernel=(2, 2), scale=self.scale_factor, start=(0.5 / high - 0.5, 0.5 / wide - 0.5))
+        height, width = self.scale_factor
+        return Window(kernel=(2, 2), scale=self.scale_factor, start=(0.5 / height - 0.5, 0.5 / width - 0.5))
 
 
 class PixelShuffle(LayerSpec):
-    """Channels become pixels: (C * r * r, H, W) -> (C, H * r, W * r) (Shi et al. 2016)."""
+    """Turns channels into pixels: (C * r * r, H, W) -> (C, H * r, W * r) (Shi et al. 2016)."""
 
     kind = "pixel_shuffle"
     main = "upscale_factor"
@@ -73,7 +73,7 @@ class PixelShuffle(LayerSpec):
 
 
 class ChannelChunk(nn.Module):
-    """Part `index` of the channels of [B, C, ...], cut into `chunks` equal parts."""
+    """Part `index` of the channels of [B, C, ...], split into `chunks` equal parts."""
 
     def __init__(self, chunks: int, index: int) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class Chunk(LayerSpec):
     example = {"chunks": 2, "index": 1}
     chunks: int = Field(2, ge=1)
     index: int = Field(0, ge=0)
-    """Which part, from 0."""
+    """The part to return, counted from 0."""
 
     def build(self, in_shape: Shape) -> nn.Module:
         if in_shape[0] % self.chunks:
@@ -98,14 +98,14 @@ class Chunk(LayerSpec):
         return ChannelChunk(self.chunks, self.index)
 
     @model_validator(mode="after")
-    def _index_is_a_part(self) -> Self:
+    def _check_index(self) -> Self:
         if self.index >= self.chunks:
             raise ValueError(f"index {self.index} is not one of {self.chunks} parts, which count from 0")
         return self
 
 
 class ChannelInterleaving(nn.Module):
-    """Channel g * n + i of [B, C, H, W] moves to i * groups + g, so that groups see each other (ShuffleNet)."""
+    """Moves channel g * n + i of [B, C, H, W] to i * groups + g, which mixes the groups (Zhang et al. 2018)."""
 
     def __init__(self, groups: int) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class ChannelInterleaving(nn.Module):
 
 
 class ChannelShuffle(LayerSpec):
-    """Interleaves the channels of `groups` groups (Zhang et al. 2018)."""
+    """Interleaves the channels of `groups` groups, as ShuffleNet does (Zhang et al. 2018)."""
 
     kind = "channel_shuffle"
     main = "groups"
@@ -131,7 +131,7 @@ class ChannelShuffle(LayerSpec):
 
 
 class EdgePadding(nn.Module):
-    """Padding of [B, C, H, W] by (front, back) channels and (top, bottom, left, right) pixels."""
+    """Pads [B, C, H, W] by (front, back) channels and (top, bottom, left, right) pixels."""
 
     def __init__(self, channels: tuple[int, int], sides: tuple[int, int, int, int], mode: str, value: float) -> None:
         super().__init__()
@@ -144,21 +144,21 @@ class EdgePadding(nn.Module):
         return F.pad(x, (left, right, top, bottom), mode=self.mode)
 
 
-def _sides(value: list[int]) -> list[int]:
+def _check_sides(value: list[int]) -> list[int]:
     if len(value) != 4 or min(value) < 0:
         raise ValueError("expected [top, bottom, left, right], four whole numbers from 0 up")
     return value
 
 
 class Pad(LayerSpec):
-    """Adds pixels at the edges (a number for all sides, or `[top, bottom, left, right]`), or whole channels."""
+    """Adds pixels at the edges (one number for all sides, or `[top, bottom, left, right]`), or whole channels."""
 
     kind = "pad"
     main = "padding"
     example = {"padding": [0, 1, 2, 1], "channels": [1, 2]}
-    padding: Annotated[int, Field(ge=0)] | Annotated[list[int], AfterValidator(_sides)] = 1
+    padding: Annotated[int, Field(ge=0)] | Annotated[list[int], AfterValidator(_check_sides)] = 1
     channels: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)] = [0, 0]
-    """Channels of `value` added `[before, after]`, as in the parameterless shortcut of He et al. 2016."""
+    """Channels of `value` to add `[before, after]`, as in the shortcut without parameters of He et al. 2016."""
     mode: Literal["constant", "reflect", "replicate"] = "constant"
     value: float = 0.0
 
@@ -166,7 +166,9 @@ class Pad(LayerSpec):
         _, height, width = require_maps(self.kind, in_shape)
         sides: Any = self._all_sides()
         if self.mode == "reflect" and (max(sides[:2]) >= height or max(sides[2:]) >= width):
-            raise ShapeError("reflected padding must be smaller than the picture", "use less, or another mode")
+            raise ShapeError(
+                "reflected padding must be smaller than the feature map", "use less padding, or another mode"
+            )
         return EdgePadding((self.channels[0], self.channels[1]), sides, self.mode, self.value)
 
     def window(self, in_shape: Shape) -> Window:
@@ -177,7 +179,7 @@ class Pad(LayerSpec):
         return (self.padding,) * 4 if isinstance(self.padding, int) else self.padding
 
     @model_validator(mode="after")
-    def _channels_are_constant(self) -> Self:
+    def _check_channels(self) -> Self:
         if any(self.channels) and self.mode != "constant":
             raise ValueError(f"channels are added with a constant value, not by mode {self.mode!r}")
         return self
