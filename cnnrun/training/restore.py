@@ -1,12 +1,9 @@
-"""A training put back as a checkpoint has it."""
+"""Restoring a training from a checkpoint."""
 
 from __future__ import annotations
 
 from cnnrun.base.atomic_files import Folder, storage_errors
-from cnnrun.base.errors import (
-    CheckpointError,
-    first_line,
-)
+from cnnrun.base.errors import CheckpointError, first_line
 from cnnrun.model import tensor_matching
 from cnnrun.training import checkpoints
 from cnnrun.training.learner import Job, Learner
@@ -15,7 +12,7 @@ from cnnrun.training.state import TrainingState
 
 
 def open_checkpoints_folder(job: Job) -> Folder | None:
-    """Open the folder of the run's checkpoints, on the rank that writes."""
+    """Open, or create, the folder of the run's checkpoints; None on ranks that write nothing."""
     if not job.run:
         return None
     with storage_errors(job.run.path / CHECKPOINTS, 0):
@@ -23,9 +20,9 @@ def open_checkpoints_folder(job: Job) -> Folder | None:
 
 
 def restore_training(learner: Learner, saved: checkpoints.Checkpoint, job: Job, folder: Folder | None) -> TrainingState:
-    """Put everything back as it was saved; mend what a kill between saving and pointing left undone.
+    """Restore the learner from `saved`, and finish what a killed process left undone in `folder`; returns the state.
 
-    Raises CheckpointError where the checkpoint is not of this training.
+    Raises CheckpointError if the checkpoint does not fit this training.
     """
     state = TrainingState.from_json(saved.state.get("training"), str(saved.path / checkpoints.STATE))
     if missing := [part for part in learner.checkpoint_parts() if part not in saved.parts]:
@@ -35,8 +32,8 @@ def restore_training(learner: Learner, saved: checkpoints.Checkpoint, job: Job, 
         if learner.ema:
             tensor_matching.check_exact_match(learner.ema.average, saved.parts["ema"])
         learner.restore(saved, job.spec.optimizer, state.step)
-    except tensor_matching.TensorMismatchError as misfit:
-        raise CheckpointError(*misfit.table(f"{saved.path}: not of this network")) from None
+    except tensor_matching.TensorMismatchError as mismatch:
+        raise CheckpointError(*mismatch.table(f"{saved.path}: not of this network")) from None
     except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{saved.path}: not of this training: {first_line(error)}") from None
     if folder:

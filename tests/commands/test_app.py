@@ -263,5 +263,5 @@ def test_an_error_of_our_own_is_a_bug_with_its_traceback(error, tiny, run_cli, m
     code, _, err = run_cli("check", tiny)
     assert code == 1
     assert err.startswith("Traceback")
-    assert err.splitlines()[-1] == "this is a bug of cnnrun: please report it with these lines"
+    assert err.splitlines()[-1] == "this is a bug in cnnrun; please report it with these lines"
     assert "\x1b" not in err

@@ -478,7 +478,7 @@ def test_a_range_of_rates_is_tried_and_nothing_is_left(config, tmp_path, run_cli
     monkeypatch.chdir(tmp_path)
     code, out, err = run_cli("find-lr", config, "--plots", tmp_path / "figures", "--steps", 60)
     assert code == 0, err
-    assert "nothing was changed" in out
+    assert "was not changed" in out
     assert (tmp_path / "figures" / "learning-rates.png").exists()
     assert not (tmp_path / "runs").exists()
     found = find_lr.find_learning_rate(tried(), CPU, 1e-5, 10, 60, None)
