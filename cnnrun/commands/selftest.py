@@ -35,8 +35,8 @@ def selftest(
 
 def _print_checks(data: dict[str, Any], out: Output) -> None:
     """Print a row for each check."""
-    words = {True: "ok", False: "FAILED", None: "cannot tell"}
-    rows = [[row["check"], words[row["passed"]], escape(row["found"])] for row in data["checks"]]
+    verdicts = {True: "ok", False: "FAILED", None: "cannot tell"}
+    rows = [[row["check"], verdicts[row["passed"]], escape(row["found"])] for row in data["checks"]]
     out.print(build_table(["check", "verdict", "details"], rows, text_columns=3))
     verdict = "all checks passed" if data["passed"] else "some checks failed"
     out.print(f"{data['name']}: {verdict}, {data['seconds']:.0f} s")

@@ -71,7 +71,9 @@ def _sequence(layers: dict[str, nn.Module]) -> nn.Module:
     return nn.Sequential(OrderedDict(layers))
 
 
-def compute_features(trunk: nn.Module, dataset: Dataset, batch: int, device: torch.device, bar: ProgressBar) -> Dataset:
+def compute_features(
+    trunk: nn.Module, dataset: Dataset, batch: int, device: torch.device, progress: ProgressBar
+) -> Dataset:
     """Return `dataset` with the trunk's features instead of images: float32, in host memory, in sample order.
 
     Only the splits that training reads are returned. Raises NonFiniteError if a feature is not finite.
@@ -79,7 +81,7 @@ def compute_features(trunk: nn.Module, dataset: Dataset, batch: int, device: tor
 
     def with_features(examples: Examples) -> Examples:
         features: Tensor | None = None
-        with bar("features of the frozen layers", len(examples)) as advance, torch.no_grad():
+        with progress("features of the frozen layers", len(examples)) as advance, torch.no_grad():
             for part in batches_in_order(examples, batch, device):
                 out = trunk(part.images.contiguous(memory_format=torch.channels_last)).float().cpu()
                 bad = (~out.flatten(1).isfinite().all(1)).nonzero()

@@ -122,18 +122,18 @@ class Learner:
             parts["criterion"] = criterion
         return parts
 
-    def restore(self, saved: checkpoints.Checkpoint, optimizer: OptimizerSpec, step: int) -> None:
-        """Restore the state that was saved after `step`.
+    def restore(self, checkpoint: checkpoints.Checkpoint, optimizer: OptimizerSpec, step: int) -> None:
+        """Restore the state that `checkpoint` holds after `step`.
 
         Raises KeyError, ValueError, RuntimeError or another error if the checkpoint does not fit this learner.
         """
-        check_state_tensors(optimizer, saved.parts["optimizer"], step)
-        self.network.load_state_dict(saved.parts["model"])
-        self.criterion.load_state_dict(saved.parts.get("criterion", {}))
-        load_state_tensors(self.optimizer, self.parameter_names, saved.parts["optimizer"])
-        self.scaler.load_state_dict(saved.state["scaler"])
+        check_state_tensors(optimizer, checkpoint.parts["optimizer"], step)
+        self.network.load_state_dict(checkpoint.parts["model"])
+        self.criterion.load_state_dict(checkpoint.parts.get("criterion", {}))
+        load_state_tensors(self.optimizer, self.parameter_names, checkpoint.parts["optimizer"])
+        self.scaler.load_state_dict(checkpoint.state["scaler"])
         if self.ema:
-            for name, value in saved.parts["ema"].items():
+            for name, value in checkpoint.parts["ema"].items():
                 self.ema.average[name].copy_(value)
 
     def precompute_frozen_features(self, job: Job) -> Job:

@@ -47,8 +47,8 @@ TENSORBOARD_EVERY_STEPS = 50  # steps between two points of TensorBoard's traini
 VAL_IMAGES_TO_DRAW = 6  # images of val that are drawn with their predictions
 
 
-def fit(job: Job, saved: checkpoints.Checkpoint | None = None) -> dict[str, Any]:
-    """Train to the end, from the checkpoint `saved` if there is one; returns the contents of result.json.
+def fit(job: Job, checkpoint: checkpoints.Checkpoint | None = None) -> dict[str, Any]:
+    """Train to the end, from `checkpoint` if there is one; returns the contents of result.json.
 
     Raises InterruptionError after a signal, NonFiniteError if a loss or weight is not finite.
     """
@@ -56,14 +56,16 @@ def fit(job: Job, saved: checkpoints.Checkpoint | None = None) -> dict[str, Any]
         job.spec, len(job.dataset.splits["train"]), job.network, job.ranks.world_size, job.task.needs_class_batches()
     )
     with deterministic_kernels(job.device, job.spec.deterministic):
-        return _train(job, saved)
+        return _train(job, checkpoint)
 
 
-def _train(job: Job, saved: checkpoints.Checkpoint | None) -> dict[str, Any]:
+def _train(job: Job, checkpoint: checkpoints.Checkpoint | None) -> dict[str, Any]:
     spec, ranks = job.spec, job.ranks
     learner = Learner(job)
     folder = open_checkpoints_folder(job)
-    state = restore_training(learner, saved, job, folder) if saved else TrainingState(accumulate=spec.accumulate)
+    state = TrainingState(accumulate=spec.accumulate)
+    if checkpoint:
+        state = restore_training(learner, checkpoint, job, folder)
     job = learner.precompute_frozen_features(job)
     examples = job.dataset.splits["train"]
     steps_per_epoch = spec.steps_per_epoch(len(examples))
@@ -213,9 +215,9 @@ class Training:
         if not self.checkpoints_folder:
             return
         state.metrics_offset = self.metrics_log.sync()
-        saved = {"scaler": self.learner.scaler.state_dict(), **self._state_json({})}
+        state_json = {"scaler": self.learner.scaler.state_dict(), **self._state_json({})}
         with self._detect_moved_folder():
-            checkpoints.save(self.checkpoints_folder, state.step, parts, saved)
+            checkpoints.save(self.checkpoints_folder, state.step, parts, state_json)
             checkpoints.prune(self.checkpoints_folder, job.spec.keep)
         self.saved_step = state.step
 

@@ -26,7 +26,7 @@ class EarlyStop(Spec):
     patience: int = Field(5, ge=1)
     """Evaluations without improvement before stopping."""
     min_delta: float = Field(0.0, ge=0)
-    """The smallest change that counts as an improvement."""
+    """An improvement must be larger than this."""
 
 
 class Train(Spec):
