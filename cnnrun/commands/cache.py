@@ -31,7 +31,8 @@ def cache_list(folder: CacheDir = None, as_json: Json = False) -> None:
 @cache_app.command("clear")
 def cache_clear(
     keys: Annotated[
-        list[str] | None, typer.Argument(help="Keys shown by `cnnrun cache list`, or their first characters.")
+        list[str] | None,
+        typer.Argument(help="Keys shown by `cnnrun cache list`, or their first characters.", metavar="KEY"),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Remove everything in the cache.")] = False,
     folder: CacheDir = None,

@@ -15,7 +15,9 @@ from cnnrun.commands.tables import MAX_ROWS
 
 def enroll(
     gallery: GalleryFile,
-    folder: Annotated[Path | None, typer.Argument(help="A folder with one folder of images per person.")] = None,
+    folder: Annotated[
+        Path | None, typer.Argument(help="A folder with one folder of images per person.", metavar="FOLDER")
+    ] = None,
     add: Annotated[bool, typer.Option("--add", help="Add the people to an existing gallery.")] = False,
     remove: Annotated[list[str] | None, typer.Option(help="Remove this person; may be repeated.")] = None,
     run: RunOption = None,

@@ -19,7 +19,7 @@ class SearchMethod(StrEnum):
 
 
 def identify(
-    paths: Annotated[list[Path], typer.Argument(help="Image files and folders.")],
+    paths: Annotated[list[Path], typer.Argument(help="Image files and folders.", metavar="IMAGES")],
     gallery: GalleryFile,
     run: RunOption = None,
     top: Annotated[int, typer.Option(min=1, help="Number of most similar people to show.")] = 3,
@@ -34,7 +34,7 @@ def identify(
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """Find the person in each image in a gallery. Example: cnnrun identify photos/ --gallery staff.safetensors"""
+    """Identify the people of a gallery in images. Example: cnnrun identify photos/ --gallery staff.safetensors"""
     from cnnrun.base.device import choose_device
     from cnnrun.commands import prediction_output
     from cnnrun.results import people

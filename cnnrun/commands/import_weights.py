@@ -20,7 +20,7 @@ class Match(StrEnum):
 
 
 def import_weights(
-    file: Annotated[Path, typer.Argument(help="A state dict: .pth, .pt or .safetensors.")],
+    file: Annotated[Path, typer.Argument(help="A state dict: .pth, .pt or .safetensors.", metavar="FILE")],
     like: Annotated[
         str, typer.Option(help="The network of these weights: a name from `cnnrun zoo list`, or a config.")
     ],
@@ -32,7 +32,7 @@ def import_weights(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Convert PyTorch weights. Example: cnnrun import resnet50.pth --like resnet50 --classes imagenet"""
+    """Convert PyTorch weights for cnnrun. Example: cnnrun import resnet50.pth --like resnet50 --classes imagenet"""
     from cnnrun.experiment import import_weights as converter
 
     show(converter.import_weights(file, like, match.value, classes, drop or [], out), as_json, _print_weights)

@@ -14,7 +14,9 @@ from cnnrun.commands.tables import print_findings, width_height
 
 
 def init(
-    data: Annotated[str, typer.Argument(help="A folder, a table, a .npz file, tar shards, or `digits`.")],
+    data: Annotated[
+        str, typer.Argument(help="A folder, a table, a .npz file, tar shards, or `digits`.", metavar="DATA")
+    ],
     task: Annotated[str, typer.Option(help="The task of the network.")] = "classify",
     out: Annotated[
         Path | None, typer.Option(help="The config to write; by default it is named after the data.")

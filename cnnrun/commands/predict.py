@@ -11,7 +11,7 @@ from cnnrun.commands.options import Batch, Device, Json, RunOption, Runs
 
 
 def predict(
-    paths: Annotated[list[Path], typer.Argument(help="Image files and folders.")],
+    paths: Annotated[list[Path], typer.Argument(help="Image files and folders.", metavar="IMAGES")],
     run: RunOption = None,
     batch: Batch = 64,
     score: Annotated[

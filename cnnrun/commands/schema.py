@@ -14,11 +14,13 @@ from cnnrun.commands.options import Json, show
 def kinds(
     word: Annotated[
         str | None,
-        typer.Argument(help="A family (layers, tasks ...), a section (train ...) or a kind (conv, sgd ...)."),
+        typer.Argument(
+            help="A family (layers, tasks ...), a section (train ...) or a kind (conv, sgd ...).", metavar="WORD"
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the kinds that a config may use, or show the settings of one. Example: cnnrun kinds conv"""
+    """List the kinds of a config, or the settings of one. Example: cnnrun kinds conv"""
     from cnnrun.commands import kinds as vocabulary
 
     show(vocabulary.describe_kinds(word), as_json, _print_kinds)

@@ -20,7 +20,7 @@ def selftest(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Check that training repeats, resumes and learns on this machine. Example: cnnrun selftest c.yaml"""
+    """Check that training repeats, resumes and learns here. Example: cnnrun selftest c.yaml"""
     from cnnrun.base.device import choose_device, keep_freed_memory
     from cnnrun.experiment.config_file import read_config
 

@@ -10,7 +10,7 @@ from cnnrun.commands.tables import shape_text
 
 
 def summary(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
-    """Print each layer's shape, parameters, FLOPs, memory and receptive field. Example: cnnrun summary c.yaml"""
+    """Print a table of the layers: shapes, parameters, FLOPs. Example: cnnrun summary c.yaml"""
     from cnnrun.experiment.config_file import read_config
 
     experiment = read_config(config, overrides or [])

@@ -24,7 +24,7 @@ def zoo_list(as_json: Json = False) -> None:
 
 
 @zoo_app.command("show")
-def zoo_show(name: Annotated[str, typer.Argument(help="A name from `cnnrun zoo list`.")]) -> None:
+def zoo_show(name: Annotated[str, typer.Argument(help="A name from `cnnrun zoo list`.", metavar="NAME")]) -> None:
     """Print a network's YAML, to copy and change. Example: cnnrun zoo show resnet18 > mine.yaml"""
     from cnnrun.config import zoo
 

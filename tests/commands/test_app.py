@@ -147,7 +147,7 @@ def test_predict_equals_eval(trained_run, tmp_path, run_cli):
         (["train"], 2, "Missing argument"),
         (["trian", "x"], 2, "No such command"),
         (["train", "none.yaml"], 2, "none.yaml: cannot be read (No such file or directory)"),
-        (["eval", "--runs", "nowhere"], 3, "nowhere: no run here; `cnnrun train CONFIG` makes one"),
+        (["eval", "--runs", "nowhere"], 3, "nowhere: no run here; start one with `cnnrun train CONFIG`"),
         (["eval", "--device", "gpu"], 2, "use auto, cpu, cuda or cuda:N"),
         (["eval", "--device", "cuda:77"], 6, "CUDA device(s); use --device cpu"),
     ],
