@@ -108,7 +108,7 @@ class Learner:
         self.buffers = list(self.network_and_criterion.buffers())
         self.batch_norm_statistics = [value for module in self.network.modules() for value in _rank_statistics(module)]
         self.parameters = [parameter for _, parameter in trainable_parameters(self.network_and_criterion)]
-        self.changing_tensors = self._changing_tensors()
+        self.changing_tensors = self._collect_changing_tensors()
         self.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[spec.precision]
 
     def autocast(self, device: torch.device) -> torch.autocast:
@@ -125,7 +125,7 @@ class Learner:
     def restore(self, checkpoint: checkpoints.Checkpoint, optimizer: OptimizerSpec, step: int) -> None:
         """Restore the state that `checkpoint` holds after `step`.
 
-        Raises KeyError, ValueError, RuntimeError or another error if the checkpoint does not fit this learner.
+        Raises KeyError, TypeError, ValueError, RuntimeError or AttributeError if the checkpoint does not fit this learner.
         """
         check_state_tensors(optimizer, checkpoint.parts["optimizer"], step)
         self.network.load_state_dict(checkpoint.parts["model"])
@@ -166,8 +166,8 @@ class Learner:
         gib = feature_bytes(trunk, job.dataset, job.device) / 2**30
         return f"they would take {gib:.1f} GiB (data.memory_gib)" if gib > job.memory_gib else None
 
-    def _changing_tensors(self) -> dict[str, Tensor]:
-        """Tensors that each step changes and that must stay finite, by name: weights, statistics, their average."""
+    def _collect_changing_tensors(self) -> dict[str, Tensor]:
+        """Tensors that steps change and that must stay finite, by name: weights, statistics and averages."""
         tensors: dict[str, Tensor] = {
             name: parameter.detach() for name, parameter in trainable_parameters(self.network_and_criterion)
         }
@@ -183,7 +183,7 @@ class Learner:
     def draw_samples(self, job: Job, split: str, count: int) -> NDArray[np.uint8] | None:
         """Draw the first `count` samples of a split with their targets and predictions.
 
-        Returns None if the task has no boxes to draw, or if the network takes features instead of images.
+        Returns None if the task has no targets to draw, or if the network takes features instead of images.
         """
         if job.draw is None or self.active_network is not self.network:
             return None
