@@ -125,7 +125,7 @@ class Learner:
     def restore(self, checkpoint: checkpoints.Checkpoint, optimizer: OptimizerSpec, step: int) -> None:
         """Restore the state that `checkpoint` holds after `step`.
 
-        Raises KeyError, TypeError, ValueError, RuntimeError or AttributeError if the checkpoint does not fit this learner.
+        Raises KeyError, TypeError, ValueError, RuntimeError or AttributeError if the checkpoint does not fit.
         """
         check_state_tensors(optimizer, checkpoint.parts["optimizer"], step)
         self.network.load_state_dict(checkpoint.parts["model"])
