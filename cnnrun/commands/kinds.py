@@ -53,7 +53,7 @@ SECTIONS: dict[str, type[Spec]] = {
 }
 
 
-def describe_kinds(word: str | None) -> dict[str, Any]:
+def describe_word(word: str | None) -> dict[str, Any]:
     """Describe all families (`word` is None), one family, one section or one kind, with help and settings.
 
     Raises ConfigError for an unknown word.

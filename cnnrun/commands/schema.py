@@ -23,7 +23,7 @@ def kinds(
     """List the kinds of a config, or the settings of one. Example: cnnrun kinds conv"""
     from cnnrun.commands import kinds as vocabulary
 
-    show(vocabulary.describe_kinds(word), as_json, _print_kinds)
+    show(vocabulary.describe_word(word), as_json, _print_kinds)
 
 
 def schema() -> None:
