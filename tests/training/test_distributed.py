@@ -415,7 +415,7 @@ def test_signals_to_a_job_save_within_the_step(tmp_path, number):
     assert process.returncode != 0
     assert "saved; continue with --resume" in err
     step = saved(tmp_path / "runs").state["training"]["step"]
-    assert f"stopped at step {step} " in err or f"measured after step {step}, " in err
+    assert f"stopped at step {step} " in err or f"measuring val after step {step}, " in err
 
 
 @pytest.mark.slow
