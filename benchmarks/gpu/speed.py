@@ -132,7 +132,7 @@ def own_steps(training: Any, count: int) -> None:
         training.update(FACTOR)
         training.state.step += 1
         training.clock.images += batch.whole
-    training.losses.read(training.learner)
+    training.loss_monitor.read_pending(training.learner)
 
 
 def bare_steps(job: Any) -> Callable[[int], None]:
