@@ -161,10 +161,10 @@ def begun_training(job: Any) -> Iterator[Any]:
     with closing(batches), stop_on_signals() as stop:
         parts = {"job": job, "learner": learner, "state": state, "batches": batches, "clock": Clock(), "stop": stop}
         parts |= {
-            "losses": LossMonitor(state, batches, job),
-            "tracker": NoMetricsLog(),
-            "folder": None,
+            "loss_monitor": LossMonitor(state, batches, job),
+            "metrics_log": NoMetricsLog(),
+            "checkpoints_folder": None,
             "saved_step": 0,
         }
-        parts |= {"per_epoch": job.spec.steps_per_epoch(len(examples))}
+        parts |= {"steps_per_epoch": job.spec.steps_per_epoch(len(examples))}
         yield Training(**{each.name: parts[each.name] for each in fields(Training) if each.name in parts})

@@ -1,1 +1,1 @@
-"""The command line: options, one call into the packages below, printing."""
+"""The command line. Each command reads its options, calls one function of another package and prints the result."""

@@ -1,4 +1,4 @@
-"""The command line: every command by its name. Commands import machinery inside, so that --help needs no torch."""
+"""The command line: all commands by name. Commands import what they need when they run, so --help needs no torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cnnrun.commands.data import data_app
 from cnnrun.commands.diagram import diagram
 from cnnrun.commands.enroll import enroll
 from cnnrun.commands.evaluate import evaluate
-from cnnrun.commands.exits import leave, of_a_bug
+from cnnrun.commands.exits import describe_failure, exit_with_lines
 from cnnrun.commands.explain import explain_app
 from cnnrun.commands.export import export_app
 from cnnrun.commands.find_lr import find_lr
@@ -43,14 +43,14 @@ from cnnrun.commands.zoo import zoo_app
 
 app = typer.Typer(
     name="cnnrun",
-    help="Train, evaluate and ship convolutional networks that are written down as YAML.",
-    epilog="Start: cnnrun train configs/digits.yaml   Then: cnnrun eval, cnnrun predict PICTURES, cnnrun export onnx",
+    help="Train, evaluate and export convolutional networks that are described in YAML.",
+    epilog="Start: cnnrun train configs/digits.yaml   Then: cnnrun eval, cnnrun predict IMAGES, cnnrun export onnx",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-# In the order of `cnnrun --help`.
+# `cnnrun --help` lists them in this order.
 COMMANDS: dict[str, typer.Typer | Callable[..., None]] = {
     "train": train,
     "eval": evaluate,
@@ -85,8 +85,8 @@ for name, command in COMMANDS.items():
         app.command(name, cls=Command)(command)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"cnnrun {__version__}")
         raise typer.Exit
 
@@ -95,21 +95,22 @@ def _version(wanted: bool) -> None:
 def options(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
     fetch: Annotated[
-        bool, typer.Option("--fetch", help="Let data sources download from URLs and run `pipe:` commands.")
+        bool, typer.Option("--fetch", help="Allow data sources to download from URLs and to run `pipe:` commands.")
     ] = False,
 ) -> None:
-    if fetch:  # where data.shards looks, here and in processes that this one starts, until the command ends
-        before = os.environ.get("CNNRUN_FETCH", "0")
+    # data.shards reads this variable, in this process and in those that it starts, until the command ends.
+    if fetch:
+        previous = os.environ.get("CNNRUN_FETCH", "0")
         os.environ["CNNRUN_FETCH"] = "1"
-        context.call_on_close(lambda: os.environ.update(CNNRUN_FETCH=before))
+        context.call_on_close(lambda: os.environ.update(CNNRUN_FETCH=previous))
     torchrun.check_environment()
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is its lines on stderr and its exit code, never a traceback."""
+    """Run the command line. A user's mistake ends with its lines on stderr and its exit code, never a traceback."""
     with standard_streams():
         try:
             with exit_on_signals():
@@ -118,6 +119,6 @@ def main() -> None:
                 finally:
                     sys.stdout.flush()
         except UserError as error:
-            leave(error, error.lines, error.exit_code)
+            exit_with_lines(error, error.lines, error.exit_code)
         except Exception as error:
-            leave(error, *of_a_bug(error))
+            exit_with_lines(error, *describe_failure(error))

@@ -1,4 +1,4 @@
-"""`cnnrun cache`: decoded images that are kept on the disk."""
+"""`cnnrun cache`: the cache of decoded images on disk."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from cnnrun.base.errors import escape
 from cnnrun.commands.options import Json, show
 from cnnrun.commands.tables import shape_text
 
-cache_app = typer.Typer(help="Decoded images that are kept on the disk.", no_args_is_help=True)
+cache_app = typer.Typer(help="List and clear the cache of decoded images.", no_args_is_help=True)
 
 
 CacheDir = Annotated[
-    str | None, typer.Option("--dir", help="The cache's folder; by default cnnrun's own in the user's cache.")
+    str | None, typer.Option("--dir", help="The folder of the cache; by default cnnrun's folder in the user's cache.")
 ]
 
 
 @cache_app.command("list")
 def cache_list(folder: CacheDir = None, as_json: Json = False) -> None:
-    """List the data sets decoded so far, the one used last first. Example: cnnrun cache list"""
+    """List the decoded data sets, the most recently used first. Example: cnnrun cache list"""
     from cnnrun.data.cache import list_cache
 
     show(list_cache(folder), as_json, _print_entries)
@@ -31,13 +31,14 @@ def cache_list(folder: CacheDir = None, as_json: Json = False) -> None:
 @cache_app.command("clear")
 def cache_clear(
     keys: Annotated[
-        list[str] | None, typer.Argument(help="Keys from `cnnrun cache list`, or their beginnings.")
+        list[str] | None,
+        typer.Argument(help="Keys shown by `cnnrun cache list`, or their first characters.", metavar="KEY"),
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Remove all.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Remove everything in the cache.")] = False,
     folder: CacheDir = None,
     as_json: Json = False,
 ) -> None:
-    """Remove decoded images; they are decoded again when needed. Example: cnnrun cache clear --all"""
+    """Remove decoded images, which are decoded again when needed. Example: cnnrun cache clear --all"""
     from cnnrun.data.cache import clear_cache
 
     show(clear_cache(folder, keys or [], everything), as_json, _print_cleared)
@@ -62,7 +63,7 @@ def _print_entries(data: dict[str, Any], out: Output) -> None:
 
 
 def _print_cleared(data: dict[str, Any], out: Output) -> None:
-    """Print what was removed."""
+    """Print what was removed, and what was not because it is in use."""
     out.print(f"{len(data['removed'])} removed, {data['bytes'] / 2**30:,.2f} GiB freed")
     for key in data["in_use"]:
-        out.print(f"{key}: in use, left")
+        out.print(f"{key}: in use, not removed")

@@ -1,4 +1,4 @@
-"""`cnnrun calibrate`: probabilities that are what they say."""
+"""`cnnrun calibrate`: probabilities that match how often predictions are right."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cnnrun.commands.options import Device, Json, Run, Runs, refuse_ranks, show
 
 
 def calibrate(run: Run = None, device: Device = "auto", runs: Runs = Path("runs"), as_json: Json = False) -> None:
-    """Fit a temperature on val, so that probabilities are what they say. Example: cnnrun calibrate runs/digits/1"""
+    """Fit a temperature on val, so that probabilities match accuracy. Example: cnnrun calibrate runs/digits/1"""
     refuse_ranks("calibrate")
     from cnnrun.base.device import choose_device
     from cnnrun.results import calibrate as calibrating
@@ -20,9 +20,9 @@ def calibrate(run: Run = None, device: Device = "auto", runs: Runs = Path("runs"
 
 
 def _print_calibration(data: dict[str, Any], out: Output) -> None:
-    """Print a temperature, and what it changes on the images that it was fitted on."""
+    """Print the temperature, and the metrics before and after on the images that it was fitted on."""
     run = escape(data["run"])
-    out.print(f"temperature {data['temperature']:.4f}, kept in {run}: eval, predict and export use it")
-    changes = {"negative log-likelihood": data["nll"], **({"ece": data["ece"]} if "ece" in data else {})}
-    shown = "  ".join(f"{name} {before:.4f} -> {after:.4f}" for name, (before, after) in changes.items())
-    out.print(f"on the {data['samples']:,} pictures of {data['split']} that it was fitted on: {shown}")
+    out.print(f"temperature {data['temperature']:.4f}, saved in {run}; eval, predict and export use it")
+    metrics = {"negative log-likelihood": data["nll"], **({"ece": data["ece"]} if "ece" in data else {})}
+    changes = "  ".join(f"{name} {before:.4f} -> {after:.4f}" for name, (before, after) in metrics.items())
+    out.print(f"on the {data['samples']:,} pictures of {data['split']} that it was fitted on: {changes}")

@@ -1,4 +1,4 @@
-"""`cnnrun check`: everything that training would refuse."""
+"""`cnnrun check`: report every problem that would stop a training."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def check(
     config: Config,
     overrides: Overrides = None,
     decode: Annotated[
-        bool, typer.Option("--decode/--no-decode", help="Decode the images, which training then need not.")
+        bool, typer.Option("--decode/--no-decode", help="Decode the images, which saves training the time.")
     ] = True,
     as_json: Json = False,
 ) -> None:
-    """Check a config and its data as training would. Example: cnnrun check configs/digits.yaml"""
+    """Check a config and its data without training. Example: cnnrun check configs/digits.yaml"""
     from cnnrun.experiment.config_file import read_config
 
     experiment = read_config(config, overrides or [])
@@ -30,12 +30,12 @@ def check(
 
 
 def _print_check(data: dict[str, Any], out: Output) -> None:
-    """Print what a config that is fine comes to."""
-    what = ", ".join(each["name"] for each in data["numbers"]) or f"{len(data['classes'])} classes"
-    out.print(f"{data['name']}: fine. {escape(what)}; pictures {shape_text(data['image'])}")
+    """Print the sizes of a valid config: classes, images, parameters, steps."""
+    outputs = ", ".join(number["name"] for number in data["numbers"]) or f"{len(data['classes'])} classes"
+    out.print(f"{data['name']}: fine. {escape(outputs)}; pictures {shape_text(data['image'])}")
     out.print("pictures: " + "  ".join(f"{name} {count:,}" for name, count in data["counts"].items()))
     out.print(
-        f"{data['parameters']:,} parameters, {data['flops'] / 1e6:,.1f} MFLOPs a picture, {data['steps']:,} steps"
+        f"{data['parameters']:,} parameters, {data['flops'] / 1e6:,.1f} MFLOPs per picture, {data['steps']:,} steps"
     )
     for line in data["remarks"]:
         out.print(line)

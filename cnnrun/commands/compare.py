@@ -1,4 +1,4 @@
-"""`cnnrun compare`: what trained networks differ in."""
+"""`cnnrun compare`: differences of trained networks, with statistical tests."""
 
 from __future__ import annotations
 
@@ -13,45 +13,45 @@ from cnnrun.commands.options import Device, Json, Plots, Runs, SplitName, refuse
 
 
 def compare(
-    targets: Annotated[
-        list[Path], typer.Argument(help="Runs, checkpoints or configs; each against the first.", metavar="RUN")
+    paths: Annotated[
+        list[Path], typer.Argument(help="Runs, checkpoints or configs; each is compared with the first.", metavar="RUN")
     ],
     split: SplitName = None,
     plots: Plots = None,
     unfinished: Annotated[
-        bool, typer.Option("--unfinished", help="Compare runs whose training has not ended, by what they reached.")
+        bool, typer.Option("--unfinished", help="Also compare unfinished runs, by their newest checkpoints.")
     ] = False,
     device: Device = "auto",
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """Compare trained networks and test how they differ. Example: cnnrun compare runs/digits/1 runs/digits/2"""
+    """Compare trained networks, and test whether they differ. Example: cnnrun compare runs/digits/1 runs/digits/2"""
     refuse_ranks("compare")
     from cnnrun.base.device import choose_device
-    from cnnrun.results import compare as comparing
+    from cnnrun.results.compare import compare_runs
 
-    made = comparing.compare_runs(targets, runs, choose_device(device), split, plots, unfinished)
-    show(made, as_json, _print_comparison)
+    comparison = compare_runs(paths, runs, choose_device(device), split, plots, unfinished)
+    show(comparison, as_json, _print_comparison)
 
 
 def _print_comparison(data: dict[str, Any], out: Output) -> None:
-    """Print for each pair what differs in config and data, and a row for each number with its test."""
+    """Print for each pair what differs in config and data, and a row for each metric with its test."""
     out.print(f"on {data['samples']:,} pictures of {data['split']}")
     for row in data["runs"]:
-        if reached := row["unfinished"]:
-            how_far = f"step {reached['step']:,} of {reached['steps']:,}"
+        if progress := row["unfinished"]:
+            position = f"step {progress['step']:,} of {progress['steps']:,}"
             out.print(
-                f"{escape(row['run'])} is unfinished ({how_far}): its checkpoint of step {row['step']:,} is compared"
+                f"{escape(row['run'])} is unfinished ({position}): its checkpoint of step {row['step']:,} is compared"
             )
     for pair in data["pairs"]:
-        first, other = map(escape, pair["runs"])
-        out.print(f"{first} and {other}")
+        first, second = map(escape, pair["runs"])
+        out.print(f"{first} and {second}")
         for line in pair["config"] or ["the configs are the same"]:
             out.print(f"  {line}")
         for line in pair["data"]:
-            out.print(f"  other data: {escape(line)}")
+            out.print(f"  different data: {escape(line)}")
         if pair["unpaired"]:
-            out.print(f"  not tested, they were not measured on the same: {pair['unpaired']}")
+            out.print(f"  not tested, because they were measured on different data: {pair['unpaired']}")
             continue
         out.print(_tests_table(pair["tests"]))
         out.print(_verdict(pair))
@@ -74,15 +74,15 @@ def _tests_table(tests: list[dict[str, Any]]) -> Any:
         ]
         for row in tests
     ]
-    return build_table(["number", "first", "other", "difference", "from", "to (95 %)", "p", "test", ""], rows)
+    return build_table(["metric", "first", "second", "difference", "from", "to (95 %)", "p", "test", ""], rows)
 
 
 def _verdict(pair: dict[str, Any]) -> str:
     if not pair["tests"]:
-        return "not tested: these pictures are too few for any number to say how far it would move"
+        return "not tested: too few pictures for a confidence interval of any metric"
     if not pair["distinguishable"]:
         return "not distinguishable on these pictures"
     names = ", ".join(pair["distinguishable"])
     if pair["same_config"]:
-        return f"distinguishable by {names}: as trainings, for their config is the same"
-    return f"distinguishable by {names}; whether by their configs, several seeds of each would tell (train --seeds)"
+        return f"distinguishable by {names}; their configs are the same, so the trainings differ"
+    return f"distinguishable by {names}; to test whether the configs are the cause, train several seeds (train --seeds)"

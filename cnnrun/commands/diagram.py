@@ -1,4 +1,4 @@
-"""`cnnrun diagram`: the network as text and as SVG."""
+"""`cnnrun diagram`: draw the network as text or SVG."""
 
 from __future__ import annotations
 
@@ -14,11 +14,9 @@ from cnnrun.commands.options import Config, Overrides
 def diagram(
     config: Config,
     overrides: Overrides = None,
-    out: Annotated[
-        Path | None, typer.Option(help="An SVG file to write; without, the diagram is printed as text.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write an SVG file instead of printing text.")] = None,
 ) -> None:
-    """Draw the network with blocks, links and shapes. Example: cnnrun diagram c.yaml --out c.svg"""
+    """Draw the network's layers, blocks, connections and shapes. Example: cnnrun diagram c.yaml --out c.svg"""
     from cnnrun.experiment.config_file import read_config
 
     experiment = read_config(config, overrides or [])

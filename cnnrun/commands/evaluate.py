@@ -1,4 +1,4 @@
-"""`cnnrun eval`: a trained network measured on a split."""
+"""`cnnrun eval`: measure a trained network on a split."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ import typer
 from cnnrun.base.console import Output, build_table
 from cnnrun.base.errors import escape
 from cnnrun.commands.options import Device, Json, Run, Runs, SplitName, show
-from cnnrun.commands.tables import number
+from cnnrun.commands.tables import format_metric
 
 
 def evaluate(
     run: Run = None,
     split: SplitName = None,
-    plots: Annotated[Path | None, typer.Option(help="A folder for figures, such as the reliability diagram.")] = None,
+    plots: Annotated[
+        Path | None, typer.Option(help="Write figures, such as the reliability diagram, to this folder.")
+    ] = None,
     device: Device = "auto",
     runs: Runs = Path("runs"),
     as_json: Json = False,
@@ -29,19 +31,19 @@ def evaluate(
 
 
 def print_evaluation(data: dict[str, Any], out: Output) -> None:
-    """Print the headline numbers, then the tables."""
+    """Print the metrics, their confidence intervals, then the tables."""
     from cnnrun.results.report import class_tables
 
     out.print(f"{data['run']}, checkpoint of step {data['step']}: split {data['split']}, {data['samples']:,} pictures")
-    numbers, spans = data["numbers"], data["intervals"]
-    out.print("  ".join(f"{name} {number(value)}" for name, value in numbers.items() if name not in spans))
-    if None in numbers.values():
-        out.print(f"n/a: not defined here, {data['split']} has nothing of that kind")
-    rows = [[name, f"{numbers[name]:.4f}", f"{low:.4f}", f"{high:.4f}"] for name, (low, high) in spans.items()]
+    metrics, intervals = data["numbers"], data["intervals"]
+    out.print("  ".join(f"{name} {format_metric(value)}" for name, value in metrics.items() if name not in intervals))
+    if None in metrics.values():
+        out.print(f"n/a: undefined, because {data['split']} has nothing to measure it on")
+    rows = [[name, f"{metrics[name]:.4f}", f"{low:.4f}", f"{high:.4f}"] for name, (low, high) in intervals.items()]
     if rows:
-        out.print(build_table(["number", "value", "from", "to (95 %)"], rows))
+        out.print(build_table(["metric", "value", "from", "to (95 %)"], rows))
     for name, rows in data["tables"].items():
-        if name != "precision_recall":  # for programs: a hundred lines a class
+        if name != "precision_recall":  # has about a hundred rows per class; see --json
             class_tables.show_rows(out, rows)
     for name, matrix in data["matrices"].items():
         class_tables.show_matrix(out, name, matrix, data["tables"].get("per_class", []))

@@ -1,4 +1,4 @@
-"""`cnnrun explain`: a command for each explain method, made from the method's settings, and `ablate`."""
+"""`cnnrun explain`: one command per method, with options built from the method's settings, and `ablate`."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from cnnrun.commands.renamed import Command, Group
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-_MOST_ROWS = 40
+_MAX_ROWS = 40
 
 
 class _MethodGroup(Group):
-    """The group of commands, made once it is used: what the methods are made of is nothing for `cnnrun --help`."""
+    """The group of commands, built when it is first used, because importing the methods would slow `cnnrun --help`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not self.commands:
-            self.commands.update(_made_commands())
+            self.commands.update(_build_commands())
         return super().parse_args(ctx, args)
 
 
 explain_app = typer.Typer(
-    help="See what a trained network sees, finds, and learns by. Pictures go to RUN/explain.",
+    help="Visualize what a trained network responds to. Figures are written to RUN/explain.",
     no_args_is_help=True,
     cls=_MethodGroup,
 )
@@ -38,24 +38,27 @@ explain_app = typer.Typer(
 
 @explain_app.callback()
 def _explain() -> None:
-    """Typer makes a group only of what has a command or a callback."""
+    """Do nothing; Typer needs a command or a callback to make a group."""
 
 
-def _made_commands() -> dict[str, Any]:
-    """The commands by name, in the order of the methods' union."""
+def _build_commands() -> dict[str, Any]:
+    """Build the commands, by name, in the order of the methods' union."""
     from cnnrun.config.spec import union_members
     from cnnrun.explain.methods import Method
 
     app = typer.Typer(rich_markup_mode=None)
     for method in union_members(Method):
-        app.command(method.kind, cls=Command)(_function(method))
+        app.command(method.kind, cls=Command)(_build_function(method))
     app.command("ablate", cls=Command)(ablate)
     group: Any = typer.main.get_group(app)
     return dict(group.commands)
 
 
-def _function(method: Any) -> Callable[..., None]:
-    """A function for Typer: the run, the method's settings, its own before the common ones, and the common options."""
+def _build_function(method: Any) -> Callable[..., None]:
+    """Build a function whose parameters Typer turns into options.
+
+    They are the run, the method's own settings, the settings that methods share, and the common options.
+    """
     from cnnrun.explain.method_base import ImageMethod
 
     def explain(run: Path | None, out: Path | None, device: str, runs: Path, as_json: bool, **values: Any) -> None:
@@ -63,22 +66,22 @@ def _function(method: Any) -> Callable[..., None]:
         from cnnrun.explain.run_method import explain_run
 
         settings = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        given = {name: value for name, value in settings.items() if value is not None}
-        show(explain_run(method(**given), run, runs, choose_device(device), out), as_json, _print_explanation)
+        settings = {name: value for name, value in settings.items() if value is not None}
+        show(explain_run(method(**settings), run, runs, choose_device(device), out), as_json, _print_explanation)
 
     fields = sorted(method.model_fields.items(), key=lambda item: item[0] in ImageMethod.model_fields)
     parameters = [
         _parameter("run", Run, None),
-        *(_setting(name, field) for name, field in fields),
+        *(_setting_parameter(name, field) for name, field in fields),
         _parameter("out", Annotated[Path | None, typer.Option(help=method.out)], None),
         _parameter("device", Device, "auto"),
         _parameter("runs", Runs, Path("runs")),
         _parameter("as_json", Json, False),
     ]
-    made: Any = explain
-    made.__doc__ = method.__doc__
-    made.__signature__ = inspect.Signature(parameters)
-    made.__annotations__ = {each.name: each.annotation for each in parameters}
+    function: Any = explain
+    function.__doc__ = method.__doc__
+    function.__signature__ = inspect.Signature(parameters)
+    function.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return explain
 
 
@@ -86,42 +89,43 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _setting(name: str, field: FieldInfo) -> inspect.Parameter:
-    """A setting as a parameter that Typer makes an option of; one that is a tuple may be given several times."""
+def _setting_parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+    """Turn a setting into a parameter for Typer; the option of a tuple may be repeated."""
     from cnnrun.explain.method_base import OptionName
 
     kind, default, limits = field.annotation, field.default, field.metadata
-    word = "--" + next((each.name for each in limits if isinstance(each, OptionName)), name)
+    option = "--" + next((item.name for item in limits if isinstance(item, OptionName)), name)
     if bool in (kind, *get_args(kind)):
-        word += f"/--no-{name}"
+        option += f"/--no-{name}"
     if get_origin(kind) is tuple:
         element, *_ = get_args(kind)
         limits = [limit for part in getattr(element, "__metadata__", ()) for limit in part.metadata]
         kind, default = list[get_args(element)[0] if limits else element] | None, None  # type: ignore[misc, assignment]
     bounds = {
-        to: getattr(limit, of) for limit in limits for of, to in (("ge", "min"), ("le", "max")) if hasattr(limit, of)
+        key: getattr(limit, name)
+        for limit in limits
+        for name, key in (("ge", "min"), ("le", "max"))
+        if hasattr(limit, name)
     }
-    return _parameter(name, Annotated[kind, typer.Option(word, help=field.description, **bounds)], default)
+    return _parameter(name, Annotated[kind, typer.Option(option, help=field.description, **bounds)], default)
 
 
 def ablate(
     run: Run = None,
     remove: Annotated[
-        list[str] | None, typer.Option(help="A layer to leave out, several joined by commas; each word a variant.")
+        list[str] | None, typer.Option(help="Layers to leave out, joined by commas; repeat for more variants.")
     ] = None,
     change: Annotated[
-        list[str] | None, typer.Option(help="Settings to change (KEY.PATH=VALUE), joined by commas; with --retrain.")
+        list[str] | None, typer.Option(help="Settings to change (KEY.PATH=VALUE), joined by commas; needs --retrain.")
     ] = None,
     retrain: Annotated[bool, typer.Option("--retrain", help="Train each variant from scratch.")] = False,
     split: SplitName = None,
-    out: Annotated[
-        Path | None, typer.Option(help="The PNG file to write; by default in the run's folder explain.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The PNG file to write; by default in RUN/explain.")] = None,
     device: Device = "auto",
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """The numbers without layers, or with other sizes. Example: cnnrun explain ablate --remove model[3] --retrain"""
+    """Measure the network without layers, or with other settings. Example: cnnrun explain ablate --remove model[3]"""
     from cnnrun.base.device import choose_device, keep_freed_memory
     from cnnrun.explain.run_method import open_run
     from cnnrun.results.studies import ablate as ablation
@@ -132,15 +136,15 @@ def ablate(
 
 
 def _print_explanation(data: dict[str, Any], out: Output) -> None:
-    """Print what was seen in one line, its numbers where they are few, and where the picture is."""
+    """Print the method's table if it has one, its result in one line, and the paths of its files."""
     rows = data[data["table"]] if data["table"] else []
     if rows:
-        shown = [row for row in rows if isinstance(row, dict)][:_MOST_ROWS]
-        plain = [name for row in shown for name, value in row.items() if not isinstance(value, list | dict)]
-        columns = list(dict.fromkeys(plain))
-        out.print(build_table(columns, [[_cell(row.get(name, "")) for name in columns] for row in shown]))
-        if len(rows) > len(shown):
-            out.print(f"and {len(rows) - len(shown):,} more (--json has them all)")
+        printed = [row for row in rows if isinstance(row, dict)][:_MAX_ROWS]
+        names = [name for row in printed for name, value in row.items() if not isinstance(value, list | dict)]
+        columns = list(dict.fromkeys(names))
+        out.print(build_table(columns, [[_cell(row.get(name, "")) for name in columns] for row in printed]))
+        if len(rows) > len(printed):
+            out.print(f"and {len(rows) - len(printed):,} more (--json has them all)")
     out.print(escape(data["caption"]))
     for key in ("path", "features"):
         if key in data:

@@ -1,4 +1,4 @@
-"""`cnnrun export`: a trained network as a file for other programs."""
+"""`cnnrun export`: write a trained network as a file for other programs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from cnnrun.base.console import Output
 from cnnrun.commands.options import Json, Run, Runs, SplitName, show
-from cnnrun.commands.tables import number
+from cnnrun.commands.tables import format_metric
 
 export_app = typer.Typer(help="Write a trained network as a file for other programs.", no_args_is_help=True)
 
@@ -17,12 +17,12 @@ export_app = typer.Typer(help="Write a trained network as a file for other progr
 @export_app.command("onnx")
 def export_onnx(
     run: Run = None,
-    out: Annotated[Path | None, typer.Option(help="The file; by default exports/model.onnx in the run.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The file to write; by default RUN/exports/model.onnx.")] = None,
     split: SplitName = None,
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """ONNX with pre-processing inside, compared with the network before it is kept. Example: cnnrun export onnx"""
+    """Write ONNX with pre-processing included, and compare it with the network. Example: cnnrun export onnx"""
     from cnnrun.export.onnx import Onnx
     from cnnrun.results.export_run import export_run
 
@@ -32,12 +32,12 @@ def export_onnx(
 @export_app.command("code")
 def export_code(
     run: Run = None,
-    out: Annotated[Path | None, typer.Option(help="The file; by default exports/model.py in the run.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The file to write; by default RUN/exports/model.py.")] = None,
     split: SplitName = None,
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """A Python file and its weights, which need torch alone. Example: cnnrun export code"""
+    """Write a Python file and its weights, which need only torch to run. Example: cnnrun export code"""
     from cnnrun.export.python_file import Code
     from cnnrun.results.export_run import export_run
 
@@ -45,8 +45,10 @@ def export_code(
 
 
 def print_parity(data: dict[str, Any], out: Output) -> None:
-    """Print what an export was compared on."""
+    """Print how close an exported file is to the network, and its metrics."""
     out.print(f"{data['path']}: equal to the network on {data['samples_compared']} pictures of split {data['split']}")
     out.print(f"largest difference {data['largest_difference']:.1e} at batch sizes {data['batch_sizes']}")
     artefact = data["metrics"]["artefact"]
-    out.print("measured on the file: " + "  ".join(f"{name} {number(value)}" for name, value in artefact.items()))
+    out.print(
+        "measured on the file: " + "  ".join(f"{name} {format_metric(value)}" for name, value in artefact.items())
+    )

@@ -1,4 +1,4 @@
-"""`cnnrun find-lr`: the loss over a range of learning rates."""
+"""`cnnrun find-lr`: measure the loss over a range of learning rates."""
 
 from __future__ import annotations
 
@@ -14,38 +14,43 @@ from cnnrun.commands.options import Config, Device, Json, Overrides, Plots, refu
 def find_lr(
     config: Config,
     overrides: Overrides = None,
-    low: Annotated[float, typer.Option(help="The lowest rate.")] = 1e-5,
-    high: Annotated[float, typer.Option(help="The highest rate.")] = 10.0,
+    low: Annotated[float, typer.Option(help="The lowest learning rate.")] = 1e-5,
+    high: Annotated[float, typer.Option(help="The highest learning rate.")] = 10.0,
     steps: Annotated[
-        int, typer.Option(min=10, max=100_000, help="Training steps from the lowest to the highest rate.")
+        int,
+        typer.Option(
+            min=10, max=100_000, help="Number of training steps from the lowest to the highest learning rate."
+        ),
     ] = 100,
     plots: Plots = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Measure the loss over learning rates; nothing is kept. Example: cnnrun find-lr c.yaml --plots figures"""
+    """Measure the loss over learning rates; no run is written. Example: cnnrun find-lr c.yaml --plots figures"""
     refuse_ranks("find-lr")
     from cnnrun.base.device import choose_device, keep_freed_memory
     from cnnrun.experiment.config_file import read_config
 
-    experiment, chosen = read_config(config, overrides or []), choose_device(device)
-    from cnnrun.results.studies import find_lr as finding
+    experiment, torch_device = read_config(config, overrides or []), choose_device(device)
+    from cnnrun.results.studies.find_lr import find_learning_rate
 
     keep_freed_memory()
-    show(finding.find_learning_rate(experiment, chosen, low, high, steps, plots), as_json, _print_range)
+    show(find_learning_rate(experiment, torch_device, low, high, steps, plots), as_json, _print_range)
 
 
 def _print_range(data: dict[str, Any], out: Output) -> None:
-    """Print some rows of the range, and the rates that are usual to take."""
+    """Print some of the learning rates with their losses, and the two usual choices."""
     rates = data["rates"]
-    shown = rates[:: max(1, len(rates) // 15)]
-    out.print(build_table(["lr", "loss"], [[f"{row['lr']:.3g}", f"{row['smoothed']:.4f}"] for row in shown]))
-    if len(shown) < len(rates):
+    sampled = rates[:: max(1, len(rates) // 15)]
+    out.print(build_table(["lr", "loss"], [[f"{row['lr']:.3g}", f"{row['smoothed']:.4f}"] for row in sampled]))
+    if len(sampled) < len(rates):
         out.print(f"every {len(rates) // 15}th of {len(rates):,} steps (--json has them all)")
     if "steepest" in data:
-        out.print(f"the loss falls fastest at {data['steepest']:.2g}; a tenth of where it is lowest is ", end="")
-        out.print(f"{data['lowest_tenth']:.2g}. The config says {data['now']:g}, and nothing was changed.")
+        out.print(
+            f"the loss falls fastest at {data['steepest']:.2g}; a tenth of the rate of the lowest loss is ", end=""
+        )
+        out.print(f"{data['lowest_tenth']:.2g}. The config has {data['now']:g} and was not changed.")
     else:
-        out.print("the loss does not fall in this range by more than its noise; nothing was changed")
+        out.print("the loss does not fall by more than its noise in this range; the config was not changed")
     for path in data.get("plots", ()):
         out.print(escape(path))

@@ -1,4 +1,4 @@
-"""`cnnrun identify`: who is this."""
+"""`cnnrun identify`: find the person in an image in a gallery."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ import typer
 from cnnrun.commands.options import Batch, Device, FalseAccepts, GalleryFile, Json, RunOption, Runs, Threshold
 
 
-class Searching(StrEnum):
-    """How `identify` looks through a gallery."""
+class SearchMethod(StrEnum):
+    """Methods of searching a gallery."""
 
     exact = "exact"
     faiss = "faiss"
 
 
 def identify(
-    paths: Annotated[list[Path], typer.Argument(help="Image files and folders.")],
+    paths: Annotated[list[Path], typer.Argument(help="Image files and folders.", metavar="IMAGES")],
     gallery: GalleryFile,
     run: RunOption = None,
-    top: Annotated[int, typer.Option(min=1, help="How many of the most similar people to show.")] = 3,
+    top: Annotated[int, typer.Option(min=1, help="Number of most similar people to show.")] = 3,
     threshold: Threshold = None,
     far: FalseAccepts = None,
     search: Annotated[
-        Searching, typer.Option(help="Compare with everybody, or search by faiss (pip install faiss-cpu).")
-    ] = Searching.exact,
+        SearchMethod, typer.Option(help="Compare with everybody, or use faiss (pip install faiss-cpu).")
+    ] = SearchMethod.exact,
     batch: Batch = 64,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     device: Device = "auto",
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """Say who of a gallery is in each image, or nobody. Example: cnnrun identify photos/ --gallery staff.safetensors"""
+    """Identify the people of a gallery in images. Example: cnnrun identify photos/ --gallery staff.safetensors"""
     from cnnrun.base.device import choose_device
     from cnnrun.commands import prediction_output
     from cnnrun.results import people
 
-    given = people.IdentityOptions(run, runs, choose_device(device), threshold, far)
-    prediction_output.write_all(people.identify_people(given, paths, gallery, top, search.value, batch), as_json, csv)
+    options = people.IdentityOptions(run, runs, choose_device(device), threshold, far)
+    prediction_output.write_all(people.identify_people(options, paths, gallery, top, search.value, batch), as_json, csv)

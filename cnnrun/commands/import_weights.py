@@ -1,4 +1,4 @@
-"""`cnnrun import`: PyTorch's weights as a weights file."""
+"""`cnnrun import`: convert PyTorch weights to a weights file."""
 
 from __future__ import annotations
 
@@ -13,29 +13,33 @@ from cnnrun.commands.options import Json, show
 
 
 class Match(StrEnum):
-    """How `import` matches tensors."""
+    """Rules by which `import` matches tensors."""
 
     order = "order"
     name = "name"
 
 
 def import_weights(
-    file: Annotated[Path, typer.Argument(help="A state dict: .pth, .pt or .safetensors.")],
-    like: Annotated[str, typer.Option(help="The network it is of: one of `cnnrun zoo list`, or a config.")],
-    match: Annotated[Match, typer.Option(help="Match tensors by their order or by their names.")] = Match.order,
-    classes: Annotated[str | None, typer.Option(help="A file with a class name a line, or `imagenet`.")] = None,
+    file: Annotated[Path, typer.Argument(help="A state dict: .pth, .pt or .safetensors.", metavar="FILE")],
+    like: Annotated[
+        str, typer.Option(help="The network of these weights: a name from `cnnrun zoo list`, or a config.")
+    ],
+    match: Annotated[Match, typer.Option(help="Match tensors by order or by name.")] = Match.order,
+    classes: Annotated[str | None, typer.Option(help="A file with one class name per line, or `imagenet`.")] = None,
     drop: Annotated[list[str] | None, typer.Option(help="Tensors to leave out, such as 'AuxLogits.*'.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The file; by default the network's name here.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write; by default the network's name in the current folder.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """PyTorch weights as a weights file. Example: cnnrun import resnet50.pth --like resnet50 --classes imagenet"""
-    from cnnrun.experiment import import_weights as conversion
+    """Convert PyTorch weights for cnnrun. Example: cnnrun import resnet50.pth --like resnet50 --classes imagenet"""
+    from cnnrun.experiment import import_weights as converter
 
-    show(conversion.import_weights(file, like, match.value, classes, drop or [], out), as_json, _print_weights)
+    show(converter.import_weights(file, like, match.value, classes, drop or [], out), as_json, _print_weights)
 
 
 def _print_weights(data: dict[str, Any], out: Output) -> None:
-    """Print what the weights file holds, and how it is used."""
+    """Print the contents of the weights file, and how to use it."""
     out.print(
         f"{data['path']}: {data['parameters']:,} parameters, {data['tensors']} tensors, {len(data['classes'])} classes"
     )

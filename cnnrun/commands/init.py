@@ -1,4 +1,4 @@
-"""`cnnrun init`: a config for data."""
+"""`cnnrun init`: write a config for a data set."""
 
 from __future__ import annotations
 
@@ -14,24 +14,31 @@ from cnnrun.commands.tables import print_findings, width_height
 
 
 def init(
-    data: Annotated[str, typer.Argument(help="A folder, a table, a .npz file, tar shards, or `digits`.")],
-    task: Annotated[str, typer.Option(help="What the network is for.")] = "classify",
-    out: Annotated[Path | None, typer.Option(help="The config to write; by default named after the data.")] = None,
-    minutes: Annotated[float, typer.Option(min=0.1, help="How long the training may take on this machine.")] = 10.0,
+    data: Annotated[
+        str, typer.Argument(help="A folder, a table, a .npz file, tar shards, or `digits`.", metavar="DATA")
+    ],
+    task: Annotated[str, typer.Option(help="The task of the network.")] = "classify",
+    out: Annotated[
+        Path | None, typer.Option(help="The config to write; by default it is named after the data.")
+    ] = None,
+    minutes: Annotated[
+        float, typer.Option(min=0.1, help="Time that the training may take on this machine, in minutes.")
+    ] = 10.0,
     as_json: Json = False,
 ) -> None:
-    """Look at data and write a config that trains well on it. Example: cnnrun init photos/ --out photos.yaml"""
+    """Inspect data and write a config that suits it. Example: cnnrun init photos/ --out photos.yaml"""
     from cnnrun.experiment import init_config
 
     show(init_config.write_config(data, task, out, minutes), as_json, _print_config)
 
 
 def _print_config(data: dict[str, Any], out: Output) -> None:
-    """Print what `init` found and chose, and what to do next."""
+    """Print what is in the data, the chosen settings, and the next command."""
     counts = data["classes"]["train"]
     out.print("found: " + "  ".join(f"{name} {count:,}" for name, count in data["pictures"].items()))
-    few, many = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
-    out.print(f"{len(counts)} classes in train: {counts[few]:,} ({escape(few)}) to {counts[many]:,} ({escape(many)})")
+    rarest, commonest = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+    extremes = " to ".join(f"{counts[name]:,} ({escape(name)})" for name in (rarest, commonest))
+    out.print(f"{len(counts)} classes in train: {extremes}")
     sizes = data["sizes"]
     out.print(f"pictures from {width_height(sizes['smallest'])} to {width_height(sizes['largest'])} pixels")
     print_findings(data["findings"], out)
@@ -41,4 +48,4 @@ def _print_config(data: dict[str, Any], out: Output) -> None:
         f"{data['epochs']} epochs: about {data['minutes']:g} min here ({data['images_per_second']:,} images/s measured)"
     )
     path = escape(data["path"])
-    out.print(f"{path} is written; next: cnnrun train {path}")
+    out.print(f"wrote {path}; next: cnnrun train {path}")

@@ -1,4 +1,4 @@
-"""What the YAML may say, read off the unions: for `cnnrun kinds` and the documentation."""
+"""The kinds and settings of the YAML, read from the config's types, for `cnnrun kinds`, the schema and the docs."""
 
 from __future__ import annotations
 
@@ -53,23 +53,26 @@ SECTIONS: dict[str, type[Spec]] = {
 }
 
 
-def described(word: str | None) -> dict[str, Any]:
-    """Every family, one family, or one kind, with help and settings. Raises ConfigError for an unknown word."""
+def describe_word(word: str | None) -> dict[str, Any]:
+    """Describe all families (`word` is None), one family, one section or one kind, with help and settings.
+
+    Raises ConfigError for an unknown word.
+    """
     if word is None or word in FAMILIES:
-        chosen = FAMILIES if word is None else {word: FAMILIES[word]}
-        return {family: [entry(kind, kind.kind) for kind in kinds] for family, kinds in chosen.items()}
+        families = FAMILIES if word is None else {word: FAMILIES[word]}
+        return {family: [describe_kind(kind, kind.kind) for kind in kinds] for family, kinds in families.items()}
     if word in SECTIONS:
-        return {"sections": [entry(SECTIONS[word], word)]}
+        return {"sections": [describe_kind(SECTIONS[word], word)]}
     for family, kinds in FAMILIES.items():
         for kind in kinds:
             if kind.kind == word:
-                return {family: [entry(kind, word)]}
+                return {family: [describe_kind(kind, word)]}
     known = [*FAMILIES, *SECTIONS, *(kind.kind for kinds in FAMILIES.values() for kind in kinds)]
-    raise ConfigError(f"{word!r} is neither a kind nor a family{did_you_mean(word, known)}")
+    raise ConfigError(f"{word!r} is not a kind, a family or a section{did_you_mean(word, known)}")
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema of a config as it is written, blocks included: a block's use may stand where a layer may."""
+    """The JSON Schema of a config file, in which blocks may be used wherever layers may."""
     schema = Experiment.model_json_schema()
     block = {
         "type": "object",
@@ -79,28 +82,28 @@ def json_schema() -> dict[str, Any]:
     }
     schema["properties"]["blocks"] = {"type": "object", "additionalProperties": block}
     model = schema["$defs"]["Model"]
-    model.pop("required")  # a zoo network brings its layers
-    listed = model["properties"]["layers"]
-    schema["properties"]["model"] = {"anyOf": [{"enum": zoo.network_names()}, listed, {"$ref": "#/$defs/Model"}]}
+    model.pop("required")  # a zoo network has its own layers
+    layer_list = model["properties"]["layers"]
+    schema["properties"]["model"] = {"anyOf": [{"enum": zoo.network_names()}, layer_list, {"$ref": "#/$defs/Model"}]}
     layers = {kind.kind for kind in FAMILIES["layers"]}
-    _admit_blocks(schema, layers)
+    _allow_blocks(schema, layers)
     return schema
 
 
-def _admit_blocks(node: Any, layers: set[str]) -> None:
-    """Wherever any layer may stand, let a word or a one-key mapping stand that names a block."""
+def _allow_blocks(node: Any, layers: set[str]) -> None:
+    """Allow a block, as a word or a mapping with one key, wherever any layer is allowed."""
     children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
     for child in children:
-        _admit_blocks(child, layers)
+        _allow_blocks(child, layers)
     if isinstance(node, dict) and "anyOf" in node and set(node["anyOf"][0].get("enum", ())) == layers:
         block_word = {"type": "string", "not": {"enum": sorted(layers)}}
         block_use = {"type": "object", "maxProperties": 1, "propertyNames": block_word}
         node["anyOf"] += [block_word, block_use]
 
 
-def entry(spec: type[Spec], word: str) -> dict[str, Any]:
-    """One kind or section as data."""
-    texts = spec.field_help()
+def describe_kind(spec: type[Spec], word: str) -> dict[str, Any]:
+    """Describe one kind or section: its help, its main setting, and all settings."""
+    help_texts = spec.field_help()
     return {
         "kind": word,
         "main": getattr(spec, "main", None),
@@ -110,7 +113,7 @@ def entry(spec: type[Spec], word: str) -> dict[str, Any]:
                 "name": field.alias or name,
                 "required": field.is_required(),
                 "default": _default(field),
-                "help": texts.get(field.alias or name, ""),
+                "help": help_texts.get(field.alias or name, ""),
             }
             for name, field in spec.model_fields.items()
         ],
@@ -118,6 +121,7 @@ def entry(spec: type[Spec], word: str) -> dict[str, Any]:
 
 
 def _default(field: Any) -> Any:
+    """The default of a pydantic field as JSON data; None if there is none."""
     value = field.default
     if value is PydanticUndefined or value is None:
         return None

@@ -1,4 +1,4 @@
-"""`cnnrun predict`: predictions for image files."""
+"""`cnnrun predict`: print predictions for image files."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ from cnnrun.commands.options import Batch, Device, Json, RunOption, Runs
 
 
 def predict(
-    paths: Annotated[list[Path], typer.Argument(help="Image files and folders.")],
+    paths: Annotated[list[Path], typer.Argument(help="Image files and folders.", metavar="IMAGES")],
     run: RunOption = None,
     batch: Batch = 64,
     score: Annotated[
-        list[str] | None, typer.Option(help="Show objects from this score: 0.4 for all, or cat=0.6 for a class.")
+        list[str] | None, typer.Option(help="Show objects with at least this score: 0.4, or cat=0.6 for one class.")
     ] = None,
-    draw: Annotated[Path | None, typer.Option(help="A folder for the pictures with what was found drawn on.")] = None,
+    draw: Annotated[
+        Path | None, typer.Option(help="Write the images with the found objects drawn on them to this folder.")
+    ] = None,
     coco: Annotated[
-        Path | None, typer.Option(help="A file for what is shown, in COCO's results format; with --score 0 for all.")
+        Path | None,
+        typer.Option(help="Also write the shown objects to this file in COCO's results format; --score 0 shows all."),
     ] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     device: Device = "auto",
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """Predict images, a line each as they come. Example: cnnrun predict photos/ --json"""
+    """Print the prediction for each image, a line each. Example: cnnrun predict photos/ --json"""
     from cnnrun.base.device import choose_device
     from cnnrun.commands import prediction_output
     from cnnrun.experiment.open_run import open_network

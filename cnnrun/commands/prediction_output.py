@@ -1,4 +1,4 @@
-"""Predictions as they come, a row a picture: as text, CSV or JSON lines on stdout."""
+"""Printing of predictions on stdout, one by one, as text, CSV or JSON lines."""
 
 from __future__ import annotations
 
@@ -12,61 +12,62 @@ from typing import Any
 from cnnrun.base.errors import DataError, escape, escape_cell
 from cnnrun.contracts.prediction_text import describe_prediction, named_values
 
-_LABEL, _BOX = ["label", "probability"], ["label", "score", "x", "y", "width", "height"]
+_LABEL_COLUMNS, _BOX_COLUMNS = ["label", "probability"], ["label", "score", "x", "y", "width", "height"]
 
 
 def write_all(rows: Iterable[dict[str, Any]], as_json: bool, as_csv: bool) -> None:
-    """Each row as it comes. Raises DataError in the end where pictures could not be read."""
-    bad = 0
-    with _writing("json" if as_json else "csv" if as_csv else "text") as write:
+    """Print each row as soon as it is predicted. Raises DataError at the end if images could not be read."""
+    unreadable = 0
+    with _writer("json" if as_json else "csv" if as_csv else "text") as write:
         for row in rows:
             write(row)
-            bad += "error" in row
-    if bad:
-        raise DataError(f"{bad} file(s) could not be read")
+            unreadable += "error" in row
+    if unreadable:
+        raise DataError(f"{unreadable} file(s) could not be read")
 
 
 @contextmanager
-def _writing(form: str) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A function that writes one prediction as `text`, `csv` or `json` (one object a line)."""
-    if form == "csv":
-        table = _Table()
+def _writer(output_format: str) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Context with a function that prints one prediction as `text`, `csv` or `json` (one object per line)."""
+    if output_format == "csv":
+        table = _CsvTable()
         try:
             yield table.add
         finally:
-            table.end()
-    elif form == "json":
+            table.close()
+    elif output_format == "json":
         yield lambda row: print(json.dumps(row), flush=True)  # noqa: T201
     else:
-        yield _text_row
+        yield _print_text
 
 
-class _Table:
-    """CSV, headed by the columns of the first picture that could be read; errors before it wait for that."""
+class _CsvTable:
+    """CSV with the columns of the first readable image. Errors before it are held back until the header is known."""
 
     def __init__(self) -> None:
-        self._writer, self._waiting = csv.writer(sys.stdout), list[dict[str, Any]]()
+        self._writer, self._pending = csv.writer(sys.stdout), list[dict[str, Any]]()
         self._columns: list[str] | None = None
 
     def add(self, row: dict[str, Any]) -> None:
+        """Write a row, or hold it back until the columns are known."""
         if self._columns is None and "error" in row and "objects" not in row:
-            self._waiting.append(row)
+            self._pending.append(row)
             return
         if self._columns is None:
-            self._begin(_columns(row))
+            self._write_header(_columns(row))
         self._write(row)
 
-    def end(self) -> None:
-        """What still waits: pictures of which none could be read."""
-        if self._waiting:
-            self._begin(_LABEL)
+    def close(self) -> None:
+        """Write the rows held back, if no image could be read."""
+        if self._pending:
+            self._write_header(_LABEL_COLUMNS)
 
-    def _begin(self, columns: list[str]) -> None:
+    def _write_header(self, columns: list[str]) -> None:
         self._columns = columns
         self._writer.writerow(map(_cell, ["path", *columns, "error"]))
-        for row in self._waiting:
+        for row in self._pending:
             self._write(row)
-        self._waiting = []
+        self._pending = []
 
     def _write(self, row: dict[str, Any]) -> None:
         assert self._columns is not None
@@ -76,7 +77,7 @@ class _Table:
 
 
 def _cell(value: Any) -> Any:
-    """A cell that no spreadsheet takes for a formula, nor a terminal for a command.
+    """Escape a cell, so that no spreadsheet runs it as a formula and no terminal as a command.
 
     Text that begins with = + - @ gets an apostrophe before it, unless it is a number; control characters are escaped.
     """
@@ -84,28 +85,29 @@ def _cell(value: Any) -> Any:
 
 
 def _columns(row: dict[str, Any]) -> list[str]:
+    """The CSV columns between path and error that fit the kind of prediction in `row`."""
     if "values" in row:
         return list(named_values(row))
-    if "probabilities" in row:  # no list of labels in one cell: names may hold whatever would separate them
-        return [f"{what} {name}" for what in ("present", "probability") for name in row["probabilities"]]
+    if "probabilities" in row:  # a list in one cell would need a separator, which names may contain
+        return [f"{column} {name}" for column in ("present", "probability") for name in row["probabilities"]]
     if "embedding" in row:
-        return [f"e{number}" for number in range(len(row["embedding"]))]
+        return [f"e{index}" for index in range(len(row["embedding"]))]
     if "objects" in row:
-        return _BOX
+        return _BOX_COLUMNS
     if "matches" in row:
         return ["person", "similarity", *_ranked(["person", "similarity"], 1, len(row["matches"]))]
-    return [*_LABEL, *_ranked(_LABEL, 2, len(row["top"]))]
+    return [*_LABEL_COLUMNS, *_ranked(_LABEL_COLUMNS, 2, len(row["top"]))]
 
 
 def _ranked(columns: list[str], first: int, last: int) -> list[str]:
-    """Columns for each of the ranks from `first` to `last`."""
+    """Columns for each rank from `first` to `last`."""
     return [f"{column} {rank}" for rank in range(first, last + 1) for column in columns]
 
 
 def _cells(row: dict[str, Any]) -> Iterator[list[Any]]:
-    """What stands between the path and the error, a line each."""
+    """The cells between path and error, for each line that a row needs."""
     if row.get("objects"):
-        yield from ([each["label"], each["score"], *each["bbox"]] for each in row["objects"])
+        yield from ([found["label"], found["score"], *found["bbox"]] for found in row["objects"])
     elif "embedding" in row:
         yield row["embedding"]
     elif "values" in row:
@@ -113,15 +115,15 @@ def _cells(row: dict[str, Any]) -> Iterator[list[Any]]:
     elif "probabilities" in row:
         yield [*(int(name in row["labels"]) for name in row["probabilities"]), *row["probabilities"].values()]
     elif "matches" in row:
-        ranks = [cell for each in row["matches"] for cell in (each["person"], each["similarity"])]
+        ranks = [cell for match in row["matches"] for cell in (match["person"], match["similarity"])]
         yield [row["person"] or "", row["similarity"], *ranks]
     elif "top" in row:
-        yield [cell for each in row["top"] for cell in (each["label"], each["probability"])]
+        yield [cell for entry in row["top"] for cell in (entry["label"], entry["probability"])]
     else:
         yield []
 
 
-def _text_row(row: dict[str, Any]) -> None:
+def _print_text(row: dict[str, Any]) -> None:
     if "error" in row:
         print(escape(row["error"]), file=sys.stderr)  # noqa: T201
         return

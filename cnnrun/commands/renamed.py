@@ -1,4 +1,4 @@
-"""Old spellings of options and commands, which still work and say what they are called now."""
+"""Old names of options and commands, which still work and print their new names."""
 
 from __future__ import annotations
 
@@ -12,31 +12,33 @@ COMMANDS = {"found": "detections"}
 
 
 class Command(TyperCommand):
-    """A command that takes its options under their old names as well."""
+    """A command that also accepts the old names of its options."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, _with_new_options(args, {name for each in self.params for name in each.opts}))
+        return super().parse_args(
+            ctx, _replace_old_options(args, {name for parameter in self.params for name in parameter.opts})
+        )
 
 
 class Group(TyperGroup):
-    """A group that takes its commands under their old names as well."""
+    """A group that also accepts the old names of its commands."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         return super().resolve_command(ctx, [_new_name(args[0], COMMANDS, self.commands), *args[1:]])
 
 
-def _with_new_options(args: list[str], known: Iterable[str]) -> list[str]:
-    """The arguments with old option names replaced, up to `--`, after which nothing is an option."""
+def _replace_old_options(args: list[str], known: Iterable[str]) -> list[str]:
+    """Replace old option names in the arguments before `--`, which ends the options."""
     end = args.index("--") if "--" in args else len(args)
-    renamed = []
-    for word in args[:end]:
-        name, equals, value = word.partition("=")
-        renamed.append(_new_name(name, OPTIONS, known) + equals + value)
-    return renamed + args[end:]
+    replaced = []
+    for argument in args[:end]:
+        name, equals, value = argument.partition("=")
+        replaced.append(_new_name(name, OPTIONS, known) + equals + value)
+    return replaced + args[end:]
 
 
 def _new_name(name: str, table: dict[str, str], known: Iterable[str]) -> str:
-    """The new name of an option or command that has one, said in a line; any other name as it is."""
+    """Return, and print, the new name of a renamed option or command; return any other name unchanged."""
     new = table.get(name)
     if new is None or new not in known:
         return name

@@ -1,4 +1,4 @@
-"""`cnnrun report`: the HTML page about runs."""
+"""`cnnrun report`: write an HTML page about runs."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from cnnrun.commands.options import Device, Json, Runs, refuse_ranks, show
 
 
 def report(
-    targets: Annotated[
+    paths: Annotated[
         list[Path] | None,
         typer.Argument(help="Runs, checkpoints or configs; by default the newest run.", metavar="RUN"),
     ] = None,
-    split: Annotated[str, typer.Option(help="The split to measure on; val keeps test unseen.")] = "val",
-    out: Annotated[Path | None, typer.Option(help="The file; by default report.html in the run.")] = None,
+    split: Annotated[str, typer.Option(help="The split to measure on; with val, test stays unseen.")] = "val",
+    out: Annotated[Path | None, typer.Option(help="The file to write; by default RUN/report.html.")] = None,
     device: Device = "auto",
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """Write one page about a run, or several side by side, for a browser. Example: cnnrun report runs/digits/1"""
+    """Write an HTML page about one run, or several side by side. Example: cnnrun report runs/digits/1"""
     refuse_ranks("report")
     from cnnrun.base.device import choose_device
-    from cnnrun.results.report import write as reporting
+    from cnnrun.results.report.write import write_report
 
-    show(reporting.write_report(targets or [], runs, choose_device(device), split, out), as_json, _print_page)
+    show(write_report(paths or [], runs, choose_device(device), split, out), as_json, _print_page)
 
 
 def _print_page(data: dict[str, Any], out: Output) -> None:
-    """Print where a page is."""
-    count = f"{len(data['runs'])} runs" if len(data["runs"]) > 1 else data["runs"][0]
-    out.print(escape(f"{data['path']}: {count}, measured on {data['split']}, {data['bytes'] / 2**20:.1f} MiB"))
+    """Print the path, contents and size of the page."""
+    contents = f"{len(data['runs'])} runs" if len(data["runs"]) > 1 else data["runs"][0]
+    out.print(escape(f"{data['path']}: {contents}, measured on {data['split']}, {data['bytes'] / 2**20:.1f} MiB"))

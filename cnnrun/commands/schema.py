@@ -1,4 +1,4 @@
-"""`cnnrun kinds` and `schema`: what the YAML may say."""
+"""`cnnrun kinds` and `cnnrun schema`: the kinds and settings of the YAML."""
 
 from __future__ import annotations
 
@@ -12,24 +12,29 @@ from cnnrun.commands.options import Json, show
 
 
 def kinds(
-    word: Annotated[str | None, typer.Argument(help="A family (layers, tasks ...) or a kind (conv, sgd ...).")] = None,
+    word: Annotated[
+        str | None,
+        typer.Argument(
+            help="A family (layers, tasks ...), a section (train ...) or a kind (conv, sgd ...).", metavar="WORD"
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """What the YAML may say: every kind with its settings. Example: cnnrun kinds conv"""
+    """List the kinds of a config, or the settings of one. Example: cnnrun kinds conv"""
     from cnnrun.commands import kinds as vocabulary
 
-    show(vocabulary.described(word), as_json, _print_kinds)
+    show(vocabulary.describe_word(word), as_json, _print_kinds)
 
 
 def schema() -> None:
-    """The JSON Schema of a config, for editors. Example: cnnrun schema > cnnrun.schema.json"""
+    """Print the JSON Schema of a config, for editors. Example: cnnrun schema > cnnrun.schema.json"""
     from cnnrun.commands import kinds as vocabulary
 
     typer.echo(json.dumps(vocabulary.json_schema(), indent=1))
 
 
 def _print_kinds(data: dict[str, Any], out: Output) -> None:
-    """Print families of kinds with what each is, or one kind with its settings."""
+    """Print families with their kinds, or one kind with its settings."""
     for family, entries in data.items():
         out.print(f"{family}:")
         for entry in entries:

@@ -1,4 +1,4 @@
-"""`cnnrun selftest`: checks that this machine trains as it must."""
+"""`cnnrun selftest`: check that training works correctly on this machine."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from cnnrun.commands.options import Device, Json, Overrides, show
 
 def selftest(
     config: Annotated[
-        Path | None, typer.Argument(help="The YAML file; by default a small one of cnnrun's own.", metavar="CONFIG")
+        Path | None, typer.Argument(help="The config, a YAML file; by default a small built-in one.", metavar="CONFIG")
     ] = None,
     overrides: Overrides = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Check that this machine trains a config as it must: repeats, resumes, learns. Example: cnnrun selftest c.yaml"""
+    """Check that training repeats, resumes and learns here. Example: cnnrun selftest c.yaml"""
     from cnnrun.base.device import choose_device, keep_freed_memory
     from cnnrun.experiment.config_file import read_config
 
-    experiment, chosen = read_config(config, overrides or []) if config else None, choose_device(device)
-    from cnnrun.results.studies import selftest as tests
+    experiment, torch_device = read_config(config, overrides or []) if config else None, choose_device(device)
+    from cnnrun.results.studies.selftest import refuse_failed_checks, run_selftest
 
     keep_freed_memory()
-    result = tests.run_selftest(experiment, chosen)
+    result = run_selftest(experiment, torch_device)
     show(result, as_json, _print_checks)
-    tests.refuse_failed_checks(result)
+    refuse_failed_checks(result)
 
 
 def _print_checks(data: dict[str, Any], out: Output) -> None:
     """Print a row for each check."""
-    words = {True: "ok", False: "FAILED", None: "cannot tell"}
-    rows = [[row["check"], words[row["passed"]], escape(row["found"])] for row in data["checks"]]
-    out.print(build_table(["check", "verdict", "found"], rows, text_columns=3))
-    verdict = "all is well" if data["passed"] else "not as it must be"
+    verdicts = {True: "ok", False: "FAILED", None: "cannot tell"}
+    rows = [[row["check"], verdicts[row["passed"]], escape(row["found"])] for row in data["checks"]]
+    out.print(build_table(["check", "verdict", "details"], rows, text_columns=3))
+    verdict = "all checks passed" if data["passed"] else "some checks failed"
     out.print(f"{data['name']}: {verdict}, {data['seconds']:.0f} s")

@@ -1,4 +1,4 @@
-"""`cnnrun summary`: the network as a table."""
+"""`cnnrun summary`: print the network as a table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cnnrun.commands.tables import shape_text
 
 
 def summary(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
-    """The network, a row a layer: shape, parameters, FLOPs, memory, receptive field. Example: cnnrun summary c.yaml"""
+    """Print a table of the layers: shapes, parameters, FLOPs. Example: cnnrun summary c.yaml"""
     from cnnrun.experiment.config_file import read_config
 
     experiment = read_config(config, overrides or [])
@@ -31,7 +31,7 @@ def _print_summary(data: dict[str, Any], out: Output) -> None:
             f"{row['flops'] / 1e6:,.2f}",
             f"{row['activation_bytes'] / 1024:,.1f}",
             "all" if row["receptive_field"] is None else "x".join(map(str, row["receptive_field"])),
-            "" if row["stride"] is None else "x".join(f"{s:g}" for s in row["stride"]),
+            "" if row["stride"] is None else "x".join(f"{step:g}" for step in row["stride"]),
         ]
         for row in data["layers"]
     ]
@@ -40,5 +40,5 @@ def _print_summary(data: dict[str, Any], out: Output) -> None:
     total = data["total"]
     out.print(
         f"{total['parameters']:,} parameters ({total['parameters'] * 4 / 2**20:,.2f} MiB), "
-        f"{total['flops'] / 1e6:,.2f} MFLOPs a picture, {total['activation_bytes'] / 2**20:,.2f} MiB of activations"
+        f"{total['flops'] / 1e6:,.2f} MFLOPs per picture, {total['activation_bytes'] / 2**20:,.2f} MiB of activations"
     )

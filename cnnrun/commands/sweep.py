@@ -1,4 +1,4 @@
-"""`cnnrun sweep`: a search for settings."""
+"""`cnnrun sweep`: search for the best settings."""
 
 from __future__ import annotations
 
@@ -17,29 +17,30 @@ def sweep(
     settings: Annotated[
         list[str],
         typer.Argument(
-            help="What to look for, low..high, log:low..high or a|b|c; and plain settings.", metavar="KEY.PATH=RANGE"
+            help="Settings to search: low..high, log:low..high or a|b|c; or fixed values.", metavar="KEY.PATH=RANGE"
         ),
     ],
-    trials: Annotated[int, typer.Option(min=1, help="Trials of the study, all processes together.")] = 20,
+    trials: Annotated[int, typer.Option(min=1, help="Number of trials, over all processes.")] = 20,
     storage: Annotated[
-        str | None, typer.Option(help="A file or a database URL; by default study.log in the sweep's folder.")
+        str | None,
+        typer.Option(help="A file or database URL for the trials; by default study.log in the sweep's folder."),
     ] = None,
     device: Device = "auto",
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """Look for settings with Optuna. Example: cnnrun sweep c.yaml train.optimizer.sgd.lr=log:0.001..0.3"""
+    """Search for the best settings with Optuna. Example: cnnrun sweep c.yaml train.optimizer.sgd.lr=log:0.001..0.3"""
     refuse_ranks("sweep")
     from cnnrun.base.device import choose_device, keep_freed_memory
-    from cnnrun.results.studies import sweep as sweeping
+    from cnnrun.results.studies.sweep import run_sweep
 
     keep_freed_memory()
-    result = sweeping.run_sweep(config, settings, trials, runs, choose_device(device), storage)
+    result = run_sweep(config, settings, trials, runs, choose_device(device), storage)
     show(result, as_json, _print_trials)
 
 
 def _print_trials(data: dict[str, Any], out: Output) -> None:
-    """Print a row for each trial, and the best one."""
+    """Print a row for each trial, and the best trial."""
     rows = [
         [
             str(row["trial"]),

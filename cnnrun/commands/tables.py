@@ -1,4 +1,4 @@
-"""What several commands print alike."""
+"""Formats that several commands share: findings, metrics, sizes and shapes."""
 
 from __future__ import annotations
 
@@ -6,29 +6,31 @@ from typing import Any
 
 from cnnrun.base.console import Output
 
-MOST_ROWS, _EXAMPLES = 30, 3
+MAX_ROWS, _MAX_EXAMPLES = 30, 3
 
 
-def print_findings(found: list[dict[str, Any]], out: Output) -> None:
-    """Print a line for each finding, and its examples below."""
-    for each in found:
-        out.print(f"{each['level']}: {each['count']:,} {each['what']}")
-        for example in each["examples"][:_EXAMPLES]:
+def print_findings(findings: list[dict[str, Any]], out: Output) -> None:
+    """Print a line for each finding, and some examples below it."""
+    for finding in findings:
+        out.print(f"{finding['level']}: {finding['count']:,} {finding['what']}")
+        for example in finding["examples"][:_MAX_EXAMPLES]:
             out.print(f"    {' = '.join(example)}")
-        if len(each["examples"]) > _EXAMPLES:
-            out.print(f"    and {each['count'] - _EXAMPLES:,} more")
-    if not found:
-        out.print("nothing is wrong with it")
+        if len(finding["examples"]) > _MAX_EXAMPLES:
+            out.print(f"    and {finding['count'] - _MAX_EXAMPLES:,} more")
+    if not findings:
+        out.print("no problems found")
 
 
-def number(value: float | None) -> str:
-    """A number; one that is not defined, such as the AP of a size that no object has, is n/a."""
+def format_metric(value: float | None) -> str:
+    """Format a metric; an undefined one, such as the AP of a size that no object has, is n/a."""
     return "n/a" if value is None else f"{value:.4f}"
 
 
 def width_height(size: list[int]) -> str:
+    """Format a size given as (height, width)."""
     return f"{size[1]}x{size[0]}"
 
 
 def shape_text(shape: list[int] | tuple[int, ...]) -> str:
+    """Format a shape, such as 3x32x32."""
     return "x".join(map(str, shape))

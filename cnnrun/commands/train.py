@@ -1,4 +1,4 @@
-"""`cnnrun train`: a training, several seeds, or an earlier one resumed."""
+"""`cnnrun train`: train a network, train several seeds, or resume a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Resume this config's newest unfinished run; complete a finished one."),
+        typer.Option("--resume", help="Resume the newest unfinished run of this config."),
     ] = False,
     strict_resume: Annotated[
         bool,
@@ -27,10 +27,10 @@ def train(
         ),
     ] = False,
     seeds: Annotated[
-        int | None, typer.Option(min=1, max=1000, help="Train this many seeds, a run for each, and summarize them.")
+        int | None, typer.Option(min=1, max=1000, help="Train this many runs with different seeds, and summarize them.")
     ] = None,
     page: Annotated[
-        bool, typer.Option("--report/--no-report", help="Write report.html into the run at the end.")
+        bool, typer.Option("--report/--no-report", help="Write report.html into the run after training.")
     ] = True,
     device: Device = "auto",
     runs: Runs = Path("runs"),
@@ -40,25 +40,25 @@ def train(
     from cnnrun.base.device import choose_device, keep_freed_memory
     from cnnrun.experiment.config_file import read_config
 
-    experiment, chosen = read_config(config, overrides or []), choose_device(device)
-    # Imported only now: a bad config should be answered sooner.
-    from cnnrun.results.report import write as reporting
+    experiment, torch_device = read_config(config, overrides or []), choose_device(device)
+    # Imported after the config is read, so that a mistake in it is reported quickly.
+    from cnnrun.results.report.write import report_after_training
     from cnnrun.results.studies.seeds import train_seeds
     from cnnrun.results.train_run import train_run
 
     keep_freed_memory()
     if seeds:
-        summary = train_seeds(experiment, seeds, runs, chosen, resume or strict_resume, strict_resume, page)
+        summary = train_seeds(experiment, seeds, runs, torch_device, resume or strict_resume, strict_resume, page)
         show(summary, as_json, print_seeds)
         return
-    result = train_run(experiment, runs, chosen, resume or strict_resume, strict_resume)
+    result = train_run(experiment, runs, torch_device, resume or strict_resume, strict_resume)
     if page and not torchrun.rank():
-        reporting.report_after_training(Path(result["run"]), runs, chosen, overwrite="already_finished" not in result)
+        report_after_training(Path(result["run"]), runs, torch_device, overwrite="already_finished" not in result)
     show(result, as_json, _print_training)
 
 
 def _print_training(data: dict[str, Any], out: Output) -> None:
-    """Print what a training reached."""
+    """Print the best metrics, the speed and the folder of a training."""
     best = "  ".join(f"{name} {value:.4f}" for name, value in data["best"].items())
     out.print(f"best at step {data['best_step']} of {data['steps']}: {best}")
     out.print(
@@ -69,17 +69,17 @@ def _print_training(data: dict[str, Any], out: Output) -> None:
 
 
 def print_seeds(data: dict[str, Any], out: Output) -> None:
-    """Print a row for each number: its mean over the seeds, how it varies, and the mean's interval."""
+    """Print for each metric its mean and deviation over the seeds, and the mean's confidence interval."""
     from cnnrun.results.report.class_tables import format_cell
 
     count = len(data["seeds"])
     out.print(f"{data['name']}: {count} seeds, measured on {data['split']}")
     columns = ("mean", "deviation", "from", "to")
     rows = [
-        [name, *(format_cell(of[column]) if column in of else "" for column in columns)]
-        for name, of in data["summary"].items()
+        [name, *(format_cell(statistics[column]) if column in statistics else "" for column in columns)]
+        for name, statistics in data["summary"].items()
     ]
-    out.print(build_table(["number", "mean", "deviation", "from", "to (95 % of the mean)"], rows))
+    out.print(build_table(["metric", "mean", "deviation", "from", "to (95 % of the mean)"], rows))
     for row in data["runs"]:
         out.print(f"seed {row['seed']}: {escape(row['run'])}")
     out.print(escape(data["path"]))

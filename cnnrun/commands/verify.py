@@ -1,4 +1,4 @@
-"""`cnnrun verify`: are two images of the same person?"""
+"""`cnnrun verify`: check whether two images show the same person."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from cnnrun.commands.options import Device, FalseAccepts, Json, RunOption, Runs,
 
 
 def verify(
-    one: Annotated[Path, typer.Argument(help="An image.", metavar="A")],
-    other: Annotated[Path, typer.Argument(help="Another.", metavar="B")],
+    first: Annotated[Path, typer.Argument(help="An image.", metavar="A")],
+    second: Annotated[Path, typer.Argument(help="Another image.", metavar="B")],
     run: RunOption = None,
     threshold: Threshold = None,
     far: FalseAccepts = None,
@@ -21,22 +21,22 @@ def verify(
     runs: Runs = Path("runs"),
     as_json: Json = False,
 ) -> None:
-    """Say if two images show the same person. Example: cnnrun verify a.jpg b.jpg"""
+    """Check whether two images show the same person. Example: cnnrun verify a.jpg b.jpg"""
     from cnnrun.base.device import choose_device
     from cnnrun.results import people
 
-    show(
-        people.verify_pair(people.IdentityOptions(run, runs, choose_device(device), threshold, far), one, other),
-        as_json,
-        _print_verdict,
-    )
+    options = people.IdentityOptions(run, runs, choose_device(device), threshold, far)
+    show(people.verify_pair(options, first, second), as_json, _print_verdict)
 
 
 def _print_verdict(data: dict[str, Any], out: Output) -> None:
-    """Print if two images show the same person."""
+    """Print whether two images show the same person."""
     verdict = "the same" if data["same"] else "not the same"
-    out.print(f"{verdict}: similarity {data['similarity']:.4f}, threshold {data['threshold']:.4f}{_chosen_for(data)}")
+    out.print(
+        f"{verdict}: similarity {data['similarity']:.4f}, threshold {data['threshold']:.4f}{_operating_point(data)}"
+    )
 
 
-def _chosen_for(data: dict[str, Any]) -> str:
+def _operating_point(data: dict[str, Any]) -> str:
+    """The false accept rate for which the threshold was chosen, or nothing."""
     return "" if data["far"] is None else f" (for FAR {data['far']:g} on val)"

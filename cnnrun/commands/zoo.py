@@ -1,4 +1,4 @@
-"""`cnnrun zoo`: the networks and blocks that are shipped as YAML."""
+"""`cnnrun zoo`: list and print the built-in networks and blocks."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from cnnrun.base.console import Output, build_table
 from cnnrun.commands.options import Json, show
 from cnnrun.commands.tables import shape_text
 
-zoo_app = typer.Typer(help="Networks that are shipped as YAML.", no_args_is_help=True)
+zoo_app = typer.Typer(help="List and print the built-in networks and blocks.", no_args_is_help=True)
 
 
 @zoo_app.command("list")
 def zoo_list(as_json: Json = False) -> None:
-    """Every network with its parameters and multiply-adds. Example: cnnrun zoo list"""
+    """List the networks with their parameters and multiply-adds. Example: cnnrun zoo list"""
     from dataclasses import asdict
 
     from cnnrun.config import zoo
@@ -24,8 +24,8 @@ def zoo_list(as_json: Json = False) -> None:
 
 
 @zoo_app.command("show")
-def zoo_show(name: Annotated[str, typer.Argument(help="One of `cnnrun zoo list`.")]) -> None:
-    """A network's file, to copy and change. Example: cnnrun zoo show resnet18 > mine.yaml"""
+def zoo_show(name: Annotated[str, typer.Argument(help="A name from `cnnrun zoo list`.", metavar="NAME")]) -> None:
+    """Print a network's YAML, to copy and change. Example: cnnrun zoo show resnet18 > mine.yaml"""
     from cnnrun.config import zoo
 
     typer.echo(zoo.network_yaml(name), nl=False)
@@ -33,7 +33,7 @@ def zoo_show(name: Annotated[str, typer.Argument(help="One of `cnnrun zoo list`.
 
 @zoo_app.command("blocks")
 def zoo_blocks() -> None:
-    """The blocks that every config may use. Example: cnnrun zoo blocks"""
+    """Print the blocks that every config may use. Example: cnnrun zoo blocks"""
     from cnnrun.config.blocks import BLOCKS_FILE
 
     typer.echo(BLOCKS_FILE.read_text(), nl=False)
@@ -55,4 +55,6 @@ def _print_networks(data: dict[str, Any], out: Output) -> None:
     ]
     out.print(build_table(columns, rows, text_columns=2))
     out.print("a multiply-add counts once, as in torchvision's GFLOPS; `cnnrun summary` counts it as two operations")
-    out.print("use one: `model: resnet18` in a config; read, copy and change one: cnnrun zoo show resnet18")
+    out.print(
+        "to use one, write `model: resnet18` in a config; to change one, copy the output of: cnnrun zoo show resnet18"
+    )

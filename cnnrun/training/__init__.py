@@ -1,4 +1,4 @@
-"""One training: the learner, the loop, optimizers, schedules, checkpoints, the run folder, the metrics log.
+"""Training of one network: learner, loop, optimizers, schedules, checkpoints, run folder and metrics log.
 
-`loop.fit` trains a `learner.Job` to its end. Imports `model` and what is below.
+`loop.fit` trains a `learner.Job` to its end. This package imports `model` and the packages below it.
 """

@@ -1,12 +1,12 @@
-"""Checkpoints: a directory of safetensors and JSON, hashed, written so that a kill at any moment loses nothing.
+"""Checkpoints: directories of safetensors and JSON files with hashes. A kill at any moment loses no saved step.
 
     checkpoints/step-00000420/{model,optimizer,...}.safetensors  state.json  manifest.json
-    checkpoints/step-00000420/evaluation.json    what val said of these weights; added once it has
-    checkpoints/latest    a small file that names a directory; likewise `best`
+    checkpoints/step-00000420/evaluation.json    results on val; added when val has been measured
+    checkpoints/latest    a small file that holds the name of a directory; `best` likewise
 
-A directory appears under its name only when complete and on disk: temporary directory, fsync of each file, rename,
-fsync of the parent, then the pointer is replaced; only then old ones go. Loading checks every size and SHA-256, and
-that every number is finite, before a tensor is used.
+A directory gets its final name only when it is complete and on disk: files are written and synced in a temporary
+directory, which is renamed; the parent is synced, the pointer replaced, and only then old checkpoints are removed.
+Loading checks every size and SHA-256, and that every value is finite, before it returns a tensor.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from cnnrun.base.atomic_files import Folder, describe_failure
 from cnnrun.base.bounded_files import read_bytes
 from cnnrun.base.errors import CheckpointError, StorageError, escape, first_line
 
-FORMAT: Literal[3] = 3  # 2 had neither evaluation.json nor the numbers of tensors
+FORMAT: Literal[3] = 3  # format 2 had neither evaluation.json nor tensor counts
 MAX_JSON_BYTES = 4 << 20
 STATE, EVALUATION, MANIFEST = "state.json", "evaluation.json", "manifest.json"
 _ATTEMPTS = 3
-_OLD = ".old.tmp"
-_NAME = re.compile(r"step-([0-9]{1,18})")
+_OLD_SUFFIX = ".old.tmp"
+_NAME_PATTERN = re.compile(r"step-([0-9]{1,18})")
 
-CheckpointParts = dict[str, dict[str, Tensor]]  # "model" -> name -> tensor
+CheckpointParts = dict[str, dict[str, Tensor]]  # part, such as "model" -> tensor name -> tensor
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was saved: tensors by part, and the rest as JSON data."""
+    """A loaded checkpoint: tensors by part, and all other state as JSON data."""
 
     path: Path
     parts: CheckpointParts
@@ -51,7 +51,7 @@ class Checkpoint:
 
 
 class _Entry(BaseModel):
-    """A file of a checkpoint; `tensors` is how many a safetensors file holds."""
+    """Size and hash of a checkpoint's file; `tensors` is the count of tensors in a safetensors file."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
     bytes: int = Field(ge=0)
@@ -60,6 +60,8 @@ class _Entry(BaseModel):
 
 
 class _Manifest(BaseModel):
+    """The contents of manifest.json: format, step, and an entry for each other file."""
+
     model_config = ConfigDict(strict=True, extra="forbid")
     format: Literal[2, 3]
     step: int = Field(ge=0)
@@ -70,7 +72,10 @@ class _Manifest(BaseModel):
 
 
 def save(folder: Folder, step: int, parts: CheckpointParts, state: dict[str, Any]) -> Path:
-    """Write generation `step` under `folder` and point `latest` at it. Raises StorageError after three attempts."""
+    """Write the checkpoint of `step` into `folder` and point `latest` at it; returns its path.
+
+    Raises StorageError after three failed attempts.
+    """
     files = {
         f"{name}.safetensors": safetensors.torch.save(
             {key: value.detach().cpu().contiguous() for key, value in part.items()}
@@ -78,40 +83,44 @@ def save(folder: Folder, step: int, parts: CheckpointParts, state: dict[str, Any
         for name, part in parts.items()
     }
     files[STATE] = json.dumps(state, indent=1).encode()
-    tensors = {f"{name}.safetensors": len(part) for name, part in parts.items()}
+    tensor_counts = {f"{name}.safetensors": len(part) for name, part in parts.items()}
     name = f"step-{step:08d}"
-    retry(lambda: _write_generation(folder, name, step, files, tensors), folder, sum(map(len, files.values())))
+    retry(lambda: _write_checkpoint(folder, name, step, files, tensor_counts), folder, sum(map(len, files.values())))
     set_pointer(folder, "latest", name)
     return folder.path / name
 
 
 def add_evaluation(folder: Folder, step: int, state: dict[str, Any]) -> None:
-    """Keep what was found of generation `step` beside it: entries of `state` that replace those it was saved with.
+    """Write evaluation.json into the checkpoint of `step`: entries of `state` that replace those of state.json.
 
-    A kill on the way leaves the generation as it was saved. Raises StorageError, CheckpointError.
+    A kill meanwhile leaves the checkpoint as it was. Raises StorageError or CheckpointError.
     """
     name, data = f"step-{step:08d}", json.dumps(state, indent=1).encode()
 
     def write() -> None:
-        generation = folder.open_child(name)
-        manifest = _read_manifest(generation)
+        checkpoint = folder.open_child(name)
+        manifest = _read_manifest(checkpoint)
         manifest.files[EVALUATION] = _Entry(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
         manifest.format = FORMAT
-        generation.replace(EVALUATION, data)
-        generation.replace(MANIFEST, manifest.to_bytes())
+        checkpoint.replace(EVALUATION, data)
+        checkpoint.replace(MANIFEST, manifest.to_bytes())
 
     retry(write, folder, len(data))
 
 
 def set_pointer(folder: Folder, pointer: str, name: str) -> None:
-    """Make the small file `pointer` name the directory `name`, atomically."""
+    """Write `name` into the file `pointer` (`latest` or `best`) atomically."""
     retry(lambda: folder.replace(pointer, name.encode()), folder, len(name))
 
 
-def repair_before_resume(folder: Folder, used: Path, best_step: int | None) -> None:
-    """Before a run goes on from `used`: mend what a kill between saving and pointing left, put damaged ones aside."""
+def repair_before_resume(folder: Folder, resumed: Path, best_step: int | None) -> None:
+    """Prepare `folder` for resuming from the checkpoint `resumed`.
+
+    Damaged checkpoints after it are renamed to `*.damaged`, and `best` points at `best_step` again, which a kill
+    between saving and pointing may have left undone.
+    """
     for path in list_checkpoints(folder.path):
-        if _step(path) > _step(used):
+        if _step(path) > _step(resumed):
             with contextlib.suppress(CheckpointError):
                 load(path)
                 continue
@@ -124,31 +133,31 @@ def repair_before_resume(folder: Folder, used: Path, best_step: int | None) -> N
 
 
 def prune(folder: Folder, keep: int) -> None:
-    """Remove all but the newest `keep` generations and those that a pointer names, in the order of their steps."""
+    """Remove all checkpoints except the newest `keep` and those that `latest` and `best` name, oldest first."""
     pointed = {read_pointer(folder.path, pointer) for pointer in ("latest", "best")}
     for old in list_checkpoints(folder.path)[:-keep]:
         if old.name not in pointed:
             with contextlib.suppress(OSError):  # the next save tries again
-                folder.remove(_put_aside(folder, old.name))
+                folder.remove(_rename_old(folder, old.name))
 
 
 def repair_killed_save(folder: Folder) -> None:
-    """Put right what a killed save left behind: remove what it had begun, put back what it had put aside."""
-    kept = {path.name for path in list_checkpoints(folder.path)}
-    wanted = {read_pointer(folder.path, pointer) for pointer in ("latest", "best")} - kept
+    """Clean up after a killed save: remove unfinished files and restore a checkpoint that it had renamed."""
+    complete = {path.name for path in list_checkpoints(folder.path)}
+    missing = {read_pointer(folder.path, pointer) for pointer in ("latest", "best")} - complete
     for name in folder.names():
-        if name.endswith(_OLD) and name.removesuffix(_OLD) in wanted:
-            folder.rename(name, name.removesuffix(_OLD))
+        if name.endswith(_OLD_SUFFIX) and name.removesuffix(_OLD_SUFFIX) in missing:
+            folder.rename(name, name.removesuffix(_OLD_SUFFIX))
         elif name.endswith(".tmp"):
             folder.remove(name)
-    for name in kept:
+    for name in complete:
         folder.open_child(name).remove_abandoned(exclusive=True)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Complete-looking generations, oldest first by step number."""
-    found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=_step)
+    """Paths of the checkpoint directories in `folder`, by ascending step; their contents are not checked."""
+    paths = [path for path in folder.glob("step-*") if _NAME_PATTERN.fullmatch(path.name) and path.is_dir()]
+    return sorted(paths, key=_step)
 
 
 def _step(path: Path) -> int:
@@ -156,17 +165,17 @@ def _step(path: Path) -> int:
 
 
 def read_pointer(folder: Path, pointer: str) -> str | None:
-    """The directory name in a pointer file, or None where there is no sound one."""
+    """The directory name in a pointer file, or None if the file is missing or damaged."""
     try:
         data = read_bytes(folder / pointer, CheckpointError, 64)
     except CheckpointError:
         return None
     name = data.decode("ascii", "replace")
-    return name if _NAME.fullmatch(name) else None
+    return name if _NAME_PATTERN.fullmatch(name) else None
 
 
 def load(path: Path) -> Checkpoint:
-    """A checkpoint whose every file has the size and hash of its manifest. Raises CheckpointError."""
+    """Read a checkpoint and verify it against its manifest. Raises CheckpointError if a file is missing or damaged."""
     try:
         folder = Folder(path)
     except OSError as error:
@@ -184,29 +193,33 @@ def load(path: Path) -> Checkpoint:
 
 
 def load_newest(folder: Path, pointer: str, say: Callable[[str], None]) -> Checkpoint | None:
-    """The checkpoint that `pointer` names; where it is damaged or missing the newest sound one, and that is said.
+    """Read the checkpoint that `pointer` names, or the newest undamaged one if that is damaged or missing.
 
-    None where there is none at all. Raises CheckpointError where none is sound.
+    Each damaged checkpoint is reported through `say`. Returns None if there are no checkpoints.
+    Raises CheckpointError if all are damaged.
     """
     name = read_pointer(folder, pointer)
-    order = [path for path in reversed(list_checkpoints(folder)) if path.name != name]
+    others = [path for path in reversed(list_checkpoints(folder)) if path.name != name]
     problems: list[str] = []
-    for path in ([folder / name] if name else []) + order:
+    for path in ([folder / name] if name else []) + others:
         try:
-            found = load(path)
+            checkpoint = load(path)
         except CheckpointError as error:
             problems += error.lines
             continue
         for problem in problems:
-            say(f"damaged checkpoint left aside: {problem}")
-        return found
+            say(f"skipping a damaged checkpoint: {problem}")
+        return checkpoint
     if problems:
-        raise CheckpointError(*problems, f"{folder}: no sound checkpoint is left")
+        raise CheckpointError(*problems, f"{folder}: no undamaged checkpoint is left")
     return None
 
 
 def retry(write: Callable[[], None], folder: Folder, needed: int) -> None:
-    """Run `write`, again after a pause when the disk fails, and raise StorageError after the last attempt."""
+    """Call `write`, up to three times with pauses if the disk fails; `needed` is its size in bytes, for the error.
+
+    Raises StorageError after the last attempt, or at once if the folder was moved.
+    """
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             return write()
@@ -218,32 +231,34 @@ def retry(write: Callable[[], None], folder: Folder, needed: int) -> None:
     raise AssertionError("unreachable")
 
 
-def _write_generation(folder: Folder, name: str, step: int, files: dict[str, bytes], tensors: dict[str, int]) -> None:
+def _write_checkpoint(
+    folder: Folder, name: str, step: int, files: dict[str, bytes], tensor_counts: dict[str, int]
+) -> None:
     temporary = f"{name}.tmp"
     if folder.has(temporary):
         folder.remove(temporary)
     try:
-        fresh = folder.make_child(temporary)
-        with ThreadPoolExecutor(4, thread_name_prefix="save") as pool:  # hashing while disks are waited for
-            written = [pool.submit(fresh.create, file, data) for file, data in files.items()]
+        checkpoint = folder.make_child(temporary)
+        with ThreadPoolExecutor(4, thread_name_prefix="save") as pool:  # hashes are computed while the disk writes
+            writes = [pool.submit(checkpoint.create, file, data) for file, data in files.items()]
             hashes = {file: pool.submit(hashlib.sha256, data) for file, data in files.items()}
-            for each in written:
-                each.result()
+            for write in writes:
+                write.result()
         entries = {
-            file: _Entry(bytes=len(files[file]), sha256=made.result().hexdigest(), tensors=tensors.get(file))
-            for file, made in hashes.items()
+            file: _Entry(bytes=len(files[file]), sha256=digest.result().hexdigest(), tensors=tensor_counts.get(file))
+            for file, digest in hashes.items()
         }
-        fresh.create(MANIFEST, _Manifest(format=FORMAT, step=step, files=entries).to_bytes())
-        fresh.sync()
-        _put(folder, temporary, name)
+        checkpoint.create(MANIFEST, _Manifest(format=FORMAT, step=step, files=entries).to_bytes())
+        checkpoint.sync()
+        _replace_checkpoint(folder, temporary, name)
     finally:
         with contextlib.suppress(OSError):
             folder.remove(temporary)
 
 
-def _put(folder: Folder, temporary: str, name: str) -> None:
-    """Give a generation its name; one of that name goes only when this one is there."""
-    old = _put_aside(folder, name) if folder.has(name) else None
+def _replace_checkpoint(folder: Folder, temporary: str, name: str) -> None:
+    """Rename a written checkpoint to its final name; an older one of that name is removed only afterwards."""
+    old = _rename_old(folder, name) if folder.has(name) else None
     try:
         folder.rename(temporary, name)
         folder.sync()
@@ -256,26 +271,26 @@ def _put(folder: Folder, temporary: str, name: str) -> None:
             folder.remove(old)
 
 
-def _put_aside(folder: Folder, generation: str) -> str:
+def _rename_old(folder: Folder, checkpoint: str) -> str:
     """Rename a checkpoint that will be removed; `repair_killed_save` restores it if a kill left no successor."""
-    aside = f"{generation}{_OLD}"
-    if folder.has(aside):
-        folder.remove(aside)
-    folder.rename(generation, aside)
-    return aside
+    old = f"{checkpoint}{_OLD_SUFFIX}"
+    if folder.has(old):
+        folder.remove(old)
+    folder.rename(checkpoint, old)
+    return old
 
 
 def _read_manifest(folder: Folder) -> _Manifest:
     path = folder.path / MANIFEST
     data = read_bytes(path, CheckpointError, MAX_JSON_BYTES, folder)
-    known = _json(path, data)
-    if not isinstance(known, dict) or known.get("format") not in (2, FORMAT):
-        raise CheckpointError(f"{folder.path}: not a checkpoint of format {FORMAT}; it is of another version of cnnrun")
+    content = _parse_json(path, data)
+    if not isinstance(content, dict) or content.get("format") not in (2, FORMAT):
+        raise CheckpointError(f"{folder.path}: not a checkpoint of format {FORMAT}; another version of cnnrun wrote it")
     try:
-        manifest = _Manifest.model_validate(known)
+        manifest = _Manifest.model_validate(content)
     except ValidationError:
         raise CheckpointError(f"{folder.path}: {MANIFEST} is damaged") from None
-    # A manifest that says the same in other bytes was not written here.
+    # Equal content in other bytes means that something else than cnnrun wrote the manifest.
     if STATE not in manifest.files or data != manifest.to_bytes():
         raise CheckpointError(f"{folder.path}: {MANIFEST} is damaged")
     if folder.path.name != f"step-{manifest.step:08d}":
@@ -283,8 +298,8 @@ def _read_manifest(folder: Folder) -> _Manifest:
     return manifest
 
 
-def _read_entry(folder: Folder, name: str, entry: _Entry) -> bytes:
-    """A file's bytes, if size and hash are as the manifest says."""
+def _read_verified(folder: Folder, name: str, entry: _Entry) -> bytes:
+    """The bytes of a file. Raises CheckpointError if its size or hash is not the manifest's."""
     path = folder.path / name
     size = folder.status(name).st_size if folder.has(name) else entry.bytes
     if size != entry.bytes:
@@ -299,13 +314,13 @@ def _read_state(folder: Folder, name: str, manifest: _Manifest) -> dict[str, Any
     entry = manifest.files[name]
     if entry.bytes > MAX_JSON_BYTES:
         raise CheckpointError(f"{folder.path / name}: {entry.bytes:,} bytes; at most {MAX_JSON_BYTES:,} are read")
-    state = _json(folder.path / name, _read_entry(folder, name, entry))
+    state = _parse_json(folder.path / name, _read_verified(folder, name, entry))
     if not isinstance(state, dict):
-        raise CheckpointError(f"{folder.path / name}: damaged (no object)")
+        raise CheckpointError(f"{folder.path / name}: damaged (not a JSON object)")
     return state
 
 
-def _json(path: Path, data: bytes) -> Any:
+def _parse_json(path: Path, data: bytes) -> Any:
     try:
         return json.loads(data)
     except (ValueError, RecursionError):
@@ -315,7 +330,7 @@ def _json(path: Path, data: bytes) -> Any:
 def _read_tensors(folder: Folder, name: str, entry: _Entry) -> dict[str, Tensor]:
     path = folder.path / name
     try:
-        tensors = safetensors.torch.load(_read_entry(folder, name, entry))
+        tensors = safetensors.torch.load(_read_verified(folder, name, entry))
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{path}: not a safetensors file ({first_line(error)})") from None
     if entry.tensors is not None and len(tensors) != entry.tensors:

@@ -1,4 +1,4 @@
-"""A network over a split: its losses and what its task's meter says. Each sample counts once."""
+"""Evaluation of a network on a split: its loss and its task's metrics. Each sample counts once."""
 
 from __future__ import annotations
 
@@ -29,49 +29,49 @@ def measure_split(
     tables: bool = True,
     before_batch: Callable[[], None] = lambda: None,
 ) -> Measurement:
-    """The task's numbers on `examples`, and `loss`, its criterion's mean if given. `forward` gives raw outputs.
+    """Measure the task's metrics on `examples` and, with a `criterion`, the mean `loss`. `forward` returns raw outputs.
 
-    `between` is called before each batch, by all ranks at once; what it raises ends the evaluation.
+    `before_batch` is called before each batch, on all ranks at once; an exception from it ends the evaluation.
 
-    Of several ranks each runs every so-many-th batch, and each hears what all found, in the samples' order: the numbers
-    are those of one process, to the bit.
+    The ranks take turns with the batches and exchange all results, in the order of the samples. The metrics therefore
+    equal those of one process to the bit.
     """
     ranks = ranks or Ranks()
     meter, total = task.meter(facts), torch.zeros((), dtype=torch.float64)
     decoder = task.decoder(facts).to(device)
-    own = batches_in_order(examples, batch, device, ranks)
-    places = torch.arange(len(examples)).split(batch)
+    rank_batches = batches_in_order(examples, batch, device, ranks)
+    batch_indices = torch.arange(len(examples)).split(batch)
     with torch.inference_mode():
-        for first in range(0, len(places), ranks.world_size):
+        for first in range(0, len(batch_indices), ranks.world_size):
             before_batch()
-            found = ranks.all_gather(_outcome(forward, criterion, decoder, next(own, None)))
-            for index, results in zip(places[first:], found, strict=False):
+            gathered = ranks.all_gather(_batch_results(forward, criterion, decoder, next(rank_batches, None)))
+            for index, results in zip(batch_indices[first:], gathered, strict=False):
                 total = total + results.pop("loss", torch.zeros(())).double() * len(index)
                 meter.update(results, examples.batch_targets(index, next(iter(results.values())).device))
-    measured = meter.compute(tables)
+    measurement = meter.compute(tables)
     loss = {} if criterion is None else {"loss": float(total) / len(examples)}
-    return replace(measured, metrics={**loss, **measured.metrics})
+    return replace(measurement, metrics={**loss, **measurement.metrics})
 
 
-def _outcome(
-    forward: Callable[[Tensor], Tensor], criterion: nn.Module | None, decoder: nn.Module, part: Batch | None
+def _batch_results(
+    forward: Callable[[Tensor], Tensor], criterion: nn.Module | None, decoder: nn.Module, batch: Batch | None
 ) -> dict[str, Tensor]:
-    """A batch's results and its `loss`; nothing for a rank that has none left."""
-    if part is None:
+    """Compute a batch's results and its `loss`; empty for a rank that has no batch left."""
+    if batch is None:
         return {}
-    outputs = forward(part.images).float()
+    outputs = forward(batch.images).float()
     results: dict[str, Tensor] = decoder(outputs)
     if criterion is None:
         return results
-    losses: dict[str, Tensor] = criterion(outputs, part.targets)
+    losses: dict[str, Tensor] = criterion(outputs, batch.targets)
     return {**results, "loss": torch.stack(list(losses.values())).sum()}
 
 
 def measure_metrics(
-    results: Callable[[Tensor], Results], task: TaskSpec, facts: Facts, batches: Iterable[Batch]
+    predict: Callable[[Tensor], Results], task: TaskSpec, facts: Facts, batches: Iterable[Batch]
 ) -> Mapping[str, float | None]:
-    """The task's numbers for anything that turns pictures into results, such as an exported file."""
+    """Measure the task's metrics of anything that turns images into results, such as an exported file."""
     meter = task.meter(facts)
-    for part in batches:
-        meter.update(results(part.images), part.targets)
+    for batch in batches:
+        meter.update(predict(batch.images), batch.targets)
     return meter.compute(tables=False).metrics

@@ -1,4 +1,7 @@
-"""TensorBoard's event files, written by us into an opened folder: no thread, no link followed, every error at once."""
+"""Writer of TensorBoard's event files.
+
+Unlike TensorBoard's own it starts no thread, follows no link out of the run's folder, and raises errors at once.
+"""
 
 from __future__ import annotations
 
@@ -15,47 +18,47 @@ from cnnrun.base.atomic_files import Folder
 
 
 class EventFile:
-    """A new event file in `folder`; what earlier files say of steps from `purge_step` on is not shown any more."""
+    """A new event file in `folder`. TensorBoard hides what earlier files hold for steps from `purge_step` on."""
 
     def __init__(self, folder: Folder, purge_step: int | None = None) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        # TensorBoard looks for the first three words; the host's name, which others put here, is left out.
+        # TensorBoard needs the first three words. Other writers add the host's name, which is private.
         name = f"events.out.tfevents.{int(time.time()):010d}.{os.getpid()}.{secrets.token_hex(4)}"
         self._records = RecordWriter(folder.open_for_append(name))
-        self._add(Event(file_version="brain.Event:2"), purge_step)
+        self._add_event(Event(file_version="brain.Event:2"), purge_step)
         if purge_step is not None:
-            self._add(Event(session_log=SessionLog(status=SessionLog.START)), purge_step)
+            self._add_event(Event(session_log=SessionLog(status=SessionLog.START)), purge_step)
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
-        """A point of a curve."""
+        """Add a point to the curve `name`."""
         from torch.utils.tensorboard.summary import scalar
 
-        self._summary(scalar(name, value), step)
+        self._add_summary(scalar(name, value), step)
 
     def add_image(self, name: str, pixels_HWC: NDArray[np.uint8], step: int) -> None:
-        """An image."""
+        """Add an image."""
         from torch.utils.tensorboard.summary import image
 
-        self._summary(image(name, pixels_HWC, dataformats="HWC"), step)
+        self._add_summary(image(name, pixels_HWC, dataformats="HWC"), step)
 
     def add_images(self, name: str, pixels_BCHW: Tensor, step: int) -> None:
-        """A grid of images, uint8."""
+        """Add a grid of images, uint8."""
         from torch.utils.tensorboard.summary import image
 
-        self._summary(image(name, pixels_BCHW, dataformats="NCHW"), step)
+        self._add_summary(image(name, pixels_BCHW, dataformats="NCHW"), step)
 
     def close(self) -> None:
-        """Write out what is left."""
+        """Flush and close the file."""
         self._records.close()
 
-    def _summary(self, summary: Any, step: int) -> None:
+    def _add_summary(self, summary: Any, step: int) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
 
-        self._add(Event(summary=summary), step)
+        self._add_event(Event(summary=summary), step)
 
-    def _add(self, event: Any, step: int | None) -> None:
+    def _add_event(self, event: Any, step: int | None) -> None:
         event.wall_time = time.time()
         if step is not None:
             event.step = int(step)

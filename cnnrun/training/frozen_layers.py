@@ -1,4 +1,4 @@
-"""The layers that do not learn: held still, and their features computed once where the pictures never change."""
+"""Frozen layers: training without changing them, and computing their features once if the images never change."""
 
 from __future__ import annotations
 
@@ -18,49 +18,52 @@ from cnnrun.data.training_batches import batches_in_order
 from cnnrun.model.network import Network
 from cnnrun.model.structures import LinkedChain
 
-_READ = ("train", "val")  # the splits that training reads
+_SPLITS_READ = ("train", "val")  # the splits that training reads
 
 ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], Any]]]
 
 
 class Trunk(nn.Module):
-    """The pictures through normalisation and the frozen layers: [B, C, H, W] -> features."""
+    """Normalisation and the frozen layers: images [B, C, H, W] -> features."""
 
     def __init__(self, normalize: nn.Module, layers: nn.Module) -> None:
         super().__init__()
         self.normalize, self.layers = normalize, layers
 
-    def forward(self, pictures_BCHW: Tensor) -> Tensor:
-        out: Tensor = self.layers(self.normalize(pictures_BCHW))
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        out: Tensor = self.layers(self.normalize(images_BCHW))
         return out
 
 
 def layers_until(network: Network, until: str | None) -> dict[str, nn.Module]:
-    """The top-level layers up to the one named `until`; none without."""
+    """The top-level layers up to and including `until`; empty if `until` is None."""
     children = dict(network.layers.named_children())
     names = list(children)
     return {name: children[name] for name in names[: names.index(until) + 1]} if until else {}
 
 
 def set_training_mode(network: Network, until: str | None) -> None:
-    """Neither gradients nor batch statistics nor dropout in that part; the rest in training mode."""
+    """Put the network in training mode, except the layers up to `until`: no gradients, batch statistics or dropout."""
     network.train()
     for module in layers_until(network, until).values():
         module.eval().requires_grad_(False)
 
 
 def separate_trunk(network: Network, until: str) -> tuple[Trunk, Network] | None:
-    """The network as (frozen part, rest), sharing its modules and names; None where a later layer takes from inside."""
+    """Split the network into (frozen trunk, rest), which share its modules and names.
+
+    Returns None if a later layer takes an inner layer of the trunk as its input.
+    """
     layers, frozen = network.layers, layers_until(network, until)
-    kept = {name: module for name, module in layers.named_children() if name not in frozen}
+    rest = {name: module for name, module in layers.named_children() if name not in frozen}
     if not isinstance(layers, LinkedChain):
-        return Trunk(network.normalize, _sequence(frozen)).eval(), Network(nn.Identity(), _sequence(kept), network.head)
-    inputs = [{name: layers.inputs[name] for name in names if name in layers.inputs} for names in (frozen, kept)]
-    nested = [module.inputs for each in kept.values() for module in each.modules() if isinstance(module, LinkedChain)]
-    taken = {source for links in (inputs[1], *nested) for sources in links.values() for source in sources}
-    if (taken | set(layers.outputs)) & frozen.keys():
+        return Trunk(network.normalize, _sequence(frozen)).eval(), Network(nn.Identity(), _sequence(rest), network.head)
+    inputs = [{name: layers.inputs[name] for name in names if name in layers.inputs} for names in (frozen, rest)]
+    nested = [module.inputs for layer in rest.values() for module in layer.modules() if isinstance(module, LinkedChain)]
+    used = {source for links in (inputs[1], *nested) for sources in links.values() for source in sources}
+    if (used | set(layers.outputs)) & frozen.keys():
         return None
-    trunk, tail = LinkedChain(frozen, inputs[0], layers.kept), LinkedChain(kept, inputs[1], layers.kept, layers.outputs)
+    trunk, tail = LinkedChain(frozen, inputs[0], layers.kept), LinkedChain(rest, inputs[1], layers.kept, layers.outputs)
     return Trunk(network.normalize, trunk).eval(), Network(nn.Identity(), tail, network.head)
 
 
@@ -68,31 +71,36 @@ def _sequence(layers: dict[str, nn.Module]) -> nn.Module:
     return nn.Sequential(OrderedDict(layers))
 
 
-def compute_features(trunk: nn.Module, dataset: Dataset, batch: int, device: torch.device, bar: ProgressBar) -> Dataset:
-    """What training reads, with features in the place of pictures: float, on the host, in the order of the samples."""
+def compute_features(
+    trunk: nn.Module, dataset: Dataset, batch: int, device: torch.device, progress: ProgressBar
+) -> Dataset:
+    """Return `dataset` with the trunk's features instead of images: float32, in host memory, in sample order.
 
-    def computed(examples: Examples) -> Examples:
-        made: Tensor | None = None
-        with bar("features of the frozen layers", len(examples)) as advance, torch.no_grad():
-            for pictures in batches_in_order(examples, batch, device):
-                out = trunk(pictures.images.contiguous(memory_format=torch.channels_last)).float().cpu()
+    Only the splits that training reads are returned. Raises NonFiniteError if a feature is not finite.
+    """
+
+    def with_features(examples: Examples) -> Examples:
+        features: Tensor | None = None
+        with progress("features of the frozen layers", len(examples)) as advance, torch.no_grad():
+            for part in batches_in_order(examples, batch, device):
+                out = trunk(part.images.contiguous(memory_format=torch.channels_last)).float().cpu()
                 bad = (~out.flatten(1).isfinite().all(1)).nonzero()
                 if len(bad):
-                    name = escape(examples.sample_name(int(pictures.index_B[bad[0, 0]])))
+                    name = escape(examples.sample_name(int(part.index_B[bad[0, 0]])))
                     raise NonFiniteError(f"the frozen layers' features of {name} are not finite: their weights are bad")
-                if made is None:
-                    made = out.new_empty(len(examples), *out.shape[1:])
-                made[pictures.index_B] = out
-                advance(len(pictures))
-        assert made is not None, "no split is empty"
-        return replace(examples, images=InMemory(made.numpy()), rows=torch.arange(len(examples)))
+                if features is None:
+                    features = out.new_empty(len(examples), *out.shape[1:])
+                features[part.index_B] = out
+                advance(len(part))
+        assert features is not None, "no split is empty"
+        return replace(examples, images=InMemory(features.numpy()), rows=torch.arange(len(examples)))
 
-    return replace(dataset, splits={name: computed(dataset.splits[name]) for name in _READ})
+    return replace(dataset, splits={name: with_features(dataset.splits[name]) for name in _SPLITS_READ})
 
 
 def feature_bytes(trunk: nn.Module, dataset: Dataset, device: torch.device) -> int:
-    """What the features that training reads take in memory."""
+    """Memory, in bytes, of the features of the splits that training reads."""
     examples = dataset.splits["train"]
     with torch.no_grad():
-        one: Tensor = trunk(next(iter(batches_in_order(examples, 1, device))).images)
-    return 4 * one.numel() * sum(len(dataset.splits[name]) for name in _READ)
+        features_1: Tensor = trunk(next(iter(batches_in_order(examples, 1, device))).images)
+    return 4 * features_1.numel() * sum(len(dataset.splits[name]) for name in _SPLITS_READ)

@@ -1,4 +1,4 @@
-"""What learns, and what its state is."""
+"""The learner: network, criterion, optimizer and everything else that a checkpoint saves."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from cnnrun.training.optimizers import OptimizerSpec, check_state_tensors, load_
 from cnnrun.training.settings import BATCH_NORMS, Train
 from cnnrun.training.sync_batch_norm import synchronize_batch_norms
 
-# Task, data facts, a batch, its results and the images' names -> one image of all, uint8 [H, W, 3], or None.
+# Draws a batch's images with targets and results: (task, facts, batch, results, names) -> uint8 [H, W, 3] or None.
 DrawFunction = Callable[[TaskSpec, Facts, Batch, Results, list[str]], NDArray[np.uint8] | None]
 
-_CRITERION = 1  # apart from the network's seed
+_CRITERION_SEED = 1  # differs from the key of the network's seed
 
 
 @dataclass(frozen=True)
 class Job:
-    """What `fit` works on."""
+    """Everything that `fit` needs for one training."""
 
     spec: Train
     network: Network
@@ -51,24 +51,24 @@ class Job:
     seed: int
     device: torch.device
     run: Folder | None
-    """The run's folder, on the rank that writes."""
+    """The run's folder; None on ranks that write nothing."""
     memory_gib: float = 4.0
     prefetch: int | None = None
     reading_timeout: float = 120.0
     ranks: Ranks = field(default_factory=Ranks)
     should_stop: Callable[[int, float], bool] | None = None
-    """Asked after each epoch, with its number and the monitored number: whether the training may end there."""
+    """Called after each epoch with the epoch and the monitored metric; the training ends if it returns True."""
     draw: DrawFunction | None = None
-    """Draws what is in images and what was found in them, for TensorBoard; without it nothing is drawn."""
+    """Draws images with their targets and results for TensorBoard; None draws nothing."""
 
     @property
     def facts(self) -> Facts:
         return self.dataset.facts
 
     def batches(self, examples: Examples, accumulate: int) -> TrainingBatches:
-        """The run's training batches; `examples` may be the training split's features."""
+        """The run's training batches; `examples` is the training split, or its features."""
         order = self.spec.sampler.order(examples.targets, self.spec.batch)
-        ahead = default_prefetch(examples, self.device) if self.prefetch is None else self.prefetch
+        prefetch = default_prefetch(examples, self.device) if self.prefetch is None else self.prefetch
         return TrainingBatches(
             examples,
             self.augment,
@@ -78,7 +78,7 @@ class Job:
             self.device,
             order=order,
             blend=partial(self.task.blend_targets, facts=self.facts),
-            prefetch=ahead,
+            prefetch=prefetch,
             timeout=self.reading_timeout,
             micro_batch_count=accumulate,
             ranks=self.ranks,
@@ -86,7 +86,7 @@ class Job:
 
 
 class Learner:
-    """What learns: network, criterion, optimizer, scaler, average; and how their state is saved and restored."""
+    """Network, criterion, optimizer, loss scaler and average of the weights; saves and restores their state."""
 
     def __init__(self, job: Job) -> None:
         spec, device = job.spec, job.device
@@ -95,7 +95,7 @@ class Learner:
             use_deterministic_layers(self.network)
         if job.ranks.world_size > 1 and spec.sync_batch_norm:
             synchronize_batch_norms(self.network, job.ranks, device)
-        torch.manual_seed(derive_key(job.seed, _CRITERION))  # its own weights, such as the centres of classes
+        torch.manual_seed(derive_key(job.seed, _CRITERION_SEED))  # criteria may have weights, such as class centres
         self.criterion = job.task.criterion(job.facts).to(device)
         self.network_and_criterion = nn.ModuleDict({"network": self.network, "criterion": self.criterion})
         set_training_mode(self.network, spec.freeze)
@@ -106,9 +106,9 @@ class Learner:
         self.ema = Ema(self.network, spec.ema.decay) if spec.ema else None
         self.active_network, self.forward = self.network, compile_network(self.network, spec)
         self.buffers = list(self.network_and_criterion.buffers())
-        self.batch_norm_statistics = [value for module in self.network.modules() for value in _own_statistics(module)]
+        self.batch_norm_statistics = [value for module in self.network.modules() for value in _rank_statistics(module)]
         self.parameters = [parameter for _, parameter in trainable_parameters(self.network_and_criterion)]
-        self.changing_tensors = self._moving()
+        self.changing_tensors = self._collect_changing_tensors()
         self.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[spec.precision]
 
     def autocast(self, device: torch.device) -> torch.autocast:
@@ -122,64 +122,71 @@ class Learner:
             parts["criterion"] = criterion
         return parts
 
-    def restore(self, saved: checkpoints.Checkpoint, optimizer: OptimizerSpec, step: int) -> None:
-        """Put everything back as it was saved after `step`. Raises an error of any kind where it does not fit."""
-        check_state_tensors(optimizer, saved.parts["optimizer"], step)
-        self.network.load_state_dict(saved.parts["model"])
-        self.criterion.load_state_dict(saved.parts.get("criterion", {}))
-        load_state_tensors(self.optimizer, self.parameter_names, saved.parts["optimizer"])
-        self.scaler.load_state_dict(saved.state["scaler"])
+    def restore(self, checkpoint: checkpoints.Checkpoint, optimizer: OptimizerSpec, step: int) -> None:
+        """Restore the state that `checkpoint` holds after `step`.
+
+        Raises KeyError, TypeError, ValueError, RuntimeError or AttributeError if the checkpoint does not fit.
+        """
+        check_state_tensors(optimizer, checkpoint.parts["optimizer"], step)
+        self.network.load_state_dict(checkpoint.parts["model"])
+        self.criterion.load_state_dict(checkpoint.parts.get("criterion", {}))
+        load_state_tensors(self.optimizer, self.parameter_names, checkpoint.parts["optimizer"])
+        self.scaler.load_state_dict(checkpoint.state["scaler"])
         if self.ema:
-            for name, value in saved.parts["ema"].items():
+            for name, value in checkpoint.parts["ema"].items():
                 self.ema.average[name].copy_(value)
 
     def precompute_frozen_features(self, job: Job) -> Job:
-        """The job over features of the frozen layers, computed once, where the pictures never change.
+        """Compute the frozen layers' features once, if the images never change; returns the job to train on.
 
-        From then on `forward` takes features. Where that cannot be, the job as it is, aloud.
+        Its dataset then holds features, and `forward` takes features. If the features cannot be computed once,
+        the reason is printed and the job returned unchanged.
         """
-        from cnnrun.base.progress import progress_bar, say  # rich, which checking a config does not need
+        from cnnrun.base.progress import progress_bar, say  # imports rich, which checking a config does not need
 
         if job.spec.freeze is None:
             return job
         parts = separate_trunk(self.network, job.spec.freeze)
-        if why := self._changing(job, parts[0] if parts else None):
-            say(f"the features of the frozen layers are computed anew at each step: {why}")
+        if reason := self._recompute_reason(job, parts[0] if parts else None):
+            say(f"the features of the frozen layers are computed anew at each step: {reason}")
             return job
         assert parts is not None
         trunk, tail = parts
         with self.autocast(job.device):
-            data = compute_features(trunk, job.dataset, job.spec.batch, job.device, progress_bar)
+            features = compute_features(trunk, job.dataset, job.spec.batch, job.device, progress_bar)
         self.active_network, self.forward = tail, compile_network(tail, job.spec)
-        return replace(job, dataset=data)
+        return replace(job, dataset=features)
 
-    def _changing(self, job: Job, trunk: nn.Module | None) -> str | None:
-        """Why the frozen layers' features cannot be computed once and kept."""
+    def _recompute_reason(self, job: Job, trunk: nn.Module | None) -> str | None:
+        """Reason that the frozen layers' features cannot be computed once, or None."""
         if trunk is None:
-            return "a later layer takes an earlier one of them by name"
+            return "a later layer takes one of their inner layers by name"
         if job.augment.has_changes:
             return "augmentation changes the pictures"
-        needed = feature_bytes(trunk, job.dataset, job.device) / 2**30
-        return f"they would take {needed:.1f} GiB (data.memory_gib)" if needed > job.memory_gib else None
+        gib = feature_bytes(trunk, job.dataset, job.device) / 2**30
+        return f"they would take {gib:.1f} GiB (data.memory_gib)" if gib > job.memory_gib else None
 
-    def _moving(self) -> dict[str, Tensor]:
-        """All that changes from step to step and must stay finite, by name: weights, statistics, their average."""
-        found: dict[str, Tensor] = {
+    def _collect_changing_tensors(self) -> dict[str, Tensor]:
+        """Tensors that steps change and that must stay finite, by name: weights, statistics and averages."""
+        tensors: dict[str, Tensor] = {
             name: parameter.detach() for name, parameter in trainable_parameters(self.network_and_criterion)
         }
-        measuring = {id(buffer) for module in self.network.modules() if module.training for buffer in module.buffers()}
-        found |= {
+        updated = {id(buffer) for module in self.network.modules() if module.training for buffer in module.buffers()}
+        tensors |= {
             name: buffer
             for name, buffer in self.network.named_buffers()
-            if id(buffer) in measuring and name.rsplit(".", 1)[-1] in ("running_mean", "running_var")
+            if id(buffer) in updated and name.rsplit(".", 1)[-1] in ("running_mean", "running_var")
         }
         average = self.ema.average if self.ema else {}
-        return found | {f"{name} (ema)": average[name] for name in found if name in average}
+        return tensors | {f"{name} (ema)": average[name] for name in tensors if name in average}
 
     def draw_samples(self, job: Job, split: str, count: int) -> NDArray[np.uint8] | None:
-        """The first samples of a split with what is in them and what is found; None where that has no place."""
+        """Draw the first `count` samples of a split with their targets and predictions.
+
+        Returns None if the task has no targets to draw, or if the network takes features instead of images.
+        """
         if job.draw is None or self.active_network is not self.network:
-            return None  # or features of the frozen layers have taken the pictures' place
+            return None
         batch = next(iter(batches_in_order(job.dataset.splits[split], count, job.device)))
         if job.task.target_marks(batch.targets, job.facts) is None:
             return None
@@ -187,21 +194,21 @@ class Learner:
         decoder = job.task.decoder(job.facts).to(job.device)
         try:
             with torch.inference_mode():
-                results = decoder(self._averaged(job)(batch.images).float())
-        finally:  # a drawing that fails must not leave the network as it is evaluated
+                results = decoder(self._evaluated_network(job)(batch.images).float())
+        finally:  # a failed drawing must not leave the network in evaluation mode
             set_training_mode(self.network, job.spec.freeze)
-        names = [Path(job.dataset.splits[split].sample_name(number)).name for number in range(len(batch))]
+        names = [Path(job.dataset.splits[split].sample_name(index)).name for index in range(len(batch))]
         return job.draw(job.task, job.facts, batch, results, names)
 
     def evaluate(
         self, job: Job, split: str, batch: int, before_batch: Callable[[], None] = lambda: None
     ) -> Measurement:
-        """Measure the averaged weights, where there are any, on a split, without touching what learns.
+        """Measure the averaged weights, or the weights if there is no average, on a split; training state is unchanged.
 
-        `between` is called before each batch and may end the evaluation by raising.
+        `before_batch` is called before each batch and may end the evaluation by raising an exception.
         """
         self.network.eval()
-        examples, forward = job.dataset.splits[split], self._averaged(job)
+        examples, forward = job.dataset.splits[split], self._evaluated_network(job)
         criterion = None if job.task.is_open_set else self.criterion
         try:
             return measure_split(
@@ -219,8 +226,8 @@ class Learner:
         finally:
             set_training_mode(self.network, job.spec.freeze)
 
-    def _averaged(self, job: Job) -> Callable[[Tensor], Tensor]:
-        """The network as it is evaluated: with the averaged weights where there are any, in float32, as it is used."""
+    def _evaluated_network(self, job: Job) -> Callable[[Tensor], Tensor]:
+        """The network in float32, with the averaged weights if there are any."""
         average = self.ema.average if self.ema else {}
         weights = {name: average[name] for name in self.active_network.state_dict() if name in average}
 
@@ -231,27 +238,27 @@ class Learner:
         return forward
 
 
-def _own_statistics(module: nn.Module) -> list[Tensor]:
-    """What a batch norm that learns has measured of this rank's pictures alone."""
+def _rank_statistics(module: nn.Module) -> list[Tensor]:
+    """Running statistics that a batch norm in training mode measures on this rank's images alone."""
     if not isinstance(module, BATCH_NORMS) or not module.training:
         return []
     return [value for value in module.buffers() if value.is_floating_point()]
 
 
-def trainable_parameters(both: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """The parameters that learn, named as `cnnrun summary` names their layers; the criterion's after `criterion.`."""
+def trainable_parameters(network_and_criterion: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Parameters that require gradients, by the names of `cnnrun summary`; the criterion's begin with `criterion.`."""
     return [
         (name.removeprefix("network."), parameter)
-        for name, parameter in both.named_parameters()
+        for name, parameter in network_and_criterion.named_parameters()
         if parameter.requires_grad
     ]
 
 
 def compile_network(network: nn.Module, spec: Train) -> nn.Module:
-    """The network, compiled by torch where the config says so."""
+    """Compile the network with torch if the config asks for it; otherwise return it as it is."""
     if not spec.compile:
         return network
-    # Of many trainings in one process PyTorch would compile the first eight alone, and say so in its log only.
+    # After eight trainings in one process PyTorch stops compiling, and reports it only in its log.
     torch.compiler.reset()
-    made: nn.Module = torch.compile(network)  # type: ignore[assignment]
-    return made
+    compiled: nn.Module = torch.compile(network)  # type: ignore[assignment]
+    return compiled

@@ -1,4 +1,4 @@
-"""What the steps say of themselves: read without making the device wait, and the search for what is not finite."""
+"""Losses of the steps, read without making the device wait, and the diagnosis of values that are not finite."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from cnnrun.training.learner import Job, Learner
 from cnnrun.training.nonfinite import finite_image_mask, first_nonfinite
 from cnnrun.training.state import TrainingState
 
-# Steps between a step and the look at its numbers. A GPU is given one step's work before the last one's is looked at,
-# so that it never waits.
+# Steps between a step and the reading of its values. A GPU gets the work of the next step before the values of a step
+# are read, so that it never waits.
 _LAG = {"cpu": 0, "cuda": 1}
-_WHAT = ("the loss", "a gradient", "a weight or statistic")
-# Of a network whose weights were changed by the step before its numbers were looked at.
-_UNKNOWN = "not known on a GPU, whose weights the step has changed; --resume --device cpu would name the layer"
+_VALUE_NAMES = ("the loss", "a gradient", "a weight or statistic")
+# The diagnosis if the step changed the weights before its values were read.
+_UNKNOWN = "unknown, because the GPU had already updated the weights; --resume --device cpu names the layer"
 
 
 class LossMonitor:
-    """The steps' losses, kept on the device until they are read; what is not finite ends the run."""
+    """Losses of the steps, on the device until they are read. A value that is not finite ends the run."""
 
     def __init__(self, state: TrainingState, batches: TrainingBatches, job: Job) -> None:
         self._state, self._batches, self._job = state, batches, job
@@ -35,69 +35,74 @@ class LossMonitor:
         self._lag = _LAG.get(job.device.type, 0)
         self.last_loss = math.nan
 
-    def add(self, health: Tensor, learner: Learner) -> None:
-        """Add a step's `finiteness_sums`. On a CPU, values that are not finite end it before the weights change."""
-        self._pending.append((self._state.step, _on_host(health)))
+    def add(self, sums: Tensor, learner: Learner) -> None:
+        """Add a step's `finiteness_sums`. On a CPU they are read at once, before the weights change.
+
+        Raises NonFiniteError if a value that is read is not finite.
+        """
+        self._pending.append((self._state.step, _copy_to_host(sums)))
         self._read(learner, self._lag)
 
     def read_pending(self, learner: Learner) -> None:
-        """Look at all that is pending. Raises NonFiniteError that names the files and the first layer."""
+        """Read all pending values. Raises NonFiniteError, which names files and a layer, if one is not finite."""
         self._read(learner, 0)
 
-    def _read(self, learner: Learner, left: int) -> None:
-        while len(self._pending) > left:
-            step, numbers = self._pending.popleft()
-            values = numbers()
-            for what, value in zip(_WHAT, values, strict=True):
+    def _read(self, learner: Learner, max_pending: int) -> None:
+        while len(self._pending) > max_pending:
+            step, read_values = self._pending.popleft()
+            values = read_values()
+            for name, value in zip(_VALUE_NAMES, values, strict=True):
                 if not math.isfinite(value):
-                    raise NonFiniteError(*self._diagnosis(step, f"{what} became {value}", values, learner))
+                    raise NonFiniteError(*self._diagnose(step, f"{name} became {value}", values, learner))
             self._state.loss_sum += values[0]
             self._state.loss_count += 1
             self.last_loss = values[0]
 
-    def _diagnosis(self, step: int, what: str, values: list[float], learner: Learner) -> list[str]:
+    def _diagnose(self, step: int, problem: str, values: list[float], learner: Learner) -> list[str]:
+        """Repeat the step's forward pass to find the first value that is not finite; returns the error's lines."""
         examples = self._job.dataset.splits["train"]
         batch = self._batches.at(step)
-        bad = [escape(examples.sample_name(int(i))) for i in batch.index_B[~finite_image_mask(batch.images)]]
-        spread = self._lag > 0 and not all(map(math.isfinite, values[:2]))  # by the step's update, to every weight
-        if spread and not bad:
-            place, found = 4, _UNKNOWN
+        bad_images = [escape(examples.sample_name(int(i))) for i in batch.index_B[~finite_image_mask(batch.images)]]
+        weights_are_bad = self._lag > 0 and not all(map(math.isfinite, values[:2]))  # the step has updated them
+        if weights_are_bad and not bad_images:
+            order, description = 4, _UNKNOWN
         else:
-            place, found = first_nonfinite(learner, batch, bad, math.isfinite(values[0]))
-        told = torch.tensor(list(json.dumps([place, self._job.ranks.rank, found]).encode()), dtype=torch.uint8)
-        told_by_all = [json.loads(bytes(each["told"].tolist())) for each in self._job.ranks.all_gather({"told": told})]
-        return self._lines(step, what, min(told_by_all)[2])
+            order, description = first_nonfinite(learner, batch, bad_images, math.isfinite(values[0]))
+        # The ranks exchange their findings as JSON in tensors; the earliest one is reported.
+        message = json.dumps([order, self._job.ranks.rank, description]).encode()
+        gathered = self._job.ranks.all_gather({"message": torch.tensor(list(message), dtype=torch.uint8)})
+        findings = [json.loads(bytes(tensors["message"].tolist())) for tensors in gathered]
+        return self._lines(step, problem, min(findings)[2])
 
     def refuse_nonfinite(self, parts: CheckpointParts) -> None:
-        """Raises NonFiniteError where what is to be saved after the last step is not finite."""
+        """Raise NonFiniteError if a tensor to be saved after the last step is not finite."""
         for part, values in parts.items():
             for name, value in values.items():
                 if not value.isfinite().all():
-                    lines = self._lines(self._state.step - 1, "what was learned became wrong", f"{part} {name}")
+                    lines = self._lines(self._state.step - 1, "a saved value became nan or infinite", f"{part} {name}")
                     raise NonFiniteError(*lines)
 
-    def _lines(self, step: int, what: str, first: str) -> list[str]:
+    def _lines(self, step: int, problem: str, first: str) -> list[str]:
         examples = self._job.dataset.splits["train"]
         names = [escape(examples.sample_name(int(i))) for i in self._batches.sample_indices(step)]
-        shown = join_names(names, 8)
         return [
-            f"{what} at step {step}; nothing of it was saved, the last checkpoint stands",
-            f"first that is not finite: {first}",
-            f"pictures of the batch: {shown}",
+            f"{problem} at step {step}; this step is not saved, the last checkpoint is kept",
+            f"first value that is not finite: {first}",
+            f"pictures of the batch: {join_names(names, 8)}",
             "a lower train.optimizer.*.lr, a longer schedule warmup or train.clip: 1.0 usually helps",
         ]
 
 
-def _on_host(values: Tensor) -> Callable[[], list[float]]:
-    """The values once they are asked for; a copy to the host is under way and nothing waits for it before."""
+def _copy_to_host(values: Tensor) -> Callable[[], list[float]]:
+    """Start copying `values` to the host; the returned function waits for the copy and returns them."""
     if values.device.type != "cuda":
         return values.tolist
-    there = torch.empty(values.shape, pin_memory=True).copy_(values, non_blocking=True)
-    arrived = torch.cuda.Event()
-    arrived.record()
+    copy = torch.empty(values.shape, pin_memory=True).copy_(values, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
 
     def read() -> list[float]:
-        arrived.synchronize()
-        return there.tolist()
+        copied.synchronize()
+        return copy.tolist()
 
     return read

@@ -1,7 +1,7 @@
-"""Where numbers go while training: `metrics.jsonl` for machines, TensorBoard for eyes.
+"""The log of metrics during training: `metrics.jsonl` for programs, TensorBoard for people.
 
-`metrics.jsonl` holds nothing of the clock, so a repeated or resumed run writes the same bytes; seconds and images/s go
-to TensorBoard alone. What goes to TensorBoard can fail in any way and costs no training.
+`metrics.jsonl` holds no times, so a repeated or resumed run writes the same bytes; seconds and images/s go to
+TensorBoard only. A failure of TensorBoard never ends the training.
 """
 
 from __future__ import annotations
@@ -23,11 +23,14 @@ from cnnrun.base.progress import say
 from cnnrun.training.event_file import EventFile
 from cnnrun.training.run_records import METRICS
 
-_LONGEST = 24  # letters of a class's name in a picture: longer ones would leave no room for it
+_MAX_NAME_LENGTH = 24  # longer class names leave no room for the confusion matrix
 
 
 class MetricsLog:
-    """Writes both into the run; on resuming at `step` what an earlier process wrote beyond it is cut off."""
+    """Writer of both logs in a run's folder.
+
+    A run that resumes at `step` cuts metrics.jsonl at `offset` bytes, which removes lines of later steps.
+    """
 
     def __init__(self, run: Folder, step: int = 0, offset: int = 0) -> None:
         self._run, self._step = run, step
@@ -37,14 +40,14 @@ class MetricsLog:
             self._file = run.open_for_append(METRICS)
             size = os.fstat(self._file.fileno()).st_size
             if size < offset:
-                gone = offset - size
-                say(f"{run.path / METRICS}: {gone:,} bytes of it are gone; what comes is written after what is left")
+                missing = offset - size
+                say(f"{run.path / METRICS}: the last {missing:,} bytes are missing; new lines are added after the rest")
             self._file.truncate(min(size, offset))
 
     def sync(self) -> int:
-        """Bytes of metrics.jsonl that belong to what was saved so far; they are on the disk.
+        """Write metrics.jsonl to the disk; returns its size in bytes.
 
-        Raises StorageError where the file is no longer in the run.
+        Raises StorageError if the file was removed or replaced.
         """
         with self._writing(0):
             self._file.flush()
@@ -54,40 +57,41 @@ class MetricsLog:
             raise StorageError(f"{self._run.path / METRICS}: was removed or replaced while the run was training")
         return status.st_size
 
-    def record(self, step: int, numbers: Mapping[str, float | int | str]) -> None:
-        """A line of metrics.jsonl, its numbers to TensorBoard as well."""
-        line = json.dumps({"step": step, **numbers}).encode() + b"\n"
+    def record(self, step: int, metrics: Mapping[str, float | int | str]) -> None:
+        """Write a line of metrics.jsonl, and its floats to TensorBoard."""
+        line = json.dumps({"step": step, **metrics}).encode() + b"\n"
         with self._writing(len(line)):
             self._file.write(line)
             self._file.flush()
-        self.add_scalars(step, {key: value for key, value in numbers.items() if isinstance(value, float)})
+        self.add_scalars(step, {key: value for key, value in metrics.items() if isinstance(value, float)})
 
-    def add_scalars(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Numbers to TensorBoard alone."""
-        for name, value in numbers.items():
-            self._look(partial(EventFile.add_scalar, name=name, value=value, step=step))
+    def add_scalars(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add points to TensorBoard's curves, without a line in metrics.jsonl."""
+        for name, value in metrics.items():
+            self._add_to_board(partial(EventFile.add_scalar, name=name, value=value, step=step))
 
-    def add_images(self, step: int, name: str, pictures_BCHW: Tensor) -> None:
-        """A grid of pictures with values 0..255; nothing where these are features."""
-        if pictures_BCHW.dim() != 4 or pictures_BCHW.shape[1] not in (1, 3):
+    def add_images(self, step: int, name: str, images_BCHW: Tensor) -> None:
+        """Add a grid of images with values 0..255 to TensorBoard; features, which are no images, are skipped."""
+        if images_BCHW.dim() != 4 or images_BCHW.shape[1] not in (1, 3):
             return
-        self._look(lambda board: board.add_images(name, pictures_BCHW.clamp(0, 255).byte().cpu(), step))
+        self._add_to_board(lambda board: board.add_images(name, images_BCHW.clamp(0, 255).byte().cpu(), step))
 
     def add_drawing(self, step: int, name: str, draw: Callable[[], Any]) -> None:
-        """What `draw` gives, uint8 [H, W, 3]; nothing where it gives None."""
+        """Add the image that `draw` returns, uint8 [H, W, 3], to TensorBoard; None adds nothing."""
 
         def add(board: EventFile) -> None:
             if (pixels := draw()) is not None:
                 board.add_image(name, pixels, step)
 
-        self._look(add)
+        self._add_to_board(add)
 
     def add_confusion_matrix(self, step: int, name: str, matrix: list[list[int]], labels: tuple[str, ...]) -> None:
-        """A confusion matrix as a picture."""
-        self.add_drawing(step, name, lambda: _drawn(matrix, labels))
+        """Add a confusion matrix to TensorBoard as an image."""
+        self.add_drawing(step, name, lambda: _draw_confusion_matrix(matrix, labels))
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # what matters was written out before
+        """Close both logs. Errors are ignored: `sync` has written everything that matters."""
+        with contextlib.suppress(OSError):
             self._file.close()
         if self._board:
             with contextlib.suppress(OSError):
@@ -95,27 +99,28 @@ class MetricsLog:
 
     @contextmanager
     def _writing(self, needed: int) -> Iterator[None]:
-        with storage_errors(self._run.path / METRICS, needed, "; the last checkpoint stands"):
+        """Context that turns an OSError into a StorageError; `needed` is the size in bytes of what is written."""
+        with storage_errors(self._run.path / METRICS, needed, "; the last checkpoint is kept"):
             yield
 
-    def _look(self, show: Callable[[EventFile], None]) -> None:
-        """Something for eyes alone. The first failure of any kind is said and turns TensorBoard off, no more."""
+    def _add_to_board(self, add: Callable[[EventFile], None]) -> None:
+        """Call `add` with TensorBoard's file. The first failure is printed and turns TensorBoard off."""
         if self._board_failed:
             return
         try:
             if self._board is None:
-                # At the first use, after the first step: importing TensorBoard takes a second.
+                # Opened at its first use, after the first step: importing TensorBoard takes a second.
                 self._board = EventFile(self._run, self._step)
-            show(self._board)
+            add(self._board)
         except InterruptionError:
             raise
         except Exception as error:
             self._board_failed = True
-            say(f"TensorBoard gets nothing from here on ({first_line(error)}); the training goes on")
+            say(f"TensorBoard is turned off for this run ({first_line(error)}); the training continues")
 
 
 class NoMetricsLog(MetricsLog):
-    """For ranks that write nothing."""
+    """A log that writes nothing, for all ranks but the first."""
 
     def __init__(self) -> None:
         pass
@@ -123,35 +128,35 @@ class NoMetricsLog(MetricsLog):
     def sync(self) -> int:
         return 0
 
-    def record(self, step: int, numbers: Mapping[str, float | int | str]) -> None:
+    def record(self, step: int, metrics: Mapping[str, float | int | str]) -> None:
         pass
 
     def close(self) -> None:
         pass
 
-    def _look(self, show: Callable[[EventFile], None]) -> None:
+    def _add_to_board(self, add: Callable[[EventFile], None]) -> None:
         pass
 
 
-def _drawn(matrix: list[list[int]], labels: tuple[str, ...]) -> Any:
-    """The confusion matrix as uint8 [H, W, 3]: rows are true classes, shade is the part of the row."""
+def _draw_confusion_matrix(matrix: list[list[int]], labels: tuple[str, ...]) -> Any:
+    """Draw a confusion matrix as uint8 [H, W, 3]: rows are true classes, shades are fractions of the row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     counts = np.array(matrix, dtype=np.float64)
-    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    fractions = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = min(12.0, 3 + 0.5 * len(labels))
     figure = Figure(figsize=(side, side), layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot(xlabel="predicted", ylabel="true")
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
     if len(labels) <= 30:
         names = [escape(label) for label in labels]
-        short = [name if len(name) <= _LONGEST else f"{name[:_LONGEST]}…" for name in names]
-        axes.set_xticks(range(len(labels)), short, rotation=90, parse_math=False)
-        axes.set_yticks(range(len(labels)), short, parse_math=False)
+        ticks = [name if len(name) <= _MAX_NAME_LENGTH else f"{name[:_MAX_NAME_LENGTH]}…" for name in names]
+        axes.set_xticks(range(len(labels)), ticks, rotation=90, parse_math=False)
+        axes.set_yticks(range(len(labels)), ticks, parse_math=False)
         for row, column in np.argwhere(counts > 0):
-            colour = "white" if share[row, column] > 0.5 else "black"
+            colour = "white" if fractions[row, column] > 0.5 else "black"
             axes.text(column, row, f"{int(counts[row, column])}", ha="center", va="center", color=colour, fontsize=7)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

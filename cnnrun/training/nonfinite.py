@@ -1,4 +1,4 @@
-"""The search for the first value that is not finite."""
+"""Search for the first value of a step that is not finite."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from cnnrun.contracts.batch import Batch
 from cnnrun.training.learner import Learner
 
 
-def finite_image_mask(pictures: Tensor) -> Tensor:
-    return pictures.flatten(1).isfinite().all(1).cpu()
+def finite_image_mask(images: Tensor) -> Tensor:
+    """Mask, bool [B] on the CPU, of the images whose values are all finite."""
+    return images.flatten(1).isfinite().all(1).cpu()
 
 
-def first_nonfinite(learner: Learner, batch: Batch, bad: list[str], loss_is_finite: bool) -> tuple[int, str]:
-    """What was not finite first, for people, and how early that is: lower is earlier.
+def first_nonfinite(learner: Learner, batch: Batch, bad_images: list[str], loss_is_finite: bool) -> tuple[int, str]:
+    """Find the first value that is not finite; returns its order (lower is earlier) and a description.
 
-    `bad` are the names of pictures that are not finite themselves.
+    `bad_images` are the names of images that are not finite themselves.
     """
-    layer = _first_layer(learner.active_network, batch)  # on all ranks, for synchronised norms
-    if bad:
-        return 0, f"the picture {join_names(bad, 8)}"
+    layer = _first_layer(learner.active_network, batch)  # first, because synchronised norms need all ranks
+    if bad_images:
+        return 0, f"the picture {join_names(bad_images, 8)}"
     if layer:
         return 1, layer
     for name, value in learner.changing_tensors.items():
@@ -37,25 +38,25 @@ def first_nonfinite(learner: Learner, batch: Batch, bad: list[str], loss_is_fini
 
 
 def _first_layer(network: nn.Module, batch: Batch) -> str | None:
-    """The first module whose weights, statistics or output are not finite."""
-    found: list[str] = []
+    """Describe the first module whose weights, statistics or output are not finite; None if there is none."""
+    descriptions: list[str] = []
 
     def watch(name: str) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            own = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
-            bad = [key for key, tensor in own.items() if not tensor.isfinite().all()]
+            tensors = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
+            bad = [key for key, tensor in tensors.items() if not tensor.isfinite().all()]
             if bad:
-                found.append(f"{name} (its {bad[0]})")
+                descriptions.append(f"{name} (its {bad[0]})")
             elif isinstance(output, Tensor) and not output.isfinite().all():
-                found.append(f"{name} (its output)")
+                descriptions.append(f"{name} (its output)")
 
         return hook
 
     leaves = [(name, module) for name, module in network.named_modules() if not list(module.children())]
     handles = [module.register_forward_hook(watch(name)) for name, module in leaves]
     with torch.no_grad():
-        for part in batch.micro_batches():
-            network(part.images)
+        for micro_batch in batch.micro_batches():
+            network(micro_batch.images)
     for handle in handles:
         handle.remove()
-    return found[0] if found else None
+    return descriptions[0] if descriptions else None

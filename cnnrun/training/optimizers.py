@@ -1,4 +1,4 @@
-"""Optimizers, under PyTorch's names, and the moving average of the weights."""
+"""Optimizers, with PyTorch's settings and defaults, and their state as named tensors."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class ParameterGroup(Spec):
     lr: float | None = Field(None, gt=0)
     """Their peak learning rate; by default the optimizer's."""
     weight_decay: float | None = Field(None, ge=0)
-    """By default the optimizer's."""
+    """Their weight decay; by default the optimizer's."""
 
     @model_validator(mode="after")
     def _sets_something(self) -> Self:
         if self.lr is None and self.weight_decay is None:
-            raise ValueError(f"the group {self.params!r} gives neither lr nor weight_decay")
+            raise ValueError(f"the group {self.params!r} needs lr, weight_decay or both")
         return self
 
     def has_parameter(self, name: str) -> bool:
-        """Whether the parameter of that name is one of the group's."""
+        """Return whether the parameter `name` belongs to this group."""
         return name.startswith(f"{self.params}.") or fnmatchcase(name, self.params)
 
 
@@ -41,7 +41,7 @@ class OptimizerSpec(Kind):
 
     main = "lr"
     torch_class: ClassVar[type[torch.optim.Optimizer]]
-    has_fused_kernel: ClassVar[bool] = False  # whether torch has it in one kernel on CPU and CUDA
+    has_fused_kernel: ClassVar[bool] = False  # whether torch has a fused kernel for CPU and CUDA
 
     lr: float = Field(1e-3, gt=0)
     """The peak learning rate; the schedule multiplies it."""
@@ -50,36 +50,38 @@ class OptimizerSpec(Kind):
     """Parameters with settings of their own; each takes those of the first group that names it."""
 
     def parameter_groups(self, named: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
-        """torch's parameter groups, the optimizer's own last; `names` beside `params`, `peak` is the rate to scale."""
-        given = list(named)
+        """Parameter groups for torch; parameters that no group names come last, with the optimizer's own settings.
+
+        Each group also has the `names` of its parameters and `peak`, the learning rate that the schedule scales.
+        """
         rest = ParameterGroup(params="*", lr=self.lr)
         members: dict[int, list[tuple[str, nn.Parameter]]] = {}
-        for name, parameter in given:
-            place = next(
-                (place for place, group in enumerate(self.groups) if group.has_parameter(name)), len(self.groups)
+        for name, parameter in named:
+            index = next(
+                (index for index, group in enumerate(self.groups) if group.has_parameter(name)), len(self.groups)
             )
-            members.setdefault(place, []).append((name, parameter))
+            members.setdefault(index, []).append((name, parameter))
         return [
             {
-                "names": [name for name, _ in inside],
-                "params": [parameter for _, parameter in inside],
+                "names": [name for name, _ in group_members],
+                "params": [parameter for _, parameter in group_members],
                 "peak": self.lr if group.lr is None else group.lr,
                 "weight_decay": self.weight_decay if group.weight_decay is None else group.weight_decay,
             }
-            for place, group in enumerate([*self.groups, rest])
-            if (inside := members.get(place))
+            for index, group in enumerate([*self.groups, rest])
+            if (group_members := members.get(index))
         ]
 
     def unused_groups(self, names: Iterable[str]) -> list[ParameterGroup]:
-        """The groups that get no parameter of these: none is so named, or earlier groups take them all."""
-        first = {
-            next((place for place, group in enumerate(self.groups) if group.has_parameter(name)), None)
+        """Groups that get none of the parameters `names`, because no name matches or earlier groups match first."""
+        used = {
+            next((index for index, group in enumerate(self.groups) if group.has_parameter(name)), None)
             for name in names
         }
-        return [group for place, group in enumerate(self.groups) if place not in first]
+        return [group for index, group in enumerate(self.groups) if index not in used]
 
     def build(self, parameters: Iterable[nn.Parameter] | list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """The optimizer over parameters or groups of them, fused where torch can."""
+        """Build the optimizer of parameters or groups of them, with a fused kernel if torch has one."""
         settings: dict[str, Any] = self.model_dump(exclude={"groups"})
         if self.has_fused_kernel:
             settings["fused"] = True
@@ -87,7 +89,7 @@ class OptimizerSpec(Kind):
 
 
 class Sgd(OptimizerSpec):
-    """Stochastic gradient descent, with momentum where given."""
+    """Stochastic gradient descent, with optional momentum."""
 
     kind = "sgd"
     torch_class = torch.optim.SGD
@@ -118,7 +120,7 @@ class Adam(_Adaptive):
 
 
 class AdamW(_Adaptive):
-    """Adam with weight decay apart from the gradient (Loshchilov and Hutter 2019)."""
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
 
     kind = "adamw"
     torch_class = torch.optim.AdamW
@@ -171,49 +173,50 @@ def state_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[st
     """The optimizer's state as named tensors, `momentum_buffer:layers.conv1.weight`; `names` in parameter order."""
     state = optimizer.state_dict()["state"]
     return {
-        f"{key}:{names[number]}": torch.as_tensor(value)
-        for number, entries in state.items()
+        f"{key}:{names[index]}": torch.as_tensor(value)
+        for index, entries in state.items()
         for key, value in entries.items()
         if value is not None
     }
 
 
 def check_state_tensors(spec: OptimizerSpec, tensors: dict[str, Tensor], step: int) -> None:
-    """Raises ValueError where these are not the tensors that such an optimizer has for a parameter after `step`.
+    """Raise ValueError if `tensors` are not the state that this optimizer has after `step`.
 
-    What it has is what it has for a parameter of one number after one step.
+    The expected state of a parameter is that of a single-element parameter after one step.
     """
     parameter = nn.Parameter(torch.zeros(1))
     parameter.grad = torch.zeros(1)
     optimizer = spec.build([parameter])
     optimizer.step()
     expected = {key for key, value in optimizer.state[parameter].items() if value is not None}
-    found: dict[str, set[str]] = {}
+    keys_of: dict[str, set[str]] = {}
     for entry in tensors:
         key, _, name = entry.partition(":")
-        found.setdefault(name, set()).add(key)
-    if wrong := [name for name, keys in found.items() if keys != expected]:
+        keys_of.setdefault(name, set()).add(key)
+    if wrong := [name for name, keys in keys_of.items() if keys != expected]:
         raise ValueError(f"the optimizer's tensors of {wrong[0]} are not those of {spec.kind}")
-    if step and expected and not found:
+    if step and expected and not keys_of:
         raise ValueError(f"the optimizer has no tensors after step {step}")
 
 
 def load_state_tensors(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, Tensor]) -> None:
-    """The inverse of `state_tensors`. Tensors of a parameter's shape take its memory layout, as fused kernels need.
+    """Load the output of `state_tensors` into the optimizer. `names` are in parameter order.
 
-    Raises KeyError for a parameter that there is not, ValueError for a tensor that is not of its shape.
+    Tensors of a parameter's shape take its memory layout, which fused kernels need. Raises KeyError for an unknown
+    parameter, ValueError for a tensor of another type or shape than expected.
     """
-    groups = [(p, group) for group in optimizer.param_groups for p in group["params"]]
-    parameters = dict(zip(names, groups, strict=True))
+    pairs = [(parameter, group) for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = dict(zip(names, pairs, strict=True))
     for entry, value in tensors.items():
         key, name = entry.split(":", 1)
         parameter, group = parameters[name]
         if value.dtype != torch.float32:
-            raise ValueError(f"{entry} is of {value.dtype}")
+            raise ValueError(f"{entry} is {value.dtype}, not torch.float32")
         if value.shape == parameter.shape:
             value = torch.empty_like(parameter).copy_(value)
         elif value.dim():
-            raise ValueError(f"{entry} is {list(value.shape)}, its parameter {list(parameter.shape)}")
-        # A step count lives on the CPU, but beside the parameter for fused kernels: as torch's own loading has it.
+            raise ValueError(f"{entry} has shape {list(value.shape)}, its parameter {list(parameter.shape)}")
+        # As in torch's own loading, step counts are on the CPU, except for fused kernels.
         on_cpu = value.dim() == 0 and not group.get("fused")
         optimizer.state[parameter][key] = value.clone() if on_cpu else value.to(parameter.device)

@@ -1,4 +1,4 @@
-"""The run folder: `runs/<name>/<number>/`, made atomically, held by one process at a time, free of links."""
+"""The run folder `runs/<name>/<number>/`: created atomically, locked by one process at a time, free of links."""
 
 from __future__ import annotations
 
@@ -21,103 +21,102 @@ from cnnrun.base.errors import CheckpointError, StorageError, escape
 from cnnrun.base.locks import LockHeldError, hold_lock
 from cnnrun.training.run_records import CHECKPOINTS, CONFIG, RESULT, Environment
 
-_MOST_ENTRIES = 100_000
+_MAX_ENTRIES = 100_000
 
 
-def create_run_folder(root: Path, name: str, files: Mapping[str, bytes] | None = None) -> Path:
-    """Make `root/name/<next number>` with these files; there whole or not at all. Raises StorageError."""
+def create_run_folder(runs: Path, name: str, files: Mapping[str, bytes] | None = None) -> Path:
+    """Create `runs/name/<next number>` with these files, completely or not at all. Raises StorageError."""
     files = files or {}
-    there = root / name
-    with storage_errors(there, sum(map(len, files.values()))):
-        there.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(there)
-        folder, temporary = Folder(there), f".{os.getpid()}.{time.time_ns()}.tmp"
+    parent = runs / name
+    with storage_errors(parent, sum(map(len, files.values()))):
+        parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(parent)
+        folder, temporary = Folder(parent), f".{os.getpid()}.{time.time_ns()}.tmp"
         try:
-            fresh = folder.make_child(temporary)
+            new_run = folder.make_child(temporary)
             for file, data in files.items():
-                fresh.create(file, data)
-            fresh.sync()
-            run = _take_number(folder, temporary)
+                new_run.create(file, data)
+            new_run.sync()
+            run = _rename_to_next_number(folder, temporary)
             folder.sync()
         except OSError:
-            shutil.rmtree(there / temporary, ignore_errors=True)
+            shutil.rmtree(parent / temporary, ignore_errors=True)
             raise
     return run
 
 
-def _take_number(folder: Folder, fresh: str) -> Path:
-    """Give the fresh run the next number that no other run takes in between."""
-    number = max(_numbers(folder.path), default=0)
+def _rename_to_next_number(folder: Folder, temporary: str) -> Path:
+    """Rename a new run to the next free number; another process may take numbers meanwhile."""
+    number = max(_run_numbers(folder.path), default=0)
     while True:
         number += 1
         if not folder.has(str(number)):
             try:
-                folder.rename(fresh, str(number))
-            except OSError:  # taken meanwhile, by a run with files in it
+                folder.rename(temporary, str(number))
+            except OSError:  # another process has just created a run of this number
                 if not folder.has(str(number)):
                     raise
             else:
                 return folder.path / str(number)
 
 
-def _remove_abandoned(there: Path) -> None:
-    """Remove what killed processes began to make; what is being made now is younger than an hour."""
-    for path in there.glob(".*.tmp"):
+def _remove_abandoned(parent: Path) -> None:
+    """Remove unfinished folders of killed processes; younger than an hour they may still be in use."""
+    for path in parent.glob(".*.tmp"):
         if path.is_dir() and not path.is_symlink() and time.time() - path.stat().st_mtime > 3600:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def unfinished_runs(root: Path, name: str) -> list[Path]:
-    """Runs of that name that have a config but no result, newest first."""
-    return [folder for folder in _newest_first(root / name) if not (folder / RESULT).exists()]
+def unfinished_runs(runs: Path, name: str) -> list[Path]:
+    """Runs of this name that have a config but no result, newest first."""
+    return [folder for folder in _newest_first(runs / name) if not (folder / RESULT).exists()]
 
 
-def finished_runs(root: Path, name: str) -> list[Path]:
-    """Runs of that name that have a result, newest first."""
-    return [folder for folder in _newest_first(root / name) if (folder / RESULT).exists()]
+def finished_runs(runs: Path, name: str) -> list[Path]:
+    """Runs of this name that have a result, newest first."""
+    return [folder for folder in _newest_first(runs / name) if (folder / RESULT).exists()]
 
 
-def _newest_first(there: Path) -> list[Path]:
-    folders = [there / str(number) for number in sorted(_numbers(there), reverse=True)]
+def _newest_first(parent: Path) -> list[Path]:
+    folders = [parent / str(number) for number in sorted(_run_numbers(parent), reverse=True)]
     return [folder for folder in folders if (folder / CONFIG).exists()]
 
 
-def newest_run(root: Path, name: str | None = None) -> Path:
-    """The run with a checkpoint that has the highest number, of that name or of all. Raises CheckpointError.
+def newest_run(runs: Path, name: str | None = None) -> Path:
+    """The newest run that has a checkpoint, of this name or of all names. Raises CheckpointError if there is none.
 
-    Numbers are given in order and survive copying, unlike the times of files; these decide between names alone.
+    Among runs of one name the highest number is the newest, because copying changes the times of files. Between names
+    the time of the config decides.
     """
-    names = [name] if name else [entry.name for entry in root.iterdir() if entry.is_dir()] if root.is_dir() else []
-    newest_of_each = [found for each in names if (found := _highest_saved(root / each))]
-    if not newest_of_each:
-        raise CheckpointError(f"{root / name if name else root}: no run here; `cnnrun train CONFIG` makes one")
-    return max(newest_of_each, key=lambda run: (run / CONFIG).stat().st_mtime_ns)
+    names = [name] if name else [entry.name for entry in runs.iterdir() if entry.is_dir()] if runs.is_dir() else []
+    candidates = [run for run_name in names if (run := _newest_saved(runs / run_name))]
+    if not candidates:
+        raise CheckpointError(f"{runs / name if name else runs}: no run here; start one with `cnnrun train CONFIG`")
+    return max(candidates, key=lambda run: (run / CONFIG).stat().st_mtime_ns)
 
 
-def _highest_saved(there: Path) -> Path | None:
-    numbers = sorted(_numbers(there), reverse=True)
-    return next(
-        (there / str(number) for number in numbers if (there / str(number) / CHECKPOINTS / "latest").exists()), None
-    )
+def _newest_saved(parent: Path) -> Path | None:
+    folders = [parent / str(number) for number in sorted(_run_numbers(parent), reverse=True)]
+    return next((folder for folder in folders if (folder / CHECKPOINTS / "latest").exists()), None)
 
 
 def refuse_links(run: Path) -> None:
-    """Raises CheckpointError where a run holds anything but folders and files: nothing may lead out of it."""
-    waiting, seen = [run], 0
-    while waiting:
-        for entry in _entries(waiting.pop()):
-            seen += 1
-            kind = entry.stat(follow_symlinks=False).st_mode
-            if stat.S_ISDIR(kind):
-                waiting.append(Path(entry.path))
-            elif not stat.S_ISREG(kind):
-                what = "a link" if stat.S_ISLNK(kind) else "no file"
-                raise CheckpointError(f"{escape(entry.path)}: {what}; a run holds files of its own alone: remove it")
-        if seen > _MOST_ENTRIES:
-            raise CheckpointError(f"{escape(str(run))}: more than {_MOST_ENTRIES:,} files: not a run")
+    """Raise CheckpointError if a run holds anything but folders and files, because links could lead out of it."""
+    folders, count = [run], 0
+    while folders:
+        for entry in _list_entries(folders.pop()):
+            count += 1
+            mode = entry.stat(follow_symlinks=False).st_mode
+            if stat.S_ISDIR(mode):
+                folders.append(Path(entry.path))
+            elif not stat.S_ISREG(mode):
+                kind = "a link" if stat.S_ISLNK(mode) else "not a regular file"
+                raise CheckpointError(f"{escape(entry.path)}: {kind}; a run may hold only files and folders: remove it")
+        if count > _MAX_ENTRIES:
+            raise CheckpointError(f"{escape(str(run))}: more than {_MAX_ENTRIES:,} files; this is not a run")
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def _list_entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return list(entries)
@@ -127,9 +126,9 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 @contextmanager
 def hold_run(run: Path) -> Iterator[Folder]:
-    """Hold the run for this process, opened; the hold ends with the process, however that ends.
+    """Open and lock the run for this process. The lock also ends if the process is killed.
 
-    Raises StorageError where another process has it, CheckpointError where it holds links.
+    Raises StorageError if another process has locked it, CheckpointError if the run holds links.
     """
     refuse_links(run)
     with contextlib.ExitStack() as stack:
@@ -144,7 +143,7 @@ def hold_run(run: Path) -> Iterator[Folder]:
 
 
 def describe_environment(device: torch.device, ranks: int = 1) -> Environment:
-    """What may change a result's bits, for the run's environment.json."""
+    """Versions and hardware that may change a result's bits, for the run's environment.json."""
     return {
         "cnnrun": __version__,
         "torch": torch.__version__,
@@ -152,15 +151,15 @@ def describe_environment(device: torch.device, ranks: int = 1) -> Environment:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "device": str(device),
-        **_of_device(device),
+        **_describe_device(device),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "ranks": ranks,
     }
 
 
-def _of_device(device: torch.device) -> Environment:
-    """Return what of a device may change a result's bits."""
+def _describe_device(device: torch.device) -> Environment:
+    """Name and settings of a device that may change a result's bits."""
     if device.type != "cuda":
         return {"device_name": "cpu"}
     return {
@@ -173,11 +172,11 @@ def _of_device(device: torch.device) -> Environment:
 
 
 def environment_changes(before: Environment, now: Environment) -> list[str]:
-    """A line for each thing that is not as it was."""
+    """Describe each entry that differs, a line per entry."""
     return [f"{key} was {before[key]}, is {now[key]}" for key in now if key in before and before[key] != now[key]]
 
 
-def _numbers(folder: Path) -> list[int]:
+def _run_numbers(folder: Path) -> list[int]:
     if not folder.is_dir():
         return []
     return [int(entry.name) for entry in folder.iterdir() if _is_number(entry.name) and entry.is_dir()]

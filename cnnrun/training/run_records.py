@@ -1,4 +1,4 @@
-"""The JSON files of a run: what each one holds, read strictly and never through a link."""
+"""The JSON files of a run: their names, their contents, and reading them strictly, never through a link."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from cnnrun.contracts.facts import Facts
 CONFIG = "config.yaml"
 RESULT = "result.json"
 ENVIRONMENT = "environment.json"
-INITIAL_WEIGHTS = "weights.json"  # the weights that the run began with
-DATA_LIST = "data.tsv.gz"  # the files that it learns from
-PLAN = "plan.json"  # what `cnnrun plan` foretold of the training
-CALIBRATION = "calibration.json"  # what `cnnrun calibrate` chose, and for which weights
-FACTS = "facts.json"  # the data facts when it began
+INITIAL_WEIGHTS = "weights.json"  # the weights file that the run started from
+DATA_LIST = "data.tsv.gz"  # the files of its training data
+PLAN = "plan.json"  # the estimates of `cnnrun plan`
+CALIBRATION = "calibration.json"  # the choices of `cnnrun calibrate`, by digest of the weights
+FACTS = "facts.json"  # the data facts at the start
 METRICS = "metrics.jsonl"
 REPORT = "report.html"
 CHECKPOINTS = "checkpoints"
@@ -40,7 +40,7 @@ class _Record(BaseModel):
 
 
 class TrainingResult(_Record):
-    """The outcome of a finished training. Later versions may add to it."""
+    """The outcome of a finished training. Later versions of cnnrun may add fields."""
 
     steps: int = Field(ge=0)
     best_step: int = Field(ge=0)
@@ -52,21 +52,21 @@ class TrainingResult(_Record):
 
 
 class Environments(_Record):
-    """The machine that a run began on, entry by entry, and those of later resumes."""
+    """The environment in which a run started, entry by entry, and those of later resumes."""
 
     __pydantic_extra__: Environment
     later: list[Environment] = []
 
 
 class WeightsRecord(_Record):
-    """The weights file that a run began with."""
+    """The weights file that a run started from."""
 
     path: str
     sha256: Digest
 
 
 class Choices(_Record):
-    """Choices that val made for the weights of one checkpoint after the training."""
+    """Settings, such as a temperature, chosen on val for one checkpoint's weights after the training."""
 
     chosen: dict[str, float]
 
@@ -78,44 +78,50 @@ _METRICS = TypeAdapter(dict[str, float | int | str | None])
 
 
 def read_result(run: Path) -> dict[str, Any] | None:
-    """Read the outcome of a finished run; None for one that is not finished. Raises CheckpointError."""
-    found = _read(run, RESULT, _RESULT)
-    return None if found is None else found.model_dump()
+    """Read the outcome of a finished run; None if the run is unfinished. Raises CheckpointError if damaged."""
+    result = _read_record(run, RESULT, _RESULT)
+    return None if result is None else result.model_dump()
 
 
 def read_environments(run: Path) -> list[Environment]:
-    """Read every environment that the run was trained in, the first one first. Raises CheckpointError."""
-    found = _read(run, ENVIRONMENT, _ENVIRONMENTS)
-    return [] if found is None else [dict(found.__pydantic_extra__), *found.later]
+    """Read the environments in which the run was trained, oldest first. Raises CheckpointError if damaged."""
+    record = _read_record(run, ENVIRONMENT, _ENVIRONMENTS)
+    return [] if record is None else [dict(record.__pydantic_extra__), *record.later]
 
 
 def read_initial_weights(run: Path) -> WeightsRecord | None:
-    """The weights that the run began with; None where it began with random ones. Raises CheckpointError."""
-    return _read(run, INITIAL_WEIGHTS, _WEIGHTS)
+    """Read which weights the run started from; None for random weights. Raises CheckpointError if damaged."""
+    return _read_record(run, INITIAL_WEIGHTS, _WEIGHTS)
 
 
 def read_facts(run: Path) -> Facts | None:
-    """The data facts when the run began; None where it has not come so far. Raises CheckpointError."""
-    found = _read(run, FACTS, _FACTS)
-    if found is not None and (problem := found.consistency_problem()):
+    """Read the data facts at the start of the run; None before it has decoded its data.
+
+    Raises CheckpointError if the file is damaged.
+    """
+    facts = _read_record(run, FACTS, _FACTS)
+    if facts is not None and (problem := facts.consistency_problem()):
         raise CheckpointError(f"{escape(str(run / FACTS))}: damaged ({problem})")
-    return found
+    return facts
 
 
 def read_calibration(run: Path) -> dict[str, Choices]:
-    """Read what was chosen on val after the training, by the digest of the weights. Raises CheckpointError."""
-    return _read(run, CALIBRATION, _CALIBRATION) or {}
+    """Read the choices made on val after the training, by the weights' digest. Raises CheckpointError if damaged."""
+    return _read_record(run, CALIBRATION, _CALIBRATION) or {}
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """A row for each epoch; a last line that is still being written is left out. Raises CheckpointError."""
+    """Read a row for each epoch, without a last line that is still being written.
+
+    Raises CheckpointError if the file is damaged.
+    """
     path = run / METRICS
     if not path.exists():
         return []
     data = read_bytes(path, CheckpointError, MAX_METRICS_BYTES, Folder(run))
     rows = []
     for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
-        row: dict[str, Any] = _parsed(f"{path}:{number}", line, _METRICS)
+        row: dict[str, Any] = _parse(f"{path}:{number}", line, _METRICS)
         if not isinstance(row.get("step"), int) or not isinstance(row.get("epoch"), int):
             raise CheckpointError(f"{escape(str(path))}:{number}: damaged (no step or no epoch)")
         rows.append(row)
@@ -123,21 +129,21 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def parse_facts(data: Any, where: str) -> Facts:
-    """Data facts as a checkpoint holds them. Raises CheckpointError."""
-    facts = _parsed(where, json.dumps(data).encode(), _FACTS)
+    """Parse the data facts of a checkpoint. Raises CheckpointError if they are damaged."""
+    facts = _parse(where, json.dumps(data).encode(), _FACTS)
     if problem := facts.consistency_problem():
         raise CheckpointError(f"{escape(where)}: damaged ({problem})")
     return facts
 
 
-def _read(run: Path, name: str, adapter: TypeAdapter[Record]) -> Record | None:
+def _read_record(run: Path, name: str, adapter: TypeAdapter[Record]) -> Record | None:
     path = run / name
     if not path.is_symlink() and not path.exists():
         return None
-    return _parsed(str(path), read_bytes(path, CheckpointError, MAX_JSON_BYTES, Folder(run)), adapter)
+    return _parse(str(path), read_bytes(path, CheckpointError, MAX_JSON_BYTES, Folder(run)), adapter)
 
 
-def _parsed(where: str, data: bytes, adapter: TypeAdapter[Record]) -> Record:
+def _parse(where: str, data: bytes, adapter: TypeAdapter[Record]) -> Record:
     try:
         return adapter.validate_json(data, strict=True)
     except ValidationError as error:
@@ -145,7 +151,7 @@ def _parsed(where: str, data: bytes, adapter: TypeAdapter[Record]) -> Record:
 
 
 def _first_problem(error: ValidationError) -> str:
-    """The first mistake in a file, in one line."""
+    """Describe the first error of a file in one line."""
     first = error.errors(include_url=False, include_input=False)[0]
-    place = ".".join(escape(str(each)) for each in first["loc"])
-    return f"{place}: {first['msg']}" if place else str(first["msg"])
+    key = ".".join(escape(str(part)) for part in first["loc"])
+    return f"{key}: {first['msg']}" if key else str(first["msg"])

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: pure functions of the step, as a factor on the optimizer's rate."""
+"""Learning-rate schedules: factors on the optimizer's learning rate, which depend only on the step."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ UnitInterval = Annotated[float, Field(ge=0, le=1)]
 
 
 class ScheduleSpec(Kind):
-    """A factor over the run; `warmup` is the part of the run that climbs to 1."""
+    """A factor on the learning rate; it rises to 1 during `warmup`, a fraction of the run."""
 
     warmup: float = Field(0.0, ge=0, lt=1)
     start: float = Field(0.01, ge=0, le=1)
-    """The factor at the start of the warm-up."""
+    """The factor at the first step of the warm-up."""
 
     def factor(self, step: int, total: int) -> float:
-        """What optimizer step `step` (from 0) of `total` multiplies the rate by."""
-        climb = self.warmup * total
-        if step < climb:
-            return self.start + (1 - self.start) * step / climb
-        return self.factor_after_warmup((step - climb) / max(1.0, total - climb))
+        """Return the factor for optimizer step `step` (from 0) of `total`."""
+        warmup_steps = self.warmup * total
+        if step < warmup_steps:
+            return self.start + (1 - self.start) * step / warmup_steps
+        return self.factor_after_warmup((step - warmup_steps) / max(1.0, total - warmup_steps))
 
     def factor_after_warmup(self, progress: float) -> float:
-        """The factor at `progress` in [0, 1) of what follows the warm-up."""
+        """Return the factor after the warm-up; `progress` in [0, 1) is the part of the remaining steps that is done."""
         raise NotImplementedError
 
 
 class Constant(ScheduleSpec):
-    """The optimizer's rate throughout, after a warm-up where one is given."""
+    """The optimizer's learning rate throughout, after the warm-up if there is one."""
 
     kind = "constant"
 
@@ -41,7 +41,7 @@ class Constant(ScheduleSpec):
 
 
 class Cosine(ScheduleSpec):
-    """Half a cosine from 1 to `end` (Loshchilov and Hutter 2017)."""
+    """Half a cosine from 1 down to `end` (Loshchilov and Hutter 2017)."""
 
     kind = "cosine"
     end: UnitInterval = 0.0
@@ -51,7 +51,7 @@ class Cosine(ScheduleSpec):
 
 
 class OneCycle(ScheduleSpec):
-    """Up to the peak, then down to almost nothing (Smith and Topin 2019)."""
+    """Up to the peak, then down to nearly zero (Smith and Topin 2019)."""
 
     kind = "one_cycle"
     main = "warmup"
@@ -61,12 +61,12 @@ class OneCycle(ScheduleSpec):
     anneal: Literal["cosine", "linear"] = "cosine"
 
     def factor_after_warmup(self, progress: float) -> float:
-        fall = progress if self.anneal == "linear" else (1 - math.cos(math.pi * progress)) / 2
-        return 1 + (self.end - 1) * fall
+        fraction = progress if self.anneal == "linear" else (1 - math.cos(math.pi * progress)) / 2
+        return 1 + (self.end - 1) * fraction
 
 
 class Step(ScheduleSpec):
-    """Multiplies by `gamma` at each of the `milestones`, given as parts of the run."""
+    """Multiplies by `gamma` at each of the `milestones`, which are fractions of the run."""
 
     kind = "step"
     main = "milestones"

@@ -1,4 +1,4 @@
-"""The `train` section of the YAML, and what it asks of the data."""
+"""The `train` section of the YAML, and checks of it against the data, the network and the task."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 class EarlyStop(Spec):
-    """Stop when the monitored number has not improved for a while."""
+    """Stop when the monitored metric has not improved for some evaluations."""
 
     patience: int = Field(5, ge=1)
     """Evaluations without improvement before stopping."""
     min_delta: float = Field(0.0, ge=0)
-    """What counts as an improvement."""
+    """An improvement must be larger than this."""
 
 
 class Train(Spec):
@@ -34,94 +34,97 @@ class Train(Spec):
 
     epochs: int = Field(10, ge=1, le=1_000_000)
     batch: int = Field(128, ge=1, le=1_000_000)
-    """Pictures per optimizer step, all devices and micro-batches together."""
+    """Images per optimizer step, over all devices and micro-batches."""
     accumulate: int = Field(1, ge=1, le=10_000)
-    """Micro-batches that each batch is split into, to save memory. Twice as many from the step on for which it does \
-not suffice."""
+    """Micro-batches that each batch is split into, to save memory. The count doubles for the rest of the run when \
+memory runs out."""
     optimizer: Annotated[Optimizer, Kinds()] = Sgd(lr=0.05, momentum=0.9, nesterov=True)
     schedule: Annotated[Schedule, Kinds()] = OneCycle()
     freeze: str | None = None
-    """Layers up to the one of this name do not learn; their batch norms keep their statistics."""
+    """Layers up to and including the one of this name do not learn; their batch norms keep their statistics."""
     clip: float | None = Field(None, gt=0)
-    """Scales gradients down to this norm where they exceed it."""
+    """Scale gradients down to this norm if they exceed it."""
     ema: EmaSpec | None = None
     monitor: str = "val/loss"
-    """The number that chooses the best checkpoint and stops early: val/loss or val/ and one of the task's."""
+    """The metric that chooses the best checkpoint and stops early: val/loss or val/ and one of the task's metrics."""
     early_stop: EarlyStop | None = None
     sampler: Annotated[Sampler, Kinds()] = Uniform()
-    """Which pictures an epoch shows, and which of them make a batch."""
+    """Which images an epoch contains, and how they form batches."""
     drop_last: bool = True
-    """Leave out an epoch's last, smaller batch (other pictures each epoch)."""
+    """Leave out an epoch's last batch if it is smaller; each epoch leaves out other images."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     compile: bool = False
     """Compile the network with torch.compile."""
     deterministic: bool = True
-    """On a GPU: kernels that give the same bits each time. Without, a training may be faster, and neither repeats nor \
-resumes to the bit. On a CPU it does either way."""
+    """On a GPU: use kernels that give the same bits each time. `false` may be faster, but then a training neither \
+repeats nor resumes to the bit. On a CPU it always does."""
     sync_batch_norm: bool = False
-    """Of several ranks: batch norm over the pictures of all of them, not of each on its own."""
+    """With several ranks: compute batch norm over the images of all ranks, not of each rank alone."""
     keep: int = Field(2, ge=1)
     """Checkpoints kept besides the best."""
     save_every: int | None = Field(None, ge=1)
-    """Optimizer steps between checkpoints, for long epochs; there is always one at an epoch's end."""
+    """Optimizer steps between checkpoints within an epoch; each epoch also ends with one."""
     timeout: float = Field(120.0, gt=0)
-    """Seconds without an answer from another rank after which the run ends."""
+    """Seconds to wait for another rank before the run ends with an error."""
 
-    def steps_per_epoch(self, pictures: int) -> int:
-        """Optimizer steps in an epoch of so many pictures."""
-        return pictures // self.batch if self.drop_last else -(-pictures // self.batch)
+    def steps_per_epoch(self, images: int) -> int:
+        """Number of optimizer steps in an epoch of `images`."""
+        return images // self.batch if self.drop_last else -(-images // self.batch)
 
-    def smallest_batch(self, pictures: int) -> int:
-        """The smallest batch of an epoch of so many pictures."""
-        return self.batch if self.drop_last else (pictures % self.batch or self.batch)
+    def smallest_batch(self, images: int) -> int:
+        """Size of the smallest batch in an epoch of `images`."""
+        return self.batch if self.drop_last else (images % self.batch or self.batch)
 
     def should_save(self, step: int) -> bool:
-        """Whether there is to be a checkpoint after so many steps, wherever in the epoch."""
+        """Return whether to save a checkpoint after `step`, besides those at the ends of epochs."""
         return self.save_every is not None and step % self.save_every == 0
 
     def should_stop_early(self, waited: int) -> bool:
-        """Whether so many evaluations without improvement are enough."""
+        """Return whether to stop after `waited` evaluations without improvement."""
         return self.early_stop is not None and waited >= self.early_stop.patience
 
 
 def monitorable_metrics(task: TaskSpec) -> dict[str, Direction]:
-    """What `train.monitor` may name, and which way is better."""
+    """Metrics that `train.monitor` may name, with their better direction."""
     loss: dict[str, Direction] = {} if task.is_open_set else {"val/loss": "min"}
-    return loss | {f"val/{name}": way for name, way in task.metrics().items()}
+    return loss | {f"val/{name}": direction for name, direction in task.metrics().items()}
 
 
-def check_batch_size(spec: Train, count: int, network: Network, ranks: int = 1, together: bool = False) -> None:
-    """What only shows once the number of training pictures is known. Raises ConfigError."""
+def check_batch_size(spec: Train, count: int, network: Network, ranks: int = 1, needs_pairs: bool = False) -> None:
+    """Raise ConfigError if batches do not fit `count` training images; `needs_pairs` as in `batch_problem`."""
     if spec.drop_last and spec.batch > count:
-        raise ConfigError(f"train.batch: {spec.batch} is more than the {count} training pictures: no step an epoch")
-    if problem := batch_problem(spec, count, network, ranks, spec.accumulate, together):
+        raise ConfigError(f"train.batch: {spec.batch} is more than the {count} training pictures: use {count} or less")
+    if problem := batch_problem(spec, count, network, ranks, spec.accumulate, needs_pairs):
         raise ConfigError(f"train.batch: {problem}: change batch, accumulate or drop_last")
 
 
 def refuse_undefined_monitor(task: TaskSpec, targets: dict[str, Tensor], monitor: str) -> None:
-    """Raises DataError where val, with all these targets, cannot give the number that chooses the best weights."""
+    """Raise DataError, which lists the defined metrics, if the monitored one is undefined for the targets of val."""
     undefined = task.undefined_metrics(targets)
-    if why := undefined.get(monitor.removeprefix("val/")):
+    if reason := undefined.get(monitor.removeprefix("val/")):
         known = ", ".join(name for name in monitorable_metrics(task) if name.removeprefix("val/") not in undefined)
-        raise DataError(f"train.monitor: {monitor} is not defined: the val split {why}; name another ({known})")
+        raise DataError(f"train.monitor: {monitor} is not defined: the val split {reason}; use another ({known})")
 
 
-def batch_problem(spec: Train, count: int, network: Network, ranks: int, accumulate: int, together: bool) -> str | None:
-    """Why batches cannot be split so far, or None: batch norm needs two pictures, a rank of several needs one.
+def batch_problem(
+    spec: Train, count: int, network: Network, ranks: int, accumulate: int, needs_pairs: bool
+) -> str | None:
+    """Reason that batches of `count` images cannot be split into `accumulate` micro-batches and `ranks`, or None.
 
-    What learns from pictures `together` needs two classes of them.
+    Batch norm needs two images, and each rank needs one. With `needs_pairs`, for losses that compare images, each part
+    needs images of two classes.
     """
     micro = spec.smallest_batch(count) // accumulate
     smallest = micro // ranks
-    still = {id(module) for each in layers_until(network, spec.freeze).values() for module in each.modules()}
-    learning = [module for module in network.modules() if id(module) not in still]
+    frozen = {id(module) for layer in layers_until(network, spec.freeze).values() for module in layer.modules()}
+    trainable = [module for module in network.modules() if id(module) not in frozen]
     split = f"{count} pictures in batches of {spec.batch} / {accumulate}" + (f" / {ranks} ranks" if ranks > 1 else "")
     if ranks > 1 and smallest < 1:
         return f"each rank needs a picture of each micro-batch; {split}"
-    if together and smallest < 2 * spec.sampler.images_per_class:
+    if needs_pairs and smallest < 2 * spec.sampler.images_per_class:
         return f"each part needs {spec.sampler.images_per_class} pictures of two classes to compare; {split}"
     if spec.sync_batch_norm:
         smallest = micro
-    if smallest < 2 and any(isinstance(module, BATCH_NORMS) for module in learning):
+    if smallest < 2 and any(isinstance(module, BATCH_NORMS) for module in trainable):
         return f"batch norm needs (micro-)batches of two pictures or more; {split}"
     return None

@@ -1,4 +1,4 @@
-"""Batch norm over the pictures of all ranks, as if one process had the whole (micro-)batch."""
+"""Batch norm over the images of all ranks, as if one process had the whole (micro-)batch."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from cnnrun.base.ranks import Ranks
 
 
-class _Total(torch.autograd.Function):
-    """The sum over the ranks. Each rank's loss depends on it, so the gradient is the sum of theirs."""
+class _SumOverRanks(torch.autograd.Function):
+    """Sum over the ranks. Each rank's loss depends on it, so the gradient is the sum of the ranks' gradients."""
 
     @staticmethod
     def forward(context: Any, value: Tensor, ranks: Ranks) -> Tensor:
         context.ranks = ranks
-        return _summed(value, ranks)
+        return _sum_over_ranks(value, ranks)
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _summed(gradients[0], context.ranks), None
+        return _sum_over_ranks(gradients[0], context.ranks), None
 
 
-def _summed(value: Tensor, ranks: Ranks) -> Tensor:
+def _sum_over_ranks(value: Tensor, ranks: Ranks) -> Tensor:
     total = value.clone()
     ranks.all_reduce_sum([total])
     return total
 
 
 class SyncBatchNorm(_BatchNorm):
-    """torch's SyncBatchNorm works on GPUs alone; this is the same for processors, over any backend.
+    """Synchronised batch norm on CPUs, over any backend; torch's own works on GPUs only.
 
-    Mean and variance are those of Ioffe and Szegedy 2015, algorithm 1, with the sums taken over all ranks. Summed in
-    float64: between ranks only rounding differs from one process, and it should stay there.
+    Mean and variance are those of Ioffe and Szegedy 2015, algorithm 1, with sums over all ranks. The sums are in
+    float64, so that the rounding of several ranks hardly differs from that of one process.
     """
 
     ranks: Ranks
 
     def _check_input_dim(self, input: Tensor) -> None:
-        pass  # of one or two dimensions alike
+        pass  # inputs of BatchNorm1d and BatchNorm2d are both accepted
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
@@ -64,26 +64,26 @@ class SyncBatchNorm(_BatchNorm):
         return out * self.weight.view(shape) + self.bias.view(shape) if self.affine else out
 
     def _total(self, value: Tensor) -> Tensor:
-        total: Tensor = _Total.apply(value, self.ranks)
+        total: Tensor = _SumOverRanks.apply(value, self.ranks)
         return total
 
 
 def synchronize_batch_norms(network: nn.Module, ranks: Ranks, device: torch.device) -> nn.Module:
-    """The network with its batch norms over all ranks: torch's own on a GPU. Parameters and names stay."""
+    """Replace the network's batch norms by synchronised ones, on a GPU by torch's; parameters and names stay."""
     if device.type == "cuda":
-        made: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        return made
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        return converted
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d)):
-                setattr(module, name, _converted(child, ranks))
+                setattr(module, name, _convert(child, ranks))
     return network
 
 
-def _converted(norm: _BatchNorm, ranks: Ranks) -> SyncBatchNorm:
-    made = SyncBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine)
-    made.ranks = ranks
-    made.load_state_dict(norm.state_dict())
+def _convert(norm: _BatchNorm, ranks: Ranks) -> SyncBatchNorm:
+    synchronized = SyncBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine)
+    synchronized.ranks = ranks
+    synchronized.load_state_dict(norm.state_dict())
     if norm.affine:
-        made.weight, made.bias = norm.weight, norm.bias
-    return made.train(norm.training)
+        synchronized.weight, synchronized.bias = norm.weight, norm.bias
+    return synchronized.train(norm.training)

@@ -147,7 +147,7 @@ def test_predict_equals_eval(trained_run, tmp_path, run_cli):
         (["train"], 2, "Missing argument"),
         (["trian", "x"], 2, "No such command"),
         (["train", "none.yaml"], 2, "none.yaml: cannot be read (No such file or directory)"),
-        (["eval", "--runs", "nowhere"], 3, "nowhere: no run here; `cnnrun train CONFIG` makes one"),
+        (["eval", "--runs", "nowhere"], 3, "nowhere: no run here; start one with `cnnrun train CONFIG`"),
         (["eval", "--device", "gpu"], 2, "use auto, cpu, cuda or cuda:N"),
         (["eval", "--device", "cuda:77"], 6, "CUDA device(s); use --device cpu"),
     ],
@@ -263,5 +263,5 @@ def test_an_error_of_our_own_is_a_bug_with_its_traceback(error, tiny, run_cli, m
     code, _, err = run_cli("check", tiny)
     assert code == 1
     assert err.startswith("Traceback")
-    assert err.splitlines()[-1] == "this is a bug of cnnrun: please report it with these lines"
+    assert err.splitlines()[-1] == "this is a bug in cnnrun; please report it with these lines"
     assert "\x1b" not in err

@@ -70,7 +70,7 @@ def test_sound_data_passes_with_its_figures(run_cli, config):
     assert made["counts"] == found["pictures"]
     assert train.data.leakage == "error"
     code, out, _ = run_cli("data", "check", config)
-    assert "nothing is wrong with it" in out
+    assert "no problems found" in out
 
 
 def test_what_training_would_refuse_is_an_error_and_all_of_it_is_told(run_cli, config, root):

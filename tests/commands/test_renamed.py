@@ -77,7 +77,7 @@ def test_a_name_is_old_only_where_the_new_one_is_known(run, run_cli):
 
 
 def test_after_two_dashes_nothing_is_an_option():
-    assert renamed._with_new_options(["--picture", "--", "--picture"], {"--image"}) == ["--image", "--", "--picture"]
+    assert renamed._replace_old_options(["--picture", "--", "--picture"], {"--image"}) == ["--image", "--", "--picture"]
 
 
 def test_help_of_every_explain_command_needs_no_torch():
@@ -85,9 +85,9 @@ def test_help_of_every_explain_command_needs_no_torch():
     program = (
         "import sys\n"
         "from cnnrun.commands import app as cli\n"
-        "from cnnrun.config.spec import members\n"
+        "from cnnrun.config.spec import union_members\n"
         "from cnnrun.explain.methods import Method\n"
-        "for name in [*(method.kind for method in members(Method)), 'ablate']:\n"
+        "for name in [*(method.kind for method in union_members(Method)), 'ablate']:\n"
         "    sys.argv = ['cnnrun', 'explain', name, '--help']\n"
         "    try: cli.main()\n"
         "    except SystemExit as left: assert not left.code, name\n"

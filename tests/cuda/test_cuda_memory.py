@@ -41,7 +41,7 @@ def test_a_batch_that_does_not_fit_goes_on_in_micro_batches(little_memory, gpu, 
     little_memory(400)
     result = train_run(tiny(WIDE, "train.batch=1024"), tmp_path, gpu, resume=False)
     err = capfd.readouterr().err
-    assert "memory ran out at step 0: from here on in 2 micro-batches, the batch as it is" in err
+    assert "memory ran out at step 0: continuing with 2 micro-batches in each batch of the same size" in err
     assert result["steps"] == 1
     assert read_result(Path(result["run"]))["peak_memory_mib"] > 0
 
@@ -66,7 +66,7 @@ def ran_out_once(monkeypatch, owner: type, name: str) -> None:
 def test_memory_that_runs_out_elsewhere_ends_nothing(gpu, tmp_path, monkeypatch, capfd, owner, name, when):
     ran_out_once(monkeypatch, owner, name)
     result = train_run(tiny("data.augment={shift: 0.2}"), tmp_path, gpu, resume=False)
-    assert f"memory ran out {when}: from here on in 2 micro-batches" in capfd.readouterr().err
+    assert f"memory ran out {when}: continuing with 2 micro-batches" in capfd.readouterr().err
     assert result["steps"] == 17
 
 

@@ -150,7 +150,7 @@ def test_every_layer_repeats_and_is_the_processors(gpu, kind, settings):
     layer.zero_grad()
     network = nn.Sequential(layer) if not kind.has_several_inputs else layer
     use_deterministic_layers(network)
-    with deterministic_kernels(gpu, wanted=True):
+    with deterministic_kernels(gpu, enabled=True):
         found = outputs_and_gradients(network, inputs, gpu)
         network.zero_grad()
         again = outputs_and_gradients(network, inputs, gpu)
@@ -207,9 +207,9 @@ def test_what_is_not_finite_stops_a_step_later_is_named_and_never_saved(gpu, tmp
     with pytest.raises(NonFiniteError) as stopped:
         train_run(tiny_experiment("train.ema={decay: 0.9}", "data.augment={rotate: 4}"), tmp_path, gpu, resume=False)
     lines = stopped.value.lines
-    assert "at step 20; nothing of it was saved" in lines[0]
+    assert "at step 20; this step is not saved" in lines[0]
     spread = place in ("loss", "gradient", "weight")  # to every weight, before it was seen
-    assert ("not known on a GPU" if spread else named) in lines[1]
+    assert ("unknown, because the GPU" if spread else named) in lines[1]
     assert taken[-1] <= 20  # the step after it is under way when it is seen, and changes no weight
     found = checkpoints.list_checkpoints(tmp_path / "tiny" / "1" / "checkpoints")
     assert [path.name for path in found] == ["step-00000017"]

@@ -29,11 +29,11 @@ from tests.support.interrupted_trainings import digest
 
 # Where trainings are killed: before a call of these, the first to the n-th that there are in two epochs.
 PLACES = {
-    "validation": ("cnnrun.training.evaluation._outcome", 12),
+    "validation": ("cnnrun.training.evaluation._batch_results", 12),
     "writing down": ("cnnrun.training.metrics_log.MetricsLog.record", 2),
     "keeping what val said": ("cnnrun.training.checkpoints.add_evaluation", 2),
-    "drawing": ("cnnrun.training.metrics_log._drawn", 2),
-    "writing result.json": ("cnnrun.training.loop._finish", 1),
+    "drawing": ("cnnrun.training.metrics_log._draw_confusion_matrix", 2),
+    "writing result.json": ("cnnrun.training.loop._write_result", 1),
     "after result.json": ("cnnrun.results.report.write.report_after_training", 1),
     "writing the report": ("cnnrun.results.report.write.write_new_file", 1),
 }

@@ -223,7 +223,7 @@ def test_eval_and_the_log_have_no_minus_one(run, run_cli):
     code, out, _ = run_cli("eval", run)
     assert code == 0
     assert "AP_large n/a" in out
-    assert "n/a: not defined here, test has nothing of that kind" in out
+    assert "n/a: undefined, because test has nothing to measure it on" in out
     assert "-1.0" not in out
     code, out, _ = run_cli("eval", run, "--json")
     data = json.loads(out)

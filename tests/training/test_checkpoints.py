@@ -82,7 +82,7 @@ def test_every_flipped_bit_and_cut_is_found_and_the_one_before_is_used(tmp_path)
             found = checkpoints.load_newest(tmp_path, "latest", said.append)
             assert found.state == {"training": {"step": 1}}
             assert said
-            assert "damaged checkpoint left aside" in said[0]
+            assert "skipping a damaged checkpoint" in said[0]
         (newest / name).write_bytes(sound)
     assert checkpoints.load_newest(tmp_path, "latest", quiet).state == {"training": {"step": 2}}
 
@@ -115,7 +115,7 @@ def test_no_sound_generation_is_an_error_none_at_all_is_none(tmp_path):
     assert checkpoints.load_newest(tmp_path, "latest", quiet) is None
     path = checkpoints.save(Folder(tmp_path), 1, parts(1), {})
     (path / "state.json").unlink()
-    with pytest.raises(CheckpointError, match="no sound checkpoint"):
+    with pytest.raises(CheckpointError, match="no undamaged checkpoint"):
         checkpoints.load_newest(tmp_path, "latest", quiet)
 
 

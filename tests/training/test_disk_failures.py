@@ -191,7 +191,7 @@ def test_every_damage_is_found_before_a_tensor_is_used(tmp_path):
         loaded = checkpoints.load_newest(tmp_path, "latest", said.append)
         assert loaded is not None
         assert loaded.state == {"training": {"step": 2}}, what
-        assert "damaged checkpoint left aside" in said[0]
+        assert "skipping a damaged checkpoint" in said[0]
         path.write_bytes(sound)
         found += 1
     assert found == 1250

@@ -413,9 +413,9 @@ def test_signals_to_a_job_save_within_the_step(tmp_path, number):
         os.kill(target, number)
     _, err = ended(process, 60)
     assert process.returncode != 0
-    assert "saved; --resume goes on" in err
+    assert "saved; continue with --resume" in err
     step = saved(tmp_path / "runs").state["training"]["step"]
-    assert f"stopped at step {step} " in err or f"measured after step {step}, " in err
+    assert f"stopped at step {step} " in err or f"measuring val after step {step}, " in err
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ def test_what_is_not_finite_stops_within_its_step_is_named_and_never_saved(tmp_p
         train_run(made, tmp_path, CPU, resume=False)
     assert stopped.value.exit_code == 4
     lines = stopped.value.lines
-    assert f"at step {19 if place == 'weight' else 20}; nothing of it was saved" in lines[0]
+    assert f"at step {19 if place == 'weight' else 20}; this step is not saved" in lines[0]
     assert named in lines[1]
     assert "digits[" in lines[2]
     found = checkpoints.list_checkpoints(tmp_path / "tiny" / "1" / "checkpoints")
@@ -100,7 +100,7 @@ def test_too_little_memory_is_as_if_smaller_micro_batches_had_been_asked_for(
         short_of_memory(patched, most, raised)
         made = tiny_experiment(*RICH, f"train.accumulate={given}")
         short = Path(train_run(made, tmp_path / "short", CPU, resume=False)["run"])
-    assert f"memory ran out at step 0: from here on in {2 * given} micro-batches" in capfd.readouterr().err
+    assert f"memory ran out at step 0: continuing with {2 * given} micro-batches" in capfd.readouterr().err
     made = tiny_experiment(*RICH, f"train.accumulate={expected}")
     asked = Path(train_run(made, tmp_path / "asked", CPU, resume=False)["run"])
     assert state(short) == state(asked)
@@ -163,7 +163,7 @@ def test_micro_batches_become_as_small_as_one_picture(tmp_path, monkeypatch, cap
     with monkeypatch.context() as patched:
         short_of_memory(patched, 1)
         train_run(tiny_experiment("model=[flatten]", "train.epochs=1"), tmp_path, CPU, resume=False)
-    assert "from here on in 64 micro-batches" in capfd.readouterr().err
+    assert "continuing with 64 micro-batches" in capfd.readouterr().err
 
 
 def test_other_errors_of_the_network_are_not_taken_for_a_lack_of_memory(tmp_path, monkeypatch):
@@ -259,7 +259,7 @@ def test_memory_that_runs_out_while_evaluating_makes_smaller_batches(tmp_path, m
 
     monkeypatch.setattr(CrossEntropy, "forward", forward)
     train_run(tiny_experiment(), tmp_path, CPU, resume=False)
-    assert "memory ran out while evaluating after step 17: from here on in 2 micro-batches" in capfd.readouterr().err
+    assert "memory ran out while evaluating after step 17: continuing with 2 micro-batches" in capfd.readouterr().err
 
 
 def test_an_epoch_that_cannot_be_measured_is_saved_and_measured_when_resumed(tmp_path, monkeypatch):
@@ -292,7 +292,7 @@ WRITERS = [
     "cnnrun.training.metrics_log.EventFile.add_scalar",
     "cnnrun.training.metrics_log.EventFile.add_image",
     "cnnrun.training.metrics_log.EventFile.add_images",
-    "cnnrun.training.metrics_log._drawn",
+    "cnnrun.training.metrics_log._draw_confusion_matrix",
     "cnnrun.training.learner.Learner.draw_samples",
     "matplotlib.axes.Axes.set_xticks",
     "matplotlib.axes.Axes.text",
@@ -321,9 +321,9 @@ def test_what_is_only_looked_at_fails_and_costs_no_training(tmp_path, monkeypatc
         run = Path(train_run(tiny_experiment(), tmp_path / "failing", CPU, resume=False)["run"])
     assert (run / "result.json").exists()
     assert state(run) == expected
-    said = [line for line in capfd.readouterr().err.splitlines() if "TensorBoard gets nothing from here on" in line]
+    said = [line for line in capfd.readouterr().err.splitlines() if "TensorBoard is turned off for this run" in line]
     assert len(said) == 1, "once, in our words"
-    assert "the training goes on" in said[0]
+    assert "the training continues" in said[0]
 
 
 def test_a_report_that_cannot_be_written_costs_no_training(tmp_path, monkeypatch, run_cli, tiny):

@@ -160,7 +160,7 @@ def test_resumed_with_groups_equals_uninterrupted(tmp_path, monkeypatch):
             "train.optimizer={sgd: {groups: [{params: '*', lr: 1}, {params: head, lr: 2}]}}",
             "train.optimizer.sgd.groups[1].params: 'head' gets no parameter that learns",
         ),
-        ("train.optimizer={sgd: {groups: [{params: head}]}}", "gives neither lr nor weight_decay"),
+        ("train.optimizer={sgd: {groups: [{params: head}]}}", "needs lr, weight_decay or both"),
         ("model={zoo: resnet18, until: [a]}", "model.until: no layer ['a']"),
         ("model={zoo: 5}", "model.zoo: no network 5 in the zoo (`cnnrun zoo list` shows them)"),
         ("model={layers: [flatten], until: flatten1}", "until says where"),

@@ -91,7 +91,7 @@ def test_metrics_that_are_taken_away_end_the_run(tmp_path, monkeypatch, how):
 def test_a_signal_is_heeded_within_a_batch_of_validation(tmp_path, monkeypatch):
     """SIGTERM in a long validation and SIGKILL six seconds later cost the whole epoch."""
     batches: list[int] = []
-    real = Learner._averaged
+    real = Learner._evaluated_network
 
     def slow(self, job):
         forward = real(self, job)
@@ -105,9 +105,9 @@ def test_a_signal_is_heeded_within_a_batch_of_validation(tmp_path, monkeypatch):
         return counted
 
     with monkeypatch.context() as patched:
-        patched.setattr(Learner, "_averaged", slow)
+        patched.setattr(Learner, "_evaluated_network", slow)
         with pytest.raises(
-            InterruptionError, match="stopped while val was measured after step 17, which is saved"
+            InterruptionError, match="stopped while measuring val after step 17, which is saved"
         ) as left:
             train_run(tried("train.batch=64"), tmp_path / "runs", CPU, resume=False)
     assert left.value.exit_code == 143
@@ -185,7 +185,7 @@ def test_memory_is_known_to_have_run_out_wherever_it_does(tmp_path, monkeypatch,
     with monkeypatch.context() as patched:
         patched.setattr(target, name, short)
         run = Path(train_run(tried("train.epochs=1"), tmp_path / "short", CPU, False)["run"])
-    assert "memory ran out at step 0: from here on in 2 micro-batches" in capfd.readouterr().err
+    assert "memory ran out at step 0: continuing with 2 micro-batches" in capfd.readouterr().err
     assert digest(run) == digest(expected)
 
 
@@ -235,7 +235,7 @@ def test_memory_that_runs_out_in_the_optimizer_saves_no_half_changed_weights(tmp
 
     with monkeypatch.context() as patched:
         patched.setattr(loop, "update_weights", half)
-        with pytest.raises(ResourceError, match="in the optimizer's step 20.*the last checkpoint stands"):
+        with pytest.raises(ResourceError, match="in the optimizer's step 20.*continue from the last checkpoint"):
             train_run(tried(), tmp_path / "runs", CPU, resume=False)
     run = Path(train_run(tried(), tmp_path / "runs", CPU, resume=True)["run"])
     assert digest(run) == digest(Path(train_run(tried(), tmp_path / "whole", CPU, resume=False)["run"]))

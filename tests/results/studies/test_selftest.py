@@ -49,7 +49,7 @@ def test_all_is_well_and_nothing_is_left_behind(run_cli, tiny, tmp_path, monkeyp
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
     code, out, _ = run_cli("selftest", tiny)
     assert code == 0
-    assert "tiny: all is well" in out
+    assert "tiny: all checks passed" in out
 
 
 def failing(*names: str, also: tuple[str, ...] = ()) -> None:
@@ -148,4 +148,4 @@ def test_a_failed_check_is_exit_9(run_cli, tiny, monkeypatch):
 def test_without_a_config_it_has_its_own(run_cli):
     code, out, _ = run_cli("selftest")
     assert code == 0
-    assert "selftest: all is well" in out
+    assert "selftest: all checks passed" in out
