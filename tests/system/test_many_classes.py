@@ -170,10 +170,10 @@ def test_lists_that_are_cut_say_so(capsys):
 
 def test_networks_of_other_classes_are_told_apart_in_a_line():
     other = [*NAMES[:700], "new", *NAMES[701:]]
-    said = compare._things(list(NAMES), other)
+    said = compare._describe_key_difference(list(NAMES), other)
     assert said == "1,000 and 1,000; the first that differs is number 701: class 700 and new"
-    assert compare._things(list(NAMES), list(NAMES[:-1])).endswith("number 1,000: class 999 and none")
-    assert compare._things(["a"], ["b"]) == "['a'] and ['b']"
+    assert compare._describe_key_difference(list(NAMES), list(NAMES[:-1])).endswith("number 1,000: class 999 and none")
+    assert compare._describe_key_difference(["a"], ["b"]) == "['a'] and ['b']"
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------

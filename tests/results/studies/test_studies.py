@@ -129,7 +129,7 @@ def test_a_damaged_calibration_is_refused(copied, tmp_path, damage, run_cli):
 
 def test_nothing_is_fitted_to_pictures_that_are_all_right(copied, tmp_path, monkeypatch):
     monkeypatch.setattr(calibrate, "_outputs", lambda *_: (torch.eye(10) * 9, {"labels": torch.arange(10)}))
-    with pytest.raises(DataError, match="all told rightly"):
+    with pytest.raises(DataError, match="all classified correctly"):
         calibrate.calibrate_run(copied, tmp_path, CPU)
     assert not (copied / "calibration.json").exists()
 
@@ -288,7 +288,7 @@ def test_what_was_measured_on_other_pictures_is_not_tested(trained_run, tmp_path
     other = train_run(tried("data.split.seed=5"), tmp_path, CPU, resume=False)["run"]
     (pair,) = compare.compare_runs([trained_run, Path(other)], tmp_path, CPU, None)["pairs"]
     assert pair["tests"] == []
-    assert "picture" in pair["unpaired"]
+    assert "image" in pair["unpaired"]
     with pytest.raises(ConfigError, match="two or more"):
         compare.compare_runs([trained_run], tmp_path, CPU, None)
 
