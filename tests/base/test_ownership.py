@@ -129,12 +129,12 @@ def test_a_folder_that_cannot_be_looked_into_costs_no_traceback(blocked_data):
 
 
 def test_another_users_script_goes_into_no_report(tmp_path, bundles, capfd, monkeypatch):
-    script = page._vega()
+    script = page._vega_script()
     (path,) = (tmp_path / "home").iterdir()
     path.write_text(f"{page._hash_line('steal()')}\nsteal()")  # who can write it can write a hash that fits
     give_away(path, monkeypatch)
     for _ in range(2):
-        assert page._vega() == script
+        assert page._vega_script() == script
         assert f"{path}: of another user" in capfd.readouterr().err
     assert "steal" in path.read_text()
 

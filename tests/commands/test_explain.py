@@ -356,7 +356,7 @@ def test_a_network_without_convs(tmp_path, run_cli):
         assert run_cli("explain", command, run)[0] == 0
     code, _, err = run_cli("report", run)
     assert code == 0, err
-    assert "Without filters: this network has no layer with kernels" in (run / "report.html").read_text()
+    assert "No filters: this network has no layer with kernels" in (run / "report.html").read_text()
 
 
 def arrays(path: Path, labels: list[int]) -> str:
