@@ -51,7 +51,7 @@ class OpenRun:
 
     experiment: Experiment
     subject: Subject
-    root: Path
+    runs: Path
     device: torch.device
 
     @property
@@ -98,7 +98,7 @@ class OpenRun:
         if len(saved) < 2:
             raise ConfigError(f"{run}: one checkpoint is kept; train with train.keep=100 to see more")
         chosen = [saved[int(place) - 1] for place in np.unique(np.geomspace(1, len(saved), _COLUMNS).round())]
-        opened = (open_run(path, self.root, self.device).subject for path in chosen)
+        opened = (open_run(path, self.runs, self.device).subject for path in chosen)
         return ((subject.trained.step, subject) for subject in opened)
 
 

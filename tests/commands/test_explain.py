@@ -99,8 +99,8 @@ def test_other_wrong_words_are_named(run, run_cli, tmp_path):
         (["features", run, "--file", tmp_path, "--split", "val"], "--file and --split or --image: give one of them"),
         (["embed", run, "--out", "x.csv"], "--out x.csv: give a file that ends in .npz or .parquet"),
         (["ablate", run, "--change", "seed=1"], "--change: other sizes have other weights; add --retrain"),
-        (["ablate", run, "--remove", "stem"], "--remove model[0].conv: what comes in has another shape"),
-        (["ablate", run, "--retrain"], "--retrain: say what to leave out"),
+        (["ablate", run, "--remove", "stem"], "--remove model[0].conv: its input and output have different shapes"),
+        (["ablate", run, "--retrain"], "--retrain: give layers to remove"),
     ):
         code, _, err = run_cli("explain", *words)
         assert code == 2, (words, err)
@@ -176,7 +176,7 @@ def test_every_layer_that_can_go_is_left_out_where_none_is_named(run, run_cli):
     code, out, _ = run_cli("explain", "ablate", run, "--json")
     assert code == 0
     titles = [row["variant"] for row in json.loads(out)["variants"]]
-    assert titles[0] == "as it is"
+    assert titles[0] == "unchanged"
     assert "without model[3].residual" in titles
     assert not any("dropout" in title for title in titles)
 
@@ -188,7 +188,7 @@ def test_variants_are_trained_as_runs_of_their_own(tmp_path, tiny, run_cli):
     code, out, err = run_cli(*words)
     assert code == 0, err
     rows = json.loads(out)["variants"]
-    assert [row["variant"] for row in rows] == ["as it is", "without model[4].linear", "model[0].conv.out_channels=2"]
+    assert [row["variant"] for row in rows] == ["unchanged", "without model[4].linear", "model[0].conv.out_channels=2"]
     for row in rows:
         assert row["parameters"] == build_of(Path(row["run"])).parameter_count
     assert {"train/accuracy", "val/accuracy"} <= set(rows[0])
@@ -438,7 +438,7 @@ def test_a_repeat_loses_its_layer_in_every_turn_when_trained_anew(run, run_cli, 
     assert err.startswith("--remove repeat1.2.conv1: no such layer")
     run_ = open_run(run)
     known = [place for place in run_.subject.places if place.module_name != "head"]
-    variant = ablate._without(ablate._as_written(known), "model[4].repeat.layers[0].conv")
+    variant = ablate._parse_removal(ablate._merge_repeated(known), "model[4].repeat.layers[0].conv")
     assert variant.title == "without model[4].repeat.layers[0].conv"
     code, _, err = run_cli("explain", "ablate", run, "--remove", "model[3]", "--retrain", "--split", "val")
     assert code == 2

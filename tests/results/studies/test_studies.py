@@ -220,8 +220,8 @@ def test_seeds_of_different_data_are_not_summed_up(tmp_path):
     with pytest.raises(CheckpointError, match="the data changed since"):
         seeds.train_seeds(tried(), 2, tmp_path, CPU, resume=True, strict=False)
     other = Path(train_run(tried("seed=1"), tmp_path, CPU, resume=False)["run"])
-    with pytest.raises(DataError, match="learned from different data"):
-        seeds._same_data([tmp_path / "tiny" / "1", other])
+    with pytest.raises(DataError, match="were trained on different data"):
+        seeds._refuse_different_data([tmp_path / "tiny" / "1", other])
 
 
 def test_seeds_beyond_the_last_are_refused_before_the_first(config, tmp_path, run_cli):
@@ -399,7 +399,7 @@ def test_a_trial_that_ends_while_another_process_looks_is_let_be(config, tmp_pat
     swept(config, tmp_path, 1)
     folder = tmp_path / "tiny-sweep"
     space, plain = sweep.parse_search_space(SPACE)
-    study = sweep._study(config_file.read_config(config, plain), folder, None, space)
+    study = sweep._open_study(config_file.read_config(config, plain), folder, None, space)
     trial = study.ask()
     real = sweep.hold_lock
 
@@ -409,7 +409,7 @@ def test_a_trial_that_ends_while_another_process_looks_is_let_be(config, tmp_pat
         return real(path, *wait)
 
     monkeypatch.setattr(sweep, "hold_lock", ending_first)
-    sweep._put_back(study, folder)
+    sweep._requeue_orphans(study, folder)
     assert [each.state.name for each in study.trials] == ["COMPLETE", "COMPLETE"]
 
 
@@ -430,7 +430,7 @@ def test_a_sweep_without_its_data_or_its_storage_says_so(config, tmp_path, run_c
     for storage in (junk, "foo://x", f"sqlite:///{tmp_path}/no/such/x.db"):
         code, _, err = run_cli("sweep", config, "train.batch=8|16", "--runs", tmp_path / "r", "--storage", storage)
         assert code == 5
-        assert "no study can be kept there" in err
+        assert "a study cannot be stored there" in err
 
     def short(*arguments, **settings):
         raise RuntimeError("out of memory")
@@ -438,16 +438,16 @@ def test_a_sweep_without_its_data_or_its_storage_says_so(config, tmp_path, run_c
     monkeypatch.setattr(sweep, "train_run", short)
     code, _, err = run_cli("sweep", config, "train.batch=8|16", "--runs", tmp_path / "runs", "--trials", 2)
     assert code == 2
-    assert "no trial came to its end\ntrial 0: memory ran out\ntrial 1: memory ran out\n" in err
+    assert "no trial finished\ntrial 0: memory ran out\ntrial 1: memory ran out\n" in err
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["train.epochs=3"], "nothing to look for"),
-        (["train.monitor=val/accuracy|val/loss"], "it cannot be looked for"),
-        (["seed=0..3"], "it cannot be looked for"),
-        (["train.batch=8..16", "train.batch=32..64"], "is looked for already"),
+        (["train.epochs=3"], "nothing to search"),
+        (["train.monitor=val/accuracy|val/loss"], "all trials need the same"),
+        (["seed=0..3"], "all trials need the same"),
+        (["train.batch=8..16", "train.batch=32..64"], "is already searched"),
         (["train.optimizer.sgd.lr=0.3..0.1"], "not below the second"),
         (["train.optimizer.sgd.lr=log:0..0.1"], "is above 0"),
         (["train.batch=32|32"], "different values"),
@@ -465,9 +465,9 @@ def test_a_sweep_that_makes_no_sense_is_refused_before_it_begins(config, tmp_pat
 
 def test_a_study_of_something_else_is_not_gone_on_with(config, tmp_path):
     swept(config, tmp_path, 1)
-    with pytest.raises(ConfigError, match="holds a study of another config"):
+    with pytest.raises(ConfigError, match="holds a study with another config"):
         swept(config, tmp_path, 2, "seed=3")
-    with pytest.raises(ConfigError, match="holds a study of another space"):
+    with pytest.raises(ConfigError, match="holds a study with another space"):
         sweep.run_sweep(config, [*SPACE[:2], "train.epochs=1"], 2, tmp_path, CPU, None)
 
 
@@ -544,7 +544,7 @@ def test_a_plan_leaves_the_cache_alone_and_knows_what_is_missing(tmp_path, monke
         "train: {epochs: 1, batch: 8}\n"
     )
     made = config_file.parse_config(text, "f.yaml", ["name=f"])
-    monkeypatch.setattr(plan, "_PICTURES", 20)
+    monkeypatch.setattr(plan, "_MAX_DECODED_IMAGES", 20)
     found = plan.plan_training(made, CPU, tmp_path / "runs")
     assert not (tmp_path / "cache").exists()
     assert found["cache_mib"] == pytest.approx(60 * 3 * 8 * 8 / 2**20, abs=0.05)
