@@ -156,7 +156,7 @@ def test_no_damage_ends_in_anything_but_a_refusal(tmp_path, data):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["enroll", "--gallery", "g.pkl"], "a gallery ends in .safetensors"),
+        (["enroll", "--gallery", "g.pkl"], "give a file that ends in .safetensors"),
         (["enroll", "--gallery", "g.safetensors"], "no such file"),
         (["enroll", "people", "--gallery", "g.safetensors", "--add"], "no such file"),
         (["enroll", "--gallery", "there.safetensors", "--add"], "--add needs a folder"),

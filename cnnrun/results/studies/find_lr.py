@@ -32,7 +32,7 @@ def find_learning_rate(
 ) -> dict[str, Any]:
     """Measure the smoothed loss at rates from `low` to `high`; returns it with two rates that are commonly chosen."""
     if not 0 < low < high < math.inf:
-        raise ConfigError("--low and --high: give two rates above 0, with --low below --high")
+        raise ConfigError("--low and --high: give two finite rates above 0, with --low below --high")
     experiment, weights, data = prepare_training(experiment)
     with deterministic_kernels(device, experiment.train.deterministic):
         rows = _sweep_rates(assemble_job(experiment, data, weights, None, device), low, high, steps)

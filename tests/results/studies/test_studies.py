@@ -151,7 +151,7 @@ def test_what_gives_no_probabilities_is_not_calibrated(tmp_path, run_cli):
     assert run_cli("train", path, "--runs", tmp_path / "runs")[0] == 0
     code, _, err = run_cli("calibrate", "--runs", tmp_path / "runs")
     assert code == 2
-    assert "regress gives no probabilities here" in err
+    assert "regress: this network gives no probabilities" in err
 
 
 def test_the_reliability_diagram_is_drawn(trained_run, tmp_path, run_cli):
@@ -448,8 +448,8 @@ def test_a_sweep_without_its_data_or_its_storage_says_so(config, tmp_path, run_c
         (["train.monitor=val/accuracy|val/loss"], "all trials need the same"),
         (["seed=0..3"], "all trials need the same"),
         (["train.batch=8..16", "train.batch=32..64"], "is already searched"),
-        (["train.optimizer.sgd.lr=0.3..0.1"], "not below the second"),
-        (["train.optimizer.sgd.lr=log:0..0.1"], "is above 0"),
+        (["train.optimizer.sgd.lr=0.3..0.1"], "must be below the second"),
+        (["train.optimizer.sgd.lr=log:0..0.1"], "must be above 0"),
         (["train.batch=32|32"], "different values"),
         (["train.btach=8..64"], "did you mean 'batch'"),
         (["train.optimizer.sgd.lr=-1..0.1"], "must be more than 0"),
@@ -505,8 +505,8 @@ def test_where_the_loss_does_not_fall_nothing_is_suggested(config, run_cli):
 
 
 def test_a_range_upside_down_or_beyond_all_is_refused(config, run_cli):
-    assert "the lower one first" in run_cli("find-lr", config, "--low", 1, "--high", 0.1)[2]
-    assert "the lower one first" in run_cli("find-lr", config, "--high", "inf")[2]
+    assert "with --low below --high" in run_cli("find-lr", config, "--low", 1, "--high", 0.1)[2]
+    assert "with --low below --high" in run_cli("find-lr", config, "--high", "inf")[2]
     assert "give a lower --low" in run_cli("find-lr", config, "--low", 1e25, "--high", 1e30)[2]
 
 
