@@ -30,8 +30,8 @@ class ScoreDirection:
 
     def select(self, start: int, count: int = 1) -> ScoreDirection:
         """Select the directions of some images; the direction of a single image also fits any number of images."""
-        some = slice(start, start + count)
-        return replace(self, direction_BK=self.direction_BK[some], names=self.names[some])
+        selected = slice(start, start + count)
+        return replace(self, direction_BK=self.direction_BK[selected], names=self.names[selected])
 
 
 def choose_direction(

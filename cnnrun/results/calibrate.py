@@ -48,9 +48,8 @@ def calibrate_run(run: Path | None, runs: Path, device: torch.device) -> dict[st
         images = f"{len(data.splits[split_name]):,} images of {split_name}"
         raise DataError(f"the {images} are all classified correctly, or all wrongly: no temperature can be fitted")
     calibrated_facts = replace(facts, chosen=facts.chosen | {TEMPERATURE: temperature})
-    before, after = (
-        _measure_outputs(replace(trained, facts=each), outputs, targets) for each in (facts, calibrated_facts)
-    )
+    before = _measure_outputs(trained, outputs, targets)
+    after = _measure_outputs(replace(trained, facts=calibrated_facts), outputs, targets)
     record = {
         "step": trained.step,
         "split": split_name,
@@ -60,8 +59,8 @@ def calibrate_run(run: Path | None, runs: Path, device: torch.device) -> dict[st
         "chosen": {**(after.choices or facts.chosen), TEMPERATURE: temperature},
     }
     try:
-        records = {digest: each.model_dump() for digest, each in read_calibration(trained.run).items()}
-    except CheckpointError as error:  # what `eval` refuses with the advice to come here
+        records = {digest: stored.model_dump() for digest, stored in read_calibration(trained.run).items()}
+    except CheckpointError as error:  # `eval` refuses such a file and points to `calibrate`
         say(f"{error.lines[0]}; writing a new file")
         records = {}
     write_json(trained.run / CALIBRATION, {**records, trained.digest: record})

@@ -74,7 +74,7 @@ def compare_runs(
     result = {
         "split": first_run.split,
         "samples": len(first_run.examples),
-        "runs": [_summarize_run(each) for each in (first_run, *other_runs)],
+        "runs": [_summarize_run(run_measurement) for run_measurement in (first_run, *other_runs)],
         "pairs": pairs,
     }
     if plots:
@@ -126,10 +126,10 @@ def _summarize_run(measured_run: MeasuredRun) -> dict[str, Any]:
 def _compare_pair(first: MeasuredRun, other: MeasuredRun) -> dict[str, Any]:
     differences = describe_differences(first.experiment, other.experiment, first.run, other.run)
     same_config = not differences
-    seeds = [each.experiment.seed for each in (first, other)]
+    seeds = [run.experiment.seed for run in (first, other)]
     if seeds[0] != seeds[1]:
         differences.append(f"seed: {seeds[0]} and {seeds[1]}")
-    temperatures = [each.trained.facts.chosen.get(TEMPERATURE) for each in (first, other)]
+    temperatures = [run.trained.facts.chosen.get(TEMPERATURE) for run in (first, other)]
     if temperatures[0] != temperatures[1]:
         differences.append(
             f"calibrated: {' and '.join('no' if value is None else f'{value:.4g}' for value in temperatures)}"
@@ -165,7 +165,7 @@ def _data_differences(first: MeasuredRun, other: MeasuredRun) -> list[str]:
 def _unpaired_reason(first: MeasuredRun, other: MeasuredRun) -> str | None:
     """Reason that two measurements are not on the same images and targets, or None."""
     first_examples, other_examples = first.examples, other.examples
-    comparison_keys = [each.trained.task.comparison_key(each.trained.facts) for each in (first, other)]
+    comparison_keys = [run.trained.task.comparison_key(run.trained.facts) for run in (first, other)]
     if comparison_keys[0] != comparison_keys[1]:
         return f"the metrics measure different things: {_describe_key_difference(*comparison_keys)}"
     if first.split != other.split or len(first_examples) != len(other_examples):
@@ -173,14 +173,14 @@ def _unpaired_reason(first: MeasuredRun, other: MeasuredRun) -> str | None:
     for index in range(len(first_examples)):
         if first_examples.sample_name(index) != other_examples.sample_name(index):
             names = [escape(examples.sample_name(index)) for examples in (first_examples, other_examples)]
-            return f"image {index} is {names[0]} and {names[1]}"
+            return f"image {index} is {names[0]} in one and {names[1]} in the other"
     codes = [
-        target_codes(each.source.targets, each.source.objects, len(each.source))[each.source_rows]
-        for each in (first_examples, other_examples)
+        target_codes(examples.source.targets, examples.source.objects, len(examples.source))[examples.source_rows]
+        for examples in (first_examples, other_examples)
     ]
     if not torch.equal(*codes):
         return "the images have different targets"
-    pixels = [each.source.images for each in (first_examples, other_examples)]
+    pixels = [examples.source.images for examples in (first_examples, other_examples)]
     if isinstance(pixels[0], np.ndarray) and not np.array_equal(pixels[0], np.asarray(pixels[1])):
         return "the arrays hold different pixels"
     return None
@@ -192,7 +192,7 @@ def _describe_key_difference(first_key: list[Any], other_key: list[Any]) -> str:
         return f"{escape(str(first_key))} and {escape(str(other_key))}"
     pairs = itertools.zip_longest(first_key, other_key)
     index, parts = next((index, parts) for index, parts in enumerate(pairs, 1) if parts[0] != parts[1])
-    first_part, other_part = ("none" if each is None else escape(str(each)) for each in parts)
+    first_part, other_part = ("none" if part is None else escape(str(part)) for part in parts)
     counts = f"{len(first_key):,} and {len(other_key):,}"
     return f"{counts}; the first that differs is number {index:,}: {first_part} and {other_part}"
 

@@ -144,10 +144,10 @@ def box_drawer(folder: Path | None, image: ImageSettings) -> Callable[[dict[str,
         if "error" in row:
             return
         path = Path(row["path"])
-        name, number = path.stem, 1
+        name, copy = path.stem, 1
         while name in names:
-            number += 1
-            name = f"{path.stem}-{number}"
+            copy += 1
+            name = f"{path.stem}-{copy}"
         names.add(name)
         with image_errors(str(path)):
             pillow_image = decode_image(read_image_bytes(path), 3, image).pillow_image

@@ -238,8 +238,9 @@ def test_a_change_of_nothing_moves_nothing(run):
         assert curve["model[0].conv"][still] == pytest.approx(0, abs=1e-4)
         assert max(curve["model[3].residual"]) > 0.05
         assert len(curve["score"]) == len(curve["amounts"])
-    turned = [curve for curve in data["curves"] if "turned" in curve["change"]]
-    assert all(curve["model[0].conv"][-1] == pytest.approx(0, abs=1e-3) for curve in turned)  # all the way round
+    rotated = [curve for curve in data["curves"] if "rotated" in curve["change"]]
+    assert all(curve["model[0].conv"][-1] == pytest.approx(0, abs=1e-3) for curve in rotated)  # all the way round
+    assert rotated
     assert subject.trained.network.training is False
 
 

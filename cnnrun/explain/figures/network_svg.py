@@ -101,7 +101,7 @@ def _flow_arrows(placed: list[PlacedDrawable]) -> list[str]:
 
 
 def _link_arcs(placed: list[PlacedDrawable]) -> list[str]:
-    """Draw links from named layers to layers that take them by name: arcs within a row, else through the free strips."""
+    """Draw links from named layers to layers that take them by name, as arcs or through the strips between rows."""
     placed_by_name = {box.part.name: box for box in placed if box.part.name}
     lines: list[str] = []
     for previous, current in zip([None, *placed], placed, strict=False):

@@ -57,8 +57,8 @@ def show_assignment(subject: Subject, images: ImagesToExplain) -> Explanation:
 def _objects(marks: list[Any], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows with each object, the number of cells assigned to it and the quality of the best one."""
     objects = []
-    for number, mark in enumerate(marks):
-        qualities = [row["quality"] for row in rows if row["object"] == number]
-        about = {"object": number, "label": mark.text, "box": list(mark.box)}
-        objects.append({**about, "cells": len(qualities), "best": max(qualities, default=0.0)})
+    for object_index, mark in enumerate(marks):
+        qualities = [row["quality"] for row in rows if row["object"] == object_index]
+        description = {"object": object_index, "label": mark.text, "box": list(mark.box)}
+        objects.append({**description, "cells": len(qualities), "best": max(qualities, default=0.0)})
     return objects

@@ -59,16 +59,21 @@ def embed(
     points_N2, description = _project_to_plane(vectors, projection)
     shown = f"the first {len(points_N2):,} of them " if len(points_N2) < len(examples) else ""
     caption += f"{shown}{description}.{probe_note}"
+    arrays = _embedding_arrays(examples, vectors, points_N2)
+    data = {"layer": last_place.title, "split": split_name, "pictures": len(examples), "layers": rows}
+    image = titled_grid([[("", plot_to_pillow(_map_plot(subject, examples, points_N2, last_place.title)))]])
+    return Explanation(image, caption, data, "layers", arrays)
+
+
+def _embedding_arrays(examples: Examples, vectors: Vectors, points_N2: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
+    """Arrays of the embedding's file: vectors, sample names, points of the map and targets."""
     targets = examples.batch_targets(torch.arange(len(examples)), torch.device("cpu"))
-    arrays: dict[str, NDArray[Any]] = {
+    return {
         "features": vectors,
         "picture": np.array([examples.sample_name(index) for index in range(len(examples))]),
         "map": points_N2,
         **{key: values.numpy() for key, values in targets.items()},
     }
-    data = {"layer": last_place.title, "split": split_name, "pictures": len(examples), "layers": rows}
-    image = titled_grid([[("", plot_to_pillow(_map_plot(subject, examples, points_N2, last_place.title)))]])
-    return Explanation(image, caption, data, "layers", arrays)
 
 
 def probe_layers(

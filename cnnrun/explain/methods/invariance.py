@@ -66,8 +66,8 @@ def invariance(subject: Subject, images: ImagesToExplain, layers: Sequence[str],
         rows.append([_example(images, transform), *[("", plot_to_pillow(plot, 0.5)) for plot in plots]])
         for index, measurement in enumerate(measurements):
             lines = {paths.get(module, "score"): values for module, values in measurement.items()}
-            about = {"picture": images.names[index], "change": transform.name, "amounts": transform.amounts}
-            curves.append({**about, **lines})
+            description = {"picture": images.names[index], "change": transform.name, "amounts": transform.amounts}
+            curves.append({**description, **lines})
     caption = (
         f"How far the features of {len(images)} image(s) move, relative to their length, and how the score "
         f"({direction.quantity}) changes as each is shifted, enlarged and rotated; the outside is black."
