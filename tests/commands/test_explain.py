@@ -373,7 +373,7 @@ def test_a_probe_learns_from_a_part_that_may_lack_a_class(tmp_path, monkeypatch)
     run = small_run(tmp_path, data, "[{conv: {out_channels: 4, activation: relu}}, global_avg_pool]")
     found = explain_run(Embed(split="val", probe=True), run, root=tmp_path)
     assert 0 <= found["layers"][0]["accuracy"] <= 1
-    assert "learned from 20 pictures of train and measured on 20" in found["caption"]
+    assert "fitted on 20 images of train and measured on 20" in found["caption"]
 
 
 def test_a_probe_that_has_nothing_to_tell_apart_says_so(of_each_task, run_cli, monkeypatch):
@@ -417,7 +417,7 @@ def test_a_rule_that_changes_nothing_is_not_claimed(tmp_path, run_cli):
     run = small_run(tmp_path, "{source: digits}", "[{conv: {out_channels: 4, activation: silu}}, global_avg_pool]")
     for rule, said in (("guided", True), ("deconv", True), ("plain", False)):
         _, out, _ = run_cli("explain", "saliency", run, "--rule", rule)
-        assert ("No activation here is a ReLU" in out) == said
+        assert ("No activation is a ReLU" in out) == said
 
 
 def test_values_of_different_units_are_not_compared(tmp_path, run_cli):

@@ -244,7 +244,7 @@ def test_panels_and_the_assignment_are_drawn(run, tmp_path, run_cli, trained_run
         "explain", "detections", run, "--out", tmp_path / "found.png", "--images", "3", "--runs", tmp_path
     )
     assert code == 0
-    assert "What is in each picture, left, and what the network finds, right." in out
+    assert "Targets, left, and the network's detections, right." in out
     with Pil.open(tmp_path / "found.png") as picture:
         assert picture.size[1] > 3 * 96
     code, out, _ = run_cli("explain", "assign", run, "--image", "3", "--out", tmp_path / "a.png", "--json")
