@@ -40,7 +40,9 @@ class IdentityOptions:
         """Open the network; returns it with its task. Raises ConfigError if it gives no embeddings."""
         trained = open_network(self.run, self.runs, self.device)
         if not isinstance(trained.task, Verify):
-            raise ConfigError(f"this network is for {trained.task.kind}; a network of the task verify gives embeddings")
+            raise ConfigError(
+                f"this network is for {trained.task.kind} and gives no embeddings; give a run of the task verify"
+            )
         return trained, trained.task
 
     def choose_operating_point(self, trained: TrainedNetwork, task: Verify) -> OperatingPoint:

@@ -352,7 +352,7 @@ def test_in_parts_it_is_what_it_is_at_once(run):
     shown, found = ImagesToExplain(pixels, list("abcdefg"), [""] * 7), []
     for size in (128, 3, 1):
         subject = open_run(run).subject
-        subject.__dict__["at_once"] = size
+        subject.__dict__["batch_size"] = size
         place = subject.find_map_layer(None)
         found.append(
             [

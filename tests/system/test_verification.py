@@ -556,7 +556,7 @@ def test_a_network_of_another_task_gives_no_embeddings(trained_run, people, run_
     paths = sorted((people / "digit 7").iterdir())[:2]
     code, _, err = run_cli("verify", *paths, "--run", trained_run)
     assert code == 2
-    assert err == "this network is for classify; a network of the task verify gives embeddings\n"
+    assert err == "this network is for classify and gives no embeddings; give a run of the task verify\n"
 
 
 def test_files_that_cannot_be_read_are_named(run, people, tmp_path, run_cli):
