@@ -69,7 +69,7 @@ def apart(count: int, root: Path) -> None:
     """Pairs of seeds of one config, real trainings: how often compare tells them apart."""
     config = ROOT / "configs" / "digits.yaml"
     made = cnnrun("train", config, "--seeds", count, "--resume", "--runs", root)
-    seen = [compare._seen(Path(row["run"]), root, torch.device("cpu"), None).measurement for row in made["runs"]]
+    seen = [compare._measure_run(Path(row["run"]), root, torch.device("cpu"), None).measurement for row in made["runs"]]
     told = [
         any(row["distinguishable"] for row in compare.compare_metrics(first, other))
         for first, other in itertools.combinations(seen, 2)

@@ -91,7 +91,7 @@ def foretold(tried: schema.Experiment, device: torch.device, folder: Path) -> in
     """Return the peak in MiB that `cnnrun plan` foretells, from a shorter training than its usual one."""
     release(device)
     if hasattr(plan, "_SECONDS"):
-        plan._SECONDS = PLAN_SECONDS
+        plan._MEASURED_SECONDS = PLAN_SECONDS
     return int(plan.plan_training(tried, device, folder)["peak_memory_mib"])
 
 

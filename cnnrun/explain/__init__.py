@@ -1,5 +1,5 @@
-"""What a network sees: each method is a kind with settings, and a file that draws; it returns an Explanation.
+"""Explanations of trained networks: each method is a kind with settings, and a module that draws an Explanation.
 
-After Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014 (arXiv 1311.2901): its
-figures and tables are named where they are made again.
+"The paper" is Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014 (arXiv 1311.2901).
+Methods name the figure or table of it that they reproduce.
 """

@@ -1,4 +1,4 @@
-"""What is explained of an image: a direction in the scores that the network gives."""
+"""The quantity that is explained of an image: a direction in the network's scores."""
 
 from __future__ import annotations
 
@@ -17,51 +17,54 @@ from cnnrun.explain.subject import ImagesToExplain, Subject
 
 @dataclass(frozen=True)
 class ScoreDirection:
-    """What is explained of each picture: a direction in what the network says, and what to call it."""
+    """A direction in the scores of each image, such as one class, with a name for each and the quantity's name."""
 
     direction_BK: Tensor
     names: list[str]
     quantity: str
-    is_local: bool = False  # whether it comes from one place of the picture alone
+    is_local: bool = False  # the score comes from one position of the image alone
 
-    def scores(self, values_BK: Tensor) -> Tensor:
-        """How strongly the values say it: [B]."""
-        return (values_BK * self.direction_BK).sum(1)
+    def scores(self, scores_BK: Tensor) -> Tensor:
+        """Project scores onto the direction: [B]."""
+        return (scores_BK * self.direction_BK).sum(1)
 
     def select(self, start: int, count: int = 1) -> ScoreDirection:
-        """That of some pictures; that of one serves any number of others."""
-        some = slice(start, start + count)
-        return replace(self, direction_BK=self.direction_BK[some], names=self.names[some])
+        """Select the directions of some images; the direction of a single image also fits any number of images."""
+        selected = slice(start, start + count)
+        return replace(self, direction_BK=self.direction_BK[selected], names=self.names[selected])
 
 
 def choose_direction(
-    said: ClassScores, target: str | None, shown: ImagesToExplain, compare_with_itself: bool = False
+    class_scores: ClassScores, target: str | None, images: ImagesToExplain, compare_with_itself: bool = False
 ) -> ScoreDirection:
-    """What to explain: `target` by name, else what each picture is said to be. Raises ConfigError.
+    """Choose what to explain: the class called `target`, else each image's predicted class. Raises ConfigError.
 
-    Where a network gives embeddings: the likeness to the picture most like it among those shown, or to `itself`.
+    For a network that gives embeddings, choose the similarity to the most similar of the other images, or to the image
+    itself if `compare_with_itself`.
     """
-    if said.names:
-        if target is not None and target not in said.names:
-            near = nearest_suggestion(target, said.names)
-            known = f"known: {join_names(said.names)}"
-            raise ConfigError(f"--class {escape(target)}: the network says nothing of it{near} ({known})")
-        meant = said.default_B if target is None else torch.full_like(said.default_B, said.names.index(target))
-        direction = torch.nn.functional.one_hot(meant, len(said.names)).to(said.raw_BK.dtype)
-        return ScoreDirection(direction, [said.names[each] for each in meant.tolist()], said.quantity, said.is_local)
+    if class_scores.names:
+        if target is not None and target not in class_scores.names:
+            suggestion = nearest_suggestion(target, class_scores.names)
+            known = f"known: {join_names(class_scores.names)}"
+            raise ConfigError(f"--class {escape(target)}: the network has no such class{suggestion} ({known})")
+        class_B = class_scores.default_B
+        if target is not None:
+            class_B = torch.full_like(class_B, class_scores.names.index(target))
+        direction_BK = torch.nn.functional.one_hot(class_B, len(class_scores.names)).to(class_scores.raw_BK.dtype)
+        names = [class_scores.names[index] for index in class_B.tolist()]
+        return ScoreDirection(direction_BK, names, class_scores.quantity, class_scores.is_local)
     if target is not None:
-        raise ConfigError("--class: this network gives embeddings; what is explained is a likeness between pictures")
-    vectors = said.display_BK.detach()
+        raise ConfigError("--class: this network gives embeddings, which have no classes; leave the option out")
+    vectors = class_scores.display_BK.detach()
     if compare_with_itself:
-        return ScoreDirection(vectors, ["itself as it is"] * len(shown), said.quantity)
-    if len(shown) < 2:
-        raise ConfigError("this network gives embeddings: show two or more pictures, whose likeness is explained")
-    likest = (vectors @ vectors.T).fill_diagonal_(-2.0).argmax(1)
-    return ScoreDirection(vectors[likest], [f"like {shown.title(each)}" for each in likest.tolist()], said.quantity)
+        return ScoreDirection(vectors, ["the unchanged image"] * len(images), class_scores.quantity)
+    if len(images) < 2:
+        raise ConfigError("this network gives embeddings: give two or more images, whose similarity is explained")
+    most_similar = (vectors @ vectors.T).fill_diagonal_(-2.0).argmax(1)
+    names = [f"like {images.title(index)}" for index in most_similar.tolist()]
+    return ScoreDirection(vectors[most_similar], names, class_scores.quantity)
 
 
 def no_relu_note(subject: Subject) -> str:
-    """What a caption must add where the deconvnet's rule, or guided backpropagation's, does not apply."""
-    return (
-        "" if relu_modules(subject.trained.network) else " No activation here is a ReLU: each hands its own slope back."
-    )
+    """Note for a caption if the network has no ReLU, so that the deconvnet and guided backpropagation do not apply."""
+    return "" if relu_modules(subject.trained.network) else " No activation is a ReLU, so plain gradients are used."

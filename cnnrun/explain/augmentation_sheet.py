@@ -1,4 +1,4 @@
-"""A contact sheet of training images as they are and as the first epochs would see them."""
+"""A contact sheet of training images, unchanged and as the first epochs augment them."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ def write_augmentation_sheet(
     task, facts = experiment.task, data.facts
     pixels = draw_contact_sheet(
         [
-            (title, _with_boxes(images, targets, task, facts), task.describe_targets(targets, facts))
-            for title, images, targets in _columns(experiment, data, samples, epochs)
+            (title, _draw_boxes(images, targets, task, facts), task.describe_targets(targets, facts))
+            for title, images, targets in _sheet_columns(experiment, data, samples, epochs)
         ]
     )
     write_png(out, pixels, "cnnrun data show")
     if tensorboard:
         _write_event(tensorboard, pixels)
-    board = str(tensorboard) if tensorboard else None
-    return {"path": str(out), "pictures": len(samples), "times": epochs, "tensorboard": board}
+    event_folder = str(tensorboard) if tensorboard else None
+    return {"path": str(out), "pictures": len(samples), "times": epochs, "tensorboard": event_folder}
 
 
-def _columns(experiment: Experiment, data: Dataset, samples: Tensor, epochs: int) -> list[Column]:
-    """The samples as they are, then as each epoch augments them."""
+def _sheet_columns(experiment: Experiment, data: Dataset, samples: Tensor, epochs: int) -> list[Column]:
+    """Columns of the sheet: the samples unchanged, then as each epoch augments them."""
     examples, host = data.splits["train"], torch.device("cpu")
     batches = TrainingBatches(
         examples,
@@ -63,21 +63,22 @@ def _columns(experiment: Experiment, data: Dataset, samples: Tensor, epochs: int
         order=lambda seed, epoch: (samples, samples),
         blend=partial(experiment.task.blend_targets, facts=data.facts),
     )
-    columns: list[Column] = [("as it is", examples.load_images(samples).float(), examples.batch_targets(samples, host))]
+    images = examples.load_images(samples).float()
+    columns: list[Column] = [("unchanged", images, examples.batch_targets(samples, host))]
     for epoch in range(epochs):
         batch = batches.at(epoch)
         columns.append((f"epoch {epoch + 1}", batch.images, batch.targets))
     return columns
 
 
-def _with_boxes(images_NCHW: Tensor, targets: dict[str, Tensor], task: TaskSpec, facts: Facts) -> Tensor:
-    """The images with the boxes of their targets drawn on, if the task has boxes."""
-    marks = task.target_marks(targets, facts)
-    if marks is None:
+def _draw_boxes(images_NCHW: Tensor, targets: dict[str, Tensor], task: TaskSpec, facts: Facts) -> Tensor:
+    """Draw the boxes of the targets onto the images, if the task has boxes."""
+    marks_by_image = task.target_marks(targets, facts)
+    if marks_by_image is None:
         return images_NCHW
     drawings = [
-        draw_marks(to_pillow(image), [replace(mark, text="") for mark in own])
-        for image, own in zip(images_NCHW, marks, strict=True)
+        draw_marks(to_pillow(image), [replace(mark, text="") for mark in image_marks])
+        for image, image_marks in zip(images_NCHW, marks_by_image, strict=True)
     ]
     return torch.from_numpy(np.stack([np.asarray(drawing) for drawing in drawings])).permute(0, 3, 1, 2)
 

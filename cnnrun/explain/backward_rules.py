@@ -1,4 +1,4 @@
-"""Rules by which ReLUs hand signals back: the gradient, guided backpropagation, the deconvnet."""
+"""Rules for the backward pass through ReLUs: the gradient, guided backpropagation, the deconvnet."""
 
 from __future__ import annotations
 
@@ -17,64 +17,63 @@ from cnnrun.model.network import Network
 
 @contextmanager
 def use_backward_rule(network: nn.Module, rule: BackwardRule) -> Iterator[None]:
-    """What ReLUs hand back inside: the slope (`plain`), that where it is above 0 (`guided`), or the signal from above
-    where it is above 0, whatever came in (`deconv`).
+    """Use a rule for the backward pass through ReLUs inside the context; other activations keep their gradient.
 
-    `guided`: Springenberg et al. 2015; `deconv`: Zeiler and Fergus 2014, section 2.1. Other activations hand their
-    slope back.
+    `plain` is the gradient. `guided` is its positive part (Springenberg et al. 2015). `deconv` is the positive part of
+    the incoming gradient, whatever the ReLU's input was (Zeiler and Fergus 2014, section 2.1).
     """
-    changed = relu_modules(network) if rule != "plain" else []
-    for module in changed:
-        module.forward = _changed(module, rule)
+    modules = relu_modules(network) if rule != "plain" else []
+    for module in modules:
+        module.forward = _replacement_forward(module, rule)
     try:
         yield
     finally:
-        for module in changed:
+        for module in modules:
             del module.forward
 
 
 def relu_modules(network: nn.Module) -> list[nn.Module]:
-    """The activations that rules of handing back are about."""
+    """Activations to which the rules apply."""
     return [module for module in network.modules() if isinstance(module, nn.ReLU | nn.ReLU6)]
 
 
-def _changed(module: nn.Module, rule: BackwardRule) -> Any:
-    forward, most = module.forward, 6.0 if isinstance(module, nn.ReLU6) else math.inf
-    return lambda x: _Rectified.apply(x, forward, most if rule == "guided" else None)
+def _replacement_forward(module: nn.Module, rule: BackwardRule) -> Any:
+    forward, max_input = module.forward, 6.0 if isinstance(module, nn.ReLU6) else math.inf
+    return lambda x: _RectifiedActivation.apply(x, forward, max_input if rule == "guided" else None)
 
 
-class _Rectified(torch.autograd.Function):
-    """An activation whose signal back is rectified as its signal forth is."""
+class _RectifiedActivation(torch.autograd.Function):
+    """An activation whose gradient is rectified, as its output is."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, activation: Any, most: float | None) -> Tensor:
-        """`most` is the value from which on it is flat, where its slope counts; None where that does not."""
-        ctx.save_for_backward(*([] if most is None else [(x > 0) & (x < most)]))
-        out: Tensor = activation(x.clone())  # it may write over its input
-        return out
+    def forward(ctx: Any, x: Tensor, activation: Any, max_input: float | None) -> Tensor:
+        """Apply the activation. Its gradient is zero outside 0..`max_input`; None ignores the input (`deconv`)."""
+        ctx.save_for_backward(*([] if max_input is None else [(x > 0) & (x < max_input)]))
+        output: Tensor = activation(x.clone())  # it may work in place
+        return output
 
     @staticmethod
     def backward(ctx: Any, *signals: Tensor) -> tuple[Tensor, None, None]:
-        back = signals[0].clamp(min=0)
-        return (back * ctx.saved_tensors[0] if ctx.saved_tensors else back), None, None
+        gradient = signals[0].clamp(min=0)
+        return (gradient * ctx.saved_tensors[0] if ctx.saved_tensors else gradient), None, None
 
 
-def project_to_pixels(network: Network, place: LayerPlace, pictures_BCHW: Tensor, cells_B3: Tensor) -> Tensor:
-    """The part of each picture that one activation stands for, as the deconvnet has it: [B, C, H, W].
+def project_to_pixels(network: Network, place: LayerPlace, images_BCHW: Tensor, cells_B3: Tensor) -> Tensor:
+    """Project one activation of each image back to its pixels, as the deconvnet does: [B, C, H, W].
 
-    The cell (channel, row, column) is put back alone, with its value, through the filters transposed, the positions
-    that each max-pooling chose, and ReLUs (Zeiler and Fergus 2014, section 2.1). In units of the normalised input.
-    Other poolings hand their part to each cell, sums of branches to each branch.
+    The value of the cell (channel, row, column) passes alone through the transposed filters, the positions that each
+    max-pooling chose, and ReLUs (Zeiler and Fergus 2014, section 2.1). The result is in units of the normalised input.
+    Other poolings spread a value over their cells; sums pass it to each branch.
     """
-    pictures = pictures_BCHW.detach().requires_grad_()
-    picture = torch.arange(len(pictures), device=pictures.device)
-    channel, row, column = cells_B3.to(pictures.device).unbind(1)
+    images = images_BCHW.detach().requires_grad_()
+    index_B = torch.arange(len(images), device=images.device)
+    channel, row, column = cells_B3.to(images.device).unbind(1)
     with (
         torch.enable_grad(),
         use_backward_rule(network, "deconv"),
-        capture_outputs(network, ["normalize", place.module_name]) as kept,
+        capture_outputs(network, ["normalize", place.module_name]) as outputs,
     ):
-        run_upto(network, place.module_name, pictures)
-        value_B = kept[place.module_name][picture, channel, row, column]
-        (found,) = torch.autograd.grad(value_B, kept["normalize"], value_B.detach())
-    return found
+        run_upto(network, place.module_name, images)
+        values_B = outputs[place.module_name][index_B, channel, row, column]
+        (gradient_BCHW,) = torch.autograd.grad(values_B, outputs["normalize"], values_B.detach())
+    return gradient_BCHW

@@ -1,4 +1,4 @@
-"""Looking into a network: its layers by the names people use, what comes out of them, and the way back to pixels."""
+"""Layers of a network by the names that users give them, and their outputs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from cnnrun.contracts.layer import Shape
 from cnnrun.model.network import BuiltNetwork, Network
 from cnnrun.model.receptive_field import Signal
 
-_MOST_NAMED = 40  # layers in a message
+_MAX_NAMES = 40  # layers in a message
 
 
 @dataclass(frozen=True)
 class LayerPlace:
-    """A layer, or a structure of layers: its path in the YAML, its name in the weights, what comes out of it.
+    """A layer or a structure of layers: its path in the YAML, its module's name in the weights and its output.
 
-    `title` is what to call it: the path, or where a `repeat` has several of that path, the name in the weights.
+    `title` is the name to show: the path, or for copies in a `repeat`, which share a path, the name in the weights.
     """
 
     title: str
@@ -40,89 +40,88 @@ class LayerPlace:
         return self.output.shape
 
     def aliases(self) -> set[str]:
-        """What it may be called."""
-        without = self.path.removesuffix(f".{self.kind}")
-        found = {self.path, without, self.module_name, self.module_name.removeprefix("layers.")}
-        return found | {self.name} if self.name else found
+        """Names by which a user may refer to the layer."""
+        path_without_kind = self.path.removesuffix(f".{self.kind}")
+        names = {self.path, path_without_kind, self.module_name, self.module_name.removeprefix("layers.")}
+        return names | {self.name} if self.name else names
 
 
-def layer_places(built: BuiltNetwork) -> list[LayerPlace]:
-    """Every layer of a network in its order, structures after what they hold, the task's head last."""
-    times = Counter(node.path for node in built.layers.values())
-    found = [
-        LayerPlace(
-            node.path if times[node.path] == 1 else name, node.path, name, node.spec.kind, node.spec.name, node.out
-        )
-        for name, node in built.layers.items()
-    ]
-    head = built.rows[-1]
-    return [*found, LayerPlace(head.path, head.path, head.module, head.kind, None, Signal(head.out_shape, whole=True))]
+def layer_places(network: BuiltNetwork) -> list[LayerPlace]:
+    """List the layers of a network in order: structures after the layers inside them, the task's head last."""
+    counts = Counter(layer.path for layer in network.layers.values())
+    places = []
+    for name, layer in network.layers.items():
+        title = layer.path if counts[layer.path] == 1 else name
+        places.append(LayerPlace(title, layer.path, name, layer.spec.kind, layer.spec.name, layer.out))
+    head = network.rows[-1]
+    return [*places, LayerPlace(head.path, head.path, head.module, head.kind, None, Signal(head.out_shape, whole=True))]
 
 
 def find_layer(
-    known: Sequence[LayerPlace], word: str | None, suits: Sequence[LayerPlace], need: str, option: str = "--layer"
+    places: Sequence[LayerPlace], name: str | None, suitable: Sequence[LayerPlace], need: str, option: str = "--layer"
 ) -> LayerPlace:
-    """The layer of that name among those that suit; without one the last conv. Raises ConfigError.
+    """Find a layer by name, which must be one of `suitable`; without a name, their last conv. Raises ConfigError.
 
-    `need` says what it takes to suit, such as "feature maps".
+    `need` describes what suitable layers have, such as "feature maps", for the error message.
     """
-    if not suits:
+    if not suitable:
         raise ConfigError(f"this network has no layer with {need}")
-    if word is None:
-        convs = [place for place in suits if place.kind == "conv"]
-        return convs[-1] if convs else suits[-1]
-    found = [place for place in known if word in place.aliases()]
-    if len(found) > 1:
-        names = join_names([place.module_name for place in found], _MOST_NAMED)
-        raise ConfigError(f"{option} {escape(word)}: stands {len(found)} times in the network; say which: {names}")
-    if found and found[0] in suits:
-        return found[0]
-    known_suits = join_names([place.title for place in suits], _MOST_NAMED)
-    known_suits += " (`cnnrun summary`)" if len(suits) > _MOST_NAMED else ""
-    if found:
-        shape = "x".join(map(str, found[0].shape))
-        raise ConfigError(f"{option} {escape(word)}: gives {shape}, without {need}; such layers are: {known_suits}")
-    near = nearest_suggestion(word, sorted({each for place in suits for each in place.aliases()}))
-    raise ConfigError(f"{option} {escape(word)}: no such layer{near} (layers with {need}: {known_suits})")
+    if name is None:
+        convs = [place for place in suitable if place.kind == "conv"]
+        return convs[-1] if convs else suitable[-1]
+    matches = [place for place in places if name in place.aliases()]
+    if len(matches) > 1:
+        module_names = join_names([place.module_name for place in matches], _MAX_NAMES)
+        raise ConfigError(f"{option} {escape(name)}: matches {len(matches)} layers; give one of {module_names}")
+    if matches and matches[0] in suitable:
+        return matches[0]
+    suitable_names = join_names([place.title for place in suitable], _MAX_NAMES)
+    suitable_names += " (`cnnrun summary`)" if len(suitable) > _MAX_NAMES else ""
+    if matches:
+        shape = "x".join(map(str, matches[0].shape))
+        problem = f"its output is {shape}, without {need}"
+        raise ConfigError(f"{option} {escape(name)}: {problem}; layers with {need}: {suitable_names}")
+    suggestion = nearest_suggestion(name, sorted({alias for place in suitable for alias in place.aliases()}))
+    raise ConfigError(f"{option} {escape(name)}: no such layer{suggestion} (layers with {need}: {suitable_names})")
 
 
 @contextmanager
 def capture_outputs(network: Network, modules: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """What comes out of those modules whenever the network runs inside."""
-    kept: dict[str, Tensor] = {}
+    """Capture the latest output of each module while the network runs inside the context."""
+    outputs: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Any:
-        return lambda module, inputs, output: kept.__setitem__(name, output)
+    def store_output(name: str) -> Any:
+        return lambda module, inputs, output: outputs.__setitem__(name, output)
 
-    handles = [network.get_submodule(name).register_forward_hook(keep(name)) for name in modules]
+    handles = [network.get_submodule(name).register_forward_hook(store_output(name)) for name in modules]
     try:
-        yield kept
+        yield outputs
     finally:
         for handle in handles:
             handle.remove()
 
 
-class _Reached(Exception):
-    """The network has come as far as is asked for."""
+class _StopForward(Exception):
+    """Signal that ends a forward pass early."""
 
 
-def run_upto(network: Network, module: str, pictures_BCHW: Tensor) -> None:
-    """Run the network as far as a module: what comes after it is not computed."""
+def run_upto(network: Network, module: str, images_BCHW: Tensor) -> None:
+    """Run the network up to a module; the layers after it are not computed."""
 
     def stop(*_: Any) -> None:
-        raise _Reached
+        raise _StopForward
 
     handle = network.get_submodule(module).register_forward_hook(stop)
     try:
-        network(pictures_BCHW)
-    except _Reached:
+        network(images_BCHW)
+    except _StopForward:
         pass
     finally:
         handle.remove()
 
 
-def layer_features(network: Network, place: LayerPlace, pictures_BCHW: Tensor) -> Tensor:
-    """What comes out of a layer, for pixel values 0..255, without gradients."""
-    with torch.no_grad(), capture_outputs(network, [place.module_name]) as kept:
-        run_upto(network, place.module_name, pictures_BCHW)
-    return kept[place.module_name]
+def layer_features(network: Network, place: LayerPlace, images_BCHW: Tensor) -> Tensor:
+    """Compute a layer's output for pixel values 0..255, without gradients."""
+    with torch.no_grad(), capture_outputs(network, [place.module_name]) as outputs:
+        run_upto(network, place.module_name, images_BCHW)
+    return outputs[place.module_name]

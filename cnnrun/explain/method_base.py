@@ -1,6 +1,6 @@
-"""What explain methods are made of: the base classes, and the settings that several of them have.
+"""Base classes of explain methods, and the settings that several of them share.
 
-Nothing here imports torch: the command line reads the settings for `--help`.
+Nothing here imports torch, since the command line reads the settings for `--help`.
 """
 
 from __future__ import annotations
@@ -20,51 +20,51 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OptionName:
-    """Annotates a setting whose option has another name: `--channel 1 --channel 2` gives the setting `channels`."""
+    """Name of a setting's option, if it differs: `--channel 1 --channel 2` sets `channels`."""
 
     name: str
 
 
-BackwardRule = Literal["plain", "guided", "deconv"]  # what ReLUs hand back
-Map = Literal["pca", "tsne"]  # how vectors become points of a plane
+BackwardRule = Literal["plain", "guided", "deconv"]  # of ReLUs in the backward pass
+Map = Literal["pca", "tsne"]  # projection of vectors to the plane
 Natural = Annotated[int, Field(ge=0)]
 
 Layer = Annotated[
     str | None,
     Field(
-        description="By path (model[2].conv), name, or name in the weights; "
-        "by default the last conv, or a detector's finest."
+        description="A layer by path (model[2].conv), name, or name in the weights; "
+        "by default the last conv, or a detector's finest level."
     ),
 ]
-Layers = Annotated[tuple[str, ...], OptionName("layer"), Field(description="A layer; may be given several times.")]
-Channels = Annotated[
-    tuple[Natural, ...], OptionName("channel"), Field(description="A channel; may be given several times.")
-]
+Layers = Annotated[tuple[str, ...], OptionName("layer"), Field(description="A layer; can be repeated.")]
+Channels = Annotated[tuple[Natural, ...], OptionName("channel"), Field(description="A channel; can be repeated.")]
 FirstChannels = Annotated[
-    int, OptionName("channels"), Field(ge=1, le=1000, description="Channels where none is named: the first ones.")
+    int,
+    OptionName("channels"),
+    Field(ge=1, le=1000, description="Number of first channels to show if --channel is not given."),
 ]
 Class = Annotated[
-    str | None, OptionName("class"), Field(description="A class or number; by default what the network says.")
+    str | None, OptionName("class"), Field(description="A class or target to explain; by default the predicted one.")
 ]
-Split = Annotated[str | None, Field(description="The split to use; by default test where there is one, else val.")]
-Images = Annotated[int, Field(ge=1, le=100, description="How many images: the split's first ones.")]
+Split = Annotated[str | None, Field(description="The split to use; by default test if there is one, else val.")]
+Images = Annotated[int, Field(ge=1, le=100, description="Number of images, the first ones of the split.")]
 ImageNumbers = Annotated[
     tuple[Natural, ...],
     OptionName("image"),
-    Field(description="An image's number in the split; may be given several times."),
+    Field(description="Number of an image in the split, from 0; can be repeated."),
 ]
 Files = Annotated[
     tuple[Path, ...],
     OptionName("file"),
-    Field(description="An image file or a folder instead; may be given several times."),
+    Field(description="An image file or a folder, instead of a split; can be repeated."),
 ]
 
 
 class ExplainMethod(Kind):
-    """A way of looking into a trained network; its settings are the options of its command."""
+    """A method that explains a trained network; its settings are the options of its command."""
 
     out: ClassVar[str] = "The PNG file to write; by default in the run's folder explain."
-    suffixes: ClassVar[tuple[str, ...]] = ()  # of the file that holds the arrays, for methods that give arrays
+    suffixes: ClassVar[tuple[str, ...]] = ()  # of the file for a method's arrays, if it has any
 
     def explain(self, run: OpenRun) -> Explanation:
         """Explain an opened run. Raises ConfigError, DataError."""
@@ -72,20 +72,20 @@ class ExplainMethod(Kind):
 
 
 class SplitMethod(ExplainMethod):
-    """A method that looks at a split."""
+    """A method that uses a split."""
 
     split: Split = None
 
 
 class ImageMethod(SplitMethod):
-    """A method that explains images one by one: a split's first ones, some by number, or files."""
+    """A method that explains single images: the first ones of a split, some by number, or files."""
 
     images: Images = 4
     numbers: ImageNumbers = ()
     files: Files = ()
 
     def load_images(self, run: OpenRun) -> ImagesToExplain:
-        """The images to explain. Raises ConfigError, DataError."""
+        """Load the images to explain. Raises ConfigError, DataError."""
         from cnnrun.explain.run_method import Selection
 
         return run.load_images(Selection(self.split, self.images, self.numbers, self.files))

@@ -1,4 +1,4 @@
-"""What every way of looking takes and gives: a network with its layers, pictures, an aim, an explanation."""
+"""Inputs and results that explain methods share: a network with its layers, images to explain, an explanation."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from cnnrun.explain.layer_names import LayerPlace, find_layer, layer_features, l
 from cnnrun.model.network import BuiltNetwork, build_network
 from cnnrun.model.trained_network import TrainedNetwork
 
-_BYTES, _MOST_AT_ONCE = 512 << 20, 128
-_OF_EACH = ("raw_BK", "display_BK", "default_B")  # fields of ClassScores that have a row for each image
-TILE_SIDE = 84  # pixels that small tiles are enlarged to
-PASS_THROUGH_KINDS = ("dropout", "dropout2d", "drop_path", "identity", "flatten")  # change nothing once trained
+_MAX_ACTIVATION_BYTES, _MAX_BATCH = 512 << 20, 128
+_PER_IMAGE_FIELDS = ("raw_BK", "display_BK", "default_B")  # fields of ClassScores with a row for each image
+TILE_SIDE = 84  # pixels to which small tiles are enlarged
+PASS_THROUGH_KINDS = ("dropout", "dropout2d", "drop_path", "identity", "flatten")  # change nothing in evaluation
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """A picture, a line that says what it shows, and its numbers; `table` names those to print, rows of one kind."""
+    """An image, its caption and its data; `table` is the key of the rows in `data` to print, if any."""
 
     image: NDArray[np.uint8]
     caption: str
@@ -42,7 +42,7 @@ class Explanation:
 
 @dataclass(frozen=True)
 class ImagesToExplain:
-    """Pictures to explain: values 0..255 [B, C, H, W] on the device, what they are called and what is in them."""
+    """Images to explain: pixel values 0..255 [B, C, H, W] on the device, with names, targets and these as text."""
 
     pixels: Tensor
     names: list[str]
@@ -52,13 +52,13 @@ class ImagesToExplain:
     def __len__(self) -> int:
         return len(self.names)
 
-    def pillow_image(self, number: int) -> Any:
-        """One of them as a Pillow picture."""
-        return to_pillow(self.pixels[number])
+    def pillow_image(self, index: int) -> Any:
+        """Convert one image to a Pillow image."""
+        return to_pillow(self.pixels[index])
 
-    def title(self, number: int) -> str:
-        """What to write above it."""
-        return self.target_texts[number] or self.names[number]
+    def title(self, index: int) -> str:
+        """Title of one image: its target as text, or its name if it has none."""
+        return self.target_texts[index] or self.names[index]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Subject:
 
     @cached_property
     def built_network(self) -> BuiltNetwork:
-        """The network on the meta device, with its layers by name."""
+        """The network on the meta device, whose layers are known by name."""
         return build_network(self.layers, self.trained.task, self.trained.facts)
 
     @cached_property
@@ -79,70 +79,75 @@ class Subject:
 
     @cached_property
     def batch_size(self) -> int:
-        """Pictures that are run together: so many that what they leave behind for slopes takes half a GiB."""
-        return max(1, min(_MOST_AT_ONCE, _BYTES // sum(row.activation_bytes for row in self.built_network.rows)))
+        """Number of images to run together, so that activations stored for gradients take at most 512 MiB."""
+        image_bytes = sum(row.activation_bytes for row in self.built_network.rows)
+        return max(1, min(_MAX_BATCH, _MAX_ACTIVATION_BYTES // image_bytes))
 
-    def class_scores(self, pictures_BCHW: Tensor) -> ClassScores:
-        """What the network says of any number of pictures, without gradients."""
+    def class_scores(self, images_BCHW: Tensor) -> ClassScores:
+        """Compute the scores of any number of images in batches, without gradients."""
         with torch.no_grad():
-            parts = [compute_class_scores(self.trained, part) for part in pictures_BCHW.split(self.batch_size)]
-        raw, shown, meant = (torch.cat([getattr(part, name) for part in parts]) for name in _OF_EACH)
-        return replace(parts[0], raw_BK=raw, display_BK=shown, default_B=meant)
+            batch_scores = [compute_class_scores(self.trained, batch) for batch in images_BCHW.split(self.batch_size)]
+        raw, display, default = (
+            torch.cat([getattr(scores, name) for scores in batch_scores]) for name in _PER_IMAGE_FIELDS
+        )
+        return replace(batch_scores[0], raw_BK=raw, display_BK=display, default_B=default)
 
-    def layer_features(self, place: LayerPlace, pictures_BCHW: Tensor) -> Tensor:
-        """What comes out of a layer for any number of pictures, without gradients."""
+    def layer_features(self, place: LayerPlace, images_BCHW: Tensor) -> Tensor:
+        """Compute a layer's output for any number of images in batches, without gradients."""
         network = self.trained.network
         return torch.cat(
-            [layer_features(network, place, part) for part in pictures_BCHW.split(self.batch_size)]
+            [layer_features(network, place, batch) for batch in images_BCHW.split(self.batch_size)]
         ).float()
 
-    def find_layer(self, word: str) -> LayerPlace:
-        """The layer of that name, whatever it gives. Raises ConfigError."""
-        return find_layer(self.places, word, self.places, "features")
+    def find_layer(self, name: str) -> LayerPlace:
+        """Find a layer by name, whatever its output. Raises ConfigError."""
+        return find_layer(self.places, name, self.places, "features")
 
     def informative_layers(self) -> list[LayerPlace]:
-        """The layers before the task's that change something, once trained; the head's own where there are none."""
-        known = [place for place in self.places if place.module_name != "head" and place.kind not in PASS_THROUGH_KINDS]
-        return known or self.places[-1:]
+        """Layers before the head that change something in evaluation; the head alone if there are none."""
+        places = [place for place in self.places if place.module_name != "head"]
+        informative = [place for place in places if place.kind not in PASS_THROUGH_KINDS]
+        return informative or self.places[-1:]
 
-    def find_map_layer(self, word: str | None) -> LayerPlace:
-        """The layer of that name, which must give feature maps. Raises ConfigError.
+    def find_map_layer(self, name: str | None) -> LayerPlace:
+        """Find a layer by name whose output are feature maps. Raises ConfigError.
 
-        Without a name the last conv, or where the task's head takes layers by name, the first of these: a detector's
-        finest level.
+        Without a name, choose the first layer that the task's head takes by name (a detector's finest level), else the
+        last conv.
         """
-        if word is None:
-            word = next(iter(self.trained.task.feature_layers()), None)
-        return find_layer(self.places, word, self.map_layers(), "feature maps")
+        if name is None:
+            name = next(iter(self.trained.task.feature_layers()), None)
+        return find_layer(self.places, name, self.map_layers(), "feature maps")
 
     def map_layers(self) -> list[LayerPlace]:
         return [place for place in self.places if len(place.shape) == 3]
 
-    def check_channels(self, place: LayerPlace, asked: Sequence[int]) -> list[int]:
-        """Those channels of a layer. Raises ConfigError."""
-        if wrong := [channel for channel in asked if not 0 <= channel < place.shape[0]]:
-            raise ConfigError(f"--channel {wrong[0]}: {place.title} has {place.shape[0]} channels, from 0")
-        return list(dict.fromkeys(asked))
+    def check_channels(self, place: LayerPlace, channels: Sequence[int]) -> list[int]:
+        """Check channels of a layer; returns them without duplicates. Raises ConfigError."""
+        if invalid := [channel for channel in channels if not 0 <= channel < place.shape[0]]:
+            raise ConfigError(f"--channel {invalid[0]}: {place.title} has {place.shape[0]} channels, from 0")
+        return list(dict.fromkeys(channels))
 
 
-def sample_evenly(examples: Examples, most: int) -> tuple[Examples, Tensor]:
-    """At most so many samples, at equal distances, and their numbers in the split."""
-    numbers = torch.arange(len(examples))
-    if len(numbers) > most:
-        numbers = torch.linspace(0, len(numbers) - 1, most, dtype=torch.float64).round().long()
-    kept = torch.zeros(len(examples), dtype=torch.bool)
-    kept[numbers] = True
-    return examples.select(kept), numbers
+def sample_evenly(examples: Examples, max_count: int) -> tuple[Examples, Tensor]:
+    """Select at most `max_count` evenly spaced samples; returns them with their indices in the split."""
+    indices = torch.arange(len(examples))
+    if len(indices) > max_count:
+        indices = torch.linspace(0, len(indices) - 1, max_count, dtype=torch.float64).round().long()
+    is_selected = torch.zeros(len(examples), dtype=torch.bool)
+    is_selected[indices] = True
+    return examples.select(is_selected), indices
 
 
 def plot_to_pillow(plot: Plot, scale: float = 1.0) -> Any:
-    """A figure as a Pillow picture."""
+    """Render a figure as a Pillow image."""
     from PIL import Image as Pil
 
-    made = Pil.open(io.BytesIO(render_png(plot))).convert("RGB")
-    return made.resize((round(made.width * scale), round(made.height * scale)), Pil.Resampling.LANCZOS)
+    pillow_image = Pil.open(io.BytesIO(render_png(plot))).convert("RGB")
+    size = (round(pillow_image.width * scale), round(pillow_image.height * scale))
+    return pillow_image.resize(size, Pil.Resampling.LANCZOS)
 
 
-def compute_class_scores(given: TrainedNetwork, pictures_BCHW: Tensor) -> ClassScores:
-    """What the network says of pictures."""
-    return given.task.class_scores(given.network(pictures_BCHW), given.facts)
+def compute_class_scores(trained: TrainedNetwork, images_BCHW: Tensor) -> ClassScores:
+    """Compute the scores of one batch of images."""
+    return trained.task.class_scores(trained.network(images_BCHW), trained.facts)

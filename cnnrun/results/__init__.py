@@ -1,4 +1,4 @@
 """Uses of trained networks: predictions, comparison, calibration, people, the report, studies.
 
-Each module has what one command does. Imports `explain`, `export` and what is below.
+Each module does the work of one command. It may import `explain`, `export` and the packages below them.
 """

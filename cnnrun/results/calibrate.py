@@ -1,4 +1,4 @@
-"""`cnnrun calibrate`: a temperature fitted on val, kept beside the run for the weights it was fitted for."""
+"""`cnnrun calibrate`: fit a temperature on val and store it in the run, under the digest of the weights it fits."""
 
 from __future__ import annotations
 
@@ -22,59 +22,61 @@ from cnnrun.model.trained_network import TrainedNetwork
 from cnnrun.tasks.temperature import MAX_TEMPERATURE, MIN_TEMPERATURE, TEMPERATURE, fit_temperature
 from cnnrun.training.run_records import CALIBRATION, read_calibration
 
-_NOTHING = 1e-6  # a likelihood that has no lowest place
+_MIN_NLL = 1e-6  # below it the likelihood has no minimum: it falls with the temperature
 
 
-def calibrate_run(target: Path | None, root: Path, device: torch.device) -> dict[str, Any]:
-    """Fit the temperature of the checkpoint that the run chose, and keep it; returns what it changes on val.
+def calibrate_run(run: Path | None, runs: Path, device: torch.device) -> dict[str, Any]:
+    """Fit the temperature of a run's best checkpoint on val and store it; returns the metrics it changes there.
 
-    Thresholds that val chose are chosen anew. Raises ConfigError for a task without probabilities.
+    Thresholds that were chosen on val are chosen again. Raises ConfigError for a task without probabilities and
+    DataError if no temperature can be fitted.
     """
     require_package("scipy", "stats", "calibrate")
-    experiment, given = open_trained(target, root, device, with_calibration=False)
-    name, data = prepare_eval_data(experiment, given, "val")
-    outputs, targets = _outputs(given, data.splits[name], experiment.train.batch)
-    task, facts = given.task, given.facts
+    experiment, trained = open_trained(run, runs, device, with_calibration=False)
+    split_name, data = prepare_eval_data(experiment, trained, "val")
+    outputs, targets = _outputs(trained, data.splits[split_name], experiment.train.batch)
+    task, facts = trained.task, trained.facts
 
     def nll(temperature: float) -> float:
-        found = task.negative_log_likelihood(outputs, targets, facts, temperature)
-        if found is None:
-            raise ConfigError(f"{task.kind} gives no probabilities here; there is nothing to calibrate")
-        return found if math.isfinite(found) else math.inf
+        value = task.negative_log_likelihood(outputs, targets, facts, temperature)
+        if value is None:
+            raise ConfigError(f"{task.kind}: this network gives no probabilities, so there is nothing to calibrate")
+        return value if math.isfinite(value) else math.inf
 
-    before, temperature = nll(1.0), fit_temperature(nll)
-    if not (1.01 * MIN_TEMPERATURE < temperature < MAX_TEMPERATURE / 1.01 and nll(temperature) > _NOTHING):
-        count = f"{len(data.splits[name]):,} pictures of {name}"
-        raise DataError(f"the {count} are all told rightly, or all wrongly: no temperature can be fitted to them")
-    warm = replace(facts, chosen=facts.chosen | {TEMPERATURE: temperature})
-    cold, heated = (_measured(replace(given, facts=each), outputs, targets) for each in (facts, warm))
+    nll_before, temperature = nll(1.0), fit_temperature(nll)
+    if not (1.01 * MIN_TEMPERATURE < temperature < MAX_TEMPERATURE / 1.01 and nll(temperature) > _MIN_NLL):
+        images = f"{len(data.splits[split_name]):,} images of {split_name}"
+        raise DataError(f"the {images} are all classified correctly, or all wrongly: no temperature can be fitted")
+    calibrated_facts = replace(facts, chosen=facts.chosen | {TEMPERATURE: temperature})
+    before = _measure_outputs(trained, outputs, targets)
+    after = _measure_outputs(replace(trained, facts=calibrated_facts), outputs, targets)
     record = {
-        "step": given.step,
-        "split": name,
-        "samples": len(data.splits[name]),
-        "nll": [before, nll(temperature)],
-        **({"ece": [cold.metrics["ece"], heated.metrics["ece"]]} if "ece" in cold.metrics else {}),
-        "chosen": {**(heated.choices or facts.chosen), TEMPERATURE: temperature},
+        "step": trained.step,
+        "split": split_name,
+        "samples": len(data.splits[split_name]),
+        "nll": [nll_before, nll(temperature)],
+        **({"ece": [before.metrics["ece"], after.metrics["ece"]]} if "ece" in before.metrics else {}),
+        "chosen": {**(after.choices or facts.chosen), TEMPERATURE: temperature},
     }
     try:
-        others = {digest: each.model_dump() for digest, each in read_calibration(given.run).items()}
-    except CheckpointError as error:  # what `eval` refuses with the advice to come here
-        say(f"{error.lines[0]}; it is written anew")
-        others = {}
-    write_json(given.run / CALIBRATION, {**others, given.digest: record})
-    return {"run": str(given.run), "temperature": temperature, **record}
+        records = {digest: stored.model_dump() for digest, stored in read_calibration(trained.run).items()}
+    except CheckpointError as error:  # `eval` refuses such a file and points to `calibrate`
+        say(f"{error.lines[0]}; writing a new file")
+        records = {}
+    write_json(trained.run / CALIBRATION, {**records, trained.digest: record})
+    return {"run": str(trained.run), "temperature": temperature, **record}
 
 
-def _outputs(given: TrainedNetwork, examples: Examples, batch: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """The raw outputs and the targets of a whole split."""
-    parts = list(batches_in_order(examples, batch, given.device))
+def _outputs(trained: TrainedNetwork, examples: Examples, batch_size: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Compute the raw outputs of a whole split; returns them with its targets."""
+    batches = list(batches_in_order(examples, batch_size, trained.device))
     with torch.inference_mode():
-        outputs = torch.cat([given.network(part.images) for part in parts])
-    return outputs, {name: torch.cat([part.targets[name] for part in parts]) for name in parts[0].targets}
+        outputs = torch.cat([trained.network(batch.images) for batch in batches])
+    return outputs, {name: torch.cat([batch.targets[name] for batch in batches]) for name in batches[0].targets}
 
 
-def _measured(given: TrainedNetwork, outputs: Tensor, targets: dict[str, Tensor]) -> Measurement:
-    meter = given.task.meter(given.facts)
+def _measure_outputs(trained: TrainedNetwork, outputs: Tensor, targets: dict[str, Tensor]) -> Measurement:
+    meter = trained.task.meter(trained.facts)
     with torch.inference_mode():
-        meter.update(given.decoder(outputs), targets)
+        meter.update(trained.decoder(outputs), targets)
     return meter.compute(tables=False)

@@ -1,4 +1,4 @@
-"""`cnnrun compare`: what two trained networks differ in, and whether the pictures can tell them apart."""
+"""`cnnrun compare`: settings, data and metrics in which trained networks differ, with tests of significance."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from cnnrun.tasks.temperature import TEMPERATURE
 from cnnrun.training import checkpoints
 from cnnrun.training.run_records import CHECKPOINTS, read_facts, read_result
 
-SIGNIFICANCE_LEVEL = 0.05  # the part of equal pairs that may be called different, all their numbers together
-_MOST_THINGS = 30  # classes, or other things with a number, that are named where two networks' differ
+SIGNIFICANCE_LEVEL = 0.05  # chance that any metric of two equal networks is called different
+_MAX_LISTED_KEYS = 30  # of a comparison key, such as the classes: longer ones are shortened
 
 
 @dataclass(frozen=True)
 class MeasuredRun:
-    """A trained network and what it does on a split."""
+    """A trained network and its measurement on a split."""
 
     run: str
     experiment: Experiment
@@ -47,197 +47,205 @@ class MeasuredRun:
 
 
 def compare_runs(
-    targets: Sequence[Path],
-    root: Path,
+    run_paths: Sequence[Path],
+    runs: Path,
     device: torch.device,
     split: str | None,
     plots: Path | None = None,
     unfinished: bool = False,
 ) -> dict[str, Any]:
-    """Each network against the first, on the same pictures.
+    """Compare each network with the first, on the same images.
 
-    Raises ConfigError for networks of different tasks; CheckpointError for runs whose training has not ended, unless
-    `unfinished` runs are asked for or a checkpoint is named.
+    Raises ConfigError for networks of different tasks. Raises CheckpointError for a run whose training is not
+    finished, unless `unfinished` is true or a path names one of its checkpoints.
     """
-    if len(targets) < 2:
+    if len(run_paths) < 2:
         raise ConfigError("compare needs two or more runs")
     require_package("scipy", "stats", "compare")
-    found = [find_run(target, root) for target in targets]
+    selected = [find_run(path, runs) for path in run_paths]
     if not unfinished:
-        _refuse_unfinished(found)
-    first, *others = [_seen(path or run, root, device, split) for run, path in found]
-    for other in others:
-        if other.trained.task.kind != first.trained.task.kind:
-            kinds = f"{first.trained.task.kind} and {other.trained.task.kind}"
-            raise ConfigError(f"{first.run} and {other.run} are for different tasks ({kinds})")
-    pairs = [_pair(first, other) for other in others]
-    made = {
-        "split": first.split,
-        "samples": len(first.examples),
-        "runs": [_about(each) for each in (first, *others)],
+        _refuse_unfinished(selected)
+    first_run, *other_runs = [_measure_run(path or run, runs, device, split) for run, path in selected]
+    for other_run in other_runs:
+        if other_run.trained.task.kind != first_run.trained.task.kind:
+            kinds = f"{first_run.trained.task.kind} and {other_run.trained.task.kind}"
+            raise ConfigError(f"{first_run.run} and {other_run.run} are for different tasks ({kinds})")
+    pairs = [_compare_pair(first_run, other_run) for other_run in other_runs]
+    result = {
+        "split": first_run.split,
+        "samples": len(first_run.examples),
+        "runs": [_summarize_run(run_measurement) for run_measurement in (first_run, *other_runs)],
         "pairs": pairs,
     }
     if plots:
-        made["plots"] = write_plots([_figure(first, pair) for pair in pairs if pair["tests"]], plots)
-    return made
+        result["plots"] = write_plots([_figure(first_run, pair) for pair in pairs if pair["tests"]], plots)
+    return result
 
 
-def _refuse_unfinished(found: Sequence[tuple[Path, Path | None]]) -> None:
-    """Raises CheckpointError, a line for each run whose training has not ended, unless a checkpoint is named."""
+def _refuse_unfinished(selected_runs: Sequence[tuple[Path, Path | None]]) -> None:
+    """Raise CheckpointError with a line for each unfinished run of which no checkpoint is named."""
     lines = []
-    for run, path in found:
-        if path is None and (reached := _unfinished(run)):
-            where = f"{escape(str(run))}: unfinished (step {reached['step']:,} of {reached['steps']:,})"
-            lines.append(f"{where}; finish it with `cnnrun train CONFIG --resume`, or compare with --unfinished")
+    for run, checkpoint in selected_runs:
+        if checkpoint is None and (progress := _unfinished_progress(run)):
+            problem = f"{escape(str(run))}: unfinished (step {progress['step']:,} of {progress['steps']:,})"
+            lines.append(f"{problem}; finish it with `cnnrun train CONFIG --resume`, or compare with --unfinished")
     if lines:
         raise CheckpointError(*lines)
 
 
-def _unfinished(run: Path) -> dict[str, int] | None:
-    """The step that a run has reached and how many there are to be; None for a run whose training has ended.
-
-    One that ended by early stopping has a result, as any other that came to its end.
-    """
+def _unfinished_progress(run: Path) -> dict[str, int] | None:
+    """Last saved step and planned steps of an unfinished run; None for a finished one, early stopping included."""
     if read_result(run) is not None:
         return None
     facts, experiment = read_facts(run), read_run_config(run)
-    pictures = facts.counts.get("train", 0) if facts else 0
+    image_count = facts.counts.get("train", 0) if facts else 0
     latest = checkpoints.read_pointer(run / CHECKPOINTS, "latest") or "step-0"
-    steps = experiment.train.steps_per_epoch(pictures) * experiment.train.epochs
+    steps = experiment.train.steps_per_epoch(image_count) * experiment.train.epochs
     return {"step": int(latest.removeprefix("step-")), "steps": steps}
 
 
-def _seen(target: Path, root: Path, device: torch.device, split: str | None) -> MeasuredRun:
-    experiment, given, name, examples, found = measure_run(target, root, device, split)
-    return MeasuredRun(str(given.run), experiment, given, name, examples, found, given.facts.fingerprint)
+def _measure_run(path: Path, runs: Path, device: torch.device, split: str | None) -> MeasuredRun:
+    experiment, trained, split_name, examples, measurement = measure_run(path, runs, device, split)
+    return MeasuredRun(
+        str(trained.run), experiment, trained, split_name, examples, measurement, trained.facts.fingerprint
+    )
 
 
-def _about(seen: MeasuredRun) -> dict[str, Any]:
-    """The network's numbers; `unfinished` is how far its training has come where it has not ended, and else None."""
-    spans = confidence_intervals(seen.measurement.metrics, seen.measurement.bootstrap_draws, seen.measurement.correct)
-    about = {"run": seen.run, "step": seen.trained.step, "unfinished": _unfinished(seen.trained.run)}
-    return {**about, "numbers": seen.measurement.metrics, "intervals": spans}
+def _summarize_run(measured_run: MeasuredRun) -> dict[str, Any]:
+    """Metrics of a run with their intervals; `unfinished` holds its progress, or None for a finished run."""
+    trained, measurement = measured_run.trained, measured_run.measurement
+    return {
+        "run": measured_run.run,
+        "step": trained.step,
+        "unfinished": _unfinished_progress(trained.run),
+        "numbers": measurement.metrics,
+        "intervals": confidence_intervals(measurement.metrics, measurement.bootstrap_draws, measurement.correct),
+    }
 
 
-def _pair(first: MeasuredRun, other: MeasuredRun) -> dict[str, Any]:
-    words = describe_differences(first.experiment, other.experiment, first.run, other.run)
-    same = not words
-    seeds = [each.experiment.seed for each in (first, other)]
+def _compare_pair(first: MeasuredRun, other: MeasuredRun) -> dict[str, Any]:
+    differences = describe_differences(first.experiment, other.experiment, first.run, other.run)
+    same_config = not differences
+    seeds = [run.experiment.seed for run in (first, other)]
     if seeds[0] != seeds[1]:
-        words.append(f"seed: {seeds[0]} and {seeds[1]}")
-    heats = [each.trained.facts.chosen.get(TEMPERATURE) for each in (first, other)]
-    if heats[0] != heats[1]:
-        words.append(f"calibrated: {' and '.join('no' if heat is None else f'{heat:.4g}' for heat in heats)}")
-    why = _not_paired(first, other)
-    tests = [] if why else compare_metrics(first.measurement, other.measurement)
+        differences.append(f"seed: {seeds[0]} and {seeds[1]}")
+    temperatures = [run.trained.facts.chosen.get(TEMPERATURE) for run in (first, other)]
+    if temperatures[0] != temperatures[1]:
+        differences.append(
+            f"calibrated: {' and '.join('no' if value is None else f'{value:.4g}' for value in temperatures)}"
+        )
+    unpaired_reason = _unpaired_reason(first, other)
+    tests = [] if unpaired_reason else compare_metrics(first.measurement, other.measurement)
     return {
         "runs": [first.run, other.run],
-        "config": words,
-        "same_config": same,
-        "data": _data(first, other),
-        "unpaired": why,
+        "config": differences,
+        "same_config": same_config,
+        "data": _data_differences(first, other),
+        "unpaired": unpaired_reason,
         "tests": tests,
         "distinguishable": [row["number"] for row in tests if row["distinguishable"]],
     }
 
 
-def _data(first: MeasuredRun, other: MeasuredRun) -> list[str]:
-    """What the two learned from that is not the same."""
-    mine, theirs = first.trained.facts, other.trained.facts
-    if first.fingerprint == other.fingerprint and mine.counts == theirs.counts:
+def _data_differences(first: MeasuredRun, other: MeasuredRun) -> list[str]:
+    """List what differs between the training data of two runs."""
+    first_facts, other_facts = first.trained.facts, other.trained.facts
+    if first.fingerprint == other.fingerprint and first_facts.counts == other_facts.counts:
         return []
     lines = [
-        f"{name}: {mine.counts.get(name, 0):,} pictures and {theirs.counts.get(name, 0):,}"
-        for name in dict.fromkeys([*mine.counts, *theirs.counts])
-        if mine.counts.get(name) != theirs.counts.get(name)
+        f"{name}: {first_facts.counts.get(name, 0):,} images and {other_facts.counts.get(name, 0):,}"
+        for name in dict.fromkeys([*first_facts.counts, *other_facts.counts])
+        if first_facts.counts.get(name) != other_facts.counts.get(name)
     ]
-    if mine.classes != theirs.classes:
-        lines.append(f"classes: {len(mine.classes)} and {len(theirs.classes)}, or in another order")
-    return lines or ["the same numbers of pictures, but other files, times or targets"]
+    if first_facts.classes != other_facts.classes:
+        lines.append(f"classes: {len(first_facts.classes)} and {len(other_facts.classes)}; names or order differ")
+    return lines or ["as many images, but other files, modification times or targets"]
 
 
-def _not_paired(first: MeasuredRun, other: MeasuredRun) -> str | None:
-    """Why the two were not measured on the same pictures, or None."""
-    mine, theirs = first.examples, other.examples
-    about = [each.trained.task.comparison_key(each.trained.facts) for each in (first, other)]
-    if about[0] != about[1]:
-        return f"numbers of other things, {_things(*about)}"
-    if first.split != other.split or len(mine) != len(theirs):
-        return f"{first.split} of {len(mine):,} pictures and {other.split} of {len(theirs):,}"
-    for place in range(len(mine)):
-        if mine.sample_name(place) != theirs.sample_name(place):
-            return f"picture {place} is {escape(mine.sample_name(place))} and {escape(theirs.sample_name(place))}"
-    known = [
-        target_codes(each.source.targets, each.source.objects, len(each.source))[each.source_rows]
-        for each in (mine, theirs)
+def _unpaired_reason(first: MeasuredRun, other: MeasuredRun) -> str | None:
+    """Reason that two measurements are not on the same images and targets, or None."""
+    first_examples, other_examples = first.examples, other.examples
+    comparison_keys = [run.trained.task.comparison_key(run.trained.facts) for run in (first, other)]
+    if comparison_keys[0] != comparison_keys[1]:
+        return f"the metrics measure different things: {_describe_key_difference(*comparison_keys)}"
+    if first.split != other.split or len(first_examples) != len(other_examples):
+        return f"{first.split} of {len(first_examples):,} images and {other.split} of {len(other_examples):,}"
+    for index in range(len(first_examples)):
+        if first_examples.sample_name(index) != other_examples.sample_name(index):
+            names = [escape(examples.sample_name(index)) for examples in (first_examples, other_examples)]
+            return f"image {index} is {names[0]} in one and {names[1]} in the other"
+    codes = [
+        target_codes(examples.source.targets, examples.source.objects, len(examples.source))[examples.source_rows]
+        for examples in (first_examples, other_examples)
     ]
-    if not torch.equal(*known):
-        return "the pictures have other targets"
-    pixels = [each.source.images for each in (mine, theirs)]
+    if not torch.equal(*codes):
+        return "the images have different targets"
+    pixels = [examples.source.images for examples in (first_examples, other_examples)]
     if isinstance(pixels[0], np.ndarray) and not np.array_equal(pixels[0], np.asarray(pixels[1])):
-        return "arrays of other pixels"
+        return "the arrays hold different pixels"
     return None
 
 
-def _things(mine: list[Any], theirs: list[Any]) -> str:
-    """What two networks give numbers of, in words; of many things, such as classes, the first that differ."""
-    if max(len(mine), len(theirs)) <= _MOST_THINGS:
-        return f"{escape(str(mine))} and {escape(str(theirs))}"
-    pairs = itertools.zip_longest(mine, theirs)
-    place, pair = next((place, pair) for place, pair in enumerate(pairs, 1) if pair[0] != pair[1])
-    one, other = ("none" if each is None else escape(str(each)) for each in pair)
-    return f"{len(mine):,} and {len(theirs):,}; the first that differs is number {place:,}: {one} and {other}"
+def _describe_key_difference(first_key: list[Any], other_key: list[Any]) -> str:
+    """Describe how two comparison keys differ: both in full, or of long ones the first entry that differs."""
+    if max(len(first_key), len(other_key)) <= _MAX_LISTED_KEYS:
+        return f"{escape(str(first_key))} and {escape(str(other_key))}"
+    pairs = itertools.zip_longest(first_key, other_key)
+    index, parts = next((index, parts) for index, parts in enumerate(pairs, 1) if parts[0] != parts[1])
+    first_part, other_part = ("none" if part is None else escape(str(part)) for part in parts)
+    counts = f"{len(first_key):,} and {len(other_key):,}"
+    return f"{counts}; the first that differs is number {index:,}: {first_part} and {other_part}"
 
 
 def compare_metrics(first: Measurement, other: Measurement) -> list[dict[str, Any]]:
-    """A row a number that both have: the difference with its interval, and whether it may be chance.
+    """Test each metric that both measurements have; returns a row for each, with the difference and its interval.
 
-    Numbers that are shares of the pictures by McNemar's exact test (1947), others by a bootstrap over pictures, the
-    same draws for both (Efron and Tibshirani 1993, ch. 16). Of all numbers together at most LEVEL of equal pairs are
-    called different (Holm 1979).
+    A metric that is a share of the images is tested by McNemar's exact test (1947), any other by a bootstrap over
+    images with the same draws for both (Efron and Tibshirani 1993, ch. 16). Holm's method (1979) keeps the chance of
+    calling any metric of two equal networks different below SIGNIFICANCE_LEVEL.
     """
     rows: list[dict[str, Any]] = []
     for name, value in first.metrics.items():
-        theirs = other.metrics.get(name)
-        if value is None or theirs is None or (drawn := _differences(first, other, name)) is None:
+        other_value = other.metrics.get(name)
+        if value is None or other_value is None or (draws := _bootstrap_differences(first, other, name)) is None:
             continue
-        difference, (least, most) = theirs - value, metric_bounds(name, value)
-        low, high = bootstrap_interval(difference, drawn, (least - most, most - least))
+        difference, (min_value, max_value) = other_value - value, metric_bounds(name, value)
+        low, high = bootstrap_interval(difference, draws, (min_value - max_value, max_value - min_value))
         binary = name in first.correct and name in other.correct
-        p = (
+        p_value = (
             mcnemar_p_value(first.correct[name], other.correct[name])
             if binary
-            else bootstrap_p_value(difference, drawn)
+            else bootstrap_p_value(difference, draws)
         )
         rows.append(
             {
                 "number": name,
                 "first": value,
-                "other": theirs,
+                "other": other_value,
                 "difference": difference,
                 "from": low,
                 "to": high,
-                "p": p,
+                "p": p_value,
                 "test": "McNemar" if binary else "bootstrap",
             }
         )
-    for row, below in zip(rows, holm_rejections([row["p"] for row in rows]), strict=True):
-        row["distinguishable"] = below
+    for row, is_rejected in zip(rows, holm_rejections([row["p"] for row in rows]), strict=True):
+        row["distinguishable"] = is_rejected
     return rows
 
 
-def _differences(first: Measurement, other: Measurement, name: str) -> NDArray[np.float64] | None:
-    """What a number differs by in each draw in which both have it; None where there are no draws of both."""
-    drawn = [each.bootstrap_draws.get(name) for each in (first, other)]
-    if drawn[0] is None or drawn[1] is None or len(drawn[0]) != len(drawn[1]):
+def _bootstrap_differences(first: Measurement, other: Measurement, name: str) -> NDArray[np.float64] | None:
+    """Differences of a metric over the bootstrap draws in which both have it; None without common draws."""
+    draws = [each.bootstrap_draws.get(name) for each in (first, other)]
+    if draws[0] is None or draws[1] is None or len(draws[0]) != len(draws[1]):
         return None
-    difference: NDArray[np.float64] = drawn[1] - drawn[0]
-    known = difference[np.isfinite(difference)]
-    return known if len(known) else None
+    difference: NDArray[np.float64] = draws[1] - draws[0]
+    finite = difference[np.isfinite(difference)]
+    return finite if len(finite) else None
 
 
 def mcnemar_p_value(first_N: NDArray[np.bool_], other_N: NDArray[np.bool_]) -> float:
-    """The probability of such a difference or a larger one if both were right equally often, exactly."""
+    """Exact probability of such a difference, or a larger one, if both are equally often correct."""
     from scipy.stats import binomtest
 
     better, worse = int((other_N & ~first_N).sum()), int((first_N & ~other_N).sum())
@@ -245,33 +253,34 @@ def mcnemar_p_value(first_N: NDArray[np.bool_], other_N: NDArray[np.bool_]) -> f
 
 
 def bootstrap_p_value(difference: float, drawn_D: NDArray[np.float64]) -> float:
-    """Twice the normal tail beyond no difference, by the draws' deviation and less their bias, as the interval is.
+    """Two-sided p-value of a difference, from a normal tail with the draws' deviation, corrected for their bias.
 
-    Not the part of the draws beyond: of a hundred that is a hundredth at least, too much for twelve numbers at once.
+    The share of draws beyond zero would be too coarse: with a hundred draws it cannot go below 0.01, which is too much
+    for a test of twelve metrics at once.
     """
     deviation = float(drawn_D.std())
-    apart = 2 * difference - float(drawn_D.mean())
+    corrected = 2 * difference - float(drawn_D.mean())
     if not deviation:
-        return 0.0 if apart else 1.0
-    return math.erfc(abs(apart) / deviation / math.sqrt(2))
+        return 0.0 if corrected else 1.0
+    return math.erfc(abs(corrected) / deviation / math.sqrt(2))
 
 
 def holm_rejections(p_values: Sequence[float]) -> list[bool]:
-    """Which are small enough, tested together."""
-    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
-    small = [False] * len(p_values)
-    for rank, place in enumerate(order):
-        if p_values[place] > SIGNIFICANCE_LEVEL / (len(p_values) - rank):
+    """Mark the p-values that Holm's method rejects at SIGNIFICANCE_LEVEL, in the order given."""
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    is_rejected = [False] * len(p_values)
+    for rank, index in enumerate(order):
+        if p_values[index] > SIGNIFICANCE_LEVEL / (len(p_values) - rank):
             break
-        small[place] = True
-    return small
+        is_rejected[index] = True
+    return is_rejected
 
 
 def _figure(first: MeasuredRun, pair: dict[str, Any]) -> Plot:
-    rows: list[dict[str, Any]] = pair["tests"]
-    places = [float(place) for place in range(len(rows))]
-    middle, low, high = ([float(row[key]) for row in rows] for key in ("difference", "from", "to"))
-    differences = Series("difference, 95 %", middle, places, "spans", low, high)
-    nothing = Series("none", [0.0, 0.0], [-0.5, len(rows) - 0.5])
-    title = f"{pair['runs'][1]} less {first.run} on {first.split}"
-    return Plot(title, "difference", "", (differences, nothing), ticks=tuple(row["number"] for row in rows))
+    tests: list[dict[str, Any]] = pair["tests"]
+    positions = [float(position) for position in range(len(tests))]
+    middle, low, high = ([float(row[key]) for row in tests] for key in ("difference", "from", "to"))
+    differences = Series("difference, 95 %", middle, positions, "spans", low, high)
+    no_difference = Series("none", [0.0, 0.0], [-0.5, len(tests) - 0.5])
+    title = f"{pair['runs'][1]} minus {first.run} on {first.split}"
+    return Plot(title, "difference", "", (differences, no_difference), ticks=tuple(row["number"] for row in tests))

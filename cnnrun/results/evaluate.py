@@ -1,4 +1,4 @@
-"""A trained network measured on a split, with intervals and figures."""
+"""Evaluation of a trained network on a split, with confidence intervals and figures."""
 
 from __future__ import annotations
 
@@ -15,24 +15,29 @@ from cnnrun.training.evaluation import measure_split
 
 
 def evaluate_run(
-    target: Path | None, root: Path, device: torch.device, split: str | None, plots: Path | None = None
+    run: Path | None, runs: Path, device: torch.device, split: str | None, plots: Path | None = None
 ) -> dict[str, Any]:
-    """A trained network's numbers on a split, with figures in a folder `plots`; of several ranks all come here."""
-    experiment, given = open_trained(target, root, device)
-    name, data = prepare_eval_data(experiment, given, split)
-    examples, batch = data.splits[name], experiment.train.batch
+    """Measure a run's network on a split: metrics, confidence intervals, tables and matrices.
+
+    Figures are written into the folder `plots`, if given. With several ranks, every rank must call this.
+    """
+    experiment, trained = open_trained(run, runs, device)
+    split_name, data = prepare_eval_data(experiment, trained, split)
+    examples, batch = data.splits[split_name], experiment.train.batch
     with join_ranks(device, experiment.train.timeout) as ranks:
         ranks.barrier(long_timeout=True)
-        criterion = None if given.task.is_open_set else given.criterion
-        measured = measure_split(given.network, criterion, given.task, given.facts, examples, batch, device, ranks)
+        criterion = None if trained.task.is_open_set else trained.criterion
+        measurement = measure_split(
+            trained.network, criterion, trained.task, trained.facts, examples, batch, device, ranks
+        )
     return {
-        "run": str(given.run),
-        "step": given.step,
-        "split": name,
-        "samples": len(data.splits[name]),
-        "numbers": measured.metrics,
-        "intervals": confidence_intervals(measured.metrics, measured.bootstrap_draws, measured.correct),
-        "tables": measured.tables,
-        "matrices": measured.matrices,
-        **({"plots": write_plots(measured.plots, plots)} if plots else {}),
+        "run": str(trained.run),
+        "step": trained.step,
+        "split": split_name,
+        "samples": len(data.splits[split_name]),
+        "numbers": measurement.metrics,
+        "intervals": confidence_intervals(measurement.metrics, measurement.bootstrap_draws, measurement.correct),
+        "tables": measurement.tables,
+        "matrices": measurement.matrices,
+        **({"plots": write_plots(measurement.plots, plots)} if plots else {}),
     }

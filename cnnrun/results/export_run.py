@@ -1,4 +1,4 @@
-"""A trained network written in a format for other programs, beside its run."""
+"""Export of a run's network into a file for other programs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ from cnnrun.export.write import export_network
 from cnnrun.training.run_records import EXPORTS
 
 
-def export_run(form: Format, target: Path | None, root: Path, split: str | None, out: Path | None) -> dict[str, Any]:
-    """Write a trained network in a format; returns how it compares."""
-    experiment, given = open_trained(target, root, torch.device("cpu"))
-    name, data = prepare_eval_data(experiment, given, split, min_images=MIN_SAMPLES)
-    path = out or given.run / EXPORTS / f"model{form.suffix}"
-    if path.suffix != form.suffix or path.is_dir():
-        raise ConfigError(f"--out {path}: give a file that ends in {form.suffix}")
-    ordered = [name, *(other for other in data.splits if other != name)]
-    splits = {each: data.splits[each] for each in ordered}
-    return {"path": str(path), **export_network(form, given, splits, path, experiment.train.batch)}
+def export_run(format: Format, run: Path | None, runs: Path, split: str | None, out: Path | None) -> dict[str, Any]:
+    """Write the network of a run in a format, by default into the run's folder.
+
+    Returns the file's path and how its outputs compare with the network's. Raises ConfigError if `out` does not fit
+    the format.
+    """
+    experiment, trained = open_trained(run, runs, torch.device("cpu"))
+    split_name, data = prepare_eval_data(experiment, trained, split, min_images=MIN_SAMPLES)
+    path = out or trained.run / EXPORTS / f"model{format.suffix}"
+    if path.suffix != format.suffix or path.is_dir():
+        raise ConfigError(f"--out {path}: give a file that ends in {format.suffix}")
+    names = [split_name, *(name for name in data.splits if name != split_name)]
+    splits = {name: data.splits[name] for name in names}
+    return {"path": str(path), **export_network(format, trained, splits, path, experiment.train.batch)}

@@ -1,7 +1,7 @@
-"""A gallery: the embeddings of people who are known, in a file bound to the network that made them.
+"""A gallery: embeddings of known people, in a file that is bound to the network that computed them.
 
 The file is safetensors: `embeddings` [N, D] float32 of unit length and `person` [N] int64, with names and the network's
-digest as JSON in its metadata. What does not fit is refused whole.
+digest as JSON in its metadata. A file that differs from this in any way is refused.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from cnnrun.base.errors import CheckpointError, ConfigError, DataError, escape
 from cnnrun.base.extras import require_package
 
 FORMAT = 1
-_KEY = "cnnrun.results.gallery_file"
-_AT_ONCE = 1 << 28  # bytes of similarities
-_SAME = 1 - 1e-6  # the cosine from which on two embeddings are of one picture, whatever batch each came in
+_METADATA_KEY = "cnnrun.results.gallery_file"
+_MAX_SIMILARITY_BYTES = 1 << 28  # similarities that are computed together
+_SAME_EMBEDDING = 1 - 1e-6  # cosine of two embeddings of one image: batches of different sizes round differently
 SearchMethod = Literal["exact", "faiss"]
 Embeddings = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Embeddings in the order of their people: `person_N` are places in `people`, never falling."""
+    """Embeddings grouped by person: `person_N` are indices into `people`, in ascending order."""
 
     network_digest: str
     people: tuple[str, ...]
@@ -48,7 +48,7 @@ class Gallery:
         return same_people and np.array_equal(self.embeddings_ND, other.embeddings_ND)
 
     def image_counts(self) -> dict[str, int]:
-        """Pictures of each person."""
+        """Number of images of each person."""
         return dict(zip(self.people, np.bincount(self.person_N, minlength=len(self.people)).tolist(), strict=True))
 
     def embeddings_by_person(self) -> dict[str, Embeddings]:
@@ -58,7 +58,7 @@ class Gallery:
 
     @cached_property
     def faiss_index(self) -> Any:
-        """faiss's index of all embeddings. Raises ConfigError where faiss is not installed."""
+        """Index of all embeddings for faiss. Raises ConfigError if faiss is not installed."""
         require_package("faiss", "faiss", "--search faiss")
         import faiss  # type: ignore[import-not-found, unused-ignore]
 
@@ -67,138 +67,148 @@ class Gallery:
         return index
 
     def most_similar(
-        self, queries_QD: Embeddings, most: int, search: SearchMethod = "exact"
+        self, queries_QD: Embeddings, max_people: int, search: SearchMethod = "exact"
     ) -> list[list[tuple[str, float]]]:
-        """The `most` people most similar to each query, by the most similar of their pictures."""
-        most = min(most, len(self.people))
-        found = _by_faiss(self, queries_QD, most) if search == "faiss" else _exactly(self, queries_QD, most)
-        return [[(self.people[person], value) for person, value in row] for row in found]
+        """Find the people most similar to each query, at most `max_people`, by the most similar of their images."""
+        max_people = min(max_people, len(self.people))
+        rows = (
+            _search_faiss(self, queries_QD, max_people)
+            if search == "faiss"
+            else _search_exactly(self, queries_QD, max_people)
+        )
+        return [[(self.people[person], value) for person, value in row] for row in rows]
 
 
-def build_gallery(model: str, people: Mapping[str, Embeddings]) -> Gallery:
-    """A gallery of people's embeddings, in the order of their names."""
+def build_gallery(network_digest: str, people: Mapping[str, Embeddings]) -> Gallery:
+    """Build a gallery from embeddings by person, in the order of the names."""
     names = sorted(people)
-    person = np.repeat(np.arange(len(names)), [len(people[name]) for name in names])
-    return Gallery(model, tuple(names), np.concatenate([people[name] for name in names]), person)
+    person_N = np.repeat(np.arange(len(names)), [len(people[name]) for name in names])
+    return Gallery(network_digest, tuple(names), np.concatenate([people[name] for name in names]), person_N)
 
 
 def write_gallery(path: Path, gallery: Gallery) -> None:
-    """The file, whole or as it was. Raises StorageError."""
-    about = {"format": FORMAT, "model": gallery.network_digest, "people": gallery.people}
+    """Write a gallery atomically. Raises StorageError."""
+    metadata = {"format": FORMAT, "model": gallery.network_digest, "people": gallery.people}
     tensors: dict[str, NDArray[Any]] = {
         "embeddings": np.ascontiguousarray(gallery.embeddings_ND),
         "person": gallery.person_N,
     }
-    write_file(path, safetensors.numpy.save(tensors, {_KEY: json.dumps(about)}))
+    write_file(path, safetensors.numpy.save(tensors, {_METADATA_KEY: json.dumps(metadata)}))
 
 
 def read_gallery(path: Path) -> Gallery:
-    """The gallery in a file. Raises CheckpointError for anything that is not one, whole and well."""
+    """Read a gallery from a file. Raises CheckpointError if it is not a complete, valid gallery."""
     try:
         with open_file(path, CheckpointError), safetensors.safe_open(path, "np") as file:
             metadata, names = file.metadata() or {}, set(file.keys())
-            if names != {"embeddings", "person"} or _KEY not in metadata:
-                raise CheckpointError(f"{escape(str(path))}: not a gallery (`cnnrun enroll` makes them)")
+            if names != {"embeddings", "person"} or _METADATA_KEY not in metadata:
+                raise CheckpointError(f"{escape(str(path))}: not a gallery (`cnnrun enroll` makes one)")
             embeddings, person = file.get_tensor("embeddings"), file.get_tensor("person")
-    except (OSError, SafetensorError, TypeError, ValueError, AttributeError) as error:  # of types that numpy has not
+    except (OSError, SafetensorError, TypeError, ValueError, AttributeError) as error:  # and dtypes numpy lacks
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
         raise CheckpointError(f"{escape(str(path))}: cannot be read as a gallery ({escape(reason)})") from None
     try:
-        about = json.loads(metadata[_KEY])
-        problem = _problem(about, embeddings, person)
+        description = json.loads(metadata[_METADATA_KEY])
+        problem = _gallery_problem(description, embeddings, person)
     except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
         problem = "its description is damaged"
     if problem:
         raise CheckpointError(f"{escape(str(path))}: {problem}")
-    return Gallery(about["model"], tuple(about["people"]), embeddings, person)
+    return Gallery(description["model"], tuple(description["people"]), embeddings, person)
 
 
-def _problem(about: Any, embeddings: NDArray[Any], person: NDArray[Any]) -> str | None:
-    """What is wrong with what was read, or None."""
-    people = about["people"]
-    if about["format"] != FORMAT:
-        return f"written by another version of cnnrun (format {about['format']!r}, this reads {FORMAT})"
-    named = isinstance(people, list) and all(isinstance(name, str) and name for name in people)
-    if not named or not isinstance(about["model"], str) or len(set(people)) < len(people):
+def _gallery_problem(description: Any, embeddings: NDArray[Any], person: NDArray[Any]) -> str | None:
+    """Describe what is wrong with the content of a gallery file; None for a valid one."""
+    people = description["people"]
+    if description["format"] != FORMAT:
+        return f"written by another version of cnnrun (format {description['format']!r}, this reads {FORMAT})"
+    has_names = isinstance(people, list) and all(isinstance(name, str) and name for name in people)
+    if not has_names or not isinstance(description["model"], str) or len(set(people)) < len(people):
         return "its description is damaged"
     if embeddings.dtype != np.float32 or person.dtype != np.int64 or embeddings.ndim != 2:
         return "its tensors are not a gallery's"
     if person.shape != embeddings.shape[:1] or not len(person):
         return "its tensors are not a gallery's"
     if (np.diff(person) < 0).any() or person[0] < 0 or not np.array_equal(np.unique(person), np.arange(len(people))):
-        return "its pictures are not those of its people"
-    lengths = np.einsum("nd,nd->n", embeddings, embeddings)
-    if not (np.abs(lengths - 1) < 1e-3).all():
-        return "holds embeddings that are not of unit length"
+        return "its embeddings do not match its people"
+    squared_lengths = np.einsum("nd,nd->n", embeddings, embeddings)
+    if not (np.abs(squared_lengths - 1) < 1e-3).all():
+        return "its embeddings are not of unit length"
     return None
 
 
-def _exactly(gallery: Gallery, queries_QD: Embeddings, most: int) -> list[list[tuple[int, float]]]:
-    """By the product with every embedding."""
+def _search_exactly(gallery: Gallery, queries_QD: Embeddings, max_people: int) -> list[list[tuple[int, float]]]:
+    """Search by the product with every embedding, some queries at a time."""
     starts = np.searchsorted(gallery.person_N, np.arange(len(gallery.people)))
-    found: list[list[tuple[int, float]]] = []
-    for queries in np.array_split(queries_QD, -(-len(queries_QD) * len(gallery.person_N) * 4 // _AT_ONCE) or 1):
-        best = queries @ gallery.embeddings_ND.T
-        if len(starts) < best.shape[1]:
-            best = np.maximum.reduceat(best, starts, axis=1)
-        for row in best:
-            top = np.argpartition(-row, most - 1)[:most] if most < len(row) else np.arange(len(row))
-            top = top[np.lexsort((top, -row[top]))]
-            found.append([(int(person), float(row[person])) for person in top])
-    return found
+    rows: list[list[tuple[int, float]]] = []
+    parts = -(-len(queries_QD) * len(gallery.person_N) * 4 // _MAX_SIMILARITY_BYTES) or 1
+    for queries in np.array_split(queries_QD, parts):
+        similarities = queries @ gallery.embeddings_ND.T
+        if len(starts) < similarities.shape[1]:
+            similarities = np.maximum.reduceat(similarities, starts, axis=1)
+        for similarities_P in similarities:
+            nearest = np.arange(len(similarities_P))
+            if max_people < len(nearest):
+                nearest = np.argpartition(-similarities_P, max_people - 1)[:max_people]
+            nearest = nearest[np.lexsort((nearest, -similarities_P[nearest]))]
+            rows.append([(int(person), float(similarities_P[person])) for person in nearest])
+    return rows
 
 
-def _by_faiss(gallery: Gallery, queries_QD: Embeddings, most: int) -> list[list[tuple[int, float]]]:
-    """By faiss's flat index: exact as well."""
-    found, index = [], gallery.faiss_index
+def _search_faiss(gallery: Gallery, queries_QD: Embeddings, max_people: int) -> list[list[tuple[int, float]]]:
+    """Search by faiss's flat index, which is exact as well."""
+    rows, index = [], gallery.faiss_index
     for query in queries_QD:
-        wanted, best = most, dict[int, float]()
-        while len(best) < most:  # several of the nearest pictures may be of one person
-            values, places = index.search(query[None], min(wanted, len(gallery.person_N)))
+        image_count, best = max_people, dict[int, float]()
+        while len(best) < max_people:  # several of the nearest images may show one person
+            similarities, indices = index.search(query[None], min(image_count, len(gallery.person_N)))
             best = {}
-            for value, person in zip(values[0].tolist(), gallery.person_N[places[0]].tolist(), strict=True):
-                best.setdefault(person, value)
-            wanted *= 4
-        found.append(sorted(best.items(), key=lambda pair: (-pair[1], pair[0]))[:most])
-    return found
+            for similarity, person in zip(similarities[0].tolist(), gallery.person_N[indices[0]].tolist(), strict=True):
+                best.setdefault(person, similarity)
+            image_count *= 4
+        rows.append(sorted(best.items(), key=lambda pair: (-pair[1], pair[0]))[:max_people])
+    return rows
 
 
-def refuse_other_network(gallery: Gallery, path: Path, model: str, dimension: int) -> None:
-    """Raises CheckpointError where another network made the gallery: its numbers mean something else there."""
-    if gallery.network_digest != model:
-        raise CheckpointError(
-            f"{escape(str(path))}: made by another network ({gallery.network_digest[:12]}, this one is {model[:12]}); "
-            "enroll the people again"
-        )
+def refuse_other_network(gallery: Gallery, path: Path, network_digest: str, dimension: int) -> None:
+    """Raise CheckpointError if another network made the gallery: embeddings of two networks cannot be compared."""
+    if gallery.network_digest != network_digest:
+        digests = f"{gallery.network_digest[:12]}, this one is {network_digest[:12]}"
+        raise CheckpointError(f"{escape(str(path))}: made by another network ({digests}); enroll the people again")
     if gallery.embeddings_ND.shape[1] != dimension:
-        raise CheckpointError(f"{escape(str(path))}: its embeddings have {gallery.embeddings_ND.shape[1]} numbers")
+        found = gallery.embeddings_ND.shape[1]
+        raise CheckpointError(
+            f"{escape(str(path))}: its embeddings have {found} values, the network's have {dimension}"
+        )
 
 
-def add_people(gallery: Gallery | None, model: str, new: Mapping[str, Embeddings]) -> tuple[Gallery, int]:
-    """The gallery with more people, or more pictures of its own; and how many it had already.
+def add_people(
+    gallery: Gallery | None, network_digest: str, embeddings_by_person: Mapping[str, Embeddings]
+) -> tuple[Gallery, int]:
+    """Add embeddings by person to a gallery; returns the new one and how many embeddings it had already.
 
-    Raises DataError where two people share a picture: one of the names is wrong.
+    Raises DataError if two people share an image: one of the names must be wrong.
     """
     people = dict(gallery.embeddings_by_person()) if gallery else {}
-    again = 0
-    for name, rows in new.items():
-        for other, theirs in people.items():
-            if other != name and (rows @ theirs.T >= _SAME).any():
-                both = " and ".join(escape(each) for each in (other, name))
-                raise DataError(f"{both} have a picture that is the same to the network: one of the names is wrong")
-        kept = people.get(name, rows[:0])
-        for row in rows:
-            fresh = not (kept @ row >= _SAME).any()
-            kept = np.concatenate([kept, row[None]]) if fresh else kept
-            again += not fresh
-        people[name] = kept
-    return build_gallery(model, people), again
+    duplicates = 0
+    for name, embeddings in embeddings_by_person.items():
+        for other_name, other_embeddings in people.items():
+            if other_name != name and (embeddings @ other_embeddings.T >= _SAME_EMBEDDING).any():
+                names = f"{escape(other_name)} and {escape(name)}"
+                raise DataError(f"{names} have an image with the same embedding: one of the names is wrong")
+        known_embeddings = people.get(name, embeddings[:0])
+        for embedding in embeddings:
+            is_new = not (known_embeddings @ embedding >= _SAME_EMBEDDING).any()
+            known_embeddings = np.concatenate([known_embeddings, embedding[None]]) if is_new else known_embeddings
+            duplicates += not is_new
+        people[name] = known_embeddings
+    return build_gallery(network_digest, people), duplicates
 
 
 def remove_people(gallery: Gallery, names: Sequence[str], *, allow_empty: bool = False) -> Gallery | None:
-    """The gallery without some people; None where nobody is left and `more` are to come.
+    """Remove people from a gallery; returns None if nobody is left and `allow_empty` is true.
 
-    Raises ConfigError where one is not in it, or nobody would be left.
+    Raises ConfigError if a name is not in the gallery, or if nobody would be left.
     """
     people = gallery.embeddings_by_person()
     for name in names:
@@ -207,5 +217,5 @@ def remove_people(gallery: Gallery, names: Sequence[str], *, allow_empty: bool =
     if not people and allow_empty:
         return None
     if not people:
-        raise ConfigError("nobody would be left in the gallery; remove the file instead")
+        raise ConfigError("--remove: nobody would be left in the gallery; delete the file instead")
     return build_gallery(gallery.network_digest, people)

@@ -1,4 +1,4 @@
-"""What the commands about people do (`verify`, `enroll`, `identify`), as functions that return plain data."""
+"""Functions behind the commands about people (`verify`, `enroll`, `identify`); they return plain data."""
 
 from __future__ import annotations
 
@@ -23,51 +23,53 @@ from cnnrun.results.gallery_file import Gallery, SearchMethod
 from cnnrun.results.predict import predict_files
 from cnnrun.tasks.embedding.task import OperatingPoint, Verify, find_operating_point
 
-_OFTEN = 0.05  # strangers taken for someone, from which on it is said
+_REPORTED_STRANGER_RATE = 0.05  # share of strangers accepted as someone, above which a note is printed
 
 
 @dataclass(frozen=True)
 class IdentityOptions:
-    """Which network, on which device, and from which similarity on two pictures show one person."""
+    """Network, device and operating point: a similarity threshold or a false accept rate, or the default."""
 
     run: Path | None
-    root: Path
+    runs: Path
     device: torch.device
     threshold: float | None = None
     far: float | None = None
 
     def open_network(self) -> tuple[TrainedNetwork, Verify]:
-        """The network and its task. Raises ConfigError where it gives no embeddings."""
-        given = open_network(self.run, self.root, self.device)
-        if not isinstance(given.task, Verify):
-            raise ConfigError(f"this network is for {given.task.kind}; a network of the task verify gives embeddings")
-        return given, given.task
+        """Open the network; returns it with its task. Raises ConfigError if it gives no embeddings."""
+        trained = open_network(self.run, self.runs, self.device)
+        if not isinstance(trained.task, Verify):
+            raise ConfigError(
+                f"this network is for {trained.task.kind} and gives no embeddings; give a run of the task verify"
+            )
+        return trained, trained.task
 
-    def choose_operating_point(self, given: TrainedNetwork, task: Verify) -> OperatingPoint:
-        """The threshold, aloud where little is known of it. Raises ConfigError where val chose none for this FAR."""
+    def choose_operating_point(self, trained: TrainedNetwork, task: Verify) -> OperatingPoint:
+        """Choose the threshold, with a note if few pairs support it. Raises ConfigError if val set none for the FAR."""
         if self.threshold is not None and self.far is not None:
             raise ConfigError("--threshold and --far: give one of them")
         if self.threshold is not None:
             return OperatingPoint(self.threshold, None, "")
-        found = find_operating_point(task, given.facts, self.far)
-        if found is None:
-            known = ", ".join(f"{far:g}" for far in task.fars) if given.facts.chosen else "none"
-            raise ConfigError(f"no threshold was chosen on val for this FAR (there are: {known}); give --threshold")
-        if found.note:
-            say(f"threshold for FAR {found.far:g}: {found.note}")
-        return found
+        point = find_operating_point(task, trained.facts, self.far)
+        if point is None:
+            available = ", ".join(f"{far:g}" for far in task.fars) if trained.facts.chosen else "none"
+            raise ConfigError(f"no threshold was chosen on val for this FAR (there are: {available}); give --threshold")
+        if point.note:
+            say(f"threshold for FAR {point.far:g}: {point.note}")
+        return point
 
 
-def verify_pair(given: IdentityOptions, one: Path, other: Path, batch: int = 2) -> dict[str, Any]:
-    """Whether two pictures show one person."""
-    network, task = given.open_network()
-    point = given.choose_operating_point(network, task)
-    embeddings, _ = _embedded(network, list(list_images([one, other])), batch)
+def verify_pair(options: IdentityOptions, first_path: Path, second_path: Path, batch: int = 2) -> dict[str, Any]:
+    """Compare two images and decide whether they show the same person."""
+    trained, task = options.open_network()
+    point = options.choose_operating_point(trained, task)
+    embeddings, _ = _embed_images(trained, list(list_images([first_path, second_path])), batch)
     if len(embeddings) != 2:
-        raise ConfigError("two pictures are compared; give two files")
+        raise ConfigError("verify compares two images; give two files")
     similarity = float(embeddings[0] @ embeddings[1])
     return {
-        "pictures": [str(one), str(other)],
+        "pictures": [str(first_path), str(second_path)],
         "similarity": similarity,
         "threshold": point.threshold,
         "far": point.far,
@@ -75,63 +77,68 @@ def verify_pair(given: IdentityOptions, one: Path, other: Path, batch: int = 2) 
     }
 
 
-def _embedded(network: TrainedNetwork, paths: Sequence[Path], batch: int) -> tuple[NDArray[np.float32], list[str]]:
-    """Embeddings of pictures [N, D] and their paths. Raises DataError with all that cannot be read."""
-    rows = list(predict_files(network, paths, batch))
+def _embed_images(trained: TrainedNetwork, paths: Sequence[Path], batch: int) -> tuple[NDArray[np.float32], list[str]]:
+    """Embed images: [N, D], and their paths. Raises DataError with a line for each file that cannot be read."""
+    rows = list(predict_files(trained, paths, batch))
     if problems := [row["error"] for row in rows if "error" in row]:
         raise DataError(*problems)
     return np.array([row["embedding"] for row in rows], np.float32), [row["path"] for row in rows]
 
 
 def enroll_people(
-    given: IdentityOptions, folder: Path | None, path: Path, add: bool, remove: Sequence[str], batch: int
+    options: IdentityOptions, folder: Path | None, path: Path, add: bool, remove: Sequence[str], batch: int
 ) -> dict[str, Any]:
-    """Make a gallery of a folder by person, add to one or take people out; returns who is in it."""
-    _refuse_unclear(folder, path, add, remove)
-    if folder is None and not remove:  # a look at it needs no network
-        return _told(path, gallery_file.read_gallery(path), [], [])
-    network, task = given.open_network()
-    held = gallery_file.read_gallery(path) if path.exists() else None
-    if held is not None and folder is not None and not add:
-        return _there_already(network, folder, path, held, batch)
-    if held is not None:
-        gallery_file.refuse_other_network(held, path, network.digest, task.dimension)
-    if held is not None and remove:
-        held = gallery_file.remove_people(held, remove, allow_empty=folder is not None)
-    people = _people(network, folder, batch) if folder else {}
-    made, again = gallery_file.add_people(held, network.digest, people) if people else (held, 0)
-    assert made is not None
-    if again:
-        say(f"{again:,} picture(s) left out: each is like another of the same person to the network")
-    gallery_file.write_gallery(path, made)
-    return _told(path, made, sorted(people), list(remove))
+    """Make a gallery from a folder of people, add people to it or remove them; returns who is in it.
 
-
-def _there_already(network: TrainedNetwork, folder: Path, path: Path, held: Gallery, batch: int) -> dict[str, Any]:
-    """What was enrolled, where the gallery is already that of this folder: a command that is repeated changes nothing.
-
-    Raises ConfigError where it is another.
+    Without a folder or names to remove, only reads the gallery. Raises ConfigError for arguments that do not fit.
     """
-    made, _ = gallery_file.add_people(None, network.digest, _people(network, folder, batch))
-    if not made.is_same(held):
-        raise ConfigError(f"--gallery {escape(str(path))}: is there already; --add puts these people into it")
-    say(f"{path} holds these people already")
-    return _told(path, held, [], [])
+    _check_arguments(folder, path, add, remove)
+    if folder is None and not remove:  # reading needs no network
+        return _summarize_gallery(path, gallery_file.read_gallery(path), [], [])
+    trained, task = options.open_network()
+    existing = gallery_file.read_gallery(path) if path.exists() else None
+    if existing is not None and folder is not None and not add:
+        return _confirm_same_people(trained, folder, path, existing, batch)
+    if existing is not None:
+        gallery_file.refuse_other_network(existing, path, trained.digest, task.dimension)
+    if existing is not None and remove:
+        existing = gallery_file.remove_people(existing, remove, allow_empty=folder is not None)
+    people = _embed_people(trained, folder, batch) if folder else {}
+    gallery, duplicates = gallery_file.add_people(existing, trained.digest, people) if people else (existing, 0)
+    assert gallery is not None
+    if duplicates:
+        say(f"{duplicates:,} image(s) left out: each has the same embedding as another image of the same person")
+    gallery_file.write_gallery(path, gallery)
+    return _summarize_gallery(path, gallery, sorted(people), list(remove))
 
 
-def _refuse_unclear(folder: Path | None, path: Path, add: bool, remove: Sequence[str]) -> None:
-    shown = escape(str(path))
+def _confirm_same_people(
+    trained: TrainedNetwork, folder: Path, path: Path, existing: Gallery, batch: int
+) -> dict[str, Any]:
+    """Summarize an existing gallery of this same folder: repeating the command changes nothing.
+
+    Raises ConfigError if the gallery holds anything else.
+    """
+    enrolled, _ = gallery_file.add_people(None, trained.digest, _embed_people(trained, folder, batch))
+    if not enrolled.is_same(existing):
+        raise ConfigError(f"--gallery {escape(str(path))}: already exists; --add puts these people into it")
+    say(f"{path} already holds these people")
+    return _summarize_gallery(path, existing, [], [])
+
+
+def _check_arguments(folder: Path | None, path: Path, add: bool, remove: Sequence[str]) -> None:
+    escaped_path = escape(str(path))
     if path.suffix != ".safetensors":
-        raise ConfigError(f"--gallery {shown}: a gallery ends in .safetensors")
+        raise ConfigError(f"--gallery {escaped_path}: give a file that ends in .safetensors")
     if (folder is None or add) and not path.exists():
-        raise ConfigError(f"--gallery {shown}: no such file; give a folder of people, without --add, to make it")
+        raise ConfigError(f"--gallery {escaped_path}: no such file; give a folder of people, without --add, to make it")
     if add and folder is None:
         raise ConfigError("--add needs a folder of people")
     if remove and folder is not None and not add:
-        raise ConfigError("--remove takes people out of a gallery that is there")
+        raise ConfigError("--remove needs an existing gallery; with a folder of people, give --add too")
 
 
-def _told(path: Path, gallery: Gallery, added: list[str], removed: list[str]) -> dict[str, Any]:
+def _summarize_gallery(path: Path, gallery: Gallery, added: list[str], removed: list[str]) -> dict[str, Any]:
     return {
         "path": str(path),
         "model": gallery.network_digest,
@@ -141,55 +148,56 @@ def _told(path: Path, gallery: Gallery, added: list[str], removed: list[str]) ->
     }
 
 
-def _people(network: TrainedNetwork, folder: Path, batch: int) -> dict[str, NDArray[np.float32]]:
-    """Each person's embeddings, of a folder with a folder for each."""
+def _embed_people(trained: TrainedNetwork, folder: Path, batch: int) -> dict[str, NDArray[np.float32]]:
+    """Embed the images of each person, from a folder that holds a folder for each. Raises DataError."""
     if not folder.is_dir():
         raise DataError(f"{escape(str(folder))}: no such folder")
     entries = sorted(entry for entry in folder.iterdir() if not is_clutter(entry.name))
-    own = {entry.name: list(list_images([entry])) for entry in entries if entry.is_dir()}
-    if not own:
+    paths_by_person = {entry.name: list(list_images([entry])) for entry in entries if entry.is_dir()}
+    if not paths_by_person:
         raise DataError(f"{escape(str(folder))}: needs a folder for each person")
-    loose = [entry.name for entry in entries if entry.is_file() and is_image_name(entry.name)]
-    if loose:
-        say(f"{escape(str(folder))}: {len(loose)} picture(s) of nobody left out, such as {escape(loose[0])!r}")
-    embeddings, _ = _embedded(network, [path for paths in own.values() for path in paths], batch)
-    edges = np.cumsum([len(paths) for paths in own.values()])[:-1]
-    return dict(zip(own, np.split(embeddings, edges), strict=True))
+    loose_names = [entry.name for entry in entries if entry.is_file() and is_image_name(entry.name)]
+    if loose_names:
+        example = f"such as {escape(loose_names[0])!r}"
+        say(f"{escape(str(folder))}: {len(loose_names)} image(s) left out, in no person's folder, {example}")
+    embeddings, _ = _embed_images(trained, [path for paths in paths_by_person.values() for path in paths], batch)
+    boundaries = np.cumsum([len(paths) for paths in paths_by_person.values()])[:-1]
+    return dict(zip(paths_by_person, np.split(embeddings, boundaries), strict=True))
 
 
-def _of_strangers(far: float, fars: Sequence[float], pictures: int) -> str:
-    """What a false accept rate of one comparison comes to against so many pictures; nothing where that is little."""
-    chance = 1 - (1 - far) ** pictures
-    if chance <= _OFTEN:
+def _stranger_note(far: float, fars: Sequence[float], image_count: int) -> str:
+    """Note on how many strangers are accepted, given the false accept rate of one pair; empty if they are few."""
+    stranger_rate = 1 - (1 - far) ** image_count
+    if stranger_rate <= _REPORTED_STRANGER_RATE:
         return ""
-    smaller = max((each for each in fars if each < far), default=None)
-    advice = f"; --far {smaller:g} takes fewer" if smaller else ""
+    lower_far = max((value for value in fars if value < far), default=None)
+    advice = f"; --far {lower_far:g} accepts fewer" if lower_far else ""
     return (
-        f"a stranger meets {pictures:,} pictures with a false accept rate of {far:g} each (on val): up to {chance:.0%} "
-        f"of strangers are taken for someone{advice}"
+        f"a stranger is compared with {image_count:,} images, at a false accept rate of {far:g} each (on val): up to "
+        f"{stranger_rate:.0%} of strangers are accepted as someone{advice}"
     )
 
 
 def identify_people(
-    given: IdentityOptions, paths: Sequence[Path], path: Path, most: int, search: SearchMethod, batch: int
+    options: IdentityOptions, paths: Sequence[Path], path: Path, max_people: int, search: SearchMethod, batch: int
 ) -> Iterator[dict[str, Any]]:
-    """A row a picture: the person, None where it is none of the gallery's, and the most similar ones."""
-    network, task = given.open_network()
-    point = given.choose_operating_point(network, task)
+    """Identify the person in each image: a row with the person, or None if nobody matches, and the nearest people."""
+    trained, task = options.open_network()
+    point = options.choose_operating_point(trained, task)
     gallery = gallery_file.read_gallery(path)
-    gallery_file.refuse_other_network(gallery, path, network.digest, task.dimension)
-    if point.far is not None and (line := _of_strangers(point.far, task.fars, len(gallery.person_N))):
-        say(line)
-    for row in predict_files(network, list_images(paths), batch):
+    gallery_file.refuse_other_network(gallery, path, trained.digest, task.dimension)
+    if point.far is not None and (note := _stranger_note(point.far, task.fars, len(gallery.person_N))):
+        say(note)
+    for row in predict_files(trained, list_images(paths), batch):
         if "error" in row:
             yield row
             continue
-        (best,) = gallery.most_similar(np.array([row.pop("embedding")], np.float32), most, search)
-        person, similarity = best[0]
+        (people,) = gallery.most_similar(np.array([row.pop("embedding")], np.float32), max_people, search)
+        person, similarity = people[0]
         yield {
             **row,
             "person": person if similarity >= point.threshold else None,
             "similarity": similarity,
             "threshold": point.threshold,
-            "matches": [{"person": name, "similarity": value} for name, value in best],
+            "matches": [{"person": name, "similarity": value} for name, value in people],
         }

@@ -1,4 +1,4 @@
-"""Results for picture files, as they come."""
+"""`cnnrun predict`: predictions for image files, one row at a time."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from cnnrun.explain.figures.contact_sheet import write_png
 from cnnrun.explain.figures.panels import draw_marks
 from cnnrun.model.trained_network import TrainedNetwork
 
-_BY = "cnnrun predict"  # what drawings say of themselves
+_GENERATOR = "cnnrun predict"  # written into the PNG files, which marks them as ours
 
 
 @dataclass(frozen=True)
 class BoxOutput:
-    """How found boxes are shown: from which scores, drawn into which folder, written to which file."""
+    """Output of detected boxes: minimum scores, a folder for drawings, a file in COCO's results format."""
 
     scores: Sequence[str] = ()
     draw: Path | None = None
@@ -47,16 +47,16 @@ class BoxOutput:
 def predict_paths(
     trained: TrainedNetwork, paths: Sequence[Path], batch: int, boxes: BoxOutput
 ) -> Iterator[dict[str, Any]]:
-    """A row for each image in files and folders, as `predict_files` gives them; boxes are drawn and written if wanted.
+    """Predict the images in files and folders, a row for each as by `predict_files`; draw and write boxes if wanted.
 
-    Raises ConfigError.
+    Raises ConfigError if boxes are wanted from a task that has none, or if an output path cannot be used.
     """
     task, coco, has_boxes = trained.task, boxes.coco, trained.task.target_kind == "boxes"
     if boxes.is_wanted and not has_boxes:
-        raise ConfigError(f"--score, --draw and --coco are for boxes; {task.kind} finds none")
+        raise ConfigError(f"--score, --draw and --coco need a network that finds boxes; {task.kind} finds none")
     trained = replace(trained, task=task_with_scores(task, boxes.scores, trained.facts))
     if coco and (coco.exists() or not coco.parent.is_dir()):
-        raise ConfigError(f"--coco {coco}: {'is there already' if coco.exists() else 'no such folder'}; choose another")
+        raise ConfigError(f"--coco {coco}: {'already exists' if coco.exists() else 'no such folder'}; choose another")
     results: list[dict[str, Any]] = []
     draw = box_drawer(boxes.draw, trained.image)
     for row in predict_files(trained, list_images(paths), batch):
@@ -69,10 +69,10 @@ def predict_paths(
 
 
 def predict_files(trained: TrainedNetwork, paths: Iterable[Path], batch: int) -> Iterator[dict[str, Any]]:
-    """A row a file, in order: its path with the task's result, or with `error` where it cannot be read."""
+    """Predict files in order; a row holds the path and the task's result, or `error` if the file cannot be read."""
     channels, height, width = trained.facts.image
 
-    def read(path: Path) -> tuple[NDArray[np.uint8], View] | DataError:
+    def load_image(path: Path) -> tuple[NDArray[np.uint8], View] | DataError:
         try:
             return load_with_view(path, (height, width), channels, trained.image)
         except DataError as error:
@@ -81,54 +81,54 @@ def predict_files(trained: TrainedNetwork, paths: Iterable[Path], batch: int) ->
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         source = iter(paths)
         while chunk := list(itertools.islice(source, batch)):
-            loaded = list(pool.map(read, chunk))
-            rows = iter(_rows(trained, [each for each in loaded if not isinstance(each, DataError)]))
-            for path, each in zip(chunk, loaded, strict=True):
-                if isinstance(each, DataError):
-                    yield {"path": str(path), "error": str(each)}
+            loaded = list(pool.map(load_image, chunk))
+            rows = iter(_result_rows(trained, [image for image in loaded if not isinstance(image, DataError)]))
+            for path, image in zip(chunk, loaded, strict=True):
+                if isinstance(image, DataError):
+                    yield {"path": str(path), "error": str(image)}
                 else:
                     yield {"path": str(path), **next(rows)}
 
 
-def _rows(trained: TrainedNetwork, loaded: list[tuple[NDArray[np.uint8], View]]) -> list[dict[str, Any]]:
+def _result_rows(trained: TrainedNetwork, loaded: list[tuple[NDArray[np.uint8], View]]) -> list[dict[str, Any]]:
     if not loaded:
         return []
-    pictures = (
+    images_BCHW = (
         torch.from_numpy(np.stack([pixels for pixels, _ in loaded])).to(trained.device).permute(0, 3, 1, 2).float()
     )
-    return trained.task.result_rows(trained.results(pictures), trained.facts, [view for _, view in loaded])
+    return trained.task.result_rows(trained.results(images_BCHW), trained.facts, [view for _, view in loaded])
 
 
-def task_with_scores(task: TaskSpec, written: Sequence[str], facts: Facts) -> TaskSpec:
-    """The task with other scores from which objects are shown: `0.4` for all classes, `cat=0.6` for one of them."""
-    if not written:
+def task_with_scores(task: TaskSpec, settings: Sequence[str], facts: Facts) -> TaskSpec:
+    """Set the task's score thresholds: `0.4` for all classes, `cat=0.6` for one of them. Raises ConfigError."""
+    if not settings:
         return task
     scores = task.thresholds(facts)
-    for each in sorted(written, key=lambda each: "=" in each):  # that for all first
-        name, _, number = each.rpartition("=")
+    for setting in sorted(settings, key=lambda setting: "=" in setting):  # the one for all classes first
+        name, _, text = setting.rpartition("=")
         try:
-            value = float(number)
+            value = float(text)
         except ValueError:
             value = -1.0
         if not 0 <= value < 1 or (name and name not in facts.classes):
-            known = join_names(facts.classes)
-            raise ConfigError(f"--score {escape(each)}: give a number below 1, or class=number (classes: {known})")
+            classes = join_names(facts.classes)
+            raise ConfigError(f"--score {escape(setting)}: give a number below 1, or class=number (classes: {classes})")
         scores |= {name: value} if name else dict.fromkeys(facts.classes, value)
     return task.model_copy(update={"score": scores})
 
 
 def coco_results(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row's objects in COCO's results format. A picture's id is its name, as a number where it is one."""
+    """Objects of a row in COCO's results format. An image's id is its file name, or the number that its stem is."""
     stem = Path(row["path"]).stem
-    image = int(stem) if stem.isdecimal() else Path(row["path"]).name
+    image_id = int(stem) if stem.isdecimal() else Path(row["path"]).name
     keys = ("category_id", "bbox", "score")
-    return [{"image_id": image, **{key: each[key] for key in keys}} for each in row.get("objects", [])]
+    return [{"image_id": image_id, **{key: detection[key] for key in keys}} for detection in row.get("objects", [])]
 
 
 def box_drawer(folder: Path | None, image: ImageSettings) -> Callable[[dict[str, Any]], None]:
-    """A function that draws a row's objects on its picture, as a PNG in the folder; that does nothing without one.
+    """Return a function that draws a row's objects onto its image, as a PNG in the folder; without one, a no-op.
 
-    Raises ConfigError where pictures of others lie in the folder.
+    Raises ConfigError if the folder holds PNG files that cnnrun did not write.
     """
     if folder is None:
         return lambda row: None
@@ -136,26 +136,26 @@ def box_drawer(folder: Path | None, image: ImageSettings) -> Callable[[dict[str,
         raise ConfigError(f"--draw {escape(str(folder))}: is a file")
     make_folder(folder)
     for path in folder.glob("*.png"):
-        if not is_own_file(path, _BY.encode()):
-            raise ConfigError(f"--draw {escape(str(folder))}: holds pictures of yours; choose another folder")
-    taken: set[str] = set()
+        if not is_own_file(path, _GENERATOR.encode()):
+            raise ConfigError(f"--draw {escape(str(folder))}: holds images of yours; choose another folder")
+    names: set[str] = set()
 
     def draw(row: dict[str, Any]) -> None:
         if "error" in row:
             return
         path = Path(row["path"])
-        name, number = path.stem, 1
-        while name in taken:
-            number += 1
-            name = f"{path.stem}-{number}"
-        taken.add(name)
+        name, copy = path.stem, 1
+        while name in names:
+            copy += 1
+            name = f"{path.stem}-{copy}"
+        names.add(name)
         with image_errors(str(path)):
-            picture = decode_image(read_image_bytes(path), 3, image).pillow_image
+            pillow_image = decode_image(read_image_bytes(path), 3, image).pillow_image
         marks = [
-            Mark((x, y, x + w, y + h), f"{each['label']} {each['score']:.2f}", each["category_id"])
-            for each in row["objects"]
-            for x, y, w, h in [each["bbox"]]
+            Mark((x, y, x + w, y + h), f"{detection['label']} {detection['score']:.2f}", detection["category_id"])
+            for detection in row["objects"]
+            for x, y, w, h in [detection["bbox"]]
         ]
-        write_png(folder / f"{name}.png", np.asarray(draw_marks(picture, marks)), _BY)
+        write_png(folder / f"{name}.png", np.asarray(draw_marks(pillow_image, marks)), _GENERATOR)
 
     return draw

@@ -1,4 +1,4 @@
-"""A training as the commands do it: with drawings in TensorBoard and, where there is a plan, what came of it."""
+"""Training as the commands run it: with result images in TensorBoard, and compared with a plan if there is one."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from cnnrun.results.studies.plan import compare_with_plan
 
 def train_run(
     experiment: Experiment,
-    root: Path,
+    runs: Path,
     device: torch.device,
     resume: bool,
     strict: bool = False,
     should_stop: Callable[[int, float], bool] | None = None,
 ) -> dict[str, Any]:
-    """Train to the end in a run folder: see `run.train`. `enough` is asked after each epoch if training may end."""
-    hooks = run.Hooks(should_stop, results_panel, partial(compare_with_plan, root))
-    return run.train(experiment, root, device, resume, strict, hooks)
+    """Train an experiment to its end in a run folder, as `run.train` does.
+
+    `should_stop(epoch, monitored value)` is called after each epoch; training ends early once it returns True.
+    """
+    hooks = run.Hooks(should_stop, results_panel, partial(compare_with_plan, runs))
+    return run.train(experiment, runs, device, resume, strict, hooks)

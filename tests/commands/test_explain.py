@@ -77,13 +77,13 @@ def test_a_layer_that_is_not_there_is_named_with_its_alternatives(command, run, 
 def test_a_layer_that_stands_several_times_asks_which(run, run_cli):
     code, _, err = run_cli("explain", "features", run, "--layer", "model[4].repeat.layers[0].conv")
     assert code == 2
-    assert "stands 2 times in the network; say which: layers.repeat1.1.conv1, layers.repeat1.2.conv1" in err
+    assert "matches 2 layers; give one of layers.repeat1.1.conv1, layers.repeat1.2.conv1" in err
 
 
 def test_a_layer_without_maps_is_told_from_one_that_is_not_there(run, run_cli):
     code, _, err = run_cli("explain", "gradcam", run, "--layer", "model[8]")
     assert code == 2
-    assert "--layer model[8]: gives 12, without feature maps; such layers are: model[0].conv" in err
+    assert "--layer model[8]: its output is 12, without feature maps; layers with feature maps: model[0].conv" in err
     code, _, err = run_cli("explain", "filters", run, "--layer", "model[1]")
     assert code == 2
     assert "without kernels" in err
@@ -93,14 +93,14 @@ def test_other_wrong_words_are_named(run, run_cli, tmp_path):
     for words, line in (
         (["features", run, "--layer", ""], "--layer : no such layer"),
         (["deconv", run, "--channel", "12"], "--channel 12: model[7].conv has 12 channels, from 0"),
-        (["gradcam", run, "--class", "eleven"], "--class eleven: the network says nothing of it"),
+        (["gradcam", run, "--class", "eleven"], "--class eleven: the network has no such class"),
         (["gradcam", run, "--image", "100000"], "--image 100000: split test has"),
-        (["occlude", run, "--size", "9"], "--size 9: larger than the picture, 8x8"),
+        (["occlude", run, "--size", "9"], "--size 9: larger than the image, 8x8"),
         (["features", run, "--file", tmp_path, "--split", "val"], "--file and --split or --image: give one of them"),
         (["embed", run, "--out", "x.csv"], "--out x.csv: give a file that ends in .npz or .parquet"),
-        (["ablate", run, "--change", "seed=1"], "--change: other sizes have other weights; add --retrain"),
-        (["ablate", run, "--remove", "stem"], "--remove model[0].conv: what comes in has another shape"),
-        (["ablate", run, "--retrain"], "--retrain: say what to leave out"),
+        (["ablate", run, "--change", "seed=1"], "--change: other settings need other weights; add --retrain"),
+        (["ablate", run, "--remove", "stem"], "--remove model[0].conv: its input and output have different shapes"),
+        (["ablate", run, "--retrain"], "--retrain: give layers to remove"),
     ):
         code, _, err = run_cli("explain", *words)
         assert code == 2, (words, err)
@@ -176,7 +176,7 @@ def test_every_layer_that_can_go_is_left_out_where_none_is_named(run, run_cli):
     code, out, _ = run_cli("explain", "ablate", run, "--json")
     assert code == 0
     titles = [row["variant"] for row in json.loads(out)["variants"]]
-    assert titles[0] == "as it is"
+    assert titles[0] == "unchanged"
     assert "without model[3].residual" in titles
     assert not any("dropout" in title for title in titles)
 
@@ -188,7 +188,7 @@ def test_variants_are_trained_as_runs_of_their_own(tmp_path, tiny, run_cli):
     code, out, err = run_cli(*words)
     assert code == 0, err
     rows = json.loads(out)["variants"]
-    assert [row["variant"] for row in rows] == ["as it is", "without model[4].linear", "model[0].conv.out_channels=2"]
+    assert [row["variant"] for row in rows] == ["unchanged", "without model[4].linear", "model[0].conv.out_channels=2"]
     for row in rows:
         assert row["parameters"] == build_of(Path(row["run"])).parameter_count
     assert {"train/accuracy", "val/accuracy"} <= set(rows[0])
@@ -240,7 +240,7 @@ def test_every_command_does_every_task(task, command, of_each_task, run_cli, tmp
     code, out, err = run_cli(*words, "--json")
     if command == "ablate" and not able(run):
         assert code == 2
-        assert "none can be left out as trained" in err
+        assert "none can be removed" in err
         return
     assert code == 0, err
     data = json.loads(out)
@@ -267,7 +267,7 @@ def test_the_worst_are_those_of_the_largest_loss(task, of_each_task):
     examples = run_.load_examples("val")
     bad = find_worst_images(run_.subject, examples, 5, 8)
     if task == "verify":  # see test_people_with_one_picture_are_nobodys_mistakes
-        assert "another's" in bad.badness_name
+        assert "another identity" in bad.badness_name
         return
     assert bad.badness_name == "loss"
     found = bad.mistakes
@@ -283,7 +283,7 @@ def test_the_worst_are_those_of_the_largest_loss(task, of_each_task):
 def test_likeness_needs_two_pictures(of_each_task, run_cli):
     code, _, err = run_cli("explain", "gradcam", of_each_task["verify"], "--image", "0")
     assert code == 2
-    assert "show two or more pictures" in err
+    assert "give two or more images" in err
     assert run_cli("explain", "occlude", of_each_task["verify"], "--image", "0")[0] == 0
     code, _, err = run_cli("explain", "gradcam", of_each_task["verify"], "--class", "s0")
     assert code == 2
@@ -356,7 +356,7 @@ def test_a_network_without_convs(tmp_path, run_cli):
         assert run_cli("explain", command, run)[0] == 0
     code, _, err = run_cli("report", run)
     assert code == 0, err
-    assert "Without filters: this network has no layer with kernels" in (run / "report.html").read_text()
+    assert "No filters: this network has no layer with kernels" in (run / "report.html").read_text()
 
 
 def arrays(path: Path, labels: list[int]) -> str:
@@ -368,24 +368,24 @@ def arrays(path: Path, labels: list[int]) -> str:
 def test_a_probe_learns_from_a_part_that_may_lack_a_class(tmp_path, monkeypatch):
     from cnnrun.explain.methods import embed as module
 
-    monkeypatch.setattr(module, "_MOST_PROBED", 20)
+    monkeypatch.setattr(module, "_MAX_PROBED", 20)
     data = arrays(tmp_path / "a.npz", [0, 1] * 60 + [2] * 4)
     run = small_run(tmp_path, data, "[{conv: {out_channels: 4, activation: relu}}, global_avg_pool]")
     found = explain_run(Embed(split="val", probe=True), run, root=tmp_path)
     assert 0 <= found["layers"][0]["accuracy"] <= 1
-    assert "learned from 20 pictures of train and measured on 20" in found["caption"]
+    assert "fitted on 20 images of train and measured on 20" in found["caption"]
 
 
 def test_a_probe_that_has_nothing_to_tell_apart_says_so(of_each_task, run_cli, monkeypatch):
     from cnnrun.explain.methods import embed as module
 
-    monkeypatch.setattr(module, "_told_apart", lambda *_: np.zeros(2, bool))
+    monkeypatch.setattr(module, "_varying_labels", lambda *_: np.zeros(2, bool))
     code, _, err = run_cli("explain", "embed", of_each_task["multilabel"], "--probe")
     assert code == 2
-    assert "no label is there in some pictures and not in others" in err
+    assert "no label is present in some images and absent in others" in err
     code, out, _ = run_cli("explain", "embed", of_each_task["multilabel"])
     assert code == 0
-    assert "Not probed: no label is there" in out
+    assert "No probe: no label is present" in out
 
 
 def test_of_two_pictures_the_vectors_are_written_all_the_same(run, tmp_path):
@@ -399,7 +399,7 @@ def test_of_two_pictures_the_vectors_are_written_all_the_same(run, tmp_path):
 
 
 def test_names_that_are_no_text_have_a_place_in_parquet(run, tmp_path):
-    packed = run_method._packed({"features": np.zeros((1, 2)), "picture": np.array(["a\udcff.png"])}, ".parquet")
+    packed = run_method._encode_arrays({"features": np.zeros((1, 2)), "picture": np.array(["a\udcff.png"])}, ".parquet")
     assert packed[:4] == b"PAR1"
 
 
@@ -417,7 +417,7 @@ def test_a_rule_that_changes_nothing_is_not_claimed(tmp_path, run_cli):
     run = small_run(tmp_path, "{source: digits}", "[{conv: {out_channels: 4, activation: silu}}, global_avg_pool]")
     for rule, said in (("guided", True), ("deconv", True), ("plain", False)):
         _, out, _ = run_cli("explain", "saliency", run, "--rule", rule)
-        assert ("No activation here is a ReLU" in out) == said
+        assert ("No activation is a ReLU" in out) == said
 
 
 def test_values_of_different_units_are_not_compared(tmp_path, run_cli):
@@ -429,7 +429,7 @@ def test_values_of_different_units_are_not_compared(tmp_path, run_cli):
     code, out, err = run_cli("explain", "occlude", run, "--json")
     assert code == 0, err
     assert "said" not in json.loads(out)["pictures"][0]
-    assert "most strongly" not in json.loads(out)["caption"]
+    assert "winning class" not in json.loads(out)["caption"]
 
 
 def test_a_repeat_loses_its_layer_in_every_turn_when_trained_anew(run, run_cli, tmp_path):
@@ -438,11 +438,11 @@ def test_a_repeat_loses_its_layer_in_every_turn_when_trained_anew(run, run_cli, 
     assert err.startswith("--remove repeat1.2.conv1: no such layer")
     run_ = open_run(run)
     known = [place for place in run_.subject.places if place.module_name != "head"]
-    variant = ablate._without(ablate._as_written(known), "model[4].repeat.layers[0].conv")
+    variant = ablate._parse_removal(ablate._merge_repeated(known), "model[4].repeat.layers[0].conv")
     assert variant.title == "without model[4].repeat.layers[0].conv"
     code, _, err = run_cli("explain", "ablate", run, "--remove", "model[3]", "--retrain", "--split", "val")
     assert code == 2
-    assert err.startswith("--split: variants")
+    assert err.startswith("--split: retrained variants")
 
 
 def test_a_layer_and_what_holds_it_are_counted_once(run):
@@ -459,7 +459,7 @@ def test_an_explain_that_is_a_file_costs_tensorboard_alone(run, run_cli, tmp_pat
     (other / "explain").write_text("mine")
     code, _, err = run_cli("explain", "filters", other, "--out", tmp_path / "f.png")
     assert code == 0
-    assert "nothing for TensorBoard" in err
+    assert "nothing written for TensorBoard" in err
     code, _, err = run_cli("explain", "filters", other)
     assert code == 3
     assert (other / "explain").read_text() == "mine"

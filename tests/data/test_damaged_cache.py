@@ -213,12 +213,12 @@ def test_a_lock_that_another_process_makes_while_one_clears_is_left_to_it(blocke
 
 
 def test_the_charts_script_is_put_together_once_and_again_where_it_is_damaged(tmp_path, bundles, capfd):
-    script = page._vega()
-    assert (page._vega(), len(bundles)) == (script, 1)
+    script = page._vega_script()
+    assert (page._vega_script(), len(bundles)) == (script, 1)
     (path,) = (tmp_path / "home").iterdir()
     for number, bit in enumerate(np.random.default_rng(0).integers(0, 8 * path.stat().st_size, 12).tolist()):
         flip_bit(path, bit)
-        assert (page._vega(), page._vega(), len(bundles)) == (script, script, 2 + number)
-        assert capfd.readouterr().err == f"{path}: not as this version writes it; put together anew\n"
+        assert (page._vega_script(), page._vega_script(), len(bundles)) == (script, script, 2 + number)
+        assert capfd.readouterr().err == f"{path}: not as this version writes it; building it again\n"
     path.write_text(script)  # as older versions left it
-    assert (page._vega(), len(bundles)) == (script, 14)
+    assert (page._vega_script(), len(bundles)) == (script, 14)

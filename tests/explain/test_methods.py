@@ -222,7 +222,7 @@ train: {epochs: 1, batch: 256}
     done = train_run(parse_config(text, "aside.yaml"), tmp_path, CPU, resume=False)
     code, _, err = run_cli("explain", "gradcam", done["run"], "--layer", "unused")
     assert code == 2
-    assert err.startswith("--layer model[1].conv: nothing that the network says comes from it")
+    assert err.startswith("--layer model[1].conv: no score depends on it")
 
 
 def test_a_change_of_nothing_moves_nothing(run):
@@ -238,8 +238,9 @@ def test_a_change_of_nothing_moves_nothing(run):
         assert curve["model[0].conv"][still] == pytest.approx(0, abs=1e-4)
         assert max(curve["model[3].residual"]) > 0.05
         assert len(curve["score"]) == len(curve["amounts"])
-    turned = [curve for curve in data["curves"] if "turned" in curve["change"]]
-    assert all(curve["model[0].conv"][-1] == pytest.approx(0, abs=1e-3) for curve in turned)  # all the way round
+    rotated = [curve for curve in data["curves"] if "rotated" in curve["change"]]
+    assert all(curve["model[0].conv"][-1] == pytest.approx(0, abs=1e-3) for curve in rotated)  # all the way round
+    assert rotated
     assert subject.trained.network.training is False
 
 
@@ -266,7 +267,7 @@ def test_evolve_needs_two_checkpoints(trained_run, run_cli, tmp_path):
             shutil.rmtree(path)
     code, _, err = run_cli("explain", "evolve", alone)
     assert code == 2
-    assert "one checkpoint is kept; train with train.keep=100" in err
+    assert "has only one checkpoint; train with train.keep=100" in err
 
 
 def test_embeddings_are_the_layers_means_and_a_probe_reads_them(run, tmp_path):
@@ -286,7 +287,7 @@ def test_embeddings_are_the_layers_means_and_a_probe_reads_them(run, tmp_path):
     assert list(rows) == ["model[0].conv", "model[7].conv"]
     assert rows["model[7].conv"] > 0.3  # ten classes
     assert (tmp_path / "vectors.png").exists()
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="already exists"):
         explain_run(Embed(split="val", layers=("last",), probe=False), run, path)
 
 
@@ -323,12 +324,12 @@ def test_a_square_reaches_the_far_edges(run):
 
 
 def test_the_map_of_an_occlusion_lies_where_the_squares_middles_are():
-    from cnnrun.explain.methods.occlude import _nearest
+    from cnnrun.explain.methods.occlude import _nearest_squares
 
-    assert _nearest([0, 4, 8], 12, 4).tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
-    assert _nearest([0, 2, 4, 5], 8, 3).tolist() == [0, 0, 0, 1, 1, 2, 3, 3]  # the last one ends at the edge
-    assert _nearest([0, 1, 2, 3], 8, 5).tolist() == [-1, -1, 0, 1, 2, 3, -1, -1]
-    assert _nearest([0], 6, 6).tolist() == [0] * 6
+    assert _nearest_squares([0, 4, 8], 12, 4).tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
+    assert _nearest_squares([0, 2, 4, 5], 8, 3).tolist() == [0, 0, 0, 1, 1, 2, 3, 3]  # the last one ends at the edge
+    assert _nearest_squares([0, 1, 2, 3], 8, 5).tolist() == [-1, -1, 0, 1, 2, 3, -1, -1]
+    assert _nearest_squares([0], 6, 6).tolist() == [0] * 6
 
 
 def test_what_is_said_of_one_place_is_explained_place_by_place(of_each_task):
@@ -351,7 +352,7 @@ def test_in_parts_it_is_what_it_is_at_once(run):
     shown, found = ImagesToExplain(pixels, list("abcdefg"), [""] * 7), []
     for size in (128, 3, 1):
         subject = open_run(run).subject
-        subject.__dict__["at_once"] = size
+        subject.__dict__["batch_size"] = size
         place = subject.find_map_layer(None)
         found.append(
             [
@@ -393,7 +394,7 @@ def test_people_with_one_picture_are_nobodys_mistakes(of_each_task):
 def test_of_many_pictures_it_says_how_many_were_looked_at(run, monkeypatch):
     from cnnrun.explain.methods import worst_images as module
 
-    monkeypatch.setattr(module, "_MOST", 50)
+    monkeypatch.setattr(module, "_MAX_SEARCHED", 50)
     found = find_worst_images(open_run(run).subject, open_run(run).load_examples("val"), 3, 16)
     assert found.sample_count == 50
     assert len(found.mistakes) == 3

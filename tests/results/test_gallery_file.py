@@ -51,7 +51,7 @@ def test_the_search_is_a_plain_one(search, seed, people, most):
 def test_many_queries_are_searched_in_parts(monkeypatch):
     gallery, queries = example(1, 9), unit(np.random.default_rng(2).normal(size=(50, 8)))
     whole = gallery.most_similar(queries, 3)
-    monkeypatch.setattr(gallery_file, "_AT_ONCE", 300)
+    monkeypatch.setattr(gallery_file, "_MAX_SIMILARITY_BYTES", 300)
     parts = gallery.most_similar(queries, 3)
     assert [[name for name, _ in row] for row in parts] == [[name for name, _ in row] for row in whole]
 
@@ -74,7 +74,7 @@ def test_people_join_and_leave():
     assert both.image_counts()["new"] == 1
     same, again = gallery_file.add_people(both, MODEL, {"new": more[1:] * np.float32(1 + 1e-7)})
     assert (same.image_counts(), again) == (both.image_counts(), 1)
-    with pytest.raises(DataError, match="person 0 and new have a picture that is the same"):
+    with pytest.raises(DataError, match="person 0 and new have an image with the same embedding"):
         gallery_file.add_people(both, MODEL, {"new": more[:1]})
     left = gallery_file.remove_people(both, ["new", "person 3"])
     assert set(left.people) == set(gallery.people) - {"person 3"}
@@ -107,10 +107,10 @@ GOOD = {"embeddings": ROWS, "person": PEOPLE}
         (GOOD, about(people={"a": 1, "b": 2}), "its description is damaged"),
         (GOOD, about(model=7), "its description is damaged"),
         (GOOD, about(format=2), "another version of cnnrun (format 2"),
-        (GOOD, about(people=["a", "b", "c"]), "not those of its people"),
-        (GOOD, about(people=["a"]), "not those of its people"),
-        ({**GOOD, "person": np.array([0, 1, 0])}, about(), "not those of its people"),
-        ({**GOOD, "person": np.array([-1, 0, 1])}, about(), "not those of its people"),
+        (GOOD, about(people=["a", "b", "c"]), "do not match its people"),
+        (GOOD, about(people=["a"]), "do not match its people"),
+        ({**GOOD, "person": np.array([0, 1, 0])}, about(), "do not match its people"),
+        ({**GOOD, "person": np.array([-1, 0, 1])}, about(), "do not match its people"),
         ({**GOOD, "person": np.array([0, 1])}, about(), "not a gallery's"),
         ({**GOOD, "person": PEOPLE.astype(np.int32)}, about(), "not a gallery's"),
         ({**GOOD, "embeddings": ROWS.astype(np.float64)}, about(), "not a gallery's"),
@@ -156,7 +156,7 @@ def test_no_damage_ends_in_anything_but_a_refusal(tmp_path, data):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["enroll", "--gallery", "g.pkl"], "a gallery ends in .safetensors"),
+        (["enroll", "--gallery", "g.pkl"], "give a file that ends in .safetensors"),
         (["enroll", "--gallery", "g.safetensors"], "no such file"),
         (["enroll", "people", "--gallery", "g.safetensors", "--add"], "no such file"),
         (["enroll", "--gallery", "there.safetensors", "--add"], "--add needs a folder"),
@@ -184,7 +184,7 @@ def test_numbers_that_numpy_has_not_are_refused(kind, tmp_path, run_cli):
 
 
 def test_embeddings_of_another_size_are_refused():
-    with pytest.raises(CheckpointError, match="its embeddings have 8 numbers"):
+    with pytest.raises(CheckpointError, match="its embeddings have 8 values"):
         gallery_file.refuse_other_network(example(), Path("g.safetensors"), MODEL, 16)
 
 

@@ -419,7 +419,7 @@ MUTATIONS = [
     ),
     *faults("results.calibrate", CALIBRATED,
         ("the temperature is fitted on what is reported",
-         'eval_data(experiment, given, "val")', "eval_data(experiment, given, None)"),
+         'eval_data(experiment, trained, "val")', "eval_data(experiment, trained, None)"),
         ("a temperature is fitted on top of the one before",
          'with_calibration=False)', 'with_calibration=True)'),
     ),

@@ -221,7 +221,7 @@ def test_what_cannot_be_written_is_told_before_anything_is_predicted(run, scene,
     assert "no such folder" in err
     code, out, err = run_cli("predict", scene, "--run", run, "--draw", scene.parent)
     assert (code, out) == (2, "")
-    assert "holds pictures of yours" in err
+    assert "holds images of yours" in err
 
 
 def test_frozen_layers_whose_features_are_kept(tmp_path):
@@ -236,7 +236,7 @@ def test_options_for_boxes_are_refused_for_other_tasks(trained_run, tmp_path, ru
     for option in (["--score", "0.5"], ["--draw", tmp_path / "d"], ["--coco", tmp_path / "c.json"]):
         code, _, err = run_cli("predict", picture, "--run", trained_run, *option)
         assert code == 2
-        assert "are for boxes; classify finds none" in err
+        assert "need a network that finds boxes; classify finds none" in err
 
 
 def test_panels_and_the_assignment_are_drawn(run, tmp_path, run_cli, trained_run):
@@ -244,7 +244,7 @@ def test_panels_and_the_assignment_are_drawn(run, tmp_path, run_cli, trained_run
         "explain", "detections", run, "--out", tmp_path / "found.png", "--images", "3", "--runs", tmp_path
     )
     assert code == 0
-    assert "What is in each picture, left, and what the network finds, right." in out
+    assert "Targets, left, and the network's detections, right." in out
     with Pil.open(tmp_path / "found.png") as picture:
         assert picture.size[1] > 3 * 96
     code, out, _ = run_cli("explain", "assign", run, "--image", "3", "--out", tmp_path / "a.png", "--json")

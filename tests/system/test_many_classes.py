@@ -114,7 +114,7 @@ def test_eval_of_many_classes_prints_the_most_confused_pairs_and_the_ends_of_the
     for true, said, count, of in pairs:
         assert [NAMES[true], NAMES[said], str(count), str(of)] in shown
     assert f"confusion of 1,000 classes: the 20 most confused of {among:,} pairs; --json has the whole matrix" in out
-    assert "the 10 worst and the 10 best of 1,000, by f1; 980 more: --json has them" in out
+    assert "the 10 worst and the 10 best of 1,000, by f1; 980 more (--json has them all)" in out
     rows = data["tables"]["per_class"]
     there = [row["f1"] for row in rows if row["support"]]
     printed = [float(line[3]) for line in shown if len(line) == 5 and line[0].startswith("class ")]
@@ -137,18 +137,18 @@ def test_up_to_thirty_classes_everything_is_printed(capsys):
 
 def test_nothing_confused_is_said(capsys):
     print_evaluation(evaluated(31) | {"matrices": {"confusion": np.eye(31, dtype=int).tolist()}}, Output())
-    assert "confusion of 31 classes: no class was taken for another; --json" in capsys.readouterr().out
+    assert "confusion of 31 classes: no class was confused with another; --json" in capsys.readouterr().out
 
 
 def test_a_class_of_which_there_is_nothing_is_neither_best_nor_worst():
     rows = [{"class": str(n), "AP": n / 100 if n % 2 else None, "objects": n % 2} for n in range(60)]
     shown, more = select_rows(rows)
     assert [row["AP"] for row in shown] == [n / 100 for n in (*range(1, 20, 2), *range(41, 60, 2))]
-    assert more == "the 10 worst and the 10 best of 60, by AP; 40 more: --json has them"
+    assert more == "the 10 worst and the 10 best of 60, by AP; 40 more (--json has them all)"
     shown, more = select_rows([row | {"AP": None} if int(row["class"]) > 20 else row for row in rows])
     assert [row["class"] for row in shown] == [str(n) for n in range(1, 20, 2)]
-    assert more == "the 10 that are here of 60, by AP; 50 more: --json has them"
-    assert select_rows([{"rank": n} for n in range(31)])[1] == "1 more: --json has them"
+    assert more == "the 10 with samples of 60, by AP; 50 more (--json has them all)"
+    assert select_rows([{"rank": n} for n in range(31)])[1] == "1 more (--json has them all)"
     assert select_rows(rows[:30]) == (rows[:30], "")
 
 
@@ -170,10 +170,10 @@ def test_lists_that_are_cut_say_so(capsys):
 
 def test_networks_of_other_classes_are_told_apart_in_a_line():
     other = [*NAMES[:700], "new", *NAMES[701:]]
-    said = compare._things(list(NAMES), other)
+    said = compare._describe_key_difference(list(NAMES), other)
     assert said == "1,000 and 1,000; the first that differs is number 701: class 700 and new"
-    assert compare._things(list(NAMES), list(NAMES[:-1])).endswith("number 1,000: class 999 and none")
-    assert compare._things(["a"], ["b"]) == "['a'] and ['b']"
+    assert compare._describe_key_difference(list(NAMES), list(NAMES[:-1])).endswith("number 1,000: class 999 and none")
+    assert compare._describe_key_difference(["a"], ["b"]) == "['a'] and ['b']"
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------

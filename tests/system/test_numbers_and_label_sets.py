@@ -279,7 +279,7 @@ def test_numbers_of_other_columns_are_not_compared(pictures, run, tmp_path):
     other = train_run(numbers(pictures, "task.regress.columns=[level, turn]"), tmp_path, CPU, resume=False)["run"]
     (pair,) = compare.compare_runs([run, Path(other)], tmp_path, CPU, None)["pairs"]
     assert pair["tests"] == []
-    assert "numbers of other things" in pair["unpaired"]
+    assert "measure different things" in pair["unpaired"]
 
 
 def facts_of(made: schema.Experiment):

@@ -237,7 +237,7 @@ def test_eval_and_the_log_have_no_minus_one(run, run_cli):
 
 def test_a_page_and_a_comparison_have_no_minus_one(run, tmp_path, run_cli, monkeypatch):
     pages = []
-    monkeypatch.setattr(page, "_vega", lambda: "")
+    monkeypatch.setattr(page, "_vega_script", lambda: "")
     code, _, err = run_cli("report", run, run, "--out", tmp_path / "page.html")
     assert code == 0, err
     pages.append((tmp_path / "page.html").read_text())

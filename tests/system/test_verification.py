@@ -556,7 +556,7 @@ def test_a_network_of_another_task_gives_no_embeddings(trained_run, people, run_
     paths = sorted((people / "digit 7").iterdir())[:2]
     code, _, err = run_cli("verify", *paths, "--run", trained_run)
     assert code == 2
-    assert err == "this network is for classify; a network of the task verify gives embeddings\n"
+    assert err == "this network is for classify and gives no embeddings; give a run of the task verify\n"
 
 
 def test_files_that_cannot_be_read_are_named(run, people, tmp_path, run_cli):
@@ -582,10 +582,10 @@ def test_people_are_enrolled_added_removed_and_identified(run, people, tmp_path,
     before = path.read_bytes()
     code, _, err = run_cli("enroll", known, "--gallery", path, "--run", run)
     assert code == 0, "a command that is repeated changes nothing"
-    assert "holds these people already" in err
+    assert "already holds these people" in err
     code, _, err = run_cli("enroll", people, "--gallery", path, "--run", run)
     assert code == 2
-    assert "is there already; --add" in err
+    assert "already exists; --add" in err
     assert path.read_bytes() == before
     assert json.loads(run_cli("enroll", known, "--gallery", path, "--add", "--run", run, "--json")[1])["people"] == {
         "digit 7": 5,
@@ -608,7 +608,7 @@ def test_one_picture_under_two_names_is_not_enrolled(run, people, tmp_path, run_
     shutil.copytree(people, tmp_path / "known")
     photo = min((people / "digit 7").iterdir())
     shutil.copy(photo, tmp_path / "known" / "digit 9" / "again.png")
-    path, told = tmp_path / "g.safetensors", "digit 7 and digit 9 have a picture that is the same to the network"
+    path, told = tmp_path / "g.safetensors", "digit 7 and digit 9 have an image with the same embedding"
     code, _, err = run_cli("enroll", tmp_path / "known", "--gallery", path, "--run", run)
     assert (code, told in err, path.exists()) == (8, True, False)
     assert run_cli("enroll", people, "--gallery", path, "--run", run)[0] == 0
@@ -616,7 +616,7 @@ def test_one_picture_under_two_names_is_not_enrolled(run, people, tmp_path, run_
     (tmp_path / "alias" / "bob").mkdir(parents=True)
     shutil.copy(photo, tmp_path / "alias" / "bob")
     code, _, err = run_cli("enroll", tmp_path / "alias", "--gallery", path, "--add", "--run", run)
-    assert (code, "digit 7 and bob have a picture" in err, path.read_bytes() == before) == (8, True, True)
+    assert (code, "digit 7 and bob have an image" in err, path.read_bytes() == before) == (8, True, True)
 
 
 def test_someones_pictures_are_replaced(run, people, tmp_path, run_cli):
@@ -629,7 +629,7 @@ def test_someones_pictures_are_replaced(run, people, tmp_path, run_cli):
     words = ["enroll", tmp_path / "later", "--gallery", path, "--add", "--remove", "anna", "--run", run, "--json"]
     assert json.loads(run_cli(*words)[1])["people"] == {"anna": 2}
     _, _, err = run_cli("enroll", tmp_path / "first", "--gallery", path, "--add", "--run", run)
-    assert "2 picture(s) left out: each is like another of the same person" in err
+    assert "2 image(s) left out: each has the same embedding as another" in err
 
 
 def test_a_picture_that_cannot_be_read_first_costs_no_columns(run, people, gallery, tmp_path, run_cli):
@@ -683,8 +683,11 @@ def test_identify_gives_the_best_matches_or_nobody(run, people, gallery, run_cli
 def test_a_stranger_among_many_people_is_said(run, people, gallery, run_cli):
     photo = min((people / "digit 9").iterdir())
     err = run_cli("identify", photo, "--gallery", gallery, "--run", run, "--far", "0.1")[2]
-    assert "a stranger meets 36 pictures with a false accept rate of 0.1 each (on val): up to 98% of strangers" in err
-    assert "--far 0.01 takes fewer" in err
+    assert (
+        "a stranger is compared with 36 images, at a false accept rate of 0.1 each (on val): up to 98% of strangers"
+        in err
+    )
+    assert "--far 0.01 accepts fewer" in err
 
 
 def test_pictures_that_cannot_be_read_are_rows_with_an_error(run, people, gallery, tmp_path, run_cli):

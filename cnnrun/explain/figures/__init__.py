@@ -1,1 +1,1 @@
-"""Pictures of what a network sees: panels, contact sheets, tiles, the network as SVG."""
+"""Drawings: panels of images with boxes, contact sheets, tiles of tensors, plots as PNG, the network as SVG."""

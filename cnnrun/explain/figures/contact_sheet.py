@@ -1,4 +1,4 @@
-"""A contact sheet: pictures as they are and as training sees them, in rows, with their labels."""
+"""A contact sheet: images in rows and titled columns, each with a label below."""
 
 from __future__ import annotations
 
@@ -13,42 +13,44 @@ from torch import Tensor
 from cnnrun.base.atomic_files import write_new_file
 from cnnrun.explain.figures.panels import truncate_text
 
-_CELL, _GAP, _LINE = 112, 6, 16  # pixels: the shorter a picture, the more it is enlarged
+_TARGET_SIDE, _GAP, _TEXT_HEIGHT = 112, 6, 16  # pixels; images are enlarged to about this side
 
 
 def draw_contact_sheet(columns: Sequence[tuple[str, Tensor, Sequence[str]]]) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3]: a column a (title, pictures [N, C, h, w] of values 0..255, a label a picture)."""
+    """Draw a sheet, uint8 [H, W, 3], of columns (title, images [N, C, h, w] with values 0..255, N labels)."""
     from PIL import Image as Pil
     from PIL import ImageDraw, ImageFont
 
     height, width = columns[0][1].shape[2:]
-    factor = max(1, round(_CELL / max(height, width)))
-    wide, tall = max(width * factor, _CELL) + _GAP, height * factor + _LINE + _GAP
-    rows = len(columns[0][1])
-    made = Pil.new("RGB", (len(columns) * wide + _GAP, rows * tall + _LINE + _GAP), "white")
-    draw, font = ImageDraw.Draw(made), ImageFont.load_default(size=11)
-    for number, (title, pictures, labels) in enumerate(columns):
-        left = _GAP + number * wide
-        draw.text((left, 2), truncate_text(title, font, wide - _GAP), "black", font)
-        for row in range(rows):
-            top = _GAP + _LINE + row * tall
-            shown = Pil.fromarray(_pixels(pictures[row]))
-            made.paste(shown.resize((width * factor, height * factor), Pil.Resampling.NEAREST), (left, top))
-            draw.text((left, top + height * factor), truncate_text(labels[row], font, wide - _GAP), "black", font)
-    return np.asarray(made)
+    factor = max(1, round(_TARGET_SIDE / max(height, width)))
+    column_width, row_height = max(width * factor, _TARGET_SIDE) + _GAP, height * factor + _TEXT_HEIGHT + _GAP
+    row_count = len(columns[0][1])
+    sheet = Pil.new("RGB", (len(columns) * column_width + _GAP, row_count * row_height + _TEXT_HEIGHT + _GAP), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
+    for column, (title, images_NCHW, labels) in enumerate(columns):
+        left = _GAP + column * column_width
+        draw.text((left, 2), truncate_text(title, font, column_width - _GAP), "black", font)
+        for row in range(row_count):
+            top = _GAP + _TEXT_HEIGHT + row * row_height
+            pillow_image = Pil.fromarray(_to_array(images_NCHW[row]))
+            sheet.paste(pillow_image.resize((width * factor, height * factor), Pil.Resampling.NEAREST), (left, top))
+            draw.text(
+                (left, top + height * factor), truncate_text(labels[row], font, column_width - _GAP), "black", font
+            )
+    return np.asarray(sheet)
 
 
-def write_png(path: Path, pixels: NDArray[np.uint8], by: str) -> None:
-    """Write a picture [H, W, 3]; a file that is there is replaced if `by` made it. Raises ConfigError."""
+def write_png(path: Path, pixels: NDArray[np.uint8], generator: str) -> None:
+    """Write an image [H, W, 3] as PNG. Raises ConfigError if the file exists and was not written by `generator`."""
     from PIL import Image as Pil
     from PIL.PngImagePlugin import PngInfo
 
-    buffer, about = io.BytesIO(), PngInfo()
-    about.add_text("Software", by)
-    Pil.fromarray(pixels).save(buffer, "PNG", pnginfo=about)
-    write_new_file(path, buffer.getvalue(), own_mark=by.encode(), tidy=False)  # there may be thousands in the folder
+    buffer, metadata = io.BytesIO(), PngInfo()
+    metadata.add_text("Software", generator)
+    Pil.fromarray(pixels).save(buffer, "PNG", pnginfo=metadata)
+    write_new_file(path, buffer.getvalue(), own_mark=generator.encode(), tidy=False)  # the folder may hold thousands
 
 
-def _pixels(picture_CHW: Tensor) -> NDArray[np.uint8]:
-    values: NDArray[np.uint8] = picture_CHW.clamp(0, 255).round().byte().cpu().numpy()
+def _to_array(image_CHW: Tensor) -> NDArray[np.uint8]:
+    values: NDArray[np.uint8] = image_CHW.clamp(0, 255).round().byte().cpu().numpy()
     return values[0] if len(values) == 1 else np.ascontiguousarray(values.transpose(1, 2, 0))

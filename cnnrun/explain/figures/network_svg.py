@@ -1,4 +1,4 @@
-"""The outline as an SVG: top-level layers from left to right, what they hold from top to bottom, links as arcs."""
+"""Drawing of a network as SVG: top-level layers from left to right, inner layers downwards, links as arcs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from itertools import pairwise
 
 from cnnrun.model.outline import OutlineEntry
 
-_GAP, _PAD, _TITLE, _LINE, _ROW = 22.0, 12.0, 20.0, 14.0, 1500.0  # pixels
-_LETTER = {"title": 7.0, "note": 5.8}  # about the width of a letter at 12 and 10 pixels
+_GAP, _PADDING, _TITLE_HEIGHT, _LINE_HEIGHT, _MAX_ROW_WIDTH = 22.0, 12.0, 20.0, 14.0, 1500.0  # pixels
+_LETTER_WIDTH = {"title": 7.0, "note": 5.8}  # about the width of a letter at 12 and 10 pixels
 _COLOURS = {
     "conv": "#dbeafe", "conv_transpose": "#dbeafe", "linear": "#fde8d0", "head": "#fcd9a8", "input": "#f3f4f6",
     "pool": "#d9f2dd", "norm": "#eceef1", "drop": "#f7f7f8", "merge": "#eadcfb", "other": "#fef7cd",
@@ -22,7 +22,7 @@ DrawAt = Callable[[float, float], list[str]]
 
 @dataclass(frozen=True)
 class Drawable:
-    """Something of a size that can be drawn at a place."""
+    """A drawing of known size, and the function that draws it at a position."""
 
     width: float
     height: float
@@ -31,7 +31,7 @@ class Drawable:
 
 @dataclass(frozen=True)
 class PlacedDrawable:
-    """A top-level box at its place; `gap` is the height of the free strip above its row."""
+    """A top-level box at its position; `gap` is the top of the free strip above its row."""
 
     part: OutlineEntry
     drawable: Drawable
@@ -44,11 +44,11 @@ class PlacedDrawable:
         return self.x + self.drawable.width / 2, self.y + self.drawable.height / 2
 
 
-def render_svg(parts: list[OutlineEntry], title: str, key: str = "") -> str:
-    """The drawing as the text of an SVG file; `key` begins the names in it, where it is one of several in a page."""
-    placed = _placed(parts)
-    width = max(each.x + each.drawable.width for each in placed) + _GAP
-    height = max(each.y + each.drawable.height for each in placed) + _GAP
+def render_svg(entries: list[OutlineEntry], title: str, key: str = "") -> str:
+    """Draw a network as SVG text; `key` is a prefix for its ids, so that a page can hold several drawings."""
+    placed = _place_boxes(entries)
+    width = max(box.x + box.drawable.width for box in placed) + _GAP
+    height = max(box.y + box.drawable.height for box in placed) + _GAP
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" '
         f'height="{height:.0f}" font-family="Helvetica, Arial, sans-serif" role="img">'
@@ -57,125 +57,132 @@ def render_svg(parts: list[OutlineEntry], title: str, key: str = "") -> str:
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         '<path d="M0 0L8 4L0 8z" fill="#6b7280"/></marker></defs>'
     )
-    ground = f'<title>{escape(title)}</title><rect width="100%" height="100%" fill="#fff"/>'
-    boxes = [line for each in placed for line in each.drawable.draw(each.x, each.y)]
-    made = "\n".join([head, marker, ground, *_links(placed), *boxes, *_flow(placed), "</svg>\n"])
-    return made.replace('id="tip"', f'id="{key}tip"').replace("url(#tip)", f"url(#{key}tip)") if key else made
+    background = f'<title>{escape(title)}</title><rect width="100%" height="100%" fill="#fff"/>'
+    boxes = [line for box in placed for line in box.drawable.draw(box.x, box.y)]
+    svg = "\n".join([head, marker, background, *_link_arcs(placed), *boxes, *_flow_arrows(placed), "</svg>\n"])
+    return svg.replace('id="tip"', f'id="{key}tip"').replace("url(#tip)", f"url(#{key}tip)") if key else svg
 
 
-def _placed(parts: list[OutlineEntry]) -> list[PlacedDrawable]:
-    """The top-level boxes in rows, each row's in the middle of its height."""
+def _place_boxes(entries: list[OutlineEntry]) -> list[PlacedDrawable]:
+    """Place the top-level boxes in rows, vertically centred within each row."""
     rows: list[list[tuple[OutlineEntry, Drawable]]] = [[]]
-    used = 0.0
-    for part in parts:
-        box = _box(part)
-        if rows[-1] and used + box.width > _ROW:
+    row_width = 0.0
+    for entry in entries:
+        box = _entry_box(entry)
+        if rows[-1] and row_width + box.width > _MAX_ROW_WIDTH:
             rows.append([])
-            used = 0.0
-        rows[-1].append((part, box))
-        used += box.width + _GAP
-    found, top = [], 0.0
+            row_width = 0.0
+        rows[-1].append((entry, box))
+        row_width += box.width + _GAP
+    placed_boxes, top = [], 0.0
     for row in rows:
         gap, top, left = top, top + 3 * _GAP, _GAP
         tallest = max(box.height for _, box in row)
-        for part, box in row:
-            found.append(PlacedDrawable(part, box, left, top + (tallest - box.height) / 2, gap))
+        for entry, box in row:
+            placed_boxes.append(PlacedDrawable(entry, box, left, top + (tallest - box.height) / 2, gap))
             left += box.width + _GAP
         top += tallest
-    return found
+    return placed_boxes
 
 
-def _flow(placed: list[PlacedDrawable]) -> list[str]:
-    """Arrows from each layer to the next, where that takes it."""
+def _flow_arrows(placed: list[PlacedDrawable]) -> list[str]:
+    """Draw arrows from each layer to the next, if that takes its output."""
     lines = []
-    for before, after in pairwise(placed):
-        if after.part.sources and before.part.name not in after.part.sources:
+    for previous, current in pairwise(placed):
+        if current.part.sources and previous.part.name not in current.part.sources:
             continue
-        x, y, to_y = before.x + before.drawable.width, before.centre[1], after.centre[1]
-        if after.gap == before.gap:
-            lines.append(_path(f"M{x:.1f} {y:.1f}L{after.x:.1f} {to_y:.1f}"))
+        x, y, to_y = previous.x + previous.drawable.width, previous.centre[1], current.centre[1]
+        if current.gap == previous.gap:
+            lines.append(_path(f"M{x:.1f} {y:.1f}L{current.x:.1f} {to_y:.1f}"))
         else:  # the next row
-            strip = after.gap + 0.6 * _GAP
-            lines.append(_path(f"M{x:.1f} {y:.1f}h8V{strip:.1f}H{after.x - 10:.1f}V{to_y:.1f}h10"))
+            strip = current.gap + 0.6 * _GAP
+            lines.append(_path(f"M{x:.1f} {y:.1f}h8V{strip:.1f}H{current.x - 10:.1f}V{to_y:.1f}h10"))
     return lines
 
 
-def _links(placed: list[PlacedDrawable]) -> list[str]:
-    """Links from a named layer to those that take it by name: arcs within a row, else through the strips between."""
-    where = {each.part.name: each for each in placed if each.part.name}
+def _link_arcs(placed: list[PlacedDrawable]) -> list[str]:
+    """Draw links from named layers to layers that take them by name, as arcs or through the strips between rows."""
+    placed_by_name = {box.part.name: box for box in placed if box.part.name}
     lines: list[str] = []
-    for before, after in zip([None, *placed], placed, strict=False):
-        taken = {*after.part.sources, *_taken_inside(after.part)}
-        for start in [where[name] for name in sorted(taken) if name in where]:
-            if start is before and start.part.name in after.part.sources:
-                continue  # the flow shows it
-            (x, _), (to_x, _) = start.centre, after.centre
-            if start.gap == after.gap:
-                high = min(start.y, after.y) - min(2.4 * _GAP, 10 + abs(to_x - x) / 12)
-                path = f"M{x:.1f} {start.y:.1f}C{x:.1f} {high:.1f} {to_x:.1f} {high:.1f} {to_x:.1f} {after.y:.1f}"
+    for previous, current in zip([None, *placed], placed, strict=False):
+        source_names = {*current.part.sources, *_nested_sources(current.part)}
+        for start in [placed_by_name[name] for name in sorted(source_names) if name in placed_by_name]:
+            if start is previous and start.part.name in current.part.sources:
+                continue  # an arrow shows it already
+            (x, _), (to_x, _) = start.centre, current.centre
+            if start.gap == current.gap:
+                arc_top = min(start.y, current.y) - min(2.4 * _GAP, 10 + abs(to_x - x) / 12)
+                curve = f"C{x:.1f} {arc_top:.1f} {to_x:.1f} {arc_top:.1f} {to_x:.1f} {current.y:.1f}"
+                path = f"M{x:.1f} {start.y:.1f}{curve}"
             else:
-                strip = after.gap + _GAP * (1.0 + 0.35 * (len(lines) % 5))
-                path = f"M{x:.1f} {start.y + start.drawable.height:.1f}V{strip:.1f}H{to_x:.1f}V{after.y:.1f}"
+                strip = current.gap + _GAP * (1.0 + 0.35 * (len(lines) % 5))
+                path = f"M{x:.1f} {start.y + start.drawable.height:.1f}V{strip:.1f}H{to_x:.1f}V{current.y:.1f}"
             lines.append(_path(path, "#7c3aed"))
     return lines
 
 
-def _taken_inside(part: OutlineEntry) -> set[str]:
-    return {s for lane in part.lanes for inner in lane for s in {*inner.sources, *_taken_inside(inner)}}
+def _nested_sources(entry: OutlineEntry) -> set[str]:
+    return {s for lane in entry.lanes for inner in lane for s in {*inner.sources, *_nested_sources(inner)}}
 
 
-def _box(part: OutlineEntry) -> Drawable:
-    if not part.lanes:
-        return _leaf(part)
-    lanes = [_column(lane) for lane in part.lanes]
+def _entry_box(entry: OutlineEntry) -> Drawable:
+    if not entry.lanes:
+        return _layer_box(entry)
+    lanes = [_stack_lane(lane) for lane in entry.lanes]
     tallest = max(lane.height for lane in lanes)
-    joins = part.kind in ("residual", "parallel")
-    sign = {"residual": "+", "parallel, add": "+", "parallel, multiply": "×"}.get(part.title, "concat") if joins else ""
-    caption = f"{part.name}: {part.title}" if part.name else part.title
-    notes = ", ".join(part.notes)
+    joins = entry.kind in ("residual", "parallel")
+    sign = (
+        {"residual": "+", "parallel, add": "+", "parallel, multiply": "×"}.get(entry.title, "concat") if joins else ""
+    )
+    caption = f"{entry.name}: {entry.title}" if entry.name else entry.title
+    notes = ", ".join(entry.notes)
     inner = sum(lane.width for lane in lanes) + _GAP * (len(lanes) - 1)
-    width = max(inner, len(caption) * _LETTER["title"], len(f"{notes}{part.shape}") * _LETTER["note"] + 12) + 2 * _PAD
-    height = 2 * _TITLE + tallest + (4 * _LINE if joins else 0) + _PAD
+    note_width = len(f"{notes}{entry.shape}") * _LETTER_WIDTH["note"] + 12
+    width = max(inner, len(caption) * _LETTER_WIDTH["title"], note_width) + 2 * _PADDING
+    height = 2 * _TITLE_HEIGHT + tallest + (4 * _LINE_HEIGHT if joins else 0) + _PADDING
 
     def draw(x: float, y: float) -> list[str]:
-        lines = [_rectangle(x, y, width, height, "#fff" if part.kind != "repeat" else "#fafafa", "#c4c9d2")]
-        lines += [_text(x + _PAD, y + 15, caption, 12, "bold"), _text(x + _PAD, y + 30, f"{part.shape}  {notes}", 10)]
-        top = y + 2 * _TITLE + (1.2 * _LINE if joins else 0)
+        lines = [_rectangle(x, y, width, height, "#fff" if entry.kind != "repeat" else "#fafafa", "#c4c9d2")]
+        lines += [
+            _text(x + _PADDING, y + 15, caption, 12, "bold"),
+            _text(x + _PADDING, y + 30, f"{entry.shape}  {notes}", 10),
+        ]
+        top = y + 2 * _TITLE_HEIGHT + (1.2 * _LINE_HEIGHT if joins else 0)
         left, middle = x + (width - inner) / 2, x + width / 2
-        bottom = top + tallest + 1.6 * _LINE
+        bottom = top + tallest + 1.6 * _LINE_HEIGHT
         for lane in lanes:
             centre = left + lane.width / 2
             lines += lane.draw(left, top)
             if joins:
                 lines.append(
-                    _path(f"M{middle:.1f} {y + 2 * _TITLE - 4:.1f}H{centre:.1f}V{top:.1f}", tip=lane.height > 0)
+                    _path(f"M{middle:.1f} {y + 2 * _TITLE_HEIGHT - 4:.1f}H{centre:.1f}V{top:.1f}", tip=lane.height > 0)
                 )
                 foot = top + (lane.height or 0)
                 lines.append(_path(f"M{centre:.1f} {foot:.1f}V{bottom:.1f}H{middle:.1f}", tip=False))
             left += lane.width + _GAP
         if joins:
-            lines += _join(middle, bottom, sign)
+            lines += _draw_join(middle, bottom, sign)
         return lines
 
     return Drawable(width, height, draw)
 
 
-def _join(x: float, y: float, sign: str) -> list[str]:
+def _draw_join(x: float, y: float, sign: str) -> list[str]:
     half = 9.0 if len(sign) == 1 else 24.0
     shape = _rectangle(x - half, y - 9, 2 * half, 18, _COLOURS["merge"], "#7c3aed", 9)
     return [shape, _text(x, y + 4, sign, 11, "bold", "middle")]
 
 
-def _column(lane: list[OutlineEntry]) -> Drawable:
-    """Layers from top to bottom; an empty lane is a line of the width of one."""
-    boxes = [_box(part) for part in lane]
+def _stack_lane(lane: list[OutlineEntry]) -> Drawable:
+    """Stack the layers of a lane from top to bottom; an empty lane still has a width, for its line."""
+    boxes = [_entry_box(entry) for entry in lane]
     width = max([box.width for box in boxes], default=24.0)
     height = sum(box.height for box in boxes) + _GAP * max(0, len(boxes) - 1)
 
     def draw(x: float, y: float) -> list[str]:
         lines = []
-        for number, box in enumerate(boxes):
-            if number:
+        for index, box in enumerate(boxes):
+            if index:
                 lines.append(_path(f"M{x + width / 2:.1f} {y - _GAP:.1f}V{y:.1f}"))
             lines += box.draw(x + (width - box.width) / 2, y)
             y += box.height + _GAP
@@ -184,25 +191,26 @@ def _column(lane: list[OutlineEntry]) -> Drawable:
     return Drawable(width, height, draw)
 
 
-def _leaf(part: OutlineEntry) -> Drawable:
-    title = f"{part.name}: {part.title}" if part.name and part.kind not in _MERGES else part.title
-    words = [*_folded(part.notes), part.shape]
-    width = max(len(title) * _LETTER["title"], *(len(word) * _LETTER["note"] for word in words)) + 2 * _PAD
-    height = _TITLE + _LINE * len(words) + 6
+def _layer_box(entry: OutlineEntry) -> Drawable:
+    title = f"{entry.name}: {entry.title}" if entry.name and entry.kind not in _MERGES else entry.title
+    texts = [*_wrap_notes(entry.notes), entry.shape]
+    text_widths = [len(text) * _LETTER_WIDTH["note"] for text in texts]
+    width = max(len(title) * _LETTER_WIDTH["title"], *text_widths) + 2 * _PADDING
+    height = _TITLE_HEIGHT + _LINE_HEIGHT * len(texts) + 6
 
     def draw(x: float, y: float) -> list[str]:
-        lines = [_rectangle(x, y, width, height, _COLOURS[_family(part.kind)], "#9aa1ad")]
+        lines = [_rectangle(x, y, width, height, _COLOURS[_colour_key(entry.kind)], "#9aa1ad")]
         lines.append(_text(x + width / 2, y + 16, title, 12, "bold", "middle"))
-        for number, word in enumerate(words, 1):
-            weight = "normal" if number < len(words) else "600"
-            lines.append(_text(x + width / 2, y + 16 + _LINE * number, word, 10, weight, "middle"))
+        for index, text in enumerate(texts, 1):
+            weight = "normal" if index < len(texts) else "600"
+            lines.append(_text(x + width / 2, y + 16 + _LINE_HEIGHT * index, text, 10, weight, "middle"))
         return lines
 
     return Drawable(width, height, draw)
 
 
-def _folded(notes: list[str]) -> list[str]:
-    """Notes in lines of a moderate length."""
+def _wrap_notes(notes: list[str]) -> list[str]:
+    """Join notes into lines of moderate length."""
     lines: list[str] = []
     for note in notes:
         if lines and len(lines[-1]) + len(note) < 24:
@@ -212,11 +220,11 @@ def _folded(notes: list[str]) -> list[str]:
     return lines
 
 
-def _family(kind: str) -> str:
+def _colour_key(kind: str) -> str:
     if kind in _COLOURS:
         return kind
     families = {"pool": "pool", "norm": "norm", "drop": "drop"}
-    return "merge" if kind in _MERGES else next((family for word, family in families.items() if word in kind), "other")
+    return "merge" if kind in _MERGES else next((family for part, family in families.items() if part in kind), "other")
 
 
 def _rectangle(x: float, y: float, width: float, height: float, fill: str, line: str, radius: float = 5) -> str:
@@ -226,10 +234,10 @@ def _rectangle(x: float, y: float, width: float, height: float, fill: str, line:
     )
 
 
-def _text(x: float, y: float, words: str, size: int, weight: str = "normal", anchor: str = "start") -> str:
+def _text(x: float, y: float, text: str, size: int, weight: str = "normal", anchor: str = "start") -> str:
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" font-weight="{weight}" text-anchor="{anchor}" '
-        f'fill="#1f2937">{escape(words.strip())}</text>'
+        f'fill="#1f2937">{escape(text.strip())}</text>'
     )
 
 

@@ -1,4 +1,4 @@
-"""Pictures with what is in them drawn on: boxes with labels, and the cells that learn objects."""
+"""Drawings on images: boxes with labels, and the cells that are assigned to objects."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from cnnrun.contracts.facts import Facts
 from cnnrun.contracts.results import Results
 from cnnrun.contracts.task import TaskSpec
 
-# Ten colours that stay apart for most eyes (matplotlib's own ten).
+# Ten colours that most people can distinguish (matplotlib's default cycle).
 _COLOURS = (
     "#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf",
 )  # fmt: skip
-_LEAST, _GAP, _LINE = 320, 8, 18  # pixels: the side that small pictures are enlarged to
+_MIN_SIDE, _GAP, _TITLE_HEIGHT = 320, 8, 18  # pixels; smaller images are enlarged to this side
 
 
 @dataclass(frozen=True)
 class Dot:
-    """A cell at (x, y) in pixels that learns object number `of`, 0..1 well."""
+    """A cell at (x, y) in pixels, the object that it is assigned to, and how well it fits, 0..1."""
 
     x: float
     y: float
@@ -36,19 +36,20 @@ class Dot:
     quality: float
 
 
-def palette_colour(number: int) -> str:
-    """One of ten, by class or object."""
-    return _COLOURS[number % len(_COLOURS)]
+def palette_colour(index: int) -> str:
+    """Colour of a class or object; ten colours repeat."""
+    return _COLOURS[index % len(_COLOURS)]
 
 
-def draw_marks(picture: Any, marks: Sequence[Mark], factor: int = 1) -> Any:
-    """A Pillow picture, enlarged, with boxes and labels on it, as RGB."""
+def draw_marks(pillow_image: Any, marks: Sequence[Mark], factor: int = 1) -> Any:
+    """Draw boxes and labels on a copy of a Pillow image, enlarged by a factor, as RGB."""
     from PIL import Image as Pil
     from PIL import ImageDraw, ImageFont
 
-    made = picture.convert("RGB").resize((picture.width * factor, picture.height * factor), Pil.Resampling.NEAREST)
-    size = max(11, min(made.size) // 40)
-    draw, font, width = ImageDraw.Draw(made), ImageFont.load_default(size=size), max(1, min(made.size) // 250)
+    enlarged = (pillow_image.width * factor, pillow_image.height * factor)
+    drawing = pillow_image.convert("RGB").resize(enlarged, Pil.Resampling.NEAREST)
+    size = max(11, min(drawing.size) // 40)
+    draw, font, width = ImageDraw.Draw(drawing), ImageFont.load_default(size=size), max(1, min(drawing.size) // 250)
     for mark in marks:
         x1, y1, x2, y2 = (side * factor for side in mark.box)
         draw.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=palette_colour(mark.colour), width=width)
@@ -59,11 +60,11 @@ def draw_marks(picture: Any, marks: Sequence[Mark], factor: int = 1) -> Any:
                 (x1, top, x1 + draw.textlength(text, font) + 4, top + size + 3), fill=palette_colour(mark.colour)
             )
             draw.text((x1 + 2, top), text, "white", font)
-    return made
+    return drawing
 
 
 def to_pillow(pixels_CHW: Tensor) -> Any:
-    """A Pillow picture of values 0..255."""
+    """Convert pixel values 0..255 to a Pillow image."""
     from PIL import Image as Pil
 
     values = pixels_CHW.clamp(0, 255).round().byte().cpu().numpy()
@@ -71,74 +72,80 @@ def to_pillow(pixels_CHW: Tensor) -> Any:
 
 
 def titled_grid(rows: Sequence[Sequence[tuple[str, Any]]]) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3]: rows of Pillow pictures, each with its title above, in columns as wide as they need."""
+    """Draw rows of Pillow images, each below its title, in columns as wide as needed: uint8 [H, W, 3]."""
     from PIL import Image as Pil
     from PIL import ImageDraw, ImageFont
 
     font, columns = ImageFont.load_default(size=12), itertools.zip_longest(*rows)
-    wide = [_GAP + max(_wide(cell, font) for cell in column if cell) for column in columns]
-    tall = [_GAP + _LINE + max(picture.height for _, picture in row) for row in rows]
-    made = Pil.new("RGB", (sum(wide) + _GAP, sum(tall) + _GAP), "white")
-    draw, top = ImageDraw.Draw(made), _GAP
-    for row, high in zip(rows, tall, strict=True):
+    column_widths = [_GAP + max(_cell_width(cell, font) for cell in column if cell) for column in columns]
+    row_heights = [_GAP + _TITLE_HEIGHT + max(pillow_image.height for _, pillow_image in row) for row in rows]
+    grid = Pil.new("RGB", (sum(column_widths) + _GAP, sum(row_heights) + _GAP), "white")
+    draw, top = ImageDraw.Draw(grid), _GAP
+    for row, row_height in zip(rows, row_heights, strict=True):
         left = _GAP
-        for (title, picture), width in zip(row, wide, strict=False):
-            draw.text((left, top), truncate_text(escape(title), font, width - 2), "black", font)
-            made.paste(picture, (left, top + _LINE))
-            left += width
-        top += high
-    return np.asarray(made)
+        for (title, pillow_image), column_width in zip(row, column_widths, strict=False):
+            draw.text((left, top), truncate_text(escape(title), font, column_width - 2), "black", font)
+            grid.paste(pillow_image, (left, top + _TITLE_HEIGHT))
+            left += column_width
+        top += row_height
+    return np.asarray(grid)
 
 
 def truncate_text(text: str, font: Any, width: int) -> str:
-    """As much of a text as fits."""
+    """Cut a text to a width in pixels."""
     while text and font.getlength(text) > width:
         text = text[:-1]
     return text
 
 
-def _wide(cell: tuple[str, Any], font: Any) -> int:
-    """A cell's width: its picture's, or its title's where that is not much wider."""
+def _cell_width(cell: tuple[str, Any], font: Any) -> int:
+    """Width of a cell: that of its image, or of its title, which is cut at twice the image's width."""
     title: int = math.ceil(font.getlength(escape(cell[0])))
     width: int = cell[1].width
     return width if title <= width else min(title, 2 * width)
 
 
 def marks_panel(
-    pictures_BCHW: Tensor, true: Sequence[Sequence[Mark]], found: Sequence[Sequence[Mark]], names: Sequence[str]
+    images_BCHW: Tensor,
+    target_marks: Sequence[Sequence[Mark]],
+    result_marks: Sequence[Sequence[Mark]],
+    names: Sequence[str],
 ) -> NDArray[np.uint8]:
-    """What is in pictures beside what was found in them: uint8 [H, W, 3], a row a picture."""
+    """Draw targets and results side by side, a row for each image: uint8 [H, W, 3]."""
     rows = []
-    for pixels, truth, result, name in zip(pictures_BCHW, true, found, names, strict=True):
-        picture = to_pillow(pixels)
-        factor = enlargement(picture)
-        rows.append([(name, draw_marks(picture, truth, factor)), ("found", draw_marks(picture, result, factor))])
+    for pixels, targets, results, name in zip(images_BCHW, target_marks, result_marks, names, strict=True):
+        pillow_image = to_pillow(pixels)
+        factor = enlargement(pillow_image)
+        target_image, result_image = (draw_marks(pillow_image, marks, factor) for marks in (targets, results))
+        rows.append([(name, target_image), ("found", result_image)])
     return titled_grid(rows)
 
 
 def results_panel(
     task: TaskSpec, facts: Facts, batch: Batch, results: Results, names: Sequence[str]
 ) -> NDArray[np.uint8] | None:
-    """The panel of a batch; None for tasks whose results have no place."""
-    true, marks = task.target_marks(batch.targets, facts), task.result_marks(results, facts)
-    return None if true is None or marks is None else marks_panel(batch.images, true, marks, names)
+    """Draw the panel of a batch; None for tasks whose results have no position in the image."""
+    target_marks, result_marks = task.target_marks(batch.targets, facts), task.result_marks(results, facts)
+    if target_marks is None or result_marks is None:
+        return None
+    return marks_panel(batch.images, target_marks, result_marks, names)
 
 
-def enlargement(picture: Any) -> int:
-    """How many times larger a picture is shown."""
-    factor: int = math.ceil(_LEAST / max(picture.size))
+def enlargement(pillow_image: Any) -> int:
+    """Factor by which an image is enlarged."""
+    factor: int = math.ceil(_MIN_SIDE / max(pillow_image.size))
     return max(1, factor)
 
 
-def draw_dots(picture: Any, marks: Sequence[Mark], dots: Sequence[Dot], factor: int) -> Any:
-    """A picture with boxes, and the cells that learn them: the better one fits, the larger its dot."""
+def draw_dots(pillow_image: Any, marks: Sequence[Mark], dots: Sequence[Dot], factor: int) -> Any:
+    """Draw boxes and the cells assigned to them: the better a cell fits, the larger its dot."""
     from PIL import ImageDraw
 
-    made = draw_marks(picture, marks, factor)
-    draw = ImageDraw.Draw(made)
+    drawing = draw_marks(pillow_image, marks, factor)
+    draw = ImageDraw.Draw(drawing)
     for dot in dots:
         x, y, radius = dot.x * factor, dot.y * factor, 2 + 4 * dot.quality
         draw.ellipse(
             (x - radius, y - radius, x + radius, y + radius), fill=palette_colour(dot.object_index), outline="white"
         )
-    return made
+    return drawing

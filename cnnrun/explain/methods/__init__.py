@@ -1,4 +1,4 @@
-"""Methods of looking into a network: the settings of each here, its drawing in a module of its own.
+"""Methods that explain a network: the settings of each are here, its drawing is in a module of its own.
 
 `Method` is the registry: `cnnrun explain` has a command for each of its members. Nothing here imports torch.
 """
@@ -32,7 +32,7 @@ Pixels = Annotated[int | None, Field(ge=1)]
 
 
 class Filters(ExplainMethod):
-    """The kernels of a conv, by default the first. Example: cnnrun explain filters runs/digits/1"""
+    """Show the kernels of a conv, by default the first. Example: cnnrun explain filters runs/digits/1"""
 
     kind = "filters"
     layer: Layer = None
@@ -44,7 +44,7 @@ class Filters(ExplainMethod):
 
 
 class Features(ImageMethod):
-    """A layer's maps of images. Example: cnnrun explain features --layer model[1].conv --image 3"""
+    """Show a layer's feature maps of images. Example: cnnrun explain features --layer model[1].conv --image 3"""
 
     kind = "features"
     layer: Layer = None
@@ -57,7 +57,7 @@ class Features(ImageMethod):
 
 
 class Top(SplitMethod):
-    """Each channel's nine strongest patches and their deconvolutions. Example: cnnrun explain top --split train"""
+    """Show each channel's nine strongest patches and their deconvolutions. Example: cnnrun explain top --split train"""
 
     kind = "top"
     layer: Layer = None
@@ -74,7 +74,7 @@ class Top(SplitMethod):
 
 
 class Deconv(ImageMethod):
-    """What the strongest cells stand for in images. Example: cnnrun explain deconv --file cat.jpg"""
+    """Project the strongest cells of a layer back to pixels. Example: cnnrun explain deconv --file cat.jpg"""
 
     kind = "deconv"
     layer: Layer = None
@@ -88,12 +88,14 @@ class Deconv(ImageMethod):
 
 
 class Occlude(ImageMethod):
-    """What the network says as a grey square moves over an image. Example: cnnrun explain occlude --file cat.jpg"""
+    """Show scores as a grey square covers parts of an image. Example: cnnrun explain occlude --file cat.jpg"""
 
     kind = "occlude"
     class_: Class = None
-    size: Pixels = Field(None, description="The square's side in pixels; by default a quarter of the image's.")
-    stride: Pixels = Field(None, description="Its steps in pixels; by default a quarter of its side.")
+    size: Pixels = Field(
+        None, description="Side of the square in pixels; by default a quarter of the image's shorter side."
+    )
+    stride: Pixels = Field(None, description="Step of the square in pixels; by default a quarter of its side.")
     layer: Layer = None
     images: Images = 2
 
@@ -105,7 +107,7 @@ class Occlude(ImageMethod):
 
 
 class GradCam(ImageMethod):
-    """Where a layer speaks for what the network says. Example: cnnrun explain gradcam --file cat.jpg --class cat"""
+    """Show where a layer supports a class (Grad-CAM). Example: cnnrun explain gradcam --file cat.jpg --class cat"""
 
     kind = "gradcam"
     class_: Class = None
@@ -119,11 +121,11 @@ class GradCam(ImageMethod):
 
 
 class Saliency(ImageMethod):
-    """How much each pixel would change what the network says. Example: cnnrun explain saliency --rule guided"""
+    """Show how strongly a score depends on each pixel. Example: cnnrun explain saliency --rule guided"""
 
     kind = "saliency"
     class_: Class = None
-    rule: BackwardRule = Field("plain", description="What ReLUs hand back: the slope, or as the deconvnet does.")
+    rule: BackwardRule = Field("plain", description="Backward rule of ReLUs: the gradient (plain), guided, or deconv.")
 
     def explain(self, run: OpenRun) -> Explanation:
         from cnnrun.explain.methods.gradients import saliency
@@ -132,7 +134,7 @@ class Saliency(ImageMethod):
 
 
 class Evolve(SplitMethod):
-    """Channels' strongest patches, checkpoint by checkpoint (train with train.keep). Example: cnnrun explain evolve"""
+    """Show channels' strongest patches by checkpoint (train with train.keep). Example: cnnrun explain evolve"""
 
     kind = "evolve"
     layer: Layer = None
@@ -148,7 +150,7 @@ class Evolve(SplitMethod):
 
 
 class Invariance(ImageMethod):
-    """Features and scores as images are shifted, enlarged, turned. Example: cnnrun explain invariance"""
+    """Measure features and scores of shifted, enlarged and rotated images. Example: cnnrun explain invariance"""
 
     kind = "invariance"
     class_: Class = None
@@ -164,14 +166,14 @@ class Invariance(ImageMethod):
 
 
 class Embed(SplitMethod):
-    """Images as a layer's vectors: a file, a map, linear probes. Example: cnnrun explain embed --map tsne"""
+    """Write a layer's vectors of images, with a map and linear probes. Example: cnnrun explain embed --map tsne"""
 
     kind = "embed"
     out: ClassVar[str] = "The file for the vectors: .npz or .parquet."
     suffixes: ClassVar[tuple[str, ...]] = (".npz", ".parquet")
     layers: Layers = ()
-    map: Map = Field("pca", description="How the vectors become points of a plane.")
-    probe: bool | None = Field(None, description="A linear model of each layer's vectors; by default where it can be.")
+    map: Map = Field("pca", description="Projection of the vectors to a plane.")
+    probe: bool | None = Field(None, description="Fit a linear model on each layer's vectors; by default if possible.")
 
     def explain(self, run: OpenRun) -> Explanation:
         from cnnrun.explain.methods.embed import embed
@@ -183,7 +185,7 @@ class Embed(SplitMethod):
 
 
 class Detections(ImageMethod):
-    """Draw what is in images beside what the network finds. Example: cnnrun explain detections runs/bccd/1"""
+    """Draw the targets of images beside the network's detections. Example: cnnrun explain detections runs/bccd/1"""
 
     kind = "detections"
     images: Images = 8
@@ -195,7 +197,7 @@ class Detections(ImageMethod):
 
 
 class Assign(SplitMethod):
-    """Draw which cells of which level learn which object. Example: cnnrun explain assign --split train --image 3"""
+    """Draw the cells of each level assigned to objects. Example: cnnrun explain assign --split train --image 3"""
 
     kind = "assign"
     image: Natural = Field(0, description="The image's number in the split.")

@@ -1,4 +1,4 @@
-"""What one activation of a layer stands for in a picture, by the deconvnet: section 2.1 of the paper."""
+"""`explain deconv`: activations of a layer projected back to pixels by the deconvnet (section 2.1 of the paper)."""
 
 from __future__ import annotations
 
@@ -11,44 +11,44 @@ from cnnrun.explain.figures.tiles import scale_to_side, signed_tile
 from cnnrun.explain.methods.patches import Cell, projections, receptive_field_box
 from cnnrun.explain.subject import TILE_SIDE, Explanation, ImagesToExplain, Subject
 
-_CHANNELS = 4  # for each picture, its strongest ones
-_WIDE = 2 * TILE_SIDE
+_CHANNELS_PER_IMAGE = 4  # strongest ones, if none is named
+_IMAGE_SIDE = 2 * TILE_SIDE
 
 
-def deconv(subject: Subject, shown: ImagesToExplain, layer: str | None, channels: Sequence[int]) -> Explanation:
-    """Each picture beside the projections of the strongest cells of channels: those asked for, or its strongest four.
+def deconv(subject: Subject, images: ImagesToExplain, layer: str | None, channels: Sequence[int]) -> Explanation:
+    """Draw each image beside projections of its strongest cells, one for each channel; by default of four channels.
 
-    Raises ConfigError.
+    Raises ConfigError for a layer without feature maps or a channel that it does not have.
     """
-    given, place = subject.trained, subject.find_map_layer(layer)
-    asked = subject.check_channels(place, channels)
-    peaks, at = subject.layer_features(place, shown.pixels).flatten(2).max(2)
-    count = len(asked) or min(_CHANNELS, place.shape[0])
-    cells, told = list[Cell](), list[dict[str, Any]]()
-    for number in range(len(shown)):
-        for channel in asked or peaks[number].topk(count).indices.tolist():
-            row, column = divmod(int(at[number, channel]), place.shape[2])
+    trained, place = subject.trained, subject.find_map_layer(layer)
+    selected = subject.check_channels(place, channels)
+    peaks, positions = subject.layer_features(place, images.pixels).flatten(2).max(2)
+    count = len(selected) or min(_CHANNELS_PER_IMAGE, place.shape[0])
+    cells, projection_rows = list[Cell](), list[dict[str, Any]]()
+    for index in range(len(images)):
+        for channel in selected or peaks[index].topk(count).indices.tolist():
+            row, column = divmod(int(positions[index, channel]), place.shape[2])
             cells.append((channel, row, column))
-            told.append(
+            projection_rows.append(
                 {
-                    "picture": shown.names[number],
+                    "picture": images.names[index],
                     "channel": channel,
-                    "value": float(peaks[number, channel]),
+                    "value": float(peaks[index, channel]),
                     "cell": [row, column],
-                    "box": list(receptive_field_box(place, row, column, given.facts.image)),
+                    "box": list(receptive_field_box(place, row, column, trained.facts.image)),
                 }
             )
     rows = []
-    for number in range(len(shown)):
-        drawn = [(shown.title(number), scale_to_side(shown.pillow_image(number), _WIDE).convert("RGB"))]
-        for each in range(number * count, (number + 1) * count):
-            (made,) = projections(subject, place, shown.pixels[number : number + 1], [cells[each]])
-            drawn.append((f"channel {told[each]['channel']}: {told[each]['value']:.3g}", signed_tile(made, _WIDE)))
-        rows.append(drawn)
+    for index in range(len(images)):
+        row_images = [(images.title(index), scale_to_side(images.pillow_image(index), _IMAGE_SIDE).convert("RGB"))]
+        for cell, data in zip(cells[index * count :][:count], projection_rows[index * count :][:count], strict=True):
+            (projection_CHW,) = projections(subject, place, images.pixels[index : index + 1], [cell])
+            title = f"channel {data['channel']}: {data['value']:.3g}"
+            row_images.append((title, signed_tile(projection_CHW, _IMAGE_SIDE)))
+        rows.append(row_images)
     caption = (
-        f"{place.title}: each picture, and what in it the strongest cell of a channel stands for, projected back "
-        "through the filters and the positions that max-pooling chose; scaled each by itself, grey is 0."
+        f"{place.title}: each image, and the strongest cell of a channel projected back to its pixels through the "
+        "filters and the positions that max-pooling chose; each scaled by itself, grey is 0."
     )
-    return Explanation(
-        titled_grid(rows), caption + no_relu_note(subject), {"layer": place.title, "projections": told}, "projections"
-    )
+    data = {"layer": place.title, "projections": projection_rows}
+    return Explanation(titled_grid(rows), caption + no_relu_note(subject), data, "projections")

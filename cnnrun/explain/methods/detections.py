@@ -1,4 +1,4 @@
-"""For networks that find objects: what is there beside what is found, and which cells learn what."""
+"""`explain detections` and `explain assign`: targets beside detections, and the cells assigned to objects."""
 
 from __future__ import annotations
 
@@ -6,54 +6,59 @@ from typing import Any
 
 import torch
 
+from cnnrun.base.boxes import Mark
 from cnnrun.base.errors import ConfigError
 from cnnrun.contracts.task import FeatureLevel
 from cnnrun.explain.figures.panels import Dot, draw_dots, enlargement, marks_panel, titled_grid
 from cnnrun.explain.subject import Explanation, ImagesToExplain, Subject
 
 
-def detections(subject: Subject, shown: ImagesToExplain) -> Explanation:
-    """Pictures with what is in them and what the network finds, drawn. Raises ConfigError."""
-    given = subject.trained
-    marks = given.task.result_marks(given.results(shown.pixels), given.facts)
-    true = given.task.target_marks(shown.targets, given.facts) if shown.targets else [[] for _ in range(len(shown))]
-    if marks is None or true is None:
-        raise ConfigError(f"{given.task.kind} finds nothing that lies anywhere in a picture")
-    drawn = marks_panel(shown.pixels, true, marks, shown.names)
-    caption = "What is in each picture, left, and what the network finds, right." if shown.targets else "What is found."
-    pictures = [{"picture": name, "found": len(own)} for name, own in zip(shown.names, marks, strict=True)]
-    return Explanation(drawn, caption, {"pictures": pictures})
+def detections(subject: Subject, images: ImagesToExplain) -> Explanation:
+    """Draw the targets of images beside the network's detections. Raises ConfigError for tasks without positions."""
+    trained = subject.trained
+    result_marks = trained.task.result_marks(trained.results(images.pixels), trained.facts)
+    target_marks: list[list[Mark]] | None = [[] for _ in range(len(images))]
+    if images.targets:
+        target_marks = trained.task.target_marks(images.targets, trained.facts)
+    if result_marks is None or target_marks is None:
+        raise ConfigError(f"explain detections needs a task with boxes; this network is for {trained.task.kind}")
+    panel = marks_panel(images.pixels, target_marks, result_marks, images.names)
+    caption = "Targets, left, and the network's detections, right." if images.targets else "The network's detections."
+    counts = [len(image_marks) for image_marks in result_marks]
+    rows = [{"picture": name, "found": count} for name, count in zip(images.names, counts, strict=True)]
+    return Explanation(panel, caption, {"pictures": rows})
 
 
-def show_assignment(subject: Subject, shown: ImagesToExplain) -> Explanation:
-    """Which cells would learn which objects of the first picture, level by level. Raises ConfigError."""
-    given = subject.trained
+def show_assignment(subject: Subject, images: ImagesToExplain) -> Explanation:
+    """Draw the cells that training would assign to the objects of the first image, by level. Raises ConfigError."""
+    trained = subject.trained
     with torch.inference_mode():
-        found = given.task.assignment(given.network(shown.pixels), shown.targets, given.facts)
-    true = given.task.target_marks(shown.targets, given.facts)
-    if found is None or true is None:
-        raise ConfigError(f"{given.task.kind} assigns no cells to objects")
-    levels = [FeatureLevel(each.shape, each.field, each.stride) for each in subject.built_network.levels]
-    names = given.task.feature_layers() or ["last layer"]
-    picture, first, columns, rows = shown.pillow_image(0), 0, [], []
-    for name, level in zip(names, levels, strict=True):
-        cells = range(first, first + level.shape[1] * level.shape[2])
-        first = cells.stop
-        own = [each for each in found if each["cell"] in cells]
-        dots = [Dot(each["x"], each["y"], each["object"], each["quality"]) for each in own]
-        title = f"{name}: {len(own)} cells of {len(cells)}"
-        columns.append((title, draw_dots(picture, true[0], dots, enlargement(picture))))
-        rows += [{"level": name, **{key: value for key, value in each.items() if key != "cell"}} for each in own]
-    caption = f"{shown.names[0]}: the cells of each level that learn each object; the larger, the better one fits."
-    data = {"picture": shown.names[0], "objects": _objects(true[0], rows), "cells": rows}
+        cells = trained.task.assignment(trained.network(images.pixels), images.targets, trained.facts)
+    target_marks = trained.task.target_marks(images.targets, trained.facts)
+    if cells is None or target_marks is None:
+        raise ConfigError(f"explain assign needs a task with boxes; {trained.task.kind} assigns no cells to objects")
+    levels = [FeatureLevel(level.shape, level.field, level.stride) for level in subject.built_network.levels]
+    level_names = trained.task.feature_layers() or ["last layer"]
+    pillow_image, first_cell, columns, rows = images.pillow_image(0), 0, [], []
+    for level_name, level in zip(level_names, levels, strict=True):
+        cell_range = range(first_cell, first_cell + level.shape[1] * level.shape[2])
+        first_cell = cell_range.stop
+        level_cells = [cell for cell in cells if cell["cell"] in cell_range]
+        dots = [Dot(cell["x"], cell["y"], cell["object"], cell["quality"]) for cell in level_cells]
+        title = f"{level_name}: {len(level_cells)} cells of {len(cell_range)}"
+        columns.append((title, draw_dots(pillow_image, target_marks[0], dots, enlargement(pillow_image))))
+        for cell in level_cells:
+            rows.append({"level": level_name, **{key: value for key, value in cell.items() if key != "cell"}})
+    caption = f"{images.names[0]}: the cells of each level assigned to each object; a larger dot fits better."
+    data = {"picture": images.names[0], "objects": _objects(target_marks[0], rows), "cells": rows}
     return Explanation(titled_grid([columns]), caption, data, "objects")
 
 
-def _objects(true: list[Any], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each object with how many cells learn it, and how well the best of them fits."""
-    made = []
-    for number, mark in enumerate(true):
-        own = [row["quality"] for row in rows if row["object"] == number]
-        about = {"object": number, "label": mark.text, "box": list(mark.box)}
-        made.append({**about, "cells": len(own), "best": max(own, default=0.0)})
-    return made
+def _objects(marks: list[Any], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with each object, the number of cells assigned to it and the quality of the best one."""
+    objects = []
+    for object_index, mark in enumerate(marks):
+        qualities = [row["quality"] for row in rows if row["object"] == object_index]
+        description = {"object": object_index, "label": mark.text, "box": list(mark.box)}
+        objects.append({**description, "cells": len(qualities), "best": max(qualities, default=0.0)})
+    return objects

@@ -1,4 +1,4 @@
-"""The features of layers as vectors: to keep, to see as a map, and how far a linear probe gets with them (table 7)."""
+"""`explain embed`: features of layers as vectors, with a map and the accuracy of linear probes (table 7)."""
 
 from __future__ import annotations
 
@@ -21,161 +21,176 @@ from cnnrun.explain.method_base import Map
 from cnnrun.explain.subject import Explanation, Subject, plot_to_pillow, sample_evenly
 
 Vectors = NDArray[np.float32]
-_MOST_MAPPED, _MOST_PROBED, _MOST_SERIES = 3000, 5000, 12
+_MAX_MAPPED, _MAX_PROBED, _MAX_SERIES = 3000, 5000, 12
 
 
 def embed(
     subject: Subject,
     splits: dict[str, Examples],
-    name: str,
+    split_name: str,
     layers: Sequence[str],
-    kind: Map,
+    projection: Map,
     batch: int,
     probe: bool | None,
 ) -> Explanation:
-    """Vectors of the last layer named, a row a picture of the split; maps are meant over their places.
+    """Compute vectors of the last of `layers`, a row for each image of the split; feature maps are averaged over space.
 
-    By default of what the task's head takes. A linear model learns each layer's vectors on train and is measured on
-    the split; with `probe` None where that can be. Raises ConfigError.
+    The default layer is the head's input. A linear model is fitted on each layer's vectors of train and measured on
+    the split; with `probe` None, only if the targets allow it. Raises ConfigError.
     """
     require_package("sklearn", "stats", "explain embed")
-    chosen, examples = (
+    places, examples = (
         [subject.find_layer(layer) for layer in layers] or default_layers(subject, probe is not False),
-        splits[name],
+        splits[split_name],
     )
-    last = chosen[-1]
-    vectors = layer_vectors(subject, examples, [last], batch)[last.module_name]
-    caption = f"{last.title}: {len(examples):,} pictures of {name} as {vectors.shape[1]} numbers each, "
-    rows: list[dict[str, Any]] = [{"layer": last.title, "features": vectors.shape[1]}]
-    said = ""
+    last_place = places[-1]
+    vectors = layer_vectors(subject, examples, [last_place], batch)[last_place.module_name]
+    caption = f"{last_place.title}: {len(examples):,} images of {split_name} as vectors of {vectors.shape[1]} values, "
+    rows: list[dict[str, Any]] = [{"layer": last_place.title, "features": vectors.shape[1]}]
+    probe_note = ""
     if probe is not False:
         try:
-            what = probe_metric(subject, splits["train"], examples)
-            rows, said = probe_layers(subject, chosen, splits["train"], examples, what, batch)
+            metric = probe_metric(subject, splits["train"], examples)
+            rows, probe_note = probe_layers(subject, places, splits["train"], examples, metric, batch)
         except ConfigError as error:
             if probe:
                 raise
-            said = f" Not probed: {error}."
-    spread, how = _spread(vectors, kind)
-    caption += f"{f'the first {len(spread):,} of them ' if len(spread) < len(examples) else ''}{how}.{said}"
+            probe_note = f" No probe: {error}."
+    points_N2, description = _project_to_plane(vectors, projection)
+    shown = f"the first {len(points_N2):,} of them " if len(points_N2) < len(examples) else ""
+    caption += f"{shown}{description}.{probe_note}"
+    arrays = _embedding_arrays(examples, vectors, points_N2)
+    data = {"layer": last_place.title, "split": split_name, "pictures": len(examples), "layers": rows}
+    image = titled_grid([[("", plot_to_pillow(_map_plot(subject, examples, points_N2, last_place.title)))]])
+    return Explanation(image, caption, data, "layers", arrays)
+
+
+def _embedding_arrays(examples: Examples, vectors: Vectors, points_N2: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
+    """Arrays of the embedding's file: vectors, sample names, points of the map and targets."""
     targets = examples.batch_targets(torch.arange(len(examples)), torch.device("cpu"))
-    arrays: dict[str, NDArray[Any]] = {
+    return {
         "features": vectors,
-        "picture": np.array([examples.sample_name(number) for number in range(len(examples))]),
-        "map": spread,
+        "picture": np.array([examples.sample_name(index) for index in range(len(examples))]),
+        "map": points_N2,
         **{key: values.numpy() for key, values in targets.items()},
     }
-    data = {"layer": last.title, "split": name, "pictures": len(examples), "layers": rows}
-    made = titled_grid([[("", plot_to_pillow(_plot(subject, examples, spread, last.title)))]])
-    return Explanation(made, caption, data, "layers", arrays)
 
 
 def probe_layers(
-    subject: Subject, places: Sequence[LayerPlace], train: Examples, split: Examples, what: str, batch: int
+    subject: Subject, places: Sequence[LayerPlace], train: Examples, split: Examples, metric: str, batch: int
 ) -> tuple[list[dict[str, Any]], str]:
-    """A row a layer, and what was done in a sentence; of many pictures some at equal distances."""
-    learned, measured = sample_evenly(train, _MOST_PROBED)[0], sample_evenly(split, _MOST_PROBED)[0]
-    ours, theirs = (layer_vectors(subject, part, places, batch) for part in (learned, measured))
+    """Fit and measure a probe for each layer, on evenly spaced images of large splits.
+
+    Returns a row for each layer and a note for the caption.
+    """
+    train_sample, split_sample = sample_evenly(train, _MAX_PROBED)[0], sample_evenly(split, _MAX_PROBED)[0]
+    train_vectors = layer_vectors(subject, train_sample, places, batch)
+    split_vectors = layer_vectors(subject, split_sample, places, batch)
     rows = []
     for place in places:
-        x, z = ours[place.module_name], theirs[place.module_name]
-        value = probe_score(x, z, learned, measured, what)
-        rows.append({"layer": place.title, "features": x.shape[1], what: value})
+        x_train, x_split = train_vectors[place.module_name], split_vectors[place.module_name]
+        score = probe_score(x_train, x_split, train_sample, split_sample, metric)
+        rows.append({"layer": place.title, "features": x_train.shape[1], metric: score})
     return rows, (
-        f" A linear model of each layer's vectors, learned from {len(learned):,} pictures of train and measured on "
-        f"{len(measured):,}: {what}."
+        f" A linear model of each layer's vectors, fitted on {len(train_sample):,} images of train and measured on "
+        f"{len(split_sample):,}: {metric}."
     )
 
 
-def layer_vectors(subject: Subject, examples: Examples, places: Sequence[LayerPlace], batch: int) -> dict[str, Vectors]:
-    """For each layer, by its module, a row a picture: maps meant over their places."""
-    parts: dict[str, list[Tensor]] = {place.module_name: [] for place in places}
-    with torch.no_grad(), capture_outputs(subject.trained.network, list(parts)) as kept:
-        for part in batches_in_order(examples, batch, subject.trained.device):
-            subject.trained.network(part.images)
-            for module, found in parts.items():
-                values = kept[module].float()
-                found.append((values.mean((2, 3)) if values.dim() == 4 else values.flatten(1)).cpu())
-    return {module: torch.cat(found).numpy() for module, found in parts.items()}
+def layer_vectors(
+    subject: Subject, examples: Examples, places: Sequence[LayerPlace], batch_size: int
+) -> dict[str, Vectors]:
+    """Compute vectors by module, a row for each image; feature maps are averaged over space."""
+    vectors_by_module: dict[str, list[Tensor]] = {place.module_name: [] for place in places}
+    with torch.no_grad(), capture_outputs(subject.trained.network, list(vectors_by_module)) as outputs:
+        for batch in batches_in_order(examples, batch_size, subject.trained.device):
+            subject.trained.network(batch.images)
+            for module, vectors in vectors_by_module.items():
+                output = outputs[module].float()
+                vectors.append((output.mean((2, 3)) if output.dim() == 4 else output.flatten(1)).cpu())
+    return {module: torch.cat(vectors).numpy() for module, vectors in vectors_by_module.items()}
 
 
-def probe_metric(subject: Subject, learned: Examples, measured: Examples) -> str:
-    """What a probe can be measured by on these targets. Raises ConfigError where it cannot."""
-    targets = subject.trained.task.target_kind
-    if targets == "numbers":
+def probe_metric(subject: Subject, train: Examples, split: Examples) -> str:
+    """Metric for a probe on these targets. Raises ConfigError if no probe can be fitted and measured."""
+    target_kind = subject.trained.task.target_kind
+    if target_kind == "numbers":
         return "R2"
-    if targets == "label sets":
-        if not _told_apart(sample_evenly(learned, _MOST_PROBED)[0], sample_evenly(measured, _MOST_PROBED)[0]).any():
-            raise ConfigError("no label is there in some pictures and not in others")
+    if target_kind == "label sets":
+        if not _varying_labels(sample_evenly(train, _MAX_PROBED)[0], sample_evenly(split, _MAX_PROBED)[0]).any():
+            raise ConfigError("no label is present in some images and absent in others")
         return "mAP"
-    if targets != "labels":
-        raise ConfigError("a probe learns labels or numbers of whole pictures")
-    known = set(sample_evenly(learned, _MOST_PROBED)[0].targets["labels"].tolist())
-    if len(known) < 2:
+    if target_kind != "labels":
+        raise ConfigError("a probe needs labels or numbers for whole images")
+    train_classes = set(sample_evenly(train, _MAX_PROBED)[0].targets["labels"].tolist())
+    if len(train_classes) < 2:
         raise ConfigError("a probe needs two classes in train")
-    if set(measured.targets["labels"].tolist()) - set(learned.targets["labels"].tolist()):
+    if set(split.targets["labels"].tolist()) - set(train.targets["labels"].tolist()):
         raise ConfigError("a probe knows only the classes of train, and this split has others")
     return "accuracy"
 
 
-def _told_apart(learned: Examples, measured: Examples) -> NDArray[np.bool_]:
-    """Which labels are there in some pictures and not in others, in both."""
-    ours, theirs = (each.targets["present"].numpy() > 0 for each in (learned, measured))
-    return np.asarray(ours.any(0) & ~ours.all(0) & theirs.any(0) & ~theirs.all(0))
+def _varying_labels(train: Examples, split: Examples) -> NDArray[np.bool_]:
+    """Mark the labels that are present in some images and absent in others, in both splits."""
+    train_present, split_present = (examples.targets["present"].numpy() > 0 for examples in (train, split))
+    return np.asarray(train_present.any(0) & ~train_present.all(0) & split_present.any(0) & ~split_present.all(0))
 
 
-def probe_score(learned: Vectors, measured: Vectors, train: Examples, split: Examples, what: str) -> float:
-    """The probe's number on the split: L2-regularised linear models, over features scaled to deviation 1."""
+def probe_score(train_vectors: Vectors, split_vectors: Vectors, train: Examples, split: Examples, metric: str) -> float:
+    """Fit an L2-regularised linear model on standardised features of train; returns its metric on the split."""
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.metrics import average_precision_score
     from sklearn.multiclass import OneVsRestClassifier
     from sklearn.preprocessing import StandardScaler
 
-    scale = StandardScaler().fit(learned)
-    x, z = scale.transform(learned), scale.transform(measured)
-    if what == "accuracy":
-        model = LogisticRegression(max_iter=2000).fit(x, train.targets["labels"].numpy())
-        return float(model.score(z, split.targets["labels"].numpy()))
-    if what == "R2":
-        return float(Ridge().fit(x, train.targets["numbers"].numpy()).score(z, split.targets["numbers"].numpy()))
-    present, wanted = train.targets["present"].numpy() > 0, split.targets["present"].numpy() > 0
-    both = _told_apart(train, split)
-    several = OneVsRestClassifier(LogisticRegression(max_iter=2000)).fit(x, present[:, both])
-    return float(average_precision_score(wanted[:, both], several.decision_function(z).reshape(len(z), -1)))
+    scaler = StandardScaler().fit(train_vectors)
+    x_train, x_split = scaler.transform(train_vectors), scaler.transform(split_vectors)
+    if metric == "accuracy":
+        model = LogisticRegression(max_iter=2000).fit(x_train, train.targets["labels"].numpy())
+        return float(model.score(x_split, split.targets["labels"].numpy()))
+    if metric == "R2":
+        ridge = Ridge().fit(x_train, train.targets["numbers"].numpy())
+        return float(ridge.score(x_split, split.targets["numbers"].numpy()))
+    train_present, split_present = train.targets["present"].numpy() > 0, split.targets["present"].numpy() > 0
+    varying = _varying_labels(train, split)
+    classifiers = OneVsRestClassifier(LogisticRegression(max_iter=2000)).fit(x_train, train_present[:, varying])
+    scores = classifiers.decision_function(x_split).reshape(len(x_split), -1)
+    return float(average_precision_score(split_present[:, varying], scores))
 
 
-def default_layers(subject: Subject, every: bool) -> list[LayerPlace]:
-    """Every top-level layer with something of its own to say, where they are compared; what the head takes last."""
-    known = [place for place in subject.informative_layers() if place.module_name.count(".") <= 1]
-    last = known[-1]
-    telling = [
-        place for place in known if place.kind in ("conv", "linear", "residual", "parallel", "sequential", "repeat")
+def default_layers(subject: Subject, all_layers: bool) -> list[LayerPlace]:
+    """Choose the head's input as the last layer; with `all_layers`, the informative top-level layers before it too."""
+    places = [place for place in subject.informative_layers() if place.module_name.count(".") <= 1]
+    last_place = places[-1]
+    informative = [
+        place for place in places if place.kind in ("conv", "linear", "residual", "parallel", "sequential", "repeat")
     ]
-    return [*(place for place in telling if place != last), last] if every else [last]
+    return [*(place for place in informative if place != last_place), last_place] if all_layers else [last_place]
 
 
-def _spread(vectors: Vectors, kind: Map) -> tuple[NDArray[np.float64], str]:
-    """[N, 2], of the first ones, and what that is; the same whenever it is asked for."""
+def _project_to_plane(vectors: Vectors, projection: Map) -> tuple[NDArray[np.float64], str]:
+    """Project the first vectors to points [N, 2], deterministically; returns them with a description."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    first = vectors[:_MOST_MAPPED].astype(np.float64)
+    first = vectors[:_MAX_MAPPED].astype(np.float64)
     if len(first) < 4 or first.shape[1] < 2:
-        return np.pad(first, ((0, 0), (0, 2)))[:, :2], "by their first two numbers (too few for a map)"
-    if kind == "pca":
+        return np.pad(first, ((0, 0), (0, 2)))[:, :2], "by their first two values (too few for a map)"
+    if projection == "pca":
         return PCA(2, svd_solver="full").fit_transform(first), "on their two principal axes"
-    some = TSNE(2, init="pca", random_state=0, perplexity=min(30.0, (len(first) - 1) / 3)).fit_transform(first)
-    return np.asarray(some, dtype=np.float64), "on a plane by t-SNE"
+    points = TSNE(2, init="pca", random_state=0, perplexity=min(30.0, (len(first) - 1) / 3)).fit_transform(first)
+    return np.asarray(points, dtype=np.float64), "on a plane by t-SNE"
 
 
-def _plot(subject: Subject, examples: Examples, spread: NDArray[np.float64], title: str) -> Plot:
+def _map_plot(subject: Subject, examples: Examples, points_N2: NDArray[np.float64], title: str) -> Plot:
     labels, classes = examples.targets.get("labels"), subject.trained.facts.classes
-    if labels is None or len(classes) > _MOST_SERIES:
-        return Plot(title, "", "", (Series("pictures", spread[:, 0].tolist(), spread[:, 1].tolist(), "points"),))
-    own = labels[: len(spread)].numpy()
+    if labels is None or len(classes) > _MAX_SERIES:
+        return Plot(title, "", "", (Series("images", points_N2[:, 0].tolist(), points_N2[:, 1].tolist(), "points"),))
+    shown_labels = labels[: len(points_N2)].numpy()
+    points_by_class = {name: points_N2[shown_labels == class_index] for class_index, name in enumerate(classes)}
     series = [
-        Series(name, spread[own == number, 0].tolist(), spread[own == number, 1].tolist(), "points")
-        for number, name in enumerate(classes)
-        if (own == number).any()
+        Series(name, points[:, 0].tolist(), points[:, 1].tolist(), "points")
+        for name, points in points_by_class.items()
+        if len(points)
     ]
     return Plot(title, "", "", tuple(series))

@@ -1,4 +1,4 @@
-"""A channel's strongest patch through training: figure 4 of the paper."""
+"""`explain evolve`: the strongest patch of each channel through training (figure 4 of the paper)."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ def evolve(
     examples: Examples,
     layer: str | None,
     channels: Sequence[int],
-    most: int,
+    max_channels: int,
     batch: int,
 ) -> Explanation:
-    """For each checkpoint (its step, the network) the strongest patch of a split for each channel, and its projection.
+    """Draw each channel's strongest patch of a split and its projection, for each checkpoint (step and network).
 
-    A patch that jumps shows where another picture has become the strongest. Raises ConfigError.
+    A sudden change means that another image has become the strongest. Raises ConfigError.
     """
     columns: list[list[tuple[str, Any]]] = []
-    told: list[dict[str, Any]] = []
+    patch_rows: list[dict[str, Any]] = []
     title = note = ""
     for step, subject in subjects:
         place = subject.find_map_layer(layer)
         title, note = place.title, no_relu_note(subject)
-        chosen = subject.check_channels(place, channels) or list(range(min(most, place.shape[0])))
-        found = draw_patches(
-            subject, place, examples, find_strongest_cells(subject.trained, place, examples, batch, 1), chosen
+        selected = subject.check_channels(place, channels) or list(range(min(max_channels, place.shape[0])))
+        patches = draw_patches(
+            subject, place, examples, find_strongest_cells(subject.trained, place, examples, batch, 1), selected
         )
-        firsts = [own[0] for own in found]
-        told += [{"step": step, **patch.to_dict(examples)} for patch in firsts]
+        strongest = [channel_patches[0] for channel_patches in patches]
+        patch_rows += [{"step": step, **patch.to_dict(examples)} for patch in strongest]
         columns.append(
             [
                 (f"step {step}, channel {patch.cell[0]}: {patch.value:.3g}", mosaic([patch.image, patch.projection], 2))
-                for patch in firsts
+                for patch in strongest
             ]
         )
     caption = (
-        f"{title}: the strongest patch of {len(examples):,} pictures for each channel (a row), and what of it the "
-        "deconvnet gives back, checkpoint by checkpoint (a column); each scaled by itself, grey is 0." + note
+        f"{title}: the strongest patch of {len(examples):,} images for each channel (rows) and its projection by the "
+        "deconvnet, for each checkpoint (columns); each scaled by itself, grey is 0." + note
     )
     rows = [list(row) for row in zip(*columns, strict=True)]
-    return Explanation(titled_grid(rows), caption, {"layer": title, "patches": told}, "patches")
+    return Explanation(titled_grid(rows), caption, {"layer": title, "patches": patch_rows}, "patches")

@@ -1,4 +1,4 @@
-"""The kernels of a layer: what its channels are the scalar products with."""
+"""`explain filters`: the kernels of a convolution."""
 
 from __future__ import annotations
 
@@ -12,42 +12,44 @@ from cnnrun.explain.figures.tiles import grey_tile, mosaic, signed_tile
 from cnnrun.explain.layer_names import LayerPlace, find_layer
 from cnnrun.explain.subject import Explanation, Subject
 
-_MOST, _SIDE, _COLUMNS = 256, 40, 16  # kernels that are drawn, each of so many pixels, so many in a row
-_WEAK = 0.01  # of the largest norm
+_MAX_KERNELS, _KERNEL_SIDE, _COLUMNS = 256, 40, 16  # kernels drawn; pixels; kernels in a row
+_WEAK_NORM_SHARE = 0.01  # of the largest norm: kernels below it count as weak
 
 
 def filters(subject: Subject, layer: str | None) -> Explanation:
-    """Kernels over one or three channels as pictures, deeper ones as norms over their channels. Raises ConfigError.
+    """Draw kernels over one or three channels as images, and deeper ones as norms over their channels.
 
-    Without a layer those of the network's first conv.
+    The default layer is the network's first conv. Raises ConfigError for a layer without kernels.
     """
-    suits = [place for place in subject.places if _kernels(subject, place) is not None]
-    place = suits[0] if suits and layer is None else find_layer(subject.places, layer, suits, "kernels")
-    kernels = _kernels(subject, place)
+    conv_places = [place for place in subject.places if _conv_kernels(subject, place) is not None]
+    name = conv_places[0].module_name if conv_places and layer is None else layer
+    place = find_layer(subject.places, name, conv_places, "kernels")
+    kernels = _conv_kernels(subject, place)
     assert kernels is not None
-    count, depth, high, wide = kernels.shape
+    count, depth, height, width = kernels.shape
     norms = kernels.flatten(1).norm(dim=1)
-    shown = kernels[:_MOST]
+    drawn_kernels = kernels[:_MAX_KERNELS]
     if depth in (1, 3):
-        tiles = [signed_tile(kernel, _SIDE) for kernel in shown]
-        how = "each as it is, scaled by its own largest weight; grey is 0"
+        tiles = [signed_tile(kernel, _KERNEL_SIDE) for kernel in drawn_kernels]
+        scaling = "each scaled by its own largest weight; grey is 0"
     else:
-        strength = shown.norm(dim=1)
-        tiles = [grey_tile(each, 0.0, float(strength.max()), _SIDE) for each in strength]
-        how = f"at each place the norm over the {depth} channels that come in; black is 0, white the largest of all"
-    weak = int((norms < _WEAK * norms.max()).sum())
-    more = f" (the first {_MOST} shown)" if count > _MOST else ""
-    caption = f"{place.title}: {count} kernels of {high}x{wide}{more}, {how}."
-    caption += f" {weak} of them are next to nothing." if weak else ""
-    rows = [{"channel": number, "norm": norm} for number, norm in enumerate(norms.tolist())]
-    made = titled_grid([[(f"{place.title} ({place.module_name})", mosaic(tiles, _COLUMNS))]])
-    return Explanation(made, caption, {"layer": place.title, "kernel": [high, wide], "weak": weak, "channels": rows})
+        norms_HW = drawn_kernels.norm(dim=1)
+        tiles = [grey_tile(norm_HW, 0.0, float(norms_HW.max()), _KERNEL_SIDE) for norm_HW in norms_HW]
+        scaling = f"each weight the norm over its {depth} input channels; black is 0, white the largest norm"
+    weak_count = int((norms < _WEAK_NORM_SHARE * norms.max()).sum())
+    shortened = f" (the first {_MAX_KERNELS} shown)" if count > _MAX_KERNELS else ""
+    caption = f"{place.title}: {count} kernels of {height}x{width}{shortened}, {scaling}."
+    caption += f" {weak_count} of them have almost no weight." if weak_count else ""
+    rows = [{"channel": channel, "norm": norm} for channel, norm in enumerate(norms.tolist())]
+    image = titled_grid([[(f"{place.title} ({place.module_name})", mosaic(tiles, _COLUMNS))]])
+    data = {"layer": place.title, "kernel": [height, width], "weak": weak_count, "channels": rows}
+    return Explanation(image, caption, data)
 
 
-def _kernels(subject: Subject, place: LayerPlace) -> Tensor | None:
-    """A layer's weights [out, in, h, w] where it is a conv of its own."""
+def _conv_kernels(subject: Subject, place: LayerPlace) -> Tensor | None:
+    """Weights [out, in, h, w] of a conv layer; None for any other layer."""
     if place.kind != "conv":
         return None
     module: Any = subject.trained.network.get_submodule(place.module_name)
-    convs = [each for each in module.modules() if isinstance(each, torch.nn.Conv2d)]
+    convs = [submodule for submodule in module.modules() if isinstance(submodule, torch.nn.Conv2d)]
     return convs[0].weight.detach() if convs else None

@@ -1,4 +1,4 @@
-"""Where a picture would have to change for the network to say something else: slopes, at a layer or at the pixels."""
+"""`explain gradcam` and `explain saliency`: gradients of a score at a layer's output or at the pixels."""
 
 from __future__ import annotations
 
@@ -18,101 +18,105 @@ from cnnrun.explain.layer_names import capture_outputs
 from cnnrun.explain.method_base import BackwardRule
 from cnnrun.explain.subject import TILE_SIDE, Explanation, ImagesToExplain, Subject, compute_class_scores
 
-_WIDE = 2 * TILE_SIDE
-_HOW: dict[BackwardRule, str] = {
+_IMAGE_SIDE = 2 * TILE_SIDE
+_RULE_TEXTS: dict[BackwardRule, str] = {
     "plain": "",
     "guided": ", by guided backpropagation",
-    "deconv": ", through ReLUs as the deconvnet has it",
+    "deconv": ", by the deconvnet's rule for ReLUs",
 }
 
 
-def gradcam(subject: Subject, shown: ImagesToExplain, layer: str | None, target: str | None) -> Explanation:
-    """Where a layer's maps speak for what the network says (Selvaraju et al. 2017). Raises ConfigError.
+def gradcam(subject: Subject, images: ImagesToExplain, layer: str | None, target: str | None) -> Explanation:
+    """Draw where a layer's maps support a score, by Grad-CAM (Selvaraju et al. 2017). Raises ConfigError.
 
-    Where that comes from one place alone, as a detector's best score does, by HiResCAM (Draelos and Carin 2021).
+    For a score from one position alone, such as a detector's best one, use HiResCAM (Draelos and Carin 2021).
     """
     place = subject.find_map_layer(layer)
-    maps, aim, scores = class_activation_maps(subject, shown, place.module_name, place.title, target)
-    rows, told = [], []
-    for number in range(len(shown)):
-        picture = scale_to_side(shown.pillow_image(number), _WIDE).convert("RGB")
-        title = f"{aim.names[number]} {scores[number]:.3g}" + ("" if maps[number].any() else ", by nothing here")
-        rows.append([(shown.title(number), picture), (title, overlay_heat_map(picture, maps[number]))])
-        told.append(_told(shown, number, aim, scores[number]) | {"map": maps[number].tolist()})
+    maps, direction, scores = class_activation_maps(subject, images, place.module_name, place.title, target)
+    rows, image_rows = [], []
+    for index in range(len(images)):
+        pillow_image = scale_to_side(images.pillow_image(index), _IMAGE_SIDE).convert("RGB")
+        title = f"{direction.names[index]} {scores[index]:.3g}" + ("" if maps[index].any() else ", no support here")
+        rows.append([(images.title(index), pillow_image), (title, overlay_heat_map(pillow_image, maps[index]))])
+        image_rows.append(_image_row(images, index, direction, scores[index]) | {"map": maps[index].tolist()})
     caption = (
-        f"{place.title}: where its maps speak for what is written ({aim.quantity}), from black (not at all) to yellow "
-        f"(most), each picture by itself: {'HiResCAM' if aim.is_local else 'Grad-CAM'}."
+        f"{place.title}: where its maps support the score in the title ({direction.quantity}), from black (none) to "
+        f"yellow (most), each image by itself: {'HiResCAM' if direction.is_local else 'Grad-CAM'}."
     )
-    return Explanation(titled_grid(_two_by_two(rows)), caption, {"layer": place.title, "pictures": told}, "pictures")
+    data = {"layer": place.title, "pictures": image_rows}
+    return Explanation(titled_grid(_pair_rows(rows)), caption, data, "pictures")
 
 
 def class_activation_maps(
-    subject: Subject, shown: ImagesToExplain, module: str, path: str, target: str | None
+    subject: Subject, images: ImagesToExplain, module: str, path: str, target: str | None
 ) -> tuple[Tensor, ScoreDirection, list[float]]:
-    """Each picture's map [B, H, W]: the ReLU of the maps weighed by their slopes' means (eq. 1, 2); aims and scores.
+    """Compute the map of each image [B, H, W], with directions and scores.
 
-    For what is local, weighed by the slopes themselves: their mean over the map says nothing of one place.
+    It is the ReLU of the feature maps weighted by their gradients' means (eq. 1, 2). For a local score the weights are
+    the gradients themselves, since their mean over the map says nothing about one position.
     """
-    said = subject.class_scores(shown.pixels)
-    aim = choose_direction(said, target, shown)
-    made = []
-    for maps, slope in _slopes(subject, shown, aim, module, "plain"):
-        if slope is None:
-            raise ConfigError(f"--layer {path}: nothing that the network says comes from it")
-        weights = slope if aim.is_local else slope.mean((2, 3), keepdim=True)
-        made.append((weights * maps).sum(1).relu().float().cpu())
-    return torch.cat(made), aim, aim.scores(said.display_BK).tolist()
+    class_scores = subject.class_scores(images.pixels)
+    direction = choose_direction(class_scores, target, images)
+    maps_BHW = []
+    for maps_BCHW, gradient_BCHW in _output_gradients(subject, images, direction, module, "plain"):
+        if gradient_BCHW is None:
+            raise ConfigError(f"--layer {path}: no score depends on it")
+        weights_BCHW = gradient_BCHW if direction.is_local else gradient_BCHW.mean((2, 3), keepdim=True)
+        maps_BHW.append((weights_BCHW * maps_BCHW).sum(1).relu().float().cpu())
+    return torch.cat(maps_BHW), direction, direction.scores(class_scores.display_BK).tolist()
 
 
-def _slopes(
-    subject: Subject, shown: ImagesToExplain, aim: ScoreDirection, module: str, rule: BackwardRule
+def _output_gradients(
+    subject: Subject, images: ImagesToExplain, direction: ScoreDirection, module: str, rule: BackwardRule
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """What comes out of a module, and the slope of what is said by it, some pictures at a time."""
+    """Compute a module's output and the gradient of the scores by it (None if unused), a batch at a time."""
     network = subject.trained.network
-    for start in range(0, len(shown), subject.batch_size):
-        pixels = shown.pixels[start : start + subject.batch_size].detach().requires_grad_()
-        with torch.enable_grad(), use_backward_rule(network, rule), capture_outputs(network, [module]) as kept:
-            strength = aim.select(start, len(pixels)).scores(compute_class_scores(subject.trained, pixels).raw_BK)
-            (slope,) = torch.autograd.grad(strength.sum(), kept[module], allow_unused=True)
-        yield kept[module].detach(), slope
+    for start in range(0, len(images), subject.batch_size):
+        pixels = images.pixels[start : start + subject.batch_size].detach().requires_grad_()
+        with torch.enable_grad(), use_backward_rule(network, rule), capture_outputs(network, [module]) as outputs:
+            class_scores = compute_class_scores(subject.trained, pixels)
+            scores_B = direction.select(start, len(pixels)).scores(class_scores.raw_BK)
+            (gradient,) = torch.autograd.grad(scores_B.sum(), outputs[module], allow_unused=True)
+        yield outputs[module].detach(), gradient
 
 
-def saliency(subject: Subject, shown: ImagesToExplain, target: str | None, rule: BackwardRule) -> Explanation:
-    """How much each pixel would change what the network says (Simonyan et al. 2014, section 3.1). Raises ConfigError.
+def saliency(subject: Subject, images: ImagesToExplain, target: str | None, rule: BackwardRule) -> Explanation:
+    """Draw how strongly a score depends on each pixel (Simonyan et al. 2014, section 3.1). Raises ConfigError.
 
-    The largest slope over colours. `rule` says what ReLUs hand back: see `layer_names.passing_back`.
+    A pixel's value is its largest gradient over colours. For `rule`, see `backward_rules.use_backward_rule`.
     """
-    slopes, aim, scores = input_gradients(subject, shown, target, rule)
-    rows, told = [], []
-    for number in range(len(shown)):
-        size = slopes[number].abs().amax(0)
-        picture = scale_to_side(shown.pillow_image(number), _WIDE).convert("RGB")
-        title = f"{aim.names[number]} {scores[number]:.3g}"
-        rows.append([(shown.title(number), picture), (title, grey_tile(size, 0.0, float(size.max()), _WIDE))])
-        told.append(_told(shown, number, aim, scores[number]) | {"largest": float(size.max())})
+    gradients, direction, scores = input_gradients(subject, images, target, rule)
+    rows, image_rows = [], []
+    for index in range(len(images)):
+        strength_HW = gradients[index].abs().amax(0)
+        pillow_image = scale_to_side(images.pillow_image(index), _IMAGE_SIDE).convert("RGB")
+        title = f"{direction.names[index]} {scores[index]:.3g}"
+        tile = grey_tile(strength_HW, 0.0, float(strength_HW.max()), _IMAGE_SIDE)
+        rows.append([(images.title(index), pillow_image), (title, tile)])
+        image_rows.append(_image_row(images, index, direction, scores[index]) | {"largest": float(strength_HW.max())})
     caption = (
-        f"How much each pixel would change what is written ({aim.quantity}){_HOW[rule]}: black not at all, white most, "
-        "each picture by itself."
+        f"How strongly the score in the title ({direction.quantity}) depends on each pixel{_RULE_TEXTS[rule]}: black "
+        "not at all, white most, each image by itself."
     )
     caption += no_relu_note(subject) if rule != "plain" else ""
-    return Explanation(titled_grid(_two_by_two(rows)), caption, {"rule": rule, "pictures": told}, "pictures")
+    return Explanation(titled_grid(_pair_rows(rows)), caption, {"rule": rule, "pictures": image_rows}, "pictures")
 
 
 def input_gradients(
-    subject: Subject, shown: ImagesToExplain, target: str | None, rule: BackwardRule = "plain"
+    subject: Subject, images: ImagesToExplain, target: str | None, rule: BackwardRule = "plain"
 ) -> tuple[Tensor, ScoreDirection, list[float]]:
-    """The slope of what is said by each value of the normalised input [B, C, H, W], the aims, the scores."""
-    said = subject.class_scores(shown.pixels)
-    aim = choose_direction(said, target, shown)
-    found = [slope for _, slope in _slopes(subject, shown, aim, "normalize", rule)]
-    slopes = torch.cat([slope.float().cpu() for slope in found if slope is not None])
-    return slopes, aim, aim.scores(said.display_BK).tolist()
+    """Compute the gradient of the scores by the normalised input [B, C, H, W], with directions and scores."""
+    class_scores = subject.class_scores(images.pixels)
+    direction = choose_direction(class_scores, target, images)
+    batches = [batch for _, batch in _output_gradients(subject, images, direction, "normalize", rule)]
+    gradients_BCHW = torch.cat([batch.float().cpu() for batch in batches if batch is not None])
+    return gradients_BCHW, direction, direction.scores(class_scores.display_BK).tolist()
 
 
-def _two_by_two(rows: list[list[tuple[str, Any]]]) -> list[list[tuple[str, Any]]]:
-    """Two pictures' rows in one."""
+def _pair_rows(rows: list[list[tuple[str, Any]]]) -> list[list[tuple[str, Any]]]:
+    """Join the rows of two images into one."""
     return [list(chain.from_iterable(rows[start : start + 2])) for start in range(0, len(rows), 2)]
 
 
-def _told(shown: ImagesToExplain, number: int, aim: ScoreDirection, score: float) -> dict[str, Any]:
-    return {"picture": shown.names[number], "target": aim.names[number], "score": score}
+def _image_row(images: ImagesToExplain, index: int, direction: ScoreDirection, score: float) -> dict[str, Any]:
+    return {"picture": images.names[index], "target": direction.names[index], "score": score}

@@ -1,4 +1,4 @@
-"""How features and scores change as pictures are shifted, enlarged and turned: figure 5 of the paper."""
+"""`explain invariance`: features and scores as images are shifted, enlarged and rotated (figure 5 of the paper)."""
 
 from __future__ import annotations
 
@@ -26,91 +26,98 @@ from cnnrun.explain.subject import (
 )
 
 _STEPS = 25
-_SHIFT, _SCALE = 0.25, 1.8  # of the height, either way; as in the paper
-_SHOWN = 4  # pictures of each change that are drawn
+_MAX_SHIFT, _MAX_SCALE = 0.25, 1.8  # as in the paper; shifts are shares of the height, up and down
+_EXAMPLES = 4  # of each transform that are drawn
 
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """One way of changing a picture: its name, its amounts and the matrices [S, 2, 3] that make them."""
+    """A series of transforms of an image: its name, its amounts and their matrices [S, 2, 3]."""
 
     name: str
     amounts: list[float]
     matrix_S23: Tensor
 
 
-def invariance(subject: Subject, shown: ImagesToExplain, layers: Sequence[str], target: str | None) -> Explanation:
-    """Distances to the features of the picture as it is, relative to their length, layer by layer; and the score.
+def invariance(subject: Subject, images: ImagesToExplain, layers: Sequence[str], target: str | None) -> Explanation:
+    """Measure each layer's feature distance from the unchanged image, relative to the features' length, and the score.
 
-    By default of the first conv and the last layer before the task's. Raises ConfigError.
+    The default layers are the first conv and the last layer before the head. Raises ConfigError.
     """
-    telling = subject.informative_layers()
-    first = next((place for place in telling if place.kind == "conv"), telling[0])
-    places = [subject.find_layer(layer) for layer in layers] or [first, telling[-1]]
+    informative = subject.informative_layers()
+    first_conv = next((place for place in informative if place.kind == "conv"), informative[0])
+    places = [subject.find_layer(layer) for layer in layers] or [first_conv, informative[-1]]
     modules = list(dict.fromkeys(place.module_name for place in places))
     paths = {place.module_name: place.title for place in places}
-    given = subject.trained
-    aim = choose_direction(subject.class_scores(shown.pixels), target, shown, compare_with_itself=True)
-    told, rows = [], []
-    for change in image_transforms(given.facts.image, given.device):
-        found = [_changed(subject, shown.pixels[n], change, aim.select(n), modules) for n in range(len(shown))]
-        plots = [
-            Plot(paths[module], change.name, "distance / length", _series(shown, change, [f[module] for f in found]))
-            for module in modules
+    trained = subject.trained
+    direction = choose_direction(subject.class_scores(images.pixels), target, images, compare_with_itself=True)
+    curves, rows = [], []
+    for transform in image_transforms(trained.facts.image, trained.device):
+        measurements = [
+            _measure_transform(subject, images.pixels[index], transform, direction.select(index), modules)
+            for index in range(len(images))
         ]
-        plots.append(
-            Plot("what the network says", change.name, aim.quantity, _series(shown, change, [f[""] for f in found]))
-        )
-        rows.append([_example(shown, change), *[("", plot_to_pillow(plot, 0.5)) for plot in plots]])
-        for n, of_picture in enumerate(found):
-            lines = {paths.get(module, "score"): values for module, values in of_picture.items()}
-            told.append({"picture": shown.names[n], "change": change.name, "amounts": change.amounts, **lines})
+        series = {
+            key: _series(images, transform, [measurement[key] for measurement in measurements])
+            for key in (*modules, "")
+        }
+        plots = [Plot(paths[module], transform.name, "distance / length", series[module]) for module in modules]
+        plots.append(Plot("score", transform.name, direction.quantity, series[""]))
+        rows.append([_example(images, transform), *[("", plot_to_pillow(plot, 0.5)) for plot in plots]])
+        for index, measurement in enumerate(measurements):
+            lines = {paths.get(module, "score"): values for module, values in measurement.items()}
+            description = {"picture": images.names[index], "change": transform.name, "amounts": transform.amounts}
+            curves.append({**description, **lines})
     caption = (
-        f"How far the features of {len(shown)} picture(s) move, relative to their length, and what the network says "
-        f"({aim.quantity}) as each is shifted, enlarged and turned; black comes in from outside."
+        f"How far the features of {len(images)} image(s) move, relative to their length, and how the score "
+        f"({direction.quantity}) changes as each is shifted, enlarged and rotated; the outside is black."
     )
-    data = {"layers": [paths[module] for module in modules], "targets": aim.names, "curves": told}
+    data = {"layers": [paths[module] for module in modules], "targets": direction.names, "curves": curves}
     return Explanation(titled_grid(rows), caption, data)
 
 
 def image_transforms(image: Sequence[int], device: torch.device) -> list[ImageTransform]:
-    """The paper's three: a vertical shift, a scale, a turn all the way round."""
-    one, none = torch.ones(_STEPS), torch.zeros(_STEPS)
-    mirror = torch.ones(_STEPS, 2)
-    shift = torch.linspace(-_SHIFT, _SHIFT, _STEPS).mul(image[1]).round()
-    scale = torch.linspace(1, _SCALE, _STEPS)
-    turn = torch.linspace(0, 2 * math.pi, _STEPS)
-    still = torch.zeros(_STEPS, 2)
-    made = (
-        ("shift down, pixels", shift, affine_matrices(none, none, one, mirror, torch.stack([none, shift], 1))),
-        ("enlarged, times", scale, affine_matrices(none, none, 1 / scale, mirror, still)),
-        ("turned, degrees", turn.rad2deg(), affine_matrices(turn, none, one, mirror, still)),
+    """Build the three series of the paper: a vertical shift, an enlargement, and a full rotation."""
+    ones, zeros = torch.ones(_STEPS), torch.zeros(_STEPS)
+    no_flip = torch.ones(_STEPS, 2)
+    shift = torch.linspace(-_MAX_SHIFT, _MAX_SHIFT, _STEPS).mul(image[1]).round()
+    scale = torch.linspace(1, _MAX_SCALE, _STEPS)
+    angle = torch.linspace(0, 2 * math.pi, _STEPS)
+    no_shift = torch.zeros(_STEPS, 2)
+    transforms = (
+        ("shift down, pixels", shift, affine_matrices(zeros, zeros, ones, no_flip, torch.stack([zeros, shift], 1))),
+        ("enlarged, times", scale, affine_matrices(zeros, zeros, 1 / scale, no_flip, no_shift)),
+        ("rotated, degrees", angle.rad2deg(), affine_matrices(angle, zeros, ones, no_flip, no_shift)),
     )
     return [
-        ImageTransform(name, [round(value, 4) for value in s.tolist()], matrix.to(device)) for name, s, matrix in made
+        ImageTransform(name, [round(value, 4) for value in amounts.tolist()], matrix_S23.to(device))
+        for name, amounts, matrix_S23 in transforms
     ]
 
 
-def _changed(
-    subject: Subject, picture_CHW: Tensor, change: ImageTransform, aim: ScoreDirection, modules: Sequence[str]
+def _measure_transform(
+    subject: Subject, image_CHW: Tensor, transform: ImageTransform, direction: ScoreDirection, modules: Sequence[str]
 ) -> dict[str, list[float]]:
-    """The distances of each module's features, and the scores under ""."""
-    given = subject.trained
-    pictures = warp(picture_CHW.expand(len(change.amounts), -1, -1, -1), change.matrix_S23)
-    with torch.no_grad(), capture_outputs(given.network, modules) as kept:
-        said = compute_class_scores(given, torch.cat([picture_CHW[None], pictures]))
-        found = {"": aim.scores(said.display_BK)[1:].tolist()}
+    """Measure the relative distance of each module's features, by module, and the scores, under ""."""
+    trained = subject.trained
+    images_SCHW = warp(image_CHW.expand(len(transform.amounts), -1, -1, -1), transform.matrix_S23)
+    with torch.no_grad(), capture_outputs(trained.network, modules) as outputs:
+        class_scores = compute_class_scores(trained, torch.cat([image_CHW[None], images_SCHW]))
+        values = {"": direction.scores(class_scores.display_BK)[1:].tolist()}
         for module in modules:
-            own, *_ = flat = kept[module].flatten(1).float()
-            found[module] = ((flat[1:] - own).norm(dim=1) / own.norm().clamp(min=1e-12)).tolist()
-    return {**{module: found[module] for module in modules}, "": found[""]}
+            reference, *_ = features_SF = outputs[module].flatten(1).float()
+            values[module] = ((features_SF[1:] - reference).norm(dim=1) / reference.norm().clamp(min=1e-12)).tolist()
+    return {**{module: values[module] for module in modules}, "": values[""]}
 
 
-def _series(shown: ImagesToExplain, change: ImageTransform, values: list[list[float]]) -> tuple[Series, ...]:
-    return tuple(Series(shown.title(n), change.amounts, each) for n, each in enumerate(values))
+def _series(images: ImagesToExplain, transform: ImageTransform, values: list[list[float]]) -> tuple[Series, ...]:
+    return tuple(
+        Series(images.title(index), transform.amounts, image_values) for index, image_values in enumerate(values)
+    )
 
 
-def _example(shown: ImagesToExplain, change: ImageTransform) -> tuple[str, Any]:
-    chosen = torch.linspace(0, _STEPS - 1, _SHOWN).round().long()
-    made = warp(shown.pixels[:1].expand(_SHOWN, -1, -1, -1), change.matrix_S23[chosen])
-    return change.name, mosaic([scale_to_side(to_pillow(each).convert("RGB"), TILE_SIDE) for each in made], 2)
+def _example(images: ImagesToExplain, transform: ImageTransform) -> tuple[str, Any]:
+    indices = torch.linspace(0, _STEPS - 1, _EXAMPLES).round().long()
+    examples = warp(images.pixels[:1].expand(_EXAMPLES, -1, -1, -1), transform.matrix_S23[indices])
+    tiles = [scale_to_side(to_pillow(pixels_CHW).convert("RGB"), TILE_SIDE) for pixels_CHW in examples]
+    return transform.name, mosaic(tiles, 2)

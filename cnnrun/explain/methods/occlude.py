@@ -1,4 +1,4 @@
-"""A grey square that moves over a picture, and what the network says then: figure 7 of the paper."""
+"""`explain occlude`: scores while a grey square covers each part of an image (figure 7 of the paper)."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from cnnrun.explain.figures.tiles import heat_map, scale_to_side
 from cnnrun.explain.layer_names import capture_outputs
 from cnnrun.explain.subject import TILE_SIDE, Explanation, ImagesToExplain, Subject, compute_class_scores
 
-_WIDE = 2 * TILE_SIDE
-_NEUTRAL, _NAMED = 200, 9  # the grey where no middle comes; what is told of the colours
+_IMAGE_SIDE = 2 * TILE_SIDE
+_UNCOVERED_GREY, _MAX_KEY_NAMES = 200, 9  # beyond the centres of squares; classes in the key
 
 
 @dataclass(frozen=True)
 class OcclusionScores:
-    """What the network says with the square at each place [rows, columns], and where the squares' corners are."""
+    """Scores with the square at each position [rows, columns], and the positions of its top left corner."""
 
     score: Tensor
     energy: Tensor
-    winner: Tensor  # the number of what is said most strongly
+    winner: Tensor  # index of the class with the highest score
     tops: list[int]
     lefts: list[int]
     size: int
@@ -36,169 +36,179 @@ class OcclusionScores:
 
 def occlude(
     subject: Subject,
-    shown: ImagesToExplain,
+    images: ImagesToExplain,
     layer: str | None,
     target: str | None,
     size: int | None,
     stride: int | None,
 ) -> Explanation:
-    """The score, the sum of the strongest map, and what is said most strongly, by where the square is.
+    """Draw the score, the sum of the strongest feature map and the winning class by the position of a grey square.
 
-    By default the square's side is a quarter of the picture's shorter one, moved by a quarter of itself. Raises
+    By default its side is a quarter of the image's shorter side, and its step a quarter of its side. Raises
     ConfigError.
     """
-    given, place = subject.trained, subject.find_map_layer(layer)
-    size = size or max(1, min(given.facts.image[1:]) // 4)
-    step = stride or max(1, size // 4)
-    if size > min(given.facts.image[1:]):
-        raise ConfigError(f"--size {size}: larger than the picture, {given.facts.image[2]}x{given.facts.image[1]}")
-    said = subject.class_scores(shown.pixels)
-    aim = choose_direction(said, target, shown, compare_with_itself=True)
-    before = aim.scores(said.display_BK).tolist()
-    sums = subject.layer_features(place, shown.pixels).sum((2, 3))
-    words = said.names if said.is_comparable else ()
-    rows, told = [], []
-    for number in range(len(shown)):
-        channel = int(sums[number].argmax())
-        swept = measure_occlusion(
-            subject, shown.pixels[number], aim.select(number), place.module_name, channel, size, step
+    trained, place = subject.trained, subject.find_map_layer(layer)
+    size = size or max(1, min(trained.facts.image[1:]) // 4)
+    stride_px = stride or max(1, size // 4)
+    if size > min(trained.facts.image[1:]):
+        raise ConfigError(f"--size {size}: larger than the image, {trained.facts.image[2]}x{trained.facts.image[1]}")
+    class_scores = subject.class_scores(images.pixels)
+    direction = choose_direction(class_scores, target, images, compare_with_itself=True)
+    scores_before = direction.scores(class_scores.display_BK).tolist()
+    sums = subject.layer_features(place, images.pixels).sum((2, 3))
+    names = class_scores.names if class_scores.is_comparable else ()
+    rows, image_rows = [], []
+    for index in range(len(images)):
+        channel = int(sums[index].argmax())
+        occlusion = measure_occlusion(
+            subject, images.pixels[index], direction.select(index), place.module_name, channel, size, stride_px
         )
-        rows.append(_drawn(shown, number, swept, aim, before[number], channel, words))
-        told.append(_told(shown, number, swept, aim, before[number], channel, words, size))
+        rows.append(_draw_row(images, index, occlusion, direction, scores_before[index], channel, names))
+        image_rows.append(_image_row(images, index, occlusion, direction, scores_before[index], channel, names, size))
     caption = (
-        f"A grey square of {size} pixels moves by {step}: the {aim.quantity} of what is written, "
-        f"the sum of the strongest map of {place.title}, each from black (least) to yellow (largest)"
-        + (", and what it says most strongly, a colour each, by the square's middle." if words[1:] else ".")
+        f"A grey square of {size} pixels moves by {stride_px}: the {direction.quantity} of the class in the title, "
+        f"the sum of the strongest map of {place.title}, each from black (lowest) to yellow (highest)"
+        + (", and the winning class as a colour, by the square's centre." if names[1:] else ".")
     )
-    data = {"layer": place.title, "size": size, "stride": step, "pictures": told}
+    data = {"layer": place.title, "size": size, "stride": stride_px, "pictures": image_rows}
     return Explanation(titled_grid(rows), caption, data, "pictures")
 
 
 def measure_occlusion(
-    subject: Subject, picture_CHW: Tensor, aim: ScoreDirection, module: str, channel: int, size: int, step: int
+    subject: Subject, image_CHW: Tensor, direction: ScoreDirection, module: str, channel: int, size: int, step: int
 ) -> OcclusionScores:
-    """What is said of one picture with a square of the data's mean colour at each place, many places at once."""
-    given = subject.trained
-    _, high, wide = picture_CHW.shape
-    tops, lefts = _starts(high, size, step), _starts(wide, size, step)
-    at = torch.cartesian_prod(torch.tensor(tops), torch.tensor(lefts)).view(-1, 2).to(given.device)
-    rows, columns = torch.arange(high, device=given.device), torch.arange(wide, device=given.device)
-    grey = torch.tensor(given.facts.mean, device=given.device).view(-1, 1, 1)
+    """Measure scores of one image with a square of the data's mean colour at each position, in batches."""
+    trained = subject.trained
+    _, height, width = image_CHW.shape
+    tops, lefts = _square_starts(height, size, step), _square_starts(width, size, step)
+    corners = torch.cartesian_prod(torch.tensor(tops), torch.tensor(lefts)).view(-1, 2).to(trained.device)
+    rows, columns = torch.arange(height, device=trained.device), torch.arange(width, device=trained.device)
+    grey = torch.tensor(trained.facts.mean, device=trained.device).view(-1, 1, 1)
     scores, energies, winners = [], [], []
-    with torch.no_grad(), capture_outputs(given.network, [module]) as kept:
-        for part in at.split(subject.batch_size):
+    with torch.no_grad(), capture_outputs(trained.network, [module]) as outputs:
+        for part in corners.split(subject.batch_size):
             in_rows = (rows >= part[:, :1]) & (rows < part[:, :1] + size)
             in_columns = (columns >= part[:, 1:]) & (columns < part[:, 1:] + size)
-            square = in_rows[:, None, :, None] & in_columns[:, None, None, :]
-            said = compute_class_scores(given, torch.where(square, grey, picture_CHW))
-            scores.append(aim.scores(said.display_BK))
-            energies.append(kept[module][:, channel].sum((1, 2)))
-            winners.append(said.display_BK.argmax(1))
-    score, energy, winner = (torch.cat(each).view(len(tops), len(lefts)).cpu() for each in (scores, energies, winners))
+            mask = in_rows[:, None, :, None] & in_columns[:, None, None, :]
+            class_scores = compute_class_scores(trained, torch.where(mask, grey, image_CHW))
+            scores.append(direction.scores(class_scores.display_BK))
+            energies.append(outputs[module][:, channel].sum((1, 2)))
+            winners.append(class_scores.display_BK.argmax(1))
+    score, energy, winner = (
+        torch.cat(parts).view(len(tops), len(lefts)).cpu() for parts in (scores, energies, winners)
+    )
     return OcclusionScores(score.float(), energy.float(), winner, tops, lefts, size)
 
 
-def _starts(side: int, size: int, step: int) -> list[int]:
-    """Where the square begins along a side; the last one ends at the edge."""
-    found = list(range(0, side - size + 1, step))
-    return found if found[-1] == side - size else [*found, side - size]
+def _square_starts(side: int, size: int, step: int) -> list[int]:
+    """Positions of the square along a side; the last one ends at the edge."""
+    starts = list(range(0, side - size + 1, step))
+    return starts if starts[-1] == side - size else [*starts, side - size]
 
 
-def _drawn(
-    shown: ImagesToExplain,
-    number: int,
-    swept: OcclusionScores,
-    aim: ScoreDirection,
-    before: float,
+def _draw_row(
+    images: ImagesToExplain,
+    index: int,
+    occlusion: OcclusionScores,
+    direction: ScoreDirection,
+    score_before: float,
     channel: int,
     names: tuple[str, ...],
 ) -> list[tuple[str, Any]]:
-    picture = scale_to_side(shown.pillow_image(number), _WIDE).convert("RGB")
+    pillow_image = scale_to_side(images.pillow_image(index), _IMAGE_SIDE).convert("RGB")
 
-    def over(values: Tensor) -> Any:
-        return _lying(heat_map(values, float(values.min()), float(values.max())), swept, shown, picture.size)
+    def draw_map(values: Tensor) -> Any:
+        heat = heat_map(values, float(values.min()), float(values.max()))
+        return _stretch_over_image(heat, occlusion, images, pillow_image.size)
 
-    score, energy = swept.score, swept.energy
+    score_range, energy_range = (
+        f"{float(values.min()):.3g} to {float(values.max()):.3g}" for values in (occlusion.score, occlusion.energy)
+    )
     row = [
-        (shown.title(number), picture),
-        (f"{aim.names[number]} {before:.3g}: {float(score.min()):.3g} to {float(score.max()):.3g}", over(score)),
-        (f"channel {channel}: {float(energy.min()):.3g} to {float(energy.max()):.3g}", over(energy)),
+        (images.title(index), pillow_image),
+        (f"{direction.names[index]} {score_before:.3g}: {score_range}", draw_map(occlusion.score)),
+        (f"channel {channel}: {energy_range}", draw_map(occlusion.energy)),
     ]
     if len(names) < 2:
         return row
-    made, often = _winners(swept.winner)
-    return [*row, ("most strongly", _lying(made, swept, shown, picture.size)), _key(often, names)]
+    winner_image, frequent = _colour_winners(occlusion.winner)
+    stretched = _stretch_over_image(winner_image, occlusion, images, pillow_image.size)
+    return [*row, ("winning class", stretched), _draw_key(frequent, names)]
 
 
-def _lying(places: Any, swept: OcclusionScores, shown: ImagesToExplain, size: tuple[int, int]) -> Any:
-    """A pixel for each place of the square -> each where the square's middle is, over the whole picture, else grey."""
+def _stretch_over_image(
+    colours: Any, occlusion: OcclusionScores, images: ImagesToExplain, size: tuple[int, int]
+) -> Any:
+    """Stretch a map with a pixel for each position of the square over the image; grey beyond the squares' centres."""
     from PIL import Image as Pil
 
-    high, wide = shown.pixels.shape[2:]
-    rows, columns = (_nearest(each, side, swept.size) for each, side in ((swept.tops, high), (swept.lefts, wide)))
-    spread = np.asarray(places)[rows.clip(0)][:, columns.clip(0)]
+    height, width = images.pixels.shape[2:]
+    rows = _nearest_squares(occlusion.tops, height, occlusion.size)
+    columns = _nearest_squares(occlusion.lefts, width, occlusion.size)
+    stretched = np.asarray(colours)[rows.clip(0)][:, columns.clip(0)]
     inside = (rows >= 0)[:, None, None] & (columns >= 0)[None, :, None]
-    made = np.where(inside, spread, _NEUTRAL).astype(np.uint8)
-    return Pil.fromarray(made).resize(size, Pil.Resampling.NEAREST)
+    pixels = np.where(inside, stretched, _UNCOVERED_GREY).astype(np.uint8)
+    return Pil.fromarray(pixels).resize(size, Pil.Resampling.NEAREST)
 
 
-def _nearest(starts: Sequence[int], side: int, size: int) -> NDArray[np.int64]:
-    """For each pixel along a side the square whose middle is nearest; -1 further out than any middle's own strip."""
-    middles = np.array(starts) + size / 2
+def _nearest_squares(starts: Sequence[int], side: int, size: int) -> NDArray[np.int64]:
+    """Index of the square with the nearest centre for each pixel along a side; -1 outside the centres' strips."""
+    centres = np.array(starts) + size / 2
     pixels = np.arange(side) + 0.5
-    away = np.abs(pixels[:, None] - middles)
-    reach = max(0.5, (middles[1] - middles[0]) / 2) if len(middles) > 1 else size / 2
-    return np.where(away.min(1) <= reach, away.argmin(1), -1)
+    distances = np.abs(pixels[:, None] - centres)
+    max_distance = max(0.5, (centres[1] - centres[0]) / 2) if len(centres) > 1 else size / 2
+    return np.where(distances.min(1) <= max_distance, distances.argmin(1), -1)
 
 
-def _key(often: Sequence[int], names: tuple[str, ...]) -> tuple[str, Any]:
-    """Which colour is what, the most frequent first."""
+def _draw_key(frequent: Sequence[int], names: tuple[str, ...]) -> tuple[str, Any]:
+    """Draw a key of colours and class names, the most frequent first."""
     from PIL import Image as Pil
     from PIL import ImageDraw, ImageFont
 
-    font, shown = ImageFont.load_default(size=12), often[:_NAMED]
-    made = Pil.new("RGB", (130, 18 * len(shown) + 4), "white")
-    draw = ImageDraw.Draw(made)
-    for line, number in enumerate(shown):
-        draw.rectangle((2, 18 * line + 3, 14, 18 * line + 15), fill=palette_colour(number))
-        draw.text((20, 18 * line + 2), truncate_text(escape(names[number]), font, 108), "black", font)
-    return "", made
+    font, class_indices = ImageFont.load_default(size=12), frequent[:_MAX_KEY_NAMES]
+    key = Pil.new("RGB", (130, 18 * len(class_indices) + 4), "white")
+    draw = ImageDraw.Draw(key)
+    for line, class_index in enumerate(class_indices):
+        draw.rectangle((2, 18 * line + 3, 14, 18 * line + 15), fill=palette_colour(class_index))
+        draw.text((20, 18 * line + 2), truncate_text(escape(names[class_index]), font, 108), "black", font)
+    return "", key
 
 
-def _winners(said: Tensor) -> tuple[Any, list[int]]:
-    """What is said at each place, in one of ten colours; and what is said at all, the most frequent first."""
+def _colour_winners(winner: Tensor) -> tuple[Any, list[int]]:
+    """Colour the winning class of each position; returns the image and the classes, the most frequent first."""
     from PIL import Image as Pil
     from PIL import ImageColor
 
-    made = Pil.new("RGB", (said.shape[1], said.shape[0]))
-    made.putdata([ImageColor.getrgb(palette_colour(each)) for each in said.flatten().tolist()])
-    found, counts = said.unique(return_counts=True)
-    often = found[counts.argsort(descending=True, stable=True)].tolist()
-    return made, often
+    pillow_image = Pil.new("RGB", (winner.shape[1], winner.shape[0]))
+    pillow_image.putdata([ImageColor.getrgb(palette_colour(class_index)) for class_index in winner.flatten().tolist()])
+    class_indices, counts = winner.unique(return_counts=True)
+    frequent = class_indices[counts.argsort(descending=True, stable=True)].tolist()
+    return pillow_image, frequent
 
 
-def _told(
-    shown: ImagesToExplain,
-    number: int,
-    swept: OcclusionScores,
-    aim: ScoreDirection,
-    before: float,
+def _image_row(
+    images: ImagesToExplain,
+    index: int,
+    occlusion: OcclusionScores,
+    direction: ScoreDirection,
+    score_before: float,
     channel: int,
     names: tuple[str, ...],
     size: int,
 ) -> dict[str, Any]:
-    worst = divmod(int(swept.score.argmin()), swept.score.shape[1])
-    box = [swept.lefts[worst[1]], swept.tops[worst[0]]]
+    row, column = divmod(int(occlusion.score.argmin()), occlusion.score.shape[1])
+    left, top = occlusion.lefts[column], occlusion.tops[row]
+    winner_names = [[names[class_index] for class_index in winners] for winners in occlusion.winner.tolist() if names]
     return {
-        "picture": shown.names[number],
-        "target": aim.names[number],
-        "score": before,
-        "least": float(swept.score.min()),
-        "least_box": [*box, box[0] + size, box[1] + size],
+        "picture": images.names[index],
+        "target": direction.names[index],
+        "score": score_before,
+        "least": float(occlusion.score.min()),
+        "least_box": [left, top, left + size, top + size],
         "channel": channel,
-        "tops": swept.tops,
-        "lefts": swept.lefts,
-        "scores": swept.score.tolist(),
-        "energies": swept.energy.tolist(),
-        **({"said": [[names[each] for each in row] for row in swept.winner.tolist()]} if len(names) > 1 else {}),
+        "tops": occlusion.tops,
+        "lefts": occlusion.lefts,
+        "scores": occlusion.score.tolist(),
+        "energies": occlusion.energy.tolist(),
+        **({"said": winner_names} if len(names) > 1 else {}),
     }

@@ -1,4 +1,4 @@
-"""The strongest cells of a layer over a data set, the part of the picture that each sees, and what it stands for."""
+"""Patches of images that activate a layer's channels most, with their projections by the deconvnet."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Cell = tuple[int, int, int]  # channel, row, column
 
 @dataclass(frozen=True)
 class StrongestCells:
-    """For each channel its strongest cells, of different pictures, best first: [N, C], N at most what was asked."""
+    """Strongest cells of each channel, from different images, best first: [N, C]."""
 
     values: Tensor
     samples: Tensor
@@ -35,7 +35,7 @@ class StrongestCells:
 
 @dataclass(frozen=True)
 class Patch:
-    """A cell with its value, the sample and the box that it sees, and both as Pillow pictures of one size."""
+    """A cell with its value, sample and receptive field; the field's image and its projection as Pillow images."""
 
     cell: Cell
     value: float
@@ -45,77 +45,84 @@ class Patch:
     projection: Any
 
     def to_dict(self, examples: Examples) -> dict[str, Any]:
-        """As plain data."""
-        name, where = examples.sample_name(self.sample), {"cell": list(self.cell[1:]), "box": list(self.box)}
-        return {"channel": self.cell[0], "picture": name, "sample": self.sample, "value": self.value, **where}
+        """Convert to plain data, without images."""
+        name, position = examples.sample_name(self.sample), {"cell": list(self.cell[1:]), "box": list(self.box)}
+        return {"channel": self.cell[0], "picture": name, "sample": self.sample, "value": self.value, **position}
 
 
 def find_strongest_cells(
-    given: TrainedNetwork, place: LayerPlace, examples: Examples, batch: int, best: int = PATCHES_PER_CHANNEL
+    trained: TrainedNetwork,
+    place: LayerPlace,
+    examples: Examples,
+    batch_size: int,
+    max_cells: int = PATCHES_PER_CHANNEL,
 ) -> StrongestCells:
-    """One pass over a split: of each picture each channel's strongest cell, of these the best.
+    """Find each channel's strongest cells in one pass over a split, at most one per image.
 
-    Of equally strong ones the first comes first, whatever the batch.
+    Equally strong cells stay in the order of their samples, whatever the batch size.
     """
-    kept: list[Tensor] = []
-    for part in batches_in_order(examples, batch, given.device):
-        values, cells = layer_features(given.network, place, part.images).flatten(2).max(2)
-        new = [values, part.index_B.to(values.device)[:, None].expand_as(values), cells]
-        joined = [torch.cat(pair) for pair in zip(kept, new, strict=True)] if kept else new
-        order = joined[0].sort(dim=0, descending=True, stable=True).indices[:best]
-        kept = [each.gather(0, order) for each in joined]
-    return StrongestCells(*(each.cpu() for each in kept))
+    strongest: list[Tensor] = []
+    for batch in batches_in_order(examples, batch_size, trained.device):
+        values, cells = layer_features(trained.network, place, batch.images).flatten(2).max(2)
+        candidates = [values, batch.index_B.to(values.device)[:, None].expand_as(values), cells]
+        merged = candidates
+        if strongest:
+            merged = [torch.cat(tensors) for tensors in zip(strongest, candidates, strict=True)]
+        order = merged[0].sort(dim=0, descending=True, stable=True).indices[:max_cells]
+        strongest = [tensor.gather(0, order) for tensor in merged]
+    return StrongestCells(*(tensor.cpu() for tensor in strongest))
 
 
 def draw_patches(
-    subject: Subject, place: LayerPlace, examples: Examples, found: StrongestCells, channels: Sequence[int]
+    subject: Subject, place: LayerPlace, examples: Examples, strongest: StrongestCells, channels: Sequence[int]
 ) -> list[list[Patch]]:
-    """What was found for those channels, drawn."""
+    """Draw the strongest cells of some channels: a list of patches for each channel."""
     cells, samples, values = [], [], []
     for channel in channels:
-        of_channel = (each[:, channel].tolist() for each in (found.values, found.samples, found.cells))
-        for value, sample, cell in zip(*of_channel, strict=True):
+        columns = (tensor[:, channel].tolist() for tensor in (strongest.values, strongest.samples, strongest.cells))
+        for value, sample, cell in zip(*columns, strict=True):
             cells.append((channel, *divmod(cell, place.shape[2])))
             samples.append(sample)
             values.append(value)
-    drawn = _drawn(subject, place, examples, cells, samples)
-    made = [
-        Patch(cell, value, sample, *pair)
-        for cell, value, sample, pair in zip(cells, values, samples, drawn, strict=True)
+    drawings = _draw_cells(subject, place, examples, cells, samples)
+    patches = [
+        Patch(cell, value, sample, *drawing)
+        for cell, value, sample, drawing in zip(cells, values, samples, drawings, strict=True)
     ]
-    count = len(found.values)
-    return [made[start : start + count] for start in range(0, len(made), count)]
+    count = len(strongest.values)
+    return [patches[start : start + count] for start in range(0, len(patches), count)]
 
 
-def _drawn(
+def _draw_cells(
     subject: Subject, place: LayerPlace, examples: Examples, cells: list[Cell], samples: list[int]
 ) -> Iterator[tuple[PixelBox, Any, Any]]:
-    """For each cell its box, the part of the sample's picture in it, and of the projection; some at a time."""
+    """Draw cells in batches: for each its box, and the parts of the image and of the projection inside it."""
     for start in range(0, len(cells), subject.batch_size):
-        own = cells[start : start + subject.batch_size]
-        pictures = examples.load_images(torch.tensor(samples[start : start + subject.batch_size])).float()
-        for cell, picture, back in zip(own, pictures, projections(subject, place, pictures, own), strict=True):
+        batch_cells = cells[start : start + subject.batch_size]
+        images_BCHW = examples.load_images(torch.tensor(samples[start : start + subject.batch_size])).float()
+        projections_BCHW = projections(subject, place, images_BCHW, batch_cells)
+        for cell, image_CHW, projection_CHW in zip(batch_cells, images_BCHW, projections_BCHW, strict=True):
             x1, y1, x2, y2 = box = receptive_field_box(place, cell[1], cell[2], subject.trained.facts.image)
-            part = to_pillow(picture[:, y1:y2, x1:x2]).convert("RGB")
-            yield box, scale_to_side(part, TILE_SIDE), signed_tile(back[:, y1:y2, x1:x2], TILE_SIDE)
+            crop = to_pillow(image_CHW[:, y1:y2, x1:x2]).convert("RGB")
+            yield box, scale_to_side(crop, TILE_SIDE), signed_tile(projection_CHW[:, y1:y2, x1:x2], TILE_SIDE)
 
 
-def projections(subject: Subject, place: LayerPlace, pictures_BCHW: Tensor, cells: Sequence[Cell]) -> Tensor:
-    """`layer_names.projected`, on the host."""
-    given = subject.trained
-    at = torch.tensor(cells, dtype=torch.int64).view(-1, 3)
-    return project_to_pixels(given.network, place, pictures_BCHW.to(given.device), at).cpu()
+def projections(subject: Subject, place: LayerPlace, images_BCHW: Tensor, cells: Sequence[Cell]) -> Tensor:
+    """Project cells back to pixels as `project_to_pixels` does; the result is on the CPU."""
+    trained = subject.trained
+    cells_B3 = torch.tensor(cells, dtype=torch.int64).view(-1, 3)
+    return project_to_pixels(trained.network, place, images_BCHW.to(trained.device), cells_B3).cpu()
 
 
 def receptive_field_box(place: LayerPlace, row: int, column: int, image: tuple[int, ...]) -> PixelBox:
-    """The box (x1, y1, x2, y2) that a cell sees, moved inside the picture where it fits and else cut to it."""
+    """Receptive field (x1, y1, x2, y2) of a cell, moved inside the image, or cut to it if it is larger."""
     x1, y1, x2, y2 = place.output.receptive_box(row, column, image)
-    left, right = _inside(x1, x2, image[2])
-    top, bottom = _inside(y1, y2, image[1])
+    left, right = _shift_inside(x1, x2, image[2])
+    top, bottom = _shift_inside(y1, y2, image[1])
     return left, top, right, bottom
 
 
-def _inside(low: int, high: int, size: int) -> tuple[int, int]:
+def _shift_inside(low: int, high: int, size: int) -> tuple[int, int]:
     length = min(high - low, size)
     start = min(max(low, 0), size - length)
     return start, start + length

@@ -1,4 +1,4 @@
-"""The strongest patches of a data set for each channel of a layer, each beside its deconvolution: figure 2."""
+"""`explain top`: each channel's strongest patches in a split, beside their deconvolutions (figure 2 of the paper)."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ _BLOCKS = 4  # channels in a row
 
 
 def top_patches(
-    subject: Subject, examples: Examples, layer: str | None, channels: Sequence[int], most: int, batch: int
+    subject: Subject, examples: Examples, layer: str | None, channels: Sequence[int], max_channels: int, batch: int
 ) -> Explanation:
-    """The nine strongest patches of each channel asked for, else of the `most` first ones. Raises ConfigError."""
+    """Draw the nine strongest patches of each channel in `channels`, or of the first `max_channels`.
+
+    Raises ConfigError.
+    """
     place = subject.find_map_layer(layer)
-    chosen = subject.check_channels(place, channels) or list(range(min(most, place.shape[0])))
-    found = find_strongest_cells(subject.trained, place, examples, batch)
-    blocks, told = [], []
-    for channel, own in zip(chosen, draw_patches(subject, place, examples, found, chosen), strict=True):
-        sides = [mosaic([patch.image for patch in own], 3), mosaic([patch.projection for patch in own], 3)]
-        blocks.append((f"channel {channel}, up to {own[0].value:.3g}", mosaic(sides, 2)))
-        told.append({"channel": channel, "patches": [patch.to_dict(examples) for patch in own]})
+    selected = subject.check_channels(place, channels) or list(range(min(max_channels, place.shape[0])))
+    strongest = find_strongest_cells(subject.trained, place, examples, batch)
+    blocks, channel_rows = [], []
+    for channel, patches in zip(selected, draw_patches(subject, place, examples, strongest, selected), strict=True):
+        sides = [mosaic([patch.image for patch in patches], 3), mosaic([patch.projection for patch in patches], 3)]
+        blocks.append((f"channel {channel}, up to {patches[0].value:.3g}", mosaic(sides, 2)))
+        channel_rows.append({"channel": channel, "patches": [patch.to_dict(examples) for patch in patches]})
     caption = (
-        f"{place.title}: for each channel the {len(found.values)} strongest patches of {len(examples):,} pictures, "
-        f"left, and what of each the deconvnet gives back, right (each scaled by itself; grey is 0). A cell here sees "
+        f"{place.title}: for each channel the {len(strongest.values)} strongest patches of {len(examples):,} images, "
+        f"left, and their projections by the deconvnet, right (each scaled by itself; grey is 0). A cell sees "
         f"{place.output.field[1]}x{place.output.field[0]} pixels.{no_relu_note(subject)}"
     )
-    drawn = titled_grid([blocks[start : start + _BLOCKS] for start in range(0, len(blocks), _BLOCKS)])
-    return Explanation(drawn, caption, {"layer": place.title, "pictures": len(examples), "channels": told})
+    image = titled_grid([blocks[start : start + _BLOCKS] for start in range(0, len(blocks), _BLOCKS)])
+    return Explanation(image, caption, {"layer": place.title, "pictures": len(examples), "channels": channel_rows})

@@ -1,4 +1,4 @@
-"""The pictures that a network serves worst: those of the largest loss, or most like another's."""
+"""Worst images of a network: those with the largest loss, or most similar to images of another identity."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from cnnrun.data.dataset import Examples
 from cnnrun.data.training_batches import batches_in_order
 from cnnrun.explain.subject import Subject, compute_class_scores, sample_evenly
 
-_MOST = 4000  # pictures that are looked through
-_LIKER = "how much more it is like another's picture than like its own"
+_MAX_SEARCHED = 4000  # images of a split
+_SIMILARITY_EXCESS = "similarity to another identity minus that to its own"
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """A picture of a split that the network serves badly: what is true, what is said, and how badly."""
+    """An image of a split with its target, the network's prediction and a measure of how bad that is."""
 
     sample: int
     target_text: str
@@ -29,68 +29,70 @@ class Mistake:
 
 @dataclass(frozen=True)
 class WorstImages:
-    """The worst pictures, worst first, what they are ordered by, and how many were looked at."""
+    """The worst images, worst first, the measure that orders them, and the number of images searched."""
 
     mistakes: list[Mistake]
     badness_name: str
     sample_count: int
-    prediction_title: str = "said"  # how what stands in `said` comes to be said
+    prediction_title: str = "predicted"  # label of the prediction text
 
 
 def find_worst_images(subject: Subject, examples: Examples, count: int, batch: int) -> WorstImages:
-    """The pictures of a split that are served worst; of a large split some are looked at, at equal distances."""
-    given = subject.trained
-    part, numbers = sample_evenly(examples, _MOST)
-    if given.task.is_open_set:
-        return WorstImages(_strangers(subject, numbers, part, count, batch), _LIKER, len(part), "another most like it")
-    losses = _losses(subject, part, batch)
+    """Find the worst images of a split; of a large split, only evenly spaced images are searched."""
+    trained = subject.trained
+    sample, indices = sample_evenly(examples, _MAX_SEARCHED)
+    if trained.task.is_open_set:
+        mistakes = _most_confused(subject, indices, sample, count, batch)
+        return WorstImages(mistakes, _SIMILARITY_EXCESS, len(sample), "most similar other")
+    losses = _losses(subject, sample, batch)
     order = losses.argsort(descending=True, stable=True)[:count]
-    results = given.results(part.load_images(order).to(given.device).float())
-    true = given.task.describe_targets(part.batch_targets(order, given.device), given.facts)
-    views = [View((given.facts.image[1], given.facts.image[2]))] * len(order)
-    said = [describe_prediction(row) for row in given.task.result_rows(results, given.facts, views)]
-    found = [
-        Mistake(int(numbers[place]), its, told, float(losses[place]))
-        for place, its, told in zip(order.tolist(), true, said, strict=True)
+    results = trained.results(sample.load_images(order).to(trained.device).float())
+    target_texts = trained.task.describe_targets(sample.batch_targets(order, trained.device), trained.facts)
+    views = [View((trained.facts.image[1], trained.facts.image[2]))] * len(order)
+    prediction_texts = [describe_prediction(row) for row in trained.task.result_rows(results, trained.facts, views)]
+    mistakes = [
+        Mistake(int(indices[position]), target_text, prediction_text, float(losses[position]))
+        for position, target_text, prediction_text in zip(order.tolist(), target_texts, prediction_texts, strict=True)
     ]
-    return WorstImages(found, "loss", len(part))
+    return WorstImages(mistakes, "loss", len(sample))
 
 
-def _losses(subject: Subject, examples: Examples, batch: int) -> Tensor:
-    """What the criterion says of each picture alone."""
-    criterion, found = subject.trained.criterion, []
+def _losses(subject: Subject, examples: Examples, batch_size: int) -> Tensor:
+    """Compute the loss of each image alone."""
+    criterion, losses = subject.trained.criterion, []
     with torch.inference_mode():
-        for part in batches_in_order(examples, batch, subject.trained.device):
-            outputs = subject.trained.network(part.images).float()
-            for place in range(len(outputs)):
-                own = {name: values[place : place + 1] for name, values in part.targets.items()}
-                found.append(torch.stack(list(criterion(outputs[place : place + 1], own).values())).sum())
-    return torch.stack(found).cpu()
+        for batch in batches_in_order(examples, batch_size, subject.trained.device):
+            outputs = subject.trained.network(batch.images).float()
+            for position in range(len(outputs)):
+                targets = {name: values[position : position + 1] for name, values in batch.targets.items()}
+                losses.append(torch.stack(list(criterion(outputs[position : position + 1], targets).values())).sum())
+    return torch.stack(losses).cpu()
 
 
-def _strangers(subject: Subject, numbers: Tensor, examples: Examples, count: int, batch: int) -> list[Mistake]:
-    """Pictures that another's picture resembles more than any of their own does, or nearly; people with one aside."""
-    given, targets = subject.trained, examples.targets
+def _most_confused(subject: Subject, indices: Tensor, examples: Examples, count: int, batch_size: int) -> list[Mistake]:
+    """Find images that are more similar to another identity than to their own, skipping identities with one image."""
+    trained, targets = subject.trained, examples.targets
     with torch.inference_mode():
-        parts = [
-            compute_class_scores(given, part.images).display_BK
-            for part in batches_in_order(examples, batch, given.device)
+        scores = [
+            compute_class_scores(trained, batch.images).display_BK
+            for batch in batches_in_order(examples, batch_size, trained.device)
         ]
-    said, labels = torch.cat(parts).cpu(), targets["labels"]
-    likeness = said @ said.T
-    same = labels[:, None] == labels
-    others, nearest = likeness.masked_fill(same, -2.0).max(1)
-    own = likeness.fill_diagonal_(-2.0).masked_fill(~same, -2.0).amax(1)
-    apart = (others - own).masked_fill((same.sum(1) < 2) | same.all(1), -torch.inf)
-    order = apart.argsort(descending=True, stable=True)[:count]
-    true = subject.trained.task.describe_targets(targets, subject.trained.facts)
+    embeddings, labels = torch.cat(scores).cpu(), targets["labels"]
+    similarity = embeddings @ embeddings.T
+    is_same = labels[:, None] == labels
+    other_similarity, nearest = similarity.masked_fill(is_same, -2.0).max(1)
+    own_similarity = similarity.fill_diagonal_(-2.0).masked_fill(~is_same, -2.0).amax(1)
+    excess = (other_similarity - own_similarity).masked_fill((is_same.sum(1) < 2) | is_same.all(1), -torch.inf)
+    order = excess.argsort(descending=True, stable=True)[:count]
+    target_texts = subject.trained.task.describe_targets(targets, subject.trained.facts)
     return [
         Mistake(
-            int(numbers[place]),
-            true[place],
-            f"{true[int(nearest[place])]}, cosine {float(others[place]):.3f}; its own at most {float(own[place]):.3f}",
-            float(apart[place]),
+            int(indices[position]),
+            target_texts[position],
+            f"{target_texts[int(nearest[position])]}, cosine {float(other_similarity[position]):.3f}; its own at most "
+            f"{float(own_similarity[position]):.3f}",
+            float(excess[position]),
         )
-        for place in order.tolist()
-        if torch.isfinite(apart[place])
+        for position in order.tolist()
+        if torch.isfinite(excess[position])
     ]

@@ -1,1 +1,1 @@
-"""The HTML page about a run, or about several side by side."""
+"""The report: an HTML page about one run, or about several side by side."""

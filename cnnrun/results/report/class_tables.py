@@ -1,4 +1,4 @@
-"""Tables with a row for each class, and confusion matrices: as they are up to 30 classes, of more what stands out."""
+"""Printed tables per class and confusion matrices: in full up to 30 classes, else the most notable rows."""
 
 from __future__ import annotations
 
@@ -7,60 +7,65 @@ from typing import Any
 
 from cnnrun.base.console import Output, build_table
 
-MAX_PRINTED_CLASSES = 30  # that are printed in full
-_PAIRS = 20  # pairs of classes that are printed of a larger matrix
-_ENDS = 10  # rows that are printed of a longer table, of the worst and of the best
-_JUDGED_BY = ("AP", "f1", "gain")  # the number that says which classes, or targets, are worst
-_COUNTS = ("support", "objects")  # of what there is of a class
+MAX_PRINTED_CLASSES = 30  # of a table or matrix that is printed in full
+_MAX_PAIRS = 20  # most confused pairs of classes that are printed of a larger matrix
+_ROWS_PER_END = 10  # worst rows, and best rows, that are printed of a longer table
+_RANKING_METRICS = ("AP", "f1", "gain")  # the first of these that a table has ranks its rows
+_COUNT_COLUMNS = ("support", "objects")  # columns that count a class's samples
 
 Row = dict[str, Any]
 
 
 def show_rows(out: Output, rows: Sequence[Row]) -> None:
-    """Print a table: in full, or its worst and best rows and how many more there are."""
-    shown, more = select_rows(rows)
-    if shown:
-        out.print(build_table(list(shown[0]), [[format_cell(value) for value in row.values()] for row in shown]))
-    if more:
-        out.print(more)
+    """Print a table in full, or its worst and best rows with a note on how many are left out."""
+    selected, note = select_rows(rows)
+    if selected:
+        cells = [[format_cell(value) for value in row.values()] for row in selected]
+        out.print(build_table(list(selected[0]), cells))
+    if note:
+        out.print(note)
 
 
 def select_rows(rows: Sequence[Row]) -> tuple[Sequence[Row], str]:
-    """The rows that are printed, and what to say of the others."""
+    """Select the rows to print; returns them with a note on the others, empty if there are none."""
     if len(rows) <= MAX_PRINTED_CLASSES:
         return rows, ""
-    by = next((name for name in _JUDGED_BY if name in rows[0]), None)
-    if by is None:
-        return rows[:MAX_PRINTED_CLASSES], f"{len(rows) - MAX_PRINTED_CLASSES:,} more: --json has them"
-    ranked = sorted((row for row in rows if _is_judged(row, by)), key=lambda row: float(row[by]))
-    shown = ranked if len(ranked) <= 2 * _ENDS else [*ranked[:_ENDS], *ranked[-_ENDS:]]
-    which = f"the {_ENDS} worst and the {_ENDS} best" if len(shown) < len(ranked) else f"the {len(shown)} that are here"
-    return shown, f"{which} of {len(rows):,}, by {by}; {len(rows) - len(shown):,} more: --json has them"
+    metric = next((name for name in _RANKING_METRICS if name in rows[0]), None)
+    if metric is None:
+        return rows[:MAX_PRINTED_CLASSES], f"{len(rows) - MAX_PRINTED_CLASSES:,} more (--json has them all)"
+    ranked = sorted((row for row in rows if _has_samples(row, metric)), key=lambda row: float(row[metric]))
+    selected = ranked if len(ranked) <= 2 * _ROWS_PER_END else [*ranked[:_ROWS_PER_END], *ranked[-_ROWS_PER_END:]]
+    ends = f"the {_ROWS_PER_END} worst and the {_ROWS_PER_END} best"
+    description = ends if len(selected) < len(ranked) else f"the {len(selected)} with samples"
+    return (
+        selected,
+        f"{description} of {len(rows):,}, by {metric}; {len(rows) - len(selected):,} more (--json has them all)",
+    )
 
 
-def _is_judged(row: Row, by: str) -> bool:
-    """Return whether a row's number means something: there is any of its class."""
-    return row[by] is not None and all(row.get(name, 1) for name in _COUNTS)
+def _has_samples(row: Row, metric: str) -> bool:
+    """Return whether a row's metric is defined and rests on samples of its class."""
+    return row[metric] is not None and all(row.get(name, 1) for name in _COUNT_COLUMNS)
 
 
 def show_matrix(out: Output, name: str, matrix: Sequence[Sequence[int]], per_class: Sequence[Row]) -> None:
-    """Print a confusion matrix: in full, or the pairs of classes that are confused most."""
-    labels = [str(number) for number in range(len(matrix))]
+    """Print a confusion matrix in full, or the pairs of classes that are confused most."""
+    labels = [str(index) for index in range(len(matrix))]
     if len(matrix) <= MAX_PRINTED_CLASSES:
         out.print(f"{name} (rows: true, columns: predicted)")
         out.print(build_table(["", *labels], [[labels[i], *map(str, row)] for i, row in enumerate(matrix)]))
         return
-    from cnnrun.tasks.classification_metrics import largest_confusions  # brings numpy, which other reports do not need
+    from cnnrun.tasks.classification_metrics import largest_confusions  # needs numpy: not for other output
 
     names = [str(row["class"]) for row in per_class] if len(per_class) == len(matrix) else labels
-    pairs, among = largest_confusions(matrix, _PAIRS)
-    rows = [[names[true], names[said], f"{count:,}", f"{of:,}"] for true, said, count, of in pairs]
+    pairs, pair_count = largest_confusions(matrix, _MAX_PAIRS)
+    rows = [[names[true], names[predicted], f"{count:,}", f"{total:,}"] for true, predicted, count, total in pairs]
     if rows:
-        out.print(build_table(["true", "taken for", "times", "of"], rows, text_columns=2))
-    what = f"the {len(rows)} most confused of {among:,} pairs" if rows else "no class was taken for another"
-    out.print(f"{name} of {len(matrix):,} classes: {what}; --json has the whole matrix")
+        out.print(build_table(["true", "predicted", "times", "of"], rows, text_columns=2))
+    summary = f"the {len(rows)} most confused of {pair_count:,} pairs" if rows else "no class was confused with another"
+    out.print(f"{name} of {len(matrix):,} classes: {summary}; --json has the whole matrix")
 
 
 def format_cell(value: object) -> str:
-    """A value of a table; what is not defined, such as the AP of a class that is not there, is n/a."""
+    """Format a value of a table; an undefined one, such as the AP of a class without objects, is n/a."""
     return "n/a" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)

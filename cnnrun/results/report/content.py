@@ -1,4 +1,4 @@
-"""One run as a page shows it: its numbers and curves, where it fails, what it sees, what it is made of."""
+"""Content of a run's section of the report: metrics, curves, worst images, explanations, network, data and config."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ from cnnrun.tasks.intervals import confidence_intervals
 from cnnrun.tasks.temperature import TEMPERATURE
 from cnnrun.training.run_records import read_environments, read_metrics, read_result
 
-_PANEL = 900  # pixels that two pictures with boxes are wide at most
-_MISTAKES, _EXPLAINED, _CHANNELS = 24, 6, 8  # pictures shown, explained; channels whose patches are shown
-_MOST_EXPLAINED = 4  # runs beside each other
-_ELSEWHERE = "What it sees is in the run's own report: here are too many runs for it."
-_MOST_ROWS, _PAIRS = 100, 50  # points of a series as text; pairs of classes that are confused
-_LOOKED_AT = 10_000  # pictures of a split among which the strongest patches are
-_SAID = 3  # things that are said of a picture
-_HIDDEN = ("precision_recall", "reliability")  # tables that charts show
+_MAX_PANEL_WIDTH = 900  # pixels: targets and detections of an image side by side
+_MAX_MISTAKES, _EXPLAINED_IMAGES, _CHANNELS = 24, 6, 8  # images shown, images explained, channels shown
+_MAX_EXPLAINED_RUNS = 4  # runs in one report, above which none is explained
+_TOO_MANY_RUNS = "A report on this many runs has no explanations; they are in each run's own report."
+_MAX_CHART_ROWS, _MAX_PAIRS = 100, 50  # points of a series as text; most confused pairs of classes
+_MAX_SEARCHED_IMAGES = 10_000  # images of a split that are searched for the strongest patches
+_MAX_PREDICTIONS = 3  # of an image, below it
+_CHARTED_TABLES = ("precision_recall", "reliability")  # tables that are shown as charts instead
 
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """A run as the page shows it: its network, a split, and what was measured there."""
+    """A run that the report shows: its network, a split and the measurement on it."""
 
     run: Path
     experiment: Experiment
@@ -62,250 +62,264 @@ class ReportedRun:
         )
 
 
-def run_section(seen: ReportedRun, key: str, specs: dict[str, Any], beside: int = 1) -> dict[str, Any]:
-    """What the template shows of one run of so many beside each other; its charts are added to `specs`.
+def run_section(reported: ReportedRun, key: str, specs: dict[str, Any], run_count: int = 1) -> dict[str, Any]:
+    """Collect what the template shows of one run; adds the specifications of its charts to `specs`.
 
-    The more runs, the fewer pictures of each: a page stays small enough to be sent around.
+    With more runs in a report, each shows fewer images, so that the page stays small enough to send.
     """
-    given = seen.subject.trained
-    done = read_result(seen.run) or {}
-    bad = find_worst_images(seen.subject, seen.examples, _pictures_of(seen, beside), seen.experiment.train.batch)
-    explanations, unseen = _explained(seen, bad.mistakes) if beside <= _MOST_EXPLAINED else ([], [_ELSEWHERE])
-    chose = seen.split == "val" and seen.experiment.train.monitor.startswith("val/")
-    best = ", ".join(f"{name} {value:.4f}" for name, value in done.get("best", {}).items())
+    trained = reported.subject.trained
+    result = read_result(reported.run) or {}
+    count = _worst_image_count(reported, run_count)
+    worst = find_worst_images(reported.subject, reported.examples, count, reported.experiment.train.batch)
+    explanations, failures = list[dict[str, str]](), [_TOO_MANY_RUNS]
+    if run_count <= _MAX_EXPLAINED_RUNS:
+        explanations, failures = _explain_network(reported, worst.mistakes)
+    is_optimistic = reported.split == "val" and reported.experiment.train.monitor.startswith("val/")
+    best = ", ".join(f"{name} {value:.4f}" for name, value in result.get("best", {}).items())
     return {
         "id": key,
-        "name": str(seen.run),
-        "line": f"task {given.task.kind}; checkpoint of step {given.step}"
-        + (f" of {done['steps']}: the best by {best}" if done else "; the training is not finished"),
-        "notes": _notes(seen),
-        "headline": _headline(seen),
-        "measured": f"On the {len(seen.examples):,} pictures of {seen.split}, with 95 % intervals. "
-        + ("It chose the checkpoint, so it flatters; test is for the end." if chose else ""),
-        "tables": _tables(seen, key),
-        "charts": _charts(seen, key, specs),
-        "mistakes": _shown(seen, bad),
+        "name": str(reported.run),
+        "line": f"task {trained.task.kind}; checkpoint of step {trained.step}"
+        + (f" of {result['steps']}, the best by {best}" if result else "; the training is not finished"),
+        "notes": _operating_notes(reported),
+        "headline": _headline(reported),
+        "measured": f"On the {len(reported.examples):,} images of {reported.split}, with 95 % confidence intervals. "
+        + ("They are optimistic, since val chose the checkpoint; use test for final figures." if is_optimistic else ""),
+        "tables": _metric_tables(reported, key),
+        "charts": _all_charts(reported, key, specs),
+        "mistakes": _worst_images_section(reported, worst),
         "explanations": explanations,
-        "unseen": unseen,
-        "network": _network(seen, key),
-        "cost": _cost(done),
-        "data": _data(seen),
-        "environment": _environment(seen.run),
-        "config": seen.experiment.to_yaml(),
+        "unseen": failures,
+        "network": _network_section(reported, key),
+        "cost": _cost_rows(result),
+        "data": _data_section(reported),
+        "environment": _environment_rows(reported.run),
+        "config": reported.experiment.to_yaml(),
     }
 
 
-def _pictures_of(seen: ReportedRun, beside: int) -> int:
-    """How many of the worst are shown: of those with boxes, which are larger, fewer."""
-    return max(2, (_MISTAKES if seen.subject.trained.task.target_kind != "boxes" else _MISTAKES // 2) // beside)
+def _worst_image_count(reported: ReportedRun, run_count: int) -> int:
+    """Number of worst images to show; images with boxes are larger, so fewer of them."""
+    has_boxes = reported.subject.trained.task.target_kind == "boxes"
+    return max(2, (_MAX_MISTAKES // 2 if has_boxes else _MAX_MISTAKES) // run_count)
 
 
-def _notes(seen: ReportedRun) -> list[str]:
-    chosen = seen.subject.trained.facts.chosen
-    heat = chosen.get(TEMPERATURE)
-    notes = [f"Calibrated: probabilities are at temperature {heat:.4g}."] if heat else []
-    others = [f"{name} {value:.4g}" for name, value in chosen.items() if name != TEMPERATURE]
-    return notes + ([f"Chosen on val: {join_names(others)}."] if others else [])
+def _operating_notes(reported: ReportedRun) -> list[str]:
+    chosen = reported.subject.trained.facts.chosen
+    temperature = chosen.get(TEMPERATURE)
+    notes = [f"Calibrated: probabilities are at temperature {temperature:.4g}."] if temperature else []
+    thresholds = [f"{name} {value:.4g}" for name, value in chosen.items() if name != TEMPERATURE]
+    return notes + ([f"Chosen on val: {join_names(thresholds)}."] if thresholds else [])
 
 
-def _headline(seen: ReportedRun) -> list[dict[str, str]]:
-    spans = seen.confidence_intervals
+def _headline(reported: ReportedRun) -> list[dict[str, str]]:
+    intervals = reported.confidence_intervals
     return [
         {
             "name": name,
             "value": "none" if value is None else f"{value:.4f}",
-            "span": f"{spans[name][0]:.4f} to {spans[name][1]:.4f}" if name in spans else "",
+            "span": f"{intervals[name][0]:.4f} to {intervals[name][1]:.4f}" if name in intervals else "",
         }
-        for name, value in seen.measurement.metrics.items()
+        for name, value in reported.measurement.metrics.items()
     ]
 
 
-def _tables(seen: ReportedRun, key: str) -> list[dict[str, Any]]:
-    made: list[dict[str, Any]] = []
-    for name, rows in seen.measurement.tables.items():
-        if rows and name not in _HIDDEN:
+def _metric_tables(reported: ReportedRun, key: str) -> list[dict[str, Any]]:
+    tables: list[dict[str, Any]] = []
+    for name, rows in reported.measurement.tables.items():
+        if rows and name not in _CHARTED_TABLES:
             title = name.replace("_", " ")
             cells = [[format_cell(value) for value in row.values()] for row in rows]
-            made.append({"id": f"{key}-{name}", "title": title, "columns": list(rows[0]), "rows": cells})
-    classes = seen.subject.trained.facts.classes
-    for name, matrix in seen.measurement.matrices.items():
-        made.append({"id": f"{key}-{name}", **_confused(name, matrix, classes)})
-    return [{"open": len(each["rows"]) <= 12, **each} for each in made if each["rows"]]
+            tables.append({"id": f"{key}-{name}", "title": title, "columns": list(rows[0]), "rows": cells})
+    classes = reported.subject.trained.facts.classes
+    for name, matrix in reported.measurement.matrices.items():
+        tables.append({"id": f"{key}-{name}", **_confusion_table(name, matrix, classes)})
+    return [{"open": len(table["rows"]) <= 12, **table} for table in tables if table["rows"]]
 
 
-def _confused(name: str, matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> dict[str, Any]:
-    """The pairs of classes that are confused most, as a table; of many classes it stands for the chart."""
-    pairs, among = largest_confusions(matrix, _PAIRS)
-    rows = [[classes[true], classes[said], str(count), str(of)] for true, said, count, of in pairs]
-    most = f"the {len(rows)} most confused of {among:,} pairs" if among > len(rows) else "most often"
+def _confusion_table(name: str, matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> dict[str, Any]:
+    """Table of the pairs of classes that are confused most; for many classes it replaces the chart."""
+    pairs, pair_count = largest_confusions(matrix, _MAX_PAIRS)
+    rows = [[classes[true], classes[predicted], str(count), str(total)] for true, predicted, count, total in pairs]
+    heading = f"the {len(rows)} most confused of {pair_count:,} pairs" if pair_count > len(rows) else "most often"
     of_many = f" of {len(classes):,} classes" if len(classes) > charts.MAX_MATRIX_CLASSES else ""
-    return {"title": f"{name}{of_many}: {most}", "columns": ["true", "taken for", "times", "of"], "rows": rows}
+    return {"title": f"{name}{of_many}: {heading}", "columns": ["true", "predicted", "times", "of"], "rows": rows}
 
 
-def _charts(seen: ReportedRun, key: str, specs: dict[str, Any]) -> list[dict[str, Any]]:
-    """Curves of the training, what the task draws of its numbers, and matrices; each spec under its id."""
-    made = []
-    first = ("loss", seen.experiment.train.monitor)
-    for number, plot in enumerate([*training_curves([("", seen.run)]), *seen.measurement.plots]):
-        aside = plot.x == "epoch" and plot.title not in first
-        made.append(add_chart(f"{key}-chart{number}", plot, specs) | {"aside": aside})
-    for name, counts in seen.measurement.matrices.items():
-        spec = charts.matrix_spec(f"{name} on {seen.split}", counts, seen.subject.trained.facts.classes)
+def _all_charts(reported: ReportedRun, key: str, specs: dict[str, Any]) -> list[dict[str, Any]]:
+    """Charts of the training, of the task's metrics and of matrices; adds each specification under its id."""
+    chart_items = []
+    primary_titles = ("loss", reported.experiment.train.monitor)
+    for number, plot in enumerate([*training_curves([("", reported.run)]), *reported.measurement.plots]):
+        is_secondary = plot.x == "epoch" and plot.title not in primary_titles
+        chart_items.append(add_chart(f"{key}-chart{number}", plot, specs) | {"aside": is_secondary})
+    for name, counts in reported.measurement.matrices.items():
+        spec = charts.matrix_spec(f"{name} on {reported.split}", counts, reported.subject.trained.facts.classes)
         if spec:
             specs[f"{key}-{name}-matrix"] = spec
-            made.append({"id": f"{key}-{name}-matrix", "title": name, **_counts(seen, counts), "aside": False})
-    return made
+            rows = _matrix_rows(reported, counts)
+            chart_items.append({"id": f"{key}-{name}-matrix", "title": name, **rows, "aside": False})
+    return chart_items
 
 
-def _counts(seen: ReportedRun, counts: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """A matrix that is drawn as lines: the cells that hold something, row by row."""
-    classes = seen.subject.trained.facts.classes
-    cells = [(a, b, count) for a, row in enumerate(counts) for b, count in enumerate(row) if count]
-    rows = [[classes[a], classes[b], str(count)] for a, b, count in cells]
+def _matrix_rows(reported: ReportedRun, counts: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Nonzero cells of a confusion matrix as table rows: the text version of its chart."""
+    classes = reported.subject.trained.facts.classes
+    cells = [
+        (true, predicted, count) for true, row in enumerate(counts) for predicted, count in enumerate(row) if count
+    ]
+    rows = [[classes[true], classes[predicted], str(count)] for true, predicted, count in cells]
     return {"columns": ["true", "predicted", "times"], "rows": rows, "note": ""}
 
 
 def add_chart(key: str, plot: Plot, specs: dict[str, Any]) -> dict[str, Any]:
-    """A figure under its id, and its numbers as text."""
+    """Add a figure's specification under its id; returns the figure's values as a table."""
     specs[key] = charts.vega_spec(plot)
     rows = [
-        [series.name, f"{series.x[at]:.6g}", f"{series.y[at]:.6g}"]
+        [series.name, f"{series.x[index]:.6g}", f"{series.y[index]:.6g}"]
         for series in plot.series
-        for at in np.unique(np.linspace(0, len(series.x) - 1, min(_MOST_ROWS, len(series.x))).round().astype(int))
+        for index in _evenly_spaced(len(series.x))
     ]
-    most = max((len(series.x) for series in plot.series), default=0)
-    note = f"{_MOST_ROWS} of up to {most:,} points of each series" if most > _MOST_ROWS else ""
+    max_points = max((len(series.x) for series in plot.series), default=0)
+    note = f"{_MAX_CHART_ROWS} of up to {max_points:,} points of each series" if max_points > _MAX_CHART_ROWS else ""
     columns = ["series", plot.x or "x", plot.y or "y"]
     return {"id": key, "title": plot.title, "columns": columns, "rows": rows, "note": note}
 
 
-def training_curves(of: Sequence[tuple[str, Path]]) -> list[Plot]:
-    """The losses in one figure and each number of val in one of its own, by epoch, of runs by the names given."""
+def _evenly_spaced(count: int) -> list[int]:
+    """Indices of a series that the table of a chart shows."""
+    indices = np.linspace(0, count - 1, min(_MAX_CHART_ROWS, count)).round().astype(int)
+    return [int(index) for index in np.unique(indices)]
+
+
+def training_curves(named_runs: Sequence[tuple[str, Path]]) -> list[Plot]:
+    """Figures by epoch of named runs: all losses in one, and one for each metric of val."""
     lines: dict[str, list[Series]] = {}
-    for name, run in of:
+    for name, run in named_runs:
         rows = read_metrics(run)
-        for number in dict.fromkeys(key for row in rows for key in row if key not in ("step", "epoch")):
-            points = [(row["epoch"], row[number]) for row in rows if isinstance(row.get(number), int | float)]
-            # Where there was nothing of that kind a line has no number; those of earlier versions have COCO's -1.
+        for metric in dict.fromkeys(key for row in rows for key in row if key not in ("step", "epoch")):
+            points = [(row["epoch"], row[metric]) for row in rows if isinstance(row.get(metric), int | float)]
+            # Earlier versions wrote COCO's -1 for an undefined metric; a curve of nothing else is left out.
             if all(value == -1.0 for _, value in points):
                 continue
-            title = "loss" if number in ("train/loss", "val/loss") else number
-            label = " ".join(each for each in (name, number) if each) if title == "loss" or not name else name
+            title = "loss" if metric in ("train/loss", "val/loss") else metric
+            label = " ".join(word for word in (name, metric) if word) if title == "loss" or not name else name
             lines.setdefault(title, []).append(Series(label, [p[0] for p in points], [p[1] for p in points]))
     return [Plot(title, "epoch", title, tuple(series)) for title, series in lines.items()]
 
 
-def _shown(seen: ReportedRun, bad: WorstImages) -> dict[str, Any] | None:
-    """The worst pictures; where results lie somewhere in them, what is there beside what is found."""
-    if not bad.mistakes:
+def _worst_images_section(reported: ReportedRun, worst: WorstImages) -> dict[str, Any] | None:
+    """Section with the worst images, with targets and results side by side if they have positions in the image."""
+    if not worst.mistakes:
         return None
-    pictures, large = _pictures(seen, bad.mistakes)
-    true = sorted({each.target_text for each in bad.mistakes})
-    of = f"{bad.sample_count:,} of " if bad.sample_count < len(seen.examples) else ""
+    images, large = _encode_mistakes(reported, worst.mistakes)
+    target_texts = sorted({mistake.target_text for mistake in worst.mistakes})
+    share = f"{worst.sample_count:,} of " if worst.sample_count < len(reported.examples) else ""
     return {
-        "caption": f"Worst first, by {bad.badness_name}, of {of}the {len(seen.examples):,} pictures of {seen.split}.",
-        "names": true if 1 < len(true) < len(bad.mistakes) else [],
+        "caption": f"Worst first, by {worst.badness_name}, of {share}the {len(reported.examples):,} images of "
+        f"{reported.split}.",
+        "names": target_texts if 1 < len(target_texts) < len(worst.mistakes) else [],
         "large": large,
         "pictures": [
             {
                 "image": image,
-                "name": seen.examples.sample_name(each.sample),
-                "true": each.target_text,
-                "said": "" if large else f"{bad.prediction_title}: {_first(each.prediction_text)}",
-                "badness": f"{bad.badness_name if bad.badness_name == 'loss' else 'by'} {each.badness:.3g}",
-                "alt": f"{each.target_text}, {bad.prediction_title}: {each.prediction_text}",
+                "name": reported.examples.sample_name(mistake.sample),
+                "true": mistake.target_text,
+                "said": "" if large else f"{worst.prediction_title}: {_first_predictions(mistake.prediction_text)}",
+                "badness": f"{worst.badness_name if worst.badness_name == 'loss' else 'by'} {mistake.badness:.3g}",
+                "alt": f"{mistake.target_text}, {worst.prediction_title}: {mistake.prediction_text}",
             }
-            for each, image in zip(bad.mistakes, pictures, strict=True)
+            for mistake, image in zip(worst.mistakes, images, strict=True)
         ],
     }
 
 
-def _first(said: str) -> str:
-    """The likeliest of what is said, a line each."""
-    parts = said.split("  ")
-    return "\n".join(parts[:_SAID]) + (" …" if len(parts) > _SAID else "")
+def _first_predictions(text: str) -> str:
+    """Shorten the text of a prediction to its most likely parts, a line each."""
+    parts = text.split("  ")
+    return "\n".join(parts[:_MAX_PREDICTIONS]) + (" …" if len(parts) > _MAX_PREDICTIONS else "")
 
 
-def _pictures(seen: ReportedRun, mistakes: Sequence[Mistake]) -> tuple[list[str], bool]:
-    given, shown = seen.subject.trained, _of(seen, mistakes)
-    true = given.task.target_marks(shown.targets, given.facts)
-    found = given.task.result_marks(given.results(shown.pixels), given.facts)
-    if true is None or found is None:
+def _encode_mistakes(reported: ReportedRun, mistakes: Sequence[Mistake]) -> tuple[list[str], bool]:
+    trained, images = reported.subject.trained, _select_mistakes(reported, mistakes)
+    target_marks = trained.task.target_marks(images.targets, trained.facts)
+    result_marks = trained.task.result_marks(trained.results(images.pixels), trained.facts)
+    if target_marks is None or result_marks is None:
         return [
-            image_data_url(np.asarray(scale_to_side(to_pillow(each), 112).convert("RGB"))) for each in shown.pixels
+            image_data_url(np.asarray(scale_to_side(to_pillow(pixels), 112).convert("RGB"))) for pixels in images.pixels
         ], False
-    parts = zip(shown.pixels.split(1), true, found, strict=True)
-    return [image_data_url(marks_panel(one, [mine], [theirs], ["true"]), _PANEL) for one, mine, theirs in parts], True
+    parts = zip(images.pixels.split(1), target_marks, result_marks, strict=True)
+    panels = [marks_panel(image_1CHW, [targets], [results], ["true"]) for image_1CHW, targets, results in parts]
+    return [image_data_url(panel, _MAX_PANEL_WIDTH) for panel in panels], True
 
 
-def _of(seen: ReportedRun, mistakes: Sequence[Mistake]) -> ImagesToExplain:
-    """Those pictures, as explanations take them."""
-    given, index = seen.subject.trained, torch.tensor([each.sample for each in mistakes])
-    pixels = seen.examples.load_images(index).to(given.device).float()
-    names = [seen.examples.sample_name(each.sample) for each in mistakes]
-    return ImagesToExplain(
-        pixels, names, [each.target_text for each in mistakes], seen.examples.batch_targets(index, given.device)
-    )
+def _select_mistakes(reported: ReportedRun, mistakes: Sequence[Mistake]) -> ImagesToExplain:
+    """Select the images of mistakes from the split."""
+    trained, index = reported.subject.trained, torch.tensor([mistake.sample for mistake in mistakes])
+    pixels = reported.examples.load_images(index).to(trained.device).float()
+    names = [reported.examples.sample_name(mistake.sample) for mistake in mistakes]
+    target_texts = [mistake.target_text for mistake in mistakes]
+    return ImagesToExplain(pixels, names, target_texts, reported.examples.batch_targets(index, trained.device))
 
 
-def _explained(seen: ReportedRun, mistakes: Sequence[Mistake]) -> tuple[list[dict[str, str]], list[str]]:
-    """Pictures of what the network sees, each with its line; and a line for each that cannot be made, and why."""
-    subject, batch = seen.subject, seen.experiment.train.batch
-    few = mistakes[:_EXPLAINED]
-    ways: list[tuple[str, Callable[[], Explanation]]] = [
+def _explain_network(reported: ReportedRun, mistakes: Sequence[Mistake]) -> tuple[list[dict[str, str]], list[str]]:
+    """Explain the network by each method; returns images with captions, and a line for each method that failed."""
+    subject, batch = reported.subject, reported.experiment.train.batch
+    explained_mistakes = mistakes[:_EXPLAINED_IMAGES]
+    searched, _ = sample_evenly(reported.examples, _MAX_SEARCHED_IMAGES)
+    methods: list[tuple[str, Callable[[], Explanation]]] = [
         ("filters", lambda: filters(subject, None)),
-        ("top", lambda: top_patches(subject, sample_evenly(seen.examples, _LOOKED_AT)[0], None, [], _CHANNELS, batch)),
-        ("gradcam of the worst", lambda: gradcam(subject, _of(seen, few), None, None)),
+        ("top", lambda: top_patches(subject, searched, None, [], _CHANNELS, batch)),
+        ("gradcam of the worst", lambda: gradcam(subject, _select_mistakes(reported, explained_mistakes), None, None)),
     ]
-    made, unseen = [], []
-    for name, way in ways if few else ways[:2]:
+    explanations, failures = [], []
+    for name, explain in methods if explained_mistakes else methods[:2]:
         try:
-            found = way()
-            made.append({"image": image_data_url(found.image), "caption": found.caption})
+            explanation = explain()
+            explanations.append({"image": image_data_url(explanation.image), "caption": explanation.caption})
         except ConfigError as error:
-            unseen.append(f"Without {name}: {error}")
-    return made, unseen
+            failures.append(f"No {name}: {error}")
+    return explanations, failures
 
 
-def _network(seen: ReportedRun, key: str) -> dict[str, Any]:
-    built = seen.subject.built_network
-    counts = flops(built)
+def _network_section(reported: ReportedRun, key: str) -> dict[str, Any]:
+    network = reported.subject.built_network
+    counts = flops(network)
     rows = [
         [row.path, "x".join(map(str, row.out_shape)), f"{row.parameters:,}", f"{count / 1e6:,.2f}"]
-        for row, count in zip(built.rows, counts, strict=True)
+        for row, count in zip(network.rows, counts, strict=True)
     ]
     return {
-        "line": f"{built.parameter_count:,} parameters, {sum(counts) / 1e6:,.1f} MFLOPs a picture of "
-        f"{'x'.join(map(str, built.image))}.",
-        "svg": render_svg(build_outline(built, seen.experiment.task.kind), seen.experiment.name, key),
+        "line": f"{network.parameter_count:,} parameters, {sum(counts) / 1e6:,.1f} MFLOPs for an image of "
+        f"{'x'.join(map(str, network.image))}.",
+        "svg": render_svg(build_outline(network, reported.experiment.task.kind), reported.experiment.name, key),
         "columns": ["layer", "output", "parameters", "MFLOPs"],
         "rows": rows,
     }
 
 
-def _cost(done: dict[str, Any]) -> list[list[str]]:
-    """What the training took."""
-    if not done:
+def _cost_rows(result: dict[str, Any]) -> list[list[str]]:
+    """Time, speed and memory that the training took."""
+    if not result:
         return [["not finished", ""]]
     return [
-        ["steps", f"{done['steps']:,}"],
-        ["seconds", f"{done['seconds']:,.1f}"],
-        ["images/s", f"{done['images_per_second']:,.0f}"],
-        ["waiting for data", f"{done['data_wait_share']:.1%}"],
-        *([["peak memory, MiB", f"{done['peak_memory_mib']:,.0f}"]] if done.get("peak_memory_mib") else []),
+        ["steps", f"{result['steps']:,}"],
+        ["seconds", f"{result['seconds']:,.1f}"],
+        ["images/s", f"{result['images_per_second']:,.0f}"],
+        ["waiting for data", f"{result['data_wait_share']:.1%}"],
+        *([["peak memory, MiB", f"{result['peak_memory_mib']:,.0f}"]] if result.get("peak_memory_mib") else []),
     ]
 
 
-def _data(seen: ReportedRun) -> dict[str, Any]:
-    facts = seen.subject.trained.facts
-    source = seen.experiment.data.source
-    what = [number.name for number in facts.numbers] or list(facts.classes)
-    shown = join_names(what)
+def _data_section(reported: ReportedRun) -> dict[str, Any]:
+    facts = reported.subject.trained.facts
+    source = reported.experiment.data.source
+    target_names = [target.name for target in facts.numbers] or list(facts.classes)
     rows = [[name, f"{count:,}"] for name, count in facts.counts.items()]
-    return {"source": source.kind, "what": shown, "rows": rows}
+    return {"source": source.kind, "what": join_names(target_names), "rows": rows}
 
 
-def _environment(run: Path) -> list[list[str]]:
-    found = read_environments(run)
-    rows = [[name, str(value)] for name, value in (found[0] if found else {}).items()]
-    return rows + ([["later", f"{len(found) - 1} other environment(s)"]] if len(found) > 1 else [])
+def _environment_rows(run: Path) -> list[list[str]]:
+    environments = read_environments(run)
+    rows = [[name, str(value)] for name, value in (environments[0] if environments else {}).items()]
+    return rows + ([["later", f"{len(environments) - 1} other environment(s)"]] if len(environments) > 1 else [])

@@ -1,4 +1,4 @@
-"""`cnnrun report`: what was trained, how well it does, where it fails and what it sees, in one page for a browser."""
+"""`cnnrun report`: one HTML page with a run's metrics, curves, worst images, explanations, network and config."""
 
 from __future__ import annotations
 
@@ -20,80 +20,85 @@ from cnnrun.training.run_records import REPORT, read_result
 
 
 def write_report(
-    targets: Sequence[Path], root: Path, device: torch.device, split: str = "val", out: Path | None = None
+    run_paths: Sequence[Path], runs: Path, device: torch.device, split: str = "val", out: Path | None = None
 ) -> dict[str, Any]:
-    """Write the page about one run, or about several side by side; returns where it is.
+    """Write the report on one run, or on several side by side; returns its path and size.
 
-    By default report.html in the run, of several beside the runs; one of ours that is there is replaced. Measured on
-    val, so that test stays unseen until it is asked for. Raises CheckpointError, ConfigError, StorageError.
+    The default path is report.html in the run's folder, or in `runs` for several. An earlier report there is replaced.
+    The default split is val, so that test is not looked at by accident. Raises CheckpointError, ConfigError,
+    StorageError.
     """
-    wanted: Sequence[Path | None] = targets or [None]
-    folder = out.parent if out else root if len(wanted) > 1 else None
+    paths: Sequence[Path | None] = run_paths or [None]
+    folder = out.parent if out else runs if len(paths) > 1 else None
     if folder and not folder.is_dir():
         raise ConfigError(f"{escape(str(folder))}: no such folder for the report; give --out")
-    seen = [_seen(target, root, device, split) for target in wanted]
+    reported_runs = [_measure_for_report(path, runs, device, split) for path in paths]
     specs: dict[str, Any] = {}
-    together = _together(seen, specs) if len(seen) > 1 else None
-    pages = [run_section(each, f"run{number}", specs, len(seen)) for number, each in enumerate(seen, 1)]
-    names = ", ".join(str(each.run) for each in seen)
+    comparison = _comparison_section(reported_runs, specs) if len(reported_runs) > 1 else None
+    sections = [
+        run_section(reported, f"run{number}", specs, len(reported_runs))
+        for number, reported in enumerate(reported_runs, 1)
+    ]
+    names = [str(reported.run) for reported in reported_runs]
+    subtitles = [f"{reported.experiment.task.kind}, {reported.experiment.name}" for reported in reported_runs]
     page = {
-        "title": names if len(seen) < 4 else f"{len(seen)} runs",
-        "subtitle": " · ".join(dict.fromkeys(f"{each.experiment.task.kind}, {each.experiment.name}" for each in seen)),
-        "runs": pages,
-        "together": together,
+        "title": ", ".join(names) if len(names) < 4 else f"{len(names)} runs",
+        "subtitle": " · ".join(dict.fromkeys(subtitles)),
+        "runs": sections,
+        "together": comparison,
     }
-    path = out or (seen[0].run if len(seen) == 1 else root) / REPORT
-    data = render_page(page, specs)
-    write_new_file(path, data, own_mark=GENERATOR.encode())
-    return {"path": str(path), "runs": [str(each.run) for each in seen], "split": split, "bytes": len(data)}
+    out_path = out or (reported_runs[0].run if len(reported_runs) == 1 else runs) / REPORT
+    html = render_page(page, specs)
+    write_new_file(out_path, html, own_mark=GENERATOR.encode())
+    return {"path": str(out_path), "runs": names, "split": split, "bytes": len(html)}
 
 
-def report_after_training(run: Path, root: Path, device: torch.device, *, overwrite: bool = True) -> None:
-    """Write the page of a run whose training has ended; unless `anew`, only where there is none yet.
+def report_after_training(run: Path, runs: Path, device: torch.device, *, overwrite: bool = True) -> None:
+    """Write the report of a run whose training has ended; without `overwrite`, only if it has none yet.
 
-    Whatever keeps it from being written is said, and costs the page alone.
+    A failure is printed and never fails the training.
     """
     if not overwrite and (run / REPORT).exists():
         return
     try:
-        say(f"{write_report([run], root, device)['path']}: the run as a page for a browser")
+        say(f"{write_report([run], runs, device)['path']}: the report of this run; open it in a browser")
     except InterruptionError:
         raise
     except Exception as error:
-        why = escape(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
-        say(f"{run / REPORT} was not written: {why}; `cnnrun report {run}` tries again")
+        reason = escape(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+        say(f"{run / REPORT} was not written: {reason}; `cnnrun report {run}` tries again")
 
 
-def _seen(target: Path | None, root: Path, device: torch.device, split: str) -> ReportedRun:
-    experiment, given, name, examples, found = measure_run(target, root, device, split)
-    return ReportedRun(given.run, experiment, Subject(given, experiment.model.layers), name, examples, found)
+def _measure_for_report(path: Path | None, runs: Path, device: torch.device, split: str) -> ReportedRun:
+    experiment, trained, split_name, examples, measurement = measure_run(path, runs, device, split)
+    subject = Subject(trained, experiment.model.layers)
+    return ReportedRun(trained.run, experiment, subject, split_name, examples, measurement)
 
 
-def _together(seen: Sequence[ReportedRun], specs: dict[str, Any]) -> dict[str, Any]:
-    """Several runs side by side: numbers, what differs from the first, their curves in the same figures."""
-    names = list(dict.fromkeys(name for each in seen for name in each.measurement.metrics))
+def _comparison_section(reported_runs: Sequence[ReportedRun], specs: dict[str, Any]) -> dict[str, Any]:
+    """Section that compares several runs: metrics, settings that differ from the first run's, and common curves."""
+    names = list(dict.fromkeys(name for reported in reported_runs for name in reported.measurement.metrics))
     rows = []
-    for each in seen:
-        spans = each.confidence_intervals
-        numbers = each.measurement.metrics
-        cells = [_with_span(numbers[name], spans.get(name)) if name in numbers else "" for name in names]
-        done = read_result(each.run) or {}
-        rows.append(
-            [str(each.run), *cells, f"{each.subject.built_network.parameter_count:,}", f"{done.get('seconds', 0):,.0f}"]
-        )
-    first = seen[0]
+    for reported in reported_runs:
+        intervals = reported.confidence_intervals
+        metrics = reported.measurement.metrics
+        cells = [_format_with_interval(metrics[name], intervals.get(name)) if name in metrics else "" for name in names]
+        result = read_result(reported.run) or {}
+        parameter_count = reported.subject.built_network.parameter_count
+        rows.append([str(reported.run), *cells, f"{parameter_count:,}", f"{result.get('seconds', 0):,.0f}"])
+    first = reported_runs[0]
     differences = [
         line
-        for other in seen[1:]
+        for other in reported_runs[1:]
         for line in describe_differences(first.experiment, other.experiment, str(first.run), str(other.run))
     ]
-    plots = training_curves([(str(each.run), each.run) for each in seen])
-    made = [add_chart(f"together-chart{number}", plot, specs) for number, plot in enumerate(plots)]
+    plots = training_curves([(str(reported.run), reported.run) for reported in reported_runs])
+    chart_items = [add_chart(f"together-chart{number}", plot, specs) for number, plot in enumerate(plots)]
     columns = ["run", *names, "parameters", "seconds"]
-    return {"columns": columns, "rows": rows, "differences": differences, "charts": made}
+    return {"columns": columns, "rows": rows, "differences": differences, "charts": chart_items}
 
 
-def _with_span(value: float | None, span: tuple[float, float] | None) -> str:
+def _format_with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
     if value is None:
         return "none"
-    return f"{value:.4f}" + (f" ({span[0]:.4f} to {span[1]:.4f})" if span else "")
+    return f"{value:.4f}" + (f" ({interval[0]:.4f} to {interval[1]:.4f})" if interval else "")

@@ -1,1 +1,1 @@
-"""Many trainings, or short ones: seeds, sweeps, ablations, learning rates, plans, the selftest."""
+"""Studies of several trainings, or of short ones: seeds, sweeps, ablations, learning rates, plans, the selftest."""

@@ -1,4 +1,4 @@
-"""`cnnrun explain ablate`: the network without some layers, or with other sizes: table 3 of Zeiler and Fergus 2014."""
+"""`cnnrun explain ablate`: a network without some layers or with other settings (Zeiler and Fergus 2014, table 3)."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from cnnrun.explain.run_method import OpenRun, write_explanation
 from cnnrun.explain.subject import PASS_THROUGH_KINDS, Explanation, plot_to_pillow
 from cnnrun.results.compare import compare_metrics
 from cnnrun.results.evaluate import evaluate_run
-from cnnrun.results.report import write as reporting
+from cnnrun.results.report import write as report_writer
 from cnnrun.results.train_run import train_run
 from cnnrun.training.evaluation import measure_split
 
-_COMMA = re.compile(r",(?![^\[{]*[\]}])")  # one that is not inside a list or a mapping
+_COMMA = re.compile(r",(?![^\[{]*[\]}])")  # a comma that is not inside a list or a mapping
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A changed network: layers that are left out, settings that are others. What it is called is what was written."""
+    """A change of the network: layers to remove and settings to override; the title names them as the user did."""
 
     title: str
     removed_layers: tuple[LayerPlace, ...] = ()
@@ -43,7 +43,7 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """As part of a run's name."""
+        """The title in a form that fits into a run's name."""
         return re.sub(r"[^A-Za-z0-9]+", "-", self.title).strip("-")[:80]
 
 
@@ -55,54 +55,55 @@ def run_ablation(
     split: str | None = None,
     out: Path | None = None,
 ) -> dict[str, Any]:
-    """Numbers on val without layers (`remove`, several joined by commas) or with other settings (`change`).
+    """Measure the network without layers (`remove`) or with other settings (`change`); each item is one variant.
 
-    Each word is a variant. As trained, a layer can be left out where what comes in has the shape of what goes out;
-    with none named each such layer is, one after the other. With `retrain` each variant is trained from scratch.
+    An item may join several layers or settings by commas. In a trained network a layer can be removed if its input and
+    output have the same shape; without `remove`, each such layer is removed in turn. With `retrain`, each variant is
+    trained from scratch. Raises ConfigError.
     """
-    known = [place for place in run.subject.places if place.module_name != "head"]
+    places = [place for place in run.subject.places if place.module_name != "head"]
     if retrain:
         if split:
-            raise ConfigError("--split: variants that are trained are measured on train and val")
-        variants = [_without(_as_written(known), word) for word in remove]
-        variants += [Variant(word, overrides=tuple(_COMMA.split(word))) for word in change]
-        return _shown(run, *_retrained(run, variants), "", out)
+            raise ConfigError("--split: retrained variants are always measured on train and val; leave it out")
+        variants = [_parse_removal(_merge_repeated(places), text) for text in remove]
+        variants += [Variant(text, overrides=tuple(_COMMA.split(text))) for text in change]
+        return _write_result(run, *_train_variants(run, variants), "", out)
     if change:
-        raise ConfigError("--change: other sizes have other weights; add --retrain")
-    variants = [_without(known, word) for word in remove]
-    variants = variants or [Variant(f"without {place.title}", (place,)) for place in _skipped(run)]
+        raise ConfigError("--change: other settings need other weights; add --retrain")
+    variants = [_parse_removal(places, text) for text in remove]
+    variants = variants or [Variant(f"without {place.title}", (place,)) for place in _removable_places(run)]
     if not variants:
-        raise ConfigError("no layer gives what it takes, so none can be left out as trained; --remove and --retrain")
+        raise ConfigError("no layer keeps the shape of its input, so none can be removed; use --remove with --retrain")
     for place in [place for variant in variants for place in variant.removed_layers]:
-        if place not in _skipped(run):
-            able = ", ".join(each.title for each in _skipped(run)) or "none"
+        if place not in _removable_places(run):
+            removable = ", ".join(place.title for place in _removable_places(run)) or "none"
             raise ConfigError(
-                f"--remove {place.title}: what comes in has another shape than what goes out; add --retrain "
-                f"(as trained these can go: {able})"
+                f"--remove {place.title}: its input and output have different shapes; add --retrain "
+                f"(without it, you can remove: {removable})"
             )
-    name = split or "val"
-    return _shown(run, *_measured(run, variants, name), name, out)
+    split_name = split or "val"
+    return _write_result(run, *_measure_variants(run, variants, split_name), split_name, out)
 
 
-def _without(known: Sequence[LayerPlace], word: str) -> Variant:
-    removed = tuple(find_layer(known, each.strip(), known, "outputs", "--remove") for each in word.split(","))
-    return Variant("without " + ", ".join(place.title for place in removed), removed)
+def _parse_removal(places: Sequence[LayerPlace], text: str) -> Variant:
+    removed_layers = tuple(find_layer(places, name.strip(), places, "outputs", "--remove") for name in text.split(","))
+    return Variant("without " + ", ".join(place.title for place in removed_layers), removed_layers)
 
 
-def _as_written(known: Sequence[LayerPlace]) -> list[LayerPlace]:
-    """The layers as the YAML has them: what stands in a `repeat` once, for all its turns."""
-    return [replace(place, title=place.path) for place in {place.path: place for place in reversed(known)}.values()]
+def _merge_repeated(places: Sequence[LayerPlace]) -> list[LayerPlace]:
+    """Merge the copies of a repeated layer: one place for each layer in the YAML."""
+    return [replace(place, title=place.path) for place in {place.path: place for place in reversed(places)}.values()]
 
 
-def _skipped(run: OpenRun) -> list[LayerPlace]:
-    """The layers without which the network still fits together, but those that do nothing."""
-    inside = run.subject.built_network.layers
+def _removable_places(run: OpenRun) -> list[LayerPlace]:
+    """Layers whose input has the shape of their output, except those that change nothing in evaluation."""
+    layers = run.subject.built_network.layers
     return [
         place
         for place in run.subject.places
-        if place.module_name in inside
-        and inside[place.module_name].in_shapes[:1] == (place.shape,)
-        and not inside[place.module_name].spec.has_several_inputs
+        if place.module_name in layers
+        and layers[place.module_name].in_shapes[:1] == (place.shape,)
+        and not layers[place.module_name].spec.has_several_inputs
         and place.kind not in PASS_THROUGH_KINDS
     ]
 
@@ -110,44 +111,45 @@ def _skipped(run: OpenRun) -> list[LayerPlace]:
 Rows = list[dict[str, Any]]
 
 
-def _measured(run: OpenRun, variants: Sequence[Variant], split: str) -> tuple[Rows, str]:
-    """A row for each variant as trained, against the whole network on the same images; and a caption."""
-    given = run.subject.trained
-    name, data = run.load_data(split)
-    whole = _numbers(run, data.splits[name])
-    rows = [_row("as it is", whole.metrics, _size(given.network))]
+def _measure_variants(run: OpenRun, variants: Sequence[Variant], split: str) -> tuple[Rows, str]:
+    """Measure each variant without training, against the whole network on the same images: rows and a caption."""
+    trained = run.subject.trained
+    split_name, data = run.load_data(split)
+    reference = _measure_network(run, data.splits[split_name])
+    rows = [_variant_row("unchanged", reference.metrics, _parameter_count(trained.network))]
     for variant in variants:
-        with _left_out(given.network, variant.removed_layers):
-            found = _numbers(run, data.splits[name])
-        gone = _size(nn.ModuleList(given.network.get_submodule(place.module_name) for place in variant.removed_layers))
-        row = _row(variant.title, found.metrics, rows[0]["parameters"] - gone)
-        apart = [each["number"] for each in compare_metrics(whole, found) if each["distinguishable"]]
-        rows.append(row | {"distinguishable": ", ".join(apart) or "nothing"})
-    return rows, f"{len(data.splits[name]):,} pictures of {name}; the weights as they were trained with all layers."
+        with _skip_layers(trained.network, variant.removed_layers):
+            measurement = _measure_network(run, data.splits[split_name])
+        removed = nn.ModuleList(trained.network.get_submodule(place.module_name) for place in variant.removed_layers)
+        row = _variant_row(variant.title, measurement.metrics, rows[0]["parameters"] - _parameter_count(removed))
+        tests = compare_metrics(reference, measurement)
+        distinguishable = [test["number"] for test in tests if test["distinguishable"]]
+        rows.append(row | {"distinguishable": ", ".join(distinguishable) or "nothing"})
+    return rows, f"{len(data.splits[split_name]):,} images of {split_name}; the weights were trained with all layers."
 
 
-def _numbers(run: OpenRun, examples: Examples) -> Measurement:
-    given = run.subject.trained
+def _measure_network(run: OpenRun, examples: Examples) -> Measurement:
+    trained = run.subject.trained
     batch = run.experiment.train.batch
-    return measure_split(given.network, None, given.task, given.facts, examples, batch, given.device)
+    return measure_split(trained.network, None, trained.task, trained.facts, examples, batch, trained.device)
 
 
-def _row(title: str, numbers: Mapping[str, float | None], parameters: int) -> dict[str, Any]:
+def _variant_row(title: str, numbers: Mapping[str, float | None], parameters: int) -> dict[str, Any]:
     return {"variant": title, "parameters": parameters, **numbers}
 
 
-def _size(module: nn.Module) -> int:
+def _parameter_count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 @contextmanager
-def _left_out(network: nn.Module, places: Sequence[LayerPlace]) -> Iterator[None]:
-    """Inside, what comes into those layers comes out of them."""
+def _skip_layers(network: nn.Module, places: Sequence[LayerPlace]) -> Iterator[None]:
+    """Make layers return their input inside the context."""
 
-    def through(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+    def return_input(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         return inputs[0]
 
-    handles = [network.get_submodule(place.module_name).register_forward_hook(through) for place in places]
+    handles = [network.get_submodule(place.module_name).register_forward_hook(return_input) for place in places]
     try:
         yield
     finally:
@@ -155,55 +157,57 @@ def _left_out(network: nn.Module, places: Sequence[LayerPlace]) -> Iterator[None
             handle.remove()
 
 
-def _retrained(run: OpenRun, variants: Sequence[Variant]) -> tuple[Rows, str]:
-    """The config as it is and each variant, trained as runs of their own; those that are finished are taken.
+def _train_variants(run: OpenRun, variants: Sequence[Variant]) -> tuple[Rows, str]:
+    """Train the unchanged config and each variant as runs of their own; finished runs are not trained again.
 
     Returns a row for each and a caption.
     """
     if not variants:
-        raise ConfigError("--retrain: say what to leave out (--remove) or to change (--change)")
-    base, root, device = run.experiment, run.root, run.device
-    made = [(Variant("as it is"), base)] + [(each, _changed(base, each)) for each in variants]
+        raise ConfigError("--retrain: give layers to remove (--remove) or settings to change (--change)")
+    experiment, runs, device = run.experiment, run.runs, run.device
+    variant_experiments = [(Variant("unchanged"), experiment)]
+    variant_experiments += [(variant, _variant_experiment(experiment, variant)) for variant in variants]
     facts = run.subject.trained.facts
-    sizes = [
-        build_checked_network(experiment, facts).parameter_count for _, experiment in made
-    ]  # all mistakes before any training
+    # Building every network first reports mistakes in any variant before the first training.
+    networks = [build_checked_network(variant_experiment, facts) for _, variant_experiment in variant_experiments]
     rows = []
-    for (variant, experiment), size in zip(made, sizes, strict=True):
+    for (variant, variant_experiment), network in zip(variant_experiments, networks, strict=True):
         say(f"{variant.title}:")
-        result = train_run(experiment, root, device, resume=True)
+        result = train_run(variant_experiment, runs, device, resume=True)
         path = Path(result["run"])
-        reporting.report_after_training(path, root, device, overwrite="already_finished" not in result)
-        found = {split: evaluate_run(path, root, device, split)["numbers"] for split in ("train", "val")}
-        both = {f"{split}/{key}": value for split, numbers in found.items() for key, value in numbers.items()}
-        rows.append(_row(variant.title, both, size) | {"run": str(path)})
+        report_writer.report_after_training(path, runs, device, overwrite="already_finished" not in result)
+        metrics: dict[str, float | None] = {}
+        for split in ("train", "val"):
+            evaluation = evaluate_run(path, runs, device, split)
+            metrics |= {f"{split}/{key}": value for key, value in evaluation["numbers"].items()}
+        rows.append(_variant_row(variant.title, metrics, network.parameter_count) | {"run": str(path)})
     return rows, "Each variant trained from scratch as the config says, its best checkpoint measured."
 
 
-def _shown(run: OpenRun, rows: Rows, caption: str, split: str, out: Path | None) -> dict[str, Any]:
-    """Write the table, and a figure of the number that the training was judged by (of others, the task's first)."""
+def _write_result(run: OpenRun, rows: Rows, caption: str, split: str, out: Path | None) -> dict[str, Any]:
+    """Write the table and a figure of the monitored metric, or of the task's first metric if that is not measured."""
     monitor = run.experiment.train.monitor
-    number = monitor if not split else monitor.removeprefix("val/")
-    if number not in rows[0]:
-        number = ("" if split else "val/") + next(iter(run.experiment.task.metrics()))
-    places = [float(place) for place in range(len(rows))]
-    series = Series(number, [row[number] for row in rows], places, "points")
-    plot = Plot("variants", number, "", (series,), ticks=tuple(row["variant"] for row in rows))
-    made = Explanation(titled_grid([[("", plot_to_pillow(plot))]]), caption, {"variants": rows}, "variants")
-    return write_explanation(run, "ablate-retrained" if not split else "ablate", made, out)
+    metric = monitor if not split else monitor.removeprefix("val/")
+    if metric not in rows[0]:
+        metric = ("" if split else "val/") + next(iter(run.experiment.task.metrics()))
+    positions = [float(position) for position in range(len(rows))]
+    series = Series(metric, [row[metric] for row in rows], positions, "points")
+    plot = Plot("variants", metric, "", (series,), ticks=tuple(row["variant"] for row in rows))
+    explanation = Explanation(titled_grid([[("", plot_to_pillow(plot))]]), caption, {"variants": rows}, "variants")
+    return write_explanation(run, "ablate-retrained" if not split else "ablate", explanation, out)
 
 
-def _changed(base: Experiment, variant: Variant) -> Experiment:
-    """The config of a variant, checked as every config is. Raises ConfigError."""
+def _variant_experiment(base: Experiment, variant: Variant) -> Experiment:
+    """Build and check the config of a variant. Raises ConfigError."""
     data = base.model_dump(mode="json", by_alias=True, exclude_none=True)
     data["name"] = f"{base.name}-{variant.name}"
     layers = data["model"]["layers"] if isinstance(data["model"], dict) else data["model"]
-    for place in sorted({place.path for place in variant.removed_layers}, key=_keys, reverse=True):
-        *above, last = _keys(place)
+    for place in sorted({place.path for place in variant.removed_layers}, key=_path_keys, reverse=True):
+        *parent_keys, index = _path_keys(place)
         node: Any = layers
-        for key in above:
+        for key in parent_keys:
             node = node[key]
-        del node[last]
+        del node[index]
     overrides = list(variant.overrides)
     try:
         return parse_config(yaml_reader.dump_yaml(data), variant.title, overrides)
@@ -211,10 +215,10 @@ def _changed(base: Experiment, variant: Variant) -> Experiment:
         raise ConfigError(*(f"{escape(variant.title)}: {line}" for line in error.lines)) from None
 
 
-def _keys(path: str) -> list[Any]:
-    """A layer's path as keys from the model's list on: model[2].residual.layers[0].conv -> 2, residual, layers, 0."""
-    found = re.findall(r"\[(\d+)\]|\.(\w+)", path.removeprefix("model"))
-    keys: list[Any] = [int(number) if number else word for number, word in found]
+def _path_keys(path: str) -> list[Any]:
+    """Split a layer's path into keys below `model`: model[2].residual.layers[0].conv -> 2, residual, layers, 0."""
+    matches = re.findall(r"\[(\d+)\]|\.(\w+)", path.removeprefix("model"))
+    keys: list[Any] = [int(index) if index else name for index, name in matches]
     while keys and not isinstance(keys[-1], int):
         keys.pop()
     return keys

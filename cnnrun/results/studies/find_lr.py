@@ -1,4 +1,4 @@
-"""`cnnrun find-lr`: the loss over a range of learning rates, of a network that is thrown away (Smith 2017)."""
+"""`cnnrun find-lr`: the loss over a range of learning rates, from a short trial training (Smith 2017)."""
 
 from __future__ import annotations
 
@@ -21,49 +21,49 @@ from cnnrun.training.determinism import deterministic_kernels
 from cnnrun.training.learner import Job, Learner
 from cnnrun.training.step import backward, update_weights
 
-_SMOOTH = 0.9  # of the moving mean of the losses
-_WORSE = 4.0  # times the lowest loss: it diverges, and the range ends
-_UNSETTLED = 10  # a tenth of the range is not looked at
-_BELOW = 10.0  # what is usual: a tenth of the rate with the lowest loss
+_SMOOTHING = 0.9  # decay of the moving mean of the losses
+_DIVERGENCE_FACTOR = 4.0  # times the lowest loss: training diverges there, and the range ends
+_WARMUP_DIVISOR = 10  # the first tenth of the range is ignored: its mean rests on too few losses
+_LOWEST_LOSS_DIVISOR = 10.0  # a common choice is a tenth of the rate with the lowest loss
 
 
 def find_learning_rate(
     experiment: Experiment, device: torch.device, low: float, high: float, steps: int, plots: Path | None
 ) -> dict[str, Any]:
-    """The smoothed loss at rates from `low` to `high`, and two rates that are usual to take from it."""
+    """Measure the smoothed loss at rates from `low` to `high`; returns it with two rates that are commonly chosen."""
     if not 0 < low < high < math.inf:
-        raise ConfigError("--low and --high: give a range of rates above 0, the lower one first")
-    experiment, given, data = prepare_training(experiment)
+        raise ConfigError("--low and --high: give two finite rates above 0, with --low below --high")
+    experiment, weights, data = prepare_training(experiment)
     with deterministic_kernels(device, experiment.train.deterministic):
-        rows = _range(assemble_job(experiment, data, given, None, device), low, high, steps)
+        rows = _sweep_rates(assemble_job(experiment, data, weights, None, device), low, high, steps)
     if len(rows) < 3:
-        raise ConfigError(f"the loss is not finite from a rate of {low:g} on; give a lower --low")
-    made = {
+        raise ConfigError(f"the loss diverges from a rate of {low:g} on; give a lower --low")
+    result = {
         "name": experiment.name,
         "now": experiment.train.optimizer.lr,
         "rates": rows,
         **suggest_learning_rates(rows),
     }
-    return {**made, **({"plots": write_plots([_figure(rows)], plots)} if plots else {})}
+    return {**result, **({"plots": write_plots([_figure(rows)], plots)} if plots else {})}
 
 
-def _range(made: Job, low: float, high: float, steps: int) -> list[dict[str, float]]:
-    """Steps at rising rates: each with its loss and the moving mean of the losses up to there."""
-    learner = Learner(made)
-    batches = made.batches(made.dataset.splits["train"], made.spec.accumulate)
-    base, mean, lowest, rows = made.spec.optimizer.lr, 0.0, math.inf, list[dict[str, float]]()
+def _sweep_rates(job: Job, low: float, high: float, steps: int) -> list[dict[str, float]]:
+    """Train a step at each of the rising rates; a row for each with its loss and the moving mean of the losses."""
+    learner = Learner(job)
+    batches = job.batches(job.dataset.splits["train"], job.spec.accumulate)
+    base_rate, running_mean, lowest_loss, rows = job.spec.optimizer.lr, 0.0, math.inf, list[dict[str, float]]()
     try:
         with progress_bar("rates", steps) as advance:
             for step in range(steps):
                 rate = low * (high / low) ** (step / (steps - 1))
-                value = float(backward(learner, made, batches.at(step), step))
-                mean = _SMOOTH * mean + (1 - _SMOOTH) * value
-                smoothed = mean / (1 - _SMOOTH ** (step + 1))
-                lowest = min(lowest, smoothed)
-                if not math.isfinite(value) or smoothed > _WORSE * lowest > 0:
+                loss = float(backward(learner, job, batches.at(step), step))
+                running_mean = _SMOOTHING * running_mean + (1 - _SMOOTHING) * loss
+                smoothed = running_mean / (1 - _SMOOTHING ** (step + 1))
+                lowest_loss = min(lowest_loss, smoothed)
+                if not math.isfinite(loss) or smoothed > _DIVERGENCE_FACTOR * lowest_loss > 0:
                     break
-                rows.append({"lr": rate, "loss": value, "smoothed": smoothed})
-                update_weights(learner, made, step, rate / base)
+                rows.append({"lr": rate, "loss": loss, "smoothed": smoothed})
+                update_weights(learner, job, step, rate / base_rate)
                 advance(1)
     finally:
         batches.close()
@@ -71,24 +71,24 @@ def _range(made: Job, low: float, high: float, steps: int) -> list[dict[str, flo
 
 
 def suggest_learning_rates(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Where the smoothed loss falls fastest over the logarithm of the rate, and a tenth of where it is lowest.
+    """Suggest the rate at which the smoothed loss falls fastest, and a tenth of the rate at which it is lowest.
 
-    Both on the way down to its valley: what happens beyond, where it diverges, says nothing. Nothing where it does not
-    fall by more than half of what a step's loss is off the mean.
+    Only rates up to the lowest loss count, since the loss diverges beyond. Empty if the loss falls by no more than half
+    of the median distance between a step's loss and the mean.
     """
     losses = [row["smoothed"] for row in rows]
-    settled = min(len(rows) // _UNSETTLED, len(rows) - 2)  # a mean of few losses is none yet
-    valley = max(settled + 1, min(range(settled, len(rows)), key=losses.__getitem__))
+    start = min(len(rows) // _WARMUP_DIVISOR, len(rows) - 2)  # at least two rows remain
+    lowest = max(start + 1, min(range(start, len(rows)), key=losses.__getitem__))
     noise = statistics.median(abs(row["loss"] - row["smoothed"]) for row in rows)
-    if losses[settled] - losses[valley] <= noise / 2:
+    if losses[start] - losses[lowest] <= noise / 2:
         return {}
-    falls = [later - sooner for sooner, later in pairwise(losses[settled : valley + 1])]
-    fastest = rows[settled + falls.index(min(falls))]["lr"]
-    return {"steepest": fastest, "lowest_tenth": rows[valley]["lr"] / _BELOW}
+    changes = [next_loss - loss for loss, next_loss in pairwise(losses[start : lowest + 1])]
+    fastest = rows[start + changes.index(min(changes))]["lr"]
+    return {"steepest": fastest, "lowest_tenth": rows[lowest]["lr"] / _LOWEST_LOSS_DIVISOR}
 
 
 def _figure(rows: list[dict[str, float]]) -> Plot:
     rates = [row["lr"] for row in rows]
-    raw = Series("a step's loss", rates, [row["loss"] for row in rows], "points")
-    smooth = Series("smoothed", rates, [row["smoothed"] for row in rows])
-    return Plot("Learning rates", "learning rate", "loss", (raw, smooth), log_x=True)
+    step_series = Series("a step's loss", rates, [row["loss"] for row in rows], "points")
+    smoothed_series = Series("smoothed", rates, [row["smoothed"] for row in rows])
+    return Plot("Learning rates", "learning rate", "loss", (step_series, smoothed_series), log_x=True)

@@ -1,4 +1,4 @@
-"""`cnnrun plan`: how long a training will take and how much memory, from a short one of the same config."""
+"""`cnnrun plan`: time and memory that a training will need, predicted from a short training of the same config."""
 
 from __future__ import annotations
 
@@ -33,166 +33,171 @@ from cnnrun.training.loop import fit
 from cnnrun.training.run_folder import describe_environment
 from cnnrun.training.run_records import MAX_JSON_BYTES, PLAN
 
-_SECONDS = 8.0  # of training that is measured, and half of that of val, as far as one step tells
-_EPOCHS = 10  # at most
-_PICTURES = 1024  # of each split that are decoded where they are not yet
-_VAL = 2000  # pictures of val that are measured on
+_MEASURED_SECONDS = 8.0  # of training; evaluation on val gets about half as long
+_MAX_EPOCHS = 10  # of the short training
+_MAX_DECODED_IMAGES = 1024  # of each split, if images are not in the cache yet
+_MAX_VAL_IMAGES = 2000  # of the short training's evaluation
 
 
-def plan_training(experiment: Experiment, device: torch.device, root: Path) -> dict[str, Any]:
-    """Measure, foretell, and keep what was foretold for the training of this config that may follow."""
-    began = time.perf_counter()
-    given = load_initial_weights(experiment)
-    experiment = experiment.with_statistics_of_weights(given.facts if given else None)
+def plan_training(experiment: Experiment, device: torch.device, runs: Path) -> dict[str, Any]:
+    """Run a short training, predict time and memory of the whole one, and store the plan for a later training."""
+    start = time.perf_counter()
+    weights = load_initial_weights(experiment)
+    experiment = experiment.with_statistics_of_weights(weights.facts if weights else None)
     indexed = index_source(experiment.data)
-    missing = {name: _missing(experiment, split) for name, split in indexed.contents.splits.items()}
-    few = _few(indexed) if any(missing.values()) else indexed
-    decoding = time.perf_counter()
-    # What is not decoded yet stays so: the cache is left alone.
-    settings = experiment.data.model_copy(update={"cache": "memory"}) if few is not indexed else experiment.data
+    undecoded_counts = {name: _undecoded_count(experiment, split) for name, split in indexed.contents.splits.items()}
+    sampled = _sample_index(indexed) if any(undecoded_counts.values()) else indexed
+    decoding_start = time.perf_counter()
+    # The plan leaves the cache on the disk unchanged.
+    settings = experiment.data.model_copy(update={"cache": "memory"}) if sampled is not indexed else experiment.data
     with contextlib.redirect_stderr(io.StringIO()):
-        data = prepare_dataset(experiment.model_copy(update={"data": settings}), few)
-    decoded = sum(len(split) for split in few.source_splits())
-    rate = decoded / (time.perf_counter() - decoding)
+        data = prepare_dataset(experiment.model_copy(update={"data": settings}), sampled)
+    decoded = sum(len(split) for split in sampled.source_splits())
+    images_per_second = decoded / (time.perf_counter() - decoding_start)
     facts = replace(data.facts, class_counts=indexed.class_counts(), counts=indexed.counts, numbers=indexed.numbers())
-    build_checked_network(experiment, facts, given)
+    build_checked_network(experiment, facts, weights)
     if experiment.data.cache == "none":
-        say("data.cache: none decodes pictures anew at each use, which is not measured here: it may take longer")
-    say(f"training on {len(data.splits['train']):,} pictures for some seconds")
+        say("data.cache: none decodes images at each use, which the plan does not measure: training may take longer")
+    say(f"training on {len(data.splits['train']):,} images for a few seconds")
     with TemporaryDirectory(prefix="cnnrun-plan-") as folder:
-        measured = _measured(experiment, replace(data, facts=facts), given, device, Path(folder))
-    planned = _foretold(experiment, facts, measured)
-    undecoded = sum(missing.values())
-    each = int(np.prod(facts.image))
-    planned |= {
-        "decode_seconds": round(undecoded / rate, 1),
-        "cache_mib": round(sum(len(split) for split in indexed.source_splits()) * each / 2**20, 1)
+        speed = _measure_speed(experiment, replace(data, facts=facts), weights, device, Path(folder))
+    plan = _predict_times(experiment, facts, speed)
+    undecoded = sum(undecoded_counts.values())
+    image_bytes = int(np.prod(facts.image))
+    plan |= {
+        "decode_seconds": round(undecoded / images_per_second, 1),
+        "cache_mib": round(sum(len(split) for split in indexed.source_splits()) * image_bytes / 2**20, 1)
         if undecoded
         else 0.0,
         "peak_memory_mib": peak_memory_mib(device)
-        + _still_to_hold(experiment, indexed, facts, decoded if undecoded else int(measured["read"]), device),
+        + _remaining_memory_mib(experiment, indexed, facts, decoded if undecoded else int(speed["read"]), device),
     }
-    write_plan(experiment, root, device, planned)
-    return {"name": experiment.name, "took": round(time.perf_counter() - began, 1), **planned}
+    write_plan(experiment, runs, device, plan)
+    return {"name": experiment.name, "took": round(time.perf_counter() - start, 1), **plan}
 
 
-def _missing(experiment: Experiment, split: Split) -> int:
-    """Pictures of a source's split that training would have to decode first."""
+def _undecoded_count(experiment: Experiment, split: Split) -> int:
+    """Number of images of a split that a training would have to decode first."""
     if isinstance(split.images, np.ndarray):
         return 0
     data, shape = experiment.data, experiment.data.image_shape()
-    assert shape is not None, "experiment.load refuses a config without a picture size"
-    listed = list_files(split, data.fingerprint == "content", data.workers)
-    return 0 if is_cached(split, shape, data.image, data, listed) else len(split)
+    assert shape is not None, "a config without an image size is refused when it is read"
+    files = list_files(split, data.fingerprint == "content", data.workers)
+    return 0 if is_cached(split, shape, data.image, data, files) else len(split)
 
 
-def _few(indexed: SourceIndex) -> SourceIndex:
-    """The index of some pictures of each split, at equal distances."""
+def _sample_index(indexed: SourceIndex) -> SourceIndex:
+    """Index of evenly spaced images of each split, at most _MAX_DECODED_IMAGES."""
     splits, sources = {}, {}
     for name, (split, rows) in indexed.splits.items():
-        chosen = rows[torch.linspace(0, len(rows) - 1, min(len(rows), _PICTURES)).long()]
+        chosen = rows[torch.linspace(0, len(rows) - 1, min(len(rows), _MAX_DECODED_IMAGES)).long()]
         sources[name] = split.select(chosen)
         splits[name] = (sources[name], torch.arange(len(chosen)))
-    source: SourceContents = replace(indexed.contents, splits=sources)
-    return SourceIndex(source, splits, indexed.held_out_splits)
+    contents: SourceContents = replace(indexed.contents, splits=sources)
+    return SourceIndex(contents, splits, indexed.held_out_splits)
 
 
-def _measured(
-    experiment: Experiment, data: Dataset, given: Weights | None, device: torch.device, folder: Path
+def _measure_speed(
+    experiment: Experiment, data: Dataset, weights: Weights | None, device: torch.device, folder: Path
 ) -> dict[str, float]:
-    """Seconds a step and an epoch's end, from a short training after a shorter one that warms up."""
+    """Measure seconds per step and per end of an epoch in a short training, after a shorter one that warms up."""
     spec = experiment.train
     train, val = data.splits["train"], data.splits["val"]
     batch = min(spec.batch, len(train))
-    few = {"batch": batch, "save_every": None, "early_stop": None, "drop_last": True}
+    short_settings = {"batch": batch, "save_every": None, "early_stop": None, "drop_last": True}
 
-    def trained(name: str, wanted: int, pictures: int) -> tuple[int, float, dict[str, Any]]:
-        """Steps of an epoch, the seconds at its end, and what the training says of itself."""
-        steps = max(1, min(wanted, len(train) // batch))
-        epochs = min(-(-wanted // steps), _EPOCHS)  # of few pictures several, as the training itself
-        short = experiment.model_copy(update={"train": spec.model_copy(update=few | {"epochs": epochs})})
-        splits = {"train": _first(train, steps * batch), "val": _first(val, pictures)}
+    def run_training(name: str, min_steps: int, val_images: int) -> tuple[int, float, dict[str, Any]]:
+        """Train briefly; returns steps per epoch, seconds at the end of each epoch, and the training's result."""
+        steps = max(1, min(min_steps, len(train) // batch))
+        epochs = min(-(-min_steps // steps), _MAX_EPOCHS)  # a small split needs several for that many steps
+        short_spec = spec.model_copy(update=short_settings | {"epochs": epochs})
+        short_experiment = experiment.model_copy(update={"train": short_spec})
+        splits = {"train": _first_samples(train, steps * batch), "val": _first_samples(val, val_images)}
         (folder / name).mkdir()
         with contextlib.redirect_stderr(io.StringIO()):
-            result = fit(assemble_job(short, replace(data, splits=splits), given, Folder(folder / name), device))
-        stepping = epochs * steps * batch / result["images_per_second"]
-        return steps, (result["seconds"] - stepping) / epochs, result
+            job = assemble_job(short_experiment, replace(data, splits=splits), weights, Folder(folder / name), device)
+            result = fit(job)
+        step_seconds = epochs * steps * batch / result["images_per_second"]
+        return steps, (result["seconds"] - step_seconds) / epochs, result
 
-    _, aside, warm = trained("warm", 1, few_val := min(len(val), batch))
-    steps = math.ceil(_SECONDS * warm["images_per_second"] / batch)
-    pictures = max(few_val, min(len(val), _VAL, int(_SECONDS / 2 * few_val / aside)))
-    steps, aside, result = trained("measured", steps, pictures)
+    _, epoch_end, warm_result = run_training("warm", 1, min_val_images := min(len(val), batch))
+    steps = math.ceil(_MEASURED_SECONDS * warm_result["images_per_second"] / batch)
+    affordable = int(_MEASURED_SECONDS / 2 * min_val_images / epoch_end)
+    val_images = max(min_val_images, min(len(val), _MAX_VAL_IMAGES, affordable))
+    steps, epoch_end, result = run_training("measured", steps, val_images)
     return {
         "step": spec.batch / result["images_per_second"],
-        "aside": aside,
-        "val": pictures,
-        "read": steps * batch + pictures,
+        "aside": epoch_end,
+        "val": val_images,
+        "read": steps * batch + val_images,
         "wait": result["data_wait_share"],
     }
 
 
-def _first(examples: Examples, count: int) -> Examples:
+def _first_samples(examples: Examples, count: int) -> Examples:
     return examples.select(torch.arange(len(examples)) < count)
 
 
-def _foretold(experiment: Experiment, facts: Facts, measured: dict[str, float]) -> dict[str, Any]:
+def _predict_times(experiment: Experiment, facts: Facts, speed: dict[str, float]) -> dict[str, Any]:
     spec = experiment.train
     steps = spec.steps_per_epoch(facts.counts["train"])
-    aside = measured["aside"] * facts.counts["val"] / measured["val"]
-    epoch = steps * measured["step"] + aside
+    epoch_end = speed["aside"] * facts.counts["val"] / speed["val"]
+    epoch = steps * speed["step"] + epoch_end
     return {
         "epochs": spec.epochs,
         "steps_per_epoch": steps,
-        "seconds_per_step": round(measured["step"], 5),
+        "seconds_per_step": round(speed["step"], 5),
         "seconds_per_epoch": round(epoch, 2),
         "seconds": round(epoch * spec.epochs, 1),
-        "images_per_second": round(spec.batch / measured["step"], 1),
-        "data_wait_share": measured["wait"],
+        "images_per_second": round(spec.batch / speed["step"], 1),
+        "data_wait_share": speed["wait"],
     }
 
 
-def _still_to_hold(experiment: Experiment, indexed: SourceIndex, facts: Facts, held: int, device: torch.device) -> int:
-    """MiB of decoded pictures that a whole training has in memory, beyond the `held` ones of the short one."""
-    picture = int(np.prod(facts.image))
-    files = sum(len(split) for split in indexed.source_splits() if not isinstance(split.images, np.ndarray))
-    if device.type == "cuda" or not files or files * picture > experiment.data.memory_gib * 2**30:
+def _remaining_memory_mib(
+    experiment: Experiment, indexed: SourceIndex, facts: Facts, decoded_count: int, device: torch.device
+) -> int:
+    """MiB of decoded images that a whole training holds in memory beyond the short training's `decoded_count`."""
+    image_bytes = int(np.prod(facts.image))
+    file_count = sum(len(split) for split in indexed.source_splits() if not isinstance(split.images, np.ndarray))
+    if device.type == "cuda" or not file_count or file_count * image_bytes > experiment.data.memory_gib * 2**30:
         return 0
-    used = sum(indexed.counts[name] for name in ("train", "val"))
-    return max(0, round((used - held) * picture / 2**20))
+    image_count = sum(indexed.counts[name] for name in ("train", "val"))
+    return max(0, round((image_count - decoded_count) * image_bytes / 2**20))
 
 
-_TOLD = ("seconds", "peak_memory_mib", "data_wait_share")  # what both know
+_COMPARED_KEYS = ("seconds", "peak_memory_mib", "data_wait_share")  # keys of a plan and of a training's result
 
 
-def write_plan(experiment: Experiment, root: Path, device: torch.device, planned: dict[str, Any]) -> None:
-    """Keep a plan for the training of this config that may follow."""
-    make_folder(root / experiment.name)
-    write_json(root / experiment.name / PLAN, {**planned, "for": _settings(experiment, describe_environment(device))})
+def write_plan(experiment: Experiment, runs: Path, device: torch.device, plan: dict[str, Any]) -> None:
+    """Store a plan, to be compared with a later training of this config."""
+    make_folder(runs / experiment.name)
+    write_json(runs / experiment.name / PLAN, {**plan, "for": _plan_settings(experiment, describe_environment(device))})
 
 
 def compare_with_plan(
-    root: Path, experiment: Experiment, run: Folder, where: dict[str, Any], result: dict[str, Any]
+    runs: Path, experiment: Experiment, run: Folder, environment: dict[str, Any], result: dict[str, Any]
 ) -> None:
-    """Write and say what was foretold and what it came to, where there is a plan of the same config and machine.
+    """Compare a finished training with its plan, if one of the same config and machine exists; write and print both.
 
-    `where` is the run's `run_folder.describe_environment`. A plan that cannot be read is none.
+    `environment` is the run's `run_folder.describe_environment`. A plan that cannot be read is ignored.
     """
     try:
-        planned = json.loads(read_bytes(root / experiment.name / PLAN, CheckpointError, MAX_JSON_BYTES))
-        if planned.pop("for") != _settings(experiment, where):
+        plan = json.loads(read_bytes(runs / experiment.name / PLAN, CheckpointError, MAX_JSON_BYTES))
+        if plan.pop("for") != _plan_settings(experiment, environment):
             return
-        pairs = {name: [float(planned[name]), float(result[name])] for name in _TOLD}
+        pairs = {name: [float(plan[name]), float(result[name])] for name in _COMPARED_KEYS}
     except (CheckpointError, ValueError, KeyError, TypeError, AttributeError):
         return
     with storage_errors(run.path / PLAN, 4096):
-        run.replace(PLAN, json_bytes({"planned": planned, "measured": {name: result[name] for name in _TOLD}}))
+        run.replace(PLAN, json_bytes({"planned": plan, "measured": {name: result[name] for name in _COMPARED_KEYS}}))
     seconds, memory = pairs["seconds"], pairs["peak_memory_mib"]
     say(f"planned {seconds[0]:.0f} s and {memory[0]:,.0f} MiB; it took {seconds[1]:.0f} s and {memory[1]:,.0f} MiB")
 
 
-def _settings(experiment: Experiment, where: dict[str, Any]) -> dict[str, Any]:
-    """The config, but for the statistics of the pictures, which a run writes into its own; and the machine."""
-    made: dict[str, Any] = experiment.model_dump(mode="json", by_alias=True)
+def _plan_settings(experiment: Experiment, environment: dict[str, Any]) -> dict[str, Any]:
+    """Config and machine of a plan. Image statistics are left out, since a run adds them to its own config."""
+    config: dict[str, Any] = experiment.model_dump(mode="json", by_alias=True)
     for name in ("mean", "std"):
-        made["data"]["image"].pop(name, None)
-    return {"config": made, "machine": where}
+        config["data"]["image"].pop(name, None)
+    return {"config": config, "machine": environment}

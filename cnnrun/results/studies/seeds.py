@@ -1,4 +1,4 @@
-"""`cnnrun train --seeds N`: the same config under several seeds, and what it gives on average."""
+"""`cnnrun train --seeds N`: trainings of one config with several seeds, and the mean of their metrics."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from cnnrun.base.extras import require_package
 from cnnrun.base.progress import say
 from cnnrun.experiment.schema import Experiment
 from cnnrun.results.evaluate import evaluate_run
-from cnnrun.results.report import write as reporting
+from cnnrun.results.report import write as report_writer
 from cnnrun.results.train_run import train_run
 from cnnrun.tasks.intervals import metric_bounds
 from cnnrun.training.run_records import read_facts
 
 
 def train_seeds(
-    experiment: Experiment, count: int, root: Path, device: torch.device, resume: bool, strict: bool, page: bool = False
+    experiment: Experiment, count: int, runs: Path, device: torch.device, resume: bool, strict: bool, page: bool = False
 ) -> dict[str, Any]:
-    """A run for each of `count` seeds from the config's on, and the summary, which is kept under the config's name.
+    """Train with `count` consecutive seeds, starting at the config's; write and return a summary of the metrics.
 
-    With `resume`, finished runs of the same config and seed are taken as they are. Raises DataError where the data
-    changed between them.
+    With `resume`, finished runs of the same config and seed are not trained again. Raises DataError if the data changed
+    between the runs.
     """
     if torchrun.world_size() > 1:
-        raise ConfigError("--seeds trains one after the other; start it without torchrun, or each seed with it")
+        raise ConfigError("--seeds cannot run under torchrun; start it without, or train each seed with torchrun")
     if experiment.seed + count > 2**63:
-        raise ConfigError(f"--seeds {count}: seeds end below 2^63, and the config's is {experiment.seed}")
+        raise ConfigError(f"--seeds {count}: seeds must stay below 2^63, and the config's is {experiment.seed}")
     require_package("scipy", "stats", "--seeds")
     seeds = range(experiment.seed, experiment.seed + count)
     rows = []
-    for place, seed in enumerate(seeds, 1):
-        of_seed = experiment.model_copy(update={"seed": seed})
-        say(f"seed {seed} ({place} of {count})")
-        result = train_run(of_seed, root, device, resume, strict)
+    for number, seed in enumerate(seeds, 1):
+        seed_experiment = experiment.model_copy(update={"seed": seed})
+        say(f"seed {seed} ({number} of {count})")
+        result = train_run(seed_experiment, runs, device, resume, strict)
         run = Path(result["run"])
         if page:
-            reporting.report_after_training(run, root, device, overwrite="already_finished" not in result)
-        measured = evaluate_run(run, root, device, None)
-        rows.append({"seed": seed, "run": str(run), "split": measured["split"], "numbers": measured["numbers"]})
-    _same_data([Path(row["run"]) for row in rows])
-    made = {
+            report_writer.report_after_training(run, runs, device, overwrite="already_finished" not in result)
+        evaluation = evaluate_run(run, runs, device, None)
+        rows.append({"seed": seed, "run": str(run), "split": evaluation["split"], "numbers": evaluation["numbers"]})
+    _refuse_different_data([Path(row["run"]) for row in rows])
+    summary = {
         "name": experiment.name,
         "split": rows[0]["split"],
         "seeds": list(seeds),
@@ -56,33 +56,39 @@ def train_seeds(
             name: mean_with_interval([row["numbers"][name] for row in rows], name) for name in rows[0]["numbers"]
         },
     }
-    path = root / experiment.name / f"seeds-{seeds[0]}-{seeds[-1]}.json"
-    write_json(path, made)
-    return {"path": str(path), **made}
+    path = runs / experiment.name / f"seeds-{seeds[0]}-{seeds[-1]}.json"
+    write_json(path, summary)
+    return {"path": str(path), **summary}
 
 
 def mean_with_interval(values: Sequence[float | None], name: str) -> dict[str, float | None]:
-    """Mean, deviation, and the ends of Student's 95 % interval of the mean; of one value no more than that.
+    """Mean, standard deviation and Student's 95 % confidence interval of the mean; only the mean for a single value.
 
-    The interval is cut at the bounds of a number of that name. A number that is not defined has no mean.
+    The interval is clipped to the bounds of the metric called `name`. The mean is None if any value is None.
     """
     from scipy.stats import t
 
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
+    defined = [value for value in values if value is not None]
+    if len(defined) < len(values):
         return {"mean": None}
-    mean = math.fsum(known) / len(known)
-    if len(known) == 1:
+    mean = math.fsum(defined) / len(defined)
+    if len(defined) == 1:
         return {"mean": mean}
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (len(known) - 1))
-    half = float(t.ppf(0.975, len(known) - 1)) * deviation / math.sqrt(len(known))
-    least, most = metric_bounds(name, mean)
-    return {"mean": mean, "deviation": deviation, "from": max(least, mean - half), "to": min(most, mean + half)}
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in defined) / (len(defined) - 1))
+    half_width = float(t.ppf(0.975, len(defined) - 1)) * deviation / math.sqrt(len(defined))
+    min_value, max_value = metric_bounds(name, mean)
+    return {
+        "mean": mean,
+        "deviation": deviation,
+        "from": max(min_value, mean - half_width),
+        "to": min(max_value, mean + half_width),
+    }
 
 
-def _same_data(folders: Sequence[Path]) -> None:
-    """Raises DataError where not all runs learned from the same data."""
-    seen = {facts.fingerprint: folder for folder in folders if (facts := read_facts(folder))}
-    if len(seen) > 1:
-        one, other, *_ = seen.values()
-        raise DataError(f"{one} and {other} learned from different data; train all seeds anew, without --resume")
+def _refuse_different_data(runs: Sequence[Path]) -> None:
+    """Raise DataError if the runs were not all trained on the same data."""
+    run_by_fingerprint = {facts.fingerprint: run for run in runs if (facts := read_facts(run))}
+    if len(run_by_fingerprint) > 1:
+        first_run, second_run, *_ = run_by_fingerprint.values()
+        runs_text = f"{first_run} and {second_run}"
+        raise DataError(f"{runs_text} were trained on different data; train all seeds again, without --resume")

@@ -1,4 +1,4 @@
-"""`cnnrun selftest`: whether this machine trains a config as it must, on a few of its pictures, in under a minute."""
+"""`cnnrun selftest`: checks that this machine trains a config correctly, on a few of its images, in under a minute."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ model:
   - dropout: 0.1
 train: {batch: 64, ema: {decay: 0.9}}
 """
-_BATCH, _STEPS, _VAL = 64, 4, 512  # at most: pictures a batch, steps in each of two epochs, pictures to measure on
+_MAX_BATCH, _STEPS_PER_EPOCH, _MAX_VAL_IMAGES = 64, 4, 512  # two epochs are trained
 _LEARN_SECONDS, _LEARN_STEPS = 6.0, (12, 120)
 _SHUFFLES = 8
-# Learning is tried with this: the optimizer and schedule of the config are set for thousands of steps, not for these.
+# For checks that learn in a few steps; the config's own optimizer and schedule are tuned for thousands.
 GENTLE_OPTIMIZER = AdamW(lr=5e-4, weight_decay=0.0)
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What one check found; `passed` is None where it cannot be told."""
+    """Result of one check; `passed` is None if the check does not apply."""
 
     check: str
     passed: bool | None
@@ -66,7 +66,7 @@ class CheckResult:
 
 @dataclass
 class SelftestBench:
-    """The config over a few of its pictures, and the networks that were trained on them."""
+    """The config with a few of its images, and the networks trained on them."""
 
     experiment: Experiment
     data: Dataset
@@ -77,132 +77,140 @@ class SelftestBench:
     step_seconds: float = 0.0
 
     def make_job(self, name: str, data: Dataset | None = None, **train: Any) -> Job:
-        """A fresh job over these pictures."""
+        """Assemble a new job on these images, with other settings of training if given."""
         spec = self.experiment.train.model_copy(update=train)
-        made = self.experiment.model_copy(update={"train": spec})
+        experiment = self.experiment.model_copy(update={"train": spec})
         (self.folder / name).mkdir(exist_ok=True)
-        return assemble.assemble_job(made, data or self.data, self.weights, Folder(self.folder / name), self.device)
+        return assemble.assemble_job(
+            experiment, data or self.data, self.weights, Folder(self.folder / name), self.device
+        )
 
     def first_batch(self, count: int) -> Batch:
-        """So many pictures as they are."""
+        """Batch of the first `count` training images, without augmentation."""
         examples = self.data.splits["train"]
-        chosen = torch.zeros(len(examples), dtype=torch.bool)
-        chosen[:count] = True
-        return next(batches_in_order(examples.select(chosen), count, self.device))
+        is_selected = torch.zeros(len(examples), dtype=torch.bool)
+        is_selected[:count] = True
+        return next(batches_in_order(examples.select(is_selected), count, self.device))
 
 
 def run_selftest(experiment: Experiment | None, device: torch.device) -> dict[str, Any]:
-    """Every check's verdict; without `experiment` those of a small config of cnnrun's own."""
-    began = time.monotonic()
+    """Run every check on a config, by default on a small built-in one; returns the results."""
+    start = time.monotonic()
     experiment = experiment or parse_config(BUILT_IN_CONFIG, "selftest.yaml", ["name=selftest"])
-    experiment, given, data = prepare_training(experiment)
-    verdicts = []
+    experiment, weights, data = prepare_training(experiment)
+    results = []
     with TemporaryDirectory(prefix="cnnrun-selftest-") as folder:
-        bench = _bench(experiment, data, given, device, Path(folder))
+        bench = _make_bench(experiment, data, weights, device, Path(folder))
         for check in CHECKS:
-            with _quietly():
-                verdicts.append(check(bench))
+            with _silence_notes():
+                results.append(check(bench))
     return {
         "name": experiment.name,
-        "seconds": round(time.monotonic() - began, 1),
-        "passed": all(verdict.passed is not False for verdict in verdicts),
-        "checks": [asdict(verdict) for verdict in verdicts],
+        "seconds": round(time.monotonic() - start, 1),
+        "passed": all(result.passed is not False for result in results),
+        "checks": [asdict(result) for result in results],
     }
 
 
 def refuse_failed_checks(result: dict[str, Any]) -> None:
-    """Raises SelftestError where a check failed."""
-    failed = [each["check"] for each in result["checks"] if each["passed"] is False]
-    if failed:
-        raise SelftestError(f"selftest: {len(failed)} of {len(result['checks'])} checks failed: {'; '.join(failed)}")
+    """Raise SelftestError if a check failed."""
+    failed_checks = [check["check"] for check in result["checks"] if check["passed"] is False]
+    if failed_checks:
+        count = f"{len(failed_checks)} of {len(result['checks'])}"
+        raise SelftestError(f"selftest: {count} checks failed: {'; '.join(failed_checks)}")
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def _silence_notes() -> Iterator[None]:
     with contextlib.redirect_stderr(io.StringIO()):
         yield
 
 
-def _bench(
-    experiment: Experiment, data: Dataset, given: Weights | None, device: torch.device, folder: Path
+def _make_bench(
+    experiment: Experiment, data: Dataset, weights: Weights | None, device: torch.device, folder: Path
 ) -> SelftestBench:
     spec = experiment.train
-    batch = min(max(min(spec.batch, _BATCH), 2 * spec.accumulate), len(data.splits["train"]))
-    counts = {"train": batch * _STEPS, "val": _VAL}
-    splits = {name: _some(data.splits[name], count) for name, count in counts.items()}
-    facts = replace(data.facts, counts={name: len(each) for name, each in splits.items()})
-    few = {"epochs": 2, "batch": batch, "save_every": None, "keep": 1000, "early_stop": None, "compile": False}
-    made = experiment.model_copy(update={"train": spec.model_copy(update=few | {"drop_last": True})})
-    return SelftestBench(made, replace(data, facts=facts, splits=splits), given, device, folder)
+    batch = min(max(min(spec.batch, _MAX_BATCH), 2 * spec.accumulate), len(data.splits["train"]))
+    counts = {"train": batch * _STEPS_PER_EPOCH, "val": _MAX_VAL_IMAGES}
+    splits = {name: _random_samples(data.splits[name], count) for name, count in counts.items()}
+    facts = replace(data.facts, counts={name: len(examples) for name, examples in splits.items()})
+    short_settings = {"epochs": 2, "batch": batch, "save_every": None, "keep": 1000, "early_stop": None}
+    short_spec = spec.model_copy(update=short_settings | {"compile": False, "drop_last": True})
+    short_experiment = experiment.model_copy(update={"train": short_spec})
+    return SelftestBench(short_experiment, replace(data, facts=facts, splits=splits), weights, device, folder)
 
 
-def _some(examples: Examples, count: int) -> Examples:
-    chosen = torch.zeros(len(examples), dtype=torch.bool)
-    chosen[permutation(0, 0, len(examples))[:count]] = True
-    return examples.select(chosen)
+def _random_samples(examples: Examples, count: int) -> Examples:
+    is_selected = torch.zeros(len(examples), dtype=torch.bool)
+    is_selected[permutation(0, 0, len(examples))[:count]] = True
+    return examples.select(is_selected)
 
 
-def _state(run: Path) -> list[Any]:
-    """All that two equal runs have in common, to the bit."""
-    saved = checkpoints.load_newest(run / "checkpoints", "latest", say)
-    assert saved is not None
-    tensors = [(part, name, value) for part, of in sorted(saved.parts.items()) for name, value in sorted(of.items())]
-    return [*tensors, saved.state, (run / "metrics.jsonl").read_bytes()]
+def _run_state(run: Path) -> list[Any]:
+    """State of a run that two equal runs share to the bit: tensors, counters and metrics."""
+    checkpoint = checkpoints.load_newest(run / "checkpoints", "latest", say)
+    assert checkpoint is not None
+    tensors = [
+        (part, name, value)
+        for part, part_tensors in sorted(checkpoint.parts.items())
+        for name, value in sorted(part_tensors.items())
+    ]
+    return [*tensors, checkpoint.state, (run / "metrics.jsonl").read_bytes()]
 
 
-def _differences(a: list[Any], b: list[Any]) -> list[str]:
-    """What of two states is not equal, by name."""
-    found = []
-    for one, other in zip(a, b, strict=True):
-        if isinstance(one, tuple):
-            equal = one[:2] == other[:2] and torch.equal(one[2], other[2])
-            found += [] if equal else [f"{one[0]} {one[1]}"]
-        elif one != other:
-            found.append("counters" if isinstance(one, dict) else "metrics.jsonl")
-    return found
+def _state_differences(first_state: list[Any], second_state: list[Any]) -> list[str]:
+    """Names of the entries in which two states differ."""
+    names = []
+    for first, second in zip(first_state, second_state, strict=True):
+        if isinstance(first, tuple):
+            is_equal = first[:2] == second[:2] and torch.equal(first[2], second[2])
+            names += [] if is_equal else [f"{first[0]} {first[1]}"]
+        elif first != second:
+            names.append("counters" if isinstance(first, dict) else "metrics.jsonl")
+    return names
 
 
-def _same(bench: SelftestBench, check: str, name: str, well: str) -> CheckResult:
-    differ = _differences(_state(bench.folder / "first"), _state(bench.folder / name))
-    more = f" and {len(differ) - 1} more" if len(differ) > 1 else ""
-    return CheckResult(check, not differ, f"differs in {differ[0]}{more}" if differ else well)
+def _compare_runs(bench: SelftestBench, check: str, name: str, success: str) -> CheckResult:
+    differences = _state_differences(_run_state(bench.folder / "first"), _run_state(bench.folder / name))
+    rest = f" and {len(differences) - 1} more" if len(differences) > 1 else ""
+    return CheckResult(check, not differences, f"differs in {differences[0]}{rest}" if differences else success)
 
 
 def check_repeat(bench: SelftestBench) -> CheckResult:
-    """The same training twice."""
+    """Train twice and compare."""
     result = fit(bench.make_job("first", save_every=1))
     fit(bench.make_job("again"))
     bench.step_seconds = bench.experiment.train.batch / result["images_per_second"]
-    return _same(bench, "a repeated run is the same", "again", f"{result['steps']} steps, to the last bit")
+    return _compare_runs(bench, "a repeated run is the same", "again", f"{result['steps']} steps, to the last bit")
 
 
 def check_resume(bench: SelftestBench) -> CheckResult:
-    """The training gone on with from the middle of its first epoch."""
-    found = checkpoints.list_checkpoints(bench.folder / "first" / "checkpoints")
-    middle = found[max(0, len(found) // 4 - 1)]
+    """Resume the training from the middle of its first epoch and compare."""
+    saved = checkpoints.list_checkpoints(bench.folder / "first" / "checkpoints")
+    middle = saved[max(0, len(saved) // 4 - 1)]
     shutil.copytree(bench.folder / "first", bench.folder / "resumed")
-    for later in found[found.index(middle) + 1 :]:
-        shutil.rmtree(bench.folder / "resumed" / "checkpoints" / later.name)
+    for later_checkpoint in saved[saved.index(middle) + 1 :]:
+        shutil.rmtree(bench.folder / "resumed" / "checkpoints" / later_checkpoint.name)
     fit(bench.make_job("resumed"), checkpoints.load(bench.folder / "resumed" / "checkpoints" / middle.name))
-    return _same(bench, "a resumed run is the same", "resumed", f"gone on with from {middle.name}, to the last bit")
+    return _compare_runs(bench, "a resumed run is the same", "resumed", f"resumed from {middle.name}, to the last bit")
 
 
 def check_workers(bench: SelftestBench) -> CheckResult:
-    """The training over pictures that two threads decode anew each time, read ahead."""
+    """Train on images that two threads decode ahead of use, and compare."""
 
-    def streamed(examples: Examples) -> Examples:
+    def stream_images(examples: Examples) -> Examples:
         image = bench.experiment.data.image
         decoder = Decoder(examples.source, bench.data.facts.image, image, None)
-        pictures = Streamed(decoder, 2, bench.experiment.data.timeout)
-        return replace(examples, images=pictures, rows=examples.source_rows)
+        images = Streamed(decoder, 2, bench.experiment.data.timeout)
+        return replace(examples, images=images, rows=examples.source_rows)
 
-    data = replace(bench.data, splits={name: streamed(each) for name, each in bench.data.splits.items()})
+    data = replace(bench.data, splits={name: stream_images(examples) for name, examples in bench.data.splits.items()})
     fit(replace(bench.make_job("workers", data), prefetch=3))
-    return _same(bench, "workers do not matter", "workers", "two that read ahead change no bit")
+    return _compare_runs(bench, "workers do not matter", "workers", "two that read ahead change no bit")
 
 
 def check_first_loss(bench: SelftestBench) -> CheckResult:
-    """The loss before the first step."""
+    """Compare the loss before the first step with that of a guess."""
     check = "the first loss is that of a guess"
     expected = bench.experiment.task.chance_loss(bench.data.facts)
     if bench.weights:
@@ -210,86 +218,87 @@ def check_first_loss(bench: SelftestBench) -> CheckResult:
     if expected is None:
         return CheckResult(check, None, "unknown for this task")
     job = bench.make_job("ignorant")
-    loss = _loss(Learner(job), job, job.batches(job.dataset.splits["train"], 1).at(0), 0)
-    fine = abs(loss - expected) <= 0.3 + 0.25 * expected
-    return CheckResult(check, fine, f"{loss:.3f}, a guess has {expected:.3f}")
+    loss = _train_loss(Learner(job), job, job.batches(job.dataset.splits["train"], 1).at(0), 0)
+    is_close = abs(loss - expected) <= 0.3 + 0.25 * expected
+    return CheckResult(check, is_close, f"{loss:.3f}, a guess has {expected:.3f}")
 
 
-def _loss(learner: Learner, job: Job, batch: Batch, step: int) -> float:
+def _train_loss(learner: Learner, job: Job, batch: Batch, step: int) -> float:
     loss = backward(learner, job, batch, step)
     return math.inf if loss is None else float(loss)
 
 
 def check_overfitting(bench: SelftestBench) -> CheckResult:
-    """Sixteen pictures learned by heart."""
+    """Overfit sixteen images."""
     job = bench.make_job("overfit", accumulate=1, optimizer=GENTLE_OPTIMIZER, clip=None)
     learner, batch = Learner(job), bench.first_batch(16)
-    first = highest = loss = _loss(learner, job, batch, 0)
-    began, step = time.monotonic(), 0
-    while loss > 0.05 * first and step < 300 and time.monotonic() - began < _LEARN_SECONDS:
+    first = highest = loss = _train_loss(learner, job, batch, 0)
+    start, step = time.monotonic(), 0
+    while loss > 0.05 * first and step < 300 and time.monotonic() - start < _LEARN_SECONDS:
         update_weights(learner, job, step, 1.0)
         step += 1
-        loss = _loss(learner, job, batch, step)
+        loss = _train_loss(learner, job, batch, step)
         highest = max(highest, loss)
-    # Where a guess's loss is not known, as a detector's, it may grow at first: the better the boxes, the higher the
-    # scores that are to be given.
-    begun = highest if bench.experiment.task.chance_loss(bench.data.facts) is None else first
-    fine = loss < first and loss < begun / 2
-    return CheckResult("one batch can be overfitted", fine, f"loss {first:.3f} -> {loss:.3f} in {step} steps")
+    # Without a known loss of a guess, as for detectors, the loss may rise at first: better boxes raise the scores that
+    # the network has to reach.
+    reference = highest if bench.experiment.task.chance_loss(bench.data.facts) is None else first
+    is_overfitted = loss < first and loss < reference / 2
+    return CheckResult("one batch can be overfitted", is_overfitted, f"loss {first:.3f} -> {loss:.3f} in {step} steps")
 
 
 def check_shuffled_labels(bench: SelftestBench) -> CheckResult:
-    """What true and shuffled targets teach about val: how much better its targets fit than others' of val."""
+    """Train on true and on shuffled targets, and compare how well each predicts the targets of val."""
     check = "shuffled labels teach nothing"
     if bench.experiment.task.is_open_set:
-        _taught(bench, "true", lambda examples: examples)
-        return CheckResult(check, None, "val shows others than were learned, so no label of theirs has a loss")
-    true, false = _gain(bench, "true", lambda examples: examples), _gain(bench, "shuffled", _shuffled)
-    found = f"true ones are worth {true:.3f} of the loss, shuffled ones {false:.3f}"
-    if true < 0.02:
-        return CheckResult(check, None, f"{found}: too few steps to tell")
-    return CheckResult(check, false < 0.25 * true, found)
+        _train_on(bench, "true", lambda examples: examples)
+        return CheckResult(check, None, "val has other people than train, so its labels have no loss")
+    true_gain = _label_gain(bench, "true", lambda examples: examples)
+    shuffled_gain = _label_gain(bench, "shuffled", _shuffle_labels)
+    gains = f"true labels lower the loss by {true_gain:.3f}, shuffled ones by {shuffled_gain:.3f}"
+    if true_gain < 0.02:
+        return CheckResult(check, None, f"{gains}: too few steps to tell")
+    return CheckResult(check, shuffled_gain < 0.25 * true_gain, gains)
 
 
-def _shuffled(examples: Examples) -> Examples:
+def _shuffle_labels(examples: Examples) -> Examples:
     order = permutation(1, 0, len(examples))
     targets = {name: values[order] for name, values in examples.targets.items()}
     objects = None if examples.objects is None else examples.objects.select(order)
     return replace(examples, targets=targets, objects=objects)
 
 
-def _taught(bench: SelftestBench, name: str, changed: Callable[[Examples], Examples]) -> Learner:
-    """What learned from the training pictures, changed, for a while."""
+def _train_on(bench: SelftestBench, name: str, transform: Callable[[Examples], Examples]) -> Learner:
+    """Train briefly on transformed training images; keeps and returns the learner."""
     steps = int(min(max(_LEARN_SECONDS / max(bench.step_seconds, 1e-6), _LEARN_STEPS[0]), _LEARN_STEPS[1]))
-    data = replace(bench.data, splits=bench.data.splits | {"train": changed(bench.data.splits["train"])})
+    data = replace(bench.data, splits=bench.data.splits | {"train": transform(bench.data.splits["train"])})
     job = bench.make_job(name, data, optimizer=GENTLE_OPTIMIZER, clip=None, ema=None)
     learner, batches = Learner(job), job.batches(data.splits["train"], job.spec.accumulate)
     for step in range(steps):
-        _loss(learner, job, batches.at(step), step)
+        _train_loss(learner, job, batches.at(step), step)
         update_weights(learner, job, step, 1.0)
     batches.close()
     bench.learners[name] = learner
     return learner
 
 
-def _gain(bench: SelftestBench, name: str, changed: Callable[[Examples], Examples]) -> float:
-    learner = _taught(bench, name, changed)
-    outputs, targets = _outputs(bench, learner)
+def _label_gain(bench: SelftestBench, name: str, transform: Callable[[Examples], Examples]) -> float:
+    learner = _train_on(bench, name, transform)
+    outputs, targets = _val_outputs(bench, learner)
     with torch.inference_mode():
-        own = _total(learner.criterion(outputs, targets))
-        others = [
-            _total(learner.criterion(outputs, {key: values[order] for key, values in targets.items()}))
+        own_loss = _total_loss(learner.criterion(outputs, targets))
+        other_losses = [
+            _total_loss(learner.criterion(outputs, {key: values[order] for key, values in targets.items()}))
             for order in (permutation(2, number, len(outputs)).to(bench.device) for number in range(_SHUFFLES))
         ]
-    return sum(others) / len(others) - own
+    return sum(other_losses) / len(other_losses) - own_loss
 
 
-def _total(losses: dict[str, Tensor]) -> float:
+def _total_loss(losses: dict[str, Tensor]) -> float:
     return float(sum(losses.values()))
 
 
-def _outputs(bench: SelftestBench, learner: Learner) -> tuple[Tensor, dict[str, Tensor]]:
-    """The network's raw outputs on val, and its targets."""
+def _val_outputs(bench: SelftestBench, learner: Learner) -> tuple[Tensor, dict[str, Tensor]]:
+    """Raw outputs of the network on val, and the targets."""
     examples = bench.data.splits["val"]
     learner.network.eval()
     with torch.inference_mode():
@@ -299,54 +308,62 @@ def _outputs(bench: SelftestBench, learner: Learner) -> tuple[Tensor, dict[str, 
 
 
 def check_live_units(bench: SelftestBench) -> CheckResult:
-    """Channels of activations that say the same of every picture."""
-    learner, seen = bench.learners["true"], {}  # type: ignore[var-annotated]
+    """Find channels whose activation is the same for every image."""
+    learner, ranges = bench.learners["true"], {}  # type: ignore[var-annotated]
 
     def watch(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            flat = output.transpose(0, 1).flatten(1)
-            low, high = flat.amin(1), flat.amax(1)
-            before = seen.get(name, (low, high))
-            seen[name] = (torch.minimum(low, before[0]), torch.maximum(high, before[1]))
+            values_CN = output.transpose(0, 1).flatten(1)
+            low, high = values_CN.amin(1), values_CN.amax(1)
+            previous = ranges.get(name, (low, high))
+            ranges[name] = (torch.minimum(low, previous[0]), torch.maximum(high, previous[1]))
 
         return hook
 
-    own = "torch.nn.modules.activation"
-    units = {name: module for name, module in learner.network.named_modules() if type(module).__module__ == own}
-    handles = [module.register_forward_hook(watch(name)) for name, module in units.items()]
-    _outputs(bench, learner)
+    modules = {
+        name: module
+        for name, module in learner.network.named_modules()
+        if type(module).__module__ == "torch.nn.modules.activation"
+    }
+    handles = [module.register_forward_hook(watch(name)) for name, module in modules.items()]
+    _val_outputs(bench, learner)
     for handle in handles:
         handle.remove()
-    dead = {name: float((low == high).float().mean()) for name, (low, high) in seen.items()}
+    dead_shares = {name: float((low == high).float().mean()) for name, (low, high) in ranges.items()}
     check = "units are alive"
-    if not dead:
+    if not dead_shares:
         return CheckResult(check, None, "no activations")
-    worst = max(dead, key=lambda name: dead[name])
-    return CheckResult(check, dead[worst] < 0.9, f"most dead ones: {dead[worst]:.0%} of {worst}")
+    name = max(dead_shares, key=lambda name: dead_shares[name])
+    return CheckResult(
+        check, dead_shares[name] < 0.9, f"largest share of dead units: {dead_shares[name]:.0%} of {name}"
+    )
 
 
 def check_gradient_flow(bench: SelftestBench) -> CheckResult:
-    """Gradients after some learning: none may be missing or nothing but zeros."""
+    """Check that no parameter's gradient is missing or all zeros after some training."""
     learner = bench.learners["true"]
     job = bench.make_job("gradients")
     learner.network.train()
-    _loss(learner, job, bench.first_batch(min(16, bench.experiment.train.batch)), 0)
-    learning = [(name, each) for name, each in learner.network_and_criterion.named_parameters() if each.requires_grad]
-    without = [name for name, each in learning if each.grad is None or not bool(each.grad.any())]
-    found = f"none for {join_names([name.removeprefix('network.') for name in without], 3)}"
-    return CheckResult("gradients reach every weight", not without, found if without else f"{len(learning)} tensors")
+    _train_loss(learner, job, bench.first_batch(min(16, bench.experiment.train.batch)), 0)
+    named_parameters = learner.network_and_criterion.named_parameters()
+    parameters = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
+    unreached = [name for name, parameter in parameters if parameter.grad is None or not bool(parameter.grad.any())]
+    failure = f"none for {join_names([name.removeprefix('network.') for name in unreached], 3)}"
+    check = "gradients reach every weight"
+    return CheckResult(check, not unreached, failure if unreached else f"{len(parameters)} tensors")
 
 
 def check_single_images(bench: SelftestBench) -> CheckResult:
-    """Pictures alone and together, as batch norm must treat them alike once trained."""
+    """Compare outputs of single images with those of a batch: in evaluation, batch norm must not mix images."""
     learner = bench.learners["true"]
     learner.network.eval()
-    pictures = bench.first_batch(8).images
+    images = bench.first_batch(8).images
     with torch.inference_mode():
-        together = learner.network(pictures)
-        alone = torch.cat([learner.network(picture[None]) for picture in pictures])
-    gap = float((together - alone).abs().max() / together.abs().max().clamp(min=1e-6))
-    return CheckResult("a picture alone gives what it gives in a batch", gap < 1e-3, f"largest difference {gap:.1e}")
+        batched = learner.network(images)
+        single = torch.cat([learner.network(image[None]) for image in images])
+    difference = float((batched - single).abs().max() / batched.abs().max().clamp(min=1e-6))
+    check = "a picture alone gives what it gives in a batch"
+    return CheckResult(check, difference < 1e-3, f"largest difference {difference:.1e}")
 
 
 CHECKS = (

@@ -1,4 +1,4 @@
-"""`cnnrun sweep`: settings looked for by Optuna, a training each; any number of processes may share one study."""
+"""`cnnrun sweep`: search for settings with Optuna, one training per trial; several processes may share a study."""
 
 from __future__ import annotations
 
@@ -38,15 +38,16 @@ from cnnrun.training.settings import monitorable_metrics
 STUDY_FILE = "study.log"
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _RANGE = re.compile(rf"(log:)?({_NUMBER})\.\.({_NUMBER})")
-_MEASURE = ("name", "seed", "train.monitor", "data.source", "data.split")  # what trials must have in common
-_MOMENT = 0.5  # seconds
-_WARMUP = 0.2  # of the epochs, before which nothing is pruned
-_AGAIN = "again"  # the number of the trial with which this one goes on, whose process was killed
+# Trials are comparable only if they share these.
+_COMPARISON_SETTINGS = ("name", "seed", "train.monitor", "data.source", "data.split")
+_RETRY_SECONDS = 0.5
+_WARMUP_SHARE = 0.2  # of the epochs: no trial is pruned before
+_RESUMED_TRIAL = "again"  # attribute: number of the killed trial that this one resumes
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers between two ends, on a logarithmic scale or not, whole where both ends are written so."""
+    """Values between two ends, on a linear or logarithmic scale; integers if both ends are written as integers."""
 
     low: float
     high: float
@@ -64,7 +65,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of several values, as they are written in YAML."""
+    """Several values to choose from, as text in YAML."""
 
     values: tuple[str, ...]
 
@@ -78,105 +79,114 @@ class Choice:
 SearchSpace = dict[str, Range | Choice]
 
 
-def parse_search_space(words: Sequence[str]) -> tuple[SearchSpace, list[str]]:
-    """What is looked for, by setting, and the plain overrides. Raises ConfigError."""
-    space, plain = SearchSpace(), []
-    for word in words:
-        name, _, written = word.partition("=")
+def parse_search_space(settings: Sequence[str]) -> tuple[SearchSpace, list[str]]:
+    """Parse command-line settings into a search space and plain overrides. Raises ConfigError."""
+    space, overrides = SearchSpace(), []
+    for setting in settings:
+        name, _, text = setting.partition("=")
         if name in space:
-            raise ConfigError(f"argument {word!r}: {name} is looked for already")
-        if name.startswith(_MEASURE) and ("|" in written or _RANGE.fullmatch(written)):
-            raise ConfigError(f"argument {word!r}: trials are compared by it or under it; it cannot be looked for")
-        if found := _RANGE.fullmatch(written):
-            space[name] = _range(word, *found.groups())
-        elif "|" in written:
-            values = tuple(value.strip() for value in written.split("|"))
+            raise ConfigError(f"argument {setting!r}: {name} is already searched; give one range or list for it")
+        if name.startswith(_COMPARISON_SETTINGS) and ("|" in text or _RANGE.fullmatch(text)):
+            raise ConfigError(f"argument {setting!r}: all trials need the same {name} to be compared; give one value")
+        if match := _RANGE.fullmatch(text):
+            space[name] = _parse_range(setting, *match.groups())
+        elif "|" in text:
+            values = tuple(value.strip() for value in text.split("|"))
             if len(set(values)) < len(values) or "" in values:
-                raise ConfigError(f"argument {word!r}: give different values, with | between them")
+                raise ConfigError(f"argument {setting!r}: give different values, separated by |")
             space[name] = Choice(values)
         else:
-            plain.append(word)
+            overrides.append(setting)
     if not space:
-        raise ConfigError("nothing to look for: give ranges, such as train.optimizer.sgd.lr=log:0.001..0.3, or a|b|c")
-    return space, plain
+        raise ConfigError(
+            "nothing to search: give a range, such as train.optimizer.sgd.lr=log:0.001..0.3, or values, such as "
+            "train.batch=32|64"
+        )
+    return space, overrides
 
 
-def _range(word: str, log: str | None, low: str, high: str) -> Range:
-    made = Range(float(low), float(high), bool(log), all(re.fullmatch(r"[+-]?\d+", end) for end in (low, high)))
-    if made.low >= made.high:
-        raise ConfigError(f"argument {word!r}: the first end is not below the second")
-    if made.log and made.low <= 0:
-        raise ConfigError(f"argument {word!r}: a logarithmic range is above 0")
-    return made
+def _parse_range(setting: str, log: str | None, low: str, high: str) -> Range:
+    search_range = Range(float(low), float(high), bool(log), all(re.fullmatch(r"[+-]?\d+", end) for end in (low, high)))
+    if search_range.low >= search_range.high:
+        raise ConfigError(f"argument {setting!r}: the first end must be below the second")
+    if search_range.log and search_range.low <= 0:
+        raise ConfigError(f"argument {setting!r}: a logarithmic range must be above 0")
+    return search_range
 
 
 def run_sweep(
-    config: Path, words: Sequence[str], trials: int, root: Path, device: torch.device, storage: str | None
+    config: Path, settings: Sequence[str], trials: int, runs: Path, device: torch.device, storage: str | None
 ) -> dict[str, Any]:
-    """Trials until the study has so many, those of other processes included; returns all, and writes the best config.
+    """Run trials until the study has `trials`, counting those of other processes; write the best config.
 
-    What was begun by processes that were killed is gone on with. Raises ConfigError where an end of a range is wrong.
+    Trials of killed processes are resumed. Returns all trials and the best one. Raises ConfigError for a range with an
+    invalid end.
     """
     require_package("optuna", "sweep", "sweep")
-    space, plain = parse_search_space(words)
-    base = _checked(config, plain, space)
-    index_source(base.data)  # what is wrong with the data is no trial's fault
-    folder = root / f"{base.name}-sweep"
+    space, overrides = parse_search_space(settings)
+    experiment = _check_range_ends(config, overrides, space)
+    index_source(experiment.data)  # errors in the data end the sweep, not a trial
+    folder = runs / f"{experiment.name}-sweep"
     make_folder(folder)
-    with hold_lock(folder / "study.lock", _patiently):  # of processes that start at once the first makes it
+    with hold_lock(folder / "study.lock", _wait_silently):  # one of several processes creates the study
         try:
-            study = _study(base, folder, storage, space)
-        except StorageError:  # seen once: a journal read while another process wrote to it
-            time.sleep(_MOMENT)
-            study = _study(base, folder, storage, space)
-    while (trial := _next(study, folder, trials, base)) is not None:
+            study = _open_study(experiment, folder, storage, space)
+        except StorageError:  # seen once: read while another process wrote to the journal
+            time.sleep(_RETRY_SECONDS)
+            study = _open_study(experiment, folder, storage, space)
+    while (trial := _next_trial(study, folder, trials, experiment)) is not None:
         with trial.lock:
-            _run(study, trial.trial, space, (config, plain, folder), device)
-            _lock_of(folder, trial.trial.number).unlink(missing_ok=True)
-    return _told(study, base, config, plain, folder)
+            _run_trial(study, trial.trial, space, (config, overrides, folder), device)
+            _trial_lock_path(folder, trial.trial.number).unlink(missing_ok=True)
+    return _summarize_study(study, experiment, config, overrides, folder)
 
 
-def _checked(config: Path, plain: Sequence[str], space: SearchSpace) -> Experiment:
-    """The config, once both ends of every range and every choice can be trained as far as the file can tell."""
-    base = read_config(config, plain)
-    for place in range(max(len(each.boundary_values()) for each in space.values())):
-        ends = {
-            name: each.boundary_values()[min(place, len(each.boundary_values()) - 1)] for name, each in space.items()
+def _check_range_ends(config: Path, overrides: Sequence[str], space: SearchSpace) -> Experiment:
+    """Read the config with every choice and both ends of every range; returns the config without them.
+
+    Raises ConfigError for a value that the config does not allow.
+    """
+    experiment = read_config(config, overrides)
+    for index in range(max(len(dimension.boundary_values()) for dimension in space.values())):
+        values = {
+            name: dimension.boundary_values()[min(index, len(dimension.boundary_values()) - 1)]
+            for name, dimension in space.items()
         }
-        read_config(config, [*plain, *_overrides(ends)])
-    return base
+        read_config(config, [*overrides, *_overrides(values)])
+    return experiment
 
 
 def _overrides(values: dict[str, Any]) -> list[str]:
     return [f"{name}={value}" for name, value in values.items()]
 
 
-def _study(base: Experiment, folder: Path, storage: str | None, space: SearchSpace) -> Any:
-    """The study of this name in the storage; its sampler is seeded by the config's seed and how far the study is."""
+def _open_study(experiment: Experiment, folder: Path, storage: str | None, space: SearchSpace) -> Any:
+    """Open or create the study of this name in the storage. Raises StorageError, or ConfigError for another study."""
     import optuna
     from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    place = str(storage or folder / STUDY_FILE)
-    direction = {"max": "maximize", "min": "minimize"}[monitorable_metrics(base.task)[base.train.monitor]]
-    warmup = max(1, round(_WARMUP * base.train.epochs))
+    location = str(storage or folder / STUDY_FILE)
+    direction = {"max": "maximize", "min": "minimize"}[monitorable_metrics(experiment.task)[experiment.train.monitor]]
+    warmup = max(1, round(_WARMUP_SHARE * experiment.train.epochs))
     try:
-        there: Any = place if "://" in place else optuna.storages.JournalStorage(JournalFileBackend(place))
+        backend: Any = location if "://" in location else optuna.storages.JournalStorage(JournalFileBackend(location))
         study = optuna.create_study(
-            storage=there,
-            study_name=base.name,
+            storage=backend,
+            study_name=experiment.name,
             direction=direction,  # type: ignore[arg-type]
             load_if_exists=True,
             pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=warmup),
         )
-    except Exception as error:  # a journal's, SQLAlchemy's or a database driver's own, which share no base class
-        why = first_line(error)
-        raise StorageError(f"{escape(place)}: no study can be kept there ({why}); give another --storage") from None
-    about = {"space": repr(sorted(space.items())), "config": base.to_yaml()}
-    for name, value in about.items():
+    except Exception as error:  # journal, SQLAlchemy and drivers share no base class
+        reason = first_line(error)
+        problem = f"a study cannot be stored there ({reason})"
+        raise StorageError(f"{escape(location)}: {problem}; give another --storage") from None
+    attributes = {"space": repr(sorted(space.items())), "config": experiment.to_yaml()}
+    for name, value in attributes.items():
         if study.user_attrs.setdefault(name, value) != value:
             raise ConfigError(
-                f"{folder}: holds a study of another {name}; remove it, give --storage, or another name=..."
+                f"{folder}: holds a study with another {name}; remove it, or give --storage or another name=..."
             )
         study.set_user_attr(name, value)
     return study
@@ -184,129 +194,139 @@ def _study(base: Experiment, folder: Path, storage: str | None, space: SearchSpa
 
 @dataclass(frozen=True)
 class LockedTrial:
-    """A trial and this process's hold on it."""
+    """A trial and the lock by which this process owns it."""
 
     trial: Any
     lock: contextlib.ExitStack
 
 
-def _next(study: Any, folder: Path, trials: int, base: Experiment) -> LockedTrial | None:
-    """The next trial, held by this process; None where the study has as many as wanted."""
+def _next_trial(study: Any, folder: Path, trials: int, experiment: Experiment) -> LockedTrial | None:
+    """Start the next trial and lock it for this process; None if the study has enough.
+
+    The sampler's seed depends on the config's seed and the number of trials so far.
+    """
     from optuna.samplers import TPESampler
     from optuna.trial import TrialState
 
-    with hold_lock(folder / "study.lock", _patiently):
-        _put_back(study, folder)
+    with hold_lock(folder / "study.lock", _wait_silently):
+        _requeue_orphans(study, folder)
         waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        begun = [each for each in study.get_trials(deepcopy=False) if not _given_up(each)]
-        if not waiting and len(begun) >= trials:
+        started = [trial for trial in study.get_trials(deepcopy=False) if not _was_killed(trial)]
+        if not waiting and len(started) >= trials:
             return None
-        study.sampler = TPESampler(seed=derive_key(base.seed, len(begun)) % 2**32, constant_liar=True)
+        study.sampler = TPESampler(seed=derive_key(experiment.seed, len(started)) % 2**32, constant_liar=True)
         trial = study.ask()
-        held = contextlib.ExitStack()
-        held.enter_context(hold_lock(_lock_of(folder, trial.number)))
-        return LockedTrial(trial, held)
+        lock = contextlib.ExitStack()
+        lock.enter_context(hold_lock(_trial_lock_path(folder, trial.number)))
+        return LockedTrial(trial, lock)
 
 
-def _given_up(trial: Any) -> bool:
-    """Whether its process was killed, so that another trial stands for it: what failed by itself says why."""
+def _was_killed(trial: Any) -> bool:
+    """Return whether the trial's process was killed; a trial that failed by itself has the attribute `why`."""
     from optuna.trial import TrialState
 
     return trial.state == TrialState.FAIL and "why" not in trial.user_attrs
 
 
-def _put_back(study: Any, folder: Path) -> None:
-    """Trials that run and that no process holds are put in line again, with the settings they had."""
+def _requeue_orphans(study: Any, folder: Path) -> None:
+    """Queue running trials that no process holds again, with the same settings."""
     from optuna.trial import TrialState
 
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         try:
-            with hold_lock(_lock_of(folder, trial.number)):
-                _lock_of(folder, trial.number).unlink(missing_ok=True)
-                now = {each.number: each.state for each in study.get_trials(deepcopy=False)}
-                if now[trial.number] != TrialState.RUNNING:
-                    continue  # its process came to its end before this one held it
+            with hold_lock(_trial_lock_path(folder, trial.number)):
+                _trial_lock_path(folder, trial.number).unlink(missing_ok=True)
+                states = {current.number: current.state for current in study.get_trials(deepcopy=False)}
+                if states[trial.number] != TrialState.RUNNING:
+                    continue  # it ended just before this process got the lock
                 study.tell(trial.number, state=TrialState.FAIL)
-                study.enqueue_trial(trial.params, user_attrs={_AGAIN: trial.user_attrs.get(_AGAIN, trial.number)})
+                first_number = trial.user_attrs.get(_RESUMED_TRIAL, trial.number)
+                study.enqueue_trial(trial.params, user_attrs={_RESUMED_TRIAL: first_number})
         except LockHeldError:
             continue
 
 
-def _lock_of(folder: Path, number: int) -> Path:
+def _trial_lock_path(folder: Path, number: int) -> Path:
     return folder / f"trial-{number}.lock"
 
 
-def _patiently() -> None:
-    """Wait for the study's lock without a word: it is held for moments."""
+def _wait_silently() -> None:
+    """Wait for the study's lock without a note, since it is only held briefly."""
 
 
-def _run(
-    study: Any, trial: Any, space: SearchSpace, base: tuple[Path, Sequence[str], Path], device: torch.device
+def _run_trial(
+    study: Any, trial: Any, space: SearchSpace, fixed: tuple[Path, Sequence[str], Path], device: torch.device
 ) -> None:
-    """Train with a trial's settings and tell the study; what cannot be trained so is told as that."""
+    """Train with a trial's settings and tell the study the result, or that training with them fails."""
     from optuna.trial import TrialState
 
-    config, plain, folder = base
-    values = {name: each.suggest(trial, name) for name, each in space.items()}
+    config, overrides, folder = fixed
+    values = {name: dimension.suggest(trial, name) for name, dimension in space.items()}
     say(f"trial {trial.number}: {'  '.join(_overrides(values))}")
     pruned: list[int] = []
 
-    def enough(epoch: int, value: float) -> bool:
+    def should_stop(epoch: int, value: float) -> bool:
         trial.report(value, epoch)
         if trial.should_prune():
             pruned.append(epoch)
         return bool(pruned)
 
     try:
-        first = trial.user_attrs.get(_AGAIN, trial.number)
-        experiment = read_config(config, [*plain, *_overrides(values)]).model_copy(update={"name": f"trial-{first}"})
-        result = train_run(experiment, folder, device, resume=first != trial.number, should_stop=enough)
+        first_number = trial.user_attrs.get(_RESUMED_TRIAL, trial.number)
+        experiment = read_config(config, [*overrides, *_overrides(values)])
+        experiment = experiment.model_copy(update={"name": f"trial-{first_number}"})
+        result = train_run(experiment, folder, device, resume=first_number != trial.number, should_stop=should_stop)
     except (UserError, RuntimeError, MemoryError) as error:
-        if (why := _its_own_fault(error)) is None:
+        if (failure := _trial_failure(error)) is None:
             raise
-        say(f"trial {trial.number} failed: {why}")
-        trial.set_user_attr("why", why)
+        say(f"trial {trial.number} failed: {failure}")
+        trial.set_user_attr("why", failure)
         study.tell(trial, state=TrialState.FAIL)
         return
     trial.set_user_attr("run", result["run"])
     if pruned:
-        say(f"trial {trial.number} ended after epoch {pruned[0]}: worse than the median of those before")
+        say(f"trial {trial.number} stopped after epoch {pruned[0]}: worse than the median of earlier trials")
         study.tell(trial, state=TrialState.PRUNED)
     else:
         study.tell(trial, next(iter(result["best"].values())))
 
 
-def _its_own_fault(error: Exception) -> str | None:
-    """Why a trial cannot be trained with its settings; None for what stops the sweep."""
+def _trial_failure(error: Exception) -> str | None:
+    """Reason that a trial cannot be trained with its settings, or None for an error that stops the sweep."""
     if isinstance(error, ConfigError | DataError | NonFiniteError):
         return error.lines[0]
     return "memory ran out" if type(error) is ResourceError or is_out_of_memory(error) else None
 
 
-def _told(study: Any, base: Experiment, config: Path, plain: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Every trial, and the best, whose config is written."""
+def _summarize_study(
+    study: Any, experiment: Experiment, config: Path, overrides: Sequence[str], folder: Path
+) -> dict[str, Any]:
+    """Summarize the trials and write the config of the best one. Raises ConfigError if no trial finished."""
     from optuna.trial import TrialState
 
     rows = [
         {
-            "trial": each.number,
-            "state": each.state.name.lower(),
-            "value": each.value,
-            "settings": each.params,
-            "run": each.user_attrs.get("run"),
-            "why": each.user_attrs.get("why"),
+            "trial": trial.number,
+            "state": trial.state.name.lower(),
+            "value": trial.value,
+            "settings": trial.params,
+            "run": trial.user_attrs.get("run"),
+            "why": trial.user_attrs.get("why"),
         }
-        for each in study.get_trials(deepcopy=False)
-        if not _given_up(each)
+        for trial in study.get_trials(deepcopy=False)
+        if not _was_killed(trial)
     ]
-    made: dict[str, Any] = {"name": base.name, "monitor": base.train.monitor, "trials": rows}
+    summary: dict[str, Any] = {"name": experiment.name, "monitor": experiment.train.monitor, "trials": rows}
     if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         raise ConfigError(
-            "no trial came to its end",
+            "no trial finished",
             *truncate_lines([f"trial {row['trial']}: {row['why']}" for row in rows], "trials"),
         )
     best = study.best_trial
     path = folder / "best.yaml"
-    header = f"# The best of {len(rows)} trials of `cnnrun sweep`: {base.train.monitor} {best.value:.6g}\n"
-    write_text(path, header + read_config(config, [*plain, *_overrides(best.params)]).to_yaml())
-    return {**made, "best": {"trial": best.number, "value": best.value, "settings": best.params, "config": str(path)}}
+    header = f"# The best of {len(rows)} trials of `cnnrun sweep`: {experiment.train.monitor} {best.value:.6g}\n"
+    write_text(path, header + read_config(config, [*overrides, *_overrides(best.params)]).to_yaml())
+    return {
+        **summary,
+        "best": {"trial": best.number, "value": best.value, "settings": best.params, "config": str(path)},
+    }

@@ -108,7 +108,7 @@ def test_pictures_of_one_class_are_chosen(trained_run, tmp_path):
         shown = [items.nth(number) for number in range(24) if items.nth(number).is_visible()]
         assert 0 < len(shown) < 24
         assert {each.get_attribute("data-true") for each in shown} == {true}
-        assert visit.page.locator(".count").inner_text() == f"{len(shown)} of 24 pictures"
+        assert visit.page.locator(".count").inner_text() == f"{len(shown)} of 24 images"
         choose.select_option("")
         assert all(items.nth(number).is_visible() for number in range(24))
 
@@ -229,8 +229,8 @@ def test_its_numbers_are_those_of_eval_on_val(trained_run, tmp_path):
     assert found == {name: f"{value:.4f}" for name, value in measured["numbers"].items()}
     low, high = measured["intervals"]["accuracy"]
     assert f"{low:.4f} to {high:.4f}" in text
-    assert "flatters" in text
-    assert "flatters" not in written(trained_run, tmp_path, split="test").read_text()
+    assert "They are optimistic" in text
+    assert "They are optimistic" not in written(trained_run, tmp_path, split="test").read_text()
 
 
 def test_the_same_page_is_written_again(trained_run, tmp_path):
@@ -240,7 +240,7 @@ def test_the_same_page_is_written_again(trained_run, tmp_path):
 
 def test_it_asks_for_nothing_from_outside(trained_run, tmp_path):
     text = written(trained_run, tmp_path).read_text()
-    vega = page._vega()
+    vega = page._vega_script()
     own = text.replace(vega.replace("</script", "<\\/script"), "")
     assert len(own) < len(text) / 2
     assert re.findall(r"(?:src|href)=[\"'](?!data:|#)[^\"']*", own) == []

@@ -99,7 +99,7 @@ def test_a_network_that_cannot_learn(monkeypatch):
 
 def test_labels_that_leak(monkeypatch):
     """The network sees the label; the shuffle is undone."""
-    monkeypatch.setattr(selftest, "_shuffled", lambda examples: examples)
+    monkeypatch.setattr(selftest, "_shuffle_labels", lambda examples: examples)
     failing(ALL[5])
 
 

@@ -129,7 +129,7 @@ def test_a_damaged_calibration_is_refused(copied, tmp_path, damage, run_cli):
 
 def test_nothing_is_fitted_to_pictures_that_are_all_right(copied, tmp_path, monkeypatch):
     monkeypatch.setattr(calibrate, "_outputs", lambda *_: (torch.eye(10) * 9, {"labels": torch.arange(10)}))
-    with pytest.raises(DataError, match="all told rightly"):
+    with pytest.raises(DataError, match="all classified correctly"):
         calibrate.calibrate_run(copied, tmp_path, CPU)
     assert not (copied / "calibration.json").exists()
 
@@ -151,7 +151,7 @@ def test_what_gives_no_probabilities_is_not_calibrated(tmp_path, run_cli):
     assert run_cli("train", path, "--runs", tmp_path / "runs")[0] == 0
     code, _, err = run_cli("calibrate", "--runs", tmp_path / "runs")
     assert code == 2
-    assert "regress gives no probabilities here" in err
+    assert "regress: this network gives no probabilities" in err
 
 
 def test_the_reliability_diagram_is_drawn(trained_run, tmp_path, run_cli):
@@ -220,8 +220,8 @@ def test_seeds_of_different_data_are_not_summed_up(tmp_path):
     with pytest.raises(CheckpointError, match="the data changed since"):
         seeds.train_seeds(tried(), 2, tmp_path, CPU, resume=True, strict=False)
     other = Path(train_run(tried("seed=1"), tmp_path, CPU, resume=False)["run"])
-    with pytest.raises(DataError, match="learned from different data"):
-        seeds._same_data([tmp_path / "tiny" / "1", other])
+    with pytest.raises(DataError, match="were trained on different data"):
+        seeds._refuse_different_data([tmp_path / "tiny" / "1", other])
 
 
 def test_seeds_beyond_the_last_are_refused_before_the_first(config, tmp_path, run_cli):
@@ -288,7 +288,7 @@ def test_what_was_measured_on_other_pictures_is_not_tested(trained_run, tmp_path
     other = train_run(tried("data.split.seed=5"), tmp_path, CPU, resume=False)["run"]
     (pair,) = compare.compare_runs([trained_run, Path(other)], tmp_path, CPU, None)["pairs"]
     assert pair["tests"] == []
-    assert "picture" in pair["unpaired"]
+    assert "image" in pair["unpaired"]
     with pytest.raises(ConfigError, match="two or more"):
         compare.compare_runs([trained_run], tmp_path, CPU, None)
 
@@ -399,7 +399,7 @@ def test_a_trial_that_ends_while_another_process_looks_is_let_be(config, tmp_pat
     swept(config, tmp_path, 1)
     folder = tmp_path / "tiny-sweep"
     space, plain = sweep.parse_search_space(SPACE)
-    study = sweep._study(config_file.read_config(config, plain), folder, None, space)
+    study = sweep._open_study(config_file.read_config(config, plain), folder, None, space)
     trial = study.ask()
     real = sweep.hold_lock
 
@@ -409,7 +409,7 @@ def test_a_trial_that_ends_while_another_process_looks_is_let_be(config, tmp_pat
         return real(path, *wait)
 
     monkeypatch.setattr(sweep, "hold_lock", ending_first)
-    sweep._put_back(study, folder)
+    sweep._requeue_orphans(study, folder)
     assert [each.state.name for each in study.trials] == ["COMPLETE", "COMPLETE"]
 
 
@@ -430,7 +430,7 @@ def test_a_sweep_without_its_data_or_its_storage_says_so(config, tmp_path, run_c
     for storage in (junk, "foo://x", f"sqlite:///{tmp_path}/no/such/x.db"):
         code, _, err = run_cli("sweep", config, "train.batch=8|16", "--runs", tmp_path / "r", "--storage", storage)
         assert code == 5
-        assert "no study can be kept there" in err
+        assert "a study cannot be stored there" in err
 
     def short(*arguments, **settings):
         raise RuntimeError("out of memory")
@@ -438,18 +438,18 @@ def test_a_sweep_without_its_data_or_its_storage_says_so(config, tmp_path, run_c
     monkeypatch.setattr(sweep, "train_run", short)
     code, _, err = run_cli("sweep", config, "train.batch=8|16", "--runs", tmp_path / "runs", "--trials", 2)
     assert code == 2
-    assert "no trial came to its end\ntrial 0: memory ran out\ntrial 1: memory ran out\n" in err
+    assert "no trial finished\ntrial 0: memory ran out\ntrial 1: memory ran out\n" in err
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["train.epochs=3"], "nothing to look for"),
-        (["train.monitor=val/accuracy|val/loss"], "it cannot be looked for"),
-        (["seed=0..3"], "it cannot be looked for"),
-        (["train.batch=8..16", "train.batch=32..64"], "is looked for already"),
-        (["train.optimizer.sgd.lr=0.3..0.1"], "not below the second"),
-        (["train.optimizer.sgd.lr=log:0..0.1"], "is above 0"),
+        (["train.epochs=3"], "nothing to search"),
+        (["train.monitor=val/accuracy|val/loss"], "all trials need the same"),
+        (["seed=0..3"], "all trials need the same"),
+        (["train.batch=8..16", "train.batch=32..64"], "is already searched"),
+        (["train.optimizer.sgd.lr=0.3..0.1"], "must be below the second"),
+        (["train.optimizer.sgd.lr=log:0..0.1"], "must be above 0"),
         (["train.batch=32|32"], "different values"),
         (["train.btach=8..64"], "did you mean 'batch'"),
         (["train.optimizer.sgd.lr=-1..0.1"], "must be more than 0"),
@@ -465,9 +465,9 @@ def test_a_sweep_that_makes_no_sense_is_refused_before_it_begins(config, tmp_pat
 
 def test_a_study_of_something_else_is_not_gone_on_with(config, tmp_path):
     swept(config, tmp_path, 1)
-    with pytest.raises(ConfigError, match="holds a study of another config"):
+    with pytest.raises(ConfigError, match="holds a study with another config"):
         swept(config, tmp_path, 2, "seed=3")
-    with pytest.raises(ConfigError, match="holds a study of another space"):
+    with pytest.raises(ConfigError, match="holds a study with another space"):
         sweep.run_sweep(config, [*SPACE[:2], "train.epochs=1"], 2, tmp_path, CPU, None)
 
 
@@ -505,8 +505,8 @@ def test_where_the_loss_does_not_fall_nothing_is_suggested(config, run_cli):
 
 
 def test_a_range_upside_down_or_beyond_all_is_refused(config, run_cli):
-    assert "the lower one first" in run_cli("find-lr", config, "--low", 1, "--high", 0.1)[2]
-    assert "the lower one first" in run_cli("find-lr", config, "--high", "inf")[2]
+    assert "with --low below --high" in run_cli("find-lr", config, "--low", 1, "--high", 0.1)[2]
+    assert "with --low below --high" in run_cli("find-lr", config, "--high", "inf")[2]
     assert "give a lower --low" in run_cli("find-lr", config, "--low", 1e25, "--high", 1e30)[2]
 
 
@@ -544,7 +544,7 @@ def test_a_plan_leaves_the_cache_alone_and_knows_what_is_missing(tmp_path, monke
         "train: {epochs: 1, batch: 8}\n"
     )
     made = config_file.parse_config(text, "f.yaml", ["name=f"])
-    monkeypatch.setattr(plan, "_PICTURES", 20)
+    monkeypatch.setattr(plan, "_MAX_DECODED_IMAGES", 20)
     found = plan.plan_training(made, CPU, tmp_path / "runs")
     assert not (tmp_path / "cache").exists()
     assert found["cache_mib"] == pytest.approx(60 * 3 * 8 * 8 / 2**20, abs=0.05)
