@@ -240,11 +240,12 @@ WATCHED = """
 import json, sys
 from pathlib import Path
 import torch
-from cnnrun.results.train_run import train_run; from cnnrun.training import loop as train
+from cnnrun.results.train_run import train_run
+from cnnrun.training import loop
 from cnnrun.base.device import keep_freed_memory
-from cnnrun.experiment.schema import load
+from cnnrun.experiment.config_file import read_config
 keep_freed_memory()
-update, seen = train.update, []
+update, seen = loop.update_weights, []
 def watched(learner, job, step, factor):
     update(learner, job, step, factor)
     if step % 100 == 99:
@@ -255,8 +256,8 @@ def watched(learner, job, step, factor):
         sys.stdout.flush()
         import os
         os._exit(0)
-train.update = watched
-train_run(load(Path(sys.argv[1])), Path(sys.argv[2]), torch.device("cpu"), resume=False)
+loop.update_weights = watched
+train_run(read_config(Path(sys.argv[1])), Path(sys.argv[2]), torch.device("cpu"), resume=False)
 """
 
 

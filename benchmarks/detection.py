@@ -143,7 +143,7 @@ def train_ssdlite(minutes: float, lr: float, seed: int) -> None:
         meter, examples = tried.task.meter(data.facts), data.splits[split]
         for index in torch.arange(len(examples)).split(16):
             with torch.inference_mode():
-                found = network(list(examples.take(index).float() / 255))
+                found = network(list(examples.load_images(index).float() / 255))
             meter.update(_as_ours(found), examples.batch_targets(index, CPU))
         print(split, {name: round(value, 4) for name, value in meter.compute().numbers.items()})
 

@@ -20,7 +20,8 @@ from cnnrun.experiment.checks import listed_facts
 from cnnrun.experiment.config_file import read_config
 from cnnrun.experiment.open_run import open_trained, prepare_eval_data
 from cnnrun.explain.methods.occlude import occlude
-from cnnrun.explain.methods.top_patches import strongest, top_patches
+from cnnrun.explain.methods.patches import find_strongest_cells
+from cnnrun.explain.methods.top_patches import top_patches
 from cnnrun.explain.subject import ImagesToExplain, Subject
 from cnnrun.model.network import build_network, materialize
 from cnnrun.results.report import write as reporting
@@ -58,7 +59,7 @@ def of_top(run: Path) -> None:
         "evaluation": lambda: measure_split(
             given.network, given.criterion, given.task, given.facts, examples, batch, CPU
         ),
-        "top, one pass": lambda: strongest(given, places[-1], examples, batch),
+        "top, one pass": lambda: find_strongest_cells(given, places[-1], examples, batch),
         "top, drawn, with 576 projections": lambda: top_patches(
             subject, examples, places[-1].module_name, [], 64, batch
         ),

@@ -142,43 +142,52 @@ def before(rounds: int, other: Path) -> None:
             line(f"{net}, ratio", [b / a for a, b in zip(*found.values(), strict=True)], "x")
 
 
-# One side of `cost`, in the checkout that is its working directory; works with the functions of both sides.
+# One side of `cost`, run in the checkout that is its working directory.
 SIDE = """
-import json, statistics, sys, tempfile, time
+import importlib, json, sys, tempfile, time
 from pathlib import Path
 import torch
 torch.set_num_threads(2)
-from cnnrun.training import checkpoints as checkpoint
-try:
-    from cnnrun.results.train_run import train_run
-except ImportError:  # an older side
-    from cnnrun.results.train_run import train_run
-from cnnrun.experiment import schema as experiment
-from cnnrun.training import loop as train
-from cnnrun.training import metrics_log as tracker
-from cnnrun.base.device import keep_freed_memory
-keep_freed_memory()
-made = experiment.load(Path(sys.argv[1]), sys.argv[2:])
-steps, saves, first = [], [], []
-update, save, record = train.update, train.Training.save, tracker.Tracker.record
-def timed_update(*arguments):
-    steps.append(time.perf_counter())
-    return update(*arguments)
-def timed_save(*arguments, **settings):
-    began = time.perf_counter()
-    save(*arguments, **settings)
-    saves.append(time.perf_counter() - began)
-def timed_record(*arguments):
-    first.append(time.perf_counter())
-    return record(*arguments)
-train.update, train.Training.save, tracker.Tracker.record = timed_update, timed_save, timed_record
+
+def first_of(*places):
+    # The first of several module:name that this checkout has; names differ between commits.
+    for place in places:
+        module, _, name = place.partition(":")
+        try:
+            return getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError):
+            continue
+    raise ImportError(f"none of {places}")
+
+def wrap(holder, names, before, after=lambda: None):
+    # Calls before and after around the first of these functions that this checkout has.
+    name = next(name for name in names if hasattr(holder, name))
+    function = getattr(holder, name)
+    def wrapped(*arguments, **settings):
+        before()
+        result = function(*arguments, **settings)
+        after()
+        return result
+    setattr(holder, name, wrapped)
+first_of("cnnrun.base.device:keep_freed_memory", "cnnrun.device:keep_freed_memory")()
+read_config = first_of("cnnrun.experiment.config_file:read_config", "cnnrun.experiment:load")
+train_run = first_of("cnnrun.results.train_run:train_run", "cnnrun.commands:train")
+Training = first_of("cnnrun.training.loop:Training", "cnnrun.train:Training")
+log = first_of("cnnrun.training.metrics_log:MetricsLog", "cnnrun.tracker:Tracker")
+experiment = read_config(Path(sys.argv[1]), sys.argv[2:])
+steps, begun, saved, records = [], [], [], []
+wrap(importlib.import_module(Training.__module__), ["update_weights", "update"], lambda: steps.append(time.perf_counter()))
+wrap(Training, ["save"], lambda: begun.append(time.perf_counter()), lambda: saved.append(time.perf_counter()))
+wrap(log, ["record"], lambda: records.append(time.perf_counter()))
 with tempfile.TemporaryDirectory() as name:
-    train_run(made, Path(name) / "warm", torch.device("cpu"), resume=False)
-    steps.clear(), saves.clear(), first.clear()
-    began = time.perf_counter()
-    train_run(made, Path(name) / "runs", torch.device("cpu"), resume=False)
+    train_run(experiment, Path(name) / "warm", torch.device("cpu"), resume=False)
+    for times in (steps, begun, saved, records):
+        times.clear()
+    start = time.perf_counter()
+    train_run(experiment, Path(name) / "runs", torch.device("cpu"), resume=False)
 between = sorted(b - a for a, b in zip(steps, steps[1:]))
-print(json.dumps({"step": between[len(between) // 4], "save": min(saves), "epoch": first[0] - began}))
+saves = [b - a for a, b in zip(begun, saved)]
+print(json.dumps({"step": between[len(between) // 4], "save": min(saves), "epoch": records[0] - start}))
 """
 
 

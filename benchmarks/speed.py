@@ -37,13 +37,12 @@ except SystemExit:
 """
 FIRST_STEP = """
 import os, sys
-import cnnrun.commands.app, cnnrun.training.step
-step = cnnrun.training.step.update
-import cnnrun.training.loop
-def once(*arguments):
-    step(*arguments)
+import cnnrun.commands.app, cnnrun.training.loop
+update_weights = cnnrun.training.loop.update_weights
+def update_once(*arguments):
+    update_weights(*arguments)
     os._exit(0)
-cnnrun.training.loop.update = once
+cnnrun.training.loop.update_weights = update_once
 sys.argv = ["cnnrun", "train", *sys.argv[1:]]
 cnnrun.commands.app.main()
 """

@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -159,12 +159,16 @@ def begun_training(job: Any) -> Iterator[Any]:
     examples = job.dataset.splits["train"]
     batches = job.batches(examples, state.accumulate)
     with closing(batches), stop_on_signals() as stop:
-        parts = {"job": job, "learner": learner, "state": state, "batches": batches, "clock": Clock(), "stop": stop}
-        parts |= {
-            "losses": LossMonitor(state, batches, job),
-            "tracker": NoMetricsLog(),
-            "folder": None,
-            "saved_step": 0,
-        }
-        parts |= {"per_epoch": job.spec.steps_per_epoch(len(examples))}
-        yield Training(**{each.name: parts[each.name] for each in fields(Training) if each.name in parts})
+        yield Training(
+            job=job,
+            learner=learner,
+            state=state,
+            batches=batches,
+            loss_monitor=LossMonitor(state, batches, job),
+            clock=Clock(),
+            metrics_log=NoMetricsLog(),
+            steps_per_epoch=job.spec.steps_per_epoch(len(examples)),
+            stop=stop,
+            checkpoints_folder=None,
+            saved_step=0,
+        )

@@ -2,7 +2,7 @@
 
     python benchmarks/gpu/speed.py --device cuda
 
-A side `cnnrun` takes the steps of `loop.fit` (`Training.gradients` and `update`: data, augmentation, checks, averages,
+A side `cnnrun` takes the steps of `loop.fit` (`Training.compute_gradients` and `update_weights`: data, augmentation, checks, averages,
 losses read), `free` so with `train.deterministic: false`. `bare` is what one would write by hand: the same network,
 criterion and optimizer, autocast, channels_last and compile, the fastest kernels that cuDNN finds, on a few batches on
 the device, with no augmentation, no checks and no average of the weights. Images/s, medians of the rounds.
@@ -127,12 +127,12 @@ def by_kernels(steps: Callable[[int], None], device: torch.device, *, determinis
 def own_steps(training: Any, count: int) -> None:
     """Take steps as `loop.fit` does."""
     for _ in range(count):
-        training.learner.criterion.advance(1.0)
-        batch = training.gradients()
-        training.update(FACTOR)
+        training.learner.criterion.set_progress(1.0)
+        batch = training.compute_gradients()
+        training.update_weights(FACTOR)
         training.state.step += 1
-        training.clock.images += batch.whole
-    training.losses.read(training.learner)
+        training.clock.images += batch.global_size
+    training.loss_monitor.read_pending(training.learner)
 
 
 def bare_steps(job: Any) -> Callable[[int], None]:
