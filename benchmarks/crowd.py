@@ -14,19 +14,29 @@ import tempfile
 from pathlib import Path
 
 PICTURES, EACH, CROWD = 4000, 10, 3000
+# Runs in both checkouts.
 SIDE = """
-import sys, torch
-from cnnrun.data.sources.coco import Coco
-from cnnrun.base.device import forget_peak_memory, peak_memory_mib
-import numpy, json
+import importlib, sys, torch
+def first_of(*places):
+    # The first of several module:name that this checkout has; names differ between commits.
+    for place in places:
+        module, _, name = place.partition(":")
+        try:
+            return getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError):
+            continue
+    raise ImportError(f"none of {places}")
+Coco = first_of("cnnrun.data.sources.coco:Coco", "cnnrun.sources.coco:Coco", "cnnrun.sources.boxes:Coco")
+reset_peak_memory = first_of("cnnrun.base.device:reset_peak_memory", "cnnrun.device:forget_peak_memory")
+peak_memory_mib = first_of("cnnrun.base.device:peak_memory_mib", "cnnrun.device:peak_memory_mib")
 cpu = torch.device("cpu")
-forget_peak_memory(cpu)
+reset_peak_memory(cpu)
 before = peak_memory_mib(cpu)
 split = Coco(train=sys.argv[1]).read().splits["train"]
 tensors = [*split.targets.values()]
 if getattr(split, "objects", None) is not None:
     tensors += [*split.objects.columns.values(), split.objects.ends_N1]
-print(sum(each.nbytes for each in tensors) / 2**20, peak_memory_mib(cpu) - before)
+print(sum(tensor.nbytes for tensor in tensors) / 2**20, peak_memory_mib(cpu) - before)
 """
 
 

@@ -21,6 +21,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 _MARGIN = 3.0  # seconds before a step is killed in which it should be done
 _TRACE_LINES = 15
+_SHORTEST = 0.001  # seconds; a timer of 0 would never end the block
 
 # All that may differ from one device or process to another: dropout, augmentation, batch norm, averages, momentum.
 RICH = """
@@ -103,7 +104,7 @@ def attempt(what: str, seconds: float = math.inf, **about: Any) -> Iterator[None
         with within(seconds):
             yield
     except TimeIsUpError:
-        emit(what, **about, skipped=f"not done after {seconds:.0f} s")
+        emit(what, **about, skipped=f"not done after {max(seconds, 0):.0f} s")
     except Exception as error:
         lines = traceback.format_exc().splitlines()[-_TRACE_LINES:]
         first = (str(error).splitlines() or [""])[0]
@@ -112,9 +113,7 @@ def attempt(what: str, seconds: float = math.inf, **about: Any) -> Iterator[None
 
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """Raise TimeIsUpError in the block once it has taken so long."""
-    if seconds <= 0:
-        raise TimeIsUpError
+    """Raise TimeIsUpError in the block once it has taken `seconds`; at once if that is not more than 0."""
     if math.isinf(seconds):
         yield
         return
@@ -123,7 +122,7 @@ def within(seconds: float) -> Iterator[None]:
         raise TimeIsUpError
 
     before = signal.signal(signal.SIGALRM, leave)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, _SHORTEST))
     try:
         yield
     finally:
