@@ -1,6 +1,6 @@
-"""What one crowded picture costs: 4,000 pictures of ten boxes, one of them with 3,000. Results: benchmarks/README.md.
+"""Measure what one crowded image costs: 4,000 images of ten boxes, one with 3,000. Results: benchmarks/README.md.
 
-python benchmarks/crowd.py [--other DIR]     memory of the targets and of looking through the source; a checkout more
+python benchmarks/crowd.py [--other DIR]     memory of the targets and of reading the source; also for another checkout
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-PICTURES, EACH, CROWD = 4000, 10, 3000
+IMAGES, BOXES, CROWD = 4000, 10, 3000
 # Runs in both checkouts.
 SIDE = """
 import importlib, sys, torch
@@ -40,10 +40,10 @@ print(sum(tensor.nbytes for tensor in tensors) / 2**20, peak_memory_mib(cpu) - b
 """
 
 
-def written(path: Path) -> Path:
-    """A COCO file of such pictures; the pictures themselves are not needed to look through it."""
-    images = [{"id": n, "file_name": f"{n}.png", "width": 640, "height": 480} for n in range(PICTURES)]
-    counts = [CROWD if n == 7 else EACH for n in range(PICTURES)]
+def write_coco(path: Path) -> Path:
+    """Write a COCO file of such images; the image files are not needed to read it."""
+    images = [{"id": n, "file_name": f"{n}.png", "width": 640, "height": 480} for n in range(IMAGES)]
+    counts = [CROWD if n == 7 else BOXES for n in range(IMAGES)]
     places = [(n, k) for n, count in enumerate(counts) for k in range(count)]
     boxes = [
         {"id": number, "image_id": n, "category_id": 1, "bbox": [k % 600, k // 600, 20, 20]}
@@ -60,13 +60,13 @@ def main() -> None:
     other = parser.parse_args().other
     here = Path(__file__).parent.parent
     with tempfile.TemporaryDirectory() as folder:
-        path = written(Path(folder) / "train.json")
-        for side in [each for each in (other, here) if each]:
+        path = write_coco(Path(folder) / "train.json")
+        for side in [checkout for checkout in (other, here) if checkout]:
             environment = os.environ | {"PYTHONPATH": str(side), "OMP_NUM_THREADS": "1"}
             command = [sys.executable, "-c", SIDE, str(path)]
             done = subprocess.run(command, env=environment, cwd=side, capture_output=True, text=True, check=True)
             size, peak = map(float, done.stdout.split())
-            print(f"{side}: targets {size:.1f} MiB, peak while looking through grew by {peak:.0f} MiB", flush=True)
+            print(f"{side}: targets {size:.1f} MiB, peak while reading grew by {peak:.0f} MiB", flush=True)
 
 
 if __name__ == "__main__":
