@@ -1,8 +1,8 @@
-"""Accuracy and wall time of shipped configs over several seeds, each a whole `cnnrun train` and one `cnnrun eval`.
+"""Measure accuracy and wall time of configs over several seeds, each with a whole `cnnrun train` and one `cnnrun eval`.
 
     python benchmarks/accuracy.py configs/fashion-vgg.yaml [--seeds 3] [KEY.PATH=VALUE ...]
 
-The split that is reported is the test split; training never reads it. Wall time is the command's, start-up included.
+The reported split is test, which training never reads. Wall time is that of the command, start-up included.
 """
 
 from __future__ import annotations
@@ -46,11 +46,9 @@ def main() -> None:
             done = subprocess.run(
                 [sys.executable, "-m", "cnnrun", "eval", "--runs", runs, "--json"], check=True, capture_output=True
             )
-            measured = json.loads(done.stdout)
-            accuracies.append(measured["numbers"]["accuracy"])
-            print(
-                f"  seed {seed}: {measured['split']} accuracy {accuracies[-1]:.4f} in {seconds[-1]:.0f} s", flush=True
-            )
+            result = json.loads(done.stdout)
+            accuracies.append(result["numbers"]["accuracy"])
+            print(f"  seed {seed}: {result['split']} accuracy {accuracies[-1]:.4f} in {seconds[-1]:.0f} s", flush=True)
     spread = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
     print(f"  mean {statistics.mean(accuracies):.4f} +- {spread:.4f}, median {statistics.median(seconds):.0f} s")
 

@@ -1,10 +1,10 @@
-"""How much of what is planted the audit finds, and how much it finds that is not there.
+"""Count how many planted duplicates the audit finds, and its false alarms.
 
     python benchmarks/audit.py [--idx data/fashion-mnist] [--folder PICTURES] [--seed 0]
 
-Into distinct pictures 200 each are planted: copies of a file, the same pixels in another format, re-encoded as JPEG
-(quality 60 to 95), resized (to 0.5 to 2 times, three filters), resized and re-encoded. Distinct pictures: 5,000 of
-Fashion-MNIST's test split (the thresholds were chosen on its training split), or those of a folder.
+Duplicates of distinct images are planted, 200 of each kind: copies of a file, the same pixels in another format,
+re-encoded as JPEG (quality 60 to 95), resized (to 0.5 to 2 times, three filters), resized and re-encoded. The distinct
+images are 5,000 of Fashion-MNIST's test split (the thresholds were chosen on its training split), or those of a folder.
 """
 
 from __future__ import annotations
@@ -26,47 +26,47 @@ PLANTED = 200
 FILTERS = [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS]
 
 
-def encoded(picture: Image.Image, rng: np.random.Generator) -> bytes:
+def encode_jpeg(image: Image.Image, rng: np.random.Generator) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=int(rng.integers(60, 96)))
+    image.save(buffer, "JPEG", quality=int(rng.integers(60, 96)))
     return buffer.getvalue()
 
 
-def resized(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+def resize_randomly(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     factor = rng.uniform(0.5, 2)
-    size = (max(8, round(picture.width * factor)), max(8, round(picture.height * factor)))
-    return picture.resize(size, FILTERS[rng.integers(3)])
+    size = (max(8, round(image.width * factor)), max(8, round(image.height * factor)))
+    return image.resize(size, FILTERS[rng.integers(3)])
 
 
-def plant(distinct: list[Image.Image], root: Path, rng: np.random.Generator) -> None:
-    """train/ holds the distinct pictures, val/ the planted ones, named after what was done and to which."""
+def plant(distinct: list[Image.Image], folder: Path, rng: np.random.Generator) -> None:
+    """Write the distinct images to train/ and the planted ones to val/, named after the kind and the source image."""
     for part in ("train", "val"):
         for name in ("a", "b"):
-            (root / part / name).mkdir(parents=True)
-    files = [root / "train" / "ab"[i % 2] / f"{i}.png" for i in range(len(distinct))]
-    for picture, path in zip(distinct, files, strict=True):
-        picture.save(path)
+            (folder / part / name).mkdir(parents=True)
+    files = [folder / "train" / "ab"[i % 2] / f"{i}.png" for i in range(len(distinct))]
+    for image, path in zip(distinct, files, strict=True):
+        image.save(path)
     chosen = rng.permutation(len(distinct))[: 5 * PLANTED].reshape(5, PLANTED)
-    for way, numbers in zip(("bytes", "pixels", "encoded", "resized", "both"), chosen, strict=True):
+    for kind, numbers in zip(("bytes", "pixels", "encoded", "resized", "both"), chosen, strict=True):
         for i in map(int, numbers):
-            stem = root / "val" / "ab"[i % 2] / f"{way}-{i}"
-            if way == "bytes":
+            stem = folder / "val" / "ab"[i % 2] / f"{kind}-{i}"
+            if kind == "bytes":
                 stem.with_suffix(".png").write_bytes(files[i].read_bytes())
-            elif way == "pixels":
+            elif kind == "pixels":
                 distinct[i].save(stem.with_suffix(".bmp"))
-            elif way == "encoded":
-                stem.with_suffix(".jpg").write_bytes(encoded(distinct[i], rng))
-            elif way == "resized":
-                resized(distinct[i], rng).save(stem.with_suffix(".png"))
+            elif kind == "encoded":
+                stem.with_suffix(".jpg").write_bytes(encode_jpeg(distinct[i], rng))
+            elif kind == "resized":
+                resize_randomly(distinct[i], rng).save(stem.with_suffix(".png"))
             else:
-                stem.with_suffix(".jpg").write_bytes(encoded(resized(distinct[i], rng), rng))
+                stem.with_suffix(".jpg").write_bytes(encode_jpeg(resize_randomly(distinct[i], rng), rng))
 
 
-def count(found: dict, root: Path) -> dict[str, float]:
-    """What was found of each kind that was planted, and how many distinct pictures were wrongly paired."""
+def count_findings(report: dict) -> dict[str, int]:
+    """Return how many planted images of each kind were found, and how many distinct images were wrongly paired."""
     hits: dict[str, set[str]] = {}
-    false: set[str] = set()
-    for finding in found["findings"]:
+    false_alarms: set[str] = set()
+    for finding in report["findings"]:
         if "same picture" not in finding["what"]:
             continue
         for names in finding["examples"]:
@@ -77,8 +77,8 @@ def count(found: dict, root: Path) -> dict[str, float]:
                     hits.setdefault(stem.split("-")[0], set()).add(stem)
             sources = {stem.split("-")[-1] for stem in stems}
             if len(sources) > 1:
-                false |= {stem for stem in stems if "-" not in stem}
-    return {way: len(stems) for way, stems in hits.items()} | {"false alarms": len(false)}
+                false_alarms |= {stem for stem in stems if "-" not in stem}
+    return {kind: len(stems) for kind, stems in hits.items()} | {"false alarms": len(false_alarms)}
 
 
 def main() -> None:
@@ -93,17 +93,17 @@ def main() -> None:
         distinct = [Image.open(path).convert("RGB") for path in paths]
     else:
         pixels = Idx(root=str(args.idx)).read().splits["test"].images[:5000]
-        distinct = [Image.fromarray(each[:, :, 0]) for each in pixels]
+        distinct = [Image.fromarray(image[:, :, 0]) for image in pixels]
     from cnnrun.data import audit
 
-    audit.MAX_EXAMPLES = 10**9  # all of them, to count
+    audit.MAX_EXAMPLES = 10**9  # so that all can be counted
     with tempfile.TemporaryDirectory() as work:
         plant(distinct, Path(work), rng)
         text = (
             f"task: classify\ndata: {{source: {{folder: {work}}}, image: {{size: 32, channels: 1}}}}\nmodel: [flatten]"
         )
-        found = check_data(config_file.parse_config(text, "audit", [f"data.cache_dir={work}/cache"]), None, None)
-        print(json.dumps({"distinct": len(distinct), "planted of each": PLANTED} | count(found, Path(work))))
+        report = check_data(config_file.parse_config(text, "audit", [f"data.cache_dir={work}/cache"]), None, None)
+        print(json.dumps({"distinct": len(distinct), "planted of each": PLANTED} | count_findings(report)))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""What a verified cache costs, against another commit's that believes its files; and how fast hashes are.
+"""Measure what verifying the cache costs, compare_sides with a commit that does not verify; and the speed of hashes.
 
     git archive COMMIT | tar -x -C /tmp/before
     python benchmarks/cache.py --before /tmp/before [--rounds 7]
 
-Each measurement is a process of its own; sides are interleaved. Seconds of all its threads on a processor, and by the
-clock, which other jobs on the machine lengthen:
+Each measurement is a separate process; the sides are interleaved. It prints processor seconds of all threads, and
+wall-clock seconds, which other jobs on the machine lengthen:
 
-build    pictures decoded into a new entry
-open     until the pictures of a complete entry can be taken, in memory (mapped) or picture by picture from the disk
-cold     the same, the entry's files out of the page cache
-epoch    every picture taken once, in random batches of 128: the first, and the second
+build    decode images into a new entry
+open     open a complete entry, in memory (mapped) or to be read image by image from the disk
+cold     the same, with the entry's files out of the page cache
+epoch    read every image once, in random batches of 128: the first epoch, and the second
 """
 
 from __future__ import annotations
@@ -36,50 +36,64 @@ HASHES: dict[str, Callable[[bytes], object]] = {
     "crc32": zlib.crc32,
 }
 
-# What both sides understand: the pictures are an array of another size, so that they go through the cache.
-MEASURED = """
-import json, sys, time
+# Runs in both checkouts. The images have another size than the network's input, so that they go through the cache.
+MEASUREMENT = """
+import importlib, json, sys, time
 import numpy as np, torch
 import cnnrun
-from cnnrun.data import storage as store
-from cnnrun.contracts.layer import Split
-from cnnrun.data.image_files import Image
-from cnnrun.base.progress import bar
+
+def first_of(*places):
+    # The first of several module:name that this checkout has; names differ between commits.
+    for place in places:
+        module, _, name = place.partition(":")
+        try:
+            return getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError):
+            continue
+    raise ImportError(f"none of {places}")
+
 count, side, channels, gib, folder = *map(int, sys.argv[1:4]), float(sys.argv[4]), sys.argv[5]
-store._cache_key = lambda *rest: "0" * 32
-pictures = np.random.default_rng(0).integers(0, 256, (count, side + 1, side + 1, channels), dtype=np.uint8)
-split = Split(pictures, {"labels": torch.zeros(count, dtype=torch.int64)}, "numbers")
-settings = store.CacheSettings(cache="disk", cache_dir=folder, memory_gib=gib, workers=2)
+store_split = first_of("cnnrun.data.storage:store_split", "cnnrun.store:stored")
+storage = importlib.import_module(store_split.__module__)
+storage._key = lambda *arguments: "0" * 32
+Split = first_of("cnnrun.contracts.source:Split", "cnnrun.contracts:Split")
+ImageSettings = first_of("cnnrun.data.image_files:ImageSettings", "cnnrun.pictures:Image")
+progress_bar = first_of("cnnrun.base.progress:progress_bar", "cnnrun.progress:bar")
+pixels = np.random.default_rng(0).integers(0, 256, (count, side + 1, side + 1, channels), dtype=np.uint8)
+split = Split(pixels, {"labels": torch.zeros(count, dtype=torch.int64)}, "numbers")
+settings = storage.CacheSettings(cache="disk", cache_dir=folder, memory_gib=gib, workers=2)
+image = ImageSettings(size=side, channels=channels)
 def now():
     return np.array([time.process_time(), time.perf_counter()])
 began = now()
-kept = store.stored(split, (channels, side, side), Image(size=side, channels=channels), settings, None, bar)
+stored = store_split(split, (channels, side, side), image, settings, None, progress_bar)
+images = stored.images if hasattr(stored, "images") else stored.pictures
 seconds = [now() - began]
 for epoch in range(2):
     order = torch.randperm(count, generator=torch.Generator().manual_seed(epoch))
     began = now()
     for rows in order.split(128):
-        kept.pictures.take(rows)
+        images.take(rows)
     seconds.append(now() - began)
-print(json.dumps([cnnrun.__file__, type(kept.pictures).__name__, np.array(seconds).tolist()]))
+print(json.dumps([cnnrun.__file__, type(images).__name__, np.array(seconds).tolist()]))
 """
 
 
-def measured(tree: Path, size: tuple[int, int, int], gib: float, folder: str) -> np.ndarray:
-    """Seconds to open, of the first epoch, of the second: each (on a processor, by the clock)."""
-    command = [sys.executable, "-c", MEASURED, *map(str, size), str(gib), folder]
+def measure(tree: Path, size: tuple[int, int, int], gib: float, folder: str) -> np.ndarray:
+    """Return the seconds of opening, of the first and of the second epoch, each as (processor, wall-clock)."""
+    command = [sys.executable, "-c", MEASUREMENT, *map(str, size), str(gib), folder]
     environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tree, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
     package, kind, seconds = json.loads(done.stdout)
     assert Path(package).is_relative_to(tree.resolve())
-    assert kind == ("Held" if gib >= 1 else "OnDisk")
+    assert kind in (("InMemory", "Held") if gib >= 1 else ("OnDisk",))
     return np.array(seconds)
 
 
 def drop_pages(folder: str) -> None:
-    """Have what an entry's files hold read from the disk again."""
+    """Drop an entry's files from the page cache, so that they are read from the disk again."""
     for path in Path(folder).rglob("*"):
         if path.is_file():
             descriptor = os.open(path, os.O_RDONLY)
@@ -88,8 +102,10 @@ def drop_pages(folder: str) -> None:
             os.close(descriptor)
 
 
-def compared(sides: dict[str, Path], size: tuple[int, int, int], rounds: int) -> dict[str, dict[str, list[np.ndarray]]]:
-    """Seconds of each thing that is measured, by side."""
+def compare_sides(
+    sides: dict[str, Path], size: tuple[int, int, int], rounds: int
+) -> dict[str, dict[str, list[np.ndarray]]]:
+    """Return the seconds of each measurement, by side."""
     table: dict[str, dict[str, list[np.ndarray]]] = {}
 
     def note(what: str, side: str, seconds: np.ndarray) -> None:
@@ -99,27 +115,27 @@ def compared(sides: dict[str, Path], size: tuple[int, int, int], rounds: int) ->
         order = list(sides) if round_ % 2 else list(sides)[::-1]
         with tempfile.TemporaryDirectory() as work:
             for side in order:
-                note("build", side, measured(sides[side], size, 4.0, f"{work}/{side}")[0])
+                note("build", side, measure(sides[side], size, 4.0, f"{work}/{side}")[0])
             for kind, gib in (("in memory", 4.0), ("from disk", 1e-9)):
                 for side in order:
-                    opened, first, second = measured(sides[side], size, gib, f"{work}/{side}")
+                    opened, first, second = measure(sides[side], size, gib, f"{work}/{side}")
                     note(f"open, {kind}", side, opened)
                     note(f"first epoch, {kind}", side, first)
                     note(f"second epoch, {kind}", side, second)
                 for side in order:
                     drop_pages(f"{work}/{side}")
-                    opened, first, _ = measured(sides[side], size, gib, f"{work}/{side}")
+                    opened, first, _ = measure(sides[side], size, gib, f"{work}/{side}")
                     note(f"cold: open and first epoch, {kind}", side, opened + first)
     return table
 
 
-def hash_speeds(rounds: int) -> None:
+def print_hash_speeds(rounds: int) -> None:
     data = os.urandom(32 << 20)
-    for name, hashed in HASHES.items():
+    for name, hash_data in HASHES.items():
         speeds = []
         for _ in range(rounds):
             began = time.perf_counter()
-            hashed(data)
+            hash_data(data)
             speeds.append(len(data) / (time.perf_counter() - began) / 1e9)
         print(f"  {name:<10} {statistics.median(speeds):.2f} GB/s ({min(speeds):.2f} .. {max(speeds):.2f})")
 
@@ -131,13 +147,13 @@ def main() -> None:
     args = parser.parse_args()
     sides = {"before": args.before, "now": Path(__file__).parent.parent}
     print(f"{args.rounds} rounds, interleaved\nhashes, 32 MiB, one thread")
-    hash_speeds(args.rounds)
+    print_hash_speeds(args.rounds)
     for name, size in SIZES.items():
         print(f"\n{name}: seconds, median (min .. max)")
-        for what, by_side in compared(sides, size, args.rounds).items():
+        for what, by_side in compare_sides(sides, size, args.rounds).items():
             for column, clock in enumerate(("on a processor", "by the clock")):
-                shown = [f"{side} {spread([each[column] for each in by_side[side]])}" for side in sides]
-                print(f"  {what:<38} {clock:<15} " + "   ".join(shown), flush=True)
+                cells = [f"{side} {spread([seconds[column] for seconds in by_side[side]])}" for side in sides]
+                print(f"  {what:<38} {clock:<15} " + "   ".join(cells), flush=True)
 
 
 def spread(seconds: list[float]) -> str:

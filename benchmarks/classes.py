@@ -1,9 +1,9 @@
-"""What commands cost and print with many classes, each in a process of its own.
+"""Measure what commands cost and print with many classes, each in a separate process.
 
     python benchmarks/classes.py --classes 1200                    # every task
     python benchmarks/classes.py --classes 30 --task classify
 
-The data is noise: a network that has learned nothing confuses everything, which is the most there can be to print.
+The data is noise: a network that has learned nothing confuses all classes, which gives the longest output.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-SIDE, EACH = 8, 4  # pixels, and pictures of a class: two of them to learn, one of val, one of test
+SIDE, IMAGES_PER_CLASS = 8, 4  # pixels; images of a class: two of train, one of val, one of test
 TASKS = ("classify", "multilabel", "detect")
 
 
-def arrays(folder: Path, classes: int, of_sets: bool) -> dict:
+def write_arrays(folder: Path, classes: int, label_sets: bool) -> dict:
     draw, splits = np.random.default_rng(0), {}
-    for split, each in (("train", EACH - 2), ("val", 1), ("test", 1)):
+    for split, each in (("train", IMAGES_PER_CLASS - 2), ("val", 1), ("test", 1)):
         labels = np.repeat(np.arange(classes), each)
         splits[f"x_{split}"] = draw.integers(0, 256, (len(labels), SIDE, SIDE), dtype=np.uint8)
-        splits[f"y_{split}"] = np.eye(classes, dtype=np.uint8)[labels] if of_sets else labels
+        splits[f"y_{split}"] = np.eye(classes, dtype=np.uint8)[labels] if label_sets else labels
     np.savez(folder / "many.npz", **splits)
     names = [f"class {number}" for number in range(classes)]
-    return {"arrays": {"path": str(folder / "many.npz"), "labels" if of_sets else "classes": names}}
+    return {"arrays": {"path": str(folder / "many.npz"), "labels" if label_sets else "classes": names}}
 
 
-def coco(folder: Path, classes: int) -> dict:
-    """Pictures of 32 x 32 with four boxes each, every class as often as any other."""
+def write_coco(folder: Path, classes: int) -> dict:
+    """Write images of 32 x 32 with four boxes each, all classes equally often."""
     import json
 
     from PIL import Image
 
     draw, source = np.random.default_rng(0), {}
-    for split, each in (("train", EACH - 2), ("val", 1), ("test", 1)):
+    for split, each in (("train", IMAGES_PER_CLASS - 2), ("val", 1), ("test", 1)):
         pictures = folder / split
         pictures.mkdir()
         images, boxes = [], []
@@ -58,23 +58,23 @@ def coco(folder: Path, classes: int) -> dict:
     return {"coco": {**source, "pictures": {split: str(folder / split) for split in source}}}
 
 
-def config(folder: Path, task: str, classes: int) -> Path:
-    source = coco(folder, classes) if task == "detect" else arrays(folder, classes, task == "multilabel")
-    of_vectors = [{"conv": {"out_channels": 8, "stride": 2, "activation": "relu"}}]
-    made = {
+def write_config(folder: Path, task: str, classes: int) -> Path:
+    source = write_coco(folder, classes) if task == "detect" else write_arrays(folder, classes, task == "multilabel")
+    layers = [{"conv": {"out_channels": 8, "stride": 2, "activation": "relu"}}]
+    content = {
         "name": "many",
         "task": {"detect": {"channels": 8, "depth": 1}} if task == "detect" else task,
         "data": {"source": source, "image": {"size": 32 if task == "detect" else SIDE, "channels": 1}},
-        "model": of_vectors if task == "detect" else [*of_vectors, "flatten"],
+        "model": layers if task == "detect" else [*layers, "flatten"],
         "train": {"epochs": 1, "batch": 8 if task == "detect" else 64, "optimizer": {"sgd": {"lr": 0.01}}},
     }
     path = folder / "many.yaml"
-    path.write_text(yaml.safe_dump(made))
+    path.write_text(yaml.safe_dump(content))
     return path
 
 
-def measured(folder: Path, *words: str) -> tuple[float, int, float]:
-    """Seconds of processor time, characters on stdout and stderr, peak resident MiB of a command."""
+def measure(folder: Path, *words: str) -> tuple[float, int, float]:
+    """Return processor seconds, characters on stdout and stderr, and peak resident MiB of a command."""
     with (folder / "out").open("w") as out:
         process = subprocess.Popen([sys.executable, "-m", "cnnrun", *words], stdout=out, stderr=out, cwd=folder)
         _, status, usage = os.wait4(process.pid, 0)
@@ -96,18 +96,18 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--classes", type=int, default=1200)
     parser.add_argument("--task", choices=TASKS, action="append")
-    parser.add_argument("--only", help="commands that begin so, and the trainings", default="")
-    asked = parser.parse_args()
+    parser.add_argument("--only", help="run only commands that begin with this, and the trainings", default="")
+    options = parser.parse_args()
     print("| task | command | CPU seconds | characters | peak MiB |\n|---|---|---|---|---|")
-    for task in asked.task or TASKS:
+    for task in options.task or TASKS:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            config(folder, task, asked.classes)
+            write_config(folder, task, options.classes)
             for words in commands_of(task):
                 command = " ".join(words)
-                if words[0] != "train" and not command.startswith(asked.only):
+                if words[0] != "train" and not command.startswith(options.only):
                     continue
-                seconds, letters, memory = measured(folder, *words)
+                seconds, letters, memory = measure(folder, *words)
                 page = folder / "runs" / "many" / "1" / "report.html"
                 size = f", a page of {page.stat().st_size:,} bytes" if words[0] == "report" else ""
                 print(f"| {task} | `{command}`{size} | {seconds:.1f} | {letters:,} | {memory:,.0f} |", flush=True)

@@ -1,8 +1,8 @@
-"""How long a network takes from YAML to memory, against torchvision's own constructor, both sides interleaved.
+"""Measure the time from YAML to a network in memory, compared with torchvision's constructor, interleaved.
 
     python benchmarks/construct.py [NETWORK ...] [--rounds 9]
 
-Ours: a config's text -> parsed, checked, built, with initial weights. Theirs: `torchvision.models.NAME(weights=None)`.
+cnnrun: a config's text is parsed, checked and built, with initial weights. torchvision: `models.NAME(weights=None)`.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ SIZES = {"inception_v3": 299}
 SETTINGS = {name: {"aux_logits": False} for name in ("inception_v3", "googlenet")}
 
 
-def ours(name: str) -> None:
-    made = config_file.parse_config(CONFIG.format(name=name, size=SIZES.get(name, 224)), "f")
-    shape = made.data.image_shape()
+def build_with_cnnrun(name: str) -> None:
+    experiment = config_file.parse_config(CONFIG.format(name=name, size=SIZES.get(name, 224)), "f")
+    shape = experiment.data.image_shape()
     assert shape is not None
-    materialize(build_network(made.model.layers, made.task, Facts(CLASSES, shape)).network, 0)
+    materialize(build_network(experiment.model.layers, experiment.task, Facts(CLASSES, shape)).network, 0)
 
 
-def theirs(name: str) -> None:
+def build_with_torchvision(name: str) -> None:
     import torchvision
 
     torchvision.models.get_model(name, weights=None, **SETTINGS.get(name, {}))
 
 
-def seconds(what: Callable[[str], None], name: str) -> float:
+def seconds(build: Callable[[str], None], name: str) -> float:
     gc.collect()
     began = time.perf_counter()
-    what(name)
+    build(name)
     return time.perf_counter() - began
 
 
@@ -53,15 +53,13 @@ def main() -> None:
     args = parser.parse_args()
     print(f"torch {torch.__version__}, {os.cpu_count()} cores, {args.rounds} rounds")
     for name in args.networks:
-        ours(name)
-        theirs(name)
-        pairs = [(seconds(ours, name), seconds(theirs, name)) for _ in range(args.rounds)]
-        ratios = [mine / other for mine, other in pairs]
-        mine, other = (statistics.median(side) for side in zip(*pairs, strict=True))
-        spread = f"{min(ratios):.2f} .. {max(ratios):.2f}"
-        print(
-            f"{name}: {mine:.3f} s ours, {other:.3f} s torchvision's, ratio {statistics.median(ratios):.2f} ({spread})"
-        )
+        build_with_cnnrun(name)
+        build_with_torchvision(name)
+        pairs = [(seconds(build_with_cnnrun, name), seconds(build_with_torchvision, name)) for _ in range(args.rounds)]
+        ratios = [cnnrun / torchvision for cnnrun, torchvision in pairs]
+        cnnrun, torchvision = (statistics.median(side) for side in zip(*pairs, strict=True))
+        ratio = f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} .. {max(ratios):.2f})"
+        print(f"{name}: cnnrun {cnnrun:.3f} s, torchvision {torchvision:.3f} s, {ratio}")
 
 
 if __name__ == "__main__":

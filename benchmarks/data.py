@@ -1,15 +1,15 @@
-"""The data path against torchvision's, interleaved in one run.
+"""Compare the data path with torchvision's, interleaved in one run.
 
     python benchmarks/data.py [--rounds 5] [--only path jpeg wait memory prefetch] [--idx data/fashion-mnist]
 
-path      pictures/s of gather, flip, shift, brightness, contrast, saturation, normalise: ours batch-wise from memory,
-          against a DataLoader with 2 workers and torchvision's v2 transforms picture by picture, on the same decoded
-          pictures
-jpeg      a first epoch over JPEG files (ours decodes, keeps and audits them first) and later epochs, against the same
-          DataLoader reading the files each time
+path      images/s of gather, flip, shift, brightness, contrast, saturation, normalise: cnnrun in batches from memory,
+          compared with a DataLoader with 2 workers and torchvision's v2 transforms image by image, on the same decoded
+          images
+jpeg      a first epoch over JPEG files (cnnrun decodes, caches and audits them first) and later epochs, compared with
+          the same DataLoader, which reads the files each time
 wait      the share of time that training waits for data, on a part of Fashion-MNIST
 prefetch  images/s of a training with 0, 2 and 8 batches read ahead
-memory    resident memory of a training on 10,000 and on 1,000,000 pictures that do not fit `data.memory_gib`
+memory    resident memory of a training on 10,000 and on 1,000,000 images that do not fit `data.memory_gib`
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ BATCH = 128
 AUGMENT = {"flip": "horizontal", "shift": 0.125, "brightness": 0.2, "contrast": 0.2, "saturation": 0.2}
 MEAN, STD = [120.0, 115.0, 110.0], [60.0, 60.0, 60.0]
 NETS = Path(__file__).parent / "nets"
-PICTURES = {"lenet": 12_800, "vgg-small": 3_840, "resnet18": 768}
+IMAGES = {"lenet": 12_800, "vgg-small": 3_840, "resnet18": 768}
 
 
-def theirs(side: int, *first: v2.Transform) -> v2.Compose:
+def torchvision_transforms(side: int, *first: v2.Transform) -> v2.Compose:
     return v2.Compose(
         [
             *first,
@@ -66,28 +66,28 @@ def theirs(side: int, *first: v2.Transform) -> v2.Compose:
 
 
 class Decoded(torch.utils.data.Dataset):
-    """Pictures in memory, transformed one by one."""
+    """Images in memory, transformed one by one."""
 
-    def __init__(self, pictures: torch.Tensor, transform: v2.Compose) -> None:
-        self.pictures, self.transform = pictures, transform
+    def __init__(self, images: torch.Tensor, transform: v2.Compose) -> None:
+        self.images, self.transform = images, transform
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
-    def __getitem__(self, number: int) -> tuple[torch.Tensor, int]:
-        return self.transform(self.pictures[number]), 0
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.transform(self.images[index]), 0
 
 
 def loader_epoch(dataset: torch.utils.data.Dataset, epochs: int = 1) -> list[float]:
-    """Seconds of each epoch; the workers stay, as they would in a training. Their start counts to the first."""
+    """Return the seconds of each epoch. The workers persist, as in a training; the first epoch includes their start."""
     loader = torch.utils.data.DataLoader(
         dataset, BATCH, shuffle=True, num_workers=2, persistent_workers=True, drop_last=True
     )
     seconds = []
     for _ in range(epochs):
         began = time.perf_counter()
-        for pictures, _ in loader:
-            pictures.sum()
+        for images, _ in loader:
+            images.sum()
         seconds.append(time.perf_counter() - began)
     return seconds
 
@@ -106,9 +106,9 @@ def our_epochs(examples: Examples, epochs: range) -> list[float]:
     return seconds
 
 
-def held(pictures: torch.Tensor) -> Examples:
-    rows = torch.arange(len(pictures))
-    return Examples(InMemory(pictures.numpy()), rows, {}, None, rows)
+def examples_in_memory(images: torch.Tensor) -> Examples:
+    rows = torch.arange(len(images))
+    return Examples(InMemory(images.numpy()), rows, {}, None, rows)
 
 
 def show(title: str, table: dict[str, list[float]], digits: int = 0) -> None:
@@ -120,19 +120,19 @@ def show(title: str, table: dict[str, list[float]], digits: int = 0) -> None:
 
 def path(args: argparse.Namespace) -> None:
     for side, count in ((32, 12_800), (64, 6_400), (128, 1_920)):
-        pictures = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8)
-        dataset = Decoded(pictures, theirs(side))
+        pixels = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8)
+        dataset = Decoded(pixels, torchvision_transforms(side))
         speed: dict[str, list[float]] = {"cnnrun": [], "DataLoader, 2 workers": [], "ratio": []}
         for round_ in range(args.rounds):
-            ours = count / our_epochs(held(pictures), range(round_, round_ + 1))[0]
+            ours = count / our_epochs(examples_in_memory(pixels), range(round_, round_ + 1))[0]
             other = count / loader_epoch(dataset, 2)[1]  # without the workers' start
             for name, value in (("cnnrun", ours), ("DataLoader, 2 workers", other), ("ratio", ours / other)):
                 speed[name].append(value)
-        show(f"path 3x{side}x{side}, pictures/s", speed, 1)
+        show(f"path 3x{side}x{side}, images/s", speed, 1)
 
 
-def photos(folder: Path, count: int, size: tuple[int, int]) -> None:
-    """Smooth pictures with some grain, as JPEG of quality 90, two classes."""
+def write_photos(folder: Path, count: int, size: tuple[int, int]) -> None:
+    """Write smooth images with some grain, as JPEG of quality 90, in two classes."""
     rng = np.random.default_rng(0)
     for number in range(count):
         place = folder / "ab"[number % 2]
@@ -150,9 +150,9 @@ def jpeg(args: argparse.Namespace) -> None:
     side = 64
     for size, count in (((80, 80), 6_400), ((400, 300), 2_560)):
         with tempfile.TemporaryDirectory() as work:
-            photos(Path(work) / "pictures", count, size)
+            write_photos(Path(work) / "pictures", count, size)
             reading = [v2.Resize((side, side)), v2.ToImage()] if size != (side, side) else [v2.ToImage()]
-            files = datasets.ImageFolder(f"{work}/pictures", theirs(side, *reading))
+            files = datasets.ImageFolder(f"{work}/pictures", torchvision_transforms(side, *reading))
             table: dict[str, list[float]] = {}
             for round_ in range(args.rounds):
                 other = loader_epoch(files, 2)
@@ -171,7 +171,7 @@ def jpeg(args: argparse.Namespace) -> None:
                 for name, value in (
                     ("cnnrun, first epoch, s", first + ours[0]),
                     ("DataLoader, first epoch, s", other[0]),
-                    ("ratio (theirs / ours)", other[0] / (first + ours[0])),
+                    ("ratio (DataLoader / cnnrun)", other[0] / (first + ours[0])),
                     ("cnnrun, later epoch, s", statistics.mean(ours[1:])),
                     ("DataLoader, later epoch, s", other[1]),
                     ("ratio, later epochs", other[1] / statistics.mean(ours[1:])),
@@ -180,11 +180,11 @@ def jpeg(args: argparse.Namespace) -> None:
             show(f"{count:,} JPEG files of {size[0]}x{size[1]}, at 3x{side}x{side}", table, 2)
 
 
-def trained(net: str, args: argparse.Namespace, work: str, *more: str) -> dict:
-    """A training on so many pictures of Fashion-MNIST that an epoch takes some seconds."""
+def train_part(net: str, args: argparse.Namespace, work: str, *more: str) -> dict:
+    """Train on a part of Fashion-MNIST for which an epoch takes some seconds; returns the result."""
     part = Path(work) / f"{net}.npz"
     if not part.exists():
-        split, count = Idx(root=str(args.idx)).read().splits["train"], PICTURES[net]
+        split, count = Idx(root=str(args.idx)).read().splits["train"], IMAGES[net]
         cuts = {"train": slice(0, count), "val": slice(count, count + 256)}
         arrays = {f"x_{name}": split.images[cut] for name, cut in cuts.items()}
         np.savez(part, **arrays, **{f"y_{name}": split.targets["labels"].numpy()[cut] for name, cut in cuts.items()})
@@ -200,8 +200,8 @@ def wait(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as work:
         shares: dict[str, list[float]] = {}
         for _ in range(args.rounds):
-            for net in PICTURES:
-                result = trained(net, args, work)
+            for net in IMAGES:
+                result = train_part(net, args, work)
                 shares.setdefault(f"{net}, % of time waiting", []).append(100 * result["data_wait_share"])
         show("waiting for data, Fashion-MNIST", shares, 2)
 
@@ -211,14 +211,14 @@ def prefetch(args: argparse.Namespace) -> None:
         speed: dict[str, list[float]] = {}
         for _ in range(args.rounds):
             for ahead in (0, 2, 8):
-                result = trained("lenet", args, work, f"data.prefetch={ahead}")
+                result = train_part("lenet", args, work, f"data.prefetch={ahead}")
                 speed.setdefault(f"prefetch {ahead}: images/s", []).append(result["images_per_second"])
                 speed.setdefault(f"prefetch {ahead}: % waiting", []).append(100 * result["data_wait_share"])
         show("lenet on Fashion-MNIST in memory", speed, 1)
 
 
-def shards(folder: Path, count: int) -> str:
-    """Synthetic pictures, 3x32x32 JPEG, in tars of 50,000: a coloured ramp, a class a direction, each one different."""
+def write_shards(folder: Path, count: int) -> str:
+    """Write synthetic images, 3x32x32 JPEG, in tars of 50,000: coloured ramps, one direction per class."""
     rng = np.random.default_rng(0)
     ramp = np.linspace(-1, 1, 32)
     for first in range(0, count, 50_000):
@@ -236,15 +236,16 @@ def shards(folder: Path, count: int) -> str:
     return f"{folder}/train-{{00..{(count - 1) // 50_000:02}}}.tar"
 
 
-WATCHED = """
+MEMORY_LOG = """
 import json, sys
 from pathlib import Path
 import torch
-from cnnrun.results.train_run import train_run; from cnnrun.training import loop as train
+from cnnrun.results.train_run import train_run
+from cnnrun.training import loop
 from cnnrun.base.device import keep_freed_memory
-from cnnrun.experiment.schema import load
+from cnnrun.experiment.config_file import read_config
 keep_freed_memory()
-update, seen = train.update, []
+update, seen = loop.update_weights, []
 def watched(learner, job, step, factor):
     update(learner, job, step, factor)
     if step % 100 == 99:
@@ -255,8 +256,8 @@ def watched(learner, job, step, factor):
         sys.stdout.flush()
         import os
         os._exit(0)
-train.update = watched
-train_run(load(Path(sys.argv[1])), Path(sys.argv[2]), torch.device("cpu"), resume=False)
+loop.update_weights = watched
+train_run(read_config(Path(sys.argv[1])), Path(sys.argv[2]), torch.device("cpu"), resume=False)
 """
 
 
@@ -265,7 +266,7 @@ def memory(args: argparse.Namespace) -> None:
         for count in (10_000, 1_000_000):
             folder = Path(work) / str(count)
             folder.mkdir()
-            urls = shards(folder, count)
+            urls = write_shards(folder, count)
             config = folder / "c.yaml"
             config.write_text(
                 f"task: classify\ndata:\n  source: {{shards: '{urls}'}}\n  image: {{size: 32, channels: 3}}\n"
@@ -277,16 +278,16 @@ def memory(args: argparse.Namespace) -> None:
             for attempt in ("decoding and training", "training alone"):
                 began = time.perf_counter()
                 done = subprocess.run(
-                    [sys.executable, "-c", WATCHED, str(config), f"{work}/runs"], capture_output=True, text=True
+                    [sys.executable, "-c", MEMORY_LOG, str(config), f"{work}/runs"], capture_output=True, text=True
                 )
                 if done.returncode:
                     raise RuntimeError(done.stderr[-2000:])
-                found = json.loads(done.stdout.splitlines()[-1])
-                resident = found["resident"]
+                result = json.loads(done.stdout.splitlines()[-1])
+                resident = result["resident"]
                 print(
-                    f"  {count:>9,} pictures, {attempt}: resident {statistics.median(resident):,.0f} MiB in the median "
-                    f"of {len(resident)} looks ({min(resident):,.0f} .. {max(resident):,.0f}), "
-                    f"peak {found['peak']:,.0f} MiB, {time.perf_counter() - began:.0f} s",
+                    f"  {count:>9,} images, {attempt}: resident {statistics.median(resident):,.0f} MiB, the median "
+                    f"of {len(resident)} readings ({min(resident):,.0f} .. {max(resident):,.0f}), "
+                    f"peak {result['peak']:,.0f} MiB, {time.perf_counter() - began:.0f} s",
                     flush=True,
                 )
 
@@ -301,7 +302,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="*", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--idx", type=Path, default=Path("data/fashion-mnist"))
-    parser.add_argument("--work", help="where a million pictures have room (8 GiB)")
+    parser.add_argument("--work", help="a folder with room for a million images (8 GiB)")
     args = parser.parse_args()
     keep_freed_memory()
     print(f"torch {torch.__version__}, {os.cpu_count()} cores, {args.rounds} rounds, interleaved")

@@ -1,4 +1,4 @@
-"""Whether DistributedDataParallel resumes to the bit: the reason why cnnrun sums gradients itself.
+"""Test whether DistributedDataParallel resumes to the bit. It does not, so cnnrun sums gradients itself.
 
     for mode in whole first second; do torchrun --nproc-per-node 3 benchmarks/ddp_resume.py $mode; done
 

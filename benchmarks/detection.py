@@ -1,11 +1,11 @@
-"""Detection against torchvision's ssdlite320_mobilenet_v3_large: training speed, the share of decoding, the score.
+"""Compare detection with torchvision's ssdlite320_mobilenet_v3_large: training speed, share of decoding, scores.
 
-    python benchmarks/detection.py speed                  # pictures a second in training, rounds interleaved
-    python benchmarks/detection.py decode RUN             # decode and suppression in parts of inference, by batch size
-    python benchmarks/detection.py ssdlite --minutes 9    # ssdlite trained from scratch on the same pictures so long
-    python benchmarks/detection.py scores RUN [RUN ...]   # the test scores of runs, with mean and spread
+    python benchmarks/detection.py speed                  # images per second in training, rounds interleaved
+    python benchmarks/detection.py decode RUN             # share of decoding, with suppression, in inference
+    python benchmarks/detection.py ssdlite --minutes 9    # train ssdlite from scratch on the same images for so long
+    python benchmarks/detection.py scores RUN [RUN ...]   # the test scores of runs, with mean and standard deviation
 
-All on configs/bccd.yaml and the set in ../shared/data/bccd.
+All use configs/bccd.yaml and the data in ../shared/data/bccd.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ def ssdlite(classes: int) -> nn.Module:
     from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 
     torch.manual_seed(0)
-    made: nn.Module = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=classes + 1)
-    return made.to(memory_format=torch.channels_last)
+    network: nn.Module = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=classes + 1)
+    return network.to(memory_format=torch.channels_last)
 
 
-def as_torchvision(pictures: Tensor, targets: dict[str, Tensor]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """A batch of ours as torchvision's detectors take it: class 0 is the background, boxes of no side are left out."""
-    found = []
+def as_torchvision(images: Tensor, targets: dict[str, Tensor]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Convert a batch for torchvision's detectors: class 0 is the background, boxes without area are left out."""
+    converted = []
     for boxes, labels in zip(targets["boxes"], targets["objects"], strict=True):
         real = (labels >= 0) & ((boxes[:, 2:] - boxes[:, :2]).amin(1) > 0)
-        found.append({"boxes": boxes[real], "labels": labels[real] + 1})
-    return list(pictures.float() / 255), found
+        converted.append({"boxes": boxes[real], "labels": labels[real] + 1})
+    return list(images.float() / 255), converted
 
 
-def theirs_step(network: nn.Module, optimizer: torch.optim.Optimizer, pictures: Tensor, targets: dict[str, Tensor]):
-    losses = network(*as_torchvision(pictures, targets))
+def train_step(network: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, targets: dict[str, Tensor]):
+    losses = network(*as_torchvision(images, targets))
     loss = sum(losses.values())
     optimizer.zero_grad()
     loss.backward()
@@ -57,20 +57,22 @@ def theirs_step(network: nn.Module, optimizer: torch.optim.Optimizer, pictures: 
     return float(loss.detach())
 
 
-def prepared(*overrides: str):
-    tried = config_file.read_config(CONFIG, list(overrides))
-    data = assemble.prepare_dataset(tried)
-    return tried, data, assemble.assemble_job(tried, data, None, None, CPU)
+def prepare_job(*overrides: str):
+    experiment = config_file.read_config(CONFIG, list(overrides))
+    data = assemble.prepare_dataset(experiment)
+    return experiment, data, assemble.assemble_job(experiment, data, None, None, CPU)
 
 
 def speed(rounds: int, steps: int) -> None:
-    """Training steps on the same batches, ours and theirs in turn; a figure a round, then medians and their ratio."""
-    tried, data, job = prepared("train.batch=16")
+    """Run training steps of both on the same batches in turn; print each round, then medians and their ratio."""
+    experiment, data, job = prepare_job("train.batch=16")
     learner, batches = Learner(job), job.batches(data.splits["train"], 1)
     network = ssdlite(len(data.facts.classes)).train()
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
-    ours_gflops = sum(flops(assemble.build_for(tried, data.facts))) / 1e9
-    print(f"ours {ours_gflops:.2f} GFLOPs at {data.facts.image}; theirs {_their_flops(network):.2f} at (3, 320, 320)")
+    ours_gflops = sum(flops(assemble.build_for(experiment, data.facts))) / 1e9
+    print(
+        f"ours {ours_gflops:.2f} GFLOPs at {data.facts.image}; theirs {_ssdlite_gflops(network):.2f} at (3, 320, 320)"
+    )
     found: dict[str, list[float]] = {"ours": [], "ssdlite": []}
     batch = [batches.at(number) for number in range(steps)]
     for number in range(rounds + 1):
@@ -81,16 +83,16 @@ def speed(rounds: int, steps: int) -> None:
                     backward(learner, job, batch[step], step)
                     update_weights(learner, job, step, 0.1)
                 else:
-                    theirs_step(network, optimizer, batch[step].images, batch[step].targets)
+                    train_step(network, optimizer, batch[step].images, batch[step].targets)
             if number:  # the first round warms up
                 found[who].append(steps * 16 / (time.perf_counter() - began))
         if number:
-            print("  ".join(f"{who} {values[-1]:.1f}" for who, values in found.items()), "pictures/s", flush=True)
+            print("  ".join(f"{who} {values[-1]:.1f}" for who, values in found.items()), "images/s", flush=True)
     medians = {who: statistics.median(values) for who, values in found.items()}
     print(f"medians of {rounds}: {medians}; ratio {medians['ours'] / medians['ssdlite']:.2f}")
 
 
-def _their_flops(network: nn.Module) -> float:
+def _ssdlite_gflops(network: nn.Module) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     network.eval()
@@ -101,20 +103,20 @@ def _their_flops(network: nn.Module) -> float:
 
 
 def decode(run: Path, rounds: int) -> None:
-    """How long the network takes and how long its decoder, with suppression, on real pictures."""
-    _, given = open_run.open_trained(run, run.parent.parent, CPU)
+    """Print the time of the network and of its decoder, with suppression, on real images."""
+    _, trained = open_run.open_trained(run, run.parent.parent, CPU)
     data = assemble.prepare_dataset(config_file.read_config(run / "config.yaml"))
     for batch in (1, 8, 64):
-        pictures = (
+        images = (
             data.splits["train"].load_images(torch.arange(batch)).float().contiguous(memory_format=torch.channels_last)
         )
         times: dict[str, list[float]] = {"network": [], "decode": []}
         with torch.inference_mode():
             for _ in range(rounds):
                 began = time.perf_counter()
-                outputs = given.network(pictures)
+                outputs = trained.network(images)
                 middle = time.perf_counter()
-                given.decoder(outputs)
+                trained.decoder(outputs)
                 times["network"].append(middle - began)
                 times["decode"].append(time.perf_counter() - middle)
         network, decoding = (1000 * statistics.median(times[name]) for name in ("network", "decode"))
@@ -123,8 +125,8 @@ def decode(run: Path, rounds: int) -> None:
 
 
 def train_ssdlite(minutes: float, lr: float, seed: int) -> None:
-    """Our data, our augmentation, our schedule and optimizer, their network and losses; scored by our meter."""
-    tried, data, job = prepared(f"seed={seed}", "train.batch=8")
+    """Train their network and losses with our data, augmentation, schedule and optimizer; score with our meter."""
+    experiment, data, job = prepare_job(f"seed={seed}", "train.batch=8")
     batches = job.batches(data.splits["train"], 1)
     network = ssdlite(len(data.facts.classes)).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr, weight_decay=0.05)
@@ -133,17 +135,17 @@ def train_ssdlite(minutes: float, lr: float, seed: int) -> None:
         for group in optimizer.param_groups:
             group["lr"] = lr * schedule.factor(int(spent), int(60 * minutes) + 1)
         batch = batches.at(step)
-        loss = theirs_step(network, optimizer, batch.images, batch.targets)
+        loss = train_step(network, optimizer, batch.images, batch.targets)
         step += 1
         if step % 100 == 0:
             print(f"step {step}  {spent:.0f} s  loss {loss:.3f}", flush=True)
-    print(f"{step * 8} pictures in {spent:.0f} s")
+    print(f"{step * 8} images in {spent:.0f} s")
     network.eval()
     for split in ("val", "test"):
-        meter, examples = tried.task.meter(data.facts), data.splits[split]
+        meter, examples = experiment.task.meter(data.facts), data.splits[split]
         for index in torch.arange(len(examples)).split(16):
             with torch.inference_mode():
-                found = network(list(examples.take(index).float() / 255))
+                found = network(list(examples.load_images(index).float() / 255))
             meter.update(_as_ours(found), examples.batch_targets(index, CPU))
         print(split, {name: round(value, 4) for name, value in meter.compute().numbers.items()})
 
@@ -177,15 +179,15 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=7)
-    given = parser.parse_args()
-    if given.what == "speed":
-        speed(given.rounds, 4)
-    elif given.what == "decode":
-        decode(given.runs[0], 3 * given.rounds)
-    elif given.what == "ssdlite":
-        train_ssdlite(given.minutes, given.lr, given.seed)
+    options = parser.parse_args()
+    if options.what == "speed":
+        speed(options.rounds, 4)
+    elif options.what == "decode":
+        decode(options.runs[0], 3 * options.rounds)
+    elif options.what == "ssdlite":
+        train_ssdlite(options.minutes, options.lr, options.seed)
     else:
-        scores(given.runs)
+        scores(options.runs)
 
 
 if __name__ == "__main__":

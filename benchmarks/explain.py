@@ -1,9 +1,11 @@
-"""What looking costs: `python benchmarks/explain.py top|occlude|page|ending RUN`; see benchmarks/README.md.
+"""Measure explanations and the report. Results: benchmarks/README.md.
 
-top: the strongest patches of 10,000 pictures for 64 channels against an evaluation of the same, interleaved.
-occlude: 169 places on one 64x64 picture, for the small VGG of configs/fashion-vgg.yaml.
-page: how long a report takes to open in Chromium, and how large it is.
-ending: what the report adds to a training of configs/digits.yaml.
+    python benchmarks/explain.py top|occlude|page|ending RUN
+
+top: the strongest patches of 10,000 images for 64 channels, compared with an evaluation of the same, interleaved.
+occlude: 169 positions on one 64x64 image, for the small VGG of configs/fashion-vgg.yaml.
+page: the time that a report takes to open in Chromium, and its size.
+ending: the time that the report adds to a training of configs/digits.yaml.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from cnnrun.experiment.checks import listed_facts
 from cnnrun.experiment.config_file import read_config
 from cnnrun.experiment.open_run import open_trained, prepare_eval_data
 from cnnrun.explain.methods.occlude import occlude
-from cnnrun.explain.methods.top_patches import strongest, top_patches
+from cnnrun.explain.methods.patches import find_strongest_cells
+from cnnrun.explain.methods.top_patches import top_patches
 from cnnrun.explain.subject import ImagesToExplain, Subject
 from cnnrun.model.network import build_network, materialize
 from cnnrun.results.report import write as reporting
@@ -31,61 +34,63 @@ CPU = torch.device("cpu")
 TIMES = 5
 
 
-def measured(sides: dict[str, object]) -> None:
-    """Each side's median seconds over interleaved repetitions, and each one's ratio to the first, pair by pair."""
+def print_medians(sides: dict[str, object]) -> None:
+    """Print each side's median seconds over interleaved repetitions, and its ratio to the first side by pairs."""
     seconds = {name: [] for name in sides}
-    for time_ in range(TIMES + 1):
+    for repetition in range(TIMES + 1):
         for name, side in sides.items():
             start = time.perf_counter()
             side()
-            if time_:  # the first warms up
+            if repetition:  # the first warms up
                 seconds[name].append(time.perf_counter() - start)
     first = next(iter(seconds))
-    for name, each in seconds.items():
-        ratios = [a / b for a, b in zip(each, seconds[first], strict=True)]
+    for name, values in seconds.items():
+        ratios = [a / b for a, b in zip(values, seconds[first], strict=True)]
         ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        print(f"{name}: median {statistics.median(each):.2f} s, times {first}: {ratio}, n = {TIMES}")
+        print(f"{name}: median {statistics.median(values):.2f} s, times {first}: {ratio}, n = {TIMES}")
 
 
-def of_top(run: Path) -> None:
-    experiment, given = open_trained(run, Path("runs"), CPU)
-    name, data = prepare_eval_data(experiment, given, None)
+def measure_top(run: Path) -> None:
+    experiment, trained = open_trained(run, Path("runs"), CPU)
+    name, data = prepare_eval_data(experiment, trained, None)
     examples, batch = data.splits[name], experiment.train.batch
-    subject = Subject(given, experiment.model.layers)
+    subject = Subject(trained, experiment.model.layers)
     places = [place for place in subject.map_layers() if place.shape[0] == 64 and place.kind == "conv"]
-    print(f"{len(examples):,} pictures of {name}; {places[-1].path} gives {places[-1].shape}")
+    print(f"{len(examples):,} images of {name}; {places[-1].path} gives {places[-1].shape}")
     sides = {
         "evaluation": lambda: measure_split(
-            given.network, given.criterion, given.task, given.facts, examples, batch, CPU
+            trained.network, trained.criterion, trained.task, trained.facts, examples, batch, CPU
         ),
-        "top, one pass": lambda: strongest(given, places[-1], examples, batch),
+        "top, one pass": lambda: find_strongest_cells(trained, places[-1], examples, batch),
         "top, drawn, with 576 projections": lambda: top_patches(
             subject, examples, places[-1].module_name, [], 64, batch
         ),
     }
-    measured(sides)
+    print_medians(sides)
 
 
-def of_occlude(_: Path) -> None:
-    made = read_config(Path("configs/fashion-vgg.yaml"), ["data.image.size=64"])
-    facts = listed_facts(made)
+def measure_occlude(_: Path) -> None:
+    experiment = read_config(Path("configs/fashion-vgg.yaml"), ["data.image.size=64"])
+    facts = listed_facts(experiment)
     network = (
-        materialize(build_network(made.model.layers, made.task, facts).network, 0)
+        materialize(build_network(experiment.model.layers, experiment.task, facts).network, 0)
         .eval()
         .to(memory_format=torch.channels_last)
     )
     from cnnrun.model.trained_network import TrainedNetwork
 
-    given = TrainedNetwork(network, made.task.criterion(facts), made.task, facts, made.data.image, Path(), 0, CPU)
-    subject = Subject(given, made.model.layers)
-    shown = ImagesToExplain(torch.rand(1, 1, 64, 64) * 255, ["a"], [""])
-    found = occlude(subject, shown, None, None, 16, 4)
-    places = sum(map(len, found.data["pictures"][0]["scores"]))
+    trained = TrainedNetwork(
+        network, experiment.task.criterion(facts), experiment.task, facts, experiment.data.image, Path(), 0, CPU
+    )
+    subject = Subject(trained, experiment.model.layers)
+    images = ImagesToExplain(torch.rand(1, 1, 64, 64) * 255, ["a"], [""])
+    explanation = occlude(subject, images, None, None, 16, 4)
+    places = sum(map(len, explanation.data["pictures"][0]["scores"]))
     print(f"{sum(p.numel() for p in network.parameters()):,} parameters, 64x64, {places} places, in batches of 128")
-    measured({"occlude": lambda: occlude(subject, shown, None, None, 16, 4)})
+    print_medians({"occlude": lambda: occlude(subject, images, None, None, 16, 4)})
 
 
-def of_page(run: Path) -> None:
+def measure_page(run: Path) -> None:
     sys.path.insert(0, str(Path(__file__).parent.parent))
     from tests.support.browser import open_page
 
@@ -100,21 +105,21 @@ def of_page(run: Path) -> None:
                 with open_page(path, width=width) as visit:
                     seconds.append(visit.page.evaluate("performance.now()") / 1000)
                     assert visit.console == []
-            middle, most = statistics.median(seconds), max(seconds)
-            print(f"open and drawn at {width} px: median {middle:.2f} s, {most:.2f} at most, n = {TIMES}")
+            median, maximum = statistics.median(seconds), max(seconds)
+            print(f"open and drawn at {width} px: median {median:.2f} s, at most {maximum:.2f}, n = {TIMES}")
 
 
-def of_ending(_: Path) -> None:
+def measure_ending(_: Path) -> None:
     experiment = read_config(Path("configs/digits.yaml"))
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(TIMES):
             start = time.perf_counter()
-            done = train_run(experiment, Path(folder), CPU, resume=False)
+            result = train_run(experiment, Path(folder), CPU, resume=False)
             middle = time.perf_counter()
-            reporting.report_after_training(Path(done["run"]), Path(folder), CPU)
+            reporting.report_after_training(Path(result["run"]), Path(folder), CPU)
             print(f"training {middle - start:.1f} s, report {time.perf_counter() - middle:.1f} s")
 
 
 if __name__ == "__main__":
     what, run = sys.argv[1], Path(sys.argv[2]) if len(sys.argv) > 2 else Path("runs")
-    {"top": of_top, "occlude": of_occlude, "page": of_page, "ending": of_ending}[what](run)
+    {"top": measure_top, "occlude": measure_occlude, "page": measure_page, "ending": measure_ending}[what](run)

@@ -1,10 +1,10 @@
-"""Faces: configs/orl-faces.yaml on people never seen, against three baselines; a closed set; the speed of a gallery.
+"""Measure faces: configs/orl-faces.yaml on unseen people, with three baselines; a closed set; the speed of a gallery.
 
-    python benchmarks/faces.py verify                 # five divisions of the people, all four on the same pairs
-    python benchmarks/faces.py closed                 # five pictures a person to learn from, five to recognise
+    python benchmarks/faces.py verify                 # five divisions of the people, all four methods on the same pairs
+    python benchmarks/faces.py closed                 # five images per person to learn from, five to recognise
     python benchmarks/faces.py gallery                # one query in 100,000 and in 1,000,000 embeddings
 
-`scripts/get_data orl-faces` brings the pictures. `--seeds` says which divisions; `--runs` where trainings are kept.
+`scripts/get_data orl-faces` downloads the images. `--seeds` selects the divisions; `--runs` is the runs folder.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def pixels(examples: Examples) -> NDArray[np.float64]:
 
 
 def baselines(learned: NDArray[np.float64], tested: NDArray[np.float64]) -> dict[str, Rows]:
-    """Embeddings that need no network: pixels, pixels less the mean face, and 40 eigenfaces of the same people."""
+    """Return embeddings without a network: pixels, pixels minus the mean face, and 40 eigenfaces of the same people."""
     from sklearn.decomposition import PCA
 
     eigenfaces = PCA(40, random_state=0).fit(learned)
@@ -54,7 +54,7 @@ def baselines(learned: NDArray[np.float64], tested: NDArray[np.float64]) -> dict
 
 
 def equal_error(embeddings: Rows, labels: NDArray[np.int64]) -> tuple[float, float, float]:
-    """EER over all pairs, and the middle 95 % of a bootstrap over people."""
+    """Return the EER over all pairs, and the middle 95 % of a bootstrap over people."""
     pairs = all_pairs(labels)
     scores = pairs.similarities(embeddings)
     eer = RankedPairs(scores, pairs.same_M).roc_curve().eer()
@@ -64,41 +64,41 @@ def equal_error(embeddings: Rows, labels: NDArray[np.int64]) -> tuple[float, flo
     return eer, low, high
 
 
-def trained(config: Path, root: Path, seed: int, *words: str) -> tuple[float, schema.Experiment, Any]:
-    """Train one division; returns the seconds it took, decoding and evaluation included."""
-    made_of = config_file.read_config(config, [f"seed={seed}", *words])
+def train_division(config: Path, runs: Path, seed: int, *words: str) -> tuple[float, schema.Experiment, Any]:
+    """Train one division; returns the seconds, decoding and evaluation included, and the opened run."""
+    experiment = config_file.read_config(config, [f"seed={seed}", *words])
     began = time.perf_counter()
-    run = train_run(made_of, root, CPU, resume=True)["run"]
-    return time.perf_counter() - began, *open_run.open_trained(Path(run), root, CPU)
+    run = train_run(experiment, runs, CPU, resume=True)["run"]
+    return time.perf_counter() - began, *open_run.open_trained(Path(run), runs, CPU)
 
 
-def verify(seeds: range, root: Path, words: list[str]) -> None:
-    found: dict[str, list[tuple[float, float, float]]] = {}
+def verify(seeds: range, runs: Path, words: list[str]) -> None:
+    rows_by_method: dict[str, list[tuple[float, float, float]]] = {}
     for seed in seeds:
-        seconds, tried, given = trained(CONFIG, root, seed, f"data.split.seed={seed}", *words)
-        data = assemble.prepare_dataset(tried)
+        seconds, experiment, trained = train_division(CONFIG, runs, seed, f"data.split.seed={seed}", *words)
+        data = assemble.prepare_dataset(experiment)
         test = data.splits["test"]
-        pictures, labels = test.load_images(torch.arange(len(test))).float(), test.targets["labels"].numpy()
-        # The baselines learn from all who are not tested: those of val as well, which the network only chooses by.
+        images, labels = test.load_images(torch.arange(len(test))).float(), test.targets["labels"].numpy()
+        # The baselines learn from everybody outside test, also from val, which the network uses only to choose.
         known = np.concatenate([pixels(data.splits[name]) for name in ("train", "val")])
-        ways = {"cnnrun": given.results(pictures)["embedding"].numpy(), **baselines(known, pixels(test))}
-        print(f"division {seed}: {seconds:.0f} s of training, step {given.step}")
-        for name, embeddings in ways.items():
+        methods = {"cnnrun": trained.results(images)["embedding"].numpy(), **baselines(known, pixels(test))}
+        print(f"division {seed}: {seconds:.0f} s of training, step {trained.step}")
+        for name, embeddings in methods.items():
             row = equal_error(embeddings, labels)
-            found.setdefault(name, []).append(row)
+            rows_by_method.setdefault(name, []).append(row)
             print(f"  {name:<20} EER {row[0]:.4f}  (95 % of bootstraps over people: {row[1]:.4f} .. {row[2]:.4f})")
-    for name, rows in found.items():
+    for name, rows in rows_by_method.items():
         values = [row[0] for row in rows]
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         mean = [statistics.mean(column) for column in zip(*rows, strict=True)]
         mean_eer = f"mean EER {mean[0]:.4f} +- {spread:.4f} (n = {len(values)})"
-        print(f"{name:<20} {mean_eer}; the intervals' ends, in the mean: {mean[1]:.4f} .. {mean[2]:.4f}")
+        print(f"{name:<20} {mean_eer}; mean ends of the intervals: {mean[1]:.4f} .. {mean[2]:.4f}")
 
 
-def divided(seed: int, folder: Path) -> Path:
-    """Links to the pictures: of each person five to learn from and five to recognise, drawn by the seed.
+def link_division(seed: int, folder: Path) -> Path:
+    """Link the images: of each person five to learn from and five to recognise, drawn with the seed.
 
-    Nothing is chosen here, so val is the training pictures again and the last checkpoint is the one that counts.
+    Nothing is chosen here, so val contains the training images again and the last checkpoint counts.
     """
     draw = np.random.default_rng(seed)
     for person in sorted((ROOT / "data" / "orl-faces").iterdir()):
@@ -111,18 +111,18 @@ def divided(seed: int, folder: Path) -> Path:
     return folder
 
 
-def closed(seeds: range, root: Path, words: list[str]) -> None:
+def closed(seeds: range, runs: Path, words: list[str]) -> None:
     rates, times = [], []
     for seed in seeds:
-        folder = divided(seed, root / f"closed-{seed}")
+        folder = link_division(seed, runs / f"closed-{seed}")
         more = [f"data.source.folder={folder}", "data.split={by: picture}", "data.leakage=keep", "train.epochs=150"]
-        seconds, _, given = trained(CONFIG, root, seed, f"name=closed-{seed}", *more, *words)
+        seconds, _, trained = train_division(CONFIG, runs, seed, f"name=closed-{seed}", *more, *words)
         path = folder / "gallery.safetensors"
         path.unlink(missing_ok=True)
-        last = given.run / "checkpoints" / "latest"
-        using = identity.IdentityOptions(last, root, CPU, threshold=-1.0)
-        identity.enroll_people(using, folder / "train", path, False, [], 64)
-        rows = list(identity.identify_people(using, [folder / "test"], path, 1, "exact", 64))
+        last = trained.run / "checkpoints" / "latest"
+        options = identity.IdentityOptions(last, runs, CPU, threshold=-1.0)
+        identity.enroll_people(options, folder / "train", path, False, [], 64)
+        rows = list(identity.identify_people(options, [folder / "test"], path, 1, "exact", 64))
         right = sum(row["person"] == Path(row["path"]).parent.name for row in rows)
         rates.append(right / len(rows))
         times.append(seconds)
@@ -159,11 +159,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--dimension", type=int, default=128)
-    chosen = parser.parse_args()
-    if chosen.what == "gallery":
-        queries([100_000, 1_000_000], chosen.dimension, 31)
+    options = parser.parse_args()
+    if options.what == "gallery":
+        queries([100_000, 1_000_000], options.dimension, 31)
     else:
-        {"verify": verify, "closed": closed}[chosen.what](range(chosen.seeds), chosen.runs, chosen.words)
+        {"verify": verify, "closed": closed}[options.what](range(options.seeds), options.runs, options.words)
 
 
 if __name__ == "__main__":

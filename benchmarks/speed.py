@@ -1,10 +1,10 @@
-"""Training speed, start-up and memory against plain PyTorch loops, interleaved in one run.
+"""Compare training speed, start-up and memory with plain PyTorch loops, interleaved in one run.
 
     python benchmarks/speed.py --baselines ../shared/bench --idx data/fashion-mnist [--rounds 3] [--json FILE]
 
 `--baselines` holds plain.py (the tutorial loop over an image folder), lightning_job.py and limit.py (the bare ceiling:
 forward, backward, step on tensors in memory). Every round runs all sides of a network one after the other; medians
-over the rounds are printed with ratios. A side that cannot run (Lightning is not installed) is left out, aloud.
+over the rounds are printed with ratios. `--skip SIDE` leaves a side out.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 
 from cnnrun.data.sources.idx import Idx
 
-NETS = {"lenet": 12_800, "vgg-small": 3_840, "resnet18": 768}  # training pictures: some seconds an epoch on 2 cores
+NETS = {"lenet": 12_800, "vgg-small": 3_840, "resnet18": 768}  # training images, for epochs of some seconds on 2 cores
 NETS_DIR = Path(__file__).parent / "nets"
 CHECK = """
 import sys
@@ -37,20 +37,19 @@ except SystemExit:
 """
 FIRST_STEP = """
 import os, sys
-import cnnrun.commands.app, cnnrun.training.step
-step = cnnrun.training.step.update
-import cnnrun.training.loop
-def once(*arguments):
-    step(*arguments)
+import cnnrun.commands.app, cnnrun.training.loop
+update_weights = cnnrun.training.loop.update_weights
+def update_once(*arguments):
+    update_weights(*arguments)
     os._exit(0)
-cnnrun.training.loop.update = once
+cnnrun.training.loop.update_weights = update_once
 sys.argv = ["cnnrun", "train", *sys.argv[1:]]
 cnnrun.commands.app.main()
 """
 
 
 def run(command: list[str], cwd: Path) -> tuple[str, float, float]:
-    """Output, wall seconds and peak resident MiB of a command."""
+    """Run a command; returns its output, wall seconds and peak resident MiB."""
     start = time.perf_counter()
     process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     out = process.stdout.read()
@@ -60,8 +59,8 @@ def run(command: list[str], cwd: Path) -> tuple[str, float, float]:
     return out, time.perf_counter() - start, usage.ru_maxrss / 1024
 
 
-def pictures(idx: Path, folder: Path, count: int) -> Path:
-    """A folder of PNG files, `count` for training and 256 for validation, made once."""
+def write_images(idx: Path, folder: Path, count: int) -> Path:
+    """Write a folder of PNG files once: `count` for training and 256 for validation."""
     from PIL import Image
 
     if folder.exists():
@@ -80,7 +79,7 @@ def last_speed(out: str, pattern: str) -> float:
 
 
 def sides(net: str, folder: Path, baselines: Path, work: Path) -> dict[str, tuple[list[str], str]]:
-    """Name -> (command, pattern of its images/s)."""
+    """Return name -> (command, pattern of its images/s)."""
     python = sys.executable
     ours = [python, "-m", "cnnrun", "train", f"{NETS_DIR / net}.yaml", f"data.source.folder.root={folder}", "--json"]
     limit = [python, str(baselines / "limit.py"), net, str(NETS[net])]
@@ -97,7 +96,7 @@ def sides(net: str, folder: Path, baselines: Path, work: Path) -> dict[str, tupl
 def speed(args: argparse.Namespace, work: Path) -> dict[str, dict[str, list[float]]]:
     found: dict[str, dict[str, list[float]]] = {}
     for net in args.nets:
-        folder = pictures(args.idx, work / f"pictures-{NETS[net]}", NETS[net])
+        folder = write_images(args.idx, work / f"pictures-{NETS[net]}", NETS[net])
         found[net] = {}
         for number in range(args.rounds):
             for name, (command, pattern) in sides(net, folder, args.baselines, work).items():
@@ -110,7 +109,7 @@ def speed(args: argparse.Namespace, work: Path) -> dict[str, dict[str, list[floa
 
 
 def start_up(args: argparse.Namespace, work: Path) -> dict[str, list[float]]:
-    """Seconds: imports, --help, a bad config, and the first training step on the full Fashion-MNIST."""
+    """Return seconds of imports, --help, a bad config, and the first training step on the full Fashion-MNIST."""
     bad = work / "bad.yaml"
     bad.write_text("task: classify\ndata: {source: digits}\nmodel: [{convv: 3}]\n")
     python = sys.executable
@@ -130,7 +129,7 @@ def start_up(args: argparse.Namespace, work: Path) -> dict[str, list[float]]:
 
 
 def memory(args: argparse.Namespace, work: Path) -> dict[str, list[float]]:
-    """Peak resident MiB: the ceiling script on 60,000 pictures against a Fashion-MNIST run of one epoch. Minutes."""
+    """Return peak MiB of the ceiling script on 60,000 images and of one Fashion-MNIST epoch. Takes minutes."""
     peaks: dict[str, list[float]] = {}
     for net in ("lenet", "vgg-small"):
         ours = ["train", f"{NETS_DIR / net}.yaml", f"data.source={{idx: {args.idx}}}", "train.epochs=1"]

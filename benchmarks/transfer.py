@@ -1,9 +1,9 @@
-"""What ImageNet weights are worth on a small folder of pictures: a few epochs from scratch, from weights, and frozen.
+"""Measure what ImageNet weights gain on a small folder of images: a few epochs from scratch, from weights, and frozen.
 
     python benchmarks/transfer.py --weights data/mobilenet-v2/mobilenet_v2-b0353104.pth [--seeds 3] [--pictures 100]
 
-The task is Fashion-MNIST as a folder of PNG files, `--pictures` a class to learn from and 200 a class to report on; the
-ways differ in nothing but what is printed. Each is a whole `cnnrun train` and `cnnrun eval` on the test split.
+The task is Fashion-MNIST as a folder of PNG files: `--pictures` per class to learn from and 200 per class for the test.
+The ways differ only in the printed settings. Each is a whole `cnnrun train` and `cnnrun eval` on the test split.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ model: {{zoo: mobilenet_v2}}
 train: {{epochs: 3, batch: 32, optimizer: {{sgd: {{lr: 0.05, momentum: 0.9, nesterov: true}}}}, monitor: val/accuracy}}
 """
 TEST_PICTURES = 200
-# Each way has a rate of its own, as each would in use: of these, the one of the best mean accuracy on the val split.
+# Each way has its own learning rate, as it would in use: the one of these with the best mean accuracy on val.
 WAYS: dict[str, tuple[list[float], list[str]]] = {
     "from scratch": ([0.005, 0.01, 0.02, 0.05, 0.1], []),
     "from weights": ([0.005, 0.01, 0.02], ["model.weights={weights}"]),
@@ -42,21 +42,21 @@ WAYS: dict[str, tuple[list[float], list[str]]] = {
 }
 
 
-def pictures(folder: Path, idx: Path, count: int) -> None:
+def write_images(folder: Path, idx: Path, count: int) -> None:
     """Write the first `count` training and TEST_PICTURES test pictures of each class as PNG files."""
     from PIL import Image
 
     from cnnrun.data.sources.idx import Idx
 
     indexed = Idx(root=str(idx)).read()
-    for split, wanted in (("train", count), ("test", TEST_PICTURES)):
-        source, seen = indexed.splits[split], [0] * len(indexed.classes)
+    for split, limit in (("train", count), ("test", TEST_PICTURES)):
+        source, counts = indexed.splits[split], [0] * len(indexed.classes)
         for number, label in enumerate(source.targets["labels"].tolist()):
-            if seen[label] < wanted:
-                path = folder / split / str(label) / f"{seen[label]:04d}.png"
+            if counts[label] < limit:
+                path = folder / split / str(label) / f"{counts[label]:04d}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(source.images[number][:, :, 0]).save(path)  # type: ignore[index, call-overload]
-                seen[label] += 1
+                counts[label] += 1
 
 
 def cnnrun(*words: str) -> Any:
@@ -74,39 +74,39 @@ def main() -> None:
     print(f"torch {torch.__version__}, {os.cpu_count()} cores, {args.seeds} seeds, {args.pictures} pictures a class")
     with tempfile.TemporaryDirectory() as work:
         folder, weights = Path(work) / "pictures", Path(work) / "mobilenet_v2.safetensors"
-        pictures(folder, args.idx, args.pictures)
+        write_images(folder, args.idx, args.pictures)
         cnnrun("import", str(args.weights), "--like", "mobilenet_v2", "--classes", "imagenet", "--out", str(weights))
         config = Path(work) / "transfer.yaml"
         config.write_text(CONFIG.format(folder=folder))
         for way, (rates, overrides) in WAYS.items():
-            tried = [(rate, *runs(config, weights, rate, overrides, args.seeds)) for rate in rates]
-            for rate, val, test, seconds in tried:
-                chosen = "  <- chosen on val" if sum(val) == max(sum(each[1]) for each in tried) else ""
+            results = [(rate, *train_and_test(config, weights, rate, overrides, args.seeds)) for rate in rates]
+            for rate, val, test, seconds in results:
+                chosen = "  <- chosen on val" if sum(val) == max(sum(result[1]) for result in results) else ""
                 print(
-                    f"{way}, lr {rate:g}: val {shown(val)}  test {shown(test)}  {shown(seconds, 0)} s{chosen}",
+                    f"{way}, lr {rate:g}: val {spread(val)}  test {spread(test)}  {spread(seconds, 0)} s{chosen}",
                     flush=True,
                 )
 
 
-def runs(
+def train_and_test(
     config: Path, weights: Path, rate: float, overrides: list[str], seeds: int
 ) -> tuple[list[float], list[float], list[float]]:
-    """Accuracy on val (the best epoch's) and on test, and the seconds of training, of each seed."""
+    """Return for each seed the accuracy on val (of the best epoch) and on test, and the seconds of training."""
     val, test, seconds = [], [], []
     for seed in range(seeds):
-        given = [each.format(weights=weights, tenth=rate / 10) for each in overrides]
-        words = [str(config), f"seed={seed}", f"train.optimizer.sgd.lr={rate}", *given]
+        settings = [override.format(weights=weights, tenth=rate / 10) for override in overrides]
+        words = [str(config), f"seed={seed}", f"train.optimizer.sgd.lr={rate}", *settings]
         began = time.perf_counter()
-        made = cnnrun("train", *words, "--runs", f"{config.parent}/runs")
+        result = cnnrun("train", *words, "--runs", f"{config.parent}/runs")
         seconds.append(time.perf_counter() - began)
-        val.append(made["best"]["val/accuracy"])
-        test.append(cnnrun("eval", made["run"])["numbers"]["accuracy"])
+        val.append(result["best"]["val/accuracy"])
+        test.append(cnnrun("eval", result["run"])["numbers"]["accuracy"])
     return val, test, seconds
 
 
-def shown(values: list[float], digits: int = 4) -> str:
-    spread = statistics.stdev(values) if len(values) > 1 else float("nan")
-    return f"{statistics.mean(values):.{digits}f} ± {spread:.{digits}f}"
+def spread(values: list[float], digits: int = 4) -> str:
+    deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
+    return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Everything of value that a machine with a GPU can say of cnnrun, in minutes. Started by scripts/gpu_check.
+"""Run every check of cnnrun that needs a machine with a GPU, in minutes. Started by scripts/gpu_check.
 
-Each step is a script beside this one, run as a process with a time of its own, in order of value: whatever hangs or
-crashes costs its step alone, and what was done is written down at once. This file needs nothing but Python and pip.
+Each step is a script beside this one, run as a process with its own time limit, the most valuable first. A hang or a
+crash costs only its step, and each result is written at once. This file needs only Python and pip.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from records import Outcome, Record
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 NO_DEVICE = 6
-# Seconds of seven minutes on a GPU, and of ten in a rehearsal. What a step leaves unused flows on to later ones.
+# Seconds out of seven minutes on a GPU, and out of ten in a rehearsal. Unused time goes to later steps.
 SHARES = {
     "environment": (25, 40),
     "tests": (150, 240),
@@ -44,7 +44,7 @@ SHARES = {
     "export": (20, 40),
     "ranks": (30, 45),
 }
-_SHORTEST = 1.0  # seconds in which no step says anything
+_SHORTEST = 1.0  # seconds; a step with less time than this is not started
 
 
 class StoppedError(Exception):
@@ -52,8 +52,8 @@ class StoppedError(Exception):
 
 
 def main() -> None:
-    """Run the check that the command line asks for; leaves with 0, 1, 2 or 6."""
-    options = parsed_options()
+    """Run the check that the command line asks for; exits with 0, 1, 2 or 6."""
+    options = parse_options()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if not options.rehearse and not has_cuda():
         sys.exit(leave(f"gpu_check: {sys.executable} has no CUDA device; --rehearse runs on a CPU", NO_DEVICE))
@@ -66,15 +66,15 @@ def main() -> None:
         except RefusedError as error:
             sys.exit(leave(f"gpu_check: {error}", 2))
         environment = step_environment(Path(folder), rehearse=options.rehearse)
-        chosen = [each for each in SHARES if not options.only or each in options.only]
-        steps = [Step(name, command_of(name), SHARES[name][options.rehearse], ROOT) for name in chosen]
+        names = [name for name in SHARES if not options.only or name in options.only]
+        steps = [Step(name, command_of(name), SHARES[name][options.rehearse], ROOT) for name in names]
         outcomes = run_steps(steps, deadline, environment, record)
         print(record.text())
-    sys.exit(0 if all(each.is_ok for each in outcomes) else 1)
+    sys.exit(0 if all(outcome.is_ok for outcome in outcomes) else 1)
 
 
-def parsed_options() -> argparse.Namespace:
-    """Return the command line's options."""
+def parse_options() -> argparse.Namespace:
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(prog="gpu_check", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--minutes", type=float, help="time for all steps together (7; 10 in a rehearsal)")
     parser.add_argument("--wheels", type=Path, help="folder of wheels to install what is missing from")
@@ -90,33 +90,33 @@ def parsed_options() -> argparse.Namespace:
 
 
 def leave(line: str, code: int) -> int:
-    """Say a line on stderr; returns the exit code."""
+    """Print a line on stderr; returns the exit code."""
     print(line, file=sys.stderr)
     return code
 
 
 def has_cuda() -> bool:
-    """Return whether torch sees a CUDA device, asked in a process that may crash or hang."""
-    asked = [sys.executable, "-c", "import sys, torch; sys.exit(not torch.cuda.is_available())"]
+    """Return whether torch finds a CUDA device. Tried in a separate process, which may crash or hang."""
+    command = [sys.executable, "-c", "import sys, torch; sys.exit(not torch.cuda.is_available())"]
     try:
-        return subprocess.run(asked, capture_output=True, timeout=120).returncode == 0
+        return subprocess.run(command, capture_output=True, timeout=120).returncode == 0
     except subprocess.TimeoutExpired:
         return False
 
 
 def prepare(wheels: Path | None, site: Path, record: Record, deadline: float) -> None:
-    """Install what is missing or too old from `wheels`, and say what is missing still. Raises RefusedError."""
-    there = read_wheels(wheels) if wheels else {}
-    wanted = requirements(ROOT / "pyproject.toml")
-    chosen, missing = needed_wheels(wanted, installed_versions(), find_among(there))
+    """Install missing or outdated packages from `wheels`, and note what is still missing. Raises RefusedError."""
+    available = read_wheels(wheels) if wheels else {}
+    required = requirements(ROOT / "pyproject.toml")
+    chosen, missing = needed_wheels(required, installed_versions(), find_among(available))
     record.note(f"Python {sys.version.split()[0]}, {sys.executable}")
     if chosen:
         problem = install(chosen, site, max(10.0, deadline - time.monotonic()))
-        names = ", ".join(f"{each.name} {each.version}" for each in chosen)
+        names = ", ".join(f"{wheel.name} {wheel.version}" for wheel in chosen)
         record.note(f"not installed ({problem}): {names}" if problem else f"installed from wheels: {names}")
     for name in missing:
-        why = next((f" (left out: {reason})" for known, reason in LEFT_OUT.items() if name.startswith(known)), "")
-        record.note(f"missing: {name}{why}")
+        reason = next((f" (left out: {reason})" for known, reason in LEFT_OUT.items() if name.startswith(known)), "")
+        record.note(f"missing: {name}{reason}")
 
 
 def command_of(name: str) -> list[str]:
@@ -125,7 +125,7 @@ def command_of(name: str) -> list[str]:
 
 
 def step_environment(folder: Path, *, rehearse: bool) -> dict[str, str]:
-    """Return the environment of the steps: this checkout first, caches of their own, and what a rehearsal is."""
+    """Return the environment of the steps: this checkout first on the path, separate caches, rehearsal settings."""
     paths = [str(ROOT), str(folder / "site"), os.environ.get("PYTHONPATH", "")]
     own = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "XDG_CACHE_HOME": str(folder / "cache")}
     own["CNNRUN_GPU_CHECK_DEVICE"] = "cpu" if rehearse else "cuda"
@@ -134,39 +134,39 @@ def step_environment(folder: Path, *, rehearse: bool) -> dict[str, str]:
 
 
 def run_steps(steps: Sequence[Step], deadline: float, environment: dict[str, str], record: Record) -> list[Outcome]:
-    """Run the steps one after the other until the deadline, or a signal; returns how each ended."""
+    """Run the steps one after the other until the deadline or a signal; returns their outcomes."""
     began = time.monotonic()
     scale = max(0.0, deadline - began) / (sum(step.share for step in steps) or 1)
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    ends, why = 0.0, ""
+    end, reason = 0.0, ""
     try:
         for step in steps:
-            ends += step.share * scale
-            left = began + ends - time.monotonic()
-            why = why or ("time was up" if left < _SHORTEST else "")
-            if why:
-                skip(step, why, record)
+            end += step.share * scale
+            left = began + end - time.monotonic()
+            reason = reason or ("time was up" if left < _SHORTEST else "")
+            if reason:
+                skip(step, reason, record)
                 continue
             try:
-                done = run_step(step, left, environment, record)
-                print(f"{done.name}: {done.line}, {done.seconds:.0f} s", file=sys.stderr, flush=True)
+                outcome = run_step(step, left, environment, record)
+                print(f"{outcome.name}: {outcome.line}, {outcome.seconds:.0f} s", file=sys.stderr, flush=True)
             except StoppedError as error:
-                why = str(error)
+                reason = str(error)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     return record.outcomes
 
 
-def skip(step: Step, why: str, record: Record) -> None:
-    """Write down that a step is not run."""
-    outcome = Outcome(step.name, f"not run: {why}")
+def skip(step: Step, reason: str, record: Record) -> None:
+    """Record that a step is not run."""
+    outcome = Outcome(step.name, f"not run: {reason}")
     record.outcomes.append(outcome)
     record.end(outcome)
 
 
 def stop(number: int, frame: object) -> None:
-    """End the step under way. Raises StoppedError."""
+    """End the running step. Raises StoppedError."""
     raise StoppedError(f"stopped by {signal.Signals(number).name}")
 
 

@@ -1,4 +1,4 @@
-"""What the steps share: a result as a line of JSON, their options and time, a training taken step by step."""
+"""Helpers of the steps: results as lines of JSON, options, time limits, and a training that can be run step by step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-_MARGIN = 3.0  # seconds before a step is killed in which it should be done
+_MARGIN = 3.0  # seconds between the time when a step should be done and the time when it is killed
 _TRACE_LINES = 15
+_SHORTEST = 0.001  # seconds; a timer of 0 would never end the block
 
-# All that may differ from one device or process to another: dropout, augmentation, batch norm, averages, momentum.
+# Has everything that may differ between devices or processes: dropout, augmentation, batch norm, averages, momentum.
 RICH = """
 task: classify
 data: {source: digits, split: {val: 0.2, test: 0.2}, augment: {shift: 0.2, rotate: 8}}
@@ -44,12 +45,12 @@ train:
 
 
 class TimeIsUpError(BaseException):
-    """What was begun took longer than it may. Nothing that heeds errors must take this for one."""
+    """A time limit was exceeded. Not an Exception, so that code that handles errors does not handle this one."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """Where a step runs, how large, and until when."""
+    """The device of a step, its size, and its end."""
 
     device: torch.device
     is_small: bool
@@ -61,18 +62,19 @@ class Options:
         return self.until - time.monotonic()
 
 
-def options(doc: str | None) -> Options:
+def parse_options(doc: str | None) -> Options:
     """Return a step's options, from its command line or from gpu_check."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default=os.environ.get("CNNRUN_GPU_CHECK_DEVICE", "cuda"))
     parser.add_argument("--small", action="store_true", default=bool(os.environ.get("CNNRUN_GPU_CHECK_SMALL")))
     parser.add_argument("--seconds", type=float, default=float(os.environ.get("CNNRUN_GPU_CHECK_SECONDS", "600")))
-    given = parser.parse_args()
-    return Options(chosen_device(given.device), given.small, time.monotonic() + given.seconds - _MARGIN)
+    arguments = parser.parse_args()
+    end = time.monotonic() + arguments.seconds - _MARGIN
+    return Options(choose_step_device(arguments.device), arguments.small, end)
 
 
-def chosen_device(name: str) -> torch.device:
-    """Return the device as cnnrun chooses it; plainly, where what cnnrun needs is missing."""
+def choose_step_device(name: str) -> torch.device:
+    """Return the device that cnnrun would choose; without cnnrun's dependencies, the device of that name."""
     try:
         from cnnrun.base.device import choose_device
     except ImportError:
@@ -81,29 +83,29 @@ def chosen_device(name: str) -> torch.device:
 
 
 def emit(what: str, **figures: Any) -> None:
-    """Print a result, a line of JSON; `ok=False` with a `reason` is a failure, and what is ok needs none."""
+    """Print a result as a line of JSON. A failure has `ok=False` and a `reason`; `ok=True` drops the reason."""
     if figures.get("ok") is True:
         figures.pop("reason", None)
     print(json.dumps({"what": what, **{key: _plain(value) for key, value in figures.items()}}, default=str), flush=True)
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON has it: floats to six digits, what is not finite as text."""
+    """Return a value for JSON: floats with six digits, values that are not finite as text."""
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else str(value)
     if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     return value
 
 
 @contextmanager
 def attempt(what: str, seconds: float = math.inf, **about: Any) -> Iterator[None]:
-    """Report an error of the block as a failed result and go on; after `seconds` the block ends, which is said."""
+    """Emit an error in the block as a failed result and continue. A block that takes `seconds` is ended and skipped."""
     try:
         with within(seconds):
             yield
     except TimeIsUpError:
-        emit(what, **about, skipped=f"not done after {seconds:.0f} s")
+        emit(what, **about, skipped=f"not done after {max(seconds, 0):.0f} s")
     except Exception as error:
         lines = traceback.format_exc().splitlines()[-_TRACE_LINES:]
         first = (str(error).splitlines() or [""])[0]
@@ -112,9 +114,7 @@ def attempt(what: str, seconds: float = math.inf, **about: Any) -> Iterator[None
 
 @contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """Raise TimeIsUpError in the block once it has taken so long."""
-    if seconds <= 0:
-        raise TimeIsUpError
+    """Raise TimeIsUpError in the block once it has taken `seconds`; at once if that is not more than 0."""
     if math.isinf(seconds):
         yield
         return
@@ -123,7 +123,7 @@ def within(seconds: float) -> Iterator[None]:
         raise TimeIsUpError
 
     before = signal.signal(signal.SIGALRM, leave)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, _SHORTEST))
     try:
         yield
     finally:
@@ -132,20 +132,20 @@ def within(seconds: float) -> Iterator[None]:
 
 
 def write_arrays(path: Path, count: int, side: int, channels: int = 1, classes: int = 10) -> Path:
-    """Write random pictures of random classes as a .npz file, a quarter as many for val."""
-    draw = np.random.default_rng(0)
-    made: dict[str, Any] = {}
-    for name, number in (("train", count), ("val", max(classes, count // 4))):
-        shape = (number, side, side, channels) if channels > 1 else (number, side, side)
-        made[f"x_{name}"] = draw.integers(0, 256, shape, dtype=np.uint8)
-        made[f"y_{name}"] = np.arange(number) % classes
-    np.savez(path, **made)
+    """Write random images and labels as a .npz file, with a quarter as many for val."""
+    generator = np.random.default_rng(0)
+    arrays: dict[str, Any] = {}
+    for name, size in (("train", count), ("val", max(classes, count // 4))):
+        shape = (size, side, side, channels) if channels > 1 else (size, side, side)
+        arrays[f"x_{name}"] = generator.integers(0, 256, shape, dtype=np.uint8)
+        arrays[f"y_{name}"] = np.arange(size) % classes
+    np.savez(path, **arrays)
     return path
 
 
 @contextmanager
-def begun_training(job: Any) -> Iterator[Any]:
-    """Give the objects of a training as `loop.fit` makes them, with nothing done yet."""
+def start_training(job: Any) -> Iterator[Any]:
+    """Yield a `Training` as `loop.fit` builds it, before its first step."""
     from cnnrun.base.progress import Clock
     from cnnrun.base.signals import stop_on_signals
     from cnnrun.training.learner import Learner
@@ -159,12 +159,16 @@ def begun_training(job: Any) -> Iterator[Any]:
     examples = job.dataset.splits["train"]
     batches = job.batches(examples, state.accumulate)
     with closing(batches), stop_on_signals() as stop:
-        parts = {"job": job, "learner": learner, "state": state, "batches": batches, "clock": Clock(), "stop": stop}
-        parts |= {
-            "loss_monitor": LossMonitor(state, batches, job),
-            "metrics_log": NoMetricsLog(),
-            "checkpoints_folder": None,
-            "saved_step": 0,
-        }
-        parts |= {"steps_per_epoch": job.spec.steps_per_epoch(len(examples))}
-        yield Training(**{each.name: parts[each.name] for each in fields(Training) if each.name in parts})
+        yield Training(
+            job=job,
+            learner=learner,
+            state=state,
+            batches=batches,
+            loss_monitor=LossMonitor(state, batches, job),
+            clock=Clock(),
+            metrics_log=NoMetricsLog(),
+            steps_per_epoch=job.spec.steps_per_epoch(len(examples)),
+            stop=stop,
+            checkpoints_folder=None,
+            saved_step=0,
+        )

@@ -1,4 +1,4 @@
-"""What is measured of a device: its time, its memory, what nvidia-smi says of it."""
+"""Measurements of a device: its time, its memory, and what nvidia-smi reports."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for what the device was given."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def timed(steps: Callable[[int], None], count: int, device: torch.device) -> float:
-    """Return the seconds of some steps, to the end of what the device does for them."""
+    """Return the seconds that `count` steps take, until the device has finished them."""
     synchronize(device)
     began = time.perf_counter()
     steps(count)
@@ -26,35 +26,35 @@ def timed(steps: Callable[[int], None], count: int, device: torch.device) -> flo
 
 
 def used_mib(device: torch.device) -> float:
-    """Return MiB of the device's memory that tensors hold now; from here on the peak is counted anew."""
+    """Return the MiB of the device's memory that tensors use now, and reset the peak."""
     if device.type != "cuda":
         return 0.0
-    torch.cuda.init()  # without which the next line is refused for a device with a number
+    torch.cuda.init()  # otherwise the next line fails for a device with a number
     torch.cuda.reset_peak_memory_stats(device)
     return torch.cuda.memory_allocated(device) / 2**20
 
 
 def peak_mib(device: torch.device) -> float:
-    """Return the most MiB of the device's memory that tensors held since `used_mib`."""
+    """Return the peak MiB of the device's memory that tensors used since `used_mib`."""
     return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else 0.0
 
 
 def ask_nvidia_smi(*columns: str) -> subprocess.Popen[str] | None:
-    """Start asking nvidia-smi for columns; None where there is none."""
+    """Start a query of nvidia-smi for these columns; None if there is no nvidia-smi."""
     if not shutil.which("nvidia-smi"):
         return None
     query = [f"--query-gpu={','.join(columns)}", "--format=csv,noheader,nounits"]
     return subprocess.Popen(["nvidia-smi", *query], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
-def answer(asked: subprocess.Popen[str] | None, columns: Sequence[str]) -> dict[str, str]:
-    """Return what nvidia-smi said, by column; nothing where it did not answer."""
-    if asked is None:
+def read_answer(query: subprocess.Popen[str] | None, columns: Sequence[str]) -> dict[str, str]:
+    """Return the answer of nvidia-smi by column; empty if it did not answer."""
+    if query is None:
         return {}
     try:
-        said = asked.communicate(timeout=10)[0].strip()
+        output = query.communicate(timeout=10)[0].strip()
     except subprocess.TimeoutExpired:
-        asked.kill()
+        query.kill()
         return {}
-    values = [each.strip() for each in said.splitlines()[0].split(",")] if said else []
+    values = [value.strip() for value in output.splitlines()[0].split(",")] if output else []
     return dict(zip(columns, values, strict=False))

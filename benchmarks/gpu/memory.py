@@ -1,8 +1,8 @@
-"""Peak memory of resnet50 by batch and precision, beside what `cnnrun plan` foretells; and a training that runs out.
+"""Measure resnet50's peak memory, compare it with `cnnrun plan`, and run a training that runs out of memory.
 
     python benchmarks/gpu/memory.py --device cuda
 
-The process is given less of the GPU than the batch takes; on a CPU a hook raises the error.
+For the last one the process may use less of the GPU than the batch needs; on a CPU a hook raises the error.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import ROOT, Options, attempt, emit, options, write_arrays
+from common import ROOT, Options, attempt, emit, parse_options, write_arrays
 
 from cnnrun.base.device import reset_peak_memory
 from cnnrun.experiment import assemble, config_file, schema
@@ -26,7 +26,7 @@ from cnnrun.training.loop import fit
 
 PRECISIONS = ("float32", "bfloat16")
 PLAN_SECONDS = 2.0  # of training that a plan measures, instead of its eight
-ENOUGH = 0.6  # of the memory that the large batch takes is all that there is
+ENOUGH = 0.6  # share of the memory of the large batch that the process may use
 _RESNET50 = """
 task: classify
 data: {{source: {{arrays: {path}}}, image: {{size: {side}, channels: 3}}}}
@@ -36,91 +36,91 @@ train: {{epochs: 1, optimizer: {{sgd: {{lr: 0.001, momentum: 0.9}}}}, schedule: 
 
 
 def main() -> None:
-    """Measure the middle batch, run out of memory, plan; then the other batches."""
-    given = options(__doc__)
-    (middle, *others), side = ((8, 4), 64) if given.is_small else ((128, 32, 256), 224)
+    """Measure the middle batch, run out of memory, plan; then measure the other batches."""
+    options = parse_options(__doc__)
+    (middle, *others), side = ((8, 4), 64) if options.is_small else ((128, 32, 256), 224)
     with tempfile.TemporaryDirectory(prefix="cnnrun-memory-") as name:
         folder = Path(name)
         path = write_arrays(folder / "pictures.npz", 3 * max(middle, *others), side, channels=3, classes=20)
         config = _RESNET50.format(path=path, side=side)
-        peaks = {precision: peak_of(config, precision, middle, given) for precision in PRECISIONS}
-        with attempt("out_of_memory", seconds=given.seconds_left):
-            run_out(given, folder)
+        peaks = {precision: measure_peak(config, precision, middle, options) for precision in PRECISIONS}
+        with attempt("out_of_memory", seconds=options.seconds_left):
+            run_out(options, folder)
         for precision in PRECISIONS:
-            with attempt("plan", seconds=given.seconds_left, precision=precision):
-                planned = foretold(tried_of(config, precision, middle), given.device, folder)
+            with attempt("plan", seconds=options.seconds_left, precision=precision):
+                planned = planned_peak(parse_experiment(config, precision, middle), options.device, folder)
                 emit("plan", precision=precision, batch=middle, planned_mib=planned, measured_mib=peaks[precision])
         for batch in others:
             for precision in PRECISIONS:
-                peak_of(config, precision, batch, given)
+                measure_peak(config, precision, batch, options)
 
 
-def peak_of(config: str, precision: str, batch: int, given: Options) -> int | None:
+def measure_peak(config: str, precision: str, batch: int, options: Options) -> int | None:
     """Emit the peak of a short training in MiB, and return it."""
     about = {"net": "resnet50", "precision": precision, "batch": batch}
-    with attempt("peak", seconds=given.seconds_left, **about):
-        peak = measured(tried_of(config, precision, batch), given.device)
+    with attempt("peak", seconds=options.seconds_left, **about):
+        peak = train_epoch(parse_experiment(config, precision, batch), options.device)
         emit("peak", **about, mib=peak)
         return peak
     return None
 
 
-def tried_of(config: str, precision: str, batch: int) -> schema.Experiment:
-    """Return the experiment in a precision and batch."""
+def parse_experiment(config: str, precision: str, batch: int) -> schema.Experiment:
+    """Return the experiment with this precision and batch."""
     return config_file.parse_config(
         config, "resnet50", ["name=resnet50", f"train.precision={precision}", f"train.batch={batch}"]
     )
 
 
-def measured(tried: schema.Experiment, device: torch.device) -> int:
+def train_epoch(experiment: schema.Experiment, device: torch.device) -> int:
     """Train an epoch; returns the peak in MiB as the training reports it."""
-    release(device)
-    job = assemble.assemble_job(tried, assemble.prepare_dataset(tried), None, None, device)
+    release_memory(device)
+    job = assemble.assemble_job(experiment, assemble.prepare_dataset(experiment), None, None, device)
     return int(fit(job)["peak_memory_mib"])
 
 
-def release(device: torch.device) -> None:
-    """Give back what is cached of the device's memory, and count the peak anew."""
+def release_memory(device: torch.device) -> None:
+    """Release the device's cached memory and reset the peak."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
     reset_peak_memory(device)
 
 
-def foretold(tried: schema.Experiment, device: torch.device, folder: Path) -> int:
-    """Return the peak in MiB that `cnnrun plan` foretells, from a shorter training than its usual one."""
-    release(device)
+def planned_peak(experiment: schema.Experiment, device: torch.device, folder: Path) -> int:
+    """Return the peak in MiB that `cnnrun plan` estimates, from a shorter training than usual."""
+    release_memory(device)
     if hasattr(plan, "_SECONDS"):
-        plan._MEASURED_SECONDS = PLAN_SECONDS
-    return int(plan.plan_training(tried, device, folder)["peak_memory_mib"])
+        plan._SECONDS = PLAN_SECONDS
+    return int(plan.plan_training(experiment, device, folder)["peak_memory_mib"])
 
 
-def run_out(given: Options, folder: Path) -> None:
-    """Train with a batch that does not fit; the training must go on in smaller micro-batches, and say so."""
-    batch = 32 if given.is_small else 4096
+def run_out(options: Options, folder: Path) -> None:
+    """Train with a batch that does not fit; the training must continue with smaller micro-batches and say so."""
+    batch = 32 if options.is_small else 4096
     path = write_arrays(folder / "few.npz", 2 * batch, 28)
     overrides = [f"data.source={{arrays: {path}}}", "data.image={size: 28, channels: 1}"]
     overrides += [f"train.batch={batch}", "train.epochs=2", "train.optimizer={sgd: {lr: 0.001}}"]
-    tried = config_file.read_config(ROOT / "benchmarks" / "nets" / "vgg-small.yaml", overrides)
-    data = assemble.prepare_dataset(tried)
-    job = assemble.assemble_job(tried, data, None, None, given.device)
-    if given.device.type == "cuda":
-        release(given.device)
+    experiment = config_file.read_config(ROOT / "benchmarks" / "nets" / "vgg-small.yaml", overrides)
+    data = assemble.prepare_dataset(experiment)
+    job = assemble.assemble_job(experiment, data, None, None, options.device)
+    if options.device.type == "cuda":
+        release_memory(options.device)
         fit(job)
-        job = assemble.assemble_job(tried, data, None, None, given.device)
-    said = io.StringIO()
-    with short_of_memory(job, given.device, batch), contextlib.redirect_stderr(said):
+        job = assemble.assemble_job(experiment, data, None, None, options.device)
+    stderr = io.StringIO()
+    with short_of_memory(job, options.device, batch), contextlib.redirect_stderr(stderr):
         result = fit(job)
-    print(said.getvalue())
-    lines = [line for line in said.getvalue().splitlines() if "micro-batches" in line]
+    print(stderr.getvalue())
+    lines = [line for line in stderr.getvalue().splitlines() if "micro-batches" in line]
     is_ok = bool(lines) and result["steps"] == 4
-    reason = f"{result['steps']} of 4 steps, said of memory: {lines or 'nothing'}"
+    reason = f"{result['steps']} of 4 steps, messages about memory: {lines or 'none'}"
     emit("out_of_memory", batch=batch, ok=is_ok, said=lines, peak_mib=result["peak_memory_mib"], reason=reason)
 
 
 @contextmanager
 def short_of_memory(job: Any, device: torch.device, batch: int) -> Iterator[None]:
-    """Let a batch be too large in the block, a half or a quarter of it not."""
+    """Make a batch too large in the block, but not a half or a quarter of it."""
     if device.type != "cuda":
 
         def refuse(module: Any, inputs: Any) -> None:

@@ -1,4 +1,4 @@
-"""Which wheels a machine needs beside what it has: cnnrun's core dependencies, the tests', and what these require."""
+"""Find the wheels that a machine lacks: cnnrun's core dependencies, those of the tests, and what these require."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ LEFT_OUT = {"vl-convert-python": "32 MiB; only `cnnrun report`'s page needs it, 
 
 
 class RefusedError(Exception):
-    """Wheels that must not be installed, in one line."""
+    """One line that says why wheels must not be installed."""
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A wheel file with what it needs."""
+    """A wheel file and its requirements."""
 
     path: Path
     name: str
@@ -39,7 +39,10 @@ def requirements(pyproject: Path) -> list[Requirement]:
     """Return cnnrun's core dependencies and those of the tests, with their bounds."""
     project = tomllib.loads(pyproject.read_text())["project"]
     testing = map(Requirement, project["optional-dependencies"]["dev"])
-    return [*map(Requirement, project["dependencies"]), *(each for each in testing if each.name in TESTING)]
+    return [
+        *map(Requirement, project["dependencies"]),
+        *(requirement for requirement in testing if requirement.name in TESTING),
+    ]
 
 
 def is_platform_own(name: str) -> bool:
@@ -48,12 +51,12 @@ def is_platform_own(name: str) -> bool:
 
 
 def read_wheel(path: Path) -> Wheel:
-    """Read a wheel's name, version and requirements. Raises RefusedError where it is none, or not to be installed."""
+    """Read a wheel's name, version and requirements. Raises RefusedError if it must not be installed."""
     try:
         name, version, *_ = parse_wheel_filename(path.name)
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-            (member,) = (each for each in names if each.endswith(".dist-info/METADATA") and each.count("/") == 1)
+            (member,) = (name for name in names if name.endswith(".dist-info/METADATA") and name.count("/") == 1)
             metadata = Parser().parsestr(archive.read(member).decode())
     except (ValueError, zipfile.BadZipFile, OSError) as error:
         raise RefusedError(f"{path}: not a wheel ({error})") from None
@@ -66,59 +69,59 @@ def read_wheels(folder: Path) -> dict[str, Wheel]:
     """Read a folder's wheels by name. Raises RefusedError, also for two versions of one package."""
     if not folder.is_dir():
         raise RefusedError(f"--wheels {folder}: no such folder; scripts/gpu_wheels makes one")
-    found: dict[str, Wheel] = {}
+    wheels: dict[str, Wheel] = {}
     for path in sorted(folder.glob("*.whl")):
         wheel = read_wheel(path)
-        if wheel.name in found:
+        if wheel.name in wheels:
             raise RefusedError(f"{path}: a second wheel of {wheel.name}; remove one")
-        found[wheel.name] = wheel
-    return found
+        wheels[wheel.name] = wheel
+    return wheels
 
 
 def find_among(wheels: Mapping[str, Wheel]) -> Callable[[Requirement], Wheel | None]:
-    """Return what finds the wheel of a required package, if it is there."""
+    """Return a function that finds the wheel of a required package, or None."""
     return lambda requirement: wheels.get(canonicalize_name(requirement.name))
 
 
 def read_versions(path: Path) -> dict[str, Version | None]:
     """Read a list of packages, `name` or `name==version` a line, by name. Raises RefusedError for another line."""
-    found: dict[str, Version | None] = {}
+    versions: dict[str, Version | None] = {}
     for number, line in enumerate(path.read_text().splitlines(), 1):
         name, _, version = line.partition("#")[0].strip().partition("==")
         try:
             if name:
-                found[canonicalize_name(Requirement(name).name)] = Version(version) if version else None
+                versions[canonicalize_name(Requirement(name).name)] = Version(version) if version else None
         except (InvalidRequirement, InvalidVersion):
             raise RefusedError(f"{path}:{number}: {line!r} is neither `name` nor `name==version`") from None
-    return found
+    return versions
 
 
 def installed_versions() -> dict[str, Version | None]:
-    """Return what this Python has, by name; None for a version that cannot be read."""
-    found: dict[str, Version | None] = {}
-    for each in distributions():
-        if name := each.metadata["Name"]:
+    """Return the installed packages by name; None for a version that cannot be read."""
+    versions: dict[str, Version | None] = {}
+    for distribution in distributions():
+        if name := distribution.metadata["Name"]:
             try:
-                found.setdefault(canonicalize_name(name), Version(each.version))
+                versions.setdefault(canonicalize_name(name), Version(distribution.version))
             except (InvalidVersion, TypeError):
-                found.setdefault(canonicalize_name(name), None)
-    return found
+                versions.setdefault(canonicalize_name(name), None)
+    return versions
 
 
 def needed_wheels(
-    wanted: Iterable[Requirement],
+    required: Iterable[Requirement],
     present: Mapping[str, Version | None],
     find: Callable[[Requirement], Wheel | None],
     target: Mapping[str, str] | None = None,
 ) -> tuple[list[Wheel], list[str]]:
-    """Return the wheels to add to what is `present`, and the requirements that nothing meets.
+    """Return the wheels to add to the packages that are `present`, and the requirements that remain unmet.
 
-    What is there in a version that fits is left alone, with all that it requires. `target` are the markers of another
-    machine; without them they are this one's.
+    A present package in a fitting version is left alone, with everything that it requires. `target` has the markers of
+    another machine; the default is this machine.
     """
     chosen: dict[str, Wheel] = {}
     missing: list[str] = []
-    queue = list(wanted)
+    queue = list(required)
     while queue:
         requirement = queue.pop(0)
         if requirement.marker and not requirement.marker.evaluate({"extra": "", **(target or {})}):
@@ -136,12 +139,12 @@ def needed_wheels(
 
 
 def fits(requirement: Requirement, version: Version | None) -> bool:
-    """Return whether a version meets a requirement; one that cannot be read does."""
+    """Return whether a version meets a requirement; an unreadable version counts as fitting."""
     return version is None or requirement.specifier.contains(version, prereleases=True)
 
 
 def install(wheels: Iterable[Wheel], folder: Path, seconds: float) -> str | None:
-    """Install wheels, and nothing else, into a folder; returns what pip said where it failed."""
+    """Install only these wheels into a folder; returns pip's message if it failed, else None."""
     paths = [str(wheel.path) for wheel in wheels]
     offline = ["--no-index", "--no-deps", "--no-compile", "--no-cache-dir", "--disable-pip-version-check"]
     command = [sys.executable, "-m", "pip", "install", "--quiet", *offline, "--target", str(folder), *paths]

@@ -1,4 +1,4 @@
-"""A step as a process of its own session: its lines as they come, an end when its time is over, nothing left behind."""
+"""Run a step as a process in its own session: read its lines as they come, end it in time, leave nothing behind."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from threading import Thread
 
 from records import Outcome, Record
 
-MARK = "CNNRUN_GPU_CHECK_STEP"  # in the environment of all that a step starts
-LIMIT = "CNNRUN_GPU_CHECK_SECONDS"  # what a step has, for itself to be done in
+MARK = "CNNRUN_GPU_CHECK_STEP"  # in the environment of every process that a step starts
+LIMIT = "CNNRUN_GPU_CHECK_SECONDS"  # the time limit of a step, so that the step can finish by itself
 _DUMP_SECONDS, _KILL_SECONDS = 2.0, 5.0
 
 
 @dataclass(frozen=True)
 class Step:
-    """What is run, and its part of the time."""
+    """The command of a step and its share of the time."""
 
     name: str
     command: Sequence[str]
@@ -32,7 +32,7 @@ class Step:
 def run_step(step: Step, limit: float, environment: Mapping[str, str], record: Record) -> Outcome:
     """Run a step to its end or for `limit` seconds; results are recorded as they come.
 
-    What ends the caller (a signal) ends the step too.
+    An exception in the caller (from a signal) ends the step too.
     """
     outcome = Outcome(step.name)
     record.outcomes.append(outcome)
@@ -89,14 +89,14 @@ def _status(code: int) -> str:
 
 
 def _dump_stacks(process: subprocess.Popen[bytes]) -> None:
-    """Let Python's fault handler write where each process of the step hangs."""
+    """Have Python's fault handler write where each process of the step hangs."""
     with suppress(ProcessLookupError, subprocess.TimeoutExpired):
         os.killpg(process.pid, signal.SIGABRT)
         process.wait(_DUMP_SECONDS)
 
 
 def _end(process: subprocess.Popen[bytes], mark: str) -> bool:
-    """Kill the step's group and whatever else it started, in other sessions too; returns whether it is gone."""
+    """Kill the step's group and everything else that it started, in other sessions too; returns success."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     deadline = time.monotonic() + _KILL_SECONDS
@@ -112,9 +112,9 @@ def _end(process: subprocess.Popen[bytes], mark: str) -> bool:
 
 def _marked(mark: str) -> list[int]:
     """Return the processes that have the step's mark in their environment."""
-    wanted, found = f"{MARK}={mark}".encode(), []
+    entry_bytes, pids = f"{MARK}={mark}".encode(), []
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if wanted in (entry / "environ").read_bytes().split(b"\0"):
-                found.append(int(entry.name))
-    return found
+            if entry_bytes in (entry / "environ").read_bytes().split(b"\0"):
+                pids.append(int(entry.name))
+    return pids

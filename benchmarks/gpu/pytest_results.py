@@ -1,6 +1,6 @@
 """A pytest plugin that prints a line of JSON for each test as it ends. Loaded with `-p pytest_results`.
 
-A test that takes a third of the step's time is failed by a signal, so that one that waits for ever is not the last.
+A test that takes a third of the step's time is ended by a signal and fails, so that a hanging test is not the last one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 _LINES = 15
-_STDOUT = os.dup(1)  # made before pytest captures what tests print
+_STDOUT = os.dup(1)  # duplicated before pytest captures the output of tests
 _SECONDS = float(os.environ.get("CNNRUN_GPU_CHECK_SECONDS", "inf")) / 3
 _counts: Counter[str] = Counter()
 
@@ -27,7 +27,7 @@ def _print(line: str) -> None:
 
 
 def pytest_runtest_logstart(nodeid: str) -> None:
-    """Name the test that begins, so that one that hangs is known."""
+    """Print the name of the test that begins, so that a hanging test is known."""
     _print(f"begun: {nodeid}")
 
 
@@ -48,7 +48,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Print how a test ended; of its set-up and end only what went wrong."""
+    """Print how a test ended; for set-up and teardown only failures."""
     if report.when != "call" and report.passed:
         return
     result: dict[str, Any] = {"what": "test", "nodeid": report.nodeid, "outcome": report.outcome}
@@ -75,6 +75,6 @@ def pytest_warning_recorded(warning_message: warnings.WarningMessage, nodeid: st
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Print how many tests ran and how many warnings of each kind came."""
-    done = {"what": "session", "collected": session.testscollected, "failed": session.testsfailed}
-    _print(json.dumps({**done, "exit": int(exitstatus), "warnings": dict(_counts)}))
+    """Print the number of tests and of warnings of each kind."""
+    totals = {"what": "session", "collected": session.testscollected, "failed": session.testsfailed}
+    _print(json.dumps({**totals, "exit": int(exitstatus), "warnings": dict(_counts)}))

@@ -1,9 +1,9 @@
-"""Two processes against one, on the CPU and on one GPU; and a group of one process over NCCL.
+"""Compare two processes with one, on the CPU and on one GPU; and try a group of one process over NCCL.
 
     python benchmarks/gpu/ranks.py --device cuda
 
-Two ranks add up their gradients in another order than one process does: numbers and weights may differ by rounding,
-which every step makes larger; few steps at a small rate are compared. What is allowed is part of each result.
+Two ranks sum their gradients in another order than one process does, so losses and weights may differ by rounding, and
+every step increases the difference. Few steps at a small learning rate are compared. Each result includes the limit.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from common import RICH, Options, attempt, emit, options
+from common import RICH, Options, attempt, emit, parse_options
 
 from cnnrun.base.device import choose_device
 from cnnrun.base.ranks import RankGroup
@@ -27,36 +27,36 @@ from cnnrun.training import checkpoints
 from cnnrun.training.run_records import METRICS
 
 ALLOWED = 1e-4
-# Dropout is drawn by rank, and a rank's own batch norm sees its own pictures: neither is what is compared.
+# Dropout differs by rank, and so does batch norm without synchronisation. Neither is compared here.
 TOGETHER = ["train.sync_batch_norm=true", "train.epochs=2", "train.batch=180", "train.optimizer={sgd: {lr: 0.005}}"]
 
 
 def main() -> None:
-    """Compare on the CPU, on the GPU, then look at NCCL alone."""
-    given = options(__doc__)
+    """Compare on the CPU and on the GPU, then try NCCL alone."""
+    options = parse_options(__doc__)
     with tempfile.TemporaryDirectory(prefix="cnnrun-ranks-") as name:
         folder = Path(name)
         config = folder / "alike.yaml"
         config.write_text(RICH.replace("  - dropout: 0.2\n", ""))
-        for device in ["cpu", *(["cuda:0"] if given.device.type == "cuda" else [])]:
-            with attempt("two_ranks", seconds=given.seconds_left, device=device):
-                emit("two_ranks", device=device, **two_against_one(config, device, folder / device[:4], given))
-        with attempt("group", seconds=given.seconds_left):
-            group_of_one(config, given, folder)
+        for device in ["cpu", *(["cuda:0"] if options.device.type == "cuda" else [])]:
+            with attempt("two_ranks", seconds=options.seconds_left, device=device):
+                emit("two_ranks", device=device, **compare_two_ranks(config, device, folder / device[:4], options))
+        with attempt("group", seconds=options.seconds_left):
+            check_group_of_one(config, options, folder)
 
 
-def two_against_one(config: Path, device: str, folder: Path, given: Options) -> dict[str, Any]:
-    """Train by torchrun and in this process; returns how far apart they ended."""
-    said = ["--device", device, "--runs", str(folder / "two"), "--no-report", "--json"]
+def compare_two_ranks(config: Path, device: str, folder: Path, options: Options) -> dict[str, Any]:
+    """Train with torchrun and in this process; returns how far apart the results are."""
+    more = ["--device", device, "--runs", str(folder / "two"), "--no-report", "--json"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cnnrun"]
-    command = [sys.executable, *torchrun, "train", str(config), *TOGETHER, *said]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=max(1.0, given.seconds_left))
+    command = [sys.executable, *torchrun, "train", str(config), *TOGETHER, *more]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=max(1.0, options.seconds_left))
     print(done.stderr[-4000:])
     if done.returncode:
-        line = next((each for each in reversed(done.stderr.splitlines()) if "rror" in each), "")
+        line = next((line for line in reversed(done.stderr.splitlines()) if "rror" in line), "")
         return {"ok": False, "reason": f"torchrun left with {done.returncode}", "lines": [line]}
-    tried = config_file.read_config(config, TOGETHER)
-    one = Path(train_run(tried, folder / "one", choose_device(device), resume=False)["run"])
+    experiment = config_file.read_config(config, TOGETHER)
+    one = Path(train_run(experiment, folder / "one", choose_device(device), resume=False)["run"])
     two = folder / "two" / one.parent.name / one.name
     losses, weights = largest_gap(last_losses(one), last_losses(two)), largest_gap(weights_of(one), weights_of(two))
     figures = {"losses_differ": losses, "weights_differ": weights, "allowed": ALLOWED}
@@ -64,7 +64,7 @@ def two_against_one(config: Path, device: str, folder: Path, given: Options) -> 
 
 
 def last_losses(run: Path) -> dict[str, torch.Tensor]:
-    """Return the losses after the last epoch; numbers that count pictures jump by one."""
+    """Return the losses after the last epoch. Other metrics count images and change in jumps."""
     numbers = json.loads((run / METRICS).read_text().splitlines()[-1])
     return {name: torch.tensor(value) for name, value in numbers.items() if name.endswith("loss")}
 
@@ -82,32 +82,32 @@ def largest_gap(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor])
     return max(float((value.double() - second[name].double()).abs().max()) for name, value in first.items())
 
 
-def group_of_one(config: Path, given: Options, folder: Path) -> None:
-    """Emit if a group of one process, over NCCL on a GPU, gives back what it is given."""
-    is_cuda = given.device.type == "cuda"
+def check_group_of_one(config: Path, options: Options, folder: Path) -> None:
+    """Emit whether a group of one process, over NCCL on a GPU, returns the tensors that it gets."""
+    is_cuda = options.device.type == "cuda"
     backend = "cpu:gloo,cuda:nccl" if is_cuda else "gloo"
     dist.init_process_group(backend, store=dist.FileStore(str(folder / "store"), 1), rank=0, world_size=1)
     group = RankGroup(60.0)
-    for name, is_right in exchanges(group, given.device).items():
-        emit("group", backend=backend, what_is_exchanged=name, ok=is_right, reason="not what was given")
+    for name, is_right in check_exchanges(group, options.device).items():
+        emit("group", backend=backend, what_is_exchanged=name, ok=is_right, reason="returned other values")
     dist.destroy_process_group()
 
 
-def exchanges(group: RankGroup, device: torch.device) -> dict[str, bool]:
-    """Return which exchanges gave back what they were given."""
-    given = {"floats": torch.randn(1000, 7, device=device), "whole": torch.arange(9, device=device)}
-    summed = [value.clone() for value in given.values()]
+def check_exchanges(group: RankGroup, device: torch.device) -> dict[str, bool]:
+    """Return for each kind of exchange whether it returned the tensors that it got."""
+    tensors = {"floats": torch.randn(1000, 7, device=device), "whole": torch.arange(9, device=device)}
+    summed = [value.clone() for value in tensors.values()]
     group.all_reduce_sum(summed)
-    gathered = group.all_gather(given)
-    first = group.broadcast_tensors({name: value.cpu() for name, value in given.items()})
+    gathered = group.all_gather(tensors)
+    first = group.broadcast_tensors({name: value.cpu() for name, value in tensors.items()})
     group.barrier()
     return {
-        "add_up": all(torch.equal(*pair) for pair in zip(summed, given.values(), strict=True)),
+        "add_up": all(torch.equal(*pair) for pair in zip(summed, tensors.values(), strict=True)),
         "agree": group.all_reduce_max([3, 0, 2**40]) == [3, 0, 2**40],
         "gather": len(gathered) == 1
-        and all(torch.equal(gathered[0][name], each.cpu()) for name, each in given.items()),
+        and all(torch.equal(gathered[0][name], value.cpu()) for name, value in tensors.items()),
         "from_first": group.broadcast(lambda: {"made": [1, "two"]}) == {"made": [1, "two"]},
-        "tensors_from_first": all(torch.equal(first[name], each.cpu()) for name, each in given.items()),
+        "tensors_from_first": all(torch.equal(first[name], value.cpu()) for name, value in tensors.items()),
     }
 
 

@@ -1,4 +1,4 @@
-"""What a check leaves behind: results.jsonl, log.txt and summary.md, each as it is known."""
+"""The files that a check writes while it runs: results.jsonl, log.txt and summary.md."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-LARGEST = 12 << 20  # bytes of a file; what a device machine sends back is at most 16 MiB each
+LARGEST = 12 << 20  # bytes of a file; a device machine sends back files of at most 16 MiB
 LAST_LINES = 20
-MOST_ROWS = 40  # of a table; of more, those that are not as they should be
-HIDDEN = ("step", "seconds", "what", "lines")  # keys that are no figures
+MOST_ROWS = 40  # of a table; a longer one shows only failed and skipped results
+HIDDEN = ("step", "seconds", "what", "lines")  # keys that are not figures
 
 
 @dataclass
 class Outcome:
-    """A step: how it ended and what it has said so far."""
+    """A step: its status and its results so far."""
 
     name: str
     status: str = "under way"
@@ -25,23 +25,25 @@ class Outcome:
 
     @property
     def failed_results(self) -> list[dict[str, Any]]:
-        """The results that say that something is wrong."""
-        return [each for each in self.results if each.get("ok") is False]
+        """The results that report a failure."""
+        return [result for result in self.results if result.get("ok") is False]
 
     @property
     def is_ok(self) -> bool:
-        """Whether all went well."""
+        """True if the step ended well and no result failed."""
         return self.status == "ok" and not self.failed_results
 
     @property
     def line(self) -> str:
-        """How it ended, in words."""
-        bad = len(self.failed_results)
-        return f"failed: {bad} of {len(self.results)} results" if self.status == "ok" and bad else self.status
+        """The status in words."""
+        failures = len(self.failed_results)
+        if self.status == "ok" and failures:
+            return f"failed: {failures} of {len(self.results)} results"
+        return self.status
 
 
 class Record:
-    """The three files. A line of results.jsonl is written at once, whole: whoever is killed leaves what was done."""
+    """The three files. Each line of results.jsonl is written at once, so a kill loses no earlier result."""
 
     def __init__(self, folder: Path, title: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,18 +61,18 @@ class Record:
         self._log.close()
 
     def note(self, text: str) -> None:
-        """Write what is no step's own to the log and the summary."""
+        """Write a line that belongs to no step to the log and the summary."""
         self.notes.append(text)
         self.log(text)
         self.write_summary()
 
     def log(self, text: str) -> None:
-        """Append a line to the log, as long as that is small enough to be sent back."""
+        """Append a line to the log, while the log is small enough to be sent back."""
         if self._log.tell() < LARGEST:
             self._log.write((text + "\n").encode())
 
     def add(self, outcome: Outcome, seconds: float, line: str) -> None:
-        """Take a line that a step printed: a JSON object is a result, all else goes to the log."""
+        """Record a line that a step printed: a JSON object is a result, other lines go to the log."""
         try:
             result = json.loads(line)
         except ValueError:
@@ -84,22 +86,22 @@ class Record:
             outcome.results.append(result)
 
     def end(self, outcome: Outcome) -> None:
-        """Write down how a step ended."""
+        """Record how a step ended."""
         ended = {"step": outcome.name, "seconds": round(outcome.seconds, 1), "ended": outcome.line}
         self._results.write((json.dumps(ended) + "\n").encode())
         self.log(f"== {outcome.name}: {outcome.line}, {outcome.seconds:.1f} s")
         self.write_summary()
 
     def write_summary(self) -> None:
-        """Write summary.md anew."""
+        """Rewrite summary.md."""
         fresh = self.summary.with_suffix(".new")
         fresh.write_text(self.text())
         fresh.replace(self.summary)
 
     def text(self) -> str:
-        """Return the summary as it stands."""
+        """Return the current summary."""
         steps = [["step", "outcome", "seconds"]]
-        steps += [[each.name, each.line, f"{each.seconds:.0f}"] for each in self.outcomes]
+        steps += [[outcome.name, outcome.line, f"{outcome.seconds:.0f}"] for outcome in self.outcomes]
         parts = [f"# {self.title}", *(f"- {note}" for note in self.notes), "", table(steps)]
         for outcome in self.outcomes:
             parts += figures(outcome)
@@ -109,7 +111,7 @@ class Record:
 
 
 def figures(outcome: Outcome) -> list[str]:
-    """Return a step's figures: a table for each kind of result, a list where there is one of a kind."""
+    """Return a step's figures: a table for each kind of result, or a list entry for a single result."""
     if not outcome.results:
         return []
     kinds: dict[str, list[dict[str, Any]]] = {}
@@ -119,7 +121,7 @@ def figures(outcome: Outcome) -> list[str]:
     for kind, results in kinds.items():
         shown = results
         if len(results) > MOST_ROWS:
-            shown = [each for each in results if each.get("ok") is False or "skipped" in each]
+            shown = [result for result in results if result.get("ok") is False or "skipped" in result]
             hidden = f"{len(results) - len(shown)} of {len(results)} results"
             parts += ["", f"{hidden} of **{kind}** are in results.jsonl alone."]
         parts += figures_of_kind(kind, shown)
@@ -127,22 +129,25 @@ def figures(outcome: Outcome) -> list[str]:
 
 
 def figures_of_kind(kind: str, results: list[dict[str, Any]]) -> list[str]:
-    """Return results as a table, a single one as a line."""
-    columns = [key for key in dict.fromkeys(key for each in results for key in each) if key not in HIDDEN]
+    """Return results as a table, or a single result as a line."""
+    columns = [key for key in dict.fromkeys(key for result in results for key in result) if key not in HIDDEN]
     if len(results) > 1 and columns != ["ok"]:
-        rows = [[cell(each.get(key, "")) for key in columns] for each in results]
+        rows = [[cell(result.get(key, "")) for key in columns] for result in results]
         return ["", f"**{kind}**", "", table([columns, *rows])]
-    said = [", ".join(f"{key} {cell(each[key])}" for key in columns if key in each) for each in results]
-    return [part for line in said for part in ("", f"- **{kind}**: {line}")]
+    lines = [", ".join(f"{key} {cell(result[key])}" for key in columns if key in result) for result in results]
+    return [part for line in lines for part in ("", f"- **{kind}**: {line}")]
 
 
 def failure(outcome: Outcome) -> list[str]:
-    """Return what went wrong in a step, with the last lines that tell of it."""
+    """Return the failures of a step, with the last lines of their output."""
     parts = []
     for result in outcome.failed_results:
         about = {key: value for key, value in result.items() if key not in (*HIDDEN, "ok", "reason")}
-        named = ", ".join(f"{key} {cell(value)}" for key, value in about.items())
-        parts += ["", f"- {outcome.name}, {result.get('what', 'result')} ({named}): {result.get('reason', 'not ok')}"]
+        settings = ", ".join(f"{key} {cell(value)}" for key, value in about.items())
+        parts += [
+            "",
+            f"- {outcome.name}, {result.get('what', 'result')} ({settings}): {result.get('reason', 'not ok')}",
+        ]
         parts += block(result.get("lines", []))
     if outcome.status not in ("ok", "under way") and not outcome.status.startswith("not run"):
         parts += ["", f"- {outcome.name} {outcome.status}; its last lines:", *block(outcome.tail)]
@@ -150,18 +155,18 @@ def failure(outcome: Outcome) -> list[str]:
 
 
 def block(lines: list[str]) -> list[str]:
-    """Return lines as they are, set apart."""
+    """Return lines as a code block."""
     return ["", "```", *(str(line).replace("```", "'''") for line in lines), "```"] if lines else []
 
 
 def table(rows: list[list[str]]) -> str:
-    """Return rows, the first of which are the heads, as a Markdown table."""
-    head, *body = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
+    """Return rows as a Markdown table; the first row is the header."""
+    header, *body = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([header, "|" + "---|" * len(rows[0]), *body])
 
 
 def cell(value: object) -> str:
-    """Return a value in a table's cell: numbers to four digits, one line."""
+    """Return a value for a table cell: numbers with four digits, text on one line."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: ""}[value]
     if isinstance(value, float):

@@ -1,8 +1,8 @@
-"""Trainings that must end with the same bits: repeated, stopped and resumed, resumed by `--strict-resume`.
+"""Check trainings that must end with the same bits: repeated, stopped and resumed, and `--strict-resume`.
 
     python benchmarks/gpu/same_bits.py --device cuda
 
-Every tensor of the last checkpoint, its state, metrics.jsonl and which checkpoint is the best are compared.
+The comparison covers every tensor of the last checkpoint, its state, metrics.jsonl and the best checkpoint's name.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import RICH, ROOT, Options, attempt, emit, options
+from common import RICH, ROOT, Options, attempt, emit, parse_options
 
 from cnnrun.base.errors import InterruptionError
 from cnnrun.experiment import config_file
@@ -30,44 +30,44 @@ SCENES = ["data.source={digit_scenes: {train: 80, held_out: 16}}", "train.batch=
 
 
 def main() -> None:
-    """Compare what repeats in every precision, a classifier first, then a detector."""
-    given = options(__doc__)
+    """Compare in every precision: a classifier first, then a detector."""
+    options = parse_options(__doc__)
     cases = [("rich", precision) for precision in ("float32", "bfloat16", "float16")]
     cases += [("scenes", precision) for precision in ("float32", "bfloat16")]
     with tempfile.TemporaryDirectory(prefix="cnnrun-same-bits-") as folder:
         for name, precision in cases:
-            with attempt("same_bits", seconds=given.seconds_left, case=name, precision=precision):
-                compare(name, precision, given, Path(folder) / f"{name}-{precision}")
+            with attempt("same_bits", seconds=options.seconds_left, case=name, precision=precision):
+                compare(name, precision, options, Path(folder) / f"{name}-{precision}")
 
 
-def compare(name: str, precision: str, given: Options, folder: Path) -> None:
-    """Train one way after the other; emit how each differs from the first."""
+def compare(name: str, precision: str, options: Options, folder: Path) -> None:
+    """Train in each way, one after the other; emit how each differs from the first."""
     folder.mkdir()
     config = folder / f"{name}.yaml"
     scenes = (ROOT / "configs" / "digit-scenes.yaml").read_text()
     config.write_text(scenes if name == "scenes" else RICH)
     overrides = [*(SCENES if name == "scenes" else []), f"train.precision={precision}"]
-    tried, device = config_file.read_config(config, overrides), given.device
+    experiment, device = config_file.read_config(config, overrides), options.device
     about = {"case": name, "precision": precision}
-    whole = Path(train_run(tried, folder / "whole", device, resume=False)["run"])
-    again = Path(train_run(tried, folder / "again", device, resume=False)["run"])
+    whole = Path(train_run(experiment, folder / "whole", device, resume=False)["run"])
+    again = Path(train_run(experiment, folder / "again", device, resume=False)["run"])
     emit("same_bits", **about, how="repeated", **difference(whole, again))
     with stopped_at(STOP):
-        train_run(tried, folder / "cut", device, resume=False)
-    resumed = Path(train_run(tried, folder / "cut", device, resume=True)["run"])
+        train_run(experiment, folder / "cut", device, resume=False)
+    resumed = Path(train_run(experiment, folder / "cut", device, resume=True)["run"])
     emit("same_bits", **about, how="resumed", **difference(whole, resumed))
     if precision == "float32":
         with stopped_at(STOP):
-            train_run(tried, folder / "strict", device, resume=False)
-        strict = strictly_resumed([str(config), *overrides], folder / "strict", device, given)
+            train_run(experiment, folder / "strict", device, resume=False)
+        strict = resume_strictly([str(config), *overrides], folder / "strict", device, options)
         emit("same_bits", **about, how="--strict-resume", **difference(whole, strict))
 
 
-def strictly_resumed(words: list[str], root: Path, device: torch.device, given: Options) -> Path:
-    """Go on by the command line; returns the run."""
-    said = ["--strict-resume", "--no-report", "--device", str(device), "--runs", str(root), "--json"]
-    command = [sys.executable, "-m", "cnnrun", "train", *words, *said]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=max(1.0, given.seconds_left))
+def resume_strictly(words: list[str], root: Path, device: torch.device, options: Options) -> Path:
+    """Resume on the command line; returns the run."""
+    message = ["--strict-resume", "--no-report", "--device", str(device), "--runs", str(root), "--json"]
+    command = [sys.executable, "-m", "cnnrun", "train", *words, *message]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=max(1.0, options.seconds_left))
     if done.returncode:
         raise RuntimeError(f"--strict-resume left with {done.returncode}: {done.stderr.strip()[-500:]}")
     return next(path.parent for path in root.glob("*/*/result.json"))
@@ -75,7 +75,7 @@ def strictly_resumed(words: list[str], root: Path, device: torch.device, given: 
 
 @contextmanager
 def stopped_at(step: int) -> Iterator[None]:
-    """Send SIGTERM while optimizer step `step` is under way; the training in the block must end by it."""
+    """Send SIGTERM during optimizer step `step`; it must end the training in the block."""
     original = loop.backward
 
     def stopping(learner: Any, job: Any, batch: Any, number: int) -> Any:
@@ -94,34 +94,42 @@ def stopped_at(step: int) -> Iterator[None]:
 
 
 def difference(first: Path, second: Path) -> dict[str, Any]:
-    """Return how two runs differ: the tensors by name, by how much at most, and the files."""
-    saved = [saved_in(run) for run in (first, second)]
+    """Return how two runs differ: tensors by name, the largest difference, and files."""
+    saved = [load_last_checkpoint(run) for run in (first, second)]
     tensors = [
-        {f"{part}.{name}": value for part, values in each.parts.items() for name, value in values.items()}
-        for each in saved
+        {f"{part}.{name}": value for part, values in checkpoint.parts.items() for name, value in values.items()}
+        for checkpoint in saved
     ]
     if tensors[0].keys() != tensors[1].keys():
         return {"ok": False, "reason": f"other tensors: {sorted(tensors[0].keys() ^ tensors[1].keys())[:5]}"}
-    gaps = {name: gap(value, tensors[1][name]) for name, value in tensors[0].items()}
-    other = [name for name, each in gaps.items() if each]
+    differences = {name: tensor_difference(value, tensors[1][name]) for name, value in tensors[0].items()}
+    different = [name for name, value in differences.items() if value]
     files = [name for name in ("metrics.jsonl", "checkpoints/best") if not is_same_file(first / name, second / name)]
     files += ["the checkpoint's state"] if saved[0].state != saved[1].state else []
-    largest = max(gaps.values(), default=0.0)
-    said = f"{len(other)} of {len(gaps)} tensors differ, by {largest:g} at most ({', '.join(other[:4])})"
-    reason = "; ".join([*([said] if other else []), *(f"{each} differs" for each in files)])
-    return {"ok": not reason, "tensors": len(gaps), "different": len(other), "largest": largest, "reason": reason}
+    largest = max(differences.values(), default=0.0)
+    message = (
+        f"{len(different)} of {len(differences)} tensors differ, by at most {largest:g} ({', '.join(different[:4])})"
+    )
+    reason = "; ".join([*([message] if different else []), *(f"{file} differs" for file in files)])
+    return {
+        "ok": not reason,
+        "tensors": len(differences),
+        "different": len(different),
+        "largest": largest,
+        "reason": reason,
+    }
 
 
-def saved_in(run: Path) -> checkpoints.Checkpoint:
-    """Return a run's last checkpoint. Raises RuntimeError where there is none."""
-    found = checkpoints.load_newest(run / "checkpoints", "latest", print)
-    if found is None:
+def load_last_checkpoint(run: Path) -> checkpoints.Checkpoint:
+    """Return the last checkpoint of a run. Raises RuntimeError if there is none."""
+    checkpoint = checkpoints.load_newest(run / "checkpoints", "latest", print)
+    if checkpoint is None:
         raise RuntimeError(f"{run}: no checkpoint")
-    return found
+    return checkpoint
 
 
-def gap(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Return the largest difference of two tensors, 0 only where every bit is the same."""
+def tensor_difference(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Return the largest difference of two tensors, 0 only if all bits are equal."""
     if first.dtype != second.dtype or first.shape != second.shape:
         return float("inf")
     if first.numpy().tobytes() == second.numpy().tobytes():

@@ -1,11 +1,12 @@
-"""Training speed of cnnrun's own steps against a bare loop over the same network, interleaved.
+"""Compare the training speed of cnnrun's own steps with a bare loop over the same network, interleaved.
 
     python benchmarks/gpu/speed.py --device cuda
 
-A side `cnnrun` takes the steps of `loop.fit` (`Training.gradients` and `update`: data, augmentation, checks, averages,
-losses read), `free` so with `train.deterministic: false`. `bare` is what one would write by hand: the same network,
-criterion and optimizer, autocast, channels_last and compile, the fastest kernels that cuDNN finds, on a few batches on
-the device, with no augmentation, no checks and no average of the weights. Images/s, medians of the rounds.
+The side `cnnrun` runs the steps of `loop.fit` (`Training.compute_gradients` and `update_weights`: data,
+augmentation, checks, averages, reading of losses). `free` does the same with `train.deterministic: false`. `bare` is
+a loop as one would write it by hand: the same network, criterion and optimizer, autocast, channels_last and compile,
+the fastest kernels that cuDNN finds, on a few batches on the device, without augmentation, checks and average of the
+weights. Results are images/s, medians of the rounds.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import ROOT, Options, attempt, begun_training, emit, options, write_arrays
-from devices import answer, ask_nvidia_smi, peak_mib, timed, used_mib
+from common import ROOT, Options, attempt, emit, parse_options, start_training, write_arrays
+from devices import ask_nvidia_smi, peak_mib, read_answer, timed, used_mib
 
 from cnnrun.base.progress import Clock
 from cnnrun.data.augment.settings import Augment
@@ -30,9 +31,9 @@ from cnnrun.training.determinism import deterministic_kernels
 from cnnrun.training.learner import Learner
 
 NETS = {"vgg-small": 28, "resnet50": 224, "resnet18": 32, "lenet": 28, "digit-scenes": 96}
-FACTOR = 0.05  # of the peak learning rate: pictures without meaning must not make it diverge
+FACTOR = 0.05  # of the peak learning rate, so that training on random images does not diverge
 WARM_UP = 6  # steps before anything is timed
-BATCHES = 4  # of the bare loop, and so many steps at least in a round
+BATCHES = 4  # of the bare loop, and the minimum number of steps in a round
 _SMI = ("power.draw", "clocks.sm", "temperature.gpu", "memory.used")
 _RESNET50 = """
 task: classify
@@ -48,74 +49,79 @@ train: {{batch: 128, optimizer: {{sgd: {{lr: 0.1, momentum: 0.9, nesterov: true}
 
 
 def main() -> None:
-    """Measure every network in float32 and bfloat16, then what time allows of them compiled."""
-    given = options(__doc__)
+    """Measure every network in float32 and bfloat16, then compiled, as far as time allows."""
+    options = parse_options(__doc__)
     data: dict[str, Any] = {}
     cases = [(name, precision, False) for name in NETS for precision in ("float32", "bfloat16")]
-    compiled = ["lenet"] if given.is_small else NETS
+    compiled = ["lenet"] if options.is_small else NETS
     cases += [(name, precision, True) for precision in ("bfloat16", "float32") for name in compiled]
     with tempfile.TemporaryDirectory(prefix="cnnrun-speed-") as folder:
         for name, precision, is_compiled in cases:
-            most = min(given.seconds_left, 60.0 if is_compiled else 20.0)
+            limit = min(options.seconds_left, 60.0 if is_compiled else 20.0)
             about = {"net": name, "precision": precision, "compile": is_compiled}
-            with attempt("speed", seconds=most, **about):
+            with attempt("speed", seconds=limit, **about):
                 torch.compiler.reset()
                 if name not in data:
-                    data[name] = prepared(name, given, Path(folder))
-                emit("speed", **about, **measure(*data[name], about, given))
-            if given.device.type == "cuda":
+                    data[name] = prepare_data(name, options, Path(folder))
+                emit("speed", **about, **measure(*data[name], about, options))
+            if options.device.type == "cuda":
                 torch.cuda.empty_cache()
 
 
-def prepared(name: str, given: Options, folder: Path) -> tuple[schema.Experiment, Any]:
-    """Return a network's experiment on synthetic pictures, and its data, decoded."""
-    few = given.is_small
-    side = 64 if few and name == "resnet50" else NETS[name]
-    small = ["train.batch=8"] if few and name.startswith("resnet") else []
+def prepare_data(name: str, options: Options, folder: Path) -> tuple[schema.Experiment, Any]:
+    """Return a network's experiment on synthetic images, and its decoded data."""
+    side = 64 if options.is_small and name == "resnet50" else NETS[name]
+    small = ["train.batch=8"] if options.is_small and name.startswith("resnet") else []
     if name == "digit-scenes":
-        sizes = ["data.source={digit_scenes: {train: 64, held_out: 16}}"] if few else []
-        tried = config_file.read_config(ROOT / "configs" / "digit-scenes.yaml", sizes)
-    elif name == "resnet50":  # a little larger than the network sees: they are resized into cnnrun's own cache
-        path = write_arrays(folder / "resnet50.npz", 64 if few else 1024, side + 16, channels=3, classes=50)
-        tried = config_file.parse_config(_RESNET50.format(path=path, side=side, cache=folder / "cache"), name, small)
+        sizes = ["data.source={digit_scenes: {train: 64, held_out: 16}}"] if options.is_small else []
+        experiment = config_file.read_config(ROOT / "configs" / "digit-scenes.yaml", sizes)
+    elif name == "resnet50":  # images a little larger than the input, so that they are resized into cnnrun's cache
+        path = write_arrays(
+            folder / "resnet50.npz", 64 if options.is_small else 1024, side + 16, channels=3, classes=50
+        )
+        experiment = config_file.parse_config(
+            _RESNET50.format(path=path, side=side, cache=folder / "cache"), name, small
+        )
     else:
-        path = write_arrays(folder / f"{name}.npz", 256 if few else 12_800, side)
+        path = write_arrays(folder / f"{name}.npz", 256 if options.is_small else 12_800, side)
         overrides = [f"data.source={{arrays: {path}}}", f"data.image={{size: {side}, channels: 1}}", *small]
-        tried = config_file.read_config(ROOT / "benchmarks" / "nets" / f"{name}.yaml", overrides)
-    return tried, assemble.prepare_dataset(tried)
+        experiment = config_file.read_config(ROOT / "benchmarks" / "nets" / f"{name}.yaml", overrides)
+    return experiment, assemble.prepare_dataset(experiment)
 
 
-def measure(tried: schema.Experiment, data: Any, about: dict[str, Any], given: Options) -> dict[str, Any]:
-    """Return each side's images/s, cnnrun's part of the bare loop's, and what the GPU did meanwhile."""
-    learns = {"precision": about["precision"], "compile": about["compile"]}
-    found: dict[str, Any] = {"batch": tried.train.batch}
+def measure(experiment: schema.Experiment, data: Any, about: dict[str, Any], options: Options) -> dict[str, Any]:
+    """Return the images/s of each side, their ratio, and the state of the GPU during training."""
+    settings = {"precision": about["precision"], "compile": about["compile"]}
+    figures: dict[str, Any] = {"batch": experiment.train.batch}
     with ExitStack() as stack:
 
         def job(*, deterministic: bool) -> Any:
-            spec = tried.train.model_copy(update={**learns, "deterministic": deterministic})
-            return assemble.assemble_job(tried.model_copy(update={"train": spec}), data, None, None, given.device)
+            spec = experiment.train.model_copy(update={**settings, "deterministic": deterministic})
+            return assemble.assemble_job(
+                experiment.model_copy(update={"train": spec}), data, None, None, options.device
+            )
 
-        held = used_mib(given.device)
-        training = stack.enter_context(begun_training(job(deterministic=True)))
-        sides = {"cnnrun": by_kernels(partial(own_steps, training), given.device, deterministic=True)}
+        before = used_mib(options.device)
+        training = stack.enter_context(start_training(job(deterministic=True)))
+        sides = {"cnnrun": with_kernels(partial(run_own_steps, training), options.device, deterministic=True)}
         sides["cnnrun"](WARM_UP)
-        found["mib"] = peak_mib(given.device) - held
+        figures["mib"] = peak_mib(options.device) - before
         if not about["compile"]:
-            free = stack.enter_context(begun_training(job(deterministic=False)))
-            sides["free"] = by_kernels(partial(own_steps, free), given.device, deterministic=False)
+            free = stack.enter_context(start_training(job(deterministic=False)))
+            sides["free"] = with_kernels(partial(run_own_steps, free), options.device, deterministic=False)
             sides["free"](WARM_UP)
-        held = used_mib(given.device)
-        sides["bare"] = by_kernels(bare_steps(job(deterministic=False)), given.device, deterministic=False)
+        before = used_mib(options.device)
+        sides["bare"] = with_kernels(build_bare_steps(job(deterministic=False)), options.device, deterministic=False)
         sides["bare"](WARM_UP)
-        found["bare_mib"] = peak_mib(given.device) - held
-        speeds, waits = rounds(sides, training, given)
-        found |= summed_up(speeds) | {"wait": statistics.median(waits), "n": len(waits)}
-        found |= {key.replace(".", "_"): each for key, each in watched(sides["cnnrun"]).items()}
-    return found
+        figures["bare_mib"] = peak_mib(options.device) - before
+        speeds, waits = run_rounds(sides, training, options)
+        figures |= summarize_speeds(speeds) | {"wait": statistics.median(waits), "n": len(waits)}
+        figures |= {key.replace(".", "_"): value for key, value in watch_gpu(sides["cnnrun"]).items()}
+    return figures
 
 
-def by_kernels(steps: Callable[[int], None], device: torch.device, *, deterministic: bool) -> Callable[[int], None]:
-    """Return the steps as they run by deterministic kernels, or by the fastest."""
+def with_kernels(steps: Callable[[int], None], device: torch.device, *, deterministic: bool) -> Callable[[int], None]:
+    """Return the steps as they run with deterministic kernels, or with the fastest."""
 
     def run(count: int) -> None:
         with deterministic_kernels(device, deterministic):
@@ -124,8 +130,8 @@ def by_kernels(steps: Callable[[int], None], device: torch.device, *, determinis
     return run
 
 
-def own_steps(training: Any, count: int) -> None:
-    """Take steps as `loop.fit` does."""
+def run_own_steps(training: Any, count: int) -> None:
+    """Run steps as `loop.fit` does."""
     for _ in range(count):
         training.learner.criterion.set_progress(1.0)
         batch = training.compute_gradients()
@@ -135,21 +141,21 @@ def own_steps(training: Any, count: int) -> None:
     training.loss_monitor.read_pending(training.learner)
 
 
-def bare_steps(job: Any) -> Callable[[int], None]:
-    """Return a loop of steps as one writes it by hand, on batches that are on the device already."""
+def build_bare_steps(job: Any) -> Callable[[int], None]:
+    """Return a hand-written training loop over batches that are on the device already."""
     learner = Learner(job)
     source = replace(job, augment=Augment()).batches(job.dataset.splits["train"], 1)
     batches = [source.at(step) for step in range(min(BATCHES, source.steps_per_epoch))]
     source.close()
-    ready = [(each.images.contiguous(memory_format=torch.channels_last), each.targets) for each in batches]
+    ready = [(batch.images.contiguous(memory_format=torch.channels_last), batch.targets) for batch in batches]
     for group in learner.optimizer.param_groups:
         group["lr"] = group["peak"] * FACTOR
 
     def steps(count: int) -> None:
         for number in range(count):
-            pictures, targets = ready[number % len(ready)]
+            images, targets = ready[number % len(ready)]
             with learner.autocast(job.device):
-                outputs = learner.forward(pictures)
+                outputs = learner.forward(images)
             sum(learner.criterion(outputs.float(), targets).values()).backward()
             learner.optimizer.step()
             learner.optimizer.zero_grad()
@@ -157,42 +163,42 @@ def bare_steps(job: Any) -> Callable[[int], None]:
     return steps
 
 
-def rounds(
-    sides: dict[str, Callable[[int], None]], training: Any, given: Options
+def run_rounds(
+    sides: dict[str, Callable[[int], None]], training: Any, options: Options
 ) -> tuple[dict[str, list[float]], list[float]]:
-    """Run the sides in turn; returns each one's images/s by round, and cnnrun's shares of time waiting for data."""
-    count, batch = steps_of_a_round(sides["bare"], given), training.job.spec.batch
+    """Run the sides in turn; returns the images/s of each by round, and cnnrun's shares of time waiting for data."""
+    count, batch = count_steps_of_a_round(sides["bare"], options), training.job.spec.batch
     speeds: dict[str, list[float]] = {name: [] for name in sides}
     waits = []
-    for _ in range(3 if given.is_small else 5):
+    for _ in range(3 if options.is_small else 5):
         for name, steps in sides.items():
             training.clock = Clock()
-            speeds[name].append(count * batch / timed(steps, count, given.device))
+            speeds[name].append(count * batch / timed(steps, count, options.device))
             if name == "cnnrun":
                 waits.append(training.clock.data_wait_share)
     return speeds, waits
 
 
-def steps_of_a_round(steps: Callable[[int], None], given: Options) -> int:
-    """Return how many steps take about a third of a second."""
-    each = timed(steps, BATCHES, given.device) / BATCHES
-    return max(BATCHES, min(400, int((0.1 if given.is_small else 0.3) / each)))
+def count_steps_of_a_round(steps: Callable[[int], None], options: Options) -> int:
+    """Return the number of steps that take about a third of a second."""
+    seconds = timed(steps, BATCHES, options.device) / BATCHES
+    return max(BATCHES, min(400, int((0.1 if options.is_small else 0.3) / seconds)))
 
 
-def summed_up(speeds: dict[str, list[float]]) -> dict[str, Any]:
-    """Return each side's median and range, and cnnrun's part of the bare loop's speed."""
-    found: dict[str, Any] = {}
+def summarize_speeds(speeds: dict[str, list[float]]) -> dict[str, Any]:
+    """Return the median and range of each side, and the ratio of cnnrun to the bare loop."""
+    figures: dict[str, Any] = {}
     for name, values in speeds.items():
-        found |= {name: statistics.median(values), f"{name}_range": f"{min(values):,.0f} to {max(values):,.0f}"}
-    return {**found, "ratio": found["cnnrun"] / found["bare"]}
+        figures |= {name: statistics.median(values), f"{name}_range": f"{min(values):,.0f} to {max(values):,.0f}"}
+    return {**figures, "ratio": figures["cnnrun"] / figures["bare"]}
 
 
-def watched(steps: Callable[[int], None]) -> dict[str, str]:
-    """Return what nvidia-smi says of the GPU while it trains."""
-    asked = ask_nvidia_smi(*_SMI)
-    while asked and asked.poll() is None:
+def watch_gpu(steps: Callable[[int], None]) -> dict[str, str]:
+    """Return what nvidia-smi reports about the GPU while it trains."""
+    query = ask_nvidia_smi(*_SMI)
+    while query and query.poll() is None:
         steps(BATCHES)
-    return answer(asked, _SMI)
+    return read_answer(query, _SMI)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The tests that are marked `cuda`, each a result as it ends. Warnings are no errors here: versions are not ours.
+"""Run the tests marked `cuda`, with one result per test. Warnings are not errors: the versions are not ours.
 
 python benchmarks/gpu/tests.py [pytest's arguments]
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).resolve().parent
-# In order of value, for a run that is cut.
+# The most valuable first, in case time runs out.
 FILES = [f"tests/cuda/test_cuda_{name}.py" for name in ("training", "copies", "memory", "commands", "ranks")]
 
 
