@@ -90,8 +90,8 @@ def release_memory(device: torch.device) -> None:
 def planned_peak(experiment: schema.Experiment, device: torch.device, folder: Path) -> int:
     """Return the peak in MiB that `cnnrun plan` estimates, from a shorter training than usual."""
     release_memory(device)
-    if hasattr(plan, "_SECONDS"):
-        plan._SECONDS = PLAN_SECONDS
+    if hasattr(plan, "_MEASURED_SECONDS"):
+        plan._MEASURED_SECONDS = PLAN_SECONDS
     return int(plan.plan_training(experiment, device, folder)["peak_memory_mib"])
 
 

@@ -135,7 +135,7 @@ def test_another_users_script_goes_into_no_report(tmp_path, bundles, capfd, monk
     give_away(path, monkeypatch)
     for _ in range(2):
         assert page._vega_script() == script
-        assert f"{path}: of another user" in capfd.readouterr().err
+        assert f"{path}: belongs to another user" in capfd.readouterr().err
     assert "steal" in path.read_text()
 
 
