@@ -1,7 +1,7 @@
-"""Export of trained networks: the formats, one module each, and the parity check.
+"""Exported files: formats, a kind a file (`onnx`, `python_file`), and the parity gate.
 
-The union `Format` is the registry of formats. `write.export_network` writes a file and keeps it only if its results
-equal the network's. This package imports `experiment` and the packages below it, but not `explain`.
+The union is the registry of formats. `write.export` writes a file and keeps it only if it is the model.
+Imports `experiment` and what is below, not `explain`.
 """
 
 from cnnrun.export.onnx import Onnx

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,25 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnnrun.base.atomic_files import Folder
 from cnnrun.base.error_lines import join_names
 from cnnrun.base.errors import SelftestError
-from cnnrun.base.progress import say
 from cnnrun.base.randomness import permutation
 from cnnrun.contracts.batch import Batch
 from cnnrun.data.dataset import Dataset, Examples
-from cnnrun.data.decode import Decoder
-from cnnrun.data.storage import Streamed
 from cnnrun.data.training_batches import batches_in_order
-from cnnrun.experiment import assemble
 from cnnrun.experiment.config_file import parse_config
 from cnnrun.experiment.schema import Experiment
 from cnnrun.experiment.training_checks import prepare_training
 from cnnrun.model.weights_file import Weights
-from cnnrun.training import checkpoints
+from cnnrun.results.studies.repeatability import check_repeat, check_resume, check_workers
+from cnnrun.results.studies.sample_trainings import GENTLE_OPTIMIZER, CheckResult, SelftestBench
 from cnnrun.training.learner import Job, Learner
-from cnnrun.training.loop import fit
-from cnnrun.training.optimizers import AdamW
 from cnnrun.training.step import backward, update_weights
 
 BUILT_IN_CONFIG = """
@@ -51,46 +44,6 @@ train: {batch: 64, ema: {decay: 0.9}}
 _MAX_BATCH, _STEPS_PER_EPOCH, _MAX_VAL_IMAGES = 64, 4, 512  # two epochs are trained
 _LEARN_SECONDS, _LEARN_STEPS = 6.0, (12, 120)
 _SHUFFLES = 8
-# For checks that learn in a few steps; the config's own optimizer and schedule are tuned for thousands.
-GENTLE_OPTIMIZER = AdamW(lr=5e-4, weight_decay=0.0)
-
-
-@dataclass(frozen=True)
-class CheckResult:
-    """Result of one check; `passed` is None if the check does not apply."""
-
-    check: str
-    passed: bool | None
-    found: str
-
-
-@dataclass
-class SelftestBench:
-    """The config with a few of its images, and the networks trained on them."""
-
-    experiment: Experiment
-    data: Dataset
-    weights: Weights | None
-    device: torch.device
-    folder: Path
-    learners: dict[str, Learner] = field(default_factory=dict)
-    step_seconds: float = 0.0
-
-    def make_job(self, name: str, data: Dataset | None = None, **train: Any) -> Job:
-        """Assemble a new job on these images, with other settings of training if given."""
-        spec = self.experiment.train.model_copy(update=train)
-        experiment = self.experiment.model_copy(update={"train": spec})
-        (self.folder / name).mkdir(exist_ok=True)
-        return assemble.assemble_job(
-            experiment, data or self.data, self.weights, Folder(self.folder / name), self.device
-        )
-
-    def first_batch(self, count: int) -> Batch:
-        """Batch of the first `count` training images, without augmentation."""
-        examples = self.data.splits["train"]
-        is_selected = torch.zeros(len(examples), dtype=torch.bool)
-        is_selected[:count] = True
-        return next(batches_in_order(examples.select(is_selected), count, self.device))
 
 
 def run_selftest(experiment: Experiment | None, device: torch.device) -> dict[str, Any]:
@@ -144,69 +97,6 @@ def _random_samples(examples: Examples, count: int) -> Examples:
     is_selected = torch.zeros(len(examples), dtype=torch.bool)
     is_selected[permutation(0, 0, len(examples))[:count]] = True
     return examples.select(is_selected)
-
-
-def _run_state(run: Path) -> list[Any]:
-    """State of a run that two equal runs share to the bit: tensors, counters and metrics."""
-    checkpoint = checkpoints.load_newest(run / "checkpoints", "latest", say)
-    assert checkpoint is not None
-    tensors = [
-        (part, name, value)
-        for part, part_tensors in sorted(checkpoint.parts.items())
-        for name, value in sorted(part_tensors.items())
-    ]
-    return [*tensors, checkpoint.state, (run / "metrics.jsonl").read_bytes()]
-
-
-def _state_differences(first_state: list[Any], second_state: list[Any]) -> list[str]:
-    """Names of the entries in which two states differ."""
-    names = []
-    for first, second in zip(first_state, second_state, strict=True):
-        if isinstance(first, tuple):
-            is_equal = first[:2] == second[:2] and torch.equal(first[2], second[2])
-            names += [] if is_equal else [f"{first[0]} {first[1]}"]
-        elif first != second:
-            names.append("counters" if isinstance(first, dict) else "metrics.jsonl")
-    return names
-
-
-def _compare_runs(bench: SelftestBench, check: str, name: str, success: str) -> CheckResult:
-    differences = _state_differences(_run_state(bench.folder / "first"), _run_state(bench.folder / name))
-    rest = f" and {len(differences) - 1} more" if len(differences) > 1 else ""
-    return CheckResult(check, not differences, f"differs in {differences[0]}{rest}" if differences else success)
-
-
-def check_repeat(bench: SelftestBench) -> CheckResult:
-    """Train twice and compare."""
-    result = fit(bench.make_job("first", save_every=1))
-    fit(bench.make_job("again"))
-    bench.step_seconds = bench.experiment.train.batch / result["images_per_second"]
-    return _compare_runs(bench, "a repeated run is the same", "again", f"{result['steps']} steps, to the last bit")
-
-
-def check_resume(bench: SelftestBench) -> CheckResult:
-    """Resume the training from the middle of its first epoch and compare."""
-    saved = checkpoints.list_checkpoints(bench.folder / "first" / "checkpoints")
-    middle = saved[max(0, len(saved) // 4 - 1)]
-    shutil.copytree(bench.folder / "first", bench.folder / "resumed")
-    for later_checkpoint in saved[saved.index(middle) + 1 :]:
-        shutil.rmtree(bench.folder / "resumed" / "checkpoints" / later_checkpoint.name)
-    fit(bench.make_job("resumed"), checkpoints.load(bench.folder / "resumed" / "checkpoints" / middle.name))
-    return _compare_runs(bench, "a resumed run is the same", "resumed", f"resumed from {middle.name}, to the last bit")
-
-
-def check_workers(bench: SelftestBench) -> CheckResult:
-    """Train on images that two threads decode ahead of use, and compare."""
-
-    def stream_images(examples: Examples) -> Examples:
-        image = bench.experiment.data.image
-        decoder = Decoder(examples.source, bench.data.facts.image, image, None)
-        images = Streamed(decoder, 2, bench.experiment.data.timeout)
-        return replace(examples, images=images, rows=examples.source_rows)
-
-    data = replace(bench.data, splits={name: stream_images(examples) for name, examples in bench.data.splits.items()})
-    fit(replace(bench.make_job("workers", data), prefetch=3))
-    return _compare_runs(bench, "workers do not matter", "workers", "two that read ahead change no bit")
 
 
 def check_first_loss(bench: SelftestBench) -> CheckResult:

@@ -1,0 +1,81 @@
+"""Checks that a training gives the same bits again: repeated, resumed, and with images read by threads."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cnnrun.base.progress import say
+from cnnrun.data.dataset import Examples
+from cnnrun.data.decode import Decoder
+from cnnrun.data.storage import Streamed
+from cnnrun.results.studies.sample_trainings import CheckResult, SelftestBench
+from cnnrun.training import checkpoints
+from cnnrun.training.loop import fit
+
+
+def _run_state(run: Path) -> list[Any]:
+    """State of a run that two equal runs share to the bit: tensors, counters and metrics."""
+    checkpoint = checkpoints.load_newest(run / "checkpoints", "latest", say)
+    assert checkpoint is not None
+    tensors = [
+        (part, name, value)
+        for part, part_tensors in sorted(checkpoint.parts.items())
+        for name, value in sorted(part_tensors.items())
+    ]
+    return [*tensors, checkpoint.state, (run / "metrics.jsonl").read_bytes()]
+
+
+def _state_differences(first_state: list[Any], second_state: list[Any]) -> list[str]:
+    """Names of the entries in which two states differ."""
+    names = []
+    for first, second in zip(first_state, second_state, strict=True):
+        if isinstance(first, tuple):
+            is_equal = first[:2] == second[:2] and torch.equal(first[2], second[2])
+            names += [] if is_equal else [f"{first[0]} {first[1]}"]
+        elif first != second:
+            names.append("counters" if isinstance(first, dict) else "metrics.jsonl")
+    return names
+
+
+def _compare_runs(bench: SelftestBench, check: str, name: str, success: str) -> CheckResult:
+    differences = _state_differences(_run_state(bench.folder / "first"), _run_state(bench.folder / name))
+    rest = f" and {len(differences) - 1} more" if len(differences) > 1 else ""
+    return CheckResult(check, not differences, f"differs in {differences[0]}{rest}" if differences else success)
+
+
+def check_repeat(bench: SelftestBench) -> CheckResult:
+    """Train twice and compare."""
+    result = fit(bench.make_job("first", save_every=1))
+    fit(bench.make_job("again"))
+    bench.step_seconds = bench.experiment.train.batch / result["images_per_second"]
+    return _compare_runs(bench, "a repeated run is the same", "again", f"{result['steps']} steps, to the last bit")
+
+
+def check_resume(bench: SelftestBench) -> CheckResult:
+    """Resume the training from the middle of its first epoch and compare."""
+    saved = checkpoints.list_checkpoints(bench.folder / "first" / "checkpoints")
+    middle = saved[max(0, len(saved) // 4 - 1)]
+    shutil.copytree(bench.folder / "first", bench.folder / "resumed")
+    for later_checkpoint in saved[saved.index(middle) + 1 :]:
+        shutil.rmtree(bench.folder / "resumed" / "checkpoints" / later_checkpoint.name)
+    fit(bench.make_job("resumed"), checkpoints.load(bench.folder / "resumed" / "checkpoints" / middle.name))
+    return _compare_runs(bench, "a resumed run is the same", "resumed", f"resumed from {middle.name}, to the last bit")
+
+
+def check_workers(bench: SelftestBench) -> CheckResult:
+    """Train on images that two threads decode ahead of use, and compare."""
+
+    def stream_images(examples: Examples) -> Examples:
+        image = bench.experiment.data.image
+        decoder = Decoder(examples.source, bench.data.facts.image, image, None)
+        images = Streamed(decoder, 2, bench.experiment.data.timeout)
+        return replace(examples, images=images, rows=examples.source_rows)
+
+    data = replace(bench.data, splits={name: stream_images(examples) for name, examples in bench.data.splits.items()})
+    fit(replace(bench.make_job("workers", data), prefetch=3))
+    return _compare_runs(bench, "workers do not matter", "workers", "two that read ahead change no bit")
