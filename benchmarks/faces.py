@@ -115,7 +115,7 @@ def closed(seeds: range, runs: Path, words: list[str]) -> None:
     rates, times = [], []
     for seed in seeds:
         folder = link_division(seed, runs / f"closed-{seed}")
-        more = [f"data.source.folder={folder}", "data.split={by: picture}", "data.leakage=keep", "train.epochs=150"]
+        more = [f"data.source.folder={folder}", "data.split={by: image}", "data.leakage=keep", "train.epochs=150"]
         seconds, _, trained = train_division(CONFIG, runs, seed, f"name=closed-{seed}", *more, *words)
         path = folder / "gallery.safetensors"
         path.unlink(missing_ok=True)

@@ -26,12 +26,13 @@ from pydantic import (
     GetJsonSchemaHandler,
     ModelWrapValidatorHandler,
     ValidationError,
+    ValidationInfo,
     model_validator,
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from cnnrun.config.messages import add_suggestions, did_you_mean, format_value, invalid_value_error, join_words
-from cnnrun.config.tree import INVALID
+from cnnrun.config.tree import INVALID, Map, update_names
 
 
 class Spec(BaseModel):
@@ -43,9 +44,18 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
+    old_keys: ClassVar[dict[str, str]] = {}
+    """Keys under their old names, with the new ones. Old names are read for one version, with a warning."""
+    old_values: ClassVar[dict[str, dict[str, str]]] = {}
+    """Old words for values by key, with the new words; read in the same way."""
+
     @model_validator(mode="wrap")
     @classmethod
-    def _suggest_keys(cls, value: Any, handler: ModelWrapValidatorHandler[Any]) -> Any:
+    def _read_mapping(cls, value: Any, handler: ModelWrapValidatorHandler[Any], info: ValidationInfo) -> Any:
+        if isinstance(value, Map) and (cls.old_keys or cls.old_values):
+            warnings = update_names(value, cls.old_keys, cls.old_values)
+            if info.context is not None:
+                info.context.setdefault("warnings", []).extend(warnings)
         try:
             return handler(value)
         except ValidationError as error:

@@ -40,6 +40,26 @@ class Map(dict[str, Any]):
         self.positions[key] = position
 
 
+def update_names(tree: Map, old_keys: dict[str, str], old_values: dict[str, dict[str, str]]) -> list[str]:
+    """Replace, in place, old keys by new ones and old words by new words; returns a warning with a position for each.
+
+    An old key beside the new one stays, and is then refused as unknown.
+    """
+    warnings = []
+    for old, new in old_keys.items():
+        if old in tree and new not in tree:
+            position, value_position = tree.key_positions.pop(old), tree.positions.pop(old)
+            tree.put(new, tree.pop(old), position, value_position)
+            warnings.append(f"{position}: `{old}` is now called `{new}`; the old name works for one more version")
+    for key, words in old_values.items():
+        if isinstance(word := tree.get(key), str) and word in words:
+            tree[key] = new = words[word]
+            warnings.append(
+                f"{tree.positions[key]}: `{key}: {word}` is now `{key}: {new}`; the old word works for one more version"
+            )
+    return warnings
+
+
 class Seq(list[Any]):
     """A list that stores the positions of its items."""
 

@@ -162,27 +162,28 @@ class Balanced(SamplerSpec):
 
 
 class Identities(SamplerSpec):
-    """In each batch `pictures` of each of batch / `pictures` classes, such as people; every class equally often."""
+    """In each batch `images` of each of batch / `images` classes, such as people; every class equally often."""
 
     kind = "identities"
-    main = "pictures"
+    main = "images"
+    old_keys = {"pictures": "images"}
 
-    pictures: int = Field(4, ge=2, le=10_000)
+    images: int = Field(4, ge=2, le=10_000)
     """Pictures of each class in a batch."""
 
     def order(self, targets: dict[str, Tensor], batch: int) -> EpochOrder | None:
-        return identities_order(targets["labels"], batch, self.pictures)
+        return identities_order(targets["labels"], batch, self.images)
 
     @property
     def images_per_class(self) -> int:
-        return self.pictures
+        return self.images
 
     def batch_problem(self, counts: Sequence[int], batch: int) -> str | None:
         classes = sum(count > 0 for count in counts)
-        if batch % self.pictures:
-            return f"a batch of {batch} is not made of {self.pictures} pictures of each class"
-        if batch // self.pictures > classes:
-            return f"{batch // self.pictures} classes of {self.pictures} pictures a batch; train has {classes}"
+        if batch % self.images:
+            return f"a batch of {batch} is not made of {self.images} pictures of each class"
+        if batch // self.images > classes:
+            return f"{batch // self.images} classes of {self.images} pictures a batch; train has {classes}"
         return None
 
 

@@ -95,7 +95,7 @@ def _guess_table(path: Path) -> dict[str, Any]:
     if image_column is None:
         raise DataError(f"{path}: no column of picture files ({SUFFIX_LIST})")
     root = _guess_root(path, rows.columns[image_column])
-    settings: dict[str, Any] = {"path": str(path), "root": str(root), "picture": image_column}
+    settings: dict[str, Any] = {"path": str(path), "root": str(root), "image": image_column}
     rest = {name: cells for name, cells in rows.columns.items() if name != image_column}
     by_name = {name.lower(): name for name in rest}
     for setting, words in (("split", _SPLIT_COLUMNS), ("group", _GROUP_COLUMNS)):

@@ -22,7 +22,9 @@ class HoldOut(Spec):
     If the source has groups, each group stays on one side.
     """
 
-    by: Literal["picture", "label"] = "picture"
+    old_values = {"by": {"picture": "image"}}
+
+    by: Literal["image", "label"] = "image"
     """`label` holds out whole classes, such as people who are never seen in training."""
     val: HoldOutPart = 0.1
     """The part for choices: best checkpoint, early stop, thresholds. With `by: label`, a part of the classes, or \
@@ -34,7 +36,7 @@ their names."""
 
     @model_validator(mode="after")
     def _check_class_names(self) -> Self:
-        if self.by == "picture" and (isinstance(self.val, list) or isinstance(self.test, list)):
+        if self.by == "image" and (isinstance(self.val, list) or isinstance(self.test, list)):
             raise ValueError("classes are held out by name with `by: label`")
         return self
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import TypeAdapter, ValidationError
 
 from cnnrun.base.errors import ConfigError, escape
+from cnnrun.base.progress import say
 from cnnrun.config import blocks, yaml_reader, zoo
 from cnnrun.config.messages import did_you_mean, validation_problems
 from cnnrun.config.spec import Kinds, union_members
@@ -21,13 +22,16 @@ from cnnrun.tasks import Task
 from cnnrun.training.settings import Train, monitorable_metrics
 
 
-def read_config(path: Path, overrides: Sequence[str] = ()) -> Experiment:
-    """Read and check the config at `path`. Raises ConfigError that lists every mistake in the order of the file."""
+def read_config(path: Path, overrides: Sequence[str] = (), warn: bool = True) -> Experiment:
+    """Read and check the config at `path`. Raises ConfigError that lists every mistake in the order of the file.
+
+    Keys under old names are warned of, unless `warn` is false.
+    """
     tree, problems = yaml_reader.read_yaml(path)
     if not tree.get("name"):
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "run"
         tree.put("name", name, Position(str(path), 1, 1), Position(str(path), 1, 1))
-    return _check_tree(tree, problems, Position(str(path), 1, 1), overrides)
+    return _check_tree(tree, problems, Position(str(path), 1, 1), overrides, warn)
 
 
 def parse_config(text: str, where: str, overrides: Sequence[str] = ()) -> Experiment:
@@ -36,13 +40,16 @@ def parse_config(text: str, where: str, overrides: Sequence[str] = ()) -> Experi
     return _check_tree(tree, problems, Position(where, 1, 1), overrides)
 
 
-def _check_tree(tree: Map, problems: list[Problem], start: Position, overrides: Sequence[str]) -> Experiment:
+def _check_tree(
+    tree: Map, problems: list[Problem], start: Position, overrides: Sequence[str], warn: bool = True
+) -> Experiment:
     for override in overrides:
         zoo.expand_shorthand(tree)
         problems += _apply_override(tree, override)
     layers = [kind.kind for kind in union_members(Node)]
     problems += zoo.expand_model(tree, layers) + blocks.expand_blocks(tree, layers)
-    experiment, validation_errors = _validate(tree, start)
+    warnings: list[str] = []
+    experiment, validation_errors = _validate(tree, start, warnings)
     problems += validation_errors + _find_monitor_mistakes(tree, start)
     if experiment and not any(problem.path.startswith(("model", "blocks", "data.image")) for problem in problems):
         problems += find_mistakes(experiment, tree, start)
@@ -51,13 +58,18 @@ def _check_tree(tree: Map, problems: list[Problem], start: Position, overrides: 
         unique = {(problem.position, problem.message): problem for problem in reversed(problems)}.values()
         ordered = sorted(unique, key=lambda problem: (problem.position.line, problem.position.column))
         raise ConfigError(*(escape(str(problem)) for problem in ordered))
+    for warning in warnings if warn else ():
+        say(escape(warning))
     return experiment
 
 
-def _validate(tree: Map, start: Position) -> tuple[Experiment | None, list[Problem]]:
-    """Return the validated experiment without its invalid optional sections, or None, and the mistakes."""
+def _validate(tree: Map, start: Position, warnings: list[str]) -> tuple[Experiment | None, list[Problem]]:
+    """Return the validated experiment without its invalid optional sections, or None, and the mistakes.
+
+    Appends to `warnings` a line for each old name.
+    """
     try:
-        return Experiment.model_validate(tree), []
+        return Experiment.model_validate(tree, context={"warnings": warnings}), []
     except ValidationError as error:
         problems = validation_problems(error, tree, (), start)
         bad_sections = {str(item["loc"][0]) for item in error.errors(include_url=False) if item["loc"]}

@@ -107,7 +107,7 @@ def _find_task_mistakes(experiment: Experiment) -> list[Mistake]:
 def _find_class_split_mistakes(experiment: Experiment) -> list[Mistake]:
     """Check that val and test have the classes that the task is measured on: the trained ones, or new ones."""
     task, data = experiment.task, experiment.data
-    if task.is_open_set and data.split.by == "picture" and data.leakage != "keep":
+    if task.is_open_set and data.split.by == "image" and data.leakage != "keep":
         message = f"{task.kind} is measured on classes that it never saw: `by: label` (if not so, data.leakage: keep)"
         return [(("data", "split"), message)]
     if not task.is_open_set and data.source.has_pairs:

@@ -47,7 +47,7 @@ def write_config(data: str, task: str, out: Path | None, minutes: float) -> dict
     source, name = guess_source(data)
     path = out or Path(f"{name}.yaml")
     if path.exists():
-        raise ConfigError(f"{escape(str(path))}: is there already; choose another --out")
+        raise ConfigError(f"{escape(str(path))}: already exists; choose another --out")
     overview = _survey_source(source)
     choice = _choose_settings(overview, minutes)
     data_settings = {

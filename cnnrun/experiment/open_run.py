@@ -118,7 +118,7 @@ def open_trained(
 def read_run_config(run: Path) -> Experiment:
     """Read the config that a run was trained with. Raises CheckpointError."""
     try:
-        return read_config(run / CONFIG)
+        return read_config(run / CONFIG, warn=False)
     except ConfigError as error:
         raise CheckpointError(
             f"the run's config is damaged, or of another version of cnnrun: {error.lines[0]}"

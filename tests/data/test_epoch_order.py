@@ -119,6 +119,6 @@ def test_whichever_pictures_come_last_they_are_others_each_time():
 
 
 def test_batches_that_people_cannot_make_are_refused():
-    assert Identities(pictures=4).batch_problem([5] * 8, 32) is None
-    assert Identities(pictures=4).batch_problem([5] * 8, 30) == "a batch of 30 is not made of 4 pictures of each class"
-    assert Identities(pictures=4).batch_problem([5] * 7 + [0], 32) == "8 classes of 4 pictures a batch; train has 7"
+    assert Identities(images=4).batch_problem([5] * 8, 32) is None
+    assert Identities(images=4).batch_problem([5] * 8, 30) == "a batch of 30 is not made of 4 pictures of each class"
+    assert Identities(images=4).batch_problem([5] * 7 + [0], 32) == "8 classes of 4 pictures a batch; train has 7"

@@ -193,7 +193,7 @@ def test_reading_ahead_gives_the_same_and_names_what_fails(examples, ahead, monk
 
         shape = examples.images.shape
         gone = SimpleNamespace(shape=shape, in_memory=True, take=fails, reading=list)
-        broken = replace(examples, pictures=gone)
+        broken = replace(examples, images=gone)
     reading = TrainingBatches(broken, Augment(), 32, 5, 3, CPU, prefetch=ahead)
     with closing(reading), pytest.raises(DataError, match="pets/1.png: gone"):
         reading.at(0)

@@ -188,7 +188,7 @@ def test_from_the_command_line(run_cli, messy, tmp_path, monkeypatch):
     assert run_cli("check", "shapes.yaml")[0] == 0
     assert run_cli("data", "check", "shapes.yaml")[0] == 0  # what is wrong with it is dealt with
     for words, expected in (
-        (["init", messy], "is there already"),
+        (["init", messy], "already exists"),
         (["init", "nowhere"], "no such file"),
         (["init", messy, "--task", "detect", "--out", "d.yaml"], "for classify alone"),
     ):

@@ -257,7 +257,7 @@ def test_a_file_with_other_embeddings_is_not_kept():
         (["task=classify", "train.monitor=val/accuracy"], "data.split.by", "measured on the classes that it learns"),
         (["task.verify.fars=[0.01, 0.1]"], "fars", "the largest first"),
         (["task.verify.far=0.05"], "task", "give one of fars"),
-        (["data.split={by: picture, val: ['1']}", "data.leakage=keep"], "data.split", "with `by: label`"),
+        (["data.split={by: image, val: ['1']}", "data.leakage=keep"], "data.split", "with `by: label`"),
         (
             ["task.verify.loss=triplet", "train.sampler=uniform"],
             "train.sampler",

@@ -26,6 +26,7 @@ class Coco(BoxSource):
     """Boxes and labels in COCO's JSON. `iscrowd` regions are neither learned nor counted; polygons are not read."""
 
     kind = "coco"
+    old_keys = {"pictures": "images"}
     main = "train"
 
     train: str
@@ -34,7 +35,7 @@ class Coco(BoxSource):
     """The annotation file of the validation split."""
     test: str | None = None
     """The annotation file of the test split."""
-    pictures: str | dict[SplitName, str] | None = None
+    images: str | dict[SplitName, str] | None = None
     """The folder that `file_name` starts from, for all splits or for each; by default the annotations' folder."""
 
     @property
@@ -59,10 +60,10 @@ class Coco(BoxSource):
         return SourceContents(tuple(names), splits, tuple(bad_boxes), tuple(ids))
 
     def _image_folder(self, split: str, annotations: Path) -> Path:
-        written = self.pictures.get(split) if isinstance(self.pictures, dict) else self.pictures  # type: ignore[call-overload]
+        written = self.images.get(split) if isinstance(self.images, dict) else self.images  # type: ignore[call-overload]
         folder = Path(written) if written else annotations.parent
         if not folder.is_dir():
-            raise DataError(f"{escape(str(folder))}: no such folder (data.source.coco.pictures)")
+            raise DataError(f"{escape(str(folder))}: no such folder (data.source.coco.images)")
         return folder
 
 

@@ -32,12 +32,13 @@ class Table(SourceSpec):
 
     kind = "table"
     main = "path"
+    old_keys = {"picture": "image"}
 
     path: str
     """A .csv, .tsv or .parquet file with a line of column names."""
     root: str | None = None
     """The folder that the image paths start from; by default the table's own."""
-    picture: str = "path"
+    image_column: str = Field("path", alias="image")
     """The column of image paths."""
     label: str | list[str] = Field("label", min_length=1)
     """The column of labels; or several columns, one for each class, with a single 1 in each row and 0 elsewhere."""
@@ -84,13 +85,13 @@ one for each class."""
         columns = self._target_columns
         split = self._find_column(rows, self.split, "split")
         group = self._find_column(rows, self.group, "group")
-        needed = [self.picture, *columns, *(column for column in (split, group) if column)]
+        needed = [self.image_column, *columns, *(column for column in (split, group) if column)]
         if missing := [column for column in needed if column not in rows.columns]:
             raise DataError(f"{path}: has no column {escape(missing[0])!r} (columns: {join_names(list(rows.columns))})")
         may_be_empty = {self.labels} if isinstance(self.labels, str) else set()  # an image without any of the classes
         non_empty = [column for column in needed if column not in may_be_empty]
-        refuse_problems(_cell_problems(rows, non_empty, self.picture, path_checker(root)))
-        _refuse_bare_names(rows, self.picture, root)
+        refuse_problems(_cell_problems(rows, non_empty, self.image_column, path_checker(root)))
+        _refuse_bare_names(rows, self.image_column, root)
         for column in dict.fromkeys(needed[1:]):  # ' cat' and 'cat' are one class
             rows.columns[column] = [clean_cell(cell) for cell in rows.columns[column]]
         name_columns = [] if self.has_declared_classes or self.numbers else columns
@@ -98,7 +99,7 @@ one for each class."""
         split_of_row = _row_splits(rows, split)
         self._say_unread(rows, split, group)
         classes, targets = self._read_targets(rows, columns, [apart or name == "train" for name in split_of_row])
-        paths = rows.columns[self.picture]
+        paths = rows.columns[self.image_column]
         groups = _number_groups(rows.columns[group]) if group else None
         splits = {}
         for name in ("train", "val", "test"):
@@ -112,12 +113,12 @@ one for each class."""
 
     def _find_column(self, rows: Rows, setting: str | None, default: str) -> str | None:
         """The column that the config names, else the default one if the table has it and nothing else uses it."""
-        used = {self.picture, *self._target_columns}
+        used = {self.image_column, *self._target_columns}
         return setting or (default if default in rows.columns and default not in used else None)
 
     def _say_unread(self, rows: Rows, split: str | None, group: str | None) -> None:
         """Say which columns look like splits or groups but are not read."""
-        unread = [name for name in rows.columns if name not in {self.picture, *self._target_columns, split, group}]
+        unread = [name for name in rows.columns if name not in {self.image_column, *self._target_columns, split, group}]
         splits = [name for name in unread if name.strip().casefold() == "split" or _are_splits(rows.columns[name])]
         groups = [name for name in unread if name.strip().casefold() == "group"]
         for setting, names in (("split", [] if split else splits), ("group", [] if group else groups)):

@@ -55,9 +55,9 @@ def test_pictures_may_lie_elsewhere(write, tmp_path):
     (tmp_path / "p").mkdir()
     (tmp_path / "a.png").rename(tmp_path / "p" / "a.png")
     for given in (str(tmp_path / "p"), {"train": str(tmp_path / "p")}):
-        assert Coco(train=path, pictures=given).read().splits["train"].sample_name(0) == str(tmp_path / "p" / "a.png")
+        assert Coco(train=path, images=given).read().splits["train"].sample_name(0) == str(tmp_path / "p" / "a.png")
     with pytest.raises(DataError, match="no such folder"):
-        Coco(train=path, pictures=str(tmp_path / "q")).read()
+        Coco(train=path, images=str(tmp_path / "q")).read()
 
 
 def one(**changed):

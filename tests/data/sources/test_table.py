@@ -41,7 +41,7 @@ def test_columns_of_other_names_splits_and_groups(tmp_path):
         for row, where, who in zip(six(tmp_path), ["train", "Valid", "TEST"] * 2, "xxyyzz", strict=True)
     ]
     path = write(tmp_path / "t.csv", rows, ("file", "kind", "fold", "patient"))
-    table = Table(path=str(path), picture="file", label="kind", split="fold", group="patient", classes=["b", "a"])
+    table = Table(path=str(path), image="file", label="kind", split="fold", group="patient", classes=["b", "a"])
     indexed = table.read()
     assert {name: len(split) for name, split in indexed.splits.items()} == {"train": 2, "val": 2, "test": 2}
     assert indexed.splits["train"].targets["labels"].tolist() == [1, 0]

@@ -140,7 +140,7 @@ INPUTS = {
     "image size of another version": Verdict(change_one("images", width=48), 8, "its boxes are written for 48x24"),
     "an image listed twice": Verdict(coco(list_image_twice), 8, "stands at image 1 already"),
     "folder of pictures missing": Verdict(
-        coco(source="{coco: {train: d/t.json, pictures: images}}"), 8, "no such folder"
+        coco(source="{coco: {train: d/t.json, images: images}}"), 8, "no such folder"
     ),
     "a picture missing": Verdict(change_one("images", file_name="99.png"), 8, "No such file"),
     "RLE crowd": Verdict(coco(make_one_crowd), 0, "2 classes", FINE),

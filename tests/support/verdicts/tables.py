@@ -118,7 +118,7 @@ LABELS = {
     "Windows: absolute paths": Verdict(table(lambda i: f"C:\\p\\{i:02}.png,{name(i)}"), 8, "is absolute"),
     "URLs": Verdict(table(lambda i: f"https://x.org/p/{i:02}.png,{name(i)}"), 8, "is a URL"),
     "Kaggle: id without suffix": Verdict(
-        table(lambda i: f"{i:02},{name(i)}", "id,label", "{table: {path: t.csv, root: p, picture: id}}"), 8, "suffix"
+        table(lambda i: f"{i:02},{name(i)}", "id,label", "{table: {path: t.csv, root: p, image: id}}"), 8, "suffix"
     ),
     "Kaggle: one-hot columns": Verdict(
         table(
