@@ -2,3 +2,24 @@
 
 Every package may import this one. It imports nothing else of cnnrun.
 """
+
+__all__ = [
+    "atomic_files",
+    "bounded_files",
+    "boxes",
+    "console",
+    "device",
+    "error_lines",
+    "errors",
+    "extras",
+    "file_sequences",
+    "locks",
+    "ownership",
+    "progress",
+    "randomness",
+    "ranks",
+    "signals",
+    "standard_streams",
+    "torchrun",
+    "user_paths",
+]

@@ -2,3 +2,5 @@
 
 This package names no layer, task or source. It imports `base`.
 """
+
+__all__ = ["blocks", "messages", "spec", "tree", "yaml_reader", "zoo"]

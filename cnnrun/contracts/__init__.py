@@ -2,3 +2,5 @@
 
 Read this package before you write a layer, a source or a task. It imports `config` and `base`.
 """
+
+__all__ = ["batch", "facts", "figure", "layer", "objects", "prediction_text", "results", "source", "task"]

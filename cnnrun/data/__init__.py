@@ -3,3 +3,25 @@
 `settings` has the `data` section of the YAML, `index` lists a source, `prepare` decodes it, and `training_batches`
 makes batches. Imports `contracts` and the packages below it, not `tasks`.
 """
+
+__all__ = [
+    "audit",
+    "augment",
+    "cache",
+    "dataset",
+    "decode",
+    "epoch_order",
+    "file_listing",
+    "guess_source",
+    "image_files",
+    "image_paths",
+    "index",
+    "manifest",
+    "prepare",
+    "settings",
+    "sources",
+    "split_table",
+    "storage",
+    "targets",
+    "training_batches",
+]

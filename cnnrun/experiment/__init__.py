@@ -3,3 +3,17 @@
 `config_file.read_config` reads a config; `assemble` builds data, network and job from it. The packages below see only
 their own sections. Imports `training` and the packages below it.
 """
+
+__all__ = [
+    "assemble",
+    "checks",
+    "config_differences",
+    "config_file",
+    "data_check",
+    "import_weights",
+    "init_config",
+    "open_run",
+    "run",
+    "schema",
+    "training_checks",
+]

@@ -3,3 +3,5 @@
 "The paper" is Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014 (arXiv 1311.2901).
 Methods name the figure or table of it that they reproduce.
 """
+
+__all__ = ["augmentation_sheet", "figures", "layer_names", "method_base", "methods", "run_method", "subject"]

@@ -3,3 +3,15 @@
 `network.build_network` builds a network without memory; `network.materialize` gives it weights.
 Imports `tasks`, `data` and the packages below them.
 """
+
+__all__ = [
+    "builder",
+    "layers",
+    "network",
+    "outline",
+    "receptive_field",
+    "structures",
+    "tensor_matching",
+    "trained_network",
+    "weights_file",
+]

@@ -6,4 +6,6 @@ from cnnrun.tasks.embedding.task import Verify
 from cnnrun.tasks.multilabel import Multilabel
 from cnnrun.tasks.regression.task import Regress
 
+__all__ = ["Task", "classification_metrics", "embedding", "intervals", "multilabel", "regression", "temperature"]
+
 Task = Classify | Multilabel | Regress | Detect | Verify

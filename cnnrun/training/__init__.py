@@ -2,3 +2,21 @@
 
 `loop.fit` trains a `learner.Job` to its end. This package imports `model` and the packages below it.
 """
+
+__all__ = [
+    "checkpoints",
+    "determinism",
+    "ema",
+    "evaluation",
+    "event_file",
+    "frozen_layers",
+    "learner",
+    "loop",
+    "optimizers",
+    "run_folder",
+    "run_records",
+    "schedules",
+    "settings",
+    "state",
+    "step",
+]

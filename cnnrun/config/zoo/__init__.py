@@ -18,6 +18,8 @@ from cnnrun.config import blocks, yaml_reader
 from cnnrun.config.messages import did_you_mean, format_value
 from cnnrun.config.tree import INVALID, Map, Position, Problem, Seq
 
+__all__ = []
+
 FOLDER = Path(__file__).parent
 _FIGURES_LINE = re.compile(r"# ([\d,]+) parameters, ([\d.]+) GMACs at (\d+)x(\d+)x(\d+) with (\d+) classes\.")
 

@@ -10,4 +10,6 @@ from cnnrun.data.sources.shards import Shards
 from cnnrun.data.sources.table import Table
 from cnnrun.data.sources.voc import Voc
 
+__all__ = ["Source", "table_files"]
+
 Source = Digits | Idx | Folder | Table | Arrays | Shards | Coco | Voc | DigitScenes

@@ -24,6 +24,8 @@ from cnnrun.explain.method_base import (
     SplitMethod,
 )
 
+__all__ = ["Method", "filters", "gradients", "top_patches", "worst_images"]
+
 if TYPE_CHECKING:
     from cnnrun.explain.run_method import OpenRun
     from cnnrun.explain.subject import Explanation

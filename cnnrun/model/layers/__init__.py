@@ -11,6 +11,8 @@ from cnnrun.model.layers.norm import Norm
 from cnnrun.model.layers.pool import AdaptiveAvgPool, AdaptiveMaxPool, AvgPool, GlobalAvgPool, GlobalMaxPool, MaxPool
 from cnnrun.model.layers.reshape import ChannelShuffle, Chunk, Flatten, Identity, Pad, PixelShuffle, Upsample
 
+__all__ = ["Leaf", "activation", "merge", "norm", "norm_and_activation", "reshape"]
+
 Leaf = (
     (Conv | ConvTranspose | Linear)
     | (MaxPool | AvgPool | AdaptiveAvgPool | AdaptiveMaxPool | GlobalAvgPool | GlobalMaxPool)
