@@ -240,7 +240,7 @@ MEMORY_LOG = """
 import json, sys
 from pathlib import Path
 import torch
-from cnnrun.results.train_run import train_run
+from cnnrun.results.studies.train_run import train_run
 from cnnrun.training import loop
 from cnnrun.base.device import keep_freed_memory
 from cnnrun.experiment.config_file import read_config

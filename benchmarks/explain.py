@@ -27,7 +27,7 @@ from cnnrun.explain.methods.top_patches import top_patches
 from cnnrun.explain.subject import ImagesToExplain, Subject
 from cnnrun.model.network import build_network, materialize
 from cnnrun.results.report import write as reporting
-from cnnrun.results.train_run import train_run
+from cnnrun.results.studies.train_run import train_run
 from cnnrun.training.evaluation import measure_split
 
 CPU = torch.device("cpu")

@@ -23,7 +23,7 @@ from cnnrun.data.dataset import Examples
 from cnnrun.experiment import assemble, config_file, open_run, schema
 from cnnrun.results import people as identity
 from cnnrun.results.gallery_file import Gallery, build_gallery
-from cnnrun.results.train_run import train_run
+from cnnrun.results.studies.train_run import train_run
 from cnnrun.tasks.embedding.pair_metrics import RankedPairs, all_pairs, bootstrap_over_people
 from cnnrun.tasks.intervals import bootstrap_interval
 

@@ -87,7 +87,7 @@ def share(rounds: int) -> None:
 
     loop.Training.save = timed
     from cnnrun.base.device import keep_freed_memory
-    from cnnrun.results.train_run import train_run
+    from cnnrun.results.studies.train_run import train_run
 
     keep_freed_memory()
     experiment = config_file.read_config(HERE.parent / "configs" / "fashion-vgg.yaml", ["train.epochs=2"])
@@ -171,7 +171,7 @@ def wrap(holder, names, before, after=lambda: None):
     setattr(holder, name, wrapped)
 first_of("cnnrun.base.device:keep_freed_memory", "cnnrun.device:keep_freed_memory")()
 read_config = first_of("cnnrun.experiment.config_file:read_config", "cnnrun.experiment:load")
-train_run = first_of("cnnrun.results.train_run:train_run", "cnnrun.commands:train")
+train_run = first_of("cnnrun.results.studies.train_run:train_run", "cnnrun.commands:train")
 Training = first_of("cnnrun.training.loop:Training", "cnnrun.train:Training")
 log = first_of("cnnrun.training.metrics_log:MetricsLog", "cnnrun.tracker:Tracker")
 experiment = read_config(Path(sys.argv[1]), sys.argv[2:])

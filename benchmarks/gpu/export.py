@@ -17,7 +17,7 @@ from cnnrun.export.onnx import Onnx
 from cnnrun.export.python_file import Code
 from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.export_run import export_run
-from cnnrun.results.train_run import train_run
+from cnnrun.results.studies.train_run import train_run
 
 CLOSE = 1e-3  # largest difference of metrics on two devices, both in full float32
 SCENES = ["data.source={digit_scenes: {train: 160, held_out: 32}}", "train.batch=16", "train.epochs=2"]

@@ -22,7 +22,7 @@ from common import RICH, Options, attempt, emit, parse_options
 from cnnrun.base.device import choose_device
 from cnnrun.base.ranks import RankGroup
 from cnnrun.experiment import config_file
-from cnnrun.results.train_run import train_run
+from cnnrun.results.studies.train_run import train_run
 from cnnrun.training import checkpoints
 from cnnrun.training.run_records import METRICS
 

@@ -22,7 +22,7 @@ from common import RICH, ROOT, Options, attempt, emit, parse_options
 
 from cnnrun.base.errors import InterruptionError
 from cnnrun.experiment import config_file
-from cnnrun.results.train_run import train_run
+from cnnrun.results.studies.train_run import train_run
 from cnnrun.training import checkpoints, loop
 
 STOP = 7  # the step under way when SIGTERM comes: within an epoch

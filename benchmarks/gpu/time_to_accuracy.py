@@ -17,7 +17,7 @@ from common import ROOT, Options, attempt, emit, parse_options
 
 from cnnrun.experiment import config_file
 from cnnrun.results.evaluate import evaluate_run
-from cnnrun.results.train_run import train_run
+from cnnrun.results.studies.train_run import train_run
 
 TARGET = 0.935
 DATA = ROOT / "data" / "fashion-mnist"

@@ -127,7 +127,7 @@ def ablate(
 ) -> None:
     """Measure the network without layers, or with other settings. Example: cnnrun explain ablate --remove model[3]"""
     from cnnrun.base.device import choose_device, keep_freed_memory
-    from cnnrun.explain.run_method import open_run
+    from cnnrun.explain.run import open_run
     from cnnrun.results.studies import ablate as ablation
 
     keep_freed_memory()

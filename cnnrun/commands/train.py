@@ -44,7 +44,7 @@ def train(
     # Imported after the config is read, so that a mistake in it is reported quickly.
     from cnnrun.results.report.write import report_after_training
     from cnnrun.results.studies.seeds import train_seeds
-    from cnnrun.results.train_run import train_run
+    from cnnrun.results.studies.train_run import train_run
 
     keep_freed_memory()
     if seeds:

@@ -4,4 +4,4 @@
 Methods name the figure or table of it that they reproduce.
 """
 
-__all__ = ["augmentation_sheet", "figures", "layer_names", "method_base", "methods", "run_method", "subject"]
+__all__ = ["augmentation_sheet", "figures", "layer_names", "method_base", "methods", "run", "run_method", "subject"]

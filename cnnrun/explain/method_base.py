@@ -14,7 +14,7 @@ from pydantic import Field
 from cnnrun.config.spec import Kind
 
 if TYPE_CHECKING:
-    from cnnrun.explain.run_method import OpenRun
+    from cnnrun.explain.run import OpenRun
     from cnnrun.explain.subject import Explanation, ImagesToExplain
 
 
@@ -86,6 +86,6 @@ class ImageMethod(SplitMethod):
 
     def load_images(self, run: OpenRun) -> ImagesToExplain:
         """Load the images to explain. Raises ConfigError, DataError."""
-        from cnnrun.explain.run_method import Selection
+        from cnnrun.explain.run import Selection
 
         return run.load_images(Selection(self.split, self.images, self.numbers, self.files))

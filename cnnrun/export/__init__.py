@@ -1,7 +1,7 @@
-"""Export of trained networks: the formats (`onnx`, `python_file`) and the comparison with the network.
+"""Exported files: formats, a kind a file (`onnx`, `python_file`), and the parity gate.
 
-The union `Format` is the registry. `write.export_network` writes a file and keeps it only if it equals the network.
-Imports `experiment` and the packages below it, not `explain`.
+The union is the registry of formats. `write.export` writes a file and keeps it only if it is the model.
+Imports `experiment` and what is below, not `explain`.
 """
 
 from cnnrun.export.onnx import Onnx

@@ -8,4 +8,5 @@ from cnnrun.tasks.regression.task import Regress
 
 __all__ = ["Task", "classification_metrics", "embedding", "intervals", "multilabel", "regression", "temperature"]
 
+
 Task = Classify | Multilabel | Regress | Detect | Verify

@@ -23,11 +23,11 @@ from cnnrun.explain.method_base import ImageMethod, Images, Layers
 from cnnrun.explain.methods import Assign, Detections, Embed, Invariance, Method, Top
 from cnnrun.explain.methods.gradients import input_gradients
 from cnnrun.explain.methods.worst_images import find_worst_images
-from cnnrun.explain.run_method import Selection
+from cnnrun.explain.run import OpenRun, Selection
 from cnnrun.explain.subject import Explanation, compute_class_scores
 from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.studies import ablate
-from cnnrun.results.train_run import train_run
+from cnnrun.results.studies.train_run import train_run
 from tests.support.images import save_picture
 from tests.support.small_runs import TASKS, explain_run, open_run
 
@@ -64,7 +64,7 @@ def test_a_layer_that_is_not_there_is_named_with_its_alternatives(command, run, 
     def no_data(*_):
         raise AssertionError("data is read before the layer's name is")
 
-    monkeypatch.setattr(run_method, "prepare_eval_data", no_data)
+    monkeypatch.setattr("cnnrun.explain.run.prepare_eval_data", no_data)
     code, _, err = run_cli("explain", command, run, "--layer", "stemm")
     assert code == 2
     assert err.startswith("--layer stemm: no such layer; did you mean 'stem'")
@@ -117,7 +117,7 @@ class Stripes(ImageMethod):
     layers: Layers = ()
     images: Images = 2
 
-    def explain(self, run: run_method.OpenRun) -> Explanation:
+    def explain(self, run: OpenRun) -> Explanation:
         shown = self.load_images(run)
         told = {"settings": self.model_dump(mode="json"), "names": shown.names}
         return Explanation(np.zeros((4, 4, 3), np.uint8), "Stripes.", told)

@@ -9,7 +9,7 @@ import torch
 
 from cnnrun.data.augment.settings import Augment
 from cnnrun.experiment import schema
-from cnnrun.results.train_run import train_run
+from cnnrun.results.studies.train_run import train_run
 from cnnrun.tasks.classification import ClassifyMeter
 from cnnrun.training.run_records import read_result
 from tests.support.configs import tiny_experiment

@@ -13,7 +13,7 @@ from torch import nn
 from cnnrun.base.errors import CheckpointError, ConfigError, NonFiniteError
 from cnnrun.data import training_batches
 from cnnrun.experiment import assemble, schema
-from cnnrun.results.train_run import train_run
+from cnnrun.results.studies.train_run import train_run
 from cnnrun.tasks.classification import CrossEntropy
 from cnnrun.training import checkpoints, loop
 from cnnrun.training.determinism import deterministic_kernels, use_deterministic_layers

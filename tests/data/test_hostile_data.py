@@ -28,7 +28,7 @@ from cnnrun.data.index import index_source
 from cnnrun.data.prepare import build_dataset
 from cnnrun.data.settings import Data
 from cnnrun.experiment import config_file
-from cnnrun.results.train_run import train_run
+from cnnrun.results.studies.train_run import train_run
 from tests.support.images import save_picture
 
 SIZE = (10, 12)

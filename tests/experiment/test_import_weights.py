@@ -14,7 +14,7 @@ from cnnrun.experiment import config_file, open_run
 from cnnrun.experiment.import_weights import convert_weights
 from cnnrun.experiment.weights_source import read_weights
 from cnnrun.model import tensor_matching, weights_file
-from cnnrun.results.train_run import train_run
+from cnnrun.results.studies.train_run import train_run
 from cnnrun.training import checkpoints
 from cnnrun.training.run_records import parse_facts
 from tests.support.small_runs import train_from_weights

@@ -18,7 +18,7 @@ from cnnrun.base.errors import ConfigError, DataError
 from cnnrun.data.guess_source import guess_source
 from cnnrun.experiment import config_file, init_config, schema
 from cnnrun.results.evaluate import evaluate_run
-from cnnrun.results.train_run import train_run
+from cnnrun.results.studies.train_run import train_run
 from tests.support.images import save_picture
 
 

@@ -12,7 +12,7 @@ import torch
 from cnnrun.base.errors import CheckpointError
 from cnnrun.experiment import config_file, schema
 from cnnrun.experiment import run as experiment_run
-from cnnrun.results.train_run import train_run
+from cnnrun.results.studies.train_run import train_run
 from cnnrun.training import run_folder
 from tests.support.configs import TINY
 from tests.support.images import save_class_folders, save_picture

@@ -10,7 +10,7 @@ from cnnrun.base.atomic_files import Folder
 from cnnrun.experiment import run as experiment_run
 from cnnrun.experiment.config_file import parse_config
 from cnnrun.experiment.run import Hooks
-from cnnrun.results.train_run import train_run
+from cnnrun.results.studies.train_run import train_run
 from tests.support.configs import TINY
 from tests.support.interrupted_trainings import digest, stop_at
 

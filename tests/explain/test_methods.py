@@ -24,10 +24,10 @@ from cnnrun.explain.methods.invariance import image_transforms
 from cnnrun.explain.methods.occlude import measure_occlusion
 from cnnrun.explain.methods.patches import find_strongest_cells
 from cnnrun.explain.methods.worst_images import find_worst_images
-from cnnrun.explain.run_method import Selection
+from cnnrun.explain.run import Selection
 from cnnrun.explain.subject import ImagesToExplain, compute_class_scores
 from cnnrun.model.network import build_network, materialize
-from cnnrun.results.train_run import train_run
+from cnnrun.results.studies.train_run import train_run
 from tests.support.small_runs import explain_run, open_run
 
 CPU = torch.device("cpu")

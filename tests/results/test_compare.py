@@ -12,7 +12,7 @@ import torch
 from cnnrun.base.errors import CheckpointError
 from cnnrun.experiment import config_file
 from cnnrun.results import compare
-from cnnrun.results.train_run import train_run
+from cnnrun.results.studies.train_run import train_run
 from tests.support.configs import TINY
 from tests.support.interrupted_trainings import stop_at
 

@@ -23,7 +23,7 @@ import torch
 from cnnrun.commands import app
 from cnnrun.experiment import config_file
 from cnnrun.results import calibrate
-from cnnrun.results.train_run import train_run
+from cnnrun.results.studies.train_run import train_run
 from tests.support.configs import TINY
 
 CPU = torch.device("cpu")

@@ -23,7 +23,7 @@ import torch
 
 from cnnrun.base import atomic_files
 from cnnrun.experiment import schema
-from cnnrun.results.train_run import train_run
+from cnnrun.results.studies.train_run import train_run
 from cnnrun.training import checkpoints
 from tests.support.configs import KINDS, case_config
 from tests.support.forked_processes import fork, outcome

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from cnnrun.experiment import config_file
+from cnnrun.explain import run as opening
 from cnnrun.explain import run_method
 from cnnrun.explain.method_base import ExplainMethod
-from cnnrun.results.train_run import train_run
+from cnnrun.results.studies.train_run import train_run
 from cnnrun.training import checkpoints
 from tests.support.configs import LINKED, TINY, case_config, tiny_experiment
 from tests.support.images import write_pictures
@@ -51,9 +52,9 @@ def train_each_task(root: Path) -> dict[str, Path]:
     return found
 
 
-def open_run(run: Path) -> run_method.OpenRun:
+def open_run(run: Path) -> opening.OpenRun:
     """A run opened as the commands open it, on the CPU."""
-    return run_method.open_run(run, Path("runs"), torch.device("cpu"))
+    return opening.open_run(run, Path("runs"), torch.device("cpu"))
 
 
 def explain_run(method: ExplainMethod, run: Path, out: Path | None = None, root: Path = Path("runs")) -> dict:

@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from cnnrun.experiment import config_file
-from cnnrun.results.train_run import train_run
+from cnnrun.results.studies.train_run import train_run
 from tests.support.configs import TINY
 from tests.support.forked_processes import fork, outcome
 from tests.support.images import save_picture

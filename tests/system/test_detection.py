@@ -21,7 +21,7 @@ from cnnrun.export.python_file import Code
 from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.export_run import export_run
 from cnnrun.results.predict import task_with_scores
-from cnnrun.results.train_run import train_run
+from cnnrun.results.studies.train_run import train_run
 from cnnrun.training.evaluation import measure_split
 from tests.support.forked_processes import run_on_ranks
 from tests.support.images import save_picture

@@ -24,7 +24,7 @@ from cnnrun.export.python_file import Code
 from cnnrun.results import compare
 from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.export_run import export_run
-from cnnrun.results.train_run import train_run
+from cnnrun.results.studies.train_run import train_run
 from tests.support.forked_processes import run_on_ranks
 from tests.support.interrupted_trainings import digest, stop_at
 

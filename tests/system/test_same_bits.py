@@ -12,7 +12,7 @@ import torch
 
 from cnnrun.base.errors import InterruptionError
 from cnnrun.experiment import config_file
-from cnnrun.results.train_run import train_run
+from cnnrun.results.studies.train_run import train_run
 from tests.support.images import save_picture
 
 CONFIG = """

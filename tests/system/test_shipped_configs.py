@@ -11,7 +11,7 @@ from cnnrun.base.errors import DataError
 from cnnrun.data.training_batches import TrainingBatches
 from cnnrun.experiment import assemble, config_file, schema
 from cnnrun.results.evaluate import evaluate_run
-from cnnrun.results.train_run import train_run
+from cnnrun.results.studies.train_run import train_run
 from cnnrun.training.learner import Learner
 from cnnrun.training.step import backward, update_weights
 

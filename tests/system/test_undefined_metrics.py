@@ -21,7 +21,7 @@ from cnnrun.results import compare
 from cnnrun.results.report import html as page
 from cnnrun.results.report.content import training_curves
 from cnnrun.results.studies import seeds
-from cnnrun.results.train_run import train_run
+from cnnrun.results.studies.train_run import train_run
 from cnnrun.tasks.classification_metrics import MultilabelPredictions, SingleLabelPredictions
 from cnnrun.tasks.detection.average_precision import COCO_METRICS, AveragePrecision, undefined_coco_metrics
 from cnnrun.tasks.detection.task import Detect

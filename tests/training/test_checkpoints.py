@@ -225,7 +225,7 @@ def test_checkpoints_of_format_2_are_read_and_gone_on_with(trained_run, tmp_path
     import shutil
 
     from cnnrun.experiment import config_file, open_run
-    from cnnrun.results.train_run import train_run
+    from cnnrun.results.studies.train_run import train_run
 
     run = tmp_path / "tiny" / "1"
     shutil.copytree(trained_run, run)

@@ -22,7 +22,7 @@ import torch
 from cnnrun.base.atomic_files import Folder
 from cnnrun.base.errors import CheckpointError, StorageError, UserError
 from cnnrun.experiment import config_file
-from cnnrun.results.train_run import train_run
+from cnnrun.results.studies.train_run import train_run
 from cnnrun.training import checkpoints
 from tests.support.configs import TINY
 from tests.support.forked_processes import fork, outcome, wait_for

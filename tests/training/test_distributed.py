@@ -23,7 +23,7 @@ from cnnrun.data import decode
 from cnnrun.data.dataset import Examples
 from cnnrun.data.training_batches import TrainingBatches, compute_share
 from cnnrun.experiment import assemble, open_run
-from cnnrun.results.train_run import train_run
+from cnnrun.results.studies.train_run import train_run
 from cnnrun.training import checkpoints, loop
 from cnnrun.training import step as step_of_learning
 from cnnrun.training.evaluation import measure_split

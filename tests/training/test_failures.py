@@ -15,7 +15,7 @@ from cnnrun.base.errors import DataError, NonFiniteError, ResourceError
 from cnnrun.data import image_files
 from cnnrun.data.decode import ReadTimeoutError, ThreadedMap
 from cnnrun.experiment import schema
-from cnnrun.results.train_run import train_run
+from cnnrun.results.studies.train_run import train_run
 from cnnrun.tasks.classification import CrossEntropy
 from cnnrun.training import checkpoints, loop
 from cnnrun.training import step as step_of_learning

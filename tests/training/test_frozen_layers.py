@@ -10,7 +10,7 @@ import torch
 
 from cnnrun.base.errors import ConfigError
 from cnnrun.experiment import assemble, config_file
-from cnnrun.results.train_run import train_run
+from cnnrun.results.studies.train_run import train_run
 from cnnrun.training import checkpoints, frozen_layers, learner, settings
 from cnnrun.training.learner import Learner
 from cnnrun.training.step import backward, update_weights

@@ -19,7 +19,7 @@ from cnnrun.base.ranks import Ranks
 from cnnrun.data.training_batches import batches_in_order
 from cnnrun.experiment import assemble
 from cnnrun.experiment.checks import check
-from cnnrun.results.train_run import train_run
+from cnnrun.results.studies.train_run import train_run
 from cnnrun.training import checkpoints, loop
 from cnnrun.training import step as step_of_learning
 from cnnrun.training.evaluation import measure_split

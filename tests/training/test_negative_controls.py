@@ -18,7 +18,7 @@ from cnnrun.base.errors import CheckpointError
 from cnnrun.data import training_batches
 from cnnrun.experiment import run as experiment_run
 from cnnrun.experiment.schema import Experiment
-from cnnrun.results.train_run import train_run
+from cnnrun.results.studies.train_run import train_run
 from cnnrun.training import checkpoints, ema, loop
 from cnnrun.training import step as step_of_learning
 from cnnrun.training.learner import Learner

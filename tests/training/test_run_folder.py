@@ -15,7 +15,7 @@ import torch
 from cnnrun.base import atomic_files, locks
 from cnnrun.base.errors import CheckpointError, InterruptionError, ResourceError, StorageError
 from cnnrun.experiment import schema
-from cnnrun.results.train_run import train_run
+from cnnrun.results.studies.train_run import train_run
 from cnnrun.training import checkpoints, loop, run_folder
 from cnnrun.training.learner import Learner
 from tests.support.configs import tiny_experiment

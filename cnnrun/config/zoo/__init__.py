@@ -20,6 +20,7 @@ from cnnrun.config.tree import INVALID, Map, Position, Problem, Seq
 
 __all__ = []
 
+
 FOLDER = Path(__file__).parent
 _FIGURES_LINE = re.compile(r"# ([\d,]+) parameters, ([\d.]+) GMACs at (\d+)x(\d+)x(\d+) with (\d+) classes\.")
 

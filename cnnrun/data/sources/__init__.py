@@ -12,4 +12,5 @@ from cnnrun.data.sources.voc import Voc
 
 __all__ = ["Source", "table_files"]
 
+
 Source = Digits | Idx | Folder | Table | Arrays | Shards | Coco | Voc | DigitScenes

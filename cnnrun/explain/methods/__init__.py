@@ -26,8 +26,9 @@ from cnnrun.explain.method_base import (
 
 __all__ = ["Method", "filters", "gradients", "top_patches", "worst_images"]
 
+
 if TYPE_CHECKING:
-    from cnnrun.explain.run_method import OpenRun
+    from cnnrun.explain.run import OpenRun
     from cnnrun.explain.subject import Explanation
 
 Pixels = Annotated[int | None, Field(ge=1)]
@@ -206,7 +207,7 @@ class Assign(SplitMethod):
 
     def explain(self, run: OpenRun) -> Explanation:
         from cnnrun.explain.methods.detections import show_assignment
-        from cnnrun.explain.run_method import Selection
+        from cnnrun.explain.run import Selection
 
         return show_assignment(run.subject, run.load_images(Selection(self.split, numbers=(self.image,))))
 

@@ -13,6 +13,7 @@ from cnnrun.model.layers.reshape import ChannelShuffle, Chunk, Flatten, Identity
 
 __all__ = ["Leaf", "activation", "merge", "norm", "norm_and_activation", "reshape"]
 
+
 Leaf = (
     (Conv | ConvTranspose | Linear)
     | (MaxPool | AvgPool | AdaptiveAvgPool | AdaptiveMaxPool | GlobalAvgPool | GlobalMaxPool)

@@ -22,12 +22,13 @@ from cnnrun.experiment.config_file import parse_config
 from cnnrun.experiment.schema import Experiment
 from cnnrun.explain.figures.panels import titled_grid
 from cnnrun.explain.layer_names import LayerPlace, find_layer
-from cnnrun.explain.run_method import OpenRun, write_explanation
+from cnnrun.explain.run import OpenRun
+from cnnrun.explain.run_method import write_explanation
 from cnnrun.explain.subject import PASS_THROUGH_KINDS, Explanation, plot_to_pillow
 from cnnrun.results.compare import compare_metrics
 from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.report import write as report_writer
-from cnnrun.results.train_run import train_run
+from cnnrun.results.studies.train_run import train_run
 from cnnrun.training.evaluation import measure_split
 
 _COMMA = re.compile(r",(?![^\[{]*[\]}])")  # a comma that is not inside a list or a mapping

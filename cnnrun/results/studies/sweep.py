@@ -32,7 +32,7 @@ from cnnrun.base.randomness import derive_key
 from cnnrun.data.index import index_source
 from cnnrun.experiment.config_file import read_config
 from cnnrun.experiment.schema import Experiment
-from cnnrun.results.train_run import train_run
+from cnnrun.results.studies.train_run import train_run
 from cnnrun.training.settings import monitorable_metrics
 
 STUDY_FILE = "study.log"

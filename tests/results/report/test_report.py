@@ -21,7 +21,7 @@ from cnnrun.results.report import charts
 from cnnrun.results.report import html as page
 from cnnrun.results.report import write as reporting
 from cnnrun.results.report.content import training_curves
-from cnnrun.results.train_run import train_run
+from cnnrun.results.studies.train_run import train_run
 from cnnrun.training.run_records import read_result
 from tests.support.browser import open_page
 from tests.support.configs import TINY

@@ -27,7 +27,7 @@ from cnnrun.results import calibrate, compare
 from cnnrun.results.evaluate import evaluate_run
 from cnnrun.results.export_run import export_run
 from cnnrun.results.studies import find_lr, plan, seeds, sweep
-from cnnrun.results.train_run import train_run
+from cnnrun.results.studies.train_run import train_run
 from cnnrun.tasks.classification import Classify
 from cnnrun.tasks.temperature import fit_temperature
 from cnnrun.training.run_records import parse_facts
