@@ -76,7 +76,7 @@ def test_memory_that_runs_out_in_the_optimizer_ends_the_run_in_one_line(gpu, tmp
     def short(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(loop, "update", short)
+    monkeypatch.setattr(loop, "update_weights", short)
     code, _, err = run_cli("train", tiny, "--device", "cuda", "--runs", tmp_path / "runs")
     assert code == 6
     assert "memory ran out in the optimizer's step 0: CUDA out of memory" in err

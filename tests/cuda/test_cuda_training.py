@@ -197,13 +197,13 @@ def test_what_is_not_finite_stops_a_step_later_is_named_and_never_saved(gpu, tmp
     poison, named = PLACES[place]
     poison(monkeypatch, 20, float("nan"))
     taken: list[int] = []
-    real = loop.update
+    real = loop.update_weights
 
     def counting(learner, job, step, factor):
         taken.append(step)
         real(learner, job, step, factor)
 
-    monkeypatch.setattr(loop, "update", counting)
+    monkeypatch.setattr(loop, "update_weights", counting)
     with pytest.raises(NonFiniteError) as stopped:
         train_run(tiny_experiment("train.ema={decay: 0.9}", "data.augment={rotate: 4}"), tmp_path, gpu, resume=False)
     lines = stopped.value.lines

@@ -212,12 +212,12 @@ def test_where_pictures_go_follows_their_size_and_is_said(picture_folder, cache_
             store_split(split, (3, 8, 8), data.image, data, list_files(split, False, 0), progress_bar).images
         ).__name__
 
-    assert kind(disk_gib=1e-9) == "Held"
+    assert kind(disk_gib=1e-9) == "InMemory"
     assert "kept in memory and not for the next run" in capfd.readouterr().err
     assert kind(disk_gib=1e-9, memory_gib=1e-9) == "Streamed"
     assert "decoded again at each use" in capfd.readouterr().err
     assert kind(memory_gib=1e-9) == "OnDisk"
-    assert kind(disk_gib=1e-9) == "Held"  # it is there already, and mapped
+    assert kind(disk_gib=1e-9) == "InMemory"  # it is there already, and mapped
     assert capfd.readouterr().err == ""
 
 

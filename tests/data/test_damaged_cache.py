@@ -178,7 +178,7 @@ def test_what_may_only_be_read_is_used_where_it_is_whole(blocked_data, cache_fol
     expected = prepared_contents(blocked_data)
     entry = cache_entry(cache_folder)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    monkeypatch.setattr(cached_split, "hold", None)
+    monkeypatch.setattr(cached_split, "hold_lock", None)
     assert prepared_contents(blocked_data) == expected
     flip_bit(entry / "pixels.u8", 1000)
     before = {path: path.read_bytes() for path in entry.iterdir()}

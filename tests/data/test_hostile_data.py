@@ -61,11 +61,11 @@ from pathlib import Path
 import PIL.PngImagePlugin
 from PIL import Image as Pil
 from cnnrun.base.errors import DataError
-from cnnrun.data.image_files import Image, load
+from cnnrun.data.image_files import ImageSettings, load_image
 Pil.new("RGB", (9, 9))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
-    load(Path(sys.argv[1]), (8, 8), 3, Image())
+    load_image(Path(sys.argv[1]), (8, 8), 3, ImageSettings())
 except DataError as error:
     print(error)
 assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024
@@ -259,8 +259,8 @@ model: [flatten]
 train: {{epochs: 2, batch: 8}}
 """
     tried = config_file.parse_config(text, "c.yaml", ["name=c"])
-    update = loop.update
-    monkeypatch.setattr(loop, "update", lambda *given: (update(*given), signal.raise_signal(signal.SIGINT)))
+    update = loop.update_weights
+    monkeypatch.setattr(loop, "update_weights", lambda *given: (update(*given), signal.raise_signal(signal.SIGINT)))
     with pytest.raises(InterruptionError):
         train_run(tried, tmp_path, torch.device("cpu"), resume=False)
     monkeypatch.undo()

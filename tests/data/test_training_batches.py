@@ -75,7 +75,7 @@ def test_an_epoch_has_every_sample_at_most_once(examples):
 def test_labels_stay_with_their_pictures(examples):
     batch = made(examples, augment=Augment()).at(4)
     for picture, label, i in zip(batch.images, batch.targets["labels"], batch.index_B, strict=True):
-        assert torch.equal(picture, examples.take(i[None])[0].float())
+        assert torch.equal(picture, examples.load_images(i[None])[0].float())
         assert label == examples.targets["labels"][i]
 
 
@@ -85,7 +85,7 @@ def test_a_batch_is_augmented_by_the_draws_of_its_own_epoch(examples, epoch):
     batches_of_run = made(examples, augment=augment)
     batch = batches_of_run.at(epoch * batches_of_run.steps_per_epoch + 2)
     draws = Draws(3, epoch, batch.index_B, augment.slots())
-    assert torch.equal(batch.images, augment.apply(examples.take(batch.index_B), draws))
+    assert torch.equal(batch.images, augment.apply(examples.load_images(batch.index_B), draws))
 
 
 def test_a_batch_is_mixed_with_its_next_pictures_and_so_are_its_labels(examples):
@@ -108,7 +108,7 @@ def test_a_sample_that_an_epoch_shows_again_is_changed_by_draws_of_its_own(examp
     again = False
     for step in range(10):
         here = slice(32 * step, 32 * step + 32)
-        expected = augment.apply(rare.take(samples[here]), Draws(3, 0, numbers[here], augment.slots()))
+        expected = augment.apply(rare.load_images(samples[here]), Draws(3, 0, numbers[here], augment.slots()))
         assert torch.equal(batches_of_run.at(step).images, expected)
         again |= bool((samples[here] != numbers[here]).any())
     assert again
@@ -117,7 +117,7 @@ def test_a_sample_that_an_epoch_shows_again_is_changed_by_draws_of_its_own(examp
 def test_batches_are_cut_from_the_next_step_on_though_more_were_prepared(examples):
     batches_of_run, whole = made(examples), made(examples)
     assert batches_of_run.at(0).micro_sizes == (32,)
-    batches_of_run.cut(4)
+    batches_of_run.set_micro_batches(4)
     for step in (1, 2, 40):
         batch = batches_of_run.at(step)
         assert batch.micro_sizes == (8, 8, 8, 8)
@@ -131,10 +131,10 @@ def test_in_order_has_each_sample_once(examples):
 
 @pytest.mark.parametrize("parts", [1, 3, 32, 40])
 def test_micro_batches_are_a_partition(examples, parts):
-    batch = made(examples, parts=parts).at(0)
-    pieces = batch.micro()
+    batch = made(examples, micro_batch_count=parts).at(0)
+    pieces = batch.micro_batches()
     assert len(pieces) == min(parts, 32)
-    assert {piece.whole for piece in pieces} == {32}
+    assert {piece.global_size for piece in pieces} == {32}
     assert torch.equal(torch.cat([piece.images for piece in pieces]), batch.images)
     assert torch.equal(torch.cat([piece.index_B for piece in pieces]), batch.index_B)
 
@@ -192,7 +192,7 @@ def test_reading_ahead_gives_the_same_and_names_what_fails(examples, ahead, monk
             raise DataError("pets/1.png: gone")
 
         shape = examples.images.shape
-        gone = SimpleNamespace(shape=shape, in_memory=True, take=fails, reading=list)
+        gone = SimpleNamespace(shape=shape, is_in_memory=True, take=fails, rows_being_read=list)
         broken = replace(examples, images=gone)
     reading = TrainingBatches(broken, Augment(), 32, 5, 3, CPU, prefetch=ahead)
     with closing(reading), pytest.raises(DataError, match="pets/1.png: gone"):
@@ -248,9 +248,9 @@ def test_a_table_of_objects_gives_each_picture_its_own(crowded):
             assert torch.equal(padded[name][row, :count], values[own])
         assert (padded["objects"][row, count:] == -1).all()
         assert not padded["boxes"][row, count:].any()
-    assert all(torch.equal(table.only(order).padded()[name], values) for name, values in padded.items())
+    assert all(torch.equal(table.select(order).pad()[name], values) for name, values in padded.items())
     mask = torch.zeros(len(table), dtype=torch.bool)
     mask[[0, 3]] = True
-    assert torch.equal(table.only(mask).ends_N1, table.only(torch.tensor([0, 3])).ends_N1)
+    assert torch.equal(table.select(mask).ends_N1, table.select(torch.tensor([0, 3])).ends_N1)
     blocks = list(table.padded_blocks())
-    assert torch.equal(torch.cat([block["boxes"] for block in blocks]), table.padded()["boxes"])
+    assert torch.equal(torch.cat([block["boxes"] for block in blocks]), table.pad()["boxes"])

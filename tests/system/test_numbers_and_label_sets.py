@@ -304,11 +304,11 @@ def test_boxes_become_counts_and_presence(tmp_path):
         )
 
     boxes, counts, presence = map(given, ("boxes", "counts", "presence"))
-    objects = boxes.contents.splits["train"].objects.padded()["objects"]
+    objects = boxes.contents.splits["train"].objects.pad()["objects"]
     expected = torch.stack([(objects == k).sum(1) for k in range(10)], 1).float()
     assert torch.equal(counts.contents.splits["train"].targets["numbers"], expected)
-    assert torch.equal(presence.source.splits["train"].targets["present"], expected > 0)
-    assert counts.source.numbers == presence.source.classes == tuple("0123456789")
+    assert torch.equal(presence.contents.splits["train"].targets["present"], expected > 0)
+    assert counts.contents.numbers == presence.source.classes == tuple("0123456789")
     assert [number.name for number in counts.numbers()] == list("0123456789")
 
 

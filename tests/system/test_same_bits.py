@@ -85,7 +85,7 @@ def test_nor_when_it_changes_at_a_resume(root, expected, tmp_path, monkeypatch):
     from cnnrun.training import loop
 
     steps = 0
-    update = loop.update
+    update = loop.update_weights
 
     def counted(*arguments):
         nonlocal steps
@@ -94,7 +94,7 @@ def test_nor_when_it_changes_at_a_resume(root, expected, tmp_path, monkeypatch):
         if steps in (7, 19):
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(loop, "update", counted)
+    monkeypatch.setattr(loop, "update_weights", counted)
     for workers, prefetch, kind in ((0, 0, "memory"), (2, 3, "none")):
         with pytest.raises(InterruptionError):
             trained(config(root, tmp_path, workers, prefetch, kind), tmp_path / "runs", resume=True)

@@ -14,6 +14,6 @@ _FILE = Path(__file__).with_name("digits.npz")
 
 def read_digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Images [1797, 8, 8], in 17 grey levels from 0 to 255, and labels [1797]."""
-    with np.load(_FILE) as arrays:
+    with np.load(_FILE, allow_pickle=False) as arrays:
         images = np.rint(arrays["images"] * (255 / 16)).astype(np.uint8)
         return images, arrays["labels"].astype(np.int64)
