@@ -46,7 +46,7 @@ def test_what_another_user_made_is_refused_by_name(blocked_data, cache_folder, v
     with monkeypatch.context() as patched:
         give_away(entry / victim, patched)
         with pytest.raises(
-            StorageError, match=rf"{entry}.*: of another user \(uid \d+\); give data.cache_dir a folder"
+            StorageError, match=rf"{entry}.*: belongs to another user \(uid \d+\); give data.cache_dir a folder"
         ):
             prepared_contents(with_memory_gib(blocked_data, gib))
     if os.geteuid() == 0:
@@ -59,7 +59,7 @@ def test_what_others_can_write_is_refused(blocked_data, cache_folder):
     entry = cache_entry(cache_folder)
 
     def refused(what: str) -> None:
-        with pytest.raises(StorageError, match=rf"^{what} \(`chmod go-w` ends that\); give data.cache_dir a folder"):
+        with pytest.raises(StorageError, match=rf"^{what} \(`chmod go-w` prevents it\); give data.cache_dir a folder"):
             prepared_contents(blocked_data)
 
     cache_folder.chmod(0o755)
@@ -78,7 +78,7 @@ def test_what_others_can_write_is_refused(blocked_data, cache_folder):
     prepared_contents(blocked_data)
     entry.rename(cache_folder.parent / "away")
     entry.symlink_to(cache_folder.parent / "away")
-    with pytest.raises(StorageError, match=f"{entry}: a link"):
+    with pytest.raises(StorageError, match=f"{entry}: is a link"):
         prepared_contents(blocked_data)
     assert cache.list_entries(cache_folder) == []
 
@@ -120,12 +120,12 @@ def test_a_folder_that_cannot_be_looked_into_costs_no_traceback(blocked_data):
         with as_somebody_without_rights(entry):
             assert cache.list_entries(folder) == []
             assert cache.bytes_used(folder) == 0 < used
-            with pytest.raises(StorageError, match=r"cannot be looked at \(Permission denied\); give data.cache_dir"):
+            with pytest.raises(StorageError, match=r"cannot be checked \(Permission denied\); give data.cache_dir"):
                 CacheEntry(entry, 25, (3, 8, 8), keep_pixels=True).is_complete()
         with as_somebody_without_rights(folder):
             with pytest.raises(StorageError, match=r"cache: cannot be read \(Permission denied\)"):
                 cache.list_entries(folder)
-            assert "cannot be looked at (Permission denied)" in str(ownership_problem(entry))
+            assert "cannot be checked (Permission denied)" in str(ownership_problem(entry))
 
 
 def test_another_users_script_goes_into_no_report(tmp_path, bundles, capfd, monkeypatch):
@@ -146,5 +146,7 @@ def test_another_users_copy_of_a_shard_is_refused(tmp_path, monkeypatch):
     path = copies / f"{sha256(url.encode()).hexdigest()[:32]}.tar"
     path.write_bytes(b"anything")
     give_away(path, monkeypatch)
-    with pytest.raises(StorageError, match=r"of another user \(uid \d+\); give data.source.shards.copies a folder of"):
+    with pytest.raises(
+        StorageError, match=r"belongs to another user \(uid \d+\); give data.source.shards.copies a folder"
+    ):
         Shards(train=url, copies=str(copies)).read()

@@ -157,7 +157,7 @@ def test_code_that_is_not_the_network_is_not_kept(trained_run, tmp_path, monkeyp
 
     real = code.generate_code
     monkeypatch.setattr(code, "generate_code", lambda *a: real(*a).replace("outputs / self", "2 * outputs / self"))
-    with pytest.raises(ParityError, match="not the model"):
+    with pytest.raises(ParityError, match="not kept, its results differ"):
         export_run(Code(), trained_run, trained_run.parent.parent, None, tmp_path / "net.py")
     assert [file.name for file in tmp_path.iterdir()] == ["parity-code-failed.json"]
     assert json.loads((tmp_path / "parity-code-failed.json").read_text())["passed"] is False

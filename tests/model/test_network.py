@@ -241,7 +241,7 @@ def test_parallel_merges():
             ("model", 0, "repeat", "layers", 0, "max_pool"),
             "a window of 2x2 does not fit a map of 1x1",
         ),
-        ("- pad: {padding: 9, mode: reflect}", ("model", 0, "pad"), "must be smaller than the picture"),
+        ("- pad: {padding: 9, mode: reflect}", ("model", 0, "pad"), "must be smaller than the feature map"),
         ("- group_norm: 3", ("model", 0, "group_norm"), "1 channels do not divide into 3 groups"),
     ],
 )

@@ -308,7 +308,7 @@ def test_boxes_become_counts_and_presence(tmp_path):
     expected = torch.stack([(objects == k).sum(1) for k in range(10)], 1).float()
     assert torch.equal(counts.contents.splits["train"].targets["numbers"], expected)
     assert torch.equal(presence.contents.splits["train"].targets["present"], expected > 0)
-    assert counts.contents.numbers == presence.source.classes == tuple("0123456789")
+    assert counts.contents.number_names == presence.contents.classes == tuple("0123456789")
     assert [number.name for number in counts.numbers()] == list("0123456789")
 
 
