@@ -235,7 +235,7 @@ def test_a_file_above_the_memory_limit_is_read_in_pieces(tmp_path, picture_folde
     assert torch.equal(everything(small), everything(data_of(picture_folder, cache="memory")))
 
 
-def test_a_file_that_changes_during_training_is_named(picture_folder, cache_folder):
+def test_a_file_that_changes_after_listing_is_named(picture_folder, cache_folder):
     data = data_of(picture_folder, cache="none", cache_dir=str(cache_folder))
     train = build_dataset(data, index_source(data), progress_bar).splits["train"]
     path = Path(train.sample_name(3))

@@ -232,7 +232,8 @@ def test_the_fetch_option_permits_fetching_for_one_command(two, shard_server, ru
     monkeypatch.setenv("CNNRUN_FETCH", "0")
     (two / "c.yaml").write_text(
         f"task: classify\ndata: {{source: {{shards: {{train: '{shard_server[0]}/train-00.tar', "
-        f"copies: '{two}/copies'}}}}, image: {{size: 8, channels: 1}}, split: {{val: 0.3}}}}\nmodel: [flatten]\ntrain: {{batch: 2}}\n"
+        f"copies: '{two}/copies'}}}}, "
+        "image: {size: 8, channels: 1}, split: {val: 0.3}}\nmodel: [flatten]\ntrain: {batch: 2}\n"
     )
     code, _, err = run_cli("check", two / "c.yaml")
     assert (code, len(err.splitlines())) == (8, 1)
