@@ -20,7 +20,7 @@ def boxes(seed: int, pictures: int, count: int, spread: float = 100.0) -> torch.
 
 @given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 120), st.sampled_from([0.1, 0.45, 0.6, 0.9]))
 @settings(max_examples=50, deadline=None)
-def test_suppression_equals_torchvisions_picture_by_picture(seed, pictures, count, most):
+def test_suppression_equals_torchvisions_image_by_image(seed, pictures, count, most):
     found = boxes(seed, pictures, count)
     generator = torch.Generator().manual_seed(seed)
     scores = torch.rand(pictures, count, generator=generator).sort(1, descending=True).values
@@ -30,14 +30,14 @@ def test_suppression_equals_torchvisions_picture_by_picture(seed, pictures, coun
         without.setattr(boxes_module.torch, "ops", SimpleNamespace(torchvision=object()))
         assert torch.equal(
             non_maximum_suppression(found, scores, labels, most), kept
-        )  # our own, where torchvision is not there
+        )  # the fallback where torchvision's operators are missing
     for row in range(pictures):
         theirs = torch.zeros(count, dtype=torch.bool)
         theirs[batched_nms(found[row].double(), scores[row].double(), labels[row], most)] = True
         assert torch.equal(kept[row], theirs)
 
 
-def test_a_long_chain_of_boxes_that_decide_about_each_other(monkeypatch):
+def test_a_chain_of_overlapping_boxes_keeps_every_second_one(monkeypatch):
     left = torch.arange(200.0)
     chain = torch.stack([left * 4, left * 0, left * 4 + 10, left * 0 + 10], 1)[None]
     monkeypatch.setattr(boxes_module.torch, "ops", SimpleNamespace(torchvision=object()))
@@ -47,7 +47,7 @@ def test_a_long_chain_of_boxes_that_decide_about_each_other(monkeypatch):
     assert kept[0].tolist() == [number % 2 == 0 for number in range(200)]
 
 
-def test_overlaps_equal_torchvisions_and_are_0_for_no_area():
+def test_iou_equals_torchvisions_and_is_0_for_boxes_without_area():
     ones, others = boxes(1, 2, 30), boxes(2, 2, 20)
     for row in range(2):
         assert torch.allclose(intersection_over_union(ones, others)[row], box_iou(ones[row], others[row]), atol=1e-6)
@@ -55,6 +55,6 @@ def test_overlaps_equal_torchvisions_and_are_0_for_no_area():
     assert intersection_over_union(nothing, nothing).abs().max() == 0
 
 
-def test_padding_adds_what_is_missing_and_no_more():
+def test_padding_fills_up_to_the_length_and_never_cuts():
     assert pad_to(torch.ones(2, 3), 5, -1.0)[0].tolist() == [1, 1, 1, -1, -1]
     assert pad_to(torch.ones(2, 3, 4), 2, 0.0).shape == (2, 3, 4)

@@ -1,4 +1,4 @@
-"""A plain install does the main job; what needs an extra says so in a line, before any work."""
+"""A plain install trains, evaluates and exports; a command that needs an extra says so in one line before any work."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-# What `pip install cnnrun` does not bring. `None` in sys.modules is how Python says that a package cannot be imported.
+# Packages that `pip install cnnrun` does not install: `None` in sys.modules makes importing them fail.
 _PLAIN = """
 import contextlib, sys
 for package in ("scipy", "sklearn", "pyarrow", "faiss", "optuna", "webdataset", "braceexpand"):
@@ -24,13 +24,13 @@ for words in {commands!r}:
 
 
 def run_plain(folder, *commands: list[str]) -> subprocess.CompletedProcess[str]:
-    """The commands one after the other in a process without extras, until one fails."""
+    """Run the commands one after the other in a process without extras, until one fails."""
     code = _PLAIN.format(commands=[list(map(str, words)) for words in commands])
     return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.slow
-def test_a_plain_install_does_the_main_job(tiny, tmp_path):
+def test_a_plain_install_trains_evaluates_and_exports(tiny, tmp_path):
     done = run_plain(
         tmp_path,
         ["check", tiny],

@@ -1,4 +1,4 @@
-"""Files of other users: nothing that another one may have written is trained on or shown."""
+"""Files that another user owns or can write are neither trained on nor shown."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STRANGER = 12345
 
 
 def give_away(path: Path, monkeypatch) -> None:
-    """Make another user the owner of a file; where only root may do so, make everything that is ours another's."""
+    """Make another user the owner of a file; without root, make every file of ours look like another user's."""
     if os.geteuid() == 0:
         os.chown(path, STRANGER, -1)
     else:
@@ -40,7 +40,7 @@ def give_away(path: Path, monkeypatch) -> None:
 
 @pytest.mark.parametrize("gib", [IN_MEMORY, ON_DISK])
 @pytest.mark.parametrize("victim", [".", *FILES])
-def test_what_another_user_made_is_refused_by_name(blocked_data, cache_folder, victim, gib, monkeypatch):
+def test_a_cache_file_of_another_user_is_refused_by_name(blocked_data, cache_folder, victim, gib, monkeypatch):
     prepared_contents(blocked_data)
     entry = cache_entry(cache_folder)
     with monkeypatch.context() as patched:
@@ -50,31 +50,31 @@ def test_what_another_user_made_is_refused_by_name(blocked_data, cache_folder, v
         ):
             prepared_contents(with_memory_gib(blocked_data, gib))
     if os.geteuid() == 0:
-        os.chown(entry / victim, 0, -1)  # root made it: whoever does not believe root cannot believe anything
+        os.chown(entry / victim, 0, -1)  # root's own files are trusted
     prepared_contents(with_memory_gib(blocked_data, gib))
 
 
-def test_what_others_can_write_is_refused(blocked_data, cache_folder):
+def test_a_cache_that_other_users_can_write_is_refused(blocked_data, cache_folder):
     prepared_contents(blocked_data)
     entry = cache_entry(cache_folder)
 
-    def refused(what: str) -> None:
+    def assert_refused(what: str) -> None:
         with pytest.raises(StorageError, match=rf"^{what} \(`chmod go-w` prevents it\); give data.cache_dir a folder"):
             prepared_contents(blocked_data)
 
     cache_folder.chmod(0o755)
     entry.chmod(0o775)
-    refused(f"{entry}: other users can write it")
+    assert_refused(f"{entry}: other users can write it")
     entry.chmod(0o755)
     (entry / "records").chmod(0o602)
-    refused(f"{entry}/records: other users can write it")
-    entry.chmod(0o700)  # which nobody else can enter
+    assert_refused(f"{entry}/records: other users can write it")
+    entry.chmod(0o700)  # nobody else can enter it
     prepared_contents(blocked_data)
     cache_folder.chmod(0o777)
-    refused(f"{cache_folder}: other users can write there")
+    assert_refused(f"{cache_folder}: other users can write there")
     shutil.rmtree(entry)
-    refused(f"{cache_folder}: other users can write there")  # before there is anything
-    cache_folder.chmod(0o1777)  # such as /tmp: what is ours there stays ours
+    assert_refused(f"{cache_folder}: other users can write there")  # before any entry exists
+    cache_folder.chmod(0o1777)  # sticky, like /tmp: nobody else can replace our files
     prepared_contents(blocked_data)
     entry.rename(cache_folder.parent / "away")
     entry.symlink_to(cache_folder.parent / "away")
@@ -84,7 +84,7 @@ def test_what_others_can_write_is_refused(blocked_data, cache_folder):
 
 
 @pytest.mark.parametrize("kind", ["disk", "none"])
-def test_what_we_write_is_ours_alone_where_a_group_may_write_by_default(blocked_data, cache_folder, kind):
+def test_our_cache_files_are_not_group_writable_under_a_lax_umask(blocked_data, cache_folder, kind):
     before = os.umask(0o002)
     try:
         deep = blocked_data.model_copy(update={"cache": kind, "cache_dir": str(cache_folder / "a" / "b")})
@@ -96,7 +96,7 @@ def test_what_we_write_is_ours_alone_where_a_group_may_write_by_default(blocked_
 
 @contextmanager
 def as_somebody_without_rights(path: Path) -> Iterator[None]:
-    """Where `path` cannot be looked into; root could otherwise."""
+    """Make `path` unreadable for this process, which needs another effective user if it is root."""
     mode, is_root = path.stat().st_mode, os.geteuid() == 0
     path.chmod(0)
     if is_root:
@@ -109,7 +109,7 @@ def as_somebody_without_rights(path: Path) -> Iterator[None]:
         path.chmod(mode)
 
 
-def test_a_folder_that_cannot_be_looked_into_costs_no_traceback(blocked_data):
+def test_an_unreadable_cache_folder_gives_no_traceback(blocked_data):
     with tempfile.TemporaryDirectory() as place:
         Path(place).chmod(0o755)
         prepared_contents(blocked_data.model_copy(update={"cache_dir": f"{place}/cache"}))
@@ -128,10 +128,10 @@ def test_a_folder_that_cannot_be_looked_into_costs_no_traceback(blocked_data):
             assert "cannot be checked (Permission denied)" in str(ownership_problem(entry))
 
 
-def test_another_users_script_goes_into_no_report(tmp_path, bundles, capfd, monkeypatch):
+def test_another_users_script_never_enters_a_report(tmp_path, bundles, capfd, monkeypatch):
     script = page._vega_script()
     (path,) = (tmp_path / "home").iterdir()
-    path.write_text(f"{page._hash_line('steal()')}\nsteal()")  # who can write it can write a hash that fits
+    path.write_text(f"{page._hash_line('steal()')}\nsteal()")  # whoever can write the file can write a matching hash
     give_away(path, monkeypatch)
     for _ in range(2):
         assert page._vega_script() == script

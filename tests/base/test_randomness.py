@@ -19,7 +19,7 @@ def mix(z: int) -> int:
 
 @given(whole, st.integers(0, 10**6), st.integers(0, 2**40), st.integers(0, 2**33))
 @settings(max_examples=200, deadline=None)
-def test_bits_are_splitmix64_in_plain_integers(seed, epoch, index, slot):
+def test_random_bits_equal_splitmix64_in_plain_integers(seed, epoch, index, slot):
     gamma = 0x9E3779B97F4A7C15
     sample = mix((index * gamma + derive_key(seed, epoch)) & MASK)
     expected = mix((sample + slot * gamma) & MASK)
@@ -27,21 +27,21 @@ def test_bits_are_splitmix64_in_plain_integers(seed, epoch, index, slot):
 
 
 def test_the_generators_first_numbers_are_pinned():
-    """A changed formula would change every run that anyone has: this must fail first."""
+    """A changed formula would change every existing run, so this test must fail first."""
     samples, slots = torch.tensor([3, 4]), torch.tensor([0, 1])
     top = (random_bits(1, 2, samples, slots) >> 40) & 0xFFFFFF  # the upper 24 bits, all that float32 holds
     assert torch.equal(uniform(1, 2, samples, slots).double(), top.double() / 2**24)
     assert permutation(7, 0, 8).tolist() == [4, 3, 6, 2, 7, 0, 1, 5]
 
 
-def test_a_samples_numbers_do_not_depend_on_its_batch():
+def test_a_samples_random_numbers_do_not_depend_on_its_batch():
     slots = torch.arange(5)
     together = uniform(9, 4, torch.arange(100), slots)
     alone = torch.cat([uniform(9, 4, torch.tensor([i]), slots) for i in range(100)])
     assert torch.equal(together, alone)
 
 
-def test_uniform_is_uniform_and_its_slots_unrelated():
+def test_uniform_draws_are_uniform_and_uncorrelated_between_slots():
     draws = uniform(0, 0, torch.arange(200_000), torch.arange(3))
     assert float(draws.min()) >= 0
     assert float(draws.max()) < 1
@@ -55,16 +55,16 @@ def test_uniform_is_uniform_and_its_slots_unrelated():
 
 @given(whole, st.integers(0, 1000), st.integers(1, 300))
 @settings(max_examples=100, deadline=None)
-def test_permutation_is_one(seed, epoch, count):
+def test_permutation_contains_each_index_once(seed, epoch, count):
     assert sorted(permutation(seed, epoch, count).tolist()) == list(range(count))
 
 
-def test_orders_differ_by_seed_and_epoch():
+def test_permutations_differ_by_seed_and_epoch():
     orders = {tuple(permutation(seed, epoch, 50).tolist()) for seed in range(5) for epoch in range(5)}
     assert len(orders) == 25
 
 
-def test_seeding_a_step_forgets_what_came_before():
+def test_seeding_a_step_discards_the_earlier_random_state():
     cpu = torch.device("cpu")
     seed_step(3, 10, 0, cpu)
     expected = torch.rand(4)

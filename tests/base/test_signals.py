@@ -10,7 +10,7 @@ from cnnrun.base.signals import stop_on_signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_the_first_signal_asks_and_the_handlers_are_put_back(number, capfd):
+def test_the_first_signal_requests_a_stop_and_the_handlers_are_restored(number, capfd):
     before = signal.getsignal(number)
     with stop_on_signals() as stop:
         assert stop.signal == 0
@@ -23,7 +23,7 @@ def test_the_first_signal_asks_and_the_handlers_are_put_back(number, capfd):
 @pytest.mark.parametrize(
     ("first", "second", "code"), [("INT", "INT", 130), ("INT", "TERM", 143), ("USR1", "USR1", 138)]
 )
-def test_the_second_signal_leaves_at_once(first, second, code):
+def test_the_second_signal_exits_at_once(first, second, code):
     program = (
         "import signal\n"
         "from cnnrun.base.signals import stop_on_signals\n"
@@ -36,7 +36,7 @@ def test_the_second_signal_leaves_at_once(first, second, code):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_outside_of_training_ends_the_command_in_one_line(number, code, tmp_path):
-    """While pictures are decoded, say: what was begun is put away, and there is no traceback."""
+    """For example while images are decoded: temporary files are removed, and there is no traceback."""
     program = (
         "import sys, time, tempfile\n"
         "from cnnrun.commands import app as cli; from cnnrun.commands import kinds as vocabulary\n"
@@ -59,8 +59,8 @@ def test_a_signal_outside_of_training_ends_the_command_in_one_line(number, code,
     assert not list(tmp_path.iterdir())
 
 
-def test_an_echo_of_the_first_signal_is_no_second_one(monkeypatch):
-    """torchrun passes on what came to its processes as well."""
+def test_an_echo_of_the_first_signal_does_not_count_as_a_second(monkeypatch):
+    """torchrun forwards a signal that its processes have already received."""
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     with stop_on_signals() as stop:
         signal.raise_signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""Malformed configs kept as files: each costs exit code 2 and one line a mistake, at the right place."""
+"""Malformed configs stored as files: each gives exit code 2 and one line per mistake, at its position."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ for _line in (FOLDER / "expected.txt").read_text().splitlines():
         EXPECTED[_line] = []
 
 
-def test_there_are_sixty_and_all_are_expected():
+def test_every_malformed_config_has_expected_messages():
     assert {path.name for path in FOLDER.glob("*.yaml")} == set(EXPECTED)
     assert len(EXPECTED) >= 60
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_one_line_a_mistake_at_the_right_place(name, run_cli):
+def test_each_mistake_is_one_line_at_its_position(name, run_cli):
     code, out, err = run_cli("check", FOLDER / name)
     assert code == 2
     assert out == ""
@@ -33,7 +33,7 @@ def test_one_line_a_mistake_at_the_right_place(name, run_cli):
 
 
 @pytest.mark.parametrize("command", ["train", "summary"])
-def test_every_command_that_takes_a_config_refuses_it_alike(command, run_cli, tmp_path, monkeypatch):
+def test_train_and_summary_refuse_a_malformed_config_like_check(command, run_cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, _, err = run_cli(command, FOLDER / "many-mistakes.yaml")
     assert (code, len(err.splitlines())) == (2, 8)

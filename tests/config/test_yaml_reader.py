@@ -20,7 +20,7 @@ def plain(value):
     return [plain(item) for item in value] if isinstance(value, Seq) else value
 
 
-def parsed(text: str):
+def parse_plain(text: str):
     tree, problems = yaml_reader.parse_yaml(text, "f")
     assert not problems, problems
     return plain(tree)
@@ -45,8 +45,8 @@ def parsed(text: str):
         ("$width", "$width"),
     ],
 )
-def test_scalars_are_what_they_look_like(text, value):
-    got = parsed(f"a: {text}")["a"]
+def test_scalars_are_read_as_their_plain_values(text, value):
+    got = parse_plain(f"a: {text}")["a"]
     assert got == value
     assert type(got) is type(value)
 
@@ -67,7 +67,7 @@ def test_scalars_are_what_they_look_like(text, value):
         ("9" * 5000, "digits"),
     ],
 )
-def test_doubtful_scalars_are_reported_with_their_place(text, word):
+def test_ambiguous_scalars_are_reported_at_their_position(text, word):
     tree, problems = yaml_reader.parse_yaml(f"a: 1\nb:\n  c: {text}\n", "f.yaml")
     assert [str(problem.position) for problem in problems] == ["f.yaml:3:6"]
     assert word in problems[0].message
@@ -75,7 +75,7 @@ def test_doubtful_scalars_are_reported_with_their_place(text, word):
     assert tree["b"]["c"] is tree_module.INVALID
 
 
-def test_every_doubtful_scalar_of_a_file_is_reported():
+def test_every_ambiguous_scalar_of_a_file_is_reported():
     _, problems = yaml_reader.parse_yaml("a: 010\nb: [yes, 1:30]\na: 2\n", "f")
     assert [problem.position.line for problem in problems] == [1, 2, 2, 3]
 
@@ -101,14 +101,14 @@ def test_every_doubtful_scalar_of_a_file_is_reported():
         ("a: b\0c", "is not allowed in YAML"),
     ],
 )
-def test_what_is_refused_outright(text, expected):
+def test_invalid_documents_are_refused_in_one_line(text, expected):
     with pytest.raises(ConfigError) as refused:
         yaml_reader.parse_yaml(text, "f")
     assert len(refused.value.lines) == 1
     assert expected in refused.value.lines[0]
 
 
-def test_bounds():
+def test_nesting_and_expanded_size_are_bounded():
     deep = "a: " + "[" * 200_000
     with pytest.raises(ConfigError, match="nested deeper than 32"):
         yaml_reader.parse_yaml(deep, "f")
@@ -119,13 +119,13 @@ def test_bounds():
         yaml_reader.parse_yaml(bomb, "f")
 
 
-def test_anchors_and_merge_keys_below_the_bound():
-    tree = parsed("base: &b {x: 1, y: 2}\nc: {<<: *b, y: 3}\nd: {<<: [*b, {z: 4}]}\n")
+def test_anchors_and_merge_keys_are_expanded():
+    tree = parse_plain("base: &b {x: 1, y: 2}\nc: {<<: *b, y: 3}\nd: {<<: [*b, {z: 4}]}\n")
     assert tree["c"] == {"y": 3, "x": 1}
     assert tree["d"] == {"x": 1, "y": 2, "z": 4}
 
 
-def test_files_that_are_not_files(tmp_path):
+def test_only_regular_utf8_files_of_bounded_size_are_read(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "big").write_text("a: " + "x" * yaml_reader.MAX_BYTES)
     (tmp_path / "latin").write_bytes(b"a: \xff")
@@ -142,7 +142,7 @@ def test_files_that_are_not_files(tmp_path):
     assert yaml_reader.read_yaml(tmp_path / "bom")[0] == {"a": 1}
 
 
-def test_positions():
+def test_positions_point_at_keys_and_values():
     tree, _ = yaml_reader.parse_yaml("a:\n  - b: {c: 5}\n", "f")
     nowhere = Position("f", 9, 9)
     assert str(tree_module.find_position(tree, ("a", 0, "b", "c"), nowhere)) == "f:2:12"
@@ -165,8 +165,8 @@ trees = st.dictionaries(
 
 @given(trees)
 @settings(max_examples=200, deadline=None)
-def test_what_pyyaml_writes_we_read_back(tree):
-    assert parsed(yaml.safe_dump(tree, allow_unicode=True)) == tree
+def test_yaml_written_by_pyyaml_is_read_back_equal(tree):
+    assert parse_plain(yaml.safe_dump(tree, allow_unicode=True)) == tree
 
 
 @given(st.text(max_size=200))

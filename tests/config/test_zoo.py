@@ -1,4 +1,4 @@
-"""The zoo against the references: torchvision's networks, and the papers' where torchvision has none."""
+"""The zoo's networks equal torchvision's, or the paper's where torchvision has none."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class UNet(nn.Module):
 
 
 class PyramidMeans(nn.Module):
-    """torchvision's ResNet-18 and FeaturePyramidNetwork, and the levels' means side by side."""
+    """torchvision's ResNet-18 with FeaturePyramidNetwork, and the concatenated means of its levels."""
 
     def __init__(self) -> None:
         from torchvision.models import resnet18
@@ -146,7 +146,7 @@ class PyramidMeans(nn.Module):
         return self.fc(torch.cat([level.mean((2, 3)) for level in self.fpn(levels).values()], 1))
 
     def in_order_of_use(self) -> dict[str, Tensor]:
-        """The state dict as the data flows: from the coarsest level of the pyramid to the finest, then the outputs."""
+        """The state dict in the order of the data flow: pyramid levels from coarsest to finest, then the outputs."""
         state = self.state_dict()
         inner = [key for number in (3, 2, 1, 0) for key in state if key.startswith(f"fpn.inner_blocks.{number}")]
         rest = [key for key in state if key.startswith("fpn.layer_blocks")]
@@ -158,7 +158,7 @@ OWN = {"lenet5": LeNet5, "zfnet": ZFNet, "resnet20": ResNet20, "unet": UNet, "re
 
 
 def reference(name: str) -> nn.Module:
-    """The other implementation, with random weights and statistics of batch norm that are not 0 and 1."""
+    """The reference implementation, with random weights and batch-norm statistics other than 0 and 1."""
     import torchvision
 
     torch.manual_seed(0)
@@ -177,7 +177,7 @@ def reference(name: str) -> nn.Module:
                 nn.init.uniform_(value, low, high, generator=generator)
             nn.init.uniform_(module.running_var, 0.5, 2.0, generator=generator)
     for parameter_name, parameter in network.named_parameters():
-        if parameter_name.endswith("layer_scale"):  # 1e-6 would hide the branch
+        if parameter_name.endswith("layer_scale"):  # the initial 1e-6 would hide the branch
             nn.init.uniform_(parameter, 0.5, 1.5, generator=generator)
     return network
 
@@ -187,7 +187,7 @@ def state_of(theirs: nn.Module) -> dict[str, Tensor]:
 
 
 def pair(name: str, image: tuple[int, int, int]) -> tuple[Network, nn.Module, dict[str, str]]:
-    """Ours with the reference's weights, the reference, and which tensor of the reference each of ours is."""
+    """Our network with the reference's weights, the reference, and the map from our tensor names to its names."""
     theirs = reference(name)
     classes = zoo.read_entry(name).classes
     ours = materialize(build_from_zoo(name, image, classes).network, 0)
@@ -199,12 +199,12 @@ def pair(name: str, image: tuple[int, int, int]) -> tuple[Network, nn.Module, di
     return ours, theirs, mapping
 
 
-def named(names: list[str], slow: set[str]) -> list:
+def mark_slow(names: list[str], slow: set[str]) -> list:
     return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
 
 
-@pytest.mark.parametrize("name", named(zoo.network_names(), BIG))
-def test_outputs_equal_the_references_to_the_last_bit(name):
+@pytest.mark.parametrize("name", mark_slow(zoo.network_names(), BIG))
+def test_outputs_equal_the_reference_bit_for_bit(name):
     entry = zoo.read_entry(name)
     ours, theirs, mapping = pair(name, entry.image)
     assert len(mapping) == len(theirs.state_dict())
@@ -223,9 +223,9 @@ def without_chance(network: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    "name", named(zoo.network_names(), BIG | {"inception_v3", "densenet121", "resnext50_32x4d", "convnext_tiny"})
+    "name", mark_slow(zoo.network_names(), BIG | {"inception_v3", "densenet121", "resnext50_32x4d", "convnext_tiny"})
 )
-def test_gradients_equal_the_references_while_training(name):
+def test_training_gradients_equal_the_references(name):
     image = zoo.read_entry(name).image
     side = {"inception_v3": 128, "zfnet": 224, "unet": 32}.get(name, min(96, image[1]))
     ours, theirs, mapping = pair(name, (image[0], side, side))
@@ -241,7 +241,7 @@ def test_gradients_equal_the_references_while_training(name):
 
 
 @pytest.mark.parametrize("name", zoo.network_names())
-def test_the_heads_figures_are_those_of_what_is_built(name):
+def test_an_entrys_parameter_and_mac_counts_equal_the_built_networks(name):
     entry = zoo.read_entry(name)
     made = build_from_zoo(name, entry.image, entry.classes)
     assert made.parameter_count == entry.parameters
@@ -252,14 +252,14 @@ def test_the_heads_figures_are_those_of_what_is_built(name):
 
 
 @pytest.mark.parametrize("name", [name for name in zoo.network_names() if name not in OWN])
-def test_figures_are_those_that_torchvision_publishes(name):
+def test_parameter_and_mac_counts_equal_torchvisions(name):
     import torchvision
 
     published = torchvision.models.get_model_weights(name).DEFAULT.meta
     entry = zoo.read_entry(name)
     if name not in WITHOUT_AUX:  # torchvision counts the auxiliary heads' parameters
         assert entry.parameters == published["num_params"]
-    # torchvision publishes three decimals, of the size of its evaluation
+    # torchvision publishes three decimals, for its evaluation size
     assert round(entry.macs / 1e9, 3) == pytest.approx(published["_ops"], abs=0.0011)
 
 
@@ -272,7 +272,7 @@ def test_every_top_level_layer_with_weights_has_a_name(name):
 
 
 @pytest.mark.parametrize("name", zoo.network_names())
-def test_a_small_grey_picture_works_or_the_layer_where_it_shrank_away_is_named(name):
+def test_a_small_grey_image_works_or_the_layer_that_fails_is_named(name):
     from cnnrun.base.errors import ConfigError
 
     try:

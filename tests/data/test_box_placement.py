@@ -1,4 +1,4 @@
-"""Boxes lie where what they show does: after decoding, after every augmentation, after mosaic."""
+"""Boxes stay on their objects after decoding, after every augmentation and after mosaic."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ EVERY = {
 
 
 def bright(seed=0, objects=1):
-    """Black pictures with white rectangles, one a picture, and their targets padded to two more."""
+    """Black images with one white rectangle each, and targets padded with two more rows."""
     rng = np.random.default_rng(seed)
     pictures = torch.zeros(COUNT, 1, HEIGHT, WIDTH, dtype=torch.uint8)
     boxes = torch.zeros(COUNT, objects + 2, 4)
@@ -48,14 +48,14 @@ def bright(seed=0, objects=1):
     return pictures, {"boxes": boxes, "objects": labels, "roles": roles, "areas": areas}
 
 
-def seen(picture):
-    """The box around what is bright."""
+def bright_box(picture):
+    """The box around the bright pixels, or None."""
     ys, xs = np.nonzero(picture.numpy() > 127)
     return None if not len(xs) else (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_after_augmentation(name):
+def test_boxes_follow_their_objects_through_augmentation(name):
     augment = EVERY[name].model_copy(update={"min_visible": 0.0})
     pictures, targets = bright()
     draws = Draws(3, 1, torch.arange(COUNT), augment.slots())
@@ -64,13 +64,13 @@ def test_after_augmentation(name):
     turned = augment.rotate or augment.shear
     looked = 0
     for number in range(COUNT):
-        found = seen(changed[number, 0])
+        found = bright_box(changed[number, 0])
         if found is None or moved["objects"][number, 0] < 0:
             continue
         looked += 1
         box = moved["boxes"][number, 0].tolist()
-        # A turned rectangle touches its upright box's sides with corners alone, which sampling rounds off, and which
-        # may lie beyond the picture's edge.
+        # A rotated rectangle touches its box only at its corners, which sampling rounds off and which may lie
+        # outside the image.
         inside = min(box[:2]) > 0 and box[2] < WIDTH and box[3] < HEIGHT
         loose = (4.5 if inside else 20) if turned else 1.1
         for mine, theirs, way in zip(box, found, (1, 1, -1, -1), strict=True):
@@ -94,7 +94,7 @@ def test_a_safe_crop_cuts_no_object():
     assert (unsafe.move_targets(targets, pictures.shape, draws)["objects"][:, 0] < 0).any()
 
 
-def test_objects_of_which_too_little_is_left_go():
+def test_objects_with_too_little_left_visible_are_dropped():
     pictures, targets = bright()
     draws = Draws(3, 1, torch.arange(COUNT), Augment(shift=0.5).slots())
     lenient = Augment(shift=0.5, min_visible=0.0).move_targets(targets, pictures.shape, draws)
@@ -105,7 +105,7 @@ def test_objects_of_which_too_little_is_left_go():
     assert ((left > 0) & (left < 0.7)).any()
 
 
-def test_what_is_left_of_an_enlarged_object_is_a_part_of_the_enlarged_one():
+def test_the_visible_part_of_an_enlarged_object_is_relative_to_its_enlarged_area():
     pictures, targets = bright()
     lenient, strict = (Augment(scale=0.7, min_visible=part) for part in (0.0, 0.6))
     draws = Draws(3, 1, torch.arange(COUNT), lenient.slots())
@@ -117,10 +117,12 @@ def test_what_is_left_of_an_enlarged_object_is_a_part_of_the_enlarged_one():
     there = lenient.move_targets(targets, pictures.shape, draws)["objects"][:, 0] >= 0
     kept = strict.move_targets(targets, pictures.shape, draws)["objects"][:, 0] >= 0
     assert torch.equal(kept, there & (left >= 0.6))
-    assert ((left < 0.6) & (left * size.square() >= 0.6) & there).any()  # by its own size before, it would be left
+    assert (
+        (left < 0.6) & (left * size.square() >= 0.6) & there
+    ).any()  # relative to its original size it would be kept
 
 
-def test_a_safe_crop_is_the_crop_and_what_holds_the_objects_alone():
+def test_a_safe_crop_is_the_crop_extended_to_hold_the_objects():
     pictures, targets = bright()
     augment = EVERY["safe crop"]
     draws = Draws(3, 1, torch.arange(COUNT), augment.slots())
@@ -133,7 +135,7 @@ def test_a_safe_crop_is_the_crop_and_what_holds_the_objects_alone():
     torch.testing.assert_close(matrices[:, :, 2], (grown[:, :2] + grown[:, 2:] - side) / 2, rtol=1e-5, atol=1e-4)
 
 
-def test_mosaics_hold_the_parts_of_four_pictures():
+def test_mosaics_combine_parts_of_four_images():
     pictures, targets = bright()
     augment = Augment(mosaic=0.6, min_visible=0.0)
     draws = Draws(3, 1, torch.arange(COUNT), augment.slots())
@@ -151,13 +153,13 @@ def test_mosaics_hold_the_parts_of_four_pictures():
         for x1, y1, x2, y2 in moved["boxes"][number][moved["objects"][number] >= 0].tolist():
             mask[max(0, round(y1) - 1) : round(y2) + 1, max(0, round(x1) - 1) : round(x2) + 1] = True
             inside = changed[number, 0, round(y1 + 1) : round(y2 - 1), round(x1 + 1) : round(x2 - 1)]
-            assert inside.numel() == 0 or inside.min() > 200  # what a box shows is bright
-        assert changed[number, 0][~mask].max() < 130  # and nothing else is
+            assert inside.numel() == 0 or inside.min() > 200  # inside a box all is bright
+        assert changed[number, 0][~mask].max() < 130  # and outside of all boxes nothing is
         of = {int(label) for label in moved["objects"][number] if label >= 0}
         assert of <= {int(each) % 3 for each in [number, *partners[number].tolist()]}
 
 
-def test_a_mosaics_four_pictures_meet_where_the_draws_say_in_the_middle_half():
+def test_a_mosaics_four_images_meet_at_the_drawn_point_in_the_middle_half():
     plain = torch.arange(1.0, COUNT + 1).view(-1, 1, 1, 1).expand(-1, 1, HEIGHT, WIDTH)
     _, targets = bright()
     augment = Augment(mosaic=1.0)
@@ -170,12 +172,12 @@ def test_a_mosaics_four_pictures_meet_where_the_draws_say_in_the_middle_half():
         top_right, low_left, low_right = (1.0 + partners[i]).tolist()
         expected = torch.full((HEIGHT, WIDTH), 1.0 + i)
         expected[:y, x:], expected[y:, :x], expected[y:, x:] = top_right, low_left, low_right
-        inside = torch.ones(HEIGHT, WIDTH, dtype=torch.bool)  # a pixel at each picture's edge is half black
+        inside = torch.ones(HEIGHT, WIDTH, dtype=torch.bool)  # a pixel at each image's edge is half black
         inside[[0, y - 1, y, -1]] = inside[:, [0, x - 1, x, -1]] = False
         torch.testing.assert_close(made[i, 0][inside], expected[inside])
 
 
-def test_each_rank_needs_its_own_pictures_and_their_partners_alone():
+def test_each_rank_loads_only_its_own_images_and_their_partners():
     whole = compute_share(10, 1, Ranks(), 3)
     assert whole.partner_places.shape == (10, 3)
     assert torch.equal(whole.partner_places, (torch.arange(10)[:, None] + torch.arange(1, 4)) % 10)
@@ -188,13 +190,13 @@ def test_each_rank_needs_its_own_pictures_and_their_partners_alone():
     st.sampled_from(["stretch", "pad", "crop"]), st.sampled_from([1.0, 0.8]),
 )  # fmt: skip
 @settings(max_examples=80, deadline=None)
-def test_after_fitting_pictures_of_any_size(height, width, tall, wide, fit, part):
+def test_boxes_follow_their_objects_through_fitting(height, width, tall, wide, fit, part):
     picture = np.zeros((height, width), np.uint8)
     y1, x1, y2, x2 = height // 4, width // 3, height // 4 + max(8, height // 3), width // 3 + max(8, width // 3)
     picture[y1:y2, x1:x2] = 255
     y2, x2 = min(y2, height), min(x2, width)
     image = ImageSettings(size=(tall, wide), channels=1, fit=fit, crop_pct=part, background=0)
-    found = seen(torch.from_numpy(fit_image(Pil.fromarray(picture), (tall, wide), image)[:, :, 0].copy()))
+    found = bright_box(torch.from_numpy(fit_image(Pil.fromarray(picture), (tall, wide), image)[:, :, 0].copy()))
     columns = {"boxes": torch.tensor([[x1, y1, x2, y2]], dtype=torch.float32), "objects": torch.tensor([0])}
     one = ObjectTable(columns, torch.tensor([0, 1]))
     moved, _ = place_boxes(one, np.array([[height, width]]), (1, tall, wide), image)
@@ -203,7 +205,7 @@ def test_after_fitting_pictures_of_any_size(height, width, tall, wide, fit, part
         assert (box[2] - box[0]) * (box[3] - box[1]) < 4
     else:
         assert np.abs(np.array(box) - np.array(found)).max() <= 1.1
-    # And back, where nothing was cut away.
+    # The inverse mapping, where nothing was cropped.
     scale_x, scale_y, left, top, *size = compute_view((height, width), (tall, wide), image).as_tuple()
     assert size == [width, height]
     back = [(box[0] - left) / scale_x, (box[1] - top) / scale_y, (box[2] - left) / scale_x, (box[3] - top) / scale_y]
@@ -211,8 +213,8 @@ def test_after_fitting_pictures_of_any_size(height, width, tall, wide, fit, part
         assert back == pytest.approx([x1, y1, x2, y2], abs=1e-2)
 
 
-def test_an_object_is_one_while_a_crop_leaves_a_pixel_of_it_each_way():
-    """Of a picture of 20 x 40 the middle 20 x 20 is seen, which begins at its eleventh column."""
+def test_an_object_is_kept_while_a_crop_leaves_one_pixel_of_it_per_axis():
+    """The crop is the central 20 x 20 pixels of a 20 x 40 image, from its eleventh column on."""
     image = ImageSettings(size=(20, 20), channels=1, fit="crop", crop_pct=1.0)
     boxes = torch.tensor([[2.0, 3, 10.5, 15], [2, 3, 11, 15], [29.5, 3, 36, 15], [12, 3, 12.5, 15], [12, 5, 18, 9]])
     one = ObjectTable({"boxes": boxes, "objects": torch.zeros(5, dtype=torch.int64)}, torch.tensor([0, 5]))

@@ -1,4 +1,4 @@
-"""Decoding once: what is kept equals what would be decoded anew, through kills, waits and damage."""
+"""The cache decodes once; its pixels equal freshly decoded ones after kills, waits and damage."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def everything(data: Data) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["disk", "memory", "none"])
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_every_kind_gives_the_same_bytes(picture_folder, cache_folder, kind, workers):
+def test_every_cache_kind_gives_the_same_bytes(picture_folder, cache_folder, kind, workers):
     expected = decoder_of(data_of(picture_folder))
     rows = (
         build_dataset(data_of(picture_folder), index_source(data_of(picture_folder)), progress_bar).splits["train"].rows
@@ -62,7 +62,7 @@ def test_every_kind_gives_the_same_bytes(picture_folder, cache_folder, kind, wor
     )
 
 
-def test_what_is_kept_is_found_again_and_what_differs_is_not(picture_folder, cache_folder, monkeypatch):
+def test_cached_pixels_are_reused_only_for_equal_files_and_settings(picture_folder, cache_folder, monkeypatch):
     data = data_of(picture_folder, cache="disk", cache_dir=str(cache_folder))
     first = everything(data)
 
@@ -81,9 +81,7 @@ def test_what_is_kept_is_found_again_and_what_differs_is_not(picture_folder, cac
     assert len(cache.list_entries(cache_folder)) == 3
 
 
-def test_by_content_a_touched_file_is_the_same_and_a_changed_one_of_equal_size_and_time_is_not(
-    picture_folder, cache_folder
-):
+def test_content_fingerprints_ignore_times_and_notice_changed_bytes(picture_folder, cache_folder):
     def key(**how) -> str:
         return build_dataset(data := data_of(picture_folder, **how), index_source(data), progress_bar).facts.fingerprint
 
@@ -94,7 +92,7 @@ def test_by_content_a_touched_file_is_the_same_and_a_changed_one_of_equal_size_a
     assert key(fingerprint="content") == by_content
     pixels = bytearray(path.read_bytes())
     by_times = key()
-    pixels[-20] ^= 1  # the chunk's checksum: Pillow does not decode it otherwise, so the file is only hashed here
+    pixels[-20] ^= 1  # the chunk's checksum: Pillow could not decode it, so the file is only hashed here
     path.write_bytes(pixels)
     os.utime(path, ns=(1, 1))
     split = index_source(data_of(picture_folder)).contents.splits["train"]
@@ -105,7 +103,7 @@ def test_by_content_a_touched_file_is_the_same_and_a_changed_one_of_equal_size_a
 
 @pytest.mark.parametrize("victim", ["pixels.u8", "records"])
 @pytest.mark.parametrize("damage", [lambda p: p.write_bytes(p.read_bytes()[:-10]), lambda p: p.unlink()])
-def test_a_cut_or_missing_file_is_made_anew(picture_folder, cache_folder, victim, damage):
+def test_a_truncated_or_missing_cache_file_is_rebuilt(picture_folder, cache_folder, victim, damage):
     data = data_of(picture_folder, cache="disk", cache_dir=str(cache_folder))
     first = everything(data)
     (entry,) = cache_folder.iterdir()
@@ -114,7 +112,7 @@ def test_a_cut_or_missing_file_is_made_anew(picture_folder, cache_folder, victim
 
 
 def _build(path: Path, data: Data, seconds: float) -> None:
-    """Build slowly, a block of two pictures at a time, each on the disk before the next."""
+    """Build slowly in blocks of two images, each synced to disk before the next."""
     cache.BLOCK_IMAGES, cached_split.SYNC_BYTES = 2, 1
     decoder = decoder_of(data)
     block = decoder.decode_block
@@ -128,7 +126,7 @@ def _build(path: Path, data: Data, seconds: float) -> None:
         CacheEntry(path, len(decoder), (3, 8, 8), keep_pixels=True).build(decoder, {"source": "s"}, run, progress_bar)
 
 
-def test_a_killed_build_goes_on_where_it_was_and_gives_the_same_bytes(picture_folder, cache_folder, monkeypatch):
+def test_a_killed_build_continues_and_gives_the_same_bytes(picture_folder, cache_folder, monkeypatch):
     data = data_of(picture_folder)
     decoder = decoder_of(data)
     expected = np.stack([decoder.decode_one(i) for i in range(len(decoder))])
@@ -159,7 +157,7 @@ def test_a_killed_build_goes_on_where_it_was_and_gives_the_same_bytes(picture_fo
     assert (path / "records").read_bytes() == (cache_folder / "fresh" / "records").read_bytes()
 
 
-def test_who_comes_second_waits_and_decodes_nothing(picture_folder, cache_folder, capfd):
+def test_a_second_process_waits_and_decodes_nothing(picture_folder, cache_folder, capfd):
     data = data_of(picture_folder)
     context = multiprocessing.get_context("fork")
     first = context.Process(target=_build, args=(cache_folder / "k", data, 0.05))
@@ -180,7 +178,7 @@ def test_who_comes_second_waits_and_decodes_nothing(picture_folder, cache_folder
 def test_bad_files_are_remembered_with_their_reasons(picture_folder, cache_folder):
     (picture_folder / "cat" / "bad.png").write_bytes(b"no picture")
     data = data_of(picture_folder, cache="disk", cache_dir=str(cache_folder), bad_files="skip")
-    for _ in range(2):  # decoded, then found again
+    for _ in range(2):  # first decoded, then read from the cache
         made = build_dataset(data, index_source(data), progress_bar)
         assert [each["picture"] for each in made.skipped_samples] == [str(picture_folder / "cat" / "bad.png")]
         assert sum(made.facts.counts.values()) == 24
@@ -192,7 +190,7 @@ def test_bad_files_are_remembered_with_their_reasons(picture_folder, cache_folde
     assert len(build_dataset(data, index_source(data), progress_bar).skipped_samples) == 1
 
 
-def test_a_disk_that_fails_is_named_with_what_is_needed(picture_folder, cache_folder, monkeypatch):
+def test_a_full_disk_is_reported_with_the_space_needed(picture_folder, cache_folder, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -204,7 +202,7 @@ def test_a_disk_that_fails_is_named_with_what_is_needed(picture_folder, cache_fo
     assert len(everything(data)) == 24
 
 
-def test_where_pictures_go_follows_their_size_and_is_said(picture_folder, cache_folder, capfd):
+def test_image_storage_is_chosen_by_size_and_reported(picture_folder, cache_folder, capfd):
     def kind(**how) -> str:
         data = data_of(picture_folder, cache_dir=str(cache_folder), **how)
         split = index_source(data).contents.splits["train"]
@@ -217,11 +215,11 @@ def test_where_pictures_go_follows_their_size_and_is_said(picture_folder, cache_
     assert kind(disk_gib=1e-9, memory_gib=1e-9) == "Streamed"
     assert "decoded again at each use" in capfd.readouterr().err
     assert kind(memory_gib=1e-9) == "OnDisk"
-    assert kind(disk_gib=1e-9) == "InMemory"  # it is there already, and mapped
+    assert kind(disk_gib=1e-9) == "InMemory"  # the entry exists already, so there is no warning
     assert capfd.readouterr().err == ""
 
 
-def test_a_file_larger_than_memory_may_hold_is_read_piece_by_piece(tmp_path, picture_folder, cache_folder):
+def test_a_file_above_the_memory_limit_is_read_in_pieces(tmp_path, picture_folder, cache_folder):
     pixels = np.random.default_rng(0).integers(0, 256, (4000, 3, 32, 32), dtype=np.uint8)
     pixels.tofile(tmp_path / "p")
     hashes = np.array([digest(picture.tobytes()) for picture in pixels], np.uint64)
@@ -237,7 +235,7 @@ def test_a_file_larger_than_memory_may_hold_is_read_piece_by_piece(tmp_path, pic
     assert torch.equal(everything(small), everything(data_of(picture_folder, cache="memory")))
 
 
-def test_a_file_that_changes_under_way_is_named(picture_folder, cache_folder):
+def test_a_file_that_changes_after_listing_is_named(picture_folder, cache_folder):
     data = data_of(picture_folder, cache="none", cache_dir=str(cache_folder))
     train = build_dataset(data, index_source(data), progress_bar).splits["train"]
     path = Path(train.sample_name(3))
@@ -249,7 +247,7 @@ def test_a_file_that_changes_under_way_is_named(picture_folder, cache_folder):
         train.load_images(torch.arange(len(train)))
 
 
-def test_list_and_clear(picture_folder, cache_folder, run_cli, tiny):
+def test_cache_list_and_clear_report_the_entries(picture_folder, cache_folder, run_cli, tiny):
     everything(data_of(picture_folder, cache="disk", cache_dir=str(cache_folder)))
     code, out, _ = run_cli("cache", "list", "--dir", cache_folder, "--json")
     (entry,) = json.loads(out)["entries"]
@@ -262,7 +260,7 @@ def test_list_and_clear(picture_folder, cache_folder, run_cli, tiny):
     assert run_cli("cache", "list", "--dir", cache_folder)[0] == 0
 
 
-def test_without_a_home_there_is_no_cache_but_training_goes_on(picture_folder, monkeypatch, capfd):
+def test_without_a_home_folder_training_goes_on_without_a_cache(picture_folder, monkeypatch, capfd):
     monkeypatch.setattr(cache, "user_cache_folder", lambda: None)
     assert len(everything(data_of(picture_folder))) == 24
     assert "HOME is not set" in capfd.readouterr().err
@@ -270,7 +268,7 @@ def test_without_a_home_there_is_no_cache_but_training_goes_on(picture_folder, m
         everything(data_of(picture_folder, cache="disk"))
 
 
-def test_clearing_removes_nothing_that_is_not_ours(tmp_path, run_cli):
+def test_clearing_removes_only_cache_entries(tmp_path, run_cli):
     for path in ("shards/train-0.tar", "tf/plan.json", "0" * 32 + "/plan.json", "0" * 32 + "/mine.txt"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text("{}")
@@ -279,7 +277,7 @@ def test_clearing_removes_nothing_that_is_not_ours(tmp_path, run_cli):
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 4
 
 
-def test_what_cannot_be_read_now_is_not_remembered_as_bad(picture_folder, cache_folder, monkeypatch):
+def test_a_temporarily_unreadable_file_is_not_remembered_as_bad(picture_folder, cache_folder, monkeypatch):
     from cnnrun.data import image_files as pictures
 
     real = pictures._read_once
@@ -298,7 +296,7 @@ def test_what_cannot_be_read_now_is_not_remembered_as_bad(picture_folder, cache_
     assert len(everything(data)) == 24
 
 
-def test_records_stay_while_somebody_clears(picture_folder, cache_folder):
+def test_records_and_images_survive_a_clear_while_in_use(picture_folder, cache_folder):
     data = data_of(picture_folder, cache="disk", cache_dir=str(cache_folder))
     split = index_source(data).contents.splits["train"]
     kept = store_split(split, (3, 8, 8), data.image, data, list_files(split, False, 0), progress_bar)
@@ -308,12 +306,12 @@ def test_records_stay_while_somebody_clears(picture_folder, cache_folder):
     assert len(kept.images.take(torch.arange(3))) == 3
 
 
-def test_two_kinds_at_once_do_not_share_what_they_build(picture_folder, cache_folder):
+def test_different_cache_kinds_have_separate_entries(picture_folder, cache_folder):
     for kind in ("disk", "none"):
         everything(data_of(picture_folder, cache=kind, cache_dir=str(cache_folder)))
     assert len(cache.list_entries(cache_folder)) == 2
 
 
-def test_a_budget_is_one_for_disk_too(picture_folder, cache_folder):
+def test_the_disk_budget_holds_for_an_explicit_disk_cache(picture_folder, cache_folder):
     with pytest.raises(StorageError, match="would take more than data.disk_gib"):
         everything(data_of(picture_folder, cache="disk", cache_dir=str(cache_folder), disk_gib=1e-9))

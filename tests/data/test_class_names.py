@@ -1,4 +1,4 @@
-"""One reader of cells, one validator of names, one warning for names that are alike, one rule for what is no value."""
+"""Class names: reading cells, validating names, warning of similar names, and words for missing values."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_names_that_look_alike_are_told_apart_in_the_message(pair):
+def test_similar_names_are_quoted_distinguishably(pair):
     assert alike_names(["dog", *pair]) == [list(pair)]
     one, other = quote_names(pair)
     assert one != other
@@ -51,7 +51,7 @@ def test_names_that_look_alike_are_told_apart_in_the_message(pair):
 @pytest.mark.parametrize(
     "pair", [("1", "-1"), ("1", "10"), ("1.5", "15"), ("resume", "r\u00e9sum\u00e9"), ("a", "b"), ("c", "c++")]
 )
-def test_names_that_differ_do_not(pair):
+def test_different_names_are_not_similar(pair):
     assert alike_names(pair) == []
 
 
@@ -59,7 +59,7 @@ def test_names_that_differ_do_not(pair):
     st.text(min_size=1),
     st.sampled_from([str.upper, str.title, lambda t: f" {t}\t", lambda t: f'"{t}"', lambda t: f"\u200b{t}"]),
 )
-def test_another_way_to_write_a_name_is_alike_or_the_same(name, rewrite):
+def test_a_rewritten_name_is_similar_or_equal(name, rewrite):
     other = rewrite(name)
     groups = alike_names([name, other]) if other != name else [[name, other]]
     lossless = unicodedata.normalize("NFKC", name).casefold() == unicodedata.normalize("NFKC", other).casefold()
@@ -67,7 +67,7 @@ def test_another_way_to_write_a_name_is_alike_or_the_same(name, rewrite):
 
 
 @pytest.mark.parametrize("label", ["nan", "NaN", "None", "null", "NULL", "N/A", "NA", "n/a", "<NA>", "#N/A", "NaT"])
-def test_a_word_for_a_missing_value_is_a_class_only_where_it_is_listed(label):
+def test_a_word_for_a_missing_value_is_a_class_only_if_declared(label):
     assert missing_value_problem(label)
     with pytest.raises(DataError, match="stands for a missing value"):
         check_class_names(["cat", label], "data.source.folder", are_declared=False)
@@ -75,12 +75,12 @@ def test_a_word_for_a_missing_value_is_a_class_only_where_it_is_listed(label):
 
 
 @pytest.mark.parametrize("label", ["none", "na", "Nan", "nano", "unknown", "0", "-"])
-def test_other_words_are_names(label):
+def test_words_close_to_missing_values_are_names(label):
     assert missing_value_problem(label) is None
 
 
 @pytest.mark.parametrize("name", ["", " ", "\u200b", "\u00a0", "\ufeff", "a\udcff"])
-def test_a_name_that_cannot_be_seen_or_written_is_refused(name):
+def test_invisible_or_undecodable_names_are_refused(name):
     with pytest.raises(DataError, match="no visible letter|not valid UTF-8"):
         check_class_names(["cat", name], "data.source.table", are_declared=True)
 
@@ -88,12 +88,12 @@ def test_a_name_that_cannot_be_seen_or_written_is_refused(name):
 @pytest.mark.parametrize(
     ("cell", "text"), [(" cat ", "cat"), ("\ufeffcat", "cat"), ("\u00a0cat\u2003", "cat"), ("a b", "a b")]
 )
-def test_a_cell_is_read_without_what_stands_around_it(cell, text):
+def test_a_cell_is_read_without_surrounding_space(cell, text):
     assert clean_cell(cell) == text
 
 
 @pytest.mark.parametrize("stray", [255, 999_999])
-def test_a_stray_number_is_asked_about_and_makes_no_classes(stray):
+def test_a_stray_label_number_is_refused(stray):
     labels = np.array([0, 1, 2] * 10 + [stray])
     with pytest.raises(
         DataError, match=rf"only 4 different ones \(0, 1, 2, {stray}\); is {stray}, which occurs 1 time"
@@ -102,7 +102,7 @@ def test_a_stray_number_is_asked_about_and_makes_no_classes(stray):
 
 
 @given(st.sets(st.integers(0, 60), min_size=1))
-def test_numbers_with_some_gaps_are_all_classes(used):
+def test_label_numbers_with_small_gaps_are_classes(used):
     labels = np.array(sorted(used))
     if max(used) < 2 * len(used) + 10:
         assert numbered_classes(labels, "d.npz", "classes") == [str(number) for number in range(max(used) + 1)]
@@ -111,7 +111,7 @@ def test_numbers_with_some_gaps_are_all_classes(used):
             numbered_classes(labels, "d.npz", "classes")
 
 
-def test_numbers_as_names_are_asked_about_where_one_is_far_from_the_others():
+def test_numeric_names_far_from_the_others_are_questionable():
     assert questionable_numbers(["0", "1", "2", "255"]) == ["255"]
     assert questionable_numbers(["-1", "0", "1"]) == ["-1"]
     assert questionable_numbers([str(number) for number in range(100)]) == []
@@ -121,13 +121,13 @@ def test_numbers_as_names_are_asked_about_where_one_is_far_from_the_others():
 @pytest.mark.parametrize(
     "name", ["._a.png", ".DS_Store", "Thumbs.db", "thumbs.DB", "__MACOSX", "desktop.ini", ".ipynb_checkpoints"]
 )
-def test_clutter_is_no_ones_picture(name):
+def test_clutter_files_are_not_images(name):
     assert is_clutter(name)
     assert not is_image_name(name)
 
 
 @pytest.mark.parametrize("suffix", sorted(SUFFIXES))
-def test_suffixes_count_in_any_case(suffix):
+def test_image_suffixes_match_in_any_case(suffix):
     for name in (f"a{suffix}", f"a{suffix.upper()}", f"a.b{suffix.title()}"):
         assert is_image_name(name)
     assert not is_image_name(f"a{suffix}.txt")

@@ -1,4 +1,4 @@
-"""A cache that can be believed: no other pixels than those that were decoded, whatever became of its files."""
+"""A damaged cache never gives wrong pixels: damage is detected, then decoded again or refused."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.support.images import save_picture
 
 @contextmanager
 def counted_blocks() -> Iterator[list[list[int]]]:
-    """The pictures of each block that is decoded inside."""
+    """Collect the image numbers of each block that is decoded inside."""
     real, seen = Decoder.decode_block, []
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(
@@ -46,7 +46,7 @@ def counted_blocks() -> Iterator[list[list[int]]]:
 
 @pytest.mark.parametrize("gib", [IN_MEMORY, ON_DISK])
 @pytest.mark.parametrize("victim", FILES)
-def test_a_flipped_bit_is_said_and_changes_nothing(blocked_data, cache_folder, victim, gib, capfd):
+def test_a_flipped_bit_is_reported_and_changes_no_pixel(blocked_data, cache_folder, victim, gib, capfd):
     expected = prepared_contents(with_memory_gib(blocked_data, gib))
     entry = cache_entry(cache_folder)
     rng = np.random.default_rng(0)
@@ -62,7 +62,7 @@ def test_a_flipped_bit_is_said_and_changes_nothing(blocked_data, cache_folder, v
             assert prepared_contents(with_memory_gib(blocked_data, gib)) == expected
         said = capfd.readouterr().err
         if victim == "pixels.u8" and gib == ON_DISK and _is_of_a_bad_picture(entry, bit):
-            (entry / victim).write_bytes(written[victim])  # never taken, so nobody looked
+            (entry / victim).write_bytes(written[victim])  # a bad image is never read, so its damage goes unnoticed
             continue
         assert f"{entry}: " in said
         assert "damaged" in said
@@ -71,7 +71,7 @@ def test_a_flipped_bit_is_said_and_changes_nothing(blocked_data, cache_folder, v
             assert [numbers[0] for numbers in decoded] == [4 * block]
             assert f"pictures {4 * block} to {min(4 * block + 3, 24)} are damaged; decoding them again" in said
         elif victim in ("records", "progress", "problems.jsonl"):
-            assert len(decoded) in (0, 1, 2)  # 0: what a file says is the same; 2: a line that names another picture
+            assert len(decoded) in (0, 1, 2)  # 0: the file still means the same; 2: a line names another image
         assert {name: (entry / name).read_bytes() for name in FILES} == written
 
 
@@ -80,12 +80,12 @@ def _is_of_a_bad_picture(entry: Path, bit: int) -> bool:
 
 
 @pytest.mark.parametrize("victim", ["pixels.u8", "records", "problems.jsonl", "progress"])
-def test_a_build_goes_on_from_what_is_still_as_it_was_written(blocked_data, cache_folder, victim):
+def test_a_build_continues_from_the_undamaged_blocks(blocked_data, cache_folder, victim):
     expected = prepared_contents(blocked_data)
     entry = cache_entry(cache_folder)
     (entry / "complete.json").unlink()
     noted = np.fromfile(entry / "progress", np.uint8).reshape(-1, block_hashes.HASH_BYTES)
-    noted[5:] = 0  # as if it was killed then
+    noted[5:] = 0  # as if killed at that point
     noted.tofile(entry / "progress")
     flip_bit(entry / victim, 9)
     with counted_blocks() as decoded:
@@ -94,7 +94,7 @@ def test_a_build_goes_on_from_what_is_still_as_it_was_written(blocked_data, cach
     assert len(decoded) < 5
 
 
-def test_what_nobody_damaged_is_decoded_once_and_nothing_is_said(blocked_data, capfd):
+def test_an_undamaged_cache_is_decoded_once_without_messages(blocked_data, capfd):
     prepared_contents(blocked_data)
     capfd.readouterr()
     with counted_blocks() as decoded:
@@ -104,7 +104,7 @@ def test_what_nobody_damaged_is_decoded_once_and_nothing_is_said(blocked_data, c
     assert "not as" not in capfd.readouterr().err
 
 
-def test_any_rank_says_what_it_decodes_anew(blocked_data, cache_folder, monkeypatch, capfd):
+def test_every_rank_reports_blocks_it_decodes_again(blocked_data, cache_folder, monkeypatch, capfd):
     prepared_contents(blocked_data)
     flip_bit(cache_entry(cache_folder) / "pixels.u8", 0)
     monkeypatch.setattr("cnnrun.base.torchrun.rank", lambda: 1)
@@ -112,7 +112,7 @@ def test_any_rank_says_what_it_decodes_anew(blocked_data, cache_folder, monkeypa
     assert "pictures 0 to 3 are damaged; decoding them again" in capfd.readouterr().err
 
 
-def test_what_is_cleared_while_it_is_verified_is_decoded_anew(blocked_data, cache_folder, monkeypatch):
+def test_an_entry_cleared_during_verification_is_decoded_again(blocked_data, cache_folder, monkeypatch):
     expected = prepared_contents(blocked_data)
     entry = cache_entry(cache_folder)
     real = cached_split.has_changed
@@ -129,7 +129,7 @@ def test_what_is_cleared_while_it_is_verified_is_decoded_anew(blocked_data, cach
     assert len(decoded) == 7
 
 
-def test_pictures_are_hashed_when_first_taken_and_never_again(blocked_data, monkeypatch):
+def test_images_are_hashed_on_first_read_only(blocked_data, monkeypatch):
     prepared_contents(blocked_data)
     made = build_dataset(with_memory_gib(blocked_data, ON_DISK), index_source(blocked_data), progress_bar)
     train = made.splits["train"]
@@ -145,14 +145,14 @@ def test_pictures_are_hashed_when_first_taken_and_never_again(blocked_data, monk
 
 
 @pytest.mark.parametrize("gib", [IN_MEMORY, ON_DISK])
-def test_an_entry_under_another_key_is_not_believed(picture_folder, cache_folder, tmp_path, gib):
+def test_an_entry_renamed_to_another_key_is_not_used(picture_folder, cache_folder, tmp_path, gib):
     data = folder_data(picture_folder, cache_folder, memory_gib=gib)
     expected = prepared_contents(data)
     entry = cache_entry(cache_folder)
     shutil.copytree(picture_folder, tmp_path / "first")
     for number, path in enumerate(sorted(picture_folder.rglob("*.png"))):
         save_picture(path, seed=1000 + number)
-    prepared_contents(data)  # other pictures of the same names
+    prepared_contents(data)  # other images with the same names
     (other,) = (path for path in cache_folder.iterdir() if path != entry)
     shutil.rmtree(picture_folder)
     (tmp_path / "first").rename(picture_folder)
@@ -161,7 +161,7 @@ def test_an_entry_under_another_key_is_not_believed(picture_folder, cache_folder
     assert prepared_contents(data) == expected
 
 
-def test_entries_of_an_older_format_are_not_found_but_listed_and_cleared(blocked_data, cache_folder, monkeypatch):
+def test_entries_of_an_older_format_are_unused_but_listed_and_cleared(blocked_data, cache_folder, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(cache, "FORMAT", 1)
         prepared_contents(blocked_data)
@@ -174,7 +174,7 @@ def test_entries_of_an_older_format_are_not_found_but_listed_and_cleared(blocked
     assert not old.exists()
 
 
-def test_what_may_only_be_read_is_used_where_it_is_whole(blocked_data, cache_folder, monkeypatch, picture_folder):
+def test_a_read_only_cache_is_used_if_undamaged(blocked_data, cache_folder, monkeypatch, picture_folder):
     expected = prepared_contents(blocked_data)
     entry = cache_entry(cache_folder)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
@@ -187,7 +187,7 @@ def test_what_may_only_be_read_is_used_where_it_is_whole(blocked_data, cache_fol
     assert {path: path.read_bytes() for path in entry.iterdir()} == before
 
 
-def test_a_plan_of_any_content_is_listed_or_left_out(blocked_data, cache_folder):
+def test_entries_with_an_invalid_plan_are_left_out_of_the_list(blocked_data, cache_folder):
     prepared_contents(blocked_data)
     entry = cache_entry(cache_folder)
     for count in ('"many"', "[1]", "null", "1e3"):
@@ -197,7 +197,7 @@ def test_a_plan_of_any_content_is_listed_or_left_out(blocked_data, cache_folder)
         assert cache.list_entries(cache_folder) == []
 
 
-def test_a_lock_that_another_process_makes_while_one_clears_is_left_to_it(blocked_data, cache_folder, monkeypatch):
+def test_a_lock_made_by_another_process_during_a_clear_is_kept(blocked_data, cache_folder, monkeypatch):
     prepared_contents(blocked_data)
     entry = cache_entry(cache_folder)
     real = Folder.remove
@@ -212,7 +212,7 @@ def test_a_lock_that_another_process_makes_while_one_clears_is_left_to_it(blocke
     assert [path.name for path in entry.iterdir()] == [cache.LOCK]
 
 
-def test_the_charts_script_is_put_together_once_and_again_where_it_is_damaged(tmp_path, bundles, capfd):
+def test_the_chart_script_is_built_once_and_rebuilt_after_damage(tmp_path, bundles, capfd):
     script = page._vega_script()
     assert (page._vega_script(), len(bundles)) == (script, 1)
     (path,) = (tmp_path / "home").iterdir()

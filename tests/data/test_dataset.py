@@ -30,7 +30,7 @@ def folder_data(root: Path, **more) -> Data:
     return DATA.validate_python({"source": {"folder": str(root)}, "image": image, **more})
 
 
-def prepared(data: Data) -> Dataset:
+def prepare(data: Data) -> Dataset:
     return build_dataset(data, index_source(data), progress_bar)
 
 
@@ -46,7 +46,7 @@ def tree_digest(root: Path) -> str:
     return digest.hexdigest()
 
 
-def test_held_out_parts_are_stratified_disjoint_and_whole():
+def test_held_out_splits_are_stratified_disjoint_and_complete():
     data = DATA.validate_python({"source": "digits", "split": {"val": 0.2, "test": 0.1}})
     indexed = index_source(data)
     labels = indexed.contents.splits["train"].targets["labels"]
@@ -61,7 +61,7 @@ def test_held_out_parts_are_stratified_disjoint_and_whole():
         assert held == round(0.1 * count)
 
 
-def test_held_out_parts_follow_their_own_seed():
+def test_held_out_splits_follow_the_split_seed():
     def val(seed: int) -> list[int]:
         data = DATA.validate_python({"source": "digits", "split": {"seed": seed}})
         return index_source(data).splits["val"][1].tolist()
@@ -70,9 +70,9 @@ def test_held_out_parts_follow_their_own_seed():
     assert val(0) != val(1)
 
 
-def test_statistics_equal_numpy_in_float64():
+def test_mean_and_std_equal_numpy_in_float64():
     data = DATA.validate_python({"source": "digits"})
-    made = prepared(data)
+    made = prepare(data)
     train = made.splits["train"]
     pixels = whole(train).numpy().astype(np.float64)
     assert made.facts.mean == pytest.approx((pixels.mean(),), rel=1e-12)
@@ -82,7 +82,7 @@ def test_statistics_equal_numpy_in_float64():
 
 def test_a_folder_in_memory_equals_its_files_one_by_one(picture_folder):
     before = tree_digest(picture_folder)
-    made = prepared(folder_data(picture_folder))
+    made = prepare(folder_data(picture_folder))
     train = made.splits["train"]
     data = folder_data(picture_folder)
     for number in range(len(train)):
@@ -96,13 +96,13 @@ def test_every_bad_file_is_named(picture_folder):
     for number in range(3):
         (picture_folder / "cat" / f"bad{number}.png").write_bytes(b"no picture")
     with pytest.raises(DataError) as refused:
-        prepared(folder_data(picture_folder))
+        prepare(folder_data(picture_folder))
     assert len(refused.value.lines) == 4
     assert all("bad" in line for line in refused.value.lines)
     assert "data.bad_files: skip" in refused.value.lines[-1]
 
 
-def test_one_colour_is_refused(tmp_path):
+def test_a_dataset_of_one_colour_is_refused(tmp_path):
     from PIL import Image as Pil
 
     for name in ("a", "b"):
@@ -110,10 +110,10 @@ def test_one_colour_is_refused(tmp_path):
         for number in range(4):
             Pil.new("RGB", (8, 8)).save(tmp_path / name / f"{number}.png")
     with pytest.raises(DataError, match="one and the same colour"):
-        prepared(folder_data(tmp_path, leakage="keep"))
+        prepare(folder_data(tmp_path, leakage="keep"))
 
 
-def test_every_training_copy_of_a_picture_of_val_or_test_is_left_out(tmp_path):
+def test_training_copies_of_val_and_test_images_are_left_out(tmp_path):
     for split, count in (("train", 8), ("val", 3), ("test", 3)):
         for label in ("cat", "dog"):
             for number in range(count):
@@ -123,7 +123,7 @@ def test_every_training_copy_of_a_picture_of_val_or_test_is_left_out(tmp_path):
         picture = (tmp_path / held / label / "0.png").read_bytes()
         for number in range(3):
             (tmp_path / "train" / label / f"copy{number}.png").write_bytes(picture)
-    made = prepared(folder_data(tmp_path, leakage="skip"))
+    made = prepare(folder_data(tmp_path, leakage="skip"))
     seen = {name: {one.numpy().tobytes() for one in whole(examples)} for name, examples in made.splits.items()}
     assert not seen["train"] & (seen["val"] | seen["test"])
     assert {name: len(examples) for name, examples in made.splits.items()} == {"train": 16, "val": 6, "test": 6}
@@ -131,7 +131,7 @@ def test_every_training_copy_of_a_picture_of_val_or_test_is_left_out(tmp_path):
     assert len(made.skipped_samples) == 6
 
 
-def test_statistics_and_counts_are_those_of_the_pictures_that_are_left(tmp_path):
+def test_statistics_and_counts_exclude_skipped_images(tmp_path):
     from PIL import Image as Pil
 
     for split, count in (("train", 6), ("val", 2)):
@@ -142,7 +142,7 @@ def test_statistics_and_counts_are_those_of_the_pictures_that_are_left(tmp_path)
                 )
     for split in ("train", "val"):
         Pil.new("RGB", (8, 8), (255, 255, 254)).save(tmp_path / split / "cat" / "white.png")
-    made = prepared(folder_data(tmp_path, leakage="skip"))
+    made = prepare(folder_data(tmp_path, leakage="skip"))
     pixels = whole(made.splits["train"]).numpy().astype(np.float64)
     assert len(pixels) == 12
     assert made.facts.mean == pytest.approx(pixels.mean((0, 2, 3)), rel=1e-9)
@@ -151,18 +151,18 @@ def test_statistics_and_counts_are_those_of_the_pictures_that_are_left(tmp_path)
     assert made.facts.counts == {"train": 12, "val": 5}
 
 
-def test_a_picture_under_two_labels_is_left_out_of_training_under_both(tmp_path):
+def test_an_image_under_two_labels_is_left_out_of_training_under_both(tmp_path):
     for label in ("cat", "dog"):
         for number in range(8):
             save_picture(tmp_path / "train" / label / f"{number}.png", seed=sum(map(ord, label)) * 99 + number)
             save_picture(tmp_path / "val" / label / f"{number}.png", seed=sum(map(ord, label)) * 77 + 50 + number)
         save_picture(tmp_path / "train" / label / "both.png", seed=12345)
-    made = prepared(folder_data(tmp_path, leakage="skip"))
+    made = prepare(folder_data(tmp_path, leakage="skip"))
     assert [Path(each["picture"]).name for each in made.skipped_samples] == ["both.png", "both.png"]
     assert len(made.splits["train"]) == 16
 
 
-def test_the_fingerprint_follows_the_labels_too(tmp_path):
+def test_the_fingerprint_depends_on_the_labels(tmp_path):
     for number in range(8):
         save_picture(tmp_path / "pictures" / f"{number}.png", seed=number)
 
@@ -171,15 +171,15 @@ def test_the_fingerprint_follows_the_labels_too(tmp_path):
         (tmp_path / "t.csv").write_text(f"path,label\n{rows}")
         source = {"table": {"path": str(tmp_path / "t.csv"), "root": str(tmp_path / "pictures")}}
         image = {"size": 8, "channels": 3}
-        return prepared(
+        return prepare(
             DATA.validate_python({"source": source, "image": image, "split": {"val": 0.25}})
         ).facts.fingerprint
 
     assert fingerprint("aabbaabb") == fingerprint("aabbaabb") != fingerprint("abbbaaba")
 
 
-def test_near_is_what_differs_by_little_in_grey_levels_and_against_the_lesser_contrast():
-    """Thumbs of noise around grey: pairs that differ by a known amount, of a known contrast."""
+def test_near_duplicates_differ_little_in_grey_and_relative_to_the_lower_contrast():
+    """Thumbnails of noise around grey, in pairs of known difference and known contrast."""
     draw = np.random.default_rng(0)
 
     def thumb(contrast: float) -> np.ndarray:
@@ -194,18 +194,18 @@ def test_near_is_what_differs_by_little_in_grey_levels_and_against_the_lesser_co
         found, through = find_near_duplicates(pair)
         assert through
         assert found.tolist() == ([[0, 1]] if is_near else [])
-    # Of a strong and a faint version of one picture the fainter one's contrast counts.
+    # For a strong and a faint version of one image, the fainter one's contrast counts.
     way = draw.choice([-1.0, 1.0], 256)
     faint, strong = 128 + 45 * way, 128 + 48 * way
     assert MAX_RELATIVE_DIFFERENCE * 45 < 3 < MAX_RELATIVE_DIFFERENCE * 48
     assert find_near_duplicates(np.stack([faint, strong, thumb(100)]).round().astype(np.uint8))[0].tolist() == []
 
 
-def test_the_fingerprint_follows_the_data(picture_folder):
-    first = prepared(folder_data(picture_folder)).facts.fingerprint
-    assert prepared(folder_data(picture_folder)).facts.fingerprint == first
+def test_the_fingerprint_depends_on_the_image_files(picture_folder):
+    first = prepare(folder_data(picture_folder)).facts.fingerprint
+    assert prepare(folder_data(picture_folder)).facts.fingerprint == first
     save_picture(picture_folder / "dog" / "3.png", seed=1234)
-    assert prepared(folder_data(picture_folder)).facts.fingerprint != first
+    assert prepare(folder_data(picture_folder)).facts.fingerprint != first
 
 
 def test_an_empty_split_is_refused(tmp_path):
@@ -215,7 +215,7 @@ def test_an_empty_split_is_refused(tmp_path):
         index_source(folder_data(tmp_path))
 
 
-def test_names_of_samples():
+def test_array_samples_are_named_by_source_and_row():
     split = Split(np.zeros((3, 2, 2, 1), np.uint8), {"labels": torch.zeros(3)}, "digits")
     rows = torch.tensor([2, 0])
     examples = Examples(InMemory(np.zeros((3, 1, 2, 2), np.uint8)), rows, {}, split, rows)
@@ -223,17 +223,17 @@ def test_names_of_samples():
 
 
 @pytest.mark.parametrize("kind", union_members(Source), ids=lambda kind: kind.kind)
-def test_every_source_says_what_it_is(kind):
+def test_every_source_has_a_description(kind):
     assert kind.__doc__
     assert kind.image is None or len(kind.image) == 3
 
 
-def test_given_statistics_are_used_and_measured_ones_are_written_down(trained_run, tiny):
+def test_given_statistics_are_used_and_measured_ones_are_saved_in_the_run(trained_run, tiny):
     from cnnrun.experiment import config_file
 
     given = Data.model_validate({"source": "digits", "image": {"mean": [100.0], "std": [50.0]}})
-    assert (prepared(given).facts.mean, prepared(given).facts.std) == ((100.0,), (50.0,))
+    assert (prepare(given).facts.mean, prepare(given).facts.std) == ((100.0,), (50.0,))
     written = config_file.read_config(trained_run / "config.yaml")
-    measured = prepared(config_file.read_config(tiny).data).facts
+    measured = prepare(config_file.read_config(tiny).data).facts
     assert (tuple(written.data.image.mean), tuple(written.data.image.std)) == (measured.mean, measured.std)
-    assert prepared(written.data).facts == measured
+    assert prepare(written.data).facts == measured

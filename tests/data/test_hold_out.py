@@ -21,7 +21,7 @@ labels = st.lists(st.integers(0, 4), min_size=6, max_size=120).map(torch.tensor)
 
 @given(labels, st.integers(2, 6), st.integers(0, 5))
 @settings(max_examples=100, deadline=None)
-def test_folds_are_a_partition_even_in_size_and_in_every_class(labels_N, count, seed):
+def test_folds_are_even_in_size_and_in_each_class(labels_N, count, seed):
     fold = assign_folds(labels_N, None, count, seed)
     sizes = torch.bincount(fold, minlength=count)
     assert int(sizes.max() - sizes.min()) <= 1
@@ -33,7 +33,7 @@ def test_folds_are_a_partition_even_in_size_and_in_every_class(labels_N, count, 
 
 @given(labels, st.integers(2, 5), st.integers(0, 5), st.data())
 @settings(max_examples=100, deadline=None)
-def test_groups_are_never_torn(labels_N, count, seed, data):
+def test_groups_are_never_split(labels_N, count, seed, data):
     size = len(labels_N)
     groups = torch.tensor(data.draw(st.lists(st.integers(0, 9), min_size=size, max_size=size)))
     for side in (assign_folds(labels_N, groups, count, seed), hold_out_samples(labels_N, groups, 0.25, seed)):
@@ -41,7 +41,7 @@ def test_groups_are_never_torn(labels_N, count, seed, data):
             assert len(side[groups == group].unique()) == 1
 
 
-def test_groups_are_spread_as_evenly_as_scikit_learn_spreads_them():
+def test_groups_are_spread_as_evenly_as_by_scikit_learn():
     generator = torch.Generator().manual_seed(0)
     groups = torch.randint(0, 60, (600,), generator=generator)
     labels_N = (groups * 7 % 3 + torch.randint(0, 2, (600,), generator=generator)) % 3
@@ -66,23 +66,23 @@ def test_groups_of_one_class_each_are_spread_over_the_folds():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_large_group_is_placed_before_the_small_ones_that_make_up_for_it(seed):
+def test_large_groups_are_placed_before_small_ones(seed):
     groups = torch.tensor([0] * 10 + list(range(1, 11)))
     sizes = torch.bincount(assign_folds(torch.zeros(20, dtype=torch.int64), groups, 2, seed), minlength=2)
     assert sizes.tolist() == [10, 10]
 
 
-def test_a_held_out_part_is_of_every_class():
+def test_a_held_out_part_contains_every_class_of_two_or_more_samples():
     labels_N = torch.tensor([0] * 90 + [1] * 8 + [2] * 2 + [3])
     part = hold_out_samples(labels_N, None, 0.1, 3)
     assert torch.bincount(labels_N[part], minlength=4).tolist() == [9, 1, 1, 0]
     most = hold_out_samples(labels_N, None, 0.9, 3)
-    assert torch.bincount(labels_N[~most], minlength=3)[:3].min() >= 1  # something is left to learn from
+    assert torch.bincount(labels_N[~most], minlength=3)[:3].min() >= 1  # training keeps some of each class
 
 
 @given(labels, st.floats(0.01, 0.99), st.integers(0, 5))
 @settings(max_examples=100, deadline=None)
-def test_whole_classes_are_held_out(labels_N, part, seed):
+def test_hold_out_classes_takes_whole_classes(labels_N, part, seed):
     held = hold_out_classes(labels_N, part, seed)
     out, kept = set(labels_N[held].tolist()), set(labels_N[~held].tolist())
     assert not out & kept
@@ -92,19 +92,19 @@ def test_whole_classes_are_held_out(labels_N, part, seed):
     assert not hold_out_classes(labels_N, 0.0, seed).any()
 
 
-def test_sets_of_labels_are_held_out_in_their_proportions():
+def test_label_sets_are_held_out_in_proportion():
     draw = torch.Generator().manual_seed(0)
     present = torch.rand(4000, 5, generator=draw) < torch.tensor([0.5, 0.3, 0.1, 0.05, 0.02])
     held = hold_out_samples(label_combinations(present, 10), None, 0.1, 0)
     assert int(held.sum()) == pytest.approx(400, rel=0.05)
     assert present[held].float().mean(0).tolist() == pytest.approx(present.float().mean(0).tolist(), rel=0.15)
-    # Sets of which there are few are one: many rare sets would otherwise each give one.
+    # Rare label sets are pooled: otherwise each of many rare sets would give one sample.
     rare = torch.arange(512)[:, None].bitwise_and(2 ** torch.arange(9)) > 0
     assert int(hold_out_samples(label_combinations(rare, 10), None, 0.1, 0).sum()) == 51
 
 
 @given(st.data())
-def test_copies_and_groups_are_on_one_side_and_nothing_else_moves(data):
+def test_copies_and_groups_stay_on_one_side_and_nothing_else_moves(data):
     count = data.draw(st.integers(2, 40))
     side = np.array(data.draw(st.lists(st.integers(0, 2), min_size=count, max_size=count)))
     pixels = np.array(data.draw(st.lists(st.integers(0, 15), min_size=count, max_size=count)), np.uint64)
@@ -123,7 +123,7 @@ def test_copies_and_groups_are_on_one_side_and_nothing_else_moves(data):
     assert (made == side)[np.isin(sets, whole)].all()
 
 
-def test_sets_that_were_torn_keep_the_shares():
+def test_rejoining_divided_sets_keeps_the_split_sizes():
     pixels = np.repeat(np.arange(50), 4).astype(np.uint64)
     side = (np.random.default_rng(0).random(200) < 0.2).astype(int)
     made = keep_sets_together(side, group_copies(pixels, None), np.repeat(np.arange(2), 100))
@@ -131,12 +131,12 @@ def test_sets_that_were_torn_keep_the_shares():
     assert (made.reshape(50, 4) == made.reshape(50, 4)[:, :1]).all()
 
 
-def test_a_side_is_not_emptied():
+def test_rejoining_sets_never_empties_a_split():
     side = np.array([0, 0, 1])
     assert keep_sets_together(side, group_copies(np.ones(3, np.uint64), None), np.zeros(3, int)).tolist() == [0, 0, 1]
 
 
-def test_a_set_of_labels_stands_for_itself_from_the_least_number_of_samples_on():
+def test_label_sets_with_enough_samples_get_their_own_stratum():
     present = torch.tensor([[1, 0]] * 4 + [[0, 1]] * 5 + [[1, 1]] * 3).bool()
     labels = label_combinations(present, 4)
     assert (labels[9:] == -1).all()

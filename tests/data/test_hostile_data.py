@@ -1,6 +1,6 @@
-"""Hostile and broken data, case by case: the catalogue's part B that is not tested beside what it concerns.
+"""Hostile and broken data, case by case: part B of the catalogue, as far as it is not tested elsewhere.
 
-docs/data.md has the whole list with where each case is tested.
+docs/data.md lists every case and its test.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from tests.support.images import save_picture
 SIZE = (10, 12)
 
 
-def loaded(path: Path, channels: int = 3, **settings) -> np.ndarray:
+def load(path: Path, channels: int = 3, **settings) -> np.ndarray:
     return load_image(path, SIZE, channels, ImageSettings(**settings))
 
 
 def png(width: int, height: int, body: bytes, bits: int = 8, kind: int = 2) -> bytes:
-    """A PNG of such a header, whose pixel data is `body` compressed."""
+    """A PNG with this header whose pixel data is `body`, compressed."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -52,8 +52,8 @@ def png(width: int, height: int, body: bytes, bits: int = 8, kind: int = 2) -> b
     ("width", "height", "bits", "kind"),
     [(9000, 9000, 8, 2), (13000, 13000, 1, 0), (19000, 19000, 8, 0), (2**31 - 1, 2**31 - 1, 8, 2)],
 )
-def test_b5_pictures_of_too_many_pixels_cost_nothing(tmp_path, width, height, bits, kind):
-    """In a process of its own, whose memory may hardly grow."""
+def test_b5_images_of_too_many_pixels_are_refused_without_memory(tmp_path, width, height, bits, kind):
+    """Runs in its own process, whose memory must grow by less than 50 MiB."""
     (tmp_path / "vast.png").write_bytes(png(width, height, b"\0" * 1000, bits, kind))
     code = """
 import resource, sys
@@ -75,16 +75,16 @@ assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024
     assert "pixels" in done.stdout
 
 
-def test_b6_bombs_in_side_chunks_are_refused_and_large_profiles_bounded(tmp_path):
+def test_b6_decompression_bombs_in_text_and_profile_chunks_are_refused(tmp_path):
     text = PngInfo()
     text.add_text("comment", "x" * (70 << 20), zip=True)
     Pil.new("RGB", (12, 10)).save(tmp_path / "text.png", pnginfo=text)
     assert (tmp_path / "text.png").stat().st_size < 1 << 20
     with pytest.raises(DataError, match=r"text\.png: cannot be decoded"):
-        loaded(tmp_path / "text.png")
+        load(tmp_path / "text.png")
     Pil.new("RGB", (12, 10)).save(tmp_path / "icc.png", icc_profile=b"\0" * (70 << 20))
     with pytest.raises(DataError, match=r"icc\.png: "):
-        loaded(tmp_path / "icc.png")
+        load(tmp_path / "icc.png")
 
 
 @pytest.mark.parametrize(
@@ -102,65 +102,65 @@ def test_b6_bombs_in_side_chunks_are_refused_and_large_profiles_bounded(tmp_path
 def test_b7_other_formats_are_refused_by_content(tmp_path, name, data):
     (tmp_path / f"{name}.png").write_bytes(data)
     with pytest.raises(DataError, match="not a picture"):
-        loaded(tmp_path / f"{name}.png")
+        load(tmp_path / f"{name}.png")
 
 
-def test_b8_sixteen_bits_are_scaled_in_every_order(tmp_path):
+def test_b8_sixteen_bit_images_are_scaled_in_either_byte_order(tmp_path):
     ramp = np.linspace(0, 65535, 120).astype(np.uint16).reshape(SIZE)
     Pil.fromarray(ramp).save(tmp_path / "a.png")
     (tmp_path / "b.pgm").write_bytes(b"P5 12 10 65535\n" + ramp.astype(">u2").tobytes())
     for name in ("a.png", "b.pgm"):
-        assert np.array_equal(loaded(tmp_path / name, 1)[..., 0], ramp // 257)
-        assert np.array_equal(loaded(tmp_path / name, 3)[..., 2], ramp // 257)
+        assert np.array_equal(load(tmp_path / name, 1)[..., 0], ramp // 257)
+        assert np.array_equal(load(tmp_path / name, 3)[..., 2], ramp // 257)
 
 
-def test_b10_cmyk_as_adobe_writes_it(tmp_path):
-    """Adobe's JPEGs hold inverted CMYK and say so in a marker; Pillow writes and reads them so. Golden pixels."""
+def test_b10_adobes_inverted_cmyk_is_converted(tmp_path):
+    """Adobe's JPEGs hold inverted CMYK, marked as such; Pillow writes and reads them the same way. Golden pixels."""
     colours = [(255, 0, 0, 0), (0, 255, 0, 0), (0, 0, 255, 0), (0, 0, 0, 255), (0, 0, 0, 0), (0, 128, 255, 0)]
     expected = [(0, 255, 255), (255, 0, 255), (255, 255, 0), (0, 0, 0), (255, 255, 255), (255, 127, 0)]
     for number, (ink, rgb) in enumerate(zip(colours, expected, strict=True)):
         path = tmp_path / f"{number}.jpg"
         Pil.new("CMYK", (12, 10), ink).save(path, quality=100)
         assert b"Adobe" in path.read_bytes()
-        assert np.abs(loaded(path).astype(int) - rgb).max() <= 3
+        assert np.abs(load(path).astype(int) - rgb).max() <= 3
 
 
-def test_b12_every_kind_of_pixel_gives_what_its_colours_are(tmp_path):
+def test_b12_every_pixel_mode_gives_the_same_colours(tmp_path):
     grey = Pil.new("L", (12, 10), 77)
     for mode in ("L", "RGB", "P", "RGBA", "LA"):
         grey.convert(mode).save(tmp_path / f"{mode}.png")
-        assert np.abs(loaded(tmp_path / f"{mode}.png").astype(int) - 77).max() <= 1
-        assert np.abs(loaded(tmp_path / f"{mode}.png", 1).astype(int) - 77).max() <= 1
+        assert np.abs(load(tmp_path / f"{mode}.png").astype(int) - 77).max() <= 1
+        assert np.abs(load(tmp_path / f"{mode}.png", 1).astype(int) - 77).max() <= 1
     grey.point(lambda v: 255).convert("1").save(tmp_path / "1.png")
-    assert (loaded(tmp_path / "1.png") == 255).all()
+    assert (load(tmp_path / "1.png") == 255).all()
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # as cnnrun itself sets it
 @pytest.mark.parametrize(
     "exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12", b"\0" * 40]
 )
-def test_b13_broken_exif_leaves_the_picture_as_it_is(tmp_path, exif):
+def test_b13_broken_exif_leaves_the_image_unchanged(tmp_path, exif):
     path = save_picture(tmp_path / "p.jpg", size=(12, 10))
     data = path.read_bytes()
-    expected = loaded(path)
+    expected = load(path)
     path.write_bytes(data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:])
-    assert np.array_equal(loaded(path), expected)
+    assert np.array_equal(load(path), expected)
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png"])
-def test_b14_moving_pictures_are_refused(tmp_path, suffix):
+def test_b14_animations_are_refused(tmp_path, suffix):
     frames = [Pil.new("RGB", (12, 10), (i * 40, 0, 0)) for i in range(3)]
     frames[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=frames[1:])
     with pytest.raises(DataError, match="animation|not a picture"):
-        loaded(tmp_path / f"a.{suffix}")
+        load(tmp_path / f"a.{suffix}")
 
 
-def test_b15_pictures_too_small_are_refused(tmp_path):
+def test_b15_images_too_small_are_refused(tmp_path):
     for name, size, least in (("one.png", (1, 1), 4), ("thin.png", (1, 5000), 4), ("less.png", (40, 20), 32)):
         Pil.new("RGB", size).save(tmp_path / name)
         with pytest.raises(DataError, match=rf"{size[0]}x{size[1]} pixels; at least {least} a side"):
-            loaded(tmp_path / name, min_side=least)
-    assert loaded(tmp_path / "less.png", fit="crop").shape == (10, 12, 3)
+            load(tmp_path / name, min_side=least)
+    assert load(tmp_path / "less.png", fit="crop").shape == (10, 12, 3)
 
 
 def folder_of(root: Path, **more) -> Data:
@@ -181,7 +181,7 @@ def test_b18_broken_links_are_reported(picture_folder):
         build_dataset(data := folder_of(picture_folder), index_source(data), progress_bar)
 
 
-def test_b19_names_of_all_kinds(tmp_path, run_cli):
+def test_b19_unusual_file_names_are_read_and_escaped_in_messages(tmp_path, run_cli):
     root = tmp_path / "pets"
     names = [b"\xff\xfe.png", b"line\nbreak.png", b"x" * 251 + b".png", "\U0001f408.png".encode(), b"\x1b[31mred.png"]
     names += [unicodedata.normalize(form, "caf\u00e9.png").encode() for form in ("NFC", "NFD")]
@@ -207,9 +207,9 @@ def test_b19_names_of_all_kinds(tmp_path, run_cli):
     assert r"\x1b[31mbad\n.png: empty file" in err
 
 
-def test_b35_a_failing_disk_is_tried_three_times_then_named(tmp_path, monkeypatch):
+def test_b35_a_read_error_is_retried_three_times_then_reported(tmp_path, monkeypatch):
     path = save_picture(tmp_path / "p.png", size=(12, 10))
-    expected, failures = loaded(path), [5, 5]
+    expected, failures = load(path), [5, 5]
     real = image_files._read_once
 
     def flaky(item, listed):
@@ -218,24 +218,24 @@ def test_b35_a_failing_disk_is_tried_three_times_then_named(tmp_path, monkeypatc
         return real(item, listed)
 
     monkeypatch.setattr(image_files, "_read_once", flaky)
-    assert np.array_equal(loaded(path), expected)
+    assert np.array_equal(load(path), expected)
     failures[:] = [116, 116, 116, 116]
     with pytest.raises(DataError, match=r"p\.png: cannot be read: Input/output error"):
-        loaded(path)
+        load(path)
     assert len(failures) == 1
     failures[:] = [13, 13]
     with pytest.raises(DataError, match=r"p\.png"):
-        loaded(path)
-    assert len(failures) == 1  # what is forbidden stays so
+        load(path)
+    assert len(failures) == 1  # a permission error is not retried
 
 
-def test_b36_what_is_no_file_never_blocks(picture_folder):
+def test_b36_a_pipe_among_the_files_never_blocks(picture_folder):
     os.mkfifo(picture_folder / "cat" / "pipe.png")
     with pytest.raises(DataError, match=r"pipe\.png: not a regular file"):
         build_dataset(data := folder_of(picture_folder), index_source(data), progress_bar)
 
 
-def test_b37_many_files_take_little_memory():
+def test_b37_many_file_names_take_little_memory():
     from cnnrun.base.file_sequences import Files
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -266,30 +266,30 @@ train: {{epochs: 2, batch: 8}}
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
-    def resumed() -> str:
+    def resume_refusal() -> str:
         with pytest.raises(CheckpointError) as refused:
             train_run(tried, tmp_path, torch.device("cpu"), resume=True)
         assert refused.value.exit_code == 3
         return str(refused.value)
 
     (picture_folder / "cat" / "3.png").rename(tmp_path / "kept.png")
-    assert f"{picture_folder}/cat/3.png is gone" in resumed()
+    assert f"{picture_folder}/cat/3.png is gone" in resume_refusal()
     (tmp_path / "kept.png").rename(picture_folder / "cat" / "3.png")
     new = save_picture(picture_folder / "dog" / "new.png", seed=777)
-    assert f"{new} is new" in resumed()
+    assert f"{new} is new" in resume_refusal()
     new.unlink()
     save_picture(picture_folder / "dog" / "5.png", seed=778)
-    assert f"{picture_folder}/dog/5.png changed" in resumed()
+    assert f"{picture_folder}/dog/5.png changed" in resume_refusal()
 
 
-def test_b39_a_picture_of_one_colour_is_told(picture_folder, tmp_path, run_cli):
+def test_b39_an_image_of_one_colour_is_reported(picture_folder, tmp_path, run_cli):
     Pil.new("RGB", (30, 30)).save(picture_folder / "cat" / "black.png")
     config = config_of(picture_folder, tmp_path / "c.yaml")
     assert "warning: 1 pictures of one single colour" in run_cli("data", "check", config)[1]
 
 
-def test_b15_an_animation_of_one_frame_is_a_picture(tmp_path):
+def test_b15_a_webp_of_one_frame_is_an_image(tmp_path):
     buffer = io.BytesIO()
     Pil.new("RGB", (12, 10), (1, 2, 3)).save(buffer, "WEBP", lossless=True)
     (tmp_path / "p.webp").write_bytes(buffer.getvalue())
-    assert (loaded(tmp_path / "p.webp") == (1, 2, 3)).all()
+    assert (load(tmp_path / "p.webp") == (1, 2, 3)).all()

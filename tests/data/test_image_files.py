@@ -16,12 +16,12 @@ from tests.support.images import save_picture
 SIZE = (10, 12)
 
 
-def loaded(path, channels=3, **settings):
+def load(path, channels=3, **settings):
     return load_image(path, SIZE, channels, ImageSettings(**settings))
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds nothing."""
+    """A PNG that claims a size and has no pixel data."""
     body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     header = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
     return header + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
@@ -45,112 +45,112 @@ def write(path, data: bytes):
         ("svg.png", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a picture"),
     ],
 )
-def test_what_is_no_picture_is_named(tmp_path, name, data, words):
+def test_files_that_are_not_images_are_refused_by_name(tmp_path, name, data, words):
     path = write(tmp_path / name, data)
     with pytest.raises(DataError, match=words) as refused:
-        loaded(path)
+        load(path)
     assert str(refused.value).startswith(str(path))
     assert len(refused.value.lines) == 1
 
 
 @pytest.mark.parametrize("kept", [0.5, 0.97])
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp"])
-def test_a_cut_picture_is_found(tmp_path, suffix, kept):
+def test_a_truncated_image_is_refused(tmp_path, suffix, kept):
     path = save_picture(tmp_path / f"p{suffix}", size=(64, 64))
     data = path.read_bytes()
     with pytest.raises(DataError, match="cannot be decoded|not a picture"):
-        loaded(write(tmp_path / f"cut{suffix}", data[: int(len(data) * kept)]))
+        load(write(tmp_path / f"cut{suffix}", data[: int(len(data) * kept)]))
 
 
-def test_sixteen_bit_grey_is_scaled_not_cut(tmp_path):
+def test_sixteen_bit_grey_is_scaled_and_not_clipped(tmp_path):
     ramp = np.linspace(0, 65535, 120).astype(np.uint16).reshape(10, 12)
     Pil.fromarray(ramp).save(tmp_path / "ramp.png")
-    assert np.array_equal(loaded(tmp_path / "ramp.png", 1)[..., 0], ramp // 257)
+    assert np.array_equal(load(tmp_path / "ramp.png", 1)[..., 0], ramp // 257)
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
-def test_pixels_without_a_range_are_refused(tmp_path, mode):
+def test_pixel_types_without_a_fixed_range_are_refused(tmp_path, mode):
     Pil.new(mode, (12, 10), 3).save(tmp_path / "p.tif")
     with pytest.raises(DataError, match="not a picture"):
-        loaded(tmp_path / "p.tif")
+        load(tmp_path / "p.tif")
 
 
-def test_transparency_is_laid_over_the_background(tmp_path):
+def test_transparent_pixels_take_the_background(tmp_path):
     Pil.new("RGBA", (12, 10), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert (loaded(tmp_path / "clear.png") == 255).all()
-    assert (loaded(tmp_path / "clear.png", background=7) == 7).all()
+    assert (load(tmp_path / "clear.png") == 255).all()
+    assert (load(tmp_path / "clear.png", background=7) == 7).all()
     Pil.new("LA", (12, 10), (0, 0)).save(tmp_path / "la.png")
-    assert (loaded(tmp_path / "la.png", 1) == 255).all()
+    assert (load(tmp_path / "la.png", 1) == 255).all()
     palette = Pil.new("P", (12, 10), 1)
     palette.putpalette([0, 0, 0, 9, 9, 9])
     palette.save(tmp_path / "p.png", transparency=1)
-    assert (loaded(tmp_path / "p.png") == 255).all()
+    assert (load(tmp_path / "p.png") == 255).all()
 
 
-def test_cmyk_palette_and_one_bit_are_converted(tmp_path):
+def test_cmyk_palette_and_one_bit_images_are_converted(tmp_path):
     colour = Pil.new("RGB", (12, 10), (200, 100, 50))
     colour.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100)
-    assert np.abs(loaded(tmp_path / "cmyk.jpg").astype(int) - (200, 100, 50)).max() <= 6
+    assert np.abs(load(tmp_path / "cmyk.jpg").astype(int) - (200, 100, 50)).max() <= 6
     colour.quantize().save(tmp_path / "palette.png")
-    assert np.abs(loaded(tmp_path / "palette.png").astype(int) - (200, 100, 50)).max() <= 2
+    assert np.abs(load(tmp_path / "palette.png").astype(int) - (200, 100, 50)).max() <= 2
     Pil.new("1", (12, 10), 1).save(tmp_path / "one.png")
-    assert (loaded(tmp_path / "one.png") == 255).all()
+    assert (load(tmp_path / "one.png") == 255).all()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation_is_applied_once(tmp_path, orientation):
     upright = Pil.fromarray(np.arange(120, dtype=np.uint8).reshape(10, 12))
-    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Pillow's transposes that store it so
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Pillow's transpose that stores each orientation
     stored = upright.transpose(undo[orientation]) if orientation > 1 else upright
     exif = Pil.Exif()
     exif[0x0112] = orientation
     stored.save(tmp_path / "turned.png", exif=exif)
-    assert np.array_equal(loaded(tmp_path / "turned.png", 1)[..., 0], np.asarray(upright))
+    assert np.array_equal(load(tmp_path / "turned.png", 1)[..., 0], np.asarray(upright))
 
 
 def test_animations_are_refused(tmp_path):
     frames = [Pil.new("RGB", (12, 10), (i, 0, 0)) for i in range(3)]
     frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:])
     with pytest.raises(DataError, match="animation"):
-        loaded(tmp_path / "a.png")
+        load(tmp_path / "a.png")
 
 
-def test_content_decides_not_the_name(tmp_path):
+def test_the_format_is_detected_from_the_content_not_the_name(tmp_path):
     path = save_picture(tmp_path / "p.png")
-    assert np.array_equal(loaded(path), loaded(path.rename(tmp_path / "p.jpg")))
+    assert np.array_equal(load(path), load(path.rename(tmp_path / "p.jpg")))
 
 
-def test_what_is_no_file_is_named_and_never_blocks(tmp_path):
+def test_paths_that_are_not_regular_files_are_refused_without_blocking(tmp_path):
     os.mkfifo(tmp_path / "fifo.png")
     for name, words in (("fifo.png", "not a regular file"), (".", "not a regular file"), ("no.png", "No such file")):
         with pytest.raises(DataError, match=words):
-            loaded(tmp_path / name)
+            load(tmp_path / name)
 
 
-def test_fits(tmp_path):
+def test_crop_and_pad_fit_a_wide_image(tmp_path):
     wide = np.zeros((10, 40), np.uint8)
     wide[:, 14:26] = 200
     Pil.fromarray(wide).save(tmp_path / "wide.png")
-    assert (loaded(tmp_path / "wide.png", 1, fit="crop") == 200).all()
-    padded = loaded(tmp_path / "wide.png", 1, fit="pad", background=9)[..., 0]
+    assert (load(tmp_path / "wide.png", 1, fit="crop") == 200).all()
+    padded = load(tmp_path / "wide.png", 1, fit="pad", background=9)[..., 0]
     assert (padded[[0, -1]] == 9).all()
-    assert loaded(tmp_path / "wide.png", 1).shape == (10, 12, 1)
+    assert load(tmp_path / "wide.png", 1).shape == (10, 12, 1)
 
 
-def test_the_users_files_never_change(tmp_path):
+def test_loading_never_changes_the_users_file(tmp_path):
     path = save_picture(tmp_path / "p.jpg", size=(50, 40))
     before = hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns
-    loaded(path)
+    load(path)
     assert (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns) == before
 
 
-def test_a_phones_jpeg_with_a_preview_is_its_first_picture(tmp_path):
+def test_a_multi_picture_jpeg_loads_its_first_image(tmp_path):
     first, second = (Pil.new("RGB", (12, 10), colour) for colour in ((250, 0, 0), (0, 0, 250)))
     first.save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=[second], quality=100)
-    assert loaded(tmp_path / "phone.jpg")[..., 0].min() > 240
+    assert load(tmp_path / "phone.jpg")[..., 0].min() > 240
 
 
 def test_sixteen_bit_pgm_is_scaled(tmp_path):
     ramp = np.linspace(0, 65535, 120).astype(">u2").reshape(10, 12)
     (tmp_path / "ramp.pgm").write_bytes(b"P5 12 10 65535\n" + ramp.tobytes())
-    assert np.array_equal(loaded(tmp_path / "ramp.pgm", 1)[..., 0], ramp.astype(int) // 257)
+    assert np.array_equal(load(tmp_path / "ramp.pgm", 1)[..., 0], ramp.astype(int) // 257)

@@ -37,7 +37,7 @@ def examples():
     return build_dataset(data, index_source(data), progress_bar).splits["train"]
 
 
-def made(examples, batch=32, seed=3, augment=None, drop_last=True, **more):
+def make_batches(examples, batch=32, seed=3, augment=None, drop_last=True, **more):
     steps = len(examples) // batch if drop_last else -(-len(examples) // batch)
     return TrainingBatches(examples, augment or Augment(shift=0.2, rotate=9), batch, steps, seed, CPU, **more)
 
@@ -46,51 +46,51 @@ def same(a: Batch, b: Batch) -> bool:
     return torch.equal(a.images, b.images) and torch.equal(a.targets["labels"], b.targets["labels"])
 
 
-def test_any_step_from_anywhere_is_the_same_batch(examples):
-    steps = 2 * made(examples).steps_per_epoch + 3
-    one = made(examples)
+def test_a_step_gives_the_same_batch_wherever_training_starts(examples):
+    steps = 2 * make_batches(examples).steps_per_epoch + 3
+    one = make_batches(examples)
     walked = [one.at(step) for step in range(steps)]
     for step in (0, 5, steps // 2, steps - 1, 1):
-        assert same(made(examples).at(step), walked[step])
+        assert same(make_batches(examples).at(step), walked[step])
 
 
 @pytest.mark.parametrize("ahead", [1, 50_000, 10**9])
-def test_how_many_are_prepared_at_once_changes_no_bit(examples, ahead, monkeypatch):
-    expected = [made(examples).at(step) for step in range(60)]
+def test_the_number_of_batches_prepared_at_once_changes_no_bit(examples, ahead, monkeypatch):
+    expected = [make_batches(examples).at(step) for step in range(60)]
     monkeypatch.setattr(training_batches, "AHEAD_BYTES", ahead)
-    other = made(examples)
+    other = make_batches(examples)
     assert all(same(other.at(step), batch) for step, batch in enumerate(expected))
 
 
 def test_an_epoch_has_every_sample_at_most_once(examples):
-    one = made(examples)
+    one = make_batches(examples)
     for epoch in range(2):
         seen = torch.cat([one.sample_indices(epoch * one.steps_per_epoch + i) for i in range(one.steps_per_epoch)])
         assert len(seen.unique()) == len(seen) == one.steps_per_epoch * 32
-    whole = made(examples, drop_last=False)
+    whole = make_batches(examples, drop_last=False)
     seen = torch.cat([whole.sample_indices(i) for i in range(whole.steps_per_epoch)])
     assert sorted(seen.tolist()) == list(range(len(examples)))
 
 
-def test_labels_stay_with_their_pictures(examples):
-    batch = made(examples, augment=Augment()).at(4)
+def test_labels_stay_with_their_images(examples):
+    batch = make_batches(examples, augment=Augment()).at(4)
     for picture, label, i in zip(batch.images, batch.targets["labels"], batch.index_B, strict=True):
         assert torch.equal(picture, examples.load_images(i[None])[0].float())
         assert label == examples.targets["labels"][i]
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 5])
-def test_a_batch_is_augmented_by_the_draws_of_its_own_epoch(examples, epoch):
+def test_a_batch_is_augmented_with_its_own_epochs_draws(examples, epoch):
     augment = Augment(shift=0.2, rotate=9)
-    batches_of_run = made(examples, augment=augment)
+    batches_of_run = make_batches(examples, augment=augment)
     batch = batches_of_run.at(epoch * batches_of_run.steps_per_epoch + 2)
     draws = Draws(3, epoch, batch.index_B, augment.slots())
     assert torch.equal(batch.images, augment.apply(examples.load_images(batch.index_B), draws))
 
 
-def test_a_batch_is_mixed_with_its_next_pictures_and_so_are_its_labels(examples):
+def test_mixing_blends_each_image_and_label_with_the_next_of_the_batch(examples):
     augment, task, facts = Augment(shift=0.2, mixup=0.4), Classify(), Facts(tuple("0123456789"), (1, 8, 8))
-    batch = made(examples, augment=augment, blend=partial(task.blend_targets, facts=facts)).at(3)
+    batch = make_batches(examples, augment=augment, blend=partial(task.blend_targets, facts=facts)).at(3)
     draws, partner = Draws(3, 0, batch.index_B, augment.slots()), torch.arange(32).roll(-1)
     pictures, own = augment.mix(augment.apply(examples.load_images(batch.index_B), draws).float(), partner, draws)
     assert torch.equal(batch.images, pictures)
@@ -99,11 +99,11 @@ def test_a_batch_is_mixed_with_its_next_pictures_and_so_are_its_labels(examples)
     torch.testing.assert_close(batch.targets["labels"].double(), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_a_sample_that_an_epoch_shows_again_is_changed_by_draws_of_its_own(examples):
+def test_a_sample_repeated_in_an_epoch_gets_its_own_augmentation(examples):
     augment = Augment(shift=0.3, rotate=20)
     rare = examples.select((examples.targets["labels"] > 0) | (torch.arange(len(examples)) < 100))
     order = balanced_order(rare.targets["labels"])
-    batches_of_run = made(rare, augment=augment, order=order)
+    batches_of_run = make_batches(rare, augment=augment, order=order)
     samples, numbers = order(3, 0)
     again = False
     for step in range(10):
@@ -114,8 +114,8 @@ def test_a_sample_that_an_epoch_shows_again_is_changed_by_draws_of_its_own(examp
     assert again
 
 
-def test_batches_are_cut_from_the_next_step_on_though_more_were_prepared(examples):
-    batches_of_run, whole = made(examples), made(examples)
+def test_cutting_into_micro_batches_takes_effect_at_the_next_step(examples):
+    batches_of_run, whole = make_batches(examples), make_batches(examples)
     assert batches_of_run.at(0).micro_sizes == (32,)
     batches_of_run.set_micro_batches(4)
     for step in (1, 2, 40):
@@ -124,14 +124,14 @@ def test_batches_are_cut_from_the_next_step_on_though_more_were_prepared(example
         assert same(batch, whole.at(step))
 
 
-def test_in_order_has_each_sample_once(examples):
+def test_batches_in_order_have_each_sample_once(examples):
     parts = list(batches_in_order(examples, 50, CPU))
     assert torch.cat([part.index_B for part in parts]).tolist() == list(range(len(examples)))
 
 
 @pytest.mark.parametrize("parts", [1, 3, 32, 40])
-def test_micro_batches_are_a_partition(examples, parts):
-    batch = made(examples, micro_batch_count=parts).at(0)
+def test_micro_batches_partition_the_batch(examples, parts):
+    batch = make_batches(examples, micro_batch_count=parts).at(0)
     pieces = batch.micro_batches()
     assert len(pieces) == min(parts, 32)
     assert {piece.global_size for piece in pieces} == {32}
@@ -158,8 +158,8 @@ EVERY = {
 
 @pytest.mark.parametrize("asked", EVERY.values(), ids=EVERY.keys())
 @pytest.mark.parametrize(("size", "drop_last"), [(5, True), (33, False)])
-def test_where_one_begins_changes_no_bit(asked, size, drop_last):
-    """As a resume does, at steps that no go began at, with batches that fill no vector; a go has many steps or one."""
+def test_starting_at_any_step_changes_no_bit(asked, size, drop_last):
+    """As in a resume: at steps inside a prepared block, and with batch sizes that do not fill a vector register."""
     pixels = np.random.default_rng(0).integers(0, 256, (203, 3, 17, 17), dtype=np.uint8)
     rows = torch.arange(203)
     split = Split(pixels.transpose(0, 2, 3, 1), {"labels": rows % 3}, "noise")
@@ -179,14 +179,14 @@ def test_where_one_begins_changes_no_bit(asked, size, drop_last):
 
 
 @pytest.mark.parametrize("ahead", [1, 4, 50])
-def test_reading_ahead_gives_the_same_and_names_what_fails(examples, ahead, monkeypatch):
+def test_prefetching_gives_the_same_batches_and_reports_read_errors(examples, ahead, monkeypatch):
     monkeypatch.setattr(training_batches, "AHEAD_BYTES", 1)
-    plain = made(examples)
+    plain = make_batches(examples)
     with closing(
         TrainingBatches(examples, Augment(shift=0.2, rotate=9), 32, plain.steps_per_epoch, 3, CPU, prefetch=ahead)
     ) as reading:
         for step in (*range(plain.steps_per_epoch + 3), 2, 3, 40):
-            assert same(reading.at(step), made(examples).at(step))
+            assert same(reading.at(step), make_batches(examples).at(step))
 
         def fails(rows):
             raise DataError("pets/1.png: gone")
@@ -200,8 +200,8 @@ def test_reading_ahead_gives_the_same_and_names_what_fails(examples, ahead, monk
 
 
 @pytest.fixture(scope="module")
-def crowded():
-    """Scenes of which one has fifty times the objects of any other."""
+def crowded_scenes():
+    """Scenes, one of which has fifty times as many objects as any other."""
     data = Data.model_validate({"source": {"digit_scenes": {"train": 60, "held_out": 10}}})
     split = build_dataset(data, index_source(data), progress_bar).splits["train"]
     counts = split.objects.counts_N.clone()
@@ -218,14 +218,14 @@ def crowded():
 
 
 @pytest.mark.parametrize("mosaic", [0.0, 0.7])
-def test_targets_are_as_wide_as_their_own_batch_from_wherever_one_begins(crowded, mosaic, monkeypatch):
+def test_targets_are_padded_to_their_own_batch_wherever_training_starts(crowded_scenes, mosaic, monkeypatch):
     augment = Augment(mosaic=mosaic)
-    walked = [made(crowded, batch=5, augment=augment).at(step) for step in range(24)]
+    walked = [make_batches(crowded_scenes, batch=5, augment=augment).at(step) for step in range(24)]
     widths = {batch.targets["boxes"].shape[1] for batch in walked}
     assert max(widths) >= 300 > 10 * sorted(widths)[len(widths) // 2]
     assert not mosaic or len(widths) > 3
     monkeypatch.setattr(training_batches, "AHEAD_BYTES", 10**9)
-    whole = made(crowded, batch=5, augment=augment)
+    whole = make_batches(crowded_scenes, batch=5, augment=augment)
     for step, batch in enumerate(walked):
         again = whole.at(step)
         assert torch.equal(again.images, batch.images)
@@ -233,13 +233,13 @@ def test_targets_are_as_wide_as_their_own_batch_from_wherever_one_begins(crowded
             name: values.tolist() for name, values in batch.targets.items()
         }
         if not mosaic:
-            own = crowded.objects.counts_N[batch.index_B]
+            own = crowded_scenes.objects.counts_N[batch.index_B]
             assert batch.targets["boxes"].shape[1] == own.max()
             assert torch.equal((batch.targets["objects"] >= 0).sum(1), own)
 
 
-def test_a_table_of_objects_gives_each_picture_its_own(crowded):
-    table, order = crowded.objects, torch.tensor([7, 3, 3, 59, 0])
+def test_an_object_table_gives_each_image_its_own_objects(crowded_scenes):
+    table, order = crowded_scenes.objects, torch.tensor([7, 3, 3, 59, 0])
     padded = table.pad(order)
     for row, number in enumerate(order.tolist()):
         own = slice(int(table.ends_N1[number]), int(table.ends_N1[number + 1]))

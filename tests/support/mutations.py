@@ -95,24 +95,24 @@ FREEZING = " ".join([
 ])
 PAIRS = " ".join([
     *nodes("tasks/embedding/test_pair_metrics.py",
-        "test_curves_are_scikit_learns",
-        "test_weights_count_a_pair_so_often",
+        "test_roc_curves_equal_scikit_learns",
+        "test_integer_weights_equal_repeated_pairs",
         "test_the_equal_error_rate_is_where_the_interpolated_curve_meets_the_diagonal",
-        "test_a_threshold_for_a_far_keeps_it_and_no_lower_one_does",
-        "test_a_far_that_is_reached_exactly_is_taken",
-        "test_all_pairs_are_all_and_in_even_folds",
-        "test_of_many_pictures_some_pairs_are_measured_none_twice",
-        "test_a_folds_threshold_does_not_look_at_the_fold",
-        "test_intervals_hold_the_number_and_narrow_with_people",
-        "test_a_bootstrap_sample_is_its_people_each_copy_a_person_of_its_own",
-        "test_a_far_that_few_pairs_carry_is_said"),
+        "test_the_threshold_for_a_far_is_the_lowest_that_keeps_it",
+        "test_a_far_reached_exactly_is_used",
+        "test_all_pairs_contains_every_pair_in_even_folds",
+        "test_pairs_of_many_images_are_sampled_without_repeats",
+        "test_a_folds_threshold_comes_from_the_other_folds",
+        "test_intervals_contain_the_metric_and_narrow_with_more_people",
+        "test_a_bootstrap_sample_counts_each_copy_of_a_person_separately",
+        "test_a_far_measured_on_too_few_pairs_gets_a_note"),
 ])
 PEOPLE = " ".join([
     *nodes("tasks/embedding/test_pair_metrics.py",
-        "test_a_threshold_that_val_chooses_lies_halfway_between_two_similarities",
-        "test_identification_enrolls_as_many_pictures_as_the_task_says",
-        "test_people_who_are_learned_from_are_numbered_and_no_others_have_a_centre",
-        "test_pairs_is_what_a_meter_is_given"),
+        "test_the_threshold_chosen_on_val_lies_midway_between_two_similarities",
+        "test_identification_enrols_the_configured_number_of_images",
+        "test_only_classes_with_training_images_have_centres",
+        "test_a_pair_files_pairs_are_measured_in_any_image_order"),
     *nodes("system/test_verification.py", "test_no_class_is_in_two_splits_and_others_are_learned"),
 ])
 PARITY = " ".join([
@@ -400,10 +400,10 @@ MUTATIONS = [
         ("a threshold chosen takes the next score as well",
          "return middle if lower < middle < upper else upper", "return lower"),
     ),
-    *faults("tasks.intervals", "tasks/test_intervals.py::test_draws_are_of_all_samples_and_the_same_for_all_who_ask "
-            "tasks/test_intervals.py::test_the_bootstrap_of_a_mean_is_its_standard_error "
-            "tasks/test_intervals.py::test_an_interval_is_the_middle_of_the_draws_with_their_bias_taken_off_twice "
-            "tasks/test_intervals.py::test_wilsons_interval_is_scipys_and_has_a_width_where_all_are_right",
+    *faults("tasks.intervals", "tasks/test_intervals.py::test_bootstrap_weights_sum_to_the_sample_count_and_are_reproducible "
+            "tasks/test_intervals.py::test_the_bootstrap_spread_of_a_mean_is_its_standard_error "
+            "tasks/test_intervals.py::test_an_interval_is_the_draws_quantiles_less_twice_their_bias "
+            "tasks/test_intervals.py::test_wilsons_interval_equals_scipys_and_has_width_at_perfect_accuracy",
         ("samples are drawn without being put back",
          "generator.integers(0, count, count)", "generator.permutation(count)"),
         ("intervals are of 90 %",
@@ -456,7 +456,7 @@ MUTATIONS = [
     ),
     # --- tasks ------------------------------------------------------------------------------------------------------
     *faults("tasks.classification", "tasks/test_classify.py tasks/test_losses.py "
-        "data/augment/test_augmentations.py::test_labels_follow_mixed_pictures",
+        "data/augment/test_augmentations.py::test_labels_are_mixed_like_their_images",
         ("balanced weights go by the largest class",
          "(counts.sum() / (len(counts) * counts)).float()", "(counts.max() / counts).float()"),
         ("maps of classes are averaged before the ReLU",

@@ -23,7 +23,7 @@ def outputs(count=200, seed=0):
 
 @given(st.integers(0, 1000), st.integers(1, 120), st.integers(1, 50))
 @settings(max_examples=30, deadline=None)
-def test_numbers_equal_scikit_learns(seed, count, batch):
+def test_classification_metrics_equal_scikit_learns(seed, count, batch):
     task = Classify(top_k=3)
     logits, labels = outputs(count, seed)
     meter = task.meter(FACTS)
@@ -60,7 +60,7 @@ def test_calibration_error_equals_the_definition():
     assert meter.compute().metrics["ece"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_probability_on_a_bins_edge_belongs_to_the_bin_that_ends_there():
+def test_a_probability_on_a_bin_edge_belongs_to_the_lower_bin():
     """Guo et al. 2017: bin m is ((m - 1) / M, m / M]."""
     edges, hits = np.arange(1, 16) / 15, np.arange(15) % 3 == 0
     found = ReliabilityBins(edges, hits)
@@ -85,13 +85,13 @@ def test_micro_batches_have_the_whole_batchs_weighted_loss():
     assert float(sum(parts)) == pytest.approx(float(whole), rel=1e-12)
 
 
-def test_the_head_and_what_it_cannot_take():
+def test_the_head_maps_vectors_and_refuses_feature_maps():
     assert Classify().head([(7,)], FACTS)(torch.zeros(2, 7)).shape == (2, 6)
     with pytest.raises(ShapeError, match="add `flatten` or `global_avg_pool`"):
         Classify().head([(7, 2, 2)], FACTS)
 
 
-def test_maps_of_classes_are_cut_at_0_before_their_mean():
+def test_class_maps_are_clamped_at_0_before_their_mean():
     head, x = Classify(classifier="conv").head([(7, 4, 5)], FACTS), torch.randn(3, 7, 4, 5)
     maps = torch.einsum("bchw,kc->bkhw", x, head.conv.weight[:, :, 0, 0]) + head.conv.bias[:, None, None]
     assert (maps < 0).any()
@@ -106,12 +106,12 @@ def test_maps_of_classes_are_cut_at_0_before_their_mean():
         (Classify(class_weights="balanced"), Facts(("a", "b"), (1, 8, 8), class_counts=(3, 0)), "'b' has none"),
     ],
 )
-def test_data_that_does_not_serve(task, facts, words):
+def test_unsuitable_data_is_reported(task, facts, words):
     assert words in task.data_problem(facts)
     assert Classify().data_problem(FACTS) is None
 
 
-def test_rows_name_the_likeliest():
+def test_result_rows_name_the_most_probable_classes():
     logits = torch.tensor([[0.0, 3.0, 1.0, -1.0, 0.5, 0.2]])
     (row,) = Classify(top_k=2).result_rows(Classify().decoder(FACTS)(logits), FACTS, [])
     assert row["label"] == "bee"
@@ -119,7 +119,7 @@ def test_rows_name_the_likeliest():
     assert row["probability"] == pytest.approx(float(logits.softmax(1).max()))
 
 
-def test_parity_verdicts():
+def test_disagreements_between_outputs_are_found():
     task = Classify()
     ours = task.decoder(FACTS)(outputs(20)[0])
     assert task.find_disagreement(ours, {"probabilities": ours["probabilities"] + 5e-5}, FACTS) is None
@@ -129,7 +129,7 @@ def test_parity_verdicts():
     )
 
 
-def test_every_number_is_given_and_has_a_direction():
+def test_every_metric_is_declared_and_measured():
     task = Classify()
     meter = task.meter(FACTS)
     logits, labels = outputs(20)

@@ -1,4 +1,4 @@
-"""Intervals hold what they say: the truth, known because it was made, lies in 95 of 100 of them."""
+"""Confidence intervals have their nominal coverage: 95 of 100 contain the known truth of simulated data."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from cnnrun.tasks.intervals import (
 from cnnrun.tasks.regression.residuals import Residuals
 
 
-def test_draws_are_of_all_samples_and_the_same_for_all_who_ask():
+def test_bootstrap_weights_sum_to_the_sample_count_and_are_reproducible():
     made = list(bootstrap_weights(50, 20))
     assert all(weight.sum() == 50 for weight in made)
     assert all((a == b).all() for a, b in zip(made, bootstrap_weights(50, 20), strict=True))
     assert any((a != b).any() for a, b in itertools.pairwise(made))
 
 
-def test_the_bootstrap_of_a_mean_is_its_standard_error():
+def test_the_bootstrap_spread_of_a_mean_is_its_standard_error():
     values = np.random.default_rng(0).normal(3, 2, 400)
     found = bootstrap(lambda weight: {"mean": float(np.average(values, weights=weight))}, 400)["mean"]
     assert found.std() == pytest.approx(values.std() / 20, rel=0.08)
@@ -37,8 +37,8 @@ def test_the_bootstrap_of_a_mean_is_its_standard_error():
     assert low < values.mean() < high
 
 
-def test_an_interval_is_the_middle_of_the_draws_with_their_bias_taken_off_twice():
-    """What draws say too high is too high itself, by as much: an interval ends lower by what they are off once more."""
+def test_an_interval_is_the_draws_quantiles_less_twice_their_bias():
+    """If the draws are biased, the estimate is too, by as much: their quantiles are shifted by twice the bias."""
     draws_of_it = np.random.default_rng(0).normal(7, 2, 200_001)
     draws_of_it -= np.median(draws_of_it) - 7
     low, high = bootstrap_interval(7.0, draws_of_it)
@@ -47,7 +47,7 @@ def test_an_interval_is_the_middle_of_the_draws_with_their_bias_taken_off_twice(
         assert bootstrap_interval(7.0, draws_of_it + off) == pytest.approx((low - off, high - off), abs=1e-9)
 
 
-def test_wilsons_interval_is_scipys_and_has_a_width_where_all_are_right():
+def test_wilsons_interval_equals_scipys_and_has_width_at_perfect_accuracy():
     from scipy.stats import binomtest
 
     for count, right in ((359, 359), (50, 0), (80, 61)):
@@ -61,7 +61,7 @@ def test_wilsons_interval_is_scipys_and_has_a_width_where_all_are_right():
     )
 
 
-def test_of_few_samples_nothing_is_said_and_an_interval_of_r2_ends_at_one():
+def test_few_samples_give_no_interval_and_r2_intervals_end_at_one():
     draw = np.random.default_rng(0)
     for count in (1, 5, 19, 20, 25):
         for _ in range(20):
@@ -79,13 +79,13 @@ def test_of_few_samples_nothing_is_said_and_an_interval_of_r2_ends_at_one():
 SIMULATED, DRAWS, COUNT = 1000, 300, 500
 
 
-def covered(made: list[tuple[tuple[float, float], float]]) -> float:
+def coverage(made: list[tuple[tuple[float, float], float]]) -> float:
     return float(np.mean([low <= truth <= high for (low, high), truth in made]))
 
 
 @pytest.mark.slow
-def test_intervals_of_errors_hold_the_truth_95_times_of_100():
-    """1,000 sets of 300 pictures with normal errors: the true MAE and RMSE are known."""
+def test_intervals_of_regression_errors_contain_the_truth_95_times_of_100():
+    """1,000 sets of 500 images with normal errors: the true MAE and RMSE are known."""
     draw, made = np.random.default_rng(0), {"mae": [], "rmse": []}
     truths = {"mae": 2 * np.sqrt(2 / np.pi), "rmse": 2.0}
     for _ in range(SIMULATED):
@@ -95,12 +95,12 @@ def test_intervals_of_errors_hold_the_truth_95_times_of_100():
         for name, truth in truths.items():
             made[name].append((bootstrap_interval(numbers[name], found[name]), truth))
     for name, each in made.items():
-        assert covered(each) == pytest.approx(0.95, abs=0.02), name
+        assert coverage(each) == pytest.approx(0.95, abs=0.02), name
 
 
 @pytest.mark.slow
-def test_intervals_of_classification_hold_the_truth_95_times_of_100():
-    """Two classes; 80 of 100 are told rightly, whatever the class."""
+def test_intervals_of_classification_metrics_contain_the_truth_95_times_of_100():
+    """Two classes, each with 80 of 100 images classified correctly."""
     draw, made = np.random.default_rng(1), {"accuracy": [], "f1": []}
     for _ in range(SIMULATED):
         labels = draw.integers(0, 2, COUNT)
@@ -112,11 +112,11 @@ def test_intervals_of_classification_hold_the_truth_95_times_of_100():
         for name, each in made.items():
             each.append((ends[name], 0.8))
     for name, each in made.items():
-        assert covered(each) == pytest.approx(0.95, abs=0.02), name
+        assert coverage(each) == pytest.approx(0.95, abs=0.02), name
 
 
 @pytest.mark.slow
-def test_intervals_of_average_precision_hold_the_truth_95_times_of_100():
+def test_intervals_of_average_precision_contain_the_truth_95_times_of_100():
     draw = np.random.default_rng(2)
 
     def drawn(count: int) -> MultilabelPredictions:
@@ -129,12 +129,12 @@ def test_intervals_of_average_precision_hold_the_truth_95_times_of_100():
     for _ in range(SIMULATED):
         found = drawn(COUNT)
         made.append((bootstrap_interval(found.metrics()["mAP"], bootstrap(found.metrics, COUNT, DRAWS)["mAP"]), truth))
-    assert covered(made) == pytest.approx(0.95, abs=0.02)
+    assert coverage(made) == pytest.approx(0.95, abs=0.02)
 
 
 @pytest.mark.slow
-def test_intervals_of_a_calibration_error_hold_the_truth_most_of_the_time():
-    """It is estimated too high, the more so the fewer the pictures; what the interval takes off for that is not all."""
+def test_intervals_of_calibration_error_contain_the_truth_most_of_the_time():
+    """The estimate is biased upwards, more so with fewer images, and the interval corrects only part of the bias."""
     draw = np.random.default_rng(3)
 
     def drawn(count: int) -> ReliabilityBins:
@@ -146,13 +146,13 @@ def test_intervals_of_a_calibration_error_hold_the_truth_most_of_the_time():
         found = drawn(COUNT)
         values = bootstrap(lambda weight, found=found: {"ece": found.calibration_error(weight)}, COUNT, DRAWS)["ece"]
         made.append((bootstrap_interval(found.calibration_error(), values), truth))
-    assert 0.82 <= covered(made) <= 0.97
+    assert 0.82 <= coverage(made) <= 0.97
 
 
 # --- comparing --------------------------------------------------------------------------------------------------------
 
 
-def measured(right: np.ndarray, labels: np.ndarray, draw: np.random.Generator) -> Measurement:
+def measure_simulated(right: np.ndarray, labels: np.ndarray, draw: np.random.Generator) -> Measurement:
     predicted = np.where(right, labels, (labels + draw.integers(1, 5, len(labels))) % 5)
     found = SingleLabelPredictions(5, labels, predicted, np.clip(draw.normal(0.85, 0.1, len(labels)), 0.3, 1), right)
     return Measurement(
@@ -163,20 +163,22 @@ def measured(right: np.ndarray, labels: np.ndarray, draw: np.random.Generator) -
 
 
 def pair(draw: np.random.Generator, gain: float = 0.0) -> bool:
-    """Two networks that are right on the same hard and easy pictures, and of that the second a part more often."""
+    """True if two networks that find the same images hard, the second better by `gain`, are told apart."""
     labels, ease = draw.integers(0, 5, 500), draw.beta(4, 0.7, 500)
-    first, other = (measured(draw.random(500) < part, labels, draw) for part in (ease, ease + gain * (1 - ease)))
+    first, other = (
+        measure_simulated(draw.random(500) < part, labels, draw) for part in (ease, ease + gain * (1 - ease))
+    )
     return any(row["distinguishable"] for row in compare.compare_metrics(first, other))
 
 
 @pytest.mark.slow
-def test_two_trainings_of_one_config_are_not_told_apart_and_a_better_one_is():
+def test_equal_networks_are_not_told_apart_and_a_better_one_is():
     draw = np.random.default_rng(0)
     assert sum(pair(draw) for _ in range(100)) <= 10
     assert sum(pair(draw, gain=0.6) for _ in range(20)) >= 18
 
 
-def test_mcnemar_goes_by_the_pictures_on_which_the_two_differ():
+def test_mcnemar_counts_the_images_on_which_two_networks_differ():
     first = np.array([True] * 90 + [False] * 10)
     other = first.copy()
     assert mcnemar_p_value(first, other) == 1.0
@@ -185,18 +187,18 @@ def test_mcnemar_goes_by_the_pictures_on_which_the_two_differ():
     assert mcnemar_p_value(other, first) == mcnemar_p_value(first, other)
 
 
-def test_a_bootstraps_p_is_that_of_its_interval():
+def test_the_bootstrap_p_value_matches_its_interval():
     draw = np.random.default_rng(0)
     assert bootstrap_p_value(0.1, 0.1 + 0.05 * draw.normal(size=100_000)) == pytest.approx(0.0455, rel=0.02)
     assert bootstrap_p_value(0.0, np.zeros(100)) == 1.0
-    # A hundred draws are enough for any of twelve numbers to differ.
+    # A hundred draws are enough for any of twelve metrics to differ.
     assert (
         holm_rejections([bootstrap_p_value(0.5, 0.5 + 0.05 * draw.normal(size=100)) for _ in range(12)]) == [True] * 12
     )
 
 
-def test_networks_as_well_calibrated_are_not_told_apart_by_how_sure_they_are():
-    """Both say what comes true; one is always nearly sure. The fewer pictures, the more an error is overestimated."""
+def test_equally_calibrated_networks_are_not_told_apart_by_their_confidence():
+    """Both are perfectly calibrated; one is always nearly certain. Fewer images overestimate the error more."""
     draw, told = np.random.default_rng(0), 0
     for _ in range(40):
         found = [
@@ -209,7 +211,7 @@ def test_networks_as_well_calibrated_are_not_told_apart_by_how_sure_they_are():
     assert told <= 3
 
 
-def test_of_many_tests_fewer_are_taken_for_a_difference():
+def test_holm_rejects_fewer_of_many_tests():
     assert holm_rejections([0.04, 0.9, 0.9]) == [False, False, False]
     assert holm_rejections([0.001, 0.9, 0.024]) == [True, False, True]
     assert holm_rejections([0.04]) == [True]

@@ -1,6 +1,6 @@
-"""Every loss of every task under all pairs of its options: its documented formula, in plain Python and float64.
+"""Every loss, under all pairs of its options, equals its documented formula in plain Python and float64.
 
-And a batch in parts: the mean of the parts, weighted by their sizes, is the batch's.
+The mean over the parts of a batch, weighted by their sizes, equals the loss of the batch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def draws(seed: int) -> Callable[..., Tensor]:
 
 
 def pairs(**options: list) -> Iterator[dict]:
-    """Settings in which each two options stand with all pairs of their values; the others have their first."""
+    """Settings that cover all pairs of values of each two options; the other options have their first value."""
     seen = []
     for one, other in itertools.combinations(options, 2):
         for values in itertools.product(options[one], options[other]):
@@ -67,14 +67,14 @@ CLASSES = Facts(("ape", "bee", "cat", "dog"), (1, 8, 8), class_counts=COUNTS, co
 WEIGHTS = {None: [1.0] * 4, "balanced": [1.0, 2.0, 0.5, 2.0], "listed": [1.0, 50.0, 0.0, 0.25]}
 
 
-def smoothed(row: list[float], label: int, smoothing: float) -> float:
+def smoothed_cross_entropy(row: list[float], label: int, smoothing: float) -> float:
     log_p = [value - math.log(sum(map(math.exp, row))) for value in row]
     target = [(1 - smoothing) * (k == label) + smoothing / len(row) for k in range(len(row))]
     return -sum(part * value for part, value in zip(target, log_p, strict=True))
 
 
 def labels_of(task: Classify | Multilabel, targets: dict[str, Tensor], mixed: bool) -> dict[str, Tensor]:
-    """The targets as they are, or mixed with their neighbours', with parts that are exact in float32, in float64."""
+    """The targets unchanged, or in float64 mixed with their neighbours' by shares that are exact in float32."""
     if not mixed:
         return targets
     own = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0, 0.875, 0.5, 0.125, 0.625])
@@ -85,13 +85,13 @@ def labels_of(task: Classify | Multilabel, targets: dict[str, Tensor], mixed: bo
 @pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
-def test_classify(smoothing, weights, mixed):
+def test_the_classification_loss_equals_its_formula(smoothing, weights, mixed):
     task = Classify(label_smoothing=smoothing, class_weights=WEIGHTS[weights] if weights == "listed" else weights)
     criterion, outputs = task.criterion(CLASSES).double(), 2 * draws(0)(BATCH, 4)
     targets = labels_of(task, {"labels": torch.tensor([0, 1, 2, 3, 0, 0, 2, 1, 3])}, mixed)
     shares = targets["labels"].tolist() if mixed else torch.eye(4)[targets["labels"]].tolist()
     expected = sum(
-        part * WEIGHTS[weights][k] * smoothed(row, k, smoothing)
+        part * WEIGHTS[weights][k] * smoothed_cross_entropy(row, k, smoothing)
         for row, parts in zip(outputs.tolist(), shares, strict=True)
         for k, part in enumerate(parts)
     )
@@ -99,7 +99,7 @@ def test_classify(smoothing, weights, mixed):
     assert in_parts(criterion, outputs, targets) == pytest.approx(expected / BATCH, **NEAR)
 
 
-def test_other_classes_weights_do_not_weigh_a_picture():
+def test_weights_of_absent_classes_do_not_change_the_loss():
     outputs, targets = draws(1)(6, 3), {"labels": torch.tensor([0, 0, 1, 1, 0, 1])}
     facts = Facts(("ape", "bee", "cat"), (1, 8, 8))
     light, heavy = (
@@ -109,9 +109,9 @@ def test_other_classes_weights_do_not_weigh_a_picture():
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_a_guess_has_the_loss_that_is_said_of_it(weights):
+def test_chance_loss_equals_the_loss_of_a_uniform_guess(weights):
     task = Classify(label_smoothing=0.1, class_weights=WEIGHTS[weights] if weights == "listed" else weights)
-    labels = torch.arange(4).repeat_interleave(torch.tensor(COUNTS))  # the classes as often as in train
+    labels = torch.arange(4).repeat_interleave(torch.tensor(COUNTS))  # the classes as frequent as in train
     loss = loss_of(task.criterion(CLASSES).double(), torch.zeros(16, 4).double(), {"labels": labels})
     assert task.chance_loss(CLASSES) == pytest.approx(loss, **NEAR)
 
@@ -142,7 +142,7 @@ def of_label(loss: MultilabelLossSpec, logit: float, present: float, weight: flo
 @pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("weights", POSITIVE)
 @pytest.mark.parametrize("loss", LABEL_LOSSES, ids=repr)
-def test_multilabel(loss, weights, mixed):
+def test_the_multilabel_loss_equals_its_formula(loss, weights, mixed):
     task = Multilabel(loss=loss, positive_weights=POSITIVE[weights] if weights == "listed" else weights)
     criterion, draw = task.criterion(CLASSES).double(), draws(2)
     outputs, present = 2 * draw(BATCH, 4), draw(BATCH, 4) > 0.3
@@ -156,7 +156,7 @@ def test_multilabel(loss, weights, mixed):
     assert in_parts(criterion, outputs, targets) == pytest.approx(expected, **NEAR)
 
 
-def test_every_loss_over_labels_is_among_them():
+def test_every_multilabel_loss_is_tested():
     assert {type(loss) for loss in LABEL_LOSSES} == set(union_members(MultilabelLoss))
 
 
@@ -187,7 +187,7 @@ def bessel_i0(x: float) -> float:
 
 
 def apart(loss, off: float) -> float:
-    """What a difference in standard units costs."""
+    """The loss of a difference in standard units."""
     if isinstance(loss, Mse):
         return off**2
     if isinstance(loss, Mae):
@@ -234,10 +234,10 @@ def fitted_by_hand(task: Regress, outputs: list[list[float]], truth: list[list[f
 @pytest.mark.parametrize("angles", [[], ["hour"], ["turn", "hour"]], ids=repr)
 @pytest.mark.parametrize("columns", COLUMNS, ids=repr)
 @pytest.mark.parametrize("loss", FITS, ids=repr)
-def test_regress(loss, columns, angles):
+def test_the_regression_loss_equals_its_formula(loss, columns, angles):
     learned = {name: PERIODS[name] for name in angles if not columns or name in columns}
     if learned and not loss.can_learn_angles:
-        return  # refused, see test_regress
+        return  # refused, see regression/test_task.py
     task, draw = Regress(loss=loss, columns=columns, angles=learned), draws(3)
     criterion = task.criterion(NUMBERS).double()
     count = len(columns or NUMBERS.numbers)
@@ -248,13 +248,15 @@ def test_regress(loss, columns, angles):
     assert in_parts(criterion, outputs, {"numbers": truth}) == pytest.approx(expected, **NEAR)
 
 
-def test_every_loss_over_numbers_is_among_them():
+def test_every_regression_loss_is_tested():
     assert {type(loss) for loss in FITS} == set(union_members(RegressionLoss))
 
 
 # --- verify -----------------------------------------------------------------------------------------------------------
 
-PEOPLE = Facts(("ann", "bob", "cid", "dot", "eve"), (1, 8, 8), class_counts=(3, 0, 5, 2, 4))  # bob is not trained on
+PEOPLE = Facts(
+    ("ann", "bob", "cid", "dot", "eve"), (1, 8, 8), class_counts=(3, 0, 5, 2, 4)
+)  # bob has no training images
 MARGINS: list[EmbeddingLossSpec] = [
     *(
         kind(margin=margin, scale=scale, warmup=warmup)
@@ -265,17 +267,17 @@ MARGINS: list[EmbeddingLossSpec] = [
 ]
 
 
-def embedded(seed: int) -> tuple[Tensor, list[int]]:
+def draw_embeddings(seed: int) -> tuple[Tensor, list[int]]:
     rows = draws(seed)(BATCH, 6)
     return rows / rows.norm(dim=1, keepdim=True), [0, 2, 3, 4, 0, 2, 3, 4, 0]
 
 
 @pytest.mark.parametrize("done", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("loss", MARGINS, ids=repr)
-def test_margins(loss, done):
+def test_margin_losses_equal_their_formulas(loss, done):
     criterion = Verify(dimension=6, loss=loss).criterion(PEOPLE).double()
     criterion.set_progress(done)
-    (outputs, labels), trained = embedded(4), [0, 2, 3, 4]
+    (outputs, labels), trained = draw_embeddings(4), [0, 2, 3, 4]
     full = getattr(loss, "margin", 0.0)
     margin = full * min(1.0, done / loss.warmup) if getattr(loss, "warmup", 0.0) else full
     total = 0.0
@@ -298,10 +300,10 @@ def test_margins(loss, done):
 
 
 @pytest.mark.parametrize("margin", [0.05, 0.2, 4.0])
-def test_triplets(margin):
-    """A part of a batch has triplets of its own, as is said of it: so parts are held to the formula, each alone."""
+def test_the_triplet_loss_equals_its_formula(margin):
+    """Each part of a batch has its own triplets, as documented, so each part alone is compared with the formula."""
     criterion = Verify(dimension=6, loss=Triplet(margin=margin)).criterion(PEOPLE).double()
-    outputs, labels = embedded(5)
+    outputs, labels = draw_embeddings(5)
     for part in (range(BATCH), range(4), range(3, 9)):
         rows, people = [outputs[i].tolist() for i in part], [labels[i] for i in part]
         apart = [[sum((x - y) ** 2 for x, y in zip(one, other, strict=True)) for other in rows] for one in rows]
@@ -316,7 +318,7 @@ def test_triplets(margin):
         assert loss_of(criterion, outputs[list(part)], targets) == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
-def test_every_loss_over_embeddings_is_among_them():
+def test_every_embedding_loss_is_tested():
     assert {type(loss) for loss in MARGINS} | {Triplet} == set(union_members(EmbeddingLoss))
 
 
@@ -336,7 +338,7 @@ DETECT = list(
 
 
 def scenes() -> tuple[Tensor, dict[str, Tensor]]:
-    """Outputs [B, A, 7 + 3] of a level with a cell every 8 pixels and one every 16, and objects, some of them vague."""
+    """Outputs [B, A, 7 + 3] of two levels, of strides 8 and 16, and objects, some of them crowds."""
     draw, cells = draws(6), []
     for stride in (8, 16):
         places = [(i + 0.5) * stride for i in range(32 // stride)]
@@ -348,7 +350,7 @@ def scenes() -> tuple[Tensor, dict[str, Tensor]]:
     corner = draw(BATCH, 4, 2).abs() * 8
     true = torch.cat([corner, corner + 3 + 8 * draw(BATCH, 4, 2).abs()], 2)
     objects = (draw(BATCH, 4) * 2).round().long().clamp(-1, 2)
-    objects[0] = -1  # a picture without objects
+    objects[0] = -1  # an image without objects
     return outputs, {"boxes": true, "objects": objects, "roles": (draw(BATCH, 4) > 1).byte() * 2}
 
 
@@ -361,7 +363,7 @@ def iou(one: list[float], other: list[float], tiny: float = 0.0) -> tuple[float,
 
 
 def box_loss(kind: str, one: list[float], other: list[float]) -> float:
-    """1 less GIoU (Rezatofighi et al. 2019), DIoU or CIoU (Zheng et al. 2020), with torchvision's 1e-7 below."""
+    """1 minus GIoU (Rezatofighi et al. 2019), DIoU or CIoU (Zheng et al. 2020), with torchvision's 1e-7 added."""
     overlap, union = iou(one, other, 1e-7)
     wide = max(one[2], other[2]) - min(one[0], other[0])
     tall = max(one[3], other[3]) - min(one[1], other[1])
@@ -381,8 +383,8 @@ def inside(box: list[float], x: float, y: float, stride: float) -> bool:
     return abs(x - (box[0] + box[2]) / 2) < wide / 2 and abs(y - (box[1] + box[3]) / 2) < tall / 2
 
 
-def learned(task: Detect, cells: list[list[float]], true: list, labels: list[int], real: list[int]) -> dict:
-    """For each cell that learns: the object and the quality (TOOD, Feng et al. 2021)."""
+def assign_by_hand(task: Detect, cells: list[list[float]], true: list, labels: list[int], real: list[int]) -> dict:
+    """The object and the quality of each assigned cell (TOOD, Feng et al. 2021)."""
     wants: dict[int, list] = {}
     for m in real:
         found = []
@@ -403,7 +405,7 @@ def detection_by_hand(task: Detect, outputs: list, true: list, objects: list, ro
     for cells, boxes, labels, of in zip(outputs, true, objects, roles, strict=True):
         real = [m for m, label in enumerate(labels) if label >= 0 and not of[m]]
         vague = [m for m, label in enumerate(labels) if label >= 0 and of[m]]
-        owners = learned(task, cells, boxes, labels, real)
+        owners = assign_by_hand(task, cells, boxes, labels, real)
         for a, row in enumerate(cells):
             owner, quality = owners.get(a, (-1, 0.0))
             if owner < 0 and any(inside(boxes[m], *row[4:FIRST_LOGIT]) for m in vague):
@@ -425,7 +427,7 @@ def focal_of(gamma: float, target: float, p: float) -> float:
 
 
 @pytest.mark.parametrize("settings", DETECT, ids=repr)
-def test_detect(settings):
+def test_the_detection_loss_equals_its_formula(settings):
     task, (outputs, targets) = Detect(**settings), scenes()
     criterion = task.criterion(SCENES).double()
     words = (targets[name].tolist() for name in ("boxes", "objects", "roles"))

@@ -29,7 +29,7 @@ def outputs(count: int, seed: int = 0, classes: int = 4) -> tuple[torch.Tensor, 
 
 @given(st.integers(0, 1000))
 @settings(max_examples=20, deadline=None)
-def test_the_losses_are_their_formulas(seed):
+def test_multilabel_losses_equal_their_formulas(seed):
     logit, present = (each.double() for each in outputs(20, seed))
     weight = torch.tensor([1.0, 2.0, 0.5, 4.0], dtype=torch.float64)
     expected = F.binary_cross_entropy_with_logits(logit, present, pos_weight=weight, reduction="none")
@@ -63,12 +63,12 @@ def test_losses_and_gradients_are_finite_for_any_output(loss):
 
 @given(st.integers(0, 10_000), st.integers(2, 90), st.integers(1, 40))
 @settings(max_examples=30, deadline=None)
-def test_numbers_equal_scikit_learns(seed, count, batch):
+def test_multilabel_metrics_equal_scikit_learns(seed, count, batch):
     logit, present = outputs(count, seed)
     chosen = {f"threshold of {name}": 0.3 + 0.1 * k for k, name in enumerate(NAMES)}
     task, facts = Multilabel(), replace(FACTS, chosen=chosen)
     meter = task.meter(facts)
-    parts = [task.decoder(facts)(part) for part in logit.split(batch)]  # scores that are equal may not be by rounding
+    parts = [task.decoder(facts)(part) for part in logit.split(batch)]  # rounding may separate equal scores
     for part, truth in zip(parts, present.split(batch), strict=True):
         meter.update(part, {"present": truth})
     measured = meter.compute()
@@ -83,7 +83,7 @@ def test_numbers_equal_scikit_learns(seed, count, batch):
         assert row["prevalence"] == pytest.approx(truth[:, k].mean())
 
 
-def test_a_class_that_no_picture_has_is_left_out_of_the_means():
+def test_a_class_without_positives_is_left_out_of_the_means():
     score, present = np.random.default_rng(0).random((30, 3)), np.zeros((30, 3), bool)
     present[::3, 0] = present[::2, 1] = True
     numbers = MultilabelPredictions(score, present, np.full(3, 0.5)).metrics()
@@ -93,7 +93,7 @@ def test_a_class_that_no_picture_has_is_left_out_of_the_means():
 
 @given(st.integers(0, 10_000), st.integers(1, 40))
 @settings(max_examples=40, deadline=None)
-def test_the_thresholds_chosen_are_the_best_there_are(seed, count):
+def test_chosen_thresholds_maximise_f1(seed, count):
     logit, present = outputs(count, seed)
     score, truth = logit.sigmoid().double().numpy(), present.numpy()
     found = MultilabelPredictions(score, truth, np.full(4, 0.5)).best_thresholds()
@@ -105,7 +105,7 @@ def test_the_thresholds_chosen_are_the_best_there_are(seed, count):
 
 @given(st.integers(0, 1000))
 @settings(max_examples=20, deadline=None)
-def test_weights_count_samples_as_often(seed):
+def test_integer_weights_equal_repeated_samples(seed):
     logit, present = outputs(25, seed)
     score, truth = logit.sigmoid().double().numpy(), present.numpy()
     times = np.random.default_rng(seed).integers(0, 4, 25)
@@ -115,7 +115,7 @@ def test_weights_count_samples_as_often(seed):
     assert weighted == pytest.approx(again)
 
 
-def test_balanced_makes_presence_and_absence_count_alike():
+def test_balanced_weights_give_presence_and_absence_equal_weight():
     criterion = Multilabel(positive_weights="balanced").criterion(FACTS)
     assert criterion.weight.tolist() == pytest.approx([4.0, 1.5, 2 / 3, 0.25])
     assert Multilabel(positive_weights="balanced").criterion(Facts(NAMES, (1, 8, 8))).weight is None  # not counted yet
@@ -124,7 +124,7 @@ def test_balanced_makes_presence_and_absence_count_alike():
     assert "has 2 numbers; the data has 4" in Multilabel(positive_weights=[1.0, 2.0]).data_problem(FACTS)
 
 
-def test_what_is_shown_goes_by_the_thresholds_that_val_chose():
+def test_result_rows_use_the_thresholds_chosen_on_val():
     task = Multilabel()
     logit = torch.tensor([[0.0, 1.0, -1.0, 3.0]])
     rows = task.result_rows(task.decoder(FACTS)(logit), FACTS, [])
@@ -136,7 +136,7 @@ def test_what_is_shown_goes_by_the_thresholds_that_val_chose():
     assert task.metadata(chosen)["thresholds"] == {"ape": 0.5, "bee": 0.9, "cat": 0.2, "dog": 0.5}
 
 
-def test_mixed_pictures_have_parts_of_their_labels():
+def test_mixed_images_have_fractional_labels():
     task, parts = Multilabel(), torch.tensor([0.25, 1.0])
     mine, others = torch.tensor([[1, 0], [1, 0]]).bool(), torch.tensor([[0, 1], [0, 1]]).bool()
     made = task.blend_targets({"present": mine}, {"present": others}, parts, FACTS)["present"]

@@ -1,4 +1,4 @@
-"""Each operation against a plain loop over single pictures and pixels."""
+"""Each operation equals a plain loop over single images and pixels."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def draw(index: int, slot: str) -> float:
     return float(uniform(SEED, EPOCH, torch.tensor([index]), torch.tensor([SLOTS.index(slot)])))
 
 
-def applied(augment: Augment, given: torch.Tensor) -> torch.Tensor:
+def augment_images(augment: Augment, given: torch.Tensor) -> torch.Tensor:
     return augment.apply(given, Draws(SEED, EPOCH, torch.arange(len(given)), augment.slots())).float()
 
 
-def test_nothing_asked_nothing_changed():
-    assert torch.equal(applied(Augment(), pictures()), pictures().float())
+def test_no_augmentation_changes_nothing():
+    assert torch.equal(augment_images(Augment(), pictures()), pictures().float())
 
 
 @pytest.mark.parametrize("flip", ["horizontal", "vertical", "both"])
 @pytest.mark.parametrize("shift", [0.0, 0.3])
 def test_flips_and_shifts_equal_a_loop_over_pixels(flip, shift):
-    given, got = pictures(), applied(Augment(flip=flip, shift=shift), pictures())
+    given, got = pictures(), augment_images(Augment(flip=flip, shift=shift), pictures())
     for i, picture in enumerate(given):
         height, width = picture.shape[1:]
         if flip in ("horizontal", "both") and draw(i, "flip_x") < 0.5:
@@ -57,11 +57,11 @@ def test_flips_and_shifts_equal_a_loop_over_pixels(flip, shift):
         assert torch.equal(got[i], expected)
 
 
-def test_shifts_go_by_parts_of_the_height_down_and_of_the_width_across():
-    """Of a picture four times as wide as high, by whole pixels and by the matrices."""
+def test_shifts_are_fractions_of_the_height_and_of_the_width():
+    """Images four times as wide as high, shifted by whole pixels and by the matrices."""
     augment, given = Augment(shift=0.25), torch.zeros(40, 1, 8, 32, dtype=torch.uint8)
     given[:, :, 4, 16] = 255
-    moved = applied(augment, given)
+    moved = augment_images(augment, given)
     matrices = augment.matrices(Draws(SEED, EPOCH, torch.arange(40), augment.slots()), given.shape)
     for i in range(40):
         down = math.floor(draw(i, "shift_y") * 5) - 2
@@ -70,16 +70,16 @@ def test_shifts_go_by_parts_of_the_height_down_and_of_the_width_across():
         assert matrices[i, :, 2].tolist() == pytest.approx([-right, -down])
 
 
-def test_whole_pixel_moves_equal_the_matrix_way():
+def test_whole_pixel_shifts_equal_warping_by_the_matrices():
     augment = Augment(flip="both", shift=0.3)
     given = pictures()
     matrices = augment.matrices(Draws(SEED, EPOCH, torch.arange(len(given))), given.shape)
-    assert torch.allclose(applied(augment, given), warp(given.float(), matrices), atol=1e-2)
+    assert torch.allclose(augment_images(augment, given), warp(given.float(), matrices), atol=1e-2)
 
 
 def test_geometry_equals_bilinear_sampling_pixel_by_pixel():
     augment = Augment(rotate=30, scale=0.3, shear=15, shift=0.2, flip="both")
-    given, got = pictures(3), applied(augment, pictures(3))
+    given, got = pictures(3), augment_images(augment, pictures(3))
     height, width = given.shape[2:]
     for i, picture in enumerate(given.double()):
         angle = math.radians(30) * (2 * draw(i, "rotate") - 1)
@@ -91,7 +91,7 @@ def test_geometry_equals_bilinear_sampling_pixel_by_pixel():
         right = math.floor(draw(i, "shift_x") * (2 * reach[1] + 1)) - reach[1]
         for y in range(height):
             for x in range(width):
-                # From the middle, back through shift, rotation with size, shear and mirror.
+                # From the centre, back through shift, rotation with size, shear and mirror.
                 u, v = x + 0.5 - width / 2 - right, y + 0.5 - height / 2 - down
                 u, v = (
                     size * (math.cos(angle) * u + math.sin(angle) * v),
@@ -110,7 +110,7 @@ def test_geometry_equals_bilinear_sampling_pixel_by_pixel():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_brightness_and_contrast_equal_the_formula(channels):
     given = pictures(channels=channels)
-    got = applied(Augment(brightness=0.4, contrast=0.5), given)
+    got = augment_images(Augment(brightness=0.4, contrast=0.5), given)
     weights = torch.tensor([0.299, 0.587, 0.114] if channels == 3 else [1.0])
     for i, picture in enumerate(given.float()):
         bright = picture * (1 + 0.4 * (2 * draw(i, "brightness") - 1))
@@ -122,19 +122,19 @@ def test_brightness_and_contrast_equal_the_formula(channels):
 
 def test_saturation_equals_the_formula():
     given = pictures()
-    got = applied(Augment(saturation=0.9), given)
+    got = augment_images(Augment(saturation=0.9), given)
     for i, picture in enumerate(given.float()):
         grey = (picture * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0)
         keep = 1 + 0.9 * (2 * draw(i, "saturation") - 1)
         assert torch.allclose(got[i], (grey + keep * (picture - grey)).clamp(0, 255), atol=1e-3)
 
 
-def test_hue_keeps_grey_and_luma_and_turns_colours():
+def test_hue_keeps_grey_and_luma_and_rotates_colours():
     grey = torch.full((6, 3, 4, 4), 90, dtype=torch.uint8)
-    assert torch.allclose(applied(Augment(hue=0.5), grey), grey.float(), atol=1e-2)
+    assert torch.allclose(augment_images(Augment(hue=0.5), grey), grey.float(), atol=1e-2)
     red = torch.zeros(40, 3, 2, 2, dtype=torch.uint8)
     red[:, 0], red[:, 1:] = 140, 100
-    turned = applied(Augment(hue=0.5), red)
+    turned = augment_images(Augment(hue=0.5), red)
     luma = torch.tensor([0.299, 0.587, 0.114])
     assert torch.allclose(turned[:, :, 0, 0] @ luma, (red.float()[:, :, 0, 0]) @ luma, atol=0.05)
     hues = [colorsys.rgb_to_hsv(*(p / 255).tolist())[0] for p in turned[:, :, 0, 0]]
@@ -143,7 +143,7 @@ def test_hue_keeps_grey_and_luma_and_turns_colours():
 
 def test_erase_blanks_one_rectangle_of_the_stated_size():
     given = torch.zeros(300, 1, 20, 30, dtype=torch.uint8)
-    got = applied(Augment(erase=0.5), given)[:, 0]
+    got = augment_images(Augment(erase=0.5), given)[:, 0]
     blank = got == 127.5
     hit = blank.flatten(1).any(1)
     assert 0.4 < float(hit.float().mean()) < 0.6
@@ -153,10 +153,10 @@ def test_erase_blanks_one_rectangle_of_the_stated_size():
         assert 0.01 < float(one.float().mean()) < 0.40
 
 
-def test_the_blank_rectangle_is_the_one_that_the_draws_say():
+def test_the_erased_rectangle_follows_the_draws():
     """Zhong et al. 2020: 2 to 33 % of the area, a ratio of height to width of 0.3 to 1 / 0.3, anywhere inside."""
     height, width = 20, 30
-    got = applied(Augment(erase=1.0), torch.zeros(400, 1, height, width, dtype=torch.uint8))[:, 0] == 127.5
+    got = augment_images(Augment(erase=1.0), torch.zeros(400, 1, height, width, dtype=torch.uint8))[:, 0] == 127.5
     for i in range(400):
         area = (0.02 + 0.31 * draw(i, "erase_area")) * height * width
         ratio = (1 / 0.3) ** (2 * draw(i, "erase_shape") - 1)
@@ -187,9 +187,9 @@ def test_the_blank_rectangle_is_the_one_that_the_draws_say():
     st.sampled_from([1, 3]),
 )
 @settings(max_examples=40, deadline=None)
-def test_a_picture_alone_equals_the_picture_in_a_batch(asked, channels):
+def test_an_image_alone_equals_the_image_in_a_batch(asked, channels):
     augment, given = Augment(**asked), pictures(channels=channels)
-    together = applied(augment, given)
+    together = augment_images(augment, given)
     for i in range(len(given)):
         alone = augment.apply(given[i : i + 1], Draws(SEED, EPOCH, torch.tensor([i]), augment.slots()))
         assert torch.allclose(alone[0].float(), together[i], atol=1e-3)
@@ -198,7 +198,7 @@ def test_a_picture_alone_equals_the_picture_in_a_batch(asked, channels):
 
 
 def test_crops_equal_torchvisions_crop_and_resize():
-    """A box at the full size is what torchvision's resize of that box gives, up to where each samples the edge."""
+    """A crop enlarged to full size equals torchvision's resize of that box, except at the border."""
     from torchvision.transforms.v2.functional import resize
 
     given = (torch.arange(24 * 20).view(1, 1, 24, 20) % 7 * 30).byte().expand(1, 3, -1, -1)
@@ -212,7 +212,7 @@ def test_crops_equal_torchvisions_crop_and_resize():
 @pytest.mark.parametrize(
     ("scale", "ratio"), [((0.2, 0.9), (0.5, 2.0)), ((0.2, 0.6), (1.5, 3.0)), ((1.0, 1.0), (1.0, 1.0))]
 )
-def test_crop_boxes_are_inside_and_as_asked(scale, ratio):
+def test_crop_boxes_lie_inside_with_the_requested_area_and_ratio(scale, ratio):
     shape = (500, 3, 40, 40)
     draws = Draws(SEED, EPOCH, torch.arange(500))
     places = [draws[slot] for slot in ("crop_area", "crop_shape", "crop_y", "crop_x")]
@@ -229,16 +229,16 @@ def test_crop_boxes_are_inside_and_as_asked(scale, ratio):
     assert ((wide / tall)[whole] >= ratio[0] * 0.999).all()
 
 
-def test_a_crop_of_everything_changes_nothing():
+def test_a_crop_of_the_whole_image_changes_nothing():
     given = pictures()
     crop = Augment.model_validate({"crop": {"scale": [1.0, 1.0], "ratio": [1.0, 1.0]}})
     square = given[..., :7, :7]
-    assert torch.allclose(applied(crop, square), square.float(), atol=1e-2)
+    assert torch.allclose(augment_images(crop, square), square.float(), atol=1e-2)
 
 
-def test_grayscale_takes_all_colour_from_a_part():
+def test_grayscale_removes_colour_from_the_given_share_of_images():
     given = pictures(200)
-    got = applied(Augment(grayscale=0.3), given)
+    got = augment_images(Augment(grayscale=0.3), given)
     grey = (given.float() * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True).expand_as(got)
     for i in range(200):
         assert torch.allclose(got[i], grey[i] if draw(i, "grayscale") < 0.3 else given[i].float(), atol=1e-3)
@@ -248,7 +248,7 @@ def test_blur_equals_scipys_gaussian():
     from scipy.ndimage import gaussian_filter1d
 
     given, sigma = pictures(4, 3, 20, 18), 1.4
-    got = applied(Augment(blur=sigma), given)
+    got = augment_images(Augment(blur=sigma), given)
     for i, picture in enumerate(given):
         expected = picture.double().numpy()
         for axis in (1, 2):
@@ -257,11 +257,11 @@ def test_blur_equals_scipys_gaussian():
         assert torch.allclose(got[i].double(), torch.from_numpy(expected), atol=1e-3)
 
 
-def test_noise_is_gaussian_its_own_in_each_value_and_repeats():
+def test_noise_is_gaussian_independent_and_reproducible():
     given = torch.full((64, 3, 16, 16), 128, dtype=torch.uint8)
     augment = Augment(noise=20.0)
-    got = applied(augment, given)
-    assert torch.equal(got, applied(augment, given))
+    got = augment_images(augment, given)
+    assert torch.equal(got, augment_images(augment, given))
     sigma = torch.tensor([20 * draw(i, "noise") for i in range(64)])
     unit = ((got - 128) / sigma[:, None, None, None])[sigma > 2]
     assert abs(float(unit.mean())) < 0.02
@@ -271,12 +271,12 @@ def test_noise_is_gaussian_its_own_in_each_value_and_repeats():
     assert abs(float((flat[:, 1:] * flat[:, :-1]).mean())) < 0.02
     half = flat.shape[1] // 2
     assert abs(float((flat[:, :half] * flat[:, half:]).mean())) < 0.02
-    pairs = (unit[:-1] * unit[1:]).mean((1, 2, 3))  # of unlike pictures, the mean of 768 products of two normals
+    pairs = (unit[:-1] * unit[1:]).mean((1, 2, 3))  # between images, the mean of 768 products of two normals
     assert float(pairs.abs().max()) < 5 / 768**0.5
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
-def test_mixup_is_the_formula(alpha):
+def test_mixup_equals_the_formula(alpha):
     given = pictures(50).float()
     augment = Augment(mixup=alpha)
     partner = torch.arange(50).roll(-1)
@@ -289,7 +289,7 @@ def test_mixup_is_the_formula(alpha):
         assert torch.allclose(mixed[i], part * given[i] + (1 - part) * given[(i + 1) % 50], atol=1e-3)
 
 
-def test_cutmix_pastes_one_rectangle_and_counts_its_pixels():
+def test_cutmix_pastes_one_rectangle_and_weights_by_its_pixels():
     given = torch.stack([torch.full((1, 12, 10), float(i)) for i in range(80)])
     augment = Augment(cutmix=1.0)
     partner = torch.arange(80).roll(-1)
@@ -303,7 +303,7 @@ def test_cutmix_pastes_one_rectangle_and_counts_its_pixels():
     assert 0.3 < float(own.mean()) < 0.7
 
 
-def test_with_both_each_picture_is_mixed_in_one_way():
+def test_with_mixup_and_cutmix_each_image_gets_one_of_them():
     given = torch.stack([torch.full((1, 8, 8), 100.0 * (i % 2)) for i in range(100)])
     augment = Augment(mixup=1.0, cutmix=1.0)
     mixed, _ = augment.mix(given, torch.arange(100).roll(-1), Draws(SEED, EPOCH, torch.arange(100), augment.slots()))
@@ -314,12 +314,12 @@ def test_with_both_each_picture_is_mixed_in_one_way():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_policy_does_to_each_picture_one_thing_that_the_vocabulary_has(channels):
+def test_trivial_augment_applies_one_known_operation_to_each_image(channels):
     from cnnrun.data.augment.settings import _RGB_OPERATIONS, _WIDEST_RANGES
 
     count, given = 60, pictures(60, channels, 16, 16)
     policy = Augment.model_validate({"policy": {"trivial_augment": 0.5}})
-    got = applied(policy, given)
+    got = augment_images(policy, given)
     names = [name for name in _WIDEST_RANGES if channels == 3 or name not in _RGB_OPERATIONS]
     seen = set()
     for i in range(count):
@@ -338,13 +338,13 @@ def test_the_policy_does_to_each_picture_one_thing_that_the_vocabulary_has(chann
         else:
             alone = Augment.model_validate({name: _WIDEST_RANGES[name] * 0.5})
             expected = alone.apply(given[i : i + 1], Draws(SEED, EPOCH, torch.tensor([i]), alone.slots()))[0]
-        tolerance = 0.6 if name == "blur" else 2e-2  # the policy's window is that of its own largest deviation
+        tolerance = 0.6 if name == "blur" else 2e-2  # the policy sizes its window for its largest deviation
         assert torch.allclose(got[i], expected, atol=tolerance), name
     assert len(seen) > 6
 
 
-def test_points_and_boxes_follow_the_picture():
-    """A bright dot's place after warping is where its point goes; a box holds the dot wherever it goes."""
+def test_points_and_boxes_follow_the_image():
+    """A warped bright dot lies at its moved point and inside its moved box."""
     augment = Augment(rotate=25, scale=0.2, shear=10, shift=0.1, flip="both", crop={"scale": [0.6, 1.0]})
     count, side = 40, 64
     place = torch.randint(24, 40, (count, 2), generator=torch.Generator().manual_seed(0))
@@ -384,8 +384,8 @@ EVERYTHING = {
     "asked",
     [EVERYTHING, {"policy": "trivial_augment", "flip": "both"}, {"flip": "both", "shift": 0.2, "contrast": 0.3}],
 )
-def test_threads_and_company_change_no_bit(asked):
-    """What a picture becomes depends on nothing but (seed, epoch, sample): not on threads, nor on the batch's size."""
+def test_threads_and_batch_size_change_no_bit(asked):
+    """An augmented image depends only on (seed, epoch, sample), not on threads or the batch size."""
     augment, given = Augment.model_validate(asked), pictures(96, 3, 40, 36)
     before = torch.get_num_threads()
 
@@ -408,10 +408,10 @@ def test_threads_and_company_change_no_bit(asked):
         torch.set_num_threads(before)
 
 
-def test_every_draw_that_is_asked_for_was_drawn():
+def test_every_augmentation_declares_the_draws_it_uses():
     for name, value in EVERYTHING.items():
-        applied(Augment.model_validate({name: value}), pictures())
-    applied(Augment.model_validate(EVERYTHING), pictures())
+        augment_images(Augment.model_validate({name: value}), pictures())
+    augment_images(Augment.model_validate(EVERYTHING), pictures())
 
 
 @pytest.mark.parametrize(
@@ -422,12 +422,12 @@ def test_every_draw_that_is_asked_for_was_drawn():
         ({"policy": {"trivial_augment": 2.0}}, "less than or equal to 1"),
     ],
 )
-def test_settings_that_contradict_are_refused(asked, words):
+def test_contradictory_augmentations_are_refused(asked, words):
     with pytest.raises(ValidationError, match=words):
         Augment.model_validate(asked)
 
 
-def test_labels_follow_mixed_pictures():
+def test_labels_are_mixed_like_their_images():
     from cnnrun.contracts.facts import Facts
     from cnnrun.tasks.classification import Classify
 

@@ -14,32 +14,32 @@ def pictures(count=6, *shape) -> np.ndarray:
     return np.random.default_rng(count).integers(0, 256, (count, *(shape or (8, 9, 3))), dtype=np.uint8)
 
 
-def saved(path, **arrays) -> Arrays:
+def save_arrays(path, **arrays) -> Arrays:
     np.savez(path, **arrays)
     return Arrays(path=str(path))
 
 
 @pytest.mark.parametrize("names", [("x_train", "y_train"), ("train_images", "train_labels"), ("x", "y")])
-def test_the_usual_names_are_found(tmp_path, names):
+def test_common_array_names_are_recognised(tmp_path, names):
     x, y = pictures(), np.array([0, 1, 2, 0, 1, 2])
-    indexed = saved(tmp_path / "a.npz", **dict(zip(names, (x, y), strict=True))).read()
+    indexed = save_arrays(tmp_path / "a.npz", **dict(zip(names, (x, y), strict=True))).read()
     assert indexed.classes == ("0", "1", "2")
     assert np.array_equal(indexed.splits["train"].images, x)
     assert indexed.splits["train"].targets["labels"].tolist() == y.tolist()
 
 
-def test_splits_grey_pictures_and_medmnists_columns(tmp_path):
+def test_splits_grey_images_and_medmnists_label_columns_are_read(tmp_path):
     x, y = pictures(6, 8, 8), np.array([[0], [1], [0], [1], [0], [1]], np.uint8)
     given = {
         f"{split}_{what}": value for split in ("train", "val", "test") for what, value in (("images", x), ("labels", y))
     }
-    indexed = saved(tmp_path / "a.npz", **given).read()
+    indexed = save_arrays(tmp_path / "a.npz", **given).read()
     assert set(indexed.splits) == {"train", "val", "test"}
     assert indexed.splits["val"].images.shape == (6, 8, 8, 1)
     assert indexed.splits["val"].sample_name(3) == "val_images[3]"
 
 
-def test_names_can_be_given(tmp_path):
+def test_array_names_can_be_given(tmp_path):
     np.savez(tmp_path / "a.npz", p=pictures(), q=np.arange(6) % 2)
     assert len(Arrays(path=str(tmp_path / "a.npz"), train=["p", "q"]).read().splits["train"]) == 6
     with pytest.raises(DataError, match=r"has no array 'r' \(arrays: p, q\)"):
@@ -60,9 +60,9 @@ def test_names_can_be_given(tmp_path):
         (pictures(), np.array([{}, 1, 2, 3, 4, 5], dtype=object), "holds Python objects"),
     ],
 )
-def test_what_cannot_serve_is_named(tmp_path, x, y, words):
+def test_unusable_arrays_are_named(tmp_path, x, y, words):
     with pytest.raises(DataError, match=words):
-        saved(tmp_path / "a.npz", x=x, y=y).read()
+        save_arrays(tmp_path / "a.npz", x=x, y=y).read()
 
 
 def test_labels_beyond_the_class_names_are_refused(tmp_path):
@@ -71,7 +71,7 @@ def test_labels_beyond_the_class_names_are_refused(tmp_path):
         Arrays(path=str(tmp_path / "a.npz"), classes=list("abcdefghij")).read()
 
 
-def test_damage_and_bombs_are_refused(tmp_path):
+def test_damaged_files_and_decompression_bombs_are_refused(tmp_path):
     (tmp_path / "a.npz").write_bytes(b"PK no zip")
     with pytest.raises(DataError, match=r"not a \.npz file"):
         Arrays(path=str(tmp_path / "a.npz")).read()
@@ -96,7 +96,7 @@ def test_a_damaged_compressed_file_is_named(tmp_path, at):
         Arrays(path=str(path)).read()
 
 
-def test_a_header_that_claims_more_than_is_there_takes_no_memory(tmp_path):
+def test_an_array_header_larger_than_the_file_takes_no_memory(tmp_path):
     path = tmp_path / "a.npz"
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**13, 8, 8)})
@@ -107,7 +107,7 @@ def test_a_header_that_claims_more_than_is_there_takes_no_memory(tmp_path):
         Arrays(path=str(path)).read()
 
 
-def written(path, **arrays) -> str:
+def write_arrays(path, **arrays) -> str:
     np.savez(path, **arrays)
     return str(path)
 
@@ -115,13 +115,13 @@ def written(path, **arrays) -> str:
 def test_numbers_and_label_sets_have_a_column_each(tmp_path):
     pictures = np.random.default_rng(0).integers(0, 255, (6, 5, 4), dtype=np.uint8)
     values = np.random.default_rng(0).normal(size=(6, 2))
-    path = written(tmp_path / "a.npz", x_train=pictures, y_train=values)
+    path = write_arrays(tmp_path / "a.npz", x_train=pictures, y_train=values)
     indexed = Arrays(path=path, numbers=["height", "weight"]).read()
     assert indexed.number_names == ("height", "weight")
     assert indexed.splits["train"].targets["numbers"].numpy() == pytest.approx(values, rel=1e-6)
-    path = written(tmp_path / "b.npz", x_train=pictures, y_train=values[:, 0])
+    path = write_arrays(tmp_path / "b.npz", x_train=pictures, y_train=values[:, 0])
     assert Arrays(path=path, numbers=["height"]).read().splits["train"].targets["numbers"].shape == (6, 1)
-    path = written(tmp_path / "c.npz", x_train=pictures, y_train=(values > 0).astype(np.int8))
+    path = write_arrays(tmp_path / "c.npz", x_train=pictures, y_train=(values > 0).astype(np.int8))
     indexed = Arrays(path=path, labels=["a", "b"]).read()
     assert indexed.classes == ("a", "b")
     assert indexed.splits["train"].targets["present"].tolist() == (values > 0).tolist()
@@ -138,15 +138,15 @@ def test_numbers_and_label_sets_have_a_column_each(tmp_path):
         (np.array([0, 1, 2, 0, 1, 0]), {"labels": ["a"]}, r"y_train\[2, 0\] is 2; expected 0 or 1"),
     ],
 )
-def test_columns_that_are_wrong_are_named(tmp_path, values, words, said):
+def test_invalid_columns_are_named(tmp_path, values, words, said):
     pictures = np.zeros((6, 5, 4), np.uint8)
-    path = written(tmp_path / "a.npz", x_train=pictures, y_train=values)
+    path = write_arrays(tmp_path / "a.npz", x_train=pictures, y_train=values)
     with pytest.raises(DataError, match=said):
         Arrays(path=path, **words).read()
 
 
-def test_an_array_is_the_member_of_its_own_name(tmp_path):
-    """numpy would open a member called `x` for `x`, be there an `x.npy` or not."""
+def test_an_array_is_the_npy_member_of_its_name(tmp_path):
+    """numpy would open a member called `x` for `x`, even if there is an `x.npy`."""
     images, labels = np.arange(4 * 64, dtype=np.uint8).reshape(4, 8, 8), np.arange(4)
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         for name, array in (("x.npy", images), ("y.npy", labels)):
@@ -157,9 +157,9 @@ def test_an_array_is_the_member_of_its_own_name(tmp_path):
     assert np.array_equal(read.images[..., 0], images)
 
 
-def test_a_stray_label_is_asked_about_unless_all_classes_are_named(tmp_path):
+def test_a_stray_label_is_refused_unless_all_classes_are_named(tmp_path):
     x, y = pictures(), np.array([0, 1, 2, 0, 1, 255])
     with pytest.raises(DataError, match="is 255, which occurs 1 time"):
-        saved(tmp_path / "a.npz", x_train=x, y_train=y).read()
+        save_arrays(tmp_path / "a.npz", x_train=x, y_train=y).read()
     names = [f"c{number}" for number in range(256)]
     assert Arrays(path=str(tmp_path / "a.npz"), classes=names).read().classes == tuple(names)

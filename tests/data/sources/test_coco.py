@@ -27,7 +27,7 @@ def content(**changed):
 
 @pytest.fixture
 def write(tmp_path):
-    def written(data, name="train.json"):
+    def write_annotations(data, name="train.json"):
         for each in ("a", "b"):
             if not (tmp_path / f"{each}.png").exists():
                 save_picture(tmp_path / f"{each}.png", seed=ord(each), size=(40, 30))
@@ -35,10 +35,10 @@ def write(tmp_path):
         path.write_text(data if isinstance(data, str) else json.dumps(data))
         return str(path)
 
-    return written
+    return write_annotations
 
 
-def test_boxes_crowds_areas_and_ids(write):
+def test_coco_boxes_crowds_areas_and_ids_are_read(write):
     found = Coco(train=write(content()), val=write(content(), "val.json")).read()
     assert found.classes == ("cat", "dog")
     assert found.class_ids == (5, 90)
@@ -50,7 +50,7 @@ def test_boxes_crowds_areas_and_ids(write):
     assert [split.sample_name(number).rpartition("/")[2] for number in (0, 1)] == ["a.png", "b.png"]
 
 
-def test_pictures_may_lie_elsewhere(write, tmp_path):
+def test_images_can_lie_in_another_folder(write, tmp_path):
     path = write(content())
     (tmp_path / "p").mkdir()
     (tmp_path / "a.png").rename(tmp_path / "p" / "a.png")
@@ -104,7 +104,7 @@ def one(**changed):
         (one(bbox=[0.1, 0.1, 0.5, 0.5]), "all boxes lie within 0..1"),
     ],
 )
-def test_files_that_are_not_cocos(write, data, words):
+def test_invalid_coco_files_are_refused(write, data, words):
     with pytest.raises(DataError, match=words) as refused:
         Coco(train=write(data)).read()
     assert "train.json" in refused.value.lines[0]
@@ -114,7 +114,7 @@ def test_files_that_are_not_cocos(write, data, words):
     ("box", "words"),
     [([5, 5, 0, 4], "no area"), ([5, 5, -2, 4], "negative size"), ([50, 5, 4, 4], "outside its picture")],
 )
-def test_bad_boxes_are_named_with_annotation_and_picture(write, box, words):
+def test_bad_boxes_are_named_with_annotation_and_image(write, box, words):
     data = content()
     data["annotations"].append({"id": 44, "image_id": 7, "category_id": 5, "bbox": box})
     found = Coco(train=write(data)).read()
@@ -124,13 +124,13 @@ def test_bad_boxes_are_named_with_annotation_and_picture(write, box, words):
     assert (found.splits["train"].objects.pad()["objects"] >= 0).sum() == 2
 
 
-def test_corners_in_the_place_of_sizes_are_noticed(write):
+def test_boxes_written_as_corners_are_refused(write):
     rows = [{"id": k, "image_id": 7, "category_id": 5, "bbox": [10 + k, 10, 30 + k, 28]} for k in range(1, 6)]
     with pytest.raises(DataError, match="5 of 5 boxes reach out of their pictures, and would not if they were written"):
         Coco(train=write(content(annotations=rows))).read()
 
 
-def test_other_categories_in_another_split(write):
+def test_splits_with_different_categories_are_refused(write):
     other = content(categories=[{"id": 90, "name": "dog"}, {"id": 5, "name": "cow"}], annotations=[])
     with pytest.raises(DataError, match="its categories are not the training split's, such as 5"):
         Coco(train=write(content()), val=write(other, "val.json")).read()

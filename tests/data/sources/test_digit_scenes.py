@@ -6,7 +6,7 @@ import torch
 from cnnrun.data.sources.digit_scenes import DigitScenes
 
 
-def test_scenes_repeat_and_are_as_told():
+def test_scenes_are_reproducible_and_follow_the_settings():
     source = DigitScenes(train=60, held_out=20, most=5)
     first, again = source.read(), source.read()
     assert first.classes == tuple("0123456789")
@@ -15,13 +15,13 @@ def test_scenes_repeat_and_are_as_told():
         assert all(torch.equal(value, again.splits[name].targets[key]) for key, value in split.targets.items())
     train = first.splits["train"]
     counts = (train.objects.pad()["objects"] >= 0).sum(1)
-    assert counts.min() == 0  # scenes of nothing are among them
+    assert counts.min() == 0  # some scenes are empty
     assert counts.max() <= 5
     other = DigitScenes(train=60, held_out=20, most=5, seed=1).read()
     assert not np.array_equal(other.splits["train"].images, train.images)
 
 
-def test_boxes_hold_the_digits_and_nothing_else_is_bright():
+def test_boxes_enclose_the_digits_tightly():
     split = DigitScenes(train=80, held_out=1).read().splits["train"]
     for number in range(80):
         picture, outside = split.images[number, :, :, 0], np.ones((96, 96), bool)
@@ -38,7 +38,7 @@ def test_boxes_hold_the_digits_and_nothing_else_is_bright():
         assert picture[outside].max() < 64
 
 
-def test_no_two_scenes_are_the_same_picture():
+def test_no_two_scenes_are_the_same_image():
     found = DigitScenes(train=200, held_out=50).read()
     pictures = np.concatenate([split.images for split in found.splits.values()])
     assert len({picture.tobytes() for picture in pictures}) == len(pictures)

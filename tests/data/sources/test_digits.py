@@ -5,7 +5,7 @@ import numpy as np
 from cnnrun.data.sources.digits import Digits
 
 
-def test_digits_are_scikit_learns():
+def test_digits_equal_scikit_learns():
     from sklearn.datasets import load_digits
 
     split = Digits().read().splits["train"]

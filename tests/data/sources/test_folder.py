@@ -23,7 +23,7 @@ def test_folder_orders_classes_as_torchvision(tmp_path):
     ] == theirs.samples
 
 
-def test_folder_with_splits(tmp_path):
+def test_folder_reads_split_subfolders(tmp_path):
     for split in ("train", "val", "test"):
         for name in ("a", "b"):
             save_picture(tmp_path / split / name / "1.png")
@@ -46,14 +46,14 @@ def test_folder_with_splits(tmp_path):
         ),
     ],
 )
-def test_folder_trouble_is_named(tmp_path, make, words):
+def test_folder_mistakes_are_named(tmp_path, make, words):
     root = tmp_path / "root"
     make(root)
     with pytest.raises(DataError, match=words):
         Folder(root=str(root)).read()
 
 
-def test_folder_leaves_clutter_out_and_visits_loops_once(tmp_path):
+def test_folder_ignores_clutter_and_visits_link_loops_once(tmp_path):
     for name in ("a", "b"):
         save_picture(tmp_path / name / "1.png")
         os.symlink(tmp_path / name, tmp_path / name / "loop")
@@ -75,7 +75,7 @@ def test_folder_refuses_links_to_outside(tmp_path):
         Folder(root=str(tmp_path / "root")).read()
 
 
-def test_folder_refuses_linked_folders_to_outside_and_says_what_it_leaves_out(tmp_path, capfd):
+def test_folder_refuses_linked_folders_and_reports_ignored_files(tmp_path, capfd):
     save_picture(tmp_path / "elsewhere" / "o.png")
     for name in ("a", "b"):
         save_picture(tmp_path / "root" / name / "1.png")
@@ -87,7 +87,7 @@ def test_folder_refuses_linked_folders_to_outside_and_says_what_it_leaves_out(tm
         Folder(root=str(tmp_path / "root")).read()
 
 
-def test_folder_splits_by_their_usual_names_in_any_case(tmp_path):
+def test_folder_recognises_usual_split_names_in_any_case(tmp_path):
     for split in ("Training", "VALID", "Test"):
         for name in ("a", "b"):
             save_picture(tmp_path / split / name / "1.png", seed=len(split))
@@ -98,7 +98,7 @@ def test_folder_splits_by_their_usual_names_in_any_case(tmp_path):
         Folder(root=str(tmp_path)).read()
 
 
-def test_folder_says_what_lies_outside_of_classes(tmp_path, capfd):
+def test_folder_reports_images_outside_the_class_folders(tmp_path, capfd):
     for name in ("a", "b"):
         save_picture(tmp_path / name / "1.png")
     save_picture(tmp_path / "loose.png")

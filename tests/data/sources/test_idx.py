@@ -24,7 +24,7 @@ def idx_folder(tmp_path):
     return tmp_path
 
 
-def test_idx_plain_and_compressed(idx_folder):
+def test_idx_reads_plain_and_compressed_files(idx_folder):
     indexed = Idx(root=str(idx_folder)).read()
     assert indexed.classes == ("0", "1", "2")
     assert indexed.splits["train"].images.shape == (30, 28, 28, 1)
@@ -39,7 +39,7 @@ def test_idx_equals_torchvisions_reader(idx_folder):
     assert np.array_equal(ours, read_image_file(str(idx_folder / "t10k-images-idx3-ubyte")).numpy())
 
 
-def test_idx_missing_says_three_ways(tmp_path):
+def test_missing_idx_files_give_three_ways_to_get_them(tmp_path):
     with pytest.raises(DataError) as refused:
         Idx(root=str(tmp_path / "fashion-mnist-x")).read()
     text = str(refused.value)
@@ -55,7 +55,7 @@ def test_idx_missing_says_three_ways(tmp_path):
         (lambda p: p.unlink(), "not train-images"),
     ],
 )
-def test_idx_damage_is_named(idx_folder, damage, words):
+def test_damaged_idx_files_are_named(idx_folder, damage, words):
     write_idx(idx_folder / "train-labels-idx1-ubyte", np.zeros(30, np.uint8))
     (idx_folder / "train-images-idx3-ubyte.gz").unlink()
     write_idx(idx_folder / "train-images-idx3-ubyte", np.zeros((30, 28, 28), np.uint8))
@@ -64,7 +64,7 @@ def test_idx_damage_is_named(idx_folder, damage, words):
         Idx(root=str(idx_folder)).read()
 
 
-def test_a_corrupt_gz_is_named(idx_folder):
+def test_a_corrupt_gzip_file_is_named(idx_folder):
     path = idx_folder / "train-images-idx3-ubyte.gz"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0xFF

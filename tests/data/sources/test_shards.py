@@ -21,7 +21,7 @@ IMAGE = {"size": 8, "channels": 3}
 
 
 def write_shard(path: Path, samples: list[dict[str, bytes]], compress: str = "") -> Path:
-    """A tar of samples, each a mapping of extensions to bytes; `__key__` names it."""
+    """Write a tar of samples, each a mapping from extension to bytes; `__key__` names the sample."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, f"w:{compress}") as archive:
         for number, sample in enumerate(samples):
@@ -48,7 +48,7 @@ def two(tmp_path) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
-def test_samples_are_those_that_webdataset_reads(two):
+def test_samples_equal_webdatasets(two):
     webdataset = pytest.importorskip("webdataset")
     theirs = list(webdataset.WebDataset(str(two / "train-{00..01}.tar"), shardshuffle=False).decode("rgb8"))
     gc.collect()  # the library leaves its files open
@@ -66,7 +66,7 @@ def test_samples_are_those_that_webdataset_reads(two):
         assert np.array_equal(decoder.decode_one(number).transpose(1, 2, 0), sample["png"])
 
 
-def test_shards_train_as_the_same_files_in_folders_do(two):
+def test_a_dataset_is_built_from_shards(two):
     data = Data.model_validate({"source": {"shards": str(two / "train-{00..01}.tar")}, "image": IMAGE})
     made = build_dataset(data, index_source(data), progress_bar)
     assert made.facts.classes == ("0", "1", "2")
@@ -74,7 +74,7 @@ def test_shards_train_as_the_same_files_in_folders_do(two):
     assert "train-01.tar/s/000" in made.splits["train"].sample_name(len(made.splits["train"]) - 1)
 
 
-def test_names_as_labels_and_other_splits(tmp_path):
+def test_text_labels_and_other_splits_are_read(tmp_path):
     def named(names):
         return [
             {"txt": name.encode(), "png": save_picture(tmp_path / "x.png", seed=i).read_bytes()}
@@ -91,7 +91,7 @@ def test_names_as_labels_and_other_splits(tmp_path):
         Shards(train=str(tmp_path / "a.tar"), val=str(tmp_path / "b.tar"), label="txt").read()
 
 
-def test_numbers_that_are_no_class_numbers_are_names(tmp_path):
+def test_numbers_too_large_for_class_numbers_are_names(tmp_path):
     png = save_picture(tmp_path / "x.png").read_bytes()
     write_shard(
         tmp_path / "a.tar", [{"cls": label, "png": png} for label in (b"20240102", b"20240101", b"99999999999")]
@@ -99,7 +99,7 @@ def test_numbers_that_are_no_class_numbers_are_names(tmp_path):
     assert Shards(train=str(tmp_path / "a.tar")).read().classes == ("20240101", "20240102", "99999999999")
 
 
-def test_by_content_a_touched_shard_is_the_same_and_a_changed_one_is_not(two):
+def test_content_fingerprints_of_shards_ignore_times_and_notice_changed_bytes(two):
     def key(by: str) -> str:
         source = {"shards": str(two / "train-{00..01}.tar")}
         data = Data.model_validate({"source": source, "image": IMAGE, "fingerprint": by})
@@ -110,14 +110,14 @@ def test_by_content_a_touched_shard_is_the_same_and_a_changed_one_is_not(two):
     assert key("times") != times
     assert key("content") == content
     data, times = bytearray(path.read_bytes()), key("times")
-    data[-1] ^= 1  # in the padding after the last member: no picture changes, only the file
+    data[-1] ^= 1  # in the padding after the last member: no image changes, only the file
     path.write_bytes(data)
     os.utime(path, ns=(1, 1))
     assert key("times") == times
     assert key("content") != content
 
 
-def test_a_pipe_needs_the_users_leave_and_is_fetched_once(two, monkeypatch, capfd):
+def test_a_pipe_needs_permission_and_is_fetched_once(two, monkeypatch, capfd):
     pytest.importorskip("webdataset")
     counter = two / "count"
     url = f"pipe:echo x >> {counter}; cat {two / 'train-00.tar'}"
@@ -139,7 +139,7 @@ def test_a_pipe_needs_the_users_leave_and_is_fetched_once(two, monkeypatch, capf
 @pytest.mark.parametrize(
     "url", ["http://x/$(touch pwned)", "http://x/'; touch pwned; '", "file:///etc/passwd", "-://x"]
 )
-def test_urls_that_could_mean_more_are_refused(tmp_path, monkeypatch, url):
+def test_unsafe_urls_are_refused(tmp_path, monkeypatch, url):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="not a URL"):
         Shards(train=url).read()
@@ -161,15 +161,15 @@ def test_urls_that_could_mean_more_are_refused(tmp_path, monkeypatch, url):
         (lambda p: write_shard(p, [{"__key__": "a", "cls": b"1", "png": b"x"}] * 2), "stands twice"),
     ],
 )
-def test_damage_is_named(tmp_path, make, words):
+def test_damaged_shards_are_named(tmp_path, make, words):
     make(tmp_path / "a.tar")
     with pytest.raises(DataError, match=words):
         Shards(train=str(tmp_path / "a.tar")).read()
 
 
 @pytest.fixture
-def served(two):
-    """The address of a server of the shards' folder, and the requests that it got."""
+def shard_server(two):
+    """The address of a server of the shards' folder, and the paths requested from it."""
     import functools
     import http.server
     import threading
@@ -187,7 +187,7 @@ def served(two):
     server.server_close()
 
 
-def test_what_was_fetched_is_ours_alone_where_a_group_may_write_by_default(two, monkeypatch):
+def test_fetched_copies_are_not_group_writable_under_a_lax_umask(two, monkeypatch):
     pytest.importorskip("webdataset")
     monkeypatch.setenv("CNNRUN_FETCH", "1")
     url = f"pipe:cat {two / 'train-00.tar'}"
@@ -201,9 +201,9 @@ def test_what_was_fetched_is_ours_alone_where_a_group_may_write_by_default(two, 
         os.umask(before)
 
 
-def test_a_url_needs_the_users_leave_and_is_fetched_once(two, served, monkeypatch):
-    """A config that named one ran curl, with 30 retries."""
-    address, asked = served
+def test_a_url_needs_permission_and_is_fetched_once(two, shard_server, monkeypatch):
+    """A former fault: a URL in a config ran curl, with 30 retries."""
+    address, asked = shard_server
     url, copies = f"{address}/train-00.tar", str(two / "copies")
     with pytest.raises(DataError, match="a config may not fetch from the network; `cnnrun --fetch"):
         Shards(train=url, copies=copies).read()
@@ -213,25 +213,26 @@ def test_a_url_needs_the_users_leave_and_is_fetched_once(two, served, monkeypatc
     plain = Shards(train=str(two / "train-00.tar")).read().splits["train"]
     assert fetched.targets["labels"].tolist() == plain.targets["labels"].tolist()
     monkeypatch.delenv("CNNRUN_FETCH")
-    Shards(train=url, copies=copies).read()  # what was fetched needs neither leave nor network
+    Shards(train=url, copies=copies).read()  # a fetched copy needs neither permission nor network
     assert asked == ["/train-00.tar"]
 
 
 @pytest.mark.parametrize("path", ["/none.tar", "/notes.txt"])
-def test_what_cannot_be_fetched_is_one_line_and_leaves_nothing(two, served, monkeypatch, path):
+def test_a_failed_fetch_is_one_line_and_leaves_no_file(two, shard_server, monkeypatch, path):
     monkeypatch.setenv("CNNRUN_FETCH", "1")
     (two / "notes.txt").write_text("no tar")
     with pytest.raises(DataError, match="cannot be fetched|what was fetched is not a tar"):
-        Shards(train=served[0] + path, copies=str(two / "copies")).read()
+        Shards(train=shard_server[0] + path, copies=str(two / "copies")).read()
     assert not list((two / "copies").iterdir())
     with pytest.raises(DataError, match="cannot be fetched"):
         Shards(train="s3://bucket/a.tar", copies=str(two / "copies")).read()
 
 
-def test_the_command_line_gives_leave(two, served, run_cli, monkeypatch):
+def test_the_fetch_option_permits_fetching_for_one_command(two, shard_server, run_cli, monkeypatch):
     monkeypatch.setenv("CNNRUN_FETCH", "0")
     (two / "c.yaml").write_text(
-        f"task: classify\ndata: {{source: {{shards: {{train: '{served[0]}/train-00.tar', copies: '{two}/copies'}}}}, "
+        f"task: classify\ndata: {{source: {{shards: {{train: '{shard_server[0]}/train-00.tar', "
+        f"copies: '{two}/copies'}}}}, "
         "image: {size: 8, channels: 1}, split: {val: 0.3}}\nmodel: [flatten]\ntrain: {batch: 2}\n"
     )
     code, _, err = run_cli("check", two / "c.yaml")

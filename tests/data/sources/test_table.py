@@ -25,7 +25,7 @@ def six(root: Path) -> list[list[str]]:
     return [[str(save_picture(root / f"{i}.png", seed=i).relative_to(root)), "ab"[i % 2]] for i in range(6)]
 
 
-def test_a_table_is_its_rows(tmp_path):
+def test_a_table_is_read_row_by_row(tmp_path):
     rows = six(tmp_path)
     indexed = Table(path=str(write(tmp_path / "t.csv", rows))).read()
     assert indexed.classes == ("a", "b")
@@ -35,7 +35,7 @@ def test_a_table_is_its_rows(tmp_path):
     assert split.groups is None
 
 
-def test_columns_of_other_names_splits_and_groups(tmp_path):
+def test_renamed_columns_splits_and_groups_are_read(tmp_path):
     rows = [
         [*row, where, who]
         for row, where, who in zip(six(tmp_path), ["train", "Valid", "TEST"] * 2, "xxyyzz", strict=True)
@@ -49,13 +49,13 @@ def test_columns_of_other_names_splits_and_groups(tmp_path):
     assert indexed.splits["val"].groups.tolist() == [0, 2]
 
 
-def test_tsv_bom_crlf_and_quotes(tmp_path):
+def test_tsv_bom_crlf_and_quotes_are_read(tmp_path):
     rows = [[row[0], f'say "{row[1]}", twice'] for row in six(tmp_path)]
     path = write(tmp_path / "t.tsv", rows, delimiter="\t", encoding="utf-8-sig", lineterminator="\r\n")
     assert Table(path=str(path)).read().classes == ('say "a", twice', 'say "b", twice')
 
 
-def test_one_column_a_class(tmp_path):
+def test_a_column_per_class_gives_the_label(tmp_path):
     rows = [[row[0], "1.0" if row[1] == "a" else "0", str(int(row[1] == "b"))] for row in six(tmp_path)]
     path = write(tmp_path / "t.csv", rows, ("path", "b", "a"))
     indexed = Table(path=str(path), label=["b", "a"]).read()
@@ -64,7 +64,7 @@ def test_one_column_a_class(tmp_path):
 
 
 @pytest.mark.parametrize("cell", ["", "N/A", "inf", "nan", "0,5", "2", "=1", "yes"])
-def test_a_number_that_is_none_is_named_with_row_and_column(tmp_path, cell):
+def test_an_invalid_class_cell_is_named_by_row_and_column(tmp_path, cell):
     rows = [[row[0], "1", "0"] for row in six(tmp_path)]
     rows[3][2] = cell
     path = write(tmp_path / "t.csv", rows, ("path", "a", "b"))
@@ -117,13 +117,13 @@ def test_mistakes_are_named_with_their_line(tmp_path, change, words):
         Table(path=str(write(tmp_path / "t.csv", rows))).read()
 
 
-def test_a_colon_makes_no_url(tmp_path):
+def test_a_colon_in_a_file_name_is_no_url(tmp_path):
     rows = six(tmp_path)
     rows.append([save_picture(tmp_path / "at 12:30.png", seed=9).name, "a"])
     assert len(Table(path=str(write(tmp_path / "t.csv", rows))).read().splits["train"]) == 7
 
 
-def test_every_mistake_is_told_up_to_a_bound(tmp_path):
+def test_every_mistake_is_listed_up_to_a_limit(tmp_path):
     rows = [[row[0], ""] for row in six(tmp_path)]
     with pytest.raises(DataError) as refused:
         Table(path=str(write(tmp_path / "t.csv", rows))).read()
@@ -144,13 +144,13 @@ def test_every_mistake_is_told_up_to_a_bound(tmp_path):
         (b"path,class\na.png,b\n", r"has no column 'label' \(columns: path, class\)"),
     ],
 )
-def test_what_is_no_table_is_named(tmp_path, text, words):
+def test_files_that_are_not_tables_are_refused(tmp_path, text, words):
     (tmp_path / "t.csv").write_bytes(text)
     with pytest.raises(DataError, match=words):
         Table(path=str(tmp_path / "t.csv")).read()
 
 
-def test_a_class_that_only_val_has_is_named(tmp_path):
+def test_a_class_only_in_val_is_refused(tmp_path):
     rows = [[*row, "train"] for row in six(tmp_path)]
     rows[5] = [rows[5][0], "c", "val"]
     with pytest.raises(DataError, match="t.csv:7: 'c' is not a class of the training rows"):
@@ -171,20 +171,20 @@ def test_links_out_of_the_root_are_refused(tmp_path):
             Table(path=str(write(root / "t.csv", [*rows, [name, "a"]]))).read()
 
 
-def test_numbers_are_classes_in_their_own_order():
+def test_numeric_classes_are_sorted_by_value():
     assert sorted_classes(["10", "9", "10", "-1"]) == ["-1", "9", "10"]
     assert sorted_classes(["10", "9", "x"]) == ["10", "9", "x"]
 
 
 @given(st.text(max_size=40))
 @settings(max_examples=300, deadline=None)
-def test_what_the_jail_lets_through_lies_inside(written):
+def test_accepted_paths_lie_inside_the_root(written):
     root = Path("/srv/pictures")
     if path_checker(root)(written) is None:
         assert Path(os.path.normpath(root / written)).is_relative_to(root)
 
 
-def test_spaces_around_a_label_make_no_other_class(tmp_path):
+def test_spaces_around_a_label_do_not_make_another_class(tmp_path):
     rows = [[row[0], f"{' ' * (i % 3)}{row[1]} "] for i, row in enumerate(six(tmp_path))]
     assert Table(path=str(write(tmp_path / "t.csv", rows))).read().classes == ("a", "b")
 
@@ -199,7 +199,7 @@ def with_columns(root: Path, header: tuple[str, ...], *columns: list[str]) -> Pa
 
 @given(st.lists(st.floats(-1e20, 1e20), min_size=6, max_size=6))
 @settings(max_examples=20, deadline=None)
-def test_numbers_are_read_as_they_are_written(tmp_path_factory, values):
+def test_numeric_targets_are_read_as_written(tmp_path_factory, values):
     assume(float32_problem("a", values) is None)
     root = tmp_path_factory.mktemp("t")
     path = with_columns(root, ("a", "b"), [repr(value) for value in values], [f" {value:.3e}" for value in values])
@@ -231,7 +231,7 @@ def test_numbers_are_read_as_they_are_written(tmp_path_factory, values):
         "1.2.3",
     ],
 )
-def test_what_is_no_number_is_named_by_line_and_column(tmp_path, cell):
+def test_an_invalid_number_is_named_by_line_and_column(tmp_path, cell):
     path = with_columns(tmp_path, ("level",), ["1", "2", cell, "4", "-5.5", "+.5e1"])
     with pytest.raises(DataError) as refused:
         Table(path=str(path), numbers="level").read()
@@ -240,14 +240,14 @@ def test_what_is_no_number_is_named_by_line_and_column(tmp_path, cell):
     assert ("is empty" in line) if not cell else ("expected a number" in line)
 
 
-def test_a_target_is_no_group_and_no_split(tmp_path):
+def test_target_columns_are_not_used_as_group_or_split(tmp_path):
     path = with_columns(tmp_path, ("group", "split"), ["1", "2", "3", "1", "2", "3"], ["0"] * 6)
     split = Table(path=str(path), numbers=["group", "split"]).read().splits["train"]
     assert split.groups is None
     assert split.targets["numbers"][:, 0].tolist() == [1, 2, 3, 1, 2, 3]
 
 
-def test_label_sets_are_listed_or_have_a_column_each(tmp_path):
+def test_label_sets_are_read_from_a_list_or_from_columns(tmp_path):
     path = with_columns(tmp_path, ("marks",), ["b;a", " a ", "", "b", "c ; a;", "c"])
     indexed = Table(path=str(path), labels="marks").read()
     assert indexed.classes == ("a", "b", "c")
@@ -260,7 +260,7 @@ def test_label_sets_are_listed_or_have_a_column_each(tmp_path):
     assert indexed.splits["train"].targets["present"].int().tolist() == [[r[2], r[0], r[1]] for r in expected]
 
 
-def test_label_sets_that_are_wrong_are_named(tmp_path):
+def test_invalid_label_sets_are_named(tmp_path):
     path = with_columns(tmp_path, ("marks",), ["a", "b", "a;b;a", "a", "b", "a"])
     with pytest.raises(DataError, match=r"t\.csv:4: 'a' stands twice"):
         Table(path=str(path), labels="marks").read()
@@ -272,7 +272,7 @@ def test_label_sets_that_are_wrong_are_named(tmp_path):
         Table(path=str(path), labels=["x"]).read()
 
 
-def test_one_kind_of_target_is_given(tmp_path):
+def test_exactly_one_kind_of_target_is_accepted(tmp_path):
     for more in ({"labels": "a", "numbers": "b"}, {"label": "c", "numbers": "b"}, {"label": "c", "labels": ["a", "b"]}):
         with pytest.raises(ValueError, match="one of label, labels and numbers"):
             Table(path="t.csv", **more)
@@ -289,12 +289,12 @@ def test_one_kind_of_target_is_given(tmp_path):
     assert Table(path="t.csv", numbers="a").target_kind == "numbers"
 
 
-def labelled(tmp_path, cells: list[str], column="label", **settings) -> Table:
+def table_of_labels(tmp_path, cells: list[str], column="label", **settings) -> Table:
     rows = [[path, label] for (path, _), label in zip(six(tmp_path), cells, strict=False)]
     return Table(path=str(write(tmp_path / "t.csv", rows, ("path", column))), **settings)
 
 
-def test_quotes_behind_a_blank_are_no_part_of_a_label(tmp_path):
+def test_quotes_after_a_space_are_not_part_of_a_label(tmp_path):
     paths = [row[0] for row in six(tmp_path)]
     lines = [
         f'{path}, "{name}"' if i % 2 else f"{path},{name}"
@@ -305,18 +305,18 @@ def test_quotes_behind_a_blank_are_no_part_of_a_label(tmp_path):
 
 
 @pytest.mark.parametrize("word", ["nan", "None", "NA", "<NA>"])
-def test_a_label_that_is_missing_is_named_by_its_line_unless_it_is_listed(tmp_path, word):
+def test_a_missing_label_is_named_by_line_unless_declared_a_class(tmp_path, word):
     labels = ["a", "b", word, "a", "b", word]
     with pytest.raises(DataError) as refused:
-        labelled(tmp_path, labels).read()
+        table_of_labels(tmp_path, labels).read()
     assert [line.split(": ")[0].rpartition("/")[2] for line in refused.value.lines] == ["t.csv:4", "t.csv:7"]
     assert (
-        labelled(tmp_path, labels, classes=["a", "b", word]).read().splits["train"].targets["labels"].tolist()
+        table_of_labels(tmp_path, labels, classes=["a", "b", word]).read().splits["train"].targets["labels"].tolist()
         == [0, 1, 2] * 2
     )
 
 
-def test_a_group_that_is_missing_is_named(tmp_path):
+def test_a_missing_group_is_named(tmp_path):
     rows = [[*row, "nan" if number == 4 else "p"] for number, row in enumerate(six(tmp_path))]
     path = write(tmp_path / "t.csv", rows, ("path", "label", "group"))
     with pytest.raises(DataError, match=r"t.csv:6: group is 'nan', which stands for a missing value"):
@@ -327,15 +327,17 @@ def test_a_group_that_is_missing_is_named(tmp_path):
     "cells",
     [["a,b", "a", "b"], ["a|b", "b|c", "c|a"], ["a/b", "a/c", "b"], ["['a', 'b']", "['a']", "[]"], ['["a"]', "a", "b"]],
 )
-def test_a_list_of_labels_by_another_separator_is_named(tmp_path, cells):
+def test_label_lists_with_another_separator_are_refused(tmp_path, cells):
     with pytest.raises(DataError, match=r"t.csv:2: .* is a list, and labels are separated by ';' here"):
-        labelled(tmp_path, cells * 2, "tags", labels="tags").read()
+        table_of_labels(tmp_path, cells * 2, "tags", labels="tags").read()
     classes = sorted(set(cells))
-    assert labelled(tmp_path, cells * 2, "tags", labels="tags", classes=classes).read().classes == tuple(classes)
+    assert table_of_labels(tmp_path, cells * 2, "tags", labels="tags", classes=classes).read().classes == tuple(classes)
 
 
-def test_names_with_commas_of_their_own_are_labels(tmp_path):
-    read = labelled(tmp_path, ["Smith, John; Doe, Jane", "Doe, Jane", "Smith, John"] * 2, "tags", labels="tags").read()
+def test_label_names_can_contain_commas(tmp_path):
+    read = table_of_labels(
+        tmp_path, ["Smith, John; Doe, Jane", "Doe, Jane", "Smith, John"] * 2, "tags", labels="tags"
+    ).read()
     assert read.classes == ("Doe, Jane", "Smith, John")
 
 
@@ -343,14 +345,14 @@ def test_names_with_commas_of_their_own_are_labels(tmp_path):
     ("values", "is_refused"),
     [
         ([1e9 + i for i in range(6)], True),
-        ([1.7e9 + 1e-3 * i for i in range(6)], True),  # of one second since 1970
-        ([1e9] * 6, False),  # the task says that there is nothing to learn
+        ([1.7e9 + 1e-3 * i for i in range(6)], True),  # times within one second, in seconds since 1970
+        ([1e9] * 6, False),  # a constant: the task reports that there is nothing to learn
         ([0.1] * 6, False),
         ([20_240_101 + i for i in range(6)], False),
         ([1000.5 + i for i in range(6)], False),
     ],
 )
-def test_numbers_that_are_one_in_float32_are_refused(tmp_path, values, is_refused):
+def test_numbers_indistinguishable_in_float32_are_refused(tmp_path, values, is_refused):
     path = with_columns(tmp_path, ("a",), [repr(value) for value in values])
     table = Table(path=str(path), numbers="a")
     if not is_refused:

@@ -22,8 +22,8 @@ OBJECT = (
 BOX = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
 
 
-def annotated(root: Path, name: str, objects, size=(40, 30), picture=(40, 30), head="") -> None:
-    """One picture with its XML file; sizes are (width, height)."""
+def write_annotated_image(root: Path, name: str, objects, size=(40, 30), picture=(40, 30), head="") -> None:
+    """Write one image and its XML file; sizes are (width, height)."""
     save_picture(root / "JPEGImages" / f"{name}.png", seed=sum(map(ord, name)), size=picture)
     written = "".join(
         OBJECT.format(*box, name=label, difficult=int("difficult" in rest)) for label, box, *rest in objects
@@ -34,7 +34,7 @@ def annotated(root: Path, name: str, objects, size=(40, 30), picture=(40, 30), h
     path.write_text(f"{head}<annotation><filename>{name}.png</filename>{measured}{written}</annotation>")
 
 
-def listed(root: Path, **splits) -> None:
+def write_lists(root: Path, **splits) -> None:
     lists = root / "ImageSets" / "Main"
     lists.mkdir(parents=True, exist_ok=True)
     for name, names in splits.items():
@@ -43,14 +43,14 @@ def listed(root: Path, **splits) -> None:
 
 @pytest.fixture
 def two(tmp_path) -> Path:
-    annotated(tmp_path, "a", [("dog", (1, 2, 11, 22)), ("cat", (5, 5, 40, 30))])
-    annotated(tmp_path, "b", [])
-    annotated(tmp_path, "c", [("cat", (0, 0, 9, 9), "difficult")])
-    listed(tmp_path, train=["a", "b"], val=["c  1"])
+    write_annotated_image(tmp_path, "a", [("dog", (1, 2, 11, 22)), ("cat", (5, 5, 40, 30))])
+    write_annotated_image(tmp_path, "b", [])
+    write_annotated_image(tmp_path, "c", [("cat", (0, 0, 9, 9), "difficult")])
+    write_lists(tmp_path, train=["a", "b"], val=["c  1"])
     return tmp_path
 
 
-def prepared(root: Path, **settings):
+def prepare(root: Path, **settings):
     data = Data.model_validate(
         {"source": {"voc": str(root)}, "image": {"size": [30, 40], "channels": 3}, "cache": "memory"} | settings
     )
@@ -65,19 +65,19 @@ class _Silent:
         pass
 
 
-def test_boxes_classes_and_lists(two):
+def test_voc_boxes_classes_and_split_lists_are_read(two):
     found = Voc(root=str(two)).read()
     assert found.classes == ("cat", "dog")
     train, val = found.splits["train"], found.splits["val"]
     assert train.objects.pad()["boxes"][0].tolist() == [[1, 2, 11, 22], [5, 5, 40, 30]]
-    assert train.objects.pad()["objects"].tolist() == [[1, 0], [-1, -1]]  # the second picture shows nothing
+    assert train.objects.pad()["objects"].tolist() == [[1, 0], [-1, -1]]  # the second image has no objects
     assert train.objects.pad()["areas"][0].tolist() == [200, 35 * 25]
     assert val.objects.pad()["roles"].tolist() == [[DIFFICULT]]
     assert train.sizes.tolist() == [[30, 40], [30, 40]]
     assert found.bad_boxes == ()
 
 
-def test_difficult_objects_and_the_first_pixel_by_rule(two):
+def test_difficult_objects_and_the_first_pixel_follow_the_settings(two):
     assert Voc(root=str(two), difficult="keep").read().splits["val"].objects.pad()["roles"].tolist() == [[0]]
     assert Voc(root=str(two), first_pixel=1).read().splits["train"].objects.pad()["boxes"][0, 0].tolist() == [
         0,
@@ -87,8 +87,8 @@ def test_difficult_objects_and_the_first_pixel_by_rule(two):
     ]
 
 
-def test_any_lists_may_be_splits_and_none_is_all_training(two):
-    listed(two, mine=["b"], rest=["a", "c"])
+def test_any_list_can_be_a_split_and_without_lists_all_is_training(two):
+    write_lists(two, mine=["b"], rest=["a", "c"])
     found = Voc(root=str(two), splits={"train": "rest", "test": "mine"}).read()
     assert {name: len(split) for name, split in found.splits.items()} == {"train": 2, "test": 1}
     for path in (two / "ImageSets" / "Main").iterdir():
@@ -100,20 +100,20 @@ def test_any_lists_may_be_splits_and_none_is_all_training(two):
         Voc(root=str(two), splits={"train": "../../Annotations/a"}).read()
 
 
-def test_names_in_lists_as_people_write_them(two):
-    listed(two, train=["a.png", "b  -1"], val=["c"])
+def test_common_ways_to_list_names_are_read_and_mistakes_refused(two):
+    write_lists(two, train=["a.png", "b  -1"], val=["c"])
     assert len(Voc(root=str(two)).read().splits["train"]) == 2
     for names, words in (
         (["a", "a"], "names 'a' twice"),
         (["a -1", "b 1"], "a list of one class"),
         ([], "names no picture"),
     ):
-        listed(two, train=names)
+        write_lists(two, train=names)
         with pytest.raises(DataError, match=words):
             Voc(root=str(two)).read()
 
 
-def test_a_picture_has_one_annotation_file(two):
+def test_two_annotation_files_for_one_image_are_refused(two):
     text = (two / "Annotations" / "a.xml").read_text()
     (two / "Annotations" / "b.xml").write_text(text)  # a copy that still names a.png
     with pytest.raises(DataError, match=r"b.xml: describes a.png, as a.xml does; a picture has one annotation file"):
@@ -125,7 +125,7 @@ def pictures_of(root: Path) -> list[str]:
     return [Path(split.sample_name(number)).name for number in range(len(split))]
 
 
-def rewritten(root: Path, name: str, old: str, new: str) -> None:
+def replace_in_annotation(root: Path, name: str, old: str, new: str) -> None:
     path = root / "Annotations" / f"{name}.xml"
     text = path.read_text()
     assert old in text
@@ -133,17 +133,17 @@ def rewritten(root: Path, name: str, old: str, new: str) -> None:
 
 
 @pytest.mark.parametrize("written", ["a.png", "JPEGImages/a.png", r"C:\\data\\a.png", " a.png\n"])
-def test_the_picture_is_the_one_that_the_file_names(two, written):
-    save_picture(two / "JPEGImages" / "a.jpg", seed=3)  # another picture of the same name
-    rewritten(two, "a", "a.png", written)
+def test_the_image_is_the_one_named_in_the_annotation(two, written):
+    save_picture(two / "JPEGImages" / "a.jpg", seed=3)  # another image of the same stem
+    replace_in_annotation(two, "a", "a.png", written)
     assert pictures_of(two) == ["a.png", "b.png"]
-    rewritten(two, "b", "b.png", "")
+    replace_in_annotation(two, "b", "b.png", "")
     (two / "JPEGImages" / "b.png").rename(two / "JPEGImages" / "b.PNG")
     assert pictures_of(two) == ["a.png", "b.PNG"]
 
 
-def test_where_it_names_no_picture_that_is_there_its_own_name_is_taken_aloud(two, capsys):
-    rewritten(two, "a", "a.png", "scan-17.tif")
+def test_a_missing_named_image_falls_back_to_the_annotations_name_with_a_note(two, capsys):
+    replace_in_annotation(two, "a", "a.png", "scan-17.tif")
     assert pictures_of(two) == ["a.png", "b.png"]
     assert "1 annotation file(s) name a picture that is not there" in capsys.readouterr().err
     save_picture(two / "JPEGImages" / "a.jpg", seed=3)
@@ -151,8 +151,8 @@ def test_where_it_names_no_picture_that_is_there_its_own_name_is_taken_aloud(two
         pictures_of(two)
 
 
-def test_pictures_without_an_annotation_file_are_counted(tmp_path, capsys):
-    annotated(tmp_path, "a", [("dog", (1, 2, 11, 22))])
+def test_images_without_an_annotation_file_are_counted(tmp_path, capsys):
+    write_annotated_image(tmp_path, "a", [("dog", (1, 2, 11, 22))])
     for name in ("b.png", "c.JPG", "._a.png", "Thumbs.db"):
         save_picture(tmp_path / "JPEGImages" / "x.png", seed=1)
         (tmp_path / "JPEGImages" / "x.png").rename(tmp_path / "JPEGImages" / name)
@@ -162,8 +162,8 @@ def test_pictures_without_an_annotation_file_are_counted(tmp_path, capsys):
     assert "2 picture(s) without an annotation file" in capsys.readouterr().err
 
 
-def test_a_size_that_is_not_written_is_the_pictures_own(tmp_path):
-    annotated(tmp_path, "a", [("dog", (1, 2, 11, 22))], size=None)
+def test_a_missing_size_is_read_from_the_image(tmp_path):
+    write_annotated_image(tmp_path, "a", [("dog", (1, 2, 11, 22))], size=None)
     assert Voc(root=str(tmp_path)).read().splits["train"].sizes.tolist() == [[30, 40]]
 
 
@@ -178,9 +178,9 @@ def test_a_size_that_is_not_written_is_the_pictures_own(tmp_path):
     ],
 )
 def test_bad_boxes_are_named_with_file_and_object(tmp_path, box, words, kept):
-    annotated(tmp_path, "a", [("dog", (1, 2, 11, 22)), ("dog", box)])
-    annotated(tmp_path, "b", [("dog", (3, 3, 20, 20 + i)) for i in range(3)])
-    listed(tmp_path, train=["a", "b"])
+    write_annotated_image(tmp_path, "a", [("dog", (1, 2, 11, 22)), ("dog", box)])
+    write_annotated_image(tmp_path, "b", [("dog", (3, 3, 20, 20 + i)) for i in range(3)])
+    write_lists(tmp_path, train=["a", "b"])
     (bad,) = Voc(root=str(tmp_path)).read().bad_boxes
     import re
 
@@ -188,21 +188,21 @@ def test_bad_boxes_are_named_with_file_and_object(tmp_path, box, words, kept):
     assert re.search(words, bad.problem)
     assert bad.is_used is kept
     if kept:
-        assert any("are cut at their pictures' edges" in note for note in prepared(tmp_path).notes)
+        assert any("are cut at their pictures' edges" in note for note in prepare(tmp_path).notes)
         return
     with pytest.raises(DataError, match=r"a.xml: object 2: .*"):
-        prepared(tmp_path)
-    dataset = prepared(tmp_path, bad_boxes="skip")
-    assert (dataset.splits["train"].objects.pad()["objects"] >= 0).sum() in (3, 4)  # val took a picture
+        prepare(tmp_path)
+    dataset = prepare(tmp_path, bad_boxes="skip")
+    assert (dataset.splits["train"].objects.pad()["objects"] >= 0).sum() in (3, 4)  # one image is in val
     assert any("left out (data.bad_boxes: skip), such as" in note for note in dataset.notes)
 
 
-def test_sizes_that_are_not_the_pictures_are_named(tmp_path):
-    annotated(tmp_path, "a", [("dog", (1, 2, 11, 22))])
-    annotated(tmp_path, "b", [("dog", (1, 2, 11, 22))], size=(30, 40))
-    listed(tmp_path, train=["a", "b"])
+def test_an_annotated_size_unlike_the_images_is_refused(tmp_path):
+    write_annotated_image(tmp_path, "a", [("dog", (1, 2, 11, 22))])
+    write_annotated_image(tmp_path, "b", [("dog", (1, 2, 11, 22))], size=(30, 40))
+    write_lists(tmp_path, train=["a", "b"])
     with pytest.raises(DataError, match=r"b.png: is 40x30 pixels; its boxes are written for 30x40"):
-        prepared(tmp_path, cache="disk", cache_dir=str(tmp_path / "cache"))
+        prepare(tmp_path, cache="disk", cache_dir=str(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize(
@@ -239,8 +239,8 @@ def test_sizes_that_are_not_the_pictures_are_named(tmp_path):
         ),
     ],
 )
-def test_annotation_files_that_cannot_be_read(tmp_path, text, words):
-    annotated(tmp_path, "a", [("dog", (1, 2, 11, 22))])
+def test_invalid_annotation_files_are_refused(tmp_path, text, words):
+    write_annotated_image(tmp_path, "a", [("dog", (1, 2, 11, 22))])
     (tmp_path / "Annotations" / "a.xml").write_text(text)
     if "none.png" in text:
         (tmp_path / "JPEGImages" / "a.png").unlink()
@@ -249,15 +249,15 @@ def test_annotation_files_that_cannot_be_read(tmp_path, text, words):
     assert "a.xml" in refused.value.lines[0]
 
 
-def test_a_class_that_training_does_not_have(two):
-    annotated(two, "d", [("cow", (1, 2, 11, 22))])
-    listed(two, val=["d"])
+def test_a_class_missing_from_training_is_refused(two):
+    write_annotated_image(two, "d", [("cow", (1, 2, 11, 22))])
+    write_lists(two, val=["d"])
     with pytest.raises(DataError, match=r"d.xml: object 1 is a 'cow', not a class"):
         Voc(root=str(two)).read()
 
 
 @pytest.mark.skipif(not BCCD.is_dir(), reason="the blood-cell set is not here (../shared/data/bccd)")
-def test_the_blood_cell_set():
+def test_the_blood_cell_dataset_is_read():
     found = Voc(root=str(BCCD)).read()
     assert found.classes == ("Platelets", "RBC", "WBC")
     assert {name: len(split) for name, split in found.splits.items()} == {"train": 205, "val": 87, "test": 72}
@@ -267,10 +267,10 @@ def test_the_blood_cell_set():
     ]  # fmt: skip
 
 
-def test_check_refuses_what_training_would(tmp_path, run_cli):
-    annotated(tmp_path, "a", [("dog", (5, 5, 5, 9)), ("dog", (5, 5, 9, 9))])
+def test_check_refuses_bad_boxes_as_training_does(tmp_path, run_cli):
+    write_annotated_image(tmp_path, "a", [("dog", (5, 5, 5, 9)), ("dog", (5, 5, 9, 9))])
     for name in "bcdefghij":
-        annotated(tmp_path, name, [("dog", (5, 5, 9, 9))])
+        write_annotated_image(tmp_path, name, [("dog", (5, 5, 9, 9))])
     config = tmp_path / "c.yaml"
     config.write_text(
         f"task: detect\ndata: {{source: {{voc: '{tmp_path}'}}, image: {{size: 16, channels: 3}}}}\n"

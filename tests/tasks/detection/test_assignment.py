@@ -1,4 +1,4 @@
-"""The assignment, against a plain loop over objects and cells in float64."""
+"""The assignment equals a plain loop over objects and cells in float64."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def iou(one, other):
 
 
 def by_hand(scores, boxes, place, true, labels, real):
-    """(object, quality) of each cell that learns one."""
+    """(object, quality) of each assigned cell, by a plain loop."""
     wants = {}
     for m in np.flatnonzero(real):
         x1, y1, x2, y2 = true[m]
@@ -72,7 +72,7 @@ def by_hand(scores, boxes, place, true, labels, real):
 
 @given(st.integers(0, 10**6))
 @settings(max_examples=25, deadline=None)
-def test_equals_a_plain_loop(seed):
+def test_assignment_equals_a_plain_loop(seed):
     scores, boxes, place, objects = case(seed)
     found = assign_cells(scores, boxes, place, objects, TOP_K, ALPHA, BETA)
     for row in range(len(scores)):
@@ -86,7 +86,7 @@ def test_equals_a_plain_loop(seed):
 
 @given(st.integers(0, 10**6))
 @settings(max_examples=10, deadline=None)
-def test_batched_is_one_by_one_and_padding_changes_nothing(seed):
+def test_batched_assignment_equals_one_by_one_and_ignores_padding(seed):
     scores, boxes, place, objects = case(seed, pictures=3)
     whole = assign_cells(scores, boxes, place, objects, TOP_K, ALPHA, BETA)
     for row in range(3):
@@ -109,15 +109,15 @@ def objects_of(boxes, labels, vague=None):
     return Objects(torch.tensor([boxes], dtype=torch.float64), labels, (labels >= 0) & ~vague, vague)
 
 
-def test_an_object_smaller_than_a_cell_is_learned_by_one():
+def test_an_object_smaller_than_a_cell_is_assigned_one():
     scores, boxes, place, _ = case(0, pictures=1)
     tiny = objects_of([[13.0, 13.0, 14.5, 14.5]], [1])
     assert assign_cells(scores, boxes, place, tiny, TOP_K, ALPHA, BETA).foreground_BA.any()
 
 
 @pytest.mark.parametrize("side", range(4))
-def test_a_cell_whose_middle_lies_on_an_objects_edge_is_outside_it(side):
-    """The object's edge goes through the middles of a row of cells of stride 8, or of a column."""
+def test_a_cell_whose_centre_lies_on_an_objects_edge_is_outside_it(side):
+    """The object's edge passes through the centres of a row or a column of cells of stride 8."""
     scores, boxes, place, _ = case(0, pictures=1)
     box = [10.0, 10.0, 50.0, 50.0]
     box[side] = 12.0 if side < 2 else 44.0
@@ -128,17 +128,17 @@ def test_a_cell_whose_middle_lies_on_an_objects_edge_is_outside_it(side):
     assert ((x if side % 2 == 0 else y) == box[side]).any()
 
 
-def test_pictures_without_objects_and_crowds():
+def test_cells_in_images_without_objects_and_in_crowds_are_not_assigned():
     scores, boxes, place, _ = case(0, pictures=1)
     nothing = assign_cells(scores, boxes, place, objects_of([[0.0, 0, 0, 0]], [-1]), TOP_K, ALPHA, BETA)
     assert not nothing.foreground_BA.any()
     assert nothing.has_loss_BA.all()
     crowd = assign_cells(scores, boxes, place, objects_of([[0.0, 0, 32, 64]], [0], [True]), TOP_K, ALPHA, BETA)
     assert not crowd.foreground_BA.any()
-    assert torch.equal(crowd.has_loss_BA[0], place[0, :, 0] >= 32)  # left: neither object nor background
+    assert torch.equal(crowd.has_loss_BA[0], place[0, :, 0] >= 32)  # the left half is neither object nor background
 
 
-def test_five_hundred_objects_in_a_picture():
+def test_five_hundred_objects_in_an_image_are_assigned():
     scores, boxes, place, _ = case(0, pictures=1)
     generator = torch.Generator().manual_seed(0)
     corner = torch.rand(1, 500, 2, generator=generator, dtype=torch.float64) * 56

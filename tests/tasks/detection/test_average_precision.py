@@ -1,4 +1,4 @@
-"""COCO's numbers equal pycocotools', from the same boxes written as pycocotools wants them."""
+"""COCO metrics equal those of pycocotools on the same boxes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAMES = ("ape", "bee", "cat")
 
 
 def case(seed: int, pictures: int = 6, true: int = 12, found: int = 30):
-    """Targets and results as the data and a decoder give them; found boxes near true ones, some of them wrong."""
+    """Results and targets as a decoder and the data give them: boxes near true ones, some with wrong labels."""
     rng = np.random.default_rng(seed)
     corner = rng.uniform(0, 400, (pictures, true, 2))
     sides = np.exp(rng.uniform(np.log(5), np.log(250), (pictures, true, 2)))
@@ -93,7 +93,7 @@ def same(results, targets):
     done = meter.evaluate()
     stats = [
         -1.0 if value is None else value for value in coco_metrics(done).values()
-    ]  # COCO's word for what is not there
+    ]  # COCO's value for an undefined metric
     assert stats == pytest.approx(expected.stats.tolist(), abs=1e-9)
     assert set(undefined_coco_metrics(targets)) == {name for name, value in coco_metrics(done).items() if value is None}
     assert np.abs(done.eval["precision"] - expected.eval["precision"]).max() <= 1e-9
@@ -101,11 +101,11 @@ def same(results, targets):
 
 
 @pytest.mark.parametrize("seed", range(50))
-def test_equal_to_pycocotools(seed):
+def test_metrics_equal_pycocotools(seed):
     same(*case(seed, pictures=3 + seed % 5, true=1 + seed % 17, found=1 + 3 * (seed % 11)))
 
 
-def test_where_nothing_is_found_or_nothing_is_there():
+def test_metrics_without_detections_or_without_objects_equal_pycocotools():
     results, targets = case(1)
     nothing = {**results, "scores": results["scores"] * 0, "labels": results["labels"] * 0 - 1}
     same(nothing, targets)
@@ -118,7 +118,7 @@ def test_where_nothing_is_found_or_nothing_is_there():
     same(nothing, empty)
 
 
-def test_crowds_and_sizes():
+def test_crowds_and_object_sizes_equal_pycocotools():
     results, targets = case(2)
     same(results, {**targets, "roles": torch.full_like(targets["roles"], 2)})
     for size in (10.0, 50.0, 200.0):
@@ -128,7 +128,7 @@ def test_crowds_and_sizes():
     same(results, {**targets, "areas": targets["areas"] / 3})
 
 
-def test_difficult_objects_are_neither_missed_nor_wrongly_found():
+def test_difficult_objects_count_neither_as_missed_nor_as_false_positives():
     _results, targets = case(3)
     hard = targets["boxes"][:1, :1]
     one = {
@@ -144,8 +144,8 @@ def test_difficult_objects_are_neither_missed_nor_wrongly_found():
 
 
 @pytest.mark.parametrize(("role", "wrong"), [(1, True), (2, False)])
-def test_a_part_of_a_difficult_object_is_a_wrong_box_and_of_a_crowd_is_none(role, wrong):
-    """What a crowd holds is passed over wherever it lies in it; a difficult object has to be overlapped by half."""
+def test_a_box_on_part_of_a_difficult_object_is_wrong_and_of_a_crowd_is_ignored(role, wrong):
+    """A box anywhere inside a crowd is ignored; a difficult object must be overlapped by half."""
     true = {
         "boxes": torch.tensor([[[0.0, 0, 100, 100], [300, 300, 350, 350]]]), "objects": torch.tensor([[0, 0]]),
         "roles": torch.tensor([[role, 0]]), "areas": torch.tensor([[1e4, 2500.0]]),
@@ -162,7 +162,7 @@ def test_a_part_of_a_difficult_object_is_a_wrong_box_and_of_a_crowd_is_none(role
     assert ap == pytest.approx(0.5 if wrong else 1.0)
 
 
-def test_what_the_network_sees_is_measured_in_the_pictures_own_pixels():
+def test_metrics_are_measured_in_the_original_images_pixels():
     results, targets = case(4)
     view = torch.tensor([0.5, 0.25, 7.0, -3.0, 1e6, 1e6]).double().repeat(len(targets["view"]), 1)
     scale, offset = view[:, None, :2].repeat(1, 1, 2), view[:, None, 2:4].repeat(1, 1, 2)
@@ -173,7 +173,7 @@ def test_what_the_network_sees_is_measured_in_the_pictures_own_pixels():
     )
 
 
-def test_tables_follow_from_the_same_arrays():
+def test_per_class_tables_equal_pycocotools_arrays():
     expected, meter, done = same(*case(5))
     rows = per_class_rows(done, NAMES, meter.object_counts())
     for k, row in enumerate(rows):
@@ -191,8 +191,8 @@ def test_tables_follow_from_the_same_arrays():
     assert all(a["precision"] >= b["precision"] for a, b in itertools.pairwise(curve))
 
 
-def test_a_draw_of_pictures_is_those_pictures_measured_anew():
-    """The bootstrap counts what was matched once; pictures that are there twice give the same as two files would."""
+def test_a_bootstrap_draw_equals_measuring_the_drawn_images():
+    """The bootstrap reuses the matches; an image drawn twice counts like two files."""
     from cnnrun.tasks.detection.average_precision import _accumulate_matches
     from cnnrun.tasks.intervals import bootstrap_weights
 
@@ -208,5 +208,5 @@ def test_a_draw_of_pictures_is_those_pictures_measured_anew():
         again.add(*({name: value[drawn] for name, value in each.items()} for each in (results, targets)))
         expected = coco_metrics(again.evaluate())
         assert {name: values[place] for name, values in found.items()} == pytest.approx(expected)
-    assert coco_metrics(done) == before  # what was measured stays
+    assert coco_metrics(done) == before  # the evaluation itself is unchanged
     assert _accumulate_matches(done, matched) == before

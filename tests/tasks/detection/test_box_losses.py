@@ -1,4 +1,4 @@
-"""Losses of boxes: torchvision's, to the bit."""
+"""Box losses equal torchvision's bit for bit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TORCHVISION = {
 
 
 def boxes(seed: int, places: int = 12) -> torch.Tensor:
-    """Boxes on a coarse grid: apart, one within the other, touching at sides and corners, equal."""
+    """Boxes on a coarse grid: pairs are disjoint, nested, touching at sides or corners, or equal."""
     generator = torch.Generator().manual_seed(seed)
     corner = torch.randint(0, places, (4000, 2), generator=generator)
     size = torch.randint(1, places // 2, (4000, 2), generator=generator)
@@ -25,13 +25,13 @@ def boxes(seed: int, places: int = 12) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", TORCHVISION)
 @pytest.mark.parametrize("scale", [1.0, 7.3, 1e-3])
-def test_loss_is_torchvisions_to_the_bit(kind, scale):
+def test_box_losses_equal_torchvisions_bit_for_bit(kind, scale):
     mine, true = boxes(0) * scale, boxes(1) * scale
     assert torch.equal(box_loss(kind, mine, true), TORCHVISION[kind](mine, true))
 
 
 @pytest.mark.parametrize("kind", TORCHVISION)
-def test_gradient_is_torchvisions(kind):
+def test_box_loss_gradients_equal_torchvisions(kind):
     mine, theirs = (boxes(0).double().requires_grad_() for _ in range(2))
     true = boxes(1).double()
     loss, expected = box_loss(kind, mine, true), TORCHVISION[kind](theirs, true)

@@ -42,7 +42,7 @@ def targets(batch=2, seed=0, most=5):
 @pytest.mark.parametrize("towers", ["shared", "separate"])
 @pytest.mark.parametrize("depthwise", [False, True])
 @pytest.mark.parametrize("depth", [0, 2])
-def test_every_cell_of_every_level_has_a_box_around_its_middle(towers, depthwise, depth):
+def test_every_cell_of_every_level_has_a_box_around_its_centre(towers, depthwise, depth):
     out = head(towers=towers, depthwise=depthwise, depth=depth).eval()(*maps())
     assert out.shape == (2, CELLS, FIRST_LOGIT + 3)
     x, y, stride = out[0, :, 4:FIRST_LOGIT].unbind(1)
@@ -56,7 +56,7 @@ def test_a_new_network_scores_everything_low():
     assert float(head().eval()(*maps()).detach()[:, :, FIRST_LOGIT:].sigmoid().mean()) == pytest.approx(0.01, rel=0.2)
 
 
-def test_levels_and_channels_that_do_not_fit():
+def test_unsuitable_feature_levels_are_refused():
     with pytest.raises(ShapeError, match="need equal channels"):
         Detect().head([(8, 8, 12), (16, 4, 6)], FACTS)
     with pytest.raises(ShapeError, match="needs feature maps"):
@@ -111,7 +111,7 @@ def test_micro_batches_have_the_whole_batchs_loss_and_gradient():
     assert torch.allclose(whole[1], parts[1], atol=1e-6)
 
 
-def test_pictures_without_objects_have_a_loss_and_finite_gradients():
+def test_images_without_objects_have_a_loss_and_finite_gradients():
     network, true = head(), targets()
     true["objects"].fill_(-1)
     losses = Detect().criterion(FACTS)(network(*maps()), true)
@@ -120,7 +120,7 @@ def test_pictures_without_objects_have_a_loss_and_finite_gradients():
     assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
 
 
-def test_what_is_difficult_or_a_crowd_is_neither_learned_nor_background():
+def test_difficult_objects_and_crowds_are_neither_learned_nor_background():
     true = targets(1, most=4) | {"objects": torch.tensor([[0, 1, 2, -1]]), "roles": torch.tensor([[0, 1, 2, 0]])}
     found = batch_objects(true)
     assert found.real_BM.tolist() == [[True, False, False, False]]
@@ -137,7 +137,7 @@ def test_boxes_of_any_size_have_finite_gradients(value):
     assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
 
 
-def test_it_learns_a_few_pictures_by_heart():
+def test_the_network_can_overfit_three_images():
     task, true, given, network = Detect(least_score=0.05), targets(3, most=3), maps(3), head(depth=1)
     true["roles"].zero_()
     optimizer = torch.optim.Adam(network.parameters(), 0.02)
@@ -153,7 +153,7 @@ def test_it_learns_a_few_pictures_by_heart():
     assert found.amax(2)[true["objects"] >= 0].min() > 0.7
 
 
-def test_results_are_padded_sorted_inside_and_match_one_by_one():
+def test_results_are_padded_sorted_clipped_and_equal_one_by_one():
     task = Detect(most=20, least_score=0.0)
     out = head(seed=3).eval()(*maps(4)).detach()
     out[:, :, FIRST_LOGIT:] += 4 * torch.randn(
@@ -178,7 +178,7 @@ def test_results_are_padded_sorted_inside_and_match_one_by_one():
     assert more["boxes"].shape == (4, 4 * CELLS, 4)
 
 
-def test_parity_verdicts():
+def test_disagreements_between_outputs_are_found():
     task = Detect(most=20)
     out = head(seed=3).eval()(*maps(4)).detach()
     ours = task.decoder(FACTS)(out)
@@ -190,7 +190,7 @@ def test_parity_verdicts():
     swapped = {name: value.clone() for name, value in ours.items()}
     for name in ("boxes", "labels"):
         swapped[name][:, [0, 1]] = ours[name][:, [1, 0]]
-    assert task.find_disagreement(ours, swapped, FACTS) is None  # of nearly equal scores either may come first
+    assert task.find_disagreement(ours, swapped, FACTS) is None  # boxes of nearly equal scores may swap
     assert "overlaps" in task.find_disagreement(ours, {**ours, "labels": (ours["labels"] + 1) % 3}, FACTS)
     one, other = torch.tensor([0.0, 0, 20, 20]), torch.tensor([40.0, 40, 60, 60])
     two = {"boxes": torch.stack([one, other])[None], "scores": torch.tensor([[0.9, 0.5]]), "labels": torch.zeros(1, 2)}
@@ -203,7 +203,7 @@ def test_parity_verdicts():
     assert "overlaps" in task.find_disagreement(fewer, twice, FACTS)
 
 
-def test_rows_are_in_the_pictures_own_pixels_above_each_classs_score():
+def test_result_rows_are_in_the_images_pixels_above_each_classs_threshold():
     results = {
         "boxes": torch.tensor([[[10.0, 20, 30, 40], [0, 0, 8, 8], [1, 1, 2, 2]]]),
         "scores": torch.tensor([[0.9, 0.5, 0.2]]), "labels": torch.tensor([[1, 2, 1]]),
@@ -216,31 +216,31 @@ def test_rows_are_in_the_pictures_own_pixels_above_each_classs_score():
     first = row["objects"][0]
     assert first["category_id"] == 8
     assert first["bbox"] == pytest.approx([12, 15, 40, 10])
-    small = View((20, 40), 0.5, 2.0, 4.0, -10.0)  # boxes end where the picture does
+    small = View((20, 40), 0.5, 2.0, 4.0, -10.0)  # boxes are clipped to the image
     assert Detect().result_rows(results, facts, [small])[0]["objects"][0]["bbox"] == pytest.approx([12, 15, 28, 5])
     (row,) = Detect(score={"cat": 0.6, "bee": 0.1}).result_rows(results, facts, [view])
     assert [each["label"] for each in row["objects"]] == ["bee", "bee"]
     assert len(Detect(score=0.95).result_rows(results, facts, [view])[0]["objects"]) == 0
 
 
-def test_data_that_does_not_serve():
+def test_unsuitable_data_is_reported():
     assert "no training picture has a box" in Detect().data_problem(Facts(("a",), (1, 8, 8), class_counts=(0,)))
     assert "no class 'dog'" in Detect(score={"dog": 0.5}).data_problem(FACTS)
     assert Detect().data_problem(FACTS) is None
 
 
 def split_of(batch):
-    """The same targets as a whole split has them: objects one after the other, and how many of each picture."""
+    """The same targets in the layout of a split: objects concatenated, and the count of each image."""
     there = batch["objects"] >= 0
     return {name: values[there] for name, values in batch.items() if name != "view"} | {"counts": there.sum(1)}
 
 
-def test_check_says_what_cells_see_and_warns():
+def test_network_remarks_report_receptive_fields_and_warn_of_misfits():
     levels = [FeatureLevel((8, 8, 12), (20, 30), (8.0, 8.0)), FeatureLevel((8, 4, 6), (60, 60), (16.0, 16.0))]
     usual = targets(20)
     usual["boxes"][..., 2:] += 8
     lines = Detect(levels=["p3", "p4"]).network_remarks(levels, split_of(usual), FACTS)
-    # The towers' two convolutions see four cells more.
+    # The towers' two convolutions see four more cells.
     assert lines[1] == "p3: a cell every 8 pixels, which sees 52 pixels"
     assert not any("warning" in line for line in lines)
     small = targets(20)
@@ -261,7 +261,7 @@ def test_check_says_what_cells_see_and_warns():
     )
 
 
-def test_words_and_marks():
+def test_targets_are_described_and_drawn():
     true = targets(1)
     true["objects"] = torch.tensor([[1, 1, 0, -1, -1]])
     true["roles"] = torch.tensor([[0, 1, 2, 0, 0]], dtype=torch.uint8)
@@ -271,7 +271,7 @@ def test_words_and_marks():
     assert Detect().describe_targets(true, FACTS) == ["nothing"]
 
 
-def test_boxes_are_drawn_from_their_own_classs_score():
+def test_boxes_are_drawn_above_their_classs_threshold():
     results = {
         "boxes": torch.tensor([[[10.0, 20, 30, 40], [0, 0, 8, 8], [1, 1, 2, 2], [0, 0, 0, 0]]]),
         "scores": torch.tensor([[0.9, 0.5, 0.2, 0.0]]), "labels": torch.tensor([[0, 2, 1, -1]]),
@@ -281,8 +281,8 @@ def test_boxes_are_drawn_from_their_own_classs_score():
     assert [(mark.text, mark.box) for mark in marks] == [("cat 0.50", (0, 0, 8, 8)), ("bee 0.20", (1, 1, 2, 2))]
 
 
-def test_the_objects_of_an_assignment_are_numbered_as_they_are_drawn():
-    """Padding may stand between objects, as a mosaic leaves it."""
+def test_assigned_objects_are_numbered_as_drawn():
+    """Padding can lie between objects, as after a mosaic."""
     task, true = Detect(), targets(1)
     true["objects"] = torch.tensor([[-1, 2, -1, 0, 1]])
     true["roles"].zero_()

@@ -1,4 +1,4 @@
-"""Losses over embeddings: each is its paper's formula in float64, in value and in gradient."""
+"""Embedding losses equal their papers' formulas in float64, in value and in gradient."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def unit(rows: Tensor) -> Tensor:
 
 
 def example(seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Unit embeddings, labels, centres that are not of unit length: in float64."""
+    """Unit embeddings, labels and centres of other lengths, in float64."""
     draw = torch.Generator().manual_seed(seed)
     embeddings = unit(torch.randn(BATCH, DIMENSION, generator=draw, dtype=torch.float64))
     labels = torch.randint(PEOPLE, (BATCH,), generator=draw)
@@ -38,7 +38,7 @@ def example(seed: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def plain(kind: str, x: Tensor, labels: Tensor, centres: Tensor, scale: float, margin: float) -> Tensor:
-    """The papers' formulas, a sample and a class at a time, by angles."""
+    """The papers' formulas by angles, one sample and one class at a time."""
     losses = []
     for i, label in enumerate(labels.tolist()):
         logits = []
@@ -59,7 +59,7 @@ def plain(kind: str, x: Tensor, labels: Tensor, centres: Tensor, scale: float, m
 @pytest.mark.parametrize(
     ("spec", "margin"), [(ArcFace(margin=0.5, scale=30), 0.5), (CosFace(margin=0.35), 0.35), (NormFace(scale=16), 0.0)]
 )
-def test_it_is_the_papers_formula_in_value_and_gradient(spec, margin, seed):
+def test_margin_losses_equal_the_papers_in_value_and_gradient(spec, margin, seed):
     x, labels, centres = example(seed)
     criterion = spec.build(DIMENSION, torch.arange(PEOPLE)).double()
     criterion.set_progress(1.0)
@@ -75,8 +75,8 @@ def test_it_is_the_papers_formula_in_value_and_gradient(spec, margin, seed):
     torch.testing.assert_close(criterion.centres.grad, theirs_c.grad, rtol=1e-8, atol=1e-10)
 
 
-def test_the_gradient_of_the_true_class_is_not_that_without_the_margin():
-    """What a well-known implementation gets wrong: d cos(theta + m) / d cos(theta) is sin(theta + m) / sin(theta)."""
+def test_the_true_class_gradient_includes_the_margin():
+    """A well-known implementation gets this wrong: d cos(theta + m) / d cos(theta) is sin(theta + m) / sin(theta)."""
     criterion = AngularMargin(2, torch.arange(2), 30.0, 0.5)
     theta = torch.linspace(0.1, 2.5, 13, dtype=torch.float64)
     cosine = theta.cos().requires_grad_()
@@ -85,11 +85,11 @@ def test_the_gradient_of_the_true_class_is_not_that_without_the_margin():
 
 
 @given(st.floats(0.0, 1.5), st.floats(-1, 1), st.floats(-1, 1))
-def test_the_angular_margin_lowers_and_never_turns_round(margin, one, other):
+def test_the_angular_margin_lowers_the_cosine_and_keeps_its_order(margin, one, other):
     criterion = AngularMargin(2, torch.arange(2), 30.0, margin)
     low, high = sorted((one, other))
     values = criterion.apply_margin(torch.tensor([low, high], dtype=torch.float64))
-    assert values[0] <= values[1] + 1e-3  # a sine of less than float32 can tell from 0 is taken for that
+    assert values[0] <= values[1] + 1e-3  # sines smaller than float32 can tell from 0 are clamped
     assert (values <= torch.tensor([low, high]) + 1e-3).all()
 
 
@@ -117,7 +117,7 @@ def test_margins_warm_up():
     assert at_once.margin == 0.4
 
 
-def test_people_who_are_not_trained_on_have_no_centre():
+def test_classes_without_training_images_have_no_centre():
     place = torch.tensor([0, -1, 1, -1])
     criterion = NormFace().build(3, place)
     assert criterion.centres.shape == (2, 3)
@@ -129,7 +129,7 @@ def test_people_who_are_not_trained_on_have_no_centre():
 
 
 def plain_triplets(x: Tensor, labels: Tensor, margin: float) -> Tensor:
-    """FaceNet's words, a pair at a time."""
+    """Semi-hard triplets as FaceNet describes them, one pair at a time."""
     losses = []
     for a in range(len(x)):
         for p in range(len(x)):
@@ -155,12 +155,12 @@ def test_triplets_are_semi_hard(seed, people, margin):
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-9, abs=1e-12)
     ours.backward()
     theirs.backward()
-    # |a - b|^2 as 2 - 2 a b has another gradient off the sphere, and the same along it.
+    # Computing |a - b|^2 as 2 - 2 a b changes the gradient off the sphere but not along it.
     along = [g - (g * x).sum(1, keepdim=True) * x for g in (ours_x.grad, theirs_x.grad)]
     torch.testing.assert_close(*along, rtol=1e-8, atol=1e-10)
 
 
-def test_a_batch_without_a_pair_has_no_loss_and_a_gradient_of_zeros():
+def test_a_batch_without_pairs_has_zero_loss_and_gradient():
     x = unit(torch.randn(4, 3)).requires_grad_()
     loss = Triplet().build(3, torch.arange(4))(x, {"labels": torch.arange(4)})["triplet"]
     loss.backward()

@@ -1,4 +1,4 @@
-"""Numbers over pairs and galleries: equal to scikit-learn's, to SciPy's root and to plain loops."""
+"""Pair and gallery metrics equal scikit-learn's, SciPy's root finding and plain loops."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from cnnrun.tasks.embedding.task import Verify
 from cnnrun.tasks.intervals import bootstrap_interval
 
 
-def drawn(seed: int, count: int, levels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Similarities, many of them tied where there are few levels, and whether each pair is of one person."""
+def draw_similarities(seed: int, count: int, levels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Similarities, with many ties if there are few levels, and the mask of pairs of one person."""
     draw = np.random.default_rng(seed)
     same = draw.random(count) < 0.4
     same[:2] = [True, False]
@@ -31,8 +31,8 @@ def drawn(seed: int, count: int, levels: int) -> tuple[np.ndarray, np.ndarray]:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10_000), st.integers(4, 300), st.sampled_from([3, 10, 10_000]))
-def test_curves_are_scikit_learns(seed, count, levels):
-    scores, same = drawn(seed, count, levels)
+def test_roc_curves_equal_scikit_learns(seed, count, levels):
+    scores, same = draw_similarities(seed, count, levels)
     curve = RankedPairs(scores, same).roc_curve()
     far, tar, threshold = roc_curve(same, scores, drop_intermediate=False)
     np.testing.assert_allclose(curve.far, far, atol=1e-12)
@@ -44,17 +44,19 @@ def test_curves_are_scikit_learns(seed, count, levels):
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000), st.integers(10, 300), st.sampled_from([10, 10_000]))
 def test_the_equal_error_rate_is_where_the_interpolated_curve_meets_the_diagonal(seed, count, levels):
-    scores, same = drawn(seed, count, levels)
+    scores, same = draw_similarities(seed, count, levels)
     curve = RankedPairs(scores, same).roc_curve()
-    line = interp1d(curve.far + np.arange(len(curve.far)) * 1e-15, curve.tar)  # a function, where the curve rises
+    line = interp1d(
+        curve.far + np.arange(len(curve.far)) * 1e-15, curve.tar
+    )  # distinct abscissae where the curve rises vertically
     expected = brentq(lambda x: 1 - x - float(line(x)), 0, 1)
     assert curve.eer() == pytest.approx(expected, abs=1e-6)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10_000), st.integers(4, 200), st.sampled_from([5, 10_000]), st.sampled_from([0.5, 0.1, 0.01]))
-def test_a_threshold_for_a_far_keeps_it_and_no_lower_one_does(seed, count, levels, far):
-    scores, same = drawn(seed, count, levels)
+def test_the_threshold_for_a_far_is_the_lowest_that_keeps_it(seed, count, levels, far):
+    scores, same = draw_similarities(seed, count, levels)
     curve = RankedPairs(scores, same).roc_curve()
     threshold = curve.midpoint_threshold(curve.index_at(far))
     accepted = scores[~same] >= threshold
@@ -65,16 +67,16 @@ def test_a_threshold_for_a_far_keeps_it_and_no_lower_one_does(seed, count, level
         assert (scores[~same] >= lower.max()).mean() > far or curve.far[-1] <= far
 
 
-def test_a_far_that_is_reached_exactly_is_taken():
-    scores, same = drawn(1, 60, 10_000)
+def test_a_far_reached_exactly_is_used():
+    scores, same = draw_similarities(1, 60, 10_000)
     curve = RankedPairs(scores, same).roc_curve()
     for far in np.unique(curve.far[1:-1]).tolist():
         assert curve.far[curve.index_at(far)] == far
         assert curve.index_at(far) == max(place for place, value in enumerate(curve.far) if value <= far)
 
 
-def test_weights_count_a_pair_so_often():
-    scores, same = drawn(3, 50, 10)
+def test_integer_weights_equal_repeated_pairs():
+    scores, same = draw_similarities(3, 50, 10)
     times = np.random.default_rng(0).integers(0, 4, 50)
     repeated = RankedPairs(np.repeat(scores, times), np.repeat(same, times)).roc_curve()
     weighted = RankedPairs(scores, same).roc_curve(times.astype(float))
@@ -82,13 +84,13 @@ def test_weights_count_a_pair_so_often():
     assert weighted.auc() == pytest.approx(repeated.auc(), abs=1e-12)
 
 
-def embedded(seed: int, labels: np.ndarray, dimension: int = 8) -> np.ndarray:
+def draw_embeddings(seed: int, labels: np.ndarray, dimension: int = 8) -> np.ndarray:
     draw = np.random.default_rng(seed)
     rows = draw.normal(size=(labels.max() + 1, dimension))[labels] + 0.8 * draw.normal(size=(len(labels), dimension))
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
-def test_all_pairs_are_all_and_in_even_folds():
+def test_all_pairs_contains_every_pair_in_even_folds():
     labels = np.repeat(np.arange(6), [5, 5, 4, 3, 1, 2])
     pairs = all_pairs(labels)
     assert len(set(zip(pairs.first_M.tolist(), pairs.second_M.tolist(), strict=True))) == 20 * 19 // 2
@@ -96,14 +98,14 @@ def test_all_pairs_are_all_and_in_even_folds():
     for kind in (pairs.same_M, ~pairs.same_M):
         counts = np.bincount(pairs.fold_M[kind], minlength=10)
         assert counts.max() - counts.min() <= 1
-    embeddings = embedded(0, labels)
+    embeddings = draw_embeddings(0, labels)
     expected = (embeddings.astype(np.float64)[pairs.first_M] * embeddings[pairs.second_M]).sum(1)
     np.testing.assert_allclose(pairs.similarities(embeddings), expected, atol=1e-12)
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 6), min_size=8, max_size=60), st.integers(3, 400))
-def test_of_many_pictures_some_pairs_are_measured_none_twice(labels, most):
+def test_pairs_of_many_images_are_sampled_without_repeats(labels, most):
     labels = np.array([0, 1, *labels])
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(pair_metrics, "MAX_PAIRS", most)
@@ -122,11 +124,11 @@ def test_of_many_pictures_some_pairs_are_measured_none_twice(labels, most):
             assert most * 0.7 <= kind.sum() <= most
 
 
-def test_a_folds_threshold_does_not_look_at_the_fold():
-    """Each fold's accuracy is that of the best threshold of the others; changing a fold leaves its own threshold."""
+def test_a_folds_threshold_comes_from_the_other_folds():
+    """Each fold is measured at the best threshold of the others; changing a fold leaves its own threshold."""
     labels = np.repeat(np.arange(8), 6)
     pairs = all_pairs(labels)
-    scores = pairs.similarities(embedded(1, labels))
+    scores = pairs.similarities(draw_embeddings(1, labels))
     rows = pair_metrics.fold_accuracies(RankedPairs(scores, pairs.same_M), scores, pairs)
     assert [row["fold"] for row in rows] == list(range(1, 11))
     for row in rows:
@@ -152,12 +154,12 @@ def of_eer(scores, pairs, labels):
     )
 
 
-def test_intervals_hold_the_number_and_narrow_with_people():
+def test_intervals_contain_the_metric_and_narrow_with_more_people():
     widths = []
     for people in (8, 60):
         labels = np.repeat(np.arange(people), 5)
         pairs = all_pairs(labels)
-        scores = pairs.similarities(embedded(2, labels))
+        scores = pairs.similarities(draw_embeddings(2, labels))
         curve = RankedPairs(scores, pairs.same_M).roc_curve()
         low, high = of_eer(scores, pairs, labels)
         assert low <= curve.eer() <= high
@@ -165,25 +167,25 @@ def test_intervals_hold_the_number_and_narrow_with_people():
     assert widths[1] < widths[0]
 
 
-def test_intervals_cover_the_truth_about_as_often_as_they_say():
-    """60 draws of 25 people from one population, whose own EER is known from 1,500 of them."""
+def test_intervals_have_about_their_nominal_coverage():
+    """60 draws of 25 people from one population, whose EER is known from 1,500 people."""
     many = np.repeat(np.arange(1500), 4)
     pairs = all_pairs(many)
-    truth = RankedPairs(pairs.similarities(embedded(5, many)), pairs.same_M).roc_curve().eer()
+    truth = RankedPairs(pairs.similarities(draw_embeddings(5, many)), pairs.same_M).roc_curve().eer()
     labels, hits = np.repeat(np.arange(25), 4), 0
     for seed in range(60):
         pairs = all_pairs(labels)
-        scores = pairs.similarities(embedded(100 + seed, labels))
+        scores = pairs.similarities(draw_embeddings(100 + seed, labels))
         low, high = of_eer(scores, pairs, labels)
         hits += low <= truth <= high
-    assert hits >= 51  # of 57 wanted; 51 or less are seen once in 40 draws
+    assert hits >= 51  # 57 are expected; 51 or fewer occur once in 40 runs
 
 
-def test_a_bootstrap_sample_is_its_people_each_copy_a_person_of_its_own():
-    """A person drawn twice brings his own pairs twice, and each pair with another once for each copy of both."""
+def test_a_bootstrap_sample_counts_each_copy_of_a_person_separately():
+    """A person drawn twice adds their own pairs twice, and pairs with others once per copy of both."""
     labels = np.repeat(np.arange(6), [4, 3, 2, 3, 2, 4])
     pairs = all_pairs(labels)
-    scores = pairs.similarities(embedded(4, labels))
+    scores = pairs.similarities(draw_embeddings(4, labels))
     table = np.zeros((len(labels), len(labels)))
     table[pairs.first_M, pairs.second_M] = table[pairs.second_M, pairs.first_M] = scores
     found = pair_metrics.bootstrap_over_people(
@@ -197,7 +199,7 @@ def test_a_bootstrap_sample_is_its_people_each_copy_a_person_of_its_own():
         other = [
             table[a, b]
             for (one, rows), (two, columns) in combinations(zip(people, copies, strict=True), 2)
-            if one != two  # copies of one person are no two people
+            if one != two  # copies of one person are not two people
             for a in rows
             for b in columns
         ]
@@ -211,12 +213,12 @@ def test_a_bootstrap_sample_is_its_people_each_copy_a_person_of_its_own():
     assert place > 20
 
 
-def test_rare_pairs_of_one_person_are_not_drawn_away(monkeypatch):
-    """The interval is of the number that is shown: a thousand pairs of one person among two million."""
+def test_the_bootstrap_keeps_rare_pairs_of_one_person(monkeypatch):
+    """Subsampling the pairs keeps the interval's width, although pairs of one person are rare."""
     monkeypatch.setattr(pair_metrics, "_BOOTSTRAP_PAIRS", 20_000)
     labels = np.repeat(np.arange(300), 2)
     pairs = all_pairs(labels)
-    scores = pairs.similarities(embedded(6, labels))
+    scores = pairs.similarities(draw_embeddings(6, labels))
     seen = []
     pair_metrics.bootstrap_over_people(
         scores, pairs, labels, lambda curve: {"seen": float(seen.append(len(curve.tar)) or 0)}
@@ -228,18 +230,18 @@ def test_rare_pairs_of_one_person_are_not_drawn_away(monkeypatch):
     assert (few_high - few_low) == pytest.approx(high - low, rel=0.4)
 
 
-def test_of_few_people_there_is_no_interval():
+def test_few_people_give_no_interval():
     labels = np.repeat(np.arange(4), 5)
     pairs = all_pairs(labels)
-    scores = pairs.similarities(embedded(2, labels))
+    scores = pairs.similarities(draw_embeddings(2, labels))
     assert pair_metrics.bootstrap_over_people(scores, pairs, labels, lambda curve: {"eer": curve.eer()}) == {}
 
 
-def test_drawing_pairs_as_if_they_were_independent_would_say_too_much():
+def test_resampling_pairs_independently_would_give_too_narrow_intervals():
     labels, widths = np.repeat(np.arange(10), 10), []
     for seed in range(3):
         pairs = all_pairs(labels)
-        scores = pairs.similarities(embedded(seed, labels))
+        scores = pairs.similarities(draw_embeddings(seed, labels))
         ranked, draw = RankedPairs(scores, pairs.same_M), np.random.default_rng(0)
         low, high = of_eer(scores, pairs, labels)
         times = (np.bincount(draw.integers(0, 4950, 4950), minlength=4950).astype(float) for _ in range(200))
@@ -248,7 +250,7 @@ def test_drawing_pairs_as_if_they_were_independent_would_say_too_much():
     assert max(widths) < 0.5
 
 
-def test_a_far_that_few_pairs_carry_is_said():
+def test_a_far_measured_on_too_few_pairs_gets_a_note():
     assert pair_metrics.far_note(4500, 0.01) == ""
     assert pair_metrics.far_note(4500, 0.0001) == "too few pairs of two people: 4,500; 100,000 give 10 false accepts"
 
@@ -258,9 +260,9 @@ def test_a_far_that_few_pairs_carry_is_said():
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 3))
-def test_ranks_are_those_of_a_plain_search(seed, count):
+def test_identification_ranks_equal_a_plain_search(seed, count):
     labels = np.random.default_rng(seed).integers(0, 9, 60)
-    embeddings = embedded(seed, labels)
+    embeddings = draw_embeddings(seed, labels)
     gallery = gallery_metrics.enrol_first(labels, count)
     for person in np.unique(labels):
         own = np.flatnonzero(labels == person)
@@ -279,9 +281,9 @@ def test_ranks_are_those_of_a_plain_search(seed, count):
     assert rates[-1] == 1
 
 
-def test_the_open_sets_threshold_lets_so_many_strangers_in():
+def test_the_open_set_threshold_accepts_the_stated_share_of_strangers():
     labels = np.repeat(np.arange(20), 12)
-    embeddings = embedded(3, labels)
+    embeddings = draw_embeddings(3, labels)
     gallery = gallery_metrics.enrol_first(labels, 2)
     rows = gallery_metrics.open_set_rows(embeddings, labels, gallery)
     assert [row["FPIR"] for row in rows] == [0.1, 0.01]
@@ -303,20 +305,22 @@ def test_the_open_sets_threshold_lets_so_many_strangers_in():
         assert missed / known == pytest.approx(row["FNIR"])
 
 
-def test_strangers_that_are_equally_similar_are_let_in_together_or_not_at_all():
+def test_equally_similar_strangers_are_accepted_together_or_not_at_all():
     strangers = np.array([0.5] * 100 + [0.1] * 900, np.float32)
     row = gallery_metrics._open_set_row(strangers, np.array([0.6, 0.4], np.float32), 0.01)
     assert (strangers >= row["threshold"]).mean() <= 0.01
     assert gallery_metrics._open_set_row(strangers, strangers, 0.1)["threshold"] == pytest.approx(0.3)
 
 
-def test_of_three_people_no_half_is_left_out():
+def test_three_people_give_no_open_set_rows():
     labels = np.repeat(np.arange(3), 4)
-    assert gallery_metrics.open_set_rows(embedded(0, labels), labels, gallery_metrics.enrol_first(labels, 1)) == []
+    assert (
+        gallery_metrics.open_set_rows(draw_embeddings(0, labels), labels, gallery_metrics.enrol_first(labels, 1)) == []
+    )
 
 
-def test_pairs_is_what_a_meter_is_given():
-    """A pair file's own pairs, whatever order the pictures come in."""
+def test_a_pair_files_pairs_are_measured_in_any_image_order():
+    """The pairs of a pair file are found whatever the order of the images."""
     from cnnrun.tasks.embedding.task import listed_or_all_pairs
 
     every = {
@@ -332,19 +336,19 @@ def test_pairs_is_what_a_meter_is_given():
     assert found.total == (2, 1)
 
 
-def measured(task, labels: np.ndarray, embeddings: np.ndarray):
+def measure(task, labels: np.ndarray, embeddings: np.ndarray):
     meter = task.meter(Facts(tuple(map(str, range(labels.max() + 1))), (1, 8, 8)))
     meter.update({"embedding": torch.from_numpy(embeddings)}, {"labels": torch.from_numpy(labels)})
     return meter.compute(tables=False)
 
 
-def test_a_threshold_that_val_chooses_lies_halfway_between_two_similarities():
-    """So that an exported file, whose similarities are rounded otherwise, accepts the same pairs."""
+def test_the_threshold_chosen_on_val_lies_midway_between_two_similarities():
+    """An exported file rounds similarities differently and must still accept the same pairs."""
     labels = np.repeat(np.arange(12), 5)
-    embeddings = embedded(7, labels)
+    embeddings = draw_embeddings(7, labels)
     pairs = all_pairs(labels)
     scores = np.sort(pairs.similarities(embeddings))
-    chosen = measured(Verify(), labels, embeddings).choices
+    chosen = measure(Verify(), labels, embeddings).choices
     for far in (0.1, 0.01):
         threshold = chosen[f"threshold at FAR {far:g}"]
         above = scores[scores >= threshold].min()
@@ -353,17 +357,17 @@ def test_a_threshold_that_val_chooses_lies_halfway_between_two_similarities():
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_identification_enrolls_as_many_pictures_as_the_task_says(count):
+def test_identification_enrols_the_configured_number_of_images(count):
     labels = np.repeat(np.arange(12), 6)
-    embeddings = embedded(8, labels)
-    numbers = measured(Verify(gallery=count), labels, embeddings).metrics
+    embeddings = draw_embeddings(8, labels)
+    numbers = measure(Verify(gallery=count), labels, embeddings).metrics
     ranks = gallery_metrics.identification_ranks(embeddings, labels, gallery_metrics.enrol_first(labels, count))
     assert numbers["rank_1"] == (ranks == 1).mean()
     assert numbers["rank_5"] == (ranks <= 5).mean()
     assert 0 < numbers["rank_1"] < 1
 
 
-def test_people_who_are_learned_from_are_numbered_and_no_others_have_a_centre():
+def test_only_classes_with_training_images_have_centres():
     facts = Facts(("a", "b", "c", "d"), (1, 8, 8), class_counts=(5, 0, 3, 0))
     criterion = Verify(dimension=6).criterion(facts)
     assert criterion.place.tolist() == [0, -1, 1, -1]

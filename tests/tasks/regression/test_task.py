@@ -36,8 +36,8 @@ def truth(count: int, seed: int = 0) -> torch.Tensor:
     return torch.tensor(np.column_stack([*columns, draw.normal(0.02, 0.004, count)]), dtype=torch.float32)
 
 
-def encoded(task: Regress, values: torch.Tensor, extra: float = 0.0) -> torch.Tensor:
-    """The raw outputs that mean these values: what a perfect network would give."""
+def encode_values(task: Regress, values: torch.Tensor, extra: float = 0.0) -> torch.Tensor:
+    """The raw outputs that a perfect network would give for these values."""
     units, each = task._units(FACTS), task.loss.outputs_per_number
     chosen = values[:, units.columns]
     count = len(units.mean)
@@ -53,7 +53,7 @@ def encoded(task: Regress, values: torch.Tensor, extra: float = 0.0) -> torch.Te
 
 @given(st.integers(0, 1000))
 @settings(max_examples=20, deadline=None)
-def test_plain_losses_are_torchs_own(seed):
+def test_plain_losses_equal_torchs(seed):
     draw = torch.Generator().manual_seed(seed)
     raw, target = (torch.randn(7, 3, dtype=torch.float64, generator=draw) * 3 for _ in range(2))
     for loss, theirs in (
@@ -68,7 +68,7 @@ def test_plain_losses_are_torchs_own(seed):
 
 @given(st.integers(0, 1000), st.floats(0.2, 5))
 @settings(max_examples=20, deadline=None)
-def test_the_likelihoods_are_those_of_torchs_distributions(seed, temperature):
+def test_likelihoods_equal_torchs_distributions(seed, temperature):
     draw = torch.Generator().manual_seed(seed)
     raw = torch.randn(9, 4, 2, dtype=torch.float64, generator=draw) * 3
     target = torch.randn(9, 4, dtype=torch.float64, generator=draw)
@@ -114,11 +114,11 @@ def test_the_quantile_loss_is_the_pinball_loss_and_its_quantiles_never_cross():
 
 
 @pytest.mark.parametrize("loss", [Mse(), Mae(), Huber(), Gaussian()], ids=lambda loss: loss.kind)
-def test_the_loss_of_perfect_outputs_is_the_least_and_mean_of_parts(loss):
+def test_perfect_outputs_have_the_least_loss_and_parts_average_to_the_batch(loss):
     task = Regress(angles=ANGLES, loss=loss)
     criterion, values = task.criterion(FACTS), truth(12)
     targets = {"numbers": values}
-    perfect = encoded(task, values)
+    perfect = encode_values(task, values)
     (best,) = criterion(perfect, targets).values()
     for change in (-0.3, 0.3):
         (other,) = criterion(perfect + change, targets).values()
@@ -129,11 +129,11 @@ def test_the_loss_of_perfect_outputs_is_the_least_and_mean_of_parts(loss):
         assert float(best) == pytest.approx(0, abs=1e-6)
 
 
-def test_an_angle_is_near_its_neighbour_across_the_turn():
+def test_angles_across_the_wrap_are_near_each_other():
     task = Regress(columns=["hour"], angles={"hour": 24})
     criterion = task.criterion(FACTS)
     values = torch.zeros(1, 4)
-    late = encoded(task, torch.tensor([[0, 0, 23.9, 0.0]]))
+    late = encode_values(task, torch.tensor([[0, 0, 23.9, 0.0]]))
     values[0, 2] = 0.1
     (near,) = criterion(late, {"numbers": values}).values()
     values[0, 2] = 12.0
@@ -146,19 +146,19 @@ def test_an_angle_is_near_its_neighbour_across_the_turn():
 
 @pytest.mark.parametrize("columns", [[], ["length", "angle"], ["hour"], ["weight"], ["angle", "weight", "hour"]])
 @pytest.mark.parametrize("loss", [Mse(), Gaussian()], ids=lambda loss: loss.kind)
-def test_what_is_encoded_is_decoded_in_the_datas_order_and_unit(columns, loss):
+def test_decoding_restores_the_order_and_units_of_the_data(columns, loss):
     names = columns or [number.name for number in FACTS.numbers]
     task = Regress(columns=columns, angles={k: v for k, v in ANGLES.items() if k in names}, loss=loss)
     values = truth(40)
-    found = task.decoder(FACTS)(encoded(task, values))
+    found = task.decoder(FACTS)(encode_values(task, values))
     known = [number.name for number in FACTS.numbers]
     expected = values[:, [known.index(name) for name in names]]
     torch.testing.assert_close(found["values"], expected, rtol=1e-4, atol=1e-4)
     assert {name: tuple(value.shape[1:]) for name, value in found.items()} == task.result_shapes(FACTS)
-    assert task.head([(16,)], FACTS)(torch.zeros(2, 16)).shape[1] == encoded(task, values).shape[1]
+    assert task.head([(16,)], FACTS)(torch.zeros(2, 16)).shape[1] == encode_values(task, values).shape[1]
 
 
-def test_deviations_are_in_the_numbers_own_unit_and_warm_with_the_temperature():
+def test_deviations_have_the_targets_unit_and_scale_with_the_temperature():
     task = Regress(columns=["weight"], loss=Gaussian())
     raw = torch.tensor([[0.5, math.log(math.e - 1)]])  # softplus of it is 1
     found = task.decoder(FACTS)(raw)
@@ -172,7 +172,7 @@ def test_deviations_are_in_the_numbers_own_unit_and_warm_with_the_temperature():
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
-def test_a_temperature_is_put_on_numbers_and_angles_alike(temperature):
+def test_the_temperature_applies_to_numbers_and_angles(temperature):
     task, values = Regress(columns=["weight", "angle"], angles={"angle": 360.0}, loss=Gaussian()), truth(30)
     raw = torch.randn(30, 4, generator=torch.Generator().manual_seed(0)) * 2
     plain = normal_nll(raw[:, None, :2], (values[:, :1] - 500) / 120, temperature)
@@ -184,23 +184,23 @@ def test_a_temperature_is_put_on_numbers_and_angles_alike(temperature):
     )
 
 
-def test_angles_are_given_in_the_range_that_the_data_has():
+def test_angles_are_decoded_into_the_range_of_the_data():
     task = Regress(columns=["angle", "hour"], angles=ANGLES)
     values = truth(200)
     values[:, 1] = torch.linspace(-179, 179, 200)
-    found = task.decoder(FACTS)(encoded(task, values))["values"]
+    found = task.decoder(FACTS)(encode_values(task, values))["values"]
     assert (found[:, 0] >= -180).all()
     assert (found[:, 0] < 180.01).all()
     assert (found[:, 1] >= 0).all()
     assert (found[:, 1] < 24.01).all()
 
 
-# --- numbers ----------------------------------------------------------------------------------------------------------
+# --- metrics ----------------------------------------------------------------------------------------------------------
 
 
 @given(st.integers(0, 10_000), st.integers(2, 80), st.integers(1, 40))
 @settings(max_examples=25, deadline=None)
-def test_numbers_equal_scikit_learns(seed, count, batch):
+def test_regression_metrics_equal_scikit_learns(seed, count, batch):
     task, draw = Regress(columns=["weight", "length"]), np.random.default_rng(seed)
     values = truth(count, seed)
     said = values[:, [0, 3]] * torch.tensor(draw.uniform(0.5, 1.5, (count, 2)), dtype=torch.float32)
@@ -222,7 +222,7 @@ def test_numbers_equal_scikit_learns(seed, count, batch):
 
 @given(st.integers(0, 1000))
 @settings(max_examples=20, deadline=None)
-def test_weights_count_samples_as_often(seed):
+def test_integer_weights_equal_repeated_samples(seed):
     draw = np.random.default_rng(seed)
     true, said = draw.normal(0, 10, (30, 2)), draw.normal(0, 10, (30, 2))
     times = draw.integers(0, 4, 30)
@@ -230,28 +230,28 @@ def test_weights_count_samples_as_often(seed):
     periods = [None, 7.0]
     weighted = Residuals(said, true, periods, [0.3, 0.0]).metrics(times.astype(float))
     again = Residuals(said.repeat(times, 0), true.repeat(times, 0), periods, [0.3, 0.0])
-    # The constant of an angle is its circular mean over all pictures, drawn or not.
+    # The constant of an angle is its circular mean over all images, drawn or not.
     repeated = again.metrics()
     for name in ("mae", "rmse", "r2"):
         assert weighted[name] == pytest.approx(repeated[name])
 
 
 @given(st.floats(-1000, 1000), st.floats(-1000, 1000), st.floats(0.1, 400))
-def test_a_wrapped_difference_is_the_short_way_round(one, other, period):
+def test_a_wrapped_difference_is_the_shorter_one(one, other, period):
     found = float(wrap_difference(np.array([one - other]), period)[0])
     assert -period / 2 - 1e-9 <= found <= period / 2 + 1e-9
     turns = (one - other - found) / period
     assert turns == pytest.approx(round(turns), abs=1e-6)
 
 
-def test_the_circular_mean_is_scipys():
+def test_the_circular_mean_equals_scipys():
     from scipy.stats import circmean
 
     values = np.random.default_rng(0).normal(350, 20, 500) % 360
     assert circular_mean(values, 360) % 360 == pytest.approx(circmean(values, high=360, low=0))
 
 
-def test_what_was_said_of_intervals_is_held_to():
+def test_predicted_intervals_have_their_nominal_coverage():
     draw = np.random.default_rng(0)
     task = Regress(columns=["weight"], loss=Gaussian())
     meter, deviations = task.meter(FACTS), draw.uniform(5, 50, 20_000)
@@ -268,7 +268,7 @@ def test_what_was_said_of_intervals_is_held_to():
     assert row["inside 95%"] == pytest.approx(0.95, abs=0.006)
 
 
-def test_where_all_are_one_r2_means_nothing_and_that_is_said():
+def test_r2_of_a_constant_target_gets_a_note():
     true = np.full((5, 1), 3.0)
     for said, r2 in ((3.0, 1.0), (4.0, 0.0)):
         residuals = Residuals(np.full((5, 1), said), true, [None], [2.0])
@@ -281,7 +281,7 @@ def test_where_all_are_one_r2_means_nothing_and_that_is_said():
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
-def test_what_makes_no_sense_is_refused():
+def test_invalid_regression_settings_are_refused():
     with pytest.raises(ValidationError, match="not among columns"):
         Regress(columns=["weight"], angles={"angle": 360})
     with pytest.raises(ValidationError, match="quantile cannot learn angles"):
@@ -294,20 +294,20 @@ def test_what_makes_no_sense_is_refused():
         Regress().head([(4, 2, 2)], FACTS)
 
 
-def test_what_float32_cannot_hold_is_refused():
+def test_targets_too_fine_for_float32_are_refused():
     late = Facts((), (1, 8, 8), numbers=(NumberStatistics("time", 1.7e9, 8.0, 1.7e9, 1.7e9 + 30),))
     assert (
         Regress().data_problem(late) == "time varies by 8 around 1.7e+09, too finely for float32; take the mean off it"
     )
 
 
-def test_a_hair_below_the_turn_is_the_turn():
+def test_angles_just_below_zero_decode_within_the_period():
     task = Regress(columns=["hour"], angles={"hour": 24})
     for below in (-1e-9, -0.0, 1e-9):
         assert 0 <= task.decoder(FACTS)(torch.tensor([[1.0, below]]))["values"].item() < 24
 
 
-def test_what_the_data_has_not_is_named():
+def test_unknown_columns_and_constant_targets_are_reported():
     assert "did you mean 'weight'" in Regress(columns=["wieght"]).data_problem(FACTS)
     assert "there is no number 'turn'" in Regress(angles={"turn": 360}).data_problem(FACTS)
     still = Facts((), (1, 8, 8), numbers=(NumberStatistics("weight", 5.0, 0.0, 5.0, 5.0),))
@@ -315,7 +315,7 @@ def test_what_the_data_has_not_is_named():
     assert Regress(angles=ANGLES).data_problem(FACTS) is None
 
 
-def test_an_artefact_must_give_the_same_numbers_angles_the_short_way_round():
+def test_artefact_disagreement_compares_angles_across_the_wrap():
     task = Regress(angles=ANGLES)
     ours = {"values": torch.tensor([[500.0, 179.99, 23.999, 0.02]])}
     theirs = {"values": torch.tensor([[500.01, -179.99, 0.001, 0.02]])}
