@@ -68,14 +68,14 @@ def images_of(run: Path) -> Path:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_eval_measures_the_same(on_both, of_each_task, task):
+def test_eval_measures_the_same_metrics_on_both_devices(on_both, of_each_task, task):
     cpu, cuda = on_both("eval", of_each_task[task])
     assert numbers(cpu["numbers"]) == pytest.approx(numbers(cuda["numbers"]), **CLOSE)
     assert cpu["samples"] == cuda["samples"]
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_predict_says_the_same(gpu, run_cli, of_each_task, task):
+def test_predict_gives_the_same_predictions_on_both_devices(gpu, run_cli, of_each_task, task):
     run = of_each_task[task]
     rows = []
     for device in ("cpu", "cuda"):
@@ -87,7 +87,7 @@ def test_predict_says_the_same(gpu, run_cli, of_each_task, task):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_training_leaves_a_run_that_is_exported(run_cli, of_each_task, tmp_path, task):
+def test_a_run_trained_on_a_gpu_can_be_exported(run_cli, of_each_task, tmp_path, task):
     config = of_each_task[task] / "config.yaml"
     words = [config, f"data.cache_dir={tmp_path / 'cache'}", "--device", "cuda", "--runs", tmp_path / "runs"]
     with some_gpu():  # files are exported, and compared, on the processor
@@ -105,7 +105,7 @@ def test_training_leaves_a_run_that_is_exported(run_cli, of_each_task, tmp_path,
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_report_is_made_on_a_gpu(gpu, run_cli, of_each_task, tmp_path, task):
+def test_a_report_is_written_on_a_gpu(gpu, run_cli, of_each_task, tmp_path, task):
     pytest.importorskip("vl_convert")
     code, _, err = run_cli("report", of_each_task[task], "--device", "cuda", "--out", tmp_path / "page.html")
     assert code == 0, err
@@ -116,18 +116,18 @@ def test_a_report_is_made_on_a_gpu(gpu, run_cli, of_each_task, tmp_path, task):
 
 
 @pytest.mark.parametrize("command", LOOKING)
-def test_a_way_of_looking_sees_the_same(on_both, linked_run, command):
+def test_explain_gives_the_same_result_on_both_devices(on_both, linked_run, command):
     cpu, cuda = on_both("explain", command, linked_run)
     assert numbers(cpu) == pytest.approx(numbers(cuda), **CLOSE)
 
 
-def test_leaving_layers_out_costs_the_same(on_both, linked_run):
+def test_ablation_gives_the_same_result_on_both_devices(on_both, linked_run):
     cpu, cuda = on_both("explain", "ablate", linked_run, "--remove", "model[3].residual")
     assert numbers(cpu) == pytest.approx(numbers(cuda), **CLOSE)
 
 
 @pytest.mark.parametrize("command", ["detections", "assign"])
-def test_what_a_detector_finds_and_learns_by_is_the_same(on_both, of_each_task, command):
+def test_detections_and_assignments_are_the_same_on_both_devices(on_both, of_each_task, command):
     cpu, cuda = on_both("explain", command, of_each_task["detect"])
     assert numbers(cpu) == pytest.approx(numbers(cuda), **CLOSE)
 
@@ -135,7 +135,7 @@ def test_what_a_detector_finds_and_learns_by_is_the_same(on_both, of_each_task, 
 # --- studies ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_temperature_is_the_same(on_both, tiny_run):
+def test_calibrate_fits_the_same_temperature_on_both_devices(on_both, tiny_run):
     cpu, cuda = on_both("calibrate", tiny_run)
     assert numbers(cpu) == pytest.approx(numbers(cuda), **CLOSE)
 
@@ -146,13 +146,13 @@ def test_a_run_is_not_distinguishable_from_itself(gpu, run_cli, tiny_run):
     assert "not distinguishable" in out
 
 
-def test_rates_are_tried(gpu, run_cli, tiny):
+def test_find_lr_runs_on_a_gpu(gpu, run_cli, tiny):
     code, out, err = run_cli("find-lr", tiny, "--steps", 20, "--device", "cuda", "--json")
     assert code == 0, err
     assert len(json.loads(out)["rates"]) > 2
 
 
-def test_time_and_memory_are_foretold(gpu, run_cli, tiny, tmp_path):
+def test_plan_estimates_time_and_memory_on_a_gpu(gpu, run_cli, tiny, tmp_path):
     code, out, err = run_cli("plan", tiny, "--device", "cuda", "--runs", tmp_path / "runs", "--json")
     assert code == 0, err
     planned = json.loads(out)
@@ -160,14 +160,14 @@ def test_time_and_memory_are_foretold(gpu, run_cli, tiny, tmp_path):
     assert planned["peak_memory_mib"] > 0
 
 
-def test_seeds_train_on_it(gpu, run_cli, tiny, tmp_path):
+def test_several_seeds_train_on_a_gpu(gpu, run_cli, tiny, tmp_path):
     where = ["--device", "cuda", "--runs", tmp_path / "runs", "--json"]
     code, out, err = run_cli("train", tiny, "train.epochs=1", "--seeds", 2, "--no-report", *where)
     assert code == 0, err
     assert len(json.loads(out)["runs"]) == 2
 
 
-def test_a_sweep_trains_on_it(gpu, run_cli, tiny, tmp_path):
+def test_a_sweep_trains_on_a_gpu(gpu, run_cli, tiny, tmp_path):
     pytest.importorskip("optuna")
     where = ["--device", "cuda", "--runs", tmp_path / "runs", "--json"]
     code, _, err = run_cli("sweep", tiny, "train.epochs=1", "train.optimizer.sgd.lr=0.01|0.1", "--trials", 2, *where)
@@ -175,7 +175,7 @@ def test_a_sweep_trains_on_it(gpu, run_cli, tiny, tmp_path):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_it_passes_its_own_test(gpu, run_cli, of_each_task, tmp_path, task):
+def test_selftest_of_a_config_passes_on_a_gpu(gpu, run_cli, of_each_task, tmp_path, task):
     config = of_each_task[task] / "config.yaml"
     code, out, err = run_cli("selftest", config, "--device", "cuda", "--json")
     checks = {each["check"]: each for each in json.loads(out)["checks"]}
@@ -184,7 +184,7 @@ def test_it_passes_its_own_test(gpu, run_cli, of_each_task, tmp_path, task):
     assert code in (0, 9)  # what so small a network learns in so few steps is not promised
 
 
-def test_the_own_test_without_a_config_passes_whole(gpu, run_cli):
+def test_selftest_without_a_config_passes_on_a_gpu(gpu, run_cli):
     code, out, err = run_cli("selftest", "--device", "cuda")
     assert code == 0, (out, err)
 
@@ -192,7 +192,7 @@ def test_the_own_test_without_a_config_passes_whole(gpu, run_cli):
 # --- people -----------------------------------------------------------------------------------------------------------
 
 
-def test_people_are_enrolled_identified_and_verified(on_both, gpu, run_cli, of_each_task, tmp_path):
+def test_enroll_identify_and_verify_give_the_same_on_both_devices(on_both, gpu, run_cli, of_each_task, tmp_path):
     run = of_each_task["verify"]
     people = images_of(run).parent / "people"
     one, other = sorted((people / "s0").glob("*.png"))[:2]
@@ -233,14 +233,14 @@ def test_people_are_enrolled_identified_and_verified(on_both, gpu, run_cli, of_e
         ("gpu", 2, "--device gpu: use auto, cpu, cuda or cuda:N"),
     ],
 )
-def test_a_device_that_is_not_there_is_refused_in_one_line(gpu, run_cli, tiny, name, code, words):
+def test_a_missing_or_malformed_device_is_refused_in_one_line(gpu, run_cli, tiny, name, code, words):
     found, _, err = run_cli("train", tiny, "--device", name)
     assert found == code
     assert err.startswith(words)
     assert len(err.splitlines()) == 1
 
 
-def test_a_gpu_that_fails_is_one_line(gpu, run_cli, tiny, tmp_path, monkeypatch):
+def test_a_gpu_failure_is_reported_in_one_line(gpu, run_cli, tiny, tmp_path, monkeypatch):
     from cnnrun.tasks.classification import CrossEntropy
 
     def forward(self, outputs, targets):

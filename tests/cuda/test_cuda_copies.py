@@ -47,7 +47,7 @@ def test_no_batch_is_overwritten_while_it_is_copied(gpu, prefetch, augment):
         assert all(torch.allclose(targets[name].float(), others[name].float()) for name in targets)
 
 
-def test_what_is_read_for_a_gpu_lies_where_it_can_be_copied_from_without_waiting(real_gpu):
+def test_images_read_for_a_gpu_are_in_pinned_memory(real_gpu):
     made = config_file.parse_config(TINY, "tiny.yaml", ["name=tiny", "data.prefetch=2"])
     job = assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, real_gpu)
     with closing(job.batches(job.dataset.splits["train"], 1)) as of_job:

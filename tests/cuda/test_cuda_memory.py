@@ -37,7 +37,7 @@ def little_memory(gpu):
     torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def test_a_batch_that_does_not_fit_goes_on_in_micro_batches(little_memory, gpu, tmp_path, capfd):
+def test_a_batch_too_large_for_memory_is_split_into_micro_batches(little_memory, gpu, tmp_path, capfd):
     little_memory(400)
     result = train_run(tiny(WIDE, "train.batch=1024"), tmp_path, gpu, resume=False)
     err = capfd.readouterr().err
@@ -63,14 +63,16 @@ def ran_out_once(monkeypatch, owner: type, name: str) -> None:
     ("owner", "name", "when"),
     [(Augment, "apply", "at step 0"), (ClassifyMeter, "update", "while evaluating after step 17")],
 )
-def test_memory_that_runs_out_elsewhere_ends_nothing(gpu, tmp_path, monkeypatch, capfd, owner, name, when):
+def test_training_continues_after_augmentation_or_evaluation_runs_out_of_memory(
+    gpu, tmp_path, monkeypatch, capfd, owner, name, when
+):
     ran_out_once(monkeypatch, owner, name)
     result = train_run(tiny("data.augment={shift: 0.2}"), tmp_path, gpu, resume=False)
     assert f"memory ran out {when}: continuing with 2 micro-batches" in capfd.readouterr().err
     assert result["steps"] == 17
 
 
-def test_memory_that_runs_out_in_the_optimizer_ends_the_run_in_one_line(gpu, tmp_path, monkeypatch, run_cli, tiny):
+def test_running_out_of_memory_in_the_optimizer_ends_the_run_in_one_line(gpu, tmp_path, monkeypatch, run_cli, tiny):
     from cnnrun.training import loop
 
     def short(*arguments):

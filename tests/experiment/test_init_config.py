@@ -85,7 +85,7 @@ def test_a_messy_folder_gives_a_config_that_trains_well(messy, tmp_path):
     assert measured["numbers"]["accuracy"] > 0.8
 
 
-def test_a_table_of_foreign_columns_and_grey_pictures(tmp_path):
+def test_init_recognizes_the_columns_and_gray_images_of_a_table(tmp_path):
     root = tmp_path / "scans"
     rows = []
     for number in range(40):
@@ -105,7 +105,7 @@ def test_a_table_of_foreign_columns_and_grey_pictures(tmp_path):
     assert (tried.data.split.test, tried.data.augment.flip) == (0.0, "none")
 
 
-def test_columns_one_a_class_and_tables_that_cannot_be_told(tmp_path):
+def test_one_column_per_class_is_recognized_and_ambiguous_tables_are_refused(tmp_path):
     for number in range(8):
         save_picture(tmp_path / f"{number}.png", seed=number)
     table = tmp_path / "t.csv"
@@ -122,7 +122,7 @@ def test_columns_one_a_class_and_tables_that_cannot_be_told(tmp_path):
         guess_source(str(table))
 
 
-def test_arrays_shards_idx_and_the_digits(tmp_path):
+def test_init_recognizes_arrays_shards_and_the_digits(tmp_path):
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "a.npz", x_train=rng.integers(0, 256, (60, 20, 24, 3), np.uint8), y_train=np.arange(60) % 3)
     found, tried = started(tmp_path / "a.npz", tmp_path / "a.yaml")
@@ -142,7 +142,7 @@ def test_arrays_shards_idx_and_the_digits(tmp_path):
     assert "image:" not in (tmp_path / "d.yaml").read_text()
 
 
-def test_five_pictures_are_enough_to_begin_with(tmp_path):
+def test_init_writes_a_config_for_five_images(tmp_path):
     for number in range(5):
         shape(tmp_path / "few" / "ab"[number % 2] / f"{number}.png", number, "disc")
     (tmp_path / "few" / "classes.json").write_text("[]")  # not a COCO file: the folders say what this is
@@ -151,14 +151,14 @@ def test_five_pictures_are_enough_to_begin_with(tmp_path):
     assert tried.data.split.test == 0
 
 
-def test_a_slow_machine_gets_smaller_pictures_and_fewer_epochs(messy, tmp_path):
+def test_a_slow_machine_gets_smaller_images_and_fewer_epochs(messy, tmp_path):
     quick, _ = started(messy, tmp_path / "a.yaml", minutes=100.0)
     slow, _ = started(messy, tmp_path / "b.yaml", minutes=0.1)
     assert (quick["size"], slow["size"]) == ([32, 32], [32, 32]) or quick["size"] > slow["size"]
     assert quick["epochs"] > slow["epochs"]
 
 
-def test_detection_trees_are_told_what_they_are(tmp_path):
+def test_detection_data_is_refused_with_a_description(tmp_path):
     voc = tmp_path / "voc" / "Annotations"
     voc.mkdir(parents=True)
     (voc / "1.xml").write_text(
@@ -179,7 +179,7 @@ def test_detection_trees_are_told_what_they_are(tmp_path):
         guess_source(str(coco))
 
 
-def test_from_the_command_line(run_cli, messy, tmp_path, monkeypatch):
+def test_init_on_the_command_line_writes_a_config_that_passes_check(run_cli, messy, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, _ = run_cli("init", messy, "--minutes", "0.5")
     assert code == 0

@@ -60,7 +60,7 @@ def everything(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("what", MACHINE)
-def test_another_machine_is_said_and_strictly_refused(unfinished, pets, tmp_path, capfd, what):
+def test_a_different_environment_is_reported_and_refused_by_strict_resume(unfinished, pets, tmp_path, capfd, what):
     before = everything(unfinished)
     with pytest.MonkeyPatch.context() as patched:
         MACHINE[what](patched)
@@ -84,7 +84,7 @@ def test_another_machine_is_said_and_strictly_refused(unfinished, pets, tmp_path
         ("data.augment.shift=0.1", "data.augment.shift was 0.0, is 0.1"),
     ],
 )
-def test_other_settings_are_said_and_strictly_refused(unfinished, pets, tmp_path, capfd, setting, said):
+def test_different_settings_are_reported_and_refused_by_strict_resume(unfinished, pets, tmp_path, capfd, setting, said):
     with pytest.raises(CheckpointError, match=f"of other settings: {said}"):
         train_run(over(pets, setting), tmp_path / "runs", CPU, resume=True, strict=True)
     assert not (tmp_path / "runs" / "tiny" / "2").exists()
@@ -95,12 +95,12 @@ def test_other_settings_are_said_and_strictly_refused(unfinished, pets, tmp_path
 
 
 @pytest.mark.parametrize("setting", ["data.workers=1", "data.prefetch=3", "train.keep=5", "train.timeout=7"])
-def test_what_changes_no_bit_is_no_other_setting(unfinished, pets, tmp_path, setting):
+def test_settings_that_cannot_change_the_result_do_not_prevent_strict_resume(unfinished, pets, tmp_path, setting):
     made = train_run(over(pets, setting), tmp_path / "runs", CPU, resume=True, strict=True)
     assert made["run"] == str(unfinished)
 
 
-def test_other_data_is_refused_with_what_changed(unfinished, pets, tmp_path):
+def test_changed_data_is_refused_with_what_changed(unfinished, pets, tmp_path):
     def refused(*, said: str) -> None:
         with pytest.raises(CheckpointError, match=said) as error:
             train_run(over(pets), tmp_path / "runs", CPU, resume=True)
@@ -119,7 +119,7 @@ def test_other_data_is_refused_with_what_changed(unfinished, pets, tmp_path):
     refused(said="classes were cat, dog, are cat, dog, elk")
 
 
-def test_a_machine_in_between_is_remembered(unfinished, pets, tmp_path):
+def test_the_environment_of_an_earlier_resume_is_remembered(unfinished, pets, tmp_path):
     with pytest.MonkeyPatch.context() as patched:
         MACHINE["cpu_capability"](patched)
         with stop_at(3):
@@ -129,7 +129,7 @@ def test_a_machine_in_between_is_remembered(unfinished, pets, tmp_path):
             train_run(over(pets), tmp_path / "runs", CPU, resume=True, strict=True)
 
 
-def test_strictly_every_machine_before_counts_not_the_last_alone(unfinished, pets, tmp_path):
+def test_strict_resume_checks_every_earlier_environment_not_only_the_last(unfinished, pets, tmp_path):
     """Begun here, gone on with elsewhere, and then strictly there."""
     with pytest.MonkeyPatch.context() as patched:
         MACHINE["threads"](patched)
@@ -139,14 +139,14 @@ def test_strictly_every_machine_before_counts_not_the_last_alone(unfinished, pet
             train_run(over(pets), tmp_path / "runs", CPU, resume=True, strict=True)
 
 
-def test_data_that_changes_before_the_first_checkpoint_is_refused_too(unfinished, pets, tmp_path):
+def test_data_changed_before_the_first_checkpoint_is_refused(unfinished, pets, tmp_path):
     shutil.rmtree(unfinished / "checkpoints")
     save_picture(pets / "cat" / "3.png", seed=999, size=(8, 8))
     with pytest.raises(CheckpointError, match="3.png changed"):
         train_run(over(pets), tmp_path / "runs", CPU, resume=True)
 
 
-def test_a_run_that_another_process_finishes_meanwhile_is_left_alone(unfinished, pets, tmp_path, monkeypatch):
+def test_a_run_finished_by_another_process_meanwhile_is_not_changed(unfinished, pets, tmp_path, monkeypatch):
     real = experiment_run.refuse_unlearnable
 
     def finishing(*arguments):
@@ -163,7 +163,7 @@ def test_a_run_that_another_process_finishes_meanwhile_is_left_alone(unfinished,
     assert everything(unfinished) == finished
 
 
-def test_the_command_line_refuses_with_3(unfinished, pets, tmp_path, run_cli):
+def test_strict_resume_on_the_command_line_exits_with_3(unfinished, pets, tmp_path, run_cli):
     path = tmp_path / "tiny.yaml"
     path.write_text(over(pets).to_yaml())
     code, _, err = run_cli("train", path, "train.batch=6", "--strict-resume", "--runs", tmp_path / "runs")

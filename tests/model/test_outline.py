@@ -17,7 +17,7 @@ def everything(parts: list[OutlineEntry]) -> list[OutlineEntry]:
 
 
 @pytest.mark.parametrize("name", zoo.network_names())
-def test_every_zoo_network_is_drawn_whole(name):
+def test_the_outline_and_drawing_of_every_zoo_network_are_complete(name):
     made = build_from_zoo(name, zoo.read_entry(name).image, 10)
     parts = build_outline(made, "classify")
     drawing = ElementTree.fromstring(render_svg(parts, name))
@@ -32,7 +32,7 @@ def test_every_zoo_network_is_drawn_whole(name):
             assert f"{spec.name}: " in written
 
 
-def test_the_text_shows_structures_links_and_shapes():
+def test_the_text_outline_shows_structures_links_and_shapes():
     lines = format_outline(build_outline(build_from_zoo("resnet18_fpn", (3, 64, 64), 10), "classify")).splitlines()
     shown = [" ".join(line.split()) for line in lines]
     assert shown[0] == "├─ input 3x64x64"
@@ -43,7 +43,7 @@ def test_the_text_shows_structures_links_and_shapes():
     assert shown[-1] == "└─ classify, 10,250 parameters 10"
 
 
-def test_boxes_stand_apart_and_inside_the_picture():
+def test_boxes_do_not_overlap_and_lie_inside_the_drawing():
     drawing = ElementTree.fromstring(
         render_svg(build_outline(build_from_zoo("googlenet", (3, 224, 224), 10), "classify"), "x")
     )
@@ -65,7 +65,7 @@ def test_names_cannot_break_the_svg():
     ElementTree.fromstring(render_svg([part], "</title><script>"))
 
 
-def test_diagram_on_the_command_line(run_cli, tiny, tmp_path):
+def test_diagram_prints_the_outline_and_writes_an_svg(run_cli, tiny, tmp_path):
     code, out, _ = run_cli("diagram", tiny)
     assert code == 0
     assert "conv 4, 3x3, batch_norm, relu" in out
@@ -74,7 +74,7 @@ def test_diagram_on_the_command_line(run_cli, tiny, tmp_path):
     ElementTree.parse(tmp_path / "d.svg")
 
 
-def test_zoo_on_the_command_line(run_cli):
+def test_zoo_list_and_zoo_show_print_the_networks(run_cli):
     code, out, _ = run_cli("zoo", "list")
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()[1:-2]] == zoo.network_names()

@@ -148,7 +148,7 @@ def pictures(built: BuiltNetwork, count: int) -> torch.Tensor:
 
 @every
 @given(networks())
-def test_forward_and_backward_are_finite_and_the_summary_is_true(built):
+def test_forward_and_backward_are_finite_and_the_summary_is_correct(built):
     assert len(flops(built)) == len(built.rows)
     network = materialize(built.network, 0).train()
     shapes: dict[str, tuple[int, ...]] = {}
@@ -179,7 +179,7 @@ def trained(built: BuiltNetwork) -> TrainedNetwork:
 @pytest.mark.slow
 @every
 @given(networks())
-def test_onnx_export_is_the_network_or_is_refused_by_name(built):
+def test_the_onnx_export_matches_the_network_or_is_refused(built):
     given_network = trained(built)
     module = ExportedNetwork(given_network).eval()
     pixels = pictures(built, 5).byte().permute(0, 2, 3, 1).contiguous()
@@ -208,7 +208,7 @@ NOTES = {"cnnrun": "0", "input": "pixels", "resize": "none", "classes": ["a", "b
 
 @every
 @given(networks())
-def test_exported_code_is_the_network_to_the_last_bit(built):
+def test_exported_code_matches_the_network_bit_for_bit(built):
     module = ExportedNetwork(trained(built)).eval()
     pixels = pictures(built, 5).byte().permute(0, 2, 3, 1).contiguous()
     with TemporaryDirectory() as folder:

@@ -71,7 +71,7 @@ def _without_the_pool(built: BuiltNetwork, layers: nn.Module) -> tuple[str, nn.M
 
 
 @pytest.mark.parametrize("layers", PLAIN.values(), ids=PLAIN)
-def test_a_cell_sees_what_it_depends_on(layers):
+def test_the_receptive_box_equals_the_pixels_that_a_cell_depends_on(layers):
     built, network = _built(layers)
     name, network = _without_the_pool(built, network)
     _, high, wide = built.layers[name].out_shape
@@ -84,7 +84,7 @@ def test_a_cell_sees_what_it_depends_on(layers):
 
 
 @pytest.mark.parametrize("layers", ENLARGED.values(), ids=ENLARGED)
-def test_after_layers_that_enlarge_within_a_cell(layers):
+def test_the_receptive_box_after_upsampling_is_right_within_two_pixels(layers):
     built, network = _built(layers)
     name, network = _without_the_pool(built, network)
     node = built.layers[name]

@@ -31,7 +31,7 @@ def state():
 
 @pytest.mark.parametrize("settings", [{}, {"_use_new_zipfile_serialization": False}], ids=["zip", "before 2020"])
 @pytest.mark.parametrize("nested", [None, "state_dict"])
-def test_a_sound_file_is_read_bit_for_bit_in_its_order(tmp_path, state, settings, nested):
+def test_a_valid_file_is_read_bit_for_bit_and_in_order(tmp_path, state, settings, nested):
     path = saved(tmp_path, {nested: state, "epoch": 3} if nested else state, **settings)
     given = read_state_dict(path)
     assert list(given) == list(state)
@@ -146,12 +146,12 @@ def test_a_claimed_size_beyond_the_file_is_refused(tmp_path):
         ({}, "no state dict"),
     ],
 )
-def test_what_is_no_state_dict_is_named(tmp_path, state, why):
+def test_a_file_that_is_not_a_state_dict_is_refused_with_the_reason(tmp_path, state, why):
     with pytest.raises(CheckpointError, match=why):
         read_state_dict(saved(tmp_path, state))
 
 
-def test_a_whole_module_is_refused(tmp_path):
+def test_a_pickled_module_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="not a state dict"):
         read_state_dict(saved(tmp_path, nn.Linear(2, 2)))
 
@@ -159,7 +159,7 @@ def test_a_whole_module_is_refused(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("cut", [0, 1, 100, 1000, -40])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_cut_or_foreign_file_costs_one_line(tmp_path, state, cut, zipped):
+def test_a_truncated_file_is_refused_in_one_line(tmp_path, state, cut, zipped):
     path = saved(tmp_path, state, _use_new_zipfile_serialization=zipped)
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(CheckpointError) as refused:
@@ -170,7 +170,7 @@ def test_a_cut_or_foreign_file_costs_one_line(tmp_path, state, cut, zipped):
 @pytest.mark.parametrize(
     "content", [b"hello", b"PK\x03\x04 no archive", pickle.dumps({"a": 1}), b"\x80\x02" + b"(" * 5000]
 )
-def test_other_files_cost_one_line(tmp_path, content):
+def test_other_files_are_refused_in_one_line(tmp_path, content):
     path = tmp_path / "x.pth"
     path.write_bytes(content)
     with pytest.raises(CheckpointError) as refused:
@@ -178,7 +178,7 @@ def test_other_files_cost_one_line(tmp_path, content):
     assert len(refused.value.lines) == 1
 
 
-def test_neither_folders_nor_missing_files_nor_pipes_are_read(tmp_path):
+def test_folders_missing_files_and_pipes_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.pth")
     for path in (tmp_path, tmp_path / "none.pth", tmp_path / "pipe.pth"):
         with pytest.raises(CheckpointError):
@@ -227,7 +227,7 @@ print('done')
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
 
 
-def test_in_memory_buffers_stay_what_they_are(tmp_path, state):
+def test_integer_and_float64_tensors_keep_their_dtype(tmp_path, state):
     """A float64 or int64 tensor keeps its type."""
     buffer = io.BytesIO()
     torch.save({"a": torch.arange(3), "b": torch.ones(2, dtype=torch.float64)}, buffer)
@@ -236,7 +236,7 @@ def test_in_memory_buffers_stay_what_they_are(tmp_path, state):
     assert [value.dtype for value in read_state_dict(path).values()] == [torch.int64, torch.float64]
 
 
-def test_nothing_beside_the_file_or_in_the_working_directory_is_imported(tmp_path, state, monkeypatch):
+def test_no_module_from_the_working_directory_is_imported(tmp_path, state, monkeypatch):
     (tmp_path / "torch.py").write_text("open('canary', 'w').close()")
     path = saved(tmp_path, state)
     monkeypatch.chdir(tmp_path)
@@ -244,12 +244,12 @@ def test_nothing_beside_the_file_or_in_the_working_directory_is_imported(tmp_pat
     assert not (tmp_path / "canary").exists()
 
 
-def test_tied_tensors_count_once(tmp_path):
+def test_tied_tensors_count_once_towards_the_size_limit(tmp_path):
     weight = torch.ones(200, 200)
     assert set(read_state_dict(saved(tmp_path, {"a": weight, "b": weight}))) == {"a", "b"}
 
 
-def test_torchs_advice_to_read_unsafely_is_not_passed_on(tmp_path):
+def test_pytorchs_advice_to_load_unsafely_is_not_passed_on(tmp_path):
     import argparse
 
     with pytest.raises(CheckpointError) as refused:

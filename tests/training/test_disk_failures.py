@@ -86,7 +86,7 @@ def writes(before: Callable[[str], None]) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("how", ["moment", "call"])
-def test_kills_while_saving_cost_nothing(tmp_path, how):
+def test_kills_while_saving_lose_no_checkpoint(tmp_path, how):
     """250 kills in each of two ways: no damage, `latest` always there, nothing left behind after the next start."""
     folder, draw = tmp_path / "checkpoints", random.Random(5)
     save(folder, 1)
@@ -179,7 +179,7 @@ def damaged_copies(newest_: Path, other: Path) -> Iterator[tuple[Path, bytes, st
         yield path, (other / path.name).read_bytes(), f"{path.name} of another generation"
 
 
-def test_every_damage_is_found_before_a_tensor_is_used(tmp_path):
+def test_any_damage_is_detected_before_a_tensor_is_used(tmp_path):
     for step in (1, 2, 3):
         save(tmp_path, step, keep=3)
     latest = tmp_path / "step-00000003"
@@ -198,7 +198,7 @@ def test_every_damage_is_found_before_a_tensor_is_used(tmp_path):
     assert newest(tmp_path) == 3
 
 
-def test_a_generation_under_anothers_name_is_found(tmp_path):
+def test_a_checkpoint_under_the_name_of_another_step_is_refused(tmp_path):
     for step in (1, 2):
         save(tmp_path, step)
     shutil.rmtree(tmp_path / "step-00000002")
@@ -207,7 +207,7 @@ def test_a_generation_under_anothers_name_is_found(tmp_path):
         checkpoints.load(tmp_path / "step-00000002")
 
 
-def test_a_damaged_newest_is_put_aside_when_the_run_goes_on(tmp_path):
+def test_a_damaged_newest_checkpoint_is_set_aside_on_resume(tmp_path):
     for step in (1, 2, 3, 4):
         save(tmp_path, step, keep=9)
     (tmp_path / "step-00000004" / "state.json").write_text("{}")
@@ -234,7 +234,7 @@ def count(action: Callable[[], None]) -> list[str]:
 
 
 @pytest.mark.parametrize("number", ERRORS, ids=lambda number: errno.errorcode[number])
-def test_an_error_at_any_call_that_writes_costs_no_checkpoint(tmp_path, monkeypatch, number):
+def test_an_error_in_any_write_call_loses_no_checkpoint(tmp_path, monkeypatch, number):
     monkeypatch.setattr(checkpoints.time, "sleep", lambda seconds: None)
     save(tmp_path / "count", 2)
     calls = count(lambda: save(tmp_path / "count", 3))
@@ -262,7 +262,7 @@ def test_an_error_at_any_call_that_writes_costs_no_checkpoint(tmp_path, monkeypa
         assert newest(folder) == 4
 
 
-def test_a_disk_that_fails_once_or_twice_is_tried_again(tmp_path, monkeypatch):
+def test_a_save_that_fails_once_or_twice_is_retried(tmp_path, monkeypatch):
     waited: list[float] = []
     monkeypatch.setattr(checkpoints.time, "sleep", waited.append)
     calls = len(count(lambda: save(tmp_path / "count", 3)))
@@ -281,7 +281,7 @@ def test_a_disk_that_fails_once_or_twice_is_tried_again(tmp_path, monkeypatch):
     assert waited
 
 
-def test_what_is_pruned_is_pruned_last(tmp_path, monkeypatch):
+def test_old_checkpoints_are_deleted_only_after_the_new_one_is_on_disk(tmp_path, monkeypatch):
     """Everything is on the disk under its name before it is pointed at, and pointed at before anything goes."""
     save(tmp_path, 1, keep=1)
     said: list[str] = []
@@ -313,7 +313,7 @@ def test_what_is_pruned_is_pruned_last(tmp_path, monkeypatch):
     ]
 
 
-def test_files_are_on_the_disk_before_they_have_a_name(tmp_path):
+def test_checkpoint_files_are_synced_before_they_are_renamed(tmp_path):
     """As the kernel sees it."""
     strace, folder, log = shutil.which("strace"), tmp_path / "c", tmp_path / "log"
     if strace is None:
@@ -336,7 +336,7 @@ def test_files_are_on_the_disk_before_they_have_a_name(tmp_path):
 
 @pytest.mark.parametrize("keep", [1, 2])
 @pytest.mark.parametrize("best", [9, 10, 100])
-def test_steps_go_by_their_numbers_and_the_best_stays(tmp_path, keep, best):
+def test_pruning_orders_steps_by_number_and_keeps_the_best(tmp_path, keep, best):
     for step in (9, 10, 100):
         checkpoints.save(Folder(tmp_path), step, parts(step), {"training": {"step": step}})
         if step == best:
@@ -359,7 +359,7 @@ def small_disk(tmp_path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_disk_that_is_full_ends_the_training_and_keeps_what_it_had(small_disk, tmp_path, run_cli, monkeypatch):
+def test_a_full_disk_ends_the_training_and_keeps_earlier_checkpoints(small_disk, tmp_path, run_cli, monkeypatch):
     monkeypatch.setattr(checkpoints.time, "sleep", lambda seconds: None)
     config = tmp_path / "tiny.yaml"
     config.write_text(TINY.replace("s: 16", "s: 600").replace("epochs: 2", "epochs: 5"))  # checkpoints of 0.36 MiB
@@ -397,7 +397,7 @@ def state(root: Path) -> tuple[object, ...]:
     )
 
 
-def test_a_whole_training_outlives_an_error_at_any_of_its_writes(tmp_path, monkeypatch):
+def test_a_training_can_be_resumed_after_an_error_in_any_of_its_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints.time, "sleep", lambda seconds: None)
     names: list[str] = []
     trained(tmp_path / "whole", names.append)

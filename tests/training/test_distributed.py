@@ -76,7 +76,7 @@ def test_shares_are_a_partition_of_each_micro_batch(whole, parts, size, partners
 @pytest.mark.parametrize("augment", ["{shift: 0.2, flip: horizontal}", "{rotate: 9, mixup: 0.4, cutmix: 0.6}"])
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("size", [2, 4])
-def test_every_rank_has_its_part_of_the_same_batches(augment, accumulate, size):
+def test_ranks_together_read_the_batches_of_one_process(augment, accumulate, size):
     made = tiny_experiment(f"data.augment={augment}", "train.batch=49", "train.drop_last=false")
     job = assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, CPU)
     examples = job.dataset.splits["train"]
@@ -102,7 +102,7 @@ def _some(examples: Examples, count: int) -> Examples:
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
-def test_evaluation_is_that_of_one_process(trained_run, size):
+def test_evaluation_by_ranks_equals_that_of_one_process(trained_run, size):
     """99 cases a size: 1 to 33 samples in batches of 1, 4 and 7."""
     made, given_ = open_run.open_trained(trained_run, trained_run.parent.parent, CPU)
     examples = assemble.prepare_dataset(made).splits["val"]
@@ -130,7 +130,7 @@ def test_evaluation_is_that_of_one_process(trained_run, size):
 
 @pytest.mark.parametrize("model", [[PLAIN], [NORMED, "train.sync_batch_norm=true"]], ids=["plain", "sync"])
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_weights_are_those_of_one_process_but_for_rounding(tmp_path, model, accumulate):
+def test_weights_trained_by_ranks_equal_those_of_one_process_up_to_rounding(tmp_path, model, accumulate):
     """76 steps; the largest difference of any tensor, relative to its largest value.
 
     Two threads in one process differ by as much: batch norms and ReLUs make rounding grow, at higher rates without
@@ -158,7 +158,7 @@ def test_weights_are_those_of_one_process_but_for_rounding(tmp_path, model, accu
     assert max(float((other[name] - value).abs().max()) for name, value in one.parts["model"].items()) > 1e-3
 
 
-def test_statistics_that_each_rank_measured_apart_become_their_mean():
+def test_batch_norm_statistics_of_the_ranks_are_averaged():
     made = tiny_experiment(NORMED, "train.batch=40")
     learner = Learner(assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, CPU))
     measured = [[torch.rand_like(value) for value in learner.batch_norm_statistics] for _ in range(3)]
@@ -187,7 +187,7 @@ def digest(root: Path) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_ranks_repeat_and_resume_to_the_bit(tmp_path, monkeypatch, size):
+def test_training_by_ranks_repeats_and_resumes_bit_for_bit(tmp_path, monkeypatch, size):
     """With batch norm apart on each rank, dropout and an average; stopped by a signal that one rank alone gets.
 
     With three ranks the order of a sum shows (benchmarks/ddp_resume.py).
@@ -212,7 +212,7 @@ def test_ranks_repeat_and_resume_to_the_bit(tmp_path, monkeypatch, size):
     assert digest(tmp_path / "c") == digest(tmp_path / "a")
 
 
-def test_another_number_of_ranks_on_resuming_is_said_and_keeps_the_order(tmp_path, monkeypatch, capfd):
+def test_resuming_with_another_number_of_ranks_is_reported_and_keeps_the_order(tmp_path, monkeypatch, capfd):
     def stop(learner, job, batch, step):
         if step == 20:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -230,7 +230,7 @@ def test_another_number_of_ranks_on_resuming_is_said_and_keeps_the_order(tmp_pat
         assert torch.allclose(other[name], value, rtol=0, atol=1e-5 * float(value.abs().max()))
 
 
-def test_a_rank_without_a_picture_is_refused_before_training(tmp_path):
+def test_a_batch_too_small_for_the_ranks_is_refused_before_training(tmp_path):
     for result in trained(tmp_path, 4, PLAIN, "train.batch=3"):
         assert isinstance(result, ConfigError)
         assert "each rank needs a picture of each micro-batch" in str(result)
@@ -241,7 +241,7 @@ def test_a_rank_without_a_picture_is_refused_before_training(tmp_path):
 
 
 @pytest.mark.parametrize("model", [[PLAIN], [NORMED, "train.sync_batch_norm=true"]], ids=["plain", "sync"])
-def test_a_number_that_is_not_finite_on_one_rank_stops_all_and_names_its_picture(tmp_path, monkeypatch, model):
+def test_a_non_finite_value_on_one_rank_stops_all_and_names_its_image(tmp_path, monkeypatch, model):
     real = TrainingBatches.at
 
     def poisoned(self, step):
@@ -260,7 +260,7 @@ def test_a_number_that_is_not_finite_on_one_rank_stops_all_and_names_its_picture
     assert not list(tmp_path.rglob("step-*"))
 
 
-def test_what_one_rank_cannot_read_ends_all_and_is_saved_first(tmp_path, monkeypatch):
+def test_a_read_error_on_one_rank_stops_all_after_saving(tmp_path, monkeypatch):
     real = TrainingBatches.at
 
     def unreadable(self, step):
@@ -279,7 +279,7 @@ def test_what_one_rank_cannot_read_ends_all_and_is_saved_first(tmp_path, monkeyp
     assert digest(tmp_path / "cut") == digest(tmp_path / "whole")
 
 
-def test_pictures_are_decoded_once_a_host(tmp_path, monkeypatch):
+def test_images_are_decoded_once_per_host(tmp_path, monkeypatch):
     for label, name in enumerate(("cat", "dog")):
         for number in range(40):
             save_picture(tmp_path / "pets" / name / f"{number}.png", seed=100 * label + number, size=(8, 8))
@@ -300,7 +300,7 @@ def test_pictures_are_decoded_once_a_host(tmp_path, monkeypatch):
     assert log.read_text() == "0 80\n"
 
 
-def test_memory_that_runs_out_on_one_rank_makes_all_micro_batches_smaller(tmp_path, monkeypatch):
+def test_running_out_of_memory_on_one_rank_splits_the_batches_of_all(tmp_path, monkeypatch):
     real = loop.backward
 
     def short(learner, job, batch, step):
@@ -357,7 +357,7 @@ def started(tmp_path: Path, *words: str, epochs: int = 400, more: str = "") -> s
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_rank_that_is_killed_ends_the_job_with_its_reason(tmp_path):
+def test_a_killed_rank_ends_the_job_with_the_reason(tmp_path):
     process = started(tmp_path)
     os.kill(ranks_of(process)[1], signal.SIGKILL)
     began = time.monotonic()
@@ -370,7 +370,7 @@ def test_a_rank_that_is_killed_ends_the_job_with_its_reason(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_rank_that_stands_still_ends_the_job(tmp_path):
+def test_a_hanging_rank_ends_the_job(tmp_path):
     process = started(tmp_path, more=", timeout: 3")
     stopped = ranks_of(process)[1]
     os.kill(stopped, signal.SIGSTOP)
@@ -387,7 +387,7 @@ def test_a_rank_that_stands_still_ends_the_job(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_torchrun_restarts_and_the_result_is_that_of_an_undisturbed_run(tmp_path):
+def test_a_job_restarted_by_torchrun_gives_the_result_of_an_undisturbed_run(tmp_path):
     process = started(tmp_path, "--max-restarts", "2", epochs=25)
     os.kill(ranks_of(process)[0], signal.SIGKILL)
     out, err = ended(process, 100)
@@ -404,7 +404,7 @@ def test_torchrun_restarts_and_the_result_is_that_of_an_undisturbed_run(tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_signals_to_a_job_save_within_the_step(tmp_path, number):
+def test_a_signal_to_a_job_saves_within_the_step(tmp_path, number):
     """SIGINT as a terminal sends it, to torchrun and the ranks; SIGTERM to torchrun, SIGUSR1 to a rank alone."""
     process = started(tmp_path)
     ranks = ranks_of(process)
@@ -419,14 +419,14 @@ def test_signals_to_a_job_save_within_the_step(tmp_path, number):
 
 
 @pytest.mark.slow
-def test_eval_by_two_ranks_prints_what_one_prints(trained_run, run_cli):
+def test_eval_by_two_ranks_prints_what_one_process_prints(trained_run, run_cli):
     words = ["eval", str(trained_run), "--json"]
     expected = json.loads(run_cli(*words)[1])
     out, err = ended(torchrun(trained_run, 2, "-m", "cnnrun", *words), 100)
     assert json.loads(out) == expected, err
 
 
-def test_an_error_of_the_first_rank_is_told_once(tmp_path, monkeypatch):
+def test_an_error_on_the_first_rank_is_reported_once(tmp_path, monkeypatch):
     def run(rank: int) -> object:
         with join_ranks(CPU, 60) as ranks:
 
@@ -441,7 +441,7 @@ def test_an_error_of_the_first_rank_is_told_once(tmp_path, monkeypatch):
     assert second.lines == ()
 
 
-def test_a_rank_that_is_started_again_does_not_look_for_one_that_is_gone():
+def test_restarted_ranks_ignore_store_entries_of_earlier_attempts():
     """torchrun keeps one store through its restarts: what the ranks of an attempt wrote there is still there."""
     port = free_port()
     store = torch.distributed.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
@@ -463,14 +463,14 @@ def test_a_rank_that_is_started_again_does_not_look_for_one_that_is_gone():
     del store
 
 
-def test_ranks_that_cannot_meet_say_so(monkeypatch):
+def test_ranks_that_cannot_find_each_other_report_it(monkeypatch):
     for key, value in rank_environment(1, 2, free_port()).items():
         monkeypatch.setenv(key, value)
     with pytest.raises(ResourceError, match="cannot find each other"), join_ranks(CPU, 1):
         pass
 
 
-def test_unequal_numbers_of_floats_are_added_in_buckets(monkeypatch):
+def test_all_reduce_sums_tensors_of_unequal_sizes_in_buckets(monkeypatch):
     from cnnrun.base import ranks as module
 
     monkeypatch.setattr(module, "_BUCKET_BYTES", 40)
@@ -489,7 +489,7 @@ def test_unequal_numbers_of_floats_are_added_in_buckets(monkeypatch):
         assert told == [{}, {"a": [0]}, {"a": [0, 1]}]
 
 
-def test_the_run_says_how_many_ranks_it_had(tmp_path):
+def test_the_environment_file_records_the_number_of_ranks(tmp_path):
     trained(tmp_path, 2, PLAIN)
     assert json.loads((tmp_path / "tiny" / "1" / "environment.json").read_text())["ranks"] == 2
 
@@ -505,7 +505,7 @@ FIRST_FAILS = [
 
 
 @pytest.mark.parametrize("error", FIRST_FAILS, ids=lambda error: type(error).__name__)
-def test_whatever_fails_on_the_first_rank_nobody_waits_for_it(error):
+def test_any_error_on_the_first_rank_ends_the_others_without_waiting(error):
     """Others waited for a day for anything but two kinds of error."""
 
     def run(rank: int) -> object:
@@ -523,7 +523,7 @@ def test_whatever_fails_on_the_first_rank_nobody_waits_for_it(error):
     assert time.monotonic() - began < 30
 
 
-def test_what_cannot_be_told_to_the_others_is_an_error_for_all():
+def test_a_value_that_cannot_be_broadcast_is_an_error_on_all_ranks():
     def run(rank: int) -> object:
         with join_ranks(CPU, 60) as ranks:
             return ranks.broadcast(lambda: {1, 2})
@@ -535,7 +535,7 @@ def test_what_cannot_be_told_to_the_others_is_an_error_for_all():
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("ours"), KeyError("ours")])
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_fails_by_a_bug_takes_the_others_down(tmp_path, monkeypatch, error, rank):
+def test_an_unexpected_error_on_one_rank_ends_the_others(tmp_path, monkeypatch, error, rank):
     real = loop.backward
 
     def failing(learner, job, batch, step):
@@ -562,7 +562,7 @@ def is_running(pid: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_ranks_whose_torchrun_is_killed_save_and_end(tmp_path):
+def test_ranks_save_and_exit_when_torchrun_is_killed(tmp_path):
     """They trained on, with nobody to end them."""
     process = started(tmp_path, more=", timeout: 10")
     ranks = ranks_of(process)
@@ -591,7 +591,7 @@ HALVES = [
 
 
 @pytest.mark.parametrize(("environment", "said"), HALVES)
-def test_half_of_torchruns_environment_is_refused_by_name(environment, said, tiny, tmp_path):
+def test_an_incomplete_or_invalid_torchrun_environment_is_refused(environment, said, tiny, tmp_path):
     """RANK without WORLD_SIZE trained and printed nothing."""
     words = [sys.executable, "-m", "cnnrun", "train", str(tiny)]
     left = subprocess.run(words, env=os.environ | environment, cwd=tmp_path, capture_output=True, text=True)
@@ -601,7 +601,7 @@ def test_half_of_torchruns_environment_is_refused_by_name(environment, said, tin
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_whole_environment_of_one_process_trains(tiny, tmp_path, run_cli, monkeypatch):
+def test_a_world_of_one_rank_trains(tiny, tmp_path, run_cli, monkeypatch):
     for name, value in {"RANK": "0", "WORLD_SIZE": "1"}.items():
         monkeypatch.setenv(name, value)
     code, out, _ = run_cli("train", tiny, "--runs", tmp_path / "runs", "--no-report")
@@ -629,7 +629,7 @@ def chosen(monkeypatch, others: list[str], device: str, uuid: str = "") -> bool:
     return has_gpu_of_its_own(store, len(others), len(others) + 1, torch.device(device))
 
 
-def test_ranks_with_a_gpu_each_use_nccl_and_ranks_that_share_one_say_that_they_do_not(monkeypatch, capfd):
+def test_ranks_use_nccl_with_a_gpu_each_and_report_gloo_if_they_share_one(monkeypatch, capfd):
     assert chosen(monkeypatch, ["gpu-1"], "cuda:0", "gpu-2")  # of one number on two hosts, or of two containers
     assert not chosen(monkeypatch, ["cpu"], "cpu")
     assert capfd.readouterr().err == ""
@@ -638,6 +638,6 @@ def test_ranks_with_a_gpu_each_use_nccl_and_ranks_that_share_one_say_that_they_d
 
 
 @pytest.mark.parametrize(("others", "device"), [(["cpu"], "cuda:0"), (["gpu-1"], "cpu")])
-def test_ranks_of_which_some_are_on_processors_are_refused(monkeypatch, others, device):
+def test_a_mix_of_ranks_on_cpus_and_gpus_is_refused(monkeypatch, others, device):
     with pytest.raises(ConfigError, match="1 of 2 ranks are on CPUs, the others on GPUs: give --device"):
         chosen(monkeypatch, others, device, "gpu-2")

@@ -87,7 +87,7 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize("overrides", [(), (ADAM,), (HALF,)])
-def test_with_everything_the_resumed_run_is_the_same(tmp_path, whole, overrides):
+def test_a_run_resumed_with_its_whole_state_equals_the_uninterrupted_one(tmp_path, whole, overrides):
     expected = whole(*overrides)
     run = cut_short(tmp_path, tried(*overrides), CUT)
     train_run(tried(*overrides), tmp_path, CPU, resume=True)
@@ -236,7 +236,7 @@ CONTROLS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], tuple[str, ...]]
 }
 
 
-def test_there_are_controls_for_every_counter():
+def test_every_field_of_the_training_state_has_a_control():
     named = {cell.cell_contents for spoil, _ in CONTROLS.values() for cell in _cells(spoil)}
     assert {field.name for field in fields(TrainingState)} <= named
     assert len(CONTROLS) >= 16
@@ -251,7 +251,7 @@ def _cells(function):
 
 
 @pytest.mark.parametrize("dropped", CONTROLS)
-def test_without_it_the_result_differs(tmp_path, whole, dropped):
+def test_a_resume_without_one_part_of_the_state_gives_another_result(tmp_path, whole, dropped):
     spoil, overrides = CONTROLS[dropped]
     expected = whole(*overrides)
     run = cut_short(tmp_path, tried(*overrides), CUT)
@@ -266,7 +266,7 @@ def test_without_it_the_result_differs(tmp_path, whole, dropped):
     assert digest(run) != expected
 
 
-def test_every_step_can_be_gone_on_from(tmp_path):
+def test_training_can_be_resumed_from_every_step(tmp_path):
     """24 of 24."""
     made = tried("train.epochs=2", "train.batch=92", "train.save_every=1", "train.keep=1000")
     run = Path(train_run(made, tmp_path, CPU, resume=False)["run"])

@@ -30,7 +30,7 @@ def walk(net: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS, ids=lambda kind: kind.kind)
-def test_each_optimizer_is_torchs_with_its_defaults(kind):
+def test_each_optimizer_updates_like_pytorchs(kind):
     spec = kind(lr=0.01)
     ours, plain = network(), network()
     walk(ours, spec.build(ours.parameters()), range(4))
@@ -40,7 +40,7 @@ def test_each_optimizer_is_torchs_with_its_defaults(kind):
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS, ids=lambda kind: kind.kind)
-def test_what_is_not_given_is_torchs_own_default(kind):
+def test_omitted_optimizer_settings_are_pytorchs_defaults(kind):
     theirs = kind.torch_class([nn.Parameter(torch.zeros(1))]).defaults
     ours = kind().build([nn.Parameter(torch.zeros(1))]).defaults
     assert {name: ours[name] for name in theirs if name != "fused"} == {
@@ -48,7 +48,7 @@ def test_what_is_not_given_is_torchs_own_default(kind):
     }
 
 
-def test_a_group_is_a_part_by_its_whole_name_or_a_pattern():
+def test_a_parameter_group_matches_a_whole_name_or_a_pattern():
     assert ParameterGroup(params="layers.conv1", lr=1).has_parameter("layers.conv1.norm.weight")
     assert not ParameterGroup(params="layers.conv1", lr=1).has_parameter("layers.conv10.norm.weight")
     assert ParameterGroup(params="layers.conv*", lr=1).has_parameter("layers.conv10.norm.weight")
@@ -56,7 +56,7 @@ def test_a_group_is_a_part_by_its_whole_name_or_a_pattern():
 
 
 @pytest.mark.parametrize("kind", [kind for kind in OPTIMIZERS if kind.kind != "sgd"], ids=lambda kind: kind.kind)
-def test_a_state_with_a_tensor_too_few_or_too_many_is_refused(kind):
+def test_an_optimizer_state_with_missing_or_extra_tensors_is_refused(kind):
     net, spec = network(), kind()
     optimizer = spec.build(net.parameters())
     walk(net, optimizer, range(2))
@@ -72,7 +72,7 @@ def test_a_state_with_a_tensor_too_few_or_too_many_is_refused(kind):
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS, ids=lambda kind: kind.kind)
-def test_state_through_safetensors_goes_on_bit_for_bit(kind):
+def test_optimizer_state_restored_from_safetensors_continues_bit_for_bit(kind):
     import safetensors.torch
 
     settings = {"momentum": 0.9} if "momentum" in kind.model_fields else {}
@@ -123,7 +123,7 @@ def test_schedules_are_bounded_functions_of_the_step(kind, warmup):
         assert factors[30] == pytest.approx(1)
 
 
-def test_known_points_of_schedules():
+def test_schedules_have_known_values():
     read = TypeAdapter(Annotated[Schedule, Kinds()]).validate_python
     cosine = read({"cosine": {"end": 0.1}})
     assert cosine.factor(0, 10) == 1
@@ -134,7 +134,7 @@ def test_known_points_of_schedules():
     assert [step.factor(s, 8) for s in (0, 3, 4, 5, 6, 7)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
-def test_one_cycle_equals_torchs():
+def test_one_cycle_decays_like_pytorchs():
     from torch.optim.lr_scheduler import OneCycleLR
 
     spec = TypeAdapter(Annotated[Schedule, Kinds()]).validate_python({"one_cycle": {"end": 4e-7}})

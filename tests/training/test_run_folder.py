@@ -43,7 +43,7 @@ def at_step(monkeypatch, step: int, action) -> None:
 
 
 @pytest.mark.parametrize("step", [3, 20])
-def test_a_run_that_is_moved_is_saved_where_it_is_and_ends(tmp_path, monkeypatch, step):
+def test_a_moved_run_folder_ends_the_training_after_saving_in_it(tmp_path, monkeypatch, step):
     """It was made again as a ghost, with half of the run in each, exit 0."""
     run, there = tmp_path / "runs" / "tiny" / "1", tmp_path / "there"
     with monkeypatch.context() as patched:
@@ -63,7 +63,7 @@ def test_a_run_that_is_moved_is_saved_where_it_is_and_ends(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("what", ["", "checkpoints"])
-def test_a_run_that_is_deleted_ends_and_is_not_made_again(tmp_path, monkeypatch, what):
+def test_a_deleted_run_folder_ends_the_training_and_is_not_recreated(tmp_path, monkeypatch, what):
     run = tmp_path / "runs" / "tiny" / "1"
     with monkeypatch.context() as patched:
         at_step(patched, 20, lambda: shutil.rmtree(run / what))
@@ -74,7 +74,7 @@ def test_a_run_that_is_deleted_ends_and_is_not_made_again(tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize("how", ["removed", "replaced"])
-def test_metrics_that_are_taken_away_end_the_run(tmp_path, monkeypatch, how):
+def test_removing_or_replacing_the_metrics_file_ends_the_training(tmp_path, monkeypatch, how):
     path = tmp_path / "runs" / "tiny" / "1" / "metrics.jsonl"
 
     def take_away() -> None:
@@ -88,7 +88,7 @@ def test_metrics_that_are_taken_away_end_the_run(tmp_path, monkeypatch, how):
             train_run(tried(), tmp_path / "runs", CPU, resume=False)
 
 
-def test_a_signal_is_heeded_within_a_batch_of_validation(tmp_path, monkeypatch):
+def test_a_signal_stops_validation_within_one_batch(tmp_path, monkeypatch):
     """SIGTERM in a long validation and SIGKILL six seconds later cost the whole epoch."""
     batches: list[int] = []
     real = Learner._evaluated_network
@@ -118,14 +118,14 @@ def test_a_signal_is_heeded_within_a_batch_of_validation(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", [*PLACES, *WRITING])
-def test_a_supervisor_repeats_one_command_blindly(place):
+def test_a_command_killed_and_repeated_gives_the_uninterrupted_result(place):
     """Killed again and again, repeated until it ends well, and once more: done once, the same bits, nothing left."""
     found = run_chain(place, seed=1)
     assert not found.trouble, found
     assert found.kills
 
 
-def test_a_finished_run_of_other_data_is_not_taken_for_this_one(tmp_path, picture_folder, run_cli):
+def test_resuming_a_finished_run_whose_data_changed_is_refused(tmp_path, picture_folder, run_cli):
     from tests.support.images import save_picture
 
     config = tmp_path / "pets.yaml"
@@ -169,7 +169,7 @@ MESSAGES = [
 
 @pytest.mark.parametrize("error", MESSAGES, ids=lambda error: str(error)[:30] or type(error).__name__)
 @pytest.mark.parametrize("place", ["augmentation", "the network"])
-def test_memory_is_known_to_have_run_out_wherever_it_does(tmp_path, monkeypatch, capfd, error, place):
+def test_every_out_of_memory_error_is_recognized(tmp_path, monkeypatch, capfd, error, place):
     from cnnrun.data.training_batches import TrainingBatches
 
     def short(self_or_learner, *rest):
@@ -192,14 +192,14 @@ def test_memory_is_known_to_have_run_out_wherever_it_does(tmp_path, monkeypatch,
 @pytest.mark.parametrize(
     "error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), OSError(errno.EIO, "I/O"), ValueError("x")]
 )
-def test_what_is_no_lack_of_memory_is_not_taken_for_one(error):
+def test_other_errors_are_not_treated_as_out_of_memory(error):
     from cnnrun.base.device import is_out_of_memory
 
     assert not is_out_of_memory(error)
 
 
 @pytest.mark.parametrize("place", ["the network", "augmentation", "an own mistake"])
-def test_what_was_reached_is_saved_before_the_end(tmp_path, monkeypatch, place):
+def test_progress_is_saved_before_an_error_ends_the_training(tmp_path, monkeypatch, place):
     """At the smallest micro-batch nothing was saved; nor where anything else fails in a step."""
     from cnnrun.data.training_batches import TrainingBatches
 
@@ -223,7 +223,7 @@ def test_what_was_reached_is_saved_before_the_end(tmp_path, monkeypatch, place):
     assert saved.state["training"]["step"] == 9
 
 
-def test_memory_that_runs_out_in_the_optimizer_saves_no_half_changed_weights(tmp_path, monkeypatch):
+def test_running_out_of_memory_in_the_optimizer_saves_no_partly_updated_weights(tmp_path, monkeypatch):
     real = loop.update_weights
 
     def half(learner, job, step, factor):
@@ -245,7 +245,7 @@ def test_memory_that_runs_out_in_the_optimizer_saves_no_half_changed_weights(tmp
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP], ids=errno.errorcode.get)
-def test_a_disk_without_locks_has_a_way_to_go_on(tmp_path, monkeypatch, capfd, number):
+def test_a_disk_without_locks_falls_back_to_a_lock_file(tmp_path, monkeypatch, capfd, number):
     import fcntl
 
     def none(descriptor, operation):
@@ -269,7 +269,7 @@ def _try_to_hold(run: Path) -> str:
         return "in use"
 
 
-def test_a_holder_that_is_killed_holds_no_longer(tmp_path, monkeypatch):
+def test_a_killed_process_no_longer_holds_its_run(tmp_path, monkeypatch):
     """With the system's locks, and with the file that stands in for them."""
     for number in (None, errno.ENOLCK):
         folder = tmp_path / str(number)
@@ -305,7 +305,7 @@ def _without_locks(number: int) -> None:
     fcntl.flock = none
 
 
-def test_no_inodes_are_called_so(tmp_path, monkeypatch):
+def test_a_disk_without_free_inodes_is_reported(tmp_path, monkeypatch):
     class Status:
         f_files, f_favail, f_bavail, f_frsize, f_blocks, f_bfree = 1000, 0, 10, 4096, 100, 10
 
@@ -314,7 +314,7 @@ def test_no_inodes_are_called_so(tmp_path, monkeypatch):
     assert "but no inodes: the disk can hold no more files" in line
 
 
-def test_a_cache_that_is_cleared_while_another_waits_for_it_is_built_once_more(tmp_path, monkeypatch):
+def test_clearing_a_cache_leaves_a_valid_lock_to_a_waiting_process(tmp_path, monkeypatch):
     """The lock that others waited for was removed with the folder: two built at once."""
     from cnnrun.data import cache
 
@@ -344,7 +344,7 @@ def test_a_cache_that_is_cleared_while_another_waits_for_it_is_built_once_more(t
     assert outcome(pid, pipe) == "held"
 
 
-def test_what_a_killed_process_left_of_a_file_goes_with_the_next_write_of_it(tmp_path, monkeypatch):
+def test_temporary_files_of_killed_processes_are_removed_by_the_next_write(tmp_path, monkeypatch):
     def killed() -> None:
         monkeypatch.setattr(os, "rename", lambda *rest, **more: os.kill(os.getpid(), signal.SIGKILL))
         atomic_files.write_text(tmp_path / "g.txt", "one")
@@ -360,7 +360,7 @@ def test_what_a_killed_process_left_of_a_file_goes_with_the_next_write_of_it(tmp
     assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "g.txt", being_written, other])
 
 
-def test_a_result_that_is_damaged_is_written_anew_once_it_is_removed(tmp_path):
+def test_a_damaged_result_is_written_again_after_it_is_removed(tmp_path):
     result = train_run(tried(), tmp_path, CPU, resume=False)
     run = Path(result["run"])
     before = digest(run)

@@ -15,14 +15,14 @@ def started(folder) -> None:
     (folder / "checkpoints" / "latest").write_text("step-00000001")
 
 
-def test_numbers_count_up_past_nine_and_past_gaps(tmp_path):
+def test_run_numbers_count_up_past_nine_and_past_gaps(tmp_path):
     made = [run_folder.create_run_folder(tmp_path, "a") for _ in range(11)]
     assert [folder.name for folder in made] == [str(n) for n in range(1, 12)]
     made[4].rmdir()
     assert run_folder.create_run_folder(tmp_path, "a").name == "12"
 
 
-def test_unfinished_are_those_with_a_config_and_no_result(tmp_path):
+def test_unfinished_runs_have_a_config_and_no_result(tmp_path):
     a, b, c, d = (run_folder.create_run_folder(tmp_path, "a") for _ in range(4))
     for folder in (a, b, d):
         started(folder)
@@ -32,7 +32,7 @@ def test_unfinished_are_those_with_a_config_and_no_result(tmp_path):
     assert run_folder.unfinished_runs(tmp_path, "none") == []
 
 
-def test_newest_is_by_number_and_among_names_by_time(tmp_path):
+def test_the_newest_run_is_by_number_within_a_name_and_by_time_among_names(tmp_path):
     with pytest.raises(CheckpointError, match="no run here"):
         run_folder.newest_run(tmp_path / "nothing")
     for place, (name, when) in enumerate((("a", 300), ("b", 500), ("a", 400))):
@@ -46,7 +46,7 @@ def test_newest_is_by_number_and_among_names_by_time(tmp_path):
     assert run_folder.newest_run(tmp_path, "a") == tmp_path / "a" / "2"
 
 
-def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_previous_file(tmp_path, monkeypatch):
     atomic_files.write_text(tmp_path / "f", "one")
 
     def full(descriptor):

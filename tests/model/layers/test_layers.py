@@ -18,7 +18,7 @@ def built(kind, device="cpu"):
 
 
 @pytest.mark.parametrize("kind", LAYER_KINDS, ids=lambda kind: kind.kind)
-def test_meta_shape_is_the_real_shape(kind):
+def test_the_output_shape_on_the_meta_device_equals_the_real_one(kind):
     real = built(kind)(*random_inputs(kind))
     meta = built(kind, "meta")(*[torch.empty(shape, device="meta") for shape in example_shapes(kind, 3)])
     assert meta.shape == real.shape
@@ -38,7 +38,7 @@ def test_every_parameter_and_input_gets_a_gradient(kind):
 
 
 @pytest.mark.parametrize("kind", LAYER_KINDS, ids=lambda kind: kind.kind)
-def test_weights_given_later_are_the_constructors(kind):
+def test_reset_parameters_gives_the_weights_of_the_constructor(kind):
     """Built without memory and reset = built at once, for the same seed: so nothing is left uninitialised."""
     torch.manual_seed(3)
     expected = built(kind).state_dict()
@@ -53,7 +53,7 @@ def test_weights_given_later_are_the_constructors(kind):
 
 
 @pytest.mark.parametrize("kind", LAYER_KINDS, ids=lambda kind: kind.kind)
-def test_written_and_read_again(kind):
+def test_a_layer_spec_is_equal_after_dumping_and_validating(kind):
     once = example_layer(kind)
     assert NODE.validate_python(NODE.dump_python(once)) == once
 
@@ -82,7 +82,7 @@ class Side(nn.Module):
 
 
 @pytest.mark.slow
-def test_onnx_parity_of_every_leaf_at_two_batch_sizes(tmp_path):
+def test_every_layer_exported_to_onnx_matches_at_two_batch_sizes(tmp_path):
     import onnxruntime
 
     from cnnrun.export.onnx import silence_exporter
@@ -110,7 +110,7 @@ def test_onnx_parity_of_every_leaf_at_two_batch_sizes(tmp_path):
 
 
 @pytest.mark.parametrize("kind", LAYER_KINDS, ids=lambda kind: kind.kind)
-def test_every_leaf_says_what_it_is(kind):
+def test_every_layer_kind_has_a_docstring_of_its_own(kind):
     assert kind.__doc__
     assert kind.__doc__ != union_members(Leaf)[0].__base__.__doc__
     for field in kind.model_fields.values():
