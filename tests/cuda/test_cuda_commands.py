@@ -14,7 +14,18 @@ from tests.support.small_runs import TASKS
 
 pytestmark = pytest.mark.cuda
 CLOSE = {"abs": 1e-3, "rel": 1e-3}
-LOOKING = ("filters", "features", "top", "deconv", "occlude", "gradcam", "saliency", "evolve", "invariance", "embed")
+EXPLAIN_COMMANDS = (
+    "filters",
+    "features",
+    "top",
+    "deconv",
+    "occlude",
+    "gradcam",
+    "saliency",
+    "evolve",
+    "invariance",
+    "embed",
+)
 
 
 def numbers(found: object) -> list[float]:
@@ -36,7 +47,7 @@ def _full_float32():
 
 
 @pytest.fixture
-def on_both(gpu, run_cli):
+def on_both_devices(gpu, run_cli):
     """`on_both("eval", run)` -> what the command says in JSON on the processor and on the GPU."""
 
     def run(*words: object) -> list[object]:
@@ -50,13 +61,13 @@ def on_both(gpu, run_cli):
     return run
 
 
-def copied(run: Path, tmp_path: Path) -> Path:
+def copy_run(run: Path, tmp_path: Path) -> Path:
     return shutil.copytree(run, tmp_path / "runs" / "tiny" / "1")
 
 
 @pytest.fixture
 def tiny_run(trained_run, tmp_path) -> Path:
-    return copied(trained_run, tmp_path)
+    return copy_run(trained_run, tmp_path)
 
 
 def images_of(run: Path) -> Path:
@@ -68,8 +79,8 @@ def images_of(run: Path) -> Path:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_eval_measures_the_same_metrics_on_both_devices(on_both, of_each_task, task):
-    cpu, cuda = on_both("eval", of_each_task[task])
+def test_eval_measures_the_same_metrics_on_both_devices(on_both_devices, of_each_task, task):
+    cpu, cuda = on_both_devices("eval", of_each_task[task])
     assert numbers(cpu["numbers"]) == pytest.approx(numbers(cuda["numbers"]), **CLOSE)
     assert cpu["samples"] == cuda["samples"]
 
@@ -115,28 +126,28 @@ def test_a_report_is_written_on_a_gpu(gpu, run_cli, of_each_task, tmp_path, task
 # --- looking ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", LOOKING)
-def test_explain_gives_the_same_result_on_both_devices(on_both, linked_run, command):
-    cpu, cuda = on_both("explain", command, linked_run)
+@pytest.mark.parametrize("command", EXPLAIN_COMMANDS)
+def test_explain_gives_the_same_result_on_both_devices(on_both_devices, linked_run, command):
+    cpu, cuda = on_both_devices("explain", command, linked_run)
     assert numbers(cpu) == pytest.approx(numbers(cuda), **CLOSE)
 
 
-def test_ablation_gives_the_same_result_on_both_devices(on_both, linked_run):
-    cpu, cuda = on_both("explain", "ablate", linked_run, "--remove", "model[3].residual")
+def test_ablation_gives_the_same_result_on_both_devices(on_both_devices, linked_run):
+    cpu, cuda = on_both_devices("explain", "ablate", linked_run, "--remove", "model[3].residual")
     assert numbers(cpu) == pytest.approx(numbers(cuda), **CLOSE)
 
 
 @pytest.mark.parametrize("command", ["detections", "assign"])
-def test_detections_and_assignments_are_the_same_on_both_devices(on_both, of_each_task, command):
-    cpu, cuda = on_both("explain", command, of_each_task["detect"])
+def test_detections_and_assignments_are_the_same_on_both_devices(on_both_devices, of_each_task, command):
+    cpu, cuda = on_both_devices("explain", command, of_each_task["detect"])
     assert numbers(cpu) == pytest.approx(numbers(cuda), **CLOSE)
 
 
 # --- studies ----------------------------------------------------------------------------------------------------------
 
 
-def test_calibrate_fits_the_same_temperature_on_both_devices(on_both, tiny_run):
-    cpu, cuda = on_both("calibrate", tiny_run)
+def test_calibrate_fits_the_same_temperature_on_both_devices(on_both_devices, tiny_run):
+    cpu, cuda = on_both_devices("calibrate", tiny_run)
     assert numbers(cpu) == pytest.approx(numbers(cuda), **CLOSE)
 
 
@@ -192,11 +203,13 @@ def test_selftest_without_a_config_passes_on_a_gpu(gpu, run_cli):
 # --- people -----------------------------------------------------------------------------------------------------------
 
 
-def test_enroll_identify_and_verify_give_the_same_on_both_devices(on_both, gpu, run_cli, of_each_task, tmp_path):
+def test_enroll_identify_and_verify_give_the_same_on_both_devices(
+    on_both_devices, gpu, run_cli, of_each_task, tmp_path
+):
     run = of_each_task["verify"]
     people = images_of(run).parent / "people"
     one, other = sorted((people / "s0").glob("*.png"))[:2]
-    cpu, cuda = on_both("verify", one, other, "--run", run, "--threshold", "0.5")
+    cpu, cuda = on_both_devices("verify", one, other, "--run", run, "--threshold", "0.5")
     assert numbers(cpu) == pytest.approx(numbers(cuda), **CLOSE)
     gallery = tmp_path / "known.safetensors"
     code, _, err = run_cli("enroll", people, "--gallery", gallery, "--run", run, "--device", "cuda")

@@ -23,7 +23,7 @@ def tiny(*overrides: str) -> schema.Experiment:
 
 
 @pytest.fixture
-def little_memory(gpu):
+def limit_memory(gpu):
     """Room for so many MiB more than is taken now; a pretended GPU has room for no tensor larger than a tenth of it."""
 
     def allow(mib: int) -> None:
@@ -37,8 +37,8 @@ def little_memory(gpu):
     torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def test_a_batch_too_large_for_memory_is_split_into_micro_batches(little_memory, gpu, tmp_path, capfd):
-    little_memory(400)
+def test_a_batch_too_large_for_memory_is_split_into_micro_batches(limit_memory, gpu, tmp_path, capfd):
+    limit_memory(400)
     result = train_run(tiny(WIDE, "train.batch=1024"), tmp_path, gpu, resume=False)
     err = capfd.readouterr().err
     assert "memory ran out at step 0: continuing with 2 micro-batches in each batch of the same size" in err
@@ -46,7 +46,7 @@ def test_a_batch_too_large_for_memory_is_split_into_micro_batches(little_memory,
     assert read_result(Path(result["run"]))["peak_memory_mib"] > 0
 
 
-def ran_out_once(monkeypatch, owner: type, name: str) -> None:
+def run_out_of_memory_once(monkeypatch, owner: type, name: str) -> None:
     """The first call of a method does not find the memory that it needs."""
     real, calls = getattr(owner, name), []
 
@@ -66,7 +66,7 @@ def ran_out_once(monkeypatch, owner: type, name: str) -> None:
 def test_training_continues_after_augmentation_or_evaluation_runs_out_of_memory(
     gpu, tmp_path, monkeypatch, capfd, owner, name, when
 ):
-    ran_out_once(monkeypatch, owner, name)
+    run_out_of_memory_once(monkeypatch, owner, name)
     result = train_run(tiny("data.augment={shift: 0.2}"), tmp_path, gpu, resume=False)
     assert f"memory ran out {when}: continuing with 2 micro-batches" in capfd.readouterr().err
     assert result["steps"] == 17

@@ -36,7 +36,7 @@ EVERYTHING = (
 
 
 # Layers whose gradient is computed in another way on a GPU.
-SELDOM = (
+SPECIAL_GRADIENTS = (
     "model=[{pad: {padding: 1, mode: reflect}}, {conv: 4}, {local_response_norm: 3}, {adaptive_avg_pool: 6}, "
     "{upsample: {scale_factor: 2, mode: bilinear}}, {adaptive_max_pool: 5}, flatten]"
 )
@@ -47,7 +47,7 @@ def pets(tmp_path_factory) -> Path:
     return write_pictures(tmp_path_factory.mktemp("data") / "pets")
 
 
-def of_kind(pets: Path, root: Path, kind: str) -> schema.Experiment:
+def experiment_of_kind(pets: Path, root: Path, kind: str) -> schema.Experiment:
     """A small config of a task, or of something else that a training may have, named tiny."""
     return case_config(pets, root, (0, 2, kind)).model_copy(update={"name": "tiny"})
 
@@ -55,7 +55,7 @@ def of_kind(pets: Path, root: Path, kind: str) -> schema.Experiment:
 # --- the same bits ----------------------------------------------------------------------------------------------------
 
 
-def resumed_is_uninterrupted(made: schema.Experiment, root: Path, gpu: torch.device, step: int) -> bool:
+def is_resume_exact(made: schema.Experiment, root: Path, gpu: torch.device, step: int) -> bool:
     whole = Path(train_run(made, root / "whole", gpu, resume=False)["run"])
     with stop_at(step):
         train_run(made, root / "cut", gpu, resume=True)
@@ -65,12 +65,12 @@ def resumed_is_uninterrupted(made: schema.Experiment, root: Path, gpu: torch.dev
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_a_resumed_training_equals_an_uninterrupted_one(gpu, tmp_path, precision):
-    assert resumed_is_uninterrupted(tiny_experiment(*RICH, f"train.precision={precision}"), tmp_path, gpu, 9)
+    assert is_resume_exact(tiny_experiment(*RICH, f"train.precision={precision}"), tmp_path, gpu, 9)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_resumed_training_of_every_kind_equals_an_uninterrupted_one(gpu, tmp_path, pets, kind):
-    assert resumed_is_uninterrupted(of_kind(pets, tmp_path, kind), tmp_path, gpu, 7)
+    assert is_resume_exact(experiment_of_kind(pets, tmp_path, kind), tmp_path, gpu, 7)
 
 
 def test_a_repeated_training_gives_the_same_bits(gpu, tmp_path):
@@ -247,7 +247,7 @@ def _batch_by_batch(monkeypatch):
     monkeypatch.setattr(training_batches, "AHEAD_BYTES", 1)
 
 
-def step_by_step(job: Job, steps: int) -> None:
+def run_steps(job: Job, steps: int) -> None:
     """The first steps of a training; from the second on it is an error to make the host wait for the GPU."""
     learner, state = Learner(job), TrainingState(accumulate=job.spec.accumulate)
     kernels = deterministic_kernels(job.device, job.spec.deterministic)
@@ -273,20 +273,20 @@ def step_by_step(job: Job, steps: int) -> None:
         ["data.augment.policy=trivial_augment", "train.precision=bfloat16"],
         ["task={classify: {label_smoothing: 0.1, class_weights: balanced}}", "train.accumulate=4", "data.prefetch=0"],
         ["train.precision=float16", "train.deterministic=false"],
-        [SELDOM],
+        [SPECIAL_GRADIENTS],
     ],
 )
 @pytest.mark.usefixtures("_batch_by_batch")
 def test_no_training_step_makes_the_host_wait_for_the_gpu(gpu, overrides):
     made = tiny_experiment(*overrides)
-    step_by_step(assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, gpu), 4)
+    run_steps(assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, gpu), 4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.usefixtures("_batch_by_batch")
 def test_no_training_step_of_any_kind_makes_the_host_wait_for_the_gpu(gpu, tmp_path, pets, kind):
-    made = of_kind(pets, tmp_path, kind)
-    step_by_step(assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, gpu), 4)
+    made = experiment_of_kind(pets, tmp_path, kind)
+    run_steps(assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, gpu), 4)
 
 
 def test_images_and_weights_are_in_channels_last_format(gpu, tmp_path, monkeypatch):

@@ -22,16 +22,16 @@ from tests.support.small_runs import train_from_weights
 CPU = torch.device("cpu")
 DATA = Path(__file__).parents[2] / "data" / "mobilenet-v2"
 PTH = DATA / "mobilenet_v2-b0353104.pth"
-fetched = pytest.mark.skipif(not PTH.exists(), reason="scripts/get_data mobilenet-v2 was not run")
+needs_mobilenet_weights = pytest.mark.skipif(not PTH.exists(), reason="scripts/get_data mobilenet-v2 was not run")
 
 
-def numbered(**shapes: tuple[int, ...]) -> dict[str, torch.Tensor]:
+def numbered_tensors(**shapes: tuple[int, ...]) -> dict[str, torch.Tensor]:
     return {name.replace("__", "."): torch.full(shape, float(n)) for n, (name, shape) in enumerate(shapes.items())}
 
 
 def test_matching_in_order_pairs_tensors_by_position():
-    ours = numbered(conv__weight=(2, 3, 3, 3), conv__bias=(2,), head__weight=(5, 2))
-    theirs = numbered(a__weight=(2, 3, 3, 3), a__bias=(2,), z__weight=(5, 2))
+    ours = numbered_tensors(conv__weight=(2, 3, 3, 3), conv__bias=(2,), head__weight=(5, 2))
+    theirs = numbered_tensors(a__weight=(2, 3, 3, 3), a__bias=(2,), z__weight=(5, 2))
     assert tensor_matching.match_in_order(ours, theirs) == {
         "conv.weight": "a.weight",
         "conv.bias": "a.bias",
@@ -40,22 +40,28 @@ def test_matching_in_order_pairs_tensors_by_position():
 
 
 def test_a_block_parameter_may_come_before_its_layers():
-    ours = numbered(conv__weight=(4, 1, 7, 7), conv__bias=(4,), scale__weight=(4, 1, 1))
-    theirs = numbered(layer_scale=(4, 1, 1), block__0__weight=(4, 1, 7, 7), block__0__bias=(4,))
+    ours = numbered_tensors(conv__weight=(4, 1, 7, 7), conv__bias=(4,), scale__weight=(4, 1, 1))
+    theirs = numbered_tensors(layer_scale=(4, 1, 1), block__0__weight=(4, 1, 7, 7), block__0__bias=(4,))
     assert tensor_matching.match_in_order(ours, theirs)["scale.weight"] == "layer_scale"
 
 
 @pytest.mark.parametrize(
     ("theirs", "row"),
     [
-        (numbered(a__weight=(2, 3, 5, 5), a__bias=(2,)), "network: conv.weight 2x3x3x3   file: a.weight 2x3x5x5"),
-        (numbered(a__weight=(2, 3, 3, 3)), "network: conv.bias 2   file: nothing"),
-        (numbered(a__weight=(2, 3, 3, 3), a__bias=(2,), b__bias=(2,)), "network: nothing   file: b.bias 2"),
-        (numbered(a__weight=(2, 3, 3, 3), a__running_mean=(2,)), "network: conv.bias 2   file: a.running_mean 2"),
+        (
+            numbered_tensors(a__weight=(2, 3, 5, 5), a__bias=(2,)),
+            "network: conv.weight 2x3x3x3   file: a.weight 2x3x5x5",
+        ),
+        (numbered_tensors(a__weight=(2, 3, 3, 3)), "network: conv.bias 2   file: nothing"),
+        (numbered_tensors(a__weight=(2, 3, 3, 3), a__bias=(2,), b__bias=(2,)), "network: nothing   file: b.bias 2"),
+        (
+            numbered_tensors(a__weight=(2, 3, 3, 3), a__running_mean=(2,)),
+            "network: conv.bias 2   file: a.running_mean 2",
+        ),
     ],
 )
 def test_each_tensor_mismatch_is_a_row_of_the_error(theirs, row):
-    ours = numbered(conv__weight=(2, 3, 3, 3), conv__bias=(2,))
+    ours = numbered_tensors(conv__weight=(2, 3, 3, 3), conv__bias=(2,))
     with pytest.raises(tensor_matching.TensorMismatchError) as misfit:
         tensor_matching.match_in_order(ours, theirs)
     assert row in misfit.value.rows
@@ -161,7 +167,7 @@ def test_a_run_without_a_checkpoint_is_not_resumed_with_changed_weights(trained_
 # --- import ----------------------------------------------------------------------------------------------------------
 
 
-def plain(tmp_path: Path) -> tuple[Path, nn.Module]:
+def save_plain_network(tmp_path: Path) -> tuple[Path, nn.Module]:
     torch.manual_seed(1)
     network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 3)).eval()
     path = tmp_path / "plain.pth"
@@ -177,7 +183,7 @@ model: [{conv: {out_channels: 4, activation: relu}}, flatten]
 
 
 def test_an_imported_state_dict_gives_the_original_networks_outputs(tmp_path, run_cli):
-    path, network = plain(tmp_path)
+    path, network = save_plain_network(tmp_path)
     (tmp_path / "like.yaml").write_text(LIKE)
     (tmp_path / "names.txt").write_text("cat\ndog\nowl\n")
     out = tmp_path / "w.safetensors"
@@ -194,7 +200,7 @@ def test_an_imported_state_dict_gives_the_original_networks_outputs(tmp_path, ru
 
 
 def test_import_errors_name_the_cause(tmp_path, run_cli):
-    path, _ = plain(tmp_path)
+    path, _ = save_plain_network(tmp_path)
     (tmp_path / "like.yaml").write_text(LIKE)
     (tmp_path / "bare.yaml").write_text(LIKE.replace("image: {mean: [1.5], std: [4.0]}", ""))
     (tmp_path / "two.txt").write_text("cat\ndog\n")
@@ -215,7 +221,7 @@ def test_import_errors_name_the_cause(tmp_path, run_cli):
 
 
 def test_tensors_can_be_dropped_by_pattern(tmp_path):
-    path, network = plain(tmp_path)
+    path, network = save_plain_network(tmp_path)
     torch.save({"aux.weight": torch.ones(7, 7), **network.state_dict()}, path)
     (tmp_path / "like.yaml").write_text(LIKE)
     with pytest.raises(CheckpointError):
@@ -240,7 +246,7 @@ def test_torchvision_state_dicts_are_imported_in_order(name, tmp_path):
         assert torch.equal(ours, theirs.to(memory_format=torch.channels_last)(pictures))
 
 
-@fetched
+@needs_mobilenet_weights
 def test_mobilenet_v2_with_its_imagenet_weights_gives_torchvisions_logits_bit_for_bit(tmp_path):
     import torchvision
     from PIL import Image
@@ -258,7 +264,7 @@ def test_mobilenet_v2_with_its_imagenet_weights_gives_torchvisions_logits_bit_fo
         assert torch.equal(ours.head(ours.layers(pictures)), theirs(pictures))
 
 
-@fetched
+@needs_mobilenet_weights
 def test_predict_gets_18_of_20_imagenet_images_right_at_top_1_and_20_at_top_5(tmp_path, run_cli):
     """What torchvision's own network gets on foolbox's pictures, whose file names end in the class number."""
     out = tmp_path / "mobilenet_v2.safetensors"
@@ -283,7 +289,7 @@ FACTS = {"classes": ["a", "b"], "image": [1, 8, 8], "mean": [0.0], "std": [1.0]}
 DESCRIBED = "task: classify\nimage: {size: 8, channels: 1}\nmodel: [flatten]\n"
 
 
-def hostile(tmp_path: Path, described: str, facts: str, weight: torch.Tensor | None = None) -> Path:
+def write_weights_file(tmp_path: Path, described: str, facts: str, weight: torch.Tensor | None = None) -> Path:
     import safetensors.torch
 
     path = tmp_path / "h.safetensors"
@@ -294,7 +300,9 @@ def hostile(tmp_path: Path, described: str, facts: str, weight: torch.Tensor | N
 
 
 def test_a_valid_description_is_accepted(tmp_path):
-    assert open_run.open_network(hostile(tmp_path, DESCRIBED, json.dumps(FACTS)), tmp_path, CPU).facts.classes == (
+    assert open_run.open_network(
+        write_weights_file(tmp_path, DESCRIBED, json.dumps(FACTS)), tmp_path, CPU
+    ).facts.classes == (
         "a",
         "b",
     )
@@ -316,7 +324,7 @@ def test_a_valid_description_is_accepted(tmp_path):
     ],
 )
 def test_an_invalid_description_is_refused_in_one_line(tmp_path, facts, described):
-    path = hostile(tmp_path, described, facts if isinstance(facts, str) else json.dumps(facts))
+    path = write_weights_file(tmp_path, described, facts if isinstance(facts, str) else json.dumps(facts))
     with pytest.raises(CheckpointError) as refused:
         open_run.open_network(path, tmp_path, CPU)
     assert len(refused.value.lines) == 1
@@ -327,7 +335,7 @@ def test_an_invalid_description_is_refused_in_one_line(tmp_path, facts, describe
 )
 def test_weights_that_are_not_finite_real_numbers_are_refused(tmp_path, weight):
     with pytest.raises(CheckpointError, match="not made of finite real numbers"):
-        read_weights(hostile(tmp_path, DESCRIBED, json.dumps(FACTS), weight))
+        read_weights(write_weights_file(tmp_path, DESCRIBED, json.dumps(FACTS), weight))
 
 
 def test_pipes_and_impossible_paths_are_refused(tmp_path):
@@ -364,7 +372,7 @@ def test_normalization_statistics_of_the_loaded_weights_survive_a_resume(trained
 
 
 def test_a_cnnrun_weights_file_is_imported_by_name(tmp_path, run_cli):
-    path, _ = plain(tmp_path)
+    path, _ = save_plain_network(tmp_path)
     (tmp_path / "like.yaml").write_text(LIKE)
     first, second = tmp_path / "w.safetensors", tmp_path / "again.safetensors"
     assert run_cli("import", path, "--like", tmp_path / "like.yaml", "--out", first)[0] == 0
@@ -382,7 +390,7 @@ def test_a_cnnrun_weights_file_is_imported_by_name(tmp_path, run_cli):
     [(["--drop", "nothing.*"], "no tensor of"), (["--out", "noext"], "ends in .safetensors")],
 )
 def test_import_refuses_an_unmatched_drop_pattern_and_a_wrong_suffix(tmp_path, run_cli, words, why):
-    path, _ = plain(tmp_path)
+    path, _ = save_plain_network(tmp_path)
     (tmp_path / "like.yaml").write_text(LIKE)
     code, _, err = run_cli("import", path, "--like", tmp_path / "like.yaml", *words)
     assert (code, len(err.splitlines())) == (2, 1)

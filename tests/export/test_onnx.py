@@ -21,14 +21,14 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def exported(trained_run, tmp_path_factory):
+def exported_model(trained_run, tmp_path_factory):
     path = tmp_path_factory.mktemp("export") / "model.onnx"
     report = export_run(Onnx(), trained_run, trained_run.parent.parent, None, path)
     return path, report
 
 
-def test_the_onnx_file_gives_the_networks_outputs_on_raw_pixels(exported, trained_run):
-    path, report = exported
+def test_the_onnx_file_gives_the_networks_outputs_on_raw_pixels(exported_model, trained_run):
+    path, report = exported_model
     experiment, trained = open_run.open_trained(trained_run, trained_run.parent.parent, CPU)
     split, data = open_run.prepare_eval_data(experiment, trained, None)
     examples = data.splits[split]
@@ -43,9 +43,9 @@ def test_the_onnx_file_gives_the_networks_outputs_on_raw_pixels(exported, traine
     assert accuracy == pytest.approx(report["metrics"]["network"]["accuracy"])
 
 
-def test_the_onnx_file_describes_its_inputs_outputs_and_classes(exported):
+def test_the_onnx_file_describes_its_inputs_outputs_and_classes(exported_model):
     trained_home = Path(__file__).parents[2]
-    path, report = exported
+    path, report = exported_model
     model = onnx.load(path)
     assert [entry.name for entry in model.graph.input] == ["pixels"]
     assert [entry.name for entry in model.graph.output] == ["probabilities"]

@@ -12,8 +12,8 @@ from cnnrun.model.outline import OutlineEntry, build_outline, format_outline
 from tests.support.networks import build_from_zoo
 
 
-def everything(parts: list[OutlineEntry]) -> list[OutlineEntry]:
-    return [inner for part in parts for inner in [part, *(p for lane in part.lanes for p in everything(lane))]]
+def flatten_entries(parts: list[OutlineEntry]) -> list[OutlineEntry]:
+    return [inner for part in parts for inner in [part, *(p for lane in part.lanes for p in flatten_entries(lane))]]
 
 
 @pytest.mark.parametrize("name", zoo.network_names())
@@ -23,7 +23,7 @@ def test_the_outline_and_drawing_of_every_zoo_network_are_complete(name):
     drawing = ElementTree.fromstring(render_svg(parts, name))
     words = [element.text for element in drawing.iter() if element.tag.endswith("text")]
     written = format_outline(parts)
-    for part in everything(parts):
+    for part in flatten_entries(parts):
         assert any(part.title in word for word in words), part.title
         assert part.title in written
         assert part.shape in written

@@ -32,7 +32,7 @@ ENLARGED = {
 }
 
 
-def _built(layers: str) -> tuple[BuiltNetwork, nn.Module]:
+def _build(layers: str) -> tuple[BuiltNetwork, nn.Module]:
     """A network whose every weight is above 0, so that nothing it sees cancels out."""
     made = parse_config(
         f"task: {{classify: {{}}}}\ndata: {{source: digits, image: {{size: [41, 37]}}}}\n"
@@ -47,7 +47,7 @@ def _built(layers: str) -> tuple[BuiltNetwork, nn.Module]:
     return built, network.layers
 
 
-def _depends_on(network: nn.Module, row: int, column: int) -> tuple[int, int, int, int]:
+def _dependency_box(network: nn.Module, row: int, column: int) -> tuple[int, int, int, int]:
     """The box around the pixels that a cell's sum over channels depends on."""
     seen = torch.zeros(IMAGE[1:], dtype=torch.bool)
     for _ in range(60):  # a maximum depends on one of its cells at a time
@@ -58,7 +58,7 @@ def _depends_on(network: nn.Module, row: int, column: int) -> tuple[int, int, in
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def _told(built: BuiltNetwork, layer: str, row: int, column: int) -> tuple[int, int, int, int]:
+def _receptive_box(built: BuiltNetwork, layer: str, row: int, column: int) -> tuple[int, int, int, int]:
     x1, y1, x2, y2 = built.layers[layer].out.receptive_box(row, column, IMAGE)
     return max(0, x1), max(0, y1), min(IMAGE[2], x2), min(IMAGE[1], y2)
 
@@ -72,22 +72,24 @@ def _without_the_pool(built: BuiltNetwork, layers: nn.Module) -> tuple[str, nn.M
 
 @pytest.mark.parametrize("layers", PLAIN.values(), ids=PLAIN)
 def test_the_receptive_box_equals_the_pixels_that_a_cell_depends_on(layers):
-    built, network = _built(layers)
+    built, network = _build(layers)
     name, network = _without_the_pool(built, network)
     _, high, wide = built.layers[name].out_shape
     for row, column in ((0, 0), (high // 2, wide // 3), (high // 2, wide // 2)):
-        assert _depends_on(network, row, column) == _told(built, name, row, column), (row, column)
+        assert _dependency_box(network, row, column) == _receptive_box(built, name, row, column), (row, column)
     # At the far edges strides may leave pixels out that no map on the way has a cell for.
-    x1, y1, x2, y2 = _depends_on(network, high - 1, wide - 1)
-    left, top, right, bottom = _told(built, name, high - 1, wide - 1)
+    x1, y1, x2, y2 = _dependency_box(network, high - 1, wide - 1)
+    left, top, right, bottom = _receptive_box(built, name, high - 1, wide - 1)
     assert (max(left, x1), max(top, y1), min(right, x2), min(bottom, y2)) == (x1, y1, x2, y2)
 
 
 @pytest.mark.parametrize("layers", ENLARGED.values(), ids=ENLARGED)
 def test_the_receptive_box_after_upsampling_is_right_within_two_pixels(layers):
-    built, network = _built(layers)
+    built, network = _build(layers)
     name, network = _without_the_pool(built, network)
     node = built.layers[name]
     for row, column in ((0, 0), (7, 11), (node.out_shape[1] - 1, 3)):
-        for side, told in zip(_depends_on(network, row, column), _told(built, name, row, column), strict=True):
+        for side, told in zip(
+            _dependency_box(network, row, column), _receptive_box(built, name, row, column), strict=True
+        ):
             assert abs(side - told) <= 2  # pixels of a cell of the map that was enlarged

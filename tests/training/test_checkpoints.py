@@ -58,7 +58,7 @@ def test_steps_sort_as_numbers_and_pruning_keeps_the_newest_and_the_best(tmp_pat
     assert [int(path.name[5:]) for path in checkpoints.list_checkpoints(tmp_path)] == [10, 99_999_999, 100_000_000]
 
 
-def flips(data: bytes, count: int, seed: int) -> list[bytes]:
+def flip_bits(data: bytes, count: int, seed: int) -> list[bytes]:
     random.seed(seed)
     made = []
     for _ in range(count):
@@ -74,7 +74,7 @@ def test_every_flipped_bit_and_truncation_is_detected_and_the_previous_checkpoin
     newest = checkpoints.save(Folder(tmp_path), 2, parts(2), {"training": {"step": 2}})
     for name in ("model.safetensors", "state.json", "manifest.json"):
         sound = (newest / name).read_bytes()
-        for damaged in [*flips(sound, 40, len(sound)), *(sound[:cut] for cut in range(0, len(sound), 37))]:
+        for damaged in [*flip_bits(sound, 40, len(sound)), *(sound[:cut] for cut in range(0, len(sound), 37))]:
             (newest / name).write_bytes(damaged)
             said: list[str] = []
             if name == "manifest.json" and json_equal(damaged, sound):

@@ -50,7 +50,7 @@ def save(folder: Path, step: int, keep: int = 2) -> None:
     checkpoints.prune(Folder(folder), keep)
 
 
-def newest(folder: Path) -> int:
+def newest_step(folder: Path) -> int:
     """The step of the sound checkpoint that would be gone on from; nothing may be said about damage."""
     found = checkpoints.load_newest(folder, "latest", pytest.fail)
     assert found is not None
@@ -60,7 +60,7 @@ def newest(folder: Path) -> int:
 
 
 @contextlib.contextmanager
-def writes(before: Callable[[str], None]) -> Iterator[None]:
+def watch_writes(before: Callable[[str], None]) -> Iterator[None]:
     """Call `before` with the name of each call that changes the disk."""
     with pytest.MonkeyPatch.context() as patched:
 
@@ -98,9 +98,9 @@ def test_kills_while_saving_lose_no_checkpoint(tmp_path, how):
             if next(calls) == fatal:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        begin = newest(folder) + 1
+        begin = newest_step(folder) + 1
         (tmp_path / "going").touch()
-        with writes(before):
+        with watch_writes(before):
             for step in itertools.count(begin):
                 save(folder, step)
 
@@ -119,8 +119,8 @@ def test_kills_while_saving_lose_no_checkpoint(tmp_path, how):
             if pointer == "latest" or had_best or name:  # once there, always there
                 checkpoints.load(folder / str(name))
         had_best = had_best or (folder / "best").exists()
-        assert newest(folder) >= reached
-        reached = newest(folder)
+        assert newest_step(folder) >= reached
+        reached = newest_step(folder)
         checkpoints.repair_killed_save(Folder(folder))
         assert not [path.name for path in folder.iterdir() if "tmp" in path.name]
         for path in checkpoints.list_checkpoints(folder):
@@ -133,7 +133,7 @@ def test_kills_while_saving_lose_no_checkpoint(tmp_path, how):
 def test_saving_the_same_step_again_never_loses_it(tmp_path, monkeypatch, how):
     monkeypatch.setattr(checkpoints.time, "sleep", lambda seconds: None)
     save(tmp_path / "count", 3, keep=1)
-    calls = count(lambda: save(tmp_path / "count", 3, keep=1))
+    calls = record_writes(lambda: save(tmp_path / "count", 3, keep=1))
     for place in range(len(calls)):
         folder, passed = tmp_path / str(place), itertools.count()
         save(folder, 3, keep=1)
@@ -145,7 +145,7 @@ def test_saving_the_same_step_again_never_loses_it(tmp_path, monkeypatch, how):
                 raise OSError(errno.EIO, "Input/output error")
 
         def again(folder=folder, fail=fail) -> None:
-            with writes(fail):
+            with watch_writes(fail):
                 save(folder, 3, keep=1)
 
         if how == "kill":
@@ -154,7 +154,7 @@ def test_saving_the_same_step_again_never_loses_it(tmp_path, monkeypatch, how):
             with contextlib.suppress(StorageError):
                 again()
         checkpoints.repair_killed_save(Folder(folder))  # as the next start does
-        assert newest(folder) == 3, calls[place]
+        assert newest_step(folder) == 3, calls[place]
         assert not [path.name for path in folder.iterdir() if "tmp" in path.name]
 
 
@@ -195,7 +195,7 @@ def test_any_damage_is_detected_before_a_tensor_is_used(tmp_path):
         path.write_bytes(sound)
         found += 1
     assert found == 1250
-    assert newest(tmp_path) == 3
+    assert newest_step(tmp_path) == 3
 
 
 def test_a_checkpoint_under_the_name_of_another_step_is_refused(tmp_path):
@@ -226,9 +226,9 @@ def test_a_damaged_newest_checkpoint_is_set_aside_on_resume(tmp_path):
     assert checkpoints.read_pointer(tmp_path, "best") == "step-00000001"
 
 
-def count(action: Callable[[], None]) -> list[str]:
+def record_writes(action: Callable[[], None]) -> list[str]:
     made: list[str] = []
-    with writes(made.append):
+    with watch_writes(made.append):
         action()
     return made
 
@@ -237,7 +237,7 @@ def count(action: Callable[[], None]) -> list[str]:
 def test_an_error_in_any_write_call_loses_no_checkpoint(tmp_path, monkeypatch, number):
     monkeypatch.setattr(checkpoints.time, "sleep", lambda seconds: None)
     save(tmp_path / "count", 2)
-    calls = count(lambda: save(tmp_path / "count", 3))
+    calls = record_writes(lambda: save(tmp_path / "count", 3))
     assert len(calls) >= 20
     for place in range(len(calls)):
         folder = tmp_path / str(place)
@@ -248,7 +248,7 @@ def test_an_error_in_any_write_call_loses_no_checkpoint(tmp_path, monkeypatch, n
             if next(passed) >= place:
                 raise OSError(number, os.strerror(number))
 
-        with pytest.raises(StorageError) as refused, writes(fail):
+        with pytest.raises(StorageError) as refused, watch_writes(fail):
             save(folder, 3)
         assert refused.value.exit_code == 5
         (line,) = refused.value.lines
@@ -256,16 +256,16 @@ def test_an_error_in_any_write_call_loses_no_checkpoint(tmp_path, monkeypatch, n
         assert " are needed, " in line
         assert " are free" in line
         assert "earlier checkpoints are kept" in line
-        assert newest(folder) in (2, 3)
+        assert newest_step(folder) in (2, 3)
         assert not [path.name for path in folder.iterdir() if "tmp" in path.name]
         save(folder, 4)
-        assert newest(folder) == 4
+        assert newest_step(folder) == 4
 
 
 def test_a_save_that_fails_once_or_twice_is_retried(tmp_path, monkeypatch):
     waited: list[float] = []
     monkeypatch.setattr(checkpoints.time, "sleep", waited.append)
-    calls = len(count(lambda: save(tmp_path / "count", 3)))
+    calls = len(record_writes(lambda: save(tmp_path / "count", 3)))
     for place, times in itertools.product(range(calls), (1, 2)):
         folder = tmp_path / f"{place} {times}"
         folder.mkdir()
@@ -275,9 +275,9 @@ def test_a_save_that_fails_once_or_twice_is_retried(tmp_path, monkeypatch):
             if place <= next(passed) < place + times:
                 raise OSError(errno.EIO, "Input/output error")
 
-        with writes(fail):
+        with watch_writes(fail):
             save(folder, 3)
-        assert newest(folder) == 3
+        assert newest_step(folder) == 3
     assert waited
 
 
@@ -379,9 +379,9 @@ def test_a_full_disk_ends_the_training_and_keeps_earlier_checkpoints(small_disk,
     assert f"run: {small_disk / 'tiny' / '1'}" in out
 
 
-def trained(root: Path, before: Callable[[str], None]) -> None:
+def train_and_watch(root: Path, before: Callable[[str], None]) -> None:
     made = config_file.parse_config(TINY, "tiny.yaml", ["name=tiny"])
-    with writes(before):
+    with watch_writes(before):
         train_run(made, root, CPU, resume=True)
 
 
@@ -400,7 +400,7 @@ def state(root: Path) -> tuple[object, ...]:
 def test_a_training_can_be_resumed_after_an_error_in_any_of_its_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints.time, "sleep", lambda seconds: None)
     names: list[str] = []
-    trained(tmp_path / "whole", names.append)
+    train_and_watch(tmp_path / "whole", names.append)
     expected = state(tmp_path / "whole")
     for place in range(0, len(names), 3):
         root, passed = tmp_path / str(place), itertools.count()
@@ -410,9 +410,9 @@ def test_a_training_can_be_resumed_after_an_error_in_any_of_its_writes(tmp_path,
                 raise OSError(errno.ENOSPC, "No space left on device")
 
         with contextlib.suppress(UserError):
-            trained(root, fail)
+            train_and_watch(root, fail)
         if (root / "tiny" / "1" / "checkpoints").is_dir():
             checkpoints.load_newest(root / "tiny" / "1" / "checkpoints", "latest", pytest.fail)
         if not (root / "tiny" / "1" / "result.json").exists():
-            trained(root, lambda name: None)
+            train_and_watch(root, lambda name: None)
         assert state(root) == expected, (place, names[place])

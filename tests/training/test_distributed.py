@@ -38,14 +38,14 @@ NORMED = "model=[{conv: {out_channels: 4, norm: batch, activation: relu}}, {conv
 STEPS = ["train.epochs=4", "train.batch=60", "data.augment={shift: 0.2, rotate: 8, mixup: 0.3}"]
 
 
-class OneOf(Ranks):
+class SilentRank(Ranks):
     """A rank that never speaks to the others."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.world_size = rank, size
 
 
-def trained(root: Path, size: int, *overrides: str, resume: bool = False) -> list[object]:
+def train_on_ranks(root: Path, size: int, *overrides: str, resume: bool = False) -> list[object]:
     """What each rank's training returned or raised."""
 
     def run(rank: int) -> object:
@@ -54,7 +54,7 @@ def trained(root: Path, size: int, *overrides: str, resume: bool = False) -> lis
     return [run(0)] if size == 1 else run_on_ranks(size, run)
 
 
-def saved(root: Path) -> checkpoints.Checkpoint:
+def newest_checkpoint(root: Path) -> checkpoints.Checkpoint:
     found = checkpoints.load_newest(root / "tiny" / "1" / "checkpoints", "latest", pytest.fail)
     assert found is not None
     return found
@@ -62,7 +62,7 @@ def saved(root: Path) -> checkpoints.Checkpoint:
 
 @given(st.integers(1, 200), st.integers(1, 8), st.integers(1, 6), st.sampled_from([0, 1, 3]))
 def test_shares_are_a_partition_of_each_micro_batch(whole, parts, size, partners):
-    shares = [compute_share(whole, parts, OneOf(rank, size), partners) for rank in range(size)]
+    shares = [compute_share(whole, parts, SilentRank(rank, size), partners) for rank in range(size)]
     assert sorted(torch.cat([each.needed_places[each.own_places] for each in shares]).tolist()) == list(range(whole))
     for each in shares:
         assert sum(each.micro_sizes) == len(each.own_places)
@@ -81,7 +81,7 @@ def test_ranks_together_read_the_batches_of_one_process(augment, accumulate, siz
     job = assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, CPU)
     examples = job.dataset.splits["train"]
     alone = job.batches(examples, accumulate)
-    others = [job_of(job, OneOf(rank, size)).batches(examples, accumulate) for rank in range(size)]
+    others = [job_of(job, SilentRank(rank, size)).batches(examples, accumulate) for rank in range(size)]
     for step in (0, 1, 20, 22, 23, 47):
         whole, shares = alone.at(step), [each.at(step) for each in others]
         for number, micro in enumerate(whole.micro_batches()):
@@ -95,7 +95,7 @@ def job_of(job, ranks):
     return replace(job, ranks=ranks)
 
 
-def _some(examples: Examples, count: int) -> Examples:
+def _select_first(examples: Examples, count: int) -> Examples:
     kept = torch.zeros(len(examples), dtype=torch.bool)
     kept[:count] = True
     return examples.select(kept)
@@ -108,10 +108,10 @@ def test_evaluation_by_ranks_equals_that_of_one_process(trained_run, size):
     examples = assemble.prepare_dataset(made).splits["val"]
     cases = [(count, batch) for count in range(1, 34) for batch in (1, 4, 7)]
 
-    def measured(ranks: Ranks) -> list[object]:
+    def measure_cases(ranks: Ranks) -> list[object]:
         found = []
         for count, batch in cases:
-            part = _some(examples, count)
+            part = _select_first(examples, count)
             found.append(
                 measure_split(given_.network, given_.criterion, given_.task, given_.facts, part, batch, CPU, ranks)
             )
@@ -119,9 +119,9 @@ def test_evaluation_by_ranks_equals_that_of_one_process(trained_run, size):
 
     def run(rank: int) -> list[object]:
         with join_ranks(CPU, 60) as ranks:
-            return measured(ranks)
+            return measure_cases(ranks)
 
-    alone = measured(Ranks())
+    alone = measure_cases(Ranks())
     assert len(alone) == 99
     assert sum(alone[-1].matrices["confusion"][0]) > 0
     for found in run_on_ranks(size, run):
@@ -139,12 +139,12 @@ def test_weights_trained_by_ranks_equal_those_of_one_process_up_to_rounding(tmp_
     settings = [*model, *STEPS, f"train.accumulate={accumulate}", "train.ema={decay: 0.9}"]
     settings += ["train.optimizer={sgd: {lr: 0.02, momentum: 0.9}}"]
     for size in (1, 2, 4):
-        for result in trained(tmp_path / str(size), size, *settings):
+        for result in train_on_ranks(tmp_path / str(size), size, *settings):
             assert isinstance(result, dict), result
             assert result["steps"] > 60
-    one = saved(tmp_path / "1")
+    one = newest_checkpoint(tmp_path / "1")
     for size in (2, 4):
-        other = saved(tmp_path / str(size))
+        other = newest_checkpoint(tmp_path / str(size))
         for part in ("model", "ema"):
             for name, value in one.parts[part].items():
                 gap = float((other.parts[part][name] - value).abs().max()) / float(value.abs().max())
@@ -152,9 +152,9 @@ def test_weights_trained_by_ranks_equal_those_of_one_process_up_to_rounding(tmp_
     if "sync_batch_norm" not in model[-1]:
         return
     # The control: batch norm on each rank on its own is another computation.
-    for result in trained(tmp_path / "apart", 2, *settings, "train.sync_batch_norm=false"):
+    for result in train_on_ranks(tmp_path / "apart", 2, *settings, "train.sync_batch_norm=false"):
         assert isinstance(result, dict), result
-    other = saved(tmp_path / "apart").parts["model"]
+    other = newest_checkpoint(tmp_path / "apart").parts["model"]
     assert max(float((other[name] - value).abs().max()) for name, value in one.parts["model"].items()) > 1e-3
 
 
@@ -164,7 +164,7 @@ def test_batch_norm_statistics_of_the_ranks_are_averaged():
     measured = [[torch.rand_like(value) for value in learner.batch_norm_statistics] for _ in range(3)]
     expected = [torch.stack(of_all).mean(0) for of_all in zip(*measured, strict=True)]
 
-    class Three(OneOf):
+    class Three(SilentRank):
         """The first of three ranks, which hears what the other two measured."""
 
         def all_reduce_sum(self, tensors):
@@ -181,7 +181,7 @@ def test_batch_norm_statistics_of_the_ranks_are_averaged():
 
 
 def digest(root: Path) -> tuple[object, ...]:
-    found = saved(root)
+    found = newest_checkpoint(root)
     tensors = {part: {name: value.tolist() for name, value in of.items()} for part, of in found.parts.items()}
     return tensors, found.state["training"], (root / "tiny" / "1" / "metrics.jsonl").read_bytes()
 
@@ -194,7 +194,7 @@ def test_training_by_ranks_repeats_and_resumes_bit_for_bit(tmp_path, monkeypatch
     """
     settings = ["train.epochs=3", "train.ema={decay: 0.9}", "data.augment={shift: 0.2}"]
     for name in ("a", "b"):
-        assert all(isinstance(each, dict) for each in trained(tmp_path / name, size, *settings))
+        assert all(isinstance(each, dict) for each in train_on_ranks(tmp_path / name, size, *settings))
     assert digest(tmp_path / "a") == digest(tmp_path / "b")
     real = step_of_learning.backward
 
@@ -205,10 +205,10 @@ def test_training_by_ranks_repeats_and_resumes_bit_for_bit(tmp_path, monkeypatch
 
     with monkeypatch.context() as patched:
         patched.setattr(loop, "backward", stepping)
-        for stopped in trained(tmp_path / "c", size, *settings, resume=True):
+        for stopped in train_on_ranks(tmp_path / "c", size, *settings, resume=True):
             assert isinstance(stopped, InterruptionError), stopped
             assert "stopped at step 21 " in stopped.lines[0]
-    assert all(isinstance(each, dict) for each in trained(tmp_path / "c", size, *settings, resume=True))
+    assert all(isinstance(each, dict) for each in train_on_ranks(tmp_path / "c", size, *settings, resume=True))
     assert digest(tmp_path / "c") == digest(tmp_path / "a")
 
 
@@ -220,21 +220,21 @@ def test_resuming_with_another_number_of_ranks_is_reported_and_keeps_the_order(t
 
     with monkeypatch.context() as patched:
         patched.setattr(loop, "backward", stop)
-        assert isinstance(trained(tmp_path / "cut", 2, PLAIN, *STEPS)[0], InterruptionError)
+        assert isinstance(train_on_ranks(tmp_path / "cut", 2, PLAIN, *STEPS)[0], InterruptionError)
     capfd.readouterr()
-    trained(tmp_path / "cut", 1, PLAIN, *STEPS, resume=True)
+    train_on_ranks(tmp_path / "cut", 1, PLAIN, *STEPS, resume=True)
     assert "ranks was 2, is 1: the result may differ" in capfd.readouterr().err
-    trained(tmp_path / "whole", 1, PLAIN, *STEPS)
-    one, other = (saved(tmp_path / name).parts["model"] for name in ("whole", "cut"))
+    train_on_ranks(tmp_path / "whole", 1, PLAIN, *STEPS)
+    one, other = (newest_checkpoint(tmp_path / name).parts["model"] for name in ("whole", "cut"))
     for name, value in one.items():
         assert torch.allclose(other[name], value, rtol=0, atol=1e-5 * float(value.abs().max()))
 
 
 def test_a_batch_too_small_for_the_ranks_is_refused_before_training(tmp_path):
-    for result in trained(tmp_path, 4, PLAIN, "train.batch=3"):
+    for result in train_on_ranks(tmp_path, 4, PLAIN, "train.batch=3"):
         assert isinstance(result, ConfigError)
         assert "each rank needs a picture of each micro-batch" in str(result)
-    for result in trained(tmp_path, 2, "train.batch=3"):
+    for result in train_on_ranks(tmp_path, 2, "train.batch=3"):
         assert isinstance(result, ConfigError)
         assert "batch norm needs" in str(result)
     assert not list(tmp_path.rglob("checkpoints"))
@@ -252,7 +252,7 @@ def test_a_non_finite_value_on_one_rank_stops_all_and_names_its_image(tmp_path, 
         return batch
 
     monkeypatch.setattr(TrainingBatches, "at", poisoned)
-    results = trained(tmp_path, 2, *model, "data.augment={rotate: 5}")
+    results = train_on_ranks(tmp_path, 2, *model, "data.augment={rotate: 5}")
     assert all(isinstance(each, NonFiniteError) for each in results), results
     assert results[0].lines == results[1].lines
     assert "the loss became nan at step 5" in results[0].lines[0]
@@ -270,12 +270,12 @@ def test_a_read_error_on_one_rank_stops_all_after_saving(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(TrainingBatches, "at", unreadable)
-        first, second = trained(tmp_path / "cut", 2)
+        first, second = train_on_ranks(tmp_path / "cut", 2)
     assert isinstance(first, OtherRankError), first
     assert isinstance(second, DataError), second
-    assert saved(tmp_path / "cut").state["training"]["step"] == 20
-    trained(tmp_path / "cut", 2, resume=True)
-    trained(tmp_path / "whole", 2)
+    assert newest_checkpoint(tmp_path / "cut").state["training"]["step"] == 20
+    train_on_ranks(tmp_path / "cut", 2, resume=True)
+    train_on_ranks(tmp_path / "whole", 2)
     assert digest(tmp_path / "cut") == digest(tmp_path / "whole")
 
 
@@ -295,7 +295,7 @@ def test_images_are_decoded_once_per_host(tmp_path, monkeypatch):
     data = (
         f"data={{source: {{folder: '{tmp_path / 'pets'}'}}, image: {{size: 8, channels: 1}}, cache_dir: '{tmp_path}'}}"
     )
-    results = trained(tmp_path / "runs", 2, data, "train.batch=8")
+    results = train_on_ranks(tmp_path / "runs", 2, data, "train.batch=8")
     assert all(isinstance(each, dict) for each in results), results
     assert log.read_text() == "0 80\n"
 
@@ -310,14 +310,14 @@ def test_running_out_of_memory_on_one_rank_splits_the_batches_of_all(tmp_path, m
 
     with monkeypatch.context() as patched:
         patched.setattr(loop, "backward", short)
-        results = trained(tmp_path / "short", 2)
+        results = train_on_ranks(tmp_path / "short", 2)
         assert all(isinstance(each, dict) for each in results), results
-    trained(tmp_path / "set", 2, "train.accumulate=2")
-    assert saved(tmp_path / "short").state["training"]["accumulate"] == 2
+    train_on_ranks(tmp_path / "set", 2, "train.accumulate=2")
+    assert newest_checkpoint(tmp_path / "short").state["training"]["accumulate"] == 2
     assert digest(tmp_path / "short") == digest(tmp_path / "set")
 
 
-def torchrun(folder: Path, size: int, *words: str) -> subprocess.Popen[str]:
+def start_torchrun(folder: Path, size: int, *words: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(size)]
     command += [f"--master-port={free_port()}", *words]
     return subprocess.Popen(
@@ -325,7 +325,7 @@ def torchrun(folder: Path, size: int, *words: str) -> subprocess.Popen[str]:
     )
 
 
-def ended(process: subprocess.Popen[str], seconds: float) -> tuple[str, str]:
+def wait_for_end(process: subprocess.Popen[str], seconds: float) -> tuple[str, str]:
     """What a job said; one that does not end is killed, with its ranks."""
     try:
         return process.communicate(timeout=seconds)
@@ -347,10 +347,10 @@ def ranks_of(process: subprocess.Popen[str]) -> list[int]:
     return [found[rank] for rank in sorted(found)]
 
 
-def started(tmp_path: Path, *words: str, epochs: int = 400, more: str = "") -> subprocess.Popen[str]:
+def start_training(tmp_path: Path, *words: str, epochs: int = 400, more: str = "") -> subprocess.Popen[str]:
     """A training by two ranks that has saved its first checkpoint."""
     (tmp_path / "tiny.yaml").write_text(TINY.replace("epochs: 2", f"epochs: {epochs}{more}"))
-    process = torchrun(tmp_path, 2, *words, "-m", "cnnrun", "train", "tiny.yaml", "--resume")
+    process = start_torchrun(tmp_path, 2, *words, "-m", "cnnrun", "train", "tiny.yaml", "--resume")
     wait_for((tmp_path / "runs" / "tiny" / "1" / "checkpoints" / "latest").exists)
     return process
 
@@ -358,20 +358,20 @@ def started(tmp_path: Path, *words: str, epochs: int = 400, more: str = "") -> s
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_killed_rank_ends_the_job_with_the_reason(tmp_path):
-    process = started(tmp_path)
+    process = start_training(tmp_path)
     os.kill(ranks_of(process)[1], signal.SIGKILL)
     began = time.monotonic()
-    _, err = ended(process, 60)
+    _, err = wait_for_end(process, 60)
     assert time.monotonic() - began < 30
     assert process.returncode != 0
     assert "SIGKILL" in err  # torchrun's table says which rank and why
-    assert saved(tmp_path / "runs").state["training"]["step"] > 0
+    assert newest_checkpoint(tmp_path / "runs").state["training"]["step"] > 0
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_hanging_rank_ends_the_job(tmp_path):
-    process = started(tmp_path, more=", timeout: 3")
+    process = start_training(tmp_path, more=", timeout: 3")
     stopped = ranks_of(process)[1]
     os.kill(stopped, signal.SIGSTOP)
     began = time.monotonic()
@@ -379,7 +379,7 @@ def test_a_hanging_rank_ends_the_job(tmp_path):
         time.sleep(0.05)
         if time.monotonic() - began > 10 and Path(f"/proc/{stopped}").exists():
             os.kill(stopped, signal.SIGCONT)  # torchrun's own patience with a process that stands still is 30 s
-    _, err = ended(process, 60)
+    _, err = wait_for_end(process, 60)
     assert time.monotonic() - began < 45
     assert "another rank did not answer for 3 s (train.timeout)" in err
     assert "Traceback" not in err.split("ChildFailedError")[0].split("elastic")[0]
@@ -388,16 +388,16 @@ def test_a_hanging_rank_ends_the_job(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_job_restarted_by_torchrun_gives_the_result_of_an_undisturbed_run(tmp_path):
-    process = started(tmp_path, "--max-restarts", "2", epochs=25)
+    process = start_training(tmp_path, "--max-restarts", "2", epochs=25)
     os.kill(ranks_of(process)[0], signal.SIGKILL)
-    out, err = ended(process, 100)
+    out, err = wait_for_end(process, 100)
     assert process.returncode == 0, err
     assert "going on with runs/tiny/1" in err
     assert out.count("run: runs/tiny/1") == 1
     other = tmp_path / "undisturbed"
     other.mkdir()
-    process = started(other, epochs=25)
-    ended(process, 100)
+    process = start_training(other, epochs=25)
+    wait_for_end(process, 100)
     assert digest(tmp_path / "runs") == digest(other / "runs")
 
 
@@ -406,15 +406,15 @@ def test_a_job_restarted_by_torchrun_gives_the_result_of_an_undisturbed_run(tmp_
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_signal_to_a_job_saves_within_the_step(tmp_path, number):
     """SIGINT as a terminal sends it, to torchrun and the ranks; SIGTERM to torchrun, SIGUSR1 to a rank alone."""
-    process = started(tmp_path)
+    process = start_training(tmp_path)
     ranks = ranks_of(process)
     targets = {signal.SIGINT: [*ranks, process.pid], signal.SIGTERM: [process.pid], signal.SIGUSR1: [ranks[1]]}
     for target in targets[number]:
         os.kill(target, number)
-    _, err = ended(process, 60)
+    _, err = wait_for_end(process, 60)
     assert process.returncode != 0
     assert "saved; continue with --resume" in err
-    step = saved(tmp_path / "runs").state["training"]["step"]
+    step = newest_checkpoint(tmp_path / "runs").state["training"]["step"]
     assert f"stopped at step {step} " in err or f"measuring val after step {step}, " in err
 
 
@@ -422,7 +422,7 @@ def test_a_signal_to_a_job_saves_within_the_step(tmp_path, number):
 def test_eval_by_two_ranks_prints_what_one_process_prints(trained_run, run_cli):
     words = ["eval", str(trained_run), "--json"]
     expected = json.loads(run_cli(*words)[1])
-    out, err = ended(torchrun(trained_run, 2, "-m", "cnnrun", *words), 100)
+    out, err = wait_for_end(start_torchrun(trained_run, 2, "-m", "cnnrun", *words), 100)
     assert json.loads(out) == expected, err
 
 
@@ -490,7 +490,7 @@ def test_all_reduce_sums_tensors_of_unequal_sizes_in_buckets(monkeypatch):
 
 
 def test_the_environment_file_records_the_number_of_ranks(tmp_path):
-    trained(tmp_path, 2, PLAIN)
+    train_on_ranks(tmp_path, 2, PLAIN)
     assert json.loads((tmp_path / "tiny" / "1" / "environment.json").read_text())["ranks"] == 2
 
 
@@ -546,7 +546,7 @@ def test_an_unexpected_error_on_one_rank_ends_the_others(tmp_path, monkeypatch, 
     began = time.monotonic()
     with monkeypatch.context() as patched:
         patched.setattr(loop, "backward", failing)
-        results = trained(tmp_path, 2, "train.timeout=10")
+        results = train_on_ranks(tmp_path, 2, "train.timeout=10")
     assert time.monotonic() - began < 40
     assert type(results[rank]) is type(error)
     assert isinstance(results[1 - rank], ResourceError), results
@@ -564,7 +564,7 @@ def is_running(pid: int) -> bool:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_ranks_save_and_exit_when_torchrun_is_killed(tmp_path):
     """They trained on, with nobody to end them."""
-    process = started(tmp_path, more=", timeout: 10")
+    process = start_training(tmp_path, more=", timeout: 10")
     ranks = ranks_of(process)
     process.kill()
     process.wait()
@@ -574,11 +574,11 @@ def test_ranks_save_and_exit_when_torchrun_is_killed(tmp_path):
         for rank in filter(is_running, ranks):
             os.kill(rank, signal.SIGKILL)
         process.communicate()
-    reached = saved(tmp_path / "runs").state["training"]["step"]
+    reached = newest_checkpoint(tmp_path / "runs").state["training"]["step"]
     assert reached % 17, "what was reached is saved, not the last epoch's end alone"
 
 
-HALVES = [
+BAD_ENVIRONMENTS = [
     ({"RANK": "1"}, "the environment has RANK but not WORLD_SIZE"),
     ({"WORLD_SIZE": "2"}, "but not RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
     ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "but not MASTER_ADDR, MASTER_PORT"),
@@ -590,7 +590,7 @@ HALVES = [
 ]
 
 
-@pytest.mark.parametrize(("environment", "said"), HALVES)
+@pytest.mark.parametrize(("environment", "said"), BAD_ENVIRONMENTS)
 def test_an_incomplete_or_invalid_torchrun_environment_is_refused(environment, said, tiny, tmp_path):
     """RANK without WORLD_SIZE trained and printed nothing."""
     words = [sys.executable, "-m", "cnnrun", "train", str(tiny)]
@@ -622,7 +622,7 @@ class Store(dict[str, bytes]):
         return self[key]
 
 
-def chosen(monkeypatch, others: list[str], device: str, uuid: str = "") -> bool:
+def choose_nccl(monkeypatch, others: list[str], device: str, uuid: str = "") -> bool:
     """What the last rank chooses, the others being there already."""
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=uuid))
     store = Store({f"device-{rank}": name.encode() for rank, name in enumerate(others)})
@@ -630,14 +630,14 @@ def chosen(monkeypatch, others: list[str], device: str, uuid: str = "") -> bool:
 
 
 def test_ranks_use_nccl_with_a_gpu_each_and_report_gloo_if_they_share_one(monkeypatch, capfd):
-    assert chosen(monkeypatch, ["gpu-1"], "cuda:0", "gpu-2")  # of one number on two hosts, or of two containers
-    assert not chosen(monkeypatch, ["cpu"], "cpu")
+    assert choose_nccl(monkeypatch, ["gpu-1"], "cuda:0", "gpu-2")  # of one number on two hosts, or of two containers
+    assert not choose_nccl(monkeypatch, ["cpu"], "cpu")
     assert capfd.readouterr().err == ""
-    assert not chosen(monkeypatch, ["gpu-1", "gpu-2"], "cuda:0", "gpu-1")
+    assert not choose_nccl(monkeypatch, ["gpu-1", "gpu-2"], "cuda:0", "gpu-1")
     assert "ranks share a GPU: they communicate by gloo" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("others", "device"), [(["cpu"], "cuda:0"), (["gpu-1"], "cpu")])
 def test_a_mix_of_ranks_on_cpus_and_gpus_is_refused(monkeypatch, others, device):
     with pytest.raises(ConfigError, match="1 of 2 ranks are on CPUs, the others on GPUs: give --device"):
-        chosen(monkeypatch, others, device, "gpu-2")
+        choose_nccl(monkeypatch, others, device, "gpu-2")

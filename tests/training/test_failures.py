@@ -79,7 +79,7 @@ def state(run: Path) -> tuple[object, ...]:
 RICH = ["train.ema={decay: 0.9}", "data.augment={shift: 0.2, rotate: 8, mixup: 0.2}"]
 
 
-def short_of_memory(monkeypatch, most: int, raised: type[Exception] = torch.OutOfMemoryError) -> None:
+def limit_memory(monkeypatch, most: int, raised: type[Exception] = torch.OutOfMemoryError) -> None:
     """Memory for `most` pictures at a time; it runs out in the last layer, so that much was done by then."""
     real = CrossEntropy.forward
 
@@ -97,7 +97,7 @@ def test_running_out_of_memory_equals_training_with_smaller_micro_batches(
     tmp_path, monkeypatch, capfd, most, given, expected, raised
 ):
     with monkeypatch.context() as patched:
-        short_of_memory(patched, most, raised)
+        limit_memory(patched, most, raised)
         made = tiny_experiment(*RICH, f"train.accumulate={given}")
         short = Path(train_run(made, tmp_path / "short", CPU, resume=False)["run"])
     assert f"memory ran out at step 0: continuing with {2 * given} micro-batches" in capfd.readouterr().err
@@ -131,11 +131,11 @@ def test_micro_batches_split_for_lack_of_memory_stay_split_on_resume(tmp_path, m
 
 
 def test_too_little_memory_for_the_smallest_micro_batch_is_an_error(tmp_path, monkeypatch):
-    short_of_memory(monkeypatch, 1)
+    limit_memory(monkeypatch, 1)
     with pytest.raises(ResourceError, match="as small as they can be .batch norm needs"):
         train_run(tiny_experiment(), tmp_path, CPU, resume=False)
     plain = "model=[flatten]"
-    short_of_memory(monkeypatch, 0)
+    limit_memory(monkeypatch, 0)
     with pytest.raises(ResourceError, match="as small as they can be .one picture"):
         train_run(tiny_experiment(plain), tmp_path, CPU, resume=False)
 
@@ -161,7 +161,7 @@ def test_a_step_that_ran_out_of_memory_leaves_no_partial_gradient(tmp_path, monk
 
 def test_micro_batches_shrink_to_one_image_if_needed(tmp_path, monkeypatch, capfd):
     with monkeypatch.context() as patched:
-        short_of_memory(patched, 1)
+        limit_memory(patched, 1)
         train_run(tiny_experiment("model=[flatten]", "train.epochs=1"), tmp_path, CPU, resume=False)
     assert "continuing with 64 micro-batches" in capfd.readouterr().err
 
@@ -178,12 +178,12 @@ def test_other_errors_of_the_network_are_not_treated_as_out_of_memory(tmp_path, 
 # --- reading that does not end ---------------------------------------------------------------------------------------
 
 
-def over(root: Path, *more: str) -> schema.Experiment:
+def folder_experiment(root: Path, *more: str) -> schema.Experiment:
     source = f"source: {{folder: '{root}'}}, image: {{size: 8, channels: 1}}, split: {{val: 0.2}}, timeout: 0.5"
     return tiny_experiment(f"data={{{source}, cache_dir: '{root.parent / 'cache'}'}}", "train.batch=8", *more)
 
 
-def hang_on(monkeypatch, name: str, when) -> None:
+def hang_reading(monkeypatch, name: str, when) -> None:
     """Reading that file never ends once `when()` holds."""
     real = image_files.read_image_bytes
 
@@ -195,7 +195,7 @@ def hang_on(monkeypatch, name: str, when) -> None:
     monkeypatch.setattr("cnnrun.data.decode.read_image_bytes", read)
 
 
-def trained_in_child(made: schema.Experiment, root: Path) -> tuple[object, float]:
+def train_in_child(made: schema.Experiment, root: Path) -> tuple[object, float]:
     """What a training in a process of its own returned or raised, and after how long."""
     began = time.monotonic()
     found = outcome(*fork(lambda: train_run(made, root, CPU, resume=True)))
@@ -206,13 +206,15 @@ def trained_in_child(made: schema.Experiment, root: Path) -> tuple[object, float
 def test_an_image_read_that_hangs_ends_the_decoding_and_is_named(tmp_path, monkeypatch, workers):
     root = save_class_folders(tmp_path / "pets")
     with monkeypatch.context() as patched:
-        hang_on(patched, "dog/7.png", lambda: True)
-        found, seconds = trained_in_child(over(root, f"data.workers={workers}"), tmp_path / "runs")
+        hang_reading(patched, "dog/7.png", lambda: True)
+        found, seconds = train_in_child(folder_experiment(root, f"data.workers={workers}"), tmp_path / "runs")
     assert isinstance(found, ReadTimeoutError), found
     assert found.exit_code == 6
     assert "dog/7.png does not end: nothing came for 0.5 s (data.timeout)" in str(found)
     assert seconds < 15
-    found, _ = trained_in_child(over(root), tmp_path / "runs")  # and the next start is as if nothing had been
+    found, _ = train_in_child(
+        folder_experiment(root), tmp_path / "runs"
+    )  # and the next start is as if nothing had been
     assert isinstance(found, dict), found
 
 
@@ -221,16 +223,16 @@ def test_an_image_read_that_hangs_ends_the_training_after_saving(tmp_path, monke
     root = save_class_folders(tmp_path / "pets")
     settings = ["data.cache=none", f"data.workers={workers}", f"data.prefetch={prefetch}", "train.epochs=40"]
     monkeypatch.setattr("cnnrun.data.training_batches.AHEAD_BYTES", 1)
-    whole = over(root, *settings, f"data.cache_dir={tmp_path / 'other'}")
+    whole = folder_experiment(root, *settings, f"data.cache_dir={tmp_path / 'other'}")
     expected = Path(train_run(whole, tmp_path / "whole", CPU, resume=False)["run"])
     with monkeypatch.context() as patched:
         run = tmp_path / "runs" / "tiny" / "1"
-        hang_on(patched, "dog/7.png", (run / "checkpoints" / "latest").exists)
-        found, seconds = trained_in_child(over(root, *settings), tmp_path / "runs")
+        hang_reading(patched, "dog/7.png", (run / "checkpoints" / "latest").exists)
+        found, seconds = train_in_child(folder_experiment(root, *settings), tmp_path / "runs")
     assert isinstance(found, ReadTimeoutError), found
     assert "dog/7.png does not end" in str(found)
     assert seconds < 20
-    assert trained_in_child(over(root, *settings), tmp_path / "runs")[0]["run"] == str(run)
+    assert train_in_child(folder_experiment(root, *settings), tmp_path / "runs")[0]["run"] == str(run)
     assert state(run) == state(expected)
 
 
@@ -239,11 +241,11 @@ def test_a_disk_that_hangs_ends_the_training(tmp_path, monkeypatch, ahead):
     """Every read hangs, not one picture's."""
     root = save_class_folders(tmp_path / "pets")
     monkeypatch.setattr("cnnrun.data.training_batches.AHEAD_BYTES", ahead)
-    made = over(root, "data.cache=none", "data.workers=2", "train.epochs=60")
+    made = folder_experiment(root, "data.cache=none", "data.workers=2", "train.epochs=60")
     with monkeypatch.context() as patched:
         run = tmp_path / "runs" / "tiny" / "1"
-        hang_on(patched, ".png", (run / "checkpoints" / "latest").exists)
-        found, seconds = trained_in_child(made, tmp_path / "runs")
+        hang_reading(patched, ".png", (run / "checkpoints" / "latest").exists)
+        found, seconds = train_in_child(made, tmp_path / "runs")
     assert isinstance(found, ReadTimeoutError), found
     assert seconds < 20
     assert "does not end" in str(found)
@@ -264,7 +266,7 @@ def test_running_out_of_memory_while_evaluating_splits_the_batches(tmp_path, mon
 
 def test_an_epoch_whose_evaluation_fails_is_saved_and_evaluated_on_resume(tmp_path, monkeypatch):
     root = save_class_folders(tmp_path / "pets")
-    made = over(root, "data.cache=none", "train.epochs=3", f"data.cache_dir={tmp_path / 'one'}")
+    made = folder_experiment(root, "data.cache=none", "train.epochs=3", f"data.cache_dir={tmp_path / 'one'}")
     expected = Path(train_run(made, tmp_path / "whole", CPU, resume=False)["run"])
     from cnnrun.training.learner import Learner
 
@@ -358,7 +360,7 @@ def test_an_image_file_deleted_while_training_ends_the_run_after_saving(tmp_path
 
     monkeypatch.setattr(loop, "backward", backward)
     with pytest.raises(DataError, match="3.png"):
-        train_run(over(root, "data.cache=none", "train.epochs=9"), tmp_path / "runs", CPU, resume=True)
+        train_run(folder_experiment(root, "data.cache=none", "train.epochs=9"), tmp_path / "runs", CPU, resume=True)
     saved = checkpoints.load_newest(tmp_path / "runs" / "tiny" / "1" / "checkpoints", "latest", pytest.fail)
     assert saved.state["training"]["step"] > 5
 

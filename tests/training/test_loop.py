@@ -333,29 +333,29 @@ def test_a_signal_to_a_training_process_saves_and_sets_the_exit_code(tmp_path, n
     assert f"stopped at step {saved.state['training']['step']} " in err
 
 
-def interrupted(root: Path, monkeypatch, step: int, *overrides: str) -> Path:
+def interrupt_at_step(root: Path, monkeypatch, step: int, *overrides: str) -> Path:
     with stop_at(step):
         train_run(tiny_experiment(*overrides), root, CPU, resume=True)
     return root / "tiny" / "1"
 
 
-def folder_of(root: Path, *classes: str) -> str:
+def write_class_folders(root: Path, *classes: str) -> str:
     save_class_folders(root, classes, count=12)
     return f"data={{source: {{folder: '{root}'}}, image: {{size: 8, channels: 1}}, split: {{val: 0.2}}}}"
 
 
 def test_resuming_with_changed_data_is_refused(tmp_path, monkeypatch):
-    data = [folder_of(tmp_path / "pets", "cat", "dog"), "train.batch=4"]
-    run = interrupted(tmp_path, monkeypatch, 2, *data)
+    data = [write_class_folders(tmp_path / "pets", "cat", "dog"), "train.batch=4"]
+    run = interrupt_at_step(tmp_path, monkeypatch, 2, *data)
     before = (run / "checkpoints" / "latest").read_text()
-    folder_of(tmp_path / "pets", "cat", "dog", "elk")
+    write_class_folders(tmp_path / "pets", "cat", "dog", "elk")
     with pytest.raises(CheckpointError, match="the data changed .*24 pictures in 2 classes then, 36 in 3 now"):
         train_run(tiny_experiment(*data), tmp_path, CPU, resume=True)
     assert (run / "checkpoints" / "latest").read_text() == before
 
 
 def test_resuming_with_another_thread_count_is_reported(tmp_path, monkeypatch, capfd):
-    interrupted(tmp_path, monkeypatch, 2)
+    interrupt_at_step(tmp_path, monkeypatch, 2)
     torch.set_num_threads(2)
     try:
         train_run(tiny_experiment(), tmp_path, CPU, resume=True)

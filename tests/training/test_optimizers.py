@@ -21,7 +21,7 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2)).to(memory_format=torch.channels_last)
 
 
-def walk(net: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+def take_steps(net: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
     for step in steps:
         generator = torch.Generator().manual_seed(step)
         optimizer.zero_grad()
@@ -33,8 +33,8 @@ def walk(net: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None
 def test_each_optimizer_updates_like_pytorchs(kind):
     spec = kind(lr=0.01)
     ours, plain = network(), network()
-    walk(ours, spec.build(ours.parameters()), range(4))
-    walk(plain, kind.torch_class(plain.parameters(), lr=0.01), range(4))
+    take_steps(ours, spec.build(ours.parameters()), range(4))
+    take_steps(plain, kind.torch_class(plain.parameters(), lr=0.01), range(4))
     for a, b in zip(ours.parameters(), plain.parameters(), strict=True):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-7)
 
@@ -59,7 +59,7 @@ def test_a_parameter_group_matches_a_whole_name_or_a_pattern():
 def test_an_optimizer_state_with_missing_or_extra_tensors_is_refused(kind):
     net, spec = network(), kind()
     optimizer = spec.build(net.parameters())
-    walk(net, optimizer, range(2))
+    take_steps(net, optimizer, range(2))
     tensors = state_tensors(optimizer, [name for name, _ in net.named_parameters()])
     check_state_tensors(spec, tensors, 2)
     for name in tensors:
@@ -78,10 +78,10 @@ def test_optimizer_state_restored_from_safetensors_continues_bit_for_bit(kind):
     settings = {"momentum": 0.9} if "momentum" in kind.model_fields else {}
     spec = kind(**settings)
     whole = network()
-    walk(whole, spec.build(whole.parameters()), range(6))
+    take_steps(whole, spec.build(whole.parameters()), range(6))
     first = network()
     optimizer = spec.build(first.parameters())
-    walk(first, optimizer, range(3))
+    take_steps(first, optimizer, range(3))
     names = [name for name, _ in first.named_parameters()]
     written = {name: value.contiguous() for name, value in state_tensors(optimizer, names).items()}
     read = safetensors.torch.load(safetensors.torch.save(written))
@@ -89,7 +89,7 @@ def test_optimizer_state_restored_from_safetensors_continues_bit_for_bit(kind):
     second.load_state_dict({name: value.contiguous() for name, value in first.state_dict().items()})
     again = spec.build(second.parameters())
     load_state_tensors(again, names, read)
-    walk(second, again, range(3, 6))
+    take_steps(second, again, range(3, 6))
     for a, b in zip(second.parameters(), whole.parameters(), strict=True):
         assert torch.equal(a, b)
 

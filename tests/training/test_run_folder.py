@@ -26,11 +26,11 @@ from tests.support.supervised_commands import PLACES, WRITING, run_chain
 CPU = torch.device("cpu")
 
 
-def tried(*overrides: str) -> schema.Experiment:
+def three_epochs(*overrides: str) -> schema.Experiment:
     return tiny_experiment("train.epochs=3", *overrides)
 
 
-def at_step(monkeypatch, step: int, action) -> None:
+def run_at_step(monkeypatch, step: int, action) -> None:
     """Do something while that step is under way."""
     real = loop.backward
 
@@ -47,18 +47,18 @@ def test_a_moved_run_folder_ends_the_training_after_saving_in_it(tmp_path, monke
     """It was made again as a ghost, with half of the run in each, exit 0."""
     run, there = tmp_path / "runs" / "tiny" / "1", tmp_path / "there"
     with monkeypatch.context() as patched:
-        at_step(patched, step, lambda: run.rename(there))
+        run_at_step(patched, step, lambda: run.rename(there))
         with pytest.raises(
             StorageError, match="was moved or deleted while the run was training; step .* is saved in it"
         ):
-            train_run(tried(), tmp_path / "runs", CPU, resume=False)
+            train_run(three_epochs(), tmp_path / "runs", CPU, resume=False)
     assert not run.exists()
     saved = checkpoints.load_newest(there / "checkpoints", "latest", pytest.fail)
     assert saved is not None
     there.rename(run)
-    again = train_run(tried(), tmp_path / "runs", CPU, resume=True)
+    again = train_run(three_epochs(), tmp_path / "runs", CPU, resume=True)
     assert again["run"] == str(run)
-    whole = train_run(tried(), tmp_path / "whole", CPU, resume=False)["run"]
+    whole = train_run(three_epochs(), tmp_path / "whole", CPU, resume=False)["run"]
     assert digest(run) == digest(Path(whole))
 
 
@@ -66,9 +66,9 @@ def test_a_moved_run_folder_ends_the_training_after_saving_in_it(tmp_path, monke
 def test_a_deleted_run_folder_ends_the_training_and_is_not_recreated(tmp_path, monkeypatch, what):
     run = tmp_path / "runs" / "tiny" / "1"
     with monkeypatch.context() as patched:
-        at_step(patched, 20, lambda: shutil.rmtree(run / what))
+        run_at_step(patched, 20, lambda: shutil.rmtree(run / what))
         with pytest.raises(StorageError) as ended:
-            train_run(tried(), tmp_path / "runs", CPU, resume=False)
+            train_run(three_epochs(), tmp_path / "runs", CPU, resume=False)
     assert ended.value.exit_code == 5
     assert not (run / "checkpoints").exists()
 
@@ -83,9 +83,9 @@ def test_removing_or_replacing_the_metrics_file_ends_the_training(tmp_path, monk
             path.write_text("")
 
     with monkeypatch.context() as patched:
-        at_step(patched, 20, take_away)
+        run_at_step(patched, 20, take_away)
         with pytest.raises(StorageError, match=r"metrics.jsonl: was removed or replaced"):
-            train_run(tried(), tmp_path / "runs", CPU, resume=False)
+            train_run(three_epochs(), tmp_path / "runs", CPU, resume=False)
 
 
 def test_a_signal_stops_validation_within_one_batch(tmp_path, monkeypatch):
@@ -109,11 +109,11 @@ def test_a_signal_stops_validation_within_one_batch(tmp_path, monkeypatch):
         with pytest.raises(
             InterruptionError, match="stopped while measuring val after step 17, which is saved"
         ) as left:
-            train_run(tried("train.batch=64"), tmp_path / "runs", CPU, resume=False)
+            train_run(three_epochs("train.batch=64"), tmp_path / "runs", CPU, resume=False)
     assert left.value.exit_code == 143
     assert len(batches) == 2
-    run = Path(train_run(tried(), tmp_path / "runs", CPU, resume=True)["run"])
-    assert digest(run) == digest(Path(train_run(tried(), tmp_path / "whole", CPU, resume=False)["run"]))
+    run = Path(train_run(three_epochs(), tmp_path / "runs", CPU, resume=True)["run"])
+    assert digest(run) == digest(Path(train_run(three_epochs(), tmp_path / "whole", CPU, resume=False)["run"]))
 
 
 @pytest.mark.slow
@@ -181,10 +181,12 @@ def test_every_out_of_memory_error_is_recognized(tmp_path, monkeypatch, capfd, e
 
     target, name = (TrainingBatches, "_prepare") if place == "augmentation" else (loop, "backward")
     real = getattr(target, name)
-    expected = Path(train_run(tried("train.accumulate=2", "train.epochs=1"), tmp_path / "set", CPU, False)["run"])
+    expected = Path(
+        train_run(three_epochs("train.accumulate=2", "train.epochs=1"), tmp_path / "set", CPU, False)["run"]
+    )
     with monkeypatch.context() as patched:
         patched.setattr(target, name, short)
-        run = Path(train_run(tried("train.epochs=1"), tmp_path / "short", CPU, False)["run"])
+        run = Path(train_run(three_epochs("train.epochs=1"), tmp_path / "short", CPU, False)["run"])
     assert "memory ran out at step 0: continuing with 2 micro-batches" in capfd.readouterr().err
     assert digest(run) == digest(expected)
 
@@ -217,7 +219,7 @@ def test_progress_is_saved_before_an_error_ends_the_training(tmp_path, monkeypat
     with monkeypatch.context() as patched:
         patched.setattr(target, name, failing)
         with pytest.raises(ZeroDivisionError if place == "an own mistake" else ResourceError, match="ours|12 GiB"):
-            train_run(tried("train.accumulate=2"), tmp_path, CPU, resume=False)
+            train_run(three_epochs("train.accumulate=2"), tmp_path, CPU, resume=False)
     saved = checkpoints.load_newest(tmp_path / "tiny" / "1" / "checkpoints", "latest", pytest.fail)
     assert saved is not None
     assert saved.state["training"]["step"] == 9
@@ -236,9 +238,9 @@ def test_running_out_of_memory_in_the_optimizer_saves_no_partly_updated_weights(
     with monkeypatch.context() as patched:
         patched.setattr(loop, "update_weights", half)
         with pytest.raises(ResourceError, match="in the optimizer's step 20.*continue from the last checkpoint"):
-            train_run(tried(), tmp_path / "runs", CPU, resume=False)
-    run = Path(train_run(tried(), tmp_path / "runs", CPU, resume=True)["run"])
-    assert digest(run) == digest(Path(train_run(tried(), tmp_path / "whole", CPU, resume=False)["run"]))
+            train_run(three_epochs(), tmp_path / "runs", CPU, resume=False)
+    run = Path(train_run(three_epochs(), tmp_path / "runs", CPU, resume=True)["run"])
+    assert digest(run) == digest(Path(train_run(three_epochs(), tmp_path / "whole", CPU, resume=False)["run"]))
 
 
 # --- disks -----------------------------------------------------------------------------------------------------------
@@ -361,14 +363,14 @@ def test_temporary_files_of_killed_processes_are_removed_by_the_next_write(tmp_p
 
 
 def test_a_damaged_result_is_written_again_after_it_is_removed(tmp_path):
-    result = train_run(tried(), tmp_path, CPU, resume=False)
+    result = train_run(three_epochs(), tmp_path, CPU, resume=False)
     run = Path(result["run"])
     before = digest(run)
     (run / "result.json").write_text("[]")
     with pytest.raises(CheckpointError, match="remove it, and --resume writes it anew"):
-        train_run(tried(), tmp_path, CPU, resume=True)
+        train_run(three_epochs(), tmp_path, CPU, resume=True)
     (run / "result.json").unlink()
-    again = train_run(tried(), tmp_path, CPU, resume=True)
+    again = train_run(three_epochs(), tmp_path, CPU, resume=True)
     assert again["run"] == str(run)
     assert (again["steps"], again["best"]) == (result["steps"], result["best"])
     assert digest(run) == before

@@ -9,7 +9,7 @@ from cnnrun.base.errors import CheckpointError, StorageError
 from cnnrun.training import run_folder
 
 
-def started(folder) -> None:
+def save_unfinished_run(folder) -> None:
     (folder / run_folder.CONFIG).write_text("x")
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "latest").write_text("step-00000001")
@@ -25,7 +25,7 @@ def test_run_numbers_count_up_past_nine_and_past_gaps(tmp_path):
 def test_unfinished_runs_have_a_config_and_no_result(tmp_path):
     a, b, c, d = (run_folder.create_run_folder(tmp_path, "a") for _ in range(4))
     for folder in (a, b, d):
-        started(folder)
+        save_unfinished_run(folder)
     atomic_files.write_json(b / run_folder.RESULT, {})
     assert run_folder.unfinished_runs(tmp_path, "a") == [d, a]
     assert c not in run_folder.unfinished_runs(tmp_path, "a")
@@ -37,7 +37,7 @@ def test_the_newest_run_is_by_number_within_a_name_and_by_time_among_names(tmp_p
         run_folder.newest_run(tmp_path / "nothing")
     for place, (name, when) in enumerate((("a", 300), ("b", 500), ("a", 400))):
         folder = run_folder.create_run_folder(tmp_path, name)
-        started(folder)
+        save_unfinished_run(folder)
         os.utime(folder / run_folder.CONFIG, (when, when))
         assert place < 3
     fresh = run_folder.create_run_folder(tmp_path, "b")  # a run that has saved nothing yet is nobody's newest
