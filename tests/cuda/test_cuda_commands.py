@@ -1,4 +1,4 @@
-"""Every command that computes, on a GPU: it does what it does on a processor."""
+"""Every command that computes gives the same results on a GPU as on the CPU."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def numbers(found: object) -> list[float]:
 
 @pytest.fixture(autouse=True)
 def _full_float32():
-    """Convolutions that round to TF32, as a GPU's do by default, change which of two near scores is the larger."""
+    """Disable TF32. Its rounding, the default on a GPU, can change which of two close scores is larger."""
     # Not by `conv.fp32_precision`: mixed with the flag that torch.export reads, it is an error (PyTorch 2.14).
     torch.backends.cudnn.allow_tf32 = False
     yield
@@ -48,7 +48,7 @@ def _full_float32():
 
 @pytest.fixture
 def on_both_devices(gpu, run_cli):
-    """`on_both("eval", run)` -> what the command says in JSON on the processor and on the GPU."""
+    """Return a function: `on_both_devices("eval", run)` gives the command's JSON output on the CPU and on the GPU."""
 
     def run(*words: object) -> list[object]:
         found = []
@@ -71,7 +71,7 @@ def tiny_run(trained_run, tmp_path) -> Path:
 
 
 def images_of(run: Path) -> Path:
-    """The folder of pictures that `train_each_task` trained on."""
+    """The image folder that `train_each_task` trained on."""
     return run.parents[2] / "pets"
 
 
@@ -101,7 +101,7 @@ def test_predict_gives_the_same_predictions_on_both_devices(gpu, run_cli, of_eac
 def test_a_run_trained_on_a_gpu_can_be_exported(run_cli, of_each_task, tmp_path, task):
     config = of_each_task[task] / "config.yaml"
     words = [config, f"data.cache_dir={tmp_path / 'cache'}", "--device", "cuda", "--runs", tmp_path / "runs"]
-    with some_gpu():  # files are exported, and compared, on the processor
+    with some_gpu():  # files are exported and compared on the CPU
         code, out, err = run_cli("train", *words, "--no-report", "--json")
     assert code == 0, err
     run = Path(json.loads(out)["run"])
@@ -123,7 +123,7 @@ def test_a_report_is_written_on_a_gpu(gpu, run_cli, of_each_task, tmp_path, task
     assert "<html" in (tmp_path / "page.html").read_text()
 
 
-# --- looking ----------------------------------------------------------------------------------------------------------
+# --- explain ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", EXPLAIN_COMMANDS)
@@ -192,7 +192,7 @@ def test_selftest_of_a_config_passes_on_a_gpu(gpu, run_cli, of_each_task, tmp_pa
     checks = {each["check"]: each for each in json.loads(out)["checks"]}
     promised = ("a repeated run is the same", "a resumed run is the same", "workers do not matter")
     assert all(checks[name]["passed"] for name in promised), (checks, err)
-    assert code in (0, 9)  # what so small a network learns in so few steps is not promised
+    assert code in (0, 9)  # exit code 9: such a small network may fail the learning checks
 
 
 def test_selftest_without_a_config_passes_on_a_gpu(gpu, run_cli):
@@ -200,7 +200,7 @@ def test_selftest_without_a_config_passes_on_a_gpu(gpu, run_cli):
     assert code == 0, (out, err)
 
 
-# --- people -----------------------------------------------------------------------------------------------------------
+# --- face verification ------------------------------------------------------------------------------------------------
 
 
 def test_enroll_identify_and_verify_give_the_same_on_both_devices(
@@ -215,7 +215,7 @@ def test_enroll_identify_and_verify_give_the_same_on_both_devices(
     code, _, err = run_cli("enroll", people, "--gallery", gallery, "--run", run, "--device", "cuda")
     assert code == 0, err
     found = []
-    for device in ("cpu", "cuda"):  # a gallery that a GPU made serves a processor
+    for device in ("cpu", "cuda"):  # a gallery written on a GPU can be read on the CPU
         words = [
             "identify",
             one,
@@ -235,7 +235,7 @@ def test_enroll_identify_and_verify_give_the_same_on_both_devices(
     assert numbers(found[0]) == pytest.approx(numbers(found[1]), **CLOSE)
 
 
-# --- devices that are not there ---------------------------------------------------------------------------------------
+# --- missing devices --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

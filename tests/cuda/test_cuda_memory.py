@@ -1,4 +1,4 @@
-"""Too little memory on a GPU: in the network, in augmentation, while val is measured; and how much was needed."""
+"""Out of memory on a GPU: in the network, in augmentation, during evaluation and in the optimizer; and peak memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def tiny(*overrides: str) -> schema.Experiment:
 
 @pytest.fixture
 def limit_memory(gpu):
-    """Room for so many MiB more than is taken now; a pretended GPU has room for no tensor larger than a tenth of it."""
+    """Return a function that allows `mib` MiB more memory; on a pretended GPU, no tensor above a tenth of that."""
 
     def allow(mib: int) -> None:
         torch.cuda.empty_cache()
@@ -47,7 +47,7 @@ def test_a_batch_too_large_for_memory_is_split_into_micro_batches(limit_memory, 
 
 
 def run_out_of_memory_once(monkeypatch, owner: type, name: str) -> None:
-    """The first call of a method does not find the memory that it needs."""
+    """Make the first call of a method raise an out-of-memory error."""
     real, calls = getattr(owner, name), []
 
     def call(self, *arguments):

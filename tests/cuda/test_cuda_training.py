@@ -1,4 +1,4 @@
-"""Training on a GPU: repeated, resumed, in every precision, of every task; what makes the host wait; layers."""
+"""Training on a GPU: reproducibility, resuming, precisions, tasks, synchronization of host and GPU, layers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ EVERYTHING = (
 )
 
 
-# Layers whose gradient is computed in another way on a GPU.
+# Layers whose gradient is computed differently on a GPU.
 SPECIAL_GRADIENTS = (
     "model=[{pad: {padding: 1, mode: reflect}}, {conv: 4}, {local_response_norm: 3}, {adaptive_avg_pool: 6}, "
     "{upsample: {scale_factor: 2, mode: bilinear}}, {adaptive_max_pool: 5}, flatten]"
@@ -48,7 +48,7 @@ def pets(tmp_path_factory) -> Path:
 
 
 def experiment_of_kind(pets: Path, root: Path, kind: str) -> schema.Experiment:
-    """A small config of a task, or of something else that a training may have, named tiny."""
+    """A small config, named tiny, of a task or of another feature of training."""
     return case_config(pets, root, (0, 2, kind)).model_copy(update={"name": "tiny"})
 
 
@@ -99,7 +99,7 @@ def test_strict_resume_is_refused_without_deterministic_kernels(gpu, tmp_path):
 
 @pytest.mark.parametrize(("enabled", "warn_only"), [(False, False), (True, True), (True, False)])
 def test_training_restores_pytorchs_determinism_settings(gpu, tmp_path, monkeypatch, enabled, warn_only):
-    """Inside a training kernels are deterministic, after it they are as they were, however it ended."""
+    """Kernels are deterministic during training; afterwards the settings are restored, even after an error."""
     torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
     seen: list[bool] = []
 
@@ -121,7 +121,7 @@ def test_training_restores_pytorchs_determinism_settings(gpu, tmp_path, monkeypa
 
 
 def outputs_and_gradients(module: nn.Module, inputs: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
-    """What a layer gives for these inputs, and the gradients of its parameters and inputs, on the host."""
+    """The layer's output and the gradients of its inputs and parameters, on the CPU."""
     moved = [tensor.detach().to(device).requires_grad_() for tensor in inputs]
     out = module.to(device)(*moved)
     weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=out.dtype)
@@ -142,7 +142,7 @@ EXAMPLES += [(kind, {"mode": "bilinear"}) for kind in LAYER_KINDS if kind.kind =
 
 @pytest.mark.parametrize(("kind", "settings"), EXAMPLES, ids=lambda each: getattr(each, "kind", None))
 def test_every_layer_is_reproducible_and_matches_the_cpu(gpu, kind, settings):
-    """In evaluation mode, so that dropout is still; what it draws is tested above."""
+    """Evaluation mode turns dropout off; the resume tests above cover its random draws."""
     torch.manual_seed(0)
     layer = kind(**settings).build(kind.example_shape).double().eval()
     inputs = random_inputs(kind, dtype=torch.float64)
@@ -189,7 +189,7 @@ def test_equal_maxima_share_the_gradient(gpu):
     assert x.grad.flatten().tolist() == [0.25] * 4
 
 
-# --- numbers that are not finite --------------------------------------------------------------------------------------
+# --- non-finite values ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -208,9 +208,9 @@ def test_a_non_finite_value_stops_training_one_step_later_and_is_never_saved(gpu
         train_run(tiny_experiment("train.ema={decay: 0.9}", "data.augment={rotate: 4}"), tmp_path, gpu, resume=False)
     lines = stopped.value.lines
     assert "at step 20; this step is not saved" in lines[0]
-    spread = place in ("loss", "gradient", "weight")  # to every weight, before it was seen
+    spread = place in ("loss", "gradient", "weight")  # the value reached every weight before it was detected
     assert ("unknown, because the GPU" if spread else named) in lines[1]
-    assert taken[-1] <= 20  # the step after it is under way when it is seen, and changes no weight
+    assert taken[-1] <= 20  # one more step is running when the value is detected; it changes no weight
     found = checkpoints.list_checkpoints(tmp_path / "tiny" / "1" / "checkpoints")
     assert [path.name for path in found] == ["step-00000017"]
     assert all(value.isfinite().all() for part in checkpoints.load(found[0]).parts.values() for value in part.values())
@@ -234,7 +234,7 @@ def test_float16_skips_a_step_whose_gradients_overflow(gpu, tmp_path, monkeypatc
         train_run(tiny_experiment("train.precision=float16", "train.epochs=1"), tmp_path, gpu, resume=False)["run"]
     )
     saved = checkpoints.load_newest(run / "checkpoints", "latest", pytest.fail)
-    assert saved.state["scaler"]["scale"] == 2.0**15  # half of what it begins with
+    assert saved.state["scaler"]["scale"] == 2.0**15  # half of the initial scale
     assert all(value.isfinite().all() for part in saved.parts.values() for value in part.values())
 
 
@@ -243,12 +243,12 @@ def test_float16_skips_a_step_whose_gradients_overflow(gpu, tmp_path, monkeypatc
 
 @pytest.fixture
 def _batch_by_batch(monkeypatch):
-    """Each batch is prepared when it is asked for, none together with others."""
+    """Prepare each batch separately, when it is requested."""
     monkeypatch.setattr(training_batches, "AHEAD_BYTES", 1)
 
 
 def run_steps(job: Job, steps: int) -> None:
-    """The first steps of a training; from the second on it is an error to make the host wait for the GPU."""
+    """Run the first steps of a training; from the second on, making the host wait for the GPU is an error."""
     learner, state = Learner(job), TrainingState(accumulate=job.spec.accumulate)
     kernels = deterministic_kernels(job.device, job.spec.deterministic)
     with kernels, closing(job.batches(job.dataset.splits["train"], state.accumulate)) as batches:

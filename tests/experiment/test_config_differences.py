@@ -1,4 +1,4 @@
-"""A config given in the place of a run means its newest run, and answers nothing that the run does not know."""
+"""A config in place of a run means its newest run, and is refused where its results would differ from the run's."""
 
 from __future__ import annotations
 
@@ -76,6 +76,6 @@ def test_the_newest_run_has_the_largest_number(run, run_cli):
     (run.parents[2] / "tiny.yaml").write_text(TINY.replace("epochs: 2", "epochs: 12"))
     for number in ("9", "10"):
         shutil.copytree(run, run.parent / number)
-    os.utime(run.parent / "9" / "config.yaml", (4e9, 4e9))  # as copying a run may leave it
+    os.utime(run.parent / "9" / "config.yaml", (4e9, 4e9))  # copying a run may change its times
     assert "using runs/tiny/10\n" in run_cli("eval", "tiny.yaml")[2]
     assert "using runs/tiny/10\n" in run_cli("eval")[2]

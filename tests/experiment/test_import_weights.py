@@ -1,4 +1,4 @@
-"""Weights from elsewhere: into the right tensors, all or none, and what is written about them."""
+"""Weights from other programs: each goes to the right tensor, all or none are loaded, and their metadata is kept."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_training_starts_from_a_runs_weights_and_statistics(trained_run, tmp_pat
     for name, value in before.items():
         if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
             assert torch.allclose(after[name], value, atol=1e-6), name
-    assert "new: none" in capfd.readouterr().err  # the head too: the classes are the same
+    assert "new: none" in capfd.readouterr().err  # the head is loaded too, because the classes are the same
 
 
 def test_layers_after_until_keep_their_initial_weights(trained_run, tmp_path, capfd):
@@ -146,7 +146,7 @@ def test_a_resumed_run_no_longer_needs_the_weights_it_started_from(trained_run, 
     shutil.copytree(trained_run, copy)
     run, _ = train_from_weights(copy, tmp_path / "runs")
     shutil.rmtree(copy)
-    (run / "result.json").unlink()  # as if it had been killed at the end
+    (run / "result.json").unlink()  # as if the run had been killed at its end
     tried = config_file.read_config(run / "config.yaml")
     assert tried.model.weights == str(copy)
     result = train_run(tried, tmp_path / "runs", CPU, resume=True)
@@ -266,7 +266,7 @@ def test_mobilenet_v2_with_its_imagenet_weights_gives_torchvisions_logits_bit_fo
 
 @needs_mobilenet_weights
 def test_predict_gets_18_of_20_imagenet_images_right_at_top_1_and_20_at_top_5(tmp_path, run_cli):
-    """What torchvision's own network gets on foolbox's pictures, whose file names end in the class number."""
+    """torchvision's network gets the same on foolbox's images, whose file names end in the class number."""
     out = tmp_path / "mobilenet_v2.safetensors"
     assert run_cli("import", PTH, "--like", "mobilenet_v2", "--classes", "imagenet", "--out", out)[0] == 0
     code, printed, _ = run_cli("predict", DATA / "pictures", "--run", out, "--json")
@@ -354,7 +354,7 @@ def test_a_checkpoint_pointer_is_accepted_as_a_weights_source(trained_run):
 
 
 def test_normalization_statistics_of_the_loaded_weights_survive_a_resume(trained_run, tmp_path, monkeypatch):
-    """A network keeps normalising by what it learned with, also in what the next training reads from its run."""
+    """A network keeps the mean and std that it was trained with, also in the checkpoints of a fine-tuning run."""
     from tests.support.interrupted_trainings import stop_at
 
     with stop_at(5):

@@ -1,4 +1,4 @@
-"""`cnnrun init`: what it writes passes check and trains, whatever the data look like."""
+"""`cnnrun init` writes a config that passes `check` and trains, for many kinds of data."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from tests.support.images import save_picture
 
 @pytest.fixture(autouse=True)
 def _steady_speed(monkeypatch):
-    """A machine whose speed is always the same: 3x32x32 at 1,000 pictures/s, others in proportion."""
+    """Fix the measured speed at 1,000 images/s of 3x32x32, in proportion for other sizes."""
     monkeypatch.setattr(init_config, "_measure_speed", lambda layers, shape, batch: 1000 * 3072 / np.prod(shape))
 
 
 def draw_shape(path: Path, seed: int, kind: str, size: int = 44) -> Path:
-    """A bright disc, square or ring somewhere on a dark noisy ground."""
+    """Save an image of a bright disc, square or ring on a dark noisy background."""
     rng = np.random.default_rng(seed)
     made = Pil.fromarray(rng.integers(0, 60, (size, size, 3), dtype=np.uint8))
     draw, colour = ImageDraw.Draw(made), tuple(map(int, rng.integers(120, 256, 3)))
@@ -48,7 +48,7 @@ def draw_shape(path: Path, seed: int, kind: str, size: int = 44) -> Path:
 
 @pytest.fixture
 def messy_folder(tmp_path) -> Path:
-    """A folder of shapes, uneven classes, with files that are no pictures, copies, and a picture under two labels."""
+    """A folder of shapes with uneven classes, undecodable files, duplicates and an image with two labels."""
     root = tmp_path / "shapes"
     for label, (kind, count) in enumerate((("disc", 130), ("square", 100), ("ring", 30))):
         for number in range(count):
@@ -145,7 +145,7 @@ def test_init_recognizes_arrays_shards_and_the_digits(tmp_path):
 def test_init_writes_a_config_for_five_images(tmp_path):
     for number in range(5):
         draw_shape(tmp_path / "few" / "ab"[number % 2] / f"{number}.png", number, "disc")
-    (tmp_path / "few" / "classes.json").write_text("[]")  # not a COCO file: the folders say what this is
+    (tmp_path / "few" / "classes.json").write_text("[]")  # not a COCO file: the folders decide
     _, tried = write_and_read_config(tmp_path / "few", tmp_path / "c.yaml")
     assert tried.train.batch == 2
     assert tried.data.split.test == 0
@@ -186,7 +186,7 @@ def test_init_on_the_command_line_writes_a_config_that_passes_check(run_cli, mes
     assert "error: 3 cannot be decoded" in out
     assert "next: cnnrun train shapes.yaml" in out
     assert run_cli("check", "shapes.yaml")[0] == 0
-    assert run_cli("data", "check", "shapes.yaml")[0] == 0  # what is wrong with it is dealt with
+    assert run_cli("data", "check", "shapes.yaml")[0] == 0  # the config skips the files with problems
     for words, expected in (
         (["init", messy_folder], "is there already"),
         (["init", "nowhere"], "no such file"),

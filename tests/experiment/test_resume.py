@@ -1,4 +1,4 @@
-"""A resume that cannot be exact says so, a line for each thing; --strict-resume refuses."""
+"""A resume that may be inexact reports each difference in a line; --strict-resume refuses it."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_the_environment_of_an_earlier_resume_is_remembered(unfinished_run, pets
 
 
 def test_strict_resume_checks_every_earlier_environment_not_only_the_last(unfinished_run, pets, tmp_path):
-    """Begun here, gone on with elsewhere, and then strictly there."""
+    """A run started here and resumed elsewhere cannot be resumed strictly there either."""
     with pytest.MonkeyPatch.context() as patched:
         OTHER_ENVIRONMENTS["threads"](patched)
         with stop_at(3):

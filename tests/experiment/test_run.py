@@ -1,4 +1,4 @@
-"""What callers add to a training: none of it changes what is trained."""
+"""Hooks that callers add to a training do not change its result."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def test_the_onnx_file_describes_its_inputs_outputs_and_classes(exported_model):
     assert report["batch_sizes"] == [1, 2, 7]
     written = json.loads((path.parent / "parity.json").read_text())
     assert written["passed"] is True
-    assert str(trained_home).encode() not in path.read_bytes()  # nothing private leaks into the file
+    assert str(trained_home).encode() not in path.read_bytes()  # no local path leaks into the file
 
 
 def test_a_file_that_differs_from_the_network_is_removed_with_exit_code_7(trained_run, tmp_path, monkeypatch):
@@ -98,7 +98,7 @@ def test_a_differing_metric_fails_the_export_even_when_probabilities_agree(train
 
 @pytest.mark.parametrize(("off", "passes"), [(0.0, True), (0.00004, True), (0.0002, False)])
 def test_metrics_of_the_exported_file_must_agree_to_four_digits(trained_run, tmp_path, monkeypatch, off, passes):
-    """One metric of the file is moved by so much; 0.5 in the fourth digit is the bound."""
+    """The exported file's metrics are shifted by `off`; half a unit in the fourth digit is the bound."""
     real, calls = parity.measure_metrics, []
 
     def moved(*arguments):
@@ -132,7 +132,7 @@ def test_parity_is_checked_on_64_samples_and_three_batch_sizes():
 
 
 def test_an_image_is_stable_if_small_noise_does_not_change_its_result():
-    """One network asks whether the first pixel is above 0; noise is added to it, or taken away, and crosses that."""
+    """The network tests whether the first pixel is above 0; noise on a pixel of exactly 0 changes the answer."""
 
     def agree(ours, theirs, facts):
         return None if torch.equal(ours["above"], theirs["above"]) else "differ"

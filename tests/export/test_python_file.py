@@ -1,4 +1,4 @@
-"""Exported code: needs torch alone, is formatted, and is the network to the last bit."""
+"""Exported code needs only torch, is formatted and gives exactly the network's outputs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_exported_code_passes_the_parity_check_without_any_difference(exported_c
 
 
 def test_exported_code_runs_with_torch_alone(exported_code, trained_run, tmp_path):
-    """In a process where nothing but torch and the standard library can be imported."""
+    """In a process that cannot import cnnrun or its other dependencies."""
     path, _ = exported_code
     _, trained = open_run.open_trained(trained_run, trained_run.parent.parent, CPU)
     pixels = torch.randint(0, 17, (7, 8, 8, 1), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -125,7 +125,7 @@ def test_a_zoo_network_exported_as_code_gives_identical_outputs(name, tmp_path):
 
 @pytest.mark.parametrize("kind", union_members(Leaf), ids=lambda kind: kind.kind)
 def test_the_constructor_call_of_every_layer_rebuilds_it(kind):
-    """The call that is written makes a module with the same state and the same output."""
+    """The written call makes a module with the same state and the same output."""
     torch.manual_seed(0)
     spec = NODE.validate_python({kind.kind: dict(kind.example)})
     module = spec.build(kind.example_shape).eval()
@@ -148,7 +148,7 @@ def test_the_constructor_call_of_every_layer_rebuilds_it(kind):
 def test_repeated_parts_are_written_once():
     trained = build_trained_from_zoo("resnet50")
     text = generate_code(ExportedNetwork(trained), ["probabilities"], artefact_metadata(trained), "net")
-    assert text.count("def part") == 4  # the repeated bottleneck of each stage
+    assert text.count("def part") == 4  # the repeated bottleneck block of each stage
     assert len(text.splitlines()) < 400
 
 

@@ -86,7 +86,7 @@ def test_linked_layers_equal_the_network_written_by_hand():
     up = layers.up(layers.conv1(a))
     b = layers.b(torch.cat([up, a], 1))
     y = a + b
-    y = a * b + y  # the residual's conv is replaced by its last layer's links
+    y = a * b + y  # the last layer of the residual takes its inputs by link and ignores the conv
     expected = network.head(y.mean((2, 3)))
     assert torch.equal(network(x), expected)
 
@@ -314,7 +314,7 @@ def test_structures_and_links_exported_to_onnx_give_the_networks_outputs(tmp_pat
 
 
 def test_a_name_that_equals_an_automatic_one_loses_no_layer():
-    """A layer named conv2 once took the place of the second unnamed conv."""
+    """Regression: a layer named conv2 once replaced the second unnamed conv."""
     for text in (
         "- conv: {out_channels: 8, name: conv2}\n- conv: 8\n- conv: 8",
         "- conv: 8\n- conv: {out_channels: 8, name: conv1}\n- conv: 8",
@@ -354,7 +354,7 @@ def test_a_residual_row_includes_its_activation_and_the_receptive_field_of_its_s
     ],
 )
 def test_layers_that_only_the_meta_device_accepts_are_refused(text, why):
-    """Found by networks drawn at random: minus infinity from a pool, a traceback from a transposed convolution."""
+    """Found by random networks: minus infinity from a pool, a traceback from a transposed convolution."""
     assert why in problem(text, 1, 1, 1)[1]
 
 

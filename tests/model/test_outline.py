@@ -1,4 +1,4 @@
-"""The drawn network: every layer, its shapes and links, as text and as well-formed SVG."""
+"""The outline of a network: every layer with its shapes and links, as text and as well-formed SVG."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_text_outline_shows_structures_links_and_shapes():
     assert shown[0] == "├─ input 3x64x64"
     assert shown[1] == "├─ stem: conv 64, 7x7, stride 2, batch_norm, relu 64x32x32"
     assert "├─ inner4: add ← lateral4, up5 256x4x4" in shown
-    assert "│ │ └─ conv 128, 1x1, batch_norm 128x8x8" in shown  # the shortcut that was put there
+    assert "│ │ └─ conv 128, 1x1, batch_norm 128x8x8" in shown  # the shortcut that the builder added
     assert "│ └─ shortcut: as it is" in shown
     assert shown[-1] == "└─ classify, 10,250 parameters 10"
 

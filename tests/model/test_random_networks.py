@@ -1,4 +1,4 @@
-"""Legal networks drawn at random from the unions. CNNRUN_NETWORKS=500 draws more than the ordinary suite's."""
+"""Random valid networks drawn from the unions. CNNRUN_NETWORKS=500 draws 500 instead of the default 25."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NODES: TypeAdapter[list[Any]] = TypeAdapter(list[Node])
 SMALL = st.integers(1, 3)
 NORMS = st.sampled_from([kind.kind.removesuffix("_norm") for kind in union_members(Norm)])
 ACTIVATIONS = st.sampled_from([kind.kind for kind in union_members(Activation)])
-# Values for the settings of these names, whichever leaf has them; the others keep their defaults.
+# Values for the settings with these names in any layer; other settings keep their defaults.
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "out_channels": st.integers(1, 8),
     "out_features": st.integers(1, 8),
@@ -98,7 +98,7 @@ def node(draw: st.DrawFn, signal: Signal, known: dict[str, Signal], depth: int) 
 
 @st.composite
 def chain(draw: st.DrawFn, signal: Signal, known: dict[str, Signal], depth: int) -> list[dict[str, Any]]:
-    """Layers that pass, one after the other: what the builder refuses is left out."""
+    """A sequence of valid layers: candidates that the builder refuses are left out."""
     made: list[dict[str, Any]] = []
     known = dict(known)
     for _ in range(draw(st.integers(1, 4))):
@@ -168,7 +168,7 @@ def test_forward_and_backward_are_finite_and_the_summary_is_correct(built):
 
 def wrap_trained(built: BuiltNetwork) -> TrainedNetwork:
     network = materialize(built.network, 0)
-    network.train()(random_images(built, 4))  # so that batch norm has statistics of its own
+    network.train()(random_images(built, 4))  # gives batch norm statistics that are not the initial ones
     facts = Facts(("a", "b", "c"), built.rows[0].in_shape, (100.0,) * built.rows[0].in_shape[0])
     ready = network.to(memory_format=torch.channels_last).eval()
     return TrainedNetwork(
@@ -194,8 +194,8 @@ def test_the_onnx_export_matches_the_network_or_is_refused(built):
         (theirs,) = Onnx().reload(path)(pixels.numpy())
     ours = given_network.results(random_images(built, 5))
     if why := Classify().find_disagreement(ours, {"probabilities": torch.from_numpy(theirs)}, Facts((), (1, 1, 1))):
-        # Only where float32 itself is that far off, such as an instance norm of what is constant but for its rounding:
-        # there the parity gate refuses the file, by the same words.
+        # Allowed only where float32 itself is that inexact, such as an instance norm of a nearly constant map:
+        # the parity check refuses such a file with the same message.
         exact = given_network.network.double()(random_images(built, 5).double()).softmax(1)
         assert float((exact - ours["probabilities"]).abs().max()) > 1e-5, why
         event("ill-conditioned in float32")

@@ -1,4 +1,4 @@
-"""Foreign state dicts: what is sound is read bit for bit; what is hostile runs nothing and costs one line."""
+"""Untrusted state dicts: valid files are read bit for bit; hostile files run no code and are refused in one line."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ HOW = ["system", "exec", "eval", "open", "popen"]
 )
 @pytest.mark.parametrize("zipped", [True, False])
 def test_code_in_a_pickle_is_not_run(tmp_path, how, where, zipped, monkeypatch):
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # must not open the door
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # must not disable the protection
     evil = Evil(tmp_path / "canary", how)
     state = {
         "alone": evil,
@@ -82,7 +82,7 @@ def test_code_in_a_pickle_is_not_run(tmp_path, how, where, zipped, monkeypatch):
 
 
 def rewrite_archive(path: Path, change) -> Path:
-    """The archive with its members passed through `change(archive, name, data)`."""
+    """Write a copy of the archive with each member passed through `change(archive, name, data)`."""
     made = path.with_name("changed.pth")
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(made, "w") as new:
         for name in old.namelist():
@@ -125,7 +125,7 @@ def test_a_small_file_that_would_become_large_is_refused(tmp_path):
 
 
 def test_a_claimed_size_beyond_the_file_is_refused(tmp_path):
-    """The old format allocates what the pickle claims before it reads the numbers."""
+    """The old format allocates what the pickle claims before it reads the values."""
     path = save_state(tmp_path, {"weight": torch.zeros(1000)}, _use_new_zipfile_serialization=False)
     data = path.read_bytes()
     small, large = (pickle.dumps(size, 2)[2:-1] for size in (1000, 2_000_000_000))
@@ -202,7 +202,7 @@ ctypes.CDLL(None)
 
 
 def test_the_reader_may_neither_write_nor_connect_nor_start_processes(tmp_path):
-    """The guard itself, apart from torch's own refusal; reading and its own output stay allowed."""
+    """The audit hook itself, without torch's checks; reading and writing its own output file stay allowed."""
     import subprocess
     import sys
 
@@ -228,7 +228,7 @@ print('done')
 
 
 def test_integer_and_float64_tensors_keep_their_dtype(tmp_path, state):
-    """A float64 or int64 tensor keeps its type."""
+    """No tensor is converted to float32."""
     buffer = io.BytesIO()
     torch.save({"a": torch.arange(3), "b": torch.ones(2, dtype=torch.float64)}, buffer)
     path = tmp_path / "types.pth"

@@ -78,7 +78,7 @@ def test_every_flipped_bit_and_truncation_is_detected_and_the_previous_checkpoin
             (newest / name).write_bytes(damaged)
             said: list[str] = []
             if name == "manifest.json" and json_equal(damaged, sound):
-                continue  # a changed space is no damage
+                continue  # changed whitespace is not damage
             found = checkpoints.load_newest(tmp_path, "latest", said.append)
             assert found.state == {"training": {"step": 1}}
             assert said
@@ -220,7 +220,7 @@ def test_a_kill_while_adding_an_evaluation_leaves_the_checkpoint_intact(tmp_path
 
 
 def test_checkpoints_of_format_2_are_read_and_resumed(trained_run, tmp_path):
-    """Format 2 had what val said in state.json, and no numbers of tensors."""
+    """Format 2 had the evaluation in state.json and listed no tensor counts."""
     import hashlib
     import shutil
 

@@ -1,4 +1,4 @@
-"""Whatever a disk does, the last checkpoint is there, sound, and found."""
+"""After any disk error or kill, the last checkpoint exists, is undamaged and is found."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def parts(seed: int) -> checkpoints.CheckpointParts:
 
 
 def save(folder: Path, step: int, keep: int = 2) -> None:
-    """As training saves: the best is every third."""
+    """Save as a training does; every third step becomes the best."""
     if not folder.exists():
         folder.mkdir(parents=True)
     checkpoints.save(Folder(folder), step, parts(step), {"training": {"step": step}})
@@ -51,7 +51,7 @@ def save(folder: Path, step: int, keep: int = 2) -> None:
 
 
 def newest_step(folder: Path) -> int:
-    """The step of the sound checkpoint that would be gone on from; nothing may be said about damage."""
+    """The step of the checkpoint that a resume would use; fails if any damage is reported."""
     found = checkpoints.load_newest(folder, "latest", pytest.fail)
     assert found is not None
     step = int(found.state["training"]["step"])
@@ -87,7 +87,7 @@ def watch_writes(before: Callable[[str], None]) -> Iterator[None]:
 
 @pytest.mark.parametrize("how", ["moment", "call"])
 def test_kills_while_saving_lose_no_checkpoint(tmp_path, how):
-    """250 kills in each of two ways: no damage, `latest` always there, nothing left behind after the next start."""
+    """After 250 kills at random moments, or at random calls: no damage, `latest` exists, no temporary files stay."""
     folder, draw = tmp_path / "checkpoints", random.Random(5)
     save(folder, 1)
 
@@ -110,13 +110,13 @@ def test_kills_while_saving_lose_no_checkpoint(tmp_path, how):
         pid, pipe = fork(lambda: saving(draw.randint(1, 90) if how == "call" else None))
         draw.random()
         if how == "moment":
-            wait_for((tmp_path / "going").exists)  # however long the fork took
+            wait_for((tmp_path / "going").exists)  # independent of how long the fork takes
             time.sleep(draw.uniform(0.0, 0.035))
             os.kill(pid, signal.SIGKILL)
         assert outcome(pid, pipe) == -signal.SIGKILL
         for pointer in ("latest", "best"):
             name = checkpoints.read_pointer(folder, pointer)
-            if pointer == "latest" or had_best or name:  # once there, always there
+            if pointer == "latest" or had_best or name:  # once a pointer exists, it always exists
                 checkpoints.load(folder / str(name))
         had_best = had_best or (folder / "best").exists()
         assert newest_step(folder) >= reached
@@ -126,7 +126,7 @@ def test_kills_while_saving_lose_no_checkpoint(tmp_path, how):
         for path in checkpoints.list_checkpoints(folder):
             checkpoints.load(path)
     assert had_best
-    assert reached > 100, reached  # kills fell among saves
+    assert reached > 100, reached  # the kills happened during saves
 
 
 @pytest.mark.parametrize("how", ["kill", "error"])
@@ -153,13 +153,13 @@ def test_saving_the_same_step_again_never_loses_it(tmp_path, monkeypatch, how):
         else:
             with contextlib.suppress(StorageError):
                 again()
-        checkpoints.repair_killed_save(Folder(folder))  # as the next start does
+        checkpoints.repair_killed_save(Folder(folder))  # as the next start of the training does
         assert newest_step(folder) == 3, calls[place]
         assert not [path.name for path in folder.iterdir() if "tmp" in path.name]
 
 
 def damaged_copies(newest_: Path, other: Path) -> Iterator[tuple[Path, bytes, str]]:
-    """1,000 flipped bits, 200 cuts and 50 files of another generation."""
+    """1,000 flipped bits, 200 truncations and 50 files of another checkpoint."""
     draw = random.Random(11)
     files = sorted(newest_.iterdir())
     sizes = [path.stat().st_size for path in files]
@@ -282,7 +282,7 @@ def test_a_save_that_fails_once_or_twice_is_retried(tmp_path, monkeypatch):
 
 
 def test_old_checkpoints_are_deleted_only_after_the_new_one_is_on_disk(tmp_path, monkeypatch):
-    """Everything is on the disk under its name before it is pointed at, and pointed at before anything goes."""
+    """A checkpoint is renamed into place before `latest` points to it, and only then are old ones removed."""
     save(tmp_path, 1, keep=1)
     said: list[str] = []
 
@@ -314,7 +314,7 @@ def test_old_checkpoints_are_deleted_only_after_the_new_one_is_on_disk(tmp_path,
 
 
 def test_checkpoint_files_are_synced_before_they_are_renamed(tmp_path):
-    """As the kernel sees it."""
+    """The order of system calls, as strace records it."""
     strace, folder, log = shutil.which("strace"), tmp_path / "c", tmp_path / "log"
     if strace is None:
         pytest.skip("needs strace")
@@ -341,7 +341,7 @@ def test_pruning_orders_steps_by_number_and_keeps_the_best(tmp_path, keep, best)
         checkpoints.save(Folder(tmp_path), step, parts(step), {"training": {"step": step}})
         if step == best:
             checkpoints.set_pointer(Folder(tmp_path), "best", f"step-{step:08d}")
-        os.utime(tmp_path / f"step-{step:08d}", (1000 - step, 1000 - step))  # a clock that goes backward
+        os.utime(tmp_path / f"step-{step:08d}", (1000 - step, 1000 - step))  # modification times in the opposite order
     checkpoints.prune(Folder(tmp_path), keep)
     left = [int(path.name[5:]) for path in checkpoints.list_checkpoints(tmp_path)]
     assert left == sorted({best, *[9, 10, 100][-keep:]})

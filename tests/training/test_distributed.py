@@ -1,4 +1,4 @@
-"""Several processes do what one does: the same order, the same evaluation, weights that differ by rounding alone."""
+"""Several ranks train like one process: the same order and evaluation, and weights equal up to rounding."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ STEPS = ["train.epochs=4", "train.batch=60", "data.augment={shift: 0.2, rotate: 
 
 
 class SilentRank(Ranks):
-    """A rank that never speaks to the others."""
+    """A rank that never communicates with the others."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.world_size = rank, size
 
 
 def train_on_ranks(root: Path, size: int, *overrides: str, resume: bool = False) -> list[object]:
-    """What each rank's training returned or raised."""
+    """Train on `size` ranks and return what each rank returned or raised."""
 
     def run(rank: int) -> object:
         return train_run(tiny_experiment(*overrides), root, CPU, resume)
@@ -103,7 +103,7 @@ def _select_first(examples: Examples, count: int) -> Examples:
 
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_evaluation_by_ranks_equals_that_of_one_process(trained_run, size):
-    """99 cases a size: 1 to 33 samples in batches of 1, 4 and 7."""
+    """99 cases per number of ranks: 1 to 33 samples in batches of 1, 4 and 7."""
     made, given_ = open_run.open_trained(trained_run, trained_run.parent.parent, CPU)
     examples = assemble.prepare_dataset(made).splits["val"]
     cases = [(count, batch) for count in range(1, 34) for batch in (1, 4, 7)]
@@ -131,9 +131,9 @@ def test_evaluation_by_ranks_equals_that_of_one_process(trained_run, size):
 @pytest.mark.parametrize("model", [[PLAIN], [NORMED, "train.sync_batch_norm=true"]], ids=["plain", "sync"])
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_weights_trained_by_ranks_equal_those_of_one_process_up_to_rounding(tmp_path, model, accumulate):
-    """76 steps; the largest difference of any tensor, relative to its largest value.
+    """Compare the largest difference of each tensor after 76 steps, relative to its largest value.
 
-    Two threads in one process differ by as much: batch norms and ReLUs make rounding grow, at higher rates without
+    Two threads in one process differ as much: batch norm and ReLU amplify rounding, at higher learning rates without
     bound (benchmarks/reliability.md).
     """
     settings = [*model, *STEPS, f"train.accumulate={accumulate}", "train.ema={decay: 0.9}"]
@@ -151,7 +151,7 @@ def test_weights_trained_by_ranks_equal_those_of_one_process_up_to_rounding(tmp_
                 assert gap <= 1e-5, (size, part, name, gap)
     if "sync_batch_norm" not in model[-1]:
         return
-    # The control: batch norm on each rank on its own is another computation.
+    # Negative control: separate batch norm on each rank gives different weights.
     for result in train_on_ranks(tmp_path / "apart", 2, *settings, "train.sync_batch_norm=false"):
         assert isinstance(result, dict), result
     other = newest_checkpoint(tmp_path / "apart").parts["model"]
@@ -165,7 +165,7 @@ def test_batch_norm_statistics_of_the_ranks_are_averaged():
     expected = [torch.stack(of_all).mean(0) for of_all in zip(*measured, strict=True)]
 
     class Three(SilentRank):
-        """The first of three ranks, which hears what the other two measured."""
+        """The first of three ranks, which receives what the other two measured."""
 
         def all_reduce_sum(self, tensors):
             for tensor, *others in zip(tensors, *measured[1:], strict=False):
@@ -175,7 +175,7 @@ def test_batch_norm_statistics_of_the_ranks_are_averaged():
         value.copy_(own)
     made_of = replace(assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, CPU), ranks=Three(0, 3))
     step_of_learning.all_reduce_gradients(learner, made_of, torch.zeros(()))
-    assert len(expected) == 4  # the mean and variance of both
+    assert len(expected) == 4  # mean and variance of both batch norms
     for value, mean in zip(learner.batch_norm_statistics, expected, strict=True):
         torch.testing.assert_close(value, mean)
 
@@ -188,9 +188,9 @@ def digest(root: Path) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_training_by_ranks_repeats_and_resumes_bit_for_bit(tmp_path, monkeypatch, size):
-    """With batch norm apart on each rank, dropout and an average; stopped by a signal that one rank alone gets.
+    """With separate batch norm on each rank, dropout and EMA; stopped by a signal to one rank.
 
-    With three ranks the order of a sum shows (benchmarks/ddp_resume.py).
+    With three ranks the result depends on the order of a sum (benchmarks/ddp_resume.py).
     """
     settings = ["train.epochs=3", "train.ema={decay: 0.9}", "data.augment={shift: 0.2}"]
     for name in ("a", "b"):
@@ -326,7 +326,7 @@ def start_torchrun(folder: Path, size: int, *words: str) -> subprocess.Popen[str
 
 
 def wait_for_end(process: subprocess.Popen[str], seconds: float) -> tuple[str, str]:
-    """What a job said; one that does not end is killed, with its ranks."""
+    """Wait for a job and return its output; kill it and its ranks if it does not end in time."""
     try:
         return process.communicate(timeout=seconds)
     finally:
@@ -336,7 +336,7 @@ def wait_for_end(process: subprocess.Popen[str], seconds: float) -> tuple[str, s
 
 
 def ranks_of(process: subprocess.Popen[str]) -> list[int]:
-    """The processes of the ranks, by rank."""
+    """The process ids of the ranks, in the order of ranks."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     found = {}
     for child in children:
@@ -348,7 +348,7 @@ def ranks_of(process: subprocess.Popen[str]) -> list[int]:
 
 
 def start_training(tmp_path: Path, *words: str, epochs: int = 400, more: str = "") -> subprocess.Popen[str]:
-    """A training by two ranks that has saved its first checkpoint."""
+    """Start a training on two ranks and wait until it has saved its first checkpoint."""
     (tmp_path / "tiny.yaml").write_text(TINY.replace("epochs: 2", f"epochs: {epochs}{more}"))
     process = start_torchrun(tmp_path, 2, *words, "-m", "cnnrun", "train", "tiny.yaml", "--resume")
     wait_for((tmp_path / "runs" / "tiny" / "1" / "checkpoints" / "latest").exists)
@@ -378,7 +378,7 @@ def test_a_hanging_rank_ends_the_job(tmp_path):
     while process.poll() is None and time.monotonic() - began < 60:
         time.sleep(0.05)
         if time.monotonic() - began > 10 and Path(f"/proc/{stopped}").exists():
-            os.kill(stopped, signal.SIGCONT)  # torchrun's own patience with a process that stands still is 30 s
+            os.kill(stopped, signal.SIGCONT)  # torchrun itself waits 30 s for a stopped process
     _, err = wait_for_end(process, 60)
     assert time.monotonic() - began < 45
     assert "another rank did not answer for 3 s (train.timeout)" in err
@@ -405,7 +405,7 @@ def test_a_job_restarted_by_torchrun_gives_the_result_of_an_undisturbed_run(tmp_
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_signal_to_a_job_saves_within_the_step(tmp_path, number):
-    """SIGINT as a terminal sends it, to torchrun and the ranks; SIGTERM to torchrun, SIGUSR1 to a rank alone."""
+    """SIGINT goes to torchrun and the ranks, as from a terminal; SIGTERM to torchrun; SIGUSR1 to one rank."""
     process = start_training(tmp_path)
     ranks = ranks_of(process)
     targets = {signal.SIGINT: [*ranks, process.pid], signal.SIGTERM: [process.pid], signal.SIGUSR1: [ranks[1]]}
@@ -442,12 +442,12 @@ def test_an_error_on_the_first_rank_is_reported_once(tmp_path, monkeypatch):
 
 
 def test_restarted_ranks_ignore_store_entries_of_earlier_attempts():
-    """torchrun keeps one store through its restarts: what the ranks of an attempt wrote there is still there."""
+    """torchrun keeps one store through its restarts, with the entries of earlier attempts."""
     port = free_port()
     store = torch.distributed.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
 
     def run(rank: int) -> int:
-        time.sleep(0.5 * rank)  # rank 0 looks for rank 1 before that one has come
+        time.sleep(0.5 * rank)  # rank 0 looks for rank 1 before it has started
         with join_ranks(CPU, 5) as ranks:
             return ranks.all_reduce_max([rank])[0]
 
@@ -506,7 +506,7 @@ FIRST_FAILS = [
 
 @pytest.mark.parametrize("error", FIRST_FAILS, ids=lambda error: type(error).__name__)
 def test_any_error_on_the_first_rank_ends_the_others_without_waiting(error):
-    """Others waited for a day for anything but two kinds of error."""
+    """Regression: only two kinds of error ended the other ranks; otherwise they waited for a day."""
 
     def run(rank: int) -> object:
         with join_ranks(CPU, 60) as ranks:
@@ -553,7 +553,7 @@ def test_an_unexpected_error_on_one_rank_ends_the_others(tmp_path, monkeypatch, 
 
 
 def is_running(pid: int) -> bool:
-    """Whether there is such a process that has not ended, be it that nobody asked for its end."""
+    """Return whether the process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
@@ -563,7 +563,7 @@ def is_running(pid: int) -> bool:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_ranks_save_and_exit_when_torchrun_is_killed(tmp_path):
-    """They trained on, with nobody to end them."""
+    """Regression: the ranks trained on after torchrun was killed."""
     process = start_training(tmp_path, more=", timeout: 10")
     ranks = ranks_of(process)
     process.kill()
@@ -592,7 +592,7 @@ BAD_ENVIRONMENTS = [
 
 @pytest.mark.parametrize(("environment", "said"), BAD_ENVIRONMENTS)
 def test_an_incomplete_or_invalid_torchrun_environment_is_refused(environment, said, tiny, tmp_path):
-    """RANK without WORLD_SIZE trained and printed nothing."""
+    """Regression: RANK without WORLD_SIZE trained and printed nothing."""
     words = [sys.executable, "-m", "cnnrun", "train", str(tiny)]
     left = subprocess.run(words, env=os.environ | environment, cwd=tmp_path, capture_output=True, text=True)
     assert (left.returncode, left.stdout) == (2, "")
@@ -609,11 +609,11 @@ def test_a_world_of_one_rank_trains(tiny, tmp_path, run_cli, monkeypatch):
     assert "best at step" in out
 
 
-# --- which backend ranks talk by --------------------------------------------------------------------------------------
+# --- backend of the ranks ---------------------------------------------------------------------------------------------
 
 
 class Store(dict[str, bytes]):
-    """What ranks tell each other before there is a group."""
+    """A dictionary in place of the store that ranks share before there is a process group."""
 
     def set(self, key: str, value: str) -> None:
         self[key] = value.encode()
@@ -623,14 +623,16 @@ class Store(dict[str, bytes]):
 
 
 def choose_nccl(monkeypatch, others: list[str], device: str, uuid: str = "") -> bool:
-    """What the last rank chooses, the others being there already."""
+    """Return whether the last rank chooses NCCL, when the others have already written to the store."""
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=uuid))
     store = Store({f"device-{rank}": name.encode() for rank, name in enumerate(others)})
     return has_gpu_of_its_own(store, len(others), len(others) + 1, torch.device(device))
 
 
 def test_ranks_use_nccl_with_a_gpu_each_and_report_gloo_if_they_share_one(monkeypatch, capfd):
-    assert choose_nccl(monkeypatch, ["gpu-1"], "cuda:0", "gpu-2")  # of one number on two hosts, or of two containers
+    assert choose_nccl(
+        monkeypatch, ["gpu-1"], "cuda:0", "gpu-2"
+    )  # the same device number on two hosts or in two containers
     assert not choose_nccl(monkeypatch, ["cpu"], "cpu")
     assert capfd.readouterr().err == ""
     assert not choose_nccl(monkeypatch, ["gpu-1", "gpu-2"], "cuda:0", "gpu-1")

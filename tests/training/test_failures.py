@@ -1,4 +1,4 @@
-"""What goes wrong while training: numbers that are not finite, too little memory, reading that does not end."""
+"""Failures while training: non-finite values, out of memory, reads that hang, files that cannot be written."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_non_finite_momentum_is_never_saved(tmp_path, monkeypatch):
 
     def poisoned(learner, job, step, factor):
         real(learner, job, step, factor)
-        if step == 16:  # an epoch's last
+        if step == 16:  # the last step of an epoch
             next(iter(learner.optimizer.state.values()))["momentum_buffer"].fill_(float("nan"))
 
     monkeypatch.setattr(loop, "update_weights", poisoned)
@@ -80,7 +80,7 @@ RICH = ["train.ema={decay: 0.9}", "data.augment={shift: 0.2, rotate: 8, mixup: 0
 
 
 def limit_memory(monkeypatch, most: int, raised: type[Exception] = torch.OutOfMemoryError) -> None:
-    """Memory for `most` pictures at a time; it runs out in the last layer, so that much was done by then."""
+    """Limit memory to `most` images at a time; it runs out in the loss, after the forward pass."""
     real = CrossEntropy.forward
 
     def forward(self, outputs, targets):
@@ -107,7 +107,7 @@ def test_running_out_of_memory_equals_training_with_smaller_micro_batches(
 
 
 def test_micro_batches_split_for_lack_of_memory_stay_split_on_resume(tmp_path, monkeypatch):
-    """Twice the same trouble at step 20, once stopped at step 25 and resumed where memory would suffice."""
+    """Memory runs out at step 20 in both runs; one is stopped at step 25 and resumed with enough memory."""
     real = loop.backward
 
     def run(root: Path, stop: int | None) -> Path:
@@ -141,7 +141,7 @@ def test_too_little_memory_for_the_smallest_micro_batch_is_an_error(tmp_path, mo
 
 
 def test_a_step_that_ran_out_of_memory_leaves_no_partial_gradient(tmp_path, monkeypatch):
-    """The first of two micro-batches is learned from before there is no memory for the second."""
+    """The first of two micro-batches has its gradient before memory runs out for the second."""
     plain, real, calls = "model=[flatten, {linear: 8}]", CrossEntropy.forward, []
 
     def forward(self, outputs, targets):
@@ -175,7 +175,7 @@ def test_other_errors_of_the_network_are_not_treated_as_out_of_memory(tmp_path, 
         train_run(tiny_experiment(), tmp_path, CPU, resume=False)
 
 
-# --- reading that does not end ---------------------------------------------------------------------------------------
+# --- reads that hang -------------------------------------------------------------------------------------------------
 
 
 def folder_experiment(root: Path, *more: str) -> schema.Experiment:
@@ -184,7 +184,7 @@ def folder_experiment(root: Path, *more: str) -> schema.Experiment:
 
 
 def hang_reading(monkeypatch, name: str, when) -> None:
-    """Reading that file never ends once `when()` holds."""
+    """Make reading the file hang once `when()` is true."""
     real = image_files.read_image_bytes
 
     def read(item, *rest):
@@ -196,7 +196,7 @@ def hang_reading(monkeypatch, name: str, when) -> None:
 
 
 def train_in_child(made: schema.Experiment, root: Path) -> tuple[object, float]:
-    """What a training in a process of its own returned or raised, and after how long."""
+    """Train in a child process; return what it returned or raised, and the seconds it took."""
     began = time.monotonic()
     found = outcome(*fork(lambda: train_run(made, root, CPU, resume=True)))
     return found, time.monotonic() - began
@@ -212,9 +212,7 @@ def test_an_image_read_that_hangs_ends_the_decoding_and_is_named(tmp_path, monke
     assert found.exit_code == 6
     assert "dog/7.png does not end: nothing came for 0.5 s (data.timeout)" in str(found)
     assert seconds < 15
-    found, _ = train_in_child(
-        folder_experiment(root), tmp_path / "runs"
-    )  # and the next start is as if nothing had been
+    found, _ = train_in_child(folder_experiment(root), tmp_path / "runs")  # the next start works
     assert isinstance(found, dict), found
 
 
@@ -238,7 +236,7 @@ def test_an_image_read_that_hangs_ends_the_training_after_saving(tmp_path, monke
 
 @pytest.mark.parametrize("ahead", [1, 8 << 20])
 def test_a_disk_that_hangs_ends_the_training(tmp_path, monkeypatch, ahead):
-    """Every read hangs, not one picture's."""
+    """Every read hangs, not only that of one image."""
     root = save_class_folders(tmp_path / "pets")
     monkeypatch.setattr("cnnrun.data.training_batches.AHEAD_BYTES", ahead)
     made = folder_experiment(root, "data.cache=none", "data.workers=2", "train.epochs=60")
@@ -290,7 +288,7 @@ def test_an_epoch_whose_evaluation_fails_is_saved_and_evaluated_on_resume(tmp_pa
 
 
 WRITERS = [
-    "cnnrun.training.metrics_log.EventFile.__init__",  # the disk refuses the file itself
+    "cnnrun.training.metrics_log.EventFile.__init__",  # the event file cannot be created
     "cnnrun.training.metrics_log.EventFile.add_scalar",
     "cnnrun.training.metrics_log.EventFile.add_image",
     "cnnrun.training.metrics_log.EventFile.add_images",

@@ -1,4 +1,4 @@
-"""Frozen layers, their features computed once, rates for parts: what learns, what does not, nothing lost."""
+"""Frozen layers, their precomputed features, parameter groups, and parts of zoo networks."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_resuming_with_precomputed_features_equals_an_uninterrupted_run(tmp_path
 
 
 def test_precomputed_features_train_like_features_computed_each_step(tmp_path, monkeypatch):
-    """The same network, up to the last bits of a convolution over another number of pictures at a time."""
+    """Equal up to the rounding of a convolution over a different number of images at a time."""
     once = tensors(train_tiny(tmp_path / "once", FROZEN))
     monkeypatch.setattr(Learner, "precompute_frozen_features", lambda self, job: job)
     each = tensors(train_tiny(tmp_path / "each", FROZEN))
@@ -65,7 +65,9 @@ def test_frozen_features_are_computed_once(tmp_path, monkeypatch):
     monkeypatch.setattr(frozen_layers.Trunk, "forward", lambda self, x: passes.append(len(x)) or real(self, x))
     made = train_tiny(tmp_path, FROZEN, "train.epochs=3")
     data = assemble.prepare_dataset(tiny_experiment())
-    assert sum(passes) - 1 == sum(len(data.splits[name]) for name in ("train", "val"))  # one to learn their size
+    assert sum(passes) - 1 == sum(
+        len(data.splits[name]) for name in ("train", "val")
+    )  # one image to find the size of the features
     assert made.exists()
 
 
@@ -112,14 +114,14 @@ def test_parameter_groups_have_their_own_learning_rate_and_weight_decay():
     names = iter(learning.parameter_names)
     for group in learning.optimizer.param_groups:
         found |= {next(names): (group["peak"], group["weight_decay"]) for _ in group["params"]}
-    assert found["head.weight"] == found["head.bias"] == (0.5, 0.3)  # the first group that names it
+    assert found["head.weight"] == found["head.bias"] == (0.5, 0.3)  # the first group that matches counts
     assert found["layers.linear1.linear.bias"] == (0.1, 0.0)
     assert found["layers.conv1.conv.weight"] == (0.01, 0.3)
     assert found["layers.linear1.linear.weight"] == (0.1, 0.3)
 
 
 def test_a_step_uses_the_learning_rate_of_each_parameter_group(tmp_path):
-    """Plain SGD: the change of a weight is its own rate times its gradient times the schedule's factor."""
+    """Plain SGD: the change of a weight is its group's learning rate times its gradient times the schedule's factor."""
     made = tiny_experiment("train.optimizer={sgd: {lr: 0.1, groups: [{params: head, lr: 0.5}]}}")
     job = job_of(made, tmp_path)
     learning = Learner(job)
@@ -193,7 +195,7 @@ model: {zoo: resnet18, until: stage2, layers: [{conv: {name: mine, out_channels:
         "f",
     )
     assert [layer.name for layer in made.model.layers][-3:] == ["stage2", "mine", None]
-    assert made.model.until is None  # without weights there is nothing more to say
+    assert made.model.until is None  # without weights `until` has no further use
     assert config_file.parse_config(made.to_yaml(), "again") == made
     linked = config_file.parse_config(
         made.to_yaml(),

@@ -1,4 +1,4 @@
-"""Identities of training: resumed = uninterrupted, accumulated = whole, repeated = identical."""
+"""Identities of training: resumed equals uninterrupted, accumulated equals whole, repeated equals the first."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_repeated_training_is_identical_and_another_seed_differs(tmp_path):
 
 @pytest.mark.parametrize("step", [0, 5, 16, 17, 25])
 def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(tmp_path, monkeypatch, step):
-    """17 steps an epoch: stopped at the start, within an epoch, at its edge, within the last."""
+    """17 steps an epoch: stopped at the start, within an epoch, at its end, within the last."""
     expected = digest(train_tiny(tmp_path / "whole", *RICH))
     with stop_at(step):
         train_run(tiny_experiment(*RICH), tmp_path / "cut", CPU, resume=True)
@@ -86,7 +86,7 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch():
 
 @pytest.mark.parametrize("scale", [1.0, 1024.0])
 def test_a_clipped_step_has_the_clip_norm_at_any_loss_scale(scale):
-    """Plain SGD moves the weights by the rate times the gradient, whose norm is then that of `train.clip`."""
+    """Plain SGD moves the weights by the learning rate times the gradient, whose norm is clipped to `train.clip`."""
     made = tiny_experiment("train.precision=float16", "train.clip=0.01", "train.optimizer={sgd: {lr: 0.5}}")
     job = assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, CPU)
     learning = Learner(job)
@@ -106,7 +106,7 @@ def learner_of(*overrides: str) -> tuple[Learner, Job]:
 
 
 def gradients(learning: Learner, job: Job, step: int, rank: int = 0) -> torch.Tensor:
-    """Those of the first batch, at a step on a rank, with whatever dropout draws there."""
+    """The gradients of the first batch, with the dropout of the given step and rank."""
     ranks = Ranks()
     ranks.rank = rank
     learning.optimizer.zero_grad()
@@ -222,7 +222,7 @@ def test_two_processes_cannot_train_one_run(tmp_path):
 
 
 def script_accuracies(monkeypatch, accuracies: list[float]) -> None:
-    """Evaluations report these accuracies, one after the other."""
+    """Make successive evaluations report these accuracies."""
     values = iter(accuracies)
     real = Learner.evaluate
 

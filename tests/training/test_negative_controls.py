@@ -1,6 +1,6 @@
-"""The proof is sensitive: without any one thing that a checkpoint holds or a resume derives, the result differs.
+"""Negative controls of resuming: without any one part of a checkpoint or of what a resume derives, the result differs.
 
-And any step can be gone on from: a checkpoint after each of 24 steps, a resume from each.
+A training can also be resumed from any step: a checkpoint after each of 24 steps, a resume from each.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.support.configs import tiny_experiment
 from tests.support.interrupted_trainings import digest, stop_at
 
 CPU = torch.device("cpu")
-CUT = 38  # 17 steps an epoch, three epochs: in the third, with an epoch behind it that was not the best
+CUT = 38  # in the third of three epochs of 17 steps, after an epoch that was not the best
 RICH = [
     "train.epochs=3",
     "train.ema={decay: 0.9}",
@@ -46,7 +46,7 @@ def rich_experiment(*overrides: str) -> Experiment:
 
 @pytest.fixture(autouse=True)
 def _the_first_epoch_is_the_best(monkeypatch):
-    """So that forgetting the best shows; and a scaler that changes its scale often, and memory for 40 pictures."""
+    """Make the first epoch the best, the loss scale change often and memory run out once, so that losing them shows."""
     real = Learner.evaluate
 
     def worse_each_time(self, job, split, batch, *rest):
@@ -99,7 +99,7 @@ Spoil = Callable[[Learner, Saved], Saved]
 
 
 def spoil_restore(spoil: Spoil) -> Callable[[pytest.MonkeyPatch], None]:
-    """What is restored is first spoilt."""
+    """Spoil a checkpoint before it is restored."""
 
     def apply(patched: pytest.MonkeyPatch) -> None:
         real = loop.restore_training
@@ -111,7 +111,7 @@ def spoil_restore(spoil: Spoil) -> Callable[[pytest.MonkeyPatch], None]:
 
 
 def reset_tensors(part: str, *endings: str) -> Callable[[pytest.MonkeyPatch], None]:
-    """Those tensors as a new run would have them, or not at all."""
+    """Replace the tensors by a new run's, or drop them if a new run has none."""
 
     def spoil(learner: Learner, saved: Saved) -> Saved:
         new = {name: value.clone() for name, value in learner.checkpoint_parts()[part].items()}
@@ -189,7 +189,7 @@ def epoch_from_its_start(patched: pytest.MonkeyPatch) -> None:
 
 
 def part_of_the_gradients(patched: pytest.MonkeyPatch) -> None:
-    """As if it had been saved between two micro-batches, without the first one's gradients."""
+    """Lose the gradients of the first micro-batch, as after a save between two micro-batches."""
     real = loop.backward
 
     def later_ones(learner, job, batch, step):
@@ -212,10 +212,10 @@ CONTROLS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], tuple[str, ...]]
     "adam's first moment": (reset_tensors("optimizer", "exp_avg:"), (ADAM,)),
     "adam's second moment": (reset_tensors("optimizer", "exp_avg_sq"), (ADAM,)),
     "adam's counter": (reset_tensors("optimizer", "step"), (ADAM,)),
-    "average": (reset_tensors("ema", ""), ()),
-    "average's counter": (average_from_zero, ()),
-    "scale": (reset_scaler("scale"), (HALF,)),
-    "scale's counter": (reset_scaler("_growth_tracker"), (HALF,)),
+    "moving average": (reset_tensors("ema", ""), ()),
+    "moving average's counter": (average_from_zero, ()),
+    "loss scale": (reset_scaler("scale"), (HALF,)),
+    "loss scale's counter": (reset_scaler("_growth_tracker"), (HALF,)),
     "step": (reset_counter("step"), ()),
     "schedule's position": (schedule_from_zero, ()),
     "epoch": (order_of_another_epoch, ()),
@@ -232,7 +232,7 @@ CONTROLS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], tuple[str, ...]]
     "micro-batches": (reset_counter("accumulate", 2), ()),
     "part of the gradients": (part_of_the_gradients, ()),
     "class map": (classes_reversed, ()),
-    "what was measured": (reset_counter("evaluated"), ()),
+    "evaluated": (reset_counter("evaluated"), ()),
 }
 
 
@@ -255,14 +255,14 @@ def test_a_resume_without_one_part_of_the_state_gives_another_result(tmp_path, u
     spoil, overrides = CONTROLS[dropped]
     expected = uninterrupted_digest(*overrides)
     run = cut_short(tmp_path, rich_experiment(*overrides), CUT)
-    if dropped == "what was measured":  # the last checkpoint left is of an epoch's end, whose val was measured
+    if dropped == "evaluated":  # leave the checkpoint of an epoch's end, which has been evaluated
         shutil.rmtree(run / "checkpoints" / f"step-{CUT:08d}")
     with pytest.MonkeyPatch.context() as patched:
         spoil(patched)
         try:
             train_run(rich_experiment(*overrides), tmp_path, CPU, resume=True)
         except (CheckpointError, KeyError):
-            return  # it was noticed before a step was taken
+            return  # the spoilt state was refused before any step
     assert digest(run) != expected
 
 

@@ -146,5 +146,5 @@ def test_one_cycle_decays_like_pytorchs():
         ours.append(spec.factor(step, total))
         optimizer.step()
         scheduler.step()
-    # The climb is torch's but for its shape (ours is straight); the fall is the same curve.
+    # The warmup differs from PyTorch's (ours is linear); the decay is the same curve.
     assert ours[300:] == pytest.approx(theirs[300:], abs=3e-3)

@@ -1,4 +1,4 @@
-"""A run whose folder is moved or changed while it trains; how trainings end; a supervisor that repeats one command."""
+"""Run folders that are moved or changed during training, how trainings end, and commands that are repeated."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def three_epochs(*overrides: str) -> schema.Experiment:
 
 
 def run_at_step(monkeypatch, step: int, action) -> None:
-    """Do something while that step is under way."""
+    """Call `action` at the start of a step."""
     real = loop.backward
 
     def backward(learner, job, batch, number):
@@ -44,7 +44,7 @@ def run_at_step(monkeypatch, step: int, action) -> None:
 
 @pytest.mark.parametrize("step", [3, 20])
 def test_a_moved_run_folder_ends_the_training_after_saving_in_it(tmp_path, monkeypatch, step):
-    """It was made again as a ghost, with half of the run in each, exit 0."""
+    """Regression: the folder was created again, half of the run was in each, and the exit code was 0."""
     run, there = tmp_path / "runs" / "tiny" / "1", tmp_path / "there"
     with monkeypatch.context() as patched:
         run_at_step(patched, step, lambda: run.rename(there))
@@ -89,7 +89,7 @@ def test_removing_or_replacing_the_metrics_file_ends_the_training(tmp_path, monk
 
 
 def test_a_signal_stops_validation_within_one_batch(tmp_path, monkeypatch):
-    """SIGTERM in a long validation and SIGKILL six seconds later cost the whole epoch."""
+    """Regression: SIGTERM in a long validation and SIGKILL six seconds later lost the whole epoch."""
     batches: list[int] = []
     real = Learner._evaluated_network
 
@@ -119,7 +119,7 @@ def test_a_signal_stops_validation_within_one_batch(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("place", [*PLACES, *WRITING])
 def test_a_command_killed_and_repeated_gives_the_uninterrupted_result(place):
-    """Killed again and again, repeated until it ends well, and once more: done once, the same bits, nothing left."""
+    """Killed and repeated until it succeeds, then run once more: one result, the same bits, no leftover files."""
     found = run_chain(place, seed=1)
     assert not found.trouble, found
     assert found.kills
@@ -202,7 +202,7 @@ def test_other_errors_are_not_treated_as_out_of_memory(error):
 
 @pytest.mark.parametrize("place", ["the network", "augmentation", "an own mistake"])
 def test_progress_is_saved_before_an_error_ends_the_training(tmp_path, monkeypatch, place):
-    """At the smallest micro-batch nothing was saved; nor where anything else fails in a step."""
+    """Regression: nothing was saved when the smallest micro-batch ran out of memory or a step failed otherwise."""
     from cnnrun.data.training_batches import TrainingBatches
 
     error = ZeroDivisionError("ours") if place == "an own mistake" else MemoryError("12 GiB")
@@ -259,7 +259,7 @@ def test_a_disk_without_locks_falls_back_to_a_lock_file(tmp_path, monkeypatch, c
         holder = outcome(*fork(lambda: _try_to_hold(tmp_path)))
         assert holder == "in use"
     assert outcome(*fork(lambda: _try_to_hold(tmp_path))) == "held"
-    if number != errno.ENOSYS:  # for which filelock itself goes on
+    if number != errno.ENOSYS:  # filelock itself handles ENOSYS
         assert "this disk has no locks; the file lock.held is used instead" in capfd.readouterr().err
 
 
@@ -272,7 +272,7 @@ def _try_to_hold(run: Path) -> str:
 
 
 def test_a_killed_process_no_longer_holds_its_run(tmp_path, monkeypatch):
-    """With the system's locks, and with the file that stands in for them."""
+    """With the locks of the system, and with the lock file used instead."""
     for number in (None, errno.ENOLCK):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -317,7 +317,7 @@ def test_a_disk_without_free_inodes_is_reported(tmp_path, monkeypatch):
 
 
 def test_clearing_a_cache_leaves_a_valid_lock_to_a_waiting_process(tmp_path, monkeypatch):
-    """The lock that others waited for was removed with the folder: two built at once."""
+    """Regression: clearing removed the lock that others waited for, and two processes built the cache at once."""
     from cnnrun.data import cache
 
     key = "0" * 32
@@ -354,7 +354,7 @@ def test_temporary_files_of_killed_processes_are_removed_by_the_next_write(tmp_p
     for _ in range(2):
         assert outcome(*fork(killed)) == -signal.SIGKILL
     assert len(list(tmp_path.glob(".g.txt.*.tmp"))) == 2
-    being_written = tmp_path / atomic_files._temporary_name("g.txt")  # by a process that runs
+    being_written = tmp_path / atomic_files._temporary_name("g.txt")  # of a process that still runs
     being_written.touch()
     other = tmp_path / atomic_files._temporary_name("h.txt").replace(str(os.getpid()), "999999999")
     other.touch()

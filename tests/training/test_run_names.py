@@ -40,7 +40,7 @@ def test_the_newest_run_is_by_number_within_a_name_and_by_time_among_names(tmp_p
         save_unfinished_run(folder)
         os.utime(folder / run_folder.CONFIG, (when, when))
         assert place < 3
-    fresh = run_folder.create_run_folder(tmp_path, "b")  # a run that has saved nothing yet is nobody's newest
+    fresh = run_folder.create_run_folder(tmp_path, "b")  # a run without a checkpoint is not the newest
     (fresh / run_folder.CONFIG).write_text("x")
     assert run_folder.newest_run(tmp_path) == tmp_path / "b" / "1"
     assert run_folder.newest_run(tmp_path, "a") == tmp_path / "a" / "2"

@@ -1,4 +1,4 @@
-"""Every leaf of the union, whatever it is: no list of kinds stands here."""
+"""Every layer kind of the union `Leaf`; the tests take the kinds from the union, not from a list."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_every_parameter_and_input_gets_a_gradient(kind):
 
 @pytest.mark.parametrize("kind", LAYER_KINDS, ids=lambda kind: kind.kind)
 def test_reset_parameters_gives_the_weights_of_the_constructor(kind):
-    """Built without memory and reset = built at once, for the same seed: so nothing is left uninitialised."""
+    """Built on the meta device and then reset equals built directly, for the same seed: nothing stays uninitialised."""
     torch.manual_seed(3)
     expected = build_example(kind).state_dict()
     late = build_example(kind, "meta").to_empty(device="cpu")
@@ -67,7 +67,7 @@ def test_batched_equals_one_by_one_in_eval_mode(kind):
 
 
 class SideBySide(nn.Module):
-    """All leaves side by side in one graph: exporting it once costs what exporting one leaf costs."""
+    """All layers side by side in one graph: one export of them all takes as long as that of a single layer."""
 
     def __init__(self, modules: dict[str, nn.Module], several: dict[str, int]) -> None:
         super().__init__()
