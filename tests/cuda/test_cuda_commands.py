@@ -1,4 +1,4 @@
-"""Every command that computes, on a GPU: it does what it does on a processor."""
+"""Every command that computes gives the same results on a GPU as on the CPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,18 @@ from tests.support.small_runs import TASKS
 
 pytestmark = pytest.mark.cuda
 CLOSE = {"abs": 1e-3, "rel": 1e-3}
-LOOKING = ("filters", "features", "top", "deconv", "occlude", "gradcam", "saliency", "evolve", "invariance", "embed")
+EXPLAIN_COMMANDS = (
+    "filters",
+    "features",
+    "top",
+    "deconv",
+    "occlude",
+    "gradcam",
+    "saliency",
+    "evolve",
+    "invariance",
+    "embed",
+)
 
 
 def numbers(found: object) -> list[float]:
@@ -28,7 +39,7 @@ def numbers(found: object) -> list[float]:
 
 @pytest.fixture(autouse=True)
 def _full_float32():
-    """Convolutions that round to TF32, as a GPU's do by default, change which of two near scores is the larger."""
+    """Disable TF32. Its rounding, the default on a GPU, can change which of two close scores is larger."""
     # Not by `conv.fp32_precision`: mixed with the flag that torch.export reads, it is an error (PyTorch 2.14).
     torch.backends.cudnn.allow_tf32 = False
     yield
@@ -36,8 +47,8 @@ def _full_float32():
 
 
 @pytest.fixture
-def on_both(gpu, run_cli):
-    """`on_both("eval", run)` -> what the command says in JSON on the processor and on the GPU."""
+def on_both_devices(gpu, run_cli):
+    """Return a function: `on_both_devices("eval", run)` gives the command's JSON output on the CPU and on the GPU."""
 
     def run(*words: object) -> list[object]:
         found = []
@@ -50,17 +61,17 @@ def on_both(gpu, run_cli):
     return run
 
 
-def copied(run: Path, tmp_path: Path) -> Path:
+def copy_run(run: Path, tmp_path: Path) -> Path:
     return shutil.copytree(run, tmp_path / "runs" / "tiny" / "1")
 
 
 @pytest.fixture
 def tiny_run(trained_run, tmp_path) -> Path:
-    return copied(trained_run, tmp_path)
+    return copy_run(trained_run, tmp_path)
 
 
 def images_of(run: Path) -> Path:
-    """The folder of pictures that `train_each_task` trained on."""
+    """The image folder that `train_each_task` trained on."""
     return run.parents[2] / "pets"
 
 
@@ -68,14 +79,14 @@ def images_of(run: Path) -> Path:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_eval_measures_the_same(on_both, of_each_task, task):
-    cpu, cuda = on_both("eval", of_each_task[task])
+def test_eval_measures_the_same_metrics_on_both_devices(on_both_devices, of_each_task, task):
+    cpu, cuda = on_both_devices("eval", of_each_task[task])
     assert numbers(cpu["numbers"]) == pytest.approx(numbers(cuda["numbers"]), **CLOSE)
     assert cpu["samples"] == cuda["samples"]
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_predict_says_the_same(gpu, run_cli, of_each_task, task):
+def test_predict_gives_the_same_predictions_on_both_devices(gpu, run_cli, of_each_task, task):
     run = of_each_task[task]
     rows = []
     for device in ("cpu", "cuda"):
@@ -87,10 +98,10 @@ def test_predict_says_the_same(gpu, run_cli, of_each_task, task):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_training_leaves_a_run_that_is_exported(run_cli, of_each_task, tmp_path, task):
+def test_a_run_trained_on_a_gpu_can_be_exported(run_cli, of_each_task, tmp_path, task):
     config = of_each_task[task] / "config.yaml"
     words = [config, f"data.cache_dir={tmp_path / 'cache'}", "--device", "cuda", "--runs", tmp_path / "runs"]
-    with some_gpu():  # files are exported, and compared, on the processor
+    with some_gpu():  # files are exported and compared on the CPU
         code, out, err = run_cli("train", *words, "--no-report", "--json")
     assert code == 0, err
     run = Path(json.loads(out)["run"])
@@ -105,38 +116,38 @@ def test_training_leaves_a_run_that_is_exported(run_cli, of_each_task, tmp_path,
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_report_is_made_on_a_gpu(gpu, run_cli, of_each_task, tmp_path, task):
+def test_a_report_is_written_on_a_gpu(gpu, run_cli, of_each_task, tmp_path, task):
     pytest.importorskip("vl_convert")
     code, _, err = run_cli("report", of_each_task[task], "--device", "cuda", "--out", tmp_path / "page.html")
     assert code == 0, err
     assert "<html" in (tmp_path / "page.html").read_text()
 
 
-# --- looking ----------------------------------------------------------------------------------------------------------
+# --- explain ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", LOOKING)
-def test_a_way_of_looking_sees_the_same(on_both, linked_run, command):
-    cpu, cuda = on_both("explain", command, linked_run)
+@pytest.mark.parametrize("command", EXPLAIN_COMMANDS)
+def test_explain_gives_the_same_result_on_both_devices(on_both_devices, linked_run, command):
+    cpu, cuda = on_both_devices("explain", command, linked_run)
     assert numbers(cpu) == pytest.approx(numbers(cuda), **CLOSE)
 
 
-def test_leaving_layers_out_costs_the_same(on_both, linked_run):
-    cpu, cuda = on_both("explain", "ablate", linked_run, "--remove", "model[3].residual")
+def test_ablation_gives_the_same_result_on_both_devices(on_both_devices, linked_run):
+    cpu, cuda = on_both_devices("explain", "ablate", linked_run, "--remove", "model[3].residual")
     assert numbers(cpu) == pytest.approx(numbers(cuda), **CLOSE)
 
 
 @pytest.mark.parametrize("command", ["detections", "assign"])
-def test_what_a_detector_finds_and_learns_by_is_the_same(on_both, of_each_task, command):
-    cpu, cuda = on_both("explain", command, of_each_task["detect"])
+def test_detections_and_assignments_are_the_same_on_both_devices(on_both_devices, of_each_task, command):
+    cpu, cuda = on_both_devices("explain", command, of_each_task["detect"])
     assert numbers(cpu) == pytest.approx(numbers(cuda), **CLOSE)
 
 
 # --- studies ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_temperature_is_the_same(on_both, tiny_run):
-    cpu, cuda = on_both("calibrate", tiny_run)
+def test_calibrate_fits_the_same_temperature_on_both_devices(on_both_devices, tiny_run):
+    cpu, cuda = on_both_devices("calibrate", tiny_run)
     assert numbers(cpu) == pytest.approx(numbers(cuda), **CLOSE)
 
 
@@ -146,13 +157,13 @@ def test_a_run_is_not_distinguishable_from_itself(gpu, run_cli, tiny_run):
     assert "not distinguishable" in out
 
 
-def test_rates_are_tried(gpu, run_cli, tiny):
+def test_find_lr_runs_on_a_gpu(gpu, run_cli, tiny):
     code, out, err = run_cli("find-lr", tiny, "--steps", 20, "--device", "cuda", "--json")
     assert code == 0, err
     assert len(json.loads(out)["rates"]) > 2
 
 
-def test_time_and_memory_are_foretold(gpu, run_cli, tiny, tmp_path):
+def test_plan_estimates_time_and_memory_on_a_gpu(gpu, run_cli, tiny, tmp_path):
     code, out, err = run_cli("plan", tiny, "--device", "cuda", "--runs", tmp_path / "runs", "--json")
     assert code == 0, err
     planned = json.loads(out)
@@ -160,14 +171,14 @@ def test_time_and_memory_are_foretold(gpu, run_cli, tiny, tmp_path):
     assert planned["peak_memory_mib"] > 0
 
 
-def test_seeds_train_on_it(gpu, run_cli, tiny, tmp_path):
+def test_several_seeds_train_on_a_gpu(gpu, run_cli, tiny, tmp_path):
     where = ["--device", "cuda", "--runs", tmp_path / "runs", "--json"]
     code, out, err = run_cli("train", tiny, "train.epochs=1", "--seeds", 2, "--no-report", *where)
     assert code == 0, err
     assert len(json.loads(out)["runs"]) == 2
 
 
-def test_a_sweep_trains_on_it(gpu, run_cli, tiny, tmp_path):
+def test_a_sweep_trains_on_a_gpu(gpu, run_cli, tiny, tmp_path):
     pytest.importorskip("optuna")
     where = ["--device", "cuda", "--runs", tmp_path / "runs", "--json"]
     code, _, err = run_cli("sweep", tiny, "train.epochs=1", "train.optimizer.sgd.lr=0.01|0.1", "--trials", 2, *where)
@@ -175,34 +186,36 @@ def test_a_sweep_trains_on_it(gpu, run_cli, tiny, tmp_path):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_it_passes_its_own_test(gpu, run_cli, of_each_task, tmp_path, task):
+def test_selftest_of_a_config_passes_on_a_gpu(gpu, run_cli, of_each_task, tmp_path, task):
     config = of_each_task[task] / "config.yaml"
     code, out, err = run_cli("selftest", config, "--device", "cuda", "--json")
     checks = {each["check"]: each for each in json.loads(out)["checks"]}
     promised = ("a repeated run is the same", "a resumed run is the same", "workers do not matter")
     assert all(checks[name]["passed"] for name in promised), (checks, err)
-    assert code in (0, 9)  # what so small a network learns in so few steps is not promised
+    assert code in (0, 9)  # exit code 9: such a small network may fail the learning checks
 
 
-def test_the_own_test_without_a_config_passes_whole(gpu, run_cli):
+def test_selftest_without_a_config_passes_on_a_gpu(gpu, run_cli):
     code, out, err = run_cli("selftest", "--device", "cuda")
     assert code == 0, (out, err)
 
 
-# --- people -----------------------------------------------------------------------------------------------------------
+# --- face verification ------------------------------------------------------------------------------------------------
 
 
-def test_people_are_enrolled_identified_and_verified(on_both, gpu, run_cli, of_each_task, tmp_path):
+def test_enroll_identify_and_verify_give_the_same_on_both_devices(
+    on_both_devices, gpu, run_cli, of_each_task, tmp_path
+):
     run = of_each_task["verify"]
     people = images_of(run).parent / "people"
     one, other = sorted((people / "s0").glob("*.png"))[:2]
-    cpu, cuda = on_both("verify", one, other, "--run", run, "--threshold", "0.5")
+    cpu, cuda = on_both_devices("verify", one, other, "--run", run, "--threshold", "0.5")
     assert numbers(cpu) == pytest.approx(numbers(cuda), **CLOSE)
     gallery = tmp_path / "known.safetensors"
     code, _, err = run_cli("enroll", people, "--gallery", gallery, "--run", run, "--device", "cuda")
     assert code == 0, err
     found = []
-    for device in ("cpu", "cuda"):  # a gallery that a GPU made serves a processor
+    for device in ("cpu", "cuda"):  # a gallery written on a GPU can be read on the CPU
         words = [
             "identify",
             one,
@@ -222,7 +235,7 @@ def test_people_are_enrolled_identified_and_verified(on_both, gpu, run_cli, of_e
     assert numbers(found[0]) == pytest.approx(numbers(found[1]), **CLOSE)
 
 
-# --- devices that are not there ---------------------------------------------------------------------------------------
+# --- missing devices --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -233,14 +246,14 @@ def test_people_are_enrolled_identified_and_verified(on_both, gpu, run_cli, of_e
         ("gpu", 2, "--device gpu: use auto, cpu, cuda or cuda:N"),
     ],
 )
-def test_a_device_that_is_not_there_is_refused_in_one_line(gpu, run_cli, tiny, name, code, words):
+def test_a_missing_or_malformed_device_is_refused_in_one_line(gpu, run_cli, tiny, name, code, words):
     found, _, err = run_cli("train", tiny, "--device", name)
     assert found == code
     assert err.startswith(words)
     assert len(err.splitlines()) == 1
 
 
-def test_a_gpu_that_fails_is_one_line(gpu, run_cli, tiny, tmp_path, monkeypatch):
+def test_a_gpu_failure_is_reported_in_one_line(gpu, run_cli, tiny, tmp_path, monkeypatch):
     from cnnrun.tasks.classification import CrossEntropy
 
     def forward(self, outputs, targets):

@@ -1,4 +1,4 @@
-"""Batches on their way to a GPU: what arrives is what was read, however late the copies are made."""
+"""Batches copied to a GPU equal what was read, even when the copies are delayed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tests.support.configs import TINY
 
 pytestmark = pytest.mark.cuda
 CPU = torch.device("cpu")
-_LONG = 50_000_000  # clock cycles that the GPU is kept busy: some hundredths of a second
+_LONG = 50_000_000  # clock cycles to keep the GPU busy: a few hundredths of a second
 
 
 def batches(device: torch.device, *overrides: str) -> list[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
-    """The pictures and targets of an epoch's batches, each asked for while the GPU is still busy."""
+    """The images and targets of an epoch's batches, each requested while the GPU is still busy."""
     made = config_file.parse_config(TINY, "tiny.yaml", ["name=tiny", *overrides])
     job = assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, device)
     found = []
@@ -31,7 +31,7 @@ def batches(device: torch.device, *overrides: str) -> list[tuple[torch.Tensor, d
 
 @pytest.fixture(autouse=True)
 def _batch_by_batch(monkeypatch):
-    """Each batch is copied by itself, and the next one is read while it is."""
+    """Copy each batch separately, while the next one is read."""
     monkeypatch.setattr(training_batches, "AHEAD_BYTES", 1)
 
 
@@ -47,7 +47,7 @@ def test_no_batch_is_overwritten_while_it_is_copied(gpu, prefetch, augment):
         assert all(torch.allclose(targets[name].float(), others[name].float()) for name in targets)
 
 
-def test_what_is_read_for_a_gpu_lies_where_it_can_be_copied_from_without_waiting(real_gpu):
+def test_images_read_for_a_gpu_are_in_pinned_memory(real_gpu):
     made = config_file.parse_config(TINY, "tiny.yaml", ["name=tiny", "data.prefetch=2"])
     job = assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, real_gpu)
     with closing(job.batches(job.dataset.splits["train"], 1)) as of_job:

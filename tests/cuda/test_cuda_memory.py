@@ -1,4 +1,4 @@
-"""Too little memory on a GPU: in the network, in augmentation, while val is measured; and how much was needed."""
+"""Out of memory on a GPU: in the network, in augmentation, during evaluation and in the optimizer; and peak memory."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def tiny(*overrides: str) -> schema.Experiment:
 
 
 @pytest.fixture
-def little_memory(gpu):
-    """Room for so many MiB more than is taken now; a pretended GPU has room for no tensor larger than a tenth of it."""
+def limit_memory(gpu):
+    """Return a function that allows `mib` MiB more memory; on a pretended GPU, no tensor above a tenth of that."""
 
     def allow(mib: int) -> None:
         torch.cuda.empty_cache()
@@ -37,8 +37,8 @@ def little_memory(gpu):
     torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def test_a_batch_that_does_not_fit_goes_on_in_micro_batches(little_memory, gpu, tmp_path, capfd):
-    little_memory(400)
+def test_a_batch_too_large_for_memory_is_split_into_micro_batches(limit_memory, gpu, tmp_path, capfd):
+    limit_memory(400)
     result = train_run(tiny(WIDE, "train.batch=1024"), tmp_path, gpu, resume=False)
     err = capfd.readouterr().err
     assert "memory ran out at step 0: continuing with 2 micro-batches in each batch of the same size" in err
@@ -46,8 +46,8 @@ def test_a_batch_that_does_not_fit_goes_on_in_micro_batches(little_memory, gpu, 
     assert read_result(Path(result["run"]))["peak_memory_mib"] > 0
 
 
-def ran_out_once(monkeypatch, owner: type, name: str) -> None:
-    """The first call of a method does not find the memory that it needs."""
+def run_out_of_memory_once(monkeypatch, owner: type, name: str) -> None:
+    """Make the first call of a method raise an out-of-memory error."""
     real, calls = getattr(owner, name), []
 
     def call(self, *arguments):
@@ -63,14 +63,16 @@ def ran_out_once(monkeypatch, owner: type, name: str) -> None:
     ("owner", "name", "when"),
     [(Augment, "apply", "at step 0"), (ClassifyMeter, "update", "while evaluating after step 17")],
 )
-def test_memory_that_runs_out_elsewhere_ends_nothing(gpu, tmp_path, monkeypatch, capfd, owner, name, when):
-    ran_out_once(monkeypatch, owner, name)
+def test_training_continues_after_augmentation_or_evaluation_runs_out_of_memory(
+    gpu, tmp_path, monkeypatch, capfd, owner, name, when
+):
+    run_out_of_memory_once(monkeypatch, owner, name)
     result = train_run(tiny("data.augment={shift: 0.2}"), tmp_path, gpu, resume=False)
     assert f"memory ran out {when}: continuing with 2 micro-batches" in capfd.readouterr().err
     assert result["steps"] == 17
 
 
-def test_memory_that_runs_out_in_the_optimizer_ends_the_run_in_one_line(gpu, tmp_path, monkeypatch, run_cli, tiny):
+def test_running_out_of_memory_in_the_optimizer_ends_the_run_in_one_line(gpu, tmp_path, monkeypatch, run_cli, tiny):
     from cnnrun.training import loop
 
     def short(*arguments):

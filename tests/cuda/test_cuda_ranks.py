@@ -1,4 +1,4 @@
-"""Several processes on GPUs: two that share one talk by gloo, one of NCCL's is what one process is."""
+"""Several processes on GPUs: two ranks that share a GPU communicate by gloo; NCCL works in a group of one rank."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STEPS = ["train.epochs=2", "train.batch=60", "data.augment={shift: 0.2, rotate: 
 
 @pytest.fixture
 def device() -> str:
-    """The GPU that the ranks share. A pretended one cannot be shared: the ranks are rehearsed on the processor."""
+    """The GPU that the ranks share. A pretended GPU cannot be shared: the test then runs on the CPU."""
     if torch.cuda.is_available():
         return "cuda:0"
     if os.environ.get(REHEARSAL) == "1":
@@ -33,7 +33,7 @@ def device() -> str:
     pytest.skip(f"needs a CUDA device; {REHEARSAL}=1 rehearses it on the processor")
 
 
-def test_a_group_of_one_over_nccl_exchanges_what_is_on_the_gpu(real_gpu):
+def test_nccl_collectives_work_on_gpu_tensors_in_a_group_of_one(real_gpu):
     import torch.distributed as dist
 
     from cnnrun.base.ranks import RankGroup
@@ -54,7 +54,7 @@ def test_a_group_of_one_over_nccl_exchanges_what_is_on_the_gpu(real_gpu):
 
 
 def metrics_of(root: Path, ranks: int, device: str, *overrides: str) -> list[dict[str, float]]:
-    """The metrics of a training by so many processes."""
+    """The metrics of a training by `ranks` processes."""
     root.mkdir()
     (root / "tiny.yaml").write_text(TINY)
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
@@ -77,7 +77,7 @@ def metrics_of(root: Path, ranks: int, device: str, *overrides: str) -> list[dic
     return [json.loads(line) for line in (root / "runs" / "tiny" / "1" / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_ranks_that_share_a_gpu_repeat_and_learn_what_one_process_does(device, tmp_path):
+def test_ranks_that_share_a_gpu_are_reproducible_and_match_one_process(device, tmp_path):
     one = metrics_of(tmp_path / "one", 1, device)
     two = [metrics_of(tmp_path / name, 2, device, "train.sync_batch_norm=true") for name in "ab"]
     for row, other in zip(one, two[0], strict=True):

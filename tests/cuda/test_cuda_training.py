@@ -1,4 +1,4 @@
-"""Training on a GPU: repeated, resumed, in every precision, of every task; what makes the host wait; layers."""
+"""Training on a GPU: reproducibility, resuming, precisions, tasks, synchronization of host and GPU, layers."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ EVERYTHING = (
 )
 
 
-# Layers whose gradient is computed in another way on a GPU.
-SELDOM = (
+# Layers whose gradient is computed differently on a GPU.
+SPECIAL_GRADIENTS = (
     "model=[{pad: {padding: 1, mode: reflect}}, {conv: 4}, {local_response_norm: 3}, {adaptive_avg_pool: 6}, "
     "{upsample: {scale_factor: 2, mode: bilinear}}, {adaptive_max_pool: 5}, flatten]"
 )
@@ -47,15 +47,15 @@ def pets(tmp_path_factory) -> Path:
     return write_pictures(tmp_path_factory.mktemp("data") / "pets")
 
 
-def of_kind(pets: Path, root: Path, kind: str) -> schema.Experiment:
-    """A small config of a task, or of something else that a training may have, named tiny."""
+def experiment_of_kind(pets: Path, root: Path, kind: str) -> schema.Experiment:
+    """A small config, named tiny, of a task or of another feature of training."""
     return case_config(pets, root, (0, 2, kind)).model_copy(update={"name": "tiny"})
 
 
 # --- the same bits ----------------------------------------------------------------------------------------------------
 
 
-def resumed_is_uninterrupted(made: schema.Experiment, root: Path, gpu: torch.device, step: int) -> bool:
+def is_resume_exact(made: schema.Experiment, root: Path, gpu: torch.device, step: int) -> bool:
     whole = Path(train_run(made, root / "whole", gpu, resume=False)["run"])
     with stop_at(step):
         train_run(made, root / "cut", gpu, resume=True)
@@ -64,22 +64,22 @@ def resumed_is_uninterrupted(made: schema.Experiment, root: Path, gpu: torch.dev
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
-def test_a_resumed_training_is_the_uninterrupted_one(gpu, tmp_path, precision):
-    assert resumed_is_uninterrupted(tiny_experiment(*RICH, f"train.precision={precision}"), tmp_path, gpu, 9)
+def test_a_resumed_training_equals_an_uninterrupted_one(gpu, tmp_path, precision):
+    assert is_resume_exact(tiny_experiment(*RICH, f"train.precision={precision}"), tmp_path, gpu, 9)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_resumed_training_of_every_kind_is_the_uninterrupted_one(gpu, tmp_path, pets, kind):
-    assert resumed_is_uninterrupted(of_kind(pets, tmp_path, kind), tmp_path, gpu, 7)
+def test_a_resumed_training_of_every_kind_equals_an_uninterrupted_one(gpu, tmp_path, pets, kind):
+    assert is_resume_exact(experiment_of_kind(pets, tmp_path, kind), tmp_path, gpu, 7)
 
 
-def test_a_repeated_training_is_the_same(gpu, tmp_path):
+def test_a_repeated_training_gives_the_same_bits(gpu, tmp_path):
     runs = [Path(train_run(tiny_experiment(*RICH), tmp_path / name, gpu, resume=False)["run"]) for name in "ab"]
     assert digest(runs[0]) == digest(runs[1])
 
 
 @pytest.mark.parametrize("first", ["cpu", "cuda"])
-def test_a_run_moves_between_processor_and_gpu_and_it_is_said(gpu, tmp_path, capfd, first):
+def test_resuming_on_another_device_is_reported(gpu, tmp_path, capfd, first):
     devices = [CPU, gpu] if first == "cpu" else [gpu, CPU]
     with stop_at(9):
         train_run(tiny_experiment(*RICH), tmp_path, devices[0], resume=True)
@@ -89,7 +89,7 @@ def test_a_run_moves_between_processor_and_gpu_and_it_is_said(gpu, tmp_path, cap
     assert f"device was {devices[0]}, is {devices[1]}: the result may differ" in capfd.readouterr().err
 
 
-def test_without_deterministic_kernels_nothing_is_resumed_strictly(gpu, tmp_path):
+def test_strict_resume_is_refused_without_deterministic_kernels(gpu, tmp_path):
     made = tiny_experiment("train.deterministic=false", "train.epochs=1")
     with pytest.raises(CheckpointError, match="train.deterministic is false"):
         train_run(made, tmp_path, gpu, resume=True, strict=True)
@@ -98,8 +98,8 @@ def test_without_deterministic_kernels_nothing_is_resumed_strictly(gpu, tmp_path
 
 
 @pytest.mark.parametrize(("enabled", "warn_only"), [(False, False), (True, True), (True, False)])
-def test_settings_of_pytorch_are_as_before(gpu, tmp_path, monkeypatch, enabled, warn_only):
-    """Inside a training kernels are deterministic, after it they are as they were, however it ended."""
+def test_training_restores_pytorchs_determinism_settings(gpu, tmp_path, monkeypatch, enabled, warn_only):
+    """Kernels are deterministic during training; afterwards the settings are restored, even after an error."""
     torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
     seen: list[bool] = []
 
@@ -121,7 +121,7 @@ def test_settings_of_pytorch_are_as_before(gpu, tmp_path, monkeypatch, enabled, 
 
 
 def outputs_and_gradients(module: nn.Module, inputs: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
-    """What a layer gives for these inputs, and the gradients of its parameters and inputs, on the host."""
+    """The layer's output and the gradients of its inputs and parameters, on the CPU."""
     moved = [tensor.detach().to(device).requires_grad_() for tensor in inputs]
     out = module.to(device)(*moved)
     weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=out.dtype)
@@ -141,8 +141,8 @@ EXAMPLES += [(kind, {"mode": "bilinear"}) for kind in LAYER_KINDS if kind.kind =
 
 
 @pytest.mark.parametrize(("kind", "settings"), EXAMPLES, ids=lambda each: getattr(each, "kind", None))
-def test_every_layer_repeats_and_is_the_processors(gpu, kind, settings):
-    """In evaluation mode, so that dropout is still; what it draws is tested above."""
+def test_every_layer_is_reproducible_and_matches_the_cpu(gpu, kind, settings):
+    """Evaluation mode turns dropout off; the resume tests above cover its random draws."""
     torch.manual_seed(0)
     layer = kind(**settings).build(kind.example_shape).double().eval()
     inputs = random_inputs(kind, dtype=torch.float64)
@@ -159,7 +159,7 @@ def test_every_layer_repeats_and_is_the_processors(gpu, kind, settings):
         assert torch.equal(other, third)
 
 
-def test_adaptive_means_are_as_exact_as_pytorchs_in_half_precision(gpu):
+def test_adaptive_average_pooling_in_bfloat16_equals_pytorchs(gpu):
     x = torch.rand(2, 3, 7, 9, generator=torch.Generator().manual_seed(0)).bfloat16()
     expected = nn.AdaptiveAvgPool2d((3, 4))(x)
     network = nn.Sequential(nn.AdaptiveAvgPool2d((3, 4)))
@@ -170,7 +170,7 @@ def test_adaptive_means_are_as_exact_as_pytorchs_in_half_precision(gpu):
     assert torch.equal(found.cpu(), expected)
 
 
-def test_adaptive_means_that_val_asked_for_first_can_be_learned_through(gpu):
+def test_adaptive_average_pooling_first_used_in_inference_mode_has_gradients(gpu):
     """A resumed run may measure val, in inference mode, before its first step."""
     network = nn.Sequential(nn.AdaptiveAvgPool2d((2, 5)))
     use_deterministic_layers(network)
@@ -189,11 +189,11 @@ def test_equal_maxima_share_the_gradient(gpu):
     assert x.grad.flatten().tolist() == [0.25] * 4
 
 
-# --- numbers that are not finite --------------------------------------------------------------------------------------
+# --- non-finite values ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_what_is_not_finite_stops_a_step_later_is_named_and_never_saved(gpu, tmp_path, monkeypatch, place):
+def test_a_non_finite_value_stops_training_one_step_later_and_is_never_saved(gpu, tmp_path, monkeypatch, place):
     poison, named = PLACES[place]
     poison(monkeypatch, 20, float("nan"))
     taken: list[int] = []
@@ -208,15 +208,15 @@ def test_what_is_not_finite_stops_a_step_later_is_named_and_never_saved(gpu, tmp
         train_run(tiny_experiment("train.ema={decay: 0.9}", "data.augment={rotate: 4}"), tmp_path, gpu, resume=False)
     lines = stopped.value.lines
     assert "at step 20; this step is not saved" in lines[0]
-    spread = place in ("loss", "gradient", "weight")  # to every weight, before it was seen
+    spread = place in ("loss", "gradient", "weight")  # the value reached every weight before it was detected
     assert ("unknown, because the GPU" if spread else named) in lines[1]
-    assert taken[-1] <= 20  # the step after it is under way when it is seen, and changes no weight
+    assert taken[-1] <= 20  # one more step is running when the value is detected; it changes no weight
     found = checkpoints.list_checkpoints(tmp_path / "tiny" / "1" / "checkpoints")
     assert [path.name for path in found] == ["step-00000017"]
     assert all(value.isfinite().all() for part in checkpoints.load(found[0]).parts.values() for value in part.values())
 
 
-def test_float16_leaves_out_a_step_whose_gradients_overflow(gpu, tmp_path, monkeypatch):
+def test_float16_skips_a_step_whose_gradients_overflow(gpu, tmp_path, monkeypatch):
     real, losses = CrossEntropy.forward, []
 
     def forward(self, outputs, targets):
@@ -234,7 +234,7 @@ def test_float16_leaves_out_a_step_whose_gradients_overflow(gpu, tmp_path, monke
         train_run(tiny_experiment("train.precision=float16", "train.epochs=1"), tmp_path, gpu, resume=False)["run"]
     )
     saved = checkpoints.load_newest(run / "checkpoints", "latest", pytest.fail)
-    assert saved.state["scaler"]["scale"] == 2.0**15  # half of what it begins with
+    assert saved.state["scaler"]["scale"] == 2.0**15  # half of the initial scale
     assert all(value.isfinite().all() for part in saved.parts.values() for value in part.values())
 
 
@@ -243,12 +243,12 @@ def test_float16_leaves_out_a_step_whose_gradients_overflow(gpu, tmp_path, monke
 
 @pytest.fixture
 def _batch_by_batch(monkeypatch):
-    """Each batch is prepared when it is asked for, none together with others."""
+    """Prepare each batch separately, when it is requested."""
     monkeypatch.setattr(training_batches, "AHEAD_BYTES", 1)
 
 
-def step_by_step(job: Job, steps: int) -> None:
-    """The first steps of a training; from the second on it is an error to make the host wait for the GPU."""
+def run_steps(job: Job, steps: int) -> None:
+    """Run the first steps of a training; from the second on, making the host wait for the GPU is an error."""
     learner, state = Learner(job), TrainingState(accumulate=job.spec.accumulate)
     kernels = deterministic_kernels(job.device, job.spec.deterministic)
     with kernels, closing(job.batches(job.dataset.splits["train"], state.accumulate)) as batches:
@@ -273,23 +273,23 @@ def step_by_step(job: Job, steps: int) -> None:
         ["data.augment.policy=trivial_augment", "train.precision=bfloat16"],
         ["task={classify: {label_smoothing: 0.1, class_weights: balanced}}", "train.accumulate=4", "data.prefetch=0"],
         ["train.precision=float16", "train.deterministic=false"],
-        [SELDOM],
+        [SPECIAL_GRADIENTS],
     ],
 )
 @pytest.mark.usefixtures("_batch_by_batch")
-def test_no_step_makes_the_host_wait(gpu, overrides):
+def test_no_training_step_makes_the_host_wait_for_the_gpu(gpu, overrides):
     made = tiny_experiment(*overrides)
-    step_by_step(assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, gpu), 4)
+    run_steps(assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, gpu), 4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.usefixtures("_batch_by_batch")
-def test_no_step_of_any_kind_makes_the_host_wait(gpu, tmp_path, pets, kind):
-    made = of_kind(pets, tmp_path, kind)
-    step_by_step(assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, gpu), 4)
+def test_no_training_step_of_any_kind_makes_the_host_wait_for_the_gpu(gpu, tmp_path, pets, kind):
+    made = experiment_of_kind(pets, tmp_path, kind)
+    run_steps(assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, gpu), 4)
 
 
-def test_pictures_and_weights_have_their_channels_last(gpu, tmp_path, monkeypatch):
+def test_images_and_weights_are_in_channels_last_format(gpu, tmp_path, monkeypatch):
     seen: list[bool] = []
     real = nn.Conv2d.forward
 
@@ -313,14 +313,14 @@ def test_pictures_and_weights_have_their_channels_last(gpu, tmp_path, monkeypatc
 # --- features of frozen layers, compiled networks ---------------------------------------------------------------------
 
 
-def test_features_of_frozen_layers_teach_what_the_layers_themselves_teach(gpu, tmp_path):
+def test_precomputed_frozen_features_train_like_the_frozen_layers(gpu, tmp_path):
     frozen = ["train.freeze=conv1", "train.epochs=2"]
     once = train_run(tiny_experiment(*frozen), tmp_path / "once", gpu, resume=False)
     anew = train_run(tiny_experiment(*frozen, "data.memory_gib=0"), tmp_path / "anew", gpu, resume=False)
     assert once["best"]["val/accuracy"] == pytest.approx(anew["best"]["val/accuracy"], abs=0.02)
 
 
-def test_a_compiled_training_learns_what_the_other_does(real_gpu, tmp_path):
+def test_a_compiled_network_trains_like_an_uncompiled_one(real_gpu, tmp_path):
     results = []
     for word in ("false", "true"):
         made = tiny_experiment("train.epochs=3", f"train.compile={word}", "model=[{conv: 8}, flatten]")

@@ -1,4 +1,4 @@
-"""A config given in the place of a run means its newest run, and answers nothing that the run does not know."""
+"""A config in place of a run means its newest run, and is refused where its results would differ from the run's."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def words(command, config="tiny.yaml"):
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_config_whose_answer_would_be_another_is_refused(run, run_cli, command, change):
+def test_a_config_whose_results_would_differ_from_its_run_is_refused(run, run_cli, command, change):
     (old, new), told = CHANGES[change]
     assert old in TINY
     (run.parents[2] / "tiny.yaml").write_text(TINY.replace(old, new))
@@ -51,7 +51,7 @@ def test_a_config_whose_answer_would_be_another_is_refused(run, run_cli, command
 
 
 @pytest.mark.parametrize("command", ["eval", "explain"])
-def test_what_only_the_training_goes_by_is_said(run, run_cli, command):
+def test_a_changed_training_setting_is_reported(run, run_cli, command):
     text = TINY.replace("data: {", "data: {augment: {flip: horizontal}, ").replace("epochs: 2", "epochs: 12")
     (run.parents[2] / "tiny.yaml").write_text(f"seed: 3\n{text}".replace("batch: 64", "batch: 32"))
     code, _, err = run_cli(*words(command))
@@ -63,7 +63,7 @@ def test_what_only_the_training_goes_by_is_said(run, run_cli, command):
     assert err.count("what that run learned is used") == 3
 
 
-def test_the_same_config_is_only_named(run, run_cli):
+def test_an_equal_config_only_names_the_run_it_uses(run, run_cli):
     (run.parents[2] / "tiny.yaml").write_text(TINY.replace("epochs: 2", "epochs: 12"))
     code, _, err = run_cli("eval", "tiny.yaml")
     assert (code, err) == (0, "using runs/tiny/1\n")
@@ -72,10 +72,10 @@ def test_the_same_config_is_only_named(run, run_cli):
     assert run_cli("eval", run)[2] == ""
 
 
-def test_the_newest_run_goes_by_its_number(run, run_cli):
+def test_the_newest_run_has_the_largest_number(run, run_cli):
     (run.parents[2] / "tiny.yaml").write_text(TINY.replace("epochs: 2", "epochs: 12"))
     for number in ("9", "10"):
         shutil.copytree(run, run.parent / number)
-    os.utime(run.parent / "9" / "config.yaml", (4e9, 4e9))  # as copying a run may leave it
+    os.utime(run.parent / "9" / "config.yaml", (4e9, 4e9))  # copying a run may change its times
     assert "using runs/tiny/10\n" in run_cli("eval", "tiny.yaml")[2]
     assert "using runs/tiny/10\n" in run_cli("eval")[2]

@@ -1,4 +1,4 @@
-"""Weights from elsewhere: into the right tensors, all or none, and what is written about them."""
+"""Weights from other programs: each goes to the right tensor, all or none are loaded, and their metadata is kept."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from tests.support.small_runs import train_from_weights
 CPU = torch.device("cpu")
 DATA = Path(__file__).parents[2] / "data" / "mobilenet-v2"
 PTH = DATA / "mobilenet_v2-b0353104.pth"
-fetched = pytest.mark.skipif(not PTH.exists(), reason="scripts/get_data mobilenet-v2 was not run")
+needs_mobilenet_weights = pytest.mark.skipif(not PTH.exists(), reason="scripts/get_data mobilenet-v2 was not run")
 
 
-def numbered(**shapes: tuple[int, ...]) -> dict[str, torch.Tensor]:
+def numbered_tensors(**shapes: tuple[int, ...]) -> dict[str, torch.Tensor]:
     return {name.replace("__", "."): torch.full(shape, float(n)) for n, (name, shape) in enumerate(shapes.items())}
 
 
-def test_by_order_pairs_equal_places():
-    ours = numbered(conv__weight=(2, 3, 3, 3), conv__bias=(2,), head__weight=(5, 2))
-    theirs = numbered(a__weight=(2, 3, 3, 3), a__bias=(2,), z__weight=(5, 2))
+def test_matching_in_order_pairs_tensors_by_position():
+    ours = numbered_tensors(conv__weight=(2, 3, 3, 3), conv__bias=(2,), head__weight=(5, 2))
+    theirs = numbered_tensors(a__weight=(2, 3, 3, 3), a__bias=(2,), z__weight=(5, 2))
     assert tensor_matching.match_in_order(ours, theirs) == {
         "conv.weight": "a.weight",
         "conv.bias": "a.bias",
@@ -39,29 +39,35 @@ def test_by_order_pairs_equal_places():
     }
 
 
-def test_a_blocks_own_parameter_may_stand_before_its_layers():
-    ours = numbered(conv__weight=(4, 1, 7, 7), conv__bias=(4,), scale__weight=(4, 1, 1))
-    theirs = numbered(layer_scale=(4, 1, 1), block__0__weight=(4, 1, 7, 7), block__0__bias=(4,))
+def test_a_block_parameter_may_come_before_its_layers():
+    ours = numbered_tensors(conv__weight=(4, 1, 7, 7), conv__bias=(4,), scale__weight=(4, 1, 1))
+    theirs = numbered_tensors(layer_scale=(4, 1, 1), block__0__weight=(4, 1, 7, 7), block__0__bias=(4,))
     assert tensor_matching.match_in_order(ours, theirs)["scale.weight"] == "layer_scale"
 
 
 @pytest.mark.parametrize(
     ("theirs", "row"),
     [
-        (numbered(a__weight=(2, 3, 5, 5), a__bias=(2,)), "network: conv.weight 2x3x3x3   file: a.weight 2x3x5x5"),
-        (numbered(a__weight=(2, 3, 3, 3)), "network: conv.bias 2   file: nothing"),
-        (numbered(a__weight=(2, 3, 3, 3), a__bias=(2,), b__bias=(2,)), "network: nothing   file: b.bias 2"),
-        (numbered(a__weight=(2, 3, 3, 3), a__running_mean=(2,)), "network: conv.bias 2   file: a.running_mean 2"),
+        (
+            numbered_tensors(a__weight=(2, 3, 5, 5), a__bias=(2,)),
+            "network: conv.weight 2x3x3x3   file: a.weight 2x3x5x5",
+        ),
+        (numbered_tensors(a__weight=(2, 3, 3, 3)), "network: conv.bias 2   file: nothing"),
+        (numbered_tensors(a__weight=(2, 3, 3, 3), a__bias=(2,), b__bias=(2,)), "network: nothing   file: b.bias 2"),
+        (
+            numbered_tensors(a__weight=(2, 3, 3, 3), a__running_mean=(2,)),
+            "network: conv.bias 2   file: a.running_mean 2",
+        ),
     ],
 )
-def test_what_does_not_fit_is_a_row_of_a_table(theirs, row):
-    ours = numbered(conv__weight=(2, 3, 3, 3), conv__bias=(2,))
+def test_each_tensor_mismatch_is_a_row_of_the_error(theirs, row):
+    ours = numbered_tensors(conv__weight=(2, 3, 3, 3), conv__bias=(2,))
     with pytest.raises(tensor_matching.TensorMismatchError) as misfit:
         tensor_matching.match_in_order(ours, theirs)
     assert row in misfit.value.rows
 
 
-def test_files_older_than_the_counters_of_batch_norm_are_taken():
+def test_files_without_batch_norm_counters_are_accepted():
     norm = nn.BatchNorm2d(3).state_dict()
     old = {name: value for name, value in norm.items() if name != "num_batches_tracked"}
     assert set(tensor_matching.match_in_order(norm, old)) == set(tensor_matching.match_by_name(norm, old)) == set(old)
@@ -83,7 +89,7 @@ def test_a_weights_file_is_read_as_it_was_written(tmp_path, trained_run):
     assert torch.equal(used.results(pictures)["probabilities"], trained.results(pictures)["probabilities"])
 
 
-def test_damaged_and_foreign_files_cost_one_line(tmp_path, run_cli, trained_run):
+def test_damaged_and_foreign_files_are_refused_in_one_line(tmp_path, run_cli, trained_run):
     (tmp_path / "x.safetensors").write_bytes(b"nothing")
     tensors = tmp_path / "bare.safetensors"
     import safetensors.torch
@@ -110,10 +116,10 @@ def test_training_starts_from_a_runs_weights_and_statistics(trained_run, tmp_pat
     for name, value in before.items():
         if not name.endswith(("running_mean", "running_var", "num_batches_tracked")):
             assert torch.allclose(after[name], value, atol=1e-6), name
-    assert "new: none" in capfd.readouterr().err  # the head too: the classes are the same
+    assert "new: none" in capfd.readouterr().err  # the head is loaded too, because the classes are the same
 
 
-def test_until_leaves_the_rest_new(trained_run, tmp_path, capfd):
+def test_layers_after_until_keep_their_initial_weights(trained_run, tmp_path, capfd):
     _, after = train_from_weights(
         trained_run, tmp_path, "train.optimizer={sgd: 1e-12}", "model.until=conv1", "train.freeze=conv1"
     )
@@ -123,7 +129,7 @@ def test_until_leaves_the_rest_new(trained_run, tmp_path, capfd):
     assert "new: layers.linear1.linear.weight" in capfd.readouterr().err
 
 
-def test_weights_that_do_not_fit_are_refused_before_a_run_is_made(trained_run, tmp_path):
+def test_mismatched_weights_are_refused_before_a_run_folder_exists(trained_run, tmp_path):
     with pytest.raises(CheckpointError) as refused:
         train_from_weights(trained_run, tmp_path, "model.layers[0].conv.out_channels=5")
     assert "not weights of this network" in refused.value.lines[0]
@@ -133,21 +139,21 @@ def test_weights_that_do_not_fit_are_refused_before_a_run_is_made(trained_run, t
     assert not any(tmp_path.iterdir())
 
 
-def test_a_resumed_run_no_longer_needs_the_weights_it_began_with(trained_run, tmp_path):
+def test_a_resumed_run_no_longer_needs_the_weights_it_started_from(trained_run, tmp_path):
     import shutil
 
     copy = tmp_path / "copy"
     shutil.copytree(trained_run, copy)
     run, _ = train_from_weights(copy, tmp_path / "runs")
     shutil.rmtree(copy)
-    (run / "result.json").unlink()  # as if it had been killed at the end
+    (run / "result.json").unlink()  # as if the run had been killed at its end
     tried = config_file.read_config(run / "config.yaml")
     assert tried.model.weights == str(copy)
     result = train_run(tried, tmp_path / "runs", CPU, resume=True)
     assert Path(result["run"]) == run
 
 
-def test_a_run_without_a_checkpoint_does_not_go_on_with_other_weights(trained_run, tmp_path):
+def test_a_run_without_a_checkpoint_is_not_resumed_with_changed_weights(trained_run, tmp_path):
     import shutil
 
     run, _ = train_from_weights(trained_run, tmp_path)
@@ -161,7 +167,7 @@ def test_a_run_without_a_checkpoint_does_not_go_on_with_other_weights(trained_ru
 # --- import ----------------------------------------------------------------------------------------------------------
 
 
-def plain(tmp_path: Path) -> tuple[Path, nn.Module]:
+def save_plain_network(tmp_path: Path) -> tuple[Path, nn.Module]:
     torch.manual_seed(1)
     network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 3)).eval()
     path = tmp_path / "plain.pth"
@@ -176,8 +182,8 @@ model: [{conv: {out_channels: 4, activation: relu}}, flatten]
 """
 
 
-def test_an_imported_state_dict_gives_its_networks_outputs(tmp_path, run_cli):
-    path, network = plain(tmp_path)
+def test_an_imported_state_dict_gives_the_original_networks_outputs(tmp_path, run_cli):
+    path, network = save_plain_network(tmp_path)
     (tmp_path / "like.yaml").write_text(LIKE)
     (tmp_path / "names.txt").write_text("cat\ndog\nowl\n")
     out = tmp_path / "w.safetensors"
@@ -193,8 +199,8 @@ def test_an_imported_state_dict_gives_its_networks_outputs(tmp_path, run_cli):
     assert torch.allclose(used.results(pictures)["probabilities"], expected, atol=1e-6)
 
 
-def test_import_names_what_is_wrong(tmp_path, run_cli):
-    path, _ = plain(tmp_path)
+def test_import_errors_name_the_cause(tmp_path, run_cli):
+    path, _ = save_plain_network(tmp_path)
     (tmp_path / "like.yaml").write_text(LIKE)
     (tmp_path / "bare.yaml").write_text(LIKE.replace("image: {mean: [1.5], std: [4.0]}", ""))
     (tmp_path / "two.txt").write_text("cat\ndog\n")
@@ -214,8 +220,8 @@ def test_import_names_what_is_wrong(tmp_path, run_cli):
         assert not (tmp_path / "w.safetensors").exists()
 
 
-def test_tensors_can_be_left_out_by_pattern(tmp_path):
-    path, network = plain(tmp_path)
+def test_tensors_can_be_dropped_by_pattern(tmp_path):
+    path, network = save_plain_network(tmp_path)
     torch.save({"aux.weight": torch.ones(7, 7), **network.state_dict()}, path)
     (tmp_path / "like.yaml").write_text(LIKE)
     with pytest.raises(CheckpointError):
@@ -225,7 +231,7 @@ def test_tensors_can_be_left_out_by_pattern(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "regnet_y_400mf", "convnext_tiny", "densenet121"])
-def test_torchvisions_state_dicts_are_imported_by_order(name, tmp_path):
+def test_torchvision_state_dicts_are_imported_in_order(name, tmp_path):
     import torchvision
 
     torch.manual_seed(0)
@@ -240,7 +246,7 @@ def test_torchvisions_state_dicts_are_imported_by_order(name, tmp_path):
         assert torch.equal(ours, theirs.to(memory_format=torch.channels_last)(pictures))
 
 
-@fetched
+@needs_mobilenet_weights
 def test_mobilenet_v2_with_its_imagenet_weights_gives_torchvisions_logits_bit_for_bit(tmp_path):
     import torchvision
     from PIL import Image
@@ -258,9 +264,9 @@ def test_mobilenet_v2_with_its_imagenet_weights_gives_torchvisions_logits_bit_fo
         assert torch.equal(ours.head(ours.layers(pictures)), theirs(pictures))
 
 
-@fetched
-def test_predict_gets_18_of_20_imagenet_pictures_right_at_top_1_and_20_at_top_5(tmp_path, run_cli):
-    """What torchvision's own network gets on foolbox's pictures, whose file names end in the class number."""
+@needs_mobilenet_weights
+def test_predict_gets_18_of_20_imagenet_images_right_at_top_1_and_20_at_top_5(tmp_path, run_cli):
+    """torchvision's network gets the same on foolbox's images, whose file names end in the class number."""
     out = tmp_path / "mobilenet_v2.safetensors"
     assert run_cli("import", PTH, "--like", "mobilenet_v2", "--classes", "imagenet", "--out", out)[0] == 0
     code, printed, _ = run_cli("predict", DATA / "pictures", "--run", out, "--json")
@@ -274,7 +280,7 @@ def test_predict_gets_18_of_20_imagenet_pictures_right_at_top_1_and_20_at_top_5(
     assert sum(name in [top["label"] for top in row["top"]] for row, name in zip(rows, truth, strict=True)) == 20
 
 
-def test_config_errors_are_not_file_errors():
+def test_import_like_an_unknown_network_is_a_config_error():
     with pytest.raises(ConfigError):
         convert_weights(Path("x.pth"), "nothing", "order", None, [])
 
@@ -283,7 +289,7 @@ FACTS = {"classes": ["a", "b"], "image": [1, 8, 8], "mean": [0.0], "std": [1.0]}
 DESCRIBED = "task: classify\nimage: {size: 8, channels: 1}\nmodel: [flatten]\n"
 
 
-def hostile(tmp_path: Path, described: str, facts: str, weight: torch.Tensor | None = None) -> Path:
+def write_weights_file(tmp_path: Path, described: str, facts: str, weight: torch.Tensor | None = None) -> Path:
     import safetensors.torch
 
     path = tmp_path / "h.safetensors"
@@ -293,8 +299,10 @@ def hostile(tmp_path: Path, described: str, facts: str, weight: torch.Tensor | N
     return path
 
 
-def test_a_sound_description_is_used(tmp_path):
-    assert open_run.open_network(hostile(tmp_path, DESCRIBED, json.dumps(FACTS)), tmp_path, CPU).facts.classes == (
+def test_a_valid_description_is_accepted(tmp_path):
+    assert open_run.open_network(
+        write_weights_file(tmp_path, DESCRIBED, json.dumps(FACTS)), tmp_path, CPU
+    ).facts.classes == (
         "a",
         "b",
     )
@@ -315,8 +323,8 @@ def test_a_sound_description_is_used(tmp_path):
         (FACTS, "[" * 1000),
     ],
 )
-def test_a_hostile_description_costs_one_line(tmp_path, facts, described):
-    path = hostile(tmp_path, described, facts if isinstance(facts, str) else json.dumps(facts))
+def test_an_invalid_description_is_refused_in_one_line(tmp_path, facts, described):
+    path = write_weights_file(tmp_path, described, facts if isinstance(facts, str) else json.dumps(facts))
     with pytest.raises(CheckpointError) as refused:
         open_run.open_network(path, tmp_path, CPU)
     assert len(refused.value.lines) == 1
@@ -325,9 +333,9 @@ def test_a_hostile_description_costs_one_line(tmp_path, facts, described):
 @pytest.mark.parametrize(
     "weight", [torch.full((2, 64), float("nan")), torch.ones(2, 64, dtype=torch.complex64), torch.ones(2, 64).long()]
 )
-def test_weights_that_are_no_finite_real_numbers_are_refused(tmp_path, weight):
+def test_weights_that_are_not_finite_real_numbers_are_refused(tmp_path, weight):
     with pytest.raises(CheckpointError, match="not made of finite real numbers"):
-        read_weights(hostile(tmp_path, DESCRIBED, json.dumps(FACTS), weight))
+        read_weights(write_weights_file(tmp_path, DESCRIBED, json.dumps(FACTS), weight))
 
 
 def test_pipes_and_impossible_paths_are_refused(tmp_path):
@@ -339,14 +347,14 @@ def test_pipes_and_impossible_paths_are_refused(tmp_path):
             read_weights(path)
 
 
-def test_a_checkpoints_pointer_is_a_checkpoint(trained_run):
+def test_a_checkpoint_pointer_is_accepted_as_a_weights_source(trained_run):
     best = read_weights(trained_run / "checkpoints" / "best")
     assert best.digest == read_weights(trained_run).digest
     assert best.digest != ""
 
 
-def test_statistics_of_the_weights_survive_a_resume(trained_run, tmp_path, monkeypatch):
-    """A network keeps normalising by what it learned with, also in what the next training reads from its run."""
+def test_normalization_statistics_of_the_loaded_weights_survive_a_resume(trained_run, tmp_path, monkeypatch):
+    """A network keeps the mean and std that it was trained with, also in the checkpoints of a fine-tuning run."""
     from tests.support.interrupted_trainings import stop_at
 
     with stop_at(5):
@@ -363,8 +371,8 @@ def test_statistics_of_the_weights_survive_a_resume(trained_run, tmp_path, monke
     assert json.loads((run / "weights.json").read_text())["sha256"] == read_weights(trained_run).digest
 
 
-def test_our_own_weights_file_is_imported_by_name(tmp_path, run_cli):
-    path, _ = plain(tmp_path)
+def test_a_cnnrun_weights_file_is_imported_by_name(tmp_path, run_cli):
+    path, _ = save_plain_network(tmp_path)
     (tmp_path / "like.yaml").write_text(LIKE)
     first, second = tmp_path / "w.safetensors", tmp_path / "again.safetensors"
     assert run_cli("import", path, "--like", tmp_path / "like.yaml", "--out", first)[0] == 0
@@ -381,8 +389,8 @@ def test_our_own_weights_file_is_imported_by_name(tmp_path, run_cli):
     ("words", "why"),
     [(["--drop", "nothing.*"], "no tensor of"), (["--out", "noext"], "ends in .safetensors")],
 )
-def test_import_ignores_nothing(tmp_path, run_cli, words, why):
-    path, _ = plain(tmp_path)
+def test_import_refuses_an_unmatched_drop_pattern_and_a_wrong_suffix(tmp_path, run_cli, words, why):
+    path, _ = save_plain_network(tmp_path)
     (tmp_path / "like.yaml").write_text(LIKE)
     code, _, err = run_cli("import", path, "--like", tmp_path / "like.yaml", *words)
     assert (code, len(err.splitlines())) == (2, 1)

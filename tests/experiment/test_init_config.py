@@ -1,4 +1,4 @@
-"""`cnnrun init`: what it writes passes check and trains, whatever the data look like."""
+"""`cnnrun init` writes a config that passes `check` and trains, for many kinds of data."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from tests.support.images import save_picture
 
 @pytest.fixture(autouse=True)
 def _steady_speed(monkeypatch):
-    """A machine whose speed is always the same: 3x32x32 at 1,000 pictures/s, others in proportion."""
+    """Fix the measured speed at 1,000 images/s of 3x32x32, in proportion for other sizes."""
     monkeypatch.setattr(init_config, "_measure_speed", lambda layers, shape, batch: 1000 * 3072 / np.prod(shape))
 
 
-def shape(path: Path, seed: int, kind: str, size: int = 44) -> Path:
-    """A bright disc, square or ring somewhere on a dark noisy ground."""
+def draw_shape(path: Path, seed: int, kind: str, size: int = 44) -> Path:
+    """Save an image of a bright disc, square or ring on a dark noisy background."""
     rng = np.random.default_rng(seed)
     made = Pil.fromarray(rng.integers(0, 60, (size, size, 3), dtype=np.uint8))
     draw, colour = ImageDraw.Draw(made), tuple(map(int, rng.integers(120, 256, 3)))
@@ -47,12 +47,12 @@ def shape(path: Path, seed: int, kind: str, size: int = 44) -> Path:
 
 
 @pytest.fixture
-def messy(tmp_path) -> Path:
-    """A folder of shapes, uneven classes, with files that are no pictures, copies, and a picture under two labels."""
+def messy_folder(tmp_path) -> Path:
+    """A folder of shapes with uneven classes, undecodable files, duplicates and an image with two labels."""
     root = tmp_path / "shapes"
     for label, (kind, count) in enumerate((("disc", 130), ("square", 100), ("ring", 30))):
         for number in range(count):
-            shape(root / kind / f"{kind}{number}.png", 1000 * label + number, kind)
+            draw_shape(root / kind / f"{kind}{number}.png", 1000 * label + number, kind)
     (root / "disc" / "empty.png").write_bytes(b"")
     (root / "disc" / "page.jpg").write_bytes(b"<!DOCTYPE html>")
     cut = (root / "disc" / "disc0.png").read_bytes()
@@ -63,14 +63,14 @@ def messy(tmp_path) -> Path:
     return root
 
 
-def started(data: object, out: Path, **how) -> tuple[dict, schema.Experiment]:
+def write_and_read_config(data: object, out: Path, **how) -> tuple[dict, schema.Experiment]:
     found = init_config.write_config(str(data), "classify", out, how.pop("minutes", 3.0))
     return found, config_file.read_config(out)
 
 
 @pytest.mark.slow
-def test_a_messy_folder_gives_a_config_that_trains_well(messy, tmp_path):
-    found, tried = started(messy, tmp_path / "c.yaml", minutes=0.15)
+def test_a_messy_folder_gives_a_config_that_trains_well(messy_folder, tmp_path):
+    found, tried = write_and_read_config(messy_folder, tmp_path / "c.yaml", minutes=0.15)
     assert (tried.data.bad_files, tried.data.leakage) == ("skip", "skip")
     assert tried.task.class_weights == "balanced"
     assert tried.train.monitor == "val/f1"
@@ -85,7 +85,7 @@ def test_a_messy_folder_gives_a_config_that_trains_well(messy, tmp_path):
     assert measured["numbers"]["accuracy"] > 0.8
 
 
-def test_a_table_of_foreign_columns_and_grey_pictures(tmp_path):
+def test_init_recognizes_the_columns_and_gray_images_of_a_table(tmp_path):
     root = tmp_path / "scans"
     rows = []
     for number in range(40):
@@ -100,12 +100,12 @@ def test_a_table_of_foreign_columns_and_grey_pictures(tmp_path):
         assert {key: table[key] for key in expected} == expected
         assert table["root"] == str(root / "img")
         assert name == data.stem
-    _, tried = started(root, tmp_path / "c.yaml")
+    _, tried = write_and_read_config(root, tmp_path / "c.yaml")
     assert tried.data.image_shape() == (1, 32, 32)
     assert (tried.data.split.test, tried.data.augment.flip) == (0.0, "none")
 
 
-def test_columns_one_a_class_and_tables_that_cannot_be_told(tmp_path):
+def test_one_column_per_class_is_recognized_and_ambiguous_tables_are_refused(tmp_path):
     for number in range(8):
         save_picture(tmp_path / f"{number}.png", seed=number)
     table = tmp_path / "t.csv"
@@ -122,10 +122,10 @@ def test_columns_one_a_class_and_tables_that_cannot_be_told(tmp_path):
         guess_source(str(table))
 
 
-def test_arrays_shards_idx_and_the_digits(tmp_path):
+def test_init_recognizes_arrays_shards_and_the_digits(tmp_path):
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "a.npz", x_train=rng.integers(0, 256, (60, 20, 24, 3), np.uint8), y_train=np.arange(60) % 3)
-    found, tried = started(tmp_path / "a.npz", tmp_path / "a.yaml")
+    found, tried = write_and_read_config(tmp_path / "a.npz", tmp_path / "a.yaml")
     assert (tried.data.image_shape(), found["pictures"]["test"]) == ((3, 20, 24), 9)
     for part in ("train", "val"):
         with tarfile.open(tmp_path / f"{part}-000.tar", "w") as archive:
@@ -137,28 +137,28 @@ def test_arrays_shards_idx_and_the_digits(tmp_path):
                     archive.addfile(member, io.BytesIO(data))
     source, _ = guess_source(str(tmp_path))
     assert source == {"shards": {part: [str(tmp_path / f"{part}-000.tar")] for part in ("train", "val")}}
-    _, tried = started("digits", tmp_path / "d.yaml")
+    _, tried = write_and_read_config("digits", tmp_path / "d.yaml")
     assert tried.data.image_shape() == (1, 8, 8)
     assert "image:" not in (tmp_path / "d.yaml").read_text()
 
 
-def test_five_pictures_are_enough_to_begin_with(tmp_path):
+def test_init_writes_a_config_for_five_images(tmp_path):
     for number in range(5):
-        shape(tmp_path / "few" / "ab"[number % 2] / f"{number}.png", number, "disc")
-    (tmp_path / "few" / "classes.json").write_text("[]")  # not a COCO file: the folders say what this is
-    _, tried = started(tmp_path / "few", tmp_path / "c.yaml")
+        draw_shape(tmp_path / "few" / "ab"[number % 2] / f"{number}.png", number, "disc")
+    (tmp_path / "few" / "classes.json").write_text("[]")  # not a COCO file: the folders decide
+    _, tried = write_and_read_config(tmp_path / "few", tmp_path / "c.yaml")
     assert tried.train.batch == 2
     assert tried.data.split.test == 0
 
 
-def test_a_slow_machine_gets_smaller_pictures_and_fewer_epochs(messy, tmp_path):
-    quick, _ = started(messy, tmp_path / "a.yaml", minutes=100.0)
-    slow, _ = started(messy, tmp_path / "b.yaml", minutes=0.1)
+def test_a_slow_machine_gets_smaller_images_and_fewer_epochs(messy_folder, tmp_path):
+    quick, _ = write_and_read_config(messy_folder, tmp_path / "a.yaml", minutes=100.0)
+    slow, _ = write_and_read_config(messy_folder, tmp_path / "b.yaml", minutes=0.1)
     assert (quick["size"], slow["size"]) == ([32, 32], [32, 32]) or quick["size"] > slow["size"]
     assert quick["epochs"] > slow["epochs"]
 
 
-def test_detection_trees_are_told_what_they_are(tmp_path):
+def test_detection_data_is_refused_with_a_description(tmp_path):
     voc = tmp_path / "voc" / "Annotations"
     voc.mkdir(parents=True)
     (voc / "1.xml").write_text(
@@ -179,18 +179,18 @@ def test_detection_trees_are_told_what_they_are(tmp_path):
         guess_source(str(coco))
 
 
-def test_from_the_command_line(run_cli, messy, tmp_path, monkeypatch):
+def test_init_on_the_command_line_writes_a_config_that_passes_check(run_cli, messy_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, out, _ = run_cli("init", messy, "--minutes", "0.5")
+    code, out, _ = run_cli("init", messy_folder, "--minutes", "0.5")
     assert code == 0
     assert "error: 3 cannot be decoded" in out
     assert "next: cnnrun train shapes.yaml" in out
     assert run_cli("check", "shapes.yaml")[0] == 0
-    assert run_cli("data", "check", "shapes.yaml")[0] == 0  # what is wrong with it is dealt with
+    assert run_cli("data", "check", "shapes.yaml")[0] == 0  # the config skips the files with problems
     for words, expected in (
-        (["init", messy], "already exists"),
+        (["init", messy_folder], "already exists"),
         (["init", "nowhere"], "no such file"),
-        (["init", messy, "--task", "detect", "--out", "d.yaml"], "for classify alone"),
+        (["init", messy_folder, "--task", "detect", "--out", "d.yaml"], "for classify alone"),
     ):
         code, _, err = run_cli(*words)
         assert code in (2, 8)

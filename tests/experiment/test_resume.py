@@ -1,4 +1,4 @@
-"""A resume that cannot be exact says so, a line for each thing; --strict-resume refuses."""
+"""A resume that may be inexact reports each difference in a line; --strict-resume refuses it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.interrupted_trainings import stop_at
 CPU = torch.device("cpu")
 
 
-def over(root: Path, *more: str) -> schema.Experiment:
+def folder_experiment(root: Path, *more: str) -> schema.Experiment:
     data = f"data={{source: {{folder: '{root}'}}, image: {{size: 8, channels: 1}}, split: {{val: 0.2}}}}"
     return config_file.parse_config(TINY, "tiny.yaml", ["name=tiny", data, "train.batch=8", *more])
 
@@ -32,14 +32,14 @@ def pets(tmp_path) -> Path:
 
 
 @pytest.fixture
-def unfinished(pets, tmp_path) -> Path:
+def unfinished_run(pets, tmp_path) -> Path:
     """A run that was stopped at its second step."""
     with stop_at(1):
-        train_run(over(pets), tmp_path / "runs", CPU, resume=False)
+        train_run(folder_experiment(pets), tmp_path / "runs", CPU, resume=False)
     return tmp_path / "runs" / "tiny" / "1"
 
 
-MACHINE = {
+OTHER_ENVIRONMENTS = {
     "torch": lambda patched: patched.setattr(torch, "__version__", "9.9.9"),
     "threads": lambda patched: patched.setattr(torch, "get_num_threads", lambda: 7),
     "cpu_capability": lambda patched: patched.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "Z80"),
@@ -55,21 +55,21 @@ def _of_five_ranks(device, ranks=1):
     return _environment(device, 5)
 
 
-def everything(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("what", MACHINE)
-def test_another_machine_is_said_and_strictly_refused(unfinished, pets, tmp_path, capfd, what):
-    before = everything(unfinished)
+@pytest.mark.parametrize("what", OTHER_ENVIRONMENTS)
+def test_a_different_environment_is_reported_and_refused_by_strict_resume(unfinished_run, pets, tmp_path, capfd, what):
+    before = read_files(unfinished_run)
     with pytest.MonkeyPatch.context() as patched:
-        MACHINE[what](patched)
+        OTHER_ENVIRONMENTS[what](patched)
         with pytest.raises(CheckpointError, match=f"{what} was .*, is ") as refused:
-            train_run(over(pets), tmp_path / "runs", CPU, resume=True, strict=True)
+            train_run(folder_experiment(pets), tmp_path / "runs", CPU, resume=True, strict=True)
         assert len(refused.value.lines) == 2
-        assert everything(unfinished) == before
+        assert read_files(unfinished_run) == before
         capfd.readouterr()
-        train_run(over(pets), tmp_path / "runs", CPU, resume=True)
+        train_run(folder_experiment(pets), tmp_path / "runs", CPU, resume=True)
     (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith(f"{what} was ")]
     assert line.endswith("the result may differ in its last bits from an uninterrupted run's")
 
@@ -84,92 +84,94 @@ def test_another_machine_is_said_and_strictly_refused(unfinished, pets, tmp_path
         ("data.augment.shift=0.1", "data.augment.shift was 0.0, is 0.1"),
     ],
 )
-def test_other_settings_are_said_and_strictly_refused(unfinished, pets, tmp_path, capfd, setting, said):
+def test_different_settings_are_reported_and_refused_by_strict_resume(
+    unfinished_run, pets, tmp_path, capfd, setting, said
+):
     with pytest.raises(CheckpointError, match=f"of other settings: {said}"):
-        train_run(over(pets, setting), tmp_path / "runs", CPU, resume=True, strict=True)
+        train_run(folder_experiment(pets, setting), tmp_path / "runs", CPU, resume=True, strict=True)
     assert not (tmp_path / "runs" / "tiny" / "2").exists()
     capfd.readouterr()
-    made = train_run(over(pets, setting), tmp_path / "runs", CPU, resume=True)
+    made = train_run(folder_experiment(pets, setting), tmp_path / "runs", CPU, resume=True)
     assert made["run"].endswith("/2")
     assert f"of other settings: {said}" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("setting", ["data.workers=1", "data.prefetch=3", "train.keep=5", "train.timeout=7"])
-def test_what_changes_no_bit_is_no_other_setting(unfinished, pets, tmp_path, setting):
-    made = train_run(over(pets, setting), tmp_path / "runs", CPU, resume=True, strict=True)
-    assert made["run"] == str(unfinished)
+def test_settings_that_cannot_change_the_result_do_not_prevent_strict_resume(unfinished_run, pets, tmp_path, setting):
+    made = train_run(folder_experiment(pets, setting), tmp_path / "runs", CPU, resume=True, strict=True)
+    assert made["run"] == str(unfinished_run)
 
 
-def test_other_data_is_refused_with_what_changed(unfinished, pets, tmp_path):
-    def refused(*, said: str) -> None:
+def test_changed_data_is_refused_with_what_changed(unfinished_run, pets, tmp_path):
+    def expect_refusal(*, said: str) -> None:
         with pytest.raises(CheckpointError, match=said) as error:
-            train_run(over(pets), tmp_path / "runs", CPU, resume=True)
+            train_run(folder_experiment(pets), tmp_path / "runs", CPU, resume=True)
         assert error.value.exit_code == 3
         assert len(error.value.lines) == 1
 
     kept = pets / "cat" / "3.png"
     data = kept.read_bytes()
     kept.unlink()
-    refused(said="3.png is gone")
+    expect_refusal(said="3.png is gone")
     save_picture(kept, seed=999, size=(8, 8))
-    refused(said="3.png changed")
+    expect_refusal(said="3.png changed")
     kept.write_bytes(data)
     os.utime(kept, (1, 1))
     save_picture(pets / "elk" / "1.png", seed=555, size=(8, 8))
-    refused(said="classes were cat, dog, are cat, dog, elk")
+    expect_refusal(said="classes were cat, dog, are cat, dog, elk")
 
 
-def test_a_machine_in_between_is_remembered(unfinished, pets, tmp_path):
+def test_the_environment_of_an_earlier_resume_is_remembered(unfinished_run, pets, tmp_path):
     with pytest.MonkeyPatch.context() as patched:
-        MACHINE["cpu_capability"](patched)
+        OTHER_ENVIRONMENTS["cpu_capability"](patched)
         with stop_at(3):
-            train_run(over(pets), tmp_path / "runs", CPU, resume=True)
+            train_run(folder_experiment(pets), tmp_path / "runs", CPU, resume=True)
     for _ in range(2):
         with pytest.raises(CheckpointError, match="cpu_capability was Z80, is "):
-            train_run(over(pets), tmp_path / "runs", CPU, resume=True, strict=True)
+            train_run(folder_experiment(pets), tmp_path / "runs", CPU, resume=True, strict=True)
 
 
-def test_strictly_every_machine_before_counts_not_the_last_alone(unfinished, pets, tmp_path):
-    """Begun here, gone on with elsewhere, and then strictly there."""
+def test_strict_resume_checks_every_earlier_environment_not_only_the_last(unfinished_run, pets, tmp_path):
+    """A run started here and resumed elsewhere cannot be resumed strictly there either."""
     with pytest.MonkeyPatch.context() as patched:
-        MACHINE["threads"](patched)
+        OTHER_ENVIRONMENTS["threads"](patched)
         with stop_at(3):
-            train_run(over(pets), tmp_path / "runs", CPU, resume=True)
+            train_run(folder_experiment(pets), tmp_path / "runs", CPU, resume=True)
         with pytest.raises(CheckpointError, match="threads was 1, is 7"):
-            train_run(over(pets), tmp_path / "runs", CPU, resume=True, strict=True)
+            train_run(folder_experiment(pets), tmp_path / "runs", CPU, resume=True, strict=True)
 
 
-def test_data_that_changes_before_the_first_checkpoint_is_refused_too(unfinished, pets, tmp_path):
-    shutil.rmtree(unfinished / "checkpoints")
+def test_data_changed_before_the_first_checkpoint_is_refused(unfinished_run, pets, tmp_path):
+    shutil.rmtree(unfinished_run / "checkpoints")
     save_picture(pets / "cat" / "3.png", seed=999, size=(8, 8))
     with pytest.raises(CheckpointError, match="3.png changed"):
-        train_run(over(pets), tmp_path / "runs", CPU, resume=True)
+        train_run(folder_experiment(pets), tmp_path / "runs", CPU, resume=True)
 
 
-def test_a_run_that_another_process_finishes_meanwhile_is_left_alone(unfinished, pets, tmp_path, monkeypatch):
+def test_a_run_finished_by_another_process_meanwhile_is_not_changed(unfinished_run, pets, tmp_path, monkeypatch):
     real = experiment_run.refuse_unlearnable
 
     def finishing(*arguments):
         monkeypatch.setattr(experiment_run, "refuse_unlearnable", real)
-        train_run(over(pets), tmp_path / "runs", CPU, resume=True)
-        finished.update(everything(unfinished))
+        train_run(folder_experiment(pets), tmp_path / "runs", CPU, resume=True)
+        finished.update(read_files(unfinished_run))
         return real(*arguments)
 
     finished: dict[str, bytes] = {}
     monkeypatch.setattr(experiment_run, "refuse_unlearnable", finishing)
-    made = train_run(over(pets), tmp_path / "runs", CPU, resume=True)
-    assert made["run"] == str(unfinished)
+    made = train_run(folder_experiment(pets), tmp_path / "runs", CPU, resume=True)
+    assert made["run"] == str(unfinished_run)
     assert made["steps"] == 8
-    assert everything(unfinished) == finished
+    assert read_files(unfinished_run) == finished
 
 
-def test_the_command_line_refuses_with_3(unfinished, pets, tmp_path, run_cli):
+def test_strict_resume_on_the_command_line_exits_with_3(unfinished_run, pets, tmp_path, run_cli):
     path = tmp_path / "tiny.yaml"
-    path.write_text(over(pets).to_yaml())
+    path.write_text(folder_experiment(pets).to_yaml())
     code, _, err = run_cli("train", path, "train.batch=6", "--strict-resume", "--runs", tmp_path / "runs")
     assert code == 3
     assert "of other settings: train.batch was 8, is 6\n" in err
     assert "--strict-resume goes on with nothing but the same" in err
     code, out, _ = run_cli("train", path, "--strict-resume", "--runs", tmp_path / "runs")
     assert code == 0
-    assert str(unfinished) in out
+    assert str(unfinished_run) in out

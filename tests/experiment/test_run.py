@@ -1,4 +1,4 @@
-"""What callers add to a training: none of it changes what is trained."""
+"""Hooks that callers add to a training do not change its result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.interrupted_trainings import digest, stop_at
 CPU = torch.device("cpu")
 
 
-def test_without_hooks_it_is_the_training_of_the_commands(tmp_path):
+def test_training_without_hooks_equals_that_of_the_command_line(tmp_path):
     config = parse_config(TINY, "tiny.yaml", ["name=tiny"])
     plain = experiment_run.train(config, tmp_path / "plain", CPU)
     watched = train_run(config, tmp_path / "watched", CPU, resume=False)

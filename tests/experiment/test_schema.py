@@ -27,7 +27,7 @@ def errors(text: str, *overrides: str) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_shipped_configs_are_fine_and_survive_being_written(path):
+def test_shipped_configs_are_valid_and_round_trip_through_yaml(path):
     once = config_file.read_config(path)
     assert once.name == path.stem
     assert config_file.parse_config(once.to_yaml(), "again") == once
@@ -49,7 +49,7 @@ def test_shipped_configs_are_fine_and_survive_being_written(path):
         ("name=other", lambda e: e.name == "other"),
     ],
 )
-def test_overrides(override, value):
+def test_an_override_sets_its_value(override, value):
     assert value(config_file.parse_config(TINY, "f", [override]))
 
 
@@ -67,13 +67,13 @@ def test_overrides(override, value):
         ("task.classify.x.y=1", "unknown key"),
     ],
 )
-def test_wrong_overrides_name_the_argument(override, words):
+def test_a_wrong_override_is_reported_with_its_argument(override, words):
     (line,) = errors(TINY, override)
     assert words in line
     assert line.startswith("argument '")
 
 
-def test_an_override_of_another_kind_says_what_to_do():
+def test_overrides_that_name_two_optimizers_are_refused_with_the_fix():
     (line,) = errors(TINY, "train.optimizer=sgd", "train.optimizer.adamw.lr=0.1")
     assert "found sgd, adamw; keep one" in line
     assert "gives the whole value" in line
@@ -114,7 +114,7 @@ def test_blocks_are_expanded_with_parameters_and_defaults():
         ("[{residual: [{conv: {out_channels: $w}}]}]", "residual: {layers: [{conv: {out_channels: 3}}], "),
     ],
 )
-def test_name_and_from_at_a_blocks_use_are_those_of_what_it_becomes(block, written):
+def test_name_and_from_of_a_block_apply_to_its_expansion(block, written):
     def layers(second: str) -> list:
         text = f"""
         task: classify
@@ -141,7 +141,7 @@ def test_name_and_from_at_a_blocks_use_are_those_of_what_it_becomes(block, writt
     }  # fmt: skip
 
 
-def test_a_mistake_in_a_block_is_told_once_at_its_definition():
+def test_a_mistake_in_a_block_is_reported_once_at_its_definition():
     (line,) = errors(
         """task: classify
 data: {source: digits}
@@ -154,7 +154,7 @@ model: [unit, unit, flatten]
     assert line.startswith("f:5:22: model[0].unit.conv.out_chanels: unknown key")
 
 
-def test_json_schema_knows_every_kind():
+def test_the_json_schema_contains_every_layer_kind():
     schema = Experiment.model_json_schema()
     text = str(schema)
     assert all(f"'{kind.kind}'" in text for kind in union_members(Leaf))
@@ -172,7 +172,7 @@ values = st.recursive(leaves, lambda inner: st.lists(inner, max_size=3) | st.dic
 
 @given(st.dictionaries(keys, values, max_size=4), st.lists(values, max_size=4))
 @settings(max_examples=150, deadline=None)
-def test_any_tree_is_an_experiment_or_refused_with_places(tree, model):
+def test_any_yaml_tree_is_valid_or_refused_with_positions(tree, model):
     import yaml
 
     tree |= {"task": "classify", "data": {"source": "digits"}, "model": model}
@@ -189,7 +189,7 @@ names = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_siz
 
 @given(st.lists(names, min_size=2, max_size=4, unique=True))
 @settings(max_examples=200, deadline=None)
-def test_any_class_names_survive_being_written(classes):
+def test_any_class_names_round_trip_through_yaml(classes):
     tried = config_file.parse_config(TINY, "f")
     source = {"folder": {"root": classes[0], "classes": classes}}
     data = Data.model_validate({"source": source, "image": {"size": 8, "channels": 1}})
@@ -197,7 +197,7 @@ def test_any_class_names_survive_being_written(classes):
     assert config_file.parse_config(tried.to_yaml(), "again") == tried
 
 
-def test_a_links_name_may_be_a_blocks_name():
+def test_a_layer_may_have_the_name_of_a_block():
     tried = config_file.parse_config(
         """
         task: classify
@@ -210,12 +210,12 @@ def test_a_links_name_may_be_a_blocks_name():
     assert tried.model.layers[2].input_names() == ["stem", "two"]
 
 
-def test_an_override_with_a_digit_that_is_no_number_is_refused():
+def test_an_override_with_a_superscript_index_is_refused():
     (line,) = errors(TINY, "model[²]=3")
     assert "there is no such place" in line
 
 
-def test_the_schema_admits_blocks():
+def test_the_json_schema_allows_blocks():
     from cnnrun.commands.kinds import json_schema
 
     schema = json_schema()

@@ -21,14 +21,14 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def exported(trained_run, tmp_path_factory):
+def exported_model(trained_run, tmp_path_factory):
     path = tmp_path_factory.mktemp("export") / "model.onnx"
     report = export_run(Onnx(), trained_run, trained_run.parent.parent, None, path)
     return path, report
 
 
-def test_the_file_is_the_network_on_raw_pixels(exported, trained_run):
-    path, report = exported
+def test_the_onnx_file_gives_the_networks_outputs_on_raw_pixels(exported_model, trained_run):
+    path, report = exported_model
     experiment, trained = open_run.open_trained(trained_run, trained_run.parent.parent, CPU)
     split, data = open_run.prepare_eval_data(experiment, trained, None)
     examples = data.splits[split]
@@ -43,9 +43,9 @@ def test_the_file_is_the_network_on_raw_pixels(exported, trained_run):
     assert accuracy == pytest.approx(report["metrics"]["network"]["accuracy"])
 
 
-def test_the_file_says_what_it_needs(exported):
+def test_the_onnx_file_describes_its_inputs_outputs_and_classes(exported_model):
     trained_home = Path(__file__).parents[2]
-    path, report = exported
+    path, report = exported_model
     model = onnx.load(path)
     assert [entry.name for entry in model.graph.input] == ["pixels"]
     assert [entry.name for entry in model.graph.output] == ["probabilities"]
@@ -59,10 +59,10 @@ def test_the_file_says_what_it_needs(exported):
     assert report["batch_sizes"] == [1, 2, 7]
     written = json.loads((path.parent / "parity.json").read_text())
     assert written["passed"] is True
-    assert str(trained_home).encode() not in path.read_bytes()  # nothing private leaks into the file
+    assert str(trained_home).encode() not in path.read_bytes()  # no local path leaks into the file
 
 
-def test_a_file_that_is_not_the_network_is_removed_with_7(trained_run, tmp_path, monkeypatch):
+def test_a_file_that_differs_from_the_network_is_removed_with_exit_code_7(trained_run, tmp_path, monkeypatch):
     path = tmp_path / "model.onnx"
     path.write_bytes(b"the one before")
     real = Onnx.reload
@@ -81,7 +81,7 @@ def test_a_file_that_is_not_the_network_is_removed_with_7(trained_run, tmp_path,
     assert json.loads((tmp_path / "parity-failed.json").read_text())["passed"] is False
 
 
-def test_a_metric_that_differs_fails_even_when_probabilities_agree(trained_run, tmp_path, monkeypatch):
+def test_a_differing_metric_fails_the_export_even_when_probabilities_agree(trained_run, tmp_path, monkeypatch):
     monkeypatch.setattr(
         type(open_run.open_trained(trained_run, tmp_path, CPU)[1].task), "find_disagreement", lambda *a: None
     )
@@ -97,8 +97,8 @@ def test_a_metric_that_differs_fails_even_when_probabilities_agree(trained_run, 
 
 
 @pytest.mark.parametrize(("off", "passes"), [(0.0, True), (0.00004, True), (0.0002, False)])
-def test_a_metric_is_the_networks_to_four_digits(trained_run, tmp_path, monkeypatch, off, passes):
-    """One metric of the file is moved by so much; 0.5 in the fourth digit is the bound."""
+def test_metrics_of_the_exported_file_must_agree_to_four_digits(trained_run, tmp_path, monkeypatch, off, passes):
+    """The exported file's metrics are shifted by `off`; half a unit in the fourth digit is the bound."""
     real, calls = parity.measure_metrics, []
 
     def moved(*arguments):
@@ -113,26 +113,26 @@ def test_a_metric_is_the_networks_to_four_digits(trained_run, tmp_path, monkeypa
             export_run(Onnx(), trained_run, tmp_path, None, tmp_path / "model.onnx")
 
 
-def test_a_file_says_the_height_of_its_pictures_before_their_width(trained_run, tmp_path):
+def test_metadata_gives_the_image_height_before_the_width(trained_run, tmp_path):
     trained = open_run.open_trained(trained_run, tmp_path, CPU)[1]
     wide = replace(trained, facts=replace(trained.facts, image=(3, 20, 30)))
     assert write.artefact_metadata(wide)["input"] == "uint8 [batch, 20, 30, 3], RGB"
 
 
 @pytest.mark.parametrize("data", [b"", b"text", b"\x08\x07" * 50])
-def test_what_is_no_onnx_file_is_refused(tmp_path, data):
+def test_a_file_that_is_not_onnx_is_refused(tmp_path, data):
     (tmp_path / "m.onnx").write_bytes(data)
     with pytest.raises(CheckpointError, match="ONNX Runtime refuses it"):
         Onnx().reload(tmp_path / "m.onnx")
 
 
-def test_the_bounds_are_the_designs():
+def test_parity_is_checked_on_64_samples_and_three_batch_sizes():
     assert parity.MIN_SAMPLES >= 64
     assert parity.BATCH_SIZES == (1, 2, 7)
 
 
-def test_a_picture_is_steady_where_a_hair_more_and_a_hair_less_give_the_same():
-    """One network asks whether the first pixel is above 0; noise is added to it, or taken away, and crosses that."""
+def test_an_image_is_stable_if_small_noise_does_not_change_its_result():
+    """The network tests whether the first pixel is above 0; noise on a pixel of exactly 0 changes the answer."""
 
     def agree(ours, theirs, facts):
         return None if torch.equal(ours["above"], theirs["above"]) else "differ"
@@ -144,7 +144,7 @@ def test_a_picture_is_steady_where_a_hair_more_and_a_hair_less_give_the_same():
         assert parity._is_stable(trained, picture, trained.results(picture)) is steady
 
 
-def test_a_small_split_is_filled_up_from_training(trained_run, tmp_path, monkeypatch):
+def test_a_small_split_is_filled_up_with_training_samples(trained_run, tmp_path, monkeypatch):
     from cnnrun.experiment.schema import Experiment
 
     small = Experiment.model_validate(open_run.read_config(trained_run / "config.yaml"))

@@ -1,4 +1,4 @@
-"""Exported code: needs torch alone, is formatted, and is the network to the last bit."""
+"""Exported code needs only torch, is formatted and gives exactly the network's outputs."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ NODE = TypeAdapter(Node)
 
 
 @pytest.fixture(scope="module")
-def exported(trained_run, tmp_path_factory):
+def exported_code(trained_run, tmp_path_factory):
     path = tmp_path_factory.mktemp("code") / "digits-net.py"
     report = export_run(Code(), trained_run, trained_run.parent.parent, None, path)
     return path, report
 
 
-def test_the_parity_gate_measures_it_and_nothing_differs(exported):
-    path, report = exported
+def test_exported_code_passes_the_parity_check_without_any_difference(exported_code):
+    path, report = exported_code
     assert report["passed"] is True
     assert report["largest_difference"] == 0
     assert report["metrics"]["network"] == report["metrics"]["artefact"]
@@ -50,9 +50,9 @@ def test_the_parity_gate_measures_it_and_nothing_differs(exported):
     }
 
 
-def test_it_runs_with_torch_alone(exported, trained_run, tmp_path):
-    """In a process where nothing but torch and the standard library can be imported."""
-    path, _ = exported
+def test_exported_code_runs_with_torch_alone(exported_code, trained_run, tmp_path):
+    """In a process that cannot import cnnrun or its other dependencies."""
+    path, _ = exported_code
     _, trained = open_run.open_trained(trained_run, trained_run.parent.parent, CPU)
     pixels = torch.randint(0, 17, (7, 8, 8, 1), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     np.save(tmp_path / "pixels.npy", pixels.numpy())
@@ -81,20 +81,20 @@ print(network.classes)
     assert np.array_equal(np.load(tmp_path / "out.npy"), expected.numpy())
 
 
-def formatted(text: str) -> str:
+def format_with_ruff(text: str) -> str:
     command = [sys.executable, "-m", "ruff", "format", "--isolated", "--line-length", "120", "-"]
     return subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
 
 
-def test_it_is_formatted_and_says_nothing_of_this_machine(exported):
-    path, _ = exported
+def test_exported_code_is_formatted_and_contains_no_local_paths(exported_code):
+    path, _ = exported_code
     text = path.read_text()
-    assert formatted(text) == text
+    assert format_with_ruff(text) == text
     assert "cnnrun." not in text
     assert str(Path(__file__).parents[2]) not in text
 
 
-def of_zoo(name: str) -> TrainedNetwork:
+def build_trained_from_zoo(name: str) -> TrainedNetwork:
     from cnnrun.contracts.facts import Facts
     from cnnrun.model.network import materialize
     from tests.support.networks import build_from_zoo, zoo_experiment
@@ -111,8 +111,8 @@ def of_zoo(name: str) -> TrainedNetwork:
 @pytest.mark.parametrize(
     "name", [name for name in zoo.network_names() if not name.startswith(("vgg", "wide", "alex", "zf"))]
 )
-def test_the_zoo_as_code_is_the_zoo_to_the_last_bit(name, tmp_path):
-    trained = of_zoo(name)
+def test_a_zoo_network_exported_as_code_gives_identical_outputs(name, tmp_path):
+    trained = build_trained_from_zoo(name)
     module = ExportedNetwork(trained).eval()
     Code().write(module, torch.empty(0), ["probabilities"], artefact_metadata(trained), tmp_path / "net.py")
     pixels = torch.randint(0, 256, (2, *trained.facts.image[1:], trained.facts.image[0]), dtype=torch.uint8)
@@ -120,12 +120,12 @@ def test_the_zoo_as_code_is_the_zoo_to_the_last_bit(name, tmp_path):
     with torch.inference_mode():
         assert torch.equal(module(pixels)[0], torch.from_numpy(theirs))
     text = (tmp_path / "net.py").read_text()
-    assert formatted(text) == text
+    assert format_with_ruff(text) == text
 
 
 @pytest.mark.parametrize("kind", union_members(Leaf), ids=lambda kind: kind.kind)
-def test_every_leafs_construction_can_be_read_back(kind):
-    """The call that is written makes a module with the same state and the same output."""
+def test_the_constructor_call_of_every_layer_rebuilds_it(kind):
+    """The written call makes a module with the same state and the same output."""
     torch.manual_seed(0)
     spec = NODE.validate_python({kind.kind: dict(kind.example)})
     module = spec.build(kind.example_shape).eval()
@@ -145,14 +145,14 @@ def test_every_leafs_construction_can_be_read_back(kind):
     assert constructor_call(made).text() == call
 
 
-def test_parts_that_occur_again_are_written_once():
-    trained = of_zoo("resnet50")
+def test_repeated_parts_are_written_once():
+    trained = build_trained_from_zoo("resnet50")
     text = generate_code(ExportedNetwork(trained), ["probabilities"], artefact_metadata(trained), "net")
-    assert text.count("def part") == 4  # the repeated bottleneck of each stage
+    assert text.count("def part") == 4  # the repeated bottleneck block of each stage
     assert len(text.splitlines()) < 400
 
 
-def test_code_that_is_not_the_network_is_not_kept(trained_run, tmp_path, monkeypatch):
+def test_code_that_differs_from_the_network_is_not_kept(trained_run, tmp_path, monkeypatch):
     from cnnrun.export import python_file as code
 
     real = code.generate_code
@@ -166,7 +166,7 @@ def test_code_that_is_not_the_network_is_not_kept(trained_run, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("name", "why"), [("noext", "ends in .py"), ("net.onnx", "ends in .py"), ("folder.py", "ends in .py")]
 )
-def test_a_target_that_cannot_be_is_refused_first(trained_run, tmp_path, run_cli, name, why):
+def test_an_impossible_output_path_is_refused_before_exporting(trained_run, tmp_path, run_cli, name, why):
     (tmp_path / "folder.py").mkdir()
     code, _, err = run_cli("export", "code", trained_run, "--out", tmp_path / name)
     assert (code, len(err.splitlines())) == (2, 1)
@@ -174,7 +174,7 @@ def test_a_target_that_cannot_be_is_refused_first(trained_run, tmp_path, run_cli
     assert [file.name for file in tmp_path.iterdir()] == ["folder.py"]
 
 
-def test_somebody_elses_weights_are_not_overwritten(trained_run, tmp_path, run_cli):
+def test_an_unrelated_weights_file_is_not_overwritten(trained_run, tmp_path, run_cli):
     (tmp_path / "net.safetensors").write_text("precious")
     code, _, err = run_cli("export", "code", trained_run, "--out", tmp_path / "net.py")
     assert code == 2
@@ -211,4 +211,4 @@ def test_layers_may_have_any_name(names, tmp_path):
     with torch.inference_mode():
         assert torch.equal(module(pixels)[0], torch.from_numpy(theirs))
     text = (tmp_path / "net.py").read_text()
-    assert formatted(text) == text
+    assert format_with_ruff(text) == text

@@ -42,7 +42,7 @@ def test_lenet_has_61706_parameters():
     assert counts[1] == 0
 
 
-def test_initial_weights_are_those_of_pytorch_in_order():
+def test_initial_weights_equal_pytorchs_in_construction_order():
     network = materialize(build_from_text(LENET, 1, 28, 28).network, seed=5)
     torch.manual_seed(5)
     plain = [nn.Conv2d(1, 6, 5), nn.Conv2d(6, 16, 5), nn.Linear(400, 120), nn.Linear(120, 84), nn.Linear(84, 10)]
@@ -61,7 +61,7 @@ def test_names_in_the_state_dict_are_readable():
     assert names[-1] == "head.bias"
 
 
-def test_links_equal_the_same_network_by_hand():
+def test_linked_layers_equal_the_network_written_by_hand():
     network = materialize(
         build_from_text(
             """
@@ -86,13 +86,13 @@ def test_links_equal_the_same_network_by_hand():
     up = layers.up(layers.conv1(a))
     b = layers.b(torch.cat([up, a], 1))
     y = a + b
-    y = a * b + y  # the residual's conv is replaced by its last layer's links
+    y = a * b + y  # the last layer of the residual takes its inputs by link and ignores the conv
     expected = network.head(y.mean((2, 3)))
     assert torch.equal(network(x), expected)
 
 
 @pytest.mark.parametrize(("stride", "channels", "shape"), [(1, 4, (4, 8, 8)), (2, 6, (6, 4, 4)), (1, 6, (6, 8, 8))])
-def test_residual_shortcut_is_made_to_fit(stride, channels, shape):
+def test_a_residual_shortcut_is_adapted_to_the_output_shape(stride, channels, shape):
     made = build_from_text(
         f"""
         - conv: 4
@@ -118,7 +118,7 @@ def test_residual_shortcut_is_made_to_fit(stride, channels, shape):
 
 @pytest.mark.parametrize("size", [7, 8, 9])
 @pytest.mark.parametrize("norm", ["", "norm: batch, "])
-def test_a_shortcuts_conv_goes_with_its_layers_at_any_size_and_has_no_bias_before_a_norm(size, norm):
+def test_a_shortcut_conv_has_the_stride_of_its_layers_and_no_bias_before_a_norm(size, norm):
     layers = "[{conv: {out_channels: 4, stride: 2}}, {conv: 4}]"
     made = build_from_text(f"- residual: {{{norm}layers: {layers}}}\n- global_avg_pool", 2, size, size)
     shortcut = materialize(made.network, 0).layers.residual1.shortcut
@@ -128,7 +128,7 @@ def test_a_shortcuts_conv_goes_with_its_layers_at_any_size_and_has_no_bias_befor
     assert made.layers["layers.residual1"].out_shape == (4, -(-size // 2), -(-size // 2))
 
 
-def test_links_from_within_a_shortcut_equal_the_same_network_by_hand():
+def test_links_inside_a_shortcut_equal_the_network_written_by_hand():
     text = """
     - conv: {out_channels: 4, name: a}
     - conv: {out_channels: 4}
@@ -146,7 +146,7 @@ def test_links_from_within_a_shortcut_equal_the_same_network_by_hand():
     torch.testing.assert_close(network(x), expected)
 
 
-def test_repeat_has_weights_of_its_own_each_time():
+def test_each_repetition_has_its_own_weights():
     network = build_from_text(
         "- conv: 4\n- repeat: {times: 3, layers: [{conv: 4}]}\n- global_avg_pool", 1, 8, 8
     ).network
@@ -165,7 +165,7 @@ def test_repeat_has_weights_of_its_own_each_time():
         "parallel: {branches: [[LAYERS], []]}",
     ],
 )
-def test_a_name_is_known_after_it_in_its_own_list_and_inside_alone(structure):
+def test_a_layer_name_is_visible_only_later_in_its_own_list(structure):
     inside = structure.replace("LAYERS", "{conv: {out_channels: 2, name: here}}, {add: [here, outside]}")
     before = "- conv: {out_channels: 2, name: outside}"
     assert build_from_text(f"{before}\n- {inside}\n- global_avg_pool", 1, 8, 8).parameter_count
@@ -174,14 +174,14 @@ def test_a_name_is_known_after_it_in_its_own_list_and_inside_alone(structure):
     assert "no layer 'here' to take from here; named before it: outside" in message
 
 
-def test_branches_do_not_know_each_others_names():
+def test_branches_cannot_link_to_each_others_layers():
     branches = "[[{conv: {out_channels: 2, name: here}}], [{conv: {out_channels: 2, from: [here]}}]]"
     where, message = problem(f"- parallel: {{branches: {branches}}}\n- global_avg_pool", 1, 8, 8)
     assert where == ("model", 0, "parallel", "branches", 1, 0, "conv", "from")
     assert "no layer 'here'" in message
 
 
-def test_parallel_merges():
+def test_parallel_branches_are_concatenated_added_or_multiplied():
     for merge, channels in (("concat", 7), ("add", 3), ("multiply", 3)):
         second = 4 if merge == "concat" else 3
         made = build_from_text(
@@ -245,20 +245,20 @@ def test_parallel_merges():
         ("- group_norm: 3", ("model", 0, "group_norm"), "1 channels do not divide into 3 groups"),
     ],
 )
-def test_a_layer_that_cannot_pass_is_named_with_shape_cause_and_fix(text, path, words):
+def test_an_invalid_layer_is_reported_with_shape_cause_and_fix(text, path, words):
     where, message = problem(text, 1, 8, 8)
     assert where == path
     assert words in message
     assert "; " in message
 
 
-def test_mistakes_in_two_branches_are_both_found():
+def test_mistakes_in_two_branches_are_both_reported():
     with pytest.raises(BuildError) as refused:
         build_from_text("- parallel: {branches: [[{max_pool: 9}], [{linear: 2}]]}", 1, 8, 8)
     assert len(refused.value.problems) == 2
 
 
-def test_summary_equals_the_network():
+def test_the_summary_has_the_shapes_of_the_built_network():
     made = build_from_text(LENET, 1, 28, 28)
     network = materialize(made.network, 0)
     shapes = []
@@ -270,7 +270,7 @@ def test_summary_equals_the_network():
 
 
 @pytest.mark.slow
-def test_structures_and_links_export_with_parity(tmp_path):
+def test_structures_and_links_exported_to_onnx_give_the_networks_outputs(tmp_path):
     import numpy as np
     import onnxruntime
 
@@ -313,8 +313,8 @@ def test_structures_and_links_export_with_parity(tmp_path):
             np.testing.assert_allclose(session.run(None, {"x": x.numpy()})[0], network(x).numpy(), atol=1e-5)
 
 
-def test_a_name_like_an_automatic_one_loses_no_layer():
-    """A layer named conv2 once took the place of the second unnamed conv."""
+def test_a_name_that_equals_an_automatic_one_loses_no_layer():
+    """Regression: a layer named conv2 once replaced the second unnamed conv."""
     for text in (
         "- conv: {out_channels: 8, name: conv2}\n- conv: 8\n- conv: 8",
         "- conv: 8\n- conv: {out_channels: 8, name: conv1}\n- conv: 8",
@@ -325,7 +325,7 @@ def test_a_name_like_an_automatic_one_loses_no_layer():
         materialize(made.network, 0)(torch.zeros(2, 1, 8, 8))
 
 
-def test_a_residuals_row_counts_its_activation_and_sees_through_its_shortcut():
+def test_a_residual_row_includes_its_activation_and_the_receptive_field_of_its_shortcut():
     made = build_from_text(
         """
         - residual:
@@ -353,14 +353,14 @@ def test_a_residuals_row_counts_its_activation_and_sees_through_its_shortcut():
         ),
     ],
 )
-def test_what_the_meta_device_lets_pass_but_no_other_does_is_refused(text, why):
-    """Found by networks drawn at random: minus infinity from a pool, a traceback from a transposed convolution."""
+def test_layers_that_only_the_meta_device_accepts_are_refused(text, why):
+    """Found by random networks: minus infinity from a pool, a traceback from a transposed convolution."""
     assert why in problem(text, 1, 1, 1)[1]
 
 
 @pytest.mark.parametrize("size", range(1, 9))
 @pytest.mark.parametrize("ceil_mode", [True, False])
-def test_a_max_pool_is_refused_exactly_where_it_has_no_maximum(size, ceil_mode):
+def test_a_max_pool_is_refused_exactly_where_a_window_holds_only_padding(size, ceil_mode):
     from cnnrun.contracts.layer import ShapeError
     from cnnrun.model.layers.pool import MaxPool
 
@@ -382,7 +382,7 @@ def test_a_max_pool_is_refused_exactly_where_it_has_no_maximum(size, ceil_mode):
 @pytest.mark.parametrize(
     "then", ["activation: prelu", "activation: gelu", "norm: batch", "norm: layer, activation: prelu"]
 )
-def test_a_linear_layer_at_each_position_is_a_1x1_convolution(then):
+def test_a_linear_layer_at_each_position_equals_a_1x1_convolution(then):
     made = {}
     for kind, body in (("linear", "out_features: 5, each_position: true"), ("conv", "out_channels: 5, kernel_size: 1")):
         network = materialize(build_from_text(f"- {kind}: {{{body}, {then}}}\n- flatten", 3, 4, 6).network, 0)
@@ -401,7 +401,7 @@ def test_a_conv_may_be_depthwise():
 
 @pytest.mark.parametrize("name", ["training", "append", "forward", "_modules", "inputs", "kept", "layers", "weight_"])
 @pytest.mark.parametrize("link", ["", "- add: {from: [NAME]}\n"])
-def test_a_name_that_a_module_already_has_is_refused_in_words(name, link):
+def test_a_layer_name_that_a_module_already_has_is_refused(name, link):
     text = f"- conv: {{name: {name}, out_channels: 2}}\n{link.replace('NAME', name)}- flatten"
     if name == "weight_":
         assert build_from_text(text, 1, 4, 4).parameter_count
@@ -409,7 +409,7 @@ def test_a_name_that_a_module_already_has_is_refused_in_words(name, link):
         assert "is a word of PyTorch's modules" in problem(text, 1, 4, 4)[1]
 
 
-def test_the_picture_goes_in_whatever_the_first_row_takes():
+def test_image_shape_and_flops_are_right_when_a_parallel_comes_first():
     made = build_from_text("- parallel: [[], []]\n- conv: 8\n- flatten", 1, 4, 4)
     assert made.image == (1, 4, 4)
     assert flops(made)[0] == 2 * 8 * 16 * 2 * 9

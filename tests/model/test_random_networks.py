@@ -1,4 +1,4 @@
-"""Legal networks drawn at random from the unions. CNNRUN_NETWORKS=500 draws more than the ordinary suite's."""
+"""Random valid networks drawn from the unions. CNNRUN_NETWORKS=500 draws 500 instead of the default 25."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NODES: TypeAdapter[list[Any]] = TypeAdapter(list[Node])
 SMALL = st.integers(1, 3)
 NORMS = st.sampled_from([kind.kind.removesuffix("_norm") for kind in union_members(Norm)])
 ACTIVATIONS = st.sampled_from([kind.kind for kind in union_members(Activation)])
-# Values for the settings of these names, whichever leaf has them; the others keep their defaults.
+# Values for the settings with these names in any layer; other settings keep their defaults.
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     "out_channels": st.integers(1, 8),
     "out_features": st.integers(1, 8),
@@ -98,7 +98,7 @@ def node(draw: st.DrawFn, signal: Signal, known: dict[str, Signal], depth: int) 
 
 @st.composite
 def chain(draw: st.DrawFn, signal: Signal, known: dict[str, Signal], depth: int) -> list[dict[str, Any]]:
-    """Layers that pass, one after the other: what the builder refuses is left out."""
+    """A sequence of valid layers: candidates that the builder refuses are left out."""
     made: list[dict[str, Any]] = []
     known = dict(known)
     for _ in range(draw(st.integers(1, 4))):
@@ -141,14 +141,14 @@ every = settings(
 )
 
 
-def pictures(built: BuiltNetwork, count: int) -> torch.Tensor:
+def random_images(built: BuiltNetwork, count: int) -> torch.Tensor:
     shape = (count, *built.rows[0].in_shape)
     return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(1)).float()
 
 
 @every
 @given(networks())
-def test_forward_and_backward_are_finite_and_the_summary_is_true(built):
+def test_forward_and_backward_are_finite_and_the_summary_is_correct(built):
     assert len(flops(built)) == len(built.rows)
     network = materialize(built.network, 0).train()
     shapes: dict[str, tuple[int, ...]] = {}
@@ -156,7 +156,7 @@ def test_forward_and_backward_are_finite_and_the_summary_is_true(built):
         network.get_submodule(row.module).register_forward_hook(
             lambda module, inputs, out, name=row.module: shapes.update({name: tuple(out.shape[1:])})
         )
-    out = network(pictures(built, 4))
+    out = network(random_images(built, 4))
     assert out.shape == (4, 3)
     assert out.isfinite().all()
     out.square().sum().backward()
@@ -166,9 +166,9 @@ def test_forward_and_backward_are_finite_and_the_summary_is_true(built):
     assert sum(row.parameters for row in built.rows) == sum(p.numel() for p in network.parameters())
 
 
-def trained(built: BuiltNetwork) -> TrainedNetwork:
+def wrap_trained(built: BuiltNetwork) -> TrainedNetwork:
     network = materialize(built.network, 0)
-    network.train()(pictures(built, 4))  # so that batch norm has statistics of its own
+    network.train()(random_images(built, 4))  # gives batch norm statistics that are not the initial ones
     facts = Facts(("a", "b", "c"), built.rows[0].in_shape, (100.0,) * built.rows[0].in_shape[0])
     ready = network.to(memory_format=torch.channels_last).eval()
     return TrainedNetwork(
@@ -179,10 +179,10 @@ def trained(built: BuiltNetwork) -> TrainedNetwork:
 @pytest.mark.slow
 @every
 @given(networks())
-def test_onnx_export_is_the_network_or_is_refused_by_name(built):
-    given_network = trained(built)
+def test_the_onnx_export_matches_the_network_or_is_refused(built):
+    given_network = wrap_trained(built)
     module = ExportedNetwork(given_network).eval()
-    pixels = pictures(built, 5).byte().permute(0, 2, 3, 1).contiguous()
+    pixels = random_images(built, 5).byte().permute(0, 2, 3, 1).contiguous()
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         try:
@@ -192,11 +192,11 @@ def test_onnx_export_is_the_network_or_is_refused_by_name(built):
             event("refused by the exporter")
             return
         (theirs,) = Onnx().reload(path)(pixels.numpy())
-    ours = given_network.results(pictures(built, 5))
+    ours = given_network.results(random_images(built, 5))
     if why := Classify().find_disagreement(ours, {"probabilities": torch.from_numpy(theirs)}, Facts((), (1, 1, 1))):
-        # Only where float32 itself is that far off, such as an instance norm of what is constant but for its rounding:
-        # there the parity gate refuses the file, by the same words.
-        exact = given_network.network.double()(pictures(built, 5).double()).softmax(1)
+        # Allowed only where float32 itself is that inexact, such as an instance norm of a nearly constant map:
+        # the parity check refuses such a file with the same message.
+        exact = given_network.network.double()(random_images(built, 5).double()).softmax(1)
         assert float((exact - ours["probabilities"]).abs().max()) > 1e-5, why
         event("ill-conditioned in float32")
     else:
@@ -208,9 +208,9 @@ NOTES = {"cnnrun": "0", "input": "pixels", "resize": "none", "classes": ["a", "b
 
 @every
 @given(networks())
-def test_exported_code_is_the_network_to_the_last_bit(built):
-    module = ExportedNetwork(trained(built)).eval()
-    pixels = pictures(built, 5).byte().permute(0, 2, 3, 1).contiguous()
+def test_exported_code_matches_the_network_bit_for_bit(built):
+    module = ExportedNetwork(wrap_trained(built)).eval()
+    pixels = random_images(built, 5).byte().permute(0, 2, 3, 1).contiguous()
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.py"
         Code().write(module, pixels, ["probabilities"], NOTES, path)

@@ -1,4 +1,4 @@
-"""What a cell sees: the box that is told equals the pixels that its value depends on."""
+"""The receptive box of a cell equals the box around the pixels that its value depends on."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ PLAIN = {
     "convs that keep the size": "[{conv: 2}, {conv: {out_channels: 2, kernel_size: 5}}]",
     "convs without padding": "[{conv: {out_channels: 2, padding: 0}}, {max_pool: 2}, "
     "{conv: {out_channels: 2, padding: 0}}]",
-    "strides of even pictures": "[{conv: {out_channels: 2, stride: 2}}, {conv: {out_channels: 2, stride: 2}}, "
+    "strides": "[{conv: {out_channels: 2, stride: 2}}, {conv: {out_channels: 2, stride: 2}}, "
     "{avg_pool: {kernel_size: 3, stride: 2, padding: 1}}]",
     "dilation, uneven kernels": "[{conv: {out_channels: 2, kernel_size: [1, 5], dilation: 2}}, {avg_pool: [3, 2]}]",
-    "a pad at one side": "[{pad: [2, 0, 1, 0]}, {conv: {out_channels: 2, padding: 0, stride: 2}}, {conv: 2}]",
+    "padding on one side": "[{pad: [2, 0, 1, 0]}, {conv: {out_channels: 2, padding: 0, stride: 2}}, {conv: 2}]",
     "a residual": "[{conv: {out_channels: 2, stride: 2}}, {residual: [{conv: 2}, {conv: 2}]}]",
-    "branches of unequal reach": "[{parallel: {branches: [[{conv: {out_channels: 2, kernel_size: 1}}], "
+    "branches with unequal receptive fields": "[{parallel: {branches: [[{conv: {out_channels: 2, kernel_size: 1}}], "
     "[{conv: {out_channels: 2, kernel_size: 7}}]], merge: concat}}, {avg_pool: 2}]",
     "a link by name": "[{conv: {out_channels: 2, name: a}}, {conv: {out_channels: 2, kernel_size: 5}}, "
     "{concat: [a]}, {conv: {out_channels: 2, stride: 2}}]",
@@ -32,8 +32,8 @@ ENLARGED = {
 }
 
 
-def _built(layers: str) -> tuple[BuiltNetwork, nn.Module]:
-    """A network whose every weight is above 0, so that nothing it sees cancels out."""
+def _build(layers: str) -> tuple[BuiltNetwork, nn.Module]:
+    """A network whose weights are all positive, so that no contributions cancel out."""
     made = parse_config(
         f"task: {{classify: {{}}}}\ndata: {{source: digits, image: {{size: [41, 37]}}}}\n"
         f"model: {layers[:-1]}, global_avg_pool]\n",
@@ -47,8 +47,8 @@ def _built(layers: str) -> tuple[BuiltNetwork, nn.Module]:
     return built, network.layers
 
 
-def _depends_on(network: nn.Module, row: int, column: int) -> tuple[int, int, int, int]:
-    """The box around the pixels that a cell's sum over channels depends on."""
+def _dependency_box(network: nn.Module, row: int, column: int) -> tuple[int, int, int, int]:
+    """The box around the pixels that a cell's sum over channels depends on, found by gradients."""
     seen = torch.zeros(IMAGE[1:], dtype=torch.bool)
     for _ in range(60):  # a maximum depends on one of its cells at a time
         picture = (torch.rand(1, *IMAGE, dtype=torch.float64) + 1).requires_grad_()
@@ -58,7 +58,7 @@ def _depends_on(network: nn.Module, row: int, column: int) -> tuple[int, int, in
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def _told(built: BuiltNetwork, layer: str, row: int, column: int) -> tuple[int, int, int, int]:
+def _receptive_box(built: BuiltNetwork, layer: str, row: int, column: int) -> tuple[int, int, int, int]:
     x1, y1, x2, y2 = built.layers[layer].out.receptive_box(row, column, IMAGE)
     return max(0, x1), max(0, y1), min(IMAGE[2], x2), min(IMAGE[1], y2)
 
@@ -71,23 +71,25 @@ def _without_the_pool(built: BuiltNetwork, layers: nn.Module) -> tuple[str, nn.M
 
 
 @pytest.mark.parametrize("layers", PLAIN.values(), ids=PLAIN)
-def test_a_cell_sees_what_it_depends_on(layers):
-    built, network = _built(layers)
+def test_the_receptive_box_equals_the_pixels_that_a_cell_depends_on(layers):
+    built, network = _build(layers)
     name, network = _without_the_pool(built, network)
     _, high, wide = built.layers[name].out_shape
     for row, column in ((0, 0), (high // 2, wide // 3), (high // 2, wide // 2)):
-        assert _depends_on(network, row, column) == _told(built, name, row, column), (row, column)
-    # At the far edges strides may leave pixels out that no map on the way has a cell for.
-    x1, y1, x2, y2 = _depends_on(network, high - 1, wide - 1)
-    left, top, right, bottom = _told(built, name, high - 1, wide - 1)
+        assert _dependency_box(network, row, column) == _receptive_box(built, name, row, column), (row, column)
+    # At the right and bottom edges, strides may skip pixels that no intermediate map has a cell for.
+    x1, y1, x2, y2 = _dependency_box(network, high - 1, wide - 1)
+    left, top, right, bottom = _receptive_box(built, name, high - 1, wide - 1)
     assert (max(left, x1), max(top, y1), min(right, x2), min(bottom, y2)) == (x1, y1, x2, y2)
 
 
 @pytest.mark.parametrize("layers", ENLARGED.values(), ids=ENLARGED)
-def test_after_layers_that_enlarge_within_a_cell(layers):
-    built, network = _built(layers)
+def test_the_receptive_box_after_upsampling_is_right_within_two_pixels(layers):
+    built, network = _build(layers)
     name, network = _without_the_pool(built, network)
     node = built.layers[name]
     for row, column in ((0, 0), (7, 11), (node.out_shape[1] - 1, 3)):
-        for side, told in zip(_depends_on(network, row, column), _told(built, name, row, column), strict=True):
-            assert abs(side - told) <= 2  # pixels of a cell of the map that was enlarged
+        for side, told in zip(
+            _dependency_box(network, row, column), _receptive_box(built, name, row, column), strict=True
+        ):
+            assert abs(side - told) <= 2  # a cell of the map before upsampling is two pixels wide

@@ -1,4 +1,4 @@
-"""Foreign state dicts: what is sound is read bit for bit; what is hostile runs nothing and costs one line."""
+"""Untrusted state dicts: valid files are read bit for bit; hostile files run no code and are refused in one line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cnnrun.base.errors import CheckpointError
 from cnnrun.model.untrusted_pickle import read_state_dict
 
 
-def saved(tmp_path: Path, state: object, **settings: object) -> Path:
+def save_state(tmp_path: Path, state: object, **settings: object) -> Path:
     path = tmp_path / "weights.pth"
     torch.save(state, path, **settings)
     return path
@@ -31,8 +31,8 @@ def state():
 
 @pytest.mark.parametrize("settings", [{}, {"_use_new_zipfile_serialization": False}], ids=["zip", "before 2020"])
 @pytest.mark.parametrize("nested", [None, "state_dict"])
-def test_a_sound_file_is_read_bit_for_bit_in_its_order(tmp_path, state, settings, nested):
-    path = saved(tmp_path, {nested: state, "epoch": 3} if nested else state, **settings)
+def test_a_valid_file_is_read_bit_for_bit_and_in_order(tmp_path, state, settings, nested):
+    path = save_state(tmp_path, {nested: state, "epoch": 3} if nested else state, **settings)
     given = read_state_dict(path)
     assert list(given) == list(state)
     assert all(torch.equal(given[name], value) for name, value in state.items())
@@ -65,7 +65,7 @@ HOW = ["system", "exec", "eval", "open", "popen"]
 )
 @pytest.mark.parametrize("zipped", [True, False])
 def test_code_in_a_pickle_is_not_run(tmp_path, how, where, zipped, monkeypatch):
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # must not open the door
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # must not disable the protection
     evil = Evil(tmp_path / "canary", how)
     state = {
         "alone": evil,
@@ -73,7 +73,7 @@ def test_code_in_a_pickle_is_not_run(tmp_path, how, where, zipped, monkeypatch):
         "nested": {"state_dict": {"weight": torch.ones(2)}, "extra": evil},
         "after a sound tensor": OrderedDict(weight=torch.ones(2), bias=evil),
     }[where]
-    path = saved(tmp_path, state, _use_new_zipfile_serialization=zipped)
+    path = save_state(tmp_path, state, _use_new_zipfile_serialization=zipped)
     with pytest.raises(CheckpointError) as refused:
         read_state_dict(path)
     assert not (tmp_path / "canary").exists()
@@ -81,8 +81,8 @@ def test_code_in_a_pickle_is_not_run(tmp_path, how, where, zipped, monkeypatch):
     assert "not a state dict" in refused.value.lines[0]
 
 
-def rezipped(path: Path, change) -> Path:
-    """The archive with its members passed through `change(archive, name, data)`."""
+def rewrite_archive(path: Path, change) -> Path:
+    """Write a copy of the archive with each member passed through `change(archive, name, data)`."""
     made = path.with_name("changed.pth")
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(made, "w") as new:
         for name in old.namelist():
@@ -90,18 +90,18 @@ def rezipped(path: Path, change) -> Path:
     return made
 
 
-def compressed(archive, name, data):
+def compress_members(archive, name, data):
     archive.writestr(name, data, zipfile.ZIP_DEFLATED)
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def twice(archive, name, data):
+def duplicate_the_pickle(archive, name, data):
     archive.writestr(name, data)
     if name.endswith("data.pkl"):
         archive.writestr(name, data)
 
 
-def crowded(archive, name, data):
+def add_many_members(archive, name, data):
     archive.writestr(name, data)
     if name.endswith("data.pkl"):
         for number in range(20_001):
@@ -109,24 +109,24 @@ def crowded(archive, name, data):
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-@pytest.mark.parametrize("change", [compressed, twice, crowded])
+@pytest.mark.parametrize("change", [compress_members, duplicate_the_pickle, add_many_members])
 def test_an_archive_that_torch_never_writes_is_refused_unread(tmp_path, state, change, monkeypatch):
-    path = rezipped(saved(tmp_path, state), change)
+    path = rewrite_archive(save_state(tmp_path, state), change)
     monkeypatch.setattr("cnnrun.model.untrusted_pickle.subprocess.run", lambda *a, **k: pytest.fail("was read"))
     with pytest.raises(CheckpointError, match="as torch.save writes none"):
         read_state_dict(path)
 
 
 def test_a_small_file_that_would_become_large_is_refused(tmp_path):
-    path = saved(tmp_path, {"weight": torch.zeros(1).expand(1 << 30)})
+    path = save_state(tmp_path, {"weight": torch.zeros(1).expand(1 << 30)})
     assert path.stat().st_size < 10_000
     with pytest.raises(CheckpointError, match="would become"):
         read_state_dict(path)
 
 
 def test_a_claimed_size_beyond_the_file_is_refused(tmp_path):
-    """The old format allocates what the pickle claims before it reads the numbers."""
-    path = saved(tmp_path, {"weight": torch.zeros(1000)}, _use_new_zipfile_serialization=False)
+    """The old format allocates what the pickle claims before it reads the values."""
+    path = save_state(tmp_path, {"weight": torch.zeros(1000)}, _use_new_zipfile_serialization=False)
     data = path.read_bytes()
     small, large = (pickle.dumps(size, 2)[2:-1] for size in (1000, 2_000_000_000))
     assert data.count(small) >= 1
@@ -146,21 +146,21 @@ def test_a_claimed_size_beyond_the_file_is_refused(tmp_path):
         ({}, "no state dict"),
     ],
 )
-def test_what_is_no_state_dict_is_named(tmp_path, state, why):
+def test_a_file_that_is_not_a_state_dict_is_refused_with_the_reason(tmp_path, state, why):
     with pytest.raises(CheckpointError, match=why):
-        read_state_dict(saved(tmp_path, state))
+        read_state_dict(save_state(tmp_path, state))
 
 
-def test_a_whole_module_is_refused(tmp_path):
+def test_a_pickled_module_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="not a state dict"):
-        read_state_dict(saved(tmp_path, nn.Linear(2, 2)))
+        read_state_dict(save_state(tmp_path, nn.Linear(2, 2)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cut", [0, 1, 100, 1000, -40])
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_cut_or_foreign_file_costs_one_line(tmp_path, state, cut, zipped):
-    path = saved(tmp_path, state, _use_new_zipfile_serialization=zipped)
+def test_a_truncated_file_is_refused_in_one_line(tmp_path, state, cut, zipped):
+    path = save_state(tmp_path, state, _use_new_zipfile_serialization=zipped)
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(CheckpointError) as refused:
         read_state_dict(path)
@@ -170,7 +170,7 @@ def test_a_cut_or_foreign_file_costs_one_line(tmp_path, state, cut, zipped):
 @pytest.mark.parametrize(
     "content", [b"hello", b"PK\x03\x04 no archive", pickle.dumps({"a": 1}), b"\x80\x02" + b"(" * 5000]
 )
-def test_other_files_cost_one_line(tmp_path, content):
+def test_other_files_are_refused_in_one_line(tmp_path, content):
     path = tmp_path / "x.pth"
     path.write_bytes(content)
     with pytest.raises(CheckpointError) as refused:
@@ -178,7 +178,7 @@ def test_other_files_cost_one_line(tmp_path, content):
     assert len(refused.value.lines) == 1
 
 
-def test_neither_folders_nor_missing_files_nor_pipes_are_read(tmp_path):
+def test_folders_missing_files_and_pipes_are_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.pth")
     for path in (tmp_path, tmp_path / "none.pth", tmp_path / "pipe.pth"):
         with pytest.raises(CheckpointError):
@@ -202,7 +202,7 @@ ctypes.CDLL(None)
 
 
 def test_the_reader_may_neither_write_nor_connect_nor_start_processes(tmp_path):
-    """The guard itself, apart from torch's own refusal; reading and its own output stay allowed."""
+    """The audit hook itself, without torch's checks; reading and writing its own output file stay allowed."""
     import subprocess
     import sys
 
@@ -227,8 +227,8 @@ print('done')
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
 
 
-def test_in_memory_buffers_stay_what_they_are(tmp_path, state):
-    """A float64 or int64 tensor keeps its type."""
+def test_integer_and_float64_tensors_keep_their_dtype(tmp_path, state):
+    """No tensor is converted to float32."""
     buffer = io.BytesIO()
     torch.save({"a": torch.arange(3), "b": torch.ones(2, dtype=torch.float64)}, buffer)
     path = tmp_path / "types.pth"
@@ -236,23 +236,23 @@ def test_in_memory_buffers_stay_what_they_are(tmp_path, state):
     assert [value.dtype for value in read_state_dict(path).values()] == [torch.int64, torch.float64]
 
 
-def test_nothing_beside_the_file_or_in_the_working_directory_is_imported(tmp_path, state, monkeypatch):
+def test_no_module_from_the_working_directory_is_imported(tmp_path, state, monkeypatch):
     (tmp_path / "torch.py").write_text("open('canary', 'w').close()")
-    path = saved(tmp_path, state)
+    path = save_state(tmp_path, state)
     monkeypatch.chdir(tmp_path)
     assert list(read_state_dict(path)) == list(state)
     assert not (tmp_path / "canary").exists()
 
 
-def test_tied_tensors_count_once(tmp_path):
+def test_tied_tensors_count_once_towards_the_size_limit(tmp_path):
     weight = torch.ones(200, 200)
-    assert set(read_state_dict(saved(tmp_path, {"a": weight, "b": weight}))) == {"a", "b"}
+    assert set(read_state_dict(save_state(tmp_path, {"a": weight, "b": weight}))) == {"a", "b"}
 
 
-def test_torchs_advice_to_read_unsafely_is_not_passed_on(tmp_path):
+def test_pytorchs_advice_to_load_unsafely_is_not_passed_on(tmp_path):
     import argparse
 
     with pytest.raises(CheckpointError) as refused:
-        read_state_dict(saved(tmp_path, {"state_dict": {"a": torch.ones(2)}, "args": argparse.Namespace(lr=1)}))
+        read_state_dict(save_state(tmp_path, {"state_dict": {"a": torch.ones(2)}, "args": argparse.Namespace(lr=1)}))
     assert "argparse.Namespace, which is no tensor" in refused.value.lines[0]
     assert "\x1b" not in refused.value.lines[0]

@@ -21,7 +21,7 @@ def quiet(line: str) -> None:
     pass
 
 
-def test_what_is_saved_is_loaded(tmp_path):
+def test_a_saved_checkpoint_is_loaded_with_the_same_contents(tmp_path):
     path = checkpoints.save(Folder(tmp_path), 7, parts(1), {"training": {"step": 7}})
     loaded = checkpoints.load(path)
     assert torch.equal(loaded.parts["model"]["w"], parts(1)["model"]["w"])
@@ -39,7 +39,7 @@ def test_channels_last_tensors_keep_their_values(tmp_path):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.float64])
-def test_a_tensor_with_one_number_that_is_not_finite_is_refused(tmp_path, kind, bad):
+def test_a_tensor_with_one_non_finite_value_is_refused(tmp_path, kind, bad):
     weight = torch.ones(50, dtype=kind)
     path = checkpoints.save(Folder(tmp_path), 1, {"model": {"w": weight}}, {})
     assert torch.equal(checkpoints.load(path).parts["model"]["w"], weight)
@@ -58,7 +58,7 @@ def test_steps_sort_as_numbers_and_pruning_keeps_the_newest_and_the_best(tmp_pat
     assert [int(path.name[5:]) for path in checkpoints.list_checkpoints(tmp_path)] == [10, 99_999_999, 100_000_000]
 
 
-def flips(data: bytes, count: int, seed: int) -> list[bytes]:
+def flip_bits(data: bytes, count: int, seed: int) -> list[bytes]:
     random.seed(seed)
     made = []
     for _ in range(count):
@@ -69,16 +69,16 @@ def flips(data: bytes, count: int, seed: int) -> list[bytes]:
     return made
 
 
-def test_every_flipped_bit_and_cut_is_found_and_the_one_before_is_used(tmp_path):
+def test_every_flipped_bit_and_truncation_is_detected_and_the_previous_checkpoint_used(tmp_path):
     checkpoints.save(Folder(tmp_path), 1, parts(1), {"training": {"step": 1}})
     newest = checkpoints.save(Folder(tmp_path), 2, parts(2), {"training": {"step": 2}})
     for name in ("model.safetensors", "state.json", "manifest.json"):
         sound = (newest / name).read_bytes()
-        for damaged in [*flips(sound, 40, len(sound)), *(sound[:cut] for cut in range(0, len(sound), 37))]:
+        for damaged in [*flip_bits(sound, 40, len(sound)), *(sound[:cut] for cut in range(0, len(sound), 37))]:
             (newest / name).write_bytes(damaged)
             said: list[str] = []
             if name == "manifest.json" and json_equal(damaged, sound):
-                continue  # a changed space is no damage
+                continue  # changed whitespace is not damage
             found = checkpoints.load_newest(tmp_path, "latest", said.append)
             assert found.state == {"training": {"step": 1}}
             assert said
@@ -94,7 +94,7 @@ def json_equal(a: bytes, b: bytes) -> bool:
         return False
 
 
-def test_files_of_two_generations_do_not_mix(tmp_path):
+def test_files_of_two_checkpoints_do_not_mix(tmp_path):
     a, b = (checkpoints.save(Folder(tmp_path), step, parts(step), {}) for step in (1, 2))
     (b / "model.safetensors").write_bytes((a / "model.safetensors").read_bytes())
     with pytest.raises(CheckpointError, match="SHA-256"):
@@ -111,7 +111,7 @@ def test_a_bad_pointer_falls_back_to_the_newest(tmp_path, content):
     assert checkpoints.load_newest(tmp_path, "latest", quiet).state == {"step": 10}
 
 
-def test_no_sound_generation_is_an_error_none_at_all_is_none(tmp_path):
+def test_only_damaged_checkpoints_is_an_error_and_no_checkpoints_is_none(tmp_path):
     assert checkpoints.load_newest(tmp_path, "latest", quiet) is None
     path = checkpoints.save(Folder(tmp_path), 1, parts(1), {})
     (path / "state.json").unlink()
@@ -130,7 +130,7 @@ def test_only_regular_files_are_read(tmp_path, kind):
 
 
 @pytest.mark.parametrize("names", [["../x.safetensors"], [".hidden"], ["/etc/passwd"]])
-def test_a_manifest_cannot_name_other_places(tmp_path, names):
+def test_a_manifest_cannot_name_files_outside_its_folder(tmp_path, names):
     path = checkpoints.save(Folder(tmp_path), 1, parts(1), {})
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["files"] |= {name: {"bytes": 1, "sha256": "0"} for name in names}
@@ -140,7 +140,7 @@ def test_a_manifest_cannot_name_other_places(tmp_path, names):
 
 
 @pytest.mark.parametrize("call", ["fsync", "rename", "mkdir", "open"])
-def test_a_failing_disk_costs_no_earlier_checkpoint(tmp_path, monkeypatch, call):
+def test_a_failing_disk_loses_no_earlier_checkpoint(tmp_path, monkeypatch, call):
     import errno
 
     checkpoints.save(Folder(tmp_path), 1, parts(1), {"step": 1})
@@ -160,7 +160,7 @@ def test_a_failing_disk_costs_no_earlier_checkpoint(tmp_path, monkeypatch, call)
     assert not list(tmp_path.glob("*.tmp"))
 
 
-def test_a_disk_that_recovers_is_tried_again(tmp_path, monkeypatch):
+def test_saving_is_retried_after_a_disk_error(tmp_path, monkeypatch):
     real, failures = os.fsync, [OSError(5, "Input/output error")]
     monkeypatch.setattr(checkpoints.time, "sleep", lambda seconds: None)
 
@@ -174,7 +174,7 @@ def test_a_disk_that_recovers_is_tried_again(tmp_path, monkeypatch):
     assert checkpoints.load(path).state == {"step": 1}
 
 
-def test_what_val_said_is_added_and_takes_the_place_of_what_was_saved(tmp_path):
+def test_an_added_evaluation_replaces_the_saved_training_state(tmp_path):
     folder = Folder(tmp_path)
     path = checkpoints.save(folder, 7, parts(1), {"training": {"step": 7, "best": None}, "scaler": {}})
     before = {file.name: file.read_bytes() for file in path.iterdir()}
@@ -185,7 +185,7 @@ def test_what_val_said_is_added_and_takes_the_place_of_what_was_saved(tmp_path):
 
 
 @pytest.mark.parametrize("call", range(1, 12))
-def test_a_kill_while_it_is_added_leaves_the_checkpoint_as_it_was_saved(tmp_path, call):
+def test_a_kill_while_adding_an_evaluation_leaves_the_checkpoint_intact(tmp_path, call):
     import signal
 
     from tests.support.forked_processes import fork, outcome
@@ -219,8 +219,8 @@ def test_a_kill_while_it_is_added_leaves_the_checkpoint_as_it_was_saved(tmp_path
     assert checkpoints.load(tmp_path / "step-00000007").state == {"training": 3}
 
 
-def test_checkpoints_of_format_2_are_read_and_gone_on_with(trained_run, tmp_path):
-    """Format 2 had what val said in state.json, and no numbers of tensors."""
+def test_checkpoints_of_format_2_are_read_and_resumed(trained_run, tmp_path):
+    """Format 2 had the evaluation in state.json and listed no tensor counts."""
     import hashlib
     import shutil
 

@@ -1,4 +1,4 @@
-"""Whatever a disk does, the last checkpoint is there, sound, and found."""
+"""After any disk error or kill, the last checkpoint exists, is undamaged and is found."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def parts(seed: int) -> checkpoints.CheckpointParts:
 
 
 def save(folder: Path, step: int, keep: int = 2) -> None:
-    """As training saves: the best is every third."""
+    """Save as a training does; every third step becomes the best."""
     if not folder.exists():
         folder.mkdir(parents=True)
     checkpoints.save(Folder(folder), step, parts(step), {"training": {"step": step}})
@@ -50,8 +50,8 @@ def save(folder: Path, step: int, keep: int = 2) -> None:
     checkpoints.prune(Folder(folder), keep)
 
 
-def newest(folder: Path) -> int:
-    """The step of the sound checkpoint that would be gone on from; nothing may be said about damage."""
+def newest_step(folder: Path) -> int:
+    """The step of the checkpoint that a resume would use; fails if any damage is reported."""
     found = checkpoints.load_newest(folder, "latest", pytest.fail)
     assert found is not None
     step = int(found.state["training"]["step"])
@@ -60,7 +60,7 @@ def newest(folder: Path) -> int:
 
 
 @contextlib.contextmanager
-def writes(before: Callable[[str], None]) -> Iterator[None]:
+def watch_writes(before: Callable[[str], None]) -> Iterator[None]:
     """Call `before` with the name of each call that changes the disk."""
     with pytest.MonkeyPatch.context() as patched:
 
@@ -86,8 +86,8 @@ def writes(before: Callable[[str], None]) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("how", ["moment", "call"])
-def test_kills_while_saving_cost_nothing(tmp_path, how):
-    """250 kills in each of two ways: no damage, `latest` always there, nothing left behind after the next start."""
+def test_kills_while_saving_lose_no_checkpoint(tmp_path, how):
+    """After 250 kills at random moments, or at random calls: no damage, `latest` exists, no temporary files stay."""
     folder, draw = tmp_path / "checkpoints", random.Random(5)
     save(folder, 1)
 
@@ -98,9 +98,9 @@ def test_kills_while_saving_cost_nothing(tmp_path, how):
             if next(calls) == fatal:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        begin = newest(folder) + 1
+        begin = newest_step(folder) + 1
         (tmp_path / "going").touch()
-        with writes(before):
+        with watch_writes(before):
             for step in itertools.count(begin):
                 save(folder, step)
 
@@ -110,30 +110,30 @@ def test_kills_while_saving_cost_nothing(tmp_path, how):
         pid, pipe = fork(lambda: saving(draw.randint(1, 90) if how == "call" else None))
         draw.random()
         if how == "moment":
-            wait_for((tmp_path / "going").exists)  # however long the fork took
+            wait_for((tmp_path / "going").exists)  # independent of how long the fork takes
             time.sleep(draw.uniform(0.0, 0.035))
             os.kill(pid, signal.SIGKILL)
         assert outcome(pid, pipe) == -signal.SIGKILL
         for pointer in ("latest", "best"):
             name = checkpoints.read_pointer(folder, pointer)
-            if pointer == "latest" or had_best or name:  # once there, always there
+            if pointer == "latest" or had_best or name:  # once a pointer exists, it always exists
                 checkpoints.load(folder / str(name))
         had_best = had_best or (folder / "best").exists()
-        assert newest(folder) >= reached
-        reached = newest(folder)
+        assert newest_step(folder) >= reached
+        reached = newest_step(folder)
         checkpoints.repair_killed_save(Folder(folder))
         assert not [path.name for path in folder.iterdir() if "tmp" in path.name]
         for path in checkpoints.list_checkpoints(folder):
             checkpoints.load(path)
     assert had_best
-    assert reached > 100, reached  # kills fell among saves
+    assert reached > 100, reached  # the kills happened during saves
 
 
 @pytest.mark.parametrize("how", ["kill", "error"])
 def test_saving_the_same_step_again_never_loses_it(tmp_path, monkeypatch, how):
     monkeypatch.setattr(checkpoints.time, "sleep", lambda seconds: None)
     save(tmp_path / "count", 3, keep=1)
-    calls = count(lambda: save(tmp_path / "count", 3, keep=1))
+    calls = record_writes(lambda: save(tmp_path / "count", 3, keep=1))
     for place in range(len(calls)):
         folder, passed = tmp_path / str(place), itertools.count()
         save(folder, 3, keep=1)
@@ -145,7 +145,7 @@ def test_saving_the_same_step_again_never_loses_it(tmp_path, monkeypatch, how):
                 raise OSError(errno.EIO, "Input/output error")
 
         def again(folder=folder, fail=fail) -> None:
-            with writes(fail):
+            with watch_writes(fail):
                 save(folder, 3, keep=1)
 
         if how == "kill":
@@ -153,13 +153,13 @@ def test_saving_the_same_step_again_never_loses_it(tmp_path, monkeypatch, how):
         else:
             with contextlib.suppress(StorageError):
                 again()
-        checkpoints.repair_killed_save(Folder(folder))  # as the next start does
-        assert newest(folder) == 3, calls[place]
+        checkpoints.repair_killed_save(Folder(folder))  # as the next start of the training does
+        assert newest_step(folder) == 3, calls[place]
         assert not [path.name for path in folder.iterdir() if "tmp" in path.name]
 
 
 def damaged_copies(newest_: Path, other: Path) -> Iterator[tuple[Path, bytes, str]]:
-    """1,000 flipped bits, 200 cuts and 50 files of another generation."""
+    """1,000 flipped bits, 200 truncations and 50 files of another checkpoint."""
     draw = random.Random(11)
     files = sorted(newest_.iterdir())
     sizes = [path.stat().st_size for path in files]
@@ -179,7 +179,7 @@ def damaged_copies(newest_: Path, other: Path) -> Iterator[tuple[Path, bytes, st
         yield path, (other / path.name).read_bytes(), f"{path.name} of another generation"
 
 
-def test_every_damage_is_found_before_a_tensor_is_used(tmp_path):
+def test_any_damage_is_detected_before_a_tensor_is_used(tmp_path):
     for step in (1, 2, 3):
         save(tmp_path, step, keep=3)
     latest = tmp_path / "step-00000003"
@@ -195,10 +195,10 @@ def test_every_damage_is_found_before_a_tensor_is_used(tmp_path):
         path.write_bytes(sound)
         found += 1
     assert found == 1250
-    assert newest(tmp_path) == 3
+    assert newest_step(tmp_path) == 3
 
 
-def test_a_generation_under_anothers_name_is_found(tmp_path):
+def test_a_checkpoint_under_the_name_of_another_step_is_refused(tmp_path):
     for step in (1, 2):
         save(tmp_path, step)
     shutil.rmtree(tmp_path / "step-00000002")
@@ -207,7 +207,7 @@ def test_a_generation_under_anothers_name_is_found(tmp_path):
         checkpoints.load(tmp_path / "step-00000002")
 
 
-def test_a_damaged_newest_is_put_aside_when_the_run_goes_on(tmp_path):
+def test_a_damaged_newest_checkpoint_is_set_aside_on_resume(tmp_path):
     for step in (1, 2, 3, 4):
         save(tmp_path, step, keep=9)
     (tmp_path / "step-00000004" / "state.json").write_text("{}")
@@ -226,18 +226,18 @@ def test_a_damaged_newest_is_put_aside_when_the_run_goes_on(tmp_path):
     assert checkpoints.read_pointer(tmp_path, "best") == "step-00000001"
 
 
-def count(action: Callable[[], None]) -> list[str]:
+def record_writes(action: Callable[[], None]) -> list[str]:
     made: list[str] = []
-    with writes(made.append):
+    with watch_writes(made.append):
         action()
     return made
 
 
 @pytest.mark.parametrize("number", ERRORS, ids=lambda number: errno.errorcode[number])
-def test_an_error_at_any_call_that_writes_costs_no_checkpoint(tmp_path, monkeypatch, number):
+def test_an_error_in_any_write_call_loses_no_checkpoint(tmp_path, monkeypatch, number):
     monkeypatch.setattr(checkpoints.time, "sleep", lambda seconds: None)
     save(tmp_path / "count", 2)
-    calls = count(lambda: save(tmp_path / "count", 3))
+    calls = record_writes(lambda: save(tmp_path / "count", 3))
     assert len(calls) >= 20
     for place in range(len(calls)):
         folder = tmp_path / str(place)
@@ -248,7 +248,7 @@ def test_an_error_at_any_call_that_writes_costs_no_checkpoint(tmp_path, monkeypa
             if next(passed) >= place:
                 raise OSError(number, os.strerror(number))
 
-        with pytest.raises(StorageError) as refused, writes(fail):
+        with pytest.raises(StorageError) as refused, watch_writes(fail):
             save(folder, 3)
         assert refused.value.exit_code == 5
         (line,) = refused.value.lines
@@ -256,16 +256,16 @@ def test_an_error_at_any_call_that_writes_costs_no_checkpoint(tmp_path, monkeypa
         assert " are needed, " in line
         assert " are free" in line
         assert "earlier checkpoints are kept" in line
-        assert newest(folder) in (2, 3)
+        assert newest_step(folder) in (2, 3)
         assert not [path.name for path in folder.iterdir() if "tmp" in path.name]
         save(folder, 4)
-        assert newest(folder) == 4
+        assert newest_step(folder) == 4
 
 
-def test_a_disk_that_fails_once_or_twice_is_tried_again(tmp_path, monkeypatch):
+def test_a_save_that_fails_once_or_twice_is_retried(tmp_path, monkeypatch):
     waited: list[float] = []
     monkeypatch.setattr(checkpoints.time, "sleep", waited.append)
-    calls = len(count(lambda: save(tmp_path / "count", 3)))
+    calls = len(record_writes(lambda: save(tmp_path / "count", 3)))
     for place, times in itertools.product(range(calls), (1, 2)):
         folder = tmp_path / f"{place} {times}"
         folder.mkdir()
@@ -275,14 +275,14 @@ def test_a_disk_that_fails_once_or_twice_is_tried_again(tmp_path, monkeypatch):
             if place <= next(passed) < place + times:
                 raise OSError(errno.EIO, "Input/output error")
 
-        with writes(fail):
+        with watch_writes(fail):
             save(folder, 3)
-        assert newest(folder) == 3
+        assert newest_step(folder) == 3
     assert waited
 
 
-def test_what_is_pruned_is_pruned_last(tmp_path, monkeypatch):
-    """Everything is on the disk under its name before it is pointed at, and pointed at before anything goes."""
+def test_old_checkpoints_are_deleted_only_after_the_new_one_is_on_disk(tmp_path, monkeypatch):
+    """A checkpoint is renamed into place before `latest` points to it, and only then are old ones removed."""
     save(tmp_path, 1, keep=1)
     said: list[str] = []
 
@@ -313,8 +313,8 @@ def test_what_is_pruned_is_pruned_last(tmp_path, monkeypatch):
     ]
 
 
-def test_files_are_on_the_disk_before_they_have_a_name(tmp_path):
-    """As the kernel sees it."""
+def test_checkpoint_files_are_synced_before_they_are_renamed(tmp_path):
+    """The order of system calls, as strace records it."""
     strace, folder, log = shutil.which("strace"), tmp_path / "c", tmp_path / "log"
     if strace is None:
         pytest.skip("needs strace")
@@ -336,12 +336,12 @@ def test_files_are_on_the_disk_before_they_have_a_name(tmp_path):
 
 @pytest.mark.parametrize("keep", [1, 2])
 @pytest.mark.parametrize("best", [9, 10, 100])
-def test_steps_go_by_their_numbers_and_the_best_stays(tmp_path, keep, best):
+def test_pruning_orders_steps_by_number_and_keeps_the_best(tmp_path, keep, best):
     for step in (9, 10, 100):
         checkpoints.save(Folder(tmp_path), step, parts(step), {"training": {"step": step}})
         if step == best:
             checkpoints.set_pointer(Folder(tmp_path), "best", f"step-{step:08d}")
-        os.utime(tmp_path / f"step-{step:08d}", (1000 - step, 1000 - step))  # a clock that goes backward
+        os.utime(tmp_path / f"step-{step:08d}", (1000 - step, 1000 - step))  # modification times in the opposite order
     checkpoints.prune(Folder(tmp_path), keep)
     left = [int(path.name[5:]) for path in checkpoints.list_checkpoints(tmp_path)]
     assert left == sorted({best, *[9, 10, 100][-keep:]})
@@ -359,7 +359,7 @@ def small_disk(tmp_path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_disk_that_is_full_ends_the_training_and_keeps_what_it_had(small_disk, tmp_path, run_cli, monkeypatch):
+def test_a_full_disk_ends_the_training_and_keeps_earlier_checkpoints(small_disk, tmp_path, run_cli, monkeypatch):
     monkeypatch.setattr(checkpoints.time, "sleep", lambda seconds: None)
     config = tmp_path / "tiny.yaml"
     config.write_text(TINY.replace("s: 16", "s: 600").replace("epochs: 2", "epochs: 5"))  # checkpoints of 0.36 MiB
@@ -379,9 +379,9 @@ def test_a_disk_that_is_full_ends_the_training_and_keeps_what_it_had(small_disk,
     assert f"run: {small_disk / 'tiny' / '1'}" in out
 
 
-def trained(root: Path, before: Callable[[str], None]) -> None:
+def train_and_watch(root: Path, before: Callable[[str], None]) -> None:
     made = config_file.parse_config(TINY, "tiny.yaml", ["name=tiny"])
-    with writes(before):
+    with watch_writes(before):
         train_run(made, root, CPU, resume=True)
 
 
@@ -397,10 +397,10 @@ def state(root: Path) -> tuple[object, ...]:
     )
 
 
-def test_a_whole_training_outlives_an_error_at_any_of_its_writes(tmp_path, monkeypatch):
+def test_a_training_can_be_resumed_after_an_error_in_any_of_its_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints.time, "sleep", lambda seconds: None)
     names: list[str] = []
-    trained(tmp_path / "whole", names.append)
+    train_and_watch(tmp_path / "whole", names.append)
     expected = state(tmp_path / "whole")
     for place in range(0, len(names), 3):
         root, passed = tmp_path / str(place), itertools.count()
@@ -410,9 +410,9 @@ def test_a_whole_training_outlives_an_error_at_any_of_its_writes(tmp_path, monke
                 raise OSError(errno.ENOSPC, "No space left on device")
 
         with contextlib.suppress(UserError):
-            trained(root, fail)
+            train_and_watch(root, fail)
         if (root / "tiny" / "1" / "checkpoints").is_dir():
             checkpoints.load_newest(root / "tiny" / "1" / "checkpoints", "latest", pytest.fail)
         if not (root / "tiny" / "1" / "result.json").exists():
-            trained(root, lambda name: None)
+            train_and_watch(root, lambda name: None)
         assert state(root) == expected, (place, names[place])

@@ -1,4 +1,4 @@
-"""Several processes do what one does: the same order, the same evaluation, weights that differ by rounding alone."""
+"""Several ranks train like one process: the same order and evaluation, and weights equal up to rounding."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ NORMED = "model=[{conv: {out_channels: 4, norm: batch, activation: relu}}, {conv
 STEPS = ["train.epochs=4", "train.batch=60", "data.augment={shift: 0.2, rotate: 8, mixup: 0.3}"]
 
 
-class OneOf(Ranks):
-    """A rank that never speaks to the others."""
+class SilentRank(Ranks):
+    """A rank that never communicates with the others."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.world_size = rank, size
 
 
-def trained(root: Path, size: int, *overrides: str, resume: bool = False) -> list[object]:
-    """What each rank's training returned or raised."""
+def train_on_ranks(root: Path, size: int, *overrides: str, resume: bool = False) -> list[object]:
+    """Train on `size` ranks and return what each rank returned or raised."""
 
     def run(rank: int) -> object:
         return train_run(tiny_experiment(*overrides), root, CPU, resume)
@@ -54,7 +54,7 @@ def trained(root: Path, size: int, *overrides: str, resume: bool = False) -> lis
     return [run(0)] if size == 1 else run_on_ranks(size, run)
 
 
-def saved(root: Path) -> checkpoints.Checkpoint:
+def newest_checkpoint(root: Path) -> checkpoints.Checkpoint:
     found = checkpoints.load_newest(root / "tiny" / "1" / "checkpoints", "latest", pytest.fail)
     assert found is not None
     return found
@@ -62,7 +62,7 @@ def saved(root: Path) -> checkpoints.Checkpoint:
 
 @given(st.integers(1, 200), st.integers(1, 8), st.integers(1, 6), st.sampled_from([0, 1, 3]))
 def test_shares_are_a_partition_of_each_micro_batch(whole, parts, size, partners):
-    shares = [compute_share(whole, parts, OneOf(rank, size), partners) for rank in range(size)]
+    shares = [compute_share(whole, parts, SilentRank(rank, size), partners) for rank in range(size)]
     assert sorted(torch.cat([each.needed_places[each.own_places] for each in shares]).tolist()) == list(range(whole))
     for each in shares:
         assert sum(each.micro_sizes) == len(each.own_places)
@@ -76,12 +76,12 @@ def test_shares_are_a_partition_of_each_micro_batch(whole, parts, size, partners
 @pytest.mark.parametrize("augment", ["{shift: 0.2, flip: horizontal}", "{rotate: 9, mixup: 0.4, cutmix: 0.6}"])
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("size", [2, 4])
-def test_every_rank_has_its_part_of_the_same_batches(augment, accumulate, size):
+def test_ranks_together_read_the_batches_of_one_process(augment, accumulate, size):
     made = tiny_experiment(f"data.augment={augment}", "train.batch=49", "train.drop_last=false")
     job = assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, CPU)
     examples = job.dataset.splits["train"]
     alone = job.batches(examples, accumulate)
-    others = [job_of(job, OneOf(rank, size)).batches(examples, accumulate) for rank in range(size)]
+    others = [job_of(job, SilentRank(rank, size)).batches(examples, accumulate) for rank in range(size)]
     for step in (0, 1, 20, 22, 23, 47):
         whole, shares = alone.at(step), [each.at(step) for each in others]
         for number, micro in enumerate(whole.micro_batches()):
@@ -95,23 +95,23 @@ def job_of(job, ranks):
     return replace(job, ranks=ranks)
 
 
-def _some(examples: Examples, count: int) -> Examples:
+def _select_first(examples: Examples, count: int) -> Examples:
     kept = torch.zeros(len(examples), dtype=torch.bool)
     kept[:count] = True
     return examples.select(kept)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
-def test_evaluation_is_that_of_one_process(trained_run, size):
-    """99 cases a size: 1 to 33 samples in batches of 1, 4 and 7."""
+def test_evaluation_by_ranks_equals_that_of_one_process(trained_run, size):
+    """99 cases per number of ranks: 1 to 33 samples in batches of 1, 4 and 7."""
     made, given_ = open_run.open_trained(trained_run, trained_run.parent.parent, CPU)
     examples = assemble.prepare_dataset(made).splits["val"]
     cases = [(count, batch) for count in range(1, 34) for batch in (1, 4, 7)]
 
-    def measured(ranks: Ranks) -> list[object]:
+    def measure_cases(ranks: Ranks) -> list[object]:
         found = []
         for count, batch in cases:
-            part = _some(examples, count)
+            part = _select_first(examples, count)
             found.append(
                 measure_split(given_.network, given_.criterion, given_.task, given_.facts, part, batch, CPU, ranks)
             )
@@ -119,9 +119,9 @@ def test_evaluation_is_that_of_one_process(trained_run, size):
 
     def run(rank: int) -> list[object]:
         with join_ranks(CPU, 60) as ranks:
-            return measured(ranks)
+            return measure_cases(ranks)
 
-    alone = measured(Ranks())
+    alone = measure_cases(Ranks())
     assert len(alone) == 99
     assert sum(alone[-1].matrices["confusion"][0]) > 0
     for found in run_on_ranks(size, run):
@@ -130,42 +130,42 @@ def test_evaluation_is_that_of_one_process(trained_run, size):
 
 @pytest.mark.parametrize("model", [[PLAIN], [NORMED, "train.sync_batch_norm=true"]], ids=["plain", "sync"])
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_weights_are_those_of_one_process_but_for_rounding(tmp_path, model, accumulate):
-    """76 steps; the largest difference of any tensor, relative to its largest value.
+def test_weights_trained_by_ranks_equal_those_of_one_process_up_to_rounding(tmp_path, model, accumulate):
+    """Compare the largest difference of each tensor after 76 steps, relative to its largest value.
 
-    Two threads in one process differ by as much: batch norms and ReLUs make rounding grow, at higher rates without
+    Two threads in one process differ as much: batch norm and ReLU amplify rounding, at higher learning rates without
     bound (benchmarks/reliability.md).
     """
     settings = [*model, *STEPS, f"train.accumulate={accumulate}", "train.ema={decay: 0.9}"]
     settings += ["train.optimizer={sgd: {lr: 0.02, momentum: 0.9}}"]
     for size in (1, 2, 4):
-        for result in trained(tmp_path / str(size), size, *settings):
+        for result in train_on_ranks(tmp_path / str(size), size, *settings):
             assert isinstance(result, dict), result
             assert result["steps"] > 60
-    one = saved(tmp_path / "1")
+    one = newest_checkpoint(tmp_path / "1")
     for size in (2, 4):
-        other = saved(tmp_path / str(size))
+        other = newest_checkpoint(tmp_path / str(size))
         for part in ("model", "ema"):
             for name, value in one.parts[part].items():
                 gap = float((other.parts[part][name] - value).abs().max()) / float(value.abs().max())
                 assert gap <= 1e-5, (size, part, name, gap)
     if "sync_batch_norm" not in model[-1]:
         return
-    # The control: batch norm on each rank on its own is another computation.
-    for result in trained(tmp_path / "apart", 2, *settings, "train.sync_batch_norm=false"):
+    # Negative control: separate batch norm on each rank gives different weights.
+    for result in train_on_ranks(tmp_path / "apart", 2, *settings, "train.sync_batch_norm=false"):
         assert isinstance(result, dict), result
-    other = saved(tmp_path / "apart").parts["model"]
+    other = newest_checkpoint(tmp_path / "apart").parts["model"]
     assert max(float((other[name] - value).abs().max()) for name, value in one.parts["model"].items()) > 1e-3
 
 
-def test_statistics_that_each_rank_measured_apart_become_their_mean():
+def test_batch_norm_statistics_of_the_ranks_are_averaged():
     made = tiny_experiment(NORMED, "train.batch=40")
     learner = Learner(assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, CPU))
     measured = [[torch.rand_like(value) for value in learner.batch_norm_statistics] for _ in range(3)]
     expected = [torch.stack(of_all).mean(0) for of_all in zip(*measured, strict=True)]
 
-    class Three(OneOf):
-        """The first of three ranks, which hears what the other two measured."""
+    class Three(SilentRank):
+        """The first of three ranks, which receives what the other two measured."""
 
         def all_reduce_sum(self, tensors):
             for tensor, *others in zip(tensors, *measured[1:], strict=False):
@@ -175,26 +175,26 @@ def test_statistics_that_each_rank_measured_apart_become_their_mean():
         value.copy_(own)
     made_of = replace(assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, CPU), ranks=Three(0, 3))
     step_of_learning.all_reduce_gradients(learner, made_of, torch.zeros(()))
-    assert len(expected) == 4  # the mean and variance of both
+    assert len(expected) == 4  # mean and variance of both batch norms
     for value, mean in zip(learner.batch_norm_statistics, expected, strict=True):
         torch.testing.assert_close(value, mean)
 
 
 def digest(root: Path) -> tuple[object, ...]:
-    found = saved(root)
+    found = newest_checkpoint(root)
     tensors = {part: {name: value.tolist() for name, value in of.items()} for part, of in found.parts.items()}
     return tensors, found.state["training"], (root / "tiny" / "1" / "metrics.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_ranks_repeat_and_resume_to_the_bit(tmp_path, monkeypatch, size):
-    """With batch norm apart on each rank, dropout and an average; stopped by a signal that one rank alone gets.
+def test_training_by_ranks_repeats_and_resumes_bit_for_bit(tmp_path, monkeypatch, size):
+    """With separate batch norm on each rank, dropout and EMA; stopped by a signal to one rank.
 
-    With three ranks the order of a sum shows (benchmarks/ddp_resume.py).
+    With three ranks the result depends on the order of a sum (benchmarks/ddp_resume.py).
     """
     settings = ["train.epochs=3", "train.ema={decay: 0.9}", "data.augment={shift: 0.2}"]
     for name in ("a", "b"):
-        assert all(isinstance(each, dict) for each in trained(tmp_path / name, size, *settings))
+        assert all(isinstance(each, dict) for each in train_on_ranks(tmp_path / name, size, *settings))
     assert digest(tmp_path / "a") == digest(tmp_path / "b")
     real = step_of_learning.backward
 
@@ -205,14 +205,14 @@ def test_ranks_repeat_and_resume_to_the_bit(tmp_path, monkeypatch, size):
 
     with monkeypatch.context() as patched:
         patched.setattr(loop, "backward", stepping)
-        for stopped in trained(tmp_path / "c", size, *settings, resume=True):
+        for stopped in train_on_ranks(tmp_path / "c", size, *settings, resume=True):
             assert isinstance(stopped, InterruptionError), stopped
             assert "stopped at step 21 " in stopped.lines[0]
-    assert all(isinstance(each, dict) for each in trained(tmp_path / "c", size, *settings, resume=True))
+    assert all(isinstance(each, dict) for each in train_on_ranks(tmp_path / "c", size, *settings, resume=True))
     assert digest(tmp_path / "c") == digest(tmp_path / "a")
 
 
-def test_another_number_of_ranks_on_resuming_is_said_and_keeps_the_order(tmp_path, monkeypatch, capfd):
+def test_resuming_with_another_number_of_ranks_is_reported_and_keeps_the_order(tmp_path, monkeypatch, capfd):
     def stop(learner, job, batch, step):
         if step == 20:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -220,28 +220,28 @@ def test_another_number_of_ranks_on_resuming_is_said_and_keeps_the_order(tmp_pat
 
     with monkeypatch.context() as patched:
         patched.setattr(loop, "backward", stop)
-        assert isinstance(trained(tmp_path / "cut", 2, PLAIN, *STEPS)[0], InterruptionError)
+        assert isinstance(train_on_ranks(tmp_path / "cut", 2, PLAIN, *STEPS)[0], InterruptionError)
     capfd.readouterr()
-    trained(tmp_path / "cut", 1, PLAIN, *STEPS, resume=True)
+    train_on_ranks(tmp_path / "cut", 1, PLAIN, *STEPS, resume=True)
     assert "ranks was 2, is 1: the result may differ" in capfd.readouterr().err
-    trained(tmp_path / "whole", 1, PLAIN, *STEPS)
-    one, other = (saved(tmp_path / name).parts["model"] for name in ("whole", "cut"))
+    train_on_ranks(tmp_path / "whole", 1, PLAIN, *STEPS)
+    one, other = (newest_checkpoint(tmp_path / name).parts["model"] for name in ("whole", "cut"))
     for name, value in one.items():
         assert torch.allclose(other[name], value, rtol=0, atol=1e-5 * float(value.abs().max()))
 
 
-def test_a_rank_without_a_picture_is_refused_before_training(tmp_path):
-    for result in trained(tmp_path, 4, PLAIN, "train.batch=3"):
+def test_a_batch_too_small_for_the_ranks_is_refused_before_training(tmp_path):
+    for result in train_on_ranks(tmp_path, 4, PLAIN, "train.batch=3"):
         assert isinstance(result, ConfigError)
         assert "each rank needs a picture of each micro-batch" in str(result)
-    for result in trained(tmp_path, 2, "train.batch=3"):
+    for result in train_on_ranks(tmp_path, 2, "train.batch=3"):
         assert isinstance(result, ConfigError)
         assert "batch norm needs" in str(result)
     assert not list(tmp_path.rglob("checkpoints"))
 
 
 @pytest.mark.parametrize("model", [[PLAIN], [NORMED, "train.sync_batch_norm=true"]], ids=["plain", "sync"])
-def test_a_number_that_is_not_finite_on_one_rank_stops_all_and_names_its_picture(tmp_path, monkeypatch, model):
+def test_a_non_finite_value_on_one_rank_stops_all_and_names_its_image(tmp_path, monkeypatch, model):
     real = TrainingBatches.at
 
     def poisoned(self, step):
@@ -252,7 +252,7 @@ def test_a_number_that_is_not_finite_on_one_rank_stops_all_and_names_its_picture
         return batch
 
     monkeypatch.setattr(TrainingBatches, "at", poisoned)
-    results = trained(tmp_path, 2, *model, "data.augment={rotate: 5}")
+    results = train_on_ranks(tmp_path, 2, *model, "data.augment={rotate: 5}")
     assert all(isinstance(each, NonFiniteError) for each in results), results
     assert results[0].lines == results[1].lines
     assert "the loss became nan at step 5" in results[0].lines[0]
@@ -260,7 +260,7 @@ def test_a_number_that_is_not_finite_on_one_rank_stops_all_and_names_its_picture
     assert not list(tmp_path.rglob("step-*"))
 
 
-def test_what_one_rank_cannot_read_ends_all_and_is_saved_first(tmp_path, monkeypatch):
+def test_a_read_error_on_one_rank_stops_all_after_saving(tmp_path, monkeypatch):
     real = TrainingBatches.at
 
     def unreadable(self, step):
@@ -270,16 +270,16 @@ def test_what_one_rank_cannot_read_ends_all_and_is_saved_first(tmp_path, monkeyp
 
     with monkeypatch.context() as patched:
         patched.setattr(TrainingBatches, "at", unreadable)
-        first, second = trained(tmp_path / "cut", 2)
+        first, second = train_on_ranks(tmp_path / "cut", 2)
     assert isinstance(first, OtherRankError), first
     assert isinstance(second, DataError), second
-    assert saved(tmp_path / "cut").state["training"]["step"] == 20
-    trained(tmp_path / "cut", 2, resume=True)
-    trained(tmp_path / "whole", 2)
+    assert newest_checkpoint(tmp_path / "cut").state["training"]["step"] == 20
+    train_on_ranks(tmp_path / "cut", 2, resume=True)
+    train_on_ranks(tmp_path / "whole", 2)
     assert digest(tmp_path / "cut") == digest(tmp_path / "whole")
 
 
-def test_pictures_are_decoded_once_a_host(tmp_path, monkeypatch):
+def test_images_are_decoded_once_per_host(tmp_path, monkeypatch):
     for label, name in enumerate(("cat", "dog")):
         for number in range(40):
             save_picture(tmp_path / "pets" / name / f"{number}.png", seed=100 * label + number, size=(8, 8))
@@ -295,12 +295,12 @@ def test_pictures_are_decoded_once_a_host(tmp_path, monkeypatch):
     data = (
         f"data={{source: {{folder: '{tmp_path / 'pets'}'}}, image: {{size: 8, channels: 1}}, cache_dir: '{tmp_path}'}}"
     )
-    results = trained(tmp_path / "runs", 2, data, "train.batch=8")
+    results = train_on_ranks(tmp_path / "runs", 2, data, "train.batch=8")
     assert all(isinstance(each, dict) for each in results), results
     assert log.read_text() == "0 80\n"
 
 
-def test_memory_that_runs_out_on_one_rank_makes_all_micro_batches_smaller(tmp_path, monkeypatch):
+def test_running_out_of_memory_on_one_rank_splits_the_batches_of_all(tmp_path, monkeypatch):
     real = loop.backward
 
     def short(learner, job, batch, step):
@@ -310,14 +310,14 @@ def test_memory_that_runs_out_on_one_rank_makes_all_micro_batches_smaller(tmp_pa
 
     with monkeypatch.context() as patched:
         patched.setattr(loop, "backward", short)
-        results = trained(tmp_path / "short", 2)
+        results = train_on_ranks(tmp_path / "short", 2)
         assert all(isinstance(each, dict) for each in results), results
-    trained(tmp_path / "set", 2, "train.accumulate=2")
-    assert saved(tmp_path / "short").state["training"]["accumulate"] == 2
+    train_on_ranks(tmp_path / "set", 2, "train.accumulate=2")
+    assert newest_checkpoint(tmp_path / "short").state["training"]["accumulate"] == 2
     assert digest(tmp_path / "short") == digest(tmp_path / "set")
 
 
-def torchrun(folder: Path, size: int, *words: str) -> subprocess.Popen[str]:
+def start_torchrun(folder: Path, size: int, *words: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(size)]
     command += [f"--master-port={free_port()}", *words]
     return subprocess.Popen(
@@ -325,8 +325,8 @@ def torchrun(folder: Path, size: int, *words: str) -> subprocess.Popen[str]:
     )
 
 
-def ended(process: subprocess.Popen[str], seconds: float) -> tuple[str, str]:
-    """What a job said; one that does not end is killed, with its ranks."""
+def wait_for_end(process: subprocess.Popen[str], seconds: float) -> tuple[str, str]:
+    """Wait for a job and return its output; kill it and its ranks if it does not end in time."""
     try:
         return process.communicate(timeout=seconds)
     finally:
@@ -336,7 +336,7 @@ def ended(process: subprocess.Popen[str], seconds: float) -> tuple[str, str]:
 
 
 def ranks_of(process: subprocess.Popen[str]) -> list[int]:
-    """The processes of the ranks, by rank."""
+    """The process ids of the ranks, in the order of ranks."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     found = {}
     for child in children:
@@ -347,39 +347,39 @@ def ranks_of(process: subprocess.Popen[str]) -> list[int]:
     return [found[rank] for rank in sorted(found)]
 
 
-def started(tmp_path: Path, *words: str, epochs: int = 400, more: str = "") -> subprocess.Popen[str]:
-    """A training by two ranks that has saved its first checkpoint."""
+def start_training(tmp_path: Path, *words: str, epochs: int = 400, more: str = "") -> subprocess.Popen[str]:
+    """Start a training on two ranks and wait until it has saved its first checkpoint."""
     (tmp_path / "tiny.yaml").write_text(TINY.replace("epochs: 2", f"epochs: {epochs}{more}"))
-    process = torchrun(tmp_path, 2, *words, "-m", "cnnrun", "train", "tiny.yaml", "--resume")
+    process = start_torchrun(tmp_path, 2, *words, "-m", "cnnrun", "train", "tiny.yaml", "--resume")
     wait_for((tmp_path / "runs" / "tiny" / "1" / "checkpoints" / "latest").exists)
     return process
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_rank_that_is_killed_ends_the_job_with_its_reason(tmp_path):
-    process = started(tmp_path)
+def test_a_killed_rank_ends_the_job_with_the_reason(tmp_path):
+    process = start_training(tmp_path)
     os.kill(ranks_of(process)[1], signal.SIGKILL)
     began = time.monotonic()
-    _, err = ended(process, 60)
+    _, err = wait_for_end(process, 60)
     assert time.monotonic() - began < 30
     assert process.returncode != 0
     assert "SIGKILL" in err  # torchrun's table says which rank and why
-    assert saved(tmp_path / "runs").state["training"]["step"] > 0
+    assert newest_checkpoint(tmp_path / "runs").state["training"]["step"] > 0
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_rank_that_stands_still_ends_the_job(tmp_path):
-    process = started(tmp_path, more=", timeout: 3")
+def test_a_hanging_rank_ends_the_job(tmp_path):
+    process = start_training(tmp_path, more=", timeout: 3")
     stopped = ranks_of(process)[1]
     os.kill(stopped, signal.SIGSTOP)
     began = time.monotonic()
     while process.poll() is None and time.monotonic() - began < 60:
         time.sleep(0.05)
         if time.monotonic() - began > 10 and Path(f"/proc/{stopped}").exists():
-            os.kill(stopped, signal.SIGCONT)  # torchrun's own patience with a process that stands still is 30 s
-    _, err = ended(process, 60)
+            os.kill(stopped, signal.SIGCONT)  # torchrun itself waits 30 s for a stopped process
+    _, err = wait_for_end(process, 60)
     assert time.monotonic() - began < 45
     assert "another rank did not answer for 3 s (train.timeout)" in err
     assert "Traceback" not in err.split("ChildFailedError")[0].split("elastic")[0]
@@ -387,46 +387,46 @@ def test_a_rank_that_stands_still_ends_the_job(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_torchrun_restarts_and_the_result_is_that_of_an_undisturbed_run(tmp_path):
-    process = started(tmp_path, "--max-restarts", "2", epochs=25)
+def test_a_job_restarted_by_torchrun_gives_the_result_of_an_undisturbed_run(tmp_path):
+    process = start_training(tmp_path, "--max-restarts", "2", epochs=25)
     os.kill(ranks_of(process)[0], signal.SIGKILL)
-    out, err = ended(process, 100)
+    out, err = wait_for_end(process, 100)
     assert process.returncode == 0, err
     assert "going on with runs/tiny/1" in err
     assert out.count("run: runs/tiny/1") == 1
     other = tmp_path / "undisturbed"
     other.mkdir()
-    process = started(other, epochs=25)
-    ended(process, 100)
+    process = start_training(other, epochs=25)
+    wait_for_end(process, 100)
     assert digest(tmp_path / "runs") == digest(other / "runs")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_signals_to_a_job_save_within_the_step(tmp_path, number):
-    """SIGINT as a terminal sends it, to torchrun and the ranks; SIGTERM to torchrun, SIGUSR1 to a rank alone."""
-    process = started(tmp_path)
+def test_a_signal_to_a_job_saves_within_the_step(tmp_path, number):
+    """SIGINT goes to torchrun and the ranks, as from a terminal; SIGTERM to torchrun; SIGUSR1 to one rank."""
+    process = start_training(tmp_path)
     ranks = ranks_of(process)
     targets = {signal.SIGINT: [*ranks, process.pid], signal.SIGTERM: [process.pid], signal.SIGUSR1: [ranks[1]]}
     for target in targets[number]:
         os.kill(target, number)
-    _, err = ended(process, 60)
+    _, err = wait_for_end(process, 60)
     assert process.returncode != 0
     assert "saved; continue with --resume" in err
-    step = saved(tmp_path / "runs").state["training"]["step"]
+    step = newest_checkpoint(tmp_path / "runs").state["training"]["step"]
     assert f"stopped at step {step} " in err or f"measuring val after step {step}, " in err
 
 
 @pytest.mark.slow
-def test_eval_by_two_ranks_prints_what_one_prints(trained_run, run_cli):
+def test_eval_by_two_ranks_prints_what_one_process_prints(trained_run, run_cli):
     words = ["eval", str(trained_run), "--json"]
     expected = json.loads(run_cli(*words)[1])
-    out, err = ended(torchrun(trained_run, 2, "-m", "cnnrun", *words), 100)
+    out, err = wait_for_end(start_torchrun(trained_run, 2, "-m", "cnnrun", *words), 100)
     assert json.loads(out) == expected, err
 
 
-def test_an_error_of_the_first_rank_is_told_once(tmp_path, monkeypatch):
+def test_an_error_on_the_first_rank_is_reported_once(tmp_path, monkeypatch):
     def run(rank: int) -> object:
         with join_ranks(CPU, 60) as ranks:
 
@@ -441,13 +441,13 @@ def test_an_error_of_the_first_rank_is_told_once(tmp_path, monkeypatch):
     assert second.lines == ()
 
 
-def test_a_rank_that_is_started_again_does_not_look_for_one_that_is_gone():
-    """torchrun keeps one store through its restarts: what the ranks of an attempt wrote there is still there."""
+def test_restarted_ranks_ignore_store_entries_of_earlier_attempts():
+    """torchrun keeps one store through its restarts, with the entries of earlier attempts."""
     port = free_port()
     store = torch.distributed.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
 
     def run(rank: int) -> int:
-        time.sleep(0.5 * rank)  # rank 0 looks for rank 1 before that one has come
+        time.sleep(0.5 * rank)  # rank 0 looks for rank 1 before it has started
         with join_ranks(CPU, 5) as ranks:
             return ranks.all_reduce_max([rank])[0]
 
@@ -463,14 +463,14 @@ def test_a_rank_that_is_started_again_does_not_look_for_one_that_is_gone():
     del store
 
 
-def test_ranks_that_cannot_meet_say_so(monkeypatch):
+def test_ranks_that_cannot_find_each_other_report_it(monkeypatch):
     for key, value in rank_environment(1, 2, free_port()).items():
         monkeypatch.setenv(key, value)
     with pytest.raises(ResourceError, match="cannot find each other"), join_ranks(CPU, 1):
         pass
 
 
-def test_unequal_numbers_of_floats_are_added_in_buckets(monkeypatch):
+def test_all_reduce_sums_tensors_of_unequal_sizes_in_buckets(monkeypatch):
     from cnnrun.base import ranks as module
 
     monkeypatch.setattr(module, "_BUCKET_BYTES", 40)
@@ -489,8 +489,8 @@ def test_unequal_numbers_of_floats_are_added_in_buckets(monkeypatch):
         assert told == [{}, {"a": [0]}, {"a": [0, 1]}]
 
 
-def test_the_run_says_how_many_ranks_it_had(tmp_path):
-    trained(tmp_path, 2, PLAIN)
+def test_the_environment_file_records_the_number_of_ranks(tmp_path):
+    train_on_ranks(tmp_path, 2, PLAIN)
     assert json.loads((tmp_path / "tiny" / "1" / "environment.json").read_text())["ranks"] == 2
 
 
@@ -505,8 +505,8 @@ FIRST_FAILS = [
 
 
 @pytest.mark.parametrize("error", FIRST_FAILS, ids=lambda error: type(error).__name__)
-def test_whatever_fails_on_the_first_rank_nobody_waits_for_it(error):
-    """Others waited for a day for anything but two kinds of error."""
+def test_any_error_on_the_first_rank_ends_the_others_without_waiting(error):
+    """Regression: only two kinds of error ended the other ranks; otherwise they waited for a day."""
 
     def run(rank: int) -> object:
         with join_ranks(CPU, 60) as ranks:
@@ -523,7 +523,7 @@ def test_whatever_fails_on_the_first_rank_nobody_waits_for_it(error):
     assert time.monotonic() - began < 30
 
 
-def test_what_cannot_be_told_to_the_others_is_an_error_for_all():
+def test_a_value_that_cannot_be_broadcast_is_an_error_on_all_ranks():
     def run(rank: int) -> object:
         with join_ranks(CPU, 60) as ranks:
             return ranks.broadcast(lambda: {1, 2})
@@ -535,7 +535,7 @@ def test_what_cannot_be_told_to_the_others_is_an_error_for_all():
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("ours"), KeyError("ours")])
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_rank_that_fails_by_a_bug_takes_the_others_down(tmp_path, monkeypatch, error, rank):
+def test_an_unexpected_error_on_one_rank_ends_the_others(tmp_path, monkeypatch, error, rank):
     real = loop.backward
 
     def failing(learner, job, batch, step):
@@ -546,14 +546,14 @@ def test_a_rank_that_fails_by_a_bug_takes_the_others_down(tmp_path, monkeypatch,
     began = time.monotonic()
     with monkeypatch.context() as patched:
         patched.setattr(loop, "backward", failing)
-        results = trained(tmp_path, 2, "train.timeout=10")
+        results = train_on_ranks(tmp_path, 2, "train.timeout=10")
     assert time.monotonic() - began < 40
     assert type(results[rank]) is type(error)
     assert isinstance(results[1 - rank], ResourceError), results
 
 
 def is_running(pid: int) -> bool:
-    """Whether there is such a process that has not ended, be it that nobody asked for its end."""
+    """Return whether the process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
@@ -562,9 +562,9 @@ def is_running(pid: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_ranks_whose_torchrun_is_killed_save_and_end(tmp_path):
-    """They trained on, with nobody to end them."""
-    process = started(tmp_path, more=", timeout: 10")
+def test_ranks_save_and_exit_when_torchrun_is_killed(tmp_path):
+    """Regression: the ranks trained on after torchrun was killed."""
+    process = start_training(tmp_path, more=", timeout: 10")
     ranks = ranks_of(process)
     process.kill()
     process.wait()
@@ -574,11 +574,11 @@ def test_ranks_whose_torchrun_is_killed_save_and_end(tmp_path):
         for rank in filter(is_running, ranks):
             os.kill(rank, signal.SIGKILL)
         process.communicate()
-    reached = saved(tmp_path / "runs").state["training"]["step"]
+    reached = newest_checkpoint(tmp_path / "runs").state["training"]["step"]
     assert reached % 17, "what was reached is saved, not the last epoch's end alone"
 
 
-HALVES = [
+BAD_ENVIRONMENTS = [
     ({"RANK": "1"}, "the environment has RANK but not WORLD_SIZE"),
     ({"WORLD_SIZE": "2"}, "but not RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
     ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "but not MASTER_ADDR, MASTER_PORT"),
@@ -590,9 +590,9 @@ HALVES = [
 ]
 
 
-@pytest.mark.parametrize(("environment", "said"), HALVES)
-def test_half_of_torchruns_environment_is_refused_by_name(environment, said, tiny, tmp_path):
-    """RANK without WORLD_SIZE trained and printed nothing."""
+@pytest.mark.parametrize(("environment", "said"), BAD_ENVIRONMENTS)
+def test_an_incomplete_or_invalid_torchrun_environment_is_refused(environment, said, tiny, tmp_path):
+    """Regression: RANK without WORLD_SIZE trained and printed nothing."""
     words = [sys.executable, "-m", "cnnrun", "train", str(tiny)]
     left = subprocess.run(words, env=os.environ | environment, cwd=tmp_path, capture_output=True, text=True)
     assert (left.returncode, left.stdout) == (2, "")
@@ -601,7 +601,7 @@ def test_half_of_torchruns_environment_is_refused_by_name(environment, said, tin
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_whole_environment_of_one_process_trains(tiny, tmp_path, run_cli, monkeypatch):
+def test_a_world_of_one_rank_trains(tiny, tmp_path, run_cli, monkeypatch):
     for name, value in {"RANK": "0", "WORLD_SIZE": "1"}.items():
         monkeypatch.setenv(name, value)
     code, out, _ = run_cli("train", tiny, "--runs", tmp_path / "runs", "--no-report")
@@ -609,11 +609,11 @@ def test_a_whole_environment_of_one_process_trains(tiny, tmp_path, run_cli, monk
     assert "best at step" in out
 
 
-# --- which backend ranks talk by --------------------------------------------------------------------------------------
+# --- backend of the ranks ---------------------------------------------------------------------------------------------
 
 
 class Store(dict[str, bytes]):
-    """What ranks tell each other before there is a group."""
+    """A dictionary in place of the store that ranks share before there is a process group."""
 
     def set(self, key: str, value: str) -> None:
         self[key] = value.encode()
@@ -622,22 +622,24 @@ class Store(dict[str, bytes]):
         return self[key]
 
 
-def chosen(monkeypatch, others: list[str], device: str, uuid: str = "") -> bool:
-    """What the last rank chooses, the others being there already."""
+def choose_nccl(monkeypatch, others: list[str], device: str, uuid: str = "") -> bool:
+    """Return whether the last rank chooses NCCL, when the others have already written to the store."""
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=uuid))
     store = Store({f"device-{rank}": name.encode() for rank, name in enumerate(others)})
     return has_gpu_of_its_own(store, len(others), len(others) + 1, torch.device(device))
 
 
-def test_ranks_with_a_gpu_each_use_nccl_and_ranks_that_share_one_say_that_they_do_not(monkeypatch, capfd):
-    assert chosen(monkeypatch, ["gpu-1"], "cuda:0", "gpu-2")  # of one number on two hosts, or of two containers
-    assert not chosen(monkeypatch, ["cpu"], "cpu")
+def test_ranks_use_nccl_with_a_gpu_each_and_report_gloo_if_they_share_one(monkeypatch, capfd):
+    assert choose_nccl(
+        monkeypatch, ["gpu-1"], "cuda:0", "gpu-2"
+    )  # the same device number on two hosts or in two containers
+    assert not choose_nccl(monkeypatch, ["cpu"], "cpu")
     assert capfd.readouterr().err == ""
-    assert not chosen(monkeypatch, ["gpu-1", "gpu-2"], "cuda:0", "gpu-1")
+    assert not choose_nccl(monkeypatch, ["gpu-1", "gpu-2"], "cuda:0", "gpu-1")
     assert "ranks share a GPU: they communicate by gloo" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("others", "device"), [(["cpu"], "cuda:0"), (["gpu-1"], "cpu")])
-def test_ranks_of_which_some_are_on_processors_are_refused(monkeypatch, others, device):
+def test_a_mix_of_ranks_on_cpus_and_gpus_is_refused(monkeypatch, others, device):
     with pytest.raises(ConfigError, match="1 of 2 ranks are on CPUs, the others on GPUs: give --device"):
-        chosen(monkeypatch, others, device, "gpu-2")
+        choose_nccl(monkeypatch, others, device, "gpu-2")

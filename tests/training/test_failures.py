@@ -1,4 +1,4 @@
-"""What goes wrong while training: numbers that are not finite, too little memory, reading that does not end."""
+"""Failures while training: non-finite values, out of memory, reads that hang, files that cannot be written."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BAD = [float("nan"), float("inf")]
 
 @pytest.mark.parametrize("value", BAD)
 @pytest.mark.parametrize("place", PLACES)
-def test_what_is_not_finite_stops_within_its_step_is_named_and_never_saved(tmp_path, monkeypatch, place, value):
+def test_a_non_finite_value_stops_training_in_its_step_and_is_never_saved(tmp_path, monkeypatch, place, value):
     poison, named = PLACES[place]
     poison(monkeypatch, 20, value)
     made = tiny_experiment(
@@ -50,18 +50,18 @@ def test_what_is_not_finite_stops_within_its_step_is_named_and_never_saved(tmp_p
             assert all(tensor.isfinite().all() for tensor in part.values())
 
 
-def test_a_weight_that_is_not_finite_stops_before_it_is_used_again(tmp_path, monkeypatch):
+def test_a_non_finite_weight_stops_training_before_it_is_used_again(tmp_path, monkeypatch):
     poison_weight(monkeypatch, 20, float("nan"))
     with pytest.raises(NonFiniteError, match="at step 20;.*\n.*layers.linear1.linear .its weight"):
         train_run(tiny_experiment(), tmp_path, CPU, resume=False)
 
 
-def test_momentum_that_is_not_finite_is_not_saved_either(tmp_path, monkeypatch):
+def test_non_finite_momentum_is_never_saved(tmp_path, monkeypatch):
     real = step_of_learning.update_weights
 
     def poisoned(learner, job, step, factor):
         real(learner, job, step, factor)
-        if step == 16:  # an epoch's last
+        if step == 16:  # the last step of an epoch
             next(iter(learner.optimizer.state.values()))["momentum_buffer"].fill_(float("nan"))
 
     monkeypatch.setattr(loop, "update_weights", poisoned)
@@ -79,8 +79,8 @@ def state(run: Path) -> tuple[object, ...]:
 RICH = ["train.ema={decay: 0.9}", "data.augment={shift: 0.2, rotate: 8, mixup: 0.2}"]
 
 
-def short_of_memory(monkeypatch, most: int, raised: type[Exception] = torch.OutOfMemoryError) -> None:
-    """Memory for `most` pictures at a time; it runs out in the last layer, so that much was done by then."""
+def limit_memory(monkeypatch, most: int, raised: type[Exception] = torch.OutOfMemoryError) -> None:
+    """Limit memory to `most` images at a time; it runs out in the loss, after the forward pass."""
     real = CrossEntropy.forward
 
     def forward(self, outputs, targets):
@@ -93,11 +93,11 @@ def short_of_memory(monkeypatch, most: int, raised: type[Exception] = torch.OutO
 
 @pytest.mark.parametrize("raised", [torch.OutOfMemoryError, RuntimeError, MemoryError])
 @pytest.mark.parametrize(("most", "given", "expected"), [(63, 1, 2), (32, 1, 2), (20, 1, 4), (10, 3, 12)])
-def test_too_little_memory_is_as_if_smaller_micro_batches_had_been_asked_for(
+def test_running_out_of_memory_equals_training_with_smaller_micro_batches(
     tmp_path, monkeypatch, capfd, most, given, expected, raised
 ):
     with monkeypatch.context() as patched:
-        short_of_memory(patched, most, raised)
+        limit_memory(patched, most, raised)
         made = tiny_experiment(*RICH, f"train.accumulate={given}")
         short = Path(train_run(made, tmp_path / "short", CPU, resume=False)["run"])
     assert f"memory ran out at step 0: continuing with {2 * given} micro-batches" in capfd.readouterr().err
@@ -106,8 +106,8 @@ def test_too_little_memory_is_as_if_smaller_micro_batches_had_been_asked_for(
     assert state(short) == state(asked)
 
 
-def test_memory_that_runs_out_later_is_remembered_when_resuming(tmp_path, monkeypatch):
-    """Twice the same trouble at step 20, once stopped at step 25 and resumed where memory would suffice."""
+def test_micro_batches_split_for_lack_of_memory_stay_split_on_resume(tmp_path, monkeypatch):
+    """Memory runs out at step 20 in both runs; one is stopped at step 25 and resumed with enough memory."""
     real = loop.backward
 
     def run(root: Path, stop: int | None) -> Path:
@@ -130,18 +130,18 @@ def test_memory_that_runs_out_later_is_remembered_when_resuming(tmp_path, monkey
     assert state(run(tmp_path / "whole", None)) == state(run(tmp_path / "cut", 25))
 
 
-def test_too_little_memory_for_the_smallest_micro_batch_is_one_line(tmp_path, monkeypatch):
-    short_of_memory(monkeypatch, 1)
+def test_too_little_memory_for_the_smallest_micro_batch_is_an_error(tmp_path, monkeypatch):
+    limit_memory(monkeypatch, 1)
     with pytest.raises(ResourceError, match="as small as they can be .batch norm needs"):
         train_run(tiny_experiment(), tmp_path, CPU, resume=False)
     plain = "model=[flatten]"
-    short_of_memory(monkeypatch, 0)
+    limit_memory(monkeypatch, 0)
     with pytest.raises(ResourceError, match="as small as they can be .one picture"):
         train_run(tiny_experiment(plain), tmp_path, CPU, resume=False)
 
 
-def test_a_step_that_ran_out_of_memory_leaves_no_gradient_of_the_parts_that_were_done(tmp_path, monkeypatch):
-    """The first of two micro-batches is learned from before there is no memory for the second."""
+def test_a_step_that_ran_out_of_memory_leaves_no_partial_gradient(tmp_path, monkeypatch):
+    """The first of two micro-batches has its gradient before memory runs out for the second."""
     plain, real, calls = "model=[flatten, {linear: 8}]", CrossEntropy.forward, []
 
     def forward(self, outputs, targets):
@@ -159,14 +159,14 @@ def test_a_step_that_ran_out_of_memory_leaves_no_gradient_of_the_parts_that_were
     assert state(short) == state(Path(asked))
 
 
-def test_micro_batches_become_as_small_as_one_picture(tmp_path, monkeypatch, capfd):
+def test_micro_batches_shrink_to_one_image_if_needed(tmp_path, monkeypatch, capfd):
     with monkeypatch.context() as patched:
-        short_of_memory(patched, 1)
+        limit_memory(patched, 1)
         train_run(tiny_experiment("model=[flatten]", "train.epochs=1"), tmp_path, CPU, resume=False)
     assert "continuing with 64 micro-batches" in capfd.readouterr().err
 
 
-def test_other_errors_of_the_network_are_not_taken_for_a_lack_of_memory(tmp_path, monkeypatch):
+def test_other_errors_of_the_network_are_not_treated_as_out_of_memory(tmp_path, monkeypatch):
     def forward(self, outputs, targets):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
@@ -175,16 +175,16 @@ def test_other_errors_of_the_network_are_not_taken_for_a_lack_of_memory(tmp_path
         train_run(tiny_experiment(), tmp_path, CPU, resume=False)
 
 
-# --- reading that does not end ---------------------------------------------------------------------------------------
+# --- reads that hang -------------------------------------------------------------------------------------------------
 
 
-def over(root: Path, *more: str) -> schema.Experiment:
+def folder_experiment(root: Path, *more: str) -> schema.Experiment:
     source = f"source: {{folder: '{root}'}}, image: {{size: 8, channels: 1}}, split: {{val: 0.2}}, timeout: 0.5"
     return tiny_experiment(f"data={{{source}, cache_dir: '{root.parent / 'cache'}'}}", "train.batch=8", *more)
 
 
-def hang_on(monkeypatch, name: str, when) -> None:
-    """Reading that file never ends once `when()` holds."""
+def hang_reading(monkeypatch, name: str, when) -> None:
+    """Make reading the file hang once `when()` is true."""
     real = image_files.read_image_bytes
 
     def read(item, *rest):
@@ -195,61 +195,61 @@ def hang_on(monkeypatch, name: str, when) -> None:
     monkeypatch.setattr("cnnrun.data.decode.read_image_bytes", read)
 
 
-def trained_in_child(made: schema.Experiment, root: Path) -> tuple[object, float]:
-    """What a training in a process of its own returned or raised, and after how long."""
+def train_in_child(made: schema.Experiment, root: Path) -> tuple[object, float]:
+    """Train in a child process; return what it returned or raised, and the seconds it took."""
     began = time.monotonic()
     found = outcome(*fork(lambda: train_run(made, root, CPU, resume=True)))
     return found, time.monotonic() - began
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_picture_that_never_comes_ends_the_decoding_and_is_named(tmp_path, monkeypatch, workers):
+def test_an_image_read_that_hangs_ends_the_decoding_and_is_named(tmp_path, monkeypatch, workers):
     root = save_class_folders(tmp_path / "pets")
     with monkeypatch.context() as patched:
-        hang_on(patched, "dog/7.png", lambda: True)
-        found, seconds = trained_in_child(over(root, f"data.workers={workers}"), tmp_path / "runs")
+        hang_reading(patched, "dog/7.png", lambda: True)
+        found, seconds = train_in_child(folder_experiment(root, f"data.workers={workers}"), tmp_path / "runs")
     assert isinstance(found, ReadTimeoutError), found
     assert found.exit_code == 6
     assert "dog/7.png does not end: nothing came for 0.5 s (data.timeout)" in str(found)
     assert seconds < 15
-    found, _ = trained_in_child(over(root), tmp_path / "runs")  # and the next start is as if nothing had been
+    found, _ = train_in_child(folder_experiment(root), tmp_path / "runs")  # the next start works
     assert isinstance(found, dict), found
 
 
 @pytest.mark.parametrize(("workers", "prefetch"), [(2, 2), (1, 2), (2, 0)])
-def test_a_picture_that_stops_coming_ends_the_training_which_is_saved(tmp_path, monkeypatch, workers, prefetch):
+def test_an_image_read_that_hangs_ends_the_training_after_saving(tmp_path, monkeypatch, workers, prefetch):
     root = save_class_folders(tmp_path / "pets")
     settings = ["data.cache=none", f"data.workers={workers}", f"data.prefetch={prefetch}", "train.epochs=40"]
     monkeypatch.setattr("cnnrun.data.training_batches.AHEAD_BYTES", 1)
-    whole = over(root, *settings, f"data.cache_dir={tmp_path / 'other'}")
+    whole = folder_experiment(root, *settings, f"data.cache_dir={tmp_path / 'other'}")
     expected = Path(train_run(whole, tmp_path / "whole", CPU, resume=False)["run"])
     with monkeypatch.context() as patched:
         run = tmp_path / "runs" / "tiny" / "1"
-        hang_on(patched, "dog/7.png", (run / "checkpoints" / "latest").exists)
-        found, seconds = trained_in_child(over(root, *settings), tmp_path / "runs")
+        hang_reading(patched, "dog/7.png", (run / "checkpoints" / "latest").exists)
+        found, seconds = train_in_child(folder_experiment(root, *settings), tmp_path / "runs")
     assert isinstance(found, ReadTimeoutError), found
     assert "dog/7.png does not end" in str(found)
     assert seconds < 20
-    assert trained_in_child(over(root, *settings), tmp_path / "runs")[0]["run"] == str(run)
+    assert train_in_child(folder_experiment(root, *settings), tmp_path / "runs")[0]["run"] == str(run)
     assert state(run) == state(expected)
 
 
 @pytest.mark.parametrize("ahead", [1, 8 << 20])
-def test_a_disk_that_stops_answering_ends_the_training_which_is_saved(tmp_path, monkeypatch, ahead):
-    """Every read hangs, not one picture's."""
+def test_a_disk_that_hangs_ends_the_training(tmp_path, monkeypatch, ahead):
+    """Every read hangs, not only that of one image."""
     root = save_class_folders(tmp_path / "pets")
     monkeypatch.setattr("cnnrun.data.training_batches.AHEAD_BYTES", ahead)
-    made = over(root, "data.cache=none", "data.workers=2", "train.epochs=60")
+    made = folder_experiment(root, "data.cache=none", "data.workers=2", "train.epochs=60")
     with monkeypatch.context() as patched:
         run = tmp_path / "runs" / "tiny" / "1"
-        hang_on(patched, ".png", (run / "checkpoints" / "latest").exists)
-        found, seconds = trained_in_child(made, tmp_path / "runs")
+        hang_reading(patched, ".png", (run / "checkpoints" / "latest").exists)
+        found, seconds = train_in_child(made, tmp_path / "runs")
     assert isinstance(found, ReadTimeoutError), found
     assert seconds < 20
     assert "does not end" in str(found)
 
 
-def test_memory_that_runs_out_while_evaluating_makes_smaller_batches(tmp_path, monkeypatch, capfd):
+def test_running_out_of_memory_while_evaluating_splits_the_batches(tmp_path, monkeypatch, capfd):
     real = CrossEntropy.forward
 
     def forward(self, outputs, targets):
@@ -262,9 +262,9 @@ def test_memory_that_runs_out_while_evaluating_makes_smaller_batches(tmp_path, m
     assert "memory ran out while evaluating after step 17: continuing with 2 micro-batches" in capfd.readouterr().err
 
 
-def test_an_epoch_that_cannot_be_measured_is_saved_and_measured_when_resumed(tmp_path, monkeypatch):
+def test_an_epoch_whose_evaluation_fails_is_saved_and_evaluated_on_resume(tmp_path, monkeypatch):
     root = save_class_folders(tmp_path / "pets")
-    made = over(root, "data.cache=none", "train.epochs=3", f"data.cache_dir={tmp_path / 'one'}")
+    made = folder_experiment(root, "data.cache=none", "train.epochs=3", f"data.cache_dir={tmp_path / 'one'}")
     expected = Path(train_run(made, tmp_path / "whole", CPU, resume=False)["run"])
     from cnnrun.training.learner import Learner
 
@@ -288,7 +288,7 @@ def test_an_epoch_that_cannot_be_measured_is_saved_and_measured_when_resumed(tmp
 
 
 WRITERS = [
-    "cnnrun.training.metrics_log.EventFile.__init__",  # the disk refuses the file itself
+    "cnnrun.training.metrics_log.EventFile.__init__",  # the event file cannot be created
     "cnnrun.training.metrics_log.EventFile.add_scalar",
     "cnnrun.training.metrics_log.EventFile.add_image",
     "cnnrun.training.metrics_log.EventFile.add_images",
@@ -310,7 +310,7 @@ FAILURES = [
 
 @pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
 @pytest.mark.parametrize("writer", WRITERS)
-def test_what_is_only_looked_at_fails_and_costs_no_training(tmp_path, monkeypatch, capfd, writer, failure):
+def test_a_failing_figure_never_fails_the_training(tmp_path, monkeypatch, capfd, writer, failure):
     def fail(*arguments, **settings):
         raise failure
 
@@ -326,7 +326,7 @@ def test_what_is_only_looked_at_fails_and_costs_no_training(tmp_path, monkeypatc
     assert "the training continues" in said[0]
 
 
-def test_a_report_that_cannot_be_written_costs_no_training(tmp_path, monkeypatch, run_cli, tiny):
+def test_a_failing_report_never_fails_the_training(tmp_path, monkeypatch, run_cli, tiny):
     def fail(*arguments, **settings):
         raise ZeroDivisionError("a bug\n\x1b[31min red")
 
@@ -336,7 +336,7 @@ def test_a_report_that_cannot_be_written_costs_no_training(tmp_path, monkeypatch
     assert "report.html was not written: ZeroDivisionError: a bug\\n\\x1b[31min red; `cnnrun report" in err
 
 
-def test_standard_error_that_is_closed_costs_no_training(tmp_path, tiny):
+def test_a_closed_standard_error_never_fails_the_training(tmp_path, tiny):
     command = f"exec {sys.executable} -m cnnrun train {tiny} --runs {tmp_path / 'runs'} --no-report"
     for closing in ("2>&-", "2>/dev/full", "2> >(true)", "2>/dev/full", "2>/dev/full"):
         left = subprocess.run(["bash", "-c", f"{command} {closing}"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
@@ -347,7 +347,7 @@ def test_standard_error_that_is_closed_costs_no_training(tmp_path, tiny):
         assert subprocess.run(["bash", "-c", command], cwd=tmp_path).returncode == code
 
 
-def test_a_file_that_vanishes_ends_the_training_which_is_saved(tmp_path, monkeypatch):
+def test_an_image_file_deleted_while_training_ends_the_run_after_saving(tmp_path, monkeypatch):
     root = save_class_folders(tmp_path / "pets")
     real = step_of_learning.backward
 
@@ -358,12 +358,12 @@ def test_a_file_that_vanishes_ends_the_training_which_is_saved(tmp_path, monkeyp
 
     monkeypatch.setattr(loop, "backward", backward)
     with pytest.raises(DataError, match="3.png"):
-        train_run(over(root, "data.cache=none", "train.epochs=9"), tmp_path / "runs", CPU, resume=True)
+        train_run(folder_experiment(root, "data.cache=none", "train.epochs=9"), tmp_path / "runs", CPU, resume=True)
     saved = checkpoints.load_newest(tmp_path / "runs" / "tiny" / "1" / "checkpoints", "latest", pytest.fail)
     assert saved.state["training"]["step"] > 5
 
 
-def test_slow_is_not_stuck():
+def test_slow_reads_do_not_time_out():
     pool = ThreadedMap(2, 0.3)
     assert pool(lambda item: time.sleep(0.2) or item, range(8)) == list(range(8))
     with pytest.raises(ReadTimeoutError):
@@ -371,7 +371,7 @@ def test_slow_is_not_stuck():
 
 
 @pytest.mark.slow
-def test_the_command_leaves_although_a_thread_never_ends(tmp_path):
+def test_the_command_exits_although_a_reading_thread_hangs(tmp_path):
     root = save_class_folders(tmp_path / "pets")
     program = (
         "import sys, time\n"

@@ -1,4 +1,4 @@
-"""Frozen layers, their features computed once, rates for parts: what learns, what does not, nothing lost."""
+"""Frozen layers, their precomputed features, parameter groups, and parts of zoo networks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def job_of(made, tmp_path):
 
 
 @pytest.mark.parametrize("augment", [None, "data.augment={shift: 0.2}"], ids=["features once", "features each step"])
-def test_frozen_layers_and_their_statistics_stay_and_the_rest_learns(tmp_path, augment):
+def test_frozen_layers_and_their_statistics_do_not_change_and_the_rest_does(tmp_path, augment):
     settings = [FROZEN, "train.epochs=1", *([augment] if augment else [])]
     made = tiny_experiment(*settings)
     initial = job_of(made, tmp_path / "job").network.state_dict()
@@ -42,7 +42,7 @@ def test_frozen_layers_and_their_statistics_stay_and_the_rest_learns(tmp_path, a
 
 
 @pytest.mark.parametrize("rich", [[], ["train.ema={decay: 0.9}", "train.accumulate=2", "train.clip=1.0"]])
-def test_resumed_over_features_equals_uninterrupted(tmp_path, monkeypatch, rich):
+def test_resuming_with_precomputed_features_equals_an_uninterrupted_run(tmp_path, monkeypatch, rich):
     whole = train_tiny(tmp_path / "whole", FROZEN, *rich)
     with stop_at(13):
         train_tiny(tmp_path / "cut", FROZEN, *rich)
@@ -50,8 +50,8 @@ def test_resumed_over_features_equals_uninterrupted(tmp_path, monkeypatch, rich)
     assert digest(Path(resumed["run"])) == digest(whole)
 
 
-def test_features_computed_once_learn_as_features_computed_each_step(tmp_path, monkeypatch):
-    """The same network, up to the last bits of a convolution over another number of pictures at a time."""
+def test_precomputed_features_train_like_features_computed_each_step(tmp_path, monkeypatch):
+    """Equal up to the rounding of a convolution over a different number of images at a time."""
     once = tensors(train_tiny(tmp_path / "once", FROZEN))
     monkeypatch.setattr(Learner, "precompute_frozen_features", lambda self, job: job)
     each = tensors(train_tiny(tmp_path / "each", FROZEN))
@@ -59,13 +59,15 @@ def test_features_computed_once_learn_as_features_computed_each_step(tmp_path, m
         assert torch.allclose(value.double(), each[name].double(), rtol=1e-3, atol=1e-4), name
 
 
-def test_features_are_computed_once(tmp_path, monkeypatch):
+def test_frozen_features_are_computed_once(tmp_path, monkeypatch):
     passes = []
     real = frozen_layers.Trunk.forward
     monkeypatch.setattr(frozen_layers.Trunk, "forward", lambda self, x: passes.append(len(x)) or real(self, x))
     made = train_tiny(tmp_path, FROZEN, "train.epochs=3")
     data = assemble.prepare_dataset(tiny_experiment())
-    assert sum(passes) - 1 == sum(len(data.splits[name]) for name in ("train", "val"))  # one to learn their size
+    assert sum(passes) - 1 == sum(
+        len(data.splits[name]) for name in ("train", "val")
+    )  # one image to find the size of the features
     assert made.exists()
 
 
@@ -73,7 +75,7 @@ def test_features_are_computed_once(tmp_path, monkeypatch):
     ("setting", "why"),
     [("data.augment={flip: horizontal}", "augmentation changes"), ("data.memory_gib=0.00001", "GiB")],
 )
-def test_what_cannot_be_reused_is_said(tmp_path, capfd, setting, why):
+def test_the_reason_for_not_precomputing_features_is_reported(tmp_path, capfd, setting, why):
     train_tiny(tmp_path, FROZEN, "train.epochs=1", setting)
     assert why in capfd.readouterr().err
 
@@ -91,7 +93,7 @@ model:
 
 
 @pytest.mark.parametrize(("source", "cuts"), [("a", False), ("b", False), ("c", True)])
-def test_a_network_is_cut_only_where_one_output_crosses(tmp_path, source, cuts):
+def test_a_network_is_split_only_where_a_single_output_crosses(tmp_path, source, cuts):
     made = config_file.parse_config(
         LINKED.replace("SOURCE", source), "f", ["train.freeze=b" if source != "c" else "train.freeze=a"]
     )
@@ -104,7 +106,7 @@ def test_a_network_is_cut_only_where_one_output_crosses(tmp_path, source, cuts):
         assert torch.equal(tail(trunk(pictures)), network(pictures))
 
 
-def test_groups_have_rates_and_decay_of_their_own():
+def test_parameter_groups_have_their_own_learning_rate_and_weight_decay():
     groups = "[{params: head, lr: 0.5}, {params: '*.bias', weight_decay: 0.0}, {params: layers.conv1, lr: 0.01}]"
     made = tiny_experiment(f"train.optimizer={{sgd: {{lr: 0.1, weight_decay: 0.3, groups: {groups}}}}}")
     learning = Learner(job_of(made, Path("unused")))
@@ -112,14 +114,14 @@ def test_groups_have_rates_and_decay_of_their_own():
     names = iter(learning.parameter_names)
     for group in learning.optimizer.param_groups:
         found |= {next(names): (group["peak"], group["weight_decay"]) for _ in group["params"]}
-    assert found["head.weight"] == found["head.bias"] == (0.5, 0.3)  # the first group that names it
+    assert found["head.weight"] == found["head.bias"] == (0.5, 0.3)  # the first group that matches counts
     assert found["layers.linear1.linear.bias"] == (0.1, 0.0)
     assert found["layers.conv1.conv.weight"] == (0.01, 0.3)
     assert found["layers.linear1.linear.weight"] == (0.1, 0.3)
 
 
-def test_a_step_with_groups_is_a_step_of_each_optimizer(tmp_path):
-    """Plain SGD: the change of a weight is its own rate times its gradient times the schedule's factor."""
+def test_a_step_uses_the_learning_rate_of_each_parameter_group(tmp_path):
+    """Plain SGD: the change of a weight is its group's learning rate times its gradient times the schedule's factor."""
     made = tiny_experiment("train.optimizer={sgd: {lr: 0.1, groups: [{params: head, lr: 0.5}]}}")
     job = job_of(made, tmp_path)
     learning = Learner(job)
@@ -137,7 +139,7 @@ def test_a_step_with_groups_is_a_step_of_each_optimizer(tmp_path):
         assert torch.allclose(value, expected[name], rtol=1e-6, atol=1e-8), name
 
 
-def test_resumed_with_groups_equals_uninterrupted(tmp_path, monkeypatch):
+def test_resuming_with_parameter_groups_equals_an_uninterrupted_run(tmp_path, monkeypatch):
     groups = (
         "train.optimizer={adamw: {lr: 0.01, groups: [{params: head, lr: 0.05}, {params: '*.bias', weight_decay: 0}]}}"
     )
@@ -172,18 +174,18 @@ def test_resumed_with_groups_equals_uninterrupted(tmp_path, monkeypatch):
         ("model={zoo: resnet18, wieghts: x}", "unknown key; did you mean 'weights'?"),
     ],
 )
-def test_a_wrong_name_is_told_with_what_there_is(override, message):
+def test_a_wrong_name_in_the_config_is_reported_with_its_key(override, message):
     with pytest.raises(ConfigError) as refused:
         config_file.parse_config(TINY, "tiny.yaml", [override])
     assert any(message in line for line in refused.value.lines), refused.value.lines
 
 
-def test_groups_that_name_only_frozen_parameters_are_refused():
+def test_parameter_groups_of_only_frozen_parameters_are_refused():
     with pytest.raises(ConfigError, match="gets no parameter that learns"):
         tiny_experiment(FROZEN, "train.optimizer={sgd: {groups: [{params: layers.conv1, lr: 1}]}}")
 
 
-def test_a_zoo_network_can_be_cut_and_continued():
+def test_a_zoo_network_can_be_truncated_and_extended():
     made = config_file.parse_config(
         """
 task: classify
@@ -193,7 +195,7 @@ model: {zoo: resnet18, until: stage2, layers: [{conv: {name: mine, out_channels:
         "f",
     )
     assert [layer.name for layer in made.model.layers][-3:] == ["stage2", "mine", None]
-    assert made.model.until is None  # without weights there is nothing more to say
+    assert made.model.until is None  # without weights `until` has no further use
     assert config_file.parse_config(made.to_yaml(), "again") == made
     linked = config_file.parse_config(
         made.to_yaml(),
@@ -203,7 +205,7 @@ model: {zoo: resnet18, until: stage2, layers: [{conv: {name: mine, out_channels:
     assert linked.model.layers[-2].input_names() == ["stage3"]
 
 
-def test_weights_end_where_the_zoo_network_does():
+def test_weights_are_loaded_up_to_the_last_layer_of_the_zoo_network():
     made = config_file.parse_config(
         """
 task: classify
@@ -216,7 +218,7 @@ model: {zoo: resnet18, weights: some.safetensors, layers: [{linear: {name: mine,
     assert config_file.parse_config(made.to_yaml(), "again") == made
 
 
-def test_an_override_adds_to_a_network_given_by_name():
+def test_overrides_extend_a_network_given_by_name():
     text = "task: classify\ndata: {source: digits, image: {size: 64, channels: 3}}\nmodel: resnet18\n"
     made = config_file.parse_config(
         text, "f", ["model.weights=x.safetensors", "model.until=stage3", "model.layers=[global_avg_pool]"]
@@ -225,7 +227,7 @@ def test_an_override_adds_to_a_network_given_by_name():
     assert json.loads(json.dumps(made.model_dump(mode="json")))["model"]["weights"] == "x.safetensors"
 
 
-def test_the_zoos_own_classifier_holds_unless_the_config_says_otherwise():
+def test_the_zoo_classifier_is_used_unless_the_config_sets_one():
     text = "task: TASK\ndata: {source: digits, image: {size: 64, channels: 3}}\nmodel: squeezenet1_1\n"
     for task, expected in (("classify", "conv"), ("{classify: {top_k: 3}}", "conv")):
         assert config_file.parse_config(text.replace("TASK", task), "f").task.classifier == expected
@@ -240,7 +242,7 @@ model: {zoo: resnet18, weights: x.safetensors}
 """
 
 
-def test_overrides_of_a_zoo_network_take_each_other_into_account():
+def test_several_overrides_of_a_zoo_network_combine():
     assert config_file.parse_config(ZOO, "f", ["model.weights=null"]).model.weights is None
     made = config_file.parse_config(
         TINY, "f", ["model=resnet18", "model.until=stage1", "model.layers=[global_avg_pool]", "data.image.size=64"]
@@ -248,7 +250,7 @@ def test_overrides_of_a_zoo_network_take_each_other_into_account():
     assert made.model.layers[-2].name == "stage1"
 
 
-def test_a_network_taken_whole_takes_its_head_too_where_the_classes_are_the_same():
+def test_a_whole_zoo_network_with_weights_has_no_until():
     assert config_file.parse_config(ZOO, "f").model.until is None
 
 
@@ -262,7 +264,7 @@ def test_a_zoo_classifier_is_not_inherited_by_a_part_of_its_network():
     assert whole.task.classifier == "conv"
 
 
-def test_frozen_norms_do_not_ask_for_larger_batches():
+def test_frozen_batch_norms_allow_a_batch_of_one():
     job = job_of(tiny_experiment(FROZEN), Path("unused"))
     spec = tiny_experiment(FROZEN, "train.batch=1").train
     settings.check_batch_size(spec, 100, job.network)
@@ -270,7 +272,7 @@ def test_frozen_norms_do_not_ask_for_larger_batches():
         settings.check_batch_size(tiny_experiment("train.batch=1").train, 100, job.network)
 
 
-def test_frozen_weights_that_are_not_finite_are_named_with_the_picture(tmp_path):
+def test_non_finite_features_of_frozen_layers_are_reported_with_the_image(tmp_path):
     from cnnrun.base.errors import NonFiniteError
 
     job = job_of(tiny_experiment(FROZEN), tmp_path)
@@ -280,6 +282,6 @@ def test_frozen_weights_that_are_not_finite_are_named_with_the_picture(tmp_path)
         Learner(job).precompute_frozen_features(job)
 
 
-def test_frozen_layers_without_weights_are_said(trained_run, tmp_path, capfd):
+def test_freezing_layers_with_random_weights_is_reported(trained_run, tmp_path, capfd):
     train_from_weights(trained_run, tmp_path, "model.until=conv1", "train.freeze=linear1")
     assert "they keep their random weights" in capfd.readouterr().err

@@ -1,4 +1,4 @@
-"""Identities of training: resumed = uninterrupted, accumulated = whole, repeated = identical."""
+"""Identities of training: resumed equals uninterrupted, accumulated equals whole, repeated equals the first."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ CPU = torch.device("cpu")
 RICH = ["train.ema={decay: 0.9}", "data.augment={shift: 0.2, rotate: 8}", "train.accumulate=2", "train.clip=1.0"]
 
 
-def test_repeated_is_identical_and_seeds_differ(tmp_path):
+def test_a_repeated_training_is_identical_and_another_seed_differs(tmp_path):
     first, second = train_tiny(tmp_path / "a", *RICH), train_tiny(tmp_path / "b", *RICH)
     assert digest(first) == digest(second)
     assert digest(train_tiny(tmp_path / "c", *RICH, "seed=1")) != digest(first)
 
 
 @pytest.mark.parametrize("step", [0, 5, 16, 17, 25])
-def test_resumed_is_uninterrupted_to_the_bit(tmp_path, monkeypatch, step):
-    """17 steps an epoch: stopped at the start, within an epoch, at its edge, within the last."""
+def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(tmp_path, monkeypatch, step):
+    """17 steps an epoch: stopped at the start, within an epoch, at its end, within the last."""
     expected = digest(train_tiny(tmp_path / "whole", *RICH))
     with stop_at(step):
         train_run(tiny_experiment(*RICH), tmp_path / "cut", CPU, resume=True)
@@ -55,7 +55,7 @@ def test_resumed_is_uninterrupted_to_the_bit(tmp_path, monkeypatch, step):
     assert digest(run) == expected
 
 
-def test_chain_of_stops_is_uninterrupted(tmp_path, monkeypatch):
+def test_a_training_resumed_many_times_equals_an_uninterrupted_one(tmp_path, monkeypatch):
     expected = digest(train_tiny(tmp_path / "whole", *RICH))
     for step in (3, 4, 12, 20, 30):
         with stop_at(step):
@@ -64,7 +64,7 @@ def test_chain_of_stops_is_uninterrupted(tmp_path, monkeypatch):
     assert digest(tmp_path / "cut" / "tiny" / "1") == expected
 
 
-def test_accumulated_gradients_are_the_whole_batchs():
+def test_accumulated_gradients_equal_those_of_the_whole_batch():
     """Without batch norm, micro-batches change nothing but rounding."""
     model = "model=[{conv: {out_channels: 4, activation: relu}}, flatten, {linear: 8}]"
     grads = []
@@ -85,8 +85,8 @@ def test_accumulated_gradients_are_the_whole_batchs():
 
 
 @pytest.mark.parametrize("scale", [1.0, 1024.0])
-def test_a_clipped_step_is_as_long_as_the_clip_whatever_the_losses_were_scaled_by(scale):
-    """Plain SGD moves the weights by the rate times the gradient, whose norm is then that of `train.clip`."""
+def test_a_clipped_step_has_the_clip_norm_at_any_loss_scale(scale):
+    """Plain SGD moves the weights by the learning rate times the gradient, whose norm is clipped to `train.clip`."""
     made = tiny_experiment("train.precision=float16", "train.clip=0.01", "train.optimizer={sgd: {lr: 0.5}}")
     job = assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, CPU)
     learning = Learner(job)
@@ -106,7 +106,7 @@ def learner_of(*overrides: str) -> tuple[Learner, Job]:
 
 
 def gradients(learning: Learner, job: Job, step: int, rank: int = 0) -> torch.Tensor:
-    """Those of the first batch, at a step on a rank, with whatever dropout draws there."""
+    """The gradients of the first batch, with the dropout of the given step and rank."""
     ranks = Ranks()
     ranks.rank = rank
     learning.optimizer.zero_grad()
@@ -114,7 +114,7 @@ def gradients(learning: Learner, job: Job, step: int, rank: int = 0) -> torch.Te
     return torch.cat([parameter.grad.flatten().clone() for parameter in learning.parameters])
 
 
-def test_dropout_is_a_function_of_the_step_and_the_rank():
+def test_dropout_depends_only_on_the_step_and_the_rank():
     learning, job = learner_of("model=[flatten, {dropout: 0.5}]")
     first = gradients(learning, job, 3, 1)
     assert not torch.equal(gradients(learning, job, 4, 1), first)
@@ -122,7 +122,7 @@ def test_dropout_is_a_function_of_the_step_and_the_rank():
     assert torch.equal(gradients(learning, job, 3, 1), first)
 
 
-def test_the_loss_of_a_batch_is_the_mean_over_its_pictures_whatever_its_parts():
+def test_the_loss_of_a_batch_is_the_mean_over_its_images_for_any_micro_batches():
     losses = []
     for parts in (1, 3):
         learning, job = learner_of("model=[flatten]", "train.batch=50")
@@ -134,7 +134,7 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_pictures_whatever_its_parts():
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
-def test_the_average_is_of_the_weights_after_each_step_by_its_decay_and_is_what_val_measures():
+def test_ema_weights_follow_the_decay_formula_and_are_the_ones_evaluated():
     learning, job = learner_of("train.ema={decay: 0.9}")
     name = "layers.linear1.linear.weight"
     expected, batches = learning.network.state_dict()[name].double(), job.batches(job.dataset.splits["train"], 1)
@@ -170,7 +170,7 @@ def test_the_loss_of_a_split_is_the_criterions_sum_with_each_sample_counted_once
     assert found.metrics["loss"] == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_each_step_goes_by_the_schedule_at_its_own_number(tmp_path, monkeypatch):
+def test_each_step_uses_the_schedule_factor_of_its_number(tmp_path, monkeypatch):
     seen = []
 
     def watched(learner, job, step, factor):
@@ -185,7 +185,7 @@ def test_each_step_goes_by_the_schedule_at_its_own_number(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(("pictures", "steps", "smallest"), [(96, 3, 32), (97, 4, 1), (127, 4, 31)])
-def test_an_epoch_has_as_many_batches_as_its_pictures_fill(pictures, steps, smallest):
+def test_steps_per_epoch_follow_the_image_count_and_drop_last(pictures, steps, smallest):
     whole, parts = Train(batch=32), Train(batch=32, drop_last=False)
     assert (whole.steps_per_epoch(pictures), whole.smallest_batch(pictures)) == (3, 32)
     sizes = [len(part) for part in torch.arange(pictures).split(32)]
@@ -206,7 +206,7 @@ def test_a_finished_run_is_not_trained_again_when_resumed(tmp_path, capfd):
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
-def test_resume_leaves_a_run_of_other_settings_alone_and_names_them(tmp_path, monkeypatch, capfd):
+def test_resume_starts_a_new_run_if_settings_differ_and_names_them(tmp_path, monkeypatch, capfd):
     with stop_at(3):
         train_run(tiny_experiment(), tmp_path, CPU, resume=False)
     run = Path(train_run(tiny_experiment("train.batch=32"), tmp_path, CPU, resume=True)["run"])
@@ -222,7 +222,7 @@ def test_two_processes_cannot_train_one_run(tmp_path):
 
 
 def script_accuracies(monkeypatch, accuracies: list[float]) -> None:
-    """Evaluations report these accuracies, one after the other."""
+    """Make successive evaluations report these accuracies."""
     values = iter(accuracies)
     real = Learner.evaluate
 
@@ -234,7 +234,7 @@ def script_accuracies(monkeypatch, accuracies: list[float]) -> None:
     monkeypatch.setattr(Learner, "evaluate", scripted)
 
 
-def test_best_early_stop_and_keep(tmp_path, monkeypatch):
+def test_best_checkpoint_early_stop_and_keep_work_together(tmp_path, monkeypatch):
     script_accuracies(monkeypatch, [0.5, 0.7, 0.6, 0.6, 0.9])
     made = tiny_experiment("train.epochs=9", "train.early_stop.patience=2", "train.keep=1")
     result = train_run(made, tmp_path, CPU, resume=False)
@@ -244,7 +244,7 @@ def test_best_early_stop_and_keep(tmp_path, monkeypatch):
     assert checkpoints.read_pointer(folder, "best") == "step-00000034"
 
 
-def test_not_a_number_stops_at_once_names_files_and_layer_and_saves_nothing(tmp_path, monkeypatch):
+def test_nan_stops_training_names_images_and_layer_and_is_not_saved(tmp_path, monkeypatch):
     real = step_of_learning.backward
 
     def poisoned(learning, job, batch, step):
@@ -279,7 +279,7 @@ def test_a_batch_of_one_with_batch_norm_is_refused_before_training(tmp_path):
     assert not list(tmp_path.rglob("checkpoints"))
 
 
-def test_it_learns(trained_run):
+def test_training_learns_the_digits_above_90_percent_accuracy(trained_run):
     result = json.loads((trained_run / "result.json").read_text())
     assert result["best"]["val/accuracy"] > 0.9
     lines = [json.loads(line) for line in (trained_run / "metrics.jsonl").read_text().splitlines()]
@@ -288,7 +288,7 @@ def test_it_learns(trained_run):
     assert lines[0]["train/loss"] == pytest.approx(2.3, abs=0.5)  # ln 10 at the start
 
 
-def test_it_can_overfit_eight_pictures(tmp_path):
+def test_a_network_can_overfit_eight_images(tmp_path):
     made = tiny_experiment("train.batch=8", "train.epochs=1", "train.optimizer={adam: 0.01}")
     data = assemble.prepare_dataset(made)
     job = assemble.assemble_job(made, data, None, None, CPU)
@@ -303,7 +303,7 @@ def test_it_can_overfit_eight_pictures(tmp_path):
     assert losses[-1] < 0.05 < losses[0]
 
 
-def test_tensorboard_has_curves_pictures_and_the_confusion_matrix(trained_run):
+def test_tensorboard_has_curves_images_and_the_confusion_matrix(trained_run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(trained_run), size_guidance={"images": 0, "scalars": 0})
@@ -315,7 +315,7 @@ def test_tensorboard_has_curves_pictures_and_the_confusion_matrix(trained_run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
-def test_a_real_signal_to_a_real_process(tmp_path, number, code):
+def test_a_signal_to_a_training_process_saves_and_sets_the_exit_code(tmp_path, number, code):
     (tmp_path / "tiny.yaml").write_text(TINY.replace("epochs: 2", "epochs: 5000"))
     command = [sys.executable, "-m", "cnnrun", "train", "tiny.yaml", "--resume"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
@@ -333,29 +333,29 @@ def test_a_real_signal_to_a_real_process(tmp_path, number, code):
     assert f"stopped at step {saved.state['training']['step']} " in err
 
 
-def interrupted(root: Path, monkeypatch, step: int, *overrides: str) -> Path:
+def interrupt_at_step(root: Path, monkeypatch, step: int, *overrides: str) -> Path:
     with stop_at(step):
         train_run(tiny_experiment(*overrides), root, CPU, resume=True)
     return root / "tiny" / "1"
 
 
-def folder_of(root: Path, *classes: str) -> str:
+def write_class_folders(root: Path, *classes: str) -> str:
     save_class_folders(root, classes, count=12)
     return f"data={{source: {{folder: '{root}'}}, image: {{size: 8, channels: 1}}, split: {{val: 0.2}}}}"
 
 
-def test_changed_data_is_not_resumed_into(tmp_path, monkeypatch):
-    data = [folder_of(tmp_path / "pets", "cat", "dog"), "train.batch=4"]
-    run = interrupted(tmp_path, monkeypatch, 2, *data)
+def test_resuming_with_changed_data_is_refused(tmp_path, monkeypatch):
+    data = [write_class_folders(tmp_path / "pets", "cat", "dog"), "train.batch=4"]
+    run = interrupt_at_step(tmp_path, monkeypatch, 2, *data)
     before = (run / "checkpoints" / "latest").read_text()
-    folder_of(tmp_path / "pets", "cat", "dog", "elk")
+    write_class_folders(tmp_path / "pets", "cat", "dog", "elk")
     with pytest.raises(CheckpointError, match="the data changed .*24 pictures in 2 classes then, 36 in 3 now"):
         train_run(tiny_experiment(*data), tmp_path, CPU, resume=True)
     assert (run / "checkpoints" / "latest").read_text() == before
 
 
-def test_another_thread_count_on_resuming_is_said(tmp_path, monkeypatch, capfd):
-    interrupted(tmp_path, monkeypatch, 2)
+def test_resuming_with_another_thread_count_is_reported(tmp_path, monkeypatch, capfd):
+    interrupt_at_step(tmp_path, monkeypatch, 2)
     torch.set_num_threads(2)
     try:
         train_run(tiny_experiment(), tmp_path, CPU, resume=True)
@@ -364,7 +364,7 @@ def test_another_thread_count_on_resuming_is_said(tmp_path, monkeypatch, capfd):
     assert "threads was 1, is 2: the result may differ" in capfd.readouterr().err
 
 
-def test_what_cannot_be_trained_leaves_no_run_behind(tmp_path):
+def test_an_untrainable_config_leaves_no_run_folder(tmp_path):
     for override in ("train.batch=1", "train.batch=5000", "data.split.val=0"):
         with pytest.raises(UserError):
             train_run(tiny_experiment(override), tmp_path, CPU, resume=False)
@@ -373,7 +373,7 @@ def test_what_cannot_be_trained_leaves_no_run_behind(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_best_is_the_best_whatever_counts_as_progress(tmp_path, monkeypatch):
+def test_the_best_checkpoint_does_not_depend_on_min_delta(tmp_path, monkeypatch):
     script_accuracies(monkeypatch, [0.90, 0.915, 0.919, 0.918])
     early = "train.early_stop={patience: 3, min_delta: 0.02}"
     result = train_run(tiny_experiment("train.epochs=9", early), tmp_path, CPU, resume=False)
@@ -381,7 +381,7 @@ def test_the_best_is_the_best_whatever_counts_as_progress(tmp_path, monkeypatch)
     assert (result["best_step"], result["steps"]) == (3 * 17, 4 * 17)
 
 
-def test_an_evaluation_that_is_just_as_good_is_no_progress(tmp_path, monkeypatch):
+def test_an_equally_good_evaluation_is_not_progress(tmp_path, monkeypatch):
     script_accuracies(monkeypatch, [0.5, 0.5, 0.5, 0.9])
     result = train_run(tiny_experiment("train.epochs=9", "train.early_stop.patience=2"), tmp_path, CPU, resume=False)
     assert (result["best_step"], result["steps"]) == (17, 3 * 17)

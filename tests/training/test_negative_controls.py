@@ -1,6 +1,6 @@
-"""The proof is sensitive: without any one thing that a checkpoint holds or a resume derives, the result differs.
+"""Negative controls of resuming: without any one part of a checkpoint or of what a resume derives, the result differs.
 
-And any step can be gone on from: a checkpoint after each of 24 steps, a resume from each.
+A training can also be resumed from any step: a checkpoint after each of 24 steps, a resume from each.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.support.configs import tiny_experiment
 from tests.support.interrupted_trainings import digest, stop_at
 
 CPU = torch.device("cpu")
-CUT = 38  # 17 steps an epoch, three epochs: in the third, with an epoch behind it that was not the best
+CUT = 38  # in the third of three epochs of 17 steps, after an epoch that was not the best
 RICH = [
     "train.epochs=3",
     "train.ema={decay: 0.9}",
@@ -40,13 +40,13 @@ ADAM = "train.optimizer={adamw: 0.01}"
 HALF = "train.precision=float16"
 
 
-def tried(*overrides: str) -> Experiment:
+def rich_experiment(*overrides: str) -> Experiment:
     return tiny_experiment(*RICH, *overrides)
 
 
 @pytest.fixture(autouse=True)
 def _the_first_epoch_is_the_best(monkeypatch):
-    """So that forgetting the best shows; and a scaler that changes its scale often, and memory for 40 pictures."""
+    """Make the first epoch the best, the loss scale change often and memory run out once, so that losing them shows."""
     real = Learner.evaluate
 
     def worse_each_time(self, job, split, batch, *rest):
@@ -74,23 +74,23 @@ def cut_short(root: Path, made: Experiment, steps: int) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def uninterrupted_digest(tmp_path_factory):
     made: dict[tuple[str, ...], str] = {}
 
     def of(*overrides: str) -> str:
         if overrides not in made:
             root = tmp_path_factory.mktemp("whole")
-            made[overrides] = digest(Path(train_run(tried(*overrides), root, CPU, resume=False)["run"]))
+            made[overrides] = digest(Path(train_run(rich_experiment(*overrides), root, CPU, resume=False)["run"]))
         return made[overrides]
 
     return of
 
 
 @pytest.mark.parametrize("overrides", [(), (ADAM,), (HALF,)])
-def test_with_everything_the_resumed_run_is_the_same(tmp_path, whole, overrides):
-    expected = whole(*overrides)
-    run = cut_short(tmp_path, tried(*overrides), CUT)
-    train_run(tried(*overrides), tmp_path, CPU, resume=True)
+def test_a_run_resumed_with_its_whole_state_equals_the_uninterrupted_one(tmp_path, uninterrupted_digest, overrides):
+    expected = uninterrupted_digest(*overrides)
+    run = cut_short(tmp_path, rich_experiment(*overrides), CUT)
+    train_run(rich_experiment(*overrides), tmp_path, CPU, resume=True)
     assert digest(run) == expected
 
 
@@ -98,8 +98,8 @@ Saved = checkpoints.Checkpoint
 Spoil = Callable[[Learner, Saved], Saved]
 
 
-def forgetting(spoil: Spoil) -> Callable[[pytest.MonkeyPatch], None]:
-    """What is restored is first spoilt."""
+def spoil_restore(spoil: Spoil) -> Callable[[pytest.MonkeyPatch], None]:
+    """Spoil a checkpoint before it is restored."""
 
     def apply(patched: pytest.MonkeyPatch) -> None:
         real = loop.restore_training
@@ -110,8 +110,8 @@ def forgetting(spoil: Spoil) -> Callable[[pytest.MonkeyPatch], None]:
     return apply
 
 
-def fresh(part: str, *endings: str) -> Callable[[pytest.MonkeyPatch], None]:
-    """Those tensors as a new run would have them, or not at all."""
+def reset_tensors(part: str, *endings: str) -> Callable[[pytest.MonkeyPatch], None]:
+    """Replace the tensors by a new run's, or drop them if a new run has none."""
 
     def spoil(learner: Learner, saved: Saved) -> Saved:
         new = {name: value.clone() for name, value in learner.checkpoint_parts()[part].items()}
@@ -124,22 +124,22 @@ def fresh(part: str, *endings: str) -> Callable[[pytest.MonkeyPatch], None]:
                 kept[name] = new[name]
         return replace(saved, parts=saved.parts | {part: kept})
 
-    return forgetting(spoil)
+    return spoil_restore(spoil)
 
 
-def counter(name: str, value: object = 0) -> Callable[[pytest.MonkeyPatch], None]:
+def reset_counter(name: str, value: object = 0) -> Callable[[pytest.MonkeyPatch], None]:
     def spoil(learner: Learner, saved: Saved) -> Saved:
         return replace(saved, state=saved.state | {"training": saved.state["training"] | {name: value}})
 
-    return forgetting(spoil)
+    return spoil_restore(spoil)
 
 
-def scaler(name: str) -> Callable[[pytest.MonkeyPatch], None]:
+def reset_scaler(name: str) -> Callable[[pytest.MonkeyPatch], None]:
     def spoil(learner: Learner, saved: Saved) -> Saved:
         new = learner.scaler.state_dict()[name]
         return replace(saved, state=saved.state | {"scaler": saved.state["scaler"] | {name: new}})
 
-    return forgetting(spoil)
+    return spoil_restore(spoil)
 
 
 def classes_reversed(patched: pytest.MonkeyPatch) -> None:
@@ -189,7 +189,7 @@ def epoch_from_its_start(patched: pytest.MonkeyPatch) -> None:
 
 
 def part_of_the_gradients(patched: pytest.MonkeyPatch) -> None:
-    """As if it had been saved between two micro-batches, without the first one's gradients."""
+    """Lose the gradients of the first micro-batch, as after a save between two micro-batches."""
     real = loop.backward
 
     def later_ones(learner, job, batch, step):
@@ -205,38 +205,38 @@ def part_of_the_gradients(patched: pytest.MonkeyPatch) -> None:
 
 
 CONTROLS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], tuple[str, ...]]] = {
-    "weights": (fresh("model", "weight", "bias"), ()),
-    "batch norm's statistics": (fresh("model", "running_mean", "running_var"), ()),
-    "batch norm's counter": (fresh("model", "num_batches_tracked"), ()),
-    "momentum": (fresh("optimizer", "momentum_buffer"), ()),
-    "adam's first moment": (fresh("optimizer", "exp_avg:"), (ADAM,)),
-    "adam's second moment": (fresh("optimizer", "exp_avg_sq"), (ADAM,)),
-    "adam's counter": (fresh("optimizer", "step"), (ADAM,)),
-    "average": (fresh("ema", ""), ()),
-    "average's counter": (average_from_zero, ()),
-    "scale": (scaler("scale"), (HALF,)),
-    "scale's counter": (scaler("_growth_tracker"), (HALF,)),
-    "step": (counter("step"), ()),
+    "weights": (reset_tensors("model", "weight", "bias"), ()),
+    "batch norm's statistics": (reset_tensors("model", "running_mean", "running_var"), ()),
+    "batch norm's counter": (reset_tensors("model", "num_batches_tracked"), ()),
+    "momentum": (reset_tensors("optimizer", "momentum_buffer"), ()),
+    "adam's first moment": (reset_tensors("optimizer", "exp_avg:"), (ADAM,)),
+    "adam's second moment": (reset_tensors("optimizer", "exp_avg_sq"), (ADAM,)),
+    "adam's counter": (reset_tensors("optimizer", "step"), (ADAM,)),
+    "moving average": (reset_tensors("ema", ""), ()),
+    "moving average's counter": (average_from_zero, ()),
+    "loss scale": (reset_scaler("scale"), (HALF,)),
+    "loss scale's counter": (reset_scaler("_growth_tracker"), (HALF,)),
+    "step": (reset_counter("step"), ()),
     "schedule's position": (schedule_from_zero, ()),
     "epoch": (order_of_another_epoch, ()),
     "place in the epoch": (epoch_from_its_start, ()),
     "augmentation's numbers": (draws_of_another_epoch, ()),
     "dropout's generator": (generator_as_it_is, ()),
-    "best": (counter("best", None), ()),
-    "best step": (counter("best_step"), ()),
-    "early stop's counter": (counter("waited"), ()),
-    "early stop's mark": (counter("mark", None), ()),
-    "sum of losses": (counter("loss_sum", 0.0), ()),
-    "count of losses": (counter("loss_count"), ()),
-    "metrics' offset": (counter("metrics_offset"), ()),
-    "micro-batches": (counter("accumulate", 2), ()),
+    "best": (reset_counter("best", None), ()),
+    "best step": (reset_counter("best_step"), ()),
+    "early stop's counter": (reset_counter("waited"), ()),
+    "early stop's mark": (reset_counter("mark", None), ()),
+    "sum of losses": (reset_counter("loss_sum", 0.0), ()),
+    "count of losses": (reset_counter("loss_count"), ()),
+    "metrics' offset": (reset_counter("metrics_offset"), ()),
+    "micro-batches": (reset_counter("accumulate", 2), ()),
     "part of the gradients": (part_of_the_gradients, ()),
     "class map": (classes_reversed, ()),
-    "what was measured": (counter("evaluated"), ()),
+    "evaluated": (reset_counter("evaluated"), ()),
 }
 
 
-def test_there_are_controls_for_every_counter():
+def test_every_field_of_the_training_state_has_a_control():
     named = {cell.cell_contents for spoil, _ in CONTROLS.values() for cell in _cells(spoil)}
     assert {field.name for field in fields(TrainingState)} <= named
     assert len(CONTROLS) >= 16
@@ -251,24 +251,24 @@ def _cells(function):
 
 
 @pytest.mark.parametrize("dropped", CONTROLS)
-def test_without_it_the_result_differs(tmp_path, whole, dropped):
+def test_a_resume_without_one_part_of_the_state_gives_another_result(tmp_path, uninterrupted_digest, dropped):
     spoil, overrides = CONTROLS[dropped]
-    expected = whole(*overrides)
-    run = cut_short(tmp_path, tried(*overrides), CUT)
-    if dropped == "what was measured":  # the last checkpoint left is of an epoch's end, whose val was measured
+    expected = uninterrupted_digest(*overrides)
+    run = cut_short(tmp_path, rich_experiment(*overrides), CUT)
+    if dropped == "evaluated":  # leave the checkpoint of an epoch's end, which has been evaluated
         shutil.rmtree(run / "checkpoints" / f"step-{CUT:08d}")
     with pytest.MonkeyPatch.context() as patched:
         spoil(patched)
         try:
-            train_run(tried(*overrides), tmp_path, CPU, resume=True)
+            train_run(rich_experiment(*overrides), tmp_path, CPU, resume=True)
         except (CheckpointError, KeyError):
-            return  # it was noticed before a step was taken
+            return  # the spoilt state was refused before any step
     assert digest(run) != expected
 
 
-def test_every_step_can_be_gone_on_from(tmp_path):
+def test_training_can_be_resumed_from_every_step(tmp_path):
     """24 of 24."""
-    made = tried("train.epochs=2", "train.batch=92", "train.save_every=1", "train.keep=1000")
+    made = rich_experiment("train.epochs=2", "train.batch=92", "train.save_every=1", "train.keep=1000")
     run = Path(train_run(made, tmp_path, CPU, resume=False)["run"])
     expected = digest(run)
     found = checkpoints.list_checkpoints(run / "checkpoints")

@@ -21,7 +21,7 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2)).to(memory_format=torch.channels_last)
 
 
-def walk(net: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
+def take_steps(net: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
     for step in steps:
         generator = torch.Generator().manual_seed(step)
         optimizer.zero_grad()
@@ -30,17 +30,17 @@ def walk(net: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS, ids=lambda kind: kind.kind)
-def test_each_optimizer_is_torchs_with_its_defaults(kind):
+def test_each_optimizer_updates_like_pytorchs(kind):
     spec = kind(lr=0.01)
     ours, plain = network(), network()
-    walk(ours, spec.build(ours.parameters()), range(4))
-    walk(plain, kind.torch_class(plain.parameters(), lr=0.01), range(4))
+    take_steps(ours, spec.build(ours.parameters()), range(4))
+    take_steps(plain, kind.torch_class(plain.parameters(), lr=0.01), range(4))
     for a, b in zip(ours.parameters(), plain.parameters(), strict=True):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS, ids=lambda kind: kind.kind)
-def test_what_is_not_given_is_torchs_own_default(kind):
+def test_omitted_optimizer_settings_are_pytorchs_defaults(kind):
     theirs = kind.torch_class([nn.Parameter(torch.zeros(1))]).defaults
     ours = kind().build([nn.Parameter(torch.zeros(1))]).defaults
     assert {name: ours[name] for name in theirs if name != "fused"} == {
@@ -48,7 +48,7 @@ def test_what_is_not_given_is_torchs_own_default(kind):
     }
 
 
-def test_a_group_is_a_part_by_its_whole_name_or_a_pattern():
+def test_a_parameter_group_matches_a_whole_name_or_a_pattern():
     assert ParameterGroup(params="layers.conv1", lr=1).has_parameter("layers.conv1.norm.weight")
     assert not ParameterGroup(params="layers.conv1", lr=1).has_parameter("layers.conv10.norm.weight")
     assert ParameterGroup(params="layers.conv*", lr=1).has_parameter("layers.conv10.norm.weight")
@@ -56,10 +56,10 @@ def test_a_group_is_a_part_by_its_whole_name_or_a_pattern():
 
 
 @pytest.mark.parametrize("kind", [kind for kind in OPTIMIZERS if kind.kind != "sgd"], ids=lambda kind: kind.kind)
-def test_a_state_with_a_tensor_too_few_or_too_many_is_refused(kind):
+def test_an_optimizer_state_with_missing_or_extra_tensors_is_refused(kind):
     net, spec = network(), kind()
     optimizer = spec.build(net.parameters())
-    walk(net, optimizer, range(2))
+    take_steps(net, optimizer, range(2))
     tensors = state_tensors(optimizer, [name for name, _ in net.named_parameters()])
     check_state_tensors(spec, tensors, 2)
     for name in tensors:
@@ -72,16 +72,16 @@ def test_a_state_with_a_tensor_too_few_or_too_many_is_refused(kind):
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS, ids=lambda kind: kind.kind)
-def test_state_through_safetensors_goes_on_bit_for_bit(kind):
+def test_optimizer_state_restored_from_safetensors_continues_bit_for_bit(kind):
     import safetensors.torch
 
     settings = {"momentum": 0.9} if "momentum" in kind.model_fields else {}
     spec = kind(**settings)
     whole = network()
-    walk(whole, spec.build(whole.parameters()), range(6))
+    take_steps(whole, spec.build(whole.parameters()), range(6))
     first = network()
     optimizer = spec.build(first.parameters())
-    walk(first, optimizer, range(3))
+    take_steps(first, optimizer, range(3))
     names = [name for name, _ in first.named_parameters()]
     written = {name: value.contiguous() for name, value in state_tensors(optimizer, names).items()}
     read = safetensors.torch.load(safetensors.torch.save(written))
@@ -89,7 +89,7 @@ def test_state_through_safetensors_goes_on_bit_for_bit(kind):
     second.load_state_dict({name: value.contiguous() for name, value in first.state_dict().items()})
     again = spec.build(second.parameters())
     load_state_tensors(again, names, read)
-    walk(second, again, range(3, 6))
+    take_steps(second, again, range(3, 6))
     for a, b in zip(second.parameters(), whole.parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -123,7 +123,7 @@ def test_schedules_are_bounded_functions_of_the_step(kind, warmup):
         assert factors[30] == pytest.approx(1)
 
 
-def test_known_points_of_schedules():
+def test_schedules_have_known_values():
     read = TypeAdapter(Annotated[Schedule, Kinds()]).validate_python
     cosine = read({"cosine": {"end": 0.1}})
     assert cosine.factor(0, 10) == 1
@@ -134,7 +134,7 @@ def test_known_points_of_schedules():
     assert [step.factor(s, 8) for s in (0, 3, 4, 5, 6, 7)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
-def test_one_cycle_equals_torchs():
+def test_one_cycle_decays_like_pytorchs():
     from torch.optim.lr_scheduler import OneCycleLR
 
     spec = TypeAdapter(Annotated[Schedule, Kinds()]).validate_python({"one_cycle": {"end": 4e-7}})
@@ -146,5 +146,5 @@ def test_one_cycle_equals_torchs():
         ours.append(spec.factor(step, total))
         optimizer.step()
         scheduler.step()
-    # The climb is torch's but for its shape (ours is straight); the fall is the same curve.
+    # The warmup differs from PyTorch's (ours is linear); the decay is the same curve.
     assert ours[300:] == pytest.approx(theirs[300:], abs=3e-3)

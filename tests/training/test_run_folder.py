@@ -1,4 +1,4 @@
-"""A run whose folder is moved or changed while it trains; how trainings end; a supervisor that repeats one command."""
+"""Run folders that are moved or changed during training, how trainings end, and commands that are repeated."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from tests.support.supervised_commands import PLACES, WRITING, run_chain
 CPU = torch.device("cpu")
 
 
-def tried(*overrides: str) -> schema.Experiment:
+def three_epochs(*overrides: str) -> schema.Experiment:
     return tiny_experiment("train.epochs=3", *overrides)
 
 
-def at_step(monkeypatch, step: int, action) -> None:
-    """Do something while that step is under way."""
+def run_at_step(monkeypatch, step: int, action) -> None:
+    """Call `action` at the start of a step."""
     real = loop.backward
 
     def backward(learner, job, batch, number):
@@ -43,38 +43,38 @@ def at_step(monkeypatch, step: int, action) -> None:
 
 
 @pytest.mark.parametrize("step", [3, 20])
-def test_a_run_that_is_moved_is_saved_where_it_is_and_ends(tmp_path, monkeypatch, step):
-    """It was made again as a ghost, with half of the run in each, exit 0."""
+def test_a_moved_run_folder_ends_the_training_after_saving_in_it(tmp_path, monkeypatch, step):
+    """Regression: the folder was created again, half of the run was in each, and the exit code was 0."""
     run, there = tmp_path / "runs" / "tiny" / "1", tmp_path / "there"
     with monkeypatch.context() as patched:
-        at_step(patched, step, lambda: run.rename(there))
+        run_at_step(patched, step, lambda: run.rename(there))
         with pytest.raises(
             StorageError, match="was moved or deleted while the run was training; step .* is saved in it"
         ):
-            train_run(tried(), tmp_path / "runs", CPU, resume=False)
+            train_run(three_epochs(), tmp_path / "runs", CPU, resume=False)
     assert not run.exists()
     saved = checkpoints.load_newest(there / "checkpoints", "latest", pytest.fail)
     assert saved is not None
     there.rename(run)
-    again = train_run(tried(), tmp_path / "runs", CPU, resume=True)
+    again = train_run(three_epochs(), tmp_path / "runs", CPU, resume=True)
     assert again["run"] == str(run)
-    whole = train_run(tried(), tmp_path / "whole", CPU, resume=False)["run"]
+    whole = train_run(three_epochs(), tmp_path / "whole", CPU, resume=False)["run"]
     assert digest(run) == digest(Path(whole))
 
 
 @pytest.mark.parametrize("what", ["", "checkpoints"])
-def test_a_run_that_is_deleted_ends_and_is_not_made_again(tmp_path, monkeypatch, what):
+def test_a_deleted_run_folder_ends_the_training_and_is_not_recreated(tmp_path, monkeypatch, what):
     run = tmp_path / "runs" / "tiny" / "1"
     with monkeypatch.context() as patched:
-        at_step(patched, 20, lambda: shutil.rmtree(run / what))
+        run_at_step(patched, 20, lambda: shutil.rmtree(run / what))
         with pytest.raises(StorageError) as ended:
-            train_run(tried(), tmp_path / "runs", CPU, resume=False)
+            train_run(three_epochs(), tmp_path / "runs", CPU, resume=False)
     assert ended.value.exit_code == 5
     assert not (run / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("how", ["removed", "replaced"])
-def test_metrics_that_are_taken_away_end_the_run(tmp_path, monkeypatch, how):
+def test_removing_or_replacing_the_metrics_file_ends_the_training(tmp_path, monkeypatch, how):
     path = tmp_path / "runs" / "tiny" / "1" / "metrics.jsonl"
 
     def take_away() -> None:
@@ -83,13 +83,13 @@ def test_metrics_that_are_taken_away_end_the_run(tmp_path, monkeypatch, how):
             path.write_text("")
 
     with monkeypatch.context() as patched:
-        at_step(patched, 20, take_away)
+        run_at_step(patched, 20, take_away)
         with pytest.raises(StorageError, match=r"metrics.jsonl: was removed or replaced"):
-            train_run(tried(), tmp_path / "runs", CPU, resume=False)
+            train_run(three_epochs(), tmp_path / "runs", CPU, resume=False)
 
 
-def test_a_signal_is_heeded_within_a_batch_of_validation(tmp_path, monkeypatch):
-    """SIGTERM in a long validation and SIGKILL six seconds later cost the whole epoch."""
+def test_a_signal_stops_validation_within_one_batch(tmp_path, monkeypatch):
+    """Regression: SIGTERM in a long validation and SIGKILL six seconds later lost the whole epoch."""
     batches: list[int] = []
     real = Learner._evaluated_network
 
@@ -109,23 +109,23 @@ def test_a_signal_is_heeded_within_a_batch_of_validation(tmp_path, monkeypatch):
         with pytest.raises(
             InterruptionError, match="stopped while measuring val after step 17, which is saved"
         ) as left:
-            train_run(tried("train.batch=64"), tmp_path / "runs", CPU, resume=False)
+            train_run(three_epochs("train.batch=64"), tmp_path / "runs", CPU, resume=False)
     assert left.value.exit_code == 143
     assert len(batches) == 2
-    run = Path(train_run(tried(), tmp_path / "runs", CPU, resume=True)["run"])
-    assert digest(run) == digest(Path(train_run(tried(), tmp_path / "whole", CPU, resume=False)["run"]))
+    run = Path(train_run(three_epochs(), tmp_path / "runs", CPU, resume=True)["run"])
+    assert digest(run) == digest(Path(train_run(three_epochs(), tmp_path / "whole", CPU, resume=False)["run"]))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", [*PLACES, *WRITING])
-def test_a_supervisor_repeats_one_command_blindly(place):
-    """Killed again and again, repeated until it ends well, and once more: done once, the same bits, nothing left."""
+def test_a_command_killed_and_repeated_gives_the_uninterrupted_result(place):
+    """Killed and repeated until it succeeds, then run once more: one result, the same bits, no leftover files."""
     found = run_chain(place, seed=1)
     assert not found.trouble, found
     assert found.kills
 
 
-def test_a_finished_run_of_other_data_is_not_taken_for_this_one(tmp_path, picture_folder, run_cli):
+def test_resuming_a_finished_run_whose_data_changed_is_refused(tmp_path, picture_folder, run_cli):
     from tests.support.images import save_picture
 
     config = tmp_path / "pets.yaml"
@@ -169,7 +169,7 @@ MESSAGES = [
 
 @pytest.mark.parametrize("error", MESSAGES, ids=lambda error: str(error)[:30] or type(error).__name__)
 @pytest.mark.parametrize("place", ["augmentation", "the network"])
-def test_memory_is_known_to_have_run_out_wherever_it_does(tmp_path, monkeypatch, capfd, error, place):
+def test_every_out_of_memory_error_is_recognized(tmp_path, monkeypatch, capfd, error, place):
     from cnnrun.data.training_batches import TrainingBatches
 
     def short(self_or_learner, *rest):
@@ -181,10 +181,12 @@ def test_memory_is_known_to_have_run_out_wherever_it_does(tmp_path, monkeypatch,
 
     target, name = (TrainingBatches, "_prepare") if place == "augmentation" else (loop, "backward")
     real = getattr(target, name)
-    expected = Path(train_run(tried("train.accumulate=2", "train.epochs=1"), tmp_path / "set", CPU, False)["run"])
+    expected = Path(
+        train_run(three_epochs("train.accumulate=2", "train.epochs=1"), tmp_path / "set", CPU, False)["run"]
+    )
     with monkeypatch.context() as patched:
         patched.setattr(target, name, short)
-        run = Path(train_run(tried("train.epochs=1"), tmp_path / "short", CPU, False)["run"])
+        run = Path(train_run(three_epochs("train.epochs=1"), tmp_path / "short", CPU, False)["run"])
     assert "memory ran out at step 0: continuing with 2 micro-batches" in capfd.readouterr().err
     assert digest(run) == digest(expected)
 
@@ -192,15 +194,15 @@ def test_memory_is_known_to_have_run_out_wherever_it_does(tmp_path, monkeypatch,
 @pytest.mark.parametrize(
     "error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), OSError(errno.EIO, "I/O"), ValueError("x")]
 )
-def test_what_is_no_lack_of_memory_is_not_taken_for_one(error):
+def test_other_errors_are_not_treated_as_out_of_memory(error):
     from cnnrun.base.device import is_out_of_memory
 
     assert not is_out_of_memory(error)
 
 
 @pytest.mark.parametrize("place", ["the network", "augmentation", "an own mistake"])
-def test_what_was_reached_is_saved_before_the_end(tmp_path, monkeypatch, place):
-    """At the smallest micro-batch nothing was saved; nor where anything else fails in a step."""
+def test_progress_is_saved_before_an_error_ends_the_training(tmp_path, monkeypatch, place):
+    """Regression: nothing was saved when the smallest micro-batch ran out of memory or a step failed otherwise."""
     from cnnrun.data.training_batches import TrainingBatches
 
     error = ZeroDivisionError("ours") if place == "an own mistake" else MemoryError("12 GiB")
@@ -217,13 +219,13 @@ def test_what_was_reached_is_saved_before_the_end(tmp_path, monkeypatch, place):
     with monkeypatch.context() as patched:
         patched.setattr(target, name, failing)
         with pytest.raises(ZeroDivisionError if place == "an own mistake" else ResourceError, match="ours|12 GiB"):
-            train_run(tried("train.accumulate=2"), tmp_path, CPU, resume=False)
+            train_run(three_epochs("train.accumulate=2"), tmp_path, CPU, resume=False)
     saved = checkpoints.load_newest(tmp_path / "tiny" / "1" / "checkpoints", "latest", pytest.fail)
     assert saved is not None
     assert saved.state["training"]["step"] == 9
 
 
-def test_memory_that_runs_out_in_the_optimizer_saves_no_half_changed_weights(tmp_path, monkeypatch):
+def test_running_out_of_memory_in_the_optimizer_saves_no_partly_updated_weights(tmp_path, monkeypatch):
     real = loop.update_weights
 
     def half(learner, job, step, factor):
@@ -236,16 +238,16 @@ def test_memory_that_runs_out_in_the_optimizer_saves_no_half_changed_weights(tmp
     with monkeypatch.context() as patched:
         patched.setattr(loop, "update_weights", half)
         with pytest.raises(ResourceError, match="in the optimizer's step 20.*continue from the last checkpoint"):
-            train_run(tried(), tmp_path / "runs", CPU, resume=False)
-    run = Path(train_run(tried(), tmp_path / "runs", CPU, resume=True)["run"])
-    assert digest(run) == digest(Path(train_run(tried(), tmp_path / "whole", CPU, resume=False)["run"]))
+            train_run(three_epochs(), tmp_path / "runs", CPU, resume=False)
+    run = Path(train_run(three_epochs(), tmp_path / "runs", CPU, resume=True)["run"])
+    assert digest(run) == digest(Path(train_run(three_epochs(), tmp_path / "whole", CPU, resume=False)["run"]))
 
 
 # --- disks -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP], ids=errno.errorcode.get)
-def test_a_disk_without_locks_has_a_way_to_go_on(tmp_path, monkeypatch, capfd, number):
+def test_a_disk_without_locks_falls_back_to_a_lock_file(tmp_path, monkeypatch, capfd, number):
     import fcntl
 
     def none(descriptor, operation):
@@ -257,7 +259,7 @@ def test_a_disk_without_locks_has_a_way_to_go_on(tmp_path, monkeypatch, capfd, n
         holder = outcome(*fork(lambda: _try_to_hold(tmp_path)))
         assert holder == "in use"
     assert outcome(*fork(lambda: _try_to_hold(tmp_path))) == "held"
-    if number != errno.ENOSYS:  # for which filelock itself goes on
+    if number != errno.ENOSYS:  # filelock itself handles ENOSYS
         assert "this disk has no locks; the file lock.held is used instead" in capfd.readouterr().err
 
 
@@ -269,8 +271,8 @@ def _try_to_hold(run: Path) -> str:
         return "in use"
 
 
-def test_a_holder_that_is_killed_holds_no_longer(tmp_path, monkeypatch):
-    """With the system's locks, and with the file that stands in for them."""
+def test_a_killed_process_no_longer_holds_its_run(tmp_path, monkeypatch):
+    """With the locks of the system, and with the lock file used instead."""
     for number in (None, errno.ENOLCK):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -305,7 +307,7 @@ def _without_locks(number: int) -> None:
     fcntl.flock = none
 
 
-def test_no_inodes_are_called_so(tmp_path, monkeypatch):
+def test_a_disk_without_free_inodes_is_reported(tmp_path, monkeypatch):
     class Status:
         f_files, f_favail, f_bavail, f_frsize, f_blocks, f_bfree = 1000, 0, 10, 4096, 100, 10
 
@@ -314,8 +316,8 @@ def test_no_inodes_are_called_so(tmp_path, monkeypatch):
     assert "but no inodes: the disk can hold no more files" in line
 
 
-def test_a_cache_that_is_cleared_while_another_waits_for_it_is_built_once_more(tmp_path, monkeypatch):
-    """The lock that others waited for was removed with the folder: two built at once."""
+def test_clearing_a_cache_leaves_a_valid_lock_to_a_waiting_process(tmp_path, monkeypatch):
+    """Regression: clearing removed the lock that others waited for, and two processes built the cache at once."""
     from cnnrun.data import cache
 
     key = "0" * 32
@@ -344,7 +346,7 @@ def test_a_cache_that_is_cleared_while_another_waits_for_it_is_built_once_more(t
     assert outcome(pid, pipe) == "held"
 
 
-def test_what_a_killed_process_left_of_a_file_goes_with_the_next_write_of_it(tmp_path, monkeypatch):
+def test_temporary_files_of_killed_processes_are_removed_by_the_next_write(tmp_path, monkeypatch):
     def killed() -> None:
         monkeypatch.setattr(os, "rename", lambda *rest, **more: os.kill(os.getpid(), signal.SIGKILL))
         atomic_files.write_text(tmp_path / "g.txt", "one")
@@ -352,7 +354,7 @@ def test_what_a_killed_process_left_of_a_file_goes_with_the_next_write_of_it(tmp
     for _ in range(2):
         assert outcome(*fork(killed)) == -signal.SIGKILL
     assert len(list(tmp_path.glob(".g.txt.*.tmp"))) == 2
-    being_written = tmp_path / atomic_files._temporary_name("g.txt")  # by a process that runs
+    being_written = tmp_path / atomic_files._temporary_name("g.txt")  # of a process that still runs
     being_written.touch()
     other = tmp_path / atomic_files._temporary_name("h.txt").replace(str(os.getpid()), "999999999")
     other.touch()
@@ -360,15 +362,15 @@ def test_what_a_killed_process_left_of_a_file_goes_with_the_next_write_of_it(tmp
     assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "g.txt", being_written, other])
 
 
-def test_a_result_that_is_damaged_is_written_anew_once_it_is_removed(tmp_path):
-    result = train_run(tried(), tmp_path, CPU, resume=False)
+def test_a_damaged_result_is_written_again_after_it_is_removed(tmp_path):
+    result = train_run(three_epochs(), tmp_path, CPU, resume=False)
     run = Path(result["run"])
     before = digest(run)
     (run / "result.json").write_text("[]")
     with pytest.raises(CheckpointError, match="remove it, and --resume writes it anew"):
-        train_run(tried(), tmp_path, CPU, resume=True)
+        train_run(three_epochs(), tmp_path, CPU, resume=True)
     (run / "result.json").unlink()
-    again = train_run(tried(), tmp_path, CPU, resume=True)
+    again = train_run(three_epochs(), tmp_path, CPU, resume=True)
     assert again["run"] == str(run)
     assert (again["steps"], again["best"]) == (result["steps"], result["best"])
     assert digest(run) == before

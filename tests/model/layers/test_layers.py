@@ -1,4 +1,4 @@
-"""Every leaf of the union, whatever it is: no list of kinds stands here."""
+"""Every layer kind of the union `Leaf`; the tests take the kinds from the union, not from a list."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from cnnrun.model.layers import Leaf
 from tests.support.networks import LAYER_KINDS, NODE, example_layer, example_shapes, random_inputs
 
 
-def built(kind, device="cpu"):
+def build_example(kind, device="cpu"):
     with torch.device(device):
         return example_layer(kind).build(kind.example_shape)
 
 
 @pytest.mark.parametrize("kind", LAYER_KINDS, ids=lambda kind: kind.kind)
-def test_meta_shape_is_the_real_shape(kind):
-    real = built(kind)(*random_inputs(kind))
-    meta = built(kind, "meta")(*[torch.empty(shape, device="meta") for shape in example_shapes(kind, 3)])
+def test_the_output_shape_on_the_meta_device_equals_the_real_one(kind):
+    real = build_example(kind)(*random_inputs(kind))
+    meta = build_example(kind, "meta")(*[torch.empty(shape, device="meta") for shape in example_shapes(kind, 3)])
     assert meta.shape == real.shape
 
 
 @pytest.mark.parametrize("kind", LAYER_KINDS, ids=lambda kind: kind.kind)
 def test_every_parameter_and_input_gets_a_gradient(kind):
     torch.manual_seed(0)
-    module = built(kind).double()
+    module = build_example(kind).double()
     inputs = [tensor.requires_grad_() for tensor in random_inputs(kind, dtype=torch.float64)]
     out = module(*inputs)
     (out * torch.randn_like(out)).sum().backward()
@@ -38,11 +38,11 @@ def test_every_parameter_and_input_gets_a_gradient(kind):
 
 
 @pytest.mark.parametrize("kind", LAYER_KINDS, ids=lambda kind: kind.kind)
-def test_weights_given_later_are_the_constructors(kind):
-    """Built without memory and reset = built at once, for the same seed: so nothing is left uninitialised."""
+def test_reset_parameters_gives_the_weights_of_the_constructor(kind):
+    """Built on the meta device and then reset equals built directly, for the same seed: nothing stays uninitialised."""
     torch.manual_seed(3)
-    expected = built(kind).state_dict()
-    late = built(kind, "meta").to_empty(device="cpu")
+    expected = build_example(kind).state_dict()
+    late = build_example(kind, "meta").to_empty(device="cpu")
     torch.manual_seed(3)
     for module in late.modules():
         if [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
@@ -53,21 +53,21 @@ def test_weights_given_later_are_the_constructors(kind):
 
 
 @pytest.mark.parametrize("kind", LAYER_KINDS, ids=lambda kind: kind.kind)
-def test_written_and_read_again(kind):
+def test_a_layer_spec_is_equal_after_dumping_and_validating(kind):
     once = example_layer(kind)
     assert NODE.validate_python(NODE.dump_python(once)) == once
 
 
 @pytest.mark.parametrize("kind", LAYER_KINDS, ids=lambda kind: kind.kind)
 def test_batched_equals_one_by_one_in_eval_mode(kind):
-    module = built(kind).double().eval()
+    module = build_example(kind).double().eval()
     inputs = random_inputs(kind, dtype=torch.float64)
     singles = [module(*[tensor[i : i + 1] for tensor in inputs]) for i in range(3)]
     assert torch.allclose(module(*inputs), torch.cat(singles), rtol=1e-10, atol=1e-12)
 
 
-class Side(nn.Module):
-    """All leaves side by side in one graph: exporting it once costs what exporting one leaf costs."""
+class SideBySide(nn.Module):
+    """All layers side by side in one graph: one export of them all takes as long as that of a single layer."""
 
     def __init__(self, modules: dict[str, nn.Module], several: dict[str, int]) -> None:
         super().__init__()
@@ -82,14 +82,14 @@ class Side(nn.Module):
 
 
 @pytest.mark.slow
-def test_onnx_parity_of_every_leaf_at_two_batch_sizes(tmp_path):
+def test_every_layer_exported_to_onnx_matches_at_two_batch_sizes(tmp_path):
     import onnxruntime
 
     from cnnrun.export.onnx import silence_exporter
 
     torch.manual_seed(0)
-    module = Side(
-        {kind.kind: built(kind) for kind in LAYER_KINDS},
+    module = SideBySide(
+        {kind.kind: build_example(kind) for kind in LAYER_KINDS},
         {f"leaf_{k.kind}": 1 + k.has_several_inputs for k in LAYER_KINDS},
     )
     for parameter in module.parameters():  # zeros and ones would hide a swapped weight
@@ -110,7 +110,7 @@ def test_onnx_parity_of_every_leaf_at_two_batch_sizes(tmp_path):
 
 
 @pytest.mark.parametrize("kind", LAYER_KINDS, ids=lambda kind: kind.kind)
-def test_every_leaf_says_what_it_is(kind):
+def test_every_layer_kind_has_a_docstring_of_its_own(kind):
     assert kind.__doc__
     assert kind.__doc__ != union_members(Leaf)[0].__base__.__doc__
     for field in kind.model_fields.values():
