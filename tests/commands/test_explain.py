@@ -266,7 +266,7 @@ def test_the_worst_are_those_of_the_largest_loss(task, of_each_task):
     run_ = open_run(of_each_task[task])
     examples = run_.load_examples("val")
     bad = find_worst_images(run_.subject, examples, 5, 8)
-    if task == "verify":  # see test_people_with_one_picture_are_nobodys_mistakes
+    if task == "verify":  # see test_worst_embeddings_leave_out_identities_with_one_image
         assert "another identity" in bad.badness_name
         return
     assert bad.badness_name == "loss"
