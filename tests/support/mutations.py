@@ -128,17 +128,17 @@ RESUMING = " ".join([
 ])
 CALIBRATED = " ".join([
     *nodes("results/studies/test_studies.py",
-        "test_a_temperature_that_was_put_on_is_found",
-        "test_the_temperature_is_where_the_likelihood_is_highest",
-        "test_what_was_calibrated_is_used_everywhere",
-        "test_every_checkpoint_keeps_a_calibration_of_its_own"),
+        "test_calibration_recovers_a_known_temperature",
+        "test_the_fitted_temperature_has_the_highest_likelihood",
+        "test_a_calibrated_temperature_is_used_everywhere",
+        "test_every_checkpoint_has_its_own_calibration"),
 ])
 LEAKS = " ".join([
     "data/test_dataset.py",
     *nodes("commands/test_data.py",
-        "test_what_training_would_refuse_is_an_error_and_all_of_it_is_told",
-        "test_what_the_config_lets_be_is_left_out_and_listed",
-        "test_a_group_in_two_splits_is_a_leak"),
+        "test_data_check_reports_everything_that_training_would_refuse",
+        "test_images_skipped_by_the_config_are_left_out_and_listed",
+        "test_a_group_in_two_splits_is_refused_as_a_leak"),
 ])
 
 MUTATIONS = [
@@ -473,7 +473,7 @@ MUTATIONS = [
          '((facts.counts["train"] - counts).clamp(min=1) / counts)', '(facts.counts["train"] / counts)'),
     ),
     *faults("tasks.regression.task", "tasks/regression/test_task.py "
-            "results/studies/test_studies.py::test_a_temperature_that_was_put_on_is_found",
+            "results/studies/test_studies.py::test_calibration_recovers_a_known_temperature",
         ("a file may be as far off as the largest number allows",
          "/ (number.std or 1.0))", "/ max(each.std or 1.0 for each in numbers))"),
         ("a temperature is not put on angles",
@@ -612,7 +612,7 @@ MUTATIONS = [
         ("another split is answered with the old numbers",
          '_TRAINING_ONLY = ("data.augment",', '_TRAINING_ONLY = ("data.augment", "data.split",'),
     ),
-    *faults("data.leakage", f"{LEAKS} commands/test_data.py::test_copies_of_a_picture_are_on_one_side_of_a_split_of_ours",
+    *faults("data.leakage", f"{LEAKS} commands/test_data.py::test_copies_of_an_image_are_in_one_split",
         ("pictures under two labels stay in training",
          "        *leaks.label_conflicts,\n", ""),
         ("copies are kept together in train alone",
@@ -637,7 +637,7 @@ MUTATIONS = [
         ("other labels are the same data",
          "hasher.update(target.encode() + values.numpy().tobytes())", "hasher.update(target.encode())"),
     ),
-    *faults("data.duplicates", f"{LEAKS} commands/test_data.py::test_sound_data_passes_with_its_figures",
+    *faults("data.duplicates", f"{LEAKS} commands/test_data.py::test_valid_data_passes_with_its_statistics",
         ("pictures are near if they are in one of the two ways",
          '(difference <= MAX_LEVEL_DIFFERENCE) & (', '(difference <= MAX_LEVEL_DIFFERENCE) | ('),
         ("what is near goes by the larger contrast",
