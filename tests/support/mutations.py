@@ -113,7 +113,7 @@ PEOPLE = " ".join([
         "test_identification_enrolls_as_many_pictures_as_the_task_says",
         "test_people_who_are_learned_from_are_numbered_and_no_others_have_a_centre",
         "test_pairs_is_what_a_meter_is_given"),
-    *nodes("system/test_verification.py", "test_no_class_is_in_two_splits_and_others_are_learned"),
+    *nodes("system/test_verification.py", "test_no_class_is_in_two_splits"),
 ])
 PARITY = " ".join([
     "export/test_onnx.py",
@@ -207,7 +207,7 @@ MUTATIONS = [
         ("the scaler begins anew after a resume",
          'self.scaler.load_state_dict(checkpoint.state["scaler"])', "self.scaler.load_state_dict(self.scaler.state_dict())"),
     ),
-    *faults("training.learner", "system/test_verification.py::test_resumed_is_uninterrupted",
+    *faults("training.learner", "system/test_verification.py::test_a_resumed_verification_training_equals_an_uninterrupted_one",
         ("the classes' centres begin anew after a resume",
          'self.criterion.load_state_dict(checkpoint.parts.get("criterion", {}))',
          "self.criterion.load_state_dict(self.criterion.state_dict())"),
