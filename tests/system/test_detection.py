@@ -283,7 +283,7 @@ def test_training_logs_images_of_detections(run):
         ("data.augment.mixup=0.2", "data.augment.mixup", "detect cannot learn from mixed pictures"),
         ("task.detect.levels=[p3, p3]", "task.detect.levels", "names a layer twice"),
         ("task.detect.levels=[c3, p4]", "model", "levels that share towers need equal channels"),
-        ("train.monitor=val/accuracy", "train.monitor", "'val/accuracy' is not measure"),
+        ("train.monitor=val/accuracy", "train.monitor", "'val/accuracy' is not measured"),
     ],
 )
 def test_invalid_detection_configs_are_refused_at_their_position(override, where, words):
