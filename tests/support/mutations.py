@@ -1,7 +1,7 @@
-"""Small faults, planted one at a time by `scripts/mutate`: what each does in words, where, and the tests nearest to it.
+"""Small faults that `scripts/mutate` plants one at a time: a description, the place and the tests that must notice it.
 
-A mutation is a text that stands once in a module and what takes its place. They are mistakes that a person could make:
-no crashes, and nothing that changes no result.
+A mutation replaces a text that occurs once in a module. Each is a mistake that a person could make: it does not
+crash, and it changes a result.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Mutation:
-    """A fault: `old` stands once in the module's source and `new` takes its place; `tests` are pytest's node ids."""
+    """A fault: `old` occurs once in the module's source and `new` replaces it; `tests` are node ids of pytest."""
 
     name: str
     module: str
@@ -23,7 +23,7 @@ class Mutation:
     tests: tuple[str, ...]
 
     def problem(self) -> str | None:
-        """Why it cannot be planted, or None."""
+        """Reason why it cannot be planted, or None."""
         count = file_of(self.module).read_text().count(self.old)
         return None if count == 1 else f"its old text stands {count} times in the module"
 
@@ -35,17 +35,17 @@ def file_of(module: str) -> Path:
 
 
 def changed_source(mutation: Mutation) -> str:
-    """The module's source with the fault in it."""
+    """Source of the module with the fault planted."""
     return file_of(mutation.module).read_text().replace(mutation.old, mutation.new)
 
 
 def faults(module: str, tests: str, *changes: tuple[str, str, str]) -> list[Mutation]:
-    """Mutations of one module, with the same nearest tests (names between spaces): (what it does, old, new) each."""
+    """Mutations of one module with the same tests (names between spaces), each given as (description, old, new)."""
     return [Mutation(name, f"cnnrun.{module}", old, new, tuple(tests.split())) for name, old, new in changes]
 
 
 def nodes(file: str, *names: str) -> list[str]:
-    """The node ids of tests of a file."""
+    """Node ids of the tests of a file."""
     return [f"{file}::{name}" for name in names]
 
 
