@@ -1,4 +1,4 @@
-"""Shared: a tiny config, a run trained once, the command line in this process."""
+"""Shared fixtures: a tiny config, runs trained once, the command line in this process."""
 
 from __future__ import annotations
 
@@ -75,14 +75,14 @@ def of_each_task(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture
 def gpu() -> Iterator[torch.device]:
-    """See `some_gpu`."""
+    """A real GPU, or a pretended one in a rehearsal (see `some_gpu`)."""
     with some_gpu() as device:
         yield device
 
 
 @pytest.fixture
 def real_gpu() -> torch.device:
-    """A GPU that is there."""
+    """A real GPU; the test is skipped without one."""
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device, and cannot be rehearsed without one")
     return choose_device("cuda")
@@ -90,25 +90,25 @@ def real_gpu() -> torch.device:
 
 @pytest.fixture
 def picture_folder(tmp_path) -> Path:
-    """Two classes in folders, 12 pictures each, no splits."""
+    """Two class folders of 12 images each, without splits."""
     return save_class_folders(tmp_path / "pets", count=12, size=(12, 10))
 
 
 @pytest.fixture(autouse=True)
 def _cache_of_its_own(tmp_path_factory, monkeypatch):
-    """No test reads or fills the user's cache."""
+    """Give the tests a cache of their own, so that none reads or fills the user's."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture
 def cache_folder(tmp_path) -> Path:
-    """Where caches go."""
+    """Folder for caches."""
     return tmp_path / "cache"
 
 
 @pytest.fixture
 def blocked_data(picture_folder, cache_folder, monkeypatch) -> Data:
-    """24 good pictures and a bad one, in blocks of four."""
+    """24 valid images and one invalid image, in blocks of four."""
     from tests.support.cached_dataset import data_in_blocks
 
     return data_in_blocks(picture_folder, cache_folder, monkeypatch)
@@ -116,7 +116,7 @@ def blocked_data(picture_folder, cache_folder, monkeypatch) -> Data:
 
 @pytest.fixture
 def bundles(tmp_path, monkeypatch) -> list[str]:
-    """An item for each time that the charts' script is put together."""
+    """A list with one item for each build of the chart script."""
     from tests.support.cached_dataset import record_bundles
 
     return record_bundles(tmp_path / "home", monkeypatch)

@@ -16,7 +16,7 @@ from cnnrun.commands import prediction_output as rows
 from tests.support.images import save_picture
 
 
-def test_train_eval_predict_export_from_nothing(tiny, tmp_path, monkeypatch, run_cli):
+def test_train_eval_predict_and_export_run_in_sequence(tiny, tmp_path, monkeypatch, run_cli):
     monkeypatch.chdir(tmp_path)
     code, out, err = run_cli("train", tiny, "train.epochs=3", "--json")
     assert code == 0
@@ -45,7 +45,7 @@ def test_train_eval_predict_export_from_nothing(tiny, tmp_path, monkeypatch, run
     assert parity["metrics"]["artefact"]["accuracy"] == measured["numbers"]["accuracy"]
 
 
-def test_texts_for_people(trained_run, run_cli):
+def test_commands_print_readable_text(trained_run, run_cli):
     runs = trained_run.parent.parent
     code, out, _ = run_cli("eval", trained_run)
     assert code == 0
@@ -60,7 +60,7 @@ def test_texts_for_people(trained_run, run_cli):
     assert (code, "tiny: fine. 10 classes" in out) == (0, True)
 
 
-def test_a_checkpoint_and_a_config_mean_their_run(trained_run, run_cli):
+def test_eval_accepts_a_checkpoint_and_refuses_a_folder_without_a_run(trained_run, run_cli):
     checkpoint = trained_run / "checkpoints" / (trained_run / "checkpoints" / "latest").read_text()
     code, out, _ = run_cli("eval", checkpoint, "--json")
     assert (code, json.loads(out)["step"]) == (0, 12 * 17)
@@ -68,7 +68,7 @@ def test_a_checkpoint_and_a_config_mean_their_run(trained_run, run_cli):
     assert (code, err.splitlines()) == (3, [f"{trained_run.parent}: neither a run folder, a checkpoint nor a config"])
 
 
-def test_predict_on_folders_as_text_csv_and_json(trained_run, tmp_path, run_cli):
+def test_predict_prints_the_same_as_text_csv_and_json(trained_run, tmp_path, run_cli):
     for number in range(5):
         save_picture(tmp_path / "in" / f"{number}.png", seed=number)
     code, out, _ = run_cli("predict", tmp_path / "in", "--run", trained_run, "--csv", "--batch", 2)
@@ -88,7 +88,7 @@ def test_predict_on_folders_as_text_csv_and_json(trained_run, tmp_path, run_cli)
     assert out.startswith(f"{tmp_path}/in/0.png: {labels[0]} ")
 
 
-def test_no_cell_of_a_table_is_a_list_that_names_could_break(capsys):
+def test_csv_has_one_value_per_cell_whatever_the_class_names(capsys):
     names = ["a;b=1", "a", "present a"]
     top = [{"label": name, "probability": 0.5} for name in names]
     scores = dict.fromkeys(names, 0.25)
@@ -107,7 +107,7 @@ def test_no_cell_of_a_table_is_a_list_that_names_could_break(capsys):
         assert cells == (["0", "1", "1"] if "labels" in row else names)
 
 
-def test_predict_names_bad_files_goes_on_and_leaves_with_8(trained_run, tmp_path, run_cli):
+def test_predict_reports_unreadable_files_continues_and_exits_with_8(trained_run, tmp_path, run_cli):
     good = save_picture(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"nothing")
     code, out, err = run_cli("predict", tmp_path / "b.png", good, "--run", trained_run, "--json")
@@ -120,8 +120,8 @@ def test_predict_names_bad_files_goes_on_and_leaves_with_8(trained_run, tmp_path
     assert (code, err) == (8, f"{tmp_path}/none.png: no such file\n")
 
 
-def test_predict_equals_eval(trained_run, tmp_path, run_cli):
-    """The label of a picture file is the label of the same pixels in the data set."""
+def test_predict_on_saved_images_agrees_with_their_labels(trained_run, tmp_path, run_cli):
+    """Most images of the training split, saved as files, are predicted with their own label."""
     from cnnrun.data.sources.digits import Digits
 
     split = Digits().read().splits["train"]
@@ -152,7 +152,7 @@ def test_predict_equals_eval(trained_run, tmp_path, run_cli):
         (["eval", "--device", "cuda:77"], 6, "CUDA device(s); use --device cpu"),
     ],
 )
-def test_words_and_codes(words, code, text, run_cli, tmp_path, monkeypatch):
+def test_each_command_line_has_its_exit_code_and_text(words, code, text, run_cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     got, out, err = run_cli(*words)
     assert got == code, err
@@ -160,12 +160,12 @@ def test_words_and_codes(words, code, text, run_cli, tmp_path, monkeypatch):
     assert "Traceback" not in err
 
 
-def test_data_trouble_leaves_with_8(tiny, run_cli):
+def test_a_data_error_exits_with_8(tiny, run_cli):
     code, _, err = run_cli("check", tiny, "data={source: {folder: nowhere}, image: {size: 8, channels: 1}}")
     assert (code, err) == (8, "nowhere: no such folder\n")
 
 
-def test_hostile_names_are_escaped(run_cli):
+def test_control_characters_in_an_error_are_escaped(run_cli):
     code, _, err = run_cli("train", "\x1b[31mred\n.yaml")
     assert code == 2
     assert "\x1b" not in err
@@ -173,7 +173,7 @@ def test_hostile_names_are_escaped(run_cli):
 
 
 def test_help_needs_no_torch():
-    """Run apart: this process has torch already."""
+    """Run in another process, because this one has imported torch already."""
     program = (
         "import sys; sys.argv = ['cnnrun', '--help']\n"
         "from cnnrun.commands import app as cli\n"
@@ -185,7 +185,7 @@ def test_help_needs_no_torch():
     subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
 
 
-def test_a_bug_of_ours_leaves_with_1_and_a_traceback(tiny, tmp_path):
+def test_a_bug_exits_with_1_and_a_traceback(tiny, tmp_path):
     program = (
         "import sys; sys.argv = ['cnnrun', 'check', sys.argv[1]]\n"
         "from cnnrun.commands import app as cli; from cnnrun.experiment import checks\n"
@@ -197,7 +197,7 @@ def test_a_bug_of_ours_leaves_with_1_and_a_traceback(tiny, tmp_path):
     assert "Traceback" in done.stderr
 
 
-def test_a_config_called_config_and_a_pointer_mean_their_run(tmp_path, monkeypatch, run_cli, tiny):
+def test_a_config_named_config_and_a_checkpoint_pointer_resolve_to_their_run(tmp_path, monkeypatch, run_cli, tiny):
     monkeypatch.chdir(tmp_path)
     tiny.rename(tmp_path / "config.yaml")
     assert run_cli("train", "config.yaml")[0] == 0
@@ -207,20 +207,20 @@ def test_a_config_called_config_and_a_pointer_mean_their_run(tmp_path, monkeypat
         assert json.loads(out)["run"].endswith("runs/config/1")
 
 
-def test_a_name_that_looks_like_a_number_survives(tmp_path, monkeypatch, run_cli, tiny):
+def test_a_run_name_that_looks_like_a_number_is_kept(tmp_path, monkeypatch, run_cli, tiny):
     monkeypatch.chdir(tmp_path)
     tiny.rename(tmp_path / "1e3.yaml")
     assert run_cli("train", "1e3.yaml")[0] == 0
     assert run_cli("eval")[0] == 0
 
 
-def test_a_missing_path_is_named_before_anything_is_predicted(trained_run, tmp_path, run_cli):
+def test_a_missing_path_is_refused_before_anything_is_predicted(trained_run, tmp_path, run_cli):
     good = save_picture(tmp_path / "a.png")
     code, out, err = run_cli("predict", good, tmp_path / "none.png", good, "--run", trained_run)
     assert (code, out, err) == (8, "", f"{tmp_path}/none.png: no such file\n")
 
 
-def test_hidden_files_and_folders_named_like_pictures_are_left_out(trained_run, tmp_path, run_cli):
+def test_hidden_files_and_folders_named_like_images_are_left_out(trained_run, tmp_path, run_cli):
     save_picture(tmp_path / "in" / "a.png")
     save_picture(tmp_path / "in" / ".ipynb_checkpoints" / "h.png")
     (tmp_path / "in" / "dir.png").mkdir()
@@ -237,7 +237,7 @@ def test_hidden_files_and_folders_named_like_pictures_are_left_out(trained_run, 
         (StorageError("runs/x: cannot write (No space left on device)"), 5),
     ],
 )
-def test_memory_and_disk_troubles_are_one_line(error, code, tiny, run_cli, monkeypatch):
+def test_memory_and_disk_errors_are_one_line(error, code, tiny, run_cli, monkeypatch):
     from cnnrun.experiment import checks
 
     def trouble(*args):
@@ -252,8 +252,8 @@ OWN = [OSError(28, "No space left on device", "runs/x"), FileNotFoundError(2, "n
 
 
 @pytest.mark.parametrize("error", OWN)
-def test_an_error_of_our_own_is_a_bug_with_its_traceback(error, tiny, run_cli, monkeypatch):
-    """Only what the writing module could not write is the disk's fault."""
+def test_an_unexpected_error_is_reported_as_a_bug_with_its_traceback(error, tiny, run_cli, monkeypatch):
+    """Only an error that the module for writing files raises is reported as a storage error."""
     from cnnrun.experiment import checks
 
     def trouble(*args):

@@ -1,4 +1,4 @@
-"""data check, show and split, from the command line."""
+"""The commands `data check`, `data show` and `data split`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ train:
 
 
 def photo(path: Path, seed: int, size: int = 48) -> Path:
-    """A smooth picture, as photographs are: noise would not survive JPEG."""
+    """A smooth image like a photograph, because noise would not survive JPEG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rough = Pil.fromarray(np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8))
     rough.resize((size, size), Pil.Resampling.BICUBIC).save(path)
@@ -57,7 +57,7 @@ def findings(run_cli, config, *words) -> tuple[int, dict[str, dict]]:
     return code, {each["what"]: each for each in json.loads(out)["findings"]}
 
 
-def test_sound_data_passes_with_its_figures(run_cli, config):
+def test_valid_data_passes_with_its_statistics(run_cli, config):
     code, out, err = run_cli("data", "check", config, "--json")
     found = json.loads(out)
     assert (code, err, found["findings"]) == (0, "", [])
@@ -73,7 +73,7 @@ def test_sound_data_passes_with_its_figures(run_cli, config):
     assert "no problems found" in out
 
 
-def test_what_training_would_refuse_is_an_error_and_all_of_it_is_told(run_cli, config, root):
+def test_data_check_reports_everything_that_training_would_refuse(run_cli, config, root):
     (root / "train/cat/bad.jpg").write_bytes(b"")
     (root / "val/dog/copy.png").write_bytes((root / "train/dog/1.png").read_bytes())
     Pil.open(root / "train/dog/2.png").save(root / "val/dog/again.bmp")
@@ -101,7 +101,7 @@ def test_what_training_would_refuse_is_an_error_and_all_of_it_is_told(run_cli, c
     assert not (root.parent / "runs").exists()
 
 
-def test_what_the_config_lets_be_is_left_out_and_listed(run_cli, config, root, tmp_path):
+def test_images_skipped_by_the_config_are_left_out_and_listed(run_cli, config, root, tmp_path):
     (root / "train/cat/bad.jpg").write_bytes(b"")
     (root / "val/dog/copy.png").write_bytes((root / "train/dog/1.png").read_bytes())
     settings = ("data.bad_files=skip", "data.leakage=skip", "train.epochs=1", "train.batch=8")
@@ -115,7 +115,7 @@ def test_what_the_config_lets_be_is_left_out_and_listed(run_cli, config, root, t
     assert all(each["level"] != "error" for each in found.values())
 
 
-def test_training_on_what_is_tested_is_refused_even_where_leaks_are_left_out(run_cli, config, root, tmp_path):
+def test_training_is_refused_when_skipping_leaks_leaves_no_image(run_cli, config, root, tmp_path):
     for path in (root / "train").rglob("*.png"):
         (root / "val" / path.relative_to(root / "train")).write_bytes(path.read_bytes())
     code, _, err = run_cli("train", config, "data.leakage=skip", "train.batch=4", "--runs", tmp_path / "runs")
@@ -123,7 +123,7 @@ def test_training_on_what_is_tested_is_refused_even_where_leaks_are_left_out(run
     assert "no training picture is left without them" in err
 
 
-def test_files_with_oddities_are_named(run_cli, config, root):
+def test_unusual_files_are_reported(run_cli, config, root):
     (root / "train/cat/0.png").rename(root / "train/cat/0.jpg")
     exif = Pil.Exif()
     exif[0x0112] = 6
@@ -139,7 +139,7 @@ def test_files_with_oddities_are_named(run_cli, config, root):
     assert found["file names that differ only in case or Unicode form"]["count"] == 2
 
 
-def test_classes_missing_in_a_split_are_named(run_cli, config, root):
+def test_classes_missing_in_a_split_are_reported(run_cli, config, root):
     for path in (root / "val/dog").iterdir():
         path.unlink()
     code, found = findings(run_cli, config)
@@ -149,7 +149,7 @@ def test_classes_missing_in_a_split_are_named(run_cli, config, root):
     assert "no picture of dog in val" in err
 
 
-def test_a_manifest_sees_what_no_decoder_can(run_cli, config, root, tmp_path):
+def test_a_manifest_finds_changed_missing_and_new_files(run_cli, config, root, tmp_path):
     manifest = tmp_path / "sums"
     assert run_cli("data", "check", config, "--write-manifest", manifest)[0] == 0
     assert run_cli("data", "check", config, "--verify", manifest)[0] == 0
@@ -173,7 +173,7 @@ def test_a_manifest_sees_what_no_decoder_can(run_cli, config, root, tmp_path):
     assert (code, "sums:1: not a line of a manifest" in err) == (8, True)
 
 
-def test_the_digits_are_looked_through_too(run_cli, tiny):
+def test_data_check_covers_a_source_in_memory(run_cli, tiny):
     code, out, _ = run_cli("data", "check", tiny, "--json")
     found = json.loads(out)
     assert code == 0
@@ -183,19 +183,19 @@ def test_the_digits_are_looked_through_too(run_cli, tiny):
     )
 
 
-def rows(path: Path) -> list[dict[str, str]]:
+def read_rows(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(path.read_text())))
 
 
-def test_a_divided_folder_is_a_table_that_trains(run_cli, picture_folder, tmp_path):
+def test_data_split_writes_a_table_that_trains(run_cli, picture_folder, tmp_path):
     config = tmp_path / "c.yaml"
     config.write_text(CONFIG.format(root=picture_folder))
     out = tmp_path / "split.csv"
     code, text, _ = run_cli("data", "split", config, "--val", "0.25", "--test", "0.25", "--out", out)
     assert code == 0
     assert f"source: {{table: {{path: {out}, root: {picture_folder}}}}}" in text
-    counts = {(row["label"], row["split"]): 0 for row in rows(out)}
-    for row in rows(out):
+    counts = {(row["label"], row["split"]): 0 for row in read_rows(out)}
+    for row in read_rows(out):
         counts[row["label"], row["split"]] += 1
     assert counts == {(name, part): n for name in ("cat", "dog") for part, n in (("train", 7), ("val", 2), ("test", 3))}
     table = f"data.source={{table: {{path: {out}, root: {picture_folder}}}}}"
@@ -206,18 +206,18 @@ def test_a_divided_folder_is_a_table_that_trains(run_cli, picture_folder, tmp_pa
         name: {split.sample_name(int(row)) for row in part}
         for name, (split, part) in index_source(held.data).splits.items()
     }
-    for row in rows(out):
+    for row in read_rows(out):
         assert str(picture_folder / row["path"]) in names[row["split"]]
 
 
-def test_folds_and_groups(run_cli, picture_folder, tmp_path):
+def test_folds_keep_groups_together(run_cli, picture_folder, tmp_path):
     config, out = tmp_path / "c.yaml", tmp_path / "folds.csv"
     config.write_text(CONFIG.format(root=picture_folder))
     code, text, _ = run_cli(
         "data", "split", config, "--folds", "3", "--test", "0", "--group-by", r"(\d)\d?\.png", "--out", out
     )
     assert (code, "split: fold_1" in text) == (0, True)
-    made = rows(out)
+    made = read_rows(out)
     for fold in ("fold_1", "fold_2", "fold_3"):
         sides: dict[str, set[str]] = {}
         for row in made:
@@ -236,7 +236,7 @@ def test_folds_and_groups(run_cli, picture_folder, tmp_path):
     assert not out.exists()
 
 
-def test_a_group_in_two_splits_is_a_leak(run_cli, picture_folder, tmp_path):
+def test_a_group_in_two_splits_is_refused_as_a_leak(run_cli, picture_folder, tmp_path):
     table, config = tmp_path / "t.csv", tmp_path / "c.yaml"
     lines = [
         f"{name}/{number}.png,{name},{'val' if number > 8 else 'train'},{name}{number % 5}"
@@ -256,7 +256,7 @@ def test_a_group_in_two_splits_is_a_leak(run_cli, picture_folder, tmp_path):
     assert (code, found["groups in several splits"]["count"]) == (8, 6)
 
 
-def test_a_sheet_shows_what_training_sees(run_cli, config, tmp_path):
+def test_data_show_writes_a_sheet_of_augmented_images(run_cli, config, tmp_path):
     out, board = tmp_path / "s.png", tmp_path / "board"
     words = ["data.augment={flip: horizontal, mixup: 0.5}", "--images", "3", "--epochs", "2"]
     assert run_cli("data", "show", config, *words, "--out", out, "--tensorboard", board)[0] == 0
@@ -283,7 +283,7 @@ WIDE = CONFIG.replace("channels: 3", "channels: 1") + "  epochs: 1\n"
 
 
 @pytest.mark.parametrize(("peak", "levels"), [(4095, 16), (16383, 64), (65535, None)])
-def test_sixteen_bits_of_which_few_are_used_are_told_everywhere(run_cli, tmp_path, peak, levels):
+def test_sixteen_bit_images_with_few_used_levels_are_reported_by_every_command(run_cli, tmp_path, peak, levels):
     for number in range(20):
         path = tmp_path / "p" / "ab"[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -299,7 +299,7 @@ def test_sixteen_bits_of_which_few_are_used_are_told_everywhere(run_cli, tmp_pat
         assert (words in out + err) == (levels is not None)
 
 
-def test_copies_of_a_picture_are_on_one_side_of_a_split_of_ours(run_cli, tmp_path):
+def test_copies_of_an_image_are_in_one_split(run_cli, tmp_path):
     for number in range(40):
         photo(tmp_path / "p" / "ab"[number % 2] / f"{number:02}.png", number // 8 * 2 + number % 2)  # four copies each
     config = tmp_path / "c.yaml"
@@ -322,13 +322,13 @@ def test_copies_of_a_picture_are_on_one_side_of_a_split_of_ours(run_cli, tmp_pat
     ]
     run_cli("data", "split", config, "--out", tmp_path / "s.csv", "--val", "0.3", "--test", "0")
     by_bytes = {}
-    for row in rows(tmp_path / "s.csv"):
+    for row in read_rows(tmp_path / "s.csv"):
         by_bytes.setdefault((tmp_path / "p" / row["path"]).read_bytes(), set()).add(row["split"])
     assert {len(names) for names in by_bytes.values()} == {1}
     assert {name for names in by_bytes.values() for name in names} == {"train", "val"}
 
 
-def test_data_check_leaves_as_training_would(run_cli, tmp_path):
+def test_data_check_exits_as_training_would(run_cli, tmp_path):
     for number in range(12):
         photo(tmp_path / f"{number}.png", number)
     lines = [f"{number}.png,{16777216 + number}" for number in range(12)]
@@ -346,7 +346,7 @@ def test_data_check_leaves_as_training_would(run_cli, tmp_path):
     assert found["refused"] == {"lines": told[0], "exit_code": 2}
 
 
-def test_one_name_is_no_twin_of_itself(run_cli, tmp_path):
+def test_one_file_in_two_splits_is_not_reported_as_two_similar_names(run_cli, tmp_path):
     entry = {"width": 48, "height": 48}
     images = [{"id": n, "file_name": f"{n}.png", **entry} for n in range(8)]
     boxes = [{"id": n, "image_id": n, "category_id": 1, "bbox": [4, 4, 9, 9]} for n in range(8)]
@@ -366,7 +366,7 @@ def test_one_name_is_no_twin_of_itself(run_cli, tmp_path):
     assert "file names that differ only in case or Unicode form" not in found
 
 
-def test_two_truths_of_one_picture_and_boxes_that_stand_twice_are_told(run_cli, tmp_path):
+def test_an_image_with_two_annotations_and_repeated_boxes_are_reported(run_cli, tmp_path):
     entry = {"width": 48, "height": 48}
     images = [{"id": n, "file_name": f"{n}.png", **entry} for n in range(8)]
     boxes = [{"id": n, "image_id": n, "category_id": 1, "bbox": [4, 4 + n, 9, 9]} for n in range(8)]

@@ -1,4 +1,4 @@
-"""Every way of looking as a command: on networks with links and branches, on every task, with every mistake named."""
+"""Every explanation method as a command: for networks with links and branches, for every task, with clear errors."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def run(linked_run) -> Path:
 # --- layers by name ---------------------------------------------------------------------------------------------------
 
 
-def test_layers_go_by_path_by_name_and_by_their_name_in_the_weights(run):
+def test_layers_are_found_by_path_by_name_and_by_module_name(run):
     subject = open_run(run).subject
     for words, module in (
         (["model[0].conv", "model[0]", "layers.stem", "stem"], "layers.stem"),
@@ -60,7 +60,7 @@ def test_layers_go_by_path_by_name_and_by_their_name_in_the_weights(run):
 
 
 @pytest.mark.parametrize("command", WITH_A_LAYER)
-def test_a_layer_that_is_not_there_is_named_with_its_alternatives(command, run, run_cli, monkeypatch):
+def test_an_unknown_layer_is_refused_with_suggestions(command, run, run_cli, monkeypatch):
     def no_data(*_):
         raise AssertionError("data is read before the layer's name is")
 
@@ -74,13 +74,13 @@ def test_a_layer_that_is_not_there_is_named_with_its_alternatives(command, run, 
     assert err.count("\n") == 1
 
 
-def test_a_layer_that_stands_several_times_asks_which(run, run_cli):
+def test_a_layer_that_matches_several_times_is_refused_with_its_matches(run, run_cli):
     code, _, err = run_cli("explain", "features", run, "--layer", "model[4].repeat.layers[0].conv")
     assert code == 2
     assert "matches 2 layers; give one of layers.repeat1.1.conv1, layers.repeat1.2.conv1" in err
 
 
-def test_a_layer_without_maps_is_told_from_one_that_is_not_there(run, run_cli):
+def test_a_layer_without_feature_maps_or_kernels_is_refused(run, run_cli):
     code, _, err = run_cli("explain", "gradcam", run, "--layer", "model[8]")
     assert code == 2
     assert "--layer model[8]: its output is 12, without feature maps; layers with feature maps: model[0].conv" in err
@@ -89,7 +89,7 @@ def test_a_layer_without_maps_is_told_from_one_that_is_not_there(run, run_cli):
     assert "without kernels" in err
 
 
-def test_other_wrong_words_are_named(run, run_cli, tmp_path):
+def test_invalid_arguments_are_refused(run, run_cli, tmp_path):
     for words, line in (
         (["features", run, "--layer", ""], "--layer : no such layer"),
         (["deconv", run, "--channel", "12"], "--channel 12: model[7].conv has 12 channels, from 0"),
@@ -123,7 +123,7 @@ class Stripes(ImageMethod):
         return Explanation(np.zeros((4, 4, 3), np.uint8), "Stripes.", told)
 
 
-def test_a_method_of_ones_own_is_a_command_with_its_settings_as_options(run, run_cli, monkeypatch, tmp_path):
+def test_a_new_method_is_a_command_with_its_settings_as_options(run, run_cli, monkeypatch, tmp_path):
     monkeypatch.setattr(methods, "Method", methods.Method | Stripes)
     code, out, _ = run_cli("explain", "stripes", "--help")
     assert code == 0
@@ -155,7 +155,7 @@ def test_a_method_of_ones_own_is_a_command_with_its_settings_as_options(run, run
 # --- ablation ---------------------------------------------------------------------------------------------------------
 
 
-def test_leaving_out_is_the_network_without(run):
+def test_removing_a_layer_equals_the_network_without_it(run):
     data = ablate.run_ablation(open_run(run), ["model[3]"], [], retrain=False)
     as_it_is, without = data["variants"]
     numbers = evaluate_run(run, Path("runs"), CPU, "val")["numbers"]
@@ -172,7 +172,7 @@ def test_leaving_out_is_the_network_without(run):
     assert without["parameters"] == as_it_is["parameters"] - gone
 
 
-def test_every_layer_that_can_go_is_left_out_where_none_is_named(run, run_cli):
+def test_every_removable_layer_is_ablated_by_default(run, run_cli):
     code, out, _ = run_cli("explain", "ablate", run, "--json")
     assert code == 0
     titles = [row["variant"] for row in json.loads(out)["variants"]]
@@ -181,7 +181,7 @@ def test_every_layer_that_can_go_is_left_out_where_none_is_named(run, run_cli):
     assert not any("dropout" in title for title in titles)
 
 
-def test_variants_are_trained_as_runs_of_their_own(tmp_path, tiny, run_cli):
+def test_retrained_variants_are_separate_runs(tmp_path, tiny, run_cli):
     assert run_cli("train", tiny, "--runs", tmp_path, "--no-report")[0] == 0
     words = ["explain", "ablate", tmp_path / "tiny" / "1", "--remove", "model[4]", "--retrain", "--runs", tmp_path]
     words += ["--change", "model[0].conv.out_channels=2", "--json"]
@@ -207,7 +207,7 @@ def test_variants_are_trained_as_runs_of_their_own(tmp_path, tiny, run_cli):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_what_is_said_has_slopes_and_meaning(task, of_each_task):
+def test_class_scores_have_gradients_and_equal_the_predictions(task, of_each_task):
     run_ = open_run(of_each_task[task])
     given, shown = run_.subject.trained, run_.load_images(Selection("val", 5))
     pixels = shown.pixels.requires_grad_()
@@ -230,7 +230,7 @@ def test_what_is_said_has_slopes_and_meaning(task, of_each_task):
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("command", [*COMMANDS, "ablate"])
-def test_every_command_does_every_task(task, command, of_each_task, run_cli, tmp_path):
+def test_every_command_works_for_every_task(task, command, of_each_task, run_cli, tmp_path):
     run = of_each_task[task]
     words = ["explain", command, run, "--split", "val"] if command != "filters" else ["explain", command, run]
     if command == "embed" and task in ("detect", "verify"):
@@ -238,7 +238,7 @@ def test_every_command_does_every_task(task, command, of_each_task, run_cli, tmp
         assert code == 2
         assert "a probe " in err
     code, out, err = run_cli(*words, "--json")
-    if command == "ablate" and not able(run):
+    if command == "ablate" and not has_removable_layer(run):
         assert code == 2
         assert "none can be removed" in err
         return
@@ -250,23 +250,23 @@ def test_every_command_does_every_task(task, command, of_each_task, run_cli, tmp
         assert min(picture.size) > 40
 
 
-def able(run: Path) -> bool:
-    """Whether some layer gives what it takes, and is not there for training alone."""
+def has_removable_layer(run: Path) -> bool:
+    """Is there a layer with equal input and output shapes that also acts outside training?"""
     nodes = open_run(run).subject.built_network.layers.values()
     return any(node.in_shapes == (node.out_shape,) and node.spec.kind not in ("dropout", "identity") for node in nodes)
 
 
 def build_of(run: Path):
-    """The network of a run, without memory."""
+    """The network of a run, built without allocating its weights."""
     return open_run(run).subject.built_network
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_worst_are_those_of_the_largest_loss(task, of_each_task):
+def test_the_worst_images_have_the_largest_loss(task, of_each_task):
     run_ = open_run(of_each_task[task])
     examples = run_.load_examples("val")
     bad = find_worst_images(run_.subject, examples, 5, 8)
-    if task == "verify":  # see test_people_with_one_picture_are_nobodys_mistakes
+    if task == "verify":  # see test_worst_embeddings_leave_out_identities_with_one_image
         assert "another identity" in bad.badness_name
         return
     assert bad.badness_name == "loss"
@@ -280,7 +280,7 @@ def test_the_worst_are_those_of_the_largest_loss(task, of_each_task):
     assert float(sum(losses.values())) == pytest.approx(values[0], rel=1e-4)
 
 
-def test_likeness_needs_two_pictures(of_each_task, run_cli):
+def test_gradcam_of_a_similarity_needs_two_images(of_each_task, run_cli):
     code, _, err = run_cli("explain", "gradcam", of_each_task["verify"], "--image", "0")
     assert code == 2
     assert "give two or more images" in err
@@ -294,7 +294,7 @@ def test_likeness_needs_two_pictures(of_each_task, run_cli):
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, "ablate"])
-def test_a_command_writes_a_picture_with_its_line_and_one_for_tensorboard(command, run, run_cli, tmp_path):
+def test_a_command_writes_its_image_and_one_for_tensorboard(command, run, run_cli, tmp_path):
     before = {path: path.read_bytes() for path in run.iterdir() if path.is_file() and path.name != "lock"}
     code, out, err = run_cli("explain", command, run)
     assert code == 0, err
@@ -314,7 +314,7 @@ def test_a_command_writes_a_picture_with_its_line_and_one_for_tensorboard(comman
 
 
 @pytest.mark.parametrize("command", ["features", "deconv", "occlude", "gradcam", "saliency", "invariance"])
-def test_pictures_of_ones_own(command, run, run_cli, tmp_path):
+def test_commands_explain_image_files(command, run, run_cli, tmp_path):
     save_picture(tmp_path / "a <b>.png", size=(20, 14))
     save_picture(tmp_path / "c.png", 1, size=(9, 9), mode="L")
     code, out, err = run_cli("explain", command, run, "--file", tmp_path, "--json")
@@ -324,7 +324,7 @@ def test_pictures_of_ones_own(command, run, run_cli, tmp_path):
         assert "the first 1 of 2 files" in run_cli("explain", command, run, "--file", tmp_path, "--images", "1")[2]
 
 
-def test_the_picture_of_a_split_is_the_picture_as_a_file(run, tmp_path):
+def test_an_image_of_a_split_equals_the_same_image_as_a_file(run, tmp_path):
     run_ = open_run(run)
     shown = run_.load_images(Selection("val", numbers=[3]))
     Pil.fromarray(shown.pixels[0, 0].byte().numpy()).save(tmp_path / "same.png")
@@ -334,19 +334,19 @@ def test_the_picture_of_a_split_is_the_picture_as_a_file(run, tmp_path):
     assert torch.equal(a, b)
 
 
-def test_a_bad_file_is_named(run, tmp_path):
+def test_an_unreadable_image_file_is_refused_by_name(run, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match="bad.png"):
         open_run(run).load_images(Selection(files=[tmp_path / "bad.png"]))
 
 
 def small_run(root: Path, data: str, model: str, task: str = "classify", more: str = "") -> Path:
-    """A run of one epoch."""
+    """Train a run for one epoch."""
     text = f"task: {task}\nname: small\ndata: {data}\nmodel: {model}\ntrain: {{epochs: 1, batch: 16{more}}}\n"
     return Path(train_run(parse_config(text, "small.yaml"), root, CPU, resume=False)["run"])
 
 
-def test_a_network_without_convs(tmp_path, run_cli):
+def test_a_network_without_convolutions_is_refused_where_they_are_needed(tmp_path, run_cli):
     run = small_run(tmp_path, "{source: digits}", "[flatten, {linear: {out_features: 8, activation: relu}}]")
     for command in ("filters", "features", "top", "deconv", "occlude", "gradcam"):
         code, _, err = run_cli("explain", command, run)
@@ -365,7 +365,7 @@ def arrays(path: Path, labels: list[int]) -> str:
     return f"{{source: {{arrays: {path}}}, image: {{size: 8, channels: 1}}, split: {{val: 0.3}}}}"
 
 
-def test_a_probe_learns_from_a_part_that_may_lack_a_class(tmp_path, monkeypatch):
+def test_a_probe_is_fitted_on_a_subset_that_may_lack_a_class(tmp_path, monkeypatch):
     from cnnrun.explain.methods import embed as module
 
     monkeypatch.setattr(module, "_MAX_PROBED", 20)
@@ -376,7 +376,7 @@ def test_a_probe_learns_from_a_part_that_may_lack_a_class(tmp_path, monkeypatch)
     assert "fitted on 20 images of train and measured on 20" in found["caption"]
 
 
-def test_a_probe_that_has_nothing_to_tell_apart_says_so(of_each_task, run_cli, monkeypatch):
+def test_a_probe_without_varying_labels_is_refused(of_each_task, run_cli, monkeypatch):
     from cnnrun.explain.methods import embed as module
 
     monkeypatch.setattr(module, "_varying_labels", lambda *_: np.zeros(2, bool))
@@ -388,7 +388,7 @@ def test_a_probe_that_has_nothing_to_tell_apart_says_so(of_each_task, run_cli, m
     assert "No probe: no label is present" in out
 
 
-def test_of_two_pictures_the_vectors_are_written_all_the_same(run, tmp_path):
+def test_embeddings_of_two_images_are_written_without_a_map(run, tmp_path):
     run_ = open_run(run)
     two = run_.load_examples("val").select(torch.arange(len(run_.load_examples("val"))) < 2)
     from cnnrun.explain.methods.embed import embed
@@ -398,29 +398,29 @@ def test_of_two_pictures_the_vectors_are_written_all_the_same(run, tmp_path):
     assert "too few for a map" in found.caption
 
 
-def test_names_that_are_no_text_have_a_place_in_parquet(run, tmp_path):
+def test_file_names_that_are_not_utf8_are_written_to_parquet(run, tmp_path):
     packed = run_method._encode_arrays({"features": np.zeros((1, 2)), "picture": np.array(["a\udcff.png"])}, ".parquet")
     assert packed[:4] == b"PAR1"
 
 
-def test_a_channel_asked_for_twice_is_drawn_once(run):
+def test_a_repeated_channel_is_drawn_once(run):
     data = explain_run(Top(split="val", layer="stem", channels=(3, 3, 1)), run)
     assert [each["channel"] for each in data["channels"]] == [3, 1]
 
 
-def test_invariance_takes_layers_without_maps(run):
+def test_invariance_accepts_layers_without_feature_maps(run):
     data = explain_run(Invariance(images=1, layers=("model[8]",)), run)
     assert data["layers"] == ["model[8].global_avg_pool"]
 
 
-def test_a_rule_that_changes_nothing_is_not_claimed(tmp_path, run_cli):
+def test_a_backward_rule_without_effect_is_reported(tmp_path, run_cli):
     run = small_run(tmp_path, "{source: digits}", "[{conv: {out_channels: 4, activation: silu}}, global_avg_pool]")
     for rule, said in (("guided", True), ("deconv", True), ("plain", False)):
         _, out, _ = run_cli("explain", "saliency", run, "--rule", rule)
         assert ("No activation is a ReLU" in out) == said
 
 
-def test_values_of_different_units_are_not_compared(tmp_path, run_cli):
+def test_occlusion_of_values_in_different_units_names_no_winning_class(tmp_path, run_cli):
     save = [save_picture(tmp_path / f"{n}.png", n, (8, 8), "L").name for n in range(30)]
     lines = ["path,u,v", *(f"{name},{n / 30},{1000 + n}" for n, name in enumerate(save))]
     (tmp_path / "t.csv").write_text("\n".join(lines))
@@ -432,7 +432,7 @@ def test_values_of_different_units_are_not_compared(tmp_path, run_cli):
     assert "winning class" not in json.loads(out)["caption"]
 
 
-def test_a_repeat_loses_its_layer_in_every_turn_when_trained_anew(run, run_cli, tmp_path):
+def test_a_retrained_ablation_removes_a_layer_from_every_repeat(run, run_cli, tmp_path):
     code, _, err = run_cli("explain", "ablate", run, "--remove", "repeat1.2.conv1", "--retrain", "--runs", tmp_path)
     assert code == 2
     assert err.startswith("--remove repeat1.2.conv1: no such layer")
@@ -445,14 +445,14 @@ def test_a_repeat_loses_its_layer_in_every_turn_when_trained_anew(run, run_cli, 
     assert err.startswith("--split: retrained variants")
 
 
-def test_a_layer_and_what_holds_it_are_counted_once(run):
+def test_a_removed_layer_inside_a_removed_block_is_counted_once(run):
     data = ablate.run_ablation(open_run(run), ["model[3],model[3].residual.layers[0]"], [], False)
     whole, without = (row["parameters"] for row in data["variants"])
     inside = open_run(run).subject.trained.network.layers.residual1
     assert without == whole - sum(value.numel() for value in inside.parameters())
 
 
-def test_an_explain_that_is_a_file_costs_tensorboard_alone(run, run_cli, tmp_path):
+def test_a_file_named_explain_prevents_only_the_tensorboard_output(run, run_cli, tmp_path):
     import shutil
 
     other = shutil.copytree(run, tmp_path / "other", ignore=shutil.ignore_patterns("explain"))

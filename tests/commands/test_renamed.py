@@ -1,4 +1,4 @@
-"""Options and commands under their old names: they do the same and say what they are called now."""
+"""Options and commands under their old names work and print a notice with the new name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def run(linked_run):
     return linked_run
 
 
-def test_old_options_do_the_same_and_say_their_new_names(run, run_cli):
+def test_old_options_work_and_print_their_new_names(run, run_cli):
     for old, new, lines in (
         (
             ["--picture", "3", "--target", "1"],
@@ -34,7 +34,7 @@ def test_old_options_do_the_same_and_say_their_new_names(run, run_cli):
         assert err.splitlines() == [*said, *expected[2].splitlines()]
 
 
-def test_the_old_name_of_a_command_is_the_command(of_each_task, run_cli):
+def test_the_old_name_of_a_command_runs_the_command(of_each_task, run_cli):
     run = of_each_task["detect"]
     expected = run_cli("explain", "detections", run, "--json")
     code, out, err = run_cli("explain", "found", run, "--json")
@@ -42,7 +42,7 @@ def test_the_old_name_of_a_command_is_the_command(of_each_task, run_cli):
     assert err.splitlines() == ["found is now called detections", *expected[2].splitlines()]
 
 
-def test_old_names_elsewhere(tiny, tmp_path, run_cli):
+def test_old_options_of_other_commands_work(tiny, tmp_path, run_cli):
     words = ("data", "show", tiny, "--out", tmp_path / "sheet.png", "--json")
     expected = run_cli(*words, "--images", "2")
     code, out, err = run_cli(*words, "--pictures", "2")
@@ -54,7 +54,7 @@ def test_old_names_elsewhere(tiny, tmp_path, run_cli):
     assert err.splitlines()[0] == "--map is now called --match"
 
 
-def test_help_shows_the_new_names_alone(run_cli):
+def test_help_shows_only_the_new_names(run_cli):
     code, out, err = run_cli("explain", "--help")
     assert (code, err) == (0, "")
     assert "detections" in out
@@ -67,7 +67,7 @@ def test_help_shows_the_new_names_alone(run_cli):
     assert "--map" not in run_cli("import", "--help")[1]
 
 
-def test_a_name_is_old_only_where_the_new_one_is_known(run, run_cli):
+def test_an_old_name_is_replaced_only_where_the_new_one_exists(run, run_cli):
     code, _, err = run_cli("eval", run, "--picture", "3")
     assert (code, "No such option: --picture" in err) == (2, True)
     code, _, err = run_cli("explain", "embed", run, "--map", "pca", "--no-probe", "--json")
@@ -76,12 +76,12 @@ def test_a_name_is_old_only_where_the_new_one_is_known(run, run_cli):
     assert (code, "No such command" in err) == (2, True)
 
 
-def test_after_two_dashes_nothing_is_an_option():
+def test_words_after_two_dashes_are_not_options():
     assert renamed._replace_old_options(["--picture", "--", "--picture"], {"--image"}) == ["--image", "--", "--picture"]
 
 
 def test_help_of_every_explain_command_needs_no_torch():
-    """Run apart: this process has torch already."""
+    """Run in another process, because this one has imported torch already."""
     program = (
         "import sys\n"
         "from cnnrun.commands import app as cli\n"

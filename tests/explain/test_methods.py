@@ -1,4 +1,4 @@
-"""What a network sees: each way of looking equals its formula."""
+"""Explanation methods: each equals its formula."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ def run(linked_run) -> Path:
     return linked_run
 
 
-def small(seed: int = 0) -> tuple[nn.Module, dict[str, LayerPlace]]:
-    """conv, ReLU, max-pool, conv, ReLU, in float64, and its layers by their short names."""
+def small_network(seed: int = 0) -> tuple[nn.Module, dict[str, LayerPlace]]:
+    """Network of conv, ReLU, max-pool, conv, ReLU in float64, and its layers by module name."""
     made = parse_config(
         "task: classify\ndata: {source: digits}\nmodel:\n"
         "  - conv: {out_channels: 5, activation: relu}\n  - max_pool\n"
         "  - conv: {out_channels: 6, activation: relu, stride: 2}\n  - flatten\n",
         "small.yaml",
     )
-    built = build_network(made.model.layers, made.task, explaining_facts())
+    built = build_network(made.model.layers, made.task, two_class_facts())
     known = {place.module_name: place for place in layer_places(built)}
     return materialize(built.network, seed).double().eval(), known
 
 
-def explaining_facts():
+def two_class_facts():
     from cnnrun.contracts.facts import Facts
 
     return Facts(("a", "b"), (1, 8, 8), mean=(0.5,), std=(2.0,))
@@ -61,9 +61,9 @@ def explaining_facts():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_projection_equals_the_deconvnet_written_plainly(seed):
-    """Unpooling by switches, rectifying, filtering with the transposed kernels: Zeiler and Fergus, section 2.1."""
-    network, known = small(seed)
+def test_a_projection_equals_an_explicit_deconvnet(seed):
+    """Unpool by switches, rectify and filter with the transposed kernels (Zeiler and Fergus, section 2.1)."""
+    network, known = small_network(seed)
     first, second = network.layers.conv1.conv, network.layers.conv2.conv
     torch.manual_seed(seed)
     picture = torch.rand(3, 1, 8, 8, dtype=torch.float64) * 9
@@ -86,12 +86,12 @@ def test_a_projection_equals_the_deconvnet_written_plainly(seed):
     assert (single - signal).abs().max() <= 1e-5
 
 
-def test_the_rules_of_handing_back_are_captums():
-    """Deconvolution and guided backpropagation, on a copy whose activations write no input over, as Captum needs."""
+def test_backward_rules_equal_captum():
+    """Deconvolution and guided backpropagation. Captum needs a copy without in-place activations."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from captum.attr import Deconvolution, GuidedBackprop, Saliency
-    network, _ = small()
+    network, _ = small_network()
     plain = copy.deepcopy(network)
     for module in plain.modules():
         if isinstance(module, nn.ReLU):
@@ -113,7 +113,7 @@ def test_the_rules_of_handing_back_are_captums():
     assert torch.allclose(found.abs(), expected, atol=1e-12)
 
 
-def test_the_network_is_as_it_was_after_looking(run):
+def test_explaining_leaves_the_network_unchanged(run):
     subject = open_run(run).subject
     pictures = torch.rand(2, 1, 8, 8) * 16
     before = subject.trained.network(pictures)
@@ -128,7 +128,7 @@ def test_the_network_is_as_it_was_after_looking(run):
 # --- each way equals its formula --------------------------------------------------------------------------------------
 
 
-def test_features_are_what_the_layers_give(run):
+def test_features_equal_the_outputs_of_the_layers(run):
     subject = open_run(run).subject
     pictures = torch.rand(3, 1, 8, 8) * 16
     network = subject.trained.network
@@ -140,7 +140,7 @@ def test_features_are_what_the_layers_give(run):
 
 
 @pytest.mark.parametrize("batch", [1, 7, 64])
-def test_top_is_what_looking_at_every_picture_finds(batch, run):
+def test_top_equals_a_search_of_every_image(batch, run):
     run_ = open_run(run)
     subject, examples = run_.subject, run_.load_examples("val")
     for word in ("stem", "model[3]", "last"):
@@ -157,7 +157,7 @@ def test_top_is_what_looking_at_every_picture_finds(batch, run):
                 assert maps[sample, channel].flatten()[cell] == pytest.approx(float(value), abs=1e-5)
 
 
-def test_top_tells_where_each_patch_lies(run, tmp_path):
+def test_top_reports_the_box_of_each_patch(run, tmp_path):
     data = explain_run(Top(split="val", layer="model[1]", channels=(0, 5)), run, tmp_path / "top.png")
     assert [each["channel"] for each in data["channels"]] == [0, 5]
     for patch in data["channels"][0]["patches"]:
@@ -165,7 +165,7 @@ def test_top_tells_where_each_patch_lies(run, tmp_path):
         assert (x1, y1, x2, y2) == (max(0, min(2 * column - 1, 4)), max(0, min(2 * row - 1, 4)), x1 + 4, y1 + 4)
 
 
-def test_occlusion_in_batches_is_occlusion_one_by_one(run):
+def test_batched_occlusion_equals_occlusion_one_by_one(run):
     subject = open_run(run).subject
     given = subject.trained
     picture = torch.rand(1, 8, 8) * 16
@@ -186,7 +186,7 @@ def test_occlusion_in_batches_is_occlusion_one_by_one(run):
         assert swept.winner[row, column] == probabilities[0].argmax()
 
 
-def test_gradcam_is_its_formula_and_captums(run):
+def test_gradcam_equals_its_formula_and_captum(run):
     subject = open_run(run).subject
     network = subject.trained.network
     pictures = open_run(run).load_examples("val").load_images(torch.arange(5)).float()
@@ -208,7 +208,7 @@ def test_gradcam_is_its_formula_and_captums(run):
     assert torch.allclose(found, theirs[:, 0], atol=1e-6)
 
 
-def test_a_layer_that_leads_nowhere_explains_nothing(tmp_path, run_cli):
+def test_gradcam_refuses_a_layer_that_no_score_depends_on(tmp_path, run_cli):
     text = """
 task: classify
 name: aside
@@ -225,7 +225,7 @@ train: {epochs: 1, batch: 256}
     assert err.startswith("--layer model[1].conv: no score depends on it")
 
 
-def test_a_change_of_nothing_moves_nothing(run):
+def test_an_identity_transform_changes_no_feature(run):
     subject = open_run(run).subject
     for change in image_transforms((1, 8, 8), CPU):
         identity = change.matrix_S23[0 if "shift" not in change.name else len(change.amounts) // 2]
@@ -244,7 +244,7 @@ def test_a_change_of_nothing_moves_nothing(run):
     assert subject.trained.network.training is False
 
 
-def test_evolve_shows_each_checkpoint_and_ends_where_top_is(run):
+def test_evolve_shows_each_checkpoint_and_its_last_equals_top(run):
     data = explain_run(Evolve(split="val", layer="last", channels=(1, 2)), run)
     steps = list(dict.fromkeys(each["step"] for each in data["patches"]))
     assert len(steps) == 4
@@ -270,7 +270,7 @@ def test_evolve_needs_two_checkpoints(trained_run, run_cli, tmp_path):
     assert "has only one checkpoint; train with train.keep=100" in err
 
 
-def test_embeddings_are_the_layers_means_and_a_probe_reads_them(run, tmp_path):
+def test_embeddings_are_means_of_feature_maps_and_train_a_probe(run, tmp_path):
     path = tmp_path / "vectors.npz"
     data = explain_run(Embed(split="val", layers=("stem", "last"), probe=True), run, path)
     kept = np.load(path)
@@ -291,7 +291,7 @@ def test_embeddings_are_the_layers_means_and_a_probe_reads_them(run, tmp_path):
         explain_run(Embed(split="val", layers=("last",), probe=False), run, path)
 
 
-def test_embeddings_as_parquet_and_a_map_by_tsne(run, tmp_path):
+def test_embeddings_are_written_as_parquet_with_a_tsne_map(run, tmp_path):
     from pyarrow.parquet import read_table
 
     method = Embed(split="val", layers=("model[8]",), map="tsne", probe=False)
@@ -305,7 +305,7 @@ def test_embeddings_as_parquet_and_a_map_by_tsne(run, tmp_path):
 # --- corners ----------------------------------------------------------------------------------------------------------
 
 
-def test_guided_minds_where_relu6_is_flat():
+def test_guided_backpropagation_blocks_the_saturated_part_of_relu6():
     x = torch.tensor([-1.0, 3.0, 7.0], requires_grad=True)
     module = nn.Sequential(nn.ReLU6(inplace=True))
     for rule, expected in (("plain", [0, 1, 0]), ("guided", [0, 1, 0]), ("deconv", [1, 1, 1])):
@@ -314,7 +314,7 @@ def test_guided_minds_where_relu6_is_flat():
         assert found.tolist() == expected, rule
 
 
-def test_a_square_reaches_the_far_edges(run):
+def test_occlusion_squares_reach_the_far_edges(run):
     subject = open_run(run).subject
     picture = torch.rand(1, 8, 8)
     aim = choose_direction(subject.class_scores(picture[None]), None, ImagesToExplain(picture[None], ["a"], [""]))
@@ -323,7 +323,7 @@ def test_a_square_reaches_the_far_edges(run):
     assert swept.score.shape == (4, 4)
 
 
-def test_the_map_of_an_occlusion_lies_where_the_squares_middles_are():
+def test_each_pixel_of_an_occlusion_map_takes_the_nearest_square():
     from cnnrun.explain.methods.occlude import _nearest_squares
 
     assert _nearest_squares([0, 4, 8], 12, 4).tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
@@ -332,8 +332,8 @@ def test_the_map_of_an_occlusion_lies_where_the_squares_middles_are():
     assert _nearest_squares([0], 6, 6).tolist() == [0] * 6
 
 
-def test_what_is_said_of_one_place_is_explained_place_by_place(of_each_task):
-    """A detector's best score: slopes times maps, which heat the cells about the one that has the score."""
+def test_gradcam_of_a_detector_weights_each_cell_by_its_own_gradient(of_each_task):
+    """For a detector's best score, gradients times feature maps highlight the cells around that detection."""
     run_ = open_run(of_each_task["detect"])
     subject, shown = run_.subject, run_.load_images(Selection("val", 6))
     found, _, _ = class_activation_maps(subject, shown, subject.find_map_layer(None).module_name, "p3", None)
@@ -346,8 +346,8 @@ def test_what_is_said_of_one_place_is_explained_place_by_place(of_each_task):
         assert torch.allclose(found[number], expected[0], atol=1e-6)
 
 
-def test_in_parts_it_is_what_it_is_at_once(run):
-    """Whatever fits the memory: slopes, projections and what is said do not depend on how many run together."""
+def test_explanations_do_not_depend_on_the_batch_size(run):
+    """Scores, features and gradients are equal for every batch size."""
     pixels = open_run(run).load_examples("val").load_images(torch.arange(7)).float()
     shown, found = ImagesToExplain(pixels, list("abcdefg"), [""] * 7), []
     for size in (128, 3, 1):
@@ -367,8 +367,8 @@ def test_in_parts_it_is_what_it_is_at_once(run):
             assert torch.allclose(one, other, atol=1e-5)
 
 
-def test_people_with_one_picture_are_nobodys_mistakes(of_each_task):
-    """Of embeddings: those that another's resembles most come first, and no one without a picture like his own."""
+def test_worst_embeddings_leave_out_identities_with_one_image(of_each_task):
+    """Images closest to another identity come first. An identity with one image has no pair and is left out."""
     run_ = open_run(of_each_task["verify"])
     examples = run_.load_examples("val")
     labels = examples.targets["labels"].clone()
@@ -391,7 +391,7 @@ def test_people_with_one_picture_are_nobodys_mistakes(of_each_task):
     assert found.sample_count == len(alone)
 
 
-def test_of_many_pictures_it_says_how_many_were_looked_at(run, monkeypatch):
+def test_the_worst_images_report_how_many_were_searched(run, monkeypatch):
     from cnnrun.explain.methods import worst_images as module
 
     monkeypatch.setattr(module, "_MAX_SEARCHED", 50)

@@ -1,4 +1,4 @@
-"""`compare` says which run is unfinished, and judges it only where it is asked to."""
+"""`compare` refuses an unfinished run by name, unless `--unfinished` is given."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """Runs of one config: 1 finished, 2 stopped in its second epoch, 3 ended early by its own rule."""
+    """Runs of one config: 1 is finished, 2 was stopped in its second epoch, 3 ended by early stopping."""
     root = tmp_path_factory.mktemp("runs")
     train_run(config_file.parse_config(TINY, "tiny.yaml", ["name=tiny"]), root, CPU, resume=False)
     stopped = config_file.parse_config(TINY, "tiny.yaml", ["name=tiny", "seed=1"])
@@ -43,7 +43,7 @@ def test_an_unfinished_run_is_refused_by_name(runs, run_cli):
     assert len(error.value.lines) == 2
 
 
-def test_it_is_compared_where_that_is_asked_for_and_said(runs, run_cli):
+def test_the_unfinished_option_compares_an_unfinished_run_and_reports_it(runs, run_cli):
     code, out, _ = run_cli("compare", runs / "1", runs / "2", "--unfinished")
     assert code == 0
     assert f"{runs / '2'} is unfinished (step 21 of" in out
@@ -55,14 +55,14 @@ def test_it_is_compared_where_that_is_asked_for_and_said(runs, run_cli):
     assert other["step"] < 21  # the best so far, of the end of the first epoch
 
 
-def test_a_checkpoint_that_is_named_is_compared_and_said(runs, run_cli):
+def test_a_named_checkpoint_of_an_unfinished_run_is_compared_and_reported(runs, run_cli):
     code, out, _ = run_cli("compare", runs / "1", runs / "2" / "checkpoints" / "latest")
     assert code == 0
     assert f"{runs / '2'} is unfinished (step 21 of" in out
     assert "its checkpoint of step 21 is compared" in out
 
 
-def test_a_run_that_its_own_rule_ended_is_finished(runs, run_cli):
+def test_a_run_ended_by_early_stopping_is_finished(runs, run_cli):
     result = json.loads((runs / "3" / "result.json").read_text())
     assert result["steps"] < json.loads((runs / "1" / "result.json").read_text())["steps"] / 2 * 5
     code, out, _ = run_cli("compare", runs / "1", runs / "3")

@@ -1,4 +1,4 @@
-"""Galleries: exact in their search, and refused where anything about the file is not as it must be."""
+"""Galleries: their search is exact and a damaged file is refused."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from cnnrun.results.gallery_file import Gallery
 MODEL = "0" * 64
 
 
-def unit(rows: np.ndarray) -> np.ndarray:
+def unit_rows(rows: np.ndarray) -> np.ndarray:
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
-def example(seed: int = 0, people: int = 6, dimension: int = 8) -> Gallery:
+def example_gallery(seed: int = 0, people: int = 6, dimension: int = 8) -> Gallery:
     draw = np.random.default_rng(seed)
     return gallery_file.build_gallery(
-        MODEL, {f"person {n}": unit(draw.normal(size=(draw.integers(1, 5), dimension))) for n in range(people)}
+        MODEL, {f"person {n}": unit_rows(draw.normal(size=(draw.integers(1, 5), dimension))) for n in range(people)}
     )
 
 
-def plain(gallery: Gallery, query: np.ndarray, most: int) -> list[tuple[str, float]]:
+def brute_force_search(gallery: Gallery, query: np.ndarray, most: int) -> list[tuple[str, float]]:
     best = {name: max(float(query @ row) for row in rows) for name, rows in gallery.embeddings_by_person().items()}
     return sorted(best.items(), key=lambda pair: -pair[1])[:most]
 
@@ -37,27 +37,27 @@ def plain(gallery: Gallery, query: np.ndarray, most: int) -> list[tuple[str, flo
 @pytest.mark.parametrize("search", ["exact", "faiss"])
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 1000), people=st.integers(1, 12), most=st.integers(1, 15))
-def test_the_search_is_a_plain_one(search, seed, people, most):
+def test_the_search_equals_brute_force(search, seed, people, most):
     if search == "faiss":
         pytest.importorskip("faiss")
-    gallery = example(seed, people)
-    queries = unit(np.random.default_rng(seed + 1).normal(size=(5, 8)))
+    gallery = example_gallery(seed, people)
+    queries = unit_rows(np.random.default_rng(seed + 1).normal(size=(5, 8)))
     for query, found in zip(queries, gallery.most_similar(queries, most, search), strict=True):
-        expected = plain(gallery, query, most)
+        expected = brute_force_search(gallery, query, most)
         assert [name for name, _ in found] == [name for name, _ in expected]
         np.testing.assert_allclose([value for _, value in found], [value for _, value in expected], atol=1e-6)
 
 
-def test_many_queries_are_searched_in_parts(monkeypatch):
-    gallery, queries = example(1, 9), unit(np.random.default_rng(2).normal(size=(50, 8)))
+def test_a_search_in_parts_equals_a_search_at_once(monkeypatch):
+    gallery, queries = example_gallery(1, 9), unit_rows(np.random.default_rng(2).normal(size=(50, 8)))
     whole = gallery.most_similar(queries, 3)
     monkeypatch.setattr(gallery_file, "_MAX_SIMILARITY_BYTES", 300)
     parts = gallery.most_similar(queries, 3)
     assert [[name for name, _ in row] for row in parts] == [[name for name, _ in row] for row in whole]
 
 
-def test_a_file_gives_back_what_was_written(tmp_path):
-    gallery = example()
+def test_a_written_gallery_reads_back_equal(tmp_path):
+    gallery = example_gallery()
     gallery_file.write_gallery(tmp_path / "g.safetensors", gallery)
     again = gallery_file.read_gallery(tmp_path / "g.safetensors")
     assert (again.network_digest, again.people) == (gallery.network_digest, gallery.people)
@@ -65,9 +65,9 @@ def test_a_file_gives_back_what_was_written(tmp_path):
     np.testing.assert_array_equal(again.person_N, gallery.person_N)
 
 
-def test_people_join_and_leave():
-    gallery = example()
-    more = unit(np.random.default_rng(5).normal(size=(2, 8)))
+def test_people_are_added_and_removed():
+    gallery = example_gallery()
+    more = unit_rows(np.random.default_rng(5).normal(size=(2, 8)))
     both, again = gallery_file.add_people(gallery, MODEL, {"person 0": more[:1], "new": more[1:]})
     assert again == 0
     assert both.image_counts()["person 0"] == gallery.image_counts()["person 0"] + 1
@@ -83,11 +83,11 @@ def test_people_join_and_leave():
         gallery_file.remove_people(gallery, ["stranger"])
 
 
-def about(**changes: object) -> dict[str, str]:
+def gallery_metadata(**changes: object) -> dict[str, str]:
     return {"cnnrun.results.gallery_file": json.dumps({"format": 1, "model": MODEL, "people": ["a", "b"], **changes})}
 
 
-ROWS = unit(np.random.default_rng(0).normal(size=(3, 4)))
+ROWS = unit_rows(np.random.default_rng(0).normal(size=(3, 4)))
 PEOPLE = np.array([0, 0, 1])
 GOOD = {"embeddings": ROWS, "person": PEOPLE}
 
@@ -96,31 +96,31 @@ GOOD = {"embeddings": ROWS, "person": PEOPLE}
     ("tensors", "metadata", "message"),
     [
         (GOOD, {}, "not a gallery"),
-        ({"embeddings": ROWS}, about(), "not a gallery"),
-        ({**GOOD, "more": ROWS}, about(), "not a gallery"),
+        ({"embeddings": ROWS}, gallery_metadata(), "not a gallery"),
+        ({**GOOD, "more": ROWS}, gallery_metadata(), "not a gallery"),
         (GOOD, {"cnnrun.results.gallery_file": "{"}, "its description is damaged"),
         (GOOD, {"cnnrun.results.gallery_file": "[" * 100_000}, "its description is damaged"),
         (GOOD, {"cnnrun.results.gallery_file": "[]"}, "its description is damaged"),
-        (GOOD, about(people=["a", "a"]), "its description is damaged"),
-        (GOOD, about(people=["a", ""]), "its description is damaged"),
-        (GOOD, about(people=["a", 3]), "its description is damaged"),
-        (GOOD, about(people={"a": 1, "b": 2}), "its description is damaged"),
-        (GOOD, about(model=7), "its description is damaged"),
-        (GOOD, about(format=2), "another version of cnnrun (format 2"),
-        (GOOD, about(people=["a", "b", "c"]), "do not match its people"),
-        (GOOD, about(people=["a"]), "do not match its people"),
-        ({**GOOD, "person": np.array([0, 1, 0])}, about(), "do not match its people"),
-        ({**GOOD, "person": np.array([-1, 0, 1])}, about(), "do not match its people"),
-        ({**GOOD, "person": np.array([0, 1])}, about(), "not a gallery's"),
-        ({**GOOD, "person": PEOPLE.astype(np.int32)}, about(), "not a gallery's"),
-        ({**GOOD, "embeddings": ROWS.astype(np.float64)}, about(), "not a gallery's"),
-        ({**GOOD, "embeddings": ROWS[:, :, None]}, about(), "not a gallery's"),
-        ({"embeddings": ROWS[:0], "person": PEOPLE[:0]}, about(people=[]), "not a gallery's"),
-        ({**GOOD, "embeddings": ROWS * 2}, about(), "not of unit length"),
-        ({**GOOD, "embeddings": ROWS * np.nan}, about(), "not of unit length"),
+        (GOOD, gallery_metadata(people=["a", "a"]), "its description is damaged"),
+        (GOOD, gallery_metadata(people=["a", ""]), "its description is damaged"),
+        (GOOD, gallery_metadata(people=["a", 3]), "its description is damaged"),
+        (GOOD, gallery_metadata(people={"a": 1, "b": 2}), "its description is damaged"),
+        (GOOD, gallery_metadata(model=7), "its description is damaged"),
+        (GOOD, gallery_metadata(format=2), "another version of cnnrun (format 2"),
+        (GOOD, gallery_metadata(people=["a", "b", "c"]), "do not match its people"),
+        (GOOD, gallery_metadata(people=["a"]), "do not match its people"),
+        ({**GOOD, "person": np.array([0, 1, 0])}, gallery_metadata(), "do not match its people"),
+        ({**GOOD, "person": np.array([-1, 0, 1])}, gallery_metadata(), "do not match its people"),
+        ({**GOOD, "person": np.array([0, 1])}, gallery_metadata(), "not a gallery's"),
+        ({**GOOD, "person": PEOPLE.astype(np.int32)}, gallery_metadata(), "not a gallery's"),
+        ({**GOOD, "embeddings": ROWS.astype(np.float64)}, gallery_metadata(), "not a gallery's"),
+        ({**GOOD, "embeddings": ROWS[:, :, None]}, gallery_metadata(), "not a gallery's"),
+        ({"embeddings": ROWS[:0], "person": PEOPLE[:0]}, gallery_metadata(people=[]), "not a gallery's"),
+        ({**GOOD, "embeddings": ROWS * 2}, gallery_metadata(), "not of unit length"),
+        ({**GOOD, "embeddings": ROWS * np.nan}, gallery_metadata(), "not of unit length"),
     ],
 )
-def test_a_hostile_file_is_refused(tmp_path, tensors, metadata, message, run_cli):
+def test_an_invalid_gallery_file_is_refused(tmp_path, tensors, metadata, message, run_cli):
     path = tmp_path / "g.safetensors"
     path.write_bytes(safetensors.numpy.save(tensors, metadata))
     code, out, err = run_cli("enroll", "--gallery", path)
@@ -131,10 +131,10 @@ def test_a_hostile_file_is_refused(tmp_path, tensors, metadata, message, run_cli
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_no_damage_ends_in_anything_but_a_refusal(tmp_path, data):
-    """Cut anywhere, or any bytes changed: refused, or (a number changed by little) still whole."""
+def test_a_damaged_gallery_is_refused_or_still_valid(tmp_path, data):
+    """A truncated file is refused. A file with changed bytes is refused, or still valid if a value changed slightly."""
     path = tmp_path / "g.safetensors"
-    gallery_file.write_gallery(path, example())
+    gallery_file.write_gallery(path, example_gallery())
     whole = bytearray(path.read_bytes())
     if data.draw(st.booleans()):
         path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
@@ -162,21 +162,21 @@ def test_no_damage_ends_in_anything_but_a_refusal(tmp_path, data):
         (["enroll", "--gallery", "there.safetensors", "--add"], "--add needs a folder"),
     ],
 )
-def test_unclear_wishes_are_refused(words, message, tmp_path, monkeypatch, run_cli):
+def test_invalid_enroll_arguments_are_refused(words, message, tmp_path, monkeypatch, run_cli):
     monkeypatch.chdir(tmp_path)
     Path("people").mkdir()
-    gallery_file.write_gallery(Path("there.safetensors"), example())
+    gallery_file.write_gallery(Path("there.safetensors"), example_gallery())
     code, _, err = run_cli(*words)
     assert code == 2
     assert message in err
 
 
 @pytest.mark.parametrize("kind", ["BF16", "F8_E4M3", "F8_E5M2"])
-def test_numbers_that_numpy_has_not_are_refused(kind, tmp_path, run_cli):
+def test_dtypes_unknown_to_numpy_are_refused(kind, tmp_path, run_cli):
     size = 2 if kind == "BF16" else 1
     table = {"embeddings": {"dtype": kind, "shape": [2, 4], "data_offsets": [0, 8 * size]}}
     table |= {"person": {"dtype": "I64", "shape": [2], "data_offsets": [8 * size, 8 * size + 16]}}
-    head = json.dumps({"__metadata__": about(), **table}).encode()
+    head = json.dumps({"__metadata__": gallery_metadata(), **table}).encode()
     path = tmp_path / "g.safetensors"
     path.write_bytes(len(head).to_bytes(8, "little") + head + bytes(8 * size + 16))
     code, _, err = run_cli("enroll", "--gallery", path)
@@ -185,7 +185,7 @@ def test_numbers_that_numpy_has_not_are_refused(kind, tmp_path, run_cli):
 
 def test_embeddings_of_another_size_are_refused():
     with pytest.raises(CheckpointError, match="its embeddings have 8 values"):
-        gallery_file.refuse_other_network(example(), Path("g.safetensors"), MODEL, 16)
+        gallery_file.refuse_other_network(example_gallery(), Path("g.safetensors"), MODEL, 16)
 
 
 def test_a_pickle_is_not_a_gallery(tmp_path, run_cli):

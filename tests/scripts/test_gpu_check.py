@@ -1,4 +1,4 @@
-"""What runs the checks on a machine with a GPU: it survives hangs and crashes, and writes down what was done."""
+"""`scripts/gpu_check` survives hangs and crashes of its steps and records the results."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def record(tmp_path) -> Iterator[Record]:
 
 @pytest.fixture
 def run_steps(record) -> Callable[..., list[Outcome]]:
-    """Run steps with some seconds for all of them; gives how they ended."""
+    """Function that runs steps within a total time and returns their outcomes."""
 
     def run(*steps: Step, seconds: float = 60.0) -> list[Outcome]:
         record.outcomes = []
@@ -56,7 +56,7 @@ def results(folder: Path) -> list[dict]:
 
 
 def processes_of(name: str) -> list[int]:
-    """The living processes that a step of this test's process started."""
+    """Living processes that a step of this test process started."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -67,7 +67,7 @@ def processes_of(name: str) -> list[int]:
     return found
 
 
-def test_one_that_hangs_is_killed_and_named_and_the_next_one_runs(tmp_path, record, run_steps):
+def test_a_hanging_step_is_killed_and_reported_and_the_next_one_runs(tmp_path, record, run_steps):
     hanging = step(tmp_path, "hanging", PRINTS + "print('here it hangs', flush=True)\n" + HANGS, share=4)
     after = step(tmp_path, "after", PRINTS, share=20)
     outcomes = run_steps(hanging, after, seconds=24)
@@ -79,14 +79,14 @@ def test_one_that_hangs_is_killed_and_named_and_the_next_one_runs(tmp_path, reco
     assert processes_of("hanging") == []
 
 
-def test_one_that_heeds_no_signal_is_killed_with_all_that_it_started(tmp_path, record):
+def test_a_step_that_ignores_signals_is_killed_with_its_children(tmp_path, record):
     code = "import signal, subprocess, sys\nsignal.signal(signal.SIGABRT, signal.SIG_IGN)\n" + CHILD + HANGS
     outcome = run_step(step(tmp_path, "deaf", code), 1.5, dict(os.environ), record)
     assert outcome.status == "timed out after 2 s"
     assert processes_of("deaf") == []
 
 
-def test_what_a_step_leaves_running_ends_with_it(tmp_path, run_steps):
+def test_processes_that_a_step_leaves_running_are_killed(tmp_path, run_steps):
     code = "import subprocess, sys\n" + CHILD
     outcomes = run_steps(step(tmp_path, "leaving", code))
     assert outcomes[0].status == "ok"
@@ -104,7 +104,7 @@ def test_what_a_step_leaves_running_ends_with_it(tmp_path, run_steps):
         ),
     ],
 )
-def test_one_that_fails_is_named_and_the_next_one_runs(tmp_path, record, run_steps, code, line):
+def test_a_failing_step_is_reported_and_the_next_one_runs(tmp_path, record, run_steps, code, line):
     outcomes = run_steps(step(tmp_path, "bad", code), step(tmp_path, "after", PRINTS))
     assert [each.line for each in outcomes] == [line, "ok"]
     assert [each.is_ok for each in outcomes] == [False, True]
@@ -112,7 +112,7 @@ def test_one_that_fails_is_named_and_the_next_one_runs(tmp_path, record, run_ste
     assert f"| bad | {line} |" in record.text()
 
 
-def test_results_are_told_from_all_else(tmp_path, run_steps):
+def test_results_are_separated_from_other_output(tmp_path, run_steps):
     code = "print('plain\\n[1, 2]\\n3\\n{\"what\": \"x\"')\nimport sys; sys.stderr.write('wrong\\n')\n" + PRINTS
     run_steps(step(tmp_path, "mixed", code))
     first, ended = results(tmp_path)
@@ -122,7 +122,7 @@ def test_results_are_told_from_all_else(tmp_path, run_steps):
     assert {"plain", "[1, 2]", "3", '{"what": "x"', "wrong"} <= set(log)
 
 
-def test_time_flows_on_and_steps_beyond_it_are_not_run(tmp_path, run_steps):
+def test_unused_time_goes_to_later_steps_and_steps_beyond_the_limit_are_not_run(tmp_path, run_steps):
     limits = "import os, json; print(json.dumps({'limit': float(os.environ['CNNRUN_GPU_CHECK_SECONDS'])}))"
     steps = [step(tmp_path, name, limits, share) for name, share in (("quick", 30), ("next", 10))]
     outcomes = run_steps(*steps, seconds=80)
@@ -148,7 +148,7 @@ sys.exit(0 if all(each.is_ok for each in found) else 1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_runner_that_is_ended_leaves_what_was_done(tmp_path, number):
+def test_a_killed_runner_keeps_the_results_so_far(tmp_path, number):
     code = PRINTS + "import os; print(json.dumps({'what': 'second', 'pid': os.getpid()}), flush=True)\n" + HANGS
     step(tmp_path, "hanging", code)
     step(tmp_path, "after", PRINTS)
@@ -171,14 +171,14 @@ def test_a_runner_that_is_ended_leaves_what_was_done(tmp_path, number):
     assert "| after | not run: stopped by SIGTERM | 0 |" in (tmp_path / "out" / "summary.md").read_text()
 
 
-def test_files_stay_small_enough_to_be_sent_back(tmp_path, record):
+def test_result_files_stay_below_the_size_limit(tmp_path, record):
     for _ in range(40):
         record.log("x" * (1 << 20))
         record.add(Outcome("many"), 0.0, json.dumps({"what": "y" * (1 << 20)}))
     assert all(path.stat().st_size < LARGEST + (2 << 20) for path in (tmp_path / "out").iterdir())
 
 
-def test_of_many_results_the_summary_shows_those_that_matter(record):
+def test_the_summary_of_many_results_shows_failures_and_skips(record):
     many = [{"what": "test", "name": f"number {place}"} for place in range(50)]
     many[7] |= {"ok": False, "reason": "wrong"}
     many[9] |= {"skipped": "no device"}
@@ -192,7 +192,7 @@ def test_of_many_results_the_summary_shows_those_that_matter(record):
     assert "| number 39 |" in record.text()
 
 
-def test_the_summary_has_steps_then_figures_then_failures(tmp_path, record):
+def test_the_summary_lists_steps_then_results_then_failures(tmp_path, record):
     record.note("missing: nothing")
     speeds = [{"what": "speed", "net": net, "images": 12345.6, "ok": True} for net in ("lenet", "a|b")]
     bad = {"what": "bits", "ok": False, "reason": "3 tensors differ", "lines": ["one", "two"], "case": "rich"}
@@ -248,7 +248,7 @@ def test_last(): pass
 """
 
 
-def test_each_test_is_a_result_as_it_ends(tmp_path):
+def test_each_test_is_recorded_as_it_ends(tmp_path):
     (tmp_path / "test_suite.py").write_text(SUITE)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "pytest_results", "-p", "no:cacheprovider"]
     environment = {**os.environ, "PYTHONPATH": str(HERE), "CNNRUN_GPU_CHECK_SECONDS": "3"}
@@ -272,7 +272,7 @@ def test_each_test_is_a_result_as_it_ends(tmp_path):
     assert "begun: test_suite.py::test_right" in done.stdout.splitlines()
 
 
-def test_every_file_of_cuda_tests_is_run():
+def test_every_file_of_cuda_tests_is_listed():
     text = (HERE / "tests.py").read_text()
     namespace: dict[str, object] = {}
     exec(next(line for line in text.splitlines() if line.startswith("FILES")), namespace)
@@ -282,7 +282,7 @@ def test_every_file_of_cuda_tests_is_run():
     assert sorted(namespace["FILES"]) == sorted(str(path.relative_to(ROOT)) for path in marked)
 
 
-def test_without_a_device_there_is_one_line(tmp_path):
+def test_a_missing_device_is_one_line(tmp_path):
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable}
     command = [str(ROOT / "scripts" / "gpu_check"), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -291,7 +291,7 @@ def test_without_a_device_there_is_one_line(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_rehearsal_of_the_environment(tmp_path):
+def test_a_rehearsal_records_the_environment(tmp_path):
     environment = {**os.environ, "PYTHON": sys.executable, "TORCHDYNAMO_DISABLE": "1"}
     command = [str(ROOT / "scripts" / "gpu_check"), "--rehearse", "--only", "environment", "--minutes", "2"]
     done = subprocess.run([*command, "--out", str(tmp_path / "out")], env=environment, capture_output=True, text=True)

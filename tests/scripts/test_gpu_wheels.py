@@ -1,4 +1,4 @@
-"""Which packages travel to a machine with a GPU, and which of them are installed there: what is missing, alone."""
+"""`scripts/gpu_wheels` collects the packages that a GPU machine lacks, and only those are installed there."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ sys.path.remove(str(HERE))
 
 
 def wheel(folder: Path, name: str, version: str = "1.0", requires: tuple[str, ...] = ()) -> Path:
-    """A wheel of one empty module."""
+    """Write a wheel of one empty module."""
     folder.mkdir(exist_ok=True)
     path = folder / f"{name}-{version}-py3-none-any.whl"
     about = f"{name}-{version}.dist-info"
@@ -44,37 +44,37 @@ WANTED = list(
 PRESENT = {"old": Version("1.9"), "there": Version("1.0"), "unread": None}
 
 
-def chosen_of(folder: Path) -> tuple[list[str], list[str]]:
+def names_and_missing(folder: Path) -> tuple[list[str], list[str]]:
     found = packages.read_wheels(folder)
     chosen, missing = packages.needed_wheels(WANTED, PRESENT, packages.find_among(found))
     return [each.path.name for each in chosen], missing
 
 
-def test_what_is_absent_or_too_old_is_installed_and_nothing_else(tmp_path):
+def test_only_missing_or_too_old_packages_are_installed(tmp_path):
     wheel(tmp_path, "absent", "1.5", requires=("needs_this", "there>=0.5", "not_this; extra == 'more'"))
     wheel(tmp_path, "old", "2.0")
     wheel(tmp_path, "there", "3.0")
     wheel(tmp_path, "unread", "6.0")
     wheel(tmp_path, "needs_this", "0.1")
-    names, missing = chosen_of(tmp_path)
+    names, missing = names_and_missing(tmp_path)
     assert names == ["absent-1.5-py3-none-any.whl", "old-2.0-py3-none-any.whl", "needs_this-0.1-py3-none-any.whl"]
     assert missing == ["nowhere>=1"]
 
 
-def test_a_wheel_too_old_is_no_help(tmp_path):
+def test_a_wheel_that_is_too_old_is_not_installed(tmp_path):
     wheel(tmp_path, "old", "1.95")
-    assert chosen_of(tmp_path) == ([], ["absent>=1", "old>=2", "nowhere>=1"])
+    assert names_and_missing(tmp_path) == ([], ["absent>=1", "old>=2", "nowhere>=1"])
 
 
 @pytest.mark.parametrize("name", ["torch", "torchvision", "triton", "nvidia_cublas"])
-def test_wheels_of_the_machines_own_torch_are_refused(tmp_path, name):
+def test_wheels_of_packages_that_the_machine_provides_are_refused(tmp_path, name):
     path = wheel(tmp_path, name)
     with pytest.raises(RefusedError) as refused:
         packages.read_wheels(tmp_path)
     assert str(refused.value) == f"{path}: the machine has a {name.replace('_', '-')} of its own; remove this wheel"
 
 
-def test_wheels_that_cannot_be_are_refused(tmp_path):
+def test_missing_duplicate_and_damaged_wheels_are_refused(tmp_path):
     with pytest.raises(RefusedError, match="no such folder"):
         packages.read_wheels(tmp_path / "none")
     wheel(tmp_path, "twice", "1.0")
@@ -86,7 +86,7 @@ def test_wheels_that_cannot_be_are_refused(tmp_path):
         packages.read_wheels(tmp_path)
 
 
-def test_installing_writes_into_the_folder_alone(tmp_path, monkeypatch):
+def test_installing_writes_only_into_its_folder(tmp_path, monkeypatch):
     path = wheel(tmp_path / "wheels", "tiny_and_fake")
     site = tmp_path / "site"
     monkeypatch.setattr(check, "requirements", lambda path: [Requirement("tiny-and-fake"), Requirement("not-anywhere")])
@@ -101,7 +101,7 @@ def test_installing_writes_into_the_folder_alone(tmp_path, monkeypatch):
     assert importlib.util.find_spec("tiny_and_fake") is None
 
 
-def test_a_failed_installation_is_said(tmp_path):
+def test_a_failed_installation_is_reported(tmp_path):
     found = packages.read_wheel(wheel(tmp_path, "gone"))
     found.path.unlink()
     problem = packages.install([found], tmp_path / "site", 60)
@@ -109,7 +109,7 @@ def test_a_failed_installation_is_said(tmp_path):
     assert "gone-1.0" in problem
 
 
-def test_lists_of_packages_are_read_strictly(tmp_path):
+def test_an_invalid_line_of_a_package_list_is_refused(tmp_path):
     path = tmp_path / "machine.txt"
     path.write_text("# a machine\nPy_YAML\n\ntorch==2.11.0+cu130  # with CUDA\n")
     assert packages.read_versions(path) == {"py-yaml": None, "torch": Version("2.11.0+cu130")}
@@ -118,7 +118,7 @@ def test_lists_of_packages_are_read_strictly(tmp_path):
         packages.read_versions(path)
 
 
-def test_our_own_lists_are_of_packages():
+def test_the_shipped_package_lists_are_valid():
     assert {"torch", "pip", "pytest"} <= packages.read_versions(HERE / "machine.txt").keys()
     named = {each.name for each in packages.requirements(ROOT / "pyproject.toml")}
     assert {"pydantic", "torch", "pytest", "hypothesis"} <= named
@@ -136,7 +136,7 @@ def gpu_wheels():
     return module
 
 
-def test_wheels_too_large_to_travel_are_refused(gpu_wheels):
+def test_wheels_beyond_the_size_limit_are_refused(gpu_wheels):
     million = 10**6
     assert gpu_wheels.too_large({"a.whl": 39 * million, "checkout": 20 * million}) is None
     assert "the largest is b.whl" in gpu_wheels.too_large({"a.whl": 20 * million, "b.whl": 21 * million})
@@ -144,11 +144,11 @@ def test_wheels_too_large_to_travel_are_refused(gpu_wheels):
     assert "all together is 66.8 MiB" in gpu_wheels.too_large({"a.whl": 39 * million, "checkout": 31 * million})
 
 
-def test_the_wheels_are_those_that_the_machine_lacks_and_pure_spares(gpu_wheels, tmp_path, monkeypatch):
+def test_collected_wheels_are_the_missing_ones_and_pure_python_spares(gpu_wheels, tmp_path, monkeypatch):
     asked = []
     deep = {"pydantic": ("typing-inspection", "pydantic-core==2")}
 
-    def fetched(name, version, out, platforms):
+    def fetch(name, version, out, platforms):
         asked.append((name, str(version), platforms == ["any"]))
         path = wheel(tmp_path, name.replace("-", "_"), str(version), deep.get(name, ()))
         return packages.read_wheel(path)
@@ -158,7 +158,7 @@ def test_the_wheels_are_those_that_the_machine_lacks_and_pure_spares(gpu_wheels,
     (tmp_path / "constraints.txt").write_text(pins)
     monkeypatch.setattr(gpu_wheels, "ROOT", tmp_path)
     monkeypatch.setattr(gpu_wheels, "requirements", lambda path: list(map(Requirement, listed)))
-    monkeypatch.setattr(gpu_wheels, "fetch", fetched)
+    monkeypatch.setattr(gpu_wheels, "fetch", fetch)
     present = {"torch": None, "scipy": Version("1.9"), "numpy": None, "rich": None, "pytest": None}
     gpu_wheels.collect(tmp_path / "out", present)
     expected = [("pydantic", "2.5", False), ("pytest", "9", True)]

@@ -1,4 +1,4 @@
-"""The faults of `scripts/mutate` can be planted: each where it is to be, none of them a mere mistake of syntax."""
+"""Every fault of `scripts/mutate` can be planted in one place, compiles, and names tests that exist."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ CORE = {
 
 
 @cache
-def functions(file: str) -> frozenset[str]:
+def function_names(file: str) -> frozenset[str]:
     tree = ast.parse((ROOT / "tests" / file).read_text())
     return frozenset(node.name for node in tree.body if isinstance(node, ast.FunctionDef))
 
 
-def test_there_are_enough_and_every_part_of_the_core_has_some():
+def test_every_core_module_has_mutations():
     assert len(MUTATIONS) >= 80
     assert len({each.name for each in MUTATIONS}) == len(MUTATIONS)
     assert {each.module.removeprefix("cnnrun.") for each in MUTATIONS} >= CORE
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda each: each.name)
-def test_a_mutation_is_planted_in_one_place_and_has_tests(mutation):
+def test_a_mutation_fits_one_place_and_has_tests(mutation):
     assert mutation.problem() is None
     assert mutation.old != mutation.new
     compile(changed_source(mutation), mutation.module, "exec")
     assert mutation.tests
     for test in mutation.tests:
         file, _, name = test.partition("::")
-        assert not name or name.partition("[")[0] in functions(file), test
+        assert not name or name.partition("[")[0] in function_names(file), test
 
 
 @pytest.mark.slow
-def test_a_planted_fault_is_noticed_and_leaves_no_trace():
+def test_a_planted_fault_is_noticed_and_removed_again():
     before = {path: path.read_bytes() for path in (ROOT / "cnnrun").rglob("*.py")}
     command = [sys.executable, str(ROOT / "scripts" / "mutate"), "--only", "a milestone counts a step late"]
     done = subprocess.run(command, capture_output=True, text=True)

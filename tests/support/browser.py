@@ -1,4 +1,4 @@
-"""Debian's Chromium, headless, for the tests of pages: what a page says on the console, asks for and shows."""
+"""Headless Chromium for tests of HTML pages: their console messages, requests and rendered content."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--no-first
 
 @dataclass
 class Visit:
-    """A page that was opened, and what it did meanwhile."""
+    """An open page with its console messages and requests."""
 
     page: Any
     console: list[str] = field(default_factory=list)
@@ -25,7 +25,7 @@ class Visit:
 
 
 def chromium_path() -> str:
-    """The browser's path; the test is skipped where there is none."""
+    """Path of Chromium. The test is skipped without it."""
     found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if found is None:
         pytest.skip("no Chromium on this machine (Debian: apt-get install chromium)")
@@ -34,7 +34,7 @@ def chromium_path() -> str:
 
 @contextmanager
 def open_page(path: Path, width: int = 1280, height: int = 900, scheme: str = "light") -> Iterator[Visit]:
-    """A file opened in a window of that size, once its charts have drawn."""
+    """Open a file in a window of the given size and wait until its charts are drawn."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

@@ -1,4 +1,4 @@
-"""A small data set and its entry in a cache of its own, for tests of what becomes of that."""
+"""A small data set and its entry in a separate cache, for tests that change or damage the entry."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IN_MEMORY, ON_DISK = 4.0, 1e-9  # data.memory_gib
 
 
 def data_in_blocks(pictures: Path, folder: Path, monkeypatch) -> Data:
-    """24 good pictures and a bad one, in blocks of four."""
+    """Settings of 24 valid images and one invalid image, cached in blocks of four."""
     monkeypatch.setattr(cache, "BLOCK_IMAGES", 4)
     (pictures / "cat" / "bad.png").write_bytes(b"no picture")
     return folder_data(pictures, folder)
@@ -31,7 +31,7 @@ def folder_data(pictures: Path, folder: Path, **more) -> Data:
 
 
 def prepared_contents(data: Data) -> tuple:
-    """All that a training is given: pixels of each split, records, problems and facts."""
+    """Everything that a training receives: pixels of each split, records, problems and facts."""
     made = build_dataset(data, index_source(data), progress_bar)
     pixels = [each.load_images(torch.arange(len(each))).tolist() for each in made.splits.values()]
     return pixels, made.stored_splits["train"].records().tobytes(), made.skipped_samples, made.facts
@@ -53,7 +53,7 @@ def cache_entry(folder: Path) -> Path:
 
 
 def record_bundles(home: Path, monkeypatch) -> list[str]:
-    """An item for each time that the charts' script is put together, kept in that folder."""
+    """Return a list that gets one item per build of the chart script, which is cached in `home`."""
     import vl_convert
 
     made: list[str] = []

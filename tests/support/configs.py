@@ -1,4 +1,4 @@
-"""Configs of networks that train in seconds: of digits, with links by name, and one of each task."""
+"""Configs that train in seconds: the digits, a network with links by name, and one config for each task."""
 
 from __future__ import annotations
 
@@ -68,12 +68,12 @@ KINDS = {
 
 
 def tiny_experiment(*overrides: str) -> schema.Experiment:
-    """TINY with these settings."""
+    """Parse TINY with these overrides."""
     return config_file.parse_config(TINY, "tiny.yaml", ["name=tiny", *overrides])
 
 
 def task_config(kind: str, pictures: Path, cache: Path) -> str:
-    """The config of a task on the files of `write_pictures`; of any other kind, of a classifier."""
+    """Config text of a task on the files of `write_pictures`. Any kind that is no task gives a classifier."""
     classifier: dict[str, object] = {
         "task": "classify",
         "source": f"{{folder: '{pictures}'}}",
@@ -87,7 +87,7 @@ def task_config(kind: str, pictures: Path, cache: Path) -> str:
 
 
 def _task_settings(folder: Path) -> dict[str, dict[str, object]]:
-    """What each task's config has in the place of the classifier's settings."""
+    """Settings of each task that replace those of the classifier."""
     numbers = folder / "numbers.csv"
     return {
         "detect": {
@@ -117,7 +117,7 @@ def _task_settings(folder: Path) -> dict[str, dict[str, object]]:
 
 
 def case_config(folder: Path, root: Path, case: tuple[int, int, str]) -> schema.Experiment:
-    """A case's experiment, with a cache of its own in `root`, so that its pictures are decoded there."""
+    """Experiment of a case with its own cache in `root`, so that the images are decoded again."""
     workers, accumulate, kind = case
     text = task_config(kind, folder, root / "cache")
     if kind == "dropout":

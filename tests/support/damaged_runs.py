@@ -1,6 +1,6 @@
-"""Every way in which the files of a run can be damaged while every hash is right, and what a command says of it.
+"""Damages to the files of a run that keep every hash correct, and a helper that runs a command on a damaged copy.
 
-For the test and the benchmark: a finished run and an unfinished one, of which copies are damaged.
+A test and a benchmark use them on copies of a finished and an unfinished run.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def reseal(generation: Path) -> None:
 
 
 def changed_values(data: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[str, Any]]:
-    """The data with one entry left out, replaced, or added: what was done, and the result."""
+    """Yield a description and the data with one entry removed, replaced or added."""
     keys = data.keys() if isinstance(data, dict) else range(min(2, len(data)))
     for key in keys:
         shown = ".".join(map(str, (*path, key)))
@@ -90,7 +90,7 @@ def _with_entry(data: Any, key: Any, value: Any) -> Any:
 
 
 def file_damages(run: Path) -> Iterator[tuple[str, Damage]]:
-    """Files beside the checkpoints: other contents, other values."""
+    """Damages to the files beside the checkpoints: other contents and other values."""
     for name in (*JSON_FILES, *OTHER_FILES):
         for what, content in CONTENTS.items():
             yield f"{name}: {what}", lambda run, name=name, content=content: _put(run / name, content)
@@ -110,7 +110,7 @@ def file_damages(run: Path) -> Iterator[tuple[str, Damage]]:
 
 
 def checkpoint_damages(run: Path) -> Iterator[tuple[str, Damage]]:
-    """Manifests, states, pointers, names of folders, tensors; hashes are made right."""
+    """Damages to manifests, states, pointers, folder names and tensors. The hashes are updated."""
     generation = newest_checkpoint(run)
     for name in ("state.json", "evaluation.json", "manifest.json"):
         if not (generation / name).exists():
@@ -178,7 +178,7 @@ def _remove_file(run: Path, name: str) -> None:
 
 
 def _replace_and_seal(run: Path, name: str, content: bytes | None, keep: bool = False) -> None:
-    """Other contents for a file of the newest checkpoint, which keeps the number of its tensors where `keep`."""
+    """Replace a file of the newest checkpoint and update its hashes. `keep` keeps the recorded number of tensors."""
     generation = newest_checkpoint(run)
     manifest = generation / "manifest.json"
     before = json.loads(manifest.read_text())
@@ -193,14 +193,14 @@ def _replace_and_seal(run: Path, name: str, content: bytes | None, keep: bool = 
 
 
 def _put(path: Path, content: bytes | None) -> None:
-    """Write the contents; of `None` the first half of what was there."""
+    """Write the content, or only the first half of the present content if it is None."""
     if content is None:
         content = path.read_bytes()[: path.stat().st_size // 2] if path.exists() else b""
     path.write_bytes(content)
 
 
 def links_and_pipes(run: Path, outside: Path) -> Iterator[tuple[str, Damage]]:
-    """Entries of a run that lead out of it, or that are no files."""
+    """Damages that replace entries of a run with links to the outside or with pipes."""
     names = (
         *(
             "report.html",
@@ -224,7 +224,7 @@ def links_and_pipes(run: Path, outside: Path) -> Iterator[tuple[str, Damage]]:
 
 
 def _move_outside(path: Path, outside: Path) -> None:
-    """What is there lies outside now, and a link leads to it."""
+    """Move an entry outside the run and leave a link to it."""
     path.parent.mkdir(exist_ok=True)
     target = outside / path.name.strip(".")
     if path.exists():
@@ -243,7 +243,7 @@ def _pipe(path: Path) -> None:
 
 
 def runs_of_each_state(root: Path) -> tuple[Path, Path, Path]:
-    """A config, a finished run of it, and the same run as if its training had been killed at the very end."""
+    """A config, a finished run of it, and the same run as if its training had been killed just before it finished."""
     config = root / "tiny.yaml"
     config.write_text(TINY.replace("epochs: 2", "epochs: 3, save_every: 5, ema: {decay: 0.9}"))
     finished = Path(train_run(config_file.read_config(config), root / "runs", CPU, resume=False)["run"])
@@ -257,7 +257,7 @@ def runs_of_each_state(root: Path) -> tuple[Path, Path, Path]:
 
 
 def run_on_damaged_copy(source: Path, damage: Damage, words: Sequence[str]) -> tuple[int, str]:
-    """Exit code and stderr of a command on a damaged copy of the run."""
+    """Run a command on a damaged copy of the run and return its exit code and stderr."""
     with tempfile.TemporaryDirectory() as name:
         copy = Path(name) / "runs" / "tiny" / "1"
         shutil.copytree(source, copy)

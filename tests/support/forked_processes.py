@@ -1,4 +1,4 @@
-"""Functions run by several ranks: processes forked from this one, so that torch is imported once."""
+"""Functions run in forked processes, alone or as ranks, so that torch is imported only once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def free_port() -> int:
 
 
 def rank_environment(rank: int, size: int, port: int, restarts: int = 0) -> dict[str, str]:
-    """The environment that torchrun gives."""
+    """Environment variables that torchrun sets."""
     places = {
         "RANK": rank,
         "LOCAL_RANK": rank,
@@ -37,7 +37,7 @@ def rank_environment(rank: int, size: int, port: int, restarts: int = 0) -> dict
 
 
 def fork(function: Callable[[], Any], environment: dict[str, str] | None = None) -> tuple[int, int]:
-    """Run a function in a child; gives its pid and what `outcome` reads to know how it went."""
+    """Run a function in a child process. Return the child's pid and the pipe that `outcome` reads."""
     ours, theirs = os.pipe()
     pid = os.fork()
     if pid:
@@ -61,7 +61,7 @@ def fork(function: Callable[[], Any], environment: dict[str, str] | None = None)
 
 
 def outcome(pid: int, pipe: int) -> Any:
-    """What a child returned; an exception as the value. The negated signal where one killed it."""
+    """Return value of a child, the exception that it raised, or the negated number of the signal that killed it."""
     with os.fdopen(pipe, "rb") as told:
         data = told.read()
     status = os.waitpid(pid, 0)[1]
@@ -77,7 +77,7 @@ def outcome(pid: int, pipe: int) -> Any:
 
 
 def run_main(words: list[str], folder: Path) -> tuple[int, str, str]:
-    """Run a command in that folder, in a child that does nothing else; returns its exit code, stdout and stderr."""
+    """Run a command in a folder and return its exit code, stdout and stderr. Call it only in a child of `fork`."""
     from cnnrun.commands import app
 
     os.chdir(folder)
@@ -90,7 +90,7 @@ def run_main(words: list[str], folder: Path) -> tuple[int, str, str]:
 
 
 def run_on_ranks(size: int, function: Callable[[int], Any]) -> list[Any]:
-    """What `function(rank)` returned, or raised, on each of `size` ranks."""
+    """Run `function(rank)` on `size` ranks and return what each returned or raised."""
     port = free_port()
     children = [fork(lambda rank=rank: function(rank), rank_environment(rank, size, port)) for rank in range(size)]
     return [outcome(*child) for child in children]

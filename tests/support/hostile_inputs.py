@@ -1,6 +1,6 @@
-"""Inputs made by somebody who wants the program to hang, to fill the memory, or to read and run what it should not.
+"""Inputs built to make the program hang, exhaust its memory, or read and run what it must not.
 
-Each builder writes its files into a folder and gives the words of the command; what must come out is beside it.
+Each builder writes its files into a folder and returns the command. INPUTS pairs it with the expected exit code.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ COMMAND_MIB = 400  # of which a command holds these before it has read anything:
 
 @dataclass(frozen=True)
 class Answer:
-    """How the command ended: exit code, what it said, the memory in MiB that it took at its peak, seconds.
+    """Result of a command: exit code, stderr, peak memory in MiB and seconds.
 
-    `peak_mib` counts a fresh command's own memory and not what the process it was forked from happened to hold:
-    a test run of 2,000 tests holds twice what a command does.
+    `peak_mib` is the memory of a fresh command, without what the process that it was forked from holds:
+    a test run of 2,000 tests holds twice as much as a command.
     """
 
     code: int
@@ -41,7 +41,7 @@ class Answer:
 
 
 def answer(build: Build, folder: Path) -> Answer:
-    """Run the command in a process of its own, forked from this one so that torch is imported once."""
+    """Run the command in a forked process, so that torch is imported only once."""
     folder.mkdir(parents=True, exist_ok=True)
     words = build(folder)
     began = time.monotonic()
@@ -62,14 +62,14 @@ def _run(words: list[str], folder: Path) -> tuple[int, str, int]:
 
 
 def config(folder: Path, source: str, task: str = "classify") -> list[str]:
-    """`check` of a config with that source."""
+    """Write a config with the source and return its `check` command."""
     data = f"{{source: {source}, image: {{size: 8, channels: 1}}, split: {{val: 0.2}}, cache_dir: '{folder}/cache'}}"
     model = "[{conv: {out_channels: 4, stride: 8}}]" if task == "detect" else "[flatten]"
     (folder / "c.yaml").write_text(f"task: {task}\ndata: {data}\nmodel: {model}\ntrain: {{epochs: 1, batch: 4}}\n")
     return ["check", "c.yaml"]
 
 
-# --- what is no file -----------------------------------------------------------------------------------------------
+# --- what is no file --------------------------------------------------------------------------------------------------
 
 
 def _pipe(path: Path) -> Path:
@@ -118,11 +118,11 @@ def odd_argument(make: Callable[[Path], Path], name: str, words: str) -> Build:
     return build
 
 
-# --- what unpacks, or counts, without end --------------------------------------------------------------------------
+# --- what unpacks, or counts, without end -----------------------------------------------------------------------------
 
 
 def packed_idx(header: bytes, unpacked: int) -> Build:
-    """A .gz of zeros behind a header."""
+    """IDX images in a .gz of zeros behind a header."""
 
     def build(folder: Path) -> list[str]:
         (folder / "d").mkdir()
@@ -202,7 +202,7 @@ def entities(folder: Path) -> list[str]:
 
 
 def entities_in_utf16(folder: Path) -> list[str]:
-    """A document type that no search for its bytes finds, padded so that expat's own limit does not see the growth."""
+    """A DOCTYPE that no search for ASCII bytes finds, padded so that expat's own limit does not detect the growth."""
     _voc(folder)
     head = '<?xml version="1.0" encoding="UTF-16"?><!DOCTYPE a [<!ENTITY e "' + "e" * 60_000 + '">]>'
     body = f"<annotation><!--{'c' * 7_500_000}--><object><name>{'&e;' * 23_000}</name></object></annotation>"
@@ -223,7 +223,7 @@ def list_of_blanks(folder: Path) -> list[str]:
     return config(folder, "{voc: d}", "detect")
 
 
-def nothing_to_count(folder: Path) -> list[str]:
+def annotations_without_objects(folder: Path) -> list[str]:
     _voc(folder)
     for path in (folder / "d" / "Annotations").iterdir():
         path.write_text("<annotation/>")
@@ -255,13 +255,13 @@ def parquet_of(make: Callable[[], object]) -> Build:
     return build
 
 
-def twice_named() -> object:
+def repeated_column() -> object:
     import pyarrow as pa
 
     return pa.Table.from_arrays([pa.array(["a.png"])] * 3, names=["path", "path", "label"])
 
 
-def of_no_time() -> object:
+def time_outside_the_calendar() -> object:
     import pyarrow as pa
 
     when = pa.array([2**62], pa.timestamp("us", tz="Mars/Phobos"))
@@ -298,7 +298,7 @@ def npy(array: object) -> bytes:
     return made.getvalue()
 
 
-def npy_saying(shape: str) -> bytes:
+def npy_claiming(shape: str) -> bytes:
     text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({shape})}}\n".encode()
     return b"\x93NUMPY\x02\x00" + struct.pack("<I", len(text)) + text
 
@@ -326,11 +326,11 @@ def _voc(folder: Path) -> None:
         (folder / "d" / "Annotations" / f"{number}.xml").write_text(text)
 
 
-# --- tar shards ----------------------------------------------------------------------------------------------------
+# --- tar shards -------------------------------------------------------------------------------------------------------
 
 
 def tar_header(name: bytes, size: int, kind: bytes = b"0") -> bytes:
-    """A header with a size in base 256, as GNU's tar writes large ones."""
+    """A tar header with its size in base 256, as GNU tar writes large sizes."""
     field = b"\x80" + size.to_bytes(11, "big")
     block = bytearray(name.ljust(100, b"\0") + b"0000644\0" * 3 + field + b"0" * 12 + b" " * 8 + kind + bytes(100))
     block = block.ljust(257, b"\0") + b"ustar\x0000"
@@ -348,7 +348,7 @@ def shard_of(data: Callable[[], bytes]) -> Build:
 
 
 def sparse_shard(folder: Path) -> list[str]:
-    """A file of 40 GiB that takes no disk, whose first header says that a table of 30 GiB follows."""
+    """A sparse file of 40 GiB whose first header claims a name of 30 GiB."""
     path = folder / "t.tar"
     path.write_bytes(tar_header(b"././@LongLink", 30 << 30, b"L"))
     os.truncate(path, 40 << 30)
@@ -364,10 +364,10 @@ def gnu_sparse() -> bytes:
     return bytes(block) + bytes(512) + tar_header(b"a.cls", 1) + b"1".ljust(512, b"\0") + bytes(1024)
 
 
-# --- images, models, names -----------------------------------------------------------------------------------------
+# --- images, models, names --------------------------------------------------------------------------------------------
 
 
-def picture_bomb(folder: Path) -> list[str]:
+def image_bomb(folder: Path) -> list[str]:
     from PIL import Image
 
     for name in ("a", "b"):
@@ -385,29 +385,29 @@ def picture_bomb(folder: Path) -> list[str]:
     return ["train", "c.yaml"]
 
 
-def picture_pipe(folder: Path) -> list[str]:
-    words = picture_bomb(folder)
+def image_pipe(folder: Path) -> list[str]:
+    words = image_bomb(folder)
     (folder / "d" / "a" / "bomb.png").unlink()
     _pipe(folder / "d" / "a" / "bomb.png")
     return words
 
 
-def class_that_is_no_text(folder: Path) -> list[str]:
-    words = picture_bomb(folder)
+def class_name_not_utf8(folder: Path) -> list[str]:
+    words = image_bomb(folder)
     (folder / "d" / "a" / "bomb.png").unlink()
     (folder / "d" / "a").rename(os.fsdecode(os.fsencode(folder / "d") + b"/caf\xe9"))
     return words
 
 
-def category_that_is_no_text(folder: Path) -> list[str]:
-    """JSON can name what no text holds: half of a pair of surrogates."""
+def category_name_not_unicode(folder: Path) -> list[str]:
+    """JSON can contain half of a surrogate pair, which is not valid Unicode."""
     data = {"images": [{"id": 1, "file_name": "a.png", "width": 8, "height": 8}], "annotations": []}
     (folder / "t.json").write_text(json.dumps(data | {"categories": [{"id": 1, "name": "a\ud83d"}]}))
     return config(folder, "{coco: t.json}", "detect")
 
 
 def weights_of(name: str, data: Callable[[], bytes] | None) -> Build:
-    """`model.weights` that is a pipe (`None`), or holds that."""
+    """A config whose `model.weights` is a file with the data, or a pipe if `data` is None."""
 
     def build(folder: Path) -> list[str]:
         _pipe(folder / name) if data is None else (folder / name).write_bytes(data())
@@ -430,27 +430,27 @@ INPUTS: dict[str, tuple[Build, int]] = {
     "coco: /dev/zero": (odd_source(_endless, "t.json", "{coco: t.json}", "detect"), 8),
     "coco: 60 MB of {}": (coco_of(lambda: b'{"images": [' + b"{}," * 20_000_000 + b"{}]}"), 8),
     "coco: 50 MB of [": (coco_of(lambda: b"[" * 50_000_000), 8),
-    "coco: a name that is no text": (category_that_is_no_text, 8),
+    "coco: a category name that is not valid Unicode": (category_name_not_unicode, 8),
     "voc: a pipe": (odd_annotation(_pipe), 8),
     "voc: /dev/zero": (odd_annotation(_endless), 8),
     "voc: entities of entities": (entities, 8),
     "voc: entities in UTF-16": (entities_in_utf16, 8),
-    "voc: 5,000,000 elements in each other": (deep_xml, 8),
+    "voc: 5,000,000 nested elements": (deep_xml, 8),
     "voc: a list with 400,000 blanks": (list_of_blanks, 8),
-    "voc: nothing to count": (nothing_to_count, 8),
-    "idx: a hole of 3 GB": (sparse_idx, 8),
+    "voc: nothing to count": (annotations_without_objects, 8),
+    "idx: a sparse file of 3 GB": (sparse_idx, 8),
     "idx: .gz of 6 GB, as its header says": (packed_idx(struct.pack(">IIII", 0x803, 7_700_000, 28, 28), 1 << 30), 8),
     "idx: .gz, more than its header says": (packed_idx(struct.pack(">IIII", 0x803, 60_000, 28, 28), 1 << 30), 8),
     "idx: a header of 2^96 bytes": (packed_idx(struct.pack(">IIII", 0x803, *[2**32 - 1] * 3), 1 << 24), 8),
     "npz: 1 MB that is 1 GiB": (packed_npz(1 << 30), 8),
     "npz: a pipe": (odd_source(_pipe, "a.npz", "{arrays: a.npz}"), 8),
     "npz: a pickle": (pickled_npz, 8),
-    "npz: a header of 6,000 signs": (npz_of({"x.npy": npy_saying("-" * 6000 + "1,"), "y.npy": LABELS}), 8),
+    "npz: a header of 6,000 minus signs": (npz_of({"x.npy": npy_claiming("-" * 6000 + "1,"), "y.npy": LABELS}), 8),
     "npz: damaged LZMA": (damaged_lzma, 8),
     "table: 9,900,000 empty rows": (empty_cells, 8),
     "table: Parquet, 2 GB of one text": (parquet_of_long_text, 8),
-    "table: Parquet, a column twice": (parquet_of(twice_named), 8),
-    "table: Parquet, a time of no calendar": (parquet_of(of_no_time), 8),
+    "table: Parquet, a column twice": (parquet_of(repeated_column), 8),
+    "table: Parquet, a time outside the calendar": (parquet_of(time_outside_the_calendar), 8),
     "table: a pipe": (odd_source(_pipe, "t.csv", "{table: t.csv}"), 8),
     "table: 12,000,000 rows in 48 MB": (tiny_rows, 8),
     "table: a cell of 50 MB": (one_large_cell, 8),
@@ -466,9 +466,9 @@ INPUTS: dict[str, tuple[Build, int]] = {
     "shards: s3://": (lambda folder: config(folder, "{shards: 's3://bucket/a.tar'}"), 8),
     "shards: http://": (lambda folder: config(folder, "{shards: 'http://127.0.0.1:9/a.tar'}"), 8),
     "shards: pipe:": (lambda folder: config(folder, "{shards: 'pipe:touch pwned'}"), 8),
-    "folder: an image of 3.6 gigapixels": (picture_bomb, 8),
-    "folder: an image that is a pipe": (picture_pipe, 8),
-    "folder: a class that is no text": (class_that_is_no_text, 8),
+    "folder: an image of 3.6 gigapixels": (image_bomb, 8),
+    "folder: an image that is a pipe": (image_pipe, 8),
+    "folder: a class name that is not UTF-8": (class_name_not_utf8, 8),
     "weights: .pth a pipe": (weights_of("w.pth", None), 3),
     "weights: .safetensors a pipe": (weights_of("w.safetensors", None), 3),
     "weights: a header of 2^63 bytes": (weights_of("w.safetensors", lambda: safetensors_of(2**63)), 3),

@@ -1,4 +1,4 @@
-"""Files of small images: random ones, and those of each task of `configs`."""
+"""Files of small images: random images, and those for each task of `configs`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def save_picture(path: Path, seed: int = 0, size: tuple[int, int] = (12, 10), mode: str = "RGB") -> Path:
-    """A picture file of random pixels; `size` is (width, height)."""
+    """Save an image of random pixels; `size` is (width, height)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     shape = (size[1], size[0], 3) if mode == "RGB" else (size[1], size[0])
     pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
@@ -21,7 +21,7 @@ def save_picture(path: Path, seed: int = 0, size: tuple[int, int] = (12, 10), mo
 def save_class_folders(
     root: Path, classes: Sequence[str] = ("cat", "dog"), count: int = 24, size: tuple[int, int] = (8, 8)
 ) -> Path:
-    """Folders of `count` random pictures each, one folder a class."""
+    """Save `count` random images for each class, in one folder per class."""
     for label, name in enumerate(classes):
         for number in range(count):
             save_picture(root / name / f"{number}.png", seed=100 * label + number, size=size)
@@ -29,7 +29,7 @@ def save_class_folders(
 
 
 def write_pictures(root: Path) -> Path:
-    """Two classes of 30 small pictures."""
+    """Write two class folders of 30 small images, and beside them the files of the other tasks."""
     noise = np.random.default_rng(0)
     for label, name in enumerate(("cat", "dog")):
         (root / name).mkdir(parents=True)
@@ -48,7 +48,7 @@ def write_pictures(root: Path) -> Path:
 
 
 def write_scenes(root: Path) -> None:
-    """40 pictures with a bright box each, as VOC has them."""
+    """Write 40 images with one bright box each, in the layout of VOC."""
     noise = np.random.default_rng(1)
     for folder in ("JPEGImages", "Annotations"):
         (root / folder).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Trainings that a signal stops at a step, and what must be equal once they went on."""
+"""Trainings that a signal stops at a step, and the digest that must be equal after they are resumed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cnnrun.training import checkpoints, loop
 
 
 def digest(run: Path) -> str:
-    """Everything that must repeat: the last checkpoint's tensors and state, metrics.jsonl, and which is the best."""
+    """Digest of everything that must repeat: the last checkpoint, metrics.jsonl and the name of the best checkpoint."""
     saved = checkpoints.load_newest(run / "checkpoints", "latest", pytest.fail)
     assert saved is not None
     found = hashlib.sha256(json.dumps(saved.state, sort_keys=True).encode())
@@ -31,7 +31,7 @@ def digest(run: Path) -> str:
 
 @contextmanager
 def stop_at(step: int) -> Iterator[None]:
-    """SIGTERM arrives while optimizer step `step` is under way, and the training in this context ends by it."""
+    """Send SIGTERM during optimizer step `step` of the training in this context, which ends by it."""
     real = loop.backward
 
     def backward_with_signal(learner, job, batch, number):

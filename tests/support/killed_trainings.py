@@ -1,7 +1,7 @@
-"""Trainings that are killed with SIGKILL and started again until they are done, and what must be equal then.
+"""Trainings that are killed with SIGKILL and restarted until they finish, and the digest that must be equal then.
 
-torch is imported once and each training forked, so that a kill costs a fraction of a second.
-tests/system/test_killed_trainings.py runs some of them, `scripts/endurance` as many as one likes.
+torch is imported once and each training is forked, so that a kill costs a fraction of a second.
+tests/system/test_killed_trainings.py runs some of them, `scripts/endurance` as many as wanted.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ HOWS = ("moment", "write")  # at a uniformly random moment; before a uniformly r
 
 
 def training_digest(root: Path) -> str:
-    """Of everything that must be equal: all tensors, counters and offsets, the metrics' bytes, what is pointed at."""
+    """Digest of everything that must be equal: tensors, counters, offsets, metrics.jsonl, result and pointers."""
     run = root / "runs" / "c" / "1"
     found = hashlib.sha256()
     for pointer in ("latest", "best"):
@@ -54,7 +54,7 @@ def training_digest(root: Path) -> str:
 
 
 def _train_counting_calls(made: schema.Experiment, root: Path, fatal: int | None) -> int:
-    """Train in this process; the call number `fatal` that writes is never made. Gives how many there were."""
+    """Train in this process, which is killed before writing call number `fatal`. Return the number of writing calls."""
     calls = 0
     lock = threading.Lock()
 
@@ -88,7 +88,7 @@ def _train_counting_calls(made: schema.Experiment, root: Path, fatal: int | None
 
 @dataclass
 class Undisturbed:
-    """A case that was left alone: what it gave, how long it took, how many calls wrote."""
+    """Result of an undisturbed training: its digest, its duration and its number of writing calls."""
 
     digest: str
     seconds: float
@@ -108,7 +108,7 @@ def run_undisturbed(folder: Path, case: tuple[int, int, str]) -> Undisturbed:
 
 @dataclass
 class Story:
-    """What became of a training that was killed again and again."""
+    """Record of a training that was killed repeatedly."""
 
     case: tuple[int, int, str]
     kills: int = 0
@@ -120,9 +120,9 @@ class Story:
 def kill_repeatedly(
     folder: Path, case: tuple[int, int, str], expected: Undisturbed, kills: int, how: str, seed: int, early: float = 1.0
 ) -> Story:
-    """Kill a training `kills` times, each at a new random point, then let it end.
+    """Kill a training `kills` times, each time at a new random point, then let it finish.
 
-    `early` is the part of an undisturbed run in which kills come: less makes room for more of them.
+    `early` is the fraction of an undisturbed run within which it is killed. A smaller one leaves room for more kills.
     """
     draw, story = random.Random(seed), Story(case)
     with tempfile.TemporaryDirectory() as name:
@@ -153,7 +153,7 @@ def kill_repeatedly(
 def _start_once(
     made: schema.Experiment, root: Path, expected: Undisturbed, draw: random.Random, how: str | None, early: float
 ) -> int:
-    """Start the training; gives the signal that ended it, 0 for a good end, -1 for a bad one."""
+    """Start the training. Return the signal that killed it, 0 if it finished, or -1 if it failed."""
     fatal = draw.randint(1, int(expected.calls * early)) if how == "write" else None
     pid, pipe = fork(lambda: _train_counting_calls(made, root, fatal))
     if how == "moment":
@@ -168,7 +168,7 @@ def _start_once(
 
 
 def stories(kills: int, seed: int = 0, most: int = 10) -> Iterator[Story]:
-    """Trainings over all cases and ways to be killed, until there were so many kills; chains of up to `most`."""
+    """Kill trainings over all cases and ways until there were `kills` kills, at most `most` in one training."""
     draw = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
         folder = write_pictures(Path(name) / "pictures")

@@ -1,4 +1,4 @@
-"""Networks built from the zoo, from layers as text, and single layers as their kinds' examples have them."""
+"""Networks built from the zoo or from YAML text, and single layers built from the example of their kind."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def example_layer(kind):
 
 
 def example_shapes(kind, batch: int):
-    """Batches of the kind's example shapes; a leaf that takes several gets two."""
+    """Shapes of a batch of the kind's example inputs. A layer of several inputs gets two."""
     return [(batch, *kind.example_shape)] * (2 if kind.has_several_inputs else 1)
 
 

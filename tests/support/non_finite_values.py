@@ -1,4 +1,4 @@
-"""Ways of making one step of a training not finite, each in another place."""
+"""Faults that make one training step non-finite, each in another place."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A GPU that is only pretended: tests of CUDA are rehearsed with it on machines that have none.
+"""A pretended GPU, with which CUDA tests are rehearsed on machines without one.
 
-Its tensors are the host's, with a mark on their storage. `Tensor.device` says "cuda:0" of them, an operation that mixes
-them with the host's raises what CUDA would raise, `.numpy()` refuses them, and under `torch.cuda.set_sync_debug_mode`
-what that mode finds raises. Numbers, kernels, streams and the memory of a real GPU are not pretended.
+Its tensors are host tensors with a mark on their storage. Their `Tensor.device` is "cuda:0". An operation that mixes
+them with host tensors raises the error of CUDA, `.numpy()` refuses them, and synchronizing operations raise under
+`torch.cuda.set_sync_debug_mode`. The numerics, kernels, streams and memory of a real GPU are not imitated.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ REHEARSAL = "CNNRUN_CUDA_REHEARSAL"
 
 _MARK = "_on_pretended_gpu"
 _GPU, _HOST = torch.device("cuda", 0), torch.device("cpu")
-_MEMORY = 8 << 30  # bytes that it says it has
+_MEMORY = 8 << 30  # bytes that it reports
 
 _GROUP = torch._C._group_tensors_by_device_and_dtype
 _aten = torch.ops.aten
@@ -59,7 +59,7 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 
 
 class _State:
-    """What the pretended GPU was told, and whether a call is under way that works on the GPU's tensors."""
+    """Settings of the pretended GPU, and whether a call on its tensors is in progress."""
 
     def __init__(self) -> None:
         self.in_call = False
@@ -67,13 +67,13 @@ class _State:
         self.largest = _MEMORY
 
     def wait(self, what: object) -> None:
-        """The host waits for the GPU here."""
+        """Raise if synchronization is forbidden, because the host waits for the GPU here."""
         if self.waiting_raises:
             raise RuntimeError(f"called a synchronizing CUDA operation ({what})")
 
 
 class _Operations(TorchDispatchMode):
-    """Marks what operations on the GPU's tensors give, backward passes and other libraries' operations included."""
+    """Mark the results of operations on GPU tensors, including backward passes and operations of other libraries."""
 
     def __init__(self, state: _State) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ def _by_mask(indices: Any) -> bool:
 
 
 class _Calls(TorchFunctionMode):
-    """What Python sees of devices: `device`, `to`, `cpu`, `numpy` and every `device=` of a call."""
+    """Replace what Python sees of devices: `device`, `to`, `cpu`, `numpy` and every `device=` argument."""
 
     def __init__(self, state: _State) -> None:
         super().__init__()
@@ -207,7 +207,7 @@ class _Calls(TorchFunctionMode):
         return tensor.tolist()
 
     def _one_hot(self, tensor: Tensor, num_classes: int = -1) -> Tensor:
-        """On the host it looks at the numbers; on a GPU only where it is not told how many classes there are."""
+        """The host reads the values. A GPU reads them only if the number of classes is not given."""
         if is_on_gpu(tensor) and num_classes == -1:
             self._state.wait("one_hot")
         raises, self._state.waiting_raises = self._state.waiting_raises, False
@@ -241,7 +241,7 @@ class _Scaler(torch.amp.GradScaler):
 
 
 def _of_cuda(state: _State) -> dict[str, Any]:
-    """What `torch.cuda` answers."""
+    """Replacements for attributes of `torch.cuda`."""
 
     def allow_waiting(mode: int | str) -> None:
         state.waiting_raises = mode in (2, "error")
@@ -273,7 +273,7 @@ def _of_cuda(state: _State) -> dict[str, Any]:
 
 
 def _grouped(tensors: Any, with_indices: bool = False) -> dict[Any, Any]:
-    """How PyTorch's optimizers group their tensors, by devices that are pretended."""
+    """Group tensors as PyTorch's optimizers do, by their pretended devices."""
     found = _GROUP(tensors, with_indices)
     return {(_GPU if is_on_gpu(of[0][0][0]) else device, dtype): of for (device, dtype), of in found.items()}
 
@@ -284,7 +284,7 @@ def _nothing() -> Any:
 
 @contextmanager
 def pretended_gpu() -> Iterator[torch.device]:
-    """A pretended `cuda` for this thread while inside."""
+    """Pretend a `cuda` device for this thread inside the context."""
     state = _State()
     with pytest.MonkeyPatch.context() as patched, ExitStack() as modes:
         for name, value in _of_cuda(state).items():
@@ -301,7 +301,7 @@ def pretended_gpu() -> Iterator[torch.device]:
 
 @contextmanager
 def some_gpu() -> Iterator[torch.device]:
-    """A GPU; with CNNRUN_CUDA_REHEARSAL=1, where there is none, one that is pretended inside."""
+    """A real GPU, or a pretended one if there is none and CNNRUN_CUDA_REHEARSAL=1. Otherwise the test is skipped."""
     if torch.cuda.is_available():
         yield choose_device("cuda")
     elif os.environ.get(REHEARSAL) == "1":

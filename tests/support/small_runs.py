@@ -1,4 +1,4 @@
-"""Networks for the tests of explanations: with links by name and parallel branches, for every task."""
+"""Small trained runs for tests: of TINY, of a network with links by name and parallel branches, and of every task."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ TASKS = ("classify", "multilabel", "regress", "detect", "verify")
 
 
 def train_tiny(root: Path, *overrides: str) -> Path:
-    """The run folder of TINY with these settings, trained."""
+    """Train TINY with these overrides and return the run folder."""
     return Path(train_run(tiny_experiment(*overrides), root, torch.device("cpu"), resume=False)["run"])
 
 
 def train_from_weights(run: Path, root: Path, *overrides: str) -> tuple[Path, dict[str, torch.Tensor]]:
-    """A run of one epoch from a run's weights, and its first checkpoint's tensors; the layers are those of TINY."""
+    """Train the layers of TINY for one epoch from the weights of a run. Return the new run and its first tensors."""
     layers = TINY[TINY.index("model:\n") + 7 : TINY.index("train:")].replace("  - ", "    - ")
     text = TINY.replace(
         TINY[TINY.index("model:\n") : TINY.index("train:")], f"model:\n  layers:\n{layers}  weights: {run}\n"
@@ -36,13 +36,13 @@ def train_from_weights(run: Path, root: Path, *overrides: str) -> tuple[Path, di
 
 
 def train_linked(root: Path) -> Path:
-    """The run folder of LINKED, trained."""
+    """Train LINKED and return the run folder."""
     made = config_file.parse_config(LINKED, "linked.yaml")
     return Path(train_run(made, root, torch.device("cpu"), resume=False)["run"])
 
 
 def train_each_task(root: Path) -> dict[str, Path]:
-    """A run of each task, of small pictures, trained shortly."""
+    """Train a short run of each task on small images."""
     folder = write_pictures(root / "pets")
     kinds = {"classify": "dropout"}
     found = {}
@@ -53,10 +53,10 @@ def train_each_task(root: Path) -> dict[str, Path]:
 
 
 def open_run(run: Path) -> opening.OpenRun:
-    """A run opened as the commands open it, on the CPU."""
+    """Open a run on the CPU as the commands do."""
     return opening.open_run(run, Path("runs"), torch.device("cpu"))
 
 
 def explain_run(method: ExplainMethod, run: Path, out: Path | None = None, root: Path = Path("runs")) -> dict:
-    """What the command of a method returns, on the CPU."""
+    """Run an explanation method on the CPU and return the data of its command."""
     return run_method.explain_run(method, run, root, torch.device("cpu"), out)

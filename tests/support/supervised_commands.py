@@ -1,4 +1,4 @@
-"""A supervisor that repeats one command until it ends well, while the command is killed at chosen places.
+"""A supervisor that repeats a command until it succeeds, while the command is killed at chosen places.
 
 tests/training/test_run_folder.py runs some chains, `benchmarks/reliability.py --only supervisor` all of them.
 """
@@ -42,7 +42,7 @@ WRITING = {"export": 12, "enroll": 4, "cache": 60}  # killed before a call that 
 
 @dataclass
 class Chain:
-    """One command under a supervisor: how often it was killed and started, and what was wrong in the end."""
+    """Record of one supervised command: how often it was killed and started, and what was wrong at the end."""
 
     place: str
     kills: int = 0
@@ -51,7 +51,7 @@ class Chain:
 
 
 def run_command(words: list[str], place: str | None, nth: int) -> int:
-    """Run the command in this process, which is killed at the n-th call of `place`; returns its exit code."""
+    """Run the command in this process, which is killed at the n-th call of `place`. Return the exit code."""
     from cnnrun.commands import app
 
     torch.set_num_threads(1)
@@ -105,7 +105,7 @@ def _kill_at_write(patched: pytest.MonkeyPatch, nth: int) -> None:
 
 
 def run_chain(place: str, seed: int, most: int = 4) -> Chain:
-    """Kill the command up to `most` times, repeat it until it ends well, and once more; compare the result."""
+    """Kill the command up to `most` times, repeat it until it succeeds, run it once more and check the result."""
     draw, made = random.Random(f"{place} {seed}"), Chain(place)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -132,7 +132,7 @@ def run_chain(place: str, seed: int, most: int = 4) -> Chain:
 
 
 def _prepare(place: str, folder: Path) -> tuple[list[str], Callable[[], list[str]]]:
-    """The command, and what is wrong once it has ended."""
+    """Return the command and a function that lists what is wrong after it."""
     if place == "export":
         run = _train(folder, TINY)
         words = ["export", "code", str(run)]
@@ -157,7 +157,7 @@ def _prepare(place: str, folder: Path) -> tuple[list[str], Callable[[], list[str
 
 
 def _differences(folder: Path) -> list[str]:
-    """What is not as in one run that was left alone."""
+    """Differences between the supervised training and an undisturbed one."""
     whole = _train(folder, (folder / "tiny.yaml").read_text())
     run = folder / "runs" / "tiny" / "1"
     runs = sorted(path.name for path in run.parent.iterdir())
@@ -177,7 +177,7 @@ def _train(folder: Path, text: str) -> Path:
 
 
 def _export(run: Path, path: Path) -> dict[str, str]:
-    """The files of an undisturbed export."""
+    """Export without disturbance and return the digests of its files."""
     path.parent.mkdir()
     assert outcome(*fork(lambda: run_command(["export", "code", str(run), "--out", str(path)], None, 0))) == 0
     return _files(path.parent)
@@ -216,7 +216,7 @@ def _prepare_enroll(folder: Path) -> tuple[list[str], Callable[[], list[str]]]:
 
 
 def chains(each: int) -> Iterator[Chain]:
-    """So many chains of each place."""
+    """Run `each` chains for every place."""
     for seed in range(each):
         for place in (*PLACES, *WRITING):
             yield run_chain(place, seed)

@@ -1,4 +1,4 @@
-"""The pretended GPU refuses what a real one refuses: else a rehearsal would find nothing."""
+"""The pretended GPU refuses what a real GPU refuses, so that a rehearsal finds device errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def gpu():
         yield device
 
 
-def test_what_is_computed_there_stays_there(gpu):
+def test_results_of_gpu_tensors_are_on_the_gpu(gpu):
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2)).to(gpu)
     inputs = torch.rand(2, 3, 6, 6, device=gpu, requires_grad=True)
     out = network(inputs)
@@ -41,13 +41,13 @@ def test_what_is_computed_there_stays_there(gpu):
         lambda here, there: nn.functional.linear(there, here),
     ],
 )
-def test_mixing_with_the_hosts_tensors_is_refused(gpu, mix):
+def test_mixing_gpu_and_host_tensors_is_refused(gpu, mix):
     here, there = torch.ones(3, 3), torch.ones(3, 3, device=gpu)
     with pytest.raises(RuntimeError, match="on the same device"):
         mix(here, there)
 
 
-def test_single_numbers_and_indices_of_the_host_are_taken(gpu):
+def test_host_scalars_and_indices_are_accepted(gpu):
     there = torch.arange(6.0, device=gpu)
     assert (there * torch.tensor(2.0)).device.type == "cuda"
     assert there[torch.tensor([1, 2])].tolist() == [1, 2]
@@ -57,7 +57,7 @@ def test_single_numbers_and_indices_of_the_host_are_taken(gpu):
     assert there.sum().item() == 0
 
 
-def test_numpy_cannot_have_them(gpu):
+def test_numpy_refuses_gpu_tensors(gpu):
     there = torch.ones(3, device=gpu)
     with pytest.raises(TypeError, match="numpy"):
         there.numpy()
@@ -80,7 +80,7 @@ def test_numpy_cannot_have_them(gpu):
         lambda there: torch.linalg.inv(torch.eye(2, device="cuda")),
     ],
 )
-def test_what_makes_the_host_wait_is_found(gpu, wait):
+def test_synchronizing_operations_are_found(gpu, wait):
     there = torch.arange(3.0, device=gpu)
     wait(there)
     torch.cuda.set_sync_debug_mode("error")
@@ -88,7 +88,7 @@ def test_what_makes_the_host_wait_is_found(gpu, wait):
         wait(there)
 
 
-def test_what_does_not_make_it_wait_is_let_through(gpu):
+def test_asynchronous_operations_are_allowed(gpu):
     there = torch.arange(3.0, device=gpu)
     torch.cuda.set_sync_debug_mode("error")
     torch.ones(3).pin_memory().to(gpu, non_blocking=True).add_(there).sum()
@@ -96,7 +96,7 @@ def test_what_does_not_make_it_wait_is_let_through(gpu):
     there.index_select(0, torch.zeros(1, dtype=torch.int64, device=gpu))
 
 
-def test_all_is_as_before_afterwards():
+def test_leaving_the_pretended_gpu_restores_torch():
     before = torch.cuda.device_count, torch.autocast, torch.Tensor.pin_memory
     with pretended_gpu() as device:
         kept = torch.ones(2, device=device)

@@ -1,6 +1,6 @@
-"""Whatever is wrong with the files of a run, be every hash right: one line and exit 3 (or 4), or it is used as it is.
+"""A run with damaged files, even with correct hashes, is refused in one line with exit 3 or 4, or used unchanged.
 
-A part of all damages; `benchmarks/reliability.py --only damage` tries every one.
+A random sample of the damages is tested. `benchmarks/reliability.py --only damage` tries every one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SAMPLE = 60  # of each kind
 
 @pytest.fixture(scope="module")
 def runs_of_each_state(tmp_path_factory):
-    """A config, a finished run of it, and the same run as if its training had been killed at the very end."""
+    """A config, a finished run of it, and the same run as if its training had been killed just before it finished."""
     return damaged_runs.runs_of_each_state(tmp_path_factory.mktemp("damaged"))
 
 
@@ -32,21 +32,21 @@ def sample(damages):
     return random.Random(7).sample(found, min(SAMPLE, len(found)))
 
 
-def check(source: Path, damages, words, *, refused: int) -> None:
-    """Each damage to a copy of the run gives 0, 3 or 4, and a line without a traceback where it is not 0."""
-    codes, before = [], tree(source)
+def check_damages(source: Path, damages, words, *, refused: int) -> None:
+    """Assert that each damage to a copy of the run gives 0, 3 or 4, and a message without a traceback if not 0."""
+    codes, before = [], tree_digest(source)
     for what, apply in sample(damages):
         code, err = damaged_runs.run_on_damaged_copy(source, apply, words)
         assert code in (0, 3, 4), (what, err)
         assert "Traceback" not in err, what
         assert code == 0 or err.splitlines(), what
         codes.append(code)
-    assert tree(source) == before
+    assert tree_digest(source) == before
     assert codes.count(3) >= refused
 
 
-def tree(folder: Path) -> str:
-    """A digest of every name and content in a folder, links as links."""
+def tree_digest(folder: Path) -> str:
+    """Digest of every name and content in a folder. Links are not followed."""
     made = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         made.update(os.fsencode(path))
@@ -67,18 +67,18 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_damaged_run_is_refused_by_name_or_used(runs_of_each_state, kind):
+def test_a_damaged_run_is_refused_or_still_usable(runs_of_each_state, kind):
     config, finished, killed = runs_of_each_state
     damages, command, refused = KINDS[kind]
     source = killed if command == "train" else finished
     words = ("train", str(config), "--resume", "--no-report") if command == "train" else (command,)
-    check(source, damages(source), words, refused=refused)
+    check_damages(source, damages(source), words, refused=refused)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("part", ["model", "ema", "optimizer"])
-def test_numbers_that_are_not_finite_are_never_used(runs_of_each_state, run_cli, tmp_path, part, bad):
-    """NaN with the right hashes was evaluated, exit 0."""
+def test_non_finite_weights_are_refused(runs_of_each_state, run_cli, tmp_path, part, bad):
+    """Regression: a checkpoint with NaN and correct hashes was evaluated with exit 0."""
     config, finished, killed = runs_of_each_state
     for source, words in ((finished, ("eval",)), (killed, ("train", config, "--resume"))):
         if part == "optimizer" and source == finished:
@@ -96,7 +96,7 @@ def test_numbers_that_are_not_finite_are_never_used(runs_of_each_state, run_cli,
         assert "is not made of finite real numbers" in err
 
 
-# --- links -----------------------------------------------------------------------------------------------------------
+# --- links ------------------------------------------------------------------------------------------------------------
 
 
 COMMANDS = {
@@ -111,8 +111,8 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, "train"])
-def test_nothing_leads_out_of_a_run(runs_of_each_state, run_cli, tmp_path, command):
-    """Six of seven writes through a link got out, with exit 0."""
+def test_links_never_lead_writes_out_of_a_run(runs_of_each_state, run_cli, tmp_path, command):
+    """Regression: six of seven commands wrote through a link outside the run, with exit 0."""
     config, finished, killed = runs_of_each_state
     source = killed if command == "train" else finished
     for number, (what, apply) in enumerate(damaged_runs.links_and_pipes(source, tmp_path / "outside")):
@@ -121,19 +121,19 @@ def test_nothing_leads_out_of_a_run(runs_of_each_state, run_cli, tmp_path, comma
         copy = root / "tiny" / "1"
         shutil.copytree(source, copy)
         apply(copy)
-        before = tree(outside)
+        before = tree_digest(outside)
         words = ("train", config, "--resume") if command == "train" else COMMANDS[command](copy)
         code, _, err = run_cli(*words, "--runs", root)
         assert code == 3, (what, err)
-        assert tree(outside) == before, what
+        assert tree_digest(outside) == before, what
         assert len(err.splitlines()) >= 1
         assert "Traceback" not in err
         shutil.rmtree(outside)
         shutil.rmtree(root)
 
 
-def test_a_file_of_which_an_attacker_knows_the_temporary_name_is_not_written_through(tmp_path, monkeypatch):
-    """Random names aside: a name that is taken is never opened."""
+def test_a_link_with_the_temporary_name_is_not_written_through(tmp_path, monkeypatch):
+    """A temporary file that already exists is never opened, even if its random name was guessed."""
     from cnnrun.base import atomic_files
     from cnnrun.base.errors import StorageError
 
@@ -145,8 +145,8 @@ def test_a_file_of_which_an_attacker_knows_the_temporary_name_is_not_written_thr
     assert (tmp_path / "outside").read_text() == "mine"
 
 
-def test_metrics_with_a_second_name_are_not_written_to(runs_of_each_state, run_cli, tmp_path):
-    """A hard link is no link to see, and what is written at the end of it is written in both places."""
+def test_a_hard_linked_metrics_file_is_refused(runs_of_each_state, run_cli, tmp_path):
+    """A hard link does not look like a link, and an append to it changes both files."""
     config, _, killed = runs_of_each_state
     copy = tmp_path / "tiny" / "1"
     shutil.copytree(killed, copy)
@@ -161,7 +161,7 @@ def test_metrics_with_a_second_name_are_not_written_to(runs_of_each_state, run_c
 
 @pytest.mark.parametrize("change", [torch.Tensor.half, lambda value: value.to(torch.float8_e4m3fn), torch.Tensor.int])
 @pytest.mark.parametrize("part", ["model", "ema", "optimizer"])
-def test_numbers_of_another_type_are_refused(runs_of_each_state, part, change):
+def test_tensors_of_another_dtype_are_refused(runs_of_each_state, part, change):
     config, finished, killed = runs_of_each_state
 
     def damage_it(run: Path) -> None:

@@ -1,4 +1,4 @@
-"""Detection from YAML to boxes: trained, resumed, evaluated, exported, drawn."""
+"""Detection through every command: train, resume, evaluate, export and draw."""
 
 from __future__ import annotations
 
@@ -43,29 +43,29 @@ train: {epochs: 3, batch: 16, optimizer: {adamw: 0.004}, monitor: val/AP50}
 """
 
 
-def tried(*overrides: str) -> schema.Experiment:
+def scenes_experiment(*overrides: str) -> schema.Experiment:
     return config_file.parse_config(SCENES, "scenes.yaml", ["name=scenes", *overrides])
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """Trained long enough to find something."""
+    """A detector that is trained long enough to detect something."""
     root = tmp_path_factory.mktemp("scenes")
-    made = tried("train.epochs=14", "data.source.digit_scenes.train=500", "train.ema={decay: 0.9}")
+    made = scenes_experiment("train.epochs=14", "data.source.digit_scenes.train=500", "train.ema={decay: 0.9}")
     return Path(train_run(made, root, CPU, resume=False)["run"])
 
 
 @pytest.fixture
 def scene(tmp_path, run) -> Path:
-    """A scene as a picture file of twice the size."""
-    pixels = tried().data.source.read().splits["test"].images[3, :, :, 0]
+    """A scene as an image file of twice the size."""
+    pixels = scenes_experiment().data.source.read().splits["test"].images[3, :, :, 0]
     path = tmp_path / "pictures" / "12.png"
     path.parent.mkdir()
     Pil.fromarray(pixels).resize((192, 192), Pil.Resampling.BILINEAR).save(path)
     return path
 
 
-def test_it_learns_and_measures_the_same_everywhere(run):
+def test_a_detector_learns_and_eval_equals_the_training_metrics(run):
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     best = max(json.loads(line)["val/AP50"] for line in (run / "metrics.jsonl").read_text().splitlines())
     assert best > 0.15
@@ -77,8 +77,10 @@ def test_it_learns_and_measures_the_same_everywhere(run):
 
 
 @pytest.mark.parametrize("augment", ["{shift: 0.1, flip: both}", "{rotate: 9, scale: 0.2, mosaic: 0.5}"])
-def test_resumed_is_uninterrupted(tmp_path, augment):
-    made = tried(f"data.augment={augment}", "train.ema={decay: 0.9}", "train.epochs=2", "train.accumulate=2")
+def test_a_resumed_training_of_a_detector_equals_an_uninterrupted_one(tmp_path, augment):
+    made = scenes_experiment(
+        f"data.augment={augment}", "train.ema={decay: 0.9}", "train.epochs=2", "train.accumulate=2"
+    )
     train_run(made, tmp_path / "whole", CPU, resume=True)
     with stop_at(7):
         train_run(made, tmp_path / "cut", CPU, resume=True)
@@ -86,11 +88,11 @@ def test_resumed_is_uninterrupted(tmp_path, augment):
     assert digest(tmp_path / "cut" / "scenes" / "1") == digest(tmp_path / "whole" / "scenes" / "1")
 
 
-def test_evaluation_by_several_ranks_is_that_of_one(run):
+def test_evaluation_on_two_ranks_equals_one_process(run):
     _, given = open_run.open_trained(run, run.parent.parent, CPU)
-    data = assemble.prepare_dataset(tried())
+    data = assemble.prepare_dataset(scenes_experiment())
 
-    def measured(rank=None):
+    def measure(rank=None):
         from cnnrun.base.ranks import join_ranks
 
         with join_ranks(CPU, 60) as ranks:
@@ -98,13 +100,13 @@ def test_evaluation_by_several_ranks_is_that_of_one(run):
                 given.network, given.criterion, given.task, given.facts, data.splits["val"], 16, CPU, ranks
             ).metrics
 
-    alone = measured()
+    alone = measure()
     assert alone["AP50"] > 0
-    assert all(each == alone for each in run_on_ranks(2, measured))
+    assert all(each == alone for each in run_on_ranks(2, measure))
 
 
 @pytest.mark.parametrize("form", [Onnx(), Code()], ids=lambda form: form.kind)
-def test_the_exported_file_finds_the_same_boxes_and_the_same_numbers(run, tmp_path, form):
+def test_an_exported_detector_has_the_same_boxes_and_metrics(run, tmp_path, form):
     path = tmp_path / f"model{form.suffix}"
     report = export_run(form, run, run.parent.parent, None, path)
     assert report["passed"]
@@ -114,7 +116,7 @@ def test_the_exported_file_finds_the_same_boxes_and_the_same_numbers(run, tmp_pa
     assert report["metrics"]["artefact"]["AP50"] > 0.1
 
 
-def test_the_graph_holds_its_own_suppression(run, tmp_path):
+def test_the_onnx_graph_includes_non_maximum_suppression(run, tmp_path):
     path = tmp_path / "model.onnx"
     export_run(Onnx(), run, run.parent.parent, None, path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -128,7 +130,7 @@ def test_the_graph_holds_its_own_suppression(run, tmp_path):
         assert scores.shape == labels.shape == (batch, 30)
 
 
-def test_a_file_that_finds_other_boxes_is_not_kept(run, tmp_path, monkeypatch):
+def test_an_export_with_different_boxes_is_refused(run, tmp_path, monkeypatch):
     from cnnrun import export as exporting
     from cnnrun.base.errors import ParityError
 
@@ -144,7 +146,7 @@ def test_a_file_that_finds_other_boxes_is_not_kept(run, tmp_path, monkeypatch):
     assert not (tmp_path / "model.onnx").exists()
 
 
-def test_predict_gives_boxes_of_the_picture_that_was_given(run, scene, tmp_path, run_cli):
+def test_predict_gives_boxes_in_pixels_of_the_original_image(run, scene, tmp_path, run_cli):
     code, out, _ = run_cli("predict", scene, "--run", run, "--json", "--score", "0.05")
     assert code == 0
     row = json.loads(out)
@@ -167,7 +169,7 @@ def test_predict_gives_boxes_of_the_picture_that_was_given(run, scene, tmp_path,
     assert {each["label"] for each in one["objects"]} == {label}
 
 
-def test_predict_writes_cocos_results_and_drawings(run, scene, tmp_path, run_cli):
+def test_predict_writes_coco_results_and_drawings(run, scene, tmp_path, run_cli):
     coco, drawn = tmp_path / "results.json", tmp_path / "drawn"
     code, out, _ = run_cli(
         "predict", scene.parent, "--run", run, "--score", "0.05", "--coco", coco, "--draw", drawn, "--csv"
@@ -194,7 +196,7 @@ def test_predict_writes_cocos_results_and_drawings(run, scene, tmp_path, run_cli
     assert " at " in text
 
 
-def test_scores_of_one_class_leave_the_others(run):
+def test_a_score_threshold_of_one_class_leaves_the_others(run):
     _, given = open_run.open_trained(run, run.parent.parent, CPU)
     task = given.task.model_copy(update={"score": {"1": 0.8}})
     few = task_with_scores(task, ["2=0.6"], given.facts).thresholds(given.facts)
@@ -203,7 +205,7 @@ def test_scores_of_one_class_leave_the_others(run):
     assert (all_but["1"], all_but["2"]) == (0.1, 0.6)
 
 
-def test_a_table_of_boxes_whatever_comes_first(run, scene, run_cli):
+def test_a_csv_of_boxes_is_complete_if_the_first_image_is_unreadable(run, scene, run_cli):
     (scene.parent / "00.png").write_bytes(b"no picture")
     code, out, _ = run_cli("predict", scene.parent, "--run", run, "--csv", "--score", "0.05")
     assert code == 8
@@ -215,7 +217,7 @@ def test_a_table_of_boxes_whatever_comes_first(run, scene, run_cli):
     assert [(row["path"], row["label"]) for row in empty] == [(str(scene), "")]
 
 
-def test_what_cannot_be_written_is_told_before_anything_is_predicted(run, scene, tmp_path, run_cli):
+def test_an_unusable_output_path_is_refused_before_anything_is_predicted(run, scene, tmp_path, run_cli):
     code, out, err = run_cli("predict", scene, "--run", run, "--coco", tmp_path / "none" / "c.json")
     assert (code, out) == (2, "")
     assert "no such folder" in err
@@ -224,14 +226,14 @@ def test_what_cannot_be_written_is_told_before_anything_is_predicted(run, scene,
     assert "holds images of yours" in err
 
 
-def test_frozen_layers_whose_features_are_kept(tmp_path):
-    made = tried("train.freeze=c3", "task.detect.levels=[p4]", "data.augment={}", "train.epochs=1")
+def test_a_detector_with_frozen_layers_trains_on_cached_features(tmp_path):
+    made = scenes_experiment("train.freeze=c3", "task.detect.levels=[p4]", "data.augment={}", "train.epochs=1")
     nodes = [node for node in made.model.layers if node.name != "p3"]
     made = made.model_copy(update={"model": made.model.model_copy(update={"layers": nodes})})
     assert train_run(made, tmp_path, CPU, resume=False)["best"]
 
 
-def test_options_for_boxes_are_refused_for_other_tasks(trained_run, tmp_path, run_cli):
+def test_box_options_are_refused_for_other_tasks(trained_run, tmp_path, run_cli):
     picture = save_picture(tmp_path / "a.png", size=(8, 8), mode="L")
     for option in (["--score", "0.5"], ["--draw", tmp_path / "d"], ["--coco", tmp_path / "c.json"]):
         code, _, err = run_cli("predict", picture, "--run", trained_run, *option)
@@ -239,7 +241,7 @@ def test_options_for_boxes_are_refused_for_other_tasks(trained_run, tmp_path, ru
         assert "need a network that finds boxes; classify finds none" in err
 
 
-def test_panels_and_the_assignment_are_drawn(run, tmp_path, run_cli, trained_run):
+def test_explain_draws_detections_and_the_assignment(run, tmp_path, run_cli, trained_run):
     code, out, _ = run_cli(
         "explain", "detections", run, "--out", tmp_path / "found.png", "--images", "3", "--runs", tmp_path
     )
@@ -262,7 +264,7 @@ def test_panels_and_the_assignment_are_drawn(run, tmp_path, run_cli, trained_run
     assert not (tmp_path / "b.png").exists()
 
 
-def test_the_training_shows_what_is_found(run):
+def test_training_logs_images_of_detections(run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     board = EventAccumulator(str(run), size_guidance={"images": 0})
@@ -284,21 +286,21 @@ def test_the_training_shows_what_is_found(run):
         ("train.monitor=val/accuracy", "train.monitor", "'val/accuracy' is not measured"),
     ],
 )
-def test_mistakes_are_told_where_they_are(override, where, words):
+def test_invalid_detection_configs_are_refused_at_their_position(override, where, words):
     with pytest.raises(ConfigError) as refused:
-        tried(override)
+        scenes_experiment(override)
     assert any(where in line and words in line for line in refused.value.lines), refused.value.lines
 
 
 @pytest.mark.parametrize("setting", ["mosaic=0.5", "crop={safe: true}"])
-def test_what_is_for_boxes_is_refused_without(setting):
+def test_box_augmentations_are_refused_without_boxes(setting):
     from tests.support.configs import TINY
 
     with pytest.raises(ConfigError, match="is for boxes; classify has none"):
         config_file.parse_config(TINY, "tiny.yaml", [f"data.augment.{setting}"])
 
 
-def test_summary_diagram_and_check_know_the_levels(tmp_path, run_cli):
+def test_summary_diagram_and_check_report_the_levels(tmp_path, run_cli):
     path = tmp_path / "scenes.yaml"
     path.write_text(SCENES)
     code, out, _ = run_cli("check", path)

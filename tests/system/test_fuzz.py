@@ -1,6 +1,6 @@
-"""Parsers of files from outside, on valid files that were changed at random: an answer, or an error of the user's.
+"""Fuzz tests of all parsers: a valid file that is changed at random gives a result or an error for the user.
 
-CNNRUN_FUZZ_EXAMPLES says how many of each (40 here; 2,000 took ten minutes when this was written).
+CNNRUN_FUZZ_EXAMPLES sets the examples of each parser (default 40; 2,000 took ten minutes when this was written).
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ SPECIAL = [
 
 
 @composite
-def changed(draw: DrawFn, data: bytes) -> bytes:
-    """Up to six pieces replaced, repeated or cut."""
+def changed_bytes(draw: DrawFn, data: bytes) -> bytes:
+    """Replace, repeat or remove up to six pieces of the data."""
     made = bytearray(data)
     for _ in range(draw(st.integers(1, 6))):
         start = draw(st.integers(0, len(made)))
@@ -117,7 +117,7 @@ def gallery_bytes(folder: Path) -> bytes:
 
 
 def folder_of(root: Path) -> None:
-    """What the sources below need beside the file that is changed."""
+    """Write the files that the sources below need beside the changed file."""
     for name in ("Annotations", "JPEGImages"):
         (root / name).mkdir(parents=True)
     for number in range(3):
@@ -177,7 +177,7 @@ def _image(path: Path) -> object:
 
 
 @pytest.mark.parametrize("name", PARSERS)
-def test_a_changed_file_gives_an_answer_or_an_error_of_the_users(tmp_path, name):
+def test_a_changed_file_gives_a_result_or_a_user_error(tmp_path, name):
     written, valid, parse = PARSERS[name]
     folder_of(tmp_path / "root")
     path = tmp_path / "root" / written
@@ -187,7 +187,7 @@ def test_a_changed_file_gives_an_answer_or_an_error_of_the_users(tmp_path, name)
         parse(path)  # as it is it is valid
 
     @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(changed(data))
+    @given(changed_bytes(data))
     def fuzz(made: bytes) -> None:
         path.write_bytes(made)
         try:
@@ -200,7 +200,7 @@ def test_a_changed_file_gives_an_answer_or_an_error_of_the_users(tmp_path, name)
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "state.json", "evaluation.json"])
-def test_a_changed_checkpoint_gives_an_answer_or_an_error_of_the_users(tmp_path, trained_run, name):
+def test_a_changed_checkpoint_gives_weights_or_a_user_error(tmp_path, trained_run, name):
     from tests.support.damaged_runs import newest_checkpoint, reseal
 
     run = tmp_path / "run"
@@ -210,7 +210,7 @@ def test_a_changed_checkpoint_gives_an_answer_or_an_error_of_the_users(tmp_path,
     sound = (generation / "manifest.json").read_bytes()
 
     @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(changed(data))
+    @given(changed_bytes(data))
     def fuzz(made: bytes) -> None:
         (generation / "manifest.json").write_bytes(sound)
         (generation / name).write_bytes(made)

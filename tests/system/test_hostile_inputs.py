@@ -1,4 +1,4 @@
-"""Files that want the program to hang, or to take all memory: one line, the documented code, soon, in little memory."""
+"""Files built to hang the program or exhaust its memory are refused with the documented exit code in little memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SLOW = ("idx: .gz", "npz: 1 MB", "table: 12,000,000", "table: 30,000,000", "tabl
     "name",
     [pytest.param(name, marks=[pytest.mark.slow] if name.startswith(SLOW) else []) for name in hostile_inputs.INPUTS],
 )
-def test_it_is_refused_by_name_in_little_memory(tmp_path, name):
+def test_a_hostile_input_is_refused_in_little_memory(tmp_path, name):
     if "Parquet" in name:
         pytest.importorskip("pyarrow")
     build, code = hostile_inputs.INPUTS[name]

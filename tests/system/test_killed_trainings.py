@@ -1,4 +1,4 @@
-"""Killed is not lost: a training killed anywhere and started again gives what it would have given undisturbed."""
+"""A training that is killed anywhere and resumed ends with the same bits as an undisturbed one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def expected(folder):
 
 
 @pytest.mark.parametrize("kind", ["ema", "detect"])
-def test_an_undisturbed_run_repeats_whatever_the_workers(folder, expected, kind):
+def test_an_undisturbed_run_is_reproducible_for_any_number_of_workers(folder, expected, kind):
     first = expected((0, 1, kind))
     assert run_undisturbed(folder, (0, 1, kind)).digest == first.digest == expected((2, 1, kind)).digest
     assert first.digest != expected((0, 1, "mixup")).digest
@@ -35,15 +35,15 @@ def test_an_undisturbed_run_repeats_whatever_the_workers(folder, expected, kind)
 
 @pytest.mark.parametrize("how", HOWS)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
-def test_killed_anywhere_it_ends_the_same(folder, expected, case, how):
-    """32 of 32: two kills each."""
+def test_a_training_killed_twice_ends_with_the_same_bits(folder, expected, case, how):
+    """Each case is killed twice, at places drawn from its seed."""
     story = kill_repeatedly(folder, case, expected(case), 2, how, seed=CASES.index(case))
     assert not story.trouble
     assert story.found == expected(case).digest
 
 
 @pytest.mark.parametrize("how", HOWS)
-def test_a_chain_of_ten_kills_ends_the_same(folder, expected, how):
+def test_a_training_killed_ten_times_ends_with_the_same_bits(folder, expected, how):
     story = kill_repeatedly(folder, (2, 3, "mixup"), expected((2, 3, "mixup")), 10, how, seed=7, early=0.12)
     assert not story.trouble
     assert story.kills == 10

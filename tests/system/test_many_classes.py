@@ -1,4 +1,4 @@
-"""With hundreds of classes nothing that is printed or drawn grows as their square; with few everything is shown."""
+"""With hundreds of classes, no output grows with the square of their number. With few classes everything is shown."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NAMES = tuple(f"class {number}" for number in range(MANY))
 READABLE = 20_000  # characters: a few screens
 
 
-def classified(
+def random_predictions(
     classes: int, count: int, seed: int = 0
 ) -> tuple[classification_metrics.SingleLabelPredictions, np.ndarray, np.ndarray]:
     draw = np.random.default_rng(seed)
@@ -52,8 +52,8 @@ def classified(
 
 @given(st.integers(0, 1000), st.integers(2, 6), st.integers(1, 40), st.booleans())
 @settings(max_examples=40, deadline=None)
-def test_numbers_for_weights_are_those_of_the_weighted_matrix(seed, classes, count, weighted):
-    found, labels, predicted = classified(classes, count, seed)
+def test_weighted_metrics_equal_those_of_the_weighted_confusion_matrix(seed, classes, count, weighted):
+    found, labels, predicted = random_predictions(classes, count, seed)
     weight = np.random.default_rng(seed).integers(0, 3, count).astype(float) if weighted else np.ones(count)
     weight[0] += 1
     matrix = np.zeros((classes, classes))
@@ -73,8 +73,8 @@ def test_numbers_for_weights_are_those_of_the_weighted_matrix(seed, classes, cou
         assert found.metrics(2) == found.metrics(2, weight)
 
 
-def test_a_draw_of_the_bootstrap_holds_no_matrix_of_the_classes():
-    found, *_ = classified(MANY, 500)
+def test_a_bootstrap_draw_allocates_no_confusion_matrix():
+    found, *_ = random_predictions(MANY, 500)
     weight = np.ones(500)
     found.metrics(5, weight)
     tracemalloc.start()
@@ -95,16 +95,16 @@ def test_the_most_confused_pairs_are_the_largest_cells_off_the_diagonal(matrix, 
 # --- what is printed --------------------------------------------------------------------------------------------------
 
 
-def evaluated(classes: int) -> dict:
-    found, *_ = classified(classes, 4 * classes)
+def random_evaluation(classes: int) -> dict:
+    found, *_ = random_predictions(classes, 4 * classes)
     names = [f"class {number}" for number in range(classes)]
     tables, matrices = {"per_class": found.per_class_rows(names)}, {"confusion": found.confusion_KK().tolist()}
     about = {"run": "runs/many/1", "step": 1, "split": "val", "samples": 4 * classes, "intervals": {}}
     return {**about, "numbers": found.metrics(5), "tables": tables, "matrices": matrices}
 
 
-def test_eval_of_many_classes_prints_the_most_confused_pairs_and_the_ends_of_the_table(capsys):
-    data = evaluated(MANY)
+def test_eval_of_many_classes_prints_the_most_confused_pairs_and_the_best_and_worst_rows(capsys):
+    data = random_evaluation(MANY)
     print_evaluation(data, Output())
     out = capsys.readouterr().out
     assert len(out) < READABLE
@@ -122,8 +122,8 @@ def test_eval_of_many_classes_prints_the_most_confused_pairs_and_the_ends_of_the
     assert printed == pytest.approx(ends, abs=5e-5)
 
 
-def test_up_to_thirty_classes_everything_is_printed(capsys):
-    data = evaluated(30)
+def test_up_to_thirty_classes_are_printed_in_full(capsys):
+    data = random_evaluation(30)
     print_evaluation(data, Output())
     out = capsys.readouterr().out
     assert "--json" not in out
@@ -135,12 +135,12 @@ def test_up_to_thirty_classes_everything_is_printed(capsys):
         assert sum(line[:2] == row["class"].split() for line in lines) == 1
 
 
-def test_nothing_confused_is_said(capsys):
-    print_evaluation(evaluated(31) | {"matrices": {"confusion": np.eye(31, dtype=int).tolist()}}, Output())
+def test_a_diagonal_confusion_matrix_is_reported_as_no_confusion(capsys):
+    print_evaluation(random_evaluation(31) | {"matrices": {"confusion": np.eye(31, dtype=int).tolist()}}, Output())
     assert "confusion of 31 classes: no class was confused with another; --json" in capsys.readouterr().out
 
 
-def test_a_class_of_which_there_is_nothing_is_neither_best_nor_worst():
+def test_a_class_without_samples_is_neither_best_nor_worst():
     rows = [{"class": str(n), "AP": n / 100 if n % 2 else None, "objects": n % 2} for n in range(60)]
     shown, more = select_rows(rows)
     assert [row["AP"] for row in shown] == [n / 100 for n in (*range(1, 20, 2), *range(41, 60, 2))]
@@ -152,7 +152,7 @@ def test_a_class_of_which_there_is_nothing_is_neither_best_nor_worst():
     assert select_rows(rows[:30]) == (rows[:30], "")
 
 
-def test_lists_that_are_cut_say_so(capsys):
+def test_shortened_lists_report_how_many_are_missing(capsys):
     print_findings(
         [{"level": "note", "what": "things", "count": 12, "examples": [[str(n)] for n in range(10)]}], Output()
     )
@@ -168,7 +168,7 @@ def test_lists_that_are_cut_say_so(capsys):
     assert second == "removed: q"
 
 
-def test_networks_of_other_classes_are_told_apart_in_a_line():
+def test_a_difference_of_class_lists_is_one_line():
     other = [*NAMES[:700], "new", *NAMES[701:]]
     said = compare._describe_key_difference(list(NAMES), other)
     assert said == "1,000 and 1,000; the first that differs is number 701: class 700 and new"
@@ -179,7 +179,7 @@ def test_networks_of_other_classes_are_told_apart_in_a_line():
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
-def test_figures_of_many_classes_say_whose_curves_they_show():
+def test_figures_of_many_classes_state_which_classes_they_show():
     counts = {name: number % 500 for number, name in enumerate(NAMES)}
     rows = [{"class": name, "recall": level / 100, "precision": 0.5} for name in NAMES for level in range(101)]
     plot = _precision_recall_plot(rows, counts)
@@ -197,12 +197,12 @@ def test_figures_of_many_classes_say_whose_curves_they_show():
     assert len(measured.tables["per_class"]) == MANY
 
 
-def test_a_matrix_is_drawn_of_up_to_thirty_classes():
-    def drawn(classes: int) -> object:
+def test_a_confusion_matrix_is_drawn_for_up_to_thirty_classes():
+    def matrix_chart(classes: int) -> object:
         return charts.matrix_spec("m", np.eye(classes, dtype=int).tolist(), [str(n) for n in range(classes)])
 
-    assert drawn(30) is not None
-    assert drawn(31) is None
+    assert matrix_chart(30) is not None
+    assert matrix_chart(31) is None
 
 
 # --- commands on a data set of a thousand classes ---------------------------------------------------------------------
@@ -230,7 +230,7 @@ def folder(tmp_path_factory) -> Path:
     return made
 
 
-def test_every_command_is_readable(folder, run_cli, tmp_path):
+def test_every_command_prints_little_for_a_thousand_classes(folder, run_cli, tmp_path):
     config, runs = folder / "many.yaml", ["--runs", tmp_path / "runs"]
     run = tmp_path / "runs" / "many" / "1"
     for words in (

@@ -1,4 +1,4 @@
-"""Numbers and label sets through every command: from a table or arrays to the exported file."""
+"""Regression and multilabel classification through every command, from a table to the exported file."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ LOSSES = ["mse", "mae", "{huber: 0.5}", "gaussian"]
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    """240 pictures: a dark half whose edge has an angle; a grey level; marks in two corners, or none."""
+def image_folder(tmp_path_factory) -> Path:
+    """240 images with a dark half at an angle, a grey level, and marks in two corners, one or none."""
     root = tmp_path_factory.mktemp("numbers")
     draw, rows = np.random.default_rng(0), []
     across, down = np.meshgrid(np.arange(SIDE) - 5.5, np.arange(SIDE) - 5.5)
@@ -80,37 +80,37 @@ def pictures(tmp_path_factory) -> Path:
     return root
 
 
-def numbers(pictures: Path, *overrides: str, loss: str = "mse") -> schema.Experiment:
-    text = REGRESS.format(table=pictures / "t.csv", loss=loss)
+def regression_experiment(image_folder: Path, *overrides: str, loss: str = "mse") -> schema.Experiment:
+    text = REGRESS.format(table=image_folder / "t.csv", loss=loss)
     return config_file.parse_config(text, "numbers.yaml", ["name=numbers", *overrides])
 
 
-def labels(pictures: Path, *overrides: str, loss: str = "bce") -> schema.Experiment:
+def multilabel_experiment(image_folder: Path, *overrides: str, loss: str = "bce") -> schema.Experiment:
     return config_file.parse_config(
-        LABELS.format(table=pictures / "t.csv", loss=loss), "l.yaml", ["name=labels", *overrides]
+        LABELS.format(table=image_folder / "t.csv", loss=loss), "l.yaml", ["name=labels", *overrides]
     )
 
 
 @pytest.fixture(scope="module")
-def run(pictures, tmp_path_factory) -> Path:
-    made = numbers(pictures, "train.epochs=25", loss="gaussian")
+def run(image_folder, tmp_path_factory) -> Path:
+    made = regression_experiment(image_folder, "train.epochs=25", loss="gaussian")
     return Path(train_run(made, tmp_path_factory.mktemp("runs"), CPU, resume=False)["run"])
 
 
 @pytest.fixture(scope="module")
-def labelled(pictures, tmp_path_factory) -> Path:
-    made = labels(pictures, "train.epochs=15")
+def multilabel_run(image_folder, tmp_path_factory) -> Path:
+    made = multilabel_experiment(image_folder, "train.epochs=15")
     return Path(train_run(made, tmp_path_factory.mktemp("runs"), CPU, resume=False)["run"])
 
 
-def copied(run: Path, root: Path) -> Path:
+def copy_run(run: Path, root: Path) -> Path:
     return Path(shutil.copytree(run, root / "copy" / "1"))
 
 
 # --- learning ---------------------------------------------------------------------------------------------------------
 
 
-def test_it_learns_numbers_of_any_scale_and_angles(run):
+def test_regression_learns_targets_of_any_scale_and_angles(run):
     found = evaluate_run(run, Path("runs"), CPU, None)
     assert found["split"] == "test"
     rows = {row["target"]: row for row in found["tables"]["per_target"]}
@@ -123,9 +123,9 @@ def test_it_learns_numbers_of_any_scale_and_angles(run):
 
 
 @pytest.mark.parametrize("loss", [*LOSSES, "quantile"])
-def test_every_loss_learns(pictures, tmp_path, loss):
+def test_every_regression_loss_learns(image_folder, tmp_path, loss):
     angle = [] if loss != "quantile" else ["task.regress.angles={}", "task.regress.columns=[level]"]
-    text = REGRESS.format(table=pictures / "t.csv", loss=loss)
+    text = REGRESS.format(table=image_folder / "t.csv", loss=loss)
     if angle:
         text = text.replace("angles: {turn: 360}", "columns: [level]")
     made = config_file.parse_config(text, "n.yaml", ["name=n"])
@@ -134,8 +134,8 @@ def test_every_loss_learns(pictures, tmp_path, loss):
 
 
 @pytest.mark.parametrize("loss", ["bce", "focal", "asymmetric"])
-def test_every_label_loss_learns_and_its_thresholds_are_kept(pictures, tmp_path, loss):
-    result = train_run(labels(pictures, loss=loss), tmp_path, CPU, resume=False)
+def test_every_multilabel_loss_learns_and_its_thresholds_are_stored(image_folder, tmp_path, loss):
+    result = train_run(multilabel_experiment(image_folder, loss=loss), tmp_path, CPU, resume=False)
     assert result["best"]["val/mAP"] > 0.9
     given = open_run.open_trained(Path(result["run"]), tmp_path, CPU)[1]
     assert set(given.facts.chosen) == {"threshold of north", "threshold of south"}
@@ -146,11 +146,11 @@ def test_every_label_loss_learns_and_its_thresholds_are_kept(pictures, tmp_path,
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "labels"])
-def test_resumed_is_uninterrupted(pictures, tmp_path, kind):
+def test_a_resumed_training_of_numbers_or_label_sets_equals_an_uninterrupted_one(image_folder, tmp_path, kind):
     made = (
-        numbers(pictures, "train.epochs=3", loss="gaussian")
+        regression_experiment(image_folder, "train.epochs=3", loss="gaussian")
         if kind == "gaussian"
-        else labels(pictures, "train.epochs=3")
+        else multilabel_experiment(image_folder, "train.epochs=3")
     )
     whole = train_run(made, tmp_path / "whole", CPU, resume=False)["run"]
     with stop_at(13):
@@ -159,42 +159,42 @@ def test_resumed_is_uninterrupted(pictures, tmp_path, kind):
     assert digest(Path(whole)) == digest(Path(part))
 
 
-@pytest.mark.parametrize("make", [numbers, labels])
-def test_two_ranks_measure_what_one_does(pictures, tmp_path, make):
-    made = make(pictures, "train.epochs=1")
+@pytest.mark.parametrize("make", [regression_experiment, multilabel_experiment])
+def test_metrics_on_two_ranks_equal_one_process(image_folder, tmp_path, make):
+    made = make(image_folder, "train.epochs=1")
     run = train_run(made, tmp_path, CPU, resume=False)["run"]
     alone = evaluate_run(Path(run), tmp_path, CPU, None)
     for rank in run_on_ranks(2, lambda _: evaluate_run(Path(run), tmp_path, CPU, None)):
         assert rank["numbers"] == alone["numbers"]
 
 
-def test_mixed_label_sets_and_micro_batches_are_learned_alike(pictures, tmp_path):
-    made = labels(pictures, "data.augment={mixup: 0.4}", "train.accumulate=2", "train.epochs=2")
+def test_label_sets_are_learned_with_mixup_and_micro_batches(image_folder, tmp_path):
+    made = multilabel_experiment(image_folder, "data.augment={mixup: 0.4}", "train.accumulate=2", "train.epochs=2")
     assert train_run(made, tmp_path, CPU, resume=False)["best"]["val/mAP"] > 0.3
 
 
 # --- used -------------------------------------------------------------------------------------------------------------
 
 
-def test_predictions_are_given_by_name(run, pictures, run_cli):
-    code, out, _ = run_cli("predict", pictures / "0.png", pictures / "1.png", "--run", run, "--json")
+def test_predict_prints_values_by_target_name(run, image_folder, run_cli):
+    code, out, _ = run_cli("predict", image_folder / "0.png", image_folder / "1.png", "--run", run, "--json")
     assert code == 0
     first, second = map(json.loads, out.splitlines())
     assert list(first["values"]) == list(first["deviations"]) == ["level", "turn", "place"]
     assert first["values"] != second["values"]
     assert 0 <= first["values"]["turn"] < 360
-    code, out, _ = run_cli("predict", pictures / "0.png", "--run", run, "--csv")
+    code, out, _ = run_cli("predict", image_folder / "0.png", "--run", run, "--csv")
     (row,) = csv.DictReader(io.StringIO(out))
     assert float(row["level"]) == pytest.approx(first["values"]["level"])
     assert float(row["turn deviation"]) == pytest.approx(first["deviations"]["turn"])
-    code, out, _ = run_cli("predict", pictures / "0.png", "--run", run)
+    code, out, _ = run_cli("predict", image_folder / "0.png", "--run", run)
     assert "level " in out
     assert "place deviation " in out
 
 
-def test_labels_are_given_where_they_reach_their_threshold(labelled, pictures, run_cli):
-    true = {row["path"]: row["marks"] for row in csv.DictReader((pictures / "t.csv").read_text().splitlines())}
-    code, out, _ = run_cli("predict", *(pictures / f"{n}.png" for n in range(40)), "--run", labelled, "--csv")
+def test_predict_prints_labels_that_reach_their_threshold(multilabel_run, image_folder, run_cli):
+    true = {row["path"]: row["marks"] for row in csv.DictReader((image_folder / "t.csv").read_text().splitlines())}
+    code, out, _ = run_cli("predict", *(image_folder / f"{n}.png" for n in range(40)), "--run", multilabel_run, "--csv")
     assert code == 0
     rows = list(csv.DictReader(io.StringIO(out)))
     names = ["north", "south"]
@@ -202,28 +202,28 @@ def test_labels_are_given_where_they_reach_their_threshold(labelled, pictures, r
     assert list(rows[0]) == ["path", *columns, "error"]
     told = [";".join(name for name in names if row[f"present {name}"] == "1") for row in rows]
     assert sum(one == true[Path(row["path"]).name] for one, row in zip(told, rows, strict=True)) >= 36
-    assert " none" in run_cli("predict", *(pictures / f"{n}.png" for n in range(40)), "--run", labelled)[1]
+    assert " none" in run_cli("predict", *(image_folder / f"{n}.png" for n in range(40)), "--run", multilabel_run)[1]
 
 
 @pytest.mark.parametrize("form", [Onnx(), Code()], ids=["onnx", "code"])
 @pytest.mark.parametrize("loss", [*LOSSES, "quantile", "labels"])
-def test_exported_is_the_network(pictures, tmp_path, form, loss):
+def test_an_exported_regression_or_multilabel_model_equals_the_network(image_folder, tmp_path, form, loss):
     if loss == "labels":
-        made = labels(pictures, "train.epochs=2")
+        made = multilabel_experiment(image_folder, "train.epochs=2")
     elif loss == "quantile":
-        text = REGRESS.format(table=pictures / "t.csv", loss="{quantile: [0.1, 0.5, 0.9]}")
+        text = REGRESS.format(table=image_folder / "t.csv", loss="{quantile: [0.1, 0.5, 0.9]}")
         made = config_file.parse_config(
             text.replace("angles: {turn: 360}", "columns: [place, level]"), "n", ["name=n", "train.epochs=2"]
         )
     else:
-        made = numbers(pictures, "train.epochs=2", loss=loss)
+        made = regression_experiment(image_folder, "train.epochs=2", loss=loss)
     run = Path(train_run(made, tmp_path, CPU, resume=False)["run"])
     report = export_run(form, run, tmp_path, None, None)
     assert report["passed"]
     assert report["samples_compared"] >= 64
 
 
-def test_an_exported_file_says_what_its_numbers_are(run, labelled, tmp_path):
+def test_an_exported_file_describes_its_outputs(run, multilabel_run, tmp_path):
     path = Path(export_run(Onnx(), run, tmp_path, None, tmp_path / "n.onnx")["path"])
     said = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert json.loads(said["values"]) == ["level", "turn", "place"]
@@ -231,15 +231,15 @@ def test_an_exported_file_says_what_its_numbers_are(run, labelled, tmp_path):
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     values, deviations = session.run(None, {"pixels": np.full((3, SIDE, SIDE, 1), 90, np.uint8)})
     assert values.shape == deviations.shape == (3, 3)
-    path = Path(export_run(Onnx(), labelled, tmp_path, None, tmp_path / "l.onnx")["path"])
+    path = Path(export_run(Onnx(), multilabel_run, tmp_path, None, tmp_path / "l.onnx")["path"])
     said = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-    given = open_run.open_trained(labelled, tmp_path, CPU)[1]
+    given = open_run.open_trained(multilabel_run, tmp_path, CPU)[1]
     assert json.loads(said["thresholds"]) == given.task.thresholds(given.facts)
 
 
-def test_check_and_audit_speak_of_numbers(pictures, tmp_path, run_cli):
+def test_check_and_data_check_accept_numbers_and_label_sets(image_folder, tmp_path, run_cli):
     path = tmp_path / "n.yaml"
-    path.write_text(REGRESS.format(table=pictures / "t.csv", loss="mse"))
+    path.write_text(REGRESS.format(table=image_folder / "t.csv", loss="mse"))
     code, out, _ = run_cli("check", path)
     assert code == 0
     assert "n: fine. level, turn, place; pictures 1x12x12" in out
@@ -247,7 +247,7 @@ def test_check_and_audit_speak_of_numbers(pictures, tmp_path, run_cli):
     assert code == 0, err
     code, out, err = run_cli("data", "show", path, "--out", tmp_path / "sheet.png")
     assert code == 0, err
-    path.write_text(LABELS.format(table=pictures / "t.csv", loss="bce"))
+    path.write_text(LABELS.format(table=image_folder / "t.csv", loss="bce"))
     code, out, err = run_cli("data", "check", path)
     assert code == 0, err
     assert "north" in out
@@ -256,27 +256,33 @@ def test_check_and_audit_speak_of_numbers(pictures, tmp_path, run_cli):
 # --- refused ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_turned_picture_has_another_angle(pictures, tmp_path):
+def test_augmentations_that_change_an_angle_are_refused(image_folder, tmp_path):
     for setting in ("flip: both", "rotate: 5", "shear: 3", "policy: trivial_augment"):
         with pytest.raises(ConfigError, match="would learn what is no longer true"):
-            numbers(pictures, f"data.augment={{{setting}}}")
-    numbers(pictures, "data.augment={flip: both}", "task.regress.turns=false")
-    numbers(pictures, "data.augment={shift: 0.1, brightness: 0.2}")
+            regression_experiment(image_folder, f"data.augment={{{setting}}}")
+    regression_experiment(image_folder, "data.augment={flip: both}", "task.regress.turns=false")
+    regression_experiment(image_folder, "data.augment={shift: 0.1, brightness: 0.2}")
 
 
-def test_tasks_want_what_the_source_gives(pictures):
+def test_a_task_refuses_a_source_with_other_targets(image_folder):
     with pytest.raises(ConfigError, match="table gives numbers; multilabel learns label sets"):
         config_file.parse_config(
-            LABELS.format(table=pictures / "t.csv", loss="bce").replace("labels: marks", "numbers: level"), "l.yaml", []
+            LABELS.format(table=image_folder / "t.csv", loss="bce").replace("labels: marks", "numbers: level"),
+            "l.yaml",
+            [],
         )
     with pytest.raises(ConfigError, match="balanced needs one label a picture"):
-        labels(pictures, "train.sampler=balanced")
+        multilabel_experiment(image_folder, "train.sampler=balanced")
     with pytest.raises(ConfigError, match="no number 'leevl'; did you mean 'level'"):
-        assemble.build_checked_network(made := numbers(pictures, "task.regress.columns=[leevl, turn]"), facts_of(made))
+        assemble.build_checked_network(
+            made := regression_experiment(image_folder, "task.regress.columns=[leevl, turn]"), facts_of(made)
+        )
 
 
-def test_numbers_of_other_columns_are_not_compared(pictures, run, tmp_path):
-    other = train_run(numbers(pictures, "task.regress.columns=[level, turn]"), tmp_path, CPU, resume=False)["run"]
+def test_regressions_of_different_columns_are_not_compared(image_folder, run, tmp_path):
+    other = train_run(
+        regression_experiment(image_folder, "task.regress.columns=[level, turn]"), tmp_path, CPU, resume=False
+    )["run"]
     (pair,) = compare.compare_runs([run, Path(other)], tmp_path, CPU, None)["pairs"]
     assert pair["tests"] == []
     assert "measure different things" in pair["unpaired"]
@@ -286,24 +292,24 @@ def facts_of(made: schema.Experiment):
     return assemble.prepare_dataset(made).facts
 
 
-def test_a_picture_with_two_numbers_is_found(pictures, tmp_path):
-    shutil.copytree(pictures, tmp_path / "twice")
+def test_an_image_with_two_different_targets_is_refused(image_folder, tmp_path):
+    shutil.copytree(image_folder, tmp_path / "twice")
     rows = list(csv.reader((tmp_path / "twice" / "t.csv").read_text().splitlines()))
     shutil.copy(tmp_path / "twice" / "0.png", tmp_path / "twice" / "again.png")
     rows.append(["again.png", "5", *rows[1][2:]])
     with (tmp_path / "twice" / "t.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     with pytest.raises(DataError, match="under more than one label"):
-        assemble.prepare_dataset(numbers(tmp_path / "twice"))
+        assemble.prepare_dataset(regression_experiment(tmp_path / "twice"))
 
 
-def test_boxes_become_counts_and_presence(tmp_path):
-    def given(what: str):
+def test_boxes_are_converted_to_counts_and_presence(tmp_path):
+    def read_scenes(what: str):
         return index_source(
             Data.model_validate({"source": {"digit_scenes": {"train": 60, "held_out": 20, "give": what}}})
         )
 
-    boxes, counts, presence = map(given, ("boxes", "counts", "presence"))
+    boxes, counts, presence = map(read_scenes, ("boxes", "counts", "presence"))
     objects = boxes.contents.splits["train"].objects.pad()["objects"]
     expected = torch.stack([(objects == k).sum(1) for k in range(10)], 1).float()
     assert torch.equal(counts.contents.splits["train"].targets["numbers"], expected)
@@ -312,7 +318,7 @@ def test_boxes_become_counts_and_presence(tmp_path):
     assert [number.name for number in counts.numbers()] == list("0123456789")
 
 
-def test_boxes_that_are_counted_are_learned_and_measured(tmp_path):
+def test_counts_of_boxes_are_learned_and_evaluated(tmp_path):
     text = """
     task: regress
     data: {source: {digit_scenes: {train: 120, held_out: 30, give: counts}}}

@@ -1,4 +1,4 @@
-"""The same weights whatever the number of decoding threads, the batches read ahead and where pictures are kept."""
+"""Equal weights for any number of decoding workers, any prefetch and any kind of cache."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def root(tmp_path_factory) -> Path:
 
 
 def digest(run: Path) -> str:
-    """Of all weights after the last step, and of what was measured on the way."""
+    """Digest of all weights after the last step and of the metrics file."""
     latest = run / "checkpoints" / (run / "checkpoints" / "latest").read_text()
     tensors = safetensors.torch.load_file(latest / "model.safetensors")
     made = hashlib.sha256((run / "metrics.jsonl").read_bytes())
@@ -61,25 +61,25 @@ def config(root: Path, tmp_path: Path, workers: int, prefetch: int, kind: str, *
     )
 
 
-def trained(tried, runs: Path, resume: bool = False) -> Path:
-    return Path(train_run(tried, runs, torch.device("cpu"), resume)["run"])
+def train_config(experiment, runs: Path, resume: bool = False) -> Path:
+    return Path(train_run(experiment, runs, torch.device("cpu"), resume)["run"])
 
 
 @pytest.fixture(scope="module")
 def expected(root, tmp_path_factory) -> str:
     there = tmp_path_factory.mktemp("expected")
-    run = trained(config(root, there, 0, 0, "disk"), there / "runs")
+    run = train_config(config(root, there, 0, 0, "disk"), there / "runs")
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 5
     return digest(run)
 
 
 @pytest.mark.parametrize(("workers", "prefetch", "kind"), CASES)
-def test_nothing_of_it_changes_a_bit(root, expected, tmp_path, workers, prefetch, kind):
-    assert digest(trained(config(root, tmp_path, workers, prefetch, kind), tmp_path / "runs")) == expected
+def test_workers_prefetch_and_cache_change_no_bit(root, expected, tmp_path, workers, prefetch, kind):
+    assert digest(train_config(config(root, tmp_path, workers, prefetch, kind), tmp_path / "runs")) == expected
 
 
-def test_nor_when_it_changes_at_a_resume(root, expected, tmp_path, monkeypatch):
-    """Stopped at steps 7 and 19, each time with other threads, other reading ahead and another place for pictures."""
+def test_changing_workers_prefetch_and_cache_at_a_resume_changes_no_bit(root, expected, tmp_path, monkeypatch):
+    """The run stops at steps 7 and 19 and resumes with other workers, another prefetch and another cache."""
     import signal
 
     from cnnrun.training import loop
@@ -97,15 +97,16 @@ def test_nor_when_it_changes_at_a_resume(root, expected, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "update_weights", counted)
     for workers, prefetch, kind in ((0, 0, "memory"), (2, 3, "none")):
         with pytest.raises(InterruptionError):
-            trained(config(root, tmp_path, workers, prefetch, kind), tmp_path / "runs", resume=True)
-    run = trained(config(root, tmp_path, 4, 1, "disk"), tmp_path / "runs", resume=True)
+            train_config(config(root, tmp_path, workers, prefetch, kind), tmp_path / "runs", resume=True)
+    run = train_config(config(root, tmp_path, 4, 1, "disk"), tmp_path / "runs", resume=True)
     assert run.name == "1"
     assert digest(run) == expected
 
 
-def test_the_comparison_would_notice(root, expected, tmp_path):
+def test_another_augmentation_or_sampler_changes_the_digest(root, expected, tmp_path):
     assert (
-        digest(trained(config(root, tmp_path, 0, 0, "disk", "data.augment.shift=0.2"), tmp_path / "runs")) != expected
+        digest(train_config(config(root, tmp_path, 0, 0, "disk", "data.augment.shift=0.2"), tmp_path / "runs"))
+        != expected
     )
     other = config(root, tmp_path, 0, 0, "disk", "train.sampler=uniform")
-    assert digest(trained(other, tmp_path / "runs")) != expected
+    assert digest(train_config(other, tmp_path / "runs")) != expected

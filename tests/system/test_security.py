@@ -1,4 +1,4 @@
-"""What docs/security.md promises, a test for each row (S1 to S10) of the catalogue."""
+"""The promises of docs/security.md, with a test for each row (S1 to S10) of its table."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.images import save_picture
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "cnnrun").rglob("*.py"))
 
-# --- S1: data files are data ---------------------------------------------------------------------------------------
+# --- S1: data files are data ------------------------------------------------------------------------------------------
 
 CODE = {"eval", "exec", "compile", "__import__", "execfile"}
 MODULES = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "subprocess", "code", "runpy"}
@@ -64,11 +64,11 @@ def findings(path: Path, root: Path = ROOT / "cnnrun") -> set[tuple[str, str]]:
     return found
 
 
-def test_s1_no_file_can_choose_code():
+def test_s1_no_module_runs_code_from_files():
     assert set().union(*map(findings, SOURCES)) == ALLOWED
 
 
-def test_s1_the_lint_finds_what_it_looks_for(tmp_path):
+def test_s1_the_lint_finds_planted_calls(tmp_path):
     bad = "import pickle\nimport numpy as np\neval('1')\nos.system('x')\nyaml.load(x)\nf(shell=True)\nnp.load('x')\n"
     (tmp_path / "planted.py").write_text(bad)
     assert len(findings(tmp_path / "planted.py", tmp_path)) == 6
@@ -78,7 +78,7 @@ def test_s1_the_lint_finds_what_it_looks_for(tmp_path):
     "text", ["__import__('os').system('touch pwned')", "!!python/object/apply:os.system [x]", "{{7*7}}"]
 )
 @pytest.mark.parametrize("place", ["task", "activation", "source", "optimizer", "name"])
-def test_s1_strings_of_a_config_are_never_run(tmp_path, run_cli, text, place):
+def test_s1_strings_of_a_config_are_never_executed(tmp_path, run_cli, text, place):
     places = {
         "task": TINY.replace("task: classify", f"task: {text}"),
         "activation": TINY.replace("activation: relu}", f"activation: {text}" + "}", 1),
@@ -94,7 +94,7 @@ def test_s1_strings_of_a_config_are_never_run(tmp_path, run_cli, text, place):
     assert not Path("pwned").exists()
 
 
-# --- S2: model files -----------------------------------------------------------------------------------------------
+# --- S2: model files --------------------------------------------------------------------------------------------------
 
 
 class Evil:
@@ -106,7 +106,7 @@ class Evil:
 
 
 @pytest.mark.parametrize("environment", [{}, {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}])
-def test_s2_a_model_file_runs_nothing(tmp_path, run_cli, monkeypatch, environment):
+def test_s2_a_weights_file_never_runs_code(tmp_path, run_cli, monkeypatch, environment):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     canary = tmp_path / "canary"
@@ -118,13 +118,13 @@ def test_s2_a_model_file_runs_nothing(tmp_path, run_cli, monkeypatch, environmen
     assert not canary.exists()
 
 
-def test_s2_a_run_is_read_without_a_pickle(trained_run):
+def test_s2_a_run_contains_no_pickle(trained_run):
     files = [path for path in trained_run.rglob("*") if path.is_file()]
     assert {path.suffix for path in (trained_run / "checkpoints").rglob("*.*")} <= {".safetensors", ".json"}
     assert not [path for path in files if path.read_bytes()[:2] in (b"\x80\x02", b"\x80\x04", b"PK")]
 
 
-# --- S3: YAML ------------------------------------------------------------------------------------------------------
+# --- S3: YAML ---------------------------------------------------------------------------------------------------------
 
 
 NEXT = list(pairwise("abcdefghi"))
@@ -140,14 +140,14 @@ YAML = {
 
 
 @pytest.mark.parametrize("what", YAML)
-def test_s3_yaml_is_bounded(tmp_path, run_cli, what):
+def test_s3_excessive_yaml_is_refused(tmp_path, run_cli, what):
     path = tmp_path / "c.yaml"
     path.write_text(YAML[what])
     code, _, err = run_cli("check", path)
     assert (code, len(err.splitlines())) == (2, 1)
 
 
-# --- S4: ONNX ------------------------------------------------------------------------------------------------------
+# --- S4: ONNX ---------------------------------------------------------------------------------------------------------
 
 
 def test_s4_an_onnx_file_reads_no_other_file(tmp_path):
@@ -166,13 +166,13 @@ def test_s4_an_onnx_file_reads_no_other_file(tmp_path):
             Onnx().reload(tmp_path / "m.onnx")
 
 
-# --- S5, S6: images, paths -----------------------------------------------------------------------------------------
+# --- S5, S6: images, paths --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "data", [b"", b"GIF89a", b"%!PS-Adobe", b"<svg/>", b"\x89PNG\r\n\x1a\n" + bytes(100), b"\xff\xd8\xff"]
 )
-def test_s5_what_is_no_image_is_named(tmp_path, data):
+def test_s5_an_invalid_image_is_refused_by_name(tmp_path, data):
     from cnnrun.data.image_files import ImageSettings, load_image
 
     (tmp_path / "a.png").write_bytes(data)
@@ -218,12 +218,12 @@ def test_s6_paths_stay_inside_their_folder(tmp_path, run_cli, source, written):
     assert "Traceback" not in err
 
 
-# --- S7: network ---------------------------------------------------------------------------------------------------
+# --- S7: network ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_s7_nothing_is_asked_of_the_network(tmp_path):
-    """Every main command in one process, under a hook that sees each socket and each program that is started."""
+def test_s7_no_command_opens_a_connection(tmp_path):
+    """Every main command runs in one process under a hook that records each socket and each started program."""
     (tmp_path / "tiny.yaml").write_text(TINY)
 
     def everything() -> list[str]:
@@ -265,11 +265,11 @@ def test_s7_nothing_is_asked_of_the_network(tmp_path):
     assert not [each for each in found if "curl" in each or "wget" in each]
 
 
-# --- S8: what is installed is what is in git -----------------------------------------------------------------------
+# --- S8: what is installed is what is in git --------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_s8_a_wheel_holds_what_is_in_git(tmp_path):
+def test_s8_a_wheel_equals_the_files_in_git(tmp_path):
     listed = subprocess.run(["git", "ls-files", "cnnrun"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode or not listed.stdout:
         pytest.skip("not a git checkout")
@@ -292,11 +292,11 @@ def test_s8_a_wheel_holds_what_is_in_git(tmp_path):
     assert all(data == (ROOT / name).read_bytes() for name, data in inside.items())
 
 
-# --- S9, S10: what leaks, what drives a terminal -------------------------------------------------------------------
+# --- S9, S10: what leaks, what drives a terminal ----------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_s9_nothing_of_the_machine_is_in_what_is_handed_on(tmp_path):
+def test_s9_runs_and_exports_contain_nothing_about_the_machine(tmp_path):
     secrets = {f"TOKEN_{number}": hashlib.sha256(bytes([number])).hexdigest() for number in range(20)}
     home = tmp_path / "home-of-somebody"
     home.mkdir()
@@ -316,7 +316,7 @@ def test_s9_nothing_of_the_machine_is_in_what_is_handed_on(tmp_path):
 NAMES = ["\x1b[31mred", "a\nb", "\u202egnp", "=1+1", "+cmd", "-2+3", "@SUM(1)", "$x$", "a" * 120, "\x9b31m", "日本"]
 
 
-def test_s10_names_drive_neither_terminals_nor_spreadsheets(tmp_path, run_cli):
+def test_s10_names_are_escaped_for_terminals_and_spreadsheets(tmp_path, run_cli):
     for number, name in enumerate(NAMES):
         for each in range(6):
             save_picture(tmp_path / "data" / name / f"{name[:40]}{each}.png".replace("/", ""), seed=9 * number + each)
@@ -350,8 +350,8 @@ def test_s10_names_drive_neither_terminals_nor_spreadsheets(tmp_path, run_cli):
     assert all(json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
 
 
-def test_s10_a_table_that_data_split_writes_is_read_as_it_was(tmp_path, run_cli):
-    """Cells that begin a formula get an apostrophe, which reading takes away; a path gets ./ and is the same file."""
+def test_s10_a_table_that_data_split_writes_reads_back_equal(tmp_path, run_cli):
+    """A cell that starts a formula is written with an apostrophe, which reading removes. A path is written with ./."""
     import csv
 
     names = ["=a", "+b", "-c", "@d", "-1"]

@@ -1,4 +1,4 @@
-"""Numbers that are not defined are None, never -1; intervals stay where their number can be."""
+"""An undefined metric is None, never -1, and a confidence interval stays within the range of its metric."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ shares = st.lists(st.floats(0, 1), min_size=5, max_size=60)
 
 
 @given(st.floats(0, 1), shares, st.integers(0, 4))
-def test_an_interval_of_a_share_lies_within_0_and_1(value, drawn, missing):
+def test_an_interval_of_a_proportion_lies_within_0_and_1(value, drawn, missing):
     values = np.array([*drawn, *[np.nan] * missing])
     low, high = bootstrap_interval(value, values, metric_bounds("ece", value))
     assert 0 <= low <= high <= 1
@@ -53,7 +53,7 @@ def test_an_interval_of_a_share_lies_within_0_and_1(value, drawn, missing):
 
 
 @given(shares)
-def test_an_interval_holds_its_number_where_draws_have_no_bias(drawn):
+def test_an_interval_contains_its_metric_if_the_draws_have_no_bias(drawn):
     values = np.array(drawn)
     value = float(np.median(values))
     low, high = bootstrap_interval(value, values, metric_bounds("f1", value))
@@ -61,20 +61,20 @@ def test_an_interval_holds_its_number_where_draws_have_no_bias(drawn):
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=200))
-def test_wilsons_interval_holds_its_share_within_0_and_1(right):
+def test_the_wilson_interval_contains_its_proportion_within_0_and_1(right):
     low, high = wilson_interval(np.array(right))
     assert 0 <= low <= np.mean(right) <= high <= 1
 
 
 @settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=8), st.sampled_from(["accuracy", "AP", "eer"]))
-def test_the_interval_over_seeds_holds_the_mean_within_0_and_1(values, name):
+def test_the_interval_over_seeds_contains_the_mean_within_0_and_1(values, name):
     found = seeds.mean_with_interval(values, name)
     assert 0 <= found["from"] <= found["mean"] + 1e-12
     assert found["mean"] - 1e-12 <= found["to"] <= 1
 
 
-def test_the_interval_over_seeds_of_what_is_no_share_is_not_cut():
+def test_the_interval_over_seeds_is_clipped_only_to_the_range_of_its_metric():
     found = seeds.mean_with_interval([0.5, 3.0, 9.0], "loss")
     assert found["from"] < 0
     assert found["to"] > 9
@@ -85,7 +85,7 @@ def test_the_interval_over_seeds_of_what_is_no_share_is_not_cut():
 
 @given(st.integers(0, 10_000), st.integers(20, 60), st.sampled_from([0.5, 0.9, 1.0]))
 @settings(max_examples=8, deadline=None)
-def test_every_interval_of_every_meter_stays_where_its_number_can_be(seed, count, right):
+def test_every_interval_of_every_meter_stays_within_the_range_of_its_metric(seed, count, right):
     draw = np.random.default_rng(seed)
     labels = draw.integers(0, 3, count)
     predicted = np.where(draw.random(count) < right, labels, draw.integers(0, 3, count))
@@ -120,7 +120,7 @@ def test_intervals_over_people_stay_within_0_and_1(seed, apart):
 
 
 @given(shares, shares, st.floats(0, 1), st.floats(0, 1))
-def test_a_difference_of_shares_lies_within_one_of_0(mine, theirs, one, other):
+def test_an_interval_of_a_difference_of_proportions_lies_within_minus_1_and_1(mine, theirs, one, other):
     count = min(len(mine), len(theirs))
     first, second = (
         Measurement({"f1": value}, bootstrap_draws={"f1": np.array(drawn[:count])})
@@ -130,8 +130,8 @@ def test_a_difference_of_shares_lies_within_one_of_0(mine, theirs, one, other):
     assert -1 <= row["from"] <= row["to"] <= 1
 
 
-def test_a_difference_that_is_above_0_in_every_draw_is_not_cut_there():
-    """The bias is taken off the draws, so that an end may lie on the other side of 0."""
+def test_an_interval_of_a_difference_is_not_clipped_at_0():
+    """The bias is subtracted from the draws, so an end may lie below 0 although every draw is above."""
     drawn = np.linspace(0.001, 0.101, 200)
     first = Measurement({"f1": 0.5}, bootstrap_draws={"f1": np.full(200, 0.5)})
     second = Measurement({"f1": 0.52}, bootstrap_draws={"f1": 0.5 + drawn})
@@ -143,7 +143,7 @@ def test_a_difference_that_is_above_0_in_every_draw_is_not_cut_there():
 
 
 def scene(count: int = 24, small_in: tuple[int, ...] = (0,)) -> AveragePrecision:
-    """Pictures with an object of medium size each, found; a small one in some, found as well."""
+    """Images with one medium object each and a small one in some. All objects are detected."""
     corner = torch.tensor([[10.0, 10.0], [100.0, 100.0]]).repeat(count, 1, 1)
     boxes = torch.cat([corner, corner + torch.tensor([[40.0, 40.0], [20.0, 20.0]])], 2)
     objects = torch.tensor([[0, 0 if number in small_in else -1] for number in range(count)])
@@ -159,7 +159,7 @@ def scene(count: int = 24, small_in: tuple[int, ...] = (0,)) -> AveragePrecision
     return meter
 
 
-def test_a_draw_without_an_object_of_that_size_does_not_count_as_minus_one():
+def test_a_bootstrap_draw_without_an_object_of_that_size_is_missing():
     meter = scene()
     found = meter.bootstrap_metrics(meter.evaluate())
     assert set(found) == set(COCO_METRICS) - {"AP_large", "AR_large"}
@@ -171,7 +171,7 @@ def test_a_draw_without_an_object_of_that_size_does_not_count_as_minus_one():
     assert (low, high) == pytest.approx((1.0, 1.0))
 
 
-def test_networks_are_compared_on_the_draws_that_have_a_number():
+def test_networks_are_compared_on_the_draws_where_the_metric_is_defined():
     drawn = {"AP_small": np.array([0.5, np.nan] * 50)}
     first, other = (Measurement({"AP_small": value, "AP_large": None}, bootstrap_draws=drawn) for value in (0.5, 0.5))
     (row,) = compare.compare_metrics(first, other)
@@ -181,7 +181,7 @@ def test_networks_are_compared_on_the_draws_that_have_a_number():
     assert confidence_intervals(nothing.metrics, nothing.bootstrap_draws, {}) == {}
 
 
-def test_a_draw_without_any_label_has_no_map():
+def test_a_bootstrap_draw_without_any_label_has_no_map():
     known = MultilabelPredictions(np.array([[0.9], [0.1]]), np.array([[True], [False]]), np.full(1, 0.5))
     numbers = known.metrics(np.array([0.0, 2.0]))
     assert numbers["mAP"] is None
@@ -196,7 +196,7 @@ def test_a_draw_without_any_label_has_no_map():
     assert np.nanmin(drawn) == 1
 
 
-def test_the_undefined_numbers_of_a_split_are_told_by_its_targets():
+def test_the_undefined_metrics_of_a_split_follow_from_its_targets():
     targets = {
         "objects": torch.tensor([[0, 1, -1]]),
         "roles": torch.tensor([[0, 2, 0]]).byte(),
@@ -214,12 +214,12 @@ def test_the_undefined_numbers_of_a_split_are_told_by_its_targets():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """A detector of scenes in which no object is large."""
+    """A detector of scenes without large objects."""
     made = config_file.parse_config(SCENES, "scenes.yaml", ["name=scenes"])
     return Path(train_run(made, tmp_path_factory.mktemp("runs"), CPU, resume=False)["run"])
 
 
-def test_eval_and_the_log_have_no_minus_one(run, run_cli):
+def test_eval_and_the_metrics_file_have_no_minus_one(run, run_cli):
     code, out, _ = run_cli("eval", run)
     assert code == 0
     assert "AP_large n/a" in out
@@ -235,7 +235,7 @@ def test_eval_and_the_log_have_no_minus_one(run, run_cli):
     assert lines[0]["val/AP"] >= 0
 
 
-def test_a_page_and_a_comparison_have_no_minus_one(run, tmp_path, run_cli, monkeypatch):
+def test_the_report_and_a_comparison_have_no_minus_one(run, tmp_path, run_cli, monkeypatch):
     pages = []
     monkeypatch.setattr(page, "_vega_script", lambda: "")
     code, _, err = run_cli("report", run, run, "--out", tmp_path / "page.html")
@@ -250,12 +250,12 @@ def test_a_page_and_a_comparison_have_no_minus_one(run, tmp_path, run_cli, monke
     assert "-1.0" not in out
 
 
-def test_lines_of_earlier_versions_are_read(tmp_path):
+def test_minus_one_in_a_metrics_file_of_an_earlier_version_is_skipped(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "epoch": 1, "val/AP_large": -1.0, "val/AP": 0.5}\n')
     assert [plot.title for plot in training_curves([("", tmp_path)])] == ["val/AP"]
 
 
-def test_a_monitor_that_val_cannot_give_is_refused_before_a_step(tmp_path):
+def test_a_monitor_that_is_undefined_on_val_is_refused_before_training(tmp_path):
     made = config_file.parse_config(SCENES, "scenes.yaml", ["name=scenes", "train.monitor=val/AP_large"])
     with pytest.raises(
         DataError, match=r"val/AP_large is not defined: the val split has no large object .* val/AP50"
@@ -265,7 +265,7 @@ def test_a_monitor_that_val_cannot_give_is_refused_before_a_step(tmp_path):
     assert not list(tmp_path.glob("**/metrics.jsonl"))
 
 
-def test_undefined_numbers_over_seeds_are_said(capsys):
+def test_undefined_metrics_over_seeds_are_reported(capsys):
     data = {"name": "n", "seeds": [0, 1], "split": "val", "path": "p", "runs": []}
     summary = {
         name: seeds.mean_with_interval(values, name)

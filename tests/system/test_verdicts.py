@@ -1,4 +1,4 @@
-"""One verdict: `check`, `data check` and `train` say the same of the same data, whatever tool wrote it."""
+"""`check`, `data check` and `train` give the same verdict on the same data, whatever tool wrote it."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from tests.support.verdicts import INPUTS, PARTS, three_commands
 from tests.support.verdicts.three_commands import Said, Verdict
 
 EACH = ("check", "data check", "train")
-EVERY = 3  # of the inputs one is tried here; `benchmarks/verdicts.py` tries all, which takes five minutes
+EVERY = 3  # only every third input is tested here; `benchmarks/verdicts.py` tries all, which takes five minutes
 
 
-def test_no_two_inputs_have_one_name():
+def test_input_names_are_unique():
     assert len(INPUTS) == sum(map(len, PARTS)) >= 60
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(INPUTS)[::EVERY])
-def test_the_three_commands_are_of_one_mind(tmp_path, name):
+def test_the_three_commands_agree(tmp_path, name):
     said = three_commands.run_commands(INPUTS[name].build, tmp_path / "files")
     assert not three_commands.disagreements(INPUTS[name], said), said
 
 
-def answers(code: int = 8, out: str = "", err: str = "t.csv:2: label is empty\n") -> dict[str, Said]:
+def equal_answers(code: int = 8, out: str = "", err: str = "t.csv:2: label is empty\n") -> dict[str, Said]:
     return dict.fromkeys(EACH, Said(code, out, err))
 
 
@@ -38,15 +38,15 @@ def answers(code: int = 8, out: str = "", err: str = "t.csv:2: label is empty\n"
         {"err": "Traceback (most recent call last):\nt.csv:2: label is empty\n"},
     ],
 )
-def test_a_command_of_another_mind_is_noticed(command, other):
-    verdict, said = Verdict(lambda folder: None, 8, "label is empty"), answers()
+def test_a_command_that_disagrees_is_noticed(command, other):
+    verdict, said = Verdict(lambda folder: None, 8, "label is empty"), equal_answers()
     assert not three_commands.disagreements(verdict, said)
     assert three_commands.disagreements(verdict, said | {command: replace(said[command], **other)})
 
 
-def test_what_only_train_or_only_check_says_is_noticed():
+def test_a_line_missing_from_one_command_is_noticed():
     fine = Verdict(lambda folder: None)
-    said = answers(0, "no picture of eel in val\n", "d: 1 file left out\n")
+    said = equal_answers(0, "no picture of eel in val\n", "d: 1 file left out\n")
     said["train"] = Said(0, "", "d: 1 file left out\ndata: no picture of eel in val\n")
     assert not three_commands.disagreements(fine, said)
     assert three_commands.disagreements(fine, said | {"check": replace(said["check"], out="")})

@@ -1,4 +1,4 @@
-"""People who were never seen in training: learned, measured, resumed, exported; and the commands about them."""
+"""Verification of people who are not in the training data: train, evaluate, resume, export and the commands."""
 
 from __future__ import annotations
 
@@ -47,22 +47,22 @@ train: {epochs: 3, batch: 60, sampler: {identities: 12}, optimizer: {adamw: 0.00
 LOSSES = ["arcface", "cosface: {margin: 0.2}", "softmax", "triplet"]
 
 
-def tried(*overrides: str) -> schema.Experiment:
+def digits_experiment(*overrides: str) -> schema.Experiment:
     return config_file.parse_config(DIGITS, "digits.yaml", ["name=digits", *overrides])
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("digits")
-    made = tried("train.epochs=8", "train.ema={decay: 0.9}")
+    made = digits_experiment("train.epochs=8", "train.ema={decay: 0.9}")
     return Path(train_run(made, root, CPU, resume=False)["run"])
 
 
 @pytest.fixture(scope="module")
 def people(tmp_path_factory) -> Path:
-    """The digits 7 to 9 as people: twelve pictures of each."""
+    """The digits 7 to 9 as people, with twelve images each."""
     root = tmp_path_factory.mktemp("people")
-    split = tried().data.source.read().splits["train"]
+    split = digits_experiment().data.source.read().splits["train"]
     for label in (7, 8, 9):
         for number in (split.targets["labels"] == label).nonzero()[:12, 0].tolist():
             path = root / f"digit {label}" / f"{number}.png"
@@ -71,19 +71,19 @@ def people(tmp_path_factory) -> Path:
     return root
 
 
-def test_no_class_is_in_two_splits_and_others_are_learned():
-    found = index_source(tried().data)
+def test_no_class_is_in_two_splits():
+    found = index_source(digits_experiment().data)
     classes = {name: set(split.targets["labels"][rows].tolist()) for name, (split, rows) in found.splits.items()}
     assert classes == {"train": {0, 1, 2, 3, 4}, "val": {5, 6}, "test": {7, 8, 9}}
-    data = assemble.prepare_dataset(tried())
-    assert tried().task.criterion(data.facts).centres.shape == (5, 16)
+    data = assemble.prepare_dataset(digits_experiment())
+    assert digits_experiment().task.criterion(data.facts).centres.shape == (5, 16)
     assert "no class in two splits" in data.notes[0]
 
 
-def test_it_learns_and_measures_the_same_everywhere(run):
+def test_verification_learns_and_eval_equals_the_training_metrics(run):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert "val/loss" not in rows[0]
-    assert set(tried().task.metrics()) == {key[4:] for key in rows[0] if key.startswith("val/")}
+    assert set(digits_experiment().task.metrics()) == {key[4:] for key in rows[0] if key.startswith("val/")}
     best = min(row["val/eer"] for row in rows)
     assert best < 0.4
     result = evaluate_run(run, run.parent.parent, CPU, "val")
@@ -93,8 +93,8 @@ def test_it_learns_and_measures_the_same_everywhere(run):
     assert [row["value"] for row in test["tables"]["verification"]] == [test["numbers"][n] for n in ("eer", "auc")]
 
 
-def test_the_threshold_is_vals_and_test_only_hears_of_it(run):
-    """What the model keeps is what val chose at the best checkpoint; on test it is held to it."""
+def test_thresholds_are_chosen_on_val_and_only_applied_to_test(run):
+    """The model stores the thresholds chosen on val at the best checkpoint, and test is measured at them."""
     given = open_run.open_trained(run, run.parent.parent, CPU)[1]
     val = evaluate_run(run, run.parent.parent, CPU, "val")
     chosen = {row["FAR"]: row["threshold here"] for row in val["tables"]["operating_points"]}
@@ -108,10 +108,10 @@ def test_the_threshold_is_vals_and_test_only_hears_of_it(run):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_each_loss_learns(loss, tmp_path):
-    """Of classes that it has seen, which is said to be so: five digits teach little about others."""
+def test_every_verification_loss_learns(loss, tmp_path):
+    """Val has the classes of train here, because five digits teach little about other digits."""
     written = f"{{{loss}}}" if ":" in loss else loss
-    made = tried(f"task.verify.loss={written}", "data.split={val: 0.2}", "data.leakage=keep")
+    made = digits_experiment(f"task.verify.loss={written}", "data.split={val: 0.2}", "data.leakage=keep")
     path = Path(train_run(made, tmp_path, CPU, resume=False)["run"])
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["val/auc"] > 0.9
@@ -121,8 +121,8 @@ def test_each_loss_learns(loss, tmp_path):
 @pytest.mark.parametrize(
     "more", [["task.verify.loss={arcface: {warmup: 0.8}}", "train.accumulate=2"], ["task.verify.loss=triplet"]]
 )
-def test_resumed_is_uninterrupted(tmp_path, more):
-    made = tried("train.epochs=2", "train.ema={decay: 0.9}", *more)
+def test_a_resumed_verification_training_equals_an_uninterrupted_one(tmp_path, more):
+    made = digits_experiment("train.epochs=2", "train.ema={decay: 0.9}", *more)
     train_run(made, tmp_path / "whole", CPU, resume=True)
     with stop_at(17):
         train_run(made, tmp_path / "cut", CPU, resume=True)
@@ -130,13 +130,13 @@ def test_resumed_is_uninterrupted(tmp_path, more):
     assert digest(tmp_path / "whole/digits/1") == digest(tmp_path / "cut/digits/1")
 
 
-def test_centres_train_are_saved_and_begin_with_the_seed(run, tmp_path):
+def test_centres_are_trained_saved_and_initialized_from_the_seed(run, tmp_path):
     given = open_run.open_trained(run, run.parent.parent, CPU)[1]
     firsts = []
     for seed in (0, 0, 1):
         from cnnrun.training.learner import Learner
 
-        made = tried(f"seed={seed}")
+        made = digits_experiment(f"seed={seed}")
         job = assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, CPU)
         firsts.append(Learner(job).criterion.centres.detach().clone())
     assert torch.equal(firsts[0], firsts[1])
@@ -144,23 +144,23 @@ def test_centres_train_are_saved_and_begin_with_the_seed(run, tmp_path):
     assert not torch.allclose(given.criterion.centres, firsts[0], atol=1e-3)
 
 
-def test_a_group_of_the_centres_has_its_own_rate(tmp_path):
+def test_the_centres_can_have_their_own_learning_rate(tmp_path):
     groups = "train.optimizer={adamw: {lr: 0.003, groups: [{params: 'criterion.*', lr: 0.03}]}}"
     try:
-        made = tried(groups, "train.epochs=1")
+        made = digits_experiment(groups, "train.epochs=1")
     except ConfigError as error:
         pytest.fail(str(error))
     path = Path(train_run(made, tmp_path, CPU, resume=False)["run"])
     assert path.exists()
     with pytest.raises(ConfigError, match="gets no parameter that learns"):
-        tried(groups.replace("criterion.*", "criterion.weights"), "train.epochs=1")
+        digits_experiment(groups.replace("criterion.*", "criterion.weights"), "train.epochs=1")
 
 
-def test_stopped_at_an_epochs_end_the_thresholds_stay(tmp_path, monkeypatch):
-    """Where a resume's first batch cannot be read, the best checkpoint, from which it goes on, is not saved anew."""
+def test_a_failed_resume_keeps_the_thresholds_of_the_best_checkpoint(tmp_path, monkeypatch):
+    """A resume whose first batch cannot be read does not save the best checkpoint again."""
     from cnnrun.data.training_batches import TrainingBatches
 
-    made = tried("train.epochs=2")
+    made = digits_experiment("train.epochs=2")
     steps = made.train.steps_per_epoch(assemble.prepare_dataset(made).facts.counts["train"])
     with stop_at(steps + 1):
         train_run(made, tmp_path, CPU, resume=True)
@@ -179,8 +179,8 @@ def test_stopped_at_an_epochs_end_the_thresholds_stay(tmp_path, monkeypatch):
     assert open_run.open_trained(run, tmp_path, CPU)[1].facts.chosen == before
 
 
-def test_a_checkpoint_that_was_not_measured_has_no_threshold_and_says_so(tmp_path, run_cli, people):
-    made = tried("train.epochs=2", "train.save_every=7")
+def test_a_checkpoint_that_was_not_measured_has_no_threshold(tmp_path, run_cli, people):
+    made = digits_experiment("train.epochs=2", "train.save_every=7")
     with stop_at(20):
         train_run(made, tmp_path, CPU, resume=True)
     run = tmp_path / "digits" / "1"
@@ -193,21 +193,21 @@ def test_a_checkpoint_that_was_not_measured_has_no_threshold_and_says_so(tmp_pat
     assert evaluate_run(run / "checkpoints" / "latest", tmp_path, CPU, None)["numbers"]["eer"] < 0.6
 
 
-def test_embeddings_that_are_not_finite_are_no_numbers():
-    task, facts = tried().task, assemble.prepare_dataset(tried()).facts
+def test_non_finite_embeddings_are_refused():
+    task, facts = digits_experiment().task, assemble.prepare_dataset(digits_experiment()).facts
     meter = task.meter(facts)
     meter.update({"embedding": torch.full((6, 16), torch.nan)}, {"labels": torch.tensor([0, 0, 0, 1, 1, 1])})
     with pytest.raises(NonFiniteError, match="not finite"):
         meter.compute()
 
 
-def test_of_two_people_there_is_no_interval(run):
+def test_two_people_have_no_confidence_interval(run):
     rows = evaluate_run(run, run.parent.parent, CPU, "val")["tables"]["verification"]
     assert all(row["note"] == "no intervals: people are fewer than 5" and "from" not in row for row in rows)
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_ranks_measure_what_one_process_measures(run, size):
+def test_embedding_metrics_on_several_ranks_equal_one_process(run, size):
     made, given = open_run.open_trained(run, run.parent.parent, CPU)
     name, data = open_run.prepare_eval_data(made, given, "test")
     alone = measure_split(given.network, None, given.task, given.facts, data.splits[name], 60, CPU)
@@ -223,7 +223,7 @@ def test_ranks_measure_what_one_process_measures(run, size):
     assert run_on_ranks(size, of) == [alone.metrics] * size
 
 
-def test_exported_is_the_network_and_knows_its_threshold(run, tmp_path):
+def test_an_exported_embedding_equals_the_network_and_states_its_threshold(run, tmp_path):
     given = open_run.open_trained(run, run.parent.parent, CPU)[1]
     point = given.facts.chosen["threshold at FAR 0.01"]
     report = export_run(Onnx(), run, run.parent.parent, None, tmp_path / "m.onnx")
@@ -239,8 +239,8 @@ def test_exported_is_the_network_and_knows_its_threshold(run, tmp_path):
     assert export_run(Code(), run, run.parent.parent, None, tmp_path / "m.py")["passed"]
 
 
-def test_a_file_with_other_embeddings_is_not_kept():
-    task = tried().task
+def test_a_different_embedding_is_reported_as_disagreement():
+    task = digits_experiment().task
     ours = torch.nn.functional.normalize(torch.randn(6, 16))
     assert task.find_disagreement({"embedding": ours}, {"embedding": ours + 1e-7}, Facts((), (1, 1, 1))) is None
     turned = ours.roll(1, 1)
@@ -267,9 +267,9 @@ def test_a_file_with_other_embeddings_is_not_kept():
         (["model=[{conv: 4}]"], "model", "add `flatten` or `global_avg_pool`"),
     ],
 )
-def test_what_does_not_go_together_is_told_before_data_is_read(overrides, where, message):
+def test_incompatible_settings_are_refused_before_data_is_read(overrides, where, message):
     with pytest.raises(ConfigError) as told:
-        tried(*overrides)
+        digits_experiment(*overrides)
     assert any(where in line and message in line for line in told.value.lines), told.value.lines
 
 
@@ -292,13 +292,13 @@ def test_what_does_not_go_together_is_told_before_data_is_read(overrides, where,
         (["task.verify.gallery=400"], "a person with more than 400 picture(s)"),
     ],
 )
-def test_data_that_cannot_serve_is_told_before_training(overrides, message, tmp_path):
+def test_unsuitable_data_is_refused_before_training(overrides, message, tmp_path):
     with pytest.raises((ConfigError, DataError), match=message.replace("(", r"\(").replace(")", r"\)")):
-        train_run(tried(*overrides), tmp_path, CPU, resume=False)
+        train_run(digits_experiment(*overrides), tmp_path, CPU, resume=False)
     assert not list(tmp_path.iterdir())
 
 
-# --- folders and files of pairs -------------------------------------------------------------------------------------
+# --- folders and files of pairs ---------------------------------------------------------------------------------------
 
 FOLDERS = """
 task: {{verify: {{dimension: 4}}}}
@@ -313,7 +313,7 @@ train: {{epochs: 1, batch: 4, monitor: val/eer}}
 
 @pytest.fixture
 def faces(tmp_path) -> Path:
-    """LFW's layout: ten people with four pictures each."""
+    """Ten people with four images each, in the layout of LFW."""
     root = tmp_path / "lfw"
     for person in range(10):
         for number in range(1, 5):
@@ -322,38 +322,40 @@ def faces(tmp_path) -> Path:
     return root
 
 
-def folders(root: Path, *overrides: str) -> schema.Experiment:
+def folders_experiment(root: Path, *overrides: str) -> schema.Experiment:
     return config_file.parse_config(FOLDERS.format(root=root), "f.yaml", ["name=f", *overrides])
 
 
-def test_a_part_of_all_people_is_held_out(faces):
-    found = index_source(folders(faces, "data.split.test=0.2").data)
+def test_whole_people_are_held_out(faces):
+    found = index_source(folders_experiment(faces, "data.split.test=0.2").data)
     people = {name: set(split.targets["labels"][rows].tolist()) for name, (split, rows) in found.splits.items()}
     assert {name: len(each) for name, each in people.items()} == {"train": 5, "val": 3, "test": 2}
     assert len(set.union(*people.values())) == 10
 
 
-def test_folders_of_other_people_for_test_are_theirs_and_the_same_person_twice_is_an_error(faces, tmp_path, run_cli):
+def test_a_test_folder_may_have_new_people_but_none_of_train(faces, tmp_path, run_cli):
     root = tmp_path / "parted"
     for person in range(10):
         shutil.copytree(faces / f"Person_{person}", root / ("test" if person > 6 else "train") / f"Person_{person}")
-    found = index_source(folders(root).data)
+    found = index_source(folders_experiment(root).data)
     assert sorted(found.contents.classes) == [f"Person_{n}" for n in range(10)]
     assert found.counts == {"train": 20, "test": 12, "val": 8}
-    assert assemble.prepare_dataset(folders(root)).facts.class_counts.count(0) == 5
+    assert assemble.prepare_dataset(folders_experiment(root)).facts.class_counts.count(0) == 5
     with pytest.raises(DataError, match="Person_7' is not a class of the training split"):
         config_file.parse_config(
             FOLDERS.format(root=root).replace("by: label, ", "").replace("data:", "data:\n  leakage: keep"), "f.yaml"
         ).data.source.read()
     save_picture(root / "train" / "Person_8" / "new.png", seed=9999)
     with pytest.raises(DataError, match=r"1 class\(es\), such as people, in more than one split"):
-        assemble.prepare_dataset(folders(root, "data.split.val=['Person_0', 'Person_1']"))
-    kept = assemble.prepare_dataset(folders(root, "data.split.val=['Person_0', 'Person_1']", "data.leakage=skip"))
+        assemble.prepare_dataset(folders_experiment(root, "data.split.val=['Person_0', 'Person_1']"))
+    kept = assemble.prepare_dataset(
+        folders_experiment(root, "data.split.val=['Person_0', 'Person_1']", "data.leakage=skip")
+    )
     assert len(kept.splits["train"]) == 20
     save_picture(root / "val" / "Person_9" / "new.png", seed=9998)
     save_picture(root / "val" / "Person_1" / "new.png", seed=9997)
     with pytest.raises(DataError, match="both in val and in test: fix the data"):
-        assemble.prepare_dataset(folders(root, "data.leakage=skip"))
+        assemble.prepare_dataset(folders_experiment(root, "data.leakage=skip"))
     shutil.rmtree(root / "val")
     path = tmp_path / "f.yaml"
     path.write_text(FOLDERS.format(root=root))
@@ -365,14 +367,16 @@ def test_folders_of_other_people_for_test_are_theirs_and_the_same_person_twice_i
 PAIRS = [("Person_7", 1, 2), ("Person_8", 1, "Person_9", 3), ("Person_9", 1, 4), ("Person_7", 2, "Person_8", 4)]
 
 
-def listed(path: Path, *rows: tuple[object, ...], header: str = "") -> Path:
+def write_pairs(path: Path, *rows: tuple[object, ...], header: str = "") -> Path:
     path.write_text(header + "".join("\t".join(map(str, row)) + "\n" for row in rows))
     return path
 
 
-def test_the_people_of_a_file_of_pairs_are_test_and_only_its_pairs_are_measured(faces, tmp_path):
-    path = listed(tmp_path / "pairs.txt", *PAIRS, ("Person_8", 1, 2), ("Person_9", "Person_9_0002.png", "Person_7", 3))
-    made = folders(faces, f"data.source.folder.pairs={path}", "train.epochs=1")
+def test_people_of_a_pairs_file_are_the_test_split_and_only_its_pairs_are_measured(faces, tmp_path):
+    path = write_pairs(
+        tmp_path / "pairs.txt", *PAIRS, ("Person_8", 1, 2), ("Person_9", "Person_9_0002.png", "Person_7", 3)
+    )
+    made = folders_experiment(faces, f"data.source.folder.pairs={path}", "train.epochs=1")
     data = assemble.prepare_dataset(made)
     train = data.splits["train"]
     assert {data.facts.classes[label] for label in data.splits["test"].targets["labels"].tolist()} == {
@@ -400,19 +404,29 @@ def test_the_people_of_a_file_of_pairs_are_test_and_only_its_pairs_are_measured(
     assert result["numbers"]["auc"] == pytest.approx(roc_auc_score([a[:8] == b[:8] for a, b in pairs], scores))
 
 
-def test_lfws_folds_are_its_own(faces, tmp_path):
+def test_the_folds_of_an_lfw_pairs_file_are_kept(faces, tmp_path):
     rows = [("Person_7", 1, 2), ("Person_8", 1, 2), ("Person_7", 1, "Person_8", 1), ("Person_7", 2, "Person_9", 1)]
     rows += [("Person_9", 1, 2), ("Person_8", 3, 4), ("Person_9", 3, "Person_8", 3), ("Person_7", 4, "Person_9", 4)]
-    path = listed(tmp_path / "pairs.txt", *rows, header="2\t2\n")
-    pairs = folders(faces, f"data.source.folder.pairs={path}").data.source.read(True).splits["test"].targets["pairs"]
+    path = write_pairs(tmp_path / "pairs.txt", *rows, header="2\t2\n")
+    pairs = (
+        folders_experiment(faces, f"data.source.folder.pairs={path}")
+        .data.source.read(True)
+        .splits["test"]
+        .targets["pairs"]
+    )
     assert sorted(pairs[:, :, 1][pairs[:, :, 0] >= 0].tolist()) == [0] * 4 + [1] * 4
 
 
-def test_folds_that_are_drawn_have_both_kinds(faces, tmp_path):
+def test_drawn_folds_have_pairs_of_both_kinds(faces, tmp_path):
     rows = [("Person_7", a, b) for a in range(1, 5) for b in range(a + 1, 5)]
     rows += [("Person_7", 1, "Person_8", 1), ("Person_9", 2, "Person_8", 2), ("Person_9", 3, "Person_8", 2)]
-    path = listed(tmp_path / "pairs.txt", *rows)
-    pairs = folders(faces, f"data.source.folder.pairs={path}").data.source.read(True).splits["test"].targets["pairs"]
+    path = write_pairs(tmp_path / "pairs.txt", *rows)
+    pairs = (
+        folders_experiment(faces, f"data.source.folder.pairs={path}")
+        .data.source.read(True)
+        .splits["test"]
+        .targets["pairs"]
+    )
     assert sorted(pairs[:, :, 1][pairs[:, :, 0] >= 0].tolist()) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
@@ -444,9 +458,9 @@ def test_folds_that_are_drawn_have_both_kinds(faces, tmp_path):
         ([(f"Person_{n}", 1, f"Person_{n + 1}", 1) for n in range(9)] + [("Person_0", 1, 2)], "", "names every person"),
     ],
 )
-def test_b23_mistakes_in_a_file_of_pairs_are_named_by_line(faces, tmp_path, rows, header, message):
-    path = listed(tmp_path / "pairs.txt", *rows, header=header)
-    made = folders(faces, f"data.source.folder.pairs={path}")
+def test_b23_mistakes_in_a_pairs_file_are_reported_by_line(faces, tmp_path, rows, header, message):
+    path = write_pairs(tmp_path / "pairs.txt", *rows, header=header)
+    made = folders_experiment(faces, f"data.source.folder.pairs={path}")
     if not message:
         made.data.source.read(True)
         return
@@ -455,40 +469,42 @@ def test_b23_mistakes_in_a_file_of_pairs_are_named_by_line(faces, tmp_path, rows
     assert message in str(told.value)
 
 
-def test_a_number_that_means_two_pictures_is_refused(faces, tmp_path):
+def test_a_pair_number_that_matches_two_images_is_refused(faces, tmp_path):
     save_picture(faces / "Person_7" / "Person_7_0001.jpg", seed=5)
-    path = listed(tmp_path / "pairs.txt", *PAIRS)
+    path = write_pairs(tmp_path / "pairs.txt", *PAIRS)
     with pytest.raises(DataError, match="pairs.txt:1: 'Person_7' has 2 pictures 'Person_7_0001'"):
-        folders(faces, f"data.source.folder.pairs={path}").data.source.read(True)
+        folders_experiment(faces, f"data.source.folder.pairs={path}").data.source.read(True)
 
 
-def test_pairs_are_for_networks_that_compare(faces, tmp_path):
-    path = listed(tmp_path / "pairs.txt", *PAIRS)
+def test_a_pairs_file_is_refused_for_classification(faces, tmp_path):
+    path = write_pairs(tmp_path / "pairs.txt", *PAIRS)
     more = ["task=classify", "data.split={val: 0.2}", "train.monitor=val/loss"]
     with pytest.raises(ConfigError, match="classify is not measured on pairs"):
-        folders(faces, f"data.source.folder.pairs={path}", *more)
+        folders_experiment(faces, f"data.source.folder.pairs={path}", *more)
 
 
-def test_pairs_whose_pictures_cannot_be_read_are_left_out_aloud(faces, tmp_path):
-    path = listed(tmp_path / "pairs.txt", *PAIRS)
+def test_skipping_unreadable_images_may_leave_too_few_folds(faces, tmp_path):
+    path = write_pairs(tmp_path / "pairs.txt", *PAIRS)
     for number in (1, 2):
         (faces / "Person_7" / f"Person_7_{number:04d}.png").write_bytes(b"no")
-    made = folders(faces, f"data.source.folder.pairs={path}", "data.bad_files=skip")
+    made = folders_experiment(faces, f"data.source.folder.pairs={path}", "data.bad_files=skip")
     run = Path(train_run(made, tmp_path / "runs", CPU, resume=False)["run"])
     with pytest.raises(DataError, match="fewer than two folds"):
         evaluate_run(run, tmp_path / "runs", CPU, None)
 
 
-def test_whole_classes_are_not_divided_by_picture(faces, tmp_path, run_cli):
+def test_data_split_refuses_a_config_that_holds_out_whole_classes(faces, tmp_path, run_cli):
     path = tmp_path / "f.yaml"
     path.write_text(FOLDERS.format(root=faces))
     code, _, err = run_cli("data", "split", path, "--out", tmp_path / "t.csv")
     assert (code, "whole classes are held out by the config" in err) == (2, True)
 
 
-def test_classes_that_a_source_sets_aside_are_not_named_again(faces, tmp_path):
-    path = listed(tmp_path / "pairs.txt", *PAIRS)
-    made = folders(faces, f"data.source.folder.pairs={path}", "data.split={by: label, val: 0.3, test: [Person_1]}")
+def test_held_out_classes_are_refused_if_the_source_defines_the_test_split(faces, tmp_path):
+    path = write_pairs(tmp_path / "pairs.txt", *PAIRS)
+    made = folders_experiment(
+        faces, f"data.source.folder.pairs={path}", "data.split={by: label, val: 0.3, test: [Person_1]}"
+    )
     with pytest.raises(DataError, match=r"data.split.test: the source says itself which pictures are test"):
         index_source(made.data)
 
@@ -498,25 +514,25 @@ def test_b24_pickled_pairs_are_refused(faces, tmp_path):
 
     (tmp_path / "lfw.bin").write_bytes(pickle.dumps(([b"\xff\xd8"], [True])))
     with pytest.raises(DataError, match="not text"):
-        folders(faces, f"data.source.folder.pairs={tmp_path / 'lfw.bin'}").data.source.read(True)
+        folders_experiment(faces, f"data.source.folder.pairs={tmp_path / 'lfw.bin'}").data.source.read(True)
 
 
-def test_a_table_of_people_may_name_others_for_test(faces, tmp_path):
+def test_a_table_may_have_new_people_in_val_and_test(faces, tmp_path):
     rows = ["path,label,split"]
     for person in range(10):
         split = "test" if person > 6 else "val" if person > 4 else "train"
         rows += [f"Person_{person}/Person_{person}_{n:04d}.png,P{person},{split}" for n in range(1, 5)]
     (faces / "t.csv").write_text("\n".join(rows) + "\n")
-    made = folders(faces, f"data.source={{table: {{path: {faces / 't.csv'}, split: split}}}}")
+    made = folders_experiment(faces, f"data.source={{table: {{path: {faces / 't.csv'}, split: split}}}}")
     assert index_source(made.data).counts == {"train": 20, "val": 8, "test": 12}
     with pytest.raises(DataError, match="'P5' is not a class of the training rows"):
         made.data.source.read()
 
 
-# --- the commands ---------------------------------------------------------------------------------------------------
+# --- the commands -----------------------------------------------------------------------------------------------------
 
 
-def test_verify_says_whether_two_pictures_show_one(run, people, run_cli):
+def test_verify_compares_two_images_with_the_stored_threshold(run, people, run_cli):
     first, second = sorted((people / "digit 7").iterdir())[:2]
     other = min((people / "digit 8").iterdir())
     given = open_run.open_trained(run, run.parent.parent, CPU)[1]
@@ -546,20 +562,20 @@ def test_verify_says_whether_two_pictures_show_one(run, people, run_cli):
         (["--far", "0.1", "--threshold", "0.2"], 2, "--threshold and --far: give one of them"),
     ],
 )
-def test_verify_refuses(run, people, run_cli, words, code, message):
+def test_verify_refuses_invalid_thresholds(run, people, run_cli, words, code, message):
     paths = sorted((people / "digit 7").iterdir())[:2]
     left, _, err = run_cli("verify", *paths, "--run", run, *words)
     assert (left, message in err) == (code, True), err
 
 
-def test_a_network_of_another_task_gives_no_embeddings(trained_run, people, run_cli):
+def test_verify_refuses_a_network_of_another_task(trained_run, people, run_cli):
     paths = sorted((people / "digit 7").iterdir())[:2]
     code, _, err = run_cli("verify", *paths, "--run", trained_run)
     assert code == 2
     assert err == "this network is for classify and gives no embeddings; give a run of the task verify\n"
 
 
-def test_files_that_cannot_be_read_are_named(run, people, tmp_path, run_cli):
+def test_verify_reports_unreadable_files_by_name(run, people, tmp_path, run_cli):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG")
     good = min((people / "digit 7").iterdir())
     code, out, err = run_cli("verify", good, tmp_path / "broken.png", "--run", run)
@@ -604,7 +620,7 @@ def test_people_are_enrolled_added_removed_and_identified(run, people, tmp_path,
     assert list(tmp_path.glob(".*")) == []
 
 
-def test_one_picture_under_two_names_is_not_enrolled(run, people, tmp_path, run_cli):
+def test_one_image_under_two_names_is_not_enrolled(run, people, tmp_path, run_cli):
     shutil.copytree(people, tmp_path / "known")
     photo = min((people / "digit 7").iterdir())
     shutil.copy(photo, tmp_path / "known" / "digit 9" / "again.png")
@@ -619,7 +635,7 @@ def test_one_picture_under_two_names_is_not_enrolled(run, people, tmp_path, run_
     assert (code, "digit 7 and bob have an image" in err, path.read_bytes() == before) == (8, True, True)
 
 
-def test_someones_pictures_are_replaced(run, people, tmp_path, run_cli):
+def test_the_images_of_a_person_are_replaced(run, people, tmp_path, run_cli):
     path = tmp_path / "g.safetensors"
     for person, count in (("first", 3), ("later", 2)):
         (tmp_path / person / "anna").mkdir(parents=True)
@@ -632,7 +648,7 @@ def test_someones_pictures_are_replaced(run, people, tmp_path, run_cli):
     assert "2 image(s) left out: each has the same embedding as another" in err
 
 
-def test_a_picture_that_cannot_be_read_first_costs_no_columns(run, people, gallery, tmp_path, run_cli):
+def test_a_csv_keeps_its_columns_if_the_first_image_is_unreadable(run, people, gallery, tmp_path, run_cli):
     (tmp_path / "broken.png").write_bytes(b"no")
     photo = min((people / "digit 9").iterdir())
     both = [tmp_path / "broken.png", photo]
@@ -654,7 +670,7 @@ def gallery(run, people, tmp_path, run_cli) -> Path:
     return path
 
 
-def test_identify_gives_the_best_matches_or_nobody(run, people, gallery, run_cli):
+def test_identify_returns_the_best_matches_or_unknown(run, people, gallery, run_cli):
     photos = sorted((people / "digit 9").iterdir())[:3]
     code, out, err = run_cli("identify", *photos, "--gallery", gallery, "--run", run, "--json", "--top", "2")
     assert code == 0, err
@@ -680,7 +696,7 @@ def test_identify_gives_the_best_matches_or_nobody(run, people, gallery, run_cli
     assert f"{photos[0]}: digit 9   (digit 9 1.000" in text
 
 
-def test_a_stranger_among_many_people_is_said(run, people, gallery, run_cli):
+def test_identify_warns_how_often_strangers_are_accepted(run, people, gallery, run_cli):
     photo = min((people / "digit 9").iterdir())
     err = run_cli("identify", photo, "--gallery", gallery, "--run", run, "--far", "0.1")[2]
     assert (
@@ -690,7 +706,7 @@ def test_a_stranger_among_many_people_is_said(run, people, gallery, run_cli):
     assert "--far 0.01 accepts fewer" in err
 
 
-def test_pictures_that_cannot_be_read_are_rows_with_an_error(run, people, gallery, tmp_path, run_cli):
+def test_unreadable_images_are_rows_with_an_error(run, people, gallery, tmp_path, run_cli):
     (tmp_path / "broken.png").write_bytes(b"no")
     photo = min((people / "digit 9").iterdir())
     code, out, _ = run_cli("identify", tmp_path / "broken.png", photo, "--gallery", gallery, "--run", run, "--json")
@@ -701,7 +717,7 @@ def test_pictures_that_cannot_be_read_are_rows_with_an_error(run, people, galler
 
 
 def test_a_gallery_of_another_network_is_refused(run, people, gallery, tmp_path, run_cli):
-    other = train_run(tried("train.epochs=1"), tmp_path / "other", CPU, resume=False)["run"]
+    other = train_run(digits_experiment("train.epochs=1"), tmp_path / "other", CPU, resume=False)["run"]
     photo = min((people / "digit 9").iterdir())
     for words in (["identify", photo], ["enroll", people, "--add"], ["enroll", "--remove", "digit 9"]):
         before = gallery.read_bytes()
@@ -711,7 +727,7 @@ def test_a_gallery_of_another_network_is_refused(run, people, gallery, tmp_path,
         assert gallery.read_bytes() == before
 
 
-def test_predict_gives_the_embedding(run, people, run_cli):
+def test_predict_prints_the_embedding(run, people, run_cli):
     photo = min((people / "digit 9").iterdir())
     row = json.loads(run_cli("predict", photo, "--run", run, "--json")[1])
     assert np.square(row["embedding"]).sum() == pytest.approx(1, abs=1e-5)
@@ -721,7 +737,7 @@ def test_predict_gives_the_embedding(run, people, run_cli):
     assert [float(cell) for cell in table[1][1:-1]] == row["embedding"]
 
 
-def test_the_selftest_passes_for_it(run_cli, tmp_path):
+def test_selftest_passes_for_verification(run_cli, tmp_path):
     path = tmp_path / "digits.yaml"
     path.write_text(DIGITS)
     code, out, err = run_cli("selftest", path, "--json")

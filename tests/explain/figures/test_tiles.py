@@ -1,4 +1,4 @@
-"""Numbers as pictures: what is black, grey and white, and how large it becomes."""
+"""Tiles of figures: their shades, sizes and layout."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cnnrun.explain.figures.tiles import (
 
 
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(20, 170))
-def test_a_picture_becomes_about_as_large_as_it_is_asked_to(width, height, side):
+def test_an_image_is_scaled_to_about_the_requested_side(width, height, side):
     made = scale_to_side(Pil.new("L", (width, height)), side)
     assert max(made.size) <= max(2 * side, 2)
     if max(width, height) <= side:
@@ -30,7 +30,7 @@ def test_a_picture_becomes_about_as_large_as_it_is_asked_to(width, height, side)
         assert (made.width % width, made.height % height) == (0, 0)
 
 
-def test_a_signal_is_grey_where_it_is_0_and_one_pixel_does_not_drown_the_others():
+def test_a_signed_tile_is_grey_at_0_and_clips_outliers():
     values = torch.zeros(1, 40, 40)
     values[0, 0, 0], values[0, :2, 1] = 1000.0, torch.tensor([1.0, -1.0])
     values[0, 5:7] = 0.5
@@ -41,7 +41,7 @@ def test_a_signal_is_grey_where_it_is_0_and_one_pixel_does_not_drown_the_others(
     assert np.asarray(signed_tile(torch.zeros(3, 4, 4), 4)).tolist() == [[[128, 128, 128]] * 4] * 4
 
 
-def test_shades_and_heat_go_from_least_to_most():
+def test_grey_and_heat_tiles_brighten_with_the_value():
     values = torch.tensor([[0.0, 0.5, 1.0]])
     assert np.asarray(grey_tile(values, 0.0, 1.0, 3))[0, :, 0].tolist() == [0, 128, 255]
     colours = np.asarray(heat_map(values, 0.0, 1.0))[0].astype(int)
@@ -49,7 +49,7 @@ def test_shades_and_heat_go_from_least_to_most():
     assert np.asarray(grey_tile(torch.ones(2, 2), 1.0, 1.0, 2)).max() == 0  # nothing to tell apart
 
 
-def test_heat_lies_over_the_picture():
+def test_a_heat_map_is_overlaid_on_the_image():
     picture = Pil.new("RGB", (40, 40), "white")
     made = np.asarray(overlay_heat_map(picture, torch.tensor([[0.0, 0.0], [0.0, 1.0]]))).astype(int)
     assert made[0, 0].sum() > made[39, 39].sum() - 765
@@ -57,7 +57,7 @@ def test_heat_lies_over_the_picture():
     assert made.shape == (40, 40, 3)
 
 
-def test_tiles_lie_in_rows():
+def test_a_mosaic_fills_rows_of_tiles():
     tiles = [Pil.new("RGB", (4, 3), colour) for colour in ("red", "green", "blue")]
     made = mosaic(tiles, 2)
     assert made.size == (4 * 2 + 2, 3 * 2 + 2)
@@ -66,7 +66,7 @@ def test_tiles_lie_in_rows():
 
 
 @pytest.mark.parametrize("text", ["short", "word " * 200, "x" * 500, "", "\udcff\x1b[31m"])
-def test_a_line_below_is_never_wider_than_the_picture(text):
+def test_a_caption_is_never_wider_than_the_image(text):
     pixels = np.zeros((10, 600, 3), np.uint8)
     made = add_caption(pixels, text)
     assert made.shape[1] == 600
@@ -75,7 +75,7 @@ def test_a_line_below_is_never_wider_than_the_picture(text):
     assert (made[10:, -1] == 255).all()
 
 
-def test_columns_are_as_wide_as_they_need():
+def test_grid_columns_fit_their_titles_and_tiles():
     rows = [
         [("a", Pil.new("RGB", (10, 5))), ("b", Pil.new("RGB", (50, 20)))],
         [("long title here", Pil.new("RGB", (30, 9)))],

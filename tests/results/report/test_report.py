@@ -1,4 +1,4 @@
-"""The page: whole in one file, drawn by a real browser, safe from hostile names, the same whenever it is written."""
+"""The HTML report: one file, rendered by a real browser, safe from hostile names, and reproducible."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ HOSTILE = ("<script>document.title='owned'</script>", '"><img src=x onerror=aler
 
 @pytest.fixture(scope="session")
 def hostile(tmp_path_factory) -> Path:
-    """A run whose classes and files are named to break a page."""
+    """A run whose class and file names contain HTML and scripts."""
     root = tmp_path_factory.mktemp("hostile")
     for label, name in enumerate(HOSTILE):
         for number in range(12):
@@ -54,8 +54,8 @@ train: {{epochs: 2, batch: 8}}
 
 
 @pytest.fixture
-def no_text(tmp_path) -> Path:
-    """A run on files whose names are no text, of classes with long and oddly spaced names."""
+def odd_names_config(tmp_path) -> Path:
+    """Config of a folder with a file name that is not UTF-8 and with long and oddly spaced class names."""
     for label, name in enumerate(("a  b", "x" * 120, "c")):
         for number in range(9):
             save_picture(tmp_path / "data" / name / f"{number}.png", seed=100 * label + number, size=(8, 8), mode="L")
@@ -71,7 +71,7 @@ train: {{epochs: 1, batch: 8}}
     return tmp_path / "notext.yaml"
 
 
-def written(run: Path, tmp_path: Path, **settings) -> Path:
+def write_page(run: Path, tmp_path: Path, **settings) -> Path:
     return Path(reporting.write_report([run], tmp_path, CPU, out=tmp_path / "page.html", **settings)["path"])
 
 
@@ -79,8 +79,8 @@ def written(run: Path, tmp_path: Path, **settings) -> Path:
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
-def test_it_opens_offline_with_its_charts_drawn(width, scheme, trained_run, tmp_path):
-    path = written(trained_run, tmp_path)
+def test_the_report_opens_offline_with_its_charts_drawn(width, scheme, trained_run, tmp_path):
+    path = write_page(trained_run, tmp_path)
     assert path.stat().st_size <= MOST_BYTES
     with open_page(path, width=width, scheme=scheme) as visit:
         assert visit.console == []
@@ -97,8 +97,8 @@ def test_it_opens_offline_with_its_charts_drawn(width, scheme, trained_run, tmp_
         assert (background == "rgb(255, 255, 255)") == (scheme == "light")
 
 
-def test_pictures_of_one_class_are_chosen(trained_run, tmp_path):
-    with open_page(written(trained_run, tmp_path)) as visit:
+def test_images_are_filtered_by_class(trained_run, tmp_path):
+    with open_page(write_page(trained_run, tmp_path)) as visit:
         items = visit.page.locator(".pictures li")
         assert items.count() == 24
         true = items.nth(0).get_attribute("data-true")
@@ -113,8 +113,8 @@ def test_pictures_of_one_class_are_chosen(trained_run, tmp_path):
         assert all(items.nth(number).is_visible() for number in range(24))
 
 
-def test_lines_of_a_table_are_chosen(tmp_path):
-    """A table of many classes has a field that leaves the lines that hold what was typed."""
+def test_rows_of_a_table_are_filtered(tmp_path):
+    """A table of many classes has a field that keeps only the rows with the typed text."""
     for label in range(14):
         for number in range(4):
             save_picture(tmp_path / "data" / f"kind{label:02d}" / f"{number}.png", 10 * label + number, (8, 8), "L")
@@ -126,7 +126,7 @@ model: [{{conv: {{out_channels: 4, activation: relu}}}}, global_avg_pool]
 train: {{epochs: 1, batch: 14}}
 """
     done = train_run(parse_config(text, "many.yaml"), tmp_path, CPU, resume=False)
-    with open_page(written(Path(done["run"]), tmp_path)) as visit:
+    with open_page(write_page(Path(done["run"]), tmp_path)) as visit:
         visit.page.locator("summary", has_text="per class").click()
         field = visit.page.locator("input.filter").first
         field.fill("KIND07")
@@ -134,7 +134,7 @@ train: {{epochs: 1, batch: 14}}
         assert [row.inner_text().split()[0] for row in rows.all() if row.is_visible()] == ["kind07"]
 
 
-def test_hostile_names_are_text(hostile):
+def test_hostile_names_are_shown_as_text(hostile):
     with open_page(hostile / "report.html") as visit:
         assert visit.console == []
         assert visit.page.title() == str(hostile)
@@ -146,8 +146,8 @@ def test_hostile_names_are_text(hostile):
         assert "<b onmouseover=alert(" in text
 
 
-def test_names_that_are_no_text_or_long_or_oddly_spaced(no_text, tmp_path, run_cli):
-    code, _, err = run_cli("train", no_text, "--runs", tmp_path / "runs")
+def test_a_report_shows_undecodable_long_and_oddly_spaced_names(odd_names_config, tmp_path, run_cli):
+    code, _, err = run_cli("train", odd_names_config, "--runs", tmp_path / "runs")
     assert code == 0
     assert "was not written" not in err
     with open_page(tmp_path / "runs" / "notext" / "1" / "report.html", width=390) as visit:
@@ -158,9 +158,9 @@ def test_names_that_are_no_text_or_long_or_oddly_spaced(no_text, tmp_path, run_c
             assert int(visit.page.locator(".count").inner_text().split()[0]) > 0
 
 
-def test_it_is_read_by_those_who_do_not_see_it(trained_run, tmp_path):
-    """One main part, headings in order, a name for every picture, table and field; all in reach of the keyboard."""
-    with open_page(written(trained_run, tmp_path)) as visit:
+def test_the_report_is_accessible(trained_run, tmp_path):
+    """One main landmark, ordered headings, names for every image, table and field, and a skip link for the keyboard."""
+    with open_page(write_page(trained_run, tmp_path)) as visit:
         page_ = visit.page
         assert page_.evaluate("document.documentElement.lang") == "en"
         assert page_.locator("main").count() == page_.locator("h1").count() == 1
@@ -177,8 +177,8 @@ def test_it_is_read_by_those_who_do_not_see_it(trained_run, tmp_path):
         assert len(ids) == len(set(ids))
 
 
-def test_on_paper_it_is_black_on_white(trained_run, tmp_path):
-    with open_page(written(trained_run, tmp_path), scheme="dark") as visit:
+def test_the_report_prints_black_on_white(trained_run, tmp_path):
+    with open_page(write_page(trained_run, tmp_path), scheme="dark") as visit:
         visit.page.emulate_media(media="print", color_scheme="dark")
         assert visit.page.evaluate("getComputedStyle(document.body).color") == "rgb(0, 0, 0)"
         assert visit.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
@@ -187,8 +187,8 @@ def test_on_paper_it_is_black_on_white(trained_run, tmp_path):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_every_task_has_a_page(task, of_each_task, tmp_path):
-    path = written(of_each_task[task], tmp_path)
+def test_every_task_has_a_report(task, of_each_task, tmp_path):
+    path = write_page(of_each_task[task], tmp_path)
     assert path.stat().st_size <= MOST_BYTES
     with open_page(path) as visit:
         assert visit.console == []
@@ -199,7 +199,7 @@ def test_every_task_has_a_page(task, of_each_task, tmp_path):
         assert visit.page.locator(".seen img").count() >= 2
 
 
-def test_several_runs_stand_side_by_side(of_each_task, trained_run, tmp_path):
+def test_several_runs_are_shown_side_by_side(of_each_task, trained_run, tmp_path):
     made = parse_config(TINY, "t.yaml", ["name=other", "train.epochs=2", "model[0].conv.out_channels=6"])
     other = Path(train_run(made, tmp_path / "runs", CPU, resume=False)["run"])
     found = reporting.write_report([trained_run, other], tmp_path, CPU)
@@ -222,24 +222,24 @@ def test_several_runs_stand_side_by_side(of_each_task, trained_run, tmp_path):
 # --- what it says -----------------------------------------------------------------------------------------------------
 
 
-def test_its_numbers_are_those_of_eval_on_val(trained_run, tmp_path):
-    text = written(trained_run, tmp_path).read_text()
+def test_report_metrics_equal_those_of_eval_on_val(trained_run, tmp_path):
+    text = write_page(trained_run, tmp_path).read_text()
     measured = evaluate_run(trained_run, tmp_path, CPU, "val")
     found = dict(re.findall(r"<dt>(\w+)</dt><dd>([-\d.]+)", text))
     assert found == {name: f"{value:.4f}" for name, value in measured["numbers"].items()}
     low, high = measured["intervals"]["accuracy"]
     assert f"{low:.4f} to {high:.4f}" in text
     assert "They are optimistic" in text
-    assert "They are optimistic" not in written(trained_run, tmp_path, split="test").read_text()
+    assert "They are optimistic" not in write_page(trained_run, tmp_path, split="test").read_text()
 
 
-def test_the_same_page_is_written_again(trained_run, tmp_path):
-    first = written(trained_run, tmp_path).read_bytes()
-    assert written(trained_run, tmp_path).read_bytes() == first
+def test_a_report_is_reproducible_byte_for_byte(trained_run, tmp_path):
+    first = write_page(trained_run, tmp_path).read_bytes()
+    assert write_page(trained_run, tmp_path).read_bytes() == first
 
 
-def test_it_asks_for_nothing_from_outside(trained_run, tmp_path):
-    text = written(trained_run, tmp_path).read_text()
+def test_the_report_loads_nothing_from_outside(trained_run, tmp_path):
+    text = write_page(trained_run, tmp_path).read_text()
     vega = page._vega_script()
     own = text.replace(vega.replace("</script", "<\\/script"), "")
     assert len(own) < len(text) / 2
@@ -247,13 +247,13 @@ def test_it_asks_for_nothing_from_outside(trained_run, tmp_path):
     assert "default-src 'none'" in own
 
 
-def test_a_page_of_somebody_elses_stays(trained_run, tmp_path):
+def test_a_file_that_is_no_report_is_never_overwritten(trained_run, tmp_path):
     (tmp_path / "page.html").write_text("<html>mine</html>")
     with pytest.raises(ConfigError, match="already exists"):
-        written(trained_run, tmp_path)
+        write_page(trained_run, tmp_path)
 
 
-def test_training_writes_it_at_the_end(tiny, tmp_path, run_cli):
+def test_training_writes_the_report_at_the_end(tiny, tmp_path, run_cli):
     code, out, err = run_cli("train", tiny, "--runs", tmp_path)
     assert code == 0, err
     assert (tmp_path / "tiny" / "1" / "report.html").stat().st_size > 800_000
@@ -266,7 +266,7 @@ def test_training_writes_it_at_the_end(tiny, tmp_path, run_cli):
     assert json.loads(out)["path"] == str(tmp_path / "tiny" / "2" / "report.html")
 
 
-def test_a_page_that_cannot_be_written_does_not_cost_the_training(tiny, tmp_path, run_cli, monkeypatch):
+def test_a_report_that_cannot_be_written_never_fails_the_training(tiny, tmp_path, run_cli, monkeypatch):
     def fails(*_, **__):
         raise StorageError("no space left")
 
@@ -278,17 +278,17 @@ def test_a_page_that_cannot_be_written_does_not_cost_the_training(tiny, tmp_path
     assert read_result(tmp_path / "tiny" / "1")
 
 
-def test_an_unfinished_run_has_a_page_that_says_so(trained_run, tmp_path):
+def test_the_report_of_an_unfinished_run_says_that_it_is_unfinished(trained_run, tmp_path):
     unfinished = shutil.copytree(trained_run, tmp_path / "unfinished")
     (unfinished / "result.json").unlink()
-    assert "the training is not finished" in written(unfinished, tmp_path).read_text()
+    assert "the training is not finished" in write_page(unfinished, tmp_path).read_text()
 
 
 # --- charts -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_chart_holds_what_can_be_drawn():
-    """Numbers that are not finite have no place; nothing else is left out."""
+def test_a_chart_leaves_out_non_finite_values():
+    """Only finite values are drawn, and the specification is valid JSON."""
     plot = Plot("t", "x", "y", (Series("a", [0.0, 1.0, 2.0], [1.0, float("nan"), float("inf")]),))
     assert [row["x"] for row in charts.vega_spec(plot)["layer"][0]["data"]["values"]] == [0.0]
     json.dumps(charts.vega_spec(plot), allow_nan=False)
@@ -309,7 +309,7 @@ def test_every_style_and_empty_series_are_drawn(tmp_path):
     assert vl_convert.vegalite_to_svg(charts.matrix_spec("m", [[3, 1], [0, 2]], ["a", "b"])).startswith("<svg")
 
 
-def test_curves_are_the_lines_of_metrics(trained_run):
+def test_training_curves_equal_the_rows_of_the_metrics_file(trained_run):
     rows = [json.loads(line) for line in (trained_run / "metrics.jsonl").read_text().splitlines()]
     plots = {plot.title: plot for plot in training_curves([("", trained_run)])}
     assert [series.name for series in plots["loss"].series] == ["train/loss", "val/loss"]
@@ -318,7 +318,7 @@ def test_curves_are_the_lines_of_metrics(trained_run):
     assert training_curves([("", trained_run / "nowhere")]) == []
 
 
-def test_a_line_that_was_being_written_costs_itself_alone(trained_run, tmp_path):
+def test_an_incomplete_last_metrics_line_is_skipped(trained_run, tmp_path):
     lines = (trained_run / "metrics.jsonl").read_text().splitlines(keepends=True)
     later = json.dumps({"step": 99, "epoch": 9, "val/new": 0.5}) + "\n"
     (tmp_path / "metrics.jsonl").write_text("".join(lines[:3]) + later + lines[3][:20])
@@ -327,20 +327,20 @@ def test_a_line_that_was_being_written_costs_itself_alone(trained_run, tmp_path)
     assert list(plots["val/new"].series[0].x) == [9]
 
 
-def test_every_chart_is_text_as_well(trained_run, tmp_path):
-    with open_page(written(trained_run, tmp_path)) as visit:
+def test_every_chart_has_a_data_table(trained_run, tmp_path):
+    with open_page(write_page(trained_run, tmp_path)) as visit:
         counts = "[...document.querySelectorAll('figure.chart')].map(each => each.querySelectorAll('tbody tr').length)"
         assert min(visit.page.evaluate(counts)) > 0
 
 
-def test_pictures_with_boxes_are_made_smaller(tmp_path):
+def test_large_images_are_scaled_down_for_the_report(tmp_path):
     wide = np.random.default_rng(0).integers(0, 256, (700, 2100, 3), dtype=np.uint8)
     assert len(page.image_data_url(wide, 900)) < 400_000
     small = np.zeros((8, 8, 3), np.uint8)
     assert page.image_data_url(small).startswith("data:image/png")
 
 
-def test_a_folder_that_is_not_there_is_named_before_anything_is_measured(trained_run, tmp_path, monkeypatch):
+def test_a_missing_output_folder_is_refused_before_anything_is_measured(trained_run, tmp_path, monkeypatch):
     monkeypatch.setattr(reporting, "measure_run", lambda *_, **__: pytest.fail("measure_run"))
     with pytest.raises(ConfigError, match="no such folder"):
         reporting.write_report([trained_run, trained_run], tmp_path / "nowhere", CPU)

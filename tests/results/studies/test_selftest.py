@@ -1,4 +1,4 @@
-"""`selftest` passes where all is well, and each of its checks fails where it should."""
+"""`selftest` passes for a correct training, and each of its checks fails for the fault it looks for."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.configs import TINY
 CPU = torch.device("cpu")
 
 
-def verdicts(*overrides: str) -> dict[str, bool | None]:
+def check_verdicts(*overrides: str) -> dict[str, bool | None]:
     result = selftest.run_selftest(config_file.parse_config(TINY, "tiny.yaml", ["name=tiny", *overrides]), CPU)
     return {row["check"]: row["passed"] for row in result["checks"]}
 
@@ -38,7 +38,7 @@ ALL = [
 ]
 
 
-def test_all_is_well_and_nothing_is_left_behind(run_cli, tiny, tmp_path, monkeypatch):
+def test_all_checks_pass_and_no_file_is_left_behind(run_cli, tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, err = run_cli("selftest", tiny, "train.accumulate=2", "train.ema={decay: 0.9}", "--json")
     assert (code, err) == (0, "")
@@ -52,12 +52,12 @@ def test_all_is_well_and_nothing_is_left_behind(run_cli, tiny, tmp_path, monkeyp
     assert "tiny: all checks passed" in out
 
 
-def failing(*names: str, also: tuple[str, ...] = ()) -> None:
-    found = {name for name, passed in verdicts().items() if passed is False}
+def assert_fails(*names: str, also: tuple[str, ...] = ()) -> None:
+    found = {name for name, passed in check_verdicts().items() if passed is False}
     assert set(names) <= found <= {*names, *also}
 
 
-def test_what_does_not_repeat(monkeypatch):
+def test_batches_that_change_between_runs_fail(monkeypatch):
     real, calls = TrainingBatches.at, []
 
     def other_each_time(self, step):
@@ -67,43 +67,43 @@ def test_what_does_not_repeat(monkeypatch):
         return batch
 
     monkeypatch.setattr(TrainingBatches, "at", other_each_time)
-    failing(*ALL[:3])
+    assert_fails(*ALL[:3])
 
 
-def test_what_is_not_restored(monkeypatch):
+def test_a_resume_that_restores_weights_alone_fails(monkeypatch):
     real = checkpoints.load
     monkeypatch.setattr(
         Learner, "restore", lambda self, saved, *rest: self.network.load_state_dict(real(saved.path).parts["model"])
     )
-    failing(ALL[1])
+    assert_fails(ALL[1])
 
 
-def test_pictures_that_depend_on_who_reads_them(monkeypatch):
+def test_images_that_depend_on_the_workers_fail(monkeypatch):
     from cnnrun.data.storage import Streamed
 
     real = Streamed.take
     monkeypatch.setattr(Streamed, "take", lambda self, rows: real(self, rows.flip(0)))
-    failing(ALL[2])
+    assert_fails(ALL[2])
 
 
-def test_a_first_loss_that_is_no_guess(monkeypatch):
+def test_a_first_loss_unlike_a_guess_fails(monkeypatch):
     real = CrossEntropy.forward
     monkeypatch.setattr(CrossEntropy, "forward", lambda self, outputs, targets: real(self, outputs * 60, targets))
-    failing(ALL[3], also=tuple(ALL[4:7]))
+    assert_fails(ALL[3], also=tuple(ALL[4:7]))
 
 
-def test_a_network_that_cannot_learn(monkeypatch):
+def test_a_network_that_cannot_learn_fails(monkeypatch):
     monkeypatch.setattr(selftest, "update_weights", lambda *arguments: None)
-    failing(ALL[4])
+    assert_fails(ALL[4])
 
 
-def test_labels_that_leak(monkeypatch):
-    """The network sees the label; the shuffle is undone."""
+def test_learning_from_shuffled_labels_fails(monkeypatch):
+    """Without the shuffle, the network learns the labels that the check expects it not to learn."""
     monkeypatch.setattr(selftest, "_shuffle_labels", lambda examples: examples)
-    failing(ALL[5])
+    assert_fails(ALL[5])
 
 
-def test_dead_units_and_weights_without_gradients(monkeypatch):
+def test_dead_units_and_weights_without_gradients_fail(monkeypatch):
     real = assemble.assemble_job
 
     def dying(*arguments):
@@ -114,11 +114,11 @@ def test_dead_units_and_weights_without_gradients(monkeypatch):
         return job
 
     monkeypatch.setattr(assemble, "assemble_job", dying)
-    found = {name for name, passed in verdicts().items() if passed is False}
+    found = {name for name, passed in check_verdicts().items() if passed is False}
     assert {ALL[6], ALL[7]} <= found
 
 
-def test_a_picture_that_depends_on_its_batch(monkeypatch):
+def test_an_output_that_depends_on_its_batch_fails(monkeypatch):
     class Together(nn.Module):
         def forward(self, features):
             return features - features.mean(0)
@@ -131,11 +131,11 @@ def test_a_picture_that_depends_on_its_batch(monkeypatch):
         return job
 
     monkeypatch.setattr(assemble, "assemble_job", mixing)
-    found = {name for name, passed in verdicts().items() if passed is False}
+    found = {name for name, passed in check_verdicts().items() if passed is False}
     assert ALL[8] in found
 
 
-def test_a_failed_check_is_exit_9(run_cli, tiny, monkeypatch):
+def test_a_failed_check_exits_with_9(run_cli, tiny, monkeypatch):
     monkeypatch.setattr(selftest, "update_weights", lambda *arguments: None)
     code, out, err = run_cli("selftest", tiny)
     assert code == 9
@@ -145,7 +145,7 @@ def test_a_failed_check_is_exit_9(run_cli, tiny, monkeypatch):
         selftest.refuse_failed_checks({"checks": [{"check": "x", "passed": False}]})
 
 
-def test_without_a_config_it_has_its_own(run_cli):
+def test_selftest_without_a_config_uses_its_own(run_cli):
     code, out, _ = run_cli("selftest")
     assert code == 0
     assert "selftest: all checks passed" in out

@@ -1,4 +1,4 @@
-"""What a result is worth: calibrate, train --seeds, compare, sweep, find-lr, plan."""
+"""Studies of a run or a config: calibrate, train --seeds, compare, sweep, find-lr, plan."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ from tests.support.interrupted_trainings import digest, stop_at
 CPU = torch.device("cpu")
 
 
-def tried(*overrides: str) -> schema.Experiment:
+def one_epoch_config(*overrides: str) -> schema.Experiment:
     return tiny_experiment("train.epochs=1", *overrides)
 
 
 @pytest.fixture
-def copied(trained_run, tmp_path) -> Path:
-    """A run of one's own, to write into."""
+def run_copy(trained_run, tmp_path) -> Path:
+    """A copy of the trained run that a test may change."""
     return Path(shutil.copytree(trained_run, tmp_path / "runs" / "tiny" / "1"))
 
 
 # --- calibrate --------------------------------------------------------------------------------------------------------
 
 
-def test_a_temperature_that_was_put_on_is_found():
+def test_calibration_recovers_a_known_temperature():
     draw = torch.Generator().manual_seed(0)
     logits = torch.randn(20_000, 5, generator=draw) * 2
     labels = torch.multinomial(logits.softmax(1), 1, generator=draw)[:, 0]
@@ -64,39 +64,39 @@ def test_a_temperature_that_was_put_on_is_found():
 
 
 @pytest.mark.parametrize("best", [0.273, 1.2345, 7.77])
-def test_the_temperature_is_where_the_likelihood_is_highest(best):
-    """best / t + log t is lowest at t = best."""
+def test_the_fitted_temperature_has_the_highest_likelihood(best):
+    """The function best / t + log t has its minimum at t = best."""
     assert fit_temperature(lambda t: best / t + math.log(t)) == pytest.approx(best, rel=1e-3)
 
 
-def test_what_was_calibrated_is_used_everywhere(copied, tmp_path):
-    before = evaluate_run(copied, tmp_path, CPU, "val")
-    made = calibrate.calibrate_run(copied, tmp_path, CPU)
-    after = evaluate_run(copied, tmp_path, CPU, "val")
+def test_a_calibrated_temperature_is_used_everywhere(run_copy, tmp_path):
+    before = evaluate_run(run_copy, tmp_path, CPU, "val")
+    made = calibrate.calibrate_run(run_copy, tmp_path, CPU)
+    after = evaluate_run(run_copy, tmp_path, CPU, "val")
     assert made["split"] == "val"
     assert made["nll"][1] < made["nll"][0]
     assert made["ece"] == [before["numbers"]["ece"], after["numbers"]["ece"]]
     assert after["numbers"]["accuracy"] == before["numbers"]["accuracy"]
     assert after["numbers"]["ece"] != before["numbers"]["ece"]
-    given = open_run.open_trained(copied, tmp_path, CPU)[1]
+    given = open_run.open_trained(run_copy, tmp_path, CPU)[1]
     assert given.facts.chosen == {"temperature": made["temperature"]}
-    report = export_run(Onnx(), copied, tmp_path, None, None)
+    report = export_run(Onnx(), run_copy, tmp_path, None, None)
     assert report["passed"]
     import onnx
 
-    said = {entry.key: entry.value for entry in onnx.load(copied / "exports" / "model.onnx").metadata_props}
+    said = {entry.key: entry.value for entry in onnx.load(run_copy / "exports" / "model.onnx").metadata_props}
     assert float(said["temperature"]) == made["temperature"]
     # Fitted anew from what the network gives, not on top of what was fitted before.
-    assert calibrate.calibrate_run(copied, tmp_path, CPU) == made
+    assert calibrate.calibrate_run(run_copy, tmp_path, CPU) == made
 
 
-def test_no_other_temperature_tells_val_better_than_the_one_that_is_kept(copied, tmp_path):
-    made = calibrate.calibrate_run(copied, tmp_path, CPU)
-    assert json.loads((copied / "calibration.json").read_text()).popitem()[1]["chosen"] == {
+def test_no_nearby_temperature_has_a_lower_loss_on_val(run_copy, tmp_path):
+    made = calibrate.calibrate_run(run_copy, tmp_path, CPU)
+    assert json.loads((run_copy / "calibration.json").read_text()).popitem()[1]["chosen"] == {
         "temperature": made["temperature"]
     }
-    given = open_run.open_trained(copied, tmp_path, CPU)[1]
-    (batch,) = batches_in_order(assemble.prepare_dataset(tried()).splits["val"], 10_000, CPU)
+    given = open_run.open_trained(run_copy, tmp_path, CPU)[1]
+    (batch,) = batches_in_order(assemble.prepare_dataset(one_epoch_config()).splits["val"], 10_000, CPU)
     with torch.inference_mode():
         logits, outputs = given.network(batch.images).double(), given.results(batch.images)["probabilities"]
     heat = made["temperature"]
@@ -105,11 +105,11 @@ def test_no_other_temperature_tells_val_better_than_the_one_that_is_kept(copied,
     torch.testing.assert_close(outputs.double(), (logits / heat).softmax(1), rtol=1e-4, atol=1e-6)
 
 
-def test_a_temperature_of_other_weights_is_not_used_aloud(copied, tmp_path, capsys):
-    calibrate.calibrate_run(copied, tmp_path, CPU)
-    path = copied / "calibration.json"
+def test_a_temperature_of_other_weights_is_ignored_with_a_warning(run_copy, tmp_path, capsys):
+    calibrate.calibrate_run(run_copy, tmp_path, CPU)
+    path = run_copy / "calibration.json"
     path.write_text(re.sub('"[0-9a-f]{64}"', f'"{"0" * 64}"', path.read_text()))
-    assert open_run.open_trained(copied, tmp_path, CPU)[1].facts.chosen == {}
+    assert open_run.open_trained(run_copy, tmp_path, CPU)[1].facts.chosen == {}
     assert "is of other weights than step" in capsys.readouterr().err
 
 
@@ -117,32 +117,32 @@ def test_a_temperature_of_other_weights_is_not_used_aloud(copied, tmp_path, caps
     "damage", ["", "{", "[]", '{"DIGEST": 3}', '{"DIGEST": {"chosen": {"temperature": "x"}}}',
                '{"DIGEST": {"chosen": {"temperature": NaN}}}', '{"DIGEST": {"chosen": {"temperature": -1}}}']
 )  # fmt: skip
-def test_a_damaged_calibration_is_refused(copied, tmp_path, damage, run_cli):
-    digest_of = open_run.open_trained(copied, tmp_path, CPU)[1].digest
-    (copied / "calibration.json").write_text(damage.replace("DIGEST", digest_of))
-    code, _, err = run_cli("eval", copied)
+def test_a_damaged_calibration_is_refused(run_copy, tmp_path, damage, run_cli):
+    digest_of = open_run.open_trained(run_copy, tmp_path, CPU)[1].digest
+    (run_copy / "calibration.json").write_text(damage.replace("DIGEST", digest_of))
+    code, _, err = run_cli("eval", run_copy)
     assert code == 3
     assert "calibration.json" in err
     assert "calibrate` again" in err
     assert len(err.splitlines()) == 1
 
 
-def test_nothing_is_fitted_to_pictures_that_are_all_right(copied, tmp_path, monkeypatch):
+def test_calibration_is_refused_when_every_prediction_is_correct(run_copy, tmp_path, monkeypatch):
     monkeypatch.setattr(calibrate, "_outputs", lambda *_: (torch.eye(10) * 9, {"labels": torch.arange(10)}))
     with pytest.raises(DataError, match="all classified correctly"):
-        calibrate.calibrate_run(copied, tmp_path, CPU)
-    assert not (copied / "calibration.json").exists()
+        calibrate.calibrate_run(run_copy, tmp_path, CPU)
+    assert not (run_copy / "calibration.json").exists()
 
 
-def test_every_checkpoint_keeps_a_calibration_of_its_own(tmp_path):
-    run = Path(train_run(tried("train.epochs=3", "train.keep=3"), tmp_path, CPU, resume=False)["run"])
+def test_every_checkpoint_has_its_own_calibration(tmp_path):
+    run = Path(train_run(one_epoch_config("train.epochs=3", "train.keep=3"), tmp_path, CPU, resume=False)["run"])
     best = calibrate.calibrate_run(run, tmp_path, CPU)["temperature"]
     other = run / "checkpoints" / "step-00000017"
     assert calibrate.calibrate_run(other, tmp_path, CPU)["temperature"] != best
     assert open_run.open_trained(run, tmp_path, CPU)[1].facts.chosen == {"temperature": best}
 
 
-def test_what_gives_no_probabilities_is_not_calibrated(tmp_path, run_cli):
+def test_a_task_without_probabilities_is_not_calibrated(tmp_path, run_cli):
     path = tmp_path / "s.yaml"
     path.write_text(
         "task: regress\ndata: {source: {digit_scenes: {train: 40, held_out: 20, give: counts}}}\n"
@@ -171,7 +171,7 @@ def test_the_reliability_diagram_is_drawn(trained_run, tmp_path, run_cli):
     assert low < found["numbers"]["accuracy"] < high
 
 
-def test_figures_take_any_name(tmp_path):
+def test_figures_accept_any_name(tmp_path):
     series = Series("$x_{$", [1.0, 2.0], [3.0, 1.0], "spans", [0.5, 1.5], [1.5, 2.5])
     hostile = Plot(
         "../../<b>$\\frac{$ \x1b[31m", "a$", "$b", (series, Series("p", [1.0], [1.0], "points")), ticks=("$", "c")
@@ -185,11 +185,11 @@ def test_figures_take_any_name(tmp_path):
 # --- seeds ------------------------------------------------------------------------------------------------------------
 
 
-def test_seeds_are_the_runs_that_each_would_be(tmp_path):
-    made = seeds.train_seeds(tried(), 3, tmp_path / "runs", CPU, resume=False, strict=False)
+def test_seeds_equal_runs_trained_one_by_one(tmp_path):
+    made = seeds.train_seeds(one_epoch_config(), 3, tmp_path / "runs", CPU, resume=False, strict=False)
     assert made["seeds"] == [0, 1, 2]
     for row in made["runs"]:
-        alone = train_run(tried(f"seed={row['seed']}"), tmp_path / "alone", CPU, resume=False)["run"]
+        alone = train_run(one_epoch_config(f"seed={row['seed']}"), tmp_path / "alone", CPU, resume=False)["run"]
         assert digest(Path(alone)) == digest(Path(row["run"]))
     values = [evaluate_run(Path(row["run"]), tmp_path, CPU, None)["numbers"]["accuracy"] for row in made["runs"]]
     from scipy import stats
@@ -200,31 +200,31 @@ def test_seeds_are_the_runs_that_each_would_be(tmp_path):
     assert json.loads((tmp_path / "runs" / "tiny" / "seeds-0-2.json").read_text())["summary"] == made["summary"]
 
 
-def test_seeds_that_were_stopped_are_gone_on_with(tmp_path):
-    whole = seeds.train_seeds(tried(), 2, tmp_path / "whole", CPU, resume=True, strict=False)
-    train_run(tried(), tmp_path / "cut", CPU, resume=False)
+def test_interrupted_seeds_are_resumed(tmp_path):
+    whole = seeds.train_seeds(one_epoch_config(), 2, tmp_path / "whole", CPU, resume=True, strict=False)
+    train_run(one_epoch_config(), tmp_path / "cut", CPU, resume=False)
     with stop_at(7):
-        train_run(tried("seed=1"), tmp_path / "cut", CPU, resume=False)
-    part = seeds.train_seeds(tried(), 2, tmp_path / "cut", CPU, resume=True, strict=False)
+        train_run(one_epoch_config("seed=1"), tmp_path / "cut", CPU, resume=False)
+    part = seeds.train_seeds(one_epoch_config(), 2, tmp_path / "cut", CPU, resume=True, strict=False)
     assert [Path(row["run"]).name for row in part["runs"]] == ["1", "2"]
     for one, other in zip(whole["runs"], part["runs"], strict=True):
         assert digest(Path(one["run"])) == digest(Path(other["run"]))
-    again = seeds.train_seeds(tried(), 2, tmp_path / "cut", CPU, resume=True, strict=False)
+    again = seeds.train_seeds(one_epoch_config(), 2, tmp_path / "cut", CPU, resume=True, strict=False)
     assert again["runs"] == part["runs"]
 
 
-def test_seeds_of_different_data_are_not_summed_up(tmp_path):
-    seeds.train_seeds(tried(), 1, tmp_path, CPU, resume=False, strict=False)
+def test_seeds_trained_on_different_data_are_refused(tmp_path):
+    seeds.train_seeds(one_epoch_config(), 1, tmp_path, CPU, resume=False, strict=False)
     facts = tmp_path / "tiny" / "1" / "facts.json"
     facts.write_text(re.sub(r'"fingerprint": "..', '"fingerprint": "zz', facts.read_text()))
     with pytest.raises(CheckpointError, match="the data changed since"):
-        seeds.train_seeds(tried(), 2, tmp_path, CPU, resume=True, strict=False)
-    other = Path(train_run(tried("seed=1"), tmp_path, CPU, resume=False)["run"])
+        seeds.train_seeds(one_epoch_config(), 2, tmp_path, CPU, resume=True, strict=False)
+    other = Path(train_run(one_epoch_config("seed=1"), tmp_path, CPU, resume=False)["run"])
     with pytest.raises(DataError, match="were trained on different data"):
         seeds._refuse_different_data([tmp_path / "tiny" / "1", other])
 
 
-def test_seeds_beyond_the_last_are_refused_before_the_first(config, tmp_path, run_cli):
+def test_a_seed_out_of_range_is_refused_before_training(config, tmp_path, run_cli):
     code, _, err = run_cli("train", config, f"seed={2**63 - 1}", "--seeds", 2, "--runs", tmp_path / "runs")
     assert code == 2
     assert "--seeds 2" in err
@@ -246,8 +246,8 @@ def test_a_run_is_not_distinguishable_from_itself(trained_run, tmp_path, run_cli
     assert len(list(tmp_path.glob("*.png"))) == 1
 
 
-def test_what_two_configs_and_their_results_differ_in_is_said(trained_run, tmp_path, run_cli):
-    worse = train_run(tried("model[0].conv.out_channels=2"), tmp_path, CPU, resume=False)["run"]
+def test_compare_reports_differences_of_configs_and_results(trained_run, tmp_path, run_cli):
+    worse = train_run(one_epoch_config("model[0].conv.out_channels=2"), tmp_path, CPU, resume=False)["run"]
     code, out, _ = run_cli("compare", trained_run, worse)
     assert code == 0
     assert f"train.epochs: 12 in {trained_run}, 1 in {worse}" in out
@@ -262,14 +262,14 @@ def test_what_two_configs_and_their_results_differ_in_is_said(trained_run, tmp_p
     assert row["from"] <= row["difference"] <= row["to"] < 0
 
 
-def test_a_calibration_of_one_of_them_is_said(copied, trained_run, tmp_path):
-    calibrate.calibrate_run(copied, tmp_path, CPU)
-    (pair,) = compare.compare_runs([trained_run, copied], tmp_path, CPU, None)["pairs"]
+def test_compare_reports_that_only_one_run_is_calibrated(run_copy, trained_run, tmp_path):
+    calibrate.calibrate_run(run_copy, tmp_path, CPU)
+    (pair,) = compare.compare_runs([trained_run, run_copy], tmp_path, CPU, None)["pairs"]
     assert any(line.startswith("calibrated: no and ") for line in pair["config"])
     assert pair["same_config"]
 
 
-def test_people_who_are_too_few_are_not_called_equal(tmp_path, run_cli):
+def test_too_few_people_are_reported_as_not_tested(tmp_path, run_cli):
     path = tmp_path / "v.yaml"
     path.write_text(
         "task: {verify: {dimension: 4}}\n"
@@ -284,8 +284,8 @@ def test_people_who_are_too_few_are_not_called_equal(tmp_path, run_cli):
     assert "not distinguishable" not in out
 
 
-def test_what_was_measured_on_other_pictures_is_not_tested(trained_run, tmp_path):
-    other = train_run(tried("data.split.seed=5"), tmp_path, CPU, resume=False)["run"]
+def test_runs_measured_on_different_images_are_not_tested(trained_run, tmp_path):
+    other = train_run(one_epoch_config("data.split.seed=5"), tmp_path, CPU, resume=False)["run"]
     (pair,) = compare.compare_runs([trained_run, Path(other)], tmp_path, CPU, None)["pairs"]
     assert pair["tests"] == []
     assert "image" in pair["unpaired"]
@@ -311,19 +311,19 @@ SPACE = [
 ]
 
 
-def swept(config: Path, root: Path, trials: int, *words: str) -> dict:
+def run_trials(config: Path, root: Path, trials: int, *words: str) -> dict:
     return sweep.run_sweep(config, [*SPACE, *words], trials, root, CPU, None)
 
 
-def settings(result: dict) -> list:
+def settings_and_values(result: dict) -> list:
     return [(row["settings"], row["value"]) for row in result["trials"]]
 
 
-def test_a_sweep_repeats_goes_on_and_writes_its_best(config, tmp_path):
-    whole = swept(config, tmp_path / "a", 4)
-    swept(config, tmp_path / "b", 2)
-    part = swept(config, tmp_path / "b", 4)
-    assert settings(whole) == settings(part)
+def test_a_sweep_is_reproducible_resumes_and_writes_its_best_config(config, tmp_path):
+    whole = run_trials(config, tmp_path / "a", 4)
+    run_trials(config, tmp_path / "b", 2)
+    part = run_trials(config, tmp_path / "b", 4)
+    assert settings_and_values(whole) == settings_and_values(part)
     best = min(whole["trials"], key=lambda row: -row["value"])
     assert whole["best"]["value"] == best["value"]
     made = config_file.read_config(Path(whole["best"]["config"]))
@@ -331,11 +331,11 @@ def test_a_sweep_repeats_goes_on_and_writes_its_best(config, tmp_path):
     assert made.train.optimizer.lr == pytest.approx(best["settings"]["train.optimizer.sgd.lr"])
     again = train_run(made, tmp_path / "c", CPU, resume=False)
     assert again["best"]["val/accuracy"] == best["value"]
-    assert swept(config, tmp_path / "b", 4)["trials"] == part["trials"]
+    assert run_trials(config, tmp_path / "b", 4)["trials"] == part["trials"]
 
 
-def test_a_trial_whose_process_was_killed_goes_on(config, tmp_path):
-    whole = swept(config, tmp_path / "whole", 2, "train.epochs=3")
+def test_a_trial_whose_process_was_killed_is_resumed(config, tmp_path):
+    whole = run_trials(config, tmp_path / "whole", 2, "train.epochs=3")
     root = tmp_path / "cut"
 
     def killed() -> None:
@@ -349,13 +349,13 @@ def test_a_trial_whose_process_was_killed_goes_on(config, tmp_path):
             return real(learner, job, batch, number)
 
         loop.backward = stepping
-        swept(config, root, 2, "train.epochs=3")
+        run_trials(config, root, 2, "train.epochs=3")
 
     pid, pipe = fork(killed)
     assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
     os.close(pipe)
-    part = swept(config, root, 2, "train.epochs=3")
-    assert settings(whole) == settings(part)
+    part = run_trials(config, root, 2, "train.epochs=3")
+    assert settings_and_values(whole) == settings_and_values(part)
     # The trial in the place of the one that was killed goes on with its run.
     assert sorted(str(path.relative_to(root)) for path in root.glob("*/*/*") if path.is_dir()) == [
         "tiny-sweep/trial-0/1",
@@ -365,15 +365,15 @@ def test_a_trial_whose_process_was_killed_goes_on(config, tmp_path):
 
 
 def test_two_processes_share_a_study(config, tmp_path):
-    children = [fork(lambda: len(swept(config, tmp_path, 6)["trials"])) for _ in range(2)]
+    children = [fork(lambda: len(run_trials(config, tmp_path, 6)["trials"])) for _ in range(2)]
     assert all(outcome(*child) >= 5 for child in children)
-    found = swept(config, tmp_path, 6)["trials"]
+    found = run_trials(config, tmp_path, 6)["trials"]
     assert len(found) == 6
     assert all(row["state"] == "complete" for row in found)
     assert len({row["run"] for row in found}) == 6
 
 
-def test_bad_trials_end_early(config, tmp_path):
+def test_bad_trials_are_pruned(config, tmp_path):
     rates = "train.optimizer.sgd.lr=0.000001|0.1|0.2|0.05|0.08|0.15"
     result = sweep.run_sweep(config, [rates, "train.epochs=5"], 12, tmp_path, CPU, None)
     assert {row["state"] for row in result["trials"]} <= {"complete", "pruned"}
@@ -384,7 +384,7 @@ def test_bad_trials_end_early(config, tmp_path):
         assert (Path(row["run"]) / "result.json").exists()
 
 
-def test_a_trial_that_cannot_be_trained_is_told_and_passed_over(config, tmp_path, capsys):
+def test_a_trial_that_cannot_be_trained_is_recorded_as_failed(config, tmp_path, capsys):
     result = sweep.run_sweep(
         config, ["train.optimizer.sgd.lr=1e20|0.1", "train.epochs=1", "train.schedule=constant"], 6, tmp_path, CPU, None
     )
@@ -394,9 +394,9 @@ def test_a_trial_that_cannot_be_trained_is_told_and_passed_over(config, tmp_path
     assert result["best"]["settings"] == {"train.optimizer.sgd.lr": "0.1"}
 
 
-def test_a_trial_that_ends_while_another_process_looks_is_let_be(config, tmp_path, monkeypatch):
-    """Between seeing that a trial runs and holding its lock, its own process may come to its end."""
-    swept(config, tmp_path, 1)
+def test_a_trial_that_ends_before_its_lock_is_taken_is_not_requeued(config, tmp_path, monkeypatch):
+    """A trial's own process may finish it after another process saw it running and before that one has its lock."""
+    run_trials(config, tmp_path, 1)
     folder = tmp_path / "tiny-sweep"
     space, plain = sweep.parse_search_space(SPACE)
     study = sweep._open_study(config_file.read_config(config, plain), folder, None, space)
@@ -413,13 +413,13 @@ def test_a_trial_that_ends_while_another_process_looks_is_let_be(config, tmp_pat
     assert [each.state.name for each in study.trials] == ["COMPLETE", "COMPLETE"]
 
 
-def test_equal_trials_do_not_take_each_others_runs(config, tmp_path):
+def test_trials_with_equal_settings_have_separate_runs(config, tmp_path):
     found = sweep.run_sweep(config, ["train.batch=64|32", "train.epochs=1"], 4, tmp_path, CPU, None)["trials"]
     assert len({row["run"] for row in found}) == 4
     assert len({str(row["settings"]) for row in found}) == 2
 
 
-def test_a_sweep_without_its_data_or_its_storage_says_so(config, tmp_path, run_cli, monkeypatch):
+def test_a_sweep_with_missing_data_or_unusable_storage_is_refused(config, tmp_path, run_cli, monkeypatch):
     gone = tmp_path / "gone.yaml"
     gone.write_text(TINY.replace("source: digits", "source: {folder: nowhere}, image: {size: 8, channels: 1}"))
     code, _, err = run_cli("sweep", gone, "train.batch=8|16", "--runs", tmp_path / "runs")
@@ -456,17 +456,17 @@ def test_a_sweep_without_its_data_or_its_storage_says_so(config, tmp_path, run_c
         (["model[0].conv.out_channels=1..4", "model[0].conv.kernel_size=3|x"], "kernel_size"),
     ],
 )
-def test_a_sweep_that_makes_no_sense_is_refused_before_it_begins(config, tmp_path, run_cli, words, said):
+def test_an_invalid_search_space_is_refused_before_training(config, tmp_path, run_cli, words, said):
     code, _, err = run_cli("sweep", config, *words, "--runs", tmp_path / "runs")
     assert code == 2
     assert said in err
     assert not list((tmp_path / "runs").glob("*/1"))
 
 
-def test_a_study_of_something_else_is_not_gone_on_with(config, tmp_path):
-    swept(config, tmp_path, 1)
+def test_a_study_of_another_config_or_space_is_not_resumed(config, tmp_path):
+    run_trials(config, tmp_path, 1)
     with pytest.raises(ConfigError, match="holds a study with another config"):
-        swept(config, tmp_path, 2, "seed=3")
+        run_trials(config, tmp_path, 2, "seed=3")
     with pytest.raises(ConfigError, match="holds a study with another space"):
         sweep.run_sweep(config, [*SPACE[:2], "train.epochs=1"], 2, tmp_path, CPU, None)
 
@@ -474,22 +474,22 @@ def test_a_study_of_something_else_is_not_gone_on_with(config, tmp_path):
 # --- find-lr ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_range_of_rates_is_tried_and_nothing_is_left(config, tmp_path, run_cli, monkeypatch):
+def test_find_lr_tries_a_geometric_range_and_leaves_no_run(config, tmp_path, run_cli, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, err = run_cli("find-lr", config, "--plots", tmp_path / "figures", "--steps", 60)
     assert code == 0, err
     assert "was not changed" in out
     assert (tmp_path / "figures" / "learning-rates.png").exists()
     assert not (tmp_path / "runs").exists()
-    found = find_lr.find_learning_rate(tried(), CPU, 1e-5, 10, 60, None)
-    assert find_lr.find_learning_rate(tried(), CPU, 1e-5, 10, 60, None) == found
+    found = find_lr.find_learning_rate(one_epoch_config(), CPU, 1e-5, 10, 60, None)
+    assert find_lr.find_learning_rate(one_epoch_config(), CPU, 1e-5, 10, 60, None) == found
     rates = [row["lr"] for row in found["rates"]]
     assert rates[0] == pytest.approx(1e-5)
     assert all(b / a == pytest.approx(rates[1] / rates[0]) for a, b in pairwise(rates))
     assert 1e-4 < found["lowest_tenth"] < found["steepest"] < 1
 
 
-def test_the_rates_named_are_on_the_way_down():
+def test_suggested_rates_lie_where_the_loss_falls():
     rows = [
         {"lr": 10.0**k, "loss": 0.0, "smoothed": s} for k, s in enumerate([3, 3, 2.9, 2.0, 1.5, 1.4, 4.0, 2.0, 9.0])
     ]
@@ -498,13 +498,13 @@ def test_the_rates_named_are_on_the_way_down():
     assert find_lr.suggest_learning_rates(rising) == {}
 
 
-def test_where_the_loss_does_not_fall_nothing_is_suggested(config, run_cli):
+def test_no_rate_is_suggested_when_the_loss_does_not_fall(config, run_cli):
     code, out, _ = run_cli("find-lr", config, "--low", 1e-12, "--high", 1e-11, "--steps", 40)
     assert code == 0
     assert "does not fall by more than its noise" in out
 
 
-def test_a_range_upside_down_or_beyond_all_is_refused(config, run_cli):
+def test_an_invalid_range_of_rates_is_refused(config, run_cli):
     assert "with --low below --high" in run_cli("find-lr", config, "--low", 1, "--high", 0.1)[2]
     assert "with --low below --high" in run_cli("find-lr", config, "--high", "inf")[2]
     assert "give a lower --low" in run_cli("find-lr", config, "--low", 1e25, "--high", 1e30)[2]
@@ -513,7 +513,7 @@ def test_a_range_upside_down_or_beyond_all_is_refused(config, run_cli):
 # --- plan -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_plan_is_kept_and_held_against_what_came_of_it(config, tmp_path, run_cli):
+def test_a_plan_is_stored_and_compared_with_the_measured_training(config, tmp_path, run_cli):
     root = tmp_path / "runs"
     code, out, err = run_cli("plan", config, "--runs", root)
     assert code == 0, err
@@ -533,7 +533,7 @@ def test_a_plan_is_kept_and_held_against_what_came_of_it(config, tmp_path, run_c
     assert not (root / "tiny" / "2" / "plan.json").exists()
 
 
-def test_a_plan_leaves_the_cache_alone_and_knows_what_is_missing(tmp_path, monkeypatch):
+def test_a_plan_leaves_the_cache_unchanged_and_estimates_what_is_missing(tmp_path, monkeypatch):
     from tests.support.images import save_picture
 
     for number in range(60):
@@ -555,7 +555,7 @@ def test_a_plan_leaves_the_cache_alone_and_knows_what_is_missing(tmp_path, monke
     assert again["cache_mib"] == 0
 
 
-def test_a_damaged_plan_is_passed_over(config, tmp_path, run_cli):
+def test_a_damaged_plan_is_ignored(config, tmp_path, run_cli):
     (tmp_path / "runs" / "tiny").mkdir(parents=True)
     (tmp_path / "runs" / "tiny" / "plan.json").write_text("[3")
     code, _, err = run_cli("train", config, "--runs", tmp_path / "runs", "train.epochs=1")
@@ -563,7 +563,7 @@ def test_a_damaged_plan_is_passed_over(config, tmp_path, run_cli):
     assert "planned" not in err
 
 
-def test_facts_know_their_numbers_again():
+def test_facts_with_number_statistics_survive_json():
     from cnnrun.contracts.facts import Facts, NumberStatistics
 
     facts = Facts((), (1, 2, 2), numbers=(NumberStatistics("a", 1.0, 2.0, 0.0, 5.0),), chosen={"temperature": 2.0})

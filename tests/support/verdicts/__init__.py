@@ -1,4 +1,4 @@
-"""All inputs whose verdict is known: see `three_commands.Verdict`."""
+"""All inputs with a known verdict (see `three_commands.Verdict`)."""
 
 from __future__ import annotations
 

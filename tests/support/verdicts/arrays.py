@@ -1,4 +1,4 @@
-"""Arrays as NumPy has them, MNIST's files, and tar shards."""
+"""NumPy arrays, MNIST's IDX files and tar shards."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tests.support.verdicts.three_commands import Build, Verdict, change_config,
 
 FINE = ("check",)
 CLASSES = ("cat", "dog", "eel")
-# --- arrays, MNIST's files, shards ---------------------------------------------------------------------------------
+# --- arrays, MNIST's files, shards ------------------------------------------------------------------------------------
 
 
 def arrays(labels: Any, source: str = "{arrays: a.npz}", task: str = "classify", **members: Any) -> Build:
-    """A .npz of 24 pictures under Keras's names, with these labels; other members replace or add."""
+    """A .npz of 24 images under Keras's names with these labels. Other members replace or extend it."""
 
     def build(here: Path) -> None:
         x = np.stack([pixels(i, (8, 8)) for i in range(24)])
@@ -108,7 +108,7 @@ ARRAYS = {
 
 
 def idx(labels: Any, magic: int = 0x801, count: int | None = None, test: Any = None) -> Build:
-    """MNIST's files, of 24 pictures."""
+    """MNIST's IDX files with 24 images."""
 
     def build(here: Path) -> None:
         (here / "d").mkdir()
@@ -142,7 +142,7 @@ IDX = {
 
 
 def shards(members: Callable[[int], dict[str, bytes]], source: str = "{shards: t.tar}") -> Build:
-    """A shard of 24 samples; `members` says what of a sample is beside its picture, or in its place."""
+    """A shard of 24 samples. `members` gives the files of a sample beside its image or instead of it."""
 
     def build(here: Path) -> None:
         with tarfile.open(here / "t.tar", "w") as archive:

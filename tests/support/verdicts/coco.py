@@ -1,4 +1,4 @@
-"""Boxes in COCO's JSON as Roboflow, Label Studio, VIA and others write it."""
+"""COCO JSON files as Roboflow, Label Studio, VIA and others write them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FINE = ("check",)
 
 
 def annotations() -> dict[str, Any]:
-    """COCO's file of 16 pictures with one box each, of two categories."""
+    """COCO annotations of 16 images with one box each, of two categories."""
     images = [{"id": i, "file_name": f"{i:02}.png", "width": SIDE, "height": SIDE} for i in range(1, COUNT + 1)]
     boxes = [
         {"id": i, "image_id": i, "category_id": 1 + i % 2, "bbox": [4, 4, 8 + i / 4, 8], "area": 64, "iscrowd": 0}
@@ -25,7 +25,7 @@ def annotations() -> dict[str, Any]:
 
 
 def coco(change: Change = lambda data: None, source: str = "{coco: d/t.json}", **more: str) -> Build:
-    """That file, changed, and the pictures that it names where they are plain names."""
+    """Write the changed annotations, and the images whose file names are plain names."""
 
     def build(folder: Path) -> None:
         for i in range(1, COUNT + 1):
@@ -39,7 +39,7 @@ def coco(change: Change = lambda data: None, source: str = "{coco: d/t.json}", *
 
 
 def change_each(key: str, change: Callable[[dict[str, Any]], Any], rows: str = "annotations") -> Build:
-    """One key of each annotation (or image, or category) changed."""
+    """Change one key of each annotation, image or category."""
 
     def of_all(data: dict[str, Any]) -> None:
         for row in data[rows]:
@@ -49,7 +49,7 @@ def change_each(key: str, change: Callable[[dict[str, Any]], Any], rows: str = "
 
 
 def change_one(rows: str = "annotations", **values: Any) -> Build:
-    """Some keys of the fourth annotation (or image) changed."""
+    """Change some keys of the fourth annotation or image."""
     return coco(lambda data: data[rows][3].update(values))
 
 
@@ -62,7 +62,7 @@ def drop_key(key: str, rows: str) -> Build:
 
 
 def roboflow(data: dict[str, Any]) -> None:
-    """Roboflow's: category 0 is the project's name, of which there is no box."""
+    """As in Roboflow, category 0 is the name of the project and has no box."""
     data["categories"] = [
         {"id": 0, "name": "pets", "supercategory": "none"},
         *({**row, "supercategory": "pets"} for row in data["categories"]),

@@ -1,4 +1,4 @@
-"""Folders of pictures, damaged ones and copies, faces with their pairs, and configs that do not fit their data."""
+"""Image folders, damaged and copied images, faces with a pairs file, and configs that do not fit their data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def nothing(root: Path) -> None:
     """Leave the folder as it is."""
 
 
-# --- folders -------------------------------------------------------------------------------------------------------
+# --- folders ----------------------------------------------------------------------------------------------------------
 
 
 def folder(
@@ -34,7 +34,7 @@ def folder(
     suffix: str = ".png",
     **data: str,
 ) -> Build:
-    """A folder a class with 8 pictures each, and what `more` does to it."""
+    """One folder per class with 8 images each, changed by `more`."""
 
     def build(here: Path) -> None:
         for label, name in enumerate(classes):
@@ -47,7 +47,7 @@ def folder(
 
 
 def split_folder(more: More = nothing, **how: Any) -> Build:
-    """The same in `train` and `val`."""
+    """Class folders in `train` and `val`, changed by `more`."""
 
     def build(here: Path) -> None:
         for part, first, count in (("train", 0, 6), ("val", 50, 3)):
@@ -69,7 +69,7 @@ def write(name: str, data: bytes = b"x") -> More:
 
 
 def copy(one: str, other: str) -> More:
-    """A picture again in another place."""
+    """Copy an image to another path."""
 
     def make(root: Path) -> None:
         (root / other).parent.mkdir(parents=True, exist_ok=True)
@@ -211,11 +211,11 @@ FOLDERS = {
 }
 
 
-# --- faces ---------------------------------------------------------------------------------------------------------
+# --- faces ------------------------------------------------------------------------------------------------------------
 
 
 def faces(pairs: str | None = None, each: int = 4, people: int = 8, more: More = nothing) -> Build:
-    """People in folders, and LFW's file of pairs."""
+    """One folder per person, and a pairs file in the format of LFW."""
     source = "{folder: d}" if pairs is None else "{folder: {root: d, pairs: pairs.txt}}"
     names = tuple(f"person_{i}" for i in range(people))
 

@@ -28,7 +28,7 @@ def table(
     count: int = COUNT,
     copies: bool = False,
 ) -> Build:
-    """A CSV of 24 rows beside pictures `p/00.png` to `p/23.png`, or of other names; `copies`: each stands twice."""
+    """A CSV of 24 rows for images `p/00.png` to `p/23.png` or other names. With `copies` each image occurs twice."""
 
     def build(folder: Path) -> None:
         for i in range(count):
@@ -42,7 +42,7 @@ def table(
 
 
 def label_table(cell: Row, **how: object) -> Build:
-    """A table of paths and these labels."""
+    """A table of paths and labels."""
     return table(lambda i: f"p/{i:02}.png,{cell(i)}", **how)  # type: ignore[arg-type]
 
 
@@ -65,7 +65,7 @@ def with_line_ends(end: str) -> Callable[[str], bytes]:
 
 
 def paired_row(i: int) -> str:
-    """The picture of row 3 again in row 4, which has another label."""
+    """Row `i`, except that row 4 has the image of row 3 and another label."""
     return f"p/{3 if i == 4 else i:02}.png,{name(i)}"
 
 

@@ -1,7 +1,7 @@
-"""Labels, annotations and tables as real tools write them, and what the three commands are to say of each.
+"""Labels, annotations and tables as real tools write them, and the verdict expected of three commands.
 
 `check`, `data check` and `train` give one verdict: they refuse the same data with the same lines and exit code, and
-what is doubtful but can be trained on is said by each. A builder writes its files and `c.yaml` into a folder.
+each reports what is doubtful but can be trained on. A builder writes its files and `c.yaml` into a folder.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ MODELS = {"detect": "[{conv: {out_channels: 4, stride: 8}}]", "verify": "[global
 
 @dataclass(frozen=True)
 class Verdict:
-    """The exit code of all three, and a piece of their words.
+    """The exit code of all three commands and a part of their output.
 
-    Where the code is 0, `by` says them: all three, or only those named; `data check` may have words of its own.
+    If the code is 0, only the commands in `by` print `words`; `data check` may print `finding` instead.
     """
 
     build: Build
@@ -36,7 +36,7 @@ class Verdict:
     finding: str = ""
 
     def expected(self, command: str) -> str:
-        """What this command says; nothing where it is not to say anything."""
+        """Text that this command must print; empty if it must print nothing."""
         if self.code == 0 and command not in self.by:
             return ""
         return (self.finding if command == "data check" and self.code == 0 else "") or self.words
@@ -44,7 +44,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Said:
-    """How a command ended, and what it printed."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -52,7 +52,7 @@ class Said:
 
 
 def run_commands(build: Build, folder: Path) -> dict[str, Said]:
-    """What each command says, one after the other in a process of their own: torch is imported once."""
+    """Run the three commands one after the other in a forked process, so that torch is imported only once."""
     folder.mkdir(parents=True, exist_ok=True)
     build(folder)
     found = outcome(*fork(lambda: {name: Said(*run_main(words.split(), folder)) for name, words in COMMANDS.items()}))
@@ -61,7 +61,7 @@ def run_commands(build: Build, folder: Path) -> dict[str, Said]:
 
 
 def disagreements(verdict: Verdict, said: dict[str, Said]) -> list[str]:
-    """In what the commands are not as expected, or not of one mind: a line each."""
+    """One line for each command that differs from the expected verdict or from the other commands."""
     lines = [
         f"{name} left with {each.code}, not {verdict.code}" for name, each in said.items() if each.code != verdict.code
     ]
@@ -78,7 +78,7 @@ def disagreements(verdict: Verdict, said: dict[str, Said]) -> list[str]:
 
 
 def _silences(said: dict[str, Said]) -> list[str]:
-    """What one command notes before training and another keeps to itself."""
+    """One line for each note that one command prints and another does not."""
     noted = [line.removeprefix("data: ") for line in said["train"].err.splitlines() if line.startswith("data: ")]
     lines = [
         f"check does not say {line!r}, as train does"
@@ -91,27 +91,27 @@ def _silences(said: dict[str, Said]) -> list[str]:
 
 
 def errors(said: Said) -> list[str]:
-    """The lines on stderr; without those that train writes as soon as it knows the data."""
+    """Lines of stderr, without the notes that train prints about the data."""
     return [line for line in said.err.splitlines() if not line.startswith("data: ")]
 
 
 def unwrapped(text: str) -> str:
-    """Text without its line breaks and double blanks: tables are wrapped to the terminal's width."""
+    """Text with all white space as single blanks, because tables are wrapped to the width of the terminal."""
     return re.sub(r"\s+", " ", text)
 
 
-# --- files ---------------------------------------------------------------------------------------------------------
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
 def pixels(seed: int, size: tuple[int, int] = (16, 16)) -> np.ndarray:
-    """A picture that no other seed has: noise under a square whose colour is the class's, three classes in turns."""
+    """Pixels unique to the seed: noise under a square in the colour of the class, with three classes in turn."""
     made = np.random.default_rng(seed).integers(0, 90, (*size, 3), dtype=np.uint8)
     made[2:8, 2:8] = [(250, 0, 0), (0, 250, 0), (0, 0, 250)][seed % 3]
     return made
 
 
 def save_square(path: Path, seed: int, size: tuple[int, int] = (16, 16)) -> Path:
-    """The picture as a file; `size` is (height, width)."""
+    """Save the image of a seed; `size` is (height, width)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels(seed, size)).save(path)
     return path
@@ -120,7 +120,7 @@ def save_square(path: Path, seed: int, size: tuple[int, int] = (16, 16)) -> Path
 def write_config(
     folder: Path, source: str, task: str = "classify", split: str = "{val: 0.25}", monitor: str = "", **more: str
 ) -> None:
-    """`c.yaml`: a source, a task, how it is divided, what chooses the best checkpoint, and other keys of `data`."""
+    """Write `c.yaml` with a source, a task, a split, a monitor and other keys of `data`."""
     data = {"source": source, "image": "{size: 8, channels: 3}", "split": split, "cache_dir": "cache"} | more
     lines = "".join(f"  {key}: {value}\n" for key, value in data.items())
     kind = re.findall(r"\w+", task)[0]
@@ -130,7 +130,7 @@ def write_config(
 
 
 def change_config(build: Build, old: str, new: str) -> Build:
-    """The same files, with other words in the config."""
+    """The same files, with a text of the config replaced."""
 
     def build_anew(folder: Path) -> None:
         build(folder)

@@ -1,4 +1,4 @@
-"""Boxes in VOC's XML as LabelImg, CVAT, Roboflow, LabelMe and others write it."""
+"""VOC XML files as LabelImg, CVAT, Roboflow, LabelMe and others write them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BOX = "<bndbox><xmin>4</xmin><ymin>4</ymin><xmax>12</xmax><ymax>12</ymax></bndbo
 def voc(
     change: Rewrite = lambda text, i: text, source: str = "{voc: d}", files: Callable[[Path], None] = lambda root: None
 ) -> Build:
-    """VOC's folders of 16 pictures with one object each; each file's text is rewritten."""
+    """VOC folders of 16 images with one object each. The text of each file is rewritten."""
 
     def build(folder: Path) -> None:
         root = folder / "d"
@@ -33,7 +33,7 @@ def voc(
 
 
 def swap(old: str, new: str, only: int | None = None) -> Build:
-    """A piece of the text replaced in all files, or in one."""
+    """Replace a text in all files, or only in one."""
     return voc(lambda text, i: text.replace(old, new) if only in (None, i) else text)
 
 
