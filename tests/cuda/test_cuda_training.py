@@ -255,7 +255,7 @@ def run_steps(job: Job, steps: int) -> None:
         losses = LossMonitor(state, batches, job)
         try:
             for step in range(steps):
-                learner.criterion.advance(step / steps)
+                learner.criterion.set_progress(step / steps)
                 loss = backward(learner, job, batches.at(step), step)
                 losses.add(finiteness_sums(learner, loss), learner)
                 update_weights(learner, job, step, 1.0)

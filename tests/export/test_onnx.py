@@ -152,7 +152,7 @@ def test_a_small_split_is_filled_up_with_training_samples(trained_run, tmp_path,
     monkeypatch.setattr(
         open_run,
         "read_config",
-        lambda *a: small.model_copy(update={"data": small.data.model_copy(update={"split": split})}),
+        lambda *a, **k: small.model_copy(update={"data": small.data.model_copy(update={"split": split})}),
     )
     report = export_run(Onnx(), trained_run, tmp_path, None, tmp_path / "model.onnx")
     assert report["samples_compared"] == 64
