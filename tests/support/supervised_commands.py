@@ -6,9 +6,9 @@ tests/training/test_run_folder.py runs some chains, `benchmarks/reliability.py -
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
+import pkgutil
 import random
 import signal
 import sys
@@ -72,11 +72,8 @@ def run_command(words: list[str], place: str | None, nth: int) -> int:
 
 
 def _kill_at_call(patched: pytest.MonkeyPatch, target: str, nth: int) -> None:
-    words = target.split(".")
-    parent: object = importlib.import_module(".".join(words[:2]))
-    for word in words[2:-1]:  # the class of a method
-        parent = getattr(parent, word)
-    name = words[-1]
+    place, _, name = target.rpartition(".")
+    parent = pkgutil.resolve_name(place)
     real, calls = getattr(parent, name), [0]
 
     def replacement(*arguments, **settings):
