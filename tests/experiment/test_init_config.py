@@ -96,7 +96,7 @@ def test_init_recognizes_the_columns_and_gray_images_of_a_table(tmp_path):
     for data in (root, root / "list.csv"):
         source, name = guess_source(str(data))
         table = source["table"]
-        expected = {"picture": "image_file", "split": "subset", "group": "patient_id", "label": "dx"}
+        expected = {"image": "image_file", "split": "subset", "group": "patient_id", "label": "dx"}
         assert {key: table[key] for key in expected} == expected
         assert table["root"] == str(root / "img")
         assert name == data.stem
