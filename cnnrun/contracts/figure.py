@@ -12,7 +12,7 @@ MAX_POINTS = 3000  # of a series; a longer one is thinned to points at equal dis
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one kind. `low` and `high`, if they are not empty, are the ends of the spans around y."""
+    """Points of one kind. `low` and `high`, if they are not empty, are the ends of the spans along x."""
 
     name: str
     x: Sequence[float]

@@ -1,7 +1,7 @@
-"""Exported files: formats, a kind a file (`onnx`, `python_file`), and the parity gate.
+"""Export of trained networks: the formats, one module for each (`onnx`, `python_file`), and the parity check.
 
-The union is the registry of formats. `write.export` writes a file and keeps it only if it is the model.
-Imports `experiment` and what is below, not `explain`.
+The union `Format` is the registry. `write.export_network` writes a file and keeps it only if its results equal the
+network's. Imports `experiment` and the packages below it, not `explain`.
 """
 
 from cnnrun.export.onnx import Onnx

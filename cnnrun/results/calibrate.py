@@ -22,7 +22,7 @@ from cnnrun.model.trained_network import TrainedNetwork
 from cnnrun.tasks.temperature import MAX_TEMPERATURE, MIN_TEMPERATURE, TEMPERATURE, fit_temperature
 from cnnrun.training.run_records import CALIBRATION, read_calibration
 
-_MIN_NLL = 1e-6  # below it the likelihood has no minimum: it falls with the temperature
+_MIN_NLL = 1e-6  # below it the negative log-likelihood has no minimum: it falls with the temperature
 
 
 def calibrate_run(run: Path | None, runs: Path, device: torch.device) -> dict[str, Any]:

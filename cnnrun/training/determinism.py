@@ -136,7 +136,7 @@ _REPLACEMENTS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
 def use_deterministic_layers(network: nn.Module) -> None:
     """Replace, in place, layers without a deterministic gradient on a GPU by layers with the same outputs.
 
-    The replaced adaptive max pooling shares the gradient among equal maxima of a window.
+    Unlike the original, the replacement of adaptive max pooling shares the gradient among equal maxima of a window.
     """
     for module in list(network.modules()):
         for name, child in module.named_children():

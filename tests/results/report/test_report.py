@@ -75,6 +75,19 @@ def write_page(run: Path, tmp_path: Path, **settings) -> Path:
     return Path(reporting.write_report([run], tmp_path, CPU, out=tmp_path / "page.html", **settings)["path"])
 
 
+def test_each_run_has_its_name_as_heading_and_no_template_syntax_is_left(trained_run, tmp_path):
+    def headings(runs: list[Path]) -> list[tuple[str, str]]:
+        page = reporting.write_report(runs, tmp_path, CPU, out=tmp_path / f"{len(runs)}.html")["path"]
+        text = Path(page).read_text()
+        body = re.sub(r"<(script|style)\b.*?</\1>", "", text, flags=re.S)
+        assert not re.search(r"\{%|%\}|\{\{|\}\}|endif|endfor", body)
+        return re.findall(r'<article[^>]*>\s*<h2 id="[^"]*"([^>]*)>([^<]*)</h2>', text)
+
+    name = str(trained_run)
+    assert headings([trained_run]) == [(' class="visually-hidden"', name)]
+    assert headings([trained_run, trained_run]) == [("", name), ("", name)]
+
+
 # --- in a browser -----------------------------------------------------------------------------------------------------
 
 
