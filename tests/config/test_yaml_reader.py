@@ -151,7 +151,12 @@ def test_positions_point_at_keys_and_values():
     assert tree_module.path_text(tree, ("a", 0, "b", "c")) == "a[0].b.c"
 
 
-words = st.text(string.ascii_letters + " é_-", max_size=8).filter(lambda s: s == s.strip())
+def is_plain_word(text: str) -> bool:
+    """Return whether cnnrun reads the word as text; PyYAML leaves some that it refuses, such as oN, without quotes."""
+    return text == text.strip() and not any(pattern.fullmatch(text) for pattern, _ in yaml_reader._AMBIGUOUS)
+
+
+words = st.text(string.ascii_letters + " é_-", max_size=8).filter(is_plain_word)
 scalars = st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(allow_nan=False, allow_infinity=False)
 trees = st.dictionaries(
     words.filter(bool),
@@ -164,6 +169,7 @@ trees = st.dictionaries(
 
 
 @given(trees)
+@example({"a": "on", "b": ["Yes", "null", "1e3"]})
 @settings(max_examples=200, deadline=None)
 def test_yaml_written_by_pyyaml_is_read_back_equal(tree):
     assert parse_plain(yaml.safe_dump(tree, allow_unicode=True)) == tree
