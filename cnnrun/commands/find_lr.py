@@ -44,7 +44,7 @@ def _print_range(data: dict[str, Any], out: Output) -> None:
     sampled = rates[:: max(1, len(rates) // 15)]
     out.print(build_table(["lr", "loss"], [[f"{row['lr']:.3g}", f"{row['smoothed']:.4f}"] for row in sampled]))
     if len(sampled) < len(rates):
-        out.print(f"every {len(rates) // 15}th of {len(rates):,} steps (--json has them all)")
+        out.print(f"{len(sampled)} of {len(rates):,} steps (--json has them all)")
     if "steepest" in data:
         out.print(
             f"the loss falls fastest at {data['steepest']:.2g}; a tenth of the rate of the lowest loss is ", end=""

@@ -16,10 +16,7 @@ from cnnrun.commands.options import Config, Device, Json, Overrides, Runs, show
 def train(
     config: Config,
     overrides: Overrides = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Resume the newest unfinished run of this config."),
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume this config's newest unfinished run.")] = False,
     strict_resume: Annotated[
         bool,
         typer.Option(

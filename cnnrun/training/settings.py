@@ -30,7 +30,7 @@ class EarlyStop(Spec):
 
 
 class Train(Spec):
-    """How the network learns."""
+    """Settings of the training."""
 
     epochs: int = Field(10, ge=1, le=1_000_000)
     batch: int = Field(128, ge=1, le=1_000_000)

@@ -57,7 +57,7 @@ def warp(images_BCHW: Tensor, matrix_B23: Tensor) -> Tensor:
 
 
 def move_points(points_BN2: Tensor, matrix_B23: Tensor, shape: Sequence[int]) -> Tensor:
-    """Where points (x, y in pixels) of images [B, C, H, W] lie after the images are warped."""
+    """Positions of points (x, y in pixels) of images [B, C, H, W] after the images are warped."""
     centre = tensor_on(points_BN2.device, [shape[3] / 2, shape[2] / 2], points_BN2.dtype)
     offsets = points_BN2 - centre - matrix_B23[:, None, :, 2]
     # solve_ex: `solve` would make the host wait for a check that the matrices always pass, since they have an inverse.

@@ -140,7 +140,7 @@ def _repeat_problem(box: Box, first: Box) -> str | None:
 
 
 def _box_problem(box: Box, size: HeightWidth) -> tuple[str | None, bool]:
-    """What is wrong with a box, or None; and True if the part of it inside the image can be used."""
+    """Problem of a box, or None; and True if the part of it inside the image can be used."""
     x1, y1, x2, y2 = box.corners
     height, width = size
     written = f"({x1:g}, {y1:g}, {x2:g}, {y2:g})"
