@@ -38,7 +38,9 @@ class Filters(ExplainMethod):
     """Show the kernels of a conv, by default the first. Example: cnnrun explain filters runs/digits/1"""
 
     kind = "filters"
-    layer: Layer = None
+    layer: Layer = Field(
+        None, description="Conv by path (model[2].conv), name, or name in the weights; default: the first."
+    )
 
     def explain(self, run: OpenRun) -> Explanation:
         from cnnrun.explain.methods.filters import filters
