@@ -8,6 +8,7 @@ __all__ = [
     "bounded_files",
     "boxes",
     "console",
+    "counts",
     "device",
     "error_lines",
     "errors",
