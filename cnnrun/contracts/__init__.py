@@ -3,4 +3,4 @@
 Read this package before you write a layer, a source or a task. It imports `config` and `base`.
 """
 
-__all__ = ["batch", "facts", "figure", "layer", "objects", "prediction_text", "results", "source", "task"]
+__all__ = ["batch", "choices", "facts", "figure", "layer", "objects", "prediction", "results", "source", "target_kind", "task", "task_parts"]

@@ -23,11 +23,8 @@ class NumberStatistics:
 
 
 @dataclass(frozen=True)
-class Facts:
-    """Properties of the data, measured once on the training split and stored with the model.
-
-    `chosen` holds values that were chosen on val for the trained network, such as thresholds; it is empty until then.
-    """
+class DataFacts:
+    """Properties of the data, measured once on the training split and stored with the network."""
 
     classes: tuple[str, ...]
     image: Shape
@@ -37,7 +34,6 @@ class Facts:
     counts: dict[str, int] = field(default_factory=dict)
     fingerprint: str = ""
     class_ids: tuple[int, ...] = ()
-    chosen: dict[str, float] = field(default_factory=dict)
     numbers: tuple[NumberStatistics, ...] = ()
 
     # For reading facts from a file: see run_records.

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cnnrun.contracts.choices import Choices
 from cnnrun.contracts.figure import Plot
 from cnnrun.contracts.layer import HeightWidth
 
@@ -38,7 +39,7 @@ class Measurement:
 
     A metric that is undefined for these samples, such as the AP of a size that no object has, is None.
 
-    `choices` are values chosen on this split, such as thresholds; those of val are stored with the model.
+    `choices` are settings chosen on this split, such as thresholds; those of val are stored with the network.
     `bootstrap_draws` are the values of a metric over the draws of a bootstrap, NaN where a draw leaves it undefined.
     `correct` says which images are correct, for metrics that are the share of correct images.
     """
@@ -46,7 +47,7 @@ class Measurement:
     metrics: Mapping[str, float | None]
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     matrices: dict[str, list[list[int]]] = field(default_factory=dict)
-    choices: dict[str, float] = field(default_factory=dict)
+    choices: Choices = field(default_factory=Choices)
     plots: tuple[Plot, ...] = ()
     # Arrays are left out of ==, which compares them element by element.
     bootstrap_draws: dict[str, NDArray[np.float64]] = field(default_factory=dict, compare=False)

@@ -1,4 +1,4 @@
-"""The kinds of task. To add one, write its module in this package and add its class to the union `Task`."""
+"""The kinds of task. To add one, write its module in this package and add its class to the union `TaskUnion`."""
 
 from cnnrun.tasks.classification import Classify
 from cnnrun.tasks.detection.task import Detect
@@ -6,7 +6,7 @@ from cnnrun.tasks.embedding.task import Verify
 from cnnrun.tasks.multilabel import Multilabel
 from cnnrun.tasks.regression.task import Regress
 
-__all__ = ["Task", "classification_metrics", "embedding", "intervals", "multilabel", "regression", "temperature"]
+__all__ = ["TaskUnion", "classification_metrics", "embedding", "intervals", "multilabel", "regression", "temperature"]
 
 
-Task = Classify | Multilabel | Regress | Detect | Verify
+TaskUnion = Classify | Multilabel | Regress | Detect | Verify

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
@@ -11,13 +12,28 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from cnnrun.contracts.facts import Facts, format_per_class
+from cnnrun.base.counts import format_count
+from cnnrun.base.errors import DataError
+from cnnrun.contracts.choices import Choices
+from cnnrun.contracts.facts import DataFacts, format_per_class
 from cnnrun.contracts.layer import Shape, require_maps, require_vector
+from cnnrun.contracts.prediction import Prediction
 from cnnrun.contracts.results import BatchTensors, ClassScores, Measurement, Results, View
-from cnnrun.contracts.task import Criterion, Direction, TaskSpec
+from cnnrun.contracts.task import Requirements, Task, TaskSpec
+from cnnrun.contracts.task_parts import (
+    Calibration,
+    Criterion,
+    Direction,
+    Learning,
+    Measuring,
+    Predicting,
+    Showing,
+    Targets,
+)
+from cnnrun.tasks.class_weights import check_class_weights
 from cnnrun.tasks.classification_metrics import SingleLabelPredictions
 from cnnrun.tasks.intervals import bootstrap
-from cnnrun.tasks.temperature import TEMPERATURE, reliability_plot, temperature_metadata
+from cnnrun.tasks.temperature import reliability_plot, temperature_metadata
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -28,7 +44,7 @@ class CrossEntropy(Criterion):
     Smoothing takes the share `label_smoothing` of each label and spreads it evenly over all classes (Szegedy et al.
     2016, eq. 13). The whole loss of an image is multiplied by the weight of its label. `F.cross_entropy` instead
     multiplies the smoothed part by every class's weight, which pulls rare classes up in images that show none of them.
-    For a blended image with the share t_k of class k, the loss is the sum over k of t_k * weight[k] * smoothed
+    For a mixed image with the share t_k of class k, the loss is the sum over k of t_k * weight[k] * smoothed
     cross-entropy of label k.
 
     The mean divides by the number of samples, where `F.cross_entropy` divides by the sum of their weights. A batch that
@@ -42,7 +58,7 @@ class CrossEntropy(Criterion):
         self.label_smoothing = label_smoothing
         self.register_buffer("weight", weight_K, persistent=False)
 
-    def forward(self, outputs_BK: Tensor, targets: dict[str, Tensor]) -> dict[str, Tensor]:
+    def forward(self, outputs_BK: Tensor, targets: Targets) -> dict[str, Tensor]:
         labels = targets["labels"]
         if self.weight is None:
             return {"cross_entropy": F.cross_entropy(outputs_BK, labels, label_smoothing=self.label_smoothing)}
@@ -86,7 +102,7 @@ class ClassifyMeter:
     def __init__(self, classes: tuple[str, ...], top_k: int) -> None:
         self._classes, self._top_k, self._batches = classes, top_k, BatchTensors()
 
-    def update(self, results: Results, targets: dict[str, Tensor]) -> None:
+    def update(self, results: Results, targets: Targets) -> None:
         probabilities, labels = results["probabilities"], targets["labels"]
         confidence, predicted = probabilities.max(1)
         in_top_k = (probabilities.topk(min(self._top_k, len(self._classes)), 1).indices == labels[:, None]).any(1)
@@ -110,11 +126,31 @@ class ClassifyMeter:
         )
 
 
+@dataclass(frozen=True)
+class LabelPrediction(Prediction):
+    """The most probable classes with their probabilities, the most probable one first."""
+
+    top: Sequence[tuple[str, float]]
+
+    def to_json(self) -> dict[str, Any]:
+        top = [{"label": label, "probability": probability} for label, probability in self.top]
+        return {**top[0], "top": top}
+
+    def to_text(self) -> str:
+        return "  ".join(f"{label} {probability:.3f}" for label, probability in self.top)
+
+    def csv_columns(self) -> list[str]:
+        ranks = [f"{column} {rank}" for rank in range(2, len(self.top) + 1) for column in ("label", "probability")]
+        return ["label", "probability", *ranks]
+
+    def csv_rows(self) -> list[list[Any]]:
+        return [[cell for entry in self.top for cell in entry]]
+
+
 class Classify(TaskSpec):
     """One label per image: a linear or convolutional classifier with cross-entropy gives class probabilities."""
 
     kind = "classify"
-    can_blend = True
 
     classifier: Literal["linear", "conv"] = "linear"
     """The last layer: `linear` takes a vector; `conv` makes one map per class (1x1 convolution, then ReLU) and takes \
@@ -127,79 +163,113 @@ each class's frequency."""
     top_k: int = Field(5, ge=2)
     """Also measure top-k accuracy: how often the label is among the k most probable classes."""
 
+    def requirements(self) -> Requirements:
+        return Requirements(mixes_targets=True)
+
     def metrics(self) -> dict[str, Direction]:
-        rising: dict[str, Direction] = dict.fromkeys(
+        directions: dict[str, Direction] = dict.fromkeys(
             ("accuracy", f"top_{self.top_k}", "precision", "recall", "f1"), "max"
         )
-        return rising | {"ece": "min"}
+        return directions | {"ece": "min"}
 
-    def data_problem(self, facts: Facts) -> str | None:
+    def check_data(self, facts: DataFacts) -> None:
         if len(facts.classes) < 2:
-            return f"classify needs two or more classes; the data has {len(facts.classes)}"
-        if isinstance(self.class_weights, list) and len(self.class_weights) != len(facts.classes):
-            return f"class_weights has {len(self.class_weights)} numbers; the data has {len(facts.classes)} classes"
-        if self.class_weights == "balanced" and 0 in facts.class_counts:
-            missing = facts.classes[facts.class_counts.index(0)]
-            return f"class_weights: balanced needs pictures of every class; {missing!r} has none"
-        return None
+            raise DataError(f"task: classify needs two or more classes; the data has {len(facts.classes)}")
+        check_class_weights("class_weights", self.class_weights, facts)
 
-    def data_notes(self, facts: Facts) -> list[str]:
-        weights = self._class_weights(facts)
-        return [] if weights is None else [f"class weights: {format_per_class(facts.classes, weights.tolist())}"]
-
-    def head(self, in_shapes: Sequence[Shape], facts: Facts) -> nn.Module:
-        (in_shape,) = in_shapes
-        if self.classifier == "conv":
-            return ConvClassifier(require_maps("its conv classifier", in_shape)[0], len(facts.classes))
-        return nn.Linear(require_vector("its linear layer", in_shape), len(facts.classes))
-
-    def criterion(self, facts: Facts) -> Criterion:
-        return CrossEntropy(self.label_smoothing, self._class_weights(facts))
-
-    def blend_targets(
-        self, targets: dict[str, Tensor], partners: dict[str, Tensor], own_B: Tensor, facts: Facts
-    ) -> dict[str, Tensor]:
-        """Replace the class indices by class probabilities [B, K]."""
-        own_BK, partner_BK = (F.one_hot(part["labels"], len(facts.classes)).float() for part in (targets, partners))
-        return {**targets, "labels": torch.lerp(partner_BK, own_BK, own_B[:, None])}
-
-    def chance_loss(self, facts: Facts) -> float | None:
-        weight, counts = self._class_weights(facts), torch.tensor(facts.class_counts, dtype=torch.float64)
-        mean_weight = 1.0 if weight is None or not counts.sum() else float((weight * counts).sum() / counts.sum())
-        return mean_weight * math.log(len(facts.classes))
-
-    def describe_targets(self, targets: dict[str, Tensor], facts: Facts) -> list[str]:
-        labels = targets["labels"]
-        if labels.dim() == 1:
-            return [facts.classes[label] for label in labels.tolist()]
-        blends = [
-            [(share, name) for share, name in zip(row, facts.classes, strict=True) if share] for row in labels.tolist()
-        ]
-        return ["  ".join(f"{name} {share:.2f}" for share, name in sorted(blend, reverse=True)) for blend in blends]
-
-    def decoder(self, facts: Facts) -> nn.Module:
-        return SoftmaxDecoder(facts.chosen.get(TEMPERATURE, 1.0))
-
-    def class_scores(self, outputs: Tensor, facts: Facts) -> ClassScores:
-        return ClassScores(
-            facts.classes, outputs, self.decoder(facts)(outputs)["probabilities"], "probability", outputs.argmax(1)
+    def assemble(self, facts: DataFacts) -> Task:
+        return Task(
+            self,
+            facts,
+            ClassifyLearning(self, facts),
+            ClassifyMeasuring(self, facts),
+            ClassifyPredicting(self, facts),
+            ClassifyShowing(self, facts),
+            ClassifyCalibration(),
         )
 
-    def negative_log_likelihood(
-        self, outputs: Tensor, targets: dict[str, Tensor], facts: Facts, temperature: float
-    ) -> float | None:
-        return float(F.cross_entropy(outputs.double() / temperature, targets["labels"]))
+    def loss_weights(self, facts: DataFacts) -> Tensor | None:
+        """Weight of each class's images in the loss; None if all are 1."""
+        if self.class_weights is None:
+            return None
+        if isinstance(self.class_weights, list):
+            return torch.tensor(self.class_weights)
+        if not facts.class_counts:  # not counted yet
+            return None
+        counts = torch.tensor(facts.class_counts, dtype=torch.float64)
+        return (counts.sum() / (len(counts) * counts)).float()
 
-    def metadata(self, facts: Facts) -> dict[str, Any]:
-        return temperature_metadata(facts)
 
-    def meter(self, facts: Facts) -> ClassifyMeter:
-        return ClassifyMeter(facts.classes, self.top_k)
+@dataclass(frozen=True)
+class ClassifyLearning(Learning):
+    """A linear or convolutional classifier, and its cross-entropy."""
 
-    def result_shapes(self, facts: Facts) -> dict[str, Shape]:
-        return {"probabilities": (len(facts.classes),)}
+    spec: Classify
+    facts: DataFacts
 
-    def find_disagreement(self, expected: Results, actual: Results, facts: Facts) -> str | None:
+    def build_head(self, in_shapes: Sequence[Shape]) -> nn.Module:
+        (in_shape,) = in_shapes
+        classes = len(self.facts.classes)
+        if self.spec.classifier == "conv":
+            return ConvClassifier(require_maps("its conv classifier", in_shape)[0], classes)
+        return nn.Linear(require_vector("its linear layer", in_shape), classes)
+
+    def build_criterion(self) -> Criterion:
+        return CrossEntropy(self.spec.label_smoothing, self.spec.loss_weights(self.facts))
+
+    def mix_targets(self, targets: Targets, partners: Targets, own_weight_B: Tensor) -> Targets:
+        """Replace the class indices by class probabilities [B, K]."""
+        classes = len(self.facts.classes)
+        own_BK, partner_BK = (F.one_hot(part["labels"], classes).float() for part in (targets, partners))
+        return {**targets, "labels": torch.lerp(partner_BK, own_BK, own_weight_B[:, None])}
+
+    def guess_loss(self) -> float | None:
+        weight, counts = self.spec.loss_weights(self.facts), torch.tensor(self.facts.class_counts, dtype=torch.float64)
+        mean_weight = 1.0 if weight is None or not counts.sum() else float((weight * counts).sum() / counts.sum())
+        return mean_weight * math.log(len(self.facts.classes))
+
+
+@dataclass(frozen=True)
+class ClassifyMeasuring(Measuring):
+    """Accuracy and its relatives."""
+
+    spec: Classify
+    facts: DataFacts
+
+    def build_meter(self, choices: Choices) -> ClassifyMeter:
+        return ClassifyMeter(self.facts.classes, self.spec.top_k)
+
+    def comparison_key(self) -> list[Any]:
+        return list(self.facts.classes)
+
+
+@dataclass(frozen=True)
+class ClassifyPredicting(Predicting):
+    """Class probabilities, and the most probable classes of an image."""
+
+    spec: Classify
+    facts: DataFacts
+
+    def build_decoder(self, choices: Choices) -> SoftmaxDecoder:
+        return SoftmaxDecoder(choices.temperature or 1.0)
+
+    def result_shapes(self) -> dict[str, Shape]:
+        return {"probabilities": (len(self.facts.classes),)}
+
+    def metadata(self, choices: Choices) -> dict[str, Any]:
+        return temperature_metadata(choices)
+
+    def predictions(
+        self, results: Results, views: Sequence[View], thresholds: dict[str, float]
+    ) -> list[LabelPrediction]:
+        classes = self.facts.classes
+        probabilities, labels = results["probabilities"].topk(min(self.spec.top_k, len(classes)), 1)
+        return [
+            LabelPrediction([(classes[k], probability) for k, probability in zip(indices, row, strict=True)])
+            for indices, row in zip(labels.tolist(), probabilities.tolist(), strict=True)
+        ]
+
+    def find_disagreement(self, expected: Results, actual: Results) -> str | None:
         expected_BK, actual_BK = expected["probabilities"], actual["probabilities"]
         gap = float((expected_BK - actual_BK).abs().max())
         if not gap <= 1e-4:
@@ -207,23 +277,38 @@ each class's frequency."""
         top_two_B2 = expected_BK.topk(2, 1).values
         is_clear_B = top_two_B2[:, 0] - top_two_B2[:, 1] > 1e-3
         count = int((expected_BK.argmax(1) != actual_BK.argmax(1))[is_clear_B].sum())
-        return f"another class is predicted for {count:,} images, though it is clear" if count else None
-
-    def result_rows(self, results: Results, facts: Facts, views: Sequence[View]) -> list[dict[str, Any]]:
-        probabilities, labels = results["probabilities"].topk(min(self.top_k, len(facts.classes)), 1)
-        return [
-            {
-                "label": facts.classes[indices[0]],
-                "probability": row[0],
-                "top": [{"label": facts.classes[k], "probability": p} for k, p in zip(indices, row, strict=True)],
-            }
-            for indices, row in zip(labels.tolist(), probabilities.tolist(), strict=True)
-        ]
-
-    def _class_weights(self, facts: Facts) -> Tensor | None:
-        if self.class_weights is None:
+        if not count:
             return None
-        if isinstance(self.class_weights, list):
-            return torch.tensor(self.class_weights)
-        counts = torch.tensor(facts.class_counts, dtype=torch.float64)
-        return (counts.sum() / (len(counts) * counts)).float()
+        images = format_count(count, "image")
+        return f"another class is predicted for {images}, although the two best probabilities differ by more than 0.001"
+
+
+@dataclass(frozen=True)
+class ClassifyShowing(Showing):
+    """Class names, and probabilities to explain."""
+
+    spec: Classify
+    facts: DataFacts
+
+    def describe_targets(self, targets: Targets) -> list[str]:
+        classes, labels = self.facts.classes, targets["labels"]
+        if labels.dim() == 1:
+            return [classes[label] for label in labels.tolist()]
+        rows = [zip(row, classes, strict=True) for row in labels.tolist()]
+        mixtures = [sorted(((share, name) for share, name in row if share), reverse=True) for row in rows]
+        return ["  ".join(f"{name} {share:.2f}" for share, name in mixture) for mixture in mixtures]
+
+    def data_notes(self) -> list[str]:
+        weights = self.spec.loss_weights(self.facts)
+        return [] if weights is None else [f"class weights: {format_per_class(self.facts.classes, weights.tolist())}"]
+
+    def class_scores(self, outputs: Tensor, choices: Choices) -> ClassScores:
+        probabilities = SoftmaxDecoder(choices.temperature or 1.0)(outputs)["probabilities"]
+        return ClassScores(self.facts.classes, outputs, probabilities, "probability", outputs.argmax(1))
+
+
+class ClassifyCalibration(Calibration):
+    """Calibration of the softmax."""
+
+    def negative_log_likelihood(self, outputs: Tensor, targets: Targets, temperature: float) -> float:
+        return float(F.cross_entropy(outputs.double() / temperature, targets["labels"]))

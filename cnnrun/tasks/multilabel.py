@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -12,103 +13,34 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from cnnrun.config.spec import Kind, Kinds
-from cnnrun.contracts.facts import Facts, format_per_class
+from cnnrun.base.errors import DataError
+from cnnrun.config.spec import Kinds
+from cnnrun.contracts.choices import Choices
+from cnnrun.contracts.facts import DataFacts, format_per_class
 from cnnrun.contracts.figure import Plot, Series
 from cnnrun.contracts.layer import Shape, require_vector
+from cnnrun.contracts.prediction import Prediction
 from cnnrun.contracts.results import BatchTensors, ClassScores, Measurement, Results, View
-from cnnrun.contracts.task import Criterion, Direction, TaskSpec
+from cnnrun.contracts.target_kind import TargetKind
+from cnnrun.contracts.task import Requirements, Task, TaskSpec
+from cnnrun.contracts.task_parts import (
+    Calibration,
+    Criterion,
+    Direction,
+    Learning,
+    Measuring,
+    Predicting,
+    Showing,
+    Targets,
+)
+from cnnrun.tasks.class_weights import check_class_weights
 from cnnrun.tasks.classification_metrics import MultilabelPredictions
 from cnnrun.tasks.intervals import bootstrap
-from cnnrun.tasks.temperature import TEMPERATURE, reliability_plot, temperature_metadata
+from cnnrun.tasks.multilabel_losses import Bce, MultilabelCriterion, MultilabelLoss
+from cnnrun.tasks.temperature import reliability_plot, temperature_metadata
 
-_EPS = 1e-6
 _MAX_CURVES, _MAX_POINTS = 10, 200  # classes in a figure, and points of each curve
 DEFAULT_THRESHOLD = 0.5  # for a class whose threshold was not chosen on val
-
-
-class MultilabelLossSpec(Kind):
-    """Base class of losses that treat each label on its own."""
-
-    def loss_per_label(self, logit_BK: Tensor, present_BK: Tensor, weight_K: Tensor | None) -> Tensor:
-        """Loss of each label, [B, K].
-
-        `present_BK` is 0 or 1, or between them for blended images. `weight_K` multiplies the loss of the present share
-        of a label.
-        """
-        raise NotImplementedError
-
-
-class Bce(MultilabelLossSpec):
-    """Binary cross-entropy."""
-
-    kind = "bce"
-
-    def loss_per_label(self, logit_BK: Tensor, present_BK: Tensor, weight_K: Tensor | None) -> Tensor:
-        return F.binary_cross_entropy_with_logits(logit_BK, present_BK, pos_weight=weight_K, reduction="none")
-
-
-class Focal(MultilabelLossSpec):
-    """Focal loss: binary cross-entropy that gives easy labels less weight (Lin et al. 2017, eq. 4).
-
-    A label that is present with the share t has the loss of `torchvision.ops.sigmoid_focal_loss`: cross-entropy with t,
-    times (t * (1 - p) + (1 - t) * p)^gamma.
-    """
-
-    kind = "focal"
-    main = "gamma"
-
-    gamma: float = Field(2.0, ge=0)
-    """The focusing exponent; 0 is `bce`."""
-
-    def loss_per_label(self, logit_BK: Tensor, present_BK: Tensor, weight_K: Tensor | None) -> Tensor:
-        score = logit_BK.sigmoid()
-        error = present_BK * (1 - score) + (1 - present_BK) * score
-        # A power below 1 has an infinite slope at 0, where nothing is left to learn.
-        return error.clamp(min=_EPS).pow(self.gamma) * Bce().loss_per_label(logit_BK, present_BK, weight_K)
-
-
-class Asymmetric(MultilabelLossSpec):
-    """Focal loss with a separate exponent for absent labels, whose easiest have no loss (Ridnik et al. 2021)."""
-
-    kind = "asymmetric"
-
-    positive: float = Field(0.0, ge=0)
-    """The focusing exponent of present labels (gamma+)."""
-    negative: float = Field(4.0, ge=0)
-    """The focusing exponent of absent labels (gamma-)."""
-    margin: float = Field(0.05, ge=0, lt=1)
-    """Absent labels whose probability is below this have no loss."""
-
-    def loss_per_label(self, logit_BK: Tensor, present_BK: Tensor, weight_K: Tensor | None) -> Tensor:
-        score = logit_BK.sigmoid()
-        shifted = (score - self.margin).clamp(
-            min=0, max=1 - _EPS
-        )  # eq. 5; below 1, for a tiny margin, so log1p is finite
-        positive = (1 - score).clamp(min=_EPS).pow(self.positive) * F.logsigmoid(logit_BK)
-        log_absent = F.logsigmoid(-logit_BK) if self.margin == 0 else torch.log1p(-shifted)
-        negative = shifted.clamp(min=_EPS).pow(self.negative) * log_absent
-        weight = 1.0 if weight_K is None else weight_K
-        return -(weight * present_BK * positive + (1 - present_BK) * negative)
-
-
-MultilabelLoss = Bce | Focal | Asymmetric
-
-
-class MultilabelCriterion(Criterion):
-    """Mean of the loss over labels and images."""
-
-    weight: Tensor | None
-
-    def __init__(self, loss: MultilabelLossSpec, weight_K: Tensor | None) -> None:
-        super().__init__()
-        self.loss = loss
-        self.register_buffer("weight", weight_K, persistent=False)
-
-    def forward(self, outputs: Tensor, targets: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {
-            self.loss.kind: self.loss.loss_per_label(outputs, targets["present"].to(outputs.dtype), self.weight).mean()
-        }
 
 
 class SigmoidDecoder(nn.Module):
@@ -128,14 +60,14 @@ class MultilabelMeter:
     def __init__(self, classes: tuple[str, ...], thresholds: Sequence[float]) -> None:
         self._classes, self._thresholds, self._batches = classes, np.array(thresholds), BatchTensors()
 
-    def update(self, results: Results, targets: dict[str, Tensor]) -> None:
+    def update(self, results: Results, targets: Targets) -> None:
         self._batches.add(score=results["probabilities"].double(), present=targets["present"].bool())
 
     def compute(self, tables: bool = True) -> Measurement:
         arrays = self._batches.concatenate()
         predictions = MultilabelPredictions(arrays["score"], arrays["present"], self._thresholds)
         best = predictions.best_thresholds()
-        choices = {f"threshold of {name}": threshold for name, threshold in zip(self._classes, best, strict=True)}
+        choices = Choices(class_thresholds=dict(zip(self._classes, best, strict=True)))
         metrics = predictions.metrics()
         if not tables:
             return Measurement(metrics, choices=choices)
@@ -169,12 +101,31 @@ def _precision_recall_plot(
     return Plot(f"Precision and recall{scope}", "recall", "precision", tuple(series))
 
 
+@dataclass(frozen=True)
+class LabelSetPrediction(Prediction):
+    """The probability of each class by name, and the classes that reach their thresholds."""
+
+    labels: Sequence[str]
+    probabilities: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"labels": list(self.labels), "probabilities": self.probabilities}
+
+    def to_text(self) -> str:
+        return "  ".join(f"{name} {self.probabilities[name]:.3f}" for name in self.labels) or "none"
+
+    def csv_columns(self) -> list[str]:  # a list in one cell would need a separator, which names may contain
+        return [f"{column} {name}" for column in ("present", "probability") for name in self.probabilities]
+
+    def csv_rows(self) -> list[list[Any]]:
+        return [[*(int(name in self.labels) for name in self.probabilities), *self.probabilities.values()]]
+
+
 class Multilabel(TaskSpec):
     """Any number of labels per image: a probability for each class, and a threshold chosen on val."""
 
     kind = "multilabel"
-    target_kind = "label sets"
-    can_blend = True
+    targets = TargetKind.LABEL_SETS
 
     loss: Annotated[MultilabelLoss, Kinds()] = Bce()
     """The loss of each label."""
@@ -182,91 +133,31 @@ class Multilabel(TaskSpec):
     """Factor on the loss where a label is present: a number for each class, in order; `balanced` gives presence and \
 absence the same total weight."""
 
+    def requirements(self) -> Requirements:
+        return Requirements(mixes_targets=True)
+
     def metrics(self) -> dict[str, Direction]:
-        rising: dict[str, Direction] = dict.fromkeys(("mAP", "f1", "micro_f1", "exact"), "max")
-        return rising | {"ece": "min"}
+        directions: dict[str, Direction] = dict.fromkeys(("mAP", "f1", "micro_f1", "exact"), "max")
+        return directions | {"ece": "min"}
 
-    def data_problem(self, facts: Facts) -> str | None:
+    def check_data(self, facts: DataFacts) -> None:
         if not facts.classes:
-            return "multilabel needs a class; no training picture has a label"
-        if isinstance(self.positive_weights, list) and len(self.positive_weights) != len(facts.classes):
-            return (
-                f"positive_weights has {len(self.positive_weights)} numbers; the data has {len(facts.classes)} classes"
-            )
-        if self.positive_weights == "balanced" and 0 in facts.class_counts:
-            missing = facts.classes[facts.class_counts.index(0)]
-            return f"positive_weights: balanced needs pictures of every class; {missing!r} has none"
-        return None
+            raise DataError("task: multilabel needs a class; no training image has a label")
+        check_class_weights("positive_weights", self.positive_weights, facts)
 
-    def split_problem(self, targets: dict[str, Tensor]) -> str | None:
-        return None if bool(targets["present"].any()) else "no picture has a label; it needs some that have"
-
-    def data_notes(self, facts: Facts) -> list[str]:
-        weights = self._positive_weights(facts)
-        return [] if weights is None else [f"positive weights: {format_per_class(facts.classes, weights.tolist())}"]
-
-    def head(self, in_shapes: Sequence[Shape], facts: Facts) -> nn.Module:
-        (in_shape,) = in_shapes
-        return nn.Linear(require_vector("its linear layer", in_shape), len(facts.classes))
-
-    def criterion(self, facts: Facts) -> Criterion:
-        return MultilabelCriterion(self.loss, self._positive_weights(facts))
-
-    def blend_targets(
-        self, targets: dict[str, Tensor], partners: dict[str, Tensor], own_B: Tensor, facts: Facts
-    ) -> dict[str, Tensor]:
-        """Replace 0 and 1 by the share to which each label is present, between 0 and 1."""
-        own_BK, partner_BK = (part["present"].float() for part in (targets, partners))
-        return {**targets, "present": torch.lerp(partner_BK, own_BK, own_B[:, None])}
-
-    def describe_targets(self, targets: dict[str, Tensor], facts: Facts) -> list[str]:
-        lines = []
-        for row in targets["present"].tolist():
-            present = [(share, name) for share, name in zip(row, facts.classes, strict=True) if share]
-            lines.append(", ".join(name if share == 1 else f"{name} {share:.2f}" for share, name in present) or "none")
-        return lines
-
-    def thresholds(self, facts: Facts) -> dict[str, float]:
-        return {name: facts.chosen.get(f"threshold of {name}", DEFAULT_THRESHOLD) for name in facts.classes}
-
-    def decoder(self, facts: Facts) -> nn.Module:
-        return SigmoidDecoder(facts.chosen.get(TEMPERATURE, 1.0))
-
-    def meter(self, facts: Facts) -> MultilabelMeter:
-        return MultilabelMeter(facts.classes, list(self.thresholds(facts).values()))
-
-    def class_scores(self, outputs: Tensor, facts: Facts) -> ClassScores:
-        return ClassScores(
-            facts.classes, outputs, self.decoder(facts)(outputs)["probabilities"], "probability", outputs.argmax(1)
+    def assemble(self, facts: DataFacts) -> Task:
+        return Task(
+            self,
+            facts,
+            MultilabelLearning(self, facts),
+            MultilabelMeasuring(facts),
+            MultilabelPredicting(facts),
+            MultilabelShowing(self, facts),
+            MultilabelCalibration(),
         )
 
-    def negative_log_likelihood(
-        self, outputs: Tensor, targets: dict[str, Tensor], facts: Facts, temperature: float
-    ) -> float | None:
-        present = targets["present"].double()
-        return float(F.binary_cross_entropy_with_logits(outputs.double() / temperature, present))
-
-    def result_shapes(self, facts: Facts) -> dict[str, Shape]:
-        return {"probabilities": (len(facts.classes),)}
-
-    def metadata(self, facts: Facts) -> dict[str, Any]:
-        return {"thresholds": self.thresholds(facts), **temperature_metadata(facts)}
-
-    def find_disagreement(self, expected: Results, actual: Results, facts: Facts) -> str | None:
-        gap = self.largest_difference(expected, actual, facts)
-        return None if gap <= 1e-4 else f"probabilities differ by up to {gap:.2e} (allowed 1e-4)"
-
-    def result_rows(self, results: Results, facts: Facts, views: Sequence[View]) -> list[dict[str, Any]]:
-        thresholds = list(self.thresholds(facts).values())
-        return [
-            {
-                "labels": [name for name, p, t in zip(facts.classes, row, thresholds, strict=True) if p >= t],
-                "probabilities": dict(zip(facts.classes, row, strict=True)),
-            }
-            for row in results["probabilities"].tolist()
-        ]
-
-    def _positive_weights(self, facts: Facts) -> Tensor | None:
+    def loss_weights(self, facts: DataFacts) -> Tensor | None:
+        """Weight of the present share of each label in the loss; None if all are 1."""
         if self.positive_weights is None:
             return None
         if isinstance(self.positive_weights, list):
@@ -275,3 +166,106 @@ absence the same total weight."""
             return None
         counts = torch.tensor(facts.class_counts, dtype=torch.float64)
         return ((facts.counts["train"] - counts).clamp(min=1) / counts).float()
+
+
+@dataclass(frozen=True)
+class MultilabelLearning(Learning):
+    """A linear layer with one output per class, and a loss of each label on its own."""
+
+    spec: Multilabel
+    facts: DataFacts
+
+    def build_head(self, in_shapes: Sequence[Shape]) -> nn.Module:
+        (in_shape,) = in_shapes
+        return nn.Linear(require_vector("its linear layer", in_shape), len(self.facts.classes))
+
+    def build_criterion(self) -> Criterion:
+        return MultilabelCriterion(self.spec.loss, self.spec.loss_weights(self.facts))
+
+    def mix_targets(self, targets: Targets, partners: Targets, own_weight_B: Tensor) -> Targets:
+        """Replace 0 and 1 by the share to which each label is present, between 0 and 1."""
+        own_BK, partner_BK = (part["present"].float() for part in (targets, partners))
+        return {**targets, "present": torch.lerp(partner_BK, own_BK, own_weight_B[:, None])}
+
+
+def _thresholds(facts: DataFacts, choices: Choices) -> dict[str, float]:
+    """Threshold of each class, chosen on val or the default."""
+    return {name: choices.class_thresholds.get(name, DEFAULT_THRESHOLD) for name in facts.classes}
+
+
+@dataclass(frozen=True)
+class MultilabelMeasuring(Measuring):
+    """Average precision, and F1 at each class's threshold."""
+
+    facts: DataFacts
+
+    def build_meter(self, choices: Choices) -> MultilabelMeter:
+        return MultilabelMeter(self.facts.classes, list(_thresholds(self.facts, choices).values()))
+
+    def split_problem(self, targets: Targets) -> str | None:
+        return None if bool(targets["present"].any()) else "no image has a label; it needs some that have"
+
+    def comparison_key(self) -> list[Any]:
+        return list(self.facts.classes)
+
+
+@dataclass(frozen=True)
+class MultilabelPredicting(Predicting):
+    """The probability of each class, and the classes that reach their thresholds."""
+
+    facts: DataFacts
+
+    def build_decoder(self, choices: Choices) -> SigmoidDecoder:
+        return SigmoidDecoder(choices.temperature or 1.0)
+
+    def result_shapes(self) -> dict[str, Shape]:
+        return {"probabilities": (len(self.facts.classes),)}
+
+    def metadata(self, choices: Choices) -> dict[str, Any]:
+        return {"thresholds": self.thresholds(choices), **temperature_metadata(choices)}
+
+    def thresholds(self, choices: Choices) -> dict[str, float]:
+        return _thresholds(self.facts, choices)
+
+    def predictions(
+        self, results: Results, views: Sequence[View], thresholds: dict[str, float]
+    ) -> list[LabelSetPrediction]:
+        rows = [dict(zip(self.facts.classes, row, strict=True)) for row in results["probabilities"].tolist()]
+        return [LabelSetPrediction([name for name in row if row[name] >= thresholds[name]], row) for row in rows]
+
+    def find_disagreement(self, expected: Results, actual: Results) -> str | None:
+        gap = self.largest_difference(expected, actual)
+        return None if gap <= 1e-4 else f"probabilities differ by up to {gap:.2e} (allowed 1e-4)"
+
+
+@dataclass(frozen=True)
+class MultilabelShowing(Showing):
+    """Class names, and probabilities to explain."""
+
+    spec: Multilabel
+    facts: DataFacts
+
+    def describe_targets(self, targets: Targets) -> list[str]:
+        lines = []
+        for row in targets["present"].tolist():
+            present = [(share, name) for share, name in zip(row, self.facts.classes, strict=True) if share]
+            lines.append(", ".join(name if share == 1 else f"{name} {share:.2f}" for share, name in present) or "none")
+        return lines
+
+    def data_notes(self) -> list[str]:
+        weights = self.spec.loss_weights(self.facts)
+        return (
+            [] if weights is None else [f"positive weights: {format_per_class(self.facts.classes, weights.tolist())}"]
+        )
+
+    def class_scores(self, outputs: Tensor, choices: Choices) -> ClassScores:
+        probabilities = SigmoidDecoder(choices.temperature or 1.0)(outputs)["probabilities"]
+        return ClassScores(self.facts.classes, outputs, probabilities, "probability", outputs.argmax(1))
+
+
+class MultilabelCalibration(Calibration):
+    """Calibration of the sigmoids, by one temperature for all classes."""
+
+    def negative_log_likelihood(self, outputs: Tensor, targets: Targets, temperature: float) -> float:
+        present = targets["present"].double()
+        return float(F.binary_cross_entropy_with_logits(outputs.double() / temperature, present))

@@ -6,10 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from cnnrun.contracts.facts import Facts
+from cnnrun.contracts.choices import Choices
 from cnnrun.contracts.figure import Plot, Series
 
-TEMPERATURE = "temperature"  # its key in `Facts.chosen`
 # The likelihood has no minimum where nearly all predictions are right, or nearly all wrong: the fit ends at a bound.
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 
@@ -23,9 +22,9 @@ def reliability_plot(rows: Sequence[dict[str, Any]]) -> Plot:
     return Plot("Reliability", "predicted probability", "share that is right", series, diagonal=True)
 
 
-def temperature_metadata(facts: Facts) -> dict[str, Any]:
+def temperature_metadata(choices: Choices) -> dict[str, Any]:
     """Metadata of an exported file: the temperature that its graph applies; empty if none was fitted."""
-    return {TEMPERATURE: facts.chosen[TEMPERATURE]} if TEMPERATURE in facts.chosen else {}
+    return {} if choices.temperature is None else {"temperature": choices.temperature}
 
 
 def fit_temperature(nll: Callable[[float], float]) -> float:

@@ -10,10 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cnnrun.base.boxes import intersection_over_union
+from cnnrun.contracts.objects import OBJECT
+from cnnrun.contracts.task_parts import Targets
 
 _EPS = 1e-9
 
@@ -41,19 +42,28 @@ class Objects:
     ignored_BM: Tensor
 
 
+@dataclass(frozen=True)
+class AssignmentSettings:
+    """How many cells learn an object, and the exponents of score (`alpha`) and overlap (`beta`) in the alignment."""
+
+    top_k: int
+    alpha: float
+    beta: float
+
+
 @torch.no_grad()
 def assign_cells(
-    scores_BAK: Tensor, boxes_BA4: Tensor, cells_BA3: Tensor, objects: Objects, top_k: int, alpha: float, beta: float
+    scores_BAK: Tensor, boxes_BA4: Tensor, cells_BA3: Tensor, objects: Objects, settings: AssignmentSettings
 ) -> Assignment:
     """Assign cells to objects for these predicted scores and boxes; `cells_BA3` has each cell's x, y and stride."""
     is_inside_BMA = _is_inside(cells_BA3, objects.boxes_BM4)
     is_candidate_BMA = is_inside_BMA & objects.real_BM[:, :, None]
     classes_BMA = objects.labels_BM.clamp(min=0)[:, :, None].expand(-1, -1, scores_BAK.shape[1])
     overlap_BMA = intersection_over_union(objects.boxes_BM4, boxes_BA4) * is_candidate_BMA
-    align_BMA = scores_BAK.mT.gather(1, classes_BMA).pow(alpha) * overlap_BMA.pow(beta)
+    align_BMA = scores_BAK.mT.gather(1, classes_BMA).pow(settings.alpha) * overlap_BMA.pow(settings.beta)
     # A candidate without overlap still ranks before cells that are no candidates.
     rank_BMA = torch.where(is_candidate_BMA, align_BMA + _EPS, 0.0)
-    best, indices = rank_BMA.topk(min(top_k, rank_BMA.shape[2]), 2)
+    best, indices = rank_BMA.topk(min(settings.top_k, rank_BMA.shape[2]), 2)
     is_top_BMA = torch.zeros_like(is_candidate_BMA).scatter_(2, indices, best > 0)
 
     top_overlap_BMA = torch.where(is_top_BMA, overlap_BMA, -1.0)
@@ -76,12 +86,8 @@ def _is_inside(cells_BA3: Tensor, boxes_BM4: Tensor) -> Tensor:
     return (2 * x - x1 - x2).abs().lt(width) & (2 * y - y1 - y2).abs().lt(height)
 
 
-def quality_focal_loss(logits_BAK: Tensor, target_BAK: Tensor, gamma: float) -> Tensor:
-    """Quality focal loss |target - score|^gamma * binary cross-entropy (Li et al. 2020, eq. 1).
-
-    If gamma is 0, the entropy of the target is subtracted, so that the loss is 0 where the score equals the target.
-    """
-    loss = F.binary_cross_entropy_with_logits(logits_BAK, target_BAK, reduction="none")
-    if gamma:
-        return loss * (target_BAK - logits_BAK.sigmoid()).abs().pow(gamma)
-    return loss - F.binary_cross_entropy(target_BAK, target_BAK, reduction="none")
+def batch_objects(targets: Targets) -> Objects:
+    """The objects of a batch's targets, without padding."""
+    is_box = targets["objects"] >= 0
+    real = is_box & (targets["roles"] == OBJECT)
+    return Objects(targets["boxes"], targets["objects"], real, is_box & ~real)

@@ -3,122 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from cnnrun.base.boxes import Mark, box_areas, intersection_over_union
+from cnnrun.base.boxes import box_areas, intersection_over_union
 from cnnrun.base.error_lines import join_names
-from cnnrun.contracts.facts import Facts
-from cnnrun.contracts.figure import Plot, Series
+from cnnrun.base.errors import ConfigError, DataError
+from cnnrun.contracts.choices import Choices
+from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.layer import Shape, ShapeError, require_maps
 from cnnrun.contracts.objects import CROWD, DIFFICULT, OBJECT
-from cnnrun.contracts.results import ClassScores, Measurement, Results, View
-from cnnrun.contracts.task import Criterion, Direction, FeatureLevel, TaskSpec
-from cnnrun.tasks.detection.assignment import Assignment, Objects, assign_cells, quality_focal_loss
-from cnnrun.tasks.detection.average_precision import (
-    COCO_METRICS,
-    AveragePrecision,
-    coco_metrics,
-    per_class_rows,
-    precision_recall_rows,
-    undefined_coco_metrics,
-    undo_view,
+from cnnrun.contracts.prediction import CaptionedBox, Overlay
+from cnnrun.contracts.results import ClassScores, Results, View
+from cnnrun.contracts.target_kind import TargetKind
+from cnnrun.contracts.task import Requirements, Task, TaskSpec
+from cnnrun.contracts.task_parts import (
+    AssignedCell,
+    CellAssignment,
+    Criterion,
+    Direction,
+    FeatureLevel,
+    Learning,
+    Measuring,
+    Predicting,
+    Showing,
+    Targets,
 )
-from cnnrun.tasks.detection.box_losses import BoxLoss, box_loss
+from cnnrun.tasks.detection.assignment import AssignmentSettings, batch_objects
+from cnnrun.tasks.detection.average_precision import COCO_METRICS, undefined_coco_metrics, undo_view
+from cnnrun.tasks.detection.box_losses import BoxLoss
+from cnnrun.tasks.detection.criterion import DetectionCriterion, DetectionLoss
 from cnnrun.tasks.detection.head import FIRST_LOGIT, DenseHead, DetectionDecoder, cell_stride
+from cnnrun.tasks.detection.meter import DetectMeter
+from cnnrun.tasks.detection.prediction import DetectedObject, DetectPrediction
 
 Score = Annotated[float, Field(ge=0, lt=1)]
+_DEFAULT_SCORE = 0.3  # of classes for which `score` gives none
 _CANDIDATES_PER_BOX = 6  # non-maximum suppression gets this many candidates for each box that it may leave
-_MAX_CURVES, _FREQUENT_CURVES = 30, 10  # classes in a figure; if there are more, only the most frequent ones
 _SCORE_TOLERANCE = 1e-4  # of an exported file
 _CLEAR_SCORE = 1e-3  # boxes of a lower score may change places with boxes that are cut off
-
-
-def batch_objects(targets: dict[str, Tensor]) -> Objects:
-    """The objects of a batch's targets, without padding."""
-    is_box = targets["objects"] >= 0
-    real = is_box & (targets["roles"] == OBJECT)
-    return Objects(targets["boxes"], targets["objects"], real, is_box & ~real)
-
-
-class DetectionCriterion(Criterion):
-    """Quality focal loss of every cell's scores, and overlap loss of the boxes of cells that learn an object.
-
-    Both are sums over an image's cells, divided by the mean number of objects of a training image. This is a constant,
-    so that a batch split into micro-batches has the same loss and gradient. (TOOD divides by the sum of the batch's
-    qualities, which no part of a batch knows.)
-    """
-
-    def __init__(self, objects_per_image: float, task: Detect) -> None:
-        super().__init__()
-        self.objects_per_image, self.task = objects_per_image, task
-
-    def forward(self, outputs_BAF: Tensor, targets: dict[str, Tensor]) -> dict[str, Tensor]:
-        boxes_BA4, logits_BAK = outputs_BAF[:, :, :4], outputs_BAF[:, :, FIRST_LOGIT:]
-        objects = batch_objects(targets)
-        assignment = self.assignment(outputs_BAF, objects)
-        labels_BA = objects.labels_BM.clamp(min=0).gather(1, assignment.object_BA)
-        quality_BA = assignment.quality_BA * assignment.foreground_BA
-        target_BAK = (F.one_hot(labels_BA, logits_BAK.shape[2]) * quality_BA[:, :, None]).to(logits_BAK.dtype)
-        score_loss_BAK = (
-            quality_focal_loss(logits_BAK, target_BAK, self.task.gamma) * assignment.has_loss_BA[:, :, None]
-        )
-        true_BA4 = objects.boxes_BM4.gather(1, assignment.object_BA[:, :, None].expand(-1, -1, 4))
-        # The box of a cell without an object is compared with itself: no loss, and no division by the area of padding.
-        true_BA4 = torch.where(assignment.foreground_BA[:, :, None], true_BA4, boxes_BA4.detach())
-        box_loss_BA = (
-            box_loss(self.task.box_loss, boxes_BA4, true_BA4) * assignment.quality_BA * assignment.foreground_BA
-        )
-        scale = 1 / (self.objects_per_image * len(outputs_BAF))
-        return {"score": score_loss_BAK.sum() * scale, "box": box_loss_BA.sum() * (self.task.box_weight * scale)}
-
-    def assignment(self, outputs_BAF: Tensor, objects: Objects) -> Assignment:
-        """Assign cells to objects for these raw outputs, without gradients."""
-        task, cells_BA3 = self.task, outputs_BAF[:, :, 4:FIRST_LOGIT]
-        scores, boxes = outputs_BAF[:, :, FIRST_LOGIT:].detach().sigmoid(), outputs_BAF[:, :, :4].detach()
-        return assign_cells(scores, boxes, cells_BA3, objects, task.top_k, task.alpha, task.beta)
-
-
-class DetectMeter:
-    """Meter of COCO's metrics, AP of each class, and precision-recall curves."""
-
-    def __init__(self, classes: tuple[str, ...]) -> None:
-        self._classes, self._average_precision = classes, AveragePrecision(classes)
-
-    def update(self, results: Results, targets: dict[str, Tensor]) -> None:
-        self._average_precision.add(results, targets)
-
-    def compute(self, tables: bool = True) -> Measurement:
-        evaluation = self._average_precision.evaluate()
-        metrics = coco_metrics(evaluation)
-        if not tables:
-            return Measurement(metrics)
-        counts = self._average_precision.object_counts()
-        rows = {
-            "per_class": per_class_rows(evaluation, self._classes, counts),
-            "precision_recall": precision_recall_rows(evaluation, self._classes),
-        }
-        plot = _precision_recall_plot(rows["precision_recall"], dict(zip(self._classes, counts, strict=True)))
-        draws = self._average_precision.bootstrap_metrics(evaluation)
-        return Measurement(metrics, rows, plots=(plot,), bootstrap_draws=draws)
-
-
-def _precision_recall_plot(rows: Sequence[dict[str, Any]], counts: dict[str, int]) -> Plot:
-    """Precision-recall curve of each class; of many classes only the most frequent ones, and the title says so."""
-    names, scope = list(counts), ""
-    if len(names) > _MAX_CURVES:
-        names = sorted(names, key=lambda name: -counts[name])[:_FREQUENT_CURVES]
-        scope = f" of the {_FREQUENT_CURVES} most frequent of {len(counts):,} classes"
-    curves: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
-    for row in rows:
-        if row["class"] in curves:
-            curves[row["class"]].append((row["recall"], row["precision"]))
-    series = [Series(name, [x for x, _ in curve], [y for _, y in curve]) for name, curve in curves.items() if curve]
-    return Plot(f"Precision and recall{scope}", "recall", "precision", tuple(series))
 
 
 class Detect(TaskSpec):
@@ -126,7 +53,7 @@ class Detect(TaskSpec):
 
     kind = "detect"
     main = "levels"
-    target_kind = "boxes"
+    targets = TargetKind.BOXES
 
     levels: list[str] = []
     """Names of the layers whose cells detect objects; by default the last layer alone."""
@@ -156,8 +83,9 @@ class Detect(TaskSpec):
     """Maximum number of boxes per image; COCO measures 100."""
     least_score: float = Field(0.001, ge=0, lt=1)
     """Boxes whose score is not above this are left out of the results."""
-    score: Score | dict[str, Score] = 0.3
-    """Boxes whose score is below this are not shown; or a number for each of some classes by name (others: 0.3)."""
+    score: Score | dict[str, Score] = _DEFAULT_SCORE
+    """Minimum score of the boxes in predictions and figures: one number, or one for each of some classes by name \
+(others: 0.3)."""
 
     @field_validator("levels")
     @classmethod
@@ -166,38 +94,194 @@ class Detect(TaskSpec):
             raise ValueError("names a layer twice")
         return levels
 
-    def metrics(self) -> dict[str, Direction]:
-        direction: Direction = "max"
-        return dict.fromkeys(COCO_METRICS, direction)
+    def requirements(self) -> Requirements:
+        return Requirements(feature_layers=self.levels)
 
-    def data_problem(self, facts: Facts) -> str | None:
+    def metrics(self) -> dict[str, Direction]:
+        return dict.fromkeys(COCO_METRICS, "max")
+
+    def check_data(self, facts: DataFacts) -> None:
         if not sum(facts.class_counts):
-            return "detect needs objects to learn; no training picture has a box"
+            raise DataError("task: detect needs objects to learn; no training image has a box")
         named = self.score if isinstance(self.score, dict) else {}
         if unknown := [name for name in named if name not in facts.classes]:
-            return f"score: there is no class {unknown[0]!r}; the data has {join_names(facts.classes)}"
-        return None
+            known = join_names(facts.classes)
+            raise ConfigError(f"task: score: there is no class {unknown[0]!r}; the data has {known}")
 
-    def undefined_metrics(self, targets: dict[str, Tensor]) -> dict[str, str]:
+    def assemble(self, facts: DataFacts) -> Task:
+        return Task(
+            self,
+            facts,
+            DetectLearning(self, facts),
+            DetectMeasuring(facts),
+            DetectPredicting(self, facts),
+            DetectShowing(self, facts),
+            cells=DetectCells(self),
+        )
+
+    def loss_settings(self) -> DetectionLoss:
+        """The settings of the criterion."""
+        assignment = AssignmentSettings(self.top_k, self.alpha, self.beta)
+        return DetectionLoss(self.box_loss, self.box_weight, self.gamma, assignment)
+
+
+@dataclass(frozen=True)
+class DetectLearning(Learning):
+    """A dense head on one or more levels, and its loss."""
+
+    spec: Detect
+    facts: DataFacts
+
+    def build_head(self, in_shapes: Sequence[Shape]) -> nn.Module:
+        spec, channels = self.spec, [require_maps("its dense head", shape)[0] for shape in in_shapes]
+        is_shared = spec.towers == "shared"
+        if is_shared and len(set(channels)) > 1:
+            raise ShapeError("levels that share towers need equal channels", "make them equal, or `towers: separate`")
+        image, classes = list(self.facts.image[1:]), len(self.facts.classes)
+        return DenseHead(channels, image, classes, spec.channels, spec.depth, is_shared, spec.depthwise)
+
+    def build_criterion(self) -> Criterion:
+        images, objects = self.facts.counts.get("train", 0), sum(self.facts.class_counts)
+        return DetectionCriterion(max(1.0, objects / images) if images else 1.0, self.spec.loss_settings())
+
+
+@dataclass(frozen=True)
+class DetectMeasuring(Measuring):
+    """Average precision by COCO's protocol."""
+
+    facts: DataFacts
+
+    def build_meter(self, choices: Choices) -> DetectMeter:
+        return DetectMeter(self.facts.classes)
+
+    def split_problem(self, targets: Targets) -> str | None:
+        return "no image has an object; it needs some that have" if "AP" in undefined_coco_metrics(targets) else None
+
+    def undefined_metrics(self, targets: Targets) -> dict[str, str]:
         return undefined_coco_metrics(targets)
 
-    def split_problem(self, targets: dict[str, Tensor]) -> str | None:
-        return "no picture has an object; it needs some that have" if "AP" in undefined_coco_metrics(targets) else None
+    def comparison_key(self) -> list[Any]:
+        return list(self.facts.classes)
 
-    def network_remarks(self, levels: Sequence[FeatureLevel], targets: dict[str, Tensor], facts: Facts) -> list[str]:
+
+@dataclass(frozen=True)
+class DetectPredicting(Predicting):
+    """Boxes with scores and labels after non-maximum suppression."""
+
+    has_objects = True
+    has_overlays = True
+    unreadable_json = {"objects": []}
+
+    spec: Detect
+    facts: DataFacts
+
+    def build_decoder(self, choices: Choices) -> nn.Module:
+        import torchvision.ops  # noqa: F401  registers its NMS, which `boxes.non_maximum_suppression` uses if present
+
+        spec = self.spec
+        candidates = _CANDIDATES_PER_BOX * spec.most
+        return DetectionDecoder(list(self.facts.image[1:]), spec.most, candidates, spec.nms, spec.least_score)
+
+    def result_shapes(self) -> dict[str, Shape]:
+        most = self.spec.most
+        return {"boxes": (most, 4), "scores": (most,), "labels": (most,)}
+
+    def metadata(self, choices: Choices) -> dict[str, Any]:
+        return {
+            "boxes": "x1, y1, x2, y2 in pixels of the input. If the image was stretched to it, multiply by image size "
+            "/ input size in x and in y; if it was scaled and padded, subtract the padding, then divide by the scale",
+            "scores": "falling; 0 where there is no box",
+            "labels": "indices into `classes`; -1 where there is no box",
+            "score": self.spec.score,
+            "nms": self.spec.nms,
+        }
+
+    def thresholds(self, choices: Choices) -> dict[str, float]:
+        if isinstance(self.spec.score, dict):
+            return {name: self.spec.score.get(name, _DEFAULT_SCORE) for name in self.facts.classes}
+        return dict.fromkeys(self.facts.classes, self.spec.score)
+
+    def predictions(
+        self, results: Results, views: Sequence[View], thresholds: dict[str, float]
+    ) -> list[DetectPrediction]:
+        views_B6 = torch.tensor([view.as_tuple() for view in views]).numpy()
+        boxes_BN4 = undo_view(results["boxes"].cpu().numpy(), views_B6)
+        classes, ids = self.facts.classes, self.facts.class_ids or range(1, len(self.facts.classes) + 1)
+        predictions = []
+        for boxes, scores, labels, view in zip(
+            boxes_BN4.tolist(), results["scores"].tolist(), results["labels"].tolist(), views, strict=True
+        ):
+            objects = [
+                DetectedObject(classes[label], label, ids[label], score, tuple(box))
+                for box, score, label in zip(boxes, scores, labels, strict=True)
+                if label >= 0 and score >= thresholds[classes[label]]
+            ]
+            predictions.append(DetectPrediction(objects, view.size[0], view.size[1]))
+        return predictions
+
+    def largest_difference(self, expected: Results, actual: Results) -> float:
+        """The largest difference of scores at the same rank."""
+        return float((expected["scores"] - actual["scores"]).abs().max())
+
+    def find_disagreement(self, expected: Results, actual: Results) -> str | None:
+        gap = self.largest_difference(expected, actual)
+        if not gap <= _SCORE_TOLERANCE:
+            return f"scores differ by up to {gap:.2e} (allowed {_SCORE_TOLERANCE:g})"
+        # Boxes of nearly equal scores may change places, so each box is compared with all boxes on the other side.
+        is_match = expected["labels"][:, :, None] == actual["labels"][:, None]
+        is_match &= (expected["scores"][:, :, None] - actual["scores"][:, None]).abs() <= _SCORE_TOLERANCE
+        overlap = intersection_over_union(expected["boxes"], actual["boxes"]) * is_match
+        min_score = max(self.spec.least_score, _CLEAR_SCORE)
+        best_overlaps = overlap.amax(2)[expected["scores"] > min_score], overlap.amax(1)[actual["scores"] > min_score]
+        best = torch.cat(best_overlaps)
+        worst = float(best.min()) if len(best) else 1.0
+        return None if worst >= 0.999 else f"a box overlaps the network's by only {worst:.4f} (at least 0.999)"
+
+
+@dataclass(frozen=True)
+class DetectShowing(Showing):
+    """Boxes to draw, and how the levels suit the objects."""
+
+    has_overlays = True
+
+    spec: Detect
+    facts: DataFacts
+
+    def describe_targets(self, targets: Targets) -> list[str]:
+        lines = []
+        for row in targets["objects"].tolist():
+            counts = {name: row.count(k) for k, name in enumerate(self.facts.classes) if k in row}
+            lines.append(", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing")
+        return lines
+
+    def target_overlays(self, targets: Targets) -> list[Overlay]:
+        suffixes = {OBJECT: "", DIFFICULT: " (difficult)", CROWD: " (crowd)"}
+        rows = zip(*(targets[name].tolist() for name in ("boxes", "objects", "roles")), strict=True)
+        return [
+            Overlay(
+                [
+                    CaptionedBox(tuple(box), self.facts.classes[label] + suffixes[role], label)
+                    for box, label, role in zip(*row, strict=True)
+                    if label >= 0
+                ]
+            )
+            for row in rows
+        ]
+
+    def network_notes(self, levels: Sequence[FeatureLevel], targets: Targets) -> list[str]:
         boxes = targets["boxes"][targets["objects"] >= 0]
         if not len(boxes):
             return []
         sides = box_areas(boxes).sqrt()
         small, large = sides.quantile(0.05).item(), sides.quantile(0.95).item()
         lines = [f"objects: nine of ten are {small:.0f} to {large:.0f} pixels a side, as the network sees them"]
-        strides = [cell_stride(facts.image[1:], level.shape) for level in levels]
+        strides = [cell_stride(self.facts.image[1:], level.shape) for level in levels]
         # Each 3x3 convolution of the towers adds two cells to the receptive field.
         receptive_fields = [
-            min(level.receptive_field) + round(2 * self.depth * stride)
+            min(level.receptive_field) + round(2 * self.spec.depth * stride)
             for level, stride in zip(levels, strides, strict=True)
         ]
-        names = self.levels or ["the last layer"]
+        names = self.spec.levels or ["the last layer"]
         lines += [
             f"{name}: a cell every {stride:.0f} pixels, which sees {receptive_field} pixels"
             for name, stride, receptive_field in zip(names, strides, receptive_fields, strict=True)
@@ -213,138 +297,35 @@ class Detect(TaskSpec):
                 f"warning: the larger objects ({large:.0f} pixels) are larger than the {max_field} pixels that a cell "
                 "sees: add layers or a coarser level"
             )
-        if facts.class_counts and (max_count := int(targets["counts"].max())) > self.most:
-            lines.append(f"warning: a picture has up to {max_count} objects; task.detect.most is {self.most}")
+        if self.facts.class_counts and (max_count := int(targets["counts"].max())) > self.spec.most:
+            lines.append(f"warning: an image has up to {max_count} objects; task.detect.most is {self.spec.most}")
         return lines
 
-    def feature_layers(self) -> list[str]:
-        return self.levels
-
-    def head(self, in_shapes: Sequence[Shape], facts: Facts) -> nn.Module:
-        channels = [require_maps("its dense head", shape)[0] for shape in in_shapes]
-        if self.towers == "shared" and len(set(channels)) > 1:
-            raise ShapeError("levels that share towers need equal channels", "make them equal, or `towers: separate`")
-        shared, image = self.towers == "shared", list(facts.image[1:])
-        return DenseHead(channels, image, len(facts.classes), self.channels, self.depth, shared, self.depthwise)
-
-    def criterion(self, facts: Facts) -> Criterion:
-        images = facts.counts.get("train", 0)
-        return DetectionCriterion(max(1.0, sum(facts.class_counts) / images) if images else 1.0, self)
-
-    def describe_targets(self, targets: dict[str, Tensor], facts: Facts) -> list[str]:
-        lines = []
-        for row in targets["objects"].tolist():
-            counts = {name: row.count(k) for k, name in enumerate(facts.classes) if k in row}
-            lines.append(", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing")
-        return lines
-
-    def target_marks(self, targets: dict[str, Tensor], facts: Facts) -> list[list[Mark]] | None:
-        suffixes = {OBJECT: "", DIFFICULT: " (difficult)", CROWD: " (crowd)"}
-        rows = zip(*(targets[name].tolist() for name in ("boxes", "objects", "roles")), strict=True)
-        return [
-            [
-                Mark(tuple(box), facts.classes[label] + suffixes[role], label)
-                for box, label, role in zip(*row, strict=True)
-                if label >= 0
-            ]
-            for row in rows
-        ]
-
-    def result_marks(self, results: Results, facts: Facts) -> list[list[Mark]] | None:
-        thresholds = list(self.thresholds(facts).values())
-        rows = zip(*(results[name].tolist() for name in ("boxes", "scores", "labels")), strict=True)
-        return [
-            [
-                Mark(tuple(box), f"{facts.classes[label]} {score:.2f}", label)
-                for box, score, label in zip(*row, strict=True)
-                if label >= 0 and score >= thresholds[label]
-            ]
-            for row in rows
-        ]
-
-    def assignment(self, outputs: Tensor, targets: dict[str, Tensor], facts: Facts) -> list[dict[str, Any]] | None:
-        objects = batch_objects({name: value[:1] for name, value in targets.items()})
-        assignment = DetectionCriterion(1.0, self).assignment(outputs[:1], objects)
-        # Objects are numbered as in `target_marks`: without the padding between those of a mosaic.
-        number_M = (targets["objects"][0] >= 0).cumsum(0) - 1
-        return [
-            {
-                "cell": cell,
-                "x": float(outputs[0, cell, 4]),
-                "y": float(outputs[0, cell, 5]),
-                "object": int(number_M[assignment.object_BA[0, cell]]),
-                "quality": float(assignment.quality_BA[0, cell]),
-            }
-            for cell in assignment.foreground_BA[0].nonzero()[:, 0].tolist()
-        ]
-
-    def thresholds(self, facts: Facts) -> dict[str, float]:
-        if isinstance(self.score, dict):
-            return {name: self.score.get(name, 0.3) for name in facts.classes}
-        return dict.fromkeys(facts.classes, self.score)
-
-    def decoder(self, facts: Facts) -> nn.Module:
-        import torchvision.ops  # noqa: F401  registers its NMS, which `boxes.non_maximum_suppression` uses if present
-
-        candidates = _CANDIDATES_PER_BOX * self.most
-        return DetectionDecoder(list(facts.image[1:]), self.most, candidates, self.nms, self.least_score)
-
-    def class_scores(self, outputs: Tensor, facts: Facts) -> ClassScores:
+    def class_scores(self, outputs: Tensor, choices: Choices) -> ClassScores:
         """Best score of each class over all cells."""
         best_BK = outputs[:, :, FIRST_LOGIT:].amax(1)
-        return ClassScores(facts.classes, best_BK, best_BK.sigmoid(), "best score", best_BK.argmax(1), is_local=True)
+        scores = best_BK.sigmoid()
+        return ClassScores(self.facts.classes, best_BK, scores, "best score", best_BK.argmax(1), is_local=True)
 
-    def meter(self, facts: Facts) -> DetectMeter:
-        return DetectMeter(facts.classes)
 
-    def result_shapes(self, facts: Facts) -> dict[str, Shape]:
-        return {"boxes": (self.most, 4), "scores": (self.most,), "labels": (self.most,)}
+@dataclass(frozen=True)
+class DetectCells(CellAssignment):
+    """The task-aligned assignment."""
 
-    def metadata(self, facts: Facts) -> dict[str, Any]:
-        return {
-            "boxes": "x1, y1, x2, y2 in pixels of the input. If the image was stretched to it, multiply by image size "
-            "/ input size in x and in y; if it was scaled and padded, subtract the padding, then divide by the scale",
-            "scores": "falling; 0 where there is no box",
-            "labels": "indices into `classes`; -1 where there is no box",
-            "score": self.score,
-            "nms": self.nms,
-        }
+    spec: Detect
 
-    def find_disagreement(self, expected: Results, actual: Results, facts: Facts) -> str | None:
-        gap = self.largest_difference(expected, actual, facts)
-        if not gap <= _SCORE_TOLERANCE:
-            return f"scores differ by up to {gap:.2e} (allowed {_SCORE_TOLERANCE:g})"
-        # Boxes of nearly equal scores may change places, so each box is compared with all boxes on the other side.
-        is_match = expected["labels"][:, :, None] == actual["labels"][:, None]
-        is_match &= (expected["scores"][:, :, None] - actual["scores"][:, None]).abs() <= _SCORE_TOLERANCE
-        overlap = intersection_over_union(expected["boxes"], actual["boxes"]) * is_match
-        min_score = max(self.least_score, _CLEAR_SCORE)
-        best_overlaps = overlap.amax(2)[expected["scores"] > min_score], overlap.amax(1)[actual["scores"] > min_score]
-        best = torch.cat(best_overlaps)
-        worst = float(best.min()) if len(best) else 1.0
-        return None if worst >= 0.999 else f"a box overlaps the network's by only {worst:.4f} (at least 0.999)"
-
-    def largest_difference(self, expected: Results, actual: Results, facts: Facts) -> float:
-        """The largest difference of scores at the same rank."""
-        return float((expected["scores"] - actual["scores"]).abs().max())
-
-    def result_rows(self, results: Results, facts: Facts, views: Sequence[View]) -> list[dict[str, Any]]:
-        views_B6 = torch.tensor([view.as_tuple() for view in views]).numpy()
-        boxes_BN4 = undo_view(results["boxes"].cpu().numpy(), views_B6)
-        ids = facts.class_ids or range(1, len(facts.classes) + 1)
-        thresholds, rows = list(self.thresholds(facts).values()), []
-        for boxes, scores, labels, view in zip(
-            boxes_BN4.tolist(), results["scores"].tolist(), results["labels"].tolist(), views, strict=True
-        ):
-            objects = [
-                {
-                    "label": facts.classes[label],
-                    "category_id": ids[label],
-                    "score": score,
-                    "bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]],
-                }
-                for box, score, label in zip(boxes, scores, labels, strict=True)
-                if label >= 0 and score >= thresholds[label]
-            ]
-            rows.append({"height": view.size[0], "width": view.size[1], "objects": objects})
-        return rows
+    def assigned_cells(self, outputs: Tensor, targets: Targets) -> list[AssignedCell]:
+        objects = batch_objects({name: value[:1] for name, value in targets.items()})
+        assignment = DetectionCriterion(1.0, self.spec.loss_settings()).assign(outputs[:1], objects)
+        # Objects are counted as in `target_overlays`: without the padding between those of a mosaic.
+        object_index_M = (targets["objects"][0] >= 0).cumsum(0) - 1
+        return [
+            AssignedCell(
+                cell,
+                float(outputs[0, cell, 4]),
+                float(outputs[0, cell, 5]),
+                int(object_index_M[assignment.object_BA[0, cell]]),
+                float(assignment.quality_BA[0, cell]),
+            )
+            for cell in assignment.foreground_BA[0].nonzero()[:, 0].tolist()
+        ]

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cnnrun.config.spec import Kind
-from cnnrun.contracts.task import Criterion
+from cnnrun.contracts.task_parts import Criterion
 
 _MIN_SQUARED_SINE = 1e-7  # about the rounding error of 1 - cosine^2 in float32; keeps the root's slope finite
 

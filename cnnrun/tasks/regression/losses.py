@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from cnnrun.base.device import tensor_on
 from cnnrun.config.spec import Kind
 from cnnrun.contracts.facts import NumberStatistics
-from cnnrun.contracts.task import Criterion
+from cnnrun.contracts.task_parts import Criterion
 
 MIN_VARIANCE = 1e-6  # in standard units; a network without errors would divide by zero
 

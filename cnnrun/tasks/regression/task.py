@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from cnnrun.base.errors import ConfigError, DataError
 from cnnrun.config.messages import did_you_mean
 from cnnrun.config.spec import Kinds
-from cnnrun.contracts.facts import Facts, NumberStatistics
-from cnnrun.contracts.figure import MAX_POINTS, Plot, Series
+from cnnrun.contracts.choices import Choices
+from cnnrun.contracts.facts import DataFacts, NumberStatistics
 from cnnrun.contracts.layer import Shape, require_vector
-from cnnrun.contracts.results import BatchTensors, ClassScores, Measurement, Results, View
-from cnnrun.contracts.task import Criterion, Direction, TaskSpec
-from cnnrun.tasks.intervals import bootstrap
+from cnnrun.contracts.prediction import Prediction
+from cnnrun.contracts.results import ClassScores, Results, View
+from cnnrun.contracts.target_kind import TargetKind
+from cnnrun.contracts.task import Requirements, Task, TaskSpec
+from cnnrun.contracts.task_parts import (
+    Calibration,
+    Criterion,
+    Direction,
+    Learning,
+    Measuring,
+    Predicting,
+    Showing,
+    Targets,
+)
 from cnnrun.tasks.regression import losses
 from cnnrun.tasks.regression.losses import (
     Mse,
@@ -28,90 +40,53 @@ from cnnrun.tasks.regression.losses import (
     normal_nll,
     von_mises_nll,
 )
-from cnnrun.tasks.regression.residuals import Residuals, wrap_difference
-from cnnrun.tasks.temperature import TEMPERATURE, temperature_metadata
+from cnnrun.tasks.regression.meter import RegressMeter
+from cnnrun.tasks.regression.residuals import wrap_difference
+from cnnrun.tasks.temperature import temperature_metadata
 
-# Central share of a normal distribution -> how many standard deviations from the mean it reaches.
-_REACH = {0.5: 0.674490, 0.8: 1.281552, 0.95: 1.959964}
 _MIN_RELATIVE_DEVIATION = 1e-4  # of the mean: float32 loses digits that matter of numbers that vary less
 _TOLERANCE = 1e-3  # of an exported file, in standard deviations of the training numbers
 
 Period = Annotated[float, Field(gt=0)]
 
 
-class RegressMeter:
-    """Meter of MAE, RMSE, R2 and the gain on a constant prediction: means over the targets, and for each target."""
+@dataclass(frozen=True)
+class NumberPrediction(Prediction):
+    """Predicted numbers by name, with their deviations and quantiles if the loss predicts them."""
 
-    def __init__(self, task: Regress, facts: Facts) -> None:
-        self._task, self._numbers, self._batches = task, task.learned_numbers(facts), BatchTensors()
-        self._columns = task.column_indices(facts)
+    values: dict[str, float]
+    deviations: dict[str, float] = field(default_factory=dict)
+    quantiles: dict[str, dict[str, float]] = field(default_factory=dict)
 
-    def update(self, results: Results, targets: dict[str, Tensor]) -> None:
-        self._batches.add(truth=targets["numbers"][:, self._columns], **results)
+    def to_json(self) -> dict[str, Any]:
+        optional = {"deviations": self.deviations, "quantiles": self.quantiles}
+        return {"values": self.values, **{name: values for name, values in optional.items() if values}}
 
-    def compute(self, tables: bool = True) -> Measurement:
-        arrays = {name: values.astype(np.float64) for name, values in self._batches.concatenate().items()}
-        names = [number.name for number in self._numbers]
-        periods = [self._task.angles.get(name) for name in names]
-        truth_NT, value_NT = arrays["truth"], arrays["values"]
-        residuals = Residuals(value_NT, truth_NT, periods, [number.mean for number in self._numbers])
-        metrics = residuals.metrics()
-        if not tables:
-            return Measurement(metrics)
-        rows = {
-            "per_target": residuals.per_target_rows(names),
-            "intervals_said": self._interval_rows(arrays, residuals.errors),
+    def to_text(self) -> str:
+        return "  ".join(f"{name} {value:.4g}" for name, value in self._all_values().items())
+
+    def csv_columns(self) -> list[str]:
+        return list(self._all_values())
+
+    def csv_rows(self) -> list[list[Any]]:
+        return [list(self._all_values().values())]
+
+    def _all_values(self) -> dict[str, float]:
+        """The numbers by name, followed by their deviations and quantiles."""
+        deviations = {f"{name} deviation": value for name, value in self.deviations.items()}
+        quantiles = {
+            f"{name} {quantile}": value
+            for name, by_quantile in self.quantiles.items()
+            for quantile, value in by_quantile.items()
         }
-        plots = [_prediction_plot(name, truth_NT[:, t], value_NT[:, t]) for t, name in enumerate(names)]
-        plots += [_residual_plot(name, value_NT[:, t], residuals.errors[t]) for t, name in enumerate(names)]
-        return Measurement(
-            metrics,
-            {name: table for name, table in rows.items() if table},
-            plots=tuple(plots),
-            bootstrap_draws=bootstrap(residuals.metrics, len(residuals)),
-        )
-
-    def _interval_rows(
-        self, arrays: dict[str, NDArray[np.float64]], errors: Sequence[NDArray[np.float64]]
-    ) -> list[dict[str, Any]]:
-        """Share of the images within predicted deviations, or below predicted quantiles, for each target."""
-        rows: list[dict[str, Any]] = []
-        for t, number in enumerate(self._numbers):
-            if "deviations" in arrays:
-                error, deviation = np.abs(errors[t]), arrays["deviations"][:, t]
-                inside = {
-                    f"inside {level:.0%}": float((error <= reach * deviation).mean()) for level, reach in _REACH.items()
-                }
-                rows.append({"target": number.name, **inside})
-            if "quantiles" in arrays:
-                below = (arrays["truth"][:, t, None] <= arrays["quantiles"][:, t]).mean(0).tolist()
-                levels = zip(self._task.quantiles(), below, strict=True)
-                rows.append({"target": number.name, **{f"below {level:g}": share for level, share in levels}})
-        return rows
-
-
-def _plot_points(count: int) -> NDArray[np.int64]:
-    """Indices of at most MAX_POINTS of `count` images, evenly spaced."""
-    return np.unique(np.linspace(0, count - 1, min(count, MAX_POINTS)).astype(np.int64))
-
-
-def _prediction_plot(name: str, truth: NDArray[np.float64], value: NDArray[np.float64]) -> Plot:
-    points = _plot_points(len(truth))
-    series = Series("one point per image", truth[points].tolist(), value[points].tolist(), "points")
-    return Plot(f"{name}: predicted against true", "true", "predicted", (series,), diagonal=True)
-
-
-def _residual_plot(name: str, value: NDArray[np.float64], error: NDArray[np.float64]) -> Plot:
-    points = _plot_points(len(value))
-    series = Series("one point per image", value[points].tolist(), error[points].tolist(), "points")
-    return Plot(f"{name}: residuals", "predicted", "predicted - true", (series,))
+        return {**self.values, **deviations, **quantiles}
 
 
 class Regress(TaskSpec):
     """One or more numbers per image, learned in standard units and returned in their own; angles wrap around."""
 
     kind = "regress"
-    target_kind = "numbers"
+    targets = TargetKind.NUMBERS
 
     columns: list[str] = []
     """Names of the data's numbers to learn; by default all."""
@@ -133,12 +108,43 @@ wrong."""
             raise ValueError(f"loss {self.loss.kind} cannot learn angles; use gaussian, which also predicts deviations")
         return self
 
-    def learned_numbers(self, facts: Facts) -> list[NumberStatistics]:
+    def requirements(self) -> Requirements:
+        turns = self.angles and self.turns
+        return Requirements(untrue_transforms=("flip", "rotate", "shear", "policy") if turns else ())
+
+    def metrics(self) -> dict[str, Direction]:
+        return {"mae": "min", "rmse": "min", "r2": "max", "gain": "max"}
+
+    def check_data(self, facts: DataFacts) -> None:
+        known = [number.name for number in facts.numbers]
+        for name in (*self.columns, *self.angles):
+            if name not in known:
+                raise ConfigError(f"task: there is no number {name!r}{did_you_mean(name, known)}")
+        for number in self.learned_numbers(facts):
+            if not number.std:
+                line = f"{number.name} is {number.least:g} in every training image; there is nothing to learn"
+                raise DataError(f"task: {line}")
+            if number.std < _MIN_RELATIVE_DEVIATION * abs(number.mean):
+                spread = f"{number.name} varies by {number.std:.3g} around {number.mean:.6g}"
+                raise DataError(f"task: {spread}, too little for float32; subtract the mean in your data")
+
+    def assemble(self, facts: DataFacts) -> Task:
+        return Task(
+            self,
+            facts,
+            RegressLearning(self, facts),
+            RegressMeasuring(self, facts),
+            RegressPredicting(self, facts),
+            RegressShowing(self, facts),
+            RegressCalibration(self, facts) if self.loss.has_likelihood else None,
+        )
+
+    def learned_numbers(self, facts: DataFacts) -> list[NumberStatistics]:
         """Statistics of the numbers that are learned, in the order of `columns`."""
         known = {number.name: number for number in facts.numbers}
         return [known.get(name, NumberStatistics(name)) for name in self.columns or known]
 
-    def column_indices(self, facts: Facts) -> list[int]:
+    def column_indices(self, facts: DataFacts) -> list[int]:
         """Index of each learned number among the data's numbers."""
         known = [number.name for number in facts.numbers]
         return [known.index(number.name) if number.name in known else 0 for number in self.learned_numbers(facts)]
@@ -147,124 +153,151 @@ wrong."""
         """The quantiles that are learned; empty if the loss has none."""
         return getattr(self.loss, "quantiles", [])
 
-    def metrics(self) -> dict[str, Direction]:
-        return {"mae": "min", "rmse": "min", "r2": "max", "gain": "max"}
-
-    def data_problem(self, facts: Facts) -> str | None:
-        known = [number.name for number in facts.numbers]
-        for name in (*self.columns, *self.angles):
-            if name not in known:
-                return f"there is no number {name!r}{did_you_mean(name, known)}"
-        for number in self.learned_numbers(facts):
-            if not number.std:
-                return f"{number.name} is {number.least:g} in every training picture; there is nothing to learn"
-            if number.std < _MIN_RELATIVE_DEVIATION * abs(number.mean):
-                spread = f"{number.name} varies by {number.std:.3g} around {number.mean:.6g}"
-                return f"{spread}, too finely for float32; take the mean off it"
-        return None
-
-    def comparison_key(self, facts: Facts) -> list[Any]:
-        return [(number.name, self.angles.get(number.name)) for number in self.learned_numbers(facts)]
-
-    def data_notes(self, facts: Facts) -> list[str]:
-        return [
-            f"{number.name}: {number.least:.6g} to {number.most:.6g}, "
-            f"mean {number.mean:.6g}, deviation {number.std:.6g}"
-            for number in self.learned_numbers(facts)
-        ]
-
-    def harmful_augmentations(self) -> Sequence[str]:
-        return ("flip", "rotate", "shear", "policy") if self.angles and self.turns else ()
-
-    def head(self, in_shapes: Sequence[Shape], facts: Facts) -> nn.Module:
-        (in_shape,) = in_shapes
-        units = self._units(facts)
-        outputs = len(units.mean) * self.loss.outputs_per_number + 2 * len(units.period)
-        return nn.Linear(require_vector("its linear layer", in_shape), outputs)
-
-    def criterion(self, facts: Facts) -> Criterion:
-        return RegressionCriterion(self.loss, self._units(facts))
-
-    def describe_targets(self, targets: dict[str, Tensor], facts: Facts) -> list[str]:
-        numbers = self.learned_numbers(facts)
-        rows = targets["numbers"][:, self.column_indices(facts)].tolist()
-        return [
-            "  ".join(f"{number.name} {value:.4g}" for number, value in zip(numbers, row, strict=True)) for row in rows
-        ]
-
-    def decoder(self, facts: Facts) -> nn.Module:
-        return self.loss.decoder(self._units(facts), facts.chosen.get(TEMPERATURE, 1.0))
-
-    def meter(self, facts: Facts) -> RegressMeter:
-        return RegressMeter(self, facts)
-
-    def class_scores(self, outputs: Tensor, facts: Facts) -> ClassScores:
-        values = self.decoder(facts).to(outputs.device)(outputs)["values"]
-        first = torch.zeros(len(outputs), dtype=torch.int64, device=outputs.device)
-        return ClassScores(
-            tuple(number.name for number in self.learned_numbers(facts)), values, values, "value", first, False
-        )
-
-    def negative_log_likelihood(
-        self, outputs: Tensor, targets: dict[str, Tensor], facts: Facts, temperature: float
-    ) -> float | None:
-        if not self.loss.has_likelihood:
-            return None
-        criterion = RegressionCriterion(self.loss, self._units(facts)).to(outputs.device)
-        plain, truth, angle, unit = criterion.split_and_standardize(outputs, targets["numbers"])
-        nll_BT = torch.cat([normal_nll(plain, truth, temperature), von_mises_nll(angle, unit, temperature)], 1)
-        return float(nll_BT.double().mean())
-
-    def _units(self, facts: Facts) -> TargetUnits:
+    def units(self, facts: DataFacts) -> TargetUnits:
+        """Units and order of the learned numbers in the raw outputs."""
         return losses.build_units(self.learned_numbers(facts), self.column_indices(facts), self.angles)
 
-    def result_shapes(self, facts: Facts) -> dict[str, Shape]:
-        count = len(self.learned_numbers(facts))
+
+@dataclass(frozen=True)
+class RegressLearning(Learning):
+    """A linear layer, and a loss in standard units."""
+
+    spec: Regress
+    facts: DataFacts
+
+    def build_head(self, in_shapes: Sequence[Shape]) -> nn.Module:
+        (in_shape,) = in_shapes
+        units = self.spec.units(self.facts)
+        outputs = len(units.mean) * self.spec.loss.outputs_per_number + 2 * len(units.period)
+        return nn.Linear(require_vector("its linear layer", in_shape), outputs)
+
+    def build_criterion(self) -> Criterion:
+        return RegressionCriterion(self.spec.loss, self.spec.units(self.facts))
+
+
+@dataclass(frozen=True)
+class RegressMeasuring(Measuring):
+    """Errors in the numbers' own units."""
+
+    spec: Regress
+    facts: DataFacts
+
+    def build_meter(self, choices: Choices) -> RegressMeter:
+        numbers = self.spec.learned_numbers(self.facts)
+        periods = [self.spec.angles.get(number.name) for number in numbers]
+        return RegressMeter(numbers, self.spec.column_indices(self.facts), periods, self.spec.quantiles())
+
+    def comparison_key(self) -> list[Any]:
+        return [(number.name, self.spec.angles.get(number.name)) for number in self.spec.learned_numbers(self.facts)]
+
+
+@dataclass(frozen=True)
+class RegressPredicting(Predicting):
+    """Numbers in their own units."""
+
+    spec: Regress
+    facts: DataFacts
+
+    def build_decoder(self, choices: Choices) -> nn.Module:
+        return self.spec.loss.decoder(self.spec.units(self.facts), choices.temperature or 1.0)
+
+    def result_shapes(self) -> dict[str, Shape]:
+        count = len(self._names())
         shapes: dict[str, Shape] = {"values": (count,)}
-        if self.loss.has_likelihood:
+        if self.spec.loss.has_likelihood:
             shapes["deviations"] = (count,)
-        if self.quantiles():
-            shapes["quantiles"] = (count, len(self.quantiles()))
+        if self.spec.quantiles():
+            shapes["quantiles"] = (count, len(self.spec.quantiles()))
         return shapes
 
-    def metadata(self, facts: Facts) -> dict[str, Any]:
+    def metadata(self, choices: Choices) -> dict[str, Any]:
+        spec = self.spec
         return {
-            "values": [number.name for number in self.learned_numbers(facts)],
-            **({"angles": self.angles} if self.angles else {}),
-            **({"quantiles": self.quantiles()} if self.quantiles() else {}),
-            **({"deviations": "of each value, in its unit"} if self.loss.has_likelihood else {}),
-            **temperature_metadata(facts),
+            "values": self._names(),
+            **({"angles": spec.angles} if spec.angles else {}),
+            **({"quantiles": spec.quantiles()} if spec.quantiles() else {}),
+            **({"deviations": "of each value, in its unit"} if spec.loss.has_likelihood else {}),
+            **temperature_metadata(choices),
         }
 
-    def largest_difference(self, expected: Results, actual: Results, facts: Facts) -> float:
+    def predictions(
+        self, results: Results, views: Sequence[View], thresholds: dict[str, float]
+    ) -> list[NumberPrediction]:
+        names, levels = self._names(), [f"{level:g}" for level in self.spec.quantiles()]
+        rows = {name: values.tolist() for name, values in results.items()}
+        blank: list[Any] = [()] * len(views)
+        return [
+            NumberPrediction(
+                dict(zip(names, values, strict=True)),
+                dict(zip(names, deviations, strict=False)),
+                {
+                    name: dict(zip(levels, quantiles, strict=True))
+                    for name, quantiles in zip(names, quantiles_TQ, strict=False)
+                },
+            )
+            for values, deviations, quantiles_TQ in zip(
+                rows["values"], rows.get("deviations", blank), rows.get("quantiles", blank), strict=True
+            )
+        ]
+
+    def largest_difference(self, expected: Results, actual: Results) -> float:
         """The largest difference, in standard deviations of the training numbers; angles go the short way round."""
-        numbers, gaps = self.learned_numbers(facts), []
+        numbers, gaps = self.spec.learned_numbers(self.facts), []
         for name in expected:
             for t, number in enumerate(numbers):
                 difference = (expected[name][:, t] - actual[name][:, t]).double().cpu().numpy()
-                period = self.angles.get(number.name) if name == "values" else None
+                period = self.spec.angles.get(number.name) if name == "values" else None
                 gaps.append(float(np.abs(wrap_difference(difference, period)).max()) / (number.std or 1.0))
         return float(np.max(gaps))
 
-    def find_disagreement(self, expected: Results, actual: Results, facts: Facts) -> str | None:
-        gap = self.largest_difference(expected, actual, facts)
+    def find_disagreement(self, expected: Results, actual: Results) -> str | None:
+        gap = self.largest_difference(expected, actual)
         if gap <= _TOLERANCE:
             return None
         return f"numbers differ by up to {gap:.2e} standard deviations (allowed {_TOLERANCE:g})"
 
-    def result_rows(self, results: Results, facts: Facts, views: Sequence[View]) -> list[dict[str, Any]]:
-        names = [number.name for number in self.learned_numbers(facts)]
-        rows: list[dict[str, Any]] = [
-            {"values": dict(zip(names, values, strict=True))} for values in results["values"].tolist()
+    def _names(self) -> list[str]:
+        return [number.name for number in self.spec.learned_numbers(self.facts)]
+
+
+@dataclass(frozen=True)
+class RegressShowing(Showing):
+    """Numbers with their names, and the predicted values to explain."""
+
+    spec: Regress
+    facts: DataFacts
+
+    def describe_targets(self, targets: Targets) -> list[str]:
+        numbers = self.spec.learned_numbers(self.facts)
+        rows = targets["numbers"][:, self.spec.column_indices(self.facts)].tolist()
+        return [
+            "  ".join(f"{number.name} {value:.4g}" for number, value in zip(numbers, row, strict=True)) for row in rows
         ]
-        if "deviations" in results:
-            for row, deviations in zip(rows, results["deviations"].tolist(), strict=True):
-                row["deviations"] = dict(zip(names, deviations, strict=True))
-        if "quantiles" in results:
-            levels = [f"{level:g}" for level in self.quantiles()]
-            for row, quantiles_TQ in zip(rows, results["quantiles"].tolist(), strict=True):
-                row["quantiles"] = {
-                    name: dict(zip(levels, quantiles, strict=True))
-                    for name, quantiles in zip(names, quantiles_TQ, strict=True)
-                }
-        return rows
+
+    def data_notes(self) -> list[str]:
+        return [
+            f"{number.name}: {number.least:.6g} to {number.most:.6g}, "
+            f"mean {number.mean:.6g}, deviation {number.std:.6g}"
+            for number in self.spec.learned_numbers(self.facts)
+        ]
+
+    def class_scores(self, outputs: Tensor, choices: Choices) -> ClassScores:
+        decoder = self.spec.loss.decoder(self.spec.units(self.facts), choices.temperature or 1.0).to(outputs.device)
+        values = decoder(outputs)["values"]
+        first = torch.zeros(len(outputs), dtype=torch.int64, device=outputs.device)
+        names = tuple(number.name for number in self.spec.learned_numbers(self.facts))
+        return ClassScores(names, values, values, "value", first, is_comparable=False)
+
+
+@dataclass(frozen=True)
+class RegressCalibration(Calibration):
+    """Calibration of the predicted deviations."""
+
+    spec: Regress
+    facts: DataFacts
+
+    def negative_log_likelihood(self, outputs: Tensor, targets: Targets, temperature: float) -> float:
+        criterion = RegressionCriterion(self.spec.loss, self.spec.units(self.facts)).to(outputs.device)
+        plain, truth, angle, unit = criterion.split_and_standardize(outputs, targets["numbers"])
+        nll_BT = torch.cat([normal_nll(plain, truth, temperature), von_mises_nll(angle, unit, temperature)], 1)
+        return float(nll_BT.double().mean())

@@ -1,0 +1,51 @@
+"""A network's prediction for one image, and what can be drawn of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class CaptionedBox:
+    """A box to draw: its corners (x1, y1, x2, y2) in pixels, its text, and the index of its colour."""
+
+    box: tuple[float, float, float, float]
+    text: str
+    colour: int
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """What to draw onto an image."""
+
+    boxes: Sequence[CaptionedBox] = ()
+
+
+class Prediction:
+    """The prediction for one image, in coordinates of the original image, for people, JSON, CSV and drawings."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the prediction as plain data for JSON."""
+        raise NotImplementedError
+
+    def to_text(self) -> str:
+        """Describe the prediction in one line."""
+        raise NotImplementedError
+
+    def csv_columns(self) -> list[str]:
+        """Names of the CSV columns, equal for all predictions of a network."""
+        raise NotImplementedError
+
+    def csv_rows(self) -> list[list[Any]]:
+        """Cells under `csv_columns`, a list for each line; those of shorter lists are left empty."""
+        raise NotImplementedError
+
+    def overlay(self) -> Overlay | None:
+        """What to draw onto the image, or None."""
+        return None
+
+    def coco_results(self) -> list[dict[str, Any]]:
+        """The objects in COCO's results format, without the image's id."""
+        return []
