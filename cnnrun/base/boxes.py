@@ -2,19 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A box to draw, (x1, y1, x2, y2) in pixels, with a caption and the index of one of ten colours."""
-
-    box: tuple[float, float, float, float]
-    text: str
-    colour: int
 
 
 def intersection_over_union(a_BM4: Tensor, b_BN4: Tensor) -> Tensor:

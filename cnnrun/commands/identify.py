@@ -40,4 +40,5 @@ def identify(
     from cnnrun.results import people
 
     options = people.IdentityOptions(run, runs, choose_device(device), threshold, far)
-    prediction_output.write_all(people.identify_people(options, paths, gallery, top, search.value, batch), as_json, csv)
+    search_settings = people.GallerySearch(top, search.value)
+    prediction_output.write_all(people.identify_people(options, paths, gallery, search_settings, batch), as_json, csv)

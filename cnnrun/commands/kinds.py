@@ -18,9 +18,9 @@ from cnnrun.data.sources import Source
 from cnnrun.experiment.schema import Experiment
 from cnnrun.export import Format
 from cnnrun.model.structures import Model, Node
-from cnnrun.tasks import Task
+from cnnrun.tasks import TaskUnion
 from cnnrun.tasks.embedding.losses import EmbeddingLoss
-from cnnrun.tasks.multilabel import MultilabelLoss
+from cnnrun.tasks.multilabel_losses import MultilabelLoss
 from cnnrun.tasks.regression.losses import RegressionLoss
 from cnnrun.training.ema import EmaSpec
 from cnnrun.training.optimizers import Optimizer, ParameterGroup
@@ -29,7 +29,7 @@ from cnnrun.training.settings import EarlyStop, Train
 
 FAMILIES: dict[str, tuple[type[Kind], ...]] = {
     "layers": union_members(Node),
-    "tasks": union_members(Task),
+    "tasks": union_members(TaskUnion),
     "sources": union_members(Source),
     "policies": (TrivialAugment,),
     "optimizers": union_members(Optimizer),

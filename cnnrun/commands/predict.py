@@ -33,7 +33,7 @@ def predict(
     from cnnrun.base.device import choose_device
     from cnnrun.commands import prediction_output
     from cnnrun.experiment.open_run import open_network
-    from cnnrun.results.predict import BoxOutput, predict_paths
+    from cnnrun.results.predict import ObjectOutput, predict_paths
 
-    trained, boxes = open_network(run, runs, choose_device(device)), BoxOutput(score or [], draw, coco)
-    prediction_output.write_all(predict_paths(trained, paths, batch, boxes), as_json, csv)
+    trained, output = open_network(run, runs, choose_device(device)), ObjectOutput(score or [], draw, coco)
+    prediction_output.write_all(predict_paths(trained, paths, batch, output), as_json, csv)

@@ -3,4 +3,18 @@
 Read this package before you write a layer, a source or a task. It imports `config` and `base`.
 """
 
-__all__ = ["batch", "choices", "facts", "figure", "layer", "objects", "prediction", "results", "source", "target_kind", "task", "task_parts"]
+__all__ = [
+    "batch",
+    "choices",
+    "facts",
+    "figure",
+    "layer",
+    "objects",
+    "prediction",
+    "results",
+    "source",
+    "stored_facts",
+    "target_kind",
+    "task",
+    "task_parts",
+]

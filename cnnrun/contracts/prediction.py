@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -21,6 +21,10 @@ class Overlay:
     """What to draw onto an image."""
 
     boxes: Sequence[CaptionedBox] = ()
+
+    def without_text(self) -> Overlay:
+        """Return the overlay without the texts of its boxes."""
+        return replace(self, boxes=[replace(box, text="") for box in self.boxes])
 
 
 class Prediction:

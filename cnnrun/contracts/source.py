@@ -16,6 +16,7 @@ from cnnrun.base.file_sequences import Files, Members
 from cnnrun.config.spec import Kind
 from cnnrun.contracts.layer import Shape
 from cnnrun.contracts.objects import ObjectTable
+from cnnrun.contracts.target_kind import TargetKind
 
 
 def _check_distinct(names: list[str]) -> list[str]:
@@ -101,12 +102,9 @@ class SourceSpec(Kind):
     """(C, H, W) of the images if all have the same size; None if the config must set it."""
 
     @property
-    def target_kind(self) -> str:
-        """Kind of the targets: `labels` (one class per image), `label sets` (any number), `numbers` or `boxes`.
-
-        Their tensors are `labels` [N], `present` [N, K] and `numbers` [N, T]; boxes are in an `ObjectTable`.
-        """
-        return "labels"
+    def target_kind(self) -> TargetKind:
+        """Kind of the targets; a task must learn it."""
+        return TargetKind.LABELS
 
     @property
     def has_pairs(self) -> bool:

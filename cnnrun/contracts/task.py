@@ -69,7 +69,7 @@ class Task:
 class TaskSpec(Kind):
     """A task as the config says it: its settings, what they require of other sections, and its parts once bound."""
 
-    targets: ClassVar[TargetKind] = TargetKind.LABELS
+    target_kind: ClassVar[TargetKind] = TargetKind.LABELS
     """Kind of targets that the task learns; a source must give it."""
 
     def requirements(self) -> Requirements:

@@ -108,7 +108,7 @@ class Predicting:
     """True if predictions are objects with scores, which can be filtered by score and written as COCO's results."""
     has_overlays: bool = False
     """True if predictions can be drawn onto their images."""
-    unreadable_json: dict[str, Any] = {}  # noqa: RUF012  read only
+    unreadable_json: dict[str, Any] = {}
     """Keys in JSON that every row has, even that of an image that cannot be read."""
 
     def build_decoder(self, choices: Choices) -> nn.Module:

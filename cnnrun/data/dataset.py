@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cnnrun.base.errors import escape
-from cnnrun.contracts.facts import Facts
+from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.objects import ObjectTable
 from cnnrun.contracts.source import BadBox, Split
 from cnnrun.data.storage import ImageStore, StoredSplit
@@ -65,7 +65,7 @@ class Examples:
 class Dataset:
     """All decoded splits, the facts measured on the training split, and the samples left out with reasons."""
 
-    facts: Facts
+    facts: DataFacts
     splits: dict[str, Examples]
     stored_splits: dict[str, StoredSplit] = field(default_factory=dict)
     skipped_samples: tuple[dict[str, str], ...] = ()

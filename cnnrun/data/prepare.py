@@ -16,7 +16,7 @@ from torch import Tensor
 from cnnrun.base.error_lines import join_names, truncate_lines
 from cnnrun.base.errors import DataError, escape
 from cnnrun.base.file_sequences import Files
-from cnnrun.contracts.facts import Facts
+from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.layer import Shape
 from cnnrun.contracts.objects import OBJECT_COLUMNS
 from cnnrun.contracts.source import BadBox, SourceContents, Split
@@ -85,7 +85,7 @@ def finish_dataset(data: Data, indexed: SourceIndex, decoded: DecodedSplits) -> 
     shape = data.image_shape()
     assert shape is not None, "the checks of an experiment refuse a config without an image size"
     splits, skipped = _skip_bad_images(decoded.splits, decoded.stored_splits, data.bad_files)
-    facts = Facts(
+    facts = DataFacts(
         classes=indexed.contents.classes,
         image=shape,
         class_counts=indexed.class_counts(),

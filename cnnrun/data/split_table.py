@@ -21,6 +21,7 @@ from cnnrun.base.file_sequences import Files
 from cnnrun.base.progress import progress_bar
 from cnnrun.base.randomness import derive_key
 from cnnrun.contracts.source import Split
+from cnnrun.contracts.target_kind import TargetKind
 from cnnrun.data import manifest
 from cnnrun.data.hold_out import assign_folds, group_copies, hold_out_samples
 from cnnrun.data.index import HOLD_OUT_KEYS, index_source
@@ -47,7 +48,7 @@ def write_split_table(data: Data, shares: Shares, out: Path) -> dict[str, Any]:
     Raises DataError for sources that no table can hold, and ConfigError for settings that do not fit.
     """
     source = data.source
-    if source.target_kind != "labels":
+    if source.target_kind is not TargetKind.LABELS:
         raise DataError(f"{source.kind} cannot be divided into a table, which has one label a picture; use data.split")
     if data.split.by == "label":
         raise ConfigError("data split divides by picture; whole classes are held out by the config's own data.split")

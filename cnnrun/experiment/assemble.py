@@ -13,7 +13,8 @@ from cnnrun.base.atomic_files import Folder, json_bytes
 from cnnrun.base.errors import CheckpointError, ConfigError, DataError
 from cnnrun.base.progress import progress_bar, say
 from cnnrun.base.ranks import Ranks
-from cnnrun.contracts.facts import Facts
+from cnnrun.contracts.facts import DataFacts
+from cnnrun.contracts.task import Task
 from cnnrun.data.dataset import Dataset
 from cnnrun.data.index import SourceIndex, index_source
 from cnnrun.data.prepare import build_dataset
@@ -42,10 +43,10 @@ def prepare_dataset(
     return build_dataset(experiment.data, indexed or index_source(experiment.data), progress_bar, splits)
 
 
-def build_for(experiment: Experiment, facts: Facts) -> BuiltNetwork:
-    """Build the network for data with these facts, without memory. Raises ConfigError."""
+def build_for(experiment: Experiment, task: Task) -> BuiltNetwork:
+    """Build the experiment's network for its bound task, without memory. Raises ConfigError."""
     try:
-        return build_network(experiment.model.layers, experiment.task, facts)
+        return build_network(experiment.model.layers, task)
     except BuildError as error:
         raise ConfigError(*(problem.message for problem in error.problems)) from None
 
@@ -56,29 +57,28 @@ def load_initial_weights(experiment: Experiment) -> Weights | None:
 
 
 def build_checked_network(
-    experiment: Experiment, facts: Facts, weights: Weights | None = None, ranks: int = 1
+    experiment: Experiment, facts: DataFacts, weights: Weights | None = None, ranks: int = 1
 ) -> BuiltNetwork:
     """Build the network, without memory, after checking that task, sampler, batch, data and weights fit together.
 
     Raises ConfigError, DataError or CheckpointError.
     """
-    if problem := experiment.task.data_problem(facts):
-        raise ConfigError(f"task: {problem}")
+    task = experiment.task.bind(facts)
     for split in ("train", "val"):
         if split not in facts.counts:
             raise DataError(f"the data has no {split} split; give data.split.{split} a part of the training pictures")
     if problem := experiment.train.sampler.batch_problem(facts.class_counts, experiment.train.batch):
         raise ConfigError(f"train.sampler: {problem}")
-    built = build_for(experiment, facts)
-    check_batch_size(
-        experiment.train, facts.counts["train"], built.network, ranks, experiment.task.needs_class_batches()
-    )
+    built = build_for(experiment, task)
+    check_batch_size(experiment.train, facts.counts["train"], built.network, ranks, task.requirements.class_batches)
     if weights:
         match_initial_weights(experiment, built.network, weights, facts)
     return built
 
 
-def match_initial_weights(experiment: Experiment, network: Network, weights: Weights, facts: Facts) -> dict[str, str]:
+def match_initial_weights(
+    experiment: Experiment, network: Network, weights: Weights, facts: DataFacts
+) -> dict[str, str]:
     """Map tensor names of the network to those of the initial weights. Raises CheckpointError that lists mismatches."""
     try:
         return weights_file.match_weights(network, weights, experiment.model.until, facts)
@@ -104,7 +104,7 @@ def assemble_job(
     return Job(
         spec=experiment.train,
         network=network,
-        task=experiment.task,
+        task=experiment.task.bind(data.facts),
         dataset=data,
         augment=experiment.data.augment,
         seed=experiment.seed,

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from cnnrun.contracts.facts import Facts
-from cnnrun.contracts.task import FeatureLevel
+from cnnrun.contracts.facts import DataFacts
+from cnnrun.contracts.task_parts import FeatureLevel
 from cnnrun.data.index import SourceIndex, class_remarks, index_source
 from cnnrun.data.prepare import refuse_bad_boxes, refuse_missing_files
 from cnnrun.experiment.assemble import build_checked_network, build_for, load_initial_weights, prepare_dataset
@@ -49,27 +49,27 @@ def check(experiment: Experiment, decode: bool = True) -> dict[str, Any]:
         "flops": sum(flops(built)),
         "steps": experiment.train.steps_per_epoch(facts.counts["train"]) * experiment.train.epochs,
         "decoded": decode,
-        "remarks": [*notes, *experiment.task.network_remarks(levels, targets, facts)],
+        "remarks": [*notes, *experiment.task.bind(facts).showing.network_notes(levels, targets)],
     }
 
 
 def _check_undecoded(
     experiment: Experiment, indexed: SourceIndex, weights: Weights | None
-) -> tuple[BuiltNetwork, Facts, dict[str, Tensor]]:
+) -> tuple[BuiltNetwork, DataFacts, dict[str, Tensor]]:
     """Check what can be checked without decoding. Returns the network, the data facts and the training targets."""
     facts, image = listed_facts(experiment), experiment.data.image
     refuse_bad_boxes(indexed, experiment.data.bad_boxes)
     refuse_missing_files(indexed, experiment.data.bad_files)
     built = build_checked_network(experiment, facts, weights)
     targets = {name: indexed.targets(name, facts.image, image) for name in indexed.splits}
-    refuse_unmeasurable(experiment, targets)
+    refuse_unmeasurable(experiment, facts, targets)
     return built, facts, targets["train"]
 
 
 def summarize(experiment: Experiment) -> dict[str, Any]:
     """Describe the network for the config's data, one row per layer."""
     facts = listed_facts(experiment)
-    built = build_for(experiment, facts)
+    built = build_for(experiment, experiment.task.bind(facts))
     rows = [asdict(row) | {"flops": row_flops} for row, row_flops in zip(built.rows, flops(built), strict=True)]
     totals = {key: sum(row[key] for row in rows) for key in ("parameters", "flops", "activation_bytes")}
     return {"name": experiment.name, "image": list(facts.image), "layers": rows, "total": totals}
@@ -77,14 +77,14 @@ def summarize(experiment: Experiment) -> dict[str, Any]:
 
 def outline_of(experiment: Experiment) -> list[OutlineEntry]:
     """The outline of the network for the config's data."""
-    return build_outline(build_for(experiment, listed_facts(experiment)), experiment.task.kind)
+    return build_outline(build_for(experiment, experiment.task.bind(listed_facts(experiment))), experiment.task.kind)
 
 
-def listed_facts(experiment: Experiment) -> Facts:
+def listed_facts(experiment: Experiment) -> DataFacts:
     """The data facts that are known after listing the files, without decoding them."""
     indexed, shape = index_source(experiment.data), experiment.data.image_shape()
     assert shape is not None, "read_config refuses a config without an image size"
-    return Facts(
+    return DataFacts(
         indexed.contents.classes,
         shape,
         class_counts=indexed.class_counts(),

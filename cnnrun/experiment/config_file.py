@@ -18,7 +18,7 @@ from cnnrun.config.tree import Map, Position, Problem, Seq, find_position, path_
 from cnnrun.experiment.cross_checks import find_mistakes
 from cnnrun.experiment.schema import Experiment
 from cnnrun.model.structures import Node
-from cnnrun.tasks import Task
+from cnnrun.tasks import TaskUnion
 from cnnrun.training.settings import Train, monitorable_metrics
 
 
@@ -79,7 +79,7 @@ def _validate(tree: Map, start: Position, warnings: list[str]) -> tuple[Experime
     return Experiment.model_validate(valid), problems
 
 
-_TASK: TypeAdapter[Any] = TypeAdapter(Annotated[Task, Kinds()])
+_TASK: TypeAdapter[Any] = TypeAdapter(Annotated[TaskUnion, Kinds()])
 
 
 def _find_monitor_mistakes(tree: Map, start: Position) -> list[Problem]:

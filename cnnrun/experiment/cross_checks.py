@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from cnnrun.base.extras import missing_package
 from cnnrun.config.messages import did_you_mean
 from cnnrun.config.tree import KeyPath, Map, Position, Problem, find_position, path_text
-from cnnrun.contracts.facts import Facts, NumberStatistics
+from cnnrun.contracts.facts import DataFacts, NumberStatistics
 from cnnrun.contracts.layer import Shape
+from cnnrun.contracts.target_kind import TargetKind
 from cnnrun.data.settings import Data
 from cnnrun.experiment.schema import Experiment
 from cnnrun.model.builder import BuildError
@@ -60,9 +61,9 @@ def _find_image_mistakes(data: Data, channels: int) -> list[Mistake]:
 
 def _find_network_mistakes(experiment: Experiment, shape: Shape) -> list[Mistake]:
     """Build the network without memory and check its shapes, the layers named elsewhere, and its size."""
-    facts = Facts(_PLACEHOLDER_CLASSES, shape, numbers=_PLACEHOLDER_NUMBERS)
+    facts = DataFacts(_PLACEHOLDER_CLASSES, shape, numbers=_PLACEHOLDER_NUMBERS)
     try:
-        built = build_network(experiment.model.layers, experiment.task, facts)
+        built = build_network(experiment.model.layers, experiment.task.bind(facts))
     except BuildError as error:
         return [(("model", "layers", *problem.path[1:]), problem.message) for problem in error.problems]
     return [*_find_unknown_layers(experiment, built), *_find_memory_mistakes(built)]
@@ -71,34 +72,34 @@ def _find_network_mistakes(experiment: Experiment, shape: Shape) -> list[Mistake
 def _find_task_mistakes(experiment: Experiment) -> list[Mistake]:
     """Find settings that the task cannot use, and layers that the task names but the model does not have."""
     task, data, train = experiment.task, experiment.data, experiment.train
-    mistakes: list[Mistake] = []
+    requirements, mistakes = task.requirements(), list[Mistake]()
     if train.batch < train.accumulate:
         message = f"a batch of {train.batch} does not split into {train.accumulate} parts"
         mistakes.append((("train", "accumulate"), message))
-    if data.source.target_kind != task.target_kind:
+    if data.source.target_kind is not task.target_kind:
         message = f"{data.source.kind} gives {data.source.target_kind}; {task.kind} learns {task.target_kind}"
         mistakes.append((("data", "source"), message))
     for setting in ("mixup", "cutmix"):
-        if getattr(data.augment, setting) and not task.can_blend:
+        if getattr(data.augment, setting) and not requirements.mixes_targets:
             message = f"{task.kind} cannot learn from mixed pictures; remove the line"
             mistakes.append((("data", "augment", setting), message))
-    crop = data.augment.crop
-    for path, is_used in ((("mosaic",), data.augment.mosaic), (("crop", "safe"), crop and crop.safe)):
-        if is_used and task.target_kind != "boxes":
-            mistakes.append((("data", "augment", *path), f"is for boxes; {task.kind} has none; remove it"))
-    if train.sampler.needs_labels and task.target_kind != "labels":
+    for path, kinds in data.augment.target_kinds_needed().items():
+        if task.target_kind not in kinds:
+            message = f"needs {' or '.join(kinds)}, which {task.kind} does not have; remove the line"
+            mistakes.append((("data", "augment", *path), message))
+    if train.sampler.needs_labels and task.target_kind is not TargetKind.LABELS:
         message = f"{train.sampler.kind} needs one label a picture; {task.kind} has {task.target_kind}"
         mistakes.append((("train", "sampler"), message))
     mistakes += _find_class_split_mistakes(experiment)
-    if task.needs_class_batches() and not train.sampler.images_per_class:
+    if requirements.class_batches and not train.sampler.images_per_class:
         message = f"this loss of {task.kind} needs several pictures of a class in a batch: use `sampler: identities`"
         mistakes.append((("train", "sampler"), message))
-    for setting in task.harmful_augmentations():
+    for setting in requirements.untrue_transforms:
         if getattr(data.augment, setting) not in (None, 0, "none"):
             message = f"{task.kind} would learn what is no longer true of such pictures; remove the line"
             mistakes.append((("data", "augment", setting), message))
     names = [node.name for node in experiment.model.layers if node.name]
-    for name in task.feature_layers():
+    for name in requirements.feature_layers:
         if name not in names:
             mistakes.append((("task", task.kind), f"no layer {name!r} in the model{did_you_mean(name, names)}"))
     return mistakes
@@ -107,12 +108,13 @@ def _find_task_mistakes(experiment: Experiment) -> list[Mistake]:
 def _find_class_split_mistakes(experiment: Experiment) -> list[Mistake]:
     """Check that val and test have the classes that the task is measured on: the trained ones, or new ones."""
     task, data = experiment.task, experiment.data
-    if task.is_open_set and data.split.by == "image" and data.leakage != "keep":
+    is_open_set = task.requirements().unseen_classes
+    if is_open_set and data.split.by == "image" and data.leakage != "keep":
         message = f"{task.kind} is measured on classes that it never saw: `by: label` (if not so, data.leakage: keep)"
         return [(("data", "split"), message)]
-    if not task.is_open_set and data.source.has_pairs:
+    if not is_open_set and data.source.has_pairs:
         return [(("data", "source"), f"{task.kind} is not measured on pairs; remove the file of them")]
-    if not task.is_open_set and data.split.by == "label":
+    if not is_open_set and data.split.by == "label":
         return [(("data", "split", "by"), f"{task.kind} is measured on the classes that it learns; remove the line")]
     return []
 
@@ -128,7 +130,8 @@ def _find_unknown_layers(experiment: Experiment, built: BuiltNetwork) -> list[Mi
     frozen = children[: children.index(train.freeze) + 1] if train.freeze in children else []
     frozen_prefixes = tuple(f"layers.{name}." for name in frozen)
     trainable = [name for name, _ in built.network.named_parameters() if not name.startswith(frozen_prefixes)]
-    criterion = experiment.task.criterion(Facts(_PLACEHOLDER_CLASSES, (1,), numbers=_PLACEHOLDER_NUMBERS))
+    task = experiment.task.bind(DataFacts(_PLACEHOLDER_CLASSES, (1,), numbers=_PLACEHOLDER_NUMBERS))
+    criterion = task.learning.build_criterion()
     trainable += [f"criterion.{name}" for name, _ in criterion.named_parameters()]
     for group in train.optimizer.unused_groups(trainable):
         group_path = ("groups", train.optimizer.groups.index(group), "params")

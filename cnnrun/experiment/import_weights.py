@@ -13,7 +13,7 @@ import torch
 from cnnrun.base.bounded_files import read_text
 from cnnrun.base.errors import CheckpointError, ConfigError
 from cnnrun.config import zoo
-from cnnrun.contracts.facts import Facts
+from cnnrun.contracts.facts import DataFacts
 from cnnrun.experiment.config_file import read_config
 from cnnrun.experiment.weights_source import read_weights
 from cnnrun.model import tensor_matching, weights_file
@@ -32,7 +32,7 @@ class ConvertedWeights:
 
     tensors: StateDict
     description: WeightsDescription
-    facts: Facts
+    facts: DataFacts
     parameters: int
 
 
@@ -75,7 +75,7 @@ def convert_weights(
     }
     facts = _build_facts(description, _class_names(classes, tensors))
     try:
-        built = build_network(description.model.layers, description.task, facts)
+        built = build_network(description.model.layers, description.task.bind(facts))
     except BuildError as error:
         raise ConfigError(*(f"--like {like}: {problem.message}" for problem in error.problems)) from None
     state = built.network.state_dict()
@@ -149,7 +149,7 @@ def _imagenet_classes() -> list[str]:
     return list(MobileNet_V2_Weights.DEFAULT.meta["categories"])
 
 
-def _build_facts(description: WeightsDescription, classes: tuple[str, ...]) -> Facts:
+def _build_facts(description: WeightsDescription, classes: tuple[str, ...]) -> DataFacts:
     image = description.image
     size, channels = image.size or (0, 0), image.channels or 0  # _describe always sets them
-    return Facts(classes, (channels, *size), tuple(image.mean or ()), tuple(image.std or ()))
+    return DataFacts(classes, (channels, *size), tuple(image.mean or ()), tuple(image.std or ()))

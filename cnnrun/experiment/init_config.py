@@ -15,7 +15,7 @@ from cnnrun.base.atomic_files import write_text
 from cnnrun.base.errors import ConfigError, DataError, escape
 from cnnrun.base.progress import progress_bar, say
 from cnnrun.config import yaml_reader
-from cnnrun.contracts.facts import Facts
+from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.layer import HeightWidth
 from cnnrun.data.audit import audit_dataset
 from cnnrun.data.dataset import Dataset
@@ -204,8 +204,8 @@ def _measure_speed(layers: str, shape: tuple[int, int, int], batch: int) -> floa
     say(f"measuring a training step at {shape[1]}x{shape[2]}")
     text = f"task: classify\ndata: {{source: digits}}\nmodel:\n{layers}"
     experiment: Experiment = parse_config(text, "init")
-    facts = Facts(tuple(map(str, range(10))), shape)
-    network = materialize(build_network(experiment.model.layers, experiment.task, facts).network, 0)
+    facts = DataFacts(tuple(map(str, range(10))), shape)
+    network = materialize(build_network(experiment.model.layers, experiment.task.bind(facts)).network, 0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = network.to(device).to(memory_format=torch.channels_last)
     images = torch.rand(batch, *shape, device=device).contiguous(memory_format=torch.channels_last)

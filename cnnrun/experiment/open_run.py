@@ -6,12 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from cnnrun.base.errors import CheckpointError, ConfigError, DataError, escape
 from cnnrun.base.progress import say
-from cnnrun.contracts.facts import Facts
+from cnnrun.contracts.choices import Choices
 from cnnrun.contracts.results import Measurement
+from cnnrun.contracts.task import Task
+from cnnrun.contracts.task_parts import Criterion
 from cnnrun.data.dataset import Dataset, Examples
 from cnnrun.data.index import index_source
 from cnnrun.experiment.assemble import build_for, prepare_dataset
@@ -23,7 +24,6 @@ from cnnrun.model import tensor_matching, weights_file
 from cnnrun.model.builder import BuildError
 from cnnrun.model.network import Network, build_network, materialize
 from cnnrun.model.trained_network import TrainedNetwork
-from cnnrun.tasks.temperature import TEMPERATURE
 from cnnrun.training import checkpoints, run_folder
 from cnnrun.training.evaluation import measure_split
 from cnnrun.training.run_records import (
@@ -32,6 +32,7 @@ from cnnrun.training.run_records import (
     CONFIG,
     FACTS,
     RESULT,
+    parse_calibration,
     read_calibration,
     read_facts,
 )
@@ -95,12 +96,13 @@ def open_trained(
     checkpoint = checkpoints.load(path) if path else checkpoints.load_newest(folder / CHECKPOINTS, "best", say)
     if checkpoint is None:
         raise CheckpointError(f"{folder}: no checkpoint yet")
-    facts, weights = weights_of_checkpoint(checkpoint)
+    facts, choices, weights = weights_of_checkpoint(checkpoint)
     if (run_facts := read_facts(folder)) and run_facts.classes != facts.classes:
         raise CheckpointError(f"{checkpoint.path}: its classes are not those of {folder / FACTS}")
     try:
-        network = build_for(experiment, facts).network
-    except ConfigError as error:
+        task = experiment.task.bind(facts)
+        network = build_for(experiment, task).network
+    except (ConfigError, DataError) as error:
         raise CheckpointError(f"{checkpoint.path}: does not fit {folder / CONFIG}: {error.lines[0]}") from None
     try:
         tensor_matching.check_exact_match(network.state_dict(), weights)
@@ -109,9 +111,9 @@ def open_trained(
     network = materialize(network, 0)
     network.load_state_dict(weights)
     _prepare_inference(network, device)
-    criterion = _load_criterion(experiment, facts, checkpoint).to(device)
+    criterion = _load_criterion(task, checkpoint).to(device)
     step = TrainingState.from_json(checkpoint.state.get("training"), str(checkpoint.path)).step
-    trained = TrainedNetwork(network, criterion, experiment.task, facts, experiment.data.image, folder, step, device)
+    trained = TrainedNetwork(network, criterion, task, choices, experiment.data.image, folder, step, device)
     return experiment, _apply_calibration(trained) if with_calibration else trained
 
 
@@ -125,9 +127,9 @@ def read_run_config(run: Path) -> Experiment:
         ) from None
 
 
-def _load_criterion(experiment: Experiment, facts: Facts, checkpoint: checkpoints.Checkpoint) -> nn.Module:
+def _load_criterion(task: Task, checkpoint: checkpoints.Checkpoint) -> Criterion:
     """Build the criterion with its trained weights. Raises CheckpointError if they do not fit."""
-    criterion = experiment.task.criterion(facts)
+    criterion = task.learning.build_criterion()
     try:
         criterion.load_state_dict(checkpoint.parts.get("criterion", {}))
     except (RuntimeError, ValueError) as error:
@@ -146,14 +148,15 @@ def _apply_calibration(trained: TrainedNetwork) -> TrainedNetwork:
         raise CheckpointError(f"{error.lines[0]}; {advice}") from None
     if not calibrations:
         return trained
-    calibration = calibrations.get(trained.digest)
-    chosen = calibration.chosen if calibration else {}
-    if chosen.get(TEMPERATURE, 1.0) <= 0:
-        raise CheckpointError(f"{path}: a temperature must be above 0; {advice}")
-    if calibration is None:
+    record = calibrations.get(trained.digest)
+    if record is None:
         say(f"{path} is of other weights than step {trained.step}'s and is not used; `cnnrun calibrate` adds to it")
         return trained
-    return replace(trained, facts=replace(trained.facts, chosen=trained.facts.chosen | chosen))
+    try:
+        choices = parse_calibration(record, trained.run)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error.lines[0]}; {advice}") from None
+    return replace(trained, choices=trained.choices.replaced_by(choices))
 
 
 def open_network(run: Path | None, runs: Path, device: torch.device) -> TrainedNetwork:
@@ -167,10 +170,10 @@ def open_network(run: Path | None, runs: Path, device: torch.device) -> TrainedN
     description, facts = weights.description, weights.facts
     if description is None or facts is None:
         raise CheckpointError(f"{run}: bare tensors without a description; `cnnrun import --match name` adds one")
-    task = description.task
     try:
-        network = build_network(description.model.layers, task, facts).network
-    except BuildError as error:
+        task = description.task.bind(facts)
+        network = build_network(description.model.layers, task).network
+    except (BuildError, ConfigError, DataError) as error:
         raise CheckpointError(f"{run}: does not fit its own description: {error}") from None
     try:
         matches = tensor_matching.match_by_name(network.state_dict(), weights.tensors)
@@ -179,7 +182,8 @@ def open_network(run: Path | None, runs: Path, device: torch.device) -> TrainedN
     network = materialize(network, 0)
     weights_file.load_weights(network, weights, matches)
     _prepare_inference(network, device)
-    return TrainedNetwork(network, task.criterion(facts), task, facts, description.image, run.parent, 0, device)
+    criterion = task.learning.build_criterion()
+    return TrainedNetwork(network, criterion, task, Choices(), description.image, run.parent, 0, device)
 
 
 def measure_run(
@@ -191,9 +195,11 @@ def measure_run(
     """
     experiment, trained = open_trained(run, runs, device)
     name, data = prepare_eval_data(experiment, trained, split)
-    examples, criterion = data.splits[name], None if trained.task.is_open_set else trained.criterion
+    examples = data.splits[name]
     batch = experiment.train.batch
-    measurement = measure_split(trained.network, criterion, trained.task, trained.facts, examples, batch, device)
+    measurement = measure_split(
+        trained.network, trained.val_criterion, trained.task, trained.choices, examples, batch, device
+    )
     return experiment, trained, name, examples, measurement
 
 
@@ -216,7 +222,7 @@ def prepare_eval_data(
     data = prepare_dataset(experiment, indexed, [name] if indexed.counts[name] >= min_images else [name, "train"])
     if name in indexed.held_out_splits and data.facts.fingerprint != trained.facts.fingerprint:
         say(f"the data changed since the training: pictures of the held-out {name} split may have been trained on")
-    if problem := experiment.task.split_problem(data.splits[name].all_targets()):
+    if problem := trained.task.measuring.split_problem(data.splits[name].all_targets()):
         raise DataError(f"the {name} split: {problem}")
     if [number.name for number in data.facts.numbers] != [number.name for number in trained.facts.numbers]:
         raise DataError("the data's numbers are not those that the network learned")

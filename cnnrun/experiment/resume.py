@@ -15,7 +15,7 @@ from cnnrun.base.bounded_files import open_gzip
 from cnnrun.base.errors import CheckpointError, ConfigError, escape
 from cnnrun.base.progress import say
 from cnnrun.base.ranks import Ranks
-from cnnrun.contracts.facts import Facts
+from cnnrun.contracts.facts import DataFacts
 from cnnrun.data.dataset import Dataset
 from cnnrun.experiment.config_differences import describe_changes
 from cnnrun.experiment.config_file import read_config
@@ -161,13 +161,13 @@ def _load_checkpoint(run: Folder, data: Dataset) -> checkpoints.Checkpoint | Non
         folder = run.open_child(CHECKPOINTS, create=True)
         checkpoints.repair_killed_save(folder)
     checkpoint = checkpoints.load_newest(folder.path, "latest", say)
-    before = parse_facts(checkpoint.state.get("facts"), str(checkpoint.path)) if checkpoint else read_facts(run.path)
+    before = parse_facts(checkpoint.state, str(checkpoint.path))[0] if checkpoint else read_facts(run.path)
     if before is not None:
         _refuse_other_data(run.path, before, data)
     return checkpoint
 
 
-def _refuse_other_data(run: Path, before: Facts, data: Dataset) -> None:
+def _refuse_other_data(run: Path, before: DataFacts, data: Dataset) -> None:
     """Raise CheckpointError, with what changed, if the data is not what the run began with."""
     facts = data.facts
     if before.fingerprint != facts.fingerprint:

@@ -9,10 +9,10 @@ from pydantic import Field
 
 from cnnrun.config import yaml_reader
 from cnnrun.config.spec import Kinds, Spec
-from cnnrun.contracts.facts import Facts
+from cnnrun.contracts.facts import DataFacts
 from cnnrun.data.settings import Data
 from cnnrun.model.structures import Model
-from cnnrun.tasks import Task
+from cnnrun.tasks import TaskUnion
 from cnnrun.training.settings import Train
 
 
@@ -23,12 +23,12 @@ class Experiment(Spec):
     """The name of the run folders; by default the name of the config file."""
     seed: int = Field(0, ge=0, lt=2**63)
     """The seed of the initial weights, the order of the samples, the augmentation and dropout."""
-    task: Annotated[Task, Kinds()]
+    task: Annotated[TaskUnion, Kinds()]
     data: Data
     model: Model
     train: Train = Train()
 
-    def with_facts(self, facts: Facts) -> Experiment:
+    def with_facts(self, facts: DataFacts) -> Experiment:
         """Return a copy with the mean and std of `facts`, as in a run's config.yaml."""
         image = self.data.image.model_copy(update={"mean": list(facts.mean), "std": list(facts.std)})
         return self.model_copy(update={"data": self.data.model_copy(update={"image": image})})
@@ -39,7 +39,7 @@ class Experiment(Spec):
         image = image.model_copy(update={"mean": image.mean or source.mean, "std": image.std or source.std})
         return self.model_copy(update={"data": self.data.model_copy(update={"image": image})})
 
-    def with_statistics_of_weights(self, facts: Facts | None) -> Experiment:
+    def with_statistics_of_weights(self, facts: DataFacts | None) -> Experiment:
         """Return a copy in which a mean or std that is not set is the one of the initial weights' `facts`."""
         image = self.data.image
         if facts is None or (image.mean and image.std) or len(facts.mean) != (self.data.image_shape() or (0,))[0]:

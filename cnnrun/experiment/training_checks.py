@@ -6,11 +6,11 @@ import hashlib
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from cnnrun.base.errors import DataError
 from cnnrun.base.ranks import Ranks
-from cnnrun.contracts.facts import format_per_class
+from cnnrun.contracts.facts import DataFacts, format_per_class
+from cnnrun.contracts.task_parts import Targets
 from cnnrun.data.dataset import Dataset
 from cnnrun.experiment.assemble import build_checked_network, load_initial_weights, prepare_dataset
 from cnnrun.experiment.schema import Experiment
@@ -37,13 +37,15 @@ def refuse_unlearnable(experiment: Experiment, data: Dataset, weights: Weights |
     Raises ConfigError, DataError or CheckpointError, as `train` would.
     """
     built = build_checked_network(experiment, data.facts, weights, ranks)
-    refuse_unmeasurable(experiment, {name: examples.all_targets() for name, examples in data.splits.items()})
+    refuse_unmeasurable(
+        experiment, data.facts, {name: examples.all_targets() for name, examples in data.splits.items()}
+    )
     return built
 
 
 def notes_on_classes(experiment: Experiment, data: Dataset) -> list[str]:
     """Lines for the log about the task's class weights and how often the sampler repeats each class."""
-    lines = experiment.task.data_notes(data.facts)
+    lines = experiment.task.bind(data.facts).showing.data_notes()
     sampler, classes = experiment.train.sampler, data.facts.classes
     labels = data.splits["train"].targets.get("labels", torch.zeros(0))
     repetitions = sampler.repetitions_per_class(labels, len(classes))
@@ -52,13 +54,14 @@ def notes_on_classes(experiment: Experiment, data: Dataset) -> list[str]:
     return lines
 
 
-def refuse_unmeasurable(experiment: Experiment, targets: dict[str, dict[str, Tensor]]) -> None:
+def refuse_unmeasurable(experiment: Experiment, facts: DataFacts, targets: dict[str, Targets]) -> None:
     """Raise DataError if the task cannot be measured on val or test; `targets` are those of each split."""
+    task = experiment.task.bind(facts)
     for name, split_targets in targets.items():
-        if name != "train" and (problem := experiment.task.split_problem(split_targets)):
+        if name != "train" and (problem := task.measuring.split_problem(split_targets)):
             raise DataError(f"the {name} split: {problem}")
         if name == "val":
-            refuse_undefined_monitor(experiment.task, split_targets, experiment.train.monitor)
+            refuse_undefined_monitor(task, split_targets, experiment.train.monitor)
 
 
 def check_same_data(data: Dataset, ranks: Ranks) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from torch import Tensor
 
 from cnnrun.base.errors import CheckpointError, escape
-from cnnrun.contracts.facts import Facts
+from cnnrun.contracts.choices import Choices
+from cnnrun.contracts.facts import DataFacts
 from cnnrun.model.weights_file import Weights, file_digest, read_weights_file
 from cnnrun.training import checkpoints, run_folder
 from cnnrun.training.run_records import CHECKPOINTS, parse_facts
@@ -42,12 +43,12 @@ def _read_run_weights(path: Path) -> Weights:
         checkpoint = checkpoints.load_newest(path / CHECKPOINTS, "best", lambda line: None)
     if checkpoint is None:
         raise CheckpointError(f"{path}: neither a run nor a checkpoint")
-    facts, tensors = weights_of_checkpoint(checkpoint)
+    facts, _, tensors = weights_of_checkpoint(checkpoint)
     return Weights(tensors, "name", None, facts, file_digest(checkpoint.path / checkpoints.MANIFEST))
 
 
-def weights_of_checkpoint(checkpoint: checkpoints.Checkpoint) -> tuple[Facts, dict[str, Tensor]]:
-    """The data facts and the weights of a checkpoint; the averaged weights if it has them.
+def weights_of_checkpoint(checkpoint: checkpoints.Checkpoint) -> tuple[DataFacts, Choices, dict[str, Tensor]]:
+    """The data facts, the choices and the weights of a checkpoint; the averaged weights if it has them.
 
     Raises CheckpointError if it has no weights, or if a variance is below zero.
     """
@@ -57,4 +58,4 @@ def weights_of_checkpoint(checkpoint: checkpoints.Checkpoint) -> tuple[Facts, di
     variances = {name: value for name, value in tensors.items() if name.endswith("running_var")}
     if negative := [name for name, value in variances.items() if value.float().min() < 0]:
         raise CheckpointError(f"{checkpoint.path}: {escape(negative[0])} is a variance below zero")
-    return parse_facts(checkpoint.state.get("facts"), str(checkpoint.path / checkpoints.STATE)), tensors
+    return *parse_facts(checkpoint.state, str(checkpoint.path / checkpoints.STATE)), tensors

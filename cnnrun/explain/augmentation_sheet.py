@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +14,15 @@ from torch import Tensor
 from cnnrun.base.atomic_files import Folder, make_folder, storage_errors
 from cnnrun.base.progress import progress_bar
 from cnnrun.base.randomness import permutation
-from cnnrun.contracts.facts import Facts
-from cnnrun.contracts.task import TaskSpec
+from cnnrun.contracts.task import Task
+from cnnrun.contracts.task_parts import Targets
 from cnnrun.data.dataset import Dataset
 from cnnrun.data.index import index_source
 from cnnrun.data.prepare import build_dataset
 from cnnrun.data.training_batches import TrainingBatches
 from cnnrun.experiment.schema import Experiment
 from cnnrun.explain.figures.contact_sheet import draw_contact_sheet, write_png
-from cnnrun.explain.figures.panels import draw_marks, to_pillow
+from cnnrun.explain.figures.panels import draw_overlay, to_pillow
 from cnnrun.training.event_file import EventFile
 
 Column = tuple[str, Tensor, dict[str, Tensor]]  # title, images [N, C, H, W], targets
@@ -36,10 +34,10 @@ def write_augmentation_sheet(
     """Write a sheet of `count` training images, a row each, as PNG and for TensorBoard if a folder is given."""
     data = build_dataset(experiment.data, index_source(experiment.data), progress_bar)
     samples = permutation(experiment.seed, 0, len(data.splits["train"]))[:count]
-    task, facts = experiment.task, data.facts
+    task = experiment.task.bind(data.facts)
     pixels = draw_contact_sheet(
         [
-            (title, _draw_boxes(images, targets, task, facts), task.describe_targets(targets, facts))
+            (title, _draw_targets(images, targets, task), task.showing.describe_targets(targets))
             for title, images, targets in _sheet_columns(experiment, data, samples, epochs)
         ]
     )
@@ -61,7 +59,7 @@ def _sheet_columns(experiment: Experiment, data: Dataset, samples: Tensor, epoch
         experiment.seed,
         host,
         order=lambda seed, epoch: (samples, samples),
-        blend=partial(experiment.task.blend_targets, facts=data.facts),
+        blend=experiment.task.bind(data.facts).learning.mix_targets,
     )
     images = examples.load_images(samples).float()
     columns: list[Column] = [("unchanged", images, examples.batch_targets(samples, host))]
@@ -71,14 +69,13 @@ def _sheet_columns(experiment: Experiment, data: Dataset, samples: Tensor, epoch
     return columns
 
 
-def _draw_boxes(images_NCHW: Tensor, targets: dict[str, Tensor], task: TaskSpec, facts: Facts) -> Tensor:
-    """Draw the boxes of the targets onto the images, if the task has boxes."""
-    marks_by_image = task.target_marks(targets, facts)
-    if marks_by_image is None:
+def _draw_targets(images_NCHW: Tensor, targets: Targets, task: Task) -> Tensor:
+    """Draw the targets onto the images, without their text, if the task has targets to draw."""
+    if not task.showing.has_overlays:
         return images_NCHW
     drawings = [
-        draw_marks(to_pillow(image), [replace(mark, text="") for mark in image_marks])
-        for image, image_marks in zip(images_NCHW, marks_by_image, strict=True)
+        draw_overlay(to_pillow(image), overlay.without_text())
+        for image, overlay in zip(images_NCHW, task.showing.target_overlays(targets), strict=True)
     ]
     return torch.from_numpy(np.stack([np.asarray(drawing) for drawing in drawings])).permute(0, 3, 1, 2)
 

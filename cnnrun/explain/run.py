@@ -78,7 +78,7 @@ class OpenRun:
             raise ConfigError(f"--image {invalid[0]}: split {split_name} has {len(examples)} images, numbered from 0")
         index_B = torch.tensor(indices)
         targets = examples.batch_targets(index_B, trained.device)
-        target_texts = trained.task.describe_targets(targets, trained.facts)
+        target_texts = trained.task.showing.describe_targets(targets)
         pixels = examples.load_images(index_B).to(trained.device).float()
         return ImagesToExplain(pixels, [examples.sample_name(index) for index in indices], target_texts, targets)
 

@@ -71,7 +71,7 @@ class Subject:
     @cached_property
     def built_network(self) -> BuiltNetwork:
         """The network on the meta device, whose layers are known by name."""
-        return build_network(self.layers, self.trained.task, self.trained.facts)
+        return build_network(self.layers, self.trained.task)
 
     @cached_property
     def places(self) -> list[LayerPlace]:
@@ -116,7 +116,7 @@ class Subject:
         last conv.
         """
         if name is None:
-            name = next(iter(self.trained.task.feature_layers()), None)
+            name = next(iter(self.trained.task.requirements.feature_layers), None)
         return find_layer(self.places, name, self.map_layers(), "feature maps")
 
     def map_layers(self) -> list[LayerPlace]:
@@ -150,4 +150,4 @@ def plot_to_pillow(plot: Plot, scale: float = 1.0) -> Any:
 
 def compute_class_scores(trained: TrainedNetwork, images_BCHW: Tensor) -> ClassScores:
     """Compute the scores of one batch of images."""
-    return trained.task.class_scores(trained.network(images_BCHW), trained.facts)
+    return trained.task.showing.class_scores(trained.network(images_BCHW), trained.choices)

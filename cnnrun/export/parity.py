@@ -40,7 +40,9 @@ def measure_parity(
 
     split, examples = next(iter(splits.items()))
     metrics = {
-        side: measure_metrics(function, trained.task, trained.facts, batches_in_order(examples, batch, trained.device))
+        side: measure_metrics(
+            function, trained.task, trained.choices, batches_in_order(examples, batch, trained.device)
+        )
         for side, function in (("network", trained.results), ("artefact", compute_results))
     }
     tolerance = 0.5 * 10**-METRIC_DIGITS  # relative for metrics above 1, such as errors in a large unit
@@ -64,7 +66,7 @@ def measure_parity(
 
 def _results_function(artefact: Artefact, trained: TrainedNetwork) -> Callable[[Tensor], Results]:
     """Wrap an artefact so that it maps pixels [B, C, H, W] to results by name on the network's device."""
-    names = list(trained.task.result_shapes(trained.facts))
+    names = list(trained.task.predicting.result_shapes())
 
     def compute_results(images_BCHW: Tensor) -> Results:
         values = artefact(images_BCHW.permute(0, 2, 3, 1).byte().cpu().numpy())
@@ -84,15 +86,15 @@ def _compare_results(
     black = torch.zeros(1, *trained.facts.image, device=trained.device)
     cases = [(f"batch {size}", batch) for size in BATCH_SIZES for batch in images.split(size)]
     cases += [("a black image", black), ("a white image", black + 255)]
-    differences, reasons, unstable = [], [], []
+    predicting, differences, reasons, unstable = trained.task.predicting, [], [], []
     for case, batch in cases:
         expected, actual = trained.results(batch), compute_results(batch)
-        if trained.task.find_disagreement(expected, actual, trained.facts) is None:
-            differences.append(trained.task.largest_difference(expected, actual, trained.facts))
+        if predicting.find_disagreement(expected, actual) is None:
+            differences.append(predicting.largest_difference(expected, actual))
             continue
         for index in range(len(batch)):
             expected_row, actual_row = _select_row(expected, index), _select_row(actual, index)
-            if reason := trained.task.find_disagreement(expected_row, actual_row, trained.facts):
+            if reason := predicting.find_disagreement(expected_row, actual_row):
                 if _is_stable(trained, batch[index : index + 1], expected_row):
                     reasons.append(f"{case}: {reason}")
                 else:
@@ -115,7 +117,7 @@ def _is_stable(trained: TrainedNetwork, image: Tensor, results: Results) -> bool
     """
     noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0)).to(image.device) * _NOISE_LEVELS
     noisy_results = (trained.results(image + change) for change in (noise, -noise))
-    return all(trained.task.find_disagreement(results, noisy, trained.facts) is None for noisy in noisy_results)
+    return all(trained.task.predicting.find_disagreement(results, noisy) is None for noisy in noisy_results)
 
 
 def pixel_shape(trained: TrainedNetwork) -> tuple[int, int, int]:

@@ -29,7 +29,7 @@ def export_network(
     """
     make_folder(path.parent)
     module = ExportedNetwork(trained).eval()
-    names = list(trained.task.result_shapes(trained.facts))
+    names = list(trained.task.predicting.result_shapes())
     example = torch.zeros(2, *pixel_shape(trained), dtype=torch.uint8, device=trained.device)
     record_path = path.with_name(form.record)
     # In a temporary folder, so that a process that is killed leaves nothing beside `path`.
@@ -70,7 +70,7 @@ def artefact_metadata(trained: TrainedNetwork) -> dict[str, Any]:
         "resize": f"{_describe_fit(image)}, bilinear with antialiasing (Pillow), background {image.background}",
         "cnnrun": __version__,
         "step": trained.step,
-        **trained.task.metadata(trained.facts),
+        **trained.task.predicting.metadata(trained.choices),
     }
 
 

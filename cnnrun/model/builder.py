@@ -15,9 +15,8 @@ import torch
 from torch import nn
 
 from cnnrun.config.tree import KeyPath, path_text
-from cnnrun.contracts.facts import Facts
 from cnnrun.contracts.layer import HeightWidth, LayerSpec, Shape, ShapeError, Window
-from cnnrun.contracts.task import TaskSpec
+from cnnrun.contracts.task import Task
 from cnnrun.model.layers.activation import make_in_place
 from cnnrun.model.layers.merge import Concatenation, Product, Sum
 from cnnrun.model.layers.norm_and_activation import add_norm_and_activation
@@ -152,11 +151,11 @@ class Builder:
             return self._build_parallel(node, signal, path, signals, prefix)
         return self._build_leaf(node, sources, path, prefix)
 
-    def build_head(self, task: TaskSpec, facts: Facts, levels: list[Signal]) -> nn.Module:
+    def build_head(self, task: Task, levels: list[Signal]) -> nn.Module:
         """Build the task's head on the feature maps `levels` and add its summary row. Raises BuildError."""
         shapes = [level.shape for level in levels]
         try:
-            head = task.head(shapes, facts)
+            head = task.learning.build_head(shapes)
         except ShapeError as error:
             message = f"the task's head ({task.kind}) cannot take {' and '.join(map(str, shapes))}: {error}"
             raise BuildError([ShapeProblem(("model",), message)]) from None

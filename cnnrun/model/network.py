@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnnrun.contracts.facts import Facts
 from cnnrun.contracts.layer import Shape
-from cnnrun.contracts.task import TaskSpec
+from cnnrun.contracts.task import Task
 from cnnrun.model.builder import Builder, BuildError, BuiltLayer, SummaryRow
 from cnnrun.model.receptive_field import Signal
 
@@ -67,14 +66,14 @@ class BuiltNetwork:
         return sum(parameter.numel() for parameter in self.network.parameters())
 
 
-def build_network(nodes: Sequence[Any], task: TaskSpec, facts: Facts) -> BuiltNetwork:
-    """Build the network for images of shape `facts.image`, without memory. Raises BuildError."""
-    builder = Builder()
+def build_network(nodes: Sequence[Any], task: Task) -> BuiltNetwork:
+    """Build the network for the task's images, without memory. Raises BuildError."""
+    builder, facts = Builder(), task.facts
     with torch.device("meta"):
-        layers, levels = builder.build_body(nodes, Signal(facts.image), task.feature_layers())
+        layers, levels = builder.build_body(nodes, Signal(facts.image), task.requirements.feature_layers)
         if builder.problems:
             raise BuildError(builder.problems)
-        head = builder.build_head(task, facts, levels)
+        head = builder.build_head(task, levels)
     network = Network(Normalize(facts.mean, facts.std), layers, head)
     return BuiltNetwork(network, facts.image, builder.rows, builder.layers, levels)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,30 +11,54 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cnnrun.contracts.facts import Facts
-from cnnrun.contracts.results import Results
-from cnnrun.contracts.task import TaskSpec
+from cnnrun.contracts.choices import Choices
+from cnnrun.contracts.facts import DataFacts
+from cnnrun.contracts.prediction import Overlay, Prediction
+from cnnrun.contracts.results import Results, View
+from cnnrun.contracts.task import Task
+from cnnrun.contracts.task_parts import Criterion
 from cnnrun.data.image_files import ImageSettings
 from cnnrun.model.network import Network
 
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """A network on its device in eval mode, with its task, its data facts and its run; `step` is the checkpoint's."""
+    """A network on its device in eval mode, with its task, what val chose and its run; `step` is the checkpoint's."""
 
     network: Network
-    criterion: nn.Module
-    task: TaskSpec
-    facts: Facts
+    criterion: Criterion
+    task: Task
+    choices: Choices
     image: ImageSettings
     run: Path
     step: int
     device: torch.device
 
+    @property
+    def facts(self) -> DataFacts:
+        """The facts of the data that the network learned from."""
+        return self.task.facts
+
+    @property
+    def val_criterion(self) -> Criterion | None:
+        """The criterion; None if the task is measured on classes that it never saw, which have no loss."""
+        return None if self.task.requirements.unseen_classes else self.criterion
+
     @cached_property
     def decoder(self) -> nn.Module:
         """The task's decoder: raw outputs -> results."""
-        return self.task.decoder(self.facts).to(self.device)
+        return self.task.predicting.build_decoder(self.choices).to(self.device)
+
+    def overlays(self, images_BCHW: Tensor) -> list[Overlay]:
+        """What to draw onto each of these images for its prediction, in pixels of the network's input."""
+        views = [View((images_BCHW.shape[2], images_BCHW.shape[3]))] * len(images_BCHW)
+        predictions = self.predictions(self.results(images_BCHW), views)
+        return [prediction.overlay() or Overlay() for prediction in predictions]
+
+    def predictions(self, results: Results, views: Sequence[View]) -> Sequence[Prediction]:
+        """Turn a batch's results into a prediction for each image, of which `views` are the original sizes."""
+        predicting = self.task.predicting
+        return predicting.predictions(results, views, predicting.thresholds(self.choices))
 
     @cached_property
     def digest(self) -> str:

@@ -15,7 +15,6 @@ from typing import Annotated
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import TypeAdapter
 from safetensors import SafetensorError
 
 from cnnrun.base.atomic_files import make_folder, write_file
@@ -23,19 +22,20 @@ from cnnrun.base.bounded_files import open_file
 from cnnrun.base.errors import CheckpointError, UserError
 from cnnrun.config import yaml_reader, zoo
 from cnnrun.config.spec import Kinds, Spec
-from cnnrun.contracts.facts import Facts
+from cnnrun.contracts.facts import DataFacts
+from cnnrun.contracts.stored_facts import parse_facts
 from cnnrun.data.image_files import ImageSettings
 from cnnrun.model import untrusted_pickle
 from cnnrun.model.network import Network
 from cnnrun.model.structures import Model
 from cnnrun.model.tensor_matching import MatchRule, StateDict, is_batch_norm_counter, match_tensors
-from cnnrun.tasks import Task
+from cnnrun.tasks import TaskUnion
 
 
 class WeightsDescription(Spec):
     """Description in a weights file: the parts of a config that are needed to use the network."""
 
-    task: Annotated[Task, Kinds()]
+    task: Annotated[TaskUnion, Kinds()]
     image: ImageSettings
     model: Model
 
@@ -47,7 +47,7 @@ class Weights:
     tensors: StateDict
     match_rule: MatchRule
     description: WeightsDescription | None = None
-    facts: Facts | None = None
+    facts: DataFacts | None = None
     digest: str = ""
     """SHA-256 of the file, or of the checkpoint's manifest."""
 
@@ -83,7 +83,7 @@ def parse_description(text: str, where: str) -> WeightsDescription:
     return WeightsDescription.model_validate(tree)
 
 
-def write_weights(path: Path, tensors: StateDict, description: WeightsDescription, facts: Facts) -> None:
+def write_weights(path: Path, tensors: StateDict, description: WeightsDescription, facts: DataFacts) -> None:
     """Write a weights file with its metadata, completely or not at all. Raises StorageError."""
     config = yaml_reader.dump_yaml(description.model_dump(mode="json", by_alias=True, exclude_none=True))
     metadata = {"cnnrun.config": config, "cnnrun.facts": json.dumps(facts.to_json())}
@@ -92,7 +92,7 @@ def write_weights(path: Path, tensors: StateDict, description: WeightsDescriptio
     write_file(path, safetensors.torch.save(contiguous, metadata))
 
 
-def match_weights(network: Network, weights: Weights, until: str | None, facts: Facts) -> dict[str, str]:
+def match_weights(network: Network, weights: Weights, until: str | None, facts: DataFacts) -> dict[str, str]:
     """Match the network's layers up to `until` (all layers without it) to tensors of the weights.
 
     The task's head is matched too if the weights were trained on the same classes and `until` is not given. Returns the
@@ -124,12 +124,12 @@ def _is_within(network: Network, name: str, until: str | None) -> bool:
     return until is None or name.startswith("head.") or keys.index(name.split(".")[1]) <= keys.index(until)
 
 
-def _read_metadata(path: Path, metadata: dict[str, str]) -> tuple[WeightsDescription | None, Facts | None]:
+def _read_metadata(path: Path, metadata: dict[str, str]) -> tuple[WeightsDescription | None, DataFacts | None]:
     if "cnnrun.config" not in metadata:
         return None, None
     try:
         description = parse_description(metadata["cnnrun.config"], str(path))
-        facts = TypeAdapter(Facts).validate_json(metadata["cnnrun.facts"], strict=True)
+        facts = parse_facts(json.loads(metadata["cnnrun.facts"]))[0]
         channels, *size = facts.image
         measured = ImageSettings(size=(size[0], size[1]), channels=channels, mean=list(facts.mean), std=list(facts.std))  # type: ignore[arg-type]
         image = description.image

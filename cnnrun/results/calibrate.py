@@ -14,12 +14,13 @@ from cnnrun.base.atomic_files import write_json
 from cnnrun.base.errors import CheckpointError, ConfigError, DataError
 from cnnrun.base.extras import require_package
 from cnnrun.base.progress import say
+from cnnrun.contracts.choices import Choices
 from cnnrun.contracts.results import Measurement
 from cnnrun.data.dataset import Examples
 from cnnrun.data.training_batches import batches_in_order
 from cnnrun.experiment.open_run import open_trained, prepare_eval_data
 from cnnrun.model.trained_network import TrainedNetwork
-from cnnrun.tasks.temperature import MAX_TEMPERATURE, MIN_TEMPERATURE, TEMPERATURE, fit_temperature
+from cnnrun.tasks.temperature import MAX_TEMPERATURE, MIN_TEMPERATURE, fit_temperature
 from cnnrun.training.run_records import CALIBRATION, read_calibration
 
 _MIN_NLL = 1e-6  # below it the negative log-likelihood has no minimum: it falls with the temperature
@@ -35,36 +36,37 @@ def calibrate_run(run: Path | None, runs: Path, device: torch.device) -> dict[st
     experiment, trained = open_trained(run, runs, device, with_calibration=False)
     split_name, data = prepare_eval_data(experiment, trained, "val")
     outputs, targets = _outputs(trained, data.splits[split_name], experiment.train.batch)
-    task, facts = trained.task, trained.facts
+    calibration = trained.task.calibration
+    if calibration is None:
+        kind = trained.task.kind
+        raise ConfigError(f"{kind}: this network gives no probabilities, so there is nothing to calibrate")
 
     def nll(temperature: float) -> float:
-        value = task.negative_log_likelihood(outputs, targets, facts, temperature)
-        if value is None:
-            raise ConfigError(f"{task.kind}: this network gives no probabilities, so there is nothing to calibrate")
+        value = calibration.negative_log_likelihood(outputs, targets, temperature)
         return value if math.isfinite(value) else math.inf
 
     nll_before, temperature = nll(1.0), fit_temperature(nll)
     if not (1.01 * MIN_TEMPERATURE < temperature < MAX_TEMPERATURE / 1.01 and nll(temperature) > _MIN_NLL):
         images = f"{len(data.splits[split_name]):,} images of {split_name}"
         raise DataError(f"the {images} are all classified correctly, or all wrongly: no temperature can be fitted")
-    calibrated_facts = replace(facts, chosen=facts.chosen | {TEMPERATURE: temperature})
+    calibrated = trained.choices.replaced_by(Choices(temperature))
     before = _measure_outputs(trained, outputs, targets)
-    after = _measure_outputs(replace(trained, facts=calibrated_facts), outputs, targets)
+    after = _measure_outputs(replace(trained, choices=calibrated), outputs, targets)
+    choices = calibrated.replaced_by(after.choices)
     record = {
         "step": trained.step,
         "split": split_name,
         "samples": len(data.splits[split_name]),
         "nll": [nll_before, nll(temperature)],
         **({"ece": [before.metrics["ece"], after.metrics["ece"]]} if "ece" in before.metrics else {}),
-        "chosen": {**(after.choices or facts.chosen), TEMPERATURE: temperature},
     }
     try:
-        records = {digest: stored.model_dump() for digest, stored in read_calibration(trained.run).items()}
+        records = read_calibration(trained.run)
     except CheckpointError as error:  # `eval` refuses such a file and points to `calibrate`
         say(f"{error.lines[0]}; writing a new file")
         records = {}
-    write_json(trained.run / CALIBRATION, {**records, trained.digest: record})
-    return {"run": str(trained.run), "temperature": temperature, **record}
+    write_json(trained.run / CALIBRATION, {**records, trained.digest: {**record, "choices": choices.to_json()}})
+    return {"run": str(trained.run), "temperature": temperature, **record, "chosen": choices.by_description()}
 
 
 def _outputs(trained: TrainedNetwork, examples: Examples, batch_size: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -76,7 +78,7 @@ def _outputs(trained: TrainedNetwork, examples: Examples, batch_size: int) -> tu
 
 
 def _measure_outputs(trained: TrainedNetwork, outputs: Tensor, targets: dict[str, Tensor]) -> Measurement:
-    meter = trained.task.meter(trained.facts)
+    meter = trained.task.measuring.build_meter(trained.choices)
     with torch.inference_mode():
         meter.update(trained.decoder(outputs), targets)
     return meter.compute(tables=False)

@@ -25,7 +25,6 @@ from cnnrun.experiment.schema import Experiment
 from cnnrun.explain.figures.png import write_plots
 from cnnrun.model.trained_network import TrainedNetwork
 from cnnrun.tasks.intervals import bootstrap_interval, confidence_intervals, metric_bounds
-from cnnrun.tasks.temperature import TEMPERATURE
 from cnnrun.training import checkpoints
 from cnnrun.training.run_records import CHECKPOINTS, read_facts, read_result
 
@@ -129,7 +128,7 @@ def _compare_pair(first: MeasuredRun, other: MeasuredRun) -> dict[str, Any]:
     seeds = [run.experiment.seed for run in (first, other)]
     if seeds[0] != seeds[1]:
         differences.append(f"seed: {seeds[0]} and {seeds[1]}")
-    temperatures = [run.trained.facts.chosen.get(TEMPERATURE) for run in (first, other)]
+    temperatures = [run.trained.choices.temperature for run in (first, other)]
     if temperatures[0] != temperatures[1]:
         differences.append(
             f"calibrated: {' and '.join('no' if value is None else f'{value:.4g}' for value in temperatures)}"
@@ -165,7 +164,7 @@ def _data_differences(first: MeasuredRun, other: MeasuredRun) -> list[str]:
 def _unpaired_reason(first: MeasuredRun, other: MeasuredRun) -> str | None:
     """Reason that two measurements are not on the same images and targets, or None."""
     first_examples, other_examples = first.examples, other.examples
-    comparison_keys = [run.trained.task.comparison_key(run.trained.facts) for run in (first, other)]
+    comparison_keys = [run.trained.task.measuring.comparison_key() for run in (first, other)]
     if comparison_keys[0] != comparison_keys[1]:
         return f"the metrics measure different things: {_describe_key_difference(*comparison_keys)}"
     if first.split != other.split or len(first_examples) != len(other_examples):

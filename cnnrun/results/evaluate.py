@@ -26,9 +26,8 @@ def evaluate_run(
     examples, batch = data.splits[split_name], experiment.train.batch
     with join_ranks(device, experiment.train.timeout) as ranks:
         ranks.barrier(long_timeout=True)
-        criterion = None if trained.task.is_open_set else trained.criterion
         measurement = measure_split(
-            trained.network, criterion, trained.task, trained.facts, examples, batch, device, ranks
+            trained.network, trained.val_criterion, trained.task, trained.choices, examples, batch, device, ranks
         )
     return {
         "run": str(trained.run),

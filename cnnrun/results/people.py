@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,25 @@ from numpy.typing import NDArray
 from cnnrun.base.errors import ConfigError, DataError, escape
 from cnnrun.base.file_sequences import is_clutter
 from cnnrun.base.progress import say
+from cnnrun.contracts.prediction import Prediction
+from cnnrun.contracts.task_parts import Matching
 from cnnrun.data.image_files import is_image_name
 from cnnrun.data.image_paths import list_images
 from cnnrun.experiment.open_run import open_network
 from cnnrun.model.trained_network import TrainedNetwork
 from cnnrun.results import gallery_file
 from cnnrun.results.gallery_file import Gallery, SearchMethod
-from cnnrun.results.predict import predict_files
-from cnnrun.tasks.embedding.task import OperatingPoint, Verify, find_operating_point
+from cnnrun.results.predict import PredictedFile, compute_results
 
 _REPORTED_STRANGER_RATE = 0.05  # share of strangers accepted as someone, above which a note is printed
+
+
+@dataclass(frozen=True)
+class SimilarityThreshold:
+    """A minimum similarity, and the FAR that it was chosen for on val; None if the user gave it."""
+
+    value: float
+    far: float | None
 
 
 @dataclass(frozen=True)
@@ -36,34 +45,34 @@ class IdentityOptions:
     threshold: float | None = None
     far: float | None = None
 
-    def open_network(self) -> tuple[TrainedNetwork, Verify]:
-        """Open the network; returns it with its task. Raises ConfigError if it gives no embeddings."""
+    def open_network(self) -> tuple[TrainedNetwork, Matching]:
+        """Open the network; returns it with its matching. Raises ConfigError if it gives no embeddings."""
         trained = open_network(self.run, self.runs, self.device)
-        if not isinstance(trained.task, Verify):
+        if trained.task.matching is None:
             raise ConfigError(
                 f"this network is for {trained.task.kind} and gives no embeddings; give a run of the task verify"
             )
-        return trained, trained.task
+        return trained, trained.task.matching
 
-    def choose_operating_point(self, trained: TrainedNetwork, task: Verify) -> OperatingPoint:
+    def choose_threshold(self, trained: TrainedNetwork, matching: Matching) -> SimilarityThreshold:
         """Choose the threshold, with a note if few pairs support it. Raises ConfigError if val set none for the FAR."""
         if self.threshold is not None and self.far is not None:
             raise ConfigError("--threshold and --far: give one of them")
         if self.threshold is not None:
-            return OperatingPoint(self.threshold, None, "")
-        point = find_operating_point(task, trained.facts, self.far)
+            return SimilarityThreshold(self.threshold, None)
+        point = matching.find_operating_point(trained.choices, self.far)
         if point is None:
-            available = ", ".join(f"{far:g}" for far in task.fars) if trained.facts.chosen else "none"
+            available = ", ".join(f"{point.far:g}" for point in trained.choices.operating_points) or "none"
             raise ConfigError(f"no threshold was chosen on val for this FAR (there are: {available}); give --threshold")
-        if point.note:
-            say(f"threshold for FAR {point.far:g}: {point.note}")
-        return point
+        if note := matching.operating_point_note(point):
+            say(f"threshold for FAR {point.far:g}: {note}")
+        return SimilarityThreshold(point.threshold, point.far)
 
 
 def verify_pair(options: IdentityOptions, first_path: Path, second_path: Path, batch: int = 2) -> dict[str, Any]:
     """Compare two images and decide whether they show the same person."""
-    trained, task = options.open_network()
-    point = options.choose_operating_point(trained, task)
+    trained, matching = options.open_network()
+    threshold = options.choose_threshold(trained, matching)
     embeddings, _ = _embed_images(trained, list(list_images([first_path, second_path])), batch)
     if len(embeddings) != 2:
         raise ConfigError("verify compares two images; give two files")
@@ -71,18 +80,30 @@ def verify_pair(options: IdentityOptions, first_path: Path, second_path: Path, b
     return {
         "pictures": [str(first_path), str(second_path)],
         "similarity": similarity,
-        "threshold": point.threshold,
-        "far": point.far,
-        "same": similarity >= point.threshold,
+        "threshold": threshold.value,
+        "far": threshold.far,
+        "same": similarity >= threshold.value,
     }
 
 
 def _embed_images(trained: TrainedNetwork, paths: Sequence[Path], batch: int) -> tuple[NDArray[np.float32], list[str]]:
     """Embed images: [N, D], and their paths. Raises DataError with a line for each file that cannot be read."""
-    rows = list(predict_files(trained, paths, batch))
-    if problems := [row["error"] for row in rows if "error" in row]:
+    files = list(_compute_embeddings(trained, paths, batch))
+    if problems := [str(embedding) for _, embedding in files if isinstance(embedding, DataError)]:
         raise DataError(*problems)
-    return np.array([row["embedding"] for row in rows], np.float32), [row["path"] for row in rows]
+    return np.array([embedding for _, embedding in files], np.float32), [str(path) for path, _ in files]
+
+
+def _compute_embeddings(
+    trained: TrainedNetwork, paths: Iterable[Path], batch: int
+) -> Iterator[tuple[Path, NDArray[np.float32] | DataError]]:
+    """Compute the embedding of each image; returns the error in its place for a file that cannot be read."""
+    matching = trained.task.matching
+    assert matching is not None
+    for chunk, results, _ in compute_results(trained, paths, batch):
+        embeddings = iter(matching.embeddings(results).cpu().numpy() if results else ())
+        for path, error in chunk:
+            yield path, next(embeddings) if error is None else error
 
 
 def enroll_people(
@@ -95,12 +116,12 @@ def enroll_people(
     _check_arguments(folder, path, add, remove)
     if folder is None and not remove:  # reading needs no network
         return _summarize_gallery(path, gallery_file.read_gallery(path), [], [])
-    trained, task = options.open_network()
+    trained, matching = options.open_network()
     existing = gallery_file.read_gallery(path) if path.exists() else None
     if existing is not None and folder is not None and not add:
         return _confirm_same_people(trained, folder, path, existing, batch)
     if existing is not None:
-        gallery_file.refuse_other_network(existing, path, trained.digest, task.dimension)
+        gallery_file.refuse_other_network(existing, path, trained.digest, matching.dimension)
     if existing is not None and remove:
         existing = gallery_file.remove_people(existing, remove, allow_empty=folder is not None)
     people = _embed_people(trained, folder, batch) if folder else {}
@@ -178,26 +199,62 @@ def _stranger_note(far: float, fars: Sequence[float], image_count: int) -> str:
     )
 
 
-def identify_people(
-    options: IdentityOptions, paths: Sequence[Path], path: Path, max_people: int, search: SearchMethod, batch: int
-) -> Iterator[dict[str, Any]]:
-    """Identify the person in each image: a row with the person, or None if nobody matches, and the nearest people."""
-    trained, task = options.open_network()
-    point = options.choose_operating_point(trained, task)
-    gallery = gallery_file.read_gallery(path)
-    gallery_file.refuse_other_network(gallery, path, trained.digest, task.dimension)
-    if point.far is not None and (note := _stranger_note(point.far, task.fars, len(gallery.person_N))):
-        say(note)
-    for row in predict_files(trained, list_images(paths), batch):
-        if "error" in row:
-            yield row
-            continue
-        (people,) = gallery.most_similar(np.array([row.pop("embedding")], np.float32), max_people, search)
-        person, similarity = people[0]
-        yield {
-            **row,
-            "person": person if similarity >= point.threshold else None,
-            "similarity": similarity,
-            "threshold": point.threshold,
-            "matches": [{"person": name, "similarity": value} for name, value in people],
+@dataclass(frozen=True)
+class GallerySearch:
+    """How many people to find, and how."""
+
+    max_people: int
+    method: SearchMethod
+
+
+@dataclass(frozen=True)
+class Identification(Prediction):
+    """The people who are most similar to the one in an image, the most similar first, and the least similarity."""
+
+    matches: Sequence[tuple[str, float]]
+    threshold: float
+
+    @property
+    def person(self) -> str | None:
+        """The person in the image; None if nobody is similar enough."""
+        person, similarity = self.matches[0]
+        return person if similarity >= self.threshold else None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "person": self.person,
+            "similarity": self.matches[0][1],
+            "threshold": self.threshold,
+            "matches": [{"person": name, "similarity": similarity} for name, similarity in self.matches],
         }
+
+    def to_text(self) -> str:
+        matches = "  ".join(f"{name} {similarity:.3f}" for name, similarity in self.matches)
+        return f"{self.person or 'unknown'}   ({matches})"
+
+    def csv_columns(self) -> list[str]:
+        ranks = range(1, len(self.matches) + 1)
+        ranked = [f"{column} {rank}" for rank in ranks for column in ("person", "similarity")]
+        return ["person", "similarity", *ranked]
+
+    def csv_rows(self) -> list[list[Any]]:
+        ranked = [cell for match in self.matches for cell in match]
+        return [[self.person or "", self.matches[0][1], *ranked]]
+
+
+def identify_people(
+    options: IdentityOptions, paths: Sequence[Path], gallery_path: Path, search: GallerySearch, batch: int
+) -> Iterator[PredictedFile]:
+    """Identify the person in each image, or nobody if none is similar enough."""
+    trained, matching = options.open_network()
+    threshold = options.choose_threshold(trained, matching)
+    gallery = gallery_file.read_gallery(gallery_path)
+    gallery_file.refuse_other_network(gallery, gallery_path, trained.digest, matching.dimension)
+    if threshold.far is not None and (note := _stranger_note(threshold.far, matching.fars, len(gallery.person_N))):
+        say(note)
+    for path, embedding in _compute_embeddings(trained, list_images(paths), batch):
+        if isinstance(embedding, DataError):
+            yield PredictedFile(path, None, str(embedding))
+            continue
+        (people,) = gallery.most_similar(embedding[None], search.max_people, search.method)
+        yield PredictedFile(path, Identification(people, threshold.value))

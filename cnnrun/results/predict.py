@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,60 +16,93 @@ import torch
 from numpy.typing import NDArray
 
 from cnnrun.base.atomic_files import is_own_file, make_folder, write_text
-from cnnrun.base.boxes import Mark
 from cnnrun.base.error_lines import join_names
 from cnnrun.base.errors import ConfigError, DataError, escape
-from cnnrun.contracts.facts import Facts
-from cnnrun.contracts.results import View
-from cnnrun.contracts.task import TaskSpec
+from cnnrun.contracts.prediction import Overlay, Prediction
+from cnnrun.contracts.results import Results, View
 from cnnrun.data.image_files import ImageSettings, decode_image, image_errors, load_with_view, read_image_bytes
 from cnnrun.data.image_paths import list_images
 from cnnrun.explain.figures.contact_sheet import write_png
-from cnnrun.explain.figures.panels import draw_marks
+from cnnrun.explain.figures.panels import draw_overlay
 from cnnrun.model.trained_network import TrainedNetwork
 
 _GENERATOR = "cnnrun predict"  # written into the PNG files, which marks them as ours
 
 
 @dataclass(frozen=True)
-class BoxOutput:
-    """Output of detected boxes: minimum scores, a folder for drawings, a file in COCO's results format."""
+class ObjectOutput:
+    """Output besides the rows: minimum scores, a folder for drawings, a file in COCO's results format."""
 
     scores: Sequence[str] = ()
     draw: Path | None = None
     coco: Path | None = None
 
-    @property
-    def is_wanted(self) -> bool:
-        return bool(self.scores or self.draw or self.coco)
+
+@dataclass(frozen=True)
+class PredictedFile:
+    """A file with its prediction, or with the reason that it cannot be read."""
+
+    path: Path
+    prediction: Prediction | None
+    error: str = ""
+    unreadable_json: Mapping[str, Any] = field(default_factory=dict)
+    """Keys in JSON that every file has: see `Predicting`."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the path with the prediction, or with `error`, as plain data for JSON."""
+        content = self.prediction.to_json() if self.prediction else {"error": self.error}
+        return {**self.unreadable_json, "path": str(self.path), **content}
 
 
 def predict_paths(
-    trained: TrainedNetwork, paths: Sequence[Path], batch: int, boxes: BoxOutput
-) -> Iterator[dict[str, Any]]:
-    """Predict the images in files and folders, a row for each as by `predict_files`; draw and write boxes if wanted.
+    trained: TrainedNetwork, paths: Sequence[Path], batch: int, output: ObjectOutput
+) -> Iterator[PredictedFile]:
+    """Predict the images in files and folders, as by `predict_files`; draw and write objects if wanted.
 
-    Raises ConfigError if boxes are wanted from a task that has none, or if an output path cannot be used.
+    Raises ConfigError if the task cannot give an output that is wanted, or if an output path cannot be used.
     """
-    task, coco, has_boxes = trained.task, boxes.coco, trained.task.target_kind == "boxes"
-    if boxes.is_wanted and not has_boxes:
-        raise ConfigError(f"--score, --draw and --coco need a network that finds boxes; {task.kind} finds none")
-    trained = replace(trained, task=task_with_scores(task, boxes.scores, trained.facts))
+    predicting, coco = trained.task.predicting, output.coco
+    if (output.scores or coco) and not predicting.has_objects:
+        raise ConfigError(f"--score and --coco need a network that finds objects; {trained.task.kind} finds none")
+    if output.draw and not predicting.has_overlays:
+        raise ConfigError(f"--draw needs a network whose predictions have a place; {trained.task.kind} has none")
+    thresholds = choose_thresholds(predicting.thresholds(trained.choices), output.scores)
     if coco and (coco.exists() or not coco.parent.is_dir()):
         raise ConfigError(f"--coco {coco}: {'already exists' if coco.exists() else 'no such folder'}; choose another")
     results: list[dict[str, Any]] = []
-    draw = box_drawer(boxes.draw, trained.image)
-    for row in predict_files(trained, list_images(paths), batch):
-        draw(row)
+    draw = overlay_drawer(output.draw, trained.image)
+    for predicted in predict_files(trained, list_images(paths), batch, thresholds):
+        draw(predicted)
         if coco:
-            results += coco_results(row)
-        yield {"objects": [], **row} if has_boxes else row
+            results += coco_results(predicted)
+        yield predicted
     if coco:
         write_text(coco, json.dumps(results) + "\n")
 
 
-def predict_files(trained: TrainedNetwork, paths: Iterable[Path], batch: int) -> Iterator[dict[str, Any]]:
-    """Predict files in order; a row holds the path and the task's result, or `error` if the file cannot be read."""
+def predict_files(
+    trained: TrainedNetwork, paths: Iterable[Path], batch: int, thresholds: dict[str, float] | None = None
+) -> Iterator[PredictedFile]:
+    """Predict files in order. `thresholds` are the minimum scores of the classes, by default the network's."""
+    predicting = trained.task.predicting
+    if thresholds is None:
+        thresholds = predicting.thresholds(trained.choices)
+    for chunk, results, views in compute_results(trained, paths, batch):
+        predictions = iter(predicting.predictions(results, views, thresholds) if views else ())
+        for path, error in chunk:
+            if error is not None:
+                yield PredictedFile(path, None, str(error), predicting.unreadable_json)
+            else:
+                yield PredictedFile(path, next(predictions), "", predicting.unreadable_json)
+
+
+Chunk = Sequence[tuple[Path, DataError | None]]  # paths, each with the reason that it cannot be read
+
+
+def compute_results(
+    trained: TrainedNetwork, paths: Iterable[Path], batch: int
+) -> Iterator[tuple[Chunk, Results, list[View]]]:
+    """Compute the results of image files, `batch` at a time: the files, and results and views of the readable ones."""
     channels, height, width = trained.facts.image
 
     def load_image(path: Path) -> tuple[NDArray[np.uint8], View] | DataError:
@@ -82,56 +115,47 @@ def predict_files(trained: TrainedNetwork, paths: Iterable[Path], batch: int) ->
         source = iter(paths)
         while chunk := list(itertools.islice(source, batch)):
             loaded = list(pool.map(load_image, chunk))
-            rows = iter(_result_rows(trained, [image for image in loaded if not isinstance(image, DataError)]))
-            for path, image in zip(chunk, loaded, strict=True):
-                if isinstance(image, DataError):
-                    yield {"path": str(path), "error": str(image)}
-                else:
-                    yield {"path": str(path), **next(rows)}
+            images = [image for image in loaded if not isinstance(image, DataError)]
+            errors = [image if isinstance(image, DataError) else None for image in loaded]
+            results: Results = {}
+            if images:
+                pixels_BHWC = torch.from_numpy(np.stack([pixels for pixels, _ in images])).to(trained.device)
+                results = trained.results(pixels_BHWC.permute(0, 3, 1, 2).float())
+            yield list(zip(chunk, errors, strict=True)), results, [view for _, view in images]
 
 
-def _result_rows(trained: TrainedNetwork, loaded: list[tuple[NDArray[np.uint8], View]]) -> list[dict[str, Any]]:
-    if not loaded:
-        return []
-    images_BCHW = (
-        torch.from_numpy(np.stack([pixels for pixels, _ in loaded])).to(trained.device).permute(0, 3, 1, 2).float()
-    )
-    return trained.task.result_rows(trained.results(images_BCHW), trained.facts, [view for _, view in loaded])
-
-
-def task_with_scores(task: TaskSpec, settings: Sequence[str], facts: Facts) -> TaskSpec:
-    """Set the task's score thresholds: `0.4` for all classes, `cat=0.6` for one of them. Raises ConfigError."""
-    if not settings:
-        return task
-    scores = task.thresholds(facts)
+def choose_thresholds(thresholds: dict[str, float], settings: Sequence[str]) -> dict[str, float]:
+    """Replace minimum scores by class: `0.4` for all classes, `cat=0.6` for one of them. Raises ConfigError."""
+    thresholds = dict(thresholds)
     for setting in sorted(settings, key=lambda setting: "=" in setting):  # the one for all classes first
         name, _, text = setting.rpartition("=")
         try:
             value = float(text)
         except ValueError:
             value = -1.0
-        if not 0 <= value < 1 or (name and name not in facts.classes):
-            classes = join_names(facts.classes)
+        if not 0 <= value < 1 or (name and name not in thresholds):
+            classes = join_names(list(thresholds))
             raise ConfigError(f"--score {escape(setting)}: give a number below 1, or class=number (classes: {classes})")
-        scores |= {name: value} if name else dict.fromkeys(facts.classes, value)
-    return task.model_copy(update={"score": scores})
+        thresholds |= {name: value} if name else dict.fromkeys(thresholds, value)
+    return thresholds
 
 
-def coco_results(row: dict[str, Any]) -> list[dict[str, Any]]:
-    """Objects of a row in COCO's results format. An image's id is its file name, or the number that its stem is."""
-    stem = Path(row["path"]).stem
-    image_id = int(stem) if stem.isdecimal() else Path(row["path"]).name
-    keys = ("category_id", "bbox", "score")
-    return [{"image_id": image_id, **{key: detection[key] for key in keys}} for detection in row.get("objects", [])]
+def coco_results(predicted: PredictedFile) -> list[dict[str, Any]]:
+    """Objects of a file in COCO's results format. An image's id is its file name, or the number that its stem is."""
+    if predicted.prediction is None:
+        return []
+    stem = predicted.path.stem
+    image_id = int(stem) if stem.isdecimal() else predicted.path.name
+    return [{"image_id": image_id, **found} for found in predicted.prediction.coco_results()]
 
 
-def box_drawer(folder: Path | None, image: ImageSettings) -> Callable[[dict[str, Any]], None]:
-    """Return a function that draws a row's objects onto its image, as a PNG in the folder; without one, a no-op.
+def overlay_drawer(folder: Path | None, image: ImageSettings) -> Callable[[PredictedFile], None]:
+    """Return a function that draws a prediction onto its image, as a PNG in the folder; without one, a no-op.
 
     Raises ConfigError if the folder holds PNG files that cnnrun did not write.
     """
     if folder is None:
-        return lambda row: None
+        return lambda predicted: None
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--draw {escape(str(folder))}: is a file")
     make_folder(folder)
@@ -140,10 +164,10 @@ def box_drawer(folder: Path | None, image: ImageSettings) -> Callable[[dict[str,
             raise ConfigError(f"--draw {escape(str(folder))}: holds images of yours; choose another folder")
     names: set[str] = set()
 
-    def draw(row: dict[str, Any]) -> None:
-        if "error" in row:
+    def draw(predicted: PredictedFile) -> None:
+        if predicted.prediction is None:
             return
-        path = Path(row["path"])
+        path = predicted.path
         name, copy = path.stem, 1
         while name in names:
             copy += 1
@@ -151,11 +175,7 @@ def box_drawer(folder: Path | None, image: ImageSettings) -> Callable[[dict[str,
         names.add(name)
         with image_errors(str(path)):
             pillow_image = decode_image(read_image_bytes(path), 3, image).pillow_image
-        marks = [
-            Mark((x, y, x + w, y + h), f"{detection['label']} {detection['score']:.2f}", detection["category_id"])
-            for detection in row["objects"]
-            for x, y, w, h in [detection["bbox"]]
-        ]
-        write_png(folder / f"{name}.png", np.asarray(draw_marks(pillow_image, marks)), _GENERATOR)
+        drawing = draw_overlay(pillow_image, predicted.prediction.overlay() or Overlay())
+        write_png(folder / f"{name}.png", np.asarray(drawing), _GENERATOR)
 
     return draw

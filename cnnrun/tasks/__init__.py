@@ -6,7 +6,16 @@ from cnnrun.tasks.embedding.task import Verify
 from cnnrun.tasks.multilabel import Multilabel
 from cnnrun.tasks.regression.task import Regress
 
-__all__ = ["TaskUnion", "classification_metrics", "embedding", "intervals", "multilabel", "regression", "temperature"]
+__all__ = [
+    "TaskUnion",
+    "classification_metrics",
+    "embedding",
+    "intervals",
+    "multilabel",
+    "multilabel_losses",
+    "regression",
+    "temperature",
+]
 
 
 TaskUnion = Classify | Multilabel | Regress | Detect | Verify

@@ -125,7 +125,7 @@ class Multilabel(TaskSpec):
     """Any number of labels per image: a probability for each class, and a threshold chosen on val."""
 
     kind = "multilabel"
-    targets = TargetKind.LABEL_SETS
+    target_kind = TargetKind.LABEL_SETS
 
     loss: Annotated[MultilabelLoss, Kinds()] = Bce()
     """The loss of each label."""

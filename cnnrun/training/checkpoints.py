@@ -29,9 +29,12 @@ from torch import Tensor
 
 from cnnrun.base.atomic_files import Folder, describe_failure
 from cnnrun.base.bounded_files import read_bytes
+from cnnrun.base.error_lines import join_names
 from cnnrun.base.errors import CheckpointError, StorageError, escape, first_line
 
-FORMAT: Literal[3] = 3  # format 2 had neither evaluation.json nor tensor counts
+# Format 2 had neither evaluation.json nor tensor counts; format 3 held the choices made on val among the data facts.
+FORMAT: Literal[4] = 4
+_READ_FORMATS = (2, 3, FORMAT)
 MAX_JSON_BYTES = 4 << 20
 STATE, EVALUATION, MANIFEST = "state.json", "evaluation.json", "manifest.json"
 _ATTEMPTS = 3
@@ -63,7 +66,7 @@ class _Manifest(BaseModel):
     """The contents of manifest.json: format, step, and an entry for each other file."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
-    format: Literal[2, 3]
+    format: Literal[2, 3, 4]
     step: int = Field(ge=0)
     files: dict[Annotated[str, Field(pattern=r"^([A-Za-z0-9_]+\.safetensors|state\.json|evaluation\.json)$")], _Entry]
 
@@ -100,8 +103,8 @@ def add_evaluation(folder: Folder, step: int, state: dict[str, Any]) -> None:
     def write() -> None:
         checkpoint = folder.open_child(name)
         manifest = _read_manifest(checkpoint)
+        manifest.format = FORMAT  # a resumed checkpoint may be of an older one
         manifest.files[EVALUATION] = _Entry(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-        manifest.format = FORMAT
         checkpoint.replace(EVALUATION, data)
         checkpoint.replace(MANIFEST, manifest.to_bytes())
 
@@ -284,8 +287,11 @@ def _read_manifest(folder: Folder) -> _Manifest:
     path = folder.path / MANIFEST
     data = read_bytes(path, CheckpointError, MAX_JSON_BYTES, folder)
     content = _parse_json(path, data)
-    if not isinstance(content, dict) or content.get("format") not in (2, FORMAT):
-        raise CheckpointError(f"{folder.path}: not a checkpoint of format {FORMAT}; another version of cnnrun wrote it")
+    if not isinstance(content, dict) or content.get("format") not in _READ_FORMATS:
+        formats = join_names(list(map(str, _READ_FORMATS)))
+        raise CheckpointError(
+            f"{folder.path}: not a checkpoint of format {formats}; another version of cnnrun wrote it"
+        )
     try:
         manifest = _Manifest.model_validate(content)
     except ValidationError:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from cnnrun.base.ranks import Ranks
 from cnnrun.contracts.batch import Batch
-from cnnrun.contracts.facts import Facts
+from cnnrun.contracts.choices import Choices
 from cnnrun.contracts.results import Measurement, Results
-from cnnrun.contracts.task import TaskSpec
+from cnnrun.contracts.task import Task
 from cnnrun.data.dataset import Examples
 from cnnrun.data.training_batches import batches_in_order
 
@@ -20,8 +20,8 @@ from cnnrun.data.training_batches import batches_in_order
 def measure_split(
     forward: Callable[[Tensor], Tensor],
     criterion: nn.Module | None,
-    task: TaskSpec,
-    facts: Facts,
+    task: Task,
+    choices: Choices,
     examples: Examples,
     batch: int,
     device: torch.device,
@@ -37,8 +37,8 @@ def measure_split(
     equal those of one process to the bit.
     """
     ranks = ranks or Ranks()
-    meter, total = task.meter(facts), torch.zeros((), dtype=torch.float64)
-    decoder = task.decoder(facts).to(device)
+    meter, total = task.measuring.build_meter(choices), torch.zeros((), dtype=torch.float64)
+    decoder = task.predicting.build_decoder(choices).to(device)
     rank_batches = batches_in_order(examples, batch, device, ranks)
     batch_indices = torch.arange(len(examples)).split(batch)
     with torch.inference_mode():
@@ -68,10 +68,10 @@ def _batch_results(
 
 
 def measure_metrics(
-    predict: Callable[[Tensor], Results], task: TaskSpec, facts: Facts, batches: Iterable[Batch]
+    predict: Callable[[Tensor], Results], task: Task, choices: Choices, batches: Iterable[Batch]
 ) -> Mapping[str, float | None]:
     """Measure the task's metrics of anything that turns images into results, such as an exported file."""
-    meter = task.meter(facts)
+    meter = task.measuring.build_meter(choices)
     for batch in batches:
         meter.update(predict(batch.images), batch.targets)
     return meter.compute(tables=False).metrics

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,10 @@ from cnnrun.base.atomic_files import Folder
 from cnnrun.base.randomness import derive_key
 from cnnrun.base.ranks import Ranks
 from cnnrun.contracts.batch import Batch
-from cnnrun.contracts.facts import Facts
+from cnnrun.contracts.choices import Choices
+from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.results import Measurement, Results
-from cnnrun.contracts.task import TaskSpec
+from cnnrun.contracts.task import Task
 from cnnrun.data.augment.settings import Augment
 from cnnrun.data.dataset import Dataset, Examples
 from cnnrun.data.training_batches import TrainingBatches, batches_in_order, default_prefetch
@@ -33,8 +33,8 @@ from cnnrun.training.optimizers import OptimizerSpec, check_state_tensors, load_
 from cnnrun.training.settings import BATCH_NORMS, Train
 from cnnrun.training.sync_batch_norm import synchronize_batch_norms
 
-# Draws a batch's images with targets and results: (task, facts, batch, results, names) -> uint8 [H, W, 3] or None.
-DrawFunction = Callable[[TaskSpec, Facts, Batch, Results, list[str]], NDArray[np.uint8] | None]
+# Draws a batch's images with their targets and results: (task, batch, results, names) -> uint8 [H, W, 3].
+DrawFunction = Callable[[Task, Batch, Results, list[str]], NDArray[np.uint8]]
 
 _CRITERION_SEED = 1  # differs from the key of the network's seed
 
@@ -45,7 +45,7 @@ class Job:
 
     spec: Train
     network: Network
-    task: TaskSpec
+    task: Task
     dataset: Dataset
     augment: Augment
     seed: int
@@ -62,7 +62,7 @@ class Job:
     """Draws images with their targets and results for TensorBoard; None draws nothing."""
 
     @property
-    def facts(self) -> Facts:
+    def facts(self) -> DataFacts:
         return self.dataset.facts
 
     def batches(self, examples: Examples, accumulate: int) -> TrainingBatches:
@@ -77,7 +77,7 @@ class Job:
             self.seed,
             self.device,
             order=order,
-            blend=partial(self.task.blend_targets, facts=self.facts),
+            blend=self.task.learning.mix_targets,
             prefetch=prefetch,
             timeout=self.reading_timeout,
             micro_batch_count=accumulate,
@@ -96,7 +96,7 @@ class Learner:
         if job.ranks.world_size > 1 and spec.sync_batch_norm:
             synchronize_batch_norms(self.network, job.ranks, device)
         torch.manual_seed(derive_key(job.seed, _CRITERION_SEED))  # criteria may have weights, such as class centres
-        self.criterion = job.task.criterion(job.facts).to(device)
+        self.criterion = job.task.learning.build_criterion().to(device)
         self.network_and_criterion = nn.ModuleDict({"network": self.network, "criterion": self.criterion})
         set_training_mode(self.network, spec.freeze)
         groups = spec.optimizer.parameter_groups(trainable_parameters(self.network_and_criterion))
@@ -185,20 +185,19 @@ class Learner:
 
         Returns None if the task has no targets to draw, or if the network takes features instead of images.
         """
-        if job.draw is None or self.active_network is not self.network:
+        can_draw = job.task.showing.has_overlays and self.active_network is self.network
+        if job.draw is None or not can_draw:
             return None
         batch = next(iter(batches_in_order(job.dataset.splits[split], count, job.device)))
-        if job.task.target_marks(batch.targets, job.facts) is None:
-            return None
         self.network.eval()
-        decoder = job.task.decoder(job.facts).to(job.device)
+        decoder = job.task.predicting.build_decoder(Choices()).to(job.device)
         try:
             with torch.inference_mode():
                 results = decoder(self._evaluated_network(job)(batch.images).float())
         finally:  # a failed drawing must not leave the network in evaluation mode
             set_training_mode(self.network, job.spec.freeze)
         names = [Path(job.dataset.splits[split].sample_name(index)).name for index in range(len(batch))]
-        return job.draw(job.task, job.facts, batch, results, names)
+        return job.draw(job.task, batch, results, names)
 
     def evaluate(
         self, job: Job, split: str, batch: int, before_batch: Callable[[], None] = lambda: None
@@ -209,13 +208,13 @@ class Learner:
         """
         self.network.eval()
         examples, forward = job.dataset.splits[split], self._evaluated_network(job)
-        criterion = None if job.task.is_open_set else self.criterion
+        criterion = None if job.task.requirements.unseen_classes else self.criterion
         try:
             return measure_split(
                 forward,
                 criterion,
                 job.task,
-                job.facts,
+                Choices(),
                 examples,
                 batch,
                 job.device,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from cnnrun.base.atomic_files import Folder, json_bytes, storage_errors
@@ -22,6 +22,7 @@ from cnnrun.base.errors import (
 from cnnrun.base.progress import Advance, Clock, progress_bar, say
 from cnnrun.base.signals import StopRequest, stop_on_signals
 from cnnrun.contracts.batch import Batch
+from cnnrun.contracts.choices import Choices
 from cnnrun.contracts.results import Measurement
 from cnnrun.data.training_batches import TrainingBatches
 from cnnrun.training import checkpoints
@@ -53,7 +54,11 @@ def fit(job: Job, checkpoint: checkpoints.Checkpoint | None = None) -> dict[str,
     Raises InterruptionError after a signal, NonFiniteError if a loss or weight is not finite.
     """
     check_batch_size(
-        job.spec, len(job.dataset.splits["train"]), job.network, job.ranks.world_size, job.task.needs_class_batches()
+        job.spec,
+        len(job.dataset.splits["train"]),
+        job.network,
+        job.ranks.world_size,
+        job.task.requirements.class_batches,
     )
     with deterministic_kernels(job.device, job.spec.deterministic):
         return _train(job, checkpoint)
@@ -215,25 +220,25 @@ class Training:
         if not self.checkpoints_folder:
             return
         state.metrics_offset = self.metrics_log.sync()
-        state_json = {"scaler": self.learner.scaler.state_dict(), **self._state_json({})}
+        state_json = {"scaler": self.learner.scaler.state_dict(), **self._state_json(Choices())}
         with self._detect_moved_folder():
             checkpoints.save(self.checkpoints_folder, state.step, parts, state_json)
             checkpoints.prune(self.checkpoints_folder, job.spec.keep)
         self.saved_step = state.step
 
-    def _save_evaluation(self, chosen: dict[str, float], improved: bool) -> None:
+    def _save_evaluation(self, choices: Choices, improved: bool) -> None:
         """Add the results on val, such as chosen thresholds, to the newest checkpoint; update `best` if it improved."""
         if not self.checkpoints_folder:
             return
         self.state.metrics_offset = self.metrics_log.sync()
         with self._detect_moved_folder():
-            checkpoints.add_evaluation(self.checkpoints_folder, self.state.step, self._state_json(chosen))
+            checkpoints.add_evaluation(self.checkpoints_folder, self.state.step, self._state_json(choices))
             if improved:
                 checkpoints.set_pointer(self.checkpoints_folder, "best", f"step-{self.state.step:08d}")
             checkpoints.prune(self.checkpoints_folder, self.job.spec.keep)
 
-    def _state_json(self, chosen: dict[str, float]) -> dict[str, Any]:
-        return {"training": asdict(self.state), "facts": replace(self.job.facts, chosen=chosen).to_json()}
+    def _state_json(self, choices: Choices) -> dict[str, Any]:
+        return {"training": asdict(self.state), "facts": self.job.facts.to_json(), "choices": choices.to_json()}
 
     @contextmanager
     def _detect_moved_folder(self) -> Iterator[None]:
@@ -313,7 +318,7 @@ class Training:
     def _record_improvement(self, value: float) -> bool:
         """Return whether `value` is the best so far; also counts evaluations without improvement."""
         job, state = self.job, self.state
-        sign = 1 if monitorable_metrics(job.task)[job.spec.monitor] == "max" else -1
+        sign = 1 if monitorable_metrics(job.task.spec)[job.spec.monitor] == "max" else -1
         margin = job.spec.early_stop.min_delta if job.spec.early_stop else 0.0
         if state.mark is None or (value - state.mark) * sign > margin:
             state.mark, state.waited = value, 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -11,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from cnnrun.base.atomic_files import Folder
 from cnnrun.base.bounded_files import read_bytes
 from cnnrun.base.errors import CheckpointError, escape
-from cnnrun.contracts.facts import Facts
+from cnnrun.contracts import stored_facts
+from cnnrun.contracts.choices import Choices
+from cnnrun.contracts.facts import DataFacts
 
 CONFIG = "config.yaml"
 RESULT = "result.json"
@@ -65,15 +66,9 @@ class WeightsRecord(_Record):
     sha256: Digest
 
 
-class Choices(_Record):
-    """Settings, such as a temperature, chosen on val for one checkpoint's weights after the training."""
-
-    chosen: dict[str, float]
-
-
 _RESULT, _ENVIRONMENTS = TypeAdapter(TrainingResult), TypeAdapter(Environments)
-_WEIGHTS, _CALIBRATION = TypeAdapter(WeightsRecord), TypeAdapter(dict[Digest, Choices])
-_FACTS = TypeAdapter(Facts)
+_WEIGHTS, _CALIBRATION = TypeAdapter(WeightsRecord), TypeAdapter(dict[Digest, dict[str, Any]])
+_STORED_FACTS = TypeAdapter(dict[str, Any])
 _METRICS = TypeAdapter(dict[str, float | int | str | None])
 
 
@@ -94,20 +89,28 @@ def read_initial_weights(run: Path) -> WeightsRecord | None:
     return _read_record(run, INITIAL_WEIGHTS, _WEIGHTS)
 
 
-def read_facts(run: Path) -> Facts | None:
+def read_facts(run: Path) -> DataFacts | None:
     """Read the data facts at the start of the run; None before it has decoded its data.
 
     Raises CheckpointError if the file is damaged.
     """
-    facts = _read_record(run, FACTS, _FACTS)
-    if facts is not None and (problem := facts.consistency_problem()):
-        raise CheckpointError(f"{escape(str(run / FACTS))}: damaged ({problem})")
-    return facts
+    stored = _read_record(run, FACTS, _STORED_FACTS)
+    return None if stored is None else parse_facts({"facts": stored}, str(run / FACTS))[0]
 
 
-def read_calibration(run: Path) -> dict[str, Choices]:
-    """Read the choices made on val after the training, by the weights' digest. Raises CheckpointError if damaged."""
+def read_calibration(run: Path) -> dict[str, dict[str, Any]]:
+    """Read the records of `cnnrun calibrate`, by the weights' digest. Raises CheckpointError if damaged."""
     return _read_record(run, CALIBRATION, _CALIBRATION) or {}
+
+
+def parse_calibration(record: dict[str, Any], run: Path) -> Choices:
+    """Parse the choices of a record of `read_calibration`. Raises CheckpointError if they are damaged."""
+    try:
+        if "choices" in record:
+            return stored_facts.parse_choices(record["choices"])
+        return stored_facts.parse_described_choices(record["chosen"])
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"{escape(str(run / CALIBRATION))}: damaged ({_first_problem(error)})") from None
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -128,12 +131,13 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def parse_facts(data: Any, where: str) -> Facts:
-    """Parse the data facts of a checkpoint. Raises CheckpointError if they are damaged."""
-    facts = _parse(where, json.dumps(data).encode(), _FACTS)
-    if problem := facts.consistency_problem():
-        raise CheckpointError(f"{escape(where)}: damaged ({problem})")
-    return facts
+def parse_facts(state: dict[str, Any], where: str) -> tuple[DataFacts, Choices]:
+    """Parse the data facts and choices of a checkpoint's state. Raises CheckpointError if they are damaged."""
+    try:
+        facts, choices = stored_facts.parse_facts(state.get("facts"))
+        return facts, stored_facts.parse_choices(state["choices"]) if "choices" in state else choices
+    except ValueError as error:
+        raise CheckpointError(f"{escape(where)}: damaged ({_first_problem(error)})") from None
 
 
 def _read_record(run: Path, name: str, adapter: TypeAdapter[Record]) -> Record | None:
@@ -150,8 +154,10 @@ def _parse(where: str, data: bytes, adapter: TypeAdapter[Record]) -> Record:
         raise CheckpointError(f"{escape(where)}: damaged ({_first_problem(error)})") from None
 
 
-def _first_problem(error: ValidationError) -> str:
+def _first_problem(error: Exception) -> str:
     """Describe the first error of a file in one line."""
+    if not isinstance(error, ValidationError):
+        return escape(str(error))
     first = error.errors(include_url=False, include_input=False)[0]
     key = ".".join(escape(str(part)) for part in first["loc"])
     return f"{key}: {first['msg']}" if key else str(first["msg"])

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from cnnrun.base.errors import ConfigError, DataError
 from cnnrun.config.spec import Kinds, Spec
-from cnnrun.contracts.task import Direction, TaskSpec
+from cnnrun.contracts.task import Task, TaskSpec
+from cnnrun.contracts.task_parts import Direction, Targets
 from cnnrun.data.epoch_order import Sampler, Uniform
 from cnnrun.model.network import Network
 from cnnrun.training.ema import EmaSpec
@@ -86,7 +87,7 @@ repeats nor resumes to the bit. On a CPU it always does."""
 
 def monitorable_metrics(task: TaskSpec) -> dict[str, Direction]:
     """Metrics that `train.monitor` may name, with their better direction."""
-    loss: dict[str, Direction] = {} if task.is_open_set else {"val/loss": "min"}
+    loss: dict[str, Direction] = {} if task.requirements().unseen_classes else {"val/loss": "min"}
     return loss | {f"val/{name}": direction for name, direction in task.metrics().items()}
 
 
@@ -98,11 +99,11 @@ def check_batch_size(spec: Train, count: int, network: Network, ranks: int = 1, 
         raise ConfigError(f"train.batch: {problem}: change batch, accumulate or drop_last")
 
 
-def refuse_undefined_monitor(task: TaskSpec, targets: dict[str, Tensor], monitor: str) -> None:
+def refuse_undefined_monitor(task: Task, targets: Targets, monitor: str) -> None:
     """Raise DataError, which lists the defined metrics, if the monitored one is undefined for the targets of val."""
-    undefined = task.undefined_metrics(targets)
+    undefined = task.measuring.undefined_metrics(targets)
     if reason := undefined.get(monitor.removeprefix("val/")):
-        known = ", ".join(name for name in monitorable_metrics(task) if name.removeprefix("val/") not in undefined)
+        known = ", ".join(name for name in monitorable_metrics(task.spec) if name.removeprefix("val/") not in undefined)
         raise DataError(f"train.monitor: {monitor} is not defined: the val split {reason}; use another ({known})")
 
 

@@ -45,7 +45,9 @@ def undo_step(learner: Learner, buffers: list[Tensor], device: torch.device) -> 
 def double_micro_batches(job: Job, accumulate: int, reason: str) -> int:
     """Return doubled as many micro-batches. Raises ResourceError, with `reason`, if they cannot be smaller."""
     count, doubled = len(job.dataset.splits["train"]), 2 * accumulate
-    problem = batch_problem(job.spec, count, job.network, job.ranks.world_size, doubled, job.task.needs_class_batches())
+    problem = batch_problem(
+        job.spec, count, job.network, job.ranks.world_size, doubled, job.task.requirements.class_batches
+    )
     if problem or job.spec.smallest_batch(count) < doubled:
         line = f"memory ran out with micro-batches as small as they can be ({problem or 'one picture'}): {reason}"
         raise ResourceError(line)

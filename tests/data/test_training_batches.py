@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from cnnrun.base.errors import DataError
 from cnnrun.base.progress import progress_bar
 from cnnrun.contracts.batch import Batch
-from cnnrun.contracts.facts import Facts
+from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.objects import ObjectTable
 from cnnrun.contracts.source import Split
 from cnnrun.data import training_batches
@@ -89,7 +89,7 @@ def test_a_batch_is_augmented_with_its_own_epochs_draws(examples, epoch):
 
 
 def test_mixing_blends_each_image_and_label_with_the_next_of_the_batch(examples):
-    augment, task, facts = Augment(shift=0.2, mixup=0.4), Classify(), Facts(tuple("0123456789"), (1, 8, 8))
+    augment, task, facts = Augment(shift=0.2, mixup=0.4), Classify(), DataFacts(tuple("0123456789"), (1, 8, 8))
     batch = make_batches(examples, augment=augment, blend=partial(task.blend_targets, facts=facts)).at(3)
     draws, partner = Draws(3, 0, batch.index_B, augment.slots()), torch.arange(32).roll(-1)
     pictures, own = augment.mix(augment.apply(examples.load_images(batch.index_B), draws).float(), partner, draws)
@@ -167,7 +167,7 @@ def test_starting_at_any_step_changes_no_bit(asked, size, drop_last):
 
     def fresh() -> TrainingBatches:
         augment, steps = Augment.model_validate(asked), 203 // size + (not drop_last)
-        blend = partial(Classify().blend_targets, facts=Facts(("a", "b", "c"), (3, 17, 17)))
+        blend = partial(Classify().blend_targets, facts=DataFacts(("a", "b", "c"), (3, 17, 17)))
         return TrainingBatches(coloured, augment, size, steps, 3, CPU, blend=blend)
 
     walked = fresh()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cnnrun.base.errors import ConfigError
 from cnnrun.config.spec import union_members
-from cnnrun.contracts.facts import Facts
+from cnnrun.contracts.facts import DataFacts
 from cnnrun.data.settings import Data
 from cnnrun.experiment import config_file
 from cnnrun.experiment.schema import Experiment
@@ -135,7 +135,7 @@ def test_name_and_from_of_a_block_apply_to_its_expansion(block, written):
     )
     assert used == expected
     assert (used[2].name, used[2].input_names()) == ("second", ["first"])
-    network = build_network(used, Classify(), Facts(("a", "b"), (1, 8, 8))).network
+    network = build_network(used, Classify(), DataFacts(("a", "b"), (1, 8, 8))).network
     assert {name.split(".")[1] for name in network.state_dict() if name.startswith("layers.")} == {
         "first", "conv1", "second",
     }  # fmt: skip

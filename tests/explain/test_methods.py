@@ -52,9 +52,9 @@ def small_network(seed: int = 0) -> tuple[nn.Module, dict[str, LayerPlace]]:
 
 
 def two_class_facts():
-    from cnnrun.contracts.facts import Facts
+    from cnnrun.contracts.facts import DataFacts
 
-    return Facts(("a", "b"), (1, 8, 8), mean=(0.5,), std=(2.0,))
+    return DataFacts(("a", "b"), (1, 8, 8), mean=(0.5,), std=(2.0,))
 
 
 # --- the deconvnet ----------------------------------------------------------------------------------------------------

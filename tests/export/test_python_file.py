@@ -95,7 +95,7 @@ def test_exported_code_is_formatted_and_contains_no_local_paths(exported_code):
 
 
 def build_trained_from_zoo(name: str) -> TrainedNetwork:
-    from cnnrun.contracts.facts import Facts
+    from cnnrun.contracts.facts import DataFacts
     from cnnrun.model.network import materialize
     from tests.support.networks import build_from_zoo, zoo_experiment
 
@@ -103,7 +103,7 @@ def build_trained_from_zoo(name: str) -> TrainedNetwork:
     image = entry.image
     task = zoo_experiment(name, image).task
     network = materialize(build_from_zoo(name, image, 10).network, 0).to(memory_format=torch.channels_last).eval()
-    facts = Facts(tuple("abcdefghij"), image, (0.0,) * image[0], (1.0,) * image[0])
+    facts = DataFacts(tuple("abcdefghij"), image, (0.0,) * image[0], (1.0,) * image[0])
     return TrainedNetwork(network, nn.Identity(), task, facts, ImageSettings(), Path("run"), 0, CPU)
 
 
@@ -187,13 +187,13 @@ def test_an_unrelated_weights_file_is_not_overwritten(trained_run, tmp_path, run
 
 @pytest.mark.parametrize("names", [("class", "print"), ("lambda", "chain"), ("None", "load")])
 def test_layers_may_have_any_name(names, tmp_path):
-    from cnnrun.contracts.facts import Facts
+    from cnnrun.contracts.facts import DataFacts
     from cnnrun.model.network import materialize
     from tests.support.networks import build_from_text
 
     text = "".join(f"- conv: {{name: {name}, out_channels: 4, norm: batch}}\n" for name in names)
     network = materialize(build_from_text(text.replace("None", "'None'") + "- flatten", 1, 4, 4).network, 0)
-    facts = Facts(("a\n", 'b"', "\u2028"), (1, 4, 4))
+    facts = DataFacts(("a\n", 'b"', "\u2028"), (1, 4, 4))
     trained = TrainedNetwork(
         network.to(memory_format=torch.channels_last).eval(),
         nn.Identity(),

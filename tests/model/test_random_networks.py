@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from cnnrun.base.errors import ConfigError
 from cnnrun.config.spec import union_members
-from cnnrun.contracts.facts import Facts
+from cnnrun.contracts.facts import DataFacts
 from cnnrun.data.image_files import ImageSettings
 from cnnrun.export.onnx import Onnx
 from cnnrun.export.python_file import Code
@@ -128,7 +128,7 @@ def networks(draw: st.DrawFn) -> BuiltNetwork:
     image = (draw(st.sampled_from([1, 3])), *draw(st.sampled_from([(8, 8), (9, 12)])))
     layers = draw(chain(Signal(image), {}, 2))
     specs = NODES.validate_python([*layers, "flatten"])
-    facts = Facts(("a", "b", "c"), image, (100.0,) * image[0], (60.0,) * image[0])
+    facts = DataFacts(("a", "b", "c"), image, (100.0,) * image[0], (60.0,) * image[0])
     return build_network(specs, Classify(), facts)
 
 
@@ -169,7 +169,7 @@ def test_forward_and_backward_are_finite_and_the_summary_is_correct(built):
 def wrap_trained(built: BuiltNetwork) -> TrainedNetwork:
     network = materialize(built.network, 0)
     network.train()(random_images(built, 4))  # gives batch norm statistics that are not the initial ones
-    facts = Facts(("a", "b", "c"), built.rows[0].in_shape, (100.0,) * built.rows[0].in_shape[0])
+    facts = DataFacts(("a", "b", "c"), built.rows[0].in_shape, (100.0,) * built.rows[0].in_shape[0])
     ready = network.to(memory_format=torch.channels_last).eval()
     return TrainedNetwork(
         ready, torch.nn.Identity(), Classify(), facts, ImageSettings(), Path("run"), 0, torch.device("cpu")
@@ -193,7 +193,7 @@ def test_the_onnx_export_matches_the_network_or_is_refused(built):
             return
         (theirs,) = Onnx().reload(path)(pixels.numpy())
     ours = given_network.results(random_images(built, 5))
-    if why := Classify().find_disagreement(ours, {"probabilities": torch.from_numpy(theirs)}, Facts((), (1, 1, 1))):
+    if why := Classify().find_disagreement(ours, {"probabilities": torch.from_numpy(theirs)}, DataFacts((), (1, 1, 1))):
         # Allowed only where float32 itself is that inexact, such as an instance norm of a nearly constant map:
         # the parity check refuses such a file with the same message.
         exact = given_network.network.double()(random_images(built, 5).double()).softmax(1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cnnrun.contracts.facts import Facts
+from cnnrun.contracts.facts import DataFacts
 from cnnrun.experiment.config_file import parse_config
 from cnnrun.model.network import BuiltNetwork, build_network, materialize
 
@@ -39,7 +39,7 @@ def _build(layers: str) -> tuple[BuiltNetwork, nn.Module]:
         f"model: {layers[:-1]}, global_avg_pool]\n",
         "here.yaml",
     )
-    built = build_network(made.model.layers, made.task, Facts(("a", "b"), IMAGE))
+    built = build_network(made.model.layers, made.task, DataFacts(("a", "b"), IMAGE))
     network = materialize(built.network, 0).double().eval()
     with torch.no_grad():
         for parameter in network.parameters():

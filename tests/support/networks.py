@@ -7,7 +7,7 @@ from pydantic import TypeAdapter
 
 from cnnrun.config import yaml_reader
 from cnnrun.config.spec import union_members
-from cnnrun.contracts.facts import Facts
+from cnnrun.contracts.facts import DataFacts
 from cnnrun.experiment import config_file
 from cnnrun.model.layers import Leaf
 from cnnrun.model.network import build_network
@@ -30,13 +30,13 @@ def build_from_zoo(name: str, image: tuple[int, int, int], classes: int):
     return build_network(
         made.model.layers,
         made.task,
-        Facts(tuple(map(str, range(classes))), image, (0.0,) * image[0], (1.0,) * image[0]),
+        DataFacts(tuple(map(str, range(classes))), image, (0.0,) * image[0], (1.0,) * image[0]),
     )
 
 
-def facts_of_shape(*shape: int) -> Facts:
+def facts_of_shape(*shape: int) -> DataFacts:
     zeros = (0.0,) * shape[0]
-    return Facts(tuple("0123456789"), shape, zeros, tuple(1.0 for _ in zeros))
+    return DataFacts(tuple("0123456789"), shape, zeros, tuple(1.0 for _ in zeros))
 
 
 def build_from_text(text: str, *shape: int):

@@ -17,7 +17,7 @@ from PIL import Image as Pil
 from sklearn.metrics import roc_auc_score
 
 from cnnrun.base.errors import ConfigError, DataError, NonFiniteError
-from cnnrun.contracts.facts import Facts
+from cnnrun.contracts.facts import DataFacts
 from cnnrun.data.index import index_source
 from cnnrun.experiment import assemble, config_file, open_run, schema
 from cnnrun.export.onnx import Onnx
@@ -242,10 +242,10 @@ def test_an_exported_embedding_equals_the_network_and_states_its_threshold(run, 
 def test_a_different_embedding_is_reported_as_disagreement():
     task = digits_experiment().task
     ours = torch.nn.functional.normalize(torch.randn(6, 16))
-    assert task.find_disagreement({"embedding": ours}, {"embedding": ours + 1e-7}, Facts((), (1, 1, 1))) is None
+    assert task.find_disagreement({"embedding": ours}, {"embedding": ours + 1e-7}, DataFacts((), (1, 1, 1))) is None
     turned = ours.roll(1, 1)
     assert "cosine with the network's" in task.find_disagreement(
-        {"embedding": ours}, {"embedding": turned}, Facts((), (1, 1, 1))
+        {"embedding": ours}, {"embedding": turned}, DataFacts((), (1, 1, 1))
     )
 
 

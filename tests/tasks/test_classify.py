@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from cnnrun.contracts.facts import Facts
+from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.layer import ShapeError
 from cnnrun.tasks.classification import Classify
 from cnnrun.tasks.classification_metrics import ReliabilityBins
 
 NAMES = ("ape", "bee", "cat", "dog", "elk", "fox")
-FACTS = Facts(NAMES, (1, 8, 8), class_counts=(10, 20, 30, 40, 50, 60))
+FACTS = DataFacts(NAMES, (1, 8, 8), class_counts=(10, 20, 30, 40, 50, 60))
 
 
 def outputs(count=200, seed=0):
@@ -101,9 +101,9 @@ def test_class_maps_are_clamped_at_0_before_their_mean():
 @pytest.mark.parametrize(
     ("task", "facts", "words"),
     [
-        (Classify(), Facts(("one",), (1, 8, 8)), "two or more classes"),
+        (Classify(), DataFacts(("one",), (1, 8, 8)), "two or more classes"),
         (Classify(class_weights=[1.0]), FACTS, "1 numbers; the data has 6"),
-        (Classify(class_weights="balanced"), Facts(("a", "b"), (1, 8, 8), class_counts=(3, 0)), "'b' has none"),
+        (Classify(class_weights="balanced"), DataFacts(("a", "b"), (1, 8, 8), class_counts=(3, 0)), "'b' has none"),
     ],
 )
 def test_unsuitable_data_is_reported(task, facts, words):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnrun.config.spec import union_members
-from cnnrun.contracts.facts import Facts, NumberStatistics
+from cnnrun.contracts.facts import DataFacts, NumberStatistics
 from cnnrun.tasks.classification import Classify
 from cnnrun.tasks.detection.head import FIRST_LOGIT
 from cnnrun.tasks.detection.task import Detect
@@ -63,7 +63,7 @@ def sigmoid(x: float) -> float:
 # --- classify ---------------------------------------------------------------------------------------------------------
 
 COUNTS = (4, 2, 8, 2)  # their balanced weights are exact in float32
-CLASSES = Facts(("ape", "bee", "cat", "dog"), (1, 8, 8), class_counts=COUNTS, counts={"train": 16})
+CLASSES = DataFacts(("ape", "bee", "cat", "dog"), (1, 8, 8), class_counts=COUNTS, counts={"train": 16})
 WEIGHTS = {None: [1.0] * 4, "balanced": [1.0, 2.0, 0.5, 2.0], "listed": [1.0, 50.0, 0.0, 0.25]}
 
 
@@ -101,7 +101,7 @@ def test_the_classification_loss_equals_its_formula(smoothing, weights, mixed):
 
 def test_weights_of_absent_classes_do_not_change_the_loss():
     outputs, targets = draws(1)(6, 3), {"labels": torch.tensor([0, 0, 1, 1, 0, 1])}
-    facts = Facts(("ape", "bee", "cat"), (1, 8, 8))
+    facts = DataFacts(("ape", "bee", "cat"), (1, 8, 8))
     light, heavy = (
         Classify(label_smoothing=0.1, class_weights=[1.0, 1.0, weight]).criterion(facts).double() for weight in (1, 50)
     )
@@ -162,7 +162,7 @@ def test_every_multilabel_loss_is_tested():
 
 # --- regress ----------------------------------------------------------------------------------------------------------
 
-NUMBERS = Facts(
+NUMBERS = DataFacts(
     (),
     (1, 8, 8),
     numbers=(
@@ -254,7 +254,7 @@ def test_every_regression_loss_is_tested():
 
 # --- verify -----------------------------------------------------------------------------------------------------------
 
-PEOPLE = Facts(
+PEOPLE = DataFacts(
     ("ann", "bob", "cid", "dot", "eve"), (1, 8, 8), class_counts=(3, 0, 5, 2, 4)
 )  # bob has no training images
 MARGINS: list[EmbeddingLossSpec] = [
@@ -324,7 +324,7 @@ def test_every_embedding_loss_is_tested():
 
 # --- detect -----------------------------------------------------------------------------------------------------------
 
-SCENES = Facts(("ape", "bee", "cat"), (3, 32, 32), class_counts=(30, 20, 10), counts={"train": 20})
+SCENES = DataFacts(("ape", "bee", "cat"), (3, 32, 32), class_counts=(30, 20, 10), counts={"train": 20})
 DETECT = list(
     pairs(
         box_loss=["ciou", "diou", "giou"],

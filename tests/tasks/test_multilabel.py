@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 from torchvision.ops import sigmoid_focal_loss
 
-from cnnrun.contracts.facts import Facts
+from cnnrun.contracts.facts import DataFacts
 from cnnrun.tasks.classification_metrics import MultilabelPredictions
 from cnnrun.tasks.multilabel import Asymmetric, Bce, Focal, Multilabel
 
 NAMES = ("ape", "bee", "cat", "dog")
-FACTS = Facts(NAMES, (1, 8, 8), class_counts=(10, 20, 30, 40), counts={"train": 50})
+FACTS = DataFacts(NAMES, (1, 8, 8), class_counts=(10, 20, 30, 40), counts={"train": 50})
 
 
 def outputs(count: int, seed: int = 0, classes: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
@@ -118,7 +118,7 @@ def test_integer_weights_equal_repeated_samples(seed):
 def test_balanced_weights_give_presence_and_absence_equal_weight():
     criterion = Multilabel(positive_weights="balanced").criterion(FACTS)
     assert criterion.weight.tolist() == pytest.approx([4.0, 1.5, 2 / 3, 0.25])
-    assert Multilabel(positive_weights="balanced").criterion(Facts(NAMES, (1, 8, 8))).weight is None  # not counted yet
+    assert Multilabel(positive_weights="balanced").criterion(DataFacts(NAMES, (1, 8, 8))).weight is None  # not counted yet
     missing = replace(FACTS, class_counts=(10, 0, 3, 4))
     assert "'bee' has none" in Multilabel(positive_weights="balanced").data_problem(missing)
     assert "has 2 numbers; the data has 4" in Multilabel(positive_weights=[1.0, 2.0]).data_problem(FACTS)
@@ -141,6 +141,6 @@ def test_mixed_images_have_fractional_labels():
     mine, others = torch.tensor([[1, 0], [1, 0]]).bool(), torch.tensor([[0, 1], [0, 1]]).bool()
     made = task.blend_targets({"present": mine}, {"present": others}, parts, FACTS)["present"]
     assert made.tolist() == [[0.25, 0.75], [1.0, 0.0]]
-    two = Facts(("ape", "bee"), (1, 8, 8))
+    two = DataFacts(("ape", "bee"), (1, 8, 8))
     assert task.describe_targets({"present": made}, two) == ["ape 0.25, bee 0.75", "ape"]
     assert task.describe_targets({"present": torch.zeros(1, 2, dtype=torch.bool)}, two) == ["none"]

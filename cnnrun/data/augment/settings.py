@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from cnnrun.config.spec import Kind, Kinds, Spec
+from cnnrun.contracts.target_kind import TargetKind
 from cnnrun.data.augment.colour import add_noise, change_colours, gaussian_blur, rectangle_masks
 from cnnrun.data.augment.geometry import (
     Mirror,
@@ -148,6 +149,11 @@ class Augment(Spec):
     def partner_count(self) -> int:
         """The number of other images of the batch that each image is combined with."""
         return 3 if self.mosaic else int(self.has_mixing)
+
+    def target_kinds_needed(self) -> dict[tuple[str, ...], tuple[TargetKind, ...]]:
+        """Settings in use that serve only some kinds of targets, each with these kinds."""
+        is_used = {("mosaic",): self.mosaic > 0, ("crop", "safe"): self.crop is not None and self.crop.safe}
+        return {setting: (TargetKind.BOXES,) for setting in is_used if is_used[setting]}
 
     @property
     def has_geometry(self) -> bool:

@@ -20,6 +20,7 @@ from cnnrun.base.error_lines import join_names, refuse_problems
 from cnnrun.base.errors import DataError, escape
 from cnnrun.base.progress import say
 from cnnrun.contracts.source import ClassNames, SourceContents, SourceSpec, Split
+from cnnrun.contracts.target_kind import TargetKind
 from cnnrun.data.class_names import float32_problem, numbered_classes
 
 # The array names that Keras, MedMNIST and most others use for each split: images, labels.
@@ -63,8 +64,10 @@ train_images and train_labels, images and labels, x and y)."""
         return self
 
     @property
-    def target_kind(self) -> str:
-        return "label sets" if self.labels else "numbers" if self.numbers else "labels"
+    def target_kind(self) -> TargetKind:
+        if self.labels:
+            return TargetKind.LABEL_SETS
+        return TargetKind.NUMBERS if self.numbers else TargetKind.LABELS
 
     def read(self, apart: bool = False) -> SourceContents:
         path = Path(self.path)
@@ -94,7 +97,7 @@ train_images and train_labels, images and labels, x and y)."""
             raise DataError(f"{path}: {problem}; name them with data.source.arrays.train: [images, labels]")
         if unread:
             say(f"{escape(str(path))}: {len(unread):,} array(s) not read: {join_names(unread, 3)}")
-        if self.target_kind != "labels":
+        if self.target_kind is not TargetKind.LABELS:
             return SourceContents(tuple(self.labels or ()), splits, number_names=tuple(self.numbers or ()))
         labels = np.concatenate([split.targets["labels"].numpy() for split in splits.values()])
         names = self.classes or numbered_classes(labels, escape(str(path)), "data.source.arrays.classes")

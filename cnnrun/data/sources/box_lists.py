@@ -19,9 +19,11 @@ from cnnrun.base.file_sequences import Files
 from cnnrun.contracts.layer import HeightWidth
 from cnnrun.contracts.objects import OBJECT, ObjectTable
 from cnnrun.contracts.source import BadBox, SourceContents, SourceSpec, Split
+from cnnrun.contracts.target_kind import TargetKind
 
 _ROUNDING_PX = 1.0  # a box may reach this far out of its image without being reported
 _MAX_OBJECTS = 10_000  # in one image
+_TARGET_KINDS = {"boxes": TargetKind.BOXES, "counts": TargetKind.NUMBERS, "presence": TargetKind.LABEL_SETS}
 
 
 class BoxSource(SourceSpec):
@@ -32,8 +34,8 @@ class BoxSource(SourceSpec):
 shows (for `multilabel`)."""
 
     @property
-    def target_kind(self) -> str:
-        return {"boxes": "boxes", "counts": "numbers", "presence": "label sets"}[self.give]
+    def target_kind(self) -> TargetKind:
+        return _TARGET_KINDS[self.give]
 
     def read(self, apart: bool = False) -> SourceContents:
         contents = self.read_boxes()

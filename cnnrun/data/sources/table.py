@@ -18,6 +18,7 @@ from cnnrun.base.file_sequences import Files
 from cnnrun.base.progress import say
 from cnnrun.base.user_paths import path_checker
 from cnnrun.contracts.source import ClassNames, SourceContents, SourceSpec, Split
+from cnnrun.contracts.target_kind import TargetKind
 from cnnrun.data.class_names import clean_cell, float32_problem, missing_value_problem, sorted_classes
 from cnnrun.data.sources.table_files import Rows, read_rows
 from cnnrun.data.split_names import parse_split_name
@@ -73,8 +74,10 @@ one for each class."""
         return bool(self.classes) or isinstance(self.labels or self.label, list)
 
     @property
-    def target_kind(self) -> str:
-        return "label sets" if self.labels else "numbers" if self.numbers else "labels"
+    def target_kind(self) -> TargetKind:
+        if self.labels:
+            return TargetKind.LABEL_SETS
+        return TargetKind.NUMBERS if self.numbers else TargetKind.LABELS
 
     def read(self, apart: bool = False) -> SourceContents:
         path = Path(self.path)

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cnnrun.base.boxes import Mark
 from cnnrun.base.errors import escape
 from cnnrun.contracts.batch import Batch
-from cnnrun.contracts.facts import Facts
-from cnnrun.contracts.results import Results
-from cnnrun.contracts.task import TaskSpec
+from cnnrun.contracts.choices import Choices
+from cnnrun.contracts.prediction import CaptionedBox, Overlay
+from cnnrun.contracts.results import Results, View
+from cnnrun.contracts.task import Task
 
 # Ten colours that most people can distinguish (matplotlib's default cycle).
 _COLOURS = (
@@ -41,8 +41,8 @@ def palette_colour(index: int) -> str:
     return _COLOURS[index % len(_COLOURS)]
 
 
-def draw_marks(pillow_image: Any, marks: Sequence[Mark], factor: int = 1) -> Any:
-    """Draw boxes and labels on a copy of a Pillow image, enlarged by a factor, as RGB."""
+def draw_overlay(pillow_image: Any, overlay: Overlay, factor: int = 1) -> Any:
+    """Draw an overlay on a copy of a Pillow image, enlarged by a factor, as RGB."""
     from PIL import Image as Pil
     from PIL import ImageDraw, ImageFont
 
@@ -50,14 +50,14 @@ def draw_marks(pillow_image: Any, marks: Sequence[Mark], factor: int = 1) -> Any
     drawing = pillow_image.convert("RGB").resize(enlarged, Pil.Resampling.NEAREST)
     size = max(11, min(drawing.size) // 40)
     draw, font, width = ImageDraw.Draw(drawing), ImageFont.load_default(size=size), max(1, min(drawing.size) // 250)
-    for mark in marks:
-        x1, y1, x2, y2 = (side * factor for side in mark.box)
-        draw.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=palette_colour(mark.colour), width=width)
-        text = escape(mark.text)
+    for box in overlay.boxes:
+        x1, y1, x2, y2 = (side * factor for side in box.box)
+        draw.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=palette_colour(box.colour), width=width)
+        text = escape(box.text)
         if text:
             top = y1 - size - 3 if y1 > size + 3 else y1
             draw.rectangle(
-                (x1, top, x1 + draw.textlength(text, font) + 4, top + size + 3), fill=palette_colour(mark.colour)
+                (x1, top, x1 + draw.textlength(text, font) + 4, top + size + 3), fill=palette_colour(box.colour)
             )
             draw.text((x1 + 2, top), text, "white", font)
     return drawing
@@ -105,30 +105,26 @@ def _cell_width(cell: tuple[str, Any], font: Any) -> int:
     return width if title <= width else min(title, 2 * width)
 
 
-def marks_panel(
-    images_BCHW: Tensor,
-    target_marks: Sequence[Sequence[Mark]],
-    result_marks: Sequence[Sequence[Mark]],
-    names: Sequence[str],
+def overlay_panel(
+    images_BCHW: Tensor, target_overlays: Sequence[Overlay], overlays: Sequence[Overlay], names: Sequence[str]
 ) -> NDArray[np.uint8]:
     """Draw targets and results side by side, a row for each image: uint8 [H, W, 3]."""
     rows = []
-    for pixels, targets, results, name in zip(images_BCHW, target_marks, result_marks, names, strict=True):
+    for pixels, targets, results, name in zip(images_BCHW, target_overlays, overlays, names, strict=True):
         pillow_image = to_pillow(pixels)
         factor = enlargement(pillow_image)
-        target_image, result_image = (draw_marks(pillow_image, marks, factor) for marks in (targets, results))
+        target_image, result_image = (draw_overlay(pillow_image, overlay, factor) for overlay in (targets, results))
         rows.append([(name, target_image), ("found", result_image)])
     return titled_grid(rows)
 
 
-def results_panel(
-    task: TaskSpec, facts: Facts, batch: Batch, results: Results, names: Sequence[str]
-) -> NDArray[np.uint8] | None:
-    """Draw the panel of a batch; None for tasks whose results have no position in the image."""
-    target_marks, result_marks = task.target_marks(batch.targets, facts), task.result_marks(results, facts)
-    if target_marks is None or result_marks is None:
-        return None
-    return marks_panel(batch.images, target_marks, result_marks, names)
+def results_panel(task: Task, batch: Batch, results: Results, names: Sequence[str]) -> NDArray[np.uint8]:
+    """Draw the panel of a batch, for a task whose targets and predictions can be drawn."""
+    predicting, choices = task.predicting, Choices()
+    views = [View((batch.images.shape[2], batch.images.shape[3]))] * len(batch)
+    predictions = predicting.predictions(results, views, predicting.thresholds(choices))
+    overlays = [prediction.overlay() or Overlay() for prediction in predictions]
+    return overlay_panel(batch.images, task.showing.target_overlays(batch.targets), overlays, names)
 
 
 def enlargement(pillow_image: Any) -> int:
@@ -137,11 +133,11 @@ def enlargement(pillow_image: Any) -> int:
     return max(1, factor)
 
 
-def draw_dots(pillow_image: Any, marks: Sequence[Mark], dots: Sequence[Dot], factor: int) -> Any:
+def draw_dots(pillow_image: Any, boxes: Sequence[CaptionedBox], dots: Sequence[Dot], factor: int) -> Any:
     """Draw boxes and the cells assigned to them: the better a cell fits, the larger its dot."""
     from PIL import ImageDraw
 
-    drawing = draw_marks(pillow_image, marks, factor)
+    drawing = draw_overlay(pillow_image, Overlay(boxes), factor)
     draw = ImageDraw.Draw(drawing)
     for dot in dots:
         x, y, radius = dot.x * factor, dot.y * factor, 2 + 4 * dot.quality

@@ -13,6 +13,7 @@ from torch import Tensor
 from cnnrun.base.errors import ConfigError
 from cnnrun.base.extras import require_package
 from cnnrun.contracts.figure import Plot, Series
+from cnnrun.contracts.target_kind import TargetKind
 from cnnrun.data.dataset import Examples
 from cnnrun.data.training_batches import batches_in_order
 from cnnrun.explain.figures.panels import titled_grid
@@ -113,14 +114,14 @@ def layer_vectors(
 
 def probe_metric(subject: Subject, train: Examples, split: Examples) -> str:
     """Metric for a probe on these targets. Raises ConfigError if no probe can be fitted and measured."""
-    target_kind = subject.trained.task.target_kind
-    if target_kind == "numbers":
+    target_kind = subject.trained.task.spec.target_kind
+    if target_kind is TargetKind.NUMBERS:
         return "R2"
-    if target_kind == "label sets":
+    if target_kind is TargetKind.LABEL_SETS:
         if not _varying_labels(sample_evenly(train, _MAX_PROBED)[0], sample_evenly(split, _MAX_PROBED)[0]).any():
             raise ConfigError("no label is present in some images and absent in others")
         return "mAP"
-    if target_kind != "labels":
+    if target_kind is not TargetKind.LABELS:
         raise ConfigError("a probe needs labels or numbers for whole images")
     train_classes = set(sample_evenly(train, _MAX_PROBED)[0].targets["labels"].tolist())
     if len(train_classes) < 2:

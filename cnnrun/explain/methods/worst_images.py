@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cnnrun.contracts.prediction_text import describe_prediction
 from cnnrun.contracts.results import View
 from cnnrun.data.dataset import Examples
 from cnnrun.data.training_batches import batches_in_order
@@ -41,15 +40,15 @@ def find_worst_images(subject: Subject, examples: Examples, count: int, batch: i
     """Find the worst images of a split; of a large split, only evenly spaced images are searched."""
     trained = subject.trained
     sample, indices = sample_evenly(examples, _MAX_SEARCHED)
-    if trained.task.is_open_set:
+    if trained.task.matching:
         mistakes = _most_confused(subject, indices, sample, count, batch)
         return WorstImages(mistakes, _SIMILARITY_EXCESS, len(sample), "most similar other")
     losses = _losses(subject, sample, batch)
     order = losses.argsort(descending=True, stable=True)[:count]
     results = trained.results(sample.load_images(order).to(trained.device).float())
-    target_texts = trained.task.describe_targets(sample.batch_targets(order, trained.device), trained.facts)
+    target_texts = trained.task.showing.describe_targets(sample.batch_targets(order, trained.device))
     views = [View((trained.facts.image[1], trained.facts.image[2]))] * len(order)
-    prediction_texts = [describe_prediction(row) for row in trained.task.result_rows(results, trained.facts, views)]
+    prediction_texts = [prediction.to_text() for prediction in trained.predictions(results, views)]
     mistakes = [
         Mistake(int(indices[position]), target_text, prediction_text, float(losses[position]))
         for position, target_text, prediction_text in zip(order.tolist(), target_texts, prediction_texts, strict=True)
@@ -63,10 +62,8 @@ def _losses(subject: Subject, examples: Examples, batch_size: int) -> Tensor:
     with torch.inference_mode():
         for batch in batches_in_order(examples, batch_size, subject.trained.device):
             outputs = subject.trained.network(batch.images).float()
-            for position in range(len(outputs)):
-                targets = {name: values[position : position + 1] for name, values in batch.targets.items()}
-                losses.append(torch.stack(list(criterion(outputs[position : position + 1], targets).values())).sum())
-    return torch.stack(losses).cpu()
+            losses.append(criterion.sample_losses(outputs, batch.targets))
+    return torch.cat(losses).cpu()
 
 
 def _most_confused(subject: Subject, indices: Tensor, examples: Examples, count: int, batch_size: int) -> list[Mistake]:
@@ -84,7 +81,7 @@ def _most_confused(subject: Subject, indices: Tensor, examples: Examples, count:
     own_similarity = similarity.fill_diagonal_(-2.0).masked_fill(~is_same, -2.0).amax(1)
     excess = (other_similarity - own_similarity).masked_fill((is_same.sum(1) < 2) | is_same.all(1), -torch.inf)
     order = excess.argsort(descending=True, stable=True)[:count]
-    target_texts = subject.trained.task.describe_targets(targets, subject.trained.facts)
+    target_texts = subject.trained.task.showing.describe_targets(targets)
     return [
         Mistake(
             int(indices[position]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from cnnrun.contracts.results import Measurement
 from cnnrun.data.dataset import Examples
 from cnnrun.experiment.schema import Experiment
 from cnnrun.explain.figures.network_svg import render_svg
-from cnnrun.explain.figures.panels import marks_panel, to_pillow
+from cnnrun.explain.figures.panels import overlay_panel, to_pillow
 from cnnrun.explain.figures.tiles import scale_to_side
 from cnnrun.explain.methods.filters import filters
 from cnnrun.explain.methods.gradients import gradcam
@@ -31,7 +31,6 @@ from cnnrun.results.report.class_tables import format_cell
 from cnnrun.results.report.html import image_data_url
 from cnnrun.tasks.classification_metrics import largest_confusions
 from cnnrun.tasks.intervals import confidence_intervals
-from cnnrun.tasks.temperature import TEMPERATURE
 from cnnrun.training.run_records import read_environments, read_metrics, read_result
 
 _MAX_PANEL_WIDTH = 900  # pixels: targets and detections of an image side by side
@@ -100,15 +99,16 @@ def run_section(reported: ReportedRun, key: str, specs: dict[str, Any], run_coun
 
 def _worst_image_count(reported: ReportedRun, run_count: int) -> int:
     """Number of worst images to show; images with boxes are larger, so fewer of them."""
-    has_boxes = reported.subject.trained.task.target_kind == "boxes"
-    return max(2, (_MAX_MISTAKES // 2 if has_boxes else _MAX_MISTAKES) // run_count)
+    has_drawings = reported.subject.trained.task.showing.has_overlays
+    return max(2, (_MAX_MISTAKES // 2 if has_drawings else _MAX_MISTAKES) // run_count)
 
 
 def _operating_notes(reported: ReportedRun) -> list[str]:
-    chosen = reported.subject.trained.facts.chosen
-    temperature = chosen.get(TEMPERATURE)
+    choices = reported.subject.trained.choices
+    temperature = choices.temperature
     notes = [f"Calibrated: probabilities are at temperature {temperature:.4g}."] if temperature else []
-    thresholds = [f"{name} {value:.4g}" for name, value in chosen.items() if name != TEMPERATURE]
+    others = replace(choices, temperature=None).by_description()
+    thresholds = [f"{name} {value:.4g}" for name, value in others.items()]
     return notes + ([f"Chosen on val: {join_names(thresholds)}."] if thresholds else [])
 
 
@@ -242,14 +242,13 @@ def _first_predictions(text: str) -> str:
 
 def _encode_mistakes(reported: ReportedRun, mistakes: Sequence[Mistake]) -> tuple[list[str], bool]:
     trained, images = reported.subject.trained, _select_mistakes(reported, mistakes)
-    target_marks = trained.task.target_marks(images.targets, trained.facts)
-    result_marks = trained.task.result_marks(trained.results(images.pixels), trained.facts)
-    if target_marks is None or result_marks is None:
+    if not trained.task.showing.has_overlays:
         return [
             image_data_url(np.asarray(scale_to_side(to_pillow(pixels), 112).convert("RGB"))) for pixels in images.pixels
         ], False
-    parts = zip(images.pixels.split(1), target_marks, result_marks, strict=True)
-    panels = [marks_panel(image_1CHW, [targets], [results], ["true"]) for image_1CHW, targets, results in parts]
+    target_overlays = trained.task.showing.target_overlays(images.targets)
+    parts = zip(images.pixels.split(1), target_overlays, trained.overlays(images.pixels), strict=True)
+    panels = [overlay_panel(image_1CHW, [targets], [results], ["true"]) for image_1CHW, targets, results in parts]
     return [image_data_url(panel, _MAX_PANEL_WIDTH) for panel in panels], True
 
 

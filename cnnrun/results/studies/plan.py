@@ -20,7 +20,7 @@ from cnnrun.base.bounded_files import read_bytes
 from cnnrun.base.device import peak_memory_mib
 from cnnrun.base.errors import CheckpointError
 from cnnrun.base.progress import say
-from cnnrun.contracts.facts import Facts
+from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.source import SourceContents, Split
 from cnnrun.data.dataset import Dataset, Examples
 from cnnrun.data.file_listing import list_files
@@ -138,7 +138,7 @@ def _first_samples(examples: Examples, count: int) -> Examples:
     return examples.select(torch.arange(len(examples)) < count)
 
 
-def _predict_times(experiment: Experiment, facts: Facts, speed: dict[str, float]) -> dict[str, Any]:
+def _predict_times(experiment: Experiment, facts: DataFacts, speed: dict[str, float]) -> dict[str, Any]:
     spec = experiment.train
     steps = spec.steps_per_epoch(facts.counts["train"])
     epoch_end = speed["aside"] * facts.counts["val"] / speed["val"]
@@ -155,7 +155,7 @@ def _predict_times(experiment: Experiment, facts: Facts, speed: dict[str, float]
 
 
 def _remaining_memory_mib(
-    experiment: Experiment, indexed: SourceIndex, facts: Facts, decoded_count: int, device: torch.device
+    experiment: Experiment, indexed: SourceIndex, facts: DataFacts, decoded_count: int, device: torch.device
 ) -> int:
     """MiB of decoded images that a whole training holds in memory beyond the short training's `decoded_count`."""
     image_bytes = int(np.prod(facts.image))

@@ -10,6 +10,7 @@ import torch
 
 from cnnrun.base.atomic_files import Folder
 from cnnrun.contracts.batch import Batch
+from cnnrun.contracts.task import Task
 from cnnrun.data.dataset import Dataset
 from cnnrun.data.training_batches import batches_in_order
 from cnnrun.experiment import assemble
@@ -42,6 +43,11 @@ class SelftestBench:
     folder: Path
     learners: dict[str, Learner] = field(default_factory=dict)
     step_seconds: float = 0.0
+
+    @property
+    def task(self) -> Task:
+        """The task, bound to these images."""
+        return self.experiment.task.bind(self.data.facts)
 
     def make_job(self, name: str, data: Dataset | None = None, **train: Any) -> Job:
         """Assemble a new job on these images, with other settings of training if given."""

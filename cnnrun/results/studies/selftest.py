@@ -102,7 +102,7 @@ def _random_samples(examples: Examples, count: int) -> Examples:
 def check_first_loss(bench: SelftestBench) -> CheckResult:
     """Compare the loss before the first step with that of a guess."""
     check = "the first loss is that of a guess"
-    expected = bench.experiment.task.chance_loss(bench.data.facts)
+    expected = bench.task.learning.guess_loss()
     if bench.weights:
         return CheckResult(check, None, "starts from given weights")
     if expected is None:
@@ -131,7 +131,7 @@ def check_overfitting(bench: SelftestBench) -> CheckResult:
         highest = max(highest, loss)
     # Without a known loss of a guess, as for detectors, the loss may rise at first: better boxes raise the scores that
     # the network has to reach.
-    reference = highest if bench.experiment.task.chance_loss(bench.data.facts) is None else first
+    reference = highest if bench.task.learning.guess_loss() is None else first
     is_overfitted = loss < first and loss < reference / 2
     return CheckResult("one batch can be overfitted", is_overfitted, f"loss {first:.3f} -> {loss:.3f} in {step} steps")
 
@@ -139,7 +139,7 @@ def check_overfitting(bench: SelftestBench) -> CheckResult:
 def check_shuffled_labels(bench: SelftestBench) -> CheckResult:
     """Train on true and on shuffled targets, and compare how well each predicts the targets of val."""
     check = "shuffled labels teach nothing"
-    if bench.experiment.task.is_open_set:
+    if bench.task.requirements.unseen_classes:
         _train_on(bench, "true", lambda examples: examples)
         return CheckResult(check, None, "val has other people than train, so its labels have no loss")
     true_gain = _label_gain(bench, "true", lambda examples: examples)

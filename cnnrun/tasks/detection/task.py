@@ -53,7 +53,7 @@ class Detect(TaskSpec):
 
     kind = "detect"
     main = "levels"
-    targets = TargetKind.BOXES
+    target_kind = TargetKind.BOXES
 
     levels: list[str] = []
     """Names of the layers whose cells detect objects; by default the last layer alone."""

@@ -49,8 +49,8 @@ class CosineCrossEntropy(Criterion):
 
     place: Tensor
 
-    def set_progress(self, done: float) -> None:
-        self.margin = self.full_margin * min(1.0, done / self.warmup) if self.warmup else self.full_margin
+    def set_progress(self, fraction: float) -> None:
+        self.margin = self.full_margin * min(1.0, fraction / self.warmup) if self.warmup else self.full_margin
 
     def forward(self, outputs: Tensor, targets: dict[str, Tensor]) -> dict[str, Tensor]:
         cosine_BP = outputs @ F.normalize(self.centres).T

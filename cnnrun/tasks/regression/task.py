@@ -86,7 +86,7 @@ class Regress(TaskSpec):
     """One or more numbers per image, learned in standard units and returned in their own; angles wrap around."""
 
     kind = "regress"
-    targets = TargetKind.NUMBERS
+    target_kind = TargetKind.NUMBERS
 
     columns: list[str] = []
     """Names of the data's numbers to learn; by default all."""

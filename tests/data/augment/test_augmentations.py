@@ -428,10 +428,10 @@ def test_contradictory_augmentations_are_refused(asked, words):
 
 
 def test_labels_are_mixed_like_their_images():
-    from cnnrun.contracts.facts import Facts
+    from cnnrun.contracts.facts import DataFacts
     from cnnrun.tasks.classification import Classify
 
-    task, facts = Classify(), Facts(("a", "b", "c"), (1, 4, 4))
+    task, facts = Classify(), DataFacts(("a", "b", "c"), (1, 4, 4))
     targets, partners = {"labels": torch.tensor([0, 1])}, {"labels": torch.tensor([2, 1])}
     soft = task.blend_targets(targets, partners, torch.tensor([0.75, 0.5]), facts)
     assert torch.allclose(soft["labels"], torch.tensor([[0.75, 0.0, 0.25], [0.0, 1.0, 0.0]]))

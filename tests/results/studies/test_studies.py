@@ -564,8 +564,8 @@ def test_a_damaged_plan_is_ignored(config, tmp_path, run_cli):
 
 
 def test_facts_with_number_statistics_survive_json():
-    from cnnrun.contracts.facts import Facts, NumberStatistics
+    from cnnrun.contracts.facts import DataFacts, NumberStatistics
 
-    facts = Facts((), (1, 2, 2), numbers=(NumberStatistics("a", 1.0, 2.0, 0.0, 5.0),), chosen={"temperature": 2.0})
+    facts = DataFacts((), (1, 2, 2), numbers=(NumberStatistics("a", 1.0, 2.0, 0.0, 5.0),), chosen={"temperature": 2.0})
     assert parse_facts(json.loads(json.dumps(facts.to_json())), "here") == facts
     assert parse_facts(json.loads(json.dumps(replace(facts, numbers=()).to_json())), "here").numbers == ()

@@ -6,14 +6,14 @@ import torch.nn.functional as F
 from torchvision import ops
 
 from cnnrun.base.boxes import intersection_over_union
-from cnnrun.contracts.facts import Facts
+from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.layer import ShapeError
 from cnnrun.contracts.results import View
 from cnnrun.contracts.task import FeatureLevel
 from cnnrun.tasks.detection.head import FIRST_LOGIT
 from cnnrun.tasks.detection.task import Detect, batch_objects
 
-FACTS = Facts(("ape", "bee", "cat"), (3, 64, 96), class_counts=(30, 20, 10), counts={"train": 20})
+FACTS = DataFacts(("ape", "bee", "cat"), (3, 64, 96), class_counts=(30, 20, 10), counts={"train": 20})
 LEVELS = [(8, 8, 12), (8, 4, 6)]
 CELLS = 8 * 12 + 4 * 6
 
@@ -209,7 +209,7 @@ def test_result_rows_are_in_the_images_pixels_above_each_classs_threshold():
         "scores": torch.tensor([[0.9, 0.5, 0.2]]), "labels": torch.tensor([[1, 2, 1]]),
     }  # fmt: skip
     view = View((200, 300), 0.5, 2.0, 4.0, -10.0)
-    facts = Facts(FACTS.classes, FACTS.image, class_ids=(7, 8, 9))
+    facts = DataFacts(FACTS.classes, FACTS.image, class_ids=(7, 8, 9))
     (row,) = Detect().result_rows(results, facts, [view])
     assert (row["height"], row["width"]) == (200, 300)
     assert [each["label"] for each in row["objects"]] == ["bee", "cat"]
@@ -224,7 +224,7 @@ def test_result_rows_are_in_the_images_pixels_above_each_classs_threshold():
 
 
 def test_unsuitable_data_is_reported():
-    assert "no training picture has a box" in Detect().data_problem(Facts(("a",), (1, 8, 8), class_counts=(0,)))
+    assert "no training picture has a box" in Detect().data_problem(DataFacts(("a",), (1, 8, 8), class_counts=(0,)))
     assert "no class 'dog'" in Detect(score={"dog": 0.5}).data_problem(FACTS)
     assert Detect().data_problem(FACTS) is None
 

@@ -11,13 +11,13 @@ from pydantic import ValidationError
 from sklearn import metrics as sk
 from torch import distributions
 
-from cnnrun.contracts.facts import Facts, NumberStatistics
+from cnnrun.contracts.facts import DataFacts, NumberStatistics
 from cnnrun.contracts.layer import ShapeError
 from cnnrun.tasks.regression.losses import Gaussian, Huber, Mae, Mse, Quantile, normal_nll, von_mises_nll
 from cnnrun.tasks.regression.residuals import Residuals, circular_mean, wrap_difference
 from cnnrun.tasks.regression.task import Regress
 
-FACTS = Facts(
+FACTS = DataFacts(
     (),
     (1, 8, 8),
     numbers=(
@@ -295,7 +295,7 @@ def test_invalid_regression_settings_are_refused():
 
 
 def test_targets_too_fine_for_float32_are_refused():
-    late = Facts((), (1, 8, 8), numbers=(NumberStatistics("time", 1.7e9, 8.0, 1.7e9, 1.7e9 + 30),))
+    late = DataFacts((), (1, 8, 8), numbers=(NumberStatistics("time", 1.7e9, 8.0, 1.7e9, 1.7e9 + 30),))
     assert (
         Regress().data_problem(late) == "time varies by 8 around 1.7e+09, too finely for float32; take the mean off it"
     )
@@ -310,7 +310,7 @@ def test_angles_just_below_zero_decode_within_the_period():
 def test_unknown_columns_and_constant_targets_are_reported():
     assert "did you mean 'weight'" in Regress(columns=["wieght"]).data_problem(FACTS)
     assert "there is no number 'turn'" in Regress(angles={"turn": 360}).data_problem(FACTS)
-    still = Facts((), (1, 8, 8), numbers=(NumberStatistics("weight", 5.0, 0.0, 5.0, 5.0),))
+    still = DataFacts((), (1, 8, 8), numbers=(NumberStatistics("weight", 5.0, 0.0, 5.0, 5.0),))
     assert Regress().data_problem(still) == "weight is 5 in every training picture; there is nothing to learn"
     assert Regress(angles=ANGLES).data_problem(FACTS) is None
 

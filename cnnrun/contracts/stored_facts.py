@@ -1,0 +1,42 @@
+"""Data facts and choices as files store them, and as the first edition stored them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from cnnrun.contracts.choices import Choices
+from cnnrun.contracts.facts import DataFacts
+
+_FACTS, _CHOICES = TypeAdapter(DataFacts), TypeAdapter(Choices)
+
+
+def parse_facts(data: Any) -> tuple[DataFacts, Choices]:
+    """Parse stored facts, and the choices that the first edition stored among them. Raises ValueError."""
+    choices = Choices()
+    if isinstance(data, dict) and "chosen" in data:
+        data = dict(data)
+        choices = parse_described_choices(data.pop("chosen"))
+    facts = _FACTS.validate_json(json.dumps(data), strict=True)
+    if problem := facts.consistency_problem():
+        raise ValueError(problem)
+    return facts, choices
+
+
+def parse_choices(data: Any) -> Choices:
+    """Parse stored choices. Raises ValueError."""
+    return _check_choices(_CHOICES.validate_json(json.dumps(data), strict=True))
+
+
+def parse_described_choices(data: Any) -> Choices:
+    """Parse choices by description, as the first edition stored them. Raises ValueError."""
+    values = TypeAdapter(dict[str, float]).validate_json(json.dumps(data), strict=True)
+    return _check_choices(Choices.from_descriptions(values))
+
+
+def _check_choices(choices: Choices) -> Choices:
+    if problem := choices.consistency_problem():
+        raise ValueError(problem)
+    return choices
