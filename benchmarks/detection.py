@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cnnrun.base.boxes import pad_to
+from cnnrun.contracts.choices import Choices
 from cnnrun.experiment import assemble, config_file, open_run
 from cnnrun.model.network import flops
 from cnnrun.results.evaluate import evaluate_run
@@ -142,7 +143,7 @@ def train_ssdlite(minutes: float, lr: float, seed: int) -> None:
     print(f"{step * 8} images in {spent:.0f} s")
     network.eval()
     for split in ("val", "test"):
-        meter, examples = experiment.task.meter(data.facts), data.splits[split]
+        meter, examples = experiment.task.bind(data.facts).measuring.build_meter(Choices()), data.splits[split]
         for index in torch.arange(len(examples)).split(16):
             with torch.inference_mode():
                 found = network(list(examples.load_images(index).float() / 255))

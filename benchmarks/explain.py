@@ -80,7 +80,14 @@ def measure_occlude(_: Path) -> None:
     from cnnrun.model.trained_network import TrainedNetwork
 
     trained = TrainedNetwork(
-        network, experiment.task.criterion(facts), experiment.task, facts, experiment.data.image, Path(), 0, CPU
+        network,
+        experiment.task.bind(facts).learning.build_criterion(),
+        experiment.task,
+        facts,
+        experiment.data.image,
+        Path(),
+        0,
+        CPU,
     )
     subject = Subject(trained, experiment.model.layers)
     images = ImagesToExplain(torch.rand(1, 1, 64, 64) * 255, ["a"], [""])

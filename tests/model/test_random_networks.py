@@ -193,7 +193,11 @@ def test_the_onnx_export_matches_the_network_or_is_refused(built):
             return
         (theirs,) = Onnx().reload(path)(pixels.numpy())
     ours = given_network.results(random_images(built, 5))
-    if why := Classify().find_disagreement(ours, {"probabilities": torch.from_numpy(theirs)}, DataFacts((), (1, 1, 1))):
+    if (
+        why := Classify()
+        .bind(DataFacts((), (1, 1, 1)))
+        .predicting.find_disagreement(ours, {"probabilities": torch.from_numpy(theirs)})
+    ):
         # Allowed only where float32 itself is that inexact, such as an instance norm of a nearly constant map:
         # the parity check refuses such a file with the same message.
         exact = given_network.network.double()(random_images(built, 5).double()).softmax(1)

@@ -14,6 +14,7 @@ import torch
 from PIL import Image as Pil
 
 from cnnrun.base.errors import ConfigError
+from cnnrun.contracts.choices import Choices
 from cnnrun.experiment import assemble, config_file, open_run, schema
 from cnnrun.experiment.checks import listed_facts
 from cnnrun.export.onnx import Onnx
@@ -199,9 +200,9 @@ def test_predict_writes_coco_results_and_drawings(run, scene, tmp_path, run_cli)
 def test_a_score_threshold_of_one_class_leaves_the_others(run):
     _, given = open_run.open_trained(run, run.parent.parent, CPU)
     task = given.task.model_copy(update={"score": {"1": 0.8}})
-    few = task_with_scores(task, ["2=0.6"], given.facts).thresholds(given.facts)
+    few = task_with_scores(task, ["2=0.6"], given.facts).bind(given.facts).predicting.thresholds(Choices())
     assert (few["1"], few["2"], few["3"]) == (0.8, 0.6, 0.3)
-    all_but = task_with_scores(task, ["2=0.6", "0.1"], given.facts).thresholds(given.facts)
+    all_but = task_with_scores(task, ["2=0.6", "0.1"], given.facts).bind(given.facts).predicting.thresholds(Choices())
     assert (all_but["1"], all_but["2"]) == (0.1, 0.6)
 
 

@@ -18,6 +18,7 @@ from cnnrun.base.console import Output
 from cnnrun.commands.enroll import print_gallery
 from cnnrun.commands.evaluate import print_evaluation
 from cnnrun.commands.tables import print_findings
+from cnnrun.contracts.choices import Choices
 from cnnrun.contracts.facts import DataFacts
 from cnnrun.results import compare
 from cnnrun.results.report import charts
@@ -187,7 +188,7 @@ def test_figures_of_many_classes_state_which_classes_they_show():
     assert [series.name for series in plot.series] == [f"class {n + k}" for n in range(499, 494, -1) for k in (0, 500)]
     few = _precision_recall_plot(rows, dict.fromkeys(NAMES[:30], 1))
     assert (few.title, len(few.series)) == ("Precision and recall", 30)
-    meter = Multilabel().meter(DataFacts(NAMES, (1, 8, 8)))
+    meter = Multilabel().bind(DataFacts(NAMES, (1, 8, 8))).measuring.build_meter(Choices())
     draw = torch.Generator().manual_seed(0)
     present = torch.rand(15, MANY, generator=draw) < 0.1
     meter.update({"probabilities": torch.rand(15, MANY, generator=draw)}, {"present": present})

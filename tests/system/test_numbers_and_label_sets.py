@@ -16,6 +16,7 @@ import torch
 from PIL import Image as Pil
 
 from cnnrun.base.errors import ConfigError, DataError
+from cnnrun.contracts.choices import Choices
 from cnnrun.data.index import index_source
 from cnnrun.data.settings import Data
 from cnnrun.experiment import assemble, config_file, open_run, schema
@@ -141,7 +142,7 @@ def test_every_multilabel_loss_learns_and_its_thresholds_are_stored(image_folder
     assert set(given.facts.chosen) == {"threshold of north", "threshold of south"}
     again = evaluate_run(Path(result["run"]), tmp_path, CPU, "val")
     assert [row["threshold"] for row in again["tables"]["per_class"]] == list(
-        given.task.thresholds(given.facts).values()
+        given.task.bind(given.facts).predicting.thresholds(Choices()).values()
     )
 
 
@@ -234,7 +235,7 @@ def test_an_exported_file_describes_its_outputs(run, multilabel_run, tmp_path):
     path = Path(export_run(Onnx(), multilabel_run, tmp_path, None, tmp_path / "l.onnx")["path"])
     said = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     given = open_run.open_trained(multilabel_run, tmp_path, CPU)[1]
-    assert json.loads(said["thresholds"]) == given.task.thresholds(given.facts)
+    assert json.loads(said["thresholds"]) == given.task.bind(given.facts).predicting.thresholds(Choices())
 
 
 def test_check_and_data_check_accept_numbers_and_label_sets(image_folder, tmp_path, run_cli):

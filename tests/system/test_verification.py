@@ -17,6 +17,7 @@ from PIL import Image as Pil
 from sklearn.metrics import roc_auc_score
 
 from cnnrun.base.errors import ConfigError, DataError, NonFiniteError
+from cnnrun.contracts.choices import Choices
 from cnnrun.contracts.facts import DataFacts
 from cnnrun.data.index import index_source
 from cnnrun.experiment import assemble, config_file, open_run, schema
@@ -76,7 +77,7 @@ def test_no_class_is_in_two_splits():
     classes = {name: set(split.targets["labels"][rows].tolist()) for name, (split, rows) in found.splits.items()}
     assert classes == {"train": {0, 1, 2, 3, 4}, "val": {5, 6}, "test": {7, 8, 9}}
     data = assemble.prepare_dataset(digits_experiment())
-    assert digits_experiment().task.criterion(data.facts).centres.shape == (5, 16)
+    assert digits_experiment().task.bind(data.facts).learning.build_criterion().centres.shape == (5, 16)
     assert "no class in two splits" in data.notes[0]
 
 
@@ -189,13 +190,13 @@ def test_a_checkpoint_that_was_not_measured_has_no_threshold(tmp_path, run_cli, 
     assert code == 2
     assert "there are: none" in err
     task, given = made.task, open_run.open_trained(run / "checkpoints" / "latest", tmp_path, CPU)[1]
-    assert "no threshold was chosen" in task.metadata(given.facts)["embedding"]
+    assert "no threshold was chosen" in task.bind(given.facts).predicting.metadata(Choices())["embedding"]
     assert evaluate_run(run / "checkpoints" / "latest", tmp_path, CPU, None)["numbers"]["eer"] < 0.6
 
 
 def test_non_finite_embeddings_are_refused():
     task, facts = digits_experiment().task, assemble.prepare_dataset(digits_experiment()).facts
-    meter = task.meter(facts)
+    meter = task.bind(facts).measuring.build_meter(Choices())
     meter.update({"embedding": torch.full((6, 16), torch.nan)}, {"labels": torch.tensor([0, 0, 0, 1, 1, 1])})
     with pytest.raises(NonFiniteError, match="not finite"):
         meter.compute()
@@ -242,10 +243,15 @@ def test_an_exported_embedding_equals_the_network_and_states_its_threshold(run, 
 def test_a_different_embedding_is_reported_as_disagreement():
     task = digits_experiment().task
     ours = torch.nn.functional.normalize(torch.randn(6, 16))
-    assert task.find_disagreement({"embedding": ours}, {"embedding": ours + 1e-7}, DataFacts((), (1, 1, 1))) is None
+    assert (
+        task.bind(DataFacts((), (1, 1, 1))).predicting.find_disagreement(
+            {"embedding": ours}, {"embedding": ours + 1e-7}
+        )
+        is None
+    )
     turned = ours.roll(1, 1)
-    assert "cosine with the network's" in task.find_disagreement(
-        {"embedding": ours}, {"embedding": turned}, DataFacts((), (1, 1, 1))
+    assert "cosine with the network's" in task.bind(DataFacts((), (1, 1, 1))).predicting.find_disagreement(
+        {"embedding": ours}, {"embedding": turned}
     )
 
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
+from cnnrun.contracts.choices import Choices
 from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.layer import ShapeError
 from cnnrun.tasks.classification import Classify
@@ -26,9 +27,9 @@ def outputs(count=200, seed=0):
 def test_classification_metrics_equal_scikit_learns(seed, count, batch):
     task = Classify(top_k=3)
     logits, labels = outputs(count, seed)
-    meter = task.meter(FACTS)
+    meter = task.bind(FACTS).measuring.build_meter(Choices())
     for part, truth in zip(logits.split(batch), labels.split(batch), strict=True):
-        meter.update(task.decoder(FACTS)(part), {"labels": truth})
+        meter.update(task.bind(FACTS).predicting.build_decoder(Choices())(part), {"labels": truth})
     measured = meter.compute()
     probability, predicted = logits.softmax(1).numpy(), logits.argmax(1).numpy()
     truth, classes = labels.numpy(), list(range(6))
@@ -48,8 +49,8 @@ def test_classification_metrics_equal_scikit_learns(seed, count, batch):
 def test_calibration_error_equals_the_definition():
     task = Classify()
     logits, labels = outputs(500)
-    meter = task.meter(FACTS)
-    meter.update(task.decoder(FACTS)(logits), {"labels": labels})
+    meter = task.bind(FACTS).measuring.build_meter(Choices())
+    meter.update(task.bind(FACTS).predicting.build_decoder(Choices())(logits), {"labels": labels})
     confidence, predicted = logits.softmax(1).max(1)
     expected = 0.0
     for i in range(15):
@@ -75,7 +76,7 @@ def test_a_probability_on_a_bin_edge_belongs_to_the_lower_bin():
 
 
 def test_micro_batches_have_the_whole_batchs_weighted_loss():
-    criterion = Classify(class_weights="balanced").criterion(FACTS).double()
+    criterion = Classify(class_weights="balanced").bind(FACTS).learning.build_criterion().double()
     logits, labels = outputs(60)
     whole = criterion(logits.double(), {"labels": labels})["cross_entropy"]
     parts = [
@@ -86,13 +87,13 @@ def test_micro_batches_have_the_whole_batchs_weighted_loss():
 
 
 def test_the_head_maps_vectors_and_refuses_feature_maps():
-    assert Classify().head([(7,)], FACTS)(torch.zeros(2, 7)).shape == (2, 6)
+    assert Classify().bind(FACTS).learning.build_head([(7,)])(torch.zeros(2, 7)).shape == (2, 6)
     with pytest.raises(ShapeError, match="add `flatten` or `global_avg_pool`"):
-        Classify().head([(7, 2, 2)], FACTS)
+        Classify().bind(FACTS).learning.build_head([(7, 2, 2)])
 
 
 def test_class_maps_are_clamped_at_0_before_their_mean():
-    head, x = Classify(classifier="conv").head([(7, 4, 5)], FACTS), torch.randn(3, 7, 4, 5)
+    head, x = Classify(classifier="conv").bind(FACTS).learning.build_head([(7, 4, 5)]), torch.randn(3, 7, 4, 5)
     maps = torch.einsum("bchw,kc->bkhw", x, head.conv.weight[:, :, 0, 0]) + head.conv.bias[:, None, None]
     assert (maps < 0).any()
     torch.testing.assert_close(head(x), maps.clamp(min=0).sum((2, 3)) / 20)
@@ -113,7 +114,12 @@ def test_unsuitable_data_is_reported(task, facts, words):
 
 def test_result_rows_name_the_most_probable_classes():
     logits = torch.tensor([[0.0, 3.0, 1.0, -1.0, 0.5, 0.2]])
-    (row,) = Classify(top_k=2).result_rows(Classify().decoder(FACTS)(logits), FACTS, [])
+    (row,) = [
+        made.to_json()
+        for made in predict_rows(
+            Classify(top_k=2).bind(FACTS), Classify().bind(FACTS).predicting.build_decoder(Choices())(logits), []
+        )
+    ]
     assert row["label"] == "bee"
     assert [entry["label"] for entry in row["top"]] == ["bee", "cat"]
     assert row["probability"] == pytest.approx(float(logits.softmax(1).max()))
@@ -121,18 +127,22 @@ def test_result_rows_name_the_most_probable_classes():
 
 def test_disagreements_between_outputs_are_found():
     task = Classify()
-    ours = task.decoder(FACTS)(outputs(20)[0])
-    assert task.find_disagreement(ours, {"probabilities": ours["probabilities"] + 5e-5}, FACTS) is None
-    assert "differ by up to" in task.find_disagreement(ours, {"probabilities": ours["probabilities"] + 1e-3}, FACTS)
-    assert "differ by up to" in task.find_disagreement(
-        ours, {"probabilities": ours["probabilities"] * float("nan")}, FACTS
+    ours = task.bind(FACTS).predicting.build_decoder(Choices())(outputs(20)[0])
+    assert task.bind(FACTS).predicting.find_disagreement(ours, {"probabilities": ours["probabilities"] + 5e-5}) is None
+    assert "differ by up to" in task.bind(FACTS).predicting.find_disagreement(
+        ours, {"probabilities": ours["probabilities"] + 1e-3}
+    )
+    assert "differ by up to" in task.bind(FACTS).predicting.find_disagreement(
+        ours, {"probabilities": ours["probabilities"] * float("nan")}
     )
 
 
 def test_every_metric_is_declared_and_measured():
     task = Classify()
-    meter = task.meter(FACTS)
+    meter = task.bind(FACTS).measuring.build_meter(Choices())
     logits, labels = outputs(20)
-    meter.update(task.decoder(FACTS)(logits), {"labels": labels})
+    meter.update(task.bind(FACTS).predicting.build_decoder(Choices())(logits), {"labels": labels})
     assert set(meter.compute().metrics) == set(task.metrics())
-    assert {name: values.shape[1:] for name, values in task.decoder(FACTS)(logits).items()} == task.result_shapes(FACTS)
+    assert {
+        name: values.shape[1:] for name, values in task.bind(FACTS).predicting.build_decoder(Choices())(logits).items()
+    } == task.bind(FACTS).predicting.result_shapes()

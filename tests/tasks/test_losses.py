@@ -103,7 +103,8 @@ def test_weights_of_absent_classes_do_not_change_the_loss():
     outputs, targets = draws(1)(6, 3), {"labels": torch.tensor([0, 0, 1, 1, 0, 1])}
     facts = DataFacts(("ape", "bee", "cat"), (1, 8, 8))
     light, heavy = (
-        Classify(label_smoothing=0.1, class_weights=[1.0, 1.0, weight]).criterion(facts).double() for weight in (1, 50)
+        Classify(label_smoothing=0.1, class_weights=[1.0, 1.0, weight]).bind(facts).learning.build_criterion().double()
+        for weight in (1, 50)
     )
     assert loss_of(heavy, outputs, targets) == loss_of(light, outputs, targets)
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 from torchvision.ops import sigmoid_focal_loss
 
+from cnnrun.contracts.choices import Choices
 from cnnrun.contracts.facts import DataFacts
 from cnnrun.tasks.classification_metrics import MultilabelPredictions
 from cnnrun.tasks.multilabel import Asymmetric, Bce, Focal, Multilabel
@@ -67,8 +68,10 @@ def test_multilabel_metrics_equal_scikit_learns(seed, count, batch):
     logit, present = outputs(count, seed)
     chosen = {f"threshold of {name}": 0.3 + 0.1 * k for k, name in enumerate(NAMES)}
     task, facts = Multilabel(), replace(FACTS, chosen=chosen)
-    meter = task.meter(facts)
-    parts = [task.decoder(facts)(part) for part in logit.split(batch)]  # rounding may separate equal scores
+    meter = task.bind(facts).measuring.build_meter(Choices())
+    parts = [
+        task.bind(facts).predicting.build_decoder(Choices())(part) for part in logit.split(batch)
+    ]  # rounding may separate equal scores
     for part, truth in zip(parts, present.split(batch), strict=True):
         meter.update(part, {"present": truth})
     measured = meter.compute()
@@ -116,9 +119,12 @@ def test_integer_weights_equal_repeated_samples(seed):
 
 
 def test_balanced_weights_give_presence_and_absence_equal_weight():
-    criterion = Multilabel(positive_weights="balanced").criterion(FACTS)
+    criterion = Multilabel(positive_weights="balanced").bind(FACTS).learning.build_criterion()
     assert criterion.weight.tolist() == pytest.approx([4.0, 1.5, 2 / 3, 0.25])
-    assert Multilabel(positive_weights="balanced").criterion(DataFacts(NAMES, (1, 8, 8))).weight is None  # not counted yet
+    assert (
+        Multilabel(positive_weights="balanced").bind(DataFacts(NAMES, (1, 8, 8))).learning.build_criterion().weight
+        is None
+    )  # not counted yet
     missing = replace(FACTS, class_counts=(10, 0, 3, 4))
     assert "'bee' has none" in Multilabel(positive_weights="balanced").data_problem(missing)
     assert "has 2 numbers; the data has 4" in Multilabel(positive_weights=[1.0, 2.0]).data_problem(FACTS)
@@ -127,10 +133,13 @@ def test_balanced_weights_give_presence_and_absence_equal_weight():
 def test_result_rows_use_the_thresholds_chosen_on_val():
     task = Multilabel()
     logit = torch.tensor([[0.0, 1.0, -1.0, 3.0]])
-    rows = task.result_rows(task.decoder(FACTS)(logit), FACTS, [])
+    rows = [
+        made.to_json()
+        for made in predict_rows(task.bind(FACTS), task.bind(FACTS).predicting.build_decoder(Choices())(logit), [])
+    ]
     assert rows[0]["labels"] == ["ape", "bee", "dog"]
     chosen = replace(FACTS, chosen={"threshold of bee": 0.9, "threshold of cat": 0.2, "temperature": 2.0})
-    (row,) = task.result_rows(task.decoder(chosen)(logit), chosen, [])
+    (row,) = [made.to_json() for made in predict_rows(task.bind(chosen), task.decoder(chosen)(logit), [])]
     assert row["labels"] == ["ape", "cat", "dog"]
     assert row["probabilities"]["dog"] == pytest.approx(1 / (1 + np.exp(-1.5)))
     assert task.metadata(chosen)["thresholds"] == {"ape": 0.5, "bee": 0.9, "cat": 0.2, "dog": 0.5}
@@ -139,7 +148,7 @@ def test_result_rows_use_the_thresholds_chosen_on_val():
 def test_mixed_images_have_fractional_labels():
     task, parts = Multilabel(), torch.tensor([0.25, 1.0])
     mine, others = torch.tensor([[1, 0], [1, 0]]).bool(), torch.tensor([[0, 1], [0, 1]]).bool()
-    made = task.blend_targets({"present": mine}, {"present": others}, parts, FACTS)["present"]
+    made = task.bind(FACTS).learning.mix_targets({"present": mine}, {"present": others}, parts)["present"]
     assert made.tolist() == [[0.25, 0.75], [1.0, 0.0]]
     two = DataFacts(("ape", "bee"), (1, 8, 8))
     assert task.describe_targets({"present": made}, two) == ["ape 0.25, bee 0.75", "ape"]

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torchvision import ops
 
 from cnnrun.base.boxes import intersection_over_union
+from cnnrun.contracts.choices import Choices
 from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.layer import ShapeError
 from cnnrun.contracts.results import View
@@ -20,7 +21,7 @@ CELLS = 8 * 12 + 4 * 6
 
 def head(seed=0, **settings):
     torch.manual_seed(seed)
-    return Detect(levels=["a", "b"], channels=8, **settings).head(LEVELS, FACTS)
+    return Detect(levels=["a", "b"], channels=8, **settings).bind(FACTS).learning.build_head(LEVELS)
 
 
 def maps(batch=2, seed=0):
@@ -58,10 +59,10 @@ def test_a_new_network_scores_everything_low():
 
 def test_unsuitable_feature_levels_are_refused():
     with pytest.raises(ShapeError, match="need equal channels"):
-        Detect().head([(8, 8, 12), (16, 4, 6)], FACTS)
+        Detect().bind(FACTS).learning.build_head([(8, 8, 12), (16, 4, 6)])
     with pytest.raises(ShapeError, match="needs feature maps"):
-        Detect().head([(8,)], FACTS)
-    assert Detect(towers="separate").head([(8, 8, 12), (16, 4, 6)], FACTS).in_channels == [8, 16]
+        Detect().bind(FACTS).learning.build_head([(8,)])
+    assert Detect(towers="separate").bind(FACTS).learning.build_head([(8, 8, 12), (16, 4, 6)]).in_channels == [8, 16]
 
 
 @pytest.mark.parametrize("box_loss", ["ciou", "diou", "giou"])
@@ -69,8 +70,12 @@ def test_unsuitable_feature_levels_are_refused():
 def test_the_loss_equals_its_formula_in_float64(box_loss, gamma):
     task, true = Detect(box_loss=box_loss, gamma=gamma), targets()
     out = head().eval()(*maps()).detach().double()
-    losses = task.criterion(FACTS)(out, true)
-    found = task.criterion(FACTS).assignment(out, batch_objects({**true, "boxes": true["boxes"].double()}))
+    losses = task.bind(FACTS).learning.build_criterion()(out, true)
+    found = (
+        task.bind(FACTS)
+        .learning.build_criterion()
+        .assignment(out, batch_objects({**true, "boxes": true["boxes"].double()}))
+    )
     name = {"ciou": "complete", "diou": "distance", "giou": "generalized"}[box_loss]
     score = box = 0.0
     for row in range(2):
@@ -94,7 +99,12 @@ def test_the_loss_equals_its_formula_in_float64(box_loss, gamma):
 
 
 def test_micro_batches_have_the_whole_batchs_loss_and_gradient():
-    network, criterion, true, given = head().eval(), Detect().criterion(FACTS), targets(6), maps(6)
+    network, criterion, true, given = (
+        head().eval(),
+        Detect().bind(FACTS).learning.build_criterion(),
+        targets(6),
+        maps(6),
+    )
 
     def gradient(*parts):
         network.zero_grad()
@@ -114,7 +124,7 @@ def test_micro_batches_have_the_whole_batchs_loss_and_gradient():
 def test_images_without_objects_have_a_loss_and_finite_gradients():
     network, true = head(), targets()
     true["objects"].fill_(-1)
-    losses = Detect().criterion(FACTS)(network(*maps()), true)
+    losses = Detect().bind(FACTS).learning.build_criterion()(network(*maps()), true)
     assert float(losses["box"].detach()) == 0
     sum(losses.values()).backward()
     assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
@@ -132,7 +142,7 @@ def test_boxes_of_any_size_have_finite_gradients(value):
     network, true = head(), targets()
     for sides in network.sides:
         torch.nn.init.constant_(sides.bias, value)
-    losses = Detect().criterion(FACTS)(network(*maps()), true)
+    losses = Detect().bind(FACTS).learning.build_criterion()(network(*maps()), true)
     sum(losses.values()).backward()
     assert all(parameter.grad.isfinite().all() for parameter in network.parameters())
 
@@ -143,10 +153,10 @@ def test_the_network_can_overfit_three_images():
     optimizer = torch.optim.Adam(network.parameters(), 0.02)
     for _ in range(150):
         optimizer.zero_grad()
-        sum(task.criterion(FACTS)(network(*given), true).values()).backward()
+        sum(task.bind(FACTS).learning.build_criterion()(network(*given), true).values()).backward()
         optimizer.step()
     with torch.no_grad():
-        results = task.decoder(FACTS)(network(*given))
+        results = task.bind(FACTS).predicting.build_decoder(Choices())(network(*given))
     found = intersection_over_union(true["boxes"], results["boxes"]) * (
         true["objects"][:, :, None] == results["labels"][:, None]
     )
@@ -159,48 +169,58 @@ def test_results_are_padded_sorted_clipped_and_equal_one_by_one():
     out[:, :, FIRST_LOGIT:] += 4 * torch.randn(
         out[:, :, FIRST_LOGIT:].shape, generator=torch.Generator().manual_seed(1)
     )
-    together = task.decoder(FACTS)(out)
-    assert {name: tuple(value.shape[1:]) for name, value in together.items()} == task.result_shapes(FACTS)
+    together = task.bind(FACTS).predicting.build_decoder(Choices())(out)
+    assert {name: tuple(value.shape[1:]) for name, value in together.items()} == task.bind(
+        FACTS
+    ).predicting.result_shapes()
     for row in range(4):
-        alone = task.decoder(FACTS)(out[row : row + 1])
+        alone = task.bind(FACTS).predicting.build_decoder(Choices())(out[row : row + 1])
         assert all(torch.equal(alone[name][0], together[name][row]) for name in together)
     boxes = together["boxes"]
     assert boxes.min() >= 0
     assert boxes[..., 2].max() <= 96
     assert boxes[..., 3].max() <= 64
     assert (together["scores"].diff(dim=1) <= 0).all()
-    few = Detect(most=20, least_score=0.99).decoder(FACTS)(out)
+    few = Detect(most=20, least_score=0.99).bind(FACTS).predicting.build_decoder(Choices())(out)
     empty = few["labels"] < 0
     assert empty.any()
     assert few["boxes"][empty].abs().max() == 0
     assert few["scores"][empty].max() == 0
-    more = Detect(most=4 * CELLS).decoder(FACTS)(out)
+    more = Detect(most=4 * CELLS).bind(FACTS).predicting.build_decoder(Choices())(out)
     assert more["boxes"].shape == (4, 4 * CELLS, 4)
 
 
 def test_disagreements_between_outputs_are_found():
     task = Detect(most=20)
     out = head(seed=3).eval()(*maps(4)).detach()
-    ours = task.decoder(FACTS)(out)
-    assert task.find_disagreement(ours, ours, FACTS) is None
-    assert task.find_disagreement(ours, {**ours, "boxes": ours["boxes"] + 1e-4}, FACTS) is None
-    assert "overlaps the network's by" in task.find_disagreement(ours, {**ours, "boxes": ours["boxes"] + 1}, FACTS)
-    assert "scores differ" in task.find_disagreement(ours, {**ours, "scores": ours["scores"] + 1e-3}, FACTS)
-    assert "scores differ" in task.find_disagreement(ours, {**ours, "scores": ours["scores"] * float("nan")}, FACTS)
+    ours = task.bind(FACTS).predicting.build_decoder(Choices())(out)
+    assert task.bind(FACTS).predicting.find_disagreement(ours, ours) is None
+    assert task.bind(FACTS).predicting.find_disagreement(ours, {**ours, "boxes": ours["boxes"] + 1e-4}) is None
+    assert "overlaps the network's by" in task.bind(FACTS).predicting.find_disagreement(
+        ours, {**ours, "boxes": ours["boxes"] + 1}
+    )
+    assert "scores differ" in task.bind(FACTS).predicting.find_disagreement(
+        ours, {**ours, "scores": ours["scores"] + 1e-3}
+    )
+    assert "scores differ" in task.bind(FACTS).predicting.find_disagreement(
+        ours, {**ours, "scores": ours["scores"] * float("nan")}
+    )
     swapped = {name: value.clone() for name, value in ours.items()}
     for name in ("boxes", "labels"):
         swapped[name][:, [0, 1]] = ours[name][:, [1, 0]]
-    assert task.find_disagreement(ours, swapped, FACTS) is None  # boxes of nearly equal scores may swap
-    assert "overlaps" in task.find_disagreement(ours, {**ours, "labels": (ours["labels"] + 1) % 3}, FACTS)
+    assert task.bind(FACTS).predicting.find_disagreement(ours, swapped) is None  # boxes of nearly equal scores may swap
+    assert "overlaps" in task.bind(FACTS).predicting.find_disagreement(
+        ours, {**ours, "labels": (ours["labels"] + 1) % 3}
+    )
     one, other = torch.tensor([0.0, 0, 20, 20]), torch.tensor([40.0, 40, 60, 60])
     two = {"boxes": torch.stack([one, other])[None], "scores": torch.tensor([[0.9, 0.5]]), "labels": torch.zeros(1, 2)}
-    assert "overlaps" in task.find_disagreement(
-        two, {**two, "boxes": two["boxes"].flip(1)}, FACTS
+    assert "overlaps" in task.bind(FACTS).predicting.find_disagreement(
+        two, {**two, "boxes": two["boxes"].flip(1)}
     )  # each box with the other's score
     twice = {**two, "boxes": torch.stack([one, one])[None], "scores": torch.tensor([[0.9, 0.9]])}
     fewer = {**twice, "boxes": torch.stack([one, other])[None]}
-    assert "overlaps" in task.find_disagreement(twice, fewer, FACTS)
-    assert "overlaps" in task.find_disagreement(fewer, twice, FACTS)
+    assert "overlaps" in task.bind(FACTS).predicting.find_disagreement(twice, fewer)
+    assert "overlaps" in task.bind(FACTS).predicting.find_disagreement(fewer, twice)
 
 
 def test_result_rows_are_in_the_images_pixels_above_each_classs_threshold():
@@ -210,17 +230,24 @@ def test_result_rows_are_in_the_images_pixels_above_each_classs_threshold():
     }  # fmt: skip
     view = View((200, 300), 0.5, 2.0, 4.0, -10.0)
     facts = DataFacts(FACTS.classes, FACTS.image, class_ids=(7, 8, 9))
-    (row,) = Detect().result_rows(results, facts, [view])
+    (row,) = [made.to_json() for made in predict_rows(Detect().bind(facts), results, [view])]
     assert (row["height"], row["width"]) == (200, 300)
     assert [each["label"] for each in row["objects"]] == ["bee", "cat"]
     first = row["objects"][0]
     assert first["category_id"] == 8
     assert first["bbox"] == pytest.approx([12, 15, 40, 10])
     small = View((20, 40), 0.5, 2.0, 4.0, -10.0)  # boxes are clipped to the image
-    assert Detect().result_rows(results, facts, [small])[0]["objects"][0]["bbox"] == pytest.approx([12, 15, 28, 5])
-    (row,) = Detect(score={"cat": 0.6, "bee": 0.1}).result_rows(results, facts, [view])
+    assert [made.to_json() for made in predict_rows(Detect().bind(facts), results, [small])][0]["objects"][0][
+        "bbox"
+    ] == pytest.approx([12, 15, 28, 5])
+    (row,) = [
+        made.to_json() for made in predict_rows(Detect(score={"cat": 0.6, "bee": 0.1}).bind(facts), results, [view])
+    ]
     assert [each["label"] for each in row["objects"]] == ["bee", "bee"]
-    assert len(Detect(score=0.95).result_rows(results, facts, [view])[0]["objects"]) == 0
+    assert (
+        len([made.to_json() for made in predict_rows(Detect(score=0.95).bind(facts), results, [view])][0]["objects"])
+        == 0
+    )
 
 
 def test_unsuitable_data_is_reported():
@@ -239,7 +266,7 @@ def test_network_remarks_report_receptive_fields_and_warn_of_misfits():
     levels = [FeatureLevel((8, 8, 12), (20, 30), (8.0, 8.0)), FeatureLevel((8, 4, 6), (60, 60), (16.0, 16.0))]
     usual = targets(20)
     usual["boxes"][..., 2:] += 8
-    lines = Detect(levels=["p3", "p4"]).network_remarks(levels, split_of(usual), FACTS)
+    lines = Detect(levels=["p3", "p4"]).bind(FACTS).showing.network_notes(levels, split_of(usual))
     # The towers' two convolutions see four more cells.
     assert lines[1] == "p3: a cell every 8 pixels, which sees 52 pixels"
     assert not any("warning" in line for line in lines)
@@ -247,17 +274,17 @@ def test_network_remarks_report_receptive_fields_and_warn_of_misfits():
     small["boxes"][..., 2:] = small["boxes"][..., :2] + 3
     assert any(
         "lie between the cells of the finest level, one every 8 pixels" in line
-        for line in Detect().network_remarks(levels[:1], split_of(small), FACTS)
+        for line in Detect().bind(FACTS).showing.network_notes(levels[:1], split_of(small))
     )
     large = targets(20)
     large["boxes"] *= 9
     assert any(
         "larger than the 52 pixels that a cell sees" in line
-        for line in Detect().network_remarks(levels[:1], split_of(large), FACTS)
+        for line in Detect().bind(FACTS).showing.network_notes(levels[:1], split_of(large))
     )
     assert any(
         "up to 5 objects; task.detect.most is 3" in line
-        for line in Detect(levels=["p3", "p4"], most=3).network_remarks(levels, split_of(targets()), FACTS)
+        for line in Detect(levels=["p3", "p4"], most=3).bind(FACTS).showing.network_notes(levels, split_of(targets()))
     )
 
 
@@ -265,10 +292,14 @@ def test_targets_are_described_and_drawn():
     true = targets(1)
     true["objects"] = torch.tensor([[1, 1, 0, -1, -1]])
     true["roles"] = torch.tensor([[0, 1, 2, 0, 0]], dtype=torch.uint8)
-    assert Detect().describe_targets(true, FACTS) == ["1 ape, 2 bee"]
-    assert [mark.text for mark in Detect().target_marks(true, FACTS)[0]] == ["bee", "bee (difficult)", "ape (crowd)"]
+    assert Detect().bind(FACTS).showing.describe_targets(true) == ["1 ape, 2 bee"]
+    assert [mark.text for mark in Detect().bind(FACTS).showing.target_overlays(true)[0]] == [
+        "bee",
+        "bee (difficult)",
+        "ape (crowd)",
+    ]
     true["objects"].fill_(-1)
-    assert Detect().describe_targets(true, FACTS) == ["nothing"]
+    assert Detect().bind(FACTS).showing.describe_targets(true) == ["nothing"]
 
 
 def test_boxes_are_drawn_above_their_classs_threshold():
@@ -277,7 +308,7 @@ def test_boxes_are_drawn_above_their_classs_threshold():
         "scores": torch.tensor([[0.9, 0.5, 0.2, 0.0]]), "labels": torch.tensor([[0, 2, 1, -1]]),
     }  # fmt: skip
     task = Detect(score={"ape": 0.95, "bee": 0.1, "cat": 0.5})
-    (marks,) = task.result_marks(results, FACTS)
+    (marks,) = predict_overlays(task.bind(FACTS), results)
     assert [(mark.text, mark.box) for mark in marks] == [("cat 0.50", (0, 0, 8, 8)), ("bee 0.20", (1, 1, 2, 2))]
 
 
@@ -287,8 +318,8 @@ def test_assigned_objects_are_numbered_as_drawn():
     true["objects"] = torch.tensor([[-1, 2, -1, 0, 1]])
     true["roles"].zero_()
     outputs = head().eval()(*maps(1)).detach()
-    drawn = task.target_marks(true, FACTS)[0]
-    found = task.criterion(FACTS).assignment(outputs, batch_objects(true))
+    drawn = task.bind(FACTS).showing.target_overlays(true)[0]
+    found = task.bind(FACTS).learning.build_criterion().assignment(outputs, batch_objects(true))
     rows = task.assignment(outputs, true, FACTS)
     assert len(rows) == int(found.foreground_BA.sum()) > 0
     for row in rows:

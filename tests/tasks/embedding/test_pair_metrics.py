@@ -13,6 +13,7 @@ from scipy.interpolate import interp1d
 from scipy.optimize import brentq
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from cnnrun.contracts.choices import Choices
 from cnnrun.contracts.facts import DataFacts
 from cnnrun.tasks.embedding import gallery_metrics, pair_metrics
 from cnnrun.tasks.embedding.pair_metrics import Pairs, RankedPairs, all_pairs
@@ -337,7 +338,7 @@ def test_a_pair_files_pairs_are_measured_in_any_image_order():
 
 
 def measure(task, labels: np.ndarray, embeddings: np.ndarray):
-    meter = task.meter(DataFacts(tuple(map(str, range(labels.max() + 1))), (1, 8, 8)))
+    meter = task.bind(DataFacts(tuple(map(str, range(labels.max() + 1))), (1, 8, 8))).measuring.build_meter(Choices())
     meter.update({"embedding": torch.from_numpy(embeddings)}, {"labels": torch.from_numpy(labels)})
     return meter.compute(tables=False)
 
@@ -369,6 +370,6 @@ def test_identification_enrols_the_configured_number_of_images(count):
 
 def test_only_classes_with_training_images_have_centres():
     facts = DataFacts(("a", "b", "c", "d"), (1, 8, 8), class_counts=(5, 0, 3, 0))
-    criterion = Verify(dimension=6).criterion(facts)
+    criterion = Verify(dimension=6).bind(facts).learning.build_criterion()
     assert criterion.place.tolist() == [0, -1, 1, -1]
     assert criterion.centres.shape == (2, 6)

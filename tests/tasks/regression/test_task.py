@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from sklearn import metrics as sk
 from torch import distributions
 
+from cnnrun.contracts.choices import Choices
 from cnnrun.contracts.facts import DataFacts, NumberStatistics
 from cnnrun.contracts.layer import ShapeError
 from cnnrun.tasks.regression.losses import Gaussian, Huber, Mae, Mse, Quantile, normal_nll, von_mises_nll
@@ -116,7 +117,7 @@ def test_the_quantile_loss_is_the_pinball_loss_and_its_quantiles_never_cross():
 @pytest.mark.parametrize("loss", [Mse(), Mae(), Huber(), Gaussian()], ids=lambda loss: loss.kind)
 def test_perfect_outputs_have_the_least_loss_and_parts_average_to_the_batch(loss):
     task = Regress(angles=ANGLES, loss=loss)
-    criterion, values = task.criterion(FACTS), truth(12)
+    criterion, values = task.bind(FACTS).learning.build_criterion(), truth(12)
     targets = {"numbers": values}
     perfect = encode_values(task, values)
     (best,) = criterion(perfect, targets).values()
@@ -131,7 +132,7 @@ def test_perfect_outputs_have_the_least_loss_and_parts_average_to_the_batch(loss
 
 def test_angles_across_the_wrap_are_near_each_other():
     task = Regress(columns=["hour"], angles={"hour": 24})
-    criterion = task.criterion(FACTS)
+    criterion = task.bind(FACTS).learning.build_criterion()
     values = torch.zeros(1, 4)
     late = encode_values(task, torch.tensor([[0, 0, 23.9, 0.0]]))
     values[0, 2] = 0.1
@@ -150,23 +151,28 @@ def test_decoding_restores_the_order_and_units_of_the_data(columns, loss):
     names = columns or [number.name for number in FACTS.numbers]
     task = Regress(columns=columns, angles={k: v for k, v in ANGLES.items() if k in names}, loss=loss)
     values = truth(40)
-    found = task.decoder(FACTS)(encode_values(task, values))
+    found = task.bind(FACTS).predicting.build_decoder(Choices())(encode_values(task, values))
     known = [number.name for number in FACTS.numbers]
     expected = values[:, [known.index(name) for name in names]]
     torch.testing.assert_close(found["values"], expected, rtol=1e-4, atol=1e-4)
-    assert {name: tuple(value.shape[1:]) for name, value in found.items()} == task.result_shapes(FACTS)
-    assert task.head([(16,)], FACTS)(torch.zeros(2, 16)).shape[1] == encode_values(task, values).shape[1]
+    assert {name: tuple(value.shape[1:]) for name, value in found.items()} == task.bind(
+        FACTS
+    ).predicting.result_shapes()
+    assert (
+        task.bind(FACTS).learning.build_head([(16,)])(torch.zeros(2, 16)).shape[1]
+        == encode_values(task, values).shape[1]
+    )
 
 
 def test_deviations_have_the_targets_unit_and_scale_with_the_temperature():
     task = Regress(columns=["weight"], loss=Gaussian())
     raw = torch.tensor([[0.5, math.log(math.e - 1)]])  # softplus of it is 1
-    found = task.decoder(FACTS)(raw)
+    found = task.bind(FACTS).predicting.build_decoder(Choices())(raw)
     assert found["values"].item() == pytest.approx(560)
     assert found["deviations"].item() == pytest.approx(120, rel=1e-4)
     from dataclasses import replace
 
-    warm = task.decoder(replace(FACTS, chosen={"temperature": 2.0}))(raw)
+    warm = task.bind(replace(FACTS, chosen={"temperature": 2.0})).predicting.build_decoder(Choices())(raw)
     assert warm["deviations"].item() == pytest.approx(240, rel=1e-4)
     assert warm["values"].item() == pytest.approx(560)
 
@@ -179,7 +185,7 @@ def test_the_temperature_applies_to_numbers_and_angles(temperature):
     turn = values[:, 1:2] / 360 * 2 * math.pi
     angle = von_mises_nll(raw[:, None, 2:], torch.stack([turn.cos(), turn.sin()], 2), temperature)
     expected = float(torch.cat([plain, angle], 1).double().mean())
-    assert task.negative_log_likelihood(raw, {"numbers": values}, FACTS, temperature) == pytest.approx(
+    assert task.bind(FACTS).calibration.negative_log_likelihood(raw, {"numbers": values}, temperature) == pytest.approx(
         expected, rel=1e-5
     )
 
@@ -188,7 +194,7 @@ def test_angles_are_decoded_into_the_range_of_the_data():
     task = Regress(columns=["angle", "hour"], angles=ANGLES)
     values = truth(200)
     values[:, 1] = torch.linspace(-179, 179, 200)
-    found = task.decoder(FACTS)(encode_values(task, values))["values"]
+    found = task.bind(FACTS).predicting.build_decoder(Choices())(encode_values(task, values))["values"]
     assert (found[:, 0] >= -180).all()
     assert (found[:, 0] < 180.01).all()
     assert (found[:, 1] >= 0).all()
@@ -204,7 +210,7 @@ def test_regression_metrics_equal_scikit_learns(seed, count, batch):
     task, draw = Regress(columns=["weight", "length"]), np.random.default_rng(seed)
     values = truth(count, seed)
     said = values[:, [0, 3]] * torch.tensor(draw.uniform(0.5, 1.5, (count, 2)), dtype=torch.float32)
-    meter = task.meter(FACTS)
+    meter = task.bind(FACTS).measuring.build_meter(Choices())
     for part, of in zip(said.split(batch), values.split(batch), strict=True):
         meter.update({"values": part}, {"numbers": of})
     measured = meter.compute()
@@ -254,7 +260,7 @@ def test_the_circular_mean_equals_scipys():
 def test_predicted_intervals_have_their_nominal_coverage():
     draw = np.random.default_rng(0)
     task = Regress(columns=["weight"], loss=Gaussian())
-    meter, deviations = task.meter(FACTS), draw.uniform(5, 50, 20_000)
+    meter, deviations = task.bind(FACTS).measuring.build_meter(Choices()), draw.uniform(5, 50, 20_000)
     values = np.full(20_000, 500.0)
     numbers = np.zeros((20_000, 4), np.float32)
     numbers[:, 0] = values + draw.normal(0, deviations)
@@ -291,7 +297,7 @@ def test_invalid_regression_settings_are_refused():
     with pytest.raises(ValidationError, match=r"0\.5 among them"):
         Quantile(quantiles=[0.1, 0.9])
     with pytest.raises(ShapeError, match="linear layer needs a vector"):
-        Regress().head([(4, 2, 2)], FACTS)
+        Regress().bind(FACTS).learning.build_head([(4, 2, 2)])
 
 
 def test_targets_too_fine_for_float32_are_refused():
@@ -304,7 +310,11 @@ def test_targets_too_fine_for_float32_are_refused():
 def test_angles_just_below_zero_decode_within_the_period():
     task = Regress(columns=["hour"], angles={"hour": 24})
     for below in (-1e-9, -0.0, 1e-9):
-        assert 0 <= task.decoder(FACTS)(torch.tensor([[1.0, below]]))["values"].item() < 24
+        assert (
+            0
+            <= task.bind(FACTS).predicting.build_decoder(Choices())(torch.tensor([[1.0, below]]))["values"].item()
+            < 24
+        )
 
 
 def test_unknown_columns_and_constant_targets_are_reported():
@@ -319,7 +329,7 @@ def test_artefact_disagreement_compares_angles_across_the_wrap():
     task = Regress(angles=ANGLES)
     ours = {"values": torch.tensor([[500.0, 179.99, 23.999, 0.02]])}
     theirs = {"values": torch.tensor([[500.01, -179.99, 0.001, 0.02]])}
-    assert task.find_disagreement(ours, theirs, FACTS) is None
+    assert task.bind(FACTS).predicting.find_disagreement(ours, theirs) is None
     off = {"values": torch.tensor([[500.0, 179.99, 23.999, 0.0201]])}
-    assert "differ by up to 2.50e-02 standard deviations" in task.find_disagreement(ours, off, FACTS)
-    assert task.find_disagreement(ours, {"values": ours["values"] * math.nan}, FACTS)
+    assert "differ by up to 2.50e-02 standard deviations" in task.bind(FACTS).predicting.find_disagreement(ours, off)
+    assert task.bind(FACTS).predicting.find_disagreement(ours, {"values": ours["values"] * math.nan})
