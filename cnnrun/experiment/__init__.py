@@ -13,6 +13,7 @@ __all__ = [
     "import_weights",
     "init_config",
     "open_run",
+    "preparation",
     "run",
     "schema",
     "training_checks",

@@ -1,10 +1,10 @@
-"""Build the dataset, the network, the job and the run folder of an experiment."""
+"""Build the dataset, the network, the training setup and the run folder of an experiment."""
 
 from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -26,7 +26,6 @@ from cnnrun.model.network import BuiltNetwork, Network, build_network, materiali
 from cnnrun.model.weights_file import Weights
 from cnnrun.training import run_folder
 from cnnrun.training.frozen_layers import layers_until
-from cnnrun.training.learner import Job
 from cnnrun.training.run_records import (
     CONFIG,
     DATA_LIST,
@@ -34,6 +33,7 @@ from cnnrun.training.run_records import (
     INITIAL_WEIGHTS,
 )
 from cnnrun.training.settings import check_batch_size
+from cnnrun.training.setup import TrainingSetup
 
 
 def prepare_dataset(
@@ -86,22 +86,21 @@ def match_initial_weights(
         raise CheckpointError(*error.table(f"{experiment.model.weights}: not weights of this network")) from None
 
 
-def assemble_job(
+def build_setup(
     experiment: Experiment,
     data: Dataset,
     weights: Weights | None,
-    run: Folder | None,
     device: torch.device,
+    run: Folder | None = None,
     ranks: Ranks | None = None,
-    should_stop: Callable[[int, float], bool] | None = None,
-) -> Job:
-    """Build the job that the training loop runs. The network starts from `weights`, or else from random ones."""
+) -> TrainingSetup:
+    """Build the setup of a training. The network starts from `weights`, or else from random ones."""
     network = build_checked_network(experiment, data.facts).network
     matches = match_initial_weights(experiment, network, weights, data.facts) if weights else {}
     network = materialize(network, experiment.seed)
     if weights:
         _start_from_weights(experiment, network, weights, matches)
-    return Job(
+    return TrainingSetup(
         spec=experiment.train,
         network=network,
         task=experiment.task.bind(data.facts),
@@ -114,7 +113,6 @@ def assemble_job(
         prefetch=experiment.data.prefetch,
         reading_timeout=experiment.data.timeout,
         ranks=ranks or Ranks(),
-        should_stop=should_stop,
     )
 
 

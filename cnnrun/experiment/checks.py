@@ -13,7 +13,7 @@ from cnnrun.data.index import SourceIndex, class_remarks, index_source
 from cnnrun.data.prepare import refuse_bad_boxes, refuse_missing_files
 from cnnrun.experiment.assemble import build_checked_network, build_for, load_initial_weights, prepare_dataset
 from cnnrun.experiment.schema import Experiment
-from cnnrun.experiment.training_checks import notes_on_classes, refuse_unlearnable, refuse_unmeasurable
+from cnnrun.experiment.training_checks import check_learnable, check_measurable, notes_on_classes
 from cnnrun.model.network import BuiltNetwork, flops
 from cnnrun.model.outline import OutlineEntry, build_outline
 from cnnrun.model.weights_file import Weights
@@ -30,7 +30,7 @@ def check(experiment: Experiment, decode: bool = True) -> dict[str, Any]:
     indexed = index_source(experiment.data)
     if decode:
         data = prepare_dataset(experiment, indexed)
-        built, facts = refuse_unlearnable(experiment, data, weights), data.facts
+        built, facts = check_learnable(experiment, data, weights), data.facts
         targets, notes = data.splits["train"].all_targets(), [*data.notes, *notes_on_classes(experiment, data)]
     else:
         built, facts, targets = _check_undecoded(experiment, indexed, weights)
@@ -62,7 +62,7 @@ def _check_undecoded(
     refuse_missing_files(indexed, experiment.data.bad_files)
     built = build_checked_network(experiment, facts, weights)
     targets = {name: indexed.targets(name, facts.image, image) for name in indexed.splits}
-    refuse_unmeasurable(experiment, facts, targets)
+    check_measurable(experiment, facts, targets)
     return built, facts, targets["train"]
 
 

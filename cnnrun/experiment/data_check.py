@@ -15,7 +15,7 @@ from cnnrun.data.index import SourceIndex, index_source
 from cnnrun.data.prepare import MOVED_NOTE, DecodedSplits, decode_splits, finish_dataset
 from cnnrun.experiment.assemble import load_initial_weights
 from cnnrun.experiment.schema import Experiment
-from cnnrun.experiment.training_checks import refuse_unlearnable
+from cnnrun.experiment.training_checks import check_learnable
 
 Report = dict[str, Any]
 
@@ -67,7 +67,7 @@ def _training_refusal(experiment: Experiment, indexed: SourceIndex, decoded: Dec
     try:
         weights = load_initial_weights(experiment)
         experiment = experiment.with_statistics_of_weights(weights.facts if weights else None)
-        refuse_unlearnable(experiment, finish_dataset(experiment.data, indexed, decoded), weights)
+        check_learnable(experiment, finish_dataset(experiment.data, indexed, decoded), weights)
     except UserError as error:
         return {"lines": list(error.lines), "exit_code": error.exit_code}
     return None

@@ -197,9 +197,7 @@ def measure_run(
     name, data = prepare_eval_data(experiment, trained, split)
     examples = data.splits[name]
     batch = experiment.train.batch
-    measurement = measure_split(
-        trained.network, trained.val_criterion, trained.task, trained.choices, examples, batch, device
-    )
+    measurement = measure_split(trained.to_measure(), examples, batch)
     return experiment, trained, name, examples, measurement
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ from cnnrun.base.device import reset_peak_memory
 from cnnrun.base.errors import CheckpointError
 from cnnrun.base.progress import say
 from cnnrun.base.ranks import Ranks, join_ranks
-from cnnrun.data.dataset import Dataset
 from cnnrun.data.index import index_source
 from cnnrun.data.prepare import data_fingerprint
-from cnnrun.experiment.assemble import assemble_job, create_run, load_initial_weights, prepare_dataset
+from cnnrun.experiment.assemble import create_run, load_initial_weights
 from cnnrun.experiment.config_file import parse_config
+from cnnrun.experiment.preparation import PreparedTraining, prepare_training
 from cnnrun.experiment.resume import (
     check_run_environment,
     find_resumable,
@@ -31,10 +31,9 @@ from cnnrun.experiment.resume import (
     refuse_unrepeatable,
 )
 from cnnrun.experiment.schema import Experiment
-from cnnrun.experiment.training_checks import check_same_data, notes_on_classes, refuse_unlearnable
-from cnnrun.model.weights_file import Weights
+from cnnrun.experiment.training_checks import check_same_data, notes_on_classes
 from cnnrun.training import run_folder
-from cnnrun.training.learner import DrawFunction
+from cnnrun.training.hooks import TrainingHooks
 from cnnrun.training.loop import fit
 from cnnrun.training.run_records import CHECKPOINTS, CONFIG, read_result
 
@@ -42,18 +41,14 @@ Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Hooks:
-    """Functions that a caller adds to a training."""
+class RunHooks(TrainingHooks):
+    """Functions that a caller adds to a training in a run folder."""
 
-    should_stop: Callable[[int, float], bool] | None = None
-    """Called after each epoch; if it returns true the training ends there: see `Job`."""
-    draw: DrawFunction | None = None
-    """Draws images with their targets and predictions for TensorBoard."""
     record: Callable[[Experiment, Folder, dict[str, Any], Result], None] | None = None
     """Called with the config, the run folder, its environment and the result after a training that was not resumed."""
 
 
-_NO_HOOKS = Hooks()
+_NO_HOOKS = RunHooks()
 
 
 def train(
@@ -62,7 +57,7 @@ def train(
     device: torch.device,
     resume: bool = False,
     strict: bool = False,
-    hooks: Hooks = _NO_HOOKS,
+    hooks: RunHooks = _NO_HOOKS,
 ) -> Result:
     """Train to the end in a run folder in `runs`; return the result, with the folder as `run`.
 
@@ -80,24 +75,25 @@ def train(
         earlier = ranks.broadcast(lambda: _find_earlier_run(experiment, runs, resume, strict))
         if earlier and "finished" in earlier:
             return {"run": earlier["run"], "already_finished": True, **earlier["finished"]}
-        prepared = _prepare_run(experiment, runs, earlier, device, ranks)
-        return _train_in_folder(prepared, ranks, resume, strict, hooks)
+        prepared = _prepare_run(experiment, earlier, ranks)
+        run = earlier["run"] if earlier else ranks.broadcast(lambda: _create_run(prepared, runs))
+        return _train_in_folder(prepared, _Start(Path(run), device, ranks, resume, strict), hooks)
 
 
 @dataclass(frozen=True)
-class _PreparedRun:
-    """A run that is ready to train: its folder exists, and its config, initial weights and data are loaded."""
+class _Start:
+    """How a training starts: in which folder, on which device and ranks, and whether it resumes."""
 
-    experiment: Experiment
-    weights: Weights | None
-    data: Dataset
     run: Path
     device: torch.device
+    ranks: Ranks
+    resume: bool
+    strict: bool
 
 
-def _train_in_folder(prepared: _PreparedRun, ranks: Ranks, resume: bool, strict: bool, hooks: Hooks) -> Result:
+def _train_in_folder(prepared: PreparedTraining, start: _Start, hooks: RunHooks) -> Result:
     """Train while the first rank locks the run folder, so that no other process can write to it."""
-    experiment, run, device = prepared.experiment, prepared.run, prepared.device
+    experiment, run, device, ranks = prepared.experiment, start.run, start.device, start.ranks
     folders: list[Folder] = []  # the locked folder, on the first rank only
     with ExitStack() as stack:
         ranks.broadcast(lambda: folders.append(stack.enter_context(run_folder.hold_run(run))))
@@ -105,43 +101,33 @@ def _train_in_folder(prepared: _PreparedRun, ranks: Ranks, resume: bool, strict:
             say(f"{run} was finished by another process meanwhile")
             return {"run": str(run), "already_finished": True, **earlier_result}
         folder = folders[0] if folders else None
-        checkpoint = load_resume_checkpoint(folder, prepared.data, ranks) if resume else None
+        checkpoint = load_resume_checkpoint(folder, prepared.data, ranks) if start.resume else None
         environment = run_folder.describe_environment(device, ranks.world_size)
-        ranks.broadcast(lambda: check_run_environment(folders[0], environment, strict))
-        job = assemble_job(experiment, prepared.data, prepared.weights, folder, device, ranks, hooks.should_stop)
-        result = fit(replace(job, draw=hooks.draw), checkpoint)
+        ranks.broadcast(lambda: check_run_environment(folders[0], environment, start.strict))
+        result = fit(prepared.build_setup(device, folder, ranks), checkpoint, hooks)
         if folder and checkpoint is None and hooks.record:  # the total time of a resumed run is not known
             hooks.record(experiment, folder, environment, result)
         return {"run": str(run), **result}
 
 
-def _prepare_run(
-    experiment: Experiment, runs: Path, earlier: dict[str, Any] | None, device: torch.device, ranks: Ranks
-) -> _PreparedRun:
-    """Prepare the unfinished run `earlier`, or create a new one after all checks."""
+def _create_run(prepared: PreparedTraining, runs: Path) -> str:
+    return str(create_run(prepared.experiment, prepared.data, prepared.weights, runs))
+
+
+def _prepare_run(experiment: Experiment, earlier: dict[str, Any] | None, ranks: Ranks) -> PreparedTraining:
+    """Prepare the unfinished run `earlier`, or a new one; nothing is written before all checks have passed."""
     # A run that has a checkpoint no longer needs the weights it began with.
     weights = None if earlier and earlier["has_checkpoint"] else load_initial_weights(experiment)
     if earlier:
         experiment = experiment.with_statistics_of(parse_config(earlier["config"], str(Path(earlier["run"]) / CONFIG)))
     if earlier and weights:
         refuse_changed_weights(Path(earlier["run"]), weights)
-    experiment = experiment.with_statistics_of_weights(weights.facts if weights else None)
-    data = _prepare_data(experiment, weights, ranks)
-    run = earlier["run"] if earlier else ranks.broadcast(lambda: str(create_run(experiment, data, weights, runs)))
-    return _PreparedRun(experiment, weights, data, Path(run), device)
-
-
-def _prepare_data(experiment: Experiment, weights: Weights | None, ranks: Ranks) -> Dataset:
-    """Decode the data and check that the experiment can train on it, before anything is written to disk."""
-    data = prepare_dataset(experiment)
-    for note in data.notes:
-        say(f"data: {note}")
-    refuse_unlearnable(experiment, data, weights, ranks.world_size)
-    for note in notes_on_classes(experiment, data):
+    prepared = prepare_training(experiment, weights, ranks)
+    for note in [*prepared.data.notes, *notes_on_classes(prepared.experiment, prepared.data)]:
         say(f"data: {note}")
     ranks.barrier(long_timeout=True)
-    check_same_data(data, ranks)
-    return data
+    check_same_data(prepared.data, ranks)
+    return prepared
 
 
 def _find_earlier_run(experiment: Experiment, runs: Path, resume: bool, strict: bool) -> dict[str, Any] | None:

@@ -12,34 +12,20 @@ from cnnrun.base.ranks import Ranks
 from cnnrun.contracts.facts import DataFacts, format_per_class
 from cnnrun.contracts.task_parts import Targets
 from cnnrun.data.dataset import Dataset
-from cnnrun.experiment.assemble import build_checked_network, load_initial_weights, prepare_dataset
+from cnnrun.experiment.assemble import build_checked_network
 from cnnrun.experiment.schema import Experiment
 from cnnrun.model.network import BuiltNetwork
 from cnnrun.model.weights_file import Weights
 from cnnrun.training.settings import refuse_undefined_monitor
 
 
-def prepare_training(experiment: Experiment) -> tuple[Experiment, Weights | None, Dataset]:
-    """Load the initial weights and the data, and check that they fit. Returns the experiment with its mean and std set.
-
-    Raises ConfigError, DataError or CheckpointError, as `train` would.
-    """
-    weights = load_initial_weights(experiment)
-    experiment = experiment.with_statistics_of_weights(weights.facts if weights else None)
-    data = prepare_dataset(experiment)
-    refuse_unlearnable(experiment, data, weights)
-    return experiment, weights, data
-
-
-def refuse_unlearnable(experiment: Experiment, data: Dataset, weights: Weights | None, ranks: int = 1) -> BuiltNetwork:
+def check_learnable(experiment: Experiment, data: Dataset, weights: Weights | None, ranks: int = 1) -> BuiltNetwork:
     """Check that the experiment can train on decoded data. Returns the network, without memory.
 
     Raises ConfigError, DataError or CheckpointError, as `train` would.
     """
     built = build_checked_network(experiment, data.facts, weights, ranks)
-    refuse_unmeasurable(
-        experiment, data.facts, {name: examples.all_targets() for name, examples in data.splits.items()}
-    )
+    check_measurable(experiment, data.facts, {name: examples.all_targets() for name, examples in data.splits.items()})
     return built
 
 
@@ -54,7 +40,7 @@ def notes_on_classes(experiment: Experiment, data: Dataset) -> list[str]:
     return lines
 
 
-def refuse_unmeasurable(experiment: Experiment, facts: DataFacts, targets: dict[str, Targets]) -> None:
+def check_measurable(experiment: Experiment, facts: DataFacts, targets: dict[str, Targets]) -> None:
     """Raise DataError if the task cannot be measured on val or test; `targets` are those of each split."""
     task = experiment.task.bind(facts)
     for name, split_targets in targets.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,17 @@ from cnnrun.contracts.task import Task
 from cnnrun.contracts.task_parts import Criterion
 from cnnrun.data.image_files import ImageSettings
 from cnnrun.model.network import Network
+
+
+@dataclass(frozen=True)
+class MeasuredNetwork:
+    """A network to measure: `forward` maps images to raw outputs. Without a criterion no loss is measured."""
+
+    forward: Callable[[Tensor], Tensor]
+    criterion: nn.Module | None
+    task: Task
+    choices: Choices
+    device: torch.device
 
 
 @dataclass(frozen=True)
@@ -39,10 +50,10 @@ class TrainedNetwork:
         """The facts of the data that the network learned from."""
         return self.task.facts
 
-    @property
-    def val_criterion(self) -> Criterion | None:
-        """The criterion; None if the task is measured on classes that it never saw, which have no loss."""
-        return None if self.task.requirements.unseen_classes else self.criterion
+    def to_measure(self) -> MeasuredNetwork:
+        """Return what is measured: with its loss, unless the task is measured on classes that it never saw."""
+        criterion = None if self.task.requirements.unseen_classes else self.criterion
+        return MeasuredNetwork(self.network, criterion, self.task, self.choices, self.device)
 
     @cached_property
     def decoder(self) -> nn.Module:

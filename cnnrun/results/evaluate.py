@@ -26,9 +26,7 @@ def evaluate_run(
     examples, batch = data.splits[split_name], experiment.train.batch
     with join_ranks(device, experiment.train.timeout) as ranks:
         ranks.barrier(long_timeout=True)
-        measurement = measure_split(
-            trained.network, trained.val_criterion, trained.task, trained.choices, examples, batch, device, ranks
-        )
+        measurement = measure_split(trained.to_measure(), examples, batch, ranks)
     return {
         "run": str(trained.run),
         "step": trained.step,

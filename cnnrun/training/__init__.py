@@ -1,6 +1,6 @@
-"""Training of one network: learner, loop, optimizers, schedules, checkpoints, run folder and metrics log.
+"""Training of one network: setup, learner, loop, optimizers, schedules, checkpoints, run folder and metrics log.
 
-`loop.fit` trains a `learner.Job` to its end. This package imports `model` and the packages below it.
+`loop.fit` trains a `setup.TrainingSetup` to its end. This package imports `model` and the packages below it.
 """
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "evaluation",
     "event_file",
     "frozen_layers",
+    "hooks",
     "learner",
     "loop",
     "optimizers",
@@ -17,6 +18,6 @@ __all__ = [
     "run_records",
     "schedules",
     "settings",
+    "setup",
     "state",
-    "step",
 ]

@@ -15,21 +15,18 @@ from cnnrun.contracts.results import Measurement, Results
 from cnnrun.contracts.task import Task
 from cnnrun.data.dataset import Examples
 from cnnrun.data.training_batches import batches_in_order
+from cnnrun.model.trained_network import MeasuredNetwork
 
 
 def measure_split(
-    forward: Callable[[Tensor], Tensor],
-    criterion: nn.Module | None,
-    task: Task,
-    choices: Choices,
+    measured: MeasuredNetwork,
     examples: Examples,
     batch: int,
-    device: torch.device,
     ranks: Ranks | None = None,
     tables: bool = True,
     before_batch: Callable[[], None] = lambda: None,
 ) -> Measurement:
-    """Measure the task's metrics on `examples` and, with a `criterion`, the mean `loss`. `forward` returns raw outputs.
+    """Measure a network's metrics on `examples` and, if it has a criterion, the mean `loss`.
 
     `before_batch` is called before each batch, on all ranks at once; an exception from it ends the evaluation.
 
@@ -37,33 +34,32 @@ def measure_split(
     equal those of one process to the bit.
     """
     ranks = ranks or Ranks()
-    meter, total = task.measuring.build_meter(choices), torch.zeros((), dtype=torch.float64)
-    decoder = task.predicting.build_decoder(choices).to(device)
+    task, device = measured.task, measured.device
+    meter, total = task.measuring.build_meter(measured.choices), torch.zeros((), dtype=torch.float64)
+    decoder = task.predicting.build_decoder(measured.choices).to(device)
     rank_batches = batches_in_order(examples, batch, device, ranks)
     batch_indices = torch.arange(len(examples)).split(batch)
     with torch.inference_mode():
         for first in range(0, len(batch_indices), ranks.world_size):
             before_batch()
-            gathered = ranks.all_gather(_batch_results(forward, criterion, decoder, next(rank_batches, None)))
+            gathered = ranks.all_gather(_batch_results(measured, decoder, next(rank_batches, None)))
             for index, results in zip(batch_indices[first:], gathered, strict=False):
                 total = total + results.pop("loss", torch.zeros(())).double() * len(index)
                 meter.update(results, examples.batch_targets(index, next(iter(results.values())).device))
     measurement = meter.compute(tables)
-    loss = {} if criterion is None else {"loss": float(total) / len(examples)}
+    loss = {} if measured.criterion is None else {"loss": float(total) / len(examples)}
     return replace(measurement, metrics={**loss, **measurement.metrics})
 
 
-def _batch_results(
-    forward: Callable[[Tensor], Tensor], criterion: nn.Module | None, decoder: nn.Module, batch: Batch | None
-) -> dict[str, Tensor]:
+def _batch_results(measured: MeasuredNetwork, decoder: nn.Module, batch: Batch | None) -> dict[str, Tensor]:
     """Compute a batch's results and its `loss`; empty for a rank that has no batch left."""
     if batch is None:
         return {}
-    outputs = forward(batch.images).float()
+    outputs = measured.forward(batch.images).float()
     results: dict[str, Tensor] = decoder(outputs)
-    if criterion is None:
+    if measured.criterion is None:
         return results
-    losses: dict[str, Tensor] = criterion(outputs, batch.targets)
+    losses: dict[str, Tensor] = measured.criterion(outputs, batch.targets)
     return {**results, "loss": torch.stack(list(losses.values())).sum()}
 
 

@@ -3,100 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from cnnrun.base.atomic_files import Folder
-from cnnrun.base.randomness import derive_key
-from cnnrun.base.ranks import Ranks
+from cnnrun.base.randomness import derive_key, seed_step
 from cnnrun.contracts.batch import Batch
 from cnnrun.contracts.choices import Choices
-from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.results import Measurement, Results
-from cnnrun.contracts.task import Task
-from cnnrun.data.augment.settings import Augment
-from cnnrun.data.dataset import Dataset, Examples
-from cnnrun.data.training_batches import TrainingBatches, batches_in_order, default_prefetch
-from cnnrun.model.network import Network
+from cnnrun.data.training_batches import batches_in_order
+from cnnrun.model.trained_network import MeasuredNetwork
 from cnnrun.training import checkpoints
 from cnnrun.training.determinism import use_deterministic_layers
 from cnnrun.training.ema import Ema
 from cnnrun.training.evaluation import measure_split
 from cnnrun.training.frozen_layers import compute_features, feature_bytes, separate_trunk, set_training_mode
-from cnnrun.training.optimizers import OptimizerSpec, check_state_tensors, load_state_tensors, state_tensors
-from cnnrun.training.settings import BATCH_NORMS, Train
+from cnnrun.training.optimizers import check_state_tensors, load_state_tensors, state_tensors
+from cnnrun.training.settings import Train
+from cnnrun.training.setup import TrainingSetup
 from cnnrun.training.sync_batch_norm import synchronize_batch_norms
-
-# Draws a batch's images with their targets and results: (task, batch, results, names) -> uint8 [H, W, 3].
-DrawFunction = Callable[[Task, Batch, Results, list[str]], NDArray[np.uint8]]
+from cnnrun.training.trainable import changing_tensors, rank_statistics, trainable_parameters
 
 _CRITERION_SEED = 1  # differs from the key of the network's seed
 
 
-@dataclass(frozen=True)
-class Job:
-    """Everything that `fit` needs for one training."""
-
-    spec: Train
-    network: Network
-    task: Task
-    dataset: Dataset
-    augment: Augment
-    seed: int
-    device: torch.device
-    run: Folder | None
-    """The run's folder; None on ranks that write nothing."""
-    memory_gib: float = 4.0
-    prefetch: int | None = None
-    reading_timeout: float = 120.0
-    ranks: Ranks = field(default_factory=Ranks)
-    should_stop: Callable[[int, float], bool] | None = None
-    """Called after each epoch with the epoch and the monitored metric; the training ends if it returns True."""
-    draw: DrawFunction | None = None
-    """Draws images with their targets and results for TensorBoard; None draws nothing."""
-
-    @property
-    def facts(self) -> DataFacts:
-        return self.dataset.facts
-
-    def batches(self, examples: Examples, accumulate: int) -> TrainingBatches:
-        """The run's training batches; `examples` is the training split, or its features."""
-        order = self.spec.sampler.order(examples.targets, self.spec.batch)
-        prefetch = default_prefetch(examples, self.device) if self.prefetch is None else self.prefetch
-        return TrainingBatches(
-            examples,
-            self.augment,
-            self.spec.batch,
-            self.spec.steps_per_epoch(len(examples)),
-            self.seed,
-            self.device,
-            order=order,
-            blend=self.task.learning.mix_targets,
-            prefetch=prefetch,
-            timeout=self.reading_timeout,
-            micro_batch_count=accumulate,
-            ranks=self.ranks,
-        )
-
-
 class Learner:
-    """Network, criterion, optimizer, loss scaler and average of the weights; saves and restores their state."""
+    """Network, criterion, optimizer, loss scaler and average of the weights: gradients, updates, evaluation, state."""
 
-    def __init__(self, job: Job) -> None:
-        spec, device = job.spec, job.device
-        self.network = job.network.to(device).to(memory_format=torch.channels_last)
+    def __init__(self, setup: TrainingSetup) -> None:
+        spec, device = setup.spec, setup.device
+        self.setup = setup
+        self.network = setup.network.to(device).to(memory_format=torch.channels_last)
         if device.type == "cuda" and spec.deterministic:
             use_deterministic_layers(self.network)
-        if job.ranks.world_size > 1 and spec.sync_batch_norm:
-            synchronize_batch_norms(self.network, job.ranks, device)
-        torch.manual_seed(derive_key(job.seed, _CRITERION_SEED))  # criteria may have weights, such as class centres
-        self.criterion = job.task.learning.build_criterion().to(device)
+        if setup.ranks.world_size > 1 and spec.sync_batch_norm:
+            synchronize_batch_norms(self.network, setup.ranks, device)
+        torch.manual_seed(derive_key(setup.seed, _CRITERION_SEED))  # criteria may have weights, such as class centres
+        self.criterion = setup.task.learning.build_criterion().to(device)
         self.network_and_criterion = nn.ModuleDict({"network": self.network, "criterion": self.criterion})
         set_training_mode(self.network, spec.freeze)
         groups = spec.optimizer.parameter_groups(trainable_parameters(self.network_and_criterion))
@@ -106,15 +51,85 @@ class Learner:
         self.ema = Ema(self.network, spec.ema.decay) if spec.ema else None
         self.active_network, self.forward = self.network, compile_network(self.network, spec)
         self.buffers = list(self.network_and_criterion.buffers())
-        self.batch_norm_statistics = [value for module in self.network.modules() for value in _rank_statistics(module)]
+        self.batch_norm_statistics = rank_statistics(self.network)
         self.parameters = [parameter for _, parameter in trainable_parameters(self.network_and_criterion)]
-        self.changing_tensors = self._collect_changing_tensors()
+        self.changing_tensors = changing_tensors(self.network, self.network_and_criterion, self.ema)
         self.dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[spec.precision]
 
-    def autocast(self, device: torch.device) -> torch.autocast:
-        return torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+    def autocast(self) -> torch.autocast:
+        """Context that computes in the config's precision."""
+        return torch.autocast(self.setup.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    def backward(self, batch: Batch, step: int) -> Tensor:
+        """Compute the gradients of this rank's part of a batch, one micro-batch at a time.
+
+        Returns this part's contribution to the batch's loss, as a scalar on the device.
+        """
+        device = self.setup.device
+        seed_step(self.setup.seed, step, self.setup.ranks.rank, device)
+        total = torch.zeros((), device=device)
+        for micro_batch in batch.micro_batches():
+            inputs = micro_batch.images
+            if inputs.dim() == 4:
+                inputs = inputs.contiguous(memory_format=torch.channels_last)
+            with self.autocast():
+                outputs = self.forward(inputs)
+            losses: dict[str, Tensor] = self.criterion(outputs.float(), micro_batch.targets)
+            loss = sum(losses.values(), torch.zeros((), device=device)) * (len(micro_batch) / micro_batch.global_size)
+            self.scaler.scale(loss).backward()
+            total += loss.detach()
+        return total
+
+    def all_reduce_gradients(self, loss: Tensor) -> Tensor:
+        """Sum gradients, and average batch norms' statistics, over the ranks, in place; returns the whole batch's loss.
+
+        DistributedDataParallel would not resume to the bit: it rearranges its buckets after a process's first step.
+        With three ranks or more, the sums of a resumed run would then be rounded differently.
+        """
+        ranks = self.setup.ranks
+        if ranks.world_size > 1:
+            ranks.all_reduce_sum([*self._gradients(), *self.batch_norm_statistics, loss])
+            for value in self.batch_norm_statistics:
+                value /= ranks.world_size
+        return loss
+
+    def _gradients(self) -> list[Tensor]:
+        return [value.grad for value in self.parameters if value.grad is not None]
+
+    def finiteness_probes(self, loss: Tensor) -> Tensor:
+        """The loss, a probe of the gradients and one of the changing tensors, on the device.
+
+        Each is finite if all the values that it probes are.
+        """
+        # The scaler itself skips steps whose gradients are not finite.
+        gradients = [] if self.scaler.is_enabled() else self._gradients()
+        changing = list(self.changing_tensors.values())
+        return torch.stack([loss.float(), _finiteness_probe(gradients, loss), _finiteness_probe(changing, loss)])
+
+    def undo_step(self, buffers: list[Tensor]) -> None:
+        """Clear a failed step's gradients and restore the modules' buffers to `buffers`, their values before it."""
+        self.optimizer.zero_grad()
+        with torch.no_grad():
+            for value, previous in zip(self.buffers, buffers, strict=True):
+                value.copy_(previous)
+        if self.setup.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def update_weights(self, step: int, factor: float) -> None:
+        """Do an optimizer step with `factor` of the peak learning rates, and update the average of the weights."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        if self.setup.spec.clip is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.parameters, self.setup.spec.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        if self.ema:
+            self.ema.update(step)
 
     def checkpoint_parts(self) -> checkpoints.CheckpointParts:
+        """Tensors to save, by checkpoint part."""
         parts = {"model": self.network.state_dict(), "optimizer": state_tensors(self.optimizer, self.parameter_names)}
         if self.ema:
             parts["ema"] = self.ema.average
@@ -122,12 +137,12 @@ class Learner:
             parts["criterion"] = criterion
         return parts
 
-    def restore(self, checkpoint: checkpoints.Checkpoint, optimizer: OptimizerSpec, step: int) -> None:
+    def restore(self, checkpoint: checkpoints.Checkpoint, step: int) -> None:
         """Restore the state that `checkpoint` holds after `step`.
 
         Raises KeyError, TypeError, ValueError, RuntimeError or AttributeError if the checkpoint does not fit.
         """
-        check_state_tensors(optimizer, checkpoint.parts["optimizer"], step)
+        check_state_tensors(self.setup.spec.optimizer, checkpoint.parts["optimizer"], step)
         self.network.load_state_dict(checkpoint.parts["model"])
         self.criterion.load_state_dict(checkpoint.parts.get("criterion", {}))
         load_state_tensors(self.optimizer, self.parameter_names, checkpoint.parts["optimizer"])
@@ -136,96 +151,66 @@ class Learner:
             for name, value in checkpoint.parts["ema"].items():
                 self.ema.average[name].copy_(value)
 
-    def precompute_frozen_features(self, job: Job) -> Job:
-        """Compute the frozen layers' features once, if the images never change; returns the job to train on.
+    def precompute_frozen_features(self) -> None:
+        """Compute the frozen layers' features once, if the images never change.
 
-        Its dataset then holds features, and `forward` takes features. If the features cannot be computed once,
-        the reason is printed and the job returned unchanged.
+        Then the setup's dataset holds features, and `forward` takes features. If the features cannot be computed once,
+        the reason is printed and nothing changes.
         """
         from cnnrun.base.progress import progress_bar, say  # imports rich, which checking a config does not need
 
-        if job.spec.freeze is None:
-            return job
-        parts = separate_trunk(self.network, job.spec.freeze)
-        if reason := self._recompute_reason(job, parts[0] if parts else None):
-            say(f"the features of the frozen layers are computed anew at each step: {reason}")
-            return job
+        spec, device = self.setup.spec, self.setup.device
+        if spec.freeze is None:
+            return
+        parts = separate_trunk(self.network, spec.freeze)
+        if reason := self._recompute_reason(parts[0] if parts else None):
+            say(f"the features of the frozen layers are computed again at each step: {reason}")
+            return
         assert parts is not None
         trunk, tail = parts
-        with self.autocast(job.device):
-            features = compute_features(trunk, job.dataset, job.spec.batch, job.device, progress_bar)
-        self.active_network, self.forward = tail, compile_network(tail, job.spec)
-        return replace(job, dataset=features)
+        with self.autocast():
+            features = compute_features(trunk, self.setup.dataset, spec.batch, device, progress_bar)
+        self.active_network, self.forward = tail, compile_network(tail, spec)
+        self.setup = replace(self.setup, dataset=features)
 
-    def _recompute_reason(self, job: Job, trunk: nn.Module | None) -> str | None:
+    def _recompute_reason(self, trunk: nn.Module | None) -> str | None:
         """Reason that the frozen layers' features cannot be computed once, or None."""
         if trunk is None:
             return "a later layer takes one of their inner layers by name"
-        if job.augment.has_changes:
-            return "augmentation changes the pictures"
-        gib = feature_bytes(trunk, job.dataset, job.device) / 2**30
-        return f"they would take {gib:.1f} GiB (data.memory_gib)" if gib > job.memory_gib else None
+        if self.setup.augment.has_changes:
+            return "augmentation changes the images"
+        gib = feature_bytes(trunk, self.setup.dataset, self.setup.device) / 2**30
+        return f"they would take {gib:.1f} GiB (data.memory_gib)" if gib > self.setup.memory_gib else None
 
-    def _collect_changing_tensors(self) -> dict[str, Tensor]:
-        """Tensors that steps change and that must stay finite, by name: weights, statistics and averages."""
-        tensors: dict[str, Tensor] = {
-            name: parameter.detach() for name, parameter in trainable_parameters(self.network_and_criterion)
-        }
-        updated = {id(buffer) for module in self.network.modules() if module.training for buffer in module.buffers()}
-        tensors |= {
-            name: buffer
-            for name, buffer in self.network.named_buffers()
-            if id(buffer) in updated and name.rsplit(".", 1)[-1] in ("running_mean", "running_var")
-        }
-        average = self.ema.average if self.ema else {}
-        return tensors | {f"{name} (ema)": average[name] for name in tensors if name in average}
-
-    def draw_samples(self, job: Job, split: str, count: int) -> NDArray[np.uint8] | None:
-        """Draw the first `count` samples of a split with their targets and predictions.
-
-        Returns None if the task has no targets to draw, or if the network takes features instead of images.
-        """
-        can_draw = job.task.showing.has_overlays and self.active_network is self.network
-        if job.draw is None or not can_draw:
+    def predict_samples(self, split: str, count: int) -> tuple[Batch, Results] | None:
+        """Predict the first `count` samples of a split; None if the network takes features instead of images."""
+        if self.active_network is not self.network:
             return None
-        batch = next(iter(batches_in_order(job.dataset.splits[split], count, job.device)))
+        batch = next(iter(batches_in_order(self.setup.dataset.splits[split], count, self.setup.device)))
         self.network.eval()
-        decoder = job.task.predicting.build_decoder(Choices()).to(job.device)
+        decoder = self.setup.task.predicting.build_decoder(Choices()).to(self.setup.device)
         try:
             with torch.inference_mode():
-                results = decoder(self._evaluated_network(job)(batch.images).float())
-        finally:  # a failed drawing must not leave the network in evaluation mode
-            set_training_mode(self.network, job.spec.freeze)
-        names = [Path(job.dataset.splits[split].sample_name(index)).name for index in range(len(batch))]
-        return job.draw(job.task, batch, results, names)
+                results: Results = decoder(self._evaluated_network()(batch.images).float())
+        finally:  # a failure must not leave the network in evaluation mode
+            set_training_mode(self.network, self.setup.spec.freeze)
+        return batch, results
 
-    def evaluate(
-        self, job: Job, split: str, batch: int, before_batch: Callable[[], None] = lambda: None
-    ) -> Measurement:
+    def evaluate(self, split: str, batch: int, before_batch: Callable[[], None] = lambda: None) -> Measurement:
         """Measure the averaged weights, or the weights if there is no average, on a split; training state is unchanged.
 
         `before_batch` is called before each batch and may end the evaluation by raising an exception.
         """
+        setup = self.setup
         self.network.eval()
-        examples, forward = job.dataset.splits[split], self._evaluated_network(job)
-        criterion = None if job.task.requirements.unseen_classes else self.criterion
+        criterion = None if setup.task.requirements.unseen_classes else self.criterion
+        measured = MeasuredNetwork(self._evaluated_network(), criterion, setup.task, Choices(), setup.device)
         try:
-            return measure_split(
-                forward,
-                criterion,
-                job.task,
-                Choices(),
-                examples,
-                batch,
-                job.device,
-                job.ranks,
-                tables=False,
-                before_batch=before_batch,
-            )
+            return measure_split(measured, setup.dataset.splits[split], batch, setup.ranks, False, before_batch)
         finally:
-            set_training_mode(self.network, job.spec.freeze)
+            set_training_mode(self.network, setup.spec.freeze)
 
-    def _evaluated_network(self, job: Job) -> Callable[[Tensor], Tensor]:
+    def _evaluated_network(self) -> Callable[[Tensor], Tensor]:
         """The network in float32, with the averaged weights if there are any."""
         average = self.ema.average if self.ema else {}
         weights = {name: average[name] for name in self.active_network.state_dict() if name in average}
@@ -237,20 +222,14 @@ class Learner:
         return forward
 
 
-def _rank_statistics(module: nn.Module) -> list[Tensor]:
-    """Running statistics that a batch norm in training mode measures on this rank's images alone."""
-    if not isinstance(module, BATCH_NORMS) or not module.training:
-        return []
-    return [value for value in module.buffers() if value.is_floating_point()]
-
-
-def trainable_parameters(network_and_criterion: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Parameters that require gradients, by the names of `cnnrun summary`; the criterion's begin with `criterion.`."""
-    return [
-        (name.removeprefix("network."), parameter)
-        for name, parameter in network_and_criterion.named_parameters()
-        if parameter.requires_grad
-    ]
+def _finiteness_probe(tensors: list[Tensor], like: Tensor) -> Tensor:
+    """A scalar that is finite if `tensors` are: their sum, on a GPU their maximum norm."""
+    if not tensors:
+        return torch.zeros_like(like)
+    with torch.no_grad():
+        if like.device.type == "cuda":  # a single kernel
+            return torch.stack(torch._foreach_norm(tensors, float("inf"))).float().max()
+        return torch.stack([value.sum() for value in tensors]).sum()
 
 
 def compile_network(network: nn.Module, spec: Train) -> nn.Module:

@@ -14,7 +14,7 @@ from cnnrun.base.error_lines import join_names
 from cnnrun.base.errors import NonFiniteError, escape
 from cnnrun.data.training_batches import TrainingBatches
 from cnnrun.training.checkpoints import CheckpointParts
-from cnnrun.training.learner import Job, Learner
+from cnnrun.training.learner import Learner
 from cnnrun.training.nonfinite import finite_image_mask, first_nonfinite
 from cnnrun.training.state import TrainingState
 
@@ -29,48 +29,49 @@ _UNKNOWN = "unknown, because the GPU had already updated the weights; --resume -
 class LossMonitor:
     """Losses of the steps, on the device until they are read. A value that is not finite ends the run."""
 
-    def __init__(self, state: TrainingState, batches: TrainingBatches, job: Job) -> None:
-        self._state, self._batches, self._job = state, batches, job
+    def __init__(self, learner: Learner, state: TrainingState, batches: TrainingBatches) -> None:
+        self._learner, self._state, self._batches = learner, state, batches
         self._pending: deque[tuple[int, Callable[[], list[float]]]] = deque()
-        self._lag = _LAG.get(job.device.type, 0)
+        self._lag = _LAG.get(learner.setup.device.type, 0)
         self.last_loss = math.nan
 
-    def add(self, sums: Tensor, learner: Learner) -> None:
-        """Add a step's `finiteness_sums`. On a CPU they are read at once, before the weights change.
+    def add(self, probes: Tensor) -> None:
+        """Add a step's `Learner.finiteness_probes`. On a CPU they are read at once, before the weights change.
 
         Raises NonFiniteError if a value that is read is not finite.
         """
-        self._pending.append((self._state.step, _copy_to_host(sums)))
-        self._read(learner, self._lag)
+        self._pending.append((self._state.step, _copy_to_host(probes)))
+        self._read(self._lag)
 
-    def read_pending(self, learner: Learner) -> None:
+    def read_pending(self) -> None:
         """Read all pending values. Raises NonFiniteError, which names files and a layer, if one is not finite."""
-        self._read(learner, 0)
+        self._read(0)
 
-    def _read(self, learner: Learner, max_pending: int) -> None:
+    def _read(self, max_pending: int) -> None:
         while len(self._pending) > max_pending:
             step, read_values = self._pending.popleft()
             values = read_values()
             for name, value in zip(_VALUE_NAMES, values, strict=True):
                 if not math.isfinite(value):
-                    raise NonFiniteError(*self._diagnose(step, f"{name} became {value}", values, learner))
+                    raise NonFiniteError(*self._diagnose(step, f"{name} became {value}", values))
             self._state.loss_sum += values[0]
             self._state.loss_count += 1
             self.last_loss = values[0]
 
-    def _diagnose(self, step: int, problem: str, values: list[float], learner: Learner) -> list[str]:
+    def _diagnose(self, step: int, problem: str, values: list[float]) -> list[str]:
         """Repeat the step's forward pass to find the first value that is not finite; returns the error's lines."""
-        examples = self._job.dataset.splits["train"]
+        examples = self._learner.setup.dataset.splits["train"]
         batch = self._batches.at(step)
         bad_images = [escape(examples.sample_name(int(i))) for i in batch.index_B[~finite_image_mask(batch.images)]]
-        weights_are_bad = self._lag > 0 and not all(map(math.isfinite, values[:2]))  # the step has updated them
-        if weights_are_bad and not bad_images:
+        # On a GPU the step has already used this loss and these gradients.
+        has_updated_weights = self._lag > 0 and not all(map(math.isfinite, values[:2]))
+        if has_updated_weights and not bad_images:
             order, description = 4, _UNKNOWN
         else:
-            order, description = first_nonfinite(learner, batch, bad_images, math.isfinite(values[0]))
+            order, description = first_nonfinite(self._learner, batch, bad_images, math.isfinite(values[0]))
         # The ranks exchange their findings as JSON in tensors; the earliest one is reported.
-        message = json.dumps([order, self._job.ranks.rank, description]).encode()
-        gathered = self._job.ranks.all_gather({"message": torch.tensor(list(message), dtype=torch.uint8)})
+        message = json.dumps([order, self._learner.setup.ranks.rank, description]).encode()
+        gathered = self._learner.setup.ranks.all_gather({"message": torch.tensor(list(message), dtype=torch.uint8)})
         findings = [json.loads(bytes(tensors["message"].tolist())) for tensors in gathered]
         return self._lines(step, problem, min(findings)[2])
 
@@ -83,12 +84,12 @@ class LossMonitor:
                     raise NonFiniteError(*lines)
 
     def _lines(self, step: int, problem: str, first: str) -> list[str]:
-        examples = self._job.dataset.splits["train"]
+        examples = self._learner.setup.dataset.splits["train"]
         names = [escape(examples.sample_name(int(i))) for i in self._batches.sample_indices(step)]
         return [
             f"{problem} at step {step}; this step is not saved, the last checkpoint is kept",
             f"first value that is not finite: {first}",
-            f"pictures of the batch: {join_names(names, 8)}",
+            f"images of the batch: {join_names(names, 8)}",
             "a lower train.optimizer.*.lr, a longer schedule warmup or train.clip: 1.0 usually helps",
         ]
 

@@ -24,7 +24,7 @@ def first_nonfinite(learner: Learner, batch: Batch, bad_images: list[str], loss_
     """
     layer = _first_layer(learner.active_network, batch)  # first, because synchronised norms need all ranks
     if bad_images:
-        return 0, f"the picture {join_names(bad_images, 8)}"
+        return 0, f"the image {join_names(bad_images, 8)}"
     if layer:
         return 1, layer
     for name, value in learner.changing_tensors.items():

@@ -132,7 +132,7 @@ def _measure_variants(run: OpenRun, variants: Sequence[Variant], split: str) -> 
 def _measure_network(run: OpenRun, examples: Examples) -> Measurement:
     trained = run.subject.trained
     batch = run.experiment.train.batch
-    return measure_split(trained.network, None, trained.task, trained.choices, examples, batch, trained.device)
+    return measure_split(replace(trained.to_measure(), criterion=None), examples, batch)
 
 
 def _variant_row(title: str, numbers: Mapping[str, float | None], parameters: int) -> dict[str, Any]:

@@ -13,13 +13,13 @@ import torch
 from cnnrun.base.errors import ConfigError
 from cnnrun.base.progress import progress_bar
 from cnnrun.contracts.figure import Plot, Series
-from cnnrun.experiment.assemble import assemble_job
+from cnnrun.experiment.assemble import load_initial_weights
+from cnnrun.experiment.preparation import prepare_training
 from cnnrun.experiment.schema import Experiment
-from cnnrun.experiment.training_checks import prepare_training
 from cnnrun.explain.figures.png import write_plots
 from cnnrun.training.determinism import deterministic_kernels
-from cnnrun.training.learner import Job, Learner
-from cnnrun.training.step import backward, update_weights
+from cnnrun.training.learner import Learner
+from cnnrun.training.setup import TrainingSetup
 
 _SMOOTHING = 0.9  # decay of the moving mean of the losses
 _DIVERGENCE_FACTOR = 4.0  # times the lowest loss: training diverges there, and the range ends
@@ -33,9 +33,9 @@ def find_learning_rate(
     """Measure the smoothed loss at rates from `low` to `high`; returns it with two rates that are commonly chosen."""
     if not 0 < low < high < math.inf:
         raise ConfigError("--low and --high: give two finite rates above 0, with --low below --high")
-    experiment, weights, data = prepare_training(experiment)
+    prepared = prepare_training(experiment, load_initial_weights(experiment))
     with deterministic_kernels(device, experiment.train.deterministic):
-        rows = _sweep_rates(assemble_job(experiment, data, weights, None, device), low, high, steps)
+        rows = _sweep_rates(prepared.build_setup(device), low, high, steps)
     if len(rows) < 3:
         raise ConfigError(f"the loss diverges from a rate of {low:g} on; give a lower --low")
     result = {
@@ -47,23 +47,22 @@ def find_learning_rate(
     return {**result, **({"plots": write_plots([_figure(rows)], plots)} if plots else {})}
 
 
-def _sweep_rates(job: Job, low: float, high: float, steps: int) -> list[dict[str, float]]:
+def _sweep_rates(setup: TrainingSetup, low: float, high: float, steps: int) -> list[dict[str, float]]:
     """Train a step at each of the rising rates; a row for each with its loss and the moving mean of the losses."""
-    learner = Learner(job)
-    batches = job.batches(job.dataset.splits["train"], job.spec.accumulate)
-    base_rate, running_mean, lowest_loss, rows = job.spec.optimizer.lr, 0.0, math.inf, list[dict[str, float]]()
+    learner, batches = Learner(setup), setup.batches(setup.spec.accumulate)
+    base_rate, running_mean, lowest_loss, rows = setup.spec.optimizer.lr, 0.0, math.inf, list[dict[str, float]]()
     try:
         with progress_bar("rates", steps) as advance:
             for step in range(steps):
                 rate = low * (high / low) ** (step / (steps - 1))
-                loss = float(backward(learner, job, batches.at(step), step))
+                loss = float(learner.backward(batches.at(step), step))
                 running_mean = _SMOOTHING * running_mean + (1 - _SMOOTHING) * loss
                 smoothed = running_mean / (1 - _SMOOTHING ** (step + 1))
                 lowest_loss = min(lowest_loss, smoothed)
                 if not math.isfinite(loss) or smoothed > _DIVERGENCE_FACTOR * lowest_loss > 0:
                     break
                 rows.append({"lr": rate, "loss": loss, "smoothed": smoothed})
-                update_weights(learner, job, step, rate / base_rate)
+                learner.update_weights(step, rate / base_rate)
                 advance(1)
     finally:
         batches.close()

@@ -22,13 +22,13 @@ from cnnrun.base.errors import CheckpointError
 from cnnrun.base.progress import say
 from cnnrun.contracts.facts import DataFacts
 from cnnrun.contracts.source import SourceContents, Split
-from cnnrun.data.dataset import Dataset, Examples
+from cnnrun.data.dataset import Examples
 from cnnrun.data.file_listing import list_files
 from cnnrun.data.index import SourceIndex, index_source
 from cnnrun.data.storage import is_cached
-from cnnrun.experiment.assemble import assemble_job, build_checked_network, load_initial_weights, prepare_dataset
+from cnnrun.experiment.assemble import load_initial_weights, prepare_dataset
+from cnnrun.experiment.preparation import PreparedTraining, prepare_training
 from cnnrun.experiment.schema import Experiment
-from cnnrun.model.weights_file import Weights
 from cnnrun.training.loop import fit
 from cnnrun.training.run_folder import describe_environment
 from cnnrun.training.run_records import MAX_JSON_BYTES, PLAN
@@ -55,12 +55,12 @@ def plan_training(experiment: Experiment, device: torch.device, runs: Path) -> d
     decoded = sum(len(split) for split in sampled.source_splits())
     images_per_second = decoded / (time.perf_counter() - decoding_start)
     facts = replace(data.facts, class_counts=indexed.class_counts(), counts=indexed.counts, numbers=indexed.numbers())
-    build_checked_network(experiment, facts, weights)
+    prepared = prepare_training(experiment, weights, data=replace(data, facts=facts))
     if experiment.data.cache == "none":
         say("data.cache: none decodes images at each use, which the plan does not measure: training may take longer")
     say(f"training on {len(data.splits['train']):,} images for a few seconds")
     with TemporaryDirectory(prefix="cnnrun-plan-") as folder:
-        speed = _measure_speed(experiment, replace(data, facts=facts), weights, device, Path(folder))
+        speed = _measure_speed(prepared, device, Path(folder))
     plan = _predict_times(experiment, facts, speed)
     undecoded = sum(undecoded_counts.values())
     image_bytes = int(np.prod(facts.image))
@@ -97,11 +97,9 @@ def _sample_index(indexed: SourceIndex) -> SourceIndex:
     return SourceIndex(contents, splits, indexed.held_out_splits)
 
 
-def _measure_speed(
-    experiment: Experiment, data: Dataset, weights: Weights | None, device: torch.device, folder: Path
-) -> dict[str, float]:
+def _measure_speed(prepared: PreparedTraining, device: torch.device, folder: Path) -> dict[str, float]:
     """Measure seconds per step and per end of an epoch in a short training, after a shorter one that warms up."""
-    spec = experiment.train
+    spec, data = prepared.experiment.train, prepared.data
     train, val = data.splits["train"], data.splits["val"]
     batch = min(spec.batch, len(train))
     short_settings = {"batch": batch, "save_every": None, "early_stop": None, "drop_last": True}
@@ -110,13 +108,11 @@ def _measure_speed(
         """Train briefly; returns steps per epoch, seconds at the end of each epoch, and the training's result."""
         steps = max(1, min(min_steps, len(train) // batch))
         epochs = min(-(-min_steps // steps), _MAX_EPOCHS)  # a small split needs several for that many steps
-        short_spec = spec.model_copy(update=short_settings | {"epochs": epochs})
-        short_experiment = experiment.model_copy(update={"train": short_spec})
         splits = {"train": _first_samples(train, steps * batch), "val": _first_samples(val, val_images)}
         (folder / name).mkdir()
         with contextlib.redirect_stderr(io.StringIO()):
-            job = assemble_job(short_experiment, replace(data, splits=splits), weights, Folder(folder / name), device)
-            result = fit(job)
+            short = replace(prepared.with_train(**short_settings, epochs=epochs), data=replace(data, splits=splits))
+            result = fit(short.build_setup(device, Folder(folder / name)))
         step_seconds = epochs * steps * batch / result["images_per_second"]
         return steps, (result["seconds"] - step_seconds) / epochs, result
 

@@ -50,8 +50,8 @@ def _compare_runs(bench: SelftestBench, check: str, name: str, success: str) -> 
 
 def check_repeat(bench: SelftestBench) -> CheckResult:
     """Train twice and compare."""
-    result = fit(bench.make_job("first", save_every=1))
-    fit(bench.make_job("again"))
+    result = fit(bench.build_setup("first", save_every=1))
+    fit(bench.build_setup("again"))
     bench.step_seconds = bench.experiment.train.batch / result["images_per_second"]
     return _compare_runs(bench, "a repeated run is the same", "again", f"{result['steps']} steps, to the last bit")
 
@@ -63,7 +63,7 @@ def check_resume(bench: SelftestBench) -> CheckResult:
     shutil.copytree(bench.folder / "first", bench.folder / "resumed")
     for later_checkpoint in saved[saved.index(middle) + 1 :]:
         shutil.rmtree(bench.folder / "resumed" / "checkpoints" / later_checkpoint.name)
-    fit(bench.make_job("resumed"), checkpoints.load(bench.folder / "resumed" / "checkpoints" / middle.name))
+    fit(bench.build_setup("resumed"), checkpoints.load(bench.folder / "resumed" / "checkpoints" / middle.name))
     return _compare_runs(bench, "a resumed run is the same", "resumed", f"resumed from {middle.name}, to the last bit")
 
 
@@ -77,5 +77,5 @@ def check_workers(bench: SelftestBench) -> CheckResult:
         return replace(examples, images=images, rows=examples.source_rows)
 
     data = replace(bench.data, splits={name: stream_images(examples) for name, examples in bench.data.splits.items()})
-    fit(replace(bench.make_job("workers", data), prefetch=3))
+    fit(replace(bench.build_setup("workers", data), prefetch=3))
     return _compare_runs(bench, "workers do not matter", "workers", "two that read ahead change no bit")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ from cnnrun.contracts.batch import Batch
 from cnnrun.contracts.task import Task
 from cnnrun.data.dataset import Dataset
 from cnnrun.data.training_batches import batches_in_order
-from cnnrun.experiment import assemble
+from cnnrun.experiment.preparation import PreparedTraining
 from cnnrun.experiment.schema import Experiment
-from cnnrun.model.weights_file import Weights
-from cnnrun.training.learner import Job, Learner
+from cnnrun.training.learner import Learner
 from cnnrun.training.optimizers import AdamW
+from cnnrun.training.setup import TrainingSetup
 
 # For checks that learn in a few steps; the config's own optimizer and schedule are tuned for thousands.
 GENTLE_OPTIMIZER = AdamW(lr=5e-4, weight_decay=0.0)
@@ -36,27 +36,32 @@ class CheckResult:
 class SelftestBench:
     """The config with a few of its images, and the networks trained on them."""
 
-    experiment: Experiment
-    data: Dataset
-    weights: Weights | None
+    prepared: PreparedTraining
     device: torch.device
     folder: Path
     learners: dict[str, Learner] = field(default_factory=dict)
     step_seconds: float = 0.0
 
     @property
+    def experiment(self) -> Experiment:
+        """The config, with short settings of training."""
+        return self.prepared.experiment
+
+    @property
+    def data(self) -> Dataset:
+        """The images."""
+        return self.prepared.data
+
+    @property
     def task(self) -> Task:
         """The task, bound to these images."""
         return self.experiment.task.bind(self.data.facts)
 
-    def make_job(self, name: str, data: Dataset | None = None, **train: Any) -> Job:
-        """Assemble a new job on these images, with other settings of training if given."""
-        spec = self.experiment.train.model_copy(update=train)
-        experiment = self.experiment.model_copy(update={"train": spec})
+    def build_setup(self, name: str, data: Dataset | None = None, **train: Any) -> TrainingSetup:
+        """Build the setup of a new training on these images, with other settings of training if given."""
         (self.folder / name).mkdir(exist_ok=True)
-        return assemble.assemble_job(
-            experiment, data or self.data, self.weights, Folder(self.folder / name), self.device
-        )
+        prepared = replace(self.prepared.with_train(**train), data=data or self.data)
+        return prepared.build_setup(self.device, Folder(self.folder / name))
 
     def first_batch(self, count: int) -> Batch:
         """Batch of the first `count` training images, without augmentation."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -18,17 +17,15 @@ from torch import Tensor, nn
 from cnnrun.base.error_lines import join_names
 from cnnrun.base.errors import SelftestError
 from cnnrun.base.randomness import permutation
-from cnnrun.contracts.batch import Batch
-from cnnrun.data.dataset import Dataset, Examples
+from cnnrun.data.dataset import Examples
 from cnnrun.data.training_batches import batches_in_order
+from cnnrun.experiment.assemble import load_initial_weights
 from cnnrun.experiment.config_file import parse_config
+from cnnrun.experiment.preparation import PreparedTraining, prepare_training
 from cnnrun.experiment.schema import Experiment
-from cnnrun.experiment.training_checks import prepare_training
-from cnnrun.model.weights_file import Weights
 from cnnrun.results.studies.repeatability import check_repeat, check_resume, check_workers
 from cnnrun.results.studies.sample_trainings import GENTLE_OPTIMIZER, CheckResult, SelftestBench
-from cnnrun.training.learner import Job, Learner
-from cnnrun.training.step import backward, update_weights
+from cnnrun.training.learner import Learner
 
 BUILT_IN_CONFIG = """
 task: classify
@@ -50,10 +47,10 @@ def run_selftest(experiment: Experiment | None, device: torch.device) -> dict[st
     """Run every check on a config, by default on a small built-in one; returns the results."""
     start = time.monotonic()
     experiment = experiment or parse_config(BUILT_IN_CONFIG, "selftest.yaml", ["name=selftest"])
-    experiment, weights, data = prepare_training(experiment)
+    prepared = prepare_training(experiment, load_initial_weights(experiment))
     results = []
     with TemporaryDirectory(prefix="cnnrun-selftest-") as folder:
-        bench = _make_bench(experiment, data, weights, device, Path(folder))
+        bench = _make_bench(prepared, device, Path(folder))
         for check in CHECKS:
             with _silence_notes():
                 results.append(check(bench))
@@ -79,18 +76,15 @@ def _silence_notes() -> Iterator[None]:
         yield
 
 
-def _make_bench(
-    experiment: Experiment, data: Dataset, weights: Weights | None, device: torch.device, folder: Path
-) -> SelftestBench:
-    spec = experiment.train
+def _make_bench(prepared: PreparedTraining, device: torch.device, folder: Path) -> SelftestBench:
+    spec, data = prepared.experiment.train, prepared.data
     batch = min(max(min(spec.batch, _MAX_BATCH), 2 * spec.accumulate), len(data.splits["train"]))
     counts = {"train": batch * _STEPS_PER_EPOCH, "val": _MAX_VAL_IMAGES}
     splits = {name: _random_samples(data.splits[name], count) for name, count in counts.items()}
     facts = replace(data.facts, counts={name: len(examples) for name, examples in splits.items()})
     short_settings = {"epochs": 2, "batch": batch, "save_every": None, "keep": 1000, "early_stop": None}
-    short_spec = spec.model_copy(update=short_settings | {"compile": False, "drop_last": True})
-    short_experiment = experiment.model_copy(update={"train": short_spec})
-    return SelftestBench(short_experiment, replace(data, facts=facts, splits=splits), weights, device, folder)
+    short = prepared.with_train(**short_settings, compile=False, drop_last=True)
+    return SelftestBench(replace(short, data=replace(data, facts=facts, splits=splits)), device, folder)
 
 
 def _random_samples(examples: Examples, count: int) -> Examples:
@@ -103,31 +97,26 @@ def check_first_loss(bench: SelftestBench) -> CheckResult:
     """Compare the loss before the first step with that of a guess."""
     check = "the first loss is that of a guess"
     expected = bench.task.learning.guess_loss()
-    if bench.weights:
+    if bench.prepared.weights:
         return CheckResult(check, None, "starts from given weights")
     if expected is None:
         return CheckResult(check, None, "unknown for this task")
-    job = bench.make_job("ignorant")
-    loss = _train_loss(Learner(job), job, job.batches(job.dataset.splits["train"], 1).at(0), 0)
+    setup = bench.build_setup("untrained")
+    loss = float(Learner(setup).backward(setup.batches(1).at(0), 0))
     is_close = abs(loss - expected) <= 0.3 + 0.25 * expected
     return CheckResult(check, is_close, f"{loss:.3f}, a guess has {expected:.3f}")
 
 
-def _train_loss(learner: Learner, job: Job, batch: Batch, step: int) -> float:
-    loss = backward(learner, job, batch, step)
-    return math.inf if loss is None else float(loss)
-
-
 def check_overfitting(bench: SelftestBench) -> CheckResult:
     """Overfit sixteen images."""
-    job = bench.make_job("overfit", accumulate=1, optimizer=GENTLE_OPTIMIZER, clip=None)
-    learner, batch = Learner(job), bench.first_batch(16)
-    first = highest = loss = _train_loss(learner, job, batch, 0)
+    learner = Learner(bench.build_setup("overfit", accumulate=1, optimizer=GENTLE_OPTIMIZER, clip=None))
+    batch = bench.first_batch(16)
+    first = highest = loss = float(learner.backward(batch, 0))
     start, step = time.monotonic(), 0
     while loss > 0.05 * first and step < 300 and time.monotonic() - start < _LEARN_SECONDS:
-        update_weights(learner, job, step, 1.0)
+        learner.update_weights(step, 1.0)
         step += 1
-        loss = _train_loss(learner, job, batch, step)
+        loss = float(learner.backward(batch, step))
         highest = max(highest, loss)
     # Without a known loss of a guess, as for detectors, the loss may rise at first: better boxes raise the scores that
     # the network has to reach.
@@ -161,11 +150,11 @@ def _train_on(bench: SelftestBench, name: str, transform: Callable[[Examples], E
     """Train briefly on transformed training images; keeps and returns the learner."""
     steps = int(min(max(_LEARN_SECONDS / max(bench.step_seconds, 1e-6), _LEARN_STEPS[0]), _LEARN_STEPS[1]))
     data = replace(bench.data, splits=bench.data.splits | {"train": transform(bench.data.splits["train"])})
-    job = bench.make_job(name, data, optimizer=GENTLE_OPTIMIZER, clip=None, ema=None)
-    learner, batches = Learner(job), job.batches(data.splits["train"], job.spec.accumulate)
+    setup = bench.build_setup(name, data, optimizer=GENTLE_OPTIMIZER, clip=None, ema=None)
+    learner, batches = Learner(setup), setup.batches(setup.spec.accumulate)
     for step in range(steps):
-        _train_loss(learner, job, batches.at(step), step)
-        update_weights(learner, job, step, 1.0)
+        learner.backward(batches.at(step), step)
+        learner.update_weights(step, 1.0)
     batches.close()
     bench.learners[name] = learner
     return learner
@@ -232,9 +221,8 @@ def check_live_units(bench: SelftestBench) -> CheckResult:
 def check_gradient_flow(bench: SelftestBench) -> CheckResult:
     """Check that no parameter's gradient is missing or all zeros after some training."""
     learner = bench.learners["true"]
-    job = bench.make_job("gradients")
     learner.network.train()
-    _train_loss(learner, job, bench.first_batch(min(16, bench.experiment.train.batch)), 0)
+    learner.backward(bench.first_batch(min(16, bench.experiment.train.batch)), 0)
     named_parameters = learner.network_and_criterion.named_parameters()
     parameters = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
     unreached = [name for name, parameter in parameters if parameter.grad is None or not bool(parameter.grad.any())]

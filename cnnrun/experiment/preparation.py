@@ -1,0 +1,48 @@
+"""Preparation of a training, whoever asks for it: everything is loaded, checked and fits before a step is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from cnnrun.base.atomic_files import Folder
+from cnnrun.base.ranks import Ranks
+from cnnrun.data.dataset import Dataset
+from cnnrun.experiment.assemble import build_setup, prepare_dataset
+from cnnrun.experiment.schema import Experiment
+from cnnrun.experiment.training_checks import check_learnable
+from cnnrun.model.weights_file import Weights
+from cnnrun.training.setup import TrainingSetup
+
+
+@dataclass(frozen=True)
+class PreparedTraining:
+    """A training that can begin: the config with its mean and std, its initial weights and its decoded data."""
+
+    experiment: Experiment
+    weights: Weights | None
+    data: Dataset
+
+    def build_setup(self, device: torch.device, run: Folder | None = None, ranks: Ranks | None = None) -> TrainingSetup:
+        """Build the setup of the training, with a network of its own."""
+        return build_setup(self.experiment, self.data, self.weights, device, run, ranks)
+
+    def with_train(self, **settings: Any) -> PreparedTraining:
+        """Return a copy with other settings of `train`."""
+        train = self.experiment.train.model_copy(update=settings)
+        return replace(self, experiment=self.experiment.model_copy(update={"train": train}))
+
+
+def prepare_training(
+    experiment: Experiment, weights: Weights | None, ranks: Ranks | None = None, data: Dataset | None = None
+) -> PreparedTraining:
+    """Decode the data, unless `data` is given, and check that a training from these initial weights can begin.
+
+    Raises ConfigError, DataError or CheckpointError.
+    """
+    experiment = experiment.with_statistics_of_weights(weights.facts if weights else None)
+    data = data or prepare_dataset(experiment)
+    check_learnable(experiment, data, weights, ranks.world_size if ranks else 1)
+    return PreparedTraining(experiment, weights, data)
