@@ -19,9 +19,9 @@ _LONG = 50_000_000  # clock cycles to keep the GPU busy: a few hundredths of a s
 def batches(device: torch.device, *overrides: str) -> list[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
     """The images and targets of an epoch's batches, each requested while the GPU is still busy."""
     made = config_file.parse_config(TINY, "tiny.yaml", ["name=tiny", *overrides])
-    job = assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, device)
+    setup = assemble.build_setup(made, assemble.prepare_dataset(made), None, device)
     found = []
-    with closing(job.batches(job.dataset.splits["train"], 1)) as of_job:
+    with closing(setup.batches(1)) as of_job:
         for step in range(of_job.steps_per_epoch):
             if device.type == "cuda":
                 torch.cuda._sleep(_LONG)
@@ -49,6 +49,6 @@ def test_no_batch_is_overwritten_while_it_is_copied(gpu, prefetch, augment):
 
 def test_images_read_for_a_gpu_are_in_pinned_memory(real_gpu):
     made = config_file.parse_config(TINY, "tiny.yaml", ["name=tiny", "data.prefetch=2"])
-    job = assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, real_gpu)
-    with closing(job.batches(job.dataset.splits["train"], 1)) as of_job:
+    setup = assemble.build_setup(made, assemble.prepare_dataset(made), None, real_gpu)
+    with closing(setup.batches(1)) as of_job:
         assert of_job._read(torch.arange(8)).is_pinned()

@@ -11,6 +11,7 @@ from cnnrun.data.augment.settings import Augment
 from cnnrun.experiment import schema
 from cnnrun.results.studies.train_run import train_run
 from cnnrun.tasks.classification import ClassifyMeter
+from cnnrun.training.learner import Learner
 from cnnrun.training.run_records import read_result
 from tests.support.configs import tiny_experiment
 
@@ -73,12 +74,11 @@ def test_training_continues_after_augmentation_or_evaluation_runs_out_of_memory(
 
 
 def test_running_out_of_memory_in_the_optimizer_ends_the_run_in_one_line(gpu, tmp_path, monkeypatch, run_cli, tiny):
-    from cnnrun.training import loop
 
     def short(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(loop, "update_weights", short)
+    monkeypatch.setattr(Learner, "update_weights", short)
     code, _, err = run_cli("train", tiny, "--device", "cuda", "--runs", tmp_path / "runs")
     assert code == 6
     assert "memory ran out in the optimizer's step 0: CUDA out of memory" in err

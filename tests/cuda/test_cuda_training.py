@@ -15,12 +15,12 @@ from cnnrun.data import training_batches
 from cnnrun.experiment import assemble, schema
 from cnnrun.results.studies.train_run import train_run
 from cnnrun.tasks.classification import CrossEntropy
-from cnnrun.training import checkpoints, loop
+from cnnrun.training import checkpoints
 from cnnrun.training.determinism import deterministic_kernels, use_deterministic_layers
-from cnnrun.training.learner import Job, Learner
+from cnnrun.training.learner import Learner
 from cnnrun.training.loss_monitor import LossMonitor
+from cnnrun.training.setup import TrainingSetup
 from cnnrun.training.state import TrainingState
-from cnnrun.training.step import backward, finiteness_sums, update_weights
 from tests.support.configs import KINDS, case_config, tiny_experiment
 from tests.support.images import write_pictures
 from tests.support.interrupted_trainings import digest, stop_at
@@ -197,13 +197,13 @@ def test_a_non_finite_value_stops_training_one_step_later_and_is_never_saved(gpu
     poison, named = PLACES[place]
     poison(monkeypatch, 20, float("nan"))
     taken: list[int] = []
-    real = loop.update_weights
+    real = Learner.update_weights
 
-    def counting(learner, job, step, factor):
+    def counting(self, step, factor):
         taken.append(step)
-        real(learner, job, step, factor)
+        real(self, step, factor)
 
-    monkeypatch.setattr(loop, "update_weights", counting)
+    monkeypatch.setattr(Learner, "update_weights", counting)
     with pytest.raises(NonFiniteError) as stopped:
         train_run(tiny_experiment("train.ema={decay: 0.9}", "data.augment={rotate: 4}"), tmp_path, gpu, resume=False)
     lines = stopped.value.lines
@@ -247,18 +247,18 @@ def _batch_by_batch(monkeypatch):
     monkeypatch.setattr(training_batches, "AHEAD_BYTES", 1)
 
 
-def run_steps(job: Job, steps: int) -> None:
+def run_steps(setup: TrainingSetup, steps: int) -> None:
     """Run the first steps of a training; from the second on, making the host wait for the GPU is an error."""
-    learner, state = Learner(job), TrainingState(accumulate=job.spec.accumulate)
-    kernels = deterministic_kernels(job.device, job.spec.deterministic)
-    with kernels, closing(job.batches(job.dataset.splits["train"], state.accumulate)) as batches:
-        losses = LossMonitor(state, batches, job)
+    learner, state = Learner(setup), TrainingState(accumulate=setup.spec.accumulate)
+    kernels = deterministic_kernels(setup.device, setup.spec.deterministic)
+    with kernels, closing(setup.batches(state.accumulate)) as batches:
+        losses = LossMonitor(state, batches, setup)
         try:
             for step in range(steps):
                 learner.criterion.set_progress(step / steps)
-                loss = backward(learner, job, batches.at(step), step)
-                losses.add(finiteness_sums(learner, loss), learner)
-                update_weights(learner, job, step, 1.0)
+                loss = learner.backward(batches.at(step), step)
+                losses.add(learner.finiteness_probes(loss), learner)
+                learner.update_weights(step, 1.0)
                 state.step += 1
                 torch.cuda.set_sync_debug_mode("error")
         finally:
@@ -279,14 +279,14 @@ def run_steps(job: Job, steps: int) -> None:
 @pytest.mark.usefixtures("_batch_by_batch")
 def test_no_training_step_makes_the_host_wait_for_the_gpu(gpu, overrides):
     made = tiny_experiment(*overrides)
-    run_steps(assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, gpu), 4)
+    run_steps(assemble.build_setup(made, assemble.prepare_dataset(made), None, gpu), 4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.usefixtures("_batch_by_batch")
 def test_no_training_step_of_any_kind_makes_the_host_wait_for_the_gpu(gpu, tmp_path, pets, kind):
     made = experiment_of_kind(pets, tmp_path, kind)
-    run_steps(assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, gpu), 4)
+    run_steps(assemble.build_setup(made, assemble.prepare_dataset(made), None, gpu), 4)
 
 
 def test_images_and_weights_are_in_channels_last_format(gpu, tmp_path, monkeypatch):
@@ -301,11 +301,11 @@ def test_images_and_weights_are_in_channels_last_format(gpu, tmp_path, monkeypat
     monkeypatch.setattr(nn.Conv2d, "forward", forward)
     made = tiny_experiment("train.epochs=1", "model=[{conv: 4}, {conv: 8}, flatten]")
     data = assemble.prepare_dataset(made)
-    job = assemble.assemble_job(made, data, None, None, gpu)
-    learner = Learner(job)
+    setup = assemble.build_setup(made, data, None, gpu)
+    learner = Learner(setup)
     seen.clear()
-    with closing(job.batches(data.splits["train"], 1)) as batches:
-        backward(learner, job, batches.at(0), 0)
+    with closing(setup.batches(1)) as batches:
+        learner.backward(batches.at(0), 0)
     assert len(seen) == 4
     assert all(seen)
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from cnnrun.base.errors import InterruptionError
-from cnnrun.training import checkpoints, loop
+from cnnrun.training import checkpoints
+from cnnrun.training.learner import Learner
 
 
 def digest(run: Path) -> str:
@@ -32,15 +33,15 @@ def digest(run: Path) -> str:
 @contextmanager
 def stop_at(step: int) -> Iterator[None]:
     """Send SIGTERM during optimizer step `step` of the training in this context, which ends by it."""
-    real = loop.backward
+    real = Learner.backward
 
-    def backward_with_signal(learner, job, batch, number):
+    def backward_with_signal(self, batch, number):
         if number == step:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(learner, job, batch, number)
+        return real(self, batch, number)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(loop, "backward", backward_with_signal)
+        patched.setattr(Learner, "backward", backward_with_signal)
         with pytest.raises(InterruptionError) as stopped:
             yield
     assert stopped.value.exit_code == 128 + signal.SIGTERM

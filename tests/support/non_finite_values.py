@@ -6,8 +6,7 @@ import torch
 
 from cnnrun.data.training_batches import TrainingBatches
 from cnnrun.tasks.classification import CrossEntropy
-from cnnrun.training import loop
-from cnnrun.training import step as step_of_learning
+from cnnrun.training.learner import Learner
 
 
 def poison_input(monkeypatch, at: int, value: float) -> None:
@@ -36,16 +35,16 @@ def poison_loss(monkeypatch, at: int, value: float) -> None:
 
 
 def poison_after_backward(monkeypatch, at: int, spoil) -> None:
-    real = step_of_learning.backward
+    real = Learner.backward
 
-    def replacement(learner, job, batch, step):
-        loss = real(learner, job, batch, step)
+    def replacement(self, batch, step):
+        loss = real(self, batch, step)
         if step == at:
             with torch.no_grad():
-                spoil(learner)
+                spoil(self)
         return loss
 
-    monkeypatch.setattr(loop, "backward", replacement)
+    monkeypatch.setattr(Learner, "backward", replacement)
 
 
 def poison_gradient(monkeypatch, at: int, value: float) -> None:
@@ -56,15 +55,15 @@ def poison_gradient(monkeypatch, at: int, value: float) -> None:
 
 
 def poison_weight(monkeypatch, at: int, value: float) -> None:
-    real = step_of_learning.update_weights
+    real = Learner.update_weights
 
-    def replacement(learner, job, step, factor):
-        real(learner, job, step, factor)
+    def replacement(self, step, factor):
+        real(self, step, factor)
         if step == at - 1:
             with torch.no_grad():
-                learner.network.get_parameter("layers.linear1.linear.weight")[0, 0] = value
+                self.network.get_parameter("layers.linear1.linear.weight")[0, 0] = value
 
-    monkeypatch.setattr(loop, "update_weights", replacement)
+    monkeypatch.setattr(Learner, "update_weights", replacement)
 
 
 def poison_statistic(monkeypatch, at: int, value: float) -> None:

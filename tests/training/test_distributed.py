@@ -24,8 +24,7 @@ from cnnrun.data.dataset import Examples
 from cnnrun.data.training_batches import TrainingBatches, compute_share
 from cnnrun.experiment import assemble, open_run
 from cnnrun.results.studies.train_run import train_run
-from cnnrun.training import checkpoints, loop
-from cnnrun.training import step as step_of_learning
+from cnnrun.training import checkpoints
 from cnnrun.training.evaluation import measure_split
 from cnnrun.training.learner import Learner
 from tests.support.configs import TINY, tiny_experiment
@@ -78,10 +77,10 @@ def test_shares_are_a_partition_of_each_micro_batch(whole, parts, size, partners
 @pytest.mark.parametrize("size", [2, 4])
 def test_ranks_together_read_the_batches_of_one_process(augment, accumulate, size):
     made = tiny_experiment(f"data.augment={augment}", "train.batch=49", "train.drop_last=false")
-    job = assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, CPU)
-    examples = job.dataset.splits["train"]
-    alone = job.batches(examples, accumulate)
-    others = [job_of(job, SilentRank(rank, size)).batches(examples, accumulate) for rank in range(size)]
+    setup = assemble.build_setup(made, assemble.prepare_dataset(made), None, CPU)
+    examples = setup.dataset.splits["train"]
+    alone = setup.batches(accumulate)
+    others = [setup_of(setup, SilentRank(rank, size)).batches(accumulate) for rank in range(size)]
     for step in (0, 1, 20, 22, 23, 47):
         whole, shares = alone.at(step), [each.at(step) for each in others]
         for number, micro in enumerate(whole.micro_batches()):
@@ -91,8 +90,8 @@ def test_ranks_together_read_the_batches_of_one_process(augment, accumulate, siz
             assert torch.equal(torch.cat([part.targets["labels"] for part in ours]), micro.targets["labels"])
 
 
-def job_of(job, ranks):
-    return replace(job, ranks=ranks)
+def setup_of(setup, ranks):
+    return replace(setup, ranks=ranks)
 
 
 def _select_first(examples: Examples, count: int) -> Examples:
@@ -160,7 +159,7 @@ def test_weights_trained_by_ranks_equal_those_of_one_process_up_to_rounding(tmp_
 
 def test_batch_norm_statistics_of_the_ranks_are_averaged():
     made = tiny_experiment(NORMED, "train.batch=40")
-    learner = Learner(assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, CPU))
+    learner = Learner(assemble.build_setup(made, assemble.prepare_dataset(made), None, CPU))
     measured = [[torch.rand_like(value) for value in learner.batch_norm_statistics] for _ in range(3)]
     expected = [torch.stack(of_all).mean(0) for of_all in zip(*measured, strict=True)]
 
@@ -173,8 +172,9 @@ def test_batch_norm_statistics_of_the_ranks_are_averaged():
 
     for value, own in zip(learner.batch_norm_statistics, measured[0], strict=True):
         value.copy_(own)
-    made_of = replace(assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, CPU), ranks=Three(0, 3))
-    step_of_learning.all_reduce_gradients(learner, made_of, torch.zeros(()))
+    made_of = replace(assemble.build_setup(made, assemble.prepare_dataset(made), None, CPU), ranks=Three(0, 3))
+    learner.setup = made_of
+    learner.all_reduce_gradients(torch.zeros(()))
     assert len(expected) == 4  # mean and variance of both batch norms
     for value, mean in zip(learner.batch_norm_statistics, expected, strict=True):
         torch.testing.assert_close(value, mean)
@@ -196,15 +196,15 @@ def test_training_by_ranks_repeats_and_resumes_bit_for_bit(tmp_path, monkeypatch
     for name in ("a", "b"):
         assert all(isinstance(each, dict) for each in train_on_ranks(tmp_path / name, size, *settings))
     assert digest(tmp_path / "a") == digest(tmp_path / "b")
-    real = step_of_learning.backward
+    real = Learner.backward
 
-    def stepping(learner, job, batch, step):
-        if step == 20 and job.ranks.rank == 1:
+    def stepping(self, batch, step):
+        if step == 20 and self.setup.ranks.rank == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(learner, job, batch, step)
+        return real(self, batch, step)
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "backward", stepping)
+        patched.setattr(Learner, "backward", stepping)
         for stopped in train_on_ranks(tmp_path / "c", size, *settings, resume=True):
             assert isinstance(stopped, InterruptionError), stopped
             assert "stopped at step 21 " in stopped.lines[0]
@@ -213,13 +213,15 @@ def test_training_by_ranks_repeats_and_resumes_bit_for_bit(tmp_path, monkeypatch
 
 
 def test_resuming_with_another_number_of_ranks_is_reported_and_keeps_the_order(tmp_path, monkeypatch, capfd):
-    def stop(learner, job, batch, step):
+    real = Learner.backward
+
+    def stop(self, batch, step):
         if step == 20:
             os.kill(os.getpid(), signal.SIGTERM)
-        return step_of_learning.backward(learner, job, batch, step)
+        return real(self, batch, step)
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "backward", stop)
+        patched.setattr(Learner, "backward", stop)
         assert isinstance(train_on_ranks(tmp_path / "cut", 2, PLAIN, *STEPS)[0], InterruptionError)
     capfd.readouterr()
     train_on_ranks(tmp_path / "cut", 1, PLAIN, *STEPS, resume=True)
@@ -301,15 +303,15 @@ def test_images_are_decoded_once_per_host(tmp_path, monkeypatch):
 
 
 def test_running_out_of_memory_on_one_rank_splits_the_batches_of_all(tmp_path, monkeypatch):
-    real = loop.backward
+    real = Learner.backward
 
-    def short(learner, job, batch, step):
-        if job.ranks.rank == 1 and max(batch.micro_sizes) > 16:
+    def short(self, batch, step):
+        if self.setup.ranks.rank == 1 and max(batch.micro_sizes) > 16:
             raise torch.OutOfMemoryError("out of memory")
-        return real(learner, job, batch, step)
+        return real(self, batch, step)
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "backward", short)
+        patched.setattr(Learner, "backward", short)
         results = train_on_ranks(tmp_path / "short", 2)
         assert all(isinstance(each, dict) for each in results), results
     train_on_ranks(tmp_path / "set", 2, "train.accumulate=2")
@@ -326,7 +328,7 @@ def start_torchrun(folder: Path, size: int, *words: str) -> subprocess.Popen[str
 
 
 def wait_for_end(process: subprocess.Popen[str], seconds: float) -> tuple[str, str]:
-    """Wait for a job and return its output; kill it and its ranks if it does not end in time."""
+    """Wait for a process and return its output; kill it and its ranks if it does not end in time."""
     try:
         return process.communicate(timeout=seconds)
     finally:
@@ -536,16 +538,16 @@ def test_a_value_that_cannot_be_broadcast_is_an_error_on_all_ranks():
 @pytest.mark.parametrize("error", [ZeroDivisionError("ours"), KeyError("ours")])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_an_unexpected_error_on_one_rank_ends_the_others(tmp_path, monkeypatch, error, rank):
-    real = loop.backward
+    real = Learner.backward
 
-    def failing(learner, job, batch, step):
-        if step == 20 and job.ranks.rank == rank:
+    def failing(self, batch, step):
+        if step == 20 and self.setup.ranks.rank == rank:
             raise error
-        return real(learner, job, batch, step)
+        return real(self, batch, step)
 
     began = time.monotonic()
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "backward", failing)
+        patched.setattr(Learner, "backward", failing)
         results = train_on_ranks(tmp_path, 2, "train.timeout=10")
     assert time.monotonic() - began < 40
     assert type(results[rank]) is type(error)

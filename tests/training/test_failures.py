@@ -17,8 +17,8 @@ from cnnrun.data.decode import ReadTimeoutError, ThreadedMap
 from cnnrun.experiment import schema
 from cnnrun.results.studies.train_run import train_run
 from cnnrun.tasks.classification import CrossEntropy
-from cnnrun.training import checkpoints, loop
-from cnnrun.training import step as step_of_learning
+from cnnrun.training import checkpoints
+from cnnrun.training.learner import Learner
 from tests.support.configs import tiny_experiment
 from tests.support.forked_processes import fork, outcome
 from tests.support.images import save_class_folders
@@ -57,14 +57,14 @@ def test_a_non_finite_weight_stops_training_before_it_is_used_again(tmp_path, mo
 
 
 def test_non_finite_momentum_is_never_saved(tmp_path, monkeypatch):
-    real = step_of_learning.update_weights
+    real = Learner.update_weights
 
-    def poisoned(learner, job, step, factor):
-        real(learner, job, step, factor)
+    def poisoned(self, step, factor):
+        real(self, step, factor)
         if step == 16:  # the last step of an epoch
-            next(iter(learner.optimizer.state.values()))["momentum_buffer"].fill_(float("nan"))
+            next(iter(self.optimizer.state.values()))["momentum_buffer"].fill_(float("nan"))
 
-    monkeypatch.setattr(loop, "update_weights", poisoned)
+    monkeypatch.setattr(Learner, "update_weights", poisoned)
     with pytest.raises(NonFiniteError, match="at step 16.*\n.*optimizer momentum_buffer:layers"):
         train_run(tiny_experiment(), tmp_path, CPU, resume=False)
     assert not checkpoints.list_checkpoints(tmp_path / "tiny" / "1" / "checkpoints")
@@ -108,19 +108,19 @@ def test_running_out_of_memory_equals_training_with_smaller_micro_batches(
 
 def test_micro_batches_split_for_lack_of_memory_stay_split_on_resume(tmp_path, monkeypatch):
     """Memory runs out at step 20 in both runs; one is stopped at step 25 and resumed with enough memory."""
-    real = loop.backward
+    real = Learner.backward
 
     def run(root: Path, stop: int | None) -> Path:
         with monkeypatch.context() as patched:
 
-            def backward(learner, job, batch, step):
+            def backward(self, batch, step):
                 if step == stop:
                     os.kill(os.getpid(), 15)
                 if step == 20 and len(batch.micro_sizes) == 1:
                     raise MemoryError
-                return real(learner, job, batch, step)
+                return real(self, batch, step)
 
-            patched.setattr(loop, "backward", backward)
+            patched.setattr(Learner, "backward", backward)
             if stop is None:
                 return Path(train_run(tiny_experiment(*RICH), root, CPU, resume=True)["run"])
             with pytest.raises(BaseException, match="stopped at step 26"):
@@ -266,15 +266,13 @@ def test_an_epoch_whose_evaluation_fails_is_saved_and_evaluated_on_resume(tmp_pa
     root = save_class_folders(tmp_path / "pets")
     made = folder_experiment(root, "data.cache=none", "train.epochs=3", f"data.cache_dir={tmp_path / 'one'}")
     expected = Path(train_run(made, tmp_path / "whole", CPU, resume=False)["run"])
-    from cnnrun.training.learner import Learner
-
     real, calls = Learner.evaluate, []
 
-    def failing(self, job, split, batch, between):
+    def failing(self, split, batch, between):
         calls.append(split)
         if len(calls) == 2:
             raise DataError("a picture of val is gone")
-        return real(self, job, split, batch, between)
+        return real(self, split, batch, between)
 
     with monkeypatch.context() as patched:
         patched.setattr(Learner, "evaluate", failing)
@@ -293,7 +291,7 @@ WRITERS = [
     "cnnrun.training.metrics_log.EventFile.add_image",
     "cnnrun.training.metrics_log.EventFile.add_images",
     "cnnrun.training.metrics_log._draw_confusion_matrix",
-    "cnnrun.training.learner.Learner.draw_samples",
+    "cnnrun.training.learner.Learner.predict_samples",
     "matplotlib.axes.Axes.set_xticks",
     "matplotlib.axes.Axes.text",
     "matplotlib.backends.backend_agg.FigureCanvasAgg.draw",
@@ -349,14 +347,14 @@ def test_a_closed_standard_error_never_fails_the_training(tmp_path, tiny):
 
 def test_an_image_file_deleted_while_training_ends_the_run_after_saving(tmp_path, monkeypatch):
     root = save_class_folders(tmp_path / "pets")
-    real = step_of_learning.backward
+    real = Learner.backward
 
-    def backward(learner, job, batch, step):
+    def backward(self, batch, step):
         if step == 7:
             (root / "cat" / "3.png").rename(root / "away")
-        return real(learner, job, batch, step)
+        return real(self, batch, step)
 
-    monkeypatch.setattr(loop, "backward", backward)
+    monkeypatch.setattr(Learner, "backward", backward)
     with pytest.raises(DataError, match="3.png"):
         train_run(folder_experiment(root, "data.cache=none", "train.epochs=9"), tmp_path / "runs", CPU, resume=True)
     saved = checkpoints.load_newest(tmp_path / "runs" / "tiny" / "1" / "checkpoints", "latest", pytest.fail)

@@ -13,7 +13,6 @@ from cnnrun.experiment import assemble, config_file
 from cnnrun.results.studies.train_run import train_run
 from cnnrun.training import checkpoints, frozen_layers, learner, settings
 from cnnrun.training.learner import Learner
-from cnnrun.training.step import backward, update_weights
 from tests.support.configs import TINY, tiny_experiment
 from tests.support.interrupted_trainings import digest, stop_at
 from tests.support.small_runs import train_from_weights, train_tiny
@@ -26,15 +25,15 @@ def tensors(run: Path) -> dict[str, torch.Tensor]:
     return checkpoints.load_newest(run / "checkpoints", "latest", pytest.fail).parts["model"]
 
 
-def job_of(made, tmp_path):
-    return assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, CPU)
+def setup_of(made, tmp_path):
+    return assemble.build_setup(made, assemble.prepare_dataset(made), None, CPU)
 
 
 @pytest.mark.parametrize("augment", [None, "data.augment={shift: 0.2}"], ids=["features once", "features each step"])
 def test_frozen_layers_and_their_statistics_do_not_change_and_the_rest_does(tmp_path, augment):
     settings = [FROZEN, "train.epochs=1", *([augment] if augment else [])]
     made = tiny_experiment(*settings)
-    initial = job_of(made, tmp_path / "job").network.state_dict()
+    initial = setup_of(made, tmp_path / "job").network.state_dict()
     after = tensors(train_tiny(tmp_path, *settings))
     for name, value in after.items():
         frozen_one = name.startswith(("layers.conv1", "normalize"))
@@ -53,7 +52,7 @@ def test_resuming_with_precomputed_features_equals_an_uninterrupted_run(tmp_path
 def test_precomputed_features_train_like_features_computed_each_step(tmp_path, monkeypatch):
     """Equal up to the rounding of a convolution over a different number of images at a time."""
     once = tensors(train_tiny(tmp_path / "once", FROZEN))
-    monkeypatch.setattr(Learner, "precompute_frozen_features", lambda self, job: job)
+    monkeypatch.setattr(Learner, "precompute_frozen_features", lambda self: None)
     each = tensors(train_tiny(tmp_path / "each", FROZEN))
     for name, value in once.items():
         assert torch.allclose(value.double(), each[name].double(), rtol=1e-3, atol=1e-4), name
@@ -97,7 +96,7 @@ def test_a_network_is_split_only_where_a_single_output_crosses(tmp_path, source,
     made = config_file.parse_config(
         LINKED.replace("SOURCE", source), "f", ["train.freeze=b" if source != "c" else "train.freeze=a"]
     )
-    network = job_of(made, tmp_path).network.eval()
+    network = setup_of(made, tmp_path).network.eval()
     parts = frozen_layers.separate_trunk(network, made.train.freeze)
     assert (parts is not None) == cuts
     if parts:
@@ -109,7 +108,7 @@ def test_a_network_is_split_only_where_a_single_output_crosses(tmp_path, source,
 def test_parameter_groups_have_their_own_learning_rate_and_weight_decay():
     groups = "[{params: head, lr: 0.5}, {params: '*.bias', weight_decay: 0.0}, {params: layers.conv1, lr: 0.01}]"
     made = tiny_experiment(f"train.optimizer={{sgd: {{lr: 0.1, weight_decay: 0.3, groups: {groups}}}}}")
-    learning = Learner(job_of(made, Path("unused")))
+    learning = Learner(setup_of(made, Path("unused")))
     found = {}
     names = iter(learning.parameter_names)
     for group in learning.optimizer.param_groups:
@@ -123,18 +122,18 @@ def test_parameter_groups_have_their_own_learning_rate_and_weight_decay():
 def test_a_step_uses_the_learning_rate_of_each_parameter_group(tmp_path):
     """Plain SGD: the change of a weight is its group's learning rate times its gradient times the schedule's factor."""
     made = tiny_experiment("train.optimizer={sgd: {lr: 0.1, groups: [{params: head, lr: 0.5}]}}")
-    job = job_of(made, tmp_path)
-    learning = Learner(job)
+    setup = setup_of(made, tmp_path)
+    learning = Learner(setup)
     from cnnrun.data.training_batches import TrainingBatches
 
-    batch = TrainingBatches(job.dataset.splits["train"], job.augment, 8, 1, 0, CPU).at(0)
-    backward(learning, job, batch, 0)
+    batch = TrainingBatches(setup.dataset.splits["train"], setup.augment, 8, 1, 0, CPU).at(0)
+    learning.backward(batch, 0)
     parameters = dict(learner.trainable_parameters(learning.network_and_criterion))
     expected = {
         name: (value - (0.5 if name.startswith("head") else 0.1) * 0.25 * value.grad).detach().clone()
         for name, value in parameters.items()
     }
-    update_weights(learning, job, 0, 0.25)
+    learning.update_weights(0, 0.25)
     for name, value in parameters.items():
         assert torch.allclose(value, expected[name], rtol=1e-6, atol=1e-8), name
 
@@ -265,21 +264,21 @@ def test_a_zoo_classifier_is_not_inherited_by_a_part_of_its_network():
 
 
 def test_frozen_batch_norms_allow_a_batch_of_one():
-    job = job_of(tiny_experiment(FROZEN), Path("unused"))
+    setup = setup_of(tiny_experiment(FROZEN), Path("unused"))
     spec = tiny_experiment(FROZEN, "train.batch=1").train
-    settings.check_batch_size(spec, 100, job.network)
+    settings.check_batch_size(spec, 100, setup.network)
     with pytest.raises(ConfigError, match="two pictures"):
-        settings.check_batch_size(tiny_experiment("train.batch=1").train, 100, job.network)
+        settings.check_batch_size(tiny_experiment("train.batch=1").train, 100, setup.network)
 
 
 def test_non_finite_features_of_frozen_layers_are_reported_with_the_image(tmp_path):
     from cnnrun.base.errors import NonFiniteError
 
-    job = job_of(tiny_experiment(FROZEN), tmp_path)
+    setup = setup_of(tiny_experiment(FROZEN), tmp_path)
     with torch.no_grad():
-        job.network.layers.conv1[0].weight.fill_(float("nan"))
+        setup.network.layers.conv1[0].weight.fill_(float("nan"))
     with pytest.raises(NonFiniteError, match="features of digits"):
-        Learner(job).precompute_frozen_features(job)
+        Learner(setup).precompute_frozen_features()
 
 
 def test_freezing_layers_with_random_weights_is_reported(trained_run, tmp_path, capfd):

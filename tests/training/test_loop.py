@@ -16,17 +16,18 @@ import torch.nn.functional as F
 
 from cnnrun.base.errors import CheckpointError, ConfigError, NonFiniteError, StorageError, UserError
 from cnnrun.base.ranks import Ranks
+from cnnrun.contracts.choices import Choices
 from cnnrun.data.training_batches import batches_in_order
 from cnnrun.experiment import assemble
 from cnnrun.experiment.checks import check
+from cnnrun.model.trained_network import MeasuredNetwork
 from cnnrun.results.studies.train_run import train_run
-from cnnrun.training import checkpoints, loop
-from cnnrun.training import step as step_of_learning
+from cnnrun.training import checkpoints
 from cnnrun.training.evaluation import measure_split
-from cnnrun.training.learner import Job, Learner
+from cnnrun.training.learner import Learner
 from cnnrun.training.run_folder import hold_run
 from cnnrun.training.settings import Train
-from cnnrun.training.step import backward, update_weights
+from cnnrun.training.setup import TrainingSetup
 from tests.support.configs import TINY, tiny_experiment
 from tests.support.images import save_class_folders
 from tests.support.interrupted_trainings import digest, stop_at
@@ -71,15 +72,15 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch():
     for accumulate in (1, 3):
         made = tiny_experiment(model, f"train.accumulate={accumulate}", "train.batch=50")
         data = assemble.prepare_dataset(made)
-        job = assemble.assemble_job(made, data, None, None, CPU)
-        learning = Learner(job)
-        job.network.double()
+        setup = assemble.build_setup(made, data, None, CPU)
+        learning = Learner(setup)
+        setup.network.double()
         from cnnrun.data.training_batches import TrainingBatches
 
-        batch = TrainingBatches(data.splits["train"], job.augment, 50, 20, 0, CPU, micro_batch_count=accumulate).at(0)
+        batch = TrainingBatches(data.splits["train"], setup.augment, 50, 20, 0, CPU, micro_batch_count=accumulate).at(0)
         batch = replace(batch, images=batch.images.double())
-        backward(learning, job, batch, 0)
-        grads.append([parameter.grad.clone() for parameter in job.network.parameters()])
+        learning.backward(batch, 0)
+        grads.append([parameter.grad.clone() for parameter in setup.network.parameters()])
     for a, b in zip(*grads, strict=True):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-7)
 
@@ -88,65 +89,66 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch():
 def test_a_clipped_step_has_the_clip_norm_at_any_loss_scale(scale):
     """Plain SGD moves the weights by the learning rate times the gradient, whose norm is clipped to `train.clip`."""
     made = tiny_experiment("train.precision=float16", "train.clip=0.01", "train.optimizer={sgd: {lr: 0.5}}")
-    job = assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, CPU)
-    learning = Learner(job)
+    setup = assemble.build_setup(made, assemble.prepare_dataset(made), None, CPU)
+    learning = Learner(setup)
     learning.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-    batch = job.batches(job.dataset.splits["train"], 1).at(0)
+    batch = setup.batches(1).at(0)
     before = torch.cat([parameter.detach().flatten().double() for parameter in learning.parameters])
-    backward(learning, job, batch, 0)
-    update_weights(learning, job, 0, 0.8)
+    learning.backward(batch, 0)
+    learning.update_weights(0, 0.8)
     after = torch.cat([parameter.detach().flatten().double() for parameter in learning.parameters])
     assert float((after - before).norm()) == pytest.approx(0.8 * 0.5 * 0.01, rel=1e-3)
 
 
-def learner_of(*overrides: str) -> tuple[Learner, Job]:
+def learner_of(*overrides: str) -> tuple[Learner, TrainingSetup]:
     made = tiny_experiment(*overrides)
-    job = assemble.assemble_job(made, assemble.prepare_dataset(made), None, None, CPU)
-    return Learner(job), job
+    setup = assemble.build_setup(made, assemble.prepare_dataset(made), None, CPU)
+    return Learner(setup), setup
 
 
-def gradients(learning: Learner, job: Job, step: int, rank: int = 0) -> torch.Tensor:
+def gradients(learning: Learner, setup: TrainingSetup, step: int, rank: int = 0) -> torch.Tensor:
     """The gradients of the first batch, with the dropout of the given step and rank."""
     ranks = Ranks()
     ranks.rank = rank
     learning.optimizer.zero_grad()
-    backward(learning, replace(job, ranks=ranks), job.batches(job.dataset.splits["train"], 1).at(0), step)
+    learning.setup = replace(setup, ranks=ranks)
+    learning.backward(setup.batches(1).at(0), step)
     return torch.cat([parameter.grad.flatten().clone() for parameter in learning.parameters])
 
 
 def test_dropout_depends_only_on_the_step_and_the_rank():
-    learning, job = learner_of("model=[flatten, {dropout: 0.5}]")
-    first = gradients(learning, job, 3, 1)
-    assert not torch.equal(gradients(learning, job, 4, 1), first)
-    assert not torch.equal(gradients(learning, job, 3, 2), first)
-    assert torch.equal(gradients(learning, job, 3, 1), first)
+    learning, setup = learner_of("model=[flatten, {dropout: 0.5}]")
+    first = gradients(learning, setup, 3, 1)
+    assert not torch.equal(gradients(learning, setup, 4, 1), first)
+    assert not torch.equal(gradients(learning, setup, 3, 2), first)
+    assert torch.equal(gradients(learning, setup, 3, 1), first)
 
 
 def test_the_loss_of_a_batch_is_the_mean_over_its_images_for_any_micro_batches():
     losses = []
     for parts in (1, 3):
-        learning, job = learner_of("model=[flatten]", "train.batch=50")
-        batch = job.batches(job.dataset.splits["train"], parts).at(0)
+        learning, setup = learner_of("model=[flatten]", "train.batch=50")
+        batch = setup.batches(parts).at(0)
         outputs = learning.network(batch.images)
         expected = float(F.cross_entropy(outputs.detach().double(), batch.targets["labels"]))
-        losses.append(float(backward(learning, job, batch, 0)))
+        losses.append(float(learning.backward(batch, 0)))
         assert losses[-1] == pytest.approx(expected, rel=1e-6)
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
 def test_ema_weights_follow_the_decay_formula_and_are_the_ones_evaluated():
-    learning, job = learner_of("train.ema={decay: 0.9}")
+    learning, setup = learner_of("train.ema={decay: 0.9}")
     name = "layers.linear1.linear.weight"
-    expected, batches = learning.network.state_dict()[name].double(), job.batches(job.dataset.splits["train"], 1)
+    expected, batches = learning.network.state_dict()[name].double(), setup.batches(1)
     for step in range(4):
-        backward(learning, job, batches.at(step), step)
-        update_weights(learning, job, step, 1.0)
+        learning.backward(batches.at(step), step)
+        learning.update_weights(step, 1.0)
         decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * learning.network.state_dict()[name].double()
     torch.testing.assert_close(learning.ema.average[name].double(), expected, rtol=1e-5, atol=1e-7)
-    measured = learning.evaluate(job, "val", 64).metrics
+    measured = learning.evaluate("val", 64).metrics
     learning.network.load_state_dict(learning.ema.average)
-    (whole,) = batches_in_order(job.dataset.splits["val"], 10_000, CPU)
+    (whole,) = batches_in_order(setup.dataset.splits["val"], 10_000, CPU)
     with torch.no_grad():
         outputs = learning.network.eval()(whole.images).double()
     assert measured["loss"] == pytest.approx(float(F.cross_entropy(outputs, whole.targets["labels"])), rel=1e-5)
@@ -155,14 +157,14 @@ def test_ema_weights_follow_the_decay_formula_and_are_the_ones_evaluated():
 
 @pytest.mark.parametrize("size", [5, 64, 1000])
 def test_the_loss_of_a_split_is_the_criterions_sum_with_each_sample_counted_once(size):
-    learning, job = learner_of("model=[flatten]")
-    examples = job.dataset.splits["val"]
+    learning, setup = learner_of("model=[flatten]")
+    examples = setup.dataset.splits["val"]
 
     class Two(torch.nn.Module):
         def forward(self, outputs, targets):
             return {"one": F.cross_entropy(outputs, targets["labels"]), "other": outputs.square().mean()}
 
-    found = measure_split(learning.network.eval(), Two(), job.task, job.facts, examples, size, CPU)
+    found = measure_split(MeasuredNetwork(learning.network.eval(), Two(), setup.task, Choices(), CPU), examples, size)
     (whole,) = batches_in_order(examples, len(examples), CPU)
     with torch.no_grad():
         expected = sum(Two()(learning.network(whole.images), whole.targets).values())
@@ -173,11 +175,13 @@ def test_the_loss_of_a_split_is_the_criterions_sum_with_each_sample_counted_once
 def test_each_step_uses_the_schedule_factor_of_its_number(tmp_path, monkeypatch):
     seen = []
 
-    def watched(learner, job, step, factor):
-        update_weights(learner, job, step, factor)
-        seen.append((step, factor, learner.optimizer.param_groups[0]["lr"]))
+    real = Learner.update_weights
 
-    monkeypatch.setattr(loop, "update_weights", watched)
+    def watched(self, step, factor):
+        real(self, step, factor)
+        seen.append((step, factor, self.optimizer.param_groups[0]["lr"]))
+
+    monkeypatch.setattr(Learner, "update_weights", watched)
     spec = tiny_experiment().train
     train_tiny(tmp_path)
     factors = [spec.schedule.factor(step, 34) for step in range(34)]
@@ -226,8 +230,8 @@ def script_accuracies(monkeypatch, accuracies: list[float]) -> None:
     values = iter(accuracies)
     real = Learner.evaluate
 
-    def scripted(self, job, split, batch, *rest):
-        measured = real(self, job, split, batch, *rest)
+    def scripted(self, split, batch, *rest):
+        measured = real(self, split, batch, *rest)
         measured.metrics["accuracy"] = next(values)
         return measured
 
@@ -245,15 +249,15 @@ def test_best_checkpoint_early_stop_and_keep_work_together(tmp_path, monkeypatch
 
 
 def test_nan_stops_training_names_images_and_layer_and_is_not_saved(tmp_path, monkeypatch):
-    real = step_of_learning.backward
+    real = Learner.backward
 
-    def poisoned(learning, job, batch, step):
+    def poisoned(self, batch, step):
         if step == 20:
             with torch.no_grad():
-                learning.network.get_parameter("layers.linear1.linear.weight")[0, 0] = float("nan")
-        return real(learning, job, batch, step)
+                self.network.get_parameter("layers.linear1.linear.weight")[0, 0] = float("nan")
+        return real(self, batch, step)
 
-    monkeypatch.setattr(loop, "backward", poisoned)
+    monkeypatch.setattr(Learner, "backward", poisoned)
     with pytest.raises(NonFiniteError) as stopped:
         train_run(tiny_experiment(), tmp_path, CPU, resume=False)
     text = "\n".join(stopped.value.lines)
@@ -291,15 +295,15 @@ def test_training_learns_the_digits_above_90_percent_accuracy(trained_run):
 def test_a_network_can_overfit_eight_images(tmp_path):
     made = tiny_experiment("train.batch=8", "train.epochs=1", "train.optimizer={adam: 0.01}")
     data = assemble.prepare_dataset(made)
-    job = assemble.assemble_job(made, data, None, None, CPU)
-    learning = Learner(job)
+    setup = assemble.build_setup(made, data, None, CPU)
+    learning = Learner(setup)
     from cnnrun.data.training_batches import TrainingBatches
 
-    batch = TrainingBatches(data.splits["train"], job.augment, 8, 1, 0, CPU).at(0)
+    batch = TrainingBatches(data.splits["train"], setup.augment, 8, 1, 0, CPU).at(0)
     losses = []
     for step in range(150):
-        losses.append(float(backward(learning, job, batch, step)))
-        update_weights(learning, job, step, 1.0)
+        losses.append(float(learning.backward(batch, step)))
+        learning.update_weights(step, 1.0)
     assert losses[-1] < 0.05 < losses[0]
 
 

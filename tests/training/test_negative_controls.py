@@ -20,7 +20,6 @@ from cnnrun.experiment import run as experiment_run
 from cnnrun.experiment.schema import Experiment
 from cnnrun.results.studies.train_run import train_run
 from cnnrun.training import checkpoints, ema, loop
-from cnnrun.training import step as step_of_learning
 from cnnrun.training.learner import Learner
 from cnnrun.training.schedules import OneCycle
 from cnnrun.training.state import TrainingState
@@ -49,22 +48,22 @@ def _the_first_epoch_is_the_best(monkeypatch):
     """Make the first epoch the best, the loss scale change often and memory run out once, so that losing them shows."""
     real = Learner.evaluate
 
-    def worse_each_time(self, job, split, batch, *rest):
-        measured = real(self, job, split, batch, *rest)
-        measured.metrics["accuracy"] = 0.9 - 0.1 * (job.run.path / "metrics.jsonl").read_text().count("\n")
+    def worse_each_time(self, split, batch, *rest):
+        measured = real(self, split, batch, *rest)
+        measured.metrics["accuracy"] = 0.9 - 0.1 * (self.setup.run.path / "metrics.jsonl").read_text().count("\n")
         return measured
 
     monkeypatch.setattr(Learner, "evaluate", worse_each_time)
     monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=64.0, growth_interval=6))
     # Memory runs out at step 5 for batches in two parts.
-    backward = loop.backward
+    backward = Learner.backward
 
-    def short(learner, job, batch, step):
+    def short(self, batch, step):
         if step == 5 and len(batch.micro_sizes) == 2:
             raise MemoryError
-        return backward(learner, job, batch, step)
+        return backward(self, batch, step)
 
-    monkeypatch.setattr(loop, "backward", short)
+    monkeypatch.setattr(Learner, "backward", short)
 
 
 def cut_short(root: Path, made: Experiment, steps: int) -> Path:
@@ -175,7 +174,7 @@ def draws_of_another_epoch(patched: pytest.MonkeyPatch) -> None:
 
 def generator_as_it_is(patched: pytest.MonkeyPatch) -> None:
     torch.manual_seed(1)
-    patched.setattr(step_of_learning, "seed_step", lambda *arguments: None)
+    patched.setattr("cnnrun.training.learner.seed_step", lambda *arguments: None)
 
 
 def average_from_zero(patched: pytest.MonkeyPatch) -> None:
@@ -190,18 +189,18 @@ def epoch_from_its_start(patched: pytest.MonkeyPatch) -> None:
 
 def part_of_the_gradients(patched: pytest.MonkeyPatch) -> None:
     """Lose the gradients of the first micro-batch, as after a save between two micro-batches."""
-    real = loop.backward
+    real = Learner.backward
 
-    def later_ones(learner, job, batch, step):
-        loss = real(learner, job, batch, step)
+    def later_ones(self, batch, step):
+        loss = real(self, batch, step)
         if step == CUT:
             first = replace(batch.micro_batches()[0], global_size=batch.global_size)
             with torch.enable_grad():
-                losses = learner.criterion(learner.forward(first.images.float()), first.targets)
+                losses = self.criterion(self.forward(first.images.float()), first.targets)
                 (-sum(losses.values()) * (len(first) / batch.global_size)).backward()
         return loss
 
-    patched.setattr(loop, "backward", later_ones)
+    patched.setattr(Learner, "backward", later_ones)
 
 
 CONTROLS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], tuple[str, ...]]] = {

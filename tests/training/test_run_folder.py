@@ -16,7 +16,7 @@ from cnnrun.base import atomic_files, locks
 from cnnrun.base.errors import CheckpointError, InterruptionError, ResourceError, StorageError
 from cnnrun.experiment import schema
 from cnnrun.results.studies.train_run import train_run
-from cnnrun.training import checkpoints, loop, run_folder
+from cnnrun.training import checkpoints, run_folder
 from cnnrun.training.learner import Learner
 from tests.support.configs import tiny_experiment
 from tests.support.forked_processes import fork, outcome
@@ -32,14 +32,14 @@ def three_epochs(*overrides: str) -> schema.Experiment:
 
 def run_at_step(monkeypatch, step: int, action) -> None:
     """Call `action` at the start of a step."""
-    real = loop.backward
+    real = Learner.backward
 
-    def backward(learner, job, batch, number):
+    def backward(self, batch, number):
         if number == step:
             action()
-        return real(learner, job, batch, number)
+        return real(self, batch, number)
 
-    monkeypatch.setattr(loop, "backward", backward)
+    monkeypatch.setattr(Learner, "backward", backward)
 
 
 @pytest.mark.parametrize("step", [3, 20])
@@ -93,8 +93,8 @@ def test_a_signal_stops_validation_within_one_batch(tmp_path, monkeypatch):
     batches: list[int] = []
     real = Learner._evaluated_network
 
-    def slow(self, job):
-        forward = real(self, job)
+    def slow(self, setup):
+        forward = real(self, setup)
 
         def counted(inputs):
             batches.append(len(inputs))
@@ -179,7 +179,7 @@ def test_every_out_of_memory_error_is_recognized(tmp_path, monkeypatch, capfd, e
             raise error
         return real(self_or_learner, *rest)
 
-    target, name = (TrainingBatches, "_prepare") if place == "augmentation" else (loop, "backward")
+    target, name = (TrainingBatches, "_prepare") if place == "augmentation" else (Learner, "backward")
     real = getattr(target, name)
     expected = Path(
         train_run(three_epochs("train.accumulate=2", "train.epochs=1"), tmp_path / "set", CPU, False)["run"]
@@ -213,7 +213,7 @@ def test_progress_is_saved_before_an_error_ends_the_training(tmp_path, monkeypat
             raise error
         return real(*arguments)
 
-    target, name = (TrainingBatches, "_prepare") if place == "augmentation" else (loop, "backward")
+    target, name = (TrainingBatches, "_prepare") if place == "augmentation" else (Learner, "backward")
     real = getattr(target, name)
     monkeypatch.setattr("cnnrun.data.training_batches.AHEAD_BYTES", 1)
     with monkeypatch.context() as patched:
@@ -226,17 +226,17 @@ def test_progress_is_saved_before_an_error_ends_the_training(tmp_path, monkeypat
 
 
 def test_running_out_of_memory_in_the_optimizer_saves_no_partly_updated_weights(tmp_path, monkeypatch):
-    real = loop.update_weights
+    real = Learner.update_weights
 
-    def half(learner, job, step, factor):
+    def half(self, step, factor):
         if step == 20:
             with torch.no_grad():
-                next(learner.network.parameters()).zero_()
+                next(self.network.parameters()).zero_()
             raise MemoryError
-        real(learner, job, step, factor)
+        real(self, step, factor)
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "update_weights", half)
+        patched.setattr(Learner, "update_weights", half)
         with pytest.raises(ResourceError, match="in the optimizer's step 20.*continue from the last checkpoint"):
             train_run(three_epochs(), tmp_path / "runs", CPU, resume=False)
     run = Path(train_run(three_epochs(), tmp_path / "runs", CPU, resume=True)["run"])
