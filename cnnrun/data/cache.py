@@ -118,9 +118,14 @@ def clear(folder: Path, keys: list[str]) -> tuple[list[str], list[str]]:
 
 
 def list_cache(folder: str | None) -> dict[str, Any]:
-    """List the data sets in the cache at `folder`, by default the user's cache, and their sizes."""
+    """List the entries of the cache at `folder`, by default the user's cache, and their sizes.
+
+    Raises StorageError if the user has no cache folder.
+    """
     path = Path(folder) if folder else user_cache_folder()
-    entries = list_entries(path) if path else []
+    if path is None:
+        raise StorageError("there is no cache folder (HOME is not set); give --dir")
+    entries = list_entries(path)
     return {"folder": str(path), "entries": entries, "bytes": sum(entry["bytes"] for entry in entries)}
 
 
@@ -141,7 +146,7 @@ def clear_cache(folder: str | None, prefixes: list[str], everything: bool) -> di
                 f"{escape(prefix)}: {len(matching)} data sets have a key that begins like this; see `cnnrun cache list`"
             )
         chosen += matching
-    removed, in_use = clear(Path(listing["folder"]), chosen)
+    removed, in_use = clear(Path(listing["folder"]), list(dict.fromkeys(chosen)))
     freed = sum(entry["bytes"] for entry in listing["entries"] if entry["key"] in removed)
     return {"folder": listing["folder"], "removed": removed, "in_use": in_use, "bytes": freed}
 

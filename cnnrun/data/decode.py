@@ -30,6 +30,7 @@ from cnnrun.data.image_files import (
 from cnnrun.data.image_records import RECORD, fill_pixel_sums, fill_record
 
 _IMAGES_PER_TASK = 16  # images that a thread decodes before it takes the next task
+_TASKS_PER_WAIT = 4096  # `wait` locks all of its tasks each time that one is done
 
 ParallelMap = Callable[[Callable[[Any], Any], Sequence[Any]], Any]
 
@@ -59,7 +60,13 @@ class ThreadedMap:
             raise ReadTimeoutError(self._timeout, [])
         if self._pool is None:
             return list(map(function, items))
-        tasks = [self._pool.submit(function, item) for item in items]
+        slices = (items[first : first + _TASKS_PER_WAIT] for first in range(0, len(items), _TASKS_PER_WAIT))
+        return [value for part in slices for value in self._map_slice(self._pool, function, part)]
+
+    def _map_slice(
+        self, pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: Sequence[Any]
+    ) -> list[Any]:
+        tasks = [pool.submit(function, item) for item in items]
         pending = set(tasks)
         while pending:
             done, pending = wait(pending, self._timeout, FIRST_COMPLETED)

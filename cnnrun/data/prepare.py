@@ -32,7 +32,7 @@ from cnnrun.data.storage import StoredSplit, store_split
 from cnnrun.data.targets import count_classes, measure_numbers, select_targets
 
 MOVED_NOTE = "moved within data.split, so that copies of a picture are on one side"
-_MIN_LEVELS = 64  # of 256: 16-bit images with fewer grey levels are reported
+_FEW_LEVELS = 64  # of 256: 16-bit images with at most this many grey levels are reported
 
 
 def build_dataset(data: Data, indexed: SourceIndex, progress: Progress, only: Sequence[str] | None = None) -> Dataset:
@@ -280,8 +280,11 @@ def _input_mean_std(image_settings: ImageSettings, dataset: Dataset) -> tuple[tu
     if image_settings.mean is not None and image_settings.std is not None:
         return tuple(image_settings.mean), tuple(image_settings.std)
     mean, std = training_mean_std(dataset)
-    if min(std) == 0:
-        raise DataError("every training picture has one and the same colour; there is nothing to learn from")
+    if max(std) == 0:
+        raise DataError("all training images have one and the same colour: there is nothing to learn from")
+    if image_settings.std is None and 0 in std:
+        channel = ("red", "green", "blue")[std.index(0)]
+        raise DataError(f"the {channel} channel is the same in every training image; set data.image.std for it")
     return tuple(image_settings.mean or mean), tuple(image_settings.std or std)
 
 
@@ -294,14 +297,18 @@ def _dark_image_remarks(stored: StoredSplit, examples: Examples, split: str) -> 
 def narrow_peak(peak_N: NDArray[np.uint16]) -> int | None:
     """The largest value of all 16-bit images if few grey levels are left when they are scaled to 8 bits, else None."""
     peak = int(peak_N.max(initial=0))
-    return peak if 0 < peak < _MIN_LEVELS << 8 else None
+    return peak if 0 < peak and _grey_levels(peak) <= _FEW_LEVELS else None
 
 
 def describe_dark_images(peak: int) -> str:
     """The end of a remark on 16-bit images whose largest value is `peak`."""
-    return (
-        f"have no value above {peak:,} of 65,535, which leaves {(peak >> 8) + 1} of 256 grey levels: stretch them first"
-    )
+    levels = _grey_levels(peak)
+    return f"have no value above {peak:,} of 65,535, which leaves {levels} of 256 grey levels: stretch them first"
+
+
+def _grey_levels(peak: int) -> int:
+    """Number of grey levels that are left when 16-bit images up to `peak` are scaled by 1/257 to 8 bits."""
+    return peak // 257 + 1
 
 
 def training_mean_std(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:

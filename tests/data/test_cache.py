@@ -315,3 +315,18 @@ def test_different_cache_kinds_have_separate_entries(picture_folder, cache_folde
 def test_the_disk_budget_holds_for_an_explicit_disk_cache(picture_folder, cache_folder):
     with pytest.raises(StorageError, match="would take more than data.disk_gib"):
         everything(data_of(picture_folder, cache="disk", cache_dir=str(cache_folder), disk_gib=1e-9))
+
+
+def test_two_beginnings_of_one_key_remove_it_once(picture_folder, cache_folder):
+    everything(data_of(picture_folder, cache="disk", cache_dir=str(cache_folder)))
+    (entry,) = cache.list_entries(cache_folder)
+    cleared = cache.clear_cache(str(cache_folder), [entry["key"][:4], entry["key"]], everything=False)
+    assert (cleared["removed"], cleared["bytes"]) == ([entry["key"]], entry["bytes"])
+    assert list(cache_folder.iterdir()) == []
+
+
+def test_a_user_without_a_cache_folder_is_told_to_name_one(monkeypatch):
+    monkeypatch.setattr(cache, "user_cache_folder", lambda: None)
+    for command in (lambda: cache.list_cache(None), lambda: cache.clear_cache(None, [], everything=True)):
+        with pytest.raises(StorageError, match=r"there is no cache folder \(HOME is not set\); give --dir"):
+            command()

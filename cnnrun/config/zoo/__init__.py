@@ -116,8 +116,9 @@ def _join_layers(model: Map, zoo_layers: Seq, position: Position) -> tuple[Map, 
         section = _layers_map(own_layers, model.positions["layers"])
     if model.get("weights") is not None and (until or own_layers):
         section.put("until", until or list(index_by_name)[-1], position, position)
-    for key in model.keys() - {"zoo", "until", "layers"}:
-        section.put(key, model[key], model.key_positions[key], model.positions[key])
+    for key in model:
+        if key not in ("zoo", "until", "layers"):
+            section.put(key, model[key], model.key_positions[key], model.positions[key])
     return section, problems
 
 
