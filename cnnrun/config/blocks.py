@@ -2,7 +2,7 @@
 
     blocks:
       bottleneck:
-        parameters: {width, stride: 1}        # a parameter without a default is required
+        parameters: {width, stride: 1}        # a parameter without a default, or with null, is required
         layers:
           - conv: {out_channels: $width, stride: $stride}
     model:
@@ -26,7 +26,8 @@ from cnnrun.config.yaml_reader import MAX_DEPTH, MAX_NODES
 
 BLOCKS_FILE = Path(__file__).parent / "blocks.yaml"
 
-_MAIN_SETTINGS = {"sequential": "layers", "residual": "layers", "parallel": "branches"}  # set by `kind: [...]`
+# The setting that a bare list stands for: `residual: [...]` is `residual: {layers: [...]}`.
+_MAIN_SETTINGS = {"sequential": "layers", "residual": "layers", "parallel": "branches"}
 _LAYER_KEYS = ("name", "from")  # every layer takes them, so the use of a block does too
 
 
@@ -70,7 +71,7 @@ class _Expander:
         for name, body in section.items():
             path, key_position = f"blocks.{name}", section.key_positions[name]
             if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
-                text = f"{format_value(name)} is not a name: use letters, digits and _"
+                text = f"{format_value(name)} is not a name: use letters, digits and _, and begin with a letter"
                 self._add_problem(key_position, "blocks", text)
             elif name in self._kinds:
                 self._add_problem(key_position, path, f"{name!r} is a layer of cnnrun; choose another name")
@@ -117,7 +118,7 @@ class _Expander:
         """The layer that replaces a use of a block: its only layer, or a `sequential` of several."""
         if block.name in stack or self._nodes > MAX_NODES or len(stack) >= MAX_DEPTH:
             is_recursive = block.name in stack
-            problem = "contains itself" if is_recursive else f"grows beyond {MAX_NODES} layers or {MAX_DEPTH} levels"
+            problem = "contains itself" if is_recursive else f"grows beyond {MAX_NODES:,} layers or {MAX_DEPTH} levels"
             self._add_problem(position, f"blocks.{block.name}", f"the block {problem}")
             return INVALID
         arguments = self._arguments(block, use, position)
@@ -159,7 +160,7 @@ class _Expander:
                 self._add_problem(written.key_positions[key], f"{block.name}.{key}", text)
         for key, default in block.parameters.items():
             if key not in arguments and default is None:
-                self._add_problem(position, block.name, f"needs {key!r}")
+                self._add_problem(position, block.name, f"parameter {key!r} is required")
                 arguments.put(key, INVALID, position, position)
             elif key not in arguments:
                 arguments.put(key, default, block.parameters.key_positions[key], block.parameters.positions[key])

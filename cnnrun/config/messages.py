@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
+from cnnrun.base.counts import format_count
 from cnnrun.config.tree import INVALID, KeyPath, Map, Position, Problem, find_position, path_text
 
 _MAX_KNOWN_WORDS = 16  # longer lists of choices are left out of a message
@@ -115,18 +116,25 @@ _EXPECTED = {
 }
 
 
+_PATTERN_ADVICE = {
+    r"^[A-Za-z_][A-Za-z0-9_]*$": "use letters, digits and _, and begin with a letter",
+    r"^[A-Za-z0-9][A-Za-z0-9._-]*$|^$": "use letters, digits, `.`, _ and -, and begin with a letter or digit",
+}
+
+
 def _message(detail: Any) -> str:
     """Message for one of pydantic's error details, in the user's words."""
     kind, value, context = detail["type"], detail.get("input"), detail.get("ctx", {})
     if kind == "missing":
         return "this setting is required"
     if kind == "too_short":
-        return f"needs at least {context['min_length']} item(s), has {context['actual_length']}"
+        return f"needs at least {format_count(context['min_length'], 'item')}, has {context['actual_length']}"
     if kind == "literal_error":
         allowed = [word.strip("'") for word in context["expected"].replace(" or ", ", ").split(", ")]
         return f"{format_value(value)} is not one of the choices{did_you_mean(value, allowed)}"
     if kind == "string_pattern_mismatch":
-        return f"{format_value(value)} must match {context['pattern']}"
+        pattern = context["pattern"]
+        return f"{format_value(value)} is not a name: {_PATTERN_ADVICE.get(pattern, f'it must match {pattern}')}"
     if value is None and kind in _EXPECTED:
         return f"{_EXPECTED[kind].format(**context)}; give a value or remove the line"
     if kind not in _EXPECTED:

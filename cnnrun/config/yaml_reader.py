@@ -160,7 +160,7 @@ class _Composer:
     def _count(self, nodes: int, position: Position) -> None:
         self._nodes += nodes
         if self._nodes > MAX_NODES:
-            raise ConfigError(f"{position}: more than {MAX_NODES} values (aliases counted as what they stand for)")
+            raise ConfigError(f"{position}: more than {MAX_NODES:,} values (aliases counted as what they stand for)")
 
     def _alias(self, event: Any, position: Position, path: KeyPath) -> Any:
         if event.anchor not in self._anchors:
@@ -177,7 +177,7 @@ class _Composer:
     def _sequence(self, events: Iterator[Any], path: KeyPath) -> Seq:
         sequence = Seq()
         while not isinstance(event := next(events), yaml.SequenceEndEvent):
-            sequence.put(self._value(event, events, (*path, len(sequence))), self.position(event.start_mark))
+            sequence.append_at(self._value(event, events, (*path, len(sequence))), self.position(event.start_mark))
         return sequence
 
     def _mapping(self, events: Iterator[Any], path: KeyPath) -> Map:
@@ -192,7 +192,7 @@ class _Composer:
                 merged.append((value, key_position))
             elif key in mapping:
                 first = mapping.key_positions[key]
-                self._add_problem(key_position, (*path, key), f"{key!r} stands twice (first at line {first.line})")
+                self._add_problem(key_position, (*path, key), f"{key!r} appears twice (first at line {first.line})")
             else:
                 mapping.put(key, value, key_position, position)
         for value, position in merged:

@@ -26,6 +26,7 @@ from cnnrun.data.prepare import constant_numbers, describe_dark_images, narrow_p
 from cnnrun.data.settings import Data
 from cnnrun.data.targets import count_classes
 
+UNUSABLE = "cannot be used"  # kind of the finding about images that `data.bad_files` decides on
 MAX_EXAMPLES = 10  # samples named for each finding
 _MAX_IMBALANCE = 10  # a class this many times smaller than the largest is reported
 
@@ -53,11 +54,11 @@ def audit_dataset(data: Data, dataset: Dataset, progress: Progress) -> dict[str,
         split: dict(zip(classes, count_classes(dataset.splits[split].all_targets(), len(classes)), strict=True))
         for split in table.splits
     }
-    sample_noun = "an object" if dataset.splits["train"].objects is not None else "a picture"
+    sample_noun = "an object" if dataset.splits["train"].objects is not None else "an image"
     sides = np.stack([records["height"], records["width"]], 1)
     mean, std = training_mean_std(dataset)
     findings = [
-        *_undecodable_findings(data, dataset),
+        *_unusable_findings(data, dataset),
         *_box_findings(data, dataset),
         *_class_count_findings(class_counts, sample_noun, data.split.by == "label"),
         *_many_classes_findings(data, dataset, class_counts["train"]),
@@ -81,7 +82,7 @@ def audit_dataset(data: Data, dataset: Dataset, progress: Progress) -> dict[str,
         "std": list(std),
         "formats": _count_values(records["format"]),
         "modes": _count_values(records["mode"]),
-        "findings": [asdict(finding) for finding in sorted(findings, key=lambda found: _LEVELS.index(found.level))],
+        "findings": [asdict(finding) for finding in sorted(findings, key=lambda finding: _LEVELS.index(finding.level))],
     }
 
 
@@ -136,12 +137,12 @@ def _collect_records(data: Data, dataset: Dataset, progress: Progress) -> NDArra
     return np.concatenate(parts)
 
 
-def _undecodable_findings(data: Data, dataset: Dataset) -> list[Finding]:
+def _unusable_findings(data: Data, dataset: Dataset) -> list[Finding]:
     if not dataset.skipped_samples:
         return []
     level: Level = "error" if data.bad_files == "error" else "warning"
     examples = [[escape(sample["reason"])] for sample in dataset.skipped_samples[:MAX_EXAMPLES]]
-    return [Finding(level, "cannot be decoded", len(dataset.skipped_samples), examples)]
+    return [Finding(level, UNUSABLE, len(dataset.skipped_samples), examples)]
 
 
 def _box_findings(data: Data, dataset: Dataset) -> list[Finding]:
@@ -188,13 +189,13 @@ def _many_classes_findings(data: Data, dataset: Dataset, counts: dict[str, int])
 def _constant_target_findings(dataset: Dataset) -> list[Finding]:
     """Regression targets that have the same value in all images of a split."""
     lines = [
-        f"{name} is {value:g} in every picture of {split}"
+        f"{name} is {value:g} in every image of {split}"
         for split in dataset.splits
         for name, value in constant_numbers(dataset, split)
     ]
     if not lines:
         return []
-    return [Finding("warning", "numbers that have a single value in a split", len(lines), [[line] for line in lines])]
+    return [Finding("warning", "regression targets that have a single value in a split", len(lines), [[line] for line in lines])]
 
 
 def _leak_findings(
@@ -215,15 +216,15 @@ def _leak_findings(
         across = duplicates.mixed_groups(groups, table.split_N)
         within = [group for group in groups if (table.split_N[group] == table.split_N[group[0]]).all()]
         findings += [
-            *_group_finding(level, f"the same picture in several splits, {precision}", across, samples),
-            *_group_finding("note", f"the same picture again in one split, {precision}", within, samples),
+            *_group_finding(level, f"the same image in several splits, {precision}", across, samples),
+            *_group_finding("note", f"the same image again in one split, {precision}", within, samples),
         ]
     leaks = duplicates.find_leaks(table, data.split.by == "label")
     differing_boxes = find_differing_boxes(dataset, table)
     return [
         *findings,
-        *_group_finding(level, "the same picture under several labels", leaks.label_conflicts, samples),
-        *_group_finding("warning", "the same picture with other boxes", differing_boxes, samples),
+        *_group_finding(level, "the same image under several labels", leaks.label_conflicts, samples),
+        *_group_finding("warning", "the same image with other boxes", differing_boxes, samples),
         *_group_finding(level, "groups in several splits", leaks.groups_across_splits, samples),
         *_group_finding(level, "classes, such as people, in several splits", leaks.classes_across_splits, samples),
     ]
@@ -244,11 +245,11 @@ def _near_duplicate_findings(table: SampleTable, samples: _SampleNames, records:
     pairs = first[pairs_of_first]
     is_across = table.split_N[pairs[:, 0]] != table.split_N[pairs[:, 1]]
     findings = [
-        *_group_finding("warning", "nearly the same picture in several splits", list(pairs[is_across]), samples),
-        *_group_finding("note", "nearly the same picture in one split", list(pairs[~is_across]), samples),
+        *_group_finding("warning", "nearly the same image in several splits", list(pairs[is_across]), samples),
+        *_group_finding("note", "nearly the same image in one split", list(pairs[~is_across]), samples),
     ]
     if not is_exhaustive:
-        kind = "pictures so similar that the search for nearly the same ones ended early"
+        kind = "the search for near duplicates stopped early: too many similar images"
         findings.append(Finding("note", kind, len(first), []))
     return findings
 
@@ -256,9 +257,9 @@ def _near_duplicate_findings(table: SampleTable, samples: _SampleNames, records:
 def _file_findings(samples: _SampleNames, records: NDArray[Any]) -> list[Finding]:
     """Files that are doubtful by themselves, a finding for each kind."""
     kinds: list[tuple[Level, str, NDArray[np.int64]]] = [
-        ("warning", "pictures of one single colour", np.flatnonzero(records["flat"])),
-        ("note", "pictures that EXIF turns", np.flatnonzero(records["orientation"] > 1)),
-        ("warning", "pictures whose EXIF cannot be read", np.flatnonzero(records["orientation"] == 0)),
+        ("warning", "images of one single colour", np.flatnonzero(records["flat"])),
+        ("note", "images that EXIF rotates", np.flatnonzero(records["orientation"] > 1)),
+        ("warning", "images whose EXIF cannot be read", np.flatnonzero(records["orientation"] == 0)),
         ("warning", "files that are not what their name says", np.flatnonzero(records["misnamed"])),
         ("warning", "file names that differ only in case or Unicode form", _similar_file_names(samples, records)),
     ]
@@ -285,7 +286,7 @@ def _grey_level_findings(samples: _SampleNames, records: NDArray[Any]) -> list[F
         return []
     rows = np.flatnonzero(records["peak"])
     examples = [[samples.name_with_label(int(row))] for row in rows[:MAX_EXAMPLES]]
-    return [Finding("warning", f"pictures of 16 bits that {describe_dark_images(peak)}", len(rows), examples)]
+    return [Finding("warning", f"images of 16 bits that {describe_dark_images(peak)}", len(rows), examples)]
 
 
 def _similar_file_names(samples: _SampleNames, records: NDArray[Any]) -> NDArray[np.int64]:

@@ -83,7 +83,7 @@ class CacheEntry:
         """Build the entry while holding its lock, unless it is sealed. Returns whether it was built."""
 
         def waiting() -> None:
-            say(f"another process is decoding these pictures into {self.path}; waiting for it")
+            say(f"another process is decoding these images into {self.path}; waiting for it")
 
         while True:
             for folder in (self.path.parent, self.path):  # `mode` does not apply to further parents
@@ -194,7 +194,7 @@ class CacheEntry:
             ranges = ", ".join(
                 f"{self._block_images(block)[0]:,} to {self._block_images(block)[-1]:,}" for block in damaged[:8]
             )
-            _print_on_any_rank(f"{self.path}: pictures {ranges} are damaged; decoding them again")
+            _print_on_any_rank(f"{self.path}: images {ranges} are damaged; decoding them again")
         intact = set(written) - set(damaged)
         block_size = images_per_block(self._image_bytes)
         intact_problems = {row: text for row, text in problems.items() if row // block_size in intact}

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cnnrun.base.counts import format_count
 from cnnrun.base.error_lines import join_names, refuse_problems
 from cnnrun.base.errors import DataError, escape, is_encodable
 
@@ -73,7 +74,7 @@ def numbered_classes(labels_N: NDArray[np.integer[Any]], where: str, setting: st
         used_names = join_names([f"{int(label)}" for label in used])
         raise DataError(
             f"{where}: has labels up to {highest:,}, but only {len(used)} different ones ({used_names}); is {rarest}, "
-            f"which occurs {int(counts.min()):,} time(s), a label? If so, "
+            f"which occurs {format_count(int(counts.min()), 'time')}, a label? If so, "
             f"give all {highest + 1:,} classes a name in {setting}"
         )
     return [str(label) for label in range(highest + 1)]

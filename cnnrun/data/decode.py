@@ -39,8 +39,8 @@ class ReadTimeoutError(NoAnswerError):
     """Error for images whose reading does not end."""
 
     def __init__(self, seconds: float, names: Sequence[str]) -> None:
-        images = join_names(names, 8) or "pictures"
-        super().__init__(f"reading {images} does not end: nothing came for {seconds:g} s (data.timeout)")
+        images = join_names(names, 8) or "the images"
+        super().__init__(f"no data from {images} for {seconds:g} s; check the disk or raise data.timeout")
         self.seconds = seconds
 
 

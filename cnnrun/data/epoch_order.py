@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from cnnrun.base.counts import format_count
 from cnnrun.base.randomness import derive_key, permutation
 from cnnrun.config.spec import Kind
 
@@ -123,11 +124,11 @@ class SamplerSpec(Kind):
 
     @property
     def images_per_class(self) -> int:
-        """Images of each class in a batch; 0 if that is left to chance."""
+        """Images of each class in a batch; 0 if the sampler does not fix it."""
         return 0
 
     def order(self, targets: dict[str, Tensor], batch: int) -> EpochOrder | None:
-        """The order of samples with these targets in batches of `batch`, or None for each sample once."""
+        """The order of samples with these targets in batches of `batch`, or None for the uniform order."""
         raise NotImplementedError
 
     def batch_problem(self, counts: Sequence[int], batch: int) -> str | None:
@@ -140,7 +141,7 @@ class SamplerSpec(Kind):
 
 
 class Uniform(SamplerSpec):
-    """Every picture once."""
+    """Every image once."""
 
     kind = "uniform"
     needs_labels = False
@@ -162,14 +163,15 @@ class Balanced(SamplerSpec):
 
 
 class Identities(SamplerSpec):
-    """In each batch `images` of each of batch / `images` classes, such as people; every class equally often."""
+    """Batches of `images` images from each of batch / `images` classes, such as people. All classes are equally \
+frequent."""
 
     kind = "identities"
     main = "images"
     old_keys = {"pictures": "images"}
 
     images: int = Field(4, ge=2, le=10_000)
-    """Pictures of each class in a batch."""
+    """Images of each class in a batch."""
 
     def order(self, targets: dict[str, Tensor], batch: int) -> EpochOrder | None:
         return identities_order(targets["labels"], batch, self.images)
@@ -181,9 +183,13 @@ class Identities(SamplerSpec):
     def batch_problem(self, counts: Sequence[int], batch: int) -> str | None:
         classes = sum(count > 0 for count in counts)
         if batch % self.images:
-            return f"a batch of {batch} is not made of {self.images} pictures of each class"
+            nearest = max(1, round(batch / self.images)) * self.images
+            return f"train.batch {batch} is not a multiple of {self.images} images of each class; use {nearest}"
         if batch // self.images > classes:
-            return f"{batch // self.images} classes of {self.images} pictures a batch; train has {classes}"
+            return (
+                f"a batch needs {batch // self.images} classes of {self.images} images, but train has "
+                f"{format_count(classes, 'class', 'classes')}; use a smaller batch or more images of each class"
+            )
         return None
 
 

@@ -57,20 +57,20 @@ Channels = Literal[1, 3]
 
 
 class ImageSettings(Spec):
-    """Conversion of pictures to the network's input."""
+    """Conversion of images to the network's input."""
 
     size: SizePair | None = None
-    """Height and width in pixels; by default those of the source, if all its pictures have the same size."""
+    """Height and width in pixels; by default those of the source, if all its images have the same size."""
     channels: Channels | None = None
     """1 for grey, 3 for colour; by default those of the source."""
     fit: Literal["stretch", "crop", "pad"] = "stretch"
-    """For pictures of another shape than `size`: stretch them, crop their middle, or pad them with `background`."""
+    """For images of another shape than `size`: stretch them, crop their middle, or pad them with `background`."""
     crop_pct: float = Field(1.0, gt=0, le=1)
     """The part of each side that `fit: crop` keeps: for `size: 224`, 0.875 cuts 224 pixels out of 256."""
     background: int = Field(255, ge=0, le=255)
-    """The grey value (0..255) behind transparent pixels and around padded pictures."""
+    """The grey value (0..255) behind transparent pixels and around padded images."""
     min_side: int = Field(4, ge=1)
-    """The shortest side, in pixels, that a picture may have; smaller ones are refused."""
+    """The shortest side, in pixels, that an image may have; smaller ones are refused."""
     mean: list[float] | None = None
     """The mean to subtract from each channel (pixel values 0..255); by default measured on the training split."""
     std: list[Annotated[float, Field(gt=0)]] | None = None
@@ -188,7 +188,7 @@ def _read_once(item: Path | str | Member, expected: tuple[int, int] | None) -> b
     if len(data) < size:
         raise ImageRefusedError(f"ends after {len(data):,} of {size:,} bytes")
     if content := _recognize_content(data):
-        raise ImageRefusedError(f"not a picture ({content})")
+        raise ImageRefusedError(f"not an image ({content})")
     return data
 
 
@@ -211,7 +211,7 @@ def image_errors(name: str) -> Iterator[None]:
     except ImageRefusedError as refused:
         raise data_error(str(refused)) from None
     except UnidentifiedImageError:
-        raise data_error(f"not a picture (accepted: {', '.join(FORMATS)})") from None
+        raise data_error(f"not an image (accepted: {', '.join(FORMATS)})") from None
     except (Pil.DecompressionBombWarning, Pil.DecompressionBombError):
         raise data_error(f"more than {MAX_PIXELS:,} pixels") from None
     except OSError as error:
@@ -247,7 +247,7 @@ def _check_header(image: Any, settings: ImageSettings) -> None:
     if min(image.size) < settings.min_side:
         raise ImageRefusedError(f"{size} pixels; at least {settings.min_side} a side (data.image.min_side)")
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a phone's JPEG with a preview inside
-        raise ImageRefusedError("an animation; give single pictures")
+        raise ImageRefusedError("an animation; give single images")
     if image.mode not in _MODES and not _is_wide_pgm(image):
         raise ImageRefusedError(f"pixels of kind {image.mode!r} have no agreed range; save it as 8 or 16 bit")
 

@@ -29,5 +29,5 @@ def _find_images(folder: Path) -> list[Path]:
 
     images = sorted(path for path in folder.rglob("*") if is_image(path))
     if not images:
-        raise DataError(f"{escape(str(folder))}: no pictures ({SUFFIX_LIST})")
+        raise DataError(f"{escape(str(folder))}: no images ({SUFFIX_LIST})")
     return images

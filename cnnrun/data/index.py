@@ -23,7 +23,7 @@ from cnnrun.data.image_files import ImageSettings
 from cnnrun.data.settings import Data, HoldOut
 from cnnrun.data.targets import count_classes, flatten_targets, labels_or_zeros, measure_numbers, select_targets
 
-_MANY_CLASSES = 30  # this many classes or fewer are never asked about
+_MANY_CLASSES = 30  # the warning about classes with one image needs more classes than this
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class SourceIndex:
 
 
 def class_remarks(indexed: SourceIndex) -> list[str]:
-    """Warn of doubtful classes, a line each: names that look alike, and numbers that may mean a missing label."""
+    """Warnings about doubtful class names, one line each: similar names, and numbers that may mean a missing label."""
     names = indexed.contents.classes
     lines = [f"classes {' and '.join(quote_names(group))} differ only in spelling" for group in alike_names(names)]
     has_labels = "labels" in indexed.splits["train"][0].targets
@@ -77,14 +77,14 @@ def class_remarks(indexed: SourceIndex) -> list[str]:
 
 
 def many_classes_warning(names: Sequence[str], counts: Sequence[int]) -> list[str]:
-    """Ask in one line about many classes of which most have a single training image; else no line."""
+    """Warning that most of many classes have a single training image, in one line; else no line."""
     if len(names) <= _MANY_CLASSES or sum(count == 1 for count in counts) <= len(names) / 2:
         return []
-    classes = f"{len(names):,} classes for {sum(counts):,} training pictures, most of them with one"
-    return [f"{classes}: is the label a number (task: regress), or another name for each picture?"]
+    classes = f"{len(names):,} classes for {sum(counts):,} training images, most of them with one"
+    return [f"{classes}: is the label a number (task: regress), or another name for each image?"]
 
 
-HOLD_OUT_KEYS = {"test": 1, "val": 2}
+HOLD_OUT_KEYS = {"test": 1, "val": 2}  # part of the seed with which each split is drawn
 
 
 def index_source(data: Data) -> SourceIndex:
@@ -94,7 +94,7 @@ def index_source(data: Data) -> SourceIndex:
     """
     source: SourceSpec = data.source
     with read_errors():
-        contents = source.read(data.split.by == "label")
+        contents = source.read(has_disjoint_classes=data.split.by == "label")
     check_class_names(contents.classes, f"data.source.{source.kind}", are_declared=source.has_declared_classes)
     splits = {name: (split, torch.arange(len(split))) for name, split in contents.splits.items()}
     parts = {name: getattr(data.split, name) for name in HOLD_OUT_KEYS if name not in contents.splits}
@@ -137,7 +137,7 @@ def _refuse_wrong_class_names(contents: SourceContents, settings: HoldOut) -> No
     named_parts = {name: part for name in HOLD_OUT_KEYS if isinstance(part := getattr(settings, name), list)}
     for name, part in named_parts.items():
         if name in contents.splits:
-            raise DataError(f"data.split.{name}: the source says itself which pictures are {name}; remove the line")
+            raise DataError(f"data.split.{name}: the source has a {name} split of its own; remove this line")
         if unknown := [class_name for class_name in part if class_name not in classes]:
             raise DataError(f"data.split.{name}: no class {unknown[0]!r}{did_you_mean(unknown[0], list(classes))}")
     if in_both := set(named_parts.get("val", ())) & set(named_parts.get("test", ())):

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cnnrun.base.counts import format_count
 from cnnrun.base.errors import DataError, escape
 from cnnrun.contracts.source import Split
 from cnnrun.data.dataset import Dataset, Examples
@@ -18,6 +19,9 @@ from cnnrun.data.hold_out import group_copies, keep_sets_together
 from cnnrun.data.index import SourceIndex
 from cnnrun.data.storage import StoredSplit
 from cnnrun.data.targets import labels_or_zeros, target_codes
+
+
+_PLURALS = {"class, such as a person,": "classes, such as people,"}
 
 
 def build_sample_table(dataset: Dataset) -> SampleTable:
@@ -38,7 +42,7 @@ def build_sample_table(dataset: Dataset) -> SampleTable:
 
 
 def _labels(examples: Examples) -> Tensor:
-    """A number for each image that its copies must share; 0 with boxes, which differ a little from person to person."""
+    """Code of each sample's targets, equal for equal targets; 0 for boxes: annotators never draw a box twice alike."""
     return (
         torch.zeros(len(examples))
         if examples.objects is not None
@@ -77,20 +81,21 @@ def apply_leakage_policy(dataset: Dataset, policy: str, has_disjoint_classes: bo
     table = build_sample_table(dataset)
     if differing := find_differing_boxes(dataset, table):
         example = " and ".join(_describe_sample(dataset, table, int(sample)) for sample in differing[0][:2])
-        note = f"{len(differing):,} picture(s) stand again with other boxes, such as {example}"
+        images = format_count(len(differing), "image occurs", "images occur")
+        note = f"{images} more than once with different boxes, such as {example}"
         dataset = replace(dataset, notes=(note, *dataset.notes))
     leaks = find_leaks(table, has_disjoint_classes)
     if not leaks:
         classes = ", no class in two splits" if has_disjoint_classes else ""
         note = (
-            f"{len(table.split_N):,} pictures: none in two splits, none under two labels{classes} "
+            f"{format_count(len(table.split_N), 'image')}: none in two splits, none under two labels{classes} "
             "(`cnnrun data check` looks further)"
         )
         return replace(dataset, notes=(note, *dataset.notes))
     lines = _describe_leaks(dataset, table, leaks)
     if policy == "error":
         raise DataError(
-            *lines, "fix the data, leave such pictures out of training (data.leakage: skip), or keep them (keep)"
+            *lines, "fix the data, leave such images out of training (data.leakage: skip), or keep them (keep)"
         )
     if policy == "keep":
         return replace(dataset, notes=(*lines, *dataset.notes))
@@ -100,13 +105,15 @@ def apply_leakage_policy(dataset: Dataset, policy: str, has_disjoint_classes: bo
 def _skip_leaks(dataset: Dataset, table: SampleTable, leaks: Leaks, lines: list[str]) -> Dataset:
     """Leave the training samples of all leaks out.
 
-    Raises DataError with `lines` if a leak between val and test remains, or no training sample.
+    Raises DataError with `lines` if a class is in both val and test, or if no training sample is left. Other leaks
+    between val and test are only noted.
     """
     is_measured = table.split_N != table.splits.index("train")
     if in_val_and_test := [
         group for group in leaks.classes_across_splits if len(set(table.split_N[group][is_measured[group]])) > 1
     ]:
-        raise DataError(*lines, f"{len(in_val_and_test):,} class(es) are both in val and in test: fix the data")
+        classes = format_count(len(in_val_and_test), "class is", "classes are")
+        raise DataError(*lines, f"{classes} both in val and in test: fix the data")
     groups = [
         *leaks.copies_across_splits,
         *leaks.label_conflicts,
@@ -118,13 +125,14 @@ def _skip_leaks(dataset: Dataset, table: SampleTable, leaks: Leaks, lines: list[
     is_kept = torch.ones(len(train), dtype=torch.bool)
     is_kept[torch.from_numpy(table.index_N[dropped])] = False
     if not is_kept.any():
-        raise DataError(*lines, "no training picture is left without them")
+        raise DataError(*lines, "every training image is part of a leak, so none would be left: fix the data")
     skipped = [
         {"split": "train", "picture": train.sample_name(int(table.index_N[sample])), "reason": "leakage"}
         for sample in dropped
     ]
     splits = dataset.splits | {"train": train.select(is_kept)}
-    notes = (*lines, *dataset.notes, f"{len(skipped):,} of them are left out of training (data.leakage: skip)")
+    left_out = format_count(len(skipped), "training image is", "training images are")
+    notes = (*lines, f"{left_out} left out because of this (data.leakage: skip)", *dataset.notes)
     return replace(dataset, splits=splits, skipped_samples=(*dataset.skipped_samples, *skipped), notes=notes)
 
 
@@ -146,14 +154,14 @@ def _describe_leaks(dataset: Dataset, table: SampleTable, leaks: Leaks) -> list[
         return f"{first_name} and {second_name}"
 
     kinds = (
-        (leaks.copies_across_splits, table.split_N, "picture(s) in more than one split"),
-        (leaks.label_conflicts, table.label_N, "picture(s) under more than one label"),
-        (leaks.groups_across_splits, table.split_N, "group(s) in more than one split"),
-        (leaks.classes_across_splits, table.split_N, "class(es), such as people, in more than one split"),
+        (leaks.copies_across_splits, table.split_N, "image", "in more than one split"),
+        (leaks.label_conflicts, table.label_N, "image", "under more than one label"),
+        (leaks.groups_across_splits, table.split_N, "group", "in more than one split"),
+        (leaks.classes_across_splits, table.split_N, "class, such as a person,", "in more than one split"),
     )
     return [
-        f"{len(groups):,} {kind}, such as {describe_pair(groups[0], values_N)}"
-        for groups, values_N, kind in kinds
+        f"{format_count(len(groups), noun, _PLURALS.get(noun))} {place}, such as {describe_pair(groups[0], values_N)}"
+        for groups, values_N, noun, place in kinds
         if groups
     ]
 

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cnnrun.base.counts import format_count
 from cnnrun.base.error_lines import join_names, truncate_lines
 from cnnrun.base.errors import DataError, escape
 from cnnrun.base.file_sequences import Files
@@ -31,7 +32,7 @@ from cnnrun.data.settings import Data
 from cnnrun.data.storage import StoredSplit, store_split
 from cnnrun.data.targets import count_classes, measure_numbers, select_targets
 
-MOVED_NOTE = "moved within data.split, so that copies of a picture are on one side"
+MOVED_NOTE = "moved within data.split, so that all copies of an image are in one split"
 _FEW_LEVELS = 64  # of 256: 16-bit images with at most this many grey levels are reported
 
 
@@ -106,7 +107,7 @@ def finish_dataset(data: Data, indexed: SourceIndex, decoded: DecodedSplits) -> 
     if not decoded.has_all_splits:
         return dataset
     has_disjoint_classes = data.split.by == "label"
-    moved = [f"{decoded.moved_count:,} picture(s) {MOVED_NOTE}"] if decoded.moved_count else []
+    moved = [f"{format_count(decoded.moved_count, 'image')} {MOVED_NOTE}"] if decoded.moved_count else []
     notes = [*class_remarks(indexed), *moved, *_split_remarks(dataset, has_disjoint_classes)]
     dataset = replace(dataset, notes=tuple(notes))
     return _add_statistics(data.image, apply_leakage_policy(dataset, data.leakage, has_disjoint_classes))
@@ -168,11 +169,14 @@ def _box_remarks(bad_boxes: Sequence[BadBox]) -> list[str]:
     """A line for each way to treat bad boxes (left out, cut, used as they are), with a count and an example."""
     boxes_by_treatment: dict[str, list[BadBox]] = {}
     for box in bad_boxes:
-        use = f"used all the same ({box.kind})" if "the same box" in box.kind else "cut at their pictures' edges"
-        treatment = use if box.is_used else "left out (data.bad_boxes: skip)"
+        treatment = {
+            "left out": "left out (data.bad_boxes: skip)",
+            "cut": "cut at the edges of their images",
+            "kept": f"used all the same ({box.kind})",
+        }[box.treatment]
         boxes_by_treatment.setdefault(treatment, []).append(box)
     return [
-        f"{len(boxes):,} boxes are {treatment}, such as {boxes[0].name}: {boxes[0].problem}"
+        f"{format_count(len(boxes), 'box is', 'boxes are')} {treatment}, such as {boxes[0].name}: {boxes[0].problem}"
         for treatment, boxes in boxes_by_treatment.items()
     ]
 
@@ -203,7 +207,7 @@ def refuse_missing_files(indexed: SourceIndex, policy: str) -> None:
 
 def _refuse_all_bad(split: str, count: int, reasons: list[str]) -> None:
     if len(reasons) == count:
-        raise DataError(f"no picture of the {split} split can be decoded; the first: {reasons[0]}")
+        raise DataError(f"no image of the {split} split can be used; the first: {reasons[0]}")
 
 
 def _refuse_bad_files(reasons: list[str]) -> None:
@@ -232,10 +236,10 @@ def _split_remarks(dataset: Dataset, has_disjoint_classes: bool) -> list[str]:
     for split, examples in dataset.splits.items():
         if not has_disjoint_classes and (counts := count_classes(examples.all_targets(), len(classes))):
             missing = [name for name, count in zip(classes, counts, strict=True) if not count]
-            sample_noun = "picture" if examples.objects is None else "object"
+            sample_noun = "image" if examples.objects is None else "object"
             lines += [f"no {sample_noun} of {join_names(missing)} in {split}"] if missing else []
         lines += [
-            f"{name} is {value:g} in every picture of {split}" for name, value in constant_numbers(dataset, split)
+            f"{name} is {value:g} in every image of {split}" for name, value in constant_numbers(dataset, split)
         ]
         lines += _dark_image_remarks(dataset.stored_splits[split], examples, split)
         lines += _file_remarks(dataset.stored_splits[split], examples, split)
@@ -254,8 +258,9 @@ def constant_numbers(dataset: Dataset, split: str) -> list[tuple[str, float]]:
 def _skip_remarks(skipped: Sequence[dict[str, str]]) -> list[str]:
     if not skipped:
         return []
-    problem = "cannot be decoded and are left out (data.bad_files: skip)"
-    return [f"{len(skipped):,} picture(s) {problem}, such as {escape(skipped[0]['reason'])}"]
+    count = format_count(len(skipped), "image")
+    reason = escape(skipped[0]["reason"])
+    return [f"{count} left out because they cannot be used (data.bad_files: skip), such as {reason}"]
 
 
 def _file_remarks(stored: StoredSplit, examples: Examples, split: str) -> list[str]:
@@ -264,14 +269,15 @@ def _file_remarks(stored: StoredSplit, examples: Examples, split: str) -> list[s
         return []
     records, lines = stored.records()[examples.rows.numpy()], []
     kinds = {
-        "are of another format than named": records["misnamed"],
-        "are of one single colour": records["flat"],
-        "have EXIF that cannot be read": records["orientation"] == 0,
+        "of another format than named": records["misnamed"],
+        "of one single colour": records["flat"],
+        "without readable EXIF": records["orientation"] == 0,
     }
     for kind, is_doubtful in kinds.items():
         if len(rows := np.flatnonzero(is_doubtful)):
             example = escape(examples.sample_name(int(rows[0])))
-            lines.append(f"{len(rows):,} file(s) of {split} {kind}, such as {example}")
+            files = format_count(len(rows), f"file of {split} is", f"files of {split} are")
+            lines.append(f"{files} {kind}, such as {example}")
     return lines
 
 
@@ -291,7 +297,7 @@ def _input_mean_std(image_settings: ImageSettings, dataset: Dataset) -> tuple[tu
 def _dark_image_remarks(stored: StoredSplit, examples: Examples, split: str) -> list[str]:
     if stored.records is None or (peak := narrow_peak(stored.records()["peak"][examples.rows.numpy()])) is None:
         return []
-    return [f"the 16-bit pictures of {split} {describe_dark_images(peak)}"]
+    return [f"the 16-bit images of {split} {describe_dark_images(peak)}"]
 
 
 def narrow_peak(peak_N: NDArray[np.uint16]) -> int | None:

@@ -113,7 +113,7 @@ class OnDisk:
         for position, row in enumerate(rows.tolist()):
             self._reading = [row]
             if os.preadv(self._file, (pixels[position].data,), row * image_bytes) != image_bytes:
-                raise StorageError(f"{self._path}: picture {row} is cut off; `cnnrun cache clear` removes the file")
+                raise StorageError(f"{self._path}: image {row:,} is cut off; remove the file with `cnnrun cache clear`")
         self._verify(pixels, rows.numpy())
         return torch.from_numpy(pixels)
 
@@ -126,7 +126,7 @@ class OnDisk:
         if is_damaged.any():
             with contextlib.suppress(OSError):
                 self._unseal()
-            image = f"{self._path}: picture {rows[is_damaged].min():,}"
+            image = f"{self._path}: image {rows[is_damaged].min():,}"
             raise StorageError(f"{image} is damaged; start again to decode it again")
         self._is_verified[rows] = True
 
@@ -182,7 +182,7 @@ class StoredSplit:
 
 
 class CacheSettings(Spec):
-    """Storage of decoded pictures, and the threads that decode them."""
+    """Storage of decoded images, and the threads that decode them."""
 
     cache: CacheKind = "auto"
     """`disk`: decode once and keep for later runs; `memory`: decode in each run; `none`: decode at each use; `auto`: \
@@ -190,13 +190,13 @@ the first of these that the limits below allow."""
     cache_dir: str | None = None
     """Folder for `disk`; by default cnnrun's folder under the user's cache folder (see `cnnrun cache list`)."""
     disk_gib: float = Field(20.0, ge=0)
-    """The most that the cache folder may take, in GiB, with all its data sets."""
+    """The most that the cache folder may take on the disk, in GiB."""
     memory_gib: float = Field(4.0, ge=0)
-    """The most that decoded pictures may take in memory, in GiB."""
+    """The most that the decoded images of one split of the source may take in memory, in GiB."""
     workers: int | None = Field(None, ge=0, le=1024)
     """Threads that decode; by default one for each processor. The result does not depend on it."""
     timeout: float = Field(120.0, gt=0)
-    """Seconds to wait for pictures that are being read, before the run ends with an error."""
+    """Seconds to wait for images that are being read, before the run ends with an error."""
 
 
 def store_split(
@@ -283,11 +283,11 @@ def _choose_kind(settings: CacheSettings, folder: Path | None, key: str, decoder
     if not problem:
         return "disk"
     if needed_gib <= settings.memory_gib:
-        say(f"decoded pictures are kept in memory and not for the next run: {problem}")
+        say(f"decoded images are kept in memory and not for the next run: {problem}")
         return "memory"
     if folder is None:
         raise StorageError(f"{needed_gib:,.1f} GiB is more than data.memory_gib, and {problem}; give data.cache_dir")
-    say(f"pictures are decoded again at each use: {needed_gib:,.1f} GiB is more than data.memory_gib, and {problem}")
+    say(f"images are decoded again at each use: {needed_gib:,.1f} GiB is more than data.memory_gib, and {problem}")
     return "none"
 
 

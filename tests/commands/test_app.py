@@ -113,7 +113,7 @@ def test_predict_reports_unreadable_files_continues_and_exits_with_8(trained_run
     code, out, err = run_cli("predict", tmp_path / "b.png", good, "--run", trained_run, "--json")
     rows = [json.loads(line) for line in out.splitlines()]
     assert code == 8
-    assert "not a picture" in rows[0]["error"]
+    assert "not an image" in rows[0]["error"]
     assert "label" in rows[1]
     assert "1 file(s) could not be read" in err
     code, _, err = run_cli("predict", tmp_path / "none.png", "--run", trained_run)

@@ -229,7 +229,7 @@ def test_a_file_above_the_memory_limit_is_read_in_pieces(tmp_path, picture_folde
     assert str(tmp_path / "p") not in Path("/proc/self/maps").read_text()
     assert (len(pictures), pictures.shape, len(pictures.take(rows[:0]))) == (4000, (3, 32, 32), 0)
     os.truncate(tmp_path / "p", pixels.nbytes - 1)
-    with pytest.raises(StorageError, match="picture 3999 is cut off"):
+    with pytest.raises(StorageError, match="image 3,999 is cut off"):
         pictures.take(torch.tensor([3999]))
     small = data_of(picture_folder, cache="disk", cache_dir=str(cache_folder), memory_gib=1e-9)
     assert torch.equal(everything(small), everything(data_of(picture_folder, cache="memory")))

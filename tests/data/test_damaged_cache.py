@@ -56,7 +56,7 @@ def test_a_flipped_bit_is_reported_and_changes_no_pixel(blocked_data, cache_fold
         with counted_blocks() as decoded:
             if victim == "pixels.u8" and gib == ON_DISK and not _is_of_a_bad_picture(entry, bit):
                 picture = bit // 8 // 192
-                with pytest.raises(StorageError, match=f"pixels.u8: picture {picture} is damaged"):
+                with pytest.raises(StorageError, match=f"pixels.u8: image {picture} is damaged"):
                     prepared_contents(with_memory_gib(blocked_data, gib))
                 assert not decoded
             assert prepared_contents(with_memory_gib(blocked_data, gib)) == expected
@@ -69,7 +69,7 @@ def test_a_flipped_bit_is_reported_and_changes_no_pixel(blocked_data, cache_fold
         if victim == "pixels.u8":
             block = bit // 8 // 192 // 4
             assert [numbers[0] for numbers in decoded] == [4 * block]
-            assert f"pictures {4 * block} to {min(4 * block + 3, 24)} are damaged; decoding them again" in said
+            assert f"images {4 * block} to {min(4 * block + 3, 24)} are damaged; decoding them again" in said
         elif victim in ("records", "progress", "problems.jsonl"):
             assert len(decoded) in (0, 1, 2)  # 0: the file still means the same; 2: a line names another image
         assert {name: (entry / name).read_bytes() for name in FILES} == written
@@ -109,7 +109,7 @@ def test_every_rank_reports_blocks_it_decodes_again(blocked_data, cache_folder, 
     flip_bit(cache_entry(cache_folder) / "pixels.u8", 0)
     monkeypatch.setattr("cnnrun.base.torchrun.rank", lambda: 1)
     prepared_contents(blocked_data)
-    assert "pictures 0 to 3 are damaged; decoding them again" in capfd.readouterr().err
+    assert "images 0 to 3 are damaged; decoding them again" in capfd.readouterr().err
 
 
 def test_an_entry_cleared_during_verification_is_decoded_again(blocked_data, cache_folder, monkeypatch):

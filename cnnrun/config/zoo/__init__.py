@@ -107,10 +107,10 @@ def _join_layers(model: Map, zoo_layers: Seq, position: Position) -> tuple[Map, 
         until = None
     layers = Seq()
     for index in range((index_by_name[until] if until else len(zoo_layers) - 1) + 1):
-        layers.put(zoo_layers[index], zoo_layers.positions[index])
+        layers.append_at(zoo_layers[index], zoo_layers.positions[index])
     if isinstance(own_layers, Seq):
         for layer, layer_position in zip(own_layers, own_layers.positions, strict=True):
-            layers.put(layer, layer_position)
+            layers.append_at(layer, layer_position)
         section = _layers_map(layers, position)
     else:  # validation will report that it is not a list
         section = _layers_map(own_layers, model.positions["layers"])

@@ -66,7 +66,7 @@ train_images and train_labels, images and labels, x and y)."""
     def target_kind(self) -> str:
         return "label sets" if self.labels else "numbers" if self.numbers else "labels"
 
-    def read(self, apart: bool = False) -> SourceContents:
+    def read(self, *, has_disjoint_classes: bool = False) -> SourceContents:
         path = Path(self.path)
         if not path.is_file():
             raise DataError(f"{escape(str(path))}: no such file")

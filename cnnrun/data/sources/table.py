@@ -76,7 +76,7 @@ one for each class."""
     def target_kind(self) -> str:
         return "label sets" if self.labels else "numbers" if self.numbers else "labels"
 
-    def read(self, apart: bool = False) -> SourceContents:
+    def read(self, *, has_disjoint_classes: bool = False) -> SourceContents:
         path = Path(self.path)
         root = Path(self.root) if self.root else path.parent
         if not root.is_dir():
@@ -98,7 +98,8 @@ one for each class."""
         refuse_problems(_missing_value_problems(rows, [*name_columns, *([group] if group else [])]))
         split_of_row = _row_splits(rows, split)
         self._say_unread(rows, split, group)
-        classes, targets = self._read_targets(rows, columns, [apart or name == "train" for name in split_of_row])
+        has_classes = [has_disjoint_classes or name == "train" for name in split_of_row]
+        classes, targets = self._read_targets(rows, columns, has_classes)
         paths = rows.columns[self.image_column]
         groups = _number_groups(rows.columns[group]) if group else None
         splits = {}

@@ -131,7 +131,7 @@ INPUTS = {
         finding="a box of no area",
     ),
     "bbox that reaches out": Verdict(
-        change_one(bbox=[18, 4, 10, 8]), 0, "are cut at their pictures' edges", finding="reaches out of its picture"
+        change_one(bbox=[18, 4, 10, 8]), 0, "are cut at the edges of their images", finding="reaches out of its image"
     ),
     "category unknown": Verdict(change_one(category_id=7), 8, "of category 7, which is not there"),
     "category_id as text": Verdict(change_one(category_id="1"), 8, "its category_id is the text '1'"),
