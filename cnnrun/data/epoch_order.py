@@ -15,8 +15,8 @@ from cnnrun.base.counts import format_count
 from cnnrun.base.randomness import derive_key, permutation
 from cnnrun.config.spec import Kind
 
-# (seed, epoch) -> the samples in order, int64 [N], and for each a number that is unique in the epoch. Augmentation is
-# seeded by this number, so that repeated samples in an epoch get different augmentations.
+# (seed, epoch) -> the samples in order, int64 [N], and for each an augmentation id that is unique in the epoch. It seeds
+# the augmentation, so that repeated samples in an epoch get different augmentations.
 EpochOrder = Callable[[int, int], tuple[Tensor, Tensor]]
 
 
@@ -40,17 +40,17 @@ def balanced_order(labels_N: Tensor) -> EpochOrder:
     count, classes = len(labels_N), len(members)
 
     def order(seed: int, epoch: int) -> tuple[Tensor, Tensor]:
-        samples, numbers = [], []
+        samples, ids = [], []
         for index, class_members in enumerate(members):
             # The places that do not divide evenly go to other classes in each epoch.
             class_count = count // classes + ((index + epoch) % classes < count % classes)
             for cycle in range(-(-class_count // len(class_members))):
-                chosen = class_members[permutation(derive_key(seed, index, cycle), epoch, len(class_members))]
-                chosen = chosen[: class_count - cycle * len(class_members)]
-                samples.append(chosen)
-                numbers.append(chosen + cycle * count)
+                class_samples = class_members[permutation(derive_key(seed, index, cycle), epoch, len(class_members))]
+                class_samples = class_samples[: class_count - cycle * len(class_members)]
+                samples.append(class_samples)
+                ids.append(class_samples + cycle * count)
         shuffled = permutation(seed, epoch, count)
-        return torch.cat(samples)[shuffled], torch.cat(numbers)[shuffled]
+        return torch.cat(samples)[shuffled], torch.cat(ids)[shuffled]
 
     return order
 
@@ -76,20 +76,20 @@ def identities_order(labels_N: Tensor, batch: int, images_per_class: int) -> Epo
             _cycle_samples(seed, epoch, index, class_members, images_per_class)
             for index, class_members in enumerate(members)
         ]
-        waiting, rounds, numbers = list[int](), 0, list[int]()
-        while len(numbers) < count:
-            end, in_batch = min(len(numbers) + batch, count), set[int]()
-            while len(numbers) < end:
+        waiting, rounds, ids = list[int](), 0, list[int]()
+        while len(ids) < count:
+            end, in_batch = min(len(ids) + batch, count), set[int]()
+            while len(ids) < end:
                 if not waiting:  # classes of this batch come last (`pop` takes from the end), so that none comes twice
                     shuffled = permutation(derive_key(seed, classes, rounds), epoch, classes).tolist()
                     waiting, rounds = sorted(shuffled, key=lambda index: index not in in_batch), rounds + 1
                 index = waiting.pop()
                 in_batch.add(index)
-                for _ in range(min(images_per_class, end - len(numbers))):
+                for _ in range(min(images_per_class, end - len(ids))):
                     sample, cycle = next(streams[index])
-                    numbers.append(sample + cycle * count)
-        numbers_N = torch.tensor(numbers)
-        return numbers_N % count, numbers_N
+                    ids.append(sample + cycle * count)
+        ids_N = torch.tensor(ids)
+        return ids_N % count, ids_N
 
     return order
 

@@ -179,10 +179,10 @@ def test_a_mosaics_four_images_meet_at_the_drawn_point_in_the_middle_half():
 
 def test_each_rank_loads_only_its_own_images_and_their_partners():
     whole = compute_share(10, 1, Ranks(), 3)
-    assert whole.partner_places.shape == (10, 3)
-    assert torch.equal(whole.partner_places, (torch.arange(10)[:, None] + torch.arange(1, 4)) % 10)
+    assert whole.partner_indices.shape == (10, 3)
+    assert torch.equal(whole.partner_indices, (torch.arange(10)[:, None] + torch.arange(1, 4)) % 10)
     alone = compute_share(10, 2, Ranks(), 0)
-    assert alone.partner_places.shape == (10, 0)
+    assert alone.partner_indices.shape == (10, 0)
 
 
 @given(
