@@ -28,7 +28,7 @@ _LONG_TIMEOUT = timedelta(days=1)  # decoding a data set may take hours on one h
 
 
 class Ranks:
-    """A single process, which has no other ranks to communicate with."""
+    """Communication of a single process, which has no other ranks."""
 
     rank, world_size = 0, 1
 
@@ -62,7 +62,10 @@ class Ranks:
 
 
 class RankGroup(Ranks):
-    """One of several processes. If a rank ends or does not answer for `timeout` seconds, others get NoAnswerError."""
+    """Communication of one of several processes.
+
+    If a rank ends, or does not answer for `timeout` seconds, the others raise NoAnswerError.
+    """
 
     def __init__(self, timeout: float) -> None:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
@@ -162,7 +165,7 @@ def join_ranks(device: torch.device, timeout: float) -> Iterator[Ranks]:
         yield Ranks()
         return
     try:
-        store, rank, size = _meet_ranks(timedelta(seconds=timeout))
+        store, rank, size = _open_store(timedelta(seconds=timeout))
         backend = "cpu:gloo,cuda:nccl" if has_gpu_of_its_own(store, rank, size, device) else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
         ranks = RankGroup(timeout)
@@ -172,7 +175,7 @@ def join_ranks(device: torch.device, timeout: float) -> Iterator[Ranks]:
     dist.destroy_process_group()  # not after an error: it would wait for ranks that have ended
 
 
-def _meet_ranks(timeout: timedelta) -> tuple[Any, int, int]:
+def _open_store(timeout: timedelta) -> tuple[Any, int, int]:
     """Return the store through which the ranks connect, this process's rank, and the world size.
 
     On one host torchrun keeps its store when it restarts the ranks. Each attempt gets its own prefix there, or a rank

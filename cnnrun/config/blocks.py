@@ -67,7 +67,8 @@ class _Expander:
     def define_blocks(self, section: Any, position: Position) -> None:
         """Add the blocks of a `blocks:` section, which stands at `position`."""
         if not isinstance(section, Map):
-            return self._add_problem(position, "blocks", "expected a mapping of block names to {parameters, layers}")
+            self._add_problem(position, "blocks", "expected a mapping of block names to {parameters, layers}")
+            return
         for name, body in section.items():
             path, key_position = f"blocks.{name}", section.key_positions[name]
             if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
@@ -85,7 +86,6 @@ class _Expander:
                 self._add_problem(body.positions["parameters"], f"{path}.parameters", text)
             else:
                 self._blocks[name] = Block(name, parameters, body["layers"])
-        return None
 
     def expand_list(self, layers: Any, stack: tuple[str, ...]) -> None:
         """Expand the blocks in a list of layers, and in the lists inside its layers."""
@@ -121,12 +121,12 @@ class _Expander:
             problem = "contains itself" if is_recursive else f"grows beyond {MAX_NODES:,} layers or {MAX_DEPTH} levels"
             self._add_problem(position, f"blocks.{block.name}", f"the block {problem}")
             return INVALID
-        arguments = self._arguments(block, use, position)
+        arguments = self._bind_arguments(block, use, position)
         layers = self._substitute(copy_tree(block.layers), arguments, block.name)
-        if layer := _only_layer(layers):
+        if layer := _unwrap_single_layer(layers):
             layer.display_name = f"{block.name}.{next(iter(layer))}"
         else:
-            layer = self._sequential(layers, block.name, position)
+            layer = self._wrap_in_sequential(layers, block.name, position)
             layer.display_name = block.name
         body = next(iter(layer.values()))
         for key in _LAYER_KEYS:
@@ -134,14 +134,14 @@ class _Expander:
                 body.put(key, arguments[key], arguments.key_positions[key], arguments.positions[key])
         return layer
 
-    def _sequential(self, layers: Seq, name: str, position: Position) -> Map:
+    def _wrap_in_sequential(self, layers: Seq, name: str, position: Position) -> Map:
         layer, body = Map(), Map()
         body.put("layers", layers, position, position)
         body.put("block", name, position, position)
         layer.put("sequential", body, position, position)
         return layer
 
-    def _arguments(self, block: Block, use: Any, position: Position) -> Map:
+    def _bind_arguments(self, block: Block, use: Any, position: Position) -> Map:
         """Values of a block's parameters, and name and from, for one use: written there, or the block's defaults."""
         value = use[block.name] if isinstance(use, Map) else None
         written = Map()
@@ -191,8 +191,11 @@ class _Expander:
             self.problems.append(problem)
 
 
-def _only_layer(layers: Seq) -> Map | None:
-    """The layer of a block with one layer, if that has no name or from of its own; else None."""
+def _unwrap_single_layer(layers: Seq) -> Map | None:
+    """Return the only layer of a block, or None if there are several or it has a name or `from` of its own.
+
+    A bare list in it is put under its setting, in place, so that a name and `from` can be added.
+    """
     layer = layers[0] if len(layers) == 1 else None
     if not isinstance(layer, Map) or len(layer) != 1:
         return None

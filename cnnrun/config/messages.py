@@ -20,7 +20,7 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
     known_words = list(known)
     suggestion = nearest_suggestion(word, known_words)
     if len(known_words) <= _MAX_KNOWN_WORDS:
-        return f"{suggestion} (known: {join_words(known_words)})"
+        return f"{suggestion} (known: {', '.join(known_words)})"
     return suggestion or " (`cnnrun kinds` lists them all)"
 
 
@@ -28,11 +28,6 @@ def nearest_suggestion(word: object, known: Iterable[str]) -> str:
     """End of a message that suggests the nearest known word; empty if none is similar."""
     matches = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)
     return f"; did you mean {matches[0]!r}?" if matches else ""
-
-
-def join_words(words: Iterable[str]) -> str:
-    """Words separated by commas."""
-    return ", ".join(words)
 
 
 def format_value(value: Any) -> str:
@@ -49,7 +44,7 @@ def validation_problems(error: ValidationError, tree: object, root: KeyPath, pos
     """
     details_by_path: dict[KeyPath, list[Any]] = {}
     for detail in error.errors(include_url=False):
-        if detail["type"] != "doubtful":
+        if detail["type"] != "already_reported":
             path = (*root, *detail["loc"])
             # Keys beyond the file's own name the branches of a union: those errors are one mistake.
             is_key_error = detail["type"] in ("missing", "unknown_key")
@@ -95,7 +90,7 @@ def add_suggestions(error: ValidationError, keys: list[str]) -> ValidationError:
 
 def invalid_value_error() -> PydanticCustomError:
     """Error for a value that was reported already; `validation_problems` leaves it out."""
-    return PydanticCustomError("doubtful", "already reported")
+    return PydanticCustomError("already_reported", "already reported")
 
 
 _EXPECTED = {

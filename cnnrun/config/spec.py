@@ -31,7 +31,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from cnnrun.config.messages import add_suggestions, did_you_mean, format_value, invalid_value_error, join_words
+from cnnrun.config.messages import add_suggestions, did_you_mean, format_value, invalid_value_error
 from cnnrun.config.tree import INVALID, Map, update_names
 
 
@@ -195,7 +195,7 @@ def _settings_reader(member: type[Kind]) -> Callable[[tuple[str, Any]], Any]:
         if isinstance(body, dict | Kind):
             return body
         if member.main is None:
-            raise _kind_error(f"{name} takes a mapping: {join_words(member.keys())}")
+            raise _kind_error(f"{name} takes a mapping: {', '.join(member.keys())}")
         return {member.main: body}
 
     return read_settings

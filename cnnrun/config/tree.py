@@ -144,7 +144,7 @@ def _child(node: object, key: str | int) -> object:
 class InvalidValue:
     """Placeholder for a value with a reported problem, so that it is not reported again."""
 
-    name: str = "doubtful value"
+    name: str = "invalid value"
 
 
 INVALID = InvalidValue()
