@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cnnrun.base.errors import escape
 from cnnrun.base.extras import missing_package
 from cnnrun.data import duplicates
-from cnnrun.data.cache import Progress, images_per_block
+from cnnrun.data.cache import ProgressBar, images_per_block
 from cnnrun.data.class_names import alike_names, questionable_numbers, quote_names
 from cnnrun.data.dataset import Dataset
 from cnnrun.data.decode import Decoder, processor_count, start_threads
@@ -44,7 +44,7 @@ class Finding:
     examples: list[list[str]]
 
 
-def audit_dataset(data: Data, dataset: Dataset, progress: Progress) -> dict[str, Any]:
+def audit_dataset(data: Data, dataset: Dataset, progress: ProgressBar) -> dict[str, Any]:
     """Audit a decoded data set; returns its figures and, under `findings`, its problems, the worst first."""
     table = build_sample_table(dataset)
     samples = _SampleNames(dataset, table)
@@ -116,7 +116,7 @@ class _SampleNames:
         return [*(self.name_with_label(int(sample)) for sample in group[:max_names]), *rest]
 
 
-def _collect_records(data: Data, dataset: Dataset, progress: Progress) -> NDArray[Any]:
+def _collect_records(data: Data, dataset: Dataset, progress: ProgressBar) -> NDArray[Any]:
     """The records of all samples, in the order of the sample table. Decodes images that have no records yet."""
     parts = []
     for name, examples in dataset.splits.items():
@@ -127,10 +127,10 @@ def _collect_records(data: Data, dataset: Dataset, progress: Progress) -> NDArra
             continue
         decoder = Decoder(examples.source, dataset.facts.image, data.image, None)
         records = np.zeros(len(rows), RECORD)
-        with start_threads(processor_count()) as run, progress(f"looking at {name}", len(rows)) as advance:
+        with start_threads(processor_count()) as parallel_map, progress(f"looking at {name}", len(rows)) as advance:
             block_size = images_per_block(int(np.prod(dataset.facts.image)))
             for first in range(0, len(rows), block_size):
-                block = decoder.decode_block(rows[first : first + block_size], run)
+                block = decoder.decode_block(rows[first : first + block_size], parallel_map)
                 records[first : first + block_size] = block.records
                 advance(len(block.records))
         parts.append(records)
@@ -195,7 +195,11 @@ def _constant_target_findings(dataset: Dataset) -> list[Finding]:
     ]
     if not lines:
         return []
-    return [Finding("warning", "regression targets that have a single value in a split", len(lines), [[line] for line in lines])]
+    return [
+        Finding(
+            "warning", "regression targets that have a single value in a split", len(lines), [[line] for line in lines]
+        )
+    ]
 
 
 def _leak_findings(

@@ -15,8 +15,8 @@ from cnnrun.base.counts import format_count
 from cnnrun.base.randomness import derive_key, permutation
 from cnnrun.config.spec import Kind
 
-# (seed, epoch) -> the samples in order, int64 [N], and for each an augmentation id that is unique in the epoch. It seeds
-# the augmentation, so that repeated samples in an epoch get different augmentations.
+# (seed, epoch) -> the samples in order, int64 [N], and for each an augmentation id that is unique in the epoch. The id
+# seeds the augmentation, so that repeated samples in an epoch get different augmentations.
 EpochOrder = Callable[[int, int], tuple[Tensor, Tensor]]
 
 

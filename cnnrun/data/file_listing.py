@@ -57,8 +57,8 @@ def _hash_images(split: Split, workers: int | None) -> NDArray[np.int64]:
         except DataError:  # reported with all other bad files when they are decoded
             return 0
 
-    with start_threads(processor_count() if workers is None else workers) as run:
-        return np.array(run(hash_image, range(len(split))), np.uint64).view(np.int64)
+    with start_threads(processor_count() if workers is None else workers) as parallel_map:
+        return np.array(parallel_map(hash_image, range(len(split))), np.uint64).view(np.int64)
 
 
 def content_digest(split: Split, listing: NDArray[np.int64] | None) -> bytes:

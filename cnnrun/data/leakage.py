@@ -21,9 +21,6 @@ from cnnrun.data.storage import StoredSplit
 from cnnrun.data.targets import labels_or_zeros, target_codes
 
 
-_PLURALS = {"class, such as a person,": "classes, such as people,"}
-
-
 def build_sample_table(dataset: Dataset) -> SampleTable:
     """Make a table of the samples of all splits, for the search for leaks and duplicates."""
     splits = list(dataset.splits.items())
@@ -154,14 +151,14 @@ def _describe_leaks(dataset: Dataset, table: SampleTable, leaks: Leaks) -> list[
         return f"{first_name} and {second_name}"
 
     kinds = (
-        (leaks.copies_across_splits, table.split_N, "image", "in more than one split"),
-        (leaks.label_conflicts, table.label_N, "image", "under more than one label"),
-        (leaks.groups_across_splits, table.split_N, "group", "in more than one split"),
-        (leaks.classes_across_splits, table.split_N, "class, such as a person,", "in more than one split"),
+        (leaks.copies_across_splits, table.split_N, "image", "images", "in more than one split"),
+        (leaks.label_conflicts, table.label_N, "image", "images", "under more than one label"),
+        (leaks.groups_across_splits, table.split_N, "group", "groups", "in more than one split"),
+        (leaks.classes_across_splits, table.split_N, "class", "classes", "in more than one split"),
     )
     return [
-        f"{format_count(len(groups), noun, _PLURALS.get(noun))} {place}, such as {describe_pair(groups[0], values_N)}"
-        for groups, values_N, noun, place in kinds
+        f"{format_count(len(groups), noun, plural)} {place}, such as {describe_pair(groups[0], values_N)}"
+        for groups, values_N, noun, plural, place in kinds
         if groups
     ]
 

@@ -87,6 +87,6 @@ def _hash_files(paths: list[Path]) -> list[str]:
                 hasher.update(chunk)
         return hasher.hexdigest()
 
-    with start_threads(processor_count()) as run:
-        hashes: list[str] = run(hash_file, paths)
+    with start_threads(processor_count()) as parallel_map:
+        hashes: list[str] = parallel_map(hash_file, paths)
     return hashes

@@ -21,7 +21,7 @@ from cnnrun.contracts.facts import Facts
 from cnnrun.contracts.layer import Shape
 from cnnrun.contracts.objects import OBJECT_COLUMNS
 from cnnrun.contracts.source import BadBox, SourceContents, Split
-from cnnrun.data.cache import Progress, images_per_block
+from cnnrun.data.cache import ProgressBar, images_per_block
 from cnnrun.data.dataset import Dataset, Examples
 from cnnrun.data.file_listing import content_digest, list_files
 from cnnrun.data.image_files import ImageSettings
@@ -36,7 +36,9 @@ MOVED_NOTE = "moved within data.split, so that all copies of an image are in one
 _FEW_LEVELS = 64  # of 256: 16-bit images with at most this many grey levels are reported
 
 
-def build_dataset(data: Data, indexed: SourceIndex, progress: Progress, only: Sequence[str] | None = None) -> Dataset:
+def build_dataset(
+    data: Data, indexed: SourceIndex, progress: ProgressBar, only: Sequence[str] | None = None
+) -> Dataset:
     """Decode a data set, leave out what the config skips, and measure mean and deviation of the training images.
 
     With `only`, just these splits are decoded and nothing is measured: a trained network brings its own statistics.
@@ -61,7 +63,7 @@ class DecodedSplits:
 
 
 def decode_splits(
-    data: Data, indexed: SourceIndex, progress: Progress, only: Sequence[str] | None = None
+    data: Data, indexed: SourceIndex, progress: ProgressBar, only: Sequence[str] | None = None
 ) -> DecodedSplits:
     """Decode all splits, or `only` some of them.
 
@@ -238,9 +240,7 @@ def _split_remarks(dataset: Dataset, has_disjoint_classes: bool) -> list[str]:
             missing = [name for name, count in zip(classes, counts, strict=True) if not count]
             sample_noun = "image" if examples.objects is None else "object"
             lines += [f"no {sample_noun} of {join_names(missing)} in {split}"] if missing else []
-        lines += [
-            f"{name} is {value:g} in every image of {split}" for name, value in constant_numbers(dataset, split)
-        ]
+        lines += [f"{name} is {value:g} in every image of {split}" for name, value in constant_numbers(dataset, split)]
         lines += _dark_image_remarks(dataset.stored_splits[split], examples, split)
         lines += _file_remarks(dataset.stored_splits[split], examples, split)
     return [*lines, *_skip_remarks(dataset.skipped_samples)]
@@ -303,7 +303,7 @@ def _dark_image_remarks(stored: StoredSplit, examples: Examples, split: str) -> 
 def narrow_peak(peak_N: NDArray[np.uint16]) -> int | None:
     """The largest value of all 16-bit images if few grey levels are left when they are scaled to 8 bits, else None."""
     peak = int(peak_N.max(initial=0))
-    return peak if 0 < peak and _grey_levels(peak) <= _FEW_LEVELS else None
+    return peak if peak > 0 and _grey_levels(peak) <= _FEW_LEVELS else None
 
 
 def describe_dark_images(peak: int) -> str:

@@ -48,9 +48,13 @@ def write_split_table(data: Data, shares: Shares, out: Path) -> dict[str, Any]:
     """
     source = data.source
     if source.target_kind != "labels":
-        raise DataError(f"{source.kind} cannot be divided into a table, which has one label for each image; use data.split")
+        raise DataError(
+            f"{source.kind} cannot be divided into a table, which has one label for each image; use data.split"
+        )
     if data.split.by == "label":
-        raise ConfigError("cnnrun data split cannot use data.split.by: label; remove that line, or train with the config as it is")
+        raise ConfigError(
+            "cnnrun data split cannot use data.split.by: label; remove that line, or train with the config as it is"
+        )
     indexed = index_source(data.model_copy(update={"split": HoldOut(val=0.0, test=0.0)}))
     splits = indexed.contents.splits
     paths = manifest.list_unique_files(split for split in splits.values() if isinstance(split.images, Files))

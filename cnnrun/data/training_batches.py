@@ -17,7 +17,7 @@ from cnnrun.contracts.objects import OBJECT_COLUMNS, padded_width
 from cnnrun.data.augment.random_slots import Draws
 from cnnrun.data.augment.settings import Augment
 from cnnrun.data.dataset import Examples
-from cnnrun.data.decode import ReadTimeoutError
+from cnnrun.data.decode import DEFAULT_TIMEOUT, ReadTimeoutError
 from cnnrun.data.epoch_order import EpochOrder, uniform_order
 
 # Several successive batches are prepared together, as a chunk, so that a small network does not wait for many small
@@ -83,7 +83,7 @@ class TrainingBatches:
         order: EpochOrder | None = None,
         blend: Blend | None = None,
         prefetch: int = 0,
-        timeout: float = 120.0,
+        timeout: float = DEFAULT_TIMEOUT,
         micro_batch_count: int = 1,
         ranks: Ranks | None = None,
     ) -> None:
@@ -211,7 +211,7 @@ class TrainingBatches:
     def _mix_partners(
         self, images: Tensor, targets: Targets, partner_indices: Tensor, draws: Draws
     ) -> tuple[Tensor, Targets]:
-        """Make mosaics and mix images, as far as the config asks for it, with the images at `partner_indices` [n, P]."""
+        """Make mosaics and mix images, as far as the config asks for it, with the partners `partner_indices` [n, P]."""
         partners = partner_indices.to(self._device, non_blocking=True)
         if self._augment.mosaic:
             images, targets = self._augment.make_mosaics(images, partners, targets, draws)

@@ -163,7 +163,7 @@ def test_an_entry_renamed_to_another_key_is_not_used(picture_folder, cache_folde
 
 def test_entries_of_an_older_format_are_unused_but_listed_and_cleared(blocked_data, cache_folder, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(cache, "FORMAT", 1)
+        patched.setattr(cache, "FORMAT_VERSION", 1)
         prepared_contents(blocked_data)
     old = cache_entry(cache_folder)
     with counted_blocks() as decoded:
@@ -204,12 +204,12 @@ def test_a_lock_made_by_another_process_during_a_clear_is_kept(blocked_data, cac
 
     def remove(self: Folder, name: str) -> None:
         real(self, name)
-        if name == cache.LOCK:
-            (entry / cache.LOCK).write_bytes(b"another's")
+        if name == cache.LOCK_FILE:
+            (entry / cache.LOCK_FILE).write_bytes(b"another's")
 
     monkeypatch.setattr(Folder, "remove", remove)
     assert cache.clear(cache_folder, [entry.name]) == ([entry.name], [])
-    assert [path.name for path in entry.iterdir()] == [cache.LOCK]
+    assert [path.name for path in entry.iterdir()] == [cache.LOCK_FILE]
 
 
 def test_the_chart_script_is_built_once_and_rebuilt_after_damage(tmp_path, bundles, capfd):

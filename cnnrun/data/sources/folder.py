@@ -57,7 +57,9 @@ class Folder(SourceSpec):
         classes = self.classes or sorted({name for folder in class_folders for name in _class_names(folder)})
         if len(classes) < 2:
             raise DataError(f"{folders['train']}: needs a folder for each of two or more classes; has {len(classes)}")
-        splits = {name: _read_split(folder, classes, root, name, has_disjoint_classes) for name, folder in folders.items()}
+        splits = {
+            name: _read_split(folder, classes, root, name, has_disjoint_classes) for name, folder in folders.items()
+        }
         if self.pairs is not None:
             splits = _add_pairs(splits, classes, Path(self.pairs))
         return SourceContents(tuple(classes), splits)
