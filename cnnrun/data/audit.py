@@ -21,7 +21,7 @@ from cnnrun.data.decode import Decoder, processor_count, start_threads
 from cnnrun.data.duplicates import SampleTable
 from cnnrun.data.image_records import RECORD
 from cnnrun.data.index import many_classes_warning
-from cnnrun.data.leakage import build_sample_table, find_differing_boxes
+from cnnrun.data.leakage import build_sample_table, describe_sample, find_differing_boxes
 from cnnrun.data.prepare import constant_numbers, describe_dark_images, narrow_peak, training_mean_std
 from cnnrun.data.settings import Data
 from cnnrun.data.targets import count_classes
@@ -92,17 +92,14 @@ def _count_values(values: NDArray[Any]) -> dict[str, int]:
 
 
 class _SampleNames:
-    """Names of samples for findings, by their row in the sample table."""
+    """Names of samples for findings, by their index in the sample table."""
 
     def __init__(self, dataset: Dataset, table: SampleTable) -> None:
         self._dataset, self._table = dataset, table
 
     def name_with_label(self, sample: int) -> str:
-        """The file or number, split and class of a sample."""
-        split, index = self._table.locate(sample)
-        examples, label = self._dataset.splits[split], int(self._table.label_N[sample])
-        class_suffix = f", {self._dataset.facts.classes[label]}" if "labels" in examples.targets else ""
-        return escape(f"{examples.sample_name(index)} ({split}{class_suffix})")
+        """The file (or index in the source), split and class of a sample."""
+        return describe_sample(self._dataset, self._table, sample)
 
     def path(self, sample: int) -> str:
         split, index = self._table.locate(sample)
@@ -182,8 +179,8 @@ def _class_count_findings(
 
 def _many_classes_findings(data: Data, dataset: Dataset, counts: dict[str, int]) -> list[Finding]:
     has_labels = "labels" in dataset.splits["train"].targets and data.split.by != "label"
-    lines = many_classes_warning(dataset.facts.classes, list(counts.values())) if has_labels else []
-    return [Finding("warning", line.partition(" ")[2], len(counts), []) for line in lines]
+    warning = many_classes_warning(list(counts.values())) if has_labels else None
+    return [Finding("warning", warning, len(counts), [])] if warning else []
 
 
 def _constant_target_findings(dataset: Dataset) -> list[Finding]:

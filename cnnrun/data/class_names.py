@@ -1,4 +1,4 @@
-"""Class names: how sources write them, which names are refused, and which ones look alike."""
+"""Class names: how sources write them, which names are refused, and which ones are similar."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def clean_cell(text: str) -> str:
 
 
 def sorted_classes(labels: Iterable[str]) -> list[str]:
-    """The distinct labels, sorted as numbers if all are whole numbers, else as torchvision sorts folders."""
+    """Sort the distinct labels: as numbers if all are whole numbers, else as torchvision sorts folders."""
     names = sorted(set(labels))
     return sorted(names, key=int) if all(re.fullmatch(r"-?\d{1,18}", name) for name in names) else names
 
 
-def check_class_names(names: Sequence[str], where: str, *, are_declared: bool) -> None:
+def check_class_names(names: Sequence[str], origin: str, *, are_declared: bool) -> None:
     """Raise DataError for names that no class can have.
 
     Names are written to configs, figures, reports and exported files, which fails for names that are not valid text.
     A word for a missing value, such as NaN, is refused unless the config declares the classes (`are_declared`).
     """
     refuse_problems(
-        f"{where}: class '{escape(name)}': {problem}"
+        f"{origin}: class '{escape(name)}': {problem}"
         for name in names
         if (problem := _unusable_name_problem(name) or (None if are_declared else missing_value_problem(name)))
     )
@@ -62,7 +62,7 @@ def _unusable_name_problem(name: str) -> str | None:
     return None
 
 
-def numbered_classes(labels_N: NDArray[np.integer[Any]], where: str, setting: str) -> list[str]:
+def numbered_classes(labels_N: NDArray[np.integer[Any]], origin: str, setting: str) -> list[str]:
     """Names for the labels 0, 1, ... of arrays.
 
     Raises DataError if the highest label is so large that most classes would be empty.
@@ -73,7 +73,7 @@ def numbered_classes(labels_N: NDArray[np.integer[Any]], where: str, setting: st
         rarest = int(used[np.flatnonzero(counts == counts.min())[-1]])
         used_names = join_names([f"{int(label)}" for label in used])
         raise DataError(
-            f"{where}: has labels up to {highest:,}, but only {len(used)} different ones ({used_names}); is {rarest}, "
+            f"{origin}: has labels up to {highest:,}, but only {len(used)} different ones ({used_names}); is {rarest}, "
             f"which occurs {format_count(int(counts.min()), 'time')}, a label? If so, "
             f"give all {highest + 1:,} classes a name in {setting}"
         )

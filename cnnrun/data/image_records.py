@@ -41,7 +41,7 @@ RECORD = np.dtype(
 
 
 def digest(data: bytes | memoryview) -> int:
-    """64 bits of BLAKE2b. Two of a million different images have equal digests in one of 40 million such data sets."""
+    """64 bits of BLAKE2b. Among a million different images, the probability of a collision is 1 in 40 million."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 

@@ -28,7 +28,7 @@ _MANY_CLASSES = 30  # the warning about classes with one image needs more classe
 
 @dataclass(frozen=True)
 class SourceIndex:
-    """The contents of a source, and its splits as (source split, rows), held-out ones included."""
+    """The contents of a source, and its splits, held-out ones included, as (source split, indices of their samples)."""
 
     contents: SourceContents
     splits: dict[str, tuple[Split, Tensor]]
@@ -64,24 +64,28 @@ class SourceIndex:
         )
 
 
-def class_remarks(indexed: SourceIndex) -> list[str]:
+def class_remarks(source_index: SourceIndex) -> list[str]:
     """Warnings about doubtful class names, one line each: similar names, and numbers that may mean a missing label."""
-    names = indexed.contents.classes
+    names = source_index.contents.classes
     lines = [f"classes {' and '.join(quote_names(group))} differ only in spelling" for group in alike_names(names)]
-    has_labels = "labels" in indexed.splits["train"][0].targets
-    counts = indexed.class_counts() if has_labels and not indexed.has_held_out_classes else ()
-    lines += many_classes_warning(names, counts)
+    has_labels = "labels" in source_index.splits["train"][0].targets
+    counts = source_index.class_counts() if has_labels and not source_index.has_held_out_classes else ()
+    if warning := many_classes_warning(counts):
+        lines.append(f"{len(names):,} {warning}")
     if odd := questionable_numbers(names):
         lines.append(f"the classes are numbers, and {join_names(odd)} is far from the others: is it a label?")
     return lines
 
 
-def many_classes_warning(names: Sequence[str], counts: Sequence[int]) -> list[str]:
-    """Warning that most of many classes have a single training image, in one line; else no line."""
-    if len(names) <= _MANY_CLASSES or sum(count == 1 for count in counts) <= len(names) / 2:
-        return []
-    classes = f"{len(names):,} classes for {sum(counts):,} training images, most of them with one"
-    return [f"{classes}: is the label a number (task: regress), or another name for each image?"]
+def many_classes_warning(counts: Sequence[int]) -> str | None:
+    """Warning that most of many classes have one training image, to be written after the number of classes; or None.
+
+    `counts` are the training images of each class.
+    """
+    if len(counts) <= _MANY_CLASSES or sum(count == 1 for count in counts) <= len(counts) / 2:
+        return None
+    problem = f"classes for {sum(counts):,} training images, most of them with one"
+    return f"{problem}: is the label a number (task: regress), or another name for each image?"
 
 
 HOLD_OUT_KEYS = {"test": 1, "val": 2}  # part of the seed with which each split is drawn

@@ -77,7 +77,7 @@ def apply_leakage_policy(dataset: Dataset, policy: str, has_disjoint_classes: bo
     """Apply `data.leakage` to the leaks of a data set. Raises DataError for leaks that the policy does not allow."""
     table = build_sample_table(dataset)
     if differing := find_differing_boxes(dataset, table):
-        example = " and ".join(_describe_sample(dataset, table, int(sample)) for sample in differing[0][:2])
+        example = " and ".join(describe_sample(dataset, table, int(sample)) for sample in differing[0][:2])
         images = format_count(len(differing), "image occurs", "images occur")
         note = f"{images} more than once with different boxes, such as {example}"
         dataset = replace(dataset, notes=(note, *dataset.notes))
@@ -133,8 +133,8 @@ def _skip_leaks(dataset: Dataset, table: SampleTable, leaks: Leaks, lines: list[
     return replace(dataset, splits=splits, skipped_samples=(*dataset.skipped_samples, *skipped), notes=notes)
 
 
-def _describe_sample(dataset: Dataset, table: SampleTable, sample: int) -> str:
-    """The file or number, split and class of a sample."""
+def describe_sample(dataset: Dataset, table: SampleTable, sample: int) -> str:
+    """Describe a sample by its file (or its index in the source), its split and its class."""
     split, index = table.locate(sample)
     examples = dataset.splits[split]
     label = int(table.label_N[sample])
@@ -147,7 +147,7 @@ def _describe_leaks(dataset: Dataset, table: SampleTable, leaks: Leaks) -> list[
 
     def describe_pair(group: NDArray[np.int64], values_N: NDArray[np.int64]) -> str:
         second = group[values_N[group] != values_N[group[0]]][0]
-        first_name, second_name = (_describe_sample(dataset, table, int(sample)) for sample in (group[0], second))
+        first_name, second_name = (describe_sample(dataset, table, int(sample)) for sample in (group[0], second))
         return f"{first_name} and {second_name}"
 
     kinds = (
@@ -164,25 +164,25 @@ def _describe_leaks(dataset: Dataset, table: SampleTable, leaks: Leaks) -> list[
 
 
 def move_copies_together(
-    indexed: SourceIndex, splits: dict[str, tuple[Split, Tensor]], stored: dict[int, StoredSplit]
+    source_index: SourceIndex, splits: dict[str, tuple[Split, Tensor]], stored: dict[int, StoredSplit]
 ) -> tuple[dict[str, tuple[Split, Tensor]], int]:
-    """Move all copies of an image to one side of a random division; returns the splits and the number of moved images.
+    """Move all copies of an image to one of the held-out splits; returns the splits and the number of moved images.
 
     Otherwise an image in val or test may be a copy of a training image. Only splits held out of train are changed.
     """
-    names = ["train", *sorted(indexed.held_out_splits)]
-    if len(names) < 2 or indexed.has_held_out_classes or not any(name in splits for name in names):
+    names = ["train", *sorted(source_index.held_out_splits)]
+    if len(names) < 2 or source_index.has_held_out_classes or not any(name in splits for name in names):
         return splits, 0
-    split, _ = indexed.splits["train"]
-    side_N = np.full(len(split), -1)
-    for side, name in enumerate(names):
-        side_N[indexed.splits[name][1].numpy()] = side
-    sets_N = group_copies(stored[id(split)].digests(), None if split.groups is None else split.groups.numpy())
-    together_N = keep_sets_together(side_N, sets_N, labels_or_zeros(split).numpy())
-    moved_count = int((together_N != side_N).sum())
+    split, _ = source_index.splits["train"]
+    split_N = np.full(len(split), -1)
+    for number, name in enumerate(names):
+        split_N[source_index.splits[name][1].numpy()] = number
+    units_N = group_copies(stored[id(split)].digests(), None if split.groups is None else split.groups.numpy())
+    together_N = keep_sets_together(split_N, units_N, labels_or_zeros(split).numpy())
+    moved_count = int((together_N != split_N).sum())
     if not moved_count:
         return splits, 0
     new_splits = {
-        name: (split, torch.from_numpy(np.flatnonzero(together_N == side))) for side, name in enumerate(names)
+        name: (split, torch.from_numpy(np.flatnonzero(together_N == number))) for number, name in enumerate(names)
     }
     return {name: new_splits.get(name, pair) for name, pair in splits.items()}, moved_count

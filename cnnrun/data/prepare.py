@@ -37,22 +37,22 @@ _FEW_LEVELS = 64  # of 256: 16-bit images with at most this many grey levels are
 
 
 def build_dataset(
-    data: Data, indexed: SourceIndex, progress: ProgressBar, only: Sequence[str] | None = None
+    data: Data, source_index: SourceIndex, progress: ProgressBar, only: Sequence[str] | None = None
 ) -> Dataset:
     """Decode a data set, leave out what the config skips, and measure mean and deviation of the training images.
 
     With `only`, just these splits are decoded and nothing is measured: a trained network brings its own statistics.
     Raises DataError for bad samples and leaks that the config does not allow.
     """
-    refuse_bad_boxes(indexed, data.bad_boxes)
-    return finish_dataset(data, indexed, decode_splits(data, indexed, progress, only))
+    refuse_bad_boxes(source_index, data.bad_boxes)
+    return finish_dataset(data, source_index, decode_splits(data, source_index, progress, only))
 
 
 @dataclass(frozen=True)
 class DecodedSplits:
     """Decoded splits with their problems, before the policies of the config are applied.
 
-    `moved_count` images were moved to another split, to their copies.
+    `moved_count` is the number of images that were moved to the split of their copies.
     """
 
     splits: dict[str, tuple[Split, Tensor]]
@@ -63,67 +63,74 @@ class DecodedSplits:
 
 
 def decode_splits(
-    data: Data, indexed: SourceIndex, progress: ProgressBar, only: Sequence[str] | None = None
+    data: Data, source_index: SourceIndex, progress: ProgressBar, only: Sequence[str] | None = None
 ) -> DecodedSplits:
     """Decode all splits, or `only` some of them.
 
     Raises StorageError if the cache cannot be used, and UnreadableFileError for files that cannot be read now.
     """
-    shape = data.image_shape()
-    assert shape is not None, "the checks of an experiment refuse a config without an image size"
-    listings = _list_splits(data, indexed)
-    chosen = {name: pair for name, pair in indexed.splits.items() if only is None or name in only}
+    shape = _required_shape(data)
+    listings = _list_splits(data, source_index)
+    wanted = {name: pair for name, pair in source_index.splits.items() if only is None or name in only}
     stored: dict[int, StoredSplit] = {}
-    for split, _ in chosen.values():
+    for split, _ in wanted.values():
         if id(split) not in stored:
             stored[id(split)] = store_split(split, shape, data.image, data, listings[id(split)], progress)
-    splits, moved_count = move_copies_together(indexed, chosen, stored)
+    splits, moved_count = move_copies_together(source_index, wanted, stored)
     stored_by_name = {name: stored[id(split)] for name, (split, _) in splits.items()}
     return DecodedSplits(splits, stored_by_name, listings, moved_count, only is None)
 
 
-def finish_dataset(data: Data, indexed: SourceIndex, decoded: DecodedSplits) -> Dataset:
+def finish_dataset(data: Data, source_index: SourceIndex, decoded: DecodedSplits) -> Dataset:
     """Apply the config's policies to decoded splits. Raises DataError for samples that they do not allow."""
-    refuse_bad_boxes(indexed, data.bad_boxes)
-    shape = data.image_shape()
-    assert shape is not None, "the checks of an experiment refuse a config without an image size"
+    refuse_bad_boxes(source_index, data.bad_boxes)
+    shape = _required_shape(data)
     splits, skipped = _skip_bad_images(decoded.splits, decoded.stored_splits, data.bad_files)
     facts = Facts(
-        classes=indexed.contents.classes,
+        classes=source_index.contents.classes,
         image=shape,
-        class_counts=indexed.class_counts(),
-        counts={name: len(rows) for name, (_, rows) in splits.items()} if decoded.has_all_splits else indexed.counts,
-        fingerprint=_fingerprint(indexed.contents, decoded.file_listings),
-        class_ids=indexed.contents.class_ids,
-        numbers=indexed.numbers(),
+        class_counts=source_index.class_counts(),
+        counts={name: len(rows) for name, (_, rows) in splits.items()}
+        if decoded.has_all_splits
+        else source_index.counts,
+        fingerprint=_fingerprint(source_index.contents, decoded.file_listings),
+        class_ids=source_index.contents.class_ids,
+        numbers=source_index.numbers(),
     )
-    listings = [(name, split, decoded.file_listings[id(split)]) for name, split in indexed.contents.splits.items()]
+    listings = [(name, split, decoded.file_listings[id(split)]) for name, split in source_index.contents.splits.items()]
     dataset = Dataset(
         facts,
         _build_examples(splits, decoded.stored_splits, shape, data.image),
         decoded.stored_splits,
         tuple(skipped),
-        bad_boxes=indexed.contents.bad_boxes,
+        bad_boxes=source_index.contents.bad_boxes,
         file_listings=tuple((name, split, files) for name, split, files in listings if files is not None),
     )
     if not decoded.has_all_splits:
         return dataset
     has_disjoint_classes = data.split.by == "label"
     moved = [f"{format_count(decoded.moved_count, 'image')} {MOVED_NOTE}"] if decoded.moved_count else []
-    notes = [*class_remarks(indexed), *moved, *_split_remarks(dataset, has_disjoint_classes)]
+    notes = [*class_remarks(source_index), *moved, *_split_remarks(dataset, has_disjoint_classes)]
     dataset = replace(dataset, notes=tuple(notes))
     return _add_statistics(data.image, apply_leakage_policy(dataset, data.leakage, has_disjoint_classes))
 
 
-def data_fingerprint(data: Data, indexed: SourceIndex) -> str:
+def _required_shape(data: Data) -> Shape:
+    shape = data.image_shape()
+    assert shape is not None, "the checks of an experiment refuse a config without an image size"
+    return shape
+
+
+def data_fingerprint(data: Data, source_index: SourceIndex) -> str:
     """Compute the fingerprint that `build_dataset` gives the data, without decoding it."""
-    return _fingerprint(indexed.contents, _list_splits(data, indexed))
+    return _fingerprint(source_index.contents, _list_splits(data, source_index))
 
 
-def _list_splits(data: Data, indexed: SourceIndex) -> dict[int, NDArray[np.int64] | None]:
+def _list_splits(data: Data, source_index: SourceIndex) -> dict[int, NDArray[np.int64] | None]:
     """Each source split's files with sizes and times, or hashes of their contents, by the id of the split."""
     return {
-        id(split): list_files(split, data.fingerprint == "content", data.workers) for split in indexed.source_splits()
+        id(split): list_files(split, data.fingerprint == "content", data.workers)
+        for split in source_index.source_splits()
     }
 
 
@@ -151,7 +158,10 @@ def _add_statistics(image_settings: ImageSettings, dataset: Dataset) -> Dataset:
 def _skip_bad_images(
     splits: dict[str, tuple[Split, Tensor]], stored: dict[str, StoredSplit], policy: str
 ) -> tuple[dict[str, tuple[Split, Tensor]], list[dict[str, str]]]:
-    """The splits without images that cannot be used, and a list of these. Raises DataError if `policy` is error."""
+    """Leave out the images that cannot be used; returns the splits and a list of the left out images.
+
+    Raises DataError if `policy` is error.
+    """
     skipped: list[dict[str, str]] = []
     good_splits = {}
     for name, (split, rows) in splits.items():
@@ -183,18 +193,18 @@ def _box_remarks(bad_boxes: Sequence[BadBox]) -> list[str]:
     ]
 
 
-def refuse_bad_boxes(indexed: SourceIndex, policy: str) -> None:
+def refuse_bad_boxes(source_index: SourceIndex, policy: str) -> None:
     """Raise DataError with the boxes that cannot be used, unless `policy` is to skip them."""
-    unusable = [box for box in indexed.contents.bad_boxes if not box.is_used]
+    unusable = [box for box in source_index.contents.bad_boxes if not box.is_used]
     if unusable and policy == "error":
         lines = truncate_lines([f"{box.name}: {box.problem}" for box in unusable], "boxes")
         raise DataError(*lines, "fix or remove them, or leave them out with data.bad_boxes: skip")
 
 
-def refuse_missing_files(indexed: SourceIndex, policy: str) -> None:
+def refuse_missing_files(source_index: SourceIndex, policy: str) -> None:
     """Raise DataError for missing files, with the message that decoding them would give."""
     lines: list[str] = []
-    for name, (split, rows) in indexed.splits.items():
+    for name, (split, rows) in source_index.splits.items():
         if not isinstance(split.images, Files):
             continue
         missing = [row for row in rows.tolist() if not split.images[row].exists()]
@@ -219,7 +229,7 @@ def _refuse_bad_files(reasons: list[str]) -> None:
 
 
 def _size_problems(split: Split, rows: Tensor, stored: StoredSplit) -> dict[int, str]:
-    """Problems of images whose size is not the one that their boxes are written for, by image number."""
+    """Problems of images whose size is not the one that their boxes are written for, by the index of the image."""
     if split.sizes is None or stored.records is None or not isinstance(split.images, Files):
         return {}
     records = stored.records()
@@ -233,7 +243,7 @@ def _size_problems(split: Split, rows: Tensor, stored: StoredSplit) -> dict[int,
 
 
 def _split_remarks(dataset: Dataset, has_disjoint_classes: bool) -> list[str]:
-    """Warn of bad boxes, missing classes, constant targets, doubtful files and skipped images, a line each."""
+    """Warnings about bad boxes, missing classes, constant targets, doubtful files and skipped images, a line each."""
     lines, classes = _box_remarks(dataset.bad_boxes), dataset.facts.classes
     for split, examples in dataset.splits.items():
         if not has_disjoint_classes and (counts := count_classes(examples.all_targets(), len(classes))):
@@ -338,7 +348,7 @@ def _sum_pixels(examples: Examples) -> tuple[NDArray[np.int64], NDArray[np.int64
 
 
 def _fingerprint(contents: SourceContents, listings: dict[int, NDArray[np.int64] | None]) -> str:
-    """A digest of the data: names, sizes and times of files, or the pixels themselves, and every target."""
+    """Compute a digest of the data: names, sizes and times of files, or the pixels themselves, and every target."""
     hasher = hashlib.sha256(repr(contents.classes + contents.number_names).encode())
     for name, split in sorted(contents.splits.items()):
         hasher.update(name.encode() + content_digest(split, listings[id(split)]))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cnnrun.contracts.facts import NumberStatistics
 from cnnrun.contracts.layer import Shape
-from cnnrun.contracts.objects import ObjectTable
+from cnnrun.contracts.objects import OBJECT, ObjectTable
 from cnnrun.contracts.source import Split
 from cnnrun.data.box_placement import place_boxes
 from cnnrun.data.image_files import ImageSettings
@@ -22,7 +22,7 @@ def flatten_targets(targets: dict[str, Tensor], objects: ObjectTable | None) -> 
 
 
 def target_codes(targets: dict[str, Tensor], objects: ObjectTable | None, count: int) -> Tensor:
-    """A number for the targets of each of `count` samples, int64 [N]: its label, or a digest of its targets."""
+    """A code for the targets of each of `count` samples, int64 [N]: its label, or a digest of its targets."""
     if "labels" in targets:
         return targets["labels"]
     if objects is not None:
@@ -55,7 +55,7 @@ def count_classes(targets: dict[str, Tensor], classes: int) -> tuple[int, ...]:
     if "labels" in targets:
         labels = targets["labels"]
     elif "objects" in targets:
-        labels = targets["objects"][(targets["objects"] >= 0) & (targets["roles"] == 0)]
+        labels = targets["objects"][(targets["objects"] >= 0) & (targets["roles"] == OBJECT)]
     else:
         return ()
     return tuple(torch.bincount(labels, minlength=classes).tolist())

@@ -616,7 +616,7 @@ MUTATIONS = [
         ("pictures under two labels stay in training",
          "        *leaks.label_conflicts,\n", ""),
         ("copies are moved only between train and one other split",
-         'names = ["train", *sorted(indexed.held_out_splits)]', 'names = ["train", *sorted(indexed.held_out_splits)[:1]]'),
+         'names = ["train", *sorted(source_index.held_out_splits)]', 'names = ["train", *sorted(source_index.held_out_splits)[:1]]'),
     ),
     *faults("data.class_names", "data/test_class_names.py",
         ("the sign of a number is ignored",
