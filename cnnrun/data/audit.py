@@ -15,14 +15,15 @@ from cnnrun.base.errors import escape
 from cnnrun.base.extras import missing_package
 from cnnrun.data import duplicates
 from cnnrun.data.cache import ProgressBar, images_per_block
-from cnnrun.data.class_names import alike_names, questionable_numbers, quote_names
+from cnnrun.data.class_names import implausible_class_names, quote_names, similar_names
 from cnnrun.data.dataset import Dataset
 from cnnrun.data.decode import Decoder, processor_count, start_threads
 from cnnrun.data.duplicates import SampleTable
 from cnnrun.data.image_records import RECORD
+from cnnrun.data.image_statistics import describe_dark_images, narrow_peak, training_mean_std
 from cnnrun.data.index import many_classes_warning
 from cnnrun.data.leakage import build_sample_table, describe_sample, find_differing_boxes
-from cnnrun.data.prepare import constant_numbers, describe_dark_images, narrow_peak, training_mean_std
+from cnnrun.data.prepare import constant_numbers
 from cnnrun.data.settings import Data
 from cnnrun.data.targets import count_classes
 
@@ -204,12 +205,12 @@ def _leak_findings(
 ) -> list[Finding]:
     """Duplicates, contradicting labels and boxes, and groups or classes that are in several splits."""
     level: Level = "error" if data.leakage == "error" else "warning"
-    file_hash_N = records["file"]
+    file_hash_N = records["file_hash"]
     same_bytes = [group for group in duplicates.group_by_value(file_hash_N) if file_hash_N[group[0]]]
     # Only groups whose files differ in bytes: the others are reported as equal byte for byte.
     same_pixels = [
         group
-        for group in duplicates.group_by_value(records["pixels"])
+        for group in duplicates.group_by_value(records["pixel_hash"])
         if (file_hash_N[group] == 0).any() or len(set(file_hash_N[group])) > 1
     ]
     findings = []
@@ -239,10 +240,10 @@ def _group_finding(
 
 def _near_duplicate_findings(table: SampleTable, samples: _SampleNames, records: NDArray[Any]) -> list[Finding]:
     """Re-encoded or resized copies of an image. Only the first of several identical images is compared."""
-    _, first = np.unique(records["pixels"], return_index=True)
+    _, first = np.unique(records["pixel_hash"], return_index=True)
     if problem := missing_package("scipy", "stats", "the search for nearly the same images"):
         return [Finding("note", problem, len(first), [])]
-    pairs_of_first, is_exhaustive = duplicates.find_near_duplicates(np.ascontiguousarray(records["thumb"][first]))
+    pairs_of_first, is_exhaustive = duplicates.find_near_duplicates(np.ascontiguousarray(records["thumbnail"][first]))
     pairs = first[pairs_of_first]
     is_across = table.split_N[pairs[:, 0]] != table.split_N[pairs[:, 1]]
     findings = [
@@ -258,7 +259,7 @@ def _near_duplicate_findings(table: SampleTable, samples: _SampleNames, records:
 def _file_findings(samples: _SampleNames, records: NDArray[Any]) -> list[Finding]:
     """Files that are doubtful by themselves, a finding for each kind."""
     kinds: list[tuple[Level, str, NDArray[np.int64]]] = [
-        ("warning", "images of one single colour", np.flatnonzero(records["flat"])),
+        ("warning", "images of one single colour", np.flatnonzero(records["is_single_colour"])),
         ("note", "images that EXIF rotates", np.flatnonzero(records["orientation"] > 1)),
         ("warning", "images whose EXIF cannot be read", np.flatnonzero(records["orientation"] == 0)),
         ("warning", "files that are not what their name says", np.flatnonzero(records["misnamed"])),
@@ -273,7 +274,7 @@ def _file_findings(samples: _SampleNames, records: NDArray[Any]) -> list[Finding
 
 def _class_name_findings(classes: Sequence[str]) -> list[Finding]:
     """Class names that may mean the same class, or no class."""
-    alike, odd = alike_names(classes), questionable_numbers(classes)
+    alike, odd = similar_names(classes), implausible_class_names(classes)
     kinds = (
         ("class names that differ only in spelling", [quote_names(group) for group in alike]),
         ("class names that are numbers far from the others: are these labels?", [[name] for name in odd]),

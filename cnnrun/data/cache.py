@@ -100,7 +100,7 @@ def _subfolders(folder: Path) -> list[Path]:
         raise StorageError(f"{folder}: cannot be read ({error.strerror})") from None
 
 
-def clear(folder: Path, keys: list[str]) -> tuple[list[str], list[str]]:
+def remove_entries(folder: Path, keys: list[str]) -> tuple[list[str], list[str]]:
     """Remove the entries with these keys; returns the removed keys, and those that a process is building now."""
     removed, in_use = [], []
     for key in keys:
@@ -149,7 +149,7 @@ def clear_cache(folder: str | None, prefixes: list[str], everything: bool) -> di
                 "see `cnnrun cache list`"
             )
         chosen += matching
-    removed, in_use = clear(Path(listing["folder"]), list(dict.fromkeys(chosen)))
+    removed, in_use = remove_entries(Path(listing["folder"]), list(dict.fromkeys(chosen)))
     freed = sum(entry["bytes"] for entry in listing["entries"] if entry["key"] in removed)
     return {"folder": listing["folder"], "removed": removed, "in_use": in_use, "bytes": freed}
 

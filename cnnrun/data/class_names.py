@@ -85,7 +85,7 @@ def _max_class_count(used: int) -> int:
     return 2 * used + 10
 
 
-def questionable_numbers(names: Sequence[str]) -> list[str]:
+def implausible_class_names(names: Sequence[str]) -> list[str]:
     """Names that are negative numbers or far larger than the others. Some tools write these for a missing label."""
     if not names or not all(re.fullmatch(r"-?\d{1,18}", name) for name in names):
         return []
@@ -93,7 +93,7 @@ def questionable_numbers(names: Sequence[str]) -> list[str]:
     return [name for name in names if not 0 <= int(name) < limit]
 
 
-def alike_names(names: Iterable[str]) -> list[list[str]]:
+def similar_names(names: Iterable[str]) -> list[list[str]]:
     """Groups of names that differ only in case, blanks, quotes, leading zeros or invisible letters."""
     groups: dict[str, list[str]] = {}
     for name in names:

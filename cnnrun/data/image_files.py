@@ -99,7 +99,7 @@ class DecodedImage:
 
 
 def is_image_name(name: str) -> bool:
-    """Return whether a file name has the suffix of an image, in any case, and is no hidden or temporary file."""
+    """Return whether a file name has the suffix of an image, in any case, and is not a hidden or temporary file."""
     return not is_clutter(name) and os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
 
 

@@ -17,7 +17,7 @@ from cnnrun.config.messages import did_you_mean
 from cnnrun.contracts.facts import NumberStatistics
 from cnnrun.contracts.layer import Shape
 from cnnrun.contracts.source import SourceContents, SourceSpec, Split
-from cnnrun.data.class_names import alike_names, check_class_names, questionable_numbers, quote_names
+from cnnrun.data.class_names import check_class_names, implausible_class_names, quote_names, similar_names
 from cnnrun.data.hold_out import hold_out_classes, hold_out_samples, label_combinations
 from cnnrun.data.image_files import ImageSettings
 from cnnrun.data.settings import Data, HoldOut
@@ -67,12 +67,12 @@ class SourceIndex:
 def class_remarks(source_index: SourceIndex) -> list[str]:
     """Warnings about doubtful class names, one line each: similar names, and numbers that may mean a missing label."""
     names = source_index.contents.classes
-    lines = [f"classes {' and '.join(quote_names(group))} differ only in spelling" for group in alike_names(names)]
+    lines = [f"classes {' and '.join(quote_names(group))} differ only in spelling" for group in similar_names(names)]
     has_labels = "labels" in source_index.splits["train"][0].targets
     counts = source_index.class_counts() if has_labels and not source_index.has_held_out_classes else ()
     if warning := many_classes_warning(counts):
         lines.append(f"{len(names):,} {warning}")
-    if odd := questionable_numbers(names):
+    if odd := implausible_class_names(names):
         lines.append(f"the classes are numbers, and {join_names(odd)} is far from the others: is it a label?")
     return lines
 

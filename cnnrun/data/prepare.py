@@ -21,11 +21,11 @@ from cnnrun.contracts.facts import Facts
 from cnnrun.contracts.layer import Shape
 from cnnrun.contracts.objects import OBJECT_COLUMNS
 from cnnrun.contracts.source import BadBox, SourceContents, Split
-from cnnrun.data.cache import ProgressBar, images_per_block
+from cnnrun.data.cache import ProgressBar
 from cnnrun.data.dataset import Dataset, Examples
 from cnnrun.data.file_listing import content_digest, list_files
 from cnnrun.data.image_files import ImageSettings
-from cnnrun.data.image_records import RECORD, channel_mean_std, fill_pixel_sums
+from cnnrun.data.image_statistics import describe_dark_images, narrow_peak, training_mean_std
 from cnnrun.data.index import SourceIndex, class_remarks
 from cnnrun.data.leakage import apply_leakage_policy, move_copies_together
 from cnnrun.data.settings import Data
@@ -33,7 +33,6 @@ from cnnrun.data.storage import StoredSplit, store_split
 from cnnrun.data.targets import count_classes, measure_numbers, select_targets
 
 MOVED_NOTE = "moved within data.split, so that all copies of an image are in one split"
-_FEW_LEVELS = 64  # of 256: 16-bit images with at most this many grey levels are reported
 
 
 def build_dataset(
@@ -280,7 +279,7 @@ def _file_remarks(stored: StoredSplit, examples: Examples, split: str) -> list[s
     records, lines = stored.records()[examples.rows.numpy()], []
     kinds = {
         "of another format than named": records["misnamed"],
-        "of one single colour": records["flat"],
+        "of one single colour": records["is_single_colour"],
         "without readable EXIF": records["orientation"] == 0,
     }
     for kind, is_doubtful in kinds.items():
@@ -308,43 +307,6 @@ def _dark_image_remarks(stored: StoredSplit, examples: Examples, split: str) -> 
     if stored.records is None or (peak := narrow_peak(stored.records()["peak"][examples.rows.numpy()])) is None:
         return []
     return [f"the 16-bit images of {split} {describe_dark_images(peak)}"]
-
-
-def narrow_peak(peak_N: NDArray[np.uint16]) -> int | None:
-    """The largest value of all 16-bit images if few grey levels are left when they are scaled to 8 bits, else None."""
-    peak = int(peak_N.max(initial=0))
-    return peak if peak > 0 and _grey_levels(peak) <= _FEW_LEVELS else None
-
-
-def describe_dark_images(peak: int) -> str:
-    """The end of a remark on 16-bit images whose largest value is `peak`."""
-    levels = _grey_levels(peak)
-    return f"have no value above {peak:,} of 65,535, which leaves {levels} of 256 grey levels: stretch them first"
-
-
-def _grey_levels(peak: int) -> int:
-    """Number of grey levels that are left when 16-bit images up to `peak` are scaled by 1/257 to 8 bits."""
-    return peak // 257 + 1
-
-
-def training_mean_std(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel over the training images."""
-    train, stored = dataset.splits["train"], dataset.stored_splits["train"]
-    if stored.records is None:
-        total, squares = _sum_pixels(train)
-    else:
-        records, channels = stored.records()[train.rows.numpy()], train.images.shape[0]
-        total, squares = records["total"][:, :channels], records["squares"][:, :channels]
-    return channel_mean_std(total, squares, int(np.prod(train.images.shape[1:])))
-
-
-def _sum_pixels(examples: Examples) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Sums of each image's pixels and of their squares, by channel: int64 [N, C] each."""
-    records = np.zeros(len(examples), RECORD)
-    for part in torch.arange(len(examples)).split(images_per_block(int(np.prod(examples.images.shape)))):
-        fill_pixel_sums(records[part[0] : part[-1] + 1], examples.load_images(part).numpy())
-    channels = examples.images.shape[0]
-    return records["total"][:, :channels], records["squares"][:, :channels]
 
 
 def _fingerprint(contents: SourceContents, listings: dict[int, NDArray[np.int64] | None]) -> str:

@@ -106,7 +106,9 @@ def _format_csv(rows: list[Row]) -> bytes:
 def _path_cell(path: str) -> str:
     """A path as a cell of the table. Raises DataError for a path that no table can hold."""
     if escape(path) != path:
-        raise DataError(f"{escape(path)}: a table cannot name a file with control characters or bytes that are no text")
+        raise DataError(
+            f"{escape(path)}: a table cannot name a file with control characters or bytes that are not text"
+        )
     return f"./{path}" if escape_cell(path) != path else path  # `./` keeps spreadsheets from reading a formula
 
 

@@ -167,7 +167,7 @@ class StoredSplit:
     def digests(self) -> NDArray[np.uint64]:
         """A hash of each image's pixels: uint64 [M]. Each bad image has a unique number in its place."""
         if self.records is not None:
-            digests = np.array(self.records()["pixels"])
+            digests = np.array(self.records()["pixel_hash"])
             bad_rows = np.fromiter(self.problems, np.int64, len(self.problems))
             digests[bad_rows] = bad_rows
             return digests

@@ -301,7 +301,7 @@ def test_records_and_images_survive_a_clear_while_in_use(picture_folder, cache_f
     split = index_source(data).contents.splits["train"]
     kept = store_split(split, (3, 8, 8), data.image, data, list_files(split, False, 0), progress_bar)
     expected = np.array(kept.records())
-    cache.clear(cache_folder, [path.name for path in cache_folder.iterdir()])
+    cache.remove_entries(cache_folder, [path.name for path in cache_folder.iterdir()])
     assert np.array_equal(kept.records(), expected)
     assert len(kept.images.take(torch.arange(3))) == 3
 

@@ -170,7 +170,7 @@ def test_entries_of_an_older_format_are_unused_but_listed_and_cleared(blocked_da
         prepared_contents(blocked_data)
     assert len(decoded) == 7
     assert old.name in [entry["key"] for entry in cache.list_entries(cache_folder)]
-    assert cache.clear(cache_folder, [old.name]) == ([old.name], [])
+    assert cache.remove_entries(cache_folder, [old.name]) == ([old.name], [])
     assert not old.exists()
 
 
@@ -208,7 +208,7 @@ def test_a_lock_made_by_another_process_during_a_clear_is_kept(blocked_data, cac
             (entry / cache.LOCK_FILE).write_bytes(b"another's")
 
     monkeypatch.setattr(Folder, "remove", remove)
-    assert cache.clear(cache_folder, [entry.name]) == ([entry.name], [])
+    assert cache.remove_entries(cache_folder, [entry.name]) == ([entry.name], [])
     assert [path.name for path in entry.iterdir()] == [cache.LOCK_FILE]
 
 

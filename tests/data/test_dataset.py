@@ -16,7 +16,7 @@ from cnnrun.data.dataset import Dataset, Examples
 from cnnrun.data.duplicates import MAX_RELATIVE_DIFFERENCE, find_near_duplicates
 from cnnrun.data.image_files import load_image
 from cnnrun.data.index import index_source
-from cnnrun.data.prepare import build_dataset, describe_dark_images, narrow_peak
+from cnnrun.data.prepare import build_dataset
 from cnnrun.data.settings import Data
 from cnnrun.data.sources import Source
 from cnnrun.data.storage import InMemory
@@ -128,13 +128,6 @@ def test_a_constant_channel_is_refused_by_its_name_unless_the_config_has_its_dev
     image = data.image.model_copy(update={"std": [60.0, 60.0, 1.0]})
     made = prepare(data.model_copy(update={"image": image}))
     assert (made.facts.std, made.facts.mean[2]) == ((60.0, 60.0, 1.0), 7.0)
-
-
-@pytest.mark.parametrize("peak", [1, 255, 256, 257, 4095, 4096, 16383, 16384, 16447])
-def test_the_grey_levels_that_16_bit_images_keep_are_counted_as_they_are_scaled(peak):
-    levels = len(np.unique(np.arange(peak + 1) // 257))  # see image_files
-    assert f"leaves {levels} of 256 grey levels" in describe_dark_images(peak)
-    assert narrow_peak(np.array([0, peak], np.uint16)) == (peak if levels <= 64 else None)
 
 
 def test_val_is_a_fraction_of_the_samples_that_test_leaves():
