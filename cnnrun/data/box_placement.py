@@ -15,7 +15,7 @@ from cnnrun.contracts.objects import ObjectTable
 from cnnrun.data.image_files import ImageSettings, compute_view
 
 
-def place_boxes(
+def map_boxes_to_input(
     objects: ObjectTable, sizes_N2: NDArray[np.int64], shape: Shape, image_settings: ImageSettings
 ) -> tuple[ObjectTable, Tensor]:
     """Convert the boxes of N images from original pixels to pixels of the network's input.

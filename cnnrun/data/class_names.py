@@ -122,13 +122,3 @@ def _has_invisible(name: str) -> bool:
         unicodedata.category(letter) in _INVISIBLE or (letter.isspace() and letter != " ") for letter in name
     )
     return any(is_invisible) or name != name.strip()
-
-
-def float32_problem(name: str, values: Sequence[float | None] | NDArray[Any]) -> str | None:
-    """Reason that values which differ are all equal in float32, or None. Tasks warn of values that are nearly so."""
-    exact = np.asarray(values, np.float64)
-    spread = float(np.ptp(exact))
-    if spread == 0 or np.ptp(exact.astype(np.float32)) > 0:
-        return None
-    text = f"{escape(name)} varies by {spread:.3g} around {exact.mean():.6g}"
-    return f"{text}, too finely for float32; subtract the mean from it"

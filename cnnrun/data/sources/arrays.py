@@ -20,7 +20,8 @@ from cnnrun.base.error_lines import join_names, refuse_problems
 from cnnrun.base.errors import DataError, escape
 from cnnrun.base.progress import say
 from cnnrun.contracts.source import ClassNames, SourceContents, SourceSpec, Split
-from cnnrun.data.class_names import float32_problem, numbered_classes
+from cnnrun.data.class_names import numbered_classes
+from cnnrun.data.targets import float32_problem
 
 # The array names that Keras, MedMNIST and most others use for each split: images, labels.
 _COMMON_NAMES = {

@@ -18,9 +18,10 @@ from cnnrun.base.file_sequences import Files
 from cnnrun.base.progress import say
 from cnnrun.base.user_paths import path_checker
 from cnnrun.contracts.source import ClassNames, SourceContents, SourceSpec, Split
-from cnnrun.data.class_names import clean_cell, float32_problem, missing_value_problem, sorted_classes
+from cnnrun.data.class_names import clean_cell, missing_value_problem, sorted_classes
 from cnnrun.data.sources.table_files import Rows, read_rows
 from cnnrun.data.split_names import parse_split_name
+from cnnrun.data.targets import float32_problem
 
 _MAX_NUMBER = 1e30
 _BOOLEANS = {"true": True, "false": False}  # in any case, as pandas writes them
