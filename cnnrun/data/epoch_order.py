@@ -163,8 +163,7 @@ class Balanced(SamplerSpec):
 
 
 class Identities(SamplerSpec):
-    """Batches of `images` images from each of batch / `images` classes, such as people. All classes are equally \
-frequent."""
+    """Batches of `images` images from each of batch / `images` classes, such as people; all classes equally often."""
 
     kind = "identities"
     main = "images"
