@@ -182,7 +182,7 @@ def _box_remarks(bad_boxes: Sequence[BadBox]) -> list[str]:
     for box in bad_boxes:
         treatment = {
             "left out": "left out (data.bad_boxes: skip)",
-            "cut": "cut at the edges of their images",
+            "cut": "cut at the edges of the image",
             "kept": f"used all the same ({box.kind})",
         }[box.treatment]
         boxes_by_treatment.setdefault(treatment, []).append(box)
@@ -267,9 +267,8 @@ def constant_numbers(dataset: Dataset, split: str) -> list[tuple[str, float]]:
 def _skip_remarks(skipped: Sequence[dict[str, str]]) -> list[str]:
     if not skipped:
         return []
-    count = format_count(len(skipped), "image")
-    reason = escape(skipped[0]["reason"])
-    return [f"{count} left out because they cannot be used (data.bad_files: skip), such as {reason}"]
+    images = format_count(len(skipped), "image cannot be used and is", "images cannot be used and are")
+    return [f"{images} left out (data.bad_files: skip), such as {escape(skipped[0]['reason'])}"]
 
 
 def _file_remarks(stored: StoredSplit, examples: Examples, split: str) -> list[str]:

@@ -171,7 +171,7 @@ FOLDERS = {
         folder(source="{folder: .}", more=lambda root: None, classes=CLASSES), 8, "two or more classes; has 1"
     ),
     "pictures: damaged": Verdict(folder(cut_image), 8, "cat/3.png"),
-    "pictures: damaged, skipped": Verdict(folder(cut_image, bad_files="skip"), 0, "because they cannot be used"),
+    "pictures: damaged, skipped": Verdict(folder(cut_image, bad_files="skip"), 0, "cannot be used"),
     "pictures: of no bytes": Verdict(folder(write("cat/3.png", b"")), 8, "empty file"),
     "pictures: a web page": Verdict(folder(write("cat/3.png", b"<!DOCTYPE html>")), 8, "a web page"),
     "pictures: a Git LFS pointer": Verdict(
@@ -205,7 +205,7 @@ FOLDERS = {
     "copies: on both sides, skipped": Verdict(
         split_folder(copy("train/cat/0.png", "val/cat/9.png"), leakage="skip"),
         0,
-        "left out of training",
+        "left out because of this",
         finding="the same image in several splits",
     ),
 }

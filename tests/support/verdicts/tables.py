@@ -214,7 +214,7 @@ LABELS = {
         "is the label a number",
     ),
     "copies that data.split would part": Verdict(
-        label_table(name, copies=True), 0, "moved within data.split, so that copies"
+        label_table(name, copies=True), 0, "moved within data.split, so that all copies"
     ),
     "one class alone": Verdict(label_table(lambda i: "cat"), 2, "needs two or more classes; the data has 1"),
 }
